@@ -1,0 +1,28 @@
+"""Integer convolutions with run-time bit-widths for AdaBM super-resolution networks. Importing this does nothing else."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# `backends` and `upscale` name a function here and a module below: bound now, so that a later import of the module does
+# not take the function's place. Neither imports torch.
+from . import backends as _backends_package  # noqa: F401
+from .registry import backends
+from .upscale import upscale
+
+__version__ = "0.1.0"
+
+_HOMES = {"ConvertConfig": "config", "convert_model": "convert", "load": "checkpoint", "save": "checkpoint"}
+__all__ = ["ConvertConfig", "backends", "convert_model", "load", "save", "upscale"]
+
+if TYPE_CHECKING:
+    from .checkpoint import load, save
+    from .config import ConvertConfig
+    from .convert import convert_model
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

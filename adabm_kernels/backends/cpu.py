@@ -1,0 +1,122 @@
+"""Tensors to C structs of the CPU library; no arithmetic."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from .. import native
+from ..quantize import padded_channels
+
+ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}
+ALIGNMENT = 64
+
+
+def _pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def pack(weight: torch.Tensor, tile_for_bits: tuple[int, ...]) -> torch.Tensor:
+    """The packed form of int8 [K, R, S, C], uint8 [bytes], 64-byte aligned, for the tile of each bit-width 2..8."""
+    weight = weight.contiguous()
+    k, r, s, c = weight.shape
+    args = native.Weights(
+        out_channels=k, channels=c, kernel_h=r, kernel_w=s, weight=weight.data_ptr(), tile_for_bits=tuple(tile_for_bits)
+    )
+    size = ctypes.c_uint64()
+    native.library("cpu").call("adabm_pack_bytes_cpu", args, size)
+    room = torch.empty(size.value + ALIGNMENT, dtype=torch.uint8)
+    packed = room[-room.data_ptr() % ALIGNMENT :][: size.value]
+    native.library("cpu").call("adabm_pack_cpu", args, packed.data_ptr())
+    return packed
+
+
+def conv2d(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    slope: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out_grid: torch.Tensor | None,
+    out_bits: torch.Tensor | None,
+    box_filter: bool,
+    activation: str,
+    shuffle: int,
+    out: str,
+    threads: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See ops.conv2d."""
+    n, h, w, _ = x_q.shape
+    channels = weight.shape[0] // shuffle**2
+    size = (n, h * shuffle, w * shuffle)
+    y = torch.empty(0)
+    if out in ("float", "both", "acc"):
+        y = torch.empty(*size, channels, dtype=torch.int32 if out == "acc" else torch.float32)
+    y_q = torch.empty(0, dtype=torch.uint8)
+    if out in ("codes", "both"):
+        y_q = torch.empty(*size, padded_channels(channels), dtype=torch.uint8)
+    # Kept in a list so that a dense copy lives until the call is over.
+    held = [_dense(t) for t in (x_q, x_bits, alpha, beta, slope, residual, out_grid, out_bits)]
+    x_q, x_bits, alpha, beta, slope, residual, out_grid, out_bits = held
+    args = native.Conv2dArgs(
+        isa=native.isa(),
+        threads=threads or torch.get_num_threads(),
+        batch=n,
+        height=h,
+        width=w,
+        x_q=x_q.data_ptr(),
+        x_bits=x_bits.data_ptr(),
+        packed=packed.data_ptr(),
+        packed_bytes=packed.numel(),
+        box_filter=box_filter,
+        activation=ACTIVATIONS[activation],
+        shuffle=shuffle,
+        alpha=alpha.data_ptr(),
+        beta=beta.data_ptr(),
+        slope=_pointer(slope),
+        residual=_pointer(residual),
+        out_grid=_pointer(out_grid),
+        out_bits=_pointer(out_bits),
+        y=y.data_ptr() if out in ("float", "both") else None,
+        y_q=y_q.data_ptr() if out in ("codes", "both") else None,
+        y_acc=y.data_ptr() if out == "acc" else None,
+    )
+    native.library("cpu").call("adabm_conv2d_cpu", args)
+    return y, y_q
+
+
+def quantize(
+    x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int
+) -> torch.Tensor:
+    """See ops.quantize."""
+    n, c, h, w = x.shape
+    y_q = torch.empty(n, h, w, padded_channels(c), dtype=torch.uint8)
+    shift, grid, bits = _dense(shift), _dense(grid), _dense(bits)
+    stride_n, stride_c, stride_h, stride_w = x.stride()
+    args = native.QuantizeArgs(
+        isa=native.isa(),
+        threads=threads or torch.get_num_threads(),
+        batch=n,
+        height=h,
+        width=w,
+        channels=c,
+        stride_n=stride_n,
+        stride_h=stride_h,
+        stride_w=stride_w,
+        stride_c=stride_c,
+        x=x.data_ptr(),
+        shift=_pointer(shift),
+        grid=grid.data_ptr(),
+        bits=bits.data_ptr(),
+        y_q=y_q.data_ptr(),
+    )
+    native.library("cpu").call("adabm_quantize_cpu", args)
+    return y_q

@@ -1,0 +1,107 @@
+"""Integer arithmetic in plain torch: the definition of a correct result (docs/numerics.md). Slow, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from ..quantize import MIN_BITS, border_class, padded_channels
+
+
+def fma32(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """float32 a * b + c with one rounding, as a fused multiply-add computes it.
+
+    The product of two float32 is exact in float64. The sum is rounded to odd there (Boldo and Melquiond, IEEE ToC 2008),
+    so that the second rounding, to float32, gives what a single one would.
+    """
+    a, b, c = torch.broadcast_tensors(a.double(), b.double(), c.double())
+    product = a * b
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)  # TwoSum: total + error is the exact sum
+    even = total.contiguous().view(torch.int64) % 2 == 0
+    toward = torch.where(error > 0, torch.inf, -torch.inf).to(torch.float64)
+    return torch.where((error != 0) & even, torch.nextafter(total, toward), total).to(torch.float32)
+
+
+def accumulate(x_q: torch.Tensor, weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
+    """SUM x_q * m over the valid taps, int32 [N, H, W, K]; m = weight, or 2 * weight + 1 with `box_filter`.
+
+    x_q: uint8 [N, H, W, C4]. weight: int8 [K, R, S, C]. Products of float64 integers are exact far beyond 2^31.
+    """
+    k, r, s, c = weight.shape
+    integers = weight.permute(0, 3, 1, 2).to(torch.float64)
+    codes = x_q[..., :c].permute(0, 3, 1, 2).to(torch.float64)
+    sums = F.conv2d(codes, 2 * integers + 1 if box_filter else integers, padding=(r // 2, s // 2))
+    return sums.permute(0, 2, 3, 1).to(torch.int32)
+
+
+def class_table(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """beta of every pixel: [rows, columns, K] by border class -> [height, width, K]."""
+    pad_h, pad_w = (round(size**0.5) - 1 for size in table.shape[:2])
+    rows = torch.tensor([border_class(i, height, pad_h) for i in range(height)], device=table.device)
+    columns = torch.tensor([border_class(i, width, pad_w) for i in range(width)], device=table.device)
+    return table[rows][:, columns]
+
+
+def pixel_shuffle(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """[N, H, W, r*r*C] -> [N, r*H, r*W, C]: output (i*r + j)*C + c of a pixel becomes channel c of its sub-pixel (i, j)."""
+    if factor == 1:
+        return x
+    n, h, w, k = x.shape
+    x = x.view(n, h, w, factor, factor, k // factor**2)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(n, h * factor, w * factor, k // factor**2)
+
+
+def codes_of(value: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """uint8 codes of float32 [N, H, W, C] on the grid of each image's bits; padding channels are 0.
+
+    grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N].
+    """
+    row = grid[(bits - MIN_BITS).long()].view(-1, 2, 1, 1, 1)
+    top = (2.0 ** bits.to(torch.float32) - 1).view(-1, 1, 1, 1)
+    codes = torch.minimum(fma32(value, row[:, 0], row[:, 1]).clamp(min=0), top).round().to(torch.uint8)
+    return F.pad(codes, (0, padded_channels(value.shape[3]) - value.shape[3]))
+
+
+def conv2d(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    slope: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out_grid: torch.Tensor | None,
+    out_bits: torch.Tensor | None,
+    box_filter: bool,
+    activation: str,
+    shuffle: int,
+    out: str,
+    threads: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See ops.conv2d."""
+    acc = accumulate(x_q, weight, box_filter)
+    nothing = acc.new_empty(0, dtype=torch.uint8)
+    if out == "acc":
+        return pixel_shuffle(acc, shuffle), nothing
+    scale = alpha[(x_bits - MIN_BITS).long()].view(x_q.shape[0], 1, 1, -1)
+    value = fma32(acc.to(torch.float32), scale, class_table(beta, *acc.shape[1:3]))
+    if activation == "relu":
+        value = value.clamp(min=0)
+    elif activation == "prelu":
+        value = torch.where(value < 0, value * slope, value)
+    value = pixel_shuffle(value, shuffle)
+    if residual is not None:
+        value = residual + value
+    codes = codes_of(value, out_grid, out_bits) if out in ("codes", "both") else nothing
+    return (value if out in ("float", "both") else value.new_empty(0)), codes
+
+
+def quantize(
+    x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int
+) -> torch.Tensor:
+    """See ops.quantize."""
+    x = x.permute(0, 2, 3, 1)
+    return codes_of(x if shift is None else x - shift, grid, bits)

@@ -1,0 +1,114 @@
+"""convert_model: a float or calibrated network in, one on integer convolutions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .calibrate import calibrate
+from .config import ConvertConfig
+from .networks.detect import detect
+from .nn.conv import ConvParameters
+from .nn.edsr import ConvertedEDSR
+from .quantize import weight_codes
+from .simulate import SimulatedConv2d, SimulatedEDSR
+
+
+def convert_model(
+    model: nn.Module | Mapping[str, Any],
+    calibration: Iterable[torch.Tensor | str | Path] | None = None,
+    config: ConvertConfig | None = None,
+    *,
+    res_scale: float = 1.0,
+) -> ConvertedEDSR:
+    """A copy of `model` that computes with integer convolutions and the bit-widths AdaBM chooses at run time.
+
+    model: a float network or its state dict (recognised by its keys: EDSR-PyTorch or AdaBM names), a calibrated AdaBM state
+        dict, or a SimulatedEDSR. The user's own class is fine; only its state dict is read.
+    calibration: low-resolution images, float tensors [N, 3, H, W] in 0..255 or paths; needed for a float network, and
+        refused for a calibrated one.
+    config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedEDSR its own is taken.
+    res_scale: the network's residual scale, which its state dict does not reveal.
+
+    Raises TypeError or ValueError naming the argument, the rule and the value.
+    """
+    if isinstance(model, ConvertedEDSR):
+        raise ValueError("convert_model: model is converted already")
+    if isinstance(model, SimulatedEDSR):
+        if config is not None and config != model.config:
+            raise ValueError("convert_model: config must be left out for a SimulatedEDSR, which has its own")
+        if calibration is not None:
+            raise ValueError("convert_model: calibration must be left out: the model is calibrated already")
+        return _from_simulated(model)
+    if isinstance(model, nn.Module):
+        state = model.state_dict()
+    elif isinstance(model, Mapping):
+        state = model
+    else:
+        raise TypeError(f"convert_model: model must be a torch.nn.Module or a state dict, got {type(model).__name__}")
+    config = ConvertConfig() if config is None else config
+    if detect(state, res_scale).calibrated:
+        if calibration is not None:
+            raise ValueError("convert_model: calibration must be left out: the state dict is calibrated already")
+        return _from_simulated(SimulatedEDSR.from_state(state, config, res_scale))
+    if calibration is None:
+        raise ValueError(
+            "convert_model: calibration is needed for a float network: pass low-resolution images, as float tensors "
+            "[N, 3, H, W] in 0..255 or as paths (about 100 are enough)"
+        )
+    return _from_simulated(calibrate(state, calibration, config, res_scale=res_scale))
+
+
+def conv_parameters(conv: SimulatedConv2d) -> ConvParameters:
+    """What checkpoints hold of one calibrated convolution."""
+    with torch.no_grad():
+        return ConvParameters(
+            name=conv.name,
+            codes=weight_codes(conv.weight.float(), conv.upper_w.float(), conv.weight_bits),
+            weight_bits=conv.weight_bits,
+            weight_upper=conv.upper_w.float().reshape(-1).clone(),
+            bias=conv.bias.float().clone(),
+            lower=conv.lower_a.item(),
+            upper=conv.upper_a.item(),
+            act_bits=conv.act_bits,
+            layer_offset=conv.layer_offset,
+            adaptive=conv.adaptive,
+        )
+
+
+def _from_simulated(model: SimulatedEDSR) -> ConvertedEDSR:
+    quantized = {conv.name: conv for conv in model.quantized_convs()}
+    names = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    floats = {
+        f"{name}.{part}": getattr(module, part).detach().float().clone()
+        for name, module in names.items()
+        if name not in quantized and not isinstance(module, SimulatedConv2d)
+        for part in ("weight", "bias")
+    }
+    adaptive = model.config.adaptive
+    converted = ConvertedEDSR(
+        model.spec,
+        model.config,
+        {name: conv_parameters(conv) for name, conv in quantized.items()},
+        floats,
+        (model.measure_l.item(), model.measure_u.item()) if adaptive else None,
+        {key: value.clone() for key, value in model.float_state().items()},
+    )
+    converted.report = {
+        "layers": [
+            {
+                "name": conv.name,
+                "weight_bits": conv.weight_bits,
+                "act_bits": conv.act_bits,
+                "layer_offset": conv.layer_offset,
+            }
+            for conv in quantized.values()
+        ],
+        "skipped": sorted({key.rsplit(".", 1)[0] for key in floats}),
+        "backend": converted.choice,
+    }
+    return converted.eval()

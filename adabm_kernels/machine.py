@@ -1,0 +1,69 @@
+"""Facts about this machine that a report or a measurement names: processor, cards, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def describe_machine() -> dict[str, Any]:
+    """system, cpu and gpu in words, and the number of cores this process may use. Imports torch to ask for the GPU."""
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "gpu": gpu_name(),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter here, "not installed" where one is missing."""
+    packages = ("torch", "numpy", "pillow", "safetensors", "triton")
+    return {
+        "adabm-kernels": version("adabm-kernels"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def version(distribution: str) -> str:
+    """Version of an installed distribution, or "not installed"."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which a container can make fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker gives it where the system tells, else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # no /proc outside Linux
+    return platform.processor() or platform.machine()
+
+
+def gpu_name() -> str:
+    """The NVIDIA cards torch can use with their architectures, or why there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        cards = range(torch.cuda.device_count())
+        return ", ".join(
+            "{} (sm_{}{})".format(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i)) for i in cards
+        )
+    if torch.version.cuda is None:
+        return f"none usable: torch {torch.__version__} is built without CUDA"
+    return f"none usable: torch {torch.__version__} with CUDA {torch.version.cuda} finds no card or driver"

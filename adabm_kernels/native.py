@@ -1,0 +1,212 @@
+"""Loads the C libraries in `_lib/` with ctypes: struct layouts, ABI check, status to exception. Nothing is loaded at import."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import POINTER, Structure, c_char, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from typing import Any
+
+ABI_VERSION = 1
+LIBRARIES = Path(__file__).parent / "_lib"
+ISAS = {"auto": 0, "scalar": 1, "avx2": 2, "avx512vnni": 3}
+INVALID_ARGUMENT, UNSUPPORTED = 1, 2
+
+
+class _Struct(Structure):
+    def __init__(self, **values: Any):
+        super().__init__(struct_bytes=ctypes.sizeof(type(self)), **values)
+
+
+class Weights(_Struct):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        *((name, c_int32) for name in ("out_channels", "channels", "kernel_h", "kernel_w")),
+        ("weight", c_void_p),
+        ("tile_for_bits", c_int32 * 7),
+    ]
+
+
+class Conv2dArgs(_Struct):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        *((name, c_int32) for name in ("isa", "threads", "batch", "height", "width")),
+        *((name, c_void_p) for name in ("x_q", "x_bits", "packed")),
+        ("packed_bytes", c_uint64),
+        *((name, c_int32) for name in ("box_filter", "activation", "shuffle")),
+        *(
+            (name, c_void_p)
+            for name in ("alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_q", "y_acc")
+        ),
+    ]
+
+
+class QuantizeArgs(_Struct):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        *((name, c_int32) for name in ("isa", "threads", "batch", "height", "width", "channels")),
+        *((name, c_int64) for name in ("stride_n", "stride_h", "stride_w", "stride_c")),
+        *((name, c_void_p) for name in ("x", "shift", "grid", "bits", "y_q")),
+    ]
+
+
+class Device(_Struct):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        *((name, c_int32) for name in ("compute_major", "compute_minor", "multiprocessors")),
+        ("memory_bytes", c_uint64),
+        ("name", c_char * 256),
+    ]
+
+
+_ENTRIES = {
+    "cpu": {
+        "adabm_isa_cpu": [c_int32, POINTER(c_int32), POINTER(c_int32)],
+        "adabm_pack_bytes_cpu": [POINTER(Weights), POINTER(c_uint64)],
+        "adabm_pack_cpu": [POINTER(Weights), c_void_p],
+        "adabm_conv2d_cpu": [POINTER(Conv2dArgs)],
+        "adabm_quantize_cpu": [POINTER(QuantizeArgs)],
+    },
+    "cuda": {
+        "adabm_device_count_cuda": [POINTER(c_int32)],
+        "adabm_device_cuda": [c_int32, POINTER(Device)],
+    },
+}
+
+
+class Library:
+    """One loaded C library; `call(entry, ...)` raises what the entry's status says."""
+
+    def __init__(self, path: Path, entries: dict[str, list]):
+        self.path = path
+        self._dll = ctypes.CDLL(str(path))
+        self._dll.adabm_abi_version.restype = c_int32
+        self._dll.adabm_last_error.restype = ctypes.c_char_p
+        found = self._dll.adabm_abi_version()
+        if found != ABI_VERSION:
+            raise OSError(
+                f"{path.name} has ABI version {found}, this package needs {ABI_VERSION}: reinstall to rebuild it"
+            )
+        self._entries = {}
+        for name, argtypes in entries.items():
+            entry = getattr(self._dll, name)
+            entry.argtypes, entry.restype = argtypes, c_int32
+            self._entries[name] = entry
+
+    def call(self, name: str, *args: Any) -> None:
+        """Run an entry. Raises ValueError for a broken rule, RuntimeError for what cannot run here or an internal fault."""
+        status = self._entries[name](*args)
+        if status:
+            message = f"{name}: {self._dll.adabm_last_error().decode()}"
+            raise ValueError(message) if status == INVALID_ARGUMENT else RuntimeError(message)
+
+
+@functools.cache
+def _load(name: str) -> tuple[Library | None, str]:
+    path = LIBRARIES / f"libadabm_{name}.so"
+    if not path.exists():
+        missing = {"cpu": "no C++ compiler", "cuda": "no nvcc, or ADABM_CUDA=off,"}[name]
+        return None, f"library not built: {missing} at install"
+    try:
+        return Library(path, _ENTRIES[name]), ""
+    except (OSError, AttributeError) as error:
+        return None, f"library does not load: {error}"
+
+
+def library(name: str) -> Library:
+    """The library "cpu" or "cuda". Raises RuntimeError with the reason where it cannot be had."""
+    found, reason = _load(name)
+    if found is None:
+        raise RuntimeError(f"{name}: {reason}")
+    return found
+
+
+def why_missing(name: str) -> str:
+    """Why a library cannot be had; an empty string where it can."""
+    return _load(name)[1]
+
+
+def isa_built_and_present(name: str) -> tuple[bool, bool]:
+    """Whether an instruction set of ISAS is in the CPU library, and whether this processor has it."""
+    built, present = c_int32(), c_int32()
+    library("cpu").call("adabm_isa_cpu", ISAS[name], built, present)
+    return bool(built.value), bool(present.value)
+
+
+_forced_isa: str | None = None
+
+
+def isa() -> int:
+    """The instruction set to ask of the CPU library: ADABM_ISA, or 0 for the fastest. Raises ValueError for an unknown name."""
+    name = _forced_isa or os.environ.get("ADABM_ISA") or "auto"
+    if name not in ISAS:
+        raise ValueError(f"ADABM_ISA must be one of {', '.join(ISAS)}, got {name!r}")
+    return ISAS[name]
+
+
+@contextmanager
+def force_isa(name: str) -> Iterator[None]:
+    """Use one instruction set inside the context, whatever ADABM_ISA says."""
+    global _forced_isa
+    before, _forced_isa = _forced_isa, name
+    try:
+        yield
+    finally:
+        _forced_isa = before
+
+
+def isa_chosen() -> str:
+    """Name of the instruction set that calls will use. Raises RuntimeError or ValueError where they would."""
+    wanted = isa()
+    runnable = [name for name in list(ISAS)[1:] if all(isa_built_and_present(name))]
+    if wanted == 0:
+        return runnable[-1]
+    name = list(ISAS)[wanted]
+    if name not in runnable:
+        built, present = isa_built_and_present(name)
+        missing = "not built into the library" if not built else "not present on this processor"
+        raise RuntimeError(f"cpu: instruction set {name} is {missing}")
+    return name
+
+
+def devices() -> list[dict[str, Any]]:
+    """CUDA devices as the driver shows them. Raises RuntimeError with the reason where there is none to use."""
+    cuda, count = library("cuda"), c_int32()
+    cuda.call("adabm_device_count_cuda", count)
+    found = []
+    for index in range(count.value):
+        device = Device()
+        cuda.call("adabm_device_cuda", index, device)
+        found.append(
+            {
+                "name": device.name.decode(),
+                "compute_capability": f"{device.compute_major}.{device.compute_minor}",
+                "multiprocessors": device.multiprocessors,
+                "memory_bytes": device.memory_bytes,
+            }
+        )
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """Facts for a report: what was built, what this machine has, what would run and why not."""
+    facts: dict[str, Any] = {"abi_version": ABI_VERSION, "cpu_library": why_missing("cpu") or "loaded"}
+    if not why_missing("cpu"):
+        states = {name: isa_built_and_present(name) for name in list(ISAS)[1:]}
+        facts["isas_built"] = [name for name, (built, _) in states.items() if built]
+        facts["isas_present"] = [name for name, (_, present) in states.items() if present]
+        try:
+            facts["isa_chosen"] = isa_chosen()
+        except (RuntimeError, ValueError) as error:
+            facts["isa_chosen"] = f"none: {error}"
+    facts["cuda_library"] = why_missing("cuda") or "loaded"
+    try:
+        facts["cuda_devices"] = devices()
+    except RuntimeError as error:
+        facts["cuda_devices"] = []
+        facts["cuda_reason"] = str(error)
+    return facts

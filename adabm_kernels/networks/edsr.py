@@ -1,0 +1,97 @@
+"""EDSR (Lim et al., CVPRW 2017) in float: the smallest module that its published state dicts load into unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+@dataclass(frozen=True)
+class EDSRSpec:
+    """Hyper-parameters of one EDSR.
+
+    scale: 2, 3 or 4. blocks, channels: residual blocks and feature channels, at least 1 each.
+    mean_shift: subtract and add the mean colour (`sub_mean`, `add_mean`) around the network.
+    tail: "staged" = conv, PixelShuffle, ..., conv (EDSR); "single" = one conv to 3*scale^2 channels, then PixelShuffle.
+    res_scale: factor on the second convolution of each block (0.1 in the largest EDSR, else 1).
+    """
+
+    scale: int
+    blocks: int
+    channels: int
+    mean_shift: bool = True
+    tail: str = "staged"
+    res_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale not in (2, 3, 4):
+            raise ValueError(f"EDSRSpec: scale must be 2, 3 or 4, got {self.scale}")
+        if self.blocks < 1 or self.channels < 1:
+            raise ValueError(f"EDSRSpec: blocks and channels must be positive, got {self.blocks} and {self.channels}")
+        if self.tail not in ("staged", "single"):
+            raise ValueError(f"EDSRSpec: tail must be 'staged' or 'single', got {self.tail!r}")
+
+    @property
+    def shuffles(self) -> tuple[int, ...]:
+        """PixelShuffle factors of the tail, in order."""
+        if self.tail == "single":
+            return (self.scale,)
+        return {2: (2,), 3: (3,), 4: (2, 2)}[self.scale]
+
+
+class MeanShift(nn.Module):
+    """Add (`sign=1`) or subtract (`sign=-1`) the DIV2K mean colour, stored as the 1x1 convolution published weights carry."""
+
+    def __init__(self, sign: int, rgb_range: float = 255.0):
+        super().__init__()
+        self.register_buffer("weight", torch.eye(3).view(3, 3, 1, 1))
+        self.register_buffer("bias", sign * rgb_range * torch.tensor(DIV2K_MEAN))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight, self.bias)
+
+
+class ResBlock(nn.Module):
+    """x + res_scale * conv(relu(conv(x))), [N, channels, H, W] -> the same shape."""
+
+    def __init__(self, channels: int, res_scale: float):
+        super().__init__()
+        self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(), conv3x3(channels, channels))
+        self.res_scale = res_scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body(x)
+        return x + (y if self.res_scale == 1 else y * self.res_scale)
+
+
+class EDSR(nn.Module):
+    """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped."""
+
+    def __init__(self, spec: EDSRSpec):
+        super().__init__()
+        self.spec = spec
+        c = spec.channels
+        if spec.mean_shift:
+            self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(1)
+        self.head = nn.Sequential(conv3x3(3, c))
+        self.body = nn.Sequential(*[ResBlock(c, spec.res_scale) for _ in range(spec.blocks)], conv3x3(c, c))
+        if spec.tail == "single":
+            self.tail = nn.Sequential(nn.Sequential(conv3x3(c, 3 * spec.scale**2), nn.PixelShuffle(spec.scale)))
+        else:
+            stages = [m for r in spec.shuffles for m in (conv3x3(c, c * r * r), nn.PixelShuffle(r))]
+            self.tail = nn.Sequential(nn.Sequential(*stages), conv3x3(c, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.spec.mean_shift:
+            x = self.sub_mean(x)
+        x = self.head(x)
+        x = self.tail(x + self.body(x))
+        return self.add_mean(x) if self.spec.mean_shift else x
+
+
+def conv3x3(c: int, k: int) -> nn.Conv2d:
+    return nn.Conv2d(c, k, 3, padding=1)

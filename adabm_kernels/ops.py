@@ -1,0 +1,175 @@
+"""The operators `torch.ops.adabm.*`: schemas, fakes, dispatch. The only file that calls torch.library.
+
+Code tensors are uint8 [N, H, W, C4], C4 = C rounded up to a multiple of 4, padding channels 0.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .backends import cpu, reference
+from .quantize import MAX_BITS, MIN_BITS, padded_channels
+
+OUTPUTS = ("codes", "float", "both", "acc")
+ACTIVATIONS = ("none", "relu", "prelu")
+_WIDTHS = MAX_BITS - MIN_BITS + 1
+_BACKENDS = {"cpu": cpu, "reference": reference}
+
+_LIB = torch.library.Library("adabm", "DEF")
+_LIB.define(
+    "conv2d(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
+    "Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool box_filter, str activation, int shuffle, str out, "
+    "str backend, int threads) -> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIB.define(
+    "quantize(Tensor x, Tensor? shift, Tensor grid, Tensor bits, str backend, int threads) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def _expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple) -> None:
+    torch._check(tensor.dtype == dtype, lambda: f"{name} must be {dtype}, got {tensor.dtype}")
+    torch._check(
+        tuple(tensor.shape) == tuple(shape), lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}"
+    )
+
+
+def _conv2d_outputs(
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out, backend, threads
+):  # fmt: skip
+    """Checks every argument and returns (shape of y, shape of y_q)."""
+    torch._check(x_q.dim() == 4, lambda: f"conv2d: x_q must be [N, H, W, C4], got shape {list(x_q.shape)}")
+    torch._check(weight.dim() == 4, lambda: f"conv2d: weight must be [K, R, S, C], got shape {list(weight.shape)}")
+    n, h, w, _ = x_q.shape
+    k, r, s, c = weight.shape
+    torch._check(n > 0 and h > 0 and w > 0, lambda: f"conv2d: x_q must not be empty, got shape {list(x_q.shape)}")
+    _expect("conv2d: x_q", x_q, torch.uint8, (n, h, w, padded_channels(c)))
+    _expect("conv2d: x_bits", x_bits, torch.int32, (n,))
+    _expect("conv2d: weight", weight, torch.int8, (k, r, s, c))
+    torch._check(packed.dtype == torch.uint8, lambda: f"conv2d: packed must be uint8, got {packed.dtype}")
+    _expect("conv2d: alpha", alpha, torch.float32, (_WIDTHS, k))
+    torch._check(r % 2 == 1 and s % 2 == 1, lambda: f"conv2d: the kernel must be odd, got {r}x{s}")
+    _expect("conv2d: beta", beta, torch.float32, ((r // 2 + 1) ** 2, (s // 2 + 1) ** 2, k))
+    torch._check(
+        activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {ACTIVATIONS}, got {activation!r}"
+    )
+    torch._check(out in OUTPUTS, lambda: f"conv2d: out must be one of {OUTPUTS}, got {out!r}")
+    torch._check(backend in _BACKENDS, lambda: f"conv2d: backend must be one of {tuple(_BACKENDS)}, got {backend!r}")
+    torch._check(threads >= 0, lambda: f"conv2d: threads must be 0 (as torch) or more, got {threads}")
+    torch._check(
+        shuffle >= 1 and k % shuffle**2 == 0,
+        lambda: f"conv2d: shuffle^2 must divide {k} outputs, got shuffle={shuffle}",
+    )
+    size = (n, h * shuffle, w * shuffle)
+    channels = k // shuffle**2
+    if activation == "prelu":
+        torch._check(slope is not None, lambda: "conv2d: activation 'prelu' needs slope")
+        _expect("conv2d: slope", slope, torch.float32, (k,))
+    if residual is not None:
+        _expect("conv2d: residual", residual, torch.float32, (*size, channels))
+    if out in ("codes", "both"):
+        torch._check(
+            out_grid is not None and out_bits is not None, lambda: f"conv2d: out={out!r} needs out_grid and out_bits"
+        )
+        _expect("conv2d: out_grid", out_grid, torch.float32, (_WIDTHS, 2))
+        _expect("conv2d: out_bits", out_bits, torch.int32, (n,))
+    y = (*size, channels) if out != "codes" else (0,)
+    y_q = (*size, padded_channels(channels)) if out in ("codes", "both") else (0,)
+    return y, y_q
+
+
+def _check_quantize(x, shift, grid, bits, backend, threads):
+    torch._check(x.dim() == 4, lambda: f"quantize: x must be [N, C, H, W], got shape {list(x.shape)}")
+    n, c, h, w = x.shape
+    torch._check(n * c * h * w > 0, lambda: f"quantize: x must not be empty, got shape {list(x.shape)}")
+    _expect("quantize: x", x, torch.float32, (n, c, h, w))
+    _expect("quantize: grid", grid, torch.float32, (_WIDTHS, 2))
+    _expect("quantize: bits", bits, torch.int32, (n,))
+    if shift is not None:
+        _expect("quantize: shift", shift, torch.float32, (c,))
+    torch._check(backend in _BACKENDS, lambda: f"quantize: backend must be one of {tuple(_BACKENDS)}, got {backend!r}")
+    torch._check(threads >= 0, lambda: f"quantize: threads must be 0 (as torch) or more, got {threads}")
+    return n, h, w, padded_channels(c)
+
+
+def _conv2d(*args):
+    _conv2d_outputs(*args)
+    *rest, backend, threads = args
+    return _BACKENDS[backend].conv2d(*rest, threads)
+
+
+def _conv2d_fake(*args):
+    y, y_q = _conv2d_outputs(*args)
+    x_q, out = args[0], args[13]
+    y_dtype = torch.int32 if out == "acc" else torch.float32
+    return x_q.new_empty(y, dtype=y_dtype), x_q.new_empty(y_q)
+
+
+def _quantize(x, shift, grid, bits, backend, threads):
+    _check_quantize(x, shift, grid, bits, backend, threads)
+    return _BACKENDS[backend].quantize(x, shift, grid, bits, threads)
+
+
+def _quantize_fake(x, shift, grid, bits, backend, threads):
+    return x.new_empty(_check_quantize(x, shift, grid, bits, backend, threads), dtype=torch.uint8)
+
+
+for _key in ("CPU", "CUDA"):
+    _LIB.impl("conv2d", _conv2d, _key)
+    _LIB.impl("quantize", _quantize, _key)
+torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
+torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
+
+
+def conv2d(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out_grid: torch.Tensor | None = None,
+    out_bits: torch.Tensor | None = None,
+    box_filter: bool = False,
+    activation: str = "none",
+    shuffle: int = 1,
+    out: str = "float",
+    backend: str = "cpu",
+    threads: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integer convolution, stride 1, odd kernel, "same" zero padding, with its epilogue (formula: csrc/include/adabm/adabm.h).
+
+    x_q: uint8 codes [N, H, W, C4], image n on x_bits[n] bits (int32 [N], 2..8). weight: int8 [K, R, S, C], the integers m,
+    or k' with m = 2k' + 1 under `box_filter`. packed: what backends.cpu.pack made of it (empty for the reference).
+    alpha: float32 [7, K], per bit-width of x_q. beta: float32 [(R//2+1)^2, (S//2+1)^2, K] by border class.
+    slope: [K] for activation="prelu". residual: float32, shape of y. out_grid, out_bits: grid and bits of the output codes.
+    out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store.
+    threads: 0 takes torch.get_num_threads().
+
+    Returns (y, y_q): float32 (or int32) [N, H*r, W*r, K/r^2] and uint8 [N, H*r, W*r, (K/r^2)4]; what was not asked for is
+    empty. Raises RuntimeError (from the dispatcher) or ValueError naming the argument, the rule and the value.
+    """
+    return torch.ops.adabm.conv2d(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
+        backend, threads,
+    )  # fmt: skip
+
+
+def quantize(
+    x: torch.Tensor,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    *,
+    shift: torch.Tensor | None = None,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> torch.Tensor:
+    """Codes of x - shift: float32 [N, C, H, W] of any strides -> uint8 [N, H, W, C4].
+
+    grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None.
+    """
+    return torch.ops.adabm.quantize(x, shift, grid, bits, backend, threads)

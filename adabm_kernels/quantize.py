@@ -1,0 +1,100 @@
+"""Number grids and layouts in plain torch: the written form of what every kernel computes with (docs/numerics.md).
+
+Activations: `bits` bits, codes q in 0 .. 2^bits-1, value lower + step * q with step = (upper - lower) / (2^bits - 1).
+Weights (AdaBM, eq. 1 with a symmetric range): odd integers m = 2k - (2^bits - 1), k in 0 .. 2^bits-1, value m * upper / (2^bits - 1).
+"""
+
+from __future__ import annotations
+
+import torch
+
+MIN_BITS, MAX_BITS = 2, 8
+CODE_CHANNELS = (
+    4  # code tensors [N, H, W, C] hold C rounded up to a multiple of this: one 32-bit operand of a dot product
+)
+
+
+def round_ste(x: torch.Tensor) -> torch.Tensor:
+    """round half to even; the gradient passes straight through."""
+    return x + (x.round() - x).detach()
+
+
+def fake_quantize_act(
+    x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: torch.Tensor | float
+) -> torch.Tensor:
+    """Quantise and dequantise activations, in the order of operations of the published simulation.
+
+    x: [N, ...] float. lower, upper: scalars or one element. bits: a number, or a float tensor broadcastable against x.
+    Differentiable in x, lower, upper and bits (rounding is a straight-through estimate).
+    """
+    levels = 2**bits - 1
+    unit = (torch.clamp(x, min=lower, max=upper) - lower) / (upper - lower)
+    return round_ste(unit * levels) / levels * (upper - lower) + lower
+
+
+def fake_quantize_weight(weight: torch.Tensor, upper: torch.Tensor, bits: float) -> torch.Tensor:
+    """Quantise and dequantise weights on the symmetric grid without zero, in the order of operations of the published simulation.
+
+    weight: [K, C, R, S] float. upper: one element, or [K, 1, 1, 1] for one range per output channel.
+    """
+    levels = 2**bits - 1
+    unit = (torch.clamp(weight, min=-upper, max=upper) + upper) / (2 * upper)
+    return round_ste(unit * levels) / levels * (2 * upper) - upper
+
+
+def weight_codes(weight: torch.Tensor, upper: torch.Tensor, bits: int) -> torch.Tensor:
+    """Signed codes k' = k - 2^(bits-1), int8, of the same shape; the integer weight is m = 2k' + 1 (`weight_integers`).
+
+    The float32 operations are those of `fake_quantize_weight`, so both round every weight to the same level.
+    """
+    levels = 2**bits - 1
+    unit = (torch.clamp(weight, min=-upper, max=upper) + upper) / (2 * upper)
+    return (torch.round(unit * levels) - 2 ** (bits - 1)).to(torch.int8)
+
+
+def weight_integers(codes: torch.Tensor) -> torch.Tensor:
+    """m = 2k' + 1 as int16: odd, |m| <= 2^bits - 1."""
+    return codes.to(torch.int16) * 2 + 1
+
+
+def act_grid(lower: float, upper: float) -> torch.Tensor:
+    """float32 [7, 2]: for bits 2..8, the pair (scale, offset) that turns a value x into its unrounded code scale * x + offset.
+
+    scale = (2^bits - 1) / (upper - lower) and offset = -lower * scale, each rounded once from float64.
+    Raises ValueError unless lower < upper and both are finite.
+    """
+    lower, upper = float(lower), float(upper)
+    if not (lower < upper and abs(lower) < float("inf") and abs(upper) < float("inf")):
+        raise ValueError(f"act_grid: needs finite lower < upper, got lower={lower} and upper={upper}")
+    levels = torch.tensor([2.0**b - 1 for b in range(MIN_BITS, MAX_BITS + 1)], dtype=torch.float64)
+    scale = levels / (upper - lower)
+    return torch.stack([scale, -lower * scale], 1).to(torch.float32)
+
+
+def act_steps(lower: float, upper: float) -> torch.Tensor:
+    """float64 [7]: the step of the grid for bits 2..8."""
+    levels = torch.tensor([2.0**b - 1 for b in range(MIN_BITS, MAX_BITS + 1)], dtype=torch.float64)
+    return (float(upper) - float(lower)) / levels
+
+
+def padded_channels(channels: int) -> int:
+    """Channels that a code tensor of `channels` channels holds."""
+    return -(-channels // CODE_CHANNELS) * CODE_CHANNELS
+
+
+def border_class(position: int, size: int, pad: int) -> int:
+    """Class of one row (or column): which kernel rows fall outside, as cut_before * (pad + 1) + cut_after, each 0 .. pad."""
+    return max(0, pad - position) * (pad + 1) + max(0, position + pad - (size - 1))
+
+
+def valid_tap_sums(integers: torch.Tensor) -> torch.Tensor:
+    """Sum of the weights whose taps fall inside the image, per border class.
+
+    integers: [K, C, R, S]. Returns int64 [(R//2 + 1)^2, (S//2 + 1)^2, K], indexed by `border_class` of the row and column
+    for a "same" padding of R//2 and S//2; class [0, 0] is the interior.
+    """
+    r, s = integers.shape[2:]
+    taps = integers.to(torch.int64).sum(1)
+    rows = [(top, r - bottom) for top in range(r // 2 + 1) for bottom in range(r // 2 + 1)]
+    cols = [(left, s - right) for left in range(s // 2 + 1) for right in range(s // 2 + 1)]
+    return torch.stack([torch.stack([taps[:, a:b, c:d].sum((1, 2)) for c, d in cols]) for a, b in rows])

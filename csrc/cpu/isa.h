@@ -1,0 +1,14 @@
+// Chooses among the instruction sets that were built and that the processor has.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace adabm {
+
+bool isa_present(int isa);
+const Kernels* isa_kernels(int isa);  // null where not built
+
+// Throws ADABM_UNSUPPORTED with the reason where an explicit choice cannot run; ADABM_ISA_AUTO takes the fastest.
+const Kernels& choose_kernels(int isa);
+
+}  // namespace adabm

@@ -1,0 +1,13 @@
+// One pool for the library. Workers sleep between calls, so PyTorch's own threads keep the cores.
+#pragma once
+
+namespace adabm {
+
+constexpr int kMaxThreads = 256;
+
+// Runs body(context, task) for every task in 0 .. tasks-1 on at most `threads` threads, the caller among them, and
+// returns when all are done. When another call holds the pool, the caller does all of its own work.
+// body must not throw.
+void parallel_for(int threads, int tasks, void (*body)(void* context, int task), void* context);
+
+}  // namespace adabm

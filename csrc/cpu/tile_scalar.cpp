@@ -1,0 +1,71 @@
+// Portable kernels: the twin that every other instruction set is tested against, and what runs where there is none.
+#include <cstring>
+
+#include "adabm/adabm.h"
+#include "adabm/quant_math.h"
+#include "cpu/kernels.h"
+
+namespace adabm {
+namespace {
+
+void product(const ProductArgs& a) {
+  const int outputs = a.panels * kPanel;
+  std::memset(a.acc, 0, sizeof(int32_t) * a.pixels * outputs);
+  for (int m = 0; m < a.pixels; m++)
+    for (int p = 0; p < a.panels; p++) {
+      int32_t* acc = a.acc + m * outputs + p * kPanel;
+      const int8_t* w = a.w + p * a.panel_stride;
+      for (int t = 0; t < a.taps; t++) {
+        const uint8_t* x = a.x + a.tap_offset[t] + m * a.pixel_stride;
+        for (int k = 0; k < a.quads; k++, x += 4, w += 64)
+          for (int o = 0; o < kPanel; o++)
+            acc[o] += x[0] * w[o * 4] + x[1] * w[o * 4 + 1] + x[2] * w[o * 4 + 2] + x[3] * w[o * 4 + 3];
+      }
+    }
+}
+
+void epilogue(const EpilogueArgs& a) {
+  for (int m = 0; m < a.pixels; m++) {
+    const int32_t* acc = a.acc + m * a.panels * kPanel;
+    for (int o = 0; o < a.lanes; o++) {
+      // Wraps like the vector forms; the conversion proves that the final sum fits.
+      const int32_t sum =
+          a.box ? static_cast<int32_t>(2u * static_cast<uint32_t>(acc[o]) + static_cast<uint32_t>(a.box[m])) : acc[o];
+      const ptrdiff_t at = m * a.y_stride + a.y_lane[o];
+      if (a.y_acc) a.y_acc[at] = sum;
+      float v = fmaf(static_cast<float>(sum), a.alpha[o], a.beta[m][o]);
+      if (a.activation == ADABM_ACT_RELU) v = v > 0.0f ? v : 0.0f;
+      if (a.activation == ADABM_ACT_PRELU) v = v < 0.0f ? a.slope[o] * v : v;
+      if (a.residual) v = a.residual[at] + v;
+      if (a.y) a.y[at] = v;
+      if (a.y_q) a.y_q[m * a.q_stride + a.q_lane[o]] = quantize_value(v, a.scale, a.offset, a.top);
+    }
+  }
+}
+
+int32_t byte_sum(const uint8_t* bytes, ptrdiff_t count) {
+  int32_t sum = 0;
+  for (ptrdiff_t i = 0; i < count; i++) sum += bytes[i];
+  return sum;
+}
+
+void quantize_row(const QuantizeArgs& a) {
+  for (int i = 0; i < a.width; i++)
+    for (int c = 0; c < a.padded_channels; c++) {
+      uint8_t code = 0;
+      if (c < a.channels) {
+        const float x = a.x[i * a.stride_w + c * a.stride_c];
+        code = quantize_value(a.shift ? x - a.shift[c] : x, a.scale, a.offset, a.top);
+      }
+      a.y_q[static_cast<ptrdiff_t>(i) * a.padded_channels + c] = code;
+    }
+}
+
+}  // namespace
+
+const Kernels* kernels_scalar() {
+  static const Kernels kernels = {ADABM_ISA_SCALAR, "scalar", {0, 4, 4, 4, 4}, product, epilogue, byte_sum, quantize_row};
+  return &kernels;
+}
+
+}  // namespace adabm

@@ -1,0 +1,132 @@
+/* The whole public C ABI of adabm_kernels. Parses as C99; includes nothing but fixed-size integers.
+ *
+ * Conventions: every entry returns a status; the message of the last failure on the calling thread is in
+ * adabm_last_error(). Entries allocate nothing that grows with the problem, keep no pointer and throw nothing.
+ * Tensors are dense, row major. Codes are unsigned bytes [N, H, W, C4] with C4 = C rounded up to a multiple of 4 and the
+ * padding channels holding 0. Tables for run-time bit-widths have one row for each of 2, 3, ..., 8 bits.
+ */
+#ifndef ADABM_ADABM_H_
+#define ADABM_ADABM_H_
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define ADABM_API __declspec(dllexport)
+#else
+#define ADABM_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ADABM_ABI_VERSION 1
+#define ADABM_MIN_BITS 2
+#define ADABM_MAX_BITS 8
+#define ADABM_BIT_WIDTHS 7
+
+typedef int32_t adabm_status;
+enum {
+  ADABM_OK = 0,
+  ADABM_INVALID_ARGUMENT = 1, /* a rule of this header is broken; the message names argument, rule and value */
+  ADABM_UNSUPPORTED = 2,      /* right, but not on this machine or in this build */
+  ADABM_INTERNAL = 3          /* our own fault */
+};
+
+enum { ADABM_ACT_NONE = 0, ADABM_ACT_RELU = 1, ADABM_ACT_PRELU = 2 };
+
+/* Instruction sets of the CPU library, slowest first. */
+enum { ADABM_ISA_AUTO = 0, ADABM_ISA_SCALAR = 1, ADABM_ISA_AVX2 = 2, ADABM_ISA_AVX512VNNI = 3, ADABM_ISA_COUNT = 4 };
+
+/* Ways to compute a convolution (adabm_kernels/tiles.py). */
+enum { ADABM_TILE_DIRECT = 0, ADABM_TILE_COUNT = 1 };
+
+ADABM_API int32_t adabm_abi_version(void);
+ADABM_API const char* adabm_last_error(void);
+
+/* ---- CPU library ------------------------------------------------------------------------------------------------ */
+
+/* Whether an instruction set was built into the library and whether this processor has it. */
+ADABM_API adabm_status adabm_isa_cpu(int32_t isa, int32_t* built, int32_t* present);
+
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(adabm_weights) */
+  int32_t out_channels, channels, kernel_h, kernel_w;
+  const int8_t* weight;                      /* [out_channels, kernel_h, kernel_w, channels] */
+  int32_t tile_for_bits[ADABM_BIT_WIDTHS];   /* ADABM_TILE_* for codes of 2..8 bits */
+} adabm_weights;
+
+/* Bytes of the packed form, and the packing itself; `packed` is 64-byte aligned. */
+ADABM_API adabm_status adabm_pack_bytes_cpu(const adabm_weights* weights, uint64_t* bytes);
+ADABM_API adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packed);
+
+/* Integer convolution, stride 1, odd kernel, "same" zero padding of the codes (padding = kernel / 2), fused epilogue:
+ *
+ *   acc  = SUM x_q * w                        (times 2, plus SUM x_q, where box_filter is set: the weights are then 2w + 1)
+ *   v    = fma(float(acc), alpha[bits][o], beta[row class][column class][o])
+ *   v    = activation(v)                      PReLU: v < 0 ? slope[o] * v : v
+ *   v    = residual + v                       where residual is given
+ *   code = clamp(round_half_even(fma(v, out_grid[out_bits][0], out_grid[out_bits][1])), 0, 2^out_bits - 1)
+ *
+ * in float32. `alpha` has a row per bit-width of the input codes; border classes are quantize.border_class in
+ * adabm_kernels/quantize.py. With shuffle r > 1 the output has size [H*r, W*r] and out_channels / r^2 channels: output
+ * o = (i*r + j) * (out_channels / r^2) + c goes to channel c of pixel (y*r + i, x*r + j). Any of y, y_q, y_acc may be
+ * null, not all. residual may be the same memory as y.
+ */
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(adabm_conv2d_args) */
+  int32_t isa;           /* ADABM_ISA_* */
+  int32_t threads;       /* 1 or more */
+  int32_t batch, height, width;
+  const uint8_t* x_q;       /* [N, H, W, C4] */
+  const int32_t* x_bits;    /* [N], 2..8 */
+  const void* packed;       /* from adabm_pack_cpu */
+  uint64_t packed_bytes;
+  int32_t box_filter;
+  int32_t activation;       /* ADABM_ACT_* */
+  int32_t shuffle;          /* 1 or more */
+  const float* alpha;       /* [7, K] */
+  const float* beta;        /* [(R/2+1)^2, (S/2+1)^2, K] */
+  const float* slope;       /* [K], PReLU only */
+  const float* residual;    /* shape of y, or null */
+  const float* out_grid;    /* [7, 2], where y_q is given */
+  const int32_t* out_bits;  /* [N], where y_q is given */
+  float* y;                 /* [N, H*r, W*r, K/r^2] */
+  uint8_t* y_q;             /* [N, H*r, W*r, (K/r^2)4] */
+  int32_t* y_acc;           /* as y: the accumulators, for tests */
+} adabm_conv2d_args;
+
+ADABM_API adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args);
+
+/* code = clamp(round_half_even(fma(x - shift[c], grid[bits][0], grid[bits][1])), 0, 2^bits - 1) */
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(adabm_quantize_args) */
+  int32_t isa, threads;
+  int32_t batch, height, width, channels;
+  int64_t stride_n, stride_h, stride_w, stride_c; /* of x, in elements */
+  const float* x;
+  const float* shift;    /* [C] or null */
+  const float* grid;     /* [7, 2] */
+  const int32_t* bits;   /* [N] */
+  uint8_t* y_q;          /* [N, H, W, C4] */
+} adabm_quantize_args;
+
+ADABM_API adabm_status adabm_quantize_cpu(const adabm_quantize_args* args);
+
+/* ---- CUDA library ----------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(adabm_device) */
+  int32_t compute_major, compute_minor, multiprocessors;
+  uint64_t memory_bytes;
+  char name[256];
+} adabm_device;
+
+/* Devices the driver shows. Without a driver: ADABM_UNSUPPORTED and a message, never a crash. */
+ADABM_API adabm_status adabm_device_count_cuda(int32_t* count);
+ADABM_API adabm_status adabm_device_cuda(int32_t index, adabm_device* device);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

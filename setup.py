@@ -1,0 +1,153 @@
+"""Builds csrc/ into the shared libraries in adabm_kernels/_lib with ninja. Needs no torch.
+
+CXX, CXXFLAGS and NVCC name the compilers and extra flags. ADABM_CUDA=auto|on|off: whether to build the CUDA library ("auto": if
+nvcc is found and succeeds). Without a C++ compiler the package installs all the same and runs on the reference backend.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+CSRC = ROOT / "csrc"
+COMMON = ["common/status.cpp"]
+CPU_SOURCES = [*COMMON, *(f"cpu/{name}.cpp" for name in ("isa", "thread_pool", "pack", "conv2d", "quantize"))]
+# One instruction set per file; nothing else is compiled with these flags.
+ISA_SOURCES = {
+    "cpu/tile_scalar.cpp": [],
+    "cpu/tile_avx2.cpp": ["-mavx2", "-mfma"],
+    "cpu/tile_avx512vnni.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
+}
+CUDA_SOURCES = [*COMMON, "cuda/api.cu"]
+# Without contraction every backend rounds where the written formula rounds.
+CXX_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+GCC_HEADER_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12 warns inside its own intrinsics
+
+
+def find_compiler() -> str | None:
+    named = os.environ.get("CXX")
+    if named:
+        if not shutil.which(shlex.split(named)[0]):
+            raise SystemExit(f"setup.py: CXX must name a C++ compiler, got {named!r}")
+        return named
+    return next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+
+
+def find_ninja() -> str:
+    try:
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        return shutil.which("ninja") or "ninja"
+
+
+def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
+    """The build as text: object files beside the file itself, libraries in `out`."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    flags = " ".join([*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), f"-I{CSRC}", f"-I{CSRC}/include"])
+    gcc = "clang" not in subprocess.run([*shlex.split(cxx), "--version"], capture_output=True, text=True).stdout
+    lines = [
+        f"cxx = {cxx}",
+        f"flags = {flags}",
+        "rule compile",
+        "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  command = $cxx -shared -pthread -Wl,--no-undefined -o $out $in",
+    ]
+    objects = []
+    for source in [*CPU_SOURCES, *ISA_SOURCES]:
+        objects.append(f"{Path(source).stem}.o")
+        isa = [*ISA_SOURCES.get(source, []), *(GCC_HEADER_NOISE if gcc else [])] if x86 else []
+        lines += [f"build {objects[-1]}: compile {CSRC / source}", f"  isa = {' '.join(isa)}"]
+    lines.append(f"build {out / 'libadabm_cpu.so'}: link {' '.join(objects)}")
+    if nvcc:
+        lines += [
+            "rule nvcc",
+            f"  command = {nvcc} -std=c++17 -O2 -Xcompiler -fPIC,-fvisibility=hidden -I{CSRC} -I{CSRC}/include "
+            "-MMD -MF $out.d -x cu -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule nvlink",
+            f"  command = {nvcc} -shared -o $out $in",
+        ]
+        objects = []
+        for source in CUDA_SOURCES:
+            objects.append(f"cuda_{Path(source).stem}.o")
+            lines.append(f"build {objects[-1]}: nvcc {CSRC / source}")
+        lines.append(f"build {out / 'libadabm_cuda.so'}: nvlink {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+class BuildNative(build_ext):
+    """Replaces setuptools' compilation: the libraries are loaded with ctypes and are no Python extensions."""
+
+    def _lib(self) -> Path:
+        inplace = self.inplace or getattr(self, "editable_mode", False)
+        return (ROOT if inplace else Path(self.build_lib).resolve()) / "adabm_kernels" / "_lib"
+
+    def run(self) -> None:
+        wanted = os.environ.get("ADABM_CUDA", "auto")
+        if wanted not in ("auto", "on", "off"):
+            raise SystemExit(f"setup.py: ADABM_CUDA must be auto, on or off, got {wanted!r}")
+        lib = self._lib()
+        lib.mkdir(parents=True, exist_ok=True)
+        for stale in lib.glob("*.so"):
+            stale.unlink()
+        cxx = find_compiler()
+        if cxx is None:
+            if wanted == "on":
+                raise SystemExit(
+                    "setup.py: ADABM_CUDA=on needs a C++ compiler, and none was found (c++, g++, clang++ or CXX)"
+                )
+            print(
+                "adabm_kernels: no C++ compiler found: installing without native libraries (reference backend only)",
+                file=sys.stderr,
+            )
+            return
+        nvcc = None if wanted == "off" else shutil.which(os.environ.get("NVCC", "nvcc"))
+        if wanted == "on" and nvcc is None:
+            raise SystemExit("setup.py: ADABM_CUDA=on needs nvcc, and none was found (PATH or NVCC)")
+        work = ROOT / "build" / "native"
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "build.ninja").write_text(ninja_file(cxx, nvcc, lib))
+        self._ninja(work, lib / "libadabm_cpu.so")
+        if nvcc:
+            try:
+                self._ninja(work, lib / "libadabm_cuda.so")
+            except subprocess.CalledProcessError:
+                if wanted == "on":
+                    raise
+                print(
+                    "adabm_kernels: nvcc failed: installing without the CUDA library (ADABM_CUDA=on makes this an error)",
+                    file=sys.stderr,
+                )
+
+    def _ninja(self, work: Path, target: Path) -> None:
+        subprocess.run([find_ninja(), "-C", str(work), str(target)], check=True)
+
+    def get_outputs(self) -> list[str]:
+        return [str(path) for path in self._lib().glob("*.so")]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def get_source_files(self) -> list[str]:
+        return [str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file()]
+
+
+setup(
+    ext_modules=[Extension("adabm_kernels._lib.libadabm", sources=[])],  # its presence makes setuptools run build_ext
+    cmdclass={"build_ext": BuildNative},
+)

@@ -1,0 +1,43 @@
+"""A stand-in with the interface of a converted model: files and command line are tested apart from the kernels."""
+
+import torch
+from torch import nn
+
+
+class FakeModel(nn.Module):
+    """Repeats each pixel `scale` times, and remembers what was set and what it saw."""
+
+    scale = 4
+
+    def __init__(self, float_weights=True, backend_reason=None):
+        super().__init__()
+        self.settings = {}
+        self.seen = []
+        self.float_weights = float_weights
+        self.backend_reason = backend_reason
+
+    def forward(self, x):
+        self.seen.append(x)
+        return nn.functional.interpolate(x, scale_factor=self.scale, mode="nearest")
+
+    def set_bits(self, bits):
+        self.settings["bits"] = bits
+
+    def set_backend(self, backend):
+        if self.backend_reason:
+            raise RuntimeError(self.backend_reason)
+        self.settings["backend"] = backend
+
+    def set_threads(self, threads):
+        self.settings["threads"] = threads
+
+    def mean_bits(self, x):
+        return torch.full((len(x),), 3.75)
+
+    def float_model(self):
+        if not self.float_weights:
+            raise ValueError("float_model: this file carries no float weights")
+        return nn.Upsample(scale_factor=self.scale, mode="bilinear")
+
+    def backend_summary(self):
+        return "fake (2 threads)"

@@ -1,0 +1,131 @@
+"""Named convolution problems, shared by tests and benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from adabm_kernels import native
+from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters
+from adabm_kernels.quantize import act_grid, padded_channels
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """One convolution with its epilogue. bits: of each image's codes; out_bits: of each image's output codes."""
+
+    name: str
+    height: int
+    width: int
+    channels: int
+    outputs: int
+    kernel: int = 3
+    weight_bits: int = 4
+    bits: tuple[int, ...] = (4,)
+    out_bits: tuple[int, ...] | None = None
+    activation: str = "none"
+    residual: bool = False
+    shuffle: int = 1
+    lower: float = -1.5
+    upper: float = 2.25
+
+    def __str__(self) -> str:
+        bits = "".join(map(str, self.bits))
+        return f"w{self.weight_bits}a{bits}-{self.name}-{self.height}x{self.width}"
+
+
+@dataclass
+class ConvInstance:
+    """A problem with data: `layer` and the arguments of one call of it."""
+
+    layer: AdaptiveConv2d
+    x_q: torch.Tensor
+    bits: torch.Tensor
+    residual: torch.Tensor | None
+    out_grid: torch.Tensor
+    out_bits: torch.Tensor
+
+    def run(self, backend: str, out: str, isa: str = "auto", threads: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        self.layer.set_backend(backend, threads)
+        residual = None if out == "acc" else self.residual
+        with native.force_isa(isa):
+            return self.layer(
+                self.x_q, self.bits, residual=residual, out=out, out_grid=self.out_grid, out_bits=self.out_bits
+            )
+
+
+def random_parameters(p: ConvProblem, generator: torch.Generator, extreme: bool = False) -> ConvParameters:
+    """Random weights over the whole grid; `extreme`: only its two ends, where saturation would show."""
+    low, high = -(2 ** (p.weight_bits - 1)), 2 ** (p.weight_bits - 1) - 1
+    shape = (p.outputs, p.channels, p.kernel, p.kernel)
+    if extreme:
+        codes = torch.where(torch.rand(shape, generator=generator) < 0.5, low, high)
+        codes[0], codes[-1] = low, high
+    else:
+        codes = torch.randint(low, high + 1, shape, generator=generator)
+    return ConvParameters(
+        name=str(p),
+        codes=codes.to(torch.int8),
+        weight_bits=p.weight_bits,
+        weight_upper=torch.rand(p.outputs, generator=generator) * 0.1 + 0.01,
+        bias=torch.randn(p.outputs, generator=generator),
+        lower=p.lower,
+        upper=p.upper,
+        act_bits=max(p.bits),
+        layer_offset=0,
+        adaptive=False,
+    )
+
+
+def instantiate(p: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvInstance:
+    """The problem with random codes, weights and tables; the same for the same seed."""
+    g = torch.Generator().manual_seed(seed)
+    layer = AdaptiveConv2d(
+        random_parameters(p, g, extreme),
+        activation=p.activation,
+        slope=torch.rand(p.outputs, generator=g) if p.activation == "prelu" else None,
+        shuffle=p.shuffle,
+    )
+    n = len(p.bits)
+    top = torch.tensor([2**b for b in p.bits]).view(n, 1, 1, 1)
+    shape = (n, p.height, p.width, p.channels)
+    if extreme:
+        codes = torch.where(torch.rand(shape, generator=g) < 0.9, top - 1, 0)
+    else:
+        codes = (torch.rand(shape, generator=g) * top).to(torch.int64)
+    x_q = torch.zeros(n, p.height, p.width, padded_channels(p.channels), dtype=torch.uint8)
+    x_q[..., : p.channels] = codes.to(torch.uint8)
+    size = (n, p.height * p.shuffle, p.width * p.shuffle, p.outputs // p.shuffle**2)
+    residual = torch.randn(size, generator=g) if p.residual else None
+    out_bits = torch.tensor(p.out_bits or p.bits, dtype=torch.int32)
+    return ConvInstance(
+        layer, x_q, torch.tensor(p.bits, dtype=torch.int32), residual, act_grid(-2.0, 3.0), out_bits
+    )
+
+
+def runnable_isas() -> list[str]:
+    """Instruction sets that were built and that this machine has."""
+    if native.why_missing("cpu"):
+        return []
+    return [name for name in list(native.ISAS)[1:] if all(native.isa_built_and_present(name))]
+
+
+PROBLEMS = [
+    ConvProblem("edsr_body", 13, 19, 64, 64, bits=(4, 2, 6), out_bits=(3, 8, 5), activation="relu"),
+    ConvProblem("edsr_residual", 9, 23, 64, 64, bits=(3, 5), residual=True),
+    ConvProblem("w6_body", 8, 12, 64, 64, weight_bits=6, bits=(6, 8, 7), residual=True),
+    ConvProblem("w8_box", 7, 11, 32, 48, weight_bits=8, bits=(8, 6), out_bits=(8, 4)),
+    ConvProblem("head", 10, 17, 3, 64, weight_bits=8, bits=(8,), out_bits=(4,)),
+    ConvProblem("upsampler", 6, 9, 64, 256, weight_bits=8, bits=(8,), shuffle=2),
+    ConvProblem("tail_three", 6, 14, 64, 3, weight_bits=8, bits=(8,), out_bits=(8,)),
+    ConvProblem("tail_single", 6, 9, 32, 48, weight_bits=8, bits=(8,), shuffle=4),
+    ConvProblem("shuffle_three", 5, 7, 20, 63, bits=(5,), shuffle=3),
+    ConvProblem("odd_channels", 7, 10, 37, 53, bits=(4, 7), activation="prelu", residual=True),
+    ConvProblem("one_by_one", 9, 9, 80, 16, kernel=1, bits=(4, 8)),
+    ConvProblem("nine_by_nine", 11, 12, 3, 64, kernel=9, weight_bits=8, bits=(8,), activation="prelu"),
+    ConvProblem("one_pixel", 1, 1, 16, 16, bits=(4,)),
+    ConvProblem("one_row", 1, 30, 16, 32, bits=(6,)),
+    ConvProblem("one_column", 30, 1, 16, 32, kernel=9, bits=(2,)),
+    ConvProblem("wide_input", 3, 8, 512, 64, bits=(8,)),
+]

@@ -1,0 +1,91 @@
+"""The kernels against the integer reference: every accumulator, float and code equal, on every instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import PROBLEMS, ConvProblem, instantiate, runnable_isas
+
+ISAS = runnable_isas()
+pytestmark = pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
+
+
+def check(problem: ConvProblem, isa: str, seed: int = 0, threads: int = 1, extreme: bool = False) -> None:
+    instance = instantiate(problem, seed, extreme)
+    assert torch.equal(instance.run("cpu", "acc", isa, threads)[0], instance.run("reference", "acc")[0])
+    want_y, want_q = instance.run("reference", "both")
+    y, y_q = instance.run("cpu", "both", isa, threads)
+    assert torch.equal(y, want_y)
+    assert torch.equal(y_q, want_q)
+    assert torch.equal(instance.run("cpu", "float", isa, threads)[0], want_y)
+    assert torch.equal(instance.run("cpu", "codes", isa, threads)[1], want_q)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_kernel_equals_reference(problem: ConvProblem, isa: str) -> None:
+    check(problem, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("weight_bits", [2, 4, 6, 7, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_extreme_codes_and_weights_neither_saturate_nor_overflow(isa: str, weight_bits: int, bits: int) -> None:
+    check(ConvProblem("extreme", 4, 7, 64, 32, weight_bits=weight_bits, bits=(bits,)), isa, extreme=True)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_do_not_change_the_result(threads: int) -> None:
+    for problem in PROBLEMS[:4]:
+        check(problem, ISAS[-1], threads=threads)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> ConvProblem:
+    shuffle = draw(st.sampled_from([1, 1, 2, 3, 4]))
+    images = draw(st.integers(1, 3))
+    bits = st.tuples(*[st.integers(2, 8)] * images)
+    lower = draw(st.floats(-50, 50, width=32))
+    return ConvProblem(
+        "drawn",
+        height=draw(st.integers(1, 12)),
+        width=draw(st.integers(1, 40)),
+        channels=draw(st.integers(1, 70)),
+        outputs=draw(st.integers(1, 80 // shuffle**2)) * shuffle**2,
+        kernel=draw(st.sampled_from([1, 3, 5, 9])),
+        weight_bits=draw(st.integers(2, 8)),
+        bits=draw(bits),
+        out_bits=draw(bits),
+        activation=draw(st.sampled_from(["none", "relu", "prelu"])),
+        residual=draw(st.booleans()),
+        shuffle=shuffle,
+        lower=lower,
+        upper=lower + draw(st.floats(0.125, 300, width=32)),
+    )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(problem=problems(), isa=st.sampled_from(ISAS or ["none"]), seed=st.integers(0, 99))
+def test_any_problem_equals_the_reference(problem: ConvProblem, isa: str, seed: int) -> None:
+    check(problem, isa, seed, threads=1 + seed % 2)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_every_output_byte_is_written(problem: ConvProblem, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs are poisoned before the call: what the kernel leaves out would show, padding channels included."""
+    instance = instantiate(problem)
+    want = [instance.run("reference", out) for out in ("both", "acc")]
+    plain_empty = torch.empty
+
+    def poisoned(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return plain_empty(*size, dtype=dtype).fill_(171 if dtype == torch.uint8 else -987654)
+
+    instance.run("cpu", "acc", isa)  # packs the weights
+    monkeypatch.setattr(torch, "empty", poisoned)
+    got = [instance.run("cpu", out, isa) for out in ("both", "acc")]
+    for (y, y_q), (want_y, want_q) in zip(got, want, strict=True):
+        assert torch.equal(y, want_y)
+        assert torch.equal(y_q, want_q)

@@ -1,0 +1,290 @@
+"""Files in and out: supported modes arrive as RGB, everything else is refused in a sentence, writes are atomic."""
+
+import errno
+import io
+import os
+import re
+import stat
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adabm_kernels import images
+from adabm_kernels.images import Image, check_output, from_pil, read_image, to_pil, write_image
+
+RNG = np.random.default_rng(1)
+RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+ALPHA = RNG.integers(0, 255, (5, 7), dtype=np.uint8)
+SMOOTH = np.add.outer(np.arange(24) * 4, np.arange(40) * 3)[..., None].repeat(3, 2).astype(np.uint8)
+
+
+def encode(image, kind, **options):
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def png(width, height, depth, colour, rows):
+    """A PNG by hand: Pillow writes neither 16-bit colour nor pictures without pixels."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+PNG_BYTES = encode(PIL.Image.fromarray(RGB), "PNG")
+JPEG_BYTES = encode(PIL.Image.fromarray(SMOOTH), "JPEG", quality=95)
+
+
+def test_png_round_trip_is_exact(tmp_path):
+    write_image(tmp_path / "a.png", RGB)
+    got = read_image(str(tmp_path / "a.png"))
+    assert np.array_equal(got.rgb, RGB)
+    assert got.alpha is None and not got.grey and not got.transparent
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG"])
+def test_jpeg_is_written_as_jpeg_and_close(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_image(path, SMOOTH)
+    with PIL.Image.open(path) as image:
+        assert image.format == "JPEG"
+    assert np.abs(read_image(path).rgb.astype(int) - SMOOTH).max() <= 4
+
+
+def test_format_is_told_by_content_not_by_suffix(tmp_path):
+    (tmp_path / "really_a_jpeg.png").write_bytes(JPEG_BYTES)
+    assert read_image(tmp_path / "really_a_jpeg.png").rgb.shape == SMOOTH.shape
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_mode_becomes_rgb_and_comes_back_in_its_kind(tmp_path, mode):
+    source = PIL.Image.fromarray(np.dstack([RGB, ALPHA]) if "A" in mode else RGB).convert(mode)
+    source.save(tmp_path / "in.png")
+    got = read_image(tmp_path / "in.png")
+    assert np.array_equal(got.rgb, np.array(source.convert("RGB")))
+    assert got.grey == (mode in ("1", "L", "LA"))
+    assert (got.alpha is not None) == (mode in ("LA", "RGBA"))
+    write_image(tmp_path / "out.png", got)
+    with PIL.Image.open(tmp_path / "out.png") as back:
+        assert back.mode == {"1": "L", "P": "RGB"}.get(mode, mode)
+        assert np.array_equal(np.array(back.convert("RGBA")), np.array(source.convert("RGBA")))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_transparent_colour_key_becomes_alpha(tmp_path, mode):
+    source = PIL.Image.fromarray(RGB).convert(mode)
+    pixel = source.getpixel((2, 1))
+    source.save(tmp_path / "key.png", transparency=pixel)
+    got = read_image(tmp_path / "key.png")
+    assert got.alpha is not None and got.alpha[1, 2] == 0 and got.transparent
+    same = (np.array(source) == pixel).reshape(5, 7, -1).all(-1)
+    assert np.array_equal(got.alpha == 0, same)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.swapaxes(0, 1)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)),
+        (8, lambda a: np.rot90(a)),
+    ],
+)
+def test_exif_orientation_is_applied(tmp_path, orientation, upright):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "turned.png").rgb, upright(RGB))
+
+
+def test_broken_exif_does_not_spoil_a_good_picture(tmp_path):
+    PIL.Image.fromarray(SMOOTH).save(tmp_path / "a.jpg", exif=b"Exif\0\0this is not TIFF")
+    assert read_image(tmp_path / "a.jpg").rgb.shape == SMOOTH.shape
+
+
+def test_one_pixel(tmp_path):
+    write_image(tmp_path / "a.png", RGB[:1, :1])
+    assert np.array_equal(read_image(tmp_path / "a.png").rgb, RGB[:1, :1])
+
+
+UNREADABLE = {
+    "empty": (b"", r"the file is empty \(0 bytes\)"),
+    "text": (b"just some words, no picture", "it is neither a PNG nor a JPEG file"),
+    "gif": (encode(PIL.Image.fromarray(RGB), "GIF"), "it is neither a PNG nor a JPEG file"),
+    "png-signature": (PNG_BYTES[:8], "header is truncated or damaged"),
+    "png-header": (PNG_BYTES[:30], "truncated or damaged"),
+    "png-half": (PNG_BYTES[: len(PNG_BYTES) // 2], "truncated or damaged"),
+    "png-bit": (PNG_BYTES[:60] + bytes([PNG_BYTES[60] ^ 1]) + PNG_BYTES[61:], "truncated or damaged"),
+    "jpeg-header": (JPEG_BYTES[:100], "truncated or damaged"),
+    "jpeg-half": (JPEG_BYTES[: len(JPEG_BYTES) // 2], "truncated or damaged"),
+    "no-columns": (png(0, 5, 8, 2, b""), "at least one pixel, its size is 0x5"),
+    "no-rows": (png(5, 0, 8, 2, b""), "at least one pixel, its size is 5x0"),
+    "grey16": (encode(PIL.Image.fromarray(RGB[..., 0].astype(np.uint16) * 257), "PNG"), "16 bits per channel"),
+    "rgb16": (png(2, 1, 16, 2, bytes(13)), "16 bits per channel and only 8 are supported"),
+    "cmyk": (encode(PIL.Image.fromarray(RGB).convert("CMYK"), "JPEG"), "mode CMYK is not supported"),
+    "bomb": (png(60000, 60000, 8, 2, b""), "3600000000 pixels"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_unreadable_content_is_a_value_error_naming_the_file(tmp_path, case):
+    data, message = UNREADABLE[case]
+    path = tmp_path / "bad.png"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"cannot read '{re.escape(str(path))}': .*{message}"):
+        read_image(path)
+
+
+def test_missing_file_and_folder_are_os_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="cannot read '.*absent.png': No such file"):
+        read_image(tmp_path / "absent.png")
+    with pytest.raises(IsADirectoryError, match="cannot read"):
+        read_image(tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), source=st.sampled_from([PNG_BYTES, JPEG_BYTES]))
+def test_no_damage_escapes_as_another_error(tmp_path_factory, data, source):
+    """Cut or overwritten anywhere, a file is read or refused with a ValueError: no other exception from a decoder."""
+    damaged = bytearray(source[: data.draw(st.integers(0, len(source)))])
+    for _ in range(data.draw(st.integers(0, 3))):
+        if damaged:
+            damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("fuzz") / "a.png"
+    path.write_bytes(damaged)
+    try:
+        got = read_image(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert got.rgb.size
+
+
+@pytest.mark.parametrize("source", [PNG_BYTES, JPEG_BYTES], ids=["png", "jpeg"])
+def test_a_cut_file_never_gives_another_picture(tmp_path, source):
+    (tmp_path / "whole").write_bytes(source)
+    whole = read_image(tmp_path / "whole").rgb
+    read = 0
+    for length in range(len(source)):
+        (tmp_path / "cut").write_bytes(source[:length])
+        try:
+            got = read_image(tmp_path / "cut").rgb
+        except ValueError:
+            continue
+        read += 1
+        assert np.array_equal(got, whole), length
+    # All pixels are there when only the end chunk (12 bytes) and the two checksums before it (4 each) are cut.
+    assert read <= 20
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16"])
+def test_from_pil_refuses_deep_modes(mode):
+    with pytest.raises(ValueError, match=f"mode {mode} has more than 8 bits"):
+        from_pil(PIL.Image.new(mode, (2, 2)))
+
+
+def test_from_pil_refuses_other_colour_spaces_and_nothing():
+    with pytest.raises(ValueError, match="mode LAB is not supported"):
+        from_pil(PIL.Image.new("LAB", (2, 2)))
+    with pytest.raises(ValueError, match="at least one pixel, its size is 0x3"):
+        from_pil(PIL.Image.new("RGB", (0, 3)))
+
+
+@pytest.mark.parametrize(
+    "rgb", [RGB[..., 0], RGB[:0], RGB[..., :2], RGB.astype(np.float32)], ids=["grey", "empty", "two", "float"]
+)
+def test_image_refuses_other_arrays(tmp_path, rgb):
+    with pytest.raises(ValueError, match=r"image must be uint8 \[H, W, 3\] with at least one pixel, got"):
+        write_image(tmp_path / "a.png", rgb)
+    assert not list(tmp_path.iterdir())
+
+
+def test_image_refuses_alpha_of_another_size():
+    with pytest.raises(ValueError, match=r"alpha must be uint8 \[5, 7\]"):
+        Image(RGB, ALPHA[:4])
+
+
+def test_to_pil_modes():
+    modes = [to_pil(Image(RGB, alpha, grey)).mode for alpha in (None, ALPHA) for grey in (False, True)]
+    assert modes == ["RGB", "L", "RGBA", "LA"]
+
+
+def test_output_is_checked_before_the_work(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"suffix must be one of .png, .jpg, .jpeg, got '.gif'"):
+        check_output(tmp_path / "a.gif")
+    with pytest.raises(ValueError, match="suffix must be one of"):
+        check_output(tmp_path / "no_suffix")
+    with pytest.raises(FileNotFoundError, match="the folder '.*absent' does not exist"):
+        check_output(tmp_path / "absent" / "a.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        check_output(tmp_path / "folder.png")
+    with pytest.raises(ValueError, match="JPEG has no transparency"):
+        check_output(tmp_path / "a.jpg", transparent=True)
+    # Asked of the system, not tried: the superuser may write everywhere.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="is not writable"):
+        check_output(tmp_path / "a.png")
+
+
+def test_jpeg_takes_an_opaque_alpha_and_refuses_a_transparent_one(tmp_path):
+    write_image(tmp_path / "a.jpg", Image(RGB, np.full_like(ALPHA, 255)))
+    with PIL.Image.open(tmp_path / "a.jpg") as image:
+        assert image.mode == "RGB"
+    with pytest.raises(ValueError, match="use .png"):
+        write_image(tmp_path / "b.jpg", Image(RGB, ALPHA))
+    assert not (tmp_path / "b.jpg").exists()
+
+
+def test_jpeg_refuses_sides_it_cannot_hold(tmp_path):
+    with pytest.raises(ValueError, match="at most 65535 pixels a side, got 65536x1"):
+        write_image(tmp_path / "a.jpg", np.zeros((1, 65536, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("where", ["open", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failure, where):
+    write_image(tmp_path / "a.png", RGB)
+    before = (tmp_path / "a.png").read_bytes()
+
+    def fail(*_):
+        raise failure
+
+    if where == "replace":
+        monkeypatch.setattr(os, "replace", fail)
+    else:
+        real = open
+
+        def open_half(path, mode):
+            file = real(path, mode)
+            file.write(b"half")
+            file.flush()
+            monkeypatch.setattr(images, "open", real, raising=False)
+            fail()
+
+        monkeypatch.setattr(images, "open", open_half, raising=False)
+    with pytest.raises(type(failure)) as caught:
+        write_image(tmp_path / "a.png", 255 - RGB)
+    if isinstance(failure, OSError):
+        assert str(caught.value) == f"cannot write '{tmp_path / 'a.png'}': No space left on device"
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_written_files_have_the_permissions_of_the_umask(tmp_path):
+    (tmp_path / "plain").touch()
+    write_image(tmp_path / "a.png", RGB)
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)

@@ -1,0 +1,229 @@
+"""`upscale` gives back the kind of picture it was given, and refuses what it cannot take before it loads a model."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from fake_model import FakeModel
+
+from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.resize import imresize
+from adabm_kernels.upscale import builtin_models, load_model, upscale
+
+MODULE = sys.modules["adabm_kernels.upscale"]
+PACKAGE = Path(MODULE.__file__).parent
+RNG = np.random.default_rng(2)
+RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+LARGE = RGB.repeat(4, 0).repeat(4, 1)
+
+needs_builtin = pytest.mark.skipif(
+    not (MODULE._ASSETS / "edsr_x4_w4a4.safetensors").is_file(), reason="the built-in model's file is not there"
+)
+
+
+def test_array():
+    model = FakeModel()
+    got = upscale(RGB, model)
+    assert got.dtype == np.uint8 and np.array_equal(got, LARGE)
+    assert model.seen[0].dtype == torch.float32 and model.seen[0].shape == (1, 3, 5, 7)
+    assert model.seen[0].is_contiguous()
+    assert model.settings == {}
+
+
+@pytest.mark.filterwarnings("error")
+def test_array_of_any_strides_even_read_only():
+    source = RGB[::-1, ::2]
+    source.setflags(write=False)
+    assert np.array_equal(upscale(source, FakeModel()), source.repeat(4, 0).repeat(4, 1))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_path_gives_a_pillow_image(tmp_path, kind):
+    PIL.Image.fromarray(RGB).save(tmp_path / "a.png")
+    got = upscale(kind(tmp_path / "a.png"), FakeModel())
+    assert isinstance(got, PIL.Image.Image) and got.mode == "RGB" and np.array_equal(np.array(got), LARGE)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_pillow_image_of_every_mode(mode):
+    source = PIL.Image.fromarray(RGB).convert(mode)
+    got = upscale(source, FakeModel())
+    assert got.size == (28, 20)
+    assert got.mode == {"1": "L", "P": "RGB"}.get(mode, mode)
+    grey = mode in ("1", "L", "LA")
+    assert np.array_equal(
+        np.array(got.convert("L" if grey else "RGB")),
+        np.array(source.convert("L" if grey else "RGB")).repeat(4, 0).repeat(4, 1),
+    )
+
+
+def test_transparency_is_upscaled_by_bicubic_interpolation():
+    alpha = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+    got = np.array(upscale(PIL.Image.fromarray(np.dstack([RGB, alpha])), FakeModel()))
+    assert np.array_equal(got[..., :3], LARGE)
+    assert np.array_equal(got[..., 3], imresize(alpha, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_tensor_keeps_rank_and_dtype(dtype, batch):
+    x = (torch.rand(3, 5, 7) if batch is None else torch.rand(batch, 3, 5, 7)).mul(255).to(dtype)
+    got = upscale(x, FakeModel())
+    assert got.dtype == dtype and not got.requires_grad
+    assert torch.equal(got, x.repeat_interleave(4, -2).repeat_interleave(4, -1))
+
+
+def test_results_are_clamped_and_rounded():
+    class Shifted(FakeModel):
+        def forward(self, x):
+            return super().forward(x) * 3 - 300.4
+
+    x = torch.tensor([0.0, 128.0, 255.0]).view(3, 1, 1).expand(3, 2, 2)
+    got = upscale(x, Shifted())
+    assert got[:, 0, 0].tolist() == pytest.approx([0, 83.6, 255])
+    array = upscale(x.permute(1, 2, 0).to(torch.uint8).numpy(), Shifted())
+    assert array[0, 0].tolist() == [0, 84, 255]
+
+
+def test_settings_are_set_when_given():
+    model = FakeModel()
+    upscale(RGB, model, bits=6, backend="reference", threads=2)
+    assert model.settings == {"bits": 6, "backend": "reference", "threads": 2}
+    upscale(RGB, model, bits="auto")
+    assert model.settings["bits"] == "auto"
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0, -4, "4", "none", True, 4.5])
+def test_bits_out_of_range(bits):
+    with pytest.raises(ValueError, match="bits must be 'auto' or an integer from 2 to 8, got"):
+        upscale(RGB, FakeModel(), bits=bits)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True])
+def test_threads_out_of_range(threads):
+    with pytest.raises(ValueError, match="threads must be an integer of at least 1, got"):
+        upscale(RGB, FakeModel(), threads=threads)
+
+
+def test_a_backend_that_cannot_run_says_why():
+    with pytest.raises(RuntimeError, match="no nvcc at install"):
+        upscale(RGB, FakeModel(backend_reason="cuda: library not built: no nvcc at install"), backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (None, TypeError, "image must be a path, a Pillow image, a NumPy array or a torch tensor, got NoneType"),
+        ([[1]], TypeError, "got list"),
+        (RGB[..., 0], ValueError, r"image must be uint8 \[H, W, 3\].* got uint8 \[5, 7\]"),
+        (RGB.astype(np.float32), ValueError, r"got float32 \[5, 7, 3\]"),
+        (RGB[:0], ValueError, r"at least one pixel, got uint8 \[0, 7, 3\]"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), TypeError, "must be a floating tensor .*, got torch.uint8"),
+        (torch.zeros(4, 4), ValueError, r"got shape \[4, 4\]"),
+        (torch.zeros(1, 4, 4, 4), ValueError, r"got shape \[1, 4, 4, 4\]"),
+        (torch.zeros(3, 0, 4), ValueError, r"not empty, got shape \[3, 0, 4\]"),
+        (torch.full((3, 4, 4), torch.nan), ValueError, "image must be finite"),
+        (torch.full((3, 4, 4), torch.inf), ValueError, "image must be finite"),
+        (PIL.Image.new("CMYK", (2, 2)), ValueError, "image: mode CMYK is not supported"),
+        (PIL.Image.new("I;16", (2, 2)), ValueError, "image: mode I;16 has more than 8 bits"),
+        (PIL.Image.new("RGB", (0, 2)), ValueError, "image: it must have at least one pixel"),
+    ],
+    ids=str,
+)
+def test_other_input_is_refused_before_a_model_is_loaded(image, error, message):
+    with pytest.raises(error, match=message):
+        upscale(image, "no such model")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="cannot read '.*absent.png': No such file"):
+        upscale(tmp_path / "absent.png", FakeModel())
+
+
+def test_missing_model_names_the_built_in_ones(monkeypatch, tmp_path):
+    with pytest.raises(FileNotFoundError, match="built-in model .* or an existing file, got 'no_such_model'"):
+        upscale(RGB, "no_such_model")
+    (tmp_path / "b.safetensors").touch()
+    (tmp_path / "a.safetensors").touch()
+    (tmp_path / "sample.png").touch()
+    monkeypatch.setattr(MODULE, "_ASSETS", tmp_path)
+    assert builtin_models() == {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    with pytest.raises(FileNotFoundError, match=r"built-in model \(a, b\)"):
+        load_model("c")
+    with pytest.raises(FileNotFoundError, match="existing file"):
+        load_model(tmp_path)
+
+
+def test_model_of_another_type():
+    with pytest.raises(TypeError, match="model must be a built-in name, a path or a module .* got int"):
+        upscale(RGB, 4)
+
+
+def test_importing_upscale_is_light():
+    """The package imports this module eagerly, so nothing heavy may come with it."""
+    code = "import adabm_kernels.upscale, sys; print({'torch', 'numpy', 'PIL'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert out.stdout.strip() == "set()"
+
+
+def test_public_names_stay_functions_whatever_is_imported():
+    """Importing the modules `upscale` and `backends` must not put them in the place of the functions of that name."""
+    code = (
+        "import adabm_kernels, adabm_kernels.upscale, adabm_kernels.backends.reference, adabm_kernels.cli\n"
+        "for _ in range(2): print(*(n for n in adabm_kernels.__all__ if not callable(getattr(adabm_kernels, n))))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert out.stdout.split() == []
+
+
+@needs_builtin
+def test_builtin_models_upscale_the_sample():
+    assert {"edsr_x4_w4a4", "edsr_x4_w6a6"} <= builtin_models().keys()
+    sample = MODULE._ASSETS / "sample.png"
+    with PIL.Image.open(sample) as image:
+        small = image.convert("RGB")
+    large = upscale(sample)
+    assert large.size == (small.width * 4, small.height * 4)
+    # A picture of the same scene: shrunk again it is the input, which noise, a wrong colour order or a shift is not.
+    back = imresize(np.array(large), 0.25).astype(float)
+    assert np.sqrt(((back - np.array(small)) ** 2).mean()) < 4
+
+
+@needs_builtin
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 20), (33, 17)], ids=str)
+def test_builtin_model_takes_every_size(size):
+    rgb = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert upscale(rgb).shape == (size[0] * 4, size[1] * 4, 3)
+
+
+@needs_builtin
+def test_fixed_bits_change_the_result():
+    model = load_model("edsr_x4_w4a4")
+    crop = np.array(PIL.Image.open(MODULE._ASSETS / "sample.png").convert("RGB"))[:48, :48]
+    results = [upscale(crop, model, bits=bits) for bits in (2, 8)]
+    assert not np.array_equal(*results)
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch):
+    """On a small network and a few pictures of its own, in an empty folder."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(EDSR(EDSRSpec(scale=4, blocks=2, channels=8)).state_dict(), "my_edsr_x4.pt")
+    Path("photos").mkdir()
+    for i in range(4):
+        smooth = imresize(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8), 8)
+        PIL.Image.fromarray(smooth).save(f"photos/{i}.png")
+    PIL.Image.fromarray(smooth[:20, :30]).save("photo.jpg")
+    subprocess.run([sys.executable, "-c", example], check=True, env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)})
+    with PIL.Image.open("photo_x4.png") as image:
+        assert image.size == (120, 80)
