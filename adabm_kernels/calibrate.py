@@ -75,7 +75,7 @@ def calibrate(
 
     with torch.no_grad():
         for conv in simulated.quantized_convs():
-            conv.upper_w.copy_(best_weight_range(conv.weight, conv.weight_bits, config.per_channel))
+            conv.upper_w.copy_(best_weight_range(conv.weight, conv.weight_bits))
         observed = _Observations(simulated)
         for step, batch in enumerate(batches, 1):
             observed.update(batch)
@@ -90,23 +90,18 @@ def calibrate(
     return simulated
 
 
-def best_weight_range(weight: torch.Tensor, bits: int, per_channel: bool = False) -> torch.Tensor:
+def best_weight_range(weight: torch.Tensor, bits: int) -> torch.Tensor:
     """The range, of 100 from max |weight| downwards, with the least squared quantisation error on `bits` bits.
 
-    weight: [K, C, R, S]. Returns [1], or [K, 1, 1, 1] when `per_channel`; always positive, also for weights all zero.
+    weight: float, any shape. Returns [1], positive even when every weight is 0.
     """
-    dims = (1, 2, 3) if per_channel else (0, 1, 2, 3)
-    most = weight.abs().amax(dims, keepdim=True).clamp(min=2.0**-60)
-    best, least = most, torch.full_like(most, float("inf"))
-    for shrink in SHRINKS:
-        upper = most * shrink
-        error = (weight - fake_quantize_weight(weight, upper, bits)).square().mean(dims, keepdim=True)
-        best, least = torch.where(error < least, upper, best), torch.minimum(error, least)
-    return best if per_channel else best.view(1)
+    most = weight.abs().max().clamp(min=2.0**-60).view(1)
+    errors = [(weight - fake_quantize_weight(weight, most * s, bits)).square().mean() for s in SHRINKS]
+    return most * SHRINKS[int(torch.stack(errors).argmin())]
 
 
 def best_act_range(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> tuple[torch.Tensor, ...]:
-    """(lower, upper), of 100 pairs from the given one towards zero, with the least squared error on x on `bits` bits."""
+    """(lower, upper), of 100 pairs from the given one towards zero, with the least squared error on x, `bits` bits."""
     errors = [(x - fake_quantize_act(x, lower * s, upper * s, bits)).square().mean() for s in SHRINKS]
     shrink = SHRINKS[int(torch.stack(errors).argmin())]
     return lower * shrink, upper * shrink

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 from .config import ConvertConfig
+from .files import write_file
+from .networks.detect import edsr_convs
 from .networks.edsr import EDSRSpec
 from .nn.conv import ConvParameters
 from .nn.edsr import ConvertedEDSR
@@ -24,14 +25,13 @@ _TENSORS = ("codes", "weight_upper", "bias")
 
 
 def save(model: ConvertedEDSR, path: str | Path, *, include_float: bool = True) -> None:
-    """Write a converted model; a failure leaves no partial file.
+    """Write a converted model, whole or not at all; an existing file is replaced.
 
     include_float: keep the float weights it was made from, so that `float_model` works after loading.
     Raises TypeError unless model is a converted model, OSError when the file cannot be written.
     """
     if not isinstance(model, ConvertedEDSR):
         raise TypeError(f"save: model must be a converted model (convert_model), got {type(model).__name__}")
-    path = Path(path)
     tensors = {f"float.{key}": value for key, value in (model.float_state or {}).items() if include_float}
     tensors |= {f"plain.{key}": value for key, value in model.floats.items()}
     convs = {}
@@ -46,16 +46,8 @@ def save(model: ConvertedEDSR, path: str | Path, *, include_float: bool = True) 
         "thresholds": model.thresholds,
         "convs": convs,
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    try:
-        save_file(
-            {key: value.contiguous() for key, value in tensors.items()}, temporary, {HEADER_KEY: json.dumps(header)}
-        )
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    dense = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_file(path, to_bytes(dense, {HEADER_KEY: json.dumps(header)}))
 
 
 def load(path: str | Path) -> ConvertedEDSR:
@@ -73,23 +65,35 @@ def load(path: str | Path) -> ConvertedEDSR:
     if not text:
         kind = "a float checkpoint" if any(key.endswith("weight") for key in keys) else "a file of other tensors"
         raise ValueError(f"load: {path} is {kind}, not a converted model: {_HOW}")
-    header = json.loads(text)
-    if header.get("format") != FORMAT_VERSION:
-        raise ValueError(f"load: {path} has format {header.get('format')!r}, this version reads {FORMAT_VERSION}")
-    if header.get("network") != "edsr":
-        raise ValueError(f"load: {path} holds a network {header.get('network')!r}, this version knows 'edsr'")
-    convs = {
-        name: ConvParameters(name, **{key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}, **scalars)
-        for name, scalars in header["convs"].items()
+    try:
+        parts = _parts(json.loads(text), tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"load: {path} is not a model that this version can read: {what}") from error
+    return ConvertedEDSR(**parts).eval()
+
+
+def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What the file holds, as arguments of ConvertedEDSR."""
+    if header["format"] != FORMAT_VERSION:
+        raise ValueError(f"its format is {header['format']!r}, and this version reads {FORMAT_VERSION}")
+    if header["network"] != "edsr":
+        raise ValueError(f"its network is {header['network']!r}, and this version knows 'edsr'")
+    spec, config = EDSRSpec(**header["spec"]), ConvertConfig.from_dict(header["config"])
+    quantized = edsr_convs(spec, config.quantize)
+    convs = {}
+    for name in quantized:
+        scalars = {key: header["convs"][name][key] for key in _SCALARS}
+        convs[name] = ConvParameters(name, **scalars, **{key: tensors[f"conv.{name}.{key}"] for key in _TENSORS})
+    plain = [name for name in edsr_convs(spec, "full") if name not in quantized]
+    return {
+        "spec": spec,
+        "config": config,
+        "parameters": convs,
+        "floats": {key: tensors[f"plain.{key}"] for name in plain for key in (f"{name}.weight", f"{name}.bias")},
+        "thresholds": tuple(header["thresholds"]) if config.adaptive else None,
+        "float_state": _section(tensors, "float.") or None,
     }
-    return ConvertedEDSR(
-        EDSRSpec(**header["spec"]),
-        ConvertConfig.from_dict(header["config"]),
-        convs,
-        _section(tensors, "plain."),
-        None if header["thresholds"] is None else tuple(header["thresholds"]),
-        _section(tensors, "float.") or None,
-    ).eval()
 
 
 _HOW = (

@@ -17,9 +17,10 @@ class ConvertConfig:
     act_bits: base bits of activations; an adaptive convolution computes with act_bits - 2 .. act_bits + 2.
     quantize: "full" also quantises the convolution that closes the body (adaptive) and the first, last and upsampler
         convolutions (8 bits, fixed); "body" quantises only the convolutions in residual blocks.
+    tail: "collapsed" computes a staged upsampler as one convolution (nn/tail.py), "staged" stage by stage as published; "auto"
+        collapses it where that is possible.
     adaptive: False gives every image and layer `act_bits` bits.
     clamp_bits: allow an adaptive `act_bits` outside 4..6; bits that would leave 2..8 are then clamped.
-    per_channel: one weight range per output channel instead of one per tensor (the published method: per tensor).
     image_percentile: percentage of calibration images that get one bit less, and of those that get one more, 0..50.
     layer_percentile: the same for layers, 0..50.
     ema_beta: weight of the past in the moving averages over calibration batches, 0..1.
@@ -35,9 +36,9 @@ class ConvertConfig:
     weight_bits: int = 4
     act_bits: int = 4
     quantize: str = "full"
+    tail: str = "auto"
     adaptive: bool = True
     clamp_bits: bool = False
-    per_channel: bool = False
     image_percentile: float = 10.0
     layer_percentile: float = 30.0
     ema_beta: float = 0.9
@@ -57,6 +58,7 @@ class ConvertConfig:
         for name in ("weight_bits", "act_bits"):
             self._require(name, MIN_BITS <= getattr(self, name) <= MAX_BITS, f"{MIN_BITS}..{MAX_BITS}")
         self._require("quantize", self.quantize in ("full", "body"), "'full' or 'body'")
+        self._require("tail", self.tail in ("auto", "staged", "collapsed"), "'auto', 'staged' or 'collapsed'")
         for name in ("image_percentile", "layer_percentile"):
             self._require(name, 0 <= getattr(self, name) <= 50, "a percentage in 0..50")
         for name in ("ema_beta", "bac_beta"):

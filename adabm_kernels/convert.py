@@ -12,6 +12,7 @@ from torch import nn
 from .calibrate import calibrate
 from .config import ConvertConfig
 from .networks.detect import detect
+from .networks.edsr import EDSR
 from .nn.conv import ConvParameters
 from .nn.edsr import ConvertedEDSR
 from .quantize import weight_codes
@@ -23,7 +24,7 @@ def convert_model(
     calibration: Iterable[torch.Tensor | str | Path] | None = None,
     config: ConvertConfig | None = None,
     *,
-    res_scale: float = 1.0,
+    res_scale: float | None = None,
 ) -> ConvertedEDSR:
     """A copy of `model` that computes with integer convolutions and the bit-widths AdaBM chooses at run time.
 
@@ -32,7 +33,7 @@ def convert_model(
     calibration: low-resolution images, float tensors [N, 3, H, W] in 0..255 or paths; needed for a float network, and
         refused for a calibrated one.
     config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedEDSR its own is taken.
-    res_scale: the network's residual scale, which its state dict does not reveal.
+    res_scale: the network's residual scale, which its state dict does not reveal; default that of an `EDSR`, else 1.
 
     Raises TypeError or ValueError naming the argument, the rule and the value.
     """
@@ -46,11 +47,14 @@ def convert_model(
         return _from_simulated(model)
     if isinstance(model, nn.Module):
         state = model.state_dict()
+        if res_scale is None and isinstance(model, EDSR):
+            res_scale = model.spec.res_scale
     elif isinstance(model, Mapping):
         state = model
     else:
         raise TypeError(f"convert_model: model must be a torch.nn.Module or a state dict, got {type(model).__name__}")
     config = ConvertConfig() if config is None else config
+    res_scale = 1.0 if res_scale is None else res_scale
     if detect(state, res_scale).calibrated:
         if calibration is not None:
             raise ValueError("convert_model: calibration must be left out: the state dict is calibrated already")

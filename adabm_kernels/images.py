@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+
+from .files import write_file
 
 # 8 bits per channel, or fewer. Everything else would lose something on the way to RGB and is refused by name.
 _GREY_MODES = ("1", "L", "LA")
@@ -144,18 +145,7 @@ def write_image(path: str | os.PathLike, image: Image | np.ndarray) -> None:
     """
     image = image if isinstance(image, Image) else Image(np.asarray(image))
     path = check_output(path, image.transparent)
-    data = _encode(path, image)
-    partial = path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
-    try:
-        # Mode "x" never follows or replaces another file, and gives the permissions the user's umask asks for.
-        with open(partial, "xb") as file:
-            file.write(data)
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise type(error)(f"cannot write '{path}': {error.strerror or error}") from error
-        raise
+    write_file(path, _encode(path, image))
 
 
 def _encode(path: Path, image: Image) -> bytes:

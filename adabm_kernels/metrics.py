@@ -39,7 +39,7 @@ def ssim_y(sr: np.ndarray, hr: np.ndarray, shave: int) -> float:
     """Mean SSIM of luma in -1..1, without `shave` pixels on each side (Wang et al., IEEE TIP 2004).
 
     Gaussian window 11x11 with sigma 1.5, only where it fits inside the picture; K1 = 0.01, K2 = 0.03, peak 255.
-    sr, hr: uint8 [H, W, 3]. Raises TypeError and ValueError unless they are, have one size, and 11 pixels a side remain.
+    sr, hr: uint8 [H, W, 3]. Raises TypeError and ValueError unless they are, have one size and 11 pixels a side remain.
     """
     a, b = _shaved_luma("ssim_y", sr, hr, shave, 11)
     mean_a, mean_b = _blur(a), _blur(b)

@@ -25,7 +25,7 @@ class _Struct(Structure):
 class Weights(_Struct):
     _fields_ = [
         ("struct_bytes", c_uint32),
-        *((name, c_int32) for name in ("out_channels", "channels", "kernel_h", "kernel_w")),
+        *((name, c_int32) for name in ("out_channels", "channels", "kernel_h", "kernel_w", "border_kernels")),
         ("weight", c_void_p),
         ("tile_for_bits", c_int32 * 7),
     ]

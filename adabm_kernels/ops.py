@@ -23,6 +23,12 @@ _LIB.define(
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
+    "conv2d_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
+    "Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool box_filter, str activation, int shuffle, bool accumulate, "
+    "str backend, int threads, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIB.define(
     "quantize(Tensor x, Tensor? shift, Tensor grid, Tensor bits, str backend, int threads) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -40,17 +46,26 @@ def _conv2d_outputs(
 ):  # fmt: skip
     """Checks every argument and returns (shape of y, shape of y_q)."""
     torch._check(x_q.dim() == 4, lambda: f"conv2d: x_q must be [N, H, W, C4], got shape {list(x_q.shape)}")
-    torch._check(weight.dim() == 4, lambda: f"conv2d: weight must be [K, R, S, C], got shape {list(weight.shape)}")
+    torch._check(
+        weight.dim() in (4, 6),
+        lambda: f"conv2d: weight must be [K, R, S, C] or [R, S, K, R, S, C], got shape {list(weight.shape)}",
+    )
     n, h, w, _ = x_q.shape
-    k, r, s, c = weight.shape
+    k, r, s, c = weight.shape[-4:]
+    by_class = weight.dim() == 6
     torch._check(n > 0 and h > 0 and w > 0, lambda: f"conv2d: x_q must not be empty, got shape {list(x_q.shape)}")
     _expect("conv2d: x_q", x_q, torch.uint8, (n, h, w, padded_channels(c)))
     _expect("conv2d: x_bits", x_bits, torch.int32, (n,))
-    _expect("conv2d: weight", weight, torch.int8, (k, r, s, c))
+    _expect("conv2d: weight", weight, torch.int8, (r, s, k, r, s, c) if by_class else (k, r, s, c))
+    torch._check(
+        not by_class or (h >= r and w >= s),
+        lambda: f"conv2d: an image with kernels by border class must be at least {r}x{s}, got {h}x{w}",
+    )
     torch._check(packed.dtype == torch.uint8, lambda: f"conv2d: packed must be uint8, got {packed.dtype}")
     _expect("conv2d: alpha", alpha, torch.float32, (_WIDTHS, k))
     torch._check(r % 2 == 1 and s % 2 == 1, lambda: f"conv2d: the kernel must be odd, got {r}x{s}")
-    _expect("conv2d: beta", beta, torch.float32, ((r // 2 + 1) ** 2, (s // 2 + 1) ** 2, k))
+    classes = (r, s) if by_class else ((r // 2 + 1) ** 2, (s // 2 + 1) ** 2)
+    _expect("conv2d: beta", beta, torch.float32, (*classes, k))
     torch._check(
         activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {ACTIVATIONS}, got {activation!r}"
     )
@@ -106,6 +121,33 @@ def _conv2d_fake(*args):
     return x_q.new_empty(y, dtype=y_dtype), x_q.new_empty(y_q)
 
 
+def _conv2d_out_check(*args):
+    *rest, shuffle, accumulate, backend, threads, y, y_q = args
+    torch._check(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
+    torch._check(
+        not accumulate or (y is not None and rest[7] is None),
+        lambda: "conv2d_out: accumulate needs y, and takes the place of residual",
+    )
+    out = "both" if y is not None and y_q is not None else "float" if y_q is None else "codes"
+    shapes = _conv2d_outputs(*rest, shuffle, out, backend, threads)
+    for name, tensor, dtype, shape in zip(("y", "y_q"), (y, y_q), (torch.float32, torch.uint8), shapes, strict=True):
+        if tensor is not None:
+            _expect(f"conv2d_out: {name}", tensor, dtype, shape)
+            torch._check(tensor.is_contiguous(), lambda name=name: f"conv2d_out: {name} must be contiguous")
+
+
+def _conv2d_out(*args):
+    _conv2d_out_check(*args)
+    *rest, shuffle, accumulate, backend, threads, y, y_q = args
+    if accumulate:
+        rest[7] = y
+    _BACKENDS[backend].conv2d_out(*rest, shuffle, threads, y, y_q)
+
+
+def _conv2d_out_fake(*args):
+    _conv2d_out_check(*args)
+
+
 def _quantize(x, shift, grid, bits, backend, threads):
     _check_quantize(x, shift, grid, bits, backend, threads)
     return _BACKENDS[backend].quantize(x, shift, grid, bits, threads)
@@ -117,8 +159,10 @@ def _quantize_fake(x, shift, grid, bits, backend, threads):
 
 for _key in ("CPU", "CUDA"):
     _LIB.impl("conv2d", _conv2d, _key)
+    _LIB.impl("conv2d_out", _conv2d_out, _key)
     _LIB.impl("quantize", _quantize, _key)
 torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
+torch.library.register_fake("adabm::conv2d_out", _conv2d_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
 
 
@@ -144,8 +188,9 @@ def conv2d(
     """Integer convolution, stride 1, odd kernel, "same" zero padding, with its epilogue (formula: csrc/include/adabm/adabm.h).
 
     x_q: uint8 codes [N, H, W, C4], image n on x_bits[n] bits (int32 [N], 2..8). weight: int8 [K, R, S, C], the integers m,
-    or k' with m = 2k' + 1 under `box_filter`. packed: what backends.cpu.pack made of it (empty for the reference).
-    alpha: float32 [7, K], per bit-width of x_q. beta: float32 [(R//2+1)^2, (S//2+1)^2, K] by border class.
+    or k' with m = 2k' + 1 under `box_filter`; or [R, S, K, R, S, C], one kernel per border class of the pixel. packed: what backends.cpu.pack made of it (empty for the reference).
+    alpha: float32 [7, K], per bit-width of x_q. beta: float32 [(R//2+1)^2, (S//2+1)^2, K] by border class; [R, S, K] with a
+    kernel per class.
     slope: [K] for activation="prelu". residual: float32, shape of y. out_grid, out_bits: grid and bits of the output codes.
     out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store.
     threads: 0 takes torch.get_num_threads().
@@ -156,6 +201,37 @@ def conv2d(
     return torch.ops.adabm.conv2d(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
         backend, threads,
+    )  # fmt: skip
+
+
+def conv2d_out(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    y: torch.Tensor | None = None,
+    y_q: torch.Tensor | None = None,
+    accumulate: bool = False,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out_grid: torch.Tensor | None = None,
+    out_bits: torch.Tensor | None = None,
+    box_filter: bool = False,
+    activation: str = "none",
+    shuffle: int = 1,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> None:
+    """`conv2d` into tensors that exist already: float32 y and uint8 y_q of the shapes it would return, at least one of them.
+
+    accumulate: y holds the residual and is added to.
+    """
+    torch.ops.adabm.conv2d_out(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
+        accumulate, backend, threads, y, y_q,
     )  # fmt: skip
 
 

@@ -60,9 +60,7 @@ class SimulatedConv2d(nn.Conv2d):
         self.name, self.end, self.config, self.quantized = name, end, config, True
         self.act_bits, self.weight_bits = (END_BITS, END_BITS) if end else (config.act_bits, config.weight_bits)
         self.adaptive = config.adaptive and not end
-        self.lower_a, self.upper_a = (nn.Parameter(torch.full((1,), float("nan"))) for _ in range(2))
-        weight_ranges = (channels_out, 1, 1, 1) if config.per_channel else (1,)
-        self.upper_w = nn.Parameter(torch.full(weight_ranges, float("nan")))
+        self.lower_a, self.upper_a, self.upper_w = (nn.Parameter(torch.full((1,), float("nan"))) for _ in range(3))
         if self.adaptive:
             self.measure_layer = nn.Parameter(torch.zeros(1))
 

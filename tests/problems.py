@@ -99,9 +99,7 @@ def instantiate(p: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvIns
     size = (n, p.height * p.shuffle, p.width * p.shuffle, p.outputs // p.shuffle**2)
     residual = torch.randn(size, generator=g) if p.residual else None
     out_bits = torch.tensor(p.out_bits or p.bits, dtype=torch.int32)
-    return ConvInstance(
-        layer, x_q, torch.tensor(p.bits, dtype=torch.int32), residual, act_grid(-2.0, 3.0), out_bits
-    )
+    return ConvInstance(layer, x_q, torch.tensor(p.bits, dtype=torch.int32), residual, act_grid(-2.0, 3.0), out_bits)
 
 
 def runnable_isas() -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adabm_kernels import images
+from adabm_kernels import files
 from adabm_kernels.images import Image, check_output, from_pil, read_image, to_pil, write_image
 
 RNG = np.random.default_rng(1)
@@ -272,10 +272,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
             file = real(path, mode)
             file.write(b"half")
             file.flush()
-            monkeypatch.setattr(images, "open", real, raising=False)
+            monkeypatch.setattr(files, "open", real, raising=False)
             fail()
 
-        monkeypatch.setattr(images, "open", open_half, raising=False)
+        monkeypatch.setattr(files, "open", open_half, raising=False)
     with pytest.raises(type(failure)) as caught:
         write_image(tmp_path / "a.png", 255 - RGB)
     if isinstance(failure, OSError):

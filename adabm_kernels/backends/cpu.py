@@ -22,11 +22,20 @@ def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def pack(weight: torch.Tensor, tile_for_bits: tuple[int, ...]) -> torch.Tensor:
-    """The packed form of int8 [K, R, S, C], uint8 [bytes], 64-byte aligned, for the tile of each bit-width 2..8."""
+    """The packed form of int8 [K, R, S, C] (or [R, S, K, R, S, C], a kernel per border class) for a tile per bit-width 2..8.
+
+    Returns uint8 [bytes], 64-byte aligned.
+    """
     weight = weight.contiguous()
-    k, r, s, c = weight.shape
+    k, r, s, c = weight.shape[-4:]
     args = native.Weights(
-        out_channels=k, channels=c, kernel_h=r, kernel_w=s, weight=weight.data_ptr(), tile_for_bits=tuple(tile_for_bits)
+        out_channels=k,
+        channels=c,
+        kernel_h=r,
+        kernel_w=s,
+        border_kernels=weight.dim() == 6,
+        weight=weight.data_ptr(),
+        tile_for_bits=tuple(tile_for_bits),
     )
     size = ctypes.c_uint64()
     native.library("cpu").call("adabm_pack_bytes_cpu", args, size)
@@ -55,14 +64,41 @@ def conv2d(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ops.conv2d."""
     n, h, w, _ = x_q.shape
-    channels = weight.shape[0] // shuffle**2
+    channels = weight.shape[-4] // shuffle**2
     size = (n, h * shuffle, w * shuffle)
-    y = torch.empty(0)
+    y = y_q = None
     if out in ("float", "both", "acc"):
         y = torch.empty(*size, channels, dtype=torch.int32 if out == "acc" else torch.float32)
-    y_q = torch.empty(0, dtype=torch.uint8)
     if out in ("codes", "both"):
         y_q = torch.empty(*size, padded_channels(channels), dtype=torch.uint8)
+    rest = (x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation)
+    conv2d_out(*rest, shuffle, threads, y, y_q)
+    return (
+        torch.empty(0) if y is None else y,
+        torch.empty(0, dtype=torch.uint8) if y_q is None else y_q,
+    )
+
+
+def conv2d_out(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    slope: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out_grid: torch.Tensor | None,
+    out_bits: torch.Tensor | None,
+    box_filter: bool,
+    activation: str,
+    shuffle: int,
+    threads: int,
+    y: torch.Tensor | None,
+    y_q: torch.Tensor | None,
+) -> None:
+    """See ops.conv2d_out; an int32 y takes the accumulators."""
+    n, h, w, _ = x_q.shape
     # Kept in a list so that a dense copy lives until the call is over.
     held = [_dense(t) for t in (x_q, x_bits, alpha, beta, slope, residual, out_grid, out_bits)]
     x_q, x_bits, alpha, beta, slope, residual, out_grid, out_bits = held
@@ -85,12 +121,11 @@ def conv2d(
         residual=_pointer(residual),
         out_grid=_pointer(out_grid),
         out_bits=_pointer(out_bits),
-        y=y.data_ptr() if out in ("float", "both") else None,
-        y_q=y_q.data_ptr() if out in ("codes", "both") else None,
-        y_acc=y.data_ptr() if out == "acc" else None,
+        y=None if y is None or y.dtype == torch.int32 else y.data_ptr(),
+        y_q=_pointer(y_q),
+        y_acc=y.data_ptr() if y is not None and y.dtype == torch.int32 else None,
     )
     native.library("cpu").call("adabm_conv2d_cpu", args)
-    return y, y_q
 
 
 def quantize(

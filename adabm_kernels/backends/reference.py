@@ -36,12 +36,42 @@ def accumulate(x_q: torch.Tensor, weight: torch.Tensor, box_filter: bool) -> tor
     return sums.permute(0, 2, 3, 1).to(torch.int32)
 
 
+def kernel_classes(size: int, kernel: int) -> list[tuple[int, int]]:
+    """Half-open ranges of positions that share a kernel, in the order of the kernel classes (csrc/include/adabm/adabm.h)."""
+    pad = kernel // 2
+    return [(i, i + 1) for i in range(pad)] + [(pad, size - pad)] + [(i, i + 1) for i in range(size - pad, size)]
+
+
+def accumulate_by_class(x_q: torch.Tensor, weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
+    """`accumulate` for weights [R, S, K, R, S, C]: every border class of pixels has its own kernel."""
+    r, s, k = weight.shape[:3]
+    n, h, w, _ = x_q.shape
+    acc = torch.empty(n, h, w, k, dtype=torch.int32, device=x_q.device)
+    padded = F.pad(x_q, (0, 0, s // 2, s // 2, r // 2, r // 2))
+    for i, (top, bottom) in enumerate(kernel_classes(h, r)):
+        for j, (left, right) in enumerate(kernel_classes(w, s)):
+            window = padded[:, top : bottom + r - 1, left : right + s - 1]
+            sums = accumulate(window, weight[i, j], box_filter)
+            acc[:, top:bottom, left:right] = sums[:, r // 2 : sums.shape[1] - r // 2, s // 2 : sums.shape[2] - s // 2]
+    return acc
+
+
 def class_table(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """beta of every pixel: [rows, columns, K] by border class -> [height, width, K]."""
     pad_h, pad_w = (round(size**0.5) - 1 for size in table.shape[:2])
     rows = torch.tensor([border_class(i, height, pad_h) for i in range(height)], device=table.device)
     columns = torch.tensor([border_class(i, width, pad_w) for i in range(width)], device=table.device)
     return table[rows][:, columns]
+
+
+def kernel_table(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """beta of every pixel: [R, S, K] by kernel class -> [height, width, K]."""
+
+    def index(size: int, kernel: int) -> torch.Tensor:
+        counts = torch.tensor([end - start for start, end in kernel_classes(size, kernel)], device=table.device)
+        return torch.arange(kernel, device=table.device).repeat_interleave(counts)
+
+    return table[index(height, table.shape[0])][:, index(width, table.shape[1])]
 
 
 def pixel_shuffle(x: torch.Tensor, factor: int) -> torch.Tensor:
@@ -82,12 +112,14 @@ def conv2d(
     threads: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ops.conv2d."""
-    acc = accumulate(x_q, weight, box_filter)
+    by_class = weight.dim() == 6
+    acc = (accumulate_by_class if by_class else accumulate)(x_q, weight, box_filter)
     nothing = acc.new_empty(0, dtype=torch.uint8)
     if out == "acc":
         return pixel_shuffle(acc, shuffle), nothing
     scale = alpha[(x_bits - MIN_BITS).long()].view(x_q.shape[0], 1, 1, -1)
-    value = fma32(acc.to(torch.float32), scale, class_table(beta, *acc.shape[1:3]))
+    table = (kernel_table if by_class else class_table)(beta, *acc.shape[1:3])
+    value = fma32(acc.to(torch.float32), scale, table)
     if activation == "relu":
         value = value.clamp(min=0)
     elif activation == "prelu":
@@ -97,6 +129,17 @@ def conv2d(
         value = residual + value
     codes = codes_of(value, out_grid, out_bits) if out in ("codes", "both") else nothing
     return (value if out in ("float", "both") else value.new_empty(0)), codes
+
+
+def conv2d_out(*args) -> None:
+    """See ops.conv2d_out."""
+    *rest, shuffle, threads, y, y_q = args
+    out = "both" if y is not None and y_q is not None else "float" if y_q is None else "codes"
+    value, codes = conv2d(*rest, shuffle, out, threads)
+    if y is not None:
+        y.copy_(value)
+    if y_q is not None:
+        y_q.copy_(codes)
 
 
 def quantize(

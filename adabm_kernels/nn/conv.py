@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,12 +39,102 @@ class ConvParameters:
         return min(self.act_bits + self.layer_offset + 1, MAX_BITS) if self.adaptive else self.act_bits
 
 
-class AdaptiveConv2d(nn.Module):
-    """Integer convolution of codes, with the bit-width of each image as data.
+class IntegerConv2d(nn.Module):
+    """A convolution of codes with the tables of its epilogue, on any backend; subclasses fill the tables.
+
+    weight: int8 [K, R, S, C] or [R, S, K, R, S, C]. alpha, beta, slope: see ops.conv2d; outputs sub-pixel first where `shuffle`
+    is above 1. grid: float32 [7, 2] of the input. plan: how to compute it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        plan: LayerPlan,
+        weight: torch.Tensor,
+        alpha: torch.Tensor,
+        beta: torch.Tensor,
+        grid: torch.Tensor,
+        *,
+        slope: torch.Tensor | None = None,
+        box_filter: bool = False,
+        activation: str = "none",
+        shuffle: int = 1,
+    ):
+        super().__init__()
+        self.name, self.plan = name, plan
+        self.box_filter, self.activation, self.shuffle = box_filter, activation, shuffle
+        self.register_buffer("weight", weight.to(torch.int8).contiguous())
+        self.register_buffer("alpha", alpha.to(torch.float32).contiguous())
+        self.register_buffer("beta", beta.to(torch.float32).contiguous())
+        self.register_buffer("slope", None if slope is None else slope.to(torch.float32).contiguous())
+        self.register_buffer("grid", grid)
+        self.register_buffer("packed", torch.empty(0, dtype=torch.uint8), persistent=False)
+        self.backend, self.threads = "reference", 0
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output, after the PixelShuffle."""
+        return self.weight.shape[-4] // self.shuffle**2
+
+    def set_backend(self, backend: str, threads: int) -> None:
+        """Compute with a backend that the registry has chosen; packs the weights for it where needed."""
+        if backend == "cpu" and self.packed.numel() == 0:
+            from ..backends.cpu import pack
+
+            self.packed = pack(self.weight, self.plan.tile_for_bits)
+        self.backend, self.threads = backend, threads
+
+    def forward(
+        self,
+        x_q: torch.Tensor,
+        bits: torch.Tensor,
+        *,
+        residual: torch.Tensor | None = None,
+        out: str = "float",
+        out_grid: torch.Tensor | None = None,
+        out_bits: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ops.conv2d: codes [N, H, W, C4] in, (y, y_q) out."""
+        outputs = {"residual": residual, "out_grid": out_grid, "out_bits": out_bits, "out": out}
+        return ops.conv2d(x_q, bits, *self._tables(), **outputs, **self._settings())
+
+    def into(
+        self,
+        x_q: torch.Tensor,
+        bits: torch.Tensor,
+        *,
+        y: torch.Tensor | None = None,
+        y_q: torch.Tensor | None = None,
+        accumulate: bool = False,
+        residual: torch.Tensor | None = None,
+        out_grid: torch.Tensor | None = None,
+        out_bits: torch.Tensor | None = None,
+    ) -> None:
+        """See ops.conv2d_out: the same, into tensors that exist."""
+        outputs = {"y": y, "y_q": y_q, "accumulate": accumulate}
+        outputs |= {"residual": residual, "out_grid": out_grid, "out_bits": out_bits}
+        ops.conv2d_out(x_q, bits, *self._tables(), **outputs, **self._settings())
+
+    def _tables(self) -> tuple[torch.Tensor, ...]:
+        return self.weight, self.packed, self.alpha, self.beta
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "slope": self.slope,
+            "box_filter": self.box_filter,
+            "activation": self.activation,
+            "shuffle": self.shuffle,
+            "backend": self.backend,
+            "threads": self.threads,
+        }
+
+
+class AdaptiveConv2d(IntegerConv2d):
+    """A calibrated convolution: integer weights, and the bit-width of each image's codes as data.
 
     gain, shift: float64 [K] or None, applied to the convolution's result (residual scale, folded normalisation, mean colour):
     gain * (conv + bias) + shift. activation: "none", "relu" or "prelu" with `slope` [K]. shuffle: PixelShuffle factor; outputs
-    are then stored sub-pixel first (ops.conv2d), so every per-output table is reordered here once.
+    are then stored sub-pixel first, so every per-output table is reordered here once.
     Raises ValueError when an accumulator could overflow.
     """
 
@@ -57,43 +148,31 @@ class AdaptiveConv2d(nn.Module):
         shift: torch.Tensor | None = None,
         shuffle: int = 1,
     ):
-        super().__init__()
-        self.parameters_ = parameters
-        self.activation, self.shuffle = activation, shuffle
         k = parameters.codes.shape[0]
-        order = torch.arange(k).view(k // shuffle**2, shuffle**2).T.reshape(-1)  # torch: c * r^2 + sub-pixel
+        order = shuffle_order(k, shuffle)
         codes = parameters.codes[order]
         integers = weight_integers(codes)
         # Weights of 8 bits make 9-bit integers: keep k' and let the kernel add the sum of the codes (docs/numerics.md).
-        self.box_filter = parameters.weight_bits == 8
-        self.plan: LayerPlan = plan_layer(
-            parameters.name, int(integers.to(torch.int64).abs().sum((1, 2, 3)).max()), parameters.most_bits
-        )
+        box_filter = parameters.weight_bits == 8
+        absolute_sum = int(integers.to(torch.int64).abs().sum((1, 2, 3)).max())
         upper = parameters.weight_upper.to(torch.float64).reshape(-1).expand(k)[order]
         scale = upper / (2**parameters.weight_bits - 1)
         gain = torch.ones(k, dtype=torch.float64) if gain is None else gain.to(torch.float64)[order]
         shift = torch.zeros(k, dtype=torch.float64) if shift is None else shift.to(torch.float64)[order]
         bias = parameters.bias.to(torch.float64)[order]
-        steps = act_steps(parameters.lower, parameters.upper)
-        alpha = steps[:, None] * scale * gain
-        beta = gain * (bias + scale * parameters.lower * valid_tap_sums(integers)) + shift
-        self.register_buffer(
-            "weight", (codes if self.box_filter else integers).to(torch.int8).permute(0, 2, 3, 1).contiguous()
+        super().__init__(
+            parameters.name,
+            plan_layer(parameters.name, absolute_sum, parameters.most_bits),
+            (codes if box_filter else integers).permute(0, 2, 3, 1),
+            act_steps(parameters.lower, parameters.upper)[:, None] * scale * gain,
+            gain * (bias + scale * parameters.lower * valid_tap_sums(integers)) + shift,
+            act_grid(parameters.lower, parameters.upper),
+            slope=None if slope is None else slope[order],
+            box_filter=box_filter,
+            activation=activation,
+            shuffle=shuffle,
         )
-        self.register_buffer("alpha", alpha.to(torch.float32))
-        self.register_buffer("beta", beta.to(torch.float32))
-        self.register_buffer("slope", None if slope is None else slope.to(torch.float32)[order].contiguous())
-        self.register_buffer("grid", act_grid(parameters.lower, parameters.upper))
-        self.register_buffer("packed", torch.empty(0, dtype=torch.uint8), persistent=False)
-        self.backend, self.threads = "reference", 0
-
-    def set_backend(self, backend: str, threads: int) -> None:
-        """Compute with a backend that the registry has chosen; packs the weights for it where needed."""
-        if backend == "cpu" and self.packed.numel() == 0:
-            from ..backends.cpu import pack
-
-            self.packed = pack(self.weight, self.plan.tile_for_bits)
-        self.backend, self.threads = backend, threads
+        self.parameters_ = parameters
 
     def bits(self, image_offset: torch.Tensor) -> torch.Tensor:
         """Bits of the input codes, int32 [N], from the image offsets int32 [N]."""
@@ -102,32 +181,7 @@ class AdaptiveConv2d(nn.Module):
             return torch.full_like(image_offset, p.act_bits)
         return (image_offset + (p.act_bits + p.layer_offset)).clamp(MIN_BITS, MAX_BITS)
 
-    def forward(
-        self,
-        x_q: torch.Tensor,
-        bits: torch.Tensor,
-        *,
-        residual: torch.Tensor | None = None,
-        out: str = "float",
-        out_grid: torch.Tensor | None = None,
-        out_bits: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ops.conv2d: codes [N, H, W, C4] in, (y, y_q) out."""
-        return ops.conv2d(
-            x_q,
-            bits,
-            self.weight,
-            self.packed,
-            self.alpha,
-            self.beta,
-            slope=self.slope,
-            residual=residual,
-            out_grid=out_grid,
-            out_bits=out_bits,
-            box_filter=self.box_filter,
-            activation=self.activation,
-            shuffle=self.shuffle,
-            out=out,
-            backend=self.backend,
-            threads=self.threads,
-        )
+
+def shuffle_order(outputs: int, factor: int) -> torch.Tensor:
+    """Index that brings torch's PixelShuffle order c * r^2 + sub-pixel into the stored one, sub-pixel * C + c."""
+    return torch.arange(outputs).view(outputs // factor**2, factor**2).T.reshape(-1)

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from .. import native, ops
 from ..config import ConvertConfig
 from ..networks.edsr import EDSR, EDSRSpec, MeanShift
-from ..quantize import MAX_BITS, MIN_BITS
+from ..quantize import MAX_BITS, MIN_BITS, padded_channels
 from ..registry import Choice, Problem, choose
 from ..simulate import image_measure, image_offsets
-from .conv import AdaptiveConv2d, ConvParameters
+from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
+from .tail import SMALLEST, CollapsedConv2d, collapse
+from .workspace import Workspace
 
 
 class ConvertedEDSR(nn.Module):
@@ -57,20 +59,21 @@ class ConvertedEDSR(nn.Module):
             for i in range(spec.blocks)
         )
         self.ends = nn.ModuleDict()
-        last = f"tail.0.{2 * len(spec.shuffles) - 2}" if spec.tail == "single" else "tail.1"
         self.tail_names = [f"tail.0.{2 * i}" for i in range(len(spec.shuffles))]
         if spec.tail == "staged":
-            self.tail_names.append(last)
+            self.tail_names.append("tail.1")
         if full:
             body_last = f"body.{spec.blocks}"
             self._add_end("head.0", AdaptiveConv2d(parameters["head.0"]))
             self._add_end(body_last, AdaptiveConv2d(parameters[body_last]))
             for name, r in zip(self.tail_names, [*spec.shuffles, 1], strict=False):
-                shift = self.mean.repeat_interleave(r * r) if name == last else None
+                shift = self.mean.repeat_interleave(r * r) if name == self.tail_names[-1] else None
                 self._add_end(name, AdaptiveConv2d(parameters[name], shuffle=r, shift=shift))
         else:
             for key, value in self.floats.items():
                 self.register_buffer(key.replace(".", "_"), value)
+        self.collapsed = self._collapsed_tail()
+        self._workspace = Workspace()
         self._bits: str | int = "auto"
         self._threads = 0
         self._requested = "auto"
@@ -79,15 +82,30 @@ class ConvertedEDSR(nn.Module):
     def _add_end(self, name: str, conv: AdaptiveConv2d) -> None:
         self.ends[name.replace(".", "_")] = conv
 
+    def _collapsed_tail(self) -> CollapsedConv2d | None:
+        """The tail as one convolution, where the settings and the network allow it."""
+        config, spec = self.config, self.spec
+        possible = spec.tail == "staged" and config.quantize == "full" and self.float_state is not None
+        if config.tail == "staged" or not possible:
+            if config.tail == "collapsed":
+                raise ValueError(
+                    "ConvertedEDSR: tail='collapsed' needs a fully quantised network with a staged tail and its float weights"
+                )
+            return None
+        convs = [(self.float_state[f"{name}.weight"], self.float_state[f"{name}.bias"]) for name in self.tail_names]
+        range_ = self.parameters_by_name[self.tail_names[0]]
+        return CollapsedConv2d(collapse(convs, spec.shuffles), range_.lower, range_.upper, self.mean)
+
     def _end(self, name: str) -> AdaptiveConv2d:
         return self.ends[name.replace(".", "_")]
 
-    def convs(self) -> list[AdaptiveConv2d]:
+    def convs(self) -> list[IntegerConv2d]:
         """The integer convolutions in the order they run."""
         body = [conv for block in self.blocks for conv in block]
         if not self.ends:
             return body
-        return [self._end("head.0"), *body, self._end(f"body.{self.spec.blocks}"), *map(self._end, self.tail_names)]
+        ends = [self._end("head.0"), *body, self._end(f"body.{self.spec.blocks}"), *map(self._end, self.tail_names)]
+        return ends if self.collapsed is None else [*ends, self.collapsed]
 
     # ---- settings
 
@@ -140,14 +158,15 @@ class ConvertedEDSR(nn.Module):
         return image_offsets(image_measure(x), self.measure_lower, self.measure_upper)
 
     def _layer_bits(self, conv: AdaptiveConv2d, offset: torch.Tensor) -> torch.Tensor:
-        if self._bits != "auto" and conv.parameters_.name.startswith("body."):
+        if self._bits != "auto" and conv.name.startswith("body."):
             return torch.full_like(offset, self._bits)
         return conv.bits(offset)
 
     def layer_bits(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each."""
         offset = self.image_offsets(x)
-        return {conv.parameters_.name: self._layer_bits(conv, offset) for conv in self.convs()}
+        convs = (conv for conv in self.convs() if isinstance(conv, AdaptiveConv2d))
+        return {conv.name: self._layer_bits(conv, offset) for conv in convs}
 
     def mean_bits(self, x: torch.Tensor) -> torch.Tensor:
         """Mean activation bits over the convolutions of the body, float32 [N] (first, last and upsampler are not counted)."""
@@ -165,33 +184,51 @@ class ConvertedEDSR(nn.Module):
         with torch.no_grad():
             return self._forward_full(x) if self.ends else self._forward_body(x)
 
+    def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
+        """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""
+        n, h, w, _ = like.shape
+        shape = (n, h * factor, w * factor, padded_channels(channels))
+        return self._workspace.get(name, shape, torch.uint8, like.device)
+
+    def _floats(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """A float buffer for the features on the pixels of the codes `like`."""
+        return self._workspace.get(name, (*like.shape[:3], self.spec.channels), torch.float32, like.device)
+
     def _run_blocks(self, feature, codes, bits, last_grid, last_bits):
-        """The residual blocks: float features and the first block's codes -> features, and codes on `last_grid` if given."""
+        """The residual blocks: updates `feature` in place; returns the codes of the result on `last_grid`, if given."""
+        inner = self._codes("inner", codes, self.spec.channels)
         for i, (conv1, conv2) in enumerate(self.blocks):
             bits1, bits2 = bits[i]
-            _, inner = conv1(codes, bits1, out="codes", out_grid=conv2.grid, out_bits=bits2)
+            conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2)
             if i + 1 < len(self.blocks):
                 grid, next_bits = self.blocks[i + 1][0].grid, bits[i + 1][0]
             else:
                 grid, next_bits = last_grid, last_bits
-            out = "float" if grid is None else "both"
-            feature, codes = conv2(inner, bits2, residual=feature, out=out, out_grid=grid, out_bits=next_bits)
-        return feature, codes
+            codes = None if grid is None else self._codes("codes", inner, self.spec.channels)
+            conv2.into(inner, bits2, y=feature, accumulate=True, y_q=codes, out_grid=grid, out_bits=next_bits)
+        return codes
 
     def _forward_full(self, x: torch.Tensor) -> torch.Tensor:
         offset = self.image_offsets(x)
         head, last = self._end("head.0"), self._end(f"body.{self.spec.blocks}")
         tail = [self._end(name) for name in self.tail_names]
+        if self.collapsed is not None and min(x.shape[2:]) >= SMALLEST:
+            tail = [self.collapsed]
         bits = [[self._layer_bits(conv, offset) for conv in block] for block in self.blocks]
         end_bits, last_bits = head.bits(offset), self._layer_bits(last, offset)
         shift = self.mean if self.spec.mean_shift else None
-        codes = ops.quantize(x, head.grid, end_bits, shift=shift, backend=self.choice.backend, threads=self._threads)
-        skip, codes = head(codes, end_bits, out="both", out_grid=self.blocks[0][0].grid, out_bits=bits[0][0])
-        _, codes = self._run_blocks(skip, codes, bits, last.grid, last_bits)
-        _, codes = last(codes, last_bits, residual=skip, out="codes", out_grid=tail[0].grid, out_bits=end_bits)
-        for conv, following in zip(tail, tail[1:], strict=False):
-            _, codes = conv(codes, end_bits, out="codes", out_grid=following.grid, out_bits=end_bits)
-        y, _ = tail[-1](codes, end_bits)
+        pixels = ops.quantize(x, head.grid, end_bits, shift=shift, backend=self.choice.backend, threads=self._threads)
+        skip, feature = self._floats("skip", pixels), self._floats("feature", pixels)
+        codes = self._codes("codes", pixels, self.spec.channels)
+        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=self.blocks[0][0].grid, out_bits=bits[0][0])
+        feature.copy_(skip)
+        codes = self._run_blocks(feature, codes, bits, last.grid, last_bits)
+        wide = self._codes("inner", codes, self.spec.channels)
+        last.into(codes, last_bits, residual=skip, y_q=wide, out_grid=tail[0].grid, out_bits=end_bits)
+        for i, (conv, following) in enumerate(zip(tail, tail[1:], strict=False)):
+            narrow, wide = wide, self._codes(f"tail{i}", wide, conv.out_channels, conv.shuffle)
+            conv.into(narrow, end_bits, y_q=wide, out_grid=following.grid, out_bits=end_bits)
+        y, _ = tail[-1](wide, end_bits)
         return y.permute(0, 3, 1, 2)
 
     def _float_conv(self, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -206,8 +243,9 @@ class ConvertedEDSR(nn.Module):
         skip = self._float_conv("head.0", (x - mean).contiguous(memory_format=torch.channels_last))
         backend, first = self.choice.backend, self.blocks[0][0]
         codes = ops.quantize(skip, first.grid, bits[0][0], backend=backend, threads=self._threads)
-        feature = skip.permute(0, 2, 3, 1).contiguous()
-        feature, _ = self._run_blocks(feature, codes, bits, None, None)
+        feature = self._floats("feature", codes)
+        feature.copy_(skip.permute(0, 2, 3, 1))
+        self._run_blocks(feature, codes, bits, None, None)
         y = skip + self._float_conv(f"body.{self.spec.blocks}", feature.permute(0, 3, 1, 2))
         for name, r in zip(self.tail_names, [*self.spec.shuffles, 1], strict=False):
             y = self._float_conv(name, y)

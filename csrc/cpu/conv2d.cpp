@@ -58,6 +58,11 @@ int border_class(int position, int size, int pad) {
   return std::max(0, pad - position) * (pad + 1) + std::max(0, position + pad - (size - 1));
 }
 
+// Which of the kernels of a layer with border_kernels a row or column takes.
+int kernel_class(int position, int size, int pad) {
+  return position < pad ? position : std::max(pad, position + 2 * pad + 1 - size);
+}
+
 // Copies the rows and columns under a block into `patch`, zeros where they fall outside the image.
 void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, int row, int column, int rows, int columns,
                 uint8_t* patch) {
@@ -85,7 +90,10 @@ void Convolution::run_row(int image, int row) const {
   const int out = K / (r * r), code = (out + 3) / 4 * 4;
   const ptrdiff_t out_row = (static_cast<ptrdiff_t>(image) * a.height + row) * r * a.width * r;
   const bool rows_inside = row >= pad_h && row + pad_h < a.height;
-  const float* row_beta = a.beta + static_cast<ptrdiff_t>(border_class(row, a.height, pad_h)) * classes_w * K;
+  const bool own = header.border_kernels;
+  const int row_class = own ? kernel_class(row, a.height, pad_h) : border_class(row, a.height, pad_h);
+  const float* row_beta = a.beta + static_cast<ptrdiff_t>(row_class) * (own ? S : classes_w) * K;
+  const ptrdiff_t kernel_bytes = panel_stride * header.panels();
 
   s.taps.resize(R * S);
   if (a.box_filter) s.box.resize(a.width);
@@ -107,15 +115,21 @@ void Convolution::run_row(int image, int row) const {
   for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
     const int panels = std::min(kMaxPanels, header.panels() - first_panel), first = first_panel * kPanel;
     const int block = kernels.pixels[panels];
-    p.w = weights + first_panel * panel_stride, p.panels = panels;
+    p.panels = panels;
     e.panels = panels, e.lanes = std::min(panels * kPanel, K - first);
     e.alpha = a.alpha + static_cast<ptrdiff_t>(in_bits - ADABM_MIN_BITS) * K + first;
     e.slope = a.slope ? a.slope + first : nullptr;
     e.y_lane = y_lane.data() + first, e.q_lane = q_lane.data() + first;
     e.beta = beta, e.acc = s.acc;
 
-    for (int column = 0; column < a.width; column += block) {
-      const int pixels = std::min(block, a.width - column);
+    for (int column = 0, pixels; column < a.width; column += pixels) {
+      pixels = std::min(block, a.width - column);
+      p.w = weights + first_panel * panel_stride;
+      if (own) {
+        const bool inner = column >= pad_w && column < a.width - pad_w;
+        pixels = inner ? std::min(pixels, a.width - pad_w - column) : 1;
+        p.w += (row_class * S + kernel_class(column, a.width, pad_w)) * kernel_bytes;
+      }
       ptrdiff_t tap_row = row_bytes;
       if (rows_inside && column >= pad_w && column + pixels + pad_w <= a.width) {
         p.x = x + static_cast<ptrdiff_t>(row - pad_h) * row_bytes + (column - pad_w) * pixel_bytes;
@@ -136,7 +150,10 @@ void Convolution::run_row(int image, int row) const {
           s.box[column + m] = sum;
         }
       e.box = a.box_filter ? s.box.data() + column : nullptr;
-      for (int m = 0; m < pixels; m++) beta[m] = row_beta + static_cast<ptrdiff_t>(border_class(column + m, a.width, pad_w)) * K + first;
+      for (int m = 0; m < pixels; m++) {
+        const int at = own ? kernel_class(column + m, a.width, pad_w) : border_class(column + m, a.width, pad_w);
+        beta[m] = row_beta + static_cast<ptrdiff_t>(at) * K + first;
+      }
       const ptrdiff_t y_at = out_row * out + static_cast<ptrdiff_t>(column) * out_pixel;
       e.pixels = pixels;
       e.residual = a.residual ? a.residual + y_at : nullptr;
@@ -195,6 +212,9 @@ extern "C" adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args) {
     ADABM_REQUIRE(static_cast<int64_t>(a.width) * header.quads() * 4 * header.kernel_h < INT32_MAX &&
                       static_cast<int64_t>(a.width) * (header.out_channels + 3 * a.shuffle * a.shuffle) < INT32_MAX,
                   "width %d is too large for %d to %d channels", a.width, header.channels, header.out_channels);
+    ADABM_REQUIRE(!header.border_kernels || (a.height >= header.kernel_h && a.width >= header.kernel_w),
+                  "height and width must be at least the kernel's %dx%d with border_kernels, got %dx%d", header.kernel_h, header.kernel_w,
+                  a.height, a.width);
     check_bits(a.x_bits, a.batch, "x_bits");
     if (a.y_q) check_bits(a.out_bits, a.batch, "out_bits");
     const Convolution conv(a, choose_kernels(a.isa), header);

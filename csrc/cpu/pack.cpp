@@ -17,6 +17,8 @@ PackedHeader layout(const adabm_weights& w) {
   PackedHeader h = {};
   h.magic = kPackedMagic, h.version = ADABM_ABI_VERSION;
   h.out_channels = w.out_channels, h.channels = w.channels, h.kernel_h = w.kernel_h, h.kernel_w = w.kernel_w;
+  ADABM_REQUIRE(w.border_kernels == 0 || w.border_kernels == 1, "border_kernels must be 0 or 1, got %d", w.border_kernels);
+  h.border_kernels = w.border_kernels;
   h.bytes = kPackedHeaderBytes;
   for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
     const int tile = w.tile_for_bits[b];
@@ -24,18 +26,20 @@ PackedHeader layout(const adabm_weights& w) {
     h.tile_for_bits[b] = tile;
     if (h.tile_offset[tile]) continue;
     h.tile_offset[tile] = h.bytes;
-    h.bytes += panel_bytes(h, w.kernel_h * w.kernel_w) * h.panels();
+    h.bytes += panel_bytes(h, w.kernel_h * w.kernel_w) * h.panels() * h.kernels();
   }
   return h;
 }
 
 void pack_direct(const adabm_weights& w, const PackedHeader& h, int8_t* out) {
   const int taps = w.kernel_h * w.kernel_w;
-  for (int o = 0; o < w.out_channels; o++)
-    for (int t = 0; t < taps; t++)
-      for (int c = 0; c < w.channels; c++)
-        out[(o / kPanel) * panel_bytes(h, taps) + (static_cast<size_t>(t) * h.quads() + c / 4) * 64 + (o % kPanel) * 4 + c % 4] =
-            w.weight[(static_cast<size_t>(o) * taps + t) * w.channels + c];
+  const int8_t* from = w.weight;
+  for (int b = 0; b < h.kernels(); b++, out += panel_bytes(h, taps) * h.panels())
+    for (int o = 0; o < w.out_channels; o++)
+      for (int t = 0; t < taps; t++)
+        for (int c = 0; c < w.channels; c++)
+          out[(o / kPanel) * panel_bytes(h, taps) + (static_cast<size_t>(t) * h.quads() + c / 4) * 64 + (o % kPanel) * 4 + c % 4] =
+              *from++;
 }
 
 }  // namespace

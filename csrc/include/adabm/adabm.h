@@ -52,7 +52,8 @@ ADABM_API adabm_status adabm_isa_cpu(int32_t isa, int32_t* built, int32_t* prese
 typedef struct {
   uint32_t struct_bytes; /* sizeof(adabm_weights) */
   int32_t out_channels, channels, kernel_h, kernel_w;
-  const int8_t* weight;                      /* [out_channels, kernel_h, kernel_w, channels] */
+  int32_t border_kernels;                    /* 1: a kernel of its own for every border class of the pixel, see below */
+  const int8_t* weight;                      /* [K, R, S, C], or [R, S, K, R, S, C] with border_kernels */
   int32_t tile_for_bits[ADABM_BIT_WIDTHS];   /* ADABM_TILE_* for codes of 2..8 bits */
 } adabm_weights;
 
@@ -72,6 +73,9 @@ ADABM_API adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packed
  * adabm_kernels/quantize.py. With shuffle r > 1 the output has size [H*r, W*r] and out_channels / r^2 channels: output
  * o = (i*r + j) * (out_channels / r^2) + c goes to channel c of pixel (y*r + i, x*r + j). Any of y, y_q, y_acc may be
  * null, not all. residual may be the same memory as y.
+ *
+ * With border_kernels the first axes of weight and beta are the classes of row and column: the first R/2 and the last R/2
+ * pixels have one each and all others share the one between, R (and S) in all. The image must have R rows and S columns.
  */
 typedef struct {
   uint32_t struct_bytes; /* sizeof(adabm_conv2d_args) */
@@ -86,7 +90,7 @@ typedef struct {
   int32_t activation;       /* ADABM_ACT_* */
   int32_t shuffle;          /* 1 or more */
   const float* alpha;       /* [7, K] */
-  const float* beta;        /* [(R/2+1)^2, (S/2+1)^2, K] */
+  const float* beta;        /* [(R/2+1)^2, (S/2+1)^2, K], or [R, S, K] with border_kernels */
   const float* slope;       /* [K], PReLU only */
   const float* residual;    /* shape of y, or null */
   const float* out_grid;    /* [7, 2], where y_q is given */
