@@ -58,8 +58,8 @@ def load(path: str | Path) -> ConvertedEDSR:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
-            tensors = {key: file.get_tensor(key) for key in file.keys()} if text else {}  # noqa: SIM118: not a dict
             keys = list(file.keys())
+            tensors = {key: file.get_tensor(key) for key in keys} if text else {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"load: {path} is {_what_else(path)}") from error
     if not text:

@@ -194,8 +194,10 @@ class ConvertedEDSR(nn.Module):
         """A float buffer for the features on the pixels of the codes `like`."""
         return self._workspace.get(name, (*like.shape[:3], self.spec.channels), torch.float32, like.device)
 
-    def _run_blocks(self, feature, codes, bits, last_grid, last_bits):
-        """The residual blocks: updates `feature` in place; returns the codes of the result on `last_grid`, if given."""
+    def _run_blocks(self, skip, codes, bits, last_grid, last_bits):
+        """The residual blocks, from the features `skip` and their codes: returns the features (a buffer) and, if `last_grid`
+        is given, their codes on it."""
+        feature = self._floats("feature", codes)
         inner = self._codes("inner", codes, self.spec.channels)
         for i, (conv1, conv2) in enumerate(self.blocks):
             bits1, bits2 = bits[i]
@@ -205,8 +207,9 @@ class ConvertedEDSR(nn.Module):
             else:
                 grid, next_bits = last_grid, last_bits
             codes = None if grid is None else self._codes("codes", inner, self.spec.channels)
-            conv2.into(inner, bits2, y=feature, accumulate=True, y_q=codes, out_grid=grid, out_bits=next_bits)
-        return codes
+            residual = {"residual": skip} if i == 0 else {"accumulate": True}
+            conv2.into(inner, bits2, y=feature, y_q=codes, out_grid=grid, out_bits=next_bits, **residual)
+        return feature, codes
 
     def _forward_full(self, x: torch.Tensor) -> torch.Tensor:
         offset = self.image_offsets(x)
@@ -218,11 +221,10 @@ class ConvertedEDSR(nn.Module):
         end_bits, last_bits = head.bits(offset), self._layer_bits(last, offset)
         shift = self.mean if self.spec.mean_shift else None
         pixels = ops.quantize(x, head.grid, end_bits, shift=shift, backend=self.choice.backend, threads=self._threads)
-        skip, feature = self._floats("skip", pixels), self._floats("feature", pixels)
+        skip = self._floats("skip", pixels)
         codes = self._codes("codes", pixels, self.spec.channels)
         head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=self.blocks[0][0].grid, out_bits=bits[0][0])
-        feature.copy_(skip)
-        codes = self._run_blocks(feature, codes, bits, last.grid, last_bits)
+        _, codes = self._run_blocks(skip, codes, bits, last.grid, last_bits)
         wide = self._codes("inner", codes, self.spec.channels)
         last.into(codes, last_bits, residual=skip, y_q=wide, out_grid=tail[0].grid, out_bits=end_bits)
         for i, (conv, following) in enumerate(zip(tail, tail[1:], strict=False)):
@@ -243,9 +245,7 @@ class ConvertedEDSR(nn.Module):
         skip = self._float_conv("head.0", (x - mean).contiguous(memory_format=torch.channels_last))
         backend, first = self.choice.backend, self.blocks[0][0]
         codes = ops.quantize(skip, first.grid, bits[0][0], backend=backend, threads=self._threads)
-        feature = self._floats("feature", codes)
-        feature.copy_(skip.permute(0, 2, 3, 1))
-        self._run_blocks(feature, codes, bits, None, None)
+        feature, _ = self._run_blocks(skip.permute(0, 2, 3, 1).contiguous(), codes, bits, None, None)
         y = skip + self._float_conv(f"body.{self.spec.blocks}", feature.permute(0, 3, 1, 2))
         for name, r in zip(self.tail_names, [*self.spec.shuffles, 1], strict=False):
             y = self._float_conv(name, y)

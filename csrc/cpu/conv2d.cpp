@@ -141,6 +141,10 @@ void Convolution::run_row(int image, int row) const {
       }
       for (int t = 0; t < R * S; t++) s.taps[t] = (t / S) * tap_row + (t % S) * pixel_bytes;
       p.pixels = pixels;
+      const ptrdiff_t y_at = out_row * out + static_cast<ptrdiff_t>(column) * out_pixel;
+      if (a.residual && contiguous && r == 1)  // arrives while the products run; the hardware does not see it coming
+        for (int m = 0; m < pixels; m++)
+          for (int o = 0; o < e.lanes; o += kPanel) __builtin_prefetch(a.residual + y_at + m * out_pixel + first + o, 1);
       kernels.product(p);
 
       if (a.box_filter && first_panel == 0)
@@ -154,7 +158,6 @@ void Convolution::run_row(int image, int row) const {
         const int at = own ? kernel_class(column + m, a.width, pad_w) : border_class(column + m, a.width, pad_w);
         beta[m] = row_beta + static_cast<ptrdiff_t>(at) * K + first;
       }
-      const ptrdiff_t y_at = out_row * out + static_cast<ptrdiff_t>(column) * out_pixel;
       e.pixels = pixels;
       e.residual = a.residual ? a.residual + y_at : nullptr;
       e.y = a.y ? a.y + y_at : nullptr;

@@ -1,0 +1,79 @@
+"""Whole networks, converted and float, on one 192x192 image. Each converted one first proves equal to the integer reference."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from baselines import BASELINES
+from conftest import THREADS
+from shared import shared_path
+
+from adabm_kernels import ConvertConfig, convert_model, load
+from adabm_kernels.networks.detect import load_state
+from adabm_kernels.upscale import builtin_models
+
+SIZE = 192
+
+
+def photo(n: int = 1) -> torch.Tensor:
+    """Smooth random colours with some grain, 0..255: an image offset of 0 would be luck, so benchmarks fix the bits."""
+    g = torch.Generator().manual_seed(0)
+    coarse = torch.rand(n, 3, SIZE // 8, SIZE // 8, generator=g)
+    smooth = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bicubic")
+    return (smooth * 230 + torch.rand(n, 3, SIZE, SIZE, generator=g) * 25).clamp(0, 255).contiguous()
+
+
+@functools.cache
+def network(name: str, bits: int) -> torch.nn.Module:
+    if name == "builtin":
+        return load(builtin_models()[f"edsr_x4_w{bits}a{bits}"])
+    weights = load_state(shared_path("data", "weights", f"{name}.pt"))
+    return convert_model(weights, [photo()], ConvertConfig(weight_bits=bits, act_bits=bits))
+
+
+def check(model: torch.nn.Module) -> None:
+    """The CPU kernels against the integer reference, on a crop."""
+    crop = photo()[:, :, :24, :30].contiguous()
+    got = model(crop)
+    model.set_backend("reference")
+    want = model(crop)
+    model.set_backend("cpu")
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+@pytest.mark.parametrize("name", ["builtin", "edsr_baseline_x4", "edsr_r8f64_x2"])
+def bench_converted(benchmark, name: str, bits: int) -> None:
+    benchmark.group = f"{name} {SIZE}x{SIZE}"
+    model = network(name, bits)
+    model.set_threads(THREADS)
+    model.set_bits(bits)
+    check(model)
+    x = photo()
+    benchmark.extra_info |= {"bits": bits, "threads": THREADS, "backend": model.backend_summary()}
+    benchmark.pedantic(lambda: model(x), rounds=15, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("name", ["builtin", "edsr_baseline_x4", "edsr_r8f64_x2"])
+def bench_float(benchmark, name: str, baseline: str) -> None:
+    benchmark.group = f"{name} {SIZE}x{SIZE}"
+    forward = BASELINES[baseline](network(name, 4).float_model())
+    x = photo()
+    benchmark.extra_info |= {"baseline": baseline, "threads": THREADS}
+    with torch.no_grad():
+        benchmark.pedantic(lambda: forward(x), rounds=7, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("offset", [-1, 0, 1])
+def bench_image_offset(benchmark, offset: int) -> None:
+    """An easy, a middling and a hard image: the same pixels, with the image's bits fixed one below, at and above the base."""
+    benchmark.group = f"edsr_baseline_x4 {SIZE}x{SIZE} by image offset"
+    model = network("edsr_baseline_x4", 4)
+    model.set_threads(THREADS)
+    model.set_bits(4 + offset)
+    x = photo()
+    benchmark.extra_info |= {"offset": offset, "threads": THREADS}
+    benchmark.pedantic(lambda: model(x), rounds=15, warmup_rounds=2)
