@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,9 +55,9 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"load_state: a checkpoint ends in .safetensors, .pt or .pth, got {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = (str(error).splitlines() or ["the file is empty"])[0]
-        raise ValueError(f"load_state: {path} is not a checkpoint of plain tensors ({reason})") from error
+    except Exception as error:  # on damaged files the unpickler raises almost anything: IndexError, struct.error, ...
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise ValueError(f"load_state: {path} is damaged or not a checkpoint of plain tensors ({reason})") from error
     if not isinstance(state, dict):
         raise ValueError(f"load_state: {path} holds a {type(state).__name__}, not a state dict")
     return state

@@ -154,7 +154,6 @@ class AdaptiveConv2d(IntegerConv2d):
         integers = weight_integers(codes)
         # Weights of 8 bits make 9-bit integers: keep k' and let the kernel add the sum of the codes (docs/numerics.md).
         box_filter = parameters.weight_bits == 8
-        absolute_sum = int(integers.to(torch.int64).abs().sum((1, 2, 3)).max())
         upper = parameters.weight_upper.to(torch.float64).reshape(-1).expand(k)[order]
         scale = upper / (2**parameters.weight_bits - 1)
         gain = torch.ones(k, dtype=torch.float64) if gain is None else gain.to(torch.float64)[order]
@@ -162,7 +161,12 @@ class AdaptiveConv2d(IntegerConv2d):
         bias = parameters.bias.to(torch.float64)[order]
         super().__init__(
             parameters.name,
-            plan_layer(parameters.name, absolute_sum, parameters.most_bits),
+            plan_layer(
+                parameters.name,
+                integers.numpy(),
+                parameters.most_bits,
+                only_direct="weights of 8 bits make 9-bit integers" if box_filter else "",
+            ),
             (codes if box_filter else integers).permute(0, 2, 3, 1),
             act_steps(parameters.lower, parameters.upper)[:, None] * scale * gain,
             gain * (bias + scale * parameters.lower * valid_tap_sums(integers)) + shift,

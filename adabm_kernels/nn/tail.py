@@ -89,7 +89,7 @@ class CollapsedConv2d(IntegerConv2d):
         sums = integers.sum((3, 4, 5))
         super().__init__(
             "tail",
-            plan_layer("tail", int(integers.abs().sum((3, 4, 5)).max()), self.BITS),
+            plan_layer("tail", integers.numpy(), self.BITS),
             integers.permute(0, 1, 2, 4, 5, 3),
             act_steps(lower, upper)[:, None] * scale,
             bias + scale * lower * sums + shift.double().repeat(tail.scale**2),

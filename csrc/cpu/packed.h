@@ -1,10 +1,14 @@
-// The packed form of one layer's weights: a header, then for each tile in use its panels.
+// The packed form of one layer's weights: a header, then for each tile in use its panels, then for each bit-width that uses a
+// tile other than direct the sums its accumulators start from.
 //
-//   kernel b, panel p, product tap t, channel quad k:  [16 outputs][4 channels] int8, 64 bytes, 64-byte aligned
+//   kernel, block of up to 4 panels, product tap, channel quad, panel:  [16 outputs][4 channels] int8, 64 bytes, aligned
 //
+// where a tile's taps are [column tap][kernel row], and the sums are int32 [column tap][panels * 16]: they undo the shift that
+// makes transformed codes unsigned. All
 // with missing outputs and channels zero. It is the same for every instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -20,6 +24,7 @@ struct PackedHeader {
   int32_t out_channels, channels, kernel_h, kernel_w, border_kernels;
   int32_t tile_for_bits[ADABM_BIT_WIDTHS];
   uint64_t tile_offset[ADABM_TILE_COUNT];  // bytes from the header; 0 where the tile is not in use
+  uint64_t start_offset[ADABM_BIT_WIDTHS];
   uint64_t bytes;
 
   int quads() const { return (channels + 3) / 4; }
@@ -27,8 +32,28 @@ struct PackedHeader {
   int kernels() const { return border_kernels ? kernel_h * kernel_w : 1; }
 };
 
-constexpr size_t kPackedHeaderBytes = 192;  // a multiple of 64, so that panels stay aligned
+constexpr int kMaxKernel = 15;
+constexpr size_t kPackedHeaderBytes = 256;  // a multiple of 64, so that panels stay aligned
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes, "the header has outgrown its place");
+
+// F(outputs, 3) along the columns: B^T and G of adabm_kernels/tiles.py.
+struct TileTables {
+  int outputs, taps;
+  int codes[kMaxTaps][kMaxTaps];
+  int weights[kMaxTaps][3];
+};
+extern const TileTables kTiles[ADABM_TILE_COUNT];
+
+// What is added to tap `tap` of transformed codes of `bits` bits to make the smallest 0; `largest` gets the largest then.
+int tap_shift(const TileTables& tile, int tap, int bits, int* largest);
+
+// Where the weight of output `o`, tap `tap`, channel `c` stands in a tile's bytes.
+inline size_t weight_offset(const PackedHeader& header, int taps, int o, int tap, int c) {
+  const int panel = o / kPanel, block = panel / kMaxPanels * kMaxPanels, panels = std::min(kMaxPanels, header.panels() - block);
+  return (static_cast<size_t>(block) * taps * header.quads() + (static_cast<size_t>(tap) * header.quads() + c / 4) * panels + panel - block) *
+             (kPanel * 4) +
+         (o % kPanel) * 4 + c % 4;
+}
 
 inline size_t panel_bytes(const PackedHeader& header, int taps) {
   return static_cast<size_t>(taps) * header.quads() * kPanel * 4;

@@ -28,12 +28,16 @@ template <int Pixels, bool EightBits>
 void product_block(const ProductArgs& a, int panel) {
   __m256i c[Pixels][2];
 #pragma GCC unroll 4
-  for (int m = 0; m < Pixels; m++) c[m][0] = c[m][1] = _mm256_setzero_si256();
+  for (int m = 0; m < Pixels; m++) {
+    const auto* start = reinterpret_cast<const __m256i*>(a.start + panel * kPanel);
+    c[m][0] = a.start ? _mm256_load_si256(start) : _mm256_setzero_si256();
+    c[m][1] = a.start ? _mm256_load_si256(start + 1) : _mm256_setzero_si256();
+  }
   const __m256i one = _mm256_set1_epi16(1);
-  const int8_t* w = a.w + panel * a.panel_stride;
+  const int8_t* w = a.w + panel * 64;
   for (int t = 0; t < a.taps; t++) {
     const uint8_t* x = a.x + a.tap_offset[t];
-    for (int k = 0; k < a.quads; k++, x += 4, w += 64) {
+    for (int k = 0; k < a.quads; k++, x += 4, w += 64 * a.panels) {
       const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
       const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + 32));
 #pragma GCC unroll 4
@@ -162,6 +166,13 @@ void quantize_row(const QuantizeArgs& a) {
   }
 }
 
+#include "cpu/transforms.inc"
+
+void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
+  untile(u);
+  epilogue(e);
+}
+
 }  // namespace
 
 const Kernels* kernels_avx2() {
@@ -169,9 +180,10 @@ const Kernels* kernels_avx2() {
                                   "avx2",
                                   {0, kPixels, kPixels, kPixels, kPixels},
                                   product,
-                                  epilogue,
                                   byte_sum,
-                                  quantize_row};
+                                  quantize_row,
+                                  transform_row,
+                                  untile_epilogue};
   return &kernels;
 }
 

@@ -26,15 +26,15 @@ void product_block(const ProductArgs& a) {
 #pragma GCC unroll 24
   for (int m = 0; m < Pixels; m++)
 #pragma GCC unroll 4
-    for (int p = 0; p < Panels; p++) c[m][p] = _mm512_setzero_si512();
-  const ptrdiff_t stride = a.pixel_stride, panel = a.panel_stride;
+    for (int p = 0; p < Panels; p++) c[m][p] = a.start ? _mm512_load_si512(a.start + p * kPanel) : _mm512_setzero_si512();
+  const ptrdiff_t stride = a.pixel_stride;
   const int8_t* w = a.w;
   for (int t = 0; t < a.taps; t++) {
     const uint8_t* x = a.x + a.tap_offset[t];
-    for (int k = 0; k < a.quads; k++, x += 4, w += 64) {
+    for (int k = 0; k < a.quads; k++, x += 4, w += 64 * Panels) {
       __m512i weights[Panels];
 #pragma GCC unroll 4
-      for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + p * panel);
+      for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + p * 64);
 #pragma GCC unroll 24
       for (int m = 0; m < Pixels; m++) {
         const __m512i codes = broadcast4(x + m * stride);
@@ -153,10 +153,100 @@ void quantize_row(const QuantizeArgs& a) {
   }
 }
 
+#include "cpu/transforms.inc"
+
+// The common case of both steps in one, without a trip through memory: 64 adjacent outputs of every pixel.
+struct FullArgs {
+  const UntileArgs& u;
+  const EpilogueArgs& e;
+};
+
+inline __attribute__((always_inline)) __m512i code_words(__m512 v, __m512 scale, __m512 offset, __m512 top) {
+  const __m512 t = _mm512_fmadd_ps(v, scale, offset);
+  return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(t, _mm512_setzero_ps()), top));
+}
+
+template <int Outputs, int Activation, bool Residual, bool Codes>
+void full_of(const FullArgs& f) {
+  typedef int32_t Signed __attribute__((vector_size(64), aligned(64), may_alias));
+  constexpr int kTaps = Outputs == 1 ? 1 : Outputs + 2, kPanels = kMaxPanels;
+  const EpilogueArgs& e = f.e;
+  const ptrdiff_t plane = static_cast<ptrdiff_t>(f.u.tiles) * kPanels * kPanel;
+  const __m512 scale = _mm512_set1_ps(e.scale), offset = _mm512_set1_ps(e.offset), top = _mm512_set1_ps(e.top);
+  // Packing works within 128-bit lanes: this brings the 16-byte groups of the four panels back into their order.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  for (int t = 0; t < f.u.tiles; t++) {
+    Words y[kPanels][Outputs];
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; p++) {
+      const int32_t* from = f.u.products + (t * kPanels + p) * kPanel;
+      if (Outputs == 1) {
+        y[p][0] = *reinterpret_cast<const Words*>(from);
+      } else {
+        Words m[kTaps];
+#pragma GCC unroll 8
+        for (int j = 0; j < kTaps; j++) m[j] = *reinterpret_cast<const Words*>(from + j * plane);
+        transform_sums<Outputs, Words, Signed>(m, y[p]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < Outputs; i++) {
+      const int pixel = t * Outputs + i;
+      if (Outputs > 1 && pixel >= e.pixels) break;
+      const float* beta = e.beta[pixel];
+      const ptrdiff_t at = pixel * e.y_stride + e.y_lane[0];
+      __m512i words[kPanels];
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; p++) {
+        __m512 v = _mm512_cvtepi32_ps((__m512i)y[p][i]);
+        v = _mm512_fmadd_ps(v, _mm512_loadu_ps(e.alpha + p * kPanel), _mm512_loadu_ps(beta + p * kPanel));
+        if (Activation == ADABM_ACT_RELU) v = _mm512_max_ps(v, _mm512_setzero_ps());
+        if (Activation == ADABM_ACT_PRELU)
+          v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, _mm512_loadu_ps(e.slope + p * kPanel));
+        if (Residual) v = _mm512_add_ps(_mm512_loadu_ps(e.residual + at + p * kPanel), v);
+        if (e.y) _mm512_storeu_ps(e.y + at + p * kPanel, v);
+        if (Codes) words[p] = code_words(v, scale, offset, top);
+      }
+      if (Codes) {
+        const __m512i low = _mm512_packs_epi32(words[0], words[1]), high = _mm512_packs_epi32(words[2], words[3]);
+        _mm512_storeu_si512(e.y_q + pixel * e.q_stride + e.q_lane[0], _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
+      }
+    }
+  }
+}
+
+template <int Outputs, int Activation>
+void full_activation(const FullArgs& f) {
+  if (f.e.residual) f.e.y_q ? full_of<Outputs, Activation, true, true>(f) : full_of<Outputs, Activation, true, false>(f);
+  else f.e.y_q ? full_of<Outputs, Activation, false, true>(f) : full_of<Outputs, Activation, false, false>(f);
+}
+
+template <int Outputs>
+void full(const FullArgs& f) {
+  switch (f.e.activation) {
+    case ADABM_ACT_RELU: return full_activation<Outputs, ADABM_ACT_RELU>(f);
+    case ADABM_ACT_PRELU: return full_activation<Outputs, ADABM_ACT_PRELU>(f);
+    default: return full_activation<Outputs, ADABM_ACT_NONE>(f);
+  }
+}
+
+void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
+  if (u.panels < kMaxPanels || e.lanes < kMaxPanels * kPanel || !e.together || e.box || e.y_acc) {
+    untile(u);
+    return epilogue(e);
+  }
+  switch (u.outputs) {
+    case 1: return full<1>({u, e});
+    case 2: return full<2>({u, e});
+    case 3: return full<3>({u, e});
+    default: return full<4>({u, e});
+  }
+}
+
 }  // namespace
 
 const Kernels* kernels_avx512vnni() {
-  static const Kernels kernels = {ADABM_ISA_AVX512VNNI, "avx512vnni", {0, 16, 12, 8, 6}, product, epilogue, byte_sum, quantize_row};
+  static const Kernels kernels = {ADABM_ISA_AVX512VNNI, "avx512vnni", {0, 16, 12, 8, 6}, product, byte_sum, quantize_row, transform_row, untile_epilogue};
   return &kernels;
 }
 

@@ -1,6 +1,4 @@
 // Portable kernels: the twin that every other instruction set is tested against, and what runs where there is none.
-#include <cstring>
-
 #include "adabm/adabm.h"
 #include "adabm/quant_math.h"
 #include "cpu/kernels.h"
@@ -10,18 +8,19 @@ namespace {
 
 void product(const ProductArgs& a) {
   const int outputs = a.panels * kPanel;
-  std::memset(a.acc, 0, sizeof(int32_t) * a.pixels * outputs);
-  for (int m = 0; m < a.pixels; m++)
+  for (int m = 0; m < a.pixels; m++) {
+    for (int o = 0; o < outputs; o++) a.acc[m * outputs + o] = a.start ? a.start[o] : 0;
     for (int p = 0; p < a.panels; p++) {
       int32_t* acc = a.acc + m * outputs + p * kPanel;
-      const int8_t* w = a.w + p * a.panel_stride;
+      const int8_t* w = a.w + p * 64;
       for (int t = 0; t < a.taps; t++) {
         const uint8_t* x = a.x + a.tap_offset[t] + m * a.pixel_stride;
-        for (int k = 0; k < a.quads; k++, x += 4, w += 64)
+        for (int k = 0; k < a.quads; k++, x += 4, w += 64 * a.panels)
           for (int o = 0; o < kPanel; o++)
             acc[o] += x[0] * w[o * 4] + x[1] * w[o * 4 + 1] + x[2] * w[o * 4 + 2] + x[3] * w[o * 4 + 3];
       }
     }
+  }
 }
 
 void epilogue(const EpilogueArgs& a) {
@@ -61,10 +60,17 @@ void quantize_row(const QuantizeArgs& a) {
     }
 }
 
+#include "cpu/transforms.inc"
+
+void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
+  untile(u);
+  epilogue(e);
+}
+
 }  // namespace
 
 const Kernels* kernels_scalar() {
-  static const Kernels kernels = {ADABM_ISA_SCALAR, "scalar", {0, 4, 4, 4, 4}, product, epilogue, byte_sum, quantize_row};
+  static const Kernels kernels = {ADABM_ISA_SCALAR, "scalar", {0, 4, 4, 4, 4}, product, byte_sum, quantize_row, transform_row, untile_epilogue};
   return &kernels;
 }
 

@@ -39,7 +39,7 @@ enum { ADABM_ACT_NONE = 0, ADABM_ACT_RELU = 1, ADABM_ACT_PRELU = 2 };
 enum { ADABM_ISA_AUTO = 0, ADABM_ISA_SCALAR = 1, ADABM_ISA_AVX2 = 2, ADABM_ISA_AVX512VNNI = 3, ADABM_ISA_COUNT = 4 };
 
 /* Ways to compute a convolution (adabm_kernels/tiles.py). */
-enum { ADABM_TILE_DIRECT = 0, ADABM_TILE_COUNT = 1 };
+enum { ADABM_TILE_DIRECT = 0, ADABM_TILE_F2 = 1, ADABM_TILE_F3 = 2, ADABM_TILE_F4 = 3, ADABM_TILE_COUNT = 4 };
 
 ADABM_API int32_t adabm_abi_version(void);
 ADABM_API const char* adabm_last_error(void);
@@ -54,7 +54,7 @@ typedef struct {
   int32_t out_channels, channels, kernel_h, kernel_w;
   int32_t border_kernels;                    /* 1: a kernel of its own for every border class of the pixel, see below */
   const int8_t* weight;                      /* [K, R, S, C], or [R, S, K, R, S, C] with border_kernels */
-  int32_t tile_for_bits[ADABM_BIT_WIDTHS];   /* ADABM_TILE_* for codes of 2..8 bits */
+  int32_t tile_for_bits[ADABM_BIT_WIDTHS];   /* ADABM_TILE_* for codes of 2..8 bits; refused where it would not be exact */
 } adabm_weights;
 
 /* Bytes of the packed form, and the packing itself; `packed` is 64-byte aligned. */

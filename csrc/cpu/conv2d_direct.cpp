@@ -1,0 +1,85 @@
+// Direct convolution: the products of all taps of a block of pixels accumulate in registers.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/convolution.h"
+
+namespace adabm {
+namespace {
+
+// Copies the rows and columns under a block into `patch`, zeros where they fall outside the image.
+void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, int row, int column, int rows, int columns,
+                uint8_t* patch) {
+  const int before = std::min(std::max(0, -column), columns), end = std::max(before, std::min(columns, width - column));
+  for (int i = 0; i < rows; i++, patch += columns * pixel_bytes) {
+    if (row + i < 0 || row + i >= height) {
+      std::memset(patch, 0, static_cast<size_t>(columns) * pixel_bytes);
+      continue;
+    }
+    std::memset(patch, 0, static_cast<size_t>(before) * pixel_bytes);
+    std::memcpy(patch + before * pixel_bytes, image + (static_cast<ptrdiff_t>(row + i) * width + column + before) * pixel_bytes,
+                static_cast<size_t>(end - before) * pixel_bytes);
+    std::memset(patch + end * pixel_bytes, 0, static_cast<size_t>(columns - end) * pixel_bytes);
+  }
+}
+
+}  // namespace
+
+void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
+  Scratch& s = thread_scratch();
+  const int R = header.kernel_h, S = header.kernel_w, pad_h = R / 2, pad_w = S / 2;
+  const uint8_t* x = a.x_q + static_cast<ptrdiff_t>(image) * a.height * row_bytes;
+  const int8_t* weights = reinterpret_cast<const int8_t*>(&header) + header.tile_offset[ADABM_TILE_DIRECT];
+  const ptrdiff_t panel_stride = panel_bytes(header, R * S), kernel_bytes = panel_stride * header.panels();
+  // The channels of a kernel row's taps are adjacent, in codes as in weights: one long run instead of S short ones.
+  ptrdiff_t inner_rows[kMaxKernel], patch_rows[kMaxKernel];
+  for (int i = 0; i < R; i++) inner_rows[i] = static_cast<ptrdiff_t>(i) * row_bytes;
+  if (a.box_filter) s.box.resize(a.width);
+
+  ProductArgs p = {};
+  p.taps = R, p.quads = S * header.quads(), p.pixel_stride = pixel_bytes;
+  p.eight_bits = a.x_bits[image] == 8, p.acc = s.acc;
+
+  for (int row = first_row; row < end_row; row++) {
+    RowOutput output(*this, image, row);
+    const bool rows_inside = row >= pad_h && row + pad_h < a.height;
+    for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
+      p.panels = std::min(kMaxPanels, header.panels() - first_panel);
+      for (int column = 0; column < a.width; column += p.pixels) {
+        p.pixels = std::min(kernels.pixels[p.panels], a.width - column);
+        p.w = weights + first_panel * panel_stride;
+        if (header.border_kernels) {
+          const bool inner = column >= pad_w && column < a.width - pad_w;
+          p.pixels = inner ? std::min(p.pixels, a.width - pad_w - column) : 1;
+          p.w += (kernel_class(row, a.height, pad_h) * S + kernel_class(column, a.width, pad_w)) * kernel_bytes;
+        }
+        ptrdiff_t tap_row = row_bytes;
+        if (rows_inside && column >= pad_w && column + p.pixels + pad_w <= a.width) {
+          p.x = x + static_cast<ptrdiff_t>(row - pad_h) * row_bytes + (column - pad_w) * pixel_bytes;
+          p.tap_offset = inner_rows;
+        } else {
+          const int columns = p.pixels + S - 1;
+          s.patch.resize(static_cast<size_t>(R) * columns * pixel_bytes);
+          copy_patch(x, a.height, a.width, pixel_bytes, row - pad_h, column - pad_w, R, columns, s.patch.data());
+          p.x = s.patch.data(), tap_row = columns * pixel_bytes;
+          for (int i = 0; i < R; i++) patch_rows[i] = i * tap_row;
+          p.tap_offset = patch_rows;
+        }
+        output.prefetch(first_panel, p.panels, column, p.pixels);
+        kernels.product(p);
+        if (a.box_filter && first_panel == 0)
+          for (int m = 0; m < p.pixels; m++) {
+            int32_t sum = 0;
+            for (int i = 0; i < R; i++)
+              sum += kernels.byte_sum(p.x + i * tap_row + m * pixel_bytes, static_cast<ptrdiff_t>(S) * pixel_bytes);
+            s.box[column + m] = sum;
+          }
+        const int32_t* box = a.box_filter ? s.box.data() + column : nullptr;
+        output.write({1, p.pixels, p.panels, s.acc, s.acc}, first_panel, column, p.pixels, box);
+      }
+    }
+    output.finish();
+  }
+}
+
+}  // namespace adabm

@@ -1,0 +1,106 @@
+#include "cpu/convolution.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace adabm {
+
+constexpr int kTasksPerThread = 8;  // bands per thread: enough to level out threads that other work slows down
+
+Scratch& thread_scratch() {
+  static thread_local Scratch scratch;
+  return scratch;
+}
+
+int border_class(int position, int size, int pad) {
+  return std::max(0, pad - position) * (pad + 1) + std::max(0, position + pad - (size - 1));
+}
+
+int kernel_class(int position, int size, int pad) {
+  return position < pad ? position : std::max(pad, position + 2 * pad + 1 - size);
+}
+
+Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const PackedHeader& h) : a(args), kernels(k), header(h) {
+  pixel_bytes = h.quads() * 4;
+  row_bytes = a.width * pixel_bytes;
+  const int r = a.shuffle;
+  out_channels = h.out_channels / (r * r), code_channels = (out_channels + 3) / 4 * 4;
+  contiguous = r == 1 || out_channels % kPanel == 0;
+  y_lane.resize(h.out_channels), q_lane.resize(h.out_channels);
+  for (int o = 0; o < h.out_channels; o++) {
+    const int c = o % out_channels, j = o / out_channels % r, i = o / out_channels / r;
+    y_lane[o] = (i * a.width * r + j) * out_channels + c;
+    q_lane[o] = (i * a.width * r + j) * code_channels + c;
+  }
+  const int wanted = a.threads == 1 ? 1 : a.threads * kTasksPerThread;
+  band_rows = std::min(std::max(1, (a.height * a.batch + wanted - 1) / wanted), a.height);
+  bands = (a.height + band_rows - 1) / band_rows;
+}
+
+void Convolution::run_band(int image, int band) const {
+  const int first = band * band_rows, end = std::min(first + band_rows, a.height);
+  if (header.tile_for_bits[a.x_bits[image] - ADABM_MIN_BITS] == ADABM_TILE_DIRECT) run_rows_direct(image, first, end);
+  else run_rows_tiled(image, first, end);
+}
+
+RowOutput::RowOutput(const Convolution& c, int image, int row) : c_(c) {
+  const adabm_conv2d_args& a = c.a;
+  const int K = c.header.out_channels, pad_h = c.header.kernel_h / 2, pad_w = c.header.kernel_w / 2;
+  const bool own = c.header.border_kernels;
+  const int row_class = own ? kernel_class(row, a.height, pad_h) : border_class(row, a.height, pad_h);
+  const int column_classes = own ? c.header.kernel_w : (pad_w + 1) * (pad_w + 1);
+  row_beta_ = a.beta + static_cast<ptrdiff_t>(row_class) * column_classes * K;
+  row_alpha_ = a.alpha + static_cast<ptrdiff_t>(a.x_bits[image] - ADABM_MIN_BITS) * K;
+  out_row_ = (static_cast<ptrdiff_t>(image) * a.height + row) * a.shuffle * a.width * a.shuffle;
+  e_.activation = a.activation;
+  e_.y_stride = a.shuffle * c.out_channels, e_.q_stride = a.shuffle * c.code_channels;
+  e_.contiguous = c.contiguous;
+  e_.beta = beta_;
+  if (a.y_q) {
+    const int bits = a.out_bits[image];
+    e_.scale = a.out_grid[(bits - ADABM_MIN_BITS) * 2], e_.offset = a.out_grid[(bits - ADABM_MIN_BITS) * 2 + 1];
+    e_.top = static_cast<float>((1 << bits) - 1);
+  }
+}
+
+void RowOutput::prefetch(int first_panel, int panels, int column, int pixels) const {
+  if (!c_.a.residual || !c_.contiguous || c_.a.shuffle > 1) return;
+  const float* at = c_.a.residual + out_row_ * c_.out_channels + static_cast<ptrdiff_t>(column) * e_.y_stride + first_panel * kPanel;
+  const int lanes = std::min(panels * kPanel, c_.header.out_channels - first_panel * kPanel);
+  for (int m = 0; m < pixels; m++)
+    for (int o = 0; o < lanes; o += kPanel) __builtin_prefetch(at + m * e_.y_stride + o, 1);
+}
+
+void RowOutput::write(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box) {
+  const adabm_conv2d_args& a = c_.a;
+  const int K = c_.header.out_channels, first = first_panel * kPanel, pad = c_.header.kernel_w / 2;
+  const bool inner = column >= pad && column + pixels + pad <= a.width;
+  if (inner) std::fill_n(beta_, pixels, row_beta_ + static_cast<ptrdiff_t>(c_.header.border_kernels ? pad : 0) * K + first);
+  for (int m = 0; !inner && m < pixels; m++) {
+    const int at = c_.header.border_kernels ? kernel_class(column + m, a.width, pad) : border_class(column + m, a.width, pad);
+    beta_[m] = row_beta_ + static_cast<ptrdiff_t>(at) * K + first;
+  }
+  const ptrdiff_t y_at = out_row_ * c_.out_channels + column * e_.y_stride;
+  e_.acc = products.acc, e_.box = box, e_.pixels = pixels, e_.panels = products.panels;
+  e_.lanes = std::min(products.panels * kPanel, K - first);
+  // Panels of one block may lie apart only where a PixelShuffle parts them.
+  e_.together = c_.contiguous && (a.shuffle == 1 || c_.out_channels % (kMaxPanels * kPanel) == 0);
+  e_.alpha = row_alpha_ + first;
+  e_.slope = a.slope ? a.slope + first : nullptr;
+  e_.y_lane = c_.y_lane.data() + first, e_.q_lane = c_.q_lane.data() + first;
+  e_.residual = a.residual ? a.residual + y_at : nullptr;
+  e_.y = a.y ? a.y + y_at : nullptr;
+  e_.y_acc = a.y_acc ? a.y_acc + y_at : nullptr;
+  e_.y_q = a.y_q ? a.y_q + out_row_ * c_.code_channels + column * e_.q_stride : nullptr;
+  c_.kernels.untile_epilogue(products, e_);
+}
+
+void RowOutput::finish() const {
+  const adabm_conv2d_args& a = c_.a;
+  if (!a.y_q || c_.code_channels == c_.out_channels) return;
+  uint8_t* padding = a.y_q + out_row_ * c_.code_channels + c_.out_channels;
+  const ptrdiff_t pixels = static_cast<ptrdiff_t>(a.shuffle) * a.width * a.shuffle;
+  for (ptrdiff_t i = 0; i < pixels; i++) std::memset(padding + i * c_.code_channels, 0, c_.code_channels - c_.out_channels);
+}
+
+}  // namespace adabm

@@ -1,0 +1,68 @@
+// One convolution being computed: where its rows go and how a finished block of accumulators leaves.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/packed.h"
+
+namespace adabm {
+
+constexpr int kMaxBlockPixels = kMaxPixels * kMaxTileOutputs;
+
+// Scratch of one thread; grows to what the layers' channels and widths ask for and stays.
+struct Scratch {
+  std::vector<uint8_t> patch, zeros, ring;
+  std::vector<int32_t> box;
+  alignas(64) int32_t products[kMaxTaps * kMaxVectors * kPanel];
+  alignas(64) int32_t acc[kMaxTileOutputs * kMaxVectors * kPanel];
+};
+Scratch& thread_scratch();
+
+struct Convolution {
+  const adabm_conv2d_args& a;
+  const Kernels& kernels;
+  const PackedHeader& header;
+  int row_bytes, pixel_bytes;  // of x_q
+  int out_channels, code_channels;  // of one output pixel in y and y_q
+  bool contiguous;
+  std::vector<int32_t> y_lane, q_lane;
+  int bands, band_rows;
+
+  Convolution(const adabm_conv2d_args& args, const Kernels& kernels, const PackedHeader& header);
+
+  void run_band(int image, int band) const;
+
+ private:
+  void run_rows_direct(int image, int first_row, int end_row) const;
+  void run_rows_tiled(int image, int first_row, int end_row) const;
+};
+
+int border_class(int position, int size, int pad);
+// Which of the kernels of a layer with border_kernels a row or column takes.
+int kernel_class(int position, int size, int pad);
+
+// The way out of one row: the epilogue of its blocks and the padding of its codes.
+class RowOutput {
+ public:
+  RowOutput(const Convolution& convolution, int image, int row);
+
+  // Brings the residual of a block close while its products run; the hardware does not see it coming.
+  void prefetch(int first_panel, int panels, int column, int pixels) const;
+  // products: what UntileArgs takes; acc: scratch for the accumulators, or the products themselves where outputs is 1.
+  // box: [pixels] or null.
+  void write(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box);
+  // Zeros the padding channels of the row's codes.
+  void finish() const;
+
+ private:
+  const Convolution& c_;
+  EpilogueArgs e_ = {};
+  const float* beta_[kMaxBlockPixels];
+  const float* row_beta_;
+  const float* row_alpha_;
+  ptrdiff_t out_row_;  // pixels of the output before this row
+};
+
+}  // namespace adabm

@@ -1,0 +1,72 @@
+"""ConvertConfig: what it accepts, what it refuses and how it travels through JSON."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adabm_kernels.config import ConvertConfig
+
+
+@pytest.mark.parametrize("base", [4, 5, 6])
+def test_adaptive_base_bits_that_fit(base):
+    assert ConvertConfig(act_bits=base).act_bits == base
+
+
+@pytest.mark.parametrize(("base", "needed"), [(2, 0), (3, 1), (7, 9), (8, 10)])
+def test_adaptive_base_bits_that_do_not_fit(base, needed):
+    with pytest.raises(ValueError, match=f"must be 4..6, got {base}: it would need {needed}-bit codes.*clamp_bits=True"):
+        ConvertConfig(act_bits=base)
+    assert ConvertConfig(act_bits=base, clamp_bits=True).act_bits == base
+    assert ConvertConfig(act_bits=base, adaptive=False).act_bits == base
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("weight_bits", 1, "weight_bits must be 2..8, got 1"),
+        ("weight_bits", 9, "weight_bits must be 2..8, got 9"),
+        ("act_bits", 9, "act_bits must be 2..8, got 9"),
+        ("quantize", "fq", "quantize must be 'full' or 'body', got 'fq'"),
+        ("image_percentile", 51.0, r"image_percentile must be a percentage in 0..50, got 51.0"),
+        ("layer_percentile", -1, r"layer_percentile must be a percentage in 0..50, got -1"),
+        ("ema_beta", 1.5, "ema_beta must be in 0..1, got 1.5"),
+        ("bac_beta", float("nan"), "bac_beta must be in 0..1, got nan"),
+        ("patch", 0, "patch must be at least 1, got 0"),
+        ("batch", -1, "batch must be at least 1, got -1"),
+    ],
+)
+def test_values_out_of_range(field, value, message):
+    with pytest.raises(ValueError, match=f"ConvertConfig: {message}"):
+        ConvertConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [("weight_bits", 4.0, "int"), ("act_bits", True, "int"), ("adaptive", 1, "bool"), ("ema_beta", "0.9", "float")],
+)
+def test_values_of_another_type(field, value, kind):
+    with pytest.raises(TypeError, match=f"ConvertConfig: {field} must be {kind}, got"):
+        ConvertConfig(**{field: value})
+
+
+@given(
+    st.builds(
+        ConvertConfig,
+        weight_bits=st.integers(2, 8),
+        act_bits=st.integers(2, 8),
+        clamp_bits=st.just(True),
+        quantize=st.sampled_from(["full", "body"]),
+        ema_beta=st.floats(0, 1),
+        seed=st.integers(0, 2**32),
+    )
+)
+def test_json_round_trip(config):
+    assert ConvertConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_from_dict_fills_defaults_and_names_unknown_fields():
+    assert ConvertConfig.from_dict({"act_bits": 6}) == ConvertConfig(act_bits=6)
+    with pytest.raises(ValueError, match=r"unknown fields \['bits', 'colour'\]"):
+        ConvertConfig.from_dict({"colour": 1, "bits": 2, "seed": 3})

@@ -1,0 +1,272 @@
+"""Architectures read off state dicts: every published layout is recognised, every defect is named."""
+
+import pickle
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from shared import shared_path
+
+from adabm_kernels.config import ConvertConfig
+from adabm_kernels.networks.detect import adabm_name, detect, edsr_convs, load_state, to_float_state, unwrap
+from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.simulate import SimulatedEDSR
+
+SPECS = st.builds(
+    EDSRSpec,
+    scale=st.sampled_from([2, 3, 4]),
+    blocks=st.integers(1, 12),
+    channels=st.integers(1, 24),
+    mean_shift=st.booleans(),
+    tail=st.sampled_from(["staged", "single"]),
+    res_scale=st.sampled_from([1.0, 0.1]),
+)
+SPEC = EDSRSpec(scale=4, blocks=2, channels=8)
+
+
+def float_state(spec=SPEC):
+    return EDSR(spec).state_dict()
+
+
+def calibrated_state(spec=SPEC, **config):
+    """Ranges of no meaning: only keys and shapes are looked at."""
+    state = SimulatedEDSR.from_float(float_state(spec), ConvertConfig(**config)).state_dict()
+    return {key: torch.nan_to_num(value, nan=1.0) for key, value in state.items()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(SPECS)
+def test_float_round_trip(spec):
+    state = float_state(spec)
+    found = detect(state, spec.res_scale)
+    assert found.spec == spec
+    assert (found.layout, found.calibrated, found.quantize, found.adaptive) == ("edsr_pytorch", False, None, False)
+    EDSR(found.spec).load_state_dict(to_float_state(state, found), strict=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SPECS, st.sampled_from(["full", "body"]), st.booleans())
+def test_calibrated_round_trip(spec, quantize, adaptive):
+    state = calibrated_state(spec, quantize=quantize, adaptive=adaptive)
+    found = detect(state, spec.res_scale)
+    assert found.spec == spec
+    assert (found.layout, found.calibrated, found.quantize, found.adaptive) == ("adabm", True, quantize, adaptive)
+    floats = to_float_state(state, found)
+    EDSR(found.spec).load_state_dict(floats, strict=True)
+    assert all(torch.equal(value, state[adabm_name(key)]) for key, value in floats.items())
+
+
+def test_float_weights_under_adabm_names():
+    state = {adabm_name(key): value for key, value in float_state().items()}
+    found = detect(state)
+    assert (found.layout, found.calibrated) == ("adabm", False)
+    EDSR(found.spec).load_state_dict(to_float_state(state, found), strict=True)
+
+
+def test_one_weight_range_per_output_channel():
+    state = calibrated_state()
+    state["body.0.conv1.upper_w"] = torch.ones(8, 1, 1, 1)
+    assert detect(state).calibrated
+
+
+def test_quantised_convolutions_in_the_order_they_run():
+    spec = EDSRSpec(scale=4, blocks=1, channels=8)
+    body = {"body.0.conv1": "adaptive", "body.0.conv2": "adaptive"}
+    assert list(edsr_convs(spec, "body").items()) == list(body.items())
+    ends = {"tail.0.0": "end", "tail.0.2": "end", "tail.1": "end"}
+    assert list(edsr_convs(spec, "full").items()) == [("head.0", "end"), *body.items(), ("body.1", "adaptive"), *ends.items()]
+    single = edsr_convs(EDSRSpec(scale=2, blocks=1, channels=8, tail="single"), "full")
+    assert [name for name in single if name.startswith("tail")] == ["tail.0.0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("edsr_baseline_x4", EDSRSpec(4, 16, 64)),
+        ("edsr_baseline_x2", EDSRSpec(2, 16, 64)),
+        ("edsr_r8f64_x2", EDSRSpec(2, 8, 64)),
+        ("mlperf_edsr_f32b5_x2", EDSRSpec(2, 5, 32, mean_shift=False, tail="single")),
+    ],
+)
+def test_published_weights(name, spec):
+    state = load_state(shared_path("data", "weights", f"{name}.pt"))
+    found = detect(state)
+    assert found.spec == spec and found.layout == "edsr_pytorch" and not found.calibrated
+    EDSR(spec).load_state_dict(to_float_state(state, found), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "spec", "quantize"),
+    [
+        ("edsr_x4_fq_w4a4.pt", EDSRSpec(4, 4, 32), "full"),
+        ("edsr_x2_body_w8a6.pt", EDSRSpec(2, 4, 32), "body"),
+        ("edsr_baseline_x4_fq_w4a4/checkpoint.pt", EDSRSpec(4, 16, 64), "full"),
+    ],
+)
+def test_checkpoints_of_the_original_implementation(file, spec, quantize):
+    found = detect(load_state(shared_path("reference", *file.split("/"))))
+    assert found.spec == spec
+    assert (found.layout, found.calibrated, found.quantize, found.adaptive) == ("adabm", True, quantize, True)
+
+
+@pytest.mark.parametrize("name", ["rdn_x4_fq_w4a4", "srresnet_x4_body_w4a4"])
+def test_other_families_are_refused_by_their_keys(name):
+    with pytest.raises(ValueError, match="not an EDSR state dict|unexpected"):
+        detect(load_state(shared_path("reference", f"{name}.pt")))
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "params", "params_ema", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod."])
+def test_wrappers_and_prefixes(wrapper, prefix):
+    state = {prefix + key: value for key, value in float_state().items()}
+    assert detect({wrapper: state, "epoch": 3}).spec == SPEC
+    assert detect(state).spec == SPEC
+
+
+def test_averaged_weights_come_first():
+    state = float_state()
+    other = {key: value + 1 for key, value in state.items()}
+    assert torch.equal(unwrap({"params": other, "params_ema": state})["head.0.bias"], state["head.0.bias"])
+
+
+def test_half_precision_weights_become_float32():
+    state = {key: value.half() for key, value in float_state().items()}
+    assert {value.dtype for value in to_float_state(state, detect(state)).values()} == {torch.float32}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_defect_is_named(data):
+    state = calibrated_state(quantize=data.draw(st.sampled_from(["full", "body"])))
+    # Without these the architecture itself cannot be told; they have tests of their own.
+    telling = re.compile(r"head\.0|tail|body\.\d+\.(conv1\.weight|weight)|measure_|.*lower_a")
+    key = data.draw(st.sampled_from(sorted(key for key in state if not telling.match(key))))
+    defect = data.draw(st.sampled_from(["missing", "shape", "nan", "inf", "integer"]))
+    if defect == "missing":
+        del state[key]
+        message = "missing .*" + re.escape(key)
+    elif defect == "shape":
+        state[key] = torch.zeros(5, 7)
+        message = re.escape(f"{key!r} has shape (5, 7), expected")
+    elif defect == "integer":
+        state[key] = state[key].to(torch.int32)
+        message = re.escape(f"{key!r} must hold floating-point values, got torch.int32")
+    else:
+        state[key] = state[key].clone().fill_(float(defect))
+        message = re.escape(f"{key!r} holds NaN or infinite values")
+    with pytest.raises(ValueError, match=message):
+        detect(state)
+
+
+def test_unexpected_keys_are_listed():
+    state = float_state() | {f"extra.{i}": torch.ones(1) for i in range(10)}
+    with pytest.raises(ValueError, match="unexpected 'extra.0', .*'extra.7' and 2 more"):
+        detect(state)
+
+
+def test_several_defects_are_told_at_once():
+    state = float_state() | {"extra": torch.ones(1), "head.0.bias": torch.ones(9)}
+    del state["body.1.body.2.bias"]
+    with pytest.raises(ValueError) as error:
+        detect(state)
+    assert "missing 'body.1.body.2.bias'; unexpected 'extra'" in str(error.value)
+    assert "'head.0.bias' has shape (9,), expected (8,)" in str(error.value)
+
+
+def test_half_a_mean_shift_is_missing_the_other_half():
+    state = {key: value for key, value in float_state().items() if not key.startswith("add_mean")}
+    with pytest.raises(ValueError, match="missing 'add_mean.weight', 'add_mean.bias'"):
+        detect(state)
+
+
+def test_a_gap_in_the_blocks_is_missing_weights():
+    state = {key: value for key, value in float_state(EDSRSpec(4, 3, 8)).items() if not key.startswith("body.1.")}
+    with pytest.raises(ValueError, match="missing 'body.1.body.0.weight'"):
+        detect(state)
+
+
+@pytest.mark.parametrize("gone", ["head.0.weight", "body.0.body.0.weight"])
+def test_not_an_edsr(gone):
+    state = float_state(EDSRSpec(4, 1, 8))
+    del state[gone]
+    with pytest.raises(ValueError, match="detect: not an EDSR state dict: it needs 'head.0.weight' and"):
+        detect(state)
+
+
+def test_the_scale_must_be_readable():
+    state = float_state()
+    del state["tail.0.0.weight"]
+    with pytest.raises(ValueError, match="the scale cannot be read: 'tail.0.0.weight' is missing"):
+        detect(state)
+
+
+@pytest.mark.parametrize(("tail", "outputs", "rule"), [("staged", 40, "32 or 72"), ("single", 32, "12, 27 or 48")])
+def test_a_scale_that_is_not_supported(tail, outputs, rule):
+    state = float_state(EDSRSpec(2, 1, 8, tail=tail)) | {"tail.0.0.weight": torch.zeros(outputs, 8, 3, 3)}
+    with pytest.raises(ValueError, match=f"'tail.0.0.weight' must have {rule} output channels, got {outputs}"):
+        detect(state)
+
+
+def test_what_is_not_a_state_dict():
+    with pytest.raises(TypeError, match="mapping from names to tensors, got list"):
+        detect([torch.ones(1)])
+    with pytest.raises(TypeError, match="mapping from names to tensors, got dict"):
+        detect({1: torch.ones(1)})
+    with pytest.raises(ValueError, match="state_dict is empty"):
+        detect({})
+    with pytest.raises(ValueError, match="must hold tensors only, got other values at 'epoch'"):
+        detect(float_state() | {"epoch": 3})
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_load_state_reads_what_was_saved(tmp_path, suffix):
+    path, state = tmp_path / f"model{suffix}", float_state()
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    for got in (load_state(path), load_state(str(path))):
+        assert got.keys() == state.keys() and all(torch.equal(got[key], state[key]) for key in state)
+
+
+def test_load_state_names_the_file_that_is_missing_or_of_another_kind(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file: .*nowhere.pt"):
+        load_state(tmp_path / "nowhere.pt")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a checkpoint ends in .safetensors, .pt or .pth, got .*model.onnx"):
+        load_state(tmp_path / "model.onnx")
+    torch.save(torch.ones(2), tmp_path / "tensor.pt")
+    with pytest.raises(ValueError, match=r"tensor.pt holds a Tensor, not a state dict"):
+        load_state(tmp_path / "tensor.pt")
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(ValueError, match="folder.pt is damaged or not a checkpoint"):
+        load_state(tmp_path / "folder.pt")
+
+
+class Payload:
+    def __reduce__(self):
+        return (pytest.fail, ("code in a checkpoint was run",))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_load_state_runs_no_code(tmp_path):
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Payload()))
+    torch.save({"head": Payload()}, tmp_path / "evil.pth")
+    for name in ("evil.pt", "evil.pth"):
+        with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
+            load_state(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=150, deadline=None)
+@given(data=st.binary(max_size=40), suffix=st.sampled_from([".pt", ".safetensors"]))
+def test_load_state_survives_any_bytes(tmp_path_factory, data, suffix):
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    path.write_bytes(data)
+    try:
+        load_state(path)
+    except ValueError as error:
+        assert "not a" in str(error)

@@ -1,0 +1,349 @@
+"""The operators as torch sees them: schemas, fakes, compilation, and what each wrong argument is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from problems import ConvInstance, ConvProblem, instantiate
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from adabm_kernels import native, ops
+from adabm_kernels.nn.conv import IntegerConv2d
+from adabm_kernels.quantize import act_grid
+from adabm_kernels.tiles import plan_layer
+
+BACKENDS = ["reference"] if native.why_missing("cpu") else ["cpu", "reference"]
+PROBLEMS = [
+    ConvProblem("plain", 5, 7, 6, 9, bits=(4, 2)),
+    ConvProblem("residual", 4, 6, 8, 8, bits=(3,), activation="relu", residual=True),
+    ConvProblem("box", 4, 5, 5, 12, weight_bits=8, bits=(8,), activation="prelu", shuffle=2),
+]
+
+backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def settings_of(instance: ConvInstance, **changes: Any) -> dict[str, Any]:
+    """Every argument of ops.conv2d by name."""
+    layer = instance.layer
+    arguments = {
+        "x_q": instance.x_q,
+        "x_bits": instance.bits,
+        **{name: getattr(layer, name) for name in ("weight", "packed", "alpha", "beta", "slope")},
+        "residual": instance.residual,
+        "out_grid": instance.out_grid,
+        "out_bits": instance.out_bits,
+        **{name: getattr(layer, name) for name in ("box_filter", "activation", "shuffle")},
+        "backend": layer.backend,
+        "threads": 1,
+    }
+    return arguments | changes
+
+
+def prepared(problem: ConvProblem, backend: str) -> ConvInstance:
+    instance = instantiate(problem)
+    instance.layer.set_backend(backend, 1)
+    return instance
+
+
+def by_border_class(backend: str) -> dict[str, Any]:
+    """Arguments for a convolution with a kernel for each of the 3x3 classes of pixels."""
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randint(-128, 128, (3, 3, 8, 3, 3, 5), generator=g, dtype=torch.int8)
+    tables = torch.rand(7, 8, generator=g) * 0.01, torch.randn(3, 3, 8, generator=g)
+    layer = IntegerConv2d("classes", plan_layer("classes", 128 * 45, 8), weight, *tables, act_grid(-1.0, 1.0))
+    layer.set_backend(backend, 1)
+    x_q = torch.zeros(2, 4, 5, 8, dtype=torch.uint8)
+    x_q[..., :5] = torch.randint(0, 256, (2, 4, 5, 5), generator=g, dtype=torch.uint8)
+    bits = torch.tensor([8, 8], dtype=torch.int32)
+    return settings_of(ConvInstance(layer, x_q, bits, None, act_grid(-1.0, 1.0), bits))
+
+
+def order(operator: str, arguments: dict[str, Any]) -> tuple:
+    """The arguments by position, as the operator's schema wants them."""
+    schema = getattr(torch.ops.adabm, operator).default._schema
+    return tuple(arguments[argument.name] for argument in schema.arguments)
+
+
+def outputs(problem: ConvProblem, y: bool, y_q: bool) -> dict[str, torch.Tensor | None]:
+    """Poisoned tensors for ops.conv2d_out."""
+    size = (len(problem.bits), problem.height * problem.shuffle, problem.width * problem.shuffle)
+    channels = problem.outputs // problem.shuffle**2
+    return {
+        "y": torch.full((*size, channels), -1e9) if y else None,
+        "y_q": torch.full((*size, -(-channels // 4) * 4), 171, dtype=torch.uint8) if y_q else None,
+    }
+
+
+QUANTIZE = {
+    "x": torch.linspace(-3, 3, 2 * 5 * 4 * 6).view(2, 5, 4, 6),
+    "shift": torch.linspace(-1, 1, 5),
+    "grid": act_grid(-2.0, 1.0),
+    "bits": torch.tensor([8, 3], dtype=torch.int32),
+    "threads": 1,
+}
+
+
+# ---- schemas and fakes
+
+
+@backend
+@pytest.mark.parametrize("out", ops.OUTPUTS)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_opcheck_conv2d(problem: ConvProblem, out: str, backend: str) -> None:
+    torch.library.opcheck(torch.ops.adabm.conv2d, order("conv2d", settings_of(prepared(problem, backend), out=out)))
+
+
+@backend
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)], ids=["y", "y_q", "both"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_opcheck_conv2d_out(problem: ConvProblem, wanted: tuple[bool, bool], backend: str) -> None:
+    arguments = settings_of(prepared(problem, backend), accumulate=False, **outputs(problem, *wanted))
+    torch.library.opcheck(torch.ops.adabm.conv2d_out, order("conv2d_out", arguments))
+
+
+@backend
+@pytest.mark.parametrize("shift", [True, False], ids=["shift", "no_shift"])
+def test_opcheck_quantize(shift: bool, backend: str) -> None:
+    arguments = QUANTIZE | {"backend": backend} | ({} if shift else {"shift": None})
+    torch.library.opcheck(torch.ops.adabm.quantize, order("quantize", arguments))
+
+
+@backend
+def test_opcheck_kernels_by_border_class(backend: str) -> None:
+    torch.library.opcheck(torch.ops.adabm.conv2d, order("conv2d", by_border_class(backend) | {"out": "both"}))
+
+
+def shapes(tensors: tuple[torch.Tensor, ...]) -> list[tuple]:
+    return [(t.dtype, tuple(t.shape), t.stride() if t.numel() else (), t.device.type) for t in tensors]
+
+
+def fake_outputs(operator: str, arguments: dict[str, Any]) -> Any:
+    with FakeTensorMode() as mode:
+        fakes = {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+        return getattr(torch.ops.adabm, operator)(*order(operator, fakes))
+
+
+@backend
+@pytest.mark.parametrize("out", ops.OUTPUTS)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_fake_of_conv2d_promises_what_comes(problem: ConvProblem, out: str, backend: str) -> None:
+    arguments = settings_of(prepared(problem, backend), out=out)
+    real = torch.ops.adabm.conv2d(*order("conv2d", arguments))
+    assert shapes(fake_outputs("conv2d", arguments)) == shapes(real)
+    assert (real[0].numel() > 0) == (out != "codes")
+    assert (real[1].numel() > 0) == (out in ("codes", "both"))
+    assert real[0].dtype == (torch.int32 if out == "acc" else torch.float32)
+
+
+@backend
+def test_fake_of_quantize_promises_what_comes(backend: str) -> None:
+    arguments = QUANTIZE | {"backend": backend}
+    real = torch.ops.adabm.quantize(*order("quantize", arguments))
+    assert shapes((fake_outputs("quantize", arguments),)) == shapes((real,))
+
+
+# ---- compilation
+
+
+@backend
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiles_into_one_graph(backend: str, dynamic: bool) -> None:
+    torch._dynamo.reset()
+    instance = prepared(ConvProblem("compiled", 6, 8, 5, 8, bits=(4, 3), activation="relu"), backend)
+    layer = instance.layer
+
+    def function(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+        codes = ops.quantize(x, layer.grid, bits, backend=backend, threads=1)
+        y, y_q = layer(codes, bits, out="both", out_grid=instance.out_grid, out_bits=bits)
+        buffer = torch.empty_like(y)
+        layer.into(codes, bits, y=buffer)
+        return y.mean() + y_q.float().mean(), buffer * 2
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    g = torch.Generator().manual_seed(0)
+    for height, width in ((6, 8), (5, 9)) if dynamic else ((6, 8),):
+        x = torch.randn(2, 5, height, width, generator=g)
+        for bits in ((4, 3), (8, 2)):
+            bits = torch.tensor(bits, dtype=torch.int32)
+            for got, want in zip(compiled(x, bits), function(x, bits), strict=True):
+                assert torch.equal(got, want)
+
+
+# ---- conv2d_out and conv2d are the same function
+
+
+@backend
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)], ids=["y", "y_q", "both"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_conv2d_out_writes_what_conv2d_returns(problem: ConvProblem, wanted: tuple[bool, bool], backend: str) -> None:
+    arguments = settings_of(prepared(problem, backend))
+    want_y, want_q = torch.ops.adabm.conv2d(*order("conv2d", arguments | {"out": "both"}))
+    into = outputs(problem, *wanted)
+    ops.conv2d_out(**arguments, **into)
+    assert into["y"] is None or torch.equal(into["y"], want_y)
+    assert into["y_q"] is None or torch.equal(into["y_q"], want_q)
+
+
+@backend
+@pytest.mark.parametrize("with_codes", [False, True], ids=["y", "both"])
+def test_accumulating_is_a_residual_in_place(with_codes: bool, backend: str) -> None:
+    problem = PROBLEMS[1]
+    arguments = settings_of(prepared(problem, backend))
+    want_y, want_q = torch.ops.adabm.conv2d(*order("conv2d", arguments | {"out": "both"}))
+    into = outputs(problem, True, with_codes)
+    into["y"] = arguments["residual"].clone()
+    ops.conv2d_out(**(arguments | {"residual": None}), **into, accumulate=True)
+    assert torch.equal(into["y"], want_y)
+    assert not with_codes or torch.equal(into["y_q"], want_q)
+
+
+@backend
+def test_arguments_of_any_strides_are_accepted(backend: str) -> None:
+    arguments = settings_of(prepared(PROBLEMS[1], backend), out="both")
+    strided = {
+        name: value.transpose(1, -1).contiguous().transpose(1, -1)
+        if isinstance(value, torch.Tensor) and value.dim() > 1
+        else value
+        for name, value in arguments.items()
+    }
+    strided["x_bits"] = torch.stack([arguments["x_bits"]] * 2, 1)[:, 0]
+    want = torch.ops.adabm.conv2d(*order("conv2d", arguments))
+    got = torch.ops.adabm.conv2d(*order("conv2d", strided))
+    assert all(map(torch.equal, got, want))
+    x = QUANTIZE["x"]
+    for view in (x.to(memory_format=torch.channels_last), x.expand(2, 5, 4, 6), x[:, :1].expand(2, 5, 4, 6), x.flip(3)):
+        got = ops.quantize(**QUANTIZE | {"x": view, "backend": backend})
+        assert torch.equal(got, ops.quantize(**QUANTIZE | {"x": view.contiguous(), "backend": "reference"}))
+
+
+# ---- messages
+
+CONV2D_ERRORS = [
+    ({"x_q": torch.zeros(2, 5, 8, dtype=torch.uint8)}, r"conv2d: x_q must be \[N, H, W, C4\], got shape \[2, 5, 8\]"),
+    (
+        {"weight": torch.zeros(9, 3, 3, dtype=torch.int8)},
+        r"conv2d: weight must be \[K, R, S, C\] or \[R, S, K, R, S, C\], got shape \[9, 3, 3\]",
+    ),
+    ({"x_q": torch.zeros(2, 0, 7, 8, dtype=torch.uint8)}, r"conv2d: x_q must not be empty, got shape \[2, 0, 7, 8\]"),
+    ({"x_q": torch.zeros(2, 5, 7, 8)}, "conv2d: x_q must be torch.uint8, got torch.float32"),
+    (
+        {"x_q": torch.zeros(2, 5, 7, 6, dtype=torch.uint8)},
+        r"conv2d: x_q must have shape \[2, 5, 7, 8\], got \[2, 5, 7, 6\]",
+    ),
+    ({"x_bits": torch.tensor([4, 2])}, "conv2d: x_bits must be torch.int32, got torch.int64"),
+    ({"x_bits": torch.tensor([4], dtype=torch.int32)}, r"conv2d: x_bits must have shape \[2\], got \[1\]"),
+    ({"weight": torch.zeros(9, 3, 3, 6)}, "conv2d: weight must be torch.int8, got torch.float32"),
+    (
+        {"weight": torch.zeros(3, 1, 9, 3, 3, 6, dtype=torch.int8)},
+        r"conv2d: weight must have shape \[3, 3, 9, 3, 3, 6\], got \[3, 1, 9, 3, 3, 6\]",
+    ),
+    (
+        {"weight": torch.zeros(9, 3, 9, 9, 3, 6, dtype=torch.int8)},
+        "conv2d: an image with kernels by border class must be at least 9x3, got 5x7",
+    ),
+    ({"packed": torch.zeros(0)}, "conv2d: packed must be uint8, got torch.float32"),
+    ({"alpha": torch.zeros(6, 9)}, r"conv2d: alpha must have shape \[7, 9\], got \[6, 9\]"),
+    ({"alpha": torch.zeros(7, 9, dtype=torch.float64)}, "conv2d: alpha must be torch.float32, got torch.float64"),
+    ({"weight": torch.zeros(9, 2, 3, 6, dtype=torch.int8)}, "conv2d: the kernel must be odd, got 2x3"),
+    ({"beta": torch.zeros(4, 4, 8)}, r"conv2d: beta must have shape \[4, 4, 9\], got \[4, 4, 8\]"),
+    ({"activation": "gelu"}, r"conv2d: activation must be one of \('none', 'relu', 'prelu'\), got 'gelu'"),
+    ({"out": "bits"}, r"conv2d: out must be one of \('codes', 'float', 'both', 'acc'\), got 'bits'"),
+    ({"backend": "abacus"}, r"conv2d: backend must be one of \(.*'reference'.*\), got 'abacus'"),
+    ({"threads": -1}, r"conv2d: threads must be 0 \(as torch\) or more, got -1"),
+    ({"shuffle": 2}, "conv2d: shuffle.2 must divide 9 outputs, got shuffle=2"),
+    ({"shuffle": 0}, "conv2d: shuffle.2 must divide 9 outputs, got shuffle=0"),
+    ({"activation": "prelu"}, "conv2d: activation 'prelu' needs slope"),
+    ({"activation": "prelu", "slope": torch.zeros(8)}, r"conv2d: slope must have shape \[9\], got \[8\]"),
+    ({"residual": torch.zeros(2, 5, 7, 8)}, r"conv2d: residual must have shape \[2, 5, 7, 9\], got \[2, 5, 7, 8\]"),
+    ({"out": "codes", "out_grid": None}, "conv2d: out='codes' needs out_grid and out_bits"),
+    ({"out": "both", "out_bits": None}, "conv2d: out='both' needs out_grid and out_bits"),
+    ({"out": "both", "out_grid": torch.zeros(7)}, r"conv2d: out_grid must have shape \[7, 2\], got \[7\]"),
+    ({"out": "both", "out_bits": torch.zeros(2)}, "conv2d: out_bits must be torch.int32, got torch.float32"),
+]
+
+
+@pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
+@pytest.mark.parametrize("changes, message", CONV2D_ERRORS)
+def test_conv2d_names_what_is_wrong(changes: dict[str, Any], message: str, fake: bool) -> None:
+    arguments = settings_of(prepared(PROBLEMS[0], BACKENDS[0]), out="float") | changes
+    with pytest.raises(RuntimeError, match=message):
+        fake_outputs("conv2d", arguments) if fake else torch.ops.adabm.conv2d(*order("conv2d", arguments))
+
+
+@pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"y": None}, "conv2d_out: one of y and y_q must be given"),
+        (
+            {"accumulate": True, "residual": torch.zeros(2, 5, 7, 9)},
+            "conv2d_out: accumulate needs y, and takes the place of residual",
+        ),
+        (
+            {"accumulate": True, "y": None, "y_q": torch.zeros(2, 5, 7, 12, dtype=torch.uint8)},
+            "conv2d_out: accumulate needs y",
+        ),
+        ({"y": torch.zeros(2, 5, 7, 8)}, r"conv2d_out: y must have shape \[2, 5, 7, 9\], got \[2, 5, 7, 8\]"),
+        ({"y": torch.zeros(2, 5, 7, 9).double()}, "conv2d_out: y must be torch.float32, got torch.float64"),
+        (
+            {"y_q": torch.zeros(2, 5, 7, 9, dtype=torch.uint8)},
+            r"conv2d_out: y_q must have shape \[2, 5, 7, 12\], got \[2, 5, 7, 9\]",
+        ),
+        ({"y": torch.zeros(2, 5, 9, 7).transpose(2, 3)}, "conv2d_out: y must be contiguous"),
+        ({"x_bits": torch.tensor([4, 2])}, "conv2d: x_bits must be torch.int32, got torch.int64"),
+    ],
+)
+def test_conv2d_out_names_what_is_wrong(changes: dict[str, Any], message: str, fake: bool) -> None:
+    problem = PROBLEMS[0]
+    arguments = settings_of(prepared(problem, BACKENDS[0]), accumulate=False, **outputs(problem, True, False)) | changes
+    with pytest.raises(RuntimeError, match=message):
+        fake_outputs("conv2d_out", arguments) if fake else torch.ops.adabm.conv2d_out(*order("conv2d_out", arguments))
+
+
+@pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"x": torch.zeros(5, 4, 6)}, r"quantize: x must be \[N, C, H, W\], got shape \[5, 4, 6\]"),
+        ({"x": torch.zeros(2, 5, 0, 6)}, r"quantize: x must not be empty, got shape \[2, 5, 0, 6\]"),
+        ({"x": torch.zeros(2, 5, 4, 6, dtype=torch.half)}, "quantize: x must be torch.float32, got torch.float16"),
+        ({"grid": torch.zeros(2, 7)}, r"quantize: grid must have shape \[7, 2\], got \[2, 7\]"),
+        ({"bits": torch.zeros(3, dtype=torch.int32)}, r"quantize: bits must have shape \[2\], got \[3\]"),
+        ({"shift": torch.zeros(3)}, r"quantize: shift must have shape \[5\], got \[3\]"),
+        ({"backend": "abacus"}, r"quantize: backend must be one of \(.*\), got 'abacus'"),
+        ({"threads": -2}, r"quantize: threads must be 0 \(as torch\) or more, got -2"),
+    ],
+)
+def test_quantize_names_what_is_wrong(changes: dict[str, Any], message: str, fake: bool) -> None:
+    arguments = QUANTIZE | {"backend": BACKENDS[0]} | changes
+    with pytest.raises(RuntimeError, match=message):
+        fake_outputs("quantize", arguments) if fake else torch.ops.adabm.quantize(*order("quantize", arguments))
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU library was not built")
+@pytest.mark.parametrize("bits", [1, 9])
+def test_bits_outside_the_grids_are_named_by_value(bits: int) -> None:
+    """Bits are data: only the kernel sees them."""
+    wrong = torch.tensor([4, bits], dtype=torch.int32)
+    arguments = settings_of(prepared(PROBLEMS[0], "cpu"), out="both")
+    for name in ("x_bits", "out_bits"):
+        with pytest.raises(ValueError, match=rf"{name}\[1\] must be 2..8, got {bits}"):
+            torch.ops.adabm.conv2d(*order("conv2d", arguments | {name: wrong}))
+    with pytest.raises(ValueError, match=rf"bits\[1\] must be 2..8, got {bits}"):
+        ops.quantize(**QUANTIZE | {"bits": wrong, "backend": "cpu"})
+
+
+# ---- special values
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU library was not built")
+def test_nan_and_infinity_have_codes() -> None:
+    """Below the range 0, above it the last code, and 0 for NaN, on every backend."""
+    inf, nan = float("inf"), float("nan")
+    x = torch.tensor([-inf, -3e38, nan, 3e38, inf]).view(1, 1, 1, 5)
+    arguments = QUANTIZE | {"x": x, "shift": None, "bits": torch.tensor([5], dtype=torch.int32)}
+    for name in BACKENDS:
+        codes = ops.quantize(**arguments | {"backend": name})[0, 0, :, 0]
+        assert codes.tolist() == [0, 0, 0, 31, 31]
