@@ -20,7 +20,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 COMMON = ["common/status.cpp"]
-CPU_SOURCES = [*COMMON, *(f"cpu/{name}.cpp" for name in ("isa", "thread_pool", "pack", "convolution", "conv2d", "conv2d_direct", "conv2d_tiled", "quantize"))]
+_CPU = ("isa", "thread_pool", "pack", "convolution", "conv2d", "conv2d_direct", "conv2d_tiled", "quantize")
+CPU_SOURCES = [*COMMON, *(f"cpu/{name}.cpp" for name in _CPU)]
 # One instruction set per file; nothing else is compiled with these flags.
 ISA_SOURCES = {
     "cpu/tile_scalar.cpp": [],
@@ -108,9 +109,7 @@ class BuildNative(build_ext):
         cxx = find_compiler()
         if cxx is None:
             if wanted == "on":
-                raise SystemExit(
-                    "setup.py: ADABM_CUDA=on needs a C++ compiler, and none was found (c++, g++, clang++ or CXX)"
-                )
+                raise SystemExit("setup.py: ADABM_CUDA=on needs a C++ compiler, and none was found (c++, g++, clang++ or CXX)")
             print(
                 "adabm_kernels: no C++ compiler found: installing without native libraries (reference backend only)",
                 file=sys.stderr,

@@ -25,7 +25,7 @@ from .simulate import SimulatedConv2d, SimulatedEDSR, image_measure
 
 MIN_SIDE = 16  # pixels; in smaller images most features see the zero padding and ranges would be those of borders
 SHRINKS = [1 - i / 100 for i in range(100)]  # factors tried on a range
-CLIPPING_SAMPLE = 1 << 16  # activations of one layer that bit-aware clipping looks at
+CLIPPING_SAMPLE = 1 << 15  # activations of one layer that bit-aware clipping looks at: torch starts no threads for so few
 
 
 def calibrate(
@@ -119,9 +119,7 @@ class _Observations:
     def update(self, batch: torch.Tensor) -> None:
         quantile = self.config.image_percentile / 100
         measure = image_measure(batch)
-        self.thresholds = self._average(
-            self.thresholds, tuple(float(torch.quantile(measure, q)) for q in (quantile, 1 - quantile))
-        )
+        self.thresholds = self._average(self.thresholds, tuple(float(torch.quantile(measure, q)) for q in (quantile, 1 - quantile)))
         with self.model.float_mode(), _before_each_conv(self.model, self._observe):
             y = self.model(batch)
         if not y.isfinite().all():
@@ -225,9 +223,7 @@ def _as_batch(item: torch.Tensor | str | Path, index: int) -> torch.Tensor:
     if not isinstance(item, torch.Tensor):
         raise TypeError(f"calibrate: images[{index}] must be a tensor or a path, got {type(item).__name__}")
     if item.ndim != 4 or item.shape[1] != 3 or not (item.is_floating_point() or item.dtype == torch.uint8):
-        raise ValueError(
-            f"calibrate: images[{index}] must be float or uint8 [N, 3, H, W], got {item.dtype} {tuple(item.shape)}"
-        )
+        raise ValueError(f"calibrate: images[{index}] must be float or uint8 [N, 3, H, W], got {item.dtype} {tuple(item.shape)}")
     return item.detach().float().cpu()
 
 

@@ -28,10 +28,16 @@ def save(model: ConvertedEDSR, path: str | Path, *, include_float: bool = True) 
     """Write a converted model, whole or not at all; an existing file is replaced.
 
     include_float: keep the float weights it was made from, so that `float_model` works after loading.
-    Raises TypeError unless model is a converted model, OSError when the file cannot be written.
+    Raises TypeError unless model is a converted model, ValueError when the float weights are to be left out and its collapsed
+    tail is made from them, OSError when the file cannot be written.
     """
     if not isinstance(model, ConvertedEDSR):
         raise TypeError(f"save: model must be a converted model (convert_model), got {type(model).__name__}")
+    if model.collapsed is not None and not include_float:
+        raise ValueError(
+            "save: include_float must be True for a model with a collapsed tail, which is made from the float weights "
+            "(convert with ConvertConfig(tail='staged') to leave them out)"
+        )
     tensors = {f"float.{key}": value for key, value in (model.float_state or {}).items() if include_float}
     tensors |= {f"plain.{key}": value for key, value in model.floats.items()}
     convs = {}
@@ -96,9 +102,7 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     }
 
 
-_HOW = (
-    "convert and calibrate it with adabm_kernels.convert_model(state_dict, calibration=images), then adabm_kernels.save"
-)
+_HOW = "convert and calibrate it with adabm_kernels.convert_model(state_dict, calibration=images), then adabm_kernels.save"
 
 
 def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

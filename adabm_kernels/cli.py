@@ -91,18 +91,14 @@ def _one_line(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="adabm", description="Super-resolution in integers, with bit-widths decided per image and layer."
-    )
+    parser = _Parser(prog="adabm", description="Super-resolution in integers, with bit-widths decided per image and layer.")
     parser.add_argument("--version", action="version", version=f"adabm {version('adabm-kernels')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     common.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
 
-    up = commands.add_parser(
-        "upscale", parents=[common], help="upscale one PNG or JPEG image", description=_upscale.__doc__
-    )
+    up = commands.add_parser("upscale", parents=[common], help="upscale one PNG or JPEG image", description=_upscale.__doc__)
     up.add_argument("input", metavar="IN", type=Path, help="image to upscale: .png, .jpg or .jpeg")
     up.add_argument(
         "-o", "--output", metavar="OUT", type=Path, help="image to write; replaces an existing one (default: IN_x4.png)"
@@ -125,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--compare", action="store_true", help="time the float PyTorch model on the same input and compare")
     up.set_defaults(command=_upscale)
 
-    info = commands.add_parser(
-        "info", parents=[common], help="show the machine and the backends", description=_info.__doc__
-    )
+    info = commands.add_parser("info", parents=[common], help="show the machine and the backends", description=_info.__doc__)
     info.set_defaults(command=_info)
     return parser
 
@@ -280,12 +274,10 @@ def _info(args: argparse.Namespace) -> None:
             **report["versions"],
         },
         "Native libraries": {
-            key.replace("_", " ").replace("isa", "instruction set"): _listed(value)
-            for key, value in report["native"].items()
+            key.replace("_", " ").replace("isa", "instruction set"): _listed(value) for key, value in report["native"].items()
         },
         "Backends": {
-            name: f"{'yes' if status['available'] else 'no':3}  {status['reason']}"
-            for name, status in report["backends"].items()
+            name: f"{'yes' if status['available'] else 'no':3}  {status['reason']}" for name, status in report["backends"].items()
         },
         "Built-in models": report["models"] or {"none": "no model file in this installation"},
     }
@@ -303,9 +295,7 @@ def _collect_info() -> dict[str, Any]:
         "machine": describe_machine(),
         "versions": describe_versions(),
         "native": native.describe(),
-        "backends": {
-            name: {"available": status.available, "reason": status.reason} for name, status in backends().items()
-        },
+        "backends": {name: {"available": status.available, "reason": status.reason} for name, status in backends().items()},
         "models": {name: str(path) for name, path in builtin_models().items()},
     }
 

@@ -12,7 +12,7 @@ from torch import nn
 from .calibrate import calibrate
 from .config import ConvertConfig
 from .networks.detect import detect
-from .networks.edsr import EDSR
+from .networks.edsr import EDSR, MeanShift
 from .nn.conv import ConvParameters
 from .nn.edsr import ConvertedEDSR
 from .quantize import weight_codes
@@ -84,7 +84,20 @@ def conv_parameters(conv: SimulatedConv2d) -> ConvParameters:
         )
 
 
+def _check_mean_shift(model: SimulatedEDSR) -> None:
+    """The converted network shifts by the usual mean colour: refuse weights that say otherwise."""
+    for name, sign in (("sub_mean", -1), ("add_mean", 1)):
+        given, usual = model.get_submodule(name).state_dict(), MeanShift(sign).state_dict()
+        if not all(torch.allclose(given[key], usual[key], rtol=1e-6) for key in usual):
+            raise ValueError(
+                f"convert_model: '{name}' must shift by the DIV2K mean colour of images in 0..255, bias "
+                f"{usual['bias'].tolist()}, got {given['bias'].tolist()} and weight {given['weight'].flatten().tolist()}"
+            )
+
+
 def _from_simulated(model: SimulatedEDSR) -> ConvertedEDSR:
+    if model.spec.mean_shift:
+        _check_mean_shift(model)
     quantized = {conv.name: conv for conv in model.quantized_convs()}
     names = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     floats = {

@@ -33,13 +33,10 @@ class Image:
 
     def __post_init__(self) -> None:
         if self.rgb.dtype != np.uint8 or self.rgb.ndim != 3 or self.rgb.shape[2] != 3 or 0 in self.rgb.shape:
-            raise ValueError(
-                f"image must be uint8 [H, W, 3] with at least one pixel, got {self.rgb.dtype} {list(self.rgb.shape)}"
-            )
+            raise ValueError(f"image must be uint8 [H, W, 3] with at least one pixel, got {self.rgb.dtype} {list(self.rgb.shape)}")
         if self.alpha is not None and (self.alpha.dtype != np.uint8 or self.alpha.shape != self.rgb.shape[:2]):
             raise ValueError(
-                f"alpha must be uint8 {list(self.rgb.shape[:2])} like the image, "
-                f"got {self.alpha.dtype} {list(self.alpha.shape)}"
+                f"alpha must be uint8 {list(self.rgb.shape[:2])} like the image, got {self.alpha.dtype} {list(self.alpha.shape)}"
             )
 
     @property

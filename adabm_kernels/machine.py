@@ -61,9 +61,7 @@ def gpu_name() -> str:
 
     if torch.cuda.is_available():
         cards = range(torch.cuda.device_count())
-        return ", ".join(
-            "{} (sm_{}{})".format(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i)) for i in cards
-        )
+        return ", ".join("{} (sm_{}{})".format(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i)) for i in cards)
     if torch.version.cuda is None:
         return f"none usable: torch {torch.__version__} is built without CUDA"
     return f"none usable: torch {torch.__version__} with CUDA {torch.version.cuda} finds no card or driver"

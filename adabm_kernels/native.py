@@ -38,10 +38,7 @@ class Conv2dArgs(_Struct):
         *((name, c_void_p) for name in ("x_q", "x_bits", "packed")),
         ("packed_bytes", c_uint64),
         *((name, c_int32) for name in ("box_filter", "activation", "shuffle")),
-        *(
-            (name, c_void_p)
-            for name in ("alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_q", "y_acc")
-        ),
+        *((name, c_void_p) for name in ("alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_q", "y_acc")),
     ]
 
 
@@ -88,9 +85,7 @@ class Library:
         self._dll.adabm_last_error.restype = ctypes.c_char_p
         found = self._dll.adabm_abi_version()
         if found != ABI_VERSION:
-            raise OSError(
-                f"{path.name} has ABI version {found}, this package needs {ABI_VERSION}: reinstall to rebuild it"
-            )
+            raise OSError(f"{path.name} has ABI version {found}, this package needs {ABI_VERSION}: reinstall to rebuild it")
         self._entries = {}
         for name, argtypes in entries.items():
             entry = getattr(self._dll, name)
@@ -171,6 +166,14 @@ def isa_chosen() -> str:
         missing = "not built into the library" if not built else "not present on this processor"
         raise RuntimeError(f"cpu: instruction set {name} is {missing}")
     return name
+
+
+def planning_isa() -> str:
+    """The instruction set to plan layers for: the one that calls will use, or the fastest known where none can run here."""
+    try:
+        return isa_chosen()
+    except RuntimeError:
+        return list(ISAS)[-1]
 
 
 def devices() -> list[dict[str, Any]]:

@@ -44,13 +44,12 @@ def _require(condition: bool, message: Callable[[], str]) -> None:
 
 def _expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple) -> None:
     _require(tensor.dtype == dtype, lambda: f"{name} must be {dtype}, got {tensor.dtype}")
-    _require(
-        tuple(tensor.shape) == tuple(shape), lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}"
-    )
+    _require(tuple(tensor.shape) == tuple(shape), lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
 
 
 def _conv2d_outputs(
-    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out, backend, threads
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
+    backend, threads,
 ):  # fmt: skip
     """Checks every argument and returns (shape of y, shape of y_q)."""
     _require(x_q.dim() == 4, lambda: f"conv2d: x_q must be [N, H, W, C4], got shape {list(x_q.shape)}")
@@ -74,9 +73,7 @@ def _conv2d_outputs(
     _require(r % 2 == 1 and s % 2 == 1, lambda: f"conv2d: the kernel must be odd, got {r}x{s}")
     classes = (r, s) if by_class else ((r // 2 + 1) ** 2, (s // 2 + 1) ** 2)
     _expect("conv2d: beta", beta, torch.float32, (*classes, k))
-    _require(
-        activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {ACTIVATIONS}, got {activation!r}"
-    )
+    _require(activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {ACTIVATIONS}, got {activation!r}")
     _require(out in OUTPUTS, lambda: f"conv2d: out must be one of {OUTPUTS}, got {out!r}")
     _require(backend in _BACKENDS, lambda: f"conv2d: backend must be one of {tuple(_BACKENDS)}, got {backend!r}")
     _require(threads >= 0, lambda: f"conv2d: threads must be 0 (as torch) or more, got {threads}")
@@ -92,9 +89,7 @@ def _conv2d_outputs(
     if residual is not None:
         _expect("conv2d: residual", residual, torch.float32, (*size, channels))
     if out in ("codes", "both"):
-        _require(
-            out_grid is not None and out_bits is not None, lambda: f"conv2d: out={out!r} needs out_grid and out_bits"
-        )
+        _require(out_grid is not None and out_bits is not None, lambda: f"conv2d: out={out!r} needs out_grid and out_bits")
         _expect("conv2d: out_grid", out_grid, torch.float32, (_WIDTHS, 2))
         _expect("conv2d: out_bits", out_bits, torch.int32, (n,))
     y = (*size, channels) if out != "codes" else (0,)
@@ -196,7 +191,9 @@ def conv2d(
     """Integer convolution, stride 1, odd kernel, "same" zero padding, with its epilogue (formula: csrc/include/adabm/adabm.h).
 
     x_q: uint8 codes [N, H, W, C4], image n on x_bits[n] bits (int32 [N], 2..8). weight: int8 [K, R, S, C], the integers m,
-    or k' with m = 2k' + 1 under `box_filter`; or [R, S, K, R, S, C], one kernel per border class of the pixel. packed: what backends.cpu.pack made of it (empty for the reference).
+    or k' with m = 2k' + 1 under `box_filter`;
+    or [R, S, K, R, S, C], one kernel per border class of the pixel. packed: what backends.cpu.pack made of it (empty for the
+    reference).
     alpha: float32 [7, K], per bit-width of x_q. beta: float32 [(R//2+1)^2, (S//2+1)^2, K] by border class; [R, S, K] with a
     kernel per class.
     slope: [K] for activation="prelu". residual: float32, shape of y. out_grid, out_bits: grid and bits of the output codes.

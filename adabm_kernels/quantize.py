@@ -1,7 +1,7 @@
 """Number grids and layouts in plain torch: the written form of what every kernel computes with (docs/numerics.md).
 
 Activations: `bits` bits, codes q in 0 .. 2^bits-1, value lower + step * q with step = (upper - lower) / (2^bits - 1).
-Weights (AdaBM, eq. 1 with a symmetric range): odd integers m = 2k - (2^bits - 1), k in 0 .. 2^bits-1, value m * upper / (2^bits - 1).
+Weights (AdaBM, eq. 1, symmetric range): odd integers m = 2k - (2^bits - 1), k in 0 .. 2^bits-1, value m * upper / (2^bits - 1).
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import torch
 
 MIN_BITS, MAX_BITS = 2, 8
-CODE_CHANNELS = (
-    4  # code tensors [N, H, W, C] hold C rounded up to a multiple of this: one 32-bit operand of a dot product
-)
+CODE_CHANNELS = 4  # code tensors [N, H, W, C] hold C rounded up to a multiple of this: one 32-bit operand of a dot product
 
 
 def round_ste(x: torch.Tensor) -> torch.Tensor:
@@ -19,9 +17,7 @@ def round_ste(x: torch.Tensor) -> torch.Tensor:
     return x + (x.round() - x).detach()
 
 
-def fake_quantize_act(
-    x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: torch.Tensor | float
-) -> torch.Tensor:
+def fake_quantize_act(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: torch.Tensor | float) -> torch.Tensor:
     """Quantise and dequantise activations, in the order of operations of the published simulation.
 
     x: [N, ...] float. lower, upper: scalars or one element. bits: a number, or a float tensor broadcastable against x.

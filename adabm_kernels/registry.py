@@ -57,9 +57,7 @@ def backends() -> dict[str, BackendStatus]:
 
 @functools.cache
 def _warn_slow(reason: str) -> None:
-    warnings.warn(
-        f"adabm_kernels runs on the reference backend, which is slow: cpu: {reason}", RuntimeWarning, stacklevel=4
-    )
+    warnings.warn(f"adabm_kernels runs on the reference backend, which is slow: cpu: {reason}", RuntimeWarning, stacklevel=4)
 
 
 def choose(problem: Problem, requested: str = "auto") -> Choice:

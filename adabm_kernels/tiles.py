@@ -98,6 +98,11 @@ class LayerPlan:
     why_direct: tuple[str, ...]
     largest_sum: int
 
+    def products(self, least_bits: int, most_bits: int) -> float:
+        """Products per output and channel, summed over the bit-widths least_bits..most_bits."""
+        by_name = {tile.name: tile.products for tile in TILES}
+        return sum(by_name[self.tile[bits - MIN_BITS]] for bits in range(least_bits, most_bits + 1))
+
     @property
     def tile_for_bits(self) -> tuple[int, ...]:
         """The plan as the C ABI takes it."""
@@ -105,43 +110,52 @@ class LayerPlan:
         return tuple(names.index(name) for name in self.tile)
 
 
-def transformed_weights(tile: Tile, integers: np.ndarray) -> np.ndarray:
-    """[K, C, 3, taps] of integers [K, C, 3, 3]: the weights of every row in the tile's columns."""
-    return np.asarray(integers, dtype=np.int64) @ tile.weights.T
+def transformed_weights(tile: Tile, weights: np.ndarray) -> np.ndarray:
+    """[K, C, 3, taps] of [K, C, 3, 3]: the weights of every row in the tile's columns."""
+    return np.asarray(weights, dtype=np.int64) @ tile.weights.T
 
 
-def _refusal(tile: Tile, integers: np.ndarray, bits: int, largest_sum: int) -> str:
+def _refusal(tile: Tile, weights: np.ndarray, bits: int, largest_sum: int) -> str:
     """Why a tile is not exact for these weights and codes; empty where it is."""
     if tile.code_range(bits) > CODE_MAX:
         return f"{tile.name} makes {bits}-bit codes up to {tile.code_range(bits)}, above {CODE_MAX}"
     if tile.denominator * largest_sum > INT32_MAX:
         return f"{tile.name} makes sums up to {tile.denominator * largest_sum}, above {INT32_MAX}"
-    weights = transformed_weights(tile, integers)
-    if weights.min() < -128 or weights.max() > 127:
-        return f"{tile.name} makes weights of {weights.min()}..{weights.max()}, outside -128..127"
+    transformed = transformed_weights(tile, weights)
+    if transformed.min() < -128 or transformed.max() > 127:
+        return f"{tile.name} makes weights of {transformed.min()}..{transformed.max()}, outside -128..127"
     return ""
 
 
-def plan_layer(name: str, integers: np.ndarray, most_bits: int, *, only_direct: str = "", isa: str = "avx512vnni") -> LayerPlan:
+def plan_layer(
+    name: str,
+    weights: np.ndarray,
+    most_bits: int,
+    *,
+    box_filter: bool = False,
+    isa: str = "avx512vnni",
+) -> LayerPlan:
     """The plan of one layer: for every bit-width the exact tile with the fewest products.
 
-    integers: [..., K, C, R, S], the weights m. most_bits: the most bits its codes can have, 2..8. only_direct: a reason why no
-    tile may be tried. isa: what it is planned for; on AVX2 a code above 127 costs two products.
+    weights: [..., K, C, R, S], the integers that are multiplied: m, or k' with m = 2k' + 1 under `box_filter`. most_bits: the
+    most bits its codes can have, 2..8. isa: what it is planned for; on AVX2 a code above 127 costs two products.
     Raises ValueError when an accumulator could leave int32: the layer cannot be computed exactly.
     """
-    integers = np.asarray(integers, dtype=np.int64)
+    weights = np.asarray(weights, dtype=np.int64)
+    integers = 2 * weights + 1 if box_filter else weights
     absolute_sum = int(np.abs(integers).sum((-3, -2, -1)).max())
     largest = absolute_sum * (2**most_bits - 1)
     if largest > INT32_MAX:
         raise ValueError(f"plan_layer: '{name}' could reach a sum of {largest} with {most_bits}-bit codes, above {INT32_MAX}")
-    if integers.ndim != 4 or integers.shape[2:] != (3, 3):
-        only_direct = only_direct or f"kernel {integers.shape[-2]}x{integers.shape[-1]} is not 3x3"
+    only_direct = ""
+    if weights.ndim != 4 or weights.shape[2:] != (3, 3):
+        only_direct = f"kernel {weights.shape[-2]}x{weights.shape[-1]} is not 3x3"
     tiles, reasons = [], []
     for bits in range(MIN_BITS, MAX_BITS + 1):
         refused: list[str] = []
         best = DIRECT
         for tile in () if only_direct else TILES[1:]:
-            reason = _refusal(tile, integers, bits, absolute_sum * (2**bits - 1))
+            reason = _refusal(tile, weights, bits, absolute_sum * (2**bits - 1))
             if reason:
                 refused.append(reason)
             elif _cost(tile, bits, isa) < _cost(best, bits, isa):

@@ -139,9 +139,7 @@ def _take(image: Any) -> tuple[Image | None, torch.Tensor | None]:
     import torch
 
     if not isinstance(image, torch.Tensor):
-        raise TypeError(
-            f"image must be a path, a Pillow image, a NumPy array or a torch tensor, got {type(image).__name__}"
-        )
+        raise TypeError(f"image must be a path, a Pillow image, a NumPy array or a torch tensor, got {type(image).__name__}")
     if not image.is_floating_point():
         raise TypeError(f"image must be a floating tensor with values 0..255, got {image.dtype}")
     if image.ndim not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
@@ -163,7 +161,5 @@ def _is_module(model: Any) -> bool:
     import torch
 
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(
-            f"model must be a built-in name, a path or a module from load or convert_model, got {type(model).__name__}"
-        )
+        raise TypeError(f"model must be a built-in name, a path or a module from load or convert_model, got {type(model).__name__}")
     return True

@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from adabm_kernels import native  # noqa: E402: after the path
+from adabm_kernels import native  # noqa: E402
 
 THREADS = torch.get_num_threads()
 

@@ -50,9 +50,7 @@ class ConvInstance:
         self.layer.set_backend(backend, threads)
         residual = None if out == "acc" else self.residual
         with native.force_isa(isa):
-            return self.layer(
-                self.x_q, self.bits, residual=residual, out=out, out_grid=self.out_grid, out_bits=self.out_bits
-            )
+            return self.layer(self.x_q, self.bits, residual=residual, out=out, out_grid=self.out_grid, out_bits=self.out_bits)
 
 
 def random_parameters(p: ConvProblem, generator: torch.Generator, extreme: bool = False) -> ConvParameters:

@@ -328,9 +328,7 @@ def test_warnings_are_one_line(folder, model, adabm, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         # pytest records warnings; printed as the interpreter would, they go through formatwarning.
-        monkeypatch.setattr(
-            warnings, "showwarning", lambda m, c, f, n, *_: sys.stderr.write(warnings.formatwarning(m, c, f, n))
-        )
+        monkeypatch.setattr(warnings, "showwarning", lambda m, c, f, n, *_: sys.stderr.write(warnings.formatwarning(m, c, f, n)))
         status, _, err = adabm("upscale", "in.png")
     assert (status, err) == (0, "adabm: warning: this is slow\n")
     assert warnings.formatwarning is before

@@ -202,9 +202,7 @@ def test_from_pil_refuses_other_colour_spaces_and_nothing():
         from_pil(PIL.Image.new("RGB", (0, 3)))
 
 
-@pytest.mark.parametrize(
-    "rgb", [RGB[..., 0], RGB[:0], RGB[..., :2], RGB.astype(np.float32)], ids=["grey", "empty", "two", "float"]
-)
+@pytest.mark.parametrize("rgb", [RGB[..., 0], RGB[:0], RGB[..., :2], RGB.astype(np.float32)], ids=["grey", "empty", "two", "float"])
 def test_image_refuses_other_arrays(tmp_path, rgb):
     with pytest.raises(ValueError, match=r"image must be uint8 \[H, W, 3\] with at least one pixel, got"):
         write_image(tmp_path / "a.png", rgb)

@@ -52,7 +52,9 @@ def by_border_class(backend: str) -> dict[str, Any]:
     g = torch.Generator().manual_seed(0)
     weight = torch.randint(-128, 128, (3, 3, 8, 3, 3, 5), generator=g, dtype=torch.int8)
     tables = torch.rand(7, 8, generator=g) * 0.01, torch.randn(3, 3, 8, generator=g)
-    layer = IntegerConv2d("classes", plan_layer("classes", 128 * 45, 8), weight, *tables, act_grid(-1.0, 1.0))
+    layer = IntegerConv2d(
+        "classes", plan_layer("classes", weight.permute(0, 1, 2, 5, 3, 4).numpy(), 8), weight, *tables, act_grid(-1.0, 1.0)
+    )
     layer.set_backend(backend, 1)
     x_q = torch.zeros(2, 4, 5, 8, dtype=torch.uint8)
     x_q[..., :5] = torch.randint(0, 256, (2, 4, 5, 5), generator=g, dtype=torch.uint8)
@@ -203,9 +205,7 @@ def test_accumulating_is_a_residual_in_place(with_codes: bool, backend: str) -> 
 def test_arguments_of_any_strides_are_accepted(backend: str) -> None:
     arguments = settings_of(prepared(PROBLEMS[1], backend), out="both")
     strided = {
-        name: value.transpose(1, -1).contiguous().transpose(1, -1)
-        if isinstance(value, torch.Tensor) and value.dim() > 1
-        else value
+        name: value.transpose(1, -1).contiguous().transpose(1, -1) if isinstance(value, torch.Tensor) and value.dim() > 1 else value
         for name, value in arguments.items()
     }
     strided["x_bits"] = torch.stack([arguments["x_bits"]] * 2, 1)[:, 0]

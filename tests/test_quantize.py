@@ -212,9 +212,7 @@ def test_codes_take_the_bits_of_each_image() -> None:
 
 @SETTINGS
 @given(ranges, st.lists(moderate, min_size=1, max_size=20), st.integers(MIN_BITS, MAX_BITS))
-def test_fake_quantized_activations_lie_on_the_grid(
-    bounds: tuple[float, float], values: list[float], bits: int
-) -> None:
+def test_fake_quantized_activations_lie_on_the_grid(bounds: tuple[float, float], values: list[float], bits: int) -> None:
     lower, upper = (torch.tensor(b, dtype=torch.float64) for b in bounds)
     x = torch.tensor([*values, *bounds], dtype=torch.float64)
     got = fake_quantize_act(x, lower, upper, bits)
@@ -241,9 +239,7 @@ def test_fake_quantized_activations_take_bits_per_image_and_pass_gradients() -> 
         assert parameter.grad is not None and parameter.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "lower, upper", [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("inf")), (float("-inf"), 0.0)]
-)
+@pytest.mark.parametrize("lower, upper", [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("inf")), (float("-inf"), 0.0)])
 def test_act_grid_refuses_an_empty_or_endless_range(lower: float, upper: float) -> None:
     with pytest.raises(ValueError, match=f"finite lower < upper, got lower={lower} and upper={upper}"):
         act_grid(lower, upper)

@@ -103,9 +103,7 @@ def test_an_explicit_request_never_falls_back(nothing_built: None, monkeypatch: 
         converted()
 
 
-def test_the_variable_counts_only_where_the_caller_leaves_it_open(
-    cpu_built: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_counts_only_where_the_caller_leaves_it_open(cpu_built: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADABM_BACKEND", "reference")
     assert choose(Problem("cpu")) == Choice("reference")
     assert choose(Problem("cpu"), "cpu") == Choice("cpu")
@@ -168,12 +166,12 @@ def test_auto_takes_the_fastest_instruction_set(monkeypatch: pytest.MonkeyPatch)
 
 @needs_cpu
 def test_an_unknown_instruction_set_is_an_error_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    instance = instantiate(ConvProblem("forced", 4, 5, 8, 16, bits=(4,)))
+    instance.layer.set_backend("cpu", 1)
     monkeypatch.setenv("ADABM_ISA", "neon")
     message = "ADABM_ISA must be one of auto, scalar, avx2, avx512vnni.*, got 'neon'"
     with pytest.raises(ValueError, match=message):
         native.isa_chosen()
-    instance = instantiate(ConvProblem("forced", 4, 5, 8, 16, bits=(4,)))
-    instance.layer.set_backend("cpu", 1)
     with pytest.raises(ValueError, match=message):
         instance.layer(instance.x_q, instance.bits, out="acc")
     assert "neon" in native.describe()["isa_chosen"]

@@ -38,6 +38,15 @@ REFERENCES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads gain little on networks this small, and lose a lot beside other work on the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def small_edsr(seed=0, **spec):
     torch.manual_seed(seed)
     return EDSR(EDSRSpec(**{"scale": 2, "blocks": 2, "channels": 8} | spec)).eval()
@@ -46,9 +55,7 @@ def small_edsr(seed=0, **spec):
 def photos(*sizes, seed=0):
     """Noise over a ramp, one float [1, 3, h, w] in 0..255 per size."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.linspace(0, 200, w).expand(1, 3, h, w) + 55 * torch.rand(1, 3, h, w, generator=generator)) for h, w in sizes
-    ]
+    return [(torch.linspace(0, 200, w).expand(1, 3, h, w) + 55 * torch.rand(1, 3, h, w, generator=generator)) for h, w in sizes]
 
 
 def small_simulated(config=None, **spec):
@@ -209,7 +216,7 @@ def test_one_convolution_in_float32_against_float64(quantize):
         model(torch.cat(photos((32, 32), (32, 32), seed=5)))
         for hook in hooks:
             hook.remove()
-        flips = 0
+        flips, expected = 0, 0.0
         for conv, (x, offset), y in seen:
             levels = (2 ** conv.bits(offset) - 1).view(-1, 1, 1, 1)
             lower, upper = conv.lower_a, conv.upper_a
@@ -224,7 +231,7 @@ def test_one_convolution_in_float32_against_float64(quantize):
             differs = position(torch.float32).round() != exact.round()
             to_boundary = (exact - exact.floor() - 0.5).abs()
             assert (to_boundary[differs] <= bound[differs]).all()
-            flips += int(differs.sum())
+            flips, expected = flips + int(differs.sum()), expected + 2 * float(bound.sum())
 
             x_hat = fake_quantize_act(x, lower, upper, levels.add(1).log2())
             w_hat = conv.quantized_weight()
@@ -233,8 +240,8 @@ def test_one_convolution_in_float32_against_float64(quantize):
             n = conv.weight[0].numel() + 1
             assert ((y - want).abs() <= n * U / (1 - n * U) * magnitude).all()
     assert len(seen) == len(model.quantized_convs())
-    # A code falls this close to a boundary with probability 2 * bound: of 2 * 16 * 32 * 32 codes in some 10 layers, few do.
-    assert flips <= 10
+    # A value anywhere falls within its bound of a boundary with probability 2 * bound; 3 sigma of that many chances.
+    assert flips <= expected + 3 * expected**0.5
 
 
 @settings(max_examples=25, deadline=None)

@@ -40,9 +40,7 @@ def image_pairs(folder: Path, scale: int, patch: int) -> list[tuple[torch.Tensor
     return pairs
 
 
-def random_batch(
-    pairs: list, batch: int, patch: int, scale: int, rng: random.Random
-) -> tuple[torch.Tensor, torch.Tensor]:
+def random_batch(pairs: list, batch: int, patch: int, scale: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     """[batch, 3, patch, patch] and its HR twin in 0..255, each crop mirrored and turned at random."""
     lrs, hrs = [], []
     for _ in range(batch):
@@ -60,9 +58,7 @@ def random_batch(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of PNG photographs")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="state dict to write; a .state file beside it allows resuming"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="state dict to write; a .state file beside it allows resuming")
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--channels", type=int, default=64)
@@ -70,9 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--patch", type=int, default=32, help="LR pixels a side")
-    parser.add_argument(
-        "--lr", type=float, default=5e-4, help="peak learning rate; 500 steps of warm-up, then a half cosine to 0"
-    )
+    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate; 500 steps of warm-up, then a half cosine to 0")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

@@ -128,9 +128,7 @@ def conv2d_out(
     native.library("cpu").call("adabm_conv2d_cpu", args)
 
 
-def quantize(
-    x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int
-) -> torch.Tensor:
+def quantize(x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int) -> torch.Tensor:
     """See ops.quantize."""
     n, c, h, w = x.shape
     y_q = torch.empty(n, h, w, padded_channels(c), dtype=torch.uint8)

@@ -142,9 +142,7 @@ def conv2d_out(*args) -> None:
         y_q.copy_(codes)
 
 
-def quantize(
-    x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int
-) -> torch.Tensor:
+def quantize(x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int) -> torch.Tensor:
     """See ops.quantize."""
     x = x.permute(0, 2, 3, 1)
     return codes_of(x if shift is None else x - shift, grid, bits)

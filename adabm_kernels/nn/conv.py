@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import ops
+from .. import native, ops
 from ..quantize import MAX_BITS, MIN_BITS, act_grid, act_steps, valid_tap_sums, weight_integers
 from ..tiles import LayerPlan, plan_layer
 
@@ -34,9 +34,12 @@ class ConvParameters:
     adaptive: bool
 
     @property
-    def most_bits(self) -> int:
-        """The most bits that any image's codes can have here."""
-        return min(self.act_bits + self.layer_offset + 1, MAX_BITS) if self.adaptive else self.act_bits
+    def bit_range(self) -> tuple[int, int]:
+        """Fewest and most bits that an image's codes can have here when images decide."""
+        if not self.adaptive:
+            return self.act_bits, self.act_bits
+        base = self.act_bits + self.layer_offset
+        return max(base - 1, MIN_BITS), min(base + 1, MAX_BITS)
 
 
 class IntegerConv2d(nn.Module):
@@ -70,6 +73,8 @@ class IntegerConv2d(nn.Module):
         self.register_buffer("grid", grid)
         self.register_buffer("packed", torch.empty(0, dtype=torch.uint8), persistent=False)
         self.backend, self.threads = "reference", 0
+
+    bit_range = (MAX_BITS, MAX_BITS)
 
     @property
     def out_channels(self) -> int:
@@ -152,8 +157,14 @@ class AdaptiveConv2d(IntegerConv2d):
         order = shuffle_order(k, shuffle)
         codes = parameters.codes[order]
         integers = weight_integers(codes)
-        # Weights of 8 bits make 9-bit integers: keep k' and let the kernel add the sum of the codes (docs/numerics.md).
-        box_filter = parameters.weight_bits == 8
+        # Either multiply m = 2k' + 1 itself, or k' and let the kernel add the sum of the codes (docs/numerics.md). The first
+        # saves that sum; the second is half as wide: it fits 8 bits at 8 bits, and larger tiles below.
+        forms = [(False, integers)] if parameters.weight_bits < 8 else []
+        forms += [(True, codes)] if parameters.weight_bits > 4 else []
+        isa = native.planning_isa()
+        plans = [plan_layer(parameters.name, w.numpy(), MAX_BITS, box_filter=box, isa=isa) for box, w in forms]
+        best = min(range(len(forms)), key=lambda i: plans[i].products(*parameters.bit_range))
+        (box_filter, operand), plan = forms[best], plans[best]
         upper = parameters.weight_upper.to(torch.float64).reshape(-1).expand(k)[order]
         scale = upper / (2**parameters.weight_bits - 1)
         gain = torch.ones(k, dtype=torch.float64) if gain is None else gain.to(torch.float64)[order]
@@ -161,13 +172,8 @@ class AdaptiveConv2d(IntegerConv2d):
         bias = parameters.bias.to(torch.float64)[order]
         super().__init__(
             parameters.name,
-            plan_layer(
-                parameters.name,
-                integers.numpy(),
-                parameters.most_bits,
-                only_direct="weights of 8 bits make 9-bit integers" if box_filter else "",
-            ),
-            (codes if box_filter else integers).permute(0, 2, 3, 1),
+            plan,
+            operand.permute(0, 2, 3, 1),
             act_steps(parameters.lower, parameters.upper)[:, None] * scale * gain,
             gain * (bias + scale * parameters.lower * valid_tap_sums(integers)) + shift,
             act_grid(parameters.lower, parameters.upper),
@@ -177,6 +183,11 @@ class AdaptiveConv2d(IntegerConv2d):
             shuffle=shuffle,
         )
         self.parameters_ = parameters
+
+    @property
+    def bit_range(self) -> tuple[int, int]:
+        """Fewest and most bits that an image's codes can have here."""
+        return self.parameters_.bit_range
 
     def bits(self, image_offset: torch.Tensor) -> torch.Tensor:
         """Bits of the input codes, int32 [N], from the image offsets int32 [N]."""

@@ -15,6 +15,7 @@ from ..networks.edsr import EDSR, EDSRSpec, MeanShift
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels
 from ..registry import Choice, Problem, choose
 from ..simulate import image_measure, image_offsets
+from ..tiles import TILES
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .tail import SMALLEST, CollapsedConv2d, collapse
 from .workspace import Workspace
@@ -149,6 +150,22 @@ class ConvertedEDSR(nn.Module):
             self.set_backend(self._requested)
         return self
 
+    def plan(self) -> str:
+        """The plan as a table: for every integer convolution the tile of each bit-width its codes can have, or why direct."""
+        rows = []
+        for conv in self.convs():
+            least, most = conv.bit_range
+            for bits in range(least, most + 1):
+                why = conv.plan.why_direct[bits - MIN_BITS]
+                products = next(tile.products for tile in TILES if tile.name == conv.plan.tile[bits - MIN_BITS])
+                products *= conv.weight.shape[-3] * conv.weight.shape[-2] / 9
+                rows.append((conv.name, f"{bits}", conv.plan.tile[bits - MIN_BITS], f"{products:g}", why))
+        head = ("layer", "bits", "tile", "products an output", "why direct")
+        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
+        return "\n".join(
+            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in (head, *rows)
+        )
+
     # ---- bits
 
     def image_offsets(self, x: torch.Tensor) -> torch.Tensor:
@@ -178,9 +195,7 @@ class ConvertedEDSR(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel."""
         if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32 or x.numel() == 0:
-            raise ValueError(
-                f"ConvertedEDSR: x must be float32 [N, 3, H, W] and not empty, got {x.dtype} {tuple(x.shape)}"
-            )
+            raise ValueError(f"ConvertedEDSR: x must be float32 [N, 3, H, W] and not empty, got {x.dtype} {tuple(x.shape)}")
         with torch.no_grad():
             return self._forward_full(x) if self.ends else self._forward_body(x)
 

@@ -34,7 +34,6 @@ void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
   // The channels of a kernel row's taps are adjacent, in codes as in weights: one long run instead of S short ones.
   ptrdiff_t inner_rows[kMaxKernel], patch_rows[kMaxKernel];
   for (int i = 0; i < R; i++) inner_rows[i] = static_cast<ptrdiff_t>(i) * row_bytes;
-  if (a.box_filter) s.box.resize(a.width);
 
   ProductArgs p = {};
   p.taps = R, p.quads = S * header.quads(), p.pixel_stride = pixel_bytes;
@@ -42,6 +41,7 @@ void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
 
   for (int row = first_row; row < end_row; row++) {
     RowOutput output(*this, image, row);
+    const int32_t* box = box_row(image, row);
     const bool rows_inside = row >= pad_h && row + pad_h < a.height;
     for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
       p.panels = std::min(kMaxPanels, header.panels() - first_panel);
@@ -53,7 +53,6 @@ void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
           p.pixels = inner ? std::min(p.pixels, a.width - pad_w - column) : 1;
           p.w += (kernel_class(row, a.height, pad_h) * S + kernel_class(column, a.width, pad_w)) * kernel_bytes;
         }
-        ptrdiff_t tap_row = row_bytes;
         if (rows_inside && column >= pad_w && column + p.pixels + pad_w <= a.width) {
           p.x = x + static_cast<ptrdiff_t>(row - pad_h) * row_bytes + (column - pad_w) * pixel_bytes;
           p.tap_offset = inner_rows;
@@ -61,21 +60,13 @@ void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
           const int columns = p.pixels + S - 1;
           s.patch.resize(static_cast<size_t>(R) * columns * pixel_bytes);
           copy_patch(x, a.height, a.width, pixel_bytes, row - pad_h, column - pad_w, R, columns, s.patch.data());
-          p.x = s.patch.data(), tap_row = columns * pixel_bytes;
-          for (int i = 0; i < R; i++) patch_rows[i] = i * tap_row;
+          p.x = s.patch.data();
+          for (int i = 0; i < R; i++) patch_rows[i] = static_cast<ptrdiff_t>(i) * columns * pixel_bytes;
           p.tap_offset = patch_rows;
         }
         output.prefetch(first_panel, p.panels, column, p.pixels);
         kernels.product(p);
-        if (a.box_filter && first_panel == 0)
-          for (int m = 0; m < p.pixels; m++) {
-            int32_t sum = 0;
-            for (int i = 0; i < R; i++)
-              sum += kernels.byte_sum(p.x + i * tap_row + m * pixel_bytes, static_cast<ptrdiff_t>(S) * pixel_bytes);
-            s.box[column + m] = sum;
-          }
-        const int32_t* box = a.box_filter ? s.box.data() + column : nullptr;
-        output.write({1, p.pixels, p.panels, s.acc, s.acc}, first_panel, column, p.pixels, box);
+        output.write({1, p.pixels, p.panels, s.acc, s.acc}, first_panel, column, p.pixels, box ? box + column : nullptr);
       }
     }
     output.finish();

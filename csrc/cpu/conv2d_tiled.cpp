@@ -47,6 +47,7 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
     transform(row + 1);
     for (int i = 0; i < 3; i++) tap_offset[i] = (row + 2 + i) % 3 * ring_row;
     RowOutput output(*this, image, row);
+    const int32_t* box = box_row(image, row);
     for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
       p.panels = std::min(kMaxPanels, header.panels() - first_panel);
       for (int first = 0; first < tiles; first += p.pixels) {
@@ -60,7 +61,7 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
           p.acc = s.products + j * p.pixels * p.panels * kPanel;
           kernels.product(p);
         }
-        output.write({table.outputs, p.pixels, p.panels, s.products, s.acc}, first_panel, column, pixels, nullptr);
+        output.write({table.outputs, p.pixels, p.panels, s.products, s.acc}, first_panel, column, pixels, box ? box + column : nullptr);
       }
     }
     output.finish();

@@ -37,6 +37,22 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
   bands = (a.height + band_rows - 1) / band_rows;
 }
 
+const int32_t* Convolution::box_row(int image, int row) const {
+  if (!a.box_filter) return nullptr;
+  Scratch& s = thread_scratch();
+  const int pad_h = header.kernel_h / 2, pad_w = header.kernel_w / 2;
+  const int first = std::max(0, row - pad_h), end = std::min(a.height, row + pad_h + 1);
+  s.column_sums.assign(a.width + 2 * pad_w, 0);
+  for (int i = first; i < end; i++) {
+    const uint8_t* x = a.x_q + (static_cast<ptrdiff_t>(image) * a.height + i) * row_bytes;
+    for (int j = 0; j < a.width; j++) s.column_sums[pad_w + j] += kernels.byte_sum(x + static_cast<ptrdiff_t>(j) * pixel_bytes, pixel_bytes);
+  }
+  s.box.assign(a.width, 0);
+  for (int i = 0; i <= 2 * pad_w; i++)
+    for (int j = 0; j < a.width; j++) s.box[j] += s.column_sums[i + j];
+  return s.box.data();
+}
+
 void Convolution::run_band(int image, int band) const {
   const int first = band * band_rows, end = std::min(first + band_rows, a.height);
   if (header.tile_for_bits[a.x_bits[image] - ADABM_MIN_BITS] == ADABM_TILE_DIRECT) run_rows_direct(image, first, end);

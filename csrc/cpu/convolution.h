@@ -14,7 +14,7 @@ constexpr int kMaxBlockPixels = kMaxPixels * kMaxTileOutputs;
 // Scratch of one thread; grows to what the layers' channels and widths ask for and stays.
 struct Scratch {
   std::vector<uint8_t> patch, zeros, ring;
-  std::vector<int32_t> box;
+  std::vector<int32_t> box, column_sums;
   alignas(64) int32_t products[kMaxTaps * kMaxVectors * kPanel];
   alignas(64) int32_t acc[kMaxTileOutputs * kMaxVectors * kPanel];
 };
@@ -35,6 +35,8 @@ struct Convolution {
   void run_band(int image, int band) const;
 
  private:
+  // SUM of the codes under the kernel for every pixel of a row, [width], in the thread's scratch; null without box_filter.
+  const int32_t* box_row(int image, int row) const;
   void run_rows_direct(int image, int first_row, int end_row) const;
   void run_rows_tiled(int image, int first_row, int end_row) const;
 };

@@ -198,7 +198,9 @@ void full_of(const FullArgs& f) {
       __m512i words[kPanels];
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; p++) {
-        __m512 v = _mm512_cvtepi32_ps((__m512i)y[p][i]);
+        __m512i sum = (__m512i)y[p][i];
+        if (e.box) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 1), _mm512_set1_epi32(e.box[pixel]));
+        __m512 v = _mm512_cvtepi32_ps(sum);
         v = _mm512_fmadd_ps(v, _mm512_loadu_ps(e.alpha + p * kPanel), _mm512_loadu_ps(beta + p * kPanel));
         if (Activation == ADABM_ACT_RELU) v = _mm512_max_ps(v, _mm512_setzero_ps());
         if (Activation == ADABM_ACT_PRELU)
@@ -231,7 +233,7 @@ void full(const FullArgs& f) {
 }
 
 void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
-  if (u.panels < kMaxPanels || e.lanes < kMaxPanels * kPanel || !e.together || e.box || e.y_acc) {
+  if (u.panels < kMaxPanels || e.lanes < kMaxPanels * kPanel || !e.together || e.y_acc) {
     untile(u);
     return epilogue(e);
   }

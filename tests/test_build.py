@@ -1,0 +1,193 @@
+"""Building the native libraries as a user would, in a copy of the tree: with, without and with the wrong compilers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ["setup.py", "pyproject.toml", "README.md", "csrc", "adabm_kernels"]
+for _name in ("setuptools", "ninja"):
+    pytest.importorskip(_name)
+pytestmark = pytest.mark.skipif(not all((ROOT / name).exists() for name in SOURCES), reason="the sources are not beside the tests")
+
+# Writes an empty file for every -o, so that a build takes no time. Says no to sources that end as $FAIL does.
+FAKE_COMPILER = """#!/bin/sh
+log="$(dirname "$0")/log"
+echo "$0 $*" >> "$log"
+for word in "$@"; do
+  case "$word" in --version) echo "fake 1.0"; exit 0 ;; esac
+  if [ -n "$FAIL" ]; then case "$word" in *"$FAIL") echo "error: no" >&2; exit 1 ;; esac; fi
+  if [ "$previous" = "-o" ]; then : > "$word"; fi
+  previous="$word"
+done
+"""
+
+
+class Tree:
+    """A copy of the sources with a folder of tools that is all its builds see."""
+
+    def __init__(self, folder: Path):
+        self.root, self.tools = folder / "tree", folder / "tools"
+        ignore = shutil.ignore_patterns("_lib", "assets", "__pycache__")
+        self.root.mkdir()
+        for name in SOURCES:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, self.root / name, ignore=ignore)
+            else:
+                shutil.copy(source, self.root / name)
+        self.tools.mkdir()
+        for name in ("sh", "dirname", "env"):
+            (self.tools / name).symlink_to(shutil.which(name))
+        self.lib = self.root / "adabm_kernels" / "_lib"
+        self.lib.mkdir()
+
+    def tool(self, name: str) -> Path:
+        path = self.tools / name
+        path.write_text(FAKE_COMPILER)
+        path.chmod(0o755)
+        return path
+
+    def build(self, *, path: str | None = None, **variables: str) -> subprocess.CompletedProcess:
+        own = ("ADABM_", "CXX", "CXXFLAGS", "NVCC", "PATH", "PYTHON")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(own)}
+        environment |= {"PATH": path or str(self.tools), "ADABM_CUDA": "off", **variables}
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
+
+    def libraries(self) -> list[str]:
+        return sorted(path.name for path in self.lib.iterdir())
+
+    def log(self) -> str:
+        path = self.tools / "log"
+        text = path.read_text() if path.exists() else ""
+        path.unlink(missing_ok=True)
+        return text
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+def test_without_a_compiler_the_build_succeeds_and_says_so(tree: Tree) -> None:
+    (tree.lib / "libadabm_cpu.so").touch()
+    (tree.lib / "libadabm_old.so").touch()
+    for wanted in ("auto", "off"):
+        done = tree.build(ADABM_CUDA=wanted)
+        assert done.returncode == 0, done.stderr
+        assert "no C++ compiler found: installing without native libraries (reference backend only)" in done.stderr
+        assert tree.libraries() == []  # nor what an earlier build left
+
+
+def test_a_compiler_is_found_and_stale_libraries_do_not_survive(tree: Tree) -> None:
+    tree.tool("g++")
+    for name in ("libadabm_cpu.so", "libadabm_cuda.so", "libadabm_old.so"):
+        (tree.lib / name).write_text("stale")
+    done = tree.build()
+    assert done.returncode == 0, done.stderr
+    assert tree.libraries() == ["libadabm_cpu.so"]
+    assert (tree.lib / "libadabm_cpu.so").read_text() == ""
+    commands = tree.log()
+    for source in (tree.root / "csrc" / "cpu").glob("*.cpp"):
+        assert str(source) in commands
+    for line in commands.splitlines():
+        assert "-march=native" not in line
+        # One instruction set per file: only the tiles see its flags.
+        assert "-mavx2" not in line or "tile_avx2" in line
+        assert "-mavx512f" not in line or "tile_avx512" in line
+
+
+def test_only_what_changed_is_compiled_again(tree: Tree) -> None:
+    tree.tool("g++")
+    assert tree.build().returncode == 0
+    tree.log()
+    changed = tree.root / "csrc" / "cpu" / "isa.cpp"
+    changed.write_text(changed.read_text() + "\n")
+    assert tree.build().returncode == 0
+    compiled = [line for line in tree.log().splitlines() if " -c " in line]
+    assert len(compiled) == 1 and "isa.cpp" in compiled[0]
+    assert tree.build(CXXFLAGS="-DOTHER").returncode == 0
+    compiled = [line for line in tree.log().splitlines() if " -c " in line]
+    assert len(compiled) > 1 and all("-DOTHER" in line for line in compiled)
+    assert tree.libraries() == ["libadabm_cpu.so"]
+
+
+def test_nvcc_builds_the_cuda_library_where_wanted(tree: Tree) -> None:
+    tree.tool("g++")
+    tree.tool("nvcc")
+    assert tree.build(ADABM_CUDA="auto").returncode == 0
+    assert tree.libraries() == ["libadabm_cpu.so", "libadabm_cuda.so"]
+    assert tree.build(ADABM_CUDA="off").returncode == 0
+    assert tree.libraries() == ["libadabm_cpu.so"]
+
+
+def test_a_failing_nvcc_is_an_error_only_when_asked_for(tree: Tree) -> None:
+    tree.tool("g++")
+    tree.tool("nvcc")
+    done = tree.build(ADABM_CUDA="auto", FAIL=".cu")
+    assert done.returncode == 0, done.stderr
+    assert "nvcc failed: installing without the CUDA library (ADABM_CUDA=on makes this an error)" in done.stderr
+    assert tree.libraries() == ["libadabm_cpu.so"]
+    assert tree.build(ADABM_CUDA="on", FAIL=".cu").returncode != 0
+
+
+def test_a_failing_compiler_is_an_error(tree: Tree) -> None:
+    tree.tool("g++")
+    assert tree.build(FAIL="pack.cpp").returncode != 0
+    assert tree.libraries() == []
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({"ADABM_CUDA": "maybe"}, "setup.py: ADABM_CUDA must be auto, on or off, got 'maybe'"),
+        ({"ADABM_CUDA": "on"}, "setup.py: ADABM_CUDA=on needs nvcc, and none was found (PATH or NVCC)"),
+        ({"CXX": "no-such-compiler -O3"}, "setup.py: CXX must name a C++ compiler, got 'no-such-compiler -O3'"),
+    ],
+    ids=["maybe", "no_nvcc", "no_such_compiler"],
+)
+def test_wrong_settings_are_named(tree: Tree, variables: dict[str, str], message: str) -> None:
+    tree.tool("g++")
+    done = tree.build(**variables)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_cuda_without_any_compiler_is_an_error(tree: Tree) -> None:
+    done = tree.build(ADABM_CUDA="on")
+    assert done.returncode != 0
+    assert "ADABM_CUDA=on needs a C++ compiler" in done.stderr
+
+
+@pytest.mark.parametrize("compiler", ["c++", "clang++-14"])
+def test_real_compilers_do_not_warn_and_their_kernels_are_right(tree: Tree, compiler: str) -> None:
+    if not shutil.which(compiler):
+        pytest.skip(f"no {compiler} here")
+    done = tree.build(path=os.environ["PATH"], CXX=compiler, CXXFLAGS="-Werror")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning" not in done.stdout + done.stderr
+    code = """
+from adabm_kernels import native
+assert native.describe()["cpu_library"] == "loaded", native.describe()
+import torch
+from problems import PROBLEMS, instantiate, runnable_isas
+torch.set_num_threads(1)
+for problem in PROBLEMS:
+    instance = instantiate(problem)
+    want = instance.run("reference", "both")
+    for isa in runnable_isas():
+        got = instance.run("cpu", "both", isa)
+        assert all(map(torch.equal, got, want)), (str(problem), isa)
+print(*runnable_isas())
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tree.root), str(ROOT / "tests")])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tree.root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "scalar" in done.stdout.split()

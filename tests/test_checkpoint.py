@@ -1,0 +1,220 @@
+"""Converted models as files: what is saved is what is loaded, and everything else is refused in a sentence."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import adabm_kernels
+from adabm_kernels.calibrate import calibrate
+from adabm_kernels.checkpoint import FORMAT_VERSION, HEADER_KEY, load, save
+from adabm_kernels.config import ConvertConfig
+from adabm_kernels.convert import convert_model
+from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.nn.edsr import ConvertedEDSR
+
+NETWORKS = {
+    "full": (EDSRSpec(4, 2, 6), ConvertConfig(batch=2)),
+    "staged": (EDSRSpec(2, 2, 5, mean_shift=False), ConvertConfig(batch=2, weight_bits=6, act_bits=5, tail="staged")),
+    "body": (EDSRSpec(3, 1, 6, tail="single", res_scale=0.1), ConvertConfig(batch=2, quantize="body")),
+    "fixed": (EDSRSpec(2, 1, 4), ConvertConfig(batch=2, adaptive=False, act_bits=8, tail="staged")),
+}
+X = torch.rand(2, 3, 9, 11, generator=torch.Generator().manual_seed(1)) * 255
+
+
+def converted(name: str) -> ConvertedEDSR:
+    spec, config = NETWORKS[name]
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 18, 17, generator=torch.Generator().manual_seed(0)) * 255
+    return convert_model(calibrate(EDSR(spec), [images], config))
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, ConvertedEDSR]:
+    return {name: converted(name) for name in NETWORKS}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_loaded_computes_what_was_saved(models: dict[str, ConvertedEDSR], name: str, tmp_path: Path) -> None:
+    model = models[name]
+    adabm_kernels.save(model, tmp_path / "m.safetensors")
+    loaded = adabm_kernels.load(str(tmp_path / "m.safetensors"))
+    assert torch.equal(loaded(X), model(X))
+    assert torch.equal(loaded.mean_bits(X), model.mean_bits(X))
+    assert (loaded.spec, loaded.config, loaded.thresholds) == (model.spec, model.config, model.thresholds)
+    assert not loaded.training
+    with torch.no_grad():
+        assert torch.equal(loaded.float_model()(X), model.float_model()(X))
+    again = tmp_path / "again.safetensors"
+    save(loaded, again)
+    assert again.read_bytes() == (tmp_path / "m.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["staged", "body", "fixed"])
+def test_float_weights_can_be_left_out(models: dict[str, ConvertedEDSR], name: str, tmp_path: Path) -> None:
+    model = models[name]
+    save(model, tmp_path / "with.safetensors")
+    save(model, tmp_path / "without.safetensors", include_float=False)
+    assert (tmp_path / "without.safetensors").stat().st_size < (tmp_path / "with.safetensors").stat().st_size
+    loaded = load(tmp_path / "without.safetensors")
+    assert torch.equal(loaded(X), model(X))
+    with pytest.raises(ValueError, match="carries no float weights .save with include_float=True."):
+        loaded.float_model()
+
+
+def test_a_collapsed_tail_keeps_its_float_weights(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+    assert models["full"].collapsed is not None
+    with pytest.raises(ValueError, match="include_float must be True for a model with a collapsed tail"):
+        save(models["full"], tmp_path / "m.safetensors", include_float=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_header_is_json_with_a_format_version(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+    save(models["full"], tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()[HEADER_KEY])
+        keys = list(file.keys())
+        assert file.get_tensor("conv.body.0.conv1.codes").dtype == torch.int8
+    assert header["format"] == FORMAT_VERSION and header["network"] == "edsr"
+    assert {key.split(".")[0] for key in keys} == {"conv", "float"}
+
+
+# ---- writing
+
+
+def test_a_saved_file_has_the_permissions_of_the_umask(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    save(models["fixed"], tmp_path / "m.safetensors")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+    models: dict[str, ConvertedEDSR], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save(models["fixed"], path)
+    before = path.read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(type(failure)) as caught:
+        save(models["body"], path)
+    if isinstance(failure, OSError):
+        assert str(caught.value) == f"cannot write '{path}': No space left on device"
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_save_names_what_is_wrong(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"save: model must be a converted model \(convert_model\), got EDSR"):
+        save(EDSR(EDSRSpec(2, 1, 4)), tmp_path / "m.safetensors")
+    with pytest.raises(FileNotFoundError, match="cannot write '.*absent/m.safetensors': No such file"):
+        save(models["fixed"], tmp_path / "absent" / "m.safetensors")
+    with pytest.raises(IsADirectoryError, match=f"cannot write '{tmp_path}'"):
+        save(models["fixed"], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- reading something else
+
+
+def test_other_files_are_named_for_what_they_are(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+    state = EDSR(EDSRSpec(2, 1, 4)).state_dict()
+    path = tmp_path / "m.safetensors"
+    how = "convert and calibrate it with adabm_kernels.convert_model"
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            load(path)
+        assert str(caught.value).startswith(f"load: {path} ")
+
+    save_file(state, path)
+    refused(f"is a float checkpoint, not a converted model: {how}")
+    save_file({"pixels": torch.zeros(3)}, path)
+    refused(f"is a file of other tensors, not a converted model: {how}")
+    torch.save(state, path)
+    refused(f"is a PyTorch checkpoint, not a converted model: {how}")
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    refused("is a PyTorch checkpoint")
+    for content in (b"", b"short", b"\x89PNG\r\n\x1a\n" + bytes(100)):
+        path.write_bytes(content)
+        refused("is not a safetensors file, or a truncated one")
+    for missing in (tmp_path / "absent.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"load: no model file at {missing}"):
+            load(missing)
+
+
+def test_a_cut_file_is_refused_wherever_it_is_cut(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    save(models["fixed"], whole)
+    data = whole.read_bytes()
+    for length in [*range(0, len(data), len(data) // 40), len(data) - 1]:
+        cut.write_bytes(data[:length])
+        with pytest.raises(ValueError, match="is not a safetensors file, or a truncated one"):
+            load(cut)
+
+
+Edit = Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]
+HEADER_ERRORS: list[tuple[str, Edit, str]] = [
+    ("format", lambda h, t: h.update(format=99), f"its format is 99, and this version reads {FORMAT_VERSION}"),
+    ("network", lambda h, t: h.update(network="rdn"), "its network is 'rdn', and this version knows 'edsr'"),
+    *[
+        (f"no {key}", lambda h, t, key=key: h.pop(key), f"'{key}' is missing")
+        for key in ("format", "network", "spec", "config", "convs", "thresholds")
+    ],
+    ("no conv", lambda h, t: h["convs"].pop("body.0.conv2"), "'body.0.conv2' is missing"),
+    ("no scalar", lambda h, t: h["convs"]["head.0"].pop("lower"), "'lower' is missing"),
+    ("no tensor", lambda h, t: t.pop("conv.tail.1.codes"), "'conv.tail.1.codes' is missing"),
+    ("spec", lambda h, t: h["spec"].update(scale=5), "EDSRSpec: scale must be 2, 3 or 4, got 5"),
+    ("spec field", lambda h, t: h["spec"].update(depth=5), "unexpected keyword argument 'depth'"),
+    ("config", lambda h, t: h["config"].update(act_bits=9), "ConvertConfig: act_bits must be 2..8, got 9"),
+    ("config field", lambda h, t: h["config"].update(colour="red"), r"ConvertConfig: unknown fields \['colour'\]"),
+    ("thresholds", lambda h, t: h.update(thresholds=None), "NoneType"),
+    ("convs", lambda h, t: h.update(convs=[]), "must be|indices|list"),
+]
+
+
+@pytest.mark.parametrize("what, edit, message", HEADER_ERRORS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_header_that_is_not_ours_is_refused(
+    models: dict[str, ConvertedEDSR], tmp_path: Path, what: str, edit: Edit, message: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save(models["full"], path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()[HEADER_KEY])
+        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+    edit(header, tensors)
+    save_file(tensors, path, {HEADER_KEY: json.dumps(header)})
+    with pytest.raises(ValueError, match=f"is not a model that this version can read: .*({message})"):
+        load(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null"])
+def test_a_header_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({"pixels": torch.zeros(3)}, path, {HEADER_KEY: text})
+    with pytest.raises(ValueError, match=f"load: {path} is (not a model that this version can read|a file of other)"):
+        load(path)
+
+
+def test_a_wrong_backend_is_not_blamed_on_the_file(
+    models: dict[str, ConvertedEDSR], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(models["fixed"], tmp_path / "m.safetensors")
+    monkeypatch.setenv("ADABM_BACKEND", "abacus")
+    with pytest.raises(ValueError, match="^ADABM_BACKEND must be one of"):
+        load(tmp_path / "m.safetensors")

@@ -1,0 +1,544 @@
+"""Conversion: what is accepted, and the integer network against the reference and, layer by layer, the simulation."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from shared import shared_path
+from torch import nn
+from torch.nn import functional as F
+
+from adabm_kernels import native, ops
+from adabm_kernels.calibrate import calibrate
+from adabm_kernels.config import ConvertConfig
+from adabm_kernels.convert import convert_model
+from adabm_kernels.images import read_image
+from adabm_kernels.networks.detect import adabm_name, load_state
+from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.nn.conv import AdaptiveConv2d, IntegerConv2d
+from adabm_kernels.nn.edsr import ConvertedEDSR
+from adabm_kernels.quantize import act_grid
+from adabm_kernels.simulate import SimulatedConv2d, SimulatedEDSR, image_measure
+
+HALF_ULP = 2.0**-24  # relative error of one rounding to float32
+BACKENDS = ["reference"] if native.why_missing("cpu") else ["cpu", "reference"]
+needs_cpu = pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU library was not built")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the settings of its conversion."""
+
+    spec: EDSRSpec
+    config: ConvertConfig
+
+    def __str__(self) -> str:
+        s, c = self.spec, self.config
+        words = [f"x{s.scale}", s.tail, f"{c.quantize}-w{c.weight_bits}a{c.act_bits}"]
+        words += ["adaptive" if c.adaptive else "fixed"] + ["no_mean"] * (not s.mean_shift)
+        return "-".join(words + [f"res{s.res_scale}"] * (s.res_scale != 1))
+
+
+def case(scale: int, blocks: int, channels: int, *, spec: Mapping[str, Any] | None = None, **config: Any) -> Case:
+    settings = {"tail": "staged", "batch": 2} | config
+    return Case(EDSRSpec(scale, blocks, channels, **(spec or {})), ConvertConfig(**settings))
+
+
+CASES = [
+    case(4, 3, 12),
+    case(2, 2, 8, act_bits=6, weight_bits=6, spec={"mean_shift": False}),
+    case(3, 2, 10, act_bits=5, weight_bits=8, spec={"res_scale": 0.1}),
+    case(4, 2, 7, adaptive=False, act_bits=8, weight_bits=3, spec={"tail": "single"}),
+    case(2, 3, 8, quantize="body", act_bits=6, weight_bits=8),
+    case(3, 2, 12, quantize="body", spec={"tail": "single", "mean_shift": False, "res_scale": 0.1}),
+    case(4, 1, 5, quantize="body", adaptive=False, act_bits=2, weight_bits=2),
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def images(height: int = 11, width: int = 9) -> torch.Tensor:
+    """A flat image, a smooth one and noise: float32 [3, 3, height, width]."""
+    g = torch.Generator().manual_seed(2)
+    flat = torch.full((3, height, width), 100.0)
+    rows, columns = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
+    smooth = (40 + 3 * rows + 4 * columns + 20 * torch.arange(3).view(3, 1, 1)).to(torch.float32)
+    return torch.stack([flat, smooth, torch.rand(3, height, width, generator=g) * 255])
+
+
+@functools.cache
+def float_model(spec: EDSRSpec) -> EDSR:
+    torch.manual_seed(spec.blocks + spec.channels)
+    return EDSR(spec).eval()
+
+
+@functools.cache
+def simulated(case: Case) -> SimulatedEDSR:
+    """A calibrated network in which layers and images of `images()` take every offset."""
+    model = calibrate(float_model(case.spec), [images(20, 17)], case.config)
+    if case.config.adaptive:
+        low, middle, high = image_measure(images()).tolist()
+        model.measure_l.data.fill_((low + middle) / 2)
+        model.measure_u.data.fill_((middle + high) / 2)
+        adaptive = [conv for conv in model.quantized_convs() if conv.adaptive]
+        for i, conv in enumerate(adaptive):
+            conv.measure_layer.data.fill_((0.9, -0.4, -3.0, 0.6)[i % 4])
+    return model
+
+
+def converted(case: Case, backend: str = BACKENDS[0]) -> ConvertedEDSR:
+    model = convert_model(simulated(case))
+    model.set_backend(backend)
+    model.set_threads(1)
+    return model
+
+
+# ---- layer by layer against the simulation
+
+
+@dataclass
+class Step:
+    """One convolution as the integer network ran it; tensors are copies, [N, H, W, C]."""
+
+    conv: IntegerConv2d
+    x_q: torch.Tensor
+    bits: torch.Tensor
+    residual: torch.Tensor | None
+    out_grid: torch.Tensor | None
+    out_bits: torch.Tensor | None
+    y: torch.Tensor | None = None
+    y_q: torch.Tensor | None = None
+
+
+def clone(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None or not tensor.numel() else tensor.clone()
+
+
+@contextmanager
+def recorded() -> Iterator[tuple[list[Step], list[tuple[dict[str, Any], torch.Tensor]]]]:
+    """Every convolution and every quantisation of floats while the context lasts."""
+    steps: list[Step] = []
+    quantized: list[tuple[dict[str, Any], torch.Tensor]] = []
+    patch = pytest.MonkeyPatch()
+    forward, into, quantize = IntegerConv2d.forward, IntegerConv2d.into, ops.quantize
+
+    def begin(conv, x_q, bits, residual, more):
+        grid, out_bits = more.get("out_grid"), more.get("out_bits")
+        steps.append(Step(conv, x_q.clone(), bits.clone(), clone(residual), grid, clone(out_bits)))
+
+    def record_forward(conv, x_q, bits, **more):
+        begin(conv, x_q, bits, more.get("residual"), more)
+        y, y_q = forward(conv, x_q, bits, **more)
+        steps[-1].y, steps[-1].y_q = clone(y), clone(y_q)
+        return y, y_q
+
+    def record_into(conv, x_q, bits, *, accumulate=False, **more):
+        begin(conv, x_q, bits, more["y"] if accumulate else more.get("residual"), more)
+        into(conv, x_q, bits, accumulate=accumulate, **more)
+        steps[-1].y, steps[-1].y_q = clone(more.get("y")), clone(more.get("y_q"))
+
+    def record_quantize(x, grid, bits, **more):
+        codes = quantize(x, grid, bits, **more)
+        quantized.append(({"x": x.clone(), "grid": grid, "bits": bits, "shift": more.get("shift")}, codes.clone()))
+        return codes
+
+    patch.setattr(IntegerConv2d, "forward", record_forward)
+    patch.setattr(IntegerConv2d, "into", record_into)
+    patch.setattr(ops, "quantize", record_quantize)
+    try:
+        yield steps, quantized
+    finally:
+        patch.undo()
+
+
+def in_double(conv: SimulatedConv2d) -> SimulatedConv2d:
+    """The simulated convolution in float64, with the weights that its float32 arithmetic rounds to."""
+    double = copy.deepcopy(conv).double()
+    double.weight.data.copy_(conv.quantized_weight())
+    return double
+
+
+def check_codes(y_q: torch.Tensor, value: torch.Tensor, error: torch.Tensor, lower: float, upper: float, bits: torch.Tensor) -> int:
+    """Codes [N, H, W, C4] against the float64 values [N, C, H, W] they stand for, known up to `error`; returns how many differ.
+
+    The kernel rounds t' = fma(v', scale, offset) where the simulation rounds t = (v - lower) / (upper - lower) * levels.
+    scale, offset and the sum are rounded once each, so |t' - t| <= scale * error + u (2 |v * scale| + 2 |offset|) for
+    u = 2^-24, up to terms of u^2. A code may differ only where t lies within that of a rounding boundary, then by one.
+    """
+    channels = value.shape[1]
+    assert not y_q[..., channels:].any()
+    levels = (2.0 ** bits.double() - 1).view(-1, 1, 1, 1)
+    scale = levels / (upper - lower)
+    t = (value.clamp(lower, upper) - lower) / (upper - lower) * levels
+    bound = (scale * error + HALF_ULP * (2 * (value * scale).abs() + 2 * abs(lower) * scale)) * (1 + 2.0**-20)
+    got = y_q[..., :channels].permute(0, 3, 1, 2).double()
+    differ = got != t.round()
+    near = ((t - t.floor() - 0.5).abs() <= bound) & (t > 0) & (t < levels)
+    assert bound[(value > lower) & (value < upper)].max() < 1e-2  # or the check would say little
+    assert not (differ & ~near).any()
+    assert int(differ.sum()) <= int(near.sum())
+    assert ((got - t.round())[differ].abs() == 1).all()
+    return int(differ.sum())
+
+
+def check_step(step: Step, model: ConvertedEDSR, sim: SimulatedEDSR, offset: torch.Tensor) -> int:
+    """One layer, given the codes it really got, against the simulation in float64; returns how many output codes differ.
+
+    The kernel computes fma(float(acc), alpha, beta), then + residual, in float32. With A = acc * alpha and B = beta exact, and
+    u = 2^-24: float(acc), alpha and the result are rounded for A, beta and the result for B, so the error is at most
+    u (3 |A| + 2 |B|) up to terms of u^2, and adding the residual adds u |sum|. A float64 sum of n terms errs by
+    n 2^-53 SUM |x| |w|.
+    """
+    name = step.conv.name
+    plain: SimulatedConv2d = sim.get_submodule(name)
+    conv = in_double(plain)
+    assert torch.equal(step.bits, conv.bits(offset))
+    top = (2**step.bits - 1).view(-1, 1, 1, 1)
+    assert (step.x_q <= top).all() and not step.x_q[..., conv.in_channels :].any()
+
+    lower, upper = conv.lower_a.item(), conv.upper_a.item()
+    codes = step.x_q[..., : conv.in_channels].permute(0, 3, 1, 2).double()
+    x = lower + codes * ((upper - lower) / top.double())
+    weight = conv.quantized_weight()
+    with torch.no_grad():
+        value = conv(x, offset)
+        constant = F.conv2d(torch.full_like(x, lower), weight, conv.bias, padding=1)
+        terms = 9 * conv.in_channels + 1
+        noise = terms * 2.0**-53 * F.conv2d(x.abs(), weight.abs(), conv.bias.abs(), padding=1)
+    if name.endswith("conv2"):
+        value, constant = value * sim.spec.res_scale, constant * sim.spec.res_scale
+    if name == model.tail_names[-1] and sim.spec.mean_shift:
+        # The usual mean colour; convert_model refuses weights with another, up to their float32 rounding.
+        shift = model.mean.double().repeat_interleave(conv.out_channels // 3).view(1, -1, 1, 1)
+        value, constant = value + shift, constant + shift
+    error = HALF_ULP * (3 * (value - constant).abs() + 2 * constant.abs()) * (1 + 2.0**-20) + noise
+    if name.endswith("conv1"):
+        value = value.relu()
+    value, error = (F.pixel_shuffle(t, step.conv.shuffle) for t in (value, error))
+    if step.residual is not None:
+        value = value + step.residual.permute(0, 3, 1, 2).double()
+        error = error + HALF_ULP * (1 + 2.0**-20) * (value.abs() + error)
+    if step.y is not None:
+        assert ((step.y.permute(0, 3, 1, 2).double() - value).abs() <= error).all()
+    if step.y_q is None:
+        return 0
+    following = next(other for other in model.convs() if other.grid is step.out_grid)
+    parameters = following.parameters_
+    return check_codes(step.y_q, value, error, parameters.lower, parameters.upper, step.out_bits)
+
+
+def check_layers(model: ConvertedEDSR, sim: SimulatedEDSR, x: torch.Tensor) -> None:
+    """Every convolution of one forward pass, and the quantisation of what comes in."""
+    offset = sim.image_offsets(x)
+    assert torch.equal(model.image_offsets(x), offset)
+    with recorded() as (steps, quantized):
+        model(x)
+    assert [step.conv.name for step in steps] == [conv.name for conv in sim.quantized_convs()]
+    for step in steps:
+        check_step(step, model, sim, offset)
+    ((first, codes),) = quantized
+    value, error = first["x"].double(), torch.zeros((), dtype=torch.float64)
+    if first["shift"] is not None:
+        value = value - model.mean.double().view(1, 3, 1, 1)
+        error = HALF_ULP * value.abs()
+    parameters = steps[0].conv.parameters_
+    assert torch.equal(first["grid"], act_grid(parameters.lower, parameters.upper))
+    check_codes(codes, value, error, parameters.lower, parameters.upper, first["bits"])
+
+
+@needs_cpu
+@each_case
+def test_every_layer_agrees_with_the_simulation(case: Case) -> None:
+    check_layers(converted(case), simulated(case), images())
+
+
+@needs_cpu
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        ("edsr_x4_fq_w4a4", ConvertConfig(tail="staged")),
+        ("edsr_x2_body_w8a6", ConvertConfig(weight_bits=8, act_bits=6, quantize="body")),
+    ],
+)
+def test_models_of_the_original_implementation(name: str, config: ConvertConfig) -> None:
+    stored = torch.load(shared_path("reference", f"{name}.pt"), weights_only=True)
+    model = convert_model(stored["state_dict"], config=config)
+    model.set_threads(1)
+    sim = SimulatedEDSR.from_state(stored["state_dict"], config)
+    for what in ("batch", "odd"):
+        x = stored[what].float()
+        assert torch.equal(model.mean_bits(x), stored[f"{what}_mean_bits"].float())
+        check_layers(model, sim, x)
+
+
+# ---- whole networks
+
+
+@needs_cpu
+@each_case
+def test_kernels_equal_the_reference(case: Case) -> None:
+    fast, slow = converted(case, "cpu"), converted(case, "reference")
+    for x in (images(), images(5, 6), images(1, 1)):
+        want = slow(x)
+        assert want.shape == (3, 3, case.spec.scale * x.shape[2], case.spec.scale * x.shape[3])
+        assert want.dtype == torch.float32
+        for threads in (1, 2):
+            fast.set_threads(threads)
+            assert torch.equal(fast(x), want)
+    for bits in (2, 8):
+        fast.set_bits(bits)
+        slow.set_bits(bits)
+        assert torch.equal(fast(images()), slow(images()))
+
+
+@each_case
+def test_bits_are_those_of_the_simulation(case: Case) -> None:
+    model, sim, x = converted(case), simulated(case), images()
+    assert torch.equal(model.image_offsets(x), sim.image_offsets(x))
+    assert torch.equal(model.mean_bits(x), sim.mean_bits(x))
+    want = sim.layer_bits(sim.image_offsets(x))
+    got = model.layer_bits(x)
+    assert list(got) == list(want)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    if case.config.adaptive:
+        assert model.image_offsets(x).tolist() == [-1, 0, 1]
+        assert len({bits for widths in got.values() for bits in widths.tolist()}) >= 3
+
+
+@each_case
+def test_an_image_does_not_depend_on_its_batch(case: Case) -> None:
+    model, x = converted(case), images()
+    together = model(x)
+    for i in range(3):
+        # The float convolutions of a "body" network may sum in another order for another batch.
+        alone = model(x[i : i + 1])
+        if case.config.quantize == "full":
+            assert torch.equal(together[i : i + 1], alone)
+        assert torch.equal(model.mean_bits(x)[i : i + 1], model.mean_bits(x[i : i + 1]))
+
+
+def test_results_of_earlier_calls_stay() -> None:
+    """Feature buffers are kept between calls; what was returned is not among them."""
+    model = converted(CASES[0])
+    first = model(images())
+    copied = first.clone()
+    model(images().flip(0))
+    assert torch.equal(first, copied)
+
+
+def psnr(difference: torch.Tensor) -> float:
+    return (10 * torch.log10(255**2 / difference.double().square().mean())).item()
+
+
+@needs_cpu
+def test_a_deep_network_is_as_close_to_the_simulation_as_that_to_itself() -> None:
+    """The fine-tuned 16-block W4A4 network: every layer within its bound, whole pictures as close as float arithmetic allows.
+
+    A deep 4-bit network amplifies differences: where a value lies on a rounding boundary, float32 and float64 arithmetic
+    choose different codes, one level of sixteen changes nine pixels of every channel by far more than a rounding error, and
+    those change further codes in turn, layer after layer. The simulation in float32 and the same simulation in float64 differ
+    that way already, so whole pictures are held to the distance between those two.
+    """
+    path = shared_path("reference", "edsr_baseline_x4_fq_w4a4", "checkpoint.pt")
+    folder = shared_path("data", "images", "set5", "LR_x4")
+    sim = SimulatedEDSR.from_state(load_state(path), ConvertConfig(tail="staged"))
+    double = copy.deepcopy(sim).double()
+    model = convert_model(sim)
+    model.set_threads(1)
+    ours, theirs = [], []
+    for name in ("woman", "baby", "head"):
+        x = torch.from_numpy(read_image(folder / f"{name}.png").rgb[:48, :48].copy()).permute(2, 0, 1)[None].float()
+        assert torch.equal(model.mean_bits(x), sim.mean_bits(x))
+        with torch.no_grad():
+            want = double(x.double())
+            ours.append(model(x) - want)
+            theirs.append(sim(x) - want)
+    assert psnr(torch.cat(ours)) >= psnr(torch.cat(theirs)) - 1
+    check_layers(model, sim, x)
+
+
+# ---- what is accepted
+
+
+class OwnClass(nn.Module):
+    """A user's network: another class, inside another module, with the same weights."""
+
+    def __init__(self, edsr: EDSR):
+        super().__init__()
+        self.model = copy.deepcopy(edsr)
+
+
+def test_every_form_of_the_same_network_converts_alike() -> None:
+    spec, config = EDSRSpec(2, 2, 6), ConvertConfig(batch=2)
+    model, calibration = float_model(spec), [images(20, 17)]
+    state = model.state_dict()
+    sim = calibrate(model, calibration, config)
+    adabm_state = {adabm_name(key): value for key, value in state.items()}
+    x = images()
+    want = convert_model(sim)(x)
+    for form in (
+        model,
+        state,
+        adabm_state,
+        OwnClass(model),
+        {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    ):
+        assert torch.equal(convert_model(form, calibration, config)(x), want)
+    for form in (sim.state_dict(), {"params": sim.state_dict()}):
+        assert torch.equal(convert_model(form, config=config)(x), want)
+    assert torch.equal(convert_model(sim, config=config)(x), want)
+
+
+def test_the_residual_scale_is_taken_from_an_edsr_and_asked_for_otherwise() -> None:
+    spec = EDSRSpec(2, 1, 6, res_scale=0.1)
+    model, calibration, config = float_model(spec), [images(20, 17)], ConvertConfig(batch=2)
+    own = convert_model(model, calibration, config)
+    assert own.spec.res_scale == 0.1
+    asked = convert_model(model.state_dict(), calibration, config, res_scale=0.1)
+    assert torch.equal(own(images()), asked(images()))
+    plain = convert_model(model.state_dict(), calibration, config)
+    assert plain.spec.res_scale == 1 and not torch.equal(plain(images()), own(images()))
+
+
+def test_the_original_stays_as_it_is() -> None:
+    model = float_model(CASES[0].spec)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    converted = convert_model(model, [images(20, 17)], ConvertConfig(batch=2))
+    converted(images())
+    after = model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    restored = converted.float_model()
+    with torch.no_grad():
+        assert torch.equal(restored(images()), model(images()))
+
+
+def test_the_report_says_what_was_done() -> None:
+    full, body = converted(CASES[0]).report, converted(CASES[4]).report
+    assert full["skipped"] == ["add_mean", "sub_mean"] or full["skipped"] == []
+    assert [layer["name"] for layer in full["layers"]] == [c.name for c in simulated(CASES[0]).quantized_convs()]
+    assert {"head.0", "body.3", "tail.0.0", "tail.1"} <= set(body["skipped"])
+    assert {layer["weight_bits"] for layer in full["layers"]} == {4, 8}
+    assert {layer["layer_offset"] for layer in full["layers"]} == {-1, 0, 1}
+
+
+def test_a_collapsed_tail_is_the_default_and_stays_close() -> None:
+    """The collapsed tail is the float tail with weights of 8 bits; test_tail.py bounds its arithmetic."""
+    sim = simulated(replace(CASES[0], config=replace(CASES[0].config, tail="auto")))
+    model = convert_model(sim)
+    assert model.collapsed is not None and converted(CASES[0]).collapsed is None
+    assert psnr(model(images()) - converted(CASES[0])(images())) > 35
+
+
+# ---- what is refused
+
+
+def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
+    spec = EDSRSpec(2, 1, 4)
+    state = float_model(spec).state_dict()
+    one = [images(20, 17)]
+    sim = SimulatedEDSR.from_float(state, ConvertConfig())
+    missing = {key: value for key, value in state.items() if key != "body.0.body.2.bias"}
+    broken = state | {"tail.1.weight": state["tail.1.weight"] * float("nan")}
+    shifted = state | {"sub_mean.bias": state["sub_mean.bias"] / 255}
+    return [
+        ("a path", TypeError, "model must be a torch.nn.Module or a state dict, got str", {"model": "edsr.pt"}),
+        (
+            "no calibration",
+            ValueError,
+            "calibration is needed for a float network: pass low-resolution",
+            {"model": state},
+        ),
+        ("empty calibration", ValueError, "images", {"model": state, "calibration": []}),
+        (
+            "config beside a simulation",
+            ValueError,
+            "config must be left out for a SimulatedEDSR, which has its own",
+            {"model": sim, "config": ConvertConfig(act_bits=5)},
+        ),
+        (
+            "calibration beside a simulation",
+            ValueError,
+            "calibration must be left out: the model is calibrated already",
+            {"model": sim, "calibration": one},
+        ),
+        ("a missing key", ValueError, "missing 'body.0.body.2.bias'", {"model": missing, "calibration": one}),
+        (
+            "another key",
+            ValueError,
+            "unexpected 'attention.weight'",
+            {"model": state | {"attention.weight": torch.zeros(1)}, "calibration": one},
+        ),
+        ("NaN", ValueError, "'tail.1.weight' holds NaN or infinite values", {"model": broken, "calibration": one}),
+        (
+            "another mean colour",
+            ValueError,
+            "'sub_mean' must shift by the DIV2K mean colour of images in 0..255",
+            {"model": shifted, "calibration": one},
+        ),
+        ("another module", ValueError, "not an EDSR state dict", {"model": nn.Linear(2, 2), "calibration": one}),
+    ]
+
+
+@pytest.mark.parametrize("what, kind, message, arguments", errors(), ids=lambda value: value if isinstance(value, str) else "")
+def test_convert_names_what_is_wrong(what: str, kind: type[Exception], message: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(kind, match=message):
+        convert_model(**arguments)
+
+
+def test_calibrated_models_are_not_calibrated_again() -> None:
+    sim = simulated(CASES[0])
+    with pytest.raises(ValueError, match="calibration must be left out: the state dict is calibrated already"):
+        convert_model(sim.state_dict(), [images(20, 17)])
+    with pytest.raises(ValueError, match="config.quantize must be 'full' as in the state dict, got 'body'"):
+        convert_model(sim.state_dict(), config=ConvertConfig(quantize="body"))
+    with pytest.raises(ValueError, match="convert_model: model is converted already"):
+        convert_model(converted(CASES[0]))
+
+
+def test_the_converted_model_names_what_is_wrong() -> None:
+    model = converted(CASES[0])
+    wrong = [
+        (torch.zeros(3, 8, 8), r"float32 \[N, 3, H, W\] and not empty, got torch.float32 \(3, 8, 8\)"),
+        (torch.zeros(1, 4, 8, 8), r"got torch.float32 \(1, 4, 8, 8\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"got torch.uint8 \(1, 3, 8, 8\)"),
+        (torch.zeros(0, 3, 8, 8), r"got torch.float32 \(0, 3, 8, 8\)"),
+        (torch.zeros(1, 3, 8, 0), r"got torch.float32 \(1, 3, 8, 0\)"),
+    ]
+    for x, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            model(x)
+    for bits in (1, 9, "many", True, 4.0):
+        with pytest.raises(ValueError, match=f"bits must be 'auto' or 2..8, got {bits!r}"):
+            model.set_bits(bits)
+    for threads in (-1, 257, True, 1.5):
+        with pytest.raises(ValueError, match=f"threads must be 1..256, .*, got {threads!r}"):
+            model.set_threads(threads)
+    with pytest.raises(TypeError, match="it cannot become torch.float64"):
+        copy.deepcopy(model).double()
+
+
+def test_settings_change_bits_and_threads() -> None:
+    model = converted(CASES[0])
+    model.set_bits(5)
+    assert torch.equal(model.mean_bits(images()), torch.full((3,), 5.0))
+    assert {bits for name, n in model.layer_bits(images()).items() for bits in n.tolist() if "body" not in name} == {8}
+    model.set_bits("auto")
+    assert torch.equal(model.mean_bits(images()), simulated(CASES[0]).mean_bits(images()))
+    model.set_threads(2)
+    assert "2 threads" in model.backend_summary() or model.choice.backend == "reference"
+    assert all(isinstance(conv, AdaptiveConv2d) and conv.threads == 2 for conv in model.convs())
+
+
+def test_models_can_be_copied() -> None:
+    model = converted(CASES[0])
+    want = model(images())
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(images()), want)
+    twin.set_bits(2)
+    assert torch.equal(model(images()), want)

@@ -1,0 +1,516 @@
+"""The C ABI as seen through ctypes: layouts, statuses and their messages, threads, forks, and a package without libraries."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_int32, c_uint64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from problems import ConvProblem, instantiate
+
+import adabm_kernels
+from adabm_kernels import native
+
+PACKAGE = Path(adabm_kernels.__file__).parent
+HEADER = PACKAGE.parent / "csrc" / "include"
+STRUCTS = {
+    "adabm_weights": native.Weights,
+    "adabm_conv2d_args": native.Conv2dArgs,
+    "adabm_quantize_args": native.QuantizeArgs,
+    "adabm_device": native.Device,
+}
+needs_cpu = pytest.mark.skipif(bool(native.why_missing("cpu")), reason="the CPU library was not built")
+C_COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+needs_cc = pytest.mark.skipif(C_COMPILER is None or not HEADER.exists(), reason="no C compiler, or no header")
+
+
+# ---- the header
+
+
+def compile_c(tmp_path: Path, source: str, *flags: str) -> Path:
+    (tmp_path / "test.c").write_text(source)
+    program = tmp_path / "test"
+    command = [C_COMPILER, "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{HEADER}", "-o", str(program)]
+    done = subprocess.run([*command, str(tmp_path / "test.c"), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@needs_cc
+def test_header_is_c99_and_its_layouts_are_those_of_ctypes(tmp_path: Path) -> None:
+    lines, want = [], {}
+    for name, struct in STRUCTS.items():
+        lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
+        want[name] = ctypes.sizeof(struct)
+        for field, *_ in struct._fields_:
+            lines.append(f'printf("{name}.{field} %zu\\n", offsetof({name}, {field}));')
+            want[f"{name}.{field}"] = getattr(struct, field).offset
+    constants = {"ADABM_ABI_VERSION": native.ABI_VERSION, "ADABM_INVALID_ARGUMENT": native.INVALID_ARGUMENT}
+    constants |= {"ADABM_UNSUPPORTED": native.UNSUPPORTED, "ADABM_ISA_COUNT": len(native.ISAS)}
+    constants |= {f"ADABM_ISA_{name.upper()}": value for name, value in native.ISAS.items()}
+    for name, value in constants.items():
+        lines.append(f'printf("{name} %d\\n", (int){name});')
+        want[name] = value
+    body = "\n  ".join(lines)
+    source = f'#include "adabm/adabm.h"\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{\n  {body}\n  return 0;\n}}\n'
+    text = subprocess.run([compile_c(tmp_path, source)], capture_output=True, text=True, check=True).stdout
+    assert {name: int(value) for name, value in map(str.split, text.splitlines())} == want
+
+
+@needs_cpu
+@needs_cc
+def test_the_library_can_be_called_from_c(tmp_path: Path) -> None:
+    source = """
+#include "adabm/adabm.h"
+#include <stdio.h>
+int main(void) {
+  int32_t built = -1, present = -1;
+  if (adabm_isa_cpu(ADABM_ISA_SCALAR, &built, &present) != ADABM_OK) return 1;
+  if (adabm_isa_cpu(99, &built, &present) != ADABM_INVALID_ARGUMENT) return 2;
+  printf("%d %d %d %s", adabm_abi_version(), built, present, adabm_last_error());
+  return 0;
+}
+"""
+    library = native.LIBRARIES / "libadabm_cpu.so"
+    program = compile_c(tmp_path, source, str(library), f"-Wl,-rpath,{library.parent}")
+    text = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    assert text.startswith(f"{native.ABI_VERSION} 1 1 isa must be 1..") and text.endswith("got 99")
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_only_the_documented_symbols_are_exported(name: str) -> None:
+    library = native.LIBRARIES / f"libadabm_{name}.so"
+    if not library.exists() or not shutil.which("nm"):
+        pytest.skip(f"no {library.name}, or no nm")
+    text = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
+    functions = {line.split()[2] for line in text.splitlines() if line.split()[1] == "T"} - {"_init", "_fini"}
+    assert {symbol for symbol in functions if symbol.startswith("adabm_")} == {
+        "adabm_abi_version",
+        "adabm_last_error",
+        *native._ENTRIES[name],
+    }
+    assert not [symbol for symbol in functions if "adabm" in symbol and not symbol.startswith("adabm_")]
+
+
+# ---- broken rules
+
+
+class Call:
+    """Valid arguments of every entry, in buffers that stay alive; a test breaks one of them."""
+
+    def __init__(self) -> None:
+        self.library = native.library("cpu")
+        self.keep: list[Any] = []
+        self.weights = native.Weights(
+            out_channels=9,
+            channels=5,
+            kernel_h=3,
+            kernel_w=3,
+            weight=self.array(np.ones((9, 3, 3, 5), np.int8)),
+            tile_for_bits=(0,) * 7,
+        )
+        size = c_uint64()
+        self.library.call("adabm_pack_bytes_cpu", self.weights, size)
+        self.packed_bytes = size.value
+        self.packed = self.aligned(size.value)
+        self.library.call("adabm_pack_cpu", self.weights, self.packed)
+        n, h, w, c4, k = 2, 4, 5, 8, 9
+        floats = {"alpha": (7, k), "beta": (4, 4, k), "slope": (k,), "residual": (n, h, w, k), "out_grid": (7, 2)}
+        bits = np.array([4, 8], np.int32)
+        self.conv2d = native.Conv2dArgs(
+            threads=1,
+            batch=n,
+            height=h,
+            width=w,
+            x_q=self.array(np.zeros((n, h, w, c4), np.uint8)),
+            x_bits=self.array(bits),
+            packed=self.packed,
+            packed_bytes=size.value,
+            shuffle=1,
+            out_bits=self.array(bits),
+            **{name: self.array(np.ones(shape, np.float32)) for name, shape in floats.items()},
+            y=self.array(np.zeros((n, h, w, k), np.float32)),
+            y_q=self.array(np.zeros((n, h, w, 12), np.uint8)),
+            y_acc=self.array(np.zeros((n, h, w, k), np.int32)),
+        )
+        self.quantize = native.QuantizeArgs(
+            threads=1,
+            batch=n,
+            height=h,
+            width=w,
+            channels=5,
+            stride_n=h * w * 5,
+            stride_h=w * 5,
+            stride_w=5,
+            stride_c=1,
+            x=self.array(np.ones((n, h, w, 5), np.float32)),
+            grid=self.array(np.ones((7, 2), np.float32)),
+            bits=self.array(bits),
+            y_q=self.array(np.zeros((n, h, w, c4), np.uint8)),
+        )
+
+    def array(self, array: np.ndarray) -> int:
+        self.keep.append(array)
+        return array.ctypes.data
+
+    def aligned(self, size: int) -> int:
+        room = np.zeros(size + 64, np.uint8)
+        return self.array(room) + -room.ctypes.data % 64
+
+    def wrong_bits(self, value: int) -> int:
+        return self.array(np.array([4, value], np.int32))
+
+
+ENTRIES: dict[str, Callable[[Call], None]] = {
+    "weights": lambda call: (
+        call.library.call("adabm_pack_bytes_cpu", call.weights, c_uint64()),
+        call.library.call("adabm_pack_cpu", call.weights, call.packed),
+    ),
+    "conv2d": lambda call: call.library.call("adabm_conv2d_cpu", call.conv2d),
+    "quantize": lambda call: call.library.call("adabm_quantize_cpu", call.quantize),
+}
+# struct, fields to change, what the message says: the argument, and the value where there is one to say.
+BROKEN: list[tuple[str, dict[str, Any], str]] = [
+    ("weights", {"struct_bytes": 8}, "struct_bytes must be .*, got 8"),
+    ("weights", {"out_channels": 0}, "out_channels and channels must be positive, got 0 and 5"),
+    ("weights", {"channels": -5}, "out_channels and channels must be positive, got 9 and -5"),
+    ("weights", {"channels": 65537}, "channels must be at most 65536, got 9 and 65537"),
+    ("weights", {"out_channels": 65537}, "out_channels .* must be at most 65536, got 65537 and 5"),
+    ("weights", {"kernel_h": 2}, "kernel must be odd and at most 15 a side, got 2x3"),
+    ("weights", {"kernel_w": 17}, "kernel must be odd and at most 15 a side, got 3x17"),
+    ("weights", {"kernel_w": -1}, "kernel must be odd and at most 15 a side, got 3x-1"),
+    ("weights", {"tile_for_bits": (0, 0, 99, 0, 0, 0, 0)}, r"tile_for_bits\[2\] must be 0\.\.[0-9]+, got 99"),
+    ("weights", {"tile_for_bits": (0, 0, 0, 0, 0, 0, -1)}, r"tile_for_bits\[6\] must be 0\.\.[0-9]+, got -1"),
+    ("weights", {"tile_for_bits": (1, 0, 0, 0, 0, 0, 0), "kernel_h": 1}, r"tile_for_bits\[0\] must be 0 .*for this kernel, got 1"),
+    ("weights", {"tile_for_bits": (0, 0, 0, 0, 0, 0, 1)}, r"tile_for_bits\[6\] = 1 is not exact: 8-bit codes transform to 510"),
+    ("weights", {"border_kernels": 2}, "border_kernels must be 0 or 1, got 2"),
+    ("weights", {"weight": None}, "weights and packed must not be null"),
+    ("conv2d", {"struct_bytes": 8}, "args must be a struct of [0-9]+ bytes"),
+    ("conv2d", {"threads": 0}, "threads must be 1..256, got 0"),
+    ("conv2d", {"threads": 257}, "threads must be 1..256, got 257"),
+    ("conv2d", {"batch": 0}, "batch, height and width must be positive, got 0, 4, 5"),
+    ("conv2d", {"height": -4}, "batch, height and width must be positive, got 2, -4, 5"),
+    ("conv2d", {"width": 0}, "batch, height and width must be positive, got 2, 4, 0"),
+    ("conv2d", {"height": 2**20 + 1}, "height and width must be at most 2.20, got 1048577 and 5"),
+    ("conv2d", {"width": 2**20 + 1}, "height and width must be at most 2.20, got 4 and 1048577"),
+    *[("conv2d", {name: None}, f"{name}.*must not be null") for name in ("x_q", "x_bits", "alpha", "beta")],
+    ("conv2d", {"y": None, "y_q": None, "y_acc": None}, "one of y, y_q and y_acc must be given"),
+    ("conv2d", {"out_grid": None}, "y_q needs out_grid and out_bits"),
+    ("conv2d", {"out_bits": None}, "y_q needs out_grid and out_bits"),
+    ("conv2d", {"activation": 3}, "activation must be 0..2, got 3"),
+    ("conv2d", {"activation": -1}, "activation must be 0..2, got -1"),
+    ("conv2d", {"activation": 2, "slope": None}, "PReLU needs slope"),
+    ("conv2d", {"packed": None}, "packed must be 64-byte aligned and hold a header"),
+    ("conv2d", {"packed_bytes": 8}, "packed must be 64-byte aligned and hold a header"),
+    ("conv2d", {"packed_bytes": 2**32}, "packed was not made by adabm_pack_cpu of this version"),
+    ("conv2d", {"shuffle": 0}, "shuffle must be positive and its square divide out_channels 9, got 0"),
+    ("conv2d", {"shuffle": 2}, "shuffle must be positive and its square divide out_channels 9, got 2"),
+    ("conv2d", {"isa": 99}, r"isa must be 0\.\.[0-9]+, got 99"),
+    ("conv2d", {"isa": -1}, r"isa must be 0\.\.[0-9]+, got -1"),
+    ("quantize", {"struct_bytes": 8}, "args must be a struct of [0-9]+ bytes"),
+    ("quantize", {"threads": 0}, "threads must be 1..256, got 0"),
+    ("quantize", {"threads": 1000}, "threads must be 1..256, got 1000"),
+    ("quantize", {"batch": 0}, "batch, height, width and channels must be positive, got 0, 4, 5, 5"),
+    ("quantize", {"height": 0}, "batch, height, width and channels must be positive, got 2, 0, 5, 5"),
+    ("quantize", {"width": -5}, "batch, height, width and channels must be positive, got 2, 4, -5, 5"),
+    ("quantize", {"channels": 0}, "batch, height, width and channels must be positive, got 2, 4, 5, 0"),
+    ("quantize", {"batch": 2**20, "height": 2**20}, "batch times height must fit 31 bits"),
+    ("quantize", {"stride_c": -1}, "stride_c must be 0..2.27-1, got -1"),
+    ("quantize", {"stride_c": 2**40}, "stride_c must be 0..2.27-1, got 1099511627776"),
+    *[("quantize", {name: None}, f"{name}.*must not be null") for name in ("x", "grid", "bits", "y_q")],
+    ("quantize", {"isa": 99}, r"isa must be 0\.\.[0-9]+, got 99"),
+]
+
+
+@needs_cpu
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_valid_arguments_pass(entry: str) -> None:
+    ENTRIES[entry](Call())
+
+
+@needs_cpu
+@pytest.mark.parametrize("entry, changes, message", BROKEN)
+def test_a_broken_rule_is_named_with_its_value(entry: str, changes: dict[str, Any], message: str) -> None:
+    call = Call()
+    for field, value in changes.items():
+        setattr(getattr(call, entry), field, value)
+    with pytest.raises(ValueError, match=message):
+        ENTRIES[entry](call)
+
+
+@needs_cpu
+@pytest.mark.parametrize("bits", [1, 9, -1])
+@pytest.mark.parametrize(
+    "entry, field, name",
+    [("conv2d", "x_bits", "x_bits"), ("conv2d", "out_bits", "out_bits"), ("quantize", "bits", "bits")],
+)
+def test_bits_are_checked_for_every_image(entry: str, field: str, name: str, bits: int) -> None:
+    call = Call()
+    setattr(getattr(call, entry), field, call.wrong_bits(bits))
+    with pytest.raises(ValueError, match=rf"{name}\[1\] must be 2..8, got {bits}"):
+        ENTRIES[entry](call)
+
+
+@needs_cpu
+def test_null_structs_and_misplaced_memory_are_refused() -> None:
+    call = Call()
+    library, built, present = call.library, c_int32(), c_int32()
+    for isa in (0, -1, len(native.ISAS)):
+        with pytest.raises(ValueError, match=rf"isa must be 1\.\.[0-9]+, got {isa}"):
+            library.call("adabm_isa_cpu", isa, built, present)
+    with pytest.raises(ValueError, match="built and present must not be null"):
+        library.call("adabm_isa_cpu", 1, None, present)
+    with pytest.raises(ValueError, match="weights and bytes must not be null"):
+        library.call("adabm_pack_bytes_cpu", None, c_uint64())
+    with pytest.raises(ValueError, match="weights and packed must not be null"):
+        library.call("adabm_pack_cpu", call.weights, None)
+    with pytest.raises(ValueError, match="packed must be 64-byte aligned"):
+        library.call("adabm_pack_cpu", call.weights, call.aligned(call.packed_bytes + 64) + 4)
+    for entry in ("conv2d", "quantize"):
+        with pytest.raises(ValueError, match="args must be a struct of"):
+            library.call(f"adabm_{entry}_cpu", None)
+    call.conv2d.packed += 4
+    with pytest.raises(ValueError, match="packed must be 64-byte aligned and hold a header"):
+        ENTRIES["conv2d"](call)
+
+
+@needs_cpu
+def test_weights_packed_by_something_else_are_refused() -> None:
+    call = Call()
+    ctypes.memset(call.packed, 0, 4)
+    with pytest.raises(ValueError, match="packed was not made by adabm_pack_cpu of this version"):
+        ENTRIES["conv2d"](call)
+
+
+@needs_cpu
+def test_sizes_whose_offsets_would_overflow_are_refused() -> None:
+    call = Call()
+    call.weights.out_channels, call.weights.channels = 4096, 4
+    call.weights.weight = call.array(np.zeros(4096 * 4 * 9, np.int8))
+    size = c_uint64()
+    call.library.call("adabm_pack_bytes_cpu", call.weights, size)
+    call.conv2d.packed, call.conv2d.packed_bytes = call.aligned(size.value), size.value
+    call.library.call("adabm_pack_cpu", call.weights, call.conv2d.packed)
+    call.conv2d.width = 2**20
+    with pytest.raises(ValueError, match="width 1048576 is too large for 4 to 4096 channels"):
+        ENTRIES["conv2d"](call)
+
+
+@needs_cpu
+def test_weights_that_a_tile_cannot_hold_are_refused() -> None:
+    call = Call()
+    call.weights.tile_for_bits = (1, 0, 0, 0, 0, 0, 0)
+    weight = np.ones((9, 3, 3, 5), np.int8)
+    weight[7] = 50
+    call.weights.weight = call.array(weight)
+    size = c_uint64()
+    call.library.call("adabm_pack_bytes_cpu", call.weights, size)
+    with pytest.raises(ValueError, match="tile 1 is not exact: a weight of output 7 transforms to 150"):
+        call.library.call("adabm_pack_cpu", call.weights, call.aligned(size.value))
+
+
+@needs_cpu
+def test_the_box_filter_needs_the_direct_tile() -> None:
+    call = Call()
+    call.weights.tile_for_bits = (0, 0, 1, 0, 0, 0, 0)
+    size = c_uint64()
+    call.library.call("adabm_pack_bytes_cpu", call.weights, size)
+    call.conv2d.packed, call.conv2d.packed_bytes = call.aligned(size.value), size.value
+    call.library.call("adabm_pack_cpu", call.weights, call.conv2d.packed)
+    ENTRIES["conv2d"](call)
+    call.conv2d.box_filter = 1
+    with pytest.raises(ValueError, match="box_filter needs weights packed for the direct tile at 4 bits"):
+        ENTRIES["conv2d"](call)
+
+
+@needs_cpu
+def test_kernels_by_border_class_need_an_image_of_their_size() -> None:
+    call = Call()
+    call.weights.border_kernels = 1
+    call.weights.weight = call.array(np.zeros((3, 3, 9, 3, 3, 5), np.int8))
+    size = c_uint64()
+    call.library.call("adabm_pack_bytes_cpu", call.weights, size)
+    call.conv2d.packed, call.conv2d.packed_bytes = call.aligned(size.value), size.value
+    call.library.call("adabm_pack_cpu", call.weights, call.conv2d.packed)
+    ENTRIES["conv2d"](call)
+    call.conv2d.height = 2
+    with pytest.raises(ValueError, match="height and width must be at least the kernel's 3x3 .*, got 2x5"):
+        ENTRIES["conv2d"](call)
+
+
+@needs_cpu
+def test_each_thread_has_its_own_message() -> None:
+    library = native.library("cpu")
+
+    def fail(isa: int) -> str:
+        for _ in range(200):
+            with pytest.raises(ValueError) as caught:
+                library.call("adabm_isa_cpu", isa, c_int32(), c_int32())
+            assert str(caught.value).endswith(f"got {isa}")
+        return str(isa)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(fail, range(100, 104))) == ["100", "101", "102", "103"]
+
+
+# ---- loading
+
+
+@needs_cpu
+def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ABI_VERSION", 999)
+    native._load.cache_clear()
+    try:
+        assert "has ABI version" in native.why_missing("cpu") and "needs 999" in native.why_missing("cpu")
+        with pytest.raises(RuntimeError, match="cpu: library does not load: .* reinstall to rebuild it"):
+            native.library("cpu")
+    finally:
+        native._load.cache_clear()
+
+
+def test_a_file_that_is_no_library_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libadabm_cpu.so").write_text("not a library")
+    monkeypatch.setattr(native, "LIBRARIES", tmp_path)
+    native._load.cache_clear()
+    try:
+        assert native.why_missing("cpu").startswith("library does not load: ")
+        assert native.why_missing("cuda").startswith("library not built: ")
+        facts = native.describe()
+        assert facts["cpu_library"].startswith("library does not load") and facts["cuda_devices"] == []
+    finally:
+        native._load.cache_clear()
+
+
+def test_without_a_driver_the_cuda_library_says_so() -> None:
+    if native.why_missing("cuda"):
+        pytest.skip(f"cuda: {native.why_missing('cuda')}")
+    try:
+        devices = native.devices()
+    except RuntimeError as error:
+        assert re.search("adabm_device_count_cuda: no CUDA device can be used: .+", str(error))
+        with pytest.raises(RuntimeError, match="no CUDA device can be used"):
+            native.library("cuda").call("adabm_device_cuda", 0, native.Device())
+    else:
+        assert devices and all(device["memory_bytes"] > 0 and device["name"] for device in devices)
+        with pytest.raises(ValueError, match=f"index must be 0..{len(devices) - 1}, got -1"):
+            native.library("cuda").call("adabm_device_cuda", -1, native.Device())
+    with pytest.raises(ValueError, match="count must not be null"):
+        native.library("cuda").call("adabm_device_count_cuda", None)
+    device = native.Device()
+    device.struct_bytes = 4
+    with pytest.raises(ValueError, match="device must be a struct of [0-9]+ bytes"):
+        native.library("cuda").call("adabm_device_cuda", 0, device)
+
+
+# ---- threads and forks
+
+
+@needs_cpu
+def test_concurrent_callers_get_equal_results() -> None:
+    problems = [
+        ConvProblem("concurrent", 24, 20, 16, 32, bits=(4,)),
+        ConvProblem("box", 9, 20, 8, 48, weight_bits=8, bits=(8,)),
+    ]
+    instances = [instantiate(problem) for problem in problems]
+    want = [instance.run("reference", "acc")[0] for instance in instances]
+    for instance in instances:
+        instance.layer.set_backend("cpu", 2)
+
+    def work(index: int) -> bool:
+        instance = instances[index % 2]
+        return all((instance.layer(instance.x_q, instance.bits, out="acc")[0] == want[index % 2]).all() for _ in range(30))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(work, range(6)))
+
+
+@needs_cpu
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_has_a_pool_of_its_own() -> None:
+    instance = instantiate(ConvProblem("forked", 24, 20, 16, 32, bits=(4,)))
+    want = instance.run("cpu", "acc", threads=2)[0]  # starts the parent's pool
+    child = os.fork()
+    if child == 0:
+        # No assert and no exit handlers here: the child must not run the test session's own.
+        got = instance.run("cpu", "acc", threads=2)[0]
+        again = instance.run("cpu", "acc", threads=3)[0]
+        os._exit(0 if bool((got == want).all()) and bool((again == want).all()) else 3)
+    for _ in range(300):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert (instance.run("cpu", "acc", threads=2)[0] == want).all()
+
+
+# ---- a package without libraries
+
+
+def python(code: str, path: Path, **variables: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ADABM_")}
+    environment |= {"PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=path)
+
+
+def test_importing_the_package_is_inert() -> None:
+    code = """
+import sys, warnings
+warnings.simplefilter("error")
+before = set(sys.modules)
+import adabm_kernels
+import adabm_kernels.native, adabm_kernels.registry
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+print(adabm_kernels.native._load.cache_info().currsize)
+"""
+    done = python(code, PACKAGE.parent)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    modules, loaded = done.stdout.splitlines()
+    assert not {"torch", "numpy", "PIL", "safetensors", "triton"} & set(modules.split())
+    assert loaded == "0"
+
+
+def test_without_libraries_the_package_converts_and_warns_once(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "adabm_kernels", ignore=shutil.ignore_patterns("_lib", "assets", "__pycache__"))
+    code = """
+import warnings
+import adabm_kernels
+assert not adabm_kernels.backends()["cpu"].available
+import torch
+from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+torch.manual_seed(0)
+images = [torch.rand(2, 3, 16, 17) * 255]
+config = adabm_kernels.ConvertConfig(bit_aware_clipping=False)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for seed in range(2):
+        model = adabm_kernels.convert_model(EDSR(EDSRSpec(2, 1, 4)), images, config)
+        y = model(images[0])
+assert y.shape == (2, 3, 32, 34), y.shape
+assert model.backend_summary() == "reference"
+print(*[f"{w.category.__name__}: {w.message}" for w in caught], sep="\\n")
+"""
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "adabm" in line]
+    assert lines == [
+        "RuntimeWarning: adabm_kernels runs on the reference backend, which is slow: cpu: library not built: no C++ compiler "
+        "at install"
+    ]
