@@ -1,5 +1,7 @@
 """Calibration: each statistic against its formula, quality on a real network, and every refusal."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -113,22 +115,25 @@ def test_one_batch_gives_minima_and_maxima_of_the_float_network(quantize):
 
 
 def test_batches_enter_a_moving_average():
-    """Two batches of one size, one flat and one noisy, in either order: the first one weighs `ema_beta`."""
-    model = small_edsr()
-    images = [torch.full((1, 3, 16, 16), 90.0), noise(1)[0]]
+    """Three batches of one image each, in an order that the seed decides; the first starts the average."""
+    model, images = small_edsr(), noise(3)
     ends = [float_inputs(model, image)["head.0"].max().item() for image in images]
     measures = [image_measure(image).item() for image in images]
     orders = set()
     for seed in range(8):
         config = ConvertConfig(batch=1, seed=seed, ema_beta=0.75, bit_aware_clipping=False)
         result = calibrate(model, images, config)
+
+        def average(values, order):
+            first, second, third = (values[i] for i in order)
+            return 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
+
         got = result.head[0].upper_a.item()
-        first = min((0, 1), key=lambda i: abs(0.75 * ends[i] + 0.25 * ends[1 - i] - got))
-        orders.add(first)
-        assert got == pytest.approx(0.75 * ends[first] + 0.25 * ends[1 - first], rel=1e-6)
-        want = 0.75 * measures[first] + 0.25 * measures[1 - first]
-        assert result.measure_l.item() == pytest.approx(want, rel=1e-5, abs=1e-3)
-    assert orders == {0, 1}
+        order = min(itertools.permutations(range(3)), key=lambda order: abs(average(ends, order) - got))
+        assert got == pytest.approx(average(ends, order), rel=1e-6)
+        assert result.measure_l.item() == pytest.approx(average(measures, order), rel=1e-5)
+        orders.add(order)
+    assert len(orders) > 1
 
 
 def test_image_thresholds_are_percentiles():
@@ -151,6 +156,8 @@ def test_layer_offsets_follow_the_spread_of_activations(percentile):
         if conv.adaptive and min(abs(spread[conv.name] - end) for end in (low, high)) > 1e-4 * high:
             assert conv.layer_offset == int(spread[conv.name] > high) - int(spread[conv.name] < low)
     offsets = [conv.layer_offset for conv in result.quantized_convs() if conv.adaptive]
+    if percentile == 0:
+        assert set(offsets) == {0}
     if percentile == 30:
         assert offsets.count(-1) == offsets.count(1) == 3  # of nine layers, those below rank 2.4 and above 5.6
 
@@ -188,6 +195,23 @@ def test_clipping_shrinks_by_its_weight_and_leaves_the_ends():
     first = next(group for group in convs if not group[0].end)  # later layers see other inputs
     assert first[2].upper_a < first[0].upper_a
     assert first[1].upper_a.item() == pytest.approx((first[0].upper_a + first[2].upper_a).item() / 2)
+
+
+def test_clipping_goes_layer_by_layer_with_the_bits_of_each():
+    """At its turn a layer sees what it sees in the finished network: all ranges before it are final by then."""
+    model, images = small_edsr(), noise(4)
+    plain = calibrate(model, images, ConvertConfig(bit_aware_clipping=False))
+    done = calibrate(model, images, ConvertConfig(bac_beta=0.0))
+    inputs = {}
+    for conv in done.quantized_convs():
+        conv.register_forward_pre_hook(lambda conv, args: inputs.update({conv.name: args[0]}))
+    with torch.no_grad():
+        done(torch.cat(images))
+    for before, after in zip(plain.quantized_convs(), done.quantized_convs(), strict=True):
+        if not after.end:
+            bits = after.act_bits + after.layer_offset
+            lower, upper = best_act_range(inputs[after.name], before.lower_a, before.upper_a, bits)
+            assert (after.lower_a.item(), after.upper_a.item()) == pytest.approx((lower.item(), upper.item()), rel=1e-5)
 
 
 # What may go in.
@@ -265,6 +289,20 @@ def test_large_images_are_cropped_and_small_ones_fit(monkeypatch):
     sizes.clear()
     calibrate(small_edsr(), noise(5, 50, 70), ConvertConfig(patch=32, batch=2, bit_aware_clipping=False))
     assert sizes == {(2, 3, 32, 32), (1, 3, 32, 32)}
+
+
+def test_crops_lie_anywhere_in_their_image(monkeypatch):
+    crops = []
+    monkeypatch.setattr("adabm_kernels.calibrate.image_measure", lambda x: crops.extend(x) or image_measure(x))
+    rows = torch.arange(60.0).view(60, 1).expand(60, 50)
+    columns = torch.arange(50.0).expand(60, 50)
+    calibrate(small_edsr(), [torch.stack([rows, columns, rows])[None]] * 40, ConvertConfig(patch=32, bit_aware_clipping=False))
+    corners = [(int(crop[0, 0, 0]), int(crop[1, 0, 0])) for crop in crops]
+    for crop, (y, x) in zip(crops, corners, strict=True):
+        assert torch.equal(crop[0], rows[y : y + 32, x : x + 32]) and torch.equal(crop[1], columns[y : y + 32, x : x + 32])
+    for axis, last in ((0, 28), (1, 18)):
+        starts = [corner[axis] for corner in corners]
+        assert 0 <= min(starts) < last / 4 and 3 * last / 4 < max(starts) <= last
 
 
 def test_progress_counts_batches():

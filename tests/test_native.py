@@ -89,6 +89,17 @@ int main(void) {
     assert text.startswith(f"{native.ABI_VERSION} 1 1 isa must be 1..") and text.endswith("got 99")
 
 
+@needs_cpu
+@needs_cc
+def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
+    text = (HEADER.parents[1] / "docs" / "abi.md").read_text()
+    (source,) = re.findall(r"```c\n(.*?)```", text, re.DOTALL)
+    library = native.LIBRARIES / "libadabm_cpu.so"
+    program = compile_c(tmp_path, source, "-std=c11", str(library), f"-Wl,-rpath,{library.parent}")
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.stdout == "corner 12, inside 27, as floats 12 and 27\n", done.stderr
+
+
 @pytest.mark.parametrize("name", ["cpu", "cuda"])
 def test_only_the_documented_symbols_are_exported(name: str) -> None:
     library = native.LIBRARIES / f"libadabm_{name}.so"
@@ -264,6 +275,24 @@ def test_bits_are_checked_for_every_image(entry: str, field: str, name: str, bit
 
 
 @needs_cpu
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("shuffle", [1 << 16, 2**31 - 1])
+def test_a_shuffle_whose_square_overflows_is_refused(shuffle: int) -> None:
+    """In a child: where the square wraps to 0, dividing by it ends the process."""
+    call = Call()
+    call.conv2d.shuffle = shuffle
+    child = os.fork()
+    if child == 0:
+        try:
+            ENTRIES["conv2d"](call)
+        except ValueError as error:
+            os._exit(0 if f"got {shuffle}" in str(error) else 3)
+        os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@needs_cpu
 def test_null_structs_and_misplaced_memory_are_refused() -> None:
     call = Call()
     library, built, present = call.library, c_int32(), c_int32()
@@ -319,20 +348,6 @@ def test_weights_that_a_tile_cannot_hold_are_refused() -> None:
     call.library.call("adabm_pack_bytes_cpu", call.weights, size)
     with pytest.raises(ValueError, match="tile 1 is not exact: a weight of output 7 transforms to 150"):
         call.library.call("adabm_pack_cpu", call.weights, call.aligned(size.value))
-
-
-@needs_cpu
-def test_the_box_filter_needs_the_direct_tile() -> None:
-    call = Call()
-    call.weights.tile_for_bits = (0, 0, 1, 0, 0, 0, 0)
-    size = c_uint64()
-    call.library.call("adabm_pack_bytes_cpu", call.weights, size)
-    call.conv2d.packed, call.conv2d.packed_bytes = call.aligned(size.value), size.value
-    call.library.call("adabm_pack_cpu", call.weights, call.conv2d.packed)
-    ENTRIES["conv2d"](call)
-    call.conv2d.box_filter = 1
-    with pytest.raises(ValueError, match="box_filter needs weights packed for the direct tile at 4 bits"):
-        ENTRIES["conv2d"](call)
 
 
 @needs_cpu

@@ -48,6 +48,7 @@ extern "C" adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args) {
                   "height and width must be at least the kernel's %dx%d with border_kernels, got %dx%d", header.kernel_h, header.kernel_w,
                   a.height, a.width);
     check_bits(a.x_bits, a.batch, "x_bits");
+    if (a.y_q) check_bits(a.out_bits, a.batch, "out_bits");
     const Convolution conv(a, choose_kernels(a.isa), header);
     parallel_for(
         a.threads, a.batch * conv.bands,
