@@ -35,6 +35,7 @@ class Conv2dArgs(_Struct):
     _fields_ = [
         ("struct_bytes", c_uint32),
         *((name, c_int32) for name in ("isa", "threads", "batch", "height", "width")),
+        *((name, c_int32) for name in ("out_channels", "channels", "kernel_h", "kernel_w")),
         *((name, c_void_p) for name in ("x_q", "x_bits", "packed")),
         ("packed_bytes", c_uint64),
         *((name, c_int32) for name in ("box_filter", "activation", "shuffle")),

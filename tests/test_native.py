@@ -145,6 +145,10 @@ class Call:
             batch=n,
             height=h,
             width=w,
+            out_channels=9,
+            channels=5,
+            kernel_h=3,
+            kernel_w=3,
             x_q=self.array(np.zeros((n, h, w, c4), np.uint8)),
             x_bits=self.array(bits),
             packed=self.packed,
@@ -226,7 +230,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("conv2d", {"packed": None}, "packed must be 64-byte aligned and hold a header"),
     ("conv2d", {"packed_bytes": 8}, "packed must be 64-byte aligned and hold a header"),
     ("conv2d", {"packed_bytes": 2**32}, "packed was not made by adabm_pack_cpu of this version"),
-    ("conv2d", {"shuffle": 0}, "shuffle must be positive and its square divide out_channels 9, got 0"),
+    ("conv2d", {"shuffle": 0}, "shuffle must be 1..16, got 0"),
     ("conv2d", {"shuffle": 2}, "shuffle must be positive and its square divide out_channels 9, got 2"),
     ("conv2d", {"isa": 99}, r"isa must be 0\.\.[0-9]+, got 99"),
     ("conv2d", {"isa": -1}, r"isa must be 0\.\.[0-9]+, got -1"),
@@ -332,7 +336,7 @@ def test_sizes_whose_offsets_would_overflow_are_refused() -> None:
     call.library.call("adabm_pack_bytes_cpu", call.weights, size)
     call.conv2d.packed, call.conv2d.packed_bytes = call.aligned(size.value), size.value
     call.library.call("adabm_pack_cpu", call.weights, call.conv2d.packed)
-    call.conv2d.width = 2**20
+    call.conv2d.out_channels, call.conv2d.channels, call.conv2d.width = 4096, 4, 2**20
     with pytest.raises(ValueError, match="width 1048576 is too large for 4 to 4096 channels"):
         ENTRIES["conv2d"](call)
 
@@ -529,3 +533,12 @@ print(*[f"{w.category.__name__}: {w.message}" for w in caught], sep="\\n")
         "RuntimeWarning: adabm_kernels runs on the reference backend, which is slow: cpu: library not built: no C++ compiler "
         "at install"
     ]
+
+
+@needs_cpu
+@pytest.mark.parametrize("field", ["out_channels", "channels", "kernel_h", "kernel_w"])
+def test_weights_packed_for_another_layer_are_refused(field: str) -> None:
+    call = Call()
+    setattr(call.conv2d, field, 1)
+    with pytest.raises(ValueError, match="packed holds 9x3x3x5 weights, not out_channels x kernel_h x kernel_w x channels = "):
+        ENTRIES["conv2d"](call)

@@ -347,3 +347,10 @@ def test_nan_and_infinity_have_codes() -> None:
     for name in BACKENDS:
         codes = ops.quantize(**arguments | {"backend": name})[0, 0, :, 0]
         assert codes.tolist() == [0, 0, 0, 31, 31]
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_the_reference_refuses_bits_it_has_no_grid_for(bits: int) -> None:
+    grid = act_grid(-1.0, 1.0)
+    with pytest.raises(ValueError, match=rf"quantize: bits must be 2..8, got \[{bits}\]"):
+        ops.quantize(torch.zeros(1, 1, 1, 1), grid, torch.tensor([bits], dtype=torch.int32), backend="reference")

@@ -11,6 +11,7 @@ from ..quantize import padded_channels
 
 ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}
 ALIGNMENT = 64
+MAX_THREADS = 256  # of the library
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
@@ -104,10 +105,14 @@ def conv2d_out(
     x_q, x_bits, alpha, beta, slope, residual, out_grid, out_bits = held
     args = native.Conv2dArgs(
         isa=native.isa(),
-        threads=threads or torch.get_num_threads(),
+        threads=threads or min(torch.get_num_threads(), MAX_THREADS),
         batch=n,
         height=h,
         width=w,
+        out_channels=weight.shape[-4],
+        channels=weight.shape[-1],
+        kernel_h=weight.shape[-3],
+        kernel_w=weight.shape[-2],
         x_q=x_q.data_ptr(),
         x_bits=x_bits.data_ptr(),
         packed=packed.data_ptr(),
@@ -136,7 +141,7 @@ def quantize(x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bi
     stride_n, stride_c, stride_h, stride_w = x.stride()
     args = native.QuantizeArgs(
         isa=native.isa(),
-        threads=threads or torch.get_num_threads(),
+        threads=threads or min(torch.get_num_threads(), MAX_THREADS),
         batch=n,
         height=h,
         width=w,

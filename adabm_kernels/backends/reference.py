@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ..quantize import MIN_BITS, border_class, padded_channels
+from ..quantize import MAX_BITS, MIN_BITS, border_class, padded_channels
 
 
 def fma32(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -94,6 +94,11 @@ def codes_of(value: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor) -> tor
     return F.pad(codes, (0, padded_channels(value.shape[3]) - value.shape[3]))
 
 
+def _check_bits(name: str, bits: torch.Tensor) -> None:
+    if bits.min() < MIN_BITS or bits.max() > MAX_BITS:
+        raise ValueError(f"{name} must be {MIN_BITS}..{MAX_BITS}, got {bits.tolist()}")
+
+
 def conv2d(
     x_q: torch.Tensor,
     x_bits: torch.Tensor,
@@ -112,6 +117,9 @@ def conv2d(
     threads: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ops.conv2d."""
+    _check_bits("conv2d: x_bits", x_bits)
+    if out in ("codes", "both"):
+        _check_bits("conv2d: out_bits", out_bits)
     by_class = weight.dim() == 6
     acc = (accumulate_by_class if by_class else accumulate)(x_q, weight, box_filter)
     nothing = acc.new_empty(0, dtype=torch.uint8)
@@ -144,5 +152,6 @@ def conv2d_out(*args) -> None:
 
 def quantize(x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int) -> torch.Tensor:
     """See ops.quantize."""
+    _check_bits("quantize: bits", bits)
     x = x.permute(0, 2, 3, 1)
     return codes_of(x if shift is None else x - shift, grid, bits)

@@ -7,6 +7,8 @@
 namespace adabm {
 namespace {
 
+constexpr int kMaxShuffle = 16;
+
 void check_bits(const int32_t* bits, int batch, const char* name) {
   for (int n = 0; n < batch; n++)
     ADABM_REQUIRE(bits[n] >= ADABM_MIN_BITS && bits[n] <= ADABM_MAX_BITS, "%s[%d] must be 2..8, got %d", name, n, bits[n]);
@@ -18,6 +20,10 @@ const PackedHeader& checked_header(const adabm_conv2d_args& a) {
   const PackedHeader& header = *static_cast<const PackedHeader*>(a.packed);
   ADABM_REQUIRE(header.magic == kPackedMagic && header.version == ADABM_ABI_VERSION && header.bytes == a.packed_bytes,
                 "packed was not made by adabm_pack_cpu of this version");
+  ADABM_REQUIRE(header.out_channels == a.out_channels && header.channels == a.channels && header.kernel_h == a.kernel_h &&
+                    header.kernel_w == a.kernel_w,
+                "packed holds %dx%dx%dx%d weights, not out_channels x kernel_h x kernel_w x channels = %dx%dx%dx%d", header.out_channels,
+                header.kernel_h, header.kernel_w, header.channels, a.out_channels, a.kernel_h, a.kernel_w, a.channels);
   return header;
 }
 
@@ -32,6 +38,7 @@ extern "C" adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args) {
     ADABM_REQUIRE(a.threads >= 1 && a.threads <= kMaxThreads, "threads must be 1..%d, got %d", kMaxThreads, a.threads);
     ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0, "batch, height and width must be positive, got %d, %d, %d", a.batch, a.height,
                   a.width);
+    ADABM_REQUIRE(static_cast<int64_t>(a.batch) * a.height < INT32_MAX, "batch times height must fit 31 bits, got %d and %d", a.batch, a.height);
     ADABM_REQUIRE(a.height <= 1 << 20 && a.width <= 1 << 20, "height and width must be at most 2^20, got %d and %d", a.height, a.width);
     ADABM_REQUIRE(a.x_q && a.x_bits && a.alpha && a.beta, "x_q, x_bits, alpha and beta must not be null");
     ADABM_REQUIRE(a.y || a.y_q || a.y_acc, "one of y, y_q and y_acc must be given");
@@ -39,7 +46,8 @@ extern "C" adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args) {
     ADABM_REQUIRE(a.activation >= 0 && a.activation <= ADABM_ACT_PRELU, "activation must be 0..2, got %d", a.activation);
     ADABM_REQUIRE(a.activation != ADABM_ACT_PRELU || a.slope, "PReLU needs slope");
     const PackedHeader& header = checked_header(a);
-    ADABM_REQUIRE(a.shuffle >= 1 && header.out_channels % (a.shuffle * a.shuffle) == 0,
+    ADABM_REQUIRE(a.shuffle >= 1 && a.shuffle <= kMaxShuffle, "shuffle must be 1..%d, got %d", kMaxShuffle, a.shuffle);
+    ADABM_REQUIRE(header.out_channels % (a.shuffle * a.shuffle) == 0,
                   "shuffle must be positive and its square divide out_channels %d, got %d", header.out_channels, a.shuffle);
     ADABM_REQUIRE(static_cast<int64_t>(a.width) * header.quads() * 4 * header.kernel_h < INT32_MAX &&
                       static_cast<int64_t>(a.width) * (header.out_channels + 3 * a.shuffle * a.shuffle) < INT32_MAX,

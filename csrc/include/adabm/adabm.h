@@ -82,13 +82,14 @@ typedef struct {
   int32_t isa;           /* ADABM_ISA_* */
   int32_t threads;       /* 1 or more */
   int32_t batch, height, width;
+  int32_t out_channels, channels, kernel_h, kernel_w; /* K, C, R, S: what the weights were packed from */
   const uint8_t* x_q;       /* [N, H, W, C4] */
   const int32_t* x_bits;    /* [N], 2..8 */
   const void* packed;       /* from adabm_pack_cpu */
   uint64_t packed_bytes;
   int32_t box_filter;
   int32_t activation;       /* ADABM_ACT_* */
-  int32_t shuffle;          /* 1 or more */
+  int32_t shuffle;          /* 1..16 */
   const float* alpha;       /* [7, K] */
   const float* beta;        /* [(R/2+1)^2, (S/2+1)^2, K], or [R, S, K] with border_kernels */
   const float* slope;       /* [K], PReLU only */
