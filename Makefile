@@ -13,8 +13,9 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.test
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+bench: $(VENV)/.bench
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/results/latest.json
+	$(BIN)/python benchmarks/report.py benchmarks/results/latest.json
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -36,4 +37,8 @@ $(VENV)/.package: $(VENV)/.requirements $(SOURCES)
 
 $(VENV)/.test: $(VENV)/.package requirements-test.txt
 	$(BIN)/pip install -q -r requirements-test.txt
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test requirements-bench.txt
+	$(BIN)/pip install -q -r requirements-bench.txt
 	@touch $@

@@ -8,6 +8,7 @@ import pytest
 import torch
 from baselines import BASELINES
 from conftest import THREADS
+from onnx_baselines import RUNTIMES, onnx_bytes
 from shared import shared_path
 
 from adabm_kernels import ConvertConfig, convert_model, load
@@ -31,6 +32,11 @@ def network(name: str, bits: int) -> torch.nn.Module:
         return load(builtin_models()[f"edsr_x4_w{bits}a{bits}"])
     weights = load_state(shared_path("data", "weights", f"{name}.pt"))
     return convert_model(weights, [photo()], ConvertConfig(weight_bits=bits, act_bits=bits))
+
+
+@functools.cache
+def float_network(name: str) -> torch.nn.Module:
+    return network(name, 4).float_model()
 
 
 def check(model: torch.nn.Module) -> None:
@@ -65,6 +71,51 @@ def bench_float(benchmark, name: str, baseline: str) -> None:
     benchmark.extra_info |= {"baseline": baseline, "threads": THREADS}
     with torch.no_grad():
         benchmark.pedantic(lambda: forward(x), rounds=7, warmup_rounds=2)
+
+
+RIVALS = [
+    pytest.param(runtime, int8, collapsed, id=f"{runtime}-{'int8' if int8 else 'float32'}{'-collapsed_tail' if collapsed else ''}")
+    for runtime in RUNTIMES
+    for int8, collapsed in ((False, False), (True, False), (True, True))
+]
+
+
+@pytest.mark.parametrize("runtime, int8, collapsed", RIVALS)
+@pytest.mark.parametrize("name", ["edsr_baseline_x4", "edsr_r8f64_x2"])
+def bench_runtime(benchmark, name: str, runtime: str, int8: bool, collapsed: bool) -> None:
+    """ONNX Runtime and OpenVINO; skipped where they are not installed."""
+    pytest.importorskip("onnx")
+    pytest.importorskip(runtime)
+    benchmark.group = f"{name} {SIZE}x{SIZE}"
+    model, x = float_network(name), photo()
+    forward = RUNTIMES[runtime](onnx_bytes(model, SIZE, int8, collapsed), THREADS)
+    with torch.no_grad():
+        error = (forward(x) - model(x)).abs().mean()
+    assert error < (8 if int8 else 1e-2 if not collapsed else 1)  # grey levels: the same network, not tuned
+    benchmark.extra_info |= {"runtime": runtime, "int8": int8, "collapsed": collapsed, "threads": THREADS}
+    benchmark.pedantic(lambda: forward(x), rounds=15, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512, 1024])
+def bench_size(benchmark, size: int) -> None:
+    """Time against pixels: `us_per_kilopixel` in the extra information should not depend on the size."""
+    benchmark.group = "edsr_baseline_x4 by size"
+    model = network("edsr_baseline_x4", 4)
+    model.set_threads(THREADS)
+    model.set_bits(4)
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 255
+    benchmark.pedantic(lambda: model(x), rounds=5 if size > 512 else 15, warmup_rounds=2)
+    benchmark.extra_info["us_per_kilopixel"] = benchmark.stats.stats.median * 1e9 / size**2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def bench_threads(benchmark, threads: int) -> None:
+    benchmark.group = f"edsr_baseline_x4 {SIZE}x{SIZE} by threads"
+    model = network("edsr_baseline_x4", 4)
+    model.set_bits(4)
+    model.set_threads(threads)
+    x = photo()
+    benchmark.pedantic(lambda: model(x), rounds=15, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("offset", [-1, 0, 1])
