@@ -1,7 +1,7 @@
 """Turns the JSON of a benchmark run into the tables of docs/performance.md and its two figures.
 
-    pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/NAME.json
-    python benchmarks/report.py benchmarks/results/NAME.json
+pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/NAME.json
+python benchmarks/report.py benchmarks/results/NAME.json
 """
 
 from __future__ import annotations
