@@ -14,8 +14,9 @@ from ..config import ConvertConfig
 from ..networks.edsr import EDSR, EDSRSpec, MeanShift
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels
 from ..registry import Choice, Problem, choose
-from ..simulate import image_measure, image_offsets
+from ..simulate import image_offsets
 from ..tiles import TILES
+from .bits import measure_images
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .tail import SMALLEST, CollapsedConv2d, collapse
 from .workspace import Workspace
@@ -172,7 +173,7 @@ class ConvertedEDSR(nn.Module):
         """Bits that each image gets more or less, int32 [N]."""
         if self.thresholds is None or self._bits != "auto":
             return torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
-        return image_offsets(image_measure(x), self.measure_lower, self.measure_upper)
+        return image_offsets(measure_images(x), self.measure_lower, self.measure_upper)
 
     def _layer_bits(self, conv: AdaptiveConv2d, offset: torch.Tensor) -> torch.Tensor:
         if self._bits != "auto" and conv.name.startswith("body."):
