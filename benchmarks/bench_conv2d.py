@@ -8,6 +8,8 @@ from conftest import THREADS
 from problems import ConvProblem, instantiate, runnable_isas
 from torch.nn import functional as F
 
+from adabm_kernels import native
+
 ISAS = runnable_isas()
 MACS = 192 * 192 * 64 * 64 * 9
 
@@ -17,12 +19,13 @@ def layer(bits: int) -> ConvProblem:
 
 
 @pytest.mark.benchmark(group="conv2d 64->64 3x3 192x192")
-@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+@pytest.mark.parametrize("bits", [8, 7, 6, 5, 4, 3, 2])
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
 def bench_integer_layer(benchmark, isa: str, bits: int) -> None:
-    instance = instantiate(layer(bits))
+    with native.force_isa(isa):  # also while it is planned: AVX2 takes other tiles
+        instance = instantiate(layer(bits))
     assert torch.equal(instance.run("cpu", "codes", isa, THREADS)[1], instance.run("reference", "codes")[1])
-    benchmark.extra_info |= {"bits": bits, "isa": isa, "threads": THREADS, "macs": MACS}
+    benchmark.extra_info |= {"bits": bits, "isa": isa, "tile": instance.layer.plan.tile[bits - 2], "threads": THREADS, "macs": MACS}
     benchmark(lambda: instance.run("cpu", "codes", isa, THREADS))
 
 
