@@ -111,17 +111,22 @@ def _check_quantize(x, shift, grid, bits, backend, threads):
     return n, h, w, padded_channels(c)
 
 
+def _empty_outputs(x_q, out, y, y_q):
+    """(y, y_q) of these shapes; what `out` does not ask for has none and is empty."""
+    y_dtype = torch.int32 if out == "acc" else torch.float32
+    return torch.empty(y, dtype=y_dtype, device=x_q.device), torch.empty(y_q, dtype=torch.uint8, device=x_q.device)
+
+
 def _conv2d(*args):
-    _conv2d_outputs(*args)
-    *rest, backend, threads = args
-    return _BACKENDS[backend].conv2d(*rest, threads)
+    *rest, shuffle, out, backend, threads = args
+    y, y_q = _empty_outputs(args[0], out, *_conv2d_outputs(*args))
+    wanted = (None if out == "codes" else y, y_q if out in ("codes", "both") else None)
+    _BACKENDS[backend].conv2d_out(*rest, shuffle, threads, *wanted)
+    return y, y_q
 
 
 def _conv2d_fake(*args):
-    y, y_q = _conv2d_outputs(*args)
-    x_q, out = args[0], args[13]
-    y_dtype = torch.int32 if out == "acc" else torch.float32
-    return x_q.new_empty(y, dtype=y_dtype), x_q.new_empty(y_q)
+    return _empty_outputs(args[0], args[13], *_conv2d_outputs(*args))
 
 
 def _conv2d_out_check(*args):

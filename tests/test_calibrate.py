@@ -1,21 +1,23 @@
 """Calibration: each statistic against its formula, quality on a real network, and every refusal."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
+import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from shared import shared_path
+from small import one_thread  # noqa: F401
 from torch import nn
 
 from adabm_kernels.calibrate import best_act_range, best_weight_range, calibrate
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.metrics import psnr_y
 from adabm_kernels.networks.detect import adabm_name, load_state
-from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.quantize import fake_quantize_act, fake_quantize_weight
 from adabm_kernels.resize import imresize
 from adabm_kernels.simulate import image_measure
@@ -23,18 +25,7 @@ from adabm_kernels.simulate import image_measure
 SET5 = ("baby", "bird", "butterfly", "head", "woman")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads gain little on networks this small, and lose a lot beside other work on the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def small_edsr(seed=0, **spec):
-    torch.manual_seed(seed)
-    return EDSR(EDSRSpec(**{"scale": 2, "blocks": 4, "channels": 8} | spec)).eval()
+small_edsr = functools.partial(small.small_edsr, blocks=4)
 
 
 def noise(count, height=16, width=16, seed=0):

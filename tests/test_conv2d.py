@@ -80,8 +80,8 @@ def test_every_output_byte_is_written(problem: ConvProblem, isa: str, monkeypatc
     want = [instance.run("reference", out) for out in ("both", "acc")]
     plain_empty = torch.empty
 
-    def poisoned(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return plain_empty(*size, dtype=dtype).fill_(171 if dtype == torch.uint8 else -987654)
+    def poisoned(*size: int, dtype: torch.dtype = torch.float32, **options) -> torch.Tensor:
+        return plain_empty(*size, dtype=dtype, **options).fill_(171 if dtype == torch.uint8 else -987654)
 
     instance.run("cpu", "acc", isa)  # packs the weights
     monkeypatch.setattr(torch, "empty", poisoned)

@@ -20,6 +20,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from shared import shared_path
+from small import one_thread, small_edsr  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +28,7 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.metrics import psnr, psnr_y
 from adabm_kernels.networks.detect import load_state
-from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.networks.edsr import EDSR
 from adabm_kernels.quantize import fake_quantize_act, fake_quantize_weight
 from adabm_kernels.simulate import SimulatedConv2d, SimulatedEDSR, image_measure, image_offsets
 
@@ -36,20 +37,6 @@ REFERENCES = {
     "edsr_x4_fq_w4a4": ConvertConfig(),
     "edsr_x2_body_w8a6": ConvertConfig(weight_bits=8, act_bits=6, quantize="body"),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads gain little on networks this small, and lose a lot beside other work on the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def small_edsr(seed=0, **spec):
-    torch.manual_seed(seed)
-    return EDSR(EDSRSpec(**{"scale": 2, "blocks": 2, "channels": 8} | spec)).eval()
 
 
 def photos(*sizes, seed=0):

@@ -46,40 +46,6 @@ def pack(weight: torch.Tensor, tile_for_bits: tuple[int, ...]) -> torch.Tensor:
     return packed
 
 
-def conv2d(
-    x_q: torch.Tensor,
-    x_bits: torch.Tensor,
-    weight: torch.Tensor,
-    packed: torch.Tensor,
-    alpha: torch.Tensor,
-    beta: torch.Tensor,
-    slope: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    out_grid: torch.Tensor | None,
-    out_bits: torch.Tensor | None,
-    box_filter: bool,
-    activation: str,
-    shuffle: int,
-    out: str,
-    threads: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See ops.conv2d."""
-    n, h, w, _ = x_q.shape
-    channels = weight.shape[-4] // shuffle**2
-    size = (n, h * shuffle, w * shuffle)
-    y = y_q = None
-    if out in ("float", "both", "acc"):
-        y = torch.empty(*size, channels, dtype=torch.int32 if out == "acc" else torch.float32)
-    if out in ("codes", "both"):
-        y_q = torch.empty(*size, padded_channels(channels), dtype=torch.uint8)
-    rest = (x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation)
-    conv2d_out(*rest, shuffle, threads, y, y_q)
-    return (
-        torch.empty(0) if y is None else y,
-        torch.empty(0, dtype=torch.uint8) if y_q is None else y_q,
-    )
-
-
 def conv2d_out(
     x_q: torch.Tensor,
     x_bits: torch.Tensor,

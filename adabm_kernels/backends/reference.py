@@ -140,9 +140,9 @@ def conv2d(
 
 
 def conv2d_out(*args) -> None:
-    """See ops.conv2d_out."""
+    """See ops.conv2d_out; an int32 y takes the accumulators."""
     *rest, shuffle, threads, y, y_q = args
-    out = "both" if y is not None and y_q is not None else "float" if y_q is None else "codes"
+    out = "codes" if y is None else "acc" if y.dtype == torch.int32 else "float" if y_q is None else "both"
     value, codes = conv2d(*rest, shuffle, out, threads)
     if y is not None:
         y.copy_(value)
