@@ -20,6 +20,8 @@ class ConvertConfig:
     tail: "collapsed" computes a staged upsampler as one convolution (nn/tail.py), "staged" stage by stage as published; "auto"
         collapses it where that is possible.
     adaptive: False gives every image and layer `act_bits` bits.
+    recipe: how `calibrate` chooses ranges, offsets and weights: "paper" as published (one weight range per tensor on the grid of
+        odd integers), "best" with everything the kernels allow (one range per output channel on the grid of signed integers).
     clamp_bits: allow an adaptive `act_bits` outside 4..6; bits that would leave 2..8 are then clamped.
     image_percentile: percentage of calibration images that get one bit less, and of those that get one more, 0..50.
     layer_percentile: the same for layers, 0..50.
@@ -39,6 +41,7 @@ class ConvertConfig:
     tail: str = "auto"
     adaptive: bool = True
     clamp_bits: bool = False
+    recipe: str = "best"
     image_percentile: float = 10.0
     layer_percentile: float = 30.0
     ema_beta: float = 0.9
@@ -59,6 +62,7 @@ class ConvertConfig:
             self._require(name, MIN_BITS <= getattr(self, name) <= MAX_BITS, f"{MIN_BITS}..{MAX_BITS}")
         self._require("quantize", self.quantize in ("full", "body"), "'full' or 'body'")
         self._require("tail", self.tail in ("auto", "staged", "collapsed"), "'auto', 'staged' or 'collapsed'")
+        self._require("recipe", self.recipe in ("best", "paper"), "'best' or 'paper'")
         for name in ("image_percentile", "layer_percentile"):
             self._require(name, 0 <= getattr(self, name) <= 50, "a percentage in 0..50")
         for name in ("ema_beta", "bac_beta"):

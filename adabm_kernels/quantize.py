@@ -1,7 +1,9 @@
 """Number grids and layouts in plain torch: the written form of what every kernel computes with (docs/numerics.md).
 
 Activations: `bits` bits, codes q in 0 .. 2^bits-1, value lower + step * q with step = (upper - lower) / (2^bits - 1).
-Weights (AdaBM, eq. 1, symmetric range): odd integers m = 2k - (2^bits - 1), k in 0 .. 2^bits-1, value m * upper / (2^bits - 1).
+Weights lie on one of two grids, each with int8 codes k':
+  "odd" (AdaBM, eq. 1, symmetric range): integers m = 2k' + 1, value m * upper / (2^bits - 1), zero absent;
+  "signed": integers m = k' in -2^(bits-1) .. 2^(bits-1)-1, value m * upper / (2^(bits-1) - 1), zero present, half as wide.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import torch
 
 MIN_BITS, MAX_BITS = 2, 8
+WEIGHT_GRIDS = ("odd", "signed")
 CODE_CHANNELS = 4  # code tensors [N, H, W, C] hold C rounded up to a multiple of this: one 32-bit operand of a dot product
 
 
@@ -28,29 +31,41 @@ def fake_quantize_act(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor,
     return round_ste(unit * levels) / levels * (upper - lower) + lower
 
 
-def fake_quantize_weight(weight: torch.Tensor, upper: torch.Tensor, bits: float) -> torch.Tensor:
-    """Quantise and dequantise weights on the symmetric grid without zero, in the order of operations of the published simulation.
+def weight_step(upper: torch.Tensor, bits: int, grid: str) -> torch.Tensor:
+    """The value of the integer 1 on a grid whose largest value is `upper`; same shape and dtype as `upper`."""
+    return upper / (2**bits - 1 if grid == "odd" else 2 ** (bits - 1) - 1)
+
+
+def fake_quantize_weight(weight: torch.Tensor, upper: torch.Tensor, bits: int, grid: str = "odd") -> torch.Tensor:
+    """Quantise and dequantise weights; on the odd grid in the order of operations of the published simulation.
 
     weight: [K, C, R, S] float. upper: one element, or [K, 1, 1, 1] for one range per output channel.
+    Differentiable in weight and upper (rounding is a straight-through estimate).
     """
+    if grid == "signed":
+        step, most = weight_step(upper, bits, grid), 2 ** (bits - 1)
+        return torch.clamp(round_ste(weight / step), -most, most - 1) * step
     levels = 2**bits - 1
     unit = (torch.clamp(weight, min=-upper, max=upper) + upper) / (2 * upper)
     return round_ste(unit * levels) / levels * (2 * upper) - upper
 
 
-def weight_codes(weight: torch.Tensor, upper: torch.Tensor, bits: int) -> torch.Tensor:
-    """Signed codes k' = k - 2^(bits-1), int8, of the same shape; the integer weight is m = 2k' + 1 (`weight_integers`).
+def weight_codes(weight: torch.Tensor, upper: torch.Tensor, bits: int, grid: str = "odd") -> torch.Tensor:
+    """Codes k' in -2^(bits-1) .. 2^(bits-1)-1, int8, of the same shape; `weight_integers` says which integer each stands for.
 
     The float32 operations are those of `fake_quantize_weight`, so both round every weight to the same level.
     """
+    if grid == "signed":
+        most = 2 ** (bits - 1)
+        return torch.clamp(torch.round(weight / weight_step(upper, bits, grid)), -most, most - 1).to(torch.int8)
     levels = 2**bits - 1
     unit = (torch.clamp(weight, min=-upper, max=upper) + upper) / (2 * upper)
     return (torch.round(unit * levels) - 2 ** (bits - 1)).to(torch.int8)
 
 
-def weight_integers(codes: torch.Tensor) -> torch.Tensor:
-    """m = 2k' + 1 as int16: odd, |m| <= 2^bits - 1."""
-    return codes.to(torch.int16) * 2 + 1
+def weight_integers(codes: torch.Tensor, grid: str = "odd") -> torch.Tensor:
+    """m as int16: 2k' + 1 on the odd grid, k' itself on the signed one."""
+    return codes.to(torch.int16) * 2 + 1 if grid == "odd" else codes.to(torch.int16)
 
 
 def act_grid(lower: float, upper: float) -> torch.Tensor:
