@@ -11,7 +11,7 @@ from ctypes import POINTER, Structure, c_char, c_int32, c_int64, c_uint32, c_uin
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "avx2": 2, "avx512vnni": 3}
 INVALID_ARGUMENT, UNSUPPORTED = 1, 2
@@ -40,6 +40,7 @@ class Conv2dArgs(_Struct):
         ("packed_bytes", c_uint64),
         *((name, c_int32) for name in ("box_filter", "activation", "shuffle")),
         *((name, c_void_p) for name in ("alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_q", "y_acc")),
+        ("y_pitch", c_int32),
     ]
 
 
@@ -49,6 +50,8 @@ class QuantizeArgs(_Struct):
         *((name, c_int32) for name in ("isa", "threads", "batch", "height", "width", "channels")),
         *((name, c_int64) for name in ("stride_n", "stride_h", "stride_w", "stride_c")),
         *((name, c_void_p) for name in ("x", "shift", "grid", "bits", "y_q")),
+        ("y_channels", c_int32),
+        ("y_pitch", c_int32),
     ]
 
 

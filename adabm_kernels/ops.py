@@ -34,6 +34,10 @@ _LIB.define(
     "quantize(Tensor x, Tensor? shift, Tensor grid, Tensor bits, str backend, int threads) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
+_LIB.define(
+    "quantize_out(Tensor x, Tensor? shift, Tensor grid, Tensor bits, str backend, int threads, Tensor(a!) y_q) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
 
 
 def _require(condition: bool, message: Callable[[], str]) -> None:
@@ -111,6 +115,16 @@ def _check_quantize(x, shift, grid, bits, backend, threads):
     return n, h, w, padded_channels(c)
 
 
+def _expect_slice(name: str, tensor: torch.Tensor) -> None:
+    """[N, H, W, C] must be some channels of dense [N, H, W, more channels]."""
+    _, h, w, c = tensor.shape
+    pitch = tensor.stride(2)
+    dense = pitch >= c and tensor.stride() == (h * w * pitch, w * pitch, pitch, 1)
+    _require(
+        dense, lambda: f"{name} must be contiguous or a slice of the channels of a contiguous tensor, got strides {tensor.stride()}"
+    )
+
+
 def _empty_outputs(x_q, out, y, y_q):
     """(y, y_q) of these shapes; what `out` does not ask for has none and is empty."""
     y_dtype = torch.int32 if out == "acc" else torch.float32
@@ -138,10 +152,18 @@ def _conv2d_out_check(*args):
     )
     out = "both" if y is not None and y_q is not None else "float" if y_q is None else "codes"
     shapes = _conv2d_outputs(*rest, shuffle, out, backend, threads)
-    for name, tensor, dtype, shape in zip(("y", "y_q"), (y, y_q), (torch.float32, torch.uint8), shapes, strict=True):
-        if tensor is not None:
-            _expect(f"conv2d_out: {name}", tensor, dtype, shape)
-            _require(tensor.is_contiguous(), lambda name=name: f"conv2d_out: {name} must be contiguous")
+    if y_q is not None:
+        _expect("conv2d_out: y_q", y_q, torch.uint8, shapes[1])
+        _require(y_q.is_contiguous(), lambda: "conv2d_out: y_q must be contiguous")
+    if y is not None:
+        _expect("conv2d_out: y", y, torch.float32, shapes[0])
+        if not y.is_contiguous():
+            _expect_slice("conv2d_out: y", y)
+            _require(shuffle == 1, lambda: f"conv2d_out: y must be contiguous with a shuffle, got shuffle={shuffle}")
+            _require(
+                rest[7] is None or rest[7].stride() == y.stride(),
+                lambda: f"conv2d_out: residual must have the strides of y, {y.stride()}, got {rest[7].stride()}",
+            )
 
 
 def _conv2d_out(*args):
@@ -157,8 +179,22 @@ def _conv2d_out_fake(*args):
 
 
 def _quantize(x, shift, grid, bits, backend, threads):
-    _check_quantize(x, shift, grid, bits, backend, threads)
-    return _BACKENDS[backend].quantize(x, shift, grid, bits, threads)
+    y_q = x.new_empty(_check_quantize(x, shift, grid, bits, backend, threads), dtype=torch.uint8)
+    _BACKENDS[backend].quantize_out(x, shift, grid, bits, threads, y_q)
+    return y_q
+
+
+def _quantize_out_check(x, shift, grid, bits, backend, threads, y_q):
+    n, h, w, _ = _check_quantize(x, shift, grid, bits, backend, threads)
+    _require(y_q.dim() == 4 and y_q.shape[3] >= x.shape[1], lambda: f"quantize_out: y_q must hold {x.shape[1]} channels")
+    _expect("quantize_out: y_q", y_q, torch.uint8, (n, h, w, y_q.shape[3]))
+    _expect_slice("quantize_out: y_q", y_q)
+
+
+def _quantize_out(*args):
+    _quantize_out_check(*args)
+    *rest, backend, threads, y_q = args
+    _BACKENDS[backend].quantize_out(*rest, threads, y_q)
 
 
 def _quantize_fake(x, shift, grid, bits, backend, threads):
@@ -169,9 +205,11 @@ for _key in ("CPU", "CUDA"):
     _LIB.impl("conv2d", _conv2d, _key)
     _LIB.impl("conv2d_out", _conv2d_out, _key)
     _LIB.impl("quantize", _quantize, _key)
+    _LIB.impl("quantize_out", _quantize_out, _key)
 torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_out", _conv2d_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
+torch.library.register_fake("adabm::quantize_out", _quantize_out_check, lib=_LIB)
 
 
 def conv2d(
@@ -237,6 +275,7 @@ def conv2d_out(
 ) -> None:
     """`conv2d` into tensors that exist already: float32 y and uint8 y_q of the shapes it would return, at least one of them.
 
+    y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides.
     accumulate: y holds the residual and is added to.
     """
     torch.ops.adabm.conv2d_out(
@@ -259,3 +298,20 @@ def quantize(
     grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None.
     """
     return torch.ops.adabm.quantize(x, shift, grid, bits, backend, threads)
+
+
+def quantize_out(
+    x: torch.Tensor,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    y_q: torch.Tensor,
+    *,
+    shift: torch.Tensor | None = None,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> None:
+    """`quantize` into uint8 y_q [N, H, W, C or more], contiguous or a slice of the channels of a contiguous tensor.
+
+    Channels of y_q beyond those of x become 0.
+    """
+    torch.ops.adabm.quantize_out(x, shift, grid, bits, backend, threads, y_q)

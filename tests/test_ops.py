@@ -354,3 +354,71 @@ def test_the_reference_refuses_bits_it_has_no_grid_for(bits: int) -> None:
     grid = act_grid(-1.0, 1.0)
     with pytest.raises(ValueError, match=rf"quantize: bits must be 2..8, got \[{bits}\]"):
         ops.quantize(torch.zeros(1, 1, 1, 1), grid, torch.tensor([bits], dtype=torch.int32), backend="reference")
+
+
+# ---- slices of wider features
+
+
+@backend
+@pytest.mark.parametrize("offset", [0, 3, 8])
+def test_outputs_can_be_slices_of_wider_features(offset: int, backend: str) -> None:
+    problem = ConvProblem("slice", 5, 7, 6, 9, bits=(4, 2), activation="relu", residual=True)
+    instance = prepared(problem, backend)
+    arguments = settings_of(instance)
+    want, want_q = torch.ops.adabm.conv2d(*order("conv2d", arguments | {"out": "both"}))
+    wide, other = torch.full((2, 5, 7, 20), -1e9), torch.zeros(2, 5, 7, 20)
+    y, residual = wide[..., offset : offset + 9], other[..., offset : offset + 9]
+    residual.copy_(instance.residual)
+    y_q = torch.empty_like(want_q)
+    changes = {"y": y, "y_q": y_q, "residual": residual, "accumulate": False}
+    torch.ops.adabm.conv2d_out(*order("conv2d_out", arguments | changes))
+    assert torch.equal(y, want) and torch.equal(y_q, want_q)
+    untouched = torch.ones(20, dtype=torch.bool)
+    untouched[offset : offset + 9] = False
+    assert (wide[..., untouched] == -1e9).all()
+    y.copy_(instance.residual)
+    changes = {"y": y, "y_q": None, "residual": None, "accumulate": True}
+    torch.ops.adabm.conv2d_out(*order("conv2d_out", arguments | changes))
+    assert torch.equal(y, want) and (wide[..., untouched] == -1e9).all()
+
+
+@backend
+@pytest.mark.parametrize(("offset", "fill"), [(0, 6), (4, 6), (5, 8), (12, 8)])
+def test_codes_can_be_made_from_and_into_slices(offset: int, fill: int, backend: str) -> None:
+    g = torch.Generator().manual_seed(1)
+    features = torch.randn(2, 3, 5, 17, generator=g)
+    x, grid, bits = features[..., 2:8].permute(0, 3, 1, 2), act_grid(-1.0, 2.0), torch.tensor([3, 6], dtype=torch.int32)
+    want = ops.quantize(x.contiguous(), grid, bits, backend=backend, threads=1)
+    wide = torch.full((2, 3, 5, 20), 171, dtype=torch.uint8)
+    y_q = wide[..., offset : offset + fill]
+    ops.quantize_out(x, grid, bits, y_q, backend=backend, threads=1)
+    assert torch.equal(y_q[..., :6], want[..., :6]) and not y_q[..., 6:].any()
+    untouched = torch.ones(20, dtype=torch.bool)
+    untouched[offset : offset + fill] = False
+    assert (wide[..., untouched] == 171).all()
+    torch.library.opcheck(torch.ops.adabm.quantize_out, (x, None, grid, bits, backend, 1, torch.empty_like(want)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": torch.zeros(2, 7, 5, 9).transpose(1, 2)}, "y must be contiguous or a slice of the channels"),
+        ({"y": torch.zeros(2, 5, 7, 18)[..., ::2]}, "y must be contiguous or a slice of the channels"),
+        ({"y": torch.zeros(2, 5, 7, 12)[..., :9], "residual": torch.zeros(2, 5, 7, 9)}, "residual must have the strides of y"),
+    ],
+)
+def test_slices_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
+    arguments = settings_of(prepared(ConvProblem("slice", 5, 7, 6, 9, bits=(4, 2)), "reference"))
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.adabm.conv2d_out(*order("conv2d_out", arguments | {"y_q": None, "accumulate": False} | changes))
+
+
+def test_codes_that_do_not_fit_are_named() -> None:
+    x, bits = torch.zeros(1, 6, 3, 5), torch.tensor([4], dtype=torch.int32)
+    for y_q, message in (
+        (torch.zeros(1, 3, 5, 4, dtype=torch.uint8), "y_q must hold 6 channels"),
+        (torch.zeros(1, 3, 5, 8), "y_q must be torch.uint8"),
+        (torch.zeros(1, 5, 3, 8, dtype=torch.uint8).transpose(1, 2), "y_q must be contiguous or a slice"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.quantize_out(x, act_grid(0.0, 1.0), bits, y_q, backend="reference")

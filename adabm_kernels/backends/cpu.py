@@ -7,7 +7,6 @@ import ctypes
 import torch
 
 from .. import native
-from ..quantize import padded_channels
 
 ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}
 ALIGNMENT = 64
@@ -66,9 +65,14 @@ def conv2d_out(
 ) -> None:
     """See ops.conv2d_out; an int32 y takes the accumulators."""
     n, h, w, _ = x_q.shape
+    pitch = 0
+    if y is not None and not y.is_contiguous():  # a slice of wider features: the residual is one too, or there is none
+        pitch, held_residual = y.stride(2), residual
+    else:
+        held_residual = _dense(residual)
     # Kept in a list so that a dense copy lives until the call is over.
-    held = [_dense(t) for t in (x_q, x_bits, alpha, beta, slope, residual, out_grid, out_bits)]
-    x_q, x_bits, alpha, beta, slope, residual, out_grid, out_bits = held
+    held = [_dense(t) for t in (x_q, x_bits, alpha, beta, slope, out_grid, out_bits)]
+    x_q, x_bits, alpha, beta, slope, out_grid, out_bits = held
     args = native.Conv2dArgs(
         isa=native.isa(),
         threads=threads or min(torch.get_num_threads(), MAX_THREADS),
@@ -89,20 +93,22 @@ def conv2d_out(
         alpha=alpha.data_ptr(),
         beta=beta.data_ptr(),
         slope=_pointer(slope),
-        residual=_pointer(residual),
+        residual=_pointer(held_residual),
         out_grid=_pointer(out_grid),
         out_bits=_pointer(out_bits),
         y=None if y is None or y.dtype == torch.int32 else y.data_ptr(),
         y_q=_pointer(y_q),
         y_acc=y.data_ptr() if y is not None and y.dtype == torch.int32 else None,
+        y_pitch=pitch,
     )
     native.library("cpu").call("adabm_conv2d_cpu", args)
 
 
-def quantize(x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int) -> torch.Tensor:
-    """See ops.quantize."""
+def quantize_out(
+    x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int, y_q: torch.Tensor
+) -> None:
+    """See ops.quantize_out."""
     n, c, h, w = x.shape
-    y_q = torch.empty(n, h, w, padded_channels(c), dtype=torch.uint8)
     shift, grid, bits = _dense(shift), _dense(grid), _dense(bits)
     stride_n, stride_c, stride_h, stride_w = x.stride()
     args = native.QuantizeArgs(
@@ -121,6 +127,7 @@ def quantize(x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bi
         grid=grid.data_ptr(),
         bits=bits.data_ptr(),
         y_q=y_q.data_ptr(),
+        y_channels=y_q.shape[3],
+        y_pitch=y_q.stride(2),
     )
     native.library("cpu").call("adabm_quantize_cpu", args)
-    return y_q

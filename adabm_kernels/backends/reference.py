@@ -150,8 +150,11 @@ def conv2d_out(*args) -> None:
         y_q.copy_(codes)
 
 
-def quantize(x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int) -> torch.Tensor:
-    """See ops.quantize."""
+def quantize_out(
+    x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int, y_q: torch.Tensor
+) -> None:
+    """See ops.quantize_out."""
     _check_bits("quantize: bits", bits)
     x = x.permute(0, 2, 3, 1)
-    return codes_of(x if shift is None else x - shift, grid, bits)
+    codes = codes_of(x if shift is None else x - shift, grid, bits)[..., : x.shape[3]]
+    y_q.copy_(F.pad(codes, (0, y_q.shape[3] - x.shape[3])))

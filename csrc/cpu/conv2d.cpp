@@ -49,6 +49,9 @@ extern "C" adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args) {
     ADABM_REQUIRE(a.shuffle >= 1 && a.shuffle <= kMaxShuffle, "shuffle must be 1..%d, got %d", kMaxShuffle, a.shuffle);
     ADABM_REQUIRE(header.out_channels % (a.shuffle * a.shuffle) == 0,
                   "shuffle must be positive and its square divide out_channels %d, got %d", header.out_channels, a.shuffle);
+    ADABM_REQUIRE(!a.y_pitch || (a.shuffle == 1 && a.y_pitch >= header.out_channels && a.y_pitch < 1 << 20),
+                  "y_pitch must be 0, or out_channels %d..2^20 without shuffle, got %d with shuffle %d", header.out_channels, a.y_pitch,
+                  a.shuffle);
     ADABM_REQUIRE(static_cast<int64_t>(a.width) * header.quads() * 4 * header.kernel_h < INT32_MAX &&
                       static_cast<int64_t>(a.width) * (header.out_channels + 3 * a.shuffle * a.shuffle) < INT32_MAX,
                   "width %d is too large for %d to %d channels", a.width, header.channels, header.out_channels);

@@ -25,6 +25,7 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
   row_bytes = a.width * pixel_bytes;
   const int r = a.shuffle;
   out_channels = h.out_channels / (r * r), code_channels = (out_channels + 3) / 4 * 4;
+  y_pitch = a.y_pitch ? a.y_pitch : out_channels;
   contiguous = r == 1 || out_channels % kPanel == 0;
   y_lane.resize(h.out_channels), q_lane.resize(h.out_channels);
   for (int o = 0; o < h.out_channels; o++) {
@@ -69,7 +70,7 @@ RowOutput::RowOutput(const Convolution& c, int image, int row) : c_(c) {
   row_alpha_ = a.alpha + static_cast<ptrdiff_t>(a.x_bits[image] - ADABM_MIN_BITS) * K;
   out_row_ = (static_cast<ptrdiff_t>(image) * a.height + row) * a.shuffle * a.width * a.shuffle;
   e_.activation = a.activation;
-  e_.y_stride = a.shuffle * c.out_channels, e_.q_stride = a.shuffle * c.code_channels;
+  e_.y_stride = a.shuffle * c.y_pitch, e_.q_stride = a.shuffle * c.code_channels;
   e_.contiguous = c.contiguous;
   e_.beta = beta_;
   if (a.y_q) {
@@ -81,7 +82,7 @@ RowOutput::RowOutput(const Convolution& c, int image, int row) : c_(c) {
 
 void RowOutput::prefetch(int first_panel, int panels, int column, int pixels) const {
   if (!c_.a.residual || !c_.contiguous || c_.a.shuffle > 1) return;
-  const float* at = c_.a.residual + out_row_ * c_.out_channels + static_cast<ptrdiff_t>(column) * e_.y_stride + first_panel * kPanel;
+  const float* at = c_.a.residual + out_row_ * c_.y_pitch + static_cast<ptrdiff_t>(column) * e_.y_stride + first_panel * kPanel;
   const int lanes = std::min(panels * kPanel, c_.header.out_channels - first_panel * kPanel);
   for (int m = 0; m < pixels; m++)
     for (int o = 0; o < lanes; o += kPanel) __builtin_prefetch(at + m * e_.y_stride + o, 1);
@@ -96,7 +97,7 @@ void RowOutput::write(const UntileArgs& products, int first_panel, int column, i
     const int at = c_.header.border_kernels ? kernel_class(column + m, a.width, pad) : border_class(column + m, a.width, pad);
     beta_[m] = row_beta_ + static_cast<ptrdiff_t>(at) * K + first;
   }
-  const ptrdiff_t y_at = out_row_ * c_.out_channels + column * e_.y_stride;
+  const ptrdiff_t y_at = out_row_ * c_.y_pitch + column * e_.y_stride;
   e_.acc = products.acc, e_.box = box, e_.pixels = pixels, e_.panels = products.panels;
   e_.lanes = std::min(products.panels * kPanel, K - first);
   // Panels of one block may lie apart only where a PixelShuffle parts them.

@@ -26,6 +26,7 @@ struct Convolution {
   const PackedHeader& header;
   int row_bytes, pixel_bytes;  // of x_q
   int out_channels, code_channels;  // of one output pixel in y and y_q
+  int y_pitch;                      // floats from one output pixel to the next
   bool contiguous;
   std::vector<int32_t> y_lane, q_lane;
   int bands, band_rows;

@@ -54,7 +54,7 @@ struct QuantizeArgs {
   const float* x;
   ptrdiff_t stride_w, stride_c;
   const float* shift;
-  int width, channels, padded_channels;
+  int width, channels, padded_channels, y_stride;
   float scale, offset, top;
   uint8_t* y_q;
 };

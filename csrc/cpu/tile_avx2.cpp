@@ -146,7 +146,7 @@ void quantize_row(const QuantizeArgs& a) {
   const __m256 scale = _mm256_set1_ps(a.scale), offset = _mm256_set1_ps(a.offset), top = _mm256_set1_ps(a.top);
   for (int i = 0; i < a.width; i++) {
     const float* x = a.x + i * a.stride_w;
-    uint8_t* out = a.y_q + static_cast<ptrdiff_t>(i) * a.padded_channels;
+    uint8_t* out = a.y_q + static_cast<ptrdiff_t>(i) * a.y_stride;
     for (int c = 0; c < a.padded_channels; c += kLanes) {
       alignas(32) float values[kLanes] = {};
       alignas(16) uint8_t codes[16];

@@ -148,7 +148,7 @@ void quantize_row(const QuantizeArgs& a) {
       if (a.shift) v = _mm512_sub_ps(v, _mm512_maskz_loadu_ps(mask, a.shift + c));
       const __m512 t = _mm512_min_ps(_mm512_max_ps(_mm512_fmadd_ps(v, scale, offset), _mm512_setzero_ps()), top);
       const __m512i codes = _mm512_maskz_cvtps_epi32(mask, t);
-      _mm_mask_storeu_epi8(a.y_q + static_cast<ptrdiff_t>(i) * a.padded_channels + c, store, _mm512_cvtepi32_epi8(codes));
+      _mm_mask_storeu_epi8(a.y_q + static_cast<ptrdiff_t>(i) * a.y_stride + c, store, _mm512_cvtepi32_epi8(codes));
     }
   }
 }

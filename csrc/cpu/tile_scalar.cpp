@@ -56,7 +56,7 @@ void quantize_row(const QuantizeArgs& a) {
         const float x = a.x[i * a.stride_w + c * a.stride_c];
         code = quantize_value(a.shift ? x - a.shift[c] : x, a.scale, a.offset, a.top);
       }
-      a.y_q[static_cast<ptrdiff_t>(i) * a.padded_channels + c] = code;
+      a.y_q[static_cast<ptrdiff_t>(i) * a.y_stride + c] = code;
     }
 }
 

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define ADABM_ABI_VERSION 1
+#define ADABM_ABI_VERSION 2
 #define ADABM_MIN_BITS 2
 #define ADABM_MAX_BITS 8
 #define ADABM_BIT_WIDTHS 7
@@ -99,6 +99,8 @@ typedef struct {
   float* y;                 /* [N, H*r, W*r, K/r^2] */
   uint8_t* y_q;             /* [N, H*r, W*r, (K/r^2)4] */
   int32_t* y_acc;           /* as y: the accumulators, for tests */
+  int32_t y_pitch;          /* floats from one pixel of y, residual and y_acc to the next, at least K; 0 stands for K/r^2.
+                               Anything else only without shuffle: y is then a slice of wider features */
 } adabm_conv2d_args;
 
 ADABM_API adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args);
@@ -113,7 +115,9 @@ typedef struct {
   const float* shift;    /* [C] or null */
   const float* grid;     /* [7, 2] */
   const int32_t* bits;   /* [N] */
-  uint8_t* y_q;          /* [N, H, W, C4] */
+  uint8_t* y_q;          /* [N, H, W, y_pitch] from the first channel to write on */
+  int32_t y_channels;    /* codes written for each pixel, those beyond the channels 0; 0 stands for C4 */
+  int32_t y_pitch;       /* codes from one pixel to the next; 0 stands for C4 */
 } adabm_quantize_args;
 
 ADABM_API adabm_status adabm_quantize_cpu(const adabm_quantize_args* args);
