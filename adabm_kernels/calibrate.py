@@ -1,67 +1,84 @@
-"""Calibration without training: activation and weight ranges, image thresholds and layer offsets from sample images.
+"""Calibration: 100 low-resolution images in, every range, threshold and offset out; without ground truth.
 
-The method is that of AdaBM (Hong and Lee, CVPR 2024, arXiv 2404.03296) without its fine-tuning. Where the authors'
-implementation searches the 8-bit weights of the first, last and upsampler convolutions with the base bit-width, each
-layer is searched with its own here.
+The method is that of AdaBM (Hong and Lee, CVPR 2024, arXiv 2404.03296), exactly under recipe "paper"; recipe "best" uses what
+the kernels allow beyond it. The stages live in `calibration/`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from .calibration import images as samples
+from .calibration import maps
+from .calibration.ranges import Observer, clip_ranges, search_ranges, set_weight_ranges
+from .calibration.tune import make_tuning
 from .config import ConvertConfig
+from .files import write_file
 from .networks.detect import detect
-from .networks.edsr import EDSR
-from .quantize import MAX_BITS, MIN_BITS, fake_quantize_act, fake_quantize_weight
-from .simulate import SimulatedConv2d, SimulatedEDSR, image_measure
+from .nn import ConvertedNetwork
+from .simulate import SimulatedNetwork
 
-MIN_SIDE = 16  # pixels; in smaller images most features see the zero padding and ranges would be those of borders
-SHRINKS = [1 - i / 100 for i in range(100)]  # factors tried on a range
-CLIPPING_SAMPLE = 1 << 15  # activations of one layer that bit-aware clipping looks at: torch starts no threads for so few
+BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos
+SEARCH_IMAGES = 24  # that searched ranges look at
+PROBED_IMAGES = 8  # that sensitivities look at
+SEARCH_WORK, MAPS_WORK = 3, 3  # in steps of the progress
+SAVE_EVERY = 30.0  # seconds between two saves of a run that can be resumed
+
+Progress = Callable[[int, int, str], None]
+_Maps = tuple[tuple[float, float], dict[str, int]]  # image thresholds, layer offsets by name
 
 
 def calibrate(
     model: nn.Module | Mapping[str, Any],
     images: Iterable[torch.Tensor | str | Path],
     config: ConvertConfig | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     res_scale: float | None = None,
-) -> SimulatedEDSR:
-    """Choose every range, threshold and offset of a quantised network from images; its weights stay as they are.
+    start: SimulatedNetwork | ConvertedNetwork | None = None,
+    resume: str | Path | None = None,
+) -> SimulatedNetwork:
+    """Choose every range, threshold and offset of a quantised network from images, and fine-tune it for `config.steps` steps.
 
-    model: a float network, recognised by its state dict (EDSR-PyTorch or AdaBM names), or that state dict.
+    model: a float network, recognised by its state dict (networks/detect.py), or that state dict.
     images: low-resolution images as the network will see them, about 100: float or uint8 tensors [N, 3, H, W] in
-        0..255, or paths of pictures. Of each a random crop of at most `config.patch` pixels a side is used, smaller
-        where another image of its batch is smaller.
-    progress: called with (batches done, batches in all).
-    res_scale: the network's residual scale, which its state dict does not reveal; default that of an `EDSR`, else 1.
+        0..255, or paths of pictures. Of each random crops of at most `config.patch` pixels a side are used.
+    progress: called with (work done, work in all, what is being done); the unit is about a second.
+    res_scale: the network's residual scale, which its state dict does not reveal; default that of a known module, else 1.
+    start: a calibrated or converted network of the same architecture whose image thresholds and layer offsets are taken over:
+        only ranges are chosen anew.
+    resume: a file that keeps the state of the fine-tuning. Where it exists, the run that wrote it is continued; the same
+        arguments then give the same result as without the interruption. The caller removes it.
 
-    1. Weights: the range with the least squared error on the layer's own bits.
-    2. Batches of crops run through the float network. Activation ranges (minimum and maximum) and image thresholds
-       (percentiles of `image_measure`) are moving averages over batches; layer offsets are -1 and +1 for the layers
-       whose mean standard deviation lies outside the percentiles of all layers.
-    3. Bit-aware clipping: with all that in place one batch runs through the quantised network, and each layer in turn
-       moves its range towards the shrunken one with the least squared error on its bits.
+    Recipe "paper": weight ranges with the least squared error; activation ranges and image thresholds as moving averages over
+    batches through the float network; layer offsets of -1 and +1 for the layers whose standard deviation lies outside the
+    percentiles; bit-aware clipping; then the three-step cycle (calibration/tune.py).
+    Recipe "best": one weight range per output channel on the grid of signed integers; activation ranges searched layer by layer
+    in the quantised network; layer offsets by measured sensitivity under a budget (calibration/maps.py); then weights, biases
+    and ranges learned together.
 
-    The same arguments give the same result. A layer that sees one value only, as when all images are flat, gets a range
-    that holds this value exactly.
+    Everything is seeded: the same arguments give the same result. A layer that sees one value only, as when all images are
+    flat, gets a range that holds this value exactly. The result's `report` says how long each stage took and what the loss was.
     Raises TypeError and ValueError naming the argument, the rule and the value: no images, images smaller than 16
-    pixels a side or outside 0..255, an unknown or already calibrated network, activations that are NaN or infinite.
+    pixels a side or outside 0..255, an unknown or already calibrated network, activations that are NaN or infinite, a `resume`
+    file of another run.
     """
     config = ConvertConfig() if config is None else config
     if isinstance(model, nn.Module):
         state = model.state_dict()
-        if res_scale is None and isinstance(model, EDSR):
-            res_scale = model.spec.res_scale
+        if res_scale is None:
+            res_scale = getattr(getattr(model, "spec", None), "res_scale", None)
     elif isinstance(model, Mapping):
         state = model
     else:
@@ -69,164 +86,201 @@ def calibrate(
     res_scale = 1.0 if res_scale is None else res_scale
     if detect(state, res_scale).calibrated:
         raise ValueError("calibrate: model must be a float network, and this one is calibrated already")
-    batches = _batches(images, config)
-    simulated = SimulatedEDSR.from_float(state, config, res_scale)
-    steps = len(batches) + config.bit_aware_clipping
-
-    with torch.no_grad():
-        for conv in simulated.quantized_convs():
-            conv.upper_w.copy_(best_weight_range(conv.weight, conv.weight_bits))
-        observed = _Observations(simulated)
-        for step, batch in enumerate(batches, 1):
-            observed.update(batch)
-            if progress is not None:
-                progress(step, steps)
-        observed.store()
-        if config.bit_aware_clipping:
-            with _before_each_conv(simulated, _clip_range):
-                simulated(batches[0])
-            if progress is not None:
-                progress(steps, steps)
-    return simulated
-
-
-def best_weight_range(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """The range, of 100 from max |weight| downwards, with the least squared quantisation error on `bits` bits.
-
-    weight: float, any shape. Returns [1], positive even when every weight is 0.
-    """
-    most = weight.abs().max().clamp(min=2.0**-60).view(1)
-    errors = [(weight - fake_quantize_weight(weight, most * s, bits)).square().mean() for s in SHRINKS]
-    return most * SHRINKS[int(torch.stack(errors).argmin())]
-
-
-def best_act_range(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> tuple[torch.Tensor, ...]:
-    """(lower, upper), of 100 pairs from the given one towards zero, with the least squared error on x, `bits` bits."""
-    errors = [(x - fake_quantize_act(x, lower * s, upper * s, bits)).square().mean() for s in SHRINKS]
-    shrink = SHRINKS[int(torch.stack(errors).argmin())]
-    return lower * shrink, upper * shrink
-
-
-class _Observations:
-    """Moving averages of what the convolutions and the image measure show, batch by batch, in the float network."""
-
-    def __init__(self, model: SimulatedEDSR):
-        self.model, self.config = model, model.config
-        self.ranges: dict[str, tuple[float, float]] = {}
-        self.deviations: dict[str, list[float]] = {conv.name: [] for conv in model.quantized_convs() if conv.adaptive}
-        self.thresholds: tuple[float, float] | None = None
-
-    def update(self, batch: torch.Tensor) -> None:
-        quantile = self.config.image_percentile / 100
-        measure = image_measure(batch)
-        self.thresholds = self._average(self.thresholds, tuple(float(torch.quantile(measure, q)) for q in (quantile, 1 - quantile)))
-        with self.model.float_mode(), _before_each_conv(self.model, self._observe):
-            y = self.model(batch)
-        if not y.isfinite().all():
-            raise ValueError("calibrate: model computes NaN or infinite values: its output holds some")
-
-    def _observe(self, conv: SimulatedConv2d, x: torch.Tensor) -> None:
-        lower, upper = (float(value) for value in torch.aminmax(x))
-        if not np.isfinite([lower, upper]).all():
-            raise ValueError(f"calibrate: model computes NaN or infinite values: the input of {conv.name!r} holds some")
-        self.ranges[conv.name] = self._average(self.ranges.get(conv.name), (lower, upper))
-        if conv.adaptive:
-            self.deviations[conv.name].append(float(x.std((1, 2, 3)).mean()))
-
-    def _average(self, past: tuple[float, float] | None, new: tuple[float, float]) -> tuple[float, float]:
-        beta = self.config.ema_beta
-        return new if past is None else tuple(beta * a + (1 - beta) * b for a, b in zip(past, new, strict=True))
-
-    def store(self) -> None:
-        for conv in self.model.quantized_convs():
-            lower, upper = _not_empty(*self.ranges[conv.name])
-            conv.lower_a.fill_(lower)
-            conv.upper_a.fill_(upper)
-        if not self.config.adaptive:
-            return
-        self.model.measure_l.fill_(self.thresholds[0])
-        self.model.measure_u.fill_(self.thresholds[1])
-        means = {name: np.mean(values) for name, values in self.deviations.items()}
-        percentile = self.config.layer_percentile
-        low, high = np.percentile(list(means.values()), [percentile, 100 - percentile])
-        for conv in self.model.quantized_convs():
-            if conv.adaptive:
-                conv.measure_layer.fill_(float(means[conv.name] > high) - float(means[conv.name] < low))
-
-
-def _not_empty(lower: float, upper: float) -> tuple[float, float]:
-    """The range itself, or one starting at `lower` when it is too narrow for float32 to divide into levels."""
-    if upper - lower > max(abs(lower), abs(upper), 2.0**-20) * 2.0**-20:
-        return lower, upper
-    return lower, lower + max(1.0, abs(lower))
-
-
-def _clip_range(conv: SimulatedConv2d, x: torch.Tensor) -> None:
-    if conv.end:
-        return
-    bits = min(max(conv.act_bits + conv.layer_offset, MIN_BITS), MAX_BITS)
-    values = x.flatten()
-    sample = values[:: -(-len(values) // CLIPPING_SAMPLE)]
-    beta = conv.config.bac_beta
-    lower, upper = best_act_range(sample, conv.lower_a, conv.upper_a, bits)
-    conv.lower_a.copy_(beta * conv.lower_a + (1 - beta) * lower)
-    conv.upper_a.copy_(beta * conv.upper_a + (1 - beta) * upper)
-
-
-@contextmanager
-def _before_each_conv(model: SimulatedEDSR, act: Callable[[SimulatedConv2d, torch.Tensor], None]) -> Iterator[None]:
-    hooks = [conv.register_forward_pre_hook(lambda conv, args: act(conv, args[0])) for conv in model.quantized_convs()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _batches(images: Iterable[torch.Tensor | str | Path], config: ConvertConfig) -> list[torch.Tensor]:
-    """Crops in random order, float32 [N, 3, h, w] with N up to `config.batch`."""
     rng = random.Random(config.seed)
-    crops = list(_crops(images, config.patch, rng))
-    if not crops:
-        raise ValueError("calibrate: images must hold at least one image, got none")
-    brightest = max(float(crop.max()) for crop in crops)
-    if 0 < brightest <= 1:
-        raise ValueError(f"calibrate: images must be in 0..255, and these look like 0..1: they end at {brightest:g}")
-    rng.shuffle(crops)
-    batches = []
-    for start in range(0, len(crops), config.batch):
-        group = crops[start : start + config.batch]
-        h, w = (min(crop.shape[axis] for crop in group) for axis in (1, 2))
-        batches.append(torch.stack([crop[:, :h, :w] for crop in group]))
-    return batches
+    windows = samples.read_images(images, config.patch, rng)
+    simulated = SimulatedNetwork.from_float(state, config, res_scale)
+    taken = None if start is None else _maps_of(start, simulated)
+    run = _Run(simulated, windows, rng, progress)
+    resume = None if resume is None else Path(resume)
+    identity = _identity(config, windows, simulated, taken) if resume is not None else ""
+    kept = _load_run(resume, identity, config) if resume is not None and resume.exists() else None
+    with torch.no_grad():
+        if kept is None:
+            run.ranges_and_maps(taken)
+        if config.steps:
+            run.tune(kept, resume, identity)
+    simulated.report = run.report()
+    return simulated.eval()
 
 
-def _crops(images: Iterable[torch.Tensor | str | Path], patch: int, rng: random.Random) -> Iterator[torch.Tensor]:
-    if isinstance(images, (str, Path, torch.Tensor)) or not isinstance(images, Iterable):
-        raise TypeError(f"calibrate: images must be an iterable of tensors or paths, got {type(images).__name__}")
-    for index, item in enumerate(images):
-        for image in _as_batch(item, index):
-            h, w = image.shape[1:]
-            if min(h, w) < MIN_SIDE:
-                raise ValueError(f"calibrate: images[{index}] must be at least {MIN_SIDE} pixels a side, got {h}x{w}")
-            if not (image.isfinite().all() and 0 <= image.min() and image.max() <= 255):
-                raise ValueError(f"calibrate: images[{index}] must be finite and in 0..255, got {_extent(image)}")
-            y, x = rng.randint(0, max(h - patch, 0)), rng.randint(0, max(w - patch, 0))
-            yield image[:, y : y + patch, x : x + patch].clone()
+class _Run:
+    """The stages of one calibration, with their time and progress."""
+
+    def __init__(self, model: SimulatedNetwork, windows: list[torch.Tensor], rng: random.Random, progress: Progress | None):
+        self.model, self.config, self.windows, self.rng, self.progress = model, model.config, windows, rng, progress
+        self.stages: dict[str, float] = {}
+        self.losses: list[dict[str, float]] = []
+        self.resumed_at = 0
+        self.done, self.started = 0, time.perf_counter()
+        self.batches = samples.batches(windows, self.config.patch, self.config.batch, rng)
+        self.total = len(self.batches) + self.config.steps
+        if self.config.chosen("act_ranges") == "search":
+            self.total += SEARCH_WORK * (1 + self.config.adaptive)
+        else:
+            self.total += self.config.bit_aware_clipping
+        self.total += MAPS_WORK * (self.config.adaptive and self.config.chosen("layer_map") == "sensitivity")
+
+    def advance(self, stage: str, since: float, work: int = 1) -> float:
+        now = time.perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - since
+        self.done += work
+        if self.progress is not None:
+            self.progress(self.done, self.total, stage)
+        return now
+
+    def ranges_and_maps(self, taken: _Maps | None) -> None:
+        model, config = self.model, self.config
+        clock = time.perf_counter()
+        set_weight_ranges(model)
+        observer = Observer(model)
+        for batch in self.batches:
+            observer.update(batch)
+            clock = self.advance("ranges", clock)
+        observer.store()
+        if config.adaptive:
+            thresholds = maps.image_thresholds(self.batches, config)
+            if taken is not None:
+                thresholds = taken[0]
+            model.measure_l.fill_(thresholds[0])
+            model.measure_u.fill_(thresholds[1])
+        searched, sensitive = config.chosen("act_ranges") == "search", config.chosen("layer_map") == "sensitivity"
+        batch = samples.first(self.batches, SEARCH_IMAGES)
+        if searched:
+            search_ranges(model, batch)
+            clock = self.advance("ranges", clock, SEARCH_WORK)
+        if config.adaptive:
+            if taken is not None:
+                offsets = taken[1]
+            elif not sensitive:
+                offsets = maps.layer_offsets_by_deviation(observer.deviations, config.layer_percentile)
+            else:
+                offsets = self._allocate()
+            for conv in model.quantized_convs():
+                if conv.adaptive:
+                    conv.measure_layer.fill_(float(offsets[conv.name]))
+            if sensitive:
+                clock = self.advance("bit maps", clock, MAPS_WORK)
+        if searched and config.adaptive:
+            search_ranges(model, batch)
+            self.advance("ranges", clock, SEARCH_WORK)
+        elif config.bit_aware_clipping and not searched:
+            clip_ranges(model, self.batches[0])
+            self.advance("clipping", clock)
+
+    def _allocate(self) -> dict[str, int]:
+        """Offsets that lose least while the calibration images keep the budget of bits, or the time of such a network."""
+        model, config = self.model, self.config
+        layers = [conv for conv in model.quantized_convs() if conv.adaptive]
+        generator = torch.Generator().manual_seed(config.seed)
+        damage = maps.sensitivities(model, samples.first(self.batches, PROBED_IMAGES), generator)
+        base = {conv.name: conv.act_bits for conv in layers}
+        counted = [conv for conv in model.quantized_convs() if not conv.end]
+        image_offset = float(torch.cat([model.image_offsets(batch).float() for batch in self.batches]).mean())
+        target = config.act_bits - BUDGET_MARGIN if config.target_bits is None else config.target_bits
+        fixed = sum(conv.act_bits for conv in counted if not conv.adaptive)
+        budget = target * len(counted) - fixed - image_offset * len(layers)
+        bits = {conv.name: {b: float(b) for b in damage[conv.name]} for conv in layers}
+        by_bits = maps.allocate(damage, bits, base, budget)
+        if config.objective == "bits":
+            return by_bits
+        from .calibration.latency import layer_times
+
+        times = layer_times(model)
+        seconds = sum(times[name][min(max(base[name] + offset, 2), 8)] for name, offset in by_bits.items())
+        return maps.allocate(damage, times, base, seconds)
+
+    def tune(self, kept: dict[str, Any] | None, resume: Path | None, identity: str) -> None:
+        config = self.config
+        tuning = make_tuning(self.model)
+        rng = random.Random(config.seed + 1)
+        if kept is not None:
+            tuning = make_tuning(_loaded(self.model, kept["tuning"]["model"]))
+            tuning.restore(kept["tuning"])
+            rng.setstate(kept["rng"])
+            self.losses, self.stages = kept["losses"], kept["stages"]
+            self.resumed_at = tuning.done
+        queue = samples.Epochs(self.windows, config.tuning.patch, config.tuning.batch, rng)
+        if kept is not None:
+            queue.order = kept["order"]
+        self.done = self.total - config.steps + tuning.done
+        clock = saved = time.perf_counter()
+
+        def keep() -> None:
+            state = {"identity": identity, "config": config.to_dict(), "tuning": tuning.state(), "rng": rng.getstate()}
+            buffer = io.BytesIO()
+            torch.save(state | {"order": queue.order, "losses": self.losses, "stages": self.stages}, buffer)
+            write_file(resume, buffer.getvalue())
+
+        if resume is not None and kept is None:
+            keep()
+        whole = True  # no step is half done: what is kept then continues exactly
+        try:
+            while tuning.done < config.steps:
+                whole = False
+                batch = queue.next()
+                self.losses.append(tuning.step(batch))
+                whole = True
+                clock = self.advance("fine-tuning", clock)
+                if resume is not None and clock - saved > SAVE_EVERY:
+                    keep()
+                    saved = clock
+        except KeyboardInterrupt:
+            if resume is not None and whole:
+                keep()
+            raise
+        finally:
+            tuning.finish()
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "seconds": time.perf_counter() - self.started,
+            "stages": [{"name": name, "seconds": seconds} for name, seconds in self.stages.items()],
+            "images": len(self.windows),
+            "steps": self.config.steps,
+            "resumed_at": self.resumed_at,
+            "losses": self.losses,
+        }
 
 
-def _as_batch(item: torch.Tensor | str | Path, index: int) -> torch.Tensor:
-    if isinstance(item, (str, Path)):
-        from .images import read_image
-
-        return torch.from_numpy(read_image(item).rgb).permute(2, 0, 1)[None].float()
-    if not isinstance(item, torch.Tensor):
-        raise TypeError(f"calibrate: images[{index}] must be a tensor or a path, got {type(item).__name__}")
-    if item.ndim != 4 or item.shape[1] != 3 or not (item.is_floating_point() or item.dtype == torch.uint8):
-        raise ValueError(f"calibrate: images[{index}] must be float or uint8 [N, 3, H, W], got {item.dtype} {tuple(item.shape)}")
-    return item.detach().float().cpu()
+def _loaded(model: SimulatedNetwork, state: dict[str, torch.Tensor]) -> SimulatedNetwork:
+    model.load_state_dict(state)
+    return model
 
 
-def _extent(image: torch.Tensor) -> str:
-    lower, upper = torch.aminmax(image)
-    return f"values in {lower:g}..{upper:g}"
+def _maps_of(start: SimulatedNetwork | ConvertedNetwork, model: SimulatedNetwork) -> _Maps:
+    """The image thresholds and layer offsets of a calibrated network. Raises ValueError when they do not fit `model`."""
+    if isinstance(start, ConvertedNetwork):
+        thresholds = start.thresholds
+        offsets = {name: conv.layer_offset for name, conv in start.parameters_by_name.items() if conv.adaptive}
+    else:
+        adaptive = start.config.adaptive
+        thresholds = (start.measure_l.item(), start.measure_u.item()) if adaptive else None
+        offsets = {conv.name: conv.layer_offset for conv in start.quantized_convs() if conv.adaptive}
+    if thresholds is None or set(offsets) != {conv.name for conv in model.quantized_convs() if conv.adaptive}:
+        raise ValueError(
+            "calibrate: start must be a calibrated network with the same adaptive convolutions, and this one has others"
+        )
+    return thresholds, offsets
+
+
+def _identity(config: ConvertConfig, windows: list[torch.Tensor], model: SimulatedNetwork, taken: _Maps | None) -> str:
+    """Digest of all that decides the result."""
+    digest = hashlib.sha256(json.dumps(replace(config).to_dict(), sort_keys=True).encode())
+    digest.update(repr(taken).encode())
+    for tensor in [*windows, *model.float_weights.values()]:
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load_run(path: Path, identity: str, config: ConvertConfig) -> dict[str, Any]:
+    try:
+        kept = torch.load(path, weights_only=True)
+        other = kept["config"]
+    except Exception as error:
+        raise ValueError(f"calibrate: resume={path} is no state of a calibration ({type(error).__name__}): remove it") from error
+    if kept["identity"] != identity:
+        mine = config.to_dict()
+        differing = [f"{key} was {other.get(key)!r} and is {mine[key]!r}" for key in mine if mine[key] != other.get(key)]
+        why = "; ".join(differing) or "other images or another network"
+        raise ValueError(f"calibrate: resume={path} is of a run with other settings: {why}; remove it to start afresh")
+    return kept

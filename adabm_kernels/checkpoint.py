@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,25 +15,24 @@ from safetensors.torch import save as to_bytes
 
 from .config import ConvertConfig
 from .files import write_file
-from .networks.detect import edsr_convs
-from .networks.edsr import EDSRSpec
+from .networks.detect import SPECS, plain_keys
+from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
-from .nn.edsr import ConvertedEDSR
 
 FORMAT_VERSION = 1
 HEADER_KEY = "adabm"
-_SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive")
+_SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive", "weight_grid")
 _TENSORS = ("codes", "weight_upper", "bias")
 
 
-def save(model: ConvertedEDSR, path: str | Path, *, include_float: bool = True) -> None:
-    """Write a converted model, whole or not at all; an existing file is replaced.
+def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = True) -> None:
+    """Write a converted model with its `provenance`, whole or not at all; an existing file is replaced.
 
     include_float: keep the float weights it was made from, so that `float_model` works after loading.
     Raises TypeError unless model is a converted model, ValueError when the float weights are to be left out and its collapsed
     tail is made from them, OSError when the file cannot be written.
     """
-    if not isinstance(model, ConvertedEDSR):
+    if not isinstance(model, ConvertedNetwork):
         raise TypeError(f"save: model must be a converted model (convert_model), got {type(model).__name__}")
     if model.collapsed is not None and not include_float:
         raise ValueError(
@@ -46,57 +47,101 @@ def save(model: ConvertedEDSR, path: str | Path, *, include_float: bool = True) 
         convs[name] = {key: getattr(conv, key) for key in _SCALARS}
     header = {
         "format": FORMAT_VERSION,
-        "network": "edsr",
+        "network": model.spec.network,
         "spec": asdict(model.spec),
         "config": model.config.to_dict(),
         "thresholds": model.thresholds,
         "convs": convs,
+        "provenance": model.provenance,
     }
     dense = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write_file(path, to_bytes(dense, {HEADER_KEY: json.dumps(header)}))
 
 
-def load(path: str | Path) -> ConvertedEDSR:
+def load(path: str | Path) -> ConvertedNetwork:
     """Read a converted model. Raises FileNotFoundError, or ValueError saying what the file is instead."""
     path = Path(path)
+    text, tensors = _read(path, with_tensors=True)
+    with _explained(path):
+        header = json.loads(text)
+        parts = _parts(header, tensors)
+        provenance = dict(header.get("provenance", {}))
+    model = ConvertedNetwork.KINDS[parts["spec"].network](**parts).eval()
+    model.provenance = provenance
+    return model
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """What a converted model's file says of it, without its tensors: network, spec, config, thresholds, convs, provenance.
+
+    Raises as `load` does.
+    """
+    path = Path(path)
+    text, _ = _read(path, with_tensors=False)
+    with _explained(path):
+        header = json.loads(text)
+        _check_version(header)
+        return {"provenance": {}} | header
+
+
+def is_converted(path: str | Path) -> bool:
+    """Whether a file is a converted model, of any version."""
+    try:
+        _read(Path(path), with_tensors=False)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _read(path: Path, with_tensors: bool) -> tuple[str, dict[str, torch.Tensor]]:
+    """The header as text and, if asked for, the tensors."""
     if not path.is_file():
         raise FileNotFoundError(f"load: no model file at {path}")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
             keys = list(file.keys())
-            tensors = {key: file.get_tensor(key) for key in keys} if text else {}
+            tensors = {key: file.get_tensor(key) for key in keys} if text and with_tensors else {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"load: {path} is {_what_else(path)}") from error
     if not text:
         kind = "a float checkpoint" if any(key.endswith("weight") for key in keys) else "a file of other tensors"
         raise ValueError(f"load: {path} is {kind}, not a converted model: {_HOW}")
+    return text, tensors
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What is wrong with a header, as one sentence."""
     try:
-        parts = _parts(json.loads(text), tensors)
+        yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"load: {path} is not a model that this version can read: {what}") from error
-    return ConvertedEDSR(**parts).eval()
+
+
+def _check_version(header: dict[str, Any]) -> None:
+    if header["format"] != FORMAT_VERSION:
+        raise ValueError(f"its format is {header['format']!r}, and this version reads {FORMAT_VERSION}")
+    if header["network"] not in SPECS:
+        raise ValueError(f"its network is {header['network']!r}, and this version knows {', '.join(map(repr, SPECS))}")
 
 
 def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What the file holds, as arguments of ConvertedEDSR."""
-    if header["format"] != FORMAT_VERSION:
-        raise ValueError(f"its format is {header['format']!r}, and this version reads {FORMAT_VERSION}")
-    if header["network"] != "edsr":
-        raise ValueError(f"its network is {header['network']!r}, and this version knows 'edsr'")
-    spec, config = EDSRSpec(**header["spec"]), ConvertConfig.from_dict(header["config"])
-    quantized = edsr_convs(spec, config.quantize)
+    """What the file holds, as arguments of ConvertedNetwork."""
+    _check_version(header)
+    spec, config = SPECS[header["network"]](**header["spec"]), ConvertConfig.from_dict(header["config"])
+    quantized = spec.quantized(config.quantize)
     convs = {}
     for name in quantized:
-        scalars = {key: header["convs"][name][key] for key in _SCALARS}
+        # Files of before the second grid do not name theirs.
+        scalars = {key: ({"weight_grid": "odd"} | header["convs"][name])[key] for key in _SCALARS}
         convs[name] = ConvParameters(name, **scalars, **{key: tensors[f"conv.{name}.{key}"] for key in _TENSORS})
-    plain = [name for name in edsr_convs(spec, "full") if name not in quantized]
     return {
         "spec": spec,
         "config": config,
         "parameters": convs,
-        "floats": {key: tensors[f"plain.{key}"] for name in plain for key in (f"{name}.weight", f"{name}.bias")},
+        "floats": {key: tensors[f"plain.{key}"] for key in plain_keys(spec, config.quantize)},
         "thresholds": tuple(header["thresholds"]) if config.adaptive else None,
         "float_state": _section(tensors, "float.") or None,
     }

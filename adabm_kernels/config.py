@@ -10,6 +10,53 @@ ADAPTIVE_SPREAD = 2  # an image offset and a layer offset of one bit each
 
 
 @dataclass(frozen=True)
+class PaperTuning:
+    """Fine-tuning as published: weight ranges, activation ranges and bit maps in turn, an epoch each (Adam, section 4.1).
+
+    epoch: steps before the next kind of parameter has its turn. decay: factor on a kind's rates after each of its epochs.
+    batch, patch: crops of a step and their side in pixels. The rates are those of Adam (products in bfloat16 where the
+    processor has them); the losses weigh the features of the
+    blocks and the bits above `act_bits` against the L1 distance of the images (0..255).
+    """
+
+    epoch: int = 50
+    decay: float = 0.9
+    batch: int = 2
+    patch: int = 96
+    lr_weight_range: float = 0.01
+    lr_act_range: float = 0.01
+    lr_image_map: float = 0.1
+    lr_layer_map: float = 0.01
+    feature_loss: float = 10.0
+    bit_loss: float = 50.0
+
+
+@dataclass(frozen=True)
+class BestTuning:
+    """Fine-tuning of recipe "best": rounding of weights, biases, weight and activation ranges together, bit maps fixed.
+
+    batch, patch: crops of a step and their side in pixels. Rates are relative: of a weight in steps of its grid, of a range in
+    its width, of a weight range and a bias in its mean size; they rise over `warmup` steps and fall as a cosine.
+    """
+
+    batch: int = 4
+    patch: int = 48
+    warmup: int = 20
+    lr_weight: float = 0.03
+    lr_bias: float = 0.01
+    lr_weight_range: float = 0.001
+    lr_act_range: float = 0.002
+
+
+TUNINGS = {"paper": PaperTuning, "best": BestTuning}
+AUTO = {  # what "auto" stands for
+    "paper": {"weight_grid": "odd", "act_ranges": "minmax", "layer_map": "deviation"},
+    "best": {"weight_grid": "signed", "act_ranges": "search", "layer_map": "sensitivity"},
+}
+DEFAULT_STEPS = {"paper": 500, "best": 600}  # of `adabm calibrate`
+
+
+@dataclass(frozen=True)
 class ConvertConfig:
     """What `calibrate` and `convert_model` do to a network (AdaBM: Hong and Lee, CVPR 2024, arXiv 2404.03296).
 
@@ -20,9 +67,22 @@ class ConvertConfig:
     tail: "collapsed" computes a staged upsampler as one convolution (nn/tail.py), "staged" stage by stage as published; "auto"
         collapses it where that is possible.
     adaptive: False gives every image and layer `act_bits` bits.
-    recipe: how `calibrate` chooses ranges, offsets and weights: "paper" as published (one weight range per tensor on the grid of
-        odd integers), "best" with everything the kernels allow (one range per output channel on the grid of signed integers).
-    clamp_bits: allow an adaptive `act_bits` outside 4..6; bits that would leave 2..8 are then clamped.
+    recipe: how `calibrate` chooses ranges, offsets and weights: "paper" as published, "best" with everything the kernels allow.
+        It decides what "auto" means below, and which fine-tuning runs.
+    weight_grid: "odd", the published grid of odd integers with one range per tensor (auto for "paper"), or "signed", integers
+        with a zero and one range per output channel (auto for "best").
+    steps: fine-tuning steps after the ranges are set; 0 leaves the weights as they are and takes a minute.
+    tuning: settings of the fine-tuning, a PaperTuning or BestTuning as the recipe says; None for its defaults.
+    act_ranges: "search" for the least squared error layer by layer (auto for "best"); or over batches of the float network
+        "minmax" (auto for "paper"), "percentile" or "omse" (least squared error of the range shrunk by up to 90 %).
+    layer_map: layer offsets by the spread of activations, "deviation" (auto for "paper"), or by measured "sensitivity" under a
+        budget (auto for "best").
+    target_bits: with "sensitivity", the mean bits over the counted convolutions and the calibration images; None for
+        act_bits - 0.45.
+    objective: with "sensitivity", what that budget saves: "bits", or "latency", the time on this machine of the network that
+        has these mean bits.
+    weight_ranges: on the odd grid: "omse" as published, "minmax" or "percentile".
+    range_percentile: percentage of values below the upper end of a "percentile" range, 50..100.
     image_percentile: percentage of calibration images that get one bit less, and of those that get one more, 0..50.
     layer_percentile: the same for layers, 0..50.
     ema_beta: weight of the past in the moving averages over calibration batches, 0..1.
@@ -42,6 +102,15 @@ class ConvertConfig:
     adaptive: bool = True
     clamp_bits: bool = False
     recipe: str = "best"
+    steps: int = 0
+    tuning: PaperTuning | BestTuning | None = None
+    target_bits: float | None = None
+    objective: str = "bits"
+    weight_grid: str = "auto"
+    act_ranges: str = "auto"
+    layer_map: str = "auto"
+    weight_ranges: str = "omse"
+    range_percentile: float = 99.0
     image_percentile: float = 10.0
     layer_percentile: float = 30.0
     ema_beta: float = 0.9
@@ -52,7 +121,11 @@ class ConvertConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        if self.tuning is None and self.recipe in TUNINGS:
+            object.__setattr__(self, "tuning", TUNINGS[self.recipe]())
         for field in fields(self):
+            if field.name in ("tuning", "target_bits"):
+                continue
             value, kind = getattr(self, field.name), type(field.default)
             # To Python a bool is an int: here neither may stand for the other. A whole number may stand for a float.
             allowed = (int, float) if kind is float else kind
@@ -63,6 +136,29 @@ class ConvertConfig:
         self._require("quantize", self.quantize in ("full", "body"), "'full' or 'body'")
         self._require("tail", self.tail in ("auto", "staged", "collapsed"), "'auto', 'staged' or 'collapsed'")
         self._require("recipe", self.recipe in ("best", "paper"), "'best' or 'paper'")
+        if not isinstance(self.tuning, TUNINGS[self.recipe]):
+            raise TypeError(
+                f"ConvertConfig: tuning must be {TUNINGS[self.recipe].__name__} for recipe {self.recipe!r}, got {self.tuning!r}"
+            )
+        for field in fields(self.tuning):
+            value, whole = getattr(self.tuning, field.name), type(field.default) is int
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < whole:
+                rule = "a whole number, at least 1" if whole else "a number, at least 0"
+                raise ValueError(f"ConvertConfig: tuning.{field.name} must be {rule}, got {value!r}")
+        if self.target_bits is not None:
+            number = isinstance(self.target_bits, (int, float)) and not isinstance(self.target_bits, bool)
+            self._require("target_bits", number and abs(self.target_bits - self.act_bits) <= 1, "within 1 of act_bits")
+        self._require("objective", self.objective in ("bits", "latency"), "'bits' or 'latency'")
+        ranges = ("minmax", "percentile", "omse")
+        self._require(
+            "act_ranges", self.act_ranges in ("auto", "search", *ranges), "'auto', 'search', 'minmax', 'percentile' or 'omse'"
+        )
+        self._require("weight_ranges", self.weight_ranges in ranges, "'minmax', 'percentile' or 'omse'")
+        self._require("weight_grid", self.weight_grid in ("auto", "odd", "signed"), "'auto', 'odd' or 'signed'")
+        maps = ("auto", "deviation", "sensitivity")
+        self._require("layer_map", self.layer_map in maps, "'auto', 'deviation' or 'sensitivity'")
+        self._require("range_percentile", 50 < self.range_percentile <= 100, "in 50..100")
+        self._require("steps", self.steps >= 0, "at least 0")
         for name in ("image_percentile", "layer_percentile"):
             self._require(name, 0 <= getattr(self, name) <= 50, "a percentage in 0..50")
         for name in ("ema_beta", "bac_beta"):
@@ -82,6 +178,11 @@ class ConvertConfig:
         if not holds:
             raise ValueError(f"ConvertConfig: {name} must be {rule}, got {getattr(self, name)!r}")
 
+    def chosen(self, field: str) -> str:
+        """The value of `weight_grid`, `act_ranges` or `layer_map`, where "auto" is what the recipe says."""
+        value = getattr(self, field)
+        return AUTO[self.recipe][field] if value == "auto" else value
+
     def to_dict(self) -> dict[str, Any]:
         """Every field, as plain values that JSON holds."""
         return asdict(self)
@@ -92,4 +193,7 @@ class ConvertConfig:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"ConvertConfig: unknown fields {unknown}")
+        values = dict(values)
+        if isinstance(values.get("tuning"), dict):
+            values["tuning"] = TUNINGS[values.get("recipe", cls.recipe)](**values["tuning"])
         return cls(**values)

@@ -11,12 +11,11 @@ from torch import nn
 
 from .calibrate import calibrate
 from .config import ConvertConfig
-from .networks.detect import detect
-from .networks.edsr import EDSR, MeanShift
+from .networks.detect import detect, plain_keys
+from .networks.edsr import MeanShift
+from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
-from .nn.edsr import ConvertedEDSR
-from .quantize import weight_codes
-from .simulate import SimulatedConv2d, SimulatedEDSR
+from .simulate import SimulatedNetwork
 
 
 def convert_model(
@@ -25,30 +24,30 @@ def convert_model(
     config: ConvertConfig | None = None,
     *,
     res_scale: float | None = None,
-) -> ConvertedEDSR:
+) -> ConvertedNetwork:
     """A copy of `model` that computes with integer convolutions and the bit-widths AdaBM chooses at run time.
 
-    model: a float network or its state dict (recognised by its keys: EDSR-PyTorch or AdaBM names), a calibrated AdaBM state
-        dict, or a SimulatedEDSR. The user's own class is fine; only its state dict is read.
+    model: a float EDSR, RDN or SRResNet or its state dict (recognised by its keys, networks/detect.py), a calibrated AdaBM state
+        dict, or a SimulatedNetwork. The user's own class is fine; only its state dict is read.
     calibration: low-resolution images, float tensors [N, 3, H, W] in 0..255 or paths; needed for a float network, and
         refused for a calibrated one.
-    config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedEDSR its own is taken.
-    res_scale: the network's residual scale, which its state dict does not reveal; default that of an `EDSR`, else 1.
+    config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedNetwork its own is taken.
+    res_scale: the network's residual scale, which its state dict does not reveal; default that of a module with a `spec`, else 1.
 
     Raises TypeError or ValueError naming the argument, the rule and the value.
     """
-    if isinstance(model, ConvertedEDSR):
+    if isinstance(model, ConvertedNetwork):
         raise ValueError("convert_model: model is converted already")
-    if isinstance(model, SimulatedEDSR):
+    if isinstance(model, SimulatedNetwork):
         if config is not None and config != model.config:
-            raise ValueError("convert_model: config must be left out for a SimulatedEDSR, which has its own")
+            raise ValueError("convert_model: config must be left out for a SimulatedNetwork, which has its own")
         if calibration is not None:
             raise ValueError("convert_model: calibration must be left out: the model is calibrated already")
         return _from_simulated(model)
     if isinstance(model, nn.Module):
         state = model.state_dict()
-        if res_scale is None and isinstance(model, EDSR):
-            res_scale = model.spec.res_scale
+        if res_scale is None:
+            res_scale = getattr(getattr(model, "spec", None), "res_scale", None)
     elif isinstance(model, Mapping):
         state = model
     else:
@@ -58,7 +57,7 @@ def convert_model(
     if detect(state, res_scale).calibrated:
         if calibration is not None:
             raise ValueError("convert_model: calibration must be left out: the state dict is calibrated already")
-        return _from_simulated(SimulatedEDSR.from_state(state, config, res_scale))
+        return _from_simulated(SimulatedNetwork.from_state(state, config, res_scale))
     if calibration is None:
         raise ValueError(
             "convert_model: calibration is needed for a float network: pass low-resolution images, as float tensors "
@@ -67,24 +66,7 @@ def convert_model(
     return _from_simulated(calibrate(state, calibration, config, res_scale=res_scale))
 
 
-def conv_parameters(conv: SimulatedConv2d) -> ConvParameters:
-    """What checkpoints hold of one calibrated convolution."""
-    with torch.no_grad():
-        return ConvParameters(
-            name=conv.name,
-            codes=weight_codes(conv.weight.float(), conv.upper_w.float(), conv.weight_bits),
-            weight_bits=conv.weight_bits,
-            weight_upper=conv.upper_w.float().reshape(-1).clone(),
-            bias=conv.bias.float().clone(),
-            lower=conv.lower_a.item(),
-            upper=conv.upper_a.item(),
-            act_bits=conv.act_bits,
-            layer_offset=conv.layer_offset,
-            adaptive=conv.adaptive,
-        )
-
-
-def _check_mean_shift(model: SimulatedEDSR) -> None:
+def _check_mean_shift(model: SimulatedNetwork) -> None:
     """The converted network shifts by the usual mean colour: refuse weights that say otherwise."""
     for name, sign in (("sub_mean", -1), ("add_mean", 1)):
         given, usual = model.get_submodule(name).state_dict(), MeanShift(sign).state_dict()
@@ -95,23 +77,17 @@ def _check_mean_shift(model: SimulatedEDSR) -> None:
             )
 
 
-def _from_simulated(model: SimulatedEDSR) -> ConvertedEDSR:
-    if model.spec.mean_shift:
+def _from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
+    if getattr(model.spec, "mean_shift", False):
         _check_mean_shift(model)
     quantized = {conv.name: conv for conv in model.quantized_convs()}
-    names = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    floats = {
-        f"{name}.{part}": getattr(module, part).detach().float().clone()
-        for name, module in names.items()
-        if name not in quantized and not isinstance(module, SimulatedConv2d)
-        for part in ("weight", "bias")
-    }
+    state, names = model.state_dict(), plain_keys(model.spec, model.config.quantize)
     adaptive = model.config.adaptive
-    converted = ConvertedEDSR(
+    converted = ConvertedNetwork.KINDS[model.spec.network](
         model.spec,
         model.config,
-        {name: conv_parameters(conv) for name, conv in quantized.items()},
-        floats,
+        {name: ConvParameters.from_simulated(conv) for name, conv in quantized.items()},
+        {name: state[name].detach().float().clone() for name in names},
         (model.measure_l.item(), model.measure_u.item()) if adaptive else None,
         {key: value.clone() for key, value in model.float_state().items()},
     )
@@ -125,7 +101,8 @@ def _from_simulated(model: SimulatedEDSR) -> ConvertedEDSR:
             }
             for conv in quantized.values()
         ],
-        "skipped": sorted({key.rsplit(".", 1)[0] for key in floats}),
+        "skipped": [conv.name for conv in model.spec.convs() if conv.name not in quantized],
         "backend": converted.choice,
+        "calibration": model.report,
     }
     return converted.eval()

@@ -8,6 +8,8 @@ Weights lie on one of two grids, each with int8 codes k':
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 MIN_BITS, MAX_BITS = 2, 8
@@ -20,15 +22,47 @@ def round_ste(x: torch.Tensor) -> torch.Tensor:
     return x + (x.round() - x).detach()
 
 
+class _FakeQuantizeAct(torch.autograd.Function):
+    """The gradients that autograd would find with straight-through rounding, from a third of its intermediate tensors."""
+
+    @staticmethod
+    def forward(ctx, x, lower, upper, bits):
+        levels, width = 2**bits - 1, upper - lower
+        unit = torch.clamp(x, min=lower, max=upper).sub_(lower).div_(width).mul_(levels)
+        q = unit.round()
+        ctx.save_for_backward(x, lower, upper, bits, unit, q)
+        return q.div(levels).mul_(width).add_(lower)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, lower, upper, bits, unit, q = ctx.saved_tensors
+        levels = 2**bits - 1
+        above = x > upper
+        inside = (x >= lower) & ~above
+        grad_x = grad * inside
+        grad_lower = grad_upper = grad_bits = None
+        if any(ctx.needs_input_grad[1:]):
+            # d y / d upper: rounding error in levels inside, 1 above, 0 below; d y / d lower: its negative, 0 and 1.
+            error = (q - unit).div_(levels).mul_(grad)
+            if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+                total, over, within = error.sum(), (grad * above).sum(), grad_x.sum()
+                grad_upper = (total + over).reshape(upper.shape)
+                grad_lower = (grad.sum() - over - within - total).reshape(lower.shape)
+            if ctx.needs_input_grad[3]:
+                slope = -(upper - lower) * 2**bits * math.log(2) / levels
+                grad_bits = (error * slope).sum_to_size(bits.shape)
+        return grad_x, grad_lower, grad_upper, grad_bits
+
+
 def fake_quantize_act(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: torch.Tensor | float) -> torch.Tensor:
     """Quantise and dequantise activations, in the order of operations of the published simulation.
 
-    x: [N, ...] float. lower, upper: scalars or one element. bits: a number, or a float tensor broadcastable against x.
+    x: [N, ...] float. lower, upper: one element each. bits: a number, or a tensor of one element or [N, 1, ...].
     Differentiable in x, lower, upper and bits (rounding is a straight-through estimate).
     """
-    levels = 2**bits - 1
-    unit = (torch.clamp(x, min=lower, max=upper) - lower) / (upper - lower)
-    return round_ste(unit * levels) / levels * (upper - lower) + lower
+    lower, upper = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (lower, upper))
+    bits = torch.as_tensor(bits, dtype=x.dtype, device=x.device)
+    return _FakeQuantizeAct.apply(x, lower, upper, bits)
 
 
 def weight_step(upper: torch.Tensor, bits: int, grid: str) -> torch.Tensor:

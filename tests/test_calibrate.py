@@ -14,7 +14,8 @@ from shared import shared_path
 from small import one_thread  # noqa: F401
 from torch import nn
 
-from adabm_kernels.calibrate import best_act_range, best_weight_range, calibrate
+from adabm_kernels.calibrate import calibrate
+from adabm_kernels.calibration.ranges import best_act_range, published_weight_range
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.metrics import psnr_y
 from adabm_kernels.networks.detect import adabm_name, load_state
@@ -26,6 +27,7 @@ SET5 = ("baby", "bird", "butterfly", "head", "woman")
 
 
 small_edsr = functools.partial(small.small_edsr, blocks=4)
+paper = functools.partial(ConvertConfig, recipe="paper")
 
 
 def noise(count, height=16, width=16, seed=0):
@@ -60,32 +62,35 @@ def same(a, b):
 
 @settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 8), st.floats(2**-10, 100))
-def test_weight_range_is_the_best_of_its_hundred(seed, bits, scale):
+def test_published_weight_range_is_the_best_of_its_fifty(seed, bits, scale):
+    """Tried from the largest weight, not the largest absolute one, as the authors' implementation does."""
     weight = scale * torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
-    errors = {s: (weight - fake_quantize_weight(weight, weight.abs().max() * s / 100, bits)).square().mean() for s in range(1, 101)}
-    got = best_weight_range(weight, bits)
+    errors = [(weight - fake_quantize_weight(weight, weight.max() * (1 - i / 100), bits)).square().mean() for i in range(50)]
+    got = published_weight_range(weight, bits)
     assert got.shape == (1,)
     error = (weight - fake_quantize_weight(weight, got, bits)).square().mean()
-    assert error <= min(errors.values()) * (1 + 1e-5)
+    assert error <= min(errors) * (1 + 1e-5)
 
 
-def test_weight_range_sees_both_signs():
-    weight = torch.tensor([-4.0, 1.0, 1.0, 1.0]).view(1, 1, 2, 2)
-    assert best_weight_range(weight, 8) == pytest.approx(4, rel=0.05)
+def test_weights_without_a_positive_one_get_a_positive_range():
+    for weight in (torch.zeros(2, 2, 3, 3), -torch.ones(2, 2, 3, 3)):
+        assert published_weight_range(weight, 4) > 0
 
 
-def test_weights_all_zero_get_a_positive_range():
-    upper = best_weight_range(torch.zeros(2, 2, 3, 3), 4)
-    assert upper > 0
-    assert fake_quantize_weight(torch.zeros(2, 2, 3, 3), upper, 4).abs().max() < 1e-18
-
-
-def test_each_layer_is_searched_with_its_own_bits():
-    model = small_edsr()
-    result = calibrate(model, noise(2), ConvertConfig(weight_bits=2))
+def test_published_search_quantises_every_layer_with_the_base_bits():
+    result = calibrate(small_edsr(), noise(2), paper(weight_bits=2))
     for conv in result.quantized_convs():
         assert conv.weight_bits == (8 if conv.end else 2)
-        assert torch.equal(conv.upper_w, best_weight_range(conv.weight, conv.weight_bits))
+        assert torch.equal(conv.upper_w, published_weight_range(conv.weight, 2))
+
+
+@pytest.mark.parametrize("weight_ranges", ["minmax", "percentile"])
+def test_other_weight_ranges(weight_ranges):
+    result = calibrate(small_edsr(), noise(2), paper(weight_ranges=weight_ranges, range_percentile=90.0))
+    for conv in result.quantized_convs():
+        weights = conv.weight.detach()
+        want = weights.abs().max() if weight_ranges == "minmax" else np.percentile(weights.numpy().ravel(), 90)
+        assert conv.upper_w.item() == pytest.approx(float(want), rel=1e-6)
 
 
 # Activations, thresholds, offsets.
@@ -94,7 +99,7 @@ def test_each_layer_is_searched_with_its_own_bits():
 @pytest.mark.parametrize("quantize", ["full", "body"])
 def test_one_batch_gives_minima_and_maxima_of_the_float_network(quantize):
     model, images = small_edsr(), noise(5)
-    result = calibrate(model, images, ConvertConfig(quantize=quantize, bit_aware_clipping=False))
+    result = calibrate(model, images, paper(quantize=quantize, bit_aware_clipping=False))
     inputs = float_inputs(model, torch.cat(images))
     bound = 1e-5  # of the largest value: crops run in another order, and sums of 72 products carry up to 72 * 2^-24
     for conv in result.quantized_convs():
@@ -112,7 +117,7 @@ def test_batches_enter_a_moving_average():
     measures = [image_measure(image).item() for image in images]
     orders = set()
     for seed in range(8):
-        config = ConvertConfig(batch=1, seed=seed, ema_beta=0.75, bit_aware_clipping=False)
+        config = paper(batch=1, seed=seed, ema_beta=0.75, bit_aware_clipping=False)
         result = calibrate(model, images, config)
 
         def average(values, order):
@@ -129,7 +134,7 @@ def test_batches_enter_a_moving_average():
 
 def test_image_thresholds_are_percentiles():
     images = noise(11)
-    result = calibrate(small_edsr(), images, ConvertConfig(image_percentile=20.0))
+    result = calibrate(small_edsr(), images, paper(image_percentile=20.0))
     measure = image_measure(torch.cat(images))
     assert result.measure_l.item() == pytest.approx(torch.quantile(measure, 0.2).item(), rel=1e-6)
     assert result.measure_u.item() == pytest.approx(torch.quantile(measure, 0.8).item(), rel=1e-6)
@@ -139,7 +144,7 @@ def test_image_thresholds_are_percentiles():
 @pytest.mark.parametrize("percentile", [0.0, 30.0, 50.0])
 def test_layer_offsets_follow_the_spread_of_activations(percentile):
     model, images = small_edsr(), noise(4)
-    result = calibrate(model, images, ConvertConfig(layer_percentile=percentile))
+    result = calibrate(model, images, paper(layer_percentile=percentile))
     inputs = float_inputs(model, torch.cat(images))
     spread = {c.name: inputs[c.name].std((1, 2, 3)).mean().item() for c in result.quantized_convs() if c.adaptive}
     low, high = np.percentile(list(spread.values()), [percentile, 100 - percentile])
@@ -151,6 +156,19 @@ def test_layer_offsets_follow_the_spread_of_activations(percentile):
         assert set(offsets) == {0}
     if percentile == 30:
         assert offsets.count(-1) == offsets.count(1) == 3  # of nine layers, those below rank 2.4 and above 5.6
+
+
+@pytest.mark.parametrize("act_ranges", ["percentile", "omse"])
+def test_other_activation_ranges(act_ranges):
+    model, images = small_edsr(), noise(4)
+    result = calibrate(model, images, paper(act_ranges=act_ranges, range_percentile=95.0, bit_aware_clipping=False))
+    x = float_inputs(model, torch.cat(images))["head.0"]
+    if act_ranges == "percentile":
+        want = np.percentile(x.numpy().ravel(), [5, 95])
+    else:
+        want = [float(end) for end in best_act_range(x.flatten(), x.min(), x.max(), 4, [1 - i / 100 for i in range(90)])]
+    head = result.quantized_convs()[0]
+    assert (head.lower_a.item(), head.upper_a.item()) == pytest.approx(tuple(want), rel=1e-4)
 
 
 # Bit-aware clipping.
@@ -173,8 +191,7 @@ def test_clipped_range_is_the_best_of_its_hundred(seed, bits):
 def test_clipping_shrinks_by_its_weight_and_leaves_the_ends():
     model, images = small_edsr(), noise(4)
     plain, half, whole = (
-        calibrate(model, images, ConvertConfig(bit_aware_clipping=beta is not None, bac_beta=beta or 0.0))
-        for beta in (None, 0.5, 0.0)
+        calibrate(model, images, paper(bit_aware_clipping=beta is not None, bac_beta=beta or 0.0)) for beta in (None, 0.5, 0.0)
     )
     convs = list(zip(*(m.quantized_convs() for m in (plain, half, whole)), strict=True))
     for a, b, c in convs:
@@ -191,8 +208,8 @@ def test_clipping_shrinks_by_its_weight_and_leaves_the_ends():
 def test_clipping_goes_layer_by_layer_with_the_bits_of_each():
     """At its turn a layer sees what it sees in the finished network: all ranges before it are final by then."""
     model, images = small_edsr(), noise(4)
-    plain = calibrate(model, images, ConvertConfig(bit_aware_clipping=False))
-    done = calibrate(model, images, ConvertConfig(bac_beta=0.0))
+    plain = calibrate(model, images, paper(bit_aware_clipping=False))
+    done = calibrate(model, images, paper(bac_beta=0.0))
     inputs = {}
     for conv in done.quantized_convs():
         conv.register_forward_pre_hook(lambda conv, args: inputs.update({conv.name: args[0]}))
@@ -220,7 +237,7 @@ class MyOwnNet(nn.Module):
 
 
 def test_module_state_dict_and_wrapped_checkpoint_are_one(tmp_path):
-    edsr, images, config = small_edsr(), noise(3), ConvertConfig()
+    edsr, images, config = small_edsr(), noise(3), paper()
     want = calibrate(edsr, images, config).state_dict()
     torch.save({"params": edsr.state_dict()}, tmp_path / "model.pth")
     renamed = {adabm_name(key): value for key, value in edsr.state_dict().items()}
@@ -266,28 +283,28 @@ def test_files_bytes_batches_and_generators_of_images_are_one(tmp_path):
 
 def test_same_seed_same_result():
     images = noise(6, 40, 30)
-    results = [calibrate(small_edsr(), images, ConvertConfig(patch=20, batch=4, seed=seed)).state_dict() for seed in (1, 1, 2)]
+    results = [calibrate(small_edsr(), images, paper(patch=20, batch=4, seed=seed)).state_dict() for seed in (1, 1, 2)]
     assert same(results[0], results[1])
     assert not same(results[0], results[2])
 
 
 def test_large_images_are_cropped_and_small_ones_fit(monkeypatch):
     sizes = set()
-    monkeypatch.setattr("adabm_kernels.calibrate.image_measure", lambda x: sizes.add(tuple(x.shape)) or image_measure(x))
+    monkeypatch.setattr("adabm_kernels.calibration.maps.image_measure", lambda x: sizes.add(tuple(x.shape)) or image_measure(x))
     images = [*noise(3, 50, 70), *noise(2, 16, 70), *noise(1, 33, 20)]
-    calibrate(small_edsr(), images, ConvertConfig(patch=32))
+    calibrate(small_edsr(), images, paper(patch=32))
     assert sizes == {(6, 3, 16, 20)}
     sizes.clear()
-    calibrate(small_edsr(), noise(5, 50, 70), ConvertConfig(patch=32, batch=2, bit_aware_clipping=False))
+    calibrate(small_edsr(), noise(5, 50, 70), paper(patch=32, batch=2, bit_aware_clipping=False))
     assert sizes == {(2, 3, 32, 32), (1, 3, 32, 32)}
 
 
 def test_crops_lie_anywhere_in_their_image(monkeypatch):
     crops = []
-    monkeypatch.setattr("adabm_kernels.calibrate.image_measure", lambda x: crops.extend(x) or image_measure(x))
+    monkeypatch.setattr("adabm_kernels.calibration.maps.image_measure", lambda x: crops.extend(x) or image_measure(x))
     rows = torch.arange(60.0).view(60, 1).expand(60, 50)
     columns = torch.arange(50.0).expand(60, 50)
-    calibrate(small_edsr(), [torch.stack([rows, columns, rows])[None]] * 40, ConvertConfig(patch=32, bit_aware_clipping=False))
+    calibrate(small_edsr(), [torch.stack([rows, columns, rows])[None]] * 40, paper(patch=32, bit_aware_clipping=False))
     corners = [(int(crop[0, 0, 0]), int(crop[1, 0, 0])) for crop in crops]
     for crop, (y, x) in zip(crops, corners, strict=True):
         assert torch.equal(crop[0], rows[y : y + 32, x : x + 32]) and torch.equal(crop[1], columns[y : y + 32, x : x + 32])
@@ -298,11 +315,11 @@ def test_crops_lie_anywhere_in_their_image(monkeypatch):
 
 def test_progress_counts_batches():
     seen = []
-    calibrate(small_edsr(), noise(5), ConvertConfig(batch=2), lambda *step: seen.append(step))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    calibrate(small_edsr(), noise(5), paper(batch=2), lambda *step: seen.append(step))
+    assert seen == [(1, 4, "ranges"), (2, 4, "ranges"), (3, 4, "ranges"), (4, 4, "clipping")]
     seen.clear()
-    calibrate(small_edsr(), noise(5), ConvertConfig(batch=2, bit_aware_clipping=False), lambda *step: seen.append(step))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    calibrate(small_edsr(), noise(5), paper(batch=2, bit_aware_clipping=False), lambda *step: seen.append(step))
+    assert seen == [(i, 3, "ranges") for i in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("mean_shift", [True, False])
@@ -348,7 +365,7 @@ def test_calibrated_networks_are_refused():
 
 
 def test_unknown_networks_are_refused():
-    with pytest.raises(ValueError, match="detect: not an EDSR state dict"):
+    with pytest.raises(ValueError, match="detect: not an EDSR, RDN or SRResNet state dict"):
         calibrate(nn.Conv2d(3, 3, 3), noise(1))
 
 
@@ -401,7 +418,7 @@ def test_weights_that_overflow_are_told_by_their_layer():
     edsr = small_edsr()
     nn.init.constant_(edsr.tail[1].weight, 3e38)
     with pytest.raises(ValueError, match="model computes NaN or infinite values: its output holds some"):
-        calibrate(edsr, noise(1), ConvertConfig(quantize="body"))
+        calibrate(edsr, noise(1), paper(quantize="body"))
 
 
 # Quality.
@@ -432,7 +449,7 @@ def baseline():
 
 def test_w4a4_beats_the_original_calibration(baseline):
     """30.62 dB after its calibration alone; its float network has 32.04."""
-    model = calibrate(*baseline, ConvertConfig(patch=48))
+    model = calibrate(*baseline, ConvertConfig(patch=48, target_bits=4.0))
     assert 31.2 < set5_psnr(model) < 32.04
 
 

@@ -21,7 +21,7 @@ from adabm_kernels.checkpoint import FORMAT_VERSION, HEADER_KEY, load, save
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
-from adabm_kernels.nn.edsr import ConvertedEDSR
+from adabm_kernels.nn import ConvertedNetwork
 
 NETWORKS = {
     "full": (EDSRSpec(4, 2, 6), ConvertConfig(batch=2)),
@@ -32,7 +32,7 @@ NETWORKS = {
 X = torch.rand(2, 3, 9, 11, generator=torch.Generator().manual_seed(1)) * 255
 
 
-def converted(name: str) -> ConvertedEDSR:
+def converted(name: str) -> ConvertedNetwork:
     spec, config = NETWORKS[name]
     torch.manual_seed(0)
     images = torch.rand(2, 3, 18, 17, generator=torch.Generator().manual_seed(0)) * 255
@@ -40,12 +40,12 @@ def converted(name: str) -> ConvertedEDSR:
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, ConvertedEDSR]:
+def models() -> dict[str, ConvertedNetwork]:
     return {name: converted(name) for name in NETWORKS}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_loaded_computes_what_was_saved(models: dict[str, ConvertedEDSR], name: str, tmp_path: Path) -> None:
+def test_what_is_loaded_computes_what_was_saved(models: dict[str, ConvertedNetwork], name: str, tmp_path: Path) -> None:
     model = models[name]
     adabm_kernels.save(model, tmp_path / "m.safetensors")
     loaded = adabm_kernels.load(str(tmp_path / "m.safetensors"))
@@ -61,7 +61,7 @@ def test_what_is_loaded_computes_what_was_saved(models: dict[str, ConvertedEDSR]
 
 
 @pytest.mark.parametrize("name", ["staged", "body", "fixed"])
-def test_float_weights_can_be_left_out(models: dict[str, ConvertedEDSR], name: str, tmp_path: Path) -> None:
+def test_float_weights_can_be_left_out(models: dict[str, ConvertedNetwork], name: str, tmp_path: Path) -> None:
     model = models[name]
     save(model, tmp_path / "with.safetensors")
     save(model, tmp_path / "without.safetensors", include_float=False)
@@ -72,14 +72,14 @@ def test_float_weights_can_be_left_out(models: dict[str, ConvertedEDSR], name: s
         loaded.float_model()
 
 
-def test_a_collapsed_tail_keeps_its_float_weights(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+def test_a_collapsed_tail_keeps_its_float_weights(models: dict[str, ConvertedNetwork], tmp_path: Path) -> None:
     assert models["full"].collapsed is not None
     with pytest.raises(ValueError, match="include_float must be True for a model with a collapsed tail"):
         save(models["full"], tmp_path / "m.safetensors", include_float=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_header_is_json_with_a_format_version(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+def test_the_header_is_json_with_a_format_version(models: dict[str, ConvertedNetwork], tmp_path: Path) -> None:
     save(models["full"], tmp_path / "m.safetensors")
     with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()[HEADER_KEY])
@@ -92,7 +92,7 @@ def test_the_header_is_json_with_a_format_version(models: dict[str, ConvertedEDS
 # ---- writing
 
 
-def test_a_saved_file_has_the_permissions_of_the_umask(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+def test_a_saved_file_has_the_permissions_of_the_umask(models: dict[str, ConvertedNetwork], tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     save(models["fixed"], tmp_path / "m.safetensors")
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
@@ -101,7 +101,7 @@ def test_a_saved_file_has_the_permissions_of_the_umask(models: dict[str, Convert
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(
-    models: dict[str, ConvertedEDSR], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+    models: dict[str, ConvertedNetwork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     path = tmp_path / "m.safetensors"
     save(models["fixed"], path)
@@ -119,7 +119,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-def test_save_names_what_is_wrong(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+def test_save_names_what_is_wrong(models: dict[str, ConvertedNetwork], tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"save: model must be a converted model \(convert_model\), got EDSR"):
         save(EDSR(EDSRSpec(2, 1, 4)), tmp_path / "m.safetensors")
     with pytest.raises(FileNotFoundError, match="cannot write '.*absent/m.safetensors': No such file"):
@@ -132,7 +132,7 @@ def test_save_names_what_is_wrong(models: dict[str, ConvertedEDSR], tmp_path: Pa
 # ---- reading something else
 
 
-def test_other_files_are_named_for_what_they_are(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+def test_other_files_are_named_for_what_they_are(models: dict[str, ConvertedNetwork], tmp_path: Path) -> None:
     state = EDSR(EDSRSpec(2, 1, 4)).state_dict()
     path = tmp_path / "m.safetensors"
     how = "convert and calibrate it with adabm_kernels.convert_model"
@@ -158,7 +158,7 @@ def test_other_files_are_named_for_what_they_are(models: dict[str, ConvertedEDSR
             load(missing)
 
 
-def test_a_cut_file_is_refused_wherever_it_is_cut(models: dict[str, ConvertedEDSR], tmp_path: Path) -> None:
+def test_a_cut_file_is_refused_wherever_it_is_cut(models: dict[str, ConvertedNetwork], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     save(models["fixed"], whole)
     data = whole.read_bytes()
@@ -171,7 +171,11 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(models: dict[str, ConvertedEDS
 Edit = Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]
 HEADER_ERRORS: list[tuple[str, Edit, str]] = [
     ("format", lambda h, t: h.update(format=99), f"its format is 99, and this version reads {FORMAT_VERSION}"),
-    ("network", lambda h, t: h.update(network="rdn"), "its network is 'rdn', and this version knows 'edsr'"),
+    (
+        "network",
+        lambda h, t: h.update(network="swinir"),
+        "its network is 'swinir', and this version knows 'edsr', 'rdn', 'srresnet'",
+    ),
     *[
         (f"no {key}", lambda h, t, key=key: h.pop(key), f"'{key}' is missing")
         for key in ("format", "network", "spec", "config", "convs", "thresholds")
@@ -190,7 +194,7 @@ HEADER_ERRORS: list[tuple[str, Edit, str]] = [
 
 @pytest.mark.parametrize("what, edit, message", HEADER_ERRORS, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_header_that_is_not_ours_is_refused(
-    models: dict[str, ConvertedEDSR], tmp_path: Path, what: str, edit: Edit, message: str
+    models: dict[str, ConvertedNetwork], tmp_path: Path, what: str, edit: Edit, message: str
 ) -> None:
     path = tmp_path / "m.safetensors"
     save(models["full"], path)
@@ -212,7 +216,7 @@ def test_a_header_that_is_no_object_is_refused(tmp_path: Path, text: str) -> Non
 
 
 def test_a_wrong_backend_is_not_blamed_on_the_file(
-    models: dict[str, ConvertedEDSR], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: dict[str, ConvertedNetwork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(models["fixed"], tmp_path / "m.safetensors")
     monkeypatch.setenv("ADABM_BACKEND", "abacus")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adabm_kernels.config import ConvertConfig
+from adabm_kernels.config import BestTuning, ConvertConfig, PaperTuning
 
 
 @pytest.mark.parametrize("base", [4, 5, 6])
@@ -33,6 +33,16 @@ def test_adaptive_base_bits_that_do_not_fit(base, needed):
         ("layer_percentile", -1, r"layer_percentile must be a percentage in 0..50, got -1"),
         ("ema_beta", 1.5, "ema_beta must be in 0..1, got 1.5"),
         ("bac_beta", float("nan"), "bac_beta must be in 0..1, got nan"),
+        ("recipe", "fast", "recipe must be 'best' or 'paper', got 'fast'"),
+        ("objective", "time", "objective must be 'bits' or 'latency', got 'time'"),
+        ("act_ranges", "kl", "act_ranges must be 'auto', 'search', 'minmax', 'percentile' or 'omse', got 'kl'"),
+        ("weight_ranges", "search", "weight_ranges must be 'minmax', 'percentile' or 'omse', got 'search'"),
+        ("range_percentile", 50.0, "range_percentile must be in 50..100, got 50.0"),
+        ("steps", -1, "steps must be at least 0, got -1"),
+        ("target_bits", 6, "target_bits must be within 1 of act_bits, got 6"),
+        ("target_bits", "4", "target_bits must be within 1 of act_bits, got '4'"),
+        ("tuning", BestTuning(batch=0), "tuning.batch must be a whole number, at least 1, got 0"),
+        ("tuning", BestTuning(lr_bias=-1.0), "tuning.lr_bias must be a number, at least 0, got -1.0"),
         ("patch", 0, "patch must be at least 1, got 0"),
         ("batch", -1, "batch must be at least 1, got -1"),
     ],
@@ -51,6 +61,12 @@ def test_values_of_another_type(field, value, kind):
         ConvertConfig(**{field: value})
 
 
+def test_tuning_is_that_of_the_recipe():
+    assert ConvertConfig().tuning == BestTuning() and ConvertConfig(recipe="paper").tuning == PaperTuning()
+    with pytest.raises(TypeError, match="tuning must be BestTuning for recipe 'best', got PaperTuning"):
+        ConvertConfig(tuning=PaperTuning())
+
+
 @given(
     st.builds(
         ConvertConfig,
@@ -60,6 +76,8 @@ def test_values_of_another_type(field, value, kind):
         quantize=st.sampled_from(["full", "body"]),
         ema_beta=st.floats(0, 1),
         seed=st.integers(0, 2**32),
+        recipe=st.just("paper"),
+        tuning=st.builds(PaperTuning, epoch=st.integers(1, 100), lr_act_range=st.floats(0, 1)),
     )
 )
 def test_json_round_trip(config):

@@ -20,12 +20,15 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
 from adabm_kernels.images import read_image
-from adabm_kernels.networks.detect import adabm_name, load_state
-from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.networks.detect import adabm_name, float_network, load_state
+from adabm_kernels.networks.edsr import EDSR, EDSRSpec, MeanShift
+from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.spec import NetworkSpec
+from adabm_kernels.networks.srresnet import SRResNetSpec
+from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.nn.conv import AdaptiveConv2d, IntegerConv2d
-from adabm_kernels.nn.edsr import ConvertedEDSR
 from adabm_kernels.quantize import act_grid
-from adabm_kernels.simulate import SimulatedConv2d, SimulatedEDSR, image_measure
+from adabm_kernels.simulate import SimulatedConv2d, SimulatedNetwork, image_measure
 
 HALF_ULP = 2.0**-24  # relative error of one rounding to float32
 BACKENDS = ["reference"] if native.why_missing("cpu") else ["cpu", "reference"]
@@ -36,19 +39,24 @@ needs_cpu = pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU library wa
 class Case:
     """A network and the settings of its conversion."""
 
-    spec: EDSRSpec
+    spec: NetworkSpec
     config: ConvertConfig
 
     def __str__(self) -> str:
         s, c = self.spec, self.config
-        words = [f"x{s.scale}", s.tail, f"{c.quantize}-w{c.weight_bits}a{c.act_bits}"]
-        words += ["adaptive" if c.adaptive else "fixed"] + ["no_mean"] * (not s.mean_shift)
+        words = [f"{s.network}_x{s.scale}", f"{c.quantize}-w{c.weight_bits}a{c.act_bits}"]
+        words += ["adaptive" if c.adaptive else "fixed", c.recipe]
+        words += ["single"] * (getattr(s, "tail", "") == "single") + ["no_mean"] * (not getattr(s, "mean_shift", True))
+        words += ["unit_range"] * getattr(s, "unit_range", False)
         return "-".join(words + [f"res{s.res_scale}"] * (s.res_scale != 1))
 
 
 def case(scale: int, blocks: int, channels: int, *, spec: Mapping[str, Any] | None = None, **config: Any) -> Case:
-    settings = {"tail": "staged", "batch": 2} | config
-    return Case(EDSRSpec(scale, blocks, channels, **(spec or {})), ConvertConfig(**settings))
+    return other(EDSRSpec(scale, blocks, channels, **(spec or {})), **config)
+
+
+def other(spec: NetworkSpec, **config: Any) -> Case:
+    return Case(spec, ConvertConfig(**({"tail": "staged", "batch": 2, "recipe": "paper"} | config)))
 
 
 CASES = [
@@ -59,6 +67,13 @@ CASES = [
     case(2, 3, 8, quantize="body", act_bits=6, weight_bits=8),
     case(3, 2, 12, quantize="body", spec={"tail": "single", "mean_shift": False, "res_scale": 0.1}),
     case(4, 1, 5, quantize="body", adaptive=False, act_bits=2, weight_bits=2),
+    case(4, 2, 8, recipe="best", act_bits=6, weight_bits=6),
+    other(RDNSpec(4, 2, 2, 5, 8)),
+    other(RDNSpec(3, 2, 3, 4, 6), act_bits=6, weight_bits=8),  # slices that do not start at a multiple of four codes
+    other(RDNSpec(2, 3, 2, 6, 7), quantize="body", recipe="best"),
+    other(SRResNetSpec(4, 2, 8)),
+    other(SRResNetSpec(3, 2, 6, bias=True, slopes=6, unit_range=True, res_scale=0.5), act_bits=6, weight_bits=6, recipe="best"),
+    other(SRResNetSpec(2, 2, 8), quantize="body", act_bits=5, weight_bits=8),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -73,13 +88,23 @@ def images(height: int = 11, width: int = 9) -> torch.Tensor:
 
 
 @functools.cache
-def float_model(spec: EDSRSpec) -> EDSR:
+def float_model(spec: NetworkSpec) -> nn.Module:
+    """Random weights; BatchNorms with statistics of their own, and slopes on both sides of zero."""
     torch.manual_seed(spec.blocks + spec.channels)
-    return EDSR(spec).eval()
+    model = float_network(spec)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1.5, 1.5)
+            nn.init.normal_(module.bias)
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+        if isinstance(module, nn.PReLU):
+            nn.init.uniform_(module.weight, -0.3, 0.5)
+    return model
 
 
 @functools.cache
-def simulated(case: Case) -> SimulatedEDSR:
+def simulated(case: Case) -> SimulatedNetwork:
     """A calibrated network in which layers and images of `images()` take every offset."""
     model = calibrate(float_model(case.spec), [images(20, 17)], case.config)
     if case.config.adaptive:
@@ -92,7 +117,7 @@ def simulated(case: Case) -> SimulatedEDSR:
     return model
 
 
-def converted(case: Case, backend: str = BACKENDS[0]) -> ConvertedEDSR:
+def converted(case: Case, backend: str = BACKENDS[0]) -> ConvertedNetwork:
     model = convert_model(simulated(case))
     model.set_backend(backend)
     model.set_threads(1)
@@ -126,7 +151,7 @@ def recorded() -> Iterator[tuple[list[Step], list[tuple[dict[str, Any], torch.Te
     steps: list[Step] = []
     quantized: list[tuple[dict[str, Any], torch.Tensor]] = []
     patch = pytest.MonkeyPatch()
-    forward, into, quantize = IntegerConv2d.forward, IntegerConv2d.into, ops.quantize
+    forward, into, quantize, quantize_out = IntegerConv2d.forward, IntegerConv2d.into, ops.quantize, ops.quantize_out
 
     def begin(conv, x_q, bits, residual, more):
         grid, out_bits = more.get("out_grid"), more.get("out_bits")
@@ -148,9 +173,14 @@ def recorded() -> Iterator[tuple[list[Step], list[tuple[dict[str, Any], torch.Te
         quantized.append(({"x": x.clone(), "grid": grid, "bits": bits, "shift": more.get("shift")}, codes.clone()))
         return codes
 
+    def record_quantize_out(x, grid, bits, y_q, **more):
+        quantize_out(x, grid, bits, y_q, **more)
+        quantized.append(({"x": x.clone(), "grid": grid, "bits": bits, "shift": more.get("shift")}, y_q.clone()))
+
     patch.setattr(IntegerConv2d, "forward", record_forward)
     patch.setattr(IntegerConv2d, "into", record_into)
     patch.setattr(ops, "quantize", record_quantize)
+    patch.setattr(ops, "quantize_out", record_quantize_out)
     try:
         yield steps, quantized
     finally:
@@ -187,7 +217,51 @@ def check_codes(y_q: torch.Tensor, value: torch.Tensor, error: torch.Tensor, low
     return int(differ.sum())
 
 
-def check_step(step: Step, model: ConvertedEDSR, sim: SimulatedEDSR, offset: torch.Tensor) -> int:
+@dataclass
+class After:
+    """What follows a convolution before any residual: activation(gain * y + shift), by output channel, float64."""
+
+    gain: torch.Tensor
+    shift: torch.Tensor
+    slope: torch.Tensor | None = None  # of negative values; 0 for a ReLU
+
+
+def what_follows(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
+    """Read off the simulation's own modules."""
+    spec, name, k = sim.spec, conv.name, conv.out_channels
+    one, zero = torch.ones(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
+
+    def norm(module: nn.BatchNorm2d, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        gain = module.weight.double() / (module.running_var.double() + module.eps).sqrt()
+        return gain * scale, (module.bias.double() - module.running_mean.double() * gain) * scale
+
+    def slopes(module: nn.PReLU, repeat: int = 1) -> torch.Tensor:
+        return module.weight.double().expand(k // repeat).repeat_interleave(repeat)
+
+    if spec.network == "rdn":
+        return After(one, zero, zero if ".convs." in name else None)
+    if spec.network == "edsr":
+        gain = one * (spec.res_scale if name.endswith("conv2") else 1.0)
+        # The usual mean colour; convert_model refuses weights with another, up to their float32 rounding.
+        mean = MeanShift(1).bias if spec.mean_shift and name == spec.tail_names[-1] else torch.zeros(1)
+        return After(gain, zero + mean.double().repeat_interleave(k // len(mean)), zero if name.endswith("conv1") else None)
+    part, _, leaf = name.rpartition(".")
+    if name == "head.0":
+        return After(one, zero, slopes(sim.head[1]))
+    if name == "tail.1":
+        half = 127.5 if spec.unit_range else 0.0
+        return After(one * (half or 1.0), zero + half)
+    if name.startswith("tail"):
+        return After(one, zero, slopes(sim.tail[0][int(leaf) + 2], k // spec.channels))
+    if leaf not in ("conv1", "conv2"):
+        return After(*norm(sim.body[-1]))
+    block = sim.get_submodule(part)
+    if leaf == "conv1":
+        return After(*norm(block["bn1"]), slopes(block["act"]))
+    return After(*norm(block["bn2"], spec.res_scale))
+
+
+def check_step(step: Step, model: ConvertedNetwork, sim: SimulatedNetwork, offset: torch.Tensor) -> int:
     """One layer, given the codes it really got, against the simulation in float64; returns how many output codes differ.
 
     The kernel computes fma(float(acc), alpha, beta), then + residual, in float32. With A = acc * alpha and B = beta exact, and
@@ -208,18 +282,20 @@ def check_step(step: Step, model: ConvertedEDSR, sim: SimulatedEDSR, offset: tor
     weight = conv.quantized_weight()
     with torch.no_grad():
         value = conv(x, offset)
-        constant = F.conv2d(torch.full_like(x, lower), weight, conv.bias, padding=1)
-        terms = 9 * conv.in_channels + 1
-        noise = terms * 2.0**-53 * F.conv2d(x.abs(), weight.abs(), conv.bias.abs(), padding=1)
-    if name.endswith("conv2"):
-        value, constant = value * sim.spec.res_scale, constant * sim.spec.res_scale
-    if name == model.tail_names[-1] and sim.spec.mean_shift:
-        # The usual mean colour; convert_model refuses weights with another, up to their float32 rounding.
-        shift = model.mean.double().repeat_interleave(conv.out_channels // 3).view(1, -1, 1, 1)
-        value, constant = value + shift, constant + shift
+        bias = torch.zeros(conv.out_channels, dtype=torch.float64) if conv.bias is None else conv.bias
+        constant = F.conv2d(torch.full_like(x, lower), weight, bias, padding=conv.padding)
+        terms = weight[0].numel() + 1
+        after = what_follows(sim, plain)
+        gain, shift = after.gain.view(1, -1, 1, 1), after.shift.view(1, -1, 1, 1)
+        noise = terms * 2.0**-53 * F.conv2d(x.abs(), weight.abs(), bias.abs(), padding=conv.padding) * gain.abs()
+        value, constant = value * gain + shift, constant * gain + shift
+    # What a shift cancels was rounded before: float64 sums of larger terms, 2^-53 of each.
+    noise = noise + 2.0**-50 * (shift.abs() + value.abs())
     error = HALF_ULP * (3 * (value - constant).abs() + 2 * constant.abs()) * (1 + 2.0**-20) + noise
-    if name.endswith("conv1"):
-        value = value.relu()
+    if after.slope is not None:
+        slope = after.slope.view(1, -1, 1, 1)
+        error = error * slope.abs().clamp(min=1) + HALF_ULP * (value * slope).abs()
+        value = torch.where(value < 0, value * slope, value)
     value, error = (F.pixel_shuffle(t, step.conv.shuffle) for t in (value, error))
     if step.residual is not None:
         value = value + step.residual.permute(0, 3, 1, 2).double()
@@ -228,12 +304,12 @@ def check_step(step: Step, model: ConvertedEDSR, sim: SimulatedEDSR, offset: tor
         assert ((step.y.permute(0, 3, 1, 2).double() - value).abs() <= error).all()
     if step.y_q is None:
         return 0
-    following = next(other for other in model.convs() if other.grid is step.out_grid)
+    following = next(conv for conv in model.convs() if conv.grid is step.out_grid)
     parameters = following.parameters_
     return check_codes(step.y_q, value, error, parameters.lower, parameters.upper, step.out_bits)
 
 
-def check_layers(model: ConvertedEDSR, sim: SimulatedEDSR, x: torch.Tensor) -> None:
+def check_layers(model: ConvertedNetwork, sim: SimulatedNetwork, x: torch.Tensor) -> None:
     """Every convolution of one forward pass, and the quantisation of what comes in."""
     offset = sim.image_offsets(x)
     assert torch.equal(model.image_offsets(x), offset)
@@ -242,14 +318,17 @@ def check_layers(model: ConvertedEDSR, sim: SimulatedEDSR, x: torch.Tensor) -> N
     assert [step.conv.name for step in steps] == [conv.name for conv in sim.quantized_convs()]
     for step in steps:
         check_step(step, model, sim, offset)
-    ((first, codes),) = quantized
-    value, error = first["x"].double(), torch.zeros((), dtype=torch.float64)
-    if first["shift"] is not None:
-        value = value - model.mean.double().view(1, 3, 1, 1)
-        error = HALF_ULP * value.abs()
-    parameters = steps[0].conv.parameters_
-    assert torch.equal(first["grid"], act_grid(parameters.lower, parameters.upper))
-    check_codes(codes, value, error, parameters.lower, parameters.upper, first["bits"])
+    grids = {conv.grid.data_ptr(): conv.parameters_ for conv in model.convs()}
+    for i, (given, codes) in enumerate(quantized):
+        value, error = given["x"].double(), torch.zeros((), dtype=torch.float64)
+        if given["shift"] is not None:
+            value = value - given["shift"].double().view(1, 3, 1, 1)
+            error = HALF_ULP * value.abs()
+        parameters = grids.get(given["grid"].data_ptr(), steps[0].conv.parameters_)
+        unit = 255 if i == 0 and getattr(sim.spec, "unit_range", False) and sim.config.quantize == "full" else 1
+        lower, upper = parameters.lower * unit, parameters.upper * unit
+        assert torch.equal(given["grid"], act_grid(lower, upper))
+        check_codes(codes, value, error, lower, upper, given["bits"])
 
 
 @needs_cpu
@@ -264,13 +343,15 @@ def test_every_layer_agrees_with_the_simulation(case: Case) -> None:
     [
         ("edsr_x4_fq_w4a4", ConvertConfig(tail="staged")),
         ("edsr_x2_body_w8a6", ConvertConfig(weight_bits=8, act_bits=6, quantize="body")),
+        ("rdn_x4_fq_w4a4", ConvertConfig(tail="staged")),
+        ("srresnet_x4_body_w4a4", ConvertConfig(quantize="body")),
     ],
 )
 def test_models_of_the_original_implementation(name: str, config: ConvertConfig) -> None:
     stored = torch.load(shared_path("reference", f"{name}.pt"), weights_only=True)
     model = convert_model(stored["state_dict"], config=config)
     model.set_threads(1)
-    sim = SimulatedEDSR.from_state(stored["state_dict"], config)
+    sim = SimulatedNetwork.from_state(stored["state_dict"], config)
     for what in ("batch", "odd"):
         x = stored[what].float()
         assert torch.equal(model.mean_bits(x), stored[f"{what}_mean_bits"].float())
@@ -347,7 +428,7 @@ def test_a_deep_network_is_as_close_to_the_simulation_as_that_to_itself() -> Non
     """
     path = shared_path("reference", "edsr_baseline_x4_fq_w4a4", "checkpoint.pt")
     folder = shared_path("data", "images", "set5", "LR_x4")
-    sim = SimulatedEDSR.from_state(load_state(path), ConvertConfig(tail="staged"))
+    sim = SimulatedNetwork.from_state(load_state(path), ConvertConfig(tail="staged"))
     double = copy.deepcopy(sim).double()
     model = convert_model(sim)
     model.set_threads(1)
@@ -375,7 +456,7 @@ class OwnClass(nn.Module):
 
 
 def test_every_form_of_the_same_network_converts_alike() -> None:
-    spec, config = EDSRSpec(2, 2, 6), ConvertConfig(batch=2)
+    spec, config = EDSRSpec(2, 2, 6), ConvertConfig(batch=2, recipe="paper")
     model, calibration = float_model(spec), [images(20, 17)]
     state = model.state_dict()
     sim = calibrate(model, calibration, config)
@@ -397,7 +478,7 @@ def test_every_form_of_the_same_network_converts_alike() -> None:
 
 def test_the_residual_scale_is_taken_from_an_edsr_and_asked_for_otherwise() -> None:
     spec = EDSRSpec(2, 1, 6, res_scale=0.1)
-    model, calibration, config = float_model(spec), [images(20, 17)], ConvertConfig(batch=2)
+    model, calibration, config = float_model(spec), [images(20, 17)], ConvertConfig(batch=2, recipe="paper")
     own = convert_model(model, calibration, config)
     assert own.spec.res_scale == 0.1
     asked = convert_model(model.state_dict(), calibration, config, res_scale=0.1)
@@ -409,7 +490,7 @@ def test_the_residual_scale_is_taken_from_an_edsr_and_asked_for_otherwise() -> N
 def test_the_original_stays_as_it_is() -> None:
     model = float_model(CASES[0].spec)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    converted = convert_model(model, [images(20, 17)], ConvertConfig(batch=2))
+    converted = convert_model(model, [images(20, 17)], ConvertConfig(batch=2, recipe="paper"))
     converted(images())
     after = model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -445,7 +526,7 @@ def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
     spec = EDSRSpec(2, 1, 4)
     state = float_model(spec).state_dict()
     one = [images(20, 17)]
-    sim = SimulatedEDSR.from_float(state, ConvertConfig())
+    sim = SimulatedNetwork.from_float(state, ConvertConfig())
     missing = {key: value for key, value in state.items() if key != "body.0.body.2.bias"}
     broken = state | {"tail.1.weight": state["tail.1.weight"] * float("nan")}
     shifted = state | {"sub_mean.bias": state["sub_mean.bias"] / 255}
@@ -461,7 +542,7 @@ def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
         (
             "config beside a simulation",
             ValueError,
-            "config must be left out for a SimulatedEDSR, which has its own",
+            "config must be left out for a SimulatedNetwork, which has its own",
             {"model": sim, "config": ConvertConfig(act_bits=5)},
         ),
         (
@@ -484,7 +565,7 @@ def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
             "'sub_mean' must shift by the DIV2K mean colour of images in 0..255",
             {"model": shifted, "calibration": one},
         ),
-        ("another module", ValueError, "not an EDSR state dict", {"model": nn.Linear(2, 2), "calibration": one}),
+        ("another module", ValueError, "not an EDSR, RDN or SRResNet state dict", {"model": nn.Linear(2, 2), "calibration": one}),
     ]
 
 

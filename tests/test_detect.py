@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from shared import shared_path
+from torch import nn
 
 from adabm_kernels.config import ConvertConfig
-from adabm_kernels.networks.detect import adabm_name, detect, edsr_convs, load_state, to_float_state, unwrap
+from adabm_kernels.networks.detect import adabm_name, detect, float_network, load_state, to_float_state, unwrap
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.simulate import SimulatedEDSR
 
 SPECS = st.builds(
@@ -33,7 +36,7 @@ def float_state(spec=SPEC):
 
 def calibrated_state(spec=SPEC, **config):
     """Ranges of no meaning: only keys and shapes are looked at."""
-    state = SimulatedEDSR.from_float(float_state(spec), ConvertConfig(**config)).state_dict()
+    state = SimulatedEDSR.from_float(float_state(spec), ConvertConfig(**{"recipe": "paper"} | config)).state_dict()
     return {key: torch.nan_to_num(value, nan=1.0) for key, value in state.items()}
 
 
@@ -75,10 +78,11 @@ def test_one_weight_range_per_output_channel():
 def test_quantised_convolutions_in_the_order_they_run():
     spec = EDSRSpec(scale=4, blocks=1, channels=8)
     body = {"body.0.conv1": "adaptive", "body.0.conv2": "adaptive"}
-    assert list(edsr_convs(spec, "body").items()) == list(body.items())
+    assert {name: conv.role for name, conv in spec.quantized("body").items()} == body
     ends = {"tail.0.0": "end", "tail.0.2": "end", "tail.1": "end"}
-    assert list(edsr_convs(spec, "full").items()) == [("head.0", "end"), *body.items(), ("body.1", "adaptive"), *ends.items()]
-    single = edsr_convs(EDSRSpec(scale=2, blocks=1, channels=8, tail="single"), "full")
+    roles = [(name, conv.role) for name, conv in spec.quantized("full").items()]
+    assert roles == [("head.0", "end"), *body.items(), ("body.1", "adaptive"), *ends.items()]
+    single = EDSRSpec(scale=2, blocks=1, channels=8, tail="single").quantized("full")
     assert [name for name in single if name.startswith("tail")] == ["tail.0.0"]
 
 
@@ -112,10 +116,48 @@ def test_checkpoints_of_the_original_implementation(file, spec, quantize):
     assert (found.layout, found.calibrated, found.quantize, found.adaptive) == ("adabm", True, quantize, True)
 
 
-@pytest.mark.parametrize("name", ["rdn_x4_fq_w4a4", "srresnet_x4_body_w4a4"])
-def test_other_families_are_refused_by_their_keys(name):
-    with pytest.raises(ValueError, match="not an EDSR state dict|unexpected"):
-        detect(load_state(shared_path("reference", f"{name}.pt")))
+@pytest.mark.parametrize(
+    ("file", "spec", "quantize"),
+    [
+        ("rdn_x4_fq_w4a4", RDNSpec(scale=4, blocks=3, layers=3, growth=16, channels=16), "full"),
+        ("srresnet_x4_body_w4a4", SRResNetSpec(scale=4, blocks=3, channels=32), "body"),
+    ],
+)
+def test_other_families_of_the_original_implementation(file, spec, quantize):
+    found = detect(load_state(shared_path("reference", f"{file}.pt")))
+    assert found.spec == spec
+    assert (found.layout, found.calibrated, found.quantize, found.adaptive) == ("adabm", True, quantize, True)
+
+
+def test_srresnet_in_0_to_1():
+    state = load_state(shared_path("data", "weights", "srresnet_r8f64_x4.pt"))
+    found = detect(state)
+    assert found.spec == SRResNetSpec(scale=4, blocks=8, channels=64, bias=True, slopes=64, unit_range=True)
+    assert (found.layout, found.calibrated) == ("conv_in", False)
+    float_network(found.spec).load_state_dict(to_float_state(state, found), strict=True)
+
+
+FAMILIES = [
+    *(RDNSpec(scale, 2, 3, 4, 8) for scale in (2, 3, 4)),
+    *(SRResNetSpec(scale, 2, 8, bias=scale == 3, slopes=8 if scale == 2 else 1) for scale in (2, 3, 4)),
+]
+
+
+@pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: f"{spec.network}_x{spec.scale}")
+def test_other_families_are_read_off_their_keys(spec):
+    state = float_network(spec).state_dict()
+    assert detect(state).spec == spec
+    convs = {name: module for name, module in float_network(spec).named_modules() if isinstance(module, nn.Conv2d)}
+    assert {conv.name for conv in spec.convs()} == set(convs)
+    for conv in spec.convs():
+        module = convs[conv.name]
+        shape = (module.in_channels, module.out_channels, module.kernel_size[0], module.bias is not None)
+        assert shape == (conv.channels_in, conv.channels_out, conv.kernel, conv.bias)
+    gone = next(iter(state))
+    with pytest.raises(ValueError, match="detect: "):
+        detect({key: value for key, value in state.items() if key != gone})
+    with pytest.raises(ValueError, match="unexpected 'attention.weight'"):
+        detect(state | {"attention.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "params", "params_ema", "model"])
@@ -192,7 +234,7 @@ def test_a_gap_in_the_blocks_is_missing_weights():
 def test_not_an_edsr(gone):
     state = float_state(EDSRSpec(4, 1, 8))
     del state[gone]
-    with pytest.raises(ValueError, match="detect: not an EDSR state dict: it needs 'head.0.weight' and"):
+    with pytest.raises(ValueError, match="detect: not an EDSR, RDN or SRResNet state dict: it needs 'head.0.weight' and"):
         detect(state)
 
 

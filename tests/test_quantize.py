@@ -278,3 +278,46 @@ def test_valid_tap_sums_are_a_convolution_of_ones(size: tuple[int, int], kernel:
     rows = [border_class(i, h, r // 2) for i in range(h)]
     columns = [border_class(i, w, s // 2) for i in range(w)]
     assert torch.equal(table[rows][:, columns].permute(2, 0, 1), want.to(torch.int64))
+
+
+def plain_fake_quantize(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """The published formula, operation by operation, for autograd to differentiate."""
+    levels = 2**bits - 1
+    unit = (torch.clamp(x, min=lower, max=upper) - lower) / (upper - lower) * levels
+    return (unit + (unit.round() - unit).detach()) / levels * (upper - lower) + lower
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_fake_quantized_activations_are_those_of_the_formula(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(3, 4, 6, 5, generator=generator) * 50).to(dtype).requires_grad_()
+    lower, upper = (torch.tensor([end], dtype=dtype, requires_grad=True) for end in (-40.0, 60.0))
+    bits = torch.tensor([3.0, 4.0, 5.0], dtype=dtype).view(3, 1, 1, 1).requires_grad_()
+    grad = torch.randn(3, 4, 6, 5, generator=generator).to(dtype)
+    want, got = (f(x, lower, upper, bits) for f in (plain_fake_quantize, fake_quantize_act))
+    assert torch.equal(want, got)
+    inputs = (x, lower, upper, bits)
+    for a, b in zip(torch.autograd.grad(want, inputs, grad), torch.autograd.grad(got, inputs, grad), strict=True):
+        # Sums of 360 terms in another order; with respect to the bits the terms cancel to a hundredth of their size.
+        assert torch.allclose(a, b, rtol=360 * 100 * torch.finfo(dtype).eps, atol=0)
+
+
+@SETTINGS
+@given(st.integers(0, 1000), st.integers(2, 8))
+def test_signed_weight_codes_are_the_nearest_integers(seed: int, bits: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight, upper = torch.randn(3, 2, 3, 3, generator=generator), torch.rand(3, 1, 1, 1, generator=generator) + 0.1
+    codes = weight_codes(weight, upper, bits, "signed")
+    most = 2 ** (bits - 1)
+    assert codes.dtype == torch.int8 and torch.equal(weight_integers(codes, "signed"), codes.to(torch.int16))
+    step = upper / (most - 1)
+    exact = (weight.double() / step.double()).clamp(-most, most - 1)
+    # A code next to the nearest one is right only where rounding the quotient to float32 crossed a boundary.
+    assert (codes.double() - exact).abs().max() <= 0.5 + most * 2 * HALF_ULP
+    assert torch.equal(fake_quantize_weight(weight, upper, bits, "signed"), codes * step)
+
+
+def test_zero_is_on_the_signed_grid_and_not_on_the_odd_one() -> None:
+    weight, upper = torch.zeros(1, 1, 3, 3), torch.ones(1)
+    assert fake_quantize_weight(weight, upper, 4, "signed").abs().max() == 0
+    assert fake_quantize_weight(weight, upper, 4, "odd").abs().min() > 0

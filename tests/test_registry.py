@@ -14,7 +14,7 @@ import adabm_kernels
 from adabm_kernels import native, registry
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
-from adabm_kernels.nn.edsr import ConvertedEDSR
+from adabm_kernels.nn import ConvertedEDSR
 from adabm_kernels.registry import BACKENDS, BackendStatus, Choice, Problem, choose
 
 NOT_BUILT = "library not built: no C++ compiler at install"

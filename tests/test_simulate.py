@@ -29,13 +29,16 @@ from adabm_kernels.config import ConvertConfig
 from adabm_kernels.metrics import psnr, psnr_y
 from adabm_kernels.networks.detect import load_state
 from adabm_kernels.networks.edsr import EDSR
+from adabm_kernels.networks.spec import ConvSpec
 from adabm_kernels.quantize import fake_quantize_act, fake_quantize_weight
-from adabm_kernels.simulate import SimulatedConv2d, SimulatedEDSR, image_measure, image_offsets
+from adabm_kernels.simulate import SimulatedConv2d, SimulatedNetwork, image_measure, image_offsets
 
 U = 2.0**-24
 REFERENCES = {
     "edsr_x4_fq_w4a4": ConvertConfig(),
     "edsr_x2_body_w8a6": ConvertConfig(weight_bits=8, act_bits=6, quantize="body"),
+    "rdn_x4_fq_w4a4": ConvertConfig(),
+    "srresnet_x4_body_w4a4": ConvertConfig(quantize="body"),
 }
 
 
@@ -46,7 +49,7 @@ def photos(*sizes, seed=0):
 
 
 def small_simulated(config=None, **spec):
-    return calibrate(small_edsr(**spec), photos((24, 24), (24, 24), (24, 24)), config)
+    return calibrate(small_edsr(**spec), photos((24, 24), (24, 24), (24, 24)), config or ConvertConfig(recipe="paper"))
 
 
 # Grids. The range must not be so narrow that float32 cannot tell its levels apart: width at least 2^-6 of its ends.
@@ -133,7 +136,7 @@ def test_thresholds_themselves_change_no_bits():
 
 @pytest.mark.parametrize(("measure", "offset"), [(-1.4, -1), (-0.5, 0), (-0.51, -1), (0.49, 0), (0.5, 0), (0.6, 1), (7.0, 1)])
 def test_layer_offsets_round_half_to_even(measure, offset):
-    conv = SimulatedConv2d(3, 4, "conv", False, ConvertConfig())
+    conv = SimulatedConv2d(ConvSpec("conv", 3, 4, 3, "adaptive"), ConvertConfig())
     nn.init.constant_(conv.measure_layer, measure)
     assert conv.layer_offset == offset
     assert conv.bits(torch.tensor([-1, 0, 1], dtype=torch.int32)).tolist() == [3 + offset, 4 + offset, 5 + offset]
@@ -141,11 +144,11 @@ def test_layer_offsets_round_half_to_even(measure, offset):
 
 def test_bits_are_clamped_only_when_asked():
     offsets = torch.tensor([-1, 0, 1], dtype=torch.int32)
-    clamped = SimulatedConv2d(3, 4, "conv", False, ConvertConfig(act_bits=8, clamp_bits=True))
+    clamped = SimulatedConv2d(ConvSpec("conv", 3, 4, 3, "adaptive"), ConvertConfig(act_bits=8, clamp_bits=True))
     assert clamped.bits(offsets).tolist() == [7, 8, 8]
-    fixed = SimulatedConv2d(3, 4, "conv", False, ConvertConfig(act_bits=8, adaptive=False))
+    fixed = SimulatedConv2d(ConvSpec("conv", 3, 4, 3, "adaptive"), ConvertConfig(act_bits=8, adaptive=False))
     assert fixed.bits(offsets).tolist() == [8, 8, 8] and not hasattr(fixed, "measure_layer")
-    end = SimulatedConv2d(3, 4, "conv", True, ConvertConfig())
+    end = SimulatedConv2d(ConvSpec("conv", 3, 4, 3, "end"), ConvertConfig())
     assert end.bits(offsets).tolist() == [8, 8, 8] and end.weight_bits == 8
 
 
@@ -184,7 +187,7 @@ def test_a_network_that_is_not_adaptive_uses_its_base_bits():
 
 def test_padding_is_zero_after_rounding():
     """Zero is off this grid: a border pixel must miss the taps outside, not see `lower` there."""
-    conv = SimulatedConv2d(2, 1, "conv", False, ConvertConfig(adaptive=False)).double()
+    conv = SimulatedConv2d(ConvSpec("conv", 2, 1, 3, "adaptive"), ConvertConfig(adaptive=False)).double()
     with torch.no_grad():
         conv.lower_a.fill_(1.0), conv.upper_a.fill_(4.0), conv.upper_w.fill_(0.15)
         conv.weight.fill_(0.15), conv.bias.fill_(0.5)
@@ -250,7 +253,7 @@ def test_every_architecture_is_its_own_teacher_and_survives_its_state_dict(spec,
     config = ConvertConfig(quantize=quantize, adaptive=adaptive)
     model = calibrate(float_model, photos((16, 16), (16, 17)), config)
     x = photos((16, 18), seed=9)[0]
-    again = SimulatedEDSR.from_state(model.state_dict(), config, float_model.spec.res_scale)
+    again = SimulatedNetwork.from_state(model.state_dict(), config, float_model.spec.res_scale)
     with torch.no_grad():
         with model.float_mode():
             assert torch.equal(model(x), float_model(x))
@@ -272,7 +275,7 @@ def test_float_mode_ends_with_its_context():
 
 
 def test_gradients_reach_every_range():
-    model = small_simulated()
+    model = small_simulated().requires_grad_(True)
     model(photos((16, 16))[0]).square().mean().backward()
     for conv in model.quantized_convs():
         assert all(p.grad is not None and p.grad.isfinite().all() for p in (conv.lower_a, conv.upper_a, conv.upper_w))
@@ -286,13 +289,13 @@ def test_one_weight_range_per_output_channel():
         want = model(x)
         for conv in model.quantized_convs():
             state[f"{conv.name}.upper_w"] = conv.upper_w.expand(conv.out_channels).reshape(-1, 1, 1, 1).clone()
-        assert torch.equal(SimulatedEDSR.from_state(state, model.config)(x), want)
+        assert torch.equal(SimulatedNetwork.from_state(state, model.config)(x), want)
         state["head.0.upper_w"][0] *= 0.5
-        assert not torch.equal(SimulatedEDSR.from_state(state, model.config)(x), want)
+        assert not torch.equal(SimulatedNetwork.from_state(state, model.config)(x), want)
 
 
 def test_uncalibrated_ranges_poison_the_output():
-    model = SimulatedEDSR.from_float(small_edsr().state_dict(), ConvertConfig())
+    model = SimulatedNetwork.from_float(small_edsr().state_dict(), ConvertConfig())
     with torch.no_grad():
         assert model(photos((16, 16))[0]).isnan().all()
 
@@ -307,22 +310,22 @@ def test_from_state_refuses_what_does_not_fit():
     model = small_simulated()
     state = model.state_dict()
     with pytest.raises(ValueError, match="holds float weights without ranges: calibrate it first"):
-        SimulatedEDSR.from_state(small_edsr().state_dict(), ConvertConfig())
+        SimulatedNetwork.from_state(small_edsr().state_dict(), ConvertConfig())
     with pytest.raises(ValueError, match="config.quantize must be 'full' as in the state dict, got 'body'"):
-        SimulatedEDSR.from_state(state, ConvertConfig(quantize="body"))
+        SimulatedNetwork.from_state(state, ConvertConfig(quantize="body"))
     fixed = {key: value for key, value in state.items() if "measure_" not in key}
     with pytest.raises(ValueError, match="config.adaptive must be False: the state dict has no thresholds and offsets"):
-        SimulatedEDSR.from_state(fixed, ConvertConfig())
+        SimulatedNetwork.from_state(fixed, ConvertConfig())
     empty = state | {"body.1.conv2.lower_a": torch.tensor([2.0]), "body.1.conv2.upper_a": torch.tensor([1.0])}
     with pytest.raises(ValueError, match="'body.1.conv2.lower_a' must be below 'body.1.conv2.upper_a', got 2 and 1"):
-        SimulatedEDSR.from_state(empty, ConvertConfig())
+        SimulatedNetwork.from_state(empty, ConvertConfig())
     with pytest.raises(ValueError, match="'tail.1.upper_w' must be positive, got -0.5"):
-        SimulatedEDSR.from_state(state | {"tail.1.upper_w": torch.tensor([-0.5])}, ConvertConfig())
+        SimulatedNetwork.from_state(state | {"tail.1.upper_w": torch.tensor([-0.5])}, ConvertConfig())
 
 
 def test_adaptive_weights_can_run_on_fixed_bits():
     model = small_simulated()
-    fixed = SimulatedEDSR.from_state(model.state_dict(), ConvertConfig(act_bits=8, adaptive=False))
+    fixed = SimulatedNetwork.from_state(model.state_dict(), ConvertConfig(act_bits=8, adaptive=False))
     assert fixed.mean_bits(photos((16, 16))[0]).tolist() == [8]
 
 
@@ -341,7 +344,7 @@ def disturbed(model, seed):
             w = w.clamp(-conv.upper_w, conv.upper_w)
         # 8: the roundings of the input on its way to the grid and back, and of the sums around the convolution.
         n = w[0].numel() + 8
-        magnitude = F.conv2d(x.abs(), w.abs(), conv.bias.abs(), padding=1)
+        magnitude = F.conv2d(x.abs(), w.abs(), None if conv.bias is None else conv.bias.abs(), padding=conv.padding)
         return y + 3 * n**0.5 * U * magnitude * (2 * torch.randint(0, 2, y.shape, generator=generator) - 1)
 
     hooks = [module.register_forward_hook(displace) for module in model.modules() if isinstance(module, nn.Conv2d)]
@@ -362,8 +365,8 @@ def distances(a, b):
 @pytest.mark.parametrize("name", REFERENCES)
 def test_outputs_of_the_original_implementation(name, inputs):
     reference = load_state(shared_path("reference", f"{name}.pt"))
-    single = SimulatedEDSR.from_state(reference, REFERENCES[name])
-    double = SimulatedEDSR.from_state(reference, REFERENCES[name]).double()
+    single = SimulatedNetwork.from_state(reference, REFERENCES[name])
+    double = SimulatedNetwork.from_state(reference, REFERENCES[name]).double()
     x, want = reference[inputs].float(), reference[f"{inputs}_sr"]
     with torch.no_grad():
         assert torch.equal(single.mean_bits(x), reference[f"{inputs}_mean_bits"])
@@ -382,7 +385,7 @@ def test_outputs_of_the_original_implementation(name, inputs):
 @pytest.mark.parametrize("name", REFERENCES)
 def test_layer_offsets_of_the_original_implementation(name):
     reference = load_state(shared_path("reference", f"{name}.pt"))
-    model = SimulatedEDSR.from_state(reference, REFERENCES[name])
+    model = SimulatedNetwork.from_state(reference, REFERENCES[name])
     got = [conv.layer_offset if conv.adaptive else None for conv in model.quantized_convs()]
     assert got == [None if value.isnan() else value.item() for value in reference["layer_offsets"]]
 
@@ -393,7 +396,7 @@ SET5_SMALL = ("bird", "butterfly", "head", "woman")
 def fine_tuned(name):
     """The fine-tuned network, a Set5 image [1, 3, h, w], its original and its picture by the original implementation."""
     folder = shared_path("reference", "edsr_baseline_x4_fq_w4a4")
-    model = SimulatedEDSR.from_state(load_state(folder / "checkpoint.pt"), ConvertConfig())
+    model = SimulatedNetwork.from_state(load_state(folder / "checkpoint.pt"), ConvertConfig())
     paths = [shared_path("data", "images", "set5", part, f"{name}.png") for part in ("LR_x4", "HR")]
     lr, hr, sr = (np.array(Image.open(path).convert("RGB")) for path in (*paths, folder / f"set5_{name}.png"))
     return model, torch.from_numpy(lr).permute(2, 0, 1)[None].float(), hr[: sr.shape[0], : sr.shape[1]], sr

@@ -8,8 +8,9 @@ from problems import runnable_isas
 from torch.nn import functional as F
 
 from adabm_kernels import native
+from adabm_kernels.networks.collapse import SMALLEST, collapse
 from adabm_kernels.nn.conv import shuffle_order
-from adabm_kernels.nn.tail import SMALLEST, CollapsedConv2d, collapse
+from adabm_kernels.nn.tail import CollapsedConv2d
 
 TAILS = {2: (2,), 3: (3,), 4: (2, 2)}
 

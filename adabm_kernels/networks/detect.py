@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .edsr import EDSR, EDSRSpec
+from .rdn import RDN, RDNSpec
+from .spec import NetworkSpec
+from .srresnet import SRResNet, SRResNetSpec
 
 WRAPPERS = ("params_ema", "params", "state_dict", "model")  # where training frameworks put the weights, best first
+FLOAT_NETWORKS = {"edsr": EDSR, "rdn": RDN, "srresnet": SRResNet}
+SPECS = {"edsr": EDSRSpec, "rdn": RDNSpec, "srresnet": SRResNetSpec}
+_COUNTER = ".num_batches_tracked"  # of BatchNorm: an integer, of no use here
 PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, an outer module, torch.compile
 
 
@@ -20,15 +27,15 @@ PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, an outer module,
 class Detected:
     """What a state dict turned out to hold.
 
-    spec: hyper-parameters of the network.
-    layout: names of the convolutions in a block: "edsr_pytorch" (`body.0.body.0`, `body.0.body.2`) or "adabm"
-        (`body.0.conv1`, `body.0.conv2`).
-    calibrated: it carries quantisation ranges (`lower_a`, `upper_a`, `upper_w`).
+    spec: hyper-parameters of the network (EDSRSpec, RDNSpec or SRResNetSpec).
+    layout: names of its parts: "adabm", the names of the authors' implementation; "edsr_pytorch" (`body.0.body.0`,
+        `body.0.body.2`); or "conv_in", an SRResNet with `conv_in`, `conv_mid`, `up.0.conv`, `conv_out` that computes in 0..1.
+    calibrated: it carries quantisation ranges (`lower_a`, `upper_a`, `upper_w` or `scale_w`).
     quantize: "full" or "body" as in `ConvertConfig`, None when not calibrated.
     adaptive: it carries image thresholds and layer offsets (`measure_l`, `measure_u`, `measure_layer`).
     """
 
-    spec: EDSRSpec
+    spec: NetworkSpec
     layout: str
     calibrated: bool
     quantize: str | None
@@ -87,35 +94,62 @@ def unwrap(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 def detect(state_dict: Mapping[str, Any], res_scale: float = 1.0) -> Detected:
     """Recognise a network by its keys and shapes.
 
-    state_dict: a state dict, possibly wrapped or prefixed (`unwrap`); mean-shift weights may be absent.
-    res_scale: factor on the second convolution of each block, which weights do not reveal.
+    state_dict: a state dict, possibly wrapped or prefixed (`unwrap`); mean-shift weights and batch counters may be absent.
+    res_scale: factor on the second convolution of each block, which weights do not reveal (EDSR and SRResNet).
     Raises ValueError when the network is not a known one, when keys are missing, unexpected or of another shape (it
     lists them), or when a value is NaN, infinite or not floating point.
     """
-    state = unwrap(state_dict)
-    detected = _detect_edsr(state, res_scale)
-    for key, value in state.items():
+    given = unwrap(state_dict)
+    layout = _layout(given)
+    state = _renamed(given, layout)
+    if "SFENet1.weight" in state:
+        spec = _rdn_spec(state)
+    elif _is_srresnet(state):
+        spec = _srresnet_spec(state, layout, res_scale)
+    else:
+        spec = _edsr_spec(state, given, res_scale)
+    calibrated = any(key.endswith(".lower_a") for key in state)
+    first = next(iter(spec.quantized("full")))
+    quantize = None if not calibrated else "full" if f"{first}.lower_a" in state else "body"
+    adaptive = calibrated and ("measure_l" in state or any(key.endswith(".measure_layer") for key in state))
+    own = {adabm_name(key): key for key in _float_shapes(spec)} if layout == "edsr_pytorch" else {}
+    own |= {new: old for old, new in _names(given, layout).items()}
+    _check_keys(state, _allowed(spec, state, quantize, adaptive), own, spec)
+    for key, value in given.items():
+        if key.endswith(_COUNTER):
+            continue
         if not value.is_floating_point():
             raise ValueError(f"detect: {key!r} must hold floating-point values, got {value.dtype}")
         if not torch.isfinite(value).all():
             raise ValueError(f"detect: {key!r} holds NaN or infinite values")
-    return detected
+    return Detected(spec, layout, calibrated, quantize, adaptive)
+
+
+def float_network(spec: NetworkSpec) -> nn.Module:
+    """The float network of a specification, with random weights, in eval mode."""
+    return FLOAT_NETWORKS[spec.network](spec).eval()
+
+
+def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
+    """AdaBM keys of the values that a converted network keeps in float: all but the quantised convolutions and mean shifts."""
+    quantized = {f"{name}.{part}" for name in spec.quantized(quantize) for part in ("weight", "bias")}
+    names = (adabm_name(key) for key in _float_shapes(spec))
+    return [n for n in names if n not in quantized and not n.endswith(_COUNTER) and not n.startswith(("sub_mean.", "add_mean."))]
 
 
 def to_float_state(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch.Tensor]:
-    """The float32 weights alone, under the names that `networks.edsr.EDSR(detected.spec)` loads strictly."""
-    state = unwrap(state_dict)
-    names = {key: adabm_name(key) if detected.layout == "adabm" else key for key in _edsr_shapes(detected.spec)}
-    return {key: state[name].float() for key, name in names.items()}
+    """The float32 weights alone, under the names that `float_network(detected.spec)` loads strictly."""
+    state = _renamed(unwrap(state_dict), detected.layout)
+    names = {key: adabm_name(key) for key in _float_shapes(detected.spec)}
+    zero = torch.zeros((), dtype=torch.int64)
+    return {key: zero if name.endswith(_COUNTER) else state[name].float() for key, name in names.items()}
 
 
-def edsr_convs(spec: EDSRSpec, quantize: str) -> dict[str, str]:
-    """AdaBM names of the quantised convolutions in the order they run: "adaptive", or "end" when fixed at 8 bits."""
-    blocks = {f"body.{i}.conv{j}": "adaptive" for i in range(spec.blocks) for j in (1, 2)}
-    if quantize == "body":
-        return blocks
-    tail = [f"tail.0.{2 * i}" for i in range(len(spec.shuffles))] + (["tail.1"] if spec.tail == "staged" else [])
-    return {"head.0": "end", **blocks, f"body.{spec.blocks}": "adaptive", **dict.fromkeys(tail, "end")}
+def to_simulated_state(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch.Tensor]:
+    """Every value under its AdaBM name, as `simulate.SimulatedNetwork` loads it strictly."""
+    floats = {adabm_name(key): value for key, value in to_float_state(state_dict, detected).items()}
+    state = _renamed(unwrap(state_dict), detected.layout)
+    return floats | {key: value.float() for key, value in state.items() if key not in floats}
 
 
 def adabm_name(key: str) -> str:
@@ -123,43 +157,140 @@ def adabm_name(key: str) -> str:
     return re.sub(r"^(body\.\d+)\.body\.([02])\.", lambda m: f"{m[1]}.conv{1 + int(m[2]) // 2}.", key)
 
 
-def _edsr_shapes(spec: EDSRSpec) -> dict[str, tuple[int, ...]]:
+def _layout(state: dict[str, torch.Tensor]) -> str:
+    if "conv_in.weight" in state:
+        return "conv_in"
+    return "edsr_pytorch" if any(re.match(r"body\.\d+\.body\.[02]\.", key) for key in state) else "adabm"
+
+
+def _names(state: dict[str, torch.Tensor], layout: str) -> dict[str, str]:
+    """The AdaBM name of every key."""
+    if layout != "conv_in":
+        return {key: adabm_name(key) for key in state}
+    blocks = 1 + max((int(m[1]) for m in (re.match(r"body\.(\d+)\.", key) for key in state) if m), default=-1)
+    parts = {
+        "conv_in": "head.0",
+        "prelu_in": "head.1",
+        "conv_mid": f"body.{blocks}",
+        "bn_mid": f"body.{blocks + 1}",
+        "conv_out": "tail.1",
+    }
+
+    def rename(key: str) -> str:
+        part, _, rest = key.partition(".")
+        if part in parts:
+            return f"{parts[part]}.{rest}"
+        if m := re.match(r"up\.(\d+)\.(conv|prelu)\.(.+)$", key):
+            return f"tail.0.{3 * int(m[1]) + 2 * (m[2] == 'prelu')}.{m[3]}"
+        return re.sub(r"^(body\.\d+)\.prelu\.", r"\1.act.", key)
+
+    return {key: rename(key) for key in state}
+
+
+def _renamed(state: dict[str, torch.Tensor], layout: str) -> dict[str, torch.Tensor]:
+    return {new: state[old] for old, new in _names(state, layout).items()}
+
+
+def _float_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return {key: tuple(value.shape) for key, value in EDSR(spec).state_dict().items()}
+        return {key: tuple(value.shape) for key, value in FLOAT_NETWORKS[spec.network](spec).state_dict().items()}
 
 
-def _detect_edsr(state: dict[str, torch.Tensor], res_scale: float) -> Detected:
-    matches = [re.match(r"body\.(\d+)\.(body\.0|conv1)\.weight$", key) for key in state]
-    blocks = [(int(m[1]), m[2]) for m in matches if m]
+def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | None, adaptive: bool) -> dict[str, list]:
+    """Key -> shapes that it may have."""
+    allowed: dict[str, list] = {adabm_name(key): [shape] for key, shape in _float_shapes(spec).items()}
+    signed = any(key.endswith(".scale_w") for key in state)
+    for name, conv in spec.quantized(quantize).items() if quantize else ():
+        allowed |= {f"{name}.lower_a": [(1,)], f"{name}.upper_a": [(1,)]}
+        per_channel = (conv.channels_out, 1, 1, 1)
+        if signed:
+            allowed[f"{name}.scale_w"] = [per_channel]
+        else:
+            allowed[f"{name}.upper_w"] = [(1,), per_channel]
+        if adaptive and conv.role == "adaptive":
+            allowed[f"{name}.measure_layer"] = [(1,)]
+    return allowed | ({"measure_l": [(1,)], "measure_u": [(1,)]} if adaptive else {})
+
+
+# ---- RDN
+
+
+def _rdn_spec(state: dict[str, torch.Tensor]) -> RDNSpec:
+    blocks = _count(state, r"RDBs\.(\d+)\.")
+    layers = _count(state, r"RDBs\.0\.convs\.(\d+)\.")
+    first, up = state.get("RDBs.0.convs.0.conv.0.weight"), state.get("UPNet.0.weight")
+    if not blocks or not layers or any(w is None or w.ndim != 4 for w in (first, up)):
+        raise ValueError(
+            "detect: the state dict looks like an RDN ('SFENet1.weight') but lacks 'RDBs.0.convs.0.conv.0.weight' or "
+            f"'UPNet.0.weight', got {_listed(list(state))}"
+        )
+    growth, channels = first.shape[:2]
+    if "UPNet.4.weight" in state:
+        scale = 4
+    else:
+        per_scale = {growth * scale**2: scale for scale in (2, 3)}
+        if up.shape[0] not in per_scale:
+            rule = " or ".join(map(str, per_scale))
+            raise ValueError(f"detect: 'UPNet.0.weight' must have {rule} output channels, got {up.shape[0]}")
+        scale = per_scale[up.shape[0]]
+    return RDNSpec(scale, blocks, layers, growth, channels)
+
+
+# ---- SRResNet
+
+
+def _is_srresnet(state: dict[str, torch.Tensor]) -> bool:
+    return any(re.match(r"body\.\d+\.bn1\.", key) for key in state)
+
+
+def _srresnet_spec(state: dict[str, torch.Tensor], layout: str, res_scale: float) -> SRResNetSpec:
+    for key in ("head.0.weight", "head.1.weight", "tail.0.0.weight"):
+        if key not in state:
+            raise ValueError(f"detect: the state dict looks like an SRResNet ('body.0.bn1') but lacks {key!r}")
+    channels, up = state["head.0.weight"].shape[0], state["tail.0.0.weight"].shape[0]
+    if "tail.0.3.weight" in state:
+        scale = 4
+    else:
+        per_scale = {channels * scale**2: scale for scale in (2, 3)}
+        if up not in per_scale:
+            rule = " or ".join(map(str, per_scale))
+            raise ValueError(f"detect: 'tail.0.0.weight' must have {rule} output channels, got {up}")
+        scale = per_scale[up]
+    return SRResNetSpec(
+        scale=scale,
+        blocks=_count(state, r"body\.(\d+)\.conv1\."),
+        channels=channels,
+        bias="head.0.bias" in state,
+        slopes=state["head.1.weight"].numel(),
+        unit_range=layout == "conv_in",
+        res_scale=res_scale,
+    )
+
+
+def _count(state: dict[str, torch.Tensor], pattern: str) -> int:
+    """One more than the largest index that the pattern finds at the start of a key."""
+    return 1 + max((int(m[1]) for m in (re.match(pattern, key) for key in state) if m), default=-1)
+
+
+# ---- EDSR
+
+
+def _edsr_spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_scale: float) -> EDSRSpec:
+    blocks = _count(state, r"body\.(\d+)\.conv1\.weight$")
     if "head.0.weight" not in state or not blocks:
         raise ValueError(
-            "detect: not an EDSR state dict: it needs 'head.0.weight' and 'body.0.body.0.weight' or "
-            f"'body.0.conv1.weight', got {_listed(list(state))}"
+            "detect: not an EDSR, RDN or SRResNet state dict: it needs 'head.0.weight' and 'body.0.body.0.weight' or "
+            "'body.0.conv1.weight' (EDSR), 'SFENet1.weight' (RDN), or 'body.0.bn1.weight' (SRResNet), got "
+            f"{_listed(list(given))}"
         )
-    layout = "adabm" if any(name == "conv1" for _, name in blocks) else "edsr_pytorch"
-    spec = EDSRSpec(
+    return EDSRSpec(
         scale=_edsr_scale(state),
-        blocks=max(index for index, _ in blocks) + 1,
+        blocks=blocks,
         channels=state["head.0.weight"].shape[0],
         mean_shift=any(key.startswith(("sub_mean.", "add_mean.")) for key in state),
         tail="staged" if "tail.1.weight" in state else "single",
         res_scale=res_scale,
     )
-    calibrated = any(key.endswith(".lower_a") for key in state)
-    quantize = None if not calibrated else "full" if "head.0.lower_a" in state else "body"
-    adaptive = calibrated and ("measure_l" in state or any(key.endswith(".measure_layer") for key in state))
-
-    allowed = {adabm_name(key) if layout == "adabm" else key: [shape] for key, shape in _edsr_shapes(spec).items()}
-    if calibrated:
-        for name, role in edsr_convs(spec, quantize).items():
-            allowed |= {f"{name}.lower_a": [(1,)], f"{name}.upper_a": [(1,)]}
-            allowed[f"{name}.upper_w"] = [(1,), (allowed[f"{name}.bias"][0][0], 1, 1, 1)]
-            if adaptive and role == "adaptive":
-                allowed[f"{name}.measure_layer"] = [(1,)]
-        if adaptive:
-            allowed |= {"measure_l": [(1,)], "measure_u": [(1,)]}
-    _check_keys(state, allowed)
-    return Detected(spec, layout, calibrated, quantize, adaptive)
 
 
 def _edsr_scale(state: dict[str, torch.Tensor]) -> int:
@@ -180,18 +311,22 @@ def _edsr_scale(state: dict[str, torch.Tensor]) -> int:
     return per_scale[channels_out]
 
 
-def _check_keys(state: dict[str, torch.Tensor], allowed: dict[str, list[tuple[int, ...]]]) -> None:
+def _check_keys(
+    state: dict[str, torch.Tensor], allowed: dict[str, list[tuple[int, ...]]], own: dict[str, str], spec: NetworkSpec
+) -> None:
+    """own: what the user's checkpoint calls a key."""
     wrong = [
-        f"{key!r} has shape {tuple(state[key].shape)}, expected {' or '.join(map(str, shapes))}"
+        f"{own[key]!r} has shape {tuple(state[key].shape)}, expected {' or '.join(map(str, shapes))}"
         for key, shapes in allowed.items()
         if key in state and tuple(state[key].shape) not in shapes
     ]
-    missing = [key for key in allowed if key not in state]
-    unexpected = [key for key in state if key not in allowed]
+    missing = [own.get(key, key) for key in allowed if key not in state and not key.endswith(_COUNTER)]
+    unexpected = [own[key] for key in state if key not in allowed]
     listed = [f"{what} {_listed(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
     problems = listed + wrong
     if problems:
-        raise ValueError("detect: the state dict does not fit the EDSR its keys describe: " + "; ".join(problems))
+        name = FLOAT_NETWORKS[spec.network].__name__
+        raise ValueError(f"detect: the state dict does not fit the {name} its keys describe: " + "; ".join(problems))
 
 
 def _listed(keys: list[str], most: int = 8) -> str:

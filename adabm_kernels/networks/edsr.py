@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .spec import ConvSpec, NetworkSpec
+
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 
 
 @dataclass(frozen=True)
-class EDSRSpec:
+class EDSRSpec(NetworkSpec):
     """Hyper-parameters of one EDSR.
 
     scale: 2, 3 or 4. blocks, channels: residual blocks and feature channels, at least 1 each.
@@ -19,6 +21,8 @@ class EDSRSpec:
     tail: "staged" = conv, PixelShuffle, ..., conv (EDSR); "single" = one conv to 3*scale^2 channels, then PixelShuffle.
     res_scale: factor on the second convolution of each block (0.1 in the largest EDSR, else 1).
     """
+
+    network = "edsr"
 
     scale: int
     blocks: int
@@ -41,6 +45,23 @@ class EDSRSpec:
         if self.tail == "single":
             return (self.scale,)
         return {2: (2,), 3: (3,), 4: (2, 2)}[self.scale]
+
+    @property
+    def tail_names(self) -> tuple[str, ...]:
+        """AdaBM names of the upsampler's convolutions in the order they run."""
+        stages = tuple(f"tail.0.{2 * i}" for i in range(len(self.shuffles)))
+        return (*stages, "tail.1") if self.tail == "staged" else stages
+
+    def convs(self) -> tuple[ConvSpec, ...]:
+        c = self.channels
+        blocks = [ConvSpec(f"body.{i}.conv{j}", c, c, 3, "adaptive", body=True) for i in range(self.blocks) for j in (1, 2)]
+        tail, scale = [], 1
+        for name, r in zip(self.tail_names, self.shuffles, strict=False):
+            tail.append(ConvSpec(name, c, (3 if self.tail == "single" else c) * r * r, 3, "end", scale))
+            scale *= r
+        if self.tail == "staged":
+            tail.append(ConvSpec("tail.1", c, 3, 3, "end", scale))
+        return (ConvSpec("head.0", 3, c, 3, "end"), *blocks, ConvSpec(f"body.{self.blocks}", c, c, 3, "adaptive"), *tail)
 
 
 class MeanShift(nn.Module):

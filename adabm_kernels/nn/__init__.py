@@ -1,0 +1,8 @@
+"""Networks on integer convolutions."""
+
+from .edsr import ConvertedEDSR
+from .network import ConvertedNetwork
+from .rdn import ConvertedRDN
+from .srresnet import ConvertedSRResNet
+
+__all__ = ["ConvertedEDSR", "ConvertedNetwork", "ConvertedRDN", "ConvertedSRResNet"]

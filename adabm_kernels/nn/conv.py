@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from .. import native, ops
-from ..quantize import MAX_BITS, MIN_BITS, act_grid, act_steps, valid_tap_sums, weight_integers
+from ..quantize import MAX_BITS, MIN_BITS, act_grid, act_steps, valid_tap_sums, weight_codes, weight_integers, weight_step
+from ..simulate import SimulatedConv2d
 from ..tiles import LayerPlan, plan_layer
 
 
@@ -18,6 +19,7 @@ class ConvParameters:
     """A calibrated convolution, as checkpoints hold it.
 
     codes: int8 [K, C, R, S], k' of quantize.weight_codes. weight_upper: float32 [1] or [K], the weight's range.
+    weight_grid: "odd" or "signed", which integers the codes stand for (quantize.weight_integers).
     bias: float32 [K]. lower, upper: range of the input. act_bits: base bits, 2..8. layer_offset: -1, 0 or 1.
     adaptive: whether offsets apply. weight_bits: 2..8.
     """
@@ -32,6 +34,26 @@ class ConvParameters:
     act_bits: int
     layer_offset: int
     adaptive: bool
+    weight_grid: str = "odd"
+
+    @classmethod
+    def from_simulated(cls, conv: SimulatedConv2d) -> ConvParameters:
+        """What checkpoints hold of one calibrated convolution."""
+        with torch.no_grad():
+            weight, upper = conv.weight.float(), conv.weight_range.float()
+            return cls(
+                name=conv.name,
+                codes=weight_codes(weight, upper, conv.weight_bits, conv.weight_grid),
+                weight_bits=conv.weight_bits,
+                weight_upper=upper.reshape(-1).clone(),
+                bias=weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.float().clone(),
+                lower=conv.lower_a.item(),
+                upper=conv.upper_a.item(),
+                act_bits=conv.act_bits,
+                layer_offset=conv.layer_offset,
+                adaptive=conv.adaptive,
+                weight_grid=conv.weight_grid,
+            )
 
     @property
     def bit_range(self) -> tuple[int, int]:
@@ -156,17 +178,19 @@ class AdaptiveConv2d(IntegerConv2d):
         k = parameters.codes.shape[0]
         order = shuffle_order(k, shuffle)
         codes = parameters.codes[order]
-        integers = weight_integers(codes)
-        # Either multiply m = 2k' + 1 itself, or k' and let the kernel add the sum of the codes (docs/numerics.md). The first
-        # saves that sum; the second is half as wide: it fits 8 bits at 8 bits, and larger tiles below.
-        forms = [(False, integers)] if parameters.weight_bits < 8 else []
-        forms += [(True, codes)] if parameters.weight_bits > 4 else []
+        grid = parameters.weight_grid
+        integers = weight_integers(codes, grid)
+        # On the odd grid, either multiply m = 2k' + 1 itself, or k' and let the kernel add the sum of the codes
+        # (docs/numerics.md). The first saves that sum; the second is half as wide: it fits 8 bits at 8 bits, and larger tiles
+        # below. On the signed grid m is k'.
+        forms = [(False, integers)] if grid == "signed" or parameters.weight_bits < 8 else []
+        forms += [(True, codes)] if grid == "odd" and parameters.weight_bits > 4 else []
         isa = native.planning_isa()
         plans = [plan_layer(parameters.name, w.numpy(), MAX_BITS, box_filter=box, isa=isa) for box, w in forms]
         best = min(range(len(forms)), key=lambda i: plans[i].products(*parameters.bit_range))
         (box_filter, operand), plan = forms[best], plans[best]
         upper = parameters.weight_upper.to(torch.float64).reshape(-1).expand(k)[order]
-        scale = upper / (2**parameters.weight_bits - 1)
+        scale = weight_step(upper, parameters.weight_bits, grid)
         gain = torch.ones(k, dtype=torch.float64) if gain is None else gain.to(torch.float64)[order]
         shift = torch.zeros(k, dtype=torch.float64) if shift is None else shift.to(torch.float64)[order]
         bias = parameters.bias.to(torch.float64)[order]

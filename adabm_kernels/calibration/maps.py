@@ -1,0 +1,117 @@
+"""Bit maps: image thresholds and layer offsets, as published or by measured sensitivity under a budget of bits or time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from ..config import ConvertConfig
+from ..quantize import MAX_BITS, MIN_BITS, fake_quantize_act
+from ..simulate import SimulatedConv2d, SimulatedNetwork, image_measure
+from .hooks import before_each_conv
+from .ranges import average
+
+OFFSETS = (-1, 0, 1)
+PROBES = 4  # random projections of the output that sensitivities are averaged over
+BINS = 20_000  # resolution of a budget
+
+
+def image_thresholds(images: Sequence[torch.Tensor], config: ConvertConfig) -> tuple[float, float]:
+    """(lower, upper) percentiles of the image measure, a moving average over batches (AdaBM, section 3.2).
+
+    images: batches [N, 3, H, W] in 0..255.
+    """
+    thresholds = None
+    for batch in images:
+        measure, quantile = image_measure(batch), config.image_percentile / 100
+        new = tuple(float(torch.quantile(measure, q)) for q in (quantile, 1 - quantile))
+        thresholds = average(thresholds, new, config.ema_beta)
+    return thresholds
+
+
+def layer_offsets_by_deviation(deviations: Mapping[str, list[float]], percentile: float) -> dict[str, int]:
+    """-1 and +1 for the layers whose mean standard deviation lies outside the percentiles of all layers (AdaBM, section 3.2)."""
+    means = {name: float(np.mean(values)) for name, values in deviations.items()}
+    low, high = np.percentile(list(means.values()), [percentile, 100 - percentile])
+    return {name: int(mean > high) - int(mean < low) for name, mean in means.items()}
+
+
+def sensitivities(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Generator) -> dict[str, dict[int, float]]:
+    """Squared output error that each adaptive layer's rounding causes, by its number of bits.
+
+    With r the gradient of a random projection v of the output with respect to a layer's input, E[(r * noise)^2] summed over
+    the input is the energy that independent noise there has at the output. One backward pass serves every layer; the noise is
+    what rounding the layer's actual input leaves at each width. Returns name -> {bits: energy per output value}.
+    """
+    layers = [conv for conv in model.quantized_convs() if conv.adaptive]
+    energy = {conv.name: dict.fromkeys(range(MIN_BITS, MAX_BITS + 1), 0.0) for conv in layers}
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def tap(conv: SimulatedConv2d, x: torch.Tensor) -> torch.Tensor | None:
+        if not conv.adaptive:
+            return None
+        probe = torch.zeros_like(x, requires_grad=True)
+        seen[conv.name] = (x.detach(), probe)
+        return x + probe
+
+    for image in batch.split(1):
+        with torch.enable_grad(), before_each_conv(model, tap):
+            y = model.preview(image)
+        noise = {}
+        for conv in layers:
+            x = seen[conv.name][0]
+            noise[conv.name] = {
+                bits: (fake_quantize_act(x, conv.lower_a.detach(), conv.upper_a.detach(), bits) - x).square()
+                for bits in energy[conv.name]
+            }
+        probes = [seen[conv.name][1] for conv in layers]
+        for probe in range(PROBES):
+            v = torch.randint(0, 2, y.shape, generator=generator).to(y.dtype) * 2 - 1
+            gradients = torch.autograd.grad(y, probes, v, retain_graph=probe + 1 < PROBES)
+            for conv, gradient in zip(layers, gradients, strict=True):
+                squared = gradient.square()
+                for bits, error in noise[conv.name].items():
+                    energy[conv.name][bits] += float((squared * error).sum()) / (PROBES * len(batch) * y.numel())
+        seen.clear()
+    return energy
+
+
+def allocate(
+    damage: Mapping[str, Mapping[int, float]], cost: Mapping[str, Mapping[int, float]], base: Mapping[str, int], budget: float
+) -> dict[str, int]:
+    """The offset of each layer that minimises the summed damage while the summed cost stays within the budget.
+
+    damage, cost: layer -> {bits: value}. base: layer -> bits at offset 0. By dynamic programming over layers, exact up to the
+    rounding of each cost to a BINS-th of what the dearest choice costs above the cheapest. A budget below the cheapest choice
+    gives the cheapest choice.
+    """
+    names = list(damage)
+    choices = [[(o, min(max(base[name] + o, MIN_BITS), MAX_BITS)) for o in OFFSETS] for name in names]
+    least = sum(min(cost[name][bits] for _, bits in choice) for name, choice in zip(names, choices, strict=True))
+    most = sum(max(cost[name][bits] for _, bits in choice) for name, choice in zip(names, choices, strict=True))
+    unit = max(most - least, 1e-30) / BINS
+    # Half a bin of rounding for each layer may come out either way.
+    room = min(max(int((budget - least) / unit + len(names) / 2), 0), BINS)
+    best, picks = np.full(BINS + len(names) + 1, np.inf), []
+    best[0] = 0.0
+    for name, choice in zip(names, choices, strict=True):
+        floor = min(cost[name][bits] for _, bits in choice)
+        following, picked = np.full_like(best, np.inf), np.zeros(len(best), np.int8)
+        for offset, bits in choice:
+            step = int(round((cost[name][bits] - floor) / unit))
+            tried = np.full_like(best, np.inf)
+            tried[step:] = best[: len(best) - step] + damage[name][bits]
+            better = tried < following
+            following[better], picked[better] = tried[better], offset
+        best = following
+        picks.append(picked)
+    at = int(np.argmin(best[: room + 1]))
+    offsets = {}
+    for name, choice, picked in zip(reversed(names), reversed(choices), reversed(picks), strict=True):
+        offset = int(picked[at])
+        offsets[name] = offset
+        bits = dict(choice)[offset]
+        at -= int(round((cost[name][bits] - min(cost[name][b] for _, b in choice)) / unit))
+    return {name: offsets[name] for name in names}

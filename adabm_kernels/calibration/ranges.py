@@ -1,0 +1,182 @@
+"""Ranges of weights and activations: observed as published (AdaBM, section 3.2), or searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ..config import ConvertConfig
+from ..quantize import MAX_BITS, MIN_BITS, fake_quantize_act, fake_quantize_weight
+from ..simulate import SimulatedConv2d, SimulatedNetwork
+from .hooks import before_each_conv
+
+SHRINKS = [1 - i / 100 for i in range(100)]  # factors that bit-aware clipping tries on a range
+SEARCHED = torch.linspace(0.2, 1, 41).tolist()  # factors that a searched range tries on either end
+SAMPLE = 1 << 15  # activations of one layer that a search looks at: torch starts no threads for so few
+
+
+class Observer:
+    """Moving averages over batches of the input ranges in the float network, and its inputs' standard deviations."""
+
+    def __init__(self, model: SimulatedNetwork):
+        self.model, self.config = model, model.config
+        self.ranges: dict[str, tuple[float, float]] = {}
+        self.deviations: dict[str, list[float]] = {conv.name: [] for conv in model.quantized_convs() if conv.adaptive}
+
+    def update(self, batch: torch.Tensor) -> None:
+        """Run one batch, float32 [N, 3, H, W]. Raises ValueError where the network computes NaN or infinite values."""
+        with self.model.float_mode(), before_each_conv(self.model, self._observe):
+            y = self.model(batch)
+        if not y.isfinite().all():
+            raise ValueError("calibrate: model computes NaN or infinite values: its output holds some")
+
+    def _observe(self, conv: SimulatedConv2d, x: torch.Tensor) -> None:
+        lower, upper = (float(value) for value in torch.aminmax(x))
+        if not np.isfinite([lower, upper]).all():
+            raise ValueError(f"calibrate: model computes NaN or infinite values: the input of {conv.name!r} holds some")
+        if self.config.chosen("act_ranges") == "percentile":
+            share = self.config.range_percentile
+            lower, upper = (float(v) for v in np.percentile(x.numpy().ravel(), [100 - share, share]))
+        elif self.config.chosen("act_ranges") == "omse":
+            low, up = best_act_range(sample(x), torch.tensor(lower), torch.tensor(upper), self.config.act_bits, SHRINKS[:90])
+            lower, upper = float(low), float(up)
+        self.ranges[conv.name] = average(self.ranges.get(conv.name), (lower, upper), self.config.ema_beta)
+        if conv.adaptive:
+            self.deviations[conv.name].append(float(x.std((1, 2, 3)).mean()))
+
+    def store(self) -> None:
+        """Write the ranges into the network."""
+        for conv in self.model.quantized_convs():
+            set_range(conv, *self.ranges[conv.name])
+
+
+def average(past: tuple[float, ...] | None, new: tuple[float, ...], beta: float) -> tuple[float, ...]:
+    """Exponential moving average with weight `beta` of the past; the first value stands for itself."""
+    return new if past is None else tuple(beta * a + (1 - beta) * b for a, b in zip(past, new, strict=True))
+
+
+def set_range(conv: SimulatedConv2d, lower: float, upper: float) -> None:
+    """Set the input range, widened from `lower` upwards when it is too narrow for float32 to divide into levels."""
+    if not upper - lower > max(abs(lower), abs(upper), 2.0**-20) * 2.0**-20:
+        upper = lower + max(1.0, abs(lower))
+    conv.lower_a.fill_(lower)
+    conv.upper_a.fill_(upper)
+
+
+def layer_bits(conv: SimulatedConv2d) -> int:
+    """Bits of the input of an image with offset 0."""
+    return min(max(conv.act_bits + conv.layer_offset, MIN_BITS), MAX_BITS)
+
+
+def sample(x: torch.Tensor) -> torch.Tensor:
+    """At most SAMPLE values spread evenly over x."""
+    values = x.flatten()
+    return values[:: -(-len(values) // SAMPLE)]
+
+
+# ---- weights
+
+
+def set_weight_ranges(model: SimulatedNetwork) -> None:
+    """Choose the range of every weight by the settings of the network.
+
+    As published, the search for least squared error starts at the largest (not the largest absolute) weight and quantises with
+    the base bit-width, even in the 8-bit layers.
+    """
+    config: ConvertConfig = model.config
+    for conv in model.quantized_convs():
+        if conv.weight_grid == "signed":
+            conv.weight_range.copy_(best_channel_ranges(conv.weight, conv.weight_bits))
+        elif config.weight_ranges == "minmax":
+            conv.weight_range.copy_(_positive(conv.weight.abs().max()))
+        elif config.weight_ranges == "percentile":
+            share = np.percentile(conv.weight.numpy().ravel(), config.range_percentile)
+            conv.weight_range.copy_(_positive(torch.tensor(share, dtype=torch.float32)))
+        else:
+            conv.weight_range.copy_(published_weight_range(conv.weight, config.weight_bits))
+
+
+def published_weight_range(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """The range, of 50 from the largest weight downwards, with the least squared quantisation error: [1], positive."""
+    most = _positive(weight.max())
+    errors = [(weight - fake_quantize_weight(weight, most * s, bits)).square().mean() for s in SHRINKS[:50]]
+    return most * SHRINKS[int(torch.stack(errors).argmin())]
+
+
+def best_channel_ranges(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Per output channel the range on the signed grid with the least squared error: [K, 1, 1, 1], positive."""
+    dims = tuple(range(1, weight.ndim))
+    most = weight.abs().amax(dims, keepdim=True).clamp(min=2.0**-60)
+    best, error = most, torch.full_like(most, float("inf"))
+    for factor in torch.linspace(0.3, 1.1, 81).tolist():
+        tried = most * factor
+        now = (weight - fake_quantize_weight(weight, tried, bits, "signed")).square().sum(dims, keepdim=True)
+        best, error = torch.where(now < error, tried, best), torch.minimum(now, error)
+    return best
+
+
+def _positive(value: torch.Tensor) -> torch.Tensor:
+    return value.clamp(min=2.0**-60).view(1)
+
+
+# ---- activations
+
+
+def best_act_range(
+    x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int, shrinks: list[float] = SHRINKS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(lower, upper), of pairs from the given one towards zero, with the least squared error on x at `bits` bits."""
+    errors = [(x - fake_quantize_act(x, lower * s, upper * s, bits)).square().mean() for s in shrinks]
+    shrink = shrinks[int(torch.stack(errors).argmin())]
+    return lower * shrink, upper * shrink
+
+
+def clip_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
+    """Bit-aware clipping (AdaBM): while one batch runs through the quantised network each layer in turn moves its range towards
+    the shrunken one with the least squared error on its own bits; the ends keep theirs."""
+
+    def clip(conv: SimulatedConv2d, x: torch.Tensor) -> None:
+        if conv.end:
+            return
+        beta = model.config.bac_beta
+        lower, upper = best_act_range(sample(x), conv.lower_a, conv.upper_a, layer_bits(conv))
+        conv.lower_a.copy_(beta * conv.lower_a + (1 - beta) * lower)
+        conv.upper_a.copy_(beta * conv.upper_a + (1 - beta) * upper)
+
+    _run_trunk(model, batch, clip)
+
+
+def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
+    """Layer by layer, on its input in the quantised network, the two ends with the least squared error on the layer's bits.
+
+    Each end is searched with the other held, twice. The 8-bit ends of the network keep the range they were seen with.
+    """
+
+    def search(conv: SimulatedConv2d, x: torch.Tensor) -> None:
+        if conv.end:
+            return
+        values, bits = sample(x), layer_bits(conv)
+        least, most = (float(v) for v in torch.aminmax(x))
+        lower, upper = least, most
+        if most - least > max(abs(least), abs(most)) * 2.0**-20:
+
+            def error(lower: float, upper: float) -> float:
+                rounded = fake_quantize_act(values, torch.tensor([lower]), torch.tensor([upper]), bits)
+                return float((values - rounded).square().mean())
+
+            for _ in range(2):
+                if least < 0 < upper:
+                    lower = min((least * f for f in SEARCHED), key=lambda tried, upper=upper: error(tried, upper))
+                if most > 0 and most * SEARCHED[0] > lower:
+                    upper = min((most * f for f in SEARCHED), key=lambda tried, lower=lower: error(lower, tried))
+        set_range(conv, lower, upper)
+
+    _run_trunk(model, batch, search)
+
+
+def _run_trunk(model: SimulatedNetwork, batch: torch.Tensor, act: Callable[[SimulatedConv2d, torch.Tensor], None]) -> None:
+    """The quantised network up to its upsampler, which holds 8-bit ends only and half of the work."""
+    with before_each_conv(model, act):
+        model.trunk(batch, model.image_offsets(batch))

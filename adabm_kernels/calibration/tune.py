@@ -1,0 +1,182 @@
+"""Fine-tuning of a calibrated network towards its own float form: no ground truth, minutes on a CPU."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..config import BestTuning, PaperTuning
+from ..quantize import weight_step
+from ..simulate import SimulatedNetwork
+
+
+class Tuning(ABC):
+    """One fine-tuning run: `step(batch)` as often as the settings say, then `finish()`; its state can be kept and restored."""
+
+    def __init__(self, model: SimulatedNetwork, steps: int):
+        self.model, self.steps, self.done = model, steps, 0
+
+    @abstractmethod
+    def step(self, batch: torch.Tensor) -> dict[str, float]:
+        """One update from crops [N, 3, h, w] in 0..255. Returns the parts of the loss by name."""
+
+    def finish(self) -> None:
+        """Leave the network as it was found, but for its values."""
+        self.model.set_compute_dtype(None)
+        self.model.requires_grad_(False)
+
+    @abstractmethod
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]: ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs to go on as if nothing had happened."""
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()}
+        return {"done": self.done, "model": self.model.state_dict(), "optimizers": optimizers}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.done = state["done"]
+        self.model.load_state_dict(state["model"])
+        for name, optimizer in self._optimizers().items():
+            optimizer.load_state_dict(state["optimizers"][name])
+
+
+class PaperCycle(Tuning):
+    """Weight ranges, activation ranges and bit maps in turn, an epoch each (AdaBM, section 3.3).
+
+    Loss: L1 between the images, plus the distance of the normalised features of every block, plus, in the epochs of the bit
+    maps, the bits above the base bits.
+    """
+
+    KINDS = ("weight_ranges", "act_ranges", "bit_maps")
+
+    def __init__(self, model: SimulatedNetwork, tuning: PaperTuning, steps: int):
+        super().__init__(model, steps)
+        self.tuning = tuning
+        convs = model.quantized_convs()
+        groups = {
+            "weight_ranges": [{"params": [conv.weight_range for conv in convs], "lr": tuning.lr_weight_range}],
+            "act_ranges": [{"params": [p for conv in convs for p in (conv.lower_a, conv.upper_a)], "lr": tuning.lr_act_range}],
+        }
+        if model.config.adaptive:
+            layers = [conv.measure_layer for conv in convs if conv.adaptive]
+            groups["bit_maps"] = [
+                {"params": layers, "lr": tuning.lr_layer_map},
+                {"params": [model.measure_l, model.measure_u], "lr": tuning.lr_image_map},
+            ]
+        self.optimizers = {kind: torch.optim.Adam(group) for kind, group in groups.items()}
+        model.set_compute_dtype(compute_dtype())
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return self.optimizers
+
+    def step(self, batch: torch.Tensor) -> dict[str, float]:
+        model, tuning = self.model, self.tuning
+        kinds = [kind for kind in self.KINDS if kind in self.optimizers]
+        epoch = self.done // tuning.epoch
+        kind = kinds[epoch % len(kinds)]
+        optimizer = self.optimizers[kind]
+        if self.done % tuning.epoch == 0 and epoch >= len(kinds):
+            for group in optimizer.param_groups:
+                group["lr"] *= tuning.decay
+        model.requires_grad_(False)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
+        with torch.no_grad(), model.float_mode():
+            teacher, teacher_features = model.features(batch)
+        with torch.enable_grad():
+            image, features = model.features(batch)
+            losses = {"image": F.l1_loss(image, teacher), "features": _feature_distance(features, teacher_features)}
+            loss = losses["image"] + tuning.feature_loss * losses["features"]
+            if kind == "bit_maps":
+                losses["bits"] = F.relu(model.mean_bits(batch).mean() - model.config.act_bits)
+                loss = loss + tuning.bit_loss * losses["bits"]
+            optimizer.zero_grad()
+            if loss.requires_grad:
+                loss.backward()
+        optimizer.step()
+        self.done += 1
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def _feature_distance(features: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:
+    """Mean over blocks and images of the L2 distance, each block's features scaled to norm 1 over the batch, per image."""
+    total, images = 0.0, features[0].shape[0]
+    for a, b in zip(features, teacher, strict=True):
+        difference = a / a.norm().clamp(min=1e-12) - b / b.norm().clamp(min=1e-12)
+        total = total + difference.flatten(1).norm(dim=1).sum()
+    return total / (images * images * len(features))
+
+
+class JointTuning(Tuning):
+    """Recipe "best": everything that rounds is learned at once, the bits stay.
+
+    Weights move under a straight-through estimate (they settle on the best of their neighbouring levels), with their biases, the
+    range of each output channel and both ends of each activation range, each image on its own bits. Only the convolutions of
+    the body are tuned: the 8-bit ends lose next to nothing. Loss: mean squared distance of the images.
+    """
+
+    def __init__(self, model: SimulatedNetwork, tuning: BestTuning, steps: int):
+        super().__init__(model, steps)
+        self.tuning = tuning
+        groups = []
+        for conv in model.quantized_convs():
+            if conv.end:
+                continue
+            with torch.no_grad():
+                step = float(weight_step(conv.weight_range, conv.weight_bits, conv.weight_grid).mean())
+                width = float(conv.upper_a - conv.lower_a)
+            groups.append(_group([conv.weight], tuning.lr_weight * step))
+            groups.append(_group([conv.weight_range], tuning.lr_weight_range * float(conv.weight_range.detach().mean())))
+            groups.append(_group([conv.lower_a, conv.upper_a], tuning.lr_act_range * width))
+        model.requires_grad_(False)
+        for bias in model.body_biases():
+            groups.append(_group([bias], tuning.lr_bias * max(float(bias.detach().abs().mean()), 1e-6)))
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        model.set_compute_dtype(compute_dtype())
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"joint": self.optimizer}
+
+    def step(self, batch: torch.Tensor) -> dict[str, float]:
+        rate = 0.5 * (1 + math.cos(math.pi * self.done / self.steps)) * min(1.0, (self.done + 1) / self.tuning.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["full_lr"] * rate
+        with torch.no_grad(), self.model.float_mode():
+            teacher = self.model.preview(batch)
+        with torch.enable_grad():
+            loss = F.mse_loss(self.model.preview(batch), teacher)
+            self.optimizer.zero_grad()
+            loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            for conv in self.model.quantized_convs():
+                conv.weight_range.clamp_(min=2.0**-60)
+        self.done += 1
+        return {"image": float(loss.detach())}
+
+
+def _group(parameters: Iterable[torch.Tensor], rate: float) -> dict[str, Any]:
+    return {"params": list(parameters), "lr": rate, "full_lr": rate}
+
+
+def compute_dtype() -> torch.dtype | None:
+    """bfloat16 where the processor multiplies it twice as fast as float32 (None: as the input); the values that fine-tuning
+    learns stay in float32."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+
+
+def make_tuning(model: SimulatedNetwork) -> Tuning:
+    """The fine-tuning that the settings of the network ask for."""
+    config = model.config
+    kind = PaperCycle if config.recipe == "paper" else JointTuning
+    return kind(model, config.tuning, config.steps)

@@ -1,0 +1,47 @@
+"""What the networks have in common: a list of their convolutions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROLES = ("adaptive", "fixed", "end")
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One convolution of a network, stride 1, "same" zero padding.
+
+    name: its key in AdaBM state dicts. channels_in, channels_out, kernel: its shape. role: "adaptive" where image and layer
+    decide the bits of its input, "fixed" at the base bits, "end" (first, last, upsampler) at 8 bits. scale: its resolution
+    relative to the low-resolution image. bias: whether it has one. body: quantised even when only the body is.
+    """
+
+    name: str
+    channels_in: int
+    channels_out: int
+    kernel: int
+    role: str
+    scale: int = 1
+    bias: bool = True
+    body: bool = False
+
+    @property
+    def products(self) -> int:
+        """Multiplications for each pixel of the low-resolution image."""
+        return self.channels_in * self.channels_out * self.kernel**2 * self.scale**2
+
+
+class NetworkSpec:
+    """Base of the specifications of the networks: dataclasses with a `scale`, a `res_scale` and `convs()`."""
+
+    network: str
+    scale: int
+    res_scale: float = 1.0
+
+    def convs(self) -> tuple[ConvSpec, ...]:
+        """Every convolution in the order it runs."""
+        raise NotImplementedError
+
+    def quantized(self, quantize: str) -> dict[str, ConvSpec]:
+        """The convolutions that `ConvertConfig.quantize` ("full" or "body") quantises, by name in the order they run."""
+        return {conv.name: conv for conv in self.convs() if quantize == "full" or conv.body}

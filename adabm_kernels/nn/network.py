@@ -1,0 +1,297 @@
+"""What the converted networks have in common: settings, bits, plan, buffers, and the way in and out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .. import native, ops
+from ..config import ConvertConfig
+from ..networks.collapse import SMALLEST, collapse
+from ..networks.detect import float_network
+from ..networks.spec import NetworkSpec
+from ..quantize import MAX_BITS, MIN_BITS, padded_channels
+from ..registry import Choice, Problem, choose
+from ..simulate import image_offsets
+from ..tiles import TILES
+from .bits import measure_images
+from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
+from .tail import CollapsedConv2d
+from .workspace import Workspace
+
+
+class ConvertedNetwork(nn.Module, ABC):
+    """A network with integer convolutions: float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], not clamped.
+
+    parameters: the quantised convolutions by name. floats: by name, what is left in float: weight and bias of the other
+    convolutions, BatchNorms, slopes. thresholds: (lower, upper) of the image measure, None when the network is not adaptive.
+    float_state: the float weights it was made from, for `float_model`, or None.
+    """
+
+    KINDS: dict[str, type[ConvertedNetwork]] = {}
+
+    def __init_subclass__(cls, network: str | None = None, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if network is not None:
+            ConvertedNetwork.KINDS[network] = cls
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        config: ConvertConfig,
+        parameters: Mapping[str, ConvParameters],
+        floats: Mapping[str, torch.Tensor],
+        thresholds: tuple[float, float] | None,
+        float_state: Mapping[str, torch.Tensor] | None = None,
+    ):
+        super().__init__()
+        self.spec, self.config, self.scale = spec, config, spec.scale
+        self.parameters_by_name, self.floats = dict(parameters), dict(floats)
+        self.float_state = None if float_state is None else dict(float_state)
+        self.full = config.quantize == "full"
+        self.thresholds = thresholds
+        self.report: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}  # how the model was made, in plain values: kept in its file
+        if thresholds is not None:
+            self.register_buffer("measure_lower", torch.tensor(thresholds[0]))
+            self.register_buffer("measure_upper", torch.tensor(thresholds[1]))
+        for key, value in self.floats.items():
+            self.register_buffer(key.replace(".", "_"), value)
+        self._adaptive = nn.ModuleDict()
+        self._counted = {conv.name for conv in spec.convs() if conv.role != "end"}
+        self._build()
+        self.collapsed = self._collapsed_tail()
+        self._workspace = Workspace()
+        self._bits: str | int = "auto"
+        self._threads = 0
+        self._requested = "auto"
+        self.set_backend("auto")
+
+    # ---- what a network adds
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Make every integer convolution with `_add`, in the order they run."""
+
+    @abstractmethod
+    def _forward(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    # ---- convolutions
+
+    def _add(self, name: str, **settings: Any) -> None:
+        """The integer convolution of that name; settings: see AdaptiveConv2d."""
+        self._adaptive[name.replace(".", "_")] = AdaptiveConv2d(self.parameters_by_name[name], **settings)
+
+    def conv(self, name: str) -> AdaptiveConv2d:
+        """An integer convolution by its AdaBM name."""
+        return self._adaptive[name.replace(".", "_")]
+
+    def convs(self) -> list[IntegerConv2d]:
+        """The integer convolutions in the order they run."""
+        found = list(self._adaptive.values())
+        return found if self.collapsed is None else [*found, self.collapsed]
+
+    def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
+        """(names, shuffles, float64 [3] shift) of an upsampler without activations, None where there is none."""
+        return None
+
+    def _collapsed_tail(self) -> CollapsedConv2d | None:
+        """The upsampler as one convolution, where the settings and the network allow it."""
+        found = self._collapsible() if self.full and self.float_state is not None else None
+        if self.config.tail == "staged" or found is None:
+            if self.config.tail == "collapsed":
+                raise ValueError(
+                    f"{type(self).__name__}: tail='collapsed' needs a fully quantised network with a staged tail without "
+                    "activations, and its float weights"
+                )
+            return None
+        names, shuffles, shift = found
+        stages = [(self.float_state[f"{name}.weight"], self.float_state[f"{name}.bias"]) for name in names]
+        range_ = self.parameters_by_name[names[0]]
+        return CollapsedConv2d(collapse(stages, shuffles), range_.lower, range_.upper, shift)
+
+    def _upsample(self, names: tuple[str, ...], like: torch.Tensor) -> list[IntegerConv2d]:
+        """The convolutions of the upsampler for images of the size of the codes `like`."""
+        if self.collapsed is not None and min(like.shape[1:3]) >= SMALLEST:
+            return [self.collapsed]
+        return [self.conv(name) for name in names]
+
+    def _run_tail(self, tail: list[IntegerConv2d], codes: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+        """[N, 3, scale*H, scale*W] from the codes of the upsampler's input."""
+        for i, (conv, following) in enumerate(zip(tail, tail[1:], strict=False)):
+            narrow, codes = codes, self._codes(f"tail{i}", codes, conv.out_channels, conv.shuffle)
+            conv.into(narrow, bits, y_q=codes, out_grid=following.grid, out_bits=bits)
+        y, _ = tail[-1](codes, bits)
+        return y.permute(0, 3, 1, 2)
+
+    # ---- settings
+
+    def set_backend(self, backend: str = "auto") -> Choice:
+        """Compute with a backend of registry.BACKENDS, or the fastest that can run. Returns the choice with its reasons.
+
+        Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
+        """
+        self._requested = backend
+        self.choice = choose(Problem(self._device().type), backend)
+        for conv in self.convs():
+            conv.set_backend(self.choice.backend, self._threads)
+        return self.choice
+
+    def set_threads(self, threads: int) -> None:
+        """Threads of the CPU kernels: 1..256, or 0 for as many as torch uses. Raises ValueError otherwise."""
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 256:
+            raise ValueError(f"set_threads: threads must be 1..256, or 0 for as many as torch uses, got {threads!r}")
+        self._threads = threads
+        for conv in self.convs():
+            conv.threads = threads
+
+    def set_bits(self, bits: str | int = "auto") -> None:
+        """ "auto": every image and layer decides; 2..8: that many in all layers but the 8-bit ends. Raises ValueError otherwise."""
+        if bits != "auto" and (isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS):
+            raise ValueError(f"set_bits: bits must be 'auto' or {MIN_BITS}..{MAX_BITS}, got {bits!r}")
+        self._bits = bits
+
+    def backend_summary(self) -> str:
+        """The backend in words: "cpu (avx512vnni, 2 threads)"."""
+        if self.choice.backend != "cpu":
+            return self.choice.backend
+        threads = self._threads or torch.get_num_threads()
+        return f"cpu ({native.isa_chosen()}, {threads} thread{'s' if threads > 1 else ''})"
+
+    def _device(self) -> torch.device:
+        return next(self._adaptive.buffers()).device
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        alpha = next(iter(self._adaptive.values())).alpha
+        if alpha.dtype != torch.float32:
+            raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {alpha.dtype}")
+        if self._requested in ("auto", "reference") or alpha.device.type == "cpu":
+            self.set_backend(self._requested)
+        return self
+
+    def plan(self) -> str:
+        """The plan as a table: for every integer convolution the tile of each bit-width its codes can have, or why direct."""
+        rows = []
+        for conv in self.convs():
+            least, most = conv.bit_range
+            for bits in range(least, most + 1):
+                why = conv.plan.why_direct[bits - MIN_BITS]
+                products = next(tile.products for tile in TILES if tile.name == conv.plan.tile[bits - MIN_BITS])
+                products *= conv.weight.shape[-3] * conv.weight.shape[-2] / 9
+                rows.append((conv.name, f"{bits}", conv.plan.tile[bits - MIN_BITS], f"{products:g}", why))
+        head = ("layer", "bits", "tile", "products an output", "why direct")
+        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
+        return "\n".join(
+            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in (head, *rows)
+        )
+
+    # ---- bits
+
+    def image_offsets(self, x: torch.Tensor) -> torch.Tensor:
+        """Bits that each image gets more or less, int32 [N]."""
+        if self.thresholds is None or self._bits != "auto":
+            return torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
+        return image_offsets(measure_images(x), self.measure_lower, self.measure_upper)
+
+    def _layer_bits(self, conv: AdaptiveConv2d, offset: torch.Tensor) -> torch.Tensor:
+        if self._bits != "auto" and conv.name in self._counted:
+            return torch.full_like(offset, self._bits)
+        return conv.bits(offset)
+
+    def layer_bits(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each."""
+        offset = self.image_offsets(x)
+        return {conv.name: self._layer_bits(conv, offset) for conv in self._adaptive.values()}
+
+    def mean_bits(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean activation bits over the convolutions of the body, float32 [N] (first, last and upsampler are not counted)."""
+        counted = [bits for name, bits in self.layer_bits(x).items() if name in self._counted]
+        return torch.stack(counted).sum(0).to(torch.float32) / len(counted)
+
+    # ---- forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel."""
+        if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32 or x.numel() == 0:
+            name = type(self).__name__
+            raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {x.dtype} {tuple(x.shape)}")
+        with torch.no_grad():
+            return self._forward(x)
+
+    def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
+        """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""
+        n, h, w, _ = like.shape
+        shape = (n, h * factor, w * factor, padded_channels(channels))
+        return self._workspace.get(name, shape, torch.uint8, like.device)
+
+    def _floats(self, name: str, like: torch.Tensor, channels: int) -> torch.Tensor:
+        """A float buffer for `channels` features on the pixels of the codes (or features) `like`."""
+        return self._workspace.get(name, (*like.shape[:3], channels), torch.float32, like.device)
+
+    def _quantize(self, x: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor, **settings: Any) -> torch.Tensor:
+        """Codes [N, H, W, C4] of floats [N, C, H, W] of any strides."""
+        return ops.quantize(x, grid, bits, backend=self.choice.backend, threads=self._threads, **settings)
+
+    def _quantize_into(self, x: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor, y_q: torch.Tensor) -> None:
+        """Codes of features [N, H, W, C], which may be a slice of wider ones, into (a slice of) a code buffer."""
+        backend = self.choice.backend
+        ops.quantize_out(x.permute(0, 3, 1, 2), grid, bits, y_q, backend=backend, threads=self._threads)
+
+    def _plain(self, key: str) -> torch.Tensor | None:
+        """What is left in float, by its AdaBM key; None where the network has no such thing."""
+        return getattr(self, key.replace(".", "_"), None)
+
+    def _float_conv(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        weight = self._plain(f"{name}.weight")
+        return F.conv2d(x, weight, self._plain(f"{name}.bias"), padding=weight.shape[2] // 2)
+
+    def float_model(self) -> nn.Module:
+        """The float network this one was made from. Raises ValueError when its weights were not kept."""
+        if self.float_state is None:
+            raise ValueError("float_model: this model carries no float weights (save with include_float=True)")
+        model = float_network(self.spec)
+        model.load_state_dict(self.float_state)
+        return model
+
+
+class ConvertedResidualNetwork(ConvertedNetwork):
+    """A network whose body is residual blocks `body.N` of two convolutions `conv1` and `conv2` (EDSR, SRResNet)."""
+
+    def _blocks(self) -> list[tuple[AdaptiveConv2d, AdaptiveConv2d]]:
+        return [(self.conv(f"body.{i}.conv1"), self.conv(f"body.{i}.conv2")) for i in range(self.spec.blocks)]
+
+    def _run_blocks(self, skip, codes, blocks, bits, last_grid, last_bits):
+        """The residual blocks, from the features `skip` and their codes: returns the features (a buffer) and, if `last_grid`
+        is given, their codes on it."""
+        channels = self.spec.channels
+        feature = self._floats("feature", codes, channels)
+        inner = self._codes("inner", codes, channels)
+        for i, (conv1, conv2) in enumerate(blocks):
+            bits1, bits2 = bits[i]
+            conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2)
+            if i + 1 < len(blocks):
+                grid, next_bits = blocks[i + 1][0].grid, bits[i + 1][0]
+            else:
+                grid, next_bits = last_grid, last_bits
+            codes = None if grid is None else self._codes("codes", inner, channels)
+            residual = {"residual": skip} if i == 0 else {"accumulate": True}
+            conv2.into(inner, bits2, y=feature, y_q=codes, out_grid=grid, out_bits=next_bits, **residual)
+        return feature, codes
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        offset = self.image_offsets(x)
+        blocks = self._blocks()
+        bits = [[self._layer_bits(conv, offset) for conv in block] for block in blocks]
+        return (self._forward_full if self.full else self._forward_body)(x, offset, blocks, bits)
+
+    @abstractmethod
+    def _forward_full(self, x, offset, blocks, bits) -> torch.Tensor: ...
+
+    @abstractmethod
+    def _forward_body(self, x, offset, blocks, bits) -> torch.Tensor: ...

@@ -1,0 +1,27 @@
+"""AdaBM in plain torch on floats, as published: the level of truth that the integer kernels are tested against.
+
+Hong and Lee, "AdaBM: On-the-Fly Adaptive Bit Mapping for Image Super-Resolution", CVPR 2024 (arXiv 2404.03296). Every
+quantised convolution rounds its input and its weight to their grids and convolves the rounded floats; the bits of its
+input are base + image offset + layer offset. Parameter names are those of the authors' implementation, so its state
+dicts load unchanged.
+"""
+
+from .bits import LUMA, image_measure, image_offsets, soft_image_offsets
+from .conv import END_BITS, SimulatedConv2d
+from .edsr import SimulatedEDSR
+from .network import SimulatedNetwork
+from .rdn import SimulatedRDN
+from .srresnet import SimulatedSRResNet
+
+__all__ = [
+    "END_BITS",
+    "LUMA",
+    "SimulatedConv2d",
+    "SimulatedEDSR",
+    "SimulatedNetwork",
+    "SimulatedRDN",
+    "SimulatedSRResNet",
+    "image_measure",
+    "image_offsets",
+    "soft_image_offsets",
+]

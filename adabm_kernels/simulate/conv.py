@@ -1,0 +1,89 @@
+"""One convolution as AdaBM simulates it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..config import ConvertConfig
+from ..networks.spec import ConvSpec
+from ..quantize import MAX_BITS, MIN_BITS, fake_quantize_act, fake_quantize_weight
+
+END_BITS = 8  # weights and activations of the first, last and upsampler convolutions of a fully quantised network
+
+
+class SimulatedConv2d(nn.Conv2d):
+    """A convolution that first rounds its input and weight to their grids; zeros pad the rounded input.
+
+    spec: its name, shape and role. weight_grid: "odd" or "signed" (quantize.py).
+    quantized: False computes the plain float convolution, with the weights of `float_weights` where those are set.
+    compute_dtype: the floats that the convolution multiplies (None: those of its input).
+    Parameters: lower_a, upper_a [1], the range of the input; that of the weight (`weight_range`) is upper_w, [1] or
+    [K, 1, 1, 1], on the odd grid and scale_w, [K, 1, 1, 1], on the signed one; on an adaptive convolution also measure_layer
+    [1], whose rounded value in -1..1 is added to the bits. Ranges start as NaN.
+    """
+
+    def __init__(self, spec: ConvSpec, config: ConvertConfig, weight_grid: str = "odd"):
+        super().__init__(spec.channels_in, spec.channels_out, spec.kernel, padding=spec.kernel // 2, bias=spec.bias)
+        self.spec, self.name, self.end, self.config = spec, spec.name, spec.role == "end", config
+        self.quantized, self.weight_grid = True, weight_grid
+        self.act_bits, self.weight_bits = (END_BITS, END_BITS) if self.end else (config.act_bits, config.weight_bits)
+        self.adaptive = config.adaptive and spec.role == "adaptive"
+        self.float_weights: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self.compute_dtype: torch.dtype | None = None
+        self.lower_a, self.upper_a = (nn.Parameter(torch.full((1,), float("nan"))) for _ in range(2))
+        shape = (spec.channels_out, 1, 1, 1) if weight_grid == "signed" else (1,)
+        self.register_parameter(self.range_name, nn.Parameter(torch.full(shape, float("nan"))))
+        if self.adaptive:
+            self.measure_layer = nn.Parameter(torch.zeros(1))
+
+    @property
+    def range_name(self) -> str:
+        """Name of the parameter that holds the range of the weight: which one a state dict has tells its grid."""
+        return "scale_w" if self.weight_grid == "signed" else "upper_w"
+
+    @property
+    def weight_range(self) -> nn.Parameter:
+        """The largest weight on the grid."""
+        return getattr(self, self.range_name)
+
+    @property
+    def layer_offset(self) -> int:
+        """Bits that this layer gets more or less: -1, 0 or 1."""
+        return int(self.measure_layer.detach().clamp(-1, 1).round()) if self.adaptive else 0
+
+    def bits(self, image_offset: torch.Tensor) -> torch.Tensor:
+        """Bits of the input of each image, 2..8.
+
+        image_offset: int32 [N]; or float [N], which keeps its gradient. Returns the same dtype [N]; float with the gradient
+        of a tanh of `measure_layer` where that is learned (AdaBM, section 3.3).
+        """
+        if not self.adaptive:
+            return torch.full_like(image_offset, self.act_bits)
+        offset: int | torch.Tensor = self.layer_offset
+        if self.measure_layer.requires_grad and torch.is_grad_enabled():
+            soft = torch.tanh(self.measure_layer)
+            offset = soft - soft.detach() + offset
+        bits = self.act_bits + offset + image_offset
+        if not (bits.requires_grad and torch.is_grad_enabled()):
+            return bits.clamp(MIN_BITS, MAX_BITS)
+        # The published code knows no bounds: where a bound binds, the gradient still says which way to go.
+        return bits - bits.detach() + bits.detach().clamp(MIN_BITS, MAX_BITS)
+
+    def quantized_weight(self) -> torch.Tensor:
+        """The weight on its grid, float, the shape of `weight`."""
+        return fake_quantize_weight(self.weight, self.weight_range, self.weight_bits, self.weight_grid)
+
+    def forward(self, x: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
+        """x: [N, C, H, W]. image_offset: [N] (see `bits`). Returns [N, K, H, W] of the dtype of x."""
+        if not self.quantized:
+            weight, bias = (self.weight, self.bias) if self.float_weights is None else self.float_weights
+            return self._convolve(x, weight.to(x.dtype), bias)
+        bits = self.bits(image_offset).to(x.dtype).view(-1, 1, 1, 1)
+        return self._convolve(fake_quantize_act(x, self.lower_a, self.upper_a, bits), self.quantized_weight(), self.bias)
+
+    def _convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        dtype = x.dtype if self.compute_dtype is None else self.compute_dtype
+        bias = None if bias is None else bias.to(dtype)
+        return F.conv2d(x.to(dtype), weight.to(dtype), bias, padding=self.padding).to(x.dtype)

@@ -1,0 +1,201 @@
+"""What the simulated networks have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..config import ConvertConfig
+from ..networks.collapse import collapse
+from ..networks.detect import detect, to_float_state, to_simulated_state
+from ..networks.spec import NetworkSpec
+from .bits import image_measure, image_offsets, soft_image_offsets
+from .conv import SimulatedConv2d
+
+
+class SimulatedNetwork(nn.Module, ABC):
+    """A network computing with few bits: [N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped.
+
+    Each image of a batch decides its own bits. Works in float32 and, after `.double()`, in float64.
+    float_weights: the float network it was made from, under the names that the float module loads strictly. report: what
+    `calibrate` says of itself.
+    """
+
+    KINDS: dict[str, type[SimulatedNetwork]] = {}
+
+    def __init_subclass__(cls, network: str, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        SimulatedNetwork.KINDS[network] = cls
+
+    def __init__(self, spec: NetworkSpec, config: ConvertConfig, weight_grid: str = "odd"):
+        super().__init__()
+        self.spec, self.config, self.weight_grid = spec, config, weight_grid
+        self.float_weights: dict[str, torch.Tensor] = {}
+        self.report: dict[str, Any] = {}
+        self._collapsed: torch.Tensor | None = None
+        self._convs = {conv.name: conv for conv in spec.convs()}
+        self._quantized = spec.quantized(config.quantize)
+        if config.adaptive:
+            self.measure_l, self.measure_u = (nn.Parameter(torch.full((1,), float("nan"))) for _ in range(2))
+
+    def _conv(self, name: str) -> nn.Conv2d:
+        """The convolution of that name, simulated where the settings quantise it."""
+        conv = self._convs[name]
+        if name in self._quantized:
+            return SimulatedConv2d(conv, self.config, self.weight_grid)
+        return nn.Conv2d(conv.channels_in, conv.channels_out, conv.kernel, padding=conv.kernel // 2, bias=conv.bias)
+
+    @classmethod
+    def from_state(cls, state_dict: Mapping[str, Any], config: ConvertConfig, res_scale: float = 1.0) -> SimulatedNetwork:
+        """A calibrated network from its state dict, as the authors' implementation or `state_dict()` gives it.
+
+        A state dict does not reveal its bit-widths: `config` must be the one it was calibrated with, except that
+        `adaptive=False` may be asked of adaptive weights. Raises ValueError when the state dict is not calibrated, when
+        it disagrees with `config`, or when a range is empty.
+        """
+        found = detect(state_dict, res_scale)
+        if not found.calibrated:
+            raise ValueError("from_state: the state dict holds float weights without ranges: calibrate it first")
+        if found.quantize != config.quantize:
+            raise ValueError(
+                f"from_state: config.quantize must be {found.quantize!r} as in the state dict, got {config.quantize!r}"
+            )
+        if config.adaptive and not found.adaptive:
+            raise ValueError("from_state: config.adaptive must be False: the state dict has no thresholds and offsets")
+        state = to_simulated_state(state_dict, found)
+        if not config.adaptive:
+            state = {key: value for key, value in state.items() if "measure_" not in key}
+        signed = any(key.endswith(".scale_w") for key in state)
+        model = cls.KINDS[found.spec.network](found.spec, config, "signed" if signed else "odd")
+        for conv in model.quantized_convs():
+            _check_ranges(state, conv)
+            shape = torch.empty_like(state[f"{conv.name}.{conv.range_name}"], dtype=torch.float32)
+            conv.register_parameter(conv.range_name, nn.Parameter(shape))
+        model.load_state_dict(state)
+        model.float_weights = to_float_state(state_dict, found)
+        return model.eval()
+
+    @classmethod
+    def from_float(cls, state_dict: Mapping[str, Any], config: ConvertConfig, res_scale: float = 1.0) -> SimulatedNetwork:
+        """The network with float weights in place and every range still NaN, for `calibrate` to fill."""
+        found = detect(state_dict, res_scale)
+        model = cls.KINDS[found.spec.network](found.spec, config, config.chosen("weight_grid"))
+        model.load_state_dict(model.state_dict() | to_simulated_state(state_dict, found))
+        model.float_weights = to_float_state(state_dict, found)
+        for conv in model.quantized_convs():
+            bias = None if conv.bias is None else conv.bias.detach().clone()
+            conv.float_weights = (conv.weight.detach().clone(), bias)
+        return model.eval()
+
+    def float_state(self) -> dict[str, torch.Tensor]:
+        """The float32 weights it was made from, under the names that the float network of its `spec` loads strictly."""
+        return dict(self.float_weights)
+
+    def quantized_convs(self) -> list[SimulatedConv2d]:
+        """The quantised convolutions in the order they run."""
+        found = {module.name: module for module in self.modules() if isinstance(module, SimulatedConv2d)}
+        return [found[name] for name in self._quantized]
+
+    def body_biases(self) -> list[torch.Tensor]:
+        """The biases that follow the quantised convolutions of the body: what fine-tuning may shift."""
+        return [conv.bias for conv in self.quantized_convs() if not conv.end and conv.bias is not None]
+
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
+        """Let the quantised convolutions multiply in this dtype, None for that of their input."""
+        for conv in self.quantized_convs():
+            conv.compute_dtype = dtype
+
+    @contextmanager
+    def float_mode(self) -> Iterator[SimulatedNetwork]:
+        """Inside this context the network computes in float: the teacher of its own calibration."""
+        before = [conv.quantized for conv in self.quantized_convs()]
+        try:
+            for conv in self.quantized_convs():
+                conv.quantized = False
+            yield self
+        finally:
+            for conv, quantized in zip(self.quantized_convs(), before, strict=True):
+                conv.quantized = quantized
+
+    def image_offsets(self, x: torch.Tensor) -> torch.Tensor:
+        """Bits that each image gets more or less: int32 [N], zeros when the network is not adaptive; float with a gradient
+        where the thresholds are being learned."""
+        if not self.config.adaptive:
+            return torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
+        learned = self.measure_l.requires_grad and torch.is_grad_enabled()
+        return (soft_image_offsets if learned else image_offsets)(image_measure(x), self.measure_l, self.measure_u)
+
+    def layer_bits(self, image_offset: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Activation bits of every quantised convolution, by name in the order they run: int32 [N] each."""
+        return {conv.name: conv.bits(image_offset) for conv in self.quantized_convs()}
+
+    def mean_bits(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean activation bits over the counted convolutions (all but the ends), float32 [N]."""
+        offsets = self.image_offsets(x)
+        bits = [conv.bits(offsets) for conv in self.quantized_convs() if not conv.end]
+        return torch.stack(bits).sum(0).to(torch.float32) / len(bits)
+
+    @abstractmethod
+    def trunk(self, x: torch.Tensor, image_offset: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """All before the upsampler: (its input [N, C, H, W], the features after each block)."""
+
+    @abstractmethod
+    def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
+        """The upsampler: [N, C, H, W] -> [N, 3, scale*H, scale*W]."""
+
+    def preview(self, x: torch.Tensor) -> torch.Tensor:
+        """The output, in some order of its values and up to a constant, as cheaply as its differences can be had: what
+        fine-tuning compares. The upsampler computes in float: its 8 bits lose next to nothing, at many times the pixels."""
+        offset = self.image_offsets(x)
+        feature = self.trunk(x.contiguous(memory_format=torch.channels_last), offset)[0]
+        ends = [conv for conv in self.quantized_convs() if conv.end and conv.quantized]
+        try:
+            for conv in ends:
+                conv.quantized = False
+            return self.upsample(feature, offset)
+        finally:
+            for conv in ends:
+                conv.quantized = True
+
+    def collapsed_preview(self, x: torch.Tensor, names: tuple[str, ...], shuffles: tuple[int, ...]) -> torch.Tensor:
+        """`preview` where the upsampler has no activation: its float form as one convolution, a tenth of the work, right but for
+        the outer two pixels. names, shuffles: its convolutions and the PixelShuffle after each."""
+        if self._collapsed is None:
+            stages = [(self.float_weights[f"{name}.weight"], self.float_weights[f"{name}.bias"]) for name in names]
+            inner = collapse(stages, shuffles).weight[2, 2]
+            self._collapsed = inner.float().contiguous(memory_format=torch.channels_last)
+        feature = self.trunk(x.contiguous(memory_format=torch.channels_last), self.image_offsets(x))[0]
+        dtype = self.quantized_convs()[-1].compute_dtype or feature.dtype
+        return F.conv2d(feature.to(dtype), self._collapsed.to(dtype), padding=2).to(feature.dtype)
+
+    def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The output and the features after each block. Raises ValueError unless x is floating point [N, 3, H, W]."""
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise ValueError(f"{type(self).__name__}: x must be floating point [N, 3, H, W], got {x.dtype} {tuple(x.shape)}")
+        offset = self.image_offsets(x)
+        feature, blocks = self.trunk(x, offset)
+        return self.upsample(feature, offset), blocks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W]. Raises ValueError unless x is floating point [N, 3, H, W]."""
+        return self.features(x)[0]
+
+
+def run(module: nn.Module, x: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
+    """Call a module that may be a simulated convolution."""
+    return module(x, image_offset) if isinstance(module, SimulatedConv2d) else module(x)
+
+
+def _check_ranges(state: Mapping[str, torch.Tensor], conv: SimulatedConv2d) -> None:
+    lower, upper, weight = (state[f"{conv.name}.{key}"] for key in ("lower_a", "upper_a", conv.range_name))
+    if not lower < upper:
+        values = f"{lower.item():g} and {upper.item():g}"
+        raise ValueError(f"from_state: '{conv.name}.lower_a' must be below '{conv.name}.upper_a', got {values}")
+    if not (weight > 0).all():
+        raise ValueError(f"from_state: '{conv.name}.{conv.range_name}' must be positive, got {weight.min().item():g}")
