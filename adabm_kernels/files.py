@@ -7,6 +7,18 @@ import secrets
 from pathlib import Path
 
 
+def check_target(path: str | os.PathLike) -> Path:
+    """Raise now the OSError that writing `path` would raise after the work: it is a folder, or in one that cannot be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write '{path}': it is a folder")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write '{path}': the folder '{path.parent}' is not writable")
+    return path
+
+
 def write_file(path: str | os.PathLike, data: bytes) -> None:
     """Write `data` under a temporary name beside `path` and rename it; an existing file is replaced.
 

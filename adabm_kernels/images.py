@@ -12,12 +12,13 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from .files import write_file
+from .files import check_target, write_file
 
 # 8 bits per channel, or fewer. Everything else would lose something on the way to RGB and is refused by name.
 _GREY_MODES = ("1", "L", "LA")
 _MODES = (*_GREY_MODES, "P", "PA", "RGB", "RGBA")
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_OTHER_FORMATS = (".bmp", ".gif", ".jp2", ".pbm", ".pgm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
 _JPEG_MAX_SIDE = 65535
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
@@ -62,6 +63,34 @@ def read_image(path: str | os.PathLike) -> Image:
         return from_pil(_decode(data))
     except ValueError as error:
         raise ValueError(f"cannot read '{path}': {error}") from error
+
+
+def list_images(folder: str | os.PathLike, argument: str = "folder") -> list[Path]:
+    """The PNG and JPEG files of a folder (not of the folders in it), by name; hidden files are left out.
+
+    argument: what the caller calls the folder, for messages. Raises ValueError when it is no folder, holds no such file, or
+    holds pictures in other formats: figures over the rest would pass for figures over all.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{argument} must be a folder of pictures, got '{folder}', which {_instead_of_folder(folder)}")
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
+    others = [path.name for path in files if path.suffix.lower() in _OTHER_FORMATS]
+    if others:
+        raise ValueError(
+            f"{argument} must hold PNG or JPEG pictures only, and '{folder}' has {len(others)} of another format, such as "
+            f"'{others[0]}'"
+        )
+    images = [path for path in files if path.suffix.lower() in _FORMATS]
+    if not images:
+        inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.upper() in ("HR", "LR", "GT")]
+        hint = f" (did you mean '{inside[0]}'?)" if inside else ""
+        raise ValueError(f"{argument} must hold at least one PNG or JPEG picture, got none in '{folder}'{hint}")
+    return images
+
+
+def _instead_of_folder(path: Path) -> str:
+    return "is a file" if path.exists() else "does not exist"
 
 
 def _decode(data: bytes) -> PIL.Image.Image:
@@ -124,13 +153,7 @@ def check_output(path: str | os.PathLike, transparent: bool = False) -> Path:
         raise ValueError(f"cannot write '{path}': its suffix must be one of {', '.join(_FORMATS)}, got '{path.suffix}'")
     if transparent and _FORMATS[suffix] == "JPEG":
         raise ValueError(f"cannot write '{path}': JPEG has no transparency and the picture has; use .png")
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write '{path}': it is a folder")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write '{path}': the folder '{path.parent}' is not writable")
-    return path
+    return check_target(path)
 
 
 def write_image(path: str | os.PathLike, image: Image | np.ndarray) -> None:

@@ -62,14 +62,19 @@ def builtin_models() -> dict[str, Path]:
 
 def load_model(name_or_path: str | os.PathLike) -> torch.nn.Module:
     """Converted model by built-in name or by path; FileNotFoundError says which names there are."""
+    from .checkpoint import load
+
+    return load(model_path(name_or_path))
+
+
+def model_path(name_or_path: str | os.PathLike) -> Path:
+    """The file of a model by built-in name or by path; FileNotFoundError says which names there are."""
     builtin = builtin_models()
     path = builtin.get(os.fspath(name_or_path), Path(name_or_path))
     if not path.is_file():
         names = ", ".join(builtin) or "none in this installation"
         raise FileNotFoundError(f"model must be a built-in model ({names}) or an existing file, got '{name_or_path}'")
-    from .checkpoint import load
-
-    return load(path)
+    return path
 
 
 def check_settings(bits: str | int | None, threads: int | None) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from baselines import Forward
 
+from adabm_kernels.networks.collapse import RADIUS, collapse
 from adabm_kernels.networks.edsr import EDSR
-from adabm_kernels.nn.tail import RADIUS, collapse
 
 
 def onnx_graph(model: EDSR, size: int, collapsed: bool) -> bytes:

@@ -1,7 +1,11 @@
 """A stand-in with the interface of a converted model: files and command line are tested apart from the kernels."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
+
+from adabm_kernels.networks.edsr import EDSRSpec
 
 
 class FakeModel(nn.Module):
@@ -11,6 +15,9 @@ class FakeModel(nn.Module):
 
     def __init__(self, float_weights=True, backend_reason=None):
         super().__init__()
+        self.spec = EDSRSpec(self.scale, blocks=1, channels=2)
+        self.parameters_by_name = {conv.name: SimpleNamespace(weight_bits=4) for conv in self.spec.convs()}
+        self.float_state = {} if float_weights else None
         self.settings = {}
         self.seen = []
         self.float_weights = float_weights
@@ -34,10 +41,16 @@ class FakeModel(nn.Module):
     def mean_bits(self, x):
         return torch.full((len(x),), 3.75)
 
+    def layer_bits(self, x):
+        """5 bits everywhere, but 3 in the first convolution, for every image."""
+        return {name: torch.full((len(x),), 3 if name == "head.0" else 5) for name in self.parameters_by_name}
+
     def float_model(self):
         if not self.float_weights:
             raise ValueError("float_model: this file carries no float weights")
-        return nn.Upsample(scale_factor=self.scale, mode="bilinear")
+        model = nn.Upsample(scale_factor=self.scale, mode="bilinear")
+        model.spec = self.spec
+        return model
 
     def backend_summary(self):
         return "fake (2 threads)"

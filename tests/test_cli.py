@@ -15,14 +15,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from command_line import ENVIRONMENT, names, rows, run_process
 from fake_model import FakeModel
 
 from adabm_kernels import cli
+from adabm_kernels.commands import upscale
 from adabm_kernels.upscale import _ASSETS
 
 UPSCALE = sys.modules["adabm_kernels.upscale"]
-# The package that is tested, whatever the working directory and whether it is installed or not.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
 RGB = np.random.default_rng(3).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 LARGE = RGB.repeat(4, 0).repeat(4, 1)
 
@@ -32,13 +32,10 @@ needs_builtin = pytest.mark.skipif(
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty working directory with one picture, in.png."""
-    monkeypatch.chdir(tmp_path)
+def folder(empty_folder):
+    """A working directory with one picture, in.png."""
     PIL.Image.fromarray(RGB).save("in.png")
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return empty_folder
 
 
 @pytest.fixture
@@ -47,34 +44,6 @@ def model(monkeypatch):
     fake = FakeModel()
     monkeypatch.setattr(UPSCALE, "load_model", lambda name: fake)
     return fake
-
-
-@pytest.fixture
-def adabm(capsys):
-    """Run one command in this process: (status, stdout, stderr)."""
-
-    def run(*argv):
-        try:
-            status = cli.main([str(arg) for arg in argv])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
-def run_process(*argv, code=None, **options):
-    command = [sys.executable, *(("-c", code) if code else ("-m", "adabm_kernels.cli")), *map(str, argv)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run(command, text=True, timeout=120, env=ENVIRONMENT, **options)
-
-
-def rows(table):
-    return dict(re.split(r"\s{2,}", line, maxsplit=1) for line in table.splitlines())
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def read(path):
@@ -128,11 +97,11 @@ def test_compare_adds_the_float_model(folder, model, adabm):
     assert list(table) == [
         "image", "model", "backend", "mean bits", "time", "float model", "speed-up", "PSNR", "written",
     ]  # fmt: skip
-    runs = f"median of {cli.COMPARE_RUNS} runs"
+    runs = f"median of {upscale.COMPARE_RUNS} runs"
     assert table["time"].endswith(f" s ({runs})")
     assert f"(PyTorch {torch.__version__} float32 channels_last, 1 thread, {runs})" in table["float model"]
     assert re.fullmatch(r"\d+\.\d\dx", table["speed-up"])
-    assert len(model.seen) == 1 + cli.COMPARE_RUNS
+    assert len(model.seen) == 1 + upscale.COMPARE_RUNS
     # PSNR of nearest against bilinear, computed here by its definition.
     x = torch.from_numpy(RGB).permute(2, 0, 1)[None].float()
     diff = torch.nn.functional.interpolate(x, scale_factor=4, mode="bilinear") - model(x)
@@ -141,7 +110,7 @@ def test_compare_adds_the_float_model(folder, model, adabm):
 
 
 def test_compare_stops_early_on_slow_images(folder, model, adabm, monkeypatch):
-    monkeypatch.setattr(cli, "COMPARE_SECONDS", 0.0)
+    monkeypatch.setattr(upscale, "COMPARE_SECONDS", 0.0)
     status, out, _ = adabm("upscale", "in.png", "--compare")
     assert status == 0 and rows(out)["time"].endswith("(one run)")
 
@@ -421,6 +390,32 @@ def test_info_names_cards(monkeypatch):
     assert machine.gpu_name() == "Card 0 (sm_86), Card 1 (sm_87)"
 
 
+@needs_builtin
+def test_info_on_a_model(adabm):
+    status, out, err = adabm("info", "edsr_x4_w4a4")
+    assert (status, err) == (0, "")
+    sections = dict(section.split("\n", 1) for section in out.strip().split("\n\n"))
+    assert list(sections) == ["Model", "Convolutions", "Settings", "Made"]
+    assert "edsr: scale 4, blocks " in sections["Model"] and "image thresholds  14.7" in sections["Model"]
+    assert "2  8-bit weights, 8-bit activations" in sections["Convolutions"]
+    assert re.search(r"^  weight bits +4$", sections["Settings"], re.MULTILINE)
+    assert sections["Made"] == "  how  not recorded in this file"
+    report = json.loads(adabm("info", "edsr_x4_w4a4", "--json")[1])
+    assert report["built_in"] and report["spec"]["scale"] == 4 and report["provenance"] == {}
+    assert sum(report["convolutions"].values()) == 2 * report["spec"]["blocks"] + 3
+
+
+def test_info_on_what_is_no_model(folder, adabm):
+    torch.save({"weight": torch.zeros(1)}, "float.pt")
+    for name, message in {
+        "float.pt": "load: float.pt is a PyTorch checkpoint, not a converted model",
+        "absent": "model must be a built-in model",
+        "in.png": "load: in.png is not a safetensors file",
+    }.items():
+        status, out, err = adabm("info", name)
+        assert (status, out) == (2, "") and err.startswith("adabm: error: ") and message in err and err.count("\n") == 1
+
+
 def test_version(adabm):
     status, out, _ = adabm("--version")
     assert status == 0 and re.fullmatch(r"adabm \S.*\n", out)
@@ -458,7 +453,7 @@ def test_float_checkpoint_is_refused_with_the_way_to_calibrate(folder, adabm):
 
 def test_every_command_in_the_readme_is_valid():
     lines = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
-    commands = [line.split("#")[0].split()[1:] for line in lines if re.match(r"adabm (upscale|info)", line)]
+    commands = [line.split("#")[0].split()[1:] for line in lines if re.match(r"adabm (upscale|info|eval|calibrate)", line)]
     assert len(commands) >= 3
     for argv in commands:
         cli._parser().parse_args(argv)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adabm_kernels import files
-from adabm_kernels.images import Image, check_output, from_pil, read_image, to_pil, write_image
+from adabm_kernels.images import Image, check_output, from_pil, list_images, read_image, to_pil, write_image
 
 RNG = np.random.default_rng(1)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -286,3 +286,30 @@ def test_written_files_have_the_permissions_of_the_umask(tmp_path):
     (tmp_path / "plain").touch()
     write_image(tmp_path / "a.png", RGB)
     assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_pictures_of_a_folder_by_name(tmp_path):
+    for name in ("b.PNG", "a.jpeg", "c.jpg", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.PNG", "c.jpg"]
+
+
+def test_folders_without_the_right_pictures(tmp_path):
+    (tmp_path / "HR").mkdir()
+    with pytest.raises(
+        ValueError, match=r"--data must hold at least one PNG or JPEG picture, got none in '.*' \(did you mean '.*HR'\?\)"
+    ):
+        list_images(tmp_path, "--data")
+    with pytest.raises(ValueError, match="got none in '.*HR'$"):
+        list_images(tmp_path / "HR")
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.tif").touch()
+    with pytest.raises(
+        ValueError, match="folder must hold PNG or JPEG pictures only, and '.*' has 1 of another format, such as 'b.tif'"
+    ):
+        list_images(tmp_path)
+    with pytest.raises(ValueError, match="folder must be a folder of pictures, got '.*', which is a file"):
+        list_images(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="folder must be a folder of pictures, got '.*', which does not exist"):
+        list_images(tmp_path / "absent")

@@ -1,0 +1,1 @@
+"""What `adabm` does, one command a file; `cli.py` holds the parser and the exit statuses."""

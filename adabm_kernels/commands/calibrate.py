@@ -1,0 +1,313 @@
+"""`adabm calibrate`: float weights and pictures in, a converted model out."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import check_target
+from ..machine import cpu_name, describe_machine, describe_versions
+from .common import (
+    BAD_INPUT,
+    FAILED,
+    STDOUT,
+    Interrupted,
+    Progress,
+    check_json,
+    command_line,
+    print_columns,
+    print_table,
+    stage,
+    to_json,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from ..config import ConvertConfig
+    from ..nn import ConvertedNetwork
+
+CONFIG_OPTIONS = (
+    "weight_bits",
+    "act_bits",
+    "quantize",
+    "recipe",
+    "steps",
+    "target_bits",
+    "objective",
+    "seed",
+)  # named as in ConvertConfig
+CHECKED_PICTURES = 16  # at most, that the final PSNR is measured on
+CHECKED_SIDE = 96  # low-resolution pixels of each at most, from its middle
+FEW_PICTURES = 16  # with fewer, the percentiles that image thresholds are taken from are single pictures
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Choose bit-widths and ranges for float weights on low-resolution pictures, fine-tune them, write the converted model."""
+    from ..images import list_images
+
+    kept = args.output.with_name(f"{args.output.name}.resume")
+    with stage(BAD_INPUT):
+        _check_output(args)
+        config = _config(args)
+        files = list_images(args.images, "--images")
+        if not args.weights.is_file():
+            raise ValueError(f"--weights must be an existing file, got '{args.weights}'")
+    if len(files) < FEW_PICTURES:
+        warnings.warn(f"--images holds {len(files)} pictures; thresholds from fewer than {FEW_PICTURES} are rough", stacklevel=1)
+
+    import torch
+
+    from ..calibrate import calibrate
+    from ..checkpoint import save
+    from ..convert import convert_model
+
+    threads = args.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with stage(BAD_INPUT):
+        state = _float_state(args)
+        start = None if args.start is None else _start(args.start)
+    pictures = _Pictures(files, args.downscale)
+    try:
+        with stage(FAILED, bad_input=BAD_INPUT), Progress() as progress:
+            chosen = pictures if args.select is None else pictures.most_informative(args.select)
+            simulated = calibrate(state, chosen, config, progress, res_scale=args.res_scale, start=start, resume=kept)
+            model = convert_model(simulated)
+            model.provenance = _provenance(args, pictures, threads, simulated.report)
+            if args.output.exists() and not args.overwrite:
+                raise FileExistsError(
+                    f"cannot write '{args.output}': it has appeared during the run; move it away and run the same command, "
+                    "which goes on from here"
+                )
+            save(model, args.output)
+    except KeyboardInterrupt:
+        raise Interrupted(_how_to_continue(args, kept)) from None
+    kept.unlink(missing_ok=True)
+    try:
+        with stage(FAILED):
+            model.set_threads(threads)
+            report = _report(args, config, model, pictures, simulated.report)
+            if args.json not in (None, STDOUT):
+                write_json(args.json, report)
+    except KeyboardInterrupt:
+        raise Interrupted(f"'{args.output}' is complete, its figures were not measured") from None
+    if args.json == STDOUT:
+        print(to_json(report))
+    else:
+        _print(args, report)
+
+
+# ---- input
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    if args.output.suffix != ".safetensors":
+        raise ValueError(f"--output must end in .safetensors, got '{args.output}'")
+    check_target(args.output)
+    if args.output.exists():
+        if args.weights.exists() and os.path.samefile(args.output, args.weights):
+            raise ValueError(f"--output must not be the weights themselves, got '{args.output}'")
+        if not args.overwrite:
+            raise ValueError(f"--output must not exist yet (--overwrite replaces it), got '{args.output}'")
+    check_json(args.json)
+
+
+def _config(args: argparse.Namespace) -> ConvertConfig:
+    """The settings, with what is wrong with them said in the names of the options."""
+    from ..config import DEFAULT_STEPS, ConvertConfig
+
+    steps = {"steps": DEFAULT_STEPS[args.recipe]}
+    given = {name: value for name in CONFIG_OPTIONS if (value := getattr(args, name)) is not None}
+    try:
+        return ConvertConfig(**steps | given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(re.sub(r"^ConvertConfig: (\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))) from error
+
+
+def _float_state(args: argparse.Namespace) -> dict[str, Any]:
+    from ..networks.detect import detect, load_state
+
+    state = load_state(args.weights)
+    try:
+        calibrated = detect(state, 1.0 if args.res_scale is None else args.res_scale).calibrated
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--weights '{args.weights}': {error}") from error
+    if calibrated:
+        raise ValueError(f"--weights must be float weights, and '{args.weights}' is calibrated already")
+    return state
+
+
+def _start(path: Path) -> ConvertedNetwork:
+    """The converted model whose bit maps are taken over."""
+    from ..checkpoint import load
+
+    try:
+        return load(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--start must be a converted model: {error}") from error
+
+
+class _Pictures:
+    """The low-resolution pictures, read one at a time and checked. Afterwards: `middles`, a crop of each, and a digest of all."""
+
+    def __init__(self, files: list[Path], downscale: float):
+        self.files, self.downscale = files, downscale
+        self.middles: list[np.ndarray] = []
+        self.digest = ""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        import torch
+
+        digest = hashlib.sha256()
+        self.middles = []
+        with Progress() as progress:
+            for index, path in enumerate(self.files):
+                progress(index, len(self.files), "reading pictures")
+                with stage(BAD_INPUT):
+                    rgb = self._read(path)
+                digest.update(repr(rgb.shape).encode() + rgb.tobytes())
+                y, x = (max(side - CHECKED_SIDE, 0) // 2 for side in rgb.shape[:2])
+                self.middles.append(rgb[y : y + CHECKED_SIDE, x : x + CHECKED_SIDE].copy())
+                yield torch.from_numpy(rgb.transpose(2, 0, 1).copy())[None]
+        self.digest = digest.hexdigest()
+
+    def most_informative(self, count: int) -> list[torch.Tensor]:
+        """Those that cover the set best (calibration/images.py); the others are left out from here on."""
+        from ..calibration.images import most_informative
+
+        with stage(BAD_INPUT):
+            if count > len(self.files):
+                raise ValueError(f"--select must be at most the number of pictures, {len(self.files)}, got {count}")
+        pictures = list(self)
+        chosen = most_informative([picture[0].float() for picture in pictures], count)
+        self.files, self.middles = ([values[i] for i in chosen] for values in (self.files, self.middles))
+        return [pictures[i] for i in chosen]
+
+    def _read(self, path: Path) -> np.ndarray:
+        """uint8 [H, W, 3]"""
+        from ..calibration.images import MIN_SIDE
+        from ..images import read_image
+        from ..resize import imresize
+
+        rgb, factor = read_image(path).rgb, self.downscale
+        h, w = rgb.shape[:2]
+        least = MIN_SIDE * factor
+        if min(h, w) < least:
+            after = "" if factor == 1 else f" ({MIN_SIDE} after --downscale {factor:g})"
+            raise ValueError(f"--images must be at least {least:g} pixels a side{after}, got {w}x{h} of '{path}'")
+        if factor == 1:
+            return rgb
+        if float(factor).is_integer():
+            # Whole low-resolution pixels: the last ones would else be made of less.
+            rgb = rgb[: int(h // factor * factor), : int(w // factor * factor)]
+        return imresize(rgb, 1 / factor)
+
+
+# ---- what is kept and said
+
+
+def _how_to_continue(args: argparse.Namespace, kept: Path) -> str:
+    if not kept.exists():
+        return "there was nothing to keep yet, and nothing was written"
+    return f"what was done is kept in '{kept}'; to go on from there: {command_line(args.argv)}"
+
+
+def _provenance(args: argparse.Namespace, pictures: _Pictures, threads: int, report: dict[str, Any]) -> dict[str, Any]:
+    """All that a run with these settings (`ConvertConfig`) needs to be repeated, without the paths of this machine."""
+    with open(args.weights, "rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    versions = describe_versions()
+    return {
+        "command": "calibrate",
+        "weights": {"file": args.weights.name, "sha256": weights},
+        "images": {"folder": args.images.resolve().name, "count": len(pictures.files), "sha256": pictures.digest},
+        "downscale": args.downscale,
+        "start": None if args.start is None else args.start.name,
+        "res_scale": args.res_scale,
+        "threads": threads,
+        "cpu": cpu_name(),
+        "versions": {name: versions[name] for name in ("adabm-kernels", "python", "torch", "numpy", "pillow")},
+        "seconds": sum(stage["seconds"] for stage in report["stages"]),
+    }
+
+
+def _report(
+    args: argparse.Namespace, config: ConvertConfig, model: ConvertedNetwork, pictures: _Pictures, run: dict[str, Any]
+) -> dict[str, Any]:
+    """The figures of the finished model on the pictures it was calibrated on."""
+    import torch
+
+    tensors = [torch.from_numpy(rgb.transpose(2, 0, 1).copy()).float()[None] for rgb in pictures.middles]
+    layer_bits = [model.layer_bits(x) for x in tensors]
+    count = min(CHECKED_PICTURES, len(tensors))
+    checked = [tensors[i * len(tensors) // count] for i in range(count)]
+    return {
+        "output": str(args.output),
+        "bytes": args.output.stat().st_size,
+        "network": {"network": model.spec.network, **asdict(model.spec)},
+        "settings": config.to_dict(),
+        "run": run,
+        "psnr_db": _psnr_to_float(model, checked),
+        "psnr_pictures": count,
+        "mean_bits": sum(float(model.mean_bits(x)) for x in tensors) / len(tensors),
+        "pictures": [
+            {"name": path.name, "offset": int(model.image_offsets(x)), "mean_bits": float(model.mean_bits(x))}
+            for path, x in zip(pictures.files, tensors, strict=True)
+        ],
+        "layers": [
+            {
+                "name": name,
+                "weight_bits": model.parameters_by_name[name].weight_bits,
+                "offset": model.parameters_by_name[name].layer_offset,
+                "mean_bits": sum(int(bits[name]) for bits in layer_bits) / len(layer_bits),
+            }
+            for name in layer_bits[0]
+        ],
+        "provenance": model.provenance,
+        "machine": describe_machine(),
+    }
+
+
+def _psnr_to_float(model: ConvertedNetwork, pictures: list[torch.Tensor]) -> float:
+    """Mean over the pictures of the PSNR in dB, RGB in 0..255, both outputs clamped and not rounded."""
+    from ..metrics import psnr
+    from ..upscale import run
+
+    teacher = model.float_model()
+    values = [psnr(run(model, x).clamp(0, 255), run(teacher, x).clamp(0, 255), 255.0) for x in pictures]
+    return sum(values) / len(values)
+
+
+def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    run, settings = report["run"], report["settings"]
+    shrunk = "" if args.downscale == 1 else f", shrunk {args.downscale:g} times"
+    stages = ", ".join(f"{stage['name']} {stage['seconds']:.0f} s" for stage in run["stages"])
+    seconds = report["provenance"]["seconds"]  # of all stages, also those before an interruption
+    resumed = f"; interrupted at step {run['resumed_at']}" if run.get("resumed_at") else ""
+    offsets = [picture["offset"] for picture in report["pictures"]]
+    shares = ", ".join(f"{offsets.count(value)} {words}" for value, words in ((-1, "one less"), (0, "as is"), (1, "one more")))
+    tuned = f"{settings['steps']} steps" if settings["steps"] else "not fine-tuned"
+    bits = f"W{settings['weight_bits']}A{settings['act_bits']}"
+    print_table(
+        [
+            ("network", f"{report['network']['network']} x{report['network']['scale']}"),
+            ("settings", f"{bits} {settings['quantize']}, recipe {settings['recipe']}, {tuned}, seed {settings['seed']}"),
+            ("pictures", f"{len(offsets)} of '{args.images}'{shrunk}"),
+            ("time", f"{seconds:.0f} s ({stages}{resumed})"),
+            ("mean bits", f"{report['mean_bits']:.2f} over the pictures ({shares})"),
+            ("PSNR", f"{report['psnr_db']:.2f} dB (converted against float, {report['psnr_pictures']} calibration pictures)"),
+            ("written", f"{report['output']} ({report['bytes'] / 1e6:.1f} MB)"),
+        ]
+    )
+    print()
+    layers = [(layer["name"], f"{layer['weight_bits']}", f"{layer['mean_bits']:.2f}") for layer in report["layers"]]
+    print_columns([("layer", "weight bits", "mean bits"), *layers])

@@ -1,0 +1,126 @@
+"""What the commands share: failures with an exit status, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..files import check_target, write_file
+
+_BAR = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]"
+BAD_INPUT, FAILED = 2, 1  # exit statuses
+STDOUT = Path("-")  # as the file of --json
+
+
+class CommandError(Exception):
+    """A failure that is one sentence to the user, with the exit status it ends in."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption after which the user should know something: one sentence."""
+
+
+@contextmanager
+def stage(status: int, memory: str = "not enough memory", *, bad_input: int | None = None) -> Iterator[None]:
+    """Failures that users can cause become one sentence and this exit status.
+
+    memory: the sentence for want of memory. bad_input: the status of a ValueError or an unreadable file, where it is another.
+    """
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        # torch reports a failed allocation as a RuntimeError.
+        out_of_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        if bad_input is not None and isinstance(error, ValueError | FileNotFoundError | PermissionError):
+            status = bad_input
+        raise CommandError(memory if out_of_memory else str(error), status) from error
+
+
+class Progress:
+    """A bar on stderr with the time that is left, nothing where stderr is no terminal: called with (done, all, doing what)."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            # What was done before the first call is no measure of speed: a continued run starts far from zero.
+            self._bar = tqdm(desc=what, total=total, initial=done, leave=False, disable=None, bar_format=_BAR)
+        self._bar.set_description_str(what, refresh=False)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """(what the call returns, the seconds it took)."""
+    start = time.perf_counter()
+    value = call()
+    return value, time.perf_counter() - start
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space as one space."""
+    return " ".join(text.split())
+
+
+def print_table(rows: Sequence[tuple[str, str]], indent: str = "") -> None:
+    """Names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{indent}{name:<{width}}  {value}".rstrip())
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Any number of columns, the first aligned left and the others right; headings are rows like any other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [f"{first:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))]
+        print("  ".join(cells).rstrip())
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command as one types it into a shell."""
+    return shlex.join(["adabm", *argv])
+
+
+def check_json(path: Path | None) -> None:
+    """Raise now the OSError that writing the report would raise after the work."""
+    if path not in (None, STDOUT):
+        check_target(path)
+
+
+def to_json(report: dict[str, Any]) -> str:
+    """Indented JSON; infinite and undefined numbers, which JSON does not know, as null."""
+    return json.dumps(_finite(report), indent=2, allow_nan=False)
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    """`to_json` into a file, whole or not at all."""
+    write_file(path, f"{to_json(report)}\n".encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,122 @@
+"""`adabm eval`: the figures of a model on a folder of test pictures."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ..machine import describe_machine, describe_versions
+from .common import BAD_INPUT, FAILED, STDOUT, Progress, check_json, print_columns, print_table, stage, to_json, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..evaluate import EvaluationReport
+
+CONVENTIONS = {
+    "psnr_y": "dB, luma of ITU-R BT.601 in 16..235 as MATLAB's rgb2ycbcr, peak 255, scale pixels shaved, outputs rounded to 8 bits",
+    "ssim_y": "mean over the same pixels, Gaussian window 11x11 with sigma 1.5 inside the picture, K1 0.01, K2 0.03",
+    "mean_bits": "of the inputs of the counted convolutions: all quantised ones but first, last and upsampler",
+    "gbitops_per_mp": "1e9 x multiplications x weight bits x activation bits over all convolutions, per million output pixels",
+}
+_HEADINGS = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "mean_bits": "bits", "gbitops_per_mp": "GBitOPs/MP"}
+_DIGITS = {"psnr_y": 2, "ssim_y": 4, "mean_bits": 2, "gbitops_per_mp": 0}
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Measure a model on test pictures (PSNR, SSIM, bits, bit operations), beside its float form and bicubic."""
+    from ..images import list_images
+
+    with stage(BAD_INPUT):
+        check_json(args.json)
+        list_images(args.data, "--data")
+
+    import torch
+
+    from ..evaluate import evaluate, find_pairs
+
+    threads = args.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with stage(BAD_INPUT):
+        model, backend = _load(args, threads)
+        if args.scale not in (None, model.spec.scale):
+            raise ValueError(f"--scale must be that of the model, {model.spec.scale}, got {args.scale}")
+        pairs = find_pairs(args.data, args.lr, model.spec.scale, names=("--data", "--lr"))
+    memory = "not enough memory for the pictures as a whole (--protocol patch96 needs less)"
+    with stage(FAILED, memory, bad_input=BAD_INPUT), Progress() as progress:
+        report = evaluate(model, pairs, protocol=args.protocol, progress=progress)
+
+    document = {
+        "model": args.model,
+        "backend": backend,
+        "threads": threads,
+        "bits": args.bits,
+        "data": str(args.data),
+        "lr": "bicubic" if args.lr is None else str(args.lr),
+        **report.to_dict(),
+        "conventions": CONVENTIONS,
+        "settings": model.config.to_dict() if "converted" in report.methods else None,
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+    }
+    if args.json not in (None, STDOUT):
+        with stage(FAILED):
+            write_json(args.json, document)
+    if args.json == STDOUT:
+        print(to_json(document))
+    else:
+        _print(report, document)
+
+
+def _load(args: argparse.Namespace, threads: int) -> tuple[nn.Module, str]:
+    """(the model, where it computes in words): a converted one, or the float network of a checkpoint."""
+    from ..checkpoint import is_converted
+    from ..evaluate import load_float
+    from ..upscale import configure, load_model, model_path
+
+    path = model_path(args.model)
+    if is_converted(path):
+        model = load_model(path)
+        if args.res_scale is not None:
+            raise ValueError(f"--res-scale must be left out for a converted model, which knows its own, got {args.res_scale:g}")
+        configure(model, args.bits, args.backend, threads)
+        return model, model.backend_summary()
+    for option, value in (("--bits", args.bits), ("--backend", args.backend)):
+        if value != "auto":
+            raise ValueError(f"{option} must be 'auto' for a float model, which knows no other, got '{value}'")
+    return load_float(path, 1.0 if args.res_scale is None else args.res_scale), "PyTorch float32"
+
+
+def _print(report: EvaluationReport, document: dict[str, Any]) -> None:
+    count = len(report.images)
+    source = "LR made by bicubic" if document["lr"] == "bicubic" else f"LR from {document['lr']}"
+    fixed = "" if document["bits"] == "auto" else f", {document['bits']} bits"
+    protocols = {
+        "whole": "whole pictures",
+        "patch96": f"patches of 96 LR pixels, {sum(image.patches for image in report.images)} in all",
+    }
+    print_table(
+        [
+            ("model", f"{document['model']} ({document['backend']}{fixed})"),
+            ("data", f"{document['data']}: {count} picture{'s' if count > 1 else ''}, x{report.scale}, {source}"),
+            ("protocol", protocols[report.protocol]),
+            ("metrics", f"on luma, {report.scale} pixels shaved; bits and bit operations: docs/evaluation.md"),
+        ]
+    )
+    print()
+    columns = [
+        (figure, method)
+        for figure in _HEADINGS
+        for method in report.methods
+        if report.mean(method, figure) is not None and (figure, method) != ("mean_bits", "float")
+    ]
+    top = [_HEADINGS[figure] if i == 0 or columns[i - 1][0] != figure else "" for i, (figure, _) in enumerate(columns)]
+    rows = [["", *top], ["picture", *(method for _, method in columns)]]
+    for image in report.images:
+        rows.append([image.name, *(_cell(figure, image.value(method, figure)) for figure, method in columns)])
+    rows.append(["mean", *(_cell(figure, report.mean(method, figure)) for figure, method in columns)])
+    print_columns(rows)
+
+
+def _cell(figure: str, value: float | None) -> str:
+    return "" if value is None else f"{value:.{_DIGITS[figure]}f}"

@@ -1,0 +1,130 @@
+"""`adabm info`: what this machine can do, or what a model's file says of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..machine import describe_machine, describe_versions
+from .calibrate import CONFIG_OPTIONS
+from .common import BAD_INPUT, command_line, print_table, stage, to_json
+
+Sections = dict[str, list[tuple[str, str]]]
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Show the machine, the versions, and why each backend can or cannot run here; or what a model is and how it was made."""
+    report = _of_machine() if args.model is None else _of_model(args.model)
+    if args.json:
+        print(to_json(report))
+        return
+    sections = _machine_sections(report) if args.model is None else _model_sections(report)
+    for i, (title, rows) in enumerate(sections.items()):
+        print("\n" * bool(i) + title)
+        print_table(rows, indent="  ")
+
+
+def _of_machine() -> dict[str, Any]:
+    from .. import native
+    from ..registry import backends
+    from ..upscale import builtin_models
+
+    return {
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "native": native.describe(),
+        "backends": {name: {"available": status.available, "reason": status.reason} for name, status in backends().items()},
+        "models": {name: str(path) for name, path in builtin_models().items()},
+    }
+
+
+def _machine_sections(report: dict[str, Any]) -> Sections:
+    machine = report["machine"]
+    native = [(key.replace("_", " ").replace("isa", "instruction set"), _listed(value)) for key, value in report["native"].items()]
+    backends = [(name, f"{'yes' if it['available'] else 'no':3}  {it['reason']}") for name, it in report["backends"].items()]
+    return {
+        "Machine": [
+            ("system", f"{machine['system']}, {machine['cores']} cores usable"),
+            ("CPU", machine["cpu"]),
+            ("GPU", machine["gpu"]),
+            *report["versions"].items(),
+        ],
+        "Native libraries": native,
+        "Backends": backends,
+        "Built-in models": list(report["models"].items()) or [("none", "no model file in this installation")],
+    }
+
+
+def _of_model(name: str) -> dict[str, Any]:
+    from ..upscale import builtin_models, model_path
+
+    with stage(BAD_INPUT):
+        path = model_path(name)
+        from ..checkpoint import read_header
+
+        header = read_header(path)
+    convs = header.pop("convs")
+    bits: dict[str, int] = {}
+    for conv in convs.values():
+        key = f"{conv['weight_bits']}-bit weights, {_act_bits(conv)}"
+        bits[key] = bits.get(key, 0) + 1
+    return {
+        "model": name,
+        "path": str(path),
+        "built_in": name in builtin_models(),
+        "bytes": path.stat().st_size,
+        "convolutions": bits,
+        **header,
+    }
+
+
+def _act_bits(conv: dict[str, Any]) -> str:
+    if not conv["adaptive"]:
+        return f"{conv['act_bits']}-bit activations"
+    return f"{conv['act_bits'] + conv['layer_offset']}-bit activations, one more or less as the image asks"
+
+
+def _model_sections(report: dict[str, Any]) -> Sections:
+    thresholds = report["thresholds"]
+    return {
+        "Model": [
+            ("file", f"{report['path']} ({report['bytes'] / 1e6:.1f} MB, format {report['format']})"),
+            ("network", f"{report['network']}: {_listed(report['spec'])}"),
+            ("image thresholds", "none, not adaptive" if thresholds is None else "{:.4g} and {:.4g}".format(*thresholds)),
+        ],
+        "Convolutions": [(f"{count}", kind) for kind, count in report["convolutions"].items()],
+        "Settings": [(key.replace("_", " "), _listed(value)) for key, value in report["config"].items()],
+        "Made": _making(report) if report["provenance"] else [("how", "not recorded in this file")],
+    }
+
+
+def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """How a model was made, and the command that makes it again."""
+    made, config = report["provenance"], report["config"]
+    options = {"weights": made["weights"]["file"], "images": made["images"]["folder"]}
+    options |= {"downscale": made["downscale"] if made["downscale"] != 1 else None}
+    options |= {name: config.get(name) for name in CONFIG_OPTIONS}
+    options |= {"res_scale": made["res_scale"], "threads": made["threads"], "output": Path(report["path"]).name}
+    given = {name: value for name, value in options.items() if value is not None}
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", _number(value))]
+    return [
+        ("command", command_line([made["command"], *words])),
+        ("weights", f"{made['weights']['file']}, SHA-256 {made['weights']['sha256']}"),
+        ("images", f"{made['images']['count']} in {made['images']['folder']}, SHA-256 of their pixels {made['images']['sha256']}"),
+        ("machine", f"{made['cpu']}, {made['threads']} threads"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in made["versions"].items())),
+        ("time", f"{made['seconds']:.0f} s"),
+    ]
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_listed, value)) or "none"
+    return str(value)

@@ -1,0 +1,362 @@
+"""How good a network is on test pictures: PSNR, SSIM, bits and bit operations, beside its float form and bicubic.
+
+The conventions are the field's; docs/evaluation.md states them all and says what each figure means.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .images import list_images, read_image
+from .metrics import psnr_y, ssim_y
+from .networks.detect import detect, float_network, load_state, to_float_state
+from .resize import imresize
+from .upscale import run
+
+PROTOCOLS = ("whole", "patch96")
+PATCH = 96  # low-resolution pixels a side, without overlap, as AdaBM's own test commands cut pictures
+FLOAT_BITS = 32  # of weights and activations that are not quantised
+MIN_SIDE = 11  # pixels that the window of SSIM needs after shaving
+FIGURES = ("psnr_y", "ssim_y", "mean_bits", "gbitops_per_mp")
+
+# What data sets append to a name to say which side of a pair it is: babyx4, babyLR, baby_LRBI_x4, img_001_SRF_4_LR, 0801_gt.
+_SIDE = r"(?:[ _.-](?i:HR|GT|LR|LRBI|bicubic|x{scale}|SRF[ _.-]?{scale})|HR|LR|(?i:x{scale}))$"
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One test picture. hr: the original, a file or uint8 [H, W, 3]. lr: its low-resolution form likewise, None to make it."""
+
+    name: str
+    hr: Path | np.ndarray
+    lr: Path | np.ndarray | None = None
+
+    def read(self, scale: int) -> tuple[np.ndarray, np.ndarray]:
+        """(HR [scale*h, scale*w, 3], LR [h, w, 3]), both uint8; HR loses at most scale - 1 rows and columns at its end.
+
+        Grey pictures become colour, transparency is dropped. LR is made with MATLAB's bicubic `imresize` where there is none.
+        Raises OSError and ValueError for a file that cannot be read, ValueError when the sizes do not belong together or the
+        picture is too small to be measured.
+        """
+        hr, lr = self.check(scale)
+        return hr, imresize(hr, 1 / scale) if lr is None else lr
+
+    def check(self, scale: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """What `read` reads and raises, before LR is made."""
+        hr = _pixels(self.hr)
+        h, w = (side // scale for side in hr.shape[:2])
+        if min(h, w) * scale - 2 * scale < MIN_SIDE:
+            least = MIN_SIDE + 2 * scale
+            raise ValueError(f"HR of '{self.name}' must be at least {least} pixels a side at scale {scale}, got {_size(hr)}")
+        hr = hr[: h * scale, : w * scale]
+        lr = None if self.lr is None else _pixels(self.lr)
+        if lr is not None and lr.shape[:2] != (h, w):
+            raise ValueError(f"LR of '{self.name}' must be {w}x{h}, its HR divided by the scale {scale}, got {_size(lr)}")
+        return hr, lr
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one method achieves on one picture. bit_operations: of the whole picture; None, as mean_bits, for bicubic."""
+
+    psnr_y: float
+    ssim_y: float
+    mean_bits: float | None = None
+    bit_operations: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One picture's figures by method. width, height: of the output. patches: forwards it took."""
+
+    name: str
+    width: int
+    height: int
+    patches: int
+    figures: dict[str, Figures]
+
+    def value(self, method: str, figure: str) -> float | None:
+        """One of FIGURES of a method; "gbitops_per_mp" is 1e9 bit operations for each million output pixels."""
+        found = self.figures[method]
+        if figure != "gbitops_per_mp":
+            return getattr(found, figure)
+        if found.bit_operations is None:
+            return None
+        return found.bit_operations / 1e9 / (self.width * self.height / 1e6)
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """The figures of every picture. methods: "converted" (where the network is), "float" (where its weights are), "bicubic"."""
+
+    scale: int
+    protocol: str
+    images: tuple[ImageResult, ...]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(self.images[0].figures)
+
+    def mean(self, method: str, figure: str) -> float | None:
+        """The plain mean over the pictures of one of FIGURES, None where the method has no such figure."""
+        values = [image.value(method, figure) for image in self.images]
+        return None if None in values else fmean(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values: "mean" and "images", by method and figure."""
+        return {
+            "scale": self.scale,
+            "protocol": self.protocol,
+            "mean": {method: {figure: self.mean(method, figure) for figure in FIGURES} for method in self.methods},
+            "images": [
+                {
+                    "name": image.name,
+                    "size": [image.width, image.height],
+                    "patches": image.patches,
+                    **{
+                        method: {figure: image.value(method, figure) for figure in FIGURES}
+                        | {"bit_operations": image.figures[method].bit_operations}
+                        for method in self.methods
+                    },
+                }
+                for image in self.images
+            ],
+        }
+
+
+def find_pairs(hr: str | Path, lr: str | Path | None, scale: int, *, names: tuple[str, str] = ("hr", "lr")) -> list[Pair]:
+    """The pictures of a folder with their low-resolution forms, by name.
+
+    hr, lr: folders of PNG and JPEG files; without `lr` each low-resolution picture is made from the original. Two files belong
+    together when their names are equal without the suffix, or are after what data sets add has been taken off their ends: "_HR",
+    "_GT", "_LR", "_LRBI", "_bicubic", "_x4", "_SRF_4" (with the scale in place of 4), also "HR", "LR" and "x4" without the dash.
+    Further files in `lr` are left alone.
+    names: what the caller calls the folders, for messages.
+    Raises ValueError for a folder without pictures, for two files of one name, and for an original without partner, which it
+    names.
+    """
+    originals = _by_name(list_images(hr, names[0]), scale, names[0])
+    if lr is None:
+        return [Pair(name, path) for name, path in originals.items()]
+    files = list_images(lr, names[1])
+    exact = {path.stem: path for path in files}
+    small = _by_name(files, scale, names[1])
+    pairs = []
+    for name, path in originals.items():
+        partner = exact.get(path.stem, small.get(name))
+        if partner is None:
+            raise ValueError(
+                f"{names[1]} must hold a picture for each in {names[0]}, and '{lr}' has none for '{path.name}' "
+                f"(looked for '{name}', '{name}x{scale}', '{name}_LR' and the like)"
+            )
+        pairs.append(Pair(name, path, partner))
+    return pairs
+
+
+def evaluate(
+    model: nn.Module,
+    pairs: Iterable[Pair],
+    *,
+    protocol: str = "whole",
+    scale: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> EvaluationReport:
+    """Measure a network on test pictures: PSNR-Y and SSIM-Y, mean feature bits and bit operations, per picture and in the mean.
+
+    model: a converted network (`load`, `convert_model`), whose float form is measured too where it carries the weights; or a
+        float network of this package (`networks`), which is measured alone. Bicubic always is. Its settings (backend, threads,
+        bits) stay as they are.
+    pairs: at least one test picture (`find_pairs`); each is read twice, first of all to check it.
+    protocol: "whole" pictures; or "patch96", the protocol of AdaBM's code: patches of 96 low-resolution pixels, each with its own
+        bits and without a halo; the last of a row or column reaches to the end of the picture (up to 191 pixels).
+        The float network takes the same patches.
+    scale: the scale that is expected; another one of the model is an error.
+    progress: called with (pictures done, pictures in all, name of the next one).
+
+    PSNR and SSIM are those of `metrics` with `scale` pixels shaved and outputs rounded to 8 bits. A picture's mean bits are
+    `model.mean_bits`, averaged over its patches. Bit operations sum, over all convolutions as published and over all patches,
+    multiplications times bits of the weights times bits of the activations, 32 each where they are not quantised.
+    Raises TypeError and ValueError naming the argument, the rule and the value, and OSError for a file that cannot be read; all
+    pictures are checked before any is computed.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"evaluate: protocol must be one of {', '.join(map(repr, PROTOCOLS))}, got {protocol!r}")
+    methods = _methods(model)
+    spec = model.spec
+    if scale is not None and scale != spec.scale:
+        raise ValueError(f"evaluate: scale must be that of the model, {spec.scale}, got {scale!r}")
+    pairs = list(pairs)
+    if not pairs:
+        raise ValueError("evaluate: pairs must hold at least one picture, got none")
+    for pair in pairs:
+        pair.check(spec.scale)
+    images = []
+    for index, pair in enumerate(pairs):
+        if progress is not None:
+            progress(index, len(pairs), pair.name)
+        images.append(_measure(methods, spec, pair, protocol))
+    if progress is not None:
+        progress(len(pairs), len(pairs), "")
+    return EvaluationReport(spec.scale, protocol, tuple(images))
+
+
+def load_float(path: str | Path, res_scale: float = 1.0) -> nn.Module:
+    """The float network in a .pt, .pth or .safetensors file, recognised by its keys (networks/detect.py).
+
+    res_scale: the network's residual scale, which its weights do not reveal.
+    Raises FileNotFoundError, and ValueError for a file that holds no known network or an already calibrated one.
+    """
+    state = load_state(path)
+    try:
+        found = detect(state, res_scale)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"load_float: {path} holds no network that is known here: {error}") from error
+    if found.calibrated:
+        raise ValueError(
+            f"load_float: {path} must hold float weights, and these are calibrated: convert them with the bit-widths they were "
+            "calibrated for (adabm_kernels.convert_model), and save the result"
+        )
+    network = float_network(found.spec)
+    network.load_state_dict(to_float_state(state, found))
+    return network
+
+
+def patches(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of AdaBM's test patches, in reading order.
+
+    On each axis patches of PATCH pixels lie side by side as long as a whole one fits; the last of them reaches to the end.
+    An axis shorter than PATCH has one.
+    """
+
+    def spans(size: int) -> list[slice]:
+        starts = range(0, max(size - PATCH, 0) + 1, PATCH)
+        return [slice(start, size if start == starts[-1] else start + PATCH) for start in starts]
+
+    return [(rows, columns) for rows in spans(height) for columns in spans(width)]
+
+
+class _Method:
+    """A network as the measurement sees it. bits: of a batch of one, the mean and those of each convolution's input by name."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weight_bits: dict[str, int],
+        bits: Callable[[torch.Tensor], tuple[float, dict[str, int]]],
+    ):
+        self.network, self.weight_bits, self.bits = network, weight_bits, bits
+        first = next((tensor for tensors in (network.parameters(), network.buffers()) for tensor in tensors), None)
+        self.device = torch.device("cpu") if first is None else first.device
+
+    def upscale(self, rgb: np.ndarray, name: str) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 [s*H, s*W, 3]."""
+        y = run(self.network, self.tensor(rgb))[0]
+        if not y.isfinite().all():
+            raise ValueError(f"evaluate: model computes NaN or infinite values: its output for '{name}' holds some")
+        return y.clamp(0, 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+    def tensor(self, rgb: np.ndarray) -> torch.Tensor:
+        planes = np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32)
+        return torch.from_numpy(planes)[None].to(self.device)
+
+
+def _methods(model: nn.Module) -> dict[str, _Method]:
+    if not isinstance(model, nn.Module) or not hasattr(model, "spec"):
+        raise TypeError(
+            f"evaluate: model must be a converted network or a float network of adabm_kernels.networks, got {type(model).__name__}"
+        )
+    if not hasattr(model, "layer_bits"):
+        return {"float": _float_method(model)}
+
+    def bits(x: torch.Tensor) -> tuple[float, dict[str, int]]:
+        return float(model.mean_bits(x)[0]), {name: int(value[0]) for name, value in model.layer_bits(x).items()}
+
+    weight_bits = {name: conv.weight_bits for name, conv in model.parameters_by_name.items()}
+    methods = {"converted": _Method(model, weight_bits, bits)}
+    if model.float_state is not None:
+        methods["float"] = _float_method(model.float_model())
+    return methods
+
+
+def _float_method(network: nn.Module) -> _Method:
+    # channels_last is what torch computes float convolutions fastest in on a CPU.
+    network = network.eval().to(memory_format=torch.channels_last)
+    return _Method(network, {}, lambda x: (float(FLOAT_BITS), {}))
+
+
+def _measure(methods: dict[str, _Method], spec: Any, pair: Pair, protocol: str) -> ImageResult:
+    hr, lr = pair.read(spec.scale)
+    h, w = lr.shape[:2]
+    windows = patches(h, w) if protocol == "patch96" else [(slice(0, h), slice(0, w))]
+    figures = {}
+    for name, method in methods.items():
+        sr, mean_bits, operations = _upscale(method, spec, pair.name, lr, windows)
+        figures[name] = Figures(psnr_y(sr, hr, spec.scale), ssim_y(sr, hr, spec.scale), mean_bits, operations)
+    sr = imresize(lr, spec.scale)
+    figures["bicubic"] = Figures(psnr_y(sr, hr, spec.scale), ssim_y(sr, hr, spec.scale))
+    return ImageResult(pair.name, hr.shape[1], hr.shape[0], len(windows), figures)
+
+
+def _upscale(
+    method: _Method, spec: Any, name: str, lr: np.ndarray, windows: list[tuple[slice, slice]]
+) -> tuple[np.ndarray, float, int]:
+    """(the picture uint8, its mean bits, its bit operations)."""
+    h, w, s = *lr.shape[:2], spec.scale
+    sr = np.empty((s * h, s * w, 3), np.uint8)
+    mean_bits, operations = [], 0
+    for rows, columns in windows:
+        part = lr[rows, columns]
+        place = tuple(slice(s * span.start, s * span.stop) for span in (rows, columns))
+        sr[place] = method.upscale(part, name)
+        mean, act_bits = method.bits(method.tensor(part))
+        mean_bits.append(mean)
+        operations += bit_operations(spec, part.shape[0] * part.shape[1], method.weight_bits, act_bits)
+    return sr, fmean(mean_bits), operations
+
+
+def bit_operations(spec: Any, pixels: int, weight_bits: dict[str, int], act_bits: dict[str, int]) -> int:
+    """Sum over the convolutions of multiplications * bits of the weights * bits of the activations.
+
+    spec: of the network (`spec.convs()`). pixels: of the low-resolution image. weight_bits, act_bits: by name, 32 where absent.
+    Every output pixel counts all taps of the kernel; how the kernels save multiplications (tiles, the collapsed tail) does not
+    enter, so the figure compares with those of other work.
+    """
+    return sum(
+        conv.products * pixels * weight_bits.get(conv.name, FLOAT_BITS) * act_bits.get(conv.name, FLOAT_BITS)
+        for conv in spec.convs()
+    )
+
+
+def _by_name(files: list[Path], scale: int, argument: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in files:
+        name = _bare_name(path.stem, scale)
+        if name in found:
+            # Two originals may differ in what is taken off alone, such as photo and photo_HR.
+            raise ValueError(f"{argument} must hold one picture of a name, got '{found[name].name}' and '{path.name}'")
+        found[name] = path
+    return found
+
+
+def _bare_name(stem: str, scale: int) -> str:
+    pattern = re.compile(_SIDE.format(scale=scale))
+    while (shorter := pattern.sub("", stem)) != stem and shorter:
+        stem = shorter
+    return stem
+
+
+def _pixels(picture: Path | np.ndarray) -> np.ndarray:
+    return picture if isinstance(picture, np.ndarray) else read_image(picture).rgb
+
+
+def _size(picture: np.ndarray) -> str:
+    return f"{picture.shape[1]}x{picture.shape[0]}"

@@ -1,0 +1,183 @@
+"""Quality of calibrated models: what each ingredient brings, what bits and time cost, how few images and steps will do.
+
+    python benchmarks/quality.py ablation|budget|images|recipes [--weights W ...] [--out results.json]
+
+Measures on Set5 and Set14 (PSNR-Y, `scale` pixels shaved) with the integer kernels; calibrates on other pictures, downscaled to
+the network's own input size. Prints a Markdown table and keeps every number as JSON; `report.py` draws the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+from adabm_kernels import convert_model, machine  # noqa: E402
+from adabm_kernels.calibrate import calibrate  # noqa: E402
+from adabm_kernels.calibration.images import most_informative  # noqa: E402
+from adabm_kernels.config import BestTuning, ConvertConfig  # noqa: E402
+from adabm_kernels.metrics import psnr_y  # noqa: E402
+from adabm_kernels.networks.detect import detect, load_state  # noqa: E402
+from adabm_kernels.resize import imresize  # noqa: E402
+
+TIMED_SIDE = 192  # pixels of the image that is timed
+
+
+def read(path: Path) -> np.ndarray:
+    return np.array(Image.open(path).convert("RGB"))
+
+
+def cropped(image: np.ndarray, scale: int) -> np.ndarray:
+    h, w = (side // scale * scale for side in image.shape[:2])
+    return image[:h, :w]
+
+
+def tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float()
+
+
+def picture(y: torch.Tensor) -> np.ndarray:
+    return y[0].permute(1, 2, 0).clamp(0, 255).round().to(torch.uint8).numpy()
+
+
+class Bench:
+    """The pictures of one network: to calibrate on, and to measure on."""
+
+    def __init__(self, weights: Path, downscale: int | None = None):
+        self.weights, self.state = weights, load_state(weights)
+        self.scale = detect(self.state).spec.scale
+        shrink = self.scale if downscale is None else downscale
+        paths = sorted((SHARED / "images" / "calib").glob("*.png"))
+        self.images = [tensor(imresize(cropped(read(path), shrink), 1 / shrink)) for path in paths]
+        self.sets = {}
+        for name in ("set5", "set14"):
+            folder = SHARED / "images" / name
+            truths = sorted((folder / "HR" if name == "set5" else folder).glob("*.png"))
+            pairs = [cropped(read(path), self.scale) for path in truths]
+            self.sets[name] = [(tensor(imresize(hr, 1 / self.scale)), hr) for hr in pairs]
+        self.float_psnr: dict[str, float] = {}
+
+    def measure(self, model: torch.nn.Module, timed: bool = False) -> dict[str, Any]:
+        """Mean PSNR-Y, its loss against the float network, and mean bits, by test set; seconds of a forward."""
+        result: dict[str, Any] = {}
+        with torch.no_grad():
+            for name, pairs in self.sets.items():
+                if name not in self.float_psnr:
+                    plain = model.float_model()
+                    self.float_psnr[name] = float(np.mean([psnr_y(picture(plain(x)), hr, self.scale) for x, hr in pairs]))
+                scores = [psnr_y(picture(model(x)), hr, self.scale) for x, hr in pairs]
+                bits = [float(model.mean_bits(x)) for x, _ in pairs]
+                result[name] = {"psnr": float(np.mean(scores)), "bits": float(np.mean(bits)), "float": self.float_psnr[name]}
+                result[name]["loss"] = result[name]["float"] - result[name]["psnr"]
+            if timed:
+                x = torch.nn.functional.interpolate(self.sets["set5"][0][0], (TIMED_SIDE, TIMED_SIDE), mode="bilinear")
+                seconds = []
+                for _ in range(13):
+                    start = time.perf_counter()
+                    model(x)
+                    seconds.append(time.perf_counter() - start)
+                result["seconds"] = median(seconds[2:])
+        return result
+
+    def run(self, label: str, images: list[torch.Tensor] | None = None, timed: bool = False, **settings: Any) -> dict[str, Any]:
+        """Calibrate with these settings, convert and measure."""
+        config = ConvertConfig(**settings)
+        with tqdm(desc=f"{self.weights.stem}: {label}", leave=False, unit="step") as bar:
+
+            def progress(done: int, total: int, stage: str) -> None:
+                bar.total, bar.n = total, done
+                bar.set_postfix_str(stage)
+
+            simulated = calibrate(self.state, self.images if images is None else images, config, progress)
+        row = {"network": self.weights.stem, "label": label, "images": simulated.report["images"], "steps": config.steps}
+        row |= self.measure(convert_model(simulated), timed) | {"calibration_seconds": simulated.report["seconds"]}
+        return row | {"config": config.to_dict()}
+
+
+def ablation(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
+    """From the published calibration to recipe "best", one ingredient after the other."""
+    yield bench.run("paper: ranges only", recipe="paper")
+    odd = {"weight_grid": "odd", "act_ranges": "minmax", "layer_map": "deviation"}
+    signed = {"act_ranges": "minmax", "layer_map": "deviation"}
+    yield bench.run("signed grid, a range for each output channel", **signed)
+    yield bench.run("+ activation ranges searched in the quantised network", layer_map="deviation")
+    yield bench.run("+ layer offsets by sensitivity under a budget of bits")
+    still = {"lr_weight": 0.0, "lr_bias": 0.0, "lr_weight_range": 0.0, "lr_act_range": 0.0}
+    for label, name in (("biases", "lr_bias"), ("activation ranges", "lr_act_range"), ("weights", "lr_weight")):
+        rates = {key: value for key, value in still.items() if key != name}
+        yield bench.run(f"+ {label} learned alone, {steps} steps", steps=steps, tuning=BestTuning(**rates))
+    yield bench.run(f"best: all learned together, {steps} steps", steps=steps)
+    yield bench.run(f"best, but on the published grid, {steps} steps", steps=steps, **(odd | {"act_ranges": "search"}))
+
+
+def budget(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
+    """Bits, time and quality for budgets of bits and for the same budgets in time."""
+    for objective in ("bits", "latency"):
+        for target in (3.2, 3.4, 3.6, 3.8, 4.0, 4.4):
+            settings = {"target_bits": target, "objective": objective, "steps": steps}
+            yield bench.run(f"{objective} {target:g}", timed=True, **settings)
+
+
+def images(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
+    """PSNR against the number of calibration images, chosen at random or as the most informative, and against steps."""
+    order = most_informative([image[0] for image in bench.images], 25)
+    for count in (1, 2, 5, 10, 25):
+        yield bench.run(f"first {count}", bench.images[:count], steps=steps)
+        yield bench.run(f"informative {count}", [bench.images[i] for i in order[:count]], steps=steps)
+    yield bench.run("all", steps=steps)
+    for fewer in (0, steps // 8, steps // 4, steps // 2, steps * 2):
+        yield bench.run(f"all, {fewer} steps", steps=fewer)
+
+
+def recipes(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
+    """Recipe "best" at 4 and 6 bits."""
+    for bits in (4, 6):
+        yield bench.run(f"w{bits}a{bits} best", weight_bits=bits, act_bits=bits, steps=steps)
+
+
+STUDIES: dict[str, Callable[[Bench, int], Iterator[dict[str, Any]]]] = {
+    study.__name__: study for study in (ablation, budget, images, recipes)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--weights", type=Path, nargs="+", default=[SHARED / "weights" / "edsr_baseline_x4.pt"])
+    parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default %(default)s)")
+    parser.add_argument("--downscale", type=int, help="of the calibration pictures (default: the network's scale)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="JSON file for every number")
+    args = parser.parse_args()
+    if not SHARED.exists():
+        sys.exit("quality.py: the images and weights it measures on are not there")
+    torch.set_num_threads(args.threads)
+    rows: list[dict[str, Any]] = []
+    print("| network | settings | Set5 | bits | loss | Set14 | bits | loss | ms | calibration |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for weights in args.weights:
+        for row in STUDIES[args.study](Bench(weights, args.downscale), args.steps):
+            rows.append(row)
+            cells = [f"{row[s][key]:.2f}" for s in ("set5", "set14") for key in ("psnr", "bits", "loss")]
+            cells += [f"{1000 * row['seconds']:.1f}" if "seconds" in row else "", f"{row['calibration_seconds']:.0f} s"]
+            print(f"| {row['network']} | {row['label']} | " + " | ".join(cells) + " |", flush=True)
+            if args.out:
+                results = {"study": args.study, "machine": machine.describe_machine(), "threads": args.threads, "rows": rows}
+                args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Turns the JSON of `quality.py` into the tables and figures of docs/quality.md.
+
+python benchmarks/quality_report.py benchmarks/results/quality-*.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "quality.md"
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """PSNR-Y, loss against the float network and mean bits on both test sets."""
+    timed = any("seconds" in row for row in rows)
+    head = ["network", "settings", "Set5 dB", "loss", "bits", "Set14 dB", "loss", "bits", *(["ms"] if timed else []), "calibration"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [row["network"], row["label"]]
+        for name in ("set5", "set14"):
+            cells += [f"{row[name]['psnr']:.2f}", f"{row[name]['loss']:.2f}", f"{row[name]['bits']:.2f}"]
+        cells += [f"{1000 * row['seconds']:.1f}"] if timed else []
+        lines.append("| " + " | ".join([*cells, f"{row['calibration_seconds']:.0f} s"]) + " |")
+    return lines
+
+
+def draw_budget(rows: list[dict[str, Any]], path: Path) -> None:
+    """PSNR against bits, and against time, for budgets of either kind."""
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for objective, marker in (("bits", "o"), ("latency", "s")):
+        chosen = [row for row in rows if row["config"]["objective"] == objective]
+        psnr = [row["set14"]["psnr"] for row in chosen]
+        left.plot([row["set14"]["bits"] for row in chosen], psnr, marker=marker, label=f"budget of {objective}")
+        right.plot([1000 * row["seconds"] for row in chosen], psnr, marker=marker, label=f"budget of {objective}")
+    left.set(xlabel="mean bits on Set14", ylabel="Set14 PSNR-Y, dB")
+    right.set(xlabel="ms for a 192x192 image")
+    left.legend()
+    _save(figure, path)
+
+
+def draw_images(rows: list[dict[str, Any]], path: Path) -> None:
+    """PSNR against the number of calibration images and against fine-tuning steps."""
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for kind, marker in (("first", "o"), ("informative", "s")):
+        chosen = [row for row in rows if row["label"].split()[0] == kind]
+        left.plot([row["images"] for row in chosen], [row["set14"]["psnr"] for row in chosen], marker=marker, label=kind)
+    every = sorted((row for row in rows if row["label"].startswith("all")), key=lambda row: row["steps"])
+    left.axhline(next(row["set14"]["psnr"] for row in every if row["label"] == "all"), color="gray", ls=":", label="all 100")
+    right.plot([row["steps"] for row in every], [row["set14"]["psnr"] for row in every], marker="o")
+    left.set(xlabel="calibration images", ylabel="Set14 PSNR-Y, dB", xscale="log")
+    right.set(xlabel="fine-tuning steps (all images)")
+    left.legend()
+    _save(figure, path)
+
+
+FIGURES = {"budget": draw_budget, "images": draw_images}
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("json", type=Path, nargs="+")
+    page = PAGE.read_text()
+    for path in parser.parse_args().json:
+        run = json.loads(path.read_text())
+        study, facts = run["study"], run["machine"]
+        start, end = f"<!-- {study}: made by benchmarks/quality_report.py -->", f"<!-- end of {study} -->"
+        before, rest = page.split(start)
+        place = f"Measured with the integer kernels on {facts['cpu']}, {run['threads']} threads."
+        page = "\n".join([f"{before}{start}", place, "", *table(run["rows"]), f"{end}{rest.split(end)[1]}"])
+        if study in FIGURES:
+            FIGURES[study](run["rows"], ROOT / "docs" / "images" / f"quality_{study}.png")
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

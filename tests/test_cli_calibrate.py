@@ -1,0 +1,420 @@
+"""`adabm calibrate` as a user runs it: what is written and kept, interruption and continuation, bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from command_line import names, rows
+from safetensors.torch import load_file
+from small import one_thread, small_edsr  # noqa: F401
+
+import adabm_kernels
+from adabm_kernels import calibrate as library
+from adabm_kernels import checkpoint
+from adabm_kernels.commands import calibrate, common
+from adabm_kernels.config import DEFAULT_STEPS
+from adabm_kernels.metrics import psnr
+from adabm_kernels.resize import imresize
+from adabm_kernels.simulate import SimulatedNetwork
+
+RNG = np.random.default_rng(7)
+COMMAND = ["calibrate", "--weights", "w.pt", "--images", "photos", "-o", "m.safetensors"]
+QUICK = [*COMMAND, "--recipe", "paper", "--steps", "6", "--threads", "1"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:--images holds")
+
+
+@pytest.fixture
+def folder(empty_folder):
+    """A working directory with float weights of an EDSR x2, w.pt, and three pictures in photos."""
+    torch.save(small_edsr(blocks=1, channels=4).state_dict(), "w.pt")
+    (empty_folder / "photos").mkdir()
+    for name, size in {"a": (40, 36), "b": (33, 48), "c": (120, 110)}.items():
+        PIL.Image.fromarray(RGB(*size)).save(f"photos/{name}.png")
+    return empty_folder
+
+
+def RGB(height, width):
+    smooth = np.add.outer(np.linspace(0, 120, height), np.linspace(0, 100, width))[..., None]
+    return (smooth + RNG.integers(0, 30, (height, width, 3))).astype(np.uint8)
+
+
+class FakeCalibration:
+    """In place of the library's `calibrate`: ranges of one size, at once; remembers what it was asked."""
+
+    def __init__(self):
+        self.calls, self.failure = [], None
+
+    def __call__(self, model, images, config=None, progress=None, *, res_scale=None, start=None, resume=None):
+        call = {"images": list(images), "config": config, "res_scale": res_scale, "start": start, "resume": resume}
+        self.calls.append(call)
+        progress(1, 2, "ranges")
+        if self.failure is not None:
+            resume.write_bytes(b"state")
+            raise self.failure
+        progress(2, 2, "fine-tuning")
+        simulated = SimulatedNetwork.from_float(model, config, 1.0 if res_scale is None else res_scale)
+        with torch.no_grad():
+            for conv in simulated.quantized_convs():
+                conv.lower_a.fill_(-200.0)
+                conv.upper_a.fill_(255.0)
+                conv.weight_range.fill_(1.0)
+            simulated.measure_l.fill_(1.0)
+            simulated.measure_u.fill_(1e6)
+        stages = [{"name": "ranges", "seconds": 1.0}, {"name": "fine-tuning", "seconds": 2.0}]
+        simulated.report = {"seconds": 3.2, "stages": stages, "images": 3, "steps": config.steps}
+        return simulated
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fake = FakeCalibration()
+    monkeypatch.setattr(library, "calibrate", fake)
+    return fake
+
+
+# ---- results
+
+
+def test_table(folder, fake, adabm):
+    status, out, err = adabm(*COMMAND)
+    assert (status, err) == (0, "")
+    assert names(folder) == ["m.safetensors", "photos", "w.pt"]
+    head, layers = out.split("\n\n")
+    table = rows(head)
+    assert table.pop("PSNR").endswith(" dB (converted against float, 3 calibration pictures)")
+    assert table.pop("written").startswith("m.safetensors (0.")
+    assert table == {
+        "network": "edsr x2",
+        "settings": f"W4A4 full, recipe best, {DEFAULT_STEPS['best']} steps, seed 1",
+        "pictures": "3 of 'photos'",
+        "time": "3 s (ranges 1 s, fine-tuning 2 s)",
+        "mean bits": "4.00 over the pictures (0 one less, 3 as is, 0 one more)",
+    }
+    assert [line.split() for line in layers.splitlines()] == [
+        ["layer", "weight", "bits", "mean", "bits"],
+        ["head.0", "8", "8.00"],
+        ["body.0.conv1", "4", "4.00"],
+        ["body.0.conv2", "4", "4.00"],
+        ["body.1", "4", "4.00"],
+        ["tail.0.0", "8", "8.00"],
+        ["tail.1", "8", "8.00"],
+    ]
+
+
+def test_options_reach_the_library(folder, fake, adabm):
+    options = ["--weight-bits", 6, "--act-bits", 5, "--quantize", "body", "--steps", 7, "--recipe", "paper", "--seed", 3]
+    status, out, _ = adabm(*COMMAND, *options, "--target-bits", 5.5, "--res-scale", 0.5, "--threads", 1)
+    assert status == 0
+    (call,) = fake.calls
+    got = {name: getattr(call["config"], name) for name in calibrate.CONFIG_OPTIONS}
+    assert got == {
+        "weight_bits": 6, "act_bits": 5, "quantize": "body", "steps": 7, "recipe": "paper", "seed": 3, "target_bits": 5.5,
+        "objective": "bits",
+    }  # fmt: skip
+    assert call["res_scale"] == 0.5 and call["resume"] == Path("m.safetensors.resume")
+    assert adabm_kernels.load("m.safetensors").config == call["config"]
+    assert rows(out)["settings"] == "W6A5 body, recipe paper, 7 steps, seed 3"
+
+
+def test_pictures_reach_the_library_as_they_are(folder, fake, adabm):
+    assert adabm(*COMMAND)[0] == 0
+    for image, name in zip(fake.calls[0]["images"], "abc", strict=True):
+        want = np.array(PIL.Image.open(f"photos/{name}.png"))
+        assert image.dtype == torch.uint8 and np.array_equal(image[0].permute(1, 2, 0), want)
+
+
+@pytest.mark.parametrize("factor", [2, 1.5])
+def test_pictures_are_shrunk(folder, fake, adabm, factor):
+    status, out, _ = adabm(*COMMAND, "--downscale", factor)
+    assert status == 0 and rows(out)["pictures"] == f"3 of 'photos', shrunk {factor} times"
+    for image, name in zip(fake.calls[0]["images"], "abc", strict=True):
+        photo = np.array(PIL.Image.open(f"photos/{name}.png"))
+        photo = photo[:32] if (factor, name) == (2, "b") else photo  # 33 rows: whole low-resolution pixels only
+        assert np.array_equal(image[0].permute(1, 2, 0), imresize(photo, 1 / factor))
+
+
+def test_json(folder, fake, adabm):
+    status, out, _ = adabm(*COMMAND, "--json", "r.json")
+    assert status == 0 and out.startswith("network")
+    report = json.loads(Path("r.json").read_text())
+    assert report["output"] == "m.safetensors" and report["bytes"] == Path("m.safetensors").stat().st_size
+    assert report["network"]["network"] == "edsr" and report["network"]["blocks"] == 1
+    assert report["settings"]["steps"] == DEFAULT_STEPS["best"]
+    assert [picture["name"] for picture in report["pictures"]] == ["a.png", "b.png", "c.png"]
+    assert report["layers"][1] == {"name": "body.0.conv1", "weight_bits": 4, "offset": 0, "mean_bits": 4.0}
+    model = adabm_kernels.load("m.safetensors")
+    assert report["provenance"] == model.provenance
+    # The PSNR by its definition, on the middles of the pictures.
+    values = []
+    for name in "abc":
+        rgb = np.array(PIL.Image.open(f"photos/{name}.png"))
+        y, x = (max(side - 96, 0) // 2 for side in rgb.shape[:2])
+        crop = torch.from_numpy(rgb[y : y + 96, x : x + 96].copy()).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            values.append(psnr(model(crop).clamp(0, 255), model.float_model()(crop).clamp(0, 255)))
+    assert report["psnr_db"] == pytest.approx(np.mean(values), abs=1e-6) and report["psnr_pictures"] == 3
+    printed = adabm(*COMMAND, "--overwrite", "--json", "-")[1]
+    assert json.loads(printed)["layers"] == report["layers"]
+
+
+def test_provenance_and_info(folder, fake, adabm):
+    assert adabm(*COMMAND, "--downscale", 2, "--steps", 3, "--threads", 1)[0] == 0
+    made = adabm_kernels.load("m.safetensors").provenance
+    assert made["weights"] == {"file": "w.pt", "sha256": hashlib.sha256(Path("w.pt").read_bytes()).hexdigest()}
+    assert made["images"]["folder"] == "photos" and made["images"]["count"] == 3
+    digest = hashlib.sha256()
+    for image in fake.calls[0]["images"]:
+        rgb = image[0].permute(1, 2, 0).numpy()
+        digest.update(repr(rgb.shape).encode() + rgb.tobytes())
+    assert made["images"]["sha256"] == digest.hexdigest()
+    assert (made["downscale"], made["res_scale"], made["threads"], made["seconds"]) == (2, None, 1, 3.0)
+    assert str(folder) not in json.dumps(made)
+    status, out, err = adabm("info", "m.safetensors")
+    assert (status, err) == (0, "")
+    section = rows("\n".join(line.strip() for line in out.split("\nMade\n")[1].splitlines()))
+    # What `info` prints is a command that the parser takes, with the same settings.
+    again = shlex.split(section["command"])
+    assert again[:2] == ["adabm", "calibrate"]
+    Path("m.safetensors").unlink()
+    assert adabm(*again[1:])[0] == 0
+    assert fake.calls[1]["config"] == fake.calls[0]["config"]
+    assert adabm_kernels.load("m.safetensors").provenance == made
+    assert section["time"] == "3 s" and made["weights"]["sha256"] in section["weights"]
+    assert json.loads(adabm("info", "m.safetensors", "--json")[1])["provenance"] == made
+
+
+def test_few_pictures_are_a_warning(folder, fake, adabm):
+    with pytest.warns(UserWarning, match="--images holds 3 pictures; thresholds from fewer than 16 are rough"):
+        assert adabm(*COMMAND)[0] == 0
+
+
+# ---- interruption
+
+
+def interrupt_at(monkeypatch, stage, done):
+    """Ctrl-C when the bar shows this."""
+    plain = common.Progress.__call__
+
+    def call(self, n, total, what):
+        plain(self, n, total, what)
+        if (what, n) == (stage, done):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate.Progress, "__call__", call)
+
+
+def test_interrupted_run_continues_to_the_same_model(folder, adabm, monkeypatch):
+    assert adabm(*QUICK)[0] == 0
+    uninterrupted = load_file("m.safetensors")
+    Path("m.safetensors").unlink()
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "fine-tuning", 6)
+        status, out, err = adabm(*QUICK)
+    assert (status, out) == (130, "")
+    want = "what was done is kept in 'm.safetensors.resume'; to go on from there: "
+    assert err == f"adabm: interrupted: {want}{shlex.join(['adabm', *QUICK])}\n"
+    assert names(folder) == ["m.safetensors.resume", "photos", "w.pt"]
+    status, out, err = adabm(*QUICK)
+    assert (status, err) == (0, "")
+    assert "; interrupted at step 4)" in rows(out)["time"]  # one batch and clipping came before
+    assert names(folder) == ["m.safetensors", "photos", "w.pt"]
+    continued = load_file("m.safetensors")
+    assert continued.keys() == uninterrupted.keys()
+    assert all(torch.equal(value, uninterrupted[name]) for name, value in continued.items())
+
+
+def test_other_settings_do_not_continue(folder, adabm, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "fine-tuning", 6)
+        assert adabm(*QUICK)[0] == 130
+    kept = Path("m.safetensors.resume").read_bytes()
+    status, out, err = adabm(*QUICK, "--steps", 5)
+    assert (status, out) == (2, "")
+    assert "m.safetensors.resume is of a run with other settings: steps was 6 and is 5" in err and err.count("\n") == 1
+    assert Path("m.safetensors.resume").read_bytes() == kept
+
+
+def test_interrupted_before_there_is_anything_to_keep(folder, adabm, monkeypatch):
+    interrupt_at(monkeypatch, "reading pictures", 1)
+    status, _, err = adabm(*QUICK)
+    assert (status, err) == (130, "adabm: interrupted: there was nothing to keep yet, and nothing was written\n")
+    assert names(folder) == ["photos", "w.pt"]
+
+
+def test_interrupted_while_measuring(folder, fake, adabm, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "_report", fail)
+    status, _, err = adabm(*COMMAND)
+    assert (status, err) == (130, "adabm: interrupted: 'm.safetensors' is complete, its figures were not measured\n")
+    assert names(folder) == ["m.safetensors", "photos", "w.pt"]
+
+
+FAILURES = {
+    "nan": (ValueError("calibrate: model computes NaN or infinite values: its output holds some"), 2),
+    "kernel": (RuntimeError("conv2d: broke"), 1),
+    "disk": (OSError("cannot write 'm.safetensors.resume': No space left on device"), 1),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_failure_while_running_keeps_the_state(folder, fake, adabm, case):
+    fake.failure, want = FAILURES[case]
+    assert adabm(*COMMAND) == (want, "", f"adabm: error: {fake.failure}\n")
+    assert names(folder) == ["m.safetensors.resume", "photos", "w.pt"]
+
+
+# ---- bad input
+
+
+def test_an_existing_output_is_kept_unless_asked(folder, fake, adabm):
+    Path("m.safetensors").write_bytes(b"old")
+    status, out, err = adabm(*COMMAND)
+    want = "adabm: error: --output must not exist yet (--overwrite replaces it), got 'm.safetensors'\n"
+    assert (status, out, err) == (2, "", want)
+    assert Path("m.safetensors").read_bytes() == b"old" and not fake.calls
+    assert adabm(*COMMAND, "--overwrite")[0] == 0
+    adabm_kernels.load("m.safetensors")
+
+
+def test_an_output_that_appears_during_the_run_is_kept(folder, fake, adabm, monkeypatch):
+    plain = fake.__call__
+
+    def busy(*args, resume, **kwargs):
+        simulated = plain(*args, resume=resume, **kwargs)
+        resume.write_bytes(b"state")
+        Path("m.safetensors").write_bytes(b"other")
+        return simulated
+
+    monkeypatch.setattr(library, "calibrate", busy)
+    status, _, err = adabm(*COMMAND)
+    assert status == 1 and err.startswith("adabm: error: cannot write 'm.safetensors': it has appeared during the run")
+    assert Path("m.safetensors").read_bytes() == b"other" and Path("m.safetensors.resume").exists()
+
+
+def tiny(folder):
+    PIL.Image.new("RGB", (40, 15)).save(folder / "photos" / "d.png")
+
+
+def small_when_shrunk(folder):
+    PIL.Image.new("RGB", (120, 60)).save(folder / "photos" / "d.png")
+
+
+def no_network(folder):
+    torch.save({"weight": torch.zeros(1)}, folder / "x.pt")
+
+
+def nan_weights(folder):
+    state = small_edsr(blocks=1, channels=4).state_dict()
+    state["head.0.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, folder / "x.pt")
+
+
+def with_option(name, value):
+    return [*COMMAND[: COMMAND.index(name) + 1], value, *COMMAND[COMMAND.index(name) + 2 :]]
+
+
+BAD_INPUT = {
+    "nothing": (None, ["calibrate"], "the following arguments are required: --weights, --images, -o/--output"),
+    "weights absent": (None, with_option("--weights", "no.pt"), "--weights must be an existing file, got 'no.pt'"),
+    "weights of another kind": (None, with_option("--weights", "photos/a.png"), "a checkpoint ends in .safetensors, .pt or .pth"),
+    "no network": (no_network, with_option("--weights", "x.pt"), "--weights 'x.pt': detect: "),
+    "nan": (
+        nan_weights,
+        with_option("--weights", "x.pt"),
+        "--weights 'x.pt': detect: 'head.0.weight' holds NaN or infinite values",
+    ),
+    "images absent": (None, with_option("--images", "no"), "--images must be a folder of pictures, got 'no', which does not exist"),
+    "no images": (
+        lambda f: (f / "e").mkdir(),
+        with_option("--images", "e"),
+        "--images must hold at least one PNG or JPEG picture, got none in 'e'",
+    ),
+    "unreadable": (
+        lambda f: (f / "photos" / "d.png").write_text("words"),
+        COMMAND,
+        "cannot read 'photos/d.png': it is neither a PNG nor a JPEG file",
+    ),
+    "too small": (tiny, COMMAND, "--images must be at least 16 pixels a side, got 40x15 of 'photos/d.png'"),
+    "too small when shrunk": (
+        small_when_shrunk,
+        [*COMMAND, "--downscale", "2.25"],
+        "--images must be at least 36 pixels a side (16 after --downscale 2.25), got 48x33 of 'photos/b.png'",
+    ),
+    "suffix": (None, with_option("-o", "m.pt"), "--output must end in .safetensors, got 'm.pt'"),
+    "output folder": (
+        None,
+        with_option("-o", "no/m.safetensors"),
+        "cannot write 'no/m.safetensors': the folder 'no' does not exist",
+    ),
+    "output is the weights": (
+        lambda f: (f / "w.safetensors").write_bytes(b""),
+        [*with_option("--weights", "w.safetensors")[:-1], "w.safetensors", "--overwrite"],
+        "--output must not be the weights themselves, got 'w.safetensors'",
+    ),
+    "json folder": (None, [*COMMAND, "--json", "no/r.json"], "cannot write 'no/r.json': the folder 'no' does not exist"),
+    "weight bits": (None, [*COMMAND, "--weight-bits", "9"], "--weight-bits: must be an integer from 2 to 8, got '9'"),
+    "act bits": (None, [*COMMAND, "--act-bits", "8"], "--act-bits: must be 4, 5 or 6 (images and layers add up to 2"),
+    "target bits": (None, [*COMMAND, "--target-bits", "7"], "--target-bits must be within 1 of act_bits, got 7"),
+    "steps": (None, [*COMMAND, "--steps", "-1"], "--steps: must be an integer of at least 0, got '-1'"),
+    "downscale": (None, [*COMMAND, "--downscale", "0.5"], "--downscale: must be a number of at least 1, got '0.5'"),
+    "recipe": (None, [*COMMAND, "--recipe", "good"], "--recipe: invalid choice: 'good'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input(folder, adabm, case):
+    prepare, argv, message = BAD_INPUT[case]
+    if prepare:
+        prepare(folder)
+    before = names(folder)
+    status, out, err = adabm(*argv)
+    assert (status, out) == (2, "")
+    assert err.startswith("adabm: error: ") and err.count("\n") == 1 and message in err
+    assert names(folder) == before
+
+
+def test_calibrated_weights_are_refused(folder, adabm):
+    state = library.calibrate(torch.load("w.pt"), [torch.rand(1, 3, 16, 16) * 255]).state_dict()
+    torch.save(state, "c.pt")
+    status, _, err = adabm(*with_option("--weights", "c.pt"))
+    assert (status, err) == (2, "adabm: error: --weights must be float weights, and 'c.pt' is calibrated already\n")
+
+
+def test_header_without_provenance_reads_as_empty(folder, fake, adabm):
+    assert adabm(*COMMAND)[0] == 0
+    model = adabm_kernels.load("m.safetensors")
+    model.provenance = {}
+    checkpoint.save(model, "n.safetensors")
+    assert checkpoint.read_header("n.safetensors")["provenance"] == {}
+    assert checkpoint.is_converted("n.safetensors") and not checkpoint.is_converted("w.pt")
+
+
+# ---- what else it may start from
+
+
+def test_objective_and_the_most_informative_pictures(folder, fake, adabm):
+    status, _, _ = adabm(*COMMAND, "--objective", "latency", "--select", "2")
+    assert status == 0
+    call = fake.calls[-1]
+    assert call["config"].objective == "latency" and len(call["images"]) == 2
+    status, _, err = adabm(*COMMAND[:-1], "n.safetensors", "--select", "99")
+    assert status == 2 and "--select must be at most the number of pictures" in err
+
+
+def test_maps_of_another_model(folder, fake, adabm):
+    assert adabm(*COMMAND)[0] == 0
+    status, _, err = adabm(*COMMAND[:-1], "n.safetensors", "--start", "m.safetensors")
+    assert (status, err) == (0, "")
+    assert fake.calls[-1]["start"].thresholds == (1.0, 1e6)
+    status, _, err = adabm(*COMMAND[:-1], "o.safetensors", "--start", "w.pt")
+    assert status == 2 and "--start must be a converted model" in err
