@@ -63,7 +63,7 @@ def test_searched_ranges_lie_inside_those_seen_and_lose_less():
     seen = calibrate(model, images, ConvertConfig(act_ranges="minmax", adaptive=False, bit_aware_clipping=False))
     searched = calibrate(model, images, ConvertConfig(adaptive=False))
     for a, b in zip(seen.quantized_convs(), searched.quantized_convs(), strict=True):
-        if a.end:
+        if a.name in ("head.0", "tail.1"):
             assert (a.lower_a, a.upper_a) == (b.lower_a, b.upper_a)
     assert distance_to_float(searched, images) < distance_to_float(seen, images)
 

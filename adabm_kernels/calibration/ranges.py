@@ -151,11 +151,12 @@ def clip_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
 def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
     """Layer by layer, on its input in the quantised network, the two ends with the least squared error on the layer's bits.
 
-    Each end is searched with the other held, twice. The 8-bit ends of the network keep the range they were seen with.
+    Each end is searched with the other held, twice. The first convolution of the network keeps the range it was seen with,
+    pixels; that of the upsampler, whose input has rare large values, is searched like the others.
     """
 
     def search(conv: SimulatedConv2d, x: torch.Tensor) -> None:
-        if conv.end:
+        if conv is first:
             return
         values, bits = sample(x), layer_bits(conv)
         least, most = (float(v) for v in torch.aminmax(x))
@@ -173,10 +174,15 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
                     upper = min((most * f for f in SEARCHED), key=lambda tried, lower=lower: error(lower, tried))
         set_range(conv, lower, upper)
 
-    _run_trunk(model, batch, search)
+    convs = model.quantized_convs()
+    first = convs[0] if convs[0].end else None
+    feature = _run_trunk(model, batch, search)
+    body = [i for i, conv in enumerate(convs) if not conv.end]
+    if body[-1] + 1 < len(convs):
+        search(convs[body[-1] + 1], feature)
 
 
-def _run_trunk(model: SimulatedNetwork, batch: torch.Tensor, act: Callable[[SimulatedConv2d, torch.Tensor], None]) -> None:
-    """The quantised network up to its upsampler, which holds 8-bit ends only and half of the work."""
+def _run_trunk(model: SimulatedNetwork, batch: torch.Tensor, act: Callable[[SimulatedConv2d, torch.Tensor], None]) -> torch.Tensor:
+    """The quantised network up to its upsampler, which holds 8-bit ends only and half of the work. Returns what enters that."""
     with before_each_conv(model, act):
-        model.trunk(batch, model.image_offsets(batch))
+        return model.trunk(batch, model.image_offsets(batch))[0]
