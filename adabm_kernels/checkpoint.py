@@ -54,6 +54,8 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
         "convs": convs,
         "provenance": model.provenance,
     }
+    if model.running_thresholds is not None:
+        header["running"] = {"momentum": model.running_momentum, "thresholds": model.running_thresholds}
     dense = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write_file(path, to_bytes(dense, {HEADER_KEY: json.dumps(header)}))
 
@@ -68,6 +70,9 @@ def load(path: str | Path) -> ConvertedNetwork:
         provenance = dict(header.get("provenance", {}))
     model = ConvertedNetwork.KINDS[parts["spec"].network](**parts).eval()
     model.provenance = provenance
+    if "running" in header:
+        with _explained(path):
+            model.set_running_thresholds(header["running"]["momentum"], tuple(header["running"]["thresholds"]))
     return model
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from .calibrate import calibrate
 from .config import ConvertConfig
-from .networks.detect import detect, plain_keys
+from .networks.detect import check_modules, detect, plain_keys
 from .networks.edsr import MeanShift
 from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
@@ -28,7 +28,8 @@ def convert_model(
     """A copy of `model` that computes with integer convolutions and the bit-widths AdaBM chooses at run time.
 
     model: a float EDSR, RDN or SRResNet or its state dict (recognised by its keys, networks/detect.py), a calibrated AdaBM state
-        dict, or a SimulatedNetwork. The user's own class is fine; only its state dict is read.
+        dict, or a SimulatedNetwork. The user's own class is fine; only its state dict is read, and layers of
+        torch that compute something else than those of the recognised network are refused by name.
     calibration: low-resolution images, float tensors [N, 3, H, W] in 0..255 or paths; needed for a float network, and
         refused for a calibrated one.
     config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedNetwork its own is taken.
@@ -54,7 +55,10 @@ def convert_model(
         raise TypeError(f"convert_model: model must be a torch.nn.Module or a state dict, got {type(model).__name__}")
     config = ConvertConfig() if config is None else config
     res_scale = 1.0 if res_scale is None else res_scale
-    if detect(state, res_scale).calibrated:
+    found = detect(state, res_scale)
+    if isinstance(model, nn.Module) and not found.calibrated:
+        check_modules(model, found.spec)
+    if found.calibrated:
         if calibration is not None:
             raise ValueError("convert_model: calibration must be left out: the state dict is calibrated already")
         return _from_simulated(SimulatedNetwork.from_state(state, config, res_scale))

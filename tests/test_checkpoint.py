@@ -14,19 +14,27 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from small import one_thread  # noqa: F401
 
 import adabm_kernels
 from adabm_kernels.calibrate import calibrate
 from adabm_kernels.checkpoint import FORMAT_VERSION, HEADER_KEY, load, save
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
+from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
 
 NETWORKS = {
     "full": (EDSRSpec(4, 2, 6), ConvertConfig(batch=2)),
     "staged": (EDSRSpec(2, 2, 5, mean_shift=False), ConvertConfig(batch=2, weight_bits=6, act_bits=5, tail="staged")),
     "body": (EDSRSpec(3, 1, 6, tail="single", res_scale=0.1), ConvertConfig(batch=2, quantize="body")),
+    "rdn": (RDNSpec(3, 2, 2, 4, 6), ConvertConfig(batch=2, recipe="paper")),
+    "rdn_body": (RDNSpec(2, 1, 2, 3, 5), ConvertConfig(batch=2, recipe="paper", quantize="body")),
+    "srresnet": (SRResNetSpec(4, 1, 4, bias=True, slopes=4, unit_range=True), ConvertConfig(batch=2, recipe="paper")),
+    "srresnet_body": (SRResNetSpec(2, 1, 4, res_scale=0.5), ConvertConfig(batch=2, recipe="paper", quantize="body")),
     "fixed": (EDSRSpec(2, 1, 4), ConvertConfig(batch=2, adaptive=False, act_bits=8, tail="staged")),
 }
 X = torch.rand(2, 3, 9, 11, generator=torch.Generator().manual_seed(1)) * 255
@@ -36,7 +44,7 @@ def converted(name: str) -> ConvertedNetwork:
     spec, config = NETWORKS[name]
     torch.manual_seed(0)
     images = torch.rand(2, 3, 18, 17, generator=torch.Generator().manual_seed(0)) * 255
-    return convert_model(calibrate(EDSR(spec), [images], config))
+    return convert_model(calibrate(float_network(spec), [images], config, res_scale=spec.res_scale))
 
 
 @pytest.fixture(scope="module")

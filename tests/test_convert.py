@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from shared import shared_path
+from small import one_thread  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
 from adabm_kernels.images import read_image
-from adabm_kernels.networks.detect import adabm_name, float_network, load_state
+from adabm_kernels.networks.detect import adabm_name, check_modules, float_network, load_state
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec, MeanShift
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.spec import NetworkSpec
@@ -573,6 +574,45 @@ def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
 def test_convert_names_what_is_wrong(what: str, kind: type[Exception], message: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(kind, match=message):
         convert_model(**arguments)
+
+
+def changed(path: str, layer: nn.Module, spec: NetworkSpec) -> nn.Module:
+    """The float network with one layer replaced by another that leaves the keys of its state dict as they are."""
+    model = copy.deepcopy(float_model(spec))
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, layer)
+    return model
+
+
+SMALL_EDSR, SMALL_SRRESNET = EDSRSpec(2, 1, 4), SRResNetSpec(2, 1, 4)
+
+
+@pytest.mark.parametrize(
+    "path, layer, spec, message",
+    [
+        ("body.0.body.1", nn.GELU(), SMALL_EDSR, "a GELU, and its layers must be Conv2d, PixelShuffle, ReLU"),
+        ("body.0.body.1", nn.LeakyReLU(0.1), SMALL_EDSR, "a LeakyReLU, and its"),
+        ("body.0.body.0", nn.Conv2d(4, 4, 3, padding=1, stride=2), SMALL_EDSR, r"a convolution with stride=\(2, 2\): it must"),
+        ("head.0", nn.Conv2d(3, 4, 3), SMALL_EDSR, r"padding=\(0, 0\)"),
+        ("head.0", nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), SMALL_EDSR, "padding_mode='reflect'"),
+        ("RDBs.0.convs.0.conv.1", nn.SiLU(), RDNSpec(2, 1, 1, 4, 4), "it is a SiLU"),
+        ("body.0.bn1", nn.BatchNorm2d(4, 1e-3), SMALL_SRRESNET, "a BatchNorm2d with eps=0.001: it must be 1e-05"),
+    ],
+)
+def test_a_layer_that_weights_do_not_tell_is_named(path: str, layer: nn.Module, spec: NetworkSpec, message: str) -> None:
+    model = changed(path, layer, spec)
+    with pytest.raises(ValueError, match=f"layer '{path}' is not supported in this .*{message}.* .known are EDSR .*SRResNet"):
+        convert_model(model, [images(20, 17)])
+
+
+def test_layers_that_change_nothing_are_accepted() -> None:
+    """In eval mode, and classes of the user's own."""
+    model = changed("body.0.body.1", nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Identity()), SMALL_EDSR)
+    check_modules(model, SMALL_EDSR)
+    check_modules(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(float_model(SMALL_SRRESNET))), SMALL_SRRESNET)
+    check_modules(OwnClass(model), SMALL_EDSR)
+    for spec in (RDNSpec(4, 1, 1, 4, 4), SRResNetSpec(4, 1, 4), EDSRSpec(3, 1, 4, tail="single")):
+        check_modules(float_model(spec), spec)
 
 
 def test_calibrated_models_are_not_calibrated_again() -> None:

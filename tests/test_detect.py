@@ -139,7 +139,7 @@ def test_srresnet_in_0_to_1():
 
 FAMILIES = [
     *(RDNSpec(scale, 2, 3, 4, 8) for scale in (2, 3, 4)),
-    *(SRResNetSpec(scale, 2, 8, bias=scale == 3, slopes=8 if scale == 2 else 1) for scale in (2, 3, 4)),
+    *(SRResNetSpec(s, 2, 8, bias=s == 3, slopes=8 if s == 2 else 1, unit_range=s == 3) for s in (2, 3, 4)),
 ]
 
 
@@ -153,7 +153,7 @@ def test_other_families_are_read_off_their_keys(spec):
         module = convs[conv.name]
         shape = (module.in_channels, module.out_channels, module.kernel_size[0], module.bias is not None)
         assert shape == (conv.channels_in, conv.channels_out, conv.kernel, conv.bias)
-    gone = next(iter(state))
+    gone = next(key for key in state if key.endswith(".weight"))
     with pytest.raises(ValueError, match="detect: "):
         detect({key: value for key, value in state.items() if key != gone})
     with pytest.raises(ValueError, match="unexpected 'attention.weight'"):
@@ -172,6 +172,14 @@ def test_averaged_weights_come_first():
     state = float_state()
     other = {key: value + 1 for key, value in state.items()}
     assert torch.equal(unwrap({"params": other, "params_ema": state})["head.0.bias"], state["head.0.bias"])
+
+
+def test_batch_counters_are_integers_that_may_be_absent():
+    state = float_network(FAMILIES[-1]).state_dict()
+    counters = [key for key in state if key.endswith("num_batches_tracked")]
+    assert counters and all(state[key].dtype == torch.int64 for key in counters)
+    for form in (state, {key: value for key, value in state.items() if key not in counters}):
+        float_network(FAMILIES[-1]).load_state_dict(to_float_state(form, detect(form)), strict=True)
 
 
 def test_half_precision_weights_become_float32():
@@ -218,6 +226,15 @@ def test_several_defects_are_told_at_once():
     assert "'head.0.bias' has shape (9,), expected (8,)" in str(error.value)
 
 
+def test_the_reason_of_another_shape_is_told():
+    state = float_state() | {"body.0.body.0.weight": torch.zeros(8, 2, 3, 3), "body.1.body.2.weight": torch.zeros(8, 8, 5, 5)}
+    with pytest.raises(ValueError) as error:
+        detect(state)
+    assert "'body.0.body.0.weight' has shape (8, 2, 3, 3), expected (8, 8, 3, 3): a convolution in 4 groups" in str(error.value)
+    assert "'body.1.body.2.weight' has shape (8, 8, 5, 5), expected (8, 8, 3, 3): a kernel of 5x5" in str(error.value)
+    assert "(known are EDSR ('head.0.weight' with" in str(error.value)
+
+
 def test_half_a_mean_shift_is_missing_the_other_half():
     state = {key: value for key, value in float_state().items() if not key.startswith("add_mean")}
     with pytest.raises(ValueError, match="missing 'add_mean.weight', 'add_mean.bias'"):
@@ -234,7 +251,7 @@ def test_a_gap_in_the_blocks_is_missing_weights():
 def test_not_an_edsr(gone):
     state = float_state(EDSRSpec(4, 1, 8))
     del state[gone]
-    with pytest.raises(ValueError, match="detect: not an EDSR, RDN or SRResNet state dict: it needs 'head.0.weight' and"):
+    with pytest.raises(ValueError, match="detect: not an EDSR, RDN or SRResNet state dict: known are EDSR .'head.0.weight' with"):
         detect(state)
 
 

@@ -27,9 +27,11 @@ from torch.nn import functional as F
 from adabm_kernels.calibrate import calibrate
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.metrics import psnr, psnr_y
-from adabm_kernels.networks.detect import load_state
+from adabm_kernels.networks.detect import detect, float_network, load_state, to_float_state
 from adabm_kernels.networks.edsr import EDSR
+from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.spec import ConvSpec
+from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.quantize import fake_quantize_act, fake_quantize_weight
 from adabm_kernels.simulate import SimulatedConv2d, SimulatedNetwork, image_measure, image_offsets
 
@@ -264,6 +266,98 @@ def test_every_architecture_is_its_own_teacher_and_survives_its_state_dict(spec,
     floats = model.float_state()
     EDSR(model.spec).load_state_dict(floats, strict=True)
     assert all(torch.equal(value, floats[key]) for key, value in float_model.state_dict().items())
+
+
+FAMILIES = [
+    RDNSpec(2, 2, 2, 3, 5),
+    RDNSpec(3, 1, 3, 4, 4),
+    RDNSpec(4, 2, 1, 2, 3),
+    SRResNetSpec(2, 2, 4),
+    SRResNetSpec(3, 1, 5, bias=True, slopes=5, unit_range=True),
+    SRResNetSpec(4, 1, 4, bias=True, res_scale=0.5),
+]
+
+
+def small_network(spec):
+    """Random weights; BatchNorms with statistics and a training step counter, slopes of both signs."""
+    torch.manual_seed(spec.blocks)
+    model = float_network(spec)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5), nn.init.normal_(module.bias)
+            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2), module.num_batches_tracked.fill_(7)
+        if isinstance(module, nn.PReLU):
+            nn.init.uniform_(module.weight, -0.3, 0.5)
+    return model
+
+
+@pytest.mark.parametrize("quantize", ["full", "body"])
+@pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: f"{spec.network}_x{spec.scale}")
+def test_other_families_are_their_own_teachers_and_survive_their_state_dicts(spec, quantize):
+    float_model = small_network(spec)
+    config = ConvertConfig(quantize=quantize, recipe="paper")
+    model = calibrate(float_model, photos((16, 16), (16, 17)), config, res_scale=spec.res_scale)
+    x = photos((17, 19), seed=9)[0]
+    again = SimulatedNetwork.from_state(model.state_dict(), config, spec.res_scale)
+    assert again.spec == model.spec == spec
+    with torch.no_grad():
+        want = float_model(x)
+        with model.float_mode():
+            assert torch.equal(model(x), want)
+        y = model(x)
+        assert y.shape == want.shape == (1, 3, 17 * spec.scale, 19 * spec.scale)
+        assert torch.equal(again(x), y) and not torch.equal(y, want)
+    assert all(conv.quantized for conv in model.quantized_convs())
+    assert [conv.name for conv in model.quantized_convs()] == list(spec.quantized(quantize))
+    restored = float_network(spec)
+    restored.load_state_dict(model.float_state(), strict=True)
+    with torch.no_grad():
+        assert torch.equal(restored(x), want)
+
+
+@pytest.mark.parametrize("spec", FAMILIES[1:5:3], ids=lambda spec: spec.network)
+def test_what_fine_tuning_learns_leaves_the_teacher(spec):
+    float_model = small_network(spec)
+    model = calibrate(float_model, photos((16, 16)), ConvertConfig(recipe="paper"))
+    x = photos((16, 18), seed=9)[0]
+    with torch.no_grad():
+        before = model(x)
+        for value in [*model.body_biases(), *(conv.weight for conv in model.quantized_convs())]:
+            value += 0.1
+        learned = [bias.clone() for bias in model.body_biases()]
+        with model.float_mode():
+            assert torch.equal(model(x), float_model(x))
+        assert all(map(torch.equal, model.body_biases(), learned)) and not torch.equal(model(x), before)
+        assert all(not bias.requires_grad or bias.is_leaf for bias in model.body_biases())
+
+
+@pytest.mark.parametrize("spec", FAMILIES[1:5:3], ids=lambda spec: spec.network)
+def test_previews_are_told_what_to_multiply_in(spec):
+    """The preview of fine-tuning follows `set_compute_dtype`, up to the rounding of bfloat16 inputs and sums of one image."""
+    model = calibrate(small_network(spec), photos((16, 16)), ConvertConfig(recipe="paper"))
+    x = photos((16, 18), seed=9)[0]
+    with torch.no_grad(), model.float_mode():
+        want = model.preview(x)
+        model.set_compute_dtype(torch.bfloat16)
+        got = model.preview(x)
+    assert got.dtype == want.dtype == torch.float32 and got.shape == want.shape
+    # 2^-8 for each of the few dozen roundings in a row that such a network makes.
+    assert 0 < (got - want).norm() < 36 * 2**-8 * want.norm()
+
+
+def test_an_srresnet_in_0_to_1_gives_pictures():
+    """The published PSNR of these weights, 31.88 dB, is the mean over Set5, whose butterfly has 27.92."""
+    state = load_state(shared_path("data", "weights", "srresnet_r8f64_x4.pt"))
+    found = detect(state)
+    model = float_network(found.spec)
+    model.load_state_dict(to_float_state(state, found))
+    parts = (("LR_x4", "butterfly"), ("HR", "butterfly"))
+    lr, hr = (
+        np.array(Image.open(shared_path("data", "images", "set5", part, f"{name}.png")).convert("RGB")) for part, name in parts
+    )
+    with torch.no_grad():
+        sr = picture(model(torch.from_numpy(lr).permute(2, 0, 1)[None].float()))
+    assert round(psnr_y(sr, hr[: sr.shape[0], : sr.shape[1]], 4), 2) == 27.92
 
 
 def test_float_mode_ends_with_its_context():

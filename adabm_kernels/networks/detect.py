@@ -14,11 +14,19 @@ from torch import nn
 from .edsr import EDSR, EDSRSpec
 from .rdn import RDN, RDNSpec
 from .spec import NetworkSpec
-from .srresnet import SRResNet, SRResNetSpec
+from .srresnet import BATCH_NORM_EPS, UNIT_RANGE, SRResNet, SRResNetSpec
 
 WRAPPERS = ("params_ema", "params", "state_dict", "model")  # where training frameworks put the weights, best first
 FLOAT_NETWORKS = {"edsr": EDSR, "rdn": RDN, "srresnet": SRResNet}
 SPECS = {"edsr": EDSRSpec, "rdn": RDNSpec, "srresnet": SRResNetSpec}
+KNOWN = (
+    "known are EDSR ('head.0.weight' with 'body.0.body.0.weight' or 'body.0.conv1.weight'), RDN ('SFENet1.weight', "
+    "'RDBs.0.convs.0.conv.0.weight') and SRResNet ('body.0.bn1.weight' with 'head.0.weight' or 'conv_in.weight'), for x2, x3 and x4"
+)
+# Layers of torch that compute what the weights mean here, and those that compute nothing in eval mode.
+_LAYERS = {"edsr": (nn.ReLU,), "rdn": (nn.ReLU,), "srresnet": (nn.PReLU, nn.BatchNorm2d, nn.SyncBatchNorm)}
+_NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_NEUTRAL_FILES = ("torch.nn.modules.container", "torch.nn.modules.loss")
 _COUNTER = ".num_batches_tracked"  # of BatchNorm: an integer, of no use here
 PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, an outer module, torch.compile
 
@@ -105,7 +113,7 @@ def detect(state_dict: Mapping[str, Any], res_scale: float = 1.0) -> Detected:
     if "SFENet1.weight" in state:
         spec = _rdn_spec(state)
     elif _is_srresnet(state):
-        spec = _srresnet_spec(state, layout, res_scale)
+        spec = _srresnet_spec(state, res_scale)
     else:
         spec = _edsr_spec(state, given, res_scale)
     calibrated = any(key.endswith(".lower_a") for key in state)
@@ -125,6 +133,35 @@ def detect(state_dict: Mapping[str, Any], res_scale: float = 1.0) -> Detected:
     return Detected(spec, layout, calibrated, quantize, adaptive)
 
 
+def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
+    """Refuse a module whose weights fit `spec` and whose layers of torch compute something else.
+
+    A state dict does not tell a ReLU from a GELU or a stride of 1 from one of 2. Layers of the user's own classes cannot be judged.
+    Raises ValueError naming the layer, what it is and what is supported.
+    """
+    name_of = FLOAT_NETWORKS[spec.network].__name__
+    layers = (nn.Conv2d, nn.PixelShuffle, *_LAYERS[spec.network])
+    for name, layer in model.named_modules():
+        reason = ""
+        if type(layer) is nn.Conv2d:
+            k = layer.kernel_size[0]
+            rules = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+            wrong = [f"{key}={getattr(layer, key)!r}" for key, value in rules.items() if getattr(layer, key) != value]
+            if layer.padding not in ((k // 2, k // 2), "same"):
+                wrong.append(f"padding={layer.padding}")
+            if wrong:
+                reason = f"a convolution with {', '.join(wrong)}: it must have stride 1 and zero padding of half its kernel"
+        elif isinstance(layer, layers):
+            if getattr(layer, "eps", BATCH_NORM_EPS) != BATCH_NORM_EPS:
+                reason = f"a {type(layer).__name__} with eps={layer.eps:g}: it must be {BATCH_NORM_EPS:g}"
+        elif type(layer).__module__.startswith("torch.nn.modules"):
+            if not isinstance(layer, _NEUTRAL) and not type(layer).__module__.startswith(_NEUTRAL_FILES):
+                kinds = ", ".join(kind.__name__ for kind in layers)
+                reason = f"a {type(layer).__name__}, and its layers must be {kinds}"
+        if reason:
+            raise ValueError(f"detect: layer {name!r} is not supported in this {name_of}: it is {reason} ({KNOWN})")
+
+
 def float_network(spec: NetworkSpec) -> nn.Module:
     """The float network of a specification, with random weights, in eval mode."""
     return FLOAT_NETWORKS[spec.network](spec).eval()
@@ -134,7 +171,8 @@ def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
     """AdaBM keys of the values that a converted network keeps in float: all but the quantised convolutions and mean shifts."""
     quantized = {f"{name}.{part}" for name in spec.quantized(quantize) for part in ("weight", "bias")}
     names = (adabm_name(key) for key in _float_shapes(spec))
-    return [n for n in names if n not in quantized and not n.endswith(_COUNTER) and not n.startswith(("sub_mean.", "add_mean."))]
+    settings = ("sub_mean.", "add_mean.", UNIT_RANGE)  # `spec` says it already
+    return [name for name in names if name not in quantized and not name.endswith(_COUNTER) and not name.startswith(settings)]
 
 
 def to_float_state(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch.Tensor]:
@@ -188,7 +226,8 @@ def _names(state: dict[str, torch.Tensor], layout: str) -> dict[str, str]:
 
 
 def _renamed(state: dict[str, torch.Tensor], layout: str) -> dict[str, torch.Tensor]:
-    return {new: state[old] for old, new in _names(state, layout).items()}
+    renamed = {new: state[old] for old, new in _names(state, layout).items()}
+    return renamed | {UNIT_RANGE: torch.ones(1)} if layout == "conv_in" else renamed
 
 
 def _float_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
@@ -243,7 +282,7 @@ def _is_srresnet(state: dict[str, torch.Tensor]) -> bool:
     return any(re.match(r"body\.\d+\.bn1\.", key) for key in state)
 
 
-def _srresnet_spec(state: dict[str, torch.Tensor], layout: str, res_scale: float) -> SRResNetSpec:
+def _srresnet_spec(state: dict[str, torch.Tensor], res_scale: float) -> SRResNetSpec:
     for key in ("head.0.weight", "head.1.weight", "tail.0.0.weight"):
         if key not in state:
             raise ValueError(f"detect: the state dict looks like an SRResNet ('body.0.bn1') but lacks {key!r}")
@@ -262,7 +301,7 @@ def _srresnet_spec(state: dict[str, torch.Tensor], layout: str, res_scale: float
         channels=channels,
         bias="head.0.bias" in state,
         slopes=state["head.1.weight"].numel(),
-        unit_range=layout == "conv_in",
+        unit_range=UNIT_RANGE in state,
         res_scale=res_scale,
     )
 
@@ -278,11 +317,7 @@ def _count(state: dict[str, torch.Tensor], pattern: str) -> int:
 def _edsr_spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_scale: float) -> EDSRSpec:
     blocks = _count(state, r"body\.(\d+)\.conv1\.weight$")
     if "head.0.weight" not in state or not blocks:
-        raise ValueError(
-            "detect: not an EDSR, RDN or SRResNet state dict: it needs 'head.0.weight' and 'body.0.body.0.weight' or "
-            "'body.0.conv1.weight' (EDSR), 'SFENet1.weight' (RDN), or 'body.0.bn1.weight' (SRResNet), got "
-            f"{_listed(list(given))}"
-        )
+        raise ValueError(f"detect: not an EDSR, RDN or SRResNet state dict: {KNOWN}; got {_listed(list(given))}")
     return EDSRSpec(
         scale=_edsr_scale(state),
         blocks=blocks,
@@ -317,6 +352,7 @@ def _check_keys(
     """own: what the user's checkpoint calls a key."""
     wrong = [
         f"{own[key]!r} has shape {tuple(state[key].shape)}, expected {' or '.join(map(str, shapes))}"
+        + _why_shape(tuple(state[key].shape), shapes)
         for key, shapes in allowed.items()
         if key in state and tuple(state[key].shape) not in shapes
     ]
@@ -326,7 +362,21 @@ def _check_keys(
     problems = listed + wrong
     if problems:
         name = FLOAT_NETWORKS[spec.network].__name__
-        raise ValueError(f"detect: the state dict does not fit the {name} its keys describe: " + "; ".join(problems))
+        raise ValueError(
+            f"detect: the state dict does not fit the {name} its keys describe: " + "; ".join(problems) + f" ({KNOWN})"
+        )
+
+
+def _why_shape(got: tuple[int, ...], shapes: list[tuple[int, ...]]) -> str:
+    """In words, what a weight of another shape belongs to, where that can be told."""
+    if len(got) != 4 or len(shapes[0]) != 4 or 0 in got:
+        return ""
+    want = shapes[0]
+    if got[2:] != want[2:]:
+        return f": a kernel of {got[2]}x{got[3]}, where {want[2]}x{want[3]} is supported"
+    if got[0] == want[0] and got[1] < want[1] and want[1] % got[1] == 0:
+        return f": a convolution in {want[1] // got[1]} groups, where one is supported"
+    return ""
 
 
 def _listed(keys: list[str], most: int = 8) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from .spec import ConvSpec, NetworkSpec
 
 BATCH_NORM_EPS = 1e-5
+UNIT_RANGE = "unit_range"  # a buffer of one element that says so in the state dicts of networks which compute in 0..1
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class SRResNet(nn.Module):
         for r in spec.shuffles:
             stages += [nn.Conv2d(c, c * r * r, 3, padding=1, bias=bias), nn.PixelShuffle(r), nn.PReLU(spec.slopes)]
         self.tail = nn.Sequential(nn.Sequential(*stages), nn.Conv2d(c, 3, 9, padding=4, bias=bias))
+        if spec.unit_range:
+            self.register_buffer(UNIT_RANGE, torch.ones(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.head(to_range(x, self.spec))

@@ -19,7 +19,7 @@ from ..quantize import MAX_BITS, MIN_BITS, padded_channels
 from ..registry import Choice, Problem, choose
 from ..simulate import image_offsets
 from ..tiles import TILES
-from .bits import measure_images
+from .bits import RunningThresholds, measure_images
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .tail import CollapsedConv2d
 from .workspace import Workspace
@@ -60,6 +60,7 @@ class ConvertedNetwork(nn.Module, ABC):
         if thresholds is not None:
             self.register_buffer("measure_lower", torch.tensor(thresholds[0]))
             self.register_buffer("measure_upper", torch.tensor(thresholds[1]))
+            self._running = RunningThresholds(thresholds, config.image_percentile)
         for key, value in self.floats.items():
             self.register_buffer(key.replace(".", "_"), value)
         self._adaptive = nn.ModuleDict()
@@ -79,7 +80,8 @@ class ConvertedNetwork(nn.Module, ABC):
         """Make every integer convolution with `_add`, in the order they run."""
 
     @abstractmethod
-    def _forward(self, x: torch.Tensor) -> torch.Tensor: ...
+    def _forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """[N, 3, scale*H, scale*W] from x and the bits that each image gets more or less, int32 [N]."""
 
     # ---- convolutions
 
@@ -156,6 +158,47 @@ class ConvertedNetwork(nn.Module, ABC):
             raise ValueError(f"set_bits: bits must be 'auto' or {MIN_BITS}..{MAX_BITS}, got {bits!r}")
         self._bits = bits
 
+    def set_running_thresholds(self, momentum: float = 0.0, start: tuple[float, float] | None = None) -> None:
+        """Let the image thresholds follow the images of inference; 0 (the default) goes back to the calibrated ones.
+
+        Calibration sets the thresholds to the quantiles q = p and 1 - p of the measure over its images, p being
+        `config.image_percentile` / 100 (AdaBM, section 3.2). With a momentum above 0 every image that a forward pass sees, in
+        the order of its batch, is judged by the thresholds as they stand, and then moves each threshold t, calibrated as t0, by
+
+            t  <-  clip(t + momentum * |t0| * (q - [measure < t]), 2/3 * t0, 3/2 * t0)
+
+        which is at rest where a share q of the measures lies below t: the running estimate of that quantile (stochastic
+        approximation, Robbins and Monro, Ann. Math. Stat. 1951). Where the two would cross, both become their mean. No image moves
+        a threshold by more than momentum * |t0|: a smaller momentum follows more slowly and trembles less.
+
+        The decision of an image then depends on those before it, no longer on it alone. `layer_bits`, `mean_bits` and
+        `image_offsets` say what the next forward pass would do and move nothing; nor do images while `set_bits` is not "auto".
+        Momentum and thresholds are saved with the model. start: thresholds to begin at, within those bounds; None for the present
+        ones, which are the calibrated ones unless it is on already. Threads may share the model: each image moves the thresholds
+        once, in the order of arrival.
+
+        Raises ValueError unless momentum is a number in 0..1, 0 for a network that is not adaptive, and start is in bounds.
+        """
+        number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
+        if not number or not 0 <= momentum <= 1:
+            raise ValueError(f"set_running_thresholds: momentum must be a number in 0..1, got {momentum!r}")
+        if self.thresholds is None:
+            if momentum or start is not None:
+                raise ValueError("set_running_thresholds: momentum must be 0: this network is not adaptive and has no thresholds")
+            return
+        self._running.set(float(momentum), start)
+
+    @property
+    def running_thresholds(self) -> tuple[float, float] | None:
+        """(lower, upper) of the image measure as they stand, None where they do not run."""
+        running = self.thresholds is not None and self._running.momentum > 0
+        return tuple(self._running.current.tolist()) if running else None
+
+    @property
+    def running_momentum(self) -> float:
+        """The momentum of `set_running_thresholds`, 0 where the thresholds do not run."""
+        return 0.0 if self.thresholds is None else self._running.momentum
+
     def backend_summary(self) -> str:
         """The backend in words: "cpu (avx512vnni, 2 threads)"."""
         if self.choice.backend != "cpu":
@@ -195,9 +238,15 @@ class ConvertedNetwork(nn.Module, ABC):
 
     def image_offsets(self, x: torch.Tensor) -> torch.Tensor:
         """Bits that each image gets more or less, int32 [N]."""
+        return self._offsets(x, learn=False)
+
+    def _offsets(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
         if self.thresholds is None or self._bits != "auto":
             return torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
-        return image_offsets(measure_images(x), self.measure_lower, self.measure_upper)
+        measures = measure_images(x)
+        if self._running.momentum > 0:
+            return self._running.offsets(measures, learn)
+        return image_offsets(measures, self.measure_lower, self.measure_upper)
 
     def _layer_bits(self, conv: AdaptiveConv2d, offset: torch.Tensor) -> torch.Tensor:
         if self._bits != "auto" and conv.name in self._counted:
@@ -222,7 +271,7 @@ class ConvertedNetwork(nn.Module, ABC):
             name = type(self).__name__
             raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {x.dtype} {tuple(x.shape)}")
         with torch.no_grad():
-            return self._forward(x)
+            return self._forward(x, self._offsets(x, learn=True))
 
     def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
         """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""
@@ -284,8 +333,7 @@ class ConvertedResidualNetwork(ConvertedNetwork):
             conv2.into(inner, bits2, y=feature, y_q=codes, out_grid=grid, out_bits=next_bits, **residual)
         return feature, codes
 
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        offset = self.image_offsets(x)
+    def _forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         blocks = self._blocks()
         bits = [[self._layer_bits(conv, offset) for conv in block] for block in blocks]
         return (self._forward_full if self.full else self._forward_body)(x, offset, blocks, bits)

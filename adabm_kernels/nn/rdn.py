@@ -36,8 +36,7 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
         return self.spec.tail_names, self.spec.shuffles, torch.zeros(3)
 
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        offset = self.image_offsets(x)
+    def _forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         return self._forward_full(x, offset) if self.full else self._forward_body(x, offset)
 
     def _forward_full(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..config import ConvertConfig
-from ..networks.srresnet import BATCH_NORM_EPS, SRResNetSpec, from_range, to_range
+from ..networks.srresnet import BATCH_NORM_EPS, UNIT_RANGE, SRResNetSpec, from_range, to_range
 from .network import SimulatedNetwork, run
 
 
@@ -29,6 +32,8 @@ class SimulatedSRResNet(SimulatedNetwork, network="srresnet"):
         for i, r in enumerate(spec.shuffles):
             stages.extend([self._conv(f"tail.0.{3 * i}"), nn.PixelShuffle(r), nn.PReLU(spec.slopes)])
         self.tail = nn.ModuleList([stages, self._conv("tail.1")])
+        if spec.unit_range:
+            self.register_buffer(UNIT_RANGE, torch.ones(1))
         self.eval()
 
     def _block(self, name: str) -> nn.ModuleDict:
@@ -43,6 +48,22 @@ class SimulatedSRResNet(SimulatedNetwork, network="srresnet"):
     def body_biases(self) -> list[torch.Tensor]:
         blocks = self.body[: self.spec.blocks]
         return [block[norm].bias for block in blocks for norm in ("bn1", "bn2")] + [self.body[-1].bias]
+
+    @contextmanager
+    def float_mode(self) -> Iterator[SimulatedNetwork]:
+        """As in every network; the BatchNorms, too, have the biases of the float network: fine-tuning moves them, and the teacher
+        must stay where it is."""
+        names = {id(value): name for name, value in self.named_parameters()}
+        biases = [(bias, self.float_weights.get(names[id(bias)])) for bias in self.body_biases()]
+        learned = [bias.data for bias, _ in biases]
+        try:
+            for bias, given in biases:
+                bias.data = bias.data if given is None else given.to(bias)
+            with super().float_mode():
+                yield self
+        finally:
+            for (bias, _), data in zip(biases, learned, strict=True):
+                bias.data = data
 
     def trunk(self, x: torch.Tensor, image_offset: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         x = self.head[1](run(self.head[0], to_range(x, self.spec), image_offset))
