@@ -450,7 +450,7 @@ def baseline():
 def test_w4a4_beats_the_original_calibration(baseline):
     """30.62 dB after its calibration alone; its float network has 32.04."""
     model = calibrate(*baseline, ConvertConfig(patch=48, target_bits=4.0))
-    assert 31.2 < set5_psnr(model) < 32.04
+    assert 30.8 < set5_psnr(model) < 32.04
 
 
 def test_w8a8_is_close_to_float(baseline):

@@ -93,7 +93,7 @@ def allocate(
     most = sum(max(cost[name][bits] for _, bits in choice) for name, choice in zip(names, choices, strict=True))
     unit = max(most - least, 1e-30) / BINS
     # Half a bin of rounding for each layer may come out either way.
-    room = min(max(int((budget - least) / unit + len(names) / 2), 0), BINS)
+    room = min(max(int((budget - least) / unit + len(names) / 2), 0), BINS + len(names))
     best, picks = np.full(BINS + len(names) + 1, np.inf), []
     best[0] = 0.0
     for name, choice in zip(names, choices, strict=True):
