@@ -35,7 +35,8 @@ class PaperTuning:
 class BestTuning:
     """Fine-tuning of recipe "best": rounding of weights, biases, weight and activation ranges together, bit maps fixed.
 
-    batch, patch: crops of a step and their side in pixels. Rates are relative: of a weight in steps of its grid, of a range in
+    batch, patch: crops of a step and their side in pixels. Rates are relative: of a weight in steps of its grid (at 4 bits and
+    fewer; less on finer ones), of a range in
     its width, of a weight range and a bias in its mean size; they rise over `warmup` steps and fall as a cosine.
     """
 

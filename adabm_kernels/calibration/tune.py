@@ -132,7 +132,9 @@ class JointTuning(Tuning):
             with torch.no_grad():
                 step = float(weight_step(conv.weight_range, conv.weight_bits, conv.weight_grid).mean())
                 width = float(conv.upper_a - conv.lower_a)
-            groups.append(_group([conv.weight], tuning.lr_weight * step))
+            # On a finer grid the weights start nearer to where they belong, and restless ones cost more: measured at 4 and 6 bits.
+            finer = 2.0 ** (-0.8 * max(conv.weight_bits - 4, 0))
+            groups.append(_group([conv.weight], tuning.lr_weight * step * finer))
             groups.append(_group([conv.weight_range], tuning.lr_weight_range * float(conv.weight_range.detach().mean())))
             groups.append(_group([conv.lower_a, conv.upper_a], tuning.lr_act_range * width))
         model.requires_grad_(False)
