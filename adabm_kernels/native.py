@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, Structure, c_char, c_int32, c_int64, c_uint32, c_uint64, c_void_p
@@ -71,6 +72,7 @@ _ENTRIES = {
         "adabm_pack_cpu": [POINTER(Weights), c_void_p],
         "adabm_conv2d_cpu": [POINTER(Conv2dArgs)],
         "adabm_quantize_cpu": [POINTER(QuantizeArgs)],
+        "adabm_peak_cpu": [c_int32, c_int32, c_int64, POINTER(c_int64)],
     },
     "cuda": {
         "adabm_device_count_cuda": [POINTER(c_int32)],
@@ -170,6 +172,16 @@ def isa_chosen() -> str:
         missing = "not built into the library" if not built else "not present on this processor"
         raise RuntimeError(f"cpu: instruction set {name} is {missing}")
     return name
+
+
+def peak(isa_name: str, threads: int) -> float:
+    """Multiply-accumulates a second that the products of an instruction set reach where nothing else hinders them."""
+    macs, rounds, best = c_int64(), 1_000_000, 0.0
+    for _ in range(9):
+        start = time.perf_counter()
+        library("cpu").call("adabm_peak_cpu", ISAS[isa_name], threads, rounds, macs)
+        best = max(best, macs.value / (time.perf_counter() - start))
+    return best
 
 
 def planning_isa() -> str:

@@ -8,7 +8,8 @@ import torch
 
 from adabm_kernels import native
 from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters
-from adabm_kernels.quantize import act_grid, padded_channels
+from adabm_kernels.quantize import act_grid, padded_channels, weight_integers
+from adabm_kernels.tiles import plan_layer
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,25 @@ def instantiate(p: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvIns
     residual = torch.randn(size, generator=g) if p.residual else None
     out_bits = torch.tensor(p.out_bits or p.bits, dtype=torch.int32)
     return ConvInstance(layer, x_q, torch.tensor(p.bits, dtype=torch.int32), residual, act_grid(-2.0, 3.0), out_bits)
+
+
+def bell_codes(weight_bits: int, outputs: int, channels: int) -> torch.Tensor:
+    """Codes k' [K, C, 3, 3] as calibration leaves them: bell-shaped and cut off, with a range of three standard deviations."""
+    g = torch.Generator().manual_seed(0)
+    most = 2 ** (weight_bits - 1)
+    return torch.round(torch.randn(outputs, channels, 3, 3, generator=g) * most / 3).clamp(-most, most - 1).to(torch.int64)
+
+
+def set_weights(instance: ConvInstance, codes: torch.Tensor, grid: str, isa: str) -> None:
+    """Gives the layer codes k' [K, C, R, S] of a weight grid, planned for all bits of its input; the tables stay as they are."""
+    layer = instance.layer
+    forms = [(False, weight_integers(codes, grid))] + ([(True, codes)] if grid == "odd" else [])
+    plans = [plan_layer(layer.name, w.numpy(), 8, box_filter=box, isa=isa) for box, w in forms if w.abs().max() <= 128]
+    bits = instance.bits.tolist()
+    best = min(range(len(plans)), key=lambda i: sum(plans[i].time(b, b) for b in bits))
+    layer.plan, (layer.box_filter, integers) = plans[best], forms[len(forms) - len(plans) :][best]
+    layer.weight = integers.permute(0, 2, 3, 1).to(torch.int8).contiguous()
+    layer.packed = torch.empty(0, dtype=torch.uint8)
 
 
 def runnable_isas() -> list[str]:

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import ConvProblem, instantiate, runnable_isas
+from problems import ConvProblem, bell_codes, instantiate, runnable_isas, set_weights
 
 from adabm_kernels.backends import cpu
-from adabm_kernels.tiles import TILES, plan_layer
+from adabm_kernels.quantize import weight_integers
+from adabm_kernels.tiles import TILES, plan_layer, transformed_weights
 
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda t: t.name)
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_tile_computes_its_outputs_exactly(tile, data: st.DataObject) -> None:
-    codes = np.array(data.draw(st.lists(st.integers(0, 255), min_size=tile.outputs + 2, max_size=tile.outputs + 2)))
-    weights = np.array(data.draw(st.lists(st.integers(-255, 255), min_size=3, max_size=3)))
-    sums = tile.sums @ ((tile.codes @ codes) * (tile.weights @ weights))
-    want = np.array([codes[i : i + 3] @ weights for i in range(tile.outputs)])
-    assert np.array_equal(sums, tile.denominator * want)
+    height, width = tile.rows.outputs + 2, tile.columns.outputs + 2
+    numbers = st.lists(st.integers(0, 255), min_size=height * width, max_size=height * width)
+    codes = np.array(data.draw(numbers)).reshape(height, width)
+    weights = np.array(data.draw(st.lists(st.integers(-255, 255), min_size=9, max_size=9))).reshape(3, 3)
+    products = (tile.rows.codes @ codes @ tile.columns.codes.T) * transformed_weights(tile, weights[None, None])[0, 0]
+    sums = tile.rows.sums @ products @ tile.columns.sums.T
+    want = [[(codes[i : i + 3, j : j + 3] * weights).sum() for j in range(width - 2)] for i in range(height - 2)]
+    assert np.array_equal(sums, tile.rows.denominator * tile.columns.denominator * np.array(want))
 
 
-@pytest.mark.parametrize("tile", TILES[1:], ids=lambda t: t.name)
+@pytest.mark.parametrize("tile", TILES[1:4], ids=lambda t: t.name)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_stated_code_range_is_reached_and_not_passed(tile, bits: int) -> None:
     top = 2**bits - 1
-    corners = np.array(list(itertools.product([0, top], repeat=tile.outputs + 2)))
-    values = corners @ tile.codes.T
-    assert (values.max(0) - values.min(0)).max() == tile.code_range(bits)
+    size = (tile.rows.outputs + 2) * (tile.columns.outputs + 2)
+    factors = np.kron(tile.rows.codes, tile.columns.codes)  # of every tap, for the codes under the tile
+    least = np.minimum(factors, 0).sum(1) * top
+    assert factors.shape == (len(tile.rows.codes) * len(tile.columns.codes), size)
+    assert (np.maximum(factors, 0).sum(1) * top - least).max() == tile.code_range(bits)
 
 
 def weights_of(largest: int) -> np.ndarray:
@@ -40,29 +44,39 @@ def weights_of(largest: int) -> np.ndarray:
 
 
 def test_fewer_bits_get_tiles_of_fewer_products() -> None:
-    plan = plan_layer("conv", weights_of(15), 8)
-    products = {tile.name: tile.products for tile in TILES}
-    costs = [products[name] for name in plan.tile]
-    assert plan.tile == ("F(4,3)",) * 3 + ("F(3,3)", "F(2,3)", "F(2,3)", "direct")
-    assert costs == sorted(costs)
+    for grid in ("signed", "odd"):
+        weights = weight_integers(bell_codes(4, 16, 16), grid).numpy()
+        plan = plan_layer("conv", weights, 8)
+        assert plan.tile[2:] == ("F(2x3)", "F(2x2)", "F(2x2)", "F(2x1)", "direct")
+        assert plan.tile[1] == "F(2x4)"
+        assert list(plan.cost) == sorted(plan.cost)
+        assert list(plan.products_for_bits) == sorted(plan.products_for_bits)
+        assert plan.time(3, 5) == sum(plan.cost[1:4])
 
 
-def test_weights_that_outgrow_a_byte_forbid_a_tile_and_the_plan_says_why() -> None:
-    assert 7 * 19 > 127 >= 3 * 19
-    plan = plan_layer("conv", weights_of(19), 8)
-    assert plan.tile[0] == "F(2,3)"
+def test_weights_that_outgrow_a_byte_are_split_and_counted() -> None:
+    assert 9 * 14 <= 127 < 9 * 15 < 2 * 127
+    assert plan_layer("conv", weights_of(14), 6).products_for_bits[6 - 2] == 4
+    plan = plan_layer("conv", weights_of(15), 6)
+    assert plan.tile[6 - 2] == "F(2x2)"
+    assert plan.products_for_bits[6 - 2] == (16 + 2) / 4  # one inner tap outgrows its byte; its partner is split along
+
+
+def test_the_plan_says_why_a_layer_is_direct() -> None:
     plan = plan_layer("conv", weights_of(63), 8)
-    assert plan.tile == ("direct",) * 7
-    assert "F(2,3) makes weights of" in plan.why_direct[0]
-    assert "F(2,3) makes 8-bit codes up to 510, above 255" in plan.why_direct[6]
+    assert "F(2x2) makes weights of 0..567, beyond 4 bytes" in plan.why_direct[0]
+    assert "F(2x1) makes 8-bit codes up to 510, above 255" in plan.why_direct[8 - 2]
     assert plan_layer("conv", weights_of(15)[:, :, :1, :1], 8).why_direct[0] == "kernel 1x1 is not 3x3"
 
 
 def test_a_sum_that_only_the_tile_would_overflow_forbids_the_tile() -> None:
-    integers = np.full((1, 45_000, 3, 3), 15)
-    plan = plan_layer("conv", integers, 4)
-    assert 24 * 45_000 * 9 * 15 * 15 > 2**31 > 24 * 45_000 * 9 * 15 * 7
-    assert plan.tile[:3] == ("F(4,3)", "F(4,3)", "F(3,3)")
+    channels = 160_000
+    plan = plan_layer("conv", np.full((1, channels, 3, 3), 3), 8)
+    assert channels * 27 * 255 < 2**31
+    assert plan.tile[2 - 2] == "F(2x3)"  # its largest sum is 89 times that of the output, and that of F(2x4) 587 times
+    assert channels * 27 * 3 * 89 < 2**31 < channels * 27 * 3 * 587
+    assert plan.tile[6 - 2] == "F(2x1)"  # 2 times, F(2x2) 8 times
+    assert channels * 27 * 63 * 2 < 2**31 < channels * 27 * 63 * 8
 
 
 def test_a_layer_that_could_overflow_is_refused_by_name() -> None:
@@ -71,26 +85,46 @@ def test_a_layer_that_could_overflow_is_refused_by_name() -> None:
 
 
 def test_avx2_is_planned_for_codes_that_one_product_can_take() -> None:
-    plan = plan_layer("conv", weights_of(15), 8, isa="avx2")
-    assert plan.tile[4 - 2] == "F(3,3)"  # F(4,3) has fewer products but codes up to 150, which cost two each
-    assert plan.tile[3 - 2] == "F(4,3)"
+    plan = plan_layer("conv", bell_codes(4, 16, 16).numpy(), 8, isa="avx2")
+    assert plan.tile == ("F(2x4)", "F(2x3)", "F(2x2)", "F(2x2)", "F(2x1)", "direct", "direct")
+
+
+TILE_BITS = {1: 7, 2: 6, 3: 4, 4: 3}  # the most that each tile of the header can take
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
-@pytest.mark.parametrize("tile", range(4))
+@pytest.mark.parametrize("tile", TILE_BITS)
 @pytest.mark.parametrize("isa", runnable_isas())
-def test_every_tile_that_is_exact_gives_the_direct_result(isa: str, tile: int) -> None:
-    bits = {0: 8, 1: 7, 2: 5, 3: 4}[tile]
-    for lower in range(2, bits + 1):
-        for width in (1, 2, 5, 13, 24, 29):
-            problem = ConvProblem("tile", 5, width, 68, 80, bits=(lower,), activation="relu", residual=True)
-            instance = instantiate(problem, seed=width, extreme=width % 2 == 0)
-            want = instance.run("reference", "both")
-            acc, _ = instance.run("reference", "acc")
-            instance.layer.packed = cpu.pack(instance.layer.weight, (tile,) * (bits - 1) + (0,) * (8 - bits))
-            for got, expected in zip(instance.run("cpu", "both", isa), want, strict=True):
-                assert torch.equal(got, expected)
-            assert torch.equal(instance.run("cpu", "acc", isa)[0], acc)
+def test_every_tile_gives_the_direct_result(isa: str, tile: int) -> None:
+    # Widths of less than a tile, of a group of them and of several; odd heights; channels that end within a vector.
+    shapes = [(5, 1, 68, 80), (1, 13, 64, 64), (6, 24, 7, 17), (8, 29, 64, 64), (3, 2, 33, 40), (4, 75, 12, 5)]
+    for bits in range(2, TILE_BITS[tile] + 1):
+        for height, width, channels, outputs in shapes:
+            for weight_bits in (4, 8):  # with transforms that fit whole, and with ones in several parts
+                problem = ConvProblem(
+                    "tile", height, width, channels, outputs, 3, weight_bits, (bits,), activation="relu", residual=True
+                )
+                instance = instantiate(problem, seed=width)
+                instance.layer.weight.clamp_(-24, 24)
+                instance.layer.packed = cpu.pack(instance.layer.weight, (tile,) * (bits - 1) + (0,) * (8 - bits))
+                for got, want in zip(instance.run("cpu", "both", isa), instance.run("reference", "both"), strict=True):
+                    assert torch.equal(got, want)
+                assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
+
+
+@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
+@pytest.mark.parametrize("isa", runnable_isas())
+@pytest.mark.parametrize("weight_bits", [4, 6, 8])
+@pytest.mark.parametrize("grid", ["odd", "signed"])
+def test_both_grids_and_mixed_batches_by_their_plans(isa: str, grid: str, weight_bits: int) -> None:
+    problem = ConvProblem("mixed", 7, 21, 68, 68, 3, weight_bits, (3, 8, 4, 6, 7, 2, 5), activation="prelu", residual=True)
+    instance = instantiate(problem)
+    set_weights(instance, bell_codes(weight_bits, 68, 68), grid, isa)
+    assert weight_bits == 8 or len(set(instance.layer.plan.tile)) >= 2
+    for threads in (1, 3):
+        for got, want in zip(instance.run("cpu", "both", isa, threads), instance.run("reference", "both"), strict=True):
+            assert torch.equal(got, want)
+    assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
@@ -98,7 +132,7 @@ def test_the_library_refuses_tiles_that_are_not_exact() -> None:
     weight = torch.full((16, 3, 3, 4), 15, dtype=torch.int8)
     with pytest.raises(ValueError, match=r"tile_for_bits\[6\] = 1 is not exact: 8-bit codes transform to 510"):
         cpu.pack(weight, (1,) * 7)
-    with pytest.raises(ValueError, match="a weight of output 0 transforms to 133"):
-        cpu.pack(weight + 4, (3,) + (0,) * 6)
+    with pytest.raises(ValueError, match="tile 2 needs more than 4 bytes: a weight of output 0 transforms to 540"):
+        cpu.pack(weight * 4, (2,) + (0,) * 6)
     with pytest.raises(ValueError, match=r"tile_for_bits\[0\] must be 0 \(direct\) for this kernel, got 2"):
         cpu.pack(weight[:, :1, :1], (2,) + (0,) * 6)

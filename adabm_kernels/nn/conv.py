@@ -181,13 +181,13 @@ class AdaptiveConv2d(IntegerConv2d):
         grid = parameters.weight_grid
         integers = weight_integers(codes, grid)
         # On the odd grid, either multiply m = 2k' + 1 itself, or k' and let the kernel add the sum of the codes
-        # (docs/numerics.md). The first saves that sum; the second is half as wide: it fits 8 bits at 8 bits, and larger tiles
-        # below. On the signed grid m is k'.
+        # (docs/numerics.md). The first saves that sum; the second is half as wide: it fits 8 bits at 8 bits, and its
+        # transforms split less below. On the signed grid m is k'.
         forms = [(False, integers)] if grid == "signed" or parameters.weight_bits < 8 else []
-        forms += [(True, codes)] if grid == "odd" and parameters.weight_bits > 4 else []
+        forms += [(True, codes)] if grid == "odd" else []
         isa = native.planning_isa()
         plans = [plan_layer(parameters.name, w.numpy(), MAX_BITS, box_filter=box, isa=isa) for box, w in forms]
-        best = min(range(len(forms)), key=lambda i: plans[i].products(*parameters.bit_range))
+        best = min(range(len(forms)), key=lambda i: plans[i].time(*parameters.bit_range))
         (box_filter, operand), plan = forms[best], plans[best]
         upper = parameters.weight_upper.to(torch.float64).reshape(-1).expand(k)[order]
         scale = weight_step(upper, parameters.weight_bits, grid)

@@ -18,7 +18,6 @@ from ..networks.spec import NetworkSpec
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels
 from ..registry import Choice, Problem, choose
 from ..simulate import image_offsets
-from ..tiles import TILES
 from .bits import RunningThresholds, measure_images
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .tail import CollapsedConv2d
@@ -225,8 +224,7 @@ class ConvertedNetwork(nn.Module, ABC):
             least, most = conv.bit_range
             for bits in range(least, most + 1):
                 why = conv.plan.why_direct[bits - MIN_BITS]
-                products = next(tile.products for tile in TILES if tile.name == conv.plan.tile[bits - MIN_BITS])
-                products *= conv.weight.shape[-3] * conv.weight.shape[-2] / 9
+                products = conv.plan.products_for_bits[bits - MIN_BITS] * conv.weight.shape[-3] * conv.weight.shape[-2] / 9
                 rows.append((conv.name, f"{bits}", conv.plan.tile[bits - MIN_BITS], f"{products:g}", why))
         head = ("layer", "bits", "tile", "products an output", "why direct")
         widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]

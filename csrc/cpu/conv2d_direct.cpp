@@ -5,9 +5,6 @@
 #include "cpu/convolution.h"
 
 namespace adabm {
-namespace {
-
-// Copies the rows and columns under a block into `patch`, zeros where they fall outside the image.
 void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, int row, int column, int rows, int columns,
                 uint8_t* patch) {
   const int before = std::min(std::max(0, -column), columns), end = std::max(before, std::min(columns, width - column));
@@ -23,8 +20,6 @@ void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, in
   }
 }
 
-}  // namespace
-
 void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
   Scratch& s = thread_scratch();
   const int R = header.kernel_h, S = header.kernel_w, pad_h = R / 2, pad_w = S / 2;
@@ -37,36 +32,41 @@ void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
 
   ProductArgs p = {};
   p.taps = R, p.quads = S * header.quads(), p.pixel_stride = pixel_bytes;
-  p.eight_bits = a.x_bits[image] == 8, p.acc = s.acc;
+  p.eight_bits = a.x_bits[image] == 8;
 
   for (int row = first_row; row < end_row; row++) {
     RowOutput output(*this, image, row);
-    const int32_t* box = box_row(image, row);
+    const int32_t* box = box_rows(image, row, 1);
     const bool rows_inside = row >= pad_h && row + pad_h < a.height;
     for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
       p.panels = std::min(kMaxPanels, header.panels() - first_panel);
-      for (int column = 0; column < a.width; column += p.pixels) {
-        p.pixels = std::min(kernels.pixels[p.panels], a.width - column);
-        p.w = weights + first_panel * panel_stride;
-        if (header.border_kernels) {
-          const bool inner = column >= pad_w && column < a.width - pad_w;
-          p.pixels = inner ? std::min(p.pixels, a.width - pad_w - column) : 1;
-          p.w += (kernel_class(row, a.height, pad_h) * S + kernel_class(column, a.width, pad_w)) * kernel_bytes;
+      const int block = kernels.pixels[p.panels], group = kDirectBlocks * block;
+      for (int first = 0; first < a.width; first += group) {
+        const int end = std::min(first + group, a.width);
+        output.prefetch(first_panel, p.panels, first, end - first);
+        for (int column = first; column < end; column += p.pixels) {
+          p.pixels = std::min(block, end - column);
+          p.w = weights + first_panel * panel_stride;
+          p.acc = s.acc + static_cast<ptrdiff_t>(column - first) * p.panels * kPanel;
+          if (header.border_kernels) {
+            const bool inner = column >= pad_w && column < a.width - pad_w;
+            p.pixels = inner ? std::min(p.pixels, a.width - pad_w - column) : 1;
+            p.w += (kernel_class(row, a.height, pad_h) * S + kernel_class(column, a.width, pad_w)) * kernel_bytes;
+          }
+          if (rows_inside && column >= pad_w && column + p.pixels + pad_w <= a.width) {
+            p.x = x + static_cast<ptrdiff_t>(row - pad_h) * row_bytes + (column - pad_w) * pixel_bytes;
+            p.tap_offset = inner_rows;
+          } else {
+            const int columns = p.pixels + S - 1;
+            s.patch.resize(std::max(s.patch.size(), static_cast<size_t>(R) * columns * pixel_bytes));
+            copy_patch(x, a.height, a.width, pixel_bytes, row - pad_h, column - pad_w, R, columns, s.patch.data());
+            p.x = s.patch.data();
+            for (int i = 0; i < R; i++) patch_rows[i] = static_cast<ptrdiff_t>(i) * columns * pixel_bytes;
+            p.tap_offset = patch_rows;
+          }
+          kernels.product(p);
         }
-        if (rows_inside && column >= pad_w && column + p.pixels + pad_w <= a.width) {
-          p.x = x + static_cast<ptrdiff_t>(row - pad_h) * row_bytes + (column - pad_w) * pixel_bytes;
-          p.tap_offset = inner_rows;
-        } else {
-          const int columns = p.pixels + S - 1;
-          s.patch.resize(static_cast<size_t>(R) * columns * pixel_bytes);
-          copy_patch(x, a.height, a.width, pixel_bytes, row - pad_h, column - pad_w, R, columns, s.patch.data());
-          p.x = s.patch.data();
-          for (int i = 0; i < R; i++) patch_rows[i] = static_cast<ptrdiff_t>(i) * columns * pixel_bytes;
-          p.tap_offset = patch_rows;
-        }
-        output.prefetch(first_panel, p.panels, column, p.pixels);
-        kernels.product(p);
-        output.write({1, p.pixels, p.panels, s.acc, s.acc}, first_panel, column, p.pixels, box ? box + column : nullptr);
+        output.write({1, end - first, p.panels, s.acc, s.acc}, first_panel, first, end - first, box ? box + first : nullptr);
       }
     }
     output.finish();

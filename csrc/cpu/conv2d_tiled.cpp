@@ -1,5 +1,5 @@
-// Convolution by column tiles F(m, 3): every input row is transformed once and serves three output rows, whose products
-// accumulate in registers as in the direct form; fewer columns of them are left to multiply.
+// Convolution by tiles F(2, 3) x F(m, 3). Codes are transformed for a group of tiles at a time, few enough that they and the sums
+// stay in the nearest caches; a row of tiles gives two rows of outputs.
 #include <algorithm>
 
 #include "common/status.h"
@@ -12,59 +12,66 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
   const int bits = a.x_bits[image], tile = header.tile_for_bits[bits - ADABM_MIN_BITS];
   const TileTables& table = kTiles[tile];
   const int8_t* base = reinterpret_cast<const int8_t*>(&header);
-  const int8_t* weights = base + header.tile_offset[tile];
   const int32_t* starts = reinterpret_cast<const int32_t*>(base + header.start_offset[bits - ADABM_MIN_BITS]);
-  const ptrdiff_t panel_stride = panel_bytes(header, table.taps * 3), panel_tap = panel_stride / table.taps;
-  const int tiles = (a.width + table.outputs - 1) / table.outputs;
-  const ptrdiff_t plane = static_cast<ptrdiff_t>(tiles) * pixel_bytes, ring_row = plane * table.taps;
+  const ptrdiff_t panel_stride = panel_bytes(header, product_taps(header, tile));
+  const uint8_t* x = a.x_q + static_cast<ptrdiff_t>(image) * a.height * row_bytes;
+  const int outputs = table.outputs, tiles = (a.width + outputs - 1) / outputs, padded = header.panels() * kPanel;
+  // F(1, 3) takes the codes of neighbouring columns from one place: two columns more than tiles.
+  const int shared = table.run - 1;
 
-  s.zeros.assign(std::max<size_t>(s.zeros.size(), pixel_bytes), 0);
-  s.ring.resize(std::max<size_t>(s.ring.size(), 3 * ring_row));
+  s.codes.resize(std::max<size_t>(s.codes.size(), static_cast<size_t>(table.taps) * kRowTaps * (kGroupTiles + shared) * pixel_bytes));
+  s.patch.resize(std::max<size_t>(s.patch.size(), static_cast<size_t>(kRowTaps) * (kGroupTiles * outputs + 2) * pixel_bytes));
   TransformArgs t = {};
-  t.outputs = table.outputs, t.zeros = s.zeros.data(), t.tiles = tiles, t.pixel_bytes = pixel_bytes;
+  t.outputs = outputs, t.pixel_bytes = pixel_bytes, t.out = s.codes.data();
   int largest = 0;
-  for (int j = 0; j < table.taps; j++) {
-    int of_tap;
-    t.shift[j] = static_cast<uint8_t>(tap_shift(table, j, bits, &of_tap));
-    largest = std::max(largest, of_tap);
-  }
-  const auto transform = [&](int row) {
-    const bool inside = row >= 0 && row < a.height;
-    t.row = inside ? a.x_q + (static_cast<ptrdiff_t>(image) * a.height + row) * row_bytes : nullptr;
-    t.width = inside ? a.width : 0;
-    t.out = s.ring.data() + (row + 3) % 3 * ring_row;
-    kernels.transform_row(t);
-  };
-  transform(first_row - 1);
-  transform(first_row);
+  for (int j = 0; j < table.taps; j++)
+    for (int i = 0; i < kRowTaps; i++) {
+      int of_tap;
+      t.shift[j][i] = static_cast<uint32_t>(tap_shift(table, i, j, bits, &of_tap)) * 0x01010101u;
+      largest = std::max(largest, of_tap);
+    }
+  RowProductArgs p = {};
+  p.tile_stride = pixel_bytes, p.quads = table.run * header.quads(), p.eight_bits = largest > 127, p.start_stride = padded;
 
-  ptrdiff_t tap_offset[3];
-  ProductArgs p = {};
-  p.taps = 3, p.quads = header.quads(), p.pixel_stride = pixel_bytes;
-  p.eight_bits = largest > 127, p.tap_offset = tap_offset;
-
-  for (int row = first_row; row < end_row; row++) {
-    transform(row + 1);
-    for (int i = 0; i < 3; i++) tap_offset[i] = (row + 2 + i) % 3 * ring_row;
-    RowOutput output(*this, image, row);
-    const int32_t* box = box_row(image, row);
-    for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
-      p.panels = std::min(kMaxPanels, header.panels() - first_panel);
-      for (int first = 0; first < tiles; first += p.pixels) {
-        p.pixels = std::min(kernels.pixels[p.panels], tiles - first);
-        const int column = first * table.outputs, pixels = std::min(p.pixels * table.outputs, a.width - column);
-        output.prefetch(first_panel, p.panels, column, pixels);
+  for (int row = first_row; row < end_row; row += kTileRows) {
+    const int rows = std::min(kTileRows, end_row - row);
+    RowOutput output[kTileRows] = {{*this, image, row}, {*this, image, row + rows - 1}};
+    const int32_t* box = box_rows(image, row, rows);
+    for (int first = 0, group; first < tiles; first += group) {
+      group = std::min(kGroupTiles, tiles - first);
+      const int column = first * outputs, columns = group * outputs + 2, pixels = std::min(group * outputs, a.width - column);
+      if (row > 0 && row + kTileRows < a.height && column > 0 && column - 1 + columns <= a.width) {
+        t.x = x + static_cast<ptrdiff_t>(row - 1) * row_bytes + static_cast<ptrdiff_t>(column - 1) * pixel_bytes;
+        t.row_stride = row_bytes;
+      } else {
+        copy_patch(x, a.height, a.width, pixel_bytes, row - 1, column - 1, kRowTaps, columns, s.patch.data());
+        t.x = s.patch.data(), t.row_stride = static_cast<ptrdiff_t>(columns) * pixel_bytes;
+      }
+      t.tiles = group + shared;
+      kernels.transform(t);
+      p.tap_stride = static_cast<ptrdiff_t>(t.tiles) * pixel_bytes;
+      for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
+        p.panels = std::min(kMaxPanels, header.panels() - first_panel);
+        for (int i = 0; i < rows; i++) output[i].prefetch(first_panel, p.panels, column, pixels);
+        const ptrdiff_t plane = static_cast<ptrdiff_t>(group) * p.panels * kPanel;
+        p.w = base + header.tile_offset[tile] + first_panel * panel_stride, p.row_stride = table.taps * plane;
         for (int j = 0; j < table.taps; j++) {
-          p.x = s.ring.data() + j * plane + static_cast<ptrdiff_t>(first) * pixel_bytes;
-          p.w = weights + first_panel * panel_stride + j * p.panels * panel_tap;
-          p.start = starts + (j * header.panels() + first_panel) * kPanel;
-          p.acc = s.products + j * p.pixels * p.panels * kPanel;
-          kernels.product(p);
+          p.parts = header.parts[tile][j][0], p.outer_parts = header.parts[tile][j][1];
+          p.start = starts + static_cast<ptrdiff_t>(j) * kTileRows * padded + first_panel * kPanel;
+          for (int at = 0; at < group; at += p.tiles) {
+            p.tiles = std::min(kernels.tiles[p.panels], group - at);
+            p.x = s.codes.data() + j * kRowTaps * p.tap_stride + static_cast<ptrdiff_t>(at) * pixel_bytes;
+            p.sums = s.products + j * plane + at * p.panels * kPanel;
+            kernels.row_product(p);
+          }
+          p.w += static_cast<ptrdiff_t>(kTileRows) * (p.parts + p.outer_parts) * p.quads * p.panels * kPanel * 4;
         }
-        output.write({table.outputs, p.pixels, p.panels, s.products, s.acc}, first_panel, column, pixels, box ? box + column : nullptr);
+        for (int i = 0; i < rows; i++)
+          output[i].write({outputs, group, p.panels, s.products + i * p.row_stride, outputs > 1 ? s.acc : s.products + i * p.row_stride},
+                          first_panel, column, pixels, box ? box + static_cast<ptrdiff_t>(i) * box_stride + column : nullptr);
       }
     }
-    output.finish();
+    for (int i = 0; i < rows; i++) output[i].finish();
   }
 }
 

@@ -1,6 +1,7 @@
 #include "cpu/convolution.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace adabm {
@@ -23,6 +24,7 @@ int kernel_class(int position, int size, int pad) {
 Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const PackedHeader& h) : a(args), kernels(k), header(h) {
   pixel_bytes = h.quads() * 4;
   row_bytes = a.width * pixel_bytes;
+  box_stride = (a.width + kPanel - 1) / kPanel * kPanel;
   const int r = a.shuffle;
   out_channels = h.out_channels / (r * r), code_channels = (out_channels + 3) / 4 * 4;
   y_pitch = a.y_pitch ? a.y_pitch : out_channels;
@@ -35,22 +37,21 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
   }
   const int wanted = a.threads == 1 ? 1 : a.threads * kTasksPerThread;
   band_rows = std::min(std::max(1, (a.height * a.batch + wanted - 1) / wanted), a.height);
+  band_rows = (band_rows + kTileRows - 1) / kTileRows * kTileRows;
   bands = (a.height + band_rows - 1) / band_rows;
 }
 
-const int32_t* Convolution::box_row(int image, int row) const {
+const int32_t* Convolution::box_rows(int image, int row, int rows) const {
   if (!a.box_filter) return nullptr;
   Scratch& s = thread_scratch();
   const int pad_h = header.kernel_h / 2, pad_w = header.kernel_w / 2;
-  const int first = std::max(0, row - pad_h), end = std::min(a.height, row + pad_h + 1);
-  s.column_sums.assign(a.width + 2 * pad_w, 0);
-  for (int i = first; i < end; i++) {
-    const uint8_t* x = a.x_q + (static_cast<ptrdiff_t>(image) * a.height + i) * row_bytes;
-    for (int j = 0; j < a.width; j++) s.column_sums[pad_w + j] += kernels.byte_sum(x + static_cast<ptrdiff_t>(j) * pixel_bytes, pixel_bytes);
+  s.pixel_sums.assign(a.width + 2 * pad_w + kPanel, 0);
+  s.box.assign(static_cast<size_t>(rows) * box_stride, 0);
+  for (int i = std::max(0, row - pad_h); i < std::min(a.height, row + rows + pad_h); i++) {
+    kernels.pixel_sums(a.x_q + (static_cast<ptrdiff_t>(image) * a.height + i) * row_bytes, a.width, pixel_bytes, s.pixel_sums.data() + pad_w);
+    for (int n = 0; n < rows; n++)
+      if (std::abs(row + n - i) <= pad_h) kernels.slide(s.pixel_sums.data(), header.kernel_w, a.width, s.box.data() + static_cast<ptrdiff_t>(n) * box_stride);
   }
-  s.box.assign(a.width, 0);
-  for (int i = 0; i <= 2 * pad_w; i++)
-    for (int j = 0; j < a.width; j++) s.box[j] += s.column_sums[i + j];
   return s.box.data();
 }
 

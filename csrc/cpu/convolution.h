@@ -9,14 +9,19 @@
 
 namespace adabm {
 
-constexpr int kMaxBlockPixels = kMaxPixels * kMaxTileOutputs;
+// Tiles that are transformed and multiplied together: weights are read once a group, codes and sums stay close meanwhile.
+constexpr int kGroupTiles = 18;
+// Product blocks of the direct form that leave together.
+constexpr int kDirectBlocks = 3;
+constexpr int kMaxBlockPixels = kGroupTiles * kMaxTileOutputs;
+static_assert(kMaxBlockPixels >= kDirectBlocks * kMaxPixels, "a group of the direct form must fit too");
 
 // Scratch of one thread; grows to what the layers' channels and widths ask for and stays.
 struct Scratch {
-  std::vector<uint8_t> patch, zeros, ring;
-  std::vector<int32_t> box, column_sums;
-  alignas(64) int32_t products[kMaxTaps * kMaxVectors * kPanel];
-  alignas(64) int32_t acc[kMaxTileOutputs * kMaxVectors * kPanel];
+  std::vector<uint8_t> patch, codes;  // copied from the image's border; transformed
+  std::vector<int32_t> box, pixel_sums;
+  alignas(64) int32_t products[kTileRows * kMaxTaps * kGroupTiles * kMaxPanels * kPanel];
+  alignas(64) int32_t acc[kMaxBlockPixels * kMaxPanels * kPanel];
 };
 Scratch& thread_scratch();
 
@@ -25,6 +30,7 @@ struct Convolution {
   const Kernels& kernels;
   const PackedHeader& header;
   int row_bytes, pixel_bytes;  // of x_q
+  int box_stride;              // of box_rows: the width in whole vectors
   int out_channels, code_channels;  // of one output pixel in y and y_q
   int y_pitch;                      // floats from one output pixel to the next
   bool contiguous;
@@ -36,11 +42,15 @@ struct Convolution {
   void run_band(int image, int band) const;
 
  private:
-  // SUM of the codes under the kernel for every pixel of a row, [width], in the thread's scratch; null without box_filter.
-  const int32_t* box_row(int image, int row) const;
+  // SUM of the codes under the kernel for every pixel of some rows, [rows][box_stride], in the thread's scratch; null without box_filter.
+  const int32_t* box_rows(int image, int row, int rows) const;
   void run_rows_direct(int image, int first_row, int end_row) const;
   void run_rows_tiled(int image, int first_row, int end_row) const;
 };
+
+// Copies the rows and columns under a block into `patch`, zeros where they fall outside the image.
+void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, int row, int column, int rows, int columns,
+                uint8_t* patch);
 
 int border_class(int position, int size, int pad);
 // Which of the kernels of a layer with border_kernels a row or column takes.

@@ -11,8 +11,11 @@ constexpr int kPanel = 16;      // outputs per panel of packed weights
 constexpr int kMaxPanels = 4;   // panels per product block
 constexpr int kMaxPixels = 16;  // pixels (or tiles) per product block
 constexpr int kMaxVectors = 24; // pixels times panels of a product block: its accumulators stay in registers
-constexpr int kMaxTileOutputs = 4;
+constexpr int kTileRows = 2;       // output rows of a tile, F(2, 3) along the rows
+constexpr int kRowTaps = kTileRows + 2;
+constexpr int kMaxTileOutputs = 4; // output columns of a tile
 constexpr int kMaxTaps = kMaxTileOutputs + 2;
+constexpr int kMaxParts = 4;       // bytes whose sum is a transformed weight
 
 // acc[pixel][panel * 16 + lane] = start[panel * 16 + lane] + SUM over taps and channels of x * w, for `pixels` x `panels` * 16 outputs.
 struct ProductArgs {
@@ -59,13 +62,31 @@ struct QuantizeArgs {
   uint8_t* y_q;
 };
 
-// One row of codes in the columns of the tile F(outputs, 3): out[tap][tile][channel], shifted into unsigned bytes.
+// Products of tiles F(2, 3) along the rows in one column tap, already transformed back along the rows:
+// sums[output row][tile][panel * 16 + lane]. The outer row taps come last: they serve one output row each, so the sums of the
+// inner ones are combined first and the outer ones accumulate on top.
+struct RowProductArgs {
+  const uint8_t* x;                   // [row tap][tile][channel], of the first tile
+  ptrdiff_t tap_stride, tile_stride;  // bytes
+  int quads;
+  const int8_t* w;                    // [row tap][part][quads][panels][16][4]: a tap's weight is the sum of its parts
+  int parts, outer_parts;             // of the inner and the outer taps
+  int tiles, panels;
+  bool eight_bits;
+  const int32_t* start;               // [2][start_stride], of the block's first output, 64-byte aligned
+  ptrdiff_t start_stride;
+  int32_t* sums;
+  ptrdiff_t row_stride;               // of sums
+};
+
+// Codes in the tiles F(2, 3) x F(outputs, 3): out[column tap][row tap][tile][channel], shifted into unsigned bytes; with 1 output
+// a tile is one column and has one column tap. Tile t begins at column t * outputs of x; all codes under the tiles exist.
 struct TransformArgs {
-  int outputs;          // 2, 3 or 4
-  const uint8_t* row;   // [width][pixel_bytes]
-  const uint8_t* zeros; // [pixel_bytes]: what lies outside the image
-  int width, tiles, pixel_bytes;
-  uint8_t shift[kMaxTaps];
+  int outputs;
+  const uint8_t* x;
+  ptrdiff_t row_stride;  // bytes
+  int tiles, pixel_bytes;
+  uint32_t shift[kMaxTaps][kRowTaps];  // the byte four times over
   uint8_t* out;
 };
 
@@ -80,11 +101,18 @@ struct UntileArgs {
 struct Kernels {
   int isa;
   const char* name;
-  int pixels[kMaxPanels + 1];  // pixels of a full product block, by its number of panels; [0] unused
+  int pixels[kMaxPanels + 1];  // pixels of a full block of product, by its number of panels; [0] unused
+  int tiles[kMaxPanels + 1];   // tiles of a full block of row_product, likewise
+  // Multiplies and adds in registers alone; returns how many times in a round. Null where there is nothing to measure.
+  int64_t (*peak)(int64_t rounds);
   void (*product)(const ProductArgs&);
-  int32_t (*byte_sum)(const uint8_t* bytes, ptrdiff_t count);
+  void (*row_product)(const RowProductArgs&);
+  // sums[j] = SUM of the bytes of pixel j.
+  void (*pixel_sums)(const uint8_t* row, int width, int pixel_bytes, int32_t* sums);
+  // into[j] += SUM from[j .. j + taps - 1]; both have room for `count` rounded up to kPanel.
+  void (*slide)(const int32_t* from, int taps, int count, int32_t* into);
   void (*quantize_row)(const QuantizeArgs&);
-  void (*transform_row)(const TransformArgs&);
+  void (*transform)(const TransformArgs&);
   void (*untile_epilogue)(const UntileArgs&, const EpilogueArgs&);
 };
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "common/status.h"
@@ -5,28 +7,74 @@
 
 namespace adabm {
 
+namespace {
+
+// F(2, 3) along the rows; the outer taps come last.
+constexpr int kRowCodes[kRowTaps][kRowTaps] = {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}};
+constexpr int kRowWeights[kRowTaps][3] = {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}};
+
+}  // namespace
+
 const TileTables kTiles[ADABM_TILE_COUNT] = {
-    {1, 3, {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}, {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}},
-    {2, 4, {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, -1, 0, 1}}, {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 1}}},
+    {},
+    {1, 1, 3, {{1}}, {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}},
+    {2, 4, 1, {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}}, {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}}},
     {3,
      5,
-     {{2, -1, -2, 1, 0}, {0, -2, -1, 1, 0}, {0, 2, -3, 1, 0}, {0, -1, 0, 1, 0}, {0, 2, -1, -2, 1}},
-     {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {0, 0, 1}}},
+     1,
+     {{0, -2, -1, 1, 0}, {0, 2, -3, 1, 0}, {0, -1, 0, 1, 0}, {2, -1, -2, 1, 0}, {0, 2, -1, -2, 1}},
+     {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, 0, 0}, {0, 0, 1}}},
     {4,
      6,
-     {{4, 0, -5, 0, 1, 0}, {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}},
-     {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 1}}},
+     1,
+     {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
+     {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {1, 0, 0}, {0, 0, 1}}},
 };
 
-int tap_shift(const TileTables& tile, int tap, int bits, int* largest) {
-  int negative = 0, positive = 0;
-  for (int j = 0; j < tile.taps; j++) (tile.codes[tap][j] < 0 ? negative : positive) += tile.codes[tap][j];
+int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int* largest) {
+  // A tap weighs the codes under the tile by the products of two rows of B^T.
+  int below = 0, above = 0;
+  for (int i = 0; i < kRowTaps; i++)
+    for (int j = 0; j < tile.taps; j++) {
+      const int factor = kRowCodes[row_tap][i] * tile.codes[column_tap][j];
+      (factor < 0 ? below : above) += std::abs(factor);
+    }
   const int top = (1 << bits) - 1;
-  *largest = (positive - negative) * top;
-  return -negative * top;
+  *largest = (below + above) * top;
+  return below * top;
+}
+
+int product_taps(const PackedHeader& h, int tile) {
+  if (tile == ADABM_TILE_DIRECT) return h.kernel_h * h.kernel_w;
+  int taps = 0;
+  for (int j = 0; j < kTiles[tile].taps; j++) taps += kTileRows * (h.parts[tile][j][0] + h.parts[tile][j][1]) * kTiles[tile].run;
+  return taps;
 }
 
 namespace {
+
+// The transformed weight of output `o` and channel `c` in row tap `i` and column tap `j` (times run).
+int transformed(const adabm_weights& w, const TileTables& tile, int o, int c, int i, int j) {
+  int value = 0;
+  for (int r = 0; r < 3; r++)
+    for (int s = 0; s < 3; s++)
+      value += kRowWeights[i][r] * tile.weights[j][s] * w.weight[((static_cast<size_t>(o) * 3 + r) * 3 + s) * w.channels + c];
+  return value;
+}
+
+// How many int8 parts the weights of every tap need.
+void count_parts(const adabm_weights& w, int tile, uint8_t (*parts)[2]) {
+  const TileTables& table = kTiles[tile];
+  for (int j = 0; j < table.taps * table.run; j++)
+    for (int i = 0; i < kRowTaps; i++)
+      for (int o = 0; o < w.out_channels; o++)
+        for (int c = 0; c < w.channels; c++) {
+          const int value = transformed(w, table, o, c, i, j), needed = value < 0 ? (127 - value) / 128 : (value + 126) / 127;
+          ADABM_REQUIRE(needed <= kMaxParts, "tile %d needs more than %d bytes: a weight of output %d transforms to %d", tile, kMaxParts, o, value);
+          uint8_t& most = parts[j / table.run][i >= kTileRows];
+          most = static_cast<uint8_t>(std::max({int{most}, needed, 1}));
+        }
+}
 
 PackedHeader layout(const adabm_weights& w) {
   ADABM_REQUIRE(w.struct_bytes == sizeof(adabm_weights), "struct_bytes must be %zu, got %u", sizeof(adabm_weights), w.struct_bytes);
@@ -49,16 +97,19 @@ PackedHeader layout(const adabm_weights& w) {
     if (tile != ADABM_TILE_DIRECT) {
       ADABM_REQUIRE(w.kernel_h == 3 && w.kernel_w == 3 && !w.border_kernels, "tile_for_bits[%d] must be 0 (direct) for this kernel, got %d",
                     b, tile);
-      for (int j = 0, largest; j < kTiles[tile].taps; j++) {
-        tap_shift(kTiles[tile], j, b + ADABM_MIN_BITS, &largest);
-        ADABM_REQUIRE(largest <= 255, "tile_for_bits[%d] = %d is not exact: %d-bit codes transform to %d", b, tile, b + ADABM_MIN_BITS, largest);
-      }
+      const TileTables& table = kTiles[tile];
+      for (int j = 0, largest; j < table.taps; j++)
+        for (int i = 0; i < kRowTaps; i++) {
+          tap_shift(table, i, j, b + ADABM_MIN_BITS, &largest);
+          ADABM_REQUIRE(largest <= 255, "tile_for_bits[%d] = %d is not exact: %d-bit codes transform to %d", b, tile, b + ADABM_MIN_BITS, largest);
+        }
       h.start_offset[b] = h.bytes;
-      h.bytes += sizeof(int32_t) * kTiles[tile].taps * h.panels() * kPanel;
+      h.bytes += sizeof(int32_t) * table.taps * kTileRows * h.panels() * kPanel;
     }
     if (h.tile_offset[tile]) continue;
+    if (tile != ADABM_TILE_DIRECT) count_parts(w, tile, h.parts[tile]);
     h.tile_offset[tile] = h.bytes;
-    h.bytes += panel_bytes(h, tile ? kTiles[tile].taps * w.kernel_h : w.kernel_h * w.kernel_w) * h.panels() * h.kernels();
+    h.bytes += panel_bytes(h, product_taps(h, tile)) * h.panels() * h.kernels();
   }
   return h;
 }
@@ -75,29 +126,41 @@ void pack_direct(const adabm_weights& w, const PackedHeader& h, int8_t* out) {
 
 void pack_tile(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* out) {
   const TileTables& table = kTiles[tile];
-  const int taps = table.taps * 3;
-  for (int o = 0; o < w.out_channels; o++)
-    for (int r = 0; r < 3; r++)
-      for (int c = 0; c < w.channels; c++)
-        for (int j = 0; j < table.taps; j++) {
-          int value = 0;
-          for (int s = 0; s < 3; s++)
-            value += table.weights[j][s] * w.weight[((static_cast<size_t>(o) * 3 + r) * 3 + s) * w.channels + c];
-          ADABM_REQUIRE(value >= -128 && value <= 127, "tile %d is not exact: a weight of output %d transforms to %d", tile, o, value);
-          out[weight_offset(h, taps, o, j * 3 + r, c)] = static_cast<int8_t>(value);
-        }
+  const int taps = product_taps(h, tile);
+  for (int j = 0, tap = 0; j < table.taps; j++)
+    for (int i = 0; i < kRowTaps; i++) {
+      const int parts = h.parts[tile][j][i >= kTileRows];
+      for (int s = 0; s < table.run; s++)
+        for (int o = 0; o < w.out_channels; o++)
+          for (int c = 0; c < w.channels; c++) {
+            int rest = transformed(w, table, o, c, i, j * table.run + s);
+            for (int part = 0; part < parts; part++) {
+              const int share = rest / (parts - part);
+              out[weight_offset(h, taps, o, tap + part * table.run + s, c)] = static_cast<int8_t>(share);
+              rest -= share;
+            }
+          }
+      tap += parts * table.run;
+    }
 }
 
+// What the sums of a column tap start from, so that every row tap's shift is undone: -shift times the sum of the tap's weights.
+// The inner taps' sums end as (m0 + m1) / 2 and (m0 - m1) / 2; the outer taps' share is added so that it passes through this.
 void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed, int32_t* start) {
   const TileTables& table = kTiles[tile];
-  for (int j = 0, largest; j < table.taps; j++) {
-    const int shift = tap_shift(table, j, bits, &largest);
-    for (int o = 0; o < h.panels() * kPanel; o++) {
-      int32_t sum = 0;
-      for (int r = 0; r < 3; r++)
-        for (int c = 0; c < h.quads() * 4; c++) sum += packed[weight_offset(h, table.taps * 3, o, j * 3 + r, c)];
-      start[j * h.panels() * kPanel + o] = -shift * sum;
+  const int taps = product_taps(h, tile), stride = h.panels() * kPanel;
+  for (int j = 0, first_tap = 0, largest; j < table.taps; j++) {
+    const int parts[2] = {h.parts[tile][j][0] * table.run, h.parts[tile][j][1] * table.run};
+    for (int o = 0; o < stride; o++) {
+      uint32_t undo[kRowTaps] = {};
+      for (int i = 0, tap = first_tap; i < kRowTaps; i++)
+        for (int end = tap + parts[i >= kTileRows]; tap < end; tap++)
+          for (int c = 0; c < h.quads() * 4; c++) undo[i] -= packed[weight_offset(h, taps, o, tap, c)];
+      for (int i = 0; i < kRowTaps; i++) undo[i] *= tap_shift(table, i, j, bits, &largest);
+      start[j * kTileRows * stride + o] = static_cast<int32_t>(undo[0] + undo[2] + undo[3]);
+      start[(j * kTileRows + 1) * stride + o] = static_cast<int32_t>(undo[1] + undo[2] - undo[3]);
     }
+    first_tap += kTileRows * (parts[0] + parts[1]);
   }
 }
 
@@ -106,7 +169,7 @@ void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed,
 
 extern "C" adabm_status adabm_pack_bytes_cpu(const adabm_weights* weights, uint64_t* bytes) {
   return adabm::guarded([&] {
-    ADABM_REQUIRE(weights && bytes, "weights and bytes must not be null");
+    ADABM_REQUIRE(weights && weights->weight && bytes, "weights and bytes must not be null");
     *bytes = adabm::layout(*weights).bytes;
   });
 }

@@ -3,9 +3,10 @@
 //
 //   kernel, block of up to 4 panels, product tap, channel quad, panel:  [16 outputs][4 channels] int8, 64 bytes, aligned
 //
-// where a tile's taps are [column tap][kernel row], and the sums are int32 [column tap][panels * 16]: they undo the shift that
-// makes transformed codes unsigned. All
-// with missing outputs and channels zero. It is the same for every instruction set.
+// where the product taps of the direct form are the kernel's and those of a tile are [column tap][row tap][part], a weight that
+// outgrows a byte being the sum of parts. F(1, 3) along the columns accumulates the three kernel columns, so there they come
+// last: [row tap][part][kernel column]. The sums are int32 [column tap][output row][panels * 16]: they undo the shift that makes
+// transformed codes unsigned. All with missing outputs and channels zero. It is the same for every instruction set.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +27,7 @@ struct PackedHeader {
   uint64_t tile_offset[ADABM_TILE_COUNT];  // bytes from the header; 0 where the tile is not in use
   uint64_t start_offset[ADABM_BIT_WIDTHS];
   uint64_t bytes;
+  uint8_t parts[ADABM_TILE_COUNT][kMaxTaps][2];  // of a tile's inner and outer row taps in every column tap
 
   int quads() const { return (channels + 3) / 4; }
   int panels() const { return (out_channels + kPanel - 1) / kPanel; }
@@ -33,19 +35,23 @@ struct PackedHeader {
 };
 
 constexpr int kMaxKernel = 15;
-constexpr size_t kPackedHeaderBytes = 256;  // a multiple of 64, so that panels stay aligned
+constexpr size_t kPackedHeaderBytes = 512;  // a multiple of 64, so that panels stay aligned
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes, "the header has outgrown its place");
 
-// F(outputs, 3) along the columns: B^T and G of adabm_kernels/tiles.py.
+// F(outputs, 3) along the columns: B^T and G of adabm_kernels/tiles.py. F(1, 3) has one tap for codes and three for weights.
 struct TileTables {
   int outputs, taps;
+  int run;  // kernel columns that accumulate within a tap: 3 for F(1, 3), else 1
   int codes[kMaxTaps][kMaxTaps];
-  int weights[kMaxTaps][3];
+  int weights[kMaxTaps][3];  // [tap * run]
 };
-extern const TileTables kTiles[ADABM_TILE_COUNT];
+extern const TileTables kTiles[ADABM_TILE_COUNT];  // none for ADABM_TILE_DIRECT
 
-// What is added to tap `tap` of transformed codes of `bits` bits to make the smallest 0; `largest` gets the largest then.
-int tap_shift(const TileTables& tile, int tap, int bits, int* largest);
+// What is added to a tap of transformed codes of `bits` bits to make the smallest 0; `largest` gets the largest then.
+int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int* largest);
+
+// Product taps of a tile.
+int product_taps(const PackedHeader& header, int tile);
 
 // Where the weight of output `o`, tap `tap`, channel `c` stands in a tile's bytes.
 inline size_t weight_offset(const PackedHeader& header, int taps, int o, int tap, int c) {

@@ -24,6 +24,21 @@ inline __attribute__((always_inline)) __m256i dot(__m256i acc, __m256i codes, __
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, weights), factor));
 }
 
+int64_t peak(int64_t rounds) {
+  __m256i c[kPixels * 2] = {}, one = _mm256_set1_epi16(1);
+  for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kPixels * 2; v++) {
+      __m256i codes = one;
+      asm volatile("" : "+x"(codes));  // or the compiler multiplies once
+      c[v] = dot(c[v], codes, one, one);
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kPixels * 2; v++) asm volatile("" : : "x"(c[v]));
+  return kPixels * 2 * 32;
+}
+
 template <int Pixels, bool EightBits>
 void product_block(const ProductArgs& a, int panel) {
   __m256i c[Pixels][2];
@@ -130,16 +145,17 @@ void epilogue(const EpilogueArgs& a) {
   }
 }
 
-int32_t byte_sum(const uint8_t* bytes, ptrdiff_t count) {
-  __m256i sum = _mm256_setzero_si256();
-  ptrdiff_t i = 0;
-  for (; i + 32 <= count; i += 32)
-    sum = _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + i)), _mm256_setzero_si256()));
-  alignas(32) int64_t parts[4];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(parts), sum);
-  int32_t total = static_cast<int32_t>(parts[0] + parts[1] + parts[2] + parts[3]);
-  for (; i < count; i++) total += bytes[i];
-  return total;
+void pixel_sums(const uint8_t* row, int width, int pixel_bytes, int32_t* sums) {
+  for (int j = 0; j < width; j++, row += pixel_bytes) {
+    __m256i sum = _mm256_setzero_si256();
+    int c = 0;
+    for (; c + 32 <= pixel_bytes; c += 32)
+      sum = _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + c)), _mm256_setzero_si256()));
+    alignas(32) int64_t parts[4];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(parts), sum);
+    sums[j] = static_cast<int32_t>(parts[0] + parts[1] + parts[2] + parts[3]);
+    for (; c < pixel_bytes; c++) sums[j] += row[c];
+  }
 }
 
 void quantize_row(const QuantizeArgs& a) {
@@ -179,10 +195,14 @@ const Kernels* kernels_avx2() {
   static const Kernels kernels = {ADABM_ISA_AVX2,
                                   "avx2",
                                   {0, kPixels, kPixels, kPixels, kPixels},
+                                  {0, kPixels, kPixels, kPixels, kPixels},
+                                  peak,
                                   product,
-                                  byte_sum,
+                                  row_product_by_taps<product>,
+                                  pixel_sums,
+                                  slide,
                                   quantize_row,
-                                  transform_row,
+                                  transform,
                                   untile_epilogue};
   return &kernels;
 }

@@ -20,6 +20,16 @@ inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* x) {
   return _mm512_set1_epi32(four);
 }
 
+int64_t peak(int64_t rounds) {
+  __m512i c[kMaxVectors] = {};
+  const __m512i ones = _mm512_set1_epi8(1);
+  for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 24
+    for (int v = 0; v < kMaxVectors; v++) asm volatile("vpdpbusd %1,%1,%0" : "+v"(c[v]) : "v"(ones));
+  }
+  return kMaxVectors * 64;
+}
+
 template <int Pixels, int Panels>
 void product_block(const ProductArgs& a) {
   __m512i c[Pixels][Panels];
@@ -62,6 +72,74 @@ void product(const ProductArgs& a) {
     case 2: return product_of<2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>(a);
     case 3: return product_of<3, 1, 2, 3, 4, 5, 6, 7, 8>(a);
     default: return product_of<4, 1, 2, 3, 4, 5, 6>(a);
+  }
+}
+
+// The sums of both inner row taps stay in registers, are combined there (transform_sums<2> of cpu/transforms.inc), and take up the
+// outer taps: half of the products' stores and all of the transform along the rows are saved.
+template <int Tiles, int Panels>
+void row_product_block(const RowProductArgs& a) {
+  constexpr int kQuad = 64 * Panels;  // bytes of weights
+  __m512i c[Tiles][Panels][kTileRows];
+#pragma GCC unroll 12
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++)
+#pragma GCC unroll 2
+      for (int i = 0; i < kTileRows; i++) c[m][p][i] = _mm512_load_si512(a.start + i * a.start_stride + p * kPanel);
+  const int8_t* w = a.w;
+#pragma GCC unroll 2
+  for (int outer = 0; outer < 2; outer++) {
+    const int parts = outer ? a.outer_parts : a.parts;
+    const ptrdiff_t stride = a.tile_stride, tap_stride = a.tap_stride, quads = a.quads, tap = parts * quads * kQuad;
+    for (int part = 0; part < parts; part++) {
+      const uint8_t* x = a.x + outer * kTileRows * tap_stride;
+      for (ptrdiff_t k = 0; k < quads; k++, x += 4, w += kQuad) {
+#pragma GCC unroll 2
+        for (int i = 0; i < kTileRows; i++) {
+          __m512i weights[Panels];
+#pragma GCC unroll 4
+          for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + i * tap + p * 64);
+#pragma GCC unroll 12
+          for (int m = 0; m < Tiles; m++) {
+            const __m512i codes = broadcast4(x + i * tap_stride + m * stride);
+#pragma GCC unroll 4
+            for (int p = 0; p < Panels; p++) c[m][p][i] = dot(c[m][p][i], codes, weights[p]);
+          }
+        }
+      }
+    }
+    w += tap;
+    if (outer) break;
+#pragma GCC unroll 12
+    for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+      for (int p = 0; p < Panels; p++) {
+        const __m512i sum = _mm512_add_epi32(c[m][p][0], c[m][p][1]), difference = _mm512_sub_epi32(c[m][p][0], c[m][p][1]);
+        c[m][p][0] = _mm512_srai_epi32(sum, 1), c[m][p][1] = _mm512_srai_epi32(difference, 1);
+      }
+  }
+#pragma GCC unroll 12
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++)
+#pragma GCC unroll 2
+      for (int i = 0; i < kTileRows; i++) _mm512_store_si512(a.sums + i * a.row_stride + (m * Panels + p) * kPanel, c[m][p][i]);
+}
+
+template <int Panels, int... Tiles>
+void row_product_of(const RowProductArgs& a) {
+  using Block = void (*)(const RowProductArgs&);
+  static constexpr Block blocks[] = {row_product_block<Tiles, Panels>...};
+  blocks[a.tiles - 1](a);
+}
+
+void row_product(const RowProductArgs& a) {
+  switch (a.panels) {
+    case 1: return row_product_of<1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>(a);
+    case 2: return row_product_of<2, 1, 2, 3, 4, 5, 6>(a);
+    case 3: return row_product_of<3, 1, 2, 3, 4>(a);
+    default: return row_product_of<4, 1, 2, 3>(a);
   }
 }
 
@@ -124,13 +202,25 @@ void epilogue_activation(const EpilogueArgs& a) {
 
 void epilogue(const EpilogueArgs& a) { a.box ? epilogue_activation<true>(a) : epilogue_activation<false>(a); }
 
-int32_t byte_sum(const uint8_t* bytes, ptrdiff_t count) {
+// Four pixels at a time; each is summed into 16 parts, which are then added across the four together.
+void pixel_sums(const uint8_t* row, int width, int pixel_bytes, int32_t* sums) {
   const __m512i ones = _mm512_set1_epi8(1);
-  __m512i sum = _mm512_setzero_si512();
-  ptrdiff_t i = 0;
-  for (; i + 64 <= count; i += 64) sum = dot(sum, _mm512_loadu_si512(bytes + i), ones);
-  if (i < count) sum = dot(sum, _mm512_maskz_loadu_epi8((1ull << (count - i)) - 1, bytes + i), ones);
-  return _mm512_reduce_add_epi32(sum);
+  for (int j = 0; j < width; j += 4) {
+    __m512i parts[4] = {};
+    const int pixels = width - j < 4 ? width - j : 4;
+    for (int c = 0; c < pixel_bytes; c += 64) {
+      const __mmask64 mask = pixel_bytes - c < 64 ? (1ull << (pixel_bytes - c)) - 1 : ~0ull;
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++)
+        if (i < pixels) parts[i] = dot(parts[i], _mm512_maskz_loadu_epi8(mask, row + static_cast<ptrdiff_t>(j + i) * pixel_bytes + c), ones);
+    }
+    const __m512i s01 = _mm512_add_epi32(_mm512_unpacklo_epi32(parts[0], parts[1]), _mm512_unpackhi_epi32(parts[0], parts[1]));
+    const __m512i s23 = _mm512_add_epi32(_mm512_unpacklo_epi32(parts[2], parts[3]), _mm512_unpackhi_epi32(parts[2], parts[3]));
+    const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(s01, s23), _mm512_unpackhi_epi64(s01, s23));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    _mm_mask_storeu_epi32(sums + j, static_cast<__mmask8>((1u << pixels) - 1),
+                          _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+  }
 }
 
 void quantize_row(const QuantizeArgs& a) {
@@ -161,57 +251,59 @@ struct FullArgs {
   const EpilogueArgs& e;
 };
 
-inline __attribute__((always_inline)) __m512i code_words(__m512 v, __m512 scale, __m512 offset, __m512 top) {
-  const __m512 t = _mm512_fmadd_ps(v, scale, offset);
-  return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(t, _mm512_setzero_ps()), top));
-}
-
 template <int Outputs, int Activation, bool Residual, bool Codes>
 void full_of(const FullArgs& f) {
-  typedef int32_t Signed __attribute__((vector_size(64), aligned(64), may_alias));
-  constexpr int kTaps = Outputs == 1 ? 1 : Outputs + 2, kPanels = kMaxPanels;
+  // Neighbouring pixels share the loads of alpha: those of a tile, or three where products are sums.
+  constexpr int kPixels = Outputs == 1 ? 3 : Outputs, kTaps = Outputs == 1 ? kPixels : Outputs + 2, kPanels = kMaxPanels;
   const EpilogueArgs& e = f.e;
-  const ptrdiff_t plane = static_cast<ptrdiff_t>(f.u.tiles) * kPanels * kPanel;
+  const ptrdiff_t plane = static_cast<ptrdiff_t>(Outputs == 1 ? 1 : f.u.tiles) * kPanels * kPanel;
+  const ptrdiff_t step = (Outputs == 1 ? kPixels : 1) * kPanels * kPanel;
   const __m512 scale = _mm512_set1_ps(e.scale), offset = _mm512_set1_ps(e.offset), top = _mm512_set1_ps(e.top);
   // Packing works within 128-bit lanes: this brings the 16-byte groups of the four panels back into their order.
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  for (int t = 0; t < f.u.tiles; t++) {
-    Words y[kPanels][Outputs];
+  const int32_t* products = f.u.products;
+  for (int first = 0; first < e.pixels; first += kPixels, products += step) {
+    // What the last ones have beyond the image is computed as well, at the last pixel, and not stored.
+    const int exist = e.pixels - first < kPixels ? e.pixels - first : kPixels;
+    ptrdiff_t pixel[kPixels], at[kPixels];
+#pragma GCC unroll 4
+    for (int i = 0; i < kPixels; i++) pixel[i] = first + (i < exist ? i : exist - 1), at[i] = pixel[i] * e.y_stride + e.y_lane[0];
+    __m512i words[kPixels][kPanels];
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; p++) {
-      const int32_t* from = f.u.products + (t * kPanels + p) * kPanel;
-      if (Outputs == 1) {
-        y[p][0] = *reinterpret_cast<const Words*>(from);
-      } else {
-        Words m[kTaps];
+      Words m[kTaps], y[kPixels];
 #pragma GCC unroll 8
-        for (int j = 0; j < kTaps; j++) m[j] = *reinterpret_cast<const Words*>(from + j * plane);
-        transform_sums<Outputs, Words, Signed>(m, y[p]);
+      for (int j = 0; j < kTaps; j++) m[j] = *reinterpret_cast<const Words*>(products + j * plane + p * kPanel);
+      if (Outputs > 1) transform_sums<Outputs>(m, y);
+#pragma GCC unroll 4
+      for (int i = 0; Outputs == 1 && i < kPixels; i++) y[i] = m[i];
+      if (e.box) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kPixels; i++) y[i] = y[i] + y[i] + static_cast<uint32_t>(e.box[pixel[i]]);
+      }
+      const __m512 alpha = _mm512_loadu_ps(e.alpha + p * kPanel);
+      __m512 v[kPixels];
+#pragma GCC unroll 4
+      for (int i = 0; i < kPixels; i++) {
+        v[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)y[i]), alpha, _mm512_loadu_ps(e.beta[pixel[i]] + p * kPanel));
+        if (Activation == ADABM_ACT_RELU) v[i] = _mm512_max_ps(v[i], _mm512_setzero_ps());
+        if (Activation == ADABM_ACT_PRELU)
+          v[i] = _mm512_mask_mul_ps(v[i], _mm512_cmp_ps_mask(v[i], _mm512_setzero_ps(), _CMP_LT_OQ), v[i], _mm512_loadu_ps(e.slope + p * kPanel));
+        if (Residual) v[i] = _mm512_add_ps(_mm512_loadu_ps(e.residual + at[i] + p * kPanel), v[i]);
+        // NaN and what lies below 0 become 0 when they are packed; min gives its second operand where one is NaN.
+        if (Codes) words[i][p] = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_fmadd_ps(v[i], scale, offset)));
+      }
+      if (!Codes || e.y) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kPixels; i++)
+          if (i < exist) _mm512_storeu_ps(e.y + at[i] + p * kPanel, v[i]);
       }
     }
+    if (Codes) {
 #pragma GCC unroll 4
-    for (int i = 0; i < Outputs; i++) {
-      const int pixel = t * Outputs + i;
-      if (Outputs > 1 && pixel >= e.pixels) break;
-      const float* beta = e.beta[pixel];
-      const ptrdiff_t at = pixel * e.y_stride + e.y_lane[0];
-      __m512i words[kPanels];
-#pragma GCC unroll 4
-      for (int p = 0; p < kPanels; p++) {
-        __m512i sum = (__m512i)y[p][i];
-        if (e.box) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 1), _mm512_set1_epi32(e.box[pixel]));
-        __m512 v = _mm512_cvtepi32_ps(sum);
-        v = _mm512_fmadd_ps(v, _mm512_loadu_ps(e.alpha + p * kPanel), _mm512_loadu_ps(beta + p * kPanel));
-        if (Activation == ADABM_ACT_RELU) v = _mm512_max_ps(v, _mm512_setzero_ps());
-        if (Activation == ADABM_ACT_PRELU)
-          v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, _mm512_loadu_ps(e.slope + p * kPanel));
-        if (Residual) v = _mm512_add_ps(_mm512_loadu_ps(e.residual + at + p * kPanel), v);
-        if (e.y) _mm512_storeu_ps(e.y + at + p * kPanel, v);
-        if (Codes) words[p] = code_words(v, scale, offset, top);
-      }
-      if (Codes) {
-        const __m512i low = _mm512_packs_epi32(words[0], words[1]), high = _mm512_packs_epi32(words[2], words[3]);
-        _mm512_storeu_si512(e.y_q + pixel * e.q_stride + e.q_lane[0], _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
+      for (int i = 0; i < kPixels; i++) {
+        const __m512i low = _mm512_packs_epi32(words[i][0], words[i][1]), high = _mm512_packs_epi32(words[i][2], words[i][3]);
+        if (i < exist) _mm512_storeu_si512(e.y_q + pixel[i] * e.q_stride + e.q_lane[0], _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
       }
     }
   }
@@ -248,7 +340,18 @@ void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
 }  // namespace
 
 const Kernels* kernels_avx512vnni() {
-  static const Kernels kernels = {ADABM_ISA_AVX512VNNI, "avx512vnni", {0, 16, 12, 8, 6}, product, byte_sum, quantize_row, transform_row, untile_epilogue};
+  static const Kernels kernels = {ADABM_ISA_AVX512VNNI,
+                                  "avx512vnni",
+                                  {0, 16, 12, 8, 6},
+                                  {0, 12, 6, 4, 3},
+                                  peak,
+                                  product,
+                                  row_product,
+                                  pixel_sums,
+                                  slide,
+                                  quantize_row,
+                                  transform,
+                                  untile_epilogue};
   return &kernels;
 }
 

@@ -42,10 +42,11 @@ void epilogue(const EpilogueArgs& a) {
   }
 }
 
-int32_t byte_sum(const uint8_t* bytes, ptrdiff_t count) {
-  int32_t sum = 0;
-  for (ptrdiff_t i = 0; i < count; i++) sum += bytes[i];
-  return sum;
+void pixel_sums(const uint8_t* row, int width, int pixel_bytes, int32_t* sums) {
+  for (int j = 0; j < width; j++, row += pixel_bytes) {
+    sums[j] = 0;
+    for (int c = 0; c < pixel_bytes; c++) sums[j] += row[c];
+  }
 }
 
 void quantize_row(const QuantizeArgs& a) {
@@ -70,7 +71,18 @@ void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
 }  // namespace
 
 const Kernels* kernels_scalar() {
-  static const Kernels kernels = {ADABM_ISA_SCALAR, "scalar", {0, 4, 4, 4, 4}, product, byte_sum, quantize_row, transform_row, untile_epilogue};
+  static const Kernels kernels = {ADABM_ISA_SCALAR,
+                                  "scalar",
+                                  {0, 4, 4, 4, 4},
+                                  {0, 4, 4, 4, 4},
+                                  nullptr,
+                                  product,
+                                  row_product_by_taps<product>,
+                                  pixel_sums,
+                                  slide,
+                                  quantize_row,
+                                  transform,
+                                  untile_epilogue};
   return &kernels;
 }
 

@@ -38,8 +38,16 @@ enum { ADABM_ACT_NONE = 0, ADABM_ACT_RELU = 1, ADABM_ACT_PRELU = 2 };
 /* Instruction sets of the CPU library, slowest first. */
 enum { ADABM_ISA_AUTO = 0, ADABM_ISA_SCALAR = 1, ADABM_ISA_AVX2 = 2, ADABM_ISA_AVX512VNNI = 3, ADABM_ISA_COUNT = 4 };
 
-/* Ways to compute a convolution (adabm_kernels/tiles.py). */
-enum { ADABM_TILE_DIRECT = 0, ADABM_TILE_F2 = 1, ADABM_TILE_F3 = 2, ADABM_TILE_F4 = 3, ADABM_TILE_COUNT = 4 };
+/* Ways to compute a convolution: directly, or by tiles F(2, 3) along the rows times F(1|2|3|4, 3) along the columns
+ * (adabm_kernels/tiles.py). */
+enum {
+  ADABM_TILE_DIRECT = 0,
+  ADABM_TILE_F2X1 = 1,
+  ADABM_TILE_F2X2 = 2,
+  ADABM_TILE_F2X3 = 3,
+  ADABM_TILE_F2X4 = 4,
+  ADABM_TILE_COUNT = 5
+};
 
 ADABM_API int32_t adabm_abi_version(void);
 ADABM_API const char* adabm_last_error(void);
@@ -57,7 +65,7 @@ typedef struct {
   int32_t tile_for_bits[ADABM_BIT_WIDTHS];   /* ADABM_TILE_* for codes of 2..8 bits; refused where it would not be exact */
 } adabm_weights;
 
-/* Bytes of the packed form, and the packing itself; `packed` is 64-byte aligned. */
+/* Bytes of the packed form, which depend on the weights where there are tiles, and the packing itself; `packed` is 64-byte aligned. */
 ADABM_API adabm_status adabm_pack_bytes_cpu(const adabm_weights* weights, uint64_t* bytes);
 ADABM_API adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packed);
 
@@ -121,6 +129,10 @@ typedef struct {
 } adabm_quantize_args;
 
 ADABM_API adabm_status adabm_quantize_cpu(const adabm_quantize_args* args);
+
+/* Multiplies and adds in registers alone, `rounds` times on each thread: the peak that time is measured against. `macs` gets the
+ * multiply-accumulates of all threads. ADABM_UNSUPPORTED for the scalar form, which has no instruction of its own. */
+ADABM_API adabm_status adabm_peak_cpu(int32_t isa, int32_t threads, int64_t rounds, int64_t* macs);
 
 /* ---- CUDA library ----------------------------------------------------------------------------------------------- */
 
