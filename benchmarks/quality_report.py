@@ -1,4 +1,4 @@
-"""Turns the JSON of `quality.py` into the tables and figures of docs/quality.md.
+"""Turns the JSON of `quality.py` into docs/quality_STUDY.md, a table and where there is one a figure.
 
 python benchmarks/quality_report.py benchmarks/results/quality-*.json
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "quality.md"
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
@@ -80,17 +79,15 @@ def _save(figure: Any, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path, nargs="+")
-    page = PAGE.read_text()
     for path in parser.parse_args().json:
         run = json.loads(path.read_text())
         study, facts = run["study"], run["machine"]
-        start, end = f"<!-- {study}: made by benchmarks/quality_report.py -->", f"<!-- end of {study} -->"
-        before, rest = page.split(start)
-        place = f"Measured with the integer kernels on {facts['cpu']}, {run['threads']} threads."
-        page = "\n".join([f"{before}{start}", place, "", *table(run["rows"]), f"{end}{rest.split(end)[1]}"])
+        page = [f"# Quality: {study}", "", f"Measured with the integer kernels on {facts['cpu']}, {run['threads']} threads.", ""]
+        page += table(run["rows"])
         if study in FIGURES:
             FIGURES[study](run["rows"], ROOT / "docs" / "images" / f"quality_{study}.png")
-    PAGE.write_text(page)
+            page += ["", f"![{study}](images/quality_{study}.png)"]
+        (ROOT / "docs" / f"quality_{study}.md").write_text("\n".join(page) + "\n")
 
 
 if __name__ == "__main__":
