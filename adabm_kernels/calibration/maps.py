@@ -59,21 +59,19 @@ def sensitivities(model: SimulatedNetwork, batch: torch.Tensor, generator: torch
     for image in batch.split(1):
         with torch.enable_grad(), before_each_conv(model, tap):
             y = model.preview(image)
-        noise = {}
-        for conv in layers:
-            x = seen[conv.name][0]
-            noise[conv.name] = {
-                bits: (fake_quantize_act(x, conv.lower_a.detach(), conv.upper_a.detach(), bits) - x).square()
-                for bits in energy[conv.name]
-            }
         probes = [seen[conv.name][1] for conv in layers]
+        squares = [torch.zeros(()) for _ in layers]
         for probe in range(PROBES):
             v = torch.randint(0, 2, y.shape, generator=generator).to(y.dtype) * 2 - 1
             gradients = torch.autograd.grad(y, probes, v, retain_graph=probe + 1 < PROBES)
-            for conv, gradient in zip(layers, gradients, strict=True):
-                squared = gradient.square()
-                for bits, error in noise[conv.name].items():
-                    energy[conv.name][bits] += float((squared * error).sum()) / (PROBES * len(batch) * y.numel())
+            squares = [square + gradient.square() for square, gradient in zip(squares, gradients, strict=True)]
+        del y, probes, gradients
+        # One layer and width at a time: the noise of all at once would be many times the network.
+        for conv, square in zip(layers, squares, strict=True):
+            x = seen.pop(conv.name)[0]
+            for bits in energy[conv.name]:
+                error = (fake_quantize_act(x, conv.lower_a.detach(), conv.upper_a.detach(), bits) - x).square()
+                energy[conv.name][bits] += float((square * error).sum()) / (PROBES * len(batch) * v.numel())
         seen.clear()
     return energy
 
