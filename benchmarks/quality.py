@@ -56,11 +56,11 @@ def picture(y: torch.Tensor) -> np.ndarray:
 class Bench:
     """The pictures of one network: to calibrate on, and to measure on."""
 
-    def __init__(self, weights: Path, downscale: int | None = None):
+    def __init__(self, weights: Path, downscale: int | None = None, count: int | None = None):
         self.weights, self.state = weights, load_state(weights)
         self.scale = detect(self.state).spec.scale
         shrink = self.scale if downscale is None else downscale
-        paths = sorted((SHARED / "images" / "calib").glob("*.png"))
+        paths = sorted((SHARED / "images" / "calib").glob("*.png"))[:count]
         self.images = [tensor(imresize(cropped(read(path), shrink), 1 / shrink)) for path in paths]
         self.sets = {}
         for name in ("set5", "set14"):
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, nargs="+", default=[SHARED / "weights" / "edsr_baseline_x4.pt"])
     parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default %(default)s)")
     parser.add_argument("--downscale", type=int, help="of the calibration pictures (default: the network's scale)")
+    parser.add_argument("--count", type=int, help="of calibration pictures, the first ones (default: all)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="JSON file for every number")
     args = parser.parse_args()
@@ -169,7 +170,7 @@ def main() -> None:
     print("| network | settings | Set5 | bits | loss | Set14 | bits | loss | ms | calibration |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for weights in args.weights:
-        for row in STUDIES[args.study](Bench(weights, args.downscale), args.steps):
+        for row in STUDIES[args.study](Bench(weights, args.downscale, args.count), args.steps):
             rows.append(row)
             cells = [f"{row[s][key]:.2f}" for s in ("set5", "set14") for key in ("psnr", "bits", "loss")]
             cells += [f"{1000 * row['seconds']:.1f}" if "seconds" in row else "", f"{row['calibration_seconds']:.0f} s"]

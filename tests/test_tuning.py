@@ -109,6 +109,22 @@ def test_sensitivity_is_the_error_that_rounding_one_layer_causes():
             assert energy[name][3] > energy[name][4] > energy[name][6]
 
 
+def test_sensitivity_of_a_large_image_is_that_of_its_middle(monkeypatch):
+    simulated = calibrate(small_edsr(), noise(2, 32, 32), ConvertConfig())
+    inputs = sum(conv.weight.shape[1] for conv in simulated.quantized_convs() if conv.adaptive)
+    (image,) = noise(1, 32, 32)
+
+    def energy(batch):
+        return sensitivities(simulated, batch, torch.Generator().manual_seed(0))
+
+    with torch.no_grad():
+        middle, flat = energy(image[..., 6:26, 6:26]), energy(image[..., :8, :])
+        monkeypatch.setattr("adabm_kernels.calibration.maps.PROBED_VALUES", 20 * 20 * inputs)
+        assert energy(image) == middle
+        assert energy(image[..., 6:26, :]) == middle
+        assert energy(image[..., :8, :]) == flat  # no more pixels than are probed
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.integers(2, 5), st.floats(-1, 1))
 def test_allocation_is_the_best_of_all(seed, layers, spend):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from .ranges import average
 OFFSETS = (-1, 0, 1)
 PROBES = 4  # random projections of the output that sensitivities are averaged over
 BINS = 20_000  # resolution of a budget
+PROBED_VALUES = 2**27  # layer inputs of one image that are probed at once; an RDN-B at 96x96 has 3.4e8 and would need 15 GB
 
 
 def image_thresholds(images: Sequence[torch.Tensor], config: ConvertConfig) -> tuple[float, float]:
@@ -43,7 +45,8 @@ def sensitivities(model: SimulatedNetwork, batch: torch.Tensor, generator: torch
 
     With r the gradient of a random projection v of the output with respect to a layer's input, E[(r * noise)^2] summed over
     the input is the energy that independent noise there has at the output. One backward pass serves every layer; the noise is
-    what rounding the layer's actual input leaves at each width. Returns name -> {bits: energy per output value}.
+    what rounding the layer's actual input leaves at each width. Of images with more than PROBED_VALUES layer inputs the middle
+    is taken, which keeps memory bounded. Returns name -> {bits: energy per output value}.
     """
     layers = [conv for conv in model.quantized_convs() if conv.adaptive]
     energy = {conv.name: dict.fromkeys(range(MIN_BITS, MAX_BITS + 1), 0.0) for conv in layers}
@@ -56,7 +59,8 @@ def sensitivities(model: SimulatedNetwork, batch: torch.Tensor, generator: torch
         seen[conv.name] = (x.detach(), probe)
         return x + probe
 
-    for image in batch.split(1):
+    side = max(8, math.isqrt(PROBED_VALUES // sum(conv.weight.shape[1] for conv in layers))) if layers else 0
+    for image in _middle(batch, side).split(1):
         with torch.enable_grad(), before_each_conv(model, tap):
             y = model.preview(image)
         probes = [seen[conv.name][1] for conv in layers]
@@ -74,6 +78,15 @@ def sensitivities(model: SimulatedNetwork, batch: torch.Tensor, generator: torch
                 energy[conv.name][bits] += float((square * error).sum()) / (PROBES * len(batch) * v.numel())
         seen.clear()
     return energy
+
+
+def _middle(batch: torch.Tensor, side: int) -> torch.Tensor:
+    """The middle of images [N, C, H, W] with at most side x side pixels; smaller ones as they are."""
+    h, w = batch.shape[-2:]
+    if h * w <= side * side:
+        return batch
+    top, left = max(h - side, 0) // 2, max(w - side, 0) // 2
+    return batch[..., top : top + side, left : left + side]
 
 
 def allocate(
