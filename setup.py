@@ -7,7 +7,6 @@ nvcc is found and succeeds). Without a C++ compiler the package installs all the
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -23,9 +22,12 @@ COMMON = ["common/status.cpp"]
 _CPU = ("isa", "thread_pool", "pack", "convolution", "conv2d", "conv2d_direct", "conv2d_tiled", "quantize", "peak")
 CPU_SOURCES = [*COMMON, *(f"cpu/{name}.cpp" for name in _CPU)]
 # One instruction set per file; nothing else is compiled with these flags.
+# A file whose flags the compiler or the processor family does not know is built without: it then provides nothing.
 ISA_SOURCES = {
     "cpu/tile_scalar.cpp": [],
+    "cpu/tile_neon.cpp": ["-march=armv8.2-a+dotprod"],
     "cpu/tile_avx2.cpp": ["-mavx2", "-mfma"],
+    "cpu/tile_avxvnni.cpp": ["-mavx2", "-mfma", "-mavxvnni"],
     "cpu/tile_avx512vnni.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
 }
 CUDA_SOURCES = [*COMMON, "cuda/api.cu"]
@@ -43,6 +45,12 @@ def find_compiler() -> str | None:
     return next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
 
 
+def knows(cxx: str, flags: list[str]) -> bool:
+    """Whether the compiler takes these flags for the processors it compiles for."""
+    command = [*shlex.split(cxx), *flags, "-Werror", "-x", "c++", "-fsyntax-only", os.devnull]
+    return not flags or subprocess.run(command, capture_output=True).returncode == 0
+
+
 def find_ninja() -> str:
     try:
         import ninja
@@ -54,7 +62,6 @@ def find_ninja() -> str:
 
 def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
     """The build as text: object files beside the file itself, libraries in `out`."""
-    x86 = platform.machine() in ("x86_64", "AMD64")
     flags = " ".join([*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), f"-I{CSRC}", f"-I{CSRC}/include"])
     gcc = "clang" not in subprocess.run([*shlex.split(cxx), "--version"], capture_output=True, text=True).stdout
     lines = [
@@ -70,7 +77,8 @@ def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
     objects = []
     for source in [*CPU_SOURCES, *ISA_SOURCES]:
         objects.append(f"{Path(source).stem}.o")
-        isa = [*ISA_SOURCES.get(source, []), *(GCC_HEADER_NOISE if gcc else [])] if x86 else []
+        isa = ISA_SOURCES.get(source, [])
+        isa = [*(isa if knows(cxx, isa) else []), *(GCC_HEADER_NOISE if gcc else [])]
         lines += [f"build {objects[-1]}: compile {CSRC / source}", f"  isa = {' '.join(isa)}"]
     lines.append(f"build {out / 'libadabm_cpu.so'}: link {' '.join(objects)}")
     if nvcc:

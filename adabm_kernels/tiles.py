@@ -221,9 +221,12 @@ def _cost(tile: Tile, products: float, bits: int, isa: str, box_filter: bool) ->
 # Time beside the products, in that of one product: transforms, epilogue and their share of stores. For each tile of TILES, from
 # minima of one 64 to 64 layer on 192x192 with codes out, one thread, AMD EPYC 9004 (Zen 4), 2026-11-23: direct 6.31 ms, tiles
 # 4.52, 3.43, 3.05, 2.77 where a product takes 0.655; with AVX2 13.3, 9.9, 8.3, 7.3, 6.7 where it takes 1.36 (codes up to 127).
+# AVX-VNNI and NEON are taken as AVX512-VNNI: they are not measured yet.
 OVERHEAD = {
     "scalar": (0.0, 0.1, 0.2, 0.2, 0.2),
+    "neon": (0.6, 0.9, 1.2, 1.3, 1.2),
     "avx2": (0.8, 1.3, 2.1, 2.0, 1.9),
+    "avxvnni": (0.6, 0.9, 1.2, 1.3, 1.2),
     "avx512vnni": (0.6, 0.9, 1.2, 1.3, 1.2),
 }
 BOX = 0.3  # the sum of the codes under the kernel

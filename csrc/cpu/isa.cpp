@@ -2,17 +2,37 @@
 
 #include "common/status.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace adabm {
 
-static const char* const kNames[ADABM_ISA_COUNT] = {"auto", "scalar", "avx2", "avx512vnni"};
+#if defined(__x86_64__)
+// Older compilers' __builtin_cpu_supports does not know it. The operating system keeps the registers if it does for AVX2.
+static bool has_avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+#endif
+
+static const char* const kNames[ADABM_ISA_COUNT] = {"auto", "scalar", "neon", "avx2", "avxvnni", "avx512vnni"};
 
 bool isa_present(int isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (isa == ADABM_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == ADABM_ISA_AVXVNNI) return isa_present(ADABM_ISA_AVX2) && has_avxvnni();
   if (isa == ADABM_ISA_AVX512VNNI)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#elif defined(__aarch64__) && defined(__linux__)
+  if (isa == ADABM_ISA_NEON) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__aarch64__) && defined(__APPLE__)
+  if (isa == ADABM_ISA_NEON) return true;  // every one of Apple's has the dot product
 #endif
   return isa == ADABM_ISA_SCALAR;
 }
@@ -20,7 +40,9 @@ bool isa_present(int isa) {
 const Kernels* isa_kernels(int isa) {
   switch (isa) {
     case ADABM_ISA_SCALAR: return kernels_scalar();
+    case ADABM_ISA_NEON: return kernels_neon();
     case ADABM_ISA_AVX2: return kernels_avx2();
+    case ADABM_ISA_AVXVNNI: return kernels_avxvnni();
     case ADABM_ISA_AVX512VNNI: return kernels_avx512vnni();
     default: return nullptr;
   }

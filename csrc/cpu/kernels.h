@@ -118,7 +118,9 @@ struct Kernels {
 
 // Null where the compiler at build time could not make them.
 const Kernels* kernels_scalar();
+const Kernels* kernels_neon();
 const Kernels* kernels_avx2();
+const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx512vnni();
 
 }  // namespace adabm

@@ -23,42 +23,10 @@ void product(const ProductArgs& a) {
   }
 }
 
+#include "cpu/portable.inc"
+
 void epilogue(const EpilogueArgs& a) {
-  for (int m = 0; m < a.pixels; m++) {
-    const int32_t* acc = a.acc + m * a.panels * kPanel;
-    for (int o = 0; o < a.lanes; o++) {
-      // Wraps like the vector forms; the conversion proves that the final sum fits.
-      const int32_t sum =
-          a.box ? static_cast<int32_t>(2u * static_cast<uint32_t>(acc[o]) + static_cast<uint32_t>(a.box[m])) : acc[o];
-      const ptrdiff_t at = m * a.y_stride + a.y_lane[o];
-      if (a.y_acc) a.y_acc[at] = sum;
-      float v = fmaf(static_cast<float>(sum), a.alpha[o], a.beta[m][o]);
-      if (a.activation == ADABM_ACT_RELU) v = v > 0.0f ? v : 0.0f;
-      if (a.activation == ADABM_ACT_PRELU) v = v < 0.0f ? a.slope[o] * v : v;
-      if (a.residual) v = a.residual[at] + v;
-      if (a.y) a.y[at] = v;
-      if (a.y_q) a.y_q[m * a.q_stride + a.q_lane[o]] = quantize_value(v, a.scale, a.offset, a.top);
-    }
-  }
-}
-
-void pixel_sums(const uint8_t* row, int width, int pixel_bytes, int32_t* sums) {
-  for (int j = 0; j < width; j++, row += pixel_bytes) {
-    sums[j] = 0;
-    for (int c = 0; c < pixel_bytes; c++) sums[j] += row[c];
-  }
-}
-
-void quantize_row(const QuantizeArgs& a) {
-  for (int i = 0; i < a.width; i++)
-    for (int c = 0; c < a.padded_channels; c++) {
-      uint8_t code = 0;
-      if (c < a.channels) {
-        const float x = a.x[i * a.stride_w + c * a.stride_c];
-        code = quantize_value(a.shift ? x - a.shift[c] : x, a.scale, a.offset, a.top);
-      }
-      a.y_q[static_cast<ptrdiff_t>(i) * a.y_stride + c] = code;
-    }
+  for (int m = 0; m < a.pixels; m++) epilogue_lanes(a, m, 0, a.lanes);
 }
 
 #include "cpu/transforms.inc"

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define ADABM_ABI_VERSION 2
+#define ADABM_ABI_VERSION 3
 #define ADABM_MIN_BITS 2
 #define ADABM_MAX_BITS 8
 #define ADABM_BIT_WIDTHS 7
@@ -36,7 +36,15 @@ enum {
 enum { ADABM_ACT_NONE = 0, ADABM_ACT_RELU = 1, ADABM_ACT_PRELU = 2 };
 
 /* Instruction sets of the CPU library, slowest first. */
-enum { ADABM_ISA_AUTO = 0, ADABM_ISA_SCALAR = 1, ADABM_ISA_AVX2 = 2, ADABM_ISA_AVX512VNNI = 3, ADABM_ISA_COUNT = 4 };
+enum {
+  ADABM_ISA_AUTO = 0,
+  ADABM_ISA_SCALAR = 1,
+  ADABM_ISA_NEON = 2,
+  ADABM_ISA_AVX2 = 3,
+  ADABM_ISA_AVXVNNI = 4,
+  ADABM_ISA_AVX512VNNI = 5,
+  ADABM_ISA_COUNT = 6
+};
 
 /* Ways to compute a convolution: directly, or by tiles F(2, 3) along the rows times F(1|2|3|4, 3) along the columns
  * (adabm_kernels/tiles.py). */

@@ -1,0 +1,104 @@
+// AVX-VNNI: vpdpbusd on 256 bits, in processors without AVX-512. It multiplies 8-bit codes exactly: 32-bit sums, no saturation.
+#include "adabm/adabm.h"
+#include "cpu/kernels.h"
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
+#include <immintrin.h>
+
+namespace adabm {
+namespace {
+
+constexpr int kLanes = 8;
+constexpr int kPixels = 6;  // 12 sums, 2 vectors of weights and one of codes fit 16 registers
+
+#include "cpu/ymm.inc"
+
+int64_t peak(int64_t rounds) {
+  __m256i c[kPixels * 2] = {}, one = _mm256_set1_epi16(1);
+  for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
+    for (int v = 0; v < kPixels * 2; v++) {
+      __m256i codes = one;
+      asm volatile("" : "+x"(codes));  // or the compiler multiplies once
+      c[v] = _mm256_dpbusd_avx_epi32(c[v], codes, one);
+    }
+  }
+#pragma GCC unroll 12
+  for (int v = 0; v < kPixels * 2; v++) asm volatile("" : : "x"(c[v]));
+  return kPixels * 2 * 32;
+}
+
+template <int Pixels>
+void product_block(const ProductArgs& a, int panel) {
+  __m256i c[Pixels][2];
+#pragma GCC unroll 6
+  for (int m = 0; m < Pixels; m++) {
+    const auto* start = reinterpret_cast<const __m256i*>(a.start + panel * kPanel);
+    c[m][0] = a.start ? _mm256_load_si256(start) : _mm256_setzero_si256();
+    c[m][1] = a.start ? _mm256_load_si256(start + 1) : _mm256_setzero_si256();
+  }
+  const int8_t* w = a.w + panel * 64;
+  for (int t = 0; t < a.taps; t++) {
+    const uint8_t* x = a.x + a.tap_offset[t];
+    for (int k = 0; k < a.quads; k++, x += 4, w += 64 * a.panels) {
+      const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
+      const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + 32));
+#pragma GCC unroll 6
+      for (int m = 0; m < Pixels; m++) {
+        const __m256i codes = broadcast4(x + m * a.pixel_stride);
+        c[m][0] = _mm256_dpbusd_avx_epi32(c[m][0], codes, w0);
+        c[m][1] = _mm256_dpbusd_avx_epi32(c[m][1], codes, w1);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < Pixels; m++)
+    for (int h = 0; h < 2; h++)
+      _mm256_store_si256(reinterpret_cast<__m256i*>(a.acc + (m * a.panels + panel) * kPanel + h * kLanes), c[m][h]);
+}
+
+void product(const ProductArgs& a) {
+  for (int panel = 0; panel < a.panels; panel++) switch (a.pixels) {
+      case 1: product_block<1>(a, panel); break;
+      case 2: product_block<2>(a, panel); break;
+      case 3: product_block<3>(a, panel); break;
+      case 4: product_block<4>(a, panel); break;
+      case 5: product_block<5>(a, panel); break;
+      default: product_block<kPixels>(a, panel); break;
+    }
+}
+
+#include "cpu/transforms.inc"
+
+void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
+  untile(u);
+  epilogue(e);
+}
+
+}  // namespace
+
+const Kernels* kernels_avxvnni() {
+  static const Kernels kernels = {ADABM_ISA_AVXVNNI,
+                                  "avxvnni",
+                                  {0, kPixels, kPixels, kPixels, kPixels},
+                                  {0, kPixels, kPixels, kPixels, kPixels},
+                                  peak,
+                                  product,
+                                  row_product_by_taps<product>,
+                                  pixel_sums,
+                                  slide,
+                                  quantize_row,
+                                  transform,
+                                  untile_epilogue};
+  return &kernels;
+}
+
+}  // namespace adabm
+
+#else
+
+namespace adabm {
+const Kernels* kernels_avxvnni() { return nullptr; }
+}  // namespace adabm
+
+#endif

@@ -1,0 +1,148 @@
+// ARM NEON with the dot product of ARMv8.2: sdot multiplies signed by signed bytes, so codes above 127 are taken as q - 128 and
+// 128 * SUM w is added, which costs one more product for all pixels of a block together.
+#include "adabm/adabm.h"
+#include "adabm/quant_math.h"
+#include "cpu/kernels.h"
+
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+
+namespace adabm {
+namespace {
+
+constexpr int kPixels = 4;
+constexpr int kVectors = kPanel / 4;
+
+#include "cpu/portable.inc"
+
+int64_t peak(int64_t rounds) {
+  int32x4_t c[kPixels * kVectors] = {};
+  const int8x16_t one = vdupq_n_s8(1);
+  for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kPixels * kVectors; v++) {
+      int8x16_t codes = one;
+      asm volatile("" : "+w"(codes));  // or the compiler multiplies once
+      c[v] = vdotq_s32(c[v], codes, one);
+    }
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < kPixels * kVectors; v++) asm volatile("" : : "w"(c[v]));
+  return kPixels * kVectors * 16;
+}
+
+inline __attribute__((always_inline)) int8x16_t broadcast4(const uint8_t* x) {
+  int32_t four;
+  __builtin_memcpy(&four, x, 4);
+  return vreinterpretq_s8_s32(vdupq_n_s32(four));
+}
+
+template <int Pixels, bool EightBits>
+void product_block(const ProductArgs& a, int panel) {
+  int32x4_t c[Pixels][kVectors], missing[kVectors];  // missing: -128 * SUM w
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; v++) {
+    missing[v] = vdupq_n_s32(0);
+#pragma GCC unroll 4
+    for (int m = 0; m < Pixels; m++) c[m][v] = a.start ? vld1q_s32(a.start + panel * kPanel + v * 4) : vdupq_n_s32(0);
+  }
+  const int8x16_t half = vdupq_n_s8(-128);
+  const int8_t* w = a.w + panel * 64;
+  for (int t = 0; t < a.taps; t++) {
+    const uint8_t* x = a.x + a.tap_offset[t];
+    for (int k = 0; k < a.quads; k++, x += 4, w += 64 * a.panels) {
+      int8x16_t weights[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) {
+        weights[v] = vld1q_s8(w + v * 16);
+        if (EightBits) missing[v] = vdotq_s32(missing[v], weights[v], half);
+      }
+#pragma GCC unroll 4
+      for (int m = 0; m < Pixels; m++) {
+        int8x16_t codes = broadcast4(x + m * a.pixel_stride);
+        if (EightBits) codes = veorq_s8(codes, half);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) c[m][v] = vdotq_s32(c[m][v], weights[v], codes);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < Pixels; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++)
+      vst1q_s32(a.acc + (m * a.panels + panel) * kPanel + v * 4, EightBits ? vsubq_s32(c[m][v], missing[v]) : c[m][v]);
+}
+
+template <bool EightBits>
+void product_bits(const ProductArgs& a) {
+  for (int panel = 0; panel < a.panels; panel++) switch (a.pixels) {
+      case 1: product_block<1, EightBits>(a, panel); break;
+      case 2: product_block<2, EightBits>(a, panel); break;
+      case 3: product_block<3, EightBits>(a, panel); break;
+      default: product_block<kPixels, EightBits>(a, panel); break;
+    }
+}
+
+void product(const ProductArgs& a) { a.eight_bits ? product_bits<true>(a) : product_bits<false>(a); }
+
+void epilogue(const EpilogueArgs& a) {
+  const float32x4_t zero = vdupq_n_f32(0), scale = vdupq_n_f32(a.scale), offset = vdupq_n_f32(a.offset), top = vdupq_n_f32(a.top);
+  // Panels of other layers' outputs need not be adjacent: lanes are taken by fours within one that is.
+  const int whole = a.contiguous ? a.lanes / 4 * 4 : 0;
+  for (int m = 0; m < a.pixels; m++) {
+    for (int o = 0; o < whole; o += 4) {
+      int32x4_t sum = vld1q_s32(a.acc + m * a.panels * kPanel + o);
+      if (a.box) sum = vaddq_s32(vshlq_n_s32(sum, 1), vdupq_n_s32(a.box[m]));
+      const ptrdiff_t at = m * a.y_stride + a.y_lane[o];
+      if (a.y_acc) vst1q_s32(a.y_acc + at, sum);
+      float32x4_t v = vfmaq_f32(vld1q_f32(a.beta[m] + o), vcvtq_f32_s32(sum), vld1q_f32(a.alpha + o));
+      if (a.activation == ADABM_ACT_RELU) v = vbslq_f32(vcgtq_f32(v, zero), v, zero);
+      if (a.activation == ADABM_ACT_PRELU) v = vbslq_f32(vcltq_f32(v, zero), vmulq_f32(vld1q_f32(a.slope + o), v), v);
+      if (a.residual) v = vaddq_f32(vld1q_f32(a.residual + at), v);
+      if (a.y) vst1q_f32(a.y + at, v);
+      if (a.y_q) {
+        float32x4_t t = vfmaq_f32(offset, v, scale);
+        t = vbslq_f32(vcgtq_f32(t, zero), t, zero);  // also turns NaN into 0
+        const uint16x4_t words = vmovn_u32(vcvtnq_u32_f32(vminq_f32(t, top)));
+        const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0);
+        __builtin_memcpy(a.y_q + m * a.q_stride + a.q_lane[o], &four, 4);
+      }
+    }
+    epilogue_lanes(a, m, whole, a.lanes);
+  }
+}
+
+#include "cpu/transforms.inc"
+
+void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
+  untile(u);
+  epilogue(e);
+}
+
+}  // namespace
+
+const Kernels* kernels_neon() {
+  static const Kernels kernels = {ADABM_ISA_NEON,
+                                  "neon",
+                                  {0, kPixels, kPixels, kPixels, kPixels},
+                                  {0, kPixels, kPixels, kPixels, kPixels},
+                                  peak,
+                                  product,
+                                  row_product_by_taps<product>,
+                                  pixel_sums,
+                                  slide,
+                                  quantize_row,
+                                  transform,
+                                  untile_epilogue};
+  return &kernels;
+}
+
+}  // namespace adabm
+
+#else
+
+namespace adabm {
+const Kernels* kernels_neon() { return nullptr; }
+}  // namespace adabm
+
+#endif

@@ -1,0 +1,181 @@
+// Compares every kernel of one instruction set with its scalar twin on random problems: kernel_twins NAME. Compiled and run by
+// tests/test_twins.py, under an emulator where the processor is another. Exit status 0 when all are equal.
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "adabm/adabm.h"
+#include "cpu/kernels.h"
+
+using namespace adabm;
+
+namespace {
+
+std::mt19937 rng(1);
+int below(int n) { return static_cast<int>(rng() % n); }
+float real(float most) { return (static_cast<float>(rng() >> 8) / (1 << 24) * 2 - 1) * most; }
+
+template <class T>
+struct Aligned {  // 64-byte aligned, with slack behind
+  explicit Aligned(size_t count) : bytes(count * sizeof(T) + 256), count(count) {}
+  T* data() { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(bytes.data()) + 63) / 64 * 64); }
+  void fill(int low, int high) {
+    for (size_t i = 0; i < count; i++) data()[i] = static_cast<T>(low + below(high - low + 1));
+  }
+  bool operator==(Aligned& other) { return !std::memcmp(data(), other.data(), count * sizeof(T)); }
+  std::vector<uint8_t> bytes;
+  size_t count;
+};
+
+int failures = 0, checks = 0;
+void expect(bool equal, const char* what, int a, int b, int c) {
+  checks++;
+  if (!equal && failures++ < 20) std::printf("%s differs: %d, %d, %d\n", what, a, b, c);
+}
+
+void check_product(const Kernels& twin, const Kernels& k) {
+  for (int panels = 1; panels <= kMaxPanels; panels++)
+    for (int pixels = 1; pixels <= k.pixels[panels]; pixels++)
+      for (int bits = 2; bits <= 8; bits++) {
+        const int taps = 1 + below(3), quads = 1 + below(9);
+        Aligned<uint8_t> x(static_cast<size_t>(taps) * pixels * quads * 4);
+        Aligned<int8_t> w(static_cast<size_t>(taps) * quads * panels * 64);
+        Aligned<int32_t> start(panels * kPanel), a(pixels * panels * kPanel), b(a.count);
+        x.fill(bits == 8 ? 200 : 0, (1 << bits) - 1), w.fill(-128, 127), start.fill(-100000, 100000);
+        std::vector<ptrdiff_t> offsets;
+        for (int t = 0; t < taps; t++) offsets.push_back(static_cast<ptrdiff_t>(t) * pixels * quads * 4);
+        ProductArgs p = {x.data(), offsets.data(), taps, quads, quads * 4, w.data(), pixels, panels, bits == 8,
+                         below(2) ? start.data() : nullptr, a.data()};
+        twin.product(p);
+        p.acc = b.data();
+        k.product(p);
+        expect(a == b, "product", panels, pixels, bits);
+      }
+}
+
+void check_row_product(const Kernels& twin, const Kernels& k) {
+  for (int panels = 1; panels <= kMaxPanels; panels++)
+    for (int tiles = 1; tiles <= k.tiles[panels]; tiles++)
+      for (int parts = 1; parts <= kMaxParts; parts++) {
+        const int quads = 1 + below(9), outer = 1 + below(parts), bytes = quads * 4, lanes = panels * kPanel;
+        Aligned<uint8_t> x(static_cast<size_t>(kRowTaps) * tiles * bytes);
+        Aligned<int8_t> w(static_cast<size_t>(2) * (parts + outer) * quads * panels * 64);
+        Aligned<int32_t> start(2 * lanes), a(2 * static_cast<size_t>(tiles) * lanes), b(a.count);
+        const bool eight = below(2);
+        x.fill(0, eight ? 255 : 127), w.fill(-128, 127), start.fill(-9999, 9999);
+        RowProductArgs p = {};
+        p.x = x.data(), p.tap_stride = tiles * bytes, p.tile_stride = bytes, p.quads = quads, p.w = w.data();
+        p.parts = parts, p.outer_parts = outer, p.tiles = tiles, p.panels = panels, p.eight_bits = eight;
+        p.start = start.data(), p.start_stride = lanes, p.sums = a.data(), p.row_stride = tiles * lanes;
+        // The division by 2 is exact only where codes are transformed ones, but both round alike.
+        twin.row_product(p);
+        p.sums = b.data();
+        k.row_product(p);
+        expect(a == b, "row_product", panels, tiles, parts);
+      }
+}
+
+struct Outputs {
+  Outputs(size_t count) : y(count), codes(count), sums(count) {}
+  bool operator==(Outputs& o) { return y == o.y && codes == o.codes && sums == o.sums; }
+  Aligned<float> y;
+  Aligned<uint8_t> codes;
+  Aligned<int32_t> sums;
+};
+
+// With outputs == 1 the epilogue alone, else the sums of a tile's products first.
+void check_epilogue(const Kernels& twin, const Kernels& k, int outputs) {
+  for (int round = 0; round < 200; round++) {
+    const int panels = 1 + below(kMaxPanels), lanes_all = panels * kPanel, lanes = lanes_all - below(kPanel), tiles = 1 + below(4);
+    const int pixels = outputs * tiles - below(outputs), taps = outputs == 1 ? 1 : outputs + 2, activation = below(3);
+    Aligned<int32_t> products(static_cast<size_t>(taps) * tiles * lanes_all), box(pixels), acc(static_cast<size_t>(tiles) * outputs * lanes_all);
+    products.fill(-50000, 50000), box.fill(0, 5000);
+    Aligned<float> alpha(lanes_all), beta(lanes_all), slope(lanes_all), residual(static_cast<size_t>(pixels) * lanes_all);
+    for (int i = 0; i < lanes_all; i++) alpha.data()[i] = real(0.001f), beta.data()[i] = real(9), slope.data()[i] = real(1);
+    for (size_t i = 0; i < residual.count; i++) residual.data()[i] = real(20);
+    std::vector<const float*> betas(pixels, beta.data());
+    std::vector<int32_t> lane(lanes);
+    const bool contiguous = below(2);
+    for (int i = 0; i < lanes; i++) lane[i] = contiguous ? i : lanes - 1 - i;
+    Outputs a(residual.count), b(residual.count);
+    EpilogueArgs e = {};
+    e.box = below(2) ? box.data() : nullptr, e.pixels = pixels, e.panels = panels, e.lanes = lanes;
+    e.alpha = alpha.data(), e.beta = betas.data(), e.activation = activation, e.slope = slope.data();
+    e.residual = below(2) ? residual.data() : nullptr, e.y_stride = e.q_stride = lanes_all, e.y_lane = e.q_lane = lane.data();
+    e.contiguous = e.together = contiguous, e.scale = 3, e.offset = 1.5f, e.top = static_cast<float>((2 << below(8)) - 1);
+    const int wanted = 1 + below(7);
+    for (auto& [kernels, out] : {std::pair<const Kernels&, Outputs&>(twin, a), {k, b}}) {
+      e.y = wanted & 1 ? out.y.data() : nullptr, e.y_q = wanted & 2 ? out.codes.data() : nullptr;
+      e.y_acc = wanted & 4 ? out.sums.data() : nullptr;
+      e.acc = outputs == 1 ? products.data() : acc.data();
+      kernels.untile_epilogue({outputs, tiles, panels, products.data(), acc.data()}, e);
+    }
+    expect(a == b, "untile_epilogue", outputs, lanes, wanted);
+  }
+}
+
+void check_transform(const Kernels& twin, const Kernels& k) {
+  for (int outputs = 1; outputs <= kMaxTileOutputs; outputs++)
+    for (int bytes = 4; bytes <= 148; bytes += 12) {
+      const int tiles = 1 + below(4), columns = tiles * outputs + 2, taps = outputs == 1 ? 1 : outputs + 2;
+      Aligned<uint8_t> x(static_cast<size_t>(kRowTaps) * columns * bytes), a(static_cast<size_t>(taps) * kRowTaps * tiles * bytes), b(a.count);
+      x.fill(0, 15);
+      TransformArgs t = {};
+      t.outputs = outputs, t.x = x.data(), t.row_stride = columns * bytes, t.tiles = tiles, t.pixel_bytes = bytes;
+      for (auto& column : t.shift)
+        for (auto& shift : column) shift = 0x01010101u * static_cast<unsigned>(below(200));
+      t.out = a.data();
+      twin.transform(t);
+      t.out = b.data();
+      k.transform(t);
+      expect(a == b, "transform", outputs, bytes, tiles);
+    }
+}
+
+void check_rest(const Kernels& twin, const Kernels& k) {
+  for (int round = 0; round < 100; round++) {
+    const int width = 1 + below(20), bytes = 4 * (1 + below(30)), taps = 1 + below(9);
+    Aligned<uint8_t> row(static_cast<size_t>(width) * bytes);
+    row.fill(0, 255);
+    Aligned<int32_t> a(64), b(64), from(64);
+    twin.pixel_sums(row.data(), width, bytes, a.data());
+    k.pixel_sums(row.data(), width, bytes, b.data());
+    expect(a == b, "pixel_sums", width, bytes, 0);
+    from.fill(-999, 999);
+    twin.slide(from.data(), taps, width, a.data());
+    k.slide(from.data(), taps, width, b.data());
+    expect(!std::memcmp(a.data(), b.data(), sizeof(int32_t) * width), "slide", width, taps, 0);
+
+    const int channels = bytes - below(4);
+    Aligned<float> x(static_cast<size_t>(width) * bytes), shift(bytes);
+    for (size_t i = 0; i < x.count; i++) x.data()[i] = below(50) ? real(300) : static_cast<float>(below(2) ? NAN : INFINITY);
+    for (int i = 0; i < bytes; i++) shift.data()[i] = real(100);
+    Aligned<uint8_t> p(row.count), q(row.count);
+    const bool planar = below(2);
+    QuantizeArgs z = {x.data(), planar ? 1 : bytes, planar ? width : 1, below(2) ? shift.data() : nullptr, width, channels, bytes, bytes,
+                      0.5f, 40.5f, 255.0f, p.data()};
+    twin.quantize_row(z);
+    z.y_q = q.data();
+    k.quantize_row(z);
+    expect(p == q, "quantize_row", width, channels, planar);
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const std::string name = count > 1 ? arguments[1] : "";
+  const Kernels* found = nullptr;
+  for (const Kernels* k : {kernels_neon(), kernels_avx2(), kernels_avxvnni(), kernels_avx512vnni()})
+    if (k && name == k->name) found = k;
+  if (!found) return std::printf("no kernels named '%s' in this program\n", name.c_str()), 2;
+  check_product(*kernels_scalar(), *found);
+  check_row_product(*kernels_scalar(), *found);
+  for (int outputs = 1; outputs <= kMaxTileOutputs; outputs++) check_epilogue(*kernels_scalar(), *found, outputs);
+  check_transform(*kernels_scalar(), *found);
+  check_rest(*kernels_scalar(), *found);
+  std::printf("%s: %d checks, %d failures\n", found->name, checks, failures);
+  return failures != 0;
+}
