@@ -148,7 +148,7 @@ def images(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
         yield bench.run(f"first {count}", bench.images[:count], steps=steps)
         yield bench.run(f"informative {count}", [bench.images[i] for i in order[:count]], steps=steps)
     yield bench.run("all", steps=steps)
-    for fewer in (0, steps // 4, steps // 2, steps * 2):
+    for fewer in (0, steps // 4, steps // 2, steps * 2) if steps else ():
         yield bench.run(f"all, {fewer} steps", steps=fewer)
 
 
