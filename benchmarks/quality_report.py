@@ -45,16 +45,19 @@ def draw_budget(rows: list[dict[str, Any]], path: Path) -> None:
 def draw_images(rows: list[dict[str, Any]], path: Path) -> None:
     """PSNR against the number of calibration images and against fine-tuning steps."""
     plt = _pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    every = sorted((row for row in rows if row["label"].startswith("all")), key=lambda row: row["steps"])
+    panels = 1 + (len(every) > 1)
+    figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.6), sharey=True, squeeze=False)
+    left = axes[0, 0]
     for kind, marker in (("first", "o"), ("informative", "s")):
         chosen = [row for row in rows if row["label"].split()[0] == kind]
         left.plot([row["images"] for row in chosen], [row["set14"]["psnr"] for row in chosen], marker=marker, label=kind)
-    every = sorted((row for row in rows if row["label"].startswith("all")), key=lambda row: row["steps"])
-    left.axhline(next(row["set14"]["psnr"] for row in every if row["label"] == "all"), color="gray", ls=":", label="all 100")
-    right.plot([row["steps"] for row in every], [row["set14"]["psnr"] for row in every], marker="o")
+    left.axhline(next(row["set14"]["psnr"] for row in every if row["label"] == "all"), color="gray", ls=":", label="all")
     left.set(xlabel="calibration images", ylabel="Set14 PSNR-Y, dB", xscale="log")
-    right.set(xlabel="fine-tuning steps (all images)")
     left.legend()
+    if panels > 1:
+        axes[0, 1].plot([row["steps"] for row in every], [row["set14"]["psnr"] for row in every], marker="o")
+        axes[0, 1].set(xlabel="fine-tuning steps (all images)")
     _save(figure, path)
 
 
@@ -82,7 +85,7 @@ def main() -> None:
     for path in parser.parse_args().json:
         run = json.loads(path.read_text())
         study, facts = run["study"], run["machine"]
-        page = [f"# Quality: {study}", "", f"Measured with the integer kernels on {facts['cpu']}, {run['threads']} threads.", ""]
+        page = [f"# Quality: {study}", "", f"Measured with the integer kernels on {facts['cpu']}, {run['threads']} thread(s).", ""]
         page += table(run["rows"])
         if study in FIGURES:
             FIGURES[study](run["rows"], ROOT / "docs" / "images" / f"quality_{study}.png")
