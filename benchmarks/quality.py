@@ -3,7 +3,7 @@
     python benchmarks/quality.py ablation|budget|images|recipes [--weights W ...] [--out results.json]
 
 Measures on Set5 and Set14 (PSNR-Y, `scale` pixels shaved) with the integer kernels; calibrates on other pictures, downscaled to
-the network's own input size. Prints a Markdown table and keeps every number as JSON; `report.py` draws the figures.
+the network's own input size. Prints a Markdown table and keeps every number as JSON; `quality_report.py` draws the figures.
 """
 
 from __future__ import annotations

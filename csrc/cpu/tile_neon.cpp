@@ -87,7 +87,7 @@ void product(const ProductArgs& a) { a.eight_bits ? product_bits<true>(a) : prod
 
 void epilogue(const EpilogueArgs& a) {
   const float32x4_t zero = vdupq_n_f32(0), scale = vdupq_n_f32(a.scale), offset = vdupq_n_f32(a.offset), top = vdupq_n_f32(a.top);
-  // Panels of other layers' outputs need not be adjacent: lanes are taken by fours within one that is.
+  // The outputs of a panel are adjacent then, so the four from any multiple of four are.
   const int whole = a.contiguous ? a.lanes / 4 * 4 : 0;
   for (int m = 0; m < a.pixels; m++) {
     for (int o = 0; o < whole; o += 4) {
