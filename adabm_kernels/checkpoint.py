@@ -19,10 +19,12 @@ from .networks.detect import SPECS, plain_keys
 from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # 1 knows no input_shift
 HEADER_KEY = "adabm"
 _SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive", "weight_grid")
 _TENSORS = ("codes", "weight_upper", "bias")
+_OPTIONAL = ("input_shift",)
 
 
 def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = True) -> None:
@@ -44,6 +46,7 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
     convs = {}
     for name, conv in model.parameters_by_name.items():
         tensors |= {f"conv.{name}.{key}": getattr(conv, key) for key in _TENSORS}
+        tensors |= {f"conv.{name}.{key}": getattr(conv, key) for key in _OPTIONAL if getattr(conv, key) is not None}
         convs[name] = {key: getattr(conv, key) for key in _SCALARS}
     header = {
         "format": FORMAT_VERSION,
@@ -126,8 +129,8 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _check_version(header: dict[str, Any]) -> None:
-    if header["format"] != FORMAT_VERSION:
-        raise ValueError(f"its format is {header['format']!r}, and this version reads {FORMAT_VERSION}")
+    if header["format"] not in READABLE:
+        raise ValueError(f"its format is {header['format']!r}, and this version reads {' and '.join(map(str, READABLE))}")
     if header["network"] not in SPECS:
         raise ValueError(f"its network is {header['network']!r}, and this version knows {', '.join(map(repr, SPECS))}")
 
@@ -141,7 +144,9 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     for name in quantized:
         # Files of before the second grid do not name theirs.
         scalars = {key: ({"weight_grid": "odd"} | header["convs"][name])[key] for key in _SCALARS}
-        convs[name] = ConvParameters(name, **scalars, **{key: tensors[f"conv.{name}.{key}"] for key in _TENSORS})
+        held = {key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}
+        held |= {key: tensors.get(f"conv.{name}.{key}") for key in _OPTIONAL}
+        convs[name] = ConvParameters(name, **scalars, **held)
     return {
         "spec": spec,
         "config": config,

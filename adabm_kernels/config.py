@@ -51,8 +51,8 @@ class BestTuning:
 
 TUNINGS = {"paper": PaperTuning, "best": BestTuning}
 AUTO = {  # what "auto" stands for
-    "paper": {"weight_grid": "odd", "act_ranges": "minmax", "layer_map": "deviation"},
-    "best": {"weight_grid": "signed", "act_ranges": "search", "layer_map": "sensitivity"},
+    "paper": {"weight_grid": "odd", "act_ranges": "minmax", "layer_map": "deviation", "input_range": "observed"},
+    "best": {"weight_grid": "signed", "act_ranges": "search", "layer_map": "sensitivity", "input_range": "pixels"},
 }
 DEFAULT_STEPS = {"paper": 500, "best": 600}  # of `adabm calibrate`
 
@@ -78,6 +78,8 @@ class ConvertConfig:
         "minmax" (auto for "paper"), "percentile" or "omse" (least squared error of the range shrunk by up to 90 %).
     layer_map: layer offsets by the spread of activations, "deviation" (auto for "paper"), or by measured "sensitivity" under a
         budget (auto for "best").
+    input_range: of the first convolution, where it is quantised: "observed" over the calibration images (auto for "paper"), or
+        "pixels", whose 8 bits hold pixels exactly (auto for "best").
     target_bits: with "sensitivity", the mean bits over the counted convolutions and the calibration images; None for
         act_bits - 0.45.
     objective: with "sensitivity", what that budget saves: "bits", or "latency", the time on this machine of the network that
@@ -110,6 +112,7 @@ class ConvertConfig:
     weight_grid: str = "auto"
     act_ranges: str = "auto"
     layer_map: str = "auto"
+    input_range: str = "auto"
     weight_ranges: str = "omse"
     range_percentile: float = 99.0
     image_percentile: float = 10.0
@@ -158,6 +161,7 @@ class ConvertConfig:
         self._require("weight_grid", self.weight_grid in ("auto", "odd", "signed"), "'auto', 'odd' or 'signed'")
         maps = ("auto", "deviation", "sensitivity")
         self._require("layer_map", self.layer_map in maps, "'auto', 'deviation' or 'sensitivity'")
+        self._require("input_range", self.input_range in ("auto", "observed", "pixels"), "'auto', 'observed' or 'pixels'")
         self._require("range_percentile", 50 < self.range_percentile <= 100, "in 50..100")
         self._require("steps", self.steps >= 0, "at least 0")
         for name in ("image_percentile", "layer_percentile"):
@@ -180,7 +184,7 @@ class ConvertConfig:
             raise ValueError(f"ConvertConfig: {name} must be {rule}, got {getattr(self, name)!r}")
 
     def chosen(self, field: str) -> str:
-        """The value of `weight_grid`, `act_ranges` or `layer_map`, where "auto" is what the recipe says."""
+        """The value of `weight_grid`, `act_ranges`, `layer_map` or `input_range`, where "auto" is what the recipe says."""
         value = getattr(self, field)
         return AUTO[self.recipe][field] if value == "auto" else value
 

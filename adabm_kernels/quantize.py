@@ -132,14 +132,14 @@ def border_class(position: int, size: int, pad: int) -> int:
     return max(0, pad - position) * (pad + 1) + max(0, position + pad - (size - 1))
 
 
-def valid_tap_sums(integers: torch.Tensor) -> torch.Tensor:
+def valid_tap_sums(weights: torch.Tensor) -> torch.Tensor:
     """Sum of the weights whose taps fall inside the image, per border class.
 
-    integers: [K, C, R, S]. Returns int64 [(R//2 + 1)^2, (S//2 + 1)^2, K], indexed by `border_class` of the row and column
-    for a "same" padding of R//2 and S//2; class [0, 0] is the interior.
+    weights: [K, C, R, S], integers or float64. Returns int64 or float64 [(R//2 + 1)^2, (S//2 + 1)^2, K], indexed by
+    `border_class` of the row and column for a "same" padding of R//2 and S//2; class [0, 0] is the interior.
     """
-    r, s = integers.shape[2:]
-    taps = integers.to(torch.int64).sum(1)
+    r, s = weights.shape[2:]
+    taps = weights.sum(1, dtype=torch.float64 if weights.is_floating_point() else torch.int64)
     rows = [(top, r - bottom) for top in range(r // 2 + 1) for bottom in range(r // 2 + 1)]
     cols = [(left, s - right) for left in range(s // 2 + 1) for right in range(s // 2 + 1)]
     return torch.stack([torch.stack([taps[:, a:b, c:d].sum((1, 2)) for c, d in cols]) for a, b in rows])

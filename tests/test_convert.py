@@ -279,12 +279,15 @@ def check_step(step: Step, model: ConvertedNetwork, sim: SimulatedNetwork, offse
 
     lower, upper = conv.lower_a.item(), conv.upper_a.item()
     codes = step.x_q[..., : conv.in_channels].permute(0, 3, 1, 2).double()
-    x = lower + codes * ((upper - lower) / top.double())
+    lowest = torch.full((1, conv.in_channels, 1, 1), lower, dtype=torch.float64)
+    if conv.shift_a is not None:
+        lowest += conv.shift_a.view(1, -1, 1, 1)
+    x = lowest + codes * ((upper - lower) / top.double())
     weight = conv.quantized_weight()
     with torch.no_grad():
         value = conv(x, offset)
         bias = torch.zeros(conv.out_channels, dtype=torch.float64) if conv.bias is None else conv.bias
-        constant = F.conv2d(torch.full_like(x, lower), weight, bias, padding=conv.padding)
+        constant = F.conv2d(lowest.expand_as(x).contiguous(), weight, bias, padding=conv.padding)
         terms = weight[0].numel() + 1
         after = what_follows(sim, plain)
         gain, shift = after.gain.view(1, -1, 1, 1), after.shift.view(1, -1, 1, 1)

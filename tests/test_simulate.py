@@ -212,20 +212,21 @@ def test_one_convolution_in_float32_against_float64(quantize):
         for conv, (x, offset), y in seen:
             levels = (2 ** conv.bits(offset) - 1).view(-1, 1, 1, 1)
             lower, upper = conv.lower_a, conv.upper_a
+            shift = torch.zeros(1) if conv.shift_a is None else conv.shift_a.view(1, -1, 1, 1)
 
-            def position(dtype, x=x, lower=lower, upper=upper, levels=levels):
-                x, low, high = x.to(dtype), lower.to(dtype), upper.to(dtype)
+            def position(dtype, x=x, shift=shift, lower=lower, upper=upper, levels=levels):
+                x, low, high = x.to(dtype) - shift.to(dtype), lower.to(dtype), upper.to(dtype)
                 return (x.clamp(low, high) - low) / (high - low) * levels.to(dtype)
 
             exact = position(torch.float64)
-            # Two differences, a quotient and a product, each rounded once.
-            bound = 4 * U / (1 - 4 * U) * exact
+            # Three differences, a quotient and a product, each rounded once; lower is 0 where there is a shift.
+            bound = 5 * U / (1 - 5 * U) * exact
             differs = position(torch.float32).round() != exact.round()
             to_boundary = (exact - exact.floor() - 0.5).abs()
             assert (to_boundary[differs] <= bound[differs]).all()
             flips, expected = flips + int(differs.sum()), expected + 2 * float(bound.sum())
 
-            x_hat = fake_quantize_act(x, lower, upper, levels.add(1).log2())
+            x_hat = fake_quantize_act(x - shift, lower, upper, levels.add(1).log2()) + shift
             w_hat = conv.quantized_weight()
             want = F.conv2d(x_hat.double(), w_hat.double(), conv.bias.double(), padding=1)
             magnitude = F.conv2d(x_hat.double().abs(), w_hat.double().abs(), conv.bias.double().abs(), padding=1)

@@ -50,6 +50,8 @@ class Observer:
         """Write the ranges into the network."""
         for conv in self.model.quantized_convs():
             set_range(conv, *self.ranges[conv.name])
+        if self.model.exact_pixels:
+            set_range(self.model.quantized_convs()[0], 0.0, 255 * self.model.pixel_unit())
 
 
 def average(past: tuple[float, ...] | None, new: tuple[float, ...], beta: float) -> tuple[float, ...]:
@@ -151,7 +153,7 @@ def clip_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
 def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
     """Layer by layer, on its input in the quantised network, the two ends with the least squared error on the layer's bits.
 
-    Each end is searched with the other held, twice. The first convolution of the network keeps the range it was seen with,
+    Each end is searched with the other held, twice. The first convolution of the network keeps its range,
     pixels; that of the upsampler, whose input has rare large values, is searched like the others.
     """
 

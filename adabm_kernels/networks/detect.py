@@ -241,6 +241,8 @@ def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | 
     signed = any(key.endswith(".scale_w") for key in state)
     for name, conv in spec.quantized(quantize).items() if quantize else ():
         allowed |= {f"{name}.lower_a": [(1,)], f"{name}.upper_a": [(1,)]}
+        if f"{name}.shift_a" in state:
+            allowed[f"{name}.shift_a"] = [(conv.channels_in,)]
         per_channel = (conv.channels_out, 1, 1, 1)
         if signed:
             allowed[f"{name}.scale_w"] = [per_channel]

@@ -21,7 +21,8 @@ class ConvParameters:
     codes: int8 [K, C, R, S], k' of quantize.weight_codes. weight_upper: float32 [1] or [K], the weight's range.
     weight_grid: "odd" or "signed", which integers the codes stand for (quantize.weight_integers).
     bias: float32 [K]. lower, upper: range of the input. act_bits: base bits, 2..8. layer_offset: -1, 0 or 1.
-    adaptive: whether offsets apply. weight_bits: 2..8.
+    adaptive: whether offsets apply. weight_bits: 2..8. input_shift: float32 [C] or None, what was added to each channel of the
+    input after the range was taken: the codes are those of the input without it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ConvParameters:
     layer_offset: int
     adaptive: bool
     weight_grid: str = "odd"
+    input_shift: torch.Tensor | None = None
 
     @classmethod
     def from_simulated(cls, conv: SimulatedConv2d) -> ConvParameters:
@@ -53,6 +55,7 @@ class ConvParameters:
                 layer_offset=conv.layer_offset,
                 adaptive=conv.adaptive,
                 weight_grid=conv.weight_grid,
+                input_shift=None if conv.shift_a is None else conv.shift_a.float().clone(),
             )
 
     @property
@@ -194,12 +197,15 @@ class AdaptiveConv2d(IntegerConv2d):
         gain = torch.ones(k, dtype=torch.float64) if gain is None else gain.to(torch.float64)[order]
         shift = torch.zeros(k, dtype=torch.float64) if shift is None else shift.to(torch.float64)[order]
         bias = parameters.bias.to(torch.float64)[order]
+        lowers = torch.full((integers.shape[1],), parameters.lower, dtype=torch.float64)
+        if parameters.input_shift is not None:
+            lowers = lowers + parameters.input_shift
         super().__init__(
             parameters.name,
             plan,
             operand.permute(0, 2, 3, 1),
             act_steps(parameters.lower, parameters.upper)[:, None] * scale * gain,
-            gain * (bias + scale * parameters.lower * valid_tap_sums(integers)) + shift,
+            gain * (bias + scale * valid_tap_sums(lowers.view(1, -1, 1, 1) * integers)) + shift,
             act_grid(parameters.lower, parameters.upper),
             slope=None if slope is None else slope[order],
             box_filter=box_filter,

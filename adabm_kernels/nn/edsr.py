@@ -19,6 +19,9 @@ class ConvertedEDSR(ConvertedResidualNetwork, network="edsr"):
         self.register_buffer("mean", MeanShift(1).bias if spec.mean_shift else torch.zeros(3))
         if self.full:
             self._add("head.0")
+            # What pixels lack to be what the codes of the first convolution stand for.
+            shift = self.parameters_by_name["head.0"].input_shift
+            self.register_buffer("pixel_shift", self.mean if shift is None else self.mean + shift)
         gain = torch.full((spec.channels,), spec.res_scale, dtype=torch.float64)
         for i in range(spec.blocks):
             self._add(f"body.{i}.conv1", activation="relu")
@@ -36,7 +39,7 @@ class ConvertedEDSR(ConvertedResidualNetwork, network="edsr"):
     def _forward_full(self, x, offset, blocks, bits) -> torch.Tensor:
         head, last = self.conv("head.0"), self.conv(f"body.{self.spec.blocks}")
         end_bits, last_bits = head.bits(offset), self._layer_bits(last, offset)
-        pixels = self._quantize(x, head.grid, end_bits, shift=self.mean if self.spec.mean_shift else None)
+        pixels = self._quantize(x, head.grid, end_bits, shift=self.pixel_shift)
         tail = self._upsample(self.spec.tail_names, pixels)
         skip = self._floats("skip", pixels, self.spec.channels)
         codes = self._codes("codes", pixels, self.spec.channels)

@@ -19,7 +19,8 @@ class SimulatedConv2d(nn.Conv2d):
     spec: its name, shape and role. weight_grid: "odd" or "signed" (quantize.py).
     quantized: False computes the plain float convolution, with the weights of `float_weights` where those are set.
     compute_dtype: the floats that the convolution multiplies (None: those of its input).
-    Parameters: lower_a, upper_a [1], the range of the input; that of the weight (`weight_range`) is upper_w, [1] or
+    Parameters: lower_a, upper_a [1], the range of the input (less `shift_a` where that is not None: float32 [C], what was added
+    to each of its channels before the convolution); that of the weight (`weight_range`) is upper_w, [1] or
     [K, 1, 1, 1], on the odd grid and scale_w, [K, 1, 1, 1], on the signed one; on an adaptive convolution also measure_layer
     [1], whose rounded value in -1..1 is added to the bits. Ranges start as NaN.
     """
@@ -32,6 +33,7 @@ class SimulatedConv2d(nn.Conv2d):
         self.adaptive = config.adaptive and spec.role == "adaptive"
         self.float_weights: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.compute_dtype: torch.dtype | None = None
+        self.register_buffer("shift_a", None)
         self.lower_a, self.upper_a = (nn.Parameter(torch.full((1,), float("nan"))) for _ in range(2))
         shape = (spec.channels_out, 1, 1, 1) if weight_grid == "signed" else (1,)
         self.register_parameter(self.range_name, nn.Parameter(torch.full(shape, float("nan"))))
@@ -81,7 +83,13 @@ class SimulatedConv2d(nn.Conv2d):
             weight, bias = (self.weight, self.bias) if self.float_weights is None else self.float_weights
             return self._convolve(x, weight.to(x.dtype), bias)
         bits = self.bits(image_offset).to(x.dtype).view(-1, 1, 1, 1)
-        return self._convolve(fake_quantize_act(x, self.lower_a, self.upper_a, bits), self.quantized_weight(), self.bias)
+        return self._convolve(self._quantized(x, bits), self.quantized_weight(), self.bias)
+
+    def _quantized(self, x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+        if self.shift_a is None:
+            return fake_quantize_act(x, self.lower_a, self.upper_a, bits)
+        shift = self.shift_a.to(x.dtype).view(1, -1, 1, 1)
+        return fake_quantize_act(x - shift, self.lower_a, self.upper_a, bits) + shift
 
     def _convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         dtype = x.dtype if self.compute_dtype is None else self.compute_dtype

@@ -45,6 +45,9 @@ class SimulatedEDSR(SimulatedNetwork, network="edsr"):
             feature = run(module, feature, image_offset)
         return self.add_mean(feature) if self.spec.mean_shift else feature
 
+    def pixel_shift(self) -> torch.Tensor | None:
+        return self.sub_mean.bias.clone() if self.spec.mean_shift else None
+
     def preview(self, x: torch.Tensor) -> torch.Tensor:
         if self.spec.tail != "staged":
             return super().preview(x)

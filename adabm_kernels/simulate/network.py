@@ -77,6 +77,8 @@ class SimulatedNetwork(nn.Module, ABC):
             _check_ranges(state, conv)
             shape = torch.empty_like(state[f"{conv.name}.{conv.range_name}"], dtype=torch.float32)
             conv.register_parameter(conv.range_name, nn.Parameter(shape))
+            if f"{conv.name}.shift_a" in state:
+                conv.shift_a = torch.empty_like(state[f"{conv.name}.shift_a"])
         model.load_state_dict(state)
         model.float_weights = to_float_state(state_dict, found)
         return model.eval()
@@ -91,7 +93,22 @@ class SimulatedNetwork(nn.Module, ABC):
         for conv in model.quantized_convs():
             bias = None if conv.bias is None else conv.bias.detach().clone()
             conv.float_weights = (conv.weight.detach().clone(), bias)
+        if model.exact_pixels:
+            model.quantized_convs()[0].shift_a = model.pixel_shift()
         return model.eval()
+
+    @property
+    def exact_pixels(self) -> bool:
+        """Whether the codes of the first convolution are the pixels themselves, 0..255 (`ConvertConfig.input_range`)."""
+        return self.config.quantize == "full" and self.config.chosen("input_range") == "pixels"
+
+    def pixel_shift(self) -> torch.Tensor | None:
+        """What the network adds to each colour before the first convolution, float32 [3], None where nothing."""
+        return None
+
+    def pixel_unit(self) -> float:
+        """The value, before the first convolution, of one step of a pixel."""
+        return 1.0
 
     def float_state(self) -> dict[str, torch.Tensor]:
         """The float32 weights it was made from, under the names that the float network of its `spec` loads strictly."""

@@ -79,6 +79,9 @@ class SimulatedSRResNet(SimulatedNetwork, network="srresnet"):
             feature = run(module, feature, image_offset)
         return from_range(feature, self.spec)
 
+    def pixel_unit(self) -> float:
+        return 1 / 255 if self.spec.unit_range else 1.0
+
     def preview(self, x: torch.Tensor) -> torch.Tensor:
         """The first convolution of the upsampler in float, before its activation: at a seventh of the work, the directions of the
         features that the rest can see."""
