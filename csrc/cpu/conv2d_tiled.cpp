@@ -17,12 +17,12 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
   const uint8_t* x = a.x_q + static_cast<ptrdiff_t>(image) * a.height * row_bytes;
   const int outputs = table.outputs, tiles = (a.width + outputs - 1) / outputs, padded = header.panels() * kPanel;
   // F(1, 3) takes the codes of neighbouring columns from one place: two columns more than tiles.
-  const int shared = table.run - 1;
+  const int shared = table.run - 1, window = outputs + 2 - shared;
 
   s.codes.resize(std::max<size_t>(s.codes.size(), static_cast<size_t>(table.taps) * kRowTaps * (kGroupTiles + shared) * pixel_bytes));
   s.patch.resize(std::max<size_t>(s.patch.size(), static_cast<size_t>(kRowTaps) * (kGroupTiles * outputs + 2) * pixel_bytes));
   TransformArgs t = {};
-  t.outputs = outputs, t.pixel_bytes = pixel_bytes, t.out = s.codes.data();
+  t.outputs = outputs, t.pixel_bytes = pixel_bytes;
   int largest = 0;
   for (int j = 0; j < table.taps; j++)
     for (int i = 0; i < kRowTaps; i++) {
@@ -39,17 +39,27 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
     const int32_t* box = box_rows(image, row, rows);
     for (int first = 0, group; first < tiles; first += group) {
       group = std::min(kGroupTiles, tiles - first);
-      const int column = first * outputs, columns = group * outputs + 2, pixels = std::min(group * outputs, a.width - column);
-      if (row > 0 && row + kTileRows < a.height && column > 0 && column - 1 + columns <= a.width) {
-        t.x = x + static_cast<ptrdiff_t>(row - 1) * row_bytes + static_cast<ptrdiff_t>(column - 1) * pixel_bytes;
-        t.row_stride = row_bytes;
-      } else {
-        copy_patch(x, a.height, a.width, pixel_bytes, row - 1, column - 1, kRowTaps, columns, s.patch.data());
-        t.x = s.patch.data(), t.row_stride = static_cast<ptrdiff_t>(columns) * pixel_bytes;
+      const int column = first * outputs, all = group + shared, pixels = std::min(group * outputs, a.width - column);
+      t.plane = p.tap_stride = static_cast<ptrdiff_t>(all) * pixel_bytes;
+      // Tiles that reach beyond the image are transformed from a copy with zeros around it.
+      int inside = all, end = all;
+      if (row > 0 && row + kTileRows < a.height) {
+        const int room = a.width - window - (column - 1);
+        inside = column == 0, end = std::max(inside, room < 0 ? 0 : std::min(all, room / outputs + 1));
       }
-      t.tiles = group + shared;
-      kernels.transform(t);
-      p.tap_stride = static_cast<ptrdiff_t>(t.tiles) * pixel_bytes;
+      for (int at = 0, next; at < all; at = next) {
+        next = at < inside ? inside : at < end ? end : all;
+        const int left = column - 1 + at * outputs, columns = (next - at - 1) * outputs + window;
+        if (at >= inside && at < end) {
+          t.x = x + static_cast<ptrdiff_t>(row - 1) * row_bytes + static_cast<ptrdiff_t>(left) * pixel_bytes;
+          t.row_stride = row_bytes;
+        } else {
+          copy_patch(x, a.height, a.width, pixel_bytes, row - 1, left, kRowTaps, columns, s.patch.data());
+          t.x = s.patch.data(), t.row_stride = static_cast<ptrdiff_t>(columns) * pixel_bytes;
+        }
+        t.tiles = next - at, t.out = s.codes.data() + static_cast<ptrdiff_t>(at) * pixel_bytes;
+        kernels.transform(t);
+      }
       for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
         p.panels = std::min(kMaxPanels, header.panels() - first_panel);
         for (int i = 0; i < rows; i++) output[i].prefetch(first_panel, p.panels, column, pixels);

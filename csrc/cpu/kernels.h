@@ -79,13 +79,14 @@ struct RowProductArgs {
   ptrdiff_t row_stride;               // of sums
 };
 
-// Codes in the tiles F(2, 3) x F(outputs, 3): out[column tap][row tap][tile][channel], shifted into unsigned bytes; with 1 output
+// Codes in the tiles F(2, 3) x F(outputs, 3): out[column tap][row tap][tile][channel], a plane for each tap, shifted into unsigned bytes; with 1 output
 // a tile is one column and has one column tap. Tile t begins at column t * outputs of x; all codes under the tiles exist.
 struct TransformArgs {
   int outputs;
   const uint8_t* x;
   ptrdiff_t row_stride;  // bytes
   int tiles, pixel_bytes;
+  ptrdiff_t plane;       // bytes from one tap to the next in `out`
   uint32_t shift[kMaxTaps][kRowTaps];  // the byte four times over
   uint8_t* out;
 };

@@ -123,7 +123,7 @@ void check_transform(const Kernels& twin, const Kernels& k) {
       Aligned<uint8_t> x(static_cast<size_t>(kRowTaps) * columns * bytes), a(static_cast<size_t>(taps) * kRowTaps * tiles * bytes), b(a.count);
       x.fill(0, 15);
       TransformArgs t = {};
-      t.outputs = outputs, t.x = x.data(), t.row_stride = columns * bytes, t.tiles = tiles, t.pixel_bytes = bytes;
+      t.outputs = outputs, t.x = x.data(), t.row_stride = columns * bytes, t.tiles = tiles, t.pixel_bytes = bytes, t.plane = static_cast<ptrdiff_t>(tiles) * bytes;
       for (auto& column : t.shift)
         for (auto& shift : column) shift = 0x01010101u * static_cast<unsigned>(below(200));
       t.out = a.data();
