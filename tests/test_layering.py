@@ -17,8 +17,10 @@ FLOORS = [
     {"__init__", "__main__"},
     {"cli"},
     {"commands"},
-    {"evaluate"},
-    {"upscale"},
+    {"evaluate", "report"},
+    {"upscale", "bitmap"},
+    {"batch"},
+    {"patchwise"},
     {"checkpoint", "convert"},
     {"calibrate"},
     {"calibration"},
@@ -28,7 +30,7 @@ FLOORS = [
     {"backends"},
     {"native"},
     # The ground: knows nothing of the rest.
-    {"networks", "metrics", "quantize", "tiles", "resize", "config", "images", "files", "machine"},
+    {"networks", "metrics", "quantize", "tiles", "resize", "config", "images", "files", "machine", "windows"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = FLOORS[-1]

@@ -69,7 +69,9 @@ class MeanShift(nn.Module):
 
     def __init__(self, sign: int, rgb_range: float = 255.0):
         super().__init__()
-        self.register_buffer("weight", torch.eye(3).view(3, 3, 1, 1))
+        # torch.eye on the meta device, where shapes are taken, imports the whole compiler: a second at every start.
+        identity = [[float(i == j) for j in range(3)] for i in range(3)]
+        self.register_buffer("weight", torch.tensor(identity).view(3, 3, 1, 1))
         self.register_buffer("bias", sign * rgb_range * torch.tensor(DIV2K_MEAN))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -234,9 +234,9 @@ class ConvertedNetwork(nn.Module, ABC):
 
     # ---- bits
 
-    def image_offsets(self, x: torch.Tensor) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N]."""
-        return self._offsets(x, learn=False)
+    def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
+        """Bits that each image gets more or less, int32 [N]. learn: running thresholds follow, as in a forward pass."""
+        return self._offsets(x, learn)
 
     def _offsets(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
         if self.thresholds is None or self._bits != "auto":
@@ -251,25 +251,34 @@ class ConvertedNetwork(nn.Module, ABC):
             return torch.full_like(offset, self._bits)
         return conv.bits(offset)
 
-    def layer_bits(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each."""
-        offset = self.image_offsets(x)
+    def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each.
+
+        offset: int32 [N], what `image_offsets` gives for x, where that is known; x is then not looked at.
+        """
+        offset = self.image_offsets(x) if offset is None else offset
         return {conv.name: self._layer_bits(conv, offset) for conv in self._adaptive.values()}
 
-    def mean_bits(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean activation bits over the convolutions of the body, float32 [N] (first, last and upsampler are not counted)."""
-        counted = [bits for name, bits in self.layer_bits(x).items() if name in self._counted]
+    def mean_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean activation bits over the convolutions of the body, float32 [N] (first, last and upsampler are not counted).
+
+        offset: see `layer_bits`.
+        """
+        counted = [bits for name, bits in self.layer_bits(x, offset=offset).items() if name in self._counted]
         return torch.stack(counted).sum(0).to(torch.float32) / len(counted)
 
     # ---- forward
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel."""
+    def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
+        """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel.
+
+        offset: bits that each image gets more or less, int32 [N]; decided by the images themselves where it is left out.
+        """
         if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32 or x.numel() == 0:
             name = type(self).__name__
             raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {x.dtype} {tuple(x.shape)}")
         with torch.no_grad():
-            return self._forward(x, self._offsets(x, learn=True))
+            return self._forward(x, self._offsets(x, learn=True) if offset is None else offset)
 
     def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
         """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""
