@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from .images import Layout, PictureReader, PictureWriter, open_picture
 from .images.writer import DEFAULT_QUALITY
@@ -100,13 +101,20 @@ def _upscale(
     task: Task, opened: Future, network: Patchwise, quality: int, encoder: ThreadPoolExecutor, progress: Progress | None
 ) -> tuple[Outcome, Future | None]:
     outcome = Outcome(task)
+
+    def reading(rows: int) -> np.ndarray:
+        outcome.stage = "read"
+        found = read(rows)
+        outcome.stage = "compute"
+        return found
+
     try:
         reader, read = opened.result()
         outcome.layout, outcome.stage = reader.layout, "compute"
         size = {"width": reader.layout.width * network.scale, "height": reader.layout.height * network.scale}
         writer = PictureWriter(task.target, task.format, replace(reader.layout, **size), quality=quality)
         network.windows(reader.layout.height, reader.layout.width, reader.layout)
-        bands = network.picture(read, reader.layout, record=outcome.patches, progress=progress)
+        bands = network.picture(reading, reader.layout, record=outcome.patches, progress=progress)
         outcome.stage = "write"
         writer.__enter__()
     except Exception as error:
@@ -121,14 +129,14 @@ def _upscale(
             if band is None:
                 break
             writer.write(band)
-    except BaseException:
+    except BaseException as error:
+        outcome.error = error
         try:
-            writer.__exit__(*sys.exc_info())
+            writer.__exit__(type(error), error, error.__traceback__)
         except Exception as renamed:
-            error = renamed
+            outcome.error = renamed
         if not isinstance(error, Exception):
             raise
-        outcome.error = error
         return outcome, None
     return outcome, encoder.submit(writer.__exit__, None, None, None)
 

@@ -266,7 +266,7 @@ def _failure(outcome: Outcome) -> BaseException:
     known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError)
     if not known or isinstance(error, BrokenPipeError):
         return error
-    bad = outcome.stage == "read" or isinstance(error, ValueError)
+    bad = outcome.stage == "read" or (outcome.stage == "write" and isinstance(error, ValueError))
     try:
         with stage(BAD_INPUT if bad else FAILED, _memory(outcome.layout)):
             raise error
@@ -322,5 +322,3 @@ def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[st
     elif not args.quiet:
         # Where the picture goes to standard output, words go elsewhere.
         print_table(rows, file=sys.stderr if _to_stdout(args) else None)
-    if args.verbose:
-        print(f"adabm-kernels {version('adabm-kernels')}, halo {report.get('halo')}", file=sys.stderr)
