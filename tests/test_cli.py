@@ -237,14 +237,15 @@ def test_compare_without_float_weights_is_refused_before_the_work(folder, model,
     assert not model.seen and names(folder) == ["in.png"]
 
 
+NO_MEMORY = "adabm: error: not enough memory to upscale 7x5 pixels (a smaller --tile or --max-memory needs less)\n"
 FAILURES = {
     "kernel": (RuntimeError("conv2d: something\n  broke"), 1, "adabm: error: conv2d: something broke\n"),
     "torch memory": (
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"),
         1,
-        "adabm: error: not enough memory to upscale 7x5 pixels (a smaller --tile or --max-memory needs less)\n",
+        NO_MEMORY,
     ),
-    "memory": (MemoryError(), 1, "adabm: error: not enough memory to upscale 7x5 pixels (a smaller --tile or --max-memory needs less)\n"),
+    "memory": (MemoryError(), 1, NO_MEMORY),
     "bug": (KeyError("x"), 1, "adabm: error: unexpected KeyError: 'x' (--traceback shows where)\n"),
     "interrupt": (KeyboardInterrupt(), 130, "adabm: interrupted\n"),
 }
@@ -447,7 +448,7 @@ def test_float_checkpoint_is_refused_with_the_way_to_calibrate(folder, adabm):
 
 def test_every_command_in_the_readme_is_valid():
     lines = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
-    commands = [line.split("#")[0].split()[1:] for line in lines if re.match(r"adabm (upscale|report|models|completion|info|eval|calibrate)", line)]
+    commands = [line.split("#")[0].split("|")[0].split()[1:] for line in lines if line.startswith("adabm ")]
     assert len(commands) >= 3
     for argv in commands:
         cli._parser().parse_args(argv)

@@ -25,6 +25,7 @@ DEFAULT_QUALITY = 95  # of JPEG and WebP
 # libvips' fast filters at level 2 take a tenth of the time of zlib's usual level 6 for files an eighth larger (docs/images.md).
 _PNG = {"compression": 2, "filter": "up"}
 _BIG_TIFF = 3 << 30  # bytes of pixels: beyond it a file may not fit the 4 GB of plain TIFF
+_OPTIMIZED_PIXELS = 1 << 24
 _MM_PER_INCH = 25.4
 
 
@@ -122,7 +123,9 @@ class PictureWriter:
         if self.format == "PNG":
             options |= _PNG
         elif self.format == "JPEG":
-            options |= {"Q": self._quality, "subsample_mode": "off", "optimize_coding": True}
+            # Optimal codes take a second pass, for which libjpeg keeps the whole picture.
+            small = layout.width * layout.height <= _OPTIMIZED_PIXELS
+            options |= {"Q": self._quality, "subsample_mode": "off", "optimize_coding": small}
         elif self.format == "WebP":
             options |= {"Q": self._quality}
         else:
