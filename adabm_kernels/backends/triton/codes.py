@@ -26,41 +26,47 @@ def to_codes(value, grid, bits):
 
 
 @triton.jit
-def store_codes(codes, y_q, pixel, row_valid, first, bits, CHANNELS: tl.constexpr, PITCH: tl.constexpr, AXIS: tl.constexpr,
-                GROUPS: tl.constexpr, START: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
+def pixels_of(row, column, width, sub, SHUFFLE: tl.constexpr):
+    """[M, N] pixel, in an image of `width` * SHUFFLE columns, of sub-pixel sub [N] of the pixels row, column [M]."""
+    above = (row * SHUFFLE)[:, None] + (sub // SHUFFLE)[None, :]
+    return above * (width * SHUFFLE) + (column * SHUFFLE)[:, None] + (sub % SHUFFLE)[None, :]
+
+
+@triton.jit
+def _store_bytes(content, y_q, row, column, width, valid, first, PITCH: tl.constexpr, AXIS: tl.constexpr,
+                 SHUFFLE: tl.constexpr, START: tl.constexpr, SHARE: tl.constexpr):  # fmt: skip
+    """Bytes [M, N] of SHARE codes each, element n being byte (first + n) % (AXIS / SHARE) of its sub-pixel."""
+    N: tl.constexpr = content.shape[1]
+    BYTES: tl.constexpr = PITCH - START // SHARE
+    at = first // SHARE + tl.arange(0, N)
+    sub, byte = at // (AXIS // SHARE), at % (AXIS // SHARE)
+    inside = (sub < SHUFFLE * SHUFFLE) & (byte < BYTES)
+    place = pixels_of(row, column, width, sub, SHUFFLE) * PITCH + (START // SHARE + byte)[None, :]
+    tl.store(y_q + place, content.to(tl.uint8), mask=valid[:, None] & inside[None, :])
+
+
+@triton.jit
+def store_codes(codes, y_q, row, column, width, valid, first, bits, CHANNELS: tl.constexpr, PITCH: tl.constexpr,
+                AXIS: tl.constexpr, SHUFFLE: tl.constexpr, START: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
     """Writes int32 codes [M, N] of one image: bytes, or packed (quantize.pack_codes) with the storage that `bits` asks for.
 
-    y_q: the image. pixel: [M, N] pixel of each element, which is channel START + (first + n) % AXIS where (first + n) / AXIS is below
-    GROUPS; AXIS is a multiple of 16, and codes past the last channel are 0. CHANNELS: of the buffer. PITCH: bytes a pixel has
-    unpacked. row_valid: [M].
+    y_q: the image. row, column, valid: [M] pixels before the shuffle. Element n is channel START + (first + n) % AXIS of sub-pixel
+    (first + n) / AXIS; AXIS is a multiple of 16, and codes past the last channel are 0. CHANNELS: of the buffer, padded. PITCH:
+    bytes of a pixel where it is not packed.
     """
     M: tl.constexpr = codes.shape[0]
     N: tl.constexpr = codes.shape[1]
-    stored = 8
     if PACKED:
-        stored = tl.where(bits <= 2, 2, tl.where(bits <= 4, 4, 8))
-    if stored == 8:
-        at = first + tl.arange(0, N)
-        channel = at % AXIS
-        inside = (channel < CHANNELS - START) & (at < GROUPS * AXIS)
-        tl.store(y_q + pixel * PITCH + (START + channel)[None, :], codes.to(tl.uint8), mask=row_valid[:, None] & inside[None, :])
+        if bits <= 2:
+            even, odd = tl.split(tl.reshape(codes, (M, N // 2, 2)))
+            low, high = tl.split(tl.reshape(even | (odd << 2), (M, N // 4, 2)))
+            _store_bytes(low | (high << 4), y_q, row, column, width, valid, first, (CHANNELS + 15) // 16 * 4, AXIS,
+                         SHUFFLE, START, 4)  # fmt: skip
+        elif bits <= 4:
+            even4, odd4 = tl.split(tl.reshape(codes, (M, N // 2, 2)))
+            _store_bytes(even4 | (odd4 << 4), y_q, row, column, width, valid, first, (CHANNELS + 7) // 8 * 4, AXIS,
+                         SHUFFLE, START, 2)  # fmt: skip
+        else:
+            _store_bytes(codes, y_q, row, column, width, valid, first, PITCH, AXIS, SHUFFLE, START, 1)
     else:
-        if PACKED:
-            low, high = tl.split(tl.reshape(codes, (M, N // 2, 2)))
-            pixels, _ = tl.split(tl.reshape(pixel, (M, N // 2, 2)))
-            if stored == 4:
-                P4: tl.constexpr = (CHANNELS + 7) // 8 * 4
-                at = first // 2 + tl.arange(0, N // 2)
-                byte = at % (AXIS // 2)
-                inside = (byte < P4 - START // 2) & (at < GROUPS * AXIS // 2)
-                tl.store(y_q + pixels * P4 + (START // 2 + byte)[None, :], (low | (high << 4)).to(tl.uint8),
-                         mask=row_valid[:, None] & inside[None, :])  # fmt: skip
-            else:
-                P2: tl.constexpr = (CHANNELS + 15) // 16 * 4
-                low, high = tl.split(tl.reshape(low | (high << 2), (M, N // 4, 2)))
-                pixels, _ = tl.split(tl.reshape(pixels, (M, N // 4, 2)))
-                at = first // 4 + tl.arange(0, N // 4)
-                byte = at % (AXIS // 4)
-                inside = (byte < P2 - START // 4) & (at < GROUPS * AXIS // 4)
-                tl.store(y_q + pixels * P2 + (START // 4 + byte)[None, :], (low | (high << 4)).to(tl.uint8),
-                         mask=row_valid[:, None] & inside[None, :])  # fmt: skip
+        _store_bytes(codes, y_q, row, column, width, valid, first, PITCH, AXIS, SHUFFLE, START, 1)

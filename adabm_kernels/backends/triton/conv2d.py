@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ...quantize import packed_pitch, padded_channels
 from . import launch
-from .codes import bits_at, store_codes, to_codes
+from .codes import bits_at, pixels_of, store_codes, to_codes
 from .tuning import Conv2dConfig, conv2d_config
 
 STORED = (8, 4, 2)
@@ -236,10 +236,8 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
         acc = 2 * acc + (tl.max(box, 1) + taken * tl.load(sums + K))[:, None]
 
     y_image = image.to(tl.int64) * height * width * GROUPS
-    pixel = ((row * SHUFFLE)[:, None] + (sub // SHUFFLE)[None, :]) * (width * SHUFFLE)
-    pixel += (column * SHUFFLE)[:, None] + (sub % SHUFFLE)[None, :]
     wanted = valid[:, None] & known[None, :]
-    at = pixel * Y_PITCH + channel[None, :]
+    at = pixels_of(row, column, width, sub, SHUFFLE) * Y_PITCH + channel[None, :]
     if Y == 2:
         tl.store(y + y_image * Y_PITCH + at, acc, mask=wanted)
     else:
@@ -261,7 +259,8 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
             next_bits = bits_at(out_bits, image)
             new = tl.where(known[None, :], to_codes(value, out_grid, next_bits), 0)
             C4_OUT: tl.constexpr = (CHANNELS + 3) // 4 * 4
-            store_codes(new, y_q + y_image * C4_OUT, pixel, valid, first, next_bits, C4_OUT, C4_OUT, AXIS, GROUPS, 0, PACKED)
+            store_codes(new, y_q + y_image * C4_OUT, row, column, width, valid, first, next_bits, C4_OUT, C4_OUT, AXIS, SHUFFLE,
+                        0, PACKED)  # fmt: skip
 
 
 @triton.jit
