@@ -176,8 +176,6 @@ void product(const ProductArgs& a) {
   }
 }
 
-#include "cpu/transforms.inc"
-
 // A tap's products in 16 bits altogether: the sums of the row taps are combined on their way to memory.
 template <int Tiles>
 void row_product_block_deep(const RowProductArgs& a, int panel) {
@@ -221,11 +219,6 @@ void row_product(const RowProductArgs& a) {
       case 5: row_product_block_deep<5>(a, panel); break;
       default: row_product_block_deep<kPixels>(a, panel); break;
     }
-}
-
-void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
-  untile(u);
-  epilogue(e);
 }
 
 }  // namespace
