@@ -17,7 +17,7 @@ from small import one_thread, small_edsr  # noqa: F401
 from adabm_kernels import ConvertConfig, convert_model
 from adabm_kernels.images import Layout
 from adabm_kernels.metrics import psnr
-from adabm_kernels.nn.timing import layer_times
+from adabm_kernels.nn.layer_times import layer_times
 from adabm_kernels.patchwise import Patchwise, bytes_per_pixel, default_halo, default_tile
 from adabm_kernels.upscale import _ASSETS, load_model, upscale, upscale_file, upscale_many
 

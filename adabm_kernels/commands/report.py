@@ -40,7 +40,7 @@ def execute(args: argparse.Namespace) -> None:
 
     from ..batch import mean_bits
     from ..bitmap import bit_map
-    from ..nn.timing import layer_times
+    from ..nn.layer_times import layer_times
     from ..report import Report
 
     memory = f"not enough memory for a report on {layout.width}x{layout.height} pixels"

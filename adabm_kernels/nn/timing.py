@@ -1,42 +1,26 @@
-"""How long each convolution of a converted network takes while it runs."""
+"""How long an integer convolution takes here."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from statistics import median
 
 import torch
 
-from .network import ConvertedNetwork
+from ..quantize import padded_channels
+from .conv import IntegerConv2d
+
+REPEATS = 7
 
 
-@contextmanager
-def layer_times(model: ConvertedNetwork) -> Iterator[dict[str, float]]:
-    """In the block, the seconds that the integer convolutions of all forward passes took, by name; others must not run it.
-
-    A convolution's time includes its epilogue: activation, residual, and the codes of the next layer. On a GPU every convolution
-    is waited for, which makes the whole slower than it is.
-    """
-    seconds: dict[str, float] = {conv.name: 0.0 for conv in model.convs()}
-
-    def timed(name: str, call: Callable) -> Callable:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = call(*args, **kwargs)
-            if model._device().type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name] += time.perf_counter() - start
-            return result
-
-        return run
-
-    try:
-        for conv in model.convs():
-            conv.into, conv.forward = timed(conv.name, conv.into), timed(conv.name, conv.forward)
-        yield seconds
-    finally:
-        for conv in model.convs():
-            conv.__dict__.pop("into", None)
-            conv.__dict__.pop("forward", None)
+def conv_seconds(conv: IntegerConv2d, bits: int, side: int) -> float:
+    """Seconds of one pass over a side x side image of codes of `bits` bits, codes to codes, on the layer's backend and threads: the
+    median of REPEATS."""
+    channels = conv.weight.shape[-1]
+    x = torch.zeros(1, side, side, padded_channels(channels), dtype=torch.uint8)
+    bits_of, seconds = torch.tensor([bits], dtype=torch.int32), []
+    for _ in range(REPEATS + 2):
+        start = time.perf_counter()
+        conv(x, bits_of, out="codes", out_grid=conv.grid, out_bits=bits_of)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[2:])
