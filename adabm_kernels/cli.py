@@ -174,7 +174,7 @@ def _add_report(report: argparse.ArgumentParser) -> None:
 
 
 def _add_completion(completion: argparse.ArgumentParser) -> None:
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="shell to write the completion for")
+    completion.add_argument("shell", choices=("bash", "zsh"), help="shell to write the completion for")
 
 
 def _add_eval(evaluation: argparse.ArgumentParser) -> None:

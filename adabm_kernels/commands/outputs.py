@@ -112,7 +112,7 @@ def _planned(args: argparse.Namespace, item: Input, many: bool, scale: int) -> P
     if item.root is None:
         folder = path.parent if output is None else output
     else:
-        root = item.root.resolve()
+        root = item.root if item.root.name not in ("", "..") else item.root.resolve()
         base = root.with_name(f"{root.name}{DEFAULT_SUFFIX.format(scale=scale)}") if output is None else output
         folder = base / path.relative_to(item.root).parent
     kept = path.suffix[1:].lower() if path.suffix.lower() in EXTENSIONS else "png"
