@@ -68,22 +68,24 @@ def _cost(tile: Tile, timed: list[_Timed]) -> Cost:
 
 
 def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int]]:
-    """(weight, bits) of a layer for each of SHAPES whose products are summed in a way: the same integer in the middle of every
-    kernel. None where no weights of a byte are, for one of the shapes at least."""
-    found = [next(_summed(tile, kind, isa, channels, outputs), None) for channels, outputs in SHAPES]
-    return [] if None in found else found
+    """(weight, bits) of a layer for each of SHAPES whose products are summed in a way, as many together as it allows: the same
+    integer in the middle of every kernel. None where no weights of a byte are, for one of the shapes at least."""
+    found = [max(_summed(tile, kind, isa, *shape), key=lambda layer: layer[2], default=None) for shape in SHAPES]
+    return [] if None in found else [(weight, bits) for weight, bits, _ in found]
 
 
-def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Iterator[tuple[torch.Tensor, int]]:
+def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """(weight, bits, depth)"""
     for bits in range(MIN_BITS, MAX_BITS + 1):
         if tile is not DIRECT and tile.code_range(bits) > CODE_MAX:
             return
         for value in (1, 2, 3, 5, 8, 14, 30, 60, 90, 127):
             weight = np.zeros((outputs, channels, 3, 3), dtype=np.int64)
             weight[:, :, 1, 1] = value
+            sums = layer_sums(tile, weight)
             unsplit = layer_products(tile, weight) == layer_products(tile, weight * 0)
-            if unsplit and (isa not in KINDS_OF_ISA or layer_sums(tile, weight).kind(bits) == kind):
-                yield torch.from_numpy(weight).permute(0, 2, 3, 1).to(torch.int8).contiguous(), bits
+            if unsplit and (isa not in KINDS_OF_ISA or sums.kind(bits) == kind):
+                yield torch.from_numpy(weight).permute(0, 2, 3, 1).to(torch.int8).contiguous(), bits, sums.depth(bits)
 
 
 class _Timed:
