@@ -77,6 +77,7 @@ _ENTRIES = {
     "cuda": {
         "adabm_device_count_cuda": [POINTER(c_int32)],
         "adabm_device_cuda": [c_int32, POINTER(Device)],
+        "adabm_usable_cuda": [c_int32],
     },
 }
 

@@ -154,6 +154,8 @@ typedef struct {
 /* Devices the driver shows. Without a driver: ADABM_UNSUPPORTED and a message, never a crash. */
 ADABM_API adabm_status adabm_device_count_cuda(int32_t* count);
 ADABM_API adabm_status adabm_device_cuda(int32_t index, adabm_device* device);
+/* ADABM_OK where the library has kernels for the device and its driver runs them; otherwise ADABM_UNSUPPORTED and why not. */
+ADABM_API adabm_status adabm_usable_cuda(int32_t device);
 
 #ifdef __cplusplus
 }
