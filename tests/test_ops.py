@@ -35,6 +35,7 @@ def settings_of(instance: ConvInstance, **changes: Any) -> dict[str, Any]:
         "out_grid": instance.out_grid,
         "out_bits": instance.out_bits,
         **{name: getattr(layer, name) for name in ("box_filter", "activation", "shuffle")},
+        "packed_codes": False,
         "backend": layer.backend,
         "threads": 1,
     }
@@ -83,6 +84,7 @@ QUANTIZE = {
     "shift": torch.linspace(-1, 1, 5),
     "grid": act_grid(-2.0, 1.0),
     "bits": torch.tensor([8, 3], dtype=torch.int32),
+    "packed_codes": False,
     "threads": 1,
 }
 
@@ -396,7 +398,7 @@ def test_codes_can_be_made_from_and_into_slices(offset: int, fill: int, backend:
     untouched = torch.ones(20, dtype=torch.bool)
     untouched[offset : offset + fill] = False
     assert (wide[..., untouched] == 171).all()
-    torch.library.opcheck(torch.ops.adabm.quantize_out, (x, None, grid, bits, backend, 1, torch.empty_like(want)))
+    torch.library.opcheck(torch.ops.adabm.quantize_out, (x, None, grid, bits, False, 0, backend, 1, torch.empty_like(want)))
 
 
 @pytest.mark.parametrize(
