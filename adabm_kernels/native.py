@@ -17,6 +17,7 @@ LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5}
 INVALID_ARGUMENT, UNSUPPORTED = 1, 2
 PACKED_X, PACKED_Y = 1, 2
+MEASURE_BYTES = 512  # of workspace for each image
 
 
 class _Struct(Structure):
@@ -52,9 +53,20 @@ class QuantizeArgs(_Struct):
         *((name, c_int32) for name in ("isa", "threads", "batch", "height", "width", "channels")),
         *((name, c_int64) for name in ("stride_n", "stride_h", "stride_w", "stride_c")),
         *((name, c_void_p) for name in ("x", "shift", "grid", "bits", "y_q")),
-        ("y_channels", c_int32),
-        ("y_pitch", c_int32),
-        ("packed_codes", c_int32),
+        *((name, c_int32) for name in ("y_channels", "y_pitch", "packed_codes", "y_start")),
+    ]
+
+
+class ImageBitsArgs(_Struct):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        *((name, c_int32) for name in ("batch", "height", "width")),
+        *((name, c_int64) for name in ("stride_n", "stride_c", "stride_h", "stride_w")),
+        *((name, c_void_p) for name in ("x", "workspace")),
+        ("workspace_bytes", c_uint64),
+        ("measure", c_void_p),
+        ("layers", c_int32),
+        *((name, c_void_p) for name in ("lower", "upper", "rules", "bits")),
     ]
 
 
@@ -84,6 +96,7 @@ _ENTRIES = {
         "adabm_pack_cuda": [POINTER(Weights), c_int32, c_int32, c_void_p],
         "adabm_conv2d_cuda": [POINTER(Conv2dArgs), c_int32, c_void_p],
         "adabm_quantize_cuda": [POINTER(QuantizeArgs), c_int32, c_void_p],
+        "adabm_image_bits_cuda": [POINTER(ImageBitsArgs), c_int32, c_void_p],
     },
 }
 

@@ -34,7 +34,7 @@ extern "C" adabm_status adabm_quantize_cpu(const adabm_quantize_args* args) {
                   sizeof(adabm_quantize_args));
     adabm_quantize_args a = *args;
     ADABM_REQUIRE(a.threads >= 1 && a.threads <= adabm::kMaxThreads, "threads must be 1..%d, got %d", adabm::kMaxThreads, a.threads);
-    ADABM_REQUIRE(!a.packed_codes, "packed_codes must be 0 on the CPU, got %d", a.packed_codes);
+    ADABM_REQUIRE(!a.packed_codes && !a.y_start, "packed_codes and y_start must be 0 on the CPU, got %d and %d", a.packed_codes, a.y_start);
     adabm::check_rules(a);
     for (int n = 0; n < a.batch; n++)
       ADABM_REQUIRE(a.bits[n] >= ADABM_MIN_BITS && a.bits[n] <= ADABM_MAX_BITS, "bits[%d] must be 2..8, got %d", n, a.bits[n]);

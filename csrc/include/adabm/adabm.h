@@ -140,7 +140,8 @@ typedef struct {
   uint8_t* y_q;          /* [N, H, W, y_pitch] from the first channel to write on */
   int32_t y_channels;    /* codes written for each pixel, those beyond the channels 0; 0 stands for C4 */
   int32_t y_pitch;       /* codes from one pixel to the next; 0 stands for C4 */
-  int32_t packed_codes;  /* CUDA only: ADABM_PACKED_Y or 0; not together with y_channels or y_pitch */
+  int32_t packed_codes;  /* CUDA only: ADABM_PACKED_Y or 0; y_channels must then be 0, and y_q be all of a buffer with C4 = y_pitch */
+  int32_t y_start;       /* CUDA only, with ADABM_PACKED_Y: first channel to write, a multiple of 4 */
 } adabm_quantize_args;
 
 ADABM_API adabm_status adabm_quantize_cpu(const adabm_quantize_args* args);
@@ -178,6 +179,29 @@ ADABM_API adabm_status adabm_pack_cuda(const adabm_weights* weights, int32_t box
  * cores where the device has them (compute capability 8.x) and the weights fit, decided on the device for each image. */
 ADABM_API adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t device, void* stream);
 ADABM_API adabm_status adabm_quantize_cuda(const adabm_quantize_args* args, int32_t device, void* stream);
+
+#define ADABM_MEASURE_BYTES 512 /* of workspace for each image */
+
+/* The measure of each image, 1000 times the mean |Sobel gradient| of its luma, and what it decides:
+ *
+ *   offset      = (measure > *upper) - (measure < *lower)
+ *   bits[l][n]  = clamp(rules[l][0] + rules[l][1] * offset of image n, 2, 8) */
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(adabm_image_bits_args) */
+  int32_t batch, height, width;
+  int64_t stride_n, stride_c, stride_h, stride_w; /* of x, in elements */
+  const float* x;                                 /* [N, 3, H, W] in 0..255 */
+  void* workspace;
+  uint64_t workspace_bytes; /* ADABM_MEASURE_BYTES * N or more */
+  float* measure;           /* [N] or null */
+  int32_t layers;           /* L; 0 where bits is null */
+  const float* lower;       /* [1] */
+  const float* upper;       /* [1] */
+  const int32_t* rules;     /* [L, 2] */
+  int32_t* bits;            /* [L, N] or null */
+} adabm_image_bits_args;
+
+ADABM_API adabm_status adabm_image_bits_cuda(const adabm_image_bits_args* args, int32_t device, void* stream);
 
 #ifdef __cplusplus
 }
