@@ -30,7 +30,19 @@ ISA_SOURCES = {
     "cpu/tile_avxvnni.cpp": ["-mavx2", "-mfma", "-mavxvnni"],
     "cpu/tile_avx512vnni.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
 }
-CUDA_SOURCES = [*COMMON, "cuda/api.cu"]
+CUDA_SOURCES = [*COMMON, "cuda/pack.cpp", "cuda/api.cu", "cuda/quantize.cu", "cuda/image_bits.cu", "cuda/conv2d.cu"]
+# Machine code for these, and PTX of the last for newer ones.
+CUDA_ARCHITECTURES = ("80", "86", "89", "90")
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "--fmad=false",  # as -ffp-contract=off
+    "--threads=2",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-Xptxas=--warn-on-spills,--warning-as-error",
+    *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHITECTURES),
+    f"-gencode=arch=compute_{CUDA_ARCHITECTURES[-1]},code=compute_{CUDA_ARCHITECTURES[-1]}",
+]
 # Without contraction every backend rounds where the written formula rounds.
 CXX_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 GCC_HEADER_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12 warns inside its own intrinsics
@@ -84,8 +96,7 @@ def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
     if nvcc:
         lines += [
             "rule nvcc",
-            f"  command = {nvcc} -std=c++17 -O2 -Xcompiler -fPIC,-fvisibility=hidden -I{CSRC} -I{CSRC}/include "
-            "-MMD -MF $out.d -x cu -c $in -o $out",
+            f"  command = {nvcc} {' '.join(NVCC_FLAGS)} -I{CSRC} -I{CSRC}/include -MMD -MF $out.d -x cu -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule nvlink",

@@ -14,6 +14,7 @@ from adabm_kernels.backends.cpu import ACTIVATIONS
 from adabm_kernels.quantize import pack_codes, padded_channels, unpack_codes
 
 POISON = 171
+PACKED_HEADER_BYTES = 64
 
 
 def aligned(tensor: torch.Tensor, alignment: int = 64) -> torch.Tensor:

@@ -104,6 +104,7 @@ ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form&
   const int halo_columns = at.columns + p.kernel_w - 1, pixels = (at.rows + p.kernel_h - 1) * halo_columns;
   const int first_row = at.row - p.kernel_h / 2, first_column = at.column - p.kernel_w / 2;
   const int source_row_bytes = kRowBytes * storage / kBits;
+  const bool rows_aligned = (reinterpret_cast<uintptr_t>(image) | pitch) % kRowBytes == 0;
   for (int unit = threadIdx.x; unit < pixels * f.planes; unit += kThreads) {
     const int pixel = unit / f.planes, plane = unit % f.planes;
     const int row = first_row + pixel / halo_columns, column = first_column + pixel % halo_columns;
@@ -116,21 +117,13 @@ ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form&
     if (storage != kBits) {
       auto word = [&](int i) { return 4 * i < left ? ptx::load_constant(reinterpret_cast<const uint32_t*>(source) + i) : 0u; };
       ptx::store_shared(target, convert_row<kBits>(storage, word));
-    } else if (pitch % kRowBytes == 0) {
+    } else if (rows_aligned) {
       ptx::cp_async<16>(target, source, left ? 16 : 0);
     } else {
 #pragma unroll
       for (int i = 0; i < 4; i++) ptx::cp_async<4>(target + 4 * i, 4 * i < left ? source + 4 * i : image, 4 * i < left ? 4 : 0);
     }
   }
-}
-
-template <int kBits>
-ADABM_DEVICE void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  if constexpr (kBits == 8)
-    ptx::mma_u8s8(d, a, b);
-  else
-    ptx::mma_u4s4(d, a, b);
 }
 
 // Bytes of shared memory of the tiles of codes; as many that the one being filled is not the one being read.
@@ -199,11 +192,18 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
 #pragma unroll
       for (int j = 0; j < kTiles; j++)
 #pragma unroll
-        for (int i = 0; i < 2; i++) mma<kBits>(acc[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
-      if (with_box) {
-        constexpr uint32_t kOnes = kBits == 8 ? 0x01010101u : 0x11111111u;
+        for (int i = 0; i < 2; i++) {
+          if constexpr (kBits == 8)
+            ptx::mma_u8s8(acc[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
+          else
+            ptx::mma_u4s4(acc[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
+        }
 #pragma unroll
-        for (int i = 0; i < 2; i++) mma<kBits>(box[i], a[i], {kOnes, kOnes});
+      for (int i = 0; i < 2; i++) {
+        if constexpr (kBits == 8)
+          ptx::mma_u8s8_if(with_box, box[i], a[i], {0x01010101u, 0x01010101u});
+        else
+          ptx::mma_u4s4_if(with_box, box[i], a[i], {0x11111111u, 0x11111111u});
       }
       from += kWeightBytes, tap += kRowBytes;
       if (++tap_column == p.kernel_w) {

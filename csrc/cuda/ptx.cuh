@@ -200,12 +200,18 @@ inline void mma_twin(const char* name, int32_t (&d)[4], const uint32_t (&a)[4], 
 }
 #endif
 
+#define ADABM_MMA(shape_and_types) \
+  "mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+#define ADABM_MMA_OPERANDS                                  \
+  "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])            \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])
+// A predicate inside the instruction: around it, a branch would copy the accumulators back and forth.
+#define ADABM_MMA_IF(shape_and_types) "{ .reg .pred p; setp.ne.b32 p, %10, 0; @p " ADABM_MMA(shape_and_types) " }"
+
 // d[16x8] += a[16x32] b[32x8], a of unsigned and b of signed bytes.
 ADABM_DEVICE void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(__CUDACC__)
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile(ADABM_MMA("m16n8k32.row.col.s32.u8.s8.s32") : ADABM_MMA_OPERANDS);
 #else
   mma_twin<8>("mma_u8s8", d, a, b);
 #endif
@@ -214,13 +220,32 @@ ADABM_DEVICE void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32
 // d[16x8] += a[16x64] b[64x8], a of unsigned and b of signed 4-bit numbers. One instruction on sm_80..89 only.
 ADABM_DEVICE void mma_u4s4(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(__CUDACC__)
-  asm volatile("mma.sync.aligned.m16n8k64.row.col.s32.u4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile(ADABM_MMA("m16n8k64.row.col.s32.u4.s4.s32") : ADABM_MMA_OPERANDS);
 #else
   mma_twin<4>("mma_u4s4", d, a, b);
 #endif
 }
+
+// The same where `wanted`, which is one for the whole warp.
+ADABM_DEVICE void mma_u8s8_if(bool wanted, int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+  asm volatile(ADABM_MMA_IF("m16n8k32.row.col.s32.u8.s8.s32") : ADABM_MMA_OPERANDS, "r"(static_cast<int>(wanted)));
+#else
+  if (wanted) mma_u8s8(d, a, b);
+#endif
+}
+
+ADABM_DEVICE void mma_u4s4_if(bool wanted, int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+  asm volatile(ADABM_MMA_IF("m16n8k64.row.col.s32.u4.s4.s32") : ADABM_MMA_OPERANDS, "r"(static_cast<int>(wanted)));
+#else
+  if (wanted) mma_u4s4(d, a, b);
+#endif
+}
+
+#undef ADABM_MMA
+#undef ADABM_MMA_IF
+#undef ADABM_MMA_OPERANDS
 
 }  // namespace ptx
 }  // namespace adabm
