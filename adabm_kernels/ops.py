@@ -18,8 +18,8 @@ from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
 OUTPUTS = ("codes", "float", "both", "acc")
 ACTIVATIONS = ("none", "relu", "prelu")
 _WIDTHS = MAX_BITS - MIN_BITS + 1
-_BACKENDS = ("triton", "cpu", "reference")  # each a module in backends/
-PACKED_CODES = ("triton", "reference")  # backends that know several codes a byte
+_BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
+PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
 
 _LIB = torch.library.Library("adabm", "DEF")
 _LIB.define(
@@ -316,13 +316,18 @@ torch.library.register_fake("adabm::image_measure", _image_measure_fake, lib=_LI
 torch.library.register_fake("adabm::layer_bits", _layer_bits_fake, lib=_LIB)
 
 
-def pack_weights(backend: str, weight: torch.Tensor, tile_for_bits: tuple[int, ...], box_filter: bool) -> torch.Tensor:
+def pack_weights(
+    backend: str, weight: torch.Tensor, tile_for_bits: tuple[int, ...], box_filter: bool, shuffle: int
+) -> torch.Tensor:
     """What `conv2d` takes as `packed` for int8 weights [K, R, S, C] or [R, S, K, R, S, C]: each backend has a form of its own.
 
-    tile_for_bits: the tile that computes codes of 2..8 bits, for the CPU kernels (tiles.LayerPlan).
+    tile_for_bits: the tile that computes codes of 2..8 bits, for the CPU kernels (tiles.LayerPlan). box_filter, shuffle: those of
+    the convolution.
     """
     if backend == "cpu":
         return _module(backend).pack(weight, tile_for_bits)
+    if backend == "cuda":
+        return _module(backend).pack(weight, box_filter, shuffle)
     return _module(backend).pack(weight, box_filter)
 
 

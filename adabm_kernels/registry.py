@@ -41,7 +41,10 @@ class Choice:
 def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
     """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can. asked: by name, not as "auto"."""
     if backend == "cuda":
-        return native.why_missing("cuda") or "this version has no convolution kernels for it yet"
+        reason = devices.why_not_cuda(device)
+        if not reason and not asked and not devices.why_not_triton(device):
+            reason = devices.why_triton_first()
+        return reason
     if backend == "triton":
         if devices.interpreting() and not asked:
             return "TRITON_INTERPRET=1: its interpreter runs only when asked for"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_calls import PACKED_HEADER_BYTES, aligned, check, conv2d_call, pack_weights
+from cuda_calls import PACKED_HEADER_BYTES, check, conv2d_call, pack_weights
 from cuda_library import LANDINGS, ORDERS, driver, host_library, policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,7 +106,7 @@ def test_floats_go_into_a_slice_of_wider_features_and_are_added_in_place() -> No
     want = instance.run("reference", "float")[0]
     n, h, w, k = want.shape
     for pitch, first in ((40, 8), (33, 5)):
-        wide = aligned(torch.full((n, h, w, pitch), 7.0))
+        wide = torch.full((n, h, w, pitch), 7.0)
         wide[..., first : first + k] = instance.residual
         call = conv2d_call(instance, outputs="y")
         call.args.y = call.args.residual = wide.data_ptr() + 4 * first
@@ -123,11 +123,10 @@ def test_floats_go_into_a_slice_of_wider_features_and_are_added_in_place() -> No
 def spoiled(instance: ConvInstance, form: int) -> torch.Tensor:
     """Accumulators where the packed weights of 8 bits (form 0) or of 4 bits (1) are wrong: the images that use them show it."""
     call = conv2d_call(instance, outputs="a")
-    packed = next(t for t in call.read if t.data_ptr() == call.args.packed)
     four = pack_weights(instance.layer.weight * 0, instance.layer.box_filter, 1).numel()  # zeros fit 4 bits: both forms
-    assert packed.numel() == four
+    assert call.packed.numel() == four
     eight = (four - PACKED_HEADER_BYTES) * 2 // 3
-    weights = packed[PACKED_HEADER_BYTES:]
+    weights = call.packed[PACKED_HEADER_BYTES:]
     (weights[eight:] if form else weights[:eight]).zero_()
     call.run()
     want = instance.run("reference", "acc")[0]

@@ -110,7 +110,7 @@ class IntegerConv2d(nn.Module):
     def set_backend(self, backend: str, threads: int) -> None:
         """Compute with a backend that the registry has chosen; packs the weights for it where needed."""
         if backend != "reference" and (self.packed.numel() == 0 or self._packed_for != backend):
-            self.packed = ops.pack_weights(backend, self.weight, self.plan.tile_for_bits, self.box_filter)
+            self.packed = ops.pack_weights(backend, self.weight, self.plan.tile_for_bits, self.box_filter, self.shuffle)
             self._packed_for = backend
         self.backend, self.threads = backend, threads
 
