@@ -8,12 +8,21 @@ import pytest
 import torch
 from cuda_calls import cuda_on_host
 from cuda_library import buffers, host_library, policy
-from problems import PROBLEMS, instantiate
+from problems import PROBLEMS, ConvProblem, instantiate
+from small import one_thread  # noqa: F401
 
+import adabm_kernels
 from adabm_kernels import ops
-from adabm_kernels.backends import cuda
+from adabm_kernels.backends.cuda import _place as real_place
+from adabm_kernels.config import ConvertConfig
 from adabm_kernels.measure import bits_by_rule, image_offsets, measure_images
+from adabm_kernels.networks.detect import float_network
+from adabm_kernels.networks.edsr import EDSRSpec
+from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.srresnet import SRResNetSpec
+from adabm_kernels.nn import network
 from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack_codes
+from adabm_kernels.registry import Choice
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +110,7 @@ def test_bits_are_decided_on_the_device() -> None:
 
 
 @pytest.mark.parametrize("problem", PROBLEMS[:4], ids=str)
-def test_operators_equal_the_reference(problem) -> None:
+def test_operators_equal_the_reference(problem: ConvProblem) -> None:
     instance = instantiate(problem)
     for out in ("acc", "both", "float", "codes"):
         want = instance.run("reference", out)
@@ -110,15 +119,35 @@ def test_operators_equal_the_reference(problem) -> None:
 
 
 def test_tensors_in_main_memory_are_refused() -> None:
-    place = cuda.__dict__["_place"]
-    assert place(torch.zeros(1)) == (0, None)  # the fixture's
-    instance = instantiate(PROBLEMS[0])
-    instance.layer.set_backend("cuda", 0)
-    from importlib import reload
+    with pytest.raises(RuntimeError, match="cuda: the tensors must be on a CUDA device, got cpu"):
+        real_place(torch.zeros(1))
 
-    try:
-        reload(cuda)
-        with pytest.raises(RuntimeError, match="cuda: the tensors must be on a CUDA device, got cpu"):
-            instance.layer(instance.x_q, instance.bits, out="acc")
-    finally:
-        cuda._place = place
+
+# ---- networks
+
+NETWORKS = {
+    "edsr": (EDSRSpec(2, 2, 16), {}),
+    "edsr_body": (EDSRSpec(4, 1, 12), {"quantize": "body", "weight_bits": 8, "act_bits": 6}),
+    "edsr_staged": (EDSRSpec(3, 1, 16), {"tail": "staged", "recipe": "best"}),
+    "rdn": (RDNSpec(2, 2, 2, 8, 12), {}),
+    "srresnet": (SRResNetSpec(2, 1, 8), {"act_bits": 4}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_equal_the_reference_on_a_mixed_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, settings = NETWORKS[name]
+    torch.manual_seed(0)
+    images = [torch.rand(1, 3, 16, 18) * 255 * scale for scale in (0.1, 0.5, 1.0)]
+    model = adabm_kernels.convert_model(float_network(spec), images, ConvertConfig(batch=1, **{"recipe": "paper"} | settings))
+    x = torch.cat([images[0], images[2]])
+    model.set_backend("reference")
+    want = model(x)
+    monkeypatch.setattr(network, "choose", lambda problem, requested: Choice("cuda"))
+    model.set_backend("cuda")
+    assert {conv.backend for conv in model.convs()} == {"cuda"}
+    for packed in (False, True):
+        model.packed_codes = packed
+        for conv in model.convs():
+            conv.packed_codes = packed
+        assert torch.equal(model(x), want)
