@@ -44,6 +44,7 @@ class Conv2dArgs(_Struct):
         *((name, c_int32) for name in ("box_filter", "activation", "shuffle")),
         *((name, c_void_p) for name in ("alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_q", "y_acc")),
         *((name, c_int32) for name in ("y_pitch", "packed_codes", "border_kernels")),
+        ("y_image", c_void_p),
     ]
 
 

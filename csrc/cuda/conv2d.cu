@@ -5,6 +5,7 @@
 #include "common/status.h"
 #include "cuda/conv2d_sm80.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/sm90.h"
 
 namespace adabm {
 namespace cuda {
@@ -25,7 +26,7 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   Conv2dParams p = {};
   p.x_q = a.x_q, p.x_bits = a.x_bits, p.packed = static_cast<const uint8_t*>(a.packed);
   p.alpha = a.alpha, p.beta = a.beta, p.slope = a.slope, p.residual = a.residual, p.out_grid = a.out_grid, p.out_bits = a.out_bits;
-  p.y = a.y, p.y_q = a.y_q, p.y_acc = a.y_acc;
+  p.y = a.y, p.y_q = a.y_q, p.y_acc = a.y_acc, p.y_image = a.y_image;
   p.batch = a.batch, p.height = a.height, p.width = a.width, p.code_channels = (a.channels + 3) / 4 * 4;
   p.out_channels = a.out_channels, p.kernel_h = a.kernel_h, p.kernel_w = a.kernel_w;
   p.activation = a.activation, p.shuffle = a.shuffle, p.packed_codes = a.packed_codes, p.border_kernels = a.border_kernels;
@@ -35,16 +36,18 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   p.y_pairs = p.y_pitch % 2 == 0 && p.tiling.group % 2 == 0 && aligned(a.y) && aligned(a.residual);
 
   int64_t bytes = kPackedHeaderBytes;
+  bool known = false;
   const int64_t classes = a.border_kernels ? a.kernel_h * a.kernel_w : 1;
   for (int form = 0; form < 2; form++) {
     p.forms[form] = make_form(form ? 4 : 8, a.channels, a.kernel_h, a.kernel_w, p.tiling.width);
     p.forms[form].offset = bytes;
     bytes += classes * p.tiling.tiles * p.forms[form].tile_bytes;
-    if (static_cast<int64_t>(a.packed_bytes) == bytes) p.four_bits = form;
+    for (int box = 0; box <= (a.box_filter != 0); box++)
+      if (static_cast<int64_t>(a.packed_bytes) == bytes + box * kBoxBytes) p.four_bits = form, p.box = box, known = true;
   }
-  ADABM_REQUIRE(static_cast<int64_t>(a.packed_bytes) == p.forms[1].offset || static_cast<int64_t>(a.packed_bytes) == bytes,
-                "packed_bytes must be %lld or, with 4-bit weights, %lld for these sizes, got %llu: packed was made for others or not by adabm_pack_cuda",
-                static_cast<long long>(p.forms[1].offset), static_cast<long long>(bytes), static_cast<unsigned long long>(a.packed_bytes));
+  ADABM_REQUIRE(known, "packed_bytes must be %lld or, with 4-bit weights, %lld for these sizes%s, got %llu: packed was made for others or not by adabm_pack_cuda",
+                static_cast<long long>(p.forms[1].offset), static_cast<long long>(bytes),
+                a.box_filter ? ", or 128 more where box_filter needs the sum of the codes" : "", static_cast<unsigned long long>(a.packed_bytes));
 
   const int cut_h = a.border_kernels ? a.kernel_h - 1 : 0, cut_w = a.border_kernels ? a.kernel_w - 1 : 0;
   const int inner_h = a.height - cut_h, inner_w = a.width - cut_w;
@@ -104,6 +107,10 @@ extern "C" adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t
     const DeviceScope scope(device);
     scope.check_pointer(a.x_q, "x_q"), scope.check_pointer(a.packed, "packed");
     scope.check_pointer(a.y, "y"), scope.check_pointer(a.y_q, "y_q"), scope.check_pointer(a.residual, "residual");
+    scope.check_pointer(a.y_image, "y_image");
+    const char* why_not = scope.compute_major() == 9 ? sm90::why_not_conv2d(p) : "the device has another compute capability";
+    if (!why_not) return sm90::conv2d(p, device, stream);
+    if (a.y_image) throw Error(ADABM_UNSUPPORTED, "y_image needs the kernel of compute capability 9.0: %s", why_not);
     Conv2dParams chosen = p;
     chosen.four_bits = p.four_bits && scope.compute_major() == 8;
     const dim3 grid(static_cast<unsigned>(p.tiles) * a.batch, p.tiling.tiles);

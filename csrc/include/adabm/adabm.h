@@ -123,6 +123,7 @@ typedef struct {
                                Anything else only without shuffle: y is then a slice of wider features */
   int32_t packed_codes;     /* CUDA only: ADABM_PACKED_X and ADABM_PACKED_Y, or 0 */
   int32_t border_kernels;   /* CUDA only: that of adabm_weights; elsewhere the packed form says so */
+  uint8_t* y_image;         /* CUDA of compute capability 9.0 only, not with y_q: [N, H*r, W*r, K/r^2], clamp(round_half_even(v), 0, 255) */
 } adabm_conv2d_args;
 
 ADABM_API adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args);
