@@ -26,7 +26,9 @@ def test_kernel_equals_reference(problem: ConvProblem, packed: tuple[bool, bool]
 @pytest.mark.parametrize("weight_bits", [2, 4, 6, 7, 8])
 def test_extreme_codes_and_weights_in_a_mixed_batch_of_all_bits(weight_bits: int) -> None:
     for packed in (False, True):
-        problem = ConvProblem("extreme", 4, 7, 72, 24, weight_bits=weight_bits, bits=tuple(range(2, 9)), out_bits=tuple(range(8, 1, -1)))
+        problem = ConvProblem(
+            "extreme", 4, 7, 72, 24, weight_bits=weight_bits, bits=tuple(range(2, 9)), out_bits=tuple(range(8, 1, -1))
+        )
         check(instantiate(problem, extreme=True), packed_x=packed, packed_y=packed)
 
 

@@ -71,8 +71,9 @@ def _why_not_on(index: int) -> str:
 
         probe(torch.device("cuda", index))
     except Exception as error:  # Triton has no common class: an unknown architecture, a driver too old for its code, no C compiler
-        return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {'.'.join(map(str, capability))}): " + (
-            _first_line(error) or type(error).__name__
+        return (
+            f"triton {metadata.version('triton')} cannot run on {name} (compute capability {'.'.join(map(str, capability))}): "
+            + (_first_line(error) or type(error).__name__)
         )
     return ""
 
@@ -106,7 +107,9 @@ def why_triton_first() -> str:
     major, minor = torch.cuda.get_device_capability()
     if major < 9:
         return ""  # 4-bit tensor-core instructions, which Triton cannot reach
-    return f"compute capability {major}.{minor}: its kernels are those of 8.x, without wgmma and with 4-bit instructions only emulated"
+    return (
+        f"compute capability {major}.{minor}: its kernels are those of 8.x, without wgmma and with 4-bit instructions only emulated"
+    )
 
 
 def _first_line(error: BaseException) -> str:

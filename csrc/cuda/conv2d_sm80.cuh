@@ -52,6 +52,15 @@ struct Place {
   int kernel;         // class of kernel, with border_kernels
 };
 
+// Divides by a number that is known only to the block, without the twenty instructions of a division: exact while number times divisor
+// stays below 2^20, as pixels and words of a tile do.
+struct Divider {
+  unsigned divisor, reciprocal;
+  ADABM_DEVICE explicit Divider(int d) : divisor(d), reciprocal(((1u << 20) + d - 1) / d) {}
+  ADABM_DEVICE int quotient(int number) const { return number * reciprocal >> 20; }
+  ADABM_DEVICE int rest(int number) const { return number - quotient(number) * divisor; }
+};
+
 ADABM_DEVICE int border_class(int position, int size, int pad) {
   const int before = pad - position, after = position + pad - (size - 1);
   return (before > 0 ? before : 0) * (pad + 1) + (after > 0 ? after : 0);
@@ -105,9 +114,10 @@ ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form&
   const int first_row = at.row - p.kernel_h / 2, first_column = at.column - p.kernel_w / 2;
   const int source_row_bytes = kRowBytes * storage / kBits;
   const bool rows_aligned = (reinterpret_cast<uintptr_t>(image) | pitch) % kRowBytes == 0;
-  for (int unit = threadIdx.x; unit < pixels * f.planes; unit += kThreads) {
-    const int pixel = unit / f.planes, plane = unit % f.planes;
-    const int row = first_row + pixel / halo_columns, column = first_column + pixel % halo_columns;
+  const Divider by_columns(halo_columns);
+  for (int unit = threadIdx.x; unit < pixels << f.plane_shift; unit += kThreads) {
+    const int pixel = unit >> f.plane_shift, plane = unit & (f.planes - 1);
+    const int row = first_row + by_columns.quotient(pixel), column = first_column + by_columns.rest(pixel);
     const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(p.height) && static_cast<unsigned>(column) < static_cast<unsigned>(p.width);
     const int from = (chunk * f.planes + plane) * source_row_bytes;
     // Bytes of this row that exist.
@@ -234,8 +244,10 @@ ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const Outp
   const int row_pixels = p.width * p.shuffle;
   uint8_t* y_q = p.y_q + static_cast<int64_t>(image) * p.height * p.shuffle * row_pixels * code_channels;
   const int sub_words = outputs.subs * words;
+  const Divider by_sub_words(sub_words), by_words(words);
   for (int unit = threadIdx.x; unit < kTilePixels * sub_words; unit += kThreads) {
-    const int pixel = unit / sub_words, sub = unit % sub_words / words, word = unit % words;
+    const int pixel = by_sub_words.quotient(unit), in_pixel = by_sub_words.rest(unit);
+    const int sub = by_words.quotient(in_pixel), word = by_words.rest(in_pixel);
     const int row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
     if (pixel >> at.shift >= at.rows || row >= at.end_row || column >= at.end_column) continue;
     const uint32_t from = ptx::shared_base() + pixel * kPitch;
@@ -361,7 +373,7 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, const Place& at, const OutputT
 
 // Grid: [tiles of pixels of all images][tiles of outputs].
 template <int kTiles>
-__global__ void __launch_bounds__(kThreads, 3) conv2d_sm80(const __grid_constant__ Conv2dParams p) {
+__global__ void __launch_bounds__(kThreads, 4) conv2d_sm80(const __grid_constant__ Conv2dParams p) {
   const int image = blockIdx.x / p.tiles, tile = blockIdx.x % p.tiles, output = blockIdx.y;
   const int bits = image_bits(p.x_bits, image), storage = storage_bits(bits, p.packed_codes & ADABM_PACKED_X);
   const Place at = place_tile(p, tile);

@@ -320,7 +320,7 @@ def conv2d_arguments(
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
     }  # fmt: skip
-    return constants, config, tiles * -(-shuffle**2 * axis // config.block_n)
+    return constants, config, tiles * -(-(shuffle**2) * axis // config.block_n)
 
 
 def conv2d_out(
