@@ -15,6 +15,24 @@ def bits_at(bits, image):
     return tl.minimum(tl.maximum(tl.load(bits + image), 2), 8)
 
 
+@triton.constexpr_function
+def _part_asm(stored, part):
+    mask = {4: 0x0F0F0F0F, 2: 0x03030303}[stored]
+    return f"shr.u32 $0, $1, {part * stored}; and.b32 $0, $0, {mask:#x};"
+
+
+@triton.jit
+def part_of(codes, flip, STORED: tl.constexpr, PART: tl.constexpr):
+    """int8 operand from bytes [M, K] of 8/STORED codes: code PART of each. flip: uint8, what whole codes are xor-ed with.
+
+    Four bytes to an instruction, which Triton would spend on one.
+    """
+    if STORED == 8:
+        return tl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r", [codes, flip], dtype=tl.int8, is_pure=True, pack=4)
+    else:
+        return tl.inline_asm_elementwise(_part_asm(STORED, PART), "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
+
+
 @triton.jit
 def to_codes(value, grid, bits):
     """int32 codes of float32 values on the grid (float32 [7, 2]) of `bits`: docs/numerics.md, "Epilogue"."""

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ...quantize import packed_pitch, padded_channels
 from . import launch
-from .codes import bits_at, pixels_of, store_codes, to_codes
+from .codes import bits_at, part_of, pixels_of, store_codes, to_codes
 from .tuning import Conv2dConfig, conv2d_config
 
 STORED = (8, 4, 2)
@@ -111,7 +111,6 @@ def _accumulate(acc, box, x_q, row, column, valid, height, width, flip, weights,
     ROW: tl.constexpr = (S * PITCH + 15) // 16 * 16
     PART: tl.constexpr = (K + ONES) * R * ROW
     BLOCKS: tl.constexpr = (S * PITCH + BLOCK_K - 1) // BLOCK_K
-    MASK: tl.constexpr = (1 << STORED) - 1
     weights += kernel * (8 // STORED * PART)
     for step in range(R * BLOCKS):
         r, first = step // BLOCKS, step % BLOCKS * BLOCK_K
@@ -130,10 +129,7 @@ def _accumulate(acc, box, x_q, row, column, valid, height, width, flip, weights,
         known_k = known[None, :] & (k < ROW)[:, None]
         for part in tl.static_range(8 // STORED):
             w = tl.load(weights + part * PART + from_weights, mask=known_k, other=0)
-            if STORED == 8:
-                x = (codes ^ flip).to(tl.int8, bitcast=True)
-            else:
-                x = ((codes >> (part * STORED)) & MASK).to(tl.int8, bitcast=True)
+            x = part_of(codes, flip, STORED, part)
             acc = tl.dot(x, w, acc, out_dtype=tl.int32)
             if ONES:
                 ones = tl.load(weights + part * PART + K * R * ROW + r * ROW + k, mask=k < ROW, other=0)
