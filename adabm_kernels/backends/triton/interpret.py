@@ -1,7 +1,7 @@
 """What Triton's interpreter lacks for these kernels to compute on a CPU what they compute on a GPU.
 
-Its multiply-add rounds twice, and it knows no inline assembly. Both are given here: the first as the reference computes it, the second
-for the few instructions that kernels of this folder contain.
+Its multiply-add rounds twice, and it knows no inline assembly. Both are given here: the first as the reference computes it, the
+second for the few instructions that kernels of this folder contain.
 """
 
 from __future__ import annotations
