@@ -70,11 +70,9 @@ def _why_not_on(index: int) -> str:
         from .triton import probe
 
         probe(torch.device("cuda", index))
-    except Exception as error:  # Triton has no common class: an unknown architecture, a driver too old for its code, no C compiler
-        return (
-            f"triton {metadata.version('triton')} cannot run on {name} (compute capability {'.'.join(map(str, capability))}): "
-            + (_first_line(error) or type(error).__name__)
-        )
+    except Exception as error:  # of no common class: an unknown architecture, a driver too old for Triton's code, no C compiler
+        found, why = ".".join(map(str, capability)), _first_line(error) or type(error).__name__
+        return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {found}): {why}"
     return ""
 
 

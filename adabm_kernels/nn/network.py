@@ -17,7 +17,7 @@ from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels
-from ..registry import Choice, Problem, choose
+from ..registry import GPU_BACKENDS, Choice, Problem, choose
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .graph import Graphs
@@ -143,10 +143,10 @@ class ConvertedNetwork(nn.Module, ABC):
 
         Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
         """
-        device = self._device().type
-        self.choice = choose(Problem(device), backend)
+        self.choice = choose(Problem(self._device().type), backend)
         self._requested = backend
-        self.packed_codes = device == "cuda" and self.choice.backend in ops.PACKED_CODES and self._packable()
+        on_gpu = self.choice.backend in GPU_BACKENDS
+        self.packed_codes = on_gpu and self.choice.backend in ops.PACKED_CODES and self._packable()
         for conv in self.convs():
             conv.set_backend(self.choice.backend, self._threads)
             conv.packed_codes = self.packed_codes
