@@ -30,6 +30,7 @@ struct Conv2dParams {
   int32_t* y_acc;
   int batch, height, width, code_channels;
   int out_channels, kernel_h, kernel_w;
+  int taps_w;  // columns of the kernel that are taps: 1 where it is unfolded, else all
   int activation, shuffle, y_pitch;
   int packed_codes;  // ADABM_PACKED_*
   int border_kernels;
@@ -105,25 +106,47 @@ ADABM_DEVICE Place place_tile(const Conv2dParams& p, int tile) {
   return at;
 }
 
+// 16 bytes of a pixel of an unfolded image: four columns of the kernel from `tap` on, four bytes each; row -1 lies outside the image.
+template <int kBits>
+ADABM_DEVICE void unfold_row(const Conv2dParams& p, const uint8_t* image, int storage, int row, int first_column, int tap, uint32_t target) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int column = first_column + tap + i;
+    const bool inside = row >= 0 && tap + i < p.kernel_w && static_cast<unsigned>(column) < static_cast<unsigned>(p.width);
+    const uint8_t* source = inside ? image + (row * p.width + column) * 4 : image;
+    if (storage == kBits) {
+      ptx::cp_async<4>(target + 4 * i, source, inside ? 4 : 0);
+    } else {
+      const uint32_t word = inside ? ptx::load_constant(reinterpret_cast<const uint32_t*>(source)) : 0u;
+      ptx::store_shared(target + 4 * i, bytes_of_nibbles(storage == 4 ? word : nibbles_of_pairs(word)));
+    }
+  }
+}
+
 // Brings one chunk of channels of the tile and its halo into shared memory, as codes of kBits; zeros outside the image.
 template <int kBits>
 ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form& f, const uint8_t* image, int storage, int chunk,
                              uint32_t to) {
   const int pitch = pixel_bytes(p.code_channels, storage);
-  const int halo_columns = at.columns + p.kernel_w - 1, pixels = (at.rows + p.kernel_h - 1) * halo_columns;
-  const int first_row = at.row - p.kernel_h / 2, first_column = at.column - p.kernel_w / 2;
+  const int halo_columns = at.columns + p.taps_w - 1, pixels = (at.rows + p.kernel_h - 1) * halo_columns;
+  const int first_row = at.row - p.kernel_h / 2, first_column = at.column - p.taps_w / 2;
   const int source_row_bytes = kRowBytes * storage / kBits;
   const bool rows_aligned = (reinterpret_cast<uintptr_t>(image) | pitch) % kRowBytes == 0;
   const Divider by_columns(halo_columns);
   for (int unit = threadIdx.x; unit < pixels << f.plane_shift; unit += kThreads) {
     const int pixel = unit >> f.plane_shift, plane = unit & (f.planes - 1);
     const int row = first_row + by_columns.quotient(pixel), column = first_column + by_columns.rest(pixel);
-    const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(p.height) && static_cast<unsigned>(column) < static_cast<unsigned>(p.width);
+    const uint32_t target = to + (plane * p.plane_pixels + pixel) * kRowBytes;
+    const bool row_inside = static_cast<unsigned>(row) < static_cast<unsigned>(p.height);
+    if (kBits == 8 && p.taps_w < p.kernel_w) {  // there is no 4-bit form of it
+      unfold_row<kBits>(p, image, storage, row_inside ? row : -1, column - p.kernel_w / 2, (chunk * f.planes + plane) * 4, target);
+      continue;
+    }
+    const bool inside = row_inside && static_cast<unsigned>(column) < static_cast<unsigned>(p.width);
     const int from = (chunk * f.planes + plane) * source_row_bytes;
     // Bytes of this row that exist.
     const int left = inside && pitch > from ? pitch - from : 0;
     const uint8_t* source = left ? image + (row * p.width + column) * pitch + from : image;
-    const uint32_t target = to + (plane * p.plane_pixels + pixel) * kRowBytes;
     if (storage != kBits) {
       auto word = [&](int i) { return 4 * i < left ? ptx::load_constant(reinterpret_cast<const uint32_t*>(source) + i) : 0u; };
       ptx::store_shared(target, convert_row<kBits>(storage, word));
@@ -150,7 +173,7 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const uint32_t plane_bytes = p.plane_pixels * kRowBytes, code_bytes = plane_bytes * f.planes;
   const uint32_t codes = ptx::shared_base(), staged = codes + code_buffers(f) * code_bytes, stage_bytes = f.stage_slices * kWeightBytes;
-  const int halo_columns = at.columns + p.kernel_w - 1;
+  const int halo_columns = at.columns + p.taps_w - 1;
 
   uint32_t rows[2];  // of A that this lane names
 #pragma unroll
@@ -216,8 +239,8 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
           ptx::mma_u4s4_if(with_box, box[i], a[i], {0x11111111u, 0x11111111u});
       }
       from += kWeightBytes, tap += kRowBytes;
-      if (++tap_column == p.kernel_w) {
-        tap_column = 0, tap += (halo_columns - p.kernel_w) * kRowBytes;
+      if (++tap_column == p.taps_w) {
+        tap_column = 0, tap += (halo_columns - p.taps_w) * kRowBytes;
         if (++tap_row == p.kernel_h) tap_row = 0, tap += 2 * plane_bytes - p.kernel_h * halo_columns * kRowBytes;
       }
     }
