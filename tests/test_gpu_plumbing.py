@@ -190,6 +190,13 @@ def test_the_cpu_library_is_not_given_device_memory() -> None:
             torch.ops.adabm.conv2d(*order("conv2d", on_fake_cards(settings_of(instance, out="float", backend="cpu"))))
 
 
+def test_triton_is_not_given_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    instance = instantiate(ConvProblem("devices", 4, 5, 6, 8, bits=(4,)))
+    with pytest.raises(RuntimeError, match="conv2d: backend 'triton' needs tensors on a CUDA device, x_q is on cpu"):
+        torch.ops.adabm.conv2d(*order("conv2d", settings_of(instance, out="float", backend="triton")))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -294,6 +301,7 @@ def test_a_card_that_can_is_taken(card: dict[str, Any]) -> None:
     assert registry.backends()["triton"].available
     assert best_device() == best_device("triton") == "cuda" and best_device("cpu") == best_device("reference") == "cpu"
     assert choose(Problem("cpu")).rejected["triton"] == "the tensors are on cpu"
+    assert choose(Problem("cpu"), "triton").backend == "triton"  # the model may move there later
 
 
 def test_the_interpreter_runs_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
 on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
+poison_outputs = pytest.mark.usefixtures("poisoned")
 packing = pytest.mark.parametrize("packed", [False, True], ids=["bytes", "packed"])
 
 
@@ -43,15 +44,18 @@ def placed(problem: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvIn
     return instance
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs begin as garbage: what a kernel leaves out would show, padding channels included."""
+    """Outputs begin as garbage: what a kernel leaves out would show, padding channels included.
+
+    Not for tests that compile: the compiler takes no torch.empty of ours.
+    """
     plain_empty = torch.empty
 
     def empty(*size: Any, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
         made = plain_empty(*size, dtype=dtype, **options)
         poison = {torch.uint8: 171, torch.int32: -987654, torch.float32: -987654.0}.get(dtype)
-        return made if poison is None or torch.compiler.is_compiling() else made.fill_(poison)
+        return made if poison is None else made.fill_(poison)
 
     monkeypatch.setattr(torch, "empty", empty)
 
@@ -84,6 +88,7 @@ def as_written(want: torch.Tensor, got: torch.Tensor, bits: torch.Tensor) -> tor
 # ---- convolution
 
 
+@poison_outputs
 @packing
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_kernel_equals_reference(problem: ConvProblem, packed: bool) -> None:
@@ -93,6 +98,7 @@ def test_kernel_equals_reference(problem: ConvProblem, packed: bool) -> None:
     check(placed(problem), packed)
 
 
+@poison_outputs
 @pytest.mark.parametrize("out", ["float", "codes"])
 def test_one_output_alone(out: str) -> None:
     check(placed(ConvProblem("alone", 4, 6, 8, 9, bits=(4, 2), activation="relu", residual=True)), True, (out,))
@@ -105,6 +111,7 @@ def test_extreme_codes_and_weights_neither_saturate_nor_overflow(weight_bits: in
     check(placed(ConvProblem("extreme", 3, 4, 64, 16, weight_bits=weight_bits, bits=(bits,)), extreme=True), packed)
 
 
+@poison_outputs
 def test_every_width_in_one_batch() -> None:
     widths = (2, 3, 4, 5, 6, 7, 8)
     check(placed(ConvProblem("mixed", 3, 5, 12, 20, bits=widths, out_bits=widths[::-1], activation="prelu", residual=True)), True)
@@ -145,6 +152,7 @@ def check_by_class(seed: int, packed: bool, box: bool = False, size: tuple[int, 
     assert torch.equal(unpack_codes(y_q, arguments["out_bits"]) if packed else y_q, want_q)
 
 
+@poison_outputs
 @packing
 @pytest.mark.parametrize("box", [False, True], ids=["m", "box"])
 @pytest.mark.parametrize("size", [(3, 3), (4, 70), (67, 3)])
@@ -206,6 +214,7 @@ def test_sizes_past_a_launch_are_named() -> None:
 # ---- quantisation
 
 
+@poison_outputs
 @packing
 @pytest.mark.parametrize("channels", [1, 3, 5, 20, 70])
 def test_quantize(channels: int, packed: bool) -> None:
@@ -350,8 +359,7 @@ def test_fixed_bits_and_running_thresholds() -> None:
         assert torch.equal(*outputs)
 
 
-def test_a_network_compiles_into_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # the compiler cannot follow a torch.empty of ours
+def test_a_network_compiles_into_one_graph() -> None:
     model, x = converted("edsr", tail="staged", recipe="paper"), images((1.0,)).to(DEVICE)
     model.set_backend("triton")
     want = model(x)
