@@ -13,7 +13,6 @@ from typing import Any
 
 # Compute capability -> shared memory that one block can have, bytes (CUDA C++ Programming Guide, technical specifications).
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-THREAD_REGISTERS, BLOCK_REGISTERS = 255, 65536
 
 BODY = {"x_q": (1, 512, 512, 64), "weight": (64, 3, 3, 64), "activation": "none", "shuffle": 1, "residual": False}
 CONV2D: dict[str, dict[str, Any]] = {
@@ -35,7 +34,8 @@ CONV2D_TENSORS = {
 
 @dataclass
 class Compiled:
-    """registers and stack: a thread's. operations: how often each machine instruction occurs. fused: multiply-adds in PTX."""
+    """registers and stack: a thread's. operations: how often each machine instruction occurs. fused: multiply-adds in PTX,
+    which writes two at once for Blackwell."""
 
     registers: int
     stack: int
@@ -106,7 +106,7 @@ def _compile(kernel, types, constants, absent, capability: int, tile: int) -> Co
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     operations = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", machine))
     warps = built.metadata.num_warps
-    fused = len(re.findall(r"\bfma\.rn\.f32\b", built.asm["ptx"]))
+    fused = sum(2 if pair else 1 for pair in re.findall(r"\bfma\.rn\.f32(x2)?\b", built.asm["ptx"]))
     stack = int(found["STACK"]) + int(found["LOCAL"])
     return Compiled(int(found["REG"]), stack, built.metadata.shared, warps, operations, fused, tile // (32 * warps))
 

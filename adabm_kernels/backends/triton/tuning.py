@@ -46,8 +46,12 @@ def conv2d_config(capability: int, channels: int, kernel: int, outputs: int, pix
     entry = measured().get(shape_class(capability, channels, kernel, outputs, pixels))
     if entry is not None:
         return Config(**entry["config"])
-    # Not measured. A tile of 128x64 leaves 32 accumulators to a thread and fits twice on a multiprocessor; small images are
-    # cut finer so that more of the card has work.
+    return heuristic(outputs, pixels)
+
+
+def heuristic(outputs: int, pixels: int) -> Config:
+    """What nobody measured: a tile of 128x64 leaves 32 accumulators to a thread and fits more than once on a multiprocessor; small
+    images are cut finer, so that more of the card has work."""
     block_n = min(max(16, _power(outputs)), 64)
     return Config(128, block_n, 8, 3) if pixels >= 128 * 128 else Config(64, block_n, 4, 3)
 
