@@ -1,6 +1,6 @@
-"""Layers and networks on a GPU: every backend that can run there beside cuDNN float16, with the card's ceilings in the same run.
+"""Single layers on a GPU: every backend that can run there beside cuDNN float16, with the card's ceilings in the same run.
 
-    pytest benchmarks/bench_gpu.py --benchmark-only --benchmark-json=benchmarks/results/NAME.json
+    pytest benchmarks/bench_gpu_layers.py --benchmark-only --benchmark-json=benchmarks/results/NAME.json
 
 Everything is recorded in a CUDA graph and a measurement is REPLAYS of it, so that launches of neither side are timed. Each integer
 case first proves equal to the integer reference. Skipped without a GPU.
@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bench_network import network, photo
 from problems import ConvInstance, ConvProblem, bell_codes, instantiate, set_weights
 from torch.nn import functional as F
 
@@ -97,13 +96,11 @@ def bench_matrix(benchmark, kind: str) -> None:
 # ---- one layer
 
 
-def layer(shape: str, backend: str, bits: int, height: int | None = None) -> ConvInstance:
-    """A layer with ReLU and codes out, w4 on the signed grid, its tensors on the card and its codes packed."""
+def layer(shape: str, bits: int, side: int | None = None) -> ConvInstance:
+    """A layer with ReLU and codes out and weights of 4 bits, 3x3 ones on the signed grid; side: of one smaller image."""
     n, h, w, c, k, r = SHAPES[shape]
-    h = w = height or h
-    problem = ConvProblem(
-        shape, h, w, c, k, r, bits=(bits,) * (1 if height else n), out_bits=(bits,) * (1 if height else n), activation="relu"
-    )
+    n, h, w = (1, side, side) if side else (n, h, w)
+    problem = ConvProblem(shape, h, w, c, k, r, bits=(bits,) * n, activation="relu")
     instance = instantiate(problem)
     if r == 3:
         set_weights(instance, bell_codes(4, k, c), "signed", "auto")
@@ -111,6 +108,7 @@ def layer(shape: str, backend: str, bits: int, height: int | None = None) -> Con
 
 
 def to_card(instance: ConvInstance, backend: str) -> ConvInstance:
+    """Its tensors on the card and its codes packed."""
     moved = {name: None if t is None else t.cuda() for name, t in vars(instance).items() if name != "layer"}
     instance.layer.cuda().set_backend(backend, 0)
     instance.layer.packed_codes = True
@@ -125,12 +123,12 @@ def to_card(instance: ConvInstance, backend: str) -> ConvInstance:
 def bench_integer_layer_gpu(benchmark, shape: str, backend: str, bits: int) -> None:
     needs(backend)
     benchmark.group = f"conv2d {shape}"
-    small = layer(shape, backend, bits, height=21)
+    small = layer(shape, bits, side=21)
     want = small.run("reference", "codes")[1]
     small = to_card(small, backend)
     _, got = small.layer(small.x_q, small.bits, out="codes", out_grid=small.out_grid, out_bits=small.out_bits)
     assert torch.equal(unpack_codes(got.cpu(), small.out_bits.cpu()), want)
-    card = to_card(layer(shape, backend, bits), backend)
+    card = to_card(layer(shape, bits), backend)
     n, h, w, c, k, r = SHAPES[shape]
     y_q = torch.empty(n, h, w, k, dtype=torch.uint8, device="cuda")
     work = functools.partial(card.layer.into, card.x_q, card.bits, y_q=y_q, out_grid=card.out_grid, out_bits=card.out_bits)
@@ -149,44 +147,3 @@ def bench_cudnn_layer(benchmark, shape: str) -> None:
     torch.backends.cudnn.benchmark = True
     with torch.no_grad():
         measure(benchmark, lambda: F.conv2d(x, weight, bias, padding=r // 2).relu_(), macs=n * h * w * c * k * r * r)
-
-
-# ---- whole networks
-
-
-@pytest.mark.parametrize("bits", [4, 6])
-@pytest.mark.parametrize("backend", GPU_BACKENDS)
-@pytest.mark.parametrize("batch", [1, 16])
-def bench_converted_gpu(benchmark, batch: int, backend: str, bits: int) -> None:
-    needs(backend)
-    benchmark.group = f"EDSR x4, {batch} of 192x192"
-    model = network("builtin", bits)
-    crop, x = photo()[:, :, :24, :30].contiguous(), photo(batch).cuda()
-    model.cpu().set_bits(bits)
-    model.set_backend("reference")
-    want = model(crop)
-    model.cuda().set_backend(backend)
-    assert torch.equal(model(crop.cuda()).cpu(), want)
-    measure(benchmark, lambda: model(x), bits=bits, backend=backend)
-
-
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
-@pytest.mark.parametrize("batch", [1, 16])
-def bench_float16_network(benchmark, batch: int, mode: str) -> None:
-    """float16 channels_last: eager in a graph, and torch.compile(mode="max-autotune"), which records its own."""
-    benchmark.group = f"EDSR x4, {batch} of 192x192"
-    model = network("builtin", 4).cpu().float_model().cuda().to(torch.float16, memory_format=torch.channels_last)
-    x = photo(batch).cuda().to(torch.float16, memory_format=torch.channels_last)
-    torch.backends.cudnn.benchmark = True
-    with torch.no_grad():
-        if mode == "eager":
-            return measure(benchmark, lambda: model(x))
-        compiled = torch.compile(model, mode="max-autotune")
-
-        def replay() -> None:
-            for _ in range(REPLAYS):
-                compiled(x)
-            torch.cuda.synchronize()
-
-        benchmark.extra_info |= device_facts() | {"replays": REPLAYS}
-        benchmark.pedantic(replay, rounds=20, warmup_rounds=3)
