@@ -12,6 +12,7 @@ from types import ModuleType
 
 import torch
 
+from .backends import devices
 from .measure import bits_by_rule, image_offsets, measure_images
 from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
 
@@ -71,6 +72,10 @@ def _check_place(operator: str, backend: str, packed_codes: bool, first: str, te
     _require(
         backend != "cpu" or device.type == "cpu",
         lambda: f"{operator}: backend 'cpu' needs tensors in main memory, {first} is on {device}",
+    )
+    _require(
+        backend != "triton" or device.type == "cuda" or devices.interpreting(),
+        lambda: f"{operator}: backend 'triton' needs tensors on a CUDA device, {first} is on {device}",
     )
     _require(
         not packed_codes or backend in PACKED_CODES,

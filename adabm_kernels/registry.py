@@ -39,7 +39,12 @@ class Choice:
 
 
 def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
-    """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can. asked: by name, not as "auto"."""
+    """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can.
+
+    asked: by name, not as "auto". A GPU backend may then be set before the model moves to the GPU.
+    """
+    if asked and backend in GPU_BACKENDS and device == "cpu":
+        device = None
     if backend == "cuda":
         reason = devices.why_not_cuda(device)
         if not reason and not asked and not devices.why_not_triton(device):

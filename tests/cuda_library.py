@@ -18,7 +18,17 @@ from adabm_kernels import native
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC, HOST = ROOT / "csrc", ROOT / "tests" / "cuda_host"
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+]
 ORDERS = {"ascending": 0, "descending": 1, "random": 2}
 LANDINGS = {"late": 0, "early": 1, "random": 2}
 

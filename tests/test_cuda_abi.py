@@ -270,7 +270,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(native, "why_missing", lambda name: "")
         monkeypatch.setattr(native, "library", lambda name: host_library())
         monkeypatch.setattr(devices, "why_no_gpu", lambda: "")
-        monkeypatch.setattr(devices, "why_not_triton", lambda device: triton or ("the tensors are on cpu" if device == "cpu" else ""))
+        monkeypatch.setattr(
+            devices, "why_not_triton", lambda device: triton or ("the tensors are on cpu" if device == "cpu" else "")
+        )
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, minor))
         devices._why_no_kernels_on.cache_clear()

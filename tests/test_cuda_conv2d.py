@@ -26,7 +26,9 @@ def test_kernel_equals_reference(problem: ConvProblem, packed: tuple[bool, bool]
 @pytest.mark.parametrize("weight_bits", [2, 4, 6, 7, 8])
 def test_extreme_codes_and_weights_in_a_mixed_batch_of_all_bits(weight_bits: int) -> None:
     for packed in (False, True):
-        problem = ConvProblem("extreme", 4, 7, 72, 24, weight_bits=weight_bits, bits=tuple(range(2, 9)), out_bits=tuple(range(8, 1, -1)))
+        problem = ConvProblem(
+            "extreme", 4, 7, 72, 24, weight_bits=weight_bits, bits=tuple(range(2, 9)), out_bits=tuple(range(8, 1, -1))
+        )
         check(instantiate(problem, extreme=True), packed_x=packed, packed_y=packed)
 
 
@@ -50,6 +52,13 @@ def test_any_problem_equals_the_reference(problem: ConvProblem, packed_x: bool, 
         check(instantiate(problem, seed), packed_x=packed_x, packed_y=packed_y)
 
 
+@pytest.mark.parametrize("channels, kernel", [(1, 3), (3, 9), (4, 5), (4, 15), (3, 1)])
+def test_few_channels_are_unfolded(channels: int, kernel: int) -> None:
+    instance = instantiate(ConvProblem("few", 9, 19, channels, 16, kernel, weight_bits=8, bits=(8, 4, 2)), extreme=True)
+    check(instance)
+    check(instance, packed_x=True)
+
+
 # Several chunks of channels and several stages of weights, so that every buffer is used again.
 DEEP = [
     ConvProblem("deep", 9, 17, 200, 16, bits=(4, 8), activation="relu"),
@@ -71,7 +80,8 @@ def test_no_order_of_warps_and_copies_changes_the_result(problem: ConvProblem, o
 
 def by_class(kernel: int, height: int, width: int, channels: int, outputs: int, bits: tuple[int, ...], **settings) -> ConvInstance:
     """A problem whose every border class has random weights and constants of its own."""
-    weight_bits = settings.setdefault("weight_bits", 8)
+    settings = {"weight_bits": 8} | settings
+    weight_bits = settings["weight_bits"]
     instance = instantiate(ConvProblem("by_class", height, width, channels, outputs, kernel, bits=bits, **settings))
     g = torch.Generator().manual_seed(5)
     most = 2 ** (weight_bits - 1)
@@ -93,9 +103,10 @@ def by_class(kernel: int, height: int, width: int, channels: int, outputs: int, 
     ],
 )
 def test_kernels_by_border_class(kernel: int, height: int, width: int, settings: dict) -> None:
-    instance = by_class(kernel, height, width, 20, bits=(8, 4, 2), **settings)
-    check(instance, packed_x=True, packed_y=True)
-    check(instance)
+    for channels in (20, 3):
+        instance = by_class(kernel, height, width, channels, bits=(8, 4, 2), **settings)
+        check(instance, packed_x=True, packed_y=True)
+        check(instance)
 
 
 # ---- slices and accumulation in place

@@ -70,10 +70,9 @@ def _why_not_on(index: int) -> str:
         from .triton import probe
 
         probe(torch.device("cuda", index))
-    except Exception as error:  # Triton has no common class: an unknown architecture, a driver too old for its code, no C compiler
-        return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {'.'.join(map(str, capability))}): " + (
-            _first_line(error) or type(error).__name__
-        )
+    except Exception as error:  # of no common class: an unknown architecture, a driver too old for Triton's code, no C compiler
+        found, why = ".".join(map(str, capability)), _first_line(error) or type(error).__name__
+        return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {found}): {why}"
     return ""
 
 
@@ -106,7 +105,9 @@ def why_triton_first() -> str:
     major, minor = torch.cuda.get_device_capability()
     if major < 9:
         return ""  # 4-bit tensor-core instructions, which Triton cannot reach
-    return f"compute capability {major}.{minor}: its kernels are those of 8.x, without wgmma and with 4-bit instructions only emulated"
+    return (
+        f"compute capability {major}.{minor}: its kernels are those of 8.x, without wgmma and with 4-bit instructions only emulated"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from .. import native, ops
 from ..quantize import MAX_BITS, MIN_BITS, act_grid, act_steps, valid_tap_sums, weight_codes, weight_integers, weight_step
 from ..simulate import SimulatedConv2d
+from ..tile_times import tile_times
 from ..tiles import LayerPlan, plan_layer
 
 
@@ -189,8 +190,8 @@ class AdaptiveConv2d(IntegerConv2d):
         # transforms split less below. On the signed grid m is k'.
         forms = [(False, integers)] if grid == "signed" or parameters.weight_bits < 8 else []
         forms += [(True, codes)] if grid == "odd" else []
-        isa = native.planning_isa()
-        plans = [plan_layer(parameters.name, w.numpy(), MAX_BITS, box_filter=box, isa=isa) for box, w in forms]
+        times = tile_times(native.planning_isa())
+        plans = [plan_layer(parameters.name, w.numpy(), MAX_BITS, times=times, box_filter=box) for box, w in forms]
         best = min(range(len(forms)), key=lambda i: plans[i].time(*parameters.bit_range))
         (box_filter, operand), plan = forms[best], plans[best]
         upper = parameters.weight_upper.to(torch.float64).reshape(-1).expand(k)[order]

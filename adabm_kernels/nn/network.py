@@ -17,11 +17,13 @@ from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels
-from ..registry import Choice, Problem, choose
+from ..registry import GPU_BACKENDS, Choice, Problem, choose
+from ..tiles import tile_products
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .graph import Graphs
 from .tail import CollapsedConv2d
+from .timing import conv_seconds
 from .workspace import Workspace
 
 
@@ -143,10 +145,10 @@ class ConvertedNetwork(nn.Module, ABC):
 
         Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
         """
-        device = self._device().type
-        self.choice = choose(Problem(device), backend)
+        self.choice = choose(Problem(self._device().type), backend)
         self._requested = backend
-        self.packed_codes = device == "cuda" and self.choice.backend in ops.PACKED_CODES and self._packable()
+        on_gpu = self.choice.backend in GPU_BACKENDS
+        self.packed_codes = on_gpu and self.choice.backend in ops.PACKED_CODES and self._packable()
         for conv in self.convs():
             conv.set_backend(self.choice.backend, self._threads)
             conv.packed_codes = self.packed_codes
@@ -241,20 +243,49 @@ class ConvertedNetwork(nn.Module, ABC):
         self._forget_graphs()
         return self
 
-    def plan(self) -> str:
-        """The plan as a table: for every integer convolution the tile of each bit-width its codes can have, or why direct."""
-        rows = []
+    def plan(self, measure: int = 0) -> str:
+        """The plan of the CPU kernels as a table: for every integer convolution and each bit-width of its codes the tile, the
+        parts a transformed weight is split into, the 8-bit products an output and channel, the predicted nanoseconds of an output
+        pixel on one thread, and why it is direct.
+
+        measure: a side in pixels; adds the time measured on one thread over an image of that size, on the chosen backend.
+        """
+        return format_plan(self.plan_rows(measure))
+
+    def plan_rows(self, measure: int = 0) -> list[dict[str, str]]:
+        """The rows of `plan`: column name -> cell."""
+        if isinstance(measure, bool) or not isinstance(measure, int) or measure < 0:
+            raise ValueError(f"plan: measure must be 0 or a side in pixels, got {measure!r}")
+        rows, known = [], {}
         for conv in self.convs():
-            least, most = conv.bit_range
-            for bits in range(least, most + 1):
-                why = conv.plan.why_direct[bits - MIN_BITS]
-                products = conv.plan.products_for_bits[bits - MIN_BITS] * conv.weight.shape[-3] * conv.weight.shape[-2] / 9
-                rows.append((conv.name, f"{bits}", conv.plan.tile[bits - MIN_BITS], f"{products:g}", why))
-        head = ("layer", "bits", "tile", "products an output", "why direct")
-        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
-        return "\n".join(
-            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in (head, *rows)
-        )
+            plan, shape = conv.plan, tuple(conv.weight.shape)
+            for bits in range(conv.bit_range[0], conv.bit_range[1] + 1):
+                i = bits - MIN_BITS
+                split = plan.products_for_bits[i] / tile_products(plan.tile[i], *shape[-3:-1])
+                rows.append(
+                    {
+                        "layer": conv.name,
+                        "bits": f"{bits}",
+                        "tile": plan.tile[i],
+                        "parts": f"{split:.2f}",
+                        "products": f"{plan.products_for_bits[i]:.2f}",
+                        f"predicted ns ({plan.isa})": f"{plan.picoseconds[i] / 1e3:.1f}",
+                    }
+                )
+                if measure:
+                    key = (shape, plan.tile[i], plan.products_for_bits[i], conv.box_filter, bits)
+                    if key not in known:
+                        known[key] = self._measured(conv, bits, measure)
+                    rows[-1]["measured ns"] = f"{known[key] / measure**2 * 1e9:.1f}"
+                rows[-1]["why direct"] = plan.why_direct[i]
+        return rows
+
+    def _measured(self, conv: IntegerConv2d, bits: int, side: int) -> float:
+        threads, conv.threads = conv.threads, 1
+        try:
+            return conv_seconds(conv, bits, side)
+        finally:
+            conv.threads = threads
 
     # ---- bits
 
@@ -400,3 +431,11 @@ class ConvertedResidualNetwork(ConvertedNetwork):
 
     @abstractmethod
     def _forward_body(self, x, blocks, bits) -> torch.Tensor: ...
+
+
+
+def format_plan(rows: list[dict[str, str]]) -> str:
+    """The rows of a plan as a table: a heading first, cells padded to the width of their columns."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

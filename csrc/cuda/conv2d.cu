@@ -29,6 +29,7 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   p.y = a.y, p.y_q = a.y_q, p.y_acc = a.y_acc, p.y_image = a.y_image;
   p.batch = a.batch, p.height = a.height, p.width = a.width, p.code_channels = (a.channels + 3) / 4 * 4;
   p.out_channels = a.out_channels, p.kernel_h = a.kernel_h, p.kernel_w = a.kernel_w;
+  p.taps_w = unfolds(a.channels, a.kernel_w) ? 1 : a.kernel_w;
   p.activation = a.activation, p.shuffle = a.shuffle, p.packed_codes = a.packed_codes, p.border_kernels = a.border_kernels;
   p.tiling = output_tiling(a.out_channels, a.shuffle);
   p.y_pitch = a.y_pitch ? a.y_pitch : p.tiling.group;
@@ -54,8 +55,8 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   const auto tiles_of = [&](int shift) { return static_cast<int64_t>(tiles_across(inner_w, 1 << shift)) * tiles_across(inner_h, kTilePixels >> shift); };
   p.column_shift = tiles_of(3) < tiles_of(4) ? 3 : 4;
   const int columns = 1 << p.column_shift, rows = kTilePixels / columns;
-  const int halo = (rows + a.kernel_h - 1) * (columns + a.kernel_w - 1);
-  for (p.edge = kTilePixels; p.edge > 1 && (a.kernel_h * (p.edge + a.kernel_w - 1) > halo || a.kernel_w * (p.edge + a.kernel_h - 1) > halo);) p.edge /= 2;
+  const int halo = (rows + a.kernel_h - 1) * (columns + p.taps_w - 1);
+  for (p.edge = kTilePixels; p.edge > 1 && (a.kernel_h * (p.edge + p.taps_w - 1) > halo || p.taps_w * (p.edge + a.kernel_h - 1) > halo);) p.edge /= 2;
   p.plane_pixels = plane_pixels(halo, std::min(p.forms[0].planes, p.forms[1].planes));
   p.inner_across = tiles_across(inner_w, columns);
   p.row_edge_tiles = tiles_across(inner_w, p.edge), p.column_edge_tiles = tiles_across(inner_h, p.edge);

@@ -31,6 +31,7 @@ struct Conv2dParams {
   uint8_t* y_image;  // conv2d_sm90.cuh alone
   int batch, height, width, code_channels;
   int out_channels, kernel_h, kernel_w;
+  int taps_w;  // columns of the kernel that are taps: 1 where it is unfolded, else all
   int activation, shuffle, y_pitch;
   int packed_codes;  // ADABM_PACKED_*
   int border_kernels;
@@ -52,6 +53,15 @@ struct Place {
   int end_row, end_column;  // where pixels of this tile end
   int shift;          // log2 of columns
   int kernel;         // class of kernel, with border_kernels
+};
+
+// Divides by a number that is known only to the block, without the twenty instructions of a division: exact while number times divisor
+// stays below 2^20, as pixels and words of a tile do.
+struct Divider {
+  unsigned divisor, reciprocal;
+  ADABM_DEVICE explicit Divider(int d) : divisor(d), reciprocal(((1u << 20) + d - 1) / d) {}
+  ADABM_DEVICE int quotient(int number) const { return number * reciprocal >> 20; }
+  ADABM_DEVICE int rest(int number) const { return number - quotient(number) * divisor; }
 };
 
 ADABM_DEVICE int border_class(int position, int size, int pad) {
@@ -98,24 +108,47 @@ ADABM_DEVICE Place place_tile(const Conv2dParams& p, int tile) {
   return at;
 }
 
+// 16 bytes of a pixel of an unfolded image: four columns of the kernel from `tap` on, four bytes each; row -1 lies outside the image.
+template <int kBits>
+ADABM_DEVICE void unfold_row(const Conv2dParams& p, const uint8_t* image, int storage, int row, int first_column, int tap, uint32_t target) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int column = first_column + tap + i;
+    const bool inside = row >= 0 && tap + i < p.kernel_w && static_cast<unsigned>(column) < static_cast<unsigned>(p.width);
+    const uint8_t* source = inside ? image + (row * p.width + column) * 4 : image;
+    if (storage == kBits) {
+      ptx::cp_async<4>(target + 4 * i, source, inside ? 4 : 0);
+    } else {
+      const uint32_t word = inside ? ptx::load_constant(reinterpret_cast<const uint32_t*>(source)) : 0u;
+      ptx::store_shared(target + 4 * i, bytes_of_nibbles(storage == 4 ? word : nibbles_of_pairs(word)));
+    }
+  }
+}
+
 // Brings one chunk of channels of the tile and its halo into shared memory, as codes of kBits; zeros outside the image.
 template <int kBits>
 ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form& f, const uint8_t* image, int storage, int chunk,
                              uint32_t to) {
   const int pitch = pixel_bytes(p.code_channels, storage);
-  const int halo_columns = at.columns + p.kernel_w - 1, pixels = (at.rows + p.kernel_h - 1) * halo_columns;
-  const int first_row = at.row - p.kernel_h / 2, first_column = at.column - p.kernel_w / 2;
+  const int halo_columns = at.columns + p.taps_w - 1, pixels = (at.rows + p.kernel_h - 1) * halo_columns;
+  const int first_row = at.row - p.kernel_h / 2, first_column = at.column - p.taps_w / 2;
   const int source_row_bytes = kRowBytes * storage / kBits;
   const bool rows_aligned = (reinterpret_cast<uintptr_t>(image) | pitch) % kRowBytes == 0;
-  for (int unit = threadIdx.x; unit < pixels * f.planes; unit += kThreads) {
-    const int pixel = unit / f.planes, plane = unit % f.planes;
-    const int row = first_row + pixel / halo_columns, column = first_column + pixel % halo_columns;
-    const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(p.height) && static_cast<unsigned>(column) < static_cast<unsigned>(p.width);
+  const Divider by_columns(halo_columns);
+  for (int unit = threadIdx.x; unit < pixels << f.plane_shift; unit += kThreads) {
+    const int pixel = unit >> f.plane_shift, plane = unit & (f.planes - 1);
+    const int row = first_row + by_columns.quotient(pixel), column = first_column + by_columns.rest(pixel);
+    const uint32_t target = to + (plane * p.plane_pixels + pixel) * kRowBytes;
+    const bool row_inside = static_cast<unsigned>(row) < static_cast<unsigned>(p.height);
+    if (kBits == 8 && p.taps_w < p.kernel_w) {  // there is no 4-bit form of it
+      unfold_row<kBits>(p, image, storage, row_inside ? row : -1, column - p.kernel_w / 2, (chunk * f.planes + plane) * 4, target);
+      continue;
+    }
+    const bool inside = row_inside && static_cast<unsigned>(column) < static_cast<unsigned>(p.width);
     const int from = (chunk * f.planes + plane) * source_row_bytes;
     // Bytes of this row that exist.
     const int left = inside && pitch > from ? pitch - from : 0;
     const uint8_t* source = left ? image + (row * p.width + column) * pitch + from : image;
-    const uint32_t target = to + (plane * p.plane_pixels + pixel) * kRowBytes;
     if (storage != kBits) {
       auto word = [&](int i) { return 4 * i < left ? ptx::load_constant(reinterpret_cast<const uint32_t*>(source) + i) : 0u; };
       ptx::store_shared(target, convert_row<kBits>(storage, word));
@@ -142,7 +175,7 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const uint32_t plane_bytes = p.plane_pixels * kRowBytes, code_bytes = plane_bytes * f.planes;
   const uint32_t codes = ptx::shared_base(), staged = codes + code_buffers(f) * code_bytes, stage_bytes = f.stage_slices * kWeightBytes;
-  const int halo_columns = at.columns + p.kernel_w - 1;
+  const int halo_columns = at.columns + p.taps_w - 1;
 
   uint32_t rows[2];  // of A that this lane names
 #pragma unroll
@@ -208,8 +241,8 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
           ptx::mma_u4s4_if(with_box, box[i], a[i], {0x11111111u, 0x11111111u});
       }
       from += kWeightBytes, tap += kRowBytes;
-      if (++tap_column == p.kernel_w) {
-        tap_column = 0, tap += (halo_columns - p.kernel_w) * kRowBytes;
+      if (++tap_column == p.taps_w) {
+        tap_column = 0, tap += (halo_columns - p.taps_w) * kRowBytes;
         if (++tap_row == p.kernel_h) tap_row = 0, tap += 2 * plane_bytes - p.kernel_h * halo_columns * kRowBytes;
       }
     }
@@ -236,8 +269,10 @@ ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const Outp
   const int row_pixels = p.width * p.shuffle;
   uint8_t* y_q = p.y_q + static_cast<int64_t>(image) * p.height * p.shuffle * row_pixels * code_channels;
   const int sub_words = outputs.subs * words;
+  const Divider by_sub_words(sub_words), by_words(words);
   for (int unit = threadIdx.x; unit < kTilePixels * sub_words; unit += kThreads) {
-    const int pixel = unit / sub_words, sub = unit % sub_words / words, word = unit % words;
+    const int pixel = by_sub_words.quotient(unit), in_pixel = by_sub_words.rest(unit);
+    const int sub = by_words.quotient(in_pixel), word = by_words.rest(in_pixel);
     const int row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
     if (pixel >> at.shift >= at.rows || row >= at.end_row || column >= at.end_column) continue;
     const uint32_t from = ptx::shared_base() + pixel * kPitch;
@@ -363,7 +398,7 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, const Place& at, const OutputT
 
 // Grid: [tiles of pixels of all images][tiles of outputs].
 template <int kTiles>
-__global__ void __launch_bounds__(kThreads, 3) conv2d_sm80(const __grid_constant__ Conv2dParams p) {
+__global__ void __launch_bounds__(kThreads, 4) conv2d_sm80(const __grid_constant__ Conv2dParams p) {
   const int image = blockIdx.x / p.tiles, tile = blockIdx.x % p.tiles, output = blockIdx.y;
   const int bits = image_bits(p.x_bits, image), storage = storage_bits(bits, p.packed_codes & ADABM_PACKED_X);
   const Place at = place_tile(p, tile);

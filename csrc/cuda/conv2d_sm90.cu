@@ -45,6 +45,7 @@ Conv2dParams90 parameters(const Conv2dParams& from) {
 
 const char* why_not_conv2d(const Conv2dParams& p) {
   const Conv2dParams90 q = parameters(p);
+  if (unfolds(p.code_channels, p.kernel_w)) return "it has so few channels that their columns are unfolded";
   if (p.tiling.width < kMinOutputs) return "it has fewer outputs in a tile than pay on wgmma";
   if (q.steps * p.kernel_h * p.kernel_w < kMinProducts) return "it has too few products for each pixel";
   if (q.stages < 2) return "two tiles with their weights do not fit shared memory";

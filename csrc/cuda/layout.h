@@ -66,10 +66,15 @@ ADABM_HD inline OutputTile output_tile(const OutputTiling& t, int shuffle, int t
   return o;
 }
 
+// An image of up to 4 channels (pixels) would leave most of a slice empty: its columns of the kernel are then taken for channels,
+// [kernel_w][4], of a kernel one column wide, and each pixel is stored with the neighbours those columns meet.
+ADABM_HD inline bool unfolds(int channels, int kernel_w) { return channels <= 4 && kernel_w > 1; }
+
 // One arithmetic width: codes and weights of 8 or 4 bits. Channels come in chunks of `planes` rows of 16 bytes; each chunk's slices of
-// weights follow one another, [planes / 2][kernel_h][kernel_w], each [2][width outputs][16 bytes].
+// weights follow one another, [planes / 2][taps], each [2][width outputs][16 bytes].
 struct Form {
-  int planes, chunks;
+  int planes, plane_shift;  // a power of two, and of which
+  int chunks;
   int slices;        // of a chunk
   int stage_slices;  // copied and waited for together
   int64_t offset;    // in the packed form
@@ -78,10 +83,12 @@ struct Form {
 
 ADABM_HD inline Form make_form(int bits, int channels, int kernel_h, int kernel_w, int width) {
   Form f;
-  const int bytes = (channels * bits + 7) / 8, taps = kernel_h * kernel_w;
-  f.planes = 2;
+  const bool unfolded = unfolds(channels, kernel_w);
+  const int bytes = unfolded ? kernel_w * 4 : (channels * bits + 7) / 8, taps = kernel_h * (unfolded ? 1 : kernel_w);
+  f.plane_shift = 1;
   // A single tap is one product a chunk: take more channels at once, so that a barrier is paid for by more than one.
-  while (taps == 1 && f.planes < 8 && f.planes * kRowBytes < bytes) f.planes *= 2;
+  while (taps == 1 && f.plane_shift < 3 && (kRowBytes << f.plane_shift) < bytes) f.plane_shift++;
+  f.planes = 1 << f.plane_shift;
   f.chunks = (bytes + f.planes * kRowBytes - 1) / (f.planes * kRowBytes);
   f.slices = taps * f.planes / 2;
   f.stage_slices = taps == 1 ? 4 : 3;

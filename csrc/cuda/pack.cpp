@@ -19,6 +19,7 @@ int64_t weight_count(const adabm_weights& w) {
 
 // Whether the weights fit 4 signed bits: as they are, or, all being odd, as k' with m = 2k' + 1 and the sum of the codes on top.
 FourBits four_bit_form(const adabm_weights& w, bool box_filter) {
+  if (unfolds(w.channels, w.kernel_w)) return FourBits::kNone;
   bool fit = true, halved = !box_filter;
   for (int64_t i = 0, count = weight_count(w); i < count && (fit || halved); i++) {
     const int m = w.weight[i];
@@ -65,25 +66,25 @@ Layout layout(const adabm_weights& w, int box_filter, int shuffle) {
 
 void pack_form(const adabm_weights& w, const Layout& l, int bits, int shuffle, uint8_t* out) {
   const Form& f = l.forms[bits == 4];
-  const int taps = w.kernel_h * w.kernel_w, row_channels = kRowBytes * 8 / bits;
-  const bool halved = bits == 4 && l.four_bits == FourBits::kHalved;
+  const bool unfolded = unfolds(w.channels, w.kernel_w), halved = bits == 4 && l.four_bits == FourBits::kHalved;
+  const int row_codes = kRowBytes * 8 / bits, row_taps = f.slices * 2 / f.planes;
   for (int64_t b = 0; b < l.classes; b++)
-    for (int t = 0; t < l.tiling.tiles; t++) {
+    for (int t = 0; t < l.tiling.tiles; t++, out += f.tile_bytes) {
       const OutputTile tile = output_tile(l.tiling, shuffle, t);
-      for (int row = 0; row < f.chunks * f.planes; row++)
-        for (int tap = 0; tap < taps; tap++)
-          for (int o = 0; o < tile.count; o++)
-            for (int c = 0; c < row_channels && row * row_channels + c < w.channels; c++) {
-              const int chunk = row / f.planes, step = row % f.planes / 2;
-              const int64_t slice = (static_cast<int64_t>(chunk) * (f.planes / 2) + step) * taps + tap;
-              uint8_t* at = out + (slice * 2 + row % 2) * l.tiling.width * kRowBytes + o * kRowBytes;
-              const int m = w.weight[((b * w.out_channels + tile.first + o) * taps + tap) * w.channels + row * row_channels + c];
-              if (bits == 8)
-                at[c] = static_cast<uint8_t>(l.lifted ? 2 * m + 1 : m);
-              else
-                at[c / 2] |= static_cast<uint8_t>(((halved ? (m - 1) / 2 : m) & 15) << (c % 2 * 4));
-            }
-      out += f.tile_bytes;
+      for (int o = 0; o < tile.count; o++) {
+        const int8_t* from = w.weight + (b * w.out_channels + tile.first + o) * w.kernel_h * w.kernel_w * w.channels;
+        for (int i = 0; i < w.kernel_h * w.kernel_w; i++)
+          for (int c = 0; c < w.channels; c++) {
+            const int m = *from++, tap = unfolded ? i / w.kernel_w : i, code = unfolded ? i % w.kernel_w * 4 + c : c;
+            const int row = code / row_codes, at = code % row_codes, chunk = row / f.planes, step = row % f.planes / 2;
+            const int64_t slice = (static_cast<int64_t>(chunk) * (f.planes / 2) + step) * row_taps + tap;
+            uint8_t* bytes = out + ((slice * 2 + row % 2) * l.tiling.width + o) * kRowBytes;
+            if (bits == 8)
+              bytes[at] = static_cast<uint8_t>(l.lifted ? 2 * m + 1 : m);
+            else
+              bytes[at / 2] |= static_cast<uint8_t>(((halved ? (m - 1) / 2 : m) & 15) << (at % 2 * 4));
+          }
+      }
     }
 }
 
