@@ -412,7 +412,10 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
           if (strip + kConsumers >= here && releases) ptx::mbarrier_arrive(ring.empty());  // before the results are stored
           epilogue<kStripRows, true>(p, q.image_words, at, strip, outputs, image, bits, acc, staged, 1 + consumer);
         }
-        if (consumer >= here && releases) ptx::mbarrier_arrive(ring.empty());
+        if (consumer >= here) {
+          ptx::sync_warp();  // all lanes have seen the stage full
+          if (releases) ptx::mbarrier_arrive(ring.empty());
+        }
         ring.next();
       }
     } else {

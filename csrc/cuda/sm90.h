@@ -14,6 +14,10 @@ namespace sm90 {
 const char* why_not_conv2d(const Conv2dParams& p);
 void conv2d(const Conv2dParams& p, int device, void* stream);
 
+// The same for two convolutions as one residual block.
+const char* why_not_resblock(const Conv2dParams& first, const Conv2dParams& second);
+void resblock(const Conv2dParams& first, const Conv2dParams& second, int device, void* stream);
+
 }  // namespace sm90
 }  // namespace cuda
 }  // namespace adabm
