@@ -9,9 +9,9 @@ import torch
 from cuda_calls import POISON, check, conv2d_call
 from cuda_library import LANDINGS, ORDERS, buffers, driver, host_library, policy
 from problems import PROBLEMS, ConvProblem, instantiate
+from test_cuda_conv2d import by_class
 
-from adabm_kernels import native
-from adabm_kernels.quantize import pack_codes, padded_channels, unpack_codes
+from adabm_kernels.quantize import unpack_codes
 
 HOPPER = {"major": 9, "shared_limit": 227 << 10}
 BLOCKS = [
@@ -40,6 +40,42 @@ def test_kernel_equals_reference(problem: ConvProblem) -> None:
 def test_any_order_gives_the_same(problem: ConvProblem, order: str, landing: str) -> None:
     with policy(order, landing, seed=1):
         check(instantiate(problem))
+
+
+# ---- kernels by border class, and images of bytes
+
+TAILS = {
+    "x4": (64, 48, {"shuffle": 4}, 21, 10),
+    "x2_two_tiles_of_outputs": (40, 112, {"shuffle": 2}, 6, 35),
+    "smallest": (64, 48, {"shuffle": 4}, 5, 5),
+    "long_edges": (33, 52, {}, 5, 135),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_kernels_by_border_class(name: str) -> None:
+    channels, outputs, settings, height, width = TAILS[name]
+    packed = name == "x4"
+    check(by_class(5, height, width, channels, outputs, (4,), **settings), packed_x=packed, packed_y=packed)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shuffle, outputs", [(4, 48), (3, 63), (2, 256), (1, 64)])
+def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, outputs: int, order: str) -> None:
+    problem = ConvProblem("image", 18, 11, 64, outputs, bits=(8, 4), weight_bits=8, shuffle=shuffle, lower=-100.0, upper=160.0)
+    instance = instantiate(problem)
+    want = instance.run("reference", "float")[0]
+    want = want.clamp(0, 255).round().to(torch.uint8)
+    assert want.min() == 0 and want.max() == 255 and len(want.unique()) > 100
+    call = conv2d_call(instance, outputs="y")
+    image = torch.full(call.y.shape, POISON, dtype=torch.uint8)
+    call.args.y, call.args.y_image, call.y = None, image.data_ptr(), image
+    with policy(order):
+        call.run()
+    assert torch.equal(image, want)
+
+
+# ---- residual blocks
 
 
 def block(problem: ConvProblem, packed: bool = False):
@@ -76,3 +112,46 @@ def test_block_equals_two_convolutions(problem: ConvProblem, packed: bool) -> No
 def test_block_in_any_order(order: str, landing: str) -> None:
     with policy(order, landing, seed=2):
         check_block(BLOCKS[0])
+
+
+# ---- what is refused
+
+
+BROKEN_BLOCKS = [
+    ("first", {"y": 64}, ValueError, "the first convolution must have no output and no residual"),
+    ("second", {"x_q": 64}, ValueError, "x_q must be null and its x_bits the first's out_bits"),
+    ("second", {"height": 4}, ValueError, r"must take what the first gives, got \[1, 4, 3, 64\] for \[1, 5, 3, 64\]"),
+    ("first", {"struct_bytes": 8}, ValueError, "first and second must be structs of [0-9]+ bytes"),
+    ("first", {"packed_bytes": 5}, ValueError, "packed_bytes must be .* got 5"),
+    ("second", {"y_image": 64, "y_q": None}, ValueError, "y_image must be null in a residual block"),
+    ("second", {"y_q": "x_q"}, ValueError, "y_q must not be x_q"),
+]
+
+
+@pytest.mark.parametrize("which, change, error, message", BROKEN_BLOCKS, ids=[m for _, _, _, m in BROKEN_BLOCKS])
+def test_broken_blocks_are_refused(which: str, change: dict, error: type, message: str) -> None:
+    first, second, _ = block(BLOCKS[1])
+    a, b = conv2d_call(first, outputs="q"), conv2d_call(second, outputs="yq")
+    a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
+    for name, value in change.items():
+        setattr((a if which == "first" else b).args, name, getattr(a.args, value) if isinstance(value, str) else value)
+    with pytest.raises(error, match=message):
+        host_library().call("adabm_resblock_cuda", a.args, b.args, 0, None)
+
+
+def test_blocks_that_cannot_be_fused_say_why() -> None:
+    problem = dataclasses.replace(BLOCKS[1], channels=96, outputs=96)
+    with pytest.raises(RuntimeError, match="not 3x3 with 33 to 64 channels"):
+        run_block(*block(problem)[:2])
+    with driver(**HOPPER | {"major": 8}), pytest.raises(RuntimeError, match="the device has another compute capability"):
+        run_block(*block(BLOCKS[1])[:2])
+
+
+def test_images_of_bytes_need_this_architecture() -> None:
+    call = conv2d_call(instantiate(PROBLEMS[0]), outputs="y")
+    call.args.y, call.args.y_image = None, call.args.y
+    with driver(major=8), pytest.raises(RuntimeError, match="y_image needs the kernel of compute capability 9.0: the device has another"):
+        call.run()
+    call.args.y_q, call.args.out_grid, call.args.out_bits = call.args.y_image, call.args.alpha, call.args.x_bits
+    with pytest.raises(ValueError, match="y_q and y_image must not both be given"):
+        call.run()

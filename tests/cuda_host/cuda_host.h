@@ -81,8 +81,8 @@ void named_barrier(int id, int threads);
 void fence_async();
 // As shared_read, by a product: what was written ordinarily must have been fenced.
 const void* shared_read_async(const char* who, uint32_t address, int bytes, int alignment);
-// The current warp's step, and the end of a copy that was issued by a warp at a step.
-uint32_t warp_step();
+// The current warp's step, which ends with this call, and the end of a copy that was issued by a warp at a step.
+uint32_t take_step();
 void shared_land(uint32_t address, const void* from, int bytes, int warp, uint32_t step);
 
 // Called when a block begins, and when it has ended: the latter returns what is wrong, or null.

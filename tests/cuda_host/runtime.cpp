@@ -454,7 +454,7 @@ const void* shared_read_async(const char* who, uint32_t address, int bytes, int 
   return at;
 }
 
-uint32_t warp_step() { return own_warp().clock[current->warp]; }
+uint32_t take_step() { return own_warp().clock[current->warp]++; }
 
 void shared_land(uint32_t address, const void* from, int bytes, int warp, uint32_t step) {
   const uint32_t offset = address - kSharedBase;

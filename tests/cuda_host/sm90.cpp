@@ -221,7 +221,7 @@ void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t bar
   if ((shared - kSharedBase) % 16) fail("bulk_copy at byte %u of shared memory, which must be a multiple of 16", shared - kSharedBase);
   global_read("bulk_copy", global, bytes, 16);
   shared_begin_copy("bulk_copy", shared, static_cast<int>(bytes));
-  b.copies.push_back({shared, global, bytes, current->warp, warp_step()});
+  b.copies.push_back({shared, global, bytes, current->warp, take_step()});
   if (land_now()) land(b), flip_if_complete(b);
 }
 
