@@ -19,6 +19,17 @@ ADABM_DEVICE int storage_bits(int bits, bool packed) { return !packed || bits > 
 // Bytes of one pixel of `channels` codes, a multiple of 4.
 ADABM_DEVICE int pixel_bytes(int channels, int storage) { return (channels * storage + 31) / 32 * 4; }
 
+// Conversions between integers and floats run at a quarter of the rate of sums. In 1.5 * 2^23 + n, |n| < 2^22, n is the low bits:
+// both ways a sum does.
+constexpr float kAnchor = 12582912.0f;
+
+ADABM_DEVICE float small_float(int32_t n) { return ptx::float_of(ptx::bits_of(kAnchor) + static_cast<uint32_t>(n)) - kAnchor; }
+
+// quantize_value of quant_math.h, in the lowest byte: the sum with the anchor rounds half to even.
+ADABM_DEVICE uint32_t quantize_low_byte(float value, float scale, float offset, float top) {
+  return ptx::bits_of(fminf(fmaxf(fmaf(value, scale, offset), 0.0f), top) + kAnchor);
+}
+
 // The lowest four codes of 4 bits as bytes, and back.
 ADABM_DEVICE uint32_t bytes_of_nibbles(uint32_t x) {
   x &= 0xffffu;

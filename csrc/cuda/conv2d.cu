@@ -32,6 +32,7 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   p.taps_w = unfolds(a.channels, a.kernel_w) ? 1 : a.kernel_w;
   p.activation = a.activation, p.shuffle = a.shuffle, p.packed_codes = a.packed_codes, p.border_kernels = a.border_kernels;
   p.tiling = output_tiling(a.out_channels, a.shuffle);
+  p.products = static_cast<float>(a.channels) * a.kernel_h * a.kernel_w;
   p.y_pitch = a.y_pitch ? a.y_pitch : p.tiling.group;
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 8 == 0; };
   p.y_pairs = p.y_pitch % 2 == 0 && p.tiling.group % 2 == 0 && aligned(a.y) && aligned(a.residual);
@@ -68,7 +69,7 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
 }
 
 uint32_t shared_bytes(const Conv2dParams& p) {
-  uint32_t most = p.y_q ? kTilePixels * (p.tiling.width + 4) : 0;
+  uint32_t most = p.y_q ? kTilePixels * (p.tiling.width + kStagePad) : 0;
   for (int form = 0; form <= p.four_bits; form++) {
     const Form& f = p.forms[form];
     const int codes = code_buffers(f) * f.planes * p.plane_pixels * kRowBytes, weights = kStages * f.stage_slices * p.tiling.width * kSliceBytes;

@@ -18,6 +18,7 @@ namespace adabm {
 namespace cuda {
 
 constexpr int kWarpPixels = 32, kWarps = 4, kTilePixels = kWarps * kWarpPixels, kThreads = kWarps * 32;
+constexpr int kStagePad = 8;  // bytes behind the codes of a pixel on their way out: rows of 8-byte words on different banks
 
 struct Conv2dParams {
   const uint8_t* x_q;
@@ -37,6 +38,7 @@ struct Conv2dParams {
   int border_kernels;
   int box;         // whether the 8-bit form needs the sum of the codes
   int four_bits;   // whether images of up to 4 bits take the 4-bit form
+  float products;  // of an output
   int y_pairs;     // neighbouring outputs of even and odd number lie in aligned pairs in y, residual and y_acc
   OutputTiling tiling;
   Form forms[2];     // 8 bits, 4 bits
@@ -166,11 +168,13 @@ ADABM_HD inline int code_buffers(const Form& f) {
   return f.chunks == 1 ? 1 : f.slices > f.stage_slices ? 2 : 3;
 }
 
+// kGroup: steps that are taken together; 3 needs a kernel whose columns are a multiple of it.
 // acc[i][j] gets the products of the warp's i-th 16 pixels and j-th 8 outputs; box[i] the sums of the codes, in every column.
-template <int kBits, int kTiles>
+template <int kBits, int kTiles, int kGroup>
 ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t* image, int storage, const uint8_t* weights, bool with_box,
                            int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
   constexpr int kPlaneBytes = kTiles * 8 * kRowBytes, kWeightBytes = 2 * kPlaneBytes;  // of a slice
+  static_assert(kGroup == 1 || kGroup * kWeightBytes % (kThreads * 16) == 0, "");
   const Form& f = p.forms[kBits == 4];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const uint32_t plane_bytes = p.plane_pixels * kRowBytes, code_bytes = plane_bytes * f.planes;
@@ -194,8 +198,14 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
     if (issued < stages) {
       if (issued_slice == 0) load_codes<kBits>(p, at, f, image, storage, issued_chunk, codes + issued_buffer * code_bytes);
       const int count = f.slices - issued_slice < f.stage_slices ? f.slices - issued_slice : f.stage_slices;
-      for (int unit = threadIdx.x; unit < count * (kWeightBytes / 16); unit += kThreads)
-        ptx::cp_async<16>(staged + issue_slot * stage_bytes + unit * 16, weights + unit * 16, 16);
+      const uint32_t target = staged + issue_slot * stage_bytes + threadIdx.x * 16;
+      const uint8_t* source = weights + threadIdx.x * 16;
+      if constexpr (kGroup == 3) {  // every stage is full
+#pragma unroll
+        for (int i = 0; i < kGroup * kWeightBytes; i += kThreads * 16) ptx::cp_async<16>(target + i, source + i, 16);
+      } else {
+        for (int i = 0; i + static_cast<int>(threadIdx.x) * 16 < count * kWeightBytes; i += kThreads * 16) ptx::cp_async<16>(target + i, source + i, 16);
+      }
       weights += count * kWeightBytes;
       issued_slice += count, issued++;
       issue_slot = issue_slot == kStages - 1 ? 0 : issue_slot + 1;
@@ -218,30 +228,33 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
     uint32_t from = staged + slot * stage_bytes + column;
     const int end = slice + f.stage_slices < f.slices ? slice + f.stage_slices : f.slices;
 #pragma unroll 1
-    for (; slice < end; slice++) {
-      uint32_t a[2][4], b[kTiles / 2][4];
+    for (; slice < end; slice += kGroup) {
 #pragma unroll
-      for (int i = 0; i < 2; i++) ptx::ldmatrix_x4(a[i], rows[i] + tap);
+      for (int g = 0; g < kGroup; g++) {
+        uint32_t a[2][4], b[kTiles / 2][4];
 #pragma unroll
-      for (int j = 0; j < kTiles / 2; j++) ptx::ldmatrix_x4(b[j], from + j * 16 * kRowBytes);
+        for (int i = 0; i < 2; i++) ptx::ldmatrix_x4(a[i], rows[i] + tap + g * kRowBytes);
 #pragma unroll
-      for (int j = 0; j < kTiles; j++)
+        for (int j = 0; j < kTiles / 2; j++) ptx::ldmatrix_x4(b[j], from + g * kWeightBytes + j * 16 * kRowBytes);
+#pragma unroll
+        for (int j = 0; j < kTiles; j++)
+#pragma unroll
+          for (int i = 0; i < 2; i++) {
+            if constexpr (kBits == 8)
+              ptx::mma_u8s8(acc[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
+            else
+              ptx::mma_u4s4(acc[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
+          }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           if constexpr (kBits == 8)
-            ptx::mma_u8s8(acc[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
+            ptx::mma_u8s8_if(with_box, box[i], a[i], {0x01010101u, 0x01010101u});
           else
-            ptx::mma_u4s4(acc[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
+            ptx::mma_u4s4_if(with_box, box[i], a[i], {0x11111111u, 0x11111111u});
         }
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        if constexpr (kBits == 8)
-          ptx::mma_u8s8_if(with_box, box[i], a[i], {0x01010101u, 0x01010101u});
-        else
-          ptx::mma_u4s4_if(with_box, box[i], a[i], {0x11111111u, 0x11111111u});
       }
-      from += kWeightBytes, tap += kRowBytes;
-      if (++tap_column == p.taps_w) {
+      from += kGroup * kWeightBytes, tap += kGroup * kRowBytes;
+      if ((tap_column += kGroup) == p.taps_w) {
         tap_column = 0, tap += (halo_columns - p.taps_w) * kRowBytes;
         if (++tap_row == p.kernel_h) tap_row = 0, tap += 2 * plane_bytes - p.kernel_h * halo_columns * kRowBytes;
       }
@@ -256,10 +269,10 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
   ptx::cp_async_wait<0>();
 }
 
-// The staged codes of one tile, [pixel][outputs + 4], leave as packed words; the words of a pixel that this tile owns.
+// The staged codes of one tile, [pixel][outputs + kStagePad], leave as packed words; the words of a pixel that this tile owns.
 template <int kTiles>
 ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const OutputTile& outputs, int image, int bits) {
-  constexpr int kPitch = kTiles * 8 + 4;
+  constexpr int kPitch = kTiles * 8 + kStagePad;
   const int group = p.tiling.group, code_channels = (group + 3) / 4 * 4;
   const int storage = storage_bits(bits, p.packed_codes & ADABM_PACKED_Y), pitch = pixel_bytes(code_channels, storage);
   const int word_codes = 32 / storage;
@@ -272,29 +285,58 @@ ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const Outp
   const Divider by_sub_words(sub_words), by_words(words);
   for (int unit = threadIdx.x; unit < kTilePixels * sub_words; unit += kThreads) {
     const int pixel = by_sub_words.quotient(unit), in_pixel = by_sub_words.rest(unit);
-    const int sub = by_words.quotient(in_pixel), word = by_words.rest(in_pixel);
     const int row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
     if (pixel >> at.shift >= at.rows || row >= at.end_row || column >= at.end_column) continue;
     const uint32_t from = ptx::shared_base() + pixel * kPitch;
-    const uint32_t value = pack_word(storage, [&](int i) -> uint32_t {
-      const int channel = word * word_codes + 4 * i, at_byte = sub * group + channel;
-      if (channel >= own) return 0;
-      if (channel + 4 <= own && at_byte % 4 == 0) return ptx::load_shared<uint32_t>(from + at_byte);
-      uint32_t codes = 0;
-      for (int c = 0; c < 4 && channel + c < own; c++) codes |= static_cast<uint32_t>(ptx::load_shared<uint8_t>(from + at_byte + c)) << (8 * c);
-      return codes;
-    });
+    int sub = 0, word = in_pixel;
+    uint32_t value;
+    if (outputs.subs == 1) {  // codes behind the last channel are staged too, as zeros
+      value = pack_word(storage, [&](int i) { return ptx::load_shared<uint32_t>(from + word * word_codes + 4 * i); });
+    } else {
+      sub = by_words.quotient(in_pixel), word = by_words.rest(in_pixel);
+      value = pack_word(storage, [&](int i) {
+        const int channel = word * word_codes + 4 * i;
+        uint32_t codes = 0;
+        for (int c = 0; c < 4 && channel + c < own; c++) codes |= static_cast<uint32_t>(ptx::load_shared<uint8_t>(from + sub * group + channel + c)) << (8 * c);
+        return codes;
+      });
+    }
     const int sub_pixel = outputs.sub + sub;
-    const int out = (row * p.shuffle + sub_pixel / p.shuffle) * row_pixels + column * p.shuffle + sub_pixel % p.shuffle;
-    ptx::store_global(reinterpret_cast<uint32_t*>(y_q + static_cast<int64_t>(out) * pitch) + first_word + word, value);
+    int64_t out = row * row_pixels + column;
+    if (p.shuffle > 1) out = (row * p.shuffle + sub_pixel / p.shuffle) * row_pixels + column * p.shuffle + sub_pixel % p.shuffle;
+    ptx::store_global(reinterpret_cast<uint32_t*>(y_q + out * pitch) + first_word + word, value);
   }
+}
+
+// Two neighbouring outputs of one pixel in y, residual and y_acc, where they are given.
+ADABM_DEVICE void store_floats(const Conv2dParams& p, const int64_t (&at)[2], const bool (&wanted)[2], const int32_t (&sums)[2],
+                               float (&values)[2]) {
+  if (p.y_pairs && wanted[1]) {
+    ptx::Words2 two;
+    if (p.residual) {
+      two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(p.residual + at[0]));
+      values[0] = ptx::float_of(two.w[0]) + values[0], values[1] = ptx::float_of(two.w[1]) + values[1];
+    }
+    two.w[0] = ptx::bits_of(values[0]), two.w[1] = ptx::bits_of(values[1]);
+    if (p.y) ptx::store_global(reinterpret_cast<ptx::Words2*>(p.y + at[0]), two);
+  } else {
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+      if (!wanted[e]) continue;
+      if (p.residual) values[e] = ptx::load_global(p.residual + at[e]) + values[e];
+      if (p.y) ptx::store_global(p.y + at[e], values[e]);
+    }
+  }
+  if (p.y_acc)
+    for (int e = 0; e < 2; e++)
+      if (wanted[e]) ptx::store_global(p.y_acc + at[e], sums[e]);
 }
 
 // Results in the order of docs/numerics.md: scale and bias, activation, residual, codes.
 template <int kTiles>
-ADABM_DEVICE void epilogue(const Conv2dParams& p, const Place& at, const OutputTile& outputs, int image, int bits, bool with_box,
+ADABM_DEVICE void epilogue(const Conv2dParams& p, const Place& at, const OutputTile& outputs, int image, int bits, bool four_bits, bool with_box,
                            const int32_t (&acc)[2][kTiles][4], const int32_t (&box)[2][4]) {
-  constexpr int kPitch = kTiles * 8 + 4;
+  constexpr int kPitch = kTiles * 8 + kStagePad;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2, r = p.shuffle, group = p.tiling.group;
   const int row_pixels = p.width * r;
@@ -302,6 +344,9 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, const Place& at, const OutputT
   const float* alpha = p.alpha + (bits - ADABM_MIN_BITS) * p.out_channels;
   const bool one_class = p.border_kernels || (at.row >= pad_h && at.row + at.rows + pad_h <= p.height && at.column >= pad_w &&
                                               at.column + at.columns + pad_w <= p.width);
+  // Whether no sum of such codes and weights (m, which k' stands for too) can reach 2^22.
+  const bool small_sums = p.products * static_cast<float>(((1 << bits) - 1) * (four_bits ? 15 : 255)) < 4.0e6f;
+  const bool floats = p.y || p.residual || p.y_acc;
   float scale = 0, offset = 0, top = 0;
   int out_bits = 8;
   if (p.y_q) {
@@ -323,71 +368,68 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, const Place& at, const OutputT
                      ? 0
                      : (border_class(row, p.height, pad_h) * (pad_w + 1) * (pad_w + 1) + border_class(column, p.width, pad_w)) * p.out_channels;
   }
+  const uint32_t stage = ptx::shared_base() + (warp * kWarpPixels + lane / 4) * kPitch + lane % 4 * 2;
 #pragma unroll
   for (int j = 0; j < kTiles; j++) {
-    const int in_tile = j * 8 + lane % 4 * 2;
-    float alphas[2], slopes[2], betas[2];
-    int y_offset[2];
-    bool wanted[2];
+    const int in_tile = j * 8 + lane % 4 * 2, o = outputs.first + in_tile;
+    const bool wanted[2] = {in_tile < outputs.count, in_tile + 1 < outputs.count};
+    float alphas[2], betas[2], values[4][2];
+    int32_t sums[4][2];
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-      const int o = outputs.first + in_tile + e;
-      wanted[e] = in_tile + e < outputs.count;
-      alphas[e] = wanted[e] ? ptx::load_constant(alpha + o) : 0.0f;
-      slopes[e] = wanted[e] && p.activation == ADABM_ACT_PRELU ? ptx::load_constant(p.slope + o) : 0.0f;
-      betas[e] = wanted[e] ? ptx::load_constant(p.beta + beta_at[0] + o) : 0.0f;
-      const int sub = r == 1 ? 0 : o / group;
-      y_offset[e] = r == 1 ? o : (sub / r * row_pixels + sub % r) * p.y_pitch + o - sub * group;
-    }
+      alphas[e] = wanted[e] ? ptx::load_constant(alpha + o + e) : 0.0f;
+      betas[e] = wanted[e] ? ptx::load_constant(p.beta + beta_at[0] + o + e) : 0.0f;
 #pragma unroll
-    for (int m = 0; m < 4; m++) {
-      int32_t sums[2];
-      float values[2];
-      uint16_t codes = 0;
-      const bool inside = y_at[m] >= 0;
+      for (int m = 0; m < 4; m++) {
+        sums[m][e] = acc[m / 2][j][m % 2 * 2 + e];
+        if (with_box) sums[m][e] = static_cast<int32_t>(2 * static_cast<uint32_t>(sums[m][e]) + static_cast<uint32_t>(box[m / 2][m % 2 * 2]));
+      }
+    }
+    if (small_sums) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) values[i / 2][i % 2] = small_float(sums[i / 2][i % 2]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; i++) values[i / 2][i % 2] = static_cast<float>(sums[i / 2][i % 2]);
+    }
+    if (one_class) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) values[i / 2][i % 2] = fmaf(values[i / 2][i % 2], alphas[i % 2], betas[i % 2]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        const float beta = wanted[i % 2] ? ptx::load_constant(p.beta + beta_at[i / 2] + o + i % 2) : 0.0f;
+        values[i / 2][i % 2] = fmaf(values[i / 2][i % 2], alphas[i % 2], beta);
+      }
+    }
+    if (p.activation == ADABM_ACT_RELU) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) values[i / 2][i % 2] = fmaxf(values[i / 2][i % 2], 0.0f);
+    } else if (p.activation == ADABM_ACT_PRELU) {
 #pragma unroll
       for (int e = 0; e < 2; e++) {
-        const int32_t sum = acc[m / 2][j][m % 2 * 2 + e];
-        sums[e] = with_box ? static_cast<int32_t>(2 * static_cast<uint32_t>(sum) + static_cast<uint32_t>(box[m / 2][m % 2 * 2])) : sum;
-        const float beta = one_class ? betas[e] : wanted[e] ? ptx::load_constant(p.beta + beta_at[m] + outputs.first + in_tile + e) : 0.0f;
-        values[e] = fmaf(static_cast<float>(sums[e]), alphas[e], beta);
-        if (p.activation == ADABM_ACT_RELU)
-          values[e] = values[e] > 0.0f ? values[e] : 0.0f;
-        else if (p.activation == ADABM_ACT_PRELU)
-          values[e] = values[e] < 0.0f ? values[e] * slopes[e] : values[e];
-      }
-      const int64_t first = image_floats + y_at[m] + y_offset[0], second = image_floats + y_at[m] + y_offset[1];
-      const bool pair = p.y_pairs && wanted[1];
-      if (p.residual && inside) {
-        if (pair) {
-          const ptx::Words2 two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(p.residual + first));
-          float residual[2];
-          memcpy(residual, &two, sizeof two);
-          values[0] = residual[0] + values[0], values[1] = residual[1] + values[1];
-        } else {
-          if (wanted[0]) values[0] = ptx::load_global(p.residual + first) + values[0];
-          if (wanted[1]) values[1] = ptx::load_global(p.residual + second) + values[1];
-        }
-      }
-      if (p.y && inside) {
-        if (pair) {
-          ptx::Words2 two;
-          memcpy(&two, values, sizeof two);
-          ptx::store_global(reinterpret_cast<ptx::Words2*>(p.y + first), two);
-        } else {
-          if (wanted[0]) ptx::store_global(p.y + first, values[0]);
-          if (wanted[1]) ptx::store_global(p.y + second, values[1]);
-        }
-      }
-      if (p.y_acc && inside) {
-        if (wanted[0]) ptx::store_global(p.y_acc + first, sums[0]);
-        if (wanted[1]) ptx::store_global(p.y_acc + second, sums[1]);
-      }
-      if (p.y_q) {
+        const float slope = wanted[e] ? ptx::load_constant(p.slope + o + e) : 0.0f;
 #pragma unroll
-        for (int e = 0; e < 2; e++)
-          if (wanted[e]) codes |= static_cast<uint16_t>(quantize_value(values[e], scale, offset, top) << (8 * e));
-        ptx::store_shared(ptx::shared_base() + (warp * kWarpPixels + m * 8 + lane / 4) * kPitch + in_tile, codes);
+        for (int m = 0; m < 4; m++) values[m][e] = values[m][e] < 0.0f ? values[m][e] * slope : values[m][e];
+      }
+    }
+    if (floats) {
+      int y_offset[2];
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        const int sub = r == 1 ? 0 : (o + e) / group;
+        y_offset[e] = r == 1 ? o + e : (sub / r * row_pixels + sub % r) * p.y_pitch + o + e - sub * group;
+      }
+#pragma unroll
+      for (int m = 0; m < 4; m++)
+        if (y_at[m] >= 0) store_floats(p, {image_floats + y_at[m] + y_offset[0], image_floats + y_at[m] + y_offset[1]}, wanted, sums[m], values[m]);
+    }
+    if (p.y_q) {
+      const uint32_t kept = (wanted[0] ? 0x00ffu : 0u) | (wanted[1] ? 0xff00u : 0u);
+#pragma unroll
+      for (int m = 0; m < 4; m++) {
+        const uint32_t low = quantize_low_byte(values[m][0], scale, offset, top), high = quantize_low_byte(values[m][1], scale, offset, top);
+        ptx::store_shared(stage + m * 8 * kPitch + j * 8, static_cast<uint16_t>(ptx::byte_perm(low, high, 0x0040) & kept));
       }
     }
   }
@@ -408,15 +450,23 @@ __global__ void __launch_bounds__(kThreads, 4) conv2d_sm80(const __grid_constant
   const bool with_box = ptx::load_constant(reinterpret_cast<const PackedHeader*>(p.packed)->box + four_bits);
   const uint8_t* weights = p.packed + f.offset + ((p.border_kernels ? at.kernel : 0) * static_cast<int64_t>(p.tiling.tiles) + output) * f.tile_bytes;
   int32_t acc[2][kTiles][4] = {}, box[2][4] = {};
+  // The wide tile, which most layers take, goes through a row of a 3x3 or 9x9 kernel in one go.
+  const bool threes = kTiles == kMaxTileOutputs / 8 && p.taps_w % 3 == 0;
+  constexpr int kGroup = kTiles == kMaxTileOutputs / 8 ? 3 : 1;
 // On compute capability 9 and later a product of 4-bit numbers is a call that unpacks them: never worth it.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
-  if (four_bits)
-    multiply<4, kTiles>(p, at, x, storage, weights, with_box, acc, box);
+  if (four_bits && threes)
+    multiply<4, kTiles, kGroup>(p, at, x, storage, weights, with_box, acc, box);
+  else if (four_bits)
+    multiply<4, kTiles, 1>(p, at, x, storage, weights, with_box, acc, box);
   else
 #endif
-    multiply<8, kTiles>(p, at, x, storage, weights, with_box, acc, box);
+  if (threes)
+    multiply<8, kTiles, kGroup>(p, at, x, storage, weights, with_box, acc, box);
+  else
+    multiply<8, kTiles, 1>(p, at, x, storage, weights, with_box, acc, box);
   ptx::sync_block();  // the codes that leave take the place of those that came
-  epilogue<kTiles>(p, at, output_tile(p.tiling, p.shuffle, output), image, bits, with_box, acc, box);
+  epilogue<kTiles>(p, at, output_tile(p.tiling, p.shuffle, output), image, bits, four_bits, with_box, acc, box);
 }
 
 }  // namespace cuda

@@ -80,6 +80,32 @@ ADABM_DEVICE void store_global(T* pointer, const T& value) {
   *pointer = value;
 }
 
+// ---- bits
+
+ADABM_DEVICE uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+ADABM_DEVICE float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Bytes of the eight in b:a, chosen by the lowest four nibbles of the selector, each 0..7.
+ADABM_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+#if defined(__CUDACC__)
+  return __byte_perm(a, b, selector);
+#else
+  const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; i++) out |= static_cast<uint32_t>(both >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+  return out;
+#endif
+}
+
 // ---- asynchronous copies (sm_80)
 
 // kBytes from global to shared memory, 4 or 16; only the first source_bytes are read and zeros take the place of the others.
