@@ -6,12 +6,20 @@ import dataclasses
 
 import pytest
 import torch
-from cuda_calls import POISON, check, conv2d_call
+from cuda_calls import POISON, check, conv2d_call, cuda_on_host
 from cuda_library import LANDINGS, ORDERS, buffers, driver, host_library, policy
 from problems import PROBLEMS, ConvProblem, instantiate
+from small import one_thread  # noqa: F401
 from test_cuda_conv2d import by_class
 
+import adabm_kernels
+from adabm_kernels import ops
+from adabm_kernels.config import ConvertConfig
+from adabm_kernels.networks.detect import float_network
+from adabm_kernels.networks.edsr import EDSRSpec
+from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.quantize import unpack_codes
+from adabm_kernels.registry import Choice
 
 HOPPER = {"major": 9, "shared_limit": 227 << 10}
 BLOCKS = [
@@ -20,6 +28,14 @@ BLOCKS = [
     ConvProblem("few_channels", 9, 31, 36, 36, bits=(4,), activation="prelu"),
     ConvProblem("w6_block", 14, 30, 64, 64, weight_bits=6, bits=(6,), activation="relu"),
 ]  # fmt: skip
+
+NETWORKS = [  # settings, and whether its blocks can be fused
+    (EDSRSpec(4, 2, 40), {}, True),
+    (EDSRSpec(2, 3, 36), {"quantize": "body"}, True),
+    (SRResNetSpec(2, 2, 64), {}, True),
+    (EDSRSpec(2, 1, 16), {}, False),
+    (EDSRSpec(2, 1, 36), {"quantize": "body", "weight_bits": 8}, False),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +171,47 @@ def test_images_of_bytes_need_this_architecture() -> None:
     call.args.y_q, call.args.out_grid, call.args.out_bits = call.args.y_image, call.args.alpha, call.args.x_bits
     with pytest.raises(ValueError, match="y_q and y_image must not both be given"):
         call.run()
+
+
+# ---- through the operators and networks
+
+
+@pytest.mark.parametrize("network, settings, fused", NETWORKS, ids=[type(n).__name__ + str(n.channels) for n, _, _ in NETWORKS])
+def test_networks_equal_the_reference(network, settings: dict, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    images = [torch.rand(1, 3, 16, 16) * 255 * scale for scale in (0.1, 0.5, 1.0)]
+    model = adabm_kernels.convert_model(float_network(network), images, ConvertConfig(batch=1, recipe="paper", **settings))
+    x = torch.cat([images[0], images[2]])[..., :9, :]
+    model.set_backend("reference")
+    want = model(x)
+    assert model.why_not_fused == "backend 'reference' computes convolutions one by one"
+    monkeypatch.setattr(adabm_kernels.nn.network, "choose", lambda problem, requested: Choice("cuda"))
+    with cuda_on_host():
+        model.set_backend("cuda")
+        assert (model.why_not_fused == "") == fused
+        for packed in (False, True):
+            model.packed_codes = packed
+            for conv in model.convs():
+                conv.packed_codes = packed
+            assert torch.equal(model(x), want)
+        with driver(major=8, minor=6):
+            model.set_backend("cuda")
+            assert model.why_not_fused == "compute capability 8.6 has no wgmma: only 9.0 has"
+        assert torch.equal(model(x), want)
+
+
+def test_the_operator_says_what_is_wrong() -> None:
+    first, second, _ = block(BLOCKS[1])
+    tables = [(conv.layer.weight, torch.empty(0, dtype=torch.uint8), conv.layer.alpha, conv.layer.beta) for conv in (first, second)]
+    y = torch.empty(1, 5, 3, 64)
+    arguments = {"first": tables[0], "second": tables[1], "inner_grid": second.layer.grid, "inner_bits": first.out_bits, "y": y}
+    wrong = [
+        ({"backend": "cpu"}, r"resblock_out: backend must be one of \('cuda',\), got 'cpu'"),
+        ({"inner_bits": first.out_bits.float()}, "out_bits must be torch.int32, got torch.float32"),
+        ({"y": None}, "one of y and y_q must be given"),
+        ({"second": (second.layer.weight[:, :1], *tables[1][1:])}, r"beta must have shape"),
+        ({"y": y[:, :4]}, r"y must have shape \[1, 5, 3, 64\], got \[1, 4, 3, 64\]"),
+    ]
+    for change, message in wrong:
+        with pytest.raises(RuntimeError, match=message):
+            ops.resblock_out(first.x_q, first.bits, **arguments | change)
