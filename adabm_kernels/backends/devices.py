@@ -6,7 +6,7 @@ import functools
 import os
 from importlib import metadata
 
-OLDEST_TRITON = (3, 4)
+OLDEST_TRITON = (3, 5)
 OLDEST_CAPABILITY = (8, 0)  # int8 tensor-core instructions as the kernels use them: Ampere
 
 
