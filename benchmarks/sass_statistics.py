@@ -62,10 +62,12 @@ def opcode(instruction: str) -> str:
 
 @dataclass(frozen=True)
 class Loop:
-    """An innermost loop with matrix instructions. opcodes: how often each occurs; classes: the same by first word."""
+    """An innermost loop with matrix instructions. opcodes: how often each occurs; classes: the same by first word. steps: how many
+    times it takes 32 bytes of every pixel and output."""
 
     opcodes: Counter
     bits: int
+    steps: int
     macs: int  # of the convolution
     shared_bytes: int
 
@@ -80,7 +82,7 @@ class Loop:
 def inner_loops(lines: list[str], outputs: int) -> list[Loop]:
     """The innermost loops with matrix instructions of a kernel for so many outputs.
 
-    Products are those of a warp's 32 pixels with the outputs; those that sum up the codes come on top.
+    Products are those of a warp's 32 pixels with the outputs; those that sum up the codes, as for 8 more outputs, come on top.
     """
     place: dict[str, int] = {}
     instructions: list[str] = []
@@ -101,11 +103,14 @@ def inner_loops(lines: list[str], outputs: int) -> list[Loop]:
             continue
         opcodes = Counter(map(opcode, instructions[begin : end + 1]))
         (matrix,) = (name for name in opcodes if name in MACS)
+        steps, rest = divmod(opcodes[matrix], 2 * (outputs // 8 + 1))
+        assert rest == 0, f"{opcodes[matrix]} matrix instructions for {outputs} outputs"
         loops.append(
             Loop(
                 opcodes,
                 WIDTH[matrix],
-                2 * outputs // 8 * MACS[matrix],
+                steps,
+                steps * 2 * outputs // 8 * MACS[matrix],
                 sum(count * SHARED_BYTES.get(name, 0) for name, count in opcodes.items()),
             )
         )
@@ -123,17 +128,17 @@ def main() -> None:
     default = Path(__file__).resolve().parents[1] / "adabm_kernels" / "_lib" / "libadabm_cuda.so"
     parser.add_argument("library", nargs="?", type=Path, default=default)
     library = parser.parse_args().library
-    print("| architecture | outputs | bits | matrix | ldmatrix | others | per 4096 products | shared bytes per 1000 products |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| architecture | outputs | bits | steps | matrix | ldmatrix | others | per 4096 MAC | shared bytes per 1000 MAC |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for architecture in ARCHITECTURES:
         kernels = disassemble(library, architecture)
         for name in sorted(filter(outputs, kernels), key=outputs):
-            for loop in sorted(inner_loops(kernels[name], outputs(name)), key=lambda loop: -loop.bits):
+            for loop in sorted(inner_loops(kernels[name], outputs(name)), key=lambda loop: (-loop.steps, -loop.bits)):
                 matrix, ldmatrix, total = loop.classes["IMMA"], loop.classes["LDSM"], sum(loop.opcodes.values())
-                print(
-                    f"| sm_{architecture} | {outputs(name)} | {loop.bits} | {matrix} | {ldmatrix} | {total - matrix - ldmatrix} "
-                    f"| {total * 4096 / loop.macs:.2f} | {loop.shared_bytes * 1000 / loop.macs:.1f} |"
-                )
+                others = total - matrix - ldmatrix
+                rates = f"{total * 4096 / loop.macs:.2f} | {loop.shared_bytes * 1000 / loop.macs:.1f}"
+                shape = f"sm_{architecture} | {outputs(name)} | {loop.bits} | {loop.steps}"
+                print(f"| {shape} | {matrix} | {ldmatrix} | {others} | {rates} |")
 
 
 if __name__ == "__main__":

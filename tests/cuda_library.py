@@ -70,6 +70,7 @@ def runtime() -> SimpleNamespace:
     """The test's side of the runtime (cuda_host/cuda_host.h, driver.cpp)."""
     dll = ctypes.CDLL(str(host_library().path))
     dll.adabm_host_error.restype = ctypes.c_char_p
+    dll.adabm_host_last_stream.restype = ctypes.c_void_p
     dll.adabm_host_allow.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int]
     dll.adabm_host_owner.argtypes = [ctypes.c_void_p, ctypes.c_int]
     dll.adabm_host_broken.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
@@ -80,6 +81,7 @@ def runtime() -> SimpleNamespace:
         broken=dll.adabm_host_broken,
         current_device=dll.adabm_host_current_device,
         sticky_error=dll.adabm_host_sticky_error,
+        last_stream=dll.adabm_host_last_stream,
     )
 
 

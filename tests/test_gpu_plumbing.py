@@ -266,7 +266,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 needs_triton = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
 REASONS = [
     ({"triton": None}, "triton is not installed"),
-    ({"triton": "3.1.0"}, "needs triton 3.4 or newer, found 3.1.0"),
+    ({"triton": "3.1.0"}, "needs triton 3.5 or newer, found 3.1.0"),
     (
         {"available": False, "fails": RuntimeError("The NVIDIA driver on your system is too old (found 11040).\nPlease update")},
         r"no usable GPU: The NVIDIA driver on your system is too old \(found 11040\)\.$",

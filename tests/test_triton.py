@@ -70,8 +70,9 @@ def test_machine_code(build: tuple[str, int], builds: dict[tuple[str, int], Futu
     assert kernel.shared <= triton_compiled.SHARED[capability]
     assert kernel.registers <= 255 and kernel.registers * kernel.warps * 32 <= 65536
     if name in triton_compiled.CONV2D:
-        products = [operation for operation in kernel.operations if operation.startswith(("IMMA", "IGMMA"))]
-        assert products and all(".S8.S8" in operation for operation in products)
-        assert not [operation for operation in kernel.operations if operation.startswith(("HMMA", "HGMMA", "IDP"))]
+        products = [operation for operation in kernel.operations if operation.startswith(("IMMA", "IGMMA", "UTCIMMA"))]
+        assert products and all(".S8.S8" in operation for operation in products if operation.startswith("I"))
+        assert not [operation for operation in kernel.operations if operation.startswith(("HMMA", "HGMMA", "UTCHMMA", "IDP"))]
         # One multiply-add for alpha and beta, one for the codes, and no other that a compiler made of a product and a sum.
         assert kernel.fused == (1 + triton_compiled.CONV2D[name]["codes"]) * kernel.elements
+        assert kernel.operations["FFMA"] + 2 * kernel.operations["FFMA2"] == kernel.fused

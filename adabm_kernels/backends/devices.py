@@ -8,7 +8,7 @@ from importlib import metadata
 
 from .. import native
 
-OLDEST_TRITON = (3, 4)
+OLDEST_TRITON = (3, 5)
 OLDEST_CAPABILITY = (8, 0)  # int8 tensor-core instructions as the kernels use them: Ampere
 
 

@@ -76,7 +76,7 @@ extern "C" adabm_status adabm_image_bits_cuda(const adabm_image_bits_args* args,
     const adabm_image_bits_args& a = *args;
     ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0, "batch, height and width must be positive, got %d, %d, %d", a.batch, a.height, a.width);
     ADABM_REQUIRE(a.batch <= 65535, "batch must be at most 65535, got %d", a.batch);
-    ADABM_REQUIRE(static_cast<int64_t>(a.height) * a.width < INT32_MAX, "an image must have less than 2^31-1 pixels, got %dx%d", a.height, a.width);
+    ADABM_REQUIRE(static_cast<int64_t>(a.height) * a.width <= 1 << 30, "an image must have at most 2^30 pixels, got %dx%d", a.height, a.width);
     ADABM_REQUIRE(a.x && a.workspace && reinterpret_cast<uintptr_t>(a.workspace) % 8 == 0, "x and workspace must not be null, and workspace 8-byte aligned");
     ADABM_REQUIRE(a.workspace_bytes >= static_cast<uint64_t>(a.batch) * ADABM_MEASURE_BYTES, "workspace_bytes must be at least %llu for %d images, got %llu",
                   static_cast<unsigned long long>(a.batch) * ADABM_MEASURE_BYTES, a.batch, static_cast<unsigned long long>(a.workspace_bytes));

@@ -42,8 +42,7 @@ void launch(void (*kernel)(Parameters), const char* name, dim3 grid, dim3 block,
                               static_cast<cudaStream_t>(stream)),
              name);
 #else
-  (void)stream;
-  check_cuda(cuda_host::launch(kernel, grid, block, shared_bytes, parameters), name);
+  check_cuda(cuda_host::launch(kernel, grid, block, shared_bytes, stream, parameters), name);
 #endif
 }
 

@@ -68,5 +68,5 @@ __global__ void reverse(const Parameters p) {
 extern "C" __attribute__((visibility("default"))) int adabm_host_broken(int mistake, const uint32_t* x, uint32_t* y) {
   using namespace adabm;
   const bool exact = mistake == kBeyondShared;
-  return cuda_host::launch(reverse, dim3(1), dim3(kThreads), exact ? 4 * kThreads : 8 * kThreads, Parameters{mistake, x, y});
+  return cuda_host::launch(reverse, dim3(1), dim3(kThreads), exact ? 4 * kThreads : 8 * kThreads, nullptr, Parameters{mistake, x, y});
 }

@@ -14,6 +14,7 @@ struct Answers {
   int shared_limit = 163 << 10;
   int current = 0;
   int last_error = 0;
+  void* last_stream = nullptr;
   std::map<uintptr_t, int> owner;  // pointers on another device (-1: of the host)
 } answers;
 
@@ -41,11 +42,15 @@ EXPORT int adabm_host_answer(const char* name, int value) {
 }
 EXPORT int adabm_host_current_device() { return answers.current; }
 EXPORT int adabm_host_sticky_error() { return answers.last_error; }
+EXPORT void* adabm_host_last_stream() { return answers.last_stream; }
 EXPORT void adabm_host_reset() { answers = Answers(); }
 EXPORT void adabm_host_owner(const void* pointer, int device) { answers.owner[reinterpret_cast<uintptr_t>(pointer)] = device; }
 
 namespace cuda_host {
-int launch_error() { return answers.launch_error; }
+cudaError_t begin_launch(void* stream) {
+  answers.last_stream = stream;
+  return answer(answers.launch_error);
+}
 }  // namespace cuda_host
 
 extern "C" {

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 
 MOST_IMAGES = 65535  # of a grid's second axis
-MOST_PIXELS = 2**31 - 1  # of an image: positions are 32 bits
+MOST_PIXELS = 2**31 - 2**12  # of an image: positions are 32 bits, and tiles reach a little further
 NARROW = 2**31 - 1  # elements of an image that 32-bit offsets reach
 
 

@@ -71,13 +71,13 @@ const char* cudaGetErrorString(cudaError_t error);
 
 namespace cuda_host {
 
-// What the pretended driver says to every launch (driver.cpp).
-int launch_error();
+// What the pretended driver says to a launch on a stream (driver.cpp).
+cudaError_t begin_launch(void* stream);
 
 // Runs the kernel to its end. What the detectors find is a cudaErrorLaunchFailure; adabm_host_error() has the sentence.
 template <class Parameters>
-cudaError_t launch(void (*kernel)(Parameters), dim3 grid, dim3 block, uint32_t shared_bytes, const Parameters& parameters) {
-  if (launch_error()) return launch_error();
+cudaError_t launch(void (*kernel)(Parameters), dim3 grid, dim3 block, uint32_t shared_bytes, void* stream, const Parameters& parameters) {
+  if (const cudaError_t error = begin_launch(stream)) return error;
   struct Call {
     void (*kernel)(Parameters);
     const Parameters& parameters;
