@@ -278,8 +278,10 @@ def _quantize_out_check(x, shift, grid, bits, packed_codes, start, backend, thre
     if packed_codes:
         _require(
             y_q.is_contiguous() and y_q.shape[3] % CODE_CHANNELS == 0,
-            lambda: f"quantize_out: y_q must be all of a code buffer with packed_codes, got shape {list(y_q.shape)}, "
-            f"strides {y_q.stride()}",
+            lambda: (
+                f"quantize_out: y_q must be all of a code buffer with packed_codes, got shape {list(y_q.shape)}, "
+                f"strides {y_q.stride()}"
+            ),
         )
         _require(
             start >= 0 and start % CODE_CHANNELS == 0,
@@ -478,7 +480,7 @@ def resblock_out(
     """Two convolutions as `conv2d_out` computes them one after the other, with the codes between them kept on the chip.
 
     first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid and bits of the codes between them. slope,
-    activation: the first's; the second has none. y_q must not be x_q. Where `why_not_resblock` gives a reason, RuntimeError with it.
+    activation: the first's; the second has none. y_q must not be x_q. RuntimeError where `why_not_resblock` gives a reason.
     """
     torch.ops.adabm.resblock_out(
         x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,

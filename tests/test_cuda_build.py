@@ -81,7 +81,7 @@ def test_a_4_bit_product_costs_half_of_an_8_bit_one(architecture: str) -> None:
                 )
 
 
-# Matrix instructions of a strip of 128 or 112 pixels, of the kernels of 9.0: all weights in registers, or one step of a loop for two strips.
+# Products of a strip of 128 or 112 pixels in the kernels of 9.0: all weights in registers, or one step of a loop for two strips.
 WGMMA = {"conv2d_sm90ILb1E": {"128": 18}, "conv2d_sm90ILb0E": {"128": 2}, "resblock_sm90": {"128": 18, "112": 18}}
 
 

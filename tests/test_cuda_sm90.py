@@ -1,4 +1,4 @@
-"""The kernels of compute capability 9.0, executed on the CPU, against the integer reference: every accumulator, float and code equal."""
+"""Kernels of compute capability 9.0, executed on the CPU, against the integer reference: accumulators, floats and codes equal."""
 
 from __future__ import annotations
 
@@ -97,7 +97,10 @@ def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, output
 def block(problem: ConvProblem, packed: bool = False):
     """(first, second) instances of a residual block, and what two convolutions of the reference make of it."""
     first = instantiate(problem)
-    second = instantiate(dataclasses.replace(problem, channels=problem.outputs, bits=first.out_bits.tolist(), activation="none", residual=True), seed=1)
+    second = instantiate(
+        dataclasses.replace(problem, channels=problem.outputs, bits=first.out_bits.tolist(), activation="none", residual=True),
+        seed=1,
+    )
     _, second.x_q = first.run("reference", "codes")
     return first, second, second.run("reference", "both")
 
@@ -166,7 +169,10 @@ def test_blocks_that_cannot_be_fused_say_why() -> None:
 def test_images_of_bytes_need_this_architecture() -> None:
     call = conv2d_call(instantiate(PROBLEMS[0]), outputs="y")
     call.args.y, call.args.y_image = None, call.args.y
-    with driver(major=8), pytest.raises(RuntimeError, match="y_image needs the kernel of compute capability 9.0: the device has another"):
+    with (
+        driver(major=8),
+        pytest.raises(RuntimeError, match="y_image needs the kernel of compute capability 9.0: the device has another"),
+    ):
         call.run()
     call.args.y_q, call.args.out_grid, call.args.out_bits = call.args.y_image, call.args.alpha, call.args.x_bits
     with pytest.raises(ValueError, match="y_q and y_image must not both be given"):

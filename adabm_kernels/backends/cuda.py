@@ -56,9 +56,7 @@ def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
     return ""
 
 
-def resblock_out(
-    first: tuple, second: tuple, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False
-) -> None:
+def resblock_out(first: tuple, second: tuple, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
     """See ops.resblock_out; first and second are what conv2d_out takes up to `shuffle`."""
     packed_x, packed_y = (native.PACKED_X, native.PACKED_Y) if packed_codes else (0, 0)
     a, _held_a = conv2d_args(*first, None, None, packed_codes=packed_x)

@@ -447,7 +447,6 @@ class ConvertedResidualNetwork(ConvertedNetwork):
     def _forward_body(self, x, blocks, bits) -> torch.Tensor: ...
 
 
-
 def format_plan(rows: list[dict[str, str]]) -> str:
     """The rows of a plan as a table: a heading first, cells padded to the width of their columns."""
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
