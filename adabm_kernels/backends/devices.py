@@ -108,8 +108,8 @@ def why_triton_first() -> str:
     if (major, minor) == (9, 0):
         return ""  # wgmma with the weights in registers, and residual blocks in one piece
     return (
-        f"compute capability {major}.{minor}: its kernels are those of 8.x, without newer matrix instructions and with 4-bit ones only "
-        "emulated"
+        f"compute capability {major}.{minor}: its kernels are those of 8.x, without newer matrix instructions "
+        "and with 4-bit ones only emulated"
     )
 
 
