@@ -39,9 +39,17 @@ class Choice:
 
 
 def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
-    """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can. asked: by name, not as "auto"."""
+    """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can.
+
+    asked: by name, not as "auto". A GPU backend may then be set before the model moves to the GPU.
+    """
+    if asked and backend in GPU_BACKENDS and device == "cpu":
+        device = None
     if backend == "cuda":
-        return native.why_missing("cuda") or "this version has no convolution kernels for it yet"
+        reason = devices.why_not_cuda(device)
+        if not reason and not asked and not devices.why_not_triton(device):
+            reason = devices.why_triton_first()
+        return reason
     if backend == "triton":
         if devices.interpreting() and not asked:
             return "TRITON_INTERPRET=1: its interpreter runs only when asked for"

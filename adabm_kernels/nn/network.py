@@ -17,7 +17,7 @@ from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels
-from ..registry import Choice, Problem, choose
+from ..registry import GPU_BACKENDS, Choice, Problem, choose
 from ..tiles import tile_products
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
@@ -145,10 +145,10 @@ class ConvertedNetwork(nn.Module, ABC):
 
         Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
         """
-        device = self._device().type
-        self.choice = choose(Problem(device), backend)
+        self.choice = choose(Problem(self._device().type), backend)
         self._requested = backend
-        self.packed_codes = device == "cuda" and self.choice.backend in ops.PACKED_CODES and self._packable()
+        on_gpu = self.choice.backend in GPU_BACKENDS
+        self.packed_codes = on_gpu and self.choice.backend in ops.PACKED_CODES and self._packable()
         for conv in self.convs():
             conv.set_backend(self.choice.backend, self._threads)
             conv.packed_codes = self.packed_codes
@@ -419,23 +419,37 @@ class ConvertedResidualNetwork(ConvertedNetwork):
     def _blocks(self) -> list[tuple[AdaptiveConv2d, AdaptiveConv2d]]:
         return [(self.conv(f"body.{i}.conv1"), self.conv(f"body.{i}.conv2")) for i in range(self.spec.blocks)]
 
+    def set_backend(self, backend: str = "auto", *, graph: bool | None = None) -> Choice:
+        choice = super().set_backend(backend, graph=graph)
+        reasons = (conv1.why_not_with(conv2) for conv1, conv2 in self._blocks())
+        self.why_not_fused = next((reason for reason in reasons if reason), "")  # why blocks are not computed in one piece
+        return choice
+
+    set_backend.__doc__ = ConvertedNetwork.set_backend.__doc__
+
     def _run_blocks(self, skip, codes, blocks, bits, last_grid, last_bits):
         """The residual blocks, from the features `skip` and their codes: returns the features (a buffer) and, if `last_grid`
         is given, their codes on it."""
         channels = self.spec.channels
         feature = self._floats("feature", codes, channels)
-        inner = self._codes("inner", codes, channels)
+        inner = self._codes("inner", codes, channels) if self.why_not_fused else None
         for i, (conv1, conv2) in enumerate(blocks):
             bits1, bits2 = bits[conv1.name], bits[conv2.name]
-            conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2)
             if i + 1 < len(blocks):
                 following = blocks[i + 1][0]
                 grid, next_bits = following.grid, bits[following.name]
             else:
                 grid, next_bits = last_grid, last_bits
-            codes = None if grid is None else self._codes("codes", inner, channels)
-            residual = {"residual": skip} if i == 0 else {"accumulate": True}
-            conv2.into(inner, bits2, y=feature, y_q=codes, out_grid=grid, out_bits=next_bits, **residual)
+            outputs = {"y": feature, "out_grid": grid, "out_bits": next_bits}
+            outputs |= {"residual": skip} if i == 0 else {"accumulate": True}
+            if self.why_not_fused:
+                conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2)
+                codes = None if grid is None else self._codes("codes", inner, channels)
+                conv2.into(inner, bits2, y_q=codes, **outputs)
+            else:
+                # Codes go from buffer to buffer: tiles read what their neighbours would overwrite.
+                given, codes = codes, None if grid is None else self._codes(("fused", "codes")[i % 2], codes, channels)
+                conv1.into_with(conv2, given, bits1, bits2, y_q=codes, **outputs)
         return feature, codes
 
     def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -446,7 +460,6 @@ class ConvertedResidualNetwork(ConvertedNetwork):
 
     @abstractmethod
     def _forward_body(self, x, blocks, bits) -> torch.Tensor: ...
-
 
 
 def format_plan(rows: list[dict[str, str]]) -> str:
