@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from command_line import ENVIRONMENT, names, rows, run_process
 from fake_model import FakeModel
 
@@ -257,7 +258,7 @@ def test_a_full_disk_leaves_nothing(empty_folder, adabm, monkeypatch):
 
     class Noise(FakeModel):
         def forward(self, x, offset=None):
-            return super().forward(x) + 40 * np.sin(np.arange(x.shape[3] * 4)).astype(np.float32)
+            return super().forward(x) + 40 * torch.sin(torch.arange(x.shape[3] * 4.0))
 
     monkeypatch.setattr(UPSCALE, "load_model", lambda name: Noise())
     save("in.png", noise)
