@@ -44,6 +44,7 @@ class Conv2dArgs(_Struct):
         *((name, c_int32) for name in ("box_filter", "activation", "shuffle")),
         *((name, c_void_p) for name in ("alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_q", "y_acc")),
         *((name, c_int32) for name in ("y_pitch", "packed_codes", "border_kernels")),
+        ("y_image", c_void_p),
     ]
 
 
@@ -95,6 +96,7 @@ _ENTRIES = {
         "adabm_pack_bytes_cuda": [POINTER(Weights), c_int32, c_int32, POINTER(c_uint64)],
         "adabm_pack_cuda": [POINTER(Weights), c_int32, c_int32, c_void_p],
         "adabm_conv2d_cuda": [POINTER(Conv2dArgs), c_int32, c_void_p],
+        "adabm_resblock_cuda": [POINTER(Conv2dArgs), POINTER(Conv2dArgs), c_int32, c_void_p],
         "adabm_quantize_cuda": [POINTER(QuantizeArgs), c_int32, c_void_p],
         "adabm_image_bits_cuda": [POINTER(ImageBitsArgs), c_int32, c_void_p],
     },

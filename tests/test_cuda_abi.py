@@ -289,19 +289,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     devices._why_no_kernels_on.cache_clear()
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9)])
-def test_cuda_comes_first_where_4_bit_instructions_are(gpu: Callable[..., None], capability: tuple[int, int]) -> None:
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0)])
+def test_cuda_comes_first_where_it_has_better_instructions(gpu: Callable[..., None], capability: tuple[int, int]) -> None:
     gpu(*capability)
     assert choose(Problem("cuda")) == Choice("cuda", {})
 
 
-@pytest.mark.parametrize("capability", [(9, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("capability", [(10, 0), (12, 0)])
 def test_triton_comes_first_where_they_are_emulated(gpu: Callable[..., None], capability: tuple[int, int]) -> None:
     gpu(*capability)
     choice = choose(Problem("cuda"))
     assert choice.backend == "triton"
     assert choice.rejected["cuda"].startswith(f"compute capability {capability[0]}.{capability[1]}: ")
-    assert "without wgmma and with 4-bit instructions only emulated" in choice.rejected["cuda"]
+    assert "without newer matrix instructions and with 4-bit ones only emulated" in choice.rejected["cuda"]
     assert choose(Problem("cuda"), "cuda") == Choice("cuda")  # asked for, it runs
     gpu(*capability, triton="triton is not installed")
     assert choose(Problem("cuda")) == Choice("cuda", {})

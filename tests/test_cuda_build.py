@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,24 @@ def test_a_4_bit_product_costs_half_of_an_8_bit_one(architecture: str) -> None:
                 assert count / four.macs <= 1.2 * eight.classes[name] / eight.macs, (
                     f"{name}: {four.classes} against {eight.classes}"
                 )
+
+
+# Products of a strip of 128 or 112 pixels in the kernels of 9.0: all weights in registers, or one step of a loop for two strips.
+WGMMA = {"conv2d_sm90ILb1E": {"128": 18}, "conv2d_sm90ILb0E": {"128": 2}, "resblock_sm90": {"128": 18, "112": 18}}
+
+
+@pytest.mark.parametrize("name", WGMMA)
+def test_wgmma_kernels_multiply_on_warpgroups_and_keep_their_registers(name: str) -> None:
+    (lines,) = (lines for kernel, lines in kernels("90a").items() if name in kernel)
+    opcodes = Counter(sass.opcode(line) for line in lines)
+    products = {code: count for code, count in opcodes.items() if code.startswith(("IGMMA", "IMMA"))}
+    assert set(products) == {f"IGMMA.64x{columns}x32.S8.U8" for columns in WGMMA[name]}
+    for columns, count in WGMMA[name].items():
+        # Loops are unrolled, and none of them serialises what it can keep in flight: one fence and wait for a whole strip.
+        assert products[f"IGMMA.64x{columns}x32.S8.U8"] % count == 0
+    assert opcodes["WARPGROUP.DEPBAR.LE"] == (2 if name == "resblock_sm90" else 1)
+    assert opcodes["USETMAXREG.TRY_ALLOC.CTAPOOL"] and opcodes["USETMAXREG.DEALLOC.CTAPOOL"]
+    assert not any(code.split(".")[0] in ("LDL", "STL", "CALL") for code in opcodes)
 
 
 def test_the_statistics_see_a_loop() -> None:

@@ -41,6 +41,30 @@ def conv2d_out(*args, packed_codes: bool = False) -> None:
     native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(x_q))
 
 
+def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
+    """Why two convolutions, each (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they can. Waits."""
+    device = native.Device()
+    native.library("cuda").call("adabm_device_cuda", _place(convs[0][0])[0], device)
+    if device.compute_major != 9:
+        return f"compute capability {device.compute_major}.{device.compute_minor} has no wgmma: only 9.0 has"
+    for weight, box_filter in convs:
+        k, c = weight.shape[0], weight.shape[-1]
+        if weight.shape[1:3] != (3, 3) or k != c or not 33 <= c <= 64:
+            return f"its convolutions must be 3x3 with 33 to 64 channels, got weights {list(weight.shape)}"
+        if box_filter and not -64 <= int(weight.min()) <= int(weight.max()) <= 63:
+            return "its weights need the sum of the codes"
+    return ""
+
+
+def resblock_out(first: tuple, second: tuple, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
+    """See ops.resblock_out; first and second are what conv2d_out takes up to `shuffle`."""
+    packed_x, packed_y = (native.PACKED_X, native.PACKED_Y) if packed_codes else (0, 0)
+    a, _held_a = conv2d_args(*first, None, None, packed_codes=packed_x)
+    b, _held_b = conv2d_args(*second, y, y_q, packed_codes=packed_y)
+    b.x_q, b.x_bits = None, a.out_bits
+    native.library("cuda").call("adabm_resblock_cuda", a, b, *_place(first[0]))
+
+
 def quantize_out(
     x: torch.Tensor,
     shift: torch.Tensor | None,

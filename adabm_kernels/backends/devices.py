@@ -105,8 +105,11 @@ def why_triton_first() -> str:
     major, minor = torch.cuda.get_device_capability()
     if major < 9:
         return ""  # 4-bit tensor-core instructions, which Triton cannot reach
+    if (major, minor) == (9, 0):
+        return ""  # wgmma with the weights in registers, and residual blocks in one piece
     return (
-        f"compute capability {major}.{minor}: its kernels are those of 8.x, without wgmma and with 4-bit instructions only emulated"
+        f"compute capability {major}.{minor}: its kernels are those of 8.x, without newer matrix instructions "
+        "and with 4-bit ones only emulated"
     )
 
 

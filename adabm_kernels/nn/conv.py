@@ -146,6 +146,20 @@ class IntegerConv2d(nn.Module):
         outputs |= {"residual": residual, "out_grid": out_grid, "out_bits": out_bits}
         ops.conv2d_out(x_q, bits, *self._tables(), **outputs, **self._settings())
 
+    def why_not_with(self, second: IntegerConv2d) -> str:
+        """Why this convolution and the next cannot run as one; empty where `into_with` can."""
+        return ops.why_not_resblock(self.backend, (self.weight, self.box_filter), (second.weight, second.box_filter))
+
+    def into_with(
+        self, second: IntegerConv2d, x_q: torch.Tensor, bits: torch.Tensor, inner_bits: torch.Tensor, **outputs: Any
+    ) -> None:
+        """This convolution and then the `second`, as one, into outputs of the second: see ops.resblock_out."""
+        settings = {"slope": self.slope, "activation": self.activation, "packed_codes": self.packed_codes, "backend": self.backend}
+        boxes = (self.box_filter, second.box_filter)
+        ops.resblock_out(
+            x_q, bits, self._tables(), second._tables(), second.grid, inner_bits, box_filters=boxes, **settings, **outputs
+        )
+
     def _tables(self) -> tuple[torch.Tensor, ...]:
         return self.weight, self.packed, self.alpha, self.beta
 

@@ -29,12 +29,14 @@ struct Conv2dParams {
   float* y;
   uint8_t* y_q;
   int32_t* y_acc;
+  uint8_t* y_image;  // conv2d_sm90.cuh alone
   int batch, height, width, code_channels;
   int out_channels, kernel_h, kernel_w;
   int taps_w;  // columns of the kernel that are taps: 1 where it is unfolded, else all
   int activation, shuffle, y_pitch;
   int packed_codes;  // ADABM_PACKED_*
   int border_kernels;
+  int box;         // whether the 8-bit form needs the sum of the codes
   int four_bits;   // whether images of up to 4 bits take the 4-bit form
   float products;  // of an output
   int y_pairs;     // neighbouring outputs of even and odd number lie in aligned pairs in y, residual and y_acc

@@ -15,6 +15,7 @@ namespace cuda {
 
 constexpr uint32_t kPackedMagic = 0x41424755;  // "UGBA"
 constexpr int kPackedHeaderBytes = 64;
+constexpr int kBoxBytes = 128;           // at the end of the packed form, where its 8-bit weights need the sum of the codes
 constexpr int kMaxTileOutputs = 64;
 constexpr int kRowBytes = 16;            // a row of an 8x8 matrix of 16 bits, what ldmatrix reads at once
 constexpr int kSliceBytes = 2 * kRowBytes;  // of every pixel and output in one matrix product: 32 codes of 8 bits or 64 of 4

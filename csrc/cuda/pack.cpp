@@ -1,4 +1,5 @@
 // Weights in the order in which the GPU kernels read them, in host memory.
+#include <algorithm>
 #include <cstring>
 
 #include "common/rules.h"
@@ -28,10 +29,18 @@ FourBits four_bit_form(const adabm_weights& w, bool box_filter) {
   return fit ? FourBits::kAsGiven : halved ? FourBits::kHalved : FourBits::kNone;
 }
 
+// Whether k' of m = 2k' + 1 are so small that m itself fits 8 bits: it is then packed, and no sum of the codes is needed.
+bool liftable(const adabm_weights& w, bool box_filter) {
+  if (!box_filter) return false;
+  const auto fits = [](int8_t k) { return k >= -64 && k <= 63; };
+  return std::all_of(w.weight, w.weight + weight_count(w), fits);
+}
+
 struct Layout {
   OutputTiling tiling;
   Form forms[2];  // 8 bits, 4 bits
   FourBits four_bits;
+  bool lifted;  // the 8-bit form holds 2k' + 1
   int64_t classes, bytes;
 };
 
@@ -44,12 +53,14 @@ Layout layout(const adabm_weights& w, int box_filter, int shuffle) {
   l.tiling = output_tiling(w.out_channels, shuffle);
   l.classes = w.border_kernels ? w.kernel_h * w.kernel_w : 1;
   l.four_bits = four_bit_form(w, box_filter);
+  l.lifted = liftable(w, box_filter);
   l.bytes = kPackedHeaderBytes;
   for (int form = 0; form < 2; form++) {
     l.forms[form] = make_form(form ? 4 : 8, w.channels, w.kernel_h, w.kernel_w, l.tiling.width);
     l.forms[form].offset = l.bytes;
     if (form == 0 || l.four_bits != FourBits::kNone) l.bytes += l.classes * l.tiling.tiles * l.forms[form].tile_bytes;
   }
+  if (box_filter && !l.lifted) l.bytes += kBoxBytes;  // its length tells the host, which cannot read the header on the device
   return l;
 }
 
@@ -69,7 +80,7 @@ void pack_form(const adabm_weights& w, const Layout& l, int bits, int shuffle, u
             const int64_t slice = (static_cast<int64_t>(chunk) * (f.planes / 2) + step) * row_taps + tap;
             uint8_t* bytes = out + ((slice * 2 + row % 2) * l.tiling.width + o) * kRowBytes;
             if (bits == 8)
-              bytes[at] = static_cast<uint8_t>(m);
+              bytes[at] = static_cast<uint8_t>(l.lifted ? 2 * m + 1 : m);
             else
               bytes[at / 2] |= static_cast<uint8_t>(((halved ? (m - 1) / 2 : m) & 15) << (at % 2 * 4));
           }
@@ -95,7 +106,7 @@ extern "C" adabm_status adabm_pack_cuda(const adabm_weights* weights, int32_t bo
     const Layout l = layout(*weights, box_filter, shuffle);
     uint8_t* out = static_cast<uint8_t*>(packed);
     std::memset(out, 0, static_cast<size_t>(l.bytes));
-    const PackedHeader header = {kPackedMagic, ADABM_ABI_VERSION, {box_filter, box_filter || l.four_bits == FourBits::kHalved}};
+    const PackedHeader header = {kPackedMagic, ADABM_ABI_VERSION, {box_filter && !l.lifted, box_filter || l.four_bits == FourBits::kHalved}};
     std::memcpy(out, &header, sizeof header);
     pack_form(*weights, l, 8, shuffle, out + l.forms[0].offset);
     if (l.four_bits != FourBits::kNone) pack_form(*weights, l, 4, shuffle, out + l.forms[1].offset);

@@ -61,6 +61,34 @@ void* shared_bytes(uint32_t address);  // unchecked
 // Whether a copy issued now should land now rather than at its wait: the launch's policy.
 bool land_now();
 
+// ---- compute capability 9.0 (sm90.cpp)
+
+// A product of four warps: see ptx_sm90.cuh. It is computed at its issue or at its wait (`land_now`), and reads shared memory, as far
+// as checks go, at both.
+void product(const char* who, int32_t* d, int columns, const uint32_t* a, uint64_t descriptor, int accumulate);
+void product(const char* who, int32_t* d, int columns, uint64_t a, uint64_t descriptor, int accumulate);
+void product_fence();
+void product_commit();
+void product_wait(int pending);
+
+void mbarrier_init(uint32_t address, int arrivals);
+void mbarrier_arrive(const char* who, uint32_t address, uint32_t bytes);
+void mbarrier_wait(uint32_t address, uint32_t parity);
+void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier);
+void named_barrier(int id, int threads);
+
+// The calling thread's ordinary writes so far may be read by products once a barrier has passed.
+void fence_async();
+// As shared_read, by a product: what was written ordinarily must have been fenced.
+const void* shared_read_async(const char* who, uint32_t address, int bytes, int alignment);
+// The current warp's step, which ends with this call, and the end of a copy that was issued by a warp at a step.
+uint32_t take_step();
+void shared_land(uint32_t address, const void* from, int bytes, int warp, uint32_t step);
+
+// Called when a block begins, and when it has ended: the latter returns what is wrong, or null.
+void sm90_begin_block(int warps);
+const char* sm90_end_block();
+
 // Runs every block of a grid, one after the other. Returns 0 or cudaErrorLaunchFailure.
 int run_grid(Index3 grid, Index3 block, uint32_t shared_bytes, void* context, void (*body)(void* context));
 

@@ -89,6 +89,7 @@ struct Fiber : Thread {
   void* ready_context;
   std::vector<Copy> open;                // since the last commit
   std::deque<std::vector<Copy>> groups;  // oldest first
+  std::vector<uint32_t> unfenced;        // words written since the last fence_async
 };
 
 struct Warp {
@@ -126,6 +127,7 @@ struct Block {
   // Shared memory and, for each of its 32-bit words, who wrote it last and when each warp read it last.
   std::vector<uint8_t> memory, written, writer, copying;
   std::vector<uint32_t> write_step, read_step;
+  std::vector<uint16_t> unfenced;  // the thread, plus 1, that wrote the word ordinarily and has not fenced it since
 } block;
 
 Fiber& self() { return *static_cast<Fiber*>(current); }
@@ -215,6 +217,8 @@ void run_block() {
     current = fiber;
     switch_to(block.scheduler, fiber->context);
   }
+  if (block.failed) return;
+  if (const char* wrong = sm90_end_block()) error = place(*current) + ": " + wrong, block.failed = true;
 }
 
 void begin_block(Index3 index, Index3 size, uint32_t shared_bytes) {
@@ -243,6 +247,8 @@ void begin_block(Index3 index, Index3 size, uint32_t shared_bytes) {
   block.written.assign(shared_bytes, 0);
   block.writer.assign(words, 0), block.copying.assign(words, 0), block.write_step.assign(words, 0);
   block.read_step.assign(words * warps, 0);
+  block.unfenced.assign(words, 0);
+  sm90_begin_block(warps);
   block.live = threads, block.at_barrier = 0, block.polling = 0, block.barrier = nullptr;
 }
 
@@ -278,7 +284,12 @@ void check_write(const char* who, uint32_t offset, int bytes) {
 void mark_written(uint32_t offset, int bytes) {
   const uint32_t step = own_warp().clock[current->warp];
   std::fill_n(block.written.begin() + offset, bytes, 1);
-  each_word(offset, bytes, [&](uint32_t word) { block.writer[word] = current->warp, block.write_step[word] = step; });
+  Fiber& fiber = self();
+  each_word(offset, bytes, [&](uint32_t word) {
+    block.writer[word] = current->warp, block.write_step[word] = step;
+    block.unfenced[word] = static_cast<uint16_t>(current->warp * kLanes + current->lane + 1);
+    fiber.unfenced.push_back(word);
+  });
 }
 
 void check_global(const char* who, const void* pointer, int64_t bytes, int alignment, bool write) {
@@ -424,6 +435,35 @@ void shared_end_copy(uint32_t address, int bytes) {
   const uint32_t offset = address - kSharedBase;
   each_word(offset, bytes, [&](uint32_t word) { block.copying[word] = 0; });
   mark_written(offset, bytes);
+}
+
+void fence_async() {
+  Fiber& fiber = self();
+  for (uint32_t word : fiber.unfenced)
+    if (block.unfenced[word] == current->warp * kLanes + current->lane + 1) block.unfenced[word] = 0;
+  fiber.unfenced.clear();
+}
+
+const void* shared_read_async(const char* who, uint32_t address, int bytes, int alignment) {
+  const void* at = shared_read(who, address, bytes, alignment);
+  if (policy.detect)
+    each_word(address - kSharedBase, bytes, [&](uint32_t word) {
+      if (block.unfenced[word])
+        fail("%s at byte %u of shared memory, which thread %d wrote without fence_async", who, address - kSharedBase, block.unfenced[word] - 1);
+    });
+  return at;
+}
+
+uint32_t take_step() { return own_warp().clock[current->warp]++; }
+
+void shared_land(uint32_t address, const void* from, int bytes, int warp, uint32_t step) {
+  const uint32_t offset = address - kSharedBase;
+  std::memcpy(block.memory.data() + offset, from, bytes);
+  std::fill_n(block.written.begin() + offset, bytes, 1);
+  each_word(offset, bytes, [&](uint32_t word) {
+    block.copying[word] = 0, block.unfenced[word] = 0;
+    block.writer[word] = static_cast<uint8_t>(warp), block.write_step[word] = step;
+  });
 }
 
 void* shared_bytes(uint32_t address) { return block.memory.data() + check_place("shared_bytes", address, 1, 1); }

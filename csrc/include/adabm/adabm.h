@@ -123,6 +123,7 @@ typedef struct {
                                Anything else only without shuffle: y is then a slice of wider features */
   int32_t packed_codes;     /* CUDA only: ADABM_PACKED_X and ADABM_PACKED_Y, or 0 */
   int32_t border_kernels;   /* CUDA only: that of adabm_weights; elsewhere the packed form says so */
+  uint8_t* y_image;         /* CUDA of compute capability 9.0 only, not with y_q: [N, H*r, W*r, K/r^2], clamp(round_half_even(v), 0, 255) */
 } adabm_conv2d_args;
 
 ADABM_API adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args);
@@ -178,6 +179,10 @@ ADABM_API adabm_status adabm_pack_cuda(const adabm_weights* weights, int32_t box
 /* As adabm_conv2d_cpu, equal to it in every bit; isa and threads are not read. Images of up to 4 bits are multiplied on 4-bit tensor
  * cores where the device has them (compute capability 8.x) and the weights fit, decided on the device for each image. */
 ADABM_API adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t device, void* stream);
+/* Both convolutions of a residual block in one kernel, equal to two calls of adabm_conv2d_cuda. The first has no outputs, the second no
+ * x_q: the codes between them, on first->out_grid and first->out_bits, never reach memory. 3x3, 33 to 64 channels, compute capability
+ * 9.0; ADABM_UNSUPPORTED and why otherwise. y_q must not be x_q; y may be the same memory as residual. */
+ADABM_API adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, const adabm_conv2d_args* second, int32_t device, void* stream);
 ADABM_API adabm_status adabm_quantize_cuda(const adabm_quantize_args* args, int32_t device, void* stream);
 
 #define ADABM_MEASURE_BYTES 512 /* of workspace for each image */
