@@ -206,6 +206,10 @@ class Sums:
         fits = [(largest * self.code_max).max() * (2**bits - 1) <= SUM16_MAX for largest in self.largest]
         return 0 if not fits[0] else 2 ** ((fits + [False]).index(False) - 1)
 
+    def count(self, bits: int) -> int:
+        """Into how many sums a run is split."""
+        return -(-self.quads // max(self.depth(bits), 1))
+
     def kind(self, bits: int) -> str:
         """How products are summed, one of tile_times.KINDS."""
         depth = self.depth(bits)

@@ -18,6 +18,7 @@ from .tiles import CODE_MAX, DIRECT, TILES, Tile, layer_products, layer_sums
 HEIGHT, WIDTH = 48, 96  # pixels of the timed layers
 SHAPES = ((64, 64), (32, 64), (64, 32), (128, 64), (64, 128))  # channels to outputs
 ROUNDS, REPEATS = 6, 3
+USUAL_SUMS = 4
 Progress = Callable[[int, int, str], None]
 
 
@@ -68,22 +69,28 @@ def _cost(tile: Tile, timed: list[_Timed]) -> Cost:
 
 
 def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int]]:
-    """(weight, bits) of a layer for each of SHAPES whose products are summed in a way: the same integer in the middle of every
-    kernel. None where no weights of a byte are, for one of the shapes at least."""
-    found = [next(_summed(tile, kind, isa, channels, outputs), None) for channels, outputs in SHAPES]
-    return [] if None in found else found
+    """(weight, bits) of a layer for each of SHAPES whose products are summed in a way, where a few together with about
+    USUAL_SUMS a run: the same integer in the middle of every kernel. None where no weights of a byte are, for one shape at least."""
+
+    def unusual(layer: tuple[torch.Tensor, int, int]) -> int:
+        return abs(layer[2] - USUAL_SUMS)
+
+    found = [min(_summed(tile, kind, isa, *shape), key=unusual, default=None) for shape in SHAPES]
+    return [] if None in found else [(weight, bits) for weight, bits, _ in found]
 
 
-def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Iterator[tuple[torch.Tensor, int]]:
+def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """(weight, bits, sums of a run)"""
     for bits in range(MIN_BITS, MAX_BITS + 1):
         if tile is not DIRECT and tile.code_range(bits) > CODE_MAX:
             return
         for value in (1, 2, 3, 5, 8, 14, 30, 60, 90, 127):
             weight = np.zeros((outputs, channels, 3, 3), dtype=np.int64)
             weight[:, :, 1, 1] = value
+            sums = layer_sums(tile, weight)
             unsplit = layer_products(tile, weight) == layer_products(tile, weight * 0)
-            if unsplit and (isa not in KINDS_OF_ISA or layer_sums(tile, weight).kind(bits) == kind):
-                yield torch.from_numpy(weight).permute(0, 2, 3, 1).to(torch.int8).contiguous(), bits
+            if unsplit and (isa not in KINDS_OF_ISA or sums.kind(bits) == kind):
+                yield torch.from_numpy(weight).permute(0, 2, 3, 1).to(torch.int8).contiguous(), bits, sums.count(bits)
 
 
 class _Timed:

@@ -176,49 +176,92 @@ void product(const ProductArgs& a) {
   }
 }
 
-// A tap's products in 16 bits altogether: the sums of the row taps are combined on their way to memory.
+inline __attribute__((always_inline)) __m256i* vector_at(int32_t* at) { return reinterpret_cast<__m256i*>(at); }
+
+// A row tap's products in 16 bits altogether: the sums of the taps are combined on their way to memory.
 template <int Tiles>
-void row_product_block_deep(const RowProductArgs& a, int panel) {
+void row_product_block_whole(const RowProductArgs& a, int panel) {
   const ptrdiff_t stride = a.tile_stride, w_stride = a.panels * 64, quads = a.quads, row_stride = a.row_stride, sums_stride = a.panels * kPanel;
   const __m256i one = _mm256_set1_epi16(1);
-  const int32_t* const start = a.start + panel * kPanel;
   int32_t* const sums = a.sums + panel * kPanel;
   for (int i = 0; i < kRowTaps; i++) {
     __m256i s[Tiles][2];
     sum_products<Tiles>(a.x + i * a.tap_stride, stride, a.w + i * quads * w_stride + panel * 64, w_stride, quads, s);
-    const int32_t* const from = start + i * a.start_stride;
+    const int32_t* const start = a.start + i * a.start_stride + panel * kPanel;
 #pragma GCC unroll 6
     for (int m = 0; m < Tiles; m++)
 #pragma GCC unroll 2
       for (int h = 0; h < 2; h++) {
         const __m256i products = _mm256_madd_epi16(s[m][h], one);
-        auto* const row = reinterpret_cast<__m256i*>(sums + m * sums_stride + h * kLanes);
-        auto* const next_row = reinterpret_cast<__m256i*>(sums + row_stride + m * sums_stride + h * kLanes);
+        __m256i* const row = vector_at(sums + m * sums_stride + h * kLanes);
+        __m256i* const next_row = vector_at(sums + row_stride + m * sums_stride + h * kLanes);
         if (i == 0) {
-          _mm256_store_si256(row, _mm256_add_epi32(products, *reinterpret_cast<const __m256i*>(from + h * kLanes)));
+          *row = _mm256_add_epi32(products, resume(start + h * kLanes));
         } else if (i == 1) {  // transform_sums<2> of cpu/transforms.inc
-          const __m256i first = *row, second = _mm256_add_epi32(products, *reinterpret_cast<const __m256i*>(from + h * kLanes));
-          _mm256_store_si256(row, _mm256_srai_epi32(_mm256_add_epi32(first, second), 1));
-          _mm256_store_si256(next_row, _mm256_srai_epi32(_mm256_sub_epi32(first, second), 1));
-        } else if (i == 2) {
-          _mm256_store_si256(row, _mm256_add_epi32(*row, products));
+          const __m256i first = *row, second = _mm256_add_epi32(products, resume(start + h * kLanes));
+          *row = _mm256_srai_epi32(_mm256_add_epi32(first, second), 1);
+          *next_row = _mm256_srai_epi32(_mm256_sub_epi32(first, second), 1);
         } else {
-          _mm256_store_si256(next_row, _mm256_add_epi32(*next_row, products));
+          __m256i* const into = i == 2 ? row : next_row;
+          *into = _mm256_add_epi32(*into, products);
         }
       }
   }
 }
 
-void row_product(const RowProductArgs& a) {
-  if (a.depth < a.quads || a.parts > 1 || a.outer_parts > 1) return row_product_by_taps<product>(a);
-  for (int panel = 0; panel < a.panels; panel++) switch (a.tiles) {
-      case 1: row_product_block_deep<1>(a, panel); break;
-      case 2: row_product_block_deep<2>(a, panel); break;
-      case 3: row_product_block_deep<3>(a, panel); break;
-      case 4: row_product_block_deep<4>(a, panel); break;
-      case 5: row_product_block_deep<5>(a, panel); break;
-      default: row_product_block_deep<kPixels>(a, panel); break;
+// The same with split weights, or where only some of the quads fit 16 bits together.
+template <int Tiles>
+void row_product_block(const RowProductArgs& a, int panel) {
+  const ptrdiff_t stride = a.tile_stride, w_stride = a.panels * 64, row_stride = a.row_stride, sums_stride = a.panels * kPanel;
+  const int quads = a.quads, depth = a.depth;
+  const __m256i one = _mm256_set1_epi16(1);
+  int32_t* const sums = a.sums + panel * kPanel;
+  const int8_t* w = a.w + panel * 64;
+  for (int i = 0; i < kRowTaps; i++) {
+    const int parts = i < kTileRows ? a.parts : a.outer_parts;
+    int32_t* const into = sums + i % kTileRows * row_stride;
+    const int32_t* from = i < kTileRows ? a.start + i * a.start_stride + panel * kPanel : into;
+    ptrdiff_t from_stride = i < kTileRows ? 0 : sums_stride;
+    for (int part = 0; part < parts; part++)
+      for (int k = 0; k < quads; k += depth) {
+        const int count = quads - k < depth ? quads - k : depth;
+        __m256i s[Tiles][2];
+        sum_products<Tiles>(a.x + i * a.tap_stride + 4 * k, stride, w, w_stride, count, s);
+        w += count * w_stride;
+#pragma GCC unroll 6
+        for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 2
+          for (int h = 0; h < 2; h++)
+            *vector_at(into + m * sums_stride + h * kLanes) =
+                _mm256_add_epi32(resume(from + m * from_stride + h * kLanes), _mm256_madd_epi16(s[m][h], one));
+        from = into, from_stride = sums_stride;
+      }
+    for (int v = 0; i == 1 && v < 2 * Tiles; v++) {
+      __m256i* const row = vector_at(sums + v / 2 * sums_stride + v % 2 * kLanes);
+      __m256i* const next_row = vector_at(sums + row_stride + v / 2 * sums_stride + v % 2 * kLanes);
+      const __m256i first = *row, second = *next_row;
+      *row = _mm256_srai_epi32(_mm256_add_epi32(first, second), 1);
+      *next_row = _mm256_srai_epi32(_mm256_sub_epi32(first, second), 1);
     }
+  }
+}
+
+template <int Tiles>
+void row_product_of(const RowProductArgs& a) {
+  const bool whole = a.depth >= a.quads && a.parts == 1 && a.outer_parts == 1;
+  for (int panel = 0; panel < a.panels; panel++) whole ? row_product_block_whole<Tiles>(a, panel) : row_product_block<Tiles>(a, panel);
+}
+
+void row_product(const RowProductArgs& a) {
+  if (a.depth < 2) return row_product_by_taps<product>(a);
+  switch (a.tiles) {
+    case 1: return row_product_of<1>(a);
+    case 2: return row_product_of<2>(a);
+    case 3: return row_product_of<3>(a);
+    case 4: return row_product_of<4>(a);
+    case 5: return row_product_of<5>(a);
+    default: return row_product_of<kPixels>(a);
+  }
 }
 
 }  // namespace
