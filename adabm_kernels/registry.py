@@ -46,7 +46,10 @@ def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
     if asked and backend in GPU_BACKENDS and device == "cpu":
         device = None
     if backend == "cuda":
-        return native.why_missing("cuda") or "this version has no convolution kernels for it yet"
+        reason = devices.why_not_cuda(device)
+        if not reason and not asked and not devices.why_not_triton(device):
+            reason = devices.why_triton_first()
+        return reason
     if backend == "triton":
         if devices.interpreting() and not asked:
             return "TRITON_INTERPRET=1: its interpreter runs only when asked for"

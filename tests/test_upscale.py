@@ -63,11 +63,13 @@ def test_pillow_image_of_every_mode(mode):
     )
 
 
-def test_transparency_is_upscaled_by_bicubic_interpolation():
-    alpha = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+def test_transparency_goes_through_the_network_too():
+    alpha = RNG.integers(1, 256, (5, 7), dtype=np.uint8)
+    alpha[0, :2] = 0
     got = np.array(upscale(PIL.Image.fromarray(np.dstack([RGB, alpha])), FakeModel()))
-    assert np.array_equal(got[..., :3], LARGE)
-    assert np.array_equal(got[..., 3], imresize(alpha, 4))
+    assert np.array_equal(got[..., 3], alpha.repeat(4, 0).repeat(4, 1))
+    # Colours come back from being multiplied and divided; what cannot be seen has none.
+    assert np.array_equal(got[..., :3], np.where(got[..., 3:] > 0, LARGE, 0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -81,7 +83,7 @@ def test_tensor_keeps_rank_and_dtype(dtype, batch):
 
 def test_results_are_clamped_and_rounded():
     class Shifted(FakeModel):
-        def forward(self, x):
+        def forward(self, x, offset=None):
             return super().forward(x) * 3 - 300.4
 
     x = torch.tensor([0.0, 128.0, 255.0]).view(3, 1, 1).expand(3, 2, 2)
@@ -121,7 +123,8 @@ def test_a_backend_that_cannot_run_says_why():
     [
         (None, TypeError, "image must be a path, a Pillow image, a NumPy array or a torch tensor, got NoneType"),
         ([[1]], TypeError, "got list"),
-        (RGB[..., 0], ValueError, r"image must be uint8 \[H, W, 3\].* got uint8 \[5, 7\]"),
+        (RGB[0, :, 0], ValueError, r"image must be uint8 or uint16 \[H, W\] or .* got uint8 \[7\]"),
+        (np.zeros((2, 2, 5), np.uint8), ValueError, r"got uint8 \[2, 2, 5\]"),
         (RGB.astype(np.float32), ValueError, r"got float32 \[5, 7, 3\]"),
         (RGB[:0], ValueError, r"at least one pixel, got uint8 \[0, 7, 3\]"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), TypeError, "must be a floating tensor .*, got torch.uint8"),
