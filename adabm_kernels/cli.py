@@ -136,7 +136,7 @@ def _add_upscale(up: argparse.ArgumentParser) -> None:
     loudness.add_argument("-v", "--verbose", action="store_true", help="say on stderr what becomes of each picture")
 
 
-def _add_windows(parser: argparse.ArgumentParser, tile: str = "36 halos, less where memory asks for it") -> None:
+def _add_windows(parser: argparse.ArgumentParser, tile: str = "48 halos, less where memory asks for it") -> None:
     add = parser.add_argument
     add("--tile", metavar="N", type=_integer(0), help=f"pixels a side of the windows; 0 for the whole picture (default: {tile})")
     add(

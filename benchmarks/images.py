@@ -41,8 +41,9 @@ def measure(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 
 def photograph(args: argparse.Namespace) -> np.ndarray:
-    """The picture, mirrored until it fills side x side."""
-    rgb = np.array(PIL.Image.open(args.picture).convert("RGB"))
+    """The picture, shrunk to what a low-resolution one looks like, mirrored until it fills side x side."""
+    image = PIL.Image.open(args.picture).convert("RGB")
+    rgb = np.array(image.reduce(args.shrink))
     for axis in (0, 1):
         parts = [rgb if i % 2 == 0 else np.flip(rgb, axis) for i in range(-(-args.side // rgb.shape[axis]))]
         rgb = np.concatenate(parts, axis)
@@ -169,8 +170,9 @@ def main() -> None:
     parser.add_argument("what", choices=("patches", "sky", "seam", "folder", "startup"))
     parser.add_argument("picture")
     parser.add_argument("--model", default="edsr_x4_w6a6")
-    parser.add_argument("--side", type=int, default=768)
+    parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--tile", type=int)
+    parser.add_argument("--shrink", type=int, default=1)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--format", default="png")
     parser.add_argument("--rounds", type=int, default=4)

@@ -264,7 +264,7 @@ def test_memory_of_a_forward_pass_is_estimated(model):
 
 
 def test_memory_does_not_grow_with_the_picture(tmp_path):
-    """Five times the pixels, the same peak but for some MB of the allocator: the picture is never held."""
+    """Four times the pixels, the same peak but for some MB of the allocator: the picture is never held."""
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -279,7 +279,7 @@ with open("/proc/self/status") as status:
     print(next(line for line in status if line.startswith("VmHWM")).split()[1])
 """
     peaks = []
-    for rows in (800, 4000):
+    for rows in (1600, 6400):
         source = np.kron(RNG.integers(0, 256, (rows // 8, 75, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
         PIL.Image.fromarray(source).save(tmp_path / f"{rows}.png")
         done = subprocess.run(
@@ -288,8 +288,9 @@ with open("/proc/self/status") as status:
         )  # fmt: skip
         peaks.append(int(done.stdout) * 1024)
     assert (tmp_path / "out.png").stat().st_size
-    # The larger output has 115 MB, the smaller 23.
-    assert peaks[1] - peaks[0] < 30 << 20
+    # Who held the output would hold this much more; what the allocators keep varies by a quarter of it.
+    more = (6400 - 1600) * 600 * 16 * 3
+    assert peaks[1] - peaks[0] < more / 2
 
 
 def test_files_of_any_size(model, tmp_path):

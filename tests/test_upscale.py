@@ -215,10 +215,10 @@ def test_fixed_bits_change_the_result():
     assert not np.array_equal(*results)
 
 
-def test_the_readme_example_runs(tmp_path, monkeypatch):
-    """On a small network and a few pictures of its own, in an empty folder."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def test_the_examples_run(tmp_path, monkeypatch):
+    """Those of the README and of docs/images.md, on a small network and a few pictures of its own, in an empty folder."""
+    pages = [Path(__file__).parents[1] / page for page in ("README.md", "docs/images.md")]
+    example = "".join(text for page in pages for text in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     torch.save(EDSR(EDSRSpec(scale=4, blocks=2, channels=8)).state_dict(), "my_edsr_x4.pt")
@@ -227,6 +227,8 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
         smooth = imresize(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8), 8)
         PIL.Image.fromarray(smooth).save(f"photos/{i}.png")
     PIL.Image.fromarray(smooth[:20, :30]).save("photo.jpg")
+    PIL.Image.fromarray(smooth).save("photo.png")
     subprocess.run([sys.executable, "-c", example], check=True, env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)})
-    with PIL.Image.open("photo_x4.png") as image:
-        assert image.size == (120, 80)
+    for name, size in {"photo_x4.png": (192, 192), "photo_x4.tif": (192, 192), "bits.png": (168, 76)}.items():
+        with PIL.Image.open(name) as image:
+            assert image.size == size

@@ -9,10 +9,14 @@ from typing import Any
 
 @cache
 def vips() -> Any:
-    """The pyvips module, without its cache of results: a file that changed must be read again."""
+    """The pyvips module, without its cache of results: a file that changed must be read again.
+
+    Its pipelines get one thread: they only decode and encode, and more of them would take the cores from the network.
+    """
     import pyvips
 
     pyvips.cache_set_max(0)
+    pyvips.concurrency_set(1)
     return pyvips
 
 
