@@ -243,6 +243,8 @@ def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | 
         allowed |= {f"{name}.lower_a": [(1,)], f"{name}.upper_a": [(1,)]}
         if f"{name}.shift_a" in state:
             allowed[f"{name}.shift_a"] = [(conv.channels_in,)]
+        if f"{name}.digits_a" in state:
+            allowed[f"{name}.digits_a"] = [(1,)]
         per_channel = (conv.channels_out, 1, 1, 1)
         if signed:
             allowed[f"{name}.scale_w"] = [per_channel]

@@ -22,7 +22,8 @@ class ConvParameters:
     weight_grid: "odd" or "signed", which integers the codes stand for (quantize.weight_integers).
     bias: float32 [K]. lower, upper: range of the input. act_bits: base bits, 2..8. layer_offset: -1, 0 or 1.
     adaptive: whether offsets apply. weight_bits: 2..8. input_shift: float32 [C] or None, what was added to each channel of the
-    input after the range was taken: the codes are those of the input without it.
+    input after the range was taken: the codes are those of the input without it. digits: 8-bit codes of a collapsed tail's input,
+    1 or 2 (nn/tail.py).
     """
 
     name: str
@@ -37,6 +38,7 @@ class ConvParameters:
     adaptive: bool
     weight_grid: str = "odd"
     input_shift: torch.Tensor | None = None
+    digits: int = 1
 
     @classmethod
     def from_simulated(cls, conv: SimulatedConv2d) -> ConvParameters:
@@ -56,6 +58,7 @@ class ConvParameters:
                 adaptive=conv.adaptive,
                 weight_grid=conv.weight_grid,
                 input_shift=None if conv.shift_a is None else conv.shift_a.float().clone(),
+                digits=conv.digits,
             )
 
     @property

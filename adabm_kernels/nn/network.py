@@ -95,7 +95,8 @@ class ConvertedNetwork(nn.Module, ABC):
     def convs(self) -> list[IntegerConv2d]:
         """The integer convolutions in the order they run."""
         found = list(self._adaptive.values())
-        return found if self.collapsed is None else [*found, self.collapsed]
+        tail = [] if self.collapsed is None else [self.collapsed, self.collapsed.rest]
+        return [*found, *(conv for conv in tail if conv is not None)]
 
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
         """(names, shuffles, float64 [3] shift) of an upsampler without activations, None where there is none."""
@@ -113,14 +114,38 @@ class ConvertedNetwork(nn.Module, ABC):
             return None
         names, shuffles, shift = found
         stages = [(self.float_state[f"{name}.weight"], self.float_state[f"{name}.bias"]) for name in names]
-        range_ = self.parameters_by_name[names[0]]
-        return CollapsedConv2d(collapse(stages, shuffles), range_.lower, range_.upper, shift)
+        first = self.parameters_by_name[names[0]]
+        return CollapsedConv2d(collapse(stages, shuffles), first.lower, first.upper, shift, first.digits)
 
     def _upsample(self, names: tuple[str, ...], like: torch.Tensor) -> list[IntegerConv2d]:
         """The convolutions of the upsampler for images of the size of the codes `like`."""
         if self.collapsed is not None and min(like.shape[1:3]) >= SMALLEST:
             return [self.collapsed]
         return [self.conv(name) for name in names]
+
+    def _run_into_tail(
+        self,
+        last: AdaptiveConv2d,
+        codes: torch.Tensor,
+        last_bits: torch.Tensor,
+        skip: torch.Tensor,
+        tail: list[IntegerConv2d],
+        bits: torch.Tensor,
+        buffer: str,
+    ) -> torch.Tensor:
+        """[N, 3, scale*H, scale*W] from the codes of the last convolution before the upsampler, whose result adds to `skip`.
+
+        buffer: name of the codes of the upsampler's input."""
+        wide = self._codes(buffer, codes, self.spec.channels)
+        rest = getattr(tail[0], "rest", None)
+        y = None if rest is None else self._floats("feature", codes, self.spec.channels)
+        last.into(codes, last_bits, residual=skip, y=y, y_q=wide, out_grid=tail[0].grid, out_bits=bits)
+        result = self._run_tail(tail, wide, bits)
+        if rest is not None:
+            left = self._codes("left", codes, self.spec.channels)
+            self._quantize_into(tail[0].leave(y, wide), rest.grid, bits, left)
+            rest.into(left, bits, y=result.permute(0, 2, 3, 1), accumulate=True)
+        return result
 
     def _run_tail(self, tail: list[IntegerConv2d], codes: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
         """[N, 3, scale*H, scale*W] from the codes of the upsampler's input."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..networks.collapse import CollapsedTail
-from ..quantize import act_grid, act_steps
+from ..quantize import act_grid, act_steps, rest_range
 from ..tiles import plan_layer
 from .conv import IntegerConv2d, shuffle_order
 
@@ -13,13 +13,14 @@ from .conv import IntegerConv2d, shuffle_order
 class CollapsedConv2d(IntegerConv2d):
     """A collapsed tail on integers: codes of 8 bits times weights of 8 bits with a scale for each output.
 
-    lower, upper: range of the features. shift: float64 [colours] added to every pixel (the mean colour).
+    lower, upper: range of the features. shift: float64 [colours] added to every pixel (the mean colour). digits: with 2, `rest` is
+    the same convolution for the codes of what the first ones leave, and its result is to be added.
     Images must have at least SMALLEST pixels a side.
     """
 
     BITS = 8
 
-    def __init__(self, tail: CollapsedTail, lower: float, upper: float, shift: torch.Tensor):
+    def __init__(self, tail: CollapsedTail, lower: float, upper: float, shift: torch.Tensor, digits: int = 1):
         order = shuffle_order(tail.weight.shape[2], tail.scale)
         weight, bias = tail.weight[:, :, order], tail.bias[:, :, order]
         top = 2 ** (self.BITS - 1) - 1
@@ -35,3 +36,11 @@ class CollapsedConv2d(IntegerConv2d):
             act_grid(lower, upper),
             shuffle=tail.scale,
         )
+        self.lower, self.step = lower, act_steps(lower, upper)[-1].item()
+        half = rest_range(lower, upper)
+        without = CollapsedTail(tail.weight, torch.zeros_like(tail.bias), tail.scale)
+        self.rest = CollapsedConv2d(without, -half, half, torch.zeros_like(shift)) if digits == 2 else None
+
+    def leave(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """What the codes uint8 [N, H, W, C4] leave of the features float32 [N, H, W, C], in place of them."""
+        return x.sub_(codes[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))

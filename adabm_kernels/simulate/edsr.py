@@ -48,7 +48,11 @@ class SimulatedEDSR(SimulatedNetwork, network="edsr"):
     def pixel_shift(self) -> torch.Tensor | None:
         return self.sub_mean.bias.clone() if self.spec.mean_shift else None
 
+    @property
+    def collapses(self) -> bool:
+        return self.spec.tail == "staged"
+
     def preview(self, x: torch.Tensor) -> torch.Tensor:
-        if self.spec.tail != "staged":
+        if not self.collapses:
             return super().preview(x)
         return self.collapsed_preview(x, self.spec.tail_names, self.spec.shuffles)
