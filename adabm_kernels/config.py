@@ -80,7 +80,7 @@ class ConvertConfig:
         budget (auto for "best").
     input_range: of the first convolution, where it is quantised: "observed" over the calibration images (auto for "paper"), or
         "pixels", whose 8 bits hold pixels exactly (auto for "best").
-    tail_digits: 8-bit codes that the input of a collapsed tail is held in: 1, or 2, where the second holds what the first leaves;
+    tail_digits: 8-bit codes that the input of the upsampler is held in: 1, or 2, where the second holds what the first leaves;
         0 for what the recipe says: 2 for "best" from 6 bits on, where 8 bits begin to show, else 1.
     target_bits: with "sensitivity", the mean bits over the counted convolutions and the calibration images; None for
         act_bits - 0.45.

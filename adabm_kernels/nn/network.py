@@ -95,8 +95,8 @@ class ConvertedNetwork(nn.Module, ABC):
     def convs(self) -> list[IntegerConv2d]:
         """The integer convolutions in the order they run."""
         found = list(self._adaptive.values())
-        tail = [] if self.collapsed is None else [self.collapsed, self.collapsed.rest]
-        return [*found, *(conv for conv in tail if conv is not None)]
+        found += [] if self.collapsed is None else [self.collapsed]
+        return [digit for conv in found for digit in (conv, conv.rest) if digit is not None]
 
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
         """(names, shuffles, float64 [3] shift) of an upsampler without activations, None where there is none."""
@@ -137,15 +137,19 @@ class ConvertedNetwork(nn.Module, ABC):
 
         buffer: name of the codes of the upsampler's input."""
         wide = self._codes(buffer, codes, self.spec.channels)
-        rest = getattr(tail[0], "rest", None)
-        y = None if rest is None else self._floats("feature", codes, self.spec.channels)
-        last.into(codes, last_bits, residual=skip, y=y, y_q=wide, out_grid=tail[0].grid, out_bits=bits)
-        result = self._run_tail(tail, wide, bits)
-        if rest is not None:
-            left = self._codes("left", codes, self.spec.channels)
-            self._quantize_into(tail[0].leave(y, wide), rest.grid, bits, left)
-            rest.into(left, bits, y=result.permute(0, 2, 3, 1), accumulate=True)
-        return result
+        first = tail[0]
+        feature = None if first.rest is None else self._floats("feature", codes, self.spec.channels)
+        last.into(codes, last_bits, residual=skip, y=feature, y_q=wide, out_grid=first.grid, out_bits=bits)
+        if feature is None:
+            return self._run_tail(tail, wide, bits)
+        left = self._codes("left", codes, self.spec.channels)
+        self._quantize_into(first.leave(feature, wide), first.rest.grid, bits, left)
+        y = first.two_digits(wide, left, bits)
+        if len(tail) == 1:
+            return y.permute(0, 3, 1, 2)
+        following = self._codes("up", codes, first.out_channels, first.shuffle)
+        self._quantize_into(y, tail[1].grid, bits, following)
+        return self._run_tail(tail[1:], following, bits)
 
     def _run_tail(self, tail: list[IntegerConv2d], codes: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
         """[N, 3, scale*H, scale*W] from the codes of the upsampler's input."""

@@ -13,8 +13,8 @@ from .conv import IntegerConv2d, shuffle_order
 class CollapsedConv2d(IntegerConv2d):
     """A collapsed tail on integers: codes of 8 bits times weights of 8 bits with a scale for each output.
 
-    lower, upper: range of the features. shift: float64 [colours] added to every pixel (the mean colour). digits: with 2, `rest` is
-    the same convolution for the codes of what the first ones leave, and its result is to be added.
+    lower, upper: range of the features. shift: float64 [colours] added to every pixel (the mean colour). digits: 8-bit codes of
+    the input, 1 or 2 (see IntegerConv2d.rest).
     Images must have at least SMALLEST pixels a side.
     """
 
@@ -36,11 +36,7 @@ class CollapsedConv2d(IntegerConv2d):
             act_grid(lower, upper),
             shuffle=tail.scale,
         )
-        self.lower, self.step = lower, act_steps(lower, upper)[-1].item()
-        half = rest_range(lower, upper)
-        without = CollapsedTail(tail.weight, torch.zeros_like(tail.bias), tail.scale)
-        self.rest = CollapsedConv2d(without, -half, half, torch.zeros_like(shift)) if digits == 2 else None
-
-    def leave(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """What the codes uint8 [N, H, W, C4] leave of the features float32 [N, H, W, C], in place of them."""
-        return x.sub_(codes[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))
+        if digits == 2:
+            half = rest_range(lower, upper)
+            without = CollapsedTail(tail.weight, torch.zeros_like(tail.bias), tail.scale)
+            self.set_rest(CollapsedConv2d(without, -half, half, torch.zeros_like(shift)), lower, upper)

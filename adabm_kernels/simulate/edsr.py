@@ -48,11 +48,7 @@ class SimulatedEDSR(SimulatedNetwork, network="edsr"):
     def pixel_shift(self) -> torch.Tensor | None:
         return self.sub_mean.bias.clone() if self.spec.mean_shift else None
 
-    @property
-    def collapses(self) -> bool:
-        return self.spec.tail == "staged"
-
     def preview(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.collapses:
+        if self.spec.tail != "staged":
             return super().preview(x)
         return self.collapsed_preview(x, self.spec.tail_names, self.spec.shuffles)

@@ -97,14 +97,9 @@ class SimulatedNetwork(nn.Module, ABC):
             conv.float_weights = (conv.weight.detach().clone(), bias)
         if model.exact_pixels:
             model.quantized_convs()[0].shift_a = model.pixel_shift()
-        if model.collapses and config.quantize == "full" and config.tail != "staged" and config.digits == 2:
+        if config.quantize == "full" and config.digits == 2:
             model.upsampler_convs()[0].digits_a = torch.full((1,), 2.0)
         return model.eval()
-
-    @property
-    def collapses(self) -> bool:
-        """Whether the upsampler is several convolutions without activations between them."""
-        return False
 
     @property
     def exact_pixels(self) -> bool:

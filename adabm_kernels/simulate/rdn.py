@@ -47,9 +47,5 @@ class SimulatedRDN(SimulatedNetwork, network="rdn"):
             feature = run(module, feature, image_offset)
         return feature
 
-    @property
-    def collapses(self) -> bool:
-        return True
-
     def preview(self, x: torch.Tensor) -> torch.Tensor:
         return self.collapsed_preview(x, self.spec.tail_names, self.spec.shuffles)
