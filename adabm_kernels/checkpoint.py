@@ -130,7 +130,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _check_version(header: dict[str, Any]) -> None:
     if header["format"] not in READABLE:
-        raise ValueError(f"its format is {header['format']!r}, and this version reads {' and '.join(map(str, READABLE))}")
+        raise ValueError(f"its format is {header['format']!r}, and this version reads {READABLE[0]} to {READABLE[-1]}")
     if header["network"] not in SPECS:
         raise ValueError(f"its network is {header['network']!r}, and this version knows {', '.join(map(repr, SPECS))}")
 
