@@ -64,12 +64,32 @@ def test_sum_of_both_convolutions_is_that_of_the_features():
     bias = tail.beta[2, 2].double() - scale * lower * weight.sum((1, 2, 3))
     want = F.conv2d(x.double().permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2)) * scale.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
     want = F.pixel_shuffle(want.view(1, 4, 3, 5, 7).transpose(1, 2).reshape(1, 12, 5, 7), 2)[0].permute(1, 2, 0)
-    inner = y[0, 4:-4, 4:-4]
     absolute = (weight.abs().sum((1, 2, 3)) * scale).max().item()
     # What the second digit rounds away through every tap, then float32: the features left (three roundings of values in the
     # range), the tables and the two sums (eight roundings of at most twice the largest result).
     bound = absolute * ((upper - lower) / 255 / 255 / 2 + 4 * U * 2.25) + 16 * U * (absolute * 2.25 + bias.abs().max().item())
     assert (y[0, 4:-4, 4:-4].double() - want).abs().max().item() <= bound
+
+
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[2]], ids=lambda spec: spec.network)
+def test_staged_convolution_of_two_digits_is_that_of_the_features(spec):
+    """Against the float64 convolution of the features themselves with the weights on their grid, at every pixel, borders too."""
+    sim = calibrated(spec)
+    plain, conv = sim.upsampler_convs()[0], convert_model(sim).conv("tail.0.0")
+    lower, upper = plain.lower_a.item(), plain.upper_a.item()
+    x = torch.rand(2, 7, 6, 8, generator=torch.Generator().manual_seed(2)) * (upper - lower) + lower
+    codes = _codes(x, conv.grid)
+    y = conv.two_digits(codes, _codes(conv.leave(x.clone(), codes), conv.rest.grid), torch.full((2,), 8, dtype=torch.int32))
+    with torch.no_grad():
+        weight = plain.quantized_weight().double()
+        bias = torch.zeros(len(weight)).double() if plain.bias is None else plain.bias.double()
+        want = F.pixel_shuffle(F.conv2d(x.double().permute(0, 3, 1, 2), weight, bias, padding=1), 2)
+        if spec.network == "srresnet":
+            want = F.prelu(want, sim.tail[0][2].weight.double())
+    absolute, most = weight.abs().sum((1, 2, 3)).max().item(), max(-lower, upper)
+    # As above; the tables of the kernel are exact to u of their largest terms, a PReLU of slope below 1 adds one rounding.
+    bound = absolute * ((upper - lower) / 255 / 255 / 2 + 4 * U * most) + 17 * U * (absolute * most + bias.abs().max().item())
+    assert (y.permute(0, 3, 1, 2).double() - want).abs().max().item() <= bound
 
 
 def _codes(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

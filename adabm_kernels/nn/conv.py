@@ -9,7 +9,17 @@ import torch
 from torch import nn
 
 from .. import native, ops
-from ..quantize import MAX_BITS, MIN_BITS, act_grid, act_steps, rest_range, valid_tap_sums, weight_codes, weight_integers, weight_step
+from ..quantize import (
+    MAX_BITS,
+    MIN_BITS,
+    act_grid,
+    act_steps,
+    rest_range,
+    valid_tap_sums,
+    weight_codes,
+    weight_integers,
+    weight_step,
+)
 from ..simulate import SimulatedConv2d
 from ..tiles import LayerPlan, plan_layer
 

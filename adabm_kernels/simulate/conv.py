@@ -19,8 +19,9 @@ class SimulatedConv2d(nn.Conv2d):
     spec: its name, shape and role. weight_grid: "odd" or "signed" (quantize.py).
     quantized: False computes the plain float convolution, with the weights of `float_weights` where those are set.
     compute_dtype: the floats that the convolution multiplies (None: those of its input).
+    digits_a: float32 [1] or None, see `digits`.
     Parameters: lower_a, upper_a [1], the range of the input (less `shift_a` where that is not None: float32 [C], what was added
-    to each of its channels before the convolution; `digits_a`: float32 [1] or None, see `digits`); that of the weight (`weight_range`) is upper_w, [1] or
+    to each of its channels before the convolution); that of the weight (`weight_range`) is upper_w, [1] or
     [K, 1, 1, 1], on the odd grid and scale_w, [K, 1, 1, 1], on the signed one; on an adaptive convolution also measure_layer
     [1], whose rounded value in -1..1 is added to the bits. Ranges start as NaN.
     """
