@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .commands import calibrate, evaluate, info, upscale
+from .commands import bench, calibrate, evaluate, info, upscale
 from .commands.common import STDOUT, CommandError, one_line
 from .machine import version
 from .upscale import DEFAULT_MODEL
 
 BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")
 BITS = ("auto", *map(str, range(2, 9)))
+ISAS = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni")
 PROTOCOLS = ("whole", "patch96")
 
 
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_upscale(command("upscale", upscale, "upscale one PNG or JPEG image"))
     _add_eval(command("eval", evaluate, "measure a model on test pictures"))
     _add_calibrate(command("calibrate", calibrate, "make a converted model of float weights"))
+    _add_bench(command("bench", bench, "time a model here, or measure what layers are planned by"))
     _add_info(command("info", info, "show the machine and the backends, or a model"))
     return parser
 
@@ -155,6 +157,21 @@ def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
     add("--threads", metavar="N", type=_integer(1), help="CPU threads (default: as many as torch would use)")
     _add_res_scale(calibration)
     _add_json_file(calibration)
+
+
+def _add_bench(benchmark: argparse.ArgumentParser) -> None:
+    _add_model(benchmark, "or a converted model's file")
+    benchmark.add_argument(
+        "--size", metavar="PIXELS", type=_integer(8, 4096), default=192, help="side of the picture (default: %(default)s)"
+    )
+    benchmark.add_argument("--tune", action="store_true", help="measure the times of all tiles and keep them for this machine")
+    benchmark.add_argument(
+        "--isa", action="append", choices=ISAS, help="with --tune: the instruction set, may be repeated (default: the one in use)"
+    )
+    benchmark.add_argument(
+        "-o", "--output", metavar="F", type=Path, help="with --tune: the file to write (default: one in your cache folder)"
+    )
+    _add_json_file(benchmark)
 
 
 def _add_info(information: argparse.ArgumentParser) -> None:

@@ -5,38 +5,47 @@ Code tensors are uint8 [N, H, W, C4], C4 = C rounded up to a multiple of 4, padd
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 
-from .backends import cpu, reference
-from .quantize import MAX_BITS, MIN_BITS, padded_channels
+from .measure import bits_by_rule, image_offsets, measure_images
+from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
 
 OUTPUTS = ("codes", "float", "both", "acc")
 ACTIVATIONS = ("none", "relu", "prelu")
 _WIDTHS = MAX_BITS - MIN_BITS + 1
-_BACKENDS = {"cpu": cpu, "reference": reference}
+_BACKENDS = ("triton", "cpu", "reference")  # each a module in backends/
+PACKED_CODES = ("triton", "reference")  # backends that know several codes a byte
 
 _LIB = torch.library.Library("adabm", "DEF")
 _LIB.define(
     "conv2d(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
     "Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool box_filter, str activation, int shuffle, str out, "
-    "str backend, int threads) -> (Tensor, Tensor)",
+    "bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
     "conv2d_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
     "Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool box_filter, str activation, int shuffle, bool accumulate, "
-    "str backend, int threads, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
+    "bool packed_codes, str backend, int threads, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
-    "quantize(Tensor x, Tensor? shift, Tensor grid, Tensor bits, str backend, int threads) -> Tensor",
+    "quantize(Tensor x, Tensor? shift, Tensor grid, Tensor bits, bool packed_codes, str backend, int threads) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
-    "quantize_out(Tensor x, Tensor? shift, Tensor grid, Tensor bits, str backend, int threads, Tensor(a!) y_q) -> ()",
+    "quantize_out(Tensor x, Tensor? shift, Tensor grid, Tensor bits, bool packed_codes, int start, str backend, int threads, "
+    "Tensor(a!) y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
+)
+_LIB.define("image_measure(Tensor x, str backend) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+_LIB.define(
+    "layer_bits(Tensor x, Tensor lower, Tensor upper, Tensor rules, str backend) -> Tensor", tags=torch.Tag.pt2_compliant_tag
 )
 
 
@@ -46,6 +55,29 @@ def _require(condition: bool, message: Callable[[], str]) -> None:
         raise RuntimeError(message())
 
 
+@functools.cache
+def _module(backend: str) -> ModuleType:
+    # On first use: importing the package loads no backend that it may not need.
+    return importlib.import_module(f".backends.{backend}", __package__)
+
+
+def _check_place(operator: str, backend: str, packed_codes: bool, first: str, tensors: dict[str, torch.Tensor | None]) -> None:
+    """All tensors on one device, which the backend can compute on; `first` names the one that decides."""
+    _require(backend in _BACKENDS, lambda: f"{operator}: backend must be one of {_BACKENDS}, got {backend!r}")
+    device = tensors[first].device
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise RuntimeError(f"{operator}: {name} must be on the device of {first}, {device}, got {tensor.device}")
+    _require(
+        backend != "cpu" or device.type == "cpu",
+        lambda: f"{operator}: backend 'cpu' needs tensors in main memory, {first} is on {device}",
+    )
+    _require(
+        not packed_codes or backend in PACKED_CODES,
+        lambda: f"{operator}: packed_codes needs a backend of {PACKED_CODES}, got {backend!r}",
+    )
+
+
 def _expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple) -> None:
     _require(tensor.dtype == dtype, lambda: f"{name} must be {dtype}, got {tensor.dtype}")
     _require(tuple(tensor.shape) == tuple(shape), lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
@@ -53,7 +85,7 @@ def _expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple) -
 
 def _conv2d_outputs(
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
-    backend, threads,
+    packed_codes, backend, threads,
 ):  # fmt: skip
     """Checks every argument and returns (shape of y, shape of y_q)."""
     _require(x_q.dim() == 4, lambda: f"conv2d: x_q must be [N, H, W, C4], got shape {list(x_q.shape)}")
@@ -79,7 +111,13 @@ def _conv2d_outputs(
     _expect("conv2d: beta", beta, torch.float32, (*classes, k))
     _require(activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {ACTIVATIONS}, got {activation!r}")
     _require(out in OUTPUTS, lambda: f"conv2d: out must be one of {OUTPUTS}, got {out!r}")
-    _require(backend in _BACKENDS, lambda: f"conv2d: backend must be one of {tuple(_BACKENDS)}, got {backend!r}")
+    tensors = {"x_q": x_q, "x_bits": x_bits, "weight": weight, "packed": packed, "alpha": alpha, "beta": beta}
+    tensors |= {"slope": slope, "residual": residual, "out_grid": out_grid, "out_bits": out_bits}
+    _check_place("conv2d", backend, packed_codes, "x_q", tensors)
+    _require(
+        not packed_codes or x_q.is_contiguous(),
+        lambda: f"conv2d: x_q must be contiguous with packed_codes, got strides {x_q.stride()}",
+    )
     _require(threads >= 0, lambda: f"conv2d: threads must be 0 (as torch) or more, got {threads}")
     _require(
         shuffle >= 1 and k % shuffle**2 == 0,
@@ -101,7 +139,7 @@ def _conv2d_outputs(
     return y, y_q
 
 
-def _check_quantize(x, shift, grid, bits, backend, threads):
+def _check_quantize(x, shift, grid, bits, packed_codes, backend, threads):
     _require(x.dim() == 4, lambda: f"quantize: x must be [N, C, H, W], got shape {list(x.shape)}")
     n, c, h, w = x.shape
     _require(n * c * h * w > 0, lambda: f"quantize: x must not be empty, got shape {list(x.shape)}")
@@ -110,7 +148,7 @@ def _check_quantize(x, shift, grid, bits, backend, threads):
     _expect("quantize: bits", bits, torch.int32, (n,))
     if shift is not None:
         _expect("quantize: shift", shift, torch.float32, (c,))
-    _require(backend in _BACKENDS, lambda: f"quantize: backend must be one of {tuple(_BACKENDS)}, got {backend!r}")
+    _check_place("quantize", backend, packed_codes, "x", {"x": x, "shift": shift, "grid": grid, "bits": bits})
     _require(threads >= 0, lambda: f"quantize: threads must be 0 (as torch) or more, got {threads}")
     return n, h, w, padded_channels(c)
 
@@ -132,11 +170,16 @@ def _empty_outputs(x_q, out, y, y_q):
 
 
 def _conv2d(*args):
-    *rest, shuffle, out, backend, threads = args
+    *rest, shuffle, out, packed_codes, backend, threads = args
     y, y_q = _empty_outputs(args[0], out, *_conv2d_outputs(*args))
     wanted = (None if out == "codes" else y, y_q if out in ("codes", "both") else None)
-    _BACKENDS[backend].conv2d_out(*rest, shuffle, threads, *wanted)
+    _module(backend).conv2d_out(*rest, shuffle, threads, *wanted, **_packing(packed_codes))
     return y, y_q
+
+
+def _packing(packed_codes: bool) -> dict[str, bool]:
+    # Only backends in PACKED_CODES take the argument.
+    return {"packed_codes": True} if packed_codes else {}
 
 
 def _conv2d_fake(*args):
@@ -144,14 +187,15 @@ def _conv2d_fake(*args):
 
 
 def _conv2d_out_check(*args):
-    *rest, shuffle, accumulate, backend, threads, y, y_q = args
+    *rest, shuffle, accumulate, packed_codes, backend, threads, y, y_q = args
     _require(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
     _require(
         not accumulate or (y is not None and rest[7] is None),
         lambda: "conv2d_out: accumulate needs y, and takes the place of residual",
     )
     out = "both" if y is not None and y_q is not None else "float" if y_q is None else "codes"
-    shapes = _conv2d_outputs(*rest, shuffle, out, backend, threads)
+    shapes = _conv2d_outputs(*rest, shuffle, out, packed_codes, backend, threads)
+    _check_place("conv2d_out", backend, packed_codes, "x_q", {"x_q": rest[0], "y": y, "y_q": y_q})
     if y_q is not None:
         _expect("conv2d_out: y_q", y_q, torch.uint8, shapes[1])
         _require(y_q.is_contiguous(), lambda: "conv2d_out: y_q must be contiguous")
@@ -168,37 +212,93 @@ def _conv2d_out_check(*args):
 
 def _conv2d_out(*args):
     _conv2d_out_check(*args)
-    *rest, shuffle, accumulate, backend, threads, y, y_q = args
+    *rest, shuffle, accumulate, packed_codes, backend, threads, y, y_q = args
     if accumulate:
         rest[7] = y
-    _BACKENDS[backend].conv2d_out(*rest, shuffle, threads, y, y_q)
+    _module(backend).conv2d_out(*rest, shuffle, threads, y, y_q, **_packing(packed_codes))
 
 
 def _conv2d_out_fake(*args):
     _conv2d_out_check(*args)
 
 
-def _quantize(x, shift, grid, bits, backend, threads):
-    y_q = x.new_empty(_check_quantize(x, shift, grid, bits, backend, threads), dtype=torch.uint8)
-    _BACKENDS[backend].quantize_out(x, shift, grid, bits, threads, y_q)
+def _quantize(x, shift, grid, bits, packed_codes, backend, threads):
+    y_q = x.new_empty(_check_quantize(x, shift, grid, bits, packed_codes, backend, threads), dtype=torch.uint8)
+    _module(backend).quantize_out(x, shift, grid, bits, threads, y_q, **_packing(packed_codes))
     return y_q
 
 
-def _quantize_out_check(x, shift, grid, bits, backend, threads, y_q):
-    n, h, w, _ = _check_quantize(x, shift, grid, bits, backend, threads)
-    _require(y_q.dim() == 4 and y_q.shape[3] >= x.shape[1], lambda: f"quantize_out: y_q must hold {x.shape[1]} channels")
+def _quantize_out_check(x, shift, grid, bits, packed_codes, start, backend, threads, y_q):
+    n, h, w, _ = _check_quantize(x, shift, grid, bits, packed_codes, backend, threads)
+    _check_place("quantize_out", backend, packed_codes, "x", {"x": x, "y_q": y_q})
+    held = start + x.shape[1]
+    _require(y_q.dim() == 4 and y_q.shape[3] >= held, lambda: f"quantize_out: y_q must hold {held} channels")
     _expect("quantize_out: y_q", y_q, torch.uint8, (n, h, w, y_q.shape[3]))
-    _expect_slice("quantize_out: y_q", y_q)
+    if packed_codes:
+        _require(
+            y_q.is_contiguous() and y_q.shape[3] % CODE_CHANNELS == 0,
+            lambda: f"quantize_out: y_q must be all of a code buffer with packed_codes, got shape {list(y_q.shape)}, "
+            f"strides {y_q.stride()}",
+        )
+        _require(
+            start >= 0 and start % CODE_CHANNELS == 0,
+            lambda: f"quantize_out: start must be a multiple of {CODE_CHANNELS}, got {start}",
+        )
+    else:
+        _require(start == 0, lambda: f"quantize_out: start must be 0 without packed_codes (y_q is then the slice), got {start}")
+        _expect_slice("quantize_out: y_q", y_q)
 
 
 def _quantize_out(*args):
     _quantize_out_check(*args)
-    *rest, backend, threads, y_q = args
-    _BACKENDS[backend].quantize_out(*rest, threads, y_q)
+    *rest, packed_codes, start, backend, threads, y_q = args
+    packing = {"packed_codes": True, "start": start} if packed_codes else {}
+    _module(backend).quantize_out(*rest, threads, y_q, **packing)
 
 
-def _quantize_fake(x, shift, grid, bits, backend, threads):
-    return x.new_empty(_check_quantize(x, shift, grid, bits, backend, threads), dtype=torch.uint8)
+def _quantize_fake(x, shift, grid, bits, packed_codes, backend, threads):
+    return x.new_empty(_check_quantize(x, shift, grid, bits, packed_codes, backend, threads), dtype=torch.uint8)
+
+
+def _check_images(operator, x, backend):
+    _require(
+        x.dim() == 4 and x.shape[1] == 3 and x.numel() > 0,
+        lambda: f"{operator}: x must be [N, 3, H, W] and not empty, got shape {list(x.shape)}",
+    )
+    _require(x.dtype == torch.float32, lambda: f"{operator}: x must be torch.float32, got {x.dtype}")
+    _check_place(operator, backend, False, "x", {"x": x})
+
+
+def _image_measure(x, backend):
+    _check_images("image_measure", x, backend)
+    return getattr(_module(backend), "image_measure", measure_images)(x)
+
+
+def _image_measure_fake(x, backend):
+    _check_images("image_measure", x, backend)
+    return x.new_empty(x.shape[0])
+
+
+def _check_layer_bits(x, lower, upper, rules, backend):
+    _check_images("layer_bits", x, backend)
+    _check_place("layer_bits", backend, False, "x", {"x": x, "lower": lower, "upper": upper, "rules": rules})
+    _expect("layer_bits: lower", lower, torch.float32, ())
+    _expect("layer_bits: upper", upper, torch.float32, ())
+    _require(rules.dim() == 2, lambda: f"layer_bits: rules must be [L, 2], got shape {list(rules.shape)}")
+    _expect("layer_bits: rules", rules, torch.int32, (rules.shape[0], 2))
+
+
+def _layer_bits(x, lower, upper, rules, backend):
+    _check_layer_bits(x, lower, upper, rules, backend)
+    own = getattr(_module(backend), "layer_bits", None)
+    if own is not None:
+        return own(x, lower, upper, rules)
+    return bits_by_rule(rules, image_offsets(_image_measure(x, backend), lower, upper))
+
+
+def _layer_bits_fake(x, lower, upper, rules, backend):
+    _check_layer_bits(x, lower, upper, rules, backend)
+    return rules.new_empty(rules.shape[0], x.shape[0])
 
 
 for _key in ("CPU", "CUDA"):
@@ -206,10 +306,24 @@ for _key in ("CPU", "CUDA"):
     _LIB.impl("conv2d_out", _conv2d_out, _key)
     _LIB.impl("quantize", _quantize, _key)
     _LIB.impl("quantize_out", _quantize_out, _key)
+    _LIB.impl("image_measure", _image_measure, _key)
+    _LIB.impl("layer_bits", _layer_bits, _key)
 torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_out", _conv2d_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize_out", _quantize_out_check, lib=_LIB)
+torch.library.register_fake("adabm::image_measure", _image_measure_fake, lib=_LIB)
+torch.library.register_fake("adabm::layer_bits", _layer_bits_fake, lib=_LIB)
+
+
+def pack_weights(backend: str, weight: torch.Tensor, tile_for_bits: tuple[int, ...], box_filter: bool) -> torch.Tensor:
+    """What `conv2d` takes as `packed` for int8 weights [K, R, S, C] or [R, S, K, R, S, C]: each backend has a form of its own.
+
+    tile_for_bits: the tile that computes codes of 2..8 bits, for the CPU kernels (tiles.LayerPlan).
+    """
+    if backend == "cpu":
+        return _module(backend).pack(weight, tile_for_bits)
+    return _module(backend).pack(weight, box_filter)
 
 
 def conv2d(
@@ -228,6 +342,7 @@ def conv2d(
     activation: str = "none",
     shuffle: int = 1,
     out: str = "float",
+    packed_codes: bool = False,
     backend: str = "cpu",
     threads: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,20 +350,20 @@ def conv2d(
 
     x_q: uint8 codes [N, H, W, C4], image n on x_bits[n] bits (int32 [N], 2..8). weight: int8 [K, R, S, C], the integers m,
     or k' with m = 2k' + 1 under `box_filter`;
-    or [R, S, K, R, S, C], one kernel per border class of the pixel. packed: what backends.cpu.pack made of it (empty for the
-    reference).
+    or [R, S, K, R, S, C], one kernel per border class of the pixel. packed: what `pack_weights` made of it for this
+    backend (empty for the reference).
     alpha: float32 [7, K], per bit-width of x_q. beta: float32 [(R//2+1)^2, (S//2+1)^2, K] by border class; [R, S, K] with a
     kernel per class.
     slope: [K] for activation="prelu". residual: float32, shape of y. out_grid, out_bits: grid and bits of the output codes.
     out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store.
-    threads: 0 takes torch.get_num_threads().
+    packed_codes: x_q and y_q are buffers of `quantize.pack_codes`. threads: 0 takes torch.get_num_threads().
 
     Returns (y, y_q): float32 (or int32) [N, H*r, W*r, K/r^2] and uint8 [N, H*r, W*r, (K/r^2)4]; what was not asked for is
     empty. Raises RuntimeError (from the dispatcher) or ValueError naming the argument, the rule and the value.
     """
     return torch.ops.adabm.conv2d(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
-        backend, threads,
+        packed_codes, backend, threads,
     )  # fmt: skip
 
 
@@ -270,6 +385,7 @@ def conv2d_out(
     box_filter: bool = False,
     activation: str = "none",
     shuffle: int = 1,
+    packed_codes: bool = False,
     backend: str = "cpu",
     threads: int = 0,
 ) -> None:
@@ -280,7 +396,7 @@ def conv2d_out(
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
-        accumulate, backend, threads, y, y_q,
+        accumulate, packed_codes, backend, threads, y, y_q,
     )  # fmt: skip
 
 
@@ -290,14 +406,15 @@ def quantize(
     bits: torch.Tensor,
     *,
     shift: torch.Tensor | None = None,
+    packed_codes: bool = False,
     backend: str = "cpu",
     threads: int = 0,
 ) -> torch.Tensor:
     """Codes of x - shift: float32 [N, C, H, W] of any strides -> uint8 [N, H, W, C4].
 
-    grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None.
+    grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None. packed_codes: as in `conv2d`.
     """
-    return torch.ops.adabm.quantize(x, shift, grid, bits, backend, threads)
+    return torch.ops.adabm.quantize(x, shift, grid, bits, packed_codes, backend, threads)
 
 
 def quantize_out(
@@ -307,11 +424,30 @@ def quantize_out(
     y_q: torch.Tensor,
     *,
     shift: torch.Tensor | None = None,
+    packed_codes: bool = False,
+    start: int = 0,
     backend: str = "cpu",
     threads: int = 0,
 ) -> None:
     """`quantize` into uint8 y_q [N, H, W, C or more], contiguous or a slice of the channels of a contiguous tensor.
 
     Channels of y_q beyond those of x become 0.
+    packed_codes: y_q is all of a buffer [N, H, W, C4] of `quantize.pack_codes`, and the codes are its channels from `start`, a
+    multiple of 4; those behind them become 0 up to the next multiple of 4 and, where that is C4, to the end of the pixel.
     """
-    torch.ops.adabm.quantize_out(x, shift, grid, bits, backend, threads, y_q)
+    torch.ops.adabm.quantize_out(x, shift, grid, bits, packed_codes, start, backend, threads, y_q)
+
+
+def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:
+    """`measure.image_measure` of float32 [N, 3, H, W] in 0..255 up to the rounding of its sums: float32 [N]."""
+    return torch.ops.adabm.image_measure(x, backend)
+
+
+def layer_bits(
+    x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, rules: torch.Tensor, *, backend: str = "cpu"
+) -> torch.Tensor:
+    """Bits of every layer's codes for every image, int32 [L, N], from the images float32 [N, 3, H, W] in 0..255.
+
+    lower, upper: float32 [], thresholds of `image_measure`. rules: int32 [L, 2], see `measure.bits_by_rule`.
+    """
+    return torch.ops.adabm.layer_bits(x, lower, upper, rules, backend)

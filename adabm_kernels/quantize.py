@@ -132,6 +132,49 @@ def padded_channels(channels: int) -> int:
     return -(-channels // CODE_CHANNELS) * CODE_CHANNELS
 
 
+def storage_bits(bits: int) -> int:
+    """Bits that a code of `bits` bits takes where codes are packed: 2 for 2, 4 for 3 and 4, 8 for 5..8."""
+    return 2 if bits <= 2 else 4 if bits <= 4 else 8
+
+
+def packed_pitch(channels: int, bits: int) -> int:
+    """Bytes from one pixel to the next in an image of packed codes: a multiple of 4."""
+    return -(-padded_channels(channels) * storage_bits(bits) // 32) * 4
+
+
+def pack_codes(codes: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Codes as they are stored where several share a byte: uint8 [N, H, W, C4] -> a buffer of the same shape.
+
+    Image n begins at byte n * H * W * C4 whatever its bits; its pixel p lies at p * packed_pitch(C4, bits[n]) from there, and
+    byte i of a pixel holds channels i * k .. i * k + k - 1 from the low bits up, k = 8 / storage_bits(bits[n]). What a pixel's
+    bytes hold beyond its channels is 0; so is the rest of the image here, which kernels leave as it was.
+    bits: int32 [N], 2..8; a code of image n is below 2^bits[n].
+    """
+    n, h, w, c4 = codes.shape
+    packed = torch.zeros(n, h * w * c4, dtype=torch.uint8, device=codes.device)
+    for image, width in enumerate(bits.tolist()):
+        stored, pitch = storage_bits(width), packed_pitch(c4, width)
+        share = 8 // stored
+        wide = torch.zeros(h * w, pitch * share, dtype=torch.uint8, device=codes.device)
+        wide[:, :c4] = codes[image].reshape(h * w, c4)
+        shifted = wide.view(h * w, pitch, share) << (torch.arange(share, device=codes.device) * stored).to(torch.uint8)
+        packed[image, : h * w * pitch] = shifted.sum(2, dtype=torch.uint8).view(-1)
+    return packed.view(n, h, w, c4)
+
+
+def unpack_codes(packed: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """The codes uint8 [N, H, W, C4] in a buffer of `pack_codes`. bits: int32 [N]."""
+    n, h, w, c4 = packed.shape
+    codes = torch.empty_like(packed, memory_format=torch.contiguous_format)
+    for image, width in enumerate(bits.tolist()):
+        stored, pitch = storage_bits(width), packed_pitch(c4, width)
+        share = 8 // stored
+        used = packed[image].reshape(-1)[: h * w * pitch].view(h * w, pitch, 1)
+        wide = (used >> (torch.arange(share, device=packed.device) * stored).to(torch.uint8)) & (2**stored - 1)
+        codes[image] = wide.view(h * w, pitch * share)[:, :c4].reshape(h, w, c4)
+    return codes
+
+
 def border_class(position: int, size: int, pad: int) -> int:
     """Class of one row (or column): which kernel rows fall outside, as cut_before * (pad + 1) + cut_after, each 0 .. pad."""
     return max(0, pad - position) * (pad + 1) + max(0, position + pad - (size - 1))

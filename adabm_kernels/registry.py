@@ -8,8 +8,10 @@ import warnings
 from dataclasses import dataclass, field
 
 from . import native
+from .backends import devices
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
+GPU_BACKENDS = ("cuda", "triton")
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,14 @@ class Choice:
     rejected: dict[str, str] = field(default_factory=dict)
 
 
-def _why_not(backend: str, device: str | None) -> str:
-    """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can."""
-    if backend in ("cuda", "triton"):
-        missing = native.why_missing("cuda") if backend == "cuda" else ""
-        return missing or "this version has no convolution kernels for it yet"
+def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
+    """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can. asked: by name, not as "auto"."""
+    if backend == "cuda":
+        return native.why_missing("cuda") or "this version has no convolution kernels for it yet"
+    if backend == "triton":
+        if devices.interpreting() and not asked:
+            return "TRITON_INTERPRET=1: its interpreter runs only when asked for"
+        return devices.why_not_triton(device)
     if backend == "cpu":
         if native.why_missing("cpu"):
             return native.why_missing("cpu")
@@ -60,6 +65,18 @@ def _warn_slow(reason: str) -> None:
     warnings.warn(f"adabm_kernels runs on the reference backend, which is slow: cpu: {reason}", RuntimeWarning, stacklevel=4)
 
 
+def best_device(requested: str = "auto") -> str:
+    """The type of device to hold a model for a backend, or for "auto": "cuda" where a GPU backend can run, else "cpu".
+
+    An explicit GPU backend is given "cuda" even where it cannot run: `choose` then says why.
+    """
+    if requested == "auto":
+        requested = os.environ.get("ADABM_BACKEND") or "auto"
+    if requested in GPU_BACKENDS:
+        return "cpu" if requested == "triton" and devices.interpreting() else "cuda"
+    return "cuda" if requested == "auto" and any(not _why_not(name, "cuda") for name in GPU_BACKENDS) else "cpu"
+
+
 def choose(problem: Problem, requested: str = "auto") -> Choice:
     """The backend for a problem.
 
@@ -72,7 +89,7 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
     if requested not in ("auto", *BACKENDS):
         raise ValueError(f"{source} must be one of auto, {', '.join(BACKENDS)}, got {requested!r}")
     if requested != "auto":
-        reason = _why_not(requested, problem.device)
+        reason = _why_not(requested, problem.device, asked=True)
         if reason:
             raise RuntimeError(f"{source} {requested!r} cannot run: {reason}")
         return Choice(requested)

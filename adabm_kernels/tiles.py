@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .tile_times import KINDS, KINDS_OF_ISA, TileTimes
+
 MIN_BITS, MAX_BITS = 2, 8
 INT32_MAX = 2**31 - 1
 CODE_MAX = 255  # of a transformed code, shifted to start at 0
-MADD_MAX = 127  # largest code that AVX2's vpmaddubsw multiplies without saturating: beyond it takes two products
+SUM16_MAX = 2**15 - 1
 MAX_PARTS = 4  # of a transformed weight
 
 
@@ -105,19 +107,20 @@ DIRECT = TILES[0]
 class LayerPlan:
     """tile: name of the tile for codes of 2, 3, ..., 8 bits. why_direct: for each of them, why no faster tile was taken.
 
-    products_for_bits: 8-bit products per output and channel, split weights counted. cost: time of each, in units of one product
-    of the direct form. largest_sum: bound of |accumulator| at the most bits the layer can get.
+    products_for_bits: 8-bit products per output and channel, split weights counted. picoseconds: predicted for one output pixel
+    on one thread (tile_times.py). largest_sum: bound of |accumulator| at the most bits the layer can get. isa: planned for.
     """
 
     tile: tuple[str, ...]
     why_direct: tuple[str, ...]
     products_for_bits: tuple[float, ...]
-    cost: tuple[float, ...]
+    picoseconds: tuple[float, ...]
     largest_sum: int
+    isa: str
 
     def time(self, least_bits: int, most_bits: int) -> float:
         """Predicted time, summed over the bit-widths least_bits..most_bits; comparable between plans of one layer."""
-        return sum(self.cost[least_bits - MIN_BITS : most_bits - MIN_BITS + 1])
+        return sum(self.picoseconds[least_bits - MIN_BITS : most_bits - MIN_BITS + 1])
 
     @property
     def tile_for_bits(self) -> tuple[int, ...]:
@@ -135,10 +138,11 @@ def transformed_weights(tile: Tile, weights: np.ndarray) -> np.ndarray:
 class _Fit:
     """What a layer's weights make of a tile, for any bits.
 
-    parts: [row taps, column taps] of their transforms, which lie in least..most. largest_sum: of any sum on the way to the
-    output when codes are at most 1.
+    transformed: [K, C, row taps, column taps]. parts: [row taps, column taps] of them; they lie in least..most. largest_sum: of any
+    sum on the way to the output when codes are at most 1.
     """
 
+    transformed: np.ndarray
     parts: np.ndarray
     least: int
     most: int
@@ -157,7 +161,7 @@ class _Fit:
         products = np.abs(transformed).sum(1) * np.abs(tile.rows.codes).sum(1)[:, None] * np.abs(tile.columns.codes).sum(1)
         along_rows = np.abs(tile.rows.sums) @ products
         along_columns = along_rows / tile.rows.denominator @ np.abs(tile.columns.sums).T
-        return cls(parts, int(low.min()), int(high.max()), float(max(along_rows.max(), along_columns.max())))
+        return cls(transformed, parts, int(low.min()), int(high.max()), float(max(along_rows.max(), along_columns.max())))
 
 
 def _refusal(tile: Tile, fit: _Fit, bits: int) -> str:
@@ -171,18 +175,90 @@ def _refusal(tile: Tile, fit: _Fit, bits: int) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What a layer's products come to in 16 bits, where channels 0, 1 and channels 2, 3 of a quad have a sum each.
+
+    largest: by number of quads 1, 2, 4, ... summed together, counted from the start of a run of taps, the largest sum of every run
+    for codes of 1, [runs]. code_max: [runs], the largest code of each run for 1-bit codes. quads: of a run.
+    """
+
+    largest: tuple[np.ndarray, ...]
+    code_max: np.ndarray
+    quads: int
+
+    @classmethod
+    def of(cls, runs: np.ndarray, code_max: np.ndarray) -> Sums:
+        """runs: the weights [K, runs, channels of a run's taps, padded to quads] in the order of their sums."""
+        pairs = runs.reshape(*runs.shape[:2], -1, 2, 2)  # [K, runs, quads, sums, channels]
+        signs = np.stack([np.maximum(pairs, 0).sum(-1), np.maximum(-pairs, 0).sum(-1)])
+        quads, largest = signs.shape[3], [signs.max((0, 1, 3, 4))]
+        while 2 ** (len(largest) - 1) < quads:
+            if signs.shape[3] % 2:
+                signs = np.concatenate([signs, np.zeros_like(signs[:, :, :, :1])], 3)
+            signs = signs[:, :, :, ::2] + signs[:, :, :, 1::2]
+            largest.append(signs.max((0, 1, 3, 4)))
+        return cls(tuple(largest), code_max, quads)
+
+    def depth(self, bits: int) -> int:
+        """How many quads may be summed in 16 bits, a power of two (PackedHeader::depth of csrc/cpu/packed.h); 0 where two products
+        can overflow."""
+        fits = [(largest * self.code_max).max() * (2**bits - 1) <= SUM16_MAX for largest in self.largest]
+        return 0 if not fits[0] else 2 ** ((fits + [False]).index(False) - 1)
+
+    def count(self, bits: int) -> int:
+        """Into how many sums a run is split."""
+        return -(-self.quads // max(self.depth(bits), 1))
+
+    def kind(self, bits: int) -> str:
+        """How products are summed, one of tile_times.KINDS."""
+        depth = self.depth(bits)
+        return "widened" if depth == 0 else "pairs" if depth == 1 else "few" if depth < self.quads else "whole"
+
+
+def layer_sums(tile: Tile, weights: np.ndarray) -> Sums:
+    """The sums of weights [..., K, C, R, S] in a tile; of split weights those of even shares."""
+    padding = [(0, 0)] * 3 + [(0, -weights.shape[-3] % 4)]
+    if tile is DIRECT:
+        rows = np.pad(np.moveaxis(weights.reshape(-1, *weights.shape[-3:]), 1, -1), padding)  # [K, R, S, C]
+        runs = rows.reshape(*rows.shape[:2], -1)
+        return Sums.of(runs, np.ones(runs.shape[1], dtype=np.int64))
+    return _tile_sums(tile, _Fit.of(tile, weights))
+
+
+def _tile_sums(tile: Tile, fit: _Fit) -> Sums:
+    shares = -(-np.abs(fit.transformed) // fit.parts) * np.sign(fit.transformed)
+    shares = np.pad(np.moveaxis(shares, 1, -1), [(0, 0)] * 3 + [(0, -shares.shape[1] % 4)])  # [K, row taps, column taps, C]
+    reach = np.outer(np.abs(tile.rows.codes).sum(1), np.abs(tile.columns.codes).sum(1))
+    if tile.columns is F1:  # the kernel columns accumulate as one run
+        return Sums.of(shares.reshape(*shares.shape[:2], -1), reach.max(1))
+    return Sums.of(shares.reshape(len(shares), reach.size, -1), reach.reshape(-1))
+
+
+def tile_products(name: str, kernel_h: int, kernel_w: int) -> float:
+    """8-bit products per output and channel of a kernel in the tile of that name, when no weight is split."""
+    return float(kernel_h * kernel_w) if name == DIRECT.name else next(tile.products for tile in TILES if tile.name == name)
+
+
+def layer_products(tile: Tile, weights: np.ndarray) -> float:
+    """8-bit products per output and channel of weights [..., K, C, R, S], split ones counted."""
+    if tile is DIRECT:
+        return float(weights.shape[-2] * weights.shape[-1])
+    return tile.products * float(_Fit.of(tile, weights).parts.mean())
+
+
 def plan_layer(
     name: str,
     weights: np.ndarray,
     most_bits: int,
     *,
+    times: TileTimes,
     box_filter: bool = False,
-    isa: str = "avx512vnni",
 ) -> LayerPlan:
     """The plan of one layer: for every bit-width the exact tile with the least predicted time.
 
     weights: [..., K, C, R, S], the integers that are multiplied: m, or k' with m = 2k' + 1 under `box_filter`. most_bits: the
-    most bits its codes can have, 2..8. isa: what it is planned for; on AVX2 a code above 127 costs two products.
+    most bits its codes can have, 2..8. times: of the instruction set it is planned for.
     Raises ValueError when an accumulator could leave int32: the layer cannot be computed exactly.
     """
     weights = np.asarray(weights, dtype=np.int64)
@@ -194,39 +270,26 @@ def plan_layer(
     if weights.ndim != 4 or weights.shape[2:] != (3, 3):
         only_direct = f"kernel {weights.shape[-2]}x{weights.shape[-1]} is not 3x3"
     fits = {} if only_direct else {tile.name: _Fit.of(tile, weights) for tile in TILES[1:]}
+    outputs, channels, kernel = weights.shape[-4], weights.shape[-3], weights.shape[-2] * weights.shape[-1]
+    sums = {}
+    if times.isa in KINDS_OF_ISA:
+        sums = {tile.name: _tile_sums(tile, fits[tile.name]) for tile in TILES if tile.name in fits}
+        sums[DIRECT.name] = layer_sums(DIRECT, weights)
+
+    def predict(tile: Tile, bits: int) -> tuple[float, str, float]:
+        """(picoseconds, tile, products)"""
+        fit = fits.get(tile.name)
+        products = float(kernel) if fit is None else tile.products * float(fit.parts.mean())
+        kind = sums[tile.name].kind(bits) if sums else KINDS[0]
+        return times.time(tile.name, kind, products, channels, outputs, box_filter), tile.name, products
+
     chosen, reasons = [], []
     for bits in range(MIN_BITS, MAX_BITS + 1):
-        refused: list[str] = []
-        best, best_products = DIRECT, DIRECT.products
-        for tile in () if only_direct else TILES[1:]:
-            reason = _refusal(tile, fits[tile.name], bits)
-            products = tile.products * float(fits[tile.name].parts.mean())
-            if reason:
-                refused.append(reason)
-            elif _cost(tile, products, bits, isa, box_filter) < _cost(best, best_products, bits, isa, box_filter):
-                best, best_products = tile, products
-        chosen.append((best.name, best_products, _cost(best, best_products, bits, isa, box_filter)))
-        reasons.append((only_direct or "; ".join(refused) or "no tile is faster") if best is DIRECT else "")
-    tiles, products, costs = zip(*chosen, strict=True)
-    return LayerPlan(tiles, tuple(reasons), products, costs, largest)
-
-
-def _cost(tile: Tile, products: float, bits: int, isa: str, box_filter: bool) -> float:
-    """Predicted time of an output, in products: its own, and what else the tile has to do."""
-    largest = 2**bits - 1 if tile is DIRECT else tile.code_range(bits)
-    twice = isa == "avx2" and largest > MADD_MAX
-    return products * (2 if twice else 1) + OVERHEAD[isa][TILES.index(tile)] + (BOX if box_filter else 0)
-
-
-# Time beside the products, in that of one product: transforms, epilogue and their share of stores. For each tile of TILES, from
-# minima of one 64 to 64 layer on 192x192 with codes out, one thread, AMD EPYC 9004 (Zen 4), 2026-11-23: direct 6.31 ms, tiles
-# 4.52, 3.43, 3.05, 2.77 where a product takes 0.655; with AVX2 13.3, 9.9, 8.3, 7.3, 6.7 where it takes 1.36 (codes up to 127).
-# AVX-VNNI and NEON are taken as AVX512-VNNI: they are not measured yet.
-OVERHEAD = {
-    "scalar": (0.0, 0.1, 0.2, 0.2, 0.2),
-    "neon": (0.6, 0.9, 1.2, 1.3, 1.2),
-    "avx2": (0.8, 1.3, 2.1, 2.0, 1.9),
-    "avxvnni": (0.6, 0.9, 1.2, 1.3, 1.2),
-    "avx512vnni": (0.6, 0.9, 1.2, 1.3, 1.2),
-}
-BOX = 0.3  # the sum of the codes under the kernel
+        refused = [] if only_direct else [_refusal(tile, fits[tile.name], bits) for tile in TILES[1:]]
+        exact = [DIRECT, *(tile for tile, reason in zip(TILES[1:], refused, strict=False) if not reason)]
+        best = min((predict(tile, bits) for tile in exact), key=lambda prediction: prediction[0])
+        chosen.append(best)
+        why = only_direct or "; ".join(filter(None, refused)) or "no tile is faster"
+        reasons.append(why if best[1] == DIRECT.name else "")
+    picoseconds, tiles, products = zip(*chosen, strict=True)
+    return LayerPlan(tiles, tuple(reasons), products, picoseconds, largest, times.isa)

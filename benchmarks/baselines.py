@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -20,6 +22,14 @@ def torch_bfloat16(model: nn.Module) -> Forward:
     """bfloat16, channels_last."""
     model = model.to(memory_format=torch.channels_last, dtype=torch.bfloat16)
     return lambda x: model(x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)).float()
+
+
+def require(baseline: str) -> None:
+    """Skip a baseline that this processor only emulates: bfloat16 without its instructions takes PyTorch twenty times as long as
+    float32."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "bf16"
+    if baseline == "bfloat16" and "bf16" not in flags:
+        pytest.skip("this processor has no bfloat16 arithmetic")
 
 
 BASELINES = {"float32": torch_float32, "bfloat16": torch_bfloat16}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from baselines import require
 from conftest import THREADS
 from problems import ConvProblem, bell_codes, instantiate, runnable_isas, set_weights
 from torch.nn import functional as F
@@ -48,6 +49,7 @@ def bench_other_weights(benchmark, weights: str, bits: int) -> None:
 @pytest.mark.benchmark(group="conv2d 64->64 3x3 192x192")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def bench_torch_layer(benchmark, dtype: torch.dtype) -> None:
+    require(str(dtype).removeprefix("torch."))
     g = torch.Generator().manual_seed(0)
     x = torch.randn(1, 64, 192, 192, generator=g).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(64, 64, 3, 3, generator=g).to(dtype).contiguous(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from baselines import BASELINES
+from baselines import BASELINES, require
 from conftest import THREADS
 from onnx_baselines import RUNTIMES, onnx_bytes
 from shared import shared_path
@@ -66,6 +66,7 @@ def bench_converted(benchmark, name: str, bits: int) -> None:
 @pytest.mark.parametrize("name", ["builtin", "edsr_baseline_x4", "edsr_r8f64_x2"])
 def bench_float(benchmark, name: str, baseline: str) -> None:
     benchmark.group = f"{name} {SIZE}x{SIZE}"
+    require(baseline)
     forward = BASELINES[baseline](network(name, 4).float_model())
     x = photo()
     benchmark.extra_info |= {"baseline": baseline, "threads": THREADS}

@@ -8,6 +8,14 @@ import torch
 from adabm_kernels import cli
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """A cache folder of the test's own: what the user's machine has measured plans nothing here."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch):
     """An empty working directory; torch's threads are as before afterwards."""

@@ -9,6 +9,7 @@ import torch
 from adabm_kernels import native
 from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters
 from adabm_kernels.quantize import act_grid, padded_channels, weight_integers
+from adabm_kernels.tile_times import tile_times
 from adabm_kernels.tiles import plan_layer
 
 
@@ -112,7 +113,8 @@ def set_weights(instance: ConvInstance, codes: torch.Tensor, grid: str, isa: str
     """Gives the layer codes k' [K, C, R, S] of a weight grid, planned for all bits of its input; the tables stay as they are."""
     layer = instance.layer
     forms = [(False, weight_integers(codes, grid))] + ([(True, codes)] if grid == "odd" else [])
-    plans = [plan_layer(layer.name, w.numpy(), 8, box_filter=box, isa=isa) for box, w in forms if w.abs().max() <= 128]
+    times = tile_times(isa)
+    plans = [plan_layer(layer.name, w.numpy(), 8, times=times, box_filter=box) for box, w in forms if w.abs().max() <= 128]
     bits = instance.bits.tolist()
     best = min(range(len(plans)), key=lambda i: sum(plans[i].time(b, b) for b in bits))
     layer.plan, (layer.box_filter, integers) = plans[best], forms[len(forms) - len(plans) :][best]

@@ -22,13 +22,15 @@ FLOORS = [
     {"checkpoint", "convert"},
     {"calibrate"},
     {"calibration"},
-    {"nn"},
+    {"nn", "tune_tiles"},
     {"ops", "simulate"},
     {"registry"},
     {"backends"},
-    {"native"},
+    {"native", "measure"},
+    {"tiles"},
+    {"tile_times"},
     # The ground: knows nothing of the rest.
-    {"networks", "metrics", "quantize", "tiles", "resize", "config", "images", "files", "machine"},
+    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = FLOORS[-1]

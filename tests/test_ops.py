@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from adabm_kernels import native, ops
 from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.quantize import act_grid
+from adabm_kernels.tile_times import tile_times
 from adabm_kernels.tiles import plan_layer
 
 BACKENDS = ["reference"] if native.why_missing("cpu") else ["cpu", "reference"]
@@ -35,6 +36,7 @@ def settings_of(instance: ConvInstance, **changes: Any) -> dict[str, Any]:
         "out_grid": instance.out_grid,
         "out_bits": instance.out_bits,
         **{name: getattr(layer, name) for name in ("box_filter", "activation", "shuffle")},
+        "packed_codes": False,
         "backend": layer.backend,
         "threads": 1,
     }
@@ -52,9 +54,8 @@ def by_border_class(backend: str) -> dict[str, Any]:
     g = torch.Generator().manual_seed(0)
     weight = torch.randint(-128, 128, (3, 3, 8, 3, 3, 5), generator=g, dtype=torch.int8)
     tables = torch.rand(7, 8, generator=g) * 0.01, torch.randn(3, 3, 8, generator=g)
-    layer = IntegerConv2d(
-        "classes", plan_layer("classes", weight.permute(0, 1, 2, 5, 3, 4).numpy(), 8), weight, *tables, act_grid(-1.0, 1.0)
-    )
+    plan = plan_layer("classes", weight.permute(0, 1, 2, 5, 3, 4).numpy(), 8, times=tile_times("scalar"))
+    layer = IntegerConv2d("classes", plan, weight, *tables, act_grid(-1.0, 1.0))
     layer.set_backend(backend, 1)
     x_q = torch.zeros(2, 4, 5, 8, dtype=torch.uint8)
     x_q[..., :5] = torch.randint(0, 256, (2, 4, 5, 5), generator=g, dtype=torch.uint8)
@@ -83,6 +84,7 @@ QUANTIZE = {
     "shift": torch.linspace(-1, 1, 5),
     "grid": act_grid(-2.0, 1.0),
     "bits": torch.tensor([8, 3], dtype=torch.int32),
+    "packed_codes": False,
     "threads": 1,
 }
 
@@ -396,7 +398,7 @@ def test_codes_can_be_made_from_and_into_slices(offset: int, fill: int, backend:
     untouched = torch.ones(20, dtype=torch.bool)
     untouched[offset : offset + fill] = False
     assert (wide[..., untouched] == 171).all()
-    torch.library.opcheck(torch.ops.adabm.quantize_out, (x, None, grid, bits, backend, 1, torch.empty_like(want)))
+    torch.library.opcheck(torch.ops.adabm.quantize_out, (x, None, grid, bits, False, 0, backend, 1, torch.empty_like(want)))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,12 @@ from problems import ConvProblem, bell_codes, instantiate, runnable_isas, set_we
 
 from adabm_kernels.backends import cpu
 from adabm_kernels.quantize import weight_integers
-from adabm_kernels.tiles import TILES, plan_layer, transformed_weights
+from adabm_kernels.tile_times import KINDS, Cost, TileTimes, tile_times
+from adabm_kernels.tiles import TILES, Sums, plan_layer, tile_products, transformed_weights
+
+VNNI = tile_times("avx512vnni")
+# By which a tile is as fast as it has few products, whatever the layer's size.
+PRODUCTS_ALONE = TileTimes("avx512vnni", {tile.name: {KINDS[0]: Cost(1, 0, 0)} for tile in TILES}, 0, {})
 
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda t: t.name)
@@ -45,33 +50,33 @@ def weights_of(largest: int) -> np.ndarray:
 
 def test_fewer_bits_get_tiles_of_fewer_products() -> None:
     for grid in ("signed", "odd"):
-        weights = weight_integers(bell_codes(4, 16, 16), grid).numpy()
-        plan = plan_layer("conv", weights, 8)
+        weights = weight_integers(bell_codes(4, 64, 64), grid).numpy()
+        plan = plan_layer("conv", weights, 8, times=VNNI)
         assert plan.tile[2:] == ("F(2x3)", "F(2x2)", "F(2x2)", "F(2x1)", "direct")
         assert plan.tile[1] == "F(2x4)"
-        assert list(plan.cost) == sorted(plan.cost)
+        assert list(plan.picoseconds) == sorted(plan.picoseconds)
         assert list(plan.products_for_bits) == sorted(plan.products_for_bits)
-        assert plan.time(3, 5) == sum(plan.cost[1:4])
+        assert plan.time(3, 5) == sum(plan.picoseconds[1:4])
 
 
 def test_weights_that_outgrow_a_byte_are_split_and_counted() -> None:
     assert 9 * 14 <= 127 < 9 * 15 < 2 * 127
-    assert plan_layer("conv", weights_of(14), 6).products_for_bits[6 - 2] == 4
-    plan = plan_layer("conv", weights_of(15), 6)
+    assert plan_layer("conv", weights_of(14), 6, times=PRODUCTS_ALONE).products_for_bits[6 - 2] == 4
+    plan = plan_layer("conv", weights_of(15), 6, times=PRODUCTS_ALONE)
     assert plan.tile[6 - 2] == "F(2x2)"
     assert plan.products_for_bits[6 - 2] == (16 + 2) / 4  # one inner tap outgrows its byte; its partner is split along
 
 
 def test_the_plan_says_why_a_layer_is_direct() -> None:
-    plan = plan_layer("conv", weights_of(63), 8)
+    plan = plan_layer("conv", weights_of(63), 8, times=VNNI)
     assert "F(2x2) makes weights of 0..567, beyond 4 bytes" in plan.why_direct[0]
     assert "F(2x1) makes 8-bit codes up to 510, above 255" in plan.why_direct[8 - 2]
-    assert plan_layer("conv", weights_of(15)[:, :, :1, :1], 8).why_direct[0] == "kernel 1x1 is not 3x3"
+    assert plan_layer("conv", weights_of(15)[:, :, :1, :1], 8, times=VNNI).why_direct[0] == "kernel 1x1 is not 3x3"
 
 
 def test_a_sum_that_only_the_tile_would_overflow_forbids_the_tile() -> None:
     channels = 160_000
-    plan = plan_layer("conv", np.full((1, channels, 3, 3), 3), 8)
+    plan = plan_layer("conv", np.full((1, channels, 3, 3), 3), 8, times=PRODUCTS_ALONE)
     assert channels * 27 * 255 < 2**31
     assert plan.tile[2 - 2] == "F(2x3)"  # its largest sum is 89 times that of the output, and that of F(2x4) 587 times
     assert channels * 27 * 3 * 89 < 2**31 < channels * 27 * 3 * 587
@@ -81,12 +86,46 @@ def test_a_sum_that_only_the_tile_would_overflow_forbids_the_tile() -> None:
 
 def test_a_layer_that_could_overflow_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"plan_layer: 'body.3' could reach a sum of \d+ with 8-bit codes, above 2147483647"):
-        plan_layer("body.3", np.full((1, 8_000, 3, 3), 127), 8)
+        plan_layer("body.3", np.full((1, 8_000, 3, 3), 127), 8, times=VNNI)
 
 
-def test_avx2_is_planned_for_codes_that_one_product_can_take() -> None:
-    plan = plan_layer("conv", bell_codes(4, 16, 16).numpy(), 8, isa="avx2")
-    assert plan.tile == ("F(2x4)", "F(2x3)", "F(2x2)", "F(2x2)", "F(2x1)", "direct", "direct")
+def test_avx2_is_planned_for_sums_of_16_bits() -> None:
+    """With few bits a run of taps is summed whole; with weights of 8 bits a pair of products already overflows."""
+    light, heavy = bell_codes(4, 16, 16).numpy(), np.full((16, 16, 3, 3), 127)
+    times = tile_times("avx2")
+    plan, direct = plan_layer("conv", light, 8, times=times), plan_layer("conv", heavy, 8, times=times)
+    assert plan.isa == "avx2" and list(plan.picoseconds) == sorted(plan.picoseconds)
+    assert plan.tile[0] == "F(2x4)" and plan.tile[6] == "direct"
+    widened = times.time("direct", "widened", 9, 16, 16, False)
+    assert direct.picoseconds[6] == widened > times.time("direct", "whole", 9, 16, 16, False)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    runs=st.integers(1, 3),
+    quads=st.integers(1, 9),
+    most=st.sampled_from([1, 3, 8, 20, 64, 127]),
+    top=st.sampled_from([3, 15, 63, 255]),
+    seed=st.integers(0, 99),
+)
+def test_sums_of_the_stated_depth_stay_within_16_bits(runs, quads, most, top, seed) -> None:
+    weights = np.random.default_rng(seed).integers(-most, most + 1, (5, runs, quads * 4))
+    bits = (top + 1).bit_length() - 1
+    depth = Sums.of(weights, np.ones(runs, dtype=np.int64)).depth(bits)
+    pairs = weights.reshape(5, runs, quads, 2, 2)
+
+    def largest(depth: int) -> int:
+        """Of all sums of `depth` quads, with the codes that are worst for them."""
+        groups = [pairs[:, :, q : q + depth] for q in range(0, quads, depth)]
+        return max(top * max(np.maximum(g, 0).sum((2, 4)).max(), np.maximum(-g, 0).sum((2, 4)).max()) for g in groups)
+
+    assert (largest(depth) if depth else 0) <= 2**15 - 1
+    assert depth >= quads or largest(max(2 * depth, 1)) > 2**15 - 1
+
+
+def test_the_products_of_a_tile_are_those_of_its_transforms() -> None:
+    assert [tile_products(tile.name, 3, 3) for tile in TILES] == [9, 6, 4, 10 / 3, 3]
+    assert tile_products("direct", 5, 5) == 25
 
 
 TILE_BITS = {1: 7, 2: 6, 3: 4, 4: 3}  # the most that each tile of the header can take

@@ -64,6 +64,13 @@ def test_avxvnni_equals_its_scalar_twin(tmp_path):
     run(str(build(compiler("g++"), "avxvnni", VNNI_ON_256_BITS, tmp_path)), "avxvnni")
 
 
+def test_avx2_equals_its_scalar_twin(tmp_path):
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if "avx2" not in flags or "fma" not in flags:
+        pytest.skip("this processor lacks AVX2")
+    run(str(build(compiler("g++"), "avx2", ["-mavx2", "-mfma"], tmp_path)), "avx2")
+
+
 def test_a_kernel_that_is_not_there_is_named(tmp_path):
     program = build(compiler("g++"), "none", [], tmp_path)
     result = subprocess.run([str(program), "neon" if platform.machine() != "aarch64" else "avx2"], capture_output=True, text=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ..quantize import MAX_BITS, MIN_BITS, border_class, padded_channels
+from ..quantize import MAX_BITS, MIN_BITS, border_class, pack_codes, padded_channels, unpack_codes
 
 
 def fma32(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -139,22 +139,41 @@ def conv2d(
     return (value if out in ("float", "both") else value.new_empty(0)), codes
 
 
-def conv2d_out(*args) -> None:
+def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
+    """Nothing: the reference takes the weights as they are."""
+    return torch.empty(0, dtype=torch.uint8, device=weight.device)
+
+
+def conv2d_out(*args, packed_codes: bool = False) -> None:
     """See ops.conv2d_out; an int32 y takes the accumulators."""
     *rest, shuffle, threads, y, y_q = args
+    if packed_codes:
+        rest[0] = unpack_codes(rest[0], rest[1])
     out = "codes" if y is None else "acc" if y.dtype == torch.int32 else "float" if y_q is None else "both"
     value, codes = conv2d(*rest, shuffle, out, threads)
     if y is not None:
         y.copy_(value)
     if y_q is not None:
-        y_q.copy_(codes)
+        y_q.copy_(pack_codes(codes, rest[9]) if packed_codes else codes)
 
 
 def quantize_out(
-    x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int, y_q: torch.Tensor
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    threads: int,
+    y_q: torch.Tensor,
+    packed_codes: bool = False,
+    start: int = 0,
 ) -> None:
     """See ops.quantize_out."""
     _check_bits("quantize: bits", bits)
     x = x.permute(0, 2, 3, 1)
-    codes = codes_of(x if shift is None else x - shift, grid, bits)[..., : x.shape[3]]
-    y_q.copy_(F.pad(codes, (0, y_q.shape[3] - x.shape[3])))
+    codes = codes_of(x if shift is None else x - shift, grid, bits)
+    if not packed_codes:
+        y_q.copy_(F.pad(codes[..., : x.shape[3]], (0, y_q.shape[3] - x.shape[3])))
+        return
+    whole = unpack_codes(y_q, bits)
+    whole[..., start : start + codes.shape[3]] = codes
+    y_q.copy_(pack_codes(whole, bits))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from statistics import median
-
 import torch
 
 from ..nn.conv import AdaptiveConv2d, ConvParameters
-from ..quantize import MAX_BITS, MIN_BITS, padded_channels
+from ..nn.timing import conv_seconds
+from ..quantize import MAX_BITS, MIN_BITS
 from ..registry import Problem, choose
 from ..simulate import SimulatedNetwork
 
 SIDE = 96  # pixels of the timed layers: the patches that the policy works on
-REPEATS = 7
 
 
 def layer_times(model: SimulatedNetwork) -> dict[str, dict[int, float]]:
     """Seconds of every adaptive layer on one SIDE x SIDE image by the bits of its input: name -> {2..8: seconds}.
 
-    Measured with the kernels that the layer would run on, once for each different (shape, tile); a median of REPEATS.
+    Measured with the kernels that the layer would run on, once for each different (shape, tile); see conv_seconds.
     """
     backend = choose(Problem("cpu"), "auto").backend
     known: dict[tuple, float] = {}
@@ -29,20 +26,11 @@ def layer_times(model: SimulatedNetwork) -> dict[str, dict[int, float]]:
             continue
         conv = AdaptiveConv2d(ConvParameters.from_simulated(simulated), activation="relu")
         conv.set_backend(backend, torch.get_num_threads())
-        x = torch.zeros(1, SIDE, SIDE, padded_channels(simulated.in_channels), dtype=torch.uint8)
         times[simulated.name] = {}
         for bits in range(MIN_BITS, MAX_BITS + 1):
             key = (*simulated.weight.shape, conv.box_filter, conv.plan.tile[bits - MIN_BITS])
             if key not in known:
-                known[key] = _time(conv, x, torch.tensor([bits], dtype=torch.int32))
+                known[key] = conv_seconds(conv, bits, SIDE)
             times[simulated.name][bits] = known[key]
     return times
 
-
-def _time(conv: AdaptiveConv2d, x: torch.Tensor, bits: torch.Tensor) -> float:
-    seconds = []
-    for _ in range(REPEATS + 2):
-        start = time.perf_counter()
-        conv(x, bits, out="codes", out_grid=conv.grid, out_bits=bits)
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[2:])

@@ -21,6 +21,7 @@ from ..quantize import (
     weight_step,
 )
 from ..simulate import SimulatedConv2d
+from ..tile_times import tile_times
 from ..tiles import LayerPlan, plan_layer
 
 
@@ -110,7 +111,8 @@ class IntegerConv2d(nn.Module):
         self.register_buffer("slope", None if slope is None else slope.to(torch.float32).contiguous())
         self.register_buffer("grid", grid)
         self.register_buffer("packed", torch.empty(0, dtype=torch.uint8), persistent=False)
-        self.backend, self.threads = "reference", 0
+        self._packed_for = ""
+        self.backend, self.threads, self.packed_codes = "reference", 0, False
         self.rest: IntegerConv2d | None = None
 
     bit_range = (MAX_BITS, MAX_BITS)
@@ -122,10 +124,9 @@ class IntegerConv2d(nn.Module):
 
     def set_backend(self, backend: str, threads: int) -> None:
         """Compute with a backend that the registry has chosen; packs the weights for it where needed."""
-        if backend == "cpu" and self.packed.numel() == 0:
-            from ..backends.cpu import pack
-
-            self.packed = pack(self.weight, self.plan.tile_for_bits)
+        if backend != "reference" and (self.packed.numel() == 0 or self._packed_for != backend):
+            self.packed = ops.pack_weights(backend, self.weight, self.plan.tile_for_bits, self.box_filter)
+            self._packed_for = backend
         self.backend, self.threads = backend, threads
 
     def forward(
@@ -138,7 +139,7 @@ class IntegerConv2d(nn.Module):
         out_grid: torch.Tensor | None = None,
         out_bits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ops.conv2d: codes [N, H, W, C4] in, (y, y_q) out."""
+        """See ops.conv2d: codes [N, H, W, C4] in (packed where `packed_codes` is set), (y, y_q) out."""
         outputs = {"residual": residual, "out_grid": out_grid, "out_bits": out_bits, "out": out}
         return ops.conv2d(x_q, bits, *self._tables(), **outputs, **self._settings())
 
@@ -187,6 +188,7 @@ class IntegerConv2d(nn.Module):
             "box_filter": self.box_filter,
             "activation": self.activation,
             "shuffle": self.shuffle,
+            "packed_codes": self.packed_codes,
             "backend": self.backend,
             "threads": self.threads,
         }
@@ -221,8 +223,8 @@ class AdaptiveConv2d(IntegerConv2d):
         # transforms split less below. On the signed grid m is k'.
         forms = [(False, integers)] if grid == "signed" or parameters.weight_bits < 8 else []
         forms += [(True, codes)] if grid == "odd" else []
-        isa = native.planning_isa()
-        plans = [plan_layer(parameters.name, w.numpy(), MAX_BITS, box_filter=box, isa=isa) for box, w in forms]
+        times = tile_times(native.planning_isa())
+        plans = [plan_layer(parameters.name, w.numpy(), MAX_BITS, times=times, box_filter=box) for box, w in forms]
         best = min(range(len(forms)), key=lambda i: plans[i].time(*parameters.bit_range))
         (box_filter, operand), plan = forms[best], plans[best]
         upper = parameters.weight_upper.to(torch.float64).reshape(-1).expand(k)[order]
@@ -259,12 +261,11 @@ class AdaptiveConv2d(IntegerConv2d):
         """Fewest and most bits that an image's codes can have here."""
         return self.parameters_.bit_range
 
-    def bits(self, image_offset: torch.Tensor) -> torch.Tensor:
-        """Bits of the input codes, int32 [N], from the image offsets int32 [N]."""
+    @property
+    def bit_rule(self) -> tuple[int, int]:
+        """(base, follows) of measure.bits_by_rule: the bits of the input codes, and 1 where the image may change them."""
         p = self.parameters_
-        if not p.adaptive:
-            return torch.full_like(image_offset, p.act_bits)
-        return (image_offset + (p.act_bits + p.layer_offset)).clamp(MIN_BITS, MAX_BITS)
+        return (p.act_bits + p.layer_offset, 1) if p.adaptive else (p.act_bits, 0)
 
 
 def shuffle_order(outputs: int, factor: int) -> torch.Tensor:

@@ -36,21 +36,22 @@ class ConvertedEDSR(ConvertedResidualNetwork, network="edsr"):
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
         return (self.spec.tail_names, self.spec.shuffles, self.mean) if self.spec.tail == "staged" else None
 
-    def _forward_full(self, x, offset, blocks, bits) -> torch.Tensor:
+    def _forward_full(self, x, blocks, bits) -> torch.Tensor:
         head, last = self.conv("head.0"), self.conv(f"body.{self.spec.blocks}")
-        end_bits, last_bits = head.bits(offset), self._layer_bits(last, offset)
+        first = blocks[0][0]
+        end_bits, last_bits = bits[head.name], bits[last.name]
         pixels = self._quantize(x, head.grid, end_bits, shift=self.pixel_shift)
         tail = self._upsample(self.spec.tail_names, pixels)
         skip = self._floats("skip", pixels, self.spec.channels)
         codes = self._codes("codes", pixels, self.spec.channels)
-        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=blocks[0][0].grid, out_bits=bits[0][0])
+        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=first.grid, out_bits=bits[first.name])
         _, codes = self._run_blocks(skip, codes, blocks, bits, last.grid, last_bits)
         return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner")
 
-    def _forward_body(self, x, offset, blocks, bits) -> torch.Tensor:
+    def _forward_body(self, x, blocks, bits) -> torch.Tensor:
         mean = self.mean.view(1, 3, 1, 1)
         skip = self._float_conv("head.0", (x - mean).contiguous(memory_format=torch.channels_last))
-        codes = self._quantize(skip, blocks[0][0].grid, bits[0][0])
+        codes = self._quantize(skip, blocks[0][0].grid, bits[blocks[0][0].name])
         feature, _ = self._run_blocks(skip.permute(0, 2, 3, 1).contiguous(), codes, blocks, bits, None, None)
         y = skip + self._float_conv(f"body.{self.spec.blocks}", feature.permute(0, 3, 1, 2))
         for name, r in zip(self.spec.tail_names, [*self.spec.shuffles, 1], strict=False):

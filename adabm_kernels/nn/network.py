@@ -12,15 +12,18 @@ from torch.nn import functional as F
 
 from .. import native, ops
 from ..config import ConvertConfig
+from ..measure import bits_by_rule, image_offsets
 from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels
 from ..registry import Choice, Problem, choose
-from ..simulate import image_offsets
-from .bits import RunningThresholds, measure_images
+from ..tiles import tile_products
+from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
+from .graph import Graphs
 from .tail import CollapsedConv2d
+from .timing import conv_seconds
 from .workspace import Workspace
 
 
@@ -67,9 +70,11 @@ class ConvertedNetwork(nn.Module, ABC):
         self._build()
         self.collapsed = self._collapsed_tail()
         self._workspace = Workspace()
+        self._graphs: Graphs | None = None
         self._bits: str | int = "auto"
         self._threads = 0
         self._requested = "auto"
+        self.register_buffer("bit_rules", self._rules(), persistent=False)
         self.set_backend("auto")
 
     # ---- what a network adds
@@ -79,8 +84,8 @@ class ConvertedNetwork(nn.Module, ABC):
         """Make every integer convolution with `_add`, in the order they run."""
 
     @abstractmethod
-    def _forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        """[N, 3, scale*H, scale*W] from x and the bits that each image gets more or less, int32 [N]."""
+    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[N, 3, scale*H, scale*W] from x and, by name, the bits of each convolution's input codes, int32 [N]."""
 
     # ---- convolutions
 
@@ -161,16 +166,33 @@ class ConvertedNetwork(nn.Module, ABC):
 
     # ---- settings
 
-    def set_backend(self, backend: str = "auto") -> Choice:
+    def set_backend(self, backend: str = "auto", *, graph: bool | None = None) -> Choice:
         """Compute with a backend of registry.BACKENDS, or the fastest that can run. Returns the choice with its reasons.
+
+        graph: on a CUDA device, record a forward pass once for every shape of x and replay it as a CUDA graph; None leaves this
+        as it is (off). Inside torch.compile there is nothing to record, and it has no effect.
 
         Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
         """
+        device = self._device().type
+        self.choice = choose(Problem(device), backend)
         self._requested = backend
-        self.choice = choose(Problem(self._device().type), backend)
+        self.packed_codes = device == "cuda" and self.choice.backend in ops.PACKED_CODES and self._packable()
         for conv in self.convs():
             conv.set_backend(self.choice.backend, self._threads)
+            conv.packed_codes = self.packed_codes
+        if graph is not None:
+            self._graphs = Graphs() if graph else None
+        self._forget_graphs()
         return self.choice
+
+    def _packable(self) -> bool:
+        """Whether the code buffers can hold several codes a byte: slices of them must begin at multiples of 4 channels."""
+        return True
+
+    def _forget_graphs(self) -> None:
+        if self._graphs is not None:
+            self._graphs.clear()
 
     def set_threads(self, threads: int) -> None:
         """Threads of the CPU kernels: 1..256, or 0 for as many as torch uses. Raises ValueError otherwise."""
@@ -185,6 +207,8 @@ class ConvertedNetwork(nn.Module, ABC):
         if bits != "auto" and (isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS):
             raise ValueError(f"set_bits: bits must be 'auto' or {MIN_BITS}..{MAX_BITS}, got {bits!r}")
         self._bits = bits
+        self.bit_rules.copy_(self._rules())
+        self._forget_graphs()
 
     def set_running_thresholds(self, momentum: float = 0.0, start: tuple[float, float] | None = None) -> None:
         """Let the image thresholds follow the images of inference; 0 (the default) goes back to the calibrated ones.
@@ -215,6 +239,7 @@ class ConvertedNetwork(nn.Module, ABC):
                 raise ValueError("set_running_thresholds: momentum must be 0: this network is not adaptive and has no thresholds")
             return
         self._running.set(float(momentum), start)
+        self._forget_graphs()
 
     @property
     def running_thresholds(self) -> tuple[float, float] | None:
@@ -244,22 +269,52 @@ class ConvertedNetwork(nn.Module, ABC):
             raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {alpha.dtype}")
         if self._requested in ("auto", "reference") or alpha.device.type == "cpu":
             self.set_backend(self._requested)
+        self._forget_graphs()
         return self
 
-    def plan(self) -> str:
-        """The plan as a table: for every integer convolution the tile of each bit-width its codes can have, or why direct."""
-        rows = []
+    def plan(self, measure: int = 0) -> str:
+        """The plan of the CPU kernels as a table: for every integer convolution and each bit-width of its codes the tile, the
+        parts a transformed weight is split into, the 8-bit products an output and channel, the predicted nanoseconds of an output
+        pixel on one thread, and why it is direct.
+
+        measure: a side in pixels; adds the time measured on one thread over an image of that size, on the chosen backend.
+        """
+        return format_plan(self.plan_rows(measure))
+
+    def plan_rows(self, measure: int = 0) -> list[dict[str, str]]:
+        """The rows of `plan`: column name -> cell."""
+        if isinstance(measure, bool) or not isinstance(measure, int) or measure < 0:
+            raise ValueError(f"plan: measure must be 0 or a side in pixels, got {measure!r}")
+        rows, known = [], {}
         for conv in self.convs():
-            least, most = conv.bit_range
-            for bits in range(least, most + 1):
-                why = conv.plan.why_direct[bits - MIN_BITS]
-                products = conv.plan.products_for_bits[bits - MIN_BITS] * conv.weight.shape[-3] * conv.weight.shape[-2] / 9
-                rows.append((conv.name, f"{bits}", conv.plan.tile[bits - MIN_BITS], f"{products:g}", why))
-        head = ("layer", "bits", "tile", "products an output", "why direct")
-        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
-        return "\n".join(
-            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in (head, *rows)
-        )
+            plan, shape = conv.plan, tuple(conv.weight.shape)
+            for bits in range(conv.bit_range[0], conv.bit_range[1] + 1):
+                i = bits - MIN_BITS
+                split = plan.products_for_bits[i] / tile_products(plan.tile[i], *shape[-3:-1])
+                rows.append(
+                    {
+                        "layer": conv.name,
+                        "bits": f"{bits}",
+                        "tile": plan.tile[i],
+                        "parts": f"{split:.2f}",
+                        "products": f"{plan.products_for_bits[i]:.2f}",
+                        f"predicted ns ({plan.isa})": f"{plan.picoseconds[i] / 1e3:.1f}",
+                    }
+                )
+                if measure:
+                    key = (shape, plan.tile[i], plan.products_for_bits[i], conv.box_filter, bits)
+                    if key not in known:
+                        known[key] = self._measured(conv, bits, measure)
+                    rows[-1]["measured ns"] = f"{known[key] / measure**2 * 1e9:.1f}"
+                rows[-1]["why direct"] = plan.why_direct[i]
+        return rows
+
+    def _measured(self, conv: IntegerConv2d, bits: int, side: int) -> float:
+        threads, conv.threads = conv.threads, 1
+        try:
+            return conv_seconds(conv, bits, side)
+        finally:
+            conv.threads = threads
 
     # ---- bits
 
@@ -270,20 +325,31 @@ class ConvertedNetwork(nn.Module, ABC):
     def _offsets(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
         if self.thresholds is None or self._bits != "auto":
             return torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
-        measures = measure_images(x)
+        measures = ops.image_measure(x, backend=self.choice.backend)
         if self._running.momentum > 0:
             return self._running.offsets(measures, learn)
         return image_offsets(measures, self.measure_lower, self.measure_upper)
 
-    def _layer_bits(self, conv: AdaptiveConv2d, offset: torch.Tensor) -> torch.Tensor:
-        if self._bits != "auto" and conv.name in self._counted:
-            return torch.full_like(offset, self._bits)
-        return conv.bits(offset)
+    def _rules(self) -> torch.Tensor:
+        """int32 [L, 2] of measure.bits_by_rule for the layers in the order they run."""
+        fixed = self._bits if self._bits != "auto" else None
+        rules = [
+            (fixed, 0) if fixed is not None and conv.name in self._counted else conv.bit_rule for conv in self._adaptive.values()
+        ]
+        return torch.tensor(rules, dtype=torch.int32)
+
+    def _bit_table(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
+        """Bits of the input codes of every integer convolution, int32 [L, N]: device data that nothing on the host waits for."""
+        if self.thresholds is not None and self._bits == "auto" and self._running.momentum == 0:
+            return ops.layer_bits(x, self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend)
+        return bits_by_rule(self.bit_rules, self._offsets(x, learn))
+
+    def _by_name(self, table: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip((conv.name for conv in self._adaptive.values()), table.unbind(), strict=True))
 
     def layer_bits(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each."""
-        offset = self.image_offsets(x)
-        return {conv.name: self._layer_bits(conv, offset) for conv in self._adaptive.values()}
+        return self._by_name(self._bit_table(x, learn=False))
 
     def mean_bits(self, x: torch.Tensor) -> torch.Tensor:
         """Mean activation bits over the convolutions of the body, float32 [N] (first, last and upsampler are not counted)."""
@@ -298,26 +364,51 @@ class ConvertedNetwork(nn.Module, ABC):
             name = type(self).__name__
             raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {x.dtype} {tuple(x.shape)}")
         with torch.no_grad():
-            return self._forward(x, self._offsets(x, learn=True))
+            if self._graphs is not None and not torch.compiler.is_compiling():
+                return self._replay(x)
+            return self._forward(x, self._by_name(self._bit_table(x, learn=True)))
+
+    def _replay(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cuda":
+            raise RuntimeError(f"{type(self).__name__}: graph=True needs images on a CUDA device, x is on {x.device}")
+        # Thresholds that learn do so outside: they are state, and a recorded pass must find nothing changed.
+        outside = self.thresholds is not None and self._running.momentum > 0
+        given = (x, self._bit_table(x, learn=True)) if outside else (x,)
+
+        def forward(x: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
+            with self._workspace.fresh():  # a graph keeps the addresses it was recorded with
+                return self._forward(x, self._by_name(self._bit_table(x, learn=False) if table is None else table))
+
+        return self._graphs.run(forward, *given)
 
     def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
         """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""
         n, h, w, _ = like.shape
         shape = (n, h * factor, w * factor, padded_channels(channels))
-        return self._workspace.get(name, shape, torch.uint8, like.device)
+        return self._buffer(name, shape, torch.uint8, like.device)
 
     def _floats(self, name: str, like: torch.Tensor, channels: int) -> torch.Tensor:
         """A float buffer for `channels` features on the pixels of the codes (or features) `like`."""
-        return self._workspace.get(name, (*like.shape[:3], channels), torch.float32, like.device)
+        return self._buffer(name, (*like.shape[:3], channels), torch.float32, like.device)
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        if torch.compiler.is_compiling():  # the compiler plans memory itself
+            return torch.empty(shape, dtype=dtype, device=device)
+        return self._workspace.get(name, shape, dtype, device)
 
     def _quantize(self, x: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor, **settings: Any) -> torch.Tensor:
         """Codes [N, H, W, C4] of floats [N, C, H, W] of any strides."""
-        return ops.quantize(x, grid, bits, backend=self.choice.backend, threads=self._threads, **settings)
+        return ops.quantize(x, grid, bits, **self._running_on(), **settings)
 
-    def _quantize_into(self, x: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor, y_q: torch.Tensor) -> None:
-        """Codes of features [N, H, W, C], which may be a slice of wider ones, into (a slice of) a code buffer."""
-        backend = self.choice.backend
-        ops.quantize_out(x.permute(0, 3, 1, 2), grid, bits, y_q, backend=backend, threads=self._threads)
+    def _quantize_into(
+        self, x: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor, y_q: torch.Tensor, start: int = 0, end: int | None = None
+    ) -> None:
+        """Codes of features [N, H, W, C], which may be a slice of wider ones, into channels start..end of a code buffer."""
+        place = {"y_q": y_q, "start": start} if self.packed_codes else {"y_q": y_q[..., start:end]}
+        ops.quantize_out(x.permute(0, 3, 1, 2), grid, bits, **place, **self._running_on())
+
+    def _running_on(self) -> dict[str, Any]:
+        return {"packed_codes": self.packed_codes, "backend": self.choice.backend, "threads": self._threads}
 
     def _plain(self, key: str) -> torch.Tensor | None:
         """What is left in float, by its AdaBM key; None where the network has no such thing."""
@@ -349,10 +440,11 @@ class ConvertedResidualNetwork(ConvertedNetwork):
         feature = self._floats("feature", codes, channels)
         inner = self._codes("inner", codes, channels)
         for i, (conv1, conv2) in enumerate(blocks):
-            bits1, bits2 = bits[i]
+            bits1, bits2 = bits[conv1.name], bits[conv2.name]
             conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2)
             if i + 1 < len(blocks):
-                grid, next_bits = blocks[i + 1][0].grid, bits[i + 1][0]
+                following = blocks[i + 1][0]
+                grid, next_bits = following.grid, bits[following.name]
             else:
                 grid, next_bits = last_grid, last_bits
             codes = None if grid is None else self._codes("codes", inner, channels)
@@ -360,13 +452,19 @@ class ConvertedResidualNetwork(ConvertedNetwork):
             conv2.into(inner, bits2, y=feature, y_q=codes, out_grid=grid, out_bits=next_bits, **residual)
         return feature, codes
 
-    def _forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        blocks = self._blocks()
-        bits = [[self._layer_bits(conv, offset) for conv in block] for block in blocks]
-        return (self._forward_full if self.full else self._forward_body)(x, offset, blocks, bits)
+    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return (self._forward_full if self.full else self._forward_body)(x, self._blocks(), bits)
 
     @abstractmethod
-    def _forward_full(self, x, offset, blocks, bits) -> torch.Tensor: ...
+    def _forward_full(self, x, blocks, bits) -> torch.Tensor: ...
 
     @abstractmethod
-    def _forward_body(self, x, offset, blocks, bits) -> torch.Tensor: ...
+    def _forward_body(self, x, blocks, bits) -> torch.Tensor: ...
+
+
+
+def format_plan(rows: list[dict[str, str]]) -> str:
+    """The rows of a plan as a table: a heading first, cells padded to the width of their columns."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn import functional as F
 
 from ..networks.rdn import RDNSpec
+from ..quantize import CODE_CHANNELS
 from .network import ConvertedNetwork
 
 
@@ -36,32 +39,35 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
         return self.spec.tail_names, self.spec.shuffles, torch.zeros(3)
 
-    def _forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        return self._forward_full(x, offset) if self.full else self._forward_body(x, offset)
+    def _packable(self) -> bool:
+        return self.spec.channels % CODE_CHANNELS == 0  # the codes of the blocks lie side by side
 
-    def _forward_full(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self._forward_full(x, bits) if self.full else self._forward_body(x, bits)
+
+    def _forward_full(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
         c, first, second = self.spec.channels, self.conv("SFENet1"), self.conv("SFENet2")
-        end_bits = first.bits(offset)
+        end_bits = bits[first.name]
         pixels = self._quantize(x, first.grid, end_bits)
         tail = self._upsample(self.spec.tail_names, pixels)
         skip, codes = self._floats("skip", pixels, c), self._codes("narrow", pixels, c)
         first.into(pixels, end_bits, y=skip, y_q=codes, out_grid=second.grid, out_bits=end_bits)
         wide = self._wide(pixels)
         entry = self.conv("RDBs.0.convs.0.conv.0")
-        entry_codes, entry_bits = self._codes("dense", pixels, c), self._layer_bits(entry, offset)
+        entry_codes, entry_bits = self._codes("dense", pixels, c), bits[entry.name]
         second.into(codes, end_bits, y=wide[0][..., :c], y_q=entry_codes, out_grid=entry.grid, out_bits=entry_bits)
-        codes, last, last_bits = self._run_blocks(wide, entry_codes, offset)
+        codes, last, last_bits = self._run_blocks(wide, entry_codes, bits)
         return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "narrow")
 
-    def _forward_body(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    def _forward_body(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
         c = self.spec.channels
         skip = self._float_conv("SFENet1", x.contiguous(memory_format=torch.channels_last))
         feature = self._float_conv("SFENet2", skip).permute(0, 2, 3, 1)
         wide = self._wide(feature)
         wide[0][..., :c].copy_(feature)
         entry = self.conv("RDBs.0.convs.0.conv.0")
-        codes = self._quantize(feature.permute(0, 3, 1, 2), entry.grid, self._layer_bits(entry, offset))
-        codes, last, last_bits = self._run_blocks(wide, codes, offset)
+        codes = self._quantize(feature.permute(0, 3, 1, 2), entry.grid, bits[entry.name])
+        codes, last, last_bits = self._run_blocks(wide, codes, bits)
         y, _ = last(codes, last_bits, residual=skip.permute(0, 2, 3, 1).contiguous())
         y = y.permute(0, 3, 1, 2)
         for name, r in zip(self.spec.tail_names, [*self.spec.shuffles, 1], strict=True):
@@ -74,35 +80,33 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
         width = self.spec.channels + self.spec.layers * self.spec.growth
         return [self._floats(f"wide{i}", like, width) for i in range(2)]
 
-    def _run_blocks(self, wide, codes, offset):
+    def _run_blocks(self, wide, codes, bits):
         """The blocks, from the features in wide[0] and their codes, up to the first fusion over all of them: returns the codes of
         the second, that convolution and its bits."""
         spec, (c, g) = self.spec, (self.spec.channels, self.spec.growth)
         gather, last = self.conv("GFF.0"), self.conv("GFF.1")
-        gather_bits, last_bits = self._layer_bits(gather, offset), self._layer_bits(last, offset)
+        gather_bits, last_bits = bits[gather.name], bits[last.name]
         gathered = self._codes("gathered", codes, spec.blocks * c)
         for i in range(spec.blocks):
             now, following = wide[i % 2], wide[1 - i % 2]
             for j in range(spec.layers):
                 layer, end = self.conv(f"RDBs.{i}.convs.{j}.conv.0"), c + j * g
-                bits = self._layer_bits(layer, offset)
                 if j > 0:
                     codes = self._codes("dense", now, end)
-                    self._quantize_into(now[..., :end], layer.grid, bits, codes)
-                layer.into(codes, bits, y=now[..., end : end + g])
+                    self._quantize_into(now[..., :end], layer.grid, bits[layer.name], codes)
+                layer.into(codes, bits[layer.name], y=now[..., end : end + g])
             fusion = self.conv(f"RDBs.{i}.LFF")
-            bits = self._layer_bits(fusion, offset)
             codes = self._codes("dense", now, c + spec.layers * g)
-            self._quantize_into(now, fusion.grid, bits, codes)
+            self._quantize_into(now, fusion.grid, bits[fusion.name], codes)
             entry = self.conv(f"RDBs.{i + 1}.convs.0.conv.0") if i + 1 < spec.blocks else None
             out = following[..., :c]
             made = {}
             if entry is not None:
                 entry_codes = self._codes("narrow", now, c)
-                made = {"y_q": entry_codes, "out_grid": entry.grid, "out_bits": self._layer_bits(entry, offset)}
-            fusion.into(codes, bits, residual=now[..., :c], y=out, **made)
+                made = {"y_q": entry_codes, "out_grid": entry.grid, "out_bits": bits[entry.name]}
+            fusion.into(codes, bits[fusion.name], residual=now[..., :c], y=out, **made)
             end = gathered.shape[3] if entry is None else (i + 1) * c  # the last one also clears the padding channels
-            self._quantize_into(out, gather.grid, gather_bits, gathered[..., i * c : end])
+            self._quantize_into(out, gather.grid, gather_bits, gathered, i * c, end)
             codes = entry_codes if entry is not None else codes
         fused = self._codes("fused", gathered, c)
         gather.into(gathered, gather_bits, y_q=fused, out_grid=last.grid, out_bits=last_bits)

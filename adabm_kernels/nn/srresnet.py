@@ -49,22 +49,23 @@ class ConvertedSRResNet(ConvertedResidualNetwork, network="srresnet"):
         gain = weight / torch.sqrt(var + BATCH_NORM_EPS)
         return gain, bias - mean * gain
 
-    def _forward_full(self, x, offset, blocks, bits) -> torch.Tensor:
+    def _forward_full(self, x, blocks, bits) -> torch.Tensor:
         head, last = self.conv("head.0"), self.conv(f"body.{self.spec.blocks}")
-        end_bits, last_bits = head.bits(offset), self._layer_bits(last, offset)
+        first = blocks[0][0]
+        end_bits, last_bits = bits[head.name], bits[last.name]
         pixels = self._quantize(x, self.pixel_grid, end_bits)
         tail = self._upsample((*(f"tail.0.{3 * i}" for i in range(len(self.spec.shuffles))), "tail.1"), pixels)
         skip = self._floats("skip", pixels, self.spec.channels)
         codes = self._codes("codes", pixels, self.spec.channels)
-        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=blocks[0][0].grid, out_bits=bits[0][0])
+        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=first.grid, out_bits=bits[first.name])
         _, codes = self._run_blocks(skip, codes, blocks, bits, last.grid, last_bits)
         return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner")
 
-    def _forward_body(self, x, offset, blocks, bits) -> torch.Tensor:
+    def _forward_body(self, x, blocks, bits) -> torch.Tensor:
         spec = self.spec
         first = self._float_conv("head.0", to_range(x, spec).contiguous(memory_format=torch.channels_last))
         skip = F.prelu(first, self._plain("head.1.weight"))
-        codes = self._quantize(skip, blocks[0][0].grid, bits[0][0])
+        codes = self._quantize(skip, blocks[0][0].grid, bits[blocks[0][0].name])
         feature, _ = self._run_blocks(skip.permute(0, 2, 3, 1).contiguous(), codes, blocks, bits, None, None)
         gain, shift = (value.float().view(1, -1, 1, 1) for value in self._norm(f"body.{spec.blocks + 1}"))
         y = self._float_conv(f"body.{spec.blocks}", feature.permute(0, 3, 1, 2)) * gain + shift + skip

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from .. import native
 from ..networks.collapse import CollapsedTail
 from ..quantize import act_grid, act_steps, rest_range
+from ..tile_times import tile_times
 from ..tiles import plan_layer
 from .conv import IntegerConv2d, shuffle_order
 
@@ -29,7 +31,7 @@ class CollapsedConv2d(IntegerConv2d):
         sums = integers.sum((3, 4, 5))
         super().__init__(
             "tail",
-            plan_layer("tail", integers.numpy(), self.BITS),
+            plan_layer("tail", integers.numpy(), self.BITS, times=tile_times(native.planning_isa())),
             integers.permute(0, 1, 2, 4, 5, 3),
             act_steps(lower, upper)[:, None] * scale,
             bias + scale * lower * sums + shift.double().repeat(tail.scale**2),

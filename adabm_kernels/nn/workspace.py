@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 
 class Workspace(threading.local):
-    """Named buffers, a set for each thread; a buffer grows to the largest size asked for and stays until `clear`."""
+    """Named buffers, a set for each thread and CUDA stream; each grows to the largest size asked for and stays until `clear`."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
+        self._buffers: dict[tuple, torch.Tensor] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A tensor of this shape with arbitrary contents, valid until the next `get` of the same name on this thread."""
-        key, count = (name, dtype, device), math.prod(shape)
+        # Work on two streams may overlap though one thread asked for both.
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+        key, count = (name, dtype, device, stream), math.prod(shape)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < count:
             buffer = self._buffers[key] = torch.empty(count, dtype=dtype, device=device)
@@ -25,6 +29,15 @@ class Workspace(threading.local):
     def clear(self) -> None:
         """Give the calling thread's buffers back."""
         self._buffers.clear()
+
+    @contextmanager
+    def fresh(self) -> Iterator[None]:
+        """No buffers at first inside the context, on the calling thread; those made there are given back after it."""
+        kept, self._buffers = self._buffers, {}
+        try:
+            yield
+        finally:
+            self._buffers = kept
 
     def __deepcopy__(self, memo: dict) -> Workspace:
         return Workspace()

@@ -31,7 +31,7 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
       largest = std::max(largest, of_tap);
     }
   RowProductArgs p = {};
-  p.tile_stride = pixel_bytes, p.quads = table.run * header.quads(), p.eight_bits = largest > 127, p.start_stride = padded;
+  p.tile_stride = pixel_bytes, p.quads = table.run * header.quads(), p.eight_bits = largest > 127, p.depth = header.depth[bits - ADABM_MIN_BITS], p.start_stride = padded;
 
   for (int row = first_row; row < end_row; row += kTileRows) {
     const int rows = std::min(kTileRows, end_row - row);

@@ -9,7 +9,7 @@ namespace adabm {
 
 constexpr int kPanel = 16;      // outputs per panel of packed weights
 constexpr int kMaxPanels = 4;   // panels per product block
-constexpr int kMaxPixels = 16;  // pixels (or tiles) per product block
+constexpr int kMaxPixels = 18;  // pixels (or tiles) per product block
 constexpr int kMaxVectors = 24; // pixels times panels of a product block: its accumulators stay in registers
 constexpr int kTileRows = 2;       // output rows of a tile, F(2, 3) along the rows
 constexpr int kRowTaps = kTileRows + 2;
@@ -27,6 +27,7 @@ struct ProductArgs {
   const int8_t* w;            // [taps][quads][panels][16][4]
   int pixels, panels;
   bool eight_bits;            // codes above 127 occur
+  int depth;                  // quads whose products of two channels sum up within 16 bits, see PackedHeader; 0: not even one
   const int32_t* start;       // [panels * 16], 64-byte aligned, or null for 0
   int32_t* acc;               // [pixels][panels * 16], 64-byte aligned
 };
@@ -73,6 +74,7 @@ struct RowProductArgs {
   int parts, outer_parts;             // of the inner and the outer taps
   int tiles, panels;
   bool eight_bits;
+  int depth;
   const int32_t* start;               // [2][start_stride], of the block's first output, 64-byte aligned
   ptrdiff_t start_stride;
   int32_t* sums;

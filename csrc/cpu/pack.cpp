@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "common/status.h"
 #include "cpu/packed.h"
@@ -164,6 +165,36 @@ void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed,
   }
 }
 
+// PackedHeader::depth for one bit-width: from the actual weights, whatever the codes.
+uint16_t sum_depth(const PackedHeader& h, int tile, int bits, const int8_t* packed) {
+  const bool direct = tile == ADABM_TILE_DIRECT;
+  const int taps = product_taps(h, tile), run = direct ? h.kernel_w : kTiles[tile].run, quads = h.quads();
+  std::vector<int> code_max;  // of each run
+  for (int j = 0; !direct && j < kTiles[tile].taps; j++)
+    for (int i = 0; i < kRowTaps; i++) {
+      int largest;
+      tap_shift(kTiles[tile], i, j, bits, &largest);
+      code_max.insert(code_max.end(), h.parts[tile][j][i >= kTileRows], largest);
+    }
+  code_max.resize(taps / run, (1 << bits) - 1);
+  int depth = kMaxDepth;
+  const size_t kernel_bytes = panel_bytes(h, taps) * h.panels();
+  for (int b = 0; b < (direct ? h.kernels() : 1); b++, packed += kernel_bytes)
+    for (int first = 0; first < taps && depth > 0; first += run)
+      for (int o = 0; o < h.out_channels; o++)
+        for (int pair = 0; pair < 4; pair += 2)
+          for (int q = 0, above = 0, below = 0; q < run * quads && depth > 0; q++) {
+            if (q % depth == 0) above = below = 0;
+            for (int c = pair; c < pair + 2; c++) {
+              const int w = packed[weight_offset(h, taps, o, first + q / quads, q % quads * 4 + c)];
+              (w > 0 ? above : below) += w;
+            }
+            // Too many: half as many, from the start of the run.
+            if (code_max[first / run] * std::max(above, -below) > INT16_MAX) depth /= 2, q = -1;
+          }
+  return static_cast<uint16_t>(depth);
+}
+
 }  // namespace
 }  // namespace adabm
 
@@ -185,9 +216,13 @@ extern "C" adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packe
     if (header.tile_offset[ADABM_TILE_DIRECT]) adabm::pack_direct(*weights, header, base + header.tile_offset[ADABM_TILE_DIRECT]);
     for (int tile = 1; tile < ADABM_TILE_COUNT; tile++)
       if (header.tile_offset[tile]) adabm::pack_tile(*weights, header, tile, base + header.tile_offset[tile]);
-    for (int b = 0; b < ADABM_BIT_WIDTHS; b++)
+    for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
+      const int tile = header.tile_for_bits[b];
+      reinterpret_cast<adabm::PackedHeader*>(packed)->depth[b] =
+          adabm::sum_depth(header, tile, b + ADABM_MIN_BITS, base + header.tile_offset[tile]);
       if (header.start_offset[b])
         adabm::sum_starts(header, header.tile_for_bits[b], b + ADABM_MIN_BITS, base + header.tile_offset[header.tile_for_bits[b]],
                           reinterpret_cast<int32_t*>(base + header.start_offset[b]));
+    }
   });
 }

@@ -28,6 +28,9 @@ struct PackedHeader {
   uint64_t start_offset[ADABM_BIT_WIDTHS];
   uint64_t bytes;
   uint8_t parts[ADABM_TILE_COUNT][kMaxTaps][2];  // of a tile's inner and outer row taps in every column tap
+  // For codes of each bit-width: how many consecutive quads, counted from the start of a run of taps, may be summed in 16 bits,
+  // where channels 0, 1 and channels 2, 3 of a quad have a sum each. A power of two; 0 where a single quad can overflow.
+  uint16_t depth[ADABM_BIT_WIDTHS];
 
   int quads() const { return (channels + 3) / 4; }
   int panels() const { return (out_channels + kPanel - 1) / kPanel; }
@@ -35,6 +38,7 @@ struct PackedHeader {
 };
 
 constexpr int kMaxKernel = 15;
+constexpr int kMaxDepth = 1 << 12;
 constexpr size_t kPackedHeaderBytes = 512;  // a multiple of 64, so that panels stay aligned
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes, "the header has outgrown its place");
 

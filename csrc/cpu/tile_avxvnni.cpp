@@ -68,13 +68,6 @@ void product(const ProductArgs& a) {
     }
 }
 
-#include "cpu/transforms.inc"
-
-void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
-  untile(u);
-  epilogue(e);
-}
-
 }  // namespace
 
 const Kernels* kernels_avxvnni() {

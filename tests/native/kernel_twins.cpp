@@ -1,5 +1,6 @@
 // Compares every kernel of one instruction set with its scalar twin on random problems: kernel_twins NAME. Compiled and run by
 // tests/test_twins.py, under an emulator where the processor is another. Exit status 0 when all are equal.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -35,19 +36,28 @@ void expect(bool equal, const char* what, int a, int b, int c) {
   if (!equal && failures++ < 20) std::printf("%s differs: %d, %d, %d\n", what, a, b, c);
 }
 
+// PackedHeader::depth for any weights of that size.
+int depth_of(int code_max, int weight_max) {
+  int depth = 0;
+  for (int d = 1; 2 * d * code_max * weight_max <= 32767; d *= 2) depth = d;
+  return depth;
+}
+
 void check_product(const Kernels& twin, const Kernels& k) {
   for (int panels = 1; panels <= kMaxPanels; panels++)
     for (int pixels = 1; pixels <= k.pixels[panels]; pixels++)
       for (int bits = 2; bits <= 8; bits++) {
-        const int taps = 1 + below(3), quads = 1 + below(9);
+        const int taps = 1 + below(3), quads = 1 + below(9), most = below(3) ? 1 + below(20) : 128;
         Aligned<uint8_t> x(static_cast<size_t>(taps) * pixels * quads * 4);
         Aligned<int8_t> w(static_cast<size_t>(taps) * quads * panels * 64);
         Aligned<int32_t> start(panels * kPanel), a(pixels * panels * kPanel), b(a.count);
-        x.fill(bits == 8 ? 200 : 0, (1 << bits) - 1), w.fill(-128, 127), start.fill(-100000, 100000);
+        x.fill(bits == 8 ? 200 : 0, (1 << bits) - 1), w.fill(-most, std::min(most, 127)), start.fill(-100000, 100000);
         std::vector<ptrdiff_t> offsets;
         for (int t = 0; t < taps; t++) offsets.push_back(static_cast<ptrdiff_t>(t) * pixels * quads * 4);
-        ProductArgs p = {x.data(), offsets.data(), taps, quads, quads * 4, w.data(), pixels, panels, bits == 8,
-                         below(2) ? start.data() : nullptr, a.data()};
+        ProductArgs p = {};
+        p.x = x.data(), p.tap_offset = offsets.data(), p.taps = taps, p.quads = quads, p.pixel_stride = quads * 4, p.w = w.data();
+        p.pixels = pixels, p.panels = panels, p.eight_bits = bits == 8, p.depth = depth_of((1 << bits) - 1, most);
+        p.start = below(2) ? start.data() : nullptr, p.acc = a.data();
         twin.product(p);
         p.acc = b.data();
         k.product(p);
@@ -60,14 +70,16 @@ void check_row_product(const Kernels& twin, const Kernels& k) {
     for (int tiles = 1; tiles <= k.tiles[panels]; tiles++)
       for (int parts = 1; parts <= kMaxParts; parts++) {
         const int quads = 1 + below(9), outer = 1 + below(parts), bytes = quads * 4, lanes = panels * kPanel;
+        const int most = below(3) ? 1 + below(20) : 128;
         Aligned<uint8_t> x(static_cast<size_t>(kRowTaps) * tiles * bytes);
         Aligned<int8_t> w(static_cast<size_t>(2) * (parts + outer) * quads * panels * 64);
         Aligned<int32_t> start(2 * lanes), a(2 * static_cast<size_t>(tiles) * lanes), b(a.count);
         const bool eight = below(2);
-        x.fill(0, eight ? 255 : 127), w.fill(-128, 127), start.fill(-9999, 9999);
+        x.fill(0, eight ? 255 : 127), w.fill(-most, std::min(most, 127)), start.fill(-9999, 9999);
         RowProductArgs p = {};
         p.x = x.data(), p.tap_stride = tiles * bytes, p.tile_stride = bytes, p.quads = quads, p.w = w.data();
         p.parts = parts, p.outer_parts = outer, p.tiles = tiles, p.panels = panels, p.eight_bits = eight;
+        p.depth = depth_of(eight ? 255 : 127, most);
         p.start = start.data(), p.start_stride = lanes, p.sums = a.data(), p.row_stride = tiles * lanes;
         // The division by 2 is exact only where codes are transformed ones, but both round alike.
         twin.row_product(p);

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define ADABM_ABI_VERSION 3
+#define ADABM_ABI_VERSION 4
 #define ADABM_MIN_BITS 2
 #define ADABM_MAX_BITS 8
 #define ADABM_BIT_WIDTHS 7

@@ -1,0 +1,79 @@
+"""What keeps GPU kernels from running on this machine. Imports torch and Triton only when asked."""
+
+from __future__ import annotations
+
+import functools
+import os
+from importlib import metadata
+
+OLDEST_TRITON = (3, 4)
+OLDEST_CAPABILITY = (8, 0)  # int8 tensor-core instructions as the kernels use them: Ampere
+
+
+def why_no_gpu() -> str:
+    """Why torch can use no NVIDIA GPU here; empty where it can."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if torch.cuda.is_available():
+        return ""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # what torch found: no driver, one that is too old, no card
+        return f"no usable GPU: {_first_line(error)}"
+    return f"torch {torch.__version__} with CUDA {torch.version.cuda} finds no GPU"
+
+
+def why_no_triton() -> str:
+    """Why Triton cannot be used at all, GPU or not; empty where it can."""
+    try:
+        found = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "triton is not installed"
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRITON:
+        return f"needs triton {'.'.join(map(str, OLDEST_TRITON))} or newer, found {found}"
+    return ""
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter, for tests, is on: kernels then run on the CPU, very slowly."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not_triton(device: str | None) -> str:
+    """Why the Triton kernels cannot compute on tensors of a device type (None: on any); empty where they can."""
+    if why_no_triton():
+        return why_no_triton()
+    if interpreting():
+        return "" if device in (None, "cpu") else "TRITON_INTERPRET=1 runs kernels on the CPU only"
+    if why_no_gpu():
+        return why_no_gpu()
+    if device == "cpu":
+        return "the tensors are on cpu"
+    import torch
+
+    return _why_not_on(torch.cuda.current_device())
+
+
+@functools.cache
+def _why_not_on(index: int) -> str:
+    import torch
+
+    capability, name = torch.cuda.get_device_capability(index), torch.cuda.get_device_name(index)
+    if capability < OLDEST_CAPABILITY:
+        found, oldest = (".".join(map(str, pair)) for pair in (capability, OLDEST_CAPABILITY))
+        return f"{name} has compute capability {found}, the kernels need {oldest} or newer"
+    try:
+        from .triton import probe
+
+        probe(torch.device("cuda", index))
+    except Exception as error:  # Triton has no common class: an unknown architecture, a driver too old for its code, no C compiler
+        return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {'.'.join(map(str, capability))}): " + (
+            _first_line(error) or type(error).__name__
+        )
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,356 @@
+"""Integer convolution with its epilogue: implicit GEMM over codes as they lie in memory, pixels by outputs.
+
+The reduction runs over the rows of the kernel and, in each, over the bytes of S neighbouring pixels, which are contiguous. Codes of 4 and
+2 bits are taken apart in registers: part p of each byte meets the weights of every 8/s-th channel, of which `pack` keeps a copy
+in that order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ...quantize import packed_pitch, padded_channels
+from . import launch
+from .codes import bits_at, pixels_of, store_codes, to_codes
+from .tuning import Conv2dConfig, conv2d_config
+
+STORED = (8, 4, 2)
+ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}
+FLOATS, ACCUMULATORS = 1, 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie in the packed weights of a layer.
+
+    int32 [classes, rows]: sums of each row's weights over all taps; then, for codes stored in 8, 4 and 2 bits in turn, int8
+    [classes, 8/s, rows, R, row bytes]: for part p of a byte, byte i of pixel t in a row of the kernel holds the weight of tap t and channel
+    i * 8/s + p. rows: the K outputs and, with `ones`, one more of ones, whose result is the sum of the codes.
+    """
+
+    outputs: int
+    channels: int
+    kernel_h: int
+    kernel_w: int
+    classes: int
+    ones: bool
+
+    @property
+    def rows(self) -> int:
+        return self.outputs + self.ones
+
+    def pitch(self, stored: int) -> int:
+        """Bytes of a pixel whose codes are stored in so many bits."""
+        return packed_pitch(self.channels, stored)
+
+    def row_bytes(self, stored: int) -> int:
+        """Bytes of the weights of one row of the kernel: a multiple of 16, so that vectors can be loaded."""
+        return -(-self.kernel_w * self.pitch(stored) // 16) * 16
+
+    def part_bytes(self, stored: int) -> int:
+        return self.rows * self.kernel_h * self.row_bytes(stored)
+
+    def offsets(self) -> tuple[int, ...]:
+        """First byte of the weights for each of STORED, and past the last."""
+        at = [-(-self.classes * self.rows * 4 // 16) * 16]
+        for stored in STORED:
+            at.append(at[-1] + self.classes * (8 // stored) * self.part_bytes(stored))
+        return tuple(at)
+
+
+def layout_of(weight: torch.Tensor, ones: bool) -> Layout:
+    """weight: int8 [K, R, S, C] or [R, S, K, R, S, C]."""
+    k, r, s, c = weight.shape[-4:]
+    return Layout(k, c, r, s, r * s if weight.dim() == 6 else 1, ones)
+
+
+def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
+    """The packed form of int8 [K, R, S, C] (or [R, S, K, R, S, C], a kernel per border class): see Layout. uint8, on its device.
+
+    Under `box_filter` the integers are 2k' + 1: where they fit int8 they are packed themselves, else k' and a row of ones.
+    """
+    weight = weight.to(torch.int32)
+    ones = False
+    if box_filter:
+        ones = bool(weight.min() < -64 or weight.max() > 63)
+        weight = weight if ones else 2 * weight + 1
+    layout = layout_of(weight, ones)
+    k, r, s, c = weight.shape[-4:]
+    rows = weight.reshape(layout.classes, k, r, s, c)
+    if ones:
+        rows = torch.cat([rows, rows.new_ones(layout.classes, 1, r, s, c)], 1)
+    *starts, end = layout.offsets()
+    packed = torch.zeros(end, dtype=torch.uint8, device=weight.device)
+    sums = rows.sum((2, 3, 4), dtype=torch.int32).contiguous().view(torch.uint8).view(-1)
+    packed[: sums.numel()] = sums
+    for stored, start in zip(STORED, starts, strict=True):
+        share, pitch = 8 // stored, layout.pitch(stored)
+        wide = rows.new_zeros(layout.classes, layout.rows, r, s, pitch * share, dtype=torch.int8)
+        wide[..., :c] = rows
+        parts = wide.view(layout.classes, layout.rows, r, s * pitch, share).permute(0, 4, 1, 2, 3)
+        block = parts.new_zeros(*parts.shape[:4], layout.row_bytes(stored))
+        block[..., : s * pitch] = parts
+        packed[start : start + block.numel()] = block.view(torch.uint8).reshape(-1)
+    return packed
+
+
+@triton.jit
+def _accumulate(acc, box, x_q, row, column, valid, height, width, flip, weights, kernel, output, known, K: tl.constexpr,
+                C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ONES: tl.constexpr, STORED: tl.constexpr,
+                BLOCK_K: tl.constexpr):  # fmt: skip
+    """acc [M, N] plus the products of one image's codes, stored in STORED bits; box [M, 16] plus their sums.
+
+    row, column, valid: [M] pixels of outputs. weights: the first for these codes (Layout). kernel: class of the pixels. output,
+    known: [N]. flip: 128 turns codes of 8 bits into signed ones, less by 128 each, else 0.
+    """
+    PITCH: tl.constexpr = (C4 * STORED + 31) // 32 * 4
+    ROW: tl.constexpr = (S * PITCH + 15) // 16 * 16
+    PART: tl.constexpr = (K + ONES) * R * ROW
+    BLOCKS: tl.constexpr = (S * PITCH + BLOCK_K - 1) // BLOCK_K
+    MASK: tl.constexpr = (1 << STORED) - 1
+    weights += kernel * (8 // STORED * PART)
+    for step in range(R * BLOCKS):
+        r, first = step // BLOCKS, step % BLOCKS * BLOCK_K
+        k = first + tl.arange(0, BLOCK_K)
+        from_row = row + (r - R // 2)
+        inside = valid & (from_row >= 0) & (from_row < height)
+        if PITCH % BLOCK_K == 0:  # a block lies in one pixel
+            from_column = column + (first // PITCH - S // 2)
+            inside_k = (inside & (from_column >= 0) & (from_column < width))[:, None]
+        else:
+            from_column = column[:, None] + (k // PITCH - S // 2)[None, :]
+            inside_k = inside[:, None] & (from_column >= 0) & (from_column < width) & (k < S * PITCH)[None, :]
+        at = (from_row * width + column - S // 2) * PITCH
+        codes = tl.load(x_q + at[:, None] + k[None, :], mask=inside_k, other=0)
+        from_weights = output[None, :] * (R * ROW) + r * ROW + k[:, None]
+        known_k = known[None, :] & (k < ROW)[:, None]
+        for part in tl.static_range(8 // STORED):
+            w = tl.load(weights + part * PART + from_weights, mask=known_k, other=0)
+            if STORED == 8:
+                x = (codes ^ flip).to(tl.int8, bitcast=True)
+            else:
+                x = ((codes >> (part * STORED)) & MASK).to(tl.int8, bitcast=True)
+            acc = tl.dot(x, w, acc, out_dtype=tl.int32)
+            if ONES:
+                ones = tl.load(weights + part * PART + K * R * ROW + r * ROW + k, mask=k < ROW, other=0)
+                box = tl.dot(x, ones[:, None] + tl.zeros((BLOCK_K, 16), tl.int8), box, out_dtype=tl.int32)
+    return acc, box
+
+
+@triton.jit
+def _region(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The tile's part of the image when pixels have a kernel by border class, and the class: (top, left, height, width, class, tile).
+
+    Tiles are counted over the inner pixels first, then over each outer row, each outer column, and the corners one by one.
+    """
+    P: tl.constexpr = R // 2
+    Q: tl.constexpr = S // 2
+    rows, columns = height - 2 * P, width - 2 * Q
+    inner = tl.cdiv(rows * columns, BLOCK_M)
+    a_row, a_column = tl.cdiv(columns, BLOCK_M), tl.cdiv(rows, BLOCK_M)
+    top, left, h, w, r, s = P, Q, rows, columns, P, Q
+    if tile >= inner:
+        tile -= inner
+        if tile < 2 * P * a_row:
+            edge = tile // a_row
+            tile = tile % a_row
+            top, h = tl.where(edge < P, edge, edge + rows), 1
+            r = tl.where(edge < P, edge, edge + 1)
+        else:
+            tile -= 2 * P * a_row
+            if tile < 2 * Q * a_column:
+                edge = tile // a_column
+                tile = tile % a_column
+                left, w = tl.where(edge < Q, edge, edge + columns), 1
+                s = tl.where(edge < Q, edge, edge + 1)
+            else:
+                tile -= 2 * Q * a_column
+                edge_r, edge_s = tile // (2 * Q), tile % (2 * Q)
+                tile = 0
+                top, h = tl.where(edge_r < P, edge_r, edge_r + rows), 1
+                left, w = tl.where(edge_s < Q, edge_s, edge_s + columns), 1
+                r, s = tl.where(edge_r < P, edge_r, edge_r + 1), tl.where(edge_s < Q, edge_s, edge_s + 1)
+    return top, left, h, w, r * S + s, tile
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width,
+                  K: tl.constexpr, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, BY_CLASS: tl.constexpr,
+                  ONES: tl.constexpr, ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr, PACKED: tl.constexpr,
+                  Y: tl.constexpr, Y_PITCH: tl.constexpr, CODES: tl.constexpr, RESIDUAL: tl.constexpr, WIDE: tl.constexpr,
+                  AXIS: tl.constexpr, AT_8: tl.constexpr, AT_4: tl.constexpr, AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr,
+                  BLOCK_K_4: tl.constexpr, BLOCK_K_2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """One tile of BLOCK_M pixels and BLOCK_N outputs of one image.
+
+    Y: what y takes, 0 for nothing, FLOATS or ACCUMULATORS. AXIS: outputs of a sub-pixel with the padding that their codes need.
+    AT_s, BLOCK_K_s: for codes stored in s bits, the first byte of the weights and the block of the reduction. WIDE: an image has
+    more elements than 32 bits count.
+    """
+    CHANNELS: tl.constexpr = K // (SHUFFLE * SHUFFLE)
+    GROUPS: tl.constexpr = SHUFFLE * SHUFFLE
+    N_BLOCKS: tl.constexpr = (GROUPS * AXIS + BLOCK_N - 1) // BLOCK_N
+    image = tl.program_id(1)
+    tile, first = tl.program_id(0) // N_BLOCKS, tl.program_id(0) % N_BLOCKS * BLOCK_N
+    top, left, h, w, kernel = 0, 0, height, width, 0
+    if BY_CLASS:
+        top, left, h, w, kernel, tile = _region(tile, height, width, R, S, BLOCK_M)
+    position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = position < h * w
+    row, column = top + position // w, left + position % w
+    if WIDE:
+        row, column = row.to(tl.int64), column.to(tl.int64)
+    axis = first + tl.arange(0, BLOCK_N)
+    sub, channel = axis // AXIS, axis % AXIS
+    known = (sub < GROUPS) & (channel < CHANNELS)
+    output = tl.where(known, sub * CHANNELS + channel, 0)
+
+    bits = bits_at(x_bits, image)
+    flip = tl.where(bits == 8, 128, 0).to(tl.uint8)
+    codes = x_q + image.to(tl.int64) * height * width * C4
+    weights = packed.to(tl.pointer_type(tl.int8))
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    box = tl.zeros((BLOCK_M, 16), tl.int32)
+    if PACKED:
+        if bits <= 2:
+            acc, box = _accumulate(acc, box, codes, row, column, valid, height, width, flip, weights + AT_2, kernel, output, known,
+                                   K, C4, R, S, ONES, 2, BLOCK_K_2)  # fmt: skip
+        elif bits <= 4:
+            acc, box = _accumulate(acc, box, codes, row, column, valid, height, width, flip, weights + AT_4, kernel, output, known,
+                                   K, C4, R, S, ONES, 4, BLOCK_K_4)  # fmt: skip
+        else:
+            acc, box = _accumulate(acc, box, codes, row, column, valid, height, width, flip, weights + AT_8, kernel, output, known,
+                                   K, C4, R, S, ONES, 8, BLOCK_K_8)  # fmt: skip
+    else:
+        acc, box = _accumulate(acc, box, codes, row, column, valid, height, width, flip, weights + AT_8, kernel, output, known,
+                               K, C4, R, S, ONES, 8, BLOCK_K_8)  # fmt: skip
+
+    # What the flip took from every code, outside the image too, where a code of 0 became -128.
+    sums = packed.to(tl.pointer_type(tl.int32)) + kernel * (K + ONES)
+    taken = flip.to(tl.int32)
+    acc += (taken * tl.load(sums + output, mask=known, other=0))[None, :]
+    if ONES:
+        acc = 2 * acc + (tl.max(box, 1) + taken * tl.load(sums + K))[:, None]
+
+    y_image = image.to(tl.int64) * height * width * GROUPS
+    wanted = valid[:, None] & known[None, :]
+    at = pixels_of(row, column, width, sub, SHUFFLE) * Y_PITCH + channel[None, :]
+    if Y == 2:
+        tl.store(y + y_image * Y_PITCH + at, acc, mask=wanted)
+    else:
+        scale = tl.load(alpha + (bits - 2) * K + output, mask=known, other=0.0)
+        if BY_CLASS:
+            shift = tl.zeros_like(acc).to(tl.float32) + tl.load(beta + kernel * K + output, mask=known, other=0.0)[None, :]
+        else:
+            shift = _border_shift(beta, row, column, valid, height, width, output, known, K, R, S)
+        value = tl.fma(acc.to(tl.float32), tl.zeros_like(shift) + scale[None, :], shift)
+        if ACTIVATION == 1:
+            value = tl.maximum(value, 0.0)
+        elif ACTIVATION == 2:
+            value = tl.where(value < 0, value * tl.load(slope + output, mask=known, other=0.0)[None, :], value)
+        if RESIDUAL:
+            value = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0.0) + value
+        if Y == 1:
+            tl.store(y + y_image * Y_PITCH + at, value, mask=wanted)
+        if CODES:
+            next_bits = bits_at(out_bits, image)
+            new = tl.where(known[None, :], to_codes(value, out_grid, next_bits), 0)
+            C4_OUT: tl.constexpr = (CHANNELS + 3) // 4 * 4
+            store_codes(new, y_q + y_image * C4_OUT, row, column, width, valid, first, next_bits, C4_OUT, C4_OUT, AXIS, SHUFFLE,
+                        0, PACKED)  # fmt: skip
+
+
+@triton.jit
+def _border_shift(beta, row, column, valid, height, width, output, known, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr):
+    """beta [M, N] by the border class of each pixel (quantize.border_class); one row of it for a tile that touches no border."""
+    P: tl.constexpr = R // 2
+    Q: tl.constexpr = S // 2
+    above, below = tl.maximum(P - row, 0), tl.maximum(row + P - (height - 1), 0)
+    before, behind = tl.maximum(Q - column, 0), tl.maximum(column + Q - (width - 1), 0)
+    border = (above * (P + 1) + below) * ((Q + 1) * (Q + 1)) + before * (Q + 1) + behind
+    border = tl.where(valid, border, 0).to(tl.int32)
+    shift = tl.zeros((row.shape[0], output.shape[0]), tl.float32)
+    if tl.max(border, 0) == 0:
+        shift += tl.load(beta + output, mask=known, other=0.0)[None, :]
+    else:
+        shift += tl.load(beta + (border * K)[:, None] + output[None, :], mask=valid[:, None] & known[None, :], other=0.0)
+    return shift
+
+
+def _block_k(row: int, pitch: int) -> int:
+    """Block of a reduction over `row` bytes, `pitch` to a pixel: whole in a pixel where it can be, else what wastes least."""
+    for block in (64, 32):
+        if pitch % block == 0:
+            return block
+    return min((64, 32), key=lambda block: -(-row // block) * block)
+
+
+def conv2d_arguments(
+    x_q: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, *, activation: str, shuffle: int, packed_codes: bool,
+    y: torch.Tensor | None, y_q: torch.Tensor | None, residual: torch.Tensor | None,
+) -> tuple[dict[str, int], Conv2dConfig, int]:  # fmt: skip
+    """(constants of the kernel, how it is launched, tiles of an image) for one call."""
+    n, h, w, c4 = x_q.shape
+    layout = layout_of(weight, False)
+    if packed.numel() != layout.offsets()[-1]:
+        layout = layout_of(weight, True)
+    assert packed.numel() == layout.offsets()[-1], "packed is not what pack made of the weight"
+    k, r, s = layout.outputs, layout.kernel_h, layout.kernel_w
+    channels = k // shuffle**2
+    axis = channels if y_q is None else -(-channels // 16) * 16
+    pitch = channels if y is None or y.is_contiguous() else y.stride(2)
+    capability = launch.capability(x_q.device)
+    config = conv2d_config(capability, r * s * c4, shuffle**2 * axis, h * w)
+    by_class = weight.dim() == 6
+    tiles = -(-h * w // config.block_m)
+    if by_class:
+        inner_h, inner_w = h - 2 * (r // 2), w - 2 * (s // 2)
+        tiles = -(-inner_h * inner_w // config.block_m) + (r // 2) * (s // 2) * 4
+        tiles += 2 * (r // 2) * -(-inner_w // config.block_m) + 2 * (s // 2) * -(-inner_h // config.block_m)
+    at = dict(zip(STORED, layout.offsets(), strict=False))
+    constants = {
+        "K": k, "C4": c4, "R": r, "S": s, "BY_CLASS": by_class, "ONES": int(layout.ones), "ACTIVATION": ACTIVATIONS[activation],
+        "SHUFFLE": shuffle, "PACKED": packed_codes, "Y": 0 if y is None else FLOATS if y.dtype == torch.float32 else ACCUMULATORS,
+        "Y_PITCH": pitch, "CODES": y_q is not None, "RESIDUAL": residual is not None,
+        "WIDE": h * w * shuffle**2 * max(pitch, padded_channels(channels), c4) >= 2**31, "AXIS": axis,
+        **{f"AT_{stored}": at[stored] for stored in STORED},
+        **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+    }  # fmt: skip
+    return constants, config, tiles * -(-shuffle**2 * axis // config.block_n)
+
+
+def conv2d_out(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    slope: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out_grid: torch.Tensor | None,
+    out_bits: torch.Tensor | None,
+    box_filter: bool,
+    activation: str,
+    shuffle: int,
+    threads: int,
+    y: torch.Tensor | None,
+    y_q: torch.Tensor | None,
+    packed_codes: bool = False,
+) -> None:
+    """See ops.conv2d_out; an int32 y takes the accumulators."""
+    n, h, w, _ = x_q.shape
+    launch.check("conv2d", "x_q", x_q, pixels=h * w * shuffle**2)
+    if residual is not None and (y is None or y.is_contiguous()):
+        residual = residual.contiguous()
+    constants, config, programs = conv2d_arguments(
+        x_q, weight, packed, activation=activation, shuffle=shuffle, packed_codes=packed_codes, y=y, y_q=y_q, residual=residual
+    )
+    tensors = [launch.dense(t) for t in (x_q, x_bits, packed, alpha, beta, slope)]
+    tensors += [residual, launch.dense(out_grid), launch.dense(out_bits), y, y_q]
+    with launch.on(x_q):
+        conv2d_kernel[(programs, n)](*tensors, h, w, **constants, **config.options())

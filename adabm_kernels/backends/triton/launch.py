@@ -1,0 +1,35 @@
+"""What every launcher needs: the device, dense arguments, and the sizes that a launch can take."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
+MOST_IMAGES, MOST_PIXELS = 65535, 2**31 - 1  # of a grid's second axis, and of 32-bit positions within an image
+
+
+def check(operator: str, name: str, tensor: torch.Tensor, *, pixels: int) -> None:
+    """Raises ValueError for more images or pixels an image (of the input or output, whichever has more) than a launch can count."""
+    if tensor.shape[0] > MOST_IMAGES:
+        raise ValueError(f"{operator}: {name} must have at most {MOST_IMAGES} images, got {tensor.shape[0]}")
+    if pixels > MOST_PIXELS:
+        raise ValueError(f"{operator}: an image of {name} must give at most {MOST_PIXELS} pixels, got {pixels}")
+
+
+def on(tensor: torch.Tensor) -> AbstractContextManager:
+    """The tensor's device is the current one inside the context: Triton launches there, on its current stream."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability, 90 for 9.0; that of Ampere for the interpreter, which has none."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
+def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.contiguous()

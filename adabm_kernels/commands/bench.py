@@ -1,0 +1,106 @@
+"""`adabm bench`: how fast a model is here, layer by layer; with --tune, the times that layers are planned by."""
+
+from __future__ import annotations
+
+import argparse
+from statistics import median
+from typing import Any
+
+from ..machine import cpu_name
+from .common import BAD_INPUT, FAILED, STDOUT, Progress, check_json, print_columns, print_table, stage, timed, to_json, write_json
+
+RUNS = 7
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Time a model on this machine, whole and layer by layer beside what the planner predicts; or, with --tune, measure what the
+    planner predicts by and keep it for this machine."""
+    with stage(BAD_INPUT):
+        for option in ("isa", "output"):
+            if getattr(args, option) is not None and not args.tune:
+                raise ValueError(f"--{option} goes with --tune")
+        check_json(args.json)
+    report = _tune(args) if args.tune else _bench(args)
+    if args.json not in (None, STDOUT):
+        with stage(FAILED):
+            write_json(args.json, report)
+
+
+def _tune(args: argparse.Namespace) -> dict[str, Any]:
+    from .. import native, tile_times
+    from ..tune_tiles import measure_tiles
+
+    with stage(BAD_INPUT), Progress() as progress:
+        isas = args.isa or [native.isa_chosen()]
+        tables = {isa: measure_tiles(isa, progress) for isa in isas}
+    path = args.output or tile_times.own_path()
+    with stage(FAILED):
+        tile_times.save(path, tables)
+    rows = [
+        {"isa": isa, "tile": tile, "sums": kind, "product_ps": c.product, "entry_ps": c.entry, "leave_ps": c.leave}
+        for isa, table in tables.items()
+        for tile, kinds in table.costs.items()
+        for kind, c in kinds.items()
+    ]
+    report = {"file": str(path), "cpu": cpu_name(), "times": rows}
+    if args.json == STDOUT:
+        print(to_json(report))
+        return report
+    print_columns([("tile", "sums", "product ps", "entry ps", "leave ps")] + [_tune_row(row) for row in rows])
+    print(f"written to {path}: models converted or loaded from now on are planned by it")
+    return report
+
+
+def _tune_row(row: dict[str, Any]) -> tuple[str, ...]:
+    return f"{row['isa']} {row['tile']}", row["sums"], *(f"{row[key]:.2f}" for key in ("product_ps", "entry_ps", "leave_ps"))
+
+
+def _bench(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from ..nn.network import format_plan
+    from ..upscale import configure, load_model
+
+    threads = args.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with stage(BAD_INPUT):
+        model = load_model(args.model)
+        configure(model, args.bits, args.backend, threads)
+        float_model = model.float_model() if model.float_state is not None else None
+    x = torch.rand(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 255
+    with stage(FAILED, f"not enough memory for {args.size}x{args.size} pixels"), torch.no_grad():
+        rows = model.plan_rows(args.size)
+        seconds = _median(lambda: model(x))
+        float_seconds = None
+        if float_model is not None:
+            float_model = float_model.to(memory_format=torch.channels_last)
+            pixels = x.contiguous(memory_format=torch.channels_last)
+            float_seconds = _median(lambda: float_model(pixels))
+    report = {
+        "model": args.model,
+        "size": args.size,
+        "backend": model.backend_summary(),
+        "mean_bits": float(model.mean_bits(x).mean()),
+        "seconds": seconds,
+        "float_seconds": float_seconds,
+        "layers": rows,
+    }
+    if args.json == STDOUT:
+        print(to_json(report))
+        return report
+    print(format_plan(rows), end="\n\n")
+    lines = [
+        ("model", f"{args.model}, {args.size}x{args.size} pixels of noise"),
+        ("backend", report["backend"]),
+        ("mean bits", f"{report['mean_bits']:.2f}"),
+        ("time", f"{seconds * 1e3:.2f} ms"),
+    ]
+    if float_seconds is not None:
+        lines.append(("float32", f"{float_seconds * 1e3:.2f} ms in PyTorch, {float_seconds / seconds:.1f} times as long"))
+    print_table(lines)
+    return report
+
+
+def _median(call: Any) -> float:
+    call()
+    return median(timed(call)[1] for _ in range(RUNS))

@@ -1,0 +1,60 @@
+"""The image measure, in torch and in numpy, and the bits that it gives an image and each of its layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .quantize import MAX_BITS, MIN_BITS
+
+LUMA = (0.299, 0.587, 0.114)
+SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
+
+
+def image_measure(x: torch.Tensor) -> torch.Tensor:
+    """Detail of each image: the mean |Sobel gradient| of its luma over both directions and all pixels, times 1000.
+
+    x: [N, 3, H, W] float in 0..255. Returns [N] of the same dtype, 0 for a flat image. Borders are replicated.
+    """
+    luma = F.conv2d(x / 255, x.new_tensor(LUMA).view(1, 3, 1, 1))
+    sobel = x.new_tensor(SOBEL_X) / 8
+    gradients = F.conv2d(F.pad(luma, (1, 1, 1, 1), mode="replicate"), torch.stack([sobel, sobel.T]).unsqueeze(1))
+    return gradients.abs().mean((1, 2, 3)) * 1000
+
+
+def measure_images(x: torch.Tensor) -> torch.Tensor:
+    """`image_measure` of [N, 3, H, W] in 0..255, float32 [N], equal to it up to the rounding of its sums.
+
+    On a CPU it runs in numpy: torch's own threads keep a core busy for a while after every operation they share, which made
+    the kernels that follow a third slower than the measure is worth.
+    """
+    if x.device.type != "cpu":
+        return image_measure(x)
+    return torch.tensor([_measure(image) for image in x.detach().numpy()], dtype=torch.float32)
+
+
+def _measure(image: np.ndarray) -> float:
+    red, green, blue = (np.float32(weight / 255) * channel for weight, channel in zip(LUMA, image, strict=True))
+    luma = np.pad(red + green + blue, 1, mode="edge")
+    across, down = luma[:, 2:] - luma[:, :-2], luma[2:] - luma[:-2]
+    across = across[:-2] + 2 * across[1:-1] + across[2:]
+    down = down[:, :-2] + 2 * down[:, 1:-1] + down[:, 2:]
+    total = np.abs(across).sum(dtype=np.float64) + np.abs(down).sum(dtype=np.float64)
+    return total / (2 * across.size) / 8 * 1000
+
+
+def image_offsets(measure: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+    """Bits that an image gets more or less: -1 below `lower`, +1 above `upper`, 0 between and on either threshold.
+
+    measure: [N]. lower, upper: one element each. Returns int32 [N].
+    """
+    return (measure > upper).to(torch.int32) - (measure < lower).to(torch.int32)
+
+
+def bits_by_rule(rules: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Bits of each layer's codes for each image, int32 [L, N]: clamp(base + follows * offset, 2, 8).
+
+    rules: int32 [L, 2], the pair (base, follows) of each layer; follows is 1 where the image decides, else 0. offsets: int32 [N].
+    """
+    return (rules[:, :1] + rules[:, 1:] * offsets).clamp(MIN_BITS, MAX_BITS)

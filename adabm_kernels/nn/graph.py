@@ -1,0 +1,83 @@
+"""CUDA graphs of a forward pass, one for each shape of its inputs."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Function = Callable[..., torch.Tensor]
+
+
+class CudaGraph:
+    """`function` recorded on inputs like those given; a call copies its inputs in, replays, and returns a copy of the output.
+
+    pool: memory that graphs share (torch.cuda.graph_pool_handle()), which they may because `busy` lets only one run at a time: the
+    event of the last call, on whatever stream it was.
+    """
+
+    def __init__(self, function: Function, inputs: tuple[torch.Tensor, ...], pool: Any, busy: torch.cuda.Event):
+        self._inputs, self._busy, self._device = tuple(x.clone() for x in inputs), busy, inputs[0].device
+        with torch.cuda.device(self._device):
+            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                function(*self._inputs)  # compiles and loads kernels, which cannot be recorded
+            here.wait_stream(aside)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self._output = function(*self._inputs)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self._busy)
+            for own, given in zip(self._inputs, inputs, strict=True):
+                own.copy_(given)
+            self._graph.replay()
+            output = self._output.clone()
+            self._busy.record(stream)
+        return output
+
+
+class Graphs:
+    """The graphs of one model, for the last LIMIT shapes; any number of threads and streams may run them, one at a time."""
+
+    LIMIT = 8
+
+    def __init__(self) -> None:
+        self._graphs: OrderedDict[tuple, Function] = OrderedDict()
+        self._lock = threading.Lock()
+        self._shared: dict[torch.device, tuple[Any, torch.cuda.Event]] = {}
+
+    def run(self, function: Function, *inputs: torch.Tensor) -> torch.Tensor:
+        """function(*inputs), recorded when these shapes come for the first time since `clear`."""
+        key = tuple((tuple(x.shape), x.dtype, x.device) for x in inputs)
+        with self._lock:
+            if key not in self._graphs:
+                self._graphs[key] = self._record(function, inputs)
+            self._graphs.move_to_end(key)
+            if len(self._graphs) > self.LIMIT:
+                self._graphs.popitem(last=False)
+            return self._graphs[key](*inputs)
+
+    def _record(self, function: Function, inputs: tuple[torch.Tensor, ...]) -> Function:
+        device = inputs[0].device
+        if device not in self._shared:
+            self._shared[device] = torch.cuda.graph_pool_handle(), torch.cuda.Event()
+        return CudaGraph(function, inputs, *self._shared[device])
+
+    def clear(self) -> None:
+        """Forget what was recorded: the settings or the place of the model have changed."""
+        with self._lock:
+            self._graphs.clear()
+            self._shared.clear()
+
+    def __deepcopy__(self, memo: dict) -> Graphs:
+        return Graphs()
+
+    def __reduce__(self) -> tuple:
+        return Graphs, ()

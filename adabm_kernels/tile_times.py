@@ -1,0 +1,152 @@
+"""Measured times of the tiles on an instruction set: what the planner chooses by. The data are in assets/tile_times.json, or, for
+this machine alone, in the file that `adabm bench --tune` writes.
+
+    time of an output pixel = products * product * C * K + entry * C + leave * K + box * C        (box: with a box filter)
+
+for C channels to K outputs on one thread, in picoseconds; `products` per output and channel are those of LayerPlan.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .files import write_file
+from .machine import cpu_name, version
+
+FORMAT = 1
+SHIPPED = Path(__file__).parent / "assets" / "tile_times.json"
+# How products are summed (tiles.Sums): AVX2's kernels differ in it, the others' do not.
+KINDS = ("whole", "few", "pairs", "widened")
+KINDS_OF_ISA = {"avx2": KINDS}
+# What an instruction set without times of its own is planned with.
+STAND_INS = ("avx512vnni", "avx2")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The terms of the formula above, in picoseconds."""
+
+    product: float
+    entry: float
+    leave: float
+
+
+@dataclass(frozen=True)
+class TileTimes:
+    """isa: the instruction set measured. costs: by tile and kind of sums (one of KINDS). measured: where and when, in words."""
+
+    isa: str
+    costs: Mapping[str, Mapping[str, Cost]]
+    box: float
+    measured: Mapping[str, str]
+
+    def time(self, tile: str, kind: str, products: float, channels: int, outputs: int, box_filter: bool) -> float:
+        """Picoseconds of an output pixel on one thread; a kind that was not measured counts as the nearest that was."""
+        kinds = self.costs[tile]
+        cost = kinds[min(kinds, key=lambda measured: abs(KINDS.index(measured) - KINDS.index(kind)))]
+        box = self.box * channels if box_filter else 0.0
+        return products * cost.product * channels * outputs + cost.entry * channels + cost.leave * outputs + box
+
+
+def own_path() -> Path:
+    """The file of this machine's own times: adabm_kernels/tile_times.json in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adabm_kernels" / "tile_times.json"
+
+
+def tile_times(isa: str) -> TileTimes:
+    """The times to plan with: this machine's own where they were measured with this version, else the shipped ones; those of
+    another instruction set where there are none."""
+    own = _own(own_path())
+    shipped = _shipped()
+    for name in (isa, *STAND_INS):
+        for table in (own, shipped):
+            if name in table:
+                return table[name]
+    raise AssertionError(f"no tile times for {isa} in {SHIPPED}")
+
+
+def forget() -> None:
+    """Read the files again at the next use."""
+    _own.cache_clear()
+
+
+def save(path: Path, tables: Mapping[str, TileTimes]) -> None:
+    """Write times, each instruction set's in place of what the file held of it; the file changes as a whole or not at all.
+
+    Raises OSError naming the path where it cannot be written.
+    """
+    held = dict(read(path)) if path.exists() else {}
+    held |= tables
+    text = {
+        "format": FORMAT,
+        "unit": "ps",
+        "isas": {
+            name: {
+                "measured": dict(table.measured),
+                "box": round(table.box, 3),
+                "tiles": {
+                    tile: {kind: [round(v, 4) for v in (c.product, c.entry, c.leave)] for kind, c in kinds.items()}
+                    for tile, kinds in table.costs.items()
+                },
+            }
+            for name, table in sorted(held.items())
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, f"{json.dumps(text, indent=1)}\n".encode())
+    forget()
+
+
+def read(path: Path) -> dict[str, TileTimes]:
+    """The times in a file, by instruction set. Raises ValueError naming the file and what is wrong with it."""
+    try:
+        text = json.loads(path.read_text())
+        if text["format"] != FORMAT:
+            raise ValueError(f"format {text['format']!r}, not {FORMAT}")
+        return {name: _table(name, entry) for name, entry in text["isas"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"'{path}' holds no tile times: {error}") from error
+
+
+def _table(isa: str, entry: dict[str, Any]) -> TileTimes:
+    costs = {tile: {kind: Cost(*map(float, terms)) for kind, terms in kinds.items()} for tile, kinds in entry["tiles"].items()}
+    if not all(kinds and set(kinds) <= set(KINDS) for kinds in costs.values()):
+        raise ValueError(f"{isa} has kinds of sums beyond {', '.join(KINDS)}")
+    return TileTimes(isa, costs, float(entry["box"]), {key: str(value) for key, value in entry["measured"].items()})
+
+
+def provenance() -> dict[str, str]:
+    """Machine and version of times that are measured now."""
+    return {"cpu": cpu_name(), "version": version("adabm-kernels")}
+
+
+@functools.cache
+def _shipped() -> dict[str, TileTimes]:
+    return read(SHIPPED)
+
+
+@functools.cache
+def _own(path: Path) -> dict[str, TileTimes]:
+    """This machine's own times; none, after one warning, where they are another machine's or version's."""
+    if not path.exists():
+        return {}
+    here = provenance()
+    try:
+        tables = read(path)
+        for table in tables.values():
+            there = {key: table.measured.get(key, "unknown") for key in here}
+            if there != here:
+                raise ValueError(f"'{path}' was measured on {there['cpu']}, version {there['version']}")
+            if set(table.costs) != set(_shipped()[STAND_INS[0]].costs):
+                raise ValueError(f"'{path}' has other tiles than this version")
+    except ValueError as error:
+        warnings.warn(f"adabm_kernels plans with the times it ships: {error} (adabm bench --tune measures anew)", stacklevel=2)
+        return {}
+    return tables

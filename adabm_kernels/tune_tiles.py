@@ -1,0 +1,120 @@
+"""Measures what the planner chooses by: the time of every tile on an instruction set of this machine (`adabm bench --tune`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+
+import numpy as np
+import torch
+
+from . import native, ops
+from .backends import cpu
+from .quantize import MAX_BITS, MIN_BITS, act_grid, padded_channels
+from .tile_times import KINDS, KINDS_OF_ISA, Cost, TileTimes, provenance
+from .tiles import CODE_MAX, DIRECT, TILES, Tile, layer_products, layer_sums
+
+HEIGHT, WIDTH = 48, 96  # pixels of the timed layers
+SHAPES = ((64, 64), (32, 64), (64, 32), (128, 64), (64, 128))  # channels to outputs
+ROUNDS, REPEATS = 6, 3
+USUAL_SUMS = 4
+Progress = Callable[[int, int, str], None]
+
+
+def measure_tiles(isa: str, progress: Progress = lambda *_: None) -> TileTimes:
+    """The times of all tiles on one instruction set and one thread, in less than half a minute.
+
+    Every layer is timed once in each of several rounds and its least time taken: what disturbs a shared machine for a second then
+    slows a round, not a tile. Raises ValueError for a name that is none, RuntimeError where the library or the processor lacks it.
+    """
+    if isa not in native.ISAS or isa == "auto":
+        raise ValueError(f"measure_tiles: isa must be one of {', '.join(list(native.ISAS)[1:])}, got {isa!r}")
+    with native.force_isa(isa):
+        native.isa_chosen()
+        kinds = KINDS_OF_ISA.get(isa, KINDS[:1])
+        groups = [(tile, kind, [_Timed(w, tile, bits) for w, bits in _layers(tile, kind, isa)]) for tile in TILES for kind in kinds]
+        weight, bits = _layers(DIRECT, kinds[0], isa)[0]
+        without, with_box = (_Timed(weight, DIRECT, bits, box_filter) for box_filter in (False, True))
+        layers = [without, with_box, *(layer for _, _, group in groups for layer in group)]
+        for i in range(ROUNDS):
+            for j, layer in enumerate(layers):
+                progress(i * len(layers) + j, ROUNDS * len(layers), isa)
+                layer.run()
+    costs: dict[str, dict[str, Cost]] = {}
+    for tile, kind, group in groups:
+        if group:
+            costs.setdefault(tile.name, {})[kind] = _cost(tile, group)
+    box = max(0.0, with_box.picoseconds - without.picoseconds) / weight.shape[-1]
+    return TileTimes(isa, costs, box, provenance() | {"date": date.today().isoformat()})
+
+
+def _cost(tile: Tile, timed: list[_Timed]) -> Cost:
+    """The least-squares terms of a tile over SHAPES, relative errors weighed alike."""
+    rows, times = [], []
+    for layer in timed:
+        outputs, _, _, channels = layer.weight.shape
+        products = layer_products(tile, layer.weight.permute(0, 3, 1, 2).numpy())
+        rows.append((products * channels * outputs, channels, outputs))
+        times.append(layer.picoseconds)
+    left, terms = list(range(3)), np.zeros(3)
+    while True:  # a term below 0 is noise: without it
+        weighed = np.array(rows)[:, left] / np.array(times)[:, None]
+        solved = np.linalg.lstsq(weighed, np.ones(len(times)), rcond=None)[0]
+        if (solved >= 0).all():
+            break
+        left.remove(left[int(solved.argmin())])
+    terms[left] = solved
+    return Cost(*terms.tolist())
+
+
+def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int]]:
+    """(weight, bits) of a layer for each of SHAPES whose products are summed in a way, where a few together with about
+    USUAL_SUMS a run: the same integer in the middle of every kernel. None where no weights of a byte are, for one shape at least."""
+
+    def unusual(layer: tuple[torch.Tensor, int, int]) -> int:
+        return abs(layer[2] - USUAL_SUMS)
+
+    found = [min(_summed(tile, kind, isa, *shape), key=unusual, default=None) for shape in SHAPES]
+    return [] if None in found else [(weight, bits) for weight, bits, _ in found]
+
+
+def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """(weight, bits, sums of a run)"""
+    for bits in range(MIN_BITS, MAX_BITS + 1):
+        if tile is not DIRECT and tile.code_range(bits) > CODE_MAX:
+            return
+        for value in (1, 2, 3, 5, 8, 14, 30, 60, 90, 127):
+            weight = np.zeros((outputs, channels, 3, 3), dtype=np.int64)
+            weight[:, :, 1, 1] = value
+            sums = layer_sums(tile, weight)
+            unsplit = layer_products(tile, weight) == layer_products(tile, weight * 0)
+            if unsplit and (isa not in KINDS_OF_ISA or sums.kind(bits) == kind):
+                yield torch.from_numpy(weight).permute(0, 2, 3, 1).to(torch.int8).contiguous(), bits, sums.count(bits)
+
+
+class _Timed:
+    """A layer, codes to codes, and the least time of an output pixel so far."""
+
+    def __init__(self, weight: torch.Tensor, tile: Tile, bits: int, box_filter: bool = False):
+        outputs, _, _, channels = weight.shape
+        index = [TILES.index(tile) if b == bits else 0 for b in range(MIN_BITS, MAX_BITS + 1)]
+        bits_of = torch.tensor([bits], dtype=torch.int32)
+        self.weight, self.picoseconds = weight, float("inf")
+        x_q = torch.zeros(1, HEIGHT, WIDTH, padded_channels(channels), dtype=torch.uint8)
+        self._args = x_q, bits_of, weight, cpu.pack(weight, tuple(index)), torch.ones(7, outputs), torch.zeros(4, 4, outputs)
+        self._settings = {
+            "y_q": torch.empty(1, HEIGHT, WIDTH, padded_channels(outputs), dtype=torch.uint8),
+            "out_grid": act_grid(0.0, 1.0),
+            "out_bits": bits_of,
+            "box_filter": box_filter,
+            "activation": "relu",
+            "backend": "cpu",
+            "threads": 1,
+        }
+
+    def run(self) -> None:
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            ops.conv2d_out(*self._args, **self._settings)
+            self.picoseconds = min(self.picoseconds, (time.perf_counter() - start) / (HEIGHT * WIDTH) * 1e12)
