@@ -509,7 +509,7 @@ print(adabm_kernels.native._load.cache_info().currsize)
 
 
 def test_without_libraries_the_package_converts_and_warns_once(tmp_path: Path) -> None:
-    shutil.copytree(PACKAGE, tmp_path / "adabm_kernels", ignore=shutil.ignore_patterns("_lib", "assets", "__pycache__"))
+    shutil.copytree(PACKAGE, tmp_path / "adabm_kernels", ignore=shutil.ignore_patterns("_lib", "*.safetensors", "__pycache__"))
     code = """
 import warnings
 import adabm_kernels

@@ -91,7 +91,7 @@ def test_a_layer_that_could_overflow_is_refused_by_name() -> None:
 
 def test_avx2_is_planned_for_sums_of_16_bits() -> None:
     """With few bits a run of taps is summed whole; with weights of 8 bits a pair of products already overflows."""
-    light, heavy = bell_codes(4, 16, 16).numpy(), np.full((16, 16, 3, 3), 127)
+    light, heavy = bell_codes(4, 64, 64).numpy(), np.full((16, 16, 3, 3), 127)
     times = tile_times("avx2")
     plan, direct = plan_layer("conv", light, 8, times=times), plan_layer("conv", heavy, 8, times=times)
     assert plan.isa == "avx2" and list(plan.picoseconds) == sorted(plan.picoseconds)

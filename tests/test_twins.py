@@ -20,6 +20,12 @@ VNNI_ON_256_BITS = [
     "-D__AVXVNNI__",
     "-D_mm256_dpbusd_avx_epi32=_mm256_dpbusd_epi32",
 ]
+VNNI_ON_AVX2 = ["-mavx2", "-mfma", "-D__AVXVNNI__", "-include", f"{ROOT}/tests/native/vnni_on_avx2.h"]
+# Its assembly as the intrinsics that SIMDe knows.
+PORTABLE_PRODUCTS = {
+    'asm("vpdpbusd %2,%1,%0" : "+v"(acc) : "v"(codes), "v"(weights));': "acc = _mm512_dpbusd_epi32(acc, codes, weights);",
+    'asm volatile("vpdpbusd %1,%1,%0" : "+v"(c[v]) : "v"(ones));': "c[v] = _mm512_dpbusd_epi32(c[v], ones, ones);",
+}
 
 
 def compiler(name: str) -> str:
@@ -29,10 +35,13 @@ def compiler(name: str) -> str:
     return path
 
 
-def build(cxx: str, name: str, flags: list[str], folder: Path) -> Path:
+def build(cxx: str, name: str, flags: list[str], folder: Path, source_of_it: Path | None = None) -> Path:
     """The comparison as a program; the other instruction sets are compiled without their flags and so are empty."""
     objects, program = [], folder / "kernel_twins"
-    for source in [*(ROOT / "csrc" / "cpu" / f"tile_{other}.cpp" for other in NAMES), ROOT / "tests/native/kernel_twins.cpp"]:
+    sources = {other: ROOT / "csrc" / "cpu" / f"tile_{other}.cpp" for other in NAMES}
+    if source_of_it is not None:
+        sources[name] = source_of_it
+    for source in [*sources.values(), ROOT / "tests/native/kernel_twins.cpp"]:
         extra = [*flags, *GCC_HEADER_NOISE] if source.stem == f"tile_{name}" else []
         objects.append(str(folder / f"{source.stem}.o"))
         subprocess.run([cxx, *FLAGS, *extra, "-c", str(source), "-o", objects[-1]], check=True)
@@ -57,18 +66,41 @@ def test_neon_equals_its_scalar_twin(tmp_path):
     run(*emulator, str(program), "neon")
 
 
+def processor_has(*names: str) -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return flags.issuperset(names)
+
+
 def test_avxvnni_equals_its_scalar_twin(tmp_path):
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if not ("avx512_vnni" in flags and "avx512vl" in flags):
-        pytest.skip("this processor lacks AVX512-VNNI, in whose encoding the kernels are run")
-    run(str(build(compiler("g++"), "avxvnni", VNNI_ON_256_BITS, tmp_path)), "avxvnni")
+    """In AVX512-VNNI's encoding where the processor has that, else with its product made of AVX2's."""
+    if not processor_has("avx2", "fma"):
+        pytest.skip("this processor lacks AVX2")
+    flags = VNNI_ON_256_BITS if processor_has("avx512_vnni", "avx512vl") else VNNI_ON_AVX2
+    run(str(build(compiler("g++"), "avxvnni", flags, tmp_path)), "avxvnni")
 
 
 def test_avx2_equals_its_scalar_twin(tmp_path):
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if "avx2" not in flags or "fma" not in flags:
+    if not processor_has("avx2", "fma"):
         pytest.skip("this processor lacks AVX2")
     run(str(build(compiler("g++"), "avx2", ["-mavx2", "-mfma"], tmp_path)), "avx2")
+
+
+def test_avx512vnni_equals_its_scalar_twin_in_portable_code(tmp_path):
+    """On any x86 processor: SIMDe computes what each of AVX-512's intrinsics is defined to."""
+    if not Path("/usr/include/simde/x86/avx512.h").exists():
+        pytest.skip("SIMDe is not installed")
+    if platform.machine() != "x86_64":
+        pytest.skip("the kernels multiply and add in one rounding with x86's FMA")
+    text = (ROOT / "csrc/cpu/tile_avx512vnni.cpp").read_text()
+    for assembly, intrinsic in PORTABLE_PRODUCTS.items():
+        assert text.count(assembly) == 1
+        text = text.replace(assembly, intrinsic)
+    source = tmp_path / "tile_avx512vnni.cpp"
+    source.write_text(text)
+    wanted = [f"-D__AVX512{part}__" for part in ("BW", "VL", "DQ", "VNNI")]
+    flags = ["-O0", "-mfma", "-w", f"-I{ROOT}/tests/native/on_simde", *wanted]
+    run(str(build(compiler("g++"), "avx512vnni", flags, tmp_path, source)), "avx512vnni")
 
 
 def test_a_kernel_that_is_not_there_is_named(tmp_path):
