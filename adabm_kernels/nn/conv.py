@@ -164,6 +164,7 @@ class IntegerConv2d(nn.Module):
         """Take two digits. lower, upper: range of the first."""
         self.rest, self.lower, self.step = rest, lower, act_steps(lower, upper)[-1].item()
         self.late, self.activation = self.activation, "none"
+        rest.name = f"{rest.name}, second digit"
 
     def leave(self, x: torch.Tensor, x_q: torch.Tensor) -> torch.Tensor:
         """What the codes x_q uint8 [N, H, W, C4] leave of the features x float32 [N, H, W, C], in place of these."""
