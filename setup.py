@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
-COMMON = ["common/status.cpp"]
+COMMON = ["common/status.cpp", "common/rules.cpp"]
 _CPU = ("isa", "thread_pool", "pack", "convolution", "conv2d", "conv2d_direct", "conv2d_tiled", "quantize", "peak")
 CPU_SOURCES = [*COMMON, *(f"cpu/{name}.cpp" for name in _CPU)]
 # One instruction set per file; nothing else is compiled with these flags.
@@ -30,7 +30,24 @@ ISA_SOURCES = {
     "cpu/tile_avxvnni.cpp": ["-mavx2", "-mfma", "-mavxvnni"],
     "cpu/tile_avx512vnni.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
 }
-CUDA_SOURCES = [*COMMON, "cuda/api.cu"]
+CUDA_SOURCES = [*COMMON, "cuda/pack.cpp", "cuda/api.cu", "cuda/quantize.cu", "cuda/image_bits.cu", "cuda/conv2d.cu"]
+# Machine code for these, and PTX of the last for newer ones.
+CUDA_ARCHITECTURES = ("80", "86", "89", "90")
+# Files with instructions of sm_90a, which no other architecture has and no PTX carries on.
+SM90A_SOURCES = ["cuda/conv2d_sm90.cu", "cuda/resblock_sm90.cu"]
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "--fmad=false",  # as -ffp-contract=off
+    "--threads=2",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-Xptxas=--warn-on-spills,--warning-as-error",
+]
+NVCC_TARGETS = [
+    *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHITECTURES),
+    f"-gencode=arch=compute_{CUDA_ARCHITECTURES[-1]},code=compute_{CUDA_ARCHITECTURES[-1]}",
+]
+SM90A_TARGET = "-gencode=arch=compute_90a,code=sm_90a"
 # Without contraction every backend rounds where the written formula rounds.
 CXX_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 GCC_HEADER_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12 warns inside its own intrinsics
@@ -84,17 +101,17 @@ def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
     if nvcc:
         lines += [
             "rule nvcc",
-            f"  command = {nvcc} -std=c++17 -O2 -Xcompiler -fPIC,-fvisibility=hidden -I{CSRC} -I{CSRC}/include "
-            "-MMD -MF $out.d -x cu -c $in -o $out",
+            f"  command = {nvcc} {' '.join(NVCC_FLAGS)} $targets -I{CSRC} -I{CSRC}/include -MMD -MF $out.d -x cu -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule nvlink",
             f"  command = {nvcc} -shared -o $out $in",
         ]
         objects = []
-        for source in CUDA_SOURCES:
+        for source in [*CUDA_SOURCES, *SM90A_SOURCES]:
             objects.append(f"cuda_{Path(source).stem}.o")
-            lines.append(f"build {objects[-1]}: nvcc {CSRC / source}")
+            targets = SM90A_TARGET if source in SM90A_SOURCES else " ".join(NVCC_TARGETS)
+            lines += [f"build {objects[-1]}: nvcc {CSRC / source}", f"  targets = {targets}"]
         lines.append(f"build {out / 'libadabm_cuda.so'}: nvlink {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

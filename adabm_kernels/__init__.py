@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 # not take the function's place. Neither imports torch.
 from . import backends as _backends_package  # noqa: F401
 from .registry import backends
-from .upscale import upscale
+from .upscale import upscale, upscale_file, upscale_many
 
 __version__ = "0.1.0"
 
 _HOMES = {"ConvertConfig": "config", "convert_model": "convert", "load": "checkpoint", "save": "checkpoint"}
-__all__ = ["ConvertConfig", "backends", "convert_model", "load", "save", "upscale"]
+__all__ = ["ConvertConfig", "backends", "convert_model", "load", "save", "upscale", "upscale_file", "upscale_many"]
 
 if TYPE_CHECKING:
     from .checkpoint import load, save

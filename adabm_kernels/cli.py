@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
+import signal
 import sys
 import traceback
 import warnings
@@ -17,8 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .commands import bench, calibrate, evaluate, info, upscale
+from .commands import bench, calibrate, completion, evaluate, info, models, report, upscale
 from .commands.common import STDOUT, CommandError, one_line
+from .commands.outputs import DEFAULT_SUFFIX, FORMATS
+from .commands.video import MATRICES, PIXEL_FORMATS
 from .machine import version
 from .upscale import DEFAULT_MODEL
 
@@ -26,11 +30,14 @@ BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")
 BITS = ("auto", *map(str, range(2, 9)))
 ISAS = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni")
 PROTOCOLS = ("whole", "patch96")
+MAX_PIXELS = 178_956_970  # images.MAX_PIXELS, which would load numpy
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up like Ctrl-C
     args = _parser().parse_args(argv, argparse.Namespace(argv=argv))
     try:
         with _plain_warnings():
@@ -80,26 +87,98 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
         return added
 
-    _add_upscale(command("upscale", upscale, "upscale one PNG or JPEG image"))
+    _add_upscale(command("upscale", upscale, "upscale pictures, folders or frames of a video"))
+    _add_report(command("report", report, "a page that shows a picture's bits, times and quality"))
     _add_eval(command("eval", evaluate, "measure a model on test pictures"))
     _add_calibrate(command("calibrate", calibrate, "make a converted model of float weights"))
     _add_bench(command("bench", bench, "time a model here, or measure what layers are planned by"))
     _add_info(command("info", info, "show the machine and the backends, or a model"))
+    _add_json_flag(command("models", models, "list the built-in models with their figures"))
+    completion_parser = command("completion", completion, "print what makes a shell complete adabm's options")
+    _add_completion(completion_parser)
+    completion_parser.set_defaults(parser=parser)
     return parser
 
 
 def _add_upscale(up: argparse.ArgumentParser) -> None:
-    up.add_argument("input", metavar="IN", type=Path, help="image to upscale: .png, .jpg or .jpeg")
-    up.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, help="image to write; replaces an existing one (default: IN_x4.png)"
+    add = up.add_argument
+    add("inputs", metavar="IN", type=Path, nargs="+", help="pictures or folders of them; '-' for standard input")
+    add(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=Path,
+        help="file, folder or '-' (default: IN_x4.png beside a file, IN_x4 beside a folder)",
+    )
+    add("--format", choices=("keep", *FORMATS), help="of the output where OUT does not say it (default: png)")
+    add("--quality", metavar="1..100", type=_integer(1, 100), help="of JPEG and WebP (default: 95)")
+    add("--suffix", default=DEFAULT_SUFFIX, help="what output names add to the input's (default: %(default)s)")
+    add(
+        "--existing",
+        choices=("replace", "skip", "refuse"),
+        default="replace",
+        help="what to do about outputs that exist; skip goes on with an interrupted folder (default: %(default)s)",
     )
     _add_model(up, "or a converted model's file")
-    up.add_argument("--compare", action="store_true", help="time the float PyTorch model on the same input and compare")
+    add("--scale", metavar="N", type=_integer(1), help="the scale you expect (default: the model's)")
+    _add_windows(up)
+    add("--tta", action="store_true", help="mean over the eight flips and turns of every window: eight times the work")
+    add("--max-pixels", metavar="N", type=_integer(1), default=MAX_PIXELS, help="refuse larger pictures (default: %(default)s)")
+    add("--compare", action="store_true", help="time the float PyTorch model on the same input and compare")
+    frames = up.add_argument_group("frames of a video")
+    frames.add_argument("--y4m", action="store_true", help="IN and OUT are YUV4MPEG2 streams, as from ffmpeg -f yuv4mpegpipe")
+    frames.add_argument("--raw", metavar="WxH", type=_size, help="IN and OUT are raw frames of this size, ffmpeg -f rawvideo")
+    frames.add_argument("--pix-fmt", choices=PIXEL_FORMATS, default="rgb24", help="of raw frames (default: %(default)s)")
+    frames.add_argument("--matrix", choices=MATRICES, help="of y4m colours (default: bt709 from 720 rows, else bt601)")
     _add_json_flag(up)
+    loudness = up.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="say on stderr what becomes of each picture")
+
+
+def _add_windows(parser: argparse.ArgumentParser, tile: str = "48 halos, less where memory asks for it") -> None:
+    add = parser.add_argument
+    add("--tile", metavar="N", type=_integer(0), help=f"pixels a side of the windows; 0 for the whole picture (default: {tile})")
+    add(
+        "--halo",
+        metavar="N",
+        type=_integer(0),
+        help="pixels around them that are computed too (default: measured to leave no seam)",
+    )
+    add(
+        "--protocol",
+        choices=("halo", "paper"),
+        default="halo",
+        help="windows with a halo, or AdaBM's 96x96 patches without one (default: %(default)s)",
+    )
+    add(
+        "--max-memory",
+        metavar="SIZE",
+        type=_bytes,
+        default="2G",
+        help="what the process may hold, such as 1.5G or 800M (default: %(default)s)",
+    )
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("input", metavar="IMAGE", type=Path, help="picture to upscale")
+    report.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, default=Path("report.html"), help="page to write (default: %(default)s)"
+    )
+    report.add_argument("--overwrite", action="store_true", help="replace an existing page")
+    _add_model(report, "or a converted model's file")
+    _add_windows(report, "96")
+    report.add_argument(
+        "--max-pixels", metavar="N", type=_integer(1), default=4_000_000, help="refuse larger pictures (default: %(default)s)"
+    )
+
+
+def _add_completion(completion: argparse.ArgumentParser) -> None:
+    completion.add_argument("shell", choices=("bash", "zsh"), help="shell to write the completion for")
 
 
 def _add_eval(evaluation: argparse.ArgumentParser) -> None:
-    _add_model(evaluation, "a converted model's file, or float weights to measure them alone")
+    _add_model(evaluation, "a converted model's file, or float weights to measure them alone", device=False)
     evaluation.add_argument("--data", metavar="HR_DIR", type=Path, required=True, help="folder of original pictures, PNG or JPEG")
     evaluation.add_argument(
         "--lr", metavar="LR_DIR", type=Path, help="folder of their low-resolution forms (default: made by MATLAB's bicubic)"
@@ -179,7 +258,7 @@ def _add_info(information: argparse.ArgumentParser) -> None:
     _add_json_flag(information)
 
 
-def _add_model(parser: argparse.ArgumentParser, others: str) -> None:
+def _add_model(parser: argparse.ArgumentParser, others: str, device: bool = True) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME|PATH",
@@ -194,6 +273,8 @@ def _add_model(parser: argparse.ArgumentParser, others: str) -> None:
         help="bit-width of the adaptive layers: decided per image and layer, or one for all (default: auto)",
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="where to compute (default: %(default)s)")
+    if device:
+        parser.add_argument("--device", metavar="NAME", help="torch's name of the device, such as cpu or cuda:1 (default: cpu)")
     parser.add_argument("--threads", metavar="N", type=_integer(1), help="CPU threads (default: as many as torch would use)")
 
 
@@ -220,6 +301,20 @@ def _bits(text: str) -> str | int:
     if text not in BITS:
         raise argparse.ArgumentTypeError(f"must be 'auto' or an integer from 2 to 8, got '{text}'")
     return text if text == "auto" else int(text)
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"must be a size such as 1.5G or 800M, got '{text}'")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT such as 1920x1080, got '{text}'")
+    return int(found[1]), int(found[2])
 
 
 def _act_bits(text: str) -> int:

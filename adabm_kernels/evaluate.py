@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from . import windows
 from .images import list_images, read_image
 from .metrics import psnr_y, ssim_y
 from .networks.detect import detect, float_network, load_state, to_float_state
@@ -23,7 +24,6 @@ from .resize import imresize
 from .upscale import run
 
 PROTOCOLS = ("whole", "patch96")
-PATCH = 96  # low-resolution pixels a side, without overlap, as AdaBM's own test commands cut pictures
 FLOAT_BITS = 32  # of weights and activations that are not quantised
 MIN_SIDE = 11  # pixels that the window of SSIM needs after shaving
 FIGURES = ("psnr_y", "ssim_y", "mean_bits", "gbitops_per_mp")
@@ -230,20 +230,6 @@ def load_float(path: str | Path, res_scale: float = 1.0) -> nn.Module:
     return network
 
 
-def patches(height: int, width: int) -> list[tuple[slice, slice]]:
-    """Rows and columns of AdaBM's test patches, in reading order.
-
-    On each axis patches of PATCH pixels lie side by side as long as a whole one fits; the last of them reaches to the end.
-    An axis shorter than PATCH has one.
-    """
-
-    def spans(size: int) -> list[slice]:
-        starts = range(0, max(size - PATCH, 0) + 1, PATCH)
-        return [slice(start, size if start == starts[-1] else start + PATCH) for start in starts]
-
-    return [(rows, columns) for rows in spans(height) for columns in spans(width)]
-
-
 class _Method:
     """A network as the measurement sees it. bits: of a batch of one, the mean and those of each convolution's input by name."""
 
@@ -297,24 +283,30 @@ def _float_method(network: nn.Module) -> _Method:
 def _measure(methods: dict[str, _Method], spec: Any, pair: Pair, protocol: str) -> ImageResult:
     hr, lr = pair.read(spec.scale)
     h, w = lr.shape[:2]
-    windows = patches(h, w) if protocol == "patch96" else [(slice(0, h), slice(0, w))]
+    parts = patches(h, w) if protocol == "patch96" else [(slice(0, h), slice(0, w))]
     figures = {}
     for name, method in methods.items():
-        sr, mean_bits, operations = _upscale(method, spec, pair.name, lr, windows)
+        sr, mean_bits, operations = _upscale(method, spec, pair.name, lr, parts)
         figures[name] = Figures(psnr_y(sr, hr, spec.scale), ssim_y(sr, hr, spec.scale), mean_bits, operations)
     sr = imresize(lr, spec.scale)
     figures["bicubic"] = Figures(psnr_y(sr, hr, spec.scale), ssim_y(sr, hr, spec.scale))
-    return ImageResult(pair.name, hr.shape[1], hr.shape[0], len(windows), figures)
+    return ImageResult(pair.name, hr.shape[1], hr.shape[0], len(parts), figures)
+
+
+def patches(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of AdaBM's test patches, in reading order."""
+    rows, columns = ([slice(span.start, span.stop) for span in windows.patches(size)] for size in (height, width))
+    return [(row, column) for row in rows for column in columns]
 
 
 def _upscale(
-    method: _Method, spec: Any, name: str, lr: np.ndarray, windows: list[tuple[slice, slice]]
+    method: _Method, spec: Any, name: str, lr: np.ndarray, parts: list[tuple[slice, slice]]
 ) -> tuple[np.ndarray, float, int]:
     """(the picture uint8, its mean bits, its bit operations)."""
     h, w, s = *lr.shape[:2], spec.scale
     sr = np.empty((s * h, s * w, 3), np.uint8)
     mean_bits, operations = [], 0
-    for rows, columns in windows:
+    for rows, columns in parts:
         part = lr[rows, columns]
         place = tuple(slice(s * span.start, s * span.stop) for span in (rows, columns))
         sr[place] = method.upscale(part, name)

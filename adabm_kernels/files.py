@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from types import TracebackType
 
 
 def check_target(path: str | os.PathLike) -> Path:
@@ -19,21 +20,56 @@ def check_target(path: str | os.PathLike) -> Path:
     return path
 
 
-def write_file(path: str | os.PathLike, data: bytes) -> None:
-    """Write `data` under a temporary name beside `path` and rename it; an existing file is replaced.
+class PartialFile:
+    """A file under a temporary name beside `path`, which takes that name when the block ends without an exception.
 
-    The temporary file is removed on any failure, an interruption included. Raises OSError naming the path when the file
-    system refuses.
+    `file` is the open binary file, for reading and writing. An existing file is replaced. On any exception, an interruption
+    included, the temporary file is removed. The contents are on the disk before the name is.
     """
-    path = Path(path)
-    partial = path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
-    try:
-        # Mode "x" never follows or replaces another file, and gives the permissions the user's umask asks for.
-        with open(partial, "xb") as file:
-            file.write(data)
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise type(error)(f"cannot write '{path}': {error.strerror or error}") from error
-        raise
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.partial = self.path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
+
+    def __enter__(self) -> PartialFile:
+        try:
+            # Mode "x" never follows or replaces another file, and gives the permissions the user's umask asks for.
+            self.file = open(self.partial, "x+b")
+        except BaseException:
+            self.partial.unlink(missing_ok=True)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+            self.file.close()
+            if kind is None:
+                os.replace(self.partial, self.path)
+        finally:
+            self.partial.unlink(missing_ok=True)
+
+
+def write_file(path: str | os.PathLike, data: bytes) -> None:
+    """Write `data` to a file that appears whole or not at all (PartialFile).
+
+    Raises OSError naming the path when the file system refuses.
+    """
+    with naming(path), PartialFile(path) as partial:
+        partial.file.write(data)
+
+
+class naming:
+    """A block whose OSErrors say that this file could not be written."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise type(error)(f"cannot write '{self.path}': {error.strerror or error}") from error

@@ -44,6 +44,14 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def resident_bytes() -> int:
+    """Bytes of memory that this process holds, 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0  # no /proc outside Linux
+
+
 def cpu_name() -> str:
     """The processor's name as its maker gives it where the system tells, else its architecture."""
     try:

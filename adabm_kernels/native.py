@@ -12,10 +12,12 @@ from ctypes import POINTER, Structure, c_char, c_int32, c_int64, c_uint32, c_uin
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5}
 INVALID_ARGUMENT, UNSUPPORTED = 1, 2
+PACKED_X, PACKED_Y = 1, 2
+MEASURE_BYTES = 512  # of workspace for each image
 
 
 class _Struct(Structure):
@@ -41,7 +43,8 @@ class Conv2dArgs(_Struct):
         ("packed_bytes", c_uint64),
         *((name, c_int32) for name in ("box_filter", "activation", "shuffle")),
         *((name, c_void_p) for name in ("alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_q", "y_acc")),
-        ("y_pitch", c_int32),
+        *((name, c_int32) for name in ("y_pitch", "packed_codes", "border_kernels")),
+        ("y_image", c_void_p),
     ]
 
 
@@ -51,8 +54,20 @@ class QuantizeArgs(_Struct):
         *((name, c_int32) for name in ("isa", "threads", "batch", "height", "width", "channels")),
         *((name, c_int64) for name in ("stride_n", "stride_h", "stride_w", "stride_c")),
         *((name, c_void_p) for name in ("x", "shift", "grid", "bits", "y_q")),
-        ("y_channels", c_int32),
-        ("y_pitch", c_int32),
+        *((name, c_int32) for name in ("y_channels", "y_pitch", "packed_codes", "y_start")),
+    ]
+
+
+class ImageBitsArgs(_Struct):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        *((name, c_int32) for name in ("batch", "height", "width")),
+        *((name, c_int64) for name in ("stride_n", "stride_c", "stride_h", "stride_w")),
+        *((name, c_void_p) for name in ("x", "workspace")),
+        ("workspace_bytes", c_uint64),
+        ("measure", c_void_p),
+        ("layers", c_int32),
+        *((name, c_void_p) for name in ("lower", "upper", "rules", "bits")),
     ]
 
 
@@ -77,6 +92,13 @@ _ENTRIES = {
     "cuda": {
         "adabm_device_count_cuda": [POINTER(c_int32)],
         "adabm_device_cuda": [c_int32, POINTER(Device)],
+        "adabm_usable_cuda": [c_int32],
+        "adabm_pack_bytes_cuda": [POINTER(Weights), c_int32, c_int32, POINTER(c_uint64)],
+        "adabm_pack_cuda": [POINTER(Weights), c_int32, c_int32, c_void_p],
+        "adabm_conv2d_cuda": [POINTER(Conv2dArgs), c_int32, c_void_p],
+        "adabm_resblock_cuda": [POINTER(Conv2dArgs), POINTER(Conv2dArgs), c_int32, c_void_p],
+        "adabm_quantize_cuda": [POINTER(QuantizeArgs), c_int32, c_void_p],
+        "adabm_image_bits_cuda": [POINTER(ImageBitsArgs), c_int32, c_void_p],
     },
 }
 

@@ -12,14 +12,16 @@ from types import ModuleType
 
 import torch
 
+from .backends import devices
 from .measure import bits_by_rule, image_offsets, measure_images
 from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
 
 OUTPUTS = ("codes", "float", "both", "acc")
 ACTIVATIONS = ("none", "relu", "prelu")
 _WIDTHS = MAX_BITS - MIN_BITS + 1
-_BACKENDS = ("triton", "cpu", "reference")  # each a module in backends/
-PACKED_CODES = ("triton", "reference")  # backends that know several codes a byte
+_BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
+RESBLOCKS = ("cuda",)  # backends that have residual blocks in one piece
+PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
 
 _LIB = torch.library.Library("adabm", "DEF")
 _LIB.define(
@@ -32,6 +34,13 @@ _LIB.define(
     "conv2d_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
     "Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool box_filter, str activation, int shuffle, bool accumulate, "
     "bool packed_codes, str backend, int threads, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIB.define(
+    "resblock_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
+    "bool box_filter, str activation, Tensor inner_grid, Tensor inner_bits, Tensor weight2, Tensor packed2, Tensor alpha2, "
+    "Tensor beta2, bool box_filter2, Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool accumulate, bool packed_codes, "
+    "str backend, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
@@ -71,6 +80,10 @@ def _check_place(operator: str, backend: str, packed_codes: bool, first: str, te
     _require(
         backend != "cpu" or device.type == "cpu",
         lambda: f"{operator}: backend 'cpu' needs tensors in main memory, {first} is on {device}",
+    )
+    _require(
+        backend != "triton" or device.type == "cuda" or devices.interpreting(),
+        lambda: f"{operator}: backend 'triton' needs tensors on a CUDA device, {first} is on {device}",
     )
     _require(
         not packed_codes or backend in PACKED_CODES,
@@ -222,6 +235,34 @@ def _conv2d_out_fake(*args):
     _conv2d_out_check(*args)
 
 
+def _resblock_parts(
+    x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
+    beta2, box_filter2, residual, out_grid, out_bits, accumulate, packed_codes, backend, y, y_q,
+):  # fmt: skip
+    """Checks every argument and returns what conv2d_out takes up to `shuffle`, for both convolutions."""
+    _require(backend in RESBLOCKS, lambda: f"resblock_out: backend must be one of {RESBLOCKS}, got {backend!r}")
+    first = (x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
+    _conv2d_outputs(*first, "codes", packed_codes, backend, 0)
+    _require(
+        weight.dim() == 4 and weight.shape[0] == weight.shape[-1],
+        lambda: f"resblock_out: weight must have as many outputs as inputs, got shape {list(weight.shape)}",
+    )
+    # The codes in the middle, which no tensor holds, have the shape of x_q.
+    second = (x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1)
+    _conv2d_out_check(*second, accumulate, packed_codes, backend, 0, y, y_q)
+    return first, (*second[:7], y, *second[8:]) if accumulate else second
+
+
+def _resblock_out(*args):
+    *_, packed_codes, backend, y, y_q = args
+    parts = _resblock_parts(*args)
+    _module(backend).resblock_out(*parts, y, y_q, **_packing(packed_codes))
+
+
+def _resblock_out_fake(*args):
+    _resblock_parts(*args)
+
+
 def _quantize(x, shift, grid, bits, packed_codes, backend, threads):
     y_q = x.new_empty(_check_quantize(x, shift, grid, bits, packed_codes, backend, threads), dtype=torch.uint8)
     _module(backend).quantize_out(x, shift, grid, bits, threads, y_q, **_packing(packed_codes))
@@ -237,8 +278,10 @@ def _quantize_out_check(x, shift, grid, bits, packed_codes, start, backend, thre
     if packed_codes:
         _require(
             y_q.is_contiguous() and y_q.shape[3] % CODE_CHANNELS == 0,
-            lambda: f"quantize_out: y_q must be all of a code buffer with packed_codes, got shape {list(y_q.shape)}, "
-            f"strides {y_q.stride()}",
+            lambda: (
+                f"quantize_out: y_q must be all of a code buffer with packed_codes, got shape {list(y_q.shape)}, "
+                f"strides {y_q.stride()}"
+            ),
         )
         _require(
             start >= 0 and start % CODE_CHANNELS == 0,
@@ -304,25 +347,32 @@ def _layer_bits_fake(x, lower, upper, rules, backend):
 for _key in ("CPU", "CUDA"):
     _LIB.impl("conv2d", _conv2d, _key)
     _LIB.impl("conv2d_out", _conv2d_out, _key)
+    _LIB.impl("resblock_out", _resblock_out, _key)
     _LIB.impl("quantize", _quantize, _key)
     _LIB.impl("quantize_out", _quantize_out, _key)
     _LIB.impl("image_measure", _image_measure, _key)
     _LIB.impl("layer_bits", _layer_bits, _key)
 torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_out", _conv2d_out_fake, lib=_LIB)
+torch.library.register_fake("adabm::resblock_out", _resblock_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize_out", _quantize_out_check, lib=_LIB)
 torch.library.register_fake("adabm::image_measure", _image_measure_fake, lib=_LIB)
 torch.library.register_fake("adabm::layer_bits", _layer_bits_fake, lib=_LIB)
 
 
-def pack_weights(backend: str, weight: torch.Tensor, tile_for_bits: tuple[int, ...], box_filter: bool) -> torch.Tensor:
+def pack_weights(
+    backend: str, weight: torch.Tensor, tile_for_bits: tuple[int, ...], box_filter: bool, shuffle: int
+) -> torch.Tensor:
     """What `conv2d` takes as `packed` for int8 weights [K, R, S, C] or [R, S, K, R, S, C]: each backend has a form of its own.
 
-    tile_for_bits: the tile that computes codes of 2..8 bits, for the CPU kernels (tiles.LayerPlan).
+    tile_for_bits: the tile that computes codes of 2..8 bits, for the CPU kernels (tiles.LayerPlan). box_filter, shuffle: those of
+    the convolution.
     """
     if backend == "cpu":
         return _module(backend).pack(weight, tile_for_bits)
+    if backend == "cuda":
+        return _module(backend).pack(weight, box_filter, shuffle)
     return _module(backend).pack(weight, box_filter)
 
 
@@ -397,6 +447,44 @@ def conv2d_out(
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
         accumulate, packed_codes, backend, threads, y, y_q,
+    )  # fmt: skip
+
+
+def why_not_resblock(backend: str, *convs: tuple[torch.Tensor, bool]) -> str:
+    """Why `resblock_out` cannot compute two convolutions, each (weight, box_filter), on a backend; empty where it can."""
+    if backend not in RESBLOCKS:
+        return f"backend {backend!r} computes convolutions one by one"
+    return _module(backend).why_not_resblock(*convs)
+
+
+def resblock_out(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    first: tuple[torch.Tensor, ...],
+    second: tuple[torch.Tensor, ...],
+    inner_grid: torch.Tensor,
+    inner_bits: torch.Tensor,
+    *,
+    y: torch.Tensor | None = None,
+    y_q: torch.Tensor | None = None,
+    accumulate: bool = False,
+    residual: torch.Tensor | None = None,
+    out_grid: torch.Tensor | None = None,
+    out_bits: torch.Tensor | None = None,
+    slope: torch.Tensor | None = None,
+    activation: str = "none",
+    box_filters: tuple[bool, bool] = (False, False),
+    packed_codes: bool = False,
+    backend: str = "cuda",
+) -> None:
+    """Two convolutions as `conv2d_out` computes them one after the other, with the codes between them kept on the chip.
+
+    first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid and bits of the codes between them. slope,
+    activation: the first's; the second has none. y_q must not be x_q. RuntimeError where `why_not_resblock` gives a reason.
+    """
+    torch.ops.adabm.resblock_out(
+        x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,
+        out_bits, accumulate, packed_codes, backend, y, y_q,
     )  # fmt: skip
 
 

@@ -39,9 +39,17 @@ class Choice:
 
 
 def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
-    """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can. asked: by name, not as "auto"."""
+    """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can.
+
+    asked: by name, not as "auto". A GPU backend may then be set before the model moves to the GPU.
+    """
+    if asked and backend in GPU_BACKENDS and device == "cpu":
+        device = None
     if backend == "cuda":
-        return native.why_missing("cuda") or "this version has no convolution kernels for it yet"
+        reason = devices.why_not_cuda(device)
+        if not reason and not asked and not devices.why_not_triton(device):
+            reason = devices.why_triton_first()
+        return reason
     if backend == "triton":
         if devices.interpreting() and not asked:
             return "TRITON_INTERPRET=1: its interpreter runs only when asked for"
@@ -65,16 +73,11 @@ def _warn_slow(reason: str) -> None:
     warnings.warn(f"adabm_kernels runs on the reference backend, which is slow: cpu: {reason}", RuntimeWarning, stacklevel=4)
 
 
-def best_device(requested: str = "auto") -> str:
-    """The type of device to hold a model for a backend, or for "auto": "cuda" where a GPU backend can run, else "cpu".
-
-    An explicit GPU backend is given "cuda" even where it cannot run: `choose` then says why.
-    """
-    if requested == "auto":
-        requested = os.environ.get("ADABM_BACKEND") or "auto"
-    if requested in GPU_BACKENDS:
-        return "cpu" if requested == "triton" and devices.interpreting() else "cuda"
-    return "cuda" if requested == "auto" and any(not _why_not(name, "cuda") for name in GPU_BACKENDS) else "cpu"
+def device_for(backend: str) -> str | None:
+    """The type of device that a backend asked for by name computes on, None where any will do or "auto" decides."""
+    if backend in GPU_BACKENDS:
+        return "cpu" if backend == "triton" and devices.interpreting() else "cuda"
+    return None
 
 
 def choose(problem: Problem, requested: str = "auto") -> Choice:

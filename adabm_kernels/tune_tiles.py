@@ -70,7 +70,7 @@ def _cost(tile: Tile, timed: list[_Timed]) -> Cost:
 
 def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int]]:
     """(weight, bits) of a layer for each of SHAPES whose products are summed in a way, where a few together with about
-    USUAL_SUMS a run: the same integer in the middle of every kernel. None where no weights of a byte are, for one shape at least."""
+    USUAL_SUMS a run: the same integer in the middle of every kernel. None where no weights of a byte are, for one shape."""
 
     def unusual(layer: tuple[torch.Tensor, int, int]) -> int:
         return abs(layer[2] - USUAL_SUMS)

@@ -1,17 +1,23 @@
-"""Upscale a picture, an array or a tensor with a converted model: the whole image in one forward."""
+"""Upscale pictures, arrays, tensors and files with a converted model, of any size."""
 
-# The package imports `upscale` from here eagerly, so that its name is the function and not this module: nothing heavy
+# The package imports its functions from here eagerly, so that `upscale` is the function and not this module: nothing heavy
 # may be imported at the top.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .registry import device_for
+
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
-    from .images import Image
+    from .batch import Outcome
+    from .images import Layout
+    from .patchwise import Patch, Patchwise
 
 DEFAULT_MODEL = "edsr_x4_w4a4"
 _ASSETS = Path(__file__).parent / "assets"
@@ -23,41 +29,131 @@ def upscale(
     *,
     bits: str | int | None = None,
     backend: str | None = None,
+    device: str | None = None,
     threads: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    record: list[Patch] | None = None,
+    **cutting: Any,
 ) -> Any:
     """Upscale one picture (or a batch of tensors) and return the same kind of thing, `model.scale` times as large.
 
-    image: path of a PNG or JPEG file -> Pillow image; Pillow image -> Pillow image; NumPy uint8 [H, W, 3] -> the same;
-        floating torch tensor [3, H, W] or [N, 3, H, W] in 0..255 -> the same dtype and device, clamped to 0..255.
-        Transparency is upscaled on its own by bicubic interpolation; a grey picture stays grey.
+    image: path of a PNG, JPEG, WebP, TIFF or BMP file of 8 bits per channel -> Pillow image; Pillow image -> Pillow image; NumPy
+        uint8 or uint16 [H, W] or [H, W, C] with C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA -> the same; floating torch tensor
+        [3, H, W] or [N, 3, H, W] in 0..255 -> the same dtype and device, clamped to 0..255.
+        Colours with transparency are upscaled as they are seen, multiplied by their alpha; a grey picture stays grey.
     model: name of a built-in model (`builtin_models()`), path of a converted model, or a module from `load` or
         `convert_model`. A name or path is loaded anew in every call: load once and pass the module for many pictures.
-    bits: "auto" (decided per image and layer) or 2..8 for all adaptive layers. backend: "auto" or a backend's name.
-    threads: CPU threads, at least 1. These three, when given, are set on the module and stay; None leaves them as they
-        are ("auto" for a freshly loaded model).
+    bits: "auto" (decided per patch and layer) or 2..8 for all adaptive layers. backend: "auto" or a backend's name. device: of
+        torch, such as "cuda". threads: CPU threads, at least 1. These four, when given, are set on the module and stay; None
+        leaves them as they are ("auto" for a freshly loaded model).
+    progress: called with (windows done, windows in all, "upscaling"). record: a list that is given every window (Patch) of a
+        picture, not of tensors.
+    cutting: tile, halo, protocol, tta and max_memory of `patchwise.Patchwise`, how a large picture is cut into windows.
 
-    Raises TypeError and ValueError for unsupported input, OSError for a file that cannot be opened, RuntimeError for a
-    backend that cannot run here.
+    Threads may call it at once with one module, as long as they ask for the same settings. Raises TypeError and ValueError for
+    unsupported input, OSError for a file that cannot be opened, RuntimeError for a backend that cannot run here.
     """
     check_settings(bits, threads)
-    picture, tensor = _take(image)
-    model = model if _is_module(model) else load_model(model)
-    configure(model, bits, backend, threads)
-    if tensor is not None:
-        y = run(model, tensor if tensor.ndim == 4 else tensor[None])
-        y = y.clamp(0, 255).to(tensor.dtype)
-        return y if tensor.ndim == 4 else y[0]
-    result = to_image(run(model, to_tensor(picture)), picture)
-    if _is_array(image):
-        return result.rgb
-    from .images import to_pil
+    taken = _take(image)
+    network = prepare(model, bits=bits, backend=backend, device=device, threads=threads, **cutting)
+    return _upscaled(taken, network, progress, record)
 
-    return to_pil(result)
+
+def upscale_many(
+    images: Iterable[Any],
+    model: str | os.PathLike | torch.nn.Module = DEFAULT_MODEL,
+    *,
+    progress: Callable[[int, int | None], None] | None = None,
+    **settings: Any,
+) -> Iterator[Any]:
+    """`upscale` for any number of images, in their order; the next one is read while one is computed.
+
+    progress: called with (images done, images in all or None where they cannot be counted). settings: those of `upscale`.
+    An image that cannot be taken raises when its turn comes.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    check_settings(settings.get("bits"), settings.get("threads"))
+    network = prepare(model, **settings)
+    total = len(images) if hasattr(images, "__len__") else None
+    end = object()
+    with ThreadPoolExecutor(1, "adabm decode") as pool:
+        source = iter(images)
+
+        def following() -> Any:
+            image = next(source, end)
+            return end if image is end else _take(image)
+
+        coming, done = pool.submit(following), 0
+        while (taken := coming.result()) is not end:
+            coming = pool.submit(following)
+            result = _upscaled(taken, network, None, None)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+            yield result
+
+
+def upscale_file(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    model: str | os.PathLike | torch.nn.Module = DEFAULT_MODEL,
+    *,
+    quality: int = 95,
+    max_pixels: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    **settings: Any,
+) -> Outcome:
+    """Upscale a file of any size into another, row by row: neither picture is ever held whole.
+
+    target: its suffix says the format (images.EXTENSIONS); it appears when complete, replacing what is there. 16 bits per channel
+    stay 16 where the format holds them. quality: 1..100, of JPEG and WebP. max_pixels: refuse a larger source (default:
+    images.MAX_PIXELS). settings: those of `upscale`; max_memory bounds what the process holds.
+    Returns what was done: layout of the source, patches, mean_bits, seconds. Raises as `upscale` does, and OSError when the
+    target cannot be written.
+    """
+    from .batch import Task, upscale_files
+    from .images import EXTENSIONS, MAX_PIXELS, check_output
+
+    check_settings(settings.get("bits"), settings.get("threads"))
+    target = check_output(target)
+    if Path(source).exists() and target.exists() and os.path.samefile(source, target):
+        raise ValueError(f"target must not be the source itself, got '{target}'")
+    task = Task(Path(source), target, EXTENSIONS[target.suffix.lower()], os.fspath(source))
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    network = prepare(model, **settings)
+    (outcome,) = upscale_files([task], network, max_pixels=limit, quality=quality, progress=lambda task: progress)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome
+
+
+def prepare(
+    model: str | os.PathLike | torch.nn.Module,
+    *,
+    bits: str | int | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    **cutting: Any,
+) -> Patchwise:
+    """The model with these settings, ready for pictures of any size; see `upscale`."""
+    is_module = _is_module(model)
+    from .patchwise import Patchwise
+
+    model = model if is_module else load_model(model)
+    configure(model, bits, backend, threads, device)
+    return Patchwise(model, **cutting)
 
 
 def builtin_models() -> dict[str, Path]:
     """Names of the models shipped with the package and where their files are."""
     return {path.stem: path for path in sorted(_ASSETS.glob("*.safetensors"))}
+
+
+def figures_path() -> Path:
+    """The figures of the built-in models, JSON by name."""
+    return _ASSETS / "figures.json"
 
 
 def load_model(name_or_path: str | os.PathLike) -> torch.nn.Module:
@@ -85,24 +181,37 @@ def check_settings(bits: str | int | None, threads: int | None) -> None:
         raise ValueError(f"threads must be an integer of at least 1, got {threads!r}")
 
 
-def configure(model: torch.nn.Module, bits: str | int | None, backend: str | None, threads: int | None) -> None:
-    """Set what is not None on a converted model; RuntimeError when the backend cannot run here."""
+def configure(
+    model: torch.nn.Module, bits: str | int | None, backend: str | None, threads: int | None, device: str | None = None
+) -> None:
+    """Set what is not None on a converted model; ValueError for no device, RuntimeError when one or the backend cannot run here."""
     if threads is not None:
         model.set_threads(threads)
+    if device is not None:
+        model.to(_device(device))
     if backend is not None:
         model.set_backend(backend)
+        if device is None and (place := device_for(backend)) is not None:
+            model.to(place)
     if bits is not None:
         model.set_bits(bits)
 
 
-def to_tensor(image: Image) -> torch.Tensor:
-    """Image -> float32 [1, 3, H, W] in 0..255."""
-    import numpy as np
+def _device(name: str) -> torch.device:
     import torch
 
-    # A copy: torch takes neither negative strides nor read-only memory.
-    planes = np.array(image.rgb.transpose(2, 0, 1), dtype=np.float32, order="C")
-    return torch.from_numpy(planes)[None]
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one of torch's, such as 'cpu', 'cuda' or 'cuda:1', got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {name!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        from .machine import gpu_name
+
+        raise RuntimeError(f"device {name!r} cannot be used: {f'{count} cards are there' if count else gpu_name()}")
+    return device
 
 
 def run(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -113,34 +222,41 @@ def run(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         return model(x.to(torch.float32))
 
 
-def to_image(y: torch.Tensor, source: Image) -> Image:
-    """Output [1, 3, s*H, s*W] of a model for `source` -> Image: rounded to 8 bits, transparency and greyness added."""
+def _upscaled(taken: Any, network: Patchwise, progress: Any, record: list[Patch] | None) -> Any:
     import torch
 
-    from .images import Image
-    from .resize import imresize
+    if isinstance(taken, torch.Tensor):
+        y = network.tensor((taken if taken.ndim == 4 else taken[None]).to(torch.float32))
+        y = y.clamp(0, 255).to(taken.dtype)
+        return y if taken.ndim == 4 else y[0]
+    rows, layout, finish = taken
+    return finish(network.array(rows, layout, record=record, progress=progress))
 
-    rgb = y[0].clamp(0, 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    scale = rgb.shape[0] // source.rgb.shape[0]
-    alpha = None if source.alpha is None else imresize(source.alpha, scale)
-    return Image(rgb, alpha, source.grey)
 
-
-def _take(image: Any) -> tuple[Image | None, torch.Tensor | None]:
-    """Tell the kinds of input apart and check them: (picture, None) or (None, tensor)."""
-    from .images import Image, from_pil, read_image
+def _take(image: Any) -> tuple[np.ndarray, Layout, Callable[[np.ndarray], Any]] | torch.Tensor:
+    """Tell the kinds of input apart and check them: a tensor, or (rows [H, W, C], their layout, what makes the result of rows)."""
+    from .images import Layout
 
     if isinstance(image, str | os.PathLike):
-        return read_image(image), None
+        from .images.pillow import from_array
+        from .images.reader import read_8_bit
+
+        rows = read_8_bit(image)
+        return rows, Layout(rows.shape[1], rows.shape[0], rows.shape[2]), from_array
     if _is_array(image):
-        return Image(image), None
+        rows = _rows(image)
+        depth = 8 * rows.dtype.itemsize
+        return rows, Layout(rows.shape[1], rows.shape[0], rows.shape[2], depth), lambda out: out[..., 0] if image.ndim == 2 else out
     import PIL.Image
 
     if isinstance(image, PIL.Image.Image):
+        from .images.pillow import from_array, to_array
+
         try:
-            return from_pil(image), None
+            rows = to_array(image)
         except ValueError as error:
             raise ValueError(f"image: {error}") from error
+        return rows, Layout(rows.shape[1], rows.shape[0], rows.shape[2]), from_array
     import torch
 
     if not isinstance(image, torch.Tensor):
@@ -151,7 +267,20 @@ def _take(image: Any) -> tuple[Image | None, torch.Tensor | None]:
         raise ValueError(f"image must be [3, H, W] or [N, 3, H, W] and not empty, got shape {list(image.shape)}")
     if not torch.isfinite(image).all():
         raise ValueError("image must be finite, got NaN or infinite values")
-    return None, image
+    return image
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """[H, W, C] of an array of a picture."""
+    import numpy as np
+
+    rows = array[..., None] if array.ndim == 2 else array
+    if rows.dtype not in (np.uint8, np.uint16) or rows.ndim != 3 or rows.shape[2] not in (1, 2, 3, 4) or 0 in rows.shape:
+        raise ValueError(
+            "image must be uint8 or uint16 [H, W] or [H, W, 1, 2, 3 or 4] with at least one pixel, "
+            f"got {array.dtype} {list(array.shape)}"
+        )
+    return rows
 
 
 def _is_array(image: Any) -> bool:

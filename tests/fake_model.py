@@ -23,7 +23,7 @@ class FakeModel(nn.Module):
         self.float_weights = float_weights
         self.backend_reason = backend_reason
 
-    def forward(self, x):
+    def forward(self, x, offset=None):
         self.seen.append(x)
         return nn.functional.interpolate(x, scale_factor=self.scale, mode="nearest")
 
@@ -38,12 +38,16 @@ class FakeModel(nn.Module):
     def set_threads(self, threads):
         self.settings["threads"] = threads
 
-    def mean_bits(self, x):
-        return torch.full((len(x),), 3.75)
+    def image_offsets(self, x, learn=False):
+        return torch.zeros(len(x), dtype=torch.int32)
 
-    def layer_bits(self, x):
+    def mean_bits(self, x, offset=None):
+        return torch.full((len(x if offset is None else offset),), 3.75)
+
+    def layer_bits(self, x, offset=None):
         """5 bits everywhere, but 3 in the first convolution, for every image."""
-        return {name: torch.full((len(x),), 3 if name == "head.0" else 5) for name in self.parameters_by_name}
+        count = len(x if offset is None else offset)
+        return {name: torch.full((count,), 3 if name == "head.0" else 5) for name in self.parameters_by_name}
 
     def float_model(self):
         if not self.float_weights:

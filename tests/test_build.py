@@ -34,7 +34,7 @@ class Tree:
 
     def __init__(self, folder: Path):
         self.root, self.tools = folder / "tree", folder / "tools"
-        ignore = shutil.ignore_patterns("_lib", "assets", "__pycache__")
+        ignore = shutil.ignore_patterns("_lib", "*.safetensors", "__pycache__")
         self.root.mkdir()
         for name in SOURCES:
             source = ROOT / name
@@ -127,6 +127,19 @@ def test_nvcc_builds_the_cuda_library_where_wanted(tree: Tree) -> None:
     assert tree.libraries() == ["libadabm_cpu.so", "libadabm_cuda.so"]
     assert tree.build(ADABM_CUDA="off").returncode == 0
     assert tree.libraries() == ["libadabm_cpu.so"]
+
+
+def test_kernels_are_built_for_every_architecture_and_must_not_spill(tree: Tree) -> None:
+    tree.tool("g++")
+    tree.tool("nvcc")
+    assert tree.build(ADABM_CUDA="on").returncode == 0
+    compiled = [line for line in tree.log().splitlines() if "nvcc" in line and " -c " in line]
+    assert {Path(line.split(" -c ")[1].split()[0]).name for line in compiled} >= {
+        path.name for path in (tree.root / "csrc/cuda").glob("*.cu")
+    }
+    for line in compiled:
+        assert all(f"arch=compute_{arch},code=sm_{arch}" in line for arch in (80, 86, 89, 90)) and "code=compute_90" in line
+        assert "-Xptxas=--warn-on-spills,--warning-as-error" in line and "--fmad=false" in line
 
 
 def test_a_failing_nvcc_is_an_error_only_when_asked_for(tree: Tree) -> None:

@@ -179,25 +179,19 @@ def cmyk(folder):
     PIL.Image.fromarray(RGB).convert("CMYK").save(folder / "cmyk.jpg")
 
 
-def deep(folder):
-    PIL.Image.fromarray(RGB[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
-
-
 def rgba(folder):
     PIL.Image.fromarray(np.dstack([RGB, RGB[..., :1]])).save(folder / "rgba.png")
 
 
 BAD_INPUT = {
     "missing": (None, ["absent.png"], "cannot read 'absent.png': No such file or directory"),
-    "folder": (None, ["."], "cannot read '.': Is a directory"),
+    "empty folder": (lambda f: (f / "d").mkdir(), ["d"], "IN must hold pictures (.png, .jpg, "),
     "empty": (lambda f: (f / "e.png").touch(), ["e.png"], "cannot read 'e.png': the file is empty (0 bytes)"),
-    "text": (lambda f: (f / "t.png").write_text("words"), ["t.png"], "'t.png': it is neither a PNG nor a JPEG file"),
+    "text": (lambda f: (f / "t.png").write_text("words"), ["t.png"], "'t.png': it is no PNG, JPEG, WebP, TIFF or BMP file"),
     "truncated": (cut_png, ["cut.png"], "cannot read 'cut.png': the file is truncated or damaged"),
     "cmyk": (cmyk, ["cmyk.jpg"], "cannot read 'cmyk.jpg': mode CMYK is not supported"),
-    "16 bits": (deep, ["deep.png"], "cannot read 'deep.png': it has 16 bits per channel and only 8 are supported"),
-    "out suffix": (None, ["in.png", "-o", "o.tif"], "'o.tif': its suffix must be one of .png, .jpg, .jpeg, got '.tif'"),
+    "out suffix": (None, ["in.png", "-o", "o.gif"], "'o.gif': its suffix must be one of .png, .jpg, .jpeg, "),
     "out folder": (None, ["in.png", "-o", "no/o.png"], "cannot write 'no/o.png': the folder 'no' does not exist"),
-    "out is folder": (lambda f: (f / "d.png").mkdir(), ["in.png", "-o", "d.png"], "'d.png': it is a folder"),
     "out is input": (None, ["in.png", "-o", "./in.png"], "OUT must not be the input file itself, got 'in.png'"),
     "out is link": (
         lambda f: (f / "link.png").symlink_to("in.png"),
@@ -243,14 +237,15 @@ def test_compare_without_float_weights_is_refused_before_the_work(folder, model,
     assert not model.seen and names(folder) == ["in.png"]
 
 
+NO_MEMORY = "adabm: error: not enough memory to upscale 7x5 pixels (a smaller --tile or --max-memory needs less)\n"
 FAILURES = {
     "kernel": (RuntimeError("conv2d: something\n  broke"), 1, "adabm: error: conv2d: something broke\n"),
     "torch memory": (
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"),
         1,
-        "adabm: error: not enough memory to upscale 7x5 pixels as a whole\n",
+        NO_MEMORY,
     ),
-    "memory": (MemoryError(), 1, "adabm: error: not enough memory to upscale 7x5 pixels as a whole\n"),
+    "memory": (MemoryError(), 1, NO_MEMORY),
     "bug": (KeyError("x"), 1, "adabm: error: unexpected KeyError: 'x' (--traceback shows where)\n"),
     "interrupt": (KeyboardInterrupt(), 130, "adabm: interrupted\n"),
 }
@@ -260,7 +255,7 @@ FAILURES = {
 def test_failure_while_running(folder, model, adabm, monkeypatch, case):
     failure, want, message = FAILURES[case]
 
-    def fail(x):
+    def fail(x, offset):
         raise failure
 
     monkeypatch.setattr(model, "forward", fail)
@@ -269,7 +264,7 @@ def test_failure_while_running(folder, model, adabm, monkeypatch, case):
 
 
 def test_traceback_on_request(folder, model, adabm, monkeypatch):
-    monkeypatch.setattr(model, "forward", lambda x: {}["x"])
+    monkeypatch.setattr(model, "forward", lambda x, offset: {}["x"])
     status, _, err = adabm("upscale", "in.png", "--traceback")
     assert status == 1 and err.startswith("Traceback") and err.splitlines()[-1].startswith("adabm: error: ")
 
@@ -311,7 +306,7 @@ from fake_model import FakeModel
 from adabm_kernels import cli
 import adabm_kernels.upscale
 class Slow(FakeModel):
-    def forward(self, x):
+    def forward(self, x, offset=None):
         print("computing", flush=True)
         time.sleep(60)
 sys.modules["adabm_kernels.upscale"].load_model = lambda name: Slow()
@@ -453,7 +448,7 @@ def test_float_checkpoint_is_refused_with_the_way_to_calibrate(folder, adabm):
 
 def test_every_command_in_the_readme_is_valid():
     lines = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
-    commands = [line.split("#")[0].split()[1:] for line in lines if re.match(r"adabm (upscale|info|eval|calibrate)", line)]
+    commands = [line.split("#")[0].split("|")[0].split()[1:] for line in lines if line.startswith("adabm ")]
     assert len(commands) >= 3
     for argv in commands:
         cli._parser().parse_args(argv)

@@ -17,8 +17,10 @@ FLOORS = [
     {"__init__", "__main__"},
     {"cli"},
     {"commands"},
-    {"evaluate"},
-    {"upscale"},
+    {"evaluate", "report"},
+    {"upscale", "bitmap"},
+    {"batch"},
+    {"patchwise"},
     {"checkpoint", "convert"},
     {"calibrate"},
     {"calibration"},
@@ -30,7 +32,7 @@ FLOORS = [
     {"tiles"},
     {"tile_times"},
     # The ground: knows nothing of the rest.
-    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine"},
+    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = FLOORS[-1]

@@ -29,6 +29,7 @@ STRUCTS = {
     "adabm_weights": native.Weights,
     "adabm_conv2d_args": native.Conv2dArgs,
     "adabm_quantize_args": native.QuantizeArgs,
+    "adabm_image_bits_args": native.ImageBitsArgs,
     "adabm_device": native.Device,
 }
 needs_cpu = pytest.mark.skipif(bool(native.why_missing("cpu")), reason="the CPU library was not built")
@@ -58,6 +59,7 @@ def test_header_is_c99_and_its_layouts_are_those_of_ctypes(tmp_path: Path) -> No
             lines.append(f'printf("{name}.{field} %zu\\n", offsetof({name}, {field}));')
             want[f"{name}.{field}"] = getattr(struct, field).offset
     constants = {"ADABM_ABI_VERSION": native.ABI_VERSION, "ADABM_INVALID_ARGUMENT": native.INVALID_ARGUMENT}
+    constants |= {"ADABM_PACKED_X": native.PACKED_X, "ADABM_PACKED_Y": native.PACKED_Y, "ADABM_MEASURE_BYTES": native.MEASURE_BYTES}
     constants |= {"ADABM_UNSUPPORTED": native.UNSUPPORTED, "ADABM_ISA_COUNT": len(native.ISAS)}
     constants |= {f"ADABM_ISA_{name.upper()}": value for name, value in native.ISAS.items()}
     for name, value in constants.items():
@@ -233,6 +235,9 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("conv2d", {"shuffle": 0}, "shuffle must be 1..16, got 0"),
     ("conv2d", {"y_pitch": 8}, "y_pitch must be 0, or out_channels 9..2\\^20 without shuffle, got 8 with shuffle 1"),
     ("conv2d", {"y_pitch": -1}, "y_pitch must be 0, or out_channels 9..2\\^20 without shuffle, got -1"),
+    ("conv2d", {"packed_codes": 1}, "packed_codes must be 0 on the CPU, got 1"),
+    ("quantize", {"packed_codes": 2}, "packed_codes and y_start must be 0 on the CPU, got 2 and 0"),
+    ("quantize", {"y_start": 4}, "packed_codes and y_start must be 0 on the CPU, got 0 and 4"),
     ("quantize", {"y_channels": 2}, "y_channels must be 0 or channels..y_pitch and y_pitch below 2\\^20, got 2"),
     ("quantize", {"y_pitch": 1}, "y_channels must be 0 or channels..y_pitch and y_pitch below 2\\^20"),
     ("conv2d", {"shuffle": 2}, "shuffle must be positive and its square divide out_channels 9, got 2"),

@@ -63,11 +63,13 @@ def test_pillow_image_of_every_mode(mode):
     )
 
 
-def test_transparency_is_upscaled_by_bicubic_interpolation():
-    alpha = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+def test_transparency_goes_through_the_network_too():
+    alpha = RNG.integers(1, 256, (5, 7), dtype=np.uint8)
+    alpha[0, :2] = 0
     got = np.array(upscale(PIL.Image.fromarray(np.dstack([RGB, alpha])), FakeModel()))
-    assert np.array_equal(got[..., :3], LARGE)
-    assert np.array_equal(got[..., 3], imresize(alpha, 4))
+    assert np.array_equal(got[..., 3], alpha.repeat(4, 0).repeat(4, 1))
+    # Colours come back from being multiplied and divided; what cannot be seen has none.
+    assert np.array_equal(got[..., :3], np.where(got[..., 3:] > 0, LARGE, 0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -81,7 +83,7 @@ def test_tensor_keeps_rank_and_dtype(dtype, batch):
 
 def test_results_are_clamped_and_rounded():
     class Shifted(FakeModel):
-        def forward(self, x):
+        def forward(self, x, offset=None):
             return super().forward(x) * 3 - 300.4
 
     x = torch.tensor([0.0, 128.0, 255.0]).view(3, 1, 1).expand(3, 2, 2)
@@ -121,7 +123,8 @@ def test_a_backend_that_cannot_run_says_why():
     [
         (None, TypeError, "image must be a path, a Pillow image, a NumPy array or a torch tensor, got NoneType"),
         ([[1]], TypeError, "got list"),
-        (RGB[..., 0], ValueError, r"image must be uint8 \[H, W, 3\].* got uint8 \[5, 7\]"),
+        (RGB[0, :, 0], ValueError, r"image must be uint8 or uint16 \[H, W\] or .* got uint8 \[7\]"),
+        (np.zeros((2, 2, 5), np.uint8), ValueError, r"got uint8 \[2, 2, 5\]"),
         (RGB.astype(np.float32), ValueError, r"got float32 \[5, 7, 3\]"),
         (RGB[:0], ValueError, r"at least one pixel, got uint8 \[0, 7, 3\]"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), TypeError, "must be a floating tensor .*, got torch.uint8"),
@@ -212,10 +215,10 @@ def test_fixed_bits_change_the_result():
     assert not np.array_equal(*results)
 
 
-def test_the_readme_example_runs(tmp_path, monkeypatch):
-    """On a small network and a few pictures of its own, in an empty folder."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def test_the_examples_run(tmp_path, monkeypatch):
+    """Those of the README and of docs/images.md, on a small network and a few pictures of its own, in an empty folder."""
+    pages = [Path(__file__).parents[1] / page for page in ("README.md", "docs/images.md")]
+    example = "".join(text for page in pages for text in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     torch.save(EDSR(EDSRSpec(scale=4, blocks=2, channels=8)).state_dict(), "my_edsr_x4.pt")
@@ -224,6 +227,8 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
         smooth = imresize(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8), 8)
         PIL.Image.fromarray(smooth).save(f"photos/{i}.png")
     PIL.Image.fromarray(smooth[:20, :30]).save("photo.jpg")
+    PIL.Image.fromarray(smooth).save("photo.png")
     subprocess.run([sys.executable, "-c", example], check=True, env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)})
-    with PIL.Image.open("photo_x4.png") as image:
-        assert image.size == (120, 80)
+    for name, size in {"photo_x4.png": (192, 192), "photo_x4.tif": (192, 192), "bits.png": (168, 76)}.items():
+        with PIL.Image.open(name) as image:
+            assert image.size == size

@@ -6,7 +6,9 @@ import functools
 import os
 from importlib import metadata
 
-OLDEST_TRITON = (3, 4)
+from .. import native
+
+OLDEST_TRITON = (3, 5)
 OLDEST_CAPABILITY = (8, 0)  # int8 tensor-core instructions as the kernels use them: Ampere
 
 
@@ -68,11 +70,47 @@ def _why_not_on(index: int) -> str:
         from .triton import probe
 
         probe(torch.device("cuda", index))
-    except Exception as error:  # Triton has no common class: an unknown architecture, a driver too old for its code, no C compiler
-        return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {'.'.join(map(str, capability))}): " + (
-            _first_line(error) or type(error).__name__
-        )
+    except Exception as error:  # of no common class: an unknown architecture, a driver too old for Triton's code, no C compiler
+        found, why = ".".join(map(str, capability)), _first_line(error) or type(error).__name__
+        return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {found}): {why}"
     return ""
+
+
+def why_not_cuda(device: str | None) -> str:
+    """Why the CUDA library cannot compute on tensors of a device type (None: on any); empty where it can."""
+    if native.why_missing("cuda"):
+        return native.why_missing("cuda")
+    if why_no_gpu():
+        return why_no_gpu()
+    if device == "cpu":
+        return "the tensors are on cpu"
+    import torch
+
+    return _why_no_kernels_on(torch.cuda.current_device())
+
+
+@functools.cache
+def _why_no_kernels_on(index: int) -> str:
+    try:
+        native.library("cuda").call("adabm_usable_cuda", index)
+    except (RuntimeError, ValueError) as error:  # another architecture, a driver too old
+        return _first_line(error)
+    return ""
+
+
+def why_triton_first() -> str:
+    """Why Triton's kernels are the better ones on the current GPU, where both can run; empty where the CUDA library's are."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    if major < 9:
+        return ""  # 4-bit tensor-core instructions, which Triton cannot reach
+    if (major, minor) == (9, 0):
+        return ""  # wgmma with the weights in registers, and residual blocks in one piece
+    return (
+        f"compute capability {major}.{minor}: its kernels are those of 8.x, without newer matrix instructions "
+        "and with 4-bit ones only emulated"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..files import check_target, write_file
 
@@ -49,8 +49,9 @@ def stage(status: int, memory: str = "not enough memory", *, bad_input: int | No
 class Progress:
     """A bar on stderr with the time that is left, nothing where stderr is no terminal: called with (done, all, doing what)."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         self._bar: Any = None
+        self._off = True if quiet else None
 
     def __enter__(self) -> Progress:
         return self
@@ -64,7 +65,7 @@ class Progress:
             from tqdm import tqdm
 
             # What was done before the first call is no measure of speed: a continued run starts far from zero.
-            self._bar = tqdm(desc=what, total=total, initial=done, leave=False, disable=None, bar_format=_BAR)
+            self._bar = tqdm(desc=what, total=total, initial=done, leave=False, disable=self._off, bar_format=_BAR)
         self._bar.set_description_str(what, refresh=False)
         self._bar.total = total
         self._bar.update(done - self._bar.n)
@@ -82,11 +83,11 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def print_table(rows: Sequence[tuple[str, str]], indent: str = "") -> None:
-    """Names and values in two columns."""
+def print_table(rows: Sequence[tuple[str, str]], indent: str = "", file: TextIO | None = None) -> None:
+    """Names and values in two columns, on standard output or in a file."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{indent}{name:<{width}}  {value}".rstrip())
+        print(f"{indent}{name:<{width}}  {value}".rstrip(), file=file)
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:

@@ -1,16 +1,23 @@
-"""`adabm upscale`: one picture in, one picture out."""
+"""`adabm upscale`: pictures in, larger pictures out."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .common import BAD_INPUT, FAILED, print_table, stage, timed, to_json
+from ..files import check_target
+from . import video
+from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, one_line, print_table, stage, timed, to_json
+from .outputs import Planned, find_inputs, plan_outputs
+
+if TYPE_CHECKING:
+    from ..batch import Outcome, Task
+    from ..patchwise import Patchwise
 
 # `--compare` repeats both models until one of these is reached; the median needs few runs, a large image long ones.
 COMPARE_RUNS = 5
@@ -18,92 +25,152 @@ COMPARE_SECONDS = 30.0
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Upscale one image as a whole, write the result and print what was done."""
-    from ..images import check_output, read_image, write_image
+    """Upscale pictures, folders of them or frames from a pipe, in bounded memory; print what was done."""
+    if args.y4m or args.raw:
+        video.execute(args)
+        return
+    with stage(BAD_INPUT):
+        inputs = find_inputs(args)
+        single = len(inputs) == 1 and inputs[0].root is None
+        _check_options(args, single)
+        data = sys.stdin.buffer.read() if inputs[0].path == STDOUT else None
+        layout = _check_single(args, inputs[0].path, data) if single else None
 
     with stage(BAD_INPUT):
-        source = read_image(args.input)
-        if args.output is not None:
-            _check_target(args.output, args.input)
-            check_output(args.output, source.transparent)
-    height, width = source.rgb.shape[:2]
+        network, settings = load_network(args)
+        plan, skipped = plan_outputs(args, inputs, network.scale)
+        for planned in plan:
+            if planned.target != STDOUT and single:
+                check_target(planned.target)
+        if layout is not None and plan:
+            network.windows(layout.height, layout.width, layout)
+        float_model = network.model.float_model() if args.compare else None
 
+    tasks = _tasks(plan, data)
+    if single and plan:
+        _one(args, next(tasks), network, settings, float_model)
+    elif single:
+        _print(args, settings | {"input": _shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
+    else:
+        _many(args, tasks, len(plan), skipped, network, settings)
+
+
+def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
+    """The model as the options ask for it, and what a report says of it."""
     import torch
 
-    from ..upscale import configure, load_model, run, to_image, to_tensor
+    from ..upscale import configure, load_model
 
     # The float model runs on torch's own threads: as many for one as for the other.
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    with stage(BAD_INPUT):
-        model = load_model(args.model)
-        configure(model, args.bits, args.backend, threads)
-        if args.output is None:
-            args.output = args.input.with_name(f"{args.input.stem}_x{model.scale}.png")
-            _check_target(args.output, args.input)
-            check_output(args.output)
-        float_model = model.float_model() if args.compare else None
-        backend = model.backend_summary()
+    model = load_model(args.model)
+    configure(model, args.bits, args.backend, threads, args.device)
+    if args.scale not in (None, model.scale):
+        raise ValueError(f"--scale must be that of the model, {model.scale}, got {args.scale}")
+    from ..patchwise import Patchwise
 
-    x = to_tensor(source)
-    with stage(FAILED, f"not enough memory to upscale {width}x{height} pixels as a whole"):
-        mean_bits = float(model.mean_bits(x).mean())
-        y, seconds = timed(lambda: run(model, x))
-        comparison = None if float_model is None else _compare(lambda: run(model, x), y, float_model, x)
-        result = to_image(y, source)
-    with stage(FAILED):
-        write_image(args.output, result)
+    names = ("tile", "halo", "protocol", "tta", "max_memory")
+    try:
+        network = Patchwise(model, **{name: getattr(args, name) for name in names})
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
+    backend = model.backend_summary()
+    settings = {"model": args.model, "backend": backend, "threads": threads, "bits": args.bits, "halo": network.halo}
+    return network, settings | {"protocol": args.protocol, "tta": args.tta}
 
+
+# ---- input
+
+
+def _check_options(args: argparse.Namespace, single: bool) -> None:
+    if args.compare and not single:
+        raise ValueError("--compare must be left out for more than one picture")
+    if args.json and _to_stdout(args):
+        raise ValueError("--json must be left out where the picture goes to standard output")
+
+
+def _check_single(args: argparse.Namespace, path: Path, data: bytes | None) -> Any:
+    """The layout of the only picture; what is wrong with it or with its output is found before torch is imported."""
+    from ..images import EXTENSIONS, check_output, open_picture
+    from ..images.writer import check_format
+
+    layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=_shown(path)).layout
+    if args.output not in (None, STDOUT) and not args.output.is_dir():
+        check_output(args.output)
+        check_format(str(args.output), EXTENSIONS[args.output.suffix.lower()], layout)
+    return layout
+
+
+def _tasks(plan: list[Planned], data: bytes | None) -> Iterator[Task]:
+    from ..batch import Task
+
+    for planned in plan:
+        if planned.target == STDOUT:
+            target: Any = sys.stdout.buffer
+        else:
+            target = planned.target
+            target.parent.mkdir(parents=True, exist_ok=True)
+        yield Task(planned.source if data is None else data, target, planned.format, _shown(planned.source))
+
+
+def _shown(path: Path) -> str:
+    return "standard input" if path == STDOUT else str(path)
+
+
+# ---- one picture
+
+
+def _one(args: argparse.Namespace, task: Task, network: Patchwise, settings: dict[str, Any], float_model: Any) -> None:
+    outcome = next(_upscaled(args, iter([task]), network, 1))
+    if outcome.error is not None:
+        raise _failure(outcome) from outcome.error
+    _say(args, outcome)
+    layout, scale = outcome.layout, network.scale
     report = {
-        "input": str(args.input),
-        "output": str(args.output),
-        "input_size": [width, height],
-        "output_size": [result.rgb.shape[1], result.rgb.shape[0]],
-        "model": args.model,
-        "backend": backend,
-        "threads": threads,
-        "bits": args.bits,
-        "mean_bits": mean_bits,
-        "seconds": seconds,
+        "input": task.name,
+        "output": "standard output" if _to_stdout(args) else str(task.target),
+        "input_size": [layout.width, layout.height],
+        "output_size": [layout.width * scale, layout.height * scale],
+        **settings,
+        "patches": len(outcome.patches),
+        "mean_bits": outcome.mean_bits,
+        "seconds": outcome.seconds,
         "runs": 1,
-        **(comparison or {}),
     }
-    if args.json:
-        print(to_json(report))
-    else:
-        print_table(_rows(report))
+    if float_model is not None:
+        with stage(FAILED, _memory(layout)):
+            report |= compare(network, float_model, task.source)
+    _print(args, report, _rows(report))
 
 
-def _check_target(output: Path, source: Path) -> None:
-    same = output.exists() and os.path.samefile(output, source)
-    if same or output.absolute() == source.absolute():
-        raise ValueError(f"OUT must not be the input file itself, got '{output}'")
+def compare(network: Patchwise, float_model: Any, source: Path | bytes) -> dict[str, Any]:
+    """Time both models in turn on a whole picture, after one run of each to warm up, and measure how far their outputs are apart.
 
-
-def _compare(run_converted: Callable[[], Any], y: Any, float_model: Any, x: Any) -> dict[str, Any]:
-    """Time both models in turn, after one run of each to warm up, and measure how far their outputs are apart.
-
-    The float model gets what suits PyTorch best on a CPU: float32 in channels_last. PSNR is over RGB in 0..255, both
-    outputs clamped and not rounded.
+    The float model gets what suits PyTorch best on a CPU, float32 in channels_last, and the same windows. PSNR is over RGB in
+    0..255, both outputs clamped and not rounded.
     """
     import torch
 
+    from ..images import open_picture
     from ..metrics import psnr
-    from ..upscale import run
+    from ..patchwise import FloatPatchwise
 
-    float_model = float_model.eval().to(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
-    want = run(float_model, x)
-    converted, floats, start = [], [], time.perf_counter()
-    while len(floats) < COMPARE_RUNS and (not floats or time.perf_counter() - start < COMPARE_SECONDS):
-        converted.append(timed(run_converted)[1])
-        floats.append(timed(lambda: run(float_model, x))[1])
+    reader = open_picture(source)
+    x = network.picture_tensor(reader.read(reader.layout.height), reader.layout)
+    floats = FloatPatchwise(float_model, network)
+    want = floats.tensor(x)
+    converted, float_times, start = [], [], time.perf_counter()
+    while len(float_times) < COMPARE_RUNS and (not float_times or time.perf_counter() - start < COMPARE_SECONDS):
+        y, seconds = timed(lambda: network.tensor(x))
+        converted.append(seconds)
+        float_times.append(timed(lambda: floats.tensor(x))[1])
     db = float(psnr(y.clamp(0, 255), want.clamp(0, 255), 255.0))
     return {
         "seconds": median(converted),
         "runs": len(converted),
-        "float_seconds": median(floats),
-        "speed_up": median(floats) / median(converted),
+        "float_seconds": median(float_times),
+        "speed_up": median(float_times) / median(converted),
         "psnr_db": db if db < float("inf") else None,
         "torch": torch.__version__,
     }
@@ -117,9 +184,12 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("image", "{}x{} -> {}x{}".format(*report["input_size"], *report["output_size"])),
         ("model", report["model"]),
         ("backend", report["backend"]),
-        ("mean bits", f"{report['mean_bits']:.2f}" + ("" if report["bits"] == "auto" else " (fixed)")),
+        ("mean bits", _bits(report["mean_bits"], report["bits"])),
         ("time", f"{report['seconds']:.3f} s ({runs})"),
     ]
+    if report["patches"] > 1:
+        halo = "without halo" if report["protocol"] == "paper" else f"halo {report['halo']}"
+        rows.insert(3, ("patches", f"{report['patches']} ({halo})"))
     if compared:
         db = "identical" if report["psnr_db"] is None else f"{report['psnr_db']:.2f} dB"
         threads = f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}"
@@ -130,3 +200,125 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             ("PSNR", f"{db} (converted against float)"),
         ]
     return [*rows, ("written", report["output"])]
+
+
+def _bits(mean: float | None, bits: str | int) -> str:
+    return "none, transparent everywhere" if mean is None else f"{mean:.2f}" + ("" if bits == "auto" else " (fixed)")
+
+
+# ---- many pictures
+
+
+def _many(
+    args: argparse.Namespace, tasks: Iterator[Task], count: int, skipped: int, network: Patchwise, settings: dict[str, Any]
+) -> None:
+    start, images, errors = time.perf_counter(), [], []
+    for outcome in _upscaled(args, tasks, network, count):
+        if isinstance(outcome.error, BrokenPipeError | KeyboardInterrupt):
+            raise outcome.error
+        if outcome.error is not None:
+            errors.append({"input": outcome.task.name, "error": one_line(str(_failure(outcome)))})
+            continue
+        layout = outcome.layout
+        image = {"input": outcome.task.name, "output": str(outcome.task.target), "input_size": [layout.width, layout.height]}
+        images.append(image | {"mean_bits": outcome.mean_bits, "seconds": outcome.seconds})
+        _say(args, outcome)
+    seconds = time.perf_counter() - start
+    report = {**settings, "images": images, "failed": errors, "skipped": skipped, "seconds": seconds}
+    megapixels = sum(width * height for width, height in (image["input_size"] for image in images)) / 1e6
+    bits = [image["mean_bits"] for image in images if image["mean_bits"] is not None]
+    rows = [("images", f"{len(images)} done, {len(errors)} failed, {skipped} skipped")]
+    rows += [("model", settings["model"]), ("backend", settings["backend"])]
+    rows += [("mean bits", _bits(sum(bits) / len(bits), args.bits))] if bits else []
+    rows += [("time", f"{seconds:.3f} s, {megapixels / seconds:.3f} megapixels a second read")]
+    _print(args, report, rows)
+    for error in errors:
+        print(f"adabm: error: {error['error']}", file=sys.stderr)
+    if errors:
+        raise CommandError(f"{len(errors)} of {count} pictures failed", FAILED)
+
+
+# ---- both
+
+
+def _upscaled(args: argparse.Namespace, tasks: Iterator[Task], network: Patchwise, count: int) -> Iterator[Outcome]:
+    """What became of each task, with a bar on stderr: of windows for one picture, of pictures for many."""
+    from ..batch import upscale_files
+    from ..images.writer import DEFAULT_QUALITY
+
+    with Progress(args.quiet) as bar:
+        done = 0
+
+        def progress(task: Task) -> Callable[[int, int, str], None] | None:
+            if count > 1:
+                bar(done, count, task.name)
+            return None if count > 1 else bar
+
+        options = {"max_pixels": args.max_pixels, "quality": args.quality or DEFAULT_QUALITY}
+        for outcome in upscale_files(tasks, network, **options, progress=progress):
+            done += 1
+            yield outcome
+
+
+def _failure(outcome: Outcome) -> BaseException:
+    """The error of a picture as one sentence with its exit status."""
+    error = outcome.error
+    known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError)
+    if not known or isinstance(error, BrokenPipeError):
+        return error
+    bad = outcome.stage == "read" or (outcome.stage == "write" and isinstance(error, ValueError))
+    try:
+        with stage(BAD_INPUT if bad else FAILED, _memory(outcome.layout)):
+            raise error
+    except CommandError as failure:
+        return failure
+
+
+def _to_stdout(args: argparse.Namespace) -> bool:
+    return args.output == STDOUT or (args.output is None and args.inputs == [STDOUT])
+
+
+def _memory(layout: Any) -> str:
+    what = "the picture" if layout is None else f"{layout.width}x{layout.height} pixels"
+    return f"not enough memory to upscale {what} (a smaller --tile or --max-memory needs less)"
+
+
+def _say(args: argparse.Namespace, outcome: Outcome) -> None:
+    """With --verbose, what became of a picture, on stderr."""
+    if args.verbose:
+        target = "standard output" if _to_stdout(args) else outcome.task.target
+        windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits)} bits in the mean"
+        print(f"{outcome.task.name} -> {target}: {windows}, {outcome.seconds:.3f} s", file=sys.stderr)
+
+
+def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[str, str]]) -> None:
+    if args.json:
+        print(to_json(report))
+    elif not args.quiet:
+        # Where the picture goes to standard output, words go elsewhere.
+        print_table(rows, file=sys.stderr if _to_stdout(args) else None)
+
+
+def _to_stdout(args: argparse.Namespace) -> bool:
+    return args.output == STDOUT or (args.output is None and args.inputs == [STDOUT])
+
+
+def _memory(layout: Any) -> str:
+    what = "the picture" if layout is None else f"{layout.width}x{layout.height} pixels"
+    return f"not enough memory to upscale {what} (a smaller --tile or --max-memory needs less)"
+
+
+def _say(args: argparse.Namespace, outcome: Outcome) -> None:
+    """With --verbose, what became of a picture, on stderr."""
+    if args.verbose:
+        target = "standard output" if _to_stdout(args) else outcome.task.target
+        windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits)} bits in the mean"
+        print(f"{outcome.task.name} -> {target}: {windows}, {outcome.seconds:.3f} s", file=sys.stderr)
+
+
+def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[str, str]]) -> None:
+    if args.json:
+        print(to_json(report))
+    elif not args.quiet:
+        # Where the picture goes to standard output, words go elsewhere.
+        print_table(rows, file=sys.stderr if _to_stdout(args) else None)

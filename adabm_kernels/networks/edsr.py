@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -69,8 +70,11 @@ class MeanShift(nn.Module):
 
     def __init__(self, sign: int, rgb_range: float = 255.0):
         super().__init__()
-        self.register_buffer("weight", torch.eye(3).view(3, 3, 1, 1))
-        self.register_buffer("bias", sign * rgb_range * torch.tensor(DIV2K_MEAN))
+        # Numbers, not arithmetic on tensors: on the meta device, where shapes are taken, that imports torch's whole compiler.
+        identity = [[float(i == j) for j in range(3)] for i in range(3)]
+        bias = np.float32(sign * rgb_range) * np.array(DIV2K_MEAN, np.float32)
+        self.register_buffer("weight", torch.tensor(identity).view(3, 3, 1, 1))
+        self.register_buffer("bias", torch.tensor(bias.tolist()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.conv2d(x, self.weight, self.bias)

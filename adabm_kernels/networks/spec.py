@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 ROLES = ("adaptive", "fixed", "end")
@@ -41,6 +42,11 @@ class NetworkSpec:
     def convs(self) -> tuple[ConvSpec, ...]:
         """Every convolution in the order it runs."""
         raise NotImplementedError
+
+    @property
+    def radius(self) -> int:
+        """Low-resolution pixels on each side that an output pixel depends on: the receptive field's radius."""
+        return math.ceil(sum(conv.kernel // 2 / conv.scale for conv in self.convs()))
 
     def quantized(self, quantize: str) -> dict[str, ConvSpec]:
         """The convolutions that `ConvertConfig.quantize` ("full" or "body") quantises, by name in the order they run."""

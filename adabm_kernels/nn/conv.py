@@ -125,7 +125,7 @@ class IntegerConv2d(nn.Module):
     def set_backend(self, backend: str, threads: int) -> None:
         """Compute with a backend that the registry has chosen; packs the weights for it where needed."""
         if backend != "reference" and (self.packed.numel() == 0 or self._packed_for != backend):
-            self.packed = ops.pack_weights(backend, self.weight, self.plan.tile_for_bits, self.box_filter)
+            self.packed = ops.pack_weights(backend, self.weight, self.plan.tile_for_bits, self.box_filter, self.shuffle)
             self._packed_for = backend
         self.backend, self.threads = backend, threads
 
@@ -179,6 +179,20 @@ class IntegerConv2d(nn.Module):
         elif self.late == "prelu":
             y = torch.where(y < 0, y * self.slope[: y.shape[3]], y)
         return y
+
+    def why_not_with(self, second: IntegerConv2d) -> str:
+        """Why this convolution and the next cannot run as one; empty where `into_with` can."""
+        return ops.why_not_resblock(self.backend, (self.weight, self.box_filter), (second.weight, second.box_filter))
+
+    def into_with(
+        self, second: IntegerConv2d, x_q: torch.Tensor, bits: torch.Tensor, inner_bits: torch.Tensor, **outputs: Any
+    ) -> None:
+        """This convolution and then the `second`, as one, into outputs of the second: see ops.resblock_out."""
+        settings = {"slope": self.slope, "activation": self.activation, "packed_codes": self.packed_codes, "backend": self.backend}
+        boxes = (self.box_filter, second.box_filter)
+        ops.resblock_out(
+            x_q, bits, self._tables(), second._tables(), second.grid, inner_bits, box_filters=boxes, **settings, **outputs
+        )
 
     def _tables(self) -> tuple[torch.Tensor, ...]:
         return self.weight, self.packed, self.alpha, self.beta

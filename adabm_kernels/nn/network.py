@@ -17,7 +17,7 @@ from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels
-from ..registry import Choice, Problem, choose
+from ..registry import GPU_BACKENDS, Choice, Problem, choose
 from ..tiles import tile_products
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
@@ -174,10 +174,10 @@ class ConvertedNetwork(nn.Module, ABC):
 
         Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
         """
-        device = self._device().type
-        self.choice = choose(Problem(device), backend)
+        self.choice = choose(Problem(self._device().type), backend)
         self._requested = backend
-        self.packed_codes = device == "cuda" and self.choice.backend in ops.PACKED_CODES and self._packable()
+        on_gpu = self.choice.backend in GPU_BACKENDS
+        self.packed_codes = on_gpu and self.choice.backend in ops.PACKED_CODES and self._packable()
         for conv in self.convs():
             conv.set_backend(self.choice.backend, self._threads)
             conv.packed_codes = self.packed_codes
@@ -318,9 +318,9 @@ class ConvertedNetwork(nn.Module, ABC):
 
     # ---- bits
 
-    def image_offsets(self, x: torch.Tensor) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N]."""
-        return self._offsets(x, learn=False)
+    def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
+        """Bits that each image gets more or less, int32 [N]. learn: running thresholds follow, as in a forward pass."""
+        return self._offsets(x, learn)
 
     def _offsets(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
         if self.thresholds is None or self._bits != "auto":
@@ -338,8 +338,13 @@ class ConvertedNetwork(nn.Module, ABC):
         ]
         return torch.tensor(rules, dtype=torch.int32)
 
-    def _bit_table(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
-        """Bits of the input codes of every integer convolution, int32 [L, N]: device data that nothing on the host waits for."""
+    def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
+        """Bits of the input codes of every integer convolution, int32 [L, N]: device data that nothing on the host waits for.
+
+        offset: of the images, where it is known.
+        """
+        if offset is not None:
+            return bits_by_rule(self.bit_rules, offset)
         if self.thresholds is not None and self._bits == "auto" and self._running.momentum == 0:
             return ops.layer_bits(x, self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend)
         return bits_by_rule(self.bit_rules, self._offsets(x, learn))
@@ -347,33 +352,43 @@ class ConvertedNetwork(nn.Module, ABC):
     def _by_name(self, table: torch.Tensor) -> dict[str, torch.Tensor]:
         return dict(zip((conv.name for conv in self._adaptive.values()), table.unbind(), strict=True))
 
-    def layer_bits(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each."""
-        return self._by_name(self._bit_table(x, learn=False))
+    def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each.
 
-    def mean_bits(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean activation bits over the convolutions of the body, float32 [N] (first, last and upsampler are not counted)."""
-        counted = [bits for name, bits in self.layer_bits(x).items() if name in self._counted]
+        offset: int32 [N], what `image_offsets` gives for x, where that is known; x is then not looked at.
+        """
+        return self._by_name(self._bit_table(x, learn=False, offset=offset))
+
+    def mean_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean activation bits over the convolutions of the body, float32 [N] (first, last and upsampler are not counted).
+
+        offset: see `layer_bits`.
+        """
+        counted = [bits for name, bits in self.layer_bits(x, offset=offset).items() if name in self._counted]
         return torch.stack(counted).sum(0).to(torch.float32) / len(counted)
 
     # ---- forward
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel."""
+    def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
+        """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel.
+
+        offset: bits that each image gets more or less, int32 [N]; decided by the images themselves where it is left out.
+        """
         if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32 or x.numel() == 0:
             name = type(self).__name__
             raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {x.dtype} {tuple(x.shape)}")
         with torch.no_grad():
             if self._graphs is not None and not torch.compiler.is_compiling():
-                return self._replay(x)
-            return self._forward(x, self._by_name(self._bit_table(x, learn=True)))
+                return self._replay(x, offset)
+            return self._forward(x, self._by_name(self._bit_table(x, learn=True, offset=offset)))
 
-    def _replay(self, x: torch.Tensor) -> torch.Tensor:
+    def _replay(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
         if x.device.type != "cuda":
             raise RuntimeError(f"{type(self).__name__}: graph=True needs images on a CUDA device, x is on {x.device}")
-        # Thresholds that learn do so outside: they are state, and a recorded pass must find nothing changed.
-        outside = self.thresholds is not None and self._running.momentum > 0
-        given = (x, self._bit_table(x, learn=True)) if outside else (x,)
+        # Bits that are given come from outside; so do those of thresholds that learn: they are state, and a recorded pass must find
+        # nothing changed.
+        outside = offset is not None or (self.thresholds is not None and self._running.momentum > 0)
+        given = (x, self._bit_table(x, learn=True, offset=offset)) if outside else (x,)
 
         def forward(x: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
             with self._workspace.fresh():  # a graph keeps the addresses it was recorded with
@@ -433,23 +448,37 @@ class ConvertedResidualNetwork(ConvertedNetwork):
     def _blocks(self) -> list[tuple[AdaptiveConv2d, AdaptiveConv2d]]:
         return [(self.conv(f"body.{i}.conv1"), self.conv(f"body.{i}.conv2")) for i in range(self.spec.blocks)]
 
+    def set_backend(self, backend: str = "auto", *, graph: bool | None = None) -> Choice:
+        choice = super().set_backend(backend, graph=graph)
+        reasons = (conv1.why_not_with(conv2) for conv1, conv2 in self._blocks())
+        self.why_not_fused = next((reason for reason in reasons if reason), "")  # why blocks are not computed in one piece
+        return choice
+
+    set_backend.__doc__ = ConvertedNetwork.set_backend.__doc__
+
     def _run_blocks(self, skip, codes, blocks, bits, last_grid, last_bits):
         """The residual blocks, from the features `skip` and their codes: returns the features (a buffer) and, if `last_grid`
         is given, their codes on it."""
         channels = self.spec.channels
         feature = self._floats("feature", codes, channels)
-        inner = self._codes("inner", codes, channels)
+        inner = self._codes("inner", codes, channels) if self.why_not_fused else None
         for i, (conv1, conv2) in enumerate(blocks):
             bits1, bits2 = bits[conv1.name], bits[conv2.name]
-            conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2)
             if i + 1 < len(blocks):
                 following = blocks[i + 1][0]
                 grid, next_bits = following.grid, bits[following.name]
             else:
                 grid, next_bits = last_grid, last_bits
-            codes = None if grid is None else self._codes("codes", inner, channels)
-            residual = {"residual": skip} if i == 0 else {"accumulate": True}
-            conv2.into(inner, bits2, y=feature, y_q=codes, out_grid=grid, out_bits=next_bits, **residual)
+            outputs = {"y": feature, "out_grid": grid, "out_bits": next_bits}
+            outputs |= {"residual": skip} if i == 0 else {"accumulate": True}
+            if self.why_not_fused:
+                conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2)
+                codes = None if grid is None else self._codes("codes", inner, channels)
+                conv2.into(inner, bits2, y_q=codes, **outputs)
+            else:
+                # Codes go from buffer to buffer: tiles read what their neighbours would overwrite.
+                given, codes = codes, None if grid is None else self._codes(("fused", "codes")[i % 2], codes, channels)
+                conv1.into_with(conv2, given, bits1, bits2, y_q=codes, **outputs)
         return feature, codes
 
     def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -460,7 +489,6 @@ class ConvertedResidualNetwork(ConvertedNetwork):
 
     @abstractmethod
     def _forward_body(self, x, blocks, bits) -> torch.Tensor: ...
-
 
 
 def format_plan(rows: list[dict[str, str]]) -> str:

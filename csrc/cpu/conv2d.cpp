@@ -1,4 +1,5 @@
 // The C entry of the convolution: checks every rule of the header, then hands bands of rows to the threads.
+#include "common/rules.h"
 #include "common/status.h"
 #include "cpu/convolution.h"
 #include "cpu/isa.h"
@@ -7,14 +8,13 @@
 namespace adabm {
 namespace {
 
-constexpr int kMaxShuffle = 16;
-
 void check_bits(const int32_t* bits, int batch, const char* name) {
   for (int n = 0; n < batch; n++)
     ADABM_REQUIRE(bits[n] >= ADABM_MIN_BITS && bits[n] <= ADABM_MAX_BITS, "%s[%d] must be 2..8, got %d", name, n, bits[n]);
 }
 
 const PackedHeader& checked_header(const adabm_conv2d_args& a) {
+  ADABM_REQUIRE(!a.y_image, "y_image must be null: only the CUDA library writes images");
   ADABM_REQUIRE(a.packed && a.packed_bytes >= kPackedHeaderBytes && reinterpret_cast<uintptr_t>(a.packed) % 64 == 0,
                 "packed must be 64-byte aligned and hold a header");
   const PackedHeader& header = *static_cast<const PackedHeader*>(a.packed);
@@ -36,22 +36,9 @@ extern "C" adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args) {
     ADABM_REQUIRE(args && args->struct_bytes == sizeof(adabm_conv2d_args), "args must be a struct of %zu bytes", sizeof(adabm_conv2d_args));
     const adabm_conv2d_args& a = *args;
     ADABM_REQUIRE(a.threads >= 1 && a.threads <= kMaxThreads, "threads must be 1..%d, got %d", kMaxThreads, a.threads);
-    ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0, "batch, height and width must be positive, got %d, %d, %d", a.batch, a.height,
-                  a.width);
-    ADABM_REQUIRE(static_cast<int64_t>(a.batch) * a.height < INT32_MAX, "batch times height must fit 31 bits, got %d and %d", a.batch, a.height);
-    ADABM_REQUIRE(a.height <= 1 << 20 && a.width <= 1 << 20, "height and width must be at most 2^20, got %d and %d", a.height, a.width);
-    ADABM_REQUIRE(a.x_q && a.x_bits && a.alpha && a.beta, "x_q, x_bits, alpha and beta must not be null");
-    ADABM_REQUIRE(a.y || a.y_q || a.y_acc, "one of y, y_q and y_acc must be given");
-    ADABM_REQUIRE(!a.y_q || (a.out_grid && a.out_bits), "y_q needs out_grid and out_bits");
-    ADABM_REQUIRE(a.activation >= 0 && a.activation <= ADABM_ACT_PRELU, "activation must be 0..2, got %d", a.activation);
-    ADABM_REQUIRE(a.activation != ADABM_ACT_PRELU || a.slope, "PReLU needs slope");
+    ADABM_REQUIRE(!a.packed_codes, "packed_codes must be 0 on the CPU, got %d", a.packed_codes);
+    check_rules(a);
     const PackedHeader& header = checked_header(a);
-    ADABM_REQUIRE(a.shuffle >= 1 && a.shuffle <= kMaxShuffle, "shuffle must be 1..%d, got %d", kMaxShuffle, a.shuffle);
-    ADABM_REQUIRE(header.out_channels % (a.shuffle * a.shuffle) == 0,
-                  "shuffle must be positive and its square divide out_channels %d, got %d", header.out_channels, a.shuffle);
-    ADABM_REQUIRE(!a.y_pitch || (a.shuffle == 1 && a.y_pitch >= header.out_channels && a.y_pitch < 1 << 20),
-                  "y_pitch must be 0, or out_channels %d..2^20 without shuffle, got %d with shuffle %d", header.out_channels, a.y_pitch,
-                  a.shuffle);
     ADABM_REQUIRE(static_cast<int64_t>(a.width) * header.quads() * 4 * header.kernel_h < INT32_MAX &&
                       static_cast<int64_t>(a.width) * (header.out_channels + 3 * a.shuffle * a.shuffle) < INT32_MAX,
                   "width %d is too large for %d to %d channels", a.width, header.channels, header.out_channels);

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "common/rules.h"
 #include "common/status.h"
 #include "cpu/packed.h"
 
@@ -78,17 +79,10 @@ void count_parts(const adabm_weights& w, int tile, uint8_t (*parts)[2]) {
 }
 
 PackedHeader layout(const adabm_weights& w) {
-  ADABM_REQUIRE(w.struct_bytes == sizeof(adabm_weights), "struct_bytes must be %zu, got %u", sizeof(adabm_weights), w.struct_bytes);
-  ADABM_REQUIRE(w.out_channels > 0 && w.channels > 0, "out_channels and channels must be positive, got %d and %d", w.out_channels,
-                w.channels);
-  ADABM_REQUIRE(w.out_channels <= 1 << 16 && w.channels <= 1 << 16, "out_channels and channels must be at most 65536, got %d and %d",
-                w.out_channels, w.channels);
-  ADABM_REQUIRE(w.kernel_h > 0 && w.kernel_h % 2 && w.kernel_h <= kMaxKernel && w.kernel_w > 0 && w.kernel_w % 2 && w.kernel_w <= kMaxKernel,
-                "kernel must be odd and at most %d a side, got %dx%d", kMaxKernel, w.kernel_h, w.kernel_w);
+  check_rules(w);
   PackedHeader h = {};
   h.magic = kPackedMagic, h.version = ADABM_ABI_VERSION;
   h.out_channels = w.out_channels, h.channels = w.channels, h.kernel_h = w.kernel_h, h.kernel_w = w.kernel_w;
-  ADABM_REQUIRE(w.border_kernels == 0 || w.border_kernels == 1, "border_kernels must be 0 or 1, got %d", w.border_kernels);
   h.border_kernels = w.border_kernels;
   h.bytes = kPackedHeaderBytes;
   for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {

@@ -4,23 +4,55 @@
 #include <cstdio>
 
 #include "common/status.h"
+#include "cuda/launch.cuh"
 
+namespace adabm {
 namespace {
 
-void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) {
-    cudaGetLastError();  // an error of a query must not stick to the caller's next launch
-    throw adabm::Error(ADABM_UNSUPPORTED, "%s: %s", what, cudaGetErrorString(error));
-  }
-}
+__global__ void probe(int) {}
 
 }  // namespace
+
+void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it must not stick to the caller's next launch
+  const bool here = error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver || error == cudaErrorNoKernelImageForDevice ||
+                    error == cudaErrorInvalidDeviceFunction;
+  throw Error(here ? ADABM_UNSUPPORTED : ADABM_INTERNAL, "%s: %s", what, cudaGetErrorString(error));
+}
+
+DeviceScope::DeviceScope(int device) : device_(device) {
+  int count = 0;
+  check_cuda(cudaGetDeviceCount(&count), "no CUDA device can be used");
+  ADABM_REQUIRE(device >= 0 && device < count, "device must be 0..%d, got %d", count - 1, device);
+  check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
+  if (before_ != device) check_cuda(cudaSetDevice(device), "cudaSetDevice");
+  const cudaError_t error = cudaDeviceGetAttribute(&compute_major_, cudaDevAttrComputeCapabilityMajor, device);
+  if (error != cudaSuccess && before_ != device) cudaSetDevice(before_);  // there is no destructor for half an object
+  check_cuda(error, "cudaDeviceGetAttribute");
+}
+
+DeviceScope::~DeviceScope() {
+  if (before_ != device_) cudaSetDevice(before_);
+}
+
+void DeviceScope::check_pointer(const void* pointer, const char* name) const {
+  if (!pointer) return;
+  cudaPointerAttributes attributes;
+  check_cuda(cudaPointerGetAttributes(&attributes, pointer), "cudaPointerGetAttributes");
+  ADABM_REQUIRE(attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged,
+                "%s must be device memory of device %d, got memory of the host", name, device_);
+  ADABM_REQUIRE(attributes.type == cudaMemoryTypeManaged || attributes.device == device_, "%s must be memory of device %d, got memory of device %d",
+                name, device_, attributes.device);
+}
+
+}  // namespace adabm
 
 extern "C" adabm_status adabm_device_count_cuda(int32_t* count) {
   return adabm::guarded([&] {
     ADABM_REQUIRE(count, "count must not be null");
     int found = 0;
-    check(cudaGetDeviceCount(&found), "no CUDA device can be used");
+    adabm::check_cuda(cudaGetDeviceCount(&found), "no CUDA device can be used");
     *count = found;
   });
 }
@@ -29,13 +61,29 @@ extern "C" adabm_status adabm_device_cuda(int32_t index, adabm_device* device) {
   return adabm::guarded([&] {
     ADABM_REQUIRE(device && device->struct_bytes == sizeof(adabm_device), "device must be a struct of %zu bytes", sizeof(adabm_device));
     int count = 0;
-    check(cudaGetDeviceCount(&count), "no CUDA device can be used");
+    adabm::check_cuda(cudaGetDeviceCount(&count), "no CUDA device can be used");
     ADABM_REQUIRE(index >= 0 && index < count, "index must be 0..%d, got %d", count - 1, index);
     cudaDeviceProp properties;
-    check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+    adabm::check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
     device->compute_major = properties.major, device->compute_minor = properties.minor;
     device->multiprocessors = properties.multiProcessorCount;
     device->memory_bytes = properties.totalGlobalMem;
     std::snprintf(device->name, sizeof device->name, "%s", properties.name);
+  });
+}
+
+extern "C" adabm_status adabm_usable_cuda(int32_t device) {
+  return adabm::guarded([&] {
+    adabm::DeviceScope scope(device);
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(adabm::probe));
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+      int minor = 0;
+      cudaGetLastError();
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+      throw adabm::Error(ADABM_UNSUPPORTED, "the library holds no kernels for device %d of compute capability %d.%d: they are built for 8.0 and newer",
+                         device, scope.compute_major(), minor);
+    }
+    adabm::check_cuda(error, "cudaFuncGetAttributes");
   });
 }

@@ -15,6 +15,24 @@ def bits_at(bits, image):
     return tl.minimum(tl.maximum(tl.load(bits + image), 2), 8)
 
 
+@triton.constexpr_function
+def _part_asm(stored, part):
+    mask = {4: 0x0F0F0F0F, 2: 0x03030303}[stored]
+    return f"shr.u32 $0, $1, {part * stored}; and.b32 $0, $0, {mask:#x};"
+
+
+@triton.jit
+def part_of(codes, flip, STORED: tl.constexpr, PART: tl.constexpr):
+    """int8 operand from bytes [M, K] of 8/STORED codes: code PART of each. flip: uint8, what whole codes are xor-ed with.
+
+    Four bytes to an instruction, which Triton would spend on one.
+    """
+    if STORED == 8:
+        return tl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r", [codes, flip], dtype=tl.int8, is_pure=True, pack=4)
+    else:
+        return tl.inline_asm_elementwise(_part_asm(STORED, PART), "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
+
+
 @triton.jit
 def to_codes(value, grid, bits):
     """int32 codes of float32 values on the grid (float32 [7, 2]) of `bits`: docs/numerics.md, "Epilogue"."""
@@ -33,40 +51,42 @@ def pixels_of(row, column, width, sub, SHUFFLE: tl.constexpr):
 
 
 @triton.jit
-def _store_bytes(content, y_q, row, column, width, valid, first, PITCH: tl.constexpr, AXIS: tl.constexpr,
-                 SHUFFLE: tl.constexpr, START: tl.constexpr, SHARE: tl.constexpr):  # fmt: skip
-    """Bytes [M, N] of SHARE codes each, element n being byte (first + n) % (AXIS / SHARE) of its sub-pixel."""
-    N: tl.constexpr = content.shape[1]
-    BYTES: tl.constexpr = PITCH - START // SHARE
-    at = first // SHARE + tl.arange(0, N)
-    sub, byte = at // (AXIS // SHARE), at % (AXIS // SHARE)
+def _store_bytes(content, y_q, row, column, width, valid, first, PITCH: tl.constexpr, AXIS: tl.constexpr, SHUFFLE: tl.constexpr,
+                 START: tl.constexpr, BYTES: tl.constexpr):  # fmt: skip
+    """Bytes [M, N] of one image; element n is byte START + (first + n) % AXIS, of BYTES, of sub-pixel (first + n) / AXIS."""
+    at = first + tl.arange(0, content.shape[1])
+    sub, byte = at // AXIS, at % AXIS
     inside = (sub < SHUFFLE * SHUFFLE) & (byte < BYTES)
-    place = pixels_of(row, column, width, sub, SHUFFLE) * PITCH + (START // SHARE + byte)[None, :]
+    place = pixels_of(row, column, width, sub, SHUFFLE) * PITCH + (START + byte)[None, :]
     tl.store(y_q + place, content.to(tl.uint8), mask=valid[:, None] & inside[None, :])
 
 
 @triton.jit
 def store_codes(codes, y_q, row, column, width, valid, first, bits, CHANNELS: tl.constexpr, PITCH: tl.constexpr,
-                AXIS: tl.constexpr, SHUFFLE: tl.constexpr, START: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
+                AXIS: tl.constexpr, SHUFFLE: tl.constexpr, START: tl.constexpr, FILL: tl.constexpr,
+                PACKED: tl.constexpr):  # fmt: skip
     """Writes int32 codes [M, N] of one image: bytes, or packed (quantize.pack_codes) with the storage that `bits` asks for.
 
     y_q: the image. row, column, valid: [M] pixels before the shuffle. Element n is channel START + (first + n) % AXIS of sub-pixel
-    (first + n) / AXIS; AXIS is a multiple of 16, and codes past the last channel are 0. CHANNELS: of the buffer, padded. PITCH:
-    bytes of a pixel where it is not packed.
+    (first + n) / AXIS, 0 past the last. FILL: channels to write, of the CHANNELS of a pixel, and whatever follows where they are
+    its last. AXIS: a multiple of 16, at least that. PITCH: bytes of a pixel where it is not packed.
     """
     M: tl.constexpr = codes.shape[0]
     N: tl.constexpr = codes.shape[1]
+    LAST: tl.constexpr = START + FILL == CHANNELS
+    P4: tl.constexpr = (CHANNELS + 7) // 8 * 4
+    P2: tl.constexpr = (CHANNELS + 15) // 16 * 4
     if PACKED:
         if bits <= 2:
             even, odd = tl.split(tl.reshape(codes, (M, N // 2, 2)))
             low, high = tl.split(tl.reshape(even | (odd << 2), (M, N // 4, 2)))
-            _store_bytes(low | (high << 4), y_q, row, column, width, valid, first, (CHANNELS + 15) // 16 * 4, AXIS,
-                         SHUFFLE, START, 4)  # fmt: skip
+            _store_bytes(low | (high << 4), y_q, row, column, width, valid, first // 4, P2, AXIS // 4, SHUFFLE, START // 4,
+                         P2 - START // 4 if LAST else FILL // 4)  # fmt: skip
         elif bits <= 4:
             even4, odd4 = tl.split(tl.reshape(codes, (M, N // 2, 2)))
-            _store_bytes(even4 | (odd4 << 4), y_q, row, column, width, valid, first, (CHANNELS + 7) // 8 * 4, AXIS,
-                         SHUFFLE, START, 2)  # fmt: skip
+            _store_bytes(even4 | (odd4 << 4), y_q, row, column, width, valid, first // 2, P4, AXIS // 2, SHUFFLE, START // 2,
+                         P4 - START // 2 if LAST else FILL // 2)  # fmt: skip
         else:
-            _store_bytes(codes, y_q, row, column, width, valid, first, PITCH, AXIS, SHUFFLE, START, 1)
+            _store_bytes(codes, y_q, row, column, width, valid, first, PITCH, AXIS, SHUFFLE, START, FILL)
     else:
-        _store_bytes(codes, y_q, row, column, width, valid, first, PITCH, AXIS, SHUFFLE, START, 1)
+        _store_bytes(codes, y_q, row, column, width, valid, first, PITCH, AXIS, SHUFFLE, START, FILL)

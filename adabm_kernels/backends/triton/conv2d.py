@@ -1,22 +1,24 @@
 """Integer convolution with its epilogue: implicit GEMM over codes as they lie in memory, pixels by outputs.
 
-The reduction runs over the rows of the kernel and, in each, over the bytes of S neighbouring pixels, which are contiguous. Codes of 4 and
-2 bits are taken apart in registers: part p of each byte meets the weights of every 8/s-th channel, of which `pack` keeps a copy
-in that order.
+The reduction runs over the rows of the kernel and, in each, over the bytes of S neighbouring pixels, which are contiguous. Codes
+of 4 and 2 bits are taken apart in registers: part p of each byte meets the weights of every 8/s-th channel, of which `pack` keeps
+a copy in that order. Sums saturate on tensor cores where the contract lets them wrap; conversion refuses layers in which either
+could happen (255 * SUM |m| fits int32).
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from ...quantize import packed_pitch, padded_channels
-from . import launch
-from .codes import bits_at, pixels_of, store_codes, to_codes
-from .tuning import Conv2dConfig, conv2d_config
+from . import launch, tuning
+from .codes import bits_at, part_of, pixels_of, store_codes, to_codes
 
 STORED = (8, 4, 2)
 ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}
@@ -28,8 +30,8 @@ class Layout:
     """Where things lie in the packed weights of a layer.
 
     int32 [classes, rows]: sums of each row's weights over all taps; then, for codes stored in 8, 4 and 2 bits in turn, int8
-    [classes, 8/s, rows, R, row bytes]: for part p of a byte, byte i of pixel t in a row of the kernel holds the weight of tap t and channel
-    i * 8/s + p. rows: the K outputs and, with `ones`, one more of ones, whose result is the sum of the codes.
+    [classes, 8/s, rows, R, row bytes]: for part p of a byte, byte i of pixel t in a row of the kernel holds the weight of tap t
+    and channel i * 8/s + p. rows: the K outputs and, with `ones`, one more of ones, whose result is the sum of the codes.
     """
 
     outputs: int
@@ -38,6 +40,13 @@ class Layout:
     kernel_w: int
     classes: int
     ones: bool
+
+    @classmethod
+    def of(cls, weight: tuple[int, ...], packed_bytes: int | None = None, ones: bool = False) -> Layout:
+        """For a weight of shape [K, R, S, C] or [R, S, K, R, S, C]; from the size of its packed form, whether it has `ones`."""
+        k, r, s, c = weight[-4:]
+        layouts = [cls(k, c, r, s, r * s if len(weight) == 6 else 1, ones) for ones in ((False, True) if packed_bytes else (ones,))]
+        return next(layout for layout in layouts if packed_bytes in (None, layout.offsets()[-1]))
 
     @property
     def rows(self) -> int:
@@ -62,12 +71,6 @@ class Layout:
         return tuple(at)
 
 
-def layout_of(weight: torch.Tensor, ones: bool) -> Layout:
-    """weight: int8 [K, R, S, C] or [R, S, K, R, S, C]."""
-    k, r, s, c = weight.shape[-4:]
-    return Layout(k, c, r, s, r * s if weight.dim() == 6 else 1, ones)
-
-
 def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
     """The packed form of int8 [K, R, S, C] (or [R, S, K, R, S, C], a kernel per border class): see Layout. uint8, on its device.
 
@@ -78,7 +81,7 @@ def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
     if box_filter:
         ones = bool(weight.min() < -64 or weight.max() > 63)
         weight = weight if ones else 2 * weight + 1
-    layout = layout_of(weight, ones)
+    layout = Layout.of(tuple(weight.shape), ones=ones)
     k, r, s, c = weight.shape[-4:]
     rows = weight.reshape(layout.classes, k, r, s, c)
     if ones:
@@ -111,7 +114,6 @@ def _accumulate(acc, box, x_q, row, column, valid, height, width, flip, weights,
     ROW: tl.constexpr = (S * PITCH + 15) // 16 * 16
     PART: tl.constexpr = (K + ONES) * R * ROW
     BLOCKS: tl.constexpr = (S * PITCH + BLOCK_K - 1) // BLOCK_K
-    MASK: tl.constexpr = (1 << STORED) - 1
     weights += kernel * (8 // STORED * PART)
     for step in range(R * BLOCKS):
         r, first = step // BLOCKS, step % BLOCKS * BLOCK_K
@@ -130,10 +132,7 @@ def _accumulate(acc, box, x_q, row, column, valid, height, width, flip, weights,
         known_k = known[None, :] & (k < ROW)[:, None]
         for part in tl.static_range(8 // STORED):
             w = tl.load(weights + part * PART + from_weights, mask=known_k, other=0)
-            if STORED == 8:
-                x = (codes ^ flip).to(tl.int8, bitcast=True)
-            else:
-                x = ((codes >> (part * STORED)) & MASK).to(tl.int8, bitcast=True)
+            x = part_of(codes, flip, STORED, part)
             acc = tl.dot(x, w, acc, out_dtype=tl.int32)
             if ONES:
                 ones = tl.load(weights + part * PART + K * R * ROW + r * ROW + k, mask=k < ROW, other=0)
@@ -142,42 +141,42 @@ def _accumulate(acc, box, x_q, row, column, valid, height, width, flip, weights,
 
 
 @triton.jit
+def _side(edge, size, PAD: tl.constexpr):
+    """(first, how many, class) of rows, or columns, at edge 0 .. 2 * PAD - 1; of the `size` between the edges where that is -1."""
+    at_end = edge >= PAD
+    first = tl.where(edge < 0, PAD, tl.where(at_end, edge + size, edge))
+    return first, tl.where(edge < 0, size, 1), tl.where(edge < 0, PAD, tl.where(at_end, edge + 1, edge))
+
+
+@triton.jit
 def _region(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The tile's part of the image when pixels have a kernel by border class, and the class: (top, left, height, width, class, tile).
+    """The tile's part of the image where pixels have a kernel by border class: (top, left, height, width, class, tile in it).
 
     Tiles are counted over the inner pixels first, then over each outer row, each outer column, and the corners one by one.
     """
     P: tl.constexpr = R // 2
     Q: tl.constexpr = S // 2
     rows, columns = height - 2 * P, width - 2 * Q
-    inner = tl.cdiv(rows * columns, BLOCK_M)
-    a_row, a_column = tl.cdiv(columns, BLOCK_M), tl.cdiv(rows, BLOCK_M)
-    top, left, h, w, r, s = P, Q, rows, columns, P, Q
+    inner, a_row, a_column = tl.cdiv(rows * columns, BLOCK_M), tl.cdiv(columns, BLOCK_M), tl.cdiv(rows, BLOCK_M)
+    edge_row, edge_column = -1, -1
     if tile >= inner:
         tile -= inner
         if tile < 2 * P * a_row:
-            edge = tile // a_row
-            tile = tile % a_row
-            top, h = tl.where(edge < P, edge, edge + rows), 1
-            r = tl.where(edge < P, edge, edge + 1)
+            edge_row, tile = tile // a_row, tile % a_row
         else:
             tile -= 2 * P * a_row
             if tile < 2 * Q * a_column:
-                edge = tile // a_column
-                tile = tile % a_column
-                left, w = tl.where(edge < Q, edge, edge + columns), 1
-                s = tl.where(edge < Q, edge, edge + 1)
+                edge_column, tile = tile // a_column, tile % a_column
             else:
                 tile -= 2 * Q * a_column
-                edge_r, edge_s = tile // (2 * Q), tile % (2 * Q)
-                tile = 0
-                top, h = tl.where(edge_r < P, edge_r, edge_r + rows), 1
-                left, w = tl.where(edge_s < Q, edge_s, edge_s + columns), 1
-                r, s = tl.where(edge_r < P, edge_r, edge_r + 1), tl.where(edge_s < Q, edge_s, edge_s + 1)
+                edge_row, edge_column, tile = tile // (2 * Q), tile % (2 * Q), 0
+    top, h, r = _side(edge_row, rows, P)
+    left, w, s = _side(edge_column, columns, Q)
     return top, left, h, w, r * S + s, tile
 
 
-@triton.jit(do_not_specialize=["height", "width"])
+# Layers differ in where their bits lie in the table of all layers: that is no reason to compile anew, nor is the size of images.
+@triton.jit(do_not_specialize=["height", "width"], do_not_specialize_on_alignment=["x_bits", "out_bits"])
 def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width,
                   K: tl.constexpr, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, BY_CLASS: tl.constexpr,
                   ONES: tl.constexpr, ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr, PACKED: tl.constexpr,
@@ -260,7 +259,7 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
             new = tl.where(known[None, :], to_codes(value, out_grid, next_bits), 0)
             C4_OUT: tl.constexpr = (CHANNELS + 3) // 4 * 4
             store_codes(new, y_q + y_image * C4_OUT, row, column, width, valid, first, next_bits, C4_OUT, C4_OUT, AXIS, SHUFFLE,
-                        0, PACKED)  # fmt: skip
+                        0, C4_OUT, PACKED)  # fmt: skip
 
 
 @triton.jit
@@ -288,39 +287,36 @@ def _block_k(row: int, pitch: int) -> int:
     return min((64, 32), key=lambda block: -(-row // block) * block)
 
 
-def conv2d_arguments(
-    x_q: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, *, activation: str, shuffle: int, packed_codes: bool,
-    y: torch.Tensor | None, y_q: torch.Tensor | None, residual: torch.Tensor | None,
-) -> tuple[dict[str, int], Conv2dConfig, int]:  # fmt: skip
-    """(constants of the kernel, how it is launched, tiles of an image) for one call."""
-    n, h, w, c4 = x_q.shape
-    layout = layout_of(weight, False)
-    if packed.numel() != layout.offsets()[-1]:
-        layout = layout_of(weight, True)
-    assert packed.numel() == layout.offsets()[-1], "packed is not what pack made of the weight"
+@functools.lru_cache(4096)
+def conv2d_launch(
+    capability: int, x_q: tuple[int, ...], weight: tuple[int, ...], packed_bytes: int, *, activation: str, shuffle: int,
+    packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool,
+) -> tuple[dict[str, Any], int]:  # fmt: skip
+    """(constants and options of the kernel, programs for an image) of a call with these shapes.
+
+    y: what it takes, 0 for nothing, FLOATS or ACCUMULATORS. y_pitch: its elements from a pixel to the next, 0 where there is none.
+    """
+    _, h, w, c4 = x_q
+    layout = Layout.of(weight, packed_bytes)
     k, r, s = layout.outputs, layout.kernel_h, layout.kernel_w
     channels = k // shuffle**2
-    axis = channels if y_q is None else -(-channels // 16) * 16
-    pitch = channels if y is None or y.is_contiguous() else y.stride(2)
-    capability = launch.capability(x_q.device)
-    config = conv2d_config(capability, r * s * c4, shuffle**2 * axis, h * w)
-    by_class = weight.dim() == 6
-    tiles = -(-h * w // config.block_m)
-    if by_class:
-        inner_h, inner_w = h - 2 * (r // 2), w - 2 * (s // 2)
-        tiles = -(-inner_h * inner_w // config.block_m) + (r // 2) * (s // 2) * 4
-        tiles += 2 * (r // 2) * -(-inner_w // config.block_m) + 2 * (s // 2) * -(-inner_h // config.block_m)
-    at = dict(zip(STORED, layout.offsets(), strict=False))
+    axis = -(-channels // 16) * 16 if codes else channels
+    config = tuning.conv2d_config(capability, c4, r, shuffle**2 * axis, h * w)
+    block_m, block_n = config.block_m, config.block_n
+    tiles = -(-h * w // block_m)
+    if len(weight) == 6:  # as _region counts them
+        rows, columns = h - 2 * (r // 2), w - 2 * (s // 2)
+        tiles = -(-rows * columns // block_m) + 2 * (r // 2) * -(-columns // block_m) + 2 * (s // 2) * -(-rows // block_m)
+        tiles += 4 * (r // 2) * (s // 2)
+    elements = h * w * shuffle**2 * max(y_pitch, padded_channels(channels))
     constants = {
-        "K": k, "C4": c4, "R": r, "S": s, "BY_CLASS": by_class, "ONES": int(layout.ones), "ACTIVATION": ACTIVATIONS[activation],
-        "SHUFFLE": shuffle, "PACKED": packed_codes, "Y": 0 if y is None else FLOATS if y.dtype == torch.float32 else ACCUMULATORS,
-        "Y_PITCH": pitch, "CODES": y_q is not None, "RESIDUAL": residual is not None,
-        "WIDE": h * w * shuffle**2 * max(pitch, padded_channels(channels), c4) >= 2**31, "AXIS": axis,
-        **{f"AT_{stored}": at[stored] for stored in STORED},
+        "K": k, "C4": c4, "R": r, "S": s, "BY_CLASS": len(weight) == 6, "ONES": int(layout.ones), "SHUFFLE": shuffle,
+        "ACTIVATION": ACTIVATIONS[activation], "PACKED": packed_codes, "Y": y, "Y_PITCH": y_pitch, "CODES": codes,
+        "RESIDUAL": residual, "WIDE": max(elements, h * w * c4) > launch.NARROW, "AXIS": axis,
+        **{f"AT_{stored}": at for stored, at in zip(STORED, layout.offsets(), strict=False)},
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
     }  # fmt: skip
-    return constants, config, tiles * -(-shuffle**2 * axis // config.block_n)
+    return constants | config.options(), tiles * -(-shuffle**2 * axis // block_n)
 
 
 def conv2d_out(
@@ -344,13 +340,24 @@ def conv2d_out(
 ) -> None:
     """See ops.conv2d_out; an int32 y takes the accumulators."""
     n, h, w, _ = x_q.shape
-    launch.check("conv2d", "x_q", x_q, pixels=h * w * shuffle**2)
+    launch.check("conv2d", "x_q", x_q, h * w * shuffle**2)
     if residual is not None and (y is None or y.is_contiguous()):
         residual = residual.contiguous()
-    constants, config, programs = conv2d_arguments(
-        x_q, weight, packed, activation=activation, shuffle=shuffle, packed_codes=packed_codes, y=y, y_q=y_q, residual=residual
+    held = y if y is not None else residual  # the residual has the pitch of y
+    constants, programs = conv2d_launch(
+        launch.capability(x_q.device),
+        tuple(x_q.shape),
+        tuple(weight.shape),
+        packed.numel(),
+        activation=activation,
+        shuffle=shuffle,
+        packed_codes=packed_codes,
+        y=0 if y is None else FLOATS if y.dtype == torch.float32 else ACCUMULATORS,
+        y_pitch=0 if held is None else held.stride(2),
+        codes=y_q is not None,
+        residual=residual is not None,
     )
     tensors = [launch.dense(t) for t in (x_q, x_bits, packed, alpha, beta, slope)]
     tensors += [residual, launch.dense(out_grid), launch.dense(out_bits), y, y_q]
     with launch.on(x_q):
-        conv2d_kernel[(programs, n)](*tensors, h, w, **constants, **config.options())
+        conv2d_kernel[(programs, n)](*tensors, h, w, **constants)

@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager
 
 import torch
 
-MOST_IMAGES, MOST_PIXELS = 65535, 2**31 - 1  # of a grid's second axis, and of 32-bit positions within an image
+MOST_IMAGES = 65535  # of a grid's second axis
+MOST_PIXELS = 2**31 - 2**12  # of an image: positions are 32 bits, and tiles reach a little further
+NARROW = 2**31 - 1  # elements of an image that 32-bit offsets reach
 
 
-def check(operator: str, name: str, tensor: torch.Tensor, *, pixels: int) -> None:
+def check(operator: str, name: str, tensor: torch.Tensor, pixels: int) -> None:
     """Raises ValueError for more images or pixels an image (of the input or output, whichever has more) than a launch can count."""
     if tensor.shape[0] > MOST_IMAGES:
         raise ValueError(f"{operator}: {name} must have at most {MOST_IMAGES} images, got {tensor.shape[0]}")

@@ -1,14 +1,21 @@
-"""How kernels are launched: measured entries of a table, and a heuristic for what was not measured."""
+"""How kernels are launched: entries that were measured, by architecture and kind of layer, and a heuristic for the rest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+TABLE = Path(__file__).with_name("tuning.json")  # written by benchmarks/tune_triton.py; absent until something was measured
 
 
 @dataclass(frozen=True)
-class Conv2dConfig:
-    """Tile of pixels by outputs, warps of a block, stages of the software pipeline."""
+class Config:
+    """Tile of pixels by outputs (or channels), warps of a block, stages of the software pipeline."""
 
     block_m: int
     block_n: int
@@ -16,9 +23,77 @@ class Conv2dConfig:
     num_stages: int
 
     def options(self) -> dict[str, Any]:
-        # No fusion but the one that tl.fma asks for: floats equal the reference's.
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
+        """As a launch takes them."""
+        tile = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
+        # No multiply-add but those that a kernel asks for: floats equal the reference's.
+        return tile | {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
 
 
-def conv2d_config(capability: int, reduction: int, outputs: int, pixels: int) -> Conv2dConfig:
-    return Conv2dConfig(128 if pixels >= 4096 else 64, 64 if outputs > 32 else 32 if outputs > 16 else 16, 4, 3)
+def shape_class(capability: int, channels: int, kernel: int, outputs: int, pixels: int) -> str:
+    """The key of a table: architecture, padded input channels, kernel, and outputs and pixels of an image up to a power of two.
+
+    Pixels count up to 2^16: more fill any card.
+    """
+    return f"sm{capability}-c{channels}-k{kernel}-o{_power(outputs)}-p{min(_power(pixels), 2**16)}"
+
+
+def _power(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def conv2d_config(capability: int, channels: int, kernel: int, outputs: int, pixels: int) -> Config:
+    """For a convolution of padded input channels by a kernel of so many rows to `outputs`, on images of `pixels`."""
+    entry = measured().get(shape_class(capability, channels, kernel, outputs, pixels))
+    if entry is not None:
+        return Config(**entry["config"])
+    return heuristic(outputs, pixels)
+
+
+def heuristic(outputs: int, pixels: int) -> Config:
+    """What nobody measured: a tile of 128x64 leaves 32 accumulators to a thread and fits more than once on a multiprocessor; small
+    images are cut finer, so that more of the card has work."""
+    block_n = min(max(16, _power(outputs)), 64)
+    return Config(128, block_n, 8, 3) if pixels >= 128 * 128 else Config(64, block_n, 4, 3)
+
+
+def quantize_config(channels: int) -> Config:
+    """For `channels` channels, padded to a multiple of 16."""
+    block_n = min(_power(channels), 64)
+    return Config(2048 // block_n, block_n, 4, 1)
+
+
+def user_table() -> Path:
+    """What this user measured, which goes before the table of the package."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "adabm_kernels" / "tuning.json"
+
+
+@functools.cache
+def measured() -> dict[str, dict[str, Any]]:
+    """All entries: {shape class: {"config": {...}, and where it comes from}}. A table that cannot be read counts as empty."""
+    entries: dict[str, dict[str, Any]] = {}
+    for path in (TABLE, user_table()):
+        entries |= read_table(path)
+    return entries
+
+
+def read_table(path: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a table whose configs are whole, {} for a file that is not there or not a table."""
+    try:
+        table = json.loads(path.read_text())
+        return {key: entry for key, entry in table.items() if set(entry["config"]) == set(Config.__dataclass_fields__)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def write_entries(path: Path, entries: dict[str, tuple[Config, dict[str, Any]]]) -> None:
+    """Adds entries, {shape class: (config, where it comes from)}, to a table; readers see the old or the new one, whole.
+
+    Of two processes that write at once the later keeps its own entries and those it had read.
+    """
+    table = read_table(path) | {key: {"config": asdict(config), **source} for key, (config, source) in entries.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    os.replace(file.name, path)
+    measured.cache_clear()

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define ADABM_ABI_VERSION 4
+#define ADABM_ABI_VERSION 5
 #define ADABM_MIN_BITS 2
 #define ADABM_MAX_BITS 8
 #define ADABM_BIT_WIDTHS 7
@@ -34,6 +34,10 @@ enum {
 };
 
 enum { ADABM_ACT_NONE = 0, ADABM_ACT_RELU = 1, ADABM_ACT_PRELU = 2 };
+
+/* Which code tensors are stored packed, at s bits a code: 2 for images of 2 bits, 4 for 3 and 4 bits, 8 above. Image n still starts at
+ * byte n * H * W * C4; its pixels are ceil(C4 * s / 32) * 4 bytes each, channels from the low bits up. */
+enum { ADABM_PACKED_X = 1, ADABM_PACKED_Y = 2 };
 
 /* Instruction sets of the CPU library, slowest first. */
 enum {
@@ -117,6 +121,9 @@ typedef struct {
   int32_t* y_acc;           /* as y: the accumulators, for tests */
   int32_t y_pitch;          /* floats from one pixel of y, residual and y_acc to the next, at least K; 0 stands for K/r^2.
                                Anything else only without shuffle: y is then a slice of wider features */
+  int32_t packed_codes;     /* CUDA only: ADABM_PACKED_X and ADABM_PACKED_Y, or 0 */
+  int32_t border_kernels;   /* CUDA only: that of adabm_weights; elsewhere the packed form says so */
+  uint8_t* y_image;         /* CUDA of compute capability 9.0 only, not with y_q: [N, H*r, W*r, K/r^2], clamp(round_half_even(v), 0, 255) */
 } adabm_conv2d_args;
 
 ADABM_API adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args);
@@ -134,6 +141,8 @@ typedef struct {
   uint8_t* y_q;          /* [N, H, W, y_pitch] from the first channel to write on */
   int32_t y_channels;    /* codes written for each pixel, those beyond the channels 0; 0 stands for C4 */
   int32_t y_pitch;       /* codes from one pixel to the next; 0 stands for C4 */
+  int32_t packed_codes;  /* CUDA only: ADABM_PACKED_Y or 0; y_channels must then be 0, and y_q be all of a buffer with C4 = y_pitch */
+  int32_t y_start;       /* CUDA only, with ADABM_PACKED_Y: first channel to write, a multiple of 4 */
 } adabm_quantize_args;
 
 ADABM_API adabm_status adabm_quantize_cpu(const adabm_quantize_args* args);
@@ -154,6 +163,50 @@ typedef struct {
 /* Devices the driver shows. Without a driver: ADABM_UNSUPPORTED and a message, never a crash. */
 ADABM_API adabm_status adabm_device_count_cuda(int32_t* count);
 ADABM_API adabm_status adabm_device_cuda(int32_t index, adabm_device* device);
+/* ADABM_OK where the library has kernels for the device and its driver runs them; otherwise ADABM_UNSUPPORTED and why not. */
+ADABM_API adabm_status adabm_usable_cuda(int32_t device);
+
+/* Every entry below starts its kernels on a stream of a device (null: the legacy default stream) and returns: it allocates nothing,
+ * waits for nothing and can be captured into a graph. All pointers in its struct are device memory, bit-widths too: those outside
+ * 2..8 are taken for the nearest. A launch that fails is the status of that call; a kernel that fails later shows at the caller's
+ * next synchronisation, as usual with CUDA. */
+
+/* The packed form for the GPU, made in host memory and copied to the device by the caller; tile_for_bits is not read. box_filter and
+ * shuffle are those of the convolution. */
+ADABM_API adabm_status adabm_pack_bytes_cuda(const adabm_weights* weights, int32_t box_filter, int32_t shuffle, uint64_t* bytes);
+ADABM_API adabm_status adabm_pack_cuda(const adabm_weights* weights, int32_t box_filter, int32_t shuffle, void* packed);
+
+/* As adabm_conv2d_cpu, equal to it in every bit; isa and threads are not read. Images of up to 4 bits are multiplied on 4-bit tensor
+ * cores where the device has them (compute capability 8.x) and the weights fit, decided on the device for each image. */
+ADABM_API adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t device, void* stream);
+/* Both convolutions of a residual block in one kernel, equal to two calls of adabm_conv2d_cuda. The first has no outputs, the second no
+ * x_q: the codes between them, on first->out_grid and first->out_bits, never reach memory. 3x3, 33 to 64 channels, compute capability
+ * 9.0; ADABM_UNSUPPORTED and why otherwise. y_q must not be x_q; y may be the same memory as residual. */
+ADABM_API adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, const adabm_conv2d_args* second, int32_t device, void* stream);
+ADABM_API adabm_status adabm_quantize_cuda(const adabm_quantize_args* args, int32_t device, void* stream);
+
+#define ADABM_MEASURE_BYTES 512 /* of workspace for each image */
+
+/* The measure of each image, 1000 times the mean |Sobel gradient| of its luma, and what it decides:
+ *
+ *   offset      = (measure > *upper) - (measure < *lower)
+ *   bits[l][n]  = clamp(rules[l][0] + rules[l][1] * offset of image n, 2, 8) */
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(adabm_image_bits_args) */
+  int32_t batch, height, width;
+  int64_t stride_n, stride_c, stride_h, stride_w; /* of x, in elements */
+  const float* x;                                 /* [N, 3, H, W] in 0..255 */
+  void* workspace;
+  uint64_t workspace_bytes; /* ADABM_MEASURE_BYTES * N or more */
+  float* measure;           /* [N] or null */
+  int32_t layers;           /* L; 0 where bits is null */
+  const float* lower;       /* [1] */
+  const float* upper;       /* [1] */
+  const int32_t* rules;     /* [L, 2] */
+  int32_t* bits;            /* [L, N] or null */
+} adabm_image_bits_args;
+
+ADABM_API adabm_status adabm_image_bits_cuda(const adabm_image_bits_args* args, int32_t device, void* stream);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,118 @@
+"""The CUDA library: device, stream and workspace; no arithmetic."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from .. import native
+from .structs import conv2d_args, dense, quantize_args, weights
+
+
+def _place(x: torch.Tensor) -> tuple[int, int]:
+    """Index of the device that holds x, and its current stream."""
+    if x.device.type != "cuda":
+        raise RuntimeError(f"cuda: the tensors must be on a CUDA device, got {x.device}")
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+def pack(weight: torch.Tensor, box_filter: bool, shuffle: int) -> torch.Tensor:
+    """The packed form of int8 [K, R, S, C] (or [R, S, K, R, S, C], a kernel per border class) for one box_filter and shuffle.
+
+    Returns uint8 [bytes] on the device of the weights; they are brought to the host and back, so not inside a CUDA graph.
+    """
+    on_host = weight.cpu().contiguous()
+    args = weights(on_host)
+    size = ctypes.c_uint64()
+    native.library("cuda").call("adabm_pack_bytes_cuda", args, box_filter, shuffle, size)
+    packed = torch.empty(size.value, dtype=torch.uint8)
+    native.library("cuda").call("adabm_pack_cuda", args, box_filter, shuffle, packed.data_ptr())
+    return packed.to(weight.device)
+
+
+def conv2d_out(*args, packed_codes: bool = False) -> None:
+    """See ops.conv2d_out; an int32 y takes the accumulators."""
+    *problem, _threads, y, y_q = args
+    x_q, weight = problem[0], problem[2]
+    packing = (native.PACKED_X | native.PACKED_Y) if packed_codes else 0
+    # Copies made here come back to the allocator of this stream, which the kernel is ahead on.
+    struct, _held = conv2d_args(*problem, y, y_q, packed_codes=packing, border_kernels=weight.dim() == 6)
+    native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(x_q))
+
+
+def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
+    """Why two convolutions, each (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they can. Waits."""
+    device = native.Device()
+    native.library("cuda").call("adabm_device_cuda", _place(convs[0][0])[0], device)
+    if device.compute_major != 9:
+        return f"compute capability {device.compute_major}.{device.compute_minor} has no wgmma: only 9.0 has"
+    for weight, box_filter in convs:
+        k, c = weight.shape[0], weight.shape[-1]
+        if weight.shape[1:3] != (3, 3) or k != c or not 33 <= c <= 64:
+            return f"its convolutions must be 3x3 with 33 to 64 channels, got weights {list(weight.shape)}"
+        if box_filter and not -64 <= int(weight.min()) <= int(weight.max()) <= 63:
+            return "its weights need the sum of the codes"
+    return ""
+
+
+def resblock_out(first: tuple, second: tuple, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
+    """See ops.resblock_out; first and second are what conv2d_out takes up to `shuffle`."""
+    packed_x, packed_y = (native.PACKED_X, native.PACKED_Y) if packed_codes else (0, 0)
+    a, _held_a = conv2d_args(*first, None, None, packed_codes=packed_x)
+    b, _held_b = conv2d_args(*second, y, y_q, packed_codes=packed_y)
+    b.x_q, b.x_bits = None, a.out_bits
+    native.library("cuda").call("adabm_resblock_cuda", a, b, *_place(first[0]))
+
+
+def quantize_out(
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    threads: int,
+    y_q: torch.Tensor,
+    *,
+    packed_codes: bool = False,
+    start: int = 0,
+) -> None:
+    """See ops.quantize_out."""
+    packing = {"packed_codes": native.PACKED_Y, "y_start": start} if packed_codes else {"y_channels": y_q.shape[3]}
+    struct, _held = quantize_args(x, shift, grid, bits, y_q, **packing)
+    native.library("cuda").call("adabm_quantize_cuda", struct, *_place(x))
+
+
+def _image_bits(x: torch.Tensor, **outputs: int | None) -> None:
+    n, _, h, w = x.shape
+    workspace = torch.empty(n * native.MEASURE_BYTES, dtype=torch.uint8, device=x.device)
+    stride_n, stride_c, stride_h, stride_w = x.stride()
+    args = native.ImageBitsArgs(
+        batch=n,
+        height=h,
+        width=w,
+        stride_n=stride_n,
+        stride_c=stride_c,
+        stride_h=stride_h,
+        stride_w=stride_w,
+        x=x.data_ptr(),
+        workspace=workspace.data_ptr(),
+        workspace_bytes=workspace.numel(),
+        **outputs,
+    )
+    native.library("cuda").call("adabm_image_bits_cuda", args, *_place(x))
+
+
+def image_measure(x: torch.Tensor) -> torch.Tensor:
+    """See ops.image_measure."""
+    measure = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    _image_bits(x, measure=measure.data_ptr())
+    return measure
+
+
+def layer_bits(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
+    """See ops.layer_bits."""
+    rules = dense(rules)
+    bits = torch.empty(rules.shape[0], x.shape[0], dtype=torch.int32, device=x.device)
+    pointers = {"lower": lower, "upper": upper, "rules": rules, "bits": bits}
+    _image_bits(x, layers=rules.shape[0], **{name: tensor.data_ptr() for name, tensor in pointers.items()})
+    return bits

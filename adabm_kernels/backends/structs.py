@@ -1,0 +1,112 @@
+"""Tensors to the C structs that the CPU and the CUDA library share; no arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import native
+
+ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}
+
+
+def pointer(tensor: torch.Tensor | None) -> int | None:
+    """Address of the first element, None for no tensor."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """The tensor, contiguous."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def weights(weight: torch.Tensor, **settings: Any) -> native.Weights:
+    """Contiguous int8 [K, R, S, C] or [R, S, K, R, S, C] as adabm_weights."""
+    k, r, s, c = weight.shape[-4:]
+    sizes = {"out_channels": k, "channels": c, "kernel_h": r, "kernel_w": s, "border_kernels": weight.dim() == 6}
+    return native.Weights(**sizes, weight=weight.data_ptr(), **settings)
+
+
+def conv2d_args(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    slope: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out_grid: torch.Tensor | None,
+    out_bits: torch.Tensor | None,
+    box_filter: bool,
+    activation: str,
+    shuffle: int,
+    y: torch.Tensor | None,
+    y_q: torch.Tensor | None,
+    **settings: Any,
+) -> tuple[native.Conv2dArgs, list[torch.Tensor | None]]:
+    """The arguments of ops.conv2d_out as adabm_conv2d_args, and what must live until the call is over."""
+    n, h, w, _ = x_q.shape
+    pitch = 0
+    if y is not None and not y.is_contiguous():  # a slice of wider features: the residual is one too, or there is none
+        pitch = y.stride(2)
+    else:
+        residual = dense(residual)
+    held = [dense(t) for t in (x_q, x_bits, alpha, beta, slope, out_grid, out_bits)]
+    x_q, x_bits, alpha, beta, slope, out_grid, out_bits = held
+    args = native.Conv2dArgs(
+        batch=n,
+        height=h,
+        width=w,
+        out_channels=weight.shape[-4],
+        channels=weight.shape[-1],
+        kernel_h=weight.shape[-3],
+        kernel_w=weight.shape[-2],
+        x_q=x_q.data_ptr(),
+        x_bits=x_bits.data_ptr(),
+        packed=packed.data_ptr(),
+        packed_bytes=packed.numel(),
+        box_filter=box_filter,
+        activation=ACTIVATIONS[activation],
+        shuffle=shuffle,
+        alpha=alpha.data_ptr(),
+        beta=beta.data_ptr(),
+        slope=pointer(slope),
+        residual=pointer(residual),
+        out_grid=pointer(out_grid),
+        out_bits=pointer(out_bits),
+        y=None if y is None or y.dtype == torch.int32 else y.data_ptr(),
+        y_q=pointer(y_q),
+        y_acc=y.data_ptr() if y is not None and y.dtype == torch.int32 else None,
+        y_pitch=pitch,
+        **settings,
+    )
+    return args, [*held, residual, packed, y, y_q]
+
+
+def quantize_args(
+    x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, y_q: torch.Tensor, **settings: Any
+) -> tuple[native.QuantizeArgs, list[torch.Tensor | None]]:
+    """The arguments of ops.quantize_out as adabm_quantize_args, and what must live until the call is over."""
+    n, c, h, w = x.shape
+    held = [dense(shift), dense(grid), dense(bits)]
+    stride_n, stride_c, stride_h, stride_w = x.stride()
+    args = native.QuantizeArgs(
+        batch=n,
+        height=h,
+        width=w,
+        channels=c,
+        stride_n=stride_n,
+        stride_h=stride_h,
+        stride_w=stride_w,
+        stride_c=stride_c,
+        x=x.data_ptr(),
+        shift=pointer(held[0]),
+        grid=held[1].data_ptr(),
+        bits=held[2].data_ptr(),
+        y_q=y_q.data_ptr(),
+        y_pitch=y_q.stride(2),
+        **settings,
+    )
+    return args, [*held, x, y_q]

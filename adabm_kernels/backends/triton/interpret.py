@@ -1,0 +1,52 @@
+"""What Triton's interpreter lacks for these kernels to compute on a CPU what they compute on a GPU.
+
+Its multiply-add rounds twice, and it knows no inline assembly. Both are given here: the first as the reference computes it, the
+second for the few instructions that kernels of this folder contain.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from ..reference import fma32
+
+_INSTRUCTIONS = {
+    "shr.u32": lambda a, b: a >> b,
+    "and.b32": lambda a, b: a & b,
+    "xor.b32": lambda a, b: a ^ b,
+}
+
+
+class _Results(list):
+    get_result = list.__getitem__
+
+
+def _fma(self: InterpreterBuilder, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
+    assert z.data.dtype == np.float32, "only float32 multiply-adds are used"
+    a, b, c = (torch.from_numpy(np.ascontiguousarray(handle.data)) for handle in (x, y, z))
+    return TensorHandle(fma32(a, b, c).numpy(), z.dtype.scalar)
+
+
+def _inline_asm(
+    self: InterpreterBuilder, asm: str, constraints: str, values: list[TensorHandle], types: list[Any], is_pure: bool, pack: int
+) -> _Results:
+    """PTX on bytes, four to a 32-bit register: $0 is the result, $1, $2, ... are the arguments."""
+    assert pack == 4 and len(types) == 1, "only byte-wise assembly with one result is used"
+    shape = values[0].data.shape
+    registers = {f"${i}": np.ascontiguousarray(v.data).reshape(-1).view(np.uint32) for i, v in enumerate(values, 1)}
+    for statement in filter(None, map(str.strip, asm.split(";"))):
+        name, to, *operands = re.split(r"[\s,]+", statement)
+        registers[to] = _INSTRUCTIONS[name](*(registers[o] if o in registers else np.uint32(int(o, 0)) for o in operands))
+    scalar = types[0].scalar
+    return _Results([TensorHandle(registers["$0"].view(np.int8 if scalar.is_int_signed() else np.uint8).reshape(shape), scalar)])
+
+
+def install() -> None:
+    """Give them to the interpreter of this process."""
+    InterpreterBuilder.create_fma = _fma
+    InterpreterBuilder.create_inline_asm = _inline_asm

@@ -1,0 +1,68 @@
+"""Floats of any strides to codes, bytes or packed."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ...quantize import padded_channels
+from . import launch, tuning
+from .codes import bits_at, store_codes, to_codes
+
+
+@triton.jit(do_not_specialize=["width", "pixels"], do_not_specialize_on_alignment=["bits"])
+def quantize_kernel(x, shift, grid, bits, y_q, width, pixels, stride_n, stride_c, stride_h, stride_w,
+                    C: tl.constexpr, SHIFT: tl.constexpr, CHANNELS: tl.constexpr, PITCH: tl.constexpr, START: tl.constexpr,
+                    FILL: tl.constexpr, AXIS: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
+                    BLOCK_N: tl.constexpr):  # fmt: skip
+    """One tile of BLOCK_M pixels and BLOCK_N channels of one image. CHANNELS, PITCH, START, FILL, AXIS: see store_codes."""
+    image = tl.program_id(1)
+    N_BLOCKS: tl.constexpr = (AXIS + BLOCK_N - 1) // BLOCK_N
+    tile, first = tl.program_id(0) // N_BLOCKS, tl.program_id(0) % N_BLOCKS * BLOCK_N
+    pixel = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    channel = first + tl.arange(0, BLOCK_N)
+    valid, known = pixel < pixels, channel < C
+    row, column, from_channel = pixel // width, pixel % width, channel
+    if WIDE:
+        row, column, from_channel, pixel = row.to(tl.int64), column.to(tl.int64), channel.to(tl.int64), pixel.to(tl.int64)
+    at = (row * stride_h + column * stride_w)[:, None] + (from_channel * stride_c)[None, :]
+    value = tl.load(x + image.to(tl.int64) * stride_n + at, mask=valid[:, None] & known[None, :], other=0.0)
+    if SHIFT:
+        value = value - tl.load(shift + channel, mask=known, other=0.0)[None, :]
+    width_bits = bits_at(bits, image)
+    codes = tl.where(known[None, :], to_codes(value, grid, width_bits), 0)
+    y_image = y_q + image.to(tl.int64) * pixels * PITCH
+    store_codes(codes, y_image, pixel, tl.zeros_like(pixel), 1, valid, first, width_bits, CHANNELS, PITCH, AXIS, 1, START, FILL,
+                PACKED)  # fmt: skip
+
+
+def quantize_out(
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    threads: int,
+    y_q: torch.Tensor,
+    packed_codes: bool = False,
+    start: int = 0,
+) -> None:
+    """See ops.quantize_out."""
+    n, c, h, w = x.shape
+    launch.check("quantize", "x", x, h * w)
+    channels, pitch = y_q.shape[3], y_q.stride(2)
+    fill = padded_channels(c) if packed_codes else channels
+    last = packed_codes and start + fill == channels
+    axis = -(-(-(-channels // 16) * 16 - start if last else fill) // 16) * 16
+    reach = sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    constants = {
+        "C": c, "SHIFT": shift is not None, "CHANNELS": channels, "PITCH": pitch, "START": start, "FILL": fill, "AXIS": axis,
+        "PACKED": packed_codes, "WIDE": max(reach, h * w * pitch) > launch.NARROW,
+    }  # fmt: skip
+    config = tuning.quantize_config(axis)
+    programs = -(-h * w // config.block_m) * -(-axis // config.block_n)
+    with launch.on(x):
+        quantize_kernel[(programs, n)](
+            x, launch.dense(shift), launch.dense(grid), launch.dense(bits), y_q, w, h * w, *x.stride(), **constants,
+            **config.options(),
+        )  # fmt: skip

@@ -1,0 +1,147 @@
+"""Picture files through a network: the next one is decoded and the last one encoded while one is computed."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from .images import Layout, PictureReader, PictureWriter, open_picture
+from .images.writer import DEFAULT_QUALITY
+from .patchwise import Patch, Patchwise, Progress
+
+_WAITING = 2  # pictures whose encoding may be unfinished
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to upscale. source: a file, or the bytes of one. target: a file or a binary stream. format: of the target."""
+
+    source: Path | bytes
+    target: Path | BinaryIO
+    format: str
+    name: str
+
+
+@dataclass
+class Outcome:
+    """What became of a task. layout: of the picture that was read. seconds: of computing. error: what went wrong, where it did.
+
+    stage: "read", "compute" or "write", where it got to.
+    """
+
+    task: Task
+    layout: Layout | None = None
+    patches: list[Patch] = field(default_factory=list)
+    seconds: float = 0.0
+    error: Exception | None = None
+    stage: str = "read"
+
+    @property
+    def mean_bits(self) -> float | None:
+        """See the function of that name."""
+        return mean_bits(self.patches)
+
+
+def mean_bits(patches: list[Patch]) -> float | None:
+    """Mean over the pixels of the patches' mean bits; None for a picture that is transparent everywhere."""
+    pixels = sum(patch.height * patch.width for patch in patches)
+    return sum(patch.mean_bits * patch.height * patch.width for patch in patches) / pixels if pixels else None
+
+
+def upscale_files(
+    tasks: Iterable[Task],
+    network: Patchwise,
+    *,
+    max_pixels: int,
+    quality: int = DEFAULT_QUALITY,
+    progress: Callable[[Task], Progress | None] | None = None,
+) -> Iterator[Outcome]:
+    """Upscale one picture after the other and say of each what became of it, in their order; one that fails stops no other.
+
+    max_pixels: refuse larger pictures. quality: of JPEG and WebP. progress: gives for each task what is called with its windows
+    done.
+    """
+    with ThreadPoolExecutor(1, "adabm decode") as decoder, ThreadPoolExecutor(1, "adabm encode") as encoder:
+        waiting: deque[tuple[Outcome, Future | None]] = deque()
+        opened = _ahead((task, decoder.submit(_open, task, decoder, max_pixels)) for task in tasks)
+        try:
+            for task, reader in opened:
+                waiting.append(_upscale(task, reader, network, quality, encoder, progress(task) if progress else None))
+                while len(waiting) > _WAITING:
+                    yield _settled(*waiting.popleft())
+            while waiting:
+                yield _settled(*waiting.popleft())
+        finally:
+            decoder.shutdown(cancel_futures=True)
+
+
+def _ahead(items: Iterator) -> Iterator:
+    """The same, each made while the one before it is worked on."""
+    held: deque = deque()
+    for item in items:
+        held.append(item)
+        if len(held) > 1:
+            yield held.popleft()
+    yield from held
+
+
+def _open(task: Task, decoder: ThreadPoolExecutor, max_pixels: int) -> tuple[PictureReader, Callable]:
+    reader = open_picture(task.source, max_pixels=max_pixels, name=task.name)
+    return reader, reader.ahead(decoder)
+
+
+def _upscale(
+    task: Task, opened: Future, network: Patchwise, quality: int, encoder: ThreadPoolExecutor, progress: Progress | None
+) -> tuple[Outcome, Future | None]:
+    outcome = Outcome(task)
+
+    def reading(rows: int) -> np.ndarray:
+        outcome.stage = "read"
+        found = read(rows)
+        outcome.stage = "compute"
+        return found
+
+    try:
+        reader, read = opened.result()
+        outcome.layout, outcome.stage = reader.layout, "compute"
+        size = {"width": reader.layout.width * network.scale, "height": reader.layout.height * network.scale}
+        writer = PictureWriter(task.target, task.format, replace(reader.layout, **size), quality=quality)
+        network.windows(reader.layout.height, reader.layout.width, reader.layout)
+        bands = network.picture(reading, reader.layout, record=outcome.patches, progress=progress)
+        outcome.stage = "write"
+        writer.__enter__()
+    except Exception as error:
+        outcome.error = error
+        return outcome, None
+    try:
+        while True:
+            outcome.stage, start = "compute", time.perf_counter()
+            band = next(bands, None)
+            outcome.seconds += time.perf_counter() - start
+            outcome.stage = "write"
+            if band is None:
+                break
+            writer.write(band)
+    except BaseException as error:
+        outcome.error = error
+        try:
+            writer.__exit__(type(error), error, error.__traceback__)
+        except Exception as renamed:
+            outcome.error = renamed
+        if not isinstance(error, Exception):
+            raise
+        return outcome, None
+    return outcome, encoder.submit(writer.__exit__, None, None, None)
+
+
+def _settled(outcome: Outcome, encoding: Future | None) -> Outcome:
+    if encoding is not None:
+        outcome.error = encoding.exception()
+    return outcome

@@ -1,0 +1,121 @@
+"""Which pictures `adabm upscale` reads, and where each goes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .common import STDOUT
+
+FORMATS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp")
+DEFAULT_SUFFIX = "_x{scale}"
+
+
+@dataclass(frozen=True)
+class Input:
+    """A picture to read. root: the folder on the command line that it was found in, None where it was named itself."""
+
+    path: Path
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """source, target: files, or "-". format: the target's, a value of images.EXTENSIONS."""
+
+    source: Path
+    target: Path
+    format: str
+
+
+def find_inputs(args: argparse.Namespace) -> list[Input]:
+    """The pictures that the arguments name, folders searched to the bottom. Raises ValueError for what cannot be meant."""
+    if STDOUT in args.inputs and len(args.inputs) > 1:
+        raise ValueError(f"IN must be '-' alone for standard input, got {len(args.inputs)} inputs")
+    found = [item for path in args.inputs for item in _pictures(path, args.output)]
+    many = len(found) > 1 or found[0].root is not None
+    if many and args.output == STDOUT:
+        raise ValueError("OUT must be a folder for more than one picture, got '-'")
+    if many and args.output is not None and args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"OUT must be a folder for more than one picture, and '{args.output}' is a file")
+    if not many and args.output is not None and args.output.suffix and args.format is not None and not args.output.is_dir():
+        raise ValueError(f"--format must be left out where OUT has a suffix, got '{args.format}' for '{args.output}'")
+    return found
+
+
+def _pictures(path: Path, output: Path | None) -> Iterator[Input]:
+    from ..images import EXTENSIONS
+
+    if path == STDOUT or not path.is_dir():
+        yield Input(path)
+        return
+    if output not in (None, STDOUT) and _inside(output, path):
+        raise ValueError(f"OUT must not lie in the folder IN, whose pictures it would join, got '{output}' in '{path}'")
+    found = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    files = [file for file in found if file.is_file()]
+    if not files:
+        raise ValueError(f"IN must hold pictures ({', '.join(EXTENSIONS)}), and the folder '{path}' has none")
+    yield from (Input(file, path) for file in files)
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return folder.resolve() in (path.resolve(), *path.resolve().parents)
+
+
+def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> tuple[list[Planned], int]:
+    """Where every picture goes, and how many are skipped because it exists already.
+
+    Raises ValueError where two would go to one place, one would replace an input, or --existing refuse meets an existing file.
+    """
+    plan = [_planned(args, item, len(inputs) > 1, scale) for item in inputs]
+    sources = {planned.source.resolve(): planned.source for planned in plan}
+    targets: dict[Path, Path] = {}
+    for planned in plan:
+        if planned.target == STDOUT:
+            continue
+        place = planned.target.resolve()
+        if place in sources:
+            if sources[place] == planned.source or len(plan) == 1:
+                raise ValueError(f"OUT must not be the input file itself, got '{planned.target}'")
+            raise ValueError(f"OUT must not be another input, got '{planned.target}' for '{planned.source}'")
+        if place in targets:
+            raise ValueError(
+                f"OUT must be another file for every picture, got '{planned.target}' for '{targets[place]}' and "
+                f"'{planned.source}' (--format keep tells them apart by their formats)"
+            )
+        targets[place] = planned.source
+    existing = [planned for planned in plan if planned.target != STDOUT and planned.target.exists()]
+    if existing and args.existing == "refuse":
+        raise ValueError(f"OUT must not exist with --existing refuse, and '{existing[0].target}' does")
+    if args.existing != "skip":
+        return plan, 0
+    return [planned for planned in plan if planned not in existing], len(existing)
+
+
+def _planned(args: argparse.Namespace, item: Input, many: bool, scale: int) -> Planned:
+    from ..images import EXTENSIONS
+
+    path, output = item.path, args.output
+    if output == STDOUT or (output is None and path == STDOUT):
+        return Planned(path, STDOUT, EXTENSIONS[f".{args.format or 'png'}"])
+    if output is not None and not many and item.root is None and not output.is_dir() and not str(output).endswith(os.sep):
+        return Planned(path, output, EXTENSIONS[output.suffix.lower()])
+    if path == STDOUT:
+        raise ValueError(f"OUT must be a file or '-' for standard input, got the folder '{output}'")
+    if item.root is None:
+        folder = path.parent if output is None else output
+    else:
+        root = item.root if item.root.name not in ("", "..") else item.root.resolve()
+        base = root.with_name(f"{root.name}{DEFAULT_SUFFIX.format(scale=scale)}") if output is None else output
+        folder = base / path.relative_to(item.root).parent
+    kept = path.suffix[1:].lower() if path.suffix.lower() in EXTENSIONS else "png"
+    extension = {None: "png", "keep": kept}.get(args.format, args.format)
+    name = f"{path.stem}{args.suffix.replace('{scale}', str(scale))}.{extension}"
+    return Planned(path, folder / name, EXTENSIONS[f".{extension}"])

@@ -1,0 +1,118 @@
+"""`adabm report`: one page that shows what became of a picture."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..files import check_target, write_file
+from .common import BAD_INPUT, FAILED, Progress, print_table, stage
+from .upscale import compare, load_network
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..images import Layout
+
+_TILE = 96  # as AdaBM's patches: small enough to see where the bits go
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Upscale a picture and write a page about it: before and after, bit map, times of patches and layers, quality, plan."""
+    from ..images import open_picture
+
+    with stage(BAD_INPUT):
+        if args.output.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"--output must end in .html, got '{args.output}'")
+        check_target(args.output)
+        if args.output.exists() and not args.overwrite:
+            raise ValueError(f"--output must not exist yet (--overwrite replaces it), got '{args.output}'")
+        reader = open_picture(args.input, max_pixels=args.max_pixels)
+        rows, layout = reader.read(reader.layout.height), reader.layout
+        args.tta = False
+        args.scale = None
+        if args.tile is None and args.protocol == "halo":
+            args.tile = _TILE
+        network, settings = load_network(args)
+        network.windows(layout.height, layout.width, layout)
+
+    from ..batch import mean_bits
+    from ..bitmap import bit_map
+    from ..nn.layer_times import layer_times
+    from ..report import Report
+
+    memory = f"not enough memory for a report on {layout.width}x{layout.height} pixels"
+    with stage(FAILED, memory), Progress() as bar:
+        network.array(rows, layout)  # warms up, so that the times below are those of a running program
+        patches: list = []
+        with layer_times(network.model) as layer_seconds:
+            out = network.array(rows, layout, record=patches, progress=bar)
+        compared = compare(network, network.model.float_model(), args.input) if network.model.float_state is not None else None
+        bits = bit_map(network.model, patches, layout.width, layout.height)
+        weights = [patch.height * patch.width for patch in bits.patches]
+        layer_bits = {
+            name: _weighted(values.tolist(), weights)
+            for name, values in network.model.layer_bits(None, offset=_offsets(bits.patches)).items()
+        }
+        larger = replace(layout, width=layout.width * network.scale, height=layout.height * network.scale)
+        page = Report(
+            title=f"{args.input.name}, upscaled {network.scale} times",
+            model=settings["model"],
+            scale=network.scale,
+            before=_encoded(rows, layout),
+            after=_encoded(out, larger),
+            summary=_summary(settings, layout, larger, patches, mean_bits(patches), compared),
+            bits=bits,
+            layer_seconds={name: seconds for name, seconds in layer_seconds.items() if seconds},
+            layer_bits=layer_bits,
+            plan=network.model.plan(),
+        )
+    with stage(FAILED):
+        write_file(args.output, page.to_html().encode())
+    print_table([("patches", f"{len(patches)}"), ("written", str(args.output))])
+
+
+def _offsets(patches: Any) -> Any:
+    import torch
+
+    return torch.tensor([patch.offset for patch in patches], dtype=torch.int32)
+
+
+def _weighted(values: list[float], weights: list[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+def _encoded(rows: np.ndarray, layout: Layout) -> tuple[str, bytes]:
+    """A picture as browsers show it: PNG where it is transparent, else JPEG."""
+    from ..images import PictureWriter
+
+    format = "PNG" if layout.alpha else "JPEG"
+    out = io.BytesIO()
+    with PictureWriter(out, format, layout) as writer:
+        writer.write(rows)
+    return f"image/{format.lower()}", out.getvalue()
+
+
+def _summary(
+    settings: dict[str, Any], layout: Layout, larger: Layout, patches: list, bits: float | None, compared: dict[str, Any] | None
+) -> list[tuple[str, str]]:
+    halo = "without halo" if settings["protocol"] == "paper" else f"halo {settings['halo']}"
+    rows = [
+        ("picture", f"{layout.width}x{layout.height} -> {larger.width}x{larger.height}"),
+        ("model", settings["model"]),
+        ("backend", settings["backend"]),
+        ("bits", "decided by every patch" if settings["bits"] == "auto" else f"{settings['bits']} everywhere"),
+        ("mean bits", "none" if bits is None else f"{bits:.2f}"),
+        ("patches", f"{len(patches)} ({halo})"),
+    ]
+    if compared is None:
+        return [*rows, ("float model", "its weights are not in the model's file")]
+    db = "identical" if compared["psnr_db"] is None else f"{compared['psnr_db']:.2f} dB"
+    return [
+        *rows,
+        ("time", f"{compared['seconds']:.3f} s (median of {compared['runs']})"),
+        ("float model", f"{compared['float_seconds']:.3f} s, {compared['speed_up']:.2f} times as long, the same windows"),
+        ("PSNR to the float model", db),
+    ]

@@ -1,0 +1,173 @@
+"""Pictures from files, read from the top by rows."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .formats import DEFAULT_DPI, Layout, sniff
+from .vips import reason, vips
+
+MAX_PIXELS = 178_956_970  # 2^29 / 3, about where Pillow too refuses a picture as a decompression bomb
+_AHEAD_BYTES = 8 << 20
+_MM_PER_INCH = 25.4
+_KNOWN = ("b-w", "srgb", "rgb", "grey16", "rgb16")
+
+
+class PictureReader:
+    """A picture as rows from the top, turned upright. layout: its kind. format: of the file.
+
+    Palettes become RGB, 1 to 7 bits become 8, a transparent colour becomes alpha. Of several pictures in a file it is the first.
+    Decoding goes along with `read` and keeps no more than it must: all of it where the file is BMP, WebP, an interlaced PNG or a
+    progressive JPEG, and, above 100 MB in a temporary file, where EXIF turns the picture.
+    """
+
+    def __init__(self, image: Any, layout: Layout, format: str, name: str):
+        self._image, self.layout, self.format, self._name = image, layout, format, name
+        self._row = 0
+
+    def read(self, rows: int) -> np.ndarray:
+        """The next rows, at most as many as are left: [rows, W, channels]. ValueError where the file turns out damaged."""
+        rows = min(rows, self.layout.height - self._row)
+        if not rows:
+            return self._none()
+        top, self._row = self._row, self._row + rows
+        if isinstance(self._image, np.ndarray):
+            return self._image[top : self._row]
+        pyvips = vips()
+        try:
+            data = pyvips.Region.new(self._image).fetch(0, top, self.layout.width, rows)
+        except pyvips.Error as error:
+            raise ValueError(f"cannot read '{self._name}': the file is truncated or damaged ({reason(error)})") from error
+        return np.frombuffer(data, self.layout.dtype).reshape(rows, self.layout.width, self.layout.channels)
+
+    def ahead(self, pool: ThreadPoolExecutor) -> Callable[[int], np.ndarray]:
+        """`read`, with the next rows decoded in a thread of the pool before they are asked for, beginning now."""
+        rows = max(_AHEAD_BYTES // self.layout.row_bytes, 1)
+        held, coming = self._none(), pool.submit(self.read, rows)
+
+        def read(count: int) -> np.ndarray:
+            nonlocal held, coming
+            parts, missing = [held], min(count, self.layout.height) - len(held)
+            while missing > 0 and len(following := coming.result()):
+                coming = pool.submit(self.read, rows)
+                parts.append(following)
+                missing -= len(following)
+            found = np.concatenate(parts) if len(parts) > 1 else held
+            held = found[count:]
+            return found[:count]
+
+        return read
+
+    def _none(self) -> np.ndarray:
+        return np.empty((0, self.layout.width, self.layout.channels), self.layout.dtype)
+
+
+def open_picture(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> PictureReader:
+    """Open a PNG, JPEG, WebP, TIFF or BMP file, or its bytes; the format is told by the content.
+
+    max_pixels: refuse larger pictures before decoding them. name: what messages call it.
+    Raises OSError (FileNotFoundError, PermissionError, ...) when the file cannot be opened and ValueError when it is empty,
+    damaged, truncated, without pixels, too large, of another format, or of pixels that are not 8 or 16 bits of grey or RGB.
+    """
+    name = name or (os.fspath(source) if not isinstance(source, bytes) else "the data")
+    try:
+        start = source[:32] if isinstance(source, bytes) else _start(Path(source))
+    except OSError as error:
+        raise type(error)(f"cannot read '{name}': {error.strerror or error}") from error
+    try:
+        format = _format(start)
+        image, layout = (_open_bmp if format == "BMP" else _open_vips)(source, format, max_pixels)
+    except ValueError as error:
+        raise ValueError(f"cannot read '{name}': {error}") from error
+    return PictureReader(image, layout, format, name)
+
+
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(32)
+
+
+def _format(start: bytes) -> str:
+    if not start:
+        raise ValueError("the file is empty (0 bytes)")
+    format = sniff(start)
+    if format is None:
+        raise ValueError("it is no PNG, JPEG, WebP, TIFF or BMP file")
+    if format == "PNG" and len(start) >= 24:
+        _check_size(*struct.unpack(">II", start[16:24]), max_pixels=None)  # libpng reports a width of 0 as a damaged header
+    return format
+
+
+def _check_size(width: int, height: int, max_pixels: int | None) -> None:
+    if not width or not height:
+        raise ValueError(f"it must have at least one pixel, its size is {width}x{height}")
+    if max_pixels is not None and width * height > max_pixels:
+        raise ValueError(f"it has {width}x{height} = {width * height} pixels, more than the limit of {max_pixels} (--max-pixels)")
+
+
+def _open_vips(source: str | os.PathLike | bytes, format: str, max_pixels: int) -> tuple[Any, Layout]:
+    pyvips = vips()
+    loader = getattr(pyvips.Image, f"{format.lower()}load{'_buffer' if isinstance(source, bytes) else ''}")
+    source = source if isinstance(source, bytes) else os.fspath(source)
+    # Beyond a truncated file, "error" also refuses a wrong checksum.
+    options = {"fail_on": "error"} | ({"unlimited": True} if format in ("PNG", "JPEG", "TIFF") else {})
+    try:
+        image = loader(source, access="sequential", **options)
+        _check_size(image.width, image.height, max_pixels)
+        icc = image.get("icc-profile-data") if image.get_typeof("icc-profile-data") else None
+        if image.get_typeof("orientation") and image.get("orientation") > 1:
+            image = loader(source, access="random", **options).autorot()
+    except pyvips.Error as error:
+        raise ValueError(f"its header is truncated or damaged ({reason(error)})") from error
+    _check_kind(image)
+    # 1 pixel a millimetre is what libvips says of a file that does not tell.
+    dpi = tuple(DEFAULT_DPI if res == 1 else res * _MM_PER_INCH for res in (image.xres, image.yres))
+    depth = 8 if image.format == "uchar" else 16
+    return image, Layout(image.width, image.height, image.bands, depth, icc, dpi)
+
+
+def _check_kind(image: Any) -> None:
+    if image.interpretation == "cmyk":
+        raise ValueError("mode CMYK is not supported (supported: grey and RGB); convert it to RGB first")
+    if image.format not in ("uchar", "ushort"):
+        raise ValueError(f"its pixels are of type {image.format}; 8 and 16 bits per channel are supported")
+    if image.interpretation not in _KNOWN:
+        raise ValueError(f"its colour space is {image.interpretation}; grey and RGB are supported: convert it first")
+    if image.bands > 4 or (image.interpretation in ("b-w", "grey16") and image.bands > 2):
+        raise ValueError(f"it has {image.bands} channels; grey and RGB with or without alpha are supported")
+
+
+def _open_bmp(source: str | os.PathLike | bytes, format: str, max_pixels: int) -> tuple[np.ndarray, Layout]:
+    import PIL.Image
+
+    from .pillow import to_array
+
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        image = PIL.Image.open(io.BytesIO(data), formats=("BMP",))
+        _check_size(*image.size, max_pixels)
+        image.load()
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError("its header is truncated or damaged") from error
+    except (OSError, SyntaxError, EOFError, struct.error, IndexError) as error:
+        raise ValueError(f"the file is truncated or damaged ({error})") from error
+    array, dpi = to_array(image), image.info.get("dpi", (DEFAULT_DPI, DEFAULT_DPI))
+    return array, Layout(image.width, image.height, array.shape[2], dpi=tuple(map(float, dpi)))
+
+
+def read_8_bit(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A whole file of 8 bits per channel: uint8 [H, W, channels]. Raises as `open_picture` does, and ValueError for 16 bits."""
+    reader = open_picture(path, max_pixels=max_pixels)
+    if reader.layout.depth != 8:
+        raise ValueError(f"cannot read '{path}': it has 16 bits per channel and only 8 are supported; convert it to 8 bits first")
+    return reader.read(reader.layout.height)

@@ -1,0 +1,32 @@
+"""libvips, set up when it is first needed: it decodes and encodes by rows, in constant memory, 16 bits per channel included."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+
+@cache
+def vips() -> Any:
+    """The pyvips module, without its cache of results: a file that changed must be read again.
+
+    Its pipelines get one thread: they only decode and encode, and more of them would take the cores from the network.
+    """
+    import pyvips
+
+    pyvips.cache_set_max(0)
+    pyvips.concurrency_set(1)
+    return pyvips
+
+
+def reason(error: Exception) -> str:
+    """What libvips says, as one line without the name of the operation."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith("unable to "))) or "no reason given"
+
+
+def system_error(error: Exception) -> str | None:
+    """The operating system's words in an error of libvips, None where there are none."""
+    found = re.search(r"(?:unix|system) error: (.+)", str(error))
+    return found[1].strip() if found else None

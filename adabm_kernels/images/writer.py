@@ -1,0 +1,272 @@
+"""Pictures into files, written from the top by rows; a file appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import queue
+import struct
+import tempfile
+import threading
+import zlib
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..files import PartialFile, check_target, naming
+from .formats import DEEP, EXTENSIONS, MAX_SIDE, TRANSPARENT, WHOLE, Layout
+from .image import Image
+from .vips import reason, system_error, vips
+
+DEFAULT_QUALITY = 95  # of JPEG and WebP
+# libvips' fast filters at level 2 take a tenth of the time of zlib's usual level 6 for files an eighth larger (docs/images.md).
+_PNG = {"compression": 2, "filter": "up"}
+_BIG_TIFF = 3 << 30  # bytes of pixels: beyond it a file may not fit the 4 GB of plain TIFF
+_OPTIMIZED_PIXELS = 1 << 24
+_MM_PER_INCH = 25.4
+
+
+class PictureWriter:
+    """Writes a picture row by row: `with PictureWriter(...) as out: out.write(rows)`, until all rows are written.
+
+    path: where it appears when complete, replacing what is there; or a binary stream that then receives it. format: one of
+    EXTENSIONS' values. layout: of the rows that are written. quality: 1..100, of JPEG and WebP. Where the format cannot hold
+    16 bits, 8 are kept; where it holds no alpha, an opaque one is dropped.
+    Encoding runs in a thread of its own while further rows are made. WebP and BMP are encoded from the whole picture in memory.
+    An exception in the block leaves nothing behind. Raises ValueError for what the format cannot hold and OSError naming the
+    path when the file system refuses.
+    """
+
+    def __init__(self, path: str | os.PathLike | BinaryIO, format: str, layout: Layout, *, quality: int = DEFAULT_QUALITY):
+        self.name = os.fspath(path) if isinstance(path, str | os.PathLike) else "the output"
+        self._path, self.format, self._quality, self._given = path, format, quality, layout
+        check_format(self.name, format, layout)
+        keeps_alpha = not layout.alpha or format in TRANSPARENT
+        self.layout = replace(
+            layout,
+            depth=layout.depth if format in DEEP else 8,
+            channels=layout.channels if keeps_alpha else layout.channels - 1,
+        )
+        self._rows = 0
+        self._bands: list[np.ndarray] = []
+        self._encoder: _Encoder | None = None
+
+    def __enter__(self) -> PictureWriter:
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            if isinstance(self._path, str | os.PathLike):
+                stack.enter_context(naming(self._path))
+                self._file = stack.enter_context(PartialFile(self._path)).file
+            else:
+                self._file = stack.enter_context(tempfile.TemporaryFile())
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, rows: np.ndarray) -> None:
+        """The next rows, [n, W, channels] of the layout's type."""
+        rows = self._held(rows)
+        self._rows += len(rows)
+        if self._encoder is None and (len(rows) == self.layout.height or self.format in WHOLE):
+            self._bands.append(rows)
+            return
+        if self._encoder is None:
+            self._encoder = _Encoder(self)
+        self._encoder.put(rows)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._stack as stack:
+            if kind is not None:
+                if self._encoder is not None:
+                    self._encoder.abort()
+                stack.__exit__(kind, error, trace)
+                return
+            assert self._rows == self.layout.height, "every row is written"
+            if self._encoder is not None:
+                self._encoder.finish()
+            else:
+                self._save_whole(self._bands[0] if len(self._bands) == 1 else np.concatenate(self._bands))
+            if not isinstance(self._path, str | os.PathLike):
+                self._send()
+
+    def _held(self, rows: np.ndarray) -> np.ndarray:
+        """The rows as the format holds them."""
+        if self._given.channels != self.layout.channels:
+            full = 255 if self._given.depth == 8 else 65535
+            if int(rows[..., -1].min()) < full:
+                raise ValueError(no_transparency(self.name, self.format))
+            rows = rows[..., :-1]
+        if self._given.depth != self.layout.depth:
+            rows = ((rows.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return np.ascontiguousarray(rows)
+
+    def _save_whole(self, rows: np.ndarray) -> None:
+        if self.format == "BMP":
+            from .pillow import from_array
+
+            from_array(rows).save(self._file, "BMP", dpi=self.layout.dpi)
+            return
+        pyvips = vips()
+        layout = self.layout
+        image = pyvips.Image.new_from_memory(rows.data, layout.width, layout.height, layout.channels, _FORMATS[layout.depth])
+        self._save(image.copy(interpretation=_INTERPRETATIONS[layout.grey, layout.depth]))
+
+    def _save(self, image: Any) -> None:
+        """Encode a libvips image into the file."""
+        pyvips, layout = vips(), self.layout
+        image = image.copy(xres=layout.dpi[0] / _MM_PER_INCH, yres=layout.dpi[1] / _MM_PER_INCH)
+        if layout.icc is not None:
+            image.set_type(pyvips.GValue.blob_type, "icc-profile-data", layout.icc)
+        options: dict[str, Any] = {}
+        if self.format == "PNG":
+            options |= _PNG
+        elif self.format == "JPEG":
+            # Optimal codes take a second pass, for which libjpeg keeps the whole picture.
+            small = layout.width * layout.height <= _OPTIMIZED_PIXELS
+            options |= {"Q": self._quality, "subsample_mode": "off", "optimize_coding": small}
+        elif self.format == "WebP":
+            options |= {"Q": self._quality}
+        else:
+            big = layout.row_bytes * layout.height > _BIG_TIFF
+            options |= {"compression": "deflate", "predictor": "horizontal", "level": 1, "bigtiff": big, "resunit": "inch"}
+        try:
+            target = pyvips.Target.new_to_descriptor(self._file.fileno())
+            getattr(image, f"{self.format.lower()}save_target")(target, **options)
+        except pyvips.Error as error:
+            words = system_error(error)
+            if words is not None:
+                raise OSError(words) from error
+            raise RuntimeError(f"cannot write '{self.name}': {reason(error)}") from error
+
+    def _send(self) -> None:
+        self._file.seek(0)
+        while chunk := self._file.read(1 << 20):
+            self._path.write(chunk)
+        self._path.flush()
+
+
+_FORMATS = {8: "uchar", 16: "ushort"}
+_INTERPRETATIONS = {(False, 8): "srgb", (False, 16): "rgb16", (True, 8): "b-w", (True, 16): "grey16"}
+
+
+class _Encoder:
+    """A thread that encodes rows while more are made.
+
+    libvips asks for rows rather than take them: they reach it as a PNG without compression, which it reads from us like a file.
+    """
+
+    PIECE = 8 << 20  # bytes that are handed over at a time
+
+    def __init__(self, writer: PictureWriter):
+        self._writer = writer
+        self._waiting: queue.Queue[np.ndarray | None] = queue.Queue()
+        self._deflate, self._ready = zlib.compressobj(0), memoryview(self._header())
+        self._taken = threading.Event()
+        self._ended = self._aborted = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="adabm encoder", daemon=True)
+        self._thread.start()
+
+    def put(self, rows: np.ndarray | None) -> None:
+        """Hand rows over, None at the end, once those before them are taken; raises what encoding has failed with."""
+        while self._error is None and not self._waiting.empty():
+            self._taken.wait(0.1)
+            self._taken.clear()
+        if self._error is not None:
+            raise self._error
+        if rows is None:
+            self._waiting.put(None)
+            return
+        step = max(self.PIECE // self._writer.layout.row_bytes, 1)
+        for first in range(0, len(rows), step):
+            self._waiting.put(rows[first : first + step])
+
+    def finish(self) -> None:
+        self.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def abort(self) -> None:
+        self._aborted = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        pyvips = vips()
+        source = pyvips.SourceCustom()
+        source.on_read(self._read)
+        try:
+            self._writer._save(pyvips.Image.pngload_source(source, access="sequential", unlimited=True))
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that writes
+            self._error = error
+            self._taken.set()
+
+    def _read(self, size: int) -> bytes:
+        """Up to so many bytes of the stream; nothing at its end."""
+        while not self._ready and not self._ended:
+            if self._aborted:
+                return b""
+            try:
+                rows = self._waiting.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            self._taken.set()
+            self._ready = memoryview(self._chunks(rows))
+        part, self._ready = self._ready[:size], self._ready[size:]
+        return bytes(part)
+
+    def _header(self) -> bytes:
+        layout = self._writer.layout
+        colour = {1: 0, 2: 4, 3: 2, 4: 6}[layout.channels]
+        head = struct.pack(">IIBBBBB", layout.width, layout.height, layout.depth, colour, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head)
+
+    def _chunks(self, rows: np.ndarray | None) -> bytes:
+        if rows is None:
+            self._ended = True
+            return _chunk(b"IDAT", self._deflate.flush()) + _chunk(b"IEND", b"")
+        if self._writer.layout.depth == 16:
+            rows = rows.astype(">u2")
+        lines = np.zeros((len(rows), 1 + self._writer.layout.row_bytes), np.uint8)  # each begins with its filter: 0, none
+        lines[:, 1:] = rows.reshape(len(rows), -1).view(np.uint8)
+        return _chunk(b"IDAT", self._deflate.compress(lines.data))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))])
+
+
+def check_format(name: str, format: str, layout: Layout) -> None:
+    """ValueError where a format cannot hold a picture of this size."""
+    most = MAX_SIDE.get(format)
+    if most is not None and max(layout.width, layout.height) > most:
+        size = f"{layout.width}x{layout.height}"
+        raise ValueError(f"cannot write '{name}': {format} holds at most {most} pixels a side, got {size}; use .png or .tif")
+
+
+def no_transparency(name: str, format: str) -> str:
+    """The sentence for a picture with transparency in a format without."""
+    return f"cannot write '{name}': {format} has no transparency and the picture has; use .png"
+
+
+def check_output(path: str | os.PathLike, transparent: bool = False) -> Path:
+    """Raise now what writing would raise after the work: a wrong suffix, or a folder one cannot write to."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in EXTENSIONS:
+        raise ValueError(f"cannot write '{path}': its suffix must be one of {', '.join(EXTENSIONS)}, got '{path.suffix}'")
+    if transparent and EXTENSIONS[suffix] not in TRANSPARENT:
+        raise ValueError(no_transparency(os.fspath(path), EXTENSIONS[suffix]))
+    return check_target(path)
+
+
+def write_image(path: str | os.PathLike, image: Image | np.ndarray, *, quality: int = DEFAULT_QUALITY) -> None:
+    """Write an Image or a uint8 [H, W, 3] array in the format of the path's suffix, whole or not at all (PictureWriter)."""
+    image = image if isinstance(image, Image) else Image(np.asarray(image))
+    path = check_output(path, image.transparent)
+    rows = image.channels
+    layout = Layout(rows.shape[1], rows.shape[0], rows.shape[2])
+    with PictureWriter(path, EXTENSIONS[path.suffix.lower()], layout, quality=quality) as out:
+        out.write(rows)

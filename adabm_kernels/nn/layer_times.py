@@ -1,0 +1,42 @@
+"""How long each convolution of a converted network takes while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .network import ConvertedNetwork
+
+
+@contextmanager
+def layer_times(model: ConvertedNetwork) -> Iterator[dict[str, float]]:
+    """In the block, the seconds that the integer convolutions of all forward passes took, by name; others must not run it.
+
+    A convolution's time includes its epilogue: activation, residual, and the codes of the next layer. On a GPU every convolution
+    is waited for, which makes the whole slower than it is.
+    """
+    seconds: dict[str, float] = {conv.name: 0.0 for conv in model.convs()}
+
+    def timed(name: str, call: Callable) -> Callable:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = call(*args, **kwargs)
+            if model._device().type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name] += time.perf_counter() - start
+            return result
+
+        return run
+
+    try:
+        for conv in model.convs():
+            conv.into, conv.forward = timed(conv.name, conv.into), timed(conv.name, conv.forward)
+        yield seconds
+    finally:
+        for conv in model.convs():
+            conv.__dict__.pop("into", None)
+            conv.__dict__.pop("forward", None)

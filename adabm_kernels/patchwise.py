@@ -1,0 +1,380 @@
+"""Pictures of any size through a network: cut into windows, computed in batches of one bit-width, put together row by row."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .machine import resident_bytes
+from .windows import Span, patches, spans
+
+if TYPE_CHECKING:
+    from .images import Layout
+
+Progress = Callable[[int, int, str], None]  # called with (done, in all, doing what)
+
+PROTOCOLS = ("halo", "paper")
+# Of the receptive field's radius: as halo, windows and the whole picture are 70 dB apart and more at 3 bits (docs/images.md).
+HALO_SHARE = 0.9
+TILE_HALOS = 48  # tile by halo: (1 + 2 / 48)^2 is 1.085, so that overlapping costs 9 % at most
+SMALLEST_TILE = 16
+TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLEST_TILE)  # to fall back to when memory is short
+BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # low-resolution pixels that a batch of small windows may have
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_BLOCK = 16  # output rows that are clamped and rounded at a time, so that they stay in the cache
+_RESERVE = 64 << 20  # bytes for what the codecs hold
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One window as it was computed: what it keeps, in low-resolution pixels from the top left, and at what cost.
+
+    offset: bits more or less that its picture got. mean_bits: over the adaptive convolutions. seconds: its share of its batch.
+    """
+
+    y: int
+    x: int
+    height: int
+    width: int
+    offset: int
+    mean_bits: float
+    seconds: float
+
+
+class Patchwise:
+    """A converted network that takes pictures of any size in bounded memory.
+
+    tile: low-resolution pixels a side that a window keeps; 0 for the whole picture as one, None for TILE_HALOS halos or less
+    where max_memory asks for it. halo: pixels around them that are computed too; None for the measured default, `spec.radius` for
+    windows that join without any difference. protocol: "halo", or "paper" for AdaBM's 96x96 patches without one.
+    tta: the mean over the eight flips and turns of every window (self-ensemble; Timofte et al., CVPR 2016), eight times the work.
+    max_memory: bytes that the process may hold; None for no bound.
+
+    Every window decides about its bits by what it keeps, not by its halo. Windows of a row that got the same bits are computed
+    together. Threads may share it. Raises ValueError naming the argument, the rule and the value.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        tile: int | None = None,
+        halo: int | None = None,
+        protocol: str = "halo",
+        tta: bool = False,
+        max_memory: int | None = None,
+    ):
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}, got {protocol!r}")
+        for name, value in (("tile", tile), ("halo", halo)):
+            if value is not None and protocol == "paper":
+                raise ValueError(
+                    f"{name} must be left out with protocol 'paper', whose patches are 96x96 without halo, got {value}"
+                )
+        _check_integer("tile", tile, 0)
+        _check_integer("halo", halo, 0)
+        _check_integer("max_memory", max_memory, 1)
+        if tile and tile < SMALLEST_TILE:
+            raise ValueError(f"tile must be 0 for the whole picture or at least {SMALLEST_TILE}, got {tile}")
+        self.model, self.scale, self.tile, self.protocol, self.tta = model, model.scale, tile, protocol, tta
+        self.halo = default_halo(model.spec) if halo is None else halo
+        self.max_memory = max_memory
+
+    # ---- where to cut
+
+    def windows(self, height: int, width: int, layout: Layout | None = None) -> tuple[list[Span], list[Span]]:
+        """Rows and columns of the windows. layout: of the picture, for a tile that max_memory allows."""
+        if self.protocol == "paper":
+            found = patches(height), patches(width)
+        else:
+            tile = self.tile
+            if tile is None:
+                tile = default_tile(self.halo)
+                smaller = iter([t for t in TILES if t < tile])
+                while self._too_much(self._cut(height, width, tile), layout) and (following := next(smaller, None)):
+                    tile = following
+            found = self._cut(height, width, tile)
+        if needed := self._too_much(found, layout):
+            window = "x".join(str(max(span.stop - span.start for span in axis)) for axis in reversed(found))
+            raise ValueError(
+                f"max_memory must be at least {format_bytes(needed)} for {width}x{height} pixels in windows of {window}, "
+                f"got {format_bytes(self.max_memory)}"
+            )
+        return found
+
+    def _cut(self, height: int, width: int, tile: int) -> tuple[list[Span], list[Span]]:
+        return spans(height, tile, self.halo), spans(width, tile, self.halo)
+
+    def _too_much(self, found: tuple[list[Span], list[Span]], layout: Layout | None) -> int:
+        """The bytes that these windows need, 0 where they are allowed."""
+        if self.max_memory is None or layout is None:
+            return 0
+        needed = self._bytes(*found, layout)
+        return needed if needed > self.max_memory else 0
+
+    def _bytes(self, rows: list[Span], columns: list[Span], layout: Layout) -> int:
+        """What the process will hold at most: what it holds now, one batch, two bands of output, the rows they are made from."""
+        largest = [max(span.stop - span.start for span in axis) for axis in (rows, columns)]
+        kept = max(span.last - span.first for span in rows)
+        batch = max(largest[0] * largest[1], min(self._batch_pixels(), layout.width * layout.height))
+        window = batch * bytes_per_pixel(self.model, self.tta)
+        bands = min(2, len(rows)) * kept * self.scale**2 * layout.row_bytes
+        return resident_bytes() + _RESERVE + window + bands + 2 * largest[0] * layout.row_bytes
+
+    def _batch_pixels(self) -> int:
+        return BATCH_PIXELS.get(self._device().type, BATCH_PIXELS["cpu"])
+
+    def _device(self) -> torch.device:
+        tensor = next(self.model.buffers(), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    # ---- pictures
+
+    def picture(
+        self,
+        read: Callable[[int], np.ndarray],
+        layout: Layout,
+        *,
+        record: list[Patch] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The upscaled picture in bands from the top, [rows, scale*W, channels] of the layout's type.
+
+        read: gives the next n rows of the picture, [n, W, channels]. record: is given every window. progress: called after every
+        batch with the windows done.
+        Colours with transparency are computed as they are seen, multiplied by their alpha, and so is alpha itself, both by the
+        network; what is fully transparent has no colour. Grey is the luma of the network's output. Of 16 bits per channel a
+        fully quantised network sees the upper eight; its output has sixteen.
+        """
+        rows, columns = self.windows(layout.height, layout.width, layout)
+        held = np.empty((0, layout.width, layout.channels), layout.dtype)
+        top, done = 0, 0
+        for row in rows:
+            held, top = held[row.start - top :], row.start
+            held = np.concatenate([held, read(row.stop - top - len(held))])
+            kept, s = row.last - row.first, self.scale
+            out = np.empty((kept * s, layout.width * s, layout.channels), layout.dtype)
+            for finished in self._band(held, row, columns, layout, out, record):
+                done += finished
+                if progress is not None:
+                    progress(done, len(rows) * len(columns), "upscaling")
+            yield out
+
+    def array(self, rows: np.ndarray, layout: Layout, **options: Any) -> np.ndarray:
+        """`picture` for rows in memory, [H, W, channels]: [scale*H, scale*W, channels]."""
+        top = 0
+
+        def read(count: int) -> np.ndarray:
+            nonlocal top
+            top += count
+            return rows[top - count : top]
+
+        bands = list(self.picture(read, layout, **options))
+        return bands[0] if len(bands) == 1 else np.concatenate(bands)
+
+    def _band(
+        self, held: np.ndarray, row: Span, columns: list[Span], layout: Layout, out: np.ndarray, record: list[Patch] | None
+    ) -> Iterator[int]:
+        """Compute the windows of a row from its pixels into `out`; yields how many were finished."""
+        jobs, empty = [], 0
+        for column in columns:
+            planes, alpha = _planes(held[:, column.start : column.stop], layout)
+            if alpha is not None and not alpha.any():
+                out[:, self.scale * column.first : self.scale * column.last] = 0
+                empty += 1
+                continue
+            varies = alpha is not None and alpha.min() < alpha.max()
+            images = [planes * alpha, np.repeat(alpha * 255, 3, 0)] if varies else [planes]
+            window = _Window(column, alpha, [None] * len(images))
+            jobs += [_Job(window, i, image, self._offset(image, row, column)) for i, image in enumerate(images)]
+        if empty:
+            yield empty
+        for batch in self._batches(jobs):
+            start = time.perf_counter()
+            x = torch.from_numpy(np.stack([job.image for job in batch])).to(self._device())
+            y = self.forward(x, torch.cat([job.offset for job in batch])).permute(0, 2, 3, 1).cpu().numpy()
+            seconds = (time.perf_counter() - start) / len(batch)
+            for job, result in zip(batch, y, strict=True):
+                window = job.window
+                window.results[job.part] = result
+                if record is not None and job.part == 0:
+                    record.append(self._patch(row, window.column, job.offset, seconds))
+                if all(part is not None for part in window.results):
+                    self._store(window, row, layout, out)
+                    window.results.clear()
+                    yield 1
+
+    def _offset(self, image: np.ndarray, row: Span, column: Span) -> torch.Tensor:
+        """int32 [1]: the bits more or less of a window, by what it keeps."""
+        kept = image[:, row.first - row.start : row.last - row.start, column.first - column.start : column.last - column.start]
+        return self._decide(torch.from_numpy(kept)[None].to(self._device()))
+
+    def _decide(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.image_offsets(x, learn=True)
+
+    def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
+        """Jobs of the same shape and bits, in batches."""
+        groups: dict[tuple, list[_Job]] = {}
+        for job in jobs:
+            groups.setdefault((job.image.shape, int(job.offset)), []).append(job)
+        for (shape, _), members in groups.items():
+            size = max(self._batch_pixels() // (shape[1] * shape[2]), 1)
+            for first in range(0, len(members), size):
+                yield members[first : first + size]
+
+    def _patch(self, row: Span, column: Span, offset: torch.Tensor, seconds: float) -> Patch:
+        mean_bits = float(self.model.mean_bits(None, offset=offset)[0])
+        height, width = row.last - row.first, column.last - column.first
+        return Patch(row.first, column.first, height, width, int(offset), mean_bits, seconds)
+
+    def _store(self, window: _Window, row: Span, layout: Layout, out: np.ndarray) -> None:
+        """What a window keeps, rounded into its place."""
+        s, column, alpha, results = self.scale, window.column, window.alpha, window.results
+        top, bottom = s * (row.first - row.start), s * (row.last - row.start)
+        left, right = s * (column.first - column.start), s * (column.last - column.start)
+        target = out[:, s * column.first : s * column.last]
+        factor = np.float32(1 if layout.depth == 8 else 257)
+        for first in range(top, bottom, _BLOCK):
+            part = slice(first, min(first + _BLOCK, bottom)), slice(left, right)
+            place = target[first - top : part[0].stop - top]
+            colours = results[0][part]
+            if alpha is not None:
+                opacity = np.clip(results[1][part] @ LUMA, 0, 255) if len(results) == 2 else alpha.flat[0] * np.float32(255)
+                place[..., -1] = np.rint(opacity * factor)
+                if len(results) == 2:
+                    seen = opacity > 0.5 / 257  # as little alpha as 16 bits tell from none
+                    colours = np.where(seen[..., None], colours * 255 / np.where(seen, opacity, 1)[..., None], 0)
+            colours = np.clip(colours @ LUMA[:, None] if layout.grey else colours, 0, 255)
+            colours *= factor
+            place[..., : colours.shape[2]] = np.rint(colours, out=colours)
+
+    # ---- tensors
+
+    def tensor(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W] on the same device, not clamped."""
+        rows, columns = self.windows(*x.shape[2:])
+        if len(rows) == len(columns) == 1:
+            return self.forward(x, self._decide(x))
+        n, s = x.shape[0], self.scale
+        y = x.new_empty(n, 3, s * x.shape[2], s * x.shape[3])
+        for row in rows:
+            for column in columns:
+                kept = x[:, :, row.first : row.last, column.first : column.last]
+                window = x[:, :, row.start : row.stop, column.start : column.stop].clone()
+                result = self.forward(window, self._decide(kept))
+                part = result[:, :, s * (row.first - row.start) :, s * (column.first - column.start) :]
+                place = y[:, :, s * row.first : s * row.last, s * column.first : s * column.last]
+                place.copy_(part[:, :, : place.shape[2], : place.shape[3]])
+        return y
+
+    def picture_tensor(self, rows: np.ndarray, layout: Layout) -> torch.Tensor:
+        """float32 [1, 3, H, W] in 0..255 of a picture's rows, colours multiplied by their alpha, on the model's device."""
+        planes, alpha = _planes(rows, layout)
+        return torch.from_numpy((planes if alpha is None else planes * alpha)[None]).to(self._device())
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """One batch of windows with the bits they got, int32 [N]."""
+        with torch.no_grad():
+            return self._ensemble(x, offset) if self.tta else self.model(x, offset)
+
+    def _ensemble(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        total = None
+        for turned in (False, True):
+            for axes in ((), (2,), (3,), (2, 3)):
+                seen = x.flip(axes) if axes else x
+                y = self.model((seen.transpose(2, 3) if turned else seen).contiguous(), offset)
+                y = y.transpose(2, 3) if turned else y
+                y = y.flip(axes) if axes else y
+                # A copy: the network's output may be a view of a buffer with other strides.
+                total = y.contiguous(memory_format=torch.channels_last).clone() if total is None else total.add_(y)
+        return total.div_(8)
+
+
+class FloatPatchwise(Patchwise):
+    """A float network in the windows of a converted one, in channels_last, which torch computes fastest on a CPU."""
+
+    def __init__(self, network: torch.nn.Module, converted: Patchwise):
+        self.__dict__ |= converted.__dict__
+        self.model = network.eval().to(self._device(), memory_format=torch.channels_last)
+
+    def tensor(self, x: torch.Tensor) -> torch.Tensor:
+        return super().tensor(x.contiguous(memory_format=torch.channels_last))
+
+    def _device(self) -> torch.device:
+        return next(iter(self.model.parameters()), torch.empty(0)).device
+
+    def _decide(self, x: torch.Tensor) -> torch.Tensor | None:
+        return None
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+        with torch.no_grad():
+            return self.model(x)
+
+
+@dataclass
+class _Window:
+    """alpha: float32 [1, h, w] in 0..1 or None. results: [scale*h, scale*w, 3] of colours and, where it varies, of alpha."""
+
+    column: Span
+    alpha: np.ndarray | None
+    results: list[np.ndarray | None]
+
+
+@dataclass
+class _Job:
+    """One picture for the network: part 0 is a window's colours, part 1 its alpha. image: float32 [3, h, w]. offset: int32 [1]."""
+
+    window: _Window
+    part: int
+    image: np.ndarray
+    offset: torch.Tensor
+
+
+def _planes(pixels: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray | None]:
+    """float32 [3, h, w] of colours in 0..255, and [1, h, w] of alpha in 0..1 or None."""
+    values = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+    if layout.depth == 16:
+        values /= 257
+    alpha = values[-1:] / np.float32(255) if layout.alpha else None
+    return (np.repeat(values[:1], 3, 0) if layout.grey else values[:3]), alpha
+
+
+def default_halo(spec: Any) -> int:
+    """Pixels around a window by which it joins its neighbours without a seam one could see: 70 dB, as measured."""
+    return math.ceil(HALO_SHARE * spec.radius)
+
+
+def default_tile(halo: int) -> int:
+    """Pixels a side that a window keeps, so that its halo costs at most 9 % more pixels."""
+    return max(TILE_HALOS * halo, 256)
+
+
+def bytes_per_pixel(model: Any, tta: bool = False) -> int:
+    """About what a forward pass holds for each low-resolution pixel: features, codes, input and output."""
+    spec, s = model.spec, model.scale
+    channels = spec.channels
+    held = 2 * 4 * channels + 3 * channels  # float features and their codes
+    if hasattr(spec, "growth"):  # RDN: two wide buffers, the codes of one, and those of all blocks
+        held += (2 * 4 + 1) * (channels + spec.layers * spec.growth) + spec.blocks * channels
+    if getattr(model, "collapsed", None) is None:
+        held += 2 * channels * s**2 * (1 if getattr(model, "full", True) else 4)  # the stages of the upsampler
+    return held + 12 + 12 * s**2 * (3 if tta else 1)
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes in words: "1.5 GB"."""
+    for unit, size in (("GB", 1 << 30), ("MB", 1 << 20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _check_integer(name: str, value: int | None, least: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -1,0 +1,47 @@
+"""Where a picture is cut: windows that overlap by a halo, or AdaBM's patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATCH = 96  # low-resolution pixels a side, without overlap, as AdaBM's own test commands cut pictures
+_ALIGNMENT = 4  # widths the kernels' tiles fill; a window is at most this much larger than it must be
+
+
+@dataclass(frozen=True)
+class Span:
+    """Pixels start..stop of one axis are computed, first..last of them kept."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def spans(size: int, tile: int, halo: int) -> list[Span]:
+    """Windows of one axis, in order, all of one length; what they keep covers the axis once.
+
+    tile: pixels that one keeps at most, apart from those at the ends, which keep the halo that lies at the border too. halo:
+    pixels computed on either side of what is kept; at the border of the picture there are none, as in the whole picture.
+    Tile 0 makes one window of everything.
+    """
+    if not tile or size <= tile + 2 * halo:
+        return [Span(0, size, 0, size)]
+    count = -(-(size - 2 * halo) // tile)
+    length = -(-(size + 2 * halo * (count - 1)) // count)  # as even as they can be
+    length = min(-(-length // _ALIGNMENT) * _ALIGNMENT, size)
+    count = -(-(size - 2 * halo) // (length - 2 * halo))  # alignment may have made the last ones superfluous
+    starts = [min(i * (length - 2 * halo), size - length) for i in range(count)]
+    cuts = [0, *(start + length - halo for start in starts[:-1]), size]
+    return [Span(start, start + length, *cut) for start, cut in zip(starts, zip(cuts, cuts[1:], strict=False), strict=True)]
+
+
+def patches(size: int) -> list[Span]:
+    """AdaBM's test patches of one axis.
+
+    Patches of PATCH pixels lie side by side as long as a whole one fits; the last of them reaches to the end. An axis shorter
+    than PATCH has one.
+    """
+    starts = range(0, max(size - PATCH, 0) + 1, PATCH)
+    ends = [*starts[1:], size]
+    return [Span(start, stop, start, stop) for start, stop in zip(starts, ends, strict=True)]

@@ -1,0 +1,189 @@
+"""Measures what docs/images.md says of pictures in windows: `python benchmarks/images.py patches|sky|seam|folder|startup`.
+
+Sides of a comparison take turns; a figure is a ratio of medians. PICTURE is any photograph, best of several hundred pixels a side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import PIL.Image
+import torch
+
+from adabm_kernels.batch import Task, mean_bits, upscale_files
+from adabm_kernels.images import MAX_PIXELS, Layout
+from adabm_kernels.machine import cpu_name
+from adabm_kernels.metrics import psnr
+from adabm_kernels.patchwise import Patchwise
+from adabm_kernels.upscale import load_model
+
+
+def measure(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each case, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds + 1):
+        for name, case in cases.items():
+            start = time.perf_counter()
+            case()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    for name, values in seconds.items():
+        print(f"{name:24} {median(values):8.3f} s  ({min(values):.3f}..{max(values):.3f})")
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def photograph(args: argparse.Namespace) -> np.ndarray:
+    """The picture, shrunk to what a low-resolution one looks like, mirrored until it fills side x side."""
+    image = PIL.Image.open(args.picture).convert("RGB")
+    rgb = np.array(image.reduce(args.shrink))
+    for axis in (0, 1):
+        parts = [rgb if i % 2 == 0 else np.flip(rgb, axis) for i in range(-(-args.side // rgb.shape[axis]))]
+        rgb = np.concatenate(parts, axis)
+    return np.ascontiguousarray(rgb[: args.side, : args.side])
+
+
+def sky(rgb: np.ndarray) -> np.ndarray:
+    """The picture with a flat sky for its upper half, brighter towards the horizon."""
+    half = len(rgb) // 2
+    down = np.linspace(0, 1, half)[:, None, None]
+    return np.concatenate([np.broadcast_to(np.array([110, 160, 220]) * (1 - down) + np.array([190, 215, 240]) * down,
+                                           (half, rgb.shape[1], 3)).astype(np.uint8), rgb[half:]])  # fmt: skip
+
+
+def compare(args: argparse.Namespace, rgb: np.ndarray) -> None:
+    model = load_model(args.model)
+    model.set_threads(args.threads)
+    base = model.config.act_bits
+    layout, bits = Layout(rgb.shape[1], rgb.shape[0], 3), {}
+    networks = {"whole": Patchwise(model, tile=0), "windows": Patchwise(model)}
+
+    def case(kind: str, setting: str | int) -> None:
+        record: list = []
+        model.set_bits(setting)
+        networks[kind].array(rgb, layout, record=record)
+        bits[kind, setting] = f"{mean_bits(record):.2f} bits, {len(record)} windows"
+
+    cases = {f"{kind}, {setting}": lambda k=kind, s=setting: case(k, s) for kind in networks for setting in (base, "auto")}
+    found = measure(cases, args.rounds)
+    for key, text in bits.items():
+        print(f"{key[0]}, {key[1]}: {text}")
+    for setting in (base, "auto"):
+        print(f"windows / whole, {setting}: {found[f'windows, {setting}'] / found[f'whole, {setting}']:.3f}")
+    print(f"windows deciding / whole at {base} bits: {found['windows, auto'] / found[f'whole, {base}']:.3f}")
+
+
+def seam(args: argparse.Namespace) -> None:
+    model, rgb = load_model(args.model), photograph(args)
+    layout = Layout(rgb.shape[1], rgb.shape[0], 3)
+    for bits in (3, 4, 6, 8):
+        model.set_bits(bits)
+        whole = torch.from_numpy(Patchwise(model, tile=0).array(rgb, layout).astype(np.float64))
+        for halo in (model.spec.radius, None, 8, 0):
+            network = Patchwise(model, halo=halo, tile=args.tile)
+            got = torch.from_numpy(network.array(rgb, layout).astype(np.float64))
+            same = torch.equal(got, whole)
+            print(f"{bits} bits, halo {network.halo:2}: {'equal' if same else f'{psnr(got, whole, 255.0):.1f} dB'}", flush=True)
+
+
+def folder(args: argparse.Namespace) -> None:
+    """Files in and out against the network alone on tensors that are there, in turn."""
+    model = load_model(args.model)
+    model.set_threads(args.threads)
+    network, rgb = Patchwise(model), photograph(args)
+    side = 256
+    crops = []
+    for i in range(args.count):
+        y, x = (i * 37) % (len(rgb) - side), (i * 61) % (rgb.shape[1] - side)
+        crops.append(np.ascontiguousarray(rgb[y : y + side, x : x + side]))
+    with tempfile.TemporaryDirectory() as place:
+        tasks = []
+        for i, crop in enumerate(crops):
+            source = Path(place, f"{i}.png")
+            PIL.Image.fromarray(crop).save(source)
+            tasks.append(
+                Task(source, Path(place, f"{i}_x4.{args.format}"), {"jpg": "JPEG"}.get(args.format, args.format.upper()), "")
+            )
+        tensors = [torch.from_numpy(crop).permute(2, 0, 1)[None].float().contiguous() for crop in crops]
+
+        def files() -> None:
+            assert all(outcome.error is None for outcome in upscale_files(tasks, network, max_pixels=MAX_PIXELS))
+
+        def alone() -> None:
+            with torch.no_grad():
+                for x in tensors:
+                    model(x)
+
+        found = measure({"network alone": alone, "files": files}, args.rounds)
+    rate, share = args.count / found["files"], found["network alone"] / found["files"]
+    print(f"{args.count} files: {rate:.2f} a second, {share:.3f} of the rate alone")
+
+
+def startup(args: argparse.Namespace) -> None:
+    """From the start of the process to the first forward pass."""
+    code = """
+import sys
+from adabm_kernels import cli
+import adabm_kernels.upscale
+module = sys.modules["adabm_kernels.upscale"]
+load = module.load_model
+def loaded(name):
+    model = load(name)
+    forward = model.forward
+    def first(*args):
+        print("first", flush=True)
+        return forward(*args)
+    model.forward = first
+    return model
+module.load_model = loaded
+sys.exit(cli.main())
+"""
+
+    def run(*command: str) -> None:
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        times.append(time.perf_counter())
+        process.wait()
+
+    times: list[float] = []
+    for name, command in {
+        "to the first pass": ("-c", code, "upscale", args.picture, "-o", str(Path(tempfile.gettempdir(), "startup.png")), "-q"),
+        "import torch alone": ("-c", "import torch; print()"),
+    }.items():
+        seconds = []
+        for _ in range(args.rounds + 1):
+            start = time.perf_counter()
+            run(*command)
+            seconds.append(times[-1] - start)
+        print(f"{name}: {median(seconds[1:]):.2f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("patches", "sky", "seam", "folder", "startup"))
+    parser.add_argument("picture")
+    parser.add_argument("--model", default="edsr_x4_w6a6")
+    parser.add_argument("--side", type=int, default=1024)
+    parser.add_argument("--tile", type=int)
+    parser.add_argument("--shrink", type=int, default=1)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--format", default="png")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"{cpu_name()}, {args.threads} threads, {load_model(args.model).backend_summary()}, {args.model}")
+    run = {"patches": lambda: compare(args, photograph(args)), "sky": lambda: compare(args, sky(photograph(args)))}
+    run |= {"seam": lambda: seam(args), "folder": lambda: folder(args), "startup": lambda: startup(args)}
+    run[args.what]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Measures how the Triton convolution is best launched on this card, for the layers of EDSR, RDN and SRResNet, and keeps it.
+
+    python benchmarks/tune_triton.py            # into this user's table
+    python benchmarks/tune_triton.py --package  # into adabm_kernels/backends/triton/tuning.json
+
+Every tile, number of warps and of pipeline stages that compiles without local memory is timed as a CUDA graph, after its result
+has proved equal to that of the others. An entry says where and when it was measured, and how long the heuristic's took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import subprocess
+from pathlib import Path
+
+import torch
+
+from adabm_kernels.backends.triton import conv2d, tuning
+from adabm_kernels.quantize import act_grid, padded_channels
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = [  # channels, outputs, kernel, shuffle, kernels by border class
+    (3, 64, 3, 1, False),
+    (64, 64, 3, 1, False),
+    (64, 256, 3, 2, False),
+    (64, 48, 5, 4, True),
+    (3, 64, 9, 1, False),
+    *((channels, 64, 3, 1, False) for channels in range(128, 577, 64)),
+    (576, 64, 1, 1, False),
+    (1024, 64, 1, 1, False),
+]
+SIZES = (64, 128, 512)
+TILES = [*itertools.product((32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (1, 2, 3, 4))]  # one stage: loads through the L1 cache
+BITS = 4
+
+
+def run(layer: tuple, size: int, config: tuning.Config, inputs: dict[str, torch.Tensor]) -> None:
+    channels, outputs, kernel, shuffle, by_class = layer
+    x_q, weight = inputs["x_q"], inputs["weight"]
+    tuning.measured().clear()
+    key = tuning.shape_class(capability(), padded_channels(channels), kernel, outputs, size * size)
+    tuning.measured()[key] = {"config": vars(config)}
+    conv2d.conv2d_launch.cache_clear()
+    conv2d.conv2d_out(
+        x_q, inputs["bits"], weight, inputs["packed"], inputs["alpha"], inputs["beta"], None, None, inputs["grid"], inputs["bits"],
+        False, "none" if by_class else "relu", shuffle, 0, inputs["y"] if by_class else None, None if by_class else inputs["y_q"],
+        packed_codes=not by_class,
+    )  # fmt: skip
+
+
+def capability() -> int:
+    major, minor = torch.cuda.get_device_capability()
+    return major * 10 + minor
+
+
+def inputs_of(layer: tuple, size: int) -> dict[str, torch.Tensor]:
+    channels, outputs, kernel, shuffle, by_class = layer
+    g = torch.Generator().manual_seed(0)
+    classes = kernel if by_class else (kernel // 2 + 1) ** 2
+    shape = (outputs, kernel, kernel, channels)
+    weight = torch.randint(-7, 8, (kernel, kernel, *shape) if by_class else shape, dtype=torch.int8, generator=g)
+    width = size * shuffle
+    made = {
+        "x_q": torch.zeros(1, size, size, padded_channels(channels), dtype=torch.uint8),
+        "bits": torch.full((1,), 8 if by_class else BITS, dtype=torch.int32),
+        "weight": weight,
+        "packed": conv2d.pack(weight, False),
+        "alpha": torch.full((7, outputs), 0.01),
+        "beta": torch.randn(classes, classes, outputs, generator=g),
+        "grid": act_grid(-2.0, 3.0),
+        "y": torch.empty(1, width, width, outputs // shuffle**2),
+        "y_q": torch.zeros(1, width, width, padded_channels(outputs // shuffle**2), dtype=torch.uint8),
+    }
+    # Random bytes are packed codes of 4 bits as good as any; the rest of the buffer is nobody's.
+    made["x_q"].random_(0, 256, generator=g)
+    return {name: tensor.cuda() for name, tensor in made.items()}
+
+
+def tune(layer: tuple, size: int) -> tuple[str, tuning.Config, dict]:
+    from triton.testing import do_bench_cudagraph
+
+    channels, outputs, kernel, _, by_class = layer
+    inputs = inputs_of(layer, size)
+    result = inputs["y"] if by_class else inputs["y_q"]
+    guess = tuning.heuristic(outputs, size * size)
+    run(layer, size, guess, inputs)
+    want = result.clone()
+    times: dict[tuning.Config, float] = {}
+    for config in [guess, *(tuning.Config(*tile) for tile in TILES if tile[1] <= max(16, 2 * outputs))]:
+        try:
+            result.fill_(0)
+            run(layer, size, config, inputs)
+        except Exception as error:  # Triton's are of no common class: too much shared memory, too many registers
+            print(f"  {config}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            continue
+        if not torch.equal(result, want):
+            raise RuntimeError(f"{layer} at {size}: {config} gives another result than {guess}")
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            times[config] = do_bench_cudagraph(lambda c=config: run(layer, size, c, inputs), rep=20, return_mode="median")
+    best = min(times, key=times.__getitem__)
+    key = tuning.shape_class(capability(), padded_channels(channels), kernel, outputs, size * size)
+    print(f"{key}: {times[best] * 1e3:.1f} us with {best}, {times[guess] * 1e3:.1f} us with the heuristic's")
+    return key, best, {"us": round(times[best] * 1e3, 2), "heuristic_us": round(times[guess] * 1e3, 2), "pixels": size * size}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--package", action="store_true", help="into the table that comes with the package")
+    path = tuning.TABLE if parser.parse_args().package else tuning.user_table()
+    if not torch.cuda.is_available():
+        raise SystemExit("tune_triton: no GPU that torch can use")
+    import triton
+
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    place = {
+        "card": torch.cuda.get_device_name(),
+        "date": datetime.date.today().isoformat(),
+        "triton": triton.__version__,
+        "torch": torch.__version__,
+        "commit": commit or "unknown",
+    }
+    for layer, size in itertools.product(LAYERS, SIZES):
+        key, config, figures = tune(layer, size)
+        tuning.write_entries(path, {key: (config, figures | place)})
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+#include "common/rules.h"
+
+#include "common/status.h"
+
+namespace adabm {
+
+constexpr int kMaxShuffle = 16, kMaxKernel = 15;
+
+void check_rules(const adabm_weights& w) {
+  ADABM_REQUIRE(w.struct_bytes == sizeof(adabm_weights), "struct_bytes must be %zu, got %u", sizeof(adabm_weights), w.struct_bytes);
+  ADABM_REQUIRE(w.out_channels > 0 && w.channels > 0, "out_channels and channels must be positive, got %d and %d", w.out_channels,
+                w.channels);
+  ADABM_REQUIRE(w.out_channels <= 1 << 16 && w.channels <= 1 << 16, "out_channels and channels must be at most 65536, got %d and %d",
+                w.out_channels, w.channels);
+  ADABM_REQUIRE(w.kernel_h > 0 && w.kernel_h % 2 && w.kernel_h <= kMaxKernel && w.kernel_w > 0 && w.kernel_w % 2 && w.kernel_w <= kMaxKernel,
+                "kernel must be odd and at most %d a side, got %dx%d", kMaxKernel, w.kernel_h, w.kernel_w);
+  ADABM_REQUIRE(w.border_kernels == 0 || w.border_kernels == 1, "border_kernels must be 0 or 1, got %d", w.border_kernels);
+}
+
+void check_rules(const adabm_conv2d_args& a) {
+  ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0, "batch, height and width must be positive, got %d, %d, %d", a.batch, a.height,
+                a.width);
+  ADABM_REQUIRE(static_cast<int64_t>(a.batch) * a.height < INT32_MAX, "batch times height must fit 31 bits, got %d and %d", a.batch, a.height);
+  ADABM_REQUIRE(a.height <= 1 << 20 && a.width <= 1 << 20, "height and width must be at most 2^20, got %d and %d", a.height, a.width);
+  ADABM_REQUIRE(a.x_q && a.x_bits && a.alpha && a.beta, "x_q, x_bits, alpha and beta must not be null");
+  ADABM_REQUIRE(a.y || a.y_q || a.y_acc || a.y_image, "one of y, y_q and y_acc must be given");
+  ADABM_REQUIRE(!a.y_q || !a.y_image, "y_q and y_image must not both be given");
+  ADABM_REQUIRE(!a.y_q || (a.out_grid && a.out_bits), "y_q needs out_grid and out_bits");
+  ADABM_REQUIRE(a.activation >= 0 && a.activation <= ADABM_ACT_PRELU, "activation must be 0..2, got %d", a.activation);
+  ADABM_REQUIRE(a.activation != ADABM_ACT_PRELU || a.slope, "PReLU needs slope");
+  ADABM_REQUIRE(a.shuffle >= 1 && a.shuffle <= kMaxShuffle, "shuffle must be 1..%d, got %d", kMaxShuffle, a.shuffle);
+  ADABM_REQUIRE(a.out_channels % (a.shuffle * a.shuffle) == 0, "shuffle must be positive and its square divide out_channels %d, got %d",
+                a.out_channels, a.shuffle);
+  ADABM_REQUIRE(!a.y_pitch || (a.shuffle == 1 && a.y_pitch >= a.out_channels && a.y_pitch < 1 << 20),
+                "y_pitch must be 0, or out_channels %d..2^20 without shuffle, got %d with shuffle %d", a.out_channels, a.y_pitch, a.shuffle);
+}
+
+void check_rules(adabm_quantize_args& a) {
+  ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0 && a.channels > 0,
+                "batch, height, width and channels must be positive, got %d, %d, %d, %d", a.batch, a.height, a.width, a.channels);
+  const int dense = (a.channels + 3) / 4 * 4;
+  a.y_channels = a.y_channels ? a.y_channels : dense;
+  a.y_pitch = a.y_pitch ? a.y_pitch : dense;
+  ADABM_REQUIRE(static_cast<int64_t>(a.batch) * a.height < INT32_MAX, "batch times height must fit 31 bits");
+  ADABM_REQUIRE(a.stride_c >= 0 && a.stride_c < 1 << 27, "stride_c must be 0..2^27-1, got %lld", static_cast<long long>(a.stride_c));
+  ADABM_REQUIRE(a.y_channels >= a.channels && a.y_pitch >= a.y_channels && a.y_pitch < 1 << 20,
+                "y_channels must be 0 or channels..y_pitch and y_pitch below 2^20, got %d and %d", a.y_channels, a.y_pitch);
+  ADABM_REQUIRE(a.x && a.grid && a.bits && a.y_q, "x, grid, bits and y_q must not be null");
+}
+
+}  // namespace adabm

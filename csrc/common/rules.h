@@ -1,0 +1,14 @@
+// Rules of the header that every backend checks alike.
+#pragma once
+
+#include "adabm/adabm.h"
+
+namespace adabm {
+
+// Sizes, what must not be null, outputs, activation, shuffle and pitch; bit-widths and the packed weights are the backend's.
+void check_rules(const adabm_conv2d_args& args);
+// Also fills in y_channels and y_pitch where they are 0.
+void check_rules(adabm_quantize_args& args);
+void check_rules(const adabm_weights& weights);
+
+}  // namespace adabm

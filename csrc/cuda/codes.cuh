@@ -1,0 +1,95 @@
+// Codes of 2, 4 and 8 bits in 32-bit words: how many bits a code takes, and from one width to another. The first code is lowest.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/ptx.cuh"
+
+namespace adabm {
+namespace cuda {
+
+// The bit-width of an image, brought into 2..8: memory on the device cannot be checked before the launch.
+ADABM_DEVICE int image_bits(const int32_t* bits, int image) {
+  const int b = ptx::load_constant(bits + image);
+  return b < 2 ? 2 : b > 8 ? 8 : b;
+}
+
+ADABM_DEVICE int storage_bits(int bits, bool packed) { return !packed || bits > 4 ? 8 : bits > 2 ? 4 : 2; }
+
+// Bytes of one pixel of `channels` codes, a multiple of 4.
+ADABM_DEVICE int pixel_bytes(int channels, int storage) { return (channels * storage + 31) / 32 * 4; }
+
+// Conversions between integers and floats run at a quarter of the rate of sums. In 1.5 * 2^23 + n, |n| < 2^22, n is the low bits:
+// both ways a sum does.
+constexpr float kAnchor = 12582912.0f;
+
+ADABM_DEVICE float small_float(int32_t n) { return ptx::float_of(ptx::bits_of(kAnchor) + static_cast<uint32_t>(n)) - kAnchor; }
+
+// quantize_value of quant_math.h, in the lowest byte: the sum with the anchor rounds half to even.
+ADABM_DEVICE uint32_t quantize_low_byte(float value, float scale, float offset, float top) {
+  return ptx::bits_of(fminf(fmaxf(fmaf(value, scale, offset), 0.0f), top) + kAnchor);
+}
+
+// The lowest four codes of 4 bits as bytes, and back.
+ADABM_DEVICE uint32_t bytes_of_nibbles(uint32_t x) {
+  x &= 0xffffu;
+  x = (x | x << 8) & 0x00ff00ffu;
+  return (x | x << 4) & 0x0f0f0f0fu;
+}
+ADABM_DEVICE uint32_t nibbles_of_bytes(uint32_t x) {
+  x = (x | x >> 4) & 0x00ff00ffu;
+  return (x | x >> 8) & 0xffffu;
+}
+
+// The lowest eight codes of 2 bits as codes of 4 bits, and back.
+ADABM_DEVICE uint32_t nibbles_of_pairs(uint32_t x) {
+  x &= 0xffffu;
+  x = (x | x << 8) & 0x00ff00ffu;
+  x = (x | x << 4) & 0x0f0f0f0fu;
+  return (x | x << 2) & 0x33333333u;
+}
+ADABM_DEVICE uint32_t pairs_of_nibbles(uint32_t x) {
+  x = (x | x >> 2) & 0x0f0f0f0fu;
+  x = (x | x >> 4) & 0x00ff00ffu;
+  return (x | x >> 8) & 0xffffu;
+}
+
+// One word of packed codes from word(i), the i-th four codes as bytes.
+template <class Word>
+ADABM_DEVICE uint32_t pack_word(int storage, Word&& word) {
+  if (storage == 8) return word(0);
+  const uint32_t low = nibbles_of_bytes(word(0)) | nibbles_of_bytes(word(1)) << 16;
+  if (storage == 4) return low;
+  const uint32_t high = nibbles_of_bytes(word(2)) | nibbles_of_bytes(word(3)) << 16;
+  return pairs_of_nibbles(low) | pairs_of_nibbles(high) << 16;
+}
+
+// 16 bytes of codes of kBits, 8 or 4, from codes stored at another width; word(i) is the i-th word of the source.
+template <int kBits, class Word>
+ADABM_DEVICE ptx::Words4 convert_row(int storage, Word&& word) {
+  ptx::Words4 out;
+  if (kBits == 8 && storage == 4) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint32_t x = word(i);
+      out.w[2 * i] = bytes_of_nibbles(x), out.w[2 * i + 1] = bytes_of_nibbles(x >> 16);
+    }
+  } else if (kBits == 8) {
+    const uint32_t x = word(0), low = nibbles_of_pairs(x), high = nibbles_of_pairs(x >> 16);
+    out.w[0] = bytes_of_nibbles(low), out.w[1] = bytes_of_nibbles(low >> 16);
+    out.w[2] = bytes_of_nibbles(high), out.w[3] = bytes_of_nibbles(high >> 16);
+  } else if (storage == 2) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint32_t x = word(i);
+      out.w[2 * i] = nibbles_of_pairs(x), out.w[2 * i + 1] = nibbles_of_pairs(x >> 16);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++) out.w[i] = nibbles_of_bytes(word(2 * i)) | nibbles_of_bytes(word(2 * i + 1)) << 16;
+  }
+  return out;
+}
+
+}  // namespace cuda
+}  // namespace adabm

@@ -1,0 +1,101 @@
+// How the convolution is cut up, for the packing, the launcher and the kernel alike: which outputs a block computes, and in which
+// order it takes the weights.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define ADABM_HD __host__ __device__
+#else
+#define ADABM_HD
+#endif
+
+namespace adabm {
+namespace cuda {
+
+constexpr uint32_t kPackedMagic = 0x41424755;  // "UGBA"
+constexpr int kPackedHeaderBytes = 64;
+constexpr int kBoxBytes = 128;           // at the end of the packed form, where its 8-bit weights need the sum of the codes
+constexpr int kMaxTileOutputs = 64;
+constexpr int kRowBytes = 16;            // a row of an 8x8 matrix of 16 bits, what ldmatrix reads at once
+constexpr int kSliceBytes = 2 * kRowBytes;  // of every pixel and output in one matrix product: 32 codes of 8 bits or 64 of 4
+constexpr int kStages = 3;               // of weights in shared memory
+
+struct PackedHeader {
+  uint32_t magic;
+  int32_t version;
+  int32_t box[2];  // by form (8 bits, 4 bits): the sum of the codes is to be added to twice the products
+};
+
+// The outputs of one tile. With a PixelShuffle a tile holds whole sub-pixels, or 64 channels of one: then no 32-bit word of packed
+// codes is shared between blocks.
+struct OutputTiling {
+  int group;          // channels of a sub-pixel
+  int subs_per_tile;  // where a tile holds several
+  int tiles_per_sub;  // where a sub-pixel needs several
+  int tiles;
+  int width;          // outputs computed, a multiple of 16; those beyond the tile's have weights 0
+};
+
+ADABM_HD inline OutputTiling output_tiling(int out_channels, int shuffle) {
+  OutputTiling t;
+  const int subs = shuffle * shuffle;
+  t.group = out_channels / subs;
+  t.tiles_per_sub = (t.group + kMaxTileOutputs - 1) / kMaxTileOutputs;
+  t.subs_per_tile = t.tiles_per_sub > 1 ? 1 : kMaxTileOutputs / t.group < subs ? kMaxTileOutputs / t.group : subs;
+  t.tiles = (subs + t.subs_per_tile - 1) / t.subs_per_tile * t.tiles_per_sub;
+  const int most = t.tiles_per_sub > 1 ? kMaxTileOutputs : t.subs_per_tile * t.group;
+  t.width = (most + 15) / 16 * 16;
+  return t;
+}
+
+struct OutputTile {
+  int first, count;  // outputs
+  int sub, subs;     // sub-pixels
+  int channel;       // of the first output within its sub-pixel
+};
+
+ADABM_HD inline OutputTile output_tile(const OutputTiling& t, int shuffle, int tile) {
+  OutputTile o;
+  o.sub = tile / t.tiles_per_sub * t.subs_per_tile;
+  o.channel = tile % t.tiles_per_sub * kMaxTileOutputs;
+  const int left = shuffle * shuffle - o.sub;
+  o.subs = left < t.subs_per_tile ? left : t.subs_per_tile;
+  o.first = o.sub * t.group + o.channel;
+  o.count = t.tiles_per_sub == 1 ? o.subs * t.group : t.group - o.channel < kMaxTileOutputs ? t.group - o.channel : kMaxTileOutputs;
+  return o;
+}
+
+// An image of up to 4 channels (pixels) would leave most of a slice empty: its columns of the kernel are then taken for channels,
+// [kernel_w][4], of a kernel one column wide, and each pixel is stored with the neighbours those columns meet.
+ADABM_HD inline bool unfolds(int channels, int kernel_w) { return channels <= 4 && kernel_w > 1; }
+
+// One arithmetic width: codes and weights of 8 or 4 bits. Channels come in chunks of `planes` rows of 16 bytes; each chunk's slices of
+// weights follow one another, [planes / 2][taps], each [2][width outputs][16 bytes].
+struct Form {
+  int planes, plane_shift;  // a power of two, and of which
+  int chunks;
+  int slices;        // of a chunk
+  int stage_slices;  // copied and waited for together
+  int64_t offset;    // in the packed form
+  int64_t tile_bytes;  // all weights of one output tile
+};
+
+ADABM_HD inline Form make_form(int bits, int channels, int kernel_h, int kernel_w, int width) {
+  Form f;
+  const bool unfolded = unfolds(channels, kernel_w);
+  const int bytes = unfolded ? kernel_w * 4 : (channels * bits + 7) / 8, taps = kernel_h * (unfolded ? 1 : kernel_w);
+  f.plane_shift = 1;
+  // A single tap is one product a chunk: take more channels at once, so that a barrier is paid for by more than one.
+  while (taps == 1 && f.plane_shift < 3 && (kRowBytes << f.plane_shift) < bytes) f.plane_shift++;
+  f.planes = 1 << f.plane_shift;
+  f.chunks = (bytes + f.planes * kRowBytes - 1) / (f.planes * kRowBytes);
+  f.slices = taps * f.planes / 2;
+  f.stage_slices = taps == 1 ? 4 : 3;
+  f.offset = 0;
+  f.tile_bytes = static_cast<int64_t>(f.chunks) * f.slices * width * kSliceBytes;
+  return f;
+}
+
+}  // namespace cuda
+}  // namespace adabm

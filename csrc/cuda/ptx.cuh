@@ -1,0 +1,277 @@
+// Every instruction that the kernels do not get from plain C++, once: its device form and its host twin.
+//
+// Shared memory is an address here, not a pointer, and global memory is read and written by functions: the host runtime
+// (tests/cuda_host) sees every access that way. Collectives involve all 32 lanes of a warp.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+
+#define ADABM_DEVICE __device__ __forceinline__
+
+namespace adabm {
+namespace ptx {
+
+struct alignas(8) Words2 {
+  uint32_t w[2];
+};
+struct alignas(16) Words4 {
+  uint32_t w[4];
+};
+
+// ---- memory
+
+// The first byte of the block's dynamic shared memory.
+ADABM_DEVICE uint32_t shared_base() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(128) unsigned char dynamic_shared[];
+  return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared));
+#else
+  return cuda_host::kSharedBase;
+#endif
+}
+
+template <class T>
+ADABM_DEVICE T load_shared(uint32_t address) {
+#if defined(__CUDACC__)
+  return *static_cast<const T*>(__cvta_shared_to_generic(address));
+#else
+  T value;
+  std::memcpy(&value, cuda_host::shared_read("load_shared", address, sizeof(T), alignof(T)), sizeof(T));
+  return value;
+#endif
+}
+
+template <class T>
+ADABM_DEVICE void store_shared(uint32_t address, const T& value) {
+#if defined(__CUDACC__)
+  *static_cast<T*>(__cvta_shared_to_generic(address)) = value;
+#else
+  std::memcpy(cuda_host::shared_write("store_shared", address, sizeof(T), alignof(T)), &value, sizeof(T));
+#endif
+}
+
+// Of memory that no thread writes while the kernel runs.
+template <class T>
+ADABM_DEVICE T load_constant(const T* pointer) {
+#if defined(__CUDACC__)
+  return __ldg(pointer);
+#else
+  cuda_host::global_read("load_constant", pointer, sizeof(T), alignof(T));
+  return *pointer;
+#endif
+}
+
+template <class T>
+ADABM_DEVICE T load_global(const T* pointer) {
+#if !defined(__CUDACC__)
+  cuda_host::global_read("load_global", pointer, sizeof(T), alignof(T));
+#endif
+  return *pointer;
+}
+
+template <class T>
+ADABM_DEVICE void store_global(T* pointer, const T& value) {
+#if !defined(__CUDACC__)
+  cuda_host::global_write("store_global", pointer, sizeof(T), alignof(T));
+#endif
+  *pointer = value;
+}
+
+// ---- bits
+
+ADABM_DEVICE uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+ADABM_DEVICE float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Bytes of the eight in b:a, chosen by the lowest four nibbles of the selector, each 0..7.
+ADABM_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+#if defined(__CUDACC__)
+  return __byte_perm(a, b, selector);
+#else
+  const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; i++) out |= static_cast<uint32_t>(both >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+  return out;
+#endif
+}
+
+// ---- asynchronous copies (sm_80)
+
+// kBytes from global to shared memory, 4 or 16; only the first source_bytes are read and zeros take the place of the others.
+template <int kBytes>
+ADABM_DEVICE void cp_async(uint32_t shared, const void* global, int source_bytes) {
+  static_assert(kBytes == 4 || kBytes == 16, "");
+#if defined(__CUDACC__)
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(source_bytes) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(source_bytes) : "memory");
+#else
+  cuda_host::async_copy("cp_async", shared, global, kBytes, source_bytes);
+#endif
+}
+
+ADABM_DEVICE void cp_async_commit() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  cuda_host::async_commit();
+#endif
+}
+
+// Waits until at most kPending of this thread's latest groups are under way.
+template <int kPending>
+ADABM_DEVICE void cp_async_wait() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#else
+  cuda_host::async_wait(kPending);
+#endif
+}
+
+// ---- barriers and shuffles
+
+ADABM_DEVICE void sync_block() {
+#if defined(__CUDACC__)
+  __syncthreads();
+#else
+  cuda_host::block_barrier("sync_block");
+#endif
+}
+
+template <class T>
+ADABM_DEVICE T shuffle_down(T value, int delta) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "");
+#if defined(__CUDACC__)
+  return __shfl_down_sync(0xffffffffu, value, delta);
+#else
+  struct Lane {
+    T in, out;
+    int delta;
+  } lane = {value, value, delta};
+  cuda_host::warp_collective("shuffle_down", &lane, [](void* const* lanes) {
+    auto at = [&](int i) -> Lane& { return *static_cast<Lane*>(lanes[i]); };
+    for (int i = 0; i < 32; i++) at(i).out = at(i + at(i).delta < 32 ? i + at(i).delta : i).in;
+  });
+  return lane.out;
+#endif
+}
+
+// ---- matrices
+
+// Four 8x8 matrices of 16 bits (rows of 16 bytes). Lane i names row i % 8 of matrix i / 8; it gets bytes 4 (i % 4) .. + 3 of
+// row i / 4 of each.
+ADABM_DEVICE void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
+#if defined(__CUDACC__)
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row)
+               : "memory");
+#else
+  struct Lane {
+    uint32_t* out;
+    uint32_t row;
+  } lane = {out, row};
+  cuda_host::warp_collective("ldmatrix_x4", &lane, [](void* const* lanes) {
+    for (int m = 0; m < 4; m++)
+      for (int r = 0; r < 8; r++) {
+        const void* bytes = cuda_host::shared_read("ldmatrix_x4", static_cast<Lane*>(lanes[m * 8 + r])->row, 16, 16);
+        for (int q = 0; q < 4; q++)
+          std::memcpy(static_cast<Lane*>(lanes[r * 4 + q])->out + m, static_cast<const char*>(bytes) + q * 4, 4);
+      }
+  });
+#endif
+}
+
+#if !defined(__CUDACC__)
+// d[16x8] += a[16xK] b[Kx8]: the fragments of mma.sync.m16n8 with rows of 32 bytes, K = 32 codes of 8 bits or 64 of 4.
+template <int kBits>
+inline void mma_twin(const char* name, int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  struct Lane {
+    int32_t* d;
+    const uint32_t *a, *b;
+  } lane = {d, a, b};
+  cuda_host::warp_collective(name, &lane, [](void* const* lanes) {
+    constexpr int kCodes = 32 / kBits, kDepth = 8 * kCodes;  // codes of a register; K
+    int16_t left[16][kDepth], right[8][kDepth];
+    for (int i = 0; i < 32; i++) {
+      const Lane& l = *static_cast<Lane*>(lanes[i]);
+      const int group = i / 4, quarter = i % 4;
+      for (int c = 0; c < kCodes; c++) {
+        for (int r = 0; r < 4; r++)
+          left[group + r % 2 * 8][(r / 2 * 4 + quarter) * kCodes + c] = l.a[r] >> (c * kBits) & ((1 << kBits) - 1);
+        for (int r = 0; r < 2; r++)
+          right[group][(r * 4 + quarter) * kCodes + c] = static_cast<int32_t>(l.b[r] << (32 - (c + 1) * kBits)) >> (32 - kBits);
+      }
+    }
+    for (int i = 0; i < 32; i++)
+      for (int r = 0; r < 4; r++) {
+        const int16_t *x = left[i / 4 + r / 2 * 8], *w = right[i % 4 * 2 + r % 2];
+        int32_t sum = 0;
+        for (int k = 0; k < kDepth; k++) sum += x[k] * w[k];
+        static_cast<Lane*>(lanes[i])->d[r] += sum;
+      }
+  });
+}
+#endif
+
+#define ADABM_MMA(shape_and_types) \
+  "mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+#define ADABM_MMA_OPERANDS                                  \
+  "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])            \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])
+// A predicate inside the instruction: around it, a branch would copy the accumulators back and forth.
+#define ADABM_MMA_IF(shape_and_types) "{ .reg .pred p; setp.ne.b32 p, %10, 0; @p " ADABM_MMA(shape_and_types) " }"
+
+// d[16x8] += a[16x32] b[32x8], a of unsigned and b of signed bytes.
+ADABM_DEVICE void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+  asm volatile(ADABM_MMA("m16n8k32.row.col.s32.u8.s8.s32") : ADABM_MMA_OPERANDS);
+#else
+  mma_twin<8>("mma_u8s8", d, a, b);
+#endif
+}
+
+// d[16x8] += a[16x64] b[64x8], a of unsigned and b of signed 4-bit numbers. One instruction on sm_80..89 only.
+ADABM_DEVICE void mma_u4s4(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+  asm volatile(ADABM_MMA("m16n8k64.row.col.s32.u4.s4.s32") : ADABM_MMA_OPERANDS);
+#else
+  mma_twin<4>("mma_u4s4", d, a, b);
+#endif
+}
+
+// The same where `wanted`, which is one for the whole warp.
+ADABM_DEVICE void mma_u8s8_if(bool wanted, int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+  asm volatile(ADABM_MMA_IF("m16n8k32.row.col.s32.u8.s8.s32") : ADABM_MMA_OPERANDS, "r"(static_cast<int>(wanted)));
+#else
+  if (wanted) mma_u8s8(d, a, b);
+#endif
+}
+
+ADABM_DEVICE void mma_u4s4_if(bool wanted, int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+  asm volatile(ADABM_MMA_IF("m16n8k64.row.col.s32.u4.s4.s32") : ADABM_MMA_OPERANDS, "r"(static_cast<int>(wanted)));
+#else
+  if (wanted) mma_u4s4(d, a, b);
+#endif
+}
+
+#undef ADABM_MMA
+#undef ADABM_MMA_IF
+#undef ADABM_MMA_OPERANDS
+
+}  // namespace ptx
+}  // namespace adabm

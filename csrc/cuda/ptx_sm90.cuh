@@ -1,0 +1,217 @@
+// Instructions of compute capability 9.0 (sm_90a), once: device form and host twin, as in ptx.cuh.
+//
+// Products, their fences and waits involve all lanes of a warp, and the four warps of a warpgroup issue the same ones.
+#pragma once
+
+#include "cuda/ptx.cuh"
+
+namespace adabm {
+namespace ptx {
+
+// ---- barriers in shared memory
+
+constexpr int kBarrierBytes = 8;
+
+// A phase ends with the `arrivals`-th arrival, once all bytes that arrivals announced have come. The block must meet before use.
+ADABM_DEVICE void mbarrier_init(uint32_t barrier, int arrivals) {
+#if defined(__CUDACC__)
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+#else
+  cuda_host::mbarrier_init(barrier, arrivals);
+#endif
+}
+
+ADABM_DEVICE void mbarrier_arrive(uint32_t barrier) {
+#if defined(__CUDACC__)
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(barrier) : "memory");
+#else
+  cuda_host::mbarrier_arrive("mbarrier_arrive", barrier, 0);
+#endif
+}
+
+// Arrives and announces bytes of bulk copies.
+ADABM_DEVICE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
+#if defined(__CUDACC__)
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(barrier), "r"(bytes) : "memory");
+#else
+  cuda_host::mbarrier_arrive("mbarrier_arrive_expect", barrier, bytes);
+#endif
+}
+
+// Waits for the end of a phase: the first has parity 0, the next 1, and so on.
+ADABM_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+#if defined(__CUDACC__)
+  uint32_t done;
+  do {
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+  } while (!done);
+#else
+  cuda_host::mbarrier_wait(barrier, parity);
+#endif
+}
+
+// A multiple of 16 bytes from global to shared memory, both aligned to 16, by the copy engine; they count for the barrier's phase.
+ADABM_DEVICE void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared), "l"(global),
+               "r"(bytes), "r"(barrier)
+               : "memory");
+#else
+  cuda_host::bulk_copy(shared, global, bytes, barrier);
+#endif
+}
+
+// Makes this thread's ordinary writes to shared memory (cp.async included) visible to products and bulk copies that come after a
+// barrier which it joins later.
+ADABM_DEVICE void fence_async() {
+#if defined(__CUDACC__)
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#else
+  cuda_host::fence_async();
+#endif
+}
+
+// Meets the other threads that name barrier `id` (1..15; 0 is sync_block); `threads` of them, a multiple of 32.
+ADABM_DEVICE void sync_threads(int id, int threads) {
+#if defined(__CUDACC__)
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#else
+  cuda_host::named_barrier(id, threads);
+#endif
+}
+
+// Meets the other lanes of the warp: where one of them arrives at a barrier for all.
+ADABM_DEVICE void sync_warp() {
+#if defined(__CUDACC__)
+  __syncwarp();
+#else
+  cuda_host::warp_collective("sync_warp", nullptr, [](void* const*) {});
+#endif
+}
+
+// ---- registers between the warpgroups of a block
+
+template <int kRegisters>
+ADABM_DEVICE void give_registers() {
+#if defined(__CUDACC__)
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+
+template <int kRegisters>
+ADABM_DEVICE void take_registers() {
+#if defined(__CUDACC__)
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+
+// ---- products of a warpgroup
+
+// How a product finds B in shared memory, without swizzle: rows of 16 bytes (16 of the depth of one column), eight columns 128 bytes
+// in a row; group_bytes from one such group to the next, half_bytes from the first 16 of the depth to the last 16. All of them
+// multiples of 16 below 256 KB. Adding n to the result moves the start by 16 n bytes.
+ADABM_DEVICE uint64_t matrix_descriptor(uint32_t start, uint32_t half_bytes, uint32_t group_bytes) {
+  return static_cast<uint64_t>(start >> 4) | static_cast<uint64_t>(half_bytes >> 4) << 16 | static_cast<uint64_t>(group_bytes >> 4) << 32;
+}
+
+// Before the first product, and wherever registers of a product were touched since the last.
+ADABM_DEVICE void wgmma_fence() {
+#if defined(__CUDACC__)
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#else
+  cuda_host::product_fence();
+#endif
+}
+
+ADABM_DEVICE void wgmma_commit() {
+#if defined(__CUDACC__)
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#else
+  cuda_host::product_commit();
+#endif
+}
+
+// Waits until at most kPending of this warp's latest groups are under way.
+template <int kPending>
+ADABM_DEVICE void wgmma_wait() {
+#if defined(__CUDACC__)
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+#else
+  cuda_host::product_wait(kPending);
+#endif
+}
+
+// d[64 x kColumns] (+)= a[64 x 32] b[32 x kColumns], a of signed bytes in registers, b of unsigned ones in shared memory. Neither
+// registers nor memory may be touched before the wait. Warp w of the four has rows 16 w ..; in it, lane l holds of a, for k from
+// 4 (l % 4): row l / 4, row l / 4 + 8, and the same from k + 16; and of d, for columns 8 j + 2 (l % 4) + {0, 1}: row l / 4 in
+// d[4 j + {0, 1}], row l / 4 + 8 in d[4 j + {2, 3}].
+template <int kColumns>
+ADABM_DEVICE void wgmma_s8u8(int32_t (&d)[kColumns / 2], const uint32_t (&a)[4], uint64_t descriptor, int accumulate) {
+  static_assert(kColumns == 128 || kColumns == 112, "");
+#if defined(__CUDACC__)
+  if constexpr (kColumns == 128)
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\nwgmma.mma_async.sync.aligned.m64n128k32.s32.s8.u8 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+                 "}, {%64, %65, %66, %67}, %68, p;\n}"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]),
+                 "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]),
+                 "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]),
+                 "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31]),
+                 "+r"(d[32]), "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]),
+                 "+r"(d[40]), "+r"(d[41]), "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]),
+                 "+r"(d[48]), "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]), "+r"(d[55]),
+                 "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), "+r"(d[60]), "+r"(d[61]), "+r"(d[62]), "+r"(d[63])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(accumulate));
+  else
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %61, 0;\nwgmma.mma_async.sync.aligned.m64n112k32.s32.s8.u8 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55"
+                 "}, {%56, %57, %58, %59}, %60, p;\n}"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]),
+                 "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]),
+                 "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]),
+                 "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31]),
+                 "+r"(d[32]), "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]),
+                 "+r"(d[40]), "+r"(d[41]), "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]),
+                 "+r"(d[48]), "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]), "+r"(d[55])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(accumulate));
+#else
+  cuda_host::product("wgmma_s8u8", d, kColumns, a, descriptor, accumulate);
+#endif
+}
+
+// The same with a in shared memory too: rows of 16 bytes as for B, eight outputs 128 bytes in a row.
+template <int kColumns>
+ADABM_DEVICE void wgmma_s8u8(int32_t (&d)[kColumns / 2], uint64_t a, uint64_t descriptor, int accumulate) {
+  static_assert(kColumns == 128, "");
+#if defined(__CUDACC__)
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k32.s32.s8.u8 {"
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+               "}, %64, %65, p;\n}"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]),
+               "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]),
+               "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]),
+               "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31]),
+               "+r"(d[32]), "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]),
+               "+r"(d[40]), "+r"(d[41]), "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]),
+               "+r"(d[48]), "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]), "+r"(d[55]),
+               "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), "+r"(d[60]), "+r"(d[61]), "+r"(d[62]), "+r"(d[63])
+               : "l"(a), "l"(descriptor), "r"(accumulate));
+#else
+  cuda_host::product("wgmma_s8u8", d, kColumns, a, descriptor, accumulate);
+#endif
+}
+
+}  // namespace ptx
+}  // namespace adabm

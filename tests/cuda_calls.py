@@ -1,0 +1,103 @@
+"""Convolution problems as calls of the CUDA library's C entries, on the host runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from cuda_library import buffers, host_library
+from problems import ConvInstance
+
+from adabm_kernels import native
+from adabm_kernels.backends import cuda
+from adabm_kernels.backends.structs import conv2d_args
+from adabm_kernels.quantize import pack_codes, padded_channels, unpack_codes
+
+POISON = 171
+PACKED_HEADER_BYTES = 64
+
+
+@contextmanager
+def cuda_on_host() -> Iterator[None]:
+    """The cuda backend on the host runtime's library and on tensors in main memory."""
+    real = native.library
+    library = mock.patch.object(native, "library", lambda name: host_library() if name == "cuda" else real(name))
+    with library, mock.patch.object(cuda, "_place", lambda x: (0, None)):
+        yield
+
+
+def pack_weights(weight: torch.Tensor, box_filter: bool, shuffle: int) -> torch.Tensor:
+    """The packed form for the GPU of int8 [K, R, S, C] or [R, S, K, R, S, C]."""
+    with cuda_on_host():
+        return cuda.pack(weight, box_filter, shuffle)
+
+
+@dataclass
+class CudaCall:
+    """One call of adabm_conv2d_cuda with its memory; `run` makes it. Outputs that were not asked for are None."""
+
+    args: native.Conv2dArgs
+    read: list[torch.Tensor]
+    packed: torch.Tensor
+    y: torch.Tensor | None = None
+    y_q: torch.Tensor | None = None
+    y_acc: torch.Tensor | None = None
+
+    def run(self, device: int = 0) -> None:
+        written = [t for t in (self.y, self.y_q, self.y_acc) if t is not None]
+        with buffers([*self.read, self.packed], written):
+            host_library().call("adabm_conv2d_cuda", self.args, device, None)
+
+
+def conv2d_call(instance: ConvInstance, *, packed_x: bool = False, packed_y: bool = False, outputs: str = "yqa") -> CudaCall:
+    """The problem as a call; outputs: which of y, q (y_q) and a (y_acc). Outputs are poisoned."""
+    layer = instance.layer
+    n, h, w, _ = instance.x_q.shape
+    f = layer.shuffle
+    size, channels = (n, h * f, w * f), layer.weight.shape[-4] // f**2
+    x_q = pack_codes(instance.x_q, instance.bits) if packed_x else instance.x_q
+    packed = pack_weights(layer.weight, layer.box_filter, f)
+    y = torch.full((*size, channels), -987654.0) if "y" in outputs else None
+    y_q = torch.full((*size, padded_channels(channels)), POISON, dtype=torch.uint8) if "q" in outputs else None
+    y_acc = torch.full((*size, channels), -987654, dtype=torch.int32) if "a" in outputs else None
+    args, held = conv2d_args(
+        x_q,
+        instance.bits,
+        layer.weight,
+        packed,
+        layer.alpha,
+        layer.beta,
+        layer.slope,
+        instance.residual,
+        instance.out_grid,
+        instance.out_bits,
+        layer.box_filter,
+        layer.activation,
+        f,
+        y,
+        y_q,
+        packed_codes=packed_x * native.PACKED_X + packed_y * native.PACKED_Y,
+        border_kernels=layer.weight.dim() == 6,
+    )
+    args.y_acc = None if y_acc is None else y_acc.data_ptr()
+    read = [t for t in held if t is not None and t is not y and t is not y_q and t is not packed]
+    return CudaCall(args, read, packed, y, y_q, y_acc)
+
+
+def check(instance: ConvInstance, *, packed_x: bool = False, packed_y: bool = False) -> None:
+    """Accumulators, floats and codes equal the reference's, and no byte beyond the codes is touched."""
+    want_acc = instance.run("reference", "acc")[0]
+    want_y, want_q = instance.run("reference", "both")
+    call = conv2d_call(instance, packed_x=packed_x, packed_y=packed_y)
+    call.run()
+    assert torch.equal(call.y_acc, want_acc)
+    assert torch.equal(call.y, want_y)
+    if not packed_y:
+        assert torch.equal(call.y_q, want_q)
+        return
+    assert torch.equal(unpack_codes(call.y_q, instance.out_bits), want_q)
+    want = pack_codes(want_q, instance.out_bits)
+    assert torch.equal(torch.where(call.y_q == POISON, want, call.y_q), want)

@@ -1,0 +1,112 @@
+// Answers of the CUDA runtime where there is no card, as the test sets them: one pretended device by default.
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "cuda_runtime.h"
+
+namespace {
+
+struct Answers {
+  int devices = 1, major = 8, minor = 0;
+  int count_error = 0, image_error = 0, launch_error = 0;
+  int shared_limit = 163 << 10;
+  int current = 0;
+  int last_error = 0;
+  void* last_stream = nullptr;
+  std::map<uintptr_t, int> owner;  // pointers on another device (-1: of the host)
+} answers;
+
+cudaError_t answer(int error) {
+  if (error) answers.last_error = error;
+  return error;
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// name: a field of Answers; see tests/cuda_library.py.
+EXPORT int adabm_host_answer(const char* name, int value) {
+  const std::map<std::string, int*> fields = {
+      {"devices", &answers.devices},         {"major", &answers.major},
+      {"minor", &answers.minor},             {"count_error", &answers.count_error},
+      {"image_error", &answers.image_error}, {"launch_error", &answers.launch_error},
+      {"shared_limit", &answers.shared_limit}, {"current", &answers.current},
+  };
+  const auto found = fields.find(name);
+  if (found == fields.end()) return 1;
+  *found->second = value;
+  return 0;
+}
+EXPORT int adabm_host_current_device() { return answers.current; }
+EXPORT int adabm_host_sticky_error() { return answers.last_error; }
+EXPORT void* adabm_host_last_stream() { return answers.last_stream; }
+EXPORT void adabm_host_reset() { answers = Answers(); }
+EXPORT void adabm_host_owner(const void* pointer, int device) { answers.owner[reinterpret_cast<uintptr_t>(pointer)] = device; }
+
+namespace cuda_host {
+cudaError_t begin_launch(void* stream) {
+  answers.last_stream = stream;
+  return answer(answers.launch_error);
+}
+}  // namespace cuda_host
+
+extern "C" {
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = answers.count_error ? 0 : answers.devices;
+  return answer(answers.count_error);
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = answers.current;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  answers.current = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  std::memset(properties, 0, sizeof *properties);
+  std::snprintf(properties->name, sizeof properties->name, "host runtime");
+  properties->major = answers.major, properties->minor = answers.minor, properties->multiProcessorCount = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor: *value = answers.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = answers.minor; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = answers.shared_limit; break;
+    case cudaDevAttrMultiProcessorCount: *value = 1; break;
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  const auto found = answers.owner.find(reinterpret_cast<uintptr_t>(pointer));
+  const int device = found == answers.owner.end() ? answers.current : found->second;
+  attributes->type = device < 0 ? cudaMemoryTypeUnregistered : cudaMemoryTypeDevice;
+  attributes->device = device;
+  return cudaSuccess;
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return answer(answers.image_error); }
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
+  return answer(value <= answers.shared_limit ? cudaSuccess : cudaErrorInvalidValue);
+}
+cudaError_t cudaGetLastError() {
+  const int error = answers.last_error;
+  answers.last_error = 0;
+  return error;
+}
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorLaunchFailure: return adabm_host_error();
+    default: return "invalid argument";
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,153 @@
+"""The cuda backend behind the operators: quantisation, image measure, bits, and whole networks, on the host runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cuda_calls import cuda_on_host
+from cuda_library import buffers, host_library, policy
+from problems import PROBLEMS, ConvProblem, instantiate
+from small import one_thread  # noqa: F401
+
+import adabm_kernels
+from adabm_kernels import ops
+from adabm_kernels.backends.cuda import _place as real_place
+from adabm_kernels.config import ConvertConfig
+from adabm_kernels.measure import bits_by_rule, image_offsets, measure_images
+from adabm_kernels.networks.detect import float_network
+from adabm_kernels.networks.edsr import EDSRSpec
+from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.srresnet import SRResNetSpec
+from adabm_kernels.nn import network
+from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack_codes
+from adabm_kernels.registry import Choice
+
+
+@pytest.fixture(autouse=True)
+def on_host() -> Iterator[None]:
+    host_library()
+    with cuda_on_host():
+        yield
+
+
+# ---- quantisation
+
+
+def features(n: int, c: int, h: int, w: int, layout: str) -> torch.Tensor:
+    """float32 [N, C, H, W], some values out of range or not a number, in a memory layout."""
+    x = torch.randn(n, c, h, w, generator=torch.Generator().manual_seed(c)) * 3
+    x.view(-1)[::7], x.view(-1)[3] = 100.0, float("nan")
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    return x[:, :, :, ::1] if layout == "nchw" else torch.cat([x, x], 1)[:, :c]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "slice"])
+@pytest.mark.parametrize("channels", [3, 16, 21])
+def test_quantize_equals_the_reference_in_a_mixed_batch(channels: int, layout: str, packed: bool) -> None:
+    bits = torch.tensor([2, 3, 4, 5, 6, 7, 8], dtype=torch.int32)
+    x, grid = features(7, channels, 5, 9, layout), act_grid(-2.0, 3.5)
+    for shift in (None, torch.randn(channels, generator=torch.Generator().manual_seed(1))):
+        want = ops.quantize(x, grid, bits, shift=shift, backend="reference")
+        got = ops.quantize(x, grid, bits, shift=shift, packed_codes=packed, backend="cuda")
+        assert torch.equal(unpack_codes(got, bits) if packed else got, want)
+
+
+@pytest.mark.parametrize("start, channels", [(0, 8), (4, 8), (8, 10), (12, 5)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_quantize_into_a_slice_leaves_the_others_alone(start: int, channels: int, packed: bool) -> None:
+    bits = torch.tensor([2, 4, 8], dtype=torch.int32)
+    x, grid = features(3, channels, 4, 3, "channels_last"), act_grid(-2.0, 3.5)
+    before = torch.randint(0, 4, (3, 4, 3, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    want = before.clone()
+    end = start + (padded_channels(channels) if packed else channels)
+    slice_ = want[..., start:end]
+    ops.quantize_out(x, grid, bits, slice_, backend="reference")
+    if packed:
+        y_q = pack_codes(before, bits)
+        with buffers([x, grid, bits], [y_q]):
+            ops.quantize_out(x, grid, bits, y_q, packed_codes=True, start=start, backend="cuda")
+        assert torch.equal(unpack_codes(y_q, bits), want)
+    else:
+        y_q = before.clone()
+        with buffers([x, grid, bits], [y_q]):
+            ops.quantize_out(x, grid, bits, y_q[..., start:end], backend="cuda")
+        assert torch.equal(y_q, want)
+
+
+# ---- image measure and bits
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (7, 300), (33, 18)])
+def test_the_measure_is_the_sum_of_the_same_float32_gradients(height: int, width: int) -> None:
+    """Gradients are equal to those on the CPU, so only the order of a float64 sum differs: one rounding to float32 at most."""
+    x = torch.rand(3, 3, height, width, generator=torch.Generator().manual_seed(2)) * 255
+    for order in ("ascending", "random"):
+        with policy(order):
+            got = ops.image_measure(x, backend="cuda")
+            channels_last = ops.image_measure(x.contiguous(memory_format=torch.channels_last), backend="cuda")
+        want = measure_images(x)
+        assert torch.allclose(got, want, rtol=2**-23, atol=0)
+        assert torch.equal(got, channels_last)
+    assert torch.equal(ops.image_measure(torch.full((1, 3, 5, 5), 90.0), backend="cuda"), torch.zeros(1))
+
+
+def test_bits_are_decided_on_the_device() -> None:
+    g = torch.Generator().manual_seed(3)
+    x = torch.stack([torch.rand(3, 20, 24, generator=g) * 255 * scale for scale in (0.0, 0.2, 0.5, 1.0)])
+    measures = ops.image_measure(x, backend="cuda")
+    rules = torch.tensor([[4, 1], [8, 0], [2, 1], [8, 1], [5, 0]], dtype=torch.int32)
+    # Thresholds between the measures, and on one: neither below nor above.
+    for lower, upper in ((measures[1], measures[2]), ((measures[0] + measures[1]) / 2, (measures[2] + measures[3]) / 2)):
+        got = ops.layer_bits(x, lower, upper, rules, backend="cuda")
+        assert torch.equal(got, bits_by_rule(rules, image_offsets(measures, lower, upper)))
+
+
+# ---- through the operators
+
+
+@pytest.mark.parametrize("problem", PROBLEMS[:4], ids=str)
+def test_operators_equal_the_reference(problem: ConvProblem) -> None:
+    instance = instantiate(problem)
+    for out in ("acc", "both", "float", "codes"):
+        want = instance.run("reference", out)
+        for a, b in zip(instance.run("cuda", out), want, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_tensors_in_main_memory_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="cuda: the tensors must be on a CUDA device, got cpu"):
+        real_place(torch.zeros(1))
+
+
+# ---- networks
+
+NETWORKS = {
+    "edsr": (EDSRSpec(2, 2, 16), {}),
+    "edsr_body": (EDSRSpec(4, 1, 12), {"quantize": "body", "weight_bits": 8, "act_bits": 6}),
+    "edsr_staged": (EDSRSpec(3, 1, 16), {"tail": "staged", "recipe": "best"}),
+    "rdn": (RDNSpec(2, 2, 2, 8, 12), {}),
+    "srresnet": (SRResNetSpec(2, 1, 8), {"act_bits": 4}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_equal_the_reference_on_a_mixed_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, settings = NETWORKS[name]
+    torch.manual_seed(0)
+    images = [torch.rand(1, 3, 16, 18) * 255 * scale for scale in (0.1, 0.5, 1.0)]
+    model = adabm_kernels.convert_model(float_network(spec), images, ConvertConfig(batch=1, **{"recipe": "paper"} | settings))
+    x = torch.cat([images[0], images[2]])
+    model.set_backend("reference")
+    want = model(x)
+    monkeypatch.setattr(network, "choose", lambda problem, requested: Choice("cuda"))
+    model.set_backend("cuda")
+    assert {conv.backend for conv in model.convs()} == {"cuda"}
+    for packed in (False, True):
+        model.packed_codes = packed
+        for conv in model.convs():
+            conv.packed_codes = packed
+        assert torch.equal(model(x), want)

@@ -1,0 +1,107 @@
+"""The built CUDA library, read without a GPU: architectures, instructions, no spills, and what a 4-bit product costs."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from adabm_kernels import native
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+try:
+    import sass_statistics as sass
+except ImportError:
+    pytest.skip("benchmarks/ is not beside the tests", allow_module_level=True)
+finally:
+    sys.path.pop(0)
+
+LIBRARY = native.LIBRARIES / "libadabm_cuda.so"
+pytestmark = [
+    pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA library was not built"),
+    pytest.mark.skipif(sass.find_tools() is None, reason="no cuobjdump and nvdisasm, which come with CUDA's toolkit and Triton"),
+]
+
+
+@functools.cache
+def kernels(architecture: str) -> dict[str, list[str]]:
+    return sass.disassemble(LIBRARY, architecture)
+
+
+def convolutions(architecture: str) -> dict[int, list[str]]:
+    """Instructions of the convolution by outputs of a block."""
+    return {sass.outputs(name): lines for name, lines in kernels(architecture).items() if sass.outputs(name)}
+
+
+def test_newer_cards_find_ptx() -> None:
+    folder = sass.find_tools()
+    text = subprocess.run([str(folder / "cuobjdump"), "-lptx", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+    assert "sm_90.ptx" in text
+
+
+@pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
+def test_every_kernel_is_there_and_keeps_its_registers(architecture: str) -> None:
+    assert sorted(convolutions(architecture)) == [16, 32, 48, 64]
+    names = " ".join(kernels(architecture))
+    for kernel in ("quantize", "measure", "decide", "probe"):
+        assert kernel in names
+    for name, lines in kernels(architecture).items():
+        local = [line for line in lines if sass.opcode(line).split(".")[0] in ("LDL", "STL")]
+        assert not local, f"{name} spills: {local[0]}"
+
+
+@pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
+def test_4_bit_products_are_one_instruction_or_none(architecture: str) -> None:
+    for lines in convolutions(architecture).values():
+        matrix = {sass.opcode(line) for line in lines if "MMA" in sass.opcode(line)}
+        four = {"IMMA.16864.U4.S4"} if architecture in sass.FOUR_BIT_ARCHITECTURES else set()
+        assert matrix == {"IMMA.16832.U8.S8"} | four
+        assert not any(sass.opcode(line).startswith("CALL") for line in lines if architecture == "90")
+
+
+@pytest.mark.parametrize("architecture", sass.FOUR_BIT_ARCHITECTURES)
+def test_a_4_bit_product_costs_half_of_an_8_bit_one(architecture: str) -> None:
+    """Matrix instructions for each product, and at most 20 % more of every other instruction."""
+    for outputs, lines in convolutions(architecture).items():
+        loops = {(loop.steps, loop.bits): loop for loop in sass.inner_loops(lines, outputs)}
+        # The widest tile has a loop of its own for kernels whose rows are threes.
+        assert sorted(loops) == ([(1, 4), (1, 8), (3, 4), (3, 8)] if outputs == 64 else [(1, 4), (1, 8)])
+        for steps in {steps for steps, _ in loops}:
+            four, eight = loops[steps, 4], loops[steps, 8]
+            assert four.classes["IMMA"] / four.macs == eight.classes["IMMA"] / eight.macs / 2
+            assert four.shared_bytes / four.macs == eight.shared_bytes / eight.macs / 2
+            for name, count in four.classes.items():
+                assert count / four.macs <= 1.2 * eight.classes[name] / eight.macs, (
+                    f"{name}: {four.classes} against {eight.classes}"
+                )
+
+
+# Products of a strip of 128 or 112 pixels in the kernels of 9.0: all weights in registers, or one step of a loop for two strips.
+WGMMA = {"conv2d_sm90ILb1E": {"128": 18}, "conv2d_sm90ILb0E": {"128": 2}, "resblock_sm90": {"128": 18, "112": 18}}
+
+
+@pytest.mark.parametrize("name", WGMMA)
+def test_wgmma_kernels_multiply_on_warpgroups_and_keep_their_registers(name: str) -> None:
+    (lines,) = (lines for kernel, lines in kernels("90a").items() if name in kernel)
+    opcodes = Counter(sass.opcode(line) for line in lines)
+    products = {code: count for code, count in opcodes.items() if code.startswith(("IGMMA", "IMMA"))}
+    assert set(products) == {f"IGMMA.64x{columns}x32.S8.U8" for columns in WGMMA[name]}
+    for columns, count in WGMMA[name].items():
+        # Loops are unrolled, and none of them serialises what it can keep in flight: one fence and wait for a whole strip.
+        assert products[f"IGMMA.64x{columns}x32.S8.U8"] % count == 0
+    assert opcodes["WARPGROUP.DEPBAR.LE"] == (2 if name == "resblock_sm90" else 1)
+    assert opcodes["USETMAXREG.TRY_ALLOC.CTAPOOL"] and opcodes["USETMAXREG.DEALLOC.CTAPOOL"]
+    assert not any(code.split(".")[0] in ("LDL", "STL", "CALL") for code in opcodes)
+
+
+def test_the_statistics_see_a_loop() -> None:
+    matrix = "@P0 IMMA.16832.U8.S8 R4, R8.ROW, R2.COL, R4"
+    body = ["0x10:", matrix, matrix, matrix, matrix, "0x20:", "LDSM.16.M88.4 R4, [R2]"]
+    (loop,) = sass.inner_loops(["0x0:", "MOV R0, R1", *body, "0x30:", "@P1 BRA 0x10", "0x40:", "EXIT"], 8)
+    assert loop.classes == {"IMMA": 4, "LDSM": 1, "BRA": 1} and (loop.bits, loop.steps) == (8, 1)
+    assert loop.macs == 2 * 4096 and loop.shared_bytes == 512

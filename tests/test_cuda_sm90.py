@@ -1,0 +1,223 @@
+"""Kernels of compute capability 9.0, executed on the CPU, against the integer reference: accumulators, floats and codes equal."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from cuda_calls import POISON, check, conv2d_call, cuda_on_host
+from cuda_library import LANDINGS, ORDERS, buffers, driver, host_library, policy
+from problems import PROBLEMS, ConvProblem, instantiate
+from small import one_thread  # noqa: F401
+from test_cuda_conv2d import by_class
+
+import adabm_kernels
+from adabm_kernels import ops
+from adabm_kernels.config import ConvertConfig
+from adabm_kernels.networks.detect import float_network
+from adabm_kernels.networks.edsr import EDSRSpec
+from adabm_kernels.networks.srresnet import SRResNetSpec
+from adabm_kernels.quantize import unpack_codes
+from adabm_kernels.registry import Choice
+
+HOPPER = {"major": 9, "shared_limit": 227 << 10}
+BLOCKS = [
+    ConvProblem("resblock", 17, 33, 64, 64, bits=(4, 2), out_bits=(3, 6), activation="relu"),  # one more than a tile each way
+    ConvProblem("narrow", 5, 3, 64, 64, bits=(8,), activation="relu"),
+    ConvProblem("few_channels", 9, 31, 36, 36, bits=(4,), activation="prelu"),
+    ConvProblem("w6_block", 14, 30, 64, 64, weight_bits=6, bits=(6,), activation="relu"),
+]  # fmt: skip
+
+NETWORKS = [  # settings, and whether its blocks can be fused
+    (EDSRSpec(4, 2, 40), {}, True),
+    (EDSRSpec(2, 3, 36), {"quantize": "body"}, True),
+    (SRResNetSpec(2, 2, 64), {}, True),
+    (EDSRSpec(2, 1, 16), {}, False),
+    (EDSRSpec(2, 1, 36), {"quantize": "body", "weight_bits": 8}, False),
+]
+
+
+@pytest.fixture(autouse=True)
+def hopper():
+    host_library()
+    with driver(**HOPPER):
+        yield
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_kernel_equals_reference(problem: ConvProblem) -> None:
+    check(instantiate(problem))
+
+
+@pytest.mark.parametrize("problem", BLOCKS[:1] + PROBLEMS[1:2], ids=str)
+@pytest.mark.parametrize("landing", LANDINGS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_any_order_gives_the_same(problem: ConvProblem, order: str, landing: str) -> None:
+    with policy(order, landing, seed=1):
+        check(instantiate(problem))
+
+
+# ---- kernels by border class, and images of bytes
+
+TAILS = {
+    "x4": (64, 48, {"shuffle": 4}, 21, 10),
+    "x2_two_tiles_of_outputs": (40, 112, {"shuffle": 2}, 6, 35),
+    "smallest": (64, 48, {"shuffle": 4}, 5, 5),
+    "long_edges": (33, 52, {}, 5, 135),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_kernels_by_border_class(name: str) -> None:
+    channels, outputs, settings, height, width = TAILS[name]
+    packed = name == "x4"
+    check(by_class(5, height, width, channels, outputs, (4,), **settings), packed_x=packed, packed_y=packed)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shuffle, outputs", [(4, 48), (3, 63), (2, 256), (1, 64)])
+def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, outputs: int, order: str) -> None:
+    problem = ConvProblem("image", 18, 11, 64, outputs, bits=(8, 4), weight_bits=8, shuffle=shuffle, lower=-100.0, upper=160.0)
+    instance = instantiate(problem)
+    want = instance.run("reference", "float")[0]
+    want = want.clamp(0, 255).round().to(torch.uint8)
+    assert want.min() == 0 and want.max() == 255 and len(want.unique()) > 100
+    call = conv2d_call(instance, outputs="y")
+    image = torch.full(call.y.shape, POISON, dtype=torch.uint8)
+    call.args.y, call.args.y_image, call.y = None, image.data_ptr(), image
+    with policy(order):
+        call.run()
+    assert torch.equal(image, want)
+
+
+# ---- residual blocks
+
+
+def block(problem: ConvProblem, packed: bool = False):
+    """(first, second) instances of a residual block, and what two convolutions of the reference make of it."""
+    first = instantiate(problem)
+    second = instantiate(
+        dataclasses.replace(problem, channels=problem.outputs, bits=first.out_bits.tolist(), activation="none", residual=True),
+        seed=1,
+    )
+    _, second.x_q = first.run("reference", "codes")
+    return first, second, second.run("reference", "both")
+
+
+def run_block(first, second, packed: bool = False):
+    a, b = conv2d_call(first, packed_x=packed, outputs="q"), conv2d_call(second, packed_y=packed, outputs="yq")
+    a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
+    with buffers([*a.read, a.packed, *b.read, b.packed], [b.y, b.y_q]):
+        host_library().call("adabm_resblock_cuda", a.args, b.args, 0, None)
+    return b
+
+
+def check_block(problem: ConvProblem, packed: bool = False) -> None:
+    first, second, (want_y, want_q) = block(problem)
+    call = run_block(first, second, packed)
+    assert torch.equal(call.y, want_y)
+    assert torch.equal(unpack_codes(call.y_q, second.out_bits) if packed else call.y_q, want_q)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["bytes", "packed"])
+@pytest.mark.parametrize("problem", BLOCKS, ids=str)
+def test_block_equals_two_convolutions(problem: ConvProblem, packed: bool) -> None:
+    check_block(problem, packed)
+
+
+@pytest.mark.parametrize("landing", LANDINGS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_block_in_any_order(order: str, landing: str) -> None:
+    with policy(order, landing, seed=2):
+        check_block(BLOCKS[0])
+
+
+# ---- what is refused
+
+
+BROKEN_BLOCKS = [
+    ("first", {"y": 64}, ValueError, "the first convolution must have no output and no residual"),
+    ("second", {"x_q": 64}, ValueError, "x_q must be null and its x_bits the first's out_bits"),
+    ("second", {"height": 4}, ValueError, r"must take what the first gives, got \[1, 4, 3, 64\] for \[1, 5, 3, 64\]"),
+    ("first", {"struct_bytes": 8}, ValueError, "first and second must be structs of [0-9]+ bytes"),
+    ("first", {"packed_bytes": 5}, ValueError, "packed_bytes must be .* got 5"),
+    ("second", {"y_image": 64, "y_q": None}, ValueError, "y_image must be null in a residual block"),
+    ("second", {"y_q": "x_q"}, ValueError, "y_q must not be x_q"),
+]
+
+
+@pytest.mark.parametrize("which, change, error, message", BROKEN_BLOCKS, ids=[m for _, _, _, m in BROKEN_BLOCKS])
+def test_broken_blocks_are_refused(which: str, change: dict, error: type, message: str) -> None:
+    first, second, _ = block(BLOCKS[1])
+    a, b = conv2d_call(first, outputs="q"), conv2d_call(second, outputs="yq")
+    a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
+    for name, value in change.items():
+        setattr((a if which == "first" else b).args, name, getattr(a.args, value) if isinstance(value, str) else value)
+    with pytest.raises(error, match=message):
+        host_library().call("adabm_resblock_cuda", a.args, b.args, 0, None)
+
+
+def test_blocks_that_cannot_be_fused_say_why() -> None:
+    problem = dataclasses.replace(BLOCKS[1], channels=96, outputs=96)
+    with pytest.raises(RuntimeError, match="not 3x3 with 33 to 64 channels"):
+        run_block(*block(problem)[:2])
+    with driver(**HOPPER | {"major": 8}), pytest.raises(RuntimeError, match="the device has another compute capability"):
+        run_block(*block(BLOCKS[1])[:2])
+
+
+def test_images_of_bytes_need_this_architecture() -> None:
+    call = conv2d_call(instantiate(PROBLEMS[0]), outputs="y")
+    call.args.y, call.args.y_image = None, call.args.y
+    with (
+        driver(major=8),
+        pytest.raises(RuntimeError, match="y_image needs the kernel of compute capability 9.0: the device has another"),
+    ):
+        call.run()
+    call.args.y_q, call.args.out_grid, call.args.out_bits = call.args.y_image, call.args.alpha, call.args.x_bits
+    with pytest.raises(ValueError, match="y_q and y_image must not both be given"):
+        call.run()
+
+
+# ---- through the operators and networks
+
+
+@pytest.mark.parametrize("network, settings, fused", NETWORKS, ids=[type(n).__name__ + str(n.channels) for n, _, _ in NETWORKS])
+def test_networks_equal_the_reference(network, settings: dict, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    images = [torch.rand(1, 3, 16, 16) * 255 * scale for scale in (0.1, 0.5, 1.0)]
+    model = adabm_kernels.convert_model(float_network(network), images, ConvertConfig(batch=1, recipe="paper", **settings))
+    x = torch.cat([images[0], images[2]])[..., :9, :]
+    model.set_backend("reference")
+    want = model(x)
+    assert model.why_not_fused == "backend 'reference' computes convolutions one by one"
+    monkeypatch.setattr(adabm_kernels.nn.network, "choose", lambda problem, requested: Choice("cuda"))
+    with cuda_on_host():
+        model.set_backend("cuda")
+        assert (model.why_not_fused == "") == fused
+        for packed in (False, True):
+            model.packed_codes = packed
+            for conv in model.convs():
+                conv.packed_codes = packed
+            assert torch.equal(model(x), want)
+        with driver(major=8, minor=6):
+            model.set_backend("cuda")
+            assert model.why_not_fused == "compute capability 8.6 has no wgmma: only 9.0 has"
+        assert torch.equal(model(x), want)
+
+
+def test_the_operator_says_what_is_wrong() -> None:
+    first, second, _ = block(BLOCKS[1])
+    tables = [(conv.layer.weight, torch.empty(0, dtype=torch.uint8), conv.layer.alpha, conv.layer.beta) for conv in (first, second)]
+    y = torch.empty(1, 5, 3, 64)
+    arguments = {"first": tables[0], "second": tables[1], "inner_grid": second.layer.grid, "inner_bits": first.out_bits, "y": y}
+    wrong = [
+        ({"backend": "cpu"}, r"resblock_out: backend must be one of \('cuda',\), got 'cpu'"),
+        ({"inner_bits": first.out_bits.float()}, "out_bits must be torch.int32, got torch.float32"),
+        ({"y": None}, "one of y and y_q must be given"),
+        ({"second": (second.layer.weight[:, :1], *tables[1][1:])}, r"beta must have shape"),
+        ({"y": y[:, :4]}, r"y must have shape \[1, 5, 3, 64\], got \[1, 4, 3, 64\]"),
+    ]
+    for change, message in wrong:
+        with pytest.raises(RuntimeError, match=message):
+            ops.resblock_out(first.x_q, first.bits, **arguments | change)

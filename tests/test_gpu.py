@@ -1,0 +1,141 @@
+"""The GPU backends on a card, where there is one: the same problems as on the host runtime, streams, graphs and devices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
+
+import adabm_kernels
+from adabm_kernels import ops
+from adabm_kernels.measure import measure_images
+from adabm_kernels.networks.detect import float_network
+from adabm_kernels.networks.edsr import EDSRSpec
+from adabm_kernels.quantize import act_grid, pack_codes, unpack_codes
+from adabm_kernels.registry import GPU_BACKENDS, Problem, choose
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    try:
+        choose(Problem("cuda"), request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+def on_card(instance: ConvInstance, backend: str, device: str = "cuda") -> ConvInstance:
+    """The same problem with its tensors on a card."""
+    moved = {name: None if t is None else t.to(device) for name, t in vars(instance).items() if name != "layer"}
+    layer = instance.layer.to(device)
+    layer.packed = torch.empty(0, dtype=torch.uint8, device=device)
+    layer.set_backend(backend, 0)
+    return ConvInstance(layer, **moved)
+
+
+def run(instance: ConvInstance, out: str) -> list[torch.Tensor]:
+    residual = None if out == "acc" else instance.residual
+    outputs = {"out": out, "out_grid": instance.out_grid, "out_bits": instance.out_bits}
+    return [t.cpu() for t in instance.layer(instance.x_q, instance.bits, residual=residual, **outputs)]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_kernels_equal_the_reference(problem: ConvProblem, backend: str) -> None:
+    instance = instantiate(problem)
+    want = {out: instance.run("reference", out) for out in ("acc", "both")}
+    card = on_card(instance, backend)
+    for out, wanted in want.items():
+        for got, expected in zip(run(card, out), wanted, strict=True):
+            assert torch.equal(got, expected)
+    card.layer.packed_codes = True
+    card.x_q = pack_codes(card.x_q, card.bits)
+    y, y_q = run(card, "both")
+    assert torch.equal(y, want["both"][0])
+    assert torch.equal(unpack_codes(y_q, card.out_bits.cpu()), want["both"][1])
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="no card of compute capability 9.0"
+)
+@pytest.mark.parametrize("height, width", [(17, 33), (64, 96), (200, 130)])
+def test_residual_blocks_equal_two_convolutions(height: int, width: int) -> None:
+    settings = {"bits": (4, 8, 2), "out_bits": (3, 6, 8), "activation": "relu"}
+    first = instantiate(ConvProblem("block", height, width, 64, 64, **settings))
+    second = instantiate(ConvProblem("block", height, width, 64, 64, bits=(3, 6, 8), residual=True), seed=1)
+    _, second.x_q = first.run("reference", "codes")
+    want_y, want_q = second.run("reference", "both")
+    a, b = on_card(first, "cuda"), on_card(second, "cuda")
+    assert a.layer.why_not_with(b.layer) == ""
+    for packed in (False, True):
+        a.layer.packed_codes = packed
+        x_q = pack_codes(a.x_q, a.bits) if packed else a.x_q
+        y, y_q = torch.full_like(b.residual, -7.0), torch.full_like(x_q, 171)
+        outputs = {"y": y, "y_q": y_q, "residual": b.residual, "out_grid": b.out_grid, "out_bits": b.out_bits}
+        # The grid of the codes in the middle is that of the problem, not of the second layer.
+        b.layer.grid = a.out_grid
+        a.layer.into_with(b.layer, x_q, a.bits, a.out_bits, **outputs)
+        assert torch.equal(y.cpu(), want_y)
+        got = y_q.cpu()
+        assert torch.equal(unpack_codes(got, second.out_bits) if packed else got, want_q)
+
+
+def test_quantisation_equals_the_reference(backend: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    bits = torch.arange(2, 9, dtype=torch.int32)
+    x, grid = torch.randn(7, 21, 30, 17, generator=g), act_grid(-2.0, 3.0)
+    want = ops.quantize(x, grid, bits, backend="reference")
+    for packed in (False, True):
+        got = ops.quantize(x.cuda(), grid.cuda(), bits.cuda(), packed_codes=packed, backend=backend).cpu()
+        assert torch.equal(unpack_codes(got, bits) if packed else got, want)
+
+
+def test_the_measure_is_that_of_the_cpu(backend: str) -> None:
+    """The CUDA library takes the same float32 gradients and sums in float64: one rounding to float32 at most."""
+    if backend != "cuda":
+        pytest.skip("the order of operations of this backend is its own")
+    images = torch.rand(3, 3, 65, 130, generator=torch.Generator().manual_seed(0)) * 255
+    assert torch.allclose(ops.image_measure(images.cuda(), backend=backend).cpu(), measure_images(images), rtol=2**-23, atol=0)
+
+
+def test_work_goes_to_the_current_stream(backend: str) -> None:
+    """Behind a long operation on the same stream: on any other, the kernel would read the input before it is there."""
+    instance = instantiate(ConvProblem("stream", 64, 64, 64, 64, bits=(4, 8), residual=True))
+    want = instance.run("reference", "float")[0]
+    card = on_card(instance, backend)
+    run(card, "float")  # loads the kernels
+    late = torch.empty_like(card.x_q)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        late.copy_(card.x_q)
+        y, _ = card.layer(late, card.bits, residual=card.residual, out="float")
+    stream.synchronize()
+    assert torch.equal(y.cpu(), want)
+
+
+def test_a_network_is_captured_in_a_graph_with_its_bits_as_data(backend: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    images = [torch.rand(1, 3, 24, 28, generator=g) * 255 * scale for scale in (0.1, 0.5, 1.0)]
+    model = adabm_kernels.convert_model(float_network(EDSRSpec(2, 2, 16)), images)
+    wants = [model(x) for x in images]
+    model.cuda()
+    model.set_backend(backend, graph=True)
+    for _ in range(2):  # recorded, then replayed on images with other bits
+        for x, want in zip(images, wants, strict=True):
+            assert torch.equal(model(x.cuda()).cpu(), want)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_second_device_that_is_not_the_current_one(backend: str) -> None:
+    instance = instantiate(PROBLEMS[0])
+    want = instance.run("reference", "both")
+    card = on_card(instance, backend, "cuda:1")
+    assert torch.cuda.current_device() == 0
+    for got, expected in zip(run(card, "both"), want, strict=True):
+        assert torch.equal(got, expected)
+    assert torch.cuda.current_device() == 0
+    with pytest.raises(RuntimeError, match="x_bits must be on the device of x_q, cuda:1, got cuda:0"):
+        card.layer(card.x_q, card.bits.to("cuda:0"), out="acc")

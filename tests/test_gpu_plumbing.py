@@ -1,0 +1,517 @@
+"""What a GPU needs above the kernels, as far as a machine without one can tell: choice, devices, packed codes, graphs, configs."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import multiprocessing
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import ConvProblem, instantiate
+from small import one_thread, small_edsr  # noqa: F401
+from test_ops import QUANTIZE, fake_outputs, order, settings_of
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from adabm_kernels import ConvertConfig, convert_model, ops, registry
+from adabm_kernels.backends import devices
+from adabm_kernels.networks.rdn import RDN, RDNSpec
+from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
+from adabm_kernels.nn import graph
+from adabm_kernels.nn.workspace import Workspace
+from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, unpack_codes
+from adabm_kernels.registry import Problem, choose, device_for
+from adabm_kernels.upscale import configure
+
+NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
+    "edsr": lambda: small_edsr(blocks=1),
+    "rdn": lambda: RDN(RDNSpec(scale=2, blocks=2, layers=2, channels=8, growth=4)).eval(),
+    "srresnet": lambda: SRResNet(SRResNetSpec(scale=2, blocks=1, channels=8)).eval(),
+}
+
+
+def images(*size: int) -> torch.Tensor:
+    return torch.rand(*size, generator=torch.Generator().manual_seed(0)) * 255
+
+
+def converted(name: str = "edsr", quantize: str = "full") -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = ConvertConfig(quantize=quantize, recipe="paper", steps=0, batch=2, bit_aware_clipping=False)
+    return convert_model(NETWORKS[name](), [images(2, 3, 16, 18)], config)
+
+
+# ---- packed codes
+
+
+def test_storage_and_pitch() -> None:
+    assert [storage_bits(bits) for bits in range(2, 9)] == [2, 4, 4, 8, 8, 8, 8]
+    assert [packed_pitch(c, 8) for c in (1, 4, 5, 64)] == [4, 4, 8, 64]
+    assert [packed_pitch(c, 4) for c in (1, 8, 9, 64, 576)] == [4, 4, 8, 32, 288]
+    assert [packed_pitch(c, 2) for c in (1, 16, 17, 64)] == [4, 4, 8, 16]
+
+
+def test_packed_bytes_are_where_the_contract_says() -> None:
+    codes = torch.zeros(3, 1, 2, 12, dtype=torch.uint8)
+    codes[..., :10] = torch.arange(1, 61).view(3, 1, 2, 10) % 4
+    packed = pack_codes(codes, torch.tensor([2, 3, 8])).view(3, 24)
+    first = codes[0, 0].tolist()
+    assert packed[0].tolist() == [
+        sum(code << 2 * i for i, code in enumerate(pixel[start : start + 4])) for pixel in first for start in (0, 4, 8, 12)
+    ] + [0] * 16
+    second = codes[1, 0].tolist()
+    assert packed[1].tolist() == [pixel[i] | pixel[i + 1] << 4 for pixel in second for i in range(0, 12, 2)][:6] + [0, 0] + [
+        second[1][i] | second[1][i + 1] << 4 for i in range(0, 12, 2)
+    ] + [0] * 10
+    assert packed[2].tolist() == codes[2].reshape(-1).tolist()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    size=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 40)),
+    bits=st.lists(st.integers(2, 8), min_size=1, max_size=3),
+)
+def test_unpacking_undoes_packing(size: tuple[int, int, int], bits: list[int]) -> None:
+    h, w, c = size
+    widths = torch.tensor(bits, dtype=torch.int32)
+    codes = torch.zeros(len(bits), h, w, padded_channels(c), dtype=torch.uint8)
+    codes[..., :c] = (torch.rand(len(bits), h, w, c) * (2**widths).view(-1, 1, 1, 1)).to(torch.uint8)
+    packed = pack_codes(codes, widths)
+    assert torch.equal(unpack_codes(packed, widths), codes)
+    for image, width in zip(packed, bits, strict=True):
+        assert not image.reshape(-1)[h * w * packed_pitch(c, width) :].any()
+
+
+@pytest.mark.parametrize("out", ["both", "float", "codes", "acc"])
+def test_the_reference_takes_and_gives_packed_codes(out: str) -> None:
+    instance = instantiate(ConvProblem("packed", 3, 5, 10, 9, bits=(2, 4, 6), out_bits=(4, 8, 2), residual=True, activation="relu"))
+    instance.layer.set_backend("reference", 1)
+    arguments = settings_of(instance, out=out, residual=None if out == "acc" else instance.residual)
+    y, y_q = torch.ops.adabm.conv2d(*order("conv2d", arguments))
+    packed = arguments | {"x_q": pack_codes(instance.x_q, instance.bits), "packed_codes": True}
+    got_y, got_q = torch.ops.adabm.conv2d(*order("conv2d", packed))
+    assert torch.equal(got_y, y)
+    assert torch.equal(got_q, pack_codes(y_q, instance.out_bits) if y_q.numel() else y_q)
+
+
+def test_the_reference_makes_packed_codes_side_by_side() -> None:
+    x, bits, grid = torch.randn(2, 20, 3, 5), torch.tensor([2, 5], dtype=torch.int32), act_grid(-1.0, 1.0)
+    y_q = torch.zeros(2, 3, 5, 20, dtype=torch.uint8)
+    for start, end in ((0, 8), (8, 20)):
+        ops.quantize_out(x[:, start:end], grid, bits, y_q, backend="reference", packed_codes=True, start=start)
+    want = ops.quantize(x, grid, bits, backend="reference")
+    assert torch.equal(unpack_codes(y_q, bits), want)
+    assert torch.equal(ops.quantize(x, grid, bits, backend="reference", packed_codes=True), pack_codes(want, bits))
+
+
+WIDE_CODES = torch.zeros(1, 3, 5, 12, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": 2, "packed_codes": True}, "start must be a multiple of 4, got 2"),
+        ({"start": -4, "packed_codes": True}, "start must be a multiple of 4, got -4"),
+        ({"start": 4}, r"start must be 0 without packed_codes \(y_q is then the slice\), got 4"),
+        ({"start": 8, "packed_codes": True}, "y_q must hold 14 channels"),
+        ({"y_q": WIDE_CODES[..., :8], "packed_codes": True}, ".*all of a code buffer with packed_codes"),
+        ({"packed_codes": True, "backend": "cpu"}, "packed_codes needs a backend of .*, got 'cpu'"),
+    ],
+)
+def test_packed_slices_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"x": torch.zeros(1, 6, 3, 5), "grid": act_grid(0.0, 1.0)}
+    arguments |= {"bits": torch.tensor([4], dtype=torch.int32), "y_q": WIDE_CODES, "backend": "reference"}
+    with pytest.raises(RuntimeError, match=f"quantize.*: {message}"):
+        ops.quantize_out(**arguments | changes)
+
+
+def test_packed_codes_must_be_a_whole_buffer() -> None:
+    instance = instantiate(ConvProblem("packed", 4, 4, 8, 9, bits=(4,)))
+    instance.layer.set_backend("reference", 1)
+    arguments = settings_of(instance, out="float", packed_codes=True, x_q=instance.x_q.transpose(1, 2))
+    with pytest.raises(RuntimeError, match="conv2d: x_q must be contiguous with packed_codes, got strides"):
+        torch.ops.adabm.conv2d(*order("conv2d", arguments))
+
+
+# ---- devices
+
+
+def on_fake_cards(values: dict[str, Any], elsewhere: tuple[str, ...] = (), other: str = "cuda:1") -> dict[str, Any]:
+    """The tensors as if on cuda:0, those named `elsewhere` on another device; for use inside a FakeTensorMode."""
+    place = {name: torch.device(other if name in elsewhere else "cuda:0") for name in values}
+    return {
+        name: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=place[name]) if isinstance(v, torch.Tensor) else v
+        for name, v in values.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["x_bits", "weight", "packed", "alpha", "beta", "slope", "residual", "out_grid", "out_bits"])
+@pytest.mark.parametrize("other", ["cuda:1", "cpu"])
+def test_tensors_on_different_devices_are_named(name: str, other: str) -> None:
+    instance = instantiate(ConvProblem("devices", 4, 5, 6, 8, bits=(4,), activation="prelu", residual=True))
+    arguments = settings_of(instance, out="both", backend="triton")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fakes = on_fake_cards(arguments, (name,), other)
+        with pytest.raises(RuntimeError, match=f"conv2d: {name} must be on the device of x_q, cuda:0, got {other}"):
+            torch.ops.adabm.conv2d(*order("conv2d", fakes))
+
+
+def test_outputs_and_inputs_of_the_others_too() -> None:
+    instance = instantiate(ConvProblem("devices", 4, 5, 6, 8, bits=(4,)))
+    outputs = {"y": torch.empty(1, 4, 5, 8), "y_q": torch.empty(1, 4, 5, 8, dtype=torch.uint8), "accumulate": False}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for name in ("y", "y_q"):
+            fakes = on_fake_cards(settings_of(instance, backend="triton") | outputs, (name,))
+            with pytest.raises(RuntimeError, match=f"conv2d_out: {name} must be on the device of x_q, cuda:0, got cuda:1"):
+                torch.ops.adabm.conv2d_out(*order("conv2d_out", fakes))
+        for name in ("shift", "grid", "bits"):
+            fakes = on_fake_cards(QUANTIZE | {"backend": "triton"}, (name,))
+            with pytest.raises(RuntimeError, match=f"quantize: {name} must be on the device of x, cuda:0, got cuda:1"):
+                torch.ops.adabm.quantize(*order("quantize", fakes))
+        values = {"x": torch.empty(1, 3, 4, 4), "lower": torch.empty(()), "upper": torch.empty(())}
+        values |= {"rules": torch.empty(2, 2, dtype=torch.int32), "backend": "triton"}
+        for name in ("lower", "upper", "rules"):
+            with pytest.raises(RuntimeError, match=f"layer_bits: {name} must be on the device of x, cuda:0, got cuda:1"):
+                torch.ops.adabm.layer_bits(*order("layer_bits", on_fake_cards(values, (name,))))
+        assert torch.ops.adabm.layer_bits(*order("layer_bits", on_fake_cards(values))).shape == (2, 1)
+
+
+def test_the_cpu_library_is_not_given_device_memory() -> None:
+    instance = instantiate(ConvProblem("devices", 4, 5, 6, 8, bits=(4,)))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with pytest.raises(RuntimeError, match="conv2d: backend 'cpu' needs tensors in main memory, x_q is on cuda:0"):
+            torch.ops.adabm.conv2d(*order("conv2d", on_fake_cards(settings_of(instance, out="float", backend="cpu"))))
+
+
+def test_triton_is_not_given_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    instance = instantiate(ConvProblem("devices", 4, 5, 6, 8, bits=(4,)))
+    with pytest.raises(RuntimeError, match="conv2d: backend 'triton' needs tensors on a CUDA device, x_q is on cpu"):
+        torch.ops.adabm.conv2d(*order("conv2d", settings_of(instance, out="float", backend="triton")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(1, 4, 5, 5)}, r"x must be \[N, 3, H, W\] and not empty, got shape \[1, 4, 5, 5\]"),
+        ({"x": torch.zeros(1, 3, 0, 5)}, r"x must be \[N, 3, H, W\] and not empty, got shape \[1, 3, 0, 5\]"),
+        ({"x": torch.zeros(1, 3, 5, 5).double()}, "x must be torch.float32, got torch.float64"),
+        ({"lower": torch.zeros(1)}, r"lower must have shape \[\], got \[1\]"),
+        ({"upper": torch.zeros((), dtype=torch.int32)}, "upper must be torch.float32, got torch.int32"),
+        ({"rules": torch.zeros(4, dtype=torch.int32)}, r"rules must be \[L, 2\], got shape \[4\]"),
+        ({"rules": torch.zeros(4, 3, dtype=torch.int32)}, r"rules must have shape \[4, 2\], got \[4, 3\]"),
+        ({"backend": "abacus"}, "backend must be one of .*, got 'abacus'"),
+    ],
+)
+def test_layer_bits_names_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    arguments = {"x": torch.zeros(1, 3, 5, 5), "lower": torch.zeros(()), "upper": torch.zeros(())}
+    arguments |= {"rules": torch.zeros(4, 2, dtype=torch.int32), "backend": "reference"}
+    for run in (lambda a: torch.ops.adabm.layer_bits(*order("layer_bits", a)), lambda a: fake_outputs("layer_bits", a)):
+        with pytest.raises(RuntimeError, match=f"layer_bits: {message}"):
+            run(arguments | changes)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_opcheck_of_measure_and_bits(backend: str) -> None:
+    x, lower, upper = images(2, 3, 6, 7), torch.tensor(3.0), torch.tensor(40.0)
+    rules = torch.tensor([[4, 1], [8, 0]], dtype=torch.int32)
+    torch.library.opcheck(torch.ops.adabm.image_measure, (x, backend))
+    torch.library.opcheck(torch.ops.adabm.layer_bits, (x, lower, upper, rules, backend))
+
+
+# ---- the choice
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A pretended card: change its facts in the dictionary."""
+    facts: dict[str, Any] = {"capability": (9, 0), "triton": "3.6.0", "cuda": "13.0", "available": True, "fails": None}
+
+    def probe(device: torch.device) -> None:
+        if facts["fails"] is not None:
+            raise facts["fails"]
+
+    def init() -> None:
+        raise facts["fails"]
+
+    def version(name: str) -> str:
+        if facts["triton"] is None:
+            raise devices.metadata.PackageNotFoundError(name)
+        return facts["triton"]
+
+    backend = importlib.import_module("adabm_kernels.backends.triton")  # needs Triton itself
+
+    monkeypatch.delenv("ADABM_BACKEND", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backend, "probe", probe)
+    monkeypatch.setattr(devices.metadata, "version", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: facts["available"])
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: facts["capability"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
+    monkeypatch.setattr(torch.version, "cuda", facts["cuda"])
+    devices._why_not_on.cache_clear()
+    yield facts
+    devices._why_not_on.cache_clear()
+
+
+needs_triton = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
+REASONS = [
+    ({"triton": None}, "triton is not installed"),
+    ({"triton": "3.1.0"}, "needs triton 3.5 or newer, found 3.1.0"),
+    (
+        {"available": False, "fails": RuntimeError("The NVIDIA driver on your system is too old (found 11040).\nPlease update")},
+        r"no usable GPU: The NVIDIA driver on your system is too old \(found 11040\)\.$",
+    ),
+    ({"capability": (7, 5)}, r"Card has compute capability 7\.5, the kernels need 8\.0 or newer"),
+    (
+        {"capability": (13, 0), "fails": ValueError("sm_130 is not a known architecture\nat line 3")},
+        r"triton 3\.6\.0 cannot run on Card \(compute capability 13\.0\): sm_130 is not a known architecture$",
+    ),
+    ({"fails": RuntimeError()}, r"triton 3\.6\.0 cannot run on Card \(compute capability 9\.0\): RuntimeError"),
+]
+
+
+@needs_triton
+@pytest.mark.parametrize(("facts", "reason"), REASONS)
+def test_what_keeps_triton_from_running_is_told(card: dict[str, Any], facts: dict[str, Any], reason: str) -> None:
+    card |= facts
+    with pytest.raises(RuntimeError, match=f"backend 'triton' cannot run: {reason}"):
+        choose(Problem("cuda"), "triton")
+    choice = choose(Problem("cuda"))
+    assert choice.backend == "reference" and re.match(reason, choice.rejected["triton"])
+    status = registry.backends()["triton"]
+    assert not status.available and status.reason == choice.rejected["triton"]
+
+
+@needs_triton
+def test_a_card_that_can_is_taken(card: dict[str, Any]) -> None:
+    choice = choose(Problem("cuda"))
+    assert choice.backend == "triton" and list(choice.rejected) == ["cuda"]
+    assert choose(Problem("cuda"), "triton").backend == "triton"
+    assert registry.backends()["triton"].available
+    assert choose(Problem("cpu")).rejected["triton"] == "the tensors are on cpu"
+    assert choose(Problem("cpu"), "triton").backend == "triton"  # the model may move there later
+
+
+def test_a_backend_asked_for_takes_the_model_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert [device_for(name) for name in ("triton", "cpu", "reference", "auto")] == ["cuda", None, None, None]
+    calls: list[str] = []
+    model = SimpleNamespace(set_backend=calls.append, to=calls.append)
+    configure(model, None, "triton", None)
+    configure(model, None, "reference", None)
+    configure(model, None, "triton", None, "cpu")  # the device that was asked for stays
+    assert calls == ["triton", "cuda", "reference", torch.device("cpu"), "triton"]
+
+
+def test_the_interpreter_runs_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(devices, "why_no_triton", lambda: "")
+    assert "only when asked for" in choose(Problem("cpu")).rejected["triton"]
+    assert choose(Problem("cpu"), "triton").backend == "triton"
+    assert device_for("triton") == "cpu"
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 runs kernels on the CPU only"):
+        choose(Problem("cuda"), "triton")
+
+
+# ---- networks
+
+
+@pytest.mark.parametrize("quantize", ["full", "body"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_compiles_into_one_graph(name: str, quantize: str) -> None:
+    torch._dynamo.reset()
+    model, x = converted(name, quantize), images(2, 3, 8, 9)
+    want = model(x)
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), want)
+
+
+def test_a_graph_needs_a_card() -> None:
+    model = converted()
+    model.set_backend("auto", graph=True)
+    with pytest.raises(RuntimeError, match="ConvertedEDSR: graph=True needs images on a CUDA device, x is on cpu"):
+        model(images(1, 3, 8, 9))
+    assert copy.deepcopy(model)._graphs is not None and pickle.loads(pickle.dumps(model))._graphs is not None
+    model.set_backend("auto")  # leaves it on
+    assert model._graphs is not None
+    model.set_backend("auto", graph=False)
+    model(images(1, 3, 8, 9))
+
+
+class Recorder:
+    """Stands for CudaGraph: what would be recorded, and how often it ran."""
+
+    made: list[tuple] = []
+
+    def __init__(self, function: Callable, inputs: tuple[torch.Tensor, ...], *shared: Any):
+        Recorder.made.append(tuple(x.shape for x in inputs))
+        self.function = function
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.function(*inputs)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    Recorder.made = []
+    monkeypatch.setattr(graph, "CudaGraph", Recorder)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: object())
+    monkeypatch.setattr(torch.cuda, "Event", object)
+    return Recorder
+
+
+def test_graphs_are_recorded_once_a_shape(recorder: type[Recorder]) -> None:
+    graphs, double = graph.Graphs(), lambda x: x * 2
+    for size in (3, 4, 3, 4, 3):
+        x = torch.arange(size)
+        assert torch.equal(graphs.run(double, x), x * 2)
+    assert recorder.made == [((3,),), ((4,),)]
+    for size in range(5, 5 + graph.Graphs.LIMIT - 1):  # one more than fits: the shape that was used longest ago goes
+        graphs.run(double, torch.arange(size))
+    graphs.run(double, torch.arange(3))
+    assert len(recorder.made) == 2 + graph.Graphs.LIMIT - 1
+    graphs.run(double, torch.arange(4))
+    assert len(recorder.made) == 2 + graph.Graphs.LIMIT
+    graphs.run(double, torch.arange(3).int())
+    graphs.clear()
+    graphs.run(double, torch.arange(3))
+    assert len(recorder.made) == 2 + graph.Graphs.LIMIT + 2
+
+
+def test_what_changes_a_forward_forgets_its_graphs(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = converted()
+    model.set_backend("auto", graph=True)
+    x = images(1, 3, 8, 9)
+    for count, change in enumerate(
+        (
+            lambda: None,
+            lambda: model.set_bits(3),
+            lambda: model.set_bits("auto"),
+            lambda: model.set_running_thresholds(0.1),
+            lambda: model.set_running_thresholds(0),
+            lambda: model.set_backend("reference"),
+            lambda: model.to("cpu"),
+        ),
+        1,
+    ):
+        change()
+        plain = copy.deepcopy(model)
+        want = plain._forward(x, plain._by_name(plain._bit_table(x, learn=False)))
+        for _ in range(2):
+            # As on a card: the check of the device is all that is left out.
+            table = model._bit_table(x, learn=False)
+            got = model._graphs.run(lambda x, table: model._forward(x, model._by_name(table)), x, table)
+            assert torch.equal(got, want)
+        assert len(recorder.made) == count
+
+
+def test_buffers_of_a_recording_are_its_own() -> None:
+    workspace = Workspace()
+    kept = workspace.get("a", (4,), torch.float32, torch.device("cpu"))
+    with workspace.fresh():
+        assert workspace.get("a", (4,), torch.float32, torch.device("cpu")).data_ptr() != kept.data_ptr()
+    assert workspace.get("a", (4,), torch.float32, torch.device("cpu")).data_ptr() == kept.data_ptr()
+
+
+class FakeCuda:
+    """The calls that recording and replaying make, in order, with a graph that computes when it is replayed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.calls: list[str] = []
+        stream = self._object("here", "wait_stream", "wait_event")
+        aside = self._object("aside", "wait_stream")
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: aside)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self._object("graph", "replay"))
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, capture_error_mode: nullcontext())
+        self.event = self._object("event", "record")
+
+    def _object(self, name: str, *methods: str) -> Any:
+        made = {method: lambda self_, *args, m=method: self.calls.append(f"{name}.{m}") for method in methods}
+        return type(name, (), made)()
+
+
+def test_a_graph_copies_in_and_out_between_waiting_and_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, x = FakeCuda(monkeypatch), torch.arange(4.0)
+    runs: list[torch.Tensor] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        cuda.calls.append("function")
+        runs.append(x)
+        return x.mul(1)
+
+    recorded = graph.CudaGraph(function, (x,), None, cuda.event)
+    assert cuda.calls == ["aside.wait_stream", "function", "here.wait_stream", "function"]
+    assert runs[0] is runs[1] and runs[0] is not x  # a buffer of its own, both to warm up and to record
+    cuda.calls.clear()
+    first = recorded(torch.full((4,), 7.0))
+    assert cuda.calls == ["here.wait_event", "graph.replay", "event.record"]
+    assert torch.equal(runs[0], torch.full((4,), 7.0))  # what the replay reads
+    assert first.data_ptr() != recorded(x).data_ptr()  # the caller's own
+
+
+# ---- configs
+
+
+def _write(path: Path, key: str) -> None:
+    from adabm_kernels.backends.triton.tuning import Config, write_entries
+
+    for i in range(20):
+        write_entries(path, {f"{key}{i}": (Config(64, 64, 4, i), {"card": key})})
+
+
+@needs_triton
+def test_tables_are_whole_however_many_write(tmp_path: Path) -> None:
+    from adabm_kernels.backends.triton import tuning
+
+    path = tmp_path / "deep" / "tuning.json"
+    context = multiprocessing.get_context("fork")  # they only write files
+    writers = [context.Process(target=_write, args=(path, key)) for key in "ab"]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        table = tuning.read_table(path)
+        assert not path.exists() or (table and all(set(entry) == {"config", "card"} for entry in table.values()))
+    assert all(writer.exitcode == 0 for writer in writers)
+    assert [file.name for file in path.parent.iterdir()] == ["tuning.json"]
+    assert len({key[0] for key in tuning.read_table(path)}) >= 1
+
+
+@needs_triton
+def test_measured_configs_go_before_the_heuristic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adabm_kernels.backends.triton import tuning
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tuning, "TABLE", tmp_path / "package.json")
+    tuning.measured.cache_clear()
+    try:
+        shape = (90, 64, 3, 64, 256 * 256)
+        guessed = tuning.conv2d_config(*shape)
+        package, own = tuning.Config(64, 32, 4, 2), tuning.Config(32, 32, 2, 2)
+        key = tuning.shape_class(*shape)
+        assert key == "sm90-c64-k3-o64-p65536"
+        tuning.write_entries(tuning.TABLE, {key: (package, {"card": "one"})})
+        assert tuning.conv2d_config(*shape) == package != guessed
+        assert tuning.conv2d_config(80, *shape[1:]) == guessed
+        tuning.write_entries(tuning.user_table(), {key: (own, {"card": "other"})})
+        assert tuning.conv2d_config(*shape) == own
+        assert json.loads(tuning.user_table().read_text())[key]["card"] == "other"
+        for broken in ("", "[]", '{"a": 1}', '{"a": {"config": {"block_m": 1}}}'):
+            tuning.user_table().write_text(broken)
+            tuning.measured.cache_clear()
+            assert tuning.conv2d_config(*shape) == package
+    finally:
+        tuning.measured.cache_clear()

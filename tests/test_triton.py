@@ -1,0 +1,78 @@
+"""Triton kernels: equal to the reference in Triton's interpreter (and on a GPU), and built for every architecture."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from adabm_kernels.backends import devices
+
+pytestmark = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
+KERNELS = Path(__file__).with_name("triton_kernels.py")
+
+
+def run_kernel_tests(keywords: str, interpret: bool) -> subprocess.Popen:
+    """tests/triton_kernels.py, or what `keywords` select of it, in a process of its own."""
+    environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", str(KERNELS), "-k", keywords]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def all_passed(*processes: subprocess.Popen) -> None:
+    outputs = [process.communicate()[0] for process in processes]
+    failed = [output[-6000:] for process, output in zip(processes, outputs, strict=True) if process.returncode]
+    assert not failed, "\n".join(failed)
+
+
+def test_kernels_equal_the_reference_in_the_interpreter() -> None:
+    networks = "network or networks or tail or thresholds"
+    all_passed(run_kernel_tests(networks, interpret=True), run_kernel_tests(f"not ({networks})", interpret=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_kernels_equal_the_reference_on_the_gpu() -> None:
+    all_passed(run_kernel_tests("", interpret=False))
+
+
+# ---- built ahead of time
+
+
+triton_compiled = pytest.importorskip("triton_compiled")
+# Every kernel for the architectures that compile it differently (mma.sync, wgmma, and Blackwell's), and the layer that matters
+# most for all.
+EVERYWHERE = ("body", "quantize", "measure", "decide")
+BUILDS = [(name, capability) for name in EVERYWHERE for capability in triton_compiled.SHARED]
+BUILDS += [(name, capability) for name in triton_compiled.CONV2D if name not in EVERYWHERE for capability in (80, 90)]
+BUILDS += [("tail", 100), ("residual", 100), ("residual", 120)]
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory):
+    """All builds under way in two processes, without the cache of an earlier run."""
+    os.environ["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        yield {build: pool.submit(triton_compiled.compile_kernel, *build) for build in BUILDS}
+    del os.environ["TRITON_CACHE_DIR"]
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=lambda build: f"{build[0]}-sm{build[1]}")
+def test_machine_code(build: tuple[str, int], builds: dict[tuple[str, int], Future]) -> None:
+    name, capability = build
+    kernel = builds[build].result()
+    assert kernel.stack == 0 and not {"STL", "LDL"} & {operation.split(".")[0] for operation in kernel.operations}
+    assert kernel.shared <= triton_compiled.SHARED[capability]
+    assert kernel.registers <= 255 and kernel.registers * kernel.warps * 32 <= 65536
+    if name in triton_compiled.CONV2D:
+        products = [operation for operation in kernel.operations if operation.startswith(("IMMA", "IGMMA", "UTCIMMA"))]
+        assert products and all(".S8.S8" in operation for operation in products if operation.startswith("I"))
+        assert not [operation for operation in kernel.operations if operation.startswith(("HMMA", "HGMMA", "UTCHMMA", "IDP"))]
+        # One multiply-add for alpha and beta, one for the codes, and no other that a compiler made of a product and a sum.
+        assert kernel.fused == (1 + triton_compiled.CONV2D[name]["codes"]) * kernel.elements
+        assert kernel.operations["FFMA"] + 2 * kernel.operations["FFMA2"] == kernel.fused

@@ -1,0 +1,165 @@
+"""Frames through a pipe: YUV4MPEG2 and raw, in order, with their own bits; damaged streams are refused."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import ENVIRONMENT, names, rows
+from fake_model import FakeModel
+
+from adabm_kernels.commands.video import MATRICES, Stream, _read_y4m, from_rgb, to_rgb
+
+UPSCALE = sys.modules["adabm_kernels.upscale"]
+RNG = np.random.default_rng(8)
+
+
+@pytest.fixture
+def model(monkeypatch):
+    fake = FakeModel()
+    monkeypatch.setattr(UPSCALE, "load_model", lambda name: fake)
+    return fake
+
+
+def frames_of(stream, count):
+    """Random frames whose colours lie inside RGB, as planes."""
+    most = 255 if stream.depth == 8 else 65535
+    rgb = RNG.integers(0, most + 1, (count, stream.height, stream.width, 3), dtype=np.uint8 if most == 255 else np.uint16)
+    if stream.subsampling != (1, 1):
+        rgb[:] = rgb[:, :1, :1]  # one colour a frame: chroma loses nothing
+    return [from_rgb(frame, stream) for frame in rgb]
+
+
+def y4m(stream, frames):
+    return stream.header() + b"".join(b"FRAME\n" + b"".join(plane.tobytes() for plane in planes) for planes in frames)
+
+
+KINDS = {
+    "C420jpeg": ((2, 2), 8),
+    "C420mpeg2": ((2, 2), 8),
+    "C422": ((1, 2), 8),
+    "C444": ((1, 1), 8),
+    "C420p10": ((2, 2), 10),
+    "C444p12": ((1, 1), 12),
+    "Cmono": ((0, 0), 8),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("full", [False, True])
+def test_y4m_in_every_colour_space(empty_folder, model, adabm, kind, full):
+    subsampling, depth = KINDS[kind]
+    words = ("F25:1", "Ip", "A1:1", kind, *(["XCOLORRANGE=FULL"] if full else []))
+    stream = Stream(7, 6, "", words, subsampling, depth, full)
+    frames = frames_of(stream, 3)
+    Path("in.y4m").write_bytes(y4m(stream, frames))
+    status, out, err = adabm("upscale", "--y4m", "in.y4m", "-o", "out.y4m")
+    assert (status, err) == (0, "") and rows(out)["frames"] == "3, 7x6 -> 28x24" and rows(out)["mean bits"] == "3.75"
+    data = io.BytesIO(Path("out.y4m").read_bytes())
+    header = data.readline()
+    assert header.split() == [b"YUV4MPEG2", b"W28", b"H24", *(word.encode() for word in words)]
+    larger = stream.scaled(4)
+    for planes in frames:
+        assert data.readline() == b"FRAME\n"
+        for plane, shape in zip(planes, larger.planes, strict=True):
+            got = np.frombuffer(data.read(int(np.prod(shape)) * plane.itemsize), plane.dtype).reshape(shape)
+            want = plane.repeat(4, 0).repeat(4, 1)[: shape[0], : shape[1]]
+            # A code is at most half a unit of RGB off and rounded once more: one code, two where codes are finer than RGB's.
+            assert np.abs(got.astype(int) - want).max() <= (2 if full or depth == 8 else 1)
+    assert not data.read()
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_colours_are_those_of_the_standards(matrix):
+    """White, black and red of ITU-R BT.601, BT.709 and BT.2020 in limited range, 8 bits."""
+    stream = Stream(1, 1, "", (), (1, 1), 8, False, MATRICES[matrix])
+    for rgb, want in {(255, 255, 255): (235, 128, 128), (0, 0, 0): (16, 128, 128)}.items():
+        planes = from_rgb(np.array([[rgb]], np.uint8), stream)
+        assert tuple(int(plane.item()) for plane in planes) == want
+        assert to_rgb(planes, stream).flatten().tolist() == list(rgb)
+    k_r = MATRICES[matrix][0]
+    y, _, cr = (plane.item() for plane in from_rgb(np.array([[(255, 0, 0)]], np.uint8), stream))
+    assert (y, cr) == (round(16 + 219 * k_r), 240)
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "dtype", "channels"), [("rgb24", "u1", 3), ("rgb48le", "<u2", 3), ("gray", "u1", 1), ("rgba", "u1", 4)]
+)
+def test_raw_frames(empty_folder, model, adabm, pixel_format, dtype, channels):
+    frames = RNG.integers(1, 200, (2, 6, 7, channels)).astype(dtype)
+    Path("in.raw").write_bytes(frames.tobytes())
+    status, _, _ = adabm("upscale", "in.raw", "--raw", "7x6", "--pix-fmt", pixel_format, "-o", "out.raw", "-q")
+    assert status == 0
+    got = np.fromfile("out.raw", dtype).reshape(2, 24, 28, channels)
+    assert np.array_equal(got, frames.repeat(4, 1).repeat(4, 2))
+
+
+def test_a_pipe_from_and_to(empty_folder):
+    stream = Stream(7, 6, "", ("F25:1", "C444"), (1, 1))
+    frames = frames_of(stream, 4)
+    code = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from fake_model import FakeModel
+from adabm_kernels import cli
+import adabm_kernels.upscale
+sys.modules["adabm_kernels.upscale"].load_model = lambda name: FakeModel()
+sys.exit(cli.main())
+"""
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), "upscale", "--y4m", "-"]
+    done = subprocess.run(command, input=y4m(stream, frames), capture_output=True, env=ENVIRONMENT)
+    assert done.returncode == 0 and b"frames     4, 7x6 -> 28x24" in done.stderr
+    assert done.stdout.startswith(b"YUV4MPEG2 W28 H24 F25:1 C444\nFRAME\n")
+    luma = [np.frombuffer(part[: 24 * 28], np.uint8).reshape(24, 28) for part in done.stdout.split(b"FRAME\n")[1:]]
+    means = [planes[0].mean() for planes in frames]
+    assert np.allclose([plane.mean() for plane in luma], means, atol=1)  # in order
+
+
+GOOD = y4m(Stream(7, 6, "", ("C444",), (1, 1)), frames_of(Stream(7, 6, "", (), (1, 1)), 2))
+BAD = {
+    "no stream": (b"words\n", "--y4m must be given a YUV4MPEG2 stream"),
+    "empty": (b"", "--y4m must be given a YUV4MPEG2 stream"),
+    "no size": (b"YUV4MPEG2 C444\n", "with width and height in its header"),
+    "no pixels": (b"YUV4MPEG2 W0 H5\n", "frames of at least one pixel, got 0x5"),
+    "interlaced": (b"YUV4MPEG2 W7 H6 It\n", "progressive frames, got interlacing 'It'"),
+    "colour space": (b"YUV4MPEG2 W7 H6 C411\n", "420, 422, 444 or mono of 8 to 16 bits, got 'C411'"),
+    "cut": (GOOD[:-5], "the stream ends within frame 2: 1 frames were complete"),
+    "no frame": (GOOD[:-10] + b"JUNK" + GOOD[-10:], "frame 3 does not begin with FRAME"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_damaged_streams(empty_folder, model, adabm, case):
+    data, message = BAD[case]
+    Path("in.y4m").write_bytes(data)
+    status, out, err = adabm("upscale", "--y4m", "in.y4m", "-o", "out.y4m")
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+    assert names(empty_folder) == ["in.y4m"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--y4m", "in", "in"], "IN must be '-' or one file of frames, got 2 inputs"),
+        (["--y4m", "in", "--raw", "7x6"], "--raw must be left out with --y4m"),
+        (["--y4m", "in", "--compare"], "--compare, --format and --quality must be left out for frames"),
+        (["--y4m", "in", "-o", "in"], "OUT must not be the input file itself"),
+        (["--y4m", "absent"], "cannot read 'absent'"),
+        (["--raw", "7", "in"], "must be WIDTHxHEIGHT such as 1920x1080, got '7'"),
+        (["--raw", "0x6", "in"], "got '0x6'"),
+    ],
+    ids=str,
+)
+def test_bad_usage(empty_folder, model, adabm, argv, message):
+    Path("in").write_bytes(GOOD)
+    status, out, err = adabm("upscale", *argv)
+    assert (status, out) == (2, "") and message in err and names(empty_folder) == ["in"]
+
+
+def test_high_definition_is_bt709_unless_said_otherwise():
+    header = b"YUV4MPEG2 W1280 H720\n"
+    assert _read_y4m(io.BytesIO(header), None).luma == MATRICES["bt709"]
+    assert _read_y4m(io.BytesIO(header), "bt2020").luma == MATRICES["bt2020"]
+    assert _read_y4m(io.BytesIO(b"YUV4MPEG2 W720 H576\n"), None).luma == MATRICES["bt601"]

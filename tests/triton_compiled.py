@@ -1,0 +1,126 @@
+"""Triton kernels built ahead of time for an architecture, without a GPU, and what the machine code is made of."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Compute capability -> shared memory that one block can have, bytes (CUDA C++ Programming Guide, technical specifications).
+SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+
+BODY = {"x_q": (1, 512, 512, 64), "weight": (64, 3, 3, 64), "activation": "none", "shuffle": 1, "residual": False}
+CONV2D: dict[str, dict[str, Any]] = {
+    "body": BODY | {"activation": "relu", "y": 0, "codes": True, "packed": True},
+    "residual": BODY | {"activation": "prelu", "residual": True, "y": 1, "codes": True, "packed": True},
+    "bytes": BODY | {"y": 1, "codes": True, "packed": False},
+    "box": BODY | {"weight": (64, 9, 9, 3), "x_q": (1, 512, 512, 4), "y": 1, "codes": True, "packed": True, "ones": True},
+    "dense": BODY | {"weight": (64, 3, 3, 512), "x_q": (1, 512, 512, 512), "y": 1, "y_pitch": 1088, "codes": False, "packed": True},
+    "fusion": BODY | {"weight": (64, 1, 1, 576), "x_q": (1, 512, 512, 576), "y": 1, "codes": True, "packed": True},
+    "upsampler": BODY | {"weight": (256, 3, 3, 64), "shuffle": 2, "y": 0, "codes": True, "packed": True},
+    "tail": BODY | {"weight": (5, 5, 48, 5, 5, 64), "shuffle": 4, "y": 1, "codes": False, "packed": True},
+}
+OTHERS = ("quantize", "measure", "decide")
+CONV2D_TENSORS = {
+    "x_q": "*u8", "x_bits": "*i32", "packed": "*u8", "alpha": "*fp32", "beta": "*fp32", "slope": "*fp32", "residual": "*fp32",
+    "out_grid": "*fp32", "out_bits": "*i32", "y": "*fp32", "y_q": "*u8",
+}  # fmt: skip
+
+
+@dataclass
+class Compiled:
+    """registers and stack: a thread's. operations: how often each machine instruction occurs. fused: multiply-adds in PTX,
+    which writes two at once for Blackwell."""
+
+    registers: int
+    stack: int
+    shared: int
+    warps: int
+    operations: Counter
+    fused: int
+    elements: int  # of the tile, a thread
+
+
+def compile_kernel(name: str, capability: int) -> Compiled:
+    """A kernel of CONV2D or OTHERS for a compute capability, 90 for 9.0."""
+    from adabm_kernels.backends.triton import conv2d, measure, quantize, tuning
+
+    tile = 0
+    if name in CONV2D:
+        case = CONV2D[name]
+        layout = conv2d.Layout.of(case["weight"], ones=case.get("ones", False))
+        channels = layout.outputs // case["shuffle"] ** 2
+        constants, _ = conv2d.conv2d_launch(
+            capability, case["x_q"], case["weight"], layout.offsets()[-1], activation=case["activation"], shuffle=case["shuffle"],
+            packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels), codes=case["codes"],
+            residual=case["residual"],
+        )  # fmt: skip
+        tile = constants["BLOCK_M"] * constants["BLOCK_N"]
+        types = CONV2D_TENSORS | {"height": "i32", "width": "i32"}
+        absent = {"slope": case["activation"] != "prelu", "residual": not case["residual"], "y": not case["y"]}
+        absent |= dict.fromkeys(("out_grid", "out_bits", "y_q"), not case["codes"])
+        kernel = conv2d.conv2d_kernel
+    elif name == "quantize":
+        kernel, absent = quantize.quantize_kernel, {"shift": False}
+        types = {"x": "*fp32", "shift": "*fp32", "grid": "*fp32", "bits": "*i32", "y_q": "*u8", "width": "i32", "pixels": "i32"}
+        types |= {f"stride_{axis}": "i32" for axis in "nhw"}
+        constants = {"stride_c": 1, "C": 64, "SHIFT": True, "CHANNELS": 1024, "PITCH": 1024, "START": 64, "FILL": 64, "AXIS": 64}
+        constants |= {"PACKED": True, "WIDE": False} | tuning.quantize_config(64).options()
+    elif name == "measure":
+        kernel, absent = measure.measure_kernel, {}
+        types = {"x": "*fp32", "partial": "*fp32", "height": "i32", "width": "i32"}
+        types |= {f"stride_{axis}": "i32" for axis in "nchw"}
+        constants = {"WIDE": False, "BLOCK": measure.BLOCK, "num_warps": 4, "enable_fp_fusion": False}
+    else:
+        kernel, absent = measure.decide_kernel, {"measure": True}
+        types = dict.fromkeys(("partial", "measure", "lower", "upper"), "*fp32") | {"rules": "*i32", "bits": "*i32"}
+        types |= dict.fromkeys(("tiles", "pixels", "layers"), "i32")
+        constants = {"BITS": True, "STEPS": 1, "LAYERS": 64, "BLOCK": measure.BLOCK, "num_warps": 4, "enable_fp_fusion": False}
+    return _compile(kernel, types, constants, [key for key, gone in absent.items() if gone], capability, tile)
+
+
+def _compile(kernel, types, constants, absent, capability: int, tile: int) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    options = {key: value for key, value in constants.items() if key not in names}
+    fixed = {key: value for key, value in constants.items() if key in names} | dict.fromkeys(absent)
+    signature = {name: "constexpr" if name in fixed else types[name] for name in names}
+    unaligned = ("x_bits", "out_bits")  # rows of a table of all layers
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") and name not in unaligned]
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in fixed.items()},
+        {(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    usage, machine = _disassemble(built.asm["cubin"])
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    operations = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", machine))
+    warps = built.metadata.num_warps
+    fused = sum(2 if pair else 1 for pair in re.findall(r"\bfma\.rn\.f32(x2)?\b", built.asm["ptx"]))
+    stack = int(found["STACK"]) + int(found["LOCAL"])
+    return Compiled(int(found["REG"]), stack, built.metadata.shared, warps, operations, fused, tile // (32 * warps))
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    """(resource usage, machine code) of a cubin, by the tools that come with Triton."""
+    import triton.backends.nvidia
+
+    tools = Path(triton.backends.nvidia.__file__).parent / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
+        file.write(cubin)
+    try:
+        commands = ([tools / "cuobjdump", "--dump-resource-usage", file.name], [tools / "nvdisasm", "-c", file.name])
+        usage, machine = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands)
+    finally:
+        os.unlink(file.name)
+    return usage, machine

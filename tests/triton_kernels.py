@@ -1,0 +1,426 @@
+"""The Triton kernels against the integer reference. On a CPU in Triton's interpreter, where TRITON_INTERPRET=1, else on the GPU.
+
+Not collected with the rest: the interpreter must be chosen before Triton is first imported, so tests/test_triton.py runs this file
+in a process of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
+from small import small_edsr
+from test_conv2d import problems as any_problem
+from test_ops import QUANTIZE, by_border_class, order, settings_of
+
+from adabm_kernels import ConvertConfig, convert_model, ops
+from adabm_kernels.backends.devices import interpreting
+from adabm_kernels.backends.triton import conv2d as kernels
+from adabm_kernels.backends.triton import launch
+from adabm_kernels.measure import bits_by_rule, image_measure, image_offsets
+from adabm_kernels.networks.rdn import RDN, RDNSpec
+from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
+from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack_codes
+
+DEVICE = torch.device("cpu" if interpreting() else "cuda")
+on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
+poison_outputs = pytest.mark.usefixtures("poisoned")
+packing = pytest.mark.parametrize("packed", [False, True], ids=["bytes", "packed"])
+
+
+def moved(value: Any) -> Any:
+    return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+
+
+def placed(problem: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvInstance:
+    """The problem on the device."""
+    instance = instantiate(problem, seed, extreme)
+    instance.layer.to(DEVICE)
+    for name in ("x_q", "bits", "residual", "out_grid", "out_bits"):
+        setattr(instance, name, moved(getattr(instance, name)))
+    return instance
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs begin as garbage: what a kernel leaves out would show, padding channels included.
+
+    Not for tests that compile: the compiler takes no torch.empty of ours.
+    """
+    plain_empty = torch.empty
+
+    def empty(*size: Any, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
+        made = plain_empty(*size, dtype=dtype, **options)
+        poison = {torch.uint8: 171, torch.int32: -987654, torch.float32: -987654.0}.get(dtype)
+        return made if poison is None else made.fill_(poison)
+
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+def check(instance: ConvInstance, packed: bool, outs: tuple[str, ...] = ("both", "acc")) -> None:
+    codes = instance.x_q
+    for out in outs:
+        instance.x_q, instance.layer.packed_codes = codes, False
+        want_y, want_q = instance.run("reference", out)
+        if packed:
+            instance.x_q, instance.layer.packed_codes = pack_codes(codes, instance.bits), True
+        y, y_q = instance.run("triton", out)
+        assert torch.equal(y, want_y)
+        if packed and y_q.numel():
+            assert torch.equal(y_q, as_written(pack_codes(want_q, instance.out_bits), y_q, instance.out_bits))
+        else:
+            assert torch.equal(y_q, want_q)
+    instance.x_q, instance.layer.packed_codes = codes, False
+
+
+def as_written(want: torch.Tensor, got: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """`want` up to the last byte of each image that its bits need, and then what the kernel found there."""
+    used = pack_codes(torch.ones_like(want), bits).flatten(1).ne(0)
+    last = used.shape[1] - used.flip(1).int().argmax(1)
+    pixel_end = -(-last // 4) * 4
+    inside = torch.arange(used.shape[1], device=used.device) < pixel_end[:, None]
+    return torch.where(inside.view_as(want), want, got)
+
+
+# ---- convolution
+
+
+@poison_outputs
+@packing
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_kernel_equals_reference(problem: ConvProblem, packed: bool) -> None:
+    small = {"edsr_body": (5, 9), "edsr_residual": (4, 7), "w6_body": (3, 6)}.get(problem.name)
+    if small and interpreting():
+        problem = ConvProblem(**{**vars(problem), "height": small[0], "width": small[1]})
+    check(placed(problem), packed)
+
+
+@poison_outputs
+@pytest.mark.parametrize("out", ["float", "codes"])
+def test_one_output_alone(out: str) -> None:
+    check(placed(ConvProblem("alone", 4, 6, 8, 9, bits=(4, 2), activation="relu", residual=True)), True, (out,))
+
+
+@packing
+@pytest.mark.parametrize("weight_bits", [4, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_extreme_codes_and_weights_neither_saturate_nor_overflow(weight_bits: int, bits: int, packed: bool) -> None:
+    check(placed(ConvProblem("extreme", 3, 4, 64, 16, weight_bits=weight_bits, bits=(bits,)), extreme=True), packed)
+
+
+@poison_outputs
+def test_every_width_in_one_batch() -> None:
+    widths = (2, 3, 4, 5, 6, 7, 8)
+    check(placed(ConvProblem("mixed", 3, 5, 12, 20, bits=widths, out_bits=widths[::-1], activation="prelu", residual=True)), True)
+
+
+@settings(max_examples=8 if interpreting() else 60, deadline=None, derandomize=True)
+@given(problem=any_problem())
+def test_any_problem_equals_the_reference(problem: ConvProblem) -> None:
+    check(placed(problem), packed=True, outs=("both",))
+
+
+@pytest.mark.parametrize("tile", [(32, 16), (64, 32)])
+def test_tiles_of_any_size_and_wide_offsets_change_nothing(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = kernels.tuning.Config(*tile, num_warps=4, num_stages=2)
+    monkeypatch.setattr(kernels.tuning, "conv2d_config", lambda *shape: config)
+    monkeypatch.setattr(launch, "NARROW", 100)
+    kernels.conv2d_launch.cache_clear()
+    try:
+        check(placed(ConvProblem("tiles", 5, 9, 20, 36, bits=(3, 8), shuffle=2, out_bits=(2, 6))), True)
+        check_by_class(0, packed=False)
+    finally:
+        kernels.conv2d_launch.cache_clear()
+
+
+def check_by_class(seed: int, packed: bool, box: bool = False, size: tuple[int, int] = (4, 5)) -> None:
+    arguments = {key: moved(value) for key, value in by_border_class("reference").items()}
+    g = torch.Generator().manual_seed(seed)
+    x_q = torch.zeros(2, *size, 8, dtype=torch.uint8)
+    bits = torch.tensor([4, 8], dtype=torch.int32)
+    x_q[..., :5] = (torch.rand(2, *size, 5, generator=g) * (2**bits).view(2, 1, 1, 1)).to(torch.uint8)
+    bits = bits.to(DEVICE)
+    arguments |= {"x_q": x_q.to(DEVICE), "x_bits": bits, "out_bits": bits.flip(0), "box_filter": box, "out": "both"}
+    want_y, want_q = torch.ops.adabm.conv2d(*order("conv2d", arguments))
+    arguments |= {"backend": "triton", "packed": ops.pack_weights("triton", arguments["weight"], (), box, 1)}
+    arguments["packed_codes"] = packed
+    arguments["x_q"] = pack_codes(arguments["x_q"], bits) if packed else arguments["x_q"]
+    y, y_q = torch.ops.adabm.conv2d(*order("conv2d", arguments))
+    assert torch.equal(y, want_y)
+    assert torch.equal(unpack_codes(y_q, arguments["out_bits"]) if packed else y_q, want_q)
+
+
+@poison_outputs
+@packing
+@pytest.mark.parametrize("box", [False, True], ids=["m", "box"])
+@pytest.mark.parametrize("size", [(3, 3), (4, 70), (67, 3)])
+def test_kernels_by_border_class(size: tuple[int, int], box: bool, packed: bool) -> None:
+    check_by_class(1, packed, box, size)
+
+
+@pytest.mark.parametrize("offset", [0, 3, 8])
+def test_outputs_can_be_slices_of_wider_features(offset: int) -> None:
+    instance = placed(ConvProblem("slice", 5, 7, 6, 9, bits=(4, 2), activation="relu", residual=True))
+    want, want_q = instance.run("reference", "both")
+    instance.layer.set_backend("triton", 1)
+    arguments = settings_of(instance)
+    wide, other = torch.full((2, 5, 7, 20), -1e9, device=DEVICE), torch.zeros(2, 5, 7, 20, device=DEVICE)
+    y, residual = wide[..., offset : offset + 9], other[..., offset : offset + 9]
+    residual.copy_(instance.residual)
+    y_q = torch.empty_like(want_q)
+    ops.conv2d_out(**arguments | {"residual": residual}, y=y, y_q=y_q)
+    assert torch.equal(y, want) and torch.equal(y_q, want_q)
+    assert (torch.cat([wide[..., :offset], wide[..., offset + 9 :]], 3) == -1e9).all()
+    y.copy_(instance.residual)
+    ops.conv2d_out(**arguments | {"residual": None}, y=y, accumulate=True)
+    assert torch.equal(y, want)
+
+
+def test_bits_that_have_no_grid_count_as_the_nearest() -> None:
+    """Nothing on the host sees bits: a wrong one must stay within the tables."""
+    instance = placed(ConvProblem("bits", 3, 4, 5, 6, bits=(2, 8)))
+    instance.x_q.clamp_(max=3)
+    want = instance.run("reference", "both")
+    instance.bits, instance.out_bits = instance.bits + moved(torch.tensor([-7, 90], dtype=torch.int32)), instance.out_bits * 0 - 1
+    want_q = placed(ConvProblem("bits", 3, 4, 5, 6, bits=(2, 8), out_bits=(2, 2))).run("reference", "codes")[1]
+    y, y_q = instance.run("triton", "both")
+    assert torch.equal(y[0], want[0][0]) and y_q.max() <= 3 and torch.equal(y_q[0], want_q[0])
+
+
+def test_operators_keep_to_their_schemas() -> None:
+    instance = placed(ConvProblem("plain", 3, 4, 6, 9, bits=(4, 2)))
+    instance.layer.set_backend("triton", 1)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.adabm.conv2d, order("conv2d", settings_of(instance, out="both")), test_utils=checks)
+    x = torch.rand(2, 3, 4, 5, device=DEVICE)
+    torch.library.opcheck(torch.ops.adabm.image_measure, (x, "triton"), test_utils=checks)
+    low, rules = torch.zeros((), device=DEVICE), torch.tensor([[4, 1]], dtype=torch.int32, device=DEVICE)
+    torch.library.opcheck(torch.ops.adabm.layer_bits, (x, low, low, rules, "triton"), test_utils=checks)
+
+
+def test_sizes_past_a_launch_are_named() -> None:
+    instance = placed(ConvProblem("many", 1, 1, 1, 1, bits=(4,)))
+    instance.layer.set_backend("triton", 1)
+    instance.x_q = instance.x_q.expand(65536, 1, 1, 4)
+    instance.bits = instance.out_bits = instance.bits.expand(65536)
+    with pytest.raises(ValueError, match="conv2d: x_q must have at most 65535 images, got 65536"):
+        instance.run("triton", "codes")
+    with pytest.raises(ValueError, match=f"an image of x_q must give at most {2**31 - 2**12} pixels, got {2**31}"):
+        launch.check("conv2d", "x_q", instance.x_q[:1].expand(1, 2**16, 2**15, 4), 2**31)
+
+
+# ---- quantisation
+
+
+@poison_outputs
+@packing
+@pytest.mark.parametrize("channels", [1, 3, 5, 20, 70])
+def test_quantize(channels: int, packed: bool) -> None:
+    g = torch.Generator().manual_seed(channels)
+    x = torch.randn(7, channels, 5, 6, generator=g).to(DEVICE) * 2
+    bits = torch.arange(2, 9, dtype=torch.int32, device=DEVICE)
+    shift = torch.randn(channels, generator=g).to(DEVICE)
+    for value in (x, x.to(memory_format=torch.channels_last), x[:, :, ::2, ::3], x.flip(3), x[:, :1].expand(7, channels, 5, 6)):
+        want = ops.quantize(value, act_grid(-2.0, 1.0).to(DEVICE), bits, shift=shift, backend="reference")
+        got = ops.quantize(value, act_grid(-2.0, 1.0).to(DEVICE), bits, shift=shift, backend="triton", packed_codes=packed)
+        assert torch.equal(got, as_written(pack_codes(want, bits), got, bits) if packed else want)
+
+
+def test_nan_and_infinity_have_codes() -> None:
+    inf, nan = float("inf"), float("nan")
+    x = torch.tensor([-inf, -3e38, nan, 3e38, inf], device=DEVICE).view(1, 1, 1, 5)
+    bits = torch.tensor([5], dtype=torch.int32, device=DEVICE)
+    assert ops.quantize(x, moved(QUANTIZE["grid"]), bits, backend="triton")[0, 0, :, 0].tolist() == [0, 0, 0, 31, 31]
+
+
+def test_codes_that_lie_between_two_are_rounded_to_the_even_one() -> None:
+    x = (torch.arange(0, 255, device=DEVICE) + 0.5).view(1, 1, 1, -1)
+    bits = torch.tensor([8], dtype=torch.int32, device=DEVICE)
+    codes = ops.quantize(x, act_grid(0.0, 255.0).to(DEVICE), bits, backend="triton")[0, 0, :, 0]
+    assert codes.tolist() == [i + i % 2 for i in range(255)]
+
+
+@pytest.mark.parametrize(("offset", "fill"), [(0, 6), (4, 6), (5, 8), (12, 8)])
+def test_codes_can_be_made_into_slices(offset: int, fill: int) -> None:
+    features = torch.randn(2, 3, 5, 17, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    x, grid = features[..., 2:8].permute(0, 3, 1, 2), act_grid(-1.0, 2.0).to(DEVICE)
+    bits = torch.tensor([3, 6], dtype=torch.int32, device=DEVICE)
+    want, got = (torch.full((2, 3, 5, 20), 171, dtype=torch.uint8, device=DEVICE) for _ in range(2))
+    ops.quantize_out(x, grid, bits, want[..., offset : offset + fill], backend="reference")
+    ops.quantize_out(x, grid, bits, got[..., offset : offset + fill], backend="triton")
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(("total", "parts"), [(20, (4, 16)), (24, (8, 8, 8)), (18, (16, 2)), (140, (64, 64, 12))])
+def test_packed_codes_are_made_side_by_side(total: int, parts: tuple[int, ...]) -> None:
+    grid, bits = act_grid(-1.0, 2.0).to(DEVICE), torch.tensor([2, 4, 7], dtype=torch.int32, device=DEVICE)
+    x = torch.randn(3, total, 3, 5, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    y_q = torch.full((3, 3, 5, padded_channels(total)), 171, dtype=torch.uint8, device=DEVICE)
+    start = 0
+    for part in parts:
+        ops.quantize_out(x[:, start : start + part], grid, bits, y_q, backend="triton", packed_codes=True, start=start)
+        start += part
+    want = pack_codes(ops.quantize(x, grid, bits, backend="reference"), bits)
+    assert torch.equal(y_q, as_written(want, y_q, bits))
+
+
+# ---- the image decides
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2), (33, 48), (40, 70)])
+def test_measure_equals_the_published_one_up_to_rounding(size: tuple[int, int]) -> None:
+    x = (torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0)) * 255).to(DEVICE)
+    want = image_measure(x.double())
+    got = ops.image_measure(x, backend="triton")
+    # A luma in 0..1 carries at most 4 roundings of u = 2^-24 and a gradient weighs 8 of them by 1/8 in sum; a gradient is the
+    # sum of 6 terms, and 1024 of them are added in a tree of 10 floors.
+    assert ((got - want).abs() <= 1000 * 8 * 2**-24 + want * (6 + 10 + 1) * 2**-24).all()
+    assert torch.equal(got, ops.image_measure(x.to(memory_format=torch.channels_last), backend="triton"))
+
+
+def test_layer_bits_follow_the_thresholds() -> None:
+    g = torch.Generator().manual_seed(3)
+    x = torch.stack([torch.rand(3, 9, 50, generator=g) * 255 * contrast for contrast in (0.0, 0.3, 1.0)]).to(DEVICE)
+    measures = ops.image_measure(x, backend="triton")
+    rules = torch.tensor([[4, 1], [8, 0], [2, 1], [8, 1], [6, 1]], dtype=torch.int32, device=DEVICE)
+    for low, high in ((measures[1], measures[1]), (measures[0], measures[2]), (measures[1] + 1, measures[2] - 1)):
+        got = ops.layer_bits(x, low, high, rules, backend="triton")
+        assert torch.equal(got, bits_by_rule(rules, image_offsets(measures, low, high)))
+    assert got[0].tolist() == [3, 3, 5]
+
+
+# ---- networks
+
+
+def images(contrasts: tuple[float, ...] = (0.02, 1.0), size: tuple[int, int] = (6, 7)) -> torch.Tensor:
+    """A flat one, which gets a bit fewer, and a busy one, which gets one more."""
+    g = torch.Generator().manual_seed(4)
+    contrast = torch.tensor(contrasts).view(-1, 1, 1, 1)
+    return (torch.rand(len(contrasts), 3, *size, generator=g) - 0.5) * 255 * contrast + 127.5
+
+
+FLOATS = {
+    "edsr": lambda: small_edsr(blocks=1),
+    "edsr_x4": lambda: small_edsr(blocks=1, scale=4),
+    "rdn": lambda: RDN(RDNSpec(scale=2, blocks=2, layers=2, channels=8, growth=4)).eval(),
+    "rdn_odd": lambda: RDN(RDNSpec(scale=2, blocks=2, layers=1, channels=6, growth=3)).eval(),
+    "srresnet": lambda: SRResNet(SRResNetSpec(scale=2, blocks=1, channels=8)).eval(),
+}
+
+
+def converted(name: str, quantize: str = "full", tail: str = "auto", recipe: str = "best") -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = ConvertConfig(quantize=quantize, tail=tail, recipe=recipe, steps=0, batch=3, bit_aware_clipping=False)
+    return convert_model(FLOATS[name](), [images((0.02, 0.5, 1.0), (16, 18))], config).to(DEVICE)
+
+
+CASES = [
+    ("edsr", "full", "staged", "paper"), ("edsr", "body", "auto", "best"), ("edsr_x4", "full", "auto", "best"),
+    ("rdn", "full", "staged", "paper"), ("rdn", "body", "auto", "paper"), ("rdn_odd", "full", "staged", "paper"),
+    ("srresnet", "full", "auto", "paper"), ("srresnet", "body", "auto", "paper"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_a_network_equals_the_reference(case: tuple[str, ...]) -> None:
+    model, x = converted(*case), images().to(DEVICE)
+    model.set_backend("reference")
+    offsets = model.image_offsets(x)
+    assert len(set(offsets.tolist())) > 1  # mixed bits in one batch
+    want = model(x)
+    model.set_backend("triton")
+    assert model.packed_codes == (case[0] != "rdn_odd")
+    assert torch.equal(model.image_offsets(x), offsets)
+    got = model(x)
+    assert torch.equal(got, want)  # the float convolutions of "body" are torch's in both, on equal inputs
+    if case[2] == "staged":
+        assert torch.equal(model(x[1:]), got[1:])
+
+
+def test_images_too_small_for_the_collapsed_tail_take_the_staged_one() -> None:
+    model, x = converted("edsr", recipe="paper"), images((0.5,), (4, 9)).to(DEVICE)
+    model.set_backend("reference")
+    want = model(x)
+    model.set_backend("triton")
+    assert torch.equal(model(x), want)
+
+
+def test_fixed_bits_and_running_thresholds() -> None:
+    model, x = converted("edsr", tail="staged", recipe="paper"), images().to(DEVICE)
+    for prepare in (lambda: model.set_bits(3), lambda: (model.set_bits("auto"), model.set_running_thresholds(0.1))):
+        outputs = []
+        for backend in ("reference", "triton"):
+            model.set_running_thresholds(0)
+            model.set_backend(backend)
+            prepare()
+            outputs.append(model(x))
+        assert torch.equal(*outputs)
+
+
+def test_a_network_compiles_into_one_graph() -> None:
+    model, x = converted("edsr", tail="staged", recipe="paper"), images((1.0,)).to(DEVICE)
+    model.set_backend("triton")
+    want = model(x)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), want)
+
+
+# ---- what only a GPU can show
+
+
+@on_gpu
+@pytest.mark.parametrize("case", CASES[:4], ids="-".join)
+def test_a_captured_forward_equals_the_plain_one(case: tuple[str, ...]) -> None:
+    model = converted(*case)
+    model.set_backend("triton")
+    x = images(size=(24, 30)).to(DEVICE)
+    want = [model(image) for image in (x, x.flip(0), x[:, :, :20])]
+    model.set_backend("triton", graph=True)
+    for _ in range(2):
+        got = [model(image) for image in (x, x.flip(0), x[:, :, :20])]  # outputs of earlier replays must survive later ones
+        assert all(map(torch.equal, got, want))
+    model.set_bits(3)
+    model.set_backend("triton", graph=False)
+    want = model(x)
+    model.set_backend("triton", graph=True)
+    assert torch.equal(model(x), want)
+
+
+@on_gpu
+def test_no_forward_waits_for_the_device() -> None:
+    model, x = converted("edsr"), images().to(DEVICE)
+    model.set_backend("triton")
+    want = model(x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = model(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(got, want)
+
+
+@on_gpu
+def test_streams_do_not_share_buffers() -> None:
+    model, x = converted("edsr"), images(size=(64, 70)).to(DEVICE)
+    model.set_backend("triton")
+    want = [model(image[None]) for image in x]
+    streams = [torch.cuda.Stream() for _ in x]
+    torch.cuda.synchronize()
+    got: list[torch.Tensor] = []
+    for image, stream in zip(x, streams, strict=True):
+        with torch.cuda.stream(stream):
+            got.append(model(image[None]))
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, got, want))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_runs_on_the_device_that_holds_it() -> None:
+    model, x = converted("edsr"), images()
+    want = model.to("cuda:0")(x.to("cuda:0"))
+    assert torch.equal(model.to("cuda:1")(x.to("cuda:1")).cpu(), want.cpu())
+    with pytest.raises(RuntimeError, match="must be on the device of x, cuda:0"):
+        model(x.to("cuda:0"))
