@@ -217,6 +217,8 @@ class _Run:
         try:
             while tuning.done < config.steps:
                 whole = False
+                if tuning.repeats and tuning.done % tuning.repeats == 0:
+                    queue.restart(config.seed + 1)
                 batch = queue.next()
                 self.losses.append(tuning.step(batch))
                 whole = True

@@ -19,10 +19,10 @@ from .networks.detect import SPECS, plain_keys
 from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
 
-FORMAT_VERSION = 2
-READABLE = (1, 2)  # 1 knows no input_shift
+FORMAT_VERSION = 3
+READABLE = (1, 2, 3)  # 1 knows no input_shift, 2 no digits
 HEADER_KEY = "adabm"
-_SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive", "weight_grid")
+_SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive", "weight_grid", "digits")
 _TENSORS = ("codes", "weight_upper", "bias")
 _OPTIONAL = ("input_shift",)
 
@@ -130,7 +130,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _check_version(header: dict[str, Any]) -> None:
     if header["format"] not in READABLE:
-        raise ValueError(f"its format is {header['format']!r}, and this version reads {' and '.join(map(str, READABLE))}")
+        raise ValueError(f"its format is {header['format']!r}, and this version reads {READABLE[0]} to {READABLE[-1]}")
     if header["network"] not in SPECS:
         raise ValueError(f"its network is {header['network']!r}, and this version knows {', '.join(map(repr, SPECS))}")
 
@@ -142,8 +142,8 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     quantized = spec.quantized(config.quantize)
     convs = {}
     for name in quantized:
-        # Files of before the second grid do not name theirs.
-        scalars = {key: ({"weight_grid": "odd"} | header["convs"][name])[key] for key in _SCALARS}
+        # Files of before the second grid and the second digit do not name theirs.
+        scalars = {key: ({"weight_grid": "odd", "digits": 1} | header["convs"][name])[key] for key in _SCALARS}
         held = {key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}
         held |= {key: tensors.get(f"conv.{name}.{key}") for key in _OPTIONAL}
         convs[name] = ConvParameters(name, **scalars, **held)

@@ -80,6 +80,8 @@ class ConvertConfig:
         budget (auto for "best").
     input_range: of the first convolution, where it is quantised: "observed" over the calibration images (auto for "paper"), or
         "pixels", whose 8 bits hold pixels exactly (auto for "best").
+    tail_digits: 8-bit codes that the input of the upsampler is held in: 1, or 2, where the second holds what the first leaves;
+        0 for what the recipe says: 2 for "best" from 6 bits on, where 8 bits begin to show, else 1.
     target_bits: with "sensitivity", the mean bits over the counted convolutions and the calibration images; None for
         act_bits - 0.45.
     objective: with "sensitivity", what that budget saves: "bits", or "latency", the time on this machine of the network that
@@ -113,6 +115,7 @@ class ConvertConfig:
     act_ranges: str = "auto"
     layer_map: str = "auto"
     input_range: str = "auto"
+    tail_digits: int = 0
     weight_ranges: str = "omse"
     range_percentile: float = 99.0
     image_percentile: float = 10.0
@@ -162,6 +165,7 @@ class ConvertConfig:
         maps = ("auto", "deviation", "sensitivity")
         self._require("layer_map", self.layer_map in maps, "'auto', 'deviation' or 'sensitivity'")
         self._require("input_range", self.input_range in ("auto", "observed", "pixels"), "'auto', 'observed' or 'pixels'")
+        self._require("tail_digits", self.tail_digits in (0, 1, 2), "0, 1 or 2")
         self._require("range_percentile", 50 < self.range_percentile <= 100, "in 50..100")
         self._require("steps", self.steps >= 0, "at least 0")
         for name in ("image_percentile", "layer_percentile"):
@@ -187,6 +191,11 @@ class ConvertConfig:
         """The value of `weight_grid`, `act_ranges`, `layer_map` or `input_range`, where "auto" is what the recipe says."""
         value = getattr(self, field)
         return AUTO[self.recipe][field] if value == "auto" else value
+
+    @property
+    def digits(self) -> int:
+        """The value of `tail_digits`, where 0 is what the recipe says."""
+        return self.tail_digits or (2 if self.recipe == "best" and self.act_bits >= 6 else 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as plain values that JSON holds."""

@@ -264,7 +264,8 @@ def _methods(model: nn.Module) -> dict[str, _Method]:
         return {"float": _float_method(model)}
 
     def bits(x: torch.Tensor) -> tuple[float, dict[str, int]]:
-        return float(model.mean_bits(x)[0]), {name: int(value[0]) for name, value in model.layer_bits(x).items()}
+        layers = {name: int(value[0]) * model.parameters_by_name[name].digits for name, value in model.layer_bits(x).items()}
+        return float(model.mean_bits(x)[0]), layers
 
     weight_bits = {name: conv.weight_bits for name, conv in model.parameters_by_name.items()}
     methods = {"converted": _Method(model, weight_bits, bits)}

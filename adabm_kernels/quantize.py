@@ -65,6 +65,11 @@ def fake_quantize_act(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor,
     return _FakeQuantizeAct.apply(x, lower, upper, bits)
 
 
+def rest_range(lower: torch.Tensor | float, upper: torch.Tensor | float) -> torch.Tensor | float:
+    """Half a step of the 8-bit grid: what its codes leave of the values in lower..upper lies in -half..half."""
+    return (upper - lower) / (2 * (2**MAX_BITS - 1))
+
+
 def weight_step(upper: torch.Tensor, bits: int, grid: str) -> torch.Tensor:
     """The value of the integer 1 on a grid whose largest value is `upper`; same shape and dtype as `upper`."""
     return upper / (2**bits - 1 if grid == "odd" else 2 ** (bits - 1) - 1)

@@ -73,16 +73,11 @@ def _warn_slow(reason: str) -> None:
     warnings.warn(f"adabm_kernels runs on the reference backend, which is slow: cpu: {reason}", RuntimeWarning, stacklevel=4)
 
 
-def best_device(requested: str = "auto") -> str:
-    """The type of device to hold a model for a backend, or for "auto": "cuda" where a GPU backend can run, else "cpu".
-
-    An explicit GPU backend is given "cuda" even where it cannot run: `choose` then says why.
-    """
-    if requested == "auto":
-        requested = os.environ.get("ADABM_BACKEND") or "auto"
-    if requested in GPU_BACKENDS:
-        return "cpu" if requested == "triton" and devices.interpreting() else "cuda"
-    return "cuda" if requested == "auto" and any(not _why_not(name, "cuda") for name in GPU_BACKENDS) else "cpu"
+def device_for(backend: str) -> str | None:
+    """The type of device that a backend asked for by name computes on, None where any will do or "auto" decides."""
+    if backend in GPU_BACKENDS:
+        return "cpu" if backend == "triton" and devices.interpreting() else "cuda"
+    return None
 
 
 def choose(problem: Problem, requested: str = "auto") -> Choice:

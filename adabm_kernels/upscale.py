@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .registry import device_for
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -189,6 +191,8 @@ def configure(
         model.to(_device(device))
     if backend is not None:
         model.set_backend(backend)
+        if device is None and (place := device_for(backend)) is not None:
+            model.to(place)
     if bits is not None:
         model.set_bits(bits)
 

@@ -1,6 +1,6 @@
 """Quality of calibrated models: what each ingredient brings, what bits and time cost, how few images and steps will do.
 
-    python benchmarks/quality.py ablation|budget|images|recipes [--weights W ...] [--out results.json]
+    python benchmarks/quality.py ablation|budget|images|steps|recipes [--weights W ...] [--out results.json]
 
 Measures on Set5 and Set14 (PSNR-Y, `scale` pixels shaved) with the integer kernels; calibrates on other pictures, downscaled to
 the network's own input size. Prints a Markdown table and keeps every number as JSON; `quality_report.py` draws the figures.
@@ -142,14 +142,18 @@ def budget(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
 
 
 def images(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
-    """PSNR against the number of calibration images, chosen at random or as the most informative, and against steps."""
+    """PSNR against the number of calibration images, chosen at random or as the most informative."""
     order = most_informative([image[0] for image in bench.images], 16)
     for count in (1, 4, 16):
         yield bench.run(f"first {count}", bench.images[:count], steps=steps)
         yield bench.run(f"informative {count}", [bench.images[i] for i in order[:count]], steps=steps)
     yield bench.run("all", steps=steps)
-    for fewer in (0, steps // 4, steps // 2, steps * 2) if steps else ():
-        yield bench.run(f"all, {fewer} steps", steps=fewer)
+
+
+def steps(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
+    """PSNR against the number of fine-tuning steps, each a run of its own (the rates fall to zero at its end)."""
+    for count in (0, steps // 8, steps // 4, steps // 2, steps):
+        yield bench.run(f"{count} steps", steps=count)
 
 
 def recipes(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
@@ -159,7 +163,7 @@ def recipes(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
 
 
 STUDIES: dict[str, Callable[[Bench, int], Iterator[dict[str, Any]]]] = {
-    study.__name__: study for study in (ablation, budget, images, recipes)
+    study.__name__: study for study in (ablation, budget, images, steps, recipes)
 }
 
 

@@ -43,25 +43,28 @@ def draw_budget(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_images(rows: list[dict[str, Any]], path: Path) -> None:
-    """PSNR against the number of calibration images and against fine-tuning steps."""
-    plt = _pyplot()
-    every = sorted((row for row in rows if row["label"].startswith("all")), key=lambda row: row["steps"])
-    panels = 1 + (len(every) > 1)
-    figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.6), sharey=True, squeeze=False)
-    left = axes[0, 0]
+    """PSNR against the number of calibration images."""
+    figure, axes = _pyplot().subplots(figsize=(4.5, 3.6))
     for kind, marker in (("first", "o"), ("informative", "s")):
         chosen = [row for row in rows if row["label"].split()[0] == kind]
-        left.plot([row["images"] for row in chosen], [row["set14"]["psnr"] for row in chosen], marker=marker, label=kind)
-    left.axhline(next(row["set14"]["psnr"] for row in every if row["label"] == "all"), color="gray", ls=":", label="all")
-    left.set(xlabel="calibration images", ylabel="Set14 PSNR-Y, dB", xscale="log")
-    left.legend()
-    if panels > 1:
-        axes[0, 1].plot([row["steps"] for row in every], [row["set14"]["psnr"] for row in every], marker="o")
-        axes[0, 1].set(xlabel="fine-tuning steps (all images)")
+        axes.plot([row["images"] for row in chosen], [row["set14"]["psnr"] for row in chosen], marker=marker, label=kind)
+    axes.axhline(next(row["set14"]["psnr"] for row in rows if row["label"] == "all"), color="gray", ls=":", label="all")
+    axes.set(xlabel="calibration images", ylabel="Set14 PSNR-Y, dB", xscale="log")
+    axes.legend()
     _save(figure, path)
 
 
-FIGURES = {"budget": draw_budget, "images": draw_images}
+def draw_steps(rows: list[dict[str, Any]], path: Path) -> None:
+    """What is lost against the float network on both sets, against fine-tuning steps."""
+    figure, axes = _pyplot().subplots(figsize=(4.5, 3.6))
+    for name, label, marker in (("set5", "Set5", "o"), ("set14", "Set14", "s")):
+        axes.plot([row["steps"] for row in rows], [row[name]["loss"] for row in rows], marker=marker, label=label)
+    axes.set(xlabel="fine-tuning steps", ylabel="loss of PSNR-Y against float, dB", ylim=(0, None))
+    axes.legend()
+    _save(figure, path)
+
+
+FIGURES = {"budget": draw_budget, "images": draw_images, "steps": draw_steps}
 
 
 def _pyplot() -> Any:

@@ -16,7 +16,7 @@ class FakeModel(nn.Module):
     def __init__(self, float_weights=True, backend_reason=None):
         super().__init__()
         self.spec = EDSRSpec(self.scale, blocks=1, channels=2)
-        self.parameters_by_name = {conv.name: SimpleNamespace(weight_bits=4) for conv in self.spec.convs()}
+        self.parameters_by_name = {conv.name: SimpleNamespace(weight_bits=4, digits=1) for conv in self.spec.convs()}
         self.float_state = {} if float_weights else None
         self.settings = {}
         self.seen = []

@@ -34,7 +34,7 @@ class Tree:
 
     def __init__(self, folder: Path):
         self.root, self.tools = folder / "tree", folder / "tools"
-        ignore = shutil.ignore_patterns("_lib", "assets", "__pycache__")
+        ignore = shutil.ignore_patterns("_lib", "*.safetensors", "__pycache__")
         self.root.mkdir()
         for name in SOURCES:
             source = ROOT / name

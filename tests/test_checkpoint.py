@@ -178,7 +178,7 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(models: dict[str, ConvertedNet
 
 Edit = Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]
 HEADER_ERRORS: list[tuple[str, Edit, str]] = [
-    ("format", lambda h, t: h.update(format=99), f"its format is 99, and this version reads 1 and {FORMAT_VERSION}"),
+    ("format", lambda h, t: h.update(format=99), f"its format is 99, and this version reads 1 to {FORMAT_VERSION}"),
     (
         "network",
         lambda h, t: h.update(network="swinir"),

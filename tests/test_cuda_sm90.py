@@ -29,6 +29,11 @@ BLOCKS = [
     ConvProblem("w6_block", 14, 30, 64, 64, weight_bits=6, bits=(6,), activation="relu"),
 ]  # fmt: skip
 
+DENSE = [
+    ConvProblem("dense", 18, 35, 128, 64, bits=(4,), activation="relu"),
+    ConvProblem("fusion", 5, 9, 576, 64, kernel=1, bits=(5,), residual=True),
+    ConvProblem("many_outputs", 17, 9, 64, 256, bits=(4,)),
+]
 NETWORKS = [  # settings, and whether its blocks can be fused
     (EDSRSpec(4, 2, 40), {}, True),
     (EDSRSpec(2, 3, 36), {"quantize": "body"}, True),
@@ -45,9 +50,18 @@ def hopper():
         yield
 
 
-@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS + DENSE, ids=str)
 def test_kernel_equals_reference(problem: ConvProblem) -> None:
     check(instantiate(problem))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS + DENSE, ids=str)
+def test_its_own_kernel_takes_what_pays_on_it(problem: ConvProblem) -> None:
+    """Which one it was is in the error of a launch that fails."""
+    others = ("head", "tail_three", "one_by_one", "nine_by_nine", "one_pixel", "one_row", "one_column")
+    with driver(**HOPPER, launch_error=9), pytest.raises(RuntimeError, match="conv2d(_sm90)?: invalid configuration") as error:
+        conv2d_call(instantiate(problem)).run()
+    assert ("conv2d_sm90" in str(error.value)) == (problem.name not in others)
 
 
 @pytest.mark.parametrize("problem", BLOCKS[:1] + PROBLEMS[1:2], ids=str)

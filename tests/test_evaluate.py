@@ -60,7 +60,8 @@ def test_figures_of_whole_pictures():
     x = torch.from_numpy(SMALL).permute(2, 0, 1)[None].float()
     outputs = {
         "converted": SMALL.repeat(4, 0).repeat(4, 1),
-        "float": model.float_model()(x)[0].round().permute(1, 2, 0).numpy().astype(np.uint8),
+        # In the layout of pictures: the order of float sums follows strides.
+        "float": np.ascontiguousarray(model.float_model()(x)[0].round().permute(1, 2, 0).numpy().astype(np.uint8)),
         "bicubic": imresize(SMALL, 4),
     }
     for method, sr in outputs.items():

@@ -56,6 +56,31 @@ def test_kernels_equal_the_reference(problem: ConvProblem, backend: str) -> None
     assert torch.equal(unpack_codes(y_q, card.out_bits.cpu()), want["both"][1])
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="no card of compute capability 9.0"
+)
+@pytest.mark.parametrize("height, width", [(17, 33), (64, 96), (200, 130)])
+def test_residual_blocks_equal_two_convolutions(height: int, width: int) -> None:
+    settings = {"bits": (4, 8, 2), "out_bits": (3, 6, 8), "activation": "relu"}
+    first = instantiate(ConvProblem("block", height, width, 64, 64, **settings))
+    second = instantiate(ConvProblem("block", height, width, 64, 64, bits=(3, 6, 8), residual=True), seed=1)
+    _, second.x_q = first.run("reference", "codes")
+    want_y, want_q = second.run("reference", "both")
+    a, b = on_card(first, "cuda"), on_card(second, "cuda")
+    assert a.layer.why_not_with(b.layer) == ""
+    for packed in (False, True):
+        a.layer.packed_codes = packed
+        x_q = pack_codes(a.x_q, a.bits) if packed else a.x_q
+        y, y_q = torch.full_like(b.residual, -7.0), torch.full_like(x_q, 171)
+        outputs = {"y": y, "y_q": y_q, "residual": b.residual, "out_grid": b.out_grid, "out_bits": b.out_bits}
+        # The grid of the codes in the middle is that of the problem, not of the second layer.
+        b.layer.grid = a.out_grid
+        a.layer.into_with(b.layer, x_q, a.bits, a.out_bits, **outputs)
+        assert torch.equal(y.cpu(), want_y)
+        got = y_q.cpu()
+        assert torch.equal(unpack_codes(got, second.out_bits) if packed else got, want_q)
+
+
 def test_quantisation_equals_the_reference(backend: str) -> None:
     g = torch.Generator().manual_seed(0)
     bits = torch.arange(2, 9, dtype=torch.int32)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,8 @@ from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import graph
 from adabm_kernels.nn.workspace import Workspace
 from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, unpack_codes
-from adabm_kernels.registry import Problem, best_device, choose
+from adabm_kernels.registry import Problem, choose, device_for
+from adabm_kernels.upscale import configure
 
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "edsr": lambda: small_edsr(blocks=1),
@@ -290,7 +292,6 @@ def test_what_keeps_triton_from_running_is_told(card: dict[str, Any], facts: dic
     assert choice.backend == "reference" and re.match(reason, choice.rejected["triton"])
     status = registry.backends()["triton"]
     assert not status.available and status.reason == choice.rejected["triton"]
-    assert best_device() == "cpu" and best_device("triton") == "cuda"
 
 
 @needs_triton
@@ -299,9 +300,19 @@ def test_a_card_that_can_is_taken(card: dict[str, Any]) -> None:
     assert choice.backend == "triton" and list(choice.rejected) == ["cuda"]
     assert choose(Problem("cuda"), "triton").backend == "triton"
     assert registry.backends()["triton"].available
-    assert best_device() == best_device("triton") == "cuda" and best_device("cpu") == best_device("reference") == "cpu"
     assert choose(Problem("cpu")).rejected["triton"] == "the tensors are on cpu"
     assert choose(Problem("cpu"), "triton").backend == "triton"  # the model may move there later
+
+
+def test_a_backend_asked_for_takes_the_model_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert [device_for(name) for name in ("triton", "cpu", "reference", "auto")] == ["cuda", None, None, None]
+    calls: list[str] = []
+    model = SimpleNamespace(set_backend=calls.append, to=calls.append)
+    configure(model, None, "triton", None)
+    configure(model, None, "reference", None)
+    configure(model, None, "triton", None, "cpu")  # the device that was asked for stays
+    assert calls == ["triton", "cuda", "reference", torch.device("cpu"), "triton"]
 
 
 def test_the_interpreter_runs_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +320,7 @@ def test_the_interpreter_runs_only_when_asked_for(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(devices, "why_no_triton", lambda: "")
     assert "only when asked for" in choose(Problem("cpu")).rejected["triton"]
     assert choose(Problem("cpu"), "triton").backend == "triton"
-    assert best_device("triton") == best_device() == "cpu"
+    assert device_for("triton") == "cpu"
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 runs kernels on the CPU only"):
         choose(Problem("cuda"), "triton")
 

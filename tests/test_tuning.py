@@ -18,7 +18,7 @@ from adabm_kernels.calibration import images as samples
 from adabm_kernels.calibration.latency import layer_times
 from adabm_kernels.calibration.maps import allocate, sensitivities
 from adabm_kernels.calibration.ranges import best_channel_ranges
-from adabm_kernels.calibration.tune import make_tuning
+from adabm_kernels.calibration.tune import JointTuning, PaperCycle, make_tuning
 from adabm_kernels.config import BestTuning, ConvertConfig, PaperTuning
 from adabm_kernels.convert import convert_model
 from adabm_kernels.quantize import fake_quantize_weight
@@ -221,6 +221,19 @@ def test_each_kind_of_parameter_has_its_epoch():
         changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
         assert changed and all(kinds[kind] in key for key in changed)
     assert tuning.optimizers["bit_maps"].param_groups[0]["lr"] == pytest.approx(rate if kind != "bit_maps" else 0.01 * 0.9)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "best"])
+def test_recipe_paper_sees_the_same_crops_every_epoch(recipe, monkeypatch):
+    seen = []
+    tuning = PAPER if recipe == "paper" else BEST
+    step = PaperCycle.step if recipe == "paper" else JointTuning.step
+    kind = PaperCycle if recipe == "paper" else JointTuning
+    monkeypatch.setattr(kind, "step", lambda self, batch: seen.append(batch) or step(self, batch))
+    calibrate(small_edsr(), noise(6, 24, 24), ConvertConfig(recipe=recipe, steps=2 * PAPER.epoch, tuning=tuning))
+    first, second = seen[: PAPER.epoch], seen[PAPER.epoch :]
+    again = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert again == (recipe == "paper") and not torch.equal(first[0], first[1])
 
 
 def test_the_bit_loss_takes_bits_away():

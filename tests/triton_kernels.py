@@ -145,7 +145,8 @@ def check_by_class(seed: int, packed: bool, box: bool = False, size: tuple[int, 
     bits = bits.to(DEVICE)
     arguments |= {"x_q": x_q.to(DEVICE), "x_bits": bits, "out_bits": bits.flip(0), "box_filter": box, "out": "both"}
     want_y, want_q = torch.ops.adabm.conv2d(*order("conv2d", arguments))
-    arguments |= {"backend": "triton", "packed": ops.pack_weights("triton", arguments["weight"], (), box), "packed_codes": packed}
+    arguments |= {"backend": "triton", "packed": ops.pack_weights("triton", arguments["weight"], (), box, 1)}
+    arguments["packed_codes"] = packed
     arguments["x_q"] = pack_codes(arguments["x_q"], bits) if packed else arguments["x_q"]
     y, y_q = torch.ops.adabm.conv2d(*order("conv2d", arguments))
     assert torch.equal(y, want_y)

@@ -56,6 +56,11 @@ class Epochs:
         self.images, self.patch, self.size, self.rng = images, patch, size, rng
         self.order: list[int] = []
 
+    def restart(self, seed: int) -> None:
+        """Begin again: the same seed gives the same batches."""
+        self.order.clear()
+        self.rng.seed(seed)
+
     def next(self) -> torch.Tensor:
         """The next batch."""
         crops = []

@@ -14,6 +14,7 @@ from .hooks import before_each_conv
 
 SHRINKS = [1 - i / 100 for i in range(100)]  # factors that bit-aware clipping tries on a range
 SEARCHED = torch.linspace(0.2, 1, 41).tolist()  # factors that a searched range tries on either end
+ROOM = 1.25  # beyond the values seen: what two digits hold is so fine that other images need not be clipped
 SAMPLE = 1 << 15  # activations of one layer that a search looks at: torch starts no threads for so few
 
 
@@ -160,8 +161,11 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
     def search(conv: SimulatedConv2d, x: torch.Tensor) -> None:
         if conv is first:
             return
-        values, bits = sample(x), layer_bits(conv)
         least, most = (float(v) for v in torch.aminmax(x))
+        if conv.digits == 2:
+            set_range(conv, least * ROOM, most * ROOM)
+            return
+        values, bits = sample(x), layer_bits(conv)
         lower, upper = least, most
         if most - least > max(abs(least), abs(most)) * 2.0**-20:
 

@@ -16,7 +16,12 @@ from ..simulate import SimulatedNetwork
 
 
 class Tuning(ABC):
-    """One fine-tuning run: `step(batch)` as often as the settings say, then `finish()`; its state can be kept and restored."""
+    """One fine-tuning run: `step(batch)` as often as the settings say, then `finish()`; its state can be kept and restored.
+
+    repeats: after how many steps the same batches come again; 0 for never.
+    """
+
+    repeats = 0
 
     def __init__(self, model: SimulatedNetwork, steps: int):
         self.model, self.steps, self.done = model, steps, 0
@@ -50,14 +55,15 @@ class PaperCycle(Tuning):
     """Weight ranges, activation ranges and bit maps in turn, an epoch each (AdaBM, section 3.3).
 
     Loss: L1 between the images, plus the distance of the normalised features of every block, plus, in the epochs of the bit
-    maps, the bits above the base bits.
+    maps, the bits above the base bits. Every epoch sees the same crops in the same order: the authors' program seeds its
+    generators anew before each.
     """
 
     KINDS = ("weight_ranges", "act_ranges", "bit_maps")
 
     def __init__(self, model: SimulatedNetwork, tuning: PaperTuning, steps: int):
         super().__init__(model, steps)
-        self.tuning = tuning
+        self.tuning, self.repeats = tuning, tuning.epoch
         convs = model.quantized_convs()
         groups = {
             "weight_ranges": [{"params": [conv.weight_range for conv in convs], "lr": tuning.lr_weight_range}],

@@ -19,6 +19,7 @@ from .srresnet import BATCH_NORM_EPS, UNIT_RANGE, SRResNet, SRResNetSpec
 WRAPPERS = ("params_ema", "params", "state_dict", "model")  # where training frameworks put the weights, best first
 FLOAT_NETWORKS = {"edsr": EDSR, "rdn": RDN, "srresnet": SRResNet}
 SPECS = {"edsr": EDSRSpec, "rdn": RDNSpec, "srresnet": SRResNetSpec}
+NO_SKIP = "no layer can be skipped, as the network is built anew from its weights: replace this one"
 KNOWN = (
     "known are EDSR ('head.0.weight' with 'body.0.body.0.weight' or 'body.0.conv1.weight'), RDN ('SFENet1.weight', "
     "'RDBs.0.convs.0.conv.0.weight') and SRResNet ('body.0.bn1.weight' with 'head.0.weight' or 'conv_in.weight'), for x2, x3 and x4"
@@ -159,7 +160,7 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
                 kinds = ", ".join(kind.__name__ for kind in layers)
                 reason = f"a {type(layer).__name__}, and its layers must be {kinds}"
         if reason:
-            raise ValueError(f"detect: layer {name!r} is not supported in this {name_of}: it is {reason} ({KNOWN})")
+            raise ValueError(f"detect: layer {name!r} is not supported in this {name_of}: it is {reason}; {NO_SKIP} ({KNOWN})")
 
 
 def float_network(spec: NetworkSpec) -> nn.Module:
@@ -243,6 +244,8 @@ def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | 
         allowed |= {f"{name}.lower_a": [(1,)], f"{name}.upper_a": [(1,)]}
         if f"{name}.shift_a" in state:
             allowed[f"{name}.shift_a"] = [(conv.channels_in,)]
+        if f"{name}.digits_a" in state:
+            allowed[f"{name}.digits_a"] = [(1,)]
         per_channel = (conv.channels_out, 1, 1, 1)
         if signed:
             allowed[f"{name}.scale_w"] = [per_channel]

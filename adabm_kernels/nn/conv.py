@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from .. import native, ops
-from ..quantize import MAX_BITS, MIN_BITS, act_grid, act_steps, valid_tap_sums, weight_codes, weight_integers, weight_step
+from ..quantize import (
+    MAX_BITS,
+    MIN_BITS,
+    act_grid,
+    act_steps,
+    rest_range,
+    valid_tap_sums,
+    weight_codes,
+    weight_integers,
+    weight_step,
+)
 from ..simulate import SimulatedConv2d
 from ..tile_times import tile_times
 from ..tiles import LayerPlan, plan_layer
@@ -23,7 +33,7 @@ class ConvParameters:
     weight_grid: "odd" or "signed", which integers the codes stand for (quantize.weight_integers).
     bias: float32 [K]. lower, upper: range of the input. act_bits: base bits, 2..8. layer_offset: -1, 0 or 1.
     adaptive: whether offsets apply. weight_bits: 2..8. input_shift: float32 [C] or None, what was added to each channel of the
-    input after the range was taken: the codes are those of the input without it.
+    input after the range was taken: the codes are those of the input without it. digits: 8-bit codes of the input, 1 or 2.
     """
 
     name: str
@@ -38,6 +48,7 @@ class ConvParameters:
     adaptive: bool
     weight_grid: str = "odd"
     input_shift: torch.Tensor | None = None
+    digits: int = 1
 
     @classmethod
     def from_simulated(cls, conv: SimulatedConv2d) -> ConvParameters:
@@ -57,6 +68,7 @@ class ConvParameters:
                 adaptive=conv.adaptive,
                 weight_grid=conv.weight_grid,
                 input_shift=None if conv.shift_a is None else conv.shift_a.float().clone(),
+                digits=conv.digits,
             )
 
     @property
@@ -72,7 +84,8 @@ class IntegerConv2d(nn.Module):
     """A convolution of codes with the tables of its epilogue, on any backend; subclasses fill the tables.
 
     weight: int8 [K, R, S, C] or [R, S, K, R, S, C]. alpha, beta, slope: see ops.conv2d; outputs sub-pixel first where `shuffle`
-    is above 1. grid: float32 [7, 2] of the input. plan: how to compute it.
+    is above 1. grid: float32 [7, 2] of the input. plan: how to compute it. rest: where the input has two 8-bit digits, the same
+    convolution for the second one, the codes of what the first leaves; its result is added before the activation (`two_digits`).
     """
 
     def __init__(
@@ -100,6 +113,7 @@ class IntegerConv2d(nn.Module):
         self.register_buffer("packed", torch.empty(0, dtype=torch.uint8), persistent=False)
         self._packed_for = ""
         self.backend, self.threads, self.packed_codes = "reference", 0, False
+        self.rest: IntegerConv2d | None = None
 
     bit_range = (MAX_BITS, MAX_BITS)
 
@@ -145,6 +159,26 @@ class IntegerConv2d(nn.Module):
         outputs = {"y": y, "y_q": y_q, "accumulate": accumulate}
         outputs |= {"residual": residual, "out_grid": out_grid, "out_bits": out_bits}
         ops.conv2d_out(x_q, bits, *self._tables(), **outputs, **self._settings())
+
+    def set_rest(self, rest: IntegerConv2d, lower: float, upper: float) -> None:
+        """Take two digits. lower, upper: range of the first."""
+        self.rest, self.lower, self.step = rest, lower, act_steps(lower, upper)[-1].item()
+        self.late, self.activation = self.activation, "none"
+        rest.name = f"{rest.name}, second digit"
+
+    def leave(self, x: torch.Tensor, x_q: torch.Tensor) -> torch.Tensor:
+        """What the codes x_q uint8 [N, H, W, C4] leave of the features x float32 [N, H, W, C], in place of these."""
+        return x.sub_(x_q[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))
+
+    def two_digits(self, x_q: torch.Tensor, left_q: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+        """float32 [N, r*H, r*W, K/r^2] from the first and the second digit, uint8 [N, H, W, C4] each, of 8 bits."""
+        y, _ = self(x_q, bits)
+        self.rest.into(left_q, bits, y=y, accumulate=True)
+        if self.late == "relu":
+            y.clamp_(min=0)
+        elif self.late == "prelu":
+            y = torch.where(y < 0, y * self.slope[: y.shape[3]], y)
+        return y
 
     def why_not_with(self, second: IntegerConv2d) -> str:
         """Why this convolution and the next cannot run as one; empty where `into_with` can."""
@@ -229,6 +263,13 @@ class AdaptiveConv2d(IntegerConv2d):
             shuffle=shuffle,
         )
         self.parameters_ = parameters
+        if parameters.digits == 2:
+            half = rest_range(parameters.lower, parameters.upper)
+            second = {"digits": 1, "lower": -half, "upper": half, "bias": torch.zeros_like(parameters.bias)}
+            gain = gain[torch.argsort(order)]
+            self.set_rest(
+                AdaptiveConv2d(replace(parameters, **second), gain=gain, shuffle=shuffle), parameters.lower, parameters.upper
+            )
 
     @property
     def bit_range(self) -> tuple[int, int]:

@@ -100,7 +100,8 @@ class ConvertedNetwork(nn.Module, ABC):
     def convs(self) -> list[IntegerConv2d]:
         """The integer convolutions in the order they run."""
         found = list(self._adaptive.values())
-        return found if self.collapsed is None else [*found, self.collapsed]
+        found += [] if self.collapsed is None else [self.collapsed]
+        return [digit for conv in found for digit in (conv, conv.rest) if digit is not None]
 
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
         """(names, shuffles, float64 [3] shift) of an upsampler without activations, None where there is none."""
@@ -118,14 +119,42 @@ class ConvertedNetwork(nn.Module, ABC):
             return None
         names, shuffles, shift = found
         stages = [(self.float_state[f"{name}.weight"], self.float_state[f"{name}.bias"]) for name in names]
-        range_ = self.parameters_by_name[names[0]]
-        return CollapsedConv2d(collapse(stages, shuffles), range_.lower, range_.upper, shift)
+        first = self.parameters_by_name[names[0]]
+        return CollapsedConv2d(collapse(stages, shuffles), first.lower, first.upper, shift, first.digits)
 
     def _upsample(self, names: tuple[str, ...], like: torch.Tensor) -> list[IntegerConv2d]:
         """The convolutions of the upsampler for images of the size of the codes `like`."""
         if self.collapsed is not None and min(like.shape[1:3]) >= SMALLEST:
             return [self.collapsed]
         return [self.conv(name) for name in names]
+
+    def _run_into_tail(
+        self,
+        last: AdaptiveConv2d,
+        codes: torch.Tensor,
+        last_bits: torch.Tensor,
+        skip: torch.Tensor,
+        tail: list[IntegerConv2d],
+        bits: torch.Tensor,
+        buffer: str,
+    ) -> torch.Tensor:
+        """[N, 3, scale*H, scale*W] from the codes of the last convolution before the upsampler, whose result adds to `skip`.
+
+        buffer: name of the codes of the upsampler's input."""
+        wide = self._codes(buffer, codes, self.spec.channels)
+        first = tail[0]
+        feature = None if first.rest is None else self._floats("feature", codes, self.spec.channels)
+        last.into(codes, last_bits, residual=skip, y=feature, y_q=wide, out_grid=first.grid, out_bits=bits)
+        if feature is None:
+            return self._run_tail(tail, wide, bits)
+        left = self._codes("left", codes, self.spec.channels)
+        self._quantize_into(first.leave(feature, wide), first.rest.grid, bits, left)
+        y = first.two_digits(wide, left, bits)
+        if len(tail) == 1:
+            return y.permute(0, 3, 1, 2)
+        following = self._codes("up", codes, first.out_channels, first.shuffle)
+        self._quantize_into(y, tail[1].grid, bits, following)
+        return self._run_tail(tail[1:], following, bits)
 
     def _run_tail(self, tail: list[IntegerConv2d], codes: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
         """[N, 3, scale*H, scale*W] from the codes of the upsampler's input."""

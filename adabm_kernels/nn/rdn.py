@@ -57,9 +57,7 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
         entry_codes, entry_bits = self._codes("dense", pixels, c), bits[entry.name]
         second.into(codes, end_bits, y=wide[0][..., :c], y_q=entry_codes, out_grid=entry.grid, out_bits=entry_bits)
         codes, last, last_bits = self._run_blocks(wide, entry_codes, bits)
-        up = self._codes("narrow", codes, c)
-        last.into(codes, last_bits, residual=skip, y_q=up, out_grid=tail[0].grid, out_bits=end_bits)
-        return self._run_tail(tail, up, end_bits)
+        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "narrow")
 
     def _forward_body(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
         c = self.spec.channels

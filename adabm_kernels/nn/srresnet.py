@@ -59,9 +59,7 @@ class ConvertedSRResNet(ConvertedResidualNetwork, network="srresnet"):
         codes = self._codes("codes", pixels, self.spec.channels)
         head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=first.grid, out_bits=bits[first.name])
         _, codes = self._run_blocks(skip, codes, blocks, bits, last.grid, last_bits)
-        wide = self._codes("inner", codes, self.spec.channels)
-        last.into(codes, last_bits, residual=skip, y_q=wide, out_grid=tail[0].grid, out_bits=end_bits)
-        return self._run_tail(tail, wide, end_bits)
+        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner")
 
     def _forward_body(self, x, blocks, bits) -> torch.Tensor:
         spec = self.spec

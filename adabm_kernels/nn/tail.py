@@ -6,7 +6,7 @@ import torch
 
 from .. import native
 from ..networks.collapse import CollapsedTail
-from ..quantize import act_grid, act_steps
+from ..quantize import act_grid, act_steps, rest_range
 from ..tile_times import tile_times
 from ..tiles import plan_layer
 from .conv import IntegerConv2d, shuffle_order
@@ -15,13 +15,14 @@ from .conv import IntegerConv2d, shuffle_order
 class CollapsedConv2d(IntegerConv2d):
     """A collapsed tail on integers: codes of 8 bits times weights of 8 bits with a scale for each output.
 
-    lower, upper: range of the features. shift: float64 [colours] added to every pixel (the mean colour).
+    lower, upper: range of the features. shift: float64 [colours] added to every pixel (the mean colour). digits: 8-bit codes of
+    the input, 1 or 2 (see IntegerConv2d.rest).
     Images must have at least SMALLEST pixels a side.
     """
 
     BITS = 8
 
-    def __init__(self, tail: CollapsedTail, lower: float, upper: float, shift: torch.Tensor):
+    def __init__(self, tail: CollapsedTail, lower: float, upper: float, shift: torch.Tensor, digits: int = 1):
         order = shuffle_order(tail.weight.shape[2], tail.scale)
         weight, bias = tail.weight[:, :, order], tail.bias[:, :, order]
         top = 2 ** (self.BITS - 1) - 1
@@ -37,3 +38,7 @@ class CollapsedConv2d(IntegerConv2d):
             act_grid(lower, upper),
             shuffle=tail.scale,
         )
+        if digits == 2:
+            half = rest_range(lower, upper)
+            without = CollapsedTail(tail.weight, torch.zeros_like(tail.bias), tail.scale)
+            self.set_rest(CollapsedConv2d(without, -half, half, torch.zeros_like(shift)), lower, upper)

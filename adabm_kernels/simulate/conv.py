@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..config import ConvertConfig
 from ..networks.spec import ConvSpec
-from ..quantize import MAX_BITS, MIN_BITS, fake_quantize_act, fake_quantize_weight
+from ..quantize import MAX_BITS, MIN_BITS, fake_quantize_act, fake_quantize_weight, rest_range
 
 END_BITS = 8  # weights and activations of the first, last and upsampler convolutions of a fully quantised network
 
@@ -19,6 +19,7 @@ class SimulatedConv2d(nn.Conv2d):
     spec: its name, shape and role. weight_grid: "odd" or "signed" (quantize.py).
     quantized: False computes the plain float convolution, with the weights of `float_weights` where those are set.
     compute_dtype: the floats that the convolution multiplies (None: those of its input).
+    digits_a: float32 [1] or None, see `digits`.
     Parameters: lower_a, upper_a [1], the range of the input (less `shift_a` where that is not None: float32 [C], what was added
     to each of its channels before the convolution); that of the weight (`weight_range`) is upper_w, [1] or
     [K, 1, 1, 1], on the odd grid and scale_w, [K, 1, 1, 1], on the signed one; on an adaptive convolution also measure_layer
@@ -34,6 +35,7 @@ class SimulatedConv2d(nn.Conv2d):
         self.float_weights: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.compute_dtype: torch.dtype | None = None
         self.register_buffer("shift_a", None)
+        self.register_buffer("digits_a", None)
         self.lower_a, self.upper_a = (nn.Parameter(torch.full((1,), float("nan"))) for _ in range(2))
         shape = (spec.channels_out, 1, 1, 1) if weight_grid == "signed" else (1,)
         self.register_parameter(self.range_name, nn.Parameter(torch.full(shape, float("nan"))))
@@ -49,6 +51,11 @@ class SimulatedConv2d(nn.Conv2d):
     def weight_range(self) -> nn.Parameter:
         """The largest weight on the grid."""
         return getattr(self, self.range_name)
+
+    @property
+    def digits(self) -> int:
+        """Codes of 8 bits that the input of an end is held in: 2 where a second one holds what the first leaves, else 1."""
+        return 1 if self.digits_a is None else int(self.digits_a)
 
     @property
     def layer_offset(self) -> int:
@@ -86,6 +93,10 @@ class SimulatedConv2d(nn.Conv2d):
         return self._convolve(self._quantized(x, bits), self.quantized_weight(), self.bias)
 
     def _quantized(self, x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+        if self.digits == 2:
+            first = fake_quantize_act(x, self.lower_a, self.upper_a, bits)
+            half = rest_range(self.lower_a, self.upper_a)
+            return first + fake_quantize_act(x - first, -half, half, bits)
         if self.shift_a is None:
             return fake_quantize_act(x, self.lower_a, self.upper_a, bits)
         shift = self.shift_a.to(x.dtype).view(1, -1, 1, 1)

@@ -79,6 +79,8 @@ class SimulatedNetwork(nn.Module, ABC):
             conv.register_parameter(conv.range_name, nn.Parameter(shape))
             if f"{conv.name}.shift_a" in state:
                 conv.shift_a = torch.empty_like(state[f"{conv.name}.shift_a"])
+            if f"{conv.name}.digits_a" in state:
+                conv.digits_a = torch.empty_like(state[f"{conv.name}.digits_a"])
         model.load_state_dict(state)
         model.float_weights = to_float_state(state_dict, found)
         return model.eval()
@@ -95,6 +97,8 @@ class SimulatedNetwork(nn.Module, ABC):
             conv.float_weights = (conv.weight.detach().clone(), bias)
         if model.exact_pixels:
             model.quantized_convs()[0].shift_a = model.pixel_shift()
+        if config.quantize == "full" and config.digits == 2:
+            model.upsampler_convs()[0].digits_a = torch.full((1,), 2.0)
         return model.eval()
 
     @property
@@ -118,6 +122,11 @@ class SimulatedNetwork(nn.Module, ABC):
         """The quantised convolutions in the order they run."""
         found = {module.name: module for module in self.modules() if isinstance(module, SimulatedConv2d)}
         return [found[name] for name in self._quantized]
+
+    def upsampler_convs(self) -> list[SimulatedConv2d]:
+        """The quantised convolutions of the upsampler."""
+        convs = self.quantized_convs()
+        return convs[max(i for i, conv in enumerate(convs) if not conv.end) + 1 :]
 
     def body_biases(self) -> list[torch.Tensor]:
         """The biases that follow the quantised convolutions of the body: what fine-tuning may shift."""
@@ -214,5 +223,8 @@ def _check_ranges(state: Mapping[str, torch.Tensor], conv: SimulatedConv2d) -> N
     if not lower < upper:
         values = f"{lower.item():g} and {upper.item():g}"
         raise ValueError(f"from_state: '{conv.name}.lower_a' must be below '{conv.name}.upper_a', got {values}")
+    digits = state.get(f"{conv.name}.digits_a", torch.ones(1)).item()
+    if digits not in (1, 2):
+        raise ValueError(f"from_state: '{conv.name}.digits_a' must be 1 or 2, got {digits:g}")
     if not (weight > 0).all():
         raise ValueError(f"from_state: '{conv.name}.{conv.range_name}' must be positive, got {weight.min().item():g}")

@@ -87,5 +87,5 @@ __global__ void multiply(const Parameters p) {
 
 extern "C" __attribute__((visibility("default"))) int adabm_host_broken_sm90(int mistake, const uint8_t* a, const uint8_t* b, int32_t* y) {
   using namespace adabm;
-  return cuda_host::launch(multiply, dim3(1), dim3(kThreads), 128 + kBytes + 16, Parameters{mistake, a, b, y});
+  return cuda_host::launch(multiply, dim3(1), dim3(kThreads), 128 + kBytes + 16, nullptr, Parameters{mistake, a, b, y});
 }

@@ -141,6 +141,14 @@ def _accumulate(acc, box, x_q, row, column, valid, height, width, flip, weights,
 
 
 @triton.jit
+def _side(edge, size, PAD: tl.constexpr):
+    """(first, how many, class) of rows, or columns, at edge 0 .. 2 * PAD - 1; of the `size` between the edges where that is -1."""
+    at_end = edge >= PAD
+    first = tl.where(edge < 0, PAD, tl.where(at_end, edge + size, edge))
+    return first, tl.where(edge < 0, size, 1), tl.where(edge < 0, PAD, tl.where(at_end, edge + 1, edge))
+
+
+@triton.jit
 def _region(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr):
     """The tile's part of the image where pixels have a kernel by border class: (top, left, height, width, class, tile in it).
 
@@ -149,30 +157,21 @@ def _region(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.c
     P: tl.constexpr = R // 2
     Q: tl.constexpr = S // 2
     rows, columns = height - 2 * P, width - 2 * Q
-    inner = tl.cdiv(rows * columns, BLOCK_M)
-    a_row, a_column = tl.cdiv(columns, BLOCK_M), tl.cdiv(rows, BLOCK_M)
-    top, left, h, w, r, s = P, Q, rows, columns, P, Q
+    inner, a_row, a_column = tl.cdiv(rows * columns, BLOCK_M), tl.cdiv(columns, BLOCK_M), tl.cdiv(rows, BLOCK_M)
+    edge_row, edge_column = -1, -1
     if tile >= inner:
         tile -= inner
         if tile < 2 * P * a_row:
-            edge = tile // a_row
-            tile = tile % a_row
-            top, h = tl.where(edge < P, edge, edge + rows), 1
-            r = tl.where(edge < P, edge, edge + 1)
+            edge_row, tile = tile // a_row, tile % a_row
         else:
             tile -= 2 * P * a_row
             if tile < 2 * Q * a_column:
-                edge = tile // a_column
-                tile = tile % a_column
-                left, w = tl.where(edge < Q, edge, edge + columns), 1
-                s = tl.where(edge < Q, edge, edge + 1)
+                edge_column, tile = tile // a_column, tile % a_column
             else:
                 tile -= 2 * Q * a_column
-                edge_r, edge_s = tile // (2 * Q), tile % (2 * Q)
-                tile = 0
-                top, h = tl.where(edge_r < P, edge_r, edge_r + rows), 1
-                left, w = tl.where(edge_s < Q, edge_s, edge_s + columns), 1
-                r, s = tl.where(edge_r < P, edge_r, edge_r + 1), tl.where(edge_s < Q, edge_s, edge_s + 1)
+                edge_row, edge_column, tile = tile // (2 * Q), tile % (2 * Q), 0
+    top, h, r = _side(edge_row, rows, P)
+    left, w, s = _side(edge_column, columns, Q)
     return top, left, h, w, r * S + s, tile
 
 
