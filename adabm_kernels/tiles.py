@@ -190,8 +190,10 @@ class Sums:
     @classmethod
     def of(cls, runs: np.ndarray, code_max: np.ndarray) -> Sums:
         """runs: the weights [K, runs, channels of a run's taps, padded to quads] in the order of their sums."""
-        pairs = runs.reshape(*runs.shape[:2], -1, 2, 2)  # [K, runs, quads, sums, channels]
-        signs = np.stack([np.maximum(pairs, 0).sum(-1), np.maximum(-pairs, 0).sum(-1)])
+        runs = np.ascontiguousarray(runs, dtype=np.int32)
+        first, second = runs[..., ::2], runs[..., 1::2]
+        above = np.maximum(first, 0) + np.maximum(second, 0)
+        signs = np.stack([above, above - first - second]).reshape(2, *runs.shape[:2], -1, 2)  # [signs, K, runs, quads, sums]
         quads, largest = signs.shape[3], [signs.max((0, 1, 3, 4))]
         while 2 ** (len(largest) - 1) < quads:
             if signs.shape[3] % 2:
