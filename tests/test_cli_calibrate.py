@@ -342,7 +342,7 @@ BAD_INPUT = {
     "unreadable": (
         lambda f: (f / "photos" / "d.png").write_text("words"),
         COMMAND,
-        "cannot read 'photos/d.png': it is neither a PNG nor a JPEG file",
+        "cannot read 'photos/d.png': it is no PNG, JPEG, WebP, TIFF or BMP file",
     ),
     "too small": (tiny, COMMAND, "--images must be at least 16 pixels a side, got 40x15 of 'photos/d.png'"),
     "too small when shrunk": (

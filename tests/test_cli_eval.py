@@ -152,7 +152,7 @@ BAD_INPUT = {
         ["--data", "hr", "--lr", "lr"],
         "LR of 'b' must be 11x12, its HR divided by the scale 4, got 20x20",
     ),
-    "unreadable": (text_as_picture, ["--data", "hr"], "cannot read 'hr/b.png': it is neither a PNG nor a JPEG file"),
+    "unreadable": (text_as_picture, ["--data", "hr"], "cannot read 'hr/b.png': it is no PNG, JPEG, WebP, TIFF or BMP file"),
     "json folder": (None, ["--data", "hr", "--json", "no/f.json"], "cannot write 'no/f.json': the folder 'no' does not exist"),
     "res scale": (None, ["--data", "hr", "--res-scale", "0.1"], "--res-scale must be left out for a converted model"),
     "res scale word": (None, ["--data", "hr", "--res-scale", "nan"], "--res-scale: must be a number of at least 0, got 'nan'"),
