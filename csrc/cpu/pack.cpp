@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -55,24 +56,36 @@ int product_taps(const PackedHeader& h, int tile) {
 
 namespace {
 
-// The transformed weight of output `o` and channel `c` in row tap `i` and column tap `j` (times run).
-int transformed(const adabm_weights& w, const TileTables& tile, int o, int c, int i, int j) {
-  int value = 0;
-  for (int r = 0; r < 3; r++)
-    for (int s = 0; s < 3; s++)
-      value += kRowWeights[i][r] * tile.weights[j][s] * w.weight[((static_cast<size_t>(o) * 3 + r) * 3 + s) * w.channels + c];
-  return value;
+// The transformed weights [column tap * run][row tap][K][C].
+std::vector<int> transform_weights(const adabm_weights& w, const TileTables& tile) {
+  const size_t plane = static_cast<size_t>(w.out_channels) * w.channels;
+  std::vector<int> out(plane * kRowTaps * tile.taps * tile.run);
+  for (int o = 0; o < w.out_channels; o++)
+    for (int c = 0; c < w.channels; c++) {
+      const int8_t* from = w.weight + static_cast<size_t>(o) * 9 * w.channels + c;
+      int along_rows[kRowTaps][3] = {};
+      for (int i = 0; i < kRowTaps; i++)
+        for (int r = 0; r < 3; r++)
+          for (int s = 0; s < 3; s++) along_rows[i][s] += kRowWeights[i][r] * from[(r * 3 + s) * w.channels];
+      int* to = out.data() + static_cast<size_t>(o) * w.channels + c;
+      for (int j = 0; j < tile.taps * tile.run; j++)
+        for (int i = 0; i < kRowTaps; i++, to += plane)
+          *to = tile.weights[j][0] * along_rows[i][0] + tile.weights[j][1] * along_rows[i][1] + tile.weights[j][2] * along_rows[i][2];
+    }
+  return out;
 }
 
 // How many int8 parts the weights of every tap need.
 void count_parts(const adabm_weights& w, int tile, uint8_t (*parts)[2]) {
   const TileTables& table = kTiles[tile];
+  const std::vector<int> values = transform_weights(w, table);
+  const int* value = values.data();
   for (int j = 0; j < table.taps * table.run; j++)
     for (int i = 0; i < kRowTaps; i++)
       for (int o = 0; o < w.out_channels; o++)
-        for (int c = 0; c < w.channels; c++) {
-          const int value = transformed(w, table, o, c, i, j), needed = value < 0 ? (127 - value) / 128 : (value + 126) / 127;
-          ADABM_REQUIRE(needed <= kMaxParts, "tile %d needs more than %d bytes: a weight of output %d transforms to %d", tile, kMaxParts, o, value);
+        for (int c = 0; c < w.channels; c++, value++) {
+          const int needed = *value < 0 ? (127 - *value) / 128 : (*value + 126) / 127;
+          ADABM_REQUIRE(needed <= kMaxParts, "tile %d needs more than %d bytes: a weight of output %d transforms to %d", tile, kMaxParts, o, *value);
           uint8_t& most = parts[j / table.run][i >= kTileRows];
           most = static_cast<uint8_t>(std::max({int{most}, needed, 1}));
         }
@@ -121,20 +134,23 @@ void pack_direct(const adabm_weights& w, const PackedHeader& h, int8_t* out) {
 
 void pack_tile(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* out) {
   const TileTables& table = kTiles[tile];
+  const std::vector<int> values = transform_weights(w, table);
   const int taps = product_taps(h, tile);
   for (int j = 0, tap = 0; j < table.taps; j++)
     for (int i = 0; i < kRowTaps; i++) {
       const int parts = h.parts[tile][j][i >= kTileRows];
-      for (int s = 0; s < table.run; s++)
+      for (int s = 0; s < table.run; s++) {
+        const int* value = values.data() + static_cast<size_t>((j * table.run + s) * kRowTaps + i) * w.out_channels * w.channels;
         for (int o = 0; o < w.out_channels; o++)
           for (int c = 0; c < w.channels; c++) {
-            int rest = transformed(w, table, o, c, i, j * table.run + s);
+            int rest = *value++;
             for (int part = 0; part < parts; part++) {
               const int share = rest / (parts - part);
               out[weight_offset(h, taps, o, tap + part * table.run + s, c)] = static_cast<int8_t>(share);
               rest -= share;
             }
           }
+      }
       tap += parts * table.run;
     }
 }
@@ -159,34 +175,51 @@ void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed,
   }
 }
 
-// PackedHeader::depth for one bit-width: from the actual weights, whatever the codes.
-uint16_t sum_depth(const PackedHeader& h, int tile, int bits, const int8_t* packed) {
+// The largest sums of a tile's products in 16 bits, for 1-bit codes: [n] of 2^n quads together, from the actual weights.
+std::array<int64_t, kDepths> largest_sums(const PackedHeader& h, int tile, const int8_t* packed) {
   const bool direct = tile == ADABM_TILE_DIRECT;
-  const int taps = product_taps(h, tile), run = direct ? h.kernel_w : kTiles[tile].run, quads = h.quads();
-  std::vector<int> code_max;  // of each run
+  const int taps = product_taps(h, tile), run = direct ? h.kernel_w : kTiles[tile].run, count = run * h.quads();
+  std::vector<int> reach;  // largest code of each run
   for (int j = 0; !direct && j < kTiles[tile].taps; j++)
     for (int i = 0; i < kRowTaps; i++) {
       int largest;
-      tap_shift(kTiles[tile], i, j, bits, &largest);
-      code_max.insert(code_max.end(), h.parts[tile][j][i >= kTileRows], largest);
+      tap_shift(kTiles[tile], i, j, 1, &largest);
+      reach.insert(reach.end(), h.parts[tile][j][i >= kTileRows], largest);
     }
-  code_max.resize(taps / run, (1 << bits) - 1);
-  int depth = kMaxDepth;
+  reach.resize(taps / run, 1);
+  std::array<int64_t, kDepths> sums = {};
+  std::vector<int> above(count), below(count);
   const size_t kernel_bytes = panel_bytes(h, taps) * h.panels();
   for (int b = 0; b < (direct ? h.kernels() : 1); b++, packed += kernel_bytes)
-    for (int first = 0; first < taps && depth > 0; first += run)
-      for (int o = 0; o < h.out_channels; o++)
-        for (int pair = 0; pair < 4; pair += 2)
-          for (int q = 0, above = 0, below = 0; q < run * quads && depth > 0; q++) {
-            if (q % depth == 0) above = below = 0;
-            for (int c = pair; c < pair + 2; c++) {
-              const int w = packed[weight_offset(h, taps, o, first + q / quads, q % quads * 4 + c)];
-              (w > 0 ? above : below) += w;
-            }
-            // Too many: half as many, from the start of the run.
-            if (code_max[first / run] * std::max(above, -below) > INT16_MAX) depth /= 2, q = -1;
+    for (int first = 0; first < taps; first += run)
+      for (int o = 0; o < h.out_channels; o++) {
+        const int panel = o / kPanel / kMaxPanels * kMaxPanels;
+        const ptrdiff_t quad_bytes = static_cast<ptrdiff_t>(std::min(kMaxPanels, h.panels() - panel)) * kPanel * 4;
+        for (int pair = 0; pair < 4; pair += 2) {
+          const int8_t* w = packed + weight_offset(h, taps, o, first, pair);
+          for (int q = 0; q < count; q++, w += quad_bytes) {
+            above[q] = std::max<int>(w[0], 0) + std::max<int>(w[1], 0);
+            below[q] = above[q] - w[0] - w[1];
           }
-  return static_cast<uint16_t>(depth);
+          for (int n = 0, left = count; n < kDepths; n++) {
+            int largest = 0;
+            for (int q = 0; q < left; q++) largest = std::max({largest, above[q], below[q]});
+            sums[n] = std::max(sums[n], static_cast<int64_t>(largest) * reach[first / run]);
+            if (left == 1) continue;
+            for (int q = 0; q < left / 2; q++) above[q] = above[2 * q] + above[2 * q + 1], below[q] = below[2 * q] + below[2 * q + 1];
+            if (left % 2) above[left / 2] = above[left - 1], below[left / 2] = below[left - 1];
+            left = (left + 1) / 2;
+          }
+        }
+      }
+  return sums;
+}
+
+// PackedHeader::depth for codes of so many bits.
+uint16_t sum_depth(const std::array<int64_t, kDepths>& sums, int bits) {
+  int fits = 0;
+  while (fits < kDepths && sums[fits] * ((1 << bits) - 1) <= INT16_MAX) fits++;
+  return static_cast<uint16_t>(fits ? 1 << (fits - 1) : 0);
 }
 
 }  // namespace
@@ -210,10 +243,11 @@ extern "C" adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packe
     if (header.tile_offset[ADABM_TILE_DIRECT]) adabm::pack_direct(*weights, header, base + header.tile_offset[ADABM_TILE_DIRECT]);
     for (int tile = 1; tile < ADABM_TILE_COUNT; tile++)
       if (header.tile_offset[tile]) adabm::pack_tile(*weights, header, tile, base + header.tile_offset[tile]);
+    std::array<int64_t, adabm::kDepths> sums[ADABM_TILE_COUNT];
+    for (int tile = 0; tile < ADABM_TILE_COUNT; tile++)
+      if (header.tile_offset[tile]) sums[tile] = adabm::largest_sums(header, tile, base + header.tile_offset[tile]);
     for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
-      const int tile = header.tile_for_bits[b];
-      reinterpret_cast<adabm::PackedHeader*>(packed)->depth[b] =
-          adabm::sum_depth(header, tile, b + ADABM_MIN_BITS, base + header.tile_offset[tile]);
+      reinterpret_cast<adabm::PackedHeader*>(packed)->depth[b] = adabm::sum_depth(sums[header.tile_for_bits[b]], b + ADABM_MIN_BITS);
       if (header.start_offset[b])
         adabm::sum_starts(header, header.tile_for_bits[b], b + ADABM_MIN_BITS, base + header.tile_offset[header.tile_for_bits[b]],
                           reinterpret_cast<int32_t*>(base + header.start_offset[b]));

@@ -38,7 +38,7 @@ struct PackedHeader {
 };
 
 constexpr int kMaxKernel = 15;
-constexpr int kMaxDepth = 1 << 12;
+constexpr int kDepths = 13;  // of 1, 2, 4, ... quads
 constexpr size_t kPackedHeaderBytes = 512;  // a multiple of 64, so that panels stay aligned
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes, "the header has outgrown its place");
 
