@@ -12,17 +12,19 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from .calibration import images as samples
 from .calibration import maps
 from .calibration.ranges import Observer, clip_ranges, search_ranges, set_weight_ranges
-from .calibration.tune import make_tuning
+from .calibration.tune import device_of, make_tuning
 from .config import ConvertConfig
 from .files import write_file
 from .networks.detect import detect
@@ -48,6 +50,7 @@ def calibrate(
     res_scale: float | None = None,
     start: SimulatedNetwork | ConvertedNetwork | None = None,
     resume: str | Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> SimulatedNetwork:
     """Choose every range, threshold and offset of a quantised network from images, and fine-tune it for `config.steps` steps.
 
@@ -60,6 +63,8 @@ def calibrate(
         only ranges are chosen anew.
     resume: a file that keeps the state of the fine-tuning. Where it exists, the run that wrote it is continued; the same
         arguments then give the same result as without the interruption. The caller removes it.
+    device: where torch computes, "cpu" or "cuda", with an index where there are several; the result is on the CPU. A resumed run
+        may go on elsewhere.
 
     Recipe "paper": weight ranges with the least squared error; activation ranges and image thresholds as moving averages over
     batches through the float network; layer offsets of -1 and +1 for the layers whose standard deviation lies outside the
@@ -68,12 +73,13 @@ def calibrate(
     in the quantised network; layer offsets by measured sensitivity under a budget (calibration/maps.py); then weights, biases
     and ranges learned together.
 
-    Everything is seeded: the same arguments give the same result. A layer that sees one value only, as when all images are
-    flat, gets a range that holds this value exactly. The result's `report` says how long each stage took and what the loss was.
-    Raises TypeError and ValueError naming the argument, the rule and the value: no images, images smaller than 16
-    pixels a side or outside 0..255, an unknown or already calibrated network, activations that are NaN or infinite, a `resume`
-    file of another run.
+    Everything is seeded: the same arguments give the same result on the same kind of machine. A layer that sees one value only, as
+    when all images are flat, gets a range that holds this value exactly. The result's `report` says how long each stage took and
+    what the loss was. Raises TypeError and ValueError naming the argument, the rule and the value: no images, images smaller than
+    16 pixels a side or outside 0..255, an unknown or already calibrated network, activations that are NaN or infinite, a `resume`
+    file of another run, a device that torch cannot use here.
     """
+    device = checked_device(device)
     config = ConvertConfig() if config is None else config
     if isinstance(model, nn.Module):
         state = model.state_dict()
@@ -90,17 +96,35 @@ def calibrate(
     windows = samples.read_images(images, config.patch, rng)
     simulated = SimulatedNetwork.from_float(state, config, res_scale)
     taken = None if start is None else _maps_of(start, simulated)
+    simulated.to(device)
     run = _Run(simulated, windows, rng, progress)
     resume = None if resume is None else Path(resume)
     identity = _identity(config, windows, simulated, taken) if resume is not None else ""
     kept = _load_run(resume, identity, config) if resume is not None and resume.exists() else None
-    with torch.no_grad():
+    with torch.no_grad(), _repeatable(device):
         if kept is None:
             run.ranges_and_maps(taken)
         if config.steps:
             run.tune(kept, resume, identity)
     simulated.report = run.report()
-    return simulated.eval()
+    return simulated.cpu().eval()
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """The device that calibration computes on. Raises ValueError with the reason where torch cannot use it."""
+    try:
+        torch.empty(1, device=device).item()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"calibrate: device must be one that torch can use here, got {str(device)!r}: {reason}") from error
+
+
+def _repeatable(device: torch.device) -> AbstractContextManager:
+    """Inside this context convolutions on a GPU give the same result every time, float32 ones to float32's precision."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 class _Run:
@@ -112,7 +136,8 @@ class _Run:
         self.losses: list[dict[str, float]] = []
         self.resumed_at = 0
         self.done, self.started = 0, time.perf_counter()
-        self.batches = samples.batches(windows, self.config.patch, self.config.batch, rng)
+        self.device = device_of(model)
+        self.batches = [batch.to(self.device) for batch in samples.batches(windows, self.config.patch, self.config.batch, rng)]
         self.total = len(self.batches) + self.config.steps
         if self.config.chosen("act_ranges") == "search":
             self.total += SEARCH_WORK * (1 + self.config.adaptive)
@@ -185,7 +210,8 @@ class _Run:
             return by_bits
         from .calibration.latency import layer_times
 
-        times = layer_times(model)
+        times = layer_times(model.cpu())
+        model.to(self.device)
         seconds = sum(times[name][min(max(base[name] + offset, 2), 8)] for name, offset in by_bits.items())
         return maps.allocate(damage, times, base, seconds)
 
@@ -206,7 +232,8 @@ class _Run:
         clock = saved = time.perf_counter()
 
         def keep() -> None:
-            state = {"identity": identity, "config": config.to_dict(), "tuning": tuning.state(), "rng": rng.getstate()}
+            tuned = tree_map_only(torch.Tensor, torch.Tensor.cpu, tuning.state())
+            state = {"identity": identity, "config": config.to_dict(), "tuning": tuned, "rng": rng.getstate()}
             buffer = io.BytesIO()
             torch.save(state | {"order": queue.order, "losses": self.losses, "stages": self.stages}, buffer)
             write_file(resume, buffer.getvalue())
@@ -219,7 +246,7 @@ class _Run:
                 whole = False
                 if tuning.repeats and tuning.done % tuning.repeats == 0:
                     queue.restart(config.seed + 1)
-                batch = queue.next()
+                batch = queue.next().to(self.device)
                 self.losses.append(tuning.step(batch))
                 whole = True
                 clock = self.advance("fine-tuning", clock)
@@ -270,7 +297,7 @@ def _identity(config: ConvertConfig, windows: list[torch.Tensor], model: Simulat
     digest = hashlib.sha256(json.dumps(replace(config).to_dict(), sort_keys=True).encode())
     digest.update(repr(taken).encode())
     for tensor in [*windows, *model.float_weights.values()]:
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -232,6 +232,7 @@ def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
     add("--objective", choices=("bits", "latency"), help="what layers save: bits, or measured time (default: bits)")
     add("--start", metavar="MODEL", type=Path, help="a converted model of the same network, whose bit maps are taken over")
     add("--select", metavar="N", type=_integer(1), help="use only the N most informative pictures")
+    add("--device", default="auto", help="where torch computes: auto, cpu or cuda (default: auto, a GPU where torch finds one)")
     add("--seed", metavar="S", type=_integer(0), help="of every random choice (default: 1)")
     add("--threads", metavar="N", type=_integer(1), help="CPU threads (default: as many as torch would use)")
     _add_res_scale(calibration)

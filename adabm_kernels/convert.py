@@ -24,6 +24,7 @@ def convert_model(
     config: ConvertConfig | None = None,
     *,
     res_scale: float | None = None,
+    device: torch.device | str = "cpu",
 ) -> ConvertedNetwork:
     """A copy of `model` that computes with integer convolutions and the bit-widths AdaBM chooses at run time.
 
@@ -34,6 +35,7 @@ def convert_model(
         refused for a calibrated one.
     config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedNetwork its own is taken.
     res_scale: the network's residual scale, which its state dict does not reveal; default that of a module with a `spec`, else 1.
+    device: where torch calibrates, "cpu" or "cuda"; the converted network is on the CPU.
 
     Raises TypeError or ValueError naming the argument, the rule and the value.
     """
@@ -67,7 +69,7 @@ def convert_model(
             "convert_model: calibration is needed for a float network: pass low-resolution images, as float tensors "
             "[N, 3, H, W] in 0..255 or as paths (about 100 are enough)"
         )
-    return _from_simulated(calibrate(state, calibration, config, res_scale=res_scale))
+    return _from_simulated(calibrate(state, calibration, config, res_scale=res_scale, device=device))
 
 
 def _check_mean_shift(model: SimulatedNetwork) -> None:

@@ -17,8 +17,8 @@ def image_measure(x: torch.Tensor) -> torch.Tensor:
 
     x: [N, 3, H, W] float in 0..255. Returns [N] of the same dtype, 0 for a flat image. Borders are replicated.
     """
-    luma = F.conv2d(x / 255, x.new_tensor(LUMA).view(1, 3, 1, 1))
-    sobel = x.new_tensor(SOBEL_X) / 8
+    luma = F.conv2d(x / 255, torch.tensor(LUMA, dtype=x.dtype).to(x.device).view(1, 3, 1, 1))
+    sobel = torch.tensor(SOBEL_X, dtype=x.dtype).to(x.device) / 8
     gradients = F.conv2d(F.pad(luma, (1, 1, 1, 1), mode="replicate"), torch.stack([sobel, sobel.T]).unsqueeze(1))
     return gradients.abs().mean((1, 2, 3)) * 1000
 

@@ -60,8 +60,7 @@ def fake_quantize_act(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor,
     x: [N, ...] float. lower, upper: one element each. bits: a number, or a tensor of one element or [N, 1, ...].
     Differentiable in x, lower, upper and bits (rounding is a straight-through estimate).
     """
-    lower, upper = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (lower, upper))
-    bits = torch.as_tensor(bits, dtype=x.dtype, device=x.device)
+    lower, upper, bits = (torch.as_tensor(value, dtype=x.dtype).to(x.device) for value in (lower, upper, bits))
     return _FakeQuantizeAct.apply(x, lower, upper, bits)
 
 

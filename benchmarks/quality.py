@@ -57,7 +57,7 @@ def picture(y: torch.Tensor) -> np.ndarray:
 class Bench:
     """The pictures of one network: to calibrate on, and to measure on."""
 
-    def __init__(self, weights: Path, downscale: int | None = None, count: int | None = None):
+    def __init__(self, weights: Path, downscale: int | None = None, count: int | None = None, only: str = ""):
         self.weights, self.state = weights, load_state(weights)
         self.scale = detect(self.state).spec.scale
         shrink = self.scale if downscale is None else downscale
@@ -71,6 +71,7 @@ class Bench:
             self.sets[name] = [(tensor(imresize(hr, 1 / self.scale)), hr) for hr in pairs]
         self.float_psnr: dict[str, float] = {}
         self.model: torch.nn.Module | None = None  # of the last run
+        self.only = only
 
     def measure(self, model: torch.nn.Module) -> dict[str, Any]:
         """Mean PSNR-Y, its loss against the float network, and mean bits, by test set."""
@@ -97,8 +98,10 @@ class Bench:
                 seconds[turn, i] = time.perf_counter() - start
         return [float(median(column[1:])) for column in seconds.T]
 
-    def run(self, label: str, images: list[torch.Tensor] | None = None, **settings: Any) -> dict[str, Any]:
-        """Calibrate with these settings, convert and measure."""
+    def run(self, label: str, images: list[torch.Tensor] | None = None, **settings: Any) -> dict[str, Any] | None:
+        """Calibrate with these settings, convert and measure; None where the label is not among those wanted."""
+        if self.only not in label:
+            return None
         config = ConvertConfig(**settings)
         with tqdm(desc=f"{self.weights.stem}: {label}", leave=False, unit="step") as bar:
 
@@ -113,10 +116,9 @@ class Bench:
         return row | {"config": config.to_dict()}
 
 
-def ablation(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
+def ablation(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
     """From the published calibration to recipe "best", one ingredient after the other."""
     yield bench.run("paper: ranges only", recipe="paper")
-    odd = {"weight_grid": "odd", "act_ranges": "minmax", "layer_map": "deviation"}
     signed = {"act_ranges": "minmax", "layer_map": "deviation"}
     yield bench.run("signed grid, a range for each output channel", **signed)
     yield bench.run("+ activation ranges searched in the quantised network", layer_map="deviation")
@@ -126,7 +128,7 @@ def ablation(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
         rates = {key: value for key, value in still.items() if key != name}
         yield bench.run(f"+ {label} learned alone, {steps} steps", steps=steps, tuning=BestTuning(**rates))
     yield bench.run(f"best: all learned together, {steps} steps", steps=steps)
-    yield bench.run(f"best, but on the published grid, {steps} steps", steps=steps, **(odd | {"act_ranges": "search"}))
+    yield bench.run(f"best, but on the published grid, {steps} steps", steps=steps, weight_grid="odd")
 
 
 def budget(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
@@ -135,13 +137,14 @@ def budget(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
     for objective in ("bits", "latency"):
         for target in (3.2, 3.4, 3.6, 3.8, 4.0, 4.4):
             settings = {"target_bits": target, "objective": objective, "steps": steps}
-            rows.append(bench.run(f"{objective} {target:g}", **settings))
-            models.append(bench.model)
+            if row := bench.run(f"{objective} {target:g}", **settings):
+                rows.append(row)
+                models.append(bench.model)
     for row, seconds in zip(rows, bench.seconds(models), strict=True):
         yield row | {"seconds": seconds}
 
 
-def images(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
+def images(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
     """PSNR against the number of calibration images, chosen at random or as the most informative."""
     order = most_informative([image[0] for image in bench.images], 16)
     for count in (1, 4, 16):
@@ -150,19 +153,19 @@ def images(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
     yield bench.run("all", steps=steps)
 
 
-def steps(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
+def steps(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
     """PSNR against the number of fine-tuning steps, each a run of its own (the rates fall to zero at its end)."""
     for count in (0, steps // 8, steps // 4, steps // 2, steps):
         yield bench.run(f"{count} steps", steps=count)
 
 
-def recipes(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
+def recipes(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
     """Recipe "best" at 4 and 6 bits."""
     for bits in (4, 6):
         yield bench.run(f"w{bits}a{bits} best", weight_bits=bits, act_bits=bits, steps=steps)
 
 
-STUDIES: dict[str, Callable[[Bench, int], Iterator[dict[str, Any]]]] = {
+STUDIES: dict[str, Callable[[Bench, int], Iterator[dict[str, Any] | None]]] = {
     study.__name__: study for study in (ablation, budget, images, steps, recipes)
 }
 
@@ -174,6 +177,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default %(default)s)")
     parser.add_argument("--downscale", type=int, help="of the calibration pictures (default: the network's scale)")
     parser.add_argument("--count", type=int, help="of calibration pictures, the first ones (default: all)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose label contains this")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="JSON file for every number")
     args = parser.parse_args()
@@ -184,7 +188,7 @@ def main() -> None:
     print("| network | settings | Set5 | bits | loss | Set14 | bits | loss | ms | calibration |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for weights in args.weights:
-        for row in STUDIES[args.study](Bench(weights, args.downscale, args.count), args.steps):
+        for row in filter(None, STUDIES[args.study](Bench(weights, args.downscale, args.count, args.only), args.steps)):
             rows.append(row)
             cells = [f"{row[s][key]:.2f}" for s in ("set5", "set14") for key in ("psnr", "bits", "loss")]
             cells += [f"{1000 * row['seconds']:.1f}" if "seconds" in row else "", f"{row['calibration_seconds']:.0f} s"]

@@ -45,6 +45,8 @@ def tables(run: dict) -> str:
             median, iqr = row["stats"]["median"], row["stats"]["iqr"]
             per_pixel = row["extra_info"].get("us_per_kilopixel")
             note = f" ({per_pixel:.0f} us per 1000 pixels)" if per_pixel else ""
+            if "against_192" in row["extra_info"]:
+                note = f"{note[:-1]}, {row['extra_info']['against_192']:.2f} of 192x192)"
             lines.append(f"| {short_name(row)}{note} | {median * 1e3:.2f} | {iqr * 1e3:.2f} | {median / best:.2f} |")
     return "\n".join(lines)
 

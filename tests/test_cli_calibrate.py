@@ -52,9 +52,9 @@ class FakeCalibration:
     def __init__(self):
         self.calls, self.failure = [], None
 
-    def __call__(self, model, images, config=None, progress=None, *, res_scale=None, start=None, resume=None):
+    def __call__(self, model, images, config=None, progress=None, *, res_scale=None, start=None, resume=None, device="cpu"):
         call = {"images": list(images), "config": config, "res_scale": res_scale, "start": start, "resume": resume}
-        self.calls.append(call)
+        self.calls.append(call | {"device": device})
         progress(1, 2, "ranges")
         if self.failure is not None:
             resume.write_bytes(b"state")
@@ -129,6 +129,38 @@ def test_pictures_reach_the_library_as_they_are(folder, fake, adabm):
     for image, name in zip(fake.calls[0]["images"], "abc", strict=True):
         want = np.array(PIL.Image.open(f"photos/{name}.png"))
         assert image.dtype == torch.uint8 and np.array_equal(image[0].permute(1, 2, 0), want)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P"])
+def test_pictures_of_other_kinds_become_rgb(folder, fake, adabm, mode):
+    """Grey pictures stand for three equal colours, transparency is left out."""
+    colours = RGB(30, 40)
+    grey = colours[..., 0]
+    alpha = np.full_like(grey, 128)
+    picture, want = {
+        "L": lambda: (PIL.Image.fromarray(grey), grey[..., None].repeat(3, 2)),
+        "LA": lambda: (PIL.Image.fromarray(np.dstack([grey, alpha])), grey[..., None].repeat(3, 2)),
+        "RGBA": lambda: (PIL.Image.fromarray(np.dstack([colours, alpha])), colours),
+        "P": lambda: (PIL.Image.fromarray(colours).quantize(16), None),
+    }[mode]()
+    assert picture.mode == mode
+    picture.save("photos/d.png")
+    want = np.array(picture.convert("RGB")) if want is None else want
+    assert adabm(*COMMAND)[0] == 0
+    image = fake.calls[0]["images"][3]
+    assert image.dtype == torch.uint8 and np.array_equal(image[0].permute(1, 2, 0), want)
+
+
+@pytest.mark.parametrize(
+    "device, there, want", [("auto", False, "cpu"), ("auto", True, "cuda"), ("cpu", True, "cpu"), ("cuda:1", True, "cuda:1")]
+)
+def test_device(folder, fake, adabm, monkeypatch, device, there, want):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(library, "checked_device", torch.device)
+    assert adabm(*COMMAND, "--device", device)[0] == 0
+    assert fake.calls[0]["device"] == torch.device(want)
+    assert adabm_kernels.load("m.safetensors").provenance["device"] == ("cpu" if want == "cpu" else "a card")
 
 
 @pytest.mark.parametrize("factor", [2, 1.5])
@@ -305,6 +337,10 @@ def tiny(folder):
     PIL.Image.new("RGB", (40, 15)).save(folder / "photos" / "d.png")
 
 
+def sixteen_bits(folder):
+    PIL.Image.fromarray(np.zeros((40, 40), np.uint16)).save(folder / "photos" / "d.png")
+
+
 def small_when_shrunk(folder):
     PIL.Image.new("RGB", (120, 60)).save(folder / "photos" / "d.png")
 
@@ -345,6 +381,7 @@ BAD_INPUT = {
         "cannot read 'photos/d.png': it is no PNG, JPEG, WebP, TIFF or BMP file",
     ),
     "too small": (tiny, COMMAND, "--images must be at least 16 pixels a side, got 40x15 of 'photos/d.png'"),
+    "sixteen bits": (sixteen_bits, COMMAND, "cannot read 'photos/d.png': it has 16 bits per channel and only 8 are supported"),
     "too small when shrunk": (
         small_when_shrunk,
         [*COMMAND, "--downscale", "2.25"],
@@ -367,6 +404,7 @@ BAD_INPUT = {
     "target bits": (None, [*COMMAND, "--target-bits", "7"], "--target-bits must be within 1 of act_bits, got 7"),
     "steps": (None, [*COMMAND, "--steps", "-1"], "--steps: must be an integer of at least 0, got '-1'"),
     "downscale": (None, [*COMMAND, "--downscale", "0.5"], "--downscale: must be a number of at least 1, got '0.5'"),
+    "device": (None, [*COMMAND, "--device", "gpu"], "calibrate: device must be one that torch can use here, got 'gpu': "),
     "recipe": (None, [*COMMAND, "--recipe", "good"], "--recipe: invalid choice: 'good'"),
 }
 

@@ -32,7 +32,7 @@ PAPER = PaperTuning(epoch=4, batch=2, patch=16)
 @pytest.fixture(autouse=True)
 def float32_products(monkeypatch):
     """The same arithmetic on every machine."""
-    monkeypatch.setattr("adabm_kernels.calibration.tune.compute_dtype", lambda: None)
+    monkeypatch.setattr("adabm_kernels.calibration.tune.compute_dtype", lambda device: None)
 
 
 def distance_to_float(model, images):

@@ -66,7 +66,7 @@ def sensitivities(model: SimulatedNetwork, batch: torch.Tensor, generator: torch
         probes = [seen[conv.name][1] for conv in layers]
         squares = [torch.zeros(()) for _ in layers]
         for probe in range(PROBES):
-            v = torch.randint(0, 2, y.shape, generator=generator).to(y.dtype) * 2 - 1
+            v = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1
             gradients = torch.autograd.grad(y, probes, v, retain_graph=probe + 1 < PROBES)
             squares = [square + gradient.square() for square, gradient in zip(squares, gradients, strict=True)]
         del y, probes, gradients

@@ -39,7 +39,7 @@ class Observer:
             raise ValueError(f"calibrate: model computes NaN or infinite values: the input of {conv.name!r} holds some")
         if self.config.chosen("act_ranges") == "percentile":
             share = self.config.range_percentile
-            lower, upper = (float(v) for v in np.percentile(x.numpy().ravel(), [100 - share, share]))
+            lower, upper = (float(v) for v in np.percentile(x.cpu().numpy().ravel(), [100 - share, share]))
         elif self.config.chosen("act_ranges") == "omse":
             low, up = best_act_range(sample(x), torch.tensor(lower), torch.tensor(upper), self.config.act_bits, SHRINKS[:90])
             lower, upper = float(low), float(up)
@@ -95,7 +95,7 @@ def set_weight_ranges(model: SimulatedNetwork) -> None:
         elif config.weight_ranges == "minmax":
             conv.weight_range.copy_(_positive(conv.weight.abs().max()))
         elif config.weight_ranges == "percentile":
-            share = np.percentile(conv.weight.numpy().ravel(), config.range_percentile)
+            share = np.percentile(conv.weight.cpu().numpy().ravel(), config.range_percentile)
             conv.weight_range.copy_(_positive(torch.tensor(share, dtype=torch.float32)))
         else:
             conv.weight_range.copy_(published_weight_range(conv.weight, config.weight_bits))

@@ -76,7 +76,7 @@ class PaperCycle(Tuning):
                 {"params": [model.measure_l, model.measure_u], "lr": tuning.lr_image_map},
             ]
         self.optimizers = {kind: torch.optim.Adam(group) for kind, group in groups.items()}
-        model.set_compute_dtype(compute_dtype())
+        model.set_compute_dtype(compute_dtype(device_of(model)))
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return self.optimizers
@@ -150,7 +150,7 @@ class JointTuning(Tuning):
             for parameter in group["params"]:
                 parameter.requires_grad_(True)
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        model.set_compute_dtype(compute_dtype())
+        model.set_compute_dtype(compute_dtype(device_of(model)))
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"joint": self.optimizer}
@@ -177,10 +177,19 @@ def _group(parameters: Iterable[torch.Tensor], rate: float) -> dict[str, Any]:
     return {"params": list(parameters), "lr": rate, "full_lr": rate}
 
 
-def compute_dtype() -> torch.dtype | None:
-    """bfloat16 where the processor multiplies it twice as fast as float32 (None: as the input); the values that fine-tuning
+def device_of(model: SimulatedNetwork) -> torch.device:
+    """Where a network lies and computes."""
+    return next(model.parameters()).device
+
+
+def compute_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the device multiplies it at least twice as fast as float32 (None: as the input); the values that fine-tuning
     learns stay in float32."""
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else None
 
 
 def make_tuning(model: SimulatedNetwork) -> Tuning:

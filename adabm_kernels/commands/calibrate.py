@@ -67,22 +67,25 @@ def execute(args: argparse.Namespace) -> None:
 
     import torch
 
-    from ..calibrate import calibrate
+    from ..calibrate import calibrate, checked_device
     from ..checkpoint import save
     from ..convert import convert_model
 
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     with stage(BAD_INPUT):
+        device = checked_device(_device(args.device))
         state = _float_state(args)
         start = None if args.start is None else _start(args.start)
     pictures = _Pictures(files, args.downscale)
     try:
         with stage(FAILED, bad_input=BAD_INPUT), Progress() as progress:
             chosen = pictures if args.select is None else pictures.most_informative(args.select)
-            simulated = calibrate(state, chosen, config, progress, res_scale=args.res_scale, start=start, resume=kept)
+            simulated = calibrate(
+                state, chosen, config, progress, res_scale=args.res_scale, start=start, resume=kept, device=device
+            )
             model = convert_model(simulated)
-            model.provenance = _provenance(args, pictures, threads, simulated.report)
+            model.provenance = _provenance(args, pictures, threads, device, simulated.report)
             if args.output.exists() and not args.overwrite:
                 raise FileExistsError(
                     f"cannot write '{args.output}': it has appeared during the run; move it away and run the same command, "
@@ -131,6 +134,14 @@ def _config(args: argparse.Namespace) -> ConvertConfig:
         return ConvertConfig(**steps | given)
     except (TypeError, ValueError) as error:
         raise ValueError(re.sub(r"^ConvertConfig: (\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))) from error
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
 
 
 def _float_state(args: argparse.Namespace) -> dict[str, Any]:
@@ -221,7 +232,9 @@ def _how_to_continue(args: argparse.Namespace, kept: Path) -> str:
     return f"what was done is kept in '{kept}'; to go on from there: {command_line(args.argv)}"
 
 
-def _provenance(args: argparse.Namespace, pictures: _Pictures, threads: int, report: dict[str, Any]) -> dict[str, Any]:
+def _provenance(
+    args: argparse.Namespace, pictures: _Pictures, threads: int, device: torch.device, report: dict[str, Any]
+) -> dict[str, Any]:
     """All that a run with these settings (`ConvertConfig`) needs to be repeated, without the paths of this machine."""
     with open(args.weights, "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
@@ -235,9 +248,17 @@ def _provenance(args: argparse.Namespace, pictures: _Pictures, threads: int, rep
         "res_scale": args.res_scale,
         "threads": threads,
         "cpu": cpu_name(),
+        "device": _device_name(device),
         "versions": {name: versions[name] for name in ("adabm-kernels", "python", "torch", "numpy", "pillow")},
         "seconds": sum(stage["seconds"] for stage in report["stages"]),
     }
+
+
+def _device_name(device: torch.device) -> str:
+    """The card that torch computed on, or "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _report(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -84,6 +87,13 @@ class SimulatedConv2d(nn.Conv2d):
         """The weight on its grid, float, the shape of `weight`."""
         return fake_quantize_weight(self.weight, self.weight_range, self.weight_bits, self.weight_grid)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """`float_weights` goes to other devices too, in its own dtype."""
+        if self.float_weights is not None:
+            weight, bias = self.float_weights
+            self.float_weights = moved(fn, weight), None if bias is None else moved(fn, bias)
+        return super()._apply(fn, recurse)
+
     def forward(self, x: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
         """x: [N, C, H, W]. image_offset: [N] (see `bits`). Returns [N, K, H, W] of the dtype of x."""
         if not self.quantized:
@@ -106,3 +116,8 @@ class SimulatedConv2d(nn.Conv2d):
         dtype = x.dtype if self.compute_dtype is None else self.compute_dtype
         bias = None if bias is None else bias.to(dtype)
         return F.conv2d(x.to(dtype), weight.to(dtype), bias, padding=self.padding).to(x.dtype)
+
+
+def moved(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
+    """`value` where `fn`, of a module's `_apply`, puts its parameters; of the dtype it has."""
+    return fn(value).to(value.dtype)

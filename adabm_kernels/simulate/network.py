@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..networks.collapse import collapse
 from ..networks.detect import detect, to_float_state, to_simulated_state
 from ..networks.spec import NetworkSpec
 from .bits import image_measure, image_offsets, soft_image_offsets
-from .conv import SimulatedConv2d
+from .conv import SimulatedConv2d, moved
 
 
 class SimulatedNetwork(nn.Module, ABC):
@@ -114,6 +114,12 @@ class SimulatedNetwork(nn.Module, ABC):
         """The value, before the first convolution, of one step of a pixel."""
         return 1.0
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """`float_weights` goes to other devices too, in its own dtype."""
+        self.float_weights = {name: moved(fn, value) for name, value in self.float_weights.items()}
+        self._collapsed = None
+        return super()._apply(fn, recurse)
+
     def float_state(self) -> dict[str, torch.Tensor]:
         """The float32 weights it was made from, under the names that the float network of its `spec` loads strictly."""
         return dict(self.float_weights)
@@ -193,9 +199,9 @@ class SimulatedNetwork(nn.Module, ABC):
         """`preview` where the upsampler has no activation: its float form as one convolution, a tenth of the work, right but for
         the outer two pixels. names, shuffles: its convolutions and the PixelShuffle after each."""
         if self._collapsed is None:
-            stages = [(self.float_weights[f"{name}.weight"], self.float_weights[f"{name}.bias"]) for name in names]
+            stages = [tuple(self.float_weights[f"{name}.{key}"].cpu() for key in ("weight", "bias")) for name in names]
             inner = collapse(stages, shuffles).weight[2, 2]
-            self._collapsed = inner.float().contiguous(memory_format=torch.channels_last)
+            self._collapsed = inner.float().contiguous(memory_format=torch.channels_last).to(x.device)
         feature = self.trunk(x.contiguous(memory_format=torch.channels_last), self.image_offsets(x))[0]
         dtype = self.quantized_convs()[-1].compute_dtype or feature.dtype
         return F.conv2d(feature.to(dtype), self._collapsed.to(dtype), padding=2).to(feature.dtype)

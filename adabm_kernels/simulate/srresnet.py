@@ -55,15 +55,17 @@ class SimulatedSRResNet(SimulatedNetwork, network="srresnet"):
         must stay where it is."""
         names = {id(value): name for name, value in self.named_parameters()}
         biases = [(bias, self.float_weights.get(names[id(bias)])) for bias in self.body_biases()]
-        learned = [bias.data for bias, _ in biases]
+        learned = [bias.detach().clone() for bias, _ in biases]
         try:
-            for bias, given in biases:
-                bias.data = bias.data if given is None else given.to(bias)
+            with torch.no_grad():
+                for bias, given in biases:
+                    bias.copy_(bias if given is None else given)
             with super().float_mode():
                 yield self
         finally:
-            for (bias, _), data in zip(biases, learned, strict=True):
-                bias.data = data
+            with torch.no_grad():
+                for (bias, _), values in zip(biases, learned, strict=True):
+                    bias.copy_(values)
 
     def trunk(self, x: torch.Tensor, image_offset: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         x = self.head[1](run(self.head[0], to_range(x, self.spec), image_offset))
