@@ -1,4 +1,4 @@
-"""Kernels of compute capability 9.0: residual blocks in one piece, images of bytes, easy against hard images, several in flight.
+"""Kernels of compute capability 9.0: residual blocks in one piece, sizes of tiles, images of bytes, easy images, several in flight.
 
     pytest benchmarks/bench_gpu_hopper.py --benchmark-only --benchmark-json=benchmarks/results/NAME.json
 
@@ -62,6 +62,76 @@ def bench_block(benchmark, shape: tuple[int, int, int], form: str, bits: int) ->
     assert torch.equal(y, want)
     n, h, w = shape
     measure_recorded(benchmark, one if form == "one kernel" else two, bits=bits, macs=2 * n * h * w * 64 * 64 * 9)
+
+
+def configured(layer, config: int, *tensors: torch.Tensor | None, **settings) -> tuple[native.Conv2dArgs, list]:
+    """Arguments of one convolution in a named configuration: x_q, bits, residual, out_grid, out_bits, y, y_q."""
+    x_q, bits, residual, out_grid, out_bits, y, y_q = tensors
+    return conv2d_args(
+        x_q, bits, layer.weight, layer.packed, layer.alpha, layer.beta, None, residual, out_grid, out_bits, layer.box_filter,
+        layer.activation, 1, y, y_q, config=config, **settings,
+    )  # fmt: skip
+
+
+def named(kernel: str, config: int) -> str:
+    row = native.kernel_configs(kernel)[config - 1]
+    return "{tile_width}x{tile_height}, {stages} stages".format(**row)
+
+
+def numbers(kernel: str) -> range:
+    """Configurations from 1 on; none where the library was not built, as all cases are then skipped."""
+    return range(1, 1 if native.why_missing("cuda") else len(native.kernel_configs(kernel)) + 1)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("config", numbers("resblock"))
+@pytest.mark.parametrize("shape", BLOCKS, ids=str)
+def bench_block_config(benchmark, shape: tuple[int, int, int], config: int, bits: int) -> None:
+    """What the halo that is computed twice costs in tiles of each size (csrc/cuda/conv2d_configs.cuh)."""
+    benchmark.group = f"residual block {shape}, {bits} bits, by tile"
+    first, second = block(*shape, bits)
+    y, y_q, inner = torch.empty_like(second.residual), torch.empty_like(first.x_q), torch.empty_like(first.x_q)
+    first.layer.into(first.x_q, first.bits, y_q=inner, out_grid=second.layer.grid, out_bits=first.out_bits)
+    second.layer.into(inner, first.out_bits, residual=second.residual, y=y)
+    want = y.clone()
+    a, held_a = configured(first.layer, config, first.x_q, first.bits, None, second.layer.grid, first.out_bits, None, None)
+    outputs = (second.residual, second.out_grid, second.out_bits, y.fill_(-1), y_q)
+    b, held_b = configured(second.layer, 0, first.x_q, first.out_bits, *outputs)
+    b.x_q, b.x_bits = None, a.out_bits
+
+    def one() -> None:
+        native.library("cuda").call("adabm_resblock_cuda", a, b, *cuda._place(first.x_q))
+
+    one()
+    assert torch.equal(y, want)
+    n, h, w = shape
+    measure_recorded(benchmark, one, bits=bits, macs=2 * n * h * w * 64 * 64 * 9, config=named("resblock", config))
+    del held_a, held_b
+
+
+LAYERS = {"resident": (64, 64), "staged": (256, 64)}  # channels, outputs
+
+
+@pytest.mark.parametrize("kernel, config", [(kernel, i) for kernel in LAYERS for i in numbers(kernel)])
+@pytest.mark.parametrize("shape", BLOCKS[:2], ids=str)
+def bench_layer_config(benchmark, shape: tuple[int, int, int], kernel: str, config: int) -> None:
+    """One layer, codes to codes, in tiles of each size."""
+    channels, outputs = LAYERS[kernel]
+    benchmark.group = f"{channels}->{outputs} 3x3 {shape}, by tile"
+    n, h, w = shape
+    layer = to_card(instantiate(ConvProblem("layer", h, w, channels, outputs, bits=(8,) * n, activation="relu")), "cuda")
+    y_q = torch.empty(n, h, w, outputs, dtype=torch.uint8, device="cuda")
+    layer.layer.into(layer.x_q, layer.bits, y_q=y_q, out_grid=layer.out_grid, out_bits=layer.out_bits)
+    want = y_q.clone()
+    args, held = configured(layer.layer, config, layer.x_q, layer.bits, None, layer.out_grid, layer.out_bits, None, y_q.fill_(171))
+
+    def one() -> None:
+        native.library("cuda").call("adabm_conv2d_cuda", args, *cuda._place(layer.x_q))
+
+    one()
+    assert torch.equal(y_q, want)
+    measure_recorded(benchmark, one, bits=8, macs=n * h * w * channels * outputs * 9, config=named(kernel, config))
+    del held
 
 
 @pytest.mark.parametrize("form", ["floats, then torch", "bytes"])

@@ -35,6 +35,7 @@ struct Conv2dParams {
   int taps_w;  // columns of the kernel that are taps: 1 where it is unfolded, else all
   int activation, shuffle, y_pitch;
   int packed_codes;  // ADABM_PACKED_*
+  int config;        // conv2d_sm90.cuh alone: one more than a row of conv2d_configs.cuh, 0 for none named
   int border_kernels;
   int box;         // whether the 8-bit form needs the sum of the codes
   int four_bits;   // whether images of up to 4 bits take the 4-bit form

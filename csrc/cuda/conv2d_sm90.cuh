@@ -1,6 +1,6 @@
 // Implicit-GEMM convolution on wgmma (sm_90a): weights are the rows of A; pixels the columns of B, in shared memory.
 //
-// A strip is 8 columns by 16 rows of pixels, 128 columns of one product. Tiles of four strips lie in shared memory with their halo as
+// A strip is 8 columns by 16 rows of pixels, 128 columns of one product. Tiles of some strips (conv2d_configs.cuh) lie in shared memory with their halo as
 // [channel / 16][pixel][16 bytes], where a tap is an offset of the descriptor. One warpgroup produces: it brings tiles in, ahead of
 // two that multiply. A block stays on the chip and takes tile after tile.
 //
@@ -9,6 +9,7 @@
 // and their weights, which all strips read from shared memory while they are there: a warpgroup keeps the sums of both its strips.
 #pragma once
 
+#include "cuda/conv2d_configs.cuh"
 #include "cuda/conv2d_sm80.cuh"
 #include "cuda/ptx_sm90.cuh"
 
@@ -16,11 +17,9 @@ namespace adabm {
 namespace cuda {
 namespace sm90 {
 
-constexpr int kStripColumns = 8, kStripRows = 16, kStrips = 4, kTileColumns = kStrips * kStripColumns;
 constexpr int kGroupThreads = 128, kConsumers = 2, kThreads = (1 + kConsumers) * kGroupThreads;
-constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
 constexpr int kStepBytes = 32;           // of every pixel and output: the depth of one product
-constexpr int kMaxStages = 4, kSharedBytes = 227 << 10;
+constexpr int kSharedBytes = 227 << 10;
 constexpr int kOnesBytes = 8 * kRowBytes, kBarrierBytes = 2 * kMaxStages * ptx::kBarrierBytes, kBarrierRoom = kBarrierBytes + kOnesBytes;
 constexpr int kWeightRoom = 2 * kOnesBytes;  // behind the weights of a stage
 constexpr int kStagedPitch = 80;         // bytes of a pixel's codes on their way out: stores and loads then meet no bank twice
@@ -44,16 +43,17 @@ struct Tile {
   int strips, strip_columns;
 };
 
+template <int kStrips>
 ADABM_DEVICE Tile place(const Conv2dParams& p, int tile) {
   Tile at;
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2;
   const int top = p.border_kernels ? pad_h : 0, left = p.border_kernels ? pad_w : 0;
-  int row_class = pad_h, column_class = pad_w, rows = kStripRows, columns = kTileColumns;
+  int row_class = pad_h, column_class = pad_w, rows = kStripRows, columns = kStrips * kStripColumns;
   bool upright = false;
   at.end_row = p.height - top, at.end_column = p.width - left;
   at.group_rows = 1, at.group_columns = 0, at.pixel_rows = 0, at.pixel_columns = 1, at.strips = kStrips, at.strip_columns = kStripColumns;
   if (tile < p.inner_tiles) {
-    at.row = top + tile / p.inner_across * kStripRows, at.column = left + tile % p.inner_across * kTileColumns;
+    at.row = top + tile / p.inner_across * kStripRows, at.column = left + tile % p.inner_across * columns;
   } else {
     const int row_edges = 2 * pad_h * p.row_edge_tiles, column_edges = 2 * pad_w * p.column_edge_tiles;
     int i = tile - p.inner_tiles, row_edge = -1, column_edge = -1;
@@ -338,7 +338,7 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool image_words, const Tile& 
 // ---- kernel
 
 // Grid: [blocks that share the tiles of pixels of all images][tiles of outputs].
-template <bool kResident>
+template <bool kResident, int kStrips>
 __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant__ Conv2dParams90 q) {
   const Conv2dParams& p = q.c;
   const int items = p.batch * p.tiles, group = threadIdx.x / kGroupThreads;
@@ -368,7 +368,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
     Producer producer{ring};
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / p.tiles;
-      const Tile at = place(p, item % p.tiles);
+      const Tile at = place<kStrips>(p, item % p.tiles);
       const int storage = storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X);
       const uint8_t* x = p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels;
       const uint8_t* weights = packed + (p.border_kernels ? at.kernel : 0) * static_cast<int64_t>(p.tiling.tiles) * f.tile_bytes;
@@ -403,7 +403,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
       int32_t acc[4 * kStripRows];
       for (int item = blockIdx.x; item < items; item += q.blocks) {
         const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
-        const Tile at = place(p, item % p.tiles);
+        const Tile at = place<kStrips>(p, item % p.tiles);
         const int strips = (at.end_column - at.column + kStripColumns - 1) / kStripColumns, here = strips < kStrips ? strips : kStrips;
         const uint32_t codes = stages + ring.stage * q.stage_bytes;
         ring.wait_full();
@@ -422,7 +422,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
       int32_t acc[kStrips / kConsumers][4 * kStripRows];
       for (int item = blockIdx.x; item < items; item += q.blocks) {
         const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
-        const Tile at = place(p, item % p.tiles);
+        const Tile at = place<kStrips>(p, item % p.tiles);
         for (int step = 0; step < q.steps; step++) {
           const uint32_t codes = stages + ring.stage * q.stage_bytes;
           ring.wait_full();
