@@ -14,7 +14,7 @@ import torch
 
 from .backends import devices
 from .measure import bits_by_rule, image_offsets, measure_images
-from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
+from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels, to_pixels
 
 OUTPUTS = ("codes", "float", "both", "acc")
 ACTIVATIONS = ("none", "relu", "prelu")
@@ -34,6 +34,11 @@ _LIB.define(
     "conv2d_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
     "Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool box_filter, str activation, int shuffle, bool accumulate, "
     "bool packed_codes, str backend, int threads, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIB.define(
+    "conv2d_pixels(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
+    "Tensor? residual, bool box_filter, str activation, int shuffle, bool packed_codes, str backend, int threads) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
@@ -235,6 +240,26 @@ def _conv2d_out_fake(*args):
     _conv2d_out_check(*args)
 
 
+def _conv2d_pixels_empty(*args):
+    """Checks every argument; the output."""
+    *tables, box_filter, activation, shuffle, packed_codes, backend, threads = args
+    shape, _ = _conv2d_outputs(*tables, None, None, box_filter, activation, shuffle, "float", packed_codes, backend, threads)
+    return torch.empty(shape, dtype=torch.uint8, device=args[0].device)
+
+
+def _conv2d_pixels(*args):
+    *tables, box_filter, activation, shuffle, packed_codes, backend, threads = args
+    image, module = _conv2d_pixels_empty(*args), _module(backend)
+    problem = (*tables, None, None, box_filter, activation, shuffle, threads)
+    own = getattr(module, "conv2d_pixels_out", None)
+    if own is not None:
+        own(*problem, image, **_packing(packed_codes))
+        return image
+    y = torch.empty(image.shape, dtype=torch.float32, device=image.device)
+    module.conv2d_out(*problem, y, None, **_packing(packed_codes))
+    return to_pixels(y)
+
+
 def _resblock_parts(
     x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
     beta2, box_filter2, residual, out_grid, out_bits, accumulate, packed_codes, backend, y, y_q,
@@ -347,6 +372,7 @@ def _layer_bits_fake(x, lower, upper, rules, backend):
 for _key in ("CPU", "CUDA"):
     _LIB.impl("conv2d", _conv2d, _key)
     _LIB.impl("conv2d_out", _conv2d_out, _key)
+    _LIB.impl("conv2d_pixels", _conv2d_pixels, _key)
     _LIB.impl("resblock_out", _resblock_out, _key)
     _LIB.impl("quantize", _quantize, _key)
     _LIB.impl("quantize_out", _quantize_out, _key)
@@ -354,6 +380,7 @@ for _key in ("CPU", "CUDA"):
     _LIB.impl("layer_bits", _layer_bits, _key)
 torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_out", _conv2d_out_fake, lib=_LIB)
+torch.library.register_fake("adabm::conv2d_pixels", _conv2d_pixels_empty, lib=_LIB)
 torch.library.register_fake("adabm::resblock_out", _resblock_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize_out", _quantize_out_check, lib=_LIB)
@@ -448,6 +475,32 @@ def conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
         accumulate, packed_codes, backend, threads, y, y_q,
     )  # fmt: skip
+
+
+def conv2d_pixels(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    box_filter: bool = False,
+    activation: str = "none",
+    shuffle: int = 1,
+    packed_codes: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> torch.Tensor:
+    """The floats of `conv2d` as pixels, uint8 [N, H*r, W*r, K/r^2]: clamped to 0..255, rounded half to even (quantize.to_pixels).
+
+    The CUDA kernels write them in place of floats; the other backends make them of floats.
+    """
+    return torch.ops.adabm.conv2d_pixels(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads
+    )
 
 
 def why_not_resblock(backend: str, *convs: tuple[torch.Tensor, bool]) -> str:

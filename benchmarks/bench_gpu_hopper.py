@@ -19,6 +19,7 @@ from problems import ConvProblem, bell_codes, instantiate, set_weights
 from adabm_kernels import native
 from adabm_kernels.backends import cuda
 from adabm_kernels.backends.structs import conv2d_args
+from adabm_kernels.quantize import to_pixels
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9 or bool(native.why_missing("cuda")),
@@ -142,22 +143,15 @@ def bench_tail(benchmark, size: int, form: str) -> None:
     tail = proven("edsr_x4", "cuda").collapsed
     codes = torch.randint(0, 256, (1, size, size, 64), dtype=torch.uint8, device="cuda")
     bits = torch.full((1,), 8, dtype=torch.int32, device="cuda")
-    image = torch.empty(1, 4 * size, 4 * size, 3, dtype=torch.uint8, device="cuda")
-    args, held = conv2d_args(
-        codes, bits, tail.weight, tail.packed, tail.alpha, tail.beta, None, None, None, None, False, "none", 4, None, None,
-        border_kernels=True, y_image=image.data_ptr(),
-    )  # fmt: skip
 
     def written() -> torch.Tensor:
-        native.library("cuda").call("adabm_conv2d_cuda", args, *cuda._place(codes))
-        return image
+        return tail.pixels(codes, bits)
 
     def rounded() -> torch.Tensor:
-        return tail(codes, bits)[0].clamp(0, 255).round().to(torch.uint8)
+        return to_pixels(tail(codes, bits)[0])
 
     assert torch.equal(written(), rounded())
     measure_recorded(benchmark, written if form == "bytes" else rounded)
-    del held
 
 
 @pytest.mark.parametrize("images", ["easy", "as they are", "hard"])

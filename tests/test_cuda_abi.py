@@ -96,7 +96,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("conv2d", {"height": 2**16, "width": 2**12, "batch": 1}, r"less than 2\^31 codes and outputs, got 65536x4096 with 5 and 12"),
     ("conv2d", {"batch": 2**18, "height": 2**12, "width": 2**12}, "make at most 2.31-1 tiles, got [0-9]+"),
     *[("conv2d", {name: None}, f"{name}.*must not be null") for name in ("x_q", "x_bits", "alpha", "beta")],
-    ("conv2d", {"y": None, "y_q": None, "y_acc": None}, "one of y, y_q and y_acc must be given"),
+    ("conv2d", {"y": None, "y_q": None, "y_acc": None}, "one of y, y_q, y_acc and y_image must be given"),
     ("conv2d", {"out_grid": None}, "y_q needs out_grid and out_bits"),
     ("conv2d", {"activation": 3}, "activation must be 0..2, got 3"),
     ("conv2d", {"activation": 2, "slope": None}, "PReLU needs slope"),

@@ -18,7 +18,7 @@ from adabm_kernels.config import ConvertConfig
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
-from adabm_kernels.quantize import unpack_codes
+from adabm_kernels.quantize import to_pixels, unpack_codes
 from adabm_kernels.registry import Choice
 
 HOPPER = {"major": 9, "shared_limit": 227 << 10}
@@ -91,7 +91,8 @@ def test_kernels_by_border_class(name: str) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("shuffle, outputs", [(4, 48), (3, 63), (2, 256), (1, 64)])
-def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, outputs: int, order: str) -> None:
+@pytest.mark.parametrize("major", [9, 8])
+def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, outputs: int, order: str, major: int) -> None:
     problem = ConvProblem("image", 18, 11, 64, outputs, bits=(8, 4), weight_bits=8, shuffle=shuffle, lower=-100.0, upper=160.0)
     instance = instantiate(problem)
     want = instance.run("reference", "float")[0]
@@ -100,7 +101,7 @@ def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, output
     call = conv2d_call(instance, outputs="y")
     image = torch.full(call.y.shape, POISON, dtype=torch.uint8)
     call.args.y, call.args.y_image, call.y = None, image.data_ptr(), image
-    with policy(order):
+    with policy(order), driver(**HOPPER | {"major": major}):
         call.run()
     assert torch.equal(image, want)
 
@@ -209,8 +210,8 @@ def test_configurations_in_any_order(config: int, order: str, landing: str) -> N
         check(instantiate(CONFIGS["resident"][0]), config=config)
 
 
-# Images of residual blocks on 132 multiprocessors, and the blocks launched for them. 128x128 has 100 tiles of two strips, 50 of four,
-# 30 of six, one round each; 16 of 256x256 have more than 132 of any.
+# Images of residual blocks on 132 multiprocessors, and the blocks launched for them. 128x128 has 100 tiles of two strips, 50 of
+# four, 30 of six, one round each; 16 of 256x256 have more than 132 of any.
 @pytest.mark.parametrize("batch, side, blocks", [(1, 128, 100), (1, 14, 1), (16, 256, 132)])
 def test_the_configuration_with_the_fewest_rounds_is_taken(batch: int, side: int, blocks: int) -> None:
     first, second, _ = block(ConvProblem("few", 3, 3, 64, 64, bits=(4,), activation="relu"))
@@ -258,14 +259,9 @@ def test_blocks_that_cannot_be_fused_say_why() -> None:
         run_block(*block(BLOCKS[1])[:2])
 
 
-def test_images_of_bytes_need_this_architecture() -> None:
+def test_what_images_and_configurations_need() -> None:
     call = conv2d_call(instantiate(PROBLEMS[0]), outputs="y")
     call.args.y, call.args.y_image = None, call.args.y
-    with (
-        driver(major=8),
-        pytest.raises(RuntimeError, match="y_image needs the kernel of compute capability 9.0: the device has another"),
-    ):
-        call.run()
     other = conv2d_call(instantiate(PROBLEMS[0]))
     other.args.config = 1
     with driver(major=8), pytest.raises(RuntimeError, match="config needs the kernel of compute capability 9.0"):
@@ -275,6 +271,9 @@ def test_images_of_bytes_need_this_architecture() -> None:
         other.run()
     call.args.y_q, call.args.out_grid, call.args.out_bits = call.args.y_image, call.args.alpha, call.args.x_bits
     with pytest.raises(ValueError, match="y_q and y_image must not both be given"):
+        call.run()
+    call.args.y_q, call.args.y_pitch = None, 64
+    with pytest.raises(ValueError, match="y_pitch must be 0 with y_image, got 64"):
         call.run()
 
 
@@ -299,9 +298,11 @@ def test_networks_equal_the_reference(network, settings: dict, fused: bool, monk
             for conv in model.convs():
                 conv.packed_codes = packed
             assert torch.equal(model(x), want)
+        assert torch.equal(model.pixels(x), to_pixels(want))
         with driver(major=8, minor=6):
             model.set_backend("cuda")
             assert model.why_not_fused == "compute capability 8.6 has no wgmma: only 9.0 has"
+            assert torch.equal(model.pixels(x), to_pixels(want))
         assert torch.equal(model(x), want)
 
 

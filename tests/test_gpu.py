@@ -11,7 +11,7 @@ from adabm_kernels import ops
 from adabm_kernels.measure import measure_images
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
-from adabm_kernels.quantize import act_grid, pack_codes, unpack_codes
+from adabm_kernels.quantize import act_grid, pack_codes, to_pixels, unpack_codes
 from adabm_kernels.registry import GPU_BACKENDS, Problem, choose
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
@@ -126,6 +126,7 @@ def test_a_network_is_captured_in_a_graph_with_its_bits_as_data(backend: str) ->
     for _ in range(2):  # recorded, then replayed on images with other bits
         for x, want in zip(images, wants, strict=True):
             assert torch.equal(model(x.cuda()).cpu(), want)
+            assert torch.equal(model.pixels(x.cuda()).cpu(), to_pixels(want))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -29,7 +29,7 @@ from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import graph
 from adabm_kernels.nn.workspace import Workspace
-from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, unpack_codes
+from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
 from adabm_kernels.registry import Problem, choose, device_for
 from adabm_kernels.upscale import configure
 
@@ -337,6 +337,29 @@ def test_a_network_compiles_into_one_graph(name: str, quantize: str) -> None:
     assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), want)
 
 
+@pytest.mark.parametrize("quantize", ["full", "body"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pixels_of_a_network_are_its_floats_rounded(name: str, quantize: str) -> None:
+    model, x = converted(name, quantize), images(2, 3, 8, 9)
+    want = to_pixels(model(x))
+    got = model.pixels(x)
+    assert got.dtype == torch.uint8 and torch.equal(got, want) and len(want.unique()) > 20
+    offset = torch.tensor([1, -1], dtype=torch.int32)
+    assert torch.equal(model.pixels(x, offset), to_pixels(model(x, offset)))
+    with pytest.raises(ValueError, match="x must be float32"):
+        model.pixels(x.double())
+
+
+def test_pixels_of_an_upsampler_with_two_digits() -> None:
+    torch.manual_seed(0)
+    config = ConvertConfig(recipe="paper", steps=0, batch=2, bit_aware_clipping=False, tail_digits=2)
+    model, x = convert_model(NETWORKS["edsr"](), [images(2, 3, 16, 18)], config), images(2, 3, 8, 9)
+    assert model.collapsed.rest is not None
+    assert torch.equal(model.pixels(x), to_pixels(model(x)))
+    x = images(1, 3, 4, 5)  # too small for the collapsed upsampler
+    assert torch.equal(model.pixels(x), to_pixels(model(x)))
+
+
 def test_a_graph_needs_a_card() -> None:
     model = converted()
     model.set_backend("auto", graph=True)
@@ -387,6 +410,7 @@ def test_graphs_are_recorded_once_a_shape(recorder: type[Recorder]) -> None:
     graphs.clear()
     graphs.run(double, torch.arange(3))
     assert len(recorder.made) == 2 + graph.Graphs.LIMIT + 2
+    assert torch.equal(graphs.run(lambda x: x * 3, torch.arange(3), kind="other"), torch.arange(3) * 3)
 
 
 def test_what_changes_a_forward_forgets_its_graphs(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("conv2d", {"height": 2**20 + 1}, "height and width must be at most 2.20, got 1048577 and 5"),
     ("conv2d", {"width": 2**20 + 1}, "height and width must be at most 2.20, got 4 and 1048577"),
     *[("conv2d", {name: None}, f"{name}.*must not be null") for name in ("x_q", "x_bits", "alpha", "beta")],
-    ("conv2d", {"y": None, "y_q": None, "y_acc": None}, "one of y, y_q and y_acc must be given"),
+    ("conv2d", {"y": None, "y_q": None, "y_acc": None}, "one of y, y_q, y_acc and y_image must be given"),
     ("conv2d", {"out_grid": None}, "y_q needs out_grid and out_bits"),
     ("conv2d", {"out_bits": None}, "y_q needs out_grid and out_bits"),
     ("conv2d", {"activation": 3}, "activation must be 0..2, got 3"),

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adabm_kernels import native, ops
 from adabm_kernels.nn.conv import IntegerConv2d
-from adabm_kernels.quantize import act_grid
+from adabm_kernels.quantize import act_grid, to_pixels
 from adabm_kernels.tile_times import tile_times
 from adabm_kernels.tiles import plan_layer
 
@@ -107,6 +107,16 @@ def test_opcheck_conv2d_out(problem: ConvProblem, wanted: tuple[bool, bool], bac
     torch.library.opcheck(torch.ops.adabm.conv2d_out, order("conv2d_out", arguments))
 
 
+def pixel_arguments(problem: ConvProblem, backend: str, **changes: Any) -> dict[str, Any]:
+    return {n: v for n, v in settings_of(prepared(problem, backend), **changes).items() if n not in ("out_grid", "out_bits", "out")}
+
+
+@backend
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_opcheck_conv2d_pixels(problem: ConvProblem, backend: str) -> None:
+    torch.library.opcheck(torch.ops.adabm.conv2d_pixels, order("conv2d_pixels", pixel_arguments(problem, backend)))
+
+
 @backend
 @pytest.mark.parametrize("shift", [True, False], ids=["shift", "no_shift"])
 def test_opcheck_quantize(shift: bool, backend: str) -> None:
@@ -175,7 +185,21 @@ def test_compiles_into_one_graph(backend: str, dynamic: bool) -> None:
                 assert torch.equal(got, want)
 
 
-# ---- conv2d_out and conv2d are the same function
+# ---- conv2d_out, conv2d_pixels and conv2d are the same function
+
+
+@backend
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_pixels_are_the_floats_clamped_and_rounded(problem: ConvProblem, backend: str) -> None:
+    floats = settings_of(prepared(problem, backend), out="float", residual=None)
+    spread = floats["alpha"] * 60, floats["beta"] * 60 + 100  # over and beyond 0..255
+    floats |= {"alpha": spread[0], "beta": spread[1]}
+    y, _ = torch.ops.adabm.conv2d(*order("conv2d", floats))
+    want = y.clamp(0, 255).round().to(torch.uint8)
+    arguments = pixel_arguments(problem, backend, residual=None) | {"alpha": spread[0], "beta": spread[1]}
+    assert torch.equal(ops.conv2d_pixels(**arguments), want)
+    halves = torch.tensor([-0.5, 0.5, 1.5, 2.5, 254.5, 255.5, 300.0, -7.0])
+    assert to_pixels(halves).tolist() == [0, 0, 2, 2, 254, 255, 255, 0]
 
 
 @backend

@@ -14,7 +14,7 @@ from command_line import ENVIRONMENT
 from fake_model import FakeModel
 from small import one_thread, small_edsr  # noqa: F401
 
-from adabm_kernels import ConvertConfig, convert_model
+from adabm_kernels import ConvertConfig, convert_model, patchwise
 from adabm_kernels.images import Layout
 from adabm_kernels.metrics import psnr
 from adabm_kernels.nn.layer_times import layer_times
@@ -111,6 +111,23 @@ def test_tensors_are_cut_like_pictures(model):
     for got, source in zip(y, (rgb, rgb[:, ::-1].copy()), strict=True):
         want = upscale(source, model, tile=24, halo=4)
         assert np.array_equal(got.round().permute(1, 2, 0).numpy().astype(np.uint8), want)
+
+
+@pytest.mark.parametrize("size, tile", [((40, 70), 16), ((33, 21), 0)], ids=str)
+def test_pixels_that_the_network_writes_are_those_made_of_floats(model, size, tile, monkeypatch):
+    """As on a card."""
+    rgb = picture(*size)
+    want = upscale(rgb, model, tile=tile)
+    calls, pixels = [], type(model).pixels
+    monkeypatch.setattr(type(model), "pixels", lambda self, *args: calls.append(args) or pixels(self, *args))
+    assert np.array_equal(upscale(rgb, model, tile=tile), want) and not calls
+    monkeypatch.setattr(patchwise, "WRITES_PIXELS", ("cpu",))
+    assert np.array_equal(upscale(rgb, model, tile=tile), want) and calls
+    calls.clear()
+    for other in (rgb[..., 0], np.dstack([rgb, rgb[..., :1]]), rgb.astype(np.uint16) * 257):
+        upscale(other, model, tile=tile)
+    upscale(rgb, model, tile=tile, tta=True)
+    assert not calls
 
 
 def test_self_ensemble_is_the_mean_over_flips_and_turns(model):

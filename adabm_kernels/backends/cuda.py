@@ -41,6 +41,14 @@ def conv2d_out(*args, packed_codes: bool = False) -> None:
     native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(x_q))
 
 
+def conv2d_pixels_out(*args, packed_codes: bool = False) -> None:
+    """See ops.conv2d_pixels, into an image uint8 [N, H*r, W*r, K/r^2]."""
+    *problem, _threads, image = args
+    settings = {"packed_codes": native.PACKED_X if packed_codes else 0, "border_kernels": problem[2].dim() == 6}
+    struct, _held = conv2d_args(*problem, None, None, y_image=image.data_ptr(), **settings)
+    native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(problem[0]))
+
+
 def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
     """Why two convolutions, each (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they can. Waits."""
     device = native.Device()

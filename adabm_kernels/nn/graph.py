@@ -53,9 +53,9 @@ class Graphs:
         self._lock = threading.Lock()
         self._shared: dict[torch.device, tuple[Any, torch.cuda.Event]] = {}
 
-    def run(self, function: Function, *inputs: torch.Tensor) -> torch.Tensor:
-        """function(*inputs), recorded when these shapes come for the first time since `clear`."""
-        key = tuple((tuple(x.shape), x.dtype, x.device) for x in inputs)
+    def run(self, function: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
+        """function(*inputs), recorded when these shapes come for the first time since `clear`. kind: tells functions apart."""
+        key = (kind, *((tuple(x.shape), x.dtype, x.device) for x in inputs))
         with self._lock:
             if key not in self._graphs:
                 self._graphs[key] = self._record(function, inputs)

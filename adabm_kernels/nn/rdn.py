@@ -42,10 +42,10 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
     def _packable(self) -> bool:
         return self.spec.channels % CODE_CHANNELS == 0  # the codes of the blocks lie side by side
 
-    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self._forward_full(x, bits) if self.full else self._forward_body(x, bits)
+    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False) -> torch.Tensor:
+        return self._forward_full(x, bits, as_pixels) if self.full else self._forward_body(x, bits)
 
-    def _forward_full(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _forward_full(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool) -> torch.Tensor:
         c, first, second = self.spec.channels, self.conv("SFENet1"), self.conv("SFENet2")
         end_bits = bits[first.name]
         pixels = self._quantize(x, first.grid, end_bits)
@@ -57,7 +57,7 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
         entry_codes, entry_bits = self._codes("dense", pixels, c), bits[entry.name]
         second.into(codes, end_bits, y=wide[0][..., :c], y_q=entry_codes, out_grid=entry.grid, out_bits=entry_bits)
         codes, last, last_bits = self._run_blocks(wide, entry_codes, bits)
-        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "narrow")
+        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "narrow", as_pixels)
 
     def _forward_body(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
         c = self.spec.channels
