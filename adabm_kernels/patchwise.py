@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .machine import resident_bytes
+from .nn.lanes import Lane, lanes
 from .windows import Span, patches, spans
 
 if TYPE_CHECKING:
@@ -135,6 +136,15 @@ class Patchwise:
     def _device(self) -> torch.device:
         tensor = next(self.model.buffers(), None)
         return torch.device("cpu") if tensor is None else tensor.device
+
+    def lanes(self, in_flight: int | None) -> list[Lane]:
+        """Lanes for so many pictures at once; for None two on a CUDA device, where nothing asks for one after the other."""
+        running = getattr(self.model, "running_thresholds", None) is not None
+        if in_flight is None:
+            in_flight = 2 if self._device().type == "cuda" and self.max_memory is None and not running else 1
+        if running and in_flight != 1:
+            raise ValueError(f"in_flight must be 1 while thresholds follow the images in their order, got {in_flight}")
+        return lanes(self._device(), in_flight)
 
     # ---- pictures
 

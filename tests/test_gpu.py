@@ -129,6 +129,28 @@ def test_a_network_is_captured_in_a_graph_with_its_bits_as_data(backend: str) ->
             assert torch.equal(model.pixels(x.cuda()).cpu(), to_pixels(want))
 
 
+@pytest.mark.parametrize("recorded", [False, True], ids=["launched", "graphs"])
+def test_several_images_in_flight(backend: str, recorded: bool) -> None:
+    """More images than lanes, of two shapes and with other bits; the caller on a stream of its own."""
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    images = [torch.rand(1, 3, 24 + 8 * (i % 2), 28, generator=g) * 255 * (0.1, 0.5, 1.0)[i % 3] for i in range(9)]
+    model = adabm_kernels.convert_model(float_network(EDSRSpec(2, 2, 16)), images[::2])
+    wants = [model(x) for x in images]
+    model.cuda()
+    model.set_backend(backend, graph=recorded)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for in_flight in (1, 3):
+            got = [y.cpu() for y in model.forward_many((x.cuda() for x in images), in_flight)]
+            assert all(torch.equal(y, want) for y, want in zip(got, wants, strict=True))
+            got = [y.cpu() for y in model.forward_many([x.cuda() for x in images], in_flight, pixels=True)]
+            assert all(torch.equal(y, to_pixels(want)) for y, want in zip(got, wants, strict=True))
+    arrays = [x[0].permute(1, 2, 0).round().to(torch.uint8).numpy() for x in images]
+    one_by_one = list(adabm_kernels.upscale_many(arrays, model, in_flight=1))
+    for a, b in zip(adabm_kernels.upscale_many(arrays, model, in_flight=3), one_by_one, strict=True):
+        assert (a == b).all()
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_second_device_that_is_not_the_current_one(backend: str) -> None:
     instance = instantiate(PROBLEMS[0])

@@ -9,7 +9,7 @@ import multiprocessing
 import pickle
 import re
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ from adabm_kernels import ConvertConfig, convert_model, ops, registry
 from adabm_kernels.backends import devices
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
-from adabm_kernels.nn import graph
+from adabm_kernels.nn import graph, lanes
 from adabm_kernels.nn.workspace import Workspace
 from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
 from adabm_kernels.registry import Problem, choose, device_for
@@ -485,6 +485,133 @@ def test_a_graph_copies_in_and_out_between_waiting_and_recording(monkeypatch: py
     assert cuda.calls == ["here.wait_event", "graph.replay", "event.record"]
     assert torch.equal(runs[0], torch.full((4,), 7.0))  # what the replay reads
     assert first.data_ptr() != recorded(x).data_ptr()  # the caller's own
+
+
+# ---- several in flight
+
+
+class FakeStreams:
+    """Streams, events and memory of a pretended device, whose calls are written down in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.calls: list[str] = []
+        self.made, self.on = 0, [self.stream("home")]
+        monkeypatch.setattr(torch.cuda, "Stream", self._new_stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.on[-1])
+        monkeypatch.setattr(torch.cuda, "stream", self._context)
+        monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=self._end))
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: self.calls.append(f"{stream.name} holds {int(x[0])}"))
+        lanes._stream.cache_clear()
+
+    def stream(self, name: str) -> SimpleNamespace:
+        made = SimpleNamespace(name=name, device=torch.device("cuda:0"))
+        made.wait_stream = lambda other: self.calls.append(f"{name} waits for {other.name}")
+        made.wait_event = lambda event: self.calls.append(f"{name} waits for an end")
+        return made
+
+    def _end(self, stream: SimpleNamespace) -> None:
+        self.calls.append(f"end of {stream.name}")
+
+    def _new_stream(self, device: torch.device) -> SimpleNamespace:
+        self.made += 1
+        return self.stream(f"lane {self.made}")
+
+    @contextmanager
+    def _context(self, stream: SimpleNamespace) -> Iterator[None]:
+        self.on.append(stream)
+        yield
+        self.on.pop()
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStreams]:
+    yield FakeStreams(monkeypatch)
+    lanes._stream.cache_clear()
+
+
+def test_work_in_lanes_is_ordered_by_events_and_results_come_in_order(streams: FakeStreams) -> None:
+    def function(x: torch.Tensor, unused: None) -> torch.Tensor:
+        streams.calls.append(f"run {int(x[0])} on {streams.on[-1].name}, lane {lanes.current_lane()}")
+        return x + 100
+
+    two = lanes.lanes(torch.device("cuda:0"), 2)
+    results = lanes.in_order(function, ((torch.tensor([i]), None) for i in range(3)), two)
+    start = ["lane {0} waits for home"] * 2 + ["run {1} on lane {0}, lane {0}", "lane {0} holds {1}", "end of lane {0}"]
+    first, second, third = ([line.format(lane, i) for line in start] for lane, i in ((1, 0), (2, 1), (1, 2)))
+    assert next(results).item() == 100
+    assert streams.calls == first + second + ["home waits for an end", "home holds 100"]  # two under way, none before its turn
+    streams.calls.clear()
+    assert next(results).item() == 101 and lanes.current_lane() == 0
+    assert streams.calls == third + ["home waits for an end", "home holds 101"]
+    assert [y.item() for y in results] == [102]
+    again = lanes.lanes(torch.device("cuda:0"), 2)
+    assert [lane.stream for lane in again] == [lane.stream for lane in two] and streams.made == 2  # buffers belong to streams
+
+
+def test_every_lane_has_graphs_and_memory_of_its_own(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[tuple] = []
+
+    class Noting(Recorder):
+        def __init__(self, function: Callable, inputs: tuple[torch.Tensor, ...], *own: Any):
+            super().__init__(function, inputs, *own)
+            shared.append(own)
+
+    monkeypatch.setattr(graph, "CudaGraph", Noting)
+    graphs, cpu = graph.Graphs(), torch.device("cpu")
+    for _ in range(2):
+        for lane in lanes.lanes(cpu, 2):
+            with lane:
+                graphs.run(lambda x: x * 2, torch.arange(3))
+        graphs.run(lambda x: x * 2, torch.arange(3))
+        graphs.run(lambda x: x * 2, torch.arange(4))
+    assert len(shared) == 4 and len({pool for pool, _ in shared}) == len({busy for _, busy in shared}) == 3
+    assert shared[2] == shared[3]  # those of one lane run one at a time
+    graphs.clear()
+    graphs.run(lambda x: x * 2, torch.arange(3))
+    assert len(shared) == 5
+
+
+def test_an_error_comes_when_its_turn_comes(streams: FakeStreams) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        if x[0] == 1:
+            raise RuntimeError("the second")
+        return x
+
+    results = lanes.in_order(function, ((torch.tensor([i]),) for i in range(3)), lanes.lanes(torch.device("cuda:0"), 3))
+    assert next(results).item() == 0
+    with pytest.raises(RuntimeError, match="the second"):
+        next(results)
+
+
+def test_an_error_leaves_the_lane(streams: FakeStreams) -> None:
+    with pytest.raises(RuntimeError, match="inside"), lanes.lanes(torch.device("cuda:0"), 1)[0]:
+        raise RuntimeError("inside")
+    assert lanes.current_lane() == 0
+
+
+def test_many_forward_passes_are_those_one_by_one() -> None:
+    model = converted()
+    inputs = [images(1, 3, 8, 9), images(2, 3, 7, 5), images(1, 3, 8, 9) / 9, images(1, 3, 8, 9) * 0.5]
+    want = [model(x) for x in inputs]
+    assert all(torch.equal(a, b) for a, b in zip(model.forward_many(iter(inputs), 3), want, strict=True))
+    assert all(torch.equal(a, to_pixels(b)) for a, b in zip(model.forward_many(inputs, pixels=True), want, strict=True))
+    assert list(model.forward_many([])) == []
+    with pytest.raises(ValueError, match="in_flight must be an integer of at least 1, got 0"):
+        next(model.forward_many(inputs, 0))
+    several = model.forward_many([inputs[0], inputs[0].double()])
+    next(several)
+    with pytest.raises(ValueError, match="x must be float32"):
+        next(several)
+
+
+def test_running_thresholds_follow_many_images_in_order() -> None:
+    one, many = converted(), converted()
+    inputs = [images(1, 3, 8, 9) * scale for scale in (0.1, 1.0, 0.3, 0.9, 0.02)]
+    for model in (one, many):
+        model.set_running_thresholds(0.2)
+    want = [one(x) for x in inputs]
+    assert all(torch.equal(a, b) for a, b in zip(many.forward_many(inputs, 2), want, strict=True))
+    assert many.running_thresholds == one.running_thresholds
 
 
 # ---- configs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ..tiles import tile_products
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .graph import Graphs
+from .lanes import in_order, lanes
 from .tail import CollapsedConv2d
 from .timing import conv_seconds
 from .workspace import Workspace
@@ -386,6 +387,25 @@ class ConvertedNetwork(nn.Module, ABC):
         on the CUDA kernels they write the pixels themselves: a fourth of the bytes, and a pass over them less. Raises as `forward`.
         """
         return self._run(x, offset, as_pixels=True)
+
+    def forward_many(self, images: Iterable[torch.Tensor], in_flight: int = 2, *, pixels: bool = False) -> Iterator[torch.Tensor]:
+        """The forward pass of each of `images`, float32 [N, 3, H, W] of any shapes, in their order; with `pixels` that of `pixels`.
+
+        in_flight: how many are under way at once on a CUDA device, at least 1, each on a stream with buffers of its own and, with
+        graph=True, a recorded graph for each shape: memory of that many forward passes, for images too small to fill the card. On
+        other devices one runs after the other. Nothing waits on the host: results are ordered on the stream of the caller, as those
+        of `forward` are. Running thresholds follow the images in their order.
+        Raises ValueError unless in_flight is an integer of at least 1, and as `forward` does when an image's turn comes.
+        """
+        function = self.pixels if pixels else self.forward
+
+        def inputs() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+            for x in images:
+                # State that an image changes for the next one is changed on the caller's stream, in order.
+                yield x, self.image_offsets(x, learn=True) if self.running_momentum > 0 else None
+
+        found = lanes(self._device(), in_flight)
+        yield from in_order(function, inputs(), found if self._device().type == "cuda" else found[:1])
 
     def _run(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool) -> torch.Tensor:
         if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32 or x.numel() == 0:
