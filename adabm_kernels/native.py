@@ -75,7 +75,7 @@ class ImageBitsArgs(_Struct):
 class KernelConfig(_Struct):
     _fields_ = [
         ("struct_bytes", c_uint32),
-        *((name, c_int32) for name in ("count", "tile_height", "tile_width", "stages", "middles")),
+        *((name, c_int32) for name in ("count", "tile_height", "tile_width", "stages", "middles", "tensor_copies")),
     ]
 
 
@@ -224,7 +224,8 @@ def planning_isa() -> str:
 
 
 def kernel_configs(kernel: str) -> list[dict[str, int]]:
-    """The configurations of a kernel of KERNELS (adabm_config_cuda): tile_height and tile_width in pixels, stages, middles.
+    """The configurations of a kernel of KERNELS (adabm_config_cuda): tile_height and tile_width in pixels, stages,
+    middles, tensor_copies.
 
     `Conv2dArgs.config` names one by its number, from 1 on. Raises RuntimeError where the CUDA library was not built.
     """

@@ -76,7 +76,7 @@ def configured(layer, config: int, *tensors: torch.Tensor | None, **settings) ->
 
 def named(kernel: str, config: int) -> str:
     row = native.kernel_configs(kernel)[config - 1]
-    return "{tile_width}x{tile_height}, {stages} stages".format(**row)
+    return "{tile_width}x{tile_height}, {stages} stages".format(**row) + (", tensor copies" if row["tensor_copies"] else "")
 
 
 def numbers(kernel: str) -> range:

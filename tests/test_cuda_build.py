@@ -100,6 +100,7 @@ def test_wgmma_kernels_multiply_on_warpgroups_and_keep_their_registers(name: str
     assert opcodes["WARPGROUP.DEPBAR.LE"] == (2 if name.startswith("resblock") else 1)
     assert opcodes["USETMAXREG.TRY_ALLOC.CTAPOOL"] and opcodes["USETMAXREG.DEALLOC.CTAPOOL"]
     assert not any(code.split(".")[0] in ("LDL", "STL", "CALL") for code in opcodes)
+    assert any(code.startswith("UTMALDG.4D") for code in opcodes)  # tensor copies
 
 
 def test_the_statistics_see_a_loop() -> None:

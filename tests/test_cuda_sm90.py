@@ -142,7 +142,7 @@ def test_block_equals_two_convolutions(problem: ConvProblem, packed: bool) -> No
     check_block(problem, packed)
 
 
-@pytest.mark.parametrize("config", [1, 2, 3])
+@pytest.mark.parametrize("config", [1, 2, 3, 4])
 @pytest.mark.parametrize("landing", LANDINGS)
 @pytest.mark.parametrize("order", ORDERS)
 def test_block_in_any_order(order: str, landing: str, config: int) -> None:
@@ -153,12 +153,16 @@ def test_block_in_any_order(order: str, landing: str, config: int) -> None:
 # ---- configurations
 
 
-CONFIGS = {  # kernel: a problem of it, and its configurations (height and width of a tile, stages, middles) as the table has them
-    "resident": (ConvProblem("wide", 18, 67, 64, 64, bits=(4, 8), residual=True), [(16, 32, 4, 0), (16, 16, 6, 0), (16, 64, 2, 0)]),
-    "staged": (DENSE[0], [(16, 32, 4, 0), (16, 16, 4, 0)]),
+# Kernel: a problem of it, and its configurations in the table (height and width of a tile, stages, middles, tensor copies).
+CONFIGS = {
+    "resident": (
+        ConvProblem("wide", 18, 67, 64, 64, bits=(4, 8), residual=True),
+        [(16, 32, 4, 0, 0), (16, 16, 6, 0, 0), (16, 64, 2, 0, 0), (16, 32, 4, 0, 1)],
+    ),
+    "staged": (DENSE[0], [(16, 32, 4, 0, 0), (16, 16, 4, 0, 0), (16, 32, 4, 0, 1)]),
     "resblock": (
         ConvProblem("wide", 17, 49, 64, 64, bits=(5, 2), activation="relu"),
-        [(16, 32, 3, 2), (16, 16, 4, 2), (16, 48, 2, 2)],
+        [(16, 32, 3, 2, 0), (16, 16, 4, 2, 0), (16, 48, 2, 2, 0), (16, 32, 3, 2, 1)],
     ),
 }
 CASES = [(kernel, i + 1) for kernel, (_, rows) in CONFIGS.items() for i in range(len(rows))]
@@ -189,7 +193,48 @@ def test_every_configuration_equals_the_reference(kernel: str, config: int, pack
             check(instantiate(problem), packed_x=packed, packed_y=packed, config=config)
 
 
-@pytest.mark.parametrize("config", [1, 2])
+TENSOR_COPIES = [  # channels that end within the last box; fewer than the box's planes; several stages of weights, 1x1
+    ConvProblem("ragged", 17, 33, 48, 64, bits=(8,)),
+    ConvProblem("not_of_16", 17, 33, 40, 64, bits=(8,)),
+    ConvProblem("fusion", 5, 9, 320, 64, kernel=1, bits=(8, 3), residual=True),
+    ConvProblem("five_by_five", 3, 40, 64, 64, kernel=5, bits=(8,)),
+]
+
+
+@pytest.mark.parametrize("landing", ["late", "early"])
+@pytest.mark.parametrize("problem", TENSOR_COPIES, ids=str)
+def test_tensor_copies_of_other_shapes(problem: ConvProblem, landing: str) -> None:
+    staged = problem.name in ("fusion", "five_by_five")
+    with policy("random", landing, seed=4):
+        check(instantiate(problem), packed_x=True, config=3 if staged else 4)
+        if not staged:
+            check_block(dataclasses.replace(problem, outputs=problem.channels, activation="relu"), config=4)
+
+
+@pytest.mark.parametrize(
+    "problem, config, copies",
+    [
+        (ConvProblem("c64", 5, 9, 64, 64, bits=(8,)), 4, "tensor_copy"),
+        (ConvProblem("c64", 5, 9, 64, 64, bits=(8,)), 1, "cp_async"),
+        (ConvProblem("c40", 5, 9, 40, 64, bits=(8,)), 4, "cp_async"),
+        (ConvProblem("c64_packed", 5, 9, 64, 64, bits=(4,)), 4, "load_constant"),
+        (DENSE[1], 3, "tensor_copy"),
+    ],
+)
+def test_who_brings_tiles_in(problem: ConvProblem, config: int, copies: str) -> None:
+    """Told by the instruction that finds no x_q."""
+    call = conv2d_call(instantiate(problem), packed_x=True)
+    call.args.config = config
+    x_q, read = call.read[0], call.read[1:]
+    assert x_q.data_ptr() == call.args.x_q
+    with (
+        buffers([*read, call.packed], [call.y, call.y_q, call.y_acc]),
+        pytest.raises(RuntimeError, match=f"{copies} of .*(outside every buffer|of a buffer of)"),
+    ):
+        host_library().call("adabm_conv2d_cuda", call.args, 0, None)
+
+
+@pytest.mark.parametrize("config", [1, 2, 3])
 @pytest.mark.parametrize("name", ["x4", "long_edges"])
 def test_kernels_by_border_class_in_every_configuration(name: str, config: int) -> None:
     channels, outputs, settings, height, width = TAILS[name]
@@ -204,7 +249,7 @@ def test_long_edges_of_a_wide_kernel() -> None:
 
 @pytest.mark.parametrize("landing", LANDINGS)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("config", [2, 3])
+@pytest.mark.parametrize("config", [2, 3, 4])
 def test_configurations_in_any_order(config: int, order: str, landing: str) -> None:
     with policy(order, landing, seed=3):
         check(instantiate(CONFIGS["resident"][0]), config=config)
@@ -236,7 +281,7 @@ BROKEN_BLOCKS = [
     ("first", {"packed_bytes": 5}, ValueError, "packed_bytes must be .* got 5"),
     ("second", {"y_image": 64, "y_q": None}, ValueError, "y_image must be null in a residual block"),
     ("second", {"y_q": "x_q"}, ValueError, "y_q must not be x_q"),
-    ("first", {"config": 4}, ValueError, r"config must be 0..3 for this kernel, got 4"),
+    ("first", {"config": 5}, ValueError, r"config must be 0..4 for this kernel, got 5"),
 ]
 
 
@@ -267,7 +312,7 @@ def test_what_images_and_configurations_need() -> None:
     with driver(major=8), pytest.raises(RuntimeError, match="config needs the kernel of compute capability 9.0"):
         other.run()
     other.args.config = -1
-    with driver(**HOPPER), pytest.raises(ValueError, match="config must be 0..3 for this kernel, got -1"):
+    with driver(**HOPPER), pytest.raises(ValueError, match="config must be 0..4 for this kernel, got -1"):
         other.run()
     call.args.y_q, call.args.out_grid, call.args.out_bits = call.args.y_image, call.args.alpha, call.args.x_bits
     with pytest.raises(ValueError, match="y_q and y_image must not both be given"):

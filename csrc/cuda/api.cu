@@ -98,6 +98,6 @@ extern "C" adabm_status adabm_config_cuda(int32_t kernel, int32_t index, adabm_c
     ADABM_REQUIRE(index >= 0 && index < all.count, "index must be 0..%d for kernel %d, got %d", all.count - 1, kernel, index);
     const TileConfig& row = all.rows[index];
     config->count = all.count, config->tile_height = kStripRows, config->tile_width = row.strips * kStripColumns;
-    config->stages = row.stages, config->middles = row.middles;
+    config->stages = row.stages, config->middles = row.middles, config->tensor_copies = row.tensor_copies;
   });
 }

@@ -29,19 +29,22 @@ struct TileConfig {
   int strips;   // side by side in a tile, each 8 columns of 16 rows; of a residual block: of its first convolution
   int stages;   // tiles in shared memory at most, where they fit
   int middles;  // of a residual block: tiles of codes between its convolutions
+  // Whether the copy engine brings tiles in, a box of 16 channels at a time, or 128 threads do, 16 bytes each. Only codes stored as bytes,
+  // whose pixels are multiples of 16, and no kernels by border class; threads do it elsewhere.
+  bool tensor_copies;
 };
 
 // Weights in registers. 64 channels take 39.6 KB a stage for four strips, 21 KB for two, 76.4 KB for eight; the halo that is copied with a
-// tile is 20, 27 and 16 % of it.
-constexpr TileConfig kResidentConfigs[] = {{4, 4, 0}, {2, 6, 0}, {8, 2, 0}};
+// tile is 20, 27 and 16 % of it. Rows with tensor copies come after the row that they equal otherwise: they run where they are named.
+constexpr TileConfig kResidentConfigs[] = {{4, 4, 0, false}, {2, 6, 0, false}, {8, 2, 0, false}, {4, 4, 0, true}};
 
 // Weights through shared memory: two warpgroups keep the sums of all their strips, so four at most (128 registers). A stage of weights
 // serves a whole tile: with two strips they are read twice as often.
-constexpr TileConfig kStagedConfigs[] = {{4, 4, 0}, {2, 4, 0}};
+constexpr TileConfig kStagedConfigs[] = {{4, 4, 0, false}, {2, 4, 0, false}, {4, 4, 0, true}};
 
 // Residual blocks compute what neighbouring tiles share in both: 14 % more products than needed with four strips, 31 % with two, 12 % with
 // six, which leave room for two stages.
-constexpr TileConfig kResblockConfigs[] = {{4, 3, 2}, {2, 4, 2}, {6, 2, 2}};
+constexpr TileConfig kResblockConfigs[] = {{4, 3, 2, false}, {2, 4, 2, false}, {6, 2, 2, false}, {4, 3, 2, true}};
 
 struct Configs {
   const TileConfig* rows;

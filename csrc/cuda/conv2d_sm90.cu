@@ -6,6 +6,7 @@
 #include "cuda/conv2d_sm90.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/sm90.h"
+#include "cuda/tensor_map.h"
 
 namespace adabm {
 namespace cuda {
@@ -42,8 +43,10 @@ Conv2dParams90 parameters(const Conv2dParams& from, const TileConfig& config) {
   p.edge = 8 * kStripRows;
   int halo = (kStripRows + p.kernel_h - 1) * (tile_columns + p.kernel_w - 1);
   if (p.border_kernels) halo = std::max({halo, p.kernel_h * (p.edge + p.kernel_w - 1), p.kernel_w * (p.edge + p.kernel_h - 1)});
-  // Neighbouring pixels' rows then start at different banks.
-  p.plane_pixels = (halo + 7) / 8 * 8 + (resident ? 2 : 4);
+  const bool tensor = config.tensor_copies && p.code_channels % kRowBytes == 0 && !p.border_kernels;
+  q.tensor_bytes = tensor ? halo * kRowBytes : 0;
+  // Neighbouring pixels' rows then start at different banks, where threads write them; boxes begin at multiples of 128 bytes.
+  p.plane_pixels = (halo + 7) / 8 * 8 + (tensor ? 0 : resident ? 2 : 4);
   q.code_bytes = 2 * q.stage_steps * p.plane_pixels * kRowBytes;
   q.stage_bytes = (q.code_bytes + (resident ? 0 : taps * p.tiling.width * kStepBytes + kWeightRoom) + 127) / 128 * 128;
   q.stages = std::min(config.stages, (kSharedBytes - kBarrierRoom - kStagedBytes) / q.stage_bytes);
@@ -87,6 +90,9 @@ void conv2d(const Conv2dParams& p, int device, void* stream) {
   const int row = chosen(p, device), kind = kernel_kind(p);
   Conv2dParams90 q = parameters(p, configs(kind).rows[row]);
   q.blocks = std::min(q.c.batch * q.c.tiles, blocks_of(p, device));
+  if (q.tensor_bytes)
+    q.map = map_of_codes(p.x_q, p.batch, p.height, p.width, p.code_channels, kStripRows + p.kernel_h - 1,
+                         configs(kind).rows[row].strips * kStripColumns + p.kernel_w - 1);
   const uint32_t shared = kBarrierRoom + q.stages * q.stage_bytes + kStagedBytes;
   const Kernel kernel = kind == ADABM_KERNEL_RESIDENT ? kernel_of<true>(row, std::make_index_sequence<std::size(kResidentConfigs)>())
                                                       : kernel_of<false>(row, std::make_index_sequence<std::size(kStagedConfigs)>());

@@ -17,12 +17,10 @@ constexpr int kOutRows = kStripRows - 2, kMiddlePlanes = 2 * kResidentSteps;
 
 // Sizes of a tile of `strips` strips, of the first convolution and so of the codes in the middle.
 struct BlockTile {
-  int columns, out_columns, plane_pixels, stage_bytes, middle_pixels, middle_plane_bytes, middle_bytes;
+  int columns, out_columns, middle_pixels, middle_plane_bytes, middle_bytes;
   ADABM_HD constexpr explicit BlockTile(int strips)
       : columns(strips * kStripColumns),
         out_columns(columns - 2),
-        plane_pixels(((kStripRows + 2) * (columns + 2) + 7) / 8 * 8 + 2),
-        stage_bytes(kMiddlePlanes * plane_pixels * kRowBytes),
         middle_pixels(columns * kStripRows),
         // The last strip of the second convolution reads two pixels past the last row. Two more are 2 modulo 8: neighbouring planes,
         // other banks.
@@ -32,7 +30,9 @@ struct BlockTile {
 
 struct ResblockParams {
   Conv2dParams first, second;  // both cut into the same tiles; only where they read and write differs
-  int stages, middles, blocks;
+  int stages, stage_bytes, middles, blocks;
+  int tensor_bytes;  // of a box of codes; 0 where threads copy
+  ptx::TensorMap map;
 };
 
 // The pixels that the first convolution computes for a tile: one more on each side than the second's.
@@ -117,10 +117,10 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
   const int items = first.batch * first.tiles, group = threadIdx.x / kGroupThreads;
   const uint32_t in_barriers = ptx::shared_base(), middle_barriers = in_barriers + kBarrierBytes;
   const uint32_t middle = in_barriers + 2 * kBarrierBytes, stages = middle + q.middles * kTile.middle_bytes;
-  constexpr uint32_t plane_bytes = kTile.plane_pixels * kRowBytes;
+  const uint32_t plane_bytes = first.plane_pixels * kRowBytes;
   if (threadIdx.x == 0) {
     for (int i = 0; i < q.stages; i++) {
-      ptx::mbarrier_init(in_barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads);
+      ptx::mbarrier_init(in_barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads + 1);  // one more announces bytes
       ptx::mbarrier_init(in_barriers + (2 * i + 1) * ptx::kBarrierBytes, 4);
     }
     for (int i = 0; i < q.middles; i++) {
@@ -143,9 +143,19 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
       const int image = item / first.tiles;
       const int storage = storage_bits(image_bits(first.x_bits, image), first.packed_codes & ADABM_PACKED_X);
       const uint8_t* x = first.x_q + static_cast<int64_t>(image) * first.height * first.width * first.code_channels;
+      const bool tensor = q.tensor_bytes && storage == 8;
+      const Tile at = middle_tile<kStrips>(first, item % first.tiles);
+      if (tensor) producer.finish();
       producer.ring.wait_empty();
-      load_tile(first, middle_tile<kStrips>(first, item % first.tiles), x, storage, 0, kMiddlePlanes, stages + producer.ring.stage * kTile.stage_bytes);
-      producer.issued();
+      const uint32_t to = stages + producer.ring.stage * q.stage_bytes;
+      if (threadIdx.x == 0) ptx::mbarrier_arrive_expect(producer.ring.full(), tensor ? kMiddlePlanes * q.tensor_bytes : 0);
+      if (tensor) {
+        if (threadIdx.x == 0) copy_tile(first, q.map, at, image, 0, kMiddlePlanes, to, producer.ring.full());
+        producer.handed_over();
+      } else {
+        load_tile(first, at, x, storage, 0, kMiddlePlanes, to);
+        producer.issued();
+      }
     }
     producer.finish();
   } else if (group == 1) {
@@ -156,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / first.tiles, bits = image_bits(first.x_bits, image);
       const Tile at = middle_tile<kStrips>(first, item % first.tiles);
-      const uint32_t codes = stages + in.stage * kTile.stage_bytes, to = middle + between.stage * kTile.middle_bytes;
+      const uint32_t codes = stages + in.stage * q.stage_bytes, to = middle + between.stage * kTile.middle_bytes;
       in.wait_full();
       between.wait_empty();
       for (int strip = 0; strip < kStrips; strip++) {
@@ -170,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     }
   } else {
     ptx::take_registers<kConsumerRegisters>();
-    const uint32_t staged = stages + q.stages * kTile.stage_bytes;
+    const uint32_t staged = stages + q.stages * q.stage_bytes;
     uint32_t a[kResidentSteps][kResidentTaps][4];
     load_weights(a, second);
     const OutputTile outputs = output_tile(second.tiling, 1, 0);

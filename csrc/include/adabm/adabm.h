@@ -196,6 +196,7 @@ typedef struct {
   int32_t tile_height, tile_width;  /* pixels of a tile: of a residual block those of its first convolution, two more each way than results */
   int32_t stages;                   /* tiles in shared memory, where they fit */
   int32_t middles;                  /* tiles of codes between the convolutions of a residual block, else 0 */
+  int32_t tensor_copies;            /* 1: tiles of codes of 8 bits are brought in by tensor copies, where channels are a multiple of 16 */
 } adabm_config;
 
 /* Configuration `index` of a kernel. Needs no device. */
