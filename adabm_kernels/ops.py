@@ -21,6 +21,7 @@ ACTIVATIONS = ("none", "relu", "prelu")
 _WIDTHS = MAX_BITS - MIN_BITS + 1
 _BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
 RESBLOCKS = ("cuda",)  # backends that have residual blocks in one piece
+QUANTIZE_MANY = ("cuda",)  # backends that quantise on several grids in one pass
 PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
 
 _LIB = torch.library.Library("adabm", "DEF")
@@ -55,6 +56,11 @@ _LIB.define(
 _LIB.define(
     "quantize_out(Tensor x, Tensor? shift, Tensor grid, Tensor bits, bool packed_codes, int start, str backend, int threads, "
     "Tensor(a!) y_q) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIB.define(
+    "quantize_many_out(Tensor x, Tensor[] grids, Tensor[] bits, bool packed_codes, int[] starts, str backend, int threads, "
+    "Tensor(a!)[] y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define("image_measure(Tensor x, str backend) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
@@ -324,6 +330,27 @@ def _quantize_out(*args):
     _module(backend).quantize_out(*rest, threads, y_q, **packing)
 
 
+def _quantize_many_out_check(x, grids, bits, packed_codes, starts, backend, threads, y_q):
+    counts = [len(tensors) for tensors in (grids, bits, starts, y_q)]
+    _require(
+        counts[0] > 0 and len(set(counts)) == 1,
+        lambda: f"quantize_many_out: as many grids, bits, starts and y_q must be given, and at least one, got {counts}",
+    )
+    for target in zip(grids, bits, starts, y_q, strict=True):
+        _quantize_out_check(x, None, *target[:2], packed_codes, target[2], backend, threads, target[3])
+
+
+def _quantize_many_out(x, grids, bits, packed_codes, starts, backend, threads, y_q):
+    _quantize_many_out_check(x, grids, bits, packed_codes, starts, backend, threads, y_q)
+    module = _module(backend)
+    if backend in QUANTIZE_MANY:
+        return module.quantize_many_out(x, grids, bits, starts, y_q, **_packing(packed_codes))
+    for grid, own_bits, start, codes in zip(grids, bits, starts, y_q, strict=True):
+        packing = {"packed_codes": True, "start": start} if packed_codes else {}
+        module.quantize_out(x, None, grid, own_bits, threads, codes, **packing)
+    return None
+
+
 def _quantize_fake(x, shift, grid, bits, packed_codes, backend, threads):
     return x.new_empty(_check_quantize(x, shift, grid, bits, packed_codes, backend, threads), dtype=torch.uint8)
 
@@ -376,6 +403,7 @@ for _key in ("CPU", "CUDA"):
     _LIB.impl("resblock_out", _resblock_out, _key)
     _LIB.impl("quantize", _quantize, _key)
     _LIB.impl("quantize_out", _quantize_out, _key)
+    _LIB.impl("quantize_many_out", _quantize_many_out, _key)
     _LIB.impl("image_measure", _image_measure, _key)
     _LIB.impl("layer_bits", _layer_bits, _key)
 torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
@@ -384,6 +412,7 @@ torch.library.register_fake("adabm::conv2d_pixels", _conv2d_pixels_empty, lib=_L
 torch.library.register_fake("adabm::resblock_out", _resblock_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize_out", _quantize_out_check, lib=_LIB)
+torch.library.register_fake("adabm::quantize_many_out", _quantize_many_out_check, lib=_LIB)
 torch.library.register_fake("adabm::image_measure", _image_measure_fake, lib=_LIB)
 torch.library.register_fake("adabm::layer_bits", _layer_bits_fake, lib=_LIB)
 
@@ -577,6 +606,24 @@ def quantize_out(
     multiple of 4; those behind them become 0 up to the next multiple of 4 and, where that is C4, to the end of the pixel.
     """
     torch.ops.adabm.quantize_out(x, shift, grid, bits, packed_codes, start, backend, threads, y_q)
+
+
+def quantize_many_out(
+    x: torch.Tensor,
+    grids: list[torch.Tensor],
+    bits: list[torch.Tensor],
+    y_q: list[torch.Tensor],
+    *,
+    packed_codes: bool = False,
+    starts: list[int] | None = None,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> None:
+    """`quantize_out` of the same x into several code buffers, each with a grid, bits and a start of its own.
+
+    Backends of QUANTIZE_MANY read x once for all; the others do one after the other.
+    """
+    torch.ops.adabm.quantize_many_out(x, grids, bits, packed_codes, starts or [0] * len(grids), backend, threads, y_q)
 
 
 def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:

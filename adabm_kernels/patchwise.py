@@ -391,7 +391,10 @@ def bytes_per_pixel(model: Any, tta: bool = False) -> int:
     channels = spec.channels
     held = 2 * 4 * channels + 3 * channels  # float features and their codes
     if hasattr(spec, "growth"):  # RDN: two wide buffers, the codes of one, and those of all blocks
-        held += (2 * 4 + 1) * (channels + spec.layers * spec.growth) + spec.blocks * channels
+        wide = channels + spec.layers * spec.growth
+        held += 2 * 4 * wide + wide + spec.blocks * channels
+        if getattr(model, "quantizes_early", False):  # a buffer of codes for each layer
+            held += sum(channels + layer * spec.growth for layer in range(1, spec.layers))
     if getattr(model, "collapsed", None) is None:
         held += 2 * channels * s**2 * (1 if getattr(model, "full", True) else 4)  # the stages of the upsampler
     return held + 12 + 12 * s**2 * (3 if tta else 1)

@@ -16,10 +16,10 @@ from bench_gpu_layers import to_card
 from bench_gpu_networks import measure, photos, proven
 from problems import ConvProblem, bell_codes, instantiate, set_weights
 
-from adabm_kernels import native
+from adabm_kernels import native, ops
 from adabm_kernels.backends import cuda
 from adabm_kernels.backends.structs import conv2d_args
-from adabm_kernels.quantize import to_pixels
+from adabm_kernels.quantize import act_grid, to_pixels
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9 or bool(native.why_missing("cuda")),
@@ -152,6 +152,28 @@ def bench_tail(benchmark, size: int, form: str) -> None:
 
     assert torch.equal(written(), rounded())
     measure_recorded(benchmark, written if form == "bytes" else rounded)
+
+
+@pytest.mark.parametrize("form", ["one by one", "all at once"])
+@pytest.mark.parametrize("readers", [2, 8])
+def bench_quantize_many(benchmark, readers: int, form: str) -> None:
+    """The features of a layer of RDN as codes for those that read them."""
+    benchmark.group = f"64 features of 256x256 on {readers} grids"
+    x = torch.randn(1, 64, 256, 256, device="cuda").contiguous(memory_format=torch.channels_last)
+    grids = [act_grid(-1.0 - i, 2.0).cuda() for i in range(readers)]
+    bits = [torch.full((1,), 8, dtype=torch.int32, device="cuda") for _ in range(readers)]
+    one, many = ([torch.zeros(1, 256, 256, 64, dtype=torch.uint8, device="cuda") for _ in range(readers)] for _ in range(2))
+
+    def one_by_one() -> None:
+        for grid, own_bits, y_q in zip(grids, bits, one, strict=True):
+            ops.quantize_out(x, grid, own_bits, y_q, backend="cuda")
+
+    def at_once() -> None:
+        ops.quantize_many_out(x, grids, bits, many, backend="cuda")
+
+    one_by_one(), at_once()
+    assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+    measure_recorded(benchmark, one_by_one if form == "one by one" else at_once, readers=readers)
 
 
 @pytest.mark.parametrize("images", ["easy", "as they are", "hard"])

@@ -117,6 +117,39 @@ def test_opcheck_conv2d_pixels(problem: ConvProblem, backend: str) -> None:
     torch.library.opcheck(torch.ops.adabm.conv2d_pixels, order("conv2d_pixels", pixel_arguments(problem, backend)))
 
 
+def many_targets(backend: str) -> dict[str, Any]:
+    """x on three grids, into slices of buffers."""
+    grids, bits = [act_grid(-1.0 - i, 1.0) for i in range(3)], [torch.tensor([2 + i, 8 - i], dtype=torch.int32) for i in range(3)]
+    y_q = [torch.full((2, 4, 6, 12), 171, dtype=torch.uint8)[..., 4:12] for _ in range(3)]
+    return {"x": QUANTIZE["x"], "grids": grids, "bits": bits, "starts": [0] * 3, "y_q": y_q, "backend": backend} | {
+        "packed_codes": False,
+        "threads": 1,
+    }
+
+
+@backend
+def test_quantising_on_many_grids_is_quantising_on_each(backend: str) -> None:
+    arguments = many_targets(backend)
+    torch.library.opcheck(torch.ops.adabm.quantize_many_out, order("quantize_many_out", arguments))
+    arguments = many_targets(backend)
+    ops.quantize_many_out(**arguments)
+    for grid, bits, y_q in zip(arguments["grids"], arguments["bits"], arguments["y_q"], strict=True):
+        assert torch.equal(y_q, ops.quantize(arguments["x"], grid, bits, backend=backend))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"grids": []}, r"as many grids, bits, starts and y_q must be given, and at least one, got \[0, 3, 3, 3\]"),
+        ({"starts": [0, 4, 0]}, "y_q must hold 9 channels"),
+        ({"bits": [torch.zeros(2)] * 3}, "bits must be torch.int32"),
+    ],
+)
+def test_many_targets_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        ops.quantize_many_out(**many_targets("reference") | changes)
+
+
 @backend
 @pytest.mark.parametrize("shift", [True, False], ids=["shift", "no_shift"])
 def test_opcheck_quantize(shift: bool, backend: str) -> None:

@@ -73,6 +73,10 @@ def resblock_out(first: tuple, second: tuple, y: torch.Tensor | None, y_q: torch
     native.library("cuda").call("adabm_resblock_cuda", a, b, *_place(first[0]))
 
 
+def _target(y_q: torch.Tensor, packed_codes: bool, start: int) -> dict[str, int]:
+    return {"packed_codes": native.PACKED_Y, "y_start": start} if packed_codes else {"y_channels": y_q.shape[3]}
+
+
 def quantize_out(
     x: torch.Tensor,
     shift: torch.Tensor | None,
@@ -85,9 +89,26 @@ def quantize_out(
     start: int = 0,
 ) -> None:
     """See ops.quantize_out."""
-    packing = {"packed_codes": native.PACKED_Y, "y_start": start} if packed_codes else {"y_channels": y_q.shape[3]}
-    struct, _held = quantize_args(x, shift, grid, bits, y_q, **packing)
+    struct, _held = quantize_args(x, shift, grid, bits, y_q, **_target(y_q, packed_codes, start))
     native.library("cuda").call("adabm_quantize_cuda", struct, *_place(x))
+
+
+def quantize_many_out(
+    x: torch.Tensor,
+    grids: list[torch.Tensor],
+    bits: list[torch.Tensor],
+    starts: list[int],
+    y_q: list[torch.Tensor],
+    packed_codes: bool = False,
+) -> None:
+    """See ops.quantize_many_out."""
+    parts = []
+    for grid, own_bits, start, codes in zip(grids, bits, starts, y_q, strict=True):
+        parts.append(quantize_args(x, None, grid, own_bits, codes, **_target(codes, packed_codes, start)))
+    for first in range(0, len(parts), native.MAX_TARGETS):
+        structs = [struct for struct, _held in parts[first : first + native.MAX_TARGETS]]
+        array = (native.QuantizeArgs * len(structs))(*structs)
+        native.library("cuda").call("adabm_quantize_many_cuda", array, len(structs), *_place(x))
 
 
 def _image_bits(x: torch.Tensor, **outputs: int | None) -> None:

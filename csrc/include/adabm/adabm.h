@@ -186,6 +186,12 @@ ADABM_API adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t 
 ADABM_API adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, const adabm_conv2d_args* second, int32_t device, void* stream);
 ADABM_API adabm_status adabm_quantize_cuda(const adabm_quantize_args* args, int32_t device, void* stream);
 
+#define ADABM_MAX_TARGETS 16
+
+/* The same x on 1..ADABM_MAX_TARGETS grids: equal to adabm_quantize_cuda for each of `count` structs in a row, whose x, shift, sizes and
+ * strides are the same, with x read once. */
+ADABM_API adabm_status adabm_quantize_many_cuda(const adabm_quantize_args* args, int32_t count, int32_t device, void* stream);
+
 /* Kernels of compute capability 9.0 that come in several configurations: the convolution with its weights in registers (up to 64
  * channels, 3x3), with weights that pass through shared memory, and the residual block, whose configuration is its first convolution's. */
 enum { ADABM_KERNEL_RESIDENT = 0, ADABM_KERNEL_STAGED = 1, ADABM_KERNEL_RESBLOCK = 2, ADABM_KERNEL_COUNT = 3 };
