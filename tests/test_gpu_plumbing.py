@@ -338,6 +338,18 @@ def test_a_network_compiles_into_one_graph(name: str, quantize: str) -> None:
 
 
 @pytest.mark.parametrize("quantize", ["full", "body"])
+def test_slices_quantised_early_give_the_same_and_compile(quantize: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the cuda backend, with the operator that does one grid after the other."""
+    torch._dynamo.reset()
+    model, x = converted("rdn", quantize), images(2, 3, 8, 9)
+    assert not model.quantizes_early
+    want = model(x)
+    monkeypatch.setattr(type(model), "quantizes_early", True)
+    assert torch.equal(model(x), want)
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), want)
+
+
+@pytest.mark.parametrize("quantize", ["full", "body"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_pixels_of_a_network_are_its_floats_rounded(name: str, quantize: str) -> None:
     model, x = converted(name, quantize), images(2, 3, 8, 9)
