@@ -1,4 +1,4 @@
-// What compute capability 9.0 adds to the runtime: products of four warps, barriers in shared memory, bulk copies, named barriers.
+// What compute capability 9.0 adds to the runtime: products of four warps, barriers in shared memory, bulk and tensor copies, named barriers.
 #include <algorithm>
 #include <cstring>
 #include <deque>
