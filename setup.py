@@ -30,7 +30,8 @@ ISA_SOURCES = {
     "cpu/tile_avxvnni.cpp": ["-mavx2", "-mfma", "-mavxvnni"],
     "cpu/tile_avx512vnni.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
 }
-CUDA_SOURCES = [*COMMON, "cuda/pack.cpp", "cuda/api.cu", "cuda/quantize.cu", "cuda/image_bits.cu", "cuda/conv2d.cu"]
+_CUDA = ("pack.cpp", "tensor_map.cpp", "api.cu", "quantize.cu", "image_bits.cu", "conv2d.cu")
+CUDA_SOURCES = [*COMMON, *(f"cuda/{name}" for name in _CUDA)]
 # Machine code for these, and PTX of the last for newer ones.
 CUDA_ARCHITECTURES = ("80", "86", "89", "90")
 # Files with instructions of sm_90a, which no other architecture has and no PTX carries on.

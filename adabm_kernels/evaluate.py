@@ -20,6 +20,7 @@ from . import windows
 from .images import list_images, read_image
 from .metrics import psnr_y, ssim_y
 from .networks.detect import detect, float_network, load_state, to_float_state
+from .quantize import to_pixels
 from .resize import imresize
 from .upscale import run
 
@@ -248,7 +249,7 @@ class _Method:
         y = run(self.network, self.tensor(rgb))[0]
         if not y.isfinite().all():
             raise ValueError(f"evaluate: model computes NaN or infinite values: its output for '{name}' holds some")
-        return y.clamp(0, 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        return to_pixels(y).cpu().permute(1, 2, 0).contiguous().numpy()
 
     def tensor(self, rgb: np.ndarray) -> torch.Tensor:
         planes = np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32)

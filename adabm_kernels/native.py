@@ -12,12 +12,14 @@ from ctypes import POINTER, Structure, c_char, c_int32, c_int64, c_uint32, c_uin
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5}
 INVALID_ARGUMENT, UNSUPPORTED = 1, 2
 PACKED_X, PACKED_Y = 1, 2
+MAX_TARGETS = 16  # of one quantisation
 MEASURE_BYTES = 512  # of workspace for each image
+KERNELS = {"resident": 0, "staged": 1, "resblock": 2}  # of compute capability 9.0, with configurations to choose among
 
 
 class _Struct(Structure):
@@ -43,7 +45,7 @@ class Conv2dArgs(_Struct):
         ("packed_bytes", c_uint64),
         *((name, c_int32) for name in ("box_filter", "activation", "shuffle")),
         *((name, c_void_p) for name in ("alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_q", "y_acc")),
-        *((name, c_int32) for name in ("y_pitch", "packed_codes", "border_kernels")),
+        *((name, c_int32) for name in ("y_pitch", "packed_codes", "border_kernels", "config")),
         ("y_image", c_void_p),
     ]
 
@@ -68,6 +70,13 @@ class ImageBitsArgs(_Struct):
         ("measure", c_void_p),
         ("layers", c_int32),
         *((name, c_void_p) for name in ("lower", "upper", "rules", "bits")),
+    ]
+
+
+class KernelConfig(_Struct):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        *((name, c_int32) for name in ("count", "tile_height", "tile_width", "stages", "middles", "tensor_copies")),
     ]
 
 
@@ -98,6 +107,8 @@ _ENTRIES = {
         "adabm_conv2d_cuda": [POINTER(Conv2dArgs), c_int32, c_void_p],
         "adabm_resblock_cuda": [POINTER(Conv2dArgs), POINTER(Conv2dArgs), c_int32, c_void_p],
         "adabm_quantize_cuda": [POINTER(QuantizeArgs), c_int32, c_void_p],
+        "adabm_quantize_many_cuda": [POINTER(QuantizeArgs), c_int32, c_int32, c_void_p],
+        "adabm_config_cuda": [c_int32, c_int32, POINTER(KernelConfig)],
         "adabm_image_bits_cuda": [POINTER(ImageBitsArgs), c_int32, c_void_p],
     },
 }
@@ -212,6 +223,20 @@ def planning_isa() -> str:
         return isa_chosen()
     except RuntimeError:
         return list(ISAS)[-1]
+
+
+def kernel_configs(kernel: str) -> list[dict[str, int]]:
+    """The configurations of a kernel of KERNELS (adabm_config_cuda): tile_height and tile_width in pixels, stages,
+    middles, tensor_copies.
+
+    `Conv2dArgs.config` names one by its number, from 1 on. Raises RuntimeError where the CUDA library was not built.
+    """
+    found: list[dict[str, int]] = []
+    config = KernelConfig(count=1)
+    while len(found) < config.count:
+        library("cuda").call("adabm_config_cuda", KERNELS[kernel], len(found), config)
+        found.append({name: getattr(config, name) for name, _ in KernelConfig._fields_[2:]})
+    return found
 
 
 def devices() -> list[dict[str, Any]]:

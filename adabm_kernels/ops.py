@@ -14,13 +14,14 @@ import torch
 
 from .backends import devices
 from .measure import bits_by_rule, image_offsets, measure_images
-from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
+from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels, to_pixels
 
 OUTPUTS = ("codes", "float", "both", "acc")
 ACTIVATIONS = ("none", "relu", "prelu")
 _WIDTHS = MAX_BITS - MIN_BITS + 1
 _BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
 RESBLOCKS = ("cuda",)  # backends that have residual blocks in one piece
+QUANTIZE_MANY = ("cuda",)  # backends that quantise on several grids in one pass
 PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
 
 _LIB = torch.library.Library("adabm", "DEF")
@@ -37,6 +38,11 @@ _LIB.define(
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
+    "conv2d_pixels(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
+    "Tensor? residual, bool box_filter, str activation, int shuffle, bool packed_codes, str backend, int threads) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIB.define(
     "resblock_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
     "bool box_filter, str activation, Tensor inner_grid, Tensor inner_bits, Tensor weight2, Tensor packed2, Tensor alpha2, "
     "Tensor beta2, bool box_filter2, Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool accumulate, bool packed_codes, "
@@ -50,6 +56,11 @@ _LIB.define(
 _LIB.define(
     "quantize_out(Tensor x, Tensor? shift, Tensor grid, Tensor bits, bool packed_codes, int start, str backend, int threads, "
     "Tensor(a!) y_q) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIB.define(
+    "quantize_many_out(Tensor x, Tensor[] grids, Tensor[] bits, bool packed_codes, int[] starts, str backend, int threads, "
+    "Tensor(a!)[] y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define("image_measure(Tensor x, str backend) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
@@ -235,6 +246,26 @@ def _conv2d_out_fake(*args):
     _conv2d_out_check(*args)
 
 
+def _conv2d_pixels_empty(*args):
+    """Checks every argument; the output."""
+    *tables, box_filter, activation, shuffle, packed_codes, backend, threads = args
+    shape, _ = _conv2d_outputs(*tables, None, None, box_filter, activation, shuffle, "float", packed_codes, backend, threads)
+    return torch.empty(shape, dtype=torch.uint8, device=args[0].device)
+
+
+def _conv2d_pixels(*args):
+    *tables, box_filter, activation, shuffle, packed_codes, backend, threads = args
+    image, module = _conv2d_pixels_empty(*args), _module(backend)
+    problem = (*tables, None, None, box_filter, activation, shuffle, threads)
+    own = getattr(module, "conv2d_pixels_out", None)
+    if own is not None:
+        own(*problem, image, **_packing(packed_codes))
+        return image
+    y = torch.empty(image.shape, dtype=torch.float32, device=image.device)
+    module.conv2d_out(*problem, y, None, **_packing(packed_codes))
+    return to_pixels(y)
+
+
 def _resblock_parts(
     x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
     beta2, box_filter2, residual, out_grid, out_bits, accumulate, packed_codes, backend, y, y_q,
@@ -299,6 +330,27 @@ def _quantize_out(*args):
     _module(backend).quantize_out(*rest, threads, y_q, **packing)
 
 
+def _quantize_many_out_check(x, grids, bits, packed_codes, starts, backend, threads, y_q):
+    counts = [len(tensors) for tensors in (grids, bits, starts, y_q)]
+    _require(
+        counts[0] > 0 and len(set(counts)) == 1,
+        lambda: f"quantize_many_out: as many grids, bits, starts and y_q must be given, and at least one, got {counts}",
+    )
+    for target in zip(grids, bits, starts, y_q, strict=True):
+        _quantize_out_check(x, None, *target[:2], packed_codes, target[2], backend, threads, target[3])
+
+
+def _quantize_many_out(x, grids, bits, packed_codes, starts, backend, threads, y_q):
+    _quantize_many_out_check(x, grids, bits, packed_codes, starts, backend, threads, y_q)
+    module = _module(backend)
+    if backend in QUANTIZE_MANY:
+        return module.quantize_many_out(x, grids, bits, starts, y_q, **_packing(packed_codes))
+    for grid, own_bits, start, codes in zip(grids, bits, starts, y_q, strict=True):
+        packing = {"packed_codes": True, "start": start} if packed_codes else {}
+        module.quantize_out(x, None, grid, own_bits, threads, codes, **packing)
+    return None
+
+
 def _quantize_fake(x, shift, grid, bits, packed_codes, backend, threads):
     return x.new_empty(_check_quantize(x, shift, grid, bits, packed_codes, backend, threads), dtype=torch.uint8)
 
@@ -347,16 +399,20 @@ def _layer_bits_fake(x, lower, upper, rules, backend):
 for _key in ("CPU", "CUDA"):
     _LIB.impl("conv2d", _conv2d, _key)
     _LIB.impl("conv2d_out", _conv2d_out, _key)
+    _LIB.impl("conv2d_pixels", _conv2d_pixels, _key)
     _LIB.impl("resblock_out", _resblock_out, _key)
     _LIB.impl("quantize", _quantize, _key)
     _LIB.impl("quantize_out", _quantize_out, _key)
+    _LIB.impl("quantize_many_out", _quantize_many_out, _key)
     _LIB.impl("image_measure", _image_measure, _key)
     _LIB.impl("layer_bits", _layer_bits, _key)
 torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_out", _conv2d_out_fake, lib=_LIB)
+torch.library.register_fake("adabm::conv2d_pixels", _conv2d_pixels_empty, lib=_LIB)
 torch.library.register_fake("adabm::resblock_out", _resblock_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize_out", _quantize_out_check, lib=_LIB)
+torch.library.register_fake("adabm::quantize_many_out", _quantize_many_out_check, lib=_LIB)
 torch.library.register_fake("adabm::image_measure", _image_measure_fake, lib=_LIB)
 torch.library.register_fake("adabm::layer_bits", _layer_bits_fake, lib=_LIB)
 
@@ -450,6 +506,32 @@ def conv2d_out(
     )  # fmt: skip
 
 
+def conv2d_pixels(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    box_filter: bool = False,
+    activation: str = "none",
+    shuffle: int = 1,
+    packed_codes: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> torch.Tensor:
+    """The floats of `conv2d` as pixels, uint8 [N, H*r, W*r, K/r^2]: clamped to 0..255, rounded half to even (quantize.to_pixels).
+
+    The CUDA kernels write them in place of floats; the other backends make them of floats.
+    """
+    return torch.ops.adabm.conv2d_pixels(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads
+    )
+
+
 def why_not_resblock(backend: str, *convs: tuple[torch.Tensor, bool]) -> str:
     """Why `resblock_out` cannot compute two convolutions, each (weight, box_filter), on a backend; empty where it can."""
     if backend not in RESBLOCKS:
@@ -524,6 +606,24 @@ def quantize_out(
     multiple of 4; those behind them become 0 up to the next multiple of 4 and, where that is C4, to the end of the pixel.
     """
     torch.ops.adabm.quantize_out(x, shift, grid, bits, packed_codes, start, backend, threads, y_q)
+
+
+def quantize_many_out(
+    x: torch.Tensor,
+    grids: list[torch.Tensor],
+    bits: list[torch.Tensor],
+    y_q: list[torch.Tensor],
+    *,
+    packed_codes: bool = False,
+    starts: list[int] | None = None,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> None:
+    """`quantize_out` of the same x into several code buffers, each with a grid, bits and a start of its own.
+
+    Backends of QUANTIZE_MANY read x once for all; the others do one after the other.
+    """
+    torch.ops.adabm.quantize_many_out(x, grids, bits, packed_codes, starts or [0] * len(grids), backend, threads, y_q)
 
 
 def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .machine import resident_bytes
+from .nn.lanes import Lane, lanes
 from .windows import Span, patches, spans
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ TILE_HALOS = 48  # tile by halo: (1 + 2 / 48)^2 is 1.085, so that overlapping co
 SMALLEST_TILE = 16
 TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLEST_TILE)  # to fall back to when memory is short
 BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # low-resolution pixels that a batch of small windows may have
+# Devices whose kernels write pixels in place of floats. On a CPU `_store` makes them of floats, and looks at each value once.
+WRITES_PIXELS = ("cuda",)
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLOCK = 16  # output rows that are clamped and rounded at a time, so that they stay in the cache
 _RESERVE = 64 << 20  # bytes for what the codecs hold
@@ -134,6 +137,15 @@ class Patchwise:
         tensor = next(self.model.buffers(), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
+    def lanes(self, in_flight: int | None) -> list[Lane]:
+        """Lanes for so many pictures at once; for None two on a CUDA device, where nothing asks for one after the other."""
+        running = getattr(self.model, "running_thresholds", None) is not None
+        if in_flight is None:
+            in_flight = 2 if self._device().type == "cuda" and self.max_memory is None and not running else 1
+        if running and in_flight != 1:
+            raise ValueError(f"in_flight must be 1 while thresholds follow the images in their order, got {in_flight}")
+        return lanes(self._device(), in_flight)
+
     # ---- pictures
 
     def picture(
@@ -198,7 +210,8 @@ class Patchwise:
         for batch in self._batches(jobs):
             start = time.perf_counter()
             x = torch.from_numpy(np.stack([job.image for job in batch])).to(self._device())
-            y = self.forward(x, torch.cat([job.offset for job in batch])).permute(0, 2, 3, 1).cpu().numpy()
+            forward = self.forward_pixels if self._finishes(layout) else self.forward
+            y = forward(x, torch.cat([job.offset for job in batch])).permute(0, 2, 3, 1).cpu().numpy()
             seconds = (time.perf_counter() - start) / len(batch)
             for job, result in zip(batch, y, strict=True):
                 window = job.window
@@ -244,6 +257,9 @@ class Patchwise:
             part = slice(first, min(first + _BLOCK, bottom)), slice(left, right)
             place = target[first - top : part[0].stop - top]
             colours = results[0][part]
+            if colours.dtype == np.uint8:
+                place[...] = colours
+                continue
             if alpha is not None:
                 opacity = np.clip(results[1][part] @ LUMA, 0, 255) if len(results) == 2 else alpha.flat[0] * np.float32(255)
                 place[..., -1] = np.rint(opacity * factor)
@@ -283,6 +299,16 @@ class Patchwise:
         with torch.no_grad():
             return self._ensemble(x, offset) if self.tta else self.model(x, offset)
 
+    def forward_pixels(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """The same as pixels of 8 bits, uint8; not the mean of a self-ensemble."""
+        with torch.no_grad():
+            return self.model.pixels(x, offset)
+
+    def _finishes(self, layout: Layout) -> bool:
+        """Whether the network writes the pixels of a picture itself: colours of 8 bits that nothing is computed with afterwards."""
+        plain = layout.depth == 8 and not layout.alpha and not layout.grey
+        return plain and not self.tta and self._device().type in WRITES_PIXELS
+
     def _ensemble(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         total = None
         for turned in (False, True):
@@ -312,6 +338,9 @@ class FloatPatchwise(Patchwise):
     def _decide(self, x: torch.Tensor) -> torch.Tensor | None:
         return None
 
+    def _finishes(self, layout: Layout) -> bool:
+        return False
+
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():
             return self.model(x)
@@ -319,7 +348,8 @@ class FloatPatchwise(Patchwise):
 
 @dataclass
 class _Window:
-    """alpha: float32 [1, h, w] in 0..1 or None. results: [scale*h, scale*w, 3] of colours and, where it varies, of alpha."""
+    """alpha: float32 [1, h, w] in 0..1 or None. results: [scale*h, scale*w, 3] of colours (uint8 where finished) and,
+    where it varies, of alpha."""
 
     column: Span
     alpha: np.ndarray | None
@@ -361,7 +391,10 @@ def bytes_per_pixel(model: Any, tta: bool = False) -> int:
     channels = spec.channels
     held = 2 * 4 * channels + 3 * channels  # float features and their codes
     if hasattr(spec, "growth"):  # RDN: two wide buffers, the codes of one, and those of all blocks
-        held += (2 * 4 + 1) * (channels + spec.layers * spec.growth) + spec.blocks * channels
+        wide = channels + spec.layers * spec.growth
+        held += 2 * 4 * wide + wide + spec.blocks * channels
+        if getattr(model, "quantizes_early", False):  # a buffer of codes for each layer
+            held += sum(channels + layer * spec.growth for layer in range(1, spec.layers))
     if getattr(model, "collapsed", None) is None:
         held += 2 * channels * s**2 * (1 if getattr(model, "full", True) else 4)  # the stages of the upsampler
     return held + 12 + 12 * s**2 * (3 if tta else 1)

@@ -22,6 +22,11 @@ def round_ste(x: torch.Tensor) -> torch.Tensor:
     return x + (x.round() - x).detach()
 
 
+def to_pixels(y: torch.Tensor) -> torch.Tensor:
+    """Floats in the units of pixels as uint8 of the same shape: clamped to 0..255, rounded half to even."""
+    return y.clamp(0, 255).round_().to(torch.uint8)
+
+
 class _FakeQuantizeAct(torch.autograd.Function):
     """The gradients that autograd would find with straight-through rounding, from a third of its intermediate tensors."""
 

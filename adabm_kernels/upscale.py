@@ -4,7 +4,10 @@
 # may be imported at the top.
 from __future__ import annotations
 
+import functools
+import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +15,19 @@ from typing import TYPE_CHECKING, Any
 from .registry import device_for
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import numpy as np
     import torch
 
     from .batch import Outcome
     from .images import Layout
+    from .nn.lanes import Lane
     from .patchwise import Patch, Patchwise
 
 DEFAULT_MODEL = "edsr_x4_w4a4"
 _ASSETS = Path(__file__).parent / "assets"
+_END = object()  # what comes after the last image
 
 
 def upscale(
@@ -64,34 +71,65 @@ def upscale_many(
     model: str | os.PathLike | torch.nn.Module = DEFAULT_MODEL,
     *,
     progress: Callable[[int, int | None], None] | None = None,
+    in_flight: int | None = None,
     **settings: Any,
 ) -> Iterator[Any]:
     """`upscale` for any number of images, in their order; the next one is read while one is computed.
 
     progress: called with (images done, images in all or None where they cannot be counted). settings: those of `upscale`.
+    in_flight: how many are computed at once, at least 1, each by a thread and on a CUDA device on a stream with buffers (and
+    graphs) of its own. None: 2 on a CUDA device, unless max_memory bounds the memory or running thresholds make an image depend on
+    those before it, else 1.
     An image that cannot be taken raises when its turn comes.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     check_settings(settings.get("bits"), settings.get("threads"))
     network = prepare(model, **settings)
+    lanes = network.lanes(in_flight)
     total = len(images) if hasattr(images, "__len__") else None
-    end = object()
     with ThreadPoolExecutor(1, "adabm decode") as pool:
         source = iter(images)
 
         def following() -> Any:
-            image = next(source, end)
-            return end if image is end else _take(image)
+            image = next(source, _END)
+            return _END if image is _END else _take(image)
 
-        coming, done = pool.submit(following), 0
-        while (taken := coming.result()) is not end:
-            coming = pool.submit(following)
-            result = _upscaled(taken, network, None, None)
-            done += 1
+        read = functools.partial(pool.submit, following)
+        results = _one_by_one(read, network) if len(lanes) == 1 else _side_by_side(read, network, lanes)
+        for done, result in enumerate(results, 1):
             if progress is not None:
                 progress(done, total)
             yield result
+
+
+def _one_by_one(read: Callable[[], Future], network: Patchwise) -> Iterator[Any]:
+    """The images that `read` begins to read, until it gives _END, each upscaled on the calling thread."""
+    coming = read()
+    while (taken := coming.result()) is not _END:
+        coming = read()
+        yield _upscaled(taken, network, None, None)
+
+
+def _side_by_side(read: Callable[[], Future], network: Patchwise, lanes: list[Lane]) -> Iterator[Any]:
+    """The same with one under way in each lane, on a thread of its own."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def compute(coming: Future, lane: Lane) -> tuple[Lane, Any, Any]:
+        taken = coming.result()
+        if taken is _END:
+            return lane, _END, None
+        with lane:
+            result = _upscaled(taken, network, None, None)
+            return lane, result, lane.finish(taken)
+
+    turns = itertools.cycle(lanes)
+    with ThreadPoolExecutor(len(lanes), "adabm image") as workers:
+        under_way = deque(workers.submit(compute, read(), next(turns)) for _ in lanes)
+        while (finished := under_way.popleft().result())[1] is not _END:
+            lane, result, done = finished
+            yield lane.hand_out(result, done)
+            under_way.append(workers.submit(compute, read(), next(turns)))
 
 
 def upscale_file(

@@ -1,4 +1,4 @@
-"""Kernels of compute capability 9.0: residual blocks in one piece, images of bytes, easy against hard images, several in flight.
+"""Kernels of compute capability 9.0: residual blocks in one piece, sizes of tiles, images of bytes, easy images, several in flight.
 
     pytest benchmarks/bench_gpu_hopper.py --benchmark-only --benchmark-json=benchmarks/results/NAME.json
 
@@ -16,9 +16,10 @@ from bench_gpu_layers import to_card
 from bench_gpu_networks import measure, photos, proven
 from problems import ConvProblem, bell_codes, instantiate, set_weights
 
-from adabm_kernels import native
+from adabm_kernels import native, ops
 from adabm_kernels.backends import cuda
 from adabm_kernels.backends.structs import conv2d_args
+from adabm_kernels.quantize import act_grid, to_pixels
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9 or bool(native.why_missing("cuda")),
@@ -64,6 +65,76 @@ def bench_block(benchmark, shape: tuple[int, int, int], form: str, bits: int) ->
     measure_recorded(benchmark, one if form == "one kernel" else two, bits=bits, macs=2 * n * h * w * 64 * 64 * 9)
 
 
+def configured(layer, config: int, *tensors: torch.Tensor | None, **settings) -> tuple[native.Conv2dArgs, list]:
+    """Arguments of one convolution in a named configuration: x_q, bits, residual, out_grid, out_bits, y, y_q."""
+    x_q, bits, residual, out_grid, out_bits, y, y_q = tensors
+    return conv2d_args(
+        x_q, bits, layer.weight, layer.packed, layer.alpha, layer.beta, None, residual, out_grid, out_bits, layer.box_filter,
+        layer.activation, 1, y, y_q, config=config, **settings,
+    )  # fmt: skip
+
+
+def named(kernel: str, config: int) -> str:
+    row = native.kernel_configs(kernel)[config - 1]
+    return "{tile_width}x{tile_height}, {stages} stages".format(**row) + (", tensor copies" if row["tensor_copies"] else "")
+
+
+def numbers(kernel: str) -> range:
+    """Configurations from 1 on; none where the library was not built, as all cases are then skipped."""
+    return range(1, 1 if native.why_missing("cuda") else len(native.kernel_configs(kernel)) + 1)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("config", numbers("resblock"))
+@pytest.mark.parametrize("shape", BLOCKS, ids=str)
+def bench_block_config(benchmark, shape: tuple[int, int, int], config: int, bits: int) -> None:
+    """What the halo that is computed twice costs in tiles of each size (csrc/cuda/conv2d_configs.cuh)."""
+    benchmark.group = f"residual block {shape}, {bits} bits, by tile"
+    first, second = block(*shape, bits)
+    y, y_q, inner = torch.empty_like(second.residual), torch.empty_like(first.x_q), torch.empty_like(first.x_q)
+    first.layer.into(first.x_q, first.bits, y_q=inner, out_grid=second.layer.grid, out_bits=first.out_bits)
+    second.layer.into(inner, first.out_bits, residual=second.residual, y=y)
+    want = y.clone()
+    a, held_a = configured(first.layer, config, first.x_q, first.bits, None, second.layer.grid, first.out_bits, None, None)
+    outputs = (second.residual, second.out_grid, second.out_bits, y.fill_(-1), y_q)
+    b, held_b = configured(second.layer, 0, first.x_q, first.out_bits, *outputs)
+    b.x_q, b.x_bits = None, a.out_bits
+
+    def one() -> None:
+        native.library("cuda").call("adabm_resblock_cuda", a, b, *cuda._place(first.x_q))
+
+    one()
+    assert torch.equal(y, want)
+    n, h, w = shape
+    measure_recorded(benchmark, one, bits=bits, macs=2 * n * h * w * 64 * 64 * 9, config=named("resblock", config))
+    del held_a, held_b
+
+
+LAYERS = {"resident": (64, 64), "staged": (256, 64)}  # channels, outputs
+
+
+@pytest.mark.parametrize("kernel, config", [(kernel, i) for kernel in LAYERS for i in numbers(kernel)])
+@pytest.mark.parametrize("shape", BLOCKS[:2], ids=str)
+def bench_layer_config(benchmark, shape: tuple[int, int, int], kernel: str, config: int) -> None:
+    """One layer, codes to codes, in tiles of each size."""
+    channels, outputs = LAYERS[kernel]
+    benchmark.group = f"{channels}->{outputs} 3x3 {shape}, by tile"
+    n, h, w = shape
+    layer = to_card(instantiate(ConvProblem("layer", h, w, channels, outputs, bits=(8,) * n, activation="relu")), "cuda")
+    y_q = torch.empty(n, h, w, outputs, dtype=torch.uint8, device="cuda")
+    layer.layer.into(layer.x_q, layer.bits, y_q=y_q, out_grid=layer.out_grid, out_bits=layer.out_bits)
+    want = y_q.clone()
+    args, held = configured(layer.layer, config, layer.x_q, layer.bits, None, layer.out_grid, layer.out_bits, None, y_q.fill_(171))
+
+    def one() -> None:
+        native.library("cuda").call("adabm_conv2d_cuda", args, *cuda._place(layer.x_q))
+
+    one()
+    assert torch.equal(y_q, want)
+    measure_recorded(benchmark, one, bits=8, macs=n * h * w * channels * outputs * 9, config=named(kernel, config))
+    del held
+
+
 @pytest.mark.parametrize("form", ["floats, then torch", "bytes"])
 @pytest.mark.parametrize("size", [256, 512])
 def bench_tail(benchmark, size: int, form: str) -> None:
@@ -72,22 +143,37 @@ def bench_tail(benchmark, size: int, form: str) -> None:
     tail = proven("edsr_x4", "cuda").collapsed
     codes = torch.randint(0, 256, (1, size, size, 64), dtype=torch.uint8, device="cuda")
     bits = torch.full((1,), 8, dtype=torch.int32, device="cuda")
-    image = torch.empty(1, 4 * size, 4 * size, 3, dtype=torch.uint8, device="cuda")
-    args, held = conv2d_args(
-        codes, bits, tail.weight, tail.packed, tail.alpha, tail.beta, None, None, None, None, False, "none", 4, None, None,
-        border_kernels=True, y_image=image.data_ptr(),
-    )  # fmt: skip
 
     def written() -> torch.Tensor:
-        native.library("cuda").call("adabm_conv2d_cuda", args, *cuda._place(codes))
-        return image
+        return tail.pixels(codes, bits)
 
     def rounded() -> torch.Tensor:
-        return tail(codes, bits)[0].clamp(0, 255).round().to(torch.uint8)
+        return to_pixels(tail(codes, bits)[0])
 
     assert torch.equal(written(), rounded())
     measure_recorded(benchmark, written if form == "bytes" else rounded)
-    del held
+
+
+@pytest.mark.parametrize("form", ["one by one", "all at once"])
+@pytest.mark.parametrize("readers", [2, 8])
+def bench_quantize_many(benchmark, readers: int, form: str) -> None:
+    """The features of a layer of RDN as codes for those that read them."""
+    benchmark.group = f"64 features of 256x256 on {readers} grids"
+    x = torch.randn(1, 64, 256, 256, device="cuda").contiguous(memory_format=torch.channels_last)
+    grids = [act_grid(-1.0 - i, 2.0).cuda() for i in range(readers)]
+    bits = [torch.full((1,), 8, dtype=torch.int32, device="cuda") for _ in range(readers)]
+    one, many = ([torch.zeros(1, 256, 256, 64, dtype=torch.uint8, device="cuda") for _ in range(readers)] for _ in range(2))
+
+    def one_by_one() -> None:
+        for grid, own_bits, y_q in zip(grids, bits, one, strict=True):
+            ops.quantize_out(x, grid, own_bits, y_q, backend="cuda")
+
+    def at_once() -> None:
+        ops.quantize_many_out(x, grids, bits, many, backend="cuda")
+
+    one_by_one(), at_once()
+    assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+    measure_recorded(benchmark, one_by_one if form == "one by one" else at_once, readers=readers)
 
 
 @pytest.mark.parametrize("images", ["easy", "as they are", "hard"])
@@ -105,23 +191,18 @@ def bench_easy_and_hard(benchmark, backend: str, images: str) -> None:
     measure(benchmark, lambda: model(x), images=images, mean_bits=model.mean_bits(x).mean().item())
 
 
-@pytest.mark.parametrize("flights", [1, 2, 4])
+@pytest.mark.parametrize("in_flight", [1, 2, 4])
 @pytest.mark.parametrize("size", [128, 256])
-def bench_in_flight(benchmark, size: int, flights: int) -> None:
-    """Four images, each a recorded forward, on as many streams as named: a copy of the model for each."""
-    benchmark.group = f"edsr_x4, 4 times 1 of {size}x{size}, streams"
-    models = [copy.deepcopy(proven("edsr_x4", "cuda")) for _ in range(flights)]
-    streams = [torch.cuda.Stream() for _ in models]
-    for model in models:
-        model.set_backend("cuda", graph=True)
+def bench_in_flight(benchmark, size: int, in_flight: int) -> None:
+    """Four images of one batch each, recorded, on as many streams as named: `forward_many`."""
+    benchmark.group = f"edsr_x4, 4 times 1 of {size}x{size}, in flight"
+    model = copy.deepcopy(proven("edsr_x4", "cuda"))
+    model.set_backend("cuda", graph=True)
     x = photos(1, size).cuda()
-    want = models[0](x)
-    for model in models:
-        assert torch.equal(model(x), want)
+    want = model(x)
 
-    def forward() -> None:
-        for i in range(4):
-            with torch.cuda.stream(streams[i % flights]):
-                models[i % flights](x)
+    def forward() -> list[torch.Tensor]:
+        return list(model.forward_many([x] * 4, in_flight))
 
-    measure(benchmark, forward, flights=flights)
+    assert all(torch.equal(y, want) for y in forward())
+    measure(benchmark, forward, in_flight=in_flight)

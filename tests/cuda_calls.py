@@ -87,11 +87,12 @@ def conv2d_call(instance: ConvInstance, *, packed_x: bool = False, packed_y: boo
     return CudaCall(args, read, packed, y, y_q, y_acc)
 
 
-def check(instance: ConvInstance, *, packed_x: bool = False, packed_y: bool = False) -> None:
+def check(instance: ConvInstance, *, packed_x: bool = False, packed_y: bool = False, config: int = 0) -> None:
     """Accumulators, floats and codes equal the reference's, and no byte beyond the codes is touched."""
     want_acc = instance.run("reference", "acc")[0]
     want_y, want_q = instance.run("reference", "both")
     call = conv2d_call(instance, packed_x=packed_x, packed_y=packed_y)
+    call.args.config = config
     call.run()
     assert torch.equal(call.y_acc, want_acc)
     assert torch.equal(call.y, want_y)

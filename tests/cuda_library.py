@@ -82,6 +82,7 @@ def runtime() -> SimpleNamespace:
         current_device=dll.adabm_host_current_device,
         sticky_error=dll.adabm_host_sticky_error,
         last_stream=dll.adabm_host_last_stream,
+        last_blocks=dll.adabm_host_last_blocks,
     )
 
 
@@ -98,8 +99,8 @@ def policy(order: str = "ascending", landing: str = "late", seed: int = 0, detec
 
 @contextmanager
 def driver(**answers: int) -> Iterator[None]:
-    """What the pretended driver answers inside the context: devices, major, minor, shared_limit, current, and the errors
-    count_error (of asking for devices), image_error (of looking for a kernel), launch_error."""
+    """What the pretended driver answers inside the context: devices, major, minor, shared_limit, multiprocessors, current,
+    and the errors count_error (of asking for devices), image_error (of looking for a kernel), launch_error."""
     dll = runtime().dll
     try:
         for name, value in answers.items():

@@ -87,6 +87,27 @@ ENTRIES: dict[str, Callable[..., None]] = {
     "quantize": lambda call, device=0: host_library().call("adabm_quantize_cuda", call.quantize, device, None),
     "image_bits": lambda call, device=0: host_library().call("adabm_image_bits_cuda", call.image_bits, device, None),
 }
+
+
+def test_many_targets_share_what_they_read() -> None:
+    first, second = Call(), Call()
+    for args in (first.quantize, second.quantize):
+        args.x = first.quantize.x
+    array = (native.QuantizeArgs * 2)(first.quantize, second.quantize)
+    host_library().call("adabm_quantize_many_cuda", array, 2, 0, None)
+    for count in (0, native.MAX_TARGETS + 1):
+        with pytest.raises(ValueError, match=f"count must be 1..16, got {count}"):
+            host_library().call("adabm_quantize_many_cuda", array, count, 0, None)
+    for field, value in (("height", 3), ("stride_c", 2), ("x", second.array(np.ones(200, np.float32)))):
+        array = (native.QuantizeArgs * 2)(first.quantize, second.quantize)
+        setattr(array[1], field, value)
+        with pytest.raises(ValueError, match=r"args\[1\] must have the x, shift, sizes and strides of args\[0\]"):
+            host_library().call("adabm_quantize_many_cuda", array, 2, 0, None)
+    array[1].struct_bytes = 8
+    with pytest.raises(ValueError, match=r"args\[1\] must be a struct of [0-9]+ bytes"):
+        host_library().call("adabm_quantize_many_cuda", array, 2, 0, None)
+
+
 # struct, fields to change, what the message says: the argument, and the value where there is one to say.
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("conv2d", {"struct_bytes": 8}, "args must be a struct of [0-9]+ bytes"),
@@ -96,7 +117,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("conv2d", {"height": 2**16, "width": 2**12, "batch": 1}, r"less than 2\^31 codes and outputs, got 65536x4096 with 5 and 12"),
     ("conv2d", {"batch": 2**18, "height": 2**12, "width": 2**12}, "make at most 2.31-1 tiles, got [0-9]+"),
     *[("conv2d", {name: None}, f"{name}.*must not be null") for name in ("x_q", "x_bits", "alpha", "beta")],
-    ("conv2d", {"y": None, "y_q": None, "y_acc": None}, "one of y, y_q and y_acc must be given"),
+    ("conv2d", {"y": None, "y_q": None, "y_acc": None}, "one of y, y_q, y_acc and y_image must be given"),
     ("conv2d", {"out_grid": None}, "y_q needs out_grid and out_bits"),
     ("conv2d", {"activation": 3}, "activation must be 0..2, got 3"),
     ("conv2d", {"activation": 2, "slope": None}, "PReLU needs slope"),

@@ -13,6 +13,7 @@ from small import one_thread  # noqa: F401
 
 import adabm_kernels
 from adabm_kernels import ops
+from adabm_kernels.backends import cuda
 from adabm_kernels.backends.cuda import _place as real_place
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.measure import bits_by_rule, image_offsets, measure_images
@@ -54,6 +55,29 @@ def test_quantize_equals_the_reference_in_a_mixed_batch(channels: int, layout: s
         want = ops.quantize(x, grid, bits, shift=shift, backend="reference")
         got = ops.quantize(x, grid, bits, shift=shift, packed_codes=packed, backend="cuda")
         assert torch.equal(unpack_codes(got, bits) if packed else got, want)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("targets", [1, 3, 19])  # 19: more than one launch takes
+def test_quantising_on_many_grids_is_quantising_on_each(targets: int, layout: str, packed: bool) -> None:
+    x, g = features(3, 10, 4, 5, layout), torch.Generator().manual_seed(targets)
+    grids = [act_grid(-1.0 - i, 2.0 + i / 2) for i in range(targets)]
+    bits = [torch.randint(2, 9, (3,), generator=g, dtype=torch.int32) for _ in range(targets)]
+    starts = [4 * (i % 3) for i in range(targets)]
+    before = [torch.randint(0, 4, (3, 4, 5, 24), dtype=torch.uint8, generator=g) for _ in range(targets)]
+    if packed:
+        want, got = ([pack_codes(y, b) for y, b in zip(before, bits, strict=True)] for _ in range(2))
+        for grid, own_bits, start, y_q in zip(grids, bits, starts, want, strict=True):
+            ops.quantize_out(x, grid, own_bits, y_q, packed_codes=True, start=start, backend="reference")
+        with buffers([x, *grids, *bits], got):
+            ops.quantize_many_out(x, grids, bits, got, packed_codes=True, starts=starts, backend="cuda")
+    else:
+        want, got = ([y.clone() for y in before] for _ in range(2))
+        for grid, own_bits, start, y_q in zip(grids, bits, starts, want, strict=True):
+            ops.quantize_out(x, grid, own_bits, y_q[..., start : start + 12], backend="reference")
+        ops.quantize_many_out(x, grids, bits, [y[..., s : s + 12] for y, s in zip(got, starts, strict=True)], backend="cuda")
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("start, channels", [(0, 8), (4, 8), (8, 10), (12, 5)])
@@ -130,6 +154,8 @@ NETWORKS = {
     "edsr_body": (EDSRSpec(4, 1, 12), {"quantize": "body", "weight_bits": 8, "act_bits": 6}),
     "edsr_staged": (EDSRSpec(3, 1, 16), {"tail": "staged", "recipe": "best"}),
     "rdn": (RDNSpec(2, 2, 2, 8, 12), {}),
+    "rdn_body": (RDNSpec(2, 2, 3, growth=4, channels=8), {"quantize": "body"}),
+    "rdn_odd": (RDNSpec(2, 2, 2, growth=6, channels=8), {}),  # its slices do not begin at multiples of 4
     "srresnet": (SRResNetSpec(2, 1, 8), {"act_bits": 4}),
 }
 
@@ -146,8 +172,53 @@ def test_networks_equal_the_reference_on_a_mixed_batch(name: str, monkeypatch: p
     monkeypatch.setattr(network, "choose", lambda problem, requested: Choice("cuda"))
     model.set_backend("cuda")
     assert {conv.backend for conv in model.convs()} == {"cuda"}
+    assert getattr(model, "quantizes_early", None) == {"rdn": True, "rdn_body": True, "rdn_odd": False}.get(name)
     for packed in (False, True):
         model.packed_codes = packed
         for conv in model.convs():
             conv.packed_codes = packed
         assert torch.equal(model(x), want)
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["layer_by_layer", "early"])
+def test_bytes_of_a_dense_block(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernels of RDN's blocks read and write, weights aside (docs/notes_hopper.md): RDN-B's layers with fewer channels."""
+    c, layers, blocks = 8, 8, 3
+    torch.manual_seed(0)
+    images = [torch.rand(1, 3, 16, 16) * 255]
+    spec = RDNSpec(2, blocks, layers, c, c)
+    model = adabm_kernels.convert_model(float_network(spec), images, ConvertConfig(batch=1, recipe="paper"))
+    monkeypatch.setattr(network, "choose", lambda problem, requested: Choice("cuda"))
+    model.set_backend("cuda")
+    monkeypatch.setattr(type(model), "quantizes_early", early)
+    model.packed_codes = False
+    for conv in model.convs():
+        conv.packed_codes = False
+    counted, counting = [0], [False]
+
+    def count(*tensors: torch.Tensor | None) -> None:
+        counted[0] += counting[0] * sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+    def conv2d_out(*args) -> None:
+        count(args[0], args[7], *args[-2:])  # x_q, residual, y, y_q
+
+    def run_blocks(*args):
+        counting[0] = True
+        result = real(*args)
+        counting[0] = False
+        return result
+
+    real = model._run_blocks
+    monkeypatch.setattr(model, "_run_blocks", run_blocks)
+    monkeypatch.setattr(cuda, "conv2d_out", conv2d_out)
+    monkeypatch.setattr(cuda, "quantize_out", lambda x, shift, grid, bits, threads, y_q: count(x, y_q))
+    monkeypatch.setattr(cuda, "quantize_many_out", lambda x, grids, bits, starts, y_q: count(x, *y_q))
+    model(images[0])
+    groups = layers + 1  # of c channels, the block's input and each layer's
+    read_by_convolutions = sum(range(1, groups + 1))
+    floats, entry, gather = 4 * layers, 4 + 4 + 1, 4 + 1  # written; residual, float and codes of the fusion; codes for the end
+    quantised = 4 * groups + (groups - 1) * groups // 2 + groups - 1 if early else 5 * (read_by_convolutions - 1)
+    block = read_by_convolutions + floats + entry + gather + quantised
+    assert block == (171 if early else 311)
+    # The last block has no next one to make codes for; the fusion at the end reads the codes of all and writes those of one.
+    assert counted[0] == 16 * 16 * c * (block * blocks - 1 + blocks + 1)

@@ -81,8 +81,11 @@ def test_a_4_bit_product_costs_half_of_an_8_bit_one(architecture: str) -> None:
                 )
 
 
-# Products of a strip of 128 or 112 pixels in the kernels of 9.0: all weights in registers, or one step of a loop for two strips.
-WGMMA = {"conv2d_sm90ILb1E": {"128": 18}, "conv2d_sm90ILb0E": {"128": 2}, "resblock_sm90": {"128": 18, "112": 18}}
+# Products of a strip of 128 or 112 pixels in the kernels of 9.0, by kernel and strips of its tile: all weights in registers, or one
+# step of a loop for half of the strips.
+WGMMA = {f"conv2d_sm90ILb1ELi{strips}E": {"128": 18} for strips in (2, 4, 8)}
+WGMMA |= {f"conv2d_sm90ILb0ELi{strips}E": {"128": strips // 2} for strips in (2, 4)}
+WGMMA |= {f"resblock_sm90ILi{strips}E": {"128": 18, "112": 18} for strips in (2, 4, 6)}
 
 
 @pytest.mark.parametrize("name", WGMMA)
@@ -94,9 +97,10 @@ def test_wgmma_kernels_multiply_on_warpgroups_and_keep_their_registers(name: str
     for columns, count in WGMMA[name].items():
         # Loops are unrolled, and none of them serialises what it can keep in flight: one fence and wait for a whole strip.
         assert products[f"IGMMA.64x{columns}x32.S8.U8"] % count == 0
-    assert opcodes["WARPGROUP.DEPBAR.LE"] == (2 if name == "resblock_sm90" else 1)
+    assert opcodes["WARPGROUP.DEPBAR.LE"] == (2 if name.startswith("resblock") else 1)
     assert opcodes["USETMAXREG.TRY_ALLOC.CTAPOOL"] and opcodes["USETMAXREG.DEALLOC.CTAPOOL"]
     assert not any(code.split(".")[0] in ("LDL", "STL", "CALL") for code in opcodes)
+    assert any(code.startswith("UTMALDG.4D") for code in opcodes)  # tensor copies
 
 
 def test_the_statistics_see_a_loop() -> None:

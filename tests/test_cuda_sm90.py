@@ -7,18 +7,18 @@ import dataclasses
 import pytest
 import torch
 from cuda_calls import POISON, check, conv2d_call, cuda_on_host
-from cuda_library import LANDINGS, ORDERS, buffers, driver, host_library, policy
+from cuda_library import LANDINGS, ORDERS, buffers, driver, host_library, policy, runtime
 from problems import PROBLEMS, ConvProblem, instantiate
 from small import one_thread  # noqa: F401
 from test_cuda_conv2d import by_class
 
 import adabm_kernels
-from adabm_kernels import ops
+from adabm_kernels import native, ops
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
-from adabm_kernels.quantize import unpack_codes
+from adabm_kernels.quantize import to_pixels, unpack_codes
 from adabm_kernels.registry import Choice
 
 HOPPER = {"major": 9, "shared_limit": 227 << 10}
@@ -89,9 +89,9 @@ def test_kernels_by_border_class(name: str) -> None:
     check(by_class(5, height, width, channels, outputs, (4,), **settings), packed_x=packed, packed_y=packed)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order, major", [*((order, 9) for order in ORDERS), ("ascending", 8)])
 @pytest.mark.parametrize("shuffle, outputs", [(4, 48), (3, 63), (2, 256), (1, 64)])
-def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, outputs: int, order: str) -> None:
+def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, outputs: int, order: str, major: int) -> None:
     problem = ConvProblem("image", 18, 11, 64, outputs, bits=(8, 4), weight_bits=8, shuffle=shuffle, lower=-100.0, upper=160.0)
     instance = instantiate(problem)
     want = instance.run("reference", "float")[0]
@@ -100,7 +100,7 @@ def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, output
     call = conv2d_call(instance, outputs="y")
     image = torch.full(call.y.shape, POISON, dtype=torch.uint8)
     call.args.y, call.args.y_image, call.y = None, image.data_ptr(), image
-    with policy(order):
+    with policy(order), driver(**HOPPER | {"major": major}):
         call.run()
     assert torch.equal(image, want)
 
@@ -119,17 +119,18 @@ def block(problem: ConvProblem, packed: bool = False):
     return first, second, second.run("reference", "both")
 
 
-def run_block(first, second, packed: bool = False):
+def run_block(first, second, packed: bool = False, config: int = 0):
     a, b = conv2d_call(first, packed_x=packed, outputs="q"), conv2d_call(second, packed_y=packed, outputs="yq")
     a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
+    a.args.config = config
     with buffers([*a.read, a.packed, *b.read, b.packed], [b.y, b.y_q]):
         host_library().call("adabm_resblock_cuda", a.args, b.args, 0, None)
     return b
 
 
-def check_block(problem: ConvProblem, packed: bool = False) -> None:
+def check_block(problem: ConvProblem, packed: bool = False, config: int = 0) -> None:
     first, second, (want_y, want_q) = block(problem)
-    call = run_block(first, second, packed)
+    call = run_block(first, second, packed, config)
     assert torch.equal(call.y, want_y)
     assert torch.equal(unpack_codes(call.y_q, second.out_bits) if packed else call.y_q, want_q)
 
@@ -147,6 +148,128 @@ def test_block_in_any_order(order: str, landing: str) -> None:
         check_block(BLOCKS[0])
 
 
+# ---- configurations
+
+
+# Kernel: a problem of it, and its configurations in the table (height and width of a tile, stages, middles, tensor copies).
+CONFIGS = {
+    "resident": (
+        ConvProblem("wide", 18, 67, 64, 64, bits=(4, 8), residual=True),
+        [(16, 32, 4, 0, 0), (16, 16, 6, 0, 0), (16, 64, 2, 0, 0), (16, 32, 4, 0, 1)],
+    ),
+    "staged": (DENSE[0], [(16, 32, 4, 0, 0), (16, 16, 4, 0, 0), (16, 32, 4, 0, 1)]),
+    "resblock": (
+        ConvProblem("wide", 17, 49, 64, 64, bits=(5, 2), activation="relu"),
+        [(16, 32, 3, 2, 0), (16, 16, 4, 2, 0), (16, 48, 2, 2, 0), (16, 32, 3, 2, 1)],
+    ),
+}
+CASES = [(kernel, i + 1) for kernel, (_, rows) in CONFIGS.items() for i in range(len(rows))]
+
+
+@pytest.mark.parametrize("kernel", CONFIGS)
+def test_the_library_says_which_configurations_it_has(kernel: str) -> None:
+    with cuda_on_host():
+        found = [tuple(config.values()) for config in native.kernel_configs(kernel)]
+    assert found == CONFIGS[kernel][1]
+    config = native.KernelConfig()
+    with pytest.raises(
+        ValueError, match=f"index must be 0..{len(found) - 1} for kernel {native.KERNELS[kernel]}, got {len(found)}"
+    ):
+        host_library().call("adabm_config_cuda", native.KERNELS[kernel], len(found), config)
+    with pytest.raises(ValueError, match=r"kernel must be 0..2, got 3"):
+        host_library().call("adabm_config_cuda", 3, 0, config)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["bytes", "packed"])
+@pytest.mark.parametrize("kernel, config", CASES)
+def test_every_configuration_equals_the_reference(kernel: str, config: int, packed: bool) -> None:
+    problem = CONFIGS[kernel][0]
+    with driver(**HOPPER, multiprocessors=3):  # so that a block takes several tiles, and there are several blocks
+        if kernel == "resblock":
+            check_block(problem, packed, config)
+        else:
+            check(instantiate(problem), packed_x=packed, packed_y=packed, config=config)
+
+
+TENSOR_COPIES = [  # channels that end within the last box; fewer than the box's planes; several stages of weights, 1x1
+    ConvProblem("ragged", 17, 33, 48, 64, bits=(8,)),
+    ConvProblem("not_of_16", 17, 33, 40, 64, bits=(8,)),
+    ConvProblem("fusion", 5, 9, 320, 64, kernel=1, bits=(8, 3), residual=True),
+    ConvProblem("five_by_five", 3, 40, 64, 64, kernel=5, bits=(8,)),
+]
+
+
+@pytest.mark.parametrize("landing", ["late", "early"])
+@pytest.mark.parametrize("problem", TENSOR_COPIES, ids=str)
+def test_tensor_copies_of_other_shapes(problem: ConvProblem, landing: str) -> None:
+    staged = problem.name in ("fusion", "five_by_five")
+    with policy("random", landing, seed=4):
+        check(instantiate(problem), packed_x=True, config=3 if staged else 4)
+        if not staged:
+            check_block(dataclasses.replace(problem, outputs=problem.channels, activation="relu"), config=4)
+
+
+@pytest.mark.parametrize(
+    "problem, config, copies",
+    [
+        (ConvProblem("c64", 5, 9, 64, 64, bits=(8,)), 4, "tensor_copy"),
+        (ConvProblem("c64", 5, 9, 64, 64, bits=(8,)), 1, "cp_async"),
+        (ConvProblem("c40", 5, 9, 40, 64, bits=(8,)), 4, "cp_async"),
+        (ConvProblem("c64_packed", 5, 9, 64, 64, bits=(4,)), 4, "load_constant"),
+        (DENSE[1], 3, "tensor_copy"),
+    ],
+)
+def test_who_brings_tiles_in(problem: ConvProblem, config: int, copies: str) -> None:
+    """Told by the instruction that finds no x_q."""
+    call = conv2d_call(instantiate(problem), packed_x=True)
+    call.args.config = config
+    x_q, read = call.read[0], call.read[1:]
+    assert x_q.data_ptr() == call.args.x_q
+    with (
+        buffers([*read, call.packed], [call.y, call.y_q, call.y_acc]),
+        pytest.raises(RuntimeError, match=f"{copies} of .*(outside every buffer|of a buffer of)"),
+    ):
+        host_library().call("adabm_conv2d_cuda", call.args, 0, None)
+
+
+@pytest.mark.parametrize("config", [1, 2])
+@pytest.mark.parametrize("name", ["x4", "long_edges"])
+def test_kernels_by_border_class_in_every_configuration(name: str, config: int) -> None:
+    channels, outputs, settings, height, width = TAILS[name]
+    check(by_class(5, height, width, channels, outputs, (4,), **settings), config=config)
+
+
+def test_long_edges_of_a_wide_kernel() -> None:
+    """A tile along an edge has 128 pixels whatever the kernel: its halo is larger than that of a tile inside."""
+    with driver(**HOPPER, multiprocessors=2):  # what a tile wrote of its neighbour would no longer be overwritten in time
+        check(by_class(7, 7, 140, 33, 48, (4,)))
+
+
+@pytest.mark.parametrize("order, landing", [("ascending", "early"), ("descending", "late"), ("random", "random")])
+@pytest.mark.parametrize("kernel, config", [case for case in CASES if case[1] > 1])
+def test_configurations_in_any_order(kernel: str, config: int, order: str, landing: str) -> None:
+    with policy(order, landing, seed=3):
+        if kernel == "resblock":
+            check_block(BLOCKS[0], config=config)
+        else:
+            check(instantiate(CONFIGS[kernel][0]), config=config)
+
+
+# Images of residual blocks on 132 multiprocessors, and the blocks launched for them. 128x128 has 100 tiles of two strips, 50 of
+# four, 30 of six, one round each; 16 of 256x256 have more than 132 of any.
+@pytest.mark.parametrize("batch, side, blocks", [(1, 128, 100), (1, 14, 1), (16, 256, 132)])
+def test_the_configuration_with_the_fewest_rounds_is_taken(batch: int, side: int, blocks: int) -> None:
+    first, second, _ = block(ConvProblem("few", 3, 3, 64, 64, bits=(4,), activation="relu"))
+    a, b = conv2d_call(first, outputs="q"), conv2d_call(second, outputs="q")
+    a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
+    for args in (a.args, b.args):
+        args.batch, args.height, args.width = batch, side, side
+    with driver(**HOPPER, multiprocessors=132, launch_error=9):  # so it is not run
+        with pytest.raises(RuntimeError, match="invalid configuration"):
+            host_library().call("adabm_resblock_cuda", a.args, b.args, 0, None)
+        assert runtime().last_blocks() == blocks
+
+
 # ---- what is refused
 
 
@@ -158,6 +281,7 @@ BROKEN_BLOCKS = [
     ("first", {"packed_bytes": 5}, ValueError, "packed_bytes must be .* got 5"),
     ("second", {"y_image": 64, "y_q": None}, ValueError, "y_image must be null in a residual block"),
     ("second", {"y_q": "x_q"}, ValueError, "y_q must not be x_q"),
+    ("first", {"config": 5}, ValueError, r"config must be 0..4 for this kernel, got 5"),
 ]
 
 
@@ -180,16 +304,21 @@ def test_blocks_that_cannot_be_fused_say_why() -> None:
         run_block(*block(BLOCKS[1])[:2])
 
 
-def test_images_of_bytes_need_this_architecture() -> None:
+def test_what_images_and_configurations_need() -> None:
     call = conv2d_call(instantiate(PROBLEMS[0]), outputs="y")
     call.args.y, call.args.y_image = None, call.args.y
-    with (
-        driver(major=8),
-        pytest.raises(RuntimeError, match="y_image needs the kernel of compute capability 9.0: the device has another"),
-    ):
-        call.run()
+    other = conv2d_call(instantiate(PROBLEMS[0]))
+    other.args.config = 1
+    with driver(major=8), pytest.raises(RuntimeError, match="config needs the kernel of compute capability 9.0"):
+        other.run()
+    other.args.config = -1
+    with driver(**HOPPER), pytest.raises(ValueError, match="config must be 0..4 for this kernel, got -1"):
+        other.run()
     call.args.y_q, call.args.out_grid, call.args.out_bits = call.args.y_image, call.args.alpha, call.args.x_bits
     with pytest.raises(ValueError, match="y_q and y_image must not both be given"):
+        call.run()
+    call.args.y_q, call.args.y_pitch = None, 64
+    with pytest.raises(ValueError, match="y_pitch must be 0 with y_image, got 64"):
         call.run()
 
 
@@ -214,6 +343,7 @@ def test_networks_equal_the_reference(network, settings: dict, fused: bool, monk
             for conv in model.convs():
                 conv.packed_codes = packed
             assert torch.equal(model(x), want)
+        assert torch.equal(model.pixels(x), to_pixels(want))
         with driver(major=8, minor=6):
             model.set_backend("cuda")
             assert model.why_not_fused == "compute capability 8.6 has no wgmma: only 9.0 has"

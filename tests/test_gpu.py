@@ -7,11 +7,13 @@ import torch
 from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
 
 import adabm_kernels
-from adabm_kernels import ops
+from adabm_kernels import native, ops
+from adabm_kernels.backends import cuda
+from adabm_kernels.backends.structs import conv2d_args
 from adabm_kernels.measure import measure_images
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
-from adabm_kernels.quantize import act_grid, pack_codes, unpack_codes
+from adabm_kernels.quantize import act_grid, pack_codes, to_pixels, unpack_codes
 from adabm_kernels.registry import GPU_BACKENDS, Problem, choose
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
@@ -81,6 +83,51 @@ def test_residual_blocks_equal_two_convolutions(height: int, width: int) -> None
         assert torch.equal(unpack_codes(got, second.out_bits) if packed else got, want_q)
 
 
+CONFIGURED = {  # kernel: channels, outputs
+    "resident": (64, 64),
+    "staged": (128, 64),
+}
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="no card of compute capability 9.0"
+)
+@pytest.mark.parametrize("kernel", [*CONFIGURED, "resblock"])
+def test_every_configuration_equals_the_reference(kernel: str) -> None:
+    channels, outputs = CONFIGURED.get(kernel, (64, 64))
+    settings = {"bits": (8, 3, 5), "activation": "relu"}
+    first = on_card(instantiate(ConvProblem("first", 50, 131, channels, outputs, **settings)), "cuda")
+    second = on_card(instantiate(ConvProblem("second", 50, 131, 64, 64, bits=(4, 4, 4), residual=True), seed=1), "cuda")
+    inner = torch.empty(3, 50, 131, 64, dtype=torch.uint8, device="cuda")
+    codes = {"out_grid": first.out_grid, "out_bits": first.out_bits}
+    first.layer.into(first.x_q, first.bits, y_q=inner, **codes)
+    want = second.layer(inner, first.out_bits, residual=second.residual)[0] if kernel == "resblock" else inner.clone()
+    for config in range(1, len(native.kernel_configs(kernel)) + 1):
+        got = torch.full_like(want, 77)
+        tables = [(i.layer.weight, i.layer.packed, i.layer.alpha, i.layer.beta, None) for i in (first, second)]
+        end = (first.out_grid, first.out_bits, first.layer.box_filter, "relu", 1, None)
+        a, _ = conv2d_args(first.x_q, first.bits, *tables[0], None, *end, None if kernel == "resblock" else got, config=config)
+        place = cuda._place(got)
+        if kernel == "resblock":
+            outputs_of = (second.residual, None, None, second.layer.box_filter, "none", 1, got, None)
+            b, _ = conv2d_args(inner, first.out_bits, *tables[1], *outputs_of)
+            b.x_q, b.x_bits = None, a.out_bits
+            native.library("cuda").call("adabm_resblock_cuda", a, b, *place)
+        else:
+            native.library("cuda").call("adabm_conv2d_cuda", a, *place)
+        assert torch.equal(got, want)
+
+
+def test_quantising_on_many_grids_equals_the_reference(backend: str) -> None:
+    x = torch.randn(3, 20, 30, 17, generator=torch.Generator().manual_seed(0))
+    grids = [act_grid(-1.0 - i, 2.0) for i in range(5)]
+    bits = [torch.tensor([2 + i, 8 - i, 5], dtype=torch.int32) for i in range(5)]
+    got = [torch.zeros(3, 30, 17, 20, dtype=torch.uint8, device="cuda") for _ in range(5)]
+    ops.quantize_many_out(x.cuda(), [g.cuda() for g in grids], [b.cuda() for b in bits], got, backend=backend)
+    for grid, own_bits, y_q in zip(grids, bits, got, strict=True):
+        assert torch.equal(y_q.cpu(), ops.quantize(x, grid, own_bits, backend="reference"))
+
+
 def test_quantisation_equals_the_reference(backend: str) -> None:
     g = torch.Generator().manual_seed(0)
     bits = torch.arange(2, 9, dtype=torch.int32)
@@ -126,6 +173,29 @@ def test_a_network_is_captured_in_a_graph_with_its_bits_as_data(backend: str) ->
     for _ in range(2):  # recorded, then replayed on images with other bits
         for x, want in zip(images, wants, strict=True):
             assert torch.equal(model(x.cuda()).cpu(), want)
+            assert torch.equal(model.pixels(x.cuda()).cpu(), to_pixels(want))
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["launched", "graphs"])
+def test_several_images_in_flight(backend: str, recorded: bool) -> None:
+    """More images than lanes, of two shapes and with other bits; the caller on a stream of its own."""
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    images = [torch.rand(1, 3, 24 + 8 * (i % 2), 28, generator=g) * 255 * (0.1, 0.5, 1.0)[i % 3] for i in range(9)]
+    model = adabm_kernels.convert_model(float_network(EDSRSpec(2, 2, 16)), images[::2])
+    wants = [model(x) for x in images]
+    model.cuda()
+    model.set_backend(backend, graph=recorded)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for in_flight in (1, 3):
+            got = [y.cpu() for y in model.forward_many((x.cuda() for x in images), in_flight)]
+            assert all(torch.equal(y, want) for y, want in zip(got, wants, strict=True))
+            got = [y.cpu() for y in model.forward_many([x.cuda() for x in images], in_flight, pixels=True)]
+            assert all(torch.equal(y, to_pixels(want)) for y, want in zip(got, wants, strict=True))
+    arrays = [x[0].permute(1, 2, 0).round().to(torch.uint8).numpy() for x in images]
+    one_by_one = list(adabm_kernels.upscale_many(arrays, model, in_flight=1))
+    for a, b in zip(adabm_kernels.upscale_many(arrays, model, in_flight=3), one_by_one, strict=True):
+        assert (a == b).all()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

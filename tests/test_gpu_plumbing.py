@@ -9,7 +9,7 @@ import multiprocessing
 import pickle
 import re
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,9 +27,9 @@ from adabm_kernels import ConvertConfig, convert_model, ops, registry
 from adabm_kernels.backends import devices
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
-from adabm_kernels.nn import graph
+from adabm_kernels.nn import graph, lanes
 from adabm_kernels.nn.workspace import Workspace
-from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, unpack_codes
+from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
 from adabm_kernels.registry import Problem, choose, device_for
 from adabm_kernels.upscale import configure
 
@@ -337,6 +337,41 @@ def test_a_network_compiles_into_one_graph(name: str, quantize: str) -> None:
     assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), want)
 
 
+@pytest.mark.parametrize("quantize", ["full", "body"])
+def test_slices_quantised_early_give_the_same_and_compile(quantize: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the cuda backend, with the operator that does one grid after the other."""
+    torch._dynamo.reset()
+    model, x = converted("rdn", quantize), images(2, 3, 8, 9)
+    assert not model.quantizes_early
+    want = model(x)
+    monkeypatch.setattr(type(model), "quantizes_early", True)
+    assert torch.equal(model(x), want)
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), want)
+
+
+@pytest.mark.parametrize("quantize", ["full", "body"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pixels_of_a_network_are_its_floats_rounded(name: str, quantize: str) -> None:
+    model, x = converted(name, quantize), images(2, 3, 8, 9)
+    want = to_pixels(model(x))
+    got = model.pixels(x)
+    assert got.dtype == torch.uint8 and torch.equal(got, want) and len(want.unique()) > 20
+    offset = torch.tensor([1, -1], dtype=torch.int32)
+    assert torch.equal(model.pixels(x, offset), to_pixels(model(x, offset)))
+    with pytest.raises(ValueError, match="x must be float32"):
+        model.pixels(x.double())
+
+
+def test_pixels_of_an_upsampler_with_two_digits() -> None:
+    torch.manual_seed(0)
+    config = ConvertConfig(recipe="paper", steps=0, batch=2, bit_aware_clipping=False, tail_digits=2)
+    model, x = convert_model(NETWORKS["edsr"](), [images(2, 3, 16, 18)], config), images(2, 3, 8, 9)
+    assert model.collapsed.rest is not None
+    assert torch.equal(model.pixels(x), to_pixels(model(x)))
+    x = images(1, 3, 4, 5)  # too small for the collapsed upsampler
+    assert torch.equal(model.pixels(x), to_pixels(model(x)))
+
+
 def test_a_graph_needs_a_card() -> None:
     model = converted()
     model.set_backend("auto", graph=True)
@@ -387,6 +422,7 @@ def test_graphs_are_recorded_once_a_shape(recorder: type[Recorder]) -> None:
     graphs.clear()
     graphs.run(double, torch.arange(3))
     assert len(recorder.made) == 2 + graph.Graphs.LIMIT + 2
+    assert torch.equal(graphs.run(lambda x: x * 3, torch.arange(3), kind="other"), torch.arange(3) * 3)
 
 
 def test_what_changes_a_forward_forgets_its_graphs(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,6 +497,133 @@ def test_a_graph_copies_in_and_out_between_waiting_and_recording(monkeypatch: py
     assert cuda.calls == ["here.wait_event", "graph.replay", "event.record"]
     assert torch.equal(runs[0], torch.full((4,), 7.0))  # what the replay reads
     assert first.data_ptr() != recorded(x).data_ptr()  # the caller's own
+
+
+# ---- several in flight
+
+
+class FakeStreams:
+    """Streams, events and memory of a pretended device, whose calls are written down in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.calls: list[str] = []
+        self.made, self.on = 0, [self.stream("home")]
+        monkeypatch.setattr(torch.cuda, "Stream", self._new_stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.on[-1])
+        monkeypatch.setattr(torch.cuda, "stream", self._context)
+        monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=self._end))
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: self.calls.append(f"{stream.name} holds {int(x[0])}"))
+        lanes._stream.cache_clear()
+
+    def stream(self, name: str) -> SimpleNamespace:
+        made = SimpleNamespace(name=name, device=torch.device("cuda:0"))
+        made.wait_stream = lambda other: self.calls.append(f"{name} waits for {other.name}")
+        made.wait_event = lambda event: self.calls.append(f"{name} waits for an end")
+        return made
+
+    def _end(self, stream: SimpleNamespace) -> None:
+        self.calls.append(f"end of {stream.name}")
+
+    def _new_stream(self, device: torch.device) -> SimpleNamespace:
+        self.made += 1
+        return self.stream(f"lane {self.made}")
+
+    @contextmanager
+    def _context(self, stream: SimpleNamespace) -> Iterator[None]:
+        self.on.append(stream)
+        yield
+        self.on.pop()
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStreams]:
+    yield FakeStreams(monkeypatch)
+    lanes._stream.cache_clear()
+
+
+def test_work_in_lanes_is_ordered_by_events_and_results_come_in_order(streams: FakeStreams) -> None:
+    def function(x: torch.Tensor, unused: None) -> torch.Tensor:
+        streams.calls.append(f"run {int(x[0])} on {streams.on[-1].name}, lane {lanes.current_lane()}")
+        return x + 100
+
+    two = lanes.lanes(torch.device("cuda:0"), 2)
+    results = lanes.in_order(function, ((torch.tensor([i]), None) for i in range(3)), two)
+    start = ["lane {0} waits for home"] * 2 + ["run {1} on lane {0}, lane {0}", "lane {0} holds {1}", "end of lane {0}"]
+    first, second, third = ([line.format(lane, i) for line in start] for lane, i in ((1, 0), (2, 1), (1, 2)))
+    assert next(results).item() == 100
+    assert streams.calls == first + second + ["home waits for an end", "home holds 100"]  # two under way, none before its turn
+    streams.calls.clear()
+    assert next(results).item() == 101 and lanes.current_lane() == 0
+    assert streams.calls == third + ["home waits for an end", "home holds 101"]
+    assert [y.item() for y in results] == [102]
+    again = lanes.lanes(torch.device("cuda:0"), 2)
+    assert [lane.stream for lane in again] == [lane.stream for lane in two] and streams.made == 2  # buffers belong to streams
+
+
+def test_every_lane_has_graphs_and_memory_of_its_own(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[tuple] = []
+
+    class Noting(Recorder):
+        def __init__(self, function: Callable, inputs: tuple[torch.Tensor, ...], *own: Any):
+            super().__init__(function, inputs, *own)
+            shared.append(own)
+
+    monkeypatch.setattr(graph, "CudaGraph", Noting)
+    graphs, cpu = graph.Graphs(), torch.device("cpu")
+    for _ in range(2):
+        for lane in lanes.lanes(cpu, 2):
+            with lane:
+                graphs.run(lambda x: x * 2, torch.arange(3))
+        graphs.run(lambda x: x * 2, torch.arange(3))
+        graphs.run(lambda x: x * 2, torch.arange(4))
+    assert len(shared) == 4 and len({pool for pool, _ in shared}) == len({busy for _, busy in shared}) == 3
+    assert shared[2] == shared[3]  # those of one lane run one at a time
+    graphs.clear()
+    graphs.run(lambda x: x * 2, torch.arange(3))
+    assert len(shared) == 5
+
+
+def test_an_error_comes_when_its_turn_comes(streams: FakeStreams) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        if x[0] == 1:
+            raise RuntimeError("the second")
+        return x
+
+    results = lanes.in_order(function, ((torch.tensor([i]),) for i in range(3)), lanes.lanes(torch.device("cuda:0"), 3))
+    assert next(results).item() == 0
+    with pytest.raises(RuntimeError, match="the second"):
+        next(results)
+
+
+def test_an_error_leaves_the_lane(streams: FakeStreams) -> None:
+    with pytest.raises(RuntimeError, match="inside"), lanes.lanes(torch.device("cuda:0"), 1)[0]:
+        raise RuntimeError("inside")
+    assert lanes.current_lane() == 0
+
+
+def test_many_forward_passes_are_those_one_by_one() -> None:
+    model = converted()
+    inputs = [images(1, 3, 8, 9), images(2, 3, 7, 5), images(1, 3, 8, 9) / 9, images(1, 3, 8, 9) * 0.5]
+    want = [model(x) for x in inputs]
+    assert all(torch.equal(a, b) for a, b in zip(model.forward_many(iter(inputs), 3), want, strict=True))
+    assert all(torch.equal(a, to_pixels(b)) for a, b in zip(model.forward_many(inputs, pixels=True), want, strict=True))
+    assert list(model.forward_many([])) == []
+    with pytest.raises(ValueError, match="in_flight must be an integer of at least 1, got 0"):
+        next(model.forward_many(inputs, 0))
+    several = model.forward_many([inputs[0], inputs[0].double()])
+    next(several)
+    with pytest.raises(ValueError, match="x must be float32"):
+        next(several)
+
+
+def test_running_thresholds_follow_many_images_in_order() -> None:
+    one, many = converted(), converted()
+    inputs = [images(1, 3, 8, 9) * scale for scale in (0.1, 1.0, 0.3, 0.9, 0.02)]
+    for model in (one, many):
+        model.set_running_thresholds(0.2)
+    want = [one(x) for x in inputs]
+    assert all(torch.equal(a, b) for a, b in zip(many.forward_many(inputs, 2), want, strict=True))
+    assert many.running_thresholds == one.running_thresholds
 
 
 # ---- configs

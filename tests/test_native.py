@@ -31,6 +31,7 @@ STRUCTS = {
     "adabm_quantize_args": native.QuantizeArgs,
     "adabm_image_bits_args": native.ImageBitsArgs,
     "adabm_device": native.Device,
+    "adabm_config": native.KernelConfig,
 }
 needs_cpu = pytest.mark.skipif(bool(native.why_missing("cpu")), reason="the CPU library was not built")
 C_COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -60,6 +61,8 @@ def test_header_is_c99_and_its_layouts_are_those_of_ctypes(tmp_path: Path) -> No
             want[f"{name}.{field}"] = getattr(struct, field).offset
     constants = {"ADABM_ABI_VERSION": native.ABI_VERSION, "ADABM_INVALID_ARGUMENT": native.INVALID_ARGUMENT}
     constants |= {"ADABM_PACKED_X": native.PACKED_X, "ADABM_PACKED_Y": native.PACKED_Y, "ADABM_MEASURE_BYTES": native.MEASURE_BYTES}
+    constants |= {"ADABM_MAX_TARGETS": native.MAX_TARGETS}
+    constants |= {f"ADABM_KERNEL_{name.upper()}": value for name, value in native.KERNELS.items()}
     constants |= {"ADABM_UNSUPPORTED": native.UNSUPPORTED, "ADABM_ISA_COUNT": len(native.ISAS)}
     constants |= {f"ADABM_ISA_{name.upper()}": value for name, value in native.ISAS.items()}
     for name, value in constants.items():
@@ -223,7 +226,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("conv2d", {"height": 2**20 + 1}, "height and width must be at most 2.20, got 1048577 and 5"),
     ("conv2d", {"width": 2**20 + 1}, "height and width must be at most 2.20, got 4 and 1048577"),
     *[("conv2d", {name: None}, f"{name}.*must not be null") for name in ("x_q", "x_bits", "alpha", "beta")],
-    ("conv2d", {"y": None, "y_q": None, "y_acc": None}, "one of y, y_q and y_acc must be given"),
+    ("conv2d", {"y": None, "y_q": None, "y_acc": None}, "one of y, y_q, y_acc and y_image must be given"),
     ("conv2d", {"out_grid": None}, "y_q needs out_grid and out_bits"),
     ("conv2d", {"out_bits": None}, "y_q needs out_grid and out_bits"),
     ("conv2d", {"activation": 3}, "activation must be 0..2, got 3"),

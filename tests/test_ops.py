@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adabm_kernels import native, ops
 from adabm_kernels.nn.conv import IntegerConv2d
-from adabm_kernels.quantize import act_grid
+from adabm_kernels.quantize import act_grid, to_pixels
 from adabm_kernels.tile_times import tile_times
 from adabm_kernels.tiles import plan_layer
 
@@ -107,6 +107,49 @@ def test_opcheck_conv2d_out(problem: ConvProblem, wanted: tuple[bool, bool], bac
     torch.library.opcheck(torch.ops.adabm.conv2d_out, order("conv2d_out", arguments))
 
 
+def pixel_arguments(problem: ConvProblem, backend: str, **changes: Any) -> dict[str, Any]:
+    return {n: v for n, v in settings_of(prepared(problem, backend), **changes).items() if n not in ("out_grid", "out_bits", "out")}
+
+
+@backend
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_opcheck_conv2d_pixels(problem: ConvProblem, backend: str) -> None:
+    torch.library.opcheck(torch.ops.adabm.conv2d_pixels, order("conv2d_pixels", pixel_arguments(problem, backend)))
+
+
+def many_targets(backend: str) -> dict[str, Any]:
+    """x on three grids, into slices of buffers."""
+    grids, bits = [act_grid(-1.0 - i, 1.0) for i in range(3)], [torch.tensor([2 + i, 8 - i], dtype=torch.int32) for i in range(3)]
+    y_q = [torch.full((2, 4, 6, 12), 171, dtype=torch.uint8)[..., 4:12] for _ in range(3)]
+    return {"x": QUANTIZE["x"], "grids": grids, "bits": bits, "starts": [0] * 3, "y_q": y_q, "backend": backend} | {
+        "packed_codes": False,
+        "threads": 1,
+    }
+
+
+@backend
+def test_quantising_on_many_grids_is_quantising_on_each(backend: str) -> None:
+    arguments = many_targets(backend)
+    torch.library.opcheck(torch.ops.adabm.quantize_many_out, order("quantize_many_out", arguments))
+    arguments = many_targets(backend)
+    ops.quantize_many_out(**arguments)
+    for grid, bits, y_q in zip(arguments["grids"], arguments["bits"], arguments["y_q"], strict=True):
+        assert torch.equal(y_q, ops.quantize(arguments["x"], grid, bits, backend=backend))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"grids": []}, r"as many grids, bits, starts and y_q must be given, and at least one, got \[0, 3, 3, 3\]"),
+        ({"starts": [0, 4, 0]}, "y_q must hold 9 channels"),
+        ({"bits": [torch.zeros(2)] * 3}, "bits must be torch.int32"),
+    ],
+)
+def test_many_targets_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        ops.quantize_many_out(**many_targets("reference") | changes)
+
+
 @backend
 @pytest.mark.parametrize("shift", [True, False], ids=["shift", "no_shift"])
 def test_opcheck_quantize(shift: bool, backend: str) -> None:
@@ -175,7 +218,21 @@ def test_compiles_into_one_graph(backend: str, dynamic: bool) -> None:
                 assert torch.equal(got, want)
 
 
-# ---- conv2d_out and conv2d are the same function
+# ---- conv2d_out, conv2d_pixels and conv2d are the same function
+
+
+@backend
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_pixels_are_the_floats_clamped_and_rounded(problem: ConvProblem, backend: str) -> None:
+    floats = settings_of(prepared(problem, backend), out="float", residual=None)
+    spread = floats["alpha"] * 60, floats["beta"] * 60 + 100  # over and beyond 0..255
+    floats |= {"alpha": spread[0], "beta": spread[1]}
+    y, _ = torch.ops.adabm.conv2d(*order("conv2d", floats))
+    want = y.clamp(0, 255).round().to(torch.uint8)
+    arguments = pixel_arguments(problem, backend, residual=None) | {"alpha": spread[0], "beta": spread[1]}
+    assert torch.equal(ops.conv2d_pixels(**arguments), want)
+    halves = torch.tensor([-0.5, 0.5, 1.5, 2.5, 254.5, 255.5, 300.0, -7.0])
+    assert to_pixels(halves).tolist() == [0, 0, 2, 2, 254, 255, 255, 0]
 
 
 @backend

@@ -14,7 +14,7 @@ from command_line import ENVIRONMENT
 from fake_model import FakeModel
 from small import one_thread, small_edsr  # noqa: F401
 
-from adabm_kernels import ConvertConfig, convert_model
+from adabm_kernels import ConvertConfig, convert_model, patchwise
 from adabm_kernels.images import Layout
 from adabm_kernels.metrics import psnr
 from adabm_kernels.nn.layer_times import layer_times
@@ -113,6 +113,23 @@ def test_tensors_are_cut_like_pictures(model):
         assert np.array_equal(got.round().permute(1, 2, 0).numpy().astype(np.uint8), want)
 
 
+@pytest.mark.parametrize("size, tile", [((40, 70), 16), ((33, 21), 0)], ids=str)
+def test_pixels_that_the_network_writes_are_those_made_of_floats(model, size, tile, monkeypatch):
+    """As on a card."""
+    rgb = picture(*size)
+    want = upscale(rgb, model, tile=tile)
+    calls, pixels = [], type(model).pixels
+    monkeypatch.setattr(type(model), "pixels", lambda self, *args: calls.append(args) or pixels(self, *args))
+    assert np.array_equal(upscale(rgb, model, tile=tile), want) and not calls
+    monkeypatch.setattr(patchwise, "WRITES_PIXELS", ("cpu",))
+    assert np.array_equal(upscale(rgb, model, tile=tile), want) and calls
+    calls.clear()
+    for other in (rgb[..., 0], np.dstack([rgb, rgb[..., :1]]), rgb.astype(np.uint16) * 257):
+        upscale(other, model, tile=tile)
+    upscale(rgb, model, tile=tile, tta=True)
+    assert not calls
+
+
 def test_self_ensemble_is_the_mean_over_flips_and_turns(model):
     rgb = picture(20, 30)
     x = torch.from_numpy(rgb).permute(2, 0, 1).float()[None]
@@ -187,6 +204,48 @@ def test_many_in_order_with_progress(model):
     assert len(list(upscale_many(iter(images), model))) == 5
     with pytest.raises(TypeError, match="got NoneType"):
         list(upscale_many([images[0], None], model))
+
+
+@pytest.mark.parametrize("in_flight", [2, 3, 8])
+def test_many_side_by_side(model, in_flight):
+    """Results in order whichever is done first, and an error when its turn comes."""
+    images = [picture(16 + 8 * i % 24, 20, i) for i in range(6)]
+    want = [upscale(image, model) for image in images]
+    calls = []
+    results = list(upscale_many(images, model, in_flight=in_flight, progress=lambda *call: calls.append(call)))
+    assert all(np.array_equal(a, b) for a, b in zip(results, want, strict=True)) and calls == [(i + 1, 6) for i in range(6)]
+    tensors = [torch.from_numpy(image).permute(2, 0, 1).float() for image in images]
+    one_by_one = list(upscale_many(tensors, model))
+    assert all(torch.equal(a, b) for a, b in zip(upscale_many(iter(tensors), model, in_flight=in_flight), one_by_one, strict=True))
+    taken = upscale_many([images[0], None, images[1]], model, in_flight=in_flight)
+    assert np.array_equal(next(taken), want[0])
+    with pytest.raises(TypeError, match="image must be a path"):
+        next(taken)
+    assert list(upscale_many([], model, in_flight=in_flight)) == []
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=f"in_flight must be an integer of at least 1, got {wrong}"):
+            next(upscale_many(images, model, in_flight=wrong))
+    model.set_running_thresholds(0.1)
+    try:
+        with pytest.raises(
+            ValueError, match=f"in_flight must be 1 while thresholds follow the images in their order, got {in_flight}"
+        ):
+            next(upscale_many(images, model, in_flight=in_flight))
+    finally:
+        model.set_running_thresholds(0)
+
+
+def test_several_at_once_only_where_it_pays(model, monkeypatch):
+    assert len(Patchwise(model).lanes(None)) == 1
+    monkeypatch.setattr(Patchwise, "_device", lambda self: torch.device("cuda"))
+    monkeypatch.setattr(patchwise, "lanes", lambda device, count: [device] * count)
+    assert len(Patchwise(model).lanes(None)) == 2 and len(Patchwise(model).lanes(4)) == 4
+    assert len(Patchwise(model, max_memory=1 << 30).lanes(None)) == 1
+    model.set_running_thresholds(0.1)
+    try:
+        assert len(Patchwise(model).lanes(None)) == 1
+    finally:
+        model.set_running_thresholds(0)
 
 
 def test_threads_may_share_a_model(model):

@@ -41,6 +41,14 @@ def conv2d_out(*args, packed_codes: bool = False) -> None:
     native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(x_q))
 
 
+def conv2d_pixels_out(*args, packed_codes: bool = False) -> None:
+    """See ops.conv2d_pixels, into an image uint8 [N, H*r, W*r, K/r^2]."""
+    *problem, _threads, image = args
+    settings = {"packed_codes": native.PACKED_X if packed_codes else 0, "border_kernels": problem[2].dim() == 6}
+    struct, _held = conv2d_args(*problem, None, None, y_image=image.data_ptr(), **settings)
+    native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(problem[0]))
+
+
 def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
     """Why two convolutions, each (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they can. Waits."""
     device = native.Device()
@@ -65,6 +73,10 @@ def resblock_out(first: tuple, second: tuple, y: torch.Tensor | None, y_q: torch
     native.library("cuda").call("adabm_resblock_cuda", a, b, *_place(first[0]))
 
 
+def _target(y_q: torch.Tensor, packed_codes: bool, start: int) -> dict[str, int]:
+    return {"packed_codes": native.PACKED_Y, "y_start": start} if packed_codes else {"y_channels": y_q.shape[3]}
+
+
 def quantize_out(
     x: torch.Tensor,
     shift: torch.Tensor | None,
@@ -77,9 +89,26 @@ def quantize_out(
     start: int = 0,
 ) -> None:
     """See ops.quantize_out."""
-    packing = {"packed_codes": native.PACKED_Y, "y_start": start} if packed_codes else {"y_channels": y_q.shape[3]}
-    struct, _held = quantize_args(x, shift, grid, bits, y_q, **packing)
+    struct, _held = quantize_args(x, shift, grid, bits, y_q, **_target(y_q, packed_codes, start))
     native.library("cuda").call("adabm_quantize_cuda", struct, *_place(x))
+
+
+def quantize_many_out(
+    x: torch.Tensor,
+    grids: list[torch.Tensor],
+    bits: list[torch.Tensor],
+    starts: list[int],
+    y_q: list[torch.Tensor],
+    packed_codes: bool = False,
+) -> None:
+    """See ops.quantize_many_out."""
+    parts = []
+    for grid, own_bits, start, codes in zip(grids, bits, starts, y_q, strict=True):
+        parts.append(quantize_args(x, None, grid, own_bits, codes, **_target(codes, packed_codes, start)))
+    for first in range(0, len(parts), native.MAX_TARGETS):
+        structs = [struct for struct, _held in parts[first : first + native.MAX_TARGETS]]
+        array = (native.QuantizeArgs * len(structs))(*structs)
+        native.library("cuda").call("adabm_quantize_many_cuda", array, len(structs), *_place(x))
 
 
 def _image_bits(x: torch.Tensor, **outputs: int | None) -> None:

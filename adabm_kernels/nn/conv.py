@@ -160,6 +160,10 @@ class IntegerConv2d(nn.Module):
         outputs |= {"residual": residual, "out_grid": out_grid, "out_bits": out_bits}
         ops.conv2d_out(x_q, bits, *self._tables(), **outputs, **self._settings())
 
+    def pixels(self, x_q: torch.Tensor, bits: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """See ops.conv2d_pixels: uint8 [N, H*r, W*r, K/r^2]."""
+        return ops.conv2d_pixels(x_q, bits, *self._tables(), residual=residual, **self._settings())
+
     def set_rest(self, rest: IntegerConv2d, lower: float, upper: float) -> None:
         """Take two digits. lower, upper: range of the first."""
         self.rest, self.lower, self.step = rest, lower, act_steps(lower, upper)[-1].item()
@@ -170,9 +174,13 @@ class IntegerConv2d(nn.Module):
         """What the codes x_q uint8 [N, H, W, C4] leave of the features x float32 [N, H, W, C], in place of these."""
         return x.sub_(x_q[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))
 
-    def two_digits(self, x_q: torch.Tensor, left_q: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-        """float32 [N, r*H, r*W, K/r^2] from the first and the second digit, uint8 [N, H, W, C4] each, of 8 bits."""
+    def two_digits(self, x_q: torch.Tensor, left_q: torch.Tensor, bits: torch.Tensor, pixels: bool = False) -> torch.Tensor:
+        """float32 [N, r*H, r*W, K/r^2] from the first and the second digit, uint8 [N, H, W, C4] each, of 8 bits.
+
+        pixels: what `pixels` makes of it; only without an activation."""
         y, _ = self(x_q, bits)
+        if pixels:
+            return self.rest.pixels(left_q, bits, residual=y)
         self.rest.into(left_q, bits, y=y, accumulate=True)
         if self.late == "relu":
             y.clamp_(min=0)

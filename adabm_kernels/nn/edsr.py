@@ -36,7 +36,7 @@ class ConvertedEDSR(ConvertedResidualNetwork, network="edsr"):
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
         return (self.spec.tail_names, self.spec.shuffles, self.mean) if self.spec.tail == "staged" else None
 
-    def _forward_full(self, x, blocks, bits) -> torch.Tensor:
+    def _forward_full(self, x, blocks, bits, as_pixels) -> torch.Tensor:
         head, last = self.conv("head.0"), self.conv(f"body.{self.spec.blocks}")
         first = blocks[0][0]
         end_bits, last_bits = bits[head.name], bits[last.name]
@@ -46,7 +46,7 @@ class ConvertedEDSR(ConvertedResidualNetwork, network="edsr"):
         codes = self._codes("codes", pixels, self.spec.channels)
         head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=first.grid, out_bits=bits[first.name])
         _, codes = self._run_blocks(skip, codes, blocks, bits, last.grid, last_bits)
-        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner")
+        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner", as_pixels)
 
     def _forward_body(self, x, blocks, bits) -> torch.Tensor:
         mean = self.mean.view(1, 3, 1, 1)

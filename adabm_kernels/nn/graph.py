@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .lanes import current_lane
+
 Function = Callable[..., torch.Tensor]
 
 
@@ -44,36 +46,41 @@ class CudaGraph:
 
 
 class Graphs:
-    """The graphs of one model, for the last LIMIT shapes; any number of threads and streams may run them, one at a time."""
+    """The graphs of one model, for the last LIMIT shapes in each lane.
+
+    Any number of threads and streams may run them, those of a lane one at a time: lanes have memory of their own (lanes.Lane).
+    """
 
     LIMIT = 8
 
     def __init__(self) -> None:
-        self._graphs: OrderedDict[tuple, Function] = OrderedDict()
+        self._lanes: dict[int, OrderedDict[tuple, Function]] = {}
         self._lock = threading.Lock()
-        self._shared: dict[torch.device, tuple[Any, torch.cuda.Event]] = {}
+        self._shared: dict[tuple[torch.device, int], tuple[Any, torch.cuda.Event]] = {}
 
-    def run(self, function: Function, *inputs: torch.Tensor) -> torch.Tensor:
-        """function(*inputs), recorded when these shapes come for the first time since `clear`."""
-        key = tuple((tuple(x.shape), x.dtype, x.device) for x in inputs)
+    def run(self, function: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
+        """function(*inputs), recorded when these shapes come for the first time since `clear`. kind: tells functions apart."""
+        key = (kind, *((tuple(x.shape), x.dtype, x.device) for x in inputs))
+        lane = current_lane()
         with self._lock:
-            if key not in self._graphs:
-                self._graphs[key] = self._record(function, inputs)
-            self._graphs.move_to_end(key)
-            if len(self._graphs) > self.LIMIT:
-                self._graphs.popitem(last=False)
-            return self._graphs[key](*inputs)
+            graphs = self._lanes.setdefault(lane, OrderedDict())
+            if key not in graphs:
+                graphs[key] = self._record(function, inputs, lane)
+            graphs.move_to_end(key)
+            if len(graphs) > self.LIMIT:
+                graphs.popitem(last=False)
+            return graphs[key](*inputs)
 
-    def _record(self, function: Function, inputs: tuple[torch.Tensor, ...]) -> Function:
-        device = inputs[0].device
-        if device not in self._shared:
-            self._shared[device] = torch.cuda.graph_pool_handle(), torch.cuda.Event()
-        return CudaGraph(function, inputs, *self._shared[device])
+    def _record(self, function: Function, inputs: tuple[torch.Tensor, ...], lane: int) -> Function:
+        place = inputs[0].device, lane
+        if place not in self._shared:
+            self._shared[place] = torch.cuda.graph_pool_handle(), torch.cuda.Event()
+        return CudaGraph(function, inputs, *self._shared[place])
 
     def clear(self) -> None:
         """Forget what was recorded: the settings or the place of the model have changed."""
         with self._lock:
-            self._graphs.clear()
+            self._lanes.clear()
             self._shared.clear()
 
     def __deepcopy__(self, memo: dict) -> Graphs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ from ..measure import bits_by_rule, image_offsets
 from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
-from ..quantize import MAX_BITS, MIN_BITS, padded_channels
+from ..quantize import MAX_BITS, MIN_BITS, padded_channels, to_pixels
 from ..registry import GPU_BACKENDS, Choice, Problem, choose
 from ..tiles import tile_products
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .graph import Graphs
+from .lanes import in_order, lanes
 from .tail import CollapsedConv2d
 from .timing import conv_seconds
 from .workspace import Workspace
@@ -84,8 +85,10 @@ class ConvertedNetwork(nn.Module, ABC):
         """Make every integer convolution with `_add`, in the order they run."""
 
     @abstractmethod
-    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[N, 3, scale*H, scale*W] from x and, by name, the bits of each convolution's input codes, int32 [N]."""
+    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False) -> torch.Tensor:
+        """[N, 3, scale*H, scale*W] from x and, by name, the bits of each convolution's input codes, int32 [N].
+
+        as_pixels: as uint8 where the last convolution is one on integers, which can write them; floats all the same elsewhere."""
 
     # ---- convolutions
 
@@ -137,31 +140,32 @@ class ConvertedNetwork(nn.Module, ABC):
         tail: list[IntegerConv2d],
         bits: torch.Tensor,
         buffer: str,
+        as_pixels: bool,
     ) -> torch.Tensor:
         """[N, 3, scale*H, scale*W] from the codes of the last convolution before the upsampler, whose result adds to `skip`.
 
-        buffer: name of the codes of the upsampler's input."""
+        buffer: name of the codes of the upsampler's input. as_pixels: as uint8."""
         wide = self._codes(buffer, codes, self.spec.channels)
         first = tail[0]
         feature = None if first.rest is None else self._floats("feature", codes, self.spec.channels)
         last.into(codes, last_bits, residual=skip, y=feature, y_q=wide, out_grid=first.grid, out_bits=bits)
         if feature is None:
-            return self._run_tail(tail, wide, bits)
+            return self._run_tail(tail, wide, bits, as_pixels)
         left = self._codes("left", codes, self.spec.channels)
         self._quantize_into(first.leave(feature, wide), first.rest.grid, bits, left)
-        y = first.two_digits(wide, left, bits)
+        y = first.two_digits(wide, left, bits, as_pixels and len(tail) == 1)
         if len(tail) == 1:
             return y.permute(0, 3, 1, 2)
         following = self._codes("up", codes, first.out_channels, first.shuffle)
         self._quantize_into(y, tail[1].grid, bits, following)
-        return self._run_tail(tail[1:], following, bits)
+        return self._run_tail(tail[1:], following, bits, as_pixels)
 
-    def _run_tail(self, tail: list[IntegerConv2d], codes: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-        """[N, 3, scale*H, scale*W] from the codes of the upsampler's input."""
+    def _run_tail(self, tail: list[IntegerConv2d], codes: torch.Tensor, bits: torch.Tensor, as_pixels: bool) -> torch.Tensor:
+        """[N, 3, scale*H, scale*W] from the codes of the upsampler's input. as_pixels: as uint8."""
         for i, (conv, following) in enumerate(zip(tail, tail[1:], strict=False)):
             narrow, codes = codes, self._codes(f"tail{i}", codes, conv.out_channels, conv.shuffle)
             conv.into(narrow, bits, y_q=codes, out_grid=following.grid, out_bits=bits)
-        y, _ = tail[-1](codes, bits)
+        y = tail[-1].pixels(codes, bits) if as_pixels else tail[-1](codes, bits)[0]
         return y.permute(0, 3, 1, 2)
 
     # ---- settings
@@ -374,15 +378,49 @@ class ConvertedNetwork(nn.Module, ABC):
 
         offset: bits that each image gets more or less, int32 [N]; decided by the images themselves where it is left out.
         """
+        return self._run(x, offset, as_pixels=False)
+
+    def pixels(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
+        """The forward pass as pixels of 8 bits, uint8 [N, 3, scale*H, scale*W]: clamped to 0..255, rounded half to even.
+
+        The same on every backend, and equal to `quantize.to_pixels` of what the forward pass gives. Where the last convolution runs
+        on the CUDA kernels they write the pixels themselves: a fourth of the bytes, and a pass over them less. Raises as `forward`.
+        """
+        return self._run(x, offset, as_pixels=True)
+
+    def forward_many(self, images: Iterable[torch.Tensor], in_flight: int = 2, *, pixels: bool = False) -> Iterator[torch.Tensor]:
+        """The forward pass of each of `images`, float32 [N, 3, H, W] of any shapes, in their order; with `pixels` that of `pixels`.
+
+        in_flight: how many are under way at once on a CUDA device, at least 1, each on a stream with buffers of its own and, with
+        graph=True, a recorded graph for each shape: memory of that many forward passes, for images too small to fill the card. On
+        other devices one runs after the other. Nothing waits on the host: results are ordered on the stream of the caller, as those
+        of `forward` are. Running thresholds follow the images in their order.
+        Raises ValueError unless in_flight is an integer of at least 1, and as `forward` does when an image's turn comes.
+        """
+        function = self.pixels if pixels else self.forward
+
+        def inputs() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+            for x in images:
+                # State that an image changes for the next one is changed on the caller's stream, in order.
+                yield x, self.image_offsets(x, learn=True) if self.running_momentum > 0 else None
+
+        found = lanes(self._device(), in_flight)
+        yield from in_order(function, inputs(), found if self._device().type == "cuda" else found[:1])
+
+    def _run(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool) -> torch.Tensor:
         if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32 or x.numel() == 0:
             name = type(self).__name__
             raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {x.dtype} {tuple(x.shape)}")
         with torch.no_grad():
             if self._graphs is not None and not torch.compiler.is_compiling():
-                return self._replay(x, offset)
-            return self._forward(x, self._by_name(self._bit_table(x, learn=True, offset=offset)))
+                return self._replay(x, offset, as_pixels)
+            return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels)
 
-    def _replay(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+    def _finished(self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool) -> torch.Tensor:
+        y = self._forward(x, self._by_name(table), as_pixels)
+        return to_pixels(y) if as_pixels and y.dtype != torch.uint8 else y
+
+    def _replay(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool) -> torch.Tensor:
         if x.device.type != "cuda":
             raise RuntimeError(f"{type(self).__name__}: graph=True needs images on a CUDA device, x is on {x.device}")
         # Bits that are given come from outside; so do those of thresholds that learn: they are state, and a recorded pass must find
@@ -392,9 +430,9 @@ class ConvertedNetwork(nn.Module, ABC):
 
         def forward(x: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
             with self._workspace.fresh():  # a graph keeps the addresses it was recorded with
-                return self._forward(x, self._by_name(self._bit_table(x, learn=False) if table is None else table))
+                return self._finished(x, self._bit_table(x, learn=False) if table is None else table, as_pixels)
 
-        return self._graphs.run(forward, *given)
+        return self._graphs.run(forward, *given, kind="pixels" if as_pixels else "floats")
 
     def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
         """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""
@@ -481,11 +519,11 @@ class ConvertedResidualNetwork(ConvertedNetwork):
                 conv1.into_with(conv2, given, bits1, bits2, y_q=codes, **outputs)
         return feature, codes
 
-    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return (self._forward_full if self.full else self._forward_body)(x, self._blocks(), bits)
+    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False) -> torch.Tensor:
+        return self._forward_full(x, self._blocks(), bits, as_pixels) if self.full else self._forward_body(x, self._blocks(), bits)
 
     @abstractmethod
-    def _forward_full(self, x, blocks, bits) -> torch.Tensor: ...
+    def _forward_full(self, x, blocks, bits, as_pixels) -> torch.Tensor: ...
 
     @abstractmethod
     def _forward_body(self, x, blocks, bits) -> torch.Tensor: ...

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional as F
 
+from .. import ops
 from ..networks.rdn import RDNSpec
 from ..quantize import CODE_CHANNELS
+from .conv import IntegerConv2d
 from .network import ConvertedNetwork
 
 
@@ -16,7 +18,9 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
     """RDN with integer convolutions: float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], not clamped.
 
     A block keeps the features that it is given and those its layers add side by side in one wide buffer: each layer writes into
-    its slice, and the codes of the next layer's input, whose range and bits are its own, are made from the slice before it.
+    its slice. The codes of a layer's input, whose range and bits are its own, are made from the slices before it: all at once when
+    the layer's turn comes or, where the backend quantises on several grids in one pass, those of a slice for all layers that read
+    it as soon as it is there, into a code buffer for each. Then every feature is read once instead of once for each reader.
     """
 
     spec: RDNSpec
@@ -39,13 +43,19 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
         return self.spec.tail_names, self.spec.shuffles, torch.zeros(3)
 
+    @property
+    def quantizes_early(self) -> bool:
+        """Whether features become codes for all layers that read them as soon as they are there."""
+        aligned = self.spec.channels % CODE_CHANNELS == 0 and self.spec.growth % CODE_CHANNELS == 0
+        return self.choice.backend in ops.QUANTIZE_MANY and aligned
+
     def _packable(self) -> bool:
         return self.spec.channels % CODE_CHANNELS == 0  # the codes of the blocks lie side by side
 
-    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self._forward_full(x, bits) if self.full else self._forward_body(x, bits)
+    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False) -> torch.Tensor:
+        return self._forward_full(x, bits, as_pixels) if self.full else self._forward_body(x, bits)
 
-    def _forward_full(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _forward_full(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool) -> torch.Tensor:
         c, first, second = self.spec.channels, self.conv("SFENet1"), self.conv("SFENet2")
         end_bits = bits[first.name]
         pixels = self._quantize(x, first.grid, end_bits)
@@ -57,7 +67,7 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
         entry_codes, entry_bits = self._codes("dense", pixels, c), bits[entry.name]
         second.into(codes, end_bits, y=wide[0][..., :c], y_q=entry_codes, out_grid=entry.grid, out_bits=entry_bits)
         codes, last, last_bits = self._run_blocks(wide, entry_codes, bits)
-        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "narrow")
+        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "narrow", as_pixels)
 
     def _forward_body(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> torch.Tensor:
         c = self.spec.channels
@@ -75,6 +85,21 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
             y = F.pixel_shuffle(y, r) if r > 1 else y
         return y
 
+    def _quantize_for(
+        self,
+        x: torch.Tensor,
+        readers: list[IntegerConv2d],
+        buffers: list[torch.Tensor],
+        bits: Mapping[str, torch.Tensor],
+        start: int,
+    ) -> None:
+        """Codes of features [N, H, W, C] for several convolutions, from channel `start` of a buffer of each."""
+        place = {"y_q": buffers, "starts": [start] * len(readers)}
+        if not self.packed_codes:
+            place = {"y_q": [buffer[..., start : start + x.shape[3]] for buffer in buffers]}
+        grids, own_bits = [reader.grid for reader in readers], [bits[reader.name] for reader in readers]
+        ops.quantize_many_out(x.permute(0, 3, 1, 2), grids, own_bits, **place, **self._running_on())
+
     def _wide(self, like: torch.Tensor) -> list[torch.Tensor]:
         """Two buffers for the features of a block and of the next, [N, H, W, channels + layers * growth]."""
         width = self.spec.channels + self.spec.layers * self.spec.growth
@@ -89,15 +114,23 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
         gathered = self._codes("gathered", codes, spec.blocks * c)
         for i in range(spec.blocks):
             now, following = wide[i % 2], wide[1 - i % 2]
-            for j in range(spec.layers):
-                layer, end = self.conv(f"RDBs.{i}.convs.{j}.conv.0"), c + j * g
-                if j > 0:
-                    codes = self._codes("dense", now, end)
-                    self._quantize_into(now[..., :end], layer.grid, bits[layer.name], codes)
-                layer.into(codes, bits[layer.name], y=now[..., end : end + g])
             fusion = self.conv(f"RDBs.{i}.LFF")
-            codes = self._codes("dense", now, c + spec.layers * g)
-            self._quantize_into(now, fusion.grid, bits[fusion.name], codes)
+            readers = [*(self.conv(f"RDBs.{i}.convs.{j}.conv.0") for j in range(spec.layers)), fusion]
+            buffers = []  # of the readers from 1 on: the first one's codes are there already
+            if self.quantizes_early:
+                buffers = [self._codes(f"dense{j}", now, c + j * g) for j in range(1, len(readers))]
+                self._quantize_for(now[..., :c], readers[1:], buffers, bits, 0)
+            for j, reader in enumerate(readers):
+                end = c + j * g
+                if buffers and j > 0:
+                    codes = buffers[j - 1]
+                elif j > 0:
+                    codes = self._codes("dense", now, end)
+                    self._quantize_into(now[..., :end], reader.grid, bits[reader.name], codes)
+                if j < spec.layers:
+                    reader.into(codes, bits[reader.name], y=now[..., end : end + g])
+                    if buffers:
+                        self._quantize_for(now[..., end : end + g], readers[j + 1 :], buffers[j:], bits, end)
             entry = self.conv(f"RDBs.{i + 1}.convs.0.conv.0") if i + 1 < spec.blocks else None
             out = following[..., :c]
             made = {}

@@ -23,8 +23,9 @@ void check_rules(const adabm_conv2d_args& a) {
   ADABM_REQUIRE(static_cast<int64_t>(a.batch) * a.height < INT32_MAX, "batch times height must fit 31 bits, got %d and %d", a.batch, a.height);
   ADABM_REQUIRE(a.height <= 1 << 20 && a.width <= 1 << 20, "height and width must be at most 2^20, got %d and %d", a.height, a.width);
   ADABM_REQUIRE(a.x_q && a.x_bits && a.alpha && a.beta, "x_q, x_bits, alpha and beta must not be null");
-  ADABM_REQUIRE(a.y || a.y_q || a.y_acc || a.y_image, "one of y, y_q and y_acc must be given");
+  ADABM_REQUIRE(a.y || a.y_q || a.y_acc || a.y_image, "one of y, y_q, y_acc and y_image must be given");
   ADABM_REQUIRE(!a.y_q || !a.y_image, "y_q and y_image must not both be given");
+  ADABM_REQUIRE(!a.y_image || !a.y_pitch, "y_pitch must be 0 with y_image, got %d", a.y_pitch);
   ADABM_REQUIRE(!a.y_q || (a.out_grid && a.out_bits), "y_q needs out_grid and out_bits");
   ADABM_REQUIRE(a.activation >= 0 && a.activation <= ADABM_ACT_PRELU, "activation must be 0..2, got %d", a.activation);
   ADABM_REQUIRE(a.activation != ADABM_ACT_PRELU || a.slope, "PReLU needs slope");

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "common/status.h"
+#include "cuda/conv2d_configs.cuh"
 #include "cuda/launch.cuh"
 
 namespace adabm {
@@ -85,5 +86,18 @@ extern "C" adabm_status adabm_usable_cuda(int32_t device) {
                          device, scope.compute_major(), minor);
     }
     adabm::check_cuda(error, "cudaFuncGetAttributes");
+  });
+}
+
+extern "C" adabm_status adabm_config_cuda(int32_t kernel, int32_t index, adabm_config* config) {
+  return adabm::guarded([&] {
+    using namespace adabm::cuda::sm90;
+    ADABM_REQUIRE(config && config->struct_bytes == sizeof(adabm_config), "config must be a struct of %zu bytes", sizeof(adabm_config));
+    ADABM_REQUIRE(kernel >= 0 && kernel < ADABM_KERNEL_COUNT, "kernel must be 0..%d, got %d", ADABM_KERNEL_COUNT - 1, kernel);
+    const Configs all = configs(kernel);
+    ADABM_REQUIRE(index >= 0 && index < all.count, "index must be 0..%d for kernel %d, got %d", all.count - 1, kernel, index);
+    const TileConfig& row = all.rows[index];
+    config->count = all.count, config->tile_height = kStripRows, config->tile_width = row.strips * kStripColumns;
+    config->stages = row.stages, config->middles = row.middles, config->tensor_copies = row.tensor_copies;
   });
 }

@@ -30,7 +30,7 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   p.batch = a.batch, p.height = a.height, p.width = a.width, p.code_channels = (a.channels + 3) / 4 * 4;
   p.out_channels = a.out_channels, p.kernel_h = a.kernel_h, p.kernel_w = a.kernel_w;
   p.taps_w = unfolds(a.channels, a.kernel_w) ? 1 : a.kernel_w;
-  p.activation = a.activation, p.shuffle = a.shuffle, p.packed_codes = a.packed_codes, p.border_kernels = a.border_kernels;
+  p.activation = a.activation, p.shuffle = a.shuffle, p.packed_codes = a.packed_codes, p.border_kernels = a.border_kernels, p.config = a.config;
   p.tiling = output_tiling(a.out_channels, a.shuffle);
   p.products = static_cast<float>(a.channels) * a.kernel_h * a.kernel_w;
   p.y_pitch = a.y_pitch ? a.y_pitch : p.tiling.group;
@@ -117,9 +117,9 @@ extern "C" adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t
     scope.check_pointer(a.x_q, "x_q"), scope.check_pointer(a.packed, "packed");
     scope.check_pointer(a.y, "y"), scope.check_pointer(a.y_q, "y_q"), scope.check_pointer(a.residual, "residual");
     scope.check_pointer(a.y_image, "y_image");
-    const char* why_not = scope.compute_major() == 9 ? sm90::why_not_conv2d(p) : kOtherCapability;
+    const char* why_not = scope.compute_major() == 9 ? sm90::why_not_conv2d(p, device) : kOtherCapability;
     if (!why_not) return sm90::conv2d(p, device, stream);
-    if (a.y_image) throw Error(ADABM_UNSUPPORTED, "y_image needs the kernel of compute capability 9.0: %s", why_not);
+    if (a.config) throw Error(ADABM_UNSUPPORTED, "config needs the kernel of compute capability 9.0: %s", why_not);
     Conv2dParams chosen = p;
     chosen.four_bits = p.four_bits && scope.compute_major() == 8;
     const dim3 grid(static_cast<unsigned>(p.tiles) * a.batch, p.tiling.tiles);

@@ -29,12 +29,13 @@ struct Conv2dParams {
   float* y;
   uint8_t* y_q;
   int32_t* y_acc;
-  uint8_t* y_image;  // conv2d_sm90.cuh alone
+  uint8_t* y_image;
   int batch, height, width, code_channels;
   int out_channels, kernel_h, kernel_w;
   int taps_w;  // columns of the kernel that are taps: 1 where it is unfolded, else all
   int activation, shuffle, y_pitch;
   int packed_codes;  // ADABM_PACKED_*
+  int config;        // conv2d_sm90.cuh alone: one more than a row of conv2d_configs.cuh, 0 for none named
   int border_kernels;
   int box;         // whether the 8-bit form needs the sum of the codes
   int four_bits;   // whether images of up to 4 bits take the 4-bit form
@@ -308,7 +309,7 @@ ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const Outp
   }
 }
 
-// Two neighbouring outputs of one pixel in y, residual and y_acc, where they are given.
+// Two neighbouring outputs of one pixel in y, residual, y_acc and y_image, where they are given.
 ADABM_DEVICE void store_floats(const Conv2dParams& p, const int64_t (&at)[2], const bool (&wanted)[2], const int32_t (&sums)[2],
                                float (&values)[2]) {
   if (p.y_pairs && wanted[1]) {
@@ -330,6 +331,9 @@ ADABM_DEVICE void store_floats(const Conv2dParams& p, const int64_t (&at)[2], co
   if (p.y_acc)
     for (int e = 0; e < 2; e++)
       if (wanted[e]) ptx::store_global(p.y_acc + at[e], sums[e]);
+  if (p.y_image)
+    for (int e = 0; e < 2; e++)
+      if (wanted[e]) ptx::store_global(p.y_image + at[e], static_cast<uint8_t>(quantize_low_byte(values[e], 1.0f, 0.0f, 255.0f)));
 }
 
 // Results in the order of docs/numerics.md: scale and bias, activation, residual, codes.
@@ -346,7 +350,7 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, const Place& at, const OutputT
                                               at.column + at.columns + pad_w <= p.width);
   // Whether no sum of such codes and weights (m, which k' stands for too) can reach 2^22.
   const bool small_sums = p.products * static_cast<float>(((1 << bits) - 1) * (four_bits ? 15 : 255)) < 4.0e6f;
-  const bool floats = p.y || p.residual || p.y_acc;
+  const bool floats = p.y || p.residual || p.y_acc || p.y_image;
   float scale = 0, offset = 0, top = 0;
   int out_bits = 8;
   if (p.y_q) {

@@ -1,6 +1,6 @@
 // Implicit-GEMM convolution on wgmma (sm_90a): weights are the rows of A; pixels the columns of B, in shared memory.
 //
-// A strip is 8 columns by 16 rows of pixels, 128 columns of one product. Tiles of four strips lie in shared memory with their halo as
+// A strip is 8 columns by 16 rows of pixels, 128 columns of one product. Tiles of some strips (conv2d_configs.cuh) lie in shared memory with their halo as
 // [channel / 16][pixel][16 bytes], where a tap is an offset of the descriptor. One warpgroup produces: it brings tiles in, ahead of
 // two that multiply. A block stays on the chip and takes tile after tile.
 //
@@ -9,6 +9,7 @@
 // and their weights, which all strips read from shared memory while they are there: a warpgroup keeps the sums of both its strips.
 #pragma once
 
+#include "cuda/conv2d_configs.cuh"
 #include "cuda/conv2d_sm80.cuh"
 #include "cuda/ptx_sm90.cuh"
 
@@ -16,12 +17,10 @@ namespace adabm {
 namespace cuda {
 namespace sm90 {
 
-constexpr int kStripColumns = 8, kStripRows = 16, kStrips = 4, kTileColumns = kStrips * kStripColumns;
 constexpr int kGroupThreads = 128, kConsumers = 2, kThreads = (1 + kConsumers) * kGroupThreads;
-constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
 constexpr int kStepBytes = 32;           // of every pixel and output: the depth of one product
-constexpr int kMaxStages = 4, kSharedBytes = 227 << 10;
-constexpr int kOnesBytes = 8 * kRowBytes, kBarrierBytes = 2 * kMaxStages * ptx::kBarrierBytes, kBarrierRoom = kBarrierBytes + kOnesBytes;
+constexpr int kSharedBytes = 227 << 10;
+constexpr int kOnesBytes = 8 * kRowBytes, kBarrierBytes = (2 * kMaxStages * ptx::kBarrierBytes + 127) / 128 * 128, kBarrierRoom = kBarrierBytes + kOnesBytes;
 constexpr int kWeightRoom = 2 * kOnesBytes;  // behind the weights of a stage
 constexpr int kStagedPitch = 80;         // bytes of a pixel's codes on their way out: stores and loads then meet no bank twice
 constexpr int kResidentTaps = 9, kResidentSteps = 2;
@@ -33,6 +32,8 @@ struct Conv2dParams90 {
   int stage_steps;   // steps in a stage
   int blocks;        // along x
   int image_words;   // y_image can be written four bytes at a time
+  int tensor_bytes;  // of a box of codes; 0 where threads copy
+  ptx::TensorMap map;
 };
 
 // One tile of pixels: how its pixels lie in shared memory, and which pixel of a strip lies where. Inner tiles are rows of the image;
@@ -44,16 +45,17 @@ struct Tile {
   int strips, strip_columns;
 };
 
+template <int kStrips>
 ADABM_DEVICE Tile place(const Conv2dParams& p, int tile) {
   Tile at;
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2;
   const int top = p.border_kernels ? pad_h : 0, left = p.border_kernels ? pad_w : 0;
-  int row_class = pad_h, column_class = pad_w, rows = kStripRows, columns = kTileColumns;
+  int row_class = pad_h, column_class = pad_w, rows = kStripRows, columns = kStrips * kStripColumns;
   bool upright = false;
   at.end_row = p.height - top, at.end_column = p.width - left;
   at.group_rows = 1, at.group_columns = 0, at.pixel_rows = 0, at.pixel_columns = 1, at.strips = kStrips, at.strip_columns = kStripColumns;
   if (tile < p.inner_tiles) {
-    at.row = top + tile / p.inner_across * kStripRows, at.column = left + tile % p.inner_across * kTileColumns;
+    at.row = top + tile / p.inner_across * kStripRows, at.column = left + tile % p.inner_across * columns;
   } else {
     const int row_edges = 2 * pad_h * p.row_edge_tiles, column_edges = 2 * pad_w * p.column_edge_tiles;
     int i = tile - p.inner_tiles, row_edge = -1, column_edge = -1;
@@ -120,6 +122,14 @@ ADABM_DEVICE void load_tile(const Conv2dParams& p, const Tile& at, const uint8_t
   }
 }
 
+// The same by the copy engine, started by one thread: a box for each row of 16 channels. For codes stored as bytes.
+ADABM_DEVICE void copy_tile(const Conv2dParams& p, const ptx::TensorMap& map, const Tile& at, int image, int first_plane, int planes, uint32_t to,
+                            uint32_t barrier) {
+  for (int plane = 0; plane < planes; plane++)
+    ptx::tensor_copy(to + plane * p.plane_pixels * kRowBytes, map, (first_plane + plane) * kRowBytes, at.column - p.kernel_w / 2,
+                     at.row - p.kernel_h / 2, image, barrier);
+}
+
 // A ring of stages in shared memory: barrier 2 i says that stage i is full, barrier 2 i + 1 that it is empty again.
 struct Ring {
   uint32_t barriers;
@@ -151,6 +161,12 @@ struct Producer {
   }
   ADABM_DEVICE void finish() {
     if (any) ptx::cp_async_wait<0>(), ptx::fence_async(), ptx::mbarrier_arrive(before);
+    any = false;
+  }
+  // A stage whose copies arrive by themselves.
+  ADABM_DEVICE void handed_over() {
+    ptx::mbarrier_arrive(ring.full());
+    ring.next();
   }
 };
 
@@ -338,7 +354,7 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool image_words, const Tile& 
 // ---- kernel
 
 // Grid: [blocks that share the tiles of pixels of all images][tiles of outputs].
-template <bool kResident>
+template <bool kResident, int kStrips>
 __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant__ Conv2dParams90 q) {
   const Conv2dParams& p = q.c;
   const int items = p.batch * p.tiles, group = threadIdx.x / kGroupThreads;
@@ -348,7 +364,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
   const uint8_t* packed = p.packed + f.offset + blockIdx.y * f.tile_bytes;
   if (threadIdx.x == 0) {
     for (int i = 0; i < q.stages; i++) {
-      ptx::mbarrier_init(barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads + !kResident);  // one more announces the weights
+      ptx::mbarrier_init(barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads + 1);  // one more announces bytes
       ptx::mbarrier_init(barriers + (2 * i + 1) * ptx::kBarrierBytes, kConsumers * 4);
     }
   }
@@ -368,19 +384,26 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
     Producer producer{ring};
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / p.tiles;
-      const Tile at = place(p, item % p.tiles);
+      const Tile at = place<kStrips>(p, item % p.tiles);
       const int storage = storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X);
+      const bool tensor = q.tensor_bytes && storage == 8;
       const uint8_t* x = p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels;
       const uint8_t* weights = packed + (p.border_kernels ? at.kernel : 0) * static_cast<int64_t>(p.tiling.tiles) * f.tile_bytes;
       for (int step = 0; step < q.steps; step += q.stage_steps) {
+        if (tensor) producer.finish();
         producer.ring.wait_empty();
         const uint32_t to = stages + producer.ring.stage * q.stage_bytes;
-        if (!kResident && threadIdx.x == 0) {
-          ptx::mbarrier_arrive_expect(producer.ring.full(), weight_bytes);
-          ptx::bulk_copy(to + q.code_bytes, weights + static_cast<int64_t>(step) * weight_bytes, weight_bytes, producer.ring.full());
+        if (threadIdx.x == 0) {
+          ptx::mbarrier_arrive_expect(producer.ring.full(), (kResident ? 0 : weight_bytes) + (tensor ? 2 * q.stage_steps * q.tensor_bytes : 0));
+          if (!kResident) ptx::bulk_copy(to + q.code_bytes, weights + static_cast<int64_t>(step) * weight_bytes, weight_bytes, producer.ring.full());
         }
-        load_tile(p, at, x, storage, 2 * step, 2 * q.stage_steps, to);
-        producer.issued();
+        if (tensor) {
+          if (threadIdx.x == 0) copy_tile(p, q.map, at, image, 2 * step, 2 * q.stage_steps, to, producer.ring.full());
+          producer.handed_over();
+        } else {
+          load_tile(p, at, x, storage, 2 * step, 2 * q.stage_steps, to);
+          producer.issued();
+        }
       }
     }
     producer.finish();
@@ -403,7 +426,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
       int32_t acc[4 * kStripRows];
       for (int item = blockIdx.x; item < items; item += q.blocks) {
         const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
-        const Tile at = place(p, item % p.tiles);
+        const Tile at = place<kStrips>(p, item % p.tiles);
         const int strips = (at.end_column - at.column + kStripColumns - 1) / kStripColumns, here = strips < kStrips ? strips : kStrips;
         const uint32_t codes = stages + ring.stage * q.stage_bytes;
         ring.wait_full();
@@ -422,7 +445,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
       int32_t acc[kStrips / kConsumers][4 * kStripRows];
       for (int item = blockIdx.x; item < items; item += q.blocks) {
         const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
-        const Tile at = place(p, item % p.tiles);
+        const Tile at = place<kStrips>(p, item % p.tiles);
         for (int step = 0; step < q.steps; step++) {
           const uint32_t codes = stages + ring.stage * q.stage_bytes;
           ring.wait_full();

@@ -64,6 +64,27 @@ ADABM_DEVICE void bulk_copy(uint32_t shared, const void* global, uint32_t bytes,
 #endif
 }
 
+// What a tensor copy knows of its source; tensor_map.h makes it on the host, and kernels get it by value.
+#if defined(__CUDACC__)
+struct alignas(128) TensorMap {
+  uint64_t opaque[16];
+};
+#else
+using TensorMap = cuda_host::TensorMap;
+#endif
+
+// The box of a 4-dimensional tensor that begins at these coordinates, innermost first, to shared memory at a multiple of 128 bytes; zeros
+// where the tensor has nothing. All bytes of the box count for the barrier's phase. `map` must be a kernel's __grid_constant__ parameter.
+ADABM_DEVICE void tensor_copy(uint32_t shared, const TensorMap& map, int c, int w, int h, int n, uint32_t barrier) {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared),
+               "l"(&map), "r"(c), "r"(w), "r"(h), "r"(n), "r"(barrier)
+               : "memory");
+#else
+  cuda_host::tensor_copy(shared, map, {c, w, h, n}, barrier);
+#endif
+}
+
 // Makes this thread's ordinary writes to shared memory (cp.async included) visible to products and bulk copies that come after a
 // barrier which it joins later.
 ADABM_DEVICE void fence_async() {

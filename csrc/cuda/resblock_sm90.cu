@@ -1,23 +1,46 @@
 // Cuts images into tiles for resblock_sm90.cuh and launches.
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "cuda/launch.cuh"
 #include "cuda/resblock_sm90.cuh"
 #include "cuda/sm90.h"
+#include "cuda/tensor_map.h"
 
 namespace adabm {
 namespace cuda {
 namespace sm90 {
 namespace {
 
+constexpr int kOtherBytes = 2 * kBarrierBytes + 8 * kOutRows * kStagedPitch;
+
+using Kernel = void (*)(ResblockParams);
+
+constexpr int halo_pixels(const TileConfig& config) { return (kStripRows + 2) * (config.strips * kStripColumns + 2); }
+
+// See parameters in conv2d_sm90.cu.
+constexpr int plane_pixels(const TileConfig& config, bool tensor) { return (halo_pixels(config) + 7) / 8 * 8 + (tensor ? 0 : 2); }
+
+constexpr int shared_bytes(const TileConfig& config) {
+  return kOtherBytes + config.middles * BlockTile(config.strips).middle_bytes + config.stages * kMiddlePlanes * plane_pixels(config, false) * kRowBytes;
+}
+
+template <size_t... kRow>
+Kernel kernel_of(int row, std::index_sequence<kRow...>) {
+  static_assert(((shared_bytes(kResblockConfigs[kRow]) <= kSharedBytes) && ...), "a row that does not fit shared memory");
+  const std::array<Kernel, sizeof...(kRow)> kernels = {resblock_sm90<kResblockConfigs[kRow].strips>...};
+  return kernels[row];
+}
+
 bool resident(const Conv2dParams& p) {
   return (p.code_channels + kStepBytes - 1) / kStepBytes == kResidentSteps && p.tiling.tiles == 1 && p.kernel_h == 3 && p.kernel_w == 3 &&
          p.shuffle == 1 && !p.border_kernels;
 }
 
-void cut(Conv2dParams& p, int plane_pixels) {
-  p.plane_pixels = plane_pixels;
-  p.inner_across = (p.width + kOutColumns - 1) / kOutColumns;
+void cut(Conv2dParams& p, const TileConfig& config) {
+  const int columns = BlockTile(config.strips).out_columns;
+  p.inner_across = (p.width + columns - 1) / columns;
   p.tiles = p.inner_tiles = p.inner_across * ((p.height + kOutRows - 1) / kOutRows);
 }
 
@@ -30,16 +53,25 @@ const char* why_not_resblock(const Conv2dParams& first, const Conv2dParams& seco
 }
 
 void resblock(const Conv2dParams& first, const Conv2dParams& second, int device, void* stream) {
-  ResblockParams q = {first, second, 0, 0, 0};
-  const int halo = (kStripRows + 2) * (kTileColumns + 2), plane_pixels = (halo + 7) / 8 * 8 + 2;
-  cut(q.first, plane_pixels), cut(q.second, plane_pixels);
-  q.stage_bytes = kMiddlePlanes * plane_pixels * kRowBytes;
-  const int others = 2 * kBarrierBytes + kMiddleBuffers * kMiddleBytes + 8 * kOutRows * kStagedPitch;
-  q.stages = std::min(kMaxStages, (kSharedBytes - others) / q.stage_bytes);
-  int multiprocessors = 0;
-  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  q.blocks = std::min(q.first.batch * q.first.tiles, multiprocessors);
-  launch(resblock_sm90, "resblock_sm90", dim3(q.blocks), dim3(kThreads), others + q.stages * q.stage_bytes, stream, q);
+  const int blocks = multiprocessors(device);
+  ResblockParams q = {};
+  q.first = first, q.second = second;
+  const int row = choose(ADABM_KERNEL_RESBLOCK, first.config, blocks, [&](const TileConfig& config) -> int64_t {
+    cut(q.first, config);
+    return static_cast<int64_t>(first.batch) * q.first.tiles;
+  });
+  const TileConfig& config = kResblockConfigs[row];
+  const bool tensor = config.tensor_copies && first.code_channels % kRowBytes == 0;
+  cut(q.first, config), cut(q.second, config);
+  q.first.plane_pixels = plane_pixels(config, tensor);
+  q.stages = config.stages, q.stage_bytes = kMiddlePlanes * q.first.plane_pixels * kRowBytes;
+  q.middles = config.middles, q.blocks = std::min(first.batch * q.first.tiles, blocks);
+  if (tensor) {
+    q.tensor_bytes = halo_pixels(config) * kRowBytes;
+    q.map = map_of_codes(first.x_q, first.batch, first.height, first.width, first.code_channels, kStripRows + 2, config.strips * kStripColumns + 2);
+  }
+  const uint32_t shared = shared_bytes(config);
+  launch(kernel_of(row, std::make_index_sequence<std::size(kResblockConfigs)>()), "resblock_sm90", dim3(q.blocks), dim3(kThreads), shared, stream, q);
 }
 
 }  // namespace sm90

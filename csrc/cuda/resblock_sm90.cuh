@@ -2,7 +2,7 @@
 // middle never leave the chip.
 //
 // Both convolutions are 64 to 64 channels, 3x3, with their weights in registers: one warpgroup has those of the first, another those
-// of the second, a third brings tiles in. The first writes the middle codes of a tile of 32 x 16 pixels into shared memory, where the
+// of the second, a third brings tiles in. The first writes the middle codes of a tile of 32 x 16 pixels (or other widths: conv2d_configs.cuh) into shared memory, where the
 // second finds them in the layout that its products read, and makes 30 x 14 results of them; meanwhile the first is at the next
 // tile. What neighbouring tiles share is computed by both: 512 + 448 products for 420 pixels instead of 420 + 420.
 #pragma once
@@ -13,34 +13,49 @@ namespace adabm {
 namespace cuda {
 namespace sm90 {
 
-constexpr int kOutRows = kStripRows - 2, kOutColumns = kTileColumns - 2;
-constexpr int kMiddlePlanes = 2 * kResidentSteps, kMiddleBuffers = 2;
-// The last strip of the second convolution reads two pixels past the last row. 514 is 2 modulo 8: neighbouring planes, other banks.
-constexpr int kMiddlePixels = kTileColumns * kStripRows, kMiddlePlaneBytes = (kMiddlePixels + 2) * kRowBytes;
-constexpr int kMiddleBytes = kMiddlePlanes * kMiddlePlaneBytes;
+constexpr int kOutRows = kStripRows - 2, kMiddlePlanes = 2 * kResidentSteps;
+
+// Sizes of a tile of `strips` strips, of the first convolution and so of the codes in the middle.
+struct BlockTile {
+  int columns, out_columns, middle_pixels, middle_plane_bytes, middle_bytes;
+  ADABM_HD constexpr explicit BlockTile(int strips)
+      : columns(strips * kStripColumns),
+        out_columns(columns - 2),
+        middle_pixels(columns * kStripRows),
+        // The last strip of the second convolution reads two pixels past the last row. Two more are 2 modulo 8: neighbouring planes,
+        // other banks.
+        middle_plane_bytes((middle_pixels + 2) * kRowBytes),
+        middle_bytes(kMiddlePlanes * middle_plane_bytes) {}
+};
 
 struct ResblockParams {
   Conv2dParams first, second;  // both cut into the same tiles; only where they read and write differs
-  int stages, stage_bytes, blocks;
+  int stages, stage_bytes, middles, blocks;
+  int tensor_bytes;  // of a box of codes; 0 where threads copy
+  ptx::TensorMap map;
 };
 
 // The pixels that the first convolution computes for a tile: one more on each side than the second's.
+template <int kStrips>
 ADABM_DEVICE Tile middle_tile(const Conv2dParams& p, int tile) {
+  constexpr BlockTile kTile(kStrips);
   Tile at = {};
-  at.row = tile / p.inner_across * kOutRows - 1, at.column = tile % p.inner_across * kOutColumns - 1;
+  at.row = tile / p.inner_across * kOutRows - 1, at.column = tile % p.inner_across * kTile.out_columns - 1;
   at.end_row = p.height, at.end_column = p.width;
-  at.halo_rows = kStripRows + 2, at.halo_columns = kTileColumns + 2, at.row_step = at.halo_columns, at.column_step = 1;
+  at.halo_rows = kStripRows + 2, at.halo_columns = kTile.columns + 2, at.row_step = at.halo_columns, at.column_step = 1;
   at.group_rows = 1, at.pixel_columns = 1, at.strips = kStrips, at.strip_columns = kStripColumns;
   return at;
 }
 
 // The second convolution's: their halo is the middle tile, whose rows have no more than its pixels.
+template <int kStrips>
 ADABM_DEVICE Tile result_tile(const Conv2dParams& p, int tile) {
-  Tile at = middle_tile(p, tile);
+  constexpr BlockTile kTile(kStrips);
+  Tile at = middle_tile<kStrips>(p, tile);
   at.row++, at.column++;
   at.end_row = at.row + kOutRows < p.height ? at.row + kOutRows : p.height;
-  at.end_column = at.column + kOutColumns < p.width ? at.column + kOutColumns : p.width;
-  at.halo_rows = kStripRows, at.halo_columns = at.row_step = kTileColumns;
+  at.end_column = at.column + kTile.out_columns < p.width ? at.column + kTile.out_columns : p.width;
+  at.halo_rows = kStripRows, at.halo_columns = at.row_step = kTile.columns;
   return at;
 }
 
@@ -57,8 +72,10 @@ ADABM_DEVICE void load_weights(uint32_t (&a)[kResidentSteps][kResidentTaps][4], 
 }
 
 // The codes of one strip of the middle, where the second convolution's products read them; 0 outside the image.
+template <int kStrips>
 ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip, int image, int bits, const int32_t (&acc)[4 * kStripRows],
                                uint32_t middle) {
+  constexpr BlockTile kTile(kStrips);
   const int lane = threadIdx.x % 32, plane = threadIdx.x / 32 % 4, output = plane * 16 + lane / 4 * 2;
   const int out_bits = image_bits(p.out_bits, image), first_column = at.column + strip * kStripColumns;
   const float scale = ptx::load_constant(p.out_grid + (out_bits - ADABM_MIN_BITS) * 2);
@@ -87,34 +104,36 @@ ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip,
         const float value = activate(p.activation, fmaf(static_cast<float>(acc[4 * j + 2 * e + i]), alphas[e], b), slopes[e]);
         codes |= static_cast<uint32_t>(quantize_value(value, scale, offset, top)) << (8 * e);
       }
-      const uint32_t pixel = j * kTileColumns + strip * kStripColumns + in_strip;
-      ptx::store_shared(middle + plane * kMiddlePlaneBytes + pixel * kRowBytes + lane / 4 * 2, static_cast<uint16_t>(codes));
+      const uint32_t pixel = j * kTile.columns + strip * kStripColumns + in_strip;
+      ptx::store_shared(middle + plane * kTile.middle_plane_bytes + pixel * kRowBytes + lane / 4 * 2, static_cast<uint16_t>(codes));
     }
 }
 
 // Grid: [blocks that share the tiles of all images].
+template <int kStrips>
 __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_constant__ ResblockParams q) {
+  constexpr BlockTile kTile(kStrips);
   const Conv2dParams &first = q.first, &second = q.second;
   const int items = first.batch * first.tiles, group = threadIdx.x / kGroupThreads;
   const uint32_t in_barriers = ptx::shared_base(), middle_barriers = in_barriers + kBarrierBytes;
-  const uint32_t middle = in_barriers + 2 * kBarrierBytes, stages = middle + kMiddleBuffers * kMiddleBytes;
+  const uint32_t middle = in_barriers + 2 * kBarrierBytes, stages = middle + q.middles * kTile.middle_bytes;
   const uint32_t plane_bytes = first.plane_pixels * kRowBytes;
   if (threadIdx.x == 0) {
     for (int i = 0; i < q.stages; i++) {
-      ptx::mbarrier_init(in_barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads);
+      ptx::mbarrier_init(in_barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads + 1);  // one more announces bytes
       ptx::mbarrier_init(in_barriers + (2 * i + 1) * ptx::kBarrierBytes, 4);
     }
-    for (int i = 0; i < kMiddleBuffers; i++) {
+    for (int i = 0; i < q.middles; i++) {
       ptx::mbarrier_init(middle_barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads);
       ptx::mbarrier_init(middle_barriers + (2 * i + 1) * ptx::kBarrierBytes, 4);
     }
   }
   // The two pixels behind each plane.
-  if (threadIdx.x < kMiddleBuffers * kMiddlePlanes * 2)
-    ptx::store_shared(middle + threadIdx.x / 2 * kMiddlePlaneBytes + (kMiddlePixels + threadIdx.x % 2) * kRowBytes, ptx::Words4{{0, 0, 0, 0}});
+  if (threadIdx.x < static_cast<unsigned>(q.middles * kMiddlePlanes * 2))
+    ptx::store_shared(middle + threadIdx.x / 2 * kTile.middle_plane_bytes + (kTile.middle_pixels + threadIdx.x % 2) * kRowBytes, ptx::Words4{{0, 0, 0, 0}});
   ptx::fence_async();
   ptx::sync_block();
-  Ring in(in_barriers, q.stages), between(middle_barriers, kMiddleBuffers);
+  Ring in(in_barriers, q.stages), between(middle_barriers, q.middles);
   const bool releases = threadIdx.x % 32 == 0;
 
   if (group == 0) {
@@ -124,9 +143,19 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
       const int image = item / first.tiles;
       const int storage = storage_bits(image_bits(first.x_bits, image), first.packed_codes & ADABM_PACKED_X);
       const uint8_t* x = first.x_q + static_cast<int64_t>(image) * first.height * first.width * first.code_channels;
+      const bool tensor = q.tensor_bytes && storage == 8;
+      const Tile at = middle_tile<kStrips>(first, item % first.tiles);
+      if (tensor) producer.finish();
       producer.ring.wait_empty();
-      load_tile(first, middle_tile(first, item % first.tiles), x, storage, 0, kMiddlePlanes, stages + producer.ring.stage * q.stage_bytes);
-      producer.issued();
+      const uint32_t to = stages + producer.ring.stage * q.stage_bytes;
+      if (threadIdx.x == 0) ptx::mbarrier_arrive_expect(producer.ring.full(), tensor ? kMiddlePlanes * q.tensor_bytes : 0);
+      if (tensor) {
+        if (threadIdx.x == 0) copy_tile(first, q.map, at, image, 0, kMiddlePlanes, to, producer.ring.full());
+        producer.handed_over();
+      } else {
+        load_tile(first, at, x, storage, 0, kMiddlePlanes, to);
+        producer.issued();
+      }
     }
     producer.finish();
   } else if (group == 1) {
@@ -136,14 +165,14 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     int32_t acc[4 * kStripRows];
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / first.tiles, bits = image_bits(first.x_bits, image);
-      const Tile at = middle_tile(first, item % first.tiles);
-      const uint32_t codes = stages + in.stage * q.stage_bytes, to = middle + between.stage * kMiddleBytes;
+      const Tile at = middle_tile<kStrips>(first, item % first.tiles);
+      const uint32_t codes = stages + in.stage * q.stage_bytes, to = middle + between.stage * kTile.middle_bytes;
       in.wait_full();
       between.wait_empty();
       for (int strip = 0; strip < kStrips; strip++) {
         multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
         if (strip == kStrips - 1 && releases) ptx::mbarrier_arrive(in.empty());
-        middle_codes(first, at, strip, image, bits, acc, to);
+        middle_codes<kStrips>(first, at, strip, image, bits, acc, to);
       }
       ptx::fence_async();
       ptx::mbarrier_arrive(between.full());
@@ -158,12 +187,12 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     int32_t acc[4 * kOutRows];
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / second.tiles, bits = image_bits(second.x_bits, image);
-      const Tile at = result_tile(second, item % second.tiles);
+      const Tile at = result_tile<kStrips>(second, item % second.tiles);
       const int here = (at.end_column - at.column + kStripColumns - 1) / kStripColumns;
-      const uint32_t codes = middle + between.stage * kMiddleBytes;
+      const uint32_t codes = middle + between.stage * kTile.middle_bytes;
       between.wait_full();
       for (int strip = 0; strip < here; strip++) {
-        multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kMiddlePlaneBytes, strip), kMiddlePlaneBytes, at.row_step);
+        multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kTile.middle_plane_bytes, strip), kTile.middle_plane_bytes, at.row_step);
         if (strip == here - 1 && releases) ptx::mbarrier_arrive(between.empty());
         epilogue<kOutRows, true>(second, false, at, strip, outputs, image, bits, acc, staged, 1);
       }

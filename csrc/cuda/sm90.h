@@ -10,8 +10,10 @@ struct Conv2dParams;
 
 namespace sm90 {
 
-// Why conv2d cannot compute this; null where it can.
-const char* why_not_conv2d(const Conv2dParams& p);
+int multiprocessors(int device);
+
+// Why conv2d cannot compute this; null where it can. Throws for a configuration that its kernel does not have.
+const char* why_not_conv2d(const Conv2dParams& p, int device);
 void conv2d(const Conv2dParams& p, int device, void* stream);
 
 // The same for two convolutions as one residual block.

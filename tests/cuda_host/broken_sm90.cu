@@ -11,6 +11,7 @@ struct Parameters {
   const uint8_t* a;  // [64 rows][32]
   const uint8_t* b;  // [128 columns][32], as [2 halves][128 columns][16]
   int32_t* y;        // [64][128]
+  ptx::TensorMap map;  // of b
 };
 
 enum Mistake {
@@ -33,6 +34,9 @@ enum Mistake {
   kBulkLeftBehind,       // nobody waits for a copy
   kNamedBarrierCount,    // more threads are named than come
   kSwizzled,             // the descriptor asks for what the layout is not
+  kTensorMisaligned,     // a tensor copy to 16 bytes past a multiple of 128
+  kTensorBytes,          // more bytes are announced than the box has
+  kTensorRight,          // none: a tensor copy in place of a bulk copy
 };
 
 constexpr int kThreads = 160, kBytes = 128 * 32;
@@ -50,9 +54,12 @@ __global__ void multiply(const Parameters p) {
       ptx::sync_warp();
       if (lane == 0) ptx::mbarrier_arrive(full);
     } else if (lane == 0) {
-      ptx::mbarrier_arrive_expect(full, m == kWrongBytes ? kBytes + 16 : kBytes);
+      ptx::mbarrier_arrive_expect(full, m == kWrongBytes || m == kTensorBytes ? kBytes + 16 : kBytes);
       if (m == kTooManyArrivals) ptx::mbarrier_arrive(full);
-      ptx::bulk_copy(b + (m == kBulkMisaligned ? 8 : 0), p.b + (m == kBulkBeyond ? 16 : 0), kBytes, full);
+      if (m >= kTensorMisaligned)
+        ptx::tensor_copy(b + (m == kTensorMisaligned ? 16 : 0), p.map, 0, 0, 0, 0, full);
+      else
+        ptx::bulk_copy(b + (m == kBulkMisaligned ? 8 : 0), p.b + (m == kBulkBeyond ? 16 : 0), kBytes, full);
       if (m == kBulkLeftBehind) ptx::mbarrier_arrive_expect(extra, 16), ptx::bulk_copy(b + kBytes, p.b, 16, extra);
     }
     ptx::mbarrier_wait(m == kOverwrittenInFlight ? full : empty, 0);
@@ -87,5 +94,6 @@ __global__ void multiply(const Parameters p) {
 
 extern "C" __attribute__((visibility("default"))) int adabm_host_broken_sm90(int mistake, const uint8_t* a, const uint8_t* b, int32_t* y) {
   using namespace adabm;
-  return cuda_host::launch(multiply, dim3(1), dim3(kThreads), 128 + kBytes + 16, nullptr, Parameters{mistake, a, b, y});
+  return cuda_host::launch(multiply, dim3(1), dim3(kThreads), 128 + kBytes + 16, nullptr,
+                           Parameters{mistake, a, b, y, {b, {16, 128, 2, 1}, {16, 2048, 4096}, {16, 128, 2, 1}}});
 }

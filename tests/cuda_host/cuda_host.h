@@ -77,6 +77,16 @@ void mbarrier_wait(uint32_t address, uint32_t parity);
 void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier);
 void named_barrier(int id, int threads);
 
+// What cuTensorMapEncodeTiled makes of a tensor of bytes, innermost dimension first; the first stride, 1, is left out.
+struct TensorMap {
+  const uint8_t* base;
+  int64_t sizes[4], strides[3];
+  int box[4];
+};
+// The rule of the driver that a map breaks, or null.
+const char* why_not_encoded(const TensorMap& map);
+void tensor_copy(uint32_t shared, const TensorMap& map, const int (&at)[4], uint32_t barrier);
+
 // The calling thread's ordinary writes so far may be read by products once a barrier has passed.
 void fence_async();
 // As shared_read, by a product: what was written ordinarily must have been fenced.

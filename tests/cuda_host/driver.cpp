@@ -11,10 +11,11 @@ namespace {
 struct Answers {
   int devices = 1, major = 8, minor = 0;
   int count_error = 0, image_error = 0, launch_error = 0;
-  int shared_limit = 163 << 10;
+  int shared_limit = 163 << 10, multiprocessors = 1;
   int current = 0;
   int last_error = 0;
   void* last_stream = nullptr;
+  unsigned last_blocks = 0;  // along x
   std::map<uintptr_t, int> owner;  // pointers on another device (-1: of the host)
 } answers;
 
@@ -34,6 +35,7 @@ EXPORT int adabm_host_answer(const char* name, int value) {
       {"minor", &answers.minor},             {"count_error", &answers.count_error},
       {"image_error", &answers.image_error}, {"launch_error", &answers.launch_error},
       {"shared_limit", &answers.shared_limit}, {"current", &answers.current},
+      {"multiprocessors", &answers.multiprocessors},
   };
   const auto found = fields.find(name);
   if (found == fields.end()) return 1;
@@ -43,12 +45,13 @@ EXPORT int adabm_host_answer(const char* name, int value) {
 EXPORT int adabm_host_current_device() { return answers.current; }
 EXPORT int adabm_host_sticky_error() { return answers.last_error; }
 EXPORT void* adabm_host_last_stream() { return answers.last_stream; }
+EXPORT unsigned adabm_host_last_blocks() { return answers.last_blocks; }
 EXPORT void adabm_host_reset() { answers = Answers(); }
 EXPORT void adabm_host_owner(const void* pointer, int device) { answers.owner[reinterpret_cast<uintptr_t>(pointer)] = device; }
 
 namespace cuda_host {
-cudaError_t begin_launch(void* stream) {
-  answers.last_stream = stream;
+cudaError_t begin_launch(void* stream, dim3 grid) {
+  answers.last_stream = stream, answers.last_blocks = grid.x;
   return answer(answers.launch_error);
 }
 }  // namespace cuda_host
@@ -70,7 +73,7 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::memset(properties, 0, sizeof *properties);
   std::snprintf(properties->name, sizeof properties->name, "host runtime");
-  properties->major = answers.major, properties->minor = answers.minor, properties->multiProcessorCount = 1;
+  properties->major = answers.major, properties->minor = answers.minor, properties->multiProcessorCount = answers.multiprocessors;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -78,7 +81,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrComputeCapabilityMajor: *value = answers.major; break;
     case cudaDevAttrComputeCapabilityMinor: *value = answers.minor; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = answers.shared_limit; break;
-    case cudaDevAttrMultiProcessorCount: *value = 1; break;
+    case cudaDevAttrMultiProcessorCount: *value = answers.multiprocessors; break;
   }
   return cudaSuccess;
 }

@@ -1,4 +1,4 @@
-// What compute capability 9.0 adds to the runtime: products of four warps, barriers in shared memory, bulk copies, named barriers.
+// What compute capability 9.0 adds to the runtime: products of four warps, barriers in shared memory, bulk and tensor copies, named barriers.
 #include <algorithm>
 #include <cstring>
 #include <deque>
@@ -37,6 +37,7 @@ struct BulkCopy {
   uint32_t bytes;
   int warp;
   uint32_t step;
+  std::vector<uint8_t> box;  // of a tensor copy, in place of `global`
 };
 
 struct Barrier {
@@ -111,7 +112,7 @@ void flip_if_complete(Barrier& b) {
 
 void land(Barrier& b) {
   for (const BulkCopy& copy : b.copies) {
-    shared_land(copy.shared, copy.global, static_cast<int>(copy.bytes), copy.warp, copy.step);
+    shared_land(copy.shared, copy.global ? copy.global : copy.box.data(), static_cast<int>(copy.bytes), copy.warp, copy.step);
     b.bytes -= copy.bytes;
     if (b.arriving.size() <= static_cast<size_t>(copy.warp)) b.arriving.resize(copy.warp + 1);
     b.arriving[copy.warp] = std::max(b.arriving[copy.warp], copy.step);
@@ -221,7 +222,38 @@ void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t bar
   if ((shared - kSharedBase) % 16) fail("bulk_copy at byte %u of shared memory, which must be a multiple of 16", shared - kSharedBase);
   global_read("bulk_copy", global, bytes, 16);
   shared_begin_copy("bulk_copy", shared, static_cast<int>(bytes));
-  b.copies.push_back({shared, global, bytes, current->warp, take_step()});
+  b.copies.push_back({shared, global, bytes, current->warp, take_step(), {}});
+  if (land_now()) land(b), flip_if_complete(b);
+}
+
+const char* why_not_encoded(const TensorMap& map) {
+  if (reinterpret_cast<uintptr_t>(map.base) % 16) return "the address must be a multiple of 16";
+  if (map.box[0] % 16) return "the innermost side of the box must be a multiple of 16 bytes";
+  for (int64_t stride : map.strides)
+    if (stride % 16 || stride >= int64_t{1} << 40) return "strides must be multiples of 16 below 2^40";
+  for (int i = 0; i < 4; i++)
+    if (map.box[i] < 1 || map.box[i] > 256 || map.sizes[i] < 1 || map.sizes[i] >= int64_t{1} << 32) return "sizes must be 1..2^32 and those of the box 1..256";
+  return nullptr;
+}
+
+void tensor_copy(uint32_t shared, const TensorMap& map, const int (&at)[4], uint32_t barrier) {
+  Barrier& b = barrier_at("tensor_copy", barrier);
+  if ((shared - kSharedBase) % 128) fail("tensor_copy at byte %u of shared memory, which must be a multiple of 128", shared - kSharedBase);
+  const int64_t row = map.box[0], bytes = row * map.box[1] * map.box[2] * map.box[3];
+  std::vector<uint8_t> box(bytes, 0);
+  uint8_t* to = box.data();
+  for (int n = at[3]; n < at[3] + map.box[3]; n++)
+    for (int h = at[2]; h < at[2] + map.box[2]; h++)
+      for (int w = at[1]; w < at[1] + map.box[1]; w++, to += row) {
+        const bool inside = n >= 0 && n < map.sizes[3] && h >= 0 && h < map.sizes[2] && w >= 0 && w < map.sizes[1];
+        const int64_t first = std::max(at[0], 0), last = std::min<int64_t>(at[0] + row, map.sizes[0]);
+        if (!inside || first >= last) continue;
+        const uint8_t* from = map.base + n * map.strides[2] + h * map.strides[1] + w * map.strides[0] + first;
+        global_read("tensor_copy", from, last - first, 1);
+        std::memcpy(to + first - at[0], from, last - first);
+      }
+  shared_begin_copy("tensor_copy", shared, static_cast<int>(bytes));
+  b.copies.push_back({shared, nullptr, static_cast<uint32_t>(bytes), current->warp, take_step(), std::move(box)});
   if (land_now()) land(b), flip_if_complete(b);
 }
 

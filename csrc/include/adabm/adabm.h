@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define ADABM_ABI_VERSION 5
+#define ADABM_ABI_VERSION 6
 #define ADABM_MIN_BITS 2
 #define ADABM_MAX_BITS 8
 #define ADABM_BIT_WIDTHS 7
@@ -123,7 +123,8 @@ typedef struct {
                                Anything else only without shuffle: y is then a slice of wider features */
   int32_t packed_codes;     /* CUDA only: ADABM_PACKED_X and ADABM_PACKED_Y, or 0 */
   int32_t border_kernels;   /* CUDA only: that of adabm_weights; elsewhere the packed form says so */
-  uint8_t* y_image;         /* CUDA of compute capability 9.0 only, not with y_q: [N, H*r, W*r, K/r^2], clamp(round_half_even(v), 0, 255) */
+  int32_t config;           /* CUDA of compute capability 9.0 only: i + 1 takes configuration i of the kernel (adabm_config_cuda), 0 lets the library choose */
+  uint8_t* y_image;         /* CUDA only, not with y_q or y_pitch: [N, H*r, W*r, K/r^2], clamp(round_half_even(v), 0, 255) */
 } adabm_conv2d_args;
 
 ADABM_API adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args);
@@ -184,6 +185,28 @@ ADABM_API adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t 
  * 9.0; ADABM_UNSUPPORTED and why otherwise. y_q must not be x_q; y may be the same memory as residual. */
 ADABM_API adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, const adabm_conv2d_args* second, int32_t device, void* stream);
 ADABM_API adabm_status adabm_quantize_cuda(const adabm_quantize_args* args, int32_t device, void* stream);
+
+#define ADABM_MAX_TARGETS 16
+
+/* The same x on 1..ADABM_MAX_TARGETS grids: equal to adabm_quantize_cuda for each of `count` structs in a row, whose x, shift, sizes and
+ * strides are the same, with x read once. */
+ADABM_API adabm_status adabm_quantize_many_cuda(const adabm_quantize_args* args, int32_t count, int32_t device, void* stream);
+
+/* Kernels of compute capability 9.0 that come in several configurations: the convolution with its weights in registers (up to 64
+ * channels, 3x3), with weights that pass through shared memory, and the residual block, whose configuration is its first convolution's. */
+enum { ADABM_KERNEL_RESIDENT = 0, ADABM_KERNEL_STAGED = 1, ADABM_KERNEL_RESBLOCK = 2, ADABM_KERNEL_COUNT = 3 };
+
+typedef struct {
+  uint32_t struct_bytes;            /* sizeof(adabm_config) */
+  int32_t count;                    /* configurations of this kernel */
+  int32_t tile_height, tile_width;  /* pixels of a tile: of a residual block those of its first convolution, two more each way than results */
+  int32_t stages;                   /* tiles in shared memory, where they fit */
+  int32_t middles;                  /* tiles of codes between the convolutions of a residual block, else 0 */
+  int32_t tensor_copies;            /* 1: tiles of codes of 8 bits are brought in by tensor copies, where channels are a multiple of 16 */
+} adabm_config;
+
+/* Configuration `index` of a kernel. Needs no device. */
+ADABM_API adabm_status adabm_config_cuda(int32_t kernel, int32_t index, adabm_config* config);
 
 #define ADABM_MEASURE_BYTES 512 /* of workspace for each image */
 

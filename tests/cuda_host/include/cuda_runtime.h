@@ -72,12 +72,12 @@ const char* cudaGetErrorString(cudaError_t error);
 namespace cuda_host {
 
 // What the pretended driver says to a launch on a stream (driver.cpp).
-cudaError_t begin_launch(void* stream);
+cudaError_t begin_launch(void* stream, dim3 grid);
 
 // Runs the kernel to its end. What the detectors find is a cudaErrorLaunchFailure; adabm_host_error() has the sentence.
 template <class Parameters>
 cudaError_t launch(void (*kernel)(Parameters), dim3 grid, dim3 block, uint32_t shared_bytes, void* stream, const Parameters& parameters) {
-  if (const cudaError_t error = begin_launch(stream)) return error;
+  if (const cudaError_t error = begin_launch(stream, grid)) return error;
   struct Call {
     void (*kernel)(Parameters);
     const Parameters& parameters;

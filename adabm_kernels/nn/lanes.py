@@ -1,0 +1,104 @@
+"""Several forward passes under way at once: lanes, each with a CUDA stream, graphs and buffers of its own."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+_current = threading.local()
+
+
+def current_lane() -> int:
+    """The lane that the calling thread is in, 0 outside of all."""
+    return getattr(_current, "lane", 0)
+
+
+@functools.cache
+def _stream(device: torch.device, lane: int) -> torch.cuda.Stream:
+    # Kept: buffers belong to streams, and would be made anew for each new one.
+    return torch.cuda.Stream(device)
+
+
+class Lane:
+    """A context in which the calling thread's work goes to a stream of its own on a CUDA device; on a CPU only a number.
+
+    index: 1 or more. Work inside comes after what had been given to the stream that was current where the lane was made, and to the
+    one that was current when the context was entered. One thread at a time may be in a lane.
+    """
+
+    def __init__(self, device: torch.device, index: int):
+        self.index, self.stream = index, None
+        if device.type == "cuda":
+            self.stream, self._home = _stream(device, index), torch.cuda.current_stream(device)
+
+    def __enter__(self) -> Lane:
+        self._outside = current_lane()
+        _current.lane = self.index
+        if self.stream is not None:
+            self.stream.wait_stream(self._home)
+            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+            self._on = torch.cuda.stream(self.stream)
+            self._on.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        if self.stream is not None:
+            self._on.__exit__(*raised)
+        _current.lane = self._outside
+
+    def finish(self, *used: Any) -> torch.cuda.Event | None:
+        """The end of the work so far, which used tensors made outside: their memory stays until then."""
+        if self.stream is None:
+            return None
+        for x in used:
+            if isinstance(x, torch.Tensor):
+                x.record_stream(self.stream)
+        done = torch.cuda.Event()
+        done.record(self.stream)
+        return done
+
+    def hand_out(self, y: Any, done: torch.cuda.Event | None) -> Any:
+        """y, made inside before `done`, for use on the calling thread's stream: this waits for it, and y's memory for this."""
+        if self.stream is not None and isinstance(y, torch.Tensor):
+            here = torch.cuda.current_stream(self.stream.device)
+            here.wait_event(done)
+            y.record_stream(here)
+        return y
+
+
+def lanes(device: torch.device, count: int) -> list[Lane]:
+    """Lanes 1..count on a device. Raises ValueError unless count is an integer of at least 1."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"in_flight must be an integer of at least 1, got {count!r}")
+    return [Lane(device, index + 1) for index in range(count)]
+
+
+def in_order(function: Callable[..., torch.Tensor], inputs: Iterable[tuple], lanes: list[Lane]) -> Iterator[torch.Tensor]:
+    """function(*input) for all inputs in their order, each in the next lane, with one under way in each at most.
+
+    Nothing waits on the host: the caller's stream waits for a result when it is handed out. Errors come then too.
+    """
+    under_way: deque[tuple[Lane, torch.Tensor | Exception, torch.cuda.Event | None]] = deque()
+
+    def oldest() -> torch.Tensor:
+        lane, y, done = under_way.popleft()
+        if isinstance(y, Exception):
+            raise y
+        return lane.hand_out(y, done)
+
+    for i, given in enumerate(inputs):
+        if len(under_way) == len(lanes):
+            yield oldest()
+        with lanes[i % len(lanes)] as lane:
+            try:
+                y = function(*given)
+            except Exception as error:
+                y = error
+            under_way.append((lane, y, lane.finish(*given)))
+    while under_way:
+        yield oldest()
