@@ -65,13 +65,19 @@ def test_packed_bytes_are_where_the_contract_says() -> None:
     codes[..., :10] = torch.arange(1, 61).view(3, 1, 2, 10) % 4
     packed = pack_codes(codes, torch.tensor([2, 3, 8])).view(3, 24)
     first = codes[0, 0].tolist()
-    assert packed[0].tolist() == [
-        sum(code << 2 * i for i, code in enumerate(pixel[start : start + 4])) for pixel in first for start in (0, 4, 8, 12)
-    ] + [0] * 16
+    assert (
+        packed[0].tolist()
+        == [sum(code << 2 * i for i, code in enumerate(pixel[start : start + 4])) for pixel in first for start in (0, 4, 8, 12)]
+        + [0] * 16
+    )
     second = codes[1, 0].tolist()
-    assert packed[1].tolist() == [pixel[i] | pixel[i + 1] << 4 for pixel in second for i in range(0, 12, 2)][:6] + [0, 0] + [
-        second[1][i] | second[1][i + 1] << 4 for i in range(0, 12, 2)
-    ] + [0] * 10
+    assert (
+        packed[1].tolist()
+        == [pixel[i] | pixel[i + 1] << 4 for pixel in second for i in range(0, 12, 2)][:6]
+        + [0, 0]
+        + [second[1][i] | second[1][i + 1] << 4 for i in range(0, 12, 2)]
+        + [0] * 10
+    )
     assert packed[2].tolist() == codes[2].reshape(-1).tolist()
 
 
@@ -335,6 +341,39 @@ def test_a_network_compiles_into_one_graph(name: str, quantize: str) -> None:
     model, x = converted(name, quantize), images(2, 3, 8, 9)
     want = model(x)
     assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), want)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_compiled_network_follows_its_settings(graph: bool) -> None:
+    """Running thresholds among them, which are state: as without compiling, image by image, and the calibrated ones stay."""
+    torch._dynamo.reset()
+    model = converted()
+    plain = copy.deepcopy(model)
+    model.set_backend("auto", graph=graph)  # nothing to record in there
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = images(2, 3, 8, 9)
+    decided = []
+    for change in (
+        lambda m: m.set_running_thresholds(0.2),
+        lambda m: m.set_running_thresholds(0.2, start=tuple(t * 0.7 for t in m.thresholds)),
+        lambda m: m.set_bits(3),
+        lambda m: m.set_bits("auto"),
+        lambda m: m.set_running_thresholds(0),
+    ):
+        for each in (model, plain):
+            change(each)
+        for contrast in (0.1, 1.0, 0.4):
+            want = plain(x * contrast)
+            assert torch.equal(compiled(x * contrast), want)
+            assert model.running_thresholds == plain.running_thresholds
+            decided.append(model.running_thresholds)
+    assert decided[0] != decided[1] and decided[-1] is None
+    assert torch.equal(model._running.calibrated, torch.tensor(model.thresholds, dtype=torch.float64))
+    model.set_running_thresholds(0.2)
+    compiled(x)
+    model.set_running_thresholds(0)
+    model.set_running_thresholds(0.2)
+    assert model.running_thresholds == pytest.approx(model.thresholds)
 
 
 def test_a_graph_needs_a_card() -> None:

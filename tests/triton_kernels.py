@@ -360,12 +360,17 @@ def test_fixed_bits_and_running_thresholds() -> None:
         assert torch.equal(*outputs)
 
 
-def test_a_network_compiles_into_one_graph() -> None:
-    model, x = converted("edsr", tail="staged", recipe="paper"), images((1.0,)).to(DEVICE)
+@pytest.mark.parametrize("momentum", [0.0, 0.1], ids=["fixed", "running"])
+def test_a_network_compiles_into_one_graph(momentum: float) -> None:
+    model, x = converted("edsr", tail="staged", recipe="paper"), images().to(DEVICE)
     model.set_backend("triton")
-    want = model(x)
+    model.set_running_thresholds(momentum)
+    want, left = model(x), model.running_thresholds
+    model.set_running_thresholds(0)
+    model.set_running_thresholds(momentum)
     torch._dynamo.reset()
     assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), want)
+    assert model.running_thresholds == left
 
 
 # ---- what only a GPU can show
@@ -387,6 +392,24 @@ def test_a_captured_forward_equals_the_plain_one(case: tuple[str, ...]) -> None:
     want = model(x)
     model.set_backend("triton", graph=True)
     assert torch.equal(model(x), want)
+
+
+@on_gpu
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+def test_a_compiled_forward_follows_its_thresholds(mode: str) -> None:
+    """max-autotune replays CUDA graphs of its own: the thresholds must move in each replay."""
+    model = converted("edsr", tail="staged", recipe="paper")
+    model.set_backend("triton")
+    model.set_running_thresholds(0.1)
+    x = images().to(DEVICE)
+    want = [(model(x * contrast).clone(), model.running_thresholds) for contrast in (1.0, 0.3, 0.6, 1.0)]
+    model.set_running_thresholds(0)
+    model.set_running_thresholds(0.1)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, mode=mode)
+    for contrast, (y, thresholds) in zip((1.0, 0.3, 0.6, 1.0), want, strict=True):
+        assert torch.equal(compiled(x * contrast), y)
+        assert model.running_thresholds == pytest.approx(thresholds, rel=1e-12)  # Inductor may fuse a multiply-add in float64
 
 
 @on_gpu

@@ -227,7 +227,7 @@ class ConvertedNetwork(nn.Module, ABC):
         `image_offsets` say what the next forward pass would do and move nothing; nor do images while `set_bits` is not "auto".
         Momentum and thresholds are saved with the model. start: thresholds to begin at, within those bounds; None for the present
         ones, which are the calibrated ones unless it is on already. Threads may share the model: each image moves the thresholds
-        once, in the order of arrival.
+        once, in the order of arrival; under torch.compile, which knows no locks, one thread at a time.
 
         Raises ValueError unless momentum is a number in 0..1, 0 for a network that is not adaptive, and start is in bounds.
         """
