@@ -9,6 +9,8 @@ case first proves equal to the integer reference. Skipped without a GPU.
 from __future__ import annotations
 
 import functools
+import statistics
+import time
 from collections.abc import Callable
 
 import pytest
@@ -54,6 +56,16 @@ def recorded(work: Callable[[], object]) -> Callable[[], None]:
         torch.cuda.synchronize()
 
     return replay
+
+
+def seconds(replay: Callable[[], None], rounds: int = 20) -> float:
+    """The median of one call, after three that do not count."""
+    times = []
+    for _ in range(rounds + 3):
+        start = time.perf_counter()
+        replay()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[3:])
 
 
 def measure(benchmark, work: Callable[[], object], **facts: object) -> None:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from adabm_kernels import ConvertConfig, convert_model, load
 from adabm_kernels.calibrate import calibrate
 from adabm_kernels.networks.rdn import RDN, RDNSpec
+from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.registry import GPU_BACKENDS, Problem, choose
 from adabm_kernels.upscale import builtin_models
@@ -43,11 +44,15 @@ def photos(batch: int, size: int) -> torch.Tensor:
 
 @functools.cache
 def converted(name: str) -> ConvertedNetwork:
-    """EDSR-baseline x4 as it comes with the package; RDN-B x4 (D=16, C=8, G=64) with random weights, which cost as much as any."""
+    """EDSR-baseline x4 as it comes with the package; RDN-B x4 (D=16, C=8, G=64) and SRResNet x4 with random weights, which cost as
+    much as any."""
     if name == "edsr_x4":
         return load(builtin_models()["edsr_x4_w4a4"])
     torch.manual_seed(0)
-    model = RDN(RDNSpec(scale=4, blocks=16, layers=8, channels=64, growth=64))
+    if name == "rdn_b_x4":
+        model = RDN(RDNSpec(scale=4, blocks=16, layers=8, channels=64, growth=64))
+    else:
+        model = SRResNet(SRResNetSpec(scale=4, blocks=16, channels=64))
     settings = ConvertConfig(recipe="paper", steps=0, bit_aware_clipping=False, batch=1)
     return convert_model(model, [photos(1, 48)], settings)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from gpu_place import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -17,11 +17,6 @@ from adabm_kernels import native  # noqa: E402
 THREADS = torch.get_num_threads()
 
 
-def _commit() -> str:
-    run = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
-
-
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     facts = native.describe()
-    machine_info["adabm"] = {"isa": facts.get("isa_chosen"), "torch": torch.__version__, "threads": THREADS, "commit": _commit()}
+    machine_info["adabm"] = {"isa": facts.get("isa_chosen"), "torch": torch.__version__, "threads": THREADS, "commit": commit()}

@@ -10,17 +10,14 @@ has proved equal to that of the others. An entry says where and when it was meas
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
-import subprocess
-from pathlib import Path
 
 import torch
+from gpu_place import place
 
 from adabm_kernels.backends.triton import conv2d, tuning
 from adabm_kernels.quantize import act_grid, padded_channels
 
-ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # channels, outputs, kernel, shuffle, kernels by border class
     (3, 64, 3, 1, False),
     (64, 64, 3, 1, False),
@@ -112,19 +109,10 @@ def main() -> None:
     path = tuning.TABLE if parser.parse_args().package else tuning.user_table()
     if not torch.cuda.is_available():
         raise SystemExit("tune_triton: no GPU that torch can use")
-    import triton
-
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    place = {
-        "card": torch.cuda.get_device_name(),
-        "date": datetime.date.today().isoformat(),
-        "triton": triton.__version__,
-        "torch": torch.__version__,
-        "commit": commit or "unknown",
-    }
+    source = place()
     for layer, size in itertools.product(LAYERS, SIZES):
         key, config, figures = tune(layer, size)
-        tuning.write_entries(path, {key: (config, figures | place)})
+        tuning.write_entries(path, {key: (config, figures | source)})
     print(f"written to {path}")
 
 

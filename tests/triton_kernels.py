@@ -6,6 +6,7 @@ in a process of its own.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ from adabm_kernels.backends.triton import launch
 from adabm_kernels.measure import bits_by_rule, image_measure, image_offsets
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
+from adabm_kernels.nn import network
 from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack_codes
+from adabm_kernels.registry import Choice
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
 on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
@@ -338,6 +341,26 @@ def test_a_network_equals_the_reference(case: tuple[str, ...]) -> None:
     assert torch.equal(got, want)  # the float convolutions of "body" are torch's in both, on equal inputs
     if case[2] == "staged":
         assert torch.equal(model(x[1:]), got[1:])
+
+
+@pytest.mark.skipif(not interpreting(), reason="the CUDA library runs on the CPU here, under its own runtime")
+@pytest.mark.parametrize("first", ["cuda", "triton"])
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3]], ids="-".join)
+def test_a_network_of_both_gpu_backends_equals_the_reference(
+    case: tuple[str, ...], first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the registry mixes them: convolutions in turn on one and on the other, everything else on the first."""
+    from cuda_calls import cuda_on_host
+
+    model, x = converted(*case), images()
+    model.set_backend("reference")
+    want = model(x)
+    turns = itertools.cycle(("cuda", "triton"))
+    monkeypatch.setattr(network, "choose", lambda problem, backend: Choice(first if problem.conv is None else next(turns)))
+    with cuda_on_host():
+        model.set_backend("auto")
+        assert {conv.backend for conv in model.convs()} == {"cuda", "triton"} and model.packed_codes
+        assert torch.equal(model(x), want)
 
 
 def test_images_too_small_for_the_collapsed_tail_take_the_staged_one() -> None:
