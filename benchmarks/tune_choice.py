@@ -12,17 +12,23 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import sys
 from pathlib import Path
 
+import pretend
 import torch
-from bench_gpu_layers import REPLAYS, recorded, seconds
-from bench_gpu_networks import converted
-from gpu_place import place
 
-from adabm_kernels.backends import gpu_times
-from adabm_kernels.nn.conv import IntegerConv2d
-from adabm_kernels.quantize import pack_codes, padded_channels, storage_bits
-from adabm_kernels.registry import GPU_BACKENDS, Problem, choose
+pretend.from_arguments()
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from bench_gpu_layers import milliseconds  # noqa: E402
+from bench_gpu_networks import converted  # noqa: E402
+from gpu_place import place  # noqa: E402
+
+from adabm_kernels.backends import gpu_times  # noqa: E402
+from adabm_kernels.nn.conv import IntegerConv2d  # noqa: E402
+from adabm_kernels.quantize import pack_codes, padded_channels, storage_bits  # noqa: E402
+from adabm_kernels.registry import GPU_BACKENDS, Problem, choose  # noqa: E402
 
 SIDE = 256  # more pixels fill no card better
 MODELS = ("edsr_x4", "rdn_b_x4", "srresnet_x4")
@@ -51,18 +57,18 @@ def time_layer(conv: IntegerConv2d, bits: int, side: int) -> dict[str, float]:
         work = functools.partial(layer.into, x_q, bits_of, **outputs)
         work()
         results[backend] = next(iter(outputs.values())).clone()
-        times[backend] = round(seconds(recorded(work)) / REPLAYS * 1e6, 3)
+        times[backend] = round(milliseconds(work) * 1e3, 3)
     first, second = results.values()
     if not torch.equal(first, second):
         raise RuntimeError(f"{conv.name}: {' and '.join(results)} differ at {bits} bits")
     return times
 
 
-def layers(models: tuple[str, ...]) -> dict[str, tuple[IntegerConv2d, int]]:
+def layers() -> dict[str, tuple[IntegerConv2d, int]]:
     """{key of a table, by this card's capability: (a layer, bits)}, every shape and stored width once."""
     major, minor = torch.cuda.get_device_capability()
     found: dict[str, tuple[IntegerConv2d, int]] = {}
-    for name in models:
+    for name in MODELS:
         for conv in converted(name).convs():
             low, high = conv.bit_range
             for bits in range(low, high + 1):
@@ -73,16 +79,21 @@ def layers(models: tuple[str, ...]) -> dict[str, tuple[IntegerConv2d, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", action="store_true", help="into the table that comes with the package")
-    path = gpu_times.TABLE if parser.parse_args().package else gpu_times.user_table()
-    tune(path, SIDE, MODELS)
-    print(f"written to {path}")
+    pretend.asked(parser)
+    args = parser.parse_args()
+    path = gpu_times.TABLE if args.package and not args.dry_run else gpu_times.user_table()
+    tune(path, pretend.pick(SIDE, 8))
+    print("dry run: nothing is kept" if args.dry_run else f"written to {path}")
 
 
-def tune(path: Path, side: int, models: tuple[str, ...]) -> None:
-    for backend in GPU_BACKENDS:
-        choose(Problem("cuda"), backend)  # raises the reason where it cannot run
+def tune(path: Path, side: int) -> None:
+    try:
+        for backend in GPU_BACKENDS:
+            choose(Problem("cuda"), backend)
+    except RuntimeError as error:
+        raise SystemExit(f"tune_choice: {error}") from error
     source = place()
-    for key, (conv, bits) in layers(models).items():
+    for key, (conv, bits) in layers().items():
         times = time_layer(conv, bits, side)
         print(f"{key}: {', '.join(f'{us:.1f} us by {backend}' for backend, us in times.items())}")
         gpu_times.write_entries(path, {key: {"us": times, "pixels": side * side} | source})

@@ -109,8 +109,8 @@ def cuda_work(capability: int, shape: ConvShape, bits: int) -> Work:
     tiles, width = output_tiles(shape.outputs, shape.shuffle)
     pitch = packed_pitch(shape.channels, storage_bits(bits))
     if capability == 90 and on_wgmma(shape):
-        # 16x32 pixels by 64 outputs; a product of 128 pixels by 32 bytes reads pixels from shared memory, and weights too unless they
-        # are held in registers.
+        # 16x32 pixels by 64 outputs; a product of 128 pixels by 32 bytes reads pixels from shared memory, and weights too unless
+        # they are held in registers.
         steps, taps = -(-shape.channels // 32), shape.kernel_h * shape.kernel_w
         resident = steps == 2 and shape.kernel_h == shape.kernel_w == 3 and not shape.border_kernels and not shape.ones
         halo = (16 + shape.kernel_h - 1) * (32 + shape.kernel_w - 1) / 512
