@@ -43,10 +43,13 @@ class _Nothing:
         return lambda *args, **options: None
 
 
+def _is_card(place: Any) -> bool:
+    return isinstance(place, (str, torch.device)) and torch.device(place).type == "cuda"
+
+
 def _on_cpu(factory: Any) -> Any:
     def make(*args: Any, **options: Any) -> Any:
-        device = options.get("device")
-        if device is not None and torch.device(device).type == "cuda":
+        if _is_card(options.get("device")):
             options["device"] = "cpu"
         return factory(*args, **options)
 
@@ -92,6 +95,7 @@ def _pretend_torch() -> None:
         "max_memory_allocated": 0,
         "reset_peak_memory_stats": None,
         "synchronize": None,
+        "_sleep": None,
         "current_stream": _Nothing(),
     }
     for name, value in facts.items():
@@ -99,6 +103,8 @@ def _pretend_torch() -> None:
     torch.cuda.Stream = torch.cuda.CUDAGraph = torch.cuda.Event = _Nothing
     torch.cuda.stream = torch.cuda.graph = lambda *args, **options: contextlib.nullcontext()
     torch.Tensor.cuda = lambda self, *args, **options: self
+    to = torch.Tensor.to
+    torch.Tensor.to = lambda self, *args, **options: self if args and _is_card(args[0]) else to(self, *args, **options)
     for name in ("empty", "zeros", "ones", "full", "tensor", "rand", "randn", "randint"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.compile = lambda model, **options: model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,18 @@ def test_everything_a_card_would_be_asked_runs_dry(tmp_path: Path) -> None:
         assert f"| {bench}" in table, bench
     for group in ("edsr_x4, ", "rdn_b_x4, ", "conv2d 64->64 3x3", "residual block", "ceilings"):
         assert f"## {group}" in table, group
+
+
+def test_the_tests_for_a_card_run_on_a_pretended_one(tmp_path: Path) -> None:
+    """With the reference in place of the kernels: it is the tests that are tested."""
+    run = "import sys, pretend, pytest; pretend.install(); sys.exit(pytest.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", run, "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_gpu.py")]
+    path = os.pathsep.join([str(BENCHMARKS), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    passed, skipped = (int(re.search(rf"(\d+) {word}", done.stdout)[1]) for word in ("passed", "skipped"))
+    assert passed >= 45 and skipped == 3  # two of a second device, one of another backend's measure
 
 
 def test_without_a_card_a_real_run_says_so() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
-from small import small_edsr
+from small import poison_empty, small_edsr
 from test_conv2d import problems as any_problem
 from test_ops import QUANTIZE, by_border_class, order, settings_of
 
@@ -53,14 +53,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Not for tests that compile: the compiler takes no torch.empty of ours.
     """
-    plain_empty = torch.empty
-
-    def empty(*size: Any, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
-        made = plain_empty(*size, dtype=dtype, **options)
-        poison = {torch.uint8: 171, torch.int32: -987654, torch.float32: -987654.0}.get(dtype)
-        return made if poison is None else made.fill_(poison)
-
-    monkeypatch.setattr(torch, "empty", empty)
+    poison_empty(monkeypatch)
 
 
 def check(instance: ConvInstance, packed: bool, outs: tuple[str, ...] = ("both", "acc")) -> None:
