@@ -424,6 +424,15 @@ def test_a_card_that_can_is_taken(card: dict[str, Any]) -> None:
     assert choose(Problem("cpu"), "triton").backend == "triton"  # the model may move there later
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here they can run")
+@pytest.mark.parametrize("name", GPU_BACKENDS)
+def test_the_command_line_never_falls_back(name: str, adabm: Callable, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    picture = Path(registry.__file__).parent / "assets" / "sample.png"
+    status, _, err = adabm("upscale", picture, "-o", "out.png", "--backend", name)
+    assert status and f"backend '{name}' cannot run: " in err and not Path("out.png").exists()
+
+
 def test_a_backend_asked_for_takes_the_model_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert [device_for(name) for name in ("triton", "cpu", "reference", "auto")] == ["cuda", None, None, None]
