@@ -8,7 +8,8 @@ import warnings
 from dataclasses import dataclass, field
 
 from . import native
-from .backends import devices
+from .backends import counted, devices, gpu_times
+from .backends.counted import ConvShape
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
 GPU_BACKENDS = ("cuda", "triton")
@@ -16,9 +17,10 @@ GPU_BACKENDS = ("cuda", "triton")
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to run: the type of the device that holds the tensors, "cpu" or "cuda"."""
+    """What is to run: the type of the device that holds the tensors, "cpu" or "cuda", and the convolution, None for all else."""
 
     device: str
+    conv: ConvShape | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class BackendStatus:
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that will run, and the reason for each faster one that will not."""
+    """The backend that will run, and the reason for each other one that was thought of and will not."""
 
     backend: str
     rejected: dict[str, str] = field(default_factory=dict)
@@ -46,10 +48,7 @@ def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
     if asked and backend in GPU_BACKENDS and device == "cpu":
         device = None
     if backend == "cuda":
-        reason = devices.why_not_cuda(device)
-        if not reason and not asked and not devices.why_not_triton(device):
-            reason = devices.why_triton_first()
-        return reason
+        return devices.why_not_cuda(device)
     if backend == "triton":
         if devices.interpreting() and not asked:
             return "TRITON_INTERPRET=1: its interpreter runs only when asked for"
@@ -81,7 +80,7 @@ def device_for(backend: str) -> str | None:
 
 
 def choose(problem: Problem, requested: str = "auto") -> Choice:
-    """The backend for a problem.
+    """The backend for a problem: on a GPU that both of its backends can use, the one that takes a convolution less time.
 
     requested: a backend's name, or "auto": ADABM_BACKEND where set, else the fastest that can run. An explicit request
     never falls back: RuntimeError with the reason where it cannot run, ValueError for an unknown name.
@@ -102,6 +101,27 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
         if not reason:
             break
         rejected[name] = reason
+    if name == "cuda" and problem.conv is not None and not _why_not("triton", problem.device):
+        return _choose_by_shape(problem.conv)
     if name == "reference" and problem.device == "cpu":
         _warn_slow(rejected["cpu"])
     return Choice(name, rejected)
+
+
+def _choose_by_shape(shape: ConvShape) -> Choice:
+    """Between the GPU backends, both of which can run: by measured times where there are any, else by what was counted."""
+    major, minor = devices.capability()
+    capability = 10 * major + minor
+    found = gpu_times.times(capability, shape)
+    if found is not None:
+        times, source = found
+        figures = {name: f"{times[name]:.4g}" for name in GPU_BACKENDS}
+        basis, unit = f"measured ({source})", "us"
+    else:
+        times = {name: counted.clocks(name, capability, shape) for name in GPU_BACKENDS}
+        figures = {name: counted.described(name, capability, shape) for name in GPU_BACKENDS}
+        basis, unit = "counted, not measured", "clocks of a multiprocessor a pixel"
+    best = min(GPU_BACKENDS, key=times.__getitem__)  # of two that take as long, the one that compiles nothing at its first call
+    (other,) = set(GPU_BACKENDS) - {best}
+    place = f"{shape}, on compute capability {major}.{minor}"
+    return Choice(best, {other: f"{place}: {figures[other]} against {figures[best]} {unit} by {best}, {basis}"})

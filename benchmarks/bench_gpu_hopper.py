@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 
+import pretend
 import pytest
 import torch
 from bench_gpu_layers import measure as measure_recorded
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9 or bool(native.why_missing("cuda")),
     reason="needs a card of compute capability 9.0 and the CUDA library",
 )
-BLOCKS = [(16, 256, 256), (1, 512, 512), (8, 512, 512), (1, 128, 128)]
+BLOCKS = pretend.pick([(16, 256, 256), (1, 512, 512), (8, 512, 512), (1, 128, 128)], [(1, 9, 10), (2, 8, 8)])
 
 
 def block(batch: int, height: int, width: int, bits: int) -> tuple:
@@ -140,6 +141,7 @@ def bench_layer_config(benchmark, shape: tuple[int, int, int], kernel: str, conf
 def bench_tail(benchmark, size: int, form: str) -> None:
     """The collapsed tail of EDSR x4 to an image of bytes."""
     benchmark.group = f"tail x4, {size}x{size}"
+    size = pretend.pick(size, 8)
     tail = proven("edsr_x4", "cuda").collapsed
     codes = torch.randint(0, 256, (1, size, size, 64), dtype=torch.uint8, device="cuda")
     bits = torch.full((1,), 8, dtype=torch.int32, device="cuda")

@@ -9,8 +9,11 @@ case first proves equal to the integer reference. Skipped without a GPU.
 from __future__ import annotations
 
 import functools
+import statistics
+import time
 from collections.abc import Callable
 
+import pretend
 import pytest
 import torch
 from problems import ConvInstance, ConvProblem, bell_codes, instantiate, set_weights
@@ -30,6 +33,12 @@ SHAPES = {  # batch, height, width, channels, outputs, kernel
 }
 
 
+def shape_of(name: str) -> tuple[int, ...]:
+    """Of SHAPES; in a dry run of one tiny image."""
+    n, h, w, *rest = SHAPES[name]
+    return pretend.pick((n, h, w, *rest), (1, 11, 12, *rest))
+
+
 def device_facts() -> dict[str, object]:
     p = torch.cuda.get_device_properties(0)
     facts = {"gpu": p.name, "compute_capability": f"{p.major}.{p.minor}", "multiprocessors": p.multi_processor_count}
@@ -41,7 +50,7 @@ def recorded(work: Callable[[], object]) -> Callable[[], None]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
+        for _ in range(pretend.pick(3, 1)):
             work()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -56,10 +65,20 @@ def recorded(work: Callable[[], object]) -> Callable[[], None]:
     return replay
 
 
+def milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
+    """Of one run of `work`, recorded: the median of `rounds` measurements, after three that do not count."""
+    replay, times = recorded(work), []
+    for _ in range(pretend.pick(rounds, 1) + 3):
+        start = time.perf_counter()
+        replay()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[3:]) / REPLAYS * 1e3
+
+
 def measure(benchmark, work: Callable[[], object], **facts: object) -> None:
     replay = recorded(work)
     benchmark.extra_info |= device_facts() | {"replays": REPLAYS} | facts
-    benchmark.pedantic(replay, rounds=20, warmup_rounds=3)
+    benchmark.pedantic(replay, rounds=pretend.pick(20, 1), warmup_rounds=pretend.pick(3, 0))
 
 
 def needs(backend: str) -> None:
@@ -75,7 +94,7 @@ def needs(backend: str) -> None:
 @pytest.mark.benchmark(group="ceilings")
 def bench_copy(benchmark) -> None:
     """Bytes read and written a second are 2 * bytes / time."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    source = torch.empty(pretend.pick(1 << 30, 1 << 10), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     measure(benchmark, lambda: target.copy_(source), bytes=2 * source.numel())
 
@@ -84,7 +103,7 @@ def bench_copy(benchmark) -> None:
 @pytest.mark.parametrize("kind", ["int8", "float16"])
 def bench_matrix(benchmark, kind: str) -> None:
     """Multiply-accumulates a second of cuBLAS on square matrices."""
-    n = 8192
+    n = pretend.pick(8192, 32)
     if kind == "int8":
         a, b = (torch.randint(-8, 8, (n, n), dtype=torch.int8, device="cuda") for _ in range(2))
         measure(benchmark, lambda: torch._int_mm(a, b.t()), macs=n**3)
@@ -98,7 +117,7 @@ def bench_matrix(benchmark, kind: str) -> None:
 
 def layer(shape: str, bits: int, side: int | None = None) -> ConvInstance:
     """A layer with ReLU and codes out and weights of 4 bits, 3x3 ones on the signed grid; side: of one smaller image."""
-    n, h, w, c, k, r = SHAPES[shape]
+    n, h, w, c, k, r = shape_of(shape)
     n, h, w = (1, side, side) if side else (n, h, w)
     problem = ConvProblem(shape, h, w, c, k, r, bits=(bits,) * n, activation="relu")
     instance = instantiate(problem)
@@ -129,7 +148,7 @@ def bench_integer_layer_gpu(benchmark, shape: str, backend: str, bits: int) -> N
     _, got = small.layer(small.x_q, small.bits, out="codes", out_grid=small.out_grid, out_bits=small.out_bits)
     assert torch.equal(unpack_codes(got.cpu(), small.out_bits.cpu()), want)
     card = to_card(layer(shape, bits), backend)
-    n, h, w, c, k, r = SHAPES[shape]
+    n, h, w, c, k, r = shape_of(shape)
     y_q = torch.empty(n, h, w, k, dtype=torch.uint8, device="cuda")
     work = functools.partial(card.layer.into, card.x_q, card.bits, y_q=y_q, out_grid=card.out_grid, out_bits=card.out_bits)
     measure(benchmark, work, bits=bits, backend=backend, macs=n * h * w * c * k * r * r)
@@ -139,7 +158,7 @@ def bench_integer_layer_gpu(benchmark, shape: str, backend: str, bits: int) -> N
 def bench_cudnn_layer(benchmark, shape: str) -> None:
     """cuDNN float16, channels_last, bias and ReLU as PyTorch runs them."""
     benchmark.group = f"conv2d {shape}"
-    n, h, w, c, k, r = SHAPES[shape]
+    n, h, w, c, k, r = shape_of(shape)
     half = {"dtype": torch.float16, "device": "cuda"}
     x = torch.randn(n, c, h, w, **half).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(k, c, r, r, **half).contiguous(memory_format=torch.channels_last)

@@ -7,6 +7,7 @@ Skipped without a GPU.
 
 from __future__ import annotations
 
+import pretend
 import pytest
 import torch
 from bench_gpu_networks import measure
@@ -28,7 +29,8 @@ def bench_storage(benchmark, backend: str, packed: bool, bits: int) -> None:
         choose(Problem("cuda"), backend)
     except RuntimeError as error:
         pytest.skip(str(error))
-    problem = ConvProblem("storage", SIZE, SIZE, CHANNELS, CHANNELS, bits=(bits,), activation="relu")
+    batch, size = pretend.pick((BATCH, SIZE), (2, 12))
+    problem = ConvProblem("storage", size, size, CHANNELS, CHANNELS, bits=(bits,), activation="relu")
     instance = instantiate(problem)
     set_weights(instance, bell_codes(4, CHANNELS, CHANNELS), "signed", "auto")
     want = instance.run("reference", "codes")[1]
@@ -36,12 +38,12 @@ def bench_storage(benchmark, backend: str, packed: bool, bits: int) -> None:
     layer.set_backend(backend, 0)
     layer.packed_codes = packed
     x_q = pack_codes(instance.x_q, instance.bits) if packed else instance.x_q
-    x_q = x_q.expand(BATCH, -1, -1, -1).contiguous().cuda()
-    widths, grid = instance.bits.expand(BATCH).contiguous().cuda(), instance.out_grid.cuda()
+    x_q = x_q.expand(batch, -1, -1, -1).contiguous().cuda()
+    widths, grid = instance.bits.expand(batch).contiguous().cuda(), instance.out_grid.cuda()
     y_q = torch.zeros_like(x_q)
     layer.into(x_q, widths, y_q=y_q, out_grid=grid, out_bits=widths)
     got = y_q[:1].cpu()
     assert torch.equal(unpack_codes(got, instance.bits) if packed else got, want)
     pitch = packed_pitch(CHANNELS, bits) if packed else CHANNELS
-    facts = {"backend": backend, "bits": bits, "bytes_moved": 2 * BATCH * SIZE * SIZE * pitch}
+    facts = {"backend": backend, "bits": bits, "bytes_moved": 2 * batch * size * size * pitch}
     measure(benchmark, lambda: layer.into(x_q, widths, y_q=y_q, out_grid=grid, out_bits=widths), **facts)

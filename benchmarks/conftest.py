@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
+import pretend
 import pytest
 import torch
+from gpu_place import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -17,11 +18,31 @@ from adabm_kernels import native  # noqa: E402
 THREADS = torch.get_num_threads()
 
 
-def _commit() -> str:
-    run = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--dry-run", action="store_true", help="a pretended card on the CPU at tiny sizes: no figure means anything")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--dry-run"):
+        pretend.install()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A dry run takes each value of each parameter once, but for sizes, which are all the same there."""
+    if not config.getoption("--dry-run"):
+        return
+    seen: set[tuple] = set()
+    kept = []
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {"": ""}
+        values = {(item.originalname, name, repr(value)) for name, value in params.items() if name not in ("size", "batch")}
+        if values - seen:
+            kept.append(item)
+        seen |= values
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     facts = native.describe()
-    machine_info["adabm"] = {"isa": facts.get("isa_chosen"), "torch": torch.__version__, "threads": THREADS, "commit": _commit()}
+    machine_info["adabm"] = {"isa": facts.get("isa_chosen"), "torch": torch.__version__, "threads": THREADS, "commit": commit()}

@@ -10,17 +10,22 @@ has proved equal to that of the others. An entry says where and when it was meas
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
-import subprocess
+import sys
 from pathlib import Path
 
+import pretend
 import torch
 
-from adabm_kernels.backends.triton import conv2d, tuning
-from adabm_kernels.quantize import act_grid, padded_channels
+pretend.from_arguments()
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench_gpu_layers import milliseconds  # noqa: E402
+from gpu_place import place  # noqa: E402
+
+from adabm_kernels.backends.triton import conv2d, launch, tuning  # noqa: E402
+from adabm_kernels.quantize import act_grid, padded_channels  # noqa: E402
+
 LAYERS = [  # channels, outputs, kernel, shuffle, kernels by border class
     (3, 64, 3, 1, False),
     (64, 64, 3, 1, False),
@@ -31,6 +36,7 @@ LAYERS = [  # channels, outputs, kernel, shuffle, kernels by border class
     (576, 64, 1, 1, False),
     (1024, 64, 1, 1, False),
 ]
+TINY_LAYERS = [(3, 16, 3, 1, False), (8, 16, 3, 2, False), (8, 12, 3, 2, True)]  # of a dry run
 SIZES = (64, 128, 512)
 TILES = [*itertools.product((32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (1, 2, 3, 4))]  # one stage: loads through the L1 cache
 BITS = 4
@@ -40,7 +46,7 @@ def run(layer: tuple, size: int, config: tuning.Config, inputs: dict[str, torch.
     channels, outputs, kernel, shuffle, by_class = layer
     x_q, weight = inputs["x_q"], inputs["weight"]
     tuning.measured().clear()
-    key = tuning.shape_class(capability(), padded_channels(channels), kernel, outputs, size * size)
+    key = tuning.shape_class(launch.capability(inputs["x_q"].device), padded_channels(channels), kernel, outputs, size * size)
     tuning.measured()[key] = {"config": vars(config)}
     conv2d.conv2d_launch.cache_clear()
     conv2d.conv2d_out(
@@ -48,11 +54,6 @@ def run(layer: tuple, size: int, config: tuning.Config, inputs: dict[str, torch.
         False, "none" if by_class else "relu", shuffle, 0, inputs["y"] if by_class else None, None if by_class else inputs["y_q"],
         packed_codes=not by_class,
     )  # fmt: skip
-
-
-def capability() -> int:
-    major, minor = torch.cuda.get_device_capability()
-    return major * 10 + minor
 
 
 def inputs_of(layer: tuple, size: int) -> dict[str, torch.Tensor]:
@@ -79,8 +80,6 @@ def inputs_of(layer: tuple, size: int) -> dict[str, torch.Tensor]:
 
 
 def tune(layer: tuple, size: int) -> tuple[str, tuning.Config, dict]:
-    from triton.testing import do_bench_cudagraph
-
     channels, outputs, kernel, _, by_class = layer
     inputs = inputs_of(layer, size)
     result = inputs["y"] if by_class else inputs["y_q"]
@@ -88,7 +87,7 @@ def tune(layer: tuple, size: int) -> tuple[str, tuning.Config, dict]:
     run(layer, size, guess, inputs)
     want = result.clone()
     times: dict[tuning.Config, float] = {}
-    for config in [guess, *(tuning.Config(*tile) for tile in TILES if tile[1] <= max(16, 2 * outputs))]:
+    for config in [guess, *(tuning.Config(*tile) for tile in pretend.pick(TILES, TILES[:2]) if tile[1] <= max(16, 2 * outputs))]:
         try:
             result.fill_(0)
             run(layer, size, config, inputs)
@@ -97,11 +96,9 @@ def tune(layer: tuple, size: int) -> tuple[str, tuning.Config, dict]:
             continue
         if not torch.equal(result, want):
             raise RuntimeError(f"{layer} at {size}: {config} gives another result than {guess}")
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            times[config] = do_bench_cudagraph(lambda c=config: run(layer, size, c, inputs), rep=20, return_mode="median")
+        times[config] = milliseconds(lambda c=config: run(layer, size, c, inputs))
     best = min(times, key=times.__getitem__)
-    key = tuning.shape_class(capability(), padded_channels(channels), kernel, outputs, size * size)
+    key = tuning.shape_class(launch.capability(inputs["x_q"].device), padded_channels(channels), kernel, outputs, size * size)
     print(f"{key}: {times[best] * 1e3:.1f} us with {best}, {times[guess] * 1e3:.1f} us with the heuristic's")
     return key, best, {"us": round(times[best] * 1e3, 2), "heuristic_us": round(times[guess] * 1e3, 2), "pixels": size * size}
 
@@ -109,23 +106,16 @@ def tune(layer: tuple, size: int) -> tuple[str, tuning.Config, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", action="store_true", help="into the table that comes with the package")
-    path = tuning.TABLE if parser.parse_args().package else tuning.user_table()
+    pretend.asked(parser)
+    args = parser.parse_args()
+    path = tuning.TABLE if args.package and not args.dry_run else tuning.user_table()
     if not torch.cuda.is_available():
         raise SystemExit("tune_triton: no GPU that torch can use")
-    import triton
-
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    place = {
-        "card": torch.cuda.get_device_name(),
-        "date": datetime.date.today().isoformat(),
-        "triton": triton.__version__,
-        "torch": torch.__version__,
-        "commit": commit or "unknown",
-    }
-    for layer, size in itertools.product(LAYERS, SIZES):
+    source = place()
+    for layer, size in itertools.product(pretend.pick(LAYERS, TINY_LAYERS), pretend.pick(SIZES, (4,))):
         key, config, figures = tune(layer, size)
-        tuning.write_entries(path, {key: (config, figures | place)})
-    print(f"written to {path}")
+        tuning.write_entries(path, {key: (config, figures | source)})
+    print("dry run: nothing is kept" if args.dry_run else f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -21,3 +23,15 @@ def small_edsr(seed=0, **spec):
     """A random EDSR x2 with 2 blocks of 8 channels, or as `spec` says."""
     torch.manual_seed(seed)
     return EDSR(EDSRSpec(**{"scale": 2, "blocks": 2, "channels": 8} | spec)).eval()
+
+
+def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty gives garbage from now on, so that what a kernel leaves out shows."""
+    plain_empty = torch.empty
+
+    def empty(*size: Any, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
+        made = plain_empty(*size, dtype=dtype, **options)
+        poison = {torch.uint8: 171, torch.int32: -987654, torch.float32: -987654.0}.get(dtype)
+        return made if poison is None else made.fill_(poison)
+
+    monkeypatch.setattr(torch, "empty", empty)

@@ -16,7 +16,7 @@ from problems import ConvProblem, instantiate
 
 from adabm_kernels import native, registry
 from adabm_kernels.backends import devices
-from adabm_kernels.registry import Choice, Problem, choose
+from adabm_kernels.registry import Choice, ConvShape, Problem, choose
 
 NO_DRIVER, OLD_DRIVER, NO_IMAGE, BAD_LAUNCH, OTHER_ARCHITECTURE = 100, 35, 209, 9, 209
 
@@ -303,29 +303,23 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             devices, "why_not_triton", lambda device: triton or ("the tensors are on cpu" if device == "cpu" else "")
         )
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, minor))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
         devices._why_no_kernels_on.cache_clear()
 
     yield pretend
     devices._why_no_kernels_on.cache_clear()
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0)])
-def test_cuda_comes_first_where_it_has_better_instructions(gpu: Callable[..., None], capability: tuple[int, int]) -> None:
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
+def test_cuda_comes_first_but_for_shapes_that_triton_is_faster_on(gpu: Callable[..., None], capability: tuple[int, int]) -> None:
     gpu(*capability)
     assert choose(Problem("cuda")) == Choice("cuda", {})
-
-
-@pytest.mark.parametrize("capability", [(10, 0), (12, 0)])
-def test_triton_comes_first_where_they_are_emulated(gpu: Callable[..., None], capability: tuple[int, int]) -> None:
-    gpu(*capability)
-    choice = choose(Problem("cuda"))
-    assert choice.backend == "triton"
-    assert choice.rejected["cuda"].startswith(f"compute capability {capability[0]}.{capability[1]}: ")
-    assert "without newer matrix instructions and with 4-bit ones only emulated" in choice.rejected["cuda"]
-    assert choose(Problem("cuda"), "cuda") == Choice("cuda")  # asked for, it runs
+    narrow = Problem("cuda", ConvShape(16, 8, 3, 3))
+    choice = choose(narrow)
+    assert choice.backend == "triton" and f"compute capability {capability[0]}.{capability[1]}" in choice.rejected["cuda"]
+    assert choose(narrow, "cuda") == Choice("cuda")  # asked for, it runs
     gpu(*capability, triton="triton is not installed")
-    assert choose(Problem("cuda")) == Choice("cuda", {})
+    assert choose(narrow) == Choice("cuda", {})
 
 
 def test_a_library_that_cannot_run_is_passed_over_and_refused_by_name(gpu: Callable[..., None]) -> None:

@@ -14,6 +14,7 @@ from test_cuda_conv2d import by_class
 
 import adabm_kernels
 from adabm_kernels import native, ops
+from adabm_kernels.backends.counted import on_wgmma
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
@@ -62,6 +63,7 @@ def test_its_own_kernel_takes_what_pays_on_it(problem: ConvProblem) -> None:
     with driver(**HOPPER, launch_error=9), pytest.raises(RuntimeError, match="conv2d(_sm90)?: invalid configuration") as error:
         conv2d_call(instantiate(problem)).run()
     assert ("conv2d_sm90" in str(error.value)) == (problem.name not in others)
+    assert on_wgmma(instantiate(problem).layer.shape) == (problem.name not in others)
 
 
 @pytest.mark.parametrize("problem", BLOCKS[:1] + PROBLEMS[1:2], ids=str)

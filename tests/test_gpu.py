@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
+from small import poison_empty
 
 import adabm_kernels
-from adabm_kernels import native, ops
+from adabm_kernels import ConvertConfig, native, ops
 from adabm_kernels.backends import cuda
 from adabm_kernels.backends.structs import conv2d_args
 from adabm_kernels.measure import measure_images
@@ -19,13 +20,23 @@ from adabm_kernels.registry import GPU_BACKENDS, Problem, choose
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 
 
-@pytest.fixture(params=GPU_BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
+def needs(backend: str) -> None:
     try:
-        choose(Problem("cuda"), request.param)
+        choose(Problem("cuda"), backend)
     except RuntimeError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    needs(request.param)
     return request.param
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs begin as garbage: what a kernel leaves out would show."""
+    poison_empty(monkeypatch)
 
 
 def on_card(instance: ConvInstance, backend: str, device: str = "cuda") -> ConvInstance:
@@ -43,6 +54,7 @@ def run(instance: ConvInstance, out: str) -> list[torch.Tensor]:
     return [t.cpu() for t in instance.layer(instance.x_q, instance.bits, residual=residual, **outputs)]
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_kernels_equal_the_reference(problem: ConvProblem, backend: str) -> None:
     instance = instantiate(problem)
@@ -128,6 +140,7 @@ def test_quantising_on_many_grids_equals_the_reference(backend: str) -> None:
         assert torch.equal(y_q.cpu(), ops.quantize(x, grid, own_bits, backend="reference"))
 
 
+@pytest.mark.usefixtures("poisoned")
 def test_quantisation_equals_the_reference(backend: str) -> None:
     g = torch.Generator().manual_seed(0)
     bits = torch.arange(2, 9, dtype=torch.int32)
@@ -162,14 +175,22 @@ def test_work_goes_to_the_current_stream(backend: str) -> None:
     assert torch.equal(y.cpu(), want)
 
 
-def test_a_network_is_captured_in_a_graph_with_its_bits_as_data(backend: str) -> None:
+def small_network() -> tuple[torch.nn.Module, list[torch.Tensor], list[torch.Tensor]]:
+    """A converted network, images that get fewer, the usual and more bits, and what the CPU makes of them."""
     g = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     images = [torch.rand(1, 3, 24, 28, generator=g) * 255 * scale for scale in (0.1, 0.5, 1.0)]
-    model = adabm_kernels.convert_model(float_network(EDSRSpec(2, 2, 16)), images)
-    wants = [model(x) for x in images]
+    model = adabm_kernels.convert_model(float_network(EDSRSpec(2, 2, 16)), images, ConvertConfig(batch=1, recipe="paper"))
+    return model, images, [model(x) for x in images]
+
+
+@pytest.mark.parametrize("asked", [*GPU_BACKENDS, "auto"])
+def test_a_network_is_captured_in_a_graph_with_its_bits_as_data(asked: str) -> None:
+    """ "auto": each convolution on the backend that its shape chooses."""
+    needs(asked)
+    model, images, wants = small_network()
     model.cuda()
-    model.set_backend(backend, graph=True)
+    model.set_backend(asked, graph=True)
     for _ in range(2):  # recorded, then replayed on images with other bits
         for x, want in zip(images, wants, strict=True):
             assert torch.equal(model(x.cuda()).cpu(), want)
@@ -196,6 +217,16 @@ def test_several_images_in_flight(backend: str, recorded: bool) -> None:
     one_by_one = list(adabm_kernels.upscale_many(arrays, model, in_flight=1))
     for a, b in zip(adabm_kernels.upscale_many(arrays, model, in_flight=3), one_by_one, strict=True):
         assert (a == b).all()
+
+
+def test_a_network_compiles_into_one_graph(backend: str) -> None:
+    model, images, wants = small_network()
+    model.cuda()
+    model.set_backend(backend)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for x, want in zip(images, wants, strict=True):
+        assert torch.equal(compiled(x.cuda()).cpu(), want)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -24,13 +24,14 @@ from test_ops import QUANTIZE, fake_outputs, order, settings_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adabm_kernels import ConvertConfig, convert_model, ops, registry
-from adabm_kernels.backends import devices
+from adabm_kernels.backends import devices, gpu_times
+from adabm_kernels.backends.counted import ConvShape
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import graph, lanes
 from adabm_kernels.nn.workspace import Workspace
 from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
-from adabm_kernels.registry import Problem, choose, device_for
+from adabm_kernels.registry import GPU_BACKENDS, Choice, Problem, choose, device_for
 from adabm_kernels.upscale import configure
 
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
@@ -65,13 +66,19 @@ def test_packed_bytes_are_where_the_contract_says() -> None:
     codes[..., :10] = torch.arange(1, 61).view(3, 1, 2, 10) % 4
     packed = pack_codes(codes, torch.tensor([2, 3, 8])).view(3, 24)
     first = codes[0, 0].tolist()
-    assert packed[0].tolist() == [
-        sum(code << 2 * i for i, code in enumerate(pixel[start : start + 4])) for pixel in first for start in (0, 4, 8, 12)
-    ] + [0] * 16
+    assert (
+        packed[0].tolist()
+        == [sum(code << 2 * i for i, code in enumerate(pixel[start : start + 4])) for pixel in first for start in (0, 4, 8, 12)]
+        + [0] * 16
+    )
     second = codes[1, 0].tolist()
-    assert packed[1].tolist() == [pixel[i] | pixel[i + 1] << 4 for pixel in second for i in range(0, 12, 2)][:6] + [0, 0] + [
-        second[1][i] | second[1][i + 1] << 4 for i in range(0, 12, 2)
-    ] + [0] * 10
+    assert (
+        packed[1].tolist()
+        == [pixel[i] | pixel[i + 1] << 4 for pixel in second for i in range(0, 12, 2)][:6]
+        + [0, 0]
+        + [second[1][i] | second[1][i + 1] << 4 for i in range(0, 12, 2)]
+        + [0] * 10
+    )
     assert packed[2].tolist() == codes[2].reshape(-1).tolist()
 
 
@@ -294,6 +301,119 @@ def test_what_keeps_triton_from_running_is_told(card: dict[str, Any], facts: dic
     assert not status.available and status.reason == choice.rejected["triton"]
 
 
+@pytest.fixture
+def both(card: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A pretended card that both GPU backends can use, with nothing measured."""
+    monkeypatch.setattr(devices, "why_not_cuda", lambda device: "" if device != "cpu" else "the tensors are on cpu")
+    monkeypatch.setattr(gpu_times, "TABLE", tmp_path / "package.json")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    gpu_times.measured.cache_clear()
+    yield card
+    gpu_times.measured.cache_clear()
+
+
+BODY = ConvShape(64, 64, 3, 3, bits=(3, 5), four_bits=True)
+EIGHT = ConvShape(64, 64, 3, 3, bits=(8, 8))
+NARROW = ConvShape(64, 16, 3, 3, bits=(8, 8))
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("capability", "shape", "backend"),
+    [
+        ((8, 0), BODY, "cuda"),  # 4-bit products
+        ((8, 6), BODY, "cuda"),
+        ((8, 9), BODY, "cuda"),
+        ((9, 0), BODY, "cuda"),  # wgmma with the weights in registers
+        ((12, 0), BODY, "triton"),  # no 4-bit products there, and no column that sums codes
+        ((8, 0), EIGHT, "cuda"),
+        ((8, 6), EIGHT, "triton"),
+        ((8, 0), NARROW, "triton"),  # 16 of the 32 bytes that a product of the CUDA kernels takes of a tap
+        ((9, 0), ConvShape(64, 3, 3, 3), "triton"),  # unfolded: mma.sync there, wgmma in Triton
+        ((9, 0), ConvShape(3, 64, 3, 3), "cuda"),  # few outputs: nine times the loads weigh more than wgmma
+        ((9, 0), ConvShape(48, 64, 5, 5, shuffle=4, border_kernels=True), "cuda"),
+    ],
+)
+def test_the_choice_is_by_architecture_and_shape(
+    both: dict[str, Any], capability: tuple[int, int], shape: ConvShape, backend: str
+) -> None:
+    both["capability"] = capability
+    choice = choose(Problem("cuda", shape))
+    other = "triton" if backend == "cuda" else "cuda"
+    assert choice.backend == backend and list(choice.rejected) == [other]
+    place = re.escape(f"{shape}, on compute capability {capability[0]}.{capability[1]}: ")
+    limit = r"\((tensor cores|shared memory|loads from L2)(, [\w ]+)?\)"
+    figures = rf"([\d.]+) {limit} against ([\d.]+) {limit} clocks of a multiprocessor a pixel by {backend}, counted, not measured"
+    found = re.fullmatch(place + figures, choice.rejected[other])
+    assert found and float(found[1]) >= float(found[4])
+    for asked in GPU_BACKENDS:  # by name: no shape changes it
+        assert choose(Problem("cuda", shape), asked) == Choice(asked)
+
+
+@needs_triton
+def test_info_says_where_layers_run_and_why(both: dict[str, Any], adabm: Callable) -> None:
+    both["capability"] = (9, 0)
+    status, out, _ = adabm("info", "--json")
+    layers = json.loads(out)["gpu_convolutions"]
+    assert status == 0 and layers["body"]["backend"] == "cuda" and layers["head"]["backend"] == "triton"
+    status, out, _ = adabm("info")
+    assert status == 0 and "Convolutions on this GPU" in out and f"triton  {layers['head']['reason']}" in out
+    both |= {"available": False, "fails": RuntimeError("no driver")}
+    assert "Convolutions on this GPU" not in adabm("info")[1]
+
+
+@needs_triton
+def test_what_was_measured_goes_before_what_was_counted(both: dict[str, Any]) -> None:
+    both["capability"] = (8, 6)
+    source = {"card": "Card", "date": "2026-01-02"}
+    entries = {
+        gpu_times.key(86, BODY, stored): {"us": {"cuda": 3.0 * stored, "triton": 2.5 * stored}} | source for stored in (8, 4)
+    }
+    first, *rest = entries
+    gpu_times.write_entries(gpu_times.TABLE, {first: entries[first]})
+    assert choose(Problem("cuda", BODY)).backend == "cuda"  # codes of 3 to 5 bits: stored in 4 and in 8
+    gpu_times.write_entries(gpu_times.user_table(), {key: entries[key] for key in rest})
+    choice = choose(Problem("cuda", BODY))
+    assert choice == Choice("triton", {"cuda": choice.rejected["cuda"]})
+    assert choice.rejected["cuda"] == (
+        "64 to 64 channels, 3x3, codes of 3 to 5 bits, 4-bit weights, on compute capability 8.6: "
+        "16 against 13.33 us by triton, measured (Card, 2026-01-02)"
+    )
+    both["capability"] = (8, 0)
+    assert choose(Problem("cuda", BODY)).backend == "cuda"  # another architecture's say nothing
+    for broken in (
+        {"us": {"cuda": 1.0}} | source,
+        {"us": {"cuda": 1.0, "triton": 0.0}} | source,
+        {"us": {"cuda": 1.0, "triton": 2.0}},
+    ):
+        with pytest.raises(ValueError, match="write_entries: one must have us by cuda, triton, and card and date, got"):
+            gpu_times.write_entries(gpu_times.TABLE, {"one": broken})
+
+
+@needs_triton
+def test_a_network_takes_each_convolution_to_the_faster_backend(both: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    both["capability"] = (8, 6)
+    model = converted()
+    monkeypatch.setattr(type(model), "_device", lambda self: torch.device("cuda"))
+    packed_for: list[str] = []
+
+    def pack(backend: str, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        packed_for.append(backend)
+        return torch.zeros(1, dtype=torch.uint8)
+
+    monkeypatch.setattr(ops, "pack_weights", pack)
+    monkeypatch.setattr(ops, "why_not_resblock", lambda *args: "not here")
+    assert model.set_backend("auto") == Choice("cuda")
+    chosen = {name: choice.backend for name, choice in model.choices.items()}
+    assert chosen == {conv.name: conv.backend for conv in model.convs()} and set(chosen.values()) == {"cuda", "triton"}
+    assert chosen == {conv.name: choose(Problem("cuda", conv.shape)).backend for conv in model.convs()}
+    assert packed_for == list(chosen.values())
+    elsewhere = list(chosen.values()).count("triton")
+    assert model.backend_summary() == f"cuda, {elsewhere} of {len(chosen)} convolutions on triton"
+    model.set_backend("triton")
+    assert {conv.backend for conv in model.convs()} == {"triton"} and model.backend_summary() == "triton"
+
+
 @needs_triton
 def test_a_card_that_can_is_taken(card: dict[str, Any]) -> None:
     choice = choose(Problem("cuda"))
@@ -302,6 +422,15 @@ def test_a_card_that_can_is_taken(card: dict[str, Any]) -> None:
     assert registry.backends()["triton"].available
     assert choose(Problem("cpu")).rejected["triton"] == "the tensors are on cpu"
     assert choose(Problem("cpu"), "triton").backend == "triton"  # the model may move there later
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here they can run")
+@pytest.mark.parametrize("name", GPU_BACKENDS)
+def test_the_command_line_never_falls_back(name: str, adabm: Callable, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    picture = Path(registry.__file__).parent / "assets" / "sample.png"
+    status, _, err = adabm("upscale", picture, "-o", "out.png", "--backend", name)
+    assert status and f"backend '{name}' cannot run: " in err and not Path("out.png").exists()
 
 
 def test_a_backend_asked_for_takes_the_model_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +499,39 @@ def test_pixels_of_an_upsampler_with_two_digits() -> None:
     assert torch.equal(model.pixels(x), to_pixels(model(x)))
     x = images(1, 3, 4, 5)  # too small for the collapsed upsampler
     assert torch.equal(model.pixels(x), to_pixels(model(x)))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_compiled_network_follows_its_settings(graph: bool) -> None:
+    """Running thresholds among them, which are state: as without compiling, image by image, and the calibrated ones stay."""
+    torch._dynamo.reset()
+    model = converted()
+    plain = copy.deepcopy(model)
+    model.set_backend("auto", graph=graph)  # nothing to record in there
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = images(2, 3, 8, 9)
+    decided = []
+    for change in (
+        lambda m: m.set_running_thresholds(0.2),
+        lambda m: m.set_running_thresholds(0.2, start=tuple(t * 0.7 for t in m.thresholds)),
+        lambda m: m.set_bits(3),
+        lambda m: m.set_bits("auto"),
+        lambda m: m.set_running_thresholds(0),
+    ):
+        for each in (model, plain):
+            change(each)
+        for contrast in (0.1, 1.0, 0.4):
+            want = plain(x * contrast)
+            assert torch.equal(compiled(x * contrast), want)
+            assert model.running_thresholds == plain.running_thresholds
+            decided.append(model.running_thresholds)
+    assert decided[0] != decided[1] and decided[-1] is None
+    assert torch.equal(model._running.calibrated, torch.tensor(model.thresholds, dtype=torch.float64))
+    model.set_running_thresholds(0.2)
+    compiled(x)
+    model.set_running_thresholds(0)
+    model.set_running_thresholds(0.2)
+    assert model.running_thresholds == pytest.approx(model.thresholds)
 
 
 def test_a_graph_needs_a_card() -> None:
@@ -646,8 +808,8 @@ def test_tables_are_whole_however_many_write(tmp_path: Path) -> None:
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
-        table = tuning.read_table(path)
-        assert not path.exists() or (table and all(set(entry) == {"config", "card"} for entry in table.values()))
+        existed, table = path.exists(), tuning.read_table(path)
+        assert not existed or (table and all(set(entry) == {"config", "card"} for entry in table.values()))
     assert all(writer.exitcode == 0 for writer in writers)
     assert [file.name for file in path.parent.iterdir()] == ["tuning.json"]
     assert len({key[0] for key in tuning.read_table(path)}) >= 1

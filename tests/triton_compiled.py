@@ -24,8 +24,22 @@ CONV2D: dict[str, dict[str, Any]] = {
     "fusion": BODY | {"weight": (64, 1, 1, 576), "x_q": (1, 512, 512, 576), "y": 1, "codes": True, "packed": True},
     "upsampler": BODY | {"weight": (256, 3, 3, 64), "shuffle": 2, "y": 0, "codes": True, "packed": True},
     "tail": BODY | {"weight": (5, 5, 48, 5, 5, 64), "shuffle": 4, "y": 1, "codes": False, "packed": True},
+    "head": BODY | {"weight": (64, 3, 3, 3), "x_q": (1, 512, 512, 4), "y": 1, "codes": True, "packed": True},
+    "last": BODY | {"weight": (3, 3, 3, 64), "y": 1, "codes": False, "packed": True},
+    "small": BODY | {"x_q": (1, 96, 96, 64), "residual": True, "y": 1, "codes": True, "packed": True},
+    "sums": BODY | {"y": 2, "codes": False, "packed": True},
+    "wide": BODY | {"x_q": (1, 8192, 8192, 64), "residual": True, "y": 1, "codes": True, "packed": True},
 }
-OTHERS = ("quantize", "measure", "decide")
+# What a kernel without products is built with, in place of the settings in `compile_kernel`.
+OTHERS: dict[str, dict[str, Any]] = {
+    "quantize": {},
+    "quantize_bytes": {"PACKED": False, "SHIFT": False, "START": 0},
+    "quantize_wide": {"WIDE": True},
+    "measure": {},
+    "measure_wide": {"WIDE": True},
+    "decide": {},
+    "decide_one": {"BITS": False},
+}
 CONV2D_TENSORS = {
     "x_q": "*u8", "x_bits": "*i32", "packed": "*u8", "alpha": "*fp32", "beta": "*fp32", "slope": "*fp32", "residual": "*fp32",
     "out_grid": "*fp32", "out_bits": "*i32", "y": "*fp32", "y_q": "*u8",
@@ -34,8 +48,8 @@ CONV2D_TENSORS = {
 
 @dataclass
 class Compiled:
-    """registers and stack: a thread's. operations: how often each machine instruction occurs. fused: multiply-adds in PTX,
-    which writes two at once for Blackwell."""
+    """registers and stack: a thread's. operations: how often each machine instruction occurs. fused, wanted: multiply-adds of
+    float32 in PTX, which writes two at once for Blackwell, and how many of them the epilogue of a thread's outputs asks for."""
 
     registers: int
     stack: int
@@ -43,14 +57,14 @@ class Compiled:
     warps: int
     operations: Counter
     fused: int
-    elements: int  # of the tile, a thread
+    wanted: int
 
 
 def compile_kernel(name: str, capability: int) -> Compiled:
-    """A kernel of CONV2D or OTHERS for a compute capability, 90 for 9.0."""
+    """A form of CONV2D or OTHERS for a compute capability, 90 for 9.0."""
     from adabm_kernels.backends.triton import conv2d, measure, quantize, tuning
 
-    tile = 0
+    wanted = 0
     if name in CONV2D:
         case = CONV2D[name]
         layout = conv2d.Layout.of(case["weight"], ones=case.get("ones", False))
@@ -60,31 +74,36 @@ def compile_kernel(name: str, capability: int) -> Compiled:
             packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels), codes=case["codes"],
             residual=case["residual"],
         )  # fmt: skip
-        tile = constants["BLOCK_M"] * constants["BLOCK_N"]
-        types = CONV2D_TENSORS | {"height": "i32", "width": "i32"}
+        # One multiply-add for alpha and beta and one for the codes; accumulators are stored as they are.
+        each = 0 if case["y"] == conv2d.ACCUMULATORS else 1 + case["codes"]
+        wanted = each * constants["BLOCK_M"] * constants["BLOCK_N"] // (32 * constants["num_warps"])
+        types = CONV2D_TENSORS | {"height": "i32", "width": "i32", "y": "*i32" if case["y"] == conv2d.ACCUMULATORS else "*fp32"}
         absent = {"slope": case["activation"] != "prelu", "residual": not case["residual"], "y": not case["y"]}
         absent |= dict.fromkeys(("out_grid", "out_bits", "y_q"), not case["codes"])
         kernel = conv2d.conv2d_kernel
-    elif name == "quantize":
-        kernel, absent = quantize.quantize_kernel, {"shift": False}
+    elif name.startswith("quantize"):
+        kernel = quantize.quantize_kernel
         types = {"x": "*fp32", "shift": "*fp32", "grid": "*fp32", "bits": "*i32", "y_q": "*u8", "width": "i32", "pixels": "i32"}
         types |= {f"stride_{axis}": "i32" for axis in "nhw"}
         constants = {"stride_c": 1, "C": 64, "SHIFT": True, "CHANNELS": 1024, "PITCH": 1024, "START": 64, "FILL": 64, "AXIS": 64}
-        constants |= {"PACKED": True, "WIDE": False} | tuning.quantize_config(64).options()
-    elif name == "measure":
+        constants |= {"PACKED": True, "WIDE": False} | tuning.quantize_config(64).options() | OTHERS[name]
+        absent = {"shift": not constants["SHIFT"]}
+    elif name.startswith("measure"):
         kernel, absent = measure.measure_kernel, {}
         types = {"x": "*fp32", "partial": "*fp32", "height": "i32", "width": "i32"}
         types |= {f"stride_{axis}": "i32" for axis in "nchw"}
-        constants = {"WIDE": False, "BLOCK": measure.BLOCK, "num_warps": 4, "enable_fp_fusion": False}
+        constants = {"WIDE": False, "BLOCK": measure.BLOCK, "num_warps": 4, "enable_fp_fusion": False} | OTHERS[name]
     else:
-        kernel, absent = measure.decide_kernel, {"measure": True}
+        kernel = measure.decide_kernel
         types = dict.fromkeys(("partial", "measure", "lower", "upper"), "*fp32") | {"rules": "*i32", "bits": "*i32"}
         types |= dict.fromkeys(("tiles", "pixels", "layers"), "i32")
         constants = {"BITS": True, "STEPS": 1, "LAYERS": 64, "BLOCK": measure.BLOCK, "num_warps": 4, "enable_fp_fusion": False}
-    return _compile(kernel, types, constants, [key for key, gone in absent.items() if gone], capability, tile)
+        constants |= OTHERS[name]
+        absent = {"measure": constants["BITS"]} | dict.fromkeys(("lower", "upper", "rules", "bits"), not constants["BITS"])
+    return _compile(kernel, types, constants, [key for key, gone in absent.items() if gone], capability, wanted)
 
 
-def _compile(kernel, types, constants, absent, capability: int, tile: int) -> Compiled:
+def _compile(kernel, types, constants, absent, capability: int, wanted: int) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -108,7 +127,7 @@ def _compile(kernel, types, constants, absent, capability: int, tile: int) -> Co
     warps = built.metadata.num_warps
     fused = sum(2 if pair else 1 for pair in re.findall(r"\bfma\.rn\.f32(x2)?\b", built.asm["ptx"]))
     stack = int(found["STACK"]) + int(found["LOCAL"])
-    return Compiled(int(found["REG"]), stack, built.metadata.shared, warps, operations, fused, tile // (32 * warps))
+    return Compiled(int(found["REG"]), stack, built.metadata.shared, warps, operations, fused, wanted)
 
 
 def _disassemble(cubin: bytes) -> tuple[str, str]:

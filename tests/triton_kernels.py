@@ -6,13 +6,14 @@ in a process of its own.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
-from small import small_edsr
+from small import poison_empty, small_edsr
 from test_conv2d import problems as any_problem
 from test_ops import QUANTIZE, by_border_class, order, settings_of
 
@@ -23,7 +24,9 @@ from adabm_kernels.backends.triton import launch
 from adabm_kernels.measure import bits_by_rule, image_measure, image_offsets
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
+from adabm_kernels.nn import network
 from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack_codes
+from adabm_kernels.registry import Choice
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
 on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
@@ -50,14 +53,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Not for tests that compile: the compiler takes no torch.empty of ours.
     """
-    plain_empty = torch.empty
-
-    def empty(*size: Any, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
-        made = plain_empty(*size, dtype=dtype, **options)
-        poison = {torch.uint8: 171, torch.int32: -987654, torch.float32: -987654.0}.get(dtype)
-        return made if poison is None else made.fill_(poison)
-
-    monkeypatch.setattr(torch, "empty", empty)
+    poison_empty(monkeypatch)
 
 
 def check(instance: ConvInstance, packed: bool, outs: tuple[str, ...] = ("both", "acc")) -> None:
@@ -340,6 +336,26 @@ def test_a_network_equals_the_reference(case: tuple[str, ...]) -> None:
         assert torch.equal(model(x[1:]), got[1:])
 
 
+@pytest.mark.skipif(not interpreting(), reason="the CUDA library runs on the CPU here, under its own runtime")
+@pytest.mark.parametrize("first", ["cuda", "triton"])
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3]], ids="-".join)
+def test_a_network_of_both_gpu_backends_equals_the_reference(
+    case: tuple[str, ...], first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the registry mixes them: convolutions in turn on one and on the other, everything else on the first."""
+    from cuda_calls import cuda_on_host
+
+    model, x = converted(*case), images()
+    model.set_backend("reference")
+    want = model(x)
+    turns = itertools.cycle(("cuda", "triton"))
+    monkeypatch.setattr(network, "choose", lambda problem, backend: Choice(first if problem.conv is None else next(turns)))
+    with cuda_on_host():
+        model.set_backend("auto")
+        assert {conv.backend for conv in model.convs()} == {"cuda", "triton"} and model.packed_codes
+        assert torch.equal(model(x), want)
+
+
 def test_images_too_small_for_the_collapsed_tail_take_the_staged_one() -> None:
     model, x = converted("edsr", recipe="paper"), images((0.5,), (4, 9)).to(DEVICE)
     model.set_backend("reference")
@@ -360,12 +376,17 @@ def test_fixed_bits_and_running_thresholds() -> None:
         assert torch.equal(*outputs)
 
 
-def test_a_network_compiles_into_one_graph() -> None:
-    model, x = converted("edsr", tail="staged", recipe="paper"), images((1.0,)).to(DEVICE)
+@pytest.mark.parametrize("momentum", [0.0, 0.1], ids=["fixed", "running"])
+def test_a_network_compiles_into_one_graph(momentum: float) -> None:
+    model, x = converted("edsr", tail="staged", recipe="paper"), images().to(DEVICE)
     model.set_backend("triton")
-    want = model(x)
+    model.set_running_thresholds(momentum)
+    want, left = model(x), model.running_thresholds
+    model.set_running_thresholds(0)
+    model.set_running_thresholds(momentum)
     torch._dynamo.reset()
     assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), want)
+    assert model.running_thresholds == left
 
 
 # ---- what only a GPU can show
@@ -387,6 +408,24 @@ def test_a_captured_forward_equals_the_plain_one(case: tuple[str, ...]) -> None:
     want = model(x)
     model.set_backend("triton", graph=True)
     assert torch.equal(model(x), want)
+
+
+@on_gpu
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+def test_a_compiled_forward_follows_its_thresholds(mode: str) -> None:
+    """max-autotune replays CUDA graphs of its own: the thresholds must move in each replay."""
+    model = converted("edsr", tail="staged", recipe="paper")
+    model.set_backend("triton")
+    model.set_running_thresholds(0.1)
+    x = images().to(DEVICE)
+    want = [(model(x * contrast).clone(), model.running_thresholds) for contrast in (1.0, 0.3, 0.6, 1.0)]
+    model.set_running_thresholds(0)
+    model.set_running_thresholds(0.1)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, mode=mode)
+    for contrast, (y, thresholds) in zip((1.0, 0.3, 0.6, 1.0), want, strict=True):
+        assert torch.equal(compiled(x * contrast), y)
+        assert model.running_thresholds == pytest.approx(thresholds, rel=1e-12)  # Inductor may fuse a multiply-add in float64
 
 
 @on_gpu

@@ -98,19 +98,11 @@ def _why_no_kernels_on(index: int) -> str:
     return ""
 
 
-def why_triton_first() -> str:
-    """Why Triton's kernels are the better ones on the current GPU, where both can run; empty where the CUDA library's are."""
+def capability() -> tuple[int, int]:
+    """Compute capability of the current GPU."""
     import torch
 
-    major, minor = torch.cuda.get_device_capability()
-    if major < 9:
-        return ""  # 4-bit tensor-core instructions, which Triton cannot reach
-    if (major, minor) == (9, 0):
-        return ""  # wgmma with the weights in registers, and residual blocks in one piece
-    return (
-        f"compute capability {major}.{minor}: its kernels are those of 8.x, without newer matrix instructions "
-        "and with 4-bit ones only emulated"
-    )
+    return torch.cuda.get_device_capability(torch.cuda.current_device())
 
 
 def _first_line(error: BaseException) -> str:

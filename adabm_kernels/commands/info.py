@@ -35,14 +35,36 @@ def _of_machine() -> dict[str, Any]:
         "versions": describe_versions(),
         "native": native.describe(),
         "backends": {name: {"available": status.available, "reason": status.reason} for name, status in backends().items()},
+        "gpu_convolutions": _gpu_convolutions(),
         "models": {name: str(path) for name, path in builtin_models().items()},
     }
+
+
+def _gpu_convolutions() -> dict[str, dict[str, str]]:
+    """Where layers of usual shapes run on a GPU that both GPU backends can use, and why; nothing elsewhere."""
+    from ..registry import GPU_BACKENDS, ConvShape, Problem, backends, choose
+
+    found = backends()
+    if not all(found[name].available for name in GPU_BACKENDS):
+        return {}
+    shapes = {
+        "body": ConvShape(64, 64, 3, 3, bits=(3, 5), four_bits=True),
+        "body, 8 bits": ConvShape(64, 64, 3, 3),
+        "head": ConvShape(64, 3, 3, 3),
+        "fusion": ConvShape(64, 576, 1, 1, bits=(3, 5), four_bits=True),
+        "upsampler": ConvShape(256, 64, 3, 3, shuffle=2),
+        "collapsed tail": ConvShape(48, 64, 5, 5, shuffle=4, border_kernels=True),
+        "last": ConvShape(3, 64, 3, 3),
+    }
+    choices = {name: choose(Problem("cuda", shape)) for name, shape in shapes.items()}
+    return {name: {"backend": choice.backend, "reason": "; ".join(choice.rejected.values())} for name, choice in choices.items()}
 
 
 def _machine_sections(report: dict[str, Any]) -> Sections:
     machine = report["machine"]
     native = [(key.replace("_", " ").replace("isa", "instruction set"), _listed(value)) for key, value in report["native"].items()]
     backends = [(name, f"{'yes' if it['available'] else 'no':3}  {it['reason']}") for name, it in report["backends"].items()]
+    layers = [(name, f"{it['backend']:6}  {it['reason']}".rstrip()) for name, it in report["gpu_convolutions"].items()]
     return {
         "Machine": [
             ("system", f"{machine['system']}, {machine['cores']} cores usable"),
@@ -52,6 +74,7 @@ def _machine_sections(report: dict[str, Any]) -> Sections:
         ],
         "Native libraries": native,
         "Backends": backends,
+        **({"Convolutions on this GPU": layers} if layers else {}),
         "Built-in models": list(report["models"].items()) or [("none", "no model file in this installation")],
     }
 

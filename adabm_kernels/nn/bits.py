@@ -14,7 +14,7 @@ class RunningThresholds(nn.Module):
 
     thresholds: the calibrated (lower, upper). percentile: the percentage of images below the one and above the other
     (`ConvertConfig.image_percentile`). momentum: 0 leaves the thresholds as calibrated; see `set_running_thresholds` of
-    ConvertedNetwork for the formula. Any number of threads may call it at once.
+    ConvertedNetwork for the formula. Any number of threads may call it at once, but a compiled caller only one at a time.
     """
 
     # How far a threshold may move from its calibrated value, as factors: a long run of odd images must not undo the calibration.
@@ -32,7 +32,7 @@ class RunningThresholds(nn.Module):
         self.register_buffer("least", ends.amin(0))
         self.register_buffer("most", ends.amax(0))
         self.register_buffer("quantiles", torch.tensor([percentile / 100, 1 - percentile / 100], dtype=torch.float64))
-        self.register_buffer("current", start)
+        self.register_buffer("current", start.clone())  # never another's memory: a compiled caller writes into it
 
     def set(self, momentum: float, start: tuple[float, float] | None) -> None:
         """Begin at `start`, or go on; momentum 0 goes back to the calibrated thresholds.
@@ -45,20 +45,29 @@ class RunningThresholds(nn.Module):
             if current.shape != (2,) or not ((current >= self.least - slack) & (current <= self.most + slack)).all():
                 bounds = f"{self.least.tolist()} and {self.most.tolist()}"
                 raise ValueError(f"set_running_thresholds: start must be (lower, upper) between {bounds}, got {start!r}")
-            self.momentum, self.current = momentum, current if momentum else self.calibrated
+            self.momentum, self.current = momentum, (current if momentum else self.calibrated).clone()
 
     def offsets(self, measures: torch.Tensor, learn: bool) -> torch.Tensor:
         """Bits that each image gets more or less, int32 [N], from the measures [N]: each image is judged by the thresholds that
         those before it left. learn: keep what they leave."""
-        measures = measures.double()
-        with self._lock:
-            current, momentum, offsets = self.current, self.momentum, []
-            for measure in measures:
-                offsets.append((measure > current[1]).to(torch.int32) - (measure < current[0]).to(torch.int32))
-                current = self._step(current, measure, momentum)
+        if torch.compiler.is_compiling():  # a compiler knows no locks, and of state only what is written in place
+            offsets, left = self._follow(measures)
             if learn:
-                self.current = current  # a new tensor: who holds the old one still holds a pair
-        return torch.stack(offsets)
+                self.current.copy_(left)
+            return offsets
+        with self._lock:
+            offsets, left = self._follow(measures)
+            if learn:
+                self.current = left  # a new tensor: who holds the old one still holds a pair
+        return offsets
+
+    def _follow(self, measures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(offsets int32 [N], thresholds float64 [2] that the last image leaves)."""
+        current, offsets = self.current, []
+        for measure in measures.double():
+            offsets.append((measure > current[1]).to(torch.int32) - (measure < current[0]).to(torch.int32))
+            current = self._step(current, measure, self.momentum)
+        return torch.stack(offsets), current
 
     def _step(self, current: torch.Tensor, measure: torch.Tensor, momentum: float) -> torch.Tensor:
         # On the device, without a branch on values: the bits stay data.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..quantize import (
     weight_integers,
     weight_step,
 )
+from ..registry import ConvShape
 from ..simulate import SimulatedConv2d
 from ..tile_times import tile_times
 from ..tiles import LayerPlan, plan_layer
@@ -117,6 +119,25 @@ class IntegerConv2d(nn.Module):
 
     bit_range = (MAX_BITS, MAX_BITS)
 
+    @functools.cached_property
+    def shape(self) -> ConvShape:
+        """What decides which GPU backend is faster."""
+        *_, k, r, s, c = self.weight.shape
+        low, high = int(self.weight.min()), int(self.weight.max())
+        # docs/gpu_cuda.md: m as it is, or k' of an odd m = 2k' + 1; and where neither m nor its sum of codes is left out.
+        odd = not self.box_filter and low >= -15 and high <= 15 and bool((self.weight % 2 != 0).all())
+        return ConvShape(
+            k,
+            c,
+            r,
+            s,
+            bits=self.bit_range,
+            shuffle=self.shuffle,
+            border_kernels=self.weight.dim() == 6,
+            four_bits=odd or (low >= -8 and high <= 7),
+            ones=self.box_filter and (low < -64 or high > 63),
+        )
+
     @property
     def out_channels(self) -> int:
         """Channels of the output, after the PixelShuffle."""
@@ -190,6 +211,8 @@ class IntegerConv2d(nn.Module):
 
     def why_not_with(self, second: IntegerConv2d) -> str:
         """Why this convolution and the next cannot run as one; empty where `into_with` can."""
+        if second.backend != self.backend:
+            return f"one runs on {self.backend}, the other on {second.backend}"
         return ops.why_not_resblock(self.backend, (self.weight, self.box_filter), (second.weight, second.box_filter))
 
     def into_with(

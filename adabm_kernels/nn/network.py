@@ -171,7 +171,8 @@ class ConvertedNetwork(nn.Module, ABC):
     # ---- settings
 
     def set_backend(self, backend: str = "auto", *, graph: bool | None = None) -> Choice:
-        """Compute with a backend of registry.BACKENDS, or the fastest that can run. Returns the choice with its reasons.
+        """Compute with a backend of registry.BACKENDS, or the fastest that can run. Returns the choice with its reasons; on a GPU
+        that two backends can use, "auto" then decides for each convolution, by its shape: `choices`, by name.
 
         graph: on a CUDA device, record a forward pass once for every shape of x and replay it as a CUDA graph; None leaves this
         as it is (off). Inside torch.compile there is nothing to record, and it has no effect.
@@ -182,8 +183,12 @@ class ConvertedNetwork(nn.Module, ABC):
         self._requested = backend
         on_gpu = self.choice.backend in GPU_BACKENDS
         self.packed_codes = on_gpu and self.choice.backend in ops.PACKED_CODES and self._packable()
+        self.choices: dict[str, Choice] = {}
         for conv in self.convs():
-            conv.set_backend(self.choice.backend, self._threads)
+            # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
+            choice = choose(Problem(self._device().type, conv.shape), backend) if on_gpu else self.choice
+            self.choices[conv.name] = choice
+            conv.set_backend(choice.backend, self._threads)
             conv.packed_codes = self.packed_codes
         if graph is not None:
             self._graphs = Graphs() if graph else None
@@ -231,7 +236,7 @@ class ConvertedNetwork(nn.Module, ABC):
         `image_offsets` say what the next forward pass would do and move nothing; nor do images while `set_bits` is not "auto".
         Momentum and thresholds are saved with the model. start: thresholds to begin at, within those bounds; None for the present
         ones, which are the calibrated ones unless it is on already. Threads may share the model: each image moves the thresholds
-        once, in the order of arrival.
+        once, in the order of arrival; under torch.compile, which knows no locks, one thread at a time.
 
         Raises ValueError unless momentum is a number in 0..1, 0 for a network that is not adaptive, and start is in bounds.
         """
@@ -257,9 +262,11 @@ class ConvertedNetwork(nn.Module, ABC):
         return 0.0 if self.thresholds is None else self._running.momentum
 
     def backend_summary(self) -> str:
-        """The backend in words: "cpu (avx512vnni, 2 threads)"."""
+        """The backend in words: "cpu (avx512vnni, 2 threads)", "cuda, 2 of 39 convolutions on triton"."""
         if self.choice.backend != "cpu":
-            return self.choice.backend
+            others = [choice.backend for choice in self.choices.values() if choice.backend != self.choice.backend]
+            elsewhere = f"{len(others)} of {len(self.choices)} convolutions on {others[0]}" if others else ""
+            return ", ".join(filter(None, (self.choice.backend, elsewhere)))
         threads = self._threads or torch.get_num_threads()
         return f"cpu ({native.isa_chosen()}, {threads} thread{'s' if threads > 1 else ''})"
 

@@ -316,7 +316,7 @@ def conv2d_launch(
         **{f"AT_{stored}": at for stored, at in zip(STORED, layout.offsets(), strict=False)},
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
     }  # fmt: skip
-    return constants | config.options(), tiles * -(-shuffle**2 * axis // block_n)
+    return constants | config.options(), tiles * -(-(shuffle**2) * axis // block_n)
 
 
 def conv2d_out(

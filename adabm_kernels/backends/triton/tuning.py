@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from .. import tables
 
 TABLE = Path(__file__).with_name("tuning.json")  # written by benchmarks/tune_triton.py; absent until something was measured
 
@@ -64,36 +63,25 @@ def quantize_config(channels: int) -> Config:
 
 def user_table() -> Path:
     """What this user measured, which goes before the table of the package."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "adabm_kernels" / "tuning.json"
+    return tables.user_path("tuning.json")
 
 
 @functools.cache
-def measured() -> dict[str, dict[str, Any]]:
+def measured() -> tables.Entries:
     """All entries: {shape class: {"config": {...}, and where it comes from}}. A table that cannot be read counts as empty."""
-    entries: dict[str, dict[str, Any]] = {}
-    for path in (TABLE, user_table()):
-        entries |= read_table(path)
-    return entries
+    return read_table(TABLE) | read_table(user_table())
 
 
-def read_table(path: Path) -> dict[str, dict[str, Any]]:
+def read_table(path: Path) -> tables.Entries:
     """The entries of a table whose configs are whole, {} for a file that is not there or not a table."""
-    try:
-        table = json.loads(path.read_text())
-        return {key: entry for key, entry in table.items() if set(entry["config"]) == set(Config.__dataclass_fields__)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    return tables.read(path, _whole)
 
 
 def write_entries(path: Path, entries: dict[str, tuple[Config, dict[str, Any]]]) -> None:
-    """Adds entries, {shape class: (config, where it comes from)}, to a table; readers see the old or the new one, whole.
-
-    Of two processes that write at once the later keeps its own entries and those it had read.
-    """
-    table = read_table(path) | {key: {"config": asdict(config), **source} for key, (config, source) in entries.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(json.dumps(table, indent=1, sort_keys=True) + "\n")
-    os.replace(file.name, path)
+    """Adds entries, {shape class: (config, where it comes from)}, to a table (tables.add)."""
+    tables.add(path, {key: {"config": asdict(config), **source} for key, (config, source) in entries.items()}, _whole)
     measured.cache_clear()
+
+
+def _whole(entry: dict[str, Any]) -> bool:
+    return set(entry["config"]) == set(Config.__dataclass_fields__)

@@ -1,0 +1,190 @@
+"""What a convolution costs on a GPU, counted from the kernels' tiles: nothing here was measured, and nothing asks a card.
+
+For every pixel and bit-width three counts, each over what a multiprocessor does of it in a clock: products on its tensor cores,
+padding included; bytes that reach it from L2; bytes to and from its shared memory. The largest of the three is taken: no kernel is
+faster, and none of the others' work is hidden worse than that. What it leaves out: latencies, instructions besides, the epilogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# 8-bit multiply-accumulates of a multiprocessor in a clock: dense int8 operations of the data sheet / 2 / multiprocessors / boost
+# clock. 8.0: A100, 624 T, 108, 1.41 GHz. 8.6: RTX 3090, 284 T, 82, 1.70 GHz. 8.9: RTX 4090, 661 T, 128, 2.52 GHz. 9.0: H100 SXM,
+# 1979 T, 132, 1.83 GHz, which wgmma alone reaches; mma.sync is taken to run as on 8.0. 12.0: RTX 5090, 838 T, 170, 2.41 GHz. 10.0
+# has its rate in instructions that neither backend uses and is taken for an 8.0. 4-bit products count half.
+RATES = {80: 2048, 86: 1024, 87: 1024, 89: 1024, 90: 4096, 100: 2048, 103: 2048, 120: 1024, 121: 1024}
+RATE_MMA_SYNC = {90: 2048}
+UNKNOWN_RATE = 1024
+L2_BYTES, SHARED_BYTES = 64, 128  # of a multiprocessor in a clock: the width of its two ways to memory
+PIXELS = 512 * 512  # of an image: more change nothing
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """What of a convolution decides where it runs fastest.
+
+    bits: fewest and most of its input's codes. four_bits: its weights fit 4 signed bits, as they are or as k' of m = 2k' + 1. ones:
+    the sum of the codes is to be added. border_kernels: a kernel by border class.
+    """
+
+    outputs: int
+    channels: int
+    kernel_h: int
+    kernel_w: int
+    bits: tuple[int, int] = (8, 8)
+    shuffle: int = 1
+    border_kernels: bool = False
+    four_bits: bool = False
+    ones: bool = False
+
+    def __str__(self) -> str:
+        low, high = self.bits
+        parts = [f"{self.channels} to {self.outputs} channels, {self.kernel_h}x{self.kernel_w}"]
+        parts += [f"codes of {low} bits" if low == high else f"codes of {low} to {high} bits"]
+        parts += ["4-bit weights"] * self.four_bits + [f"shuffle {self.shuffle}"] * (self.shuffle > 1)
+        return ", ".join(parts + ["kernels by border class"] * self.border_kernels)
+
+    @property
+    def unfolds(self) -> bool:
+        """csrc/cuda/layout.h, unfolds."""
+        return self.channels <= 4 and self.kernel_w > 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of a pixel of the input: clocks of a multiprocessor for products, for bytes from L2, for bytes of shared memory."""
+
+    products: float
+    loaded: float
+    shared: float
+
+    @property
+    def clocks(self) -> float:
+        return max(self.products, self.loaded, self.shared)
+
+    @property
+    def limit(self) -> str:
+        """What takes that long."""
+        counts = {"tensor cores": self.products, "loads from L2": self.loaded, "shared memory": self.shared}
+        return max(counts, key=counts.__getitem__)
+
+
+def _work(products: float, loaded: float, shared: float, rate: int) -> Work:
+    # What is loaded is also written to shared memory.
+    return Work(products / rate, loaded / L2_BYTES, (loaded + shared) / SHARED_BYTES)
+
+
+def output_tiles(outputs: int, shuffle: int) -> tuple[int, int]:
+    """(tiles, outputs computed in each) of the CUDA kernels: csrc/cuda/layout.h, output_tiling."""
+    subs = shuffle**2
+    group = outputs // subs
+    tiles_per_sub = -(-group // 64)
+    subs_per_tile = 1 if tiles_per_sub > 1 else min(64 // group, subs)
+    most = 64 if tiles_per_sub > 1 else subs_per_tile * group
+    return -(-subs // subs_per_tile) * tiles_per_sub, -(-most // 16) * 16
+
+
+def slices(shape: ConvShape, bits: int) -> int:
+    """Products of 32 bytes that a tile of the CUDA kernels takes in 8- or 4-bit form: csrc/cuda/layout.h, make_form."""
+    row = shape.kernel_w * 4 if shape.unfolds else -(-shape.channels * bits // 8)
+    taps = shape.kernel_h * (1 if shape.unfolds else shape.kernel_w)
+    planes = 2
+    while taps == 1 and planes < 8 and planes * 16 < row:
+        planes *= 2
+    return -(-row // (planes * 16)) * taps * planes // 2
+
+
+def on_wgmma(shape: ConvShape) -> bool:
+    """Whether the CUDA library has a kernel of compute capability 9.0 for it: csrc/cuda/conv2d_sm90.cu, why_not_conv2d."""
+    steps = -(-shape.channels // 32)
+    enough = output_tiles(shape.outputs, shape.shuffle)[1] >= 48 and steps * shape.kernel_h * shape.kernel_w >= 9
+    return not shape.unfolds and enough
+
+
+def cuda_work(capability: int, shape: ConvShape, bits: int) -> Work:
+    """A pixel by the CUDA library, codes of `bits` bits. capability: 90 for 9.0."""
+    from ..quantize import packed_pitch, storage_bits
+
+    tiles, width = output_tiles(shape.outputs, shape.shuffle)
+    pitch = packed_pitch(shape.channels, storage_bits(bits))
+    if capability == 90 and on_wgmma(shape):
+        # 16x32 pixels by 64 outputs; a product of 128 pixels by 32 bytes reads pixels from shared memory, and weights too unless
+        # they are held in registers.
+        steps, taps = -(-shape.channels // 32), shape.kernel_h * shape.kernel_w
+        resident = steps == 2 and shape.kernel_h == shape.kernel_w == 3 and not shape.border_kernels and not shape.ones
+        halo = (16 + shape.kernel_h - 1) * (32 + shape.kernel_w - 1) / 512
+        loaded = halo * pitch + (0 if resident else steps * taps * 32 * width / 512)
+        shared = steps * taps * (32 + (0 if resident else 64 * 32 / 128))
+        return _work(tiles * steps * taps * 32 * 64, tiles * loaded, tiles * shared, RATES[90])
+    four = bits <= 4 and shape.four_bits and not shape.unfolds and capability // 10 == 8
+    count = slices(shape, 4 if four else 8)
+    # 8x16 pixels; eight more columns of every product sum the codes. Each of four warps reads its 32 pixels and all weights.
+    halo = (8 + shape.kernel_h - 1) * (16 + (1 if shape.unfolds else shape.kernel_w) - 1) / 128
+    loaded = halo * pitch * (shape.kernel_w if shape.unfolds else 1) + count * 32 * width / 128
+    rate = RATE_MMA_SYNC.get(capability, RATES.get(capability, UNKNOWN_RATE))
+    # A slice is one matrix instruction in either form: 64 codes of 4 bits take the time of 32 of 8.
+    return _work(tiles * count * 32 * (width + 8), tiles * loaded, tiles * count * (32 + width), rate)
+
+
+def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
+    """A pixel by the Triton kernels, codes of `bits` bits, packed. Imports Triton. capability: 90 for 9.0."""
+    from ..quantize import packed_pitch, padded_channels, storage_bits
+    from .triton import conv2d
+
+    side, channels = round(PIXELS**0.5), padded_channels(shape.channels)
+    weight = (shape.outputs, shape.kernel_h, shape.kernel_w, shape.channels)
+    if shape.border_kernels:
+        weight = (shape.kernel_h, shape.kernel_w, *weight)
+    group = shape.outputs // shape.shuffle**2
+    # Three channels are colours: they leave as floats.
+    outputs = {"y": conv2d.FLOATS if group <= 3 else 0, "y_pitch": group if group <= 3 else 0, "codes": group > 3}
+    constants, _ = conv2d.conv2d_launch(
+        capability, (1, side, side, channels), weight, conv2d.Layout.of(weight, ones=shape.ones).offsets()[-1], activation="none",
+        shuffle=shape.shuffle, packed_codes=True, residual=False, **outputs,
+    )  # fmt: skip
+    stored = storage_bits(bits)
+    m, n, k = constants["BLOCK_M"], constants["BLOCK_N"], constants[f"BLOCK_K_{stored}"]
+    blocks = -(-(shape.shuffle**2) * constants["AXIS"] // n)
+    row = shape.kernel_w * packed_pitch(shape.channels, stored)
+    read = shape.kernel_h * -(-row // k) * k  # bytes of codes that products are made of, padding included
+    parts = 8 // stored
+    warps_m, warps_n = _warps(m, n, constants["num_warps"], capability)
+    loaded = shape.kernel_h * row + parts * read * n / m
+    shared = read * warps_n + parts * read * n * warps_m / m
+    products = parts * read * (n + 16 * shape.ones)
+    return _work(blocks * products, blocks * loaded, blocks * shared, RATES.get(capability, UNKNOWN_RATE))
+
+
+def _warps(m: int, n: int, warps: int, capability: int) -> tuple[int, int]:
+    """How often each weight, and each code, is read from shared memory: what of a tile is divided among warps (Triton's layout of
+    mma.sync, tiles of 16x8; on 9.0 by warpgroups of four, which share their reads of the weights)."""
+    if capability == 90:
+        return warps // 4, 1
+    along_m = along_n = 1
+    while along_m * along_n < warps:
+        if m / 16 / along_m >= n / 16 / along_n and along_m < m / 16:
+            along_m *= 2
+        else:
+            along_n *= 2
+    return along_m, along_n
+
+
+WORK = {"cuda": cuda_work, "triton": triton_work}
+
+
+def _by_bits(backend: str, capability: int, shape: ConvShape) -> list[Work]:
+    low, high = shape.bits
+    return [WORK[backend](capability, shape, bits) for bits in range(low, high + 1)]
+
+
+def clocks(backend: str, capability: int, shape: ConvShape) -> float:
+    """The mean over the bit-widths of its codes, each alike."""
+    work = _by_bits(backend, capability, shape)
+    return sum(each.clocks for each in work) / len(work)
+
+
+def described(backend: str, capability: int, shape: ConvShape) -> str:
+    """The same in words, and what it is that takes so long: "20.2 (tensor cores)"."""
+    limits = dict.fromkeys(each.limit for each in _by_bits(backend, capability, shape))
+    return f"{clocks(backend, capability, shape):.3g} ({', '.join(limits)})"

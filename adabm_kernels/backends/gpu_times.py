@@ -1,0 +1,57 @@
+"""Times of convolutions on cards by both GPU backends, which go before what is counted; made by benchmarks/tune_choice.py."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from . import tables
+from .counted import WORK, ConvShape
+
+TABLE = Path(__file__).with_name("gpu_times.json")  # absent until something was measured
+SOURCE = ("card", "date")  # what an entry must say of where it comes from
+
+
+def user_table() -> Path:
+    """What this user measured, which goes before the table of the package."""
+    return tables.user_path("gpu_times.json")
+
+
+def key(capability: int, shape: ConvShape, stored: int) -> str:
+    """Of an entry: architecture, layer, and how many bits each code of its images is stored in (8, 4 or 2)."""
+    flags = "-w4" * shape.four_bits + "-ones" * shape.ones + "-borders" * shape.border_kernels
+    kernel = f"k{shape.kernel_h}x{shape.kernel_w}"
+    return f"sm{capability}-c{shape.channels}-{kernel}-o{shape.outputs}-r{shape.shuffle}{flags}-s{stored}"
+
+
+@functools.cache
+def measured() -> tables.Entries:
+    """All entries: {key: {"us": {backend: microseconds}, and where it comes from}}."""
+    return tables.read(TABLE, _whole) | tables.read(user_table(), _whole)
+
+
+def write_entries(path: Path, entries: tables.Entries) -> None:
+    """Adds entries of this form to a table (tables.add). Raises ValueError for one that lacks a time or its source."""
+    for name, entry in entries.items():
+        if not _whole(entry):
+            raise ValueError(f"write_entries: {name} must have us by {', '.join(WORK)}, and {' and '.join(SOURCE)}, got {entry!r}")
+    tables.add(path, entries, _whole)
+    measured.cache_clear()
+
+
+def _whole(entry: dict[str, Any]) -> bool:
+    times = entry["us"]
+    return set(times) == set(WORK) and all(float(us) > 0 for us in times.values()) and all(name in entry for name in SOURCE)
+
+
+def times(capability: int, shape: ConvShape) -> tuple[dict[str, float], str] | None:
+    """({backend: microseconds, the mean over the bit-widths of its codes}, card and date); None where one of them has no entry."""
+    from ..quantize import storage_bits
+
+    low, high = shape.bits
+    entries = [measured().get(key(capability, shape, storage_bits(bits))) for bits in range(low, high + 1)]
+    if None in entries:
+        return None
+    means = {backend: sum(entry["us"][backend] for entry in entries) / len(entries) for backend in WORK}
+    return means, "; ".join(sorted({f"{entry['card']}, {entry['date']}" for entry in entries}))

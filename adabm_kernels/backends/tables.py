@@ -1,0 +1,39 @@
+"""Tables of what was measured on cards, {key: entry}: one that comes with the package, and this user's, which goes before it.
+
+Every entry says where it comes from. Files are replaced whole, so processes may read and write at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..files import write_file
+
+Entries = dict[str, dict[str, Any]]
+
+
+def user_path(name: str) -> Path:
+    """The file of this user's own entries, in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adabm_kernels" / name
+
+
+def read(path: Path, whole: Callable[[dict[str, Any]], bool]) -> Entries:
+    """The entries of a table that are whole, {} for a file that is not there or not a table."""
+    try:
+        return {key: entry for key, entry in json.loads(path.read_text()).items() if whole(entry)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def add(path: Path, entries: Entries, whole: Callable[[dict[str, Any]], bool]) -> None:
+    """Adds entries to a table; readers see the old or the new one, whole.
+
+    Of two processes that write at once the later keeps its own entries and those it had read.
+    """
+    table = read(path, whole) | entries
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
