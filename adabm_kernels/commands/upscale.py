@@ -298,27 +298,3 @@ def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[st
         # Where the picture goes to standard output, words go elsewhere.
         print_table(rows, file=sys.stderr if _to_stdout(args) else None)
 
-
-def _to_stdout(args: argparse.Namespace) -> bool:
-    return args.output == STDOUT or (args.output is None and args.inputs == [STDOUT])
-
-
-def _memory(layout: Any) -> str:
-    what = "the picture" if layout is None else f"{layout.width}x{layout.height} pixels"
-    return f"not enough memory to upscale {what} (a smaller --tile or --max-memory needs less)"
-
-
-def _say(args: argparse.Namespace, outcome: Outcome) -> None:
-    """With --verbose, what became of a picture, on stderr."""
-    if args.verbose:
-        target = "standard output" if _to_stdout(args) else outcome.task.target
-        windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits)} bits in the mean"
-        print(f"{outcome.task.name} -> {target}: {windows}, {outcome.seconds:.3f} s", file=sys.stderr)
-
-
-def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[str, str]]) -> None:
-    if args.json:
-        print(to_json(report))
-    elif not args.quiet:
-        # Where the picture goes to standard output, words go elsewhere.
-        print_table(rows, file=sys.stderr if _to_stdout(args) else None)
