@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
 from . import video
-from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, one_line, print_table, stage, timed, to_json
+from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
 from .outputs import Planned, find_inputs, plan_outputs
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def execute(args: argparse.Namespace) -> None:
         _many(args, tasks, len(plan), skipped, network, settings)
 
 
+@keeping_imports()
 def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
     """The model as the options ask for it, and what a report says of it."""
     import torch
