@@ -298,4 +298,3 @@ def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[st
     elif not args.quiet:
         # Where the picture goes to standard output, words go elsewhere.
         print_table(rows, file=sys.stderr if _to_stdout(args) else None)
-
