@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -329,7 +330,9 @@ def test_files_of_any_size(model, tmp_path):
 
 
 def test_layer_times_are_taken_and_given_back(model):
+    start = time.perf_counter()
     with layer_times(model) as seconds:
         upscale(picture(20, 20), model)
     assert set(seconds) == {conv.name for conv in model.convs()} and seconds["body.0.conv1"] > 0
+    assert sum(seconds.values()) < time.perf_counter() - start  # nothing is counted twice
     assert not any("into" in conv.__dict__ for conv in model.convs())
