@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -223,10 +224,12 @@ class Patchwise:
         for window in windows:
             if len(window.columns) > 1:
                 window.jobs[0].image, _ = _planes(held[:, window.column.start : window.column.stop], layout)
+        lending = getattr(self.model, "lending_output", nullcontext)
         for batch in self._batches([(window, job) for window in windows for job in window.jobs]):
-            start = time.perf_counter()
+            start, finished = time.perf_counter(), 0
             x = torch.from_numpy(np.stack([job.image for _, job in batch])).to(self._device())
-            y = self.forward(x, torch.cat([job.offset for _, job in batch])).permute(0, 2, 3, 1).cpu().numpy()
+            with lending():
+                y = self.forward(x, torch.cat([job.offset for _, job in batch])).permute(0, 2, 3, 1).cpu().numpy()
             seconds = (time.perf_counter() - start) / len(batch)
             for (window, job), result in zip(batch, y, strict=True):
                 job.result = result
@@ -236,7 +239,12 @@ class Patchwise:
                     self._store(window, row, layout, out)
                     for part in window.jobs:
                         part.result = None
-                    yield len(window.columns)
+                    finished += len(window.columns)
+            for _, job in batch:
+                if job.result is not None:  # the next batch may overwrite what is lent
+                    job.result = job.result.copy()
+            if finished:
+                yield finished
 
     def _offset(self, image: np.ndarray, row: Span, column: Span) -> torch.Tensor:
         """int32 [1]: the bits more or less of a window, by what it keeps."""

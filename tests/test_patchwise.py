@@ -230,6 +230,19 @@ def test_threads_may_share_a_model(model):
     assert all(map(np.array_equal, got, want))
 
 
+def test_only_windows_get_a_lent_output(model):
+    """Outputs of a forward pass are the caller's own; in `lending_output` the next one may take their place."""
+    x, other = (torch.from_numpy(picture(20, 30, seed)).permute(2, 0, 1)[None].float() for seed in (1, 2))
+    upscale(picture(20, 30), model)
+    want, kept = model(x).clone(), model(x)
+    assert not torch.equal(model(other), want) and torch.equal(kept, want)
+    with model.lending_output():
+        lent = model(x)
+        assert torch.equal(lent, want)
+        assert model(other).data_ptr() == lent.data_ptr() != kept.data_ptr()
+    assert model(x).data_ptr() != lent.data_ptr()
+
+
 def test_progress_counts_windows(model):
     calls = []
     upscale(picture(40, 70), model, tile=16, halo=4, progress=lambda *call: calls.append(call))

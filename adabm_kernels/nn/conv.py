@@ -170,9 +170,14 @@ class IntegerConv2d(nn.Module):
         """What the codes x_q uint8 [N, H, W, C4] leave of the features x float32 [N, H, W, C], in place of these."""
         return x.sub_(x_q[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))
 
-    def two_digits(self, x_q: torch.Tensor, left_q: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-        """float32 [N, r*H, r*W, K/r^2] from the first and the second digit, uint8 [N, H, W, C4] each, of 8 bits."""
-        y, _ = self(x_q, bits)
+    def two_digits(
+        self, x_q: torch.Tensor, left_q: torch.Tensor, bits: torch.Tensor, y: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """float32 [N, r*H, r*W, K/r^2] from the first and the second digit, uint8 [N, H, W, C4] each, of 8 bits. y: where to."""
+        if y is None:
+            y, _ = self(x_q, bits)
+        else:
+            self.into(x_q, bits, y=y)
         self.rest.into(left_q, bits, y=y, accumulate=True)
         if self.late == "relu":
             y.clamp_(min=0)
