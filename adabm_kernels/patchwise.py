@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLES
 BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # low-resolution pixels that a batch of small windows may have
 # Devices whose kernels write pixels in place of floats. On a CPU `_store` makes them of floats, and looks at each value once.
 WRITES_PIXELS = ("cuda",)
+JOINED_PIXELS = 1 << 20  # low-resolution pixels that windows computed as one may have
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLOCK = 16  # output rows that are clamped and rounded at a time, so that they stay in the cache
 _RESERVE = 64 << 20  # bytes for what the codecs hold
@@ -38,7 +40,8 @@ _RESERVE = 64 << 20  # bytes for what the codecs hold
 class Patch:
     """One window as it was computed: what it keeps, in low-resolution pixels from the top left, and at what cost.
 
-    offset: bits more or less that its picture got. mean_bits: over the adaptive convolutions. seconds: its share of its batch.
+    offset: bits more or less that its picture got. mean_bits: over the adaptive convolutions. seconds: its share of what it was
+    computed with.
     """
 
     y: int
@@ -60,7 +63,8 @@ class Patchwise:
     max_memory: bytes that the process may hold; None for no bound.
 
     Every window decides about its bits by what it keeps, not by its halo. Windows of a row that got the same bits are computed
-    together. Threads may share it. Raises ValueError naming the argument, the rule and the value.
+    together: on a CPU neighbours as one wider window, so that the halo between them is not computed, else in batches. Threads may
+    share it. Raises ValueError naming the argument, the rule and the value.
     """
 
     def __init__(
@@ -122,13 +126,25 @@ class Patchwise:
         return needed if needed > self.max_memory else 0
 
     def _bytes(self, rows: list[Span], columns: list[Span], layout: Layout) -> int:
-        """What the process will hold at most: what it holds now, one batch, two bands of output, the rows they are made from."""
-        largest = [max(span.stop - span.start for span in axis) for axis in (rows, columns)]
+        """What the process will hold at most: `_bytes_beside` and one batch."""
+        largest = math.prod(max(span.stop - span.start for span in axis) for axis in (rows, columns))
+        batch = max(largest, min(self._batch_pixels(), layout.width * layout.height))
+        return self._bytes_beside(rows, layout) + batch * bytes_per_pixel(self.model, self.tta)
+
+    def _bytes_beside(self, rows: list[Span], layout: Layout) -> int:
+        """What the process holds now, two bands of output and the rows they are made from."""
+        largest = max(span.stop - span.start for span in rows)
         kept = max(span.last - span.first for span in rows)
-        batch = max(largest[0] * largest[1], min(self._batch_pixels(), layout.width * layout.height))
-        window = batch * bytes_per_pixel(self.model, self.tta)
         bands = min(2, len(rows)) * kept * self.scale**2 * layout.row_bytes
-        return resident_bytes() + _RESERVE + window + bands + 2 * largest[0] * layout.row_bytes
+        return resident_bytes() + _RESERVE + bands + 2 * largest * layout.row_bytes
+
+    def _joined_pixels(self, rows: list[Span], layout: Layout | None = None) -> int:
+        """The most pixels that windows of a row may have as one; 0 where they stay apart."""
+        if self.protocol == "paper" or self._device().type != "cpu":  # elsewhere windows of one shape make batches
+            return 0
+        if self.max_memory is None or layout is None:
+            return JOINED_PIXELS
+        return min(JOINED_PIXELS, (self.max_memory - self._bytes_beside(rows, layout)) // bytes_per_pixel(self.model, self.tta))
 
     def _batch_pixels(self) -> int:
         return BATCH_PIXELS.get(self._device().type, BATCH_PIXELS["cpu"])
@@ -166,13 +182,13 @@ class Patchwise:
         """
         rows, columns = self.windows(layout.height, layout.width, layout)
         held = np.empty((0, layout.width, layout.channels), layout.dtype)
-        top, done = 0, 0
+        top, done, joined = 0, 0, self._joined_pixels(rows, layout)
         for row in rows:
             held, top = held[row.start - top :], row.start
             held = np.concatenate([held, read(row.stop - top - len(held))])
             kept, s = row.last - row.first, self.scale
             out = np.empty((kept * s, layout.width * s, layout.channels), layout.dtype)
-            for finished in self._band(held, row, columns, layout, out, record):
+            for finished in self._band(held, row, columns, layout, out, record, joined):
                 done += finished
                 if progress is not None:
                     progress(done, len(rows) * len(columns), "upscaling")
@@ -191,10 +207,18 @@ class Patchwise:
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
     def _band(
-        self, held: np.ndarray, row: Span, columns: list[Span], layout: Layout, out: np.ndarray, record: list[Patch] | None
+        self,
+        held: np.ndarray,
+        row: Span,
+        columns: list[Span],
+        layout: Layout,
+        out: np.ndarray,
+        record: list[Patch] | None,
+        joined: int,
     ) -> Iterator[int]:
-        """Compute the windows of a row from its pixels into `out`; yields how many were finished."""
-        jobs, empty = [], 0
+        """Compute the windows of a row from its pixels into `out`; yields how many were finished. joined: see `_joined_pixels`."""
+        windows: list[_Window] = []
+        empty = 0
         for column in columns:
             planes, alpha = _planes(held[:, column.start : column.stop], layout)
             if alpha is not None and not alpha.any():
@@ -203,25 +227,37 @@ class Patchwise:
                 continue
             varies = alpha is not None and alpha.min() < alpha.max()
             images = [planes * alpha, np.repeat(alpha * 255, 3, 0)] if varies else [planes]
-            window = _Window(column, alpha, [None] * len(images))
-            jobs += [_Job(window, i, image, self._offset(image, row, column)) for i, image in enumerate(images)]
+            offsets = [self._offset(image, row, column) for image in images]
+            window = _Window(column, [column], offsets[0], alpha, [_Job(*job) for job in zip(images, offsets, strict=True)])
+            if not windows or not windows[-1].take(window, joined // planes.shape[1]):
+                windows.append(window)
         if empty:
             yield empty
-        for batch in self._batches(jobs):
-            start = time.perf_counter()
-            x = torch.from_numpy(np.stack([job.image for job in batch])).to(self._device())
-            forward = self.forward_pixels if self._finishes(layout) else self.forward
-            y = forward(x, torch.cat([job.offset for job in batch])).permute(0, 2, 3, 1).cpu().numpy()
+        for window in windows:
+            if len(window.columns) > 1:
+                window.jobs[0].image, _ = _planes(held[:, window.column.start : window.column.stop], layout)
+        lending = getattr(self.model, "lending_output", nullcontext)
+        forward = self.forward_pixels if self._finishes(layout) else self.forward
+        for batch in self._batches([(window, job) for window in windows for job in window.jobs]):
+            start, finished = time.perf_counter(), 0
+            x = torch.from_numpy(np.stack([job.image for _, job in batch])).to(self._device())
+            with lending():
+                y = forward(x, torch.cat([job.offset for _, job in batch])).permute(0, 2, 3, 1).cpu().numpy()
             seconds = (time.perf_counter() - start) / len(batch)
-            for job, result in zip(batch, y, strict=True):
-                window = job.window
-                window.results[job.part] = result
-                if record is not None and job.part == 0:
-                    record.append(self._patch(row, window.column, job.offset, seconds))
-                if all(part is not None for part in window.results):
+            for (window, job), result in zip(batch, y, strict=True):
+                job.result = result
+                if record is not None and job is window.jobs[0]:
+                    record += self._patches(row, window, seconds)
+                if all(part.result is not None for part in window.jobs):
                     self._store(window, row, layout, out)
-                    window.results.clear()
-                    yield 1
+                    for part in window.jobs:
+                        part.result = None
+                    finished += len(window.columns)
+            for _, job in batch:
+                if job.result is not None:  # the next batch may overwrite what is lent
+                    job.result = job.result.copy()
+            if finished:
+                yield finished
 
     def _offset(self, image: np.ndarray, row: Span, column: Span) -> torch.Tensor:
         """int32 [1]: the bits more or less of a window, by what it keeps."""
@@ -231,24 +267,27 @@ class Patchwise:
     def _decide(self, x: torch.Tensor) -> torch.Tensor:
         return self.model.image_offsets(x, learn=True)
 
-    def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
+    def _batches(self, jobs: list[tuple[_Window, _Job]]) -> Iterator[list[tuple[_Window, _Job]]]:
         """Jobs of the same shape and bits, in batches."""
-        groups: dict[tuple, list[_Job]] = {}
-        for job in jobs:
-            groups.setdefault((job.image.shape, int(job.offset)), []).append(job)
+        groups: dict[tuple, list[tuple[_Window, _Job]]] = {}
+        for window, job in jobs:
+            groups.setdefault((job.image.shape, int(job.offset)), []).append((window, job))
         for (shape, _), members in groups.items():
             size = max(self._batch_pixels() // (shape[1] * shape[2]), 1)
             for first in range(0, len(members), size):
                 yield members[first : first + size]
 
-    def _patch(self, row: Span, column: Span, offset: torch.Tensor, seconds: float) -> Patch:
-        mean_bits = float(self.model.mean_bits(None, offset=offset)[0])
-        height, width = row.last - row.first, column.last - column.first
-        return Patch(row.first, column.first, height, width, int(offset), mean_bits, seconds)
+    def _patches(self, row: Span, window: _Window, seconds: float) -> Iterator[Patch]:
+        """The windows that one was made of."""
+        mean_bits = float(self.model.mean_bits(None, offset=window.offset)[0])
+        height, all_width = row.last - row.first, window.column.last - window.column.first
+        for column in window.columns:
+            width = column.last - column.first
+            yield Patch(row.first, column.first, height, width, int(window.offset), mean_bits, seconds * width / all_width)
 
     def _store(self, window: _Window, row: Span, layout: Layout, out: np.ndarray) -> None:
         """What a window keeps, rounded into its place."""
-        s, column, alpha, results = self.scale, window.column, window.alpha, window.results
+        s, column, alpha, results = self.scale, window.column, window.alpha, [job.result for job in window.jobs]
         top, bottom = s * (row.first - row.start), s * (row.last - row.start)
         left, right = s * (column.first - column.start), s * (column.last - column.start)
         target = out[:, s * column.first : s * column.last]
@@ -277,13 +316,20 @@ class Patchwise:
         rows, columns = self.windows(*x.shape[2:])
         if len(rows) == len(columns) == 1:
             return self.forward(x, self._decide(x))
+        joined = self._joined_pixels(rows)
+        if joined and len(x) > 1:  # each has neighbours of its own with the same bits
+            return torch.cat([self.tensor(image) for image in x.split(1)])
         n, s = x.shape[0], self.scale
         y = x.new_empty(n, 3, s * x.shape[2], s * x.shape[3])
         for row in rows:
+            windows: list[_Window] = []
             for column in columns:
-                kept = x[:, :, row.first : row.last, column.first : column.last]
-                window = x[:, :, row.start : row.stop, column.start : column.stop].clone()
-                result = self.forward(window, self._decide(kept))
+                window = _Window(column, [column], self._decide(x[:, :, row.first : row.last, column.first : column.last]))
+                if not windows or not windows[-1].take(window, joined // (row.stop - row.start)):
+                    windows.append(window)
+            for window in windows:
+                column = window.column
+                result = self.forward(x[:, :, row.start : row.stop, column.start : column.stop].clone(), window.offset)
                 part = result[:, :, s * (row.first - row.start) :, s * (column.first - column.start) :]
                 place = y[:, :, s * row.first : s * row.last, s * column.first : s * column.last]
                 place.copy_(part[:, :, : place.shape[2], : place.shape[3]])
@@ -347,23 +393,40 @@ class FloatPatchwise(Patchwise):
 
 
 @dataclass
-class _Window:
-    """alpha: float32 [1, h, w] in 0..1 or None. results: [scale*h, scale*w, 3] of colours (uint8 where finished) and,
-    where it varies, of alpha."""
+class _Job:
+    """One picture for the network. image: float32 [3, h, w]. offset: int32 [1]. result: [scale*h, scale*w, 3] when it is there,
+    uint8 where finished."""
 
-    column: Span
-    alpha: np.ndarray | None
-    results: list[np.ndarray | None]
+    image: np.ndarray
+    offset: torch.Tensor
+    result: np.ndarray | None = None
 
 
 @dataclass
-class _Job:
-    """One picture for the network: part 0 is a window's colours, part 1 its alpha. image: float32 [3, h, w]. offset: int32 [1]."""
+class _Window:
+    """columns: the windows of a row that `column` spans. offset: int32 [N] of its colours, None where there is none. alpha: float32
+    [1, h, w] in 0..1 or None. jobs: its colours and, where it varies, its alpha.
+    """
 
-    window: _Window
-    part: int
-    image: np.ndarray
-    offset: torch.Tensor
+    column: Span
+    columns: list[Span]
+    offset: torch.Tensor | None
+    alpha: np.ndarray | None = None
+    jobs: list[_Job] = field(default_factory=list)
+
+    def take(self, other: _Window, widest: int) -> bool:
+        """Span the next window too, if it got the same bits and both are not wider than that; the job then needs a new image."""
+        if other.column.stop - self.column.start > widest or self.column.last != other.column.first:
+            return False
+        if self.offset is not None and not torch.equal(self.offset, other.offset):
+            return False
+        if len(self.jobs) == 2 or len(other.jobs) == 2:  # a varying alpha has bits of its own
+            return False
+        if self.alpha is not None and self.alpha.flat[0] != other.alpha.flat[0]:
+            return False
+        self.column = Span(self.column.start, other.column.stop, self.column.first, other.column.last)
+        self.columns += other.columns
+        return True
 
 
 def _planes(pixels: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray | None]:

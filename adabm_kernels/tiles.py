@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -50,9 +51,14 @@ class Tile:
         """8-bit products per output and channel of a 3x3 convolution whose transformed weights fit whole; 9 when direct."""
         return len(self.rows.codes) * len(self.columns.codes) / (self.rows.outputs * self.columns.outputs)
 
+    @cached_property
+    def reach(self) -> np.ndarray:
+        """[row taps, column taps]: how many times as large as a code a transformed one can be, shifted to start at 0."""
+        return np.outer(np.abs(self.rows.codes).sum(1), np.abs(self.columns.codes).sum(1))
+
     def code_range(self, bits: int) -> int:
         """Largest transformed code of any tap, shifted to start at 0."""
-        return int(np.abs(self.rows.codes).sum(1).max() * np.abs(self.columns.codes).sum(1).max()) * (2**bits - 1)
+        return int(self.reach.max()) * (2**bits - 1)
 
 
 def _line(outputs: int, codes: list, weights: list, sums: list, denominator: int) -> Line:
@@ -101,6 +107,7 @@ TILES = (
     Tile("F(2x4)", F2, F4),
 )
 DIRECT = TILES[0]
+_WEIGHT_GROWTH = max(int(np.abs(np.kron(tile.rows.weights, tile.columns.weights)).sum(1).max()) for tile in TILES)
 
 
 @dataclass(frozen=True)
@@ -130,38 +137,55 @@ class LayerPlan:
 
 
 def transformed_weights(tile: Tile, weights: np.ndarray) -> np.ndarray:
-    """[K, C, row taps, column taps] of [K, C, 3, 3]."""
-    return tile.rows.weights @ np.asarray(weights, dtype=np.int64) @ tile.columns.weights.T
+    """[row taps, column taps, C, K] of [3, 3, C, K], of the same dtype."""
+    rows, columns = (line.weights.astype(weights.dtype) for line in (tile.rows, tile.columns))
+    # Not by matmul, whose threads would wait in a loop for more while torch's want the cores.
+    along_rows = np.einsum("tr,rn->tn", rows, weights.reshape(3, -1)).reshape(len(rows), 3, -1)
+    return np.einsum("us,tsn->tun", columns, along_rows).reshape(len(rows), len(columns), *weights.shape[2:])
+
+
+def _laid_out(weights: np.ndarray) -> np.ndarray:
+    """[R, S, C4, K] of [..., K, C, R, S], channels padded to quads: floats, fast and exact on the way through any tile."""
+    weights = weights.reshape(-1, *weights.shape[-3:])
+    # No transform or sum below has more terms than there are weights of an output, each in its largest factor.
+    most = int(np.abs(weights).max()) * math.prod(weights.shape[1:]) * _WEIGHT_GROWTH
+    padded = np.zeros((*weights.shape[2:], -(-weights.shape[1] // 4) * 4, len(weights)), np.float32 if most < 2**24 else np.float64)
+    padded[:, :, : weights.shape[1]] = weights.transpose(2, 3, 1, 0)
+    return padded
 
 
 @dataclass(frozen=True)
 class _Fit:
     """What a layer's weights make of a tile, for any bits.
 
-    transformed: [K, C, row taps, column taps]. parts: [row taps, column taps] of them; they lie in least..most. largest_sum: of any
-    sum on the way to the output when codes are at most 1.
+    transformed: [row taps, column taps, C4, K]. parts: [row taps, column taps] of them; they lie in least..most. products: 8-bit
+    ones per output and channel. largest_sum: of any sum on the way to the output when codes are at most 1.
     """
 
     transformed: np.ndarray
     parts: np.ndarray
     least: int
     most: int
+    products: float
     largest_sum: float
 
     @classmethod
     def of(cls, tile: Tile, weights: np.ndarray) -> _Fit:
+        """weights: [3, 3, C4, K] of `_laid_out`."""
         transformed = transformed_weights(tile, weights)
-        low, high = np.minimum(transformed.min((0, 1)), 0), np.maximum(transformed.max((0, 1)), 0)
+        flat = transformed.reshape(*transformed.shape[:2], -1)
+        low, high = (np.array(found, dtype=np.int64) for found in (np.minimum(flat.min(2), 0), np.maximum(flat.max(2), 0)))
         parts = np.maximum(np.maximum(-(low // 128), -(-high // 127)), 1)
         # The kernels split the inner row taps of a column tap alike, and so the outer ones; F(1, 3) has one column tap for them.
         for taps in (slice(tile.rows.outputs), slice(tile.rows.outputs, None)):
             parts[taps] = parts[taps].max() if tile.columns is F1 else parts[taps].max(0)
         # Bounds of a tap's products, whatever the sign and the shift of its codes; then summed along the rows, divided, and
         # summed along the columns, every factor in its absolute value.
-        products = np.abs(transformed).sum(1) * np.abs(tile.rows.codes).sum(1)[:, None] * np.abs(tile.columns.codes).sum(1)
-        along_rows = np.abs(tile.rows.sums) @ products
-        along_columns = along_rows / tile.rows.denominator @ np.abs(tile.columns.sums).T
-        return cls(transformed, parts, int(low.min()), int(high.max()), float(max(along_rows.max(), along_columns.max())))
+        products = np.abs(transformed).sum(2).astype(np.float64) * tile.reach[..., None]  # [row taps, column taps, K]
+        along_rows = np.tensordot(np.abs(tile.rows.sums), products, 1)
+        along_columns = np.abs(tile.columns.sums) @ (along_rows / tile.rows.denominator)
+        largest = max(along_rows.max(), along_columns.max())
+        return cls(transformed, parts, int(low.min()), int(high.max()), tile.products * float(parts.mean()), float(largest))
 
 
 def _refusal(tile: Tile, fit: _Fit, bits: int) -> str:
@@ -179,33 +203,33 @@ def _refusal(tile: Tile, fit: _Fit, bits: int) -> str:
 class Sums:
     """What a layer's products come to in 16 bits, where channels 0, 1 and channels 2, 3 of a quad have a sum each.
 
-    largest: by number of quads 1, 2, 4, ... summed together, counted from the start of a run of taps, the largest sum of every run
-    for codes of 1, [runs]. code_max: [runs], the largest code of each run for 1-bit codes. quads: of a run.
+    largest: by number of quads 1, 2, 4, ... summed together, counted from the start of a run of taps, the largest sum of any run
+    when codes are at most 1. quads: of a run.
     """
 
-    largest: tuple[np.ndarray, ...]
-    code_max: np.ndarray
+    largest: tuple[int, ...]
     quads: int
 
     @classmethod
-    def of(cls, runs: np.ndarray, code_max: np.ndarray) -> Sums:
-        """runs: the weights [K, runs, channels of a run's taps, padded to quads] in the order of their sums."""
-        runs = np.ascontiguousarray(runs, dtype=np.int32)
-        first, second = runs[..., ::2], runs[..., 1::2]
+    def of(cls, runs: np.ndarray, reach: np.ndarray) -> Sums:
+        """runs: the weights [runs, channels of a run's taps, padded to quads, K] in the order of their sums. reach: [runs], the
+        largest code of each run when the layer's are at most 1."""
+        first, second = runs[:, ::2], runs[:, 1::2]
         above = np.maximum(first, 0) + np.maximum(second, 0)
-        signs = np.stack([above, above - first - second]).reshape(2, *runs.shape[:2], -1, 2)  # [signs, K, runs, quads, sums]
-        quads, largest = signs.shape[3], [signs.max((0, 1, 3, 4))]
-        while 2 ** (len(largest) - 1) < quads:
-            if signs.shape[3] % 2:
-                signs = np.concatenate([signs, np.zeros_like(signs[:, :, :, :1])], 3)
-            signs = signs[:, :, :, ::2] + signs[:, :, :, 1::2]
-            largest.append(signs.max((0, 1, 3, 4)))
-        return cls(tuple(largest), code_max, quads)
+        signs = np.stack([above, above - first - second]).reshape(2, len(runs), -1, 2 * runs.shape[2])  # [signs, runs, quads, sums]
+        quads, largest = signs.shape[2], []
+        while True:
+            largest.append(int((signs.reshape(2, len(runs), -1).max(2) * reach).max()))
+            if 2 ** (len(largest) - 1) >= quads:
+                return cls(tuple(largest), quads)
+            if signs.shape[2] % 2:
+                signs = np.concatenate([signs, np.zeros_like(signs[:, :, :1])], 2)
+            signs = signs[:, :, ::2] + signs[:, :, 1::2]
 
     def depth(self, bits: int) -> int:
         """How many quads may be summed in 16 bits, a power of two (PackedHeader::depth of csrc/cpu/packed.h); 0 where two products
         can overflow."""
-        fits = [(largest * self.code_max).max() * (2**bits - 1) <= SUM16_MAX for largest in self.largest]
+        fits = [largest * (2**bits - 1) <= SUM16_MAX for largest in self.largest]
         return 0 if not fits[0] else 2 ** ((fits + [False]).index(False) - 1)
 
     def count(self, bits: int) -> int:
@@ -220,21 +244,21 @@ class Sums:
 
 def layer_sums(tile: Tile, weights: np.ndarray) -> Sums:
     """The sums of weights [..., K, C, R, S] in a tile; of split weights those of even shares."""
-    padding = [(0, 0)] * 3 + [(0, -weights.shape[-3] % 4)]
-    if tile is DIRECT:
-        rows = np.pad(np.moveaxis(weights.reshape(-1, *weights.shape[-3:]), 1, -1), padding)  # [K, R, S, C]
-        runs = rows.reshape(*rows.shape[:2], -1)
-        return Sums.of(runs, np.ones(runs.shape[1], dtype=np.int64))
-    return _tile_sums(tile, _Fit.of(tile, weights))
+    weights = _laid_out(weights)
+    return _direct_sums(weights) if tile is DIRECT else _tile_sums(tile, _Fit.of(tile, weights))
+
+
+def _direct_sums(weights: np.ndarray) -> Sums:
+    return Sums.of(weights.reshape(len(weights), -1, weights.shape[-1]), np.ones(len(weights), dtype=np.int64))
 
 
 def _tile_sums(tile: Tile, fit: _Fit) -> Sums:
-    shares = -(-np.abs(fit.transformed) // fit.parts) * np.sign(fit.transformed)
-    shares = np.pad(np.moveaxis(shares, 1, -1), [(0, 0)] * 3 + [(0, -shares.shape[1] % 4)])  # [K, row taps, column taps, C]
-    reach = np.outer(np.abs(tile.rows.codes).sum(1), np.abs(tile.columns.codes).sum(1))
+    shares = fit.transformed
+    if fit.parts.max() > 1:
+        shares = np.ceil(np.abs(shares) / fit.parts[..., None, None].astype(shares.dtype)) * np.sign(shares)
     if tile.columns is F1:  # the kernel columns accumulate as one run
-        return Sums.of(shares.reshape(*shares.shape[:2], -1), reach.max(1))
-    return Sums.of(shares.reshape(len(shares), reach.size, -1), reach.reshape(-1))
+        return Sums.of(shares.reshape(len(shares), -1, shares.shape[-1]), tile.reach.max(1))
+    return Sums.of(shares.reshape(tile.reach.size, *shares.shape[2:]), tile.reach.reshape(-1))
 
 
 def tile_products(name: str, kernel_h: int, kernel_w: int) -> float:
@@ -246,7 +270,7 @@ def layer_products(tile: Tile, weights: np.ndarray) -> float:
     """8-bit products per output and channel of weights [..., K, C, R, S], split ones counted."""
     if tile is DIRECT:
         return float(weights.shape[-2] * weights.shape[-1])
-    return tile.products * float(_Fit.of(tile, weights).parts.mean())
+    return _Fit.of(tile, _laid_out(weights)).products
 
 
 def plan_layer(
@@ -271,17 +295,18 @@ def plan_layer(
     only_direct = ""
     if weights.ndim != 4 or weights.shape[2:] != (3, 3):
         only_direct = f"kernel {weights.shape[-2]}x{weights.shape[-1]} is not 3x3"
-    fits = {} if only_direct else {tile.name: _Fit.of(tile, weights) for tile in TILES[1:]}
+    laid_out = _laid_out(weights)
+    fits = {} if only_direct else {tile.name: _Fit.of(tile, laid_out) for tile in TILES[1:]}
     outputs, channels, kernel = weights.shape[-4], weights.shape[-3], weights.shape[-2] * weights.shape[-1]
     sums = {}
     if times.isa in KINDS_OF_ISA:
-        sums = {tile.name: _tile_sums(tile, fits[tile.name]) for tile in TILES if tile.name in fits}
-        sums[DIRECT.name] = layer_sums(DIRECT, weights)
+        usable = [tile for tile in TILES if tile.name in fits and fits[tile.name].parts.max() <= MAX_PARTS]
+        sums = {DIRECT.name: _direct_sums(laid_out)} | {tile.name: _tile_sums(tile, fits[tile.name]) for tile in usable}
 
     def predict(tile: Tile, bits: int) -> tuple[float, str, float]:
         """(picoseconds, tile, products)"""
         fit = fits.get(tile.name)
-        products = float(kernel) if fit is None else tile.products * float(fit.parts.mean())
+        products = float(kernel) if fit is None else fit.products
         kind = sums[tile.name].kind(bits) if sums else KINDS[0]
         return times.time(tile.name, kind, products, channels, outputs, box_filter), tile.name, products
 

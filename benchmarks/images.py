@@ -146,23 +146,21 @@ module.load_model = loaded
 sys.exit(cli.main())
 """
 
-    def run(*command: str) -> None:
-        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
-        process.stdout.readline()
-        times.append(time.perf_counter())
-        process.wait()
+    def run(*command: str) -> float:
+        start = time.perf_counter()
+        with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) as process:
+            process.stdout.readline()
+            return time.perf_counter() - start
 
-    times: list[float] = []
-    for name, command in {
-        "to the first pass": ("-c", code, "upscale", args.picture, "-o", str(Path(tempfile.gettempdir(), "startup.png")), "-q"),
+    target = str(Path(tempfile.gettempdir(), "startup.png"))
+    commands = {
+        "to the first pass": ("-c", code, "upscale", args.picture, "-o", target, "-q", "--model", args.model),
         "import torch alone": ("-c", "import torch; print()"),
-    }.items():
-        seconds = []
-        for _ in range(args.rounds + 1):
-            start = time.perf_counter()
-            run(*command)
-            seconds.append(times[-1] - start)
-        print(f"{name}: {median(seconds[1:]):.2f} s")
+    }
+    seconds = [{name: run(*command) for name, command in commands.items()} for _ in range(args.rounds + 1)][1:]
+    for name in commands:
+        values = [turn[name] for turn in seconds]
+        print(f"{name}: {median(values):.2f} s  ({min(values):.2f}..{max(values):.2f})")
 
 
 def main() -> None:

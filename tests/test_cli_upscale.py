@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,16 @@ import torch
 from command_line import ENVIRONMENT, names, rows, run_process
 from fake_model import FakeModel
 
+from adabm_kernels import batch
 from adabm_kernels.images import EXTENSIONS, Layout, PictureWriter, open_picture
+from adabm_kernels.nn.conv import IntegerConv2d
+from adabm_kernels.patchwise import Patchwise
 
 UPSCALE = sys.modules["adabm_kernels.upscale"]
 RGB = np.random.default_rng(6).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 LARGE = RGB.repeat(4, 0).repeat(4, 1)
+
+needs_builtin = pytest.mark.skipif(not UPSCALE.builtin_models(), reason="the built-in models' files are not there")
 
 
 @pytest.fixture
@@ -228,6 +234,64 @@ def test_profile_and_resolution_are_carried_over(empty_folder, model, adabm, suf
         assert image.info["icc_profile"] == profile
         if suffix != ".webp":  # which holds none
             assert image.info["dpi"] == pytest.approx((300, 300), abs=0.5)
+
+
+@needs_builtin
+@pytest.mark.parametrize("cutting", [{}, {"tile": 16}], ids=["whole", "windows"])
+def test_self_ensemble_is_that_of_python_and_in_integers(empty_folder, adabm, monkeypatch, cutting):
+    photo = np.array(PIL.Image.open(UPSCALE._ASSETS / "sample.png").convert("RGB"))[60:84, 50:110]
+    save("in.png", photo)
+    seen, into = [], IntegerConv2d.into
+    monkeypatch.setattr(
+        IntegerConv2d, "into", lambda conv, x_q, *rest, **outputs: seen.append(x_q.dtype) or into(conv, x_q, *rest, **outputs)
+    )
+    options = [word for name, value in cutting.items() for word in (f"--{name}", value)]
+    assert adabm("upscale", "in.png", "-o", "one.png", "-q", *options) == (0, "", "")
+    once = len(seen)
+    assert adabm("upscale", "in.png", "-o", "eight.png", "-q", "--tta", *options) == (0, "", "")
+    assert once and len(seen) == 9 * once and set(seen) == {torch.uint8}
+    want = UPSCALE.upscale(photo, "edsr_x4_w4a4", tta=True, **cutting)
+    assert np.array_equal(read("eight.png"), want) and not np.array_equal(read("one.png"), want)
+
+
+def test_quality_is_that_of_the_option(empty_folder, model, adabm):
+    save("in.png", np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    for suffix in ("jpg", "webp"):
+        for name, options in (("low", ["--quality", 20]), ("usual", []), ("same", ["--quality", 95])):
+            assert adabm("upscale", "in.png", "-o", f"{name}.{suffix}", "-q", *options) == (0, "", "")
+        low, usual, same = (Path(f"{name}.{suffix}").read_bytes() for name in ("low", "usual", "same"))
+        assert len(low) < 0.6 * len(usual) and usual == same
+
+
+def test_reading_computing_and_writing_overlap(photos, monkeypatch):
+    """The first picture is computed once the second is read, and is written only when the second is being computed."""
+    read, computing, order = threading.Event(), threading.Event(), []
+    opened, finish = batch._open, PictureWriter.__exit__
+
+    def open_(task, *rest):
+        found = opened(task, *rest)
+        order.append(task.name)
+        if len(order) == 2:
+            read.set()
+        return found
+
+    def exit_(writer, *error):
+        assert computing.wait(60)
+        return finish(writer, *error)
+
+    class Waiting(FakeModel):
+        def forward(self, x, offset=None):
+            assert read.wait(60)
+            if self.seen:
+                computing.set()
+            return super().forward(x)
+
+    monkeypatch.setattr(batch, "_open", open_)
+    monkeypatch.setattr(PictureWriter, "__exit__", exit_)
+    sources = [Path("photos/a.png"), Path("photos/sub/b.jpg")]
+    tasks = [batch.Task(source, Path(f"{source.stem}.png"), "PNG", source.name) for source in sources]
+    outcomes = list(batch.upscale_files(tasks, Patchwise(Waiting()), max_pixels=1000))
+    assert [outcome.error for outcome in outcomes] == [None, None] and [outcome.task for outcome in outcomes] == tasks
 
 
 def test_standard_input_and_output(empty_folder):

@@ -10,12 +10,24 @@ import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adabm_kernels import files
-from adabm_kernels.images import Image, check_output, from_pil, list_images, read_image, to_pil, write_image
+from adabm_kernels.images import (
+    Image,
+    Layout,
+    check_output,
+    from_pil,
+    list_images,
+    open_picture,
+    read_image,
+    to_pil,
+    write_image,
+)
+from adabm_kernels.images import png as png_file
 
 RNG = np.random.default_rng(1)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -48,6 +60,27 @@ def test_png_round_trip_is_exact(tmp_path):
     got = read_image(str(tmp_path / "a.png"))
     assert np.array_equal(got.rgb, RGB)
     assert got.alpha is None and not got.grey and not got.transparent
+
+
+@pytest.mark.parametrize("compressor", ["isal", "zlib"])
+@pytest.mark.parametrize("width", [1, 2, 1027, 40_000])  # one pixel a row; some rows a block of the filter; less than a row
+@pytest.mark.parametrize("channels, depth", [(1, 8), (2, 8), (3, 8), (4, 8), (1, 16), (3, 16), (4, 16)])
+def test_png_is_written_by_rows(monkeypatch, width, channels, depth, compressor):
+    """Whatever pieces the rows come in, other readers find the picture, its colour profile and its resolution."""
+    monkeypatch.setattr(png_file, "deflate", pytest.importorskip("isal.isal_zlib") if compressor == "isal" else zlib)
+    srgb = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    icc = None if channels < 3 else srgb  # which grey pictures must not have
+    layout = Layout(width, 67, channels, depth, icc, (300.0, 150.0))
+    rows = np.random.default_rng(width).integers(0, 2**depth, (67, width, channels), layout.dtype)
+    rows[20:50] //= 7
+    stream = png_file.PngStream(layout)
+    pieces = [chunk for first, last in ((0, 1), (1, 40), (40, 67)) for chunk in stream.rows(rows[first:last])]
+    data = b"".join([stream.start(), *pieces, stream.end()])
+    reader = open_picture(data)
+    assert reader.layout.icc == icc and reader.layout.dpi == pytest.approx((300, 150), abs=0.02)
+    assert np.array_equal(reader.read(67), rows)
+    if depth == 8:
+        assert np.array_equal(np.array(PIL.Image.open(io.BytesIO(data))).reshape(rows.shape), rows)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG"])

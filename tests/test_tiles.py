@@ -27,7 +27,7 @@ def test_a_tile_computes_its_outputs_exactly(tile, data: st.DataObject) -> None:
     numbers = st.lists(st.integers(0, 255), min_size=height * width, max_size=height * width)
     codes = np.array(data.draw(numbers)).reshape(height, width)
     weights = np.array(data.draw(st.lists(st.integers(-255, 255), min_size=9, max_size=9))).reshape(3, 3)
-    products = (tile.rows.codes @ codes @ tile.columns.codes.T) * transformed_weights(tile, weights[None, None])[0, 0]
+    products = (tile.rows.codes @ codes @ tile.columns.codes.T) * transformed_weights(tile, weights[..., None, None])[..., 0, 0]
     sums = tile.rows.sums @ products @ tile.columns.sums.T
     want = [[(codes[i : i + 3, j : j + 3] * weights).sum() for j in range(width - 2)] for i in range(height - 2)]
     assert np.array_equal(sums, tile.rows.denominator * tile.columns.denominator * np.array(want))
@@ -111,7 +111,7 @@ def test_avx2_is_planned_for_sums_of_16_bits() -> None:
 def test_sums_of_the_stated_depth_stay_within_16_bits(runs, quads, most, top, seed) -> None:
     weights = np.random.default_rng(seed).integers(-most, most + 1, (5, runs, quads * 4))
     bits = (top + 1).bit_length() - 1
-    depth = Sums.of(weights, np.ones(runs, dtype=np.int64)).depth(bits)
+    depth = Sums.of(np.moveaxis(weights, 0, -1), np.ones(runs, dtype=np.int64)).depth(bits)
     pairs = weights.reshape(5, runs, quads, 2, 2)
 
     def largest(depth: int) -> int:

@@ -1,6 +1,7 @@
 """Frames through a pipe: YUV4MPEG2 and raw, in order, with their own bits; damaged streams are refused."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from adabm_kernels.commands.video import MATRICES, Stream, _read_y4m, from_rgb, 
 
 UPSCALE = sys.modules["adabm_kernels.upscale"]
 RNG = np.random.default_rng(8)
+FFMPEG = shutil.which("ffmpeg")
 
 
 @pytest.fixture
@@ -115,6 +117,26 @@ sys.exit(cli.main())
     luma = [np.frombuffer(part[: 24 * 28], np.uint8).reshape(24, 28) for part in done.stdout.split(b"FRAME\n")[1:]]
     means = [planes[0].mean() for planes in frames]
     assert np.allclose([plane.mean() for plane in luma], means, atol=1)  # in order
+
+
+@pytest.mark.skipif(FFMPEG is None, reason="ffmpeg is not installed")
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv444p10le", "gray"])
+def test_frames_from_and_to_ffmpeg(empty_folder, model, adabm, pixel_format):
+    """Frames that ffmpeg makes, upscaled; it reads them again, in order, with their colours."""
+    made = [FFMPEG, "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=36x28:rate=5:duration=1", "-pix_fmt", pixel_format]
+    y4m_options = ["-strict", "-1", "-f", "yuv4mpegpipe"]  # ffmpeg calls more than 8 bits unofficial
+    subprocess.run([*made, *y4m_options, "in.y4m"], check=True)
+    status, out, err = adabm("upscale", "--y4m", "in.y4m", "-o", "out.y4m")
+    assert (status, err) == (0, "") and rows(out)["frames"] == "5, 36x28 -> 144x112"
+    frames = {}
+    for name, scale in (("in", 1), ("out", 4)):
+        to_raw = [FFMPEG, "-v", "error", "-i", f"{name}.y4m", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        data = subprocess.run(to_raw, check=True, capture_output=True).stdout
+        frames[name] = np.frombuffer(data, np.uint8).reshape(5, 28 * scale, 36 * scale, 3).astype(float)
+    small = frames["out"].reshape(5, 28, 4, 36, 4, 3).mean((2, 4))  # the stand-in model repeats pixels
+    errors = np.array([[np.abs(a - b).mean() for b in frames["in"]] for a in small])
+    # Of every frame its own is the nearest; chroma that is interpolated by ffmpeg and repeated here differs at edges.
+    assert (errors.argmin(1) == np.arange(5)).all() and errors.diagonal().max() < 8
 
 
 GOOD = y4m(Stream(7, 6, "", ("C444",), (1, 1)), frames_of(Stream(7, 6, "", (), (1, 1)), 2))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
 from . import video
-from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, one_line, print_table, stage, timed, to_json
+from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
 from .outputs import Planned, find_inputs, plan_outputs
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def execute(args: argparse.Namespace) -> None:
         _many(args, tasks, len(plan), skipped, network, settings)
 
 
+@keeping_imports()
 def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
     """The model as the options ask for it, and what a report says of it."""
     import torch
@@ -272,31 +273,6 @@ def _failure(outcome: Outcome) -> BaseException:
             raise error
     except CommandError as failure:
         return failure
-
-
-def _to_stdout(args: argparse.Namespace) -> bool:
-    return args.output == STDOUT or (args.output is None and args.inputs == [STDOUT])
-
-
-def _memory(layout: Any) -> str:
-    what = "the picture" if layout is None else f"{layout.width}x{layout.height} pixels"
-    return f"not enough memory to upscale {what} (a smaller --tile or --max-memory needs less)"
-
-
-def _say(args: argparse.Namespace, outcome: Outcome) -> None:
-    """With --verbose, what became of a picture, on stderr."""
-    if args.verbose:
-        target = "standard output" if _to_stdout(args) else outcome.task.target
-        windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits)} bits in the mean"
-        print(f"{outcome.task.name} -> {target}: {windows}, {outcome.seconds:.3f} s", file=sys.stderr)
-
-
-def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[str, str]]) -> None:
-    if args.json:
-        print(to_json(report))
-    elif not args.quiet:
-        # Where the picture goes to standard output, words go elsewhere.
-        print_table(rows, file=sys.stderr if _to_stdout(args) else None)
 
 
 def _to_stdout(args: argparse.Namespace) -> bool:

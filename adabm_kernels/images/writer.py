@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import queue
-import struct
 import tempfile
 import threading
-import zlib
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,11 @@ import numpy as np
 from ..files import PartialFile, check_target, naming
 from .formats import DEEP, EXTENSIONS, MAX_SIDE, TRANSPARENT, WHOLE, Layout
 from .image import Image
+from .png import PngStream
 from .vips import reason, system_error, vips
 
 DEFAULT_QUALITY = 95  # of JPEG and WebP
-# libvips' fast filters at level 2 take a tenth of the time of zlib's usual level 6 for files an eighth larger (docs/images.md).
-_PNG = {"compression": 2, "filter": "up"}
 _BIG_TIFF = 3 << 30  # bytes of pixels: beyond it a file may not fit the 4 GB of plain TIFF
-_OPTIMIZED_PIXELS = 1 << 24
 _MM_PER_INCH = 25.4
 
 
@@ -108,10 +105,21 @@ class PictureWriter:
 
             from_array(rows).save(self._file, "BMP", dpi=self.layout.dpi)
             return
+        if self.format == "PNG":
+            self._save_png(iter([rows]))
+            return
         pyvips = vips()
         layout = self.layout
         image = pyvips.Image.new_from_memory(rows.data, layout.width, layout.height, layout.channels, _FORMATS[layout.depth])
         self._save(image.copy(interpretation=_INTERPRETATIONS[layout.grey, layout.depth]))
+
+    def _save_png(self, pieces: Iterator[np.ndarray]) -> None:
+        png = PngStream(self.layout)
+        self._file.write(png.start())
+        for rows in pieces:
+            for chunk in png.rows(rows):
+                self._file.write(chunk)
+        self._file.write(png.end())
 
     def _save(self, image: Any) -> None:
         """Encode a libvips image into the file."""
@@ -120,12 +128,9 @@ class PictureWriter:
         if layout.icc is not None:
             image.set_type(pyvips.GValue.blob_type, "icc-profile-data", layout.icc)
         options: dict[str, Any] = {}
-        if self.format == "PNG":
-            options |= _PNG
-        elif self.format == "JPEG":
-            # Optimal codes take a second pass, for which libjpeg keeps the whole picture.
-            small = layout.width * layout.height <= _OPTIMIZED_PIXELS
-            options |= {"Q": self._quality, "subsample_mode": "off", "optimize_coding": small}
+        if self.format == "JPEG":
+            # Optimal codes save 4 % of the file and take as long again (docs/images.md), and libjpeg then keeps the whole picture.
+            options |= {"Q": self._quality, "subsample_mode": "off", "optimize_coding": False}
         elif self.format == "WebP":
             options |= {"Q": self._quality}
         else:
@@ -162,9 +167,8 @@ class _Encoder:
     def __init__(self, writer: PictureWriter):
         self._writer = writer
         self._waiting: queue.Queue[np.ndarray | None] = queue.Queue()
-        self._deflate, self._ready = zlib.compressobj(0), memoryview(self._header())
         self._taken = threading.Event()
-        self._ended = self._aborted = False
+        self._aborted = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="adabm encoder", daemon=True)
         self._thread.start()
@@ -194,48 +198,46 @@ class _Encoder:
         self._thread.join()
 
     def _run(self) -> None:
-        pyvips = vips()
-        source = pyvips.SourceCustom()
-        source.on_read(self._read)
         try:
+            if self._writer.format == "PNG":
+                self._writer._save_png(self._pieces())
+                return
+            stream, held = self._stream(), memoryview(b"")
+
+            def read(size: int) -> bytes:
+                """Up to so many bytes of the stream; nothing at its end."""
+                nonlocal held
+                held = held or memoryview(next(stream, b""))
+                part, held = held[:size], held[size:]
+                return bytes(part)
+
+            pyvips = vips()
+            source = pyvips.SourceCustom()
+            source.on_read(read)
             self._writer._save(pyvips.Image.pngload_source(source, access="sequential", unlimited=True))
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that writes
             self._error = error
             self._taken.set()
 
-    def _read(self, size: int) -> bytes:
-        """Up to so many bytes of the stream; nothing at its end."""
-        while not self._ready and not self._ended:
-            if self._aborted:
-                return b""
+    def _stream(self) -> Iterator[bytes]:
+        png = PngStream(self._writer.layout, plain=True)
+        yield png.start()
+        for rows in self._pieces():
+            yield from png.rows(rows)
+        if not self._aborted:
+            yield png.end()
+
+    def _pieces(self) -> Iterator[np.ndarray]:
+        """What is handed over, until its end or until it is aborted."""
+        while not self._aborted:
             try:
                 rows = self._waiting.get(timeout=0.1)
             except queue.Empty:
                 continue
             self._taken.set()
-            self._ready = memoryview(self._chunks(rows))
-        part, self._ready = self._ready[:size], self._ready[size:]
-        return bytes(part)
-
-    def _header(self) -> bytes:
-        layout = self._writer.layout
-        colour = {1: 0, 2: 4, 3: 2, 4: 6}[layout.channels]
-        head = struct.pack(">IIBBBBB", layout.width, layout.height, layout.depth, colour, 0, 0, 0)
-        return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head)
-
-    def _chunks(self, rows: np.ndarray | None) -> bytes:
-        if rows is None:
-            self._ended = True
-            return _chunk(b"IDAT", self._deflate.flush()) + _chunk(b"IEND", b"")
-        if self._writer.layout.depth == 16:
-            rows = rows.astype(">u2")
-        lines = np.zeros((len(rows), 1 + self._writer.layout.row_bytes), np.uint8)  # each begins with its filter: 0, none
-        lines[:, 1:] = rows.reshape(len(rows), -1).view(np.uint8)
-        return _chunk(b"IDAT", self._deflate.compress(lines.data))
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))])
+            if rows is None:
+                return
+            yield rows
 
 
 def check_format(name: str, format: str, layout: Layout) -> None:

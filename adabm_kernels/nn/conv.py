@@ -195,11 +195,16 @@ class IntegerConv2d(nn.Module):
         """What the codes x_q uint8 [N, H, W, C4] leave of the features x float32 [N, H, W, C], in place of these."""
         return x.sub_(x_q[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))
 
-    def two_digits(self, x_q: torch.Tensor, left_q: torch.Tensor, bits: torch.Tensor, pixels: bool = False) -> torch.Tensor:
+    def two_digits(
+        self, x_q: torch.Tensor, left_q: torch.Tensor, bits: torch.Tensor, y: torch.Tensor | None = None, pixels: bool = False
+    ) -> torch.Tensor:
         """float32 [N, r*H, r*W, K/r^2] from the first and the second digit, uint8 [N, H, W, C4] each, of 8 bits.
 
-        pixels: what `pixels` makes of it; only without an activation."""
-        y, _ = self(x_q, bits)
+        y: where to. pixels: what `pixels` makes of it; only without an activation."""
+        if y is None:
+            y, _ = self(x_q, bits)
+        else:
+            self.into(x_q, bits, y=y)
         if pixels:
             return self.rest.pixels(left_q, bits, residual=y)
         self.rest.into(left_q, bits, y=y, accumulate=True)

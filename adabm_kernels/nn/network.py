@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -153,7 +154,7 @@ class ConvertedNetwork(nn.Module, ABC):
             return self._run_tail(tail, wide, bits, as_pixels)
         left = self._codes("left", codes, self.spec.channels)
         self._quantize_into(first.leave(feature, wide), first.rest.grid, bits, left)
-        y = first.two_digits(wide, left, bits, as_pixels and len(tail) == 1)
+        y = first.two_digits(wide, left, bits, self._output(first, wide), as_pixels and len(tail) == 1)
         if len(tail) == 1:
             return y.permute(0, 3, 1, 2)
         following = self._codes("up", codes, first.out_channels, first.shuffle)
@@ -165,8 +166,20 @@ class ConvertedNetwork(nn.Module, ABC):
         for i, (conv, following) in enumerate(zip(tail, tail[1:], strict=False)):
             narrow, codes = codes, self._codes(f"tail{i}", codes, conv.out_channels, conv.shuffle)
             conv.into(narrow, bits, y_q=codes, out_grid=following.grid, out_bits=bits)
-        y = tail[-1].pixels(codes, bits) if as_pixels else tail[-1](codes, bits)[0]
+        if as_pixels:
+            y = tail[-1].pixels(codes, bits)
+        else:
+            y = self._output(tail[-1], codes)
+            tail[-1].into(codes, bits, y=y)
         return y.permute(0, 3, 1, 2)
+
+    def _output(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
+        """Where a convolution of the upsampler writes: float32 [N, r*H, r*W, C], for the caller unless `lending_output`."""
+        n, h, w, _ = codes.shape
+        shape = (n, h * conv.shuffle, w * conv.shuffle, conv.out_channels)
+        if not torch.compiler.is_compiling() and self._workspace.holds_output:
+            return self._buffer("output", shape, torch.float32, codes.device)
+        return torch.empty(shape, dtype=torch.float32, device=codes.device)
 
     # ---- settings
 
@@ -426,6 +439,16 @@ class ConvertedNetwork(nn.Module, ABC):
     def _finished(self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool) -> torch.Tensor:
         y = self._forward(x, self._by_name(table), as_pixels)
         return to_pixels(y) if as_pixels and y.dtype != torch.uint8 else y
+
+    @contextmanager
+    def lending_output(self) -> Iterator[None]:
+        """In the block, what a forward pass of the calling thread returns may be overwritten by its next one in such a block: fresh
+        memory for large outputs costs about a twentieth of the pass."""
+        before, self._workspace.holds_output = self._workspace.holds_output, True
+        try:
+            yield
+        finally:
+            self._workspace.holds_output = before
 
     def _replay(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool) -> torch.Tensor:
         if x.device.type != "cuda":

@@ -15,6 +15,7 @@ class Workspace(threading.local):
 
     def __init__(self) -> None:
         self._buffers: dict[tuple, torch.Tensor] = {}
+        self.holds_output = False  # whether the calling thread's network writes its output into a buffer too
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A tensor of this shape with arbitrary contents, valid until the next `get` of the same name on this thread."""
