@@ -96,9 +96,10 @@ def bench_block_config(benchmark, shape: tuple[int, int, int], config: int, bits
     first.layer.into(first.x_q, first.bits, y_q=inner, out_grid=second.layer.grid, out_bits=first.out_bits)
     second.layer.into(inner, first.out_bits, residual=second.residual, y=y)
     want = y.clone()
-    a, held_a = configured(first.layer, config, first.x_q, first.bits, None, second.layer.grid, first.out_bits, None, None)
+    between = (None, second.layer.grid, first.out_bits, None, None)
+    a, held_a = configured(first.layer, config, first.x_q, first.bits, *between, packed_codes=native.PACKED_X)
     outputs = (second.residual, second.out_grid, second.out_bits, y.fill_(-1), y_q)
-    b, held_b = configured(second.layer, 0, first.x_q, first.out_bits, *outputs)
+    b, held_b = configured(second.layer, 0, first.x_q, first.out_bits, *outputs, packed_codes=native.PACKED_Y)
     b.x_q, b.x_bits = None, a.out_bits
 
     def one() -> None:

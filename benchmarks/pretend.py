@@ -121,11 +121,17 @@ def _pretend_backends() -> None:
         reference.conv2d_out(*first, 0, None, inner, packed_codes=packed_codes)
         reference.conv2d_out(inner, *second[1:], 0, y, y_q, packed_codes=packed_codes)
 
+    def quantize_many_out(x: torch.Tensor, grids: list, bits: list, starts: list, y_q: list, packed_codes: bool = False) -> None:
+        for grid, own_bits, start, codes in zip(grids, bits, starts, y_q, strict=True):
+            packing = {"packed_codes": True, "start": start} if packed_codes else {}
+            reference.quantize_out(x, None, grid, own_bits, 0, codes, **packing)
+
     module, library, why_missing = ops._module, native.library, native.why_missing
     stand_in = SimpleNamespace(
         pack=lambda weight, *settings: cuda.pack(weight, *settings) if len(settings) == 2 else torch.zeros(1, dtype=torch.uint8),
         conv2d_out=reference.conv2d_out,
         quantize_out=reference.quantize_out,
+        quantize_many_out=quantize_many_out,
         resblock_out=resblock_out,
         why_not_resblock=lambda *convs: "" if all(weight.shape[1:] == (3, 3, 64) for weight, _ in convs) else "not 64 channels",
     )
@@ -136,8 +142,8 @@ def _pretend_backends() -> None:
     cuda._place = lambda x: (0, None)
     devices.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
     devices.why_not_cuda = devices.why_not_triton = lambda device: ""
-    ConvertedNetwork._replay = lambda self, x, offset: self._forward(
-        x, self._by_name(self._bit_table(x, learn=True, offset=offset))
+    ConvertedNetwork._replay = lambda self, x, offset, as_pixels: self._finished(
+        x, self._bit_table(x, learn=True, offset=offset), as_pixels
     )
 
 
