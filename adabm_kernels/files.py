@@ -9,22 +9,31 @@ from types import TracebackType
 
 
 def check_target(path: str | os.PathLike) -> Path:
-    """Raise now the OSError that writing `path` would raise after the work: it is a folder, or in one that cannot be written."""
+    """Raise now the OSError that writing `path` would raise after the work: it is a folder, a device or a pipe, or in a folder that
+    cannot be written."""
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write '{path}': it is a folder")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write '{path}': the folder '{path.parent}' is not writable")
+    with naming(path):
+        _check_replaceable(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the folder '{path.parent}' does not exist")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(f"the folder '{path.parent}' is not writable")
     return path
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError("it is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError("it is a device or a pipe, which a file would replace")
 
 
 class PartialFile:
     """A file under a temporary name beside `path`, which takes that name when the block ends without an exception.
 
-    `file` is the open binary file, for reading and writing. An existing file is replaced. On any exception, an interruption
-    included, the temporary file is removed. The contents are on the disk before the name is.
+    `file` is the open binary file, for reading and writing. An existing file is replaced, and nothing else: OSError where `path` is
+    no regular file. On any exception, an interruption included, the temporary file is removed. The contents are on the disk before
+    the name is.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -32,6 +41,7 @@ class PartialFile:
         self.partial = self.path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
 
     def __enter__(self) -> PartialFile:
+        _check_replaceable(self.path)
         try:
             # Mode "x" never follows or replaces another file, and gives the permissions the user's umask asks for.
             self.file = open(self.partial, "x+b")

@@ -270,6 +270,15 @@ def test_output_is_checked_before_the_work(tmp_path, monkeypatch):
         check_output(tmp_path / "a.png")
 
 
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "a.png"
+    os.mkfifo(pipe)
+    for write in (check_output, lambda path: write_image(path, RGB), lambda path: files.write_file(path, b"words")):
+        with pytest.raises(OSError, match=f"^cannot write '{re.escape(str(pipe))}': it is a device or a pipe"):
+            write(pipe)
+        assert pipe.is_fifo() and [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_jpeg_takes_an_opaque_alpha_and_refuses_a_transparent_one(tmp_path):
     write_image(tmp_path / "a.jpg", Image(RGB, np.full_like(ALPHA, 255)))
     with PIL.Image.open(tmp_path / "a.jpg") as image:
