@@ -128,7 +128,7 @@ def _add_upscale(up: argparse.ArgumentParser) -> None:
     frames = up.add_argument_group("frames of a video")
     frames.add_argument("--y4m", action="store_true", help="IN and OUT are YUV4MPEG2 streams, as from ffmpeg -f yuv4mpegpipe")
     frames.add_argument("--raw", metavar="WxH", type=_size, help="IN and OUT are raw frames of this size, ffmpeg -f rawvideo")
-    frames.add_argument("--pix-fmt", choices=PIXEL_FORMATS, default="rgb24", help="of raw frames (default: %(default)s)")
+    frames.add_argument("--pix-fmt", choices=PIXEL_FORMATS, help="of raw frames (default: rgb24)")
     frames.add_argument("--matrix", choices=MATRICES, help="of y4m colours (default: bt709 from 720 rows, else bt601)")
     _add_json_flag(up)
     loudness = up.add_mutually_exclusive_group()

@@ -166,7 +166,17 @@ def test_damaged_streams(empty_folder, model, adabm, case):
     [
         (["--y4m", "in", "in"], "IN must be '-' or one file of frames, got 2 inputs"),
         (["--y4m", "in", "--raw", "7x6"], "--raw must be left out with --y4m"),
-        (["--y4m", "in", "--compare"], "--compare, --format and --quality must be left out for frames"),
+        (["--y4m", "in", "--compare"], "--compare must be left out for frames, got True"),
+        (["--y4m", "in", "--format", "png"], "--format must be left out for frames, got 'png'"),
+        (["--y4m", "in", "--quality", "90"], "--quality must be left out for frames, got 90"),
+        (["--y4m", "in", "--suffix", "_large"], "--suffix must be left out for frames, got '_large'"),
+        (["--y4m", "in", "-v"], "--verbose must be left out for frames, got True"),
+        (["--y4m", "in", "--existing", "skip"], "--existing must be 'replace' or 'refuse' for frames, got 'skip'"),
+        (["--y4m", "in", "--max-pixels", "41"], "frames must have at most 41 pixels (--max-pixels), got 7x6 = 42 pixels"),
+        (["--raw", "7x6", "in", "--max-pixels", "41"], "frames must have at most 41 pixels (--max-pixels), got 7x6 = 42 pixels"),
+        (["--y4m", "in", "--pix-fmt", "gray"], "--pix-fmt goes with --raw, got 'gray' without"),
+        (["--raw", "7x6", "in", "--matrix", "bt709"], "--matrix goes with --y4m, got 'bt709' without"),
+        (["in", "--matrix", "bt709"], "--matrix goes with --y4m, got 'bt709' without"),
         (["--y4m", "in", "-o", "in"], "OUT must not be the input file itself"),
         (["--y4m", "absent"], "cannot read 'absent'"),
         (["--raw", "7", "in"], "must be WIDTHxHEIGHT such as 1920x1080, got '7'"),
@@ -178,6 +188,16 @@ def test_bad_usage(empty_folder, model, adabm, argv, message):
     Path("in").write_bytes(GOOD)
     status, out, err = adabm("upscale", *argv)
     assert (status, out) == (2, "") and message in err and names(empty_folder) == ["in"]
+
+
+def test_an_existing_output_is_kept_when_asked(empty_folder, model, adabm):
+    Path("in").write_bytes(GOOD)
+    assert adabm("upscale", "--y4m", "in", "-o", "out", "--existing", "refuse", "-q") == (0, "", "")
+    Path("out").write_bytes(b"old")
+    status, _, err = adabm("upscale", "--y4m", "in", "-o", "out", "--existing", "refuse")
+    assert status == 2 and "OUT must not exist with --existing refuse, and 'out' does" in err
+    assert Path("out").read_bytes() == b"old"
+    assert adabm("upscale", "--y4m", "in", "-o", "out", "-q")[0] == 0 and Path("out").read_bytes() != b"old"
 
 
 def test_high_definition_is_bt709_unless_said_otherwise():

@@ -26,6 +26,10 @@ COMPARE_SECONDS = 30.0
 
 def execute(args: argparse.Namespace) -> None:
     """Upscale pictures, folders of them or frames from a pipe, in bounded memory; print what was done."""
+    with stage(BAD_INPUT):
+        for option, value, kind in (("matrix", args.matrix, "y4m"), ("pix-fmt", args.pix_fmt, "raw")):
+            if value is not None and not getattr(args, kind):
+                raise ValueError(f"--{option} goes with --{kind}, got '{value}' without")
     if args.y4m or args.raw:
         video.execute(args)
         return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..files import PartialFile, check_target, naming
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, print_table, stage, to_json
+from .outputs import DEFAULT_SUFFIX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,8 @@ MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.262
 _HD_ROWS = 720  # from here video is BT.709 unless --matrix says otherwise
 _SUBSAMPLING = {"420": (2, 2), "422": (1, 2), "444": (1, 1), "mono": (0, 0)}  # luma rows and columns of a chroma sample
 _LONGEST_HEADER = 4096
+# Options that say nothing about frames, with their defaults.
+_OF_PICTURES = {"compare": False, "format": None, "quality": None, "suffix": DEFAULT_SUFFIX, "verbose": False}
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -36,6 +39,9 @@ def execute(args: argparse.Namespace) -> None:
         with ExitStack() as stack:
             source = sys.stdin.buffer if args.inputs == [STDOUT] else stack.enter_context(_open(args.inputs[0]))
             stream = _read_y4m(source, args.matrix) if args.y4m else _raw(args)
+            if (pixels := stream.width * stream.height) > args.max_pixels:
+                size = f"{stream.width}x{stream.height} = {pixels} pixels"
+                raise ValueError(f"frames must have at most {args.max_pixels} pixels (--max-pixels), got {size}")
             network, settings = load_network(args)
             stack.pop_all()
     scale, frames, bits, start = network.scale, 0, [], time.perf_counter()
@@ -82,10 +88,15 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--raw must be left out with --y4m, whose frames say their size")
     if len(args.inputs) != 1:
         raise ValueError(f"IN must be '-' or one file of frames, got {len(args.inputs)} inputs")
-    if args.compare or args.format or args.quality:
-        raise ValueError("--compare, --format and --quality must be left out for frames")
+    for option, unset in _OF_PICTURES.items():
+        if (value := getattr(args, option)) != unset:
+            raise ValueError(f"--{option} must be left out for frames, got {value!r}")
+    if args.existing == "skip":
+        raise ValueError("--existing must be 'replace' or 'refuse' for frames, got 'skip'")
     if args.output not in (None, STDOUT):
         check_target(args.output)
+        if args.existing == "refuse" and args.output.exists():
+            raise ValueError(f"OUT must not exist with --existing refuse, and '{args.output}' does")
         if args.output.resolve() == args.inputs[0].resolve():
             raise ValueError(f"OUT must not be the input file itself, got '{args.output}'")
 
@@ -135,7 +146,7 @@ class Stream:
 
 def _raw(args: argparse.Namespace) -> Stream:
     width, height = args.raw
-    return Stream(width, height, args.pix_fmt)
+    return Stream(width, height, args.pix_fmt or "rgb24")
 
 
 def _read_y4m(source: BinaryIO, matrix: str | None) -> Stream:
