@@ -1,9 +1,12 @@
 """Frames through a pipe: YUV4MPEG2 and raw, in order, with their own bits; damaged streams are refused."""
 
 import io
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,24 @@ from adabm_kernels.commands.video import MATRICES, Stream, _read_y4m, from_rgb, 
 UPSCALE = sys.modules["adabm_kernels.upscale"]
 RNG = np.random.default_rng(8)
 FFMPEG = shutil.which("ffmpeg")
+
+
+# The command with the stand-in model, in a process of its own.
+PROGRAM = [
+    sys.executable,
+    "-c",
+    """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from fake_model import FakeModel
+from adabm_kernels import cli
+import adabm_kernels.upscale
+sys.modules["adabm_kernels.upscale"].load_model = lambda name: FakeModel()
+sys.exit(cli.main())
+""",
+    str(Path(__file__).parent),
+    "upscale",
+]
 
 
 @pytest.fixture
@@ -101,17 +122,7 @@ def test_raw_frames(empty_folder, model, adabm, pixel_format, dtype, channels):
 def test_a_pipe_from_and_to(empty_folder):
     stream = Stream(7, 6, "", ("F25:1", "C444"), (1, 1))
     frames = frames_of(stream, 4)
-    code = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-from fake_model import FakeModel
-from adabm_kernels import cli
-import adabm_kernels.upscale
-sys.modules["adabm_kernels.upscale"].load_model = lambda name: FakeModel()
-sys.exit(cli.main())
-"""
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), "upscale", "--y4m", "-"]
-    done = subprocess.run(command, input=y4m(stream, frames), capture_output=True, env=ENVIRONMENT)
+    done = subprocess.run([*PROGRAM, "--y4m", "-"], input=y4m(stream, frames), capture_output=True, env=ENVIRONMENT)
     assert done.returncode == 0 and b"frames     4, 7x6 -> 28x24" in done.stderr
     assert done.stdout.startswith(b"YUV4MPEG2 W28 H24 F25:1 C444\nFRAME\n")
     luma = [np.frombuffer(part[: 24 * 28], np.uint8).reshape(24, 28) for part in done.stdout.split(b"FRAME\n")[1:]]
@@ -188,6 +199,30 @@ def test_bad_usage(empty_folder, model, adabm, argv, message):
     Path("in").write_bytes(GOOD)
     status, out, err = adabm("upscale", *argv)
     assert (status, out) == (2, "") and message in err and names(empty_folder) == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "frames", "stop"), [("y4m", 0, signal.SIGTERM), ("y4m", 2, signal.SIGINT), ("raw", 2, signal.SIGTERM)]
+)
+def test_interrupted_while_the_producer_is_quiet(empty_folder, kind, frames, stop):
+    stream = Stream(7, 6, "", ("C444",), (1, 1))
+    options = ["--y4m"] if kind == "y4m" else ["--raw", "7x6"]
+    sent = y4m(stream, frames_of(stream, frames)) if kind == "y4m" else bytes(7 * 6 * 3 * frames + 1)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*PROGRAM, *options, "-", "-o", "out"], **pipes, env=ENVIRONMENT) as process:
+        process.stdin.write(sent)
+        process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while not any(name.endswith(".tmp") for name in os.listdir()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)  # the frames that are there are computed
+        process.send_signal(stop)
+        try:
+            assert process.wait(5) == 130
+        finally:
+            process.kill()
+        assert (process.stdout.read(), process.stderr.read()) == (b"", b"adabm: interrupted\n")
+    assert names(empty_folder) == []
 
 
 def test_an_existing_output_is_kept_when_asked(empty_folder, model, adabm):

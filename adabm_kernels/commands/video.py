@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import re
+import select
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -26,6 +30,8 @@ MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.262
 _HD_ROWS = 720  # from here video is BT.709 unless --matrix says otherwise
 _SUBSAMPLING = {"420": (2, 2), "422": (1, 2), "444": (1, 1), "mono": (0, 0)}  # luma rows and columns of a chroma sample
 _LONGEST_HEADER = 4096
+_READ_BYTES = 1 << 16  # that a pipe holds
+_POLL_SECONDS = 0.1
 # Options that say nothing about frames, with their defaults.
 _OF_PICTURES = {"compare": False, "format": None, "quality": None, "suffix": DEFAULT_SUFFIX, "verbose": False}
 
@@ -34,28 +40,31 @@ def execute(args: argparse.Namespace) -> None:
     """Upscale the frames of standard input (or a file) one after the other, each with its own bits."""
     from .upscale import load_network
 
-    with stage(BAD_INPUT):
-        _check(args)
-        with ExitStack() as stack:
-            source = sys.stdin.buffer if args.inputs == [STDOUT] else stack.enter_context(_open(args.inputs[0]))
+    with ExitStack() as stack:
+        with stage(BAD_INPUT):
+            _check(args)
+            file = sys.stdin.buffer if args.inputs == [STDOUT] else stack.enter_context(_open(args.inputs[0]))
+            source = _Source(file)
             stream = _read_y4m(source, args.matrix) if args.y4m else _raw(args)
             if (pixels := stream.width * stream.height) > args.max_pixels:
                 size = f"{stream.width}x{stream.height} = {pixels} pixels"
                 raise ValueError(f"frames must have at most {args.max_pixels} pixels (--max-pixels), got {size}")
             network, settings = load_network(args)
-            stack.pop_all()
-    scale, frames, bits, start = network.scale, 0, [], time.perf_counter()
-    larger = stream.scaled(scale)
+        _upscale(args, source, stream, network, settings)
+
+
+def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network: Any, settings: dict[str, Any]) -> None:
+    frames, bits, start = 0, [], time.perf_counter()
+    larger = stream.scaled(network.scale)
     target = None if args.output in (None, STDOUT) else args.output
     with stage(FAILED, "not enough memory for the frames"), ExitStack() as stack, Progress(args.quiet) as bar:
-        stack.callback(source.close)
         if target is None:
             out: BinaryIO = sys.stdout.buffer
         else:
             stack.enter_context(naming(target))
             out = stack.enter_context(PartialFile(target)).file
         out.write(larger.header())
-        for planes, mean_bits in _upscaled(source, stream, larger, network):
+        for planes, mean_bits in stack.enter_context(closing(_upscaled(source, stream, larger, network))):
             out.write(planes)
             frames += 1
             bits += [] if mean_bits is None else [mean_bits]
@@ -106,6 +115,32 @@ def _open(path: Path) -> BinaryIO:
         return open(path, "rb")
     except OSError as error:
         raise type(error)(f"cannot read '{path}': {error.strerror or error}") from error
+
+
+class _Source(io.BufferedReader):
+    """What comes from a file or a pipe, until `stop`: a read that waits for a quiet producer then sees the end of the stream."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(_Stoppable(file.fileno()), _READ_BYTES)
+
+    def stop(self) -> None:
+        self.raw.stopped.set()
+
+
+class _Stoppable(io.RawIOBase):
+    """The bytes of a file descriptor, which stays open."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor, self.stopped = descriptor, threading.Event()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self.stopped.is_set():
+            if select.select([self._descriptor], [], [], _POLL_SECONDS)[0]:
+                return os.readv(self._descriptor, [buffer])
+        return 0
 
 
 @dataclass(frozen=True)
@@ -200,7 +235,7 @@ def _frames(source: BinaryIO, stream: Stream) -> Iterator[list[np.ndarray]]:
         yield planes
 
 
-def _upscaled(source: BinaryIO, stream: Stream, larger: Stream, network: Any) -> Iterator[tuple[bytes, float | None]]:
+def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> Iterator[tuple[bytes, float | None]]:
     """The bytes of every frame of the larger stream and its mean bits; frames are read and packed while one is computed."""
     from ..batch import mean_bits
     from ..images import Layout
@@ -213,7 +248,13 @@ def _upscaled(source: BinaryIO, stream: Stream, larger: Stream, network: Any) ->
         depth = 16
     layout = Layout(stream.width, stream.height, channels, depth)
     end = object()
-    with ThreadPoolExecutor(1, "adabm read") as reading, ThreadPoolExecutor(1, "adabm pack") as packing:
+    # Pools wait for their threads as they close, and so for the producer, if `source` were not stopped before them.
+    with (
+        ThreadPoolExecutor(1, "adabm read") as reading,
+        ThreadPoolExecutor(1, "adabm pack") as packing,
+        ExitStack() as stack,
+    ):
+        stack.callback(source.stop)
         frames = _frames(source, stream)
 
         def following() -> Any:
