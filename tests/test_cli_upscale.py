@@ -103,6 +103,18 @@ def test_a_bad_file_stops_no_other(photos, model, adabm):
     assert files("photos_x4") == ["a_x4.png", "sub/b_x4.png", "sub/deep/c_x4.png"]
 
 
+def test_a_folder_that_cannot_be_made_stops_no_other(photos, model, adabm):
+    Path("photos_x4").mkdir()
+    Path("photos_x4/sub").write_text("a file in the place of a folder")
+    status, out, err = adabm("upscale", "photos")
+    assert status == 1 and rows(out)["images"] == "1 done, 2 failed, 0 skipped"
+    first, second, last = err.splitlines()
+    assert first == "adabm: error: cannot write 'photos_x4/sub/b_x4.png': Not a directory"
+    assert second == "adabm: error: cannot write 'photos_x4/sub/deep/c_x4.png': Not a directory"
+    assert last == "adabm: error: 2 of 3 pictures failed"
+    assert files("photos_x4") == ["a_x4.png", "sub"]
+
+
 def test_json_and_verbose(photos, model, adabm):
     Path("photos/bad.png").write_bytes(b"words")
     status, out, err = adabm("upscale", "photos", "--json", "--verbose")

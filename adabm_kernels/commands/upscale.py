@@ -111,11 +111,7 @@ def _tasks(plan: list[Planned], data: bytes | None) -> Iterator[Task]:
     from ..batch import Task
 
     for planned in plan:
-        if planned.target == STDOUT:
-            target: Any = sys.stdout.buffer
-        else:
-            target = planned.target
-            target.parent.mkdir(parents=True, exist_ok=True)
+        target: Any = sys.stdout.buffer if planned.target == STDOUT else planned.target
         yield Task(planned.source if data is None else data, target, planned.format, _shown(planned.source))
 
 

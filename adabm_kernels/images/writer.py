@@ -7,7 +7,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +29,9 @@ _MM_PER_INCH = 25.4
 class PictureWriter:
     """Writes a picture row by row: `with PictureWriter(...) as out: out.write(rows)`, until all rows are written.
 
-    path: where it appears when complete, replacing what is there; or a binary stream that then receives it. format: one of
-    EXTENSIONS' values. layout: of the rows that are written. quality: 1..100, of JPEG and WebP. Where the format cannot hold
-    16 bits, 8 are kept; where it holds no alpha, an opaque one is dropped.
+    path: where it appears when complete, replacing what is there, in a folder that is made where there is none; or a binary stream
+    that then receives it. format: one of EXTENSIONS' values. layout: of the rows that are written. quality: 1..100, of JPEG and
+    WebP. Where the format cannot hold 16 bits, 8 are kept; where it holds no alpha, an opaque one is dropped.
     Encoding runs in a thread of its own while further rows are made. WebP and BMP are encoded from the whole picture in memory.
     An exception in the block leaves nothing behind. Raises ValueError for what the format cannot hold and OSError naming the
     path when the file system refuses.
@@ -56,6 +56,8 @@ class PictureWriter:
         with ExitStack() as stack:
             if isinstance(self._path, str | os.PathLike):
                 stack.enter_context(naming(self._path))
+                with suppress(FileExistsError):  # where a file is in the folder's place, the next line says so
+                    Path(self._path).parent.mkdir(parents=True)
                 self._file = stack.enter_context(PartialFile(self._path)).file
             else:
                 self._file = stack.enter_context(tempfile.TemporaryFile())
