@@ -19,6 +19,7 @@ from adabm_kernels import files
 from adabm_kernels.images import (
     Image,
     Layout,
+    PictureWriter,
     check_output,
     from_pil,
     list_images,
@@ -140,6 +141,53 @@ def test_exif_orientation_is_applied(tmp_path, orientation, upright):
     exif[0x0112] = orientation
     PIL.Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(read_image(tmp_path / "turned.png").rgb, upright(RGB))
+
+
+FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP")
+
+
+def written(format, layout, tile=None):
+    """The bytes of a black picture, written whole or in bands."""
+    out, rows = io.BytesIO(), np.zeros((layout.height, layout.width, layout.channels), layout.dtype)
+    with PictureWriter(out, format, layout) as writer:
+        for first in range(0, layout.height, tile or layout.height):
+            writer.write(rows[first : first + (tile or layout.height)])
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("tile", [None, 2], ids=["whole", "bands"])
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dpi", [None, (25.4, 25.4), (72.0, 72.0), (300.0, 150.0)], ids=str)
+def test_resolution_is_that_of_the_layout(format, dpi, tile):
+    got = open_picture(written(format, Layout(7, 5, 3, dpi=dpi), tile)).layout.dpi
+    if dpi is None and format == "TIFF":
+        dpi = (72.0, 72.0)
+    if dpi is None or format == "WebP":
+        assert got is None
+    else:
+        assert got == pytest.approx(dpi, abs=0.02)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_resolution_that_a_file_of_another_program_says(tmp_path, format):
+    path = tmp_path / "a"
+    options = {"dpi": (0, 0)} if format == "BMP" else {}
+    PIL.Image.fromarray(SMOOTH).save(path, format, **options)
+    assert open_picture(path).layout.dpi is None and open_picture(path.read_bytes()).layout.dpi is None
+    if format != "WebP":
+        PIL.Image.fromarray(SMOOTH).save(path, format, dpi=(72, 36))
+        assert open_picture(path).layout.dpi == pytest.approx((72, 36), abs=0.02)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF"])
+def test_resolution_turns_with_the_picture(tmp_path, format, orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.fromarray(SMOOTH).save(tmp_path / "a", format, exif=exif, dpi=(300, 150))
+    layout = open_picture(tmp_path / "a").layout
+    upright, size = ((150, 300), (24, 40)) if orientation > 4 else ((300, 150), (40, 24))
+    assert (layout.width, layout.height) == size and layout.dpi == pytest.approx(upright, abs=0.02)
 
 
 def test_broken_exif_does_not_spoil_a_good_picture(tmp_path):

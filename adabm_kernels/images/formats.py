@@ -19,14 +19,13 @@ MAX_SIDE = {"JPEG": 65500, "WebP": 16383}  # of libjpeg and of the WebP format
 DEEP = ("PNG", "TIFF")  # hold 16 bits per channel
 TRANSPARENT = ("PNG", "WebP", "TIFF")
 WHOLE = ("WebP", "BMP")  # are encoded from the whole picture in memory, not row by row
-DEFAULT_DPI = 72.0
 
 
 @dataclass(frozen=True)
 class Layout:
     """The kind of a picture. channels: 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA. depth: 8 or 16 bits per channel.
 
-    icc: its colour profile or None. dpi: horizontal and vertical resolution.
+    icc: its colour profile or None. dpi: horizontal and vertical resolution, None where it has none.
     """
 
     width: int
@@ -34,7 +33,7 @@ class Layout:
     channels: int
     depth: int = 8
     icc: bytes | None = None
-    dpi: tuple[float, float] = (DEFAULT_DPI, DEFAULT_DPI)
+    dpi: tuple[float, float] | None = None
 
     @property
     def grey(self) -> bool:

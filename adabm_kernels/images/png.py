@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 
@@ -42,7 +44,8 @@ class PngStream:
         if not self._plain:
             if layout.icc is not None:
                 parts.append(_chunk(b"iCCP", b"icc\0\0" + zlib.compress(layout.icc)))
-            parts.append(_chunk(b"pHYs", struct.pack(">IIB", *(round(dpi * _METRE) for dpi in layout.dpi), 1)))
+            if layout.dpi is not None:
+                parts.append(_chunk(b"pHYs", struct.pack(">IIB", *(round(dpi * _METRE) for dpi in layout.dpi), 1)))
         return b"".join(parts)
 
     def rows(self, rows: np.ndarray) -> Iterator[bytes]:
@@ -80,6 +83,16 @@ class PngStream:
             np.subtract(block, mean, out=lines[first : first + len(block), 1:])
             self._above = block[-1].copy()
         return lines
+
+
+def says_resolution(file: BinaryIO) -> bool:
+    """Whether a PNG file, from its start, has pixels per metre: libvips gives a resolution of its own where there is none."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+        if head[4:] == b"pHYs":
+            return file.read(9)[8:] == b"\1"
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from .formats import DEFAULT_DPI, Layout, sniff
+from .formats import Layout, sniff
+from .png import says_resolution
 from .vips import reason, vips
 
 MAX_PIXELS = 178_956_970  # 2^29 / 3, about where Pillow too refuses a picture as a decompression bomb
 _AHEAD_BYTES = 8 << 20
 _MM_PER_INCH = 25.4
+_QUARTER_TURNS = range(5, 9)  # EXIF orientations that make columns of rows
 _KNOWN = ("b-w", "srgb", "rgb", "grey16", "rgb16")
 
 
@@ -123,15 +125,26 @@ def _open_vips(source: str | os.PathLike | bytes, format: str, max_pixels: int) 
         image = loader(source, access="sequential", **options)
         _check_size(image.width, image.height, max_pixels)
         icc = image.get("icc-profile-data") if image.get_typeof("icc-profile-data") else None
-        if image.get_typeof("orientation") and image.get("orientation") > 1:
+        orientation = image.get("orientation") if image.get_typeof("orientation") else 1
+        if orientation > 1:
             image = loader(source, access="random", **options).autorot()
     except pyvips.Error as error:
         raise ValueError(f"its header is truncated or damaged ({reason(error)})") from error
     _check_kind(image)
-    # 1 pixel a millimetre is what libvips says of a file that does not tell.
-    dpi = tuple(DEFAULT_DPI if res == 1 else res * _MM_PER_INCH for res in (image.xres, image.yres))
+    dpi = (image.xres * _MM_PER_INCH, image.yres * _MM_PER_INCH) if _says_resolution(source, format, image) else None
+    if dpi is not None and orientation in _QUARTER_TURNS:
+        dpi = dpi[::-1]
     depth = 8 if image.format == "uchar" else 16
     return image, Layout(image.width, image.height, image.bands, depth, icc, dpi)
+
+
+def _says_resolution(source: str | bytes, format: str, image: Any) -> bool:
+    if format != "WebP" and image.get_typeof("resolution-unit"):  # of the file itself or its EXIF, which is not read from WebP
+        return True
+    if format != "PNG":
+        return False
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        return says_resolution(file)
 
 
 def _check_kind(image: Any) -> None:
@@ -161,8 +174,8 @@ def _open_bmp(source: str | os.PathLike | bytes, format: str, max_pixels: int) -
         raise ValueError("its header is truncated or damaged") from error
     except (OSError, SyntaxError, EOFError, struct.error, IndexError) as error:
         raise ValueError(f"the file is truncated or damaged ({error})") from error
-    array, dpi = to_array(image), image.info.get("dpi", (DEFAULT_DPI, DEFAULT_DPI))
-    return array, Layout(image.width, image.height, array.shape[2], dpi=tuple(map(float, dpi)))
+    array, dpi = to_array(image), tuple(map(float, image.info.get("dpi", (0, 0))))
+    return array, Layout(image.width, image.height, array.shape[2], dpi=dpi if min(dpi) > 0 else None)
 
 
 def read_8_bit(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

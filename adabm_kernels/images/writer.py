@@ -24,6 +24,7 @@ from .vips import reason, system_error, vips
 DEFAULT_QUALITY = 95  # of JPEG and WebP
 _BIG_TIFF = 3 << 30  # bytes of pixels: beyond it a file may not fit the 4 GB of plain TIFF
 _MM_PER_INCH = 25.4
+_DPI_OF_NONE = 72.0  # what a TIFF, which must have one, says for a picture without
 
 
 class PictureWriter:
@@ -105,7 +106,7 @@ class PictureWriter:
         if self.format == "BMP":
             from .pillow import from_array
 
-            from_array(rows).save(self._file, "BMP", dpi=self.layout.dpi)
+            from_array(rows).save(self._file, "BMP", dpi=self.layout.dpi or (0, 0))
             return
         if self.format == "PNG":
             self._save_png(iter([rows]))
@@ -126,10 +127,11 @@ class PictureWriter:
     def _save(self, image: Any) -> None:
         """Encode a libvips image into the file."""
         pyvips, layout = vips(), self.layout
-        image = image.copy(xres=layout.dpi[0] / _MM_PER_INCH, yres=layout.dpi[1] / _MM_PER_INCH)
+        across, down = layout.dpi or (_DPI_OF_NONE, _DPI_OF_NONE)
+        image = image.copy(xres=across / _MM_PER_INCH, yres=down / _MM_PER_INCH)
         if layout.icc is not None:
             image.set_type(pyvips.GValue.blob_type, "icc-profile-data", layout.icc)
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {} if layout.dpi is not None else {"keep": "icc"}  # without EXIF, which would say one
         if self.format == "JPEG":
             # Optimal codes save 4 % of the file and take as long again (docs/images.md), and libjpeg then keeps the whole picture.
             options |= {"Q": self._quality, "subsample_mode": "off", "optimize_coding": False}
