@@ -47,7 +47,9 @@ def upscale(
     image: path of a PNG, JPEG, WebP, TIFF or BMP file of 8 bits per channel -> Pillow image; Pillow image -> Pillow image; NumPy
         uint8 or uint16 [H, W] or [H, W, C] with C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA -> the same; floating torch tensor
         [3, H, W] or [N, 3, H, W] in 0..255 -> the same dtype and device, clamped to 0..255.
-        Colours with transparency are upscaled as they are seen, multiplied by their alpha; a grey picture stays grey.
+        Colours with transparency are upscaled as they are seen, multiplied by their alpha; a grey picture stays grey. Pillow images
+        get the colour profile and the resolution of the file or image, as info["icc_profile"] and info["dpi"]; Pillow writes the
+        profile into PNG by itself and into other formats when `save` is given it.
     model: name of a built-in model (`builtin_models()`), path of a converted model, or a module from `load` or
         `convert_model`. A name or path is loaded anew in every call: load once and pass the module for many pictures.
     bits: "auto" (decided per patch and layer) or 2..8 for all adaptive layers. backend: "auto" or a backend's name. device: of
@@ -279,8 +281,8 @@ def _take(image: Any) -> tuple[np.ndarray, Layout, Callable[[np.ndarray], Any]] 
         from .images.pillow import from_array
         from .images.reader import read_8_bit
 
-        rows = read_8_bit(image)
-        return rows, Layout(rows.shape[1], rows.shape[0], rows.shape[2]), from_array
+        rows, layout = read_8_bit(image)
+        return rows, layout, functools.partial(from_array, like=layout)
     if _is_array(image):
         rows = _rows(image)
         depth = 8 * rows.dtype.itemsize
@@ -288,13 +290,14 @@ def _take(image: Any) -> tuple[np.ndarray, Layout, Callable[[np.ndarray], Any]] 
     import PIL.Image
 
     if isinstance(image, PIL.Image.Image):
-        from .images.pillow import from_array, to_array
+        from .images.pillow import from_array, layout_of, to_array
 
         try:
             rows = to_array(image)
         except ValueError as error:
             raise ValueError(f"image: {error}") from error
-        return rows, Layout(rows.shape[1], rows.shape[0], rows.shape[2]), from_array
+        layout = layout_of(image, rows)
+        return rows, layout, functools.partial(from_array, like=layout)
     import torch
 
     if not isinstance(image, torch.Tensor):

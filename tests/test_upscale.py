@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import pytest
 import torch
 from fake_model import FakeModel
@@ -48,6 +49,23 @@ def test_path_gives_a_pillow_image(tmp_path, kind):
     PIL.Image.fromarray(RGB).save(tmp_path / "a.png")
     got = upscale(kind(tmp_path / "a.png"), FakeModel())
     assert isinstance(got, PIL.Image.Image) and got.mode == "RGB" and np.array_equal(np.array(got), LARGE)
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["path", "image"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_profile_and_resolution_stay_with_the_picture(tmp_path, opened, orientation):
+    profile = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=profile, dpi=(300, 150), exif=exif)
+    got = upscale(PIL.Image.open(tmp_path / "a.png") if opened else tmp_path / "a.png", FakeModel())
+    assert got.info["icc_profile"] == profile
+    assert got.info["dpi"] == pytest.approx((300, 150) if orientation == 1 else (150, 300), abs=0.02)
+    got.save(tmp_path / "large.png")
+    with PIL.Image.open(tmp_path / "large.png") as large:
+        assert large.info["icc_profile"] == profile
+    PIL.Image.fromarray(RGB).save(tmp_path / "b.png")
+    assert upscale(PIL.Image.open(tmp_path / "b.png") if opened else tmp_path / "b.png", FakeModel()).info == {}
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])

@@ -18,6 +18,7 @@ EXTENSIONS = {
 MAX_SIDE = {"JPEG": 65500, "WebP": 16383}  # of libjpeg and of the WebP format
 DEEP = ("PNG", "TIFF")  # hold 16 bits per channel
 TRANSPARENT = ("PNG", "WebP", "TIFF")
+QUARTER_TURNS = range(5, 9)  # EXIF orientations that make columns of rows
 WHOLE = ("WebP", "BMP")  # are encoded from the whole picture in memory, not row by row
 
 

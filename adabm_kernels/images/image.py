@@ -51,4 +51,4 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Imag
     Grey and palette pictures become RGB (grey is remembered), transparency is kept apart. Raises as `open_picture` does, and
     ValueError for 16 bits per channel.
     """
-    return Image.of(read_8_bit(path, max_pixels=max_pixels))
+    return Image.of(read_8_bit(path, max_pixels=max_pixels)[0])

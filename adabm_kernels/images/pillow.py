@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from PIL import ExifTags
 
+from .formats import QUARTER_TURNS, Layout
 from .image import Image
 
 # 8 bits per channel, or fewer. Everything else would lose something on the way to RGB and is refused by name.
@@ -27,9 +29,22 @@ def to_array(image: PIL.Image.Image) -> np.ndarray:
     return array if array.ndim == 3 else array[..., None]
 
 
-def from_array(array: np.ndarray) -> PIL.Image.Image:
-    """uint8 [H, W, 1, 2, 3 or 4] -> Pillow image of mode L, LA, RGB or RGBA."""
-    return PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
+def layout_of(image: PIL.Image.Image, array: np.ndarray) -> Layout:
+    """The kind of the array that `to_array` made of a Pillow image, with the image's colour profile and resolution."""
+    dpi = tuple(map(float, image.info.get("dpi", (0, 0))))  # 0 is a BMP's word for none
+    if image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS:
+        dpi = dpi[::-1]
+    height, width, channels = array.shape
+    return Layout(width, height, channels, icc=image.info.get("icc_profile"), dpi=dpi if min(dpi) > 0 else None)
+
+
+def from_array(array: np.ndarray, like: Layout | None = None) -> PIL.Image.Image:
+    """uint8 [H, W, 1, 2, 3 or 4] -> Pillow image of mode L, LA, RGB or RGBA, with the colour profile and resolution of a layout."""
+    image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
+    if like is not None:
+        kept = {"icc_profile": like.icc, "dpi": like.dpi}
+        image.info |= {name: value for name, value in kept.items() if value is not None}
+    return image
 
 
 def from_pil(image: PIL.Image.Image) -> Image:

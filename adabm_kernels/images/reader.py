@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from .formats import Layout, sniff
+from .formats import QUARTER_TURNS, Layout, sniff
 from .png import says_resolution
 from .vips import reason, vips
 
 MAX_PIXELS = 178_956_970  # 2^29 / 3, about where Pillow too refuses a picture as a decompression bomb
 _AHEAD_BYTES = 8 << 20
 _MM_PER_INCH = 25.4
-_QUARTER_TURNS = range(5, 9)  # EXIF orientations that make columns of rows
 _KNOWN = ("b-w", "srgb", "rgb", "grey16", "rgb16")
 
 
@@ -132,7 +131,7 @@ def _open_vips(source: str | os.PathLike | bytes, format: str, max_pixels: int) 
         raise ValueError(f"its header is truncated or damaged ({reason(error)})") from error
     _check_kind(image)
     dpi = (image.xres * _MM_PER_INCH, image.yres * _MM_PER_INCH) if _says_resolution(source, format, image) else None
-    if dpi is not None and orientation in _QUARTER_TURNS:
+    if dpi is not None and orientation in QUARTER_TURNS:
         dpi = dpi[::-1]
     depth = 8 if image.format == "uchar" else 16
     return image, Layout(image.width, image.height, image.bands, depth, icc, dpi)
@@ -161,7 +160,7 @@ def _check_kind(image: Any) -> None:
 def _open_bmp(source: str | os.PathLike | bytes, format: str, max_pixels: int) -> tuple[np.ndarray, Layout]:
     import PIL.Image
 
-    from .pillow import to_array
+    from .pillow import layout_of, to_array
 
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
@@ -174,13 +173,14 @@ def _open_bmp(source: str | os.PathLike | bytes, format: str, max_pixels: int) -
         raise ValueError("its header is truncated or damaged") from error
     except (OSError, SyntaxError, EOFError, struct.error, IndexError) as error:
         raise ValueError(f"the file is truncated or damaged ({error})") from error
-    array, dpi = to_array(image), tuple(map(float, image.info.get("dpi", (0, 0))))
-    return array, Layout(image.width, image.height, array.shape[2], dpi=dpi if min(dpi) > 0 else None)
+    array = to_array(image)
+    return array, layout_of(image, array)
 
 
-def read_8_bit(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A whole file of 8 bits per channel: uint8 [H, W, channels]. Raises as `open_picture` does, and ValueError for 16 bits."""
+def read_8_bit(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, Layout]:
+    """A whole file of 8 bits per channel: uint8 [H, W, channels] and its kind. Raises as `open_picture` does, and ValueError for 16
+    bits."""
     reader = open_picture(path, max_pixels=max_pixels)
     if reader.layout.depth != 8:
         raise ValueError(f"cannot read '{path}': it has 16 bits per channel and only 8 are supported; convert it to 8 bits first")
-    return reader.read(reader.layout.height)
+    return reader.read(reader.layout.height), reader.layout
