@@ -400,6 +400,14 @@ BAD_INPUT = {
         "--output must not be the weights themselves, got 'w.safetensors'",
     ),
     "json folder": (None, [*COMMAND, "--json", "no/r.json"], "cannot write 'no/r.json': the folder 'no' does not exist"),
+    **{
+        f"json {name}": (
+            None,
+            [*COMMAND, "--start", "s.safetensors", "--json", name],
+            f"--json must not be a file that the command reads or writes otherwise, got '{name}'",
+        )
+        for name in ("m.safetensors", "m.safetensors.resume", "w.pt", "s.safetensors", "photos/a.png")
+    },
     "weight bits": (None, [*COMMAND, "--weight-bits", "9"], "--weight-bits: must be an integer from 2 to 8, got '9'"),
     "act bits": (None, [*COMMAND, "--act-bits", "8"], "--act-bits: must be 4, 5 or 6 (images and layers add up to 2"),
     "target bits": (None, [*COMMAND, "--target-bits", "7"], "--target-bits must be within 1 of act_bits, got 7"),

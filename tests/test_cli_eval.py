@@ -154,6 +154,13 @@ BAD_INPUT = {
     ),
     "unreadable": (text_as_picture, ["--data", "hr"], "cannot read 'hr/b.png': it is no PNG, JPEG, WebP, TIFF or BMP file"),
     "json folder": (None, ["--data", "hr", "--json", "no/f.json"], "cannot write 'no/f.json': the folder 'no' does not exist"),
+    "json a picture": (
+        None,
+        ["--data", "hr", "--json", "hr/../hr/b.png"],
+        "--json must not be a file that the command reads or writes otherwise, got 'hr/../hr/b.png'",
+    ),
+    "json another picture": (None, ["--data", "hr", "--lr", "lr", "--json", "lr/ax4.png"], "--json must not be a file"),
+    "json the model": (None, ["--data", "hr", "--json", "m"], "--json must not be a file"),
     "res scale": (None, ["--data", "hr", "--res-scale", "0.1"], "--res-scale must be left out for a converted model"),
     "res scale word": (None, ["--data", "hr", "--res-scale", "nan"], "--res-scale: must be a number of at least 0, got 'nan'"),
     "float bits": (

@@ -19,7 +19,7 @@ def execute(args: argparse.Namespace) -> None:
         for option in ("isa", "output"):
             if getattr(args, option) is not None and not args.tune:
                 raise ValueError(f"--{option} goes with --tune")
-        check_json(args.json)
+        check_json(args.json, args.output, args.model)
     report = _tune(args) if args.tune else _bench(args)
     if args.json not in (None, STDOUT):
         with stage(FAILED):

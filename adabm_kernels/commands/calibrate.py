@@ -63,6 +63,7 @@ def execute(args: argparse.Namespace) -> None:
         files = list_images(args.images, "--images")
         if not args.weights.is_file():
             raise ValueError(f"--weights must be an existing file, got '{args.weights}'")
+        check_json(args.json, args.output, kept, args.weights, args.start, *files)
     if len(files) < FEW_PICTURES:
         warnings.warn(f"--images holds {len(files)} pictures; thresholds from fewer than {FEW_PICTURES} are rough", stacklevel=1)
 
@@ -122,7 +123,6 @@ def _check_output(args: argparse.Namespace) -> None:
             raise ValueError(f"--output must not be the weights themselves, got '{args.output}'")
         if not args.overwrite:
             raise ValueError(f"--output must not exist yet (--overwrite replaces it), got '{args.output}'")
-    check_json(args.json)
 
 
 def _config(args: argparse.Namespace) -> ConvertConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -115,10 +116,15 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join(["adabm", *argv])
 
 
-def check_json(path: Path | None) -> None:
-    """Raise now the OSError that writing the report would raise after the work."""
-    if path not in (None, STDOUT):
-        check_target(path)
+def check_json(path: Path | None, *others: str | os.PathLike | None) -> None:
+    """Raise now the OSError that writing the report would raise after the work; ValueError where it is one of the other files that
+    the command reads or writes."""
+    if path in (None, STDOUT):
+        return
+    check_target(path)
+    for other in others:
+        if other is not None and path.resolve() == Path(other).resolve():
+            raise ValueError(f"--json must not be a file that the command reads or writes otherwise, got '{path}'")
 
 
 def to_json(report: dict[str, Any]) -> str:

@@ -28,8 +28,9 @@ def execute(args: argparse.Namespace) -> None:
     from ..images import list_images
 
     with stage(BAD_INPUT):
-        check_json(args.json)
-        list_images(args.data, "--data")
+        pictures = list_images(args.data, "--data")
+        pictures += [] if args.lr is None else list_images(args.lr, "--lr")
+        check_json(args.json, args.model, *pictures)
 
     import torch
 
