@@ -154,8 +154,12 @@ def upscale_file(
     """
     from .batch import Task, upscale_files
     from .images import EXTENSIONS, MAX_PIXELS, check_output
+    from .images.writer import check_quality
 
     check_settings(settings.get("bits"), settings.get("threads"))
+    check_quality(quality)
+    if max_pixels is not None and (isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1):
+        raise ValueError(f"max_pixels must be an integer of at least 1, got {max_pixels!r}")
     target = check_output(target)
     if Path(source).exists() and target.exists() and os.path.samefile(source, target):
         raise ValueError(f"target must not be the source itself, got '{target}'")

@@ -13,9 +13,10 @@ import pytest
 import torch
 from fake_model import FakeModel
 
+from adabm_kernels.images import Layout, PictureWriter
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.resize import imresize
-from adabm_kernels.upscale import builtin_models, load_model, upscale
+from adabm_kernels.upscale import builtin_models, load_model, upscale, upscale_file
 
 MODULE = sys.modules["adabm_kernels.upscale"]
 PACKAGE = Path(MODULE.__file__).parent
@@ -129,6 +130,21 @@ def test_bits_out_of_range(bits):
 def test_threads_out_of_range(threads):
     with pytest.raises(ValueError, match="threads must be an integer of at least 1, got"):
         upscale(RGB, FakeModel(), threads=threads)
+
+
+@pytest.mark.parametrize("quality", [0, 101, 95.0, "x", True, None])
+def test_quality_out_of_range(tmp_path, quality):
+    message = f"quality must be an integer from 1 to 100, got {quality!r}"
+    with pytest.raises(ValueError, match=message):
+        upscale_file("absent.png", tmp_path / "a.jpg", "no such model", quality=quality)
+    with pytest.raises(ValueError, match=message):
+        PictureWriter(tmp_path / "a.jpg", "JPEG", Layout(1, 1, 3), quality=quality)
+
+
+@pytest.mark.parametrize("max_pixels", [0, -1, "x", 1e6, True])
+def test_max_pixels_out_of_range(tmp_path, max_pixels):
+    with pytest.raises(ValueError, match=re.escape(f"max_pixels must be an integer of at least 1, got {max_pixels!r}")):
+        upscale_file("absent.png", tmp_path / "a.jpg", "no such model", max_pixels=max_pixels)
 
 
 def test_a_backend_that_cannot_run_says_why():

@@ -34,13 +34,14 @@ class PictureWriter:
     that then receives it. format: one of EXTENSIONS' values. layout: of the rows that are written. quality: 1..100, of JPEG and
     WebP. Where the format cannot hold 16 bits, 8 are kept; where it holds no alpha, an opaque one is dropped.
     Encoding runs in a thread of its own while further rows are made. WebP and BMP are encoded from the whole picture in memory.
-    An exception in the block leaves nothing behind. Raises ValueError for what the format cannot hold and OSError naming the
-    path when the file system refuses.
+    An exception in the block leaves nothing behind. Raises ValueError for what the format cannot hold or another quality, and
+    OSError naming the path when the file system refuses.
     """
 
     def __init__(self, path: str | os.PathLike | BinaryIO, format: str, layout: Layout, *, quality: int = DEFAULT_QUALITY):
         self.name = os.fspath(path) if isinstance(path, str | os.PathLike) else "the output"
         self._path, self.format, self._quality, self._given = path, format, quality, layout
+        check_quality(quality)
         check_format(self.name, format, layout)
         keeps_alpha = not layout.alpha or format in TRANSPARENT
         self.layout = replace(
@@ -242,6 +243,12 @@ class _Encoder:
             if rows is None:
                 return
             yield rows
+
+
+def check_quality(quality: int) -> None:
+    """ValueError for a quality that JPEG and WebP do not know."""
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise ValueError(f"quality must be an integer from 1 to 100, got {quality!r}")
 
 
 def check_format(name: str, format: str, layout: Layout) -> None:
