@@ -228,6 +228,35 @@ def test_unreadable_content_is_a_value_error_naming_the_file(tmp_path, case):
         read_image(path)
 
 
+def bmp(width, height, core=False):
+    """The header of a BMP file by hand, and no pixels."""
+    size = struct.pack("<IHHHH" if core else "<IiiHH", 12 if core else 40, width, height, 1, 24)
+    info = size if core else size + bytes(24)
+    return struct.pack("<2sIHHI", b"BM", 14 + len(info), 0, 0, 14 + len(info)) + info
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_limit_of_pixels_holds_for_bmp():
+    """Told from the header, and not that of Pillow, which warns and refuses on its own."""
+    for header, pixels in ((bmp(13400, 13400), 179_560_000), (bmp(100, -60), 6000), (bmp(100, 60, core=True), 6000)):
+        with pytest.raises(ValueError, match=f"= {pixels} pixels, more than the limit of {pixels - 1}"):
+            open_picture(header, max_pixels=pixels - 1)
+        with pytest.raises(ValueError, match="the file is truncated or damaged"):  # it has no pixels
+            open_picture(header, max_pixels=pixels)
+    with pytest.raises(ValueError, match="the file is truncated or damaged"):
+        open_picture(bmp(100, 60)[:20])
+    with pytest.raises(ValueError, match="at least one pixel, its size is 0x60"):
+        open_picture(bmp(0, 60))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_bmp_of_every_mode(mode):
+    source = PIL.Image.fromarray(RGB).convert(mode)
+    reader = open_picture(encode(source, "BMP"))
+    got = reader.read(5)
+    assert np.array_equal(got if got.shape[2] == 3 else got.repeat(3, 2), np.array(source.convert("RGB")))
+
+
 def test_missing_file_and_folder_are_os_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="cannot read '.*absent.png': No such file"):
         read_image(tmp_path / "absent.png")

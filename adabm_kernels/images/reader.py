@@ -19,6 +19,7 @@ from .vips import reason, vips
 MAX_PIXELS = 178_956_970  # 2^29 / 3, about where Pillow too refuses a picture as a decompression bomb
 _AHEAD_BYTES = 8 << 20
 _MM_PER_INCH = 25.4
+_BMP_CORE_HEADER = struct.pack("<I", 12)  # of OS/2, with sizes of 16 bits
 _KNOWN = ("b-w", "srgb", "rgb", "grey16", "rgb16")
 
 
@@ -158,19 +159,16 @@ def _check_kind(image: Any) -> None:
 
 
 def _open_bmp(source: str | os.PathLike | bytes, format: str, max_pixels: int) -> tuple[np.ndarray, Layout]:
-    import PIL.Image
+    import PIL.BmpImagePlugin
 
     from .pillow import layout_of, to_array
 
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=("BMP",))
-        _check_size(*image.size, max_pixels)
+        width, height = struct.unpack_from("<HH" if data[14:18] == _BMP_CORE_HEADER else "<ii", data, 18)
+        _check_size(width, abs(height), max_pixels)  # rows from the top have a negative height
+        image = PIL.BmpImagePlugin.BmpImageFile(io.BytesIO(data))  # PIL.Image.open has a limit of its own
         image.load()
-    except PIL.Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error
-    except PIL.UnidentifiedImageError as error:
-        raise ValueError("its header is truncated or damaged") from error
     except (OSError, SyntaxError, EOFError, struct.error, IndexError) as error:
         raise ValueError(f"the file is truncated or damaged ({error})") from error
     array = to_array(image)
