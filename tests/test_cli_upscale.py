@@ -115,6 +115,13 @@ def test_a_folder_that_cannot_be_made_stops_no_other(photos, model, adabm):
     assert files("photos_x4") == ["a_x4.png", "sub"]
 
 
+def test_compare_takes_as_many_pixels_as_the_command(empty_folder, model, adabm, monkeypatch):
+    save("in.png")
+    monkeypatch.setitem(open_picture.__kwdefaults__, "max_pixels", 47)  # as if the picture were larger than the usual limit
+    status, out, err = adabm("upscale", "in.png", "--compare", "--max-pixels", 48)
+    assert (status, err) == (0, "") and "speed-up" in rows(out)
+
+
 def test_json_and_verbose(photos, model, adabm):
     Path("photos/bad.png").write_bytes(b"words")
     status, out, err = adabm("upscale", "photos", "--json", "--verbose")

@@ -14,6 +14,7 @@ import pytest
 from command_line import names
 
 from adabm_kernels.bitmap import COLOURS, bit_map, colour, group_name, ink
+from adabm_kernels.images import open_picture
 from adabm_kernels.patchwise import Patch
 from adabm_kernels.upscale import _ASSETS, load_model, upscale
 
@@ -216,6 +217,14 @@ def test_bad_input(empty_folder, adabm):
         status, out, err = adabm("report", *argv)
         assert (status, out) == (2, "") and message in err and err.count("\n") == 1
     assert names(empty_folder) == ["in.png", "there.html"]
+
+
+@needs_builtin
+def test_as_many_pixels_as_the_option_allows(empty_folder, adabm, monkeypatch):
+    PIL.Image.new("RGB", (20, 20)).save("in.png")
+    monkeypatch.setitem(open_picture.__kwdefaults__, "max_pixels", 399)  # as if the picture were larger than the usual limit
+    status, _, err = adabm("report", "in.png", "--max-pixels", "400")
+    assert (status, err) == (0, "") and "PSNR to the float model" in Path("report.html").read_text(encoding="utf-8")
 
 
 def test_record_of_upscale_makes_a_bit_map():

@@ -49,7 +49,9 @@ def execute(args: argparse.Namespace) -> None:
         patches: list = []
         with layer_times(network.model) as layer_seconds:
             out = network.array(rows, layout, record=patches, progress=bar)
-        compared = compare(network, network.model.float_model(), args.input) if network.model.float_state is not None else None
+        compared = None
+        if network.model.float_state is not None:
+            compared = compare(network, network.model.float_model(), args.input, args.max_pixels, str(args.input))
         bits = bit_map(network.model, patches, layout.width, layout.height)
         weights = [patch.height * patch.width for patch in bits.patches]
         layer_bits = {

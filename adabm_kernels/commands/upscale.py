@@ -141,15 +141,15 @@ def _one(args: argparse.Namespace, task: Task, network: Patchwise, settings: dic
     }
     if float_model is not None:
         with stage(FAILED, _memory(layout)):
-            report |= compare(network, float_model, task.source)
+            report |= compare(network, float_model, task.source, args.max_pixels, task.name)
     _print(args, report, _rows(report))
 
 
-def compare(network: Patchwise, float_model: Any, source: Path | bytes) -> dict[str, Any]:
+def compare(network: Patchwise, float_model: Any, source: Path | bytes, max_pixels: int, name: str) -> dict[str, Any]:
     """Time both models in turn on a whole picture, after one run of each to warm up, and measure how far their outputs are apart.
 
     The float model gets what suits PyTorch best on a CPU, float32 in channels_last, and the same windows. PSNR is over RGB in
-    0..255, both outputs clamped and not rounded.
+    0..255, both outputs clamped and not rounded. max_pixels, name: as for `open_picture`.
     """
     import torch
 
@@ -157,7 +157,7 @@ def compare(network: Patchwise, float_model: Any, source: Path | bytes) -> dict[
     from ..metrics import psnr
     from ..patchwise import FloatPatchwise
 
-    reader = open_picture(source)
+    reader = open_picture(source, max_pixels=max_pixels, name=name)
     x = network.picture_tensor(reader.read(reader.layout.height), reader.layout)
     floats = FloatPatchwise(float_model, network)
     want = floats.tensor(x)
