@@ -108,7 +108,7 @@ def _add_upscale(up: argparse.ArgumentParser) -> None:
         "--output",
         metavar="OUT",
         type=Path,
-        help="file, folder or '-' (default: IN_x4.png beside a file, IN_x4 beside a folder)",
+        help="file, folder (what has no suffix) or '-' (default: IN_x4.png beside a file, IN_x4 beside a folder)",
     )
     add("--format", choices=("keep", *FORMATS), help="of the output where OUT does not say it (default: png)")
     add("--quality", metavar="1..100", type=_integer(1, 100), help="of JPEG and WebP (default: 95)")

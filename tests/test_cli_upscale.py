@@ -79,6 +79,14 @@ def test_names_and_formats(photos, model, adabm):
     assert adabm("upscale", "photos/a.png", "-o", "there")[0] == 0 and files("there") == ["a_x4.png"]
 
 
+@pytest.mark.parametrize("out", ["new", "new/", "deep/new"])
+def test_one_picture_into_a_new_folder(photos, model, adabm, out):
+    assert adabm("upscale", "photos/a.png", "-o", out, "-q") == (0, "", "") and files(out) == ["a_x4.png"]
+    assert np.array_equal(read(f"{out}/a_x4.png"), LARGE)
+    assert adabm("upscale", "photos/a.png", "-o", f"{out}2", "--format", "webp", "-q") == (0, "", "")
+    assert files(f"{out}2") == ["a_x4.webp"]
+
+
 def test_existing_outputs(photos, model, adabm):
     Path("photos_x4").mkdir()
     Path("photos_x4/a_x4.png").write_bytes(b"old")
@@ -149,6 +157,11 @@ BAD = {
     ),
     "output is the folder": (clash, ["d", "-o", "d"], "OUT must not lie in the folder IN"),
     "output is a file": (clash, ["d", "-o", "in.png"], "OUT must be a folder for more than one picture, and 'in.png' is a file"),
+    "output without suffix is a file": (
+        lambda f: Path("words").write_text("words"),
+        ["in.png", "-o", "words"],
+        "cannot write 'words': its suffix must be one of",
+    ),
     "replaces an input": (
         lambda f: save("in_x4.png"),
         ["in.png", "in_x4.png"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +64,11 @@ def _pictures(path: Path, output: Path | None) -> Iterator[Input]:
     yield from (Input(file, path) for file in files)
 
 
+def is_folder(output: Path) -> bool:
+    """Whether OUT is a folder or, for want of a suffix, will be one."""
+    return output.is_dir() or not (output.suffix or output.exists())
+
+
 def _inside(path: Path, folder: Path) -> bool:
     return folder.resolve() in (path.resolve(), *path.resolve().parents)
 
@@ -105,7 +109,7 @@ def _planned(args: argparse.Namespace, item: Input, many: bool, scale: int) -> P
     path, output = item.path, args.output
     if output == STDOUT or (output is None and path == STDOUT):
         return Planned(path, STDOUT, EXTENSIONS[f".{args.format or 'png'}"])
-    if output is not None and not many and item.root is None and not output.is_dir() and not str(output).endswith(os.sep):
+    if output is not None and not many and item.root is None and not is_folder(output):
         return Planned(path, output, EXTENSIONS[output.suffix.lower()])
     if path == STDOUT:
         raise ValueError(f"OUT must be a file or '-' for standard input, got the folder '{output}'")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import check_target
 from . import video
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
-from .outputs import Planned, find_inputs, plan_outputs
+from .outputs import Planned, find_inputs, is_folder, plan_outputs
 
 if TYPE_CHECKING:
     from ..batch import Outcome, Task
@@ -44,7 +44,8 @@ def execute(args: argparse.Namespace) -> None:
         network, settings = load_network(args)
         plan, skipped = plan_outputs(args, inputs, network.scale)
         for planned in plan:
-            if planned.target != STDOUT and single:
+            folder = planned.target.parent
+            if planned.target != STDOUT and single and (folder.is_dir() or folder != args.output):  # which is made for the picture
                 check_target(planned.target)
         if layout is not None and plan:
             network.windows(layout.height, layout.width, layout)
@@ -101,7 +102,7 @@ def _check_single(args: argparse.Namespace, path: Path, data: bytes | None) -> A
     from ..images.writer import check_format
 
     layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=_shown(path)).layout
-    if args.output not in (None, STDOUT) and not args.output.is_dir():
+    if args.output not in (None, STDOUT) and not is_folder(args.output):
         check_output(args.output)
         check_format(str(args.output), EXTENSIONS[args.output.suffix.lower()], layout)
     return layout
