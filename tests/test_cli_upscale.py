@@ -175,6 +175,7 @@ BAD = {
         ["in.png", "-o", "a.jpg", "--format", "png"],
         "--format must be left out where OUT has a suffix, got 'png'",
     ),
+    "suffix": (None, ["in.png", "--suffix", "/../../x"], "--suffix must not hold '/', got '/../../x'"),
     "compare many": (clash, ["d", "--compare"], "--compare must be left out for more than one picture"),
     "json and picture": (
         None,

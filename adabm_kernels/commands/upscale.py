@@ -92,6 +92,8 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
 def _check_options(args: argparse.Namespace, single: bool) -> None:
     if args.compare and not single:
         raise ValueError("--compare must be left out for more than one picture")
+    if "/" in args.suffix:
+        raise ValueError(f"--suffix must not hold '/', got '{args.suffix}'")
     if args.json and _to_stdout(args):
         raise ValueError("--json must be left out where the picture goes to standard output")
 
