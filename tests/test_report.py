@@ -206,17 +206,19 @@ def test_groups_and_colours():
 
 def test_bad_input(empty_folder, adabm):
     PIL.Image.new("RGB", (20, 20)).save("in.png")
+    PIL.Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save("clear.png")
     Path("there.html").write_text("old")
     for argv, message in {
         ("in.png", "-o", "a.txt"): "--output must end in .html, got 'a.txt'",
         ("in.png", "-o", "there.html"): "--output must not exist yet (--overwrite replaces it), got 'there.html'",
         ("in.png", "-o", "no/a.html"): "cannot write 'no/a.html': the folder 'no' does not exist",
+        ("clear.png", "-o", "a.html"): "IMAGE must have a pixel that is not transparent, got 'clear.png'",
         ("absent.png", "-o", "a.html"): "cannot read 'absent.png'",
         ("in.png", "-o", "a.html", "--max-pixels", "399"): "20x20 = 400 pixels, more than the limit of 399",
     }.items():
         status, out, err = adabm("report", *argv)
         assert (status, out) == (2, "") and message in err and err.count("\n") == 1
-    assert names(empty_folder) == ["in.png", "there.html"]
+    assert names(empty_folder) == ["clear.png", "in.png", "there.html"]
 
 
 @needs_builtin

@@ -31,6 +31,8 @@ def execute(args: argparse.Namespace) -> None:
             raise ValueError(f"--output must not exist yet (--overwrite replaces it), got '{args.output}'")
         reader = open_picture(args.input, max_pixels=args.max_pixels)
         rows, layout = reader.read(reader.layout.height), reader.layout
+        if layout.alpha and not rows[..., -1].any():
+            raise ValueError(f"IMAGE must have a pixel that is not transparent, got '{args.input}'")
         args.tta = False
         args.scale = None
         if args.tile is None and args.protocol == "halo":
