@@ -64,6 +64,7 @@ KINDS = {
     "C420mpeg2": ((2, 2), 8),
     "C422": ((1, 2), 8),
     "C444": ((1, 1), 8),
+    "C420p9": ((2, 2), 9),
     "C420p10": ((2, 2), 10),
     "C444p12": ((1, 1), 12),
     "Cmono": ((0, 0), 8),
@@ -185,6 +186,8 @@ def test_damaged_streams(empty_folder, model, adabm, case):
         (["--y4m", "in", "--existing", "skip"], "--existing must be 'replace' or 'refuse' for frames, got 'skip'"),
         (["--y4m", "in", "--max-pixels", "41"], "frames must have at most 41 pixels (--max-pixels), got 7x6 = 42 pixels"),
         (["--raw", "7x6", "in", "--max-pixels", "41"], "frames must have at most 41 pixels (--max-pixels), got 7x6 = 42 pixels"),
+        (["--y4m", "in", "--max-memory", "1M"], "max_memory must be at least"),
+        (["--raw", "7x6", "in", "--max-memory", "1M"], "max_memory must be at least"),
         (["--y4m", "in", "--pix-fmt", "gray"], "--pix-fmt goes with --raw, got 'gray' without"),
         (["--raw", "7x6", "in", "--matrix", "bt709"], "--matrix goes with --y4m, got 'bt709' without"),
         (["in", "--matrix", "bt709"], "--matrix goes with --y4m, got 'bt709' without"),
@@ -199,6 +202,14 @@ def test_bad_usage(empty_folder, model, adabm, argv, message):
     Path("in").write_bytes(GOOD)
     status, out, err = adabm("upscale", *argv)
     assert (status, out) == (2, "") and message in err and names(empty_folder) == ["in"]
+
+
+def test_a_closed_pipe_is_quiet(empty_folder):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*PROGRAM, "--y4m", "-"], input=GOOD, stdout=writer, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def stage(status: int, memory: str = "not enough memory", *, bad_input: int | No
     """
     try:
         yield
+    except BrokenPipeError:  # whose reader has gone: nobody is to be told
+        raise
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         # torch reports a failed allocation as a RuntimeError.
         out_of_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)

@@ -25,6 +25,8 @@ from .outputs import DEFAULT_SUFFIX
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..images import Layout
+
 PIXEL_FORMATS = {"rgb24": ("<u1", 3), "rgb48le": ("<u2", 3), "gray": ("<u1", 1), "rgba": ("<u1", 4)}
 MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # K_R, K_B of ITU-R BT.601, 709, 2020
 _HD_ROWS = 720  # from here video is BT.709 unless --matrix says otherwise
@@ -50,6 +52,7 @@ def execute(args: argparse.Namespace) -> None:
                 size = f"{stream.width}x{stream.height} = {pixels} pixels"
                 raise ValueError(f"frames must have at most {args.max_pixels} pixels (--max-pixels), got {size}")
             network, settings = load_network(args)
+            network.windows(stream.height, stream.width, _layout(stream))
         _upscale(args, source, stream, network, settings)
 
 
@@ -200,7 +203,7 @@ def _read_y4m(source: BinaryIO, matrix: str | None) -> Stream:
     if fields.get("I", "p") not in ("p", "?"):
         raise ValueError(f"--y4m must be given progressive frames, got interlacing 'I{fields['I']}' (ffmpeg -vf yadif)")
     kind = fields.get("C", "420jpeg")
-    known = re.fullmatch(r"(420|422|444|mono)(?:jpeg|mpeg2|paldv)?(?:p?(10|12|14|16))?", kind)
+    known = re.fullmatch(r"(420|422|444|mono)(?:jpeg|mpeg2|paldv)?(?:p?(9|10|12|14|16))?", kind)
     if known is None:
         raise ValueError(f"--y4m must be given colour space 420, 422, 444 or mono of 8 to 16 bits, got 'C{kind}'")
     matrix = matrix or ("bt709" if height >= _HD_ROWS else "bt601")
@@ -238,16 +241,8 @@ def _frames(source: BinaryIO, stream: Stream) -> Iterator[list[np.ndarray]]:
 def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> Iterator[tuple[bytes, float | None]]:
     """The bytes of every frame of the larger stream and its mean bits; frames are read and packed while one is computed."""
     from ..batch import mean_bits
-    from ..images import Layout
 
-    channels, depth = 3, 8
-    if stream.y4m is None:
-        dtype, channels = PIXEL_FORMATS[stream.pixel_format]
-        depth = 8 * int(dtype[-1])
-    elif stream.depth > 8:
-        depth = 16
-    layout = Layout(stream.width, stream.height, channels, depth)
-    end = object()
+    layout, end = _layout(stream), object()
     # Pools wait for their threads as they close, and so for the producer, if `source` were not stopped before them.
     with (
         ThreadPoolExecutor(1, "adabm read") as reading,
@@ -272,6 +267,16 @@ def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> 
                 yield done.result(), bits
         for done, bits in packed:
             yield done.result(), bits
+
+
+def _layout(stream: Stream) -> Layout:
+    """The kind of picture that a frame is to the network."""
+    from ..images import Layout
+
+    if stream.y4m is not None:
+        return Layout(stream.width, stream.height, 3, 8 if stream.depth == 8 else 16)
+    dtype, channels = PIXEL_FORMATS[stream.pixel_format]
+    return Layout(stream.width, stream.height, channels, 8 * int(dtype[-1]))
 
 
 def _packed(rows: np.ndarray, stream: Stream) -> bytes:
