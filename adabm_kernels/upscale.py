@@ -57,7 +57,8 @@ def upscale(
         leaves them as they are ("auto" for a freshly loaded model).
     progress: called with (windows done, windows in all, "upscaling"). record: a list that is given every window (Patch) of a
         picture, not of tensors.
-    cutting: tile, halo, protocol, tta and max_memory of `patchwise.Patchwise`, how a large picture is cut into windows.
+    cutting: tile, halo, protocol, tta and max_memory of `patchwise.Patchwise`, how a large picture is cut into windows; max_memory
+        not for tensors.
 
     Threads may call it at once with one module, as long as they ask for the same settings. Raises TypeError and ValueError for
     unsupported input, OSError for a file that cannot be opened, RuntimeError for a backend that cannot run here.
@@ -270,6 +271,8 @@ def _upscaled(taken: Any, network: Patchwise, progress: Any, record: list[Patch]
     import torch
 
     if isinstance(taken, torch.Tensor):
+        if network.max_memory is not None:
+            raise ValueError(f"max_memory must be left out for tensors, which are held whole, got {network.max_memory}")
         y = network.tensor((taken if taken.ndim == 4 else taken[None]).to(torch.float32))
         y = y.clamp(0, 255).to(taken.dtype)
         return y if taken.ndim == 4 else y[0]

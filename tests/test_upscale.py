@@ -16,7 +16,7 @@ from fake_model import FakeModel
 from adabm_kernels.images import Layout, PictureWriter
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.resize import imresize
-from adabm_kernels.upscale import builtin_models, load_model, upscale, upscale_file
+from adabm_kernels.upscale import builtin_models, load_model, upscale, upscale_file, upscale_many
 
 MODULE = sys.modules["adabm_kernels.upscale"]
 PACKAGE = Path(MODULE.__file__).parent
@@ -98,6 +98,14 @@ def test_tensor_keeps_rank_and_dtype(dtype, batch):
     got = upscale(x, FakeModel())
     assert got.dtype == dtype and not got.requires_grad
     assert torch.equal(got, x.repeat_interleave(4, -2).repeat_interleave(4, -1))
+
+
+def test_memory_of_tensors_is_not_bounded():
+    x, message = torch.zeros(3, 5, 7), "max_memory must be left out for tensors, which are held whole, got 1024"
+    with pytest.raises(ValueError, match=message):
+        upscale(x, FakeModel(), max_memory=1024)
+    with pytest.raises(ValueError, match=message):
+        next(upscale_many([x], FakeModel(), max_memory=1024))
 
 
 def test_results_are_clamped_and_rounded():
