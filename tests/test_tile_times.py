@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 
 import pytest
@@ -149,3 +150,12 @@ def test_adabm_bench_tune_writes_the_machines_own_times(adabm, empty_folder, mon
 def test_adabm_bench_names_what_is_wrong(adabm, empty_folder, options, message) -> None:
     status, out, err = adabm("bench", *options)
     assert (status, out) == (2, "") and message in err
+
+
+def test_tune_looks_at_its_file_before_it_measures(adabm, empty_folder, monkeypatch) -> None:
+    monkeypatch.setattr(tune_tiles, "measure_tiles", lambda isa, progress: pytest.fail("it measures"))
+    (empty_folder / "folder").mkdir()
+    os.mkfifo(empty_folder / "pipe")
+    for name, message in {"folder": "it is a folder", "pipe": "it is a device or a pipe"}.items():
+        status, out, err = adabm("bench", "--tune", "-o", name)
+        assert (status, out) == (2, "") and f"cannot write '{name}': {message}" in err

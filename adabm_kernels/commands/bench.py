@@ -6,6 +6,7 @@ import argparse
 from statistics import median
 from typing import Any
 
+from ..files import check_target
 from ..machine import cpu_name
 from .common import BAD_INPUT, FAILED, STDOUT, Progress, check_json, print_columns, print_table, stage, timed, to_json, write_json
 
@@ -20,6 +21,12 @@ def execute(args: argparse.Namespace) -> None:
             if getattr(args, option) is not None and not args.tune:
                 raise ValueError(f"--{option} goes with --tune")
         check_json(args.json, args.output, args.model)
+        if args.tune:
+            from ..tile_times import own_path
+
+            target = args.output or own_path()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            check_target(target)
     report = _tune(args) if args.tune else _bench(args)
     if args.json not in (None, STDOUT):
         with stage(FAILED):
