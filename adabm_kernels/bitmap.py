@@ -50,12 +50,10 @@ class BitMap:
     ) -> PIL.Image.Image:
         """The patches in the colours of their bits over the low-resolution picture, with a legend below: a Pillow RGB image.
 
-        opacity: of the colours, 0..1. Raises ValueError for a picture of another size.
+        group: of layers, None for the mean over all. opacity: of the colours, 0..1. Raises ValueError for another group or opacity
+        and for a picture of another size.
         """
-        if not 0 <= opacity <= 1:
-            raise ValueError(f"opacity must be in 0..1, got {opacity}")
-        if picture is not None and picture.size != (self.width, self.height):
-            raise ValueError(f"picture must be {self.width}x{self.height}, got {picture.width}x{picture.height}")
+        self._check(picture, opacity)
         colours = PIL.Image.new("RGB", (self.width, self.height))
         draw = PIL.ImageDraw.Draw(colours)
         for patch, bits in zip(self.patches, self.of(group), strict=True):
@@ -74,7 +72,11 @@ class BitMap:
         return page
 
     def to_figure(self, picture: PIL.Image.Image | None = None, *, group: str | None = None, opacity: float = 0.6) -> Figure:
-        """A matplotlib figure: the map over the picture, and every patch by every group of layers. Needs matplotlib."""
+        """A matplotlib figure: the map over the low-resolution picture, and every patch by every group of layers. Needs matplotlib.
+
+        group, opacity, ValueError: as `to_image`.
+        """
+        self._check(picture, opacity)
         from matplotlib.colors import BoundaryNorm, ListedColormap
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
@@ -94,6 +96,12 @@ class BitMap:
         table.set_xticklabels(self.groups, rotation=90)
         figure.colorbar(drawn, ax=table, ticks=range(MIN_BITS, MAX_BITS + 1), label="bits")
         return figure
+
+    def _check(self, picture: PIL.Image.Image | None, opacity: float) -> None:
+        if not 0 <= opacity <= 1:
+            raise ValueError(f"opacity must be in 0..1, got {opacity}")
+        if picture is not None and picture.size != (self.width, self.height):
+            raise ValueError(f"picture must be {self.width}x{self.height}, got {picture.width}x{picture.height}")
 
 
 def bit_map(model: Any, patches: Sequence[Patch], width: int, height: int) -> BitMap:

@@ -119,7 +119,7 @@ def _add_upscale(up: argparse.ArgumentParser) -> None:
         default="replace",
         help="what to do about outputs that exist; skip goes on with an interrupted folder (default: %(default)s)",
     )
-    _add_model(up, "or a converted model's file")
+    _add_model(up, " or a converted model's file")
     add("--scale", metavar="N", type=_integer(1), help="the scale you expect (default: the model's)")
     _add_windows(up)
     add("--tta", action="store_true", help="mean over the eight flips and turns of every window: eight times the work")
@@ -166,7 +166,7 @@ def _add_report(report: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="OUT", type=Path, default=Path("report.html"), help="page to write (default: %(default)s)"
     )
     report.add_argument("--overwrite", action="store_true", help="replace an existing page")
-    _add_model(report, "or a converted model's file")
+    _add_model(report, " or a converted model's file")
     _add_windows(report, "96")
     report.add_argument(
         "--max-pixels", metavar="N", type=_integer(1), default=4_000_000, help="refuse larger pictures (default: %(default)s)"
@@ -178,7 +178,7 @@ def _add_completion(completion: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(evaluation: argparse.ArgumentParser) -> None:
-    _add_model(evaluation, "a converted model's file, or float weights to measure them alone", device=False)
+    _add_model(evaluation, ", a converted model's file, or float weights to measure them alone", device=False)
     evaluation.add_argument("--data", metavar="HR_DIR", type=Path, required=True, help="folder of original pictures, PNG or JPEG")
     evaluation.add_argument(
         "--lr", metavar="LR_DIR", type=Path, help="folder of their low-resolution forms (default: made by MATLAB's bicubic)"
@@ -247,7 +247,7 @@ def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(benchmark: argparse.ArgumentParser) -> None:
-    _add_model(benchmark, "or a converted model's file")
+    _add_model(benchmark, " or a converted model's file")
     benchmark.add_argument(
         "--size", metavar="PIXELS", type=_integer(8, 4096), default=192, help="side of the picture (default: %(default)s)"
     )
@@ -271,7 +271,7 @@ def _add_model(parser: argparse.ArgumentParser, others: str, device: bool = True
         "--model",
         metavar="NAME|PATH",
         default=DEFAULT_MODEL,
-        help=f"built-in model (`adabm info` lists them) {others} (default: %(default)s)",
+        help=f"built-in model (`adabm info` lists them){others} (default: %(default)s)",
     )
     parser.add_argument(
         "--bits",

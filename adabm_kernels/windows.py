@@ -21,8 +21,9 @@ class Span:
 def spans(size: int, tile: int, halo: int) -> list[Span]:
     """Windows of one axis, in order, all of one length; what they keep covers the axis once.
 
-    tile: pixels that one keeps at most, apart from those at the ends, which keep the halo that lies at the border too. halo:
-    pixels computed on either side of what is kept; at the border of the picture there are none, as in the whole picture.
+    tile: pixels that one keeps at most, up to 3 more where its length is rounded up to a multiple of 4; those at the ends keep the
+    halo that lies at the border too. halo: pixels computed on either side of what is kept; at the border of the picture there are
+    none, as in the whole picture.
     Tile 0 makes one window of everything.
     """
     if not tile or size <= tile + 2 * halo:

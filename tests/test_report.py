@@ -182,10 +182,11 @@ def test_bit_map_refuses_what_does_not_belong():
     bits = bit_map(model, PATCHES, 10, 7)
     with pytest.raises(ValueError, match="group must be one of head, body.0, .* got 'foot'"):
         bits.of("foot")
-    with pytest.raises(ValueError, match="picture must be 10x7, got 3x3"):
-        bits.to_image(PIL.Image.new("RGB", (3, 3)))
-    with pytest.raises(ValueError, match="opacity must be in 0..1, got 2"):
-        bits.to_image(opacity=2)
+    for draw in (bits.to_image, bits.to_figure):
+        with pytest.raises(ValueError, match="picture must be 10x7, got 3x3"):
+            draw(PIL.Image.new("RGB", (3, 3)))
+        with pytest.raises(ValueError, match="opacity must be in 0..1, got 2"):
+            draw(opacity=2)
     with pytest.raises(ValueError, match="at least one patch, got none"):
         bit_map(model, [], 10, 7)
 
