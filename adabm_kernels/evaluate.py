@@ -66,7 +66,7 @@ class Pair:
 
     def _pixels(self, side: str, picture: Path | np.ndarray) -> np.ndarray:
         if not isinstance(picture, np.ndarray):
-            return read_image(picture).rgb
+            return read_image(picture)
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(f"{side} of '{self.name}' must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
         return picture

@@ -440,7 +440,7 @@ def test_a_deep_network_is_as_close_to_the_simulation_as_that_to_itself() -> Non
     model.set_threads(1)
     ours, theirs = [], []
     for name in ("woman", "baby", "head"):
-        x = torch.from_numpy(read_image(folder / f"{name}.png").rgb[:48, :48].copy()).permute(2, 0, 1)[None].float()
+        x = torch.from_numpy(read_image(folder / f"{name}.png")[:48, :48].copy()).permute(2, 0, 1)[None].float()
         assert torch.equal(model.mean_bits(x), sim.mean_bits(x))
         with torch.no_grad():
             want = double(x.double())

@@ -126,7 +126,7 @@ def _as_batch(item: torch.Tensor | str | Path, index: int) -> torch.Tensor:
     if isinstance(item, (str, Path)):
         from ..images import read_image
 
-        return torch.from_numpy(read_image(item).rgb).permute(2, 0, 1)[None].float()
+        return torch.from_numpy(read_image(item)).permute(2, 0, 1)[None].float()
     if not isinstance(item, torch.Tensor):
         raise TypeError(f"calibrate: images[{index}] must be a tensor or a path, got {type(item).__name__}")
     if item.ndim != 4 or item.shape[1] != 3 or not (item.is_floating_point() or item.dtype == torch.uint8):

@@ -219,7 +219,7 @@ class _Pictures:
         from ..images import read_image
         from ..resize import imresize
 
-        rgb, factor = read_image(path).rgb, self.downscale
+        rgb, factor = read_image(path), self.downscale
         h, w = rgb.shape[:2]
         least = MIN_SIDE * factor
         if min(h, w) < least:

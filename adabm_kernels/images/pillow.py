@@ -8,7 +8,6 @@ import PIL.ImageOps
 from PIL import ExifTags
 
 from .formats import QUARTER_TURNS, Layout
-from .image import Image
 
 # 8 bits per channel, or fewer. Everything else would lose something on the way to RGB and is refused by name.
 _GREY_MODES = ("1", "L", "LA")
@@ -45,13 +44,3 @@ def from_array(array: np.ndarray, like: Layout | None = None) -> PIL.Image.Image
         kept = {"icc_profile": like.icc, "dpi": like.dpi}
         image.info |= {name: value for name, value in kept.items() if value is not None}
     return image
-
-
-def from_pil(image: PIL.Image.Image) -> Image:
-    """Pillow image of mode 1, L, LA, P, PA, RGB or RGBA -> Image, turned upright; ValueError for any other mode."""
-    return Image.of(to_array(image))
-
-
-def to_pil(image: Image) -> PIL.Image.Image:
-    """Image -> Pillow image of mode L, LA, RGB or RGBA."""
-    return from_array(image.channels)

@@ -175,10 +175,16 @@ def _open_bmp(source: str | os.PathLike | bytes, format: str, max_pixels: int) -
     return array, layout_of(image, array)
 
 
-def read_8_bit(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, Layout]:
+def read_8_bit(path: str | os.PathLike) -> tuple[np.ndarray, Layout]:
     """A whole file of 8 bits per channel: uint8 [H, W, channels] and its kind. Raises as `open_picture` does, and ValueError for 16
     bits."""
-    reader = open_picture(path, max_pixels=max_pixels)
+    reader = open_picture(path)
     if reader.layout.depth != 8:
         raise ValueError(f"cannot read '{path}': it has 16 bits per channel and only 8 are supported; convert it to 8 bits first")
     return reader.read(reader.layout.height), reader.layout
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """A whole file of 8 bits per channel as RGB, uint8 [H, W, 3]: grey three times, no transparency. Raises as `read_8_bit`."""
+    rows, layout = read_8_bit(path)
+    return rows[..., :1].repeat(3, 2) if layout.grey else np.ascontiguousarray(rows[..., :3])

@@ -17,7 +17,6 @@ import numpy as np
 
 from ..files import PartialFile, check_target, naming
 from .formats import DEEP, EXTENSIONS, MAX_SIDE, TRANSPARENT, WHOLE, Layout
-from .image import Image
 from .png import PngStream
 from .vips import reason, system_error, vips
 
@@ -97,7 +96,7 @@ class PictureWriter:
         if self._given.channels != self.layout.channels:
             full = 255 if self._given.depth == 8 else 65535
             if int(rows[..., -1].min()) < full:
-                raise ValueError(no_transparency(self.name, self.format))
+                raise ValueError(f"cannot write '{self.name}': {self.format} has no transparency and the picture has; use .png")
             rows = rows[..., :-1]
         if self._given.depth != self.layout.depth:
             rows = ((rows.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -259,27 +258,10 @@ def check_format(name: str, format: str, layout: Layout) -> None:
         raise ValueError(f"cannot write '{name}': {format} holds at most {most} pixels a side, got {size}; use .png or .tif")
 
 
-def no_transparency(name: str, format: str) -> str:
-    """The sentence for a picture with transparency in a format without."""
-    return f"cannot write '{name}': {format} has no transparency and the picture has; use .png"
-
-
-def check_output(path: str | os.PathLike, transparent: bool = False) -> Path:
+def check_output(path: str | os.PathLike) -> Path:
     """Raise now what writing would raise after the work: a wrong suffix, or a folder one cannot write to."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in EXTENSIONS:
         raise ValueError(f"cannot write '{path}': its suffix must be one of {', '.join(EXTENSIONS)}, got '{path.suffix}'")
-    if transparent and EXTENSIONS[suffix] not in TRANSPARENT:
-        raise ValueError(no_transparency(os.fspath(path), EXTENSIONS[suffix]))
     return check_target(path)
-
-
-def write_image(path: str | os.PathLike, image: Image | np.ndarray, *, quality: int = DEFAULT_QUALITY) -> None:
-    """Write an Image or a uint8 [H, W, 3] array in the format of the path's suffix, whole or not at all (PictureWriter)."""
-    image = image if isinstance(image, Image) else Image(np.asarray(image))
-    path = check_output(path, image.transparent)
-    rows = image.channels
-    layout = Layout(rows.shape[1], rows.shape[0], rows.shape[2])
-    with PictureWriter(path, EXTENSIONS[path.suffix.lower()], layout, quality=quality) as out:
-        out.write(rows)
