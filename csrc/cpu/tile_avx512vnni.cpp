@@ -14,6 +14,11 @@ inline __attribute__((always_inline)) __m512i dot(__m512i acc, __m512i codes, __
   return acc;
 }
 
+inline __attribute__((always_inline)) __m512i dot_words(__m512i acc, __m512i codes, __m512i weights) {
+  asm("vpdpwssd %2,%1,%0" : "+v"(acc) : "v"(codes), "v"(weights));
+  return acc;
+}
+
 inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* x) {
   int32_t four;
   __builtin_memcpy(&four, x, 4);
@@ -72,6 +77,49 @@ void product(const ProductArgs& a) {
     case 2: return product_of<2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>(a);
     case 3: return product_of<3, 1, 2, 3, 4, 5, 6, 7, 8>(a);
     default: return product_of<4, 1, 2, 3, 4, 5, 6>(a);
+  }
+}
+
+template <int Pixels, int Panels>
+void word_product_block(const ProductArgs& a) {
+  __m512i c[Pixels][Panels];
+#pragma GCC unroll 24
+  for (int m = 0; m < Pixels; m++)
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++) c[m][p] = _mm512_setzero_si512();
+  const ptrdiff_t stride = a.pixel_stride;
+  const int8_t* w = a.w;
+  const uint8_t* x = a.x;
+  for (int k = 0; k < a.quads; k++, x += 4, w += 64 * Panels) {
+    __m512i weights[Panels];
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + p * 64);
+#pragma GCC unroll 24
+    for (int m = 0; m < Pixels; m++) {
+      const __m512i codes = broadcast4(x + m * stride);
+#pragma GCC unroll 4
+      for (int p = 0; p < Panels; p++) c[m][p] = dot_words(c[m][p], codes, weights[p]);
+    }
+  }
+#pragma GCC unroll 24
+  for (int m = 0; m < Pixels; m++)
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++) _mm512_store_si512(a.acc + (m * Panels + p) * kPanel, c[m][p]);
+}
+
+template <int Panels, int... Pixels>
+void word_product_of(const ProductArgs& a) {
+  using Block = void (*)(const ProductArgs&);
+  static constexpr Block blocks[] = {word_product_block<Pixels, Panels>...};
+  blocks[a.pixels - 1](a);
+}
+
+void word_product(const ProductArgs& a) {
+  switch (a.panels) {
+    case 1: return word_product_of<1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(a);
+    case 2: return word_product_of<2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>(a);
+    case 3: return word_product_of<3, 1, 2, 3, 4, 5, 6, 7, 8>(a);
+    default: return word_product_of<4, 1, 2, 3, 4, 5, 6>(a);
   }
 }
 
@@ -244,6 +292,7 @@ void quantize_row(const QuantizeArgs& a) {
 }
 
 #include "cpu/transforms.inc"
+#include "cpu/words.inc"
 
 // The common case of both steps in one, without a trip through memory: 64 adjacent outputs of every pixel.
 struct FullArgs {
@@ -351,7 +400,9 @@ const Kernels* kernels_avx512vnni() {
                                   slide,
                                   quantize_row,
                                   transform,
-                                  untile_epilogue};
+                                  untile_epilogue,
+                                  word_transform,
+                                  word_row_product<word_product>};
   return &kernels;
 }
 

@@ -23,6 +23,18 @@ void product(const ProductArgs& a) {
   }
 }
 
+void word_product(const ProductArgs& a) {
+  const int outputs = a.panels * kPanel;
+  for (int m = 0; m < a.pixels; m++) {
+    const int16_t* w = reinterpret_cast<const int16_t*>(a.w);
+    const int16_t* x = reinterpret_cast<const int16_t*>(a.x + m * a.pixel_stride);
+    uint32_t* sums = reinterpret_cast<uint32_t*>(a.acc) + m * outputs;
+    for (int o = 0; o < outputs; o++) sums[o] = 0;
+    for (int k = 0; k < a.quads; k++, x += 2, w += 2 * outputs)
+      for (int o = 0; o < outputs; o++) sums[o] += static_cast<uint32_t>(x[0] * w[o * 2] + x[1] * w[o * 2 + 1]);
+  }
+}
+
 #include "cpu/portable.inc"
 
 void epilogue(const EpilogueArgs& a) {
@@ -30,6 +42,7 @@ void epilogue(const EpilogueArgs& a) {
 }
 
 #include "cpu/transforms.inc"
+#include "cpu/words.inc"
 
 void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
   untile(u);
@@ -50,7 +63,9 @@ const Kernels* kernels_scalar() {
                                   slide,
                                   quantize_row,
                                   transform,
-                                  untile_epilogue};
+                                  untile_epilogue,
+                                  word_transform,
+                                  word_row_product<word_product>};
   return &kernels;
 }
 
