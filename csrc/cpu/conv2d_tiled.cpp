@@ -19,7 +19,6 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
   const int tiles = (a.width + outputs - 1) / outputs, padded = header.panels() * kPanel, code_bytes = table.words ? 2 : 1;
   // F(1, 3) takes the codes of neighbouring columns from one place: two columns more than tiles.
   const int shared = table.columns.run - 1, window = outputs + 2 - shared;
-  const int* const block = table.words ? kernels.pixels : kernels.tiles;
   const auto transform = table.words ? kernels.word_transform : kernels.transform;
   const auto row_product = table.words ? kernels.word_row_product : kernels.row_product;
 
@@ -73,7 +72,7 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
           p.parts = header.parts[tile][j][0], p.outer_parts = header.parts[tile][j][1];
           p.start = starts + static_cast<ptrdiff_t>(j) * kTileRows * padded + first_panel * kPanel;
           for (int at = 0; at < group; at += p.tiles) {
-            p.tiles = std::min(block[p.panels], group - at);
+            p.tiles = std::min(table.words ? kMaxPixels : kernels.tiles[p.panels], group - at);
             p.x = s.codes.data() + j * row_taps * p.tap_stride + at * p.tile_stride;
             p.sums = s.products + j * plane + at * p.panels * kPanel;
             row_product(p);
@@ -82,7 +81,8 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
           p.w += static_cast<ptrdiff_t>(products) * p.quads * p.panels * kPanel * 4;
         }
         for (int i = 0; i < rows; i++)
-          output[i].write({outputs, group, p.panels, s.products + i * p.row_stride, outputs > 1 ? s.acc : s.products + i * p.row_stride},
+          output[i].write({outputs, group, p.panels, s.products + i * p.row_stride, outputs > 1 ? s.acc : s.products + i * p.row_stride,
+                           table.words, i},
                           first_panel, column, pixels, box ? box + static_cast<ptrdiff_t>(i) * box_stride + column : nullptr);
       }
     }

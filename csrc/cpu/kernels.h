@@ -82,7 +82,8 @@ struct RowProductArgs {
 };
 
 // The same for the tile F(4, 3) x F(4, 3), whose operands have 16 bits: `quads` counts pairs of channels, and w is int16
-// [row tap][quads][panels][16][2]. Nothing is shifted or split: `start`, `depth`, `eight_bits` and both counts of parts are not read.
+// [row tap][quads][panels][16][2]; sums[output row] carry the factors of transform_word_sums. Nothing is shifted or split: `start`,
+// `depth`, `eight_bits` and both counts of parts are not read.
 
 // Codes in the tiles F(2, 3) x F(outputs, 3): out[column tap][row tap][tile][channel], a plane for each tap, shifted into unsigned bytes; with 1 output
 // a tile is one column and has one column tap. Tile t begins at column t * outputs of x; all codes under the tiles exist.
@@ -104,6 +105,8 @@ struct UntileArgs {
   int outputs, tiles, panels;
   const int32_t* products;
   int32_t* acc;
+  bool words;  // of the tile on words, whose products of each row carry a factor of their own
+  int row;     // of that tile
 };
 
 struct Kernels {
@@ -122,7 +125,7 @@ struct Kernels {
   void (*quantize_row)(const QuantizeArgs&);
   void (*transform)(const TransformArgs&);
   void (*untile_epilogue)(const UntileArgs&, const EpilogueArgs&);
-  // Of the tile F(4, 3) x F(4, 3), by as many tiles as `pixels` says.
+  // Of the tile F(4, 3) x F(4, 3); at most kMaxPixels tiles at a time.
   void (*word_transform)(const TransformArgs&);
   void (*word_row_product)(const RowProductArgs&);
 };

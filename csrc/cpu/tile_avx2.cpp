@@ -15,13 +15,19 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kPixels = 6;
 
+// Adds the products of two words each to sums of 32 bits. In asm, as below, since GCC 12 otherwise keeps some of the sums in memory and
+// copies the others round.
+inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m256i codes, __m256i weights) {
+  __m256i pairs;
+  asm("vpmaddwd %3,%2,%1\n\tvpaddd %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
+}
+
 #include "cpu/ymm.inc"
 
 inline __attribute__((always_inline)) __m256i dot(__m256i acc, __m256i codes, __m256i weights, __m256i factor) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, weights), factor));
 }
 
-// In asm, since GCC 12 otherwise keeps some of the sums in memory and copies the others round.
 inline __attribute__((always_inline)) void add_products(__m256i& sums, __m256i codes, __m256i weights) {
   __m256i pairs;
   asm("vpmaddubsw %3,%2,%1\n\tvpaddw %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
@@ -176,53 +182,6 @@ void product(const ProductArgs& a) {
   }
 }
 
-// Adds the products of two words each to sums of 32 bits; in asm as above.
-inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m256i codes, __m256i weights) {
-  __m256i pairs;
-  asm("vpmaddwd %3,%2,%1\n\tvpaddd %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
-}
-
-template <int Pixels>
-void word_product_block(const ProductArgs& a, int panel) {
-  __m256i c[Pixels][2];
-#pragma GCC unroll 6
-  for (int m = 0; m < Pixels; m++) c[m][0] = c[m][1] = _mm256_setzero_si256();
-  const ptrdiff_t stride = a.pixel_stride, w_stride = 64 * a.panels;
-  const int8_t* w = a.w + panel * 64;
-  for (const uint8_t *x = a.x, *const end = x + 4 * static_cast<ptrdiff_t>(a.quads); x < end; x += 4, w += w_stride) {
-    const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
-    const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + 32));
-#pragma GCC unroll 6
-    for (int m = 0; m < Pixels; m++) {
-      const __m256i codes = broadcast4(x + m * stride);
-      add_word_products(c[m][0], codes, w0);
-      add_word_products(c[m][1], codes, w1);
-    }
-  }
-#pragma GCC unroll 6
-  for (int m = 0; m < Pixels; m++)
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; h++)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(a.acc + (m * a.panels + panel) * kPanel + h * kLanes), c[m][h]);
-}
-
-void word_product(const ProductArgs& a) {
-  for (int panel = 0; panel < a.panels; panel++) {
-    ProductArgs block = a;
-    for (int left = a.pixels; left > 0; left -= kPixels) {
-      switch (left) {
-        case 1: word_product_block<1>(block, panel); break;
-        case 2: word_product_block<2>(block, panel); break;
-        case 3: word_product_block<3>(block, panel); break;
-        case 4: word_product_block<4>(block, panel); break;
-        case 5: word_product_block<5>(block, panel); break;
-        default: word_product_block<kPixels>(block, panel); break;
-      }
-      block.x += kPixels * a.pixel_stride, block.acc += kPixels * a.panels * kPanel;
-    }
-  }
-}
-
 inline __attribute__((always_inline)) __m256i* vector_at(int32_t* at) { return reinterpret_cast<__m256i*>(at); }
 
 // A row tap's products in 16 bits altogether: the sums of the taps are combined on their way to memory.
@@ -327,7 +286,7 @@ const Kernels* kernels_avx2() {
                                   transform,
                                   untile_epilogue,
                                   word_transform,
-                                  word_row_product<word_product>};
+                                  word_row_product<1, word_product>};
   return &kernels;
 }
 

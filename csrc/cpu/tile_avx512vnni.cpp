@@ -80,49 +80,6 @@ void product(const ProductArgs& a) {
   }
 }
 
-template <int Pixels, int Panels>
-void word_product_block(const ProductArgs& a) {
-  __m512i c[Pixels][Panels];
-#pragma GCC unroll 24
-  for (int m = 0; m < Pixels; m++)
-#pragma GCC unroll 4
-    for (int p = 0; p < Panels; p++) c[m][p] = _mm512_setzero_si512();
-  const ptrdiff_t stride = a.pixel_stride;
-  const int8_t* w = a.w;
-  const uint8_t* x = a.x;
-  for (int k = 0; k < a.quads; k++, x += 4, w += 64 * Panels) {
-    __m512i weights[Panels];
-#pragma GCC unroll 4
-    for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + p * 64);
-#pragma GCC unroll 24
-    for (int m = 0; m < Pixels; m++) {
-      const __m512i codes = broadcast4(x + m * stride);
-#pragma GCC unroll 4
-      for (int p = 0; p < Panels; p++) c[m][p] = dot_words(c[m][p], codes, weights[p]);
-    }
-  }
-#pragma GCC unroll 24
-  for (int m = 0; m < Pixels; m++)
-#pragma GCC unroll 4
-    for (int p = 0; p < Panels; p++) _mm512_store_si512(a.acc + (m * Panels + p) * kPanel, c[m][p]);
-}
-
-template <int Panels, int... Pixels>
-void word_product_of(const ProductArgs& a) {
-  using Block = void (*)(const ProductArgs&);
-  static constexpr Block blocks[] = {word_product_block<Pixels, Panels>...};
-  blocks[a.pixels - 1](a);
-}
-
-void word_product(const ProductArgs& a) {
-  switch (a.panels) {
-    case 1: return word_product_of<1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(a);
-    case 2: return word_product_of<2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>(a);
-    case 3: return word_product_of<3, 1, 2, 3, 4, 5, 6, 7, 8>(a);
-    default: return word_product_of<4, 1, 2, 3, 4, 5, 6>(a);
-  }
-}
-
 // The sums of both inner row taps stay in registers, are combined there (transform_sums<2> of cpu/transforms.inc), and take up the
 // outer taps: half of the products' stores and all of the transform along the rows are saved.
 template <int Tiles, int Panels>
@@ -294,13 +251,57 @@ void quantize_row(const QuantizeArgs& a) {
 #include "cpu/transforms.inc"
 #include "cpu/words.inc"
 
+constexpr int kWordTiles = 9;   // with two panels 18 sums, 2 vectors of weights
+constexpr int kWordPanels = 2;  // the weights of all row taps of so many, their codes and products share the nearest cache
+
+template <int Tiles, int Panels>
+void word_product_block(const WordProductArgs& a) {
+  __m512i c[Tiles][Panels];
+#pragma GCC unroll 9
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 2
+    for (int p = 0; p < Panels; p++) c[m][p] = _mm512_setzero_si512();
+  const ptrdiff_t stride = a.tile_stride, w_stride = a.w_stride;
+  const int8_t* w = a.w;
+  for (const uint8_t *x = a.x, *const end = x + 4 * static_cast<ptrdiff_t>(a.pairs); x < end; x += 4, w += w_stride) {
+    __m512i weights[Panels];
+#pragma GCC unroll 2
+    for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + p * 64);
+#pragma GCC unroll 9
+    for (int m = 0; m < Tiles; m++) {
+      const __m512i codes = broadcast4(x + m * stride);
+#pragma GCC unroll 2
+      for (int p = 0; p < Panels; p++) c[m][p] = dot_words(c[m][p], codes, weights[p]);
+    }
+  }
+#pragma GCC unroll 9
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 2
+    for (int p = 0; p < Panels; p++) _mm512_store_si512(a.acc + (m * Panels + p) * kPanel, c[m][p]);
+}
+
+template <int Panels, int... Tiles>
+void word_product_of(const WordProductArgs& a) {
+  using Block = void (*)(const WordProductArgs&);
+  static constexpr Block blocks[] = {word_product_block<Tiles, Panels>...};
+  WordProductArgs block = a;
+  for (int left = a.tiles; left > 0; left -= kWordTiles) {
+    blocks[(left < kWordTiles ? left : kWordTiles) - 1](block);
+    block.x += kWordTiles * a.tile_stride, block.acc += kWordTiles * Panels * kPanel;
+  }
+}
+
+void word_product(const WordProductArgs& a) {
+  a.panels == 1 ? word_product_of<1, 1, 2, 3, 4, 5, 6, 7, 8, 9>(a) : word_product_of<kWordPanels, 1, 2, 3, 4, 5, 6, 7, 8, 9>(a);
+}
+
 // The common case of both steps in one, without a trip through memory: 64 adjacent outputs of every pixel.
 struct FullArgs {
   const UntileArgs& u;
   const EpilogueArgs& e;
 };
 
-template <int Outputs, int Activation, bool Residual, bool Codes>
+template <int Outputs, bool OfWords, int Activation, bool Residual, bool Codes>
 void full_of(const FullArgs& f) {
   // Neighbouring pixels share the loads of alpha: those of a tile, or three where products are sums.
   constexpr int kPixels = Outputs == 1 ? 3 : Outputs, kTaps = Outputs == 1 ? kPixels : Outputs + 2, kPanels = kMaxPanels;
@@ -323,7 +324,7 @@ void full_of(const FullArgs& f) {
       Words m[kTaps], y[kPixels];
 #pragma GCC unroll 8
       for (int j = 0; j < kTaps; j++) m[j] = *reinterpret_cast<const Words*>(products + j * plane + p * kPanel);
-      if (Outputs > 1) transform_sums<Outputs>(m, y);
+      if (Outputs > 1) transform_columns<Outputs, OfWords>(m, f.u.row, y);
 #pragma GCC unroll 4
       for (int i = 0; Outputs == 1 && i < kPixels; i++) y[i] = m[i];
       if (e.box) {
@@ -358,18 +359,18 @@ void full_of(const FullArgs& f) {
   }
 }
 
-template <int Outputs, int Activation>
+template <int Outputs, bool OfWords, int Activation>
 void full_activation(const FullArgs& f) {
-  if (f.e.residual) f.e.y_q ? full_of<Outputs, Activation, true, true>(f) : full_of<Outputs, Activation, true, false>(f);
-  else f.e.y_q ? full_of<Outputs, Activation, false, true>(f) : full_of<Outputs, Activation, false, false>(f);
+  if (f.e.residual) f.e.y_q ? full_of<Outputs, OfWords, Activation, true, true>(f) : full_of<Outputs, OfWords, Activation, true, false>(f);
+  else f.e.y_q ? full_of<Outputs, OfWords, Activation, false, true>(f) : full_of<Outputs, OfWords, Activation, false, false>(f);
 }
 
-template <int Outputs>
+template <int Outputs, bool OfWords = false>
 void full(const FullArgs& f) {
   switch (f.e.activation) {
-    case ADABM_ACT_RELU: return full_activation<Outputs, ADABM_ACT_RELU>(f);
-    case ADABM_ACT_PRELU: return full_activation<Outputs, ADABM_ACT_PRELU>(f);
-    default: return full_activation<Outputs, ADABM_ACT_NONE>(f);
+    case ADABM_ACT_RELU: return full_activation<Outputs, OfWords, ADABM_ACT_RELU>(f);
+    case ADABM_ACT_PRELU: return full_activation<Outputs, OfWords, ADABM_ACT_PRELU>(f);
+    default: return full_activation<Outputs, OfWords, ADABM_ACT_NONE>(f);
   }
 }
 
@@ -378,6 +379,7 @@ void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
     untile(u);
     return epilogue(e);
   }
+  if (u.words) return full<kMaxTileOutputs, true>({u, e});
   switch (u.outputs) {
     case 1: return full<1>({u, e});
     case 2: return full<2>({u, e});
@@ -402,7 +404,7 @@ const Kernels* kernels_avx512vnni() {
                                   transform,
                                   untile_epilogue,
                                   word_transform,
-                                  word_row_product<word_product>};
+                                  word_row_product<kWordPanels, word_product>};
   return &kernels;
 }
 

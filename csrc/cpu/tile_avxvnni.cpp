@@ -11,6 +11,10 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kPixels = 6;  // 12 sums, 2 vectors of weights and one of codes fit 16 registers
 
+inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m256i codes, __m256i weights) {
+  sums = _mm256_dpwssd_avx_epi32(sums, codes, weights);
+}
+
 #include "cpu/ymm.inc"
 
 int64_t peak(int64_t rounds) {
@@ -68,38 +72,6 @@ void product(const ProductArgs& a) {
     }
 }
 
-template <int Pixels>
-void word_product_block(const ProductArgs& a, int panel) {
-  __m256i c[Pixels][2] = {};
-  const int8_t* w = a.w + panel * 64;
-  const uint8_t* x = a.x;
-  for (int k = 0; k < a.quads; k++, x += 4, w += 64 * a.panels) {
-    const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
-    const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + 32));
-#pragma GCC unroll 6
-    for (int m = 0; m < Pixels; m++) {
-      const __m256i codes = broadcast4(x + m * a.pixel_stride);
-      c[m][0] = _mm256_dpwssd_avx_epi32(c[m][0], codes, w0);
-      c[m][1] = _mm256_dpwssd_avx_epi32(c[m][1], codes, w1);
-    }
-  }
-#pragma GCC unroll 6
-  for (int m = 0; m < Pixels; m++)
-    for (int h = 0; h < 2; h++)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(a.acc + (m * a.panels + panel) * kPanel + h * kLanes), c[m][h]);
-}
-
-void word_product(const ProductArgs& a) {
-  for (int panel = 0; panel < a.panels; panel++) switch (a.pixels) {
-      case 1: word_product_block<1>(a, panel); break;
-      case 2: word_product_block<2>(a, panel); break;
-      case 3: word_product_block<3>(a, panel); break;
-      case 4: word_product_block<4>(a, panel); break;
-      case 5: word_product_block<5>(a, panel); break;
-      default: word_product_block<kPixels>(a, panel); break;
-    }
-}
-
 }  // namespace
 
 const Kernels* kernels_avxvnni() {
@@ -116,7 +88,7 @@ const Kernels* kernels_avxvnni() {
                                   transform,
                                   untile_epilogue,
                                   word_transform,
-                                  word_row_product<word_product>};
+                                  word_row_product<1, word_product>};
   return &kernels;
 }
 

@@ -85,43 +85,6 @@ void product_bits(const ProductArgs& a) {
 
 void product(const ProductArgs& a) { a.eight_bits ? product_bits<true>(a) : product_bits<false>(a); }
 
-// Words have no dot product: each channel of a pair is multiplied by the lane that holds it.
-template <int Pixels>
-void word_product_block(const ProductArgs& a, int panel) {
-  int32x4_t c[Pixels][kVectors] = {};
-  const int16_t* w = reinterpret_cast<const int16_t*>(a.w + panel * 64);
-  const uint8_t* x = a.x;
-  for (int k = 0; k < a.quads; k++, x += 4, w += 32 * a.panels) {
-    int16x4_t codes[Pixels];
-#pragma GCC unroll 4
-    for (int m = 0; m < Pixels; m++) {
-      int32_t pair;
-      __builtin_memcpy(&pair, x + m * a.pixel_stride, 4);
-      codes[m] = vreinterpret_s16_s32(vdup_n_s32(pair));
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) {
-      const int16x4x2_t weights = vld2_s16(w + v * 8);
-#pragma GCC unroll 4
-      for (int m = 0; m < Pixels; m++)
-        c[m][v] = vmlal_lane_s16(vmlal_lane_s16(c[m][v], weights.val[0], codes[m], 0), weights.val[1], codes[m], 1);
-    }
-  }
-#pragma GCC unroll 4
-  for (int m = 0; m < Pixels; m++)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) vst1q_s32(a.acc + (m * a.panels + panel) * kPanel + v * 4, c[m][v]);
-}
-
-void word_product(const ProductArgs& a) {
-  for (int panel = 0; panel < a.panels; panel++) switch (a.pixels) {
-      case 1: word_product_block<1>(a, panel); break;
-      case 2: word_product_block<2>(a, panel); break;
-      case 3: word_product_block<3>(a, panel); break;
-      default: word_product_block<kPixels>(a, panel); break;
-    }
-}
-
 void epilogue(const EpilogueArgs& a) {
   const float32x4_t zero = vdupq_n_f32(0), scale = vdupq_n_f32(a.scale), offset = vdupq_n_f32(a.offset), top = vdupq_n_f32(a.top);
   // The outputs of a panel are adjacent then, so the four from any multiple of four are.
@@ -152,6 +115,47 @@ void epilogue(const EpilogueArgs& a) {
 #include "cpu/transforms.inc"
 #include "cpu/words.inc"
 
+// Words have no dot product: each channel of a pair is multiplied by the lane that holds it.
+template <int Tiles>
+void word_product_block(const WordProductArgs& a) {
+  int32x4_t c[Tiles][kVectors] = {};
+  const int8_t* w = a.w;
+  const uint8_t* x = a.x;
+  for (int k = 0; k < a.pairs; k++, x += 4, w += a.w_stride) {
+    int16x4_t codes[Tiles];
+#pragma GCC unroll 4
+    for (int m = 0; m < Tiles; m++) {
+      int32_t pair;
+      __builtin_memcpy(&pair, x + m * a.tile_stride, 4);
+      codes[m] = vreinterpret_s16_s32(vdup_n_s32(pair));
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      const int16x4x2_t weights = vld2_s16(reinterpret_cast<const int16_t*>(w) + v * 8);
+#pragma GCC unroll 4
+      for (int m = 0; m < Tiles; m++)
+        c[m][v] = vmlal_lane_s16(vmlal_lane_s16(c[m][v], weights.val[0], codes[m], 0), weights.val[1], codes[m], 1);
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) vst1q_s32(a.acc + m * kPanel + v * 4, c[m][v]);
+}
+
+void word_product(const WordProductArgs& a) {
+  WordProductArgs block = a;
+  for (int left = a.tiles; left > 0; left -= kPixels) {
+    switch (left) {
+      case 1: word_product_block<1>(block); break;
+      case 2: word_product_block<2>(block); break;
+      case 3: word_product_block<3>(block); break;
+      default: word_product_block<kPixels>(block); break;
+    }
+    block.x += kPixels * a.tile_stride, block.acc += kPixels * kPanel;
+  }
+}
+
 void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
   untile(u);
   epilogue(e);
@@ -173,7 +177,7 @@ const Kernels* kernels_neon() {
                                   transform,
                                   untile_epilogue,
                                   word_transform,
-                                  word_row_product<word_product>};
+                                  word_row_product<1, word_product>};
   return &kernels;
 }
 

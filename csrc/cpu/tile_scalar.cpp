@@ -23,18 +23,6 @@ void product(const ProductArgs& a) {
   }
 }
 
-void word_product(const ProductArgs& a) {
-  const int outputs = a.panels * kPanel;
-  for (int m = 0; m < a.pixels; m++) {
-    const int16_t* w = reinterpret_cast<const int16_t*>(a.w);
-    const int16_t* x = reinterpret_cast<const int16_t*>(a.x + m * a.pixel_stride);
-    uint32_t* sums = reinterpret_cast<uint32_t*>(a.acc) + m * outputs;
-    for (int o = 0; o < outputs; o++) sums[o] = 0;
-    for (int k = 0; k < a.quads; k++, x += 2, w += 2 * outputs)
-      for (int o = 0; o < outputs; o++) sums[o] += static_cast<uint32_t>(x[0] * w[o * 2] + x[1] * w[o * 2 + 1]);
-  }
-}
-
 #include "cpu/portable.inc"
 
 void epilogue(const EpilogueArgs& a) {
@@ -43,6 +31,20 @@ void epilogue(const EpilogueArgs& a) {
 
 #include "cpu/transforms.inc"
 #include "cpu/words.inc"
+
+void word_product(const WordProductArgs& a) {
+  const int outputs = a.panels * kPanel;
+  for (int m = 0; m < a.tiles; m++) {
+    const int8_t* w = a.w;
+    const int16_t* x = reinterpret_cast<const int16_t*>(a.x + m * a.tile_stride);
+    uint32_t sums[kPanel * kMaxPanels] = {};
+    for (int k = 0; k < a.pairs; k++, x += 2, w += a.w_stride) {
+      const int16_t* weights = reinterpret_cast<const int16_t*>(w);
+      for (int o = 0; o < outputs; o++) sums[o] += static_cast<uint32_t>(x[0] * weights[o * 2] + x[1] * weights[o * 2 + 1]);
+    }
+    for (int o = 0; o < outputs; o++) a.acc[m * outputs + o] = static_cast<int32_t>(sums[o]);
+  }
+}
 
 void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
   untile(u);
@@ -65,7 +67,7 @@ const Kernels* kernels_scalar() {
                                   transform,
                                   untile_epilogue,
                                   word_transform,
-                                  word_row_product<word_product>};
+                                  word_row_product<kMaxPanels, word_product>};
   return &kernels;
 }
 
