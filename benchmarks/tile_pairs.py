@@ -1,9 +1,15 @@
-"""8-bit products an output of pairs F(1..4, 3) x F(1..4, 3) on a converted model's own weights, with and without kernels.
+"""8-bit products an output of pairs F(1..4, 3) x F(1..4, 3) on a converted model's own weights, with and without kernels, and what the
+pairs are estimated to take before anything is built.
 
     python benchmarks/tile_pairs.py adabm_kernels/assets/edsr_x4_w4a4.safetensors
 
-A transformed code or weight beyond 8 bits counts as two digits, at a product for each pair of digits; the kernels have digits of
-weights only. The mean over the model's 3x3 convolutions between as many channels; arithmetic only, nothing is timed.
+An operand beyond 8 bits counts twice: as two digits (a product for each pair of digits, so four where a code and its weight are
+both split) or as a word of 16 bits (two products' time, whichever operand outgrew its byte). The mean over the model's 3x3
+convolutions between as many channels.
+
+The estimate is the planner's formula (adabm_kernels/tile_times.py) with measured terms: a product takes what it takes in the tiles
+that have kernels, by how it is summed, and one of words twice that of whole sums; all else takes the direct form's time and for
+each transformed code an output as much as it does in the tiles of bytes on average, twice for words. Arithmetic only, nothing is timed.
 """
 
 from __future__ import annotations
@@ -14,39 +20,91 @@ from itertools import product
 import numpy as np
 
 from adabm_kernels import load, tiles
+from adabm_kernels.tile_times import KINDS, KINDS_OF_ISA, TileTimes, tile_times
 
 LINES = {1: tiles.F1, 2: tiles.F2, 3: tiles.F3, 4: tiles.F4}
-BUILT = ((1, 1), (2, 1), (2, 2), (2, 3), (2, 4))
+OF_BYTES = ((1, 1), (2, 1), (2, 2), (2, 3), (2, 4))  # with kernels, as
+OF_WORDS = ((4, 4),)
+ISAS = ("avx2", "avx512vnni")
+Pair = tuple[int, int]
 
 
-def code_range(pair: tuple[int, int], bits: int) -> np.ndarray:
+def name(pair: Pair) -> str:
+    return "direct" if pair == (1, 1) else f"F({pair[0]}x{pair[1]})"
+
+
+def taps(pair: Pair) -> float:
+    """Transformed codes an output and channel; none are in the direct form."""
+    return 0.0 if pair == (1, 1) else float(np.prod([len(LINES[outputs].codes) / outputs for outputs in pair]))
+
+
+def code_range(pair: Pair, bits: int) -> np.ndarray:
     """Largest transformed code of every tap, [row taps, column taps]."""
     rows, columns = (np.abs(LINES[outputs].codes).sum(1) for outputs in pair)
     return np.outer(rows, columns) * (2**bits - 1)
 
 
-def products(pair: tuple[int, int], bits: int, weights: np.ndarray) -> float:
+def products(pair: Pair, bits: int, weights: np.ndarray, words: bool = False) -> float:
     """Of one layer, its weights [K, C, 3, 3] and codes of so many bits."""
-    transformed = tiles.transformed_weights(tiles.Tile("", *(LINES[outputs] for outputs in pair)), weights)
-    fits = (transformed.min((0, 1)) >= -128) & (transformed.max((0, 1)) <= 127)
-    digits = np.where(fits, 1, 2) * np.where(code_range(pair, bits) <= tiles.CODE_MAX, 1, 2)
+    transformed = tiles.transformed_weights(tiles.Tile("", *(LINES[outputs] for outputs in pair)), weights.transpose(2, 3, 1, 0))
+    flat = transformed.reshape(*transformed.shape[:2], -1)
+    weight_digits = np.where((flat.min(2) >= -128) & (flat.max(2) <= 127), 1, 2)
+    code_digits = np.where(code_range(pair, bits) <= tiles.CODE_MAX, 1, 2)
+    digits = np.maximum(weight_digits, code_digits) if words else weight_digits * code_digits
     return float(digits.sum()) / (pair[0] * pair[1])
 
 
+def nanoseconds(pair: Pair, bits: int, weights: np.ndarray, words: bool, times: TileTimes) -> float:
+    """Estimated, of an output pixel of one layer on one thread."""
+    outputs, channels = weights.shape[:2]
+
+    def beside_products(tile: str) -> float:
+        cost = times.costs[tile][KINDS[0]]
+        return cost.entry * channels + cost.leave * outputs
+
+    direct = beside_products("direct")
+    of_a_tap = np.mean([(beside_products(name(built)) - direct) / taps(built) for built in OF_BYTES[1:]])
+    built = times.costs.get(name(pair), times.costs["F(2x4)"])
+    kind = KINDS[0]
+    if times.isa in KINDS_OF_ISA and not words:
+        tile = tiles.DIRECT if pair == (1, 1) else tiles.Tile("", *(LINES[outputs] for outputs in pair))
+        kind = tiles.layer_sums(tile, weights).kind(bits)
+        kind = kind if kind in built else "pairs"
+    product_ps = times.costs["F(2x4)"][KINDS[0]].product if words else built[kind].product
+    count = products(pair, bits, weights, words)
+    return (count * product_ps * channels * outputs + direct + of_a_tap * taps(pair) * (2 if words else 1)) / 1e3
+
+
+def best(counted: dict, names: dict) -> list[str]:
+    value, key = min((value, key) for key, value in counted.items())
+    return [names[key], f"{value:.2f}" if value < 10 else f"{value:.0f}"]
+
+
 def main() -> None:
-    layers = [parameters.codes.numpy() for parameters in load(sys.argv[1]).parameters_by_name.values()]
+    layers = [parameters.codes.numpy().astype(np.int64) for parameters in load(sys.argv[1]).parameters_by_name.values()]
     layers = [codes for codes in layers if codes.shape[2:] == (3, 3) and codes.shape[0] == codes.shape[1]]
-    print(f"{len(layers)} layers\n\n| bits | with kernels | products | without | products |\n|---|---|---|---|---|")
+    pairs = [pair for pair in product(LINES, repeat=2) if pair[0] > 1 or pair == (1, 1)]
+    whole = {pair: name(pair) for pair in pairs}
+    print(f"{len(layers)} layers: products an output\n\n| bits | bytes, with kernels | | digits | | words | |\n|---|---|---|---|---|---|---|")
     for bits in range(tiles.MAX_BITS, tiles.MIN_BITS - 1, -1):
-        counted = {}
-        for pair in product(LINES, repeat=2):
-            has_kernel = pair in BUILT and code_range(pair, bits).max() <= tiles.CODE_MAX
-            counted[pair, has_kernel] = np.mean([products(pair, bits, codes) for codes in layers])
-        cells = []
-        for built in (True, False):
-            count, pair = min((count, pair) for (pair, has_kernel), count in counted.items() if has_kernel == built)
-            cells += [f"F({pair[0]}x{pair[1]})", f"{count:.2f}"]
+        fits = {pair: pair in OF_BYTES and code_range(pair, bits).max() <= max(tiles.CODE_MAX, 2**bits - 1) for pair in pairs}
+        mean = {(pair, words): np.mean([products(pair, bits, codes, words) for codes in layers]) for pair in pairs for words in (False, True)}
+        cells = best({pair: mean[pair, False] for pair in pairs if fits[pair]}, whole)
+        cells += best({pair: mean[pair, False] for pair in pairs if not fits[pair]}, whole)
+        cells += best({pair: mean[pair, True] for pair in pairs if not fits[pair]}, whole)
         print(f"| {bits} | " + " | ".join(cells) + " |")
+    layer = max(layers, key=lambda codes: codes.shape[0])
+    for isa in ISAS:
+        times = tile_times(isa)
+        print(f"\nestimated ns of an output pixel, one layer {layer.shape[1]} to {layer.shape[0]}, {times.isa}\n")
+        print("| bits | bytes, with kernels | | rows of 3, bytes | | words | |\n|---|---|---|---|---|---|---|")
+        for bits in range(tiles.MAX_BITS, tiles.MIN_BITS - 1, -1):
+            of_bytes = [pair for pair in pairs if code_range(pair, bits).max() <= max(tiles.CODE_MAX, 2**bits - 1) or pair == (1, 1)]
+            cells = []
+            for group, words in ((OF_BYTES, False), (((3, 2), (3, 3), (3, 4)), False), (OF_WORDS, True)):
+                chosen = {pair: nanoseconds(pair, bits, layer, words, times) for pair in group if words or pair in of_bytes}
+                cells += best(chosen, whole) if chosen else ["none fits", ""]
+            print(f"| {bits} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
