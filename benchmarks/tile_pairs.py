@@ -1,5 +1,5 @@
-"""8-bit products an output of pairs F(1..4, 3) x F(1..4, 3) on a converted model's own weights, with and without kernels, and what the
-pairs are estimated to take before anything is built.
+"""Pairs F(1..4, 3) x F(1..4, 3) on a converted model's own weights, with and without kernels: the 8-bit products an output, and
+what they are estimated to take.
 
     python benchmarks/tile_pairs.py adabm_kernels/assets/edsr_x4_w4a4.safetensors
 
@@ -7,9 +7,9 @@ An operand beyond 8 bits counts twice: as two digits (a product for each pair of
 both split) or as a word of 16 bits (two products' time, whichever operand outgrew its byte). The mean over the model's 3x3
 convolutions between as many channels.
 
-The estimate is the planner's formula (adabm_kernels/tile_times.py) with measured terms: a product takes what it takes in the tiles
-that have kernels, by how it is summed, and one of words twice that of whole sums; all else takes the direct form's time and for
-each transformed code an output as much as it does in the tiles of bytes on average, twice for words. Arithmetic only, nothing is timed.
+The estimate is the planner's formula (adabm_kernels/tile_times.py) with measured terms. A product takes what it takes in the tiles
+of bytes that have kernels, by how it is summed, and one of words twice that of whole sums. All else takes the direct form's time
+and, for each transformed code an output, as much as on average in those tiles, twice for words. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from adabm_kernels import load, tiles
 from adabm_kernels.tile_times import KINDS, KINDS_OF_ISA, TileTimes, tile_times
 
 LINES = {1: tiles.F1, 2: tiles.F2, 3: tiles.F3, 4: tiles.F4}
-OF_BYTES = ((1, 1), (2, 1), (2, 2), (2, 3), (2, 4))  # with kernels, as
+OF_BYTES = ((1, 1), (2, 1), (2, 2), (2, 3), (2, 4))  # with kernels, as have
 OF_WORDS = ((4, 4),)
+ROWS_OF_3 = ((3, 2), (3, 3), (3, 4))  # without
 ISAS = ("avx2", "avx512vnni")
 Pair = tuple[int, int]
 
@@ -71,39 +72,42 @@ def nanoseconds(pair: Pair, bits: int, weights: np.ndarray, words: bool, times: 
         kind = tiles.layer_sums(tile, weights).kind(bits)
         kind = kind if kind in built else "pairs"
     product_ps = times.costs["F(2x4)"][KINDS[0]].product if words else built[kind].product
-    count = products(pair, bits, weights, words)
+    count = 2 * taps(pair) if words else products(pair, bits, weights)
     return (count * product_ps * channels * outputs + direct + of_a_tap * taps(pair) * (2 if words else 1)) / 1e3
 
 
-def best(counted: dict, names: dict) -> list[str]:
-    value, key = min((value, key) for key, value in counted.items())
-    return [names[key], f"{value:.2f}" if value < 10 else f"{value:.0f}"]
+def best(counted: dict[Pair, float], digits: int) -> str:
+    value, pair = min(((value, pair) for pair, value in counted.items()), default=(0.0, (0, 0)))
+    return f"{name(pair)} {value:.{digits}f}" if counted else "none fits"
 
 
 def main() -> None:
     layers = [parameters.codes.numpy().astype(np.int64) for parameters in load(sys.argv[1]).parameters_by_name.values()]
     layers = [codes for codes in layers if codes.shape[2:] == (3, 3) and codes.shape[0] == codes.shape[1]]
     pairs = [pair for pair in product(LINES, repeat=2) if pair[0] > 1 or pair == (1, 1)]
-    whole = {pair: name(pair) for pair in pairs}
-    print(f"{len(layers)} layers: products an output\n\n| bits | bytes, with kernels | | digits | | words | |\n|---|---|---|---|---|---|---|")
-    for bits in range(tiles.MAX_BITS, tiles.MIN_BITS - 1, -1):
-        fits = {pair: pair in OF_BYTES and code_range(pair, bits).max() <= max(tiles.CODE_MAX, 2**bits - 1) for pair in pairs}
-        mean = {(pair, words): np.mean([products(pair, bits, codes, words) for codes in layers]) for pair in pairs for words in (False, True)}
-        cells = best({pair: mean[pair, False] for pair in pairs if fits[pair]}, whole)
-        cells += best({pair: mean[pair, False] for pair in pairs if not fits[pair]}, whole)
-        cells += best({pair: mean[pair, True] for pair in pairs if not fits[pair]}, whole)
+    all_bits = range(tiles.MAX_BITS, tiles.MIN_BITS - 1, -1)
+    fits = {(pair, bits): pair == (1, 1) or code_range(pair, bits).max() <= tiles.CODE_MAX for pair in pairs for bits in all_bits}
+    print(f"{len(layers)} layers: products an output\n\n| bits | with kernels of bytes | best of the others, digits | words |")
+    print("|---|---|---|---|")
+    for bits in all_bits:
+        digits, words = (
+            {pair: float(np.mean([products(pair, bits, codes, words) for codes in layers])) for pair in pairs}
+            for words in (False, True)
+        )
+        built = {pair for pair in OF_BYTES if fits[pair, bits]}
+        cells = [best({pair: digits[pair] for pair in built}, 2)]
+        cells += [best({pair: count for pair, count in counts.items() if pair not in built}, 2) for counts in (digits, words)]
         print(f"| {bits} | " + " | ".join(cells) + " |")
-    layer = max(layers, key=lambda codes: codes.shape[0])
-    for isa in ISAS:
-        times = tile_times(isa)
+    layer = layers[0]
+    for times in map(tile_times, ISAS):
         print(f"\nestimated ns of an output pixel, one layer {layer.shape[1]} to {layer.shape[0]}, {times.isa}\n")
-        print("| bits | bytes, with kernels | | rows of 3, bytes | | words | |\n|---|---|---|---|---|---|---|")
-        for bits in range(tiles.MAX_BITS, tiles.MIN_BITS - 1, -1):
-            of_bytes = [pair for pair in pairs if code_range(pair, bits).max() <= max(tiles.CODE_MAX, 2**bits - 1) or pair == (1, 1)]
-            cells = []
-            for group, words in ((OF_BYTES, False), (((3, 2), (3, 3), (3, 4)), False), (OF_WORDS, True)):
-                chosen = {pair: nanoseconds(pair, bits, layer, words, times) for pair in group if words or pair in of_bytes}
-                cells += best(chosen, whole) if chosen else ["none fits", ""]
+        print("| bits | with kernels of bytes | rows of 3, bytes | words |\n|---|---|---|---|")
+        for bits in all_bits:
+            cells = [
+                best({pair: nanoseconds(pair, bits, layer, False, times) for pair in group if fits[pair, bits]}, 0)
+                for group in (OF_BYTES, ROWS_OF_3)
+            ]
+            cells.append(best({pair: nanoseconds(pair, bits, layer, True, times) for pair in OF_WORDS}, 0))
             print(f"| {bits} | " + " | ".join(cells) + " |")
 
 
