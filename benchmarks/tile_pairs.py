@@ -7,9 +7,10 @@ An operand beyond 8 bits counts twice: as two digits (a product for each pair of
 both split) or as a word of 16 bits (two products' time, whichever operand outgrew its byte). The mean over the model's 3x3
 convolutions between as many channels.
 
-The estimate is the planner's formula (adabm_kernels/tile_times.py) with measured terms. A product takes what it takes in the tiles
-of bytes that have kernels, by how it is summed, and one of words twice that of whole sums. All else takes the direct form's time
-and, for each transformed code an output, as much as on average in those tiles, twice for words. Nothing is timed.
+The estimate is the planner's formula (adabm_kernels/tile_times.py): for tiles of bytes with kernels their measured terms. In the
+others a product takes what it takes in those, by how it is summed, and one of words twice that of whole sums; all else takes the
+direct form's time and, for each transformed code an output, as much as on average in those tiles, twice for words. Nothing is
+timed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ def name(pair: Pair) -> str:
     return "direct" if pair == (1, 1) else f"F({pair[0]}x{pair[1]})"
 
 
+def tile_of(pair: Pair) -> tiles.Tile:
+    return tiles.Tile(name(pair), *(LINES[outputs] for outputs in pair))
+
+
 def taps(pair: Pair) -> float:
     """Transformed codes an output and channel; none are in the direct form."""
     return 0.0 if pair == (1, 1) else float(np.prod([len(LINES[outputs].codes) / outputs for outputs in pair]))
@@ -47,7 +52,7 @@ def code_range(pair: Pair, bits: int) -> np.ndarray:
 
 def products(pair: Pair, bits: int, weights: np.ndarray, words: bool = False) -> float:
     """Of one layer, its weights [K, C, 3, 3] and codes of so many bits."""
-    transformed = tiles.transformed_weights(tiles.Tile("", *(LINES[outputs] for outputs in pair)), weights.transpose(2, 3, 1, 0))
+    transformed = tiles.transformed_weights(tile_of(pair), weights.transpose(2, 3, 1, 0))
     flat = transformed.reshape(*transformed.shape[:2], -1)
     weight_digits = np.where((flat.min(2) >= -128) & (flat.max(2) <= 127), 1, 2)
     code_digits = np.where(code_range(pair, bits) <= tiles.CODE_MAX, 1, 2)
@@ -59,21 +64,21 @@ def nanoseconds(pair: Pair, bits: int, weights: np.ndarray, words: bool, times: 
     """Estimated, of an output pixel of one layer on one thread."""
     outputs, channels = weights.shape[:2]
 
-    def beside_products(tile: str) -> float:
-        cost = times.costs[tile][KINDS[0]]
+    def beside_products(tile: str, kind: str = KINDS[0]) -> float:
+        cost = times.costs[tile][kind]
         return cost.entry * channels + cost.leave * outputs
 
-    direct = beside_products("direct")
-    of_a_tap = np.mean([(beside_products(name(built)) - direct) / taps(built) for built in OF_BYTES[1:]])
-    built = times.costs.get(name(pair), times.costs["F(2x4)"])
     kind = KINDS[0]
     if times.isa in KINDS_OF_ISA and not words:
-        tile = tiles.DIRECT if pair == (1, 1) else tiles.Tile("", *(LINES[outputs] for outputs in pair))
-        kind = tiles.layer_sums(tile, weights).kind(bits)
-        kind = kind if kind in built else "pairs"
-    product_ps = times.costs["F(2x4)"][KINDS[0]].product if words else built[kind].product
+        kind = tiles.layer_sums(tiles.DIRECT if pair == (1, 1) else tile_of(pair), weights).kind(bits)
+    like = name(pair) if pair in OF_BYTES else "F(2x4)"
     count = 2 * taps(pair) if words else products(pair, bits, weights)
-    return (count * product_ps * channels * outputs + direct + of_a_tap * taps(pair) * (2 if words else 1)) / 1e3
+    beside = beside_products(like, kind)
+    if pair not in OF_BYTES:
+        direct = beside_products("direct")
+        of_a_tap = np.mean([(beside_products(name(built)) - direct) / taps(built) for built in OF_BYTES[1:]])
+        beside += direct + of_a_tap * taps(pair) * (2 if words else 1) - beside_products(like)
+    return (count * times.costs[like][kind].product * channels * outputs + beside) / 1e3
 
 
 def best(counted: dict[Pair, float], digits: int) -> str:
