@@ -10,11 +10,14 @@ import hashlib
 import io
 import json
 import random
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from signal import SIGINT, SIGTERM
+from types import FrameType
 from typing import Any
 
 import torch
@@ -81,6 +84,10 @@ def calibrate(
     """
     device = checked_device(device)
     config = ConvertConfig() if config is None else config
+    if not isinstance(config, ConvertConfig):
+        raise TypeError(f"calibrate: config must be a ConvertConfig, got {type(config).__name__}")
+    if start is not None and not isinstance(start, (SimulatedNetwork, ConvertedNetwork)):
+        raise TypeError(f"calibrate: start must be a calibrated or converted network, got {type(start).__name__}")
     if isinstance(model, nn.Module):
         state = model.state_dict()
         if res_scale is None:
@@ -115,7 +122,7 @@ def checked_device(device: torch.device | str) -> torch.device:
     try:
         torch.empty(1, device=device).item()
         return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"calibrate: device must be one that torch can use here, got {str(device)!r}: {reason}") from error
 
@@ -217,15 +224,16 @@ class _Run:
 
     def tune(self, kept: dict[str, Any] | None, resume: Path | None, identity: str) -> None:
         config = self.config
-        tuning = make_tuning(self.model)
         rng = random.Random(config.seed + 1)
-        if kept is not None:
+        if kept is None:
+            tuning = make_tuning(self.model)
+        else:
             tuning = make_tuning(_loaded(self.model, kept["tuning"]["model"]))
             tuning.restore(kept["tuning"])
             rng.setstate(kept["rng"])
             self.losses, self.stages = kept["losses"], kept["stages"]
             self.resumed_at = tuning.done
-        queue = samples.Epochs(self.windows, config.tuning.patch, config.tuning.batch, rng)
+        queue = samples.Epochs(self.windows, config.tuning.patch, config.tuning.batch, rng, tuning.candidates)
         if kept is not None:
             queue.order = kept["order"]
         self.done = self.total - config.steps + tuning.done
@@ -240,15 +248,18 @@ class _Run:
 
         if resume is not None and kept is None:
             keep()
+        ranges = self.total - config.steps
         whole = True  # no step is half done: what is kept then continues exactly
         try:
-            while tuning.done < config.steps:
-                whole = False
-                if tuning.repeats and tuning.done % tuning.repeats == 0:
-                    queue.restart(config.seed + 1)
-                batch = queue.next().to(self.device)
-                self.losses.append(tuning.step(batch))
-                whole = True
+            while tuning.done < tuning.end:
+                with _interrupted_afterwards():
+                    whole = False
+                    if tuning.repeats and tuning.done % tuning.repeats == 0:
+                        queue.restart(config.seed + 1)
+                    batch = queue.next().to(self.device)
+                    self.losses.append(tuning.step(batch))
+                    whole = True
+                self.total = ranges + tuning.end
                 clock = self.advance("fine-tuning", clock)
                 if resume is not None and clock - saved > SAVE_EVERY:
                     keep()
@@ -265,10 +276,35 @@ class _Run:
             "seconds": time.perf_counter() - self.started,
             "stages": [{"name": name, "seconds": seconds} for name, seconds in self.stages.items()],
             "images": len(self.windows),
-            "steps": self.config.steps,
+            "steps": len(self.losses),
             "resumed_at": self.resumed_at,
             "losses": self.losses,
         }
+
+
+@contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Ctrl-C and whatever else Python handles as a signal waits for the end of this context; a second one comes through at once."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other thread has signals
+        handlers = {number: handler for number in (SIGINT, SIGTERM) if callable(handler := signal.getsignal(number))}
+    waiting: list[tuple[Callable, tuple]] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            handlers[number](number, frame)
+        waiting.append((handlers[number], (number, frame)))
+
+    for number in handlers:
+        signal.signal(number, wait)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if waiting:
+        handler, arguments = waiting[0]
+        handler(*arguments)
 
 
 def _loaded(model: SimulatedNetwork, state: dict[str, torch.Tensor]) -> SimulatedNetwork:
@@ -294,8 +330,8 @@ def _maps_of(start: SimulatedNetwork | ConvertedNetwork, model: SimulatedNetwork
 
 def _identity(config: ConvertConfig, windows: list[torch.Tensor], model: SimulatedNetwork, taken: _Maps | None) -> str:
     """Digest of all that decides the result."""
-    digest = hashlib.sha256(json.dumps(replace(config).to_dict(), sort_keys=True).encode())
-    digest.update(repr(taken).encode())
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    digest.update(repr((model.spec, taken)).encode())
     for tensor in [*windows, *model.float_weights.values()]:
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -304,10 +340,10 @@ def _identity(config: ConvertConfig, windows: list[torch.Tensor], model: Simulat
 def _load_run(path: Path, identity: str, config: ConvertConfig) -> dict[str, Any]:
     try:
         kept = torch.load(path, weights_only=True)
-        other = kept["config"]
+        other, of = kept["config"], kept["identity"]
     except Exception as error:
         raise ValueError(f"calibrate: resume={path} is no state of a calibration ({type(error).__name__}): remove it") from error
-    if kept["identity"] != identity:
+    if of != identity:
         mine = config.to_dict()
         differing = [f"{key} was {other.get(key)!r} and is {mine[key]!r}" for key in mine if mine[key] != other.get(key)]
         why = "; ".join(differing) or "other images or another network"

@@ -228,6 +228,13 @@ def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
         help="everything the kernels allow, or AdaBM as published (default: %(default)s)",
     )
     add("--steps", metavar="N", type=_integer(0), help="steps of fine-tuning, 0 for none (default: as the recipe suits)")
+    add(
+        "--tolerance",
+        metavar="SHARE",
+        type=_share,
+        help="end fine-tuning, before --steps, once 50 steps lower its loss by less than this share, such as 0.02 (default: never)",
+    )
+    add("--candidates", metavar="K", type=_integer(1), help="fine-tune on the most detailed of K random crops (default: 1)")
     add("--target-bits", metavar="B", type=_number(1), help="mean bits to choose layers for (default: somewhat below --act-bits)")
     add("--objective", choices=("bits", "latency"), help="what layers save: bits, or measured time (default: bits)")
     add("--start", metavar="MODEL", type=Path, help="a converted model of the same network, whose bit maps are taken over")
@@ -346,6 +353,13 @@ def _number(least: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def _share(text: str) -> float:
+    value = _number(0)(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0 and below 1, got '{text}'")
+    return value
 
 
 if __name__ == "__main__":

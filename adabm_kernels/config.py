@@ -35,18 +35,26 @@ class PaperTuning:
 class BestTuning:
     """Fine-tuning of recipe "best": rounding of weights, biases, weight and activation ranges together, bit maps fixed.
 
-    batch, patch: crops of a step and their side in pixels. Rates are relative: of a weight in steps of its grid (at 4 bits and
-    fewer; less on finer ones), of a range in
-    its width, of a weight range and a bias in its mean size; they rise over `warmup` steps and fall as a cosine.
+    batch, patch: crops of a step and their side in pixels. candidates: random crops of an image that are looked at for each that
+    is used, the one with most detail (AdaBM's image measure). Rates are relative: of a weight in steps of its grid (at 4 bits and
+    fewer; less on finer ones), of a range in its width, of a weight range and a bias in its mean size; they rise over `warmup`
+    steps and fall as a cosine.
+    tolerance: 0 for all `steps`. More ends fine-tuning when it has converged: rates stay up until the loss (its geometric mean over
+    `span` steps) lies less than this share below that of the `span` before, then fall over `cooldown` steps; never more than
+    `steps` in all.
     """
 
     batch: int = 4
     patch: int = 48
+    candidates: int = 1
     warmup: int = 20
     lr_weight: float = 0.03
     lr_bias: float = 0.01
     lr_weight_range: float = 0.001
     lr_act_range: float = 0.002
+    tolerance: float = 0.0
+    span: int = 50
+    cooldown: int = 100
 
 
 TUNINGS = {"paper": PaperTuning, "best": BestTuning}

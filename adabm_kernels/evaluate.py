@@ -53,16 +53,23 @@ class Pair:
 
     def check(self, scale: int) -> tuple[np.ndarray, np.ndarray | None]:
         """What `read` reads and raises, before LR is made."""
-        hr = _pixels(self.hr)
+        hr = self._pixels("HR", self.hr)
         h, w = (side // scale for side in hr.shape[:2])
         if min(h, w) * scale - 2 * scale < MIN_SIDE:
             least = MIN_SIDE + 2 * scale
             raise ValueError(f"HR of '{self.name}' must be at least {least} pixels a side at scale {scale}, got {_size(hr)}")
         hr = hr[: h * scale, : w * scale]
-        lr = None if self.lr is None else _pixels(self.lr)
+        lr = None if self.lr is None else self._pixels("LR", self.lr)
         if lr is not None and lr.shape[:2] != (h, w):
             raise ValueError(f"LR of '{self.name}' must be {w}x{h}, its HR divided by the scale {scale}, got {_size(lr)}")
         return hr, lr
+
+    def _pixels(self, side: str, picture: Path | np.ndarray) -> np.ndarray:
+        if not isinstance(picture, np.ndarray):
+            return read_image(picture).rgb
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(f"{side} of '{self.name}' must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
+        return picture
 
 
 @dataclass(frozen=True)
@@ -199,6 +206,8 @@ def evaluate(
     if not pairs:
         raise ValueError("evaluate: pairs must hold at least one picture, got none")
     for pair in pairs:
+        if not isinstance(pair, Pair):
+            raise TypeError(f"evaluate: pairs must hold Pair, got {type(pair).__name__}")
         pair.check(spec.scale)
     images = []
     for index, pair in enumerate(pairs):
@@ -346,10 +355,6 @@ def _bare_name(stem: str, scale: int) -> str:
     while (shorter := pattern.sub("", stem)) != stem and shorter:
         stem = shorter
     return stem
-
-
-def _pixels(picture: Path | np.ndarray) -> np.ndarray:
-    return picture if isinstance(picture, np.ndarray) else read_image(picture).rgb
 
 
 def _size(picture: np.ndarray) -> str:

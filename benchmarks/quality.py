@@ -1,6 +1,6 @@
 """Quality of calibrated models: what each ingredient brings, what bits and time cost, how few images and steps will do.
 
-    python benchmarks/quality.py ablation|budget|images|steps|recipes [--weights W ...] [--out results.json]
+    python benchmarks/quality.py ablation|budget|images|steps|crops|recipes [--weights W ...] [--out results.json]
 
 Measures on Set5 and Set14 (PSNR-Y, `scale` pixels shaved) with the integer kernels; calibrates on other pictures, downscaled to
 the network's own input size. Prints a Markdown table and keeps every number as JSON; `quality_report.py` draws the figures.
@@ -110,7 +110,8 @@ class Bench:
                 bar.set_postfix_str(stage)
 
             simulated = calibrate(self.state, self.images if images is None else images, config, progress)
-        row = {"network": self.weights.stem, "label": label, "images": simulated.report["images"], "steps": config.steps}
+        row = {"network": self.weights.stem, "label": label, "images": simulated.report["images"]}
+        row["steps"] = simulated.report["steps"]
         self.model = convert_model(simulated)
         row |= self.measure(self.model) | {"calibration_seconds": simulated.report["seconds"]}
         return row | {"config": config.to_dict()}
@@ -157,6 +158,15 @@ def steps(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
     """PSNR against the number of fine-tuning steps, each a run of its own (the rates fall to zero at its end)."""
     for count in (0, steps // 8, steps // 4, steps // 2, steps):
         yield bench.run(f"{count} steps", steps=count)
+    for tolerance in (0.05, 0.02):
+        tuning = BestTuning(tolerance=tolerance, span=steps // 8, cooldown=steps // 4)
+        yield bench.run(f"until converged, tolerance {tolerance:g}", steps=2 * steps, tuning=tuning)
+
+
+def crops(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
+    """The most detailed of several random crops instead of one, in fine-tuning."""
+    for candidates in (1, 4, 16):
+        yield bench.run(f"best of {candidates} crops, {steps} steps", steps=steps, tuning=BestTuning(candidates=candidates))
 
 
 def recipes(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
@@ -166,7 +176,7 @@ def recipes(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
 
 
 STUDIES: dict[str, Callable[[Bench, int], Iterator[dict[str, Any] | None]]] = {
-    study.__name__: study for study in (ablation, budget, images, steps, recipes)
+    study.__name__: study for study in (ablation, budget, images, steps, crops, recipes)
 }
 
 

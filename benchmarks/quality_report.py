@@ -57,8 +57,12 @@ def draw_images(rows: list[dict[str, Any]], path: Path) -> None:
 def draw_steps(rows: list[dict[str, Any]], path: Path) -> None:
     """What is lost against the float network on both sets, against fine-tuning steps."""
     figure, axes = _pyplot().subplots(figsize=(4.5, 3.6))
+    fixed = [row for row in rows if "converged" not in row["label"]]
+    converged = [row for row in rows if "converged" in row["label"]]
     for name, label, marker in (("set5", "Set5", "o"), ("set14", "Set14", "s")):
-        axes.plot([row["steps"] for row in rows], [row[name]["loss"] for row in rows], marker=marker, label=label)
+        (line,) = axes.plot([row["steps"] for row in fixed], [row[name]["loss"] for row in fixed], marker=marker, label=label)
+        ended = [row["steps"] for row in converged], [row[name]["loss"] for row in converged]
+        axes.plot(*ended, ls="", marker="*", ms=11, color=line.get_color(), label=f"{label}, until converged")
     axes.set(xlabel="fine-tuning steps", ylabel="loss of PSNR-Y against float, dB", ylim=(0, None))
     axes.legend()
     _save(figure, path)
@@ -90,6 +94,10 @@ def main() -> None:
         study, facts = run["study"], run["machine"]
         page = [f"# Quality: {study}", "", f"Measured with the integer kernels on {facts['cpu']}, {run['threads']} thread(s).", ""]
         page += table(run["rows"])
+        for row in run["rows"]:
+            if "machine" in row:
+                place = f"{row['machine']['cpu']}, {row['threads']} thread(s), {row['date']}"
+                page += ["", f"Of another run than the rest: {row['label']} ({place})."]
         if study in FIGURES:
             FIGURES[study](run["rows"], ROOT / "docs" / "images" / f"quality_{study}.png")
             page += ["", f"![{study}](images/quality_{study}.png)"]

@@ -457,3 +457,22 @@ def test_w8a8_is_close_to_float(baseline):
     state, images = baseline
     model = calibrate(state, images[:16], ConvertConfig(weight_bits=8, act_bits=8, adaptive=False, patch=48))
     assert set5_psnr(model) > 32.04 - 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": 3}, "config must be a ConvertConfig, got int"),
+        ({"config": {}}, "config must be a ConvertConfig, got dict"),
+        ({"start": 3}, "start must be a calibrated or converted network, got int"),
+    ],
+)
+def test_arguments_of_another_type_are_named(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        calibrate(small_edsr(), noise(2), **arguments)
+
+
+def test_a_resume_file_without_an_identity_is_no_state(tmp_path):
+    torch.save({"config": {}}, tmp_path / "run.resume")
+    with pytest.raises(ValueError, match="is no state of a calibration"):
+        calibrate(small_edsr(), noise(2), ConvertConfig(steps=1), resume=tmp_path / "run.resume")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import adabm_kernels
 from adabm_kernels import calibrate as library
 from adabm_kernels import checkpoint
 from adabm_kernels.commands import calibrate, common
-from adabm_kernels.config import DEFAULT_STEPS
+from adabm_kernels.config import DEFAULT_STEPS, BestTuning
 from adabm_kernels.metrics import psnr
 from adabm_kernels.resize import imresize
 from adabm_kernels.simulate import SimulatedNetwork
@@ -456,3 +457,40 @@ def test_maps_of_another_model(folder, fake, adabm):
     assert fake.calls[-1]["start"].thresholds == (1.0, 1e6)
     status, _, err = adabm(*COMMAND[:-1], "o.safetensors", "--start", "w.pt")
     assert status == 2 and "--start must be a converted model" in err
+
+
+def test_the_recorded_command_names_selection_start_and_tuning(folder, fake, adabm):
+    assert adabm(*COMMAND)[0] == 0
+    tuned = ("--tolerance", 0.02, "--candidates", 4, "--target-bits", "3.5555555")
+    status, _, err = adabm(*COMMAND[:-1], "n.safetensors", "--select", 2, "--start", "m.safetensors", *tuned)
+    assert (status, err) == (0, "")
+    assert fake.calls[-1]["config"].tuning == BestTuning(tolerance=0.02, candidates=4)
+
+    def said(model):
+        made = adabm("info", model)[1].split("\nMade\n")[1]
+        return rows(textwrap.dedent(made))
+
+    command = said("n.safetensors")["command"]
+    for words in ("--select 2", "--start m.safetensors", "--tolerance 0.02", "--candidates 4", "--target-bits 3.5555555"):
+        assert words in command
+    assert said("n.safetensors")["images"].startswith("3 in photos")
+    plain = said("m.safetensors")["command"]
+    assert not any(word in plain for word in ("--select", "--start", "--tolerance", "--candidates"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--tolerance", 1, "must be a number of at least 0 and below 1, got '1'"),
+        ("--tolerance", -0.1, "must be a number of at least 0"),
+        ("--candidates", 0, "at least 1"),
+    ],
+)
+def test_tuning_options_have_rules(folder, fake, adabm, option, value, message):
+    status, _, err = adabm(*COMMAND, f"{option}={value}")
+    assert status == 2 and message in err
+
+
+def test_the_published_recipe_takes_no_tuning_options(folder, fake, adabm):
+    status, _, err = adabm(*COMMAND, "--recipe", "paper", "--tolerance", 0.02)
+    assert status == 2 and "--tolerance must be left out with --recipe paper, which is tuned as published, got 0.02" in err

@@ -141,6 +141,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("quantize", {"y_start": 4}, "y_start must be 0 or, with packed codes, a multiple of 4 .*, got 4 with 8"),
     ("quantize", {"packed_codes": 2, "y_start": 2}, "a multiple of 4 with room for 5 channels .*, got 2 with 8"),
     ("quantize", {"packed_codes": 2, "y_start": 4}, "a multiple of 4 with room for 5 channels .*, got 4 with 8"),
+    ("quantize", {"packed_codes": 2, "y_start": 2**31 - 4}, "a multiple of 4 with room for 5 channels .*, got 2147483644 with 8"),
     ("quantize", {"height": 2**15, "width": 2**15, "batch": 1}, r"less than 2\^31 codes, got 32768x32768 with 8 a pixel"),
     *[("quantize", {name: None}, f"{name}.*must not be null") for name in ("x", "grid", "bits", "y_q")],
     ("image_bits", {"struct_bytes": 8}, "args must be a struct of [0-9]+ bytes"),

@@ -329,3 +329,24 @@ def test_load_state_survives_any_bytes(tmp_path_factory, data, suffix):
         load_state(path)
     except ValueError as error:
         assert "not a" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("x", TypeError, "res_scale must be a number, got str"),
+        (True, TypeError, "res_scale must be a number, got bool"),
+        (-1.0, ValueError, "res_scale must be finite and at least 0, got -1.0"),
+        (float("nan"), ValueError, "res_scale must be finite and at least 0, got nan"),
+    ],
+)
+def test_a_residual_scale_that_cannot_be_is_named(value, error, message):
+    with pytest.raises(error, match=message):
+        detect(EDSR(EDSRSpec(scale=2, blocks=1, channels=8)).state_dict(), value)
+
+
+@pytest.mark.parametrize("spec", [EDSRSpec(2, 1, 8), SRResNetSpec(2, 1, 8)], ids=["edsr", "srresnet"])
+@pytest.mark.parametrize("key", ["head.0.weight", "tail.0.0.weight"])
+def test_a_weight_without_axes_is_an_error(spec, key):
+    with pytest.raises(ValueError, match="^detect: "):
+        detect(float_network(spec).state_dict() | {key: torch.zeros(())})

@@ -237,6 +237,24 @@ def test_two_of_a_name(tmp_path):
         find_pairs(hr, None, 4)
 
 
+@pytest.mark.parametrize("side", ["HR", "LR"])
+@pytest.mark.parametrize(
+    ("array", "got"),
+    [
+        (np.zeros((64, 64), np.uint8), r"uint8 \[64, 64\]"),
+        (np.zeros((64, 64, 4), np.uint8), r"uint8 \[64, 64, 4\]"),
+        (np.zeros((64, 64, 3)), r"float64 \[64, 64, 3\]"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused_before_anything_is_computed(side, array, got):
+    good = np.zeros((64, 64, 3), np.uint8)
+    pair = Pair("a", array) if side == "HR" else Pair("a", good, array)
+    with pytest.raises(ValueError, match=rf"{side} of 'a' must be uint8 \[H, W, 3\], got {got}"):
+        evaluate(FakeModel(), [pair])
+    with pytest.raises(TypeError, match="pairs must hold Pair, got ndarray"):
+        evaluate(FakeModel(), [good])
+
+
 def test_pair_of_a_grey_and_a_transparent_picture(tmp_path):
     Image.fromarray(PICTURE[..., 0]).save(tmp_path / "grey.png")
     Image.fromarray(np.dstack([PICTURE, PICTURE[..., 0]])).save(tmp_path / "alpha.png")

@@ -490,6 +490,18 @@ def test_a_forked_child_has_a_pool_of_its_own() -> None:
     assert (instance.run("cpu", "acc", threads=2)[0] == want).all()
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="replaces pthread_create as Linux allows")
+def test_tasks_that_throw_and_threads_that_cannot_start(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    sources = [str(root / "csrc/cpu/thread_pool.cpp"), str(root / "tests/native/thread_pool.cpp")]
+    program = str(tmp_path / "thread_pool")
+    flags = ["-std=c++17", "-O1", f"-I{root}/csrc", "-rdynamic"]
+    subprocess.run(["g++", *flags, *sources, "-ldl", "-pthread", "-o", program], check=True)
+    result = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and result.stdout == "0 failures\n", result.stdout + result.stderr
+
+
 # ---- a package without libraries
 
 

@@ -158,6 +158,17 @@ def test_opcheck_quantize(shift: bool, backend: str) -> None:
 
 
 @backend
+@pytest.mark.parametrize("channels", [5, 13, 16, 17])
+def test_codes_beyond_the_channels_are_zero(channels: int, backend: str) -> None:
+    x = torch.randn(2, channels, 3, 7) * 50
+    arguments = {"grid": QUANTIZE["grid"], "bits": QUANTIZE["bits"], "backend": backend}
+    wide = torch.full((2, 3, 7, 52), 99, dtype=torch.uint8)
+    ops.quantize_out(x, y_q=wide[..., :48], **arguments)
+    assert torch.equal(wide[..., :channels], ops.quantize(x, **arguments)[..., :channels])
+    assert (wide[..., channels:48] == 0).all() and (wide[..., 48:] == 99).all()
+
+
+@backend
 def test_opcheck_kernels_by_border_class(backend: str) -> None:
     torch.library.opcheck(torch.ops.adabm.conv2d, order("conv2d", by_border_class(backend) | {"out": "both"}))
 

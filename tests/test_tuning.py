@@ -2,7 +2,10 @@
 
 import functools
 import itertools
+import os
 import random
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from adabm_kernels.calibration.tune import JointTuning, PaperCycle, make_tuning
 from adabm_kernels.config import BestTuning, ConvertConfig, PaperTuning
 from adabm_kernels.convert import convert_model
 from adabm_kernels.quantize import fake_quantize_weight
-from adabm_kernels.simulate import SimulatedNetwork
+from adabm_kernels.simulate import SimulatedNetwork, image_measure
 
 small_edsr = functools.partial(small.small_edsr, blocks=2)
 BEST = BestTuning(batch=2, patch=16, warmup=2)
@@ -284,7 +287,99 @@ def test_an_interrupted_run_goes_on_to_the_same_result(recipe, tmp_path):
         calibrate(small_edsr(), images, config, resume=path)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(number, tmp_path, monkeypatch):
+    images, config = noise(5, 24, 24), ConvertConfig(steps=6, tuning=BEST)
+    want = calibrate(small_edsr(), images, config)
+    path, plain = tmp_path / "run.resume", JointTuning.step
+
+    def interrupted(self, batch):
+        if self.done == 3:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)  # Python's handler runs here at the latest
+        return plain(self, batch)
+
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(JointTuning, "step", interrupted)
+            calibrate(small_edsr(), images, config, resume=path)
+        assert signal.getsignal(signal.SIGINT) == before[0] and signal.getsignal(signal.SIGTERM) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before[1])
+    got = calibrate(small_edsr(), images, config, resume=path)
+    assert got.report["resumed_at"] == 4 and same(got.state_dict(), want.state_dict())
+
+
+def test_a_second_signal_does_not_wait(tmp_path, monkeypatch):
+    def interrupted(self, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        raise AssertionError("the second signal waited")
+
+    monkeypatch.setattr(JointTuning, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(small_edsr(), noise(2, 24, 24), ConvertConfig(steps=2, tuning=BEST), resume=tmp_path / "run.resume")
+
+
+def test_another_residual_scale_does_not_continue(tmp_path):
+    images, config, path = noise(2, 24, 24), ConvertConfig(steps=3, tuning=BEST), tmp_path / "run.resume"
+    state = small_edsr().state_dict()
+
+    def interrupt(done, total, stage):
+        if done == total - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(state, images, config, interrupt, resume=path)
+    with pytest.raises(ValueError, match="other images or another network"):
+        calibrate(state, images, config, res_scale=0.1, resume=path)
+
+
+def test_a_run_that_has_converged_ends_early_and_resumes_alike(tmp_path):
+    """A tolerance near 1 is met at once: two spans at the full rate, then the rates fall."""
+    tuning = BestTuning(batch=2, patch=16, warmup=2, tolerance=0.99, span=3, cooldown=4)
+    images, config, path = noise(5, 24, 24), ConvertConfig(steps=50, tuning=tuning), tmp_path / "run.resume"
+    seen = []
+    want = calibrate(small_edsr(), images, config, lambda done, total, what: seen.append((done, total)))
+    assert want.report["steps"] == len(want.report["losses"]) == 2 * 3 + 4
+    assert seen[-1][0] == seen[-1][1] and seen[0][1] - seen[-1][1] == 40
+
+    def interrupt(done, total, stage):
+        if total - done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(small_edsr(), images, config, interrupt, resume=path)
+    got = calibrate(small_edsr(), images, config, resume=path)
+    assert got.report["resumed_at"] == 8 and got.report["steps"] == 10
+    assert same(got.state_dict(), want.state_dict())
+
+
+def test_a_run_that_has_not_converged_takes_all_steps():
+    """The loss never lies so little below the one before: a tolerance below every change."""
+    tuning = BestTuning(batch=2, patch=16, warmup=2, tolerance=1e-9, span=1, cooldown=4)
+    run = JointTuning(calibrate(small_edsr(), noise(2, 24, 24), ConvertConfig()), tuning, 50)
+    for step in range(45):
+        run.done += 1
+        run._end_if_settled(0.5**step)
+    assert (run.falls_at, run.end) == (46, 50)
+    run._end_if_settled(0.5**44)
+    assert (run.falls_at, run.end) == (45, 49)
+
+
 # Images.
+
+
+def test_of_several_crops_the_most_detailed_is_taken():
+    """Half of each image is flat, half is noise: of many crops one lies in the noise."""
+    images = [torch.cat([torch.full((3, 64, 64), 100.0), image[0]], 2) for image in noise(4, 64, 64)]
+    plain, chosen = (samples.Epochs(images, 16, 4, random.Random(0), candidates) for candidates in (1, 16))
+    detail = [float(image_measure(queue.next()).min()) for queue in (plain, chosen)]
+    assert detail[0] < 1 < 10 < detail[1]
 
 
 def test_near_duplicates_are_chosen_last():

@@ -49,11 +49,12 @@ def batches(images: list[torch.Tensor], patch: int, size: int, rng: random.Rando
 class Epochs:
     """Batches without end, [size, 3, h, w]: every image once per round, each time another crop, flip and rotation.
 
+    candidates: random crops that are looked at for each that is used, the one with most detail (`image_measure`).
     order: indices of the images that are still to come in this round; it and the generator are all the state there is.
     """
 
-    def __init__(self, images: list[torch.Tensor], patch: int, size: int, rng: random.Random):
-        self.images, self.patch, self.size, self.rng = images, patch, size, rng
+    def __init__(self, images: list[torch.Tensor], patch: int, size: int, rng: random.Random, candidates: int = 1):
+        self.images, self.patch, self.size, self.rng, self.candidates = images, patch, size, rng, candidates
         self.order: list[int] = []
 
     def restart(self, seed: int) -> None:
@@ -68,11 +69,15 @@ class Epochs:
             if not self.order:
                 self.order = list(range(len(self.images)))
                 self.rng.shuffle(self.order)
-            crop = _window(self.images[self.order.pop()], self.patch, self.rng)
+            crop = self._crop(self.images[self.order.pop()])
             for flip in (lambda x: x.flip(2), lambda x: x.flip(1), lambda x: x.transpose(1, 2)):
                 crop = flip(crop) if self.rng.random() < 0.5 else crop
             crops.append(crop)
         return _stack(crops)
+
+    def _crop(self, image: torch.Tensor) -> torch.Tensor:
+        crops = [_window(image, self.patch, self.rng) for _ in range(self.candidates)]
+        return crops[0] if len(crops) == 1 else crops[int(image_measure(torch.stack(crops)).argmax())]
 
 
 def first(batches: list[torch.Tensor], count: int) -> torch.Tensor:

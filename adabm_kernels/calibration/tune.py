@@ -16,15 +16,17 @@ from ..simulate import SimulatedNetwork
 
 
 class Tuning(ABC):
-    """One fine-tuning run: `step(batch)` as often as the settings say, then `finish()`; its state can be kept and restored.
+    """One fine-tuning run: `step(batch)` until `done` is `end`, then `finish()`; its state can be kept and restored.
 
-    repeats: after how many steps the same batches come again; 0 for never.
+    end: steps there will be, as far as is known: it may come nearer with a step. repeats: after how many steps the same batches
+    come again; 0 for never. candidates: crops to choose each crop from.
     """
 
     repeats = 0
+    candidates = 1
 
     def __init__(self, model: SimulatedNetwork, steps: int):
-        self.model, self.steps, self.done = model, steps, 0
+        self.model, self.end, self.done = model, steps, 0
 
     @abstractmethod
     def step(self, batch: torch.Tensor) -> dict[str, float]:
@@ -41,11 +43,11 @@ class Tuning(ABC):
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs to go on as if nothing had happened."""
         optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()}
-        return {"done": self.done, "model": self.model.state_dict(), "optimizers": optimizers}
+        return {"done": self.done, "end": self.end, "model": self.model.state_dict(), "optimizers": optimizers}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self.done = state["done"]
+        self.done, self.end = state["done"], state["end"]
         self.model.load_state_dict(state["model"])
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(state["optimizers"][name])
@@ -130,7 +132,10 @@ class JointTuning(Tuning):
 
     def __init__(self, model: SimulatedNetwork, tuning: BestTuning, steps: int):
         super().__init__(model, steps)
-        self.tuning = tuning
+        self.tuning, self.candidates = tuning, tuning.candidates
+        # From here on rates fall: at once, or once the loss has settled, at the latest so that all ends with `steps`.
+        self.falls_at = max(steps - tuning.cooldown, 0) if tuning.tolerance else 0
+        self.losses: list[float] = []  # logarithms, of as many steps as are compared
         groups = []
         for conv in model.quantized_convs():
             if conv.end:
@@ -155,8 +160,16 @@ class JointTuning(Tuning):
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"joint": self.optimizer}
 
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"falls_at": self.falls_at, "losses": self.losses}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.falls_at, self.losses = state["falls_at"], state["losses"]
+
     def step(self, batch: torch.Tensor) -> dict[str, float]:
-        rate = 0.5 * (1 + math.cos(math.pi * self.done / self.steps)) * min(1.0, (self.done + 1) / self.tuning.warmup)
+        fallen = max(self.done - self.falls_at, 0) / (self.end - self.falls_at)
+        rate = 0.5 * (1 + math.cos(math.pi * fallen)) * min(1.0, (self.done + 1) / self.tuning.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * rate
         with torch.no_grad(), self.model.float_mode():
@@ -170,7 +183,19 @@ class JointTuning(Tuning):
             for conv in self.model.quantized_convs():
                 conv.weight_range.clamp_(min=2.0**-60)
         self.done += 1
-        return {"image": float(loss.detach())}
+        value = float(loss.detach())
+        if self.tuning.tolerance and self.done < self.falls_at:
+            self._end_if_settled(value)
+        return {"image": value}
+
+    def _end_if_settled(self, loss: float) -> None:
+        span = self.tuning.span
+        self.losses = [*self.losses, math.log(max(loss, 1e-30))][-2 * span :]
+        if len(self.losses) < 2 * span:
+            return
+        before, after = (sum(part) / span for part in (self.losses[:span], self.losses[span:]))
+        if after > before + math.log1p(-self.tuning.tolerance):
+            self.falls_at, self.end = self.done, self.done + self.tuning.cooldown
 
 
 def _group(parameters: Iterable[torch.Tensor], rate: float) -> dict[str, Any]:

@@ -46,6 +46,7 @@ CONFIG_OPTIONS = (
     "objective",
     "seed",
 )  # named as in ConvertConfig
+TUNING_OPTIONS = ("tolerance", "candidates")  # named as in BestTuning
 CHECKED_PICTURES = 16  # at most, that the final PSNR is measured on
 CHECKED_SIDE = 96  # low-resolution pixels of each at most, from its middle
 FEW_PICTURES = 16  # with fewer, the percentiles that image thresholds are taken from are single pictures
@@ -126,10 +127,16 @@ def _check_output(args: argparse.Namespace) -> None:
 
 def _config(args: argparse.Namespace) -> ConvertConfig:
     """The settings, with what is wrong with them said in the names of the options."""
-    from ..config import DEFAULT_STEPS, ConvertConfig
+    from ..config import DEFAULT_STEPS, BestTuning, ConvertConfig
 
     steps = {"steps": DEFAULT_STEPS[args.recipe]}
     given = {name: value for name in CONFIG_OPTIONS if (value := getattr(args, name)) is not None}
+    tuning = {name: value for name in TUNING_OPTIONS if (value := getattr(args, name)) is not None}
+    if tuning and args.recipe != "best":
+        name = next(iter(tuning))
+        raise ValueError(f"--{name} must be left out with --recipe {args.recipe}, which is tuned as published, got {tuning[name]}")
+    if tuning:
+        given["tuning"] = BestTuning(**tuning)
     try:
         return ConvertConfig(**steps | given)
     except (TypeError, ValueError) as error:
@@ -168,10 +175,13 @@ def _start(path: Path) -> ConvertedNetwork:
 
 
 class _Pictures:
-    """The low-resolution pictures, read one at a time and checked. Afterwards: `middles`, a crop of each, and a digest of all."""
+    """The low-resolution pictures, read one at a time and checked. Afterwards: `middles`, a crop of each, and a digest of all.
+
+    files: those in use; count: of all there are, which the digest is of.
+    """
 
     def __init__(self, files: list[Path], downscale: float):
-        self.files, self.downscale = files, downscale
+        self.files, self.downscale, self.count = files, downscale, len(files)
         self.middles: list[np.ndarray] = []
         self.digest = ""
 
@@ -242,8 +252,9 @@ def _provenance(
     return {
         "command": "calibrate",
         "weights": {"file": args.weights.name, "sha256": weights},
-        "images": {"folder": args.images.resolve().name, "count": len(pictures.files), "sha256": pictures.digest},
+        "images": {"folder": args.images.resolve().name, "count": pictures.count, "sha256": pictures.digest},
         "downscale": args.downscale,
+        "select": args.select,
         "start": None if args.start is None else args.start.name,
         "res_scale": args.res_scale,
         "threads": threads,
@@ -316,7 +327,9 @@ def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
     resumed = f"; interrupted at step {run['resumed_at']}" if run.get("resumed_at") else ""
     offsets = [picture["offset"] for picture in report["pictures"]]
     shares = ", ".join(f"{offsets.count(value)} {words}" for value, words in ((-1, "one less"), (0, "as is"), (1, "one more")))
-    tuned = f"{settings['steps']} steps" if settings["steps"] else "not fine-tuned"
+    tuned = f"{run['steps']} steps" if run["steps"] else "not fine-tuned"
+    if run["steps"] < settings["steps"]:
+        tuned += f" of {settings['steps']}, converged"
     bits = f"W{settings['weight_bits']}A{settings['act_bits']}"
     print_table(
         [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..config import BestTuning
 from ..machine import describe_machine, describe_versions
-from .calibrate import CONFIG_OPTIONS
+from .calibrate import CONFIG_OPTIONS, TUNING_OPTIONS
 from .common import BAD_INPUT, command_line, print_table, stage, to_json
 
 Sections = dict[str, list[tuple[str, str]]]
@@ -128,6 +130,9 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
     options = {"weights": made["weights"]["file"], "images": made["images"]["folder"]}
     options |= {"downscale": made["downscale"] if made["downscale"] != 1 else None}
     options |= {name: config.get(name) for name in CONFIG_OPTIONS}
+    tuning, usual = config.get("tuning") or {}, asdict(BestTuning())
+    options |= {name: tuning[name] for name in TUNING_OPTIONS if tuning.get(name, usual[name]) != usual[name]}
+    options |= {"select": made.get("select"), "start": made.get("start")}
     options |= {"res_scale": made["res_scale"], "threads": made["threads"], "output": Path(report["path"]).name}
     given = {name: value for name, value in options.items() if value is not None}
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", _number(value))]
@@ -142,7 +147,7 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _listed(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,10 +105,15 @@ def detect(state_dict: Mapping[str, Any], res_scale: float = 1.0) -> Detected:
     """Recognise a network by its keys and shapes.
 
     state_dict: a state dict, possibly wrapped or prefixed (`unwrap`); mean-shift weights and batch counters may be absent.
-    res_scale: factor on the second convolution of each block, which weights do not reveal (EDSR and SRResNet).
-    Raises ValueError when the network is not a known one, when keys are missing, unexpected or of another shape (it
-    lists them), or when a value is NaN, infinite or not floating point.
+    res_scale: factor on the second convolution of each block, which weights do not reveal (EDSR and SRResNet); at least 0.
+    Raises TypeError for a res_scale that is no number; ValueError when it is negative or not finite, when the network is not a
+    known one, when keys are missing, unexpected or of another shape (it lists them), or when a value is NaN, infinite or not
+    floating point.
     """
+    if isinstance(res_scale, bool) or not isinstance(res_scale, (int, float)):
+        raise TypeError(f"detect: res_scale must be a number, got {type(res_scale).__name__}")
+    if not (math.isfinite(res_scale) and res_scale >= 0):
+        raise ValueError(f"detect: res_scale must be finite and at least 0, got {res_scale}")
     given = unwrap(state_dict)
     layout = _layout(given)
     state = _renamed(given, layout)
@@ -288,9 +294,9 @@ def _is_srresnet(state: dict[str, torch.Tensor]) -> bool:
 
 
 def _srresnet_spec(state: dict[str, torch.Tensor], res_scale: float) -> SRResNetSpec:
-    for key in ("head.0.weight", "head.1.weight", "tail.0.0.weight"):
-        if key not in state:
-            raise ValueError(f"detect: the state dict looks like an SRResNet ('body.0.bn1') but lacks {key!r}")
+    for key, axes in (("head.0.weight", 4), ("head.1.weight", 1), ("tail.0.0.weight", 4)):
+        if key not in state or state[key].ndim != axes:
+            raise ValueError(f"detect: the state dict looks like an SRResNet ('body.0.bn1') but lacks {key!r} with {axes} axes")
     channels, up = state["head.0.weight"].shape[0], state["tail.0.0.weight"].shape[0]
     if "tail.0.3.weight" in state:
         scale = 4
@@ -321,7 +327,7 @@ def _count(state: dict[str, torch.Tensor], pattern: str) -> int:
 
 def _edsr_spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_scale: float) -> EDSRSpec:
     blocks = _count(state, r"body\.(\d+)\.conv1\.weight$")
-    if "head.0.weight" not in state or not blocks:
+    if "head.0.weight" not in state or state["head.0.weight"].ndim != 4 or not blocks:
         raise ValueError(f"detect: not an EDSR, RDN or SRResNet state dict: {KNOWN}; got {_listed(list(given))}")
     return EDSRSpec(
         scale=_edsr_scale(state),

@@ -4,7 +4,7 @@
 
 namespace adabm {
 
-constexpr int kMaxShuffle = 16, kMaxKernel = 15;
+constexpr int kMaxShuffle = 16;
 
 void check_rules(const adabm_weights& w) {
   ADABM_REQUIRE(w.struct_bytes == sizeof(adabm_weights), "struct_bytes must be %zu, got %u", sizeof(adabm_weights), w.struct_bytes);

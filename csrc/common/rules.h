@@ -5,6 +5,8 @@
 
 namespace adabm {
 
+constexpr int kMaxKernel = 15;  // pixels a side
+
 // Sizes, what must not be null, outputs, activation, shuffle and pitch; bit-widths and the packed weights are the backend's.
 void check_rules(const adabm_conv2d_args& args);
 // Also fills in y_channels and y_pitch where they are 0.

@@ -21,7 +21,7 @@ static bool has_avxvnni() {
 
 static const char* const kNames[ADABM_ISA_COUNT] = {"auto", "scalar", "neon", "avx2", "avxvnni", "avx512vnni"};
 
-bool isa_present(int isa) {
+static bool isa_present(int isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (isa == ADABM_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -37,7 +37,8 @@ bool isa_present(int isa) {
   return isa == ADABM_ISA_SCALAR;
 }
 
-const Kernels* isa_kernels(int isa) {
+// Null where not built.
+static const Kernels* isa_kernels(int isa) {
   switch (isa) {
     case ADABM_ISA_SCALAR: return kernels_scalar();
     case ADABM_ISA_NEON: return kernels_neon();

@@ -5,9 +5,6 @@
 
 namespace adabm {
 
-bool isa_present(int isa);
-const Kernels* isa_kernels(int isa);  // null where not built
-
 // Throws ADABM_UNSUPPORTED with the reason where an explicit choice cannot run; ADABM_ISA_AUTO takes the fastest.
 const Kernels& choose_kernels(int isa);
 

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "adabm/adabm.h"
+#include "common/rules.h"
 #include "cpu/kernels.h"
 
 namespace adabm {
@@ -38,7 +39,6 @@ struct PackedHeader {
   int kernels() const { return border_kernels ? kernel_h * kernel_w : 1; }
 };
 
-constexpr int kMaxKernel = 15;
 constexpr int kDepths = 13;  // of 1, 2, 4, ... quads
 constexpr size_t kPackedHeaderBytes = 512;  // a multiple of 64, so that panels stay aligned
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes, "the header has outgrown its place");

@@ -4,8 +4,12 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
+#include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -27,10 +31,15 @@ inline void relax() {
 class Pool {
  public:
   void run(int threads, int tasks, void (*body)(void*, int), void* context) {
-    const int helpers = threads - 1;
+    int helpers = threads - 1;
     while (static_cast<int>(workers_.size()) < helpers) {
       const int index = static_cast<int>(workers_.size());
-      workers_.emplace_back([this, index] { work(index); });
+      try {
+        workers_.emplace_back([this, index] { work(index); });
+      } catch (const std::system_error&) {  // no more threads to be had: the work is done by those there are
+        helpers = index;
+        break;
+      }
       workers_.back().detach();
     }
     body_ = body, context_ = context, tasks_ = tasks;
@@ -46,13 +55,20 @@ class Pool {
     for (int spin = 0; running_.load(std::memory_order_acquire) > 0; spin++)
       if (spin < kSpins) relax();
       else std::this_thread::yield();
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
   std::mutex busy;
 
  private:
   void drain() {
-    for (int task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) body_(context_, task);
+    try {
+      for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) body_(context_, static_cast<int>(task));
+    } catch (...) {  // of any thread; the first one leaves `run` when all have stopped
+      next_.store(tasks_, std::memory_order_relaxed);
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
   }
 
   void work(int index) {
@@ -78,7 +94,9 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<unsigned> generation_{0};
-  std::atomic<int> next_{0}, running_{0};
+  std::atomic<int64_t> next_{0};  // every thread adds one beyond the last task
+  std::atomic<int> running_{0};
+  std::exception_ptr error_;
   int helpers_ = 0, tasks_ = 0;
   void (*body_)(void*, int) = nullptr;
   void* context_ = nullptr;

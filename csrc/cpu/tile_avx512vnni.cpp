@@ -236,7 +236,7 @@ void quantize_row(const QuantizeArgs& a) {
     const float* x = a.x + i * a.stride_w;
     for (int c = 0; c < a.padded_channels; c += kPanel) {
       const int stored = a.padded_channels - c < kPanel ? a.padded_channels - c : kPanel;
-      const int lanes = a.channels - c < kPanel ? a.channels - c : kPanel;
+      const int left = a.channels - c, lanes = left < 0 ? 0 : left < kPanel ? left : kPanel;
       const __mmask16 mask = static_cast<__mmask16>((1u << lanes) - 1), store = static_cast<__mmask16>((1u << stored) - 1);
       __m512 v = a.stride_c == 1 ? _mm512_maskz_loadu_ps(mask, x + c)
                                  : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, along, x + c * a.stride_c, 4);

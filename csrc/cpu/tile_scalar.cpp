@@ -17,7 +17,9 @@ void product(const ProductArgs& a) {
         const uint8_t* x = a.x + a.tap_offset[t] + m * a.pixel_stride;
         for (int k = 0; k < a.quads; k++, x += 4, w += 64 * a.panels)
           for (int o = 0; o < kPanel; o++)
-            acc[o] += x[0] * w[o * 4] + x[1] * w[o * 4 + 1] + x[2] * w[o * 4 + 2] + x[3] * w[o * 4 + 3];
+            // Sums may wrap (docs/numerics.md), which signed ones must not.
+            acc[o] = static_cast<int32_t>(static_cast<uint32_t>(acc[o]) +
+                                          static_cast<uint32_t>(x[0] * w[o * 4] + x[1] * w[o * 4 + 1] + x[2] * w[o * 4 + 2] + x[3] * w[o * 4 + 3]));
       }
     }
   }

@@ -94,8 +94,7 @@ void add(QuantizeParams& p, adabm_quantize_args a) {
   ADABM_REQUIRE(a.packed_codes == 0 || a.packed_codes == ADABM_PACKED_Y, "packed_codes must be 0 or %d, got %d", ADABM_PACKED_Y, a.packed_codes);
   ADABM_REQUIRE(!a.packed_codes || a.y_channels == 0, "y_channels must be 0 with packed codes, got %d", a.y_channels);
   check_rules(a);
-  const int codes = a.packed_codes ? a.y_start + a.y_channels : a.y_channels;
-  ADABM_REQUIRE(a.packed_codes ? a.y_start >= 0 && a.y_start % 4 == 0 && a.y_pitch % 4 == 0 && codes <= a.y_pitch : a.y_start == 0,
+  ADABM_REQUIRE(a.packed_codes ? a.y_start >= 0 && a.y_start % 4 == 0 && a.y_pitch % 4 == 0 && a.y_start <= a.y_pitch - a.y_channels : a.y_start == 0,
                 "y_start must be 0 or, with packed codes, a multiple of 4 with room for %d channels in a y_pitch that is one too, got %d with %d",
                 a.channels, a.y_start, a.y_pitch);
   const uintptr_t place = reinterpret_cast<uintptr_t>(a.y_q);

@@ -193,13 +193,13 @@ void check_rest(const Kernels& twin, const Kernels& k) {
     k.slide(from.data(), taps, width, b.data());
     expect(!std::memcmp(a.data(), b.data(), sizeof(int32_t) * width), "slide", width, taps, 0);
 
-    const int channels = bytes - below(4);
+    const int channels = bytes - below(4), codes = bytes + 4 * below(10);
     Aligned<float> x(static_cast<size_t>(width) * bytes), shift(bytes);
     for (size_t i = 0; i < x.count; i++) x.data()[i] = below(50) ? real(300) : static_cast<float>(below(2) ? NAN : INFINITY);
     for (int i = 0; i < bytes; i++) shift.data()[i] = real(100);
-    Aligned<uint8_t> p(row.count), q(row.count);
+    Aligned<uint8_t> p(static_cast<size_t>(width) * codes), q(p.count);
     const bool planar = below(2);
-    QuantizeArgs z = {x.data(), planar ? 1 : bytes, planar ? width : 1, below(2) ? shift.data() : nullptr, width, channels, bytes, bytes,
+    QuantizeArgs z = {x.data(), planar ? 1 : bytes, planar ? width : 1, below(2) ? shift.data() : nullptr, width, channels, codes, codes,
                       0.5f, 40.5f, 255.0f, p.data()};
     twin.quantize_row(z);
     z.y_q = q.data();

@@ -1,7 +1,8 @@
 /* The whole public C ABI of adabm_kernels. Parses as C99; includes nothing but fixed-size integers.
  *
  * Conventions: every entry returns a status; the message of the last failure on the calling thread is in
- * adabm_last_error(). Entries allocate nothing that grows with the problem, keep no pointer and throw nothing.
+ * adabm_last_error(). Entries keep no pointer and throw nothing; those of the CUDA library that take a stream allocate nothing, those of
+ * the CPU library only scratch memory that each thread keeps, as large as one band of the widest layer asks for.
  * Tensors are dense, row major. Codes are unsigned bytes [N, H, W, C4] with C4 = C rounded up to a multiple of 4 and the
  * padding channels holding 0. Tables for run-time bit-widths have one row for each of 2, 3, ..., 8 bits.
  */
@@ -72,7 +73,8 @@ ADABM_API adabm_status adabm_isa_cpu(int32_t isa, int32_t* built, int32_t* prese
 
 typedef struct {
   uint32_t struct_bytes; /* sizeof(adabm_weights) */
-  int32_t out_channels, channels, kernel_h, kernel_w;
+  int32_t out_channels, channels; /* at most 2^16 */
+  int32_t kernel_h, kernel_w;     /* odd, at most 15 */
   int32_t border_kernels;                    /* 1: a kernel of its own for every border class of the pixel, see below */
   const int8_t* weight;                      /* [K, R, S, C], or [R, S, K, R, S, C] with border_kernels */
   int32_t tile_for_bits[ADABM_BIT_WIDTHS];   /* ADABM_TILE_* for codes of 2..8 bits; refused where it would not be exact */
@@ -101,8 +103,8 @@ ADABM_API adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packed
 typedef struct {
   uint32_t struct_bytes; /* sizeof(adabm_conv2d_args) */
   int32_t isa;           /* ADABM_ISA_* */
-  int32_t threads;       /* 1 or more */
-  int32_t batch, height, width;
+  int32_t threads;       /* 1..256; CPU only */
+  int32_t batch, height, width; /* sides at most 2^20, batch * height below 2^31 */
   int32_t out_channels, channels, kernel_h, kernel_w; /* K, C, R, S: what the weights were packed from */
   const uint8_t* x_q;       /* [N, H, W, C4] */
   const int32_t* x_bits;    /* [N], 2..8 */
@@ -135,7 +137,7 @@ typedef struct {
   uint32_t struct_bytes; /* sizeof(adabm_quantize_args) */
   int32_t isa, threads;
   int32_t batch, height, width, channels;
-  int64_t stride_n, stride_h, stride_w, stride_c; /* of x, in elements */
+  int64_t stride_n, stride_h, stride_w, stride_c; /* of x, in elements; stride_c 0..2^27-1 */
   const float* x;
   const float* shift;    /* [C] or null */
   const float* grid;     /* [7, 2] */
