@@ -26,9 +26,21 @@ def made_up(isa: str = "avx512vnni", **measured: str) -> TileTimes:
 def test_the_shipped_times_know_every_tile_and_where_they_come_from() -> None:
     tables = tile_times.read(tile_times.SHIPPED)
     assert set(tables) <= set(ISAS) and "avx512vnni" in tables
+    assert list(tables["avx2"].costs) == list(tables["scalar"].costs) == NAMES
     for table in tables.values():
-        assert list(table.costs) == NAMES
+        assert list(table.costs) == [name for name in NAMES if name in table.costs] and "direct" in table.costs
         assert {"cpu", "date", "version"} <= set(table.measured)
+
+
+def test_a_tile_without_a_measured_time_is_never_chosen() -> None:
+    weights = bell_codes(4, 64, 64).numpy()
+    costs = {name: {KINDS[0]: Cost(1.0, 0.0, 0.0)} for name in NAMES}
+    everything = TileTimes("avx512vnni", costs, 0.0, {})
+    assert plan_layer("conv", weights, 8, times=everything).tile[8 - 2] == "F(4x4)"  # 4.5 products instead of 9
+    del costs["F(4x4)"], costs["F(2x1)"]
+    plan = plan_layer("conv", weights, 8, times=everything)
+    assert not {"F(4x4)", "F(2x1)"} & set(plan.tile)
+    assert plan.why_direct[8 - 2].endswith("F(2x1) was not measured on avx512vnni; F(4x4) was not measured on avx512vnni")
 
 
 @pytest.mark.parametrize("isa", list(ISAS)[1:])
