@@ -653,6 +653,17 @@ def test_the_converted_model_names_what_is_wrong() -> None:
         copy.deepcopy(model).double()
 
 
+def test_tensors_alone_do_not_make_another_model() -> None:
+    """They would leave the packed weights, the plan and the bits as they were."""
+    model = converted(CASES[0])
+    state = {key: -value if key.endswith("conv1.weight") else value for key, value in model.state_dict().items()}
+    want = model(images())
+    for holder, given in ((model, state), (nn.Sequential(model), {f"0.{key}": value for key, value in state.items()})):
+        with pytest.raises(TypeError, match="load_state_dict: a converted model is more than its tensors .* adabm_kernels.load"):
+            holder.load_state_dict(given)
+    assert torch.equal(model(images()), want)
+
+
 def test_settings_change_bits_and_threads() -> None:
     model = converted(CASES[0])
     model.set_bits(5)

@@ -296,6 +296,12 @@ class ConvertedNetwork(nn.Module, ABC):
         self._forget_graphs()
         return self
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        raise TypeError(
+            "load_state_dict: a converted model is more than its tensors (plan, packed weights, bits): "
+            "read one with adabm_kernels.load"
+        )
+
     def plan(self, measure: int = 0) -> str:
         """The plan of the CPU kernels as a table: for every integer convolution and each bit-width of its codes the tile, the
         parts a transformed weight is split into, the 8-bit products an output and channel, the predicted nanoseconds of an output
