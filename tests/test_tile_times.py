@@ -54,6 +54,23 @@ def test_times_of_another_machine_or_version_are_ignored_with_one_warning(key: s
         tile_times.tile_times("avx512vnni")
 
 
+def test_times_measured_anew_are_used_beside_older_ones(recwarn) -> None:
+    path = tile_times.own_path()
+    tile_times.save(path, {isa: made_up(isa, version="0.0.1") for isa in ("avx2", "avx512vnni")})
+    tile_times.save(path, {"avx2": made_up("avx2")})
+    assert tile_times.tile_times("avx2") == made_up("avx2")
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="version 0.0.1"):
+        assert tile_times.tile_times("avx512vnni") == tile_times.read(tile_times.SHIPPED)["avx512vnni"]
+
+
+def test_saving_replaces_a_damaged_file(tmp_path) -> None:
+    path = tmp_path / "times.json"
+    path.write_text("{")
+    tile_times.save(path, {"avx2": made_up("avx2")})
+    assert tile_times.read(path) == {"avx2": made_up("avx2")}
+
+
 @pytest.mark.parametrize(
     "text, what",
     [
@@ -134,6 +151,9 @@ def test_adabm_bench_tune_writes_the_machines_own_times(adabm, empty_folder, mon
     assert tile_times.read(tile_times.own_path()) == {isa: made_up(isa)}
     assert adabm("bench", "--tune", "--isa", "scalar", "-o", "own.json")[0] == 0
     assert set(tile_times.read(empty_folder / "own.json")) == {"scalar"}
+    (empty_folder / "notes.txt").write_text("notes")
+    status, out, err = adabm("bench", "--tune", "-o", "notes.txt")
+    assert status == 2 and "'notes.txt' holds no tile times" in err and (empty_folder / "notes.txt").read_text() == "notes"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ def _tune(args: argparse.Namespace) -> dict[str, Any]:
     from ..tune_tiles import measure_tiles
 
     with stage(BAD_INPUT), Progress() as progress:
+        if args.output is not None and args.output.exists():
+            tile_times.read(args.output)  # a file of something else is not replaced
         isas = args.isa or [native.isa_chosen()]
         tables = {isa: measure_tiles(isa, progress) for isa in isas}
     path = args.output or tile_times.own_path()
