@@ -649,8 +649,11 @@ def test_the_converted_model_names_what_is_wrong() -> None:
     for threads in (-1, 257, True, 1.5):
         with pytest.raises(ValueError, match=f"threads must be 1..256, .*, got {threads!r}"):
             model.set_threads(threads)
-    with pytest.raises(TypeError, match="it cannot become torch.float64"):
-        copy.deepcopy(model).double()
+    want = model(images())
+    for dtype in (torch.float16, torch.float64):
+        with pytest.raises(TypeError, match=f"it cannot become {dtype}"):
+            model.to(dtype)
+        assert torch.equal(model(images()), want)
 
 
 def test_tensors_alone_do_not_make_another_model() -> None:

@@ -287,11 +287,11 @@ class ConvertedNetwork(nn.Module, ABC):
         return next(self._adaptive.buffers()).device
 
     def _apply(self, fn, recurse=True):
+        dtype = fn(self.bit_rules.new_zeros(0, dtype=torch.float32)).dtype
+        if dtype != torch.float32:  # before anything is converted: what float16 has cut off does not come back
+            raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {dtype}")
         super()._apply(fn, recurse)
-        alpha = next(iter(self._adaptive.values())).alpha
-        if alpha.dtype != torch.float32:
-            raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {alpha.dtype}")
-        if self._requested in ("auto", "reference") or alpha.device.type == "cpu":
+        if self._requested in ("auto", "reference") or self._device().type == "cpu":
             self.set_backend(self._requested)
         self._forget_graphs()
         return self
