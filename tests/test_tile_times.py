@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import warnings
 
 import pytest
+import torch
+from elsewhere import DEVICE, Elsewhere
 from problems import bell_codes, runnable_isas
 
 from adabm_kernels import load, tile_times, tune_tiles
 from adabm_kernels.native import ISAS
+from adabm_kernels.nn import timing
 from adabm_kernels.tile_times import KINDS, Cost, TileTimes
 from adabm_kernels.tiles import TILES, plan_layer
 from adabm_kernels.upscale import builtin_models
@@ -140,6 +144,26 @@ def test_adabm_bench_times_the_model_and_its_layers(adabm, empty_folder) -> None
     status, out, err = adabm("bench", "--size", 8, "--threads", 1, "--json", "bench.json")
     assert status == 0 and "float32" in out and "predicted ns" in out
     assert json.loads((empty_folder / "bench.json").read_text())["size"] == 8
+
+
+def test_adabm_bench_times_a_model_where_it_is(adabm, empty_folder, monkeypatch) -> None:
+    asked = []
+    upscale = importlib.import_module("adabm_kernels.upscale")
+    monkeypatch.setattr(upscale, "_device", lambda name: asked.append(name) or torch.device(name))
+    monkeypatch.setattr(timing, "REPEATS", 1)
+    with Elsewhere():
+        status, out, err = adabm("bench", "--size", 8, "--threads", 1, "--device", DEVICE, "--backend", "reference", "--json", "-")
+    assert status == 0 and asked == [str(DEVICE)], err
+    report = json.loads(out)
+    assert report["seconds"] > 0 and report["float_seconds"] > 0 and all(float(row["measured ns"]) > 0 for row in report["layers"])
+
+
+def test_times_on_a_card_are_taken_when_it_is_done(monkeypatch) -> None:
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for name in ("cuda:1", "cpu", "meta"):
+        timing.wait_for(torch.device(name))
+    assert waited == [torch.device("cuda:1")]
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")

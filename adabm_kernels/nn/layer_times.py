@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from .network import ConvertedNetwork
+from .timing import wait_for
 
 
 @contextmanager
@@ -25,8 +24,7 @@ def layer_times(model: ConvertedNetwork) -> Iterator[dict[str, float]]:
         def run(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             result = call(*args, **kwargs)
-            if model._device().type == "cuda":
-                torch.cuda.synchronize()
+            wait_for(model._device())
             seconds[name] += time.perf_counter() - start
             return result
 
