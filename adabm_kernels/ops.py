@@ -234,8 +234,14 @@ def _conv2d_out_check(*args):
             )
 
 
+def _check_apart(operator: str, x_q: torch.Tensor, y_q: torch.Tensor | None) -> None:
+    # Codes of a pixel are written while its neighbours' results still need those that were there.
+    _require(y_q is None or y_q.data_ptr() != x_q.data_ptr(), lambda: f"{operator}: y_q must not be x_q")
+
+
 def _conv2d_out(*args):
     _conv2d_out_check(*args)
+    _check_apart("conv2d_out", args[0], args[-1])
     *rest, shuffle, accumulate, packed_codes, backend, threads, y, y_q = args
     if accumulate:
         rest[7] = y
@@ -287,6 +293,7 @@ def _resblock_parts(
 def _resblock_out(*args):
     *_, packed_codes, backend, y, y_q = args
     parts = _resblock_parts(*args)
+    _check_apart("resblock_out", args[0], y_q)
     _module(backend).resblock_out(*parts, y, y_q, **_packing(packed_codes))
 
 
@@ -497,7 +504,7 @@ def conv2d_out(
 ) -> None:
     """`conv2d` into tensors that exist already: float32 y and uint8 y_q of the shapes it would return, at least one of them.
 
-    y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides.
+    y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
     accumulate: y holds the residual and is added to.
     """
     torch.ops.adabm.conv2d_out(

@@ -342,6 +342,15 @@ def test_conv2d_names_what_is_wrong(changes: dict[str, Any], message: str, fake:
         fake_outputs("conv2d", arguments) if fake else torch.ops.adabm.conv2d(*order("conv2d", arguments))
 
 
+def test_codes_cannot_be_replaced_by_those_made_of_them() -> None:
+    codes, weight = torch.zeros(1, 5, 7, 8, dtype=torch.uint8), torch.zeros(8, 3, 3, 8, dtype=torch.int8)
+    bits = torch.tensor([4], dtype=torch.int32)
+    packed = ops.pack_weights("reference", weight, (0,) * 7, False, 1)
+    settings = {"y_q": codes, "out_grid": act_grid(0, 1), "out_bits": bits, "backend": "reference"}
+    with pytest.raises(RuntimeError, match="conv2d_out: y_q must not be x_q"):
+        ops.conv2d_out(codes, bits, weight, packed, torch.ones(7, 8), torch.zeros(4, 4, 8), **settings)
+
+
 @pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
 @pytest.mark.parametrize(
     "changes, message",
