@@ -429,10 +429,21 @@ def pack_weights(
 ) -> torch.Tensor:
     """What `conv2d` takes as `packed` for int8 weights [K, R, S, C] or [R, S, K, R, S, C]: each backend has a form of its own.
 
-    tile_for_bits: the tile that computes codes of 2..8 bits, for the CPU kernels (tiles.LayerPlan). box_filter, shuffle: those of
-    the convolution.
+    tile_for_bits: the tile that computes codes of 2..8 bits, seven indexes of tiles.TILES, for the CPU kernels (tiles.LayerPlan).
+    box_filter, shuffle: those of the convolution. Raises ValueError naming the argument, the rule and the value.
     """
+
+    def require(name: str, holds: bool, rule: str, seen: object) -> None:
+        if not holds:
+            raise ValueError(f"pack_weights: {name} must be {rule}, got {seen}")
+
+    form = "int8 [K, R, S, C] or [R, S, K, R, S, C]"
+    require("backend", backend in _BACKENDS, f"one of {_BACKENDS}", repr(backend))
+    require("weight", weight.dtype == torch.int8 and weight.dim() in (4, 6), form, f"{weight.dtype} {list(weight.shape)}")
     if backend == "cpu":
+        whole = len(tile_for_bits) == _WIDTHS and all(type(tile) is int for tile in tile_for_bits)
+        require("weight", weight.device.type == "cpu", "in main memory for backend 'cpu'", weight.device)
+        require("tile_for_bits", whole, f"{_WIDTHS} whole numbers", tile_for_bits)
         return _module(backend).pack(weight, tile_for_bits)
     if backend == "cuda":
         return _module(backend).pack(weight, box_filter, shuffle)

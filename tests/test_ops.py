@@ -342,6 +342,26 @@ def test_conv2d_names_what_is_wrong(changes: dict[str, Any], message: str, fake:
         fake_outputs("conv2d", arguments) if fake else torch.ops.adabm.conv2d(*order("conv2d", arguments))
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"backend": "abacus"}, r"backend must be one of \(.*'reference'\), got 'abacus'"),
+        ({"weight": torch.zeros(8, 3, 3, 4)}, "weight must be int8 .K, R, S, C. or .*, got torch.float32 .8, 3, 3, 4."),
+        ({"weight": torch.zeros(3, 3, 4, dtype=torch.int8)}, r"weight must be int8 .*, got torch.int8 \[3, 3, 4\]"),
+        ({"weight": torch.zeros(8, 3, 3, 4, dtype=torch.int8, device="meta")}, "weight must be in main memory .*, got meta"),
+        ({"tile_for_bits": (0,) * 6}, r"tile_for_bits must be 7 whole numbers, got \(0, 0, 0, 0, 0, 0\)"),
+        ({"tile_for_bits": (0,) * 8}, "tile_for_bits must be 7 whole numbers"),
+        ({"tile_for_bits": (0, -1) + (0,) * 5}, r"tile_for_bits\[1\] must be 0..\d+, got -1"),
+        ({"tile_for_bits": ("direct",) * 7}, "tile_for_bits must be 7 whole numbers"),
+    ],
+)
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU library was not built")
+def test_pack_weights_names_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    arguments = {"backend": "cpu", "weight": torch.zeros(8, 3, 3, 4, dtype=torch.int8), "tile_for_bits": (0,) * 7}
+    with pytest.raises(ValueError, match=f"(pack_weights|adabm_pack_bytes_cpu): {message}"):
+        ops.pack_weights(**arguments | changes, box_filter=False, shuffle=1)
+
+
 def test_codes_cannot_be_replaced_by_those_made_of_them() -> None:
     codes, weight = torch.zeros(1, 5, 7, 8, dtype=torch.uint8), torch.zeros(8, 3, 3, 8, dtype=torch.int8)
     bits = torch.tensor([4], dtype=torch.int32)
