@@ -643,6 +643,18 @@ def test_the_converted_model_names_what_is_wrong() -> None:
     for x, message in wrong:
         with pytest.raises(ValueError, match=message):
             model(x)
+    x, message = images(), r"x must be float32 .* and not empty, got "
+    for call in (model, model.pixels, model.image_offsets, model.layer_bits, model.mean_bits):
+        for wrong in (None, [1], x.double(), x[0]):
+            with pytest.raises(ValueError, match=message):
+                call(wrong)
+    for offset in (1, torch.tensor([1, 0, 1]), torch.tensor([0.5]), torch.zeros(2, dtype=torch.int32)):
+        for call in (model, model.pixels):
+            with pytest.raises(ValueError, match=r"offset must be int32 \[3\], got (1|torch.int64 \(3,\)|torch.float32|.* \(2,\))"):
+                call(x, offset)
+    for call in (model.layer_bits, model.mean_bits):
+        with pytest.raises(ValueError, match=r"offset must be int32 \[N\], got 1"):
+            call(None, offset=1)
     for bits in (1, 9, "many", True, 4.0):
         with pytest.raises(ValueError, match=f"bits must be 'auto' or 2..8, got {bits!r}"):
             model.set_bits(bits)

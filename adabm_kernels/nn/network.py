@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -349,7 +350,11 @@ class ConvertedNetwork(nn.Module, ABC):
     # ---- bits
 
     def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N]. learn: running thresholds follow, as in a forward pass."""
+        """Bits that each image gets more or less, int32 [N]. learn: running thresholds follow, as in a forward pass.
+
+        Raises as `forward`.
+        """
+        self._check(x, None)
         return self._offsets(x, learn)
 
     def _offsets(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
@@ -385,8 +390,9 @@ class ConvertedNetwork(nn.Module, ABC):
     def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each.
 
-        offset: int32 [N], what `image_offsets` gives for x, where that is known; x is then not looked at.
+        offset: int32 [N], what `image_offsets` gives for x, where that is known; x is then not looked at. Raises as `forward`.
         """
+        self._check(x if offset is None else None, offset)
         return self._by_name(self._bit_table(x, learn=False, offset=offset))
 
     def mean_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> torch.Tensor:
@@ -400,9 +406,9 @@ class ConvertedNetwork(nn.Module, ABC):
     # ---- forward
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel.
+        """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel, and offset int32 [N].
 
-        offset: bits that each image gets more or less, int32 [N]; decided by the images themselves where it is left out.
+        offset: bits that each image gets more or less; decided by the images themselves where it is left out.
         """
         return self._run(x, offset, as_pixels=False)
 
@@ -434,13 +440,23 @@ class ConvertedNetwork(nn.Module, ABC):
         yield from in_order(function, inputs(), found if self._device().type == "cuda" else found[:1])
 
     def _run(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool) -> torch.Tensor:
-        if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32 or x.numel() == 0:
-            name = type(self).__name__
-            raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {x.dtype} {tuple(x.shape)}")
+        self._check(x, offset)
         with torch.no_grad():
             if self._graphs is not None and not torch.compiler.is_compiling():
                 return self._replay(x, offset, as_pixels)
             return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels)
+
+    def _check(self, x: torch.Tensor | None, offset: torch.Tensor | None) -> None:
+        """x may be None where an offset is given."""
+        name = type(self).__name__
+        if x is not None or offset is None:
+            images = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.dim() == 4
+            if not images or x.shape[1] != 3 or x.numel() == 0:
+                raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {_seen(x)}")
+        if offset is not None:
+            bits = isinstance(offset, torch.Tensor) and offset.dtype == torch.int32 and offset.dim() == 1
+            if not bits or (x is not None and len(offset) != len(x)):
+                raise ValueError(f"{name}: offset must be int32 [{'N' if x is None else len(x)}], got {_seen(offset)}")
 
     def _finished(self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool) -> torch.Tensor:
         y = self._forward(x, self._by_name(table), as_pixels)
@@ -563,6 +579,10 @@ class ConvertedResidualNetwork(ConvertedNetwork):
 
     @abstractmethod
     def _forward_body(self, x, blocks, bits) -> torch.Tensor: ...
+
+
+def _seen(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else reprlib.repr(value)
 
 
 def format_plan(rows: list[dict[str, str]]) -> str:
