@@ -210,6 +210,7 @@ HEADER_ERRORS: list[tuple[str, Edit, str]] = [
     ("spec", lambda h, t: h["spec"].update(scale=5), "EDSRSpec: scale must be 2, 3 or 4, got 5"),
     ("spec field", lambda h, t: h["spec"].update(depth=5), "unexpected keyword argument 'depth'"),
     ("config", lambda h, t: h["config"].update(act_bits=9), "ConvertConfig: act_bits must be 2..8, got 9"),
+    ("config list", lambda h, t: h.update(config=[]), "'list' object"),
     ("config field", lambda h, t: h["config"].update(colour="red"), r"ConvertConfig: unknown fields \['colour'\]"),
     ("thresholds", lambda h, t: h.update(thresholds=None), "thresholds must be two finite numbers, got None"),
     ("one threshold", lambda h, t: h.update(thresholds=[1.0]), r"thresholds must be two finite numbers, got \[1.0\]"),

@@ -625,6 +625,8 @@ def test_calibrated_models_are_not_calibrated_again() -> None:
     sim = simulated(CASES[0])
     with pytest.raises(ValueError, match="calibration must be left out: the state dict is calibrated already"):
         convert_model(sim.state_dict(), [images(20, 17)])
+    with pytest.raises(TypeError, match="convert_model: config must be a ConvertConfig, got dict"):
+        convert_model(sim.state_dict(), config={})
     with pytest.raises(ValueError, match="config.quantize must be 'full' as in the state dict, got 'body'"):
         convert_model(sim.state_dict(), config=ConvertConfig(quantize="body"))
     with pytest.raises(ValueError, match="convert_model: model is converted already"):
