@@ -132,8 +132,9 @@ def test_a_plan_shows_predicted_and_measured_times() -> None:
     assert {row["layer"] for row in rows} == {conv.name for conv in model.convs()}
     head, *lines = model.plan().splitlines()
     assert head.split()[:4] == ["layer", "bits", "tile", "parts"] and len(lines) == len(rows) and "measured" not in head
-    with pytest.raises(ValueError, match="plan: measure must be 0 or a side in pixels, got -1"):
-        model.plan(-1)
+    for side in (-1, 1, 4, 8.0, True):
+        with pytest.raises(ValueError, match=f"plan: measure must be 0 or a side of at least 5 pixels, got {side}"):
+            model.plan(side)
 
 
 def test_adabm_bench_times_the_model_and_its_layers(adabm, empty_folder) -> None:

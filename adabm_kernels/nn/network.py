@@ -308,14 +308,15 @@ class ConvertedNetwork(nn.Module, ABC):
         parts a transformed weight is split into, the 8-bit products an output and channel, the predicted nanoseconds of an output
         pixel on one thread, and why it is direct.
 
-        measure: a side in pixels; adds the time measured on one thread over an image of that size, on the chosen backend.
+        measure: a side in pixels; adds the time measured on one thread over an image of that size, on the chosen backend. Raises
+        ValueError unless it is 0 or at least 5, the smallest image of a collapsed tail.
         """
         return format_plan(self.plan_rows(measure))
 
     def plan_rows(self, measure: int = 0) -> list[dict[str, str]]:
-        """The rows of `plan`: column name -> cell."""
-        if isinstance(measure, bool) or not isinstance(measure, int) or measure < 0:
-            raise ValueError(f"plan: measure must be 0 or a side in pixels, got {measure!r}")
+        """The rows of `plan`: column name -> cell. Raises as `plan`."""
+        if isinstance(measure, bool) or not isinstance(measure, int) or (measure != 0 and measure < SMALLEST):
+            raise ValueError(f"plan: measure must be 0 or a side of at least {SMALLEST} pixels, got {measure!r}")
         rows, known = [], {}
         for conv in self.convs():
             plan, shape = conv.plan, tuple(conv.weight.shape)
