@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 import warnings
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from elsewhere import DEVICE, Elsewhere
 from problems import bell_codes, runnable_isas
 
-from adabm_kernels import load, tile_times, tune_tiles
+from adabm_kernels import load, ops, tile_times, tune_tiles
 from adabm_kernels.native import ISAS
 from adabm_kernels.nn import timing
+from adabm_kernels.nn.layer_times import layer_times
 from adabm_kernels.tile_times import KINDS, Cost, TileTimes
 from adabm_kernels.tiles import TILES, plan_layer
 from adabm_kernels.upscale import builtin_models
@@ -135,6 +137,19 @@ def test_a_plan_shows_predicted_and_measured_times() -> None:
     for side in (-1, 1, 4, 8.0, True):
         with pytest.raises(ValueError, match=f"plan: measure must be 0 or a side of at least 5 pixels, got {side}"):
             model.plan(side)
+
+
+def test_layer_times_know_every_way_to_run_a_layer(monkeypatch) -> None:
+    model = load(builtin_models()["edsr_x4_w4a4"])
+    with layer_times(model) as seconds:
+        model.pixels(torch.rand(1, 3, 9, 8) * 255)
+    assert min(seconds.values()) > 0
+    monkeypatch.setattr(ops, "resblock_out", lambda *args, **kwargs: time.sleep(0.001))
+    first, second = model.conv("body.0.conv1"), model.conv("body.0.conv2")
+    with layer_times(model) as seconds:
+        first.into_with(second, None, None, None)
+    assert seconds[first.name] == seconds[second.name] >= 0.0005 and sum(seconds.values()) == 2 * seconds[first.name]
+    assert not {"into_with", "pixels"} & set(first.__dict__)
 
 
 def test_adabm_bench_times_the_model_and_its_layers(adabm, empty_folder) -> None:
