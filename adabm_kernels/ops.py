@@ -18,6 +18,7 @@ from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels, to_pix
 
 OUTPUTS = ("codes", "float", "both", "acc")
 ACTIVATIONS = ("none", "relu", "prelu")
+MAX_SHUFFLE = 16
 _WIDTHS = MAX_BITS - MIN_BITS + 1
 _BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
 RESBLOCKS = ("cuda",)  # backends that have residual blocks in one piece
@@ -143,8 +144,9 @@ def _conv2d_outputs(
         lambda: f"conv2d: x_q must be contiguous with packed_codes, got strides {x_q.stride()}",
     )
     _require(threads >= 0, lambda: f"conv2d: threads must be 0 (as torch) or more, got {threads}")
+    _require(1 <= shuffle <= MAX_SHUFFLE, lambda: f"conv2d: shuffle must be 1..{MAX_SHUFFLE}, got {shuffle}")
     _require(
-        shuffle >= 1 and k % shuffle**2 == 0,
+        k % shuffle**2 == 0,
         lambda: f"conv2d: shuffle^2 must divide {k} outputs, got shuffle={shuffle}",
     )
     size = (n, h * shuffle, w * shuffle)
@@ -479,7 +481,7 @@ def conv2d(
     alpha: float32 [7, K], per bit-width of x_q. beta: float32 [(R//2+1)^2, (S//2+1)^2, K] by border class; [R, S, K] with a
     kernel per class.
     slope: [K] for activation="prelu". residual: float32, shape of y. out_grid, out_bits: grid and bits of the output codes.
-    out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store.
+    out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store, 1..16.
     packed_codes: x_q and y_q are buffers of `quantize.pack_codes`. threads: 0 takes torch.get_num_threads().
 
     Returns (y, y_q): float32 (or int32) [N, H*r, W*r, K/r^2] and uint8 [N, H*r, W*r, (K/r^2)4]; what was not asked for is

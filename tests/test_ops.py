@@ -323,7 +323,8 @@ CONV2D_ERRORS = [
     ({"backend": "abacus"}, r"conv2d: backend must be one of \(.*'reference'.*\), got 'abacus'"),
     ({"threads": -1}, r"conv2d: threads must be 0 \(as torch\) or more, got -1"),
     ({"shuffle": 2}, "conv2d: shuffle.2 must divide 9 outputs, got shuffle=2"),
-    ({"shuffle": 0}, "conv2d: shuffle.2 must divide 9 outputs, got shuffle=0"),
+    ({"shuffle": 0}, "conv2d: shuffle must be 1..16, got 0"),
+    ({"shuffle": 17}, "conv2d: shuffle must be 1..16, got 17"),
     ({"activation": "prelu"}, "conv2d: activation 'prelu' needs slope"),
     ({"activation": "prelu", "slope": torch.zeros(8)}, r"conv2d: slope must have shape \[9\], got \[8\]"),
     ({"residual": torch.zeros(2, 5, 7, 8)}, r"conv2d: residual must have shape \[2, 5, 7, 9\], got \[2, 5, 7, 8\]"),
@@ -422,6 +423,18 @@ def test_quantize_names_what_is_wrong(changes: dict[str, Any], message: str, fak
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU library was not built")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation, of_nan", [("none", float("nan")), ("relu", 0.0), ("prelu", float("nan"))])
+def test_activations_of_nan_and_infinity(activation: str, of_nan: float, backend: str) -> None:
+    weight, bits, inf = torch.zeros(4, 1, 1, 4, dtype=torch.int8), torch.tensor([4], dtype=torch.int32), float("inf")
+    packed = ops.pack_weights(backend, weight, (0,) * 7, False, 1)
+    beta = torch.tensor([float("nan"), inf, -inf, -2.0]).view(1, 1, 4)
+    settings = {"slope": torch.full((4,), 0.5), "activation": activation, "backend": backend}
+    y, _ = ops.conv2d(torch.zeros(1, 1, 9, 4, dtype=torch.uint8), bits, weight, packed, torch.ones(7, 4), beta, **settings)
+    below = {"none": (-inf, -2.0), "relu": (0.0, 0.0), "prelu": (-inf, -1.0)}[activation]
+    assert torch.equal(y.nan_to_num(7.0), torch.tensor([of_nan, inf, *below]).expand(1, 1, 9, 4).nan_to_num(7.0))
+
+
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_outside_the_grids_are_named_by_value(bits: int) -> None:
     """Bits are data: only the kernel sees them."""

@@ -129,7 +129,7 @@ def conv2d(
     table = (kernel_table if by_class else class_table)(beta, *acc.shape[1:3])
     value = fma32(acc.to(torch.float32), scale, table)
     if activation == "relu":
-        value = value.clamp(min=0)
+        value = torch.where(value > 0, value, 0.0)  # of NaN 0, as in the kernels
     elif activation == "prelu":
         value = torch.where(value < 0, value * slope, value)
     value = pixel_shuffle(value, shuffle)
