@@ -17,6 +17,7 @@ LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5}
 INVALID_ARGUMENT, UNSUPPORTED = 1, 2
 PACKED_X, PACKED_Y = 1, 2
+MAX_THREADS = 256  # of the CPU library
 MAX_TARGETS = 16  # of one quantisation
 MEASURE_BYTES = 512  # of workspace for each image
 KERNELS = {"resident": 0, "staged": 1, "resblock": 2}  # of compute capability 9.0, with configurations to choose among

@@ -10,11 +10,10 @@ from .. import native
 from .structs import conv2d_args, quantize_args, weights
 
 ALIGNMENT = 64
-MAX_THREADS = 256  # of the library
 
 
 def _how(threads: int) -> dict[str, int]:
-    return {"isa": native.isa(), "threads": threads or min(torch.get_num_threads(), MAX_THREADS)}
+    return {"isa": native.isa(), "threads": threads or min(torch.get_num_threads(), native.MAX_THREADS)}
 
 
 def pack(weight: torch.Tensor, tile_for_bits: tuple[int, ...]) -> torch.Tensor:

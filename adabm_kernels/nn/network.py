@@ -219,8 +219,9 @@ class ConvertedNetwork(nn.Module, ABC):
 
     def set_threads(self, threads: int) -> None:
         """Threads of the CPU kernels: 1..256, or 0 for as many as torch uses. Raises ValueError otherwise."""
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 256:
-            raise ValueError(f"set_threads: threads must be 1..256, or 0 for as many as torch uses, got {threads!r}")
+        most = native.MAX_THREADS
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= most:
+            raise ValueError(f"set_threads: threads must be 1..{most}, or 0 for as many as torch uses, got {threads!r}")
         self._threads = threads
         for conv in self.convs():
             conv.threads = threads
