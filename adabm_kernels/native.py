@@ -15,7 +15,7 @@ from typing import Any
 ABI_VERSION = 6
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5}
-INVALID_ARGUMENT, UNSUPPORTED = 1, 2
+INVALID_ARGUMENT = 1
 PACKED_X, PACKED_Y = 1, 2
 MAX_THREADS = 256  # of the CPU library
 MAX_TARGETS = 16  # of one quantisation
