@@ -78,6 +78,7 @@ class ConvertConfig:
     tail: "collapsed" computes a staged upsampler as one convolution (nn/tail.py), "staged" stage by stage as published; "auto"
         collapses it where that is possible.
     adaptive: False gives every image and layer `act_bits` bits.
+    clamp_bits: let an adaptive network have `act_bits` of 2, 3, 7 or 8, whose offsets leave 2..8: they are clamped to that range.
     recipe: how `calibrate` chooses ranges, offsets and weights: "paper" as published, "best" with everything the kernels allow.
         It decides what "auto" means below, and which fine-tuning runs.
     weight_grid: "odd", the published grid of odd integers with one range per tensor (auto for "paper"), or "signed", integers

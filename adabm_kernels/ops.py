@@ -518,7 +518,7 @@ def conv2d_out(
     """`conv2d` into tensors that exist already: float32 y and uint8 y_q of the shapes it would return, at least one of them.
 
     y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
-    accumulate: y holds the residual and is added to.
+    accumulate: y holds the residual and is added to. Raises as `conv2d`.
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
@@ -545,7 +545,7 @@ def conv2d_pixels(
 ) -> torch.Tensor:
     """The floats of `conv2d` as pixels, uint8 [N, H*r, W*r, K/r^2]: clamped to 0..255, rounded half to even (quantize.to_pixels).
 
-    The CUDA kernels write them in place of floats; the other backends make them of floats.
+    The CUDA kernels write them in place of floats; the other backends make them of floats. Raises as `conv2d`.
     """
     return torch.ops.adabm.conv2d_pixels(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads
@@ -581,8 +581,9 @@ def resblock_out(
 ) -> None:
     """Two convolutions as `conv2d_out` computes them one after the other, with the codes between them kept on the chip.
 
-    first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid and bits of the codes between them. slope,
-    activation: the first's; the second has none. y_q must not be x_q. RuntimeError where `why_not_resblock` gives a reason.
+    first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid, float32 [7, 2], and bits, int32 [N], of the
+    codes between them. slope, activation: the first's; the second has none. y_q must not be x_q. Raises as `conv2d`, and
+    RuntimeError where `why_not_resblock` gives a reason.
     """
     torch.ops.adabm.resblock_out(
         x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,
@@ -603,6 +604,7 @@ def quantize(
     """Codes of x - shift: float32 [N, C, H, W] of any strides -> uint8 [N, H, W, C4].
 
     grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None. packed_codes: as in `conv2d`.
+    Raises RuntimeError or ValueError naming the argument, the rule and the value.
     """
     return torch.ops.adabm.quantize(x, shift, grid, bits, packed_codes, backend, threads)
 
@@ -624,6 +626,7 @@ def quantize_out(
     Channels of y_q beyond those of x become 0.
     packed_codes: y_q is all of a buffer [N, H, W, C4] of `quantize.pack_codes`, and the codes are its channels from `start`, a
     multiple of 4; those behind them become 0 up to the next multiple of 4 and, where that is C4, to the end of the pixel.
+    Raises as `quantize`.
     """
     torch.ops.adabm.quantize_out(x, shift, grid, bits, packed_codes, start, backend, threads, y_q)
 
@@ -641,13 +644,17 @@ def quantize_many_out(
 ) -> None:
     """`quantize_out` of the same x into several code buffers, each with a grid, bits and a start of its own.
 
-    Backends of QUANTIZE_MANY read x once for all; the others do one after the other.
+    Backends of QUANTIZE_MANY read x once for all; the others do one after the other. Raises as `quantize`, and where there are not
+    as many grids as bits, starts and y_q, at least one.
     """
     torch.ops.adabm.quantize_many_out(x, grids, bits, packed_codes, starts or [0] * len(grids), backend, threads, y_q)
 
 
 def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:
-    """`measure.image_measure` of float32 [N, 3, H, W] in 0..255 up to the rounding of its sums: float32 [N]."""
+    """`measure.image_measure` of float32 [N, 3, H, W] in 0..255 up to the rounding of its sums: float32 [N].
+
+    Raises RuntimeError naming the argument, the rule and the value.
+    """
     return torch.ops.adabm.image_measure(x, backend)
 
 
@@ -656,6 +663,7 @@ def layer_bits(
 ) -> torch.Tensor:
     """Bits of every layer's codes for every image, int32 [L, N], from the images float32 [N, 3, H, W] in 0..255.
 
-    lower, upper: float32 [], thresholds of `image_measure`. rules: int32 [L, 2], see `measure.bits_by_rule`.
+    lower, upper: float32 [], thresholds of `image_measure`. rules: int32 [L, 2], see `measure.bits_by_rule`. Raises as
+    `image_measure`.
     """
     return torch.ops.adabm.layer_bits(x, lower, upper, rules, backend)

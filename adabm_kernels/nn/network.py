@@ -352,7 +352,7 @@ class ConvertedNetwork(nn.Module, ABC):
     # ---- bits
 
     def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N]. learn: running thresholds follow, as in a forward pass.
+        """Bits that each image gets more or less, int32 [N] of -1..1. learn: running thresholds follow, as in a forward pass.
 
         Raises as `forward`.
         """
@@ -410,7 +410,7 @@ class ConvertedNetwork(nn.Module, ABC):
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
         """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel, and offset int32 [N].
 
-        offset: bits that each image gets more or less; decided by the images themselves where it is left out.
+        offset: bits that each image gets more or less, -1..1; decided by the images themselves where it is left out.
         """
         return self._run(x, offset, as_pixels=False)
 
