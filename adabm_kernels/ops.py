@@ -13,11 +13,11 @@ from types import ModuleType
 import torch
 
 from .backends import devices
+from .backends.call import ACTIVATIONS, Conv
 from .measure import bits_by_rule, image_offsets, measure_images
 from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels, to_pixels
 
 OUTPUTS = ("codes", "float", "both", "acc")
-ACTIVATIONS = ("none", "relu", "prelu")
 MAX_SHUFFLE = 16
 _WIDTHS = MAX_BITS - MIN_BITS + 1
 _BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
@@ -26,21 +26,20 @@ QUANTIZE_MANY = ("cuda",)  # backends that quantise on several grids in one pass
 PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
 
 _LIB = torch.library.Library("adabm", "DEF")
+# What a convolution reads (backends/call.py, Conv), in the order of the schemas.
+_TABLES = "Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, Tensor? residual"
+_GRID, _FORM = "Tensor? out_grid, Tensor? out_bits", "bool box_filter, str activation, int shuffle"
 _LIB.define(
-    "conv2d(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
-    "Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool box_filter, str activation, int shuffle, str out, "
-    "bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
+    f"conv2d({_TABLES}, {_GRID}, {_FORM}, str out, bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
-    "conv2d_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
-    "Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool box_filter, str activation, int shuffle, bool accumulate, "
-    "bool packed_codes, str backend, int threads, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
+    f"conv2d_out({_TABLES}, {_GRID}, {_FORM}, bool accumulate, bool packed_codes, str backend, int threads, "
+    "Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
-    "conv2d_pixels(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
-    "Tensor? residual, bool box_filter, str activation, int shuffle, bool packed_codes, str backend, int threads) -> Tensor",
+    f"conv2d_pixels({_TABLES}, {_FORM}, bool packed_codes, str backend, int threads) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
@@ -108,11 +107,9 @@ def _expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple) -
     _require(tuple(tensor.shape) == tuple(shape), lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
 
 
-def _conv2d_outputs(
-    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
-    packed_codes, backend, threads,
-):  # fmt: skip
+def _conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threads: int) -> tuple[tuple, tuple]:
     """Checks every argument and returns (shape of y, shape of y_q)."""
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, _, activation, shuffle = conv
     _require(x_q.dim() == 4, lambda: f"conv2d: x_q must be [N, H, W, C4], got shape {list(x_q.shape)}")
     _require(
         weight.dim() in (4, 6),
@@ -134,11 +131,9 @@ def _conv2d_outputs(
     _require(r % 2 == 1 and s % 2 == 1, lambda: f"conv2d: the kernel must be odd, got {r}x{s}")
     classes = (r, s) if by_class else ((r // 2 + 1) ** 2, (s // 2 + 1) ** 2)
     _expect("conv2d: beta", beta, torch.float32, (*classes, k))
-    _require(activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {ACTIVATIONS}, got {activation!r}")
+    _require(activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
     _require(out in OUTPUTS, lambda: f"conv2d: out must be one of {OUTPUTS}, got {out!r}")
-    tensors = {"x_q": x_q, "x_bits": x_bits, "weight": weight, "packed": packed, "alpha": alpha, "beta": beta}
-    tensors |= {"slope": slope, "residual": residual, "out_grid": out_grid, "out_bits": out_bits}
-    _check_place("conv2d", backend, packed_codes, "x_q", tensors)
+    _check_place("conv2d", backend, packed_codes, "x_q", conv.tensors)
     _require(
         not packed_codes or x_q.is_contiguous(),
         lambda: f"conv2d: x_q must be contiguous with packed_codes, got strides {x_q.stride()}",
@@ -196,11 +191,17 @@ def _empty_outputs(x_q, out, y, y_q):
 
 
 def _conv2d(*args):
-    *rest, shuffle, out, packed_codes, backend, threads = args
-    y, y_q = _empty_outputs(args[0], out, *_conv2d_outputs(*args))
+    conv, (out, packed_codes, backend, threads) = _split(args)
+    y, y_q = _empty_outputs(conv.x_q, out, *_conv2d_outputs(conv, out, packed_codes, backend, threads))
     wanted = (None if out == "codes" else y, y_q if out in ("codes", "both") else None)
-    _module(backend).conv2d_out(*rest, shuffle, threads, *wanted, **_packing(packed_codes))
+    _module(backend).conv2d_out(conv, threads, *wanted, **_packing(packed_codes))
     return y, y_q
+
+
+def _split(args: tuple) -> tuple[Conv, tuple]:
+    """What the convolution reads, and the arguments behind it."""
+    count = len(Conv._fields)
+    return Conv(*args[:count]), args[count:]
 
 
 def _packing(packed_codes: bool) -> dict[str, bool]:
@@ -209,19 +210,20 @@ def _packing(packed_codes: bool) -> dict[str, bool]:
 
 
 def _conv2d_fake(*args):
-    return _empty_outputs(args[0], args[13], *_conv2d_outputs(*args))
+    conv, settings = _split(args)
+    return _empty_outputs(conv.x_q, settings[0], *_conv2d_outputs(conv, *settings))
 
 
-def _conv2d_out_check(*args):
-    *rest, shuffle, accumulate, packed_codes, backend, threads, y, y_q = args
+def _conv2d_out_check(conv, accumulate, packed_codes, backend, threads, y, y_q):
+    residual, shuffle = conv.residual, conv.shuffle
     _require(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
     _require(
-        not accumulate or (y is not None and rest[7] is None),
+        not accumulate or (y is not None and residual is None),
         lambda: "conv2d_out: accumulate needs y, and takes the place of residual",
     )
     out = "both" if y is not None and y_q is not None else "float" if y_q is None else "codes"
-    shapes = _conv2d_outputs(*rest, shuffle, out, packed_codes, backend, threads)
-    _check_place("conv2d_out", backend, packed_codes, "x_q", {"x_q": rest[0], "y": y, "y_q": y_q})
+    shapes = _conv2d_outputs(conv, out, packed_codes, backend, threads)
+    _check_place("conv2d_out", backend, packed_codes, "x_q", {"x_q": conv.x_q, "y": y, "y_q": y_q})
     if y_q is not None:
         _expect("conv2d_out: y_q", y_q, torch.uint8, shapes[1])
         _require(y_q.is_contiguous(), lambda: "conv2d_out: y_q must be contiguous")
@@ -231,8 +233,8 @@ def _conv2d_out_check(*args):
             _expect_slice("conv2d_out: y", y)
             _require(shuffle == 1, lambda: f"conv2d_out: y must be contiguous with a shuffle, got shuffle={shuffle}")
             _require(
-                rest[7] is None or rest[7].stride() == y.stride(),
-                lambda: f"conv2d_out: residual must have the strides of y, {y.stride()}, got {rest[7].stride()}",
+                residual is None or residual.stride() == y.stride(),
+                lambda: f"conv2d_out: residual must have the strides of y, {y.stride()}, got {residual.stride()}",
             )
 
 
@@ -242,35 +244,41 @@ def _check_apart(operator: str, x_q: torch.Tensor, y_q: torch.Tensor | None) -> 
 
 
 def _conv2d_out(*args):
-    _conv2d_out_check(*args)
-    _check_apart("conv2d_out", args[0], args[-1])
-    *rest, shuffle, accumulate, packed_codes, backend, threads, y, y_q = args
+    conv, rest = _split(args)
+    _conv2d_out_check(conv, *rest)
+    accumulate, packed_codes, backend, threads, y, y_q = rest
+    _check_apart("conv2d_out", conv.x_q, y_q)
     if accumulate:
-        rest[7] = y
-    _module(backend).conv2d_out(*rest, shuffle, threads, y, y_q, **_packing(packed_codes))
+        conv = conv._replace(residual=y)
+    _module(backend).conv2d_out(conv, threads, y, y_q, **_packing(packed_codes))
 
 
 def _conv2d_out_fake(*args):
-    _conv2d_out_check(*args)
+    conv, rest = _split(args)
+    _conv2d_out_check(conv, *rest)
 
 
 def _conv2d_pixels_empty(*args):
     """Checks every argument; the output."""
-    *tables, box_filter, activation, shuffle, packed_codes, backend, threads = args
-    shape, _ = _conv2d_outputs(*tables, None, None, box_filter, activation, shuffle, "float", packed_codes, backend, threads)
-    return torch.empty(shape, dtype=torch.uint8, device=args[0].device)
+    conv, settings = _split(_without_codes(args))
+    shape, _ = _conv2d_outputs(conv, "float", *settings)
+    return torch.empty(shape, dtype=torch.uint8, device=conv.x_q.device)
+
+
+def _without_codes(args: tuple) -> tuple:
+    """The arguments of conv2d_pixels with an out_grid and out_bits of None where Conv has them."""
+    return (*args[:8], None, None, *args[8:])
 
 
 def _conv2d_pixels(*args):
-    *tables, box_filter, activation, shuffle, packed_codes, backend, threads = args
+    conv, (packed_codes, backend, threads) = _split(_without_codes(args))
     image, module = _conv2d_pixels_empty(*args), _module(backend)
-    problem = (*tables, None, None, box_filter, activation, shuffle, threads)
     own = getattr(module, "conv2d_pixels_out", None)
     if own is not None:
-        own(*problem, image, **_packing(packed_codes))
+        own(conv, threads, image, **_packing(packed_codes))
         return image
     y = torch.empty(image.shape, dtype=torch.float32, device=image.device)
-    module.conv2d_out(*problem, y, None, **_packing(packed_codes))
+    module.conv2d_out(conv, threads, y, None, **_packing(packed_codes))
     return to_pixels(y)
 
 
@@ -278,18 +286,18 @@ def _resblock_parts(
     x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
     beta2, box_filter2, residual, out_grid, out_bits, accumulate, packed_codes, backend, y, y_q,
 ):  # fmt: skip
-    """Checks every argument and returns what conv2d_out takes up to `shuffle`, for both convolutions."""
+    """Checks every argument and returns both convolutions."""
     _require(backend in RESBLOCKS, lambda: f"resblock_out: backend must be one of {RESBLOCKS}, got {backend!r}")
-    first = (x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
-    _conv2d_outputs(*first, "codes", packed_codes, backend, 0)
+    first = Conv(x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
+    _conv2d_outputs(first, "codes", packed_codes, backend, 0)
     _require(
         weight.dim() == 4 and weight.shape[0] == weight.shape[-1],
         lambda: f"resblock_out: weight must have as many outputs as inputs, got shape {list(weight.shape)}",
     )
     # The codes in the middle, which no tensor holds, have the shape of x_q.
-    second = (x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1)
-    _conv2d_out_check(*second, accumulate, packed_codes, backend, 0, y, y_q)
-    return first, (*second[:7], y, *second[8:]) if accumulate else second
+    second = Conv(x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1)
+    _conv2d_out_check(second, accumulate, packed_codes, backend, 0, y, y_q)
+    return first, second._replace(residual=y) if accumulate else second
 
 
 def _resblock_out(*args):

@@ -7,6 +7,7 @@ import ctypes
 import torch
 
 from .. import native
+from .call import Conv
 from .structs import conv2d_args, quantize_args, weights
 
 ALIGNMENT = 64
@@ -31,10 +32,9 @@ def pack(weight: torch.Tensor, tile_for_bits: tuple[int, ...]) -> torch.Tensor:
     return packed
 
 
-def conv2d_out(*args) -> None:
+def conv2d_out(conv: Conv, threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None) -> None:
     """See ops.conv2d_out; an int32 y takes the accumulators."""
-    *problem, threads, y, y_q = args
-    struct, _held = conv2d_args(*problem, y, y_q, **_how(threads))
+    struct, _held = conv2d_args(conv, y, y_q, **_how(threads))
     native.library("cpu").call("adabm_conv2d_cpu", struct)
 
 
