@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import write_file
+from .files import user_path, write_file
 from .machine import cpu_name, version
 
 FORMAT = 1
@@ -57,7 +56,7 @@ class TileTimes:
 
 def own_path() -> Path:
     """The file of this machine's own times: adabm_kernels/tile_times.json in XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adabm_kernels" / "tile_times.json"
+    return user_path("tile_times.json")
 
 
 def tile_times(isa: str) -> TileTimes:
