@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from safetensors.torch import save as to_bytes
 
 from .config import ConvertConfig
 from .files import write_file
-from .networks.detect import SPECS, plain_keys
+from .networks.detect import SPECS, adabm_name, float_shapes, plain_keys
 from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
 
@@ -139,22 +140,43 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     """What the file holds, as arguments of ConvertedNetwork."""
     _check_version(header)
     spec, config = SPECS[header["network"]](**header["spec"]), ConvertConfig.from_dict(header["config"])
-    quantized = spec.quantized(config.quantize)
+    shapes = float_shapes(spec)
+    float_state = _section(tensors, "float.") or None
+    if float_state is not None:
+        _check_shapes("float.", float_state, shapes)
+    plain, kept = _section(tensors, "plain."), plain_keys(spec, config.quantize)
+    _check_shapes("plain.", plain, {name: shape for key, shape in shapes.items() if (name := adabm_name(key)) in kept})
     convs = {}
-    for name in quantized:
+    for name, conv in spec.quantized(config.quantize).items():
         # Files of before the second grid and the second digit do not name theirs.
         scalars = {key: ({"weight_grid": "odd", "digits": 1} | header["convs"][name])[key] for key in _SCALARS}
         held = {key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}
         held |= {key: tensors.get(f"conv.{name}.{key}") for key in _OPTIONAL}
+        _check_shapes(f"conv.{name}.", held, {"codes": (conv.channels_out, conv.channels_in, conv.kernel, conv.kernel)})
         convs[name] = ConvParameters(name, **scalars, **held)
     return {
         "spec": spec,
         "config": config,
         "parameters": convs,
-        "floats": {key: tensors[f"plain.{key}"] for key in plain_keys(spec, config.quantize)},
-        "thresholds": tuple(header["thresholds"]) if config.adaptive else None,
-        "float_state": _section(tensors, "float.") or None,
+        "floats": {key: plain[key] for key in kept},
+        "thresholds": _thresholds(header["thresholds"]) if config.adaptive else None,
+        "float_state": float_state,
     }
+
+
+def _check_shapes(prefix: str, tensors: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    for key, shape in shapes.items():
+        if key not in tensors:
+            raise KeyError(f"{prefix}{key}")
+        if tensors[key].shape != shape:
+            raise ValueError(f"{prefix}{key} must have shape {list(shape)}, got {list(tensors[key].shape)}")
+
+
+def _thresholds(values: Any) -> tuple[float, float]:
+    numbers = isinstance(values, list) and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    if not numbers or len(values) != 2:
+        raise ValueError(f"thresholds must be two finite numbers, got {values!r}")
+    return tuple(values)
 
 
 _HOW = "convert and calibrate it with adabm_kernels.convert_model(state_dict, calibration=images), then adabm_kernels.save"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 MIN_BITS, MAX_BITS = 2, 8
+MAX_SEED = 2**63 - 2  # torch takes 64 bits, and the next one is used too
 ADAPTIVE_SPREAD = 2  # an image offset and a layer offset of one bit each
 
 
@@ -76,6 +78,7 @@ class ConvertConfig:
     tail: "collapsed" computes a staged upsampler as one convolution (nn/tail.py), "staged" stage by stage as published; "auto"
         collapses it where that is possible.
     adaptive: False gives every image and layer `act_bits` bits.
+    clamp_bits: let an adaptive network have `act_bits` of 2, 3, 7 or 8, whose offsets leave 2..8: they are clamped to that range.
     recipe: how `calibrate` chooses ranges, offsets and weights: "paper" as published, "best" with everything the kernels allow.
         It decides what "auto" means below, and which fine-tuning runs.
     weight_grid: "odd", the published grid of odd integers with one range per tensor (auto for "paper"), or "signed", integers
@@ -103,7 +106,7 @@ class ConvertConfig:
     bac_beta: weight of the range before shrinking, 0..1.
     patch: calibration crops are at most this many low-resolution pixels a side.
     batch: images per calibration batch.
-    seed: of the crops and their order.
+    seed: of the crops and their order, 0..2^63-2.
 
     Raises TypeError and ValueError naming the field, its rule and the value.
     """
@@ -136,8 +139,6 @@ class ConvertConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.tuning is None and self.recipe in TUNINGS:
-            object.__setattr__(self, "tuning", TUNINGS[self.recipe]())
         for field in fields(self):
             if field.name in ("tuning", "target_bits"):
                 continue
@@ -151,14 +152,17 @@ class ConvertConfig:
         self._require("quantize", self.quantize in ("full", "body"), "'full' or 'body'")
         self._require("tail", self.tail in ("auto", "staged", "collapsed"), "'auto', 'staged' or 'collapsed'")
         self._require("recipe", self.recipe in ("best", "paper"), "'best' or 'paper'")
+        if self.tuning is None:
+            object.__setattr__(self, "tuning", TUNINGS[self.recipe]())
         if not isinstance(self.tuning, TUNINGS[self.recipe]):
             raise TypeError(
                 f"ConvertConfig: tuning must be {TUNINGS[self.recipe].__name__} for recipe {self.recipe!r}, got {self.tuning!r}"
             )
         for field in fields(self.tuning):
             value, whole = getattr(self.tuning, field.name), type(field.default) is int
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < whole:
-                rule = "a whole number, at least 1" if whole else "a number, at least 0"
+            number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+            if not number or not whole <= value < math.inf:
+                rule = "a whole number, at least 1" if whole else "a finite number, at least 0"
                 raise ValueError(f"ConvertConfig: tuning.{field.name} must be {rule}, got {value!r}")
         if self.target_bits is not None:
             number = isinstance(self.target_bits, (int, float)) and not isinstance(self.target_bits, bool)
@@ -180,6 +184,7 @@ class ConvertConfig:
             self._require(name, 0 <= getattr(self, name) <= 50, "a percentage in 0..50")
         for name in ("ema_beta", "bac_beta"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in 0..1")
+        self._require("seed", 0 <= self.seed <= MAX_SEED, f"in 0..{MAX_SEED}")
         for name in ("patch", "batch"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         if self.adaptive and not self.clamp_bits:
@@ -211,11 +216,11 @@ class ConvertConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ConvertConfig:
-        """The inverse of `to_dict`; absent fields keep their defaults. Raises ValueError naming unknown fields."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"ConvertConfig: unknown fields {unknown}")
-        values = dict(values)
-        if isinstance(values.get("tuning"), dict):
-            values["tuning"] = TUNINGS[values.get("recipe", cls.recipe)](**values["tuning"])
-        return cls(**values)
+        """The inverse of `to_dict`; absent fields keep their defaults. Raises as ConvertConfig does, and for unknown fields."""
+        tuning, recipe = values.get("tuning"), values.get("recipe", cls.recipe)
+        kind = TUNINGS[recipe] if isinstance(tuning, dict) and recipe in tuple(TUNINGS) else None
+        for what, given, known in (("fields", values, cls), ("fields of tuning", tuning, kind)):
+            unknown = sorted(set(given) - {field.name for field in fields(known)}) if known else []
+            if unknown:
+                raise ValueError(f"ConvertConfig: unknown {what} {unknown}")
+        return cls(**values | ({"tuning": kind(**tuning)} if kind else {}))

@@ -57,6 +57,8 @@ def convert_model(
         raise TypeError(f"convert_model: model must be a torch.nn.Module or a state dict, got {type(model).__name__}")
     config = ConvertConfig() if config is None else config
     res_scale = 1.0 if res_scale is None else res_scale
+    if not isinstance(config, ConvertConfig):
+        raise TypeError(f"convert_model: config must be a ConvertConfig, got {type(config).__name__}")
     found = detect(state, res_scale)
     if isinstance(model, nn.Module) and not found.calibrated:
         check_modules(model, found.spec)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and where this user's own lie."""
 
 from __future__ import annotations
 
@@ -83,3 +83,8 @@ class naming:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise type(error)(f"cannot write '{self.path}': {error.strerror or error}") from error
+
+
+def user_path(name: str) -> Path:
+    """The file of that name of this user: adabm_kernels/NAME in $XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adabm_kernels" / name

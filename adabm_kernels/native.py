@@ -12,22 +12,27 @@ from ctypes import POINTER, Structure, c_char, c_int32, c_int64, c_uint32, c_uin
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5}
-INVALID_ARGUMENT, UNSUPPORTED = 1, 2
+INVALID_ARGUMENT = 1
 PACKED_X, PACKED_Y = 1, 2
+MAX_THREADS = 256  # of the CPU library
 MAX_TARGETS = 16  # of one quantisation
 MEASURE_BYTES = 512  # of workspace for each image
 KERNELS = {"resident": 0, "staged": 1, "resblock": 2}  # of compute capability 9.0, with configurations to choose among
 
 
 class _Struct(Structure):
+    """A struct of csrc/include/adabm/adabm.h, where its fields are described; struct_bytes is filled in."""
+
     def __init__(self, **values: Any):
         super().__init__(struct_bytes=ctypes.sizeof(type(self)), **values)
 
 
 class Weights(_Struct):
+    """adabm_weights."""
+
     _fields_ = [
         ("struct_bytes", c_uint32),
         *((name, c_int32) for name in ("out_channels", "channels", "kernel_h", "kernel_w", "border_kernels")),
@@ -37,6 +42,8 @@ class Weights(_Struct):
 
 
 class Conv2dArgs(_Struct):
+    """adabm_conv2d_args."""
+
     _fields_ = [
         ("struct_bytes", c_uint32),
         *((name, c_int32) for name in ("isa", "threads", "batch", "height", "width")),
@@ -51,6 +58,8 @@ class Conv2dArgs(_Struct):
 
 
 class QuantizeArgs(_Struct):
+    """adabm_quantize_args."""
+
     _fields_ = [
         ("struct_bytes", c_uint32),
         *((name, c_int32) for name in ("isa", "threads", "batch", "height", "width", "channels")),
@@ -61,6 +70,8 @@ class QuantizeArgs(_Struct):
 
 
 class ImageBitsArgs(_Struct):
+    """adabm_image_bits_args."""
+
     _fields_ = [
         ("struct_bytes", c_uint32),
         *((name, c_int32) for name in ("batch", "height", "width")),
@@ -74,6 +85,8 @@ class ImageBitsArgs(_Struct):
 
 
 class KernelConfig(_Struct):
+    """adabm_config."""
+
     _fields_ = [
         ("struct_bytes", c_uint32),
         *((name, c_int32) for name in ("count", "tile_height", "tile_width", "stages", "middles", "tensor_copies")),
@@ -81,6 +94,8 @@ class KernelConfig(_Struct):
 
 
 class Device(_Struct):
+    """adabm_device."""
+
     _fields_ = [
         ("struct_bytes", c_uint32),
         *((name, c_int32) for name in ("compute_major", "compute_minor", "multiprocessors")),
@@ -208,7 +223,11 @@ def isa_chosen() -> str:
 
 
 def peak(isa_name: str, threads: int) -> float:
-    """Multiply-accumulates a second that the products of an instruction set reach where nothing else hinders them."""
+    """Multiply-accumulates a second that the products of an instruction set reach where nothing else hinders them.
+
+    isa_name: one of ISAS. threads: 1..MAX_THREADS. Raises ValueError for other threads, RuntimeError for an instruction set that
+    cannot run here and for "scalar", which has no products of its own.
+    """
     macs, rounds, best = c_int64(), 1_000_000, 0.0
     for _ in range(9):
         start = time.perf_counter()

@@ -13,11 +13,12 @@ from types import ModuleType
 import torch
 
 from .backends import devices
+from .backends.call import ACTIVATIONS, Conv
 from .measure import bits_by_rule, image_offsets, measure_images
 from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels, to_pixels
 
 OUTPUTS = ("codes", "float", "both", "acc")
-ACTIVATIONS = ("none", "relu", "prelu")
+MAX_SHUFFLE = 16
 _WIDTHS = MAX_BITS - MIN_BITS + 1
 _BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
 RESBLOCKS = ("cuda",)  # backends that have residual blocks in one piece
@@ -25,21 +26,20 @@ QUANTIZE_MANY = ("cuda",)  # backends that quantise on several grids in one pass
 PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
 
 _LIB = torch.library.Library("adabm", "DEF")
+# What a convolution reads (backends/call.py, Conv), in the order of the schemas.
+_TABLES = "Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, Tensor? residual"
+_GRID, _FORM = "Tensor? out_grid, Tensor? out_bits", "bool box_filter, str activation, int shuffle"
 _LIB.define(
-    "conv2d(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
-    "Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool box_filter, str activation, int shuffle, str out, "
-    "bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
+    f"conv2d({_TABLES}, {_GRID}, {_FORM}, str out, bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
-    "conv2d_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
-    "Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool box_filter, str activation, int shuffle, bool accumulate, "
-    "bool packed_codes, str backend, int threads, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
+    f"conv2d_out({_TABLES}, {_GRID}, {_FORM}, bool accumulate, bool packed_codes, str backend, int threads, "
+    "Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
-    "conv2d_pixels(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
-    "Tensor? residual, bool box_filter, str activation, int shuffle, bool packed_codes, str backend, int threads) -> Tensor",
+    f"conv2d_pixels({_TABLES}, {_FORM}, bool packed_codes, str backend, int threads) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
@@ -107,11 +107,9 @@ def _expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple) -
     _require(tuple(tensor.shape) == tuple(shape), lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
 
 
-def _conv2d_outputs(
-    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
-    packed_codes, backend, threads,
-):  # fmt: skip
+def _conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threads: int) -> tuple[tuple, tuple]:
     """Checks every argument and returns (shape of y, shape of y_q)."""
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, _, activation, shuffle = conv
     _require(x_q.dim() == 4, lambda: f"conv2d: x_q must be [N, H, W, C4], got shape {list(x_q.shape)}")
     _require(
         weight.dim() in (4, 6),
@@ -133,18 +131,17 @@ def _conv2d_outputs(
     _require(r % 2 == 1 and s % 2 == 1, lambda: f"conv2d: the kernel must be odd, got {r}x{s}")
     classes = (r, s) if by_class else ((r // 2 + 1) ** 2, (s // 2 + 1) ** 2)
     _expect("conv2d: beta", beta, torch.float32, (*classes, k))
-    _require(activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {ACTIVATIONS}, got {activation!r}")
+    _require(activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
     _require(out in OUTPUTS, lambda: f"conv2d: out must be one of {OUTPUTS}, got {out!r}")
-    tensors = {"x_q": x_q, "x_bits": x_bits, "weight": weight, "packed": packed, "alpha": alpha, "beta": beta}
-    tensors |= {"slope": slope, "residual": residual, "out_grid": out_grid, "out_bits": out_bits}
-    _check_place("conv2d", backend, packed_codes, "x_q", tensors)
+    _check_place("conv2d", backend, packed_codes, "x_q", conv.tensors)
     _require(
         not packed_codes or x_q.is_contiguous(),
         lambda: f"conv2d: x_q must be contiguous with packed_codes, got strides {x_q.stride()}",
     )
     _require(threads >= 0, lambda: f"conv2d: threads must be 0 (as torch) or more, got {threads}")
+    _require(1 <= shuffle <= MAX_SHUFFLE, lambda: f"conv2d: shuffle must be 1..{MAX_SHUFFLE}, got {shuffle}")
     _require(
-        shuffle >= 1 and k % shuffle**2 == 0,
+        k % shuffle**2 == 0,
         lambda: f"conv2d: shuffle^2 must divide {k} outputs, got shuffle={shuffle}",
     )
     size = (n, h * shuffle, w * shuffle)
@@ -194,11 +191,17 @@ def _empty_outputs(x_q, out, y, y_q):
 
 
 def _conv2d(*args):
-    *rest, shuffle, out, packed_codes, backend, threads = args
-    y, y_q = _empty_outputs(args[0], out, *_conv2d_outputs(*args))
+    conv, (out, packed_codes, backend, threads) = _split(args)
+    y, y_q = _empty_outputs(conv.x_q, out, *_conv2d_outputs(conv, out, packed_codes, backend, threads))
     wanted = (None if out == "codes" else y, y_q if out in ("codes", "both") else None)
-    _module(backend).conv2d_out(*rest, shuffle, threads, *wanted, **_packing(packed_codes))
+    _module(backend).conv2d_out(conv, threads, *wanted, **_packing(packed_codes))
     return y, y_q
+
+
+def _split(args: tuple) -> tuple[Conv, tuple]:
+    """What the convolution reads, and the arguments behind it."""
+    count = len(Conv._fields)
+    return Conv(*args[:count]), args[count:]
 
 
 def _packing(packed_codes: bool) -> dict[str, bool]:
@@ -207,19 +210,20 @@ def _packing(packed_codes: bool) -> dict[str, bool]:
 
 
 def _conv2d_fake(*args):
-    return _empty_outputs(args[0], args[13], *_conv2d_outputs(*args))
+    conv, settings = _split(args)
+    return _empty_outputs(conv.x_q, settings[0], *_conv2d_outputs(conv, *settings))
 
 
-def _conv2d_out_check(*args):
-    *rest, shuffle, accumulate, packed_codes, backend, threads, y, y_q = args
+def _conv2d_out_check(conv, accumulate, packed_codes, backend, threads, y, y_q):
+    residual, shuffle = conv.residual, conv.shuffle
     _require(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
     _require(
-        not accumulate or (y is not None and rest[7] is None),
+        not accumulate or (y is not None and residual is None),
         lambda: "conv2d_out: accumulate needs y, and takes the place of residual",
     )
     out = "both" if y is not None and y_q is not None else "float" if y_q is None else "codes"
-    shapes = _conv2d_outputs(*rest, shuffle, out, packed_codes, backend, threads)
-    _check_place("conv2d_out", backend, packed_codes, "x_q", {"x_q": rest[0], "y": y, "y_q": y_q})
+    shapes = _conv2d_outputs(conv, out, packed_codes, backend, threads)
+    _check_place("conv2d_out", backend, packed_codes, "x_q", {"x_q": conv.x_q, "y": y, "y_q": y_q})
     if y_q is not None:
         _expect("conv2d_out: y_q", y_q, torch.uint8, shapes[1])
         _require(y_q.is_contiguous(), lambda: "conv2d_out: y_q must be contiguous")
@@ -229,40 +233,52 @@ def _conv2d_out_check(*args):
             _expect_slice("conv2d_out: y", y)
             _require(shuffle == 1, lambda: f"conv2d_out: y must be contiguous with a shuffle, got shuffle={shuffle}")
             _require(
-                rest[7] is None or rest[7].stride() == y.stride(),
-                lambda: f"conv2d_out: residual must have the strides of y, {y.stride()}, got {rest[7].stride()}",
+                residual is None or residual.stride() == y.stride(),
+                lambda: f"conv2d_out: residual must have the strides of y, {y.stride()}, got {residual.stride()}",
             )
 
 
+def _check_apart(operator: str, x_q: torch.Tensor, y_q: torch.Tensor | None) -> None:
+    # Codes of a pixel are written while its neighbours' results still need those that were there.
+    _require(y_q is None or y_q.data_ptr() != x_q.data_ptr(), lambda: f"{operator}: y_q must not be x_q")
+
+
 def _conv2d_out(*args):
-    _conv2d_out_check(*args)
-    *rest, shuffle, accumulate, packed_codes, backend, threads, y, y_q = args
+    conv, rest = _split(args)
+    _conv2d_out_check(conv, *rest)
+    accumulate, packed_codes, backend, threads, y, y_q = rest
+    _check_apart("conv2d_out", conv.x_q, y_q)
     if accumulate:
-        rest[7] = y
-    _module(backend).conv2d_out(*rest, shuffle, threads, y, y_q, **_packing(packed_codes))
+        conv = conv._replace(residual=y)
+    _module(backend).conv2d_out(conv, threads, y, y_q, **_packing(packed_codes))
 
 
 def _conv2d_out_fake(*args):
-    _conv2d_out_check(*args)
+    conv, rest = _split(args)
+    _conv2d_out_check(conv, *rest)
 
 
 def _conv2d_pixels_empty(*args):
     """Checks every argument; the output."""
-    *tables, box_filter, activation, shuffle, packed_codes, backend, threads = args
-    shape, _ = _conv2d_outputs(*tables, None, None, box_filter, activation, shuffle, "float", packed_codes, backend, threads)
-    return torch.empty(shape, dtype=torch.uint8, device=args[0].device)
+    conv, settings = _split(_without_codes(args))
+    shape, _ = _conv2d_outputs(conv, "float", *settings)
+    return torch.empty(shape, dtype=torch.uint8, device=conv.x_q.device)
+
+
+def _without_codes(args: tuple) -> tuple:
+    """The arguments of conv2d_pixels with an out_grid and out_bits of None where Conv has them."""
+    return (*args[:8], None, None, *args[8:])
 
 
 def _conv2d_pixels(*args):
-    *tables, box_filter, activation, shuffle, packed_codes, backend, threads = args
+    conv, (packed_codes, backend, threads) = _split(_without_codes(args))
     image, module = _conv2d_pixels_empty(*args), _module(backend)
-    problem = (*tables, None, None, box_filter, activation, shuffle, threads)
     own = getattr(module, "conv2d_pixels_out", None)
     if own is not None:
-        own(*problem, image, **_packing(packed_codes))
+        own(conv, threads, image, **_packing(packed_codes))
         return image
     y = torch.empty(image.shape, dtype=torch.float32, device=image.device)
-    module.conv2d_out(*problem, y, None, **_packing(packed_codes))
+    module.conv2d_out(conv, threads, y, None, **_packing(packed_codes))
     return to_pixels(y)
 
 
@@ -270,23 +286,24 @@ def _resblock_parts(
     x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
     beta2, box_filter2, residual, out_grid, out_bits, accumulate, packed_codes, backend, y, y_q,
 ):  # fmt: skip
-    """Checks every argument and returns what conv2d_out takes up to `shuffle`, for both convolutions."""
+    """Checks every argument and returns both convolutions."""
     _require(backend in RESBLOCKS, lambda: f"resblock_out: backend must be one of {RESBLOCKS}, got {backend!r}")
-    first = (x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
-    _conv2d_outputs(*first, "codes", packed_codes, backend, 0)
+    first = Conv(x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
+    _conv2d_outputs(first, "codes", packed_codes, backend, 0)
     _require(
         weight.dim() == 4 and weight.shape[0] == weight.shape[-1],
         lambda: f"resblock_out: weight must have as many outputs as inputs, got shape {list(weight.shape)}",
     )
     # The codes in the middle, which no tensor holds, have the shape of x_q.
-    second = (x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1)
-    _conv2d_out_check(*second, accumulate, packed_codes, backend, 0, y, y_q)
-    return first, (*second[:7], y, *second[8:]) if accumulate else second
+    second = Conv(x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1)
+    _conv2d_out_check(second, accumulate, packed_codes, backend, 0, y, y_q)
+    return first, second._replace(residual=y) if accumulate else second
 
 
 def _resblock_out(*args):
     *_, packed_codes, backend, y, y_q = args
     parts = _resblock_parts(*args)
+    _check_apart("resblock_out", args[0], y_q)
     _module(backend).resblock_out(*parts, y, y_q, **_packing(packed_codes))
 
 
@@ -422,10 +439,21 @@ def pack_weights(
 ) -> torch.Tensor:
     """What `conv2d` takes as `packed` for int8 weights [K, R, S, C] or [R, S, K, R, S, C]: each backend has a form of its own.
 
-    tile_for_bits: the tile that computes codes of 2..8 bits, for the CPU kernels (tiles.LayerPlan). box_filter, shuffle: those of
-    the convolution.
+    tile_for_bits: the tile that computes codes of 2..8 bits, seven indexes of tiles.TILES, for the CPU kernels (tiles.LayerPlan).
+    box_filter, shuffle: those of the convolution. Raises ValueError naming the argument, the rule and the value.
     """
+
+    def require(name: str, holds: bool, rule: str, seen: object) -> None:
+        if not holds:
+            raise ValueError(f"pack_weights: {name} must be {rule}, got {seen}")
+
+    form = "int8 [K, R, S, C] or [R, S, K, R, S, C]"
+    require("backend", backend in _BACKENDS, f"one of {_BACKENDS}", repr(backend))
+    require("weight", weight.dtype == torch.int8 and weight.dim() in (4, 6), form, f"{weight.dtype} {list(weight.shape)}")
     if backend == "cpu":
+        whole = len(tile_for_bits) == _WIDTHS and all(type(tile) is int for tile in tile_for_bits)
+        require("weight", weight.device.type == "cpu", "in main memory for backend 'cpu'", weight.device)
+        require("tile_for_bits", whole, f"{_WIDTHS} whole numbers", tile_for_bits)
         return _module(backend).pack(weight, tile_for_bits)
     if backend == "cuda":
         return _module(backend).pack(weight, box_filter, shuffle)
@@ -461,7 +489,7 @@ def conv2d(
     alpha: float32 [7, K], per bit-width of x_q. beta: float32 [(R//2+1)^2, (S//2+1)^2, K] by border class; [R, S, K] with a
     kernel per class.
     slope: [K] for activation="prelu". residual: float32, shape of y. out_grid, out_bits: grid and bits of the output codes.
-    out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store.
+    out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store, 1..16.
     packed_codes: x_q and y_q are buffers of `quantize.pack_codes`. threads: 0 takes torch.get_num_threads().
 
     Returns (y, y_q): float32 (or int32) [N, H*r, W*r, K/r^2] and uint8 [N, H*r, W*r, (K/r^2)4]; what was not asked for is
@@ -497,8 +525,8 @@ def conv2d_out(
 ) -> None:
     """`conv2d` into tensors that exist already: float32 y and uint8 y_q of the shapes it would return, at least one of them.
 
-    y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides.
-    accumulate: y holds the residual and is added to.
+    y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
+    accumulate: y holds the residual and is added to. Raises as `conv2d`.
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
@@ -525,7 +553,7 @@ def conv2d_pixels(
 ) -> torch.Tensor:
     """The floats of `conv2d` as pixels, uint8 [N, H*r, W*r, K/r^2]: clamped to 0..255, rounded half to even (quantize.to_pixels).
 
-    The CUDA kernels write them in place of floats; the other backends make them of floats.
+    The CUDA kernels write them in place of floats; the other backends make them of floats. Raises as `conv2d`.
     """
     return torch.ops.adabm.conv2d_pixels(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads
@@ -561,8 +589,9 @@ def resblock_out(
 ) -> None:
     """Two convolutions as `conv2d_out` computes them one after the other, with the codes between them kept on the chip.
 
-    first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid and bits of the codes between them. slope,
-    activation: the first's; the second has none. y_q must not be x_q. RuntimeError where `why_not_resblock` gives a reason.
+    first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid, float32 [7, 2], and bits, int32 [N], of the
+    codes between them. slope, activation: the first's; the second has none. y_q must not be x_q. Raises as `conv2d`, and
+    RuntimeError where `why_not_resblock` gives a reason.
     """
     torch.ops.adabm.resblock_out(
         x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,
@@ -583,6 +612,7 @@ def quantize(
     """Codes of x - shift: float32 [N, C, H, W] of any strides -> uint8 [N, H, W, C4].
 
     grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None. packed_codes: as in `conv2d`.
+    Raises RuntimeError or ValueError naming the argument, the rule and the value.
     """
     return torch.ops.adabm.quantize(x, shift, grid, bits, packed_codes, backend, threads)
 
@@ -604,6 +634,7 @@ def quantize_out(
     Channels of y_q beyond those of x become 0.
     packed_codes: y_q is all of a buffer [N, H, W, C4] of `quantize.pack_codes`, and the codes are its channels from `start`, a
     multiple of 4; those behind them become 0 up to the next multiple of 4 and, where that is C4, to the end of the pixel.
+    Raises as `quantize`.
     """
     torch.ops.adabm.quantize_out(x, shift, grid, bits, packed_codes, start, backend, threads, y_q)
 
@@ -621,13 +652,17 @@ def quantize_many_out(
 ) -> None:
     """`quantize_out` of the same x into several code buffers, each with a grid, bits and a start of its own.
 
-    Backends of QUANTIZE_MANY read x once for all; the others do one after the other.
+    Backends of QUANTIZE_MANY read x once for all; the others do one after the other. Raises as `quantize`, and where there are not
+    as many grids as bits, starts and y_q, at least one.
     """
     torch.ops.adabm.quantize_many_out(x, grids, bits, packed_codes, starts or [0] * len(grids), backend, threads, y_q)
 
 
 def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:
-    """`measure.image_measure` of float32 [N, 3, H, W] in 0..255 up to the rounding of its sums: float32 [N]."""
+    """`measure.image_measure` of float32 [N, 3, H, W] in 0..255 up to the rounding of its sums: float32 [N].
+
+    Raises RuntimeError naming the argument, the rule and the value.
+    """
     return torch.ops.adabm.image_measure(x, backend)
 
 
@@ -636,6 +671,7 @@ def layer_bits(
 ) -> torch.Tensor:
     """Bits of every layer's codes for every image, int32 [L, N], from the images float32 [N, 3, H, W] in 0..255.
 
-    lower, upper: float32 [], thresholds of `image_measure`. rules: int32 [L, 2], see `measure.bits_by_rule`.
+    lower, upper: float32 [], thresholds of `image_measure`. rules: int32 [L, 2], see `measure.bits_by_rule`. Raises as
+    `image_measure`.
     """
     return torch.ops.adabm.layer_bits(x, lower, upper, rules, backend)

@@ -74,8 +74,17 @@ def rest_range(lower: torch.Tensor | float, upper: torch.Tensor | float) -> torc
     return (upper - lower) / (2 * (2**MAX_BITS - 1))
 
 
+def _check_grid(grid: str) -> None:
+    if grid not in WEIGHT_GRIDS:
+        raise ValueError(f"grid must be one of {WEIGHT_GRIDS}, got {grid!r}")
+
+
 def weight_step(upper: torch.Tensor, bits: int, grid: str) -> torch.Tensor:
-    """The value of the integer 1 on a grid whose largest value is `upper`; same shape and dtype as `upper`."""
+    """The value of the integer 1 on a grid whose largest value is `upper`; same shape and dtype as `upper`.
+
+    Raises ValueError for a grid that is not of WEIGHT_GRIDS.
+    """
+    _check_grid(grid)
     return upper / (2**bits - 1 if grid == "odd" else 2 ** (bits - 1) - 1)
 
 
@@ -83,8 +92,9 @@ def fake_quantize_weight(weight: torch.Tensor, upper: torch.Tensor, bits: int, g
     """Quantise and dequantise weights; on the odd grid in the order of operations of the published simulation.
 
     weight: [K, C, R, S] float. upper: one element, or [K, 1, 1, 1] for one range per output channel.
-    Differentiable in weight and upper (rounding is a straight-through estimate).
+    Differentiable in weight and upper (rounding is a straight-through estimate). Raises as `weight_step`.
     """
+    _check_grid(grid)
     if grid == "signed":
         step, most = weight_step(upper, bits, grid), 2 ** (bits - 1)
         return torch.clamp(round_ste(weight / step), -most, most - 1) * step
@@ -97,7 +107,9 @@ def weight_codes(weight: torch.Tensor, upper: torch.Tensor, bits: int, grid: str
     """Codes k' in -2^(bits-1) .. 2^(bits-1)-1, int8, of the same shape; `weight_integers` says which integer each stands for.
 
     The float32 operations are those of `fake_quantize_weight`, so both round every weight to the same level.
+    Raises as `weight_step`.
     """
+    _check_grid(grid)
     if grid == "signed":
         most = 2 ** (bits - 1)
         return torch.clamp(torch.round(weight / weight_step(upper, bits, grid)), -most, most - 1).to(torch.int8)
@@ -107,7 +119,8 @@ def weight_codes(weight: torch.Tensor, upper: torch.Tensor, bits: int, grid: str
 
 
 def weight_integers(codes: torch.Tensor, grid: str = "odd") -> torch.Tensor:
-    """m as int16: 2k' + 1 on the odd grid, k' itself on the signed one."""
+    """m as int16: 2k' + 1 on the odd grid, k' itself on the signed one. Raises as `weight_step`."""
+    _check_grid(grid)
     return codes.to(torch.int16) * 2 + 1 if grid == "odd" else codes.to(torch.int16)
 
 

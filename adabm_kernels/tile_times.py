@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import write_file
+from .files import user_path, write_file
 from .machine import cpu_name, version
 
 FORMAT = 1
@@ -57,18 +56,16 @@ class TileTimes:
 
 def own_path() -> Path:
     """The file of this machine's own times: adabm_kernels/tile_times.json in XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adabm_kernels" / "tile_times.json"
+    return user_path("tile_times.json")
 
 
 def tile_times(isa: str) -> TileTimes:
     """The times to plan with: this machine's own where they were measured with this version, else the shipped ones; those of
     another instruction set where there are none."""
-    own = _own(own_path())
-    shipped = _shipped()
     for name in (isa, *STAND_INS):
-        for table in (own, shipped):
-            if name in table:
-                return table[name]
+        table = _own(own_path(), name) or _shipped().get(name)
+        if table is not None:
+            return table
     raise AssertionError(f"no tile times for {isa} in {SHIPPED}")
 
 
@@ -78,12 +75,15 @@ def forget() -> None:
 
 
 def save(path: Path, tables: Mapping[str, TileTimes]) -> None:
-    """Write times, each instruction set's in place of what the file held of it; the file changes as a whole or not at all.
+    """Write times, each instruction set's in place of what the file held of it; the file changes as a whole or not at all. One that
+    holds no times is replaced.
 
     Raises OSError naming the path where it cannot be written.
     """
-    held = dict(read(path)) if path.exists() else {}
-    held |= tables
+    try:
+        held = read(path) | tables
+    except ValueError:
+        held = dict(tables)
     text = {
         "format": FORMAT,
         "unit": "ps",
@@ -133,20 +133,20 @@ def _shipped() -> dict[str, TileTimes]:
 
 
 @functools.cache
-def _own(path: Path) -> dict[str, TileTimes]:
-    """This machine's own times; none, after one warning, where they are another machine's or version's."""
+def _own(path: Path, isa: str) -> TileTimes | None:
+    """This machine's own times of an instruction set; None, after a warning, where they are another machine's or version's."""
     if not path.exists():
-        return {}
+        return None
     here = provenance()
     try:
-        tables = read(path)
-        for table in tables.values():
+        table = read(path).get(isa)
+        if table is not None:
             there = {key: table.measured.get(key, "unknown") for key in here}
             if there != here:
                 raise ValueError(f"'{path}' was measured on {there['cpu']}, version {there['version']}")
-            if set(table.costs) != set(_shipped()[STAND_INS[0]].costs):
+            if set(table.costs) != set().union(*(known.costs for known in _shipped().values())):
                 raise ValueError(f"'{path}' has other tiles than this version")
     except ValueError as error:
         warnings.warn(f"adabm_kernels plans with the times it ships: {error} (adabm bench --tune measures anew)", stacklevel=2)
-        return {}
-    return tables
+        return None
+    return table

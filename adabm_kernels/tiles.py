@@ -1,9 +1,10 @@
 """Exact fast-convolution tiles and the plan of each layer: for every bit-width of the input codes, one way to convolve.
 
-A tile F(m, 3) along one axis computes m outputs from m + 2 transformed inputs (Cook-Toom; Winograd, 1980); F(2xn) is F(2, 3)
+A tile F(m, 3) along one axis computes m outputs from m + 2 transformed inputs (Cook-Toom; Winograd, 1980); F(mxn) is F(m, 3)
 along the rows times F(n, 3) along the columns. With integer transforms it is exact as long as every transformed code fits 8
 unsigned bits and no sum leaves int32; a transformed weight that outgrows 8 signed bits is the sum of parts that do not, at a
-product each. Fewer bits leave room for larger tiles, and a larger tile needs fewer products. The choice never changes a result
+product each. Fewer bits leave room for larger tiles, and a larger tile needs fewer products. F(4x4) takes operands of 16 bits,
+which hold codes and weights of any bits: a product of them costs as much as two of 8 bits. The choice never changes a result
 (docs/numerics.md).
 """
 
@@ -20,6 +21,7 @@ from .tile_times import KINDS, KINDS_OF_ISA, TileTimes
 MIN_BITS, MAX_BITS = 2, 8
 INT32_MAX = 2**31 - 1
 CODE_MAX = 255  # of a transformed code, shifted to start at 0
+WORD_PRODUCTS = 2  # 8-bit products in the time of one of 16 bits
 SUM16_MAX = 2**15 - 1
 MAX_PARTS = 4  # of a transformed weight
 
@@ -42,13 +44,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Tile:
+    """words: operands have 16 bits."""
+
     name: str
     rows: Line
     columns: Line
+    words: bool = False
 
     @property
     def products(self) -> float:
-        """8-bit products per output and channel of a 3x3 convolution whose transformed weights fit whole; 9 when direct."""
+        """Products per output and channel of a 3x3 convolution whose transformed weights fit whole; 9 when direct."""
         return len(self.rows.codes) * len(self.columns.codes) / (self.rows.outputs * self.columns.outputs)
 
     @cached_property
@@ -83,18 +88,28 @@ F3 = _line(
     [[-3, -1, 1, 3, 0], [-3, 1, 2, 0, 0], [-3, -1, 4, 0, 6]],
     6,
 )
+_F4_CODES = [
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [4, 0, -5, 0, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+_F4_POINTS = (1, -1, 2, -2, 0, math.inf)
 F4 = _line(
     4,
-    [
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [4, 0, -5, 0, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-    [_POINTS[at] for at in (1, -1, 2, -2, 0, math.inf)],
+    _F4_CODES,
+    [_POINTS[at] for at in _F4_POINTS],
     [[-4, -4, 1, 1, 6, 0], [-4, 4, 2, -2, 0, 0], [-4, -4, 4, 4, 0, 0], [-4, 4, 8, -8, 0, 24]],
+    24,
+)
+# The same with a factor of 6 of the outer taps in their weights, which words have room for.
+F4_OF_WORDS = _line(
+    4,
+    _F4_CODES,
+    [[factor * weight for weight in _POINTS[at]] for at, factor in zip(_F4_POINTS, (1, 1, 1, 1, 6, 6), strict=True)],
+    [[-4, -4, 1, 1, 1, 0], [-4, 4, 2, -2, 0, 0], [-4, -4, 4, 4, 0, 0], [-4, 4, 8, -8, 0, 4]],
     24,
 )
 
@@ -105,9 +120,13 @@ TILES = (
     Tile("F(2x2)", F2, F2),
     Tile("F(2x3)", F2, F3),
     Tile("F(2x4)", F2, F4),
+    Tile("F(4x4)", F4_OF_WORDS, F4_OF_WORDS, words=True),
 )
 DIRECT = TILES[0]
-_WEIGHT_GROWTH = max(int(np.abs(np.kron(tile.rows.weights, tile.columns.weights)).sum(1).max()) for tile in TILES)
+_WEIGHT_GROWTH = max(int(np.abs(np.kron(t.rows.weights, t.columns.weights)).sum(1).max()) for t in TILES if not t.words)
+# F(4x4) divides once, at the end: sums may wrap until then, and 3 * 3 is divided out by its inverse modulo 2^32. What is left to
+# be shifted is at most this many times an output.
+_WORD_SUM = 8 * 8
 
 
 @dataclass(frozen=True)
@@ -158,20 +177,27 @@ def _laid_out(weights: np.ndarray) -> np.ndarray:
 class _Fit:
     """What a layer's weights make of a tile, for any bits.
 
-    transformed: [row taps, column taps, C4, K]. parts: [row taps, column taps] of them; they lie in least..most. products: 8-bit
-    ones per output and channel. largest_sum: of any sum on the way to the output when codes are at most 1.
+    products: 8-bit ones per output and channel. largest_sum: of any sum on the way to the output that must not wrap, when codes are
+    at most 1. transformed: [row taps, column taps, C4, K]. parts: [row taps, column taps] of them; they lie in least..most. None of
+    these for a tile of words, which hold any weight.
     """
 
-    transformed: np.ndarray
-    parts: np.ndarray
-    least: int
-    most: int
     products: float
     largest_sum: float
+    transformed: np.ndarray | None = None
+    parts: np.ndarray | None = None
+    least: int = 0
+    most: int = 0
+
+    @property
+    def packable(self) -> bool:
+        return self.parts is None or self.parts.max() <= MAX_PARTS
 
     @classmethod
     def of(cls, tile: Tile, weights: np.ndarray) -> _Fit:
         """weights: [3, 3, C4, K] of `_laid_out`."""
+        if tile.words:
+            return cls(WORD_PRODUCTS * tile.products, _WORD_SUM * float(np.abs(weights).sum((0, 1, 2)).max()))
         transformed = transformed_weights(tile, weights)
         flat = transformed.reshape(*transformed.shape[:2], -1)
         low, high = (np.array(found, dtype=np.int64) for found in (np.minimum(flat.min(2), 0), np.maximum(flat.max(2), 0)))
@@ -185,16 +211,16 @@ class _Fit:
         along_rows = np.tensordot(np.abs(tile.rows.sums), products, 1)
         along_columns = np.abs(tile.columns.sums) @ (along_rows / tile.rows.denominator)
         largest = max(along_rows.max(), along_columns.max())
-        return cls(transformed, parts, int(low.min()), int(high.max()), tile.products * float(parts.mean()), float(largest))
+        return cls(tile.products * float(parts.mean()), float(largest), transformed, parts, int(low.min()), int(high.max()))
 
 
 def _refusal(tile: Tile, fit: _Fit, bits: int) -> str:
     """Why a tile is not exact for these weights and codes; empty where it is."""
-    if tile.code_range(bits) > CODE_MAX:
+    if not tile.words and tile.code_range(bits) > CODE_MAX:
         return f"{tile.name} makes {bits}-bit codes up to {tile.code_range(bits)}, above {CODE_MAX}"
     if fit.largest_sum * (2**bits - 1) > INT32_MAX:
         return f"{tile.name} makes sums up to {fit.largest_sum * (2**bits - 1):.0f}, above {INT32_MAX}"
-    if fit.parts.max() > MAX_PARTS:
+    if not fit.packable:
         return f"{tile.name} makes weights of {fit.least}..{fit.most}, beyond {MAX_PARTS} bytes"
     return ""
 
@@ -243,7 +269,7 @@ class Sums:
 
 
 def layer_sums(tile: Tile, weights: np.ndarray) -> Sums:
-    """The sums of weights [..., K, C, R, S] in a tile; of split weights those of even shares."""
+    """The sums of weights [..., K, C, R, S] in a tile of bytes; of split weights those of even shares."""
     weights = _laid_out(weights)
     return _direct_sums(weights) if tile is DIRECT else _tile_sums(tile, _Fit.of(tile, weights))
 
@@ -262,7 +288,7 @@ def _tile_sums(tile: Tile, fit: _Fit) -> Sums:
 
 
 def tile_products(name: str, kernel_h: int, kernel_w: int) -> float:
-    """8-bit products per output and channel of a kernel in the tile of that name, when no weight is split."""
+    """Products per output and channel of a kernel in the tile of that name, when no weight is split."""
     return float(kernel_h * kernel_w) if name == DIRECT.name else next(tile.products for tile in TILES if tile.name == name)
 
 
@@ -281,7 +307,7 @@ def plan_layer(
     times: TileTimes,
     box_filter: bool = False,
 ) -> LayerPlan:
-    """The plan of one layer: for every bit-width the exact tile with the least predicted time.
+    """The plan of one layer: for every bit-width the exact tile with the least predicted time, of those that were measured.
 
     weights: [..., K, C, R, S], the integers that are multiplied: m, or k' with m = 2k' + 1 under `box_filter`. most_bits: the
     most bits its codes can have, 2..8. times: of the instruction set it is planned for.
@@ -296,27 +322,29 @@ def plan_layer(
     if weights.ndim != 4 or weights.shape[2:] != (3, 3):
         only_direct = f"kernel {weights.shape[-2]}x{weights.shape[-1]} is not 3x3"
     laid_out = _laid_out(weights)
-    fits = {} if only_direct else {tile.name: _Fit.of(tile, laid_out) for tile in TILES[1:]}
+    measured = [tile for tile in TILES[1:] if tile.name in times.costs]
+    unmeasured = [f"{tile.name} was not measured on {times.isa}" for tile in TILES[1:] if tile.name not in times.costs]
+    fits = {} if only_direct else {tile.name: _Fit.of(tile, laid_out) for tile in measured}
     outputs, channels, kernel = weights.shape[-4], weights.shape[-3], weights.shape[-2] * weights.shape[-1]
     sums = {}
     if times.isa in KINDS_OF_ISA:
-        usable = [tile for tile in TILES if tile.name in fits and fits[tile.name].parts.max() <= MAX_PARTS]
+        usable = [tile for tile in TILES if tile.name in fits and fits[tile.name].packable and not tile.words]
         sums = {DIRECT.name: _direct_sums(laid_out)} | {tile.name: _tile_sums(tile, fits[tile.name]) for tile in usable}
 
     def predict(tile: Tile, bits: int) -> tuple[float, str, float]:
         """(picoseconds, tile, products)"""
         fit = fits.get(tile.name)
         products = float(kernel) if fit is None else fit.products
-        kind = sums[tile.name].kind(bits) if sums else KINDS[0]
+        kind = sums[tile.name].kind(bits) if tile.name in sums else KINDS[0]
         return times.time(tile.name, kind, products, channels, outputs, box_filter), tile.name, products
 
     chosen, reasons = [], []
     for bits in range(MIN_BITS, MAX_BITS + 1):
-        refused = [] if only_direct else [_refusal(tile, fits[tile.name], bits) for tile in TILES[1:]]
-        exact = [DIRECT, *(tile for tile, reason in zip(TILES[1:], refused, strict=False) if not reason)]
+        refused = [] if only_direct else [_refusal(tile, fits[tile.name], bits) for tile in measured]
+        exact = [DIRECT, *(tile for tile, reason in zip(measured, refused, strict=False) if not reason)]
         best = min((predict(tile, bits) for tile in exact), key=lambda prediction: prediction[0])
         chosen.append(best)
-        why = only_direct or "; ".join(filter(None, refused)) or "no tile is faster"
+        why = only_direct or "; ".join([*filter(None, refused), *unmeasured]) or "no tile is faster"
         reasons.append(why if best[1] == DIRECT.name else "")
     picoseconds, tiles, products = zip(*chosen, strict=True)
     return LayerPlan(tiles, tuple(reasons), products, picoseconds, largest, times.isa)

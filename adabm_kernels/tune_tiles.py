@@ -33,7 +33,8 @@ def measure_tiles(isa: str, progress: Progress = lambda *_: None) -> TileTimes:
     with native.force_isa(isa):
         native.isa_chosen()
         kinds = KINDS_OF_ISA.get(isa, KINDS[:1])
-        groups = [(tile, kind, [_Timed(w, tile, bits) for w, bits in _layers(tile, kind, isa)]) for tile in TILES for kind in kinds]
+        ways = [(tile, kind) for tile in TILES for kind in (KINDS[:1] if tile.words else kinds)]
+        groups = [(tile, kind, [_Timed(w, tile, bits) for w, bits in _layers(tile, kind, isa)]) for tile, kind in ways]
         weight, bits = _layers(DIRECT, kinds[0], isa)[0]
         without, with_box = (_Timed(weight, DIRECT, bits, box_filter) for box_filter in (False, True))
         layers = [without, with_box, *(layer for _, _, group in groups for layer in group)]
@@ -82,15 +83,16 @@ def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int]]:
 def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Iterator[tuple[torch.Tensor, int, int]]:
     """(weight, bits, sums of a run)"""
     for bits in range(MIN_BITS, MAX_BITS + 1):
-        if tile is not DIRECT and tile.code_range(bits) > CODE_MAX:
+        if tile is not DIRECT and not tile.words and tile.code_range(bits) > CODE_MAX:
             return
         for value in (1, 2, 3, 5, 8, 14, 30, 60, 90, 127):
             weight = np.zeros((outputs, channels, 3, 3), dtype=np.int64)
             weight[:, :, 1, 1] = value
-            sums = layer_sums(tile, weight)
             unsplit = layer_products(tile, weight) == layer_products(tile, weight * 0)
-            if unsplit and (isa not in KINDS_OF_ISA or sums.kind(bits) == kind):
-                yield torch.from_numpy(weight).permute(0, 2, 3, 1).to(torch.int8).contiguous(), bits, sums.count(bits)
+            sums = None if tile.words else layer_sums(tile, weight)
+            if unsplit and (sums is None or isa not in KINDS_OF_ISA or sums.kind(bits) == kind):
+                packable = torch.from_numpy(weight).permute(0, 2, 3, 1).to(torch.int8).contiguous()
+                yield packable, bits, sums.count(bits) if sums else USUAL_SUMS
 
 
 class _Timed:

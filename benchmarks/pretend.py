@@ -113,13 +113,14 @@ def _pretend_torch() -> None:
 def _pretend_backends() -> None:
     from adabm_kernels import native, ops
     from adabm_kernels.backends import cuda, devices, reference
+    from adabm_kernels.backends.call import Conv
     from adabm_kernels.nn import ConvertedNetwork
     from adabm_kernels.registry import GPU_BACKENDS
 
-    def resblock_out(first: tuple, second: tuple, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False):
-        inner = torch.zeros_like(first[0])
-        reference.conv2d_out(*first, 0, None, inner, packed_codes=packed_codes)
-        reference.conv2d_out(inner, *second[1:], 0, y, y_q, packed_codes=packed_codes)
+    def resblock_out(first: Conv, second: Conv, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False):
+        inner = torch.zeros_like(first.x_q)
+        reference.conv2d_out(first, 0, None, inner, packed_codes=packed_codes)
+        reference.conv2d_out(second._replace(x_q=inner), 0, y, y_q, packed_codes=packed_codes)
 
     def quantize_many_out(x: torch.Tensor, grids: list, bits: list, starts: list, y_q: list, packed_codes: bool = False) -> None:
         for grid, own_bits, start, codes in zip(grids, bits, starts, y_q, strict=True):

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from bench_gpu_layers import milliseconds  # noqa: E402
 from gpu_place import place  # noqa: E402
 
+from adabm_kernels.backends.call import Conv  # noqa: E402
 from adabm_kernels.backends.triton import conv2d, launch, tuning  # noqa: E402
 from adabm_kernels.quantize import act_grid, padded_channels  # noqa: E402
 
@@ -49,11 +50,12 @@ def run(layer: tuple, size: int, config: tuning.Config, inputs: dict[str, torch.
     key = tuning.shape_class(launch.capability(inputs["x_q"].device), padded_channels(channels), kernel, outputs, size * size)
     tuning.measured()[key] = {"config": vars(config)}
     conv2d.conv2d_launch.cache_clear()
-    conv2d.conv2d_out(
+    conv = Conv(
         x_q, inputs["bits"], weight, inputs["packed"], inputs["alpha"], inputs["beta"], None, None, inputs["grid"], inputs["bits"],
-        False, "none" if by_class else "relu", shuffle, 0, inputs["y"] if by_class else None, None if by_class else inputs["y_q"],
-        packed_codes=not by_class,
+        False, "none" if by_class else "relu", shuffle,
     )  # fmt: skip
+    outputs = (inputs["y"], None) if by_class else (None, inputs["y_q"])
+    conv2d.conv2d_out(conv, 0, *outputs, packed_codes=not by_class)
 
 
 def inputs_of(layer: tuple, size: int) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from problems import ConvInstance
 
 from adabm_kernels import native
 from adabm_kernels.backends import cuda
+from adabm_kernels.backends.call import Conv
 from adabm_kernels.backends.structs import conv2d_args
 from adabm_kernels.quantize import pack_codes, padded_channels, unpack_codes
 
@@ -63,7 +64,7 @@ def conv2d_call(instance: ConvInstance, *, packed_x: bool = False, packed_y: boo
     y = torch.full((*size, channels), -987654.0) if "y" in outputs else None
     y_q = torch.full((*size, padded_channels(channels)), POISON, dtype=torch.uint8) if "q" in outputs else None
     y_acc = torch.full((*size, channels), -987654, dtype=torch.int32) if "a" in outputs else None
-    args, held = conv2d_args(
+    conv = Conv(
         x_q,
         instance.bits,
         layer.weight,
@@ -77,11 +78,9 @@ def conv2d_call(instance: ConvInstance, *, packed_x: bool = False, packed_y: boo
         layer.box_filter,
         layer.activation,
         f,
-        y,
-        y_q,
-        packed_codes=packed_x * native.PACKED_X + packed_y * native.PACKED_Y,
-        border_kernels=layer.weight.dim() == 6,
     )
+    packing = packed_x * native.PACKED_X + packed_y * native.PACKED_Y
+    args, held = conv2d_args(conv, y, y_q, packed_codes=packing, border_kernels=layer.weight.dim() == 6)
     args.y_acc = None if y_acc is None else y_acc.data_ptr()
     read = [t for t in held if t is not None and t is not y and t is not y_q and t is not packed]
     return CudaCall(args, read, packed, y, y_q, y_acc)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -10,7 +10,7 @@ from adabm_kernels import native
 from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters
 from adabm_kernels.quantize import act_grid, padded_channels, weight_integers
 from adabm_kernels.tile_times import tile_times
-from adabm_kernels.tiles import plan_layer
+from adabm_kernels.tiles import DIRECT, MIN_BITS, plan_layer
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,13 @@ def set_weights(instance: ConvInstance, codes: torch.Tensor, grid: str, isa: str
     layer.plan, (layer.box_filter, integers) = plans[best], forms[len(forms) - len(plans) :][best]
     layer.weight = integers.permute(0, 2, 3, 1).to(torch.int8).contiguous()
     layer.packed = torch.empty(0, dtype=torch.uint8)
+
+
+def set_tile(instance: ConvInstance, tile: str, most_bits: int) -> None:
+    """Has codes of 2..most_bits bits computed by a tile, whatever was planned."""
+    plan, count = instance.layer.plan, most_bits - MIN_BITS + 1
+    instance.layer.plan = replace(plan, tile=(tile,) * count + (DIRECT.name,) * (len(plan.tile) - count))
+    instance.layer.packed = torch.empty(0, dtype=torch.uint8)
 
 
 def runnable_isas() -> list[str]:

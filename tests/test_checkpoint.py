@@ -177,6 +177,22 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(models: dict[str, ConvertedNet
 
 
 Edit = Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]
+CONV = "body.0.conv1"
+
+
+def conv_holds(**values: Any) -> Edit:
+    """Changes what the file holds of CONV; a tensor by a function of it."""
+
+    def edit(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        for key, value in values.items():
+            if callable(value):
+                tensors[f"conv.{CONV}.{key}"] = value(tensors.get(f"conv.{CONV}.{key}")).contiguous()
+            else:
+                header["convs"][CONV][key] = value
+
+    return edit
+
+
 HEADER_ERRORS: list[tuple[str, Edit, str]] = [
     ("format", lambda h, t: h.update(format=99), f"its format is 99, and this version reads 1 to {FORMAT_VERSION}"),
     (
@@ -194,9 +210,32 @@ HEADER_ERRORS: list[tuple[str, Edit, str]] = [
     ("spec", lambda h, t: h["spec"].update(scale=5), "EDSRSpec: scale must be 2, 3 or 4, got 5"),
     ("spec field", lambda h, t: h["spec"].update(depth=5), "unexpected keyword argument 'depth'"),
     ("config", lambda h, t: h["config"].update(act_bits=9), "ConvertConfig: act_bits must be 2..8, got 9"),
+    ("config list", lambda h, t: h.update(config=[]), "'list' object"),
     ("config field", lambda h, t: h["config"].update(colour="red"), r"ConvertConfig: unknown fields \['colour'\]"),
-    ("thresholds", lambda h, t: h.update(thresholds=None), "NoneType"),
+    ("thresholds", lambda h, t: h.update(thresholds=None), "thresholds must be two finite numbers, got None"),
+    ("one threshold", lambda h, t: h.update(thresholds=[1.0]), r"thresholds must be two finite numbers, got \[1.0\]"),
+    ("threshold", lambda h, t: h.update(thresholds=[1.0, "2"]), r"thresholds must be two finite numbers, got \[1.0, '2'\]"),
     ("convs", lambda h, t: h.update(convs=[]), "must be|indices|list"),
+    ("act_bits", conv_holds(act_bits=99), f"ConvParameters: act_bits of '{CONV}' must be a whole number in 2..8, got 99"),
+    ("act_bits text", conv_holds(act_bits="4"), "act_bits of .* must be a whole number in 2..8, got '4'"),
+    ("weight_bits", conv_holds(weight_bits=1), "weight_bits of .* in 2..8, got 1"),
+    ("layer_offset", conv_holds(layer_offset=5), "layer_offset of .* in -1..1, got 5"),
+    ("digits", conv_holds(digits=3), "digits of .* in 1..2, got 3"),
+    ("adaptive", conv_holds(adaptive=1), "adaptive of .* must be true or false, got 1"),
+    ("weight_grid", conv_holds(weight_grid="x"), r"weight_grid of .* must be one of \('odd', 'signed'\), got 'x'"),
+    ("crossed range", conv_holds(lower=9.0, upper=1.0), "lower of .* must be below upper, 1.0, got 9.0"),
+    ("range", conv_holds(upper=float("inf")), "upper of .* must be a finite number, got inf"),
+    ("few codes", conv_holds(codes=lambda x: x[:3]), r"codes must have shape \[6, 6, 3, 3\], got \[3, 6, 3, 3\]"),
+    ("codes 2d", conv_holds(codes=lambda x: x[0, 0]), r"codes must have shape \[6, 6, 3, 3\], got \[3, 3\]"),
+    ("float codes", conv_holds(codes=lambda x: x + 0.5), r"codes of .* must be int8 \[K, C, R, S\], got torch.float32"),
+    ("wide codes", conv_holds(codes=lambda x: torch.full_like(x, 100)), r"codes of .* must be in -8..7, got .*, 100..100"),
+    ("bias", conv_holds(bias=lambda x: x[:5]), r"bias of .* must be finite float32 \[6\], got torch.float32 \[5\]"),
+    ("weight range", conv_holds(weight_upper=lambda x: x[:5]), r"weight_upper of .* finite float32 \[1\] or \[6\], above 0, got"),
+    ("nan", conv_holds(weight_upper=lambda x: x * float("nan")), "weight_upper of .* above 0, got .*, nan..nan"),
+    ("zero", conv_holds(weight_upper=lambda x: x * 0), "weight_upper of .* above 0, got .*, 0..0"),
+    ("shift", conv_holds(input_shift=lambda x: torch.zeros(5)), r"input_shift of .* must be finite float32 \[6\], or None, got"),
+    ("floats", lambda h, t: t.update({"float.head.0.bias": torch.zeros(2)}), r"float.head.0.bias must have shape \[6\], got \[2\]"),
+    ("no float", lambda h, t: t.pop("float.head.0.bias"), "'float.head.0.bias' is missing"),
 ]
 
 
@@ -212,6 +251,16 @@ def test_a_header_that_is_not_ours_is_refused(
     edit(header, tensors)
     save_file(tensors, path, {HEADER_KEY: json.dumps(header)})
     with pytest.raises(ValueError, match=f"is not a model that this version can read: .*({message})"):
+        load(path)
+
+
+def test_values_left_in_float_have_the_shapes_of_the_network(models: dict[str, ConvertedNetwork], tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save(models["body"], path)
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in list(file.keys())}
+    save_file(tensors | {"plain.head.0.weight": torch.zeros(6, 3, 1, 1)}, path, metadata)
+    with pytest.raises(ValueError, match=r"plain.head.0.weight must have shape \[6, 3, 3, 3\], got \[6, 3, 1, 1\]"):
         load(path)
 
 

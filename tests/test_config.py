@@ -42,7 +42,11 @@ def test_adaptive_base_bits_that_do_not_fit(base, needed):
         ("target_bits", 6, "target_bits must be within 1 of act_bits, got 6"),
         ("target_bits", "4", "target_bits must be within 1 of act_bits, got '4'"),
         ("tuning", BestTuning(batch=0), "tuning.batch must be a whole number, at least 1, got 0"),
-        ("tuning", BestTuning(lr_bias=-1.0), "tuning.lr_bias must be a number, at least 0, got -1.0"),
+        ("tuning", BestTuning(lr_bias=-1.0), "tuning.lr_bias must be a finite number, at least 0, got -1.0"),
+        ("tuning", BestTuning(lr_weight=float("nan")), "tuning.lr_weight must be a finite number, at least 0, got nan"),
+        ("tuning", BestTuning(lr_weight=float("inf")), "tuning.lr_weight must be a finite number, at least 0, got inf"),
+        ("seed", -1, "seed must be in 0..9223372036854775806, got -1"),
+        ("seed", 2**70, "seed must be in 0..9223372036854775806, got 1180591620717411303424"),
         ("patch", 0, "patch must be at least 1, got 0"),
         ("batch", -1, "batch must be at least 1, got -1"),
     ],
@@ -54,7 +58,13 @@ def test_values_out_of_range(field, value, message):
 
 @pytest.mark.parametrize(
     ("field", "value", "kind"),
-    [("weight_bits", 4.0, "int"), ("act_bits", True, "int"), ("adaptive", 1, "bool"), ("ema_beta", "0.9", "float")],
+    [
+        ("weight_bits", 4.0, "int"),
+        ("act_bits", True, "int"),
+        ("adaptive", 1, "bool"),
+        ("ema_beta", "0.9", "float"),
+        ("recipe", ["best"], "str"),
+    ],
 )
 def test_values_of_another_type(field, value, kind):
     with pytest.raises(TypeError, match=f"ConvertConfig: {field} must be {kind}, got"):
@@ -88,3 +98,9 @@ def test_from_dict_fills_defaults_and_names_unknown_fields():
     assert ConvertConfig.from_dict({"act_bits": 6}) == ConvertConfig(act_bits=6)
     with pytest.raises(ValueError, match=r"unknown fields \['bits', 'colour'\]"):
         ConvertConfig.from_dict({"colour": 1, "bits": 2, "seed": 3})
+    with pytest.raises(ValueError, match=r"unknown fields of tuning \['foo'\]"):
+        ConvertConfig.from_dict({"tuning": {"foo": 1}})
+    with pytest.raises(ValueError, match="recipe must be 'best' or 'paper', got 'x'"):
+        ConvertConfig.from_dict({"recipe": "x", "tuning": {}})
+    with pytest.raises(TypeError, match=r"recipe must be str, got \['best'\]"):
+        ConvertConfig.from_dict({"recipe": ["best"], "tuning": {}})

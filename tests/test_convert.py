@@ -625,6 +625,8 @@ def test_calibrated_models_are_not_calibrated_again() -> None:
     sim = simulated(CASES[0])
     with pytest.raises(ValueError, match="calibration must be left out: the state dict is calibrated already"):
         convert_model(sim.state_dict(), [images(20, 17)])
+    with pytest.raises(TypeError, match="convert_model: config must be a ConvertConfig, got dict"):
+        convert_model(sim.state_dict(), config={})
     with pytest.raises(ValueError, match="config.quantize must be 'full' as in the state dict, got 'body'"):
         convert_model(sim.state_dict(), config=ConvertConfig(quantize="body"))
     with pytest.raises(ValueError, match="convert_model: model is converted already"):
@@ -643,14 +645,40 @@ def test_the_converted_model_names_what_is_wrong() -> None:
     for x, message in wrong:
         with pytest.raises(ValueError, match=message):
             model(x)
+    x, message = images(), r"x must be float32 .* and not empty, got "
+    for call in (model, model.pixels, model.image_offsets, model.layer_bits, model.mean_bits):
+        for wrong in (None, [1], x.double(), x[0]):
+            with pytest.raises(ValueError, match=message):
+                call(wrong)
+    for offset in (1, torch.tensor([1, 0, 1]), torch.tensor([0.5]), torch.zeros(2, dtype=torch.int32)):
+        for call in (model, model.pixels):
+            with pytest.raises(ValueError, match=r"offset must be int32 \[3\], got (1|torch.int64 \(3,\)|torch.float32|.* \(2,\))"):
+                call(x, offset)
+    for call in (model.layer_bits, model.mean_bits):
+        with pytest.raises(ValueError, match=r"offset must be int32 \[N\], got 1"):
+            call(None, offset=1)
     for bits in (1, 9, "many", True, 4.0):
         with pytest.raises(ValueError, match=f"bits must be 'auto' or 2..8, got {bits!r}"):
             model.set_bits(bits)
     for threads in (-1, 257, True, 1.5):
         with pytest.raises(ValueError, match=f"threads must be 1..256, .*, got {threads!r}"):
             model.set_threads(threads)
-    with pytest.raises(TypeError, match="it cannot become torch.float64"):
-        copy.deepcopy(model).double()
+    want = model(images())
+    for dtype in (torch.float16, torch.float64):
+        with pytest.raises(TypeError, match=f"it cannot become {dtype}"):
+            model.to(dtype)
+        assert torch.equal(model(images()), want)
+
+
+def test_tensors_alone_do_not_make_another_model() -> None:
+    """They would leave the packed weights, the plan and the bits as they were."""
+    model = converted(CASES[0])
+    state = {key: -value if key.endswith("conv1.weight") else value for key, value in model.state_dict().items()}
+    want = model(images())
+    for holder, given in ((model, state), (nn.Sequential(model), {f"0.{key}": value for key, value in state.items()})):
+        with pytest.raises(TypeError, match="load_state_dict: a converted model is more than its tensors .* adabm_kernels.load"):
+            holder.load_state_dict(given)
+    assert torch.equal(model(images()), want)
 
 
 def test_settings_change_bits_and_threads() -> None:

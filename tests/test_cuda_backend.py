@@ -14,6 +14,7 @@ from small import one_thread  # noqa: F401
 import adabm_kernels
 from adabm_kernels import ops
 from adabm_kernels.backends import cuda
+from adabm_kernels.backends.call import Conv
 from adabm_kernels.backends.cuda import _place as real_place
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.measure import bits_by_rule, image_offsets, measure_images
@@ -199,8 +200,8 @@ def test_bytes_of_a_dense_block(early: bool, monkeypatch: pytest.MonkeyPatch) ->
     def count(*tensors: torch.Tensor | None) -> None:
         counted[0] += counting[0] * sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
-    def conv2d_out(*args) -> None:
-        count(args[0], args[7], *args[-2:])  # x_q, residual, y, y_q
+    def conv2d_out(conv: Conv, threads: int, *outputs: torch.Tensor | None) -> None:
+        count(conv.x_q, conv.residual, *outputs)
 
     def run_blocks(*args):
         counting[0] = True

@@ -778,6 +778,23 @@ def test_many_forward_passes_are_those_one_by_one() -> None:
         next(several)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_results_come_before_the_next_input_is_asked_for_and_before_its_error(count: int) -> None:
+    seen: list[str] = []
+
+    def camera() -> Iterator[tuple[torch.Tensor]]:
+        for i in range(3):
+            seen.append(f"asked for {i}")
+            yield (torch.tensor(i),)
+        raise OSError("image 3 is damaged")
+
+    with pytest.raises(OSError, match="image 3 is damaged"):
+        for y in lanes.in_order(lambda x: x, camera(), lanes.lanes(torch.device("cpu"), count)):
+            seen.append(f"result {int(y)}")
+    assert seen.index("result 0") == count and seen[-1] == "result 2"
+    assert [entry for entry in seen if "result" in entry] == ["result 0", "result 1", "result 2"]
+
+
 def test_running_thresholds_follow_many_images_in_order() -> None:
     one, many = converted(), converted()
     inputs = [images(1, 3, 8, 9) * scale for scale in (0.1, 1.0, 0.3, 0.9, 0.02)]

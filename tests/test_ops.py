@@ -323,7 +323,8 @@ CONV2D_ERRORS = [
     ({"backend": "abacus"}, r"conv2d: backend must be one of \(.*'reference'.*\), got 'abacus'"),
     ({"threads": -1}, r"conv2d: threads must be 0 \(as torch\) or more, got -1"),
     ({"shuffle": 2}, "conv2d: shuffle.2 must divide 9 outputs, got shuffle=2"),
-    ({"shuffle": 0}, "conv2d: shuffle.2 must divide 9 outputs, got shuffle=0"),
+    ({"shuffle": 0}, "conv2d: shuffle must be 1..16, got 0"),
+    ({"shuffle": 17}, "conv2d: shuffle must be 1..16, got 17"),
     ({"activation": "prelu"}, "conv2d: activation 'prelu' needs slope"),
     ({"activation": "prelu", "slope": torch.zeros(8)}, r"conv2d: slope must have shape \[9\], got \[8\]"),
     ({"residual": torch.zeros(2, 5, 7, 8)}, r"conv2d: residual must have shape \[2, 5, 7, 9\], got \[2, 5, 7, 8\]"),
@@ -340,6 +341,35 @@ def test_conv2d_names_what_is_wrong(changes: dict[str, Any], message: str, fake:
     arguments = settings_of(prepared(PROBLEMS[0], BACKENDS[0]), out="float") | changes
     with pytest.raises(RuntimeError, match=message):
         fake_outputs("conv2d", arguments) if fake else torch.ops.adabm.conv2d(*order("conv2d", arguments))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"backend": "abacus"}, r"backend must be one of \(.*'reference'\), got 'abacus'"),
+        ({"weight": torch.zeros(8, 3, 3, 4)}, "weight must be int8 .K, R, S, C. or .*, got torch.float32 .8, 3, 3, 4."),
+        ({"weight": torch.zeros(3, 3, 4, dtype=torch.int8)}, r"weight must be int8 .*, got torch.int8 \[3, 3, 4\]"),
+        ({"weight": torch.zeros(8, 3, 3, 4, dtype=torch.int8, device="meta")}, "weight must be in main memory .*, got meta"),
+        ({"tile_for_bits": (0,) * 6}, r"tile_for_bits must be 7 whole numbers, got \(0, 0, 0, 0, 0, 0\)"),
+        ({"tile_for_bits": (0,) * 8}, "tile_for_bits must be 7 whole numbers"),
+        ({"tile_for_bits": (0, -1) + (0,) * 5}, r"tile_for_bits\[1\] must be 0..\d+, got -1"),
+        ({"tile_for_bits": ("direct",) * 7}, "tile_for_bits must be 7 whole numbers"),
+    ],
+)
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU library was not built")
+def test_pack_weights_names_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    arguments = {"backend": "cpu", "weight": torch.zeros(8, 3, 3, 4, dtype=torch.int8), "tile_for_bits": (0,) * 7}
+    with pytest.raises(ValueError, match=f"(pack_weights|adabm_pack_bytes_cpu): {message}"):
+        ops.pack_weights(**arguments | changes, box_filter=False, shuffle=1)
+
+
+def test_codes_cannot_be_replaced_by_those_made_of_them() -> None:
+    codes, weight = torch.zeros(1, 5, 7, 8, dtype=torch.uint8), torch.zeros(8, 3, 3, 8, dtype=torch.int8)
+    bits = torch.tensor([4], dtype=torch.int32)
+    packed = ops.pack_weights("reference", weight, (0,) * 7, False, 1)
+    settings = {"y_q": codes, "out_grid": act_grid(0, 1), "out_bits": bits, "backend": "reference"}
+    with pytest.raises(RuntimeError, match="conv2d_out: y_q must not be x_q"):
+        ops.conv2d_out(codes, bits, weight, packed, torch.ones(7, 8), torch.zeros(4, 4, 8), **settings)
 
 
 @pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
@@ -393,6 +423,18 @@ def test_quantize_names_what_is_wrong(changes: dict[str, Any], message: str, fak
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU library was not built")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation, of_nan", [("none", float("nan")), ("relu", 0.0), ("prelu", float("nan"))])
+def test_activations_of_nan_and_infinity(activation: str, of_nan: float, backend: str) -> None:
+    weight, bits, inf = torch.zeros(4, 1, 1, 4, dtype=torch.int8), torch.tensor([4], dtype=torch.int32), float("inf")
+    packed = ops.pack_weights(backend, weight, (0,) * 7, False, 1)
+    beta = torch.tensor([float("nan"), inf, -inf, -2.0]).view(1, 1, 4)
+    settings = {"slope": torch.full((4,), 0.5), "activation": activation, "backend": backend}
+    y, _ = ops.conv2d(torch.zeros(1, 1, 9, 4, dtype=torch.uint8), bits, weight, packed, torch.ones(7, 4), beta, **settings)
+    below = {"none": (-inf, -2.0), "relu": (0.0, 0.0), "prelu": (-inf, -1.0)}[activation]
+    assert torch.equal(y.nan_to_num(7.0), torch.tensor([of_nan, inf, *below]).expand(1, 1, 9, 4).nan_to_num(7.0))
+
+
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_outside_the_grids_are_named_by_value(bits: int) -> None:
     """Bits are data: only the kernel sees them."""

@@ -24,6 +24,7 @@ from adabm_kernels.quantize import (
     valid_tap_sums,
     weight_codes,
     weight_integers,
+    weight_step,
 )
 
 HALF_ULP = 2.0**-24  # relative error of one rounding to float32
@@ -321,3 +322,15 @@ def test_zero_is_on_the_signed_grid_and_not_on_the_odd_one() -> None:
     weight, upper = torch.zeros(1, 1, 3, 3), torch.ones(1)
     assert fake_quantize_weight(weight, upper, 4, "signed").abs().max() == 0
     assert fake_quantize_weight(weight, upper, 4, "odd").abs().min() > 0
+
+
+def test_an_unknown_weight_grid_is_named() -> None:
+    weight, upper = torch.ones(2, 2, 3, 3), torch.ones(1)
+    for call in (
+        lambda: weight_step(upper, 4, "od"),
+        lambda: fake_quantize_weight(weight, upper, 4, "od"),
+        lambda: weight_codes(weight, upper, 4, "od"),
+        lambda: weight_integers(weight.to(torch.int8), "od"),
+    ):
+        with pytest.raises(ValueError, match=r"grid must be one of \('odd', 'signed'\), got 'od'"):
+            call()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import time
 import warnings
 
 import pytest
+import torch
+from elsewhere import DEVICE, Elsewhere
 from problems import bell_codes, runnable_isas
 
-from adabm_kernels import load, tile_times, tune_tiles
+from adabm_kernels import load, ops, tile_times, tune_tiles
 from adabm_kernels.native import ISAS
+from adabm_kernels.nn import timing
+from adabm_kernels.nn.layer_times import layer_times
 from adabm_kernels.tile_times import KINDS, Cost, TileTimes
 from adabm_kernels.tiles import TILES, plan_layer
 from adabm_kernels.upscale import builtin_models
@@ -27,9 +33,21 @@ def made_up(isa: str = "avx512vnni", **measured: str) -> TileTimes:
 def test_the_shipped_times_know_every_tile_and_where_they_come_from() -> None:
     tables = tile_times.read(tile_times.SHIPPED)
     assert set(tables) <= set(ISAS) and "avx512vnni" in tables
+    assert list(tables["avx2"].costs) == list(tables["scalar"].costs) == NAMES
     for table in tables.values():
-        assert list(table.costs) == NAMES
+        assert list(table.costs) == [name for name in NAMES if name in table.costs] and "direct" in table.costs
         assert {"cpu", "date", "version"} <= set(table.measured)
+
+
+def test_a_tile_without_a_measured_time_is_never_chosen() -> None:
+    weights = bell_codes(4, 64, 64).numpy()
+    costs = {name: {KINDS[0]: Cost(1.0, 0.0, 0.0)} for name in NAMES}
+    everything = TileTimes("avx512vnni", costs, 0.0, {})
+    assert plan_layer("conv", weights, 8, times=everything).tile[8 - 2] == "F(4x4)"  # 4.5 products instead of 9
+    del costs["F(4x4)"], costs["F(2x1)"]
+    plan = plan_layer("conv", weights, 8, times=everything)
+    assert not {"F(4x4)", "F(2x1)"} & set(plan.tile)
+    assert plan.why_direct[8 - 2].endswith("F(2x1) was not measured on avx512vnni; F(4x4) was not measured on avx512vnni")
 
 
 @pytest.mark.parametrize("isa", list(ISAS)[1:])
@@ -53,6 +71,23 @@ def test_times_of_another_machine_or_version_are_ignored_with_one_warning(key: s
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tile_times.tile_times("avx512vnni")
+
+
+def test_times_measured_anew_are_used_beside_older_ones(recwarn) -> None:
+    path = tile_times.own_path()
+    tile_times.save(path, {isa: made_up(isa, version="0.0.1") for isa in ("avx2", "avx512vnni")})
+    tile_times.save(path, {"avx2": made_up("avx2")})
+    assert tile_times.tile_times("avx2") == made_up("avx2")
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="version 0.0.1"):
+        assert tile_times.tile_times("avx512vnni") == tile_times.read(tile_times.SHIPPED)["avx512vnni"]
+
+
+def test_saving_replaces_a_damaged_file(tmp_path) -> None:
+    path = tmp_path / "times.json"
+    path.write_text("{")
+    tile_times.save(path, {"avx2": made_up("avx2")})
+    assert tile_times.read(path) == {"avx2": made_up("avx2")}
 
 
 @pytest.mark.parametrize(
@@ -112,8 +147,22 @@ def test_a_plan_shows_predicted_and_measured_times() -> None:
     assert {row["layer"] for row in rows} == {conv.name for conv in model.convs()}
     head, *lines = model.plan().splitlines()
     assert head.split()[:4] == ["layer", "bits", "tile", "parts"] and len(lines) == len(rows) and "measured" not in head
-    with pytest.raises(ValueError, match="plan: measure must be 0 or a side in pixels, got -1"):
-        model.plan(-1)
+    for side in (-1, 1, 4, 8.0, True):
+        with pytest.raises(ValueError, match=f"plan: measure must be 0 or a side of at least 5 pixels, got {side}"):
+            model.plan(side)
+
+
+def test_layer_times_know_every_way_to_run_a_layer(monkeypatch) -> None:
+    model = load(builtin_models()["edsr_x4_w4a4"])
+    with layer_times(model) as seconds:
+        model.pixels(torch.rand(1, 3, 9, 8) * 255)
+    assert min(seconds.values()) > 0
+    monkeypatch.setattr(ops, "resblock_out", lambda *args, **kwargs: time.sleep(0.001))
+    first, second = model.conv("body.0.conv1"), model.conv("body.0.conv2")
+    with layer_times(model) as seconds:
+        first.into_with(second, None, None, None)
+    assert seconds[first.name] == seconds[second.name] >= 0.0005 and sum(seconds.values()) == 2 * seconds[first.name]
+    assert not {"into_with", "pixels"} & set(first.__dict__)
 
 
 def test_adabm_bench_times_the_model_and_its_layers(adabm, empty_folder) -> None:
@@ -126,6 +175,26 @@ def test_adabm_bench_times_the_model_and_its_layers(adabm, empty_folder) -> None
     assert json.loads((empty_folder / "bench.json").read_text())["size"] == 8
 
 
+def test_adabm_bench_times_a_model_where_it_is(adabm, empty_folder, monkeypatch) -> None:
+    asked = []
+    upscale = importlib.import_module("adabm_kernels.upscale")
+    monkeypatch.setattr(upscale, "_device", lambda name: asked.append(name) or torch.device(name))
+    monkeypatch.setattr(timing, "REPEATS", 1)
+    with Elsewhere():
+        status, out, err = adabm("bench", "--size", 8, "--threads", 1, "--device", DEVICE, "--backend", "reference", "--json", "-")
+    assert status == 0 and asked == [str(DEVICE)], err
+    report = json.loads(out)
+    assert report["seconds"] > 0 and report["float_seconds"] > 0 and all(float(row["measured ns"]) > 0 for row in report["layers"])
+
+
+def test_times_on_a_card_are_taken_when_it_is_done(monkeypatch) -> None:
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for name in ("cuda:1", "cpu", "meta"):
+        timing.wait_for(torch.device(name))
+    assert waited == [torch.device("cuda:1")]
+
+
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
 def test_adabm_bench_tune_writes_the_machines_own_times(adabm, empty_folder, monkeypatch) -> None:
     monkeypatch.setattr(tune_tiles, "measure_tiles", lambda isa, progress: made_up(isa))
@@ -135,6 +204,9 @@ def test_adabm_bench_tune_writes_the_machines_own_times(adabm, empty_folder, mon
     assert tile_times.read(tile_times.own_path()) == {isa: made_up(isa)}
     assert adabm("bench", "--tune", "--isa", "scalar", "-o", "own.json")[0] == 0
     assert set(tile_times.read(empty_folder / "own.json")) == {"scalar"}
+    (empty_folder / "notes.txt").write_text("notes")
+    status, out, err = adabm("bench", "--tune", "-o", "notes.txt")
+    assert status == 2 and "'notes.txt' holds no tile times" in err and (empty_folder / "notes.txt").read_text() == "notes"
 
 
 @pytest.mark.parametrize(

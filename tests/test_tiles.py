@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import ConvProblem, bell_codes, instantiate, runnable_isas, set_weights
+from problems import ConvProblem, bell_codes, instantiate, runnable_isas, set_tile, set_weights
 
 from adabm_kernels.backends import cpu
 from adabm_kernels.quantize import weight_integers
@@ -16,7 +18,7 @@ from adabm_kernels.tiles import TILES, Sums, plan_layer, tile_products, transfor
 
 VNNI = tile_times("avx512vnni")
 # By which a tile is as fast as it has few products, whatever the layer's size.
-PRODUCTS_ALONE = TileTimes("avx512vnni", {tile.name: {KINDS[0]: Cost(1, 0, 0)} for tile in TILES}, 0, {})
+PRODUCTS_ALONE = TileTimes("avx512vnni", {tile.name: {KINDS[0]: Cost(1, 0, 0)} for tile in TILES if not tile.words}, 0, {})
 
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda t: t.name)
@@ -84,6 +86,24 @@ def test_a_sum_that_only_the_tile_would_overflow_forbids_the_tile() -> None:
     assert channels * 27 * 63 * 2 < 2**31 < channels * 27 * 63 * 8
 
 
+def test_words_hold_whatever_f4x4_makes_of_codes_and_weights_of_8_bits() -> None:
+    tile = TILES[5]
+    assert tile.words and tile.name == "F(4x4)"
+    codes = np.kron(tile.rows.codes, tile.columns.codes)
+    one_sided = max(np.maximum(codes, 0).sum(1).max(), np.maximum(-codes, 0).sum(1).max())
+    assert (one_sided, np.abs(np.kron(tile.rows.weights, tile.columns.weights)).sum(1).max()) == (68, 49)
+    assert max(68 * 255, 49 * 128) <= 2**15 - 1
+
+
+def test_f4x4_is_refused_where_what_it_divides_could_wrap() -> None:
+    measured = TileTimes("avx2", {name: {KINDS[0]: Cost(1, 0, 0)} for name in ("direct", "F(4x4)")}, 0, {})
+    for channels, tile in ((114, "F(4x4)"), (115, "direct")):
+        plan = plan_layer("conv", np.full((2, channels, 3, 3), -128), 8, times=measured)
+        assert plan.tile[8 - 2] == tile and plan.tile[7 - 2] == "F(4x4)"
+        assert (64 * channels * 9 * 128 * 255 < 2**31) == (tile == "F(4x4)")
+    assert f"F(4x4) makes sums up to {64 * 115 * 9 * 128 * 255}, above {2**31 - 1}; F(2x1) was not" in plan.why_direct[8 - 2]
+
+
 def test_a_layer_that_could_overflow_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"plan_layer: 'body.3' could reach a sum of \d+ with 8-bit codes, above 2147483647"):
         plan_layer("body.3", np.full((1, 8_000, 3, 3), 127), 8, times=VNNI)
@@ -93,11 +113,20 @@ def test_avx2_is_planned_for_sums_of_16_bits() -> None:
     """With few bits a run of taps is summed whole; with weights of 8 bits a pair of products already overflows."""
     light, heavy = bell_codes(4, 64, 64).numpy(), np.full((16, 16, 3, 3), 127)
     times = tile_times("avx2")
-    plan, direct = plan_layer("conv", light, 8, times=times), plan_layer("conv", heavy, 8, times=times)
+    bytes_alone = replace(times, costs={name: costs for name, costs in times.costs.items() if name != "F(4x4)"})
+    plan, direct = plan_layer("conv", light, 8, times=bytes_alone), plan_layer("conv", heavy, 8, times=bytes_alone)
     assert plan.isa == "avx2" and list(plan.picoseconds) == sorted(plan.picoseconds)
-    assert plan.tile[0] == "F(2x4)" and plan.tile[6] == "direct"
+    assert plan.tile[0] == "F(2x4)" and plan.tile[6] == direct.tile[6] == "direct"
     widened = times.time("direct", "widened", 9, 16, 16, False)
     assert direct.picoseconds[6] == widened > times.time("direct", "whole", 9, 16, 16, False)
+
+
+def test_avx2_takes_words_where_sums_of_16_bits_are_short() -> None:
+    times = tile_times("avx2")
+    light, heavy = (plan_layer("conv", bell_codes(bits, 64, 64).numpy(), 8, times=times) for bits in (4, 8))
+    assert light.tile[0] == "F(2x4)" and set(light.tile[8 - 2 :]) | set(heavy.tile[4:]) == {"F(4x4)"}
+    assert heavy.products_for_bits[8 - 2] == 4.5
+    assert heavy.picoseconds[8 - 2] == times.time("F(4x4)", "whole", 4.5, 64, 64, False)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -124,11 +153,11 @@ def test_sums_of_the_stated_depth_stay_within_16_bits(runs, quads, most, top, se
 
 
 def test_the_products_of_a_tile_are_those_of_its_transforms() -> None:
-    assert [tile_products(tile.name, 3, 3) for tile in TILES] == [9, 6, 4, 10 / 3, 3]
+    assert [tile_products(tile.name, 3, 3) for tile in TILES] == [9, 6, 4, 10 / 3, 3, 9 / 4]
     assert tile_products("direct", 5, 5) == 25
 
 
-TILE_BITS = {1: 7, 2: 6, 3: 4, 4: 3}  # the most that each tile of the header can take
+TILE_BITS = {1: 7, 2: 6, 3: 4, 4: 3, 5: 8}  # the most that each tile of the header can take
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
@@ -145,10 +174,36 @@ def test_every_tile_gives_the_direct_result(isa: str, tile: int) -> None:
                 )
                 instance = instantiate(problem, seed=width)
                 instance.layer.weight.clamp_(-24, 24)
-                instance.layer.packed = cpu.pack(instance.layer.weight, (tile,) * (bits - 1) + (0,) * (8 - bits))
+                set_tile(instance, TILES[tile].name, bits)
                 for got, want in zip(instance.run("cpu", "both", isa), instance.run("reference", "both"), strict=True):
                     assert torch.equal(got, want)
                 assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
+
+
+@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
+@pytest.mark.parametrize("isa", runnable_isas())
+@pytest.mark.parametrize("bits", [2, 7, 8])
+def test_the_largest_codes_and_weights_do_not_wrap_in_f4x4(isa: str, bits: int) -> None:
+    for channels, extreme_sign in ((114, -128), (64, 127)):
+        instance = instantiate(ConvProblem("extreme", 6, 9, channels, 20, 3, 8, (bits, 3)), extreme=True)
+        instance.layer.weight[::2] = extreme_sign
+        set_tile(instance, "F(4x4)", bits)
+        assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
+
+
+@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
+@pytest.mark.parametrize("isa", runnable_isas())
+def test_rows_of_tiles_do_not_depend_on_the_bands_of_threads(isa: str) -> None:
+    """Heights that are no multiple of four rows, images of a batch in tiles of two rows and of four."""
+    for height in (1, 2, 3, 5, 11, 30):
+        instance = instantiate(ConvProblem("bands", height, 10, 16, 16, 3, 4, (3, 8, 5), residual=True))
+        plan = instance.layer.plan
+        tiles = tuple(TILES[at].name for at in (4, 4, 3, 2, 5, 5, 5))
+        instance.layer.plan = replace(plan, tile=tiles)
+        want = instance.run("reference", "both")
+        for threads in (1, 2, 5):
+            for got, expected in zip(instance.run("cpu", "both", isa, threads), want, strict=True):
+                assert torch.equal(got, expected)
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
@@ -158,12 +213,13 @@ def test_every_tile_gives_the_direct_result(isa: str, tile: int) -> None:
 def test_both_grids_and_mixed_batches_by_their_plans(isa: str, grid: str, weight_bits: int) -> None:
     problem = ConvProblem("mixed", 7, 21, 68, 68, 3, weight_bits, (3, 8, 4, 6, 7, 2, 5), activation="prelu", residual=True)
     instance = instantiate(problem)
-    set_weights(instance, bell_codes(weight_bits, 68, 68), grid, isa)
-    assert weight_bits == 8 or len(set(instance.layer.plan.tile)) >= 2
-    for threads in (1, 3):
-        for got, want in zip(instance.run("cpu", "both", isa, threads), instance.run("reference", "both"), strict=True):
-            assert torch.equal(got, want)
-    assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
+    for planned_for in (isa, VNNI.isa):
+        set_weights(instance, bell_codes(weight_bits, 68, 68), grid, planned_for)
+        assert weight_bits == 8 or planned_for != VNNI.isa or len(set(instance.layer.plan.tile)) >= 2
+        for threads in (1, 3):
+            for got, want in zip(instance.run("cpu", "both", isa, threads), instance.run("reference", "both"), strict=True):
+                assert torch.equal(got, want)
+        assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")

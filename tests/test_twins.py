@@ -19,11 +19,13 @@ VNNI_ON_256_BITS = [
     "-mavx512vnni",
     "-D__AVXVNNI__",
     "-D_mm256_dpbusd_avx_epi32=_mm256_dpbusd_epi32",
+    "-D_mm256_dpwssd_avx_epi32=_mm256_dpwssd_epi32",
 ]
 VNNI_ON_AVX2 = ["-mavx2", "-mfma", "-D__AVXVNNI__", "-include", f"{ROOT}/tests/native/vnni_on_avx2.h"]
 # Its assembly as the intrinsics that SIMDe knows.
 PORTABLE_PRODUCTS = {
     'asm("vpdpbusd %2,%1,%0" : "+v"(acc) : "v"(codes), "v"(weights));': "acc = _mm512_dpbusd_epi32(acc, codes, weights);",
+    'asm("vpdpwssd %2,%1,%0" : "+v"(acc) : "v"(codes), "v"(weights));': "acc = _mm512_dpwssd_epi32(acc, codes, weights);",
     'asm volatile("vpdpbusd %1,%1,%0" : "+v"(c[v]) : "v"(ones));': "c[v] = _mm512_dpbusd_epi32(c[v], ones, ones);",
 }
 

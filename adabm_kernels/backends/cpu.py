@@ -7,14 +7,14 @@ import ctypes
 import torch
 
 from .. import native
+from .call import Conv
 from .structs import conv2d_args, quantize_args, weights
 
 ALIGNMENT = 64
-MAX_THREADS = 256  # of the library
 
 
 def _how(threads: int) -> dict[str, int]:
-    return {"isa": native.isa(), "threads": threads or min(torch.get_num_threads(), MAX_THREADS)}
+    return {"isa": native.isa(), "threads": threads or min(torch.get_num_threads(), native.MAX_THREADS)}
 
 
 def pack(weight: torch.Tensor, tile_for_bits: tuple[int, ...]) -> torch.Tensor:
@@ -32,10 +32,9 @@ def pack(weight: torch.Tensor, tile_for_bits: tuple[int, ...]) -> torch.Tensor:
     return packed
 
 
-def conv2d_out(*args) -> None:
+def conv2d_out(conv: Conv, threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None) -> None:
     """See ops.conv2d_out; an int32 y takes the accumulators."""
-    *problem, threads, y, y_q = args
-    struct, _held = conv2d_args(*problem, y, y_q, **_how(threads))
+    struct, _held = conv2d_args(conv, y, y_q, **_how(threads))
     native.library("cpu").call("adabm_conv2d_cpu", struct)
 
 

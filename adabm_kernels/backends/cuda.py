@@ -7,7 +7,8 @@ import ctypes
 import torch
 
 from .. import native
-from .structs import conv2d_args, dense, quantize_args, weights
+from .call import Conv, dense
+from .structs import conv2d_args, quantize_args, weights
 
 
 def _place(x: torch.Tensor) -> tuple[int, int]:
@@ -31,22 +32,19 @@ def pack(weight: torch.Tensor, box_filter: bool, shuffle: int) -> torch.Tensor:
     return packed.to(weight.device)
 
 
-def conv2d_out(*args, packed_codes: bool = False) -> None:
+def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
     """See ops.conv2d_out; an int32 y takes the accumulators."""
-    *problem, _threads, y, y_q = args
-    x_q, weight = problem[0], problem[2]
     packing = (native.PACKED_X | native.PACKED_Y) if packed_codes else 0
     # Copies made here come back to the allocator of this stream, which the kernel is ahead on.
-    struct, _held = conv2d_args(*problem, y, y_q, packed_codes=packing, border_kernels=weight.dim() == 6)
-    native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(x_q))
+    struct, _held = conv2d_args(conv, y, y_q, packed_codes=packing, border_kernels=conv.weight.dim() == 6)
+    native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(conv.x_q))
 
 
-def conv2d_pixels_out(*args, packed_codes: bool = False) -> None:
+def conv2d_pixels_out(conv: Conv, _threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:
     """See ops.conv2d_pixels, into an image uint8 [N, H*r, W*r, K/r^2]."""
-    *problem, _threads, image = args
-    settings = {"packed_codes": native.PACKED_X if packed_codes else 0, "border_kernels": problem[2].dim() == 6}
-    struct, _held = conv2d_args(*problem, None, None, y_image=image.data_ptr(), **settings)
-    native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(problem[0]))
+    settings = {"packed_codes": native.PACKED_X if packed_codes else 0, "border_kernels": conv.weight.dim() == 6}
+    struct, _held = conv2d_args(conv, None, None, y_image=image.data_ptr(), **settings)
+    native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(conv.x_q))
 
 
 def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
@@ -64,13 +62,13 @@ def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
     return ""
 
 
-def resblock_out(first: tuple, second: tuple, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
-    """See ops.resblock_out; first and second are what conv2d_out takes up to `shuffle`."""
+def resblock_out(first: Conv, second: Conv, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
+    """See ops.resblock_out; the second's codes, which the first makes, are not looked at."""
     packed_x, packed_y = (native.PACKED_X, native.PACKED_Y) if packed_codes else (0, 0)
-    a, _held_a = conv2d_args(*first, None, None, packed_codes=packed_x)
-    b, _held_b = conv2d_args(*second, y, y_q, packed_codes=packed_y)
+    a, _held_a = conv2d_args(first, None, None, packed_codes=packed_x)
+    b, _held_b = conv2d_args(second, y, y_q, packed_codes=packed_y)
     b.x_q, b.x_bits = None, a.out_bits
-    native.library("cuda").call("adabm_resblock_cuda", a, b, *_place(first[0]))
+    native.library("cuda").call("adabm_resblock_cuda", a, b, *_place(first.x_q))
 
 
 def _target(y_q: torch.Tensor, packed_codes: bool, start: int) -> dict[str, int]:

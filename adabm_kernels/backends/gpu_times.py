@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from ..files import user_path
 from . import tables
 from .counted import WORK, ConvShape
 
@@ -15,7 +16,7 @@ SOURCE = ("card", "date")  # what an entry must say of where it comes from
 
 def user_table() -> Path:
     """What this user measured, which goes before the table of the package."""
-    return tables.user_path("gpu_times.json")
+    return user_path("gpu_times.json")
 
 
 def key(capability: int, shape: ConvShape, stored: int) -> str:

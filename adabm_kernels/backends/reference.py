@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ..quantize import MAX_BITS, MIN_BITS, border_class, pack_codes, padded_channels, unpack_codes
+from .call import Conv
 
 
 def fma32(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -99,43 +100,27 @@ def _check_bits(name: str, bits: torch.Tensor) -> None:
         raise ValueError(f"{name} must be {MIN_BITS}..{MAX_BITS}, got {bits.tolist()}")
 
 
-def conv2d(
-    x_q: torch.Tensor,
-    x_bits: torch.Tensor,
-    weight: torch.Tensor,
-    packed: torch.Tensor,
-    alpha: torch.Tensor,
-    beta: torch.Tensor,
-    slope: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    out_grid: torch.Tensor | None,
-    out_bits: torch.Tensor | None,
-    box_filter: bool,
-    activation: str,
-    shuffle: int,
-    out: str,
-    threads: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def conv2d(conv: Conv, out: str) -> tuple[torch.Tensor, torch.Tensor]:
     """See ops.conv2d."""
-    _check_bits("conv2d: x_bits", x_bits)
+    _check_bits("conv2d: x_bits", conv.x_bits)
     if out in ("codes", "both"):
-        _check_bits("conv2d: out_bits", out_bits)
-    by_class = weight.dim() == 6
-    acc = (accumulate_by_class if by_class else accumulate)(x_q, weight, box_filter)
+        _check_bits("conv2d: out_bits", conv.out_bits)
+    by_class = conv.weight.dim() == 6
+    acc = (accumulate_by_class if by_class else accumulate)(conv.x_q, conv.weight, conv.box_filter)
     nothing = acc.new_empty(0, dtype=torch.uint8)
     if out == "acc":
-        return pixel_shuffle(acc, shuffle), nothing
-    scale = alpha[(x_bits - MIN_BITS).long()].view(x_q.shape[0], 1, 1, -1)
-    table = (kernel_table if by_class else class_table)(beta, *acc.shape[1:3])
+        return pixel_shuffle(acc, conv.shuffle), nothing
+    scale = conv.alpha[(conv.x_bits - MIN_BITS).long()].view(len(acc), 1, 1, -1)
+    table = (kernel_table if by_class else class_table)(conv.beta, *acc.shape[1:3])
     value = fma32(acc.to(torch.float32), scale, table)
-    if activation == "relu":
-        value = value.clamp(min=0)
-    elif activation == "prelu":
-        value = torch.where(value < 0, value * slope, value)
-    value = pixel_shuffle(value, shuffle)
-    if residual is not None:
-        value = residual + value
-    codes = codes_of(value, out_grid, out_bits) if out in ("codes", "both") else nothing
+    if conv.activation == "relu":
+        value = torch.where(value > 0, value, 0.0)  # of NaN 0, as in the kernels
+    elif conv.activation == "prelu":
+        value = torch.where(value < 0, value * conv.slope, value)
+    value = pixel_shuffle(value, conv.shuffle)
+    if conv.residual is not None:
+        value = conv.residual + value
+    codes = codes_of(value, conv.out_grid, conv.out_bits) if out in ("codes", "both") else nothing
     return (value if out in ("float", "both") else value.new_empty(0)), codes
 
 
@@ -144,17 +129,16 @@ def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=weight.device)
 
 
-def conv2d_out(*args, packed_codes: bool = False) -> None:
+def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
     """See ops.conv2d_out; an int32 y takes the accumulators."""
-    *rest, shuffle, threads, y, y_q = args
     if packed_codes:
-        rest[0] = unpack_codes(rest[0], rest[1])
+        conv = conv._replace(x_q=unpack_codes(conv.x_q, conv.x_bits))
     out = "codes" if y is None else "acc" if y.dtype == torch.int32 else "float" if y_q is None else "both"
-    value, codes = conv2d(*rest, shuffle, out, threads)
+    value, codes = conv2d(conv, out)
     if y is not None:
         y.copy_(value)
     if y_q is not None:
-        y_q.copy_(pack_codes(codes, rest[9]) if packed_codes else codes)
+        y_q.copy_(pack_codes(codes, conv.out_bits) if packed_codes else codes)
 
 
 def quantize_out(

@@ -7,18 +7,12 @@ from typing import Any
 import torch
 
 from .. import native
-
-ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}
+from .call import ACTIVATIONS, Conv, dense
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
     """Address of the first element, None for no tensor."""
     return None if tensor is None else tensor.data_ptr()
-
-
-def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """The tensor, contiguous."""
-    return None if tensor is None else tensor.contiguous()
 
 
 def weights(weight: torch.Tensor, **settings: Any) -> native.Weights:
@@ -29,31 +23,16 @@ def weights(weight: torch.Tensor, **settings: Any) -> native.Weights:
 
 
 def conv2d_args(
-    x_q: torch.Tensor,
-    x_bits: torch.Tensor,
-    weight: torch.Tensor,
-    packed: torch.Tensor,
-    alpha: torch.Tensor,
-    beta: torch.Tensor,
-    slope: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    out_grid: torch.Tensor | None,
-    out_bits: torch.Tensor | None,
-    box_filter: bool,
-    activation: str,
-    shuffle: int,
-    y: torch.Tensor | None,
-    y_q: torch.Tensor | None,
-    **settings: Any,
+    conv: Conv, y: torch.Tensor | None, y_q: torch.Tensor | None, **settings: Any
 ) -> tuple[native.Conv2dArgs, list[torch.Tensor | None]]:
     """The arguments of ops.conv2d_out as adabm_conv2d_args, and what must live until the call is over."""
-    n, h, w, _ = x_q.shape
-    pitch = 0
+    n, h, w, _ = conv.x_q.shape
+    weight, residual, pitch = conv.weight, conv.residual, 0
     if y is not None and not y.is_contiguous():  # a slice of wider features: the residual is one too, or there is none
         pitch = y.stride(2)
     else:
         residual = dense(residual)
-    held = [dense(t) for t in (x_q, x_bits, alpha, beta, slope, out_grid, out_bits)]
+    held = [dense(t) for t in (conv.x_q, conv.x_bits, conv.alpha, conv.beta, conv.slope, conv.out_grid, conv.out_bits)]
     x_q, x_bits, alpha, beta, slope, out_grid, out_bits = held
     args = native.Conv2dArgs(
         batch=n,
@@ -65,11 +44,11 @@ def conv2d_args(
         kernel_w=weight.shape[-2],
         x_q=x_q.data_ptr(),
         x_bits=x_bits.data_ptr(),
-        packed=packed.data_ptr(),
-        packed_bytes=packed.numel(),
-        box_filter=box_filter,
-        activation=ACTIVATIONS[activation],
-        shuffle=shuffle,
+        packed=conv.packed.data_ptr(),
+        packed_bytes=conv.packed.numel(),
+        box_filter=conv.box_filter,
+        activation=ACTIVATIONS[conv.activation],
+        shuffle=conv.shuffle,
         alpha=alpha.data_ptr(),
         beta=beta.data_ptr(),
         slope=pointer(slope),
@@ -82,7 +61,7 @@ def conv2d_args(
         y_pitch=pitch,
         **settings,
     )
-    return args, [*held, residual, packed, y, y_q]
+    return args, [*held, residual, conv.packed, y, y_q]
 
 
 def quantize_args(

@@ -6,7 +6,6 @@ Every entry says where it comes from. Files are replaced whole, so processes may
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,6 @@ from typing import Any
 from ..files import write_file
 
 Entries = dict[str, dict[str, Any]]
-
-
-def user_path(name: str) -> Path:
-    """The file of this user's own entries, in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adabm_kernels" / name
 
 
 def read(path: Path, whole: Callable[[dict[str, Any]], bool]) -> Entries:

@@ -38,6 +38,8 @@ def _tune(args: argparse.Namespace) -> dict[str, Any]:
     from ..tune_tiles import measure_tiles
 
     with stage(BAD_INPUT), Progress() as progress:
+        if args.output is not None and args.output.exists():
+            tile_times.read(args.output)  # a file of something else is not replaced
         isas = args.isa or [native.isa_chosen()]
         tables = {isa: measure_tiles(isa, progress) for isa in isas}
     path = args.output or tile_times.own_path()
@@ -66,23 +68,25 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ..nn.network import format_plan
+    from ..nn.timing import wait_for
     from ..upscale import configure, load_model
 
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     with stage(BAD_INPUT):
         model = load_model(args.model)
-        configure(model, args.bits, args.backend, threads)
+        configure(model, args.bits, args.backend, threads, args.device)
         float_model = model.float_model() if model.float_state is not None else None
-    x = torch.rand(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 255
+    device = model._device()
+    x = (torch.rand(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 255).to(device)
     with stage(FAILED, f"not enough memory for {args.size}x{args.size} pixels"), torch.no_grad():
         rows = model.plan_rows(args.size)
-        seconds = _median(lambda: model(x))
+        seconds = _median(lambda: (model(x), wait_for(device)))
         float_seconds = None
         if float_model is not None:
-            float_model = float_model.to(memory_format=torch.channels_last)
+            float_model = float_model.to(device, memory_format=torch.channels_last)
             pixels = x.contiguous(memory_format=torch.channels_last)
-            float_seconds = _median(lambda: float_model(pixels))
+            float_seconds = _median(lambda: (float_model(pixels), wait_for(device)))
     report = {
         "model": args.model,
         "size": args.size,

@@ -127,7 +127,7 @@ def detect(state_dict: Mapping[str, Any], res_scale: float = 1.0) -> Detected:
     first = next(iter(spec.quantized("full")))
     quantize = None if not calibrated else "full" if f"{first}.lower_a" in state else "body"
     adaptive = calibrated and ("measure_l" in state or any(key.endswith(".measure_layer") for key in state))
-    own = {adabm_name(key): key for key in _float_shapes(spec)} if layout == "edsr_pytorch" else {}
+    own = {adabm_name(key): key for key in float_shapes(spec)} if layout == "edsr_pytorch" else {}
     own |= {new: old for old, new in _names(given, layout).items()}
     _check_keys(state, _allowed(spec, state, quantize, adaptive), own, spec)
     for key, value in given.items():
@@ -177,7 +177,7 @@ def float_network(spec: NetworkSpec) -> nn.Module:
 def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
     """AdaBM keys of the values that a converted network keeps in float: all but the quantised convolutions and mean shifts."""
     quantized = {f"{name}.{part}" for name in spec.quantized(quantize) for part in ("weight", "bias")}
-    names = (adabm_name(key) for key in _float_shapes(spec))
+    names = (adabm_name(key) for key in float_shapes(spec))
     settings = ("sub_mean.", "add_mean.", UNIT_RANGE)  # `spec` says it already
     return [name for name in names if name not in quantized and not name.endswith(_COUNTER) and not name.startswith(settings)]
 
@@ -185,7 +185,7 @@ def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
 def to_float_state(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch.Tensor]:
     """The float32 weights alone, under the names that `float_network(detected.spec)` loads strictly."""
     state = _renamed(unwrap(state_dict), detected.layout)
-    names = {key: adabm_name(key) for key in _float_shapes(detected.spec)}
+    names = {key: adabm_name(key) for key in float_shapes(detected.spec)}
     zero = torch.zeros((), dtype=torch.int64)
     return {key: zero if name.endswith(_COUNTER) else state[name].float() for key, name in names.items()}
 
@@ -237,14 +237,15 @@ def _renamed(state: dict[str, torch.Tensor], layout: str) -> dict[str, torch.Ten
     return renamed | {UNIT_RANGE: torch.ones(1)} if layout == "conv_in" else renamed
 
 
-def _float_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
+def float_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
+    """The shape of every value in the state dict of `float_network(spec)`."""
     with torch.device("meta"):
         return {key: tuple(value.shape) for key, value in FLOAT_NETWORKS[spec.network](spec).state_dict().items()}
 
 
 def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | None, adaptive: bool) -> dict[str, list]:
     """Key -> shapes that it may have."""
-    allowed: dict[str, list] = {adabm_name(key): [shape] for key, shape in _float_shapes(spec).items()}
+    allowed: dict[str, list] = {adabm_name(key): [shape] for key, shape in float_shapes(spec).items()}
     signed = any(key.endswith(".scale_w") for key in state)
     for name, conv in spec.quantized(quantize).items() if quantize else ():
         allowed |= {f"{name}.lower_a": [(1,)], f"{name}.upper_a": [(1,)]}

@@ -9,8 +9,6 @@ from torch import nn
 
 from .spec import ConvSpec, NetworkSpec
 
-CONFIGURATIONS = {"A": (20, 6, 32), "B": (16, 8, 64)}  # blocks D, layers C, growth G
-
 
 @dataclass(frozen=True)
 class RDNSpec(NetworkSpec):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-ROLES = ("adaptive", "fixed", "end")
-
 
 @dataclass(frozen=True)
 class ConvSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -81,7 +82,8 @@ def lanes(device: torch.device, count: int) -> list[Lane]:
 def in_order(function: Callable[..., torch.Tensor], inputs: Iterable[tuple], lanes: list[Lane]) -> Iterator[torch.Tensor]:
     """function(*input) for all inputs in their order, each in the next lane, with one under way in each at most.
 
-    Nothing waits on the host: the caller's stream waits for a result when it is handed out. Errors come then too.
+    Nothing waits on the host: the caller's stream waits for a result when it is handed out. Errors come then too, those of `inputs`
+    after the results of what they gave.
     """
     under_way: deque[tuple[Lane, torch.Tensor | Exception, torch.cuda.Event | None]] = deque()
 
@@ -91,10 +93,18 @@ def in_order(function: Callable[..., torch.Tensor], inputs: Iterable[tuple], lan
             raise y
         return lane.hand_out(y, done)
 
-    for i, given in enumerate(inputs):
+    source = iter(inputs)
+    for lane in itertools.cycle(lanes):
         if len(under_way) == len(lanes):
-            yield oldest()
-        with lanes[i % len(lanes)] as lane:
+            yield oldest()  # before the next input is asked for, which may take long to come
+        try:
+            given = next(source)
+        except StopIteration:
+            break
+        except Exception as error:
+            under_way.append((lane, error, None))
+            break
+        with lane:
             try:
                 y = function(*given)
             except Exception as error:

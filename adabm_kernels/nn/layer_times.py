@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from .network import ConvertedNetwork
+from .timing import wait_for
+
+WAYS = ("forward", "into", "into_with", "pixels")  # in which an integer convolution is run
 
 
 @contextmanager
 def layer_times(model: ConvertedNetwork) -> Iterator[dict[str, float]]:
     """In the block, the seconds that the integer convolutions of all forward passes took, by name; others must not run it.
 
-    A convolution's time includes its epilogue: activation, residual, and the codes of the next layer. On a GPU every convolution
-    is waited for, which makes the whole slower than it is.
+    A convolution's time includes its epilogue: activation, residual, and the codes of the next layer. Two that run as one share
+    their time equally. On a GPU every convolution is waited for, which makes the whole slower than it is.
     """
     seconds: dict[str, float] = {conv.name: 0.0 for conv in model.convs()}
 
@@ -25,18 +26,21 @@ def layer_times(model: ConvertedNetwork) -> Iterator[dict[str, float]]:
         def run(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             result = call(*args, **kwargs)
-            if model._device().type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name] += time.perf_counter() - start
+            wait_for(model._device())
+            took = time.perf_counter() - start
+            names = (name, args[0].name) if call.__name__ == "into_with" else (name,)
+            for each in names:
+                seconds[each] += took / len(names)
             return result
 
         return run
 
     try:
         for conv in model.convs():
-            conv.into, conv.forward = timed(conv.name, conv.into), timed(conv.name, conv.forward)
+            for way in WAYS:
+                setattr(conv, way, timed(conv.name, getattr(conv, way)))
         yield seconds
     finally:
         for conv in model.convs():
-            conv.__dict__.pop("into", None)
-            conv.__dict__.pop("forward", None)
+            for way in WAYS:
+                conv.__dict__.pop(way, None)

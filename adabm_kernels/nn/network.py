@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -218,8 +219,9 @@ class ConvertedNetwork(nn.Module, ABC):
 
     def set_threads(self, threads: int) -> None:
         """Threads of the CPU kernels: 1..256, or 0 for as many as torch uses. Raises ValueError otherwise."""
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 256:
-            raise ValueError(f"set_threads: threads must be 1..256, or 0 for as many as torch uses, got {threads!r}")
+        most = native.MAX_THREADS
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= most:
+            raise ValueError(f"set_threads: threads must be 1..{most}, or 0 for as many as torch uses, got {threads!r}")
         self._threads = threads
         for conv in self.convs():
             conv.threads = threads
@@ -287,28 +289,35 @@ class ConvertedNetwork(nn.Module, ABC):
         return next(self._adaptive.buffers()).device
 
     def _apply(self, fn, recurse=True):
+        dtype = fn(self.bit_rules.new_zeros(0, dtype=torch.float32)).dtype
+        if dtype != torch.float32:  # before anything is converted: what float16 has cut off does not come back
+            raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {dtype}")
         super()._apply(fn, recurse)
-        alpha = next(iter(self._adaptive.values())).alpha
-        if alpha.dtype != torch.float32:
-            raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {alpha.dtype}")
-        if self._requested in ("auto", "reference") or alpha.device.type == "cpu":
+        if self._requested in ("auto", "reference") or self._device().type == "cpu":
             self.set_backend(self._requested)
         self._forget_graphs()
         return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        raise TypeError(
+            "load_state_dict: a converted model is more than its tensors (plan, packed weights, bits): "
+            "read one with adabm_kernels.load"
+        )
 
     def plan(self, measure: int = 0) -> str:
         """The plan of the CPU kernels as a table: for every integer convolution and each bit-width of its codes the tile, the
         parts a transformed weight is split into, the 8-bit products an output and channel, the predicted nanoseconds of an output
         pixel on one thread, and why it is direct.
 
-        measure: a side in pixels; adds the time measured on one thread over an image of that size, on the chosen backend.
+        measure: a side in pixels; adds the time measured on one thread over an image of that size, on the chosen backend. Raises
+        ValueError unless it is 0 or at least 5, the smallest image of a collapsed tail.
         """
         return format_plan(self.plan_rows(measure))
 
     def plan_rows(self, measure: int = 0) -> list[dict[str, str]]:
-        """The rows of `plan`: column name -> cell."""
-        if isinstance(measure, bool) or not isinstance(measure, int) or measure < 0:
-            raise ValueError(f"plan: measure must be 0 or a side in pixels, got {measure!r}")
+        """The rows of `plan`: column name -> cell. Raises as `plan`."""
+        if isinstance(measure, bool) or not isinstance(measure, int) or (measure != 0 and measure < SMALLEST):
+            raise ValueError(f"plan: measure must be 0 or a side of at least {SMALLEST} pixels, got {measure!r}")
         rows, known = [], {}
         for conv in self.convs():
             plan, shape = conv.plan, tuple(conv.weight.shape)
@@ -343,7 +352,11 @@ class ConvertedNetwork(nn.Module, ABC):
     # ---- bits
 
     def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N]. learn: running thresholds follow, as in a forward pass."""
+        """Bits that each image gets more or less, int32 [N] of -1..1. learn: running thresholds follow, as in a forward pass.
+
+        Raises as `forward`.
+        """
+        self._check(x, None)
         return self._offsets(x, learn)
 
     def _offsets(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
@@ -379,8 +392,9 @@ class ConvertedNetwork(nn.Module, ABC):
     def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each.
 
-        offset: int32 [N], what `image_offsets` gives for x, where that is known; x is then not looked at.
+        offset: int32 [N], what `image_offsets` gives for x, where that is known; x is then not looked at. Raises as `forward`.
         """
+        self._check(x if offset is None else None, offset)
         return self._by_name(self._bit_table(x, learn=False, offset=offset))
 
     def mean_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> torch.Tensor:
@@ -394,9 +408,9 @@ class ConvertedNetwork(nn.Module, ABC):
     # ---- forward
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel.
+        """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel, and offset int32 [N].
 
-        offset: bits that each image gets more or less, int32 [N]; decided by the images themselves where it is left out.
+        offset: bits that each image gets more or less, -1..1; decided by the images themselves where it is left out.
         """
         return self._run(x, offset, as_pixels=False)
 
@@ -428,13 +442,23 @@ class ConvertedNetwork(nn.Module, ABC):
         yield from in_order(function, inputs(), found if self._device().type == "cuda" else found[:1])
 
     def _run(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool) -> torch.Tensor:
-        if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32 or x.numel() == 0:
-            name = type(self).__name__
-            raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {x.dtype} {tuple(x.shape)}")
+        self._check(x, offset)
         with torch.no_grad():
             if self._graphs is not None and not torch.compiler.is_compiling():
                 return self._replay(x, offset, as_pixels)
             return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels)
+
+    def _check(self, x: torch.Tensor | None, offset: torch.Tensor | None) -> None:
+        """x may be None where an offset is given."""
+        name = type(self).__name__
+        if x is not None or offset is None:
+            images = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.dim() == 4
+            if not images or x.shape[1] != 3 or x.numel() == 0:
+                raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {_seen(x)}")
+        if offset is not None:
+            bits = isinstance(offset, torch.Tensor) and offset.dtype == torch.int32 and offset.dim() == 1
+            if not bits or (x is not None and len(offset) != len(x)):
+                raise ValueError(f"{name}: offset must be int32 [{'N' if x is None else len(x)}], got {_seen(offset)}")
 
     def _finished(self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool) -> torch.Tensor:
         y = self._forward(x, self._by_name(table), as_pixels)
@@ -557,6 +581,10 @@ class ConvertedResidualNetwork(ConvertedNetwork):
 
     @abstractmethod
     def _forward_body(self, x, blocks, bits) -> torch.Tensor: ...
+
+
+def _seen(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else reprlib.repr(value)
 
 
 def format_plan(rows: list[dict[str, str]]) -> str:

@@ -13,14 +13,22 @@ from .conv import IntegerConv2d
 REPEATS = 7
 
 
+def wait_for(device: torch.device) -> None:
+    """Until a CUDA device has done what it was given; other devices do it at once."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def conv_seconds(conv: IntegerConv2d, bits: int, side: int) -> float:
     """Seconds of one pass over a side x side image of codes of `bits` bits, codes to codes, on the layer's backend and threads: the
     median of REPEATS."""
-    channels = conv.weight.shape[-1]
-    x = torch.zeros(1, side, side, padded_channels(channels), dtype=torch.uint8)
-    bits_of, seconds = torch.tensor([bits], dtype=torch.int32), []
+    channels, device = conv.weight.shape[-1], conv.weight.device
+    x = torch.zeros(1, side, side, padded_channels(channels), dtype=torch.uint8, device=device)
+    bits_of, seconds = torch.full((1,), bits, dtype=torch.int32, device=device), []
     for _ in range(REPEATS + 2):
+        wait_for(device)
         start = time.perf_counter()
         conv(x, bits_of, out="codes", out_grid=conv.grid, out_bits=bits_of)
+        wait_for(device)
         seconds.append(time.perf_counter() - start)
     return median(seconds[2:])

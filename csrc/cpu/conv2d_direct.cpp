@@ -66,7 +66,7 @@ void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
           }
           kernels.product(p);
         }
-        output.write({1, end - first, p.panels, s.acc, s.acc}, first_panel, first, end - first, box ? box + first : nullptr);
+        output.write({1, end - first, p.panels, s.acc, s.acc, false, 0}, first_panel, first, end - first, box ? box + first : nullptr);
       }
     }
     output.finish();

@@ -20,7 +20,7 @@ static_assert(kMaxBlockPixels >= kDirectBlocks * kMaxPixels, "a group of the dir
 struct Scratch {
   std::vector<uint8_t> patch, codes;  // copied from the image's border; transformed
   std::vector<int32_t> box, pixel_sums;
-  alignas(64) int32_t products[kTileRows * kMaxTaps * kGroupTiles * kMaxPanels * kPanel];
+  alignas(64) int32_t products[kMaxTileOutputs * kMaxTaps * kGroupTiles * kMaxPanels * kPanel];
   alignas(64) int32_t acc[kMaxBlockPixels * kMaxPanels * kPanel];
 };
 Scratch& thread_scratch();

@@ -11,9 +11,9 @@ constexpr int kPanel = 16;      // outputs per panel of packed weights
 constexpr int kMaxPanels = 4;   // panels per product block
 constexpr int kMaxPixels = 18;  // pixels (or tiles) per product block
 constexpr int kMaxVectors = 24; // pixels times panels of a product block: its accumulators stay in registers
-constexpr int kTileRows = 2;       // output rows of a tile, F(2, 3) along the rows
+constexpr int kTileRows = 2;       // output rows of a tile on bytes, F(2, 3) along the rows
 constexpr int kRowTaps = kTileRows + 2;
-constexpr int kMaxTileOutputs = 4; // output columns of a tile
+constexpr int kMaxTileOutputs = 4; // output rows or columns of any tile
 constexpr int kMaxTaps = kMaxTileOutputs + 2;
 constexpr int kMaxParts = 4;       // bytes whose sum is a transformed weight
 
@@ -81,6 +81,10 @@ struct RowProductArgs {
   ptrdiff_t row_stride;               // of sums
 };
 
+// The same for the tile F(4, 3) x F(4, 3), whose operands have 16 bits: `quads` counts pairs of channels, and w is int16
+// [row tap][quads][panels][16][2]; sums[output row] carry the factors of transform_word_sums. Nothing is shifted or split: `start`,
+// `depth`, `eight_bits` and both counts of parts are not read.
+
 // Codes in the tiles F(2, 3) x F(outputs, 3): out[column tap][row tap][tile][channel], a plane for each tap, shifted into unsigned bytes; with 1 output
 // a tile is one column and has one column tap. Tile t begins at column t * outputs of x; all codes under the tiles exist.
 struct TransformArgs {
@@ -93,12 +97,16 @@ struct TransformArgs {
   uint8_t* out;
 };
 
+// For the tile F(4, 3) x F(4, 3) `out` holds int16 and nothing is shifted; `outputs` and `shift` are not read.
+
 // Accumulators from products[tap][tile][panels * 16], then their epilogue. e.acc is scratch for tiles * outputs pixels, of
 // which e.pixels exist. outputs == 1: the products are the accumulators.
 struct UntileArgs {
   int outputs, tiles, panels;
   const int32_t* products;
   int32_t* acc;
+  bool words;  // of the tile on words, whose products of each row carry a factor of their own
+  int row;     // of that tile
 };
 
 struct Kernels {
@@ -117,6 +125,9 @@ struct Kernels {
   void (*quantize_row)(const QuantizeArgs&);
   void (*transform)(const TransformArgs&);
   void (*untile_epilogue)(const UntileArgs&, const EpilogueArgs&);
+  // Of the tile F(4, 3) x F(4, 3); at most kMaxPixels tiles at a time.
+  void (*word_transform)(const TransformArgs&);
+  void (*word_row_product)(const RowProductArgs&);
 };
 
 // Null where the compiler at build time could not make them.

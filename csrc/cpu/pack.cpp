@@ -12,34 +12,40 @@ namespace adabm {
 
 namespace {
 
-// F(2, 3) along the rows; the outer taps come last.
-constexpr int kRowCodes[kRowTaps][kRowTaps] = {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}};
-constexpr int kRowWeights[kRowTaps][3] = {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}};
+// The outer taps come last.
+constexpr Line kF1 = {1, 1, 3, {{1}}, {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
+constexpr Line kF2 = {2, 4, 1, {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}}, {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}}};
+constexpr Line kF3 = {3,
+                      5,
+                      1,
+                      {{0, -2, -1, 1, 0}, {0, 2, -3, 1, 0}, {0, -1, 0, 1, 0}, {2, -1, -2, 1, 0}, {0, 2, -1, -2, 1}},
+                      {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, 0, 0}, {0, 0, 1}}};
+constexpr Line kF4 = {
+    4,
+    6,
+    1,
+    {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
+    {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {1, 0, 0}, {0, 0, 1}}};
+
+// Factors of transform_word_sums are in the weights here, where they cost nothing.
+constexpr Line kF4OfWords = {
+    4,
+    6,
+    1,
+    {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
+    {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {6, 0, 0}, {0, 0, 6}}};
 
 }  // namespace
 
-const TileTables kTiles[ADABM_TILE_COUNT] = {
-    {},
-    {1, 1, 3, {{1}}, {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}},
-    {2, 4, 1, {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}}, {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}}},
-    {3,
-     5,
-     1,
-     {{0, -2, -1, 1, 0}, {0, 2, -3, 1, 0}, {0, -1, 0, 1, 0}, {2, -1, -2, 1, 0}, {0, 2, -1, -2, 1}},
-     {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, 0, 0}, {0, 0, 1}}},
-    {4,
-     6,
-     1,
-     {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
-     {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {1, 0, 0}, {0, 0, 1}}},
-};
+const TileTables kTiles[ADABM_TILE_COUNT] = {{},           {kF2, kF1, false}, {kF2, kF2, false},
+                                             {kF2, kF3, false}, {kF2, kF4, false}, {kF4OfWords, kF4OfWords, true}};
 
 int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int* largest) {
   // A tap weighs the codes under the tile by the products of two rows of B^T.
   int below = 0, above = 0;
-  for (int i = 0; i < kRowTaps; i++)
-    for (int j = 0; j < tile.taps; j++) {
-      const int factor = kRowCodes[row_tap][i] * tile.codes[column_tap][j];
+  for (int i = 0; i < tile.rows.taps; i++)
+    for (int j = 0; j < tile.columns.taps; j++) {
+      const int factor = tile.rows.codes[row_tap][i] * tile.columns.codes[column_tap][j];
       (factor < 0 ? below : above) += std::abs(factor);
     }
   const int top = (1 << bits) - 1;
@@ -49,8 +55,10 @@ int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int
 
 int product_taps(const PackedHeader& h, int tile) {
   if (tile == ADABM_TILE_DIRECT) return h.kernel_h * h.kernel_w;
+  const TileTables& table = kTiles[tile];
+  if (table.words) return 2 * table.columns.taps * table.rows.taps;
   int taps = 0;
-  for (int j = 0; j < kTiles[tile].taps; j++) taps += kTileRows * (h.parts[tile][j][0] + h.parts[tile][j][1]) * kTiles[tile].run;
+  for (int j = 0; j < table.columns.taps; j++) taps += kTileRows * (h.parts[tile][j][0] + h.parts[tile][j][1]) * table.columns.run;
   return taps;
 }
 
@@ -58,19 +66,20 @@ namespace {
 
 // The transformed weights [column tap * run][row tap][K][C].
 std::vector<int> transform_weights(const adabm_weights& w, const TileTables& tile) {
+  const Line &rows = tile.rows, &columns = tile.columns;
   const size_t plane = static_cast<size_t>(w.out_channels) * w.channels;
-  std::vector<int> out(plane * kRowTaps * tile.taps * tile.run);
+  std::vector<int> out(plane * rows.taps * columns.taps * columns.run);
   for (int o = 0; o < w.out_channels; o++)
     for (int c = 0; c < w.channels; c++) {
       const int8_t* from = w.weight + static_cast<size_t>(o) * 9 * w.channels + c;
-      int along_rows[kRowTaps][3] = {};
-      for (int i = 0; i < kRowTaps; i++)
+      int along_rows[kMaxTaps][3] = {};
+      for (int i = 0; i < rows.taps; i++)
         for (int r = 0; r < 3; r++)
-          for (int s = 0; s < 3; s++) along_rows[i][s] += kRowWeights[i][r] * from[(r * 3 + s) * w.channels];
+          for (int s = 0; s < 3; s++) along_rows[i][s] += rows.weights[i][r] * from[(r * 3 + s) * w.channels];
       int* to = out.data() + static_cast<size_t>(o) * w.channels + c;
-      for (int j = 0; j < tile.taps * tile.run; j++)
-        for (int i = 0; i < kRowTaps; i++, to += plane)
-          *to = tile.weights[j][0] * along_rows[i][0] + tile.weights[j][1] * along_rows[i][1] + tile.weights[j][2] * along_rows[i][2];
+      for (int j = 0; j < columns.taps * columns.run; j++)
+        for (int i = 0; i < rows.taps; i++, to += plane)
+          *to = columns.weights[j][0] * along_rows[i][0] + columns.weights[j][1] * along_rows[i][1] + columns.weights[j][2] * along_rows[i][2];
     }
   return out;
 }
@@ -80,13 +89,13 @@ void count_parts(const adabm_weights& w, int tile, uint8_t (*parts)[2]) {
   const TileTables& table = kTiles[tile];
   const std::vector<int> values = transform_weights(w, table);
   const int* value = values.data();
-  for (int j = 0; j < table.taps * table.run; j++)
+  for (int j = 0; j < table.columns.taps * table.columns.run; j++)
     for (int i = 0; i < kRowTaps; i++)
       for (int o = 0; o < w.out_channels; o++)
         for (int c = 0; c < w.channels; c++, value++) {
           const int needed = *value < 0 ? (127 - *value) / 128 : (*value + 126) / 127;
           ADABM_REQUIRE(needed <= kMaxParts, "tile %d needs more than %d bytes: a weight of output %d transforms to %d", tile, kMaxParts, o, *value);
-          uint8_t& most = parts[j / table.run][i >= kTileRows];
+          uint8_t& most = parts[j / table.columns.run][i >= kTileRows];
           most = static_cast<uint8_t>(std::max({int{most}, needed, 1}));
         }
 }
@@ -102,20 +111,21 @@ PackedHeader layout(const adabm_weights& w) {
     const int tile = w.tile_for_bits[b];
     ADABM_REQUIRE(tile >= 0 && tile < ADABM_TILE_COUNT, "tile_for_bits[%d] must be 0..%d, got %d", b, ADABM_TILE_COUNT - 1, tile);
     h.tile_for_bits[b] = tile;
-    if (tile != ADABM_TILE_DIRECT) {
-      ADABM_REQUIRE(w.kernel_h == 3 && w.kernel_w == 3 && !w.border_kernels, "tile_for_bits[%d] must be 0 (direct) for this kernel, got %d",
-                    b, tile);
-      const TileTables& table = kTiles[tile];
-      for (int j = 0, largest; j < table.taps; j++)
+    const TileTables& table = kTiles[tile];
+    const bool bytes = tile != ADABM_TILE_DIRECT && !table.words;
+    ADABM_REQUIRE(tile == ADABM_TILE_DIRECT || (w.kernel_h == 3 && w.kernel_w == 3 && !w.border_kernels),
+                  "tile_for_bits[%d] must be 0 (direct) for this kernel, got %d", b, tile);
+    if (bytes) {
+      for (int j = 0, largest; j < table.columns.taps; j++)
         for (int i = 0; i < kRowTaps; i++) {
           tap_shift(table, i, j, b + ADABM_MIN_BITS, &largest);
           ADABM_REQUIRE(largest <= 255, "tile_for_bits[%d] = %d is not exact: %d-bit codes transform to %d", b, tile, b + ADABM_MIN_BITS, largest);
         }
       h.start_offset[b] = h.bytes;
-      h.bytes += sizeof(int32_t) * table.taps * kTileRows * h.panels() * kPanel;
+      h.bytes += sizeof(int32_t) * table.columns.taps * kTileRows * h.panels() * kPanel;
     }
     if (h.tile_offset[tile]) continue;
-    if (tile != ADABM_TILE_DIRECT) count_parts(w, tile, h.parts[tile]);
+    if (bytes) count_parts(w, tile, h.parts[tile]);
     h.tile_offset[tile] = h.bytes;
     h.bytes += panel_bytes(h, product_taps(h, tile)) * h.panels() * h.kernels();
   }
@@ -133,35 +143,49 @@ void pack_direct(const adabm_weights& w, const PackedHeader& h, int8_t* out) {
 }
 
 void pack_tile(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* out) {
-  const TileTables& table = kTiles[tile];
-  const std::vector<int> values = transform_weights(w, table);
+  const Line& columns = kTiles[tile].columns;
+  const std::vector<int> values = transform_weights(w, kTiles[tile]);
   const int taps = product_taps(h, tile);
-  for (int j = 0, tap = 0; j < table.taps; j++)
+  for (int j = 0, tap = 0; j < columns.taps; j++)
     for (int i = 0; i < kRowTaps; i++) {
       const int parts = h.parts[tile][j][i >= kTileRows];
-      for (int s = 0; s < table.run; s++) {
-        const int* value = values.data() + static_cast<size_t>((j * table.run + s) * kRowTaps + i) * w.out_channels * w.channels;
+      for (int s = 0; s < columns.run; s++) {
+        const int* value = values.data() + static_cast<size_t>((j * columns.run + s) * kRowTaps + i) * w.out_channels * w.channels;
         for (int o = 0; o < w.out_channels; o++)
           for (int c = 0; c < w.channels; c++) {
             int rest = *value++;
             for (int part = 0; part < parts; part++) {
               const int share = rest / (parts - part);
-              out[weight_offset(h, taps, o, tap + part * table.run + s, c)] = static_cast<int8_t>(share);
+              out[weight_offset(h, taps, o, tap + part * columns.run + s, c)] = static_cast<int8_t>(share);
               rest -= share;
             }
           }
       }
-      tap += parts * table.run;
+      tap += parts * columns.run;
     }
+}
+
+void pack_words(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* out) {
+  const std::vector<int> values = transform_weights(w, kTiles[tile]);
+  const int taps = product_taps(h, tile);
+  const int* value = values.data();
+  // A pair of channels of one output takes the place of a quad: channels 2n and 2n + 1 of tap t that of quad n of taps 2t and 2t + 1.
+  for (int tap = 0; tap < taps / 2; tap++)
+    for (int o = 0; o < w.out_channels; o++)
+      for (int c = 0; c < w.channels; c++, value++) {
+        const int pair = c / 2 + 2 * tap * h.quads();
+        const int16_t word = static_cast<int16_t>(*value);
+        std::memcpy(out + weight_offset(h, taps, o, pair / h.quads(), pair % h.quads() * 4) + c % 2 * sizeof word, &word, sizeof word);
+      }
 }
 
 // What the sums of a column tap start from, so that every row tap's shift is undone: -shift times the sum of the tap's weights.
 // The inner taps' sums end as (m0 + m1) / 2 and (m0 - m1) / 2; the outer taps' share is added so that it passes through this.
 void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed, int32_t* start) {
   const TileTables& table = kTiles[tile];
-  const int taps = product_taps(h, tile), stride = h.panels() * kPanel;
-  for (int j = 0, first_tap = 0, largest; j < table.taps; j++) {
-    const int parts[2] = {h.parts[tile][j][0] * table.run, h.parts[tile][j][1] * table.run};
+  const int taps = product_taps(h, tile), stride = h.panels() * kPanel, run = table.columns.run;
+  for (int j = 0, first_tap = 0, largest; j < table.columns.taps; j++) {
+    const int parts[2] = {h.parts[tile][j][0] * run, h.parts[tile][j][1] * run};
     for (int o = 0; o < stride; o++) {
       uint32_t undo[kRowTaps] = {};
       for (int i = 0, tap = first_tap; i < kRowTaps; i++)
@@ -178,9 +202,9 @@ void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed,
 // The largest sums of a tile's products in 16 bits, for 1-bit codes: [n] of 2^n quads together, from the actual weights.
 std::array<int64_t, kDepths> largest_sums(const PackedHeader& h, int tile, const int8_t* packed) {
   const bool direct = tile == ADABM_TILE_DIRECT;
-  const int taps = product_taps(h, tile), run = direct ? h.kernel_w : kTiles[tile].run, count = run * h.quads();
+  const int taps = product_taps(h, tile), run = direct ? h.kernel_w : kTiles[tile].columns.run, count = run * h.quads();
   std::vector<int> reach;  // largest code of each run
-  for (int j = 0; !direct && j < kTiles[tile].taps; j++)
+  for (int j = 0; !direct && j < kTiles[tile].columns.taps; j++)
     for (int i = 0; i < kRowTaps; i++) {
       int largest;
       tap_shift(kTiles[tile], i, j, 1, &largest);
@@ -242,10 +266,11 @@ extern "C" adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packe
     int8_t* base = static_cast<int8_t*>(packed);
     if (header.tile_offset[ADABM_TILE_DIRECT]) adabm::pack_direct(*weights, header, base + header.tile_offset[ADABM_TILE_DIRECT]);
     for (int tile = 1; tile < ADABM_TILE_COUNT; tile++)
-      if (header.tile_offset[tile]) adabm::pack_tile(*weights, header, tile, base + header.tile_offset[tile]);
-    std::array<int64_t, adabm::kDepths> sums[ADABM_TILE_COUNT];
+      if (header.tile_offset[tile])
+        (adabm::kTiles[tile].words ? adabm::pack_words : adabm::pack_tile)(*weights, header, tile, base + header.tile_offset[tile]);
+    std::array<int64_t, adabm::kDepths> sums[ADABM_TILE_COUNT] = {};
     for (int tile = 0; tile < ADABM_TILE_COUNT; tile++)
-      if (header.tile_offset[tile]) sums[tile] = adabm::largest_sums(header, tile, base + header.tile_offset[tile]);
+      if (header.tile_offset[tile] && !adabm::kTiles[tile].words) sums[tile] = adabm::largest_sums(header, tile, base + header.tile_offset[tile]);
     for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
       reinterpret_cast<adabm::PackedHeader*>(packed)->depth[b] = adabm::sum_depth(sums[header.tile_for_bits[b]], b + ADABM_MIN_BITS);
       if (header.start_offset[b])

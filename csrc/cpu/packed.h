@@ -3,9 +3,10 @@
 //
 //   kernel, block of up to 4 panels, product tap, channel quad, panel:  [16 outputs][4 channels] int8, 64 bytes, aligned
 //
-// where the product taps of the direct form are the kernel's and those of a tile are [column tap][row tap][part], a weight that
+// where the product taps of the direct form are the kernel's and those of a tile on bytes are [column tap][row tap][part], a weight that
 // outgrows a byte being the sum of parts. F(1, 3) along the columns accumulates the three kernel columns, so there they come
-// last: [row tap][part][kernel column]. The sums are int32 [column tap][output row][panels * 16]: they undo the shift that makes
+// last: [row tap][part][kernel column]. The tile on words has int16 [column tap][row tap][pair of channels][panel][16][2] instead, in
+// as many bytes as two parts. The sums are int32 [column tap][output row][panels * 16]: they undo the shift that makes
 // transformed codes unsigned. All with missing outputs and channels zero. It is the same for every instruction set.
 #pragma once
 
@@ -42,12 +43,17 @@ constexpr int kDepths = 13;  // of 1, 2, 4, ... quads
 constexpr size_t kPackedHeaderBytes = 512;  // a multiple of 64, so that panels stay aligned
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes, "the header has outgrown its place");
 
-// F(outputs, 3) along the columns: B^T and G of adabm_kernels/tiles.py. F(1, 3) has one tap for codes and three for weights.
-struct TileTables {
+// F(outputs, 3) along one axis: B^T and G of adabm_kernels/tiles.py. F(1, 3) has one tap for codes and three for weights.
+struct Line {
   int outputs, taps;
   int run;  // kernel columns that accumulate within a tap: 3 for F(1, 3), else 1
   int codes[kMaxTaps][kMaxTaps];
   int weights[kMaxTaps][3];  // [tap * run]
+};
+
+struct TileTables {
+  Line rows, columns;
+  bool words;  // operands of 16 bits, which hold any transformed code and weight: neither shifted nor split
 };
 extern const TileTables kTiles[ADABM_TILE_COUNT];  // none for ADABM_TILE_DIRECT
 

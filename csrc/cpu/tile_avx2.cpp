@@ -15,13 +15,19 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kPixels = 6;
 
+// Adds the products of two words each to sums of 32 bits. In asm, as below, since GCC 12 otherwise keeps some of the sums in memory and
+// copies the others round.
+inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m256i codes, __m256i weights) {
+  __m256i pairs;
+  asm("vpmaddwd %3,%2,%1\n\tvpaddd %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
+}
+
 #include "cpu/ymm.inc"
 
 inline __attribute__((always_inline)) __m256i dot(__m256i acc, __m256i codes, __m256i weights, __m256i factor) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, weights), factor));
 }
 
-// In asm, since GCC 12 otherwise keeps some of the sums in memory and copies the others round.
 inline __attribute__((always_inline)) void add_products(__m256i& sums, __m256i codes, __m256i weights) {
   __m256i pairs;
   asm("vpmaddubsw %3,%2,%1\n\tvpaddw %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
@@ -278,7 +284,9 @@ const Kernels* kernels_avx2() {
                                   slide,
                                   quantize_row,
                                   transform,
-                                  untile_epilogue};
+                                  untile_epilogue,
+                                  word_transform,
+                                  word_row_product<1, word_product>};
   return &kernels;
 }
 

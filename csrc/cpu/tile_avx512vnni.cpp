@@ -14,6 +14,11 @@ inline __attribute__((always_inline)) __m512i dot(__m512i acc, __m512i codes, __
   return acc;
 }
 
+inline __attribute__((always_inline)) __m512i dot_words(__m512i acc, __m512i codes, __m512i weights) {
+  asm("vpdpwssd %2,%1,%0" : "+v"(acc) : "v"(codes), "v"(weights));
+  return acc;
+}
+
 inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* x) {
   int32_t four;
   __builtin_memcpy(&four, x, 4);
@@ -244,6 +249,55 @@ void quantize_row(const QuantizeArgs& a) {
 }
 
 #include "cpu/transforms.inc"
+#include "cpu/words.inc"
+
+constexpr int kWordTiles = 6;  // with four panels 24 sums, as in product
+
+template <int Tiles, int Panels>
+void word_product_block(const WordProductArgs& a) {
+  __m512i c[Tiles][Panels];
+#pragma GCC unroll 6
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++) c[m][p] = _mm512_setzero_si512();
+  const ptrdiff_t stride = a.tile_stride;
+  const int8_t* w = a.w;
+  for (const uint8_t *x = a.x, *const end = x + 4 * static_cast<ptrdiff_t>(a.pairs); x < end; x += 4, w += 64 * Panels) {
+    __m512i weights[Panels];
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + p * 64);
+#pragma GCC unroll 6
+    for (int m = 0; m < Tiles; m++) {
+      const __m512i codes = broadcast4(x + m * stride);
+#pragma GCC unroll 4
+      for (int p = 0; p < Panels; p++) c[m][p] = dot_words(c[m][p], codes, weights[p]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++) _mm512_store_si512(a.acc + (m * Panels + p) * kPanel, c[m][p]);
+}
+
+template <int Panels, int... Tiles>
+void word_product_of(const WordProductArgs& a) {
+  using Block = void (*)(const WordProductArgs&);
+  static constexpr Block blocks[] = {word_product_block<Tiles, Panels>...};
+  WordProductArgs block = a;
+  for (int left = a.tiles; left > 0; left -= kWordTiles) {
+    blocks[(left < kWordTiles ? left : kWordTiles) - 1](block);
+    block.x += kWordTiles * a.tile_stride, block.acc += kWordTiles * Panels * kPanel;
+  }
+}
+
+void word_product(const WordProductArgs& a) {
+  switch (a.panels) {
+    case 1: return word_product_of<1, 1, 2, 3, 4, 5, 6>(a);
+    case 2: return word_product_of<2, 1, 2, 3, 4, 5, 6>(a);
+    case 3: return word_product_of<3, 1, 2, 3, 4, 5, 6>(a);
+    default: return word_product_of<4, 1, 2, 3, 4, 5, 6>(a);
+  }
+}
 
 // The common case of both steps in one, without a trip through memory: 64 adjacent outputs of every pixel.
 struct FullArgs {
@@ -251,7 +305,7 @@ struct FullArgs {
   const EpilogueArgs& e;
 };
 
-template <int Outputs, int Activation, bool Residual, bool Codes>
+template <int Outputs, bool OfWords, int Activation, bool Residual, bool Codes>
 void full_of(const FullArgs& f) {
   // Neighbouring pixels share the loads of alpha: those of a tile, or three where products are sums.
   constexpr int kPixels = Outputs == 1 ? 3 : Outputs, kTaps = Outputs == 1 ? kPixels : Outputs + 2, kPanels = kMaxPanels;
@@ -274,7 +328,7 @@ void full_of(const FullArgs& f) {
       Words m[kTaps], y[kPixels];
 #pragma GCC unroll 8
       for (int j = 0; j < kTaps; j++) m[j] = *reinterpret_cast<const Words*>(products + j * plane + p * kPanel);
-      if (Outputs > 1) transform_sums<Outputs>(m, y);
+      if (Outputs > 1) transform_columns<Outputs, OfWords>(m, f.u.row, y);
 #pragma GCC unroll 4
       for (int i = 0; Outputs == 1 && i < kPixels; i++) y[i] = m[i];
       if (e.box) {
@@ -309,18 +363,18 @@ void full_of(const FullArgs& f) {
   }
 }
 
-template <int Outputs, int Activation>
+template <int Outputs, bool OfWords, int Activation>
 void full_activation(const FullArgs& f) {
-  if (f.e.residual) f.e.y_q ? full_of<Outputs, Activation, true, true>(f) : full_of<Outputs, Activation, true, false>(f);
-  else f.e.y_q ? full_of<Outputs, Activation, false, true>(f) : full_of<Outputs, Activation, false, false>(f);
+  if (f.e.residual) f.e.y_q ? full_of<Outputs, OfWords, Activation, true, true>(f) : full_of<Outputs, OfWords, Activation, true, false>(f);
+  else f.e.y_q ? full_of<Outputs, OfWords, Activation, false, true>(f) : full_of<Outputs, OfWords, Activation, false, false>(f);
 }
 
-template <int Outputs>
+template <int Outputs, bool OfWords = false>
 void full(const FullArgs& f) {
   switch (f.e.activation) {
-    case ADABM_ACT_RELU: return full_activation<Outputs, ADABM_ACT_RELU>(f);
-    case ADABM_ACT_PRELU: return full_activation<Outputs, ADABM_ACT_PRELU>(f);
-    default: return full_activation<Outputs, ADABM_ACT_NONE>(f);
+    case ADABM_ACT_RELU: return full_activation<Outputs, OfWords, ADABM_ACT_RELU>(f);
+    case ADABM_ACT_PRELU: return full_activation<Outputs, OfWords, ADABM_ACT_PRELU>(f);
+    default: return full_activation<Outputs, OfWords, ADABM_ACT_NONE>(f);
   }
 }
 
@@ -329,6 +383,7 @@ void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
     untile(u);
     return epilogue(e);
   }
+  if (u.words) return full<kMaxTileOutputs, true>({u, e});
   switch (u.outputs) {
     case 1: return full<1>({u, e});
     case 2: return full<2>({u, e});
@@ -351,7 +406,9 @@ const Kernels* kernels_avx512vnni() {
                                   slide,
                                   quantize_row,
                                   transform,
-                                  untile_epilogue};
+                                  untile_epilogue,
+                                  word_transform,
+                                  word_row_product<kMaxPanels, word_product>};
   return &kernels;
 }
 

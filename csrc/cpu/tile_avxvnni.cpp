@@ -11,6 +11,10 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kPixels = 6;  // 12 sums, 2 vectors of weights and one of codes fit 16 registers
 
+inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m256i codes, __m256i weights) {
+  sums = _mm256_dpwssd_avx_epi32(sums, codes, weights);
+}
+
 #include "cpu/ymm.inc"
 
 int64_t peak(int64_t rounds) {
@@ -82,7 +86,9 @@ const Kernels* kernels_avxvnni() {
                                   slide,
                                   quantize_row,
                                   transform,
-                                  untile_epilogue};
+                                  untile_epilogue,
+                                  word_transform,
+                                  word_row_product<1, word_product>};
   return &kernels;
 }
 

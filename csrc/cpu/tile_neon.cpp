@@ -113,6 +113,48 @@ void epilogue(const EpilogueArgs& a) {
 }
 
 #include "cpu/transforms.inc"
+#include "cpu/words.inc"
+
+// Words have no dot product: each channel of a pair is multiplied by the lane that holds it.
+template <int Tiles>
+void word_product_block(const WordProductArgs& a) {
+  int32x4_t c[Tiles][kVectors] = {};
+  const int8_t* w = a.w;
+  const uint8_t* x = a.x;
+  for (int k = 0; k < a.pairs; k++, x += 4, w += a.w_stride) {
+    int16x4_t codes[Tiles];
+#pragma GCC unroll 4
+    for (int m = 0; m < Tiles; m++) {
+      int32_t pair;
+      __builtin_memcpy(&pair, x + m * a.tile_stride, 4);
+      codes[m] = vreinterpret_s16_s32(vdup_n_s32(pair));
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      const int16x4x2_t weights = vld2_s16(reinterpret_cast<const int16_t*>(w) + v * 8);
+#pragma GCC unroll 4
+      for (int m = 0; m < Tiles; m++)
+        c[m][v] = vmlal_lane_s16(vmlal_lane_s16(c[m][v], weights.val[0], codes[m], 0), weights.val[1], codes[m], 1);
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) vst1q_s32(a.acc + m * kPanel + v * 4, c[m][v]);
+}
+
+void word_product(const WordProductArgs& a) {
+  WordProductArgs block = a;
+  for (int left = a.tiles; left > 0; left -= kPixels) {
+    switch (left) {
+      case 1: word_product_block<1>(block); break;
+      case 2: word_product_block<2>(block); break;
+      case 3: word_product_block<3>(block); break;
+      default: word_product_block<kPixels>(block); break;
+    }
+    block.x += kPixels * a.tile_stride, block.acc += kPixels * kPanel;
+  }
+}
 
 void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
   untile(u);
@@ -133,7 +175,9 @@ const Kernels* kernels_neon() {
                                   slide,
                                   quantize_row,
                                   transform,
-                                  untile_epilogue};
+                                  untile_epilogue,
+                                  word_transform,
+                                  word_row_product<1, word_product>};
   return &kernels;
 }
 

@@ -32,6 +32,21 @@ void epilogue(const EpilogueArgs& a) {
 }
 
 #include "cpu/transforms.inc"
+#include "cpu/words.inc"
+
+void word_product(const WordProductArgs& a) {
+  const int outputs = a.panels * kPanel;
+  for (int m = 0; m < a.tiles; m++) {
+    const int8_t* w = a.w;
+    const int16_t* x = reinterpret_cast<const int16_t*>(a.x + m * a.tile_stride);
+    uint32_t sums[kPanel * kMaxPanels] = {};
+    for (int k = 0; k < a.pairs; k++, x += 2, w += a.w_stride) {
+      const int16_t* weights = reinterpret_cast<const int16_t*>(w);
+      for (int o = 0; o < outputs; o++) sums[o] += static_cast<uint32_t>(x[0] * weights[o * 2] + x[1] * weights[o * 2 + 1]);
+    }
+    for (int o = 0; o < outputs; o++) a.acc[m * outputs + o] = static_cast<int32_t>(sums[o]);
+  }
+}
 
 void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
   untile(u);
@@ -52,7 +67,9 @@ const Kernels* kernels_scalar() {
                                   slide,
                                   quantize_row,
                                   transform,
-                                  untile_epilogue};
+                                  untile_epilogue,
+                                  word_transform,
+                                  word_row_product<kMaxPanels, word_product>};
   return &kernels;
 }
 

@@ -89,6 +89,24 @@ void check_row_product(const Kernels& twin, const Kernels& k) {
       }
 }
 
+void check_word_row_product(const Kernels& twin, const Kernels& k) {
+  for (int panels = 1; panels <= kMaxPanels; panels++)
+    for (int tiles = 1; tiles <= kMaxPixels; tiles++) {
+      const int pairs = 2 * (1 + below(9)), bytes = pairs * 4, lanes = panels * kPanel;
+      Aligned<int16_t> x(static_cast<size_t>(6) * tiles * pairs * 2), w(static_cast<size_t>(6) * pairs * panels * 32);
+      Aligned<int32_t> a(static_cast<size_t>(4) * tiles * lanes), b(a.count);
+      x.fill(-68 * 255, 68 * 255), w.fill(-49 * 128, 49 * 128);  // sums may wrap
+      RowProductArgs p = {};
+      p.x = reinterpret_cast<const uint8_t*>(x.data()), p.tap_stride = tiles * bytes, p.tile_stride = bytes, p.quads = pairs;
+      p.w = reinterpret_cast<const int8_t*>(w.data()), p.tiles = tiles, p.panels = panels, p.row_stride = tiles * lanes;
+      p.sums = a.data();
+      twin.word_row_product(p);
+      p.sums = b.data();
+      k.word_row_product(p);
+      expect(a == b, "word_row_product", panels, tiles, pairs);
+    }
+}
+
 struct Outputs {
   Outputs(size_t count) : y(count), codes(count), sums(count) {}
   bool operator==(Outputs& o) { return y == o.y && codes == o.codes && sums == o.sums; }
@@ -97,8 +115,8 @@ struct Outputs {
   Aligned<int32_t> sums;
 };
 
-// With outputs == 1 the epilogue alone, else the sums of a tile's products first.
-void check_epilogue(const Kernels& twin, const Kernels& k, int outputs) {
+// With outputs == 1 the epilogue alone, else the sums of a tile's products first; words: of the tile on words.
+void check_epilogue(const Kernels& twin, const Kernels& k, int outputs, bool words = false) {
   for (int round = 0; round < 200; round++) {
     const int panels = 1 + below(kMaxPanels), lanes_all = panels * kPanel, lanes = lanes_all - below(kPanel), tiles = 1 + below(4);
     const int pixels = outputs * tiles - below(outputs), taps = outputs == 1 ? 1 : outputs + 2, activation = below(3);
@@ -122,7 +140,7 @@ void check_epilogue(const Kernels& twin, const Kernels& k, int outputs) {
       e.y = wanted & 1 ? out.y.data() : nullptr, e.y_q = wanted & 2 ? out.codes.data() : nullptr;
       e.y_acc = wanted & 4 ? out.sums.data() : nullptr;
       e.acc = outputs == 1 ? products.data() : acc.data();
-      kernels.untile_epilogue({outputs, tiles, panels, products.data(), acc.data()}, e);
+      kernels.untile_epilogue({outputs, tiles, panels, products.data(), acc.data(), words, words ? round % 4 : 0}, e);
     }
     expect(a == b, "untile_epilogue", outputs, lanes, wanted);
   }
@@ -144,6 +162,21 @@ void check_transform(const Kernels& twin, const Kernels& k) {
       k.transform(t);
       expect(a == b, "transform", outputs, bytes, tiles);
     }
+}
+
+void check_word_transform(const Kernels& twin, const Kernels& k) {
+  for (int bytes = 4; bytes <= 148; bytes += 4) {
+    const int tiles = 1 + below(4), columns = tiles * 4 + 2;
+    Aligned<uint8_t> x(static_cast<size_t>(6) * columns * bytes), a(static_cast<size_t>(36) * tiles * bytes * 2), b(a.count);
+    x.fill(0, 255);
+    TransformArgs t = {};
+    t.x = x.data(), t.row_stride = columns * bytes, t.tiles = tiles, t.pixel_bytes = bytes, t.plane = static_cast<ptrdiff_t>(tiles) * bytes * 2;
+    t.out = a.data();
+    twin.word_transform(t);
+    t.out = b.data();
+    k.word_transform(t);
+    expect(a == b, "word_transform", bytes, tiles, 0);
+  }
 }
 
 void check_rest(const Kernels& twin, const Kernels& k) {
@@ -187,6 +220,9 @@ int main(int count, char** arguments) {
   check_row_product(*kernels_scalar(), *found);
   for (int outputs = 1; outputs <= kMaxTileOutputs; outputs++) check_epilogue(*kernels_scalar(), *found, outputs);
   check_transform(*kernels_scalar(), *found);
+  check_word_row_product(*kernels_scalar(), *found);
+  check_epilogue(*kernels_scalar(), *found, kMaxTileOutputs, true);
+  check_word_transform(*kernels_scalar(), *found);
   check_rest(*kernels_scalar(), *found);
   std::printf("%s: %d checks, %d failures\n", found->name, checks, failures);
   return failures != 0;

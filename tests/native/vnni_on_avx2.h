@@ -1,4 +1,4 @@
-// vpdpbusd on 256 bits in AVX2, for the twins of tests/test_twins.py on processors without it.
+// vpdpbusd and vpdpwssd on 256 bits in AVX2, for the twins of tests/test_twins.py on processors without it.
 #pragma once
 
 #include <immintrin.h>
@@ -9,3 +9,4 @@ static inline __m256i dpbusd_on_avx2(__m256i sum, __m256i codes, __m256i weights
   return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 }
 #define _mm256_dpbusd_avx_epi32 dpbusd_on_avx2
+#define _mm256_dpwssd_avx_epi32(sum, codes, weights) _mm256_add_epi32(sum, _mm256_madd_epi16(codes, weights))

@@ -17,11 +17,11 @@ import triton
 import triton.language as tl
 
 from ...quantize import packed_pitch, padded_channels
+from ..call import ACTIVATIONS, Conv, dense
 from . import launch, tuning
 from .codes import bits_at, part_of, pixels_of, store_codes, to_codes
 
 STORED = (8, 4, 2)
-ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}
 FLOATS, ACCUMULATORS = 1, 2
 
 
@@ -319,45 +319,28 @@ def conv2d_launch(
     return constants | config.options(), tiles * -(-(shuffle**2) * axis // block_n)
 
 
-def conv2d_out(
-    x_q: torch.Tensor,
-    x_bits: torch.Tensor,
-    weight: torch.Tensor,
-    packed: torch.Tensor,
-    alpha: torch.Tensor,
-    beta: torch.Tensor,
-    slope: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    out_grid: torch.Tensor | None,
-    out_bits: torch.Tensor | None,
-    box_filter: bool,
-    activation: str,
-    shuffle: int,
-    threads: int,
-    y: torch.Tensor | None,
-    y_q: torch.Tensor | None,
-    packed_codes: bool = False,
-) -> None:
+def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
     """See ops.conv2d_out; an int32 y takes the accumulators."""
+    x_q, residual = conv.x_q, conv.residual
     n, h, w, _ = x_q.shape
-    launch.check("conv2d", "x_q", x_q, h * w * shuffle**2)
+    launch.check("conv2d", "x_q", x_q, h * w * conv.shuffle**2)
     if residual is not None and (y is None or y.is_contiguous()):
         residual = residual.contiguous()
     held = y if y is not None else residual  # the residual has the pitch of y
     constants, programs = conv2d_launch(
         launch.capability(x_q.device),
         tuple(x_q.shape),
-        tuple(weight.shape),
-        packed.numel(),
-        activation=activation,
-        shuffle=shuffle,
+        tuple(conv.weight.shape),
+        conv.packed.numel(),
+        activation=conv.activation,
+        shuffle=conv.shuffle,
         packed_codes=packed_codes,
         y=0 if y is None else FLOATS if y.dtype == torch.float32 else ACCUMULATORS,
         y_pitch=0 if held is None else held.stride(2),
         codes=y_q is not None,
         residual=residual is not None,
     )
-    tensors = [launch.dense(t) for t in (x_q, x_bits, packed, alpha, beta, slope)]
-    tensors += [residual, launch.dense(out_grid), launch.dense(out_bits), y, y_q]
+    tensors = [dense(t) for t in (x_q, conv.x_bits, conv.packed, conv.alpha, conv.beta, conv.slope)]
+    tensors += [residual, dense(conv.out_grid), dense(conv.out_bits), y, y_q]
     with launch.on(x_q):
         conv2d_kernel[(programs, n)](*tensors, h, w, **constants)

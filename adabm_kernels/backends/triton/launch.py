@@ -1,4 +1,4 @@
-"""What every launcher needs: the device, dense arguments, and the sizes that a launch can take."""
+"""What every launcher needs: the device, and the sizes that a launch can take."""
 
 from __future__ import annotations
 
@@ -31,7 +31,3 @@ def capability(device: torch.device) -> int:
         return 80
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
-
-
-def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.contiguous()

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ...quantize import padded_channels
+from ..call import dense
 from . import launch, tuning
 from .codes import bits_at, store_codes, to_codes
 
@@ -63,6 +64,6 @@ def quantize_out(
     programs = -(-h * w // config.block_m) * -(-axis // config.block_n)
     with launch.on(x):
         quantize_kernel[(programs, n)](
-            x, launch.dense(shift), launch.dense(grid), launch.dense(bits), y_q, w, h * w, *x.stride(), **constants,
+            x, dense(shift), dense(grid), dense(bits), y_q, w, h * w, *x.stride(), **constants,
             **config.options(),
         )  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...files import user_path
 from .. import tables
 
 TABLE = Path(__file__).with_name("tuning.json")  # written by benchmarks/tune_triton.py; absent until something was measured
@@ -63,7 +64,7 @@ def quantize_config(channels: int) -> Config:
 
 def user_table() -> Path:
     """What this user measured, which goes before the table of the package."""
-    return tables.user_path("tuning.json")
+    return user_path("tuning.json")
 
 
 @functools.cache

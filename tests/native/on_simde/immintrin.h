@@ -74,6 +74,13 @@ inline simde__m128i _mm512_cvtepi32_epi8(simde__m512i x) {
   return out.vector();
 }
 
+inline simde__m512i _mm512_cvtepu8_epi16(simde__m256i x) {
+  const on_simde::Lanes<simde__m256i, uint8_t, 32> lanes(x);
+  on_simde::Lanes<simde__m512i, int16_t, 32> out;
+  for (int i = 0; i < 32; i++) out.v[i] = lanes.v[i];
+  return out.vector();
+}
+
 inline simde__m512 _mm512_cvtepi32_ps(simde__m512i x) {
   const on_simde::Ints lanes(x);
   on_simde::Floats out;

@@ -1,0 +1,37 @@
+"""What all backends are called with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}  # ADABM_ACT_* of csrc/include/adabm/adabm.h
+
+
+class Conv(NamedTuple):
+    """What a convolution reads, as `ops.conv2d` describes it."""
+
+    x_q: torch.Tensor
+    x_bits: torch.Tensor
+    weight: torch.Tensor
+    packed: torch.Tensor
+    alpha: torch.Tensor
+    beta: torch.Tensor
+    slope: torch.Tensor | None
+    residual: torch.Tensor | None
+    out_grid: torch.Tensor | None
+    out_bits: torch.Tensor | None
+    box_filter: bool
+    activation: str
+    shuffle: int
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor | None]:
+        """By name."""
+        return dict(zip(self._fields[:10], self[:10], strict=True))
+
+
+def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """The tensor, contiguous."""
+    return None if tensor is None else tensor.contiguous()
