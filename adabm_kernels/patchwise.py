@@ -28,8 +28,6 @@ TILE_HALOS = 48  # tile by halo: (1 + 2 / 48)^2 is 1.085, so that overlapping co
 SMALLEST_TILE = 16
 TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLEST_TILE)  # to fall back to when memory is short
 BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # low-resolution pixels that a batch of small windows may have
-# Devices whose kernels write pixels in place of floats. On a CPU `_store` makes them of floats, and looks at each value once.
-WRITES_PIXELS = ("cuda",)
 JOINED_PIXELS = 1 << 20  # low-resolution pixels that windows computed as one may have
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLOCK = 16  # output rows that are clamped and rounded at a time, so that they stay in the cache
@@ -351,9 +349,12 @@ class Patchwise:
             return self.model.pixels(x, offset)
 
     def _finishes(self, layout: Layout) -> bool:
-        """Whether the network writes the pixels of a picture itself: colours of 8 bits that nothing is computed with afterwards."""
+        """Whether the network writes the pixels of a picture itself: colours of 8 bits that nothing is computed with afterwards.
+
+        Where its last convolution is one of torch, on a CPU `_store` makes pixels of the floats and looks at each value once.
+        """
         plain = layout.depth == 8 and not layout.alpha and not layout.grey
-        return plain and not self.tta and self._device().type in WRITES_PIXELS
+        return plain and not self.tta and (self._device().type != "cpu" or getattr(self.model, "full", False))
 
     def _ensemble(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         total = None

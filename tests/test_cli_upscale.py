@@ -241,10 +241,14 @@ def test_profile_and_resolution_are_carried_over(empty_folder, model, adabm, suf
 def test_self_ensemble_is_that_of_python_and_in_integers(empty_folder, adabm, monkeypatch, cutting):
     photo = np.array(PIL.Image.open(UPSCALE._ASSETS / "sample.png").convert("RGB"))[60:84, 50:110]
     save("in.png", photo)
-    seen, into = [], IntegerConv2d.into
-    monkeypatch.setattr(
-        IntegerConv2d, "into", lambda conv, x_q, *rest, **outputs: seen.append(x_q.dtype) or into(conv, x_q, *rest, **outputs)
-    )
+    seen = []
+    for name in ("into", "pixels"):
+
+        def watched(conv, x_q, *rest, run=getattr(IntegerConv2d, name), **outputs):
+            seen.append(x_q.dtype)
+            return run(conv, x_q, *rest, **outputs)
+
+        monkeypatch.setattr(IntegerConv2d, name, watched)
     options = [word for name, value in cutting.items() for word in (f"--{name}", value)]
     assert adabm("upscale", "in.png", "-o", "one.png", "-q", *options) == (0, "", "")
     once = len(seen)
