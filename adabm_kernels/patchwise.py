@@ -537,8 +537,8 @@ class _Window:
         return True
 
     def shrink(self, picture: _Picture) -> None:
-        """Leave out what is flat: all, or, where windows may have any size, what lies around the rest. Flat neighbours have the same
-        colour, so that this has two at most: it must be worth two patches."""
+        """Leave out what is flat: all, or, where windows may have any size, what lies around the rest. Flat neighbours have the
+        same colour, so that this has two at most: it must be worth two patches."""
         if self.needed is None:
             self.flat = [self.kept]
             return

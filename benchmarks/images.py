@@ -26,7 +26,6 @@ from adabm_kernels.metrics import psnr
 from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.upscale import load_model
 
-
 FOLDER_TURN = 50  # files in a row, so that the first and the last, which nothing goes along with, count little
 
 
