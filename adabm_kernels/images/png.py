@@ -17,7 +17,7 @@ except ImportError:
 
 _LEVEL = 1
 _AVERAGE = 3  # filter type: a byte less the mean of its left and its upper neighbour
-_BLOCK_BYTES = 1 << 16  # of rows that are filtered and compressed at a time, so that they stay in the cache
+_BLOCK_BYTES = 1 << 20  # of rows that are filtered and compressed at a time
 _METRE = 1000 / 25.4  # inches
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels
 
