@@ -26,7 +26,7 @@ from adabm_kernels.metrics import psnr
 from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.upscale import load_model
 
-FOLDER_TURN = 50  # files in a row, so that the first and the last, which nothing goes along with, count little
+FOLDER_TURN = 20  # files in a row, in turn with the network alone: the speed of a shared machine changes within seconds
 
 
 def measure(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
