@@ -48,6 +48,11 @@ class Outcome:
         """See the function of that name."""
         return mean_bits(self.patches)
 
+    @property
+    def flat_pixels(self) -> int:
+        """Low-resolution pixels that were not computed, because what they see has one colour."""
+        return sum(patch.flat for patch in self.patches)
+
 
 def mean_bits(patches: list[Patch]) -> float | None:
     """Mean over the pixels of the patches' mean bits; None for a picture that is transparent everywhere."""

@@ -143,7 +143,7 @@ def _add_windows(parser: argparse.ArgumentParser, tile: str = "48 halos, less wh
         "--halo",
         metavar="N",
         type=_integer(0),
-        help="pixels around them that are computed too (default: measured to leave no seam)",
+        help="pixels around them that are computed too (default: as many as leave no seam)",
     )
     add(
         "--protocol",

@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from .flat import Rect, busy, patch_side, spread
 from .machine import resident_bytes
 from .nn.lanes import Lane, lanes
 from .windows import Span, patches, spans
@@ -22,18 +23,15 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]  # called with (done, in all, doing what)
 
 PROTOCOLS = ("halo", "paper")
-# Of the receptive field's radius: as halo, windows and the whole picture are 70 dB apart and more at 3 bits (docs/images.md).
-HALO_SHARE = 0.9
 TILE_HALOS = 48  # tile by halo: (1 + 2 / 48)^2 is 1.085, so that overlapping costs 9 % at most
 SMALLEST_TILE = 16
 TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLEST_TILE)  # to fall back to when memory is short
 BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # low-resolution pixels that a batch of small windows may have
-# Devices whose kernels write pixels in place of floats. On a CPU `_store` makes them of floats, and looks at each value once.
-WRITES_PIXELS = ("cuda",)
 JOINED_PIXELS = 1 << 20  # low-resolution pixels that windows computed as one may have
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLOCK = 16  # output rows that are clamped and rounded at a time, so that they stay in the cache
 _RESERVE = 64 << 20  # bytes for what the codecs hold
+_PATCHES = 8  # of one colour that are remembered
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Patch:
     """One window as it was computed: what it keeps, in low-resolution pixels from the top left, and at what cost.
 
     offset: bits more or less that its picture got. mean_bits: over the adaptive convolutions. seconds: its share of what it was
-    computed with.
+    computed with. flat: pixels that were not computed: what they see has one colour (flat.py).
     """
 
     y: int
@@ -51,20 +49,23 @@ class Patch:
     offset: int
     mean_bits: float
     seconds: float
+    flat: int = 0
 
 
 class Patchwise:
     """A converted network that takes pictures of any size in bounded memory.
 
     tile: low-resolution pixels a side that a window keeps; 0 for the whole picture as one, None for TILE_HALOS halos or less
-    where max_memory asks for it. halo: pixels around them that are computed too; None for the measured default, `spec.radius` for
-    windows that join without any difference. protocol: "halo", or "paper" for AdaBM's 96x96 patches without one.
+    where max_memory asks for it. halo: pixels around them that are computed too; None for `spec.radius`, with which windows join
+    without any difference. protocol: "halo", or "paper" for AdaBM's 96x96 patches without one.
     tta: the mean over the eight flips and turns of every window (self-ensemble; Timofte et al., CVPR 2016), eight times the work.
     max_memory: bytes that the process may hold; None for no bound.
 
-    Every window decides about its bits by what it keeps, not by its halo. Windows of a row that got the same bits are computed
-    together: on a CPU neighbours as one wider window, so that the halo between them is not computed, else in batches. Threads may
-    share it. Raises ValueError naming the argument, the rule and the value.
+    Every window decides about its bits by what it keeps, not by its halo. Windows that got the same bits are computed together: on
+    a CPU neighbours as one larger window, so that the halo between them is not computed, else in batches. Where the pixels that an
+    output depends on have one colour, nothing is computed anew, if the network is one of integers throughout, the halo is
+    `spec.radius` or more and the picture is not taken whole. Neither changes a pixel with such a halo. Threads may share it.
+    Raises ValueError naming the argument, the rule and the value.
     """
 
     def __init__(
@@ -138,8 +139,18 @@ class Patchwise:
         bands = min(2, len(rows)) * kept * self.scale**2 * layout.row_bytes
         return resident_bytes() + _RESERVE + bands + 2 * largest * layout.row_bytes
 
-    def _joined_pixels(self, rows: list[Span], layout: Layout | None = None) -> int:
-        """The most pixels that windows of a row may have as one; 0 where they stay apart."""
+    def _groups(self, rows: list[Span], width: int, layout: Layout | None = None) -> tuple[list[list[Span]], int]:
+        """Rows of windows that are computed together, as many as could be one window across the picture, and the most pixels that
+        windows may have as one, 0 where they stay apart."""
+        for count in range(len(rows), 0, -1):
+            groups = [rows[first : first + count] for first in range(0, len(rows), count)]
+            joined = self._joined_pixels([_from_to(group[0], group[-1]) for group in groups], layout)
+            if max(group[-1].stop - group[0].start for group in groups) * width <= joined:
+                break
+        return groups, joined
+
+    def _joined_pixels(self, rows: list[Span], layout: Layout | None) -> int:
+        """The most pixels that windows may have as one where the picture comes in these rows; 0 where they stay apart."""
         if self.protocol == "paper" or self._device().type != "cpu":  # elsewhere windows of one shape make batches
             return 0
         if self.max_memory is None or layout is None:
@@ -181,14 +192,17 @@ class Patchwise:
         fully quantised network sees the upper eight; its output has sixteen.
         """
         rows, columns = self.windows(layout.height, layout.width, layout)
+        groups, joined = self._groups(rows, layout.width, layout)
         held = np.empty((0, layout.width, layout.channels), layout.dtype)
-        top, done, joined = 0, 0, self._joined_pixels(rows, layout)
-        for row in rows:
-            held, top = held[row.start - top :], row.start
-            held = np.concatenate([held, read(row.stop - top - len(held))])
-            kept, s = row.last - row.first, self.scale
-            out = np.empty((kept * s, layout.width * s, layout.channels), layout.dtype)
-            for finished in self._band(held, row, columns, layout, out, record, joined):
+        top, done = 0, 0
+        picture = _Picture(layout, self._flat_radius(layout), joined, {}, record)
+        for group in groups:
+            band = _from_to(group[0], group[-1])
+            held, top = held[band.start - top :], band.start
+            held = np.concatenate([held, read(band.stop - top - len(held))])
+            s = self.scale
+            out = np.empty(((band.last - band.first) * s, layout.width * s, layout.channels), layout.dtype)
+            for finished in self._band(_Rows(held, top), group, columns, picture, out):
                 done += finished
                 if progress is not None:
                     progress(done, len(rows) * len(columns), "upscaling")
@@ -206,91 +220,109 @@ class Patchwise:
         bands = list(self.picture(read, layout, **options))
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
-    def _band(
-        self,
-        held: np.ndarray,
-        row: Span,
-        columns: list[Span],
-        layout: Layout,
-        out: np.ndarray,
-        record: list[Patch] | None,
-        joined: int,
-    ) -> Iterator[int]:
-        """Compute the windows of a row from its pixels into `out`; yields how many were finished. joined: see `_joined_pixels`."""
-        windows: list[_Window] = []
-        empty = 0
-        for column in columns:
-            planes, alpha = _planes(held[:, column.start : column.stop], layout)
-            if alpha is not None and not alpha.any():
-                out[:, self.scale * column.first : self.scale * column.last] = 0
-                empty += 1
-                continue
-            varies = alpha is not None and alpha.min() < alpha.max()
-            images = [planes * alpha, np.repeat(alpha * 255, 3, 0)] if varies else [planes]
-            offsets = [self._offset(image, row, column) for image in images]
-            window = _Window(column, [column], offsets[0], alpha, [_Job(*job) for job in zip(images, offsets, strict=True)])
-            if not windows or not windows[-1].take(window, joined // planes.shape[1]):
-                windows.append(window)
-        if empty:
-            yield empty
-        for window in windows:
-            if len(window.columns) > 1:
-                window.jobs[0].image, _ = _planes(held[:, window.column.start : window.column.stop], layout)
+    def _band(self, held: _Rows, group: list[Span], columns: list[Span], picture: _Picture, out: np.ndarray) -> Iterator[int]:
+        """Compute the windows of some rows from their pixels into `out`; yields how many were finished."""
+        layout, s, finished = picture.layout, self.scale, 0
+        windows: list[list[_Window]] = []
+        for row in group:
+            windows.append([])
+            for column in columns:
+                window = self._window(held, row, column, picture)
+                if window is not None:
+                    windows[-1].append(window)
+                    continue
+                out[s * (row.first - group[0].first) : s * (row.last - group[0].first), s * column.first : s * column.last] = 0
+                finished += 1
+        together = _joined(windows, picture.joined)
+        for window in together:
+            window.shrink(picture)
+            for place in window.flat:
+                patch = self._patch(held.pixel(place), window, picture)
+                spread(patch, _part(out, place, group[0].first, s), place, layout.height, layout.width, picture.radius)
+            if window.needed is None:
+                finished += len(window.cells)
+                picture.add(self._patches(window, 0.0))
+        if finished:
+            yield finished
+        for finished in self._run([window for window in together if window.needed is not None], held, group[0].first, picture, out):
+            yield finished
+
+    def _window(self, held: _Rows, row: Span, column: Span, picture: _Picture) -> _Window | None:
+        """One window with the bits that it decides for; None for one that is transparent everywhere."""
+        layout = picture.layout
+        opacity, varies = None, False
+        if layout.alpha:
+            alpha = held.window(row, column)[..., -1]
+            opacity, varies = alpha.flat[0], bool((alpha != alpha.flat[0]).any())
+            if not alpha.any():
+                return None
+        kept = _kept(row, column)
+        images = _images(held.part(kept), layout, varies)
+        offsets = [self._decide(torch.from_numpy(image)[None].to(self._device())) for image in images]
+        needed = held.busy(kept, picture.radius) if picture.radius else kept
+        return _Window(row, column, [kept], offsets, opacity, varies, needed)
+
+    def _run(self, windows: list[_Window], held: _Rows, first: int, picture: _Picture, out: np.ndarray) -> Iterator[int]:
+        """Compute windows into `out`, whose first row is low-resolution row `first`; yields how many were finished."""
+        layout = picture.layout
         lending = getattr(self.model, "lending_output", nullcontext)
         forward = self.forward_pixels if self._finishes(layout) else self.forward
-        for batch in self._batches([(window, job) for window in windows for job in window.jobs]):
+        for batch in self._batches(windows):
             start, finished = time.perf_counter(), 0
-            x = torch.from_numpy(np.stack([job.image for _, job in batch])).to(self._device())
+            images = [_images(held.window(window.rows, window.columns), layout, window.varies)[i] for window, i in batch]
+            x = torch.from_numpy(np.stack(images)).to(self._device())
             with lending():
-                y = forward(x, torch.cat([job.offset for _, job in batch])).permute(0, 2, 3, 1).cpu().numpy()
+                y = forward(x, torch.cat([window.offsets[i] for window, i in batch])).permute(0, 2, 3, 1).cpu().numpy()
             seconds = (time.perf_counter() - start) / len(batch)
-            for (window, job), result in zip(batch, y, strict=True):
-                job.result = result
-                if record is not None and job is window.jobs[0]:
-                    record += self._patches(row, window, seconds)
-                if all(part.result is not None for part in window.jobs):
-                    self._store(window, row, layout, out)
-                    for part in window.jobs:
-                        part.result = None
-                    finished += len(window.columns)
-            for _, job in batch:
-                if job.result is not None:  # the next batch may overwrite what is lent
-                    job.result = job.result.copy()
+            for (window, i), result in zip(batch, y, strict=True):
+                window.results[i] = result
+                if i == 0:
+                    picture.add(self._patches(window, seconds))
+                if len(window.results) == len(window.offsets):
+                    self._store(window, layout, _part(out, window.kept, first, self.scale))
+                    window.results.clear()
+                    finished += len(window.cells)
+            for window, i in batch:
+                if i in window.results:  # the next batch may overwrite what is lent
+                    window.results[i] = window.results[i].copy()
             if finished:
                 yield finished
 
-    def _offset(self, image: np.ndarray, row: Span, column: Span) -> torch.Tensor:
-        """int32 [1]: the bits more or less of a window, by what it keeps."""
-        kept = image[:, row.first - row.start : row.last - row.start, column.first - column.start : column.last - column.start]
-        return self._decide(torch.from_numpy(kept)[None].to(self._device()))
-
     def _decide(self, x: torch.Tensor) -> torch.Tensor:
+        """int32 [1]: the bits more or less of a window, by what it keeps."""
         return self.model.image_offsets(x, learn=True)
 
-    def _batches(self, jobs: list[tuple[_Window, _Job]]) -> Iterator[list[tuple[_Window, _Job]]]:
-        """Jobs of the same shape and bits, in batches."""
-        groups: dict[tuple, list[tuple[_Window, _Job]]] = {}
-        for window, job in jobs:
-            groups.setdefault((job.image.shape, int(job.offset)), []).append((window, job))
-        for (shape, _), members in groups.items():
-            size = max(self._batch_pixels() // (shape[1] * shape[2]), 1)
+    def _batches(self, windows: list[_Window]) -> Iterator[list[tuple[_Window, int]]]:
+        """Pictures of windows (which, and its first or second) of the same shape and bits, in batches."""
+        groups: dict[tuple, list[tuple[_Window, int]]] = {}
+        for window in windows:
+            for i, offset in enumerate(window.offsets):
+                groups.setdefault((_size(window.rows), _size(window.columns), int(offset)), []).append((window, i))
+        for (height, width, _), members in groups.items():
+            size = max(self._batch_pixels() // (height * width), 1)
             for first in range(0, len(members), size):
                 yield members[first : first + size]
 
-    def _patches(self, row: Span, window: _Window, seconds: float) -> Iterator[Patch]:
+    def _patches(self, window: _Window, seconds: float) -> list[Patch]:
         """The windows that one was made of."""
-        mean_bits = float(self.model.mean_bits(None, offset=window.offset)[0])
-        height, all_width = row.last - row.first, window.column.last - window.column.first
-        for column in window.columns:
-            width = column.last - column.first
-            yield Patch(row.first, column.first, height, width, int(window.offset), mean_bits, seconds * width / all_width)
+        offset = window.offsets[0]
+        mean_bits = float(self.model.mean_bits(None, offset=offset)[0])
+        flat = [sum(cell.overlap(place).area for place in window.flat) for cell in window.cells]
+        computed = max(sum(cell.area for cell in window.cells) - sum(flat), 1)
+        return [
+            Patch(
+                cell.top, cell.left, cell.bottom - cell.top, cell.right - cell.left, int(offset), mean_bits,
+                seconds * (cell.area - pixels) / computed, pixels,
+            )
+            for cell, pixels in zip(window.cells, flat, strict=True)
+        ]  # fmt: skip
 
-    def _store(self, window: _Window, row: Span, layout: Layout, out: np.ndarray) -> None:
+    def _store(self, window: _Window, layout: Layout, target: np.ndarray) -> None:
         """What a window keeps, rounded into its place."""
-        s, column, alpha, results = self.scale, window.column, window.alpha, [job.result for job in window.jobs]
-        top, bottom = s * (row.first - row.start), s * (row.last - row.start)
-        left, right = s * (column.first - column.start), s * (column.last - column.start)
-        target = out[:, s * column.first : s * column.last]
+        s, rows, columns = self.scale, window.rows, window.columns
+        results = [window.results[i] for i in range(len(window.offsets))]
+        top, bottom = s * (rows.first - rows.start), s * (rows.last - rows.start)
+        left, right = s * (columns.first - columns.start), s * (columns.last - columns.start)
         factor = np.float32(1 if layout.depth == 8 else 257)
         for first in range(top, bottom, _BLOCK):
             part = slice(first, min(first + _BLOCK, bottom)), slice(left, right)
@@ -299,15 +331,43 @@ class Patchwise:
             if colours.dtype == np.uint8:
                 place[...] = colours
                 continue
-            if alpha is not None:
-                opacity = np.clip(results[1][part] @ LUMA, 0, 255) if len(results) == 2 else alpha.flat[0] * np.float32(255)
+            if window.varies:
+                opacity = np.clip(results[1][part] @ LUMA, 0, 255)
                 place[..., -1] = np.rint(opacity * factor)
-                if len(results) == 2:
-                    seen = opacity > 0.5 / 257  # as little alpha as 16 bits tell from none
-                    colours = np.where(seen[..., None], colours * 255 / np.where(seen, opacity, 1)[..., None], 0)
+                seen = opacity > 0.5 / 257  # as little alpha as 16 bits tell from none
+                colours = np.where(seen[..., None], colours * 255 / np.where(seen, opacity, 1)[..., None], 0)
+            elif window.opacity is not None:
+                place[..., -1] = window.opacity
             colours = np.clip(colours @ LUMA[:, None] if layout.grey else colours, 0, 255)
             colours *= factor
             place[..., : colours.shape[2]] = np.rint(colours, out=colours)
+
+    # ---- one colour
+
+    def _flat_radius(self, layout: Layout) -> int:
+        """The receptive field's radius where a picture's flat areas need no computing, else 0."""
+        integer = getattr(self.model, "full", False)  # the floats of a "body" network depend on how they are summed
+        if not integer or self.protocol == "paper" or self.tile == 0:
+            return 0
+        radius = self.model.spec.radius
+        wide = min(layout.height, layout.width) >= patch_side(radius)  # else borders of both sides are seen at once
+        return radius if self.halo >= radius and wide else 0
+
+    def _patch(self, pixel: np.ndarray, window: _Window, picture: _Picture) -> np.ndarray:
+        """What the network makes of a patch of one colour with the bits of a window: see `flat.spread`."""
+        key = pixel.tobytes(), tuple(map(int, window.offsets)), window.varies
+        if key not in picture.patches:
+            side = patch_side(picture.radius)
+            pixels = np.broadcast_to(pixel, (side, side, len(pixel)))
+            span = Span(0, side, 0, side)
+            patch = _Window(span, span, [_kept(span, span)], window.offsets, window.opacity, window.varies, None)
+            out = np.empty((self.scale * side, self.scale * side, len(pixel)), pixel.dtype)
+            for _ in self._run([patch], _Rows(pixels, 0), 0, replace(picture, record=None), out):
+                pass
+            if len(picture.patches) == _PATCHES:
+                picture.patches.pop(next(iter(picture.patches)))
+            picture.patches[key] = out
+        return picture.patches[key]
 
     # ---- tensors
 
@@ -316,20 +376,19 @@ class Patchwise:
         rows, columns = self.windows(*x.shape[2:])
         if len(rows) == len(columns) == 1:
             return self.forward(x, self._decide(x))
-        joined = self._joined_pixels(rows)
+        groups, joined = self._groups(rows, x.shape[3])
         if joined and len(x) > 1:  # each has neighbours of its own with the same bits
             return torch.cat([self.tensor(image) for image in x.split(1)])
-        n, s = x.shape[0], self.scale
-        y = x.new_empty(n, 3, s * x.shape[2], s * x.shape[3])
-        for row in rows:
-            windows: list[_Window] = []
-            for column in columns:
-                window = _Window(column, [column], self._decide(x[:, :, row.first : row.last, column.first : column.last]))
-                if not windows or not windows[-1].take(window, joined // (row.stop - row.start)):
-                    windows.append(window)
-            for window in windows:
-                column = window.column
-                result = self.forward(x[:, :, row.start : row.stop, column.start : column.stop].clone(), window.offset)
+        s = self.scale
+        y = x.new_empty(x.shape[0], 3, s * x.shape[2], s * x.shape[3])
+        for group in groups:
+            windows = []
+            for row in group:
+                seen = [(column, x[:, :, row.first : row.last, column.first : column.last]) for column in columns]
+                windows.append([_Window(row, column, [_kept(row, column)], [self._decide(kept)]) for column, kept in seen])
+            for window in _joined(windows, joined):
+                row, column = window.rows, window.columns
+                result = self.forward(x[:, :, row.start : row.stop, column.start : column.stop].clone(), window.offsets[0])
                 part = result[:, :, s * (row.first - row.start) :, s * (column.first - column.start) :]
                 place = y[:, :, s * row.first : s * row.last, s * column.first : s * column.last]
                 place.copy_(part[:, :, : place.shape[2], : place.shape[3]])
@@ -351,9 +410,12 @@ class Patchwise:
             return self.model.pixels(x, offset)
 
     def _finishes(self, layout: Layout) -> bool:
-        """Whether the network writes the pixels of a picture itself: colours of 8 bits that nothing is computed with afterwards."""
+        """Whether the network writes the pixels of a picture itself: colours of 8 bits that nothing is computed with afterwards.
+
+        Where its last convolution is one of torch, on a CPU `_store` makes pixels of the floats and looks at each value once.
+        """
         plain = layout.depth == 8 and not layout.alpha and not layout.grey
-        return plain and not self.tta and self._device().type in WRITES_PIXELS
+        return plain and not self.tta and (self._device().type != "cpu" or getattr(self.model, "full", False))
 
     def _ensemble(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         total = None
@@ -392,41 +454,149 @@ class FloatPatchwise(Patchwise):
             return self.model(x)
 
 
-@dataclass
-class _Job:
-    """One picture for the network. image: float32 [3, h, w]. offset: int32 [1]. result: [scale*h, scale*w, 3] when it is there,
-    uint8 where finished."""
+class _Rows(NamedTuple):
+    """Some rows of a picture. pixels: [n, W, channels]. top: the first one's place."""
 
-    image: np.ndarray
-    offset: torch.Tensor
-    result: np.ndarray | None = None
+    pixels: np.ndarray
+    top: int
+
+    def window(self, rows: Span, columns: Span) -> np.ndarray:
+        """What is computed of a window."""
+        return self.pixels[rows.start - self.top : rows.stop - self.top, columns.start : columns.stop]
+
+    def part(self, place: Rect) -> np.ndarray:
+        return self.pixels[place.top - self.top : place.bottom - self.top, place.left : place.right]
+
+    def busy(self, kept: Rect, radius: int) -> Rect | None:
+        """See `flat.busy`."""
+        found = busy(self.pixels, kept.moved(-self.top), radius)
+        return None if found is None else found.moved(self.top)
+
+    def pixel(self, place: Rect) -> np.ndarray:
+        """[channels], the first of a place."""
+        return self.pixels[place.top - self.top, place.left]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture on its way. radius: see `_flat_radius`. joined: see `_groups`. patches: of one colour, by what decides about them.
+    record: takes the windows, or None."""
+
+    layout: Layout
+    radius: int
+    joined: int
+    patches: dict[tuple, np.ndarray]
+    record: list[Patch] | None
+
+    def add(self, patches: list[Patch]) -> None:
+        if self.record is not None:
+            self.record.extend(patches)
 
 
 @dataclass
 class _Window:
-    """columns: the windows of a row that `column` spans. offset: int32 [N] of its colours, None where there is none. alpha: float32
-    [1, h, w] in 0..1 or None. jobs: its colours and, where it varies, its alpha.
+    """A window, or several as one.
+
+    rows, columns: what is computed and what is kept. cells: what each window keeps. offsets: int32 [N] of its colours and, where
+    alpha varies, of its alpha; None where there are none. opacity: value of an alpha that does not vary, None without. needed: a
+    part of what it keeps with all that is not flat, None where all is. flat: the parts that are not computed. results: of the
+    network, [scale*h, scale*w, 3] floats, or uint8 where finished, by place in `offsets`.
     """
 
-    column: Span
-    columns: list[Span]
-    offset: torch.Tensor | None
-    alpha: np.ndarray | None = None
-    jobs: list[_Job] = field(default_factory=list)
+    rows: Span
+    columns: Span
+    cells: list[Rect]
+    offsets: list[torch.Tensor | None]
+    opacity: np.unsignedinteger | None = None
+    varies: bool = False
+    needed: Rect | None = None
+    flat: list[Rect] = field(default_factory=list)
+    results: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def take(self, other: _Window, widest: int) -> bool:
-        """Span the next window too, if it got the same bits and both are not wider than that; the job then needs a new image."""
-        if other.column.stop - self.column.start > widest or self.column.last != other.column.first:
+    @property
+    def kept(self) -> Rect:
+        return _kept(self.rows, self.columns)
+
+    def take(self, other: _Window, most: int) -> bool:
+        """Span a neighbour too, the next in a row or one below as wide, if it got the same bits and both have no more pixels than
+        that."""
+        rows, columns = _from_to(self.rows, other.rows), _from_to(self.columns, other.columns)
+        beside = self.rows == other.rows and self.columns.last == other.columns.first
+        below = self.columns == other.columns and self.rows.last == other.rows.first
+        if not (beside or below) or _size(rows) * _size(columns) > most:
             return False
-        if self.offset is not None and not torch.equal(self.offset, other.offset):
+        if self.varies or other.varies or self.opacity != other.opacity:  # a varying alpha has bits of its own
             return False
-        if len(self.jobs) == 2 or len(other.jobs) == 2:  # a varying alpha has bits of its own
+        if self.offsets[0] is not None and not torch.equal(self.offsets[0], other.offsets[0]):
             return False
-        if self.alpha is not None and self.alpha.flat[0] != other.alpha.flat[0]:
+        if (self.needed is None) != (other.needed is None):  # what is flat throughout would lie within the rectangle of both
             return False
-        self.column = Span(self.column.start, other.column.stop, self.column.first, other.column.last)
-        self.columns += other.columns
+        self.rows, self.columns = rows, columns
+        self.cells += other.cells
+        self.needed = None if self.needed is None else self.needed.union(other.needed)
         return True
+
+    def shrink(self, picture: _Picture) -> None:
+        """Leave out what is flat: all, or, where windows may have any size, what lies around the rest. Flat neighbours have the
+        same colour, so that this has two at most: it must be worth two patches."""
+        if self.needed is None:
+            self.flat = [self.kept]
+            return
+        layout, radius = picture.layout, picture.radius
+        rows = _around(self.needed.top, self.needed.bottom, radius, layout.height)
+        columns = _around(self.needed.left, self.needed.right, radius, layout.width)
+        saved = _size(self.rows) * _size(self.columns) - _size(rows) * _size(columns)
+        if radius and picture.joined and saved > 2 * patch_side(radius) ** 2:
+            self.flat = self.kept.outside(self.needed)
+            self.rows, self.columns = rows, columns
+
+
+def _joined(windows: list[list[_Window]], most: int) -> list[_Window]:
+    """Rows of windows with neighbours of the same bits as one, of at most so many pixels: first those beside each other, then those
+    below each other."""
+    joined: list[_Window] = []
+    above: list[_Window] = []
+    for row in windows:
+        wide: list[_Window] = []
+        for window in row:
+            if not wide or not wide[-1].take(window, most):
+                wide.append(window)
+        following = []
+        for window in wide:
+            taken = next((other for other in above if other.take(window, most)), None)
+            if taken is None:
+                joined.append(window)
+            following.append(taken or window)
+        above = following
+    return joined
+
+
+def _from_to(first: Span, last: Span) -> Span:
+    """What two spans and all between them are as one."""
+    return Span(first.start, last.stop, first.first, last.last)
+
+
+def _around(first: int, last: int, halo: int, size: int) -> Span:
+    return Span(max(first - halo, 0), min(last + halo, size), first, last)
+
+
+def _size(span: Span) -> int:
+    return span.stop - span.start
+
+
+def _kept(rows: Span, columns: Span) -> Rect:
+    return Rect(rows.first, rows.last, columns.first, columns.last)
+
+
+def _part(out: np.ndarray, place: Rect, first: int, scale: int) -> np.ndarray:
+    """A place in a band of output whose first row is low-resolution row `first`."""
+    return out[scale * (place.top - first) : scale * (place.bottom - first), scale * place.left : scale * place.right]
+
+
+def _images(pixels: np.ndarray, layout: Layout, varies: bool) -> list[np.ndarray]:
+    """What the network gets, float32 [3, h, w] in 0..255 each: the colours, or where alpha varies these times alpha, and alpha."""
+    planes, alpha = _planes(pixels, layout)
+    return [planes * alpha, np.repeat(alpha * 255, 3, 0)] if varies else [planes]
 
 
 def _planes(pixels: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray | None]:
@@ -439,8 +609,8 @@ def _planes(pixels: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray 
 
 
 def default_halo(spec: Any) -> int:
-    """Pixels around a window by which it joins its neighbours without a seam one could see: 70 dB, as measured."""
-    return math.ceil(HALO_SHARE * spec.radius)
+    """Pixels around a window by which it joins its neighbours without any difference: the receptive field's radius."""
+    return spec.radius
 
 
 def default_tile(halo: int) -> int:

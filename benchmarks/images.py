@@ -1,6 +1,7 @@
 """Measures what docs/images.md says of pictures in windows: `python benchmarks/images.py patches|sky|seam|folder|startup`.
 
-Sides of a comparison take turns; a figure is a ratio of medians. PICTURE is any photograph, best of several hundred pixels a side.
+Sides of a comparison take turns; a figure is a ratio of medians. PICTURE is any photograph, best of several hundred pixels a side,
+or for `folder` a folder of PNG files too, whose parts become the files.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from adabm_kernels.machine import cpu_name
 from adabm_kernels.metrics import psnr
 from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.upscale import load_model
+
+FOLDER_TURN = 20  # files in a row, in turn with the network alone: the speed of a shared machine changes within seconds
 
 
 def measure(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -50,12 +53,15 @@ def photograph(args: argparse.Namespace) -> np.ndarray:
     return np.ascontiguousarray(rgb[: args.side, : args.side])
 
 
-def sky(rgb: np.ndarray) -> np.ndarray:
-    """The picture with a flat sky for its upper half, brighter towards the horizon."""
+def sky(rgb: np.ndarray, kind: str) -> np.ndarray:
+    """The picture with a sky for its upper half: "noisy", brighter towards the horizon and with the noise of a sensor, nowhere of
+    one colour; or "blown", of one colour."""
     half = len(rgb) // 2
     down = np.linspace(0, 1, half)[:, None, None]
-    return np.concatenate([np.broadcast_to(np.array([110, 160, 220]) * (1 - down) + np.array([190, 215, 240]) * down,
-                                           (half, rgb.shape[1], 3)).astype(np.uint8), rgb[half:]])  # fmt: skip
+    noise = np.random.default_rng(0).normal(0, 1.5, (half, rgb.shape[1], 3))
+    noisy = np.array([110, 160, 220]) * (1 - down) + np.array([190, 215, 240]) * down + noise
+    above = noisy.round().astype(np.uint8) if kind == "noisy" else np.full_like(rgb[:half], 255)
+    return np.concatenate([above, rgb[half:]])
 
 
 def compare(args: argparse.Namespace, rgb: np.ndarray) -> None:
@@ -69,7 +75,8 @@ def compare(args: argparse.Namespace, rgb: np.ndarray) -> None:
         record: list = []
         model.set_bits(setting)
         networks[kind].array(rgb, layout, record=record)
-        bits[kind, setting] = f"{mean_bits(record):.2f} bits, {len(record)} windows"
+        flat = sum(patch.flat for patch in record) / (rgb.shape[0] * rgb.shape[1])
+        bits[kind, setting] = f"{mean_bits(record):.2f} bits, {len(record)} windows, {100 * flat:.1f} % flat"
 
     cases = {f"{kind}, {setting}": lambda k=kind, s=setting: case(k, s) for kind in networks for setting in (base, "auto")}
     found = measure(cases, args.rounds)
@@ -97,11 +104,14 @@ def folder(args: argparse.Namespace) -> None:
     """Files in and out against the network alone on tensors that are there, in turn."""
     model = load_model(args.model)
     model.set_threads(args.threads)
-    network, rgb = Patchwise(model), photograph(args)
-    side = 256
+    network, side = Patchwise(model), 256
+    place = Path(args.picture)
+    pictures = [np.array(PIL.Image.open(path).convert("RGB")) for path in sorted(place.rglob("*.png"))] if place.is_dir() else []
+    pictures = [rgb for rgb in pictures if min(rgb.shape[:2]) >= side] or [photograph(args)]
     crops = []
-    for i in range(args.count):
-        y, x = (i * 37) % (len(rgb) - side), (i * 61) % (rgb.shape[1] - side)
+    for i in range(args.first, args.first + args.count):
+        rgb = pictures[i % len(pictures)]
+        y, x = (i * 37) % (len(rgb) - side + 1), (i * 61) % (rgb.shape[1] - side + 1)
         crops.append(np.ascontiguousarray(rgb[y : y + side, x : x + side]))
     with tempfile.TemporaryDirectory() as place:
         tasks = []
@@ -113,17 +123,27 @@ def folder(args: argparse.Namespace) -> None:
             )
         tensors = [torch.from_numpy(crop).permute(2, 0, 1)[None].float().contiguous() for crop in crops]
 
-        def files() -> None:
-            assert all(outcome.error is None for outcome in upscale_files(tasks, network, max_pixels=MAX_PIXELS))
+        def files(some: slice) -> None:
+            assert all(outcome.error is None for outcome in upscale_files(tasks[some], network, max_pixels=MAX_PIXELS))
 
-        def alone() -> None:
+        def alone(some: slice) -> None:
             with torch.no_grad():
-                for x in tensors:
+                for x in tensors[some]:
                     model(x)
 
-        found = measure({"network alone": alone, "files": files}, args.rounds)
-    rate, share = args.count / found["files"], found["network alone"] / found["files"]
-    print(f"{args.count} files: {rate:.2f} a second, {share:.3f} of the rate alone")
+        seconds: dict[str, list[float]] = {"network alone": [], "files": []}
+        for warm in (alone, files):
+            warm(slice(0, 2))
+        for first in range(0, args.count, FOLDER_TURN):
+            for name, case in zip(seconds, (alone, files), strict=True):
+                start = time.perf_counter()
+                case(slice(first, first + FOLDER_TURN))
+                seconds[name].append(time.perf_counter() - start)
+    for name, values in seconds.items():
+        print(f"{name:24} {1000 * sum(values) / args.count:8.1f} ms a file, in turns of {FOLDER_TURN}")
+    shares = [a / b for a, b in zip(*seconds.values(), strict=True)]
+    whole = sum(seconds["network alone"]) / sum(seconds["files"])
+    print(f"{args.count} files: {whole:.3f} of the rate alone; turns {', '.join(f'{share:.3f}' for share in shares)}")
 
 
 def startup(args: argparse.Namespace) -> None:
@@ -171,14 +191,16 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--tile", type=int)
     parser.add_argument("--shrink", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--sky", choices=("noisy", "blown"), default="noisy")
     parser.add_argument("--format", default="png")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{cpu_name()}, {args.threads} threads, {load_model(args.model).backend_summary()}, {args.model}")
-    run = {"patches": lambda: compare(args, photograph(args)), "sky": lambda: compare(args, sky(photograph(args)))}
+    run = {"patches": lambda: compare(args, photograph(args)), "sky": lambda: compare(args, sky(photograph(args), args.sky))}
     run |= {"seam": lambda: seam(args), "folder": lambda: folder(args), "startup": lambda: startup(args)}
     run[args.what]()
 

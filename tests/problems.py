@@ -54,6 +54,11 @@ class ConvInstance:
         with native.force_isa(isa):
             return self.layer(self.x_q, self.bits, residual=residual, out=out, out_grid=self.out_grid, out_bits=self.out_bits)
 
+    def pixels(self, backend: str, isa: str = "auto", threads: int = 1) -> torch.Tensor:
+        self.layer.set_backend(backend, threads)
+        with native.force_isa(isa):
+            return self.layer.pixels(self.x_q, self.bits, residual=self.residual)
+
 
 def random_parameters(p: ConvProblem, generator: torch.Generator, extreme: bool = False) -> ConvParameters:
     """Random weights over the whole grid; `extreme`: only its two ends, where saturation would show."""

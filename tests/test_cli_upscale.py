@@ -143,6 +143,20 @@ def test_json_and_verbose(photos, model, adabm):
     assert "photos/a.png -> photos_x4/a_x4.png: 1 windows, 3.75 bits in the mean" in err
 
 
+@needs_builtin
+def test_what_was_flat_is_told(empty_folder, adabm):
+    photo = np.array(PIL.Image.open(UPSCALE._ASSETS / "sample.png").convert("RGB"))[:60, :60]
+    save("in.png", np.concatenate([np.full((180, 60, 3), 255, np.uint8), photo]))
+    status, out, err = adabm("upscale", "in.png", "-o", "out.png", "--json", "--verbose")
+    flat = 60 * (180 - 19)
+    assert status == 0 and json.loads(out)["flat_pixels"] == flat and f", {100 * flat / (60 * 240):.0f} % flat," in err
+    assert rows(adabm("upscale", "in.png", "-o", "out.png")[1])["flat"] == "67 % of the pixels, not computed"
+    status, out, _ = adabm("upscale", "in.png", "-o", "whole.png", "--tile", "0", "--bits", 4)
+    assert status == 0 and "flat" not in rows(out)
+    assert adabm("upscale", "in.png", "-o", "again.png", "--bits", 4, "-q")[0] == 0
+    assert np.array_equal(read("again.png"), read("whole.png"))
+
+
 def clash(folder):
     save("d/a.png")
     save("d/a.jpg")
@@ -274,10 +288,13 @@ def test_profile_and_resolution_are_carried_over(empty_folder, model, adabm, suf
 def test_self_ensemble_is_that_of_python_and_in_integers(empty_folder, adabm, monkeypatch, cutting):
     photo = np.array(PIL.Image.open(UPSCALE._ASSETS / "sample.png").convert("RGB"))[60:84, 50:110]
     save("in.png", photo)
-    seen, into = [], IntegerConv2d.into
-    monkeypatch.setattr(
-        IntegerConv2d, "into", lambda conv, x_q, *rest, **outputs: seen.append(x_q.dtype) or into(conv, x_q, *rest, **outputs)
-    )
+    seen = []
+
+    def watch(run):
+        return lambda conv, x_q, *rest, **outputs: seen.append(x_q.dtype) or run(conv, x_q, *rest, **outputs)
+
+    for name in ("into", "pixels"):
+        monkeypatch.setattr(IntegerConv2d, name, watch(getattr(IntegerConv2d, name)))
     options = [word for name, value in cutting.items() for word in (f"--{name}", value)]
     assert adabm("upscale", "in.png", "-o", "one.png", "-q", *options) == (0, "", "")
     once = len(seen)
@@ -388,8 +405,9 @@ def test_interrupted_while_writing_bands(empty_folder, stop):
 import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
-from adabm_kernels import cli
+from adabm_kernels import cli, patchwise
 import adabm_kernels.upscale
+patchwise.JOINED_PIXELS = 0
 class Slow(FakeModel):
     def forward(self, x, offset=None):
         if len(self.seen) == 3:

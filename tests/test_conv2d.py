@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import PROBLEMS, ConvProblem, instantiate, runnable_isas
 
+from adabm_kernels.quantize import to_pixels
+
 ISAS = runnable_isas()
 pytestmark = pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
 
@@ -21,6 +23,7 @@ def check(problem: ConvProblem, isa: str, seed: int = 0, threads: int = 1, extre
     assert torch.equal(y_q, want_q)
     assert torch.equal(instance.run("cpu", "float", isa, threads)[0], want_y)
     assert torch.equal(instance.run("cpu", "codes", isa, threads)[1], want_q)
+    assert torch.equal(instance.pixels("cpu", isa, threads), to_pixels(want_y))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -85,7 +88,8 @@ def test_every_output_byte_is_written(problem: ConvProblem, isa: str, monkeypatc
 
     instance.run("cpu", "acc", isa)  # packs the weights
     monkeypatch.setattr(torch, "empty", poisoned)
-    got = [instance.run("cpu", out, isa) for out in ("both", "acc")]
+    got, pixels = [instance.run("cpu", out, isa) for out in ("both", "acc")], instance.pixels("cpu", isa)
+    assert torch.equal(pixels, to_pixels(want[0][0]))
     for (y, y_q), (want_y, want_q) in zip(got, want, strict=True):
         assert torch.equal(y, want_y)
         assert torch.equal(y_q, want_q)

@@ -32,7 +32,7 @@ FLOORS = [
     {"tiles"},
     {"tile_times"},
     # The ground: knows nothing of the rest.
-    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows"},
+    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = FLOORS[-1]

@@ -17,6 +17,7 @@ from small import one_thread, small_edsr  # noqa: F401
 
 from adabm_kernels import ConvertConfig, convert_model, patchwise
 from adabm_kernels.images import Layout
+from adabm_kernels.machine import resident_bytes
 from adabm_kernels.metrics import psnr
 from adabm_kernels.nn.layer_times import layer_times
 from adabm_kernels.patchwise import Patchwise, bytes_per_pixel, default_halo, default_tile
@@ -45,6 +46,13 @@ def picture(height, width, seed=0):
     return rgb.astype(np.uint8)
 
 
+def watch(monkeypatch, model, seen):
+    """Have `seen` called with what every forward pass is given."""
+    for name in ("forward", "pixels"):
+        run = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda x, offset, run=run: seen(x, offset) or run(x, offset))
+
+
 @pytest.mark.parametrize("joined", [0, 2500, 1 << 20], ids="joined{}".format)
 @pytest.mark.parametrize("size", [(40, 70), (33, 21), (90, 64)], ids=str)
 @pytest.mark.parametrize("tile", [16, 24])
@@ -54,7 +62,8 @@ def test_full_halo_leaves_no_difference(model, size, tile, joined, monkeypatch):
     for bits in (2, 4, 8):
         whole = upscale(rgb, model, bits=bits, tile=0)
         assert np.array_equal(upscale(rgb, model, bits=bits, tile=tile, halo=model.spec.radius), whole)
-    assert not np.array_equal(upscale(rgb, model, bits=4, tile=tile, halo=0), upscale(rgb, model, bits=4, tile=0))
+    if not joined:
+        assert not np.array_equal(upscale(rgb, model, bits=4, tile=tile, halo=0), upscale(rgb, model, bits=4, tile=0))
     model.set_bits("auto")
 
 
@@ -66,8 +75,7 @@ def test_neighbours_of_the_same_bits_are_computed_as_one(model, monkeypatch, cha
         rgb = np.dstack([rgb, np.full((40, 160), 255, np.uint8)])
         rgb[:, 30:70, 3] = 120  # some windows have two opacities, some this one
     outputs, records, widths = [], [], []
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda x, offset: widths[-1].extend([x.shape[3]] * len(x)) or forward(x, offset))
+    watch(monkeypatch, model, lambda x, offset: widths[-1].extend([x.shape[3]] * len(x)))
     for joined in (0, 1 << 20):
         monkeypatch.setattr(patchwise, "JOINED_PIXELS", joined)
         records.append([])
@@ -77,6 +85,43 @@ def test_neighbours_of_the_same_bits_are_computed_as_one(model, monkeypatch, cha
     alone, together = ({(p.y, p.x, p.height, p.width): (p.offset, p.mean_bits) for p in record} for record in records)
     assert alone == together and len({offset for offset, _ in alone.values()}) > 1
     assert len(set(widths[0])) == 1 and max(widths[1]) > max(widths[0]) and sum(widths[1]) < sum(widths[0])
+
+
+def test_rows_of_windows_are_computed_as_one_too(model, monkeypatch):
+    """Smooth on the left, noise on the right: two windows as high as the picture, or as the rows that may be together."""
+    rgb, shapes, outputs, records = picture(160, 96), [], [], []
+    watch(monkeypatch, model, lambda x, offset: shapes.append(tuple(x.shape[2:])))
+    radius = model.spec.radius
+    for joined in (0, 80 * 96, 1 << 20):
+        monkeypatch.setattr(patchwise, "JOINED_PIXELS", joined)
+        shapes.clear()
+        records.append([])
+        outputs.append(upscale(rgb, model, bits="auto", tile=48, halo=radius, record=records[-1]))
+        if joined:
+            assert all(height * width <= joined for height, width in shapes)
+    assert len(records[0]) == 3 * 2 and shapes == [(160, 48 + radius)] * 2
+    assert np.array_equal(outputs[0], outputs[1]) and np.array_equal(outputs[0], outputs[2])
+    seen = [{(p.y, p.x, p.height, p.width): p.offset for p in record} for record in records]
+    assert seen[0] == seen[1] == seen[2] and len(set(seen[0].values())) == 2
+    x = torch.from_numpy(rgb).permute(2, 0, 1).float()
+    shapes.clear()
+    tensor = upscale(x, model, tile=48, halo=radius)
+    assert shapes == [(160, 48 + radius)] * 2
+    assert np.array_equal(tensor.round().permute(1, 2, 0).numpy().astype(np.uint8), outputs[0])
+
+
+def test_rows_together_are_bounded_by_memory(model):
+    """As many rows of windows as one window across the picture may have, with its output, and never less than one."""
+    layout, pixel = Layout(400, 3000, 3), bytes_per_pixel(model)
+    for count in (1, 3, 9):
+        network = Patchwise(model, tile=100, max_memory=1 << 40)
+        rows, _ = network.windows(3000, 400, layout)
+        bands = 2 * rows[count - 1].last * network.scale**2 * layout.row_bytes
+        network.max_memory = resident_bytes() + patchwise._RESERVE + bands + (rows[count - 1].stop + 40) * 400 * pixel
+        groups, joined = network._groups(rows, 400, layout)
+        assert [row for group in groups for row in group] == rows and joined <= patchwise.JOINED_PIXELS
+        assert max(map(len, groups)) == count
+    assert network._groups(rows, 1 << 20)[0] == [[row] for row in rows]
 
 
 def test_radius_is_that_of_an_impulse():
@@ -113,8 +158,7 @@ def test_every_window_has_its_own_bits(model):
 
 def test_batches_hold_windows_of_one_bit_width(model, monkeypatch):
     offsets = []
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda x, offset: offsets.append(offset.tolist()) or forward(x, offset))
+    watch(monkeypatch, model, lambda x, offset: offsets.append(offset.tolist()))
     upscale(picture(96, 480), model, bits="auto", protocol="paper")
     assert (
         all(len(set(batch)) == 1 for batch in offsets) and max(map(len, offsets)) > 1 and len({batch[0] for batch in offsets}) > 1
@@ -139,15 +183,16 @@ def test_tensors_are_cut_like_pictures(model):
 
 @pytest.mark.parametrize("size, tile", [((40, 70), 16), ((33, 21), 0)], ids=str)
 def test_pixels_that_the_network_writes_are_those_made_of_floats(model, size, tile, monkeypatch):
-    """As on a card."""
     rgb = picture(*size)
-    want = upscale(rgb, model, tile=tile)
     calls, pixels = [], type(model).pixels
     monkeypatch.setattr(type(model), "pixels", lambda self, *args: calls.append(args) or pixels(self, *args))
-    assert np.array_equal(upscale(rgb, model, tile=tile), want) and not calls
-    monkeypatch.setattr(patchwise, "WRITES_PIXELS", ("cpu",))
-    assert np.array_equal(upscale(rgb, model, tile=tile), want) and calls
+    written = upscale(rgb, model, tile=tile)
+    assert calls
     calls.clear()
+    monkeypatch.setattr(Patchwise, "_finishes", lambda self, layout: False)
+    assert np.array_equal(upscale(rgb, model, tile=tile), written) and not calls
+    monkeypatch.undo()
+    monkeypatch.setattr(type(model), "pixels", lambda self, *args: calls.append(args) or pixels(self, *args))
     for other in (rgb[..., 0], np.dstack([rgb, rgb[..., :1]]), rgb.astype(np.uint16) * 257):
         upscale(other, model, tile=tile)
     upscale(rgb, model, tile=tile, tta=True)
@@ -365,7 +410,9 @@ def test_memory_does_not_grow_with_the_picture(tmp_path):
 import sys
 sys.path.insert(0, sys.argv[1])
 from fake_model import FakeModel
+from adabm_kernels import patchwise
 from adabm_kernels.upscale import upscale_file
+patchwise.JOINED_PIXELS = 1 << 18  # far less than either picture has
 class Forgetful(FakeModel):
     def forward(self, x, offset):
         self.seen.clear()

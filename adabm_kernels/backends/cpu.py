@@ -38,6 +38,13 @@ def conv2d_out(conv: Conv, threads: int, y: torch.Tensor | None, y_q: torch.Tens
     native.library("cpu").call("adabm_conv2d_cpu", struct)
 
 
+def conv2d_pixels_out(*args) -> None:
+    """See ops.conv2d_pixels, into an image uint8 [N, H*r, W*r, K/r^2]."""
+    *problem, threads, image = args
+    struct, _held = conv2d_args(*problem, None, None, y_image=image.data_ptr(), **_how(threads))
+    native.library("cpu").call("adabm_conv2d_cpu", struct)
+
+
 def quantize_out(
     x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int, y_q: torch.Tensor
 ) -> None:

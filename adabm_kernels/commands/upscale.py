@@ -139,6 +139,7 @@ def _one(args: argparse.Namespace, task: Task, network: Patchwise, settings: dic
         **settings,
         "patches": len(outcome.patches),
         "mean_bits": outcome.mean_bits,
+        "flat_pixels": outcome.flat_pixels,
         "seconds": outcome.seconds,
         "runs": 1,
     }
@@ -194,6 +195,9 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if report["patches"] > 1:
         halo = "without halo" if report["protocol"] == "paper" else f"halo {report['halo']}"
         rows.insert(3, ("patches", f"{report['patches']} ({halo})"))
+    if report["flat_pixels"]:
+        width, height = report["input_size"]
+        rows.insert(-1, ("flat", f"{_share(report['flat_pixels'], width * height)} of the pixels, not computed"))
     if compared:
         db = "identical" if report["psnr_db"] is None else f"{report['psnr_db']:.2f} dB"
         threads = f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}"
@@ -204,6 +208,10 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             ("PSNR", f"{db} (converted against float)"),
         ]
     return [*rows, ("written", report["output"])]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %"
 
 
 def _bits(mean: float | None, bits: str | int) -> str:
@@ -225,7 +233,8 @@ def _many(
             continue
         layout = outcome.layout
         image = {"input": outcome.task.name, "output": str(outcome.task.target), "input_size": [layout.width, layout.height]}
-        images.append(image | {"mean_bits": outcome.mean_bits, "seconds": outcome.seconds})
+        image |= {"mean_bits": outcome.mean_bits, "flat_pixels": outcome.flat_pixels, "seconds": outcome.seconds}
+        images.append(image)
         _say(args, outcome)
     seconds = time.perf_counter() - start
     report = {**settings, "images": images, "failed": errors, "skipped": skipped, "seconds": seconds}
@@ -292,6 +301,8 @@ def _say(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.verbose:
         target = "standard output" if _to_stdout(args) else outcome.task.target
         windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits)} bits in the mean"
+        if outcome.flat_pixels:
+            windows += f", {_share(outcome.flat_pixels, outcome.layout.width * outcome.layout.height)} flat"
         print(f"{outcome.task.name} -> {target}: {windows}, {outcome.seconds:.3f} s", file=sys.stderr)
 
 

@@ -19,8 +19,7 @@ except ImportError:
 
 _LEVEL = 1
 _AVERAGE = 3  # filter type: a byte less the mean of its left and its upper neighbour
-_BLOCK_BYTES = 1 << 16  # that are filtered at a time, so that they stay in the cache
-_CHUNK_BYTES = 1 << 20  # of rows that go into one IDAT chunk
+_BLOCK_BYTES = 1 << 20  # of rows that are filtered and compressed at a time
 _METRE = 1000 / 25.4  # inches
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels
 
@@ -34,7 +33,7 @@ class PngStream:
     def __init__(self, layout: Layout, *, plain: bool = False):
         self._layout, self._plain = layout, plain
         self._deflate = zlib.compressobj(0) if plain else deflate.compressobj(_LEVEL)
-        self._above = np.zeros(layout.row_bytes, np.uint8)
+        self._above = np.zeros(1, np.uint8)  # the last row and zeros on its left
 
     def start(self) -> bytes:
         """Everything before the pixels."""
@@ -50,7 +49,7 @@ class PngStream:
 
     def rows(self, rows: np.ndarray) -> Iterator[bytes]:
         """The next rows, [n, W, channels] of the layout's type, a chunk at a time."""
-        step = max(_CHUNK_BYTES // self._layout.row_bytes, 1)
+        step = max(_BLOCK_BYTES // self._layout.row_bytes, 1)
         for first in range(0, len(rows), step):
             some = rows[first : first + step]
             some = np.ascontiguousarray(some, ">u2" if self._layout.depth == 16 else np.uint8)
@@ -68,20 +67,16 @@ class PngStream:
         if self._plain:
             lines[:, 0], lines[:, 1:] = 0, rows
             return lines
+        pixel = self._layout.channels * self._layout.depth // 8
+        around = np.zeros((1 + len(rows), pixel + rows.shape[1]), np.uint8)
+        around[0], around[1:, pixel:] = self._above, rows
+        left, above = around[1:, :-pixel], around[:-1, pixel:]
+        # (left + above) / 2 rounded down, without a ninth bit
+        mean = left & above
+        mean += (left ^ above) >> 1
         lines[:, 0] = _AVERAGE
-        pixel, step = self._layout.channels * self._layout.depth // 8, max(_BLOCK_BYTES // rows.shape[1], 1)
-        left = np.zeros((min(step, len(rows)), rows.shape[1]), np.uint8)
-        above = np.empty_like(left)
-        for first in range(0, len(rows), step):
-            block = rows[first : first + step]
-            a, b = left[: len(block)], above[: len(block)]
-            a[:, pixel:] = block[:, :-pixel]
-            b[0], b[1:] = self._above, block[:-1]
-            # (a + b) / 2 rounded down, without a ninth bit
-            mean = a & b
-            mean += (a ^ b) >> 1
-            np.subtract(block, mean, out=lines[first : first + len(block), 1:])
-            self._above = block[-1].copy()
+        np.subtract(rows, mean, out=lines[:, 1:])
+        self._above = around[-1].copy()
         return lines
 
 

@@ -417,8 +417,9 @@ class ConvertedNetwork(nn.Module, ABC):
     def pixels(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
         """The forward pass as pixels of 8 bits, uint8 [N, 3, scale*H, scale*W]: clamped to 0..255, rounded half to even.
 
-        The same on every backend, and equal to `quantize.to_pixels` of what the forward pass gives. Where the last convolution runs
-        on the CUDA kernels they write the pixels themselves: a fourth of the bytes, and a pass over them less. Raises as `forward`.
+        The same on every backend, and equal to `quantize.to_pixels` of what the forward pass gives. Where the last convolution is
+        one on integers, the CPU and the CUDA kernels write the pixels themselves: a fourth of the bytes, and a pass over them less.
+        Raises as `forward`.
         """
         return self._run(x, offset, as_pixels=True)
 

@@ -14,7 +14,6 @@ void check_bits(const int32_t* bits, int batch, const char* name) {
 }
 
 const PackedHeader& checked_header(const adabm_conv2d_args& a) {
-  ADABM_REQUIRE(!a.y_image, "y_image must be null: only the CUDA library writes images");
   ADABM_REQUIRE(a.packed && a.packed_bytes >= kPackedHeaderBytes && reinterpret_cast<uintptr_t>(a.packed) % 64 == 0,
                 "packed must be 64-byte aligned and hold a header");
   const PackedHeader& header = *static_cast<const PackedHeader*>(a.packed);

@@ -26,7 +26,8 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
   row_bytes = a.width * pixel_bytes;
   box_stride = (a.width + kPanel - 1) / kPanel * kPanel;
   const int r = a.shuffle;
-  out_channels = h.out_channels / (r * r), code_channels = (out_channels + 3) / 4 * 4;
+  out_channels = h.out_channels / (r * r), code_channels = a.y_image ? out_channels : (out_channels + 3) / 4 * 4;
+  codes = a.y_image ? a.y_image : a.y_q;
   y_pitch = a.y_pitch ? a.y_pitch : out_channels;
   contiguous = r == 1 || out_channels % kPanel == 0;
   y_lane.resize(h.out_channels), q_lane.resize(h.out_channels);
@@ -76,7 +77,9 @@ RowOutput::RowOutput(const Convolution& c, int image, int row) : c_(c) {
   e_.y_stride = a.shuffle * c.y_pitch, e_.q_stride = a.shuffle * c.code_channels;
   e_.contiguous = c.contiguous;
   e_.beta = beta_;
-  if (a.y_q) {
+  if (a.y_image) {
+    e_.scale = 1, e_.offset = 0, e_.top = 255;
+  } else if (a.y_q) {
     const int bits = a.out_bits[image];
     e_.scale = a.out_grid[(bits - ADABM_MIN_BITS) * 2], e_.offset = a.out_grid[(bits - ADABM_MIN_BITS) * 2 + 1];
     e_.top = static_cast<float>((1 << bits) - 1);
@@ -111,7 +114,7 @@ void RowOutput::write(const UntileArgs& products, int first_panel, int column, i
   e_.residual = a.residual ? a.residual + y_at : nullptr;
   e_.y = a.y ? a.y + y_at : nullptr;
   e_.y_acc = a.y_acc ? a.y_acc + y_at : nullptr;
-  e_.y_q = a.y_q ? a.y_q + out_row_ * c_.code_channels + column * e_.q_stride : nullptr;
+  e_.y_q = c_.codes ? c_.codes + out_row_ * c_.code_channels + column * e_.q_stride : nullptr;
   c_.kernels.untile_epilogue(products, e_);
 }
 

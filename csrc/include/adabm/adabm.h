@@ -127,7 +127,7 @@ typedef struct {
   int32_t packed_codes;     /* CUDA only: ADABM_PACKED_X and ADABM_PACKED_Y, or 0 */
   int32_t border_kernels;   /* CUDA only: that of adabm_weights; elsewhere the packed form says so */
   int32_t config;           /* CUDA of compute capability 9.0 only: i + 1 takes configuration i of the kernel (adabm_config_cuda), 0 lets the library choose */
-  uint8_t* y_image;         /* CUDA only, not with y_q or y_pitch: [N, H*r, W*r, K/r^2], clamp(round_half_even(v), 0, 255) */
+  uint8_t* y_image;         /* not with y_q or y_pitch: [N, H*r, W*r, K/r^2], clamp(round_half_even(v), 0, 255) */
 } adabm_conv2d_args;
 
 ADABM_API adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args);

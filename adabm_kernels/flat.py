@@ -1,0 +1,103 @@
+"""Where a picture has one colour: what a network of integers makes of it is the same everywhere and need not be computed again.
+
+A pixel of the output depends on the input within the receptive field's radius and on the borders of the picture that lie within
+it, which are padded with zeros. Where all of that has one colour, the output is that of a patch of this colour, as far from its
+borders.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+_BLOCK = 64  # rows that are compared at a time
+
+
+class Rect(NamedTuple):
+    """Pixels top..bottom x left..right, the latter of each pair excluded."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def area(self) -> int:
+        return max(self.bottom - self.top, 0) * max(self.right - self.left, 0)
+
+    def moved(self, down: int) -> Rect:
+        return Rect(self.top + down, self.bottom + down, self.left, self.right)
+
+    def union(self, other: Rect) -> Rect:
+        """The least rectangle around both."""
+        return Rect(
+            min(self.top, other.top), max(self.bottom, other.bottom), min(self.left, other.left), max(self.right, other.right)
+        )
+
+    def overlap(self, other: Rect) -> Rect:
+        """What both have, of area 0 where that is nothing."""
+        return Rect(
+            max(self.top, other.top), min(self.bottom, other.bottom), max(self.left, other.left), min(self.right, other.right)
+        )
+
+    def outside(self, other: Rect) -> list[Rect]:
+        """What lies outside a rectangle within this one, as up to four."""
+        parts = [
+            Rect(self.top, other.top, self.left, self.right),
+            Rect(other.bottom, self.bottom, self.left, self.right),
+            Rect(other.top, other.bottom, self.left, other.left),
+            Rect(other.top, other.bottom, other.right, self.right),
+        ]
+        return [part for part in parts if part.area]
+
+
+def busy(pixels: np.ndarray, kept: Rect, radius: int) -> Rect | None:
+    """A rectangle of `kept` with all pixels that see more than one colour within `radius`; None where there are none.
+
+    pixels: [H, W, channels], with as many around `kept` unless the picture ends there. It may be a row or a column too large.
+    """
+    top, left = max(kept.top - radius, 0), max(kept.left - radius, 0)
+    seen = pixels[top : kept.bottom + radius, left : kept.right + radius]
+    height, width, channels = seen.shape
+    rows, values = np.zeros(height, bool), np.zeros((width, channels), bool)  # that differ from those before them
+    for first in range(0, height, _BLOCK):
+        block = seen[first : first + _BLOCK]
+        across = block[:, 1:] != block[:, :-1]
+        above = max(first - 1, 0)
+        down = seen[above + 1 : first + _BLOCK] != seen[above : first + len(block) - 1]
+        rows[first : first + len(block)] |= across.reshape(len(block), -1).any(1)
+        rows[above + 1 : first + len(block)] |= down.reshape(len(down), -1).any(1)
+        values[1:] |= across.any(0)
+        values |= down.any(0)
+    y, x = rows.nonzero()[0], values.any(1).nonzero()[0]
+    if not len(y):
+        return None
+    reached = Rect(top + y[0] - radius, top + y[-1] + radius + 1, left + x[0] - radius, left + x[-1] + radius + 1)
+    return Rect(*map(int, reached.overlap(kept)))
+
+
+def patch_side(radius: int) -> int:
+    """Pixels a side of a patch of one colour with a pixel of every kind: so far from each border, or further than the radius."""
+    return 2 * radius + 1
+
+
+def spread(patch: np.ndarray, out: np.ndarray, place: Rect, height: int, width: int, radius: int) -> None:
+    """Fill a place of a picture of one colour.
+
+    patch: [scale * n, scale * n, channels], the output of a patch of n = `patch_side` pixels. out: [scale * h, scale * w, channels]
+    of the place. height, width: of the low-resolution picture, at least n each.
+    """
+    scale = len(patch) // patch_side(radius)
+    columns = (_kinds(place.left, place.right, width, radius)[:, None] * scale + np.arange(scale)).ravel()
+    rows = np.unique(_kinds(place.top, place.bottom, height, radius), return_index=True, return_counts=True)
+    for kind, first, count in zip(*rows, strict=True):
+        band = patch[scale * kind : scale * (kind + 1), columns]
+        for row in range(first, first + count):
+            out[scale * row : scale * (row + 1)] = band
+
+
+def _kinds(first: int, last: int, size: int, radius: int) -> np.ndarray:
+    """The pixels of a patch that those of an axis are like."""
+    at = np.arange(first, last)
+    return np.minimum(at, radius) + np.maximum(at - (size - 1 - radius), 0)
