@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from adabm_kernels import patchwise
 from adabm_kernels.batch import Task, mean_bits, upscale_files
 from adabm_kernels.images import MAX_PIXELS, Layout
 from adabm_kernels.machine import cpu_name
@@ -90,10 +91,11 @@ def compare(args: argparse.Namespace, rgb: np.ndarray) -> None:
 def seam(args: argparse.Namespace) -> None:
     model, rgb = load_model(args.model), photograph(args)
     layout = Layout(rgb.shape[1], rgb.shape[0], 3)
+    patchwise.JOINED_PIXELS = 0  # else windows of the same bits are one, whatever their halo
     for bits in (3, 4, 6, 8):
         model.set_bits(bits)
         whole = torch.from_numpy(Patchwise(model, tile=0).array(rgb, layout).astype(np.float64))
-        for halo in (model.spec.radius, None, 8, 0):
+        for halo in (None, round(0.95 * model.spec.radius), 8, 0):
             network = Patchwise(model, halo=halo, tile=args.tile)
             got = torch.from_numpy(network.array(rgb, layout).astype(np.float64))
             same = torch.equal(got, whole)
@@ -156,11 +158,11 @@ module = sys.modules["adabm_kernels.upscale"]
 load = module.load_model
 def loaded(name):
     model = load(name)
-    forward = model.forward
+    pixels = model.pixels
     def first(*args):
         print("first", flush=True)
-        return forward(*args)
-    model.forward = first
+        return pixels(*args)
+    model.pixels = first
     return model
 module.load_model = loaded
 sys.exit(cli.main())
