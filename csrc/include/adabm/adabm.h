@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define ADABM_ABI_VERSION 7
+#define ADABM_ABI_VERSION 8
 #define ADABM_MIN_BITS 2
 #define ADABM_MAX_BITS 8
 #define ADABM_BIT_WIDTHS 7
