@@ -121,6 +121,8 @@ TILES = (
     Tile("F(2x3)", F2, F3),
     Tile("F(2x4)", F2, F4),
     Tile("F(4x4)", F4_OF_WORDS, F4_OF_WORDS, words=True),
+    Tile("F(3x3)", F3, F3),
+    Tile("F(3x4)", F3, F4),
 )
 DIRECT = TILES[0]
 _WEIGHT_GROWTH = max(int(np.abs(np.kron(t.rows.weights, t.columns.weights)).sum(1).max()) for t in TILES if not t.words)
@@ -202,8 +204,8 @@ class _Fit:
         flat = transformed.reshape(*transformed.shape[:2], -1)
         low, high = (np.array(found, dtype=np.int64) for found in (np.minimum(flat.min(2), 0), np.maximum(flat.max(2), 0)))
         parts = np.maximum(np.maximum(-(low // 128), -(-high // 127)), 1)
-        # The kernels split the inner row taps of a column tap alike, and so the outer ones; F(1, 3) has one column tap for them.
-        for taps in (slice(tile.rows.outputs), slice(tile.rows.outputs, None)):
+        # The kernels split the row taps at 1 and -1 of a column tap alike, and the outer ones; F(1, 3) has one column tap for them.
+        for taps in (slice(2), slice(-2, None)):
             parts[taps] = parts[taps].max() if tile.columns is F1 else parts[taps].max(0)
         # Bounds of a tap's products, whatever the sign and the shift of its codes; then summed along the rows, divided, and
         # summed along the columns, every factor in its absolute value.

@@ -71,7 +71,7 @@ def _cost(tile: Tile, timed: list[_Timed]) -> Cost:
 
 def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int]]:
     """(weight, bits) of a layer for each of SHAPES whose products are summed in a way, where a few together with about
-    USUAL_SUMS a run: the same integer in the middle of every kernel. None where no weights of a byte are, for one shape."""
+    USUAL_SUMS a run: the same integer in a corner of every kernel. None where no weights of a byte are, for one shape."""
 
     def unusual(layer: tuple[torch.Tensor, int, int]) -> int:
         return abs(layer[2] - USUAL_SUMS)
@@ -87,7 +87,7 @@ def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Ite
             return
         for value in (1, 2, 3, 5, 8, 14, 30, 60, 90, 127):
             weight = np.zeros((outputs, channels, 3, 3), dtype=np.int64)
-            weight[:, :, 1, 1] = value
+            weight[:, :, 0, 0] = value  # which no transform makes larger
             unsplit = layer_products(tile, weight) == layer_products(tile, weight * 0)
             sums = None if tile.words else layer_sums(tile, weight)
             if unsplit and (sums is None or isa not in KINDS_OF_ISA or sums.kind(bits) == kind):

@@ -35,7 +35,7 @@ def test_a_tile_computes_its_outputs_exactly(tile, data: st.DataObject) -> None:
     assert np.array_equal(sums, tile.rows.denominator * tile.columns.denominator * np.array(want))
 
 
-@pytest.mark.parametrize("tile", TILES[1:4], ids=lambda t: t.name)
+@pytest.mark.parametrize("tile", [tile for tile in TILES[1:] if not tile.words], ids=lambda t: t.name)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_stated_code_range_is_reached_and_not_passed(tile, bits: int) -> None:
     top = 2**bits - 1
@@ -153,17 +153,19 @@ def test_sums_of_the_stated_depth_stay_within_16_bits(runs, quads, most, top, se
 
 
 def test_the_products_of_a_tile_are_those_of_its_transforms() -> None:
-    assert [tile_products(tile.name, 3, 3) for tile in TILES] == [9, 6, 4, 10 / 3, 3, 9 / 4]
+    assert [tile_products(tile.name, 3, 3) for tile in TILES] == [9, 6, 4, 10 / 3, 3, 9 / 4, 25 / 9, 5 / 2]
     assert tile_products("direct", 5, 5) == 25
 
 
-TILE_BITS = {1: 7, 2: 6, 3: 4, 4: 3, 5: 8}  # the most that each tile of the header can take
+TILE_BITS = {1: 7, 2: 6, 3: 4, 4: 3, 5: 8, 6: 3, 7: 2}  # the most that each tile of the header can take
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
 @pytest.mark.parametrize("tile", TILE_BITS)
 @pytest.mark.parametrize("isa", runnable_isas())
 def test_every_tile_gives_the_direct_result(isa: str, tile: int) -> None:
+    growth = np.abs(np.kron(TILES[tile].rows.weights, TILES[tile].columns.weights)).sum(1).max()
+    most = 24 if TILES[tile].words else min(24, 4 * 127 // growth)  # at most four bytes
     # Widths of less than a tile, of a group of them and of several; odd heights; channels that end within a vector.
     shapes = [(5, 1, 68, 80), (1, 13, 64, 64), (6, 24, 7, 17), (8, 29, 64, 64), (3, 2, 33, 40), (4, 75, 12, 5)]
     for bits in range(2, TILE_BITS[tile] + 1):
@@ -173,7 +175,7 @@ def test_every_tile_gives_the_direct_result(isa: str, tile: int) -> None:
                     "tile", height, width, channels, outputs, 3, weight_bits, (bits,), activation="relu", residual=True
                 )
                 instance = instantiate(problem, seed=width)
-                instance.layer.weight.clamp_(-24, 24)
+                instance.layer.weight.clamp_(-most, most)
                 set_tile(instance, TILES[tile].name, bits)
                 for got, want in zip(instance.run("cpu", "both", isa), instance.run("reference", "both"), strict=True):
                     assert torch.equal(got, want)

@@ -1,5 +1,5 @@
 // Convolution by tiles. Codes are transformed for a group of tiles at a time, few enough that they and the sums stay in the nearest
-// caches; a row of tiles gives two rows of outputs, or four.
+// caches; a row of tiles gives two, three or four rows of outputs.
 #include <algorithm>
 
 #include "common/status.h"
@@ -25,9 +25,9 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
   s.codes.resize(std::max(s.codes.size(), static_cast<size_t>(column_taps) * row_taps * (kGroupTiles + shared) * pixel_bytes * code_bytes));
   s.patch.resize(std::max(s.patch.size(), static_cast<size_t>(row_taps) * (kGroupTiles * outputs + 2) * pixel_bytes));
   TransformArgs t = {};
-  t.outputs = outputs, t.pixel_bytes = pixel_bytes;
+  t.rows = tile_rows, t.outputs = outputs, t.pixel_bytes = pixel_bytes;
   RowProductArgs p = {};
-  p.tile_stride = pixel_bytes * code_bytes, p.quads = table.columns.run * header.quads() * code_bytes, p.start_stride = padded;
+  p.rows = tile_rows, p.tile_stride = pixel_bytes * code_bytes, p.quads = table.columns.run * header.quads() * code_bytes, p.start_stride = padded;
   p.depth = header.depth[bits - ADABM_MIN_BITS];
   for (int j = 0; !table.words && j < column_taps; j++)
     for (int i = 0, largest; i < row_taps; i++) {
@@ -69,15 +69,15 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
         const ptrdiff_t plane = static_cast<ptrdiff_t>(group) * p.panels * kPanel;
         p.w = base + header.tile_offset[tile] + first_panel * panel_stride, p.row_stride = column_taps * plane;
         for (int j = 0; j < column_taps; j++) {
-          p.parts = header.parts[tile][j][0], p.outer_parts = header.parts[tile][j][1];
-          p.start = starts + static_cast<ptrdiff_t>(j) * kTileRows * padded + first_panel * kPanel;
+          int products = table.words ? row_taps : 0;
+          for (int i = 0; !table.words && i < row_taps; i++) products += p.parts[i] = header.parts[tile][j][part_group(table.rows, i)];
+          p.start = starts + static_cast<ptrdiff_t>(j) * tile_rows * padded + first_panel * kPanel;
           for (int at = 0; at < group; at += p.tiles) {
-            p.tiles = std::min(table.words ? kMaxPixels : kernels.tiles[p.panels], group - at);
+            p.tiles = std::min(table.words ? kMaxPixels : kernels.tiles[tile_rows - kMinTileRows][p.panels], group - at);
             p.x = s.codes.data() + j * row_taps * p.tap_stride + at * p.tile_stride;
             p.sums = s.products + j * plane + at * p.panels * kPanel;
             row_product(p);
           }
-          const int products = table.words ? row_taps : kTileRows * (p.parts + p.outer_parts);
           p.w += static_cast<ptrdiff_t>(products) * p.quads * p.panels * kPanel * 4;
         }
         for (int i = 0; i < rows; i++)

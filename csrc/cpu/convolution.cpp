@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 
 namespace adabm {
 
@@ -38,8 +39,9 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
   }
   const int wanted = a.threads == 1 ? 1 : a.threads * kTasksPerThread;
   band_rows = std::min(std::max(1, static_cast<int>((static_cast<int64_t>(a.height) * a.batch + wanted - 1) / wanted)), a.height);
-  int tile_rows = kTileRows;
-  for (int n = 0; n < a.batch; n++) tile_rows = std::max(tile_rows, kTiles[header.tile_for_bits[a.x_bits[n] - ADABM_MIN_BITS]].rows.outputs);
+  int tile_rows = 1;
+  for (int n = 0; n < a.batch; n++)
+    tile_rows = std::lcm(tile_rows, std::max(kMinTileRows, kTiles[header.tile_for_bits[a.x_bits[n] - ADABM_MIN_BITS]].rows.outputs));
   band_rows = (band_rows + tile_rows - 1) / tile_rows * tile_rows;
   bands = (a.height + band_rows - 1) / band_rows;
 }

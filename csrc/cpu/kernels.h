@@ -11,8 +11,9 @@ constexpr int kPanel = 16;      // outputs per panel of packed weights
 constexpr int kMaxPanels = 4;   // panels per product block
 constexpr int kMaxPixels = 18;  // pixels (or tiles) per product block
 constexpr int kMaxVectors = 24; // pixels times panels of a product block: its accumulators stay in registers
-constexpr int kTileRows = 2;       // output rows of a tile on bytes, F(2, 3) along the rows
-constexpr int kRowTaps = kTileRows + 2;
+constexpr int kMinTileRows = 2;    // output rows of a tile on bytes, F(2, 3) or F(3, 3) along the rows
+constexpr int kMaxByteRows = 3;
+constexpr int kMaxRowTaps = kMaxByteRows + 2;
 constexpr int kMaxTileOutputs = 4; // output rows or columns of any tile
 constexpr int kMaxTaps = kMaxTileOutputs + 2;
 constexpr int kMaxParts = 4;       // bytes whose sum is a transformed weight
@@ -63,41 +64,42 @@ struct QuantizeArgs {
   uint8_t* y_q;
 };
 
-// Products of tiles F(2, 3) along the rows in one column tap, already transformed back along the rows:
+// Products of tiles F(rows, 3) along the rows in one column tap, already transformed back along the rows:
 // sums[output row][tile][panel * 16 + lane]. The outer row taps come last: they serve one output row each, so the sums of the
 // inner ones are combined first and the outer ones accumulate on top.
 struct RowProductArgs {
+  int rows;                           // 2 or 3
   const uint8_t* x;                   // [row tap][tile][channel], of the first tile
   ptrdiff_t tap_stride, tile_stride;  // bytes
   int quads;
   const int8_t* w;                    // [row tap][part][quads][panels][16][4]: a tap's weight is the sum of its parts
-  int parts, outer_parts;             // of the inner and the outer taps
+  int parts[kMaxRowTaps];             // of each row tap: the first two have as many, and so have the last two
   int tiles, panels;
   bool eight_bits;
   int depth;
-  const int32_t* start;               // [2][start_stride], of the block's first output, 64-byte aligned
+  const int32_t* start;               // [rows][start_stride], of the block's first output, 64-byte aligned
   ptrdiff_t start_stride;
   int32_t* sums;
   ptrdiff_t row_stride;               // of sums
 };
 
 // The same for the tile F(4, 3) x F(4, 3), whose operands have 16 bits: `quads` counts pairs of channels, and w is int16
-// [row tap][quads][panels][16][2]; sums[output row] carry the factors of transform_word_sums. Nothing is shifted or split: `start`,
-// `depth`, `eight_bits` and both counts of parts are not read.
+// [row tap][quads][panels][16][2]; sums[output row] carry the factors of transform_word_sums. Nothing is shifted or split: `rows`,
+// `start`, `depth`, `eight_bits` and `parts` are not read.
 
-// Codes in the tiles F(2, 3) x F(outputs, 3): out[column tap][row tap][tile][channel], a plane for each tap, shifted into unsigned bytes; with 1 output
+// Codes in the tiles F(rows, 3) x F(outputs, 3): out[column tap][row tap][tile][channel], a plane for each tap, shifted into unsigned bytes; with 1 output
 // a tile is one column and has one column tap. Tile t begins at column t * outputs of x; all codes under the tiles exist.
 struct TransformArgs {
-  int outputs;
+  int rows, outputs;
   const uint8_t* x;
   ptrdiff_t row_stride;  // bytes
   int tiles, pixel_bytes;
   ptrdiff_t plane;       // bytes from one tap to the next in `out`
-  uint32_t shift[kMaxTaps][kRowTaps];  // the byte four times over
+  uint32_t shift[kMaxTaps][kMaxRowTaps];  // the byte four times over
   uint8_t* out;
 };
 
-// For the tile F(4, 3) x F(4, 3) `out` holds int16 and nothing is shifted; `outputs` and `shift` are not read.
+// For the tile F(4, 3) x F(4, 3) `out` holds int16 and nothing is shifted; `rows`, `outputs` and `shift` are not read.
 
 // Accumulators from products[tap][tile][panels * 16], then their epilogue. e.acc is scratch for tiles * outputs pixels, of
 // which e.pixels exist. outputs == 1: the products are the accumulators.
@@ -113,7 +115,7 @@ struct Kernels {
   int isa;
   const char* name;
   int pixels[kMaxPanels + 1];  // pixels of a full block of product, by its number of panels; [0] unused
-  int tiles[kMaxPanels + 1];   // tiles of a full block of row_product, likewise
+  int tiles[kMaxByteRows + 1 - kMinTileRows][kMaxPanels + 1];  // tiles of a full block of row_product with 2 and 3 rows, likewise
   // Multiplies and adds in registers alone; returns how many times in a round. Null where there is nothing to measure.
   int64_t (*peak)(int64_t rounds);
   void (*product)(const ProductArgs&);

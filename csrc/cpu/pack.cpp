@@ -38,7 +38,8 @@ constexpr Line kF4OfWords = {
 }  // namespace
 
 const TileTables kTiles[ADABM_TILE_COUNT] = {{},           {kF2, kF1, false}, {kF2, kF2, false},
-                                             {kF2, kF3, false}, {kF2, kF4, false}, {kF4OfWords, kF4OfWords, true}};
+                                             {kF2, kF3, false}, {kF2, kF4, false}, {kF4OfWords, kF4OfWords, true},
+                                             {kF3, kF3, false}, {kF3, kF4, false}};
 
 int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int* largest) {
   // A tap weighs the codes under the tile by the products of two rows of B^T.
@@ -58,7 +59,8 @@ int product_taps(const PackedHeader& h, int tile) {
   const TileTables& table = kTiles[tile];
   if (table.words) return 2 * table.columns.taps * table.rows.taps;
   int taps = 0;
-  for (int j = 0; j < table.columns.taps; j++) taps += kTileRows * (h.parts[tile][j][0] + h.parts[tile][j][1]) * table.columns.run;
+  for (int j = 0; j < table.columns.taps; j++)
+    for (int i = 0; i < table.rows.taps; i++) taps += h.parts[tile][j][part_group(table.rows, i)] * table.columns.run;
   return taps;
 }
 
@@ -85,17 +87,17 @@ std::vector<int> transform_weights(const adabm_weights& w, const TileTables& til
 }
 
 // How many int8 parts the weights of every tap need.
-void count_parts(const adabm_weights& w, int tile, uint8_t (*parts)[2]) {
+void count_parts(const adabm_weights& w, int tile, uint8_t (*parts)[kPartGroups]) {
   const TileTables& table = kTiles[tile];
   const std::vector<int> values = transform_weights(w, table);
   const int* value = values.data();
   for (int j = 0; j < table.columns.taps * table.columns.run; j++)
-    for (int i = 0; i < kRowTaps; i++)
+    for (int i = 0; i < table.rows.taps; i++)
       for (int o = 0; o < w.out_channels; o++)
         for (int c = 0; c < w.channels; c++, value++) {
           const int needed = *value < 0 ? (127 - *value) / 128 : (*value + 126) / 127;
           ADABM_REQUIRE(needed <= kMaxParts, "tile %d needs more than %d bytes: a weight of output %d transforms to %d", tile, kMaxParts, o, *value);
-          uint8_t& most = parts[j / table.columns.run][i >= kTileRows];
+          uint8_t& most = parts[j / table.columns.run][part_group(table.rows, i)];
           most = static_cast<uint8_t>(std::max({int{most}, needed, 1}));
         }
 }
@@ -117,12 +119,12 @@ PackedHeader layout(const adabm_weights& w) {
                   "tile_for_bits[%d] must be 0 (direct) for this kernel, got %d", b, tile);
     if (bytes) {
       for (int j = 0, largest; j < table.columns.taps; j++)
-        for (int i = 0; i < kRowTaps; i++) {
+        for (int i = 0; i < table.rows.taps; i++) {
           tap_shift(table, i, j, b + ADABM_MIN_BITS, &largest);
           ADABM_REQUIRE(largest <= 255, "tile_for_bits[%d] = %d is not exact: %d-bit codes transform to %d", b, tile, b + ADABM_MIN_BITS, largest);
         }
       h.start_offset[b] = h.bytes;
-      h.bytes += sizeof(int32_t) * table.columns.taps * kTileRows * h.panels() * kPanel;
+      h.bytes += sizeof(int32_t) * table.columns.taps * table.rows.outputs * h.panels() * kPanel;
     }
     if (h.tile_offset[tile]) continue;
     if (bytes) count_parts(w, tile, h.parts[tile]);
@@ -143,14 +145,14 @@ void pack_direct(const adabm_weights& w, const PackedHeader& h, int8_t* out) {
 }
 
 void pack_tile(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* out) {
-  const Line& columns = kTiles[tile].columns;
+  const Line &rows = kTiles[tile].rows, &columns = kTiles[tile].columns;
   const std::vector<int> values = transform_weights(w, kTiles[tile]);
   const int taps = product_taps(h, tile);
   for (int j = 0, tap = 0; j < columns.taps; j++)
-    for (int i = 0; i < kRowTaps; i++) {
-      const int parts = h.parts[tile][j][i >= kTileRows];
+    for (int i = 0; i < rows.taps; i++) {
+      const int parts = h.parts[tile][j][part_group(rows, i)];
       for (int s = 0; s < columns.run; s++) {
-        const int* value = values.data() + static_cast<size_t>((j * columns.run + s) * kRowTaps + i) * w.out_channels * w.channels;
+        const int* value = values.data() + static_cast<size_t>((j * columns.run + s) * rows.taps + i) * w.out_channels * w.channels;
         for (int o = 0; o < w.out_channels; o++)
           for (int c = 0; c < w.channels; c++) {
             int rest = *value++;
@@ -180,22 +182,25 @@ void pack_words(const adabm_weights& w, const PackedHeader& h, int tile, int8_t*
 }
 
 // What the sums of a column tap start from, so that every row tap's shift is undone: -shift times the sum of the tap's weights.
-// The inner taps' sums end as (m0 + m1) / 2 and (m0 - m1) / 2; the outer taps' share is added so that it passes through this.
+// The outer taps' share is added to the inner ones' so that it passes through transform_sums: of two rows, whose sums end as
+// (m0 + m1) / 2 and (m0 - m1) / 2, and of three, as ((m2 - m1 - 3 m0) / 3 + m3) / 2, (m1 - 3 m0 + 2 m2) / 6 and
+// (4 m2 - m1 - 3 m0) / 6 + m4.
 void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed, int32_t* start) {
   const TileTables& table = kTiles[tile];
-  const int taps = product_taps(h, tile), stride = h.panels() * kPanel, run = table.columns.run;
-  for (int j = 0, first_tap = 0, largest; j < table.columns.taps; j++) {
-    const int parts[2] = {h.parts[tile][j][0] * run, h.parts[tile][j][1] * run};
+  const int taps = product_taps(h, tile), stride = h.panels() * kPanel, rows = table.rows.outputs;
+  for (int j = 0, first_tap = 0, tap, largest; j < table.columns.taps; j++, first_tap = tap) {
     for (int o = 0; o < stride; o++) {
-      uint32_t undo[kRowTaps] = {};
-      for (int i = 0, tap = first_tap; i < kRowTaps; i++)
-        for (int end = tap + parts[i >= kTileRows]; tap < end; tap++)
+      uint32_t undo[kMaxRowTaps] = {};
+      tap = first_tap;
+      for (int i = 0; i < table.rows.taps; i++) {
+        for (int end = tap + h.parts[tile][j][part_group(table.rows, i)] * table.columns.run; tap < end; tap++)
           for (int c = 0; c < h.quads() * 4; c++) undo[i] -= packed[weight_offset(h, taps, o, tap, c)];
-      for (int i = 0; i < kRowTaps; i++) undo[i] *= tap_shift(table, i, j, bits, &largest);
-      start[j * kTileRows * stride + o] = static_cast<int32_t>(undo[0] + undo[2] + undo[3]);
-      start[(j * kTileRows + 1) * stride + o] = static_cast<int32_t>(undo[1] + undo[2] - undo[3]);
+        undo[i] *= tap_shift(table, i, j, bits, &largest);
+      }
+      const uint32_t first = undo[rows], last = undo[rows + 1];
+      const uint32_t outer[2][kMaxByteRows] = {{first + last, first - last}, {last - first, 0 - first - last, 2 * last - first}};
+      for (int i = 0; i < rows; i++) start[(j * rows + i) * stride + o] = static_cast<int32_t>(undo[i] + outer[rows - kMinTileRows][i]);
     }
-    first_tap += kTileRows * (parts[0] + parts[1]);
   }
 }
 
@@ -205,10 +210,10 @@ std::array<int64_t, kDepths> largest_sums(const PackedHeader& h, int tile, const
   const int taps = product_taps(h, tile), run = direct ? h.kernel_w : kTiles[tile].columns.run, count = run * h.quads();
   std::vector<int> reach;  // largest code of each run
   for (int j = 0; !direct && j < kTiles[tile].columns.taps; j++)
-    for (int i = 0; i < kRowTaps; i++) {
+    for (int i = 0; i < kTiles[tile].rows.taps; i++) {
       int largest;
       tap_shift(kTiles[tile], i, j, 1, &largest);
-      reach.insert(reach.end(), h.parts[tile][j][i >= kTileRows], largest);
+      reach.insert(reach.end(), h.parts[tile][j][part_group(kTiles[tile].rows, i)], largest);
     }
   reach.resize(taps / run, 1);
   std::array<int64_t, kDepths> sums = {};

@@ -21,6 +21,7 @@
 namespace adabm {
 
 constexpr uint32_t kPackedMagic = 0x4d424441u;  // "ADBM"
+constexpr int kPartGroups = 3;
 
 struct PackedHeader {
   uint32_t magic, version;
@@ -29,7 +30,7 @@ struct PackedHeader {
   uint64_t tile_offset[ADABM_TILE_COUNT];  // bytes from the header; 0 where the tile is not in use
   uint64_t start_offset[ADABM_BIT_WIDTHS];
   uint64_t bytes;
-  uint8_t parts[ADABM_TILE_COUNT][kMaxTaps][2];  // of a tile's inner and outer row taps in every column tap
+  uint8_t parts[ADABM_TILE_COUNT][kMaxTaps][kPartGroups];  // of a tile's row taps in every column tap, by part_group
   // For codes of each bit-width: how many consecutive quads, counted from the start of a run of taps, may be summed in 16 bits,
   // where channels 0, 1 and channels 2, 3 of a quad have a sum each. A power of two; 0 where a single quad can overflow.
   uint16_t depth[ADABM_BIT_WIDTHS];
@@ -56,6 +57,9 @@ struct TileTables {
   bool words;  // operands of 16 bits, which hold any transformed code and weight: neither shifted nor split
 };
 extern const TileTables kTiles[ADABM_TILE_COUNT];  // none for ADABM_TILE_DIRECT
+
+// Row taps of one group are split alike: those at 1 and -1, the one at 2, whose weights are the largest, and the outer ones.
+inline int part_group(const Line& rows, int tap) { return tap >= rows.outputs ? 2 : tap / 2; }
 
 // What is added to a tap of transformed codes of `bits` bits to make the smallest 0; `largest` gets the largest then.
 int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int* largest);

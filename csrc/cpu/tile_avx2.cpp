@@ -184,13 +184,30 @@ void product(const ProductArgs& a) {
 
 inline __attribute__((always_inline)) __m256i* vector_at(int32_t* at) { return reinterpret_cast<__m256i*>(at); }
 
+// What the sums of the inner row taps give, in their places: transform_sums<Rows> of cpu/transforms.inc without the outer taps. Of three
+// rows the first is not yet halved, which it is once its outer tap has been added.
+template <int Rows>
+inline __attribute__((always_inline)) void combine_taps(__m256i (&m)[Rows]) {
+  if (Rows == 2) {
+    const __m256i sum = _mm256_add_epi32(m[0], m[1]), difference = _mm256_sub_epi32(m[0], m[1]);
+    m[0] = _mm256_srai_epi32(sum, 1), m[1] = _mm256_srai_epi32(difference, 1);
+  } else {
+    const __m256i third = _mm256_set1_epi32(static_cast<int>(kThird)), m0x3 = _mm256_add_epi32(_mm256_add_epi32(m[0], m[0]), m[0]);
+    const __m256i m2x2 = _mm256_add_epi32(m[2], m[2]), low = _mm256_sub_epi32(_mm256_sub_epi32(m[2], m[1]), m0x3);
+    const __m256i middle = _mm256_add_epi32(_mm256_sub_epi32(m[1], m0x3), m2x2), high = _mm256_add_epi32(low, _mm256_add_epi32(m2x2, m[2]));
+    m[0] = _mm256_mullo_epi32(low, third);
+    m[1] = _mm256_mullo_epi32(_mm256_srai_epi32(middle, 1), third);
+    m[2] = _mm256_mullo_epi32(_mm256_srai_epi32(high, 1), third);
+  }
+}
+
 // A row tap's products in 16 bits altogether: the sums of the taps are combined on their way to memory.
-template <int Tiles>
+template <int Rows, int Tiles>
 void row_product_block_whole(const RowProductArgs& a, int panel) {
   const ptrdiff_t stride = a.tile_stride, w_stride = a.panels * 64, quads = a.quads, row_stride = a.row_stride, sums_stride = a.panels * kPanel;
   const __m256i one = _mm256_set1_epi16(1);
   int32_t* const sums = a.sums + panel * kPanel;
-  for (int i = 0; i < kRowTaps; i++) {
+  for (int i = 0; i < Rows + 2; i++) {
     __m256i s[Tiles][2];
     sum_products<Tiles>(a.x + i * a.tap_stride, stride, a.w + i * quads * w_stride + panel * 64, w_stride, quads, s);
     const int32_t* const start = a.start + i * a.start_stride + panel * kPanel;
@@ -199,36 +216,41 @@ void row_product_block_whole(const RowProductArgs& a, int panel) {
 #pragma GCC unroll 2
       for (int h = 0; h < 2; h++) {
         const __m256i products = _mm256_madd_epi16(s[m][h], one);
-        __m256i* const row = vector_at(sums + m * sums_stride + h * kLanes);
-        __m256i* const next_row = vector_at(sums + row_stride + m * sums_stride + h * kLanes);
-        if (i == 0) {
-          *row = _mm256_add_epi32(products, resume(start + h * kLanes));
-        } else if (i == 1) {  // transform_sums<2> of cpu/transforms.inc
-          const __m256i first = *row, second = _mm256_add_epi32(products, resume(start + h * kLanes));
-          *row = _mm256_srai_epi32(_mm256_add_epi32(first, second), 1);
-          *next_row = _mm256_srai_epi32(_mm256_sub_epi32(first, second), 1);
+        int32_t* const row = sums + m * sums_stride + h * kLanes;
+        if (i < Rows - 1) {
+          *vector_at(row + i * row_stride) = _mm256_add_epi32(products, resume(start + h * kLanes));
+        } else if (i == Rows - 1) {
+          __m256i taps[Rows];
+#pragma GCC unroll 2
+          for (int r = 0; r < Rows - 1; r++) taps[r] = *vector_at(row + r * row_stride);
+          taps[Rows - 1] = _mm256_add_epi32(products, resume(start + h * kLanes));
+          combine_taps<Rows>(taps);
+#pragma GCC unroll 3
+          for (int r = 0; r < Rows; r++) *vector_at(row + r * row_stride) = taps[r];
+        } else if (i == Rows) {
+          const __m256i first = _mm256_add_epi32(*vector_at(row), products);
+          *vector_at(row) = Rows == 3 ? _mm256_srai_epi32(first, 1) : first;
         } else {
-          __m256i* const into = i == 2 ? row : next_row;
-          *into = _mm256_add_epi32(*into, products);
+          __m256i* const last = vector_at(row + (Rows - 1) * row_stride);
+          *last = _mm256_add_epi32(*last, products);
         }
       }
   }
 }
 
 // The same with split weights, or where only some of the quads fit 16 bits together.
-template <int Tiles>
+template <int Rows, int Tiles>
 void row_product_block(const RowProductArgs& a, int panel) {
   const ptrdiff_t stride = a.tile_stride, w_stride = a.panels * 64, row_stride = a.row_stride, sums_stride = a.panels * kPanel;
   const int quads = a.quads, depth = a.depth;
   const __m256i one = _mm256_set1_epi16(1);
   int32_t* const sums = a.sums + panel * kPanel;
   const int8_t* w = a.w + panel * 64;
-  for (int i = 0; i < kRowTaps; i++) {
-    const int parts = i < kTileRows ? a.parts : a.outer_parts;
-    int32_t* const into = sums + i % kTileRows * row_stride;
-    const int32_t* from = i < kTileRows ? a.start + i * a.start_stride + panel * kPanel : into;
-    ptrdiff_t from_stride = i < kTileRows ? 0 : sums_stride;
-    for (int part = 0; part < parts; part++)
+  for (int i = 0; i < Rows + 2; i++) {
+    int32_t* const into = sums + (i < Rows ? i : i == Rows ? 0 : Rows - 1) * row_stride;
+    const int32_t* from = i < Rows ? a.start + i * a.start_stride + panel * kPanel : into;
+    ptrdiff_t from_stride = i < Rows ? 0 : sums_stride;
+    for (int part = 0; part < a.parts[i]; part++)
       for (int k = 0; k < quads; k += depth) {
         const int count = quads - k < depth ? quads - k : depth;
         __m256i s[Tiles][2];
@@ -242,32 +264,44 @@ void row_product_block(const RowProductArgs& a, int panel) {
                 _mm256_add_epi32(resume(from + m * from_stride + h * kLanes), _mm256_madd_epi16(s[m][h], one));
         from = into, from_stride = sums_stride;
       }
-    for (int v = 0; i == 1 && v < 2 * Tiles; v++) {
+    for (int v = 0; i == Rows - 1 && v < 2 * Tiles; v++) {
+      int32_t* const row = sums + v / 2 * sums_stride + v % 2 * kLanes;
+      __m256i taps[Rows];
+#pragma GCC unroll 3
+      for (int r = 0; r < Rows; r++) taps[r] = *vector_at(row + r * row_stride);
+      combine_taps<Rows>(taps);
+#pragma GCC unroll 3
+      for (int r = 0; r < Rows; r++) *vector_at(row + r * row_stride) = taps[r];
+    }
+    for (int v = 0; Rows == 3 && i == Rows && v < 2 * Tiles; v++) {
       __m256i* const row = vector_at(sums + v / 2 * sums_stride + v % 2 * kLanes);
-      __m256i* const next_row = vector_at(sums + row_stride + v / 2 * sums_stride + v % 2 * kLanes);
-      const __m256i first = *row, second = *next_row;
-      *row = _mm256_srai_epi32(_mm256_add_epi32(first, second), 1);
-      *next_row = _mm256_srai_epi32(_mm256_sub_epi32(first, second), 1);
+      *row = _mm256_srai_epi32(*row, 1);
     }
   }
 }
 
-template <int Tiles>
+template <int Rows, int Tiles>
 void row_product_of(const RowProductArgs& a) {
-  const bool whole = a.depth >= a.quads && a.parts == 1 && a.outer_parts == 1;
-  for (int panel = 0; panel < a.panels; panel++) whole ? row_product_block_whole<Tiles>(a, panel) : row_product_block<Tiles>(a, panel);
+  bool whole = a.depth >= a.quads;
+  for (int i = 0; i < Rows + 2; i++) whole &= a.parts[i] == 1;
+  for (int panel = 0; panel < a.panels; panel++) whole ? row_product_block_whole<Rows, Tiles>(a, panel) : row_product_block<Rows, Tiles>(a, panel);
+}
+
+template <int Rows>
+void row_product_of_rows(const RowProductArgs& a) {
+  switch (a.tiles) {
+    case 1: return row_product_of<Rows, 1>(a);
+    case 2: return row_product_of<Rows, 2>(a);
+    case 3: return row_product_of<Rows, 3>(a);
+    case 4: return row_product_of<Rows, 4>(a);
+    case 5: return row_product_of<Rows, 5>(a);
+    default: return row_product_of<Rows, kPixels>(a);
+  }
 }
 
 void row_product(const RowProductArgs& a) {
   if (a.depth < 2) return row_product_by_taps<product>(a);
-  switch (a.tiles) {
-    case 1: return row_product_of<1>(a);
-    case 2: return row_product_of<2>(a);
-    case 3: return row_product_of<3>(a);
-    case 4: return row_product_of<4>(a);
-    case 5: return row_product_of<5>(a);
-    default: return row_product_of<kPixels>(a);
-  }
+  a.rows == 3 ? row_product_of_rows<3>(a) : row_product_of_rows<2>(a);
 }
 
 }  // namespace
@@ -276,7 +310,7 @@ const Kernels* kernels_avx2() {
   static const Kernels kernels = {ADABM_ISA_AVX2,
                                   "avx2",
                                   {0, 3 * kPixels, 3 * kPixels, 3 * kPixels, 3 * kPixels},
-                                  {0, kPixels, kPixels, kPixels, kPixels},
+                                  {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
                                   peak,
                                   product,
                                   row_product,

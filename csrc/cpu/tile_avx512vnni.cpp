@@ -25,6 +25,8 @@ inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* x) {
   return _mm512_set1_epi32(four);
 }
 
+#include "cpu/transforms.inc"
+
 int64_t peak(int64_t rounds) {
   __m512i c[kMaxVectors] = {};
   const __m512i ones = _mm512_set1_epi8(1);
@@ -85,23 +87,24 @@ void product(const ProductArgs& a) {
 template <int Tiles, int Panels>
 void row_product_block(const RowProductArgs& a) {
   constexpr int kQuad = 64 * Panels;  // bytes of weights
-  __m512i c[Tiles][Panels][kTileRows];
+  constexpr int kRows = 2;
+  __m512i c[Tiles][Panels][kRows];
 #pragma GCC unroll 12
   for (int m = 0; m < Tiles; m++)
 #pragma GCC unroll 4
     for (int p = 0; p < Panels; p++)
 #pragma GCC unroll 2
-      for (int i = 0; i < kTileRows; i++) c[m][p][i] = _mm512_load_si512(a.start + i * a.start_stride + p * kPanel);
+      for (int i = 0; i < kRows; i++) c[m][p][i] = _mm512_load_si512(a.start + i * a.start_stride + p * kPanel);
   const int8_t* w = a.w;
 #pragma GCC unroll 2
   for (int outer = 0; outer < 2; outer++) {
-    const int parts = outer ? a.outer_parts : a.parts;
+    const int parts = a.parts[outer ? kRows : 0];
     const ptrdiff_t stride = a.tile_stride, tap_stride = a.tap_stride, quads = a.quads, tap = parts * quads * kQuad;
     for (int part = 0; part < parts; part++) {
-      const uint8_t* x = a.x + outer * kTileRows * tap_stride;
+      const uint8_t* x = a.x + outer * kRows * tap_stride;
       for (ptrdiff_t k = 0; k < quads; k++, x += 4, w += kQuad) {
 #pragma GCC unroll 2
-        for (int i = 0; i < kTileRows; i++) {
+        for (int i = 0; i < kRows; i++) {
           __m512i weights[Panels];
 #pragma GCC unroll 4
           for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + i * tap + p * 64);
@@ -129,7 +132,73 @@ void row_product_block(const RowProductArgs& a) {
 #pragma GCC unroll 4
     for (int p = 0; p < Panels; p++)
 #pragma GCC unroll 2
-      for (int i = 0; i < kTileRows; i++) _mm512_store_si512(a.sums + i * a.row_stride + (m * Panels + p) * kPanel, c[m][p][i]);
+      for (int i = 0; i < kRows; i++) _mm512_store_si512(a.sums + i * a.row_stride + (m * Panels + p) * kPanel, c[m][p][i]);
+}
+
+// Adds the products of a row tap; returns the next one's weights.
+template <int Tiles, int Panels>
+inline __attribute__((always_inline)) const int8_t* add_row_tap(const RowProductArgs& a, int tap, const int8_t* w, __m512i (&c)[Tiles][Panels]) {
+  const ptrdiff_t stride = a.tile_stride, bytes = 4 * static_cast<ptrdiff_t>(a.quads);
+  for (int part = 0; part < a.parts[tap]; part++)
+    for (const uint8_t *x = a.x + tap * a.tap_stride, *const end = x + bytes; x < end; x += 4, w += 64 * Panels) {
+      __m512i weights[Panels];
+#pragma GCC unroll 4
+      for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + p * 64);
+#pragma GCC unroll 8
+      for (int m = 0; m < Tiles; m++) {
+        const __m512i codes = broadcast4(x + m * stride);
+#pragma GCC unroll 4
+        for (int p = 0; p < Panels; p++) c[m][p] = dot(c[m][p], codes, weights[p]);
+      }
+    }
+  return w;
+}
+
+template <int Tiles, int Panels>
+inline __attribute__((always_inline)) void store_row(const RowProductArgs& a, int row, const __m512i (&c)[Tiles][Panels]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++) _mm512_store_si512(a.sums + row * a.row_stride + (m * Panels + p) * kPanel, c[m][p]);
+}
+
+// The same for tiles of three rows (transform_sums<3>), a row tap at a time.
+template <int Tiles, int Panels>
+void row_product_block_of_3(const RowProductArgs& a) {
+  __m512i first[Tiles][Panels], middle[Tiles][Panels], last[Tiles][Panels];
+#pragma GCC unroll 8
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++) {
+      const int32_t* const start = a.start + p * kPanel;
+      first[m][p] = _mm512_load_si512(start), middle[m][p] = _mm512_load_si512(start + a.start_stride);
+      last[m][p] = _mm512_load_si512(start + 2 * a.start_stride);
+    }
+  const int8_t* w = add_row_tap(a, 0, a.w, first);
+  w = add_row_tap(a, 1, w, middle);
+  w = add_row_tap(a, 2, w, last);
+  const __m512i third = _mm512_set1_epi32(static_cast<int>(kThird));
+#pragma GCC unroll 8
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++) {
+      const __m512i m0x3 = _mm512_add_epi32(_mm512_slli_epi32(first[m][p], 1), first[m][p]), m2x2 = _mm512_slli_epi32(last[m][p], 1);
+      const __m512i low = _mm512_sub_epi32(_mm512_sub_epi32(last[m][p], middle[m][p]), m0x3);
+      const __m512i between = _mm512_add_epi32(_mm512_sub_epi32(middle[m][p], m0x3), m2x2);
+      const __m512i high = _mm512_add_epi32(low, _mm512_add_epi32(m2x2, last[m][p]));
+      first[m][p] = _mm512_mullo_epi32(low, third);
+      middle[m][p] = _mm512_mullo_epi32(_mm512_srai_epi32(between, 1), third);
+      last[m][p] = _mm512_mullo_epi32(_mm512_srai_epi32(high, 1), third);
+    }
+  store_row(a, 1, middle);
+  w = add_row_tap(a, 3, w, first);
+#pragma GCC unroll 8
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 4
+    for (int p = 0; p < Panels; p++) first[m][p] = _mm512_srai_epi32(first[m][p], 1);
+  store_row(a, 0, first);
+  add_row_tap(a, 4, w, last);
+  store_row(a, 2, last);
 }
 
 template <int Panels, int... Tiles>
@@ -139,7 +208,22 @@ void row_product_of(const RowProductArgs& a) {
   blocks[a.tiles - 1](a);
 }
 
+template <int Panels, int... Tiles>
+void row_product_of_3(const RowProductArgs& a) {
+  using Block = void (*)(const RowProductArgs&);
+  static constexpr Block blocks[] = {row_product_block_of_3<Tiles, Panels>...};
+  blocks[a.tiles - 1](a);
+}
+
 void row_product(const RowProductArgs& a) {
+  if (a.rows == 3) {
+    switch (a.panels) {
+      case 1: return row_product_of_3<1, 1, 2, 3, 4, 5, 6, 7, 8>(a);
+      case 2: return row_product_of_3<2, 1, 2, 3, 4>(a);
+      case 3: return row_product_of_3<3, 1, 2>(a);
+      default: return row_product_of_3<4, 1, 2>(a);
+    }
+  }
   switch (a.panels) {
     case 1: return row_product_of<1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>(a);
     case 2: return row_product_of<2, 1, 2, 3, 4, 5, 6>(a);
@@ -248,7 +332,6 @@ void quantize_row(const QuantizeArgs& a) {
   }
 }
 
-#include "cpu/transforms.inc"
 #include "cpu/words.inc"
 
 constexpr int kWordTiles = 6;  // with four panels 24 sums, as in product
@@ -398,7 +481,7 @@ const Kernels* kernels_avx512vnni() {
   static const Kernels kernels = {ADABM_ISA_AVX512VNNI,
                                   "avx512vnni",
                                   {0, 16, 12, 8, 6},
-                                  {0, 12, 6, 4, 3},
+                                  {{0, 12, 6, 4, 3}, {0, 8, 4, 2, 2}},
                                   peak,
                                   product,
                                   row_product,

@@ -78,7 +78,7 @@ const Kernels* kernels_avxvnni() {
   static const Kernels kernels = {ADABM_ISA_AVXVNNI,
                                   "avxvnni",
                                   {0, kPixels, kPixels, kPixels, kPixels},
-                                  {0, kPixels, kPixels, kPixels, kPixels},
+                                  {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
                                   peak,
                                   product,
                                   row_product_by_taps<product>,

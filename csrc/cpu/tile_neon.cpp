@@ -167,7 +167,7 @@ const Kernels* kernels_neon() {
   static const Kernels kernels = {ADABM_ISA_NEON,
                                   "neon",
                                   {0, kPixels, kPixels, kPixels, kPixels},
-                                  {0, kPixels, kPixels, kPixels, kPixels},
+                                  {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
                                   peak,
                                   product,
                                   row_product_by_taps<product>,

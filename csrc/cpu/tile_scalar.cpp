@@ -59,7 +59,7 @@ const Kernels* kernels_scalar() {
   static const Kernels kernels = {ADABM_ISA_SCALAR,
                                   "scalar",
                                   {0, 4, 4, 4, 4},
-                                  {0, 4, 4, 4, 4},
+                                  {{0, 4, 4, 4, 4}, {0, 4, 4, 4, 4}},
                                   nullptr,
                                   product,
                                   row_product_by_taps<product>,

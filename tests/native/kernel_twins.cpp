@@ -65,27 +65,28 @@ void check_product(const Kernels& twin, const Kernels& k) {
       }
 }
 
-void check_row_product(const Kernels& twin, const Kernels& k) {
+void check_row_product(const Kernels& twin, const Kernels& k, int rows) {
   for (int panels = 1; panels <= kMaxPanels; panels++)
-    for (int tiles = 1; tiles <= k.tiles[panels]; tiles++)
+    for (int tiles = 1; tiles <= k.tiles[rows - kMinTileRows][panels]; tiles++)
       for (int parts = 1; parts <= kMaxParts; parts++) {
-        const int quads = 1 + below(9), outer = 1 + below(parts), bytes = quads * 4, lanes = panels * kPanel;
+        const int quads = 1 + below(9), outer = 1 + below(parts), largest = 1 + below(parts), bytes = quads * 4, lanes = panels * kPanel;
         const int most = below(3) ? 1 + below(20) : 128;
-        Aligned<uint8_t> x(static_cast<size_t>(kRowTaps) * tiles * bytes);
-        Aligned<int8_t> w(static_cast<size_t>(2) * (parts + outer) * quads * panels * 64);
-        Aligned<int32_t> start(2 * lanes), a(2 * static_cast<size_t>(tiles) * lanes), b(a.count);
+        Aligned<uint8_t> x(static_cast<size_t>(rows + 2) * tiles * bytes);
+        Aligned<int8_t> w(static_cast<size_t>(2 * (parts + outer) + (rows - 2) * largest) * quads * panels * 64);
+        Aligned<int32_t> start(rows * lanes), a(rows * static_cast<size_t>(tiles) * lanes), b(a.count);
         const bool eight = below(2);
         x.fill(0, eight ? 255 : 127), w.fill(-most, std::min(most, 127)), start.fill(-9999, 9999);
         RowProductArgs p = {};
-        p.x = x.data(), p.tap_stride = tiles * bytes, p.tile_stride = bytes, p.quads = quads, p.w = w.data();
-        p.parts = parts, p.outer_parts = outer, p.tiles = tiles, p.panels = panels, p.eight_bits = eight;
+        p.rows = rows, p.x = x.data(), p.tap_stride = tiles * bytes, p.tile_stride = bytes, p.quads = quads, p.w = w.data();
+        for (int i = 0; i < rows + 2; i++) p.parts[i] = i < 2 ? parts : i < rows ? largest : outer;
+        p.tiles = tiles, p.panels = panels, p.eight_bits = eight;
         p.depth = depth_of(eight ? 255 : 127, most);
         p.start = start.data(), p.start_stride = lanes, p.sums = a.data(), p.row_stride = tiles * lanes;
-        // The division by 2 is exact only where codes are transformed ones, but both round alike.
+        // The divisions are exact only where codes are transformed ones, but both round alike.
         twin.row_product(p);
         p.sums = b.data();
         k.row_product(p);
-        expect(a == b, "row_product", panels, tiles, parts);
+        expect(a == b, rows == 2 ? "row_product" : "row_product of three rows", panels, tiles, parts);
       }
 }
 
@@ -146,21 +147,22 @@ void check_epilogue(const Kernels& twin, const Kernels& k, int outputs, bool wor
   }
 }
 
-void check_transform(const Kernels& twin, const Kernels& k) {
-  for (int outputs = 1; outputs <= kMaxTileOutputs; outputs++)
+void check_transform(const Kernels& twin, const Kernels& k, int rows) {
+  for (int outputs = rows == 2 ? 1 : 3; outputs <= kMaxTileOutputs; outputs++)
     for (int bytes = 4; bytes <= 148; bytes += 12) {
       const int tiles = 1 + below(4), columns = tiles * outputs + 2, taps = outputs == 1 ? 1 : outputs + 2;
-      Aligned<uint8_t> x(static_cast<size_t>(kRowTaps) * columns * bytes), a(static_cast<size_t>(taps) * kRowTaps * tiles * bytes), b(a.count);
+      Aligned<uint8_t> x(static_cast<size_t>(rows + 2) * columns * bytes), a(static_cast<size_t>(taps) * (rows + 2) * tiles * bytes), b(a.count);
       x.fill(0, 15);
       TransformArgs t = {};
-      t.outputs = outputs, t.x = x.data(), t.row_stride = columns * bytes, t.tiles = tiles, t.pixel_bytes = bytes, t.plane = static_cast<ptrdiff_t>(tiles) * bytes;
+      t.rows = rows, t.outputs = outputs, t.x = x.data(), t.row_stride = columns * bytes, t.tiles = tiles, t.pixel_bytes = bytes;
+      t.plane = static_cast<ptrdiff_t>(tiles) * bytes;
       for (auto& column : t.shift)
         for (auto& shift : column) shift = 0x01010101u * static_cast<unsigned>(below(200));
       t.out = a.data();
       twin.transform(t);
       t.out = b.data();
       k.transform(t);
-      expect(a == b, "transform", outputs, bytes, tiles);
+      expect(a == b, "transform", 10 * rows + outputs, bytes, tiles);
     }
 }
 
@@ -217,9 +219,8 @@ int main(int count, char** arguments) {
     if (k && name == k->name) found = k;
   if (!found) return std::printf("no kernels named '%s' in this program\n", name.c_str()), 2;
   check_product(*kernels_scalar(), *found);
-  check_row_product(*kernels_scalar(), *found);
+  for (int rows : {2, 3}) check_row_product(*kernels_scalar(), *found, rows), check_transform(*kernels_scalar(), *found, rows);
   for (int outputs = 1; outputs <= kMaxTileOutputs; outputs++) check_epilogue(*kernels_scalar(), *found, outputs);
-  check_transform(*kernels_scalar(), *found);
   check_word_row_product(*kernels_scalar(), *found);
   check_epilogue(*kernels_scalar(), *found, kMaxTileOutputs, true);
   check_word_transform(*kernels_scalar(), *found);
