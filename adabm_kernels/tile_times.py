@@ -23,6 +23,7 @@ FORMAT = 1
 SHIPPED = Path(__file__).parent / "assets" / "tile_times.json"
 # How products are summed (tiles.Sums): AVX2's kernels differ in it, the others' do not.
 KINDS = ("whole", "few", "pairs", "widened")
+FEW = 4  # sums of a run in the layers that "few" stands for
 KINDS_OF_ISA = {"avx2": KINDS}
 # What an instruction set without times of its own is planned with.
 STAND_INS = ("avx512vnni", "avx2")
@@ -35,6 +36,9 @@ class Cost:
     product: float
     entry: float
     leave: float
+
+    def time(self, products: float, channels: int, outputs: int) -> float:
+        return products * self.product * channels * outputs + self.entry * channels + self.leave * outputs
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class TileTimes:
         kinds = self.costs[tile]
         cost = kinds[min(kinds, key=lambda measured: abs(KINDS.index(measured) - KINDS.index(kind)))]
         box = self.box * channels if box_filter else 0.0
-        return products * cost.product * channels * outputs + cost.entry * channels + cost.leave * outputs + box
+        return cost.time(products, channels, outputs) + box
 
 
 def own_path() -> Path:

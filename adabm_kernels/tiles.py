@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .tile_times import KINDS, KINDS_OF_ISA, TileTimes
+from .tile_times import FEW, KINDS, KINDS_OF_ISA, TileTimes
 
 MIN_BITS, MAX_BITS = 2, 8
 INT32_MAX = 2**31 - 1
@@ -231,43 +231,43 @@ def _refusal(tile: Tile, fit: _Fit, bits: int) -> str:
 class Sums:
     """What a layer's products come to in 16 bits, where channels 0, 1 and channels 2, 3 of a quad have a sum each.
 
-    largest: by number of quads 1, 2, 4, ... summed together, counted from the start of a run of taps, the largest sum of any run
-    when codes are at most 1. quads: of a run.
+    largest: [steps, runs], by number of quads 1, 2, 4, ... summed together, counted from the start of a run of taps, the largest
+    sum when codes are at most 1. quads: of a run. shares: [runs], of the layer's products.
     """
 
-    largest: tuple[int, ...]
+    largest: np.ndarray
     quads: int
+    shares: np.ndarray
 
     @classmethod
     def of(cls, runs: np.ndarray, reach: np.ndarray) -> Sums:
         """runs: the weights [runs, channels of a run's taps, padded to quads, K] in the order of their sums. reach: [runs], the
-        largest code of each run when the layer's are at most 1."""
+        largest code of each run when the layer's are at most 1. Every run has as large a share."""
         first, second = runs[:, ::2], runs[:, 1::2]
         above = np.maximum(first, 0) + np.maximum(second, 0)
         signs = np.stack([above, above - first - second]).reshape(2, len(runs), -1, 2 * runs.shape[2])  # [signs, runs, quads, sums]
         quads, largest = signs.shape[2], []
         while True:
-            largest.append(int((signs.reshape(2, len(runs), -1).max(2) * reach).max()))
+            largest.append(signs.reshape(2, len(runs), -1).max((0, 2)).astype(np.int64) * reach)
             if 2 ** (len(largest) - 1) >= quads:
-                return cls(tuple(largest), quads)
+                return cls(np.array(largest), quads, np.full(len(runs), 1 / len(runs)))
             if signs.shape[2] % 2:
                 signs = np.concatenate([signs, np.zeros_like(signs[:, :, :1])], 2)
             signs = signs[:, :, ::2] + signs[:, :, 1::2]
 
-    def depth(self, bits: int) -> int:
-        """How many quads may be summed in 16 bits, a power of two (PackedHeader::depth of csrc/cpu/packed.h); 0 where two products
-        can overflow."""
-        fits = [largest * (2**bits - 1) <= SUM16_MAX for largest in self.largest]
-        return 0 if not fits[0] else 2 ** ((fits + [False]).index(False) - 1)
+    def depths(self, bits: int) -> np.ndarray:
+        """[runs]: how many quads may be summed in 16 bits, a power of two (PackedHeader::depth of csrc/cpu/packed.h); 0 where two
+        products can overflow."""
+        return (1 << (self.largest * (2**bits - 1) <= SUM16_MAX).sum(0)) >> 1
 
-    def count(self, bits: int) -> int:
-        """Into how many sums a run is split."""
-        return -(-self.quads // max(self.depth(bits), 1))
-
-    def kind(self, bits: int) -> str:
-        """How products are summed, one of tile_times.KINDS."""
-        depth = self.depth(bits)
-        return "widened" if depth == 0 else "pairs" if depth == 1 else "few" if depth < self.quads else "whole"
+    def kinds(self, bits: int) -> dict[str, float]:
+        """By how products are summed, tile_times.KINDS, what each kind's time has to be multiplied by; together 1. Every sum of a
+        run beyond the first takes the same time, of which "few" has FEW - 1."""
+        depths = self.depths(bits)
+        sums = -(-self.quads // np.maximum(depths, 1))
+        few = float((self.shares * (sums - 1))[depths > 1].sum()) / (FEW - 1)
+        pairs, widened = (float(self.shares[depths == depth].sum()) for depth in (1, 0))
+        return dict(zip(KINDS, (1 - few - pairs - widened, few, pairs, widened), strict=True))
 
 
 def layer_sums(tile: Tile, weights: np.ndarray) -> Sums:
@@ -277,7 +277,8 @@ def layer_sums(tile: Tile, weights: np.ndarray) -> Sums:
 
 
 def _direct_sums(weights: np.ndarray) -> Sums:
-    return Sums.of(weights.reshape(len(weights), -1, weights.shape[-1]), np.ones(len(weights), dtype=np.int64))
+    rows = Sums.of(weights.reshape(len(weights), -1, weights.shape[-1]), np.ones(len(weights), dtype=np.int64))
+    return Sums(rows.largest.max(1, keepdims=True), rows.quads, np.ones(1))  # all rows are summed alike
 
 
 def _tile_sums(tile: Tile, fit: _Fit) -> Sums:
@@ -285,8 +286,10 @@ def _tile_sums(tile: Tile, fit: _Fit) -> Sums:
     if fit.parts.max() > 1:
         shares = np.ceil(np.abs(shares) / fit.parts[..., None, None].astype(shares.dtype)) * np.sign(shares)
     if tile.columns is F1:  # the kernel columns accumulate as one run
-        return Sums.of(shares.reshape(len(shares), -1, shares.shape[-1]), tile.reach.max(1))
-    return Sums.of(shares.reshape(tile.reach.size, *shares.shape[2:]), tile.reach.reshape(-1))
+        sums, parts = Sums.of(shares.reshape(len(shares), -1, shares.shape[-1]), tile.reach.max(1)), fit.parts[:, 0]
+    else:
+        sums, parts = Sums.of(shares.reshape(tile.reach.size, *shares.shape[2:]), tile.reach.reshape(-1)), fit.parts.reshape(-1)
+    return Sums(sums.largest, sums.quads, parts / parts.sum())
 
 
 def tile_products(name: str, kernel_h: int, kernel_w: int) -> float:
@@ -337,8 +340,9 @@ def plan_layer(
         """(picoseconds, tile, products)"""
         fit = fits.get(tile.name)
         products = float(kernel) if fit is None else fit.products
-        kind = sums[tile.name].kind(bits) if tile.name in sums else KINDS[0]
-        return times.time(tile.name, kind, products, channels, outputs, box_filter), tile.name, products
+        kinds = sums[tile.name].kinds(bits) if tile.name in sums else {KINDS[0]: 1.0}
+        layer = products, channels, outputs, box_filter
+        return sum(part * times.time(tile.name, kind, *layer) for kind, part in kinds.items() if part), tile.name, products
 
     chosen, reasons = [], []
     for bits in range(MIN_BITS, MAX_BITS + 1):

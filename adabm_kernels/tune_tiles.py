@@ -18,7 +18,7 @@ from .tiles import CODE_MAX, DIRECT, TILES, Tile, layer_products, layer_sums
 HEIGHT, WIDTH = 48, 96  # pixels of the timed layers
 SHAPES = ((64, 64), (32, 64), (64, 32), (128, 64), (64, 128))  # channels to outputs
 ROUNDS, REPEATS = 6, 3
-USUAL_SUMS = 4
+LEAST_PART = 0.25  # of a layer that a kind of sums is measured by
 Progress = Callable[[int, int, str], None]
 
 
@@ -34,9 +34,9 @@ def measure_tiles(isa: str, progress: Progress = lambda *_: None) -> TileTimes:
         native.isa_chosen()
         kinds = KINDS_OF_ISA.get(isa, KINDS[:1])
         ways = [(tile, kind) for tile in TILES for kind in (KINDS[:1] if tile.words else kinds)]
-        groups = [(tile, kind, [_Timed(w, tile, bits) for w, bits in _layers(tile, kind, isa)]) for tile, kind in ways]
-        weight, bits = _layers(DIRECT, kinds[0], isa)[0]
-        without, with_box = (_Timed(weight, DIRECT, bits, box_filter) for box_filter in (False, True))
+        groups = [(tile, kind, [_Timed(w, tile, bits, of) for w, bits, of in _layers(tile, kind, isa)]) for tile, kind in ways]
+        weight, bits, _ = _layers(DIRECT, kinds[0], isa)[0]
+        without, with_box = (_Timed(weight, DIRECT, bits, {}, box_filter) for box_filter in (False, True))
         layers = [without, with_box, *(layer for _, _, group in groups for layer in group)]
         for i in range(ROUNDS):
             for j, layer in enumerate(layers):
@@ -45,19 +45,23 @@ def measure_tiles(isa: str, progress: Progress = lambda *_: None) -> TileTimes:
     costs: dict[str, dict[str, Cost]] = {}
     for tile, kind, group in groups:
         if group:
-            costs.setdefault(tile.name, {})[kind] = _cost(tile, group)
+            of_tile = costs.setdefault(tile.name, {})
+            of_tile[kind] = _cost(tile, kind, group, TileTimes(isa, {tile.name: of_tile}, 0.0, {}))
     box = max(0.0, with_box.picoseconds - without.picoseconds) / weight.shape[-1]
     return TileTimes(isa, costs, box, provenance() | {"date": date.today().isoformat()})
 
 
-def _cost(tile: Tile, timed: list[_Timed]) -> Cost:
-    """The least-squares terms of a tile over SHAPES, relative errors weighed alike."""
+def _cost(tile: Tile, kind: str, timed: list[_Timed], known: TileTimes) -> Cost:
+    """The least-squares terms of a tile and a kind of sums over SHAPES, relative errors weighed alike. known: the tile's other
+    kinds so far, whose part of a layer's time is taken off."""
     rows, times = [], []
     for layer in timed:
         outputs, _, _, channels = layer.weight.shape
         products = layer_products(tile, layer.weight.permute(0, 3, 1, 2).numpy())
         rows.append((products * channels * outputs, channels, outputs))
-        times.append(layer.picoseconds)
+        others = {other: part for other, part in layer.kinds.items() if part and other != kind} if known.costs[tile.name] else {}
+        rest = sum(part * known.time(tile.name, other, products, channels, outputs, False) for other, part in others.items())
+        times.append(max(layer.picoseconds - rest, LEAST_PART**2 * layer.picoseconds) / (1 - sum(others.values())))
     left, terms = list(range(3)), np.zeros(3)
     while True:  # a term below 0 is noise: without it
         weighed = np.array(rows)[:, left] / np.array(times)[:, None]
@@ -69,19 +73,19 @@ def _cost(tile: Tile, timed: list[_Timed]) -> Cost:
     return Cost(*terms.tolist())
 
 
-def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int]]:
-    """(weight, bits) of a layer for each of SHAPES whose products are summed in a way, where a few together with about
-    USUAL_SUMS a run: the same integer in a corner of every kernel. None where no weights of a byte are, for one shape."""
+def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int, dict[str, float]]]:
+    """(weight, bits, kinds) of a layer for each of SHAPES most of whose products are summed in a way, and the others in one before
+    it in KINDS: the same integer in a corner of every kernel. None where there are no such weights of a byte, for one shape."""
 
-    def unusual(layer: tuple[torch.Tensor, int, int]) -> int:
-        return abs(layer[2] - USUAL_SUMS)
+    def unlike(layer: tuple[torch.Tensor, int, dict[str, float]]) -> float:
+        return abs(layer[2][kind] - 1)
 
-    found = [min(_summed(tile, kind, isa, *shape), key=unusual, default=None) for shape in SHAPES]
-    return [] if None in found else [(weight, bits) for weight, bits, _ in found]
+    found = [min(_summed(tile, kind, isa, *shape), key=unlike, default=None) for shape in SHAPES]
+    return [] if None in found else [layer for layer in found if layer is not None]
 
 
-def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Iterator[tuple[torch.Tensor, int, int]]:
-    """(weight, bits, sums of a run)"""
+def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Iterator[tuple[torch.Tensor, int, dict[str, float]]]:
+    """(weight, bits, kinds of its sums)"""
     for bits in range(MIN_BITS, MAX_BITS + 1):
         if tile is not DIRECT and not tile.words and tile.code_range(bits) > CODE_MAX:
             return
@@ -89,20 +93,21 @@ def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Ite
             weight = np.zeros((outputs, channels, 3, 3), dtype=np.int64)
             weight[:, :, 0, 0] = value  # which no transform makes larger
             unsplit = layer_products(tile, weight) == layer_products(tile, weight * 0)
-            sums = None if tile.words else layer_sums(tile, weight)
-            if unsplit and (sums is None or isa not in KINDS_OF_ISA or sums.kind(bits) == kind):
+            kinds = {kind: 1.0} if tile.words or isa not in KINDS_OF_ISA else layer_sums(tile, weight).kinds(bits)
+            later = sum(kinds[other] for other in KINDS[KINDS.index(kind) + 1 :] if other in kinds)
+            if unsplit and not later and kinds[kind] >= (1 - 1e-9 if kind == KINDS[0] else LEAST_PART):
                 packable = torch.from_numpy(weight).permute(0, 2, 3, 1).to(torch.int8).contiguous()
-                yield packable, bits, sums.count(bits) if sums else USUAL_SUMS
+                yield packable, bits, kinds
 
 
 class _Timed:
     """A layer, codes to codes, and the least time of an output pixel so far."""
 
-    def __init__(self, weight: torch.Tensor, tile: Tile, bits: int, box_filter: bool = False):
+    def __init__(self, weight: torch.Tensor, tile: Tile, bits: int, kinds: dict[str, float], box_filter: bool = False):
         outputs, _, _, channels = weight.shape
         index = [TILES.index(tile) if b == bits else 0 for b in range(MIN_BITS, MAX_BITS + 1)]
         bits_of = torch.tensor([bits], dtype=torch.int32)
-        self.weight, self.picoseconds = weight, float("inf")
+        self.weight, self.kinds, self.picoseconds = weight, kinds, float("inf")
         x_q = torch.zeros(1, HEIGHT, WIDTH, padded_channels(channels), dtype=torch.uint8)
         self._args = x_q, bits_of, weight, cpu.pack(weight, tuple(index)), torch.ones(7, outputs), torch.zeros(4, 4, outputs)
         self._settings = {

@@ -24,9 +24,9 @@ from adabm_kernels import load, tiles
 from adabm_kernels.tile_times import KINDS, KINDS_OF_ISA, TileTimes, tile_times
 
 LINES = {1: tiles.F1, 2: tiles.F2, 3: tiles.F3, 4: tiles.F4}
-OF_BYTES = ((1, 1), (2, 1), (2, 2), (2, 3), (2, 4))  # with kernels, as have
+OF_BYTES = ((1, 1), (2, 1), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4))  # with kernels, as have
 OF_WORDS = ((4, 4),)
-ROWS_OF_3 = ((3, 2), (3, 3), (3, 4))  # without
+ROWS_OF_3 = ((3, 2), (3, 3), (3, 4))
 ISAS = ("avx2", "avx512vnni")
 Pair = tuple[int, int]
 
@@ -64,21 +64,25 @@ def nanoseconds(pair: Pair, bits: int, weights: np.ndarray, words: bool, times: 
     """Estimated, of an output pixel of one layer on one thread."""
     outputs, channels = weights.shape[:2]
 
-    def beside_products(tile: str, kind: str = KINDS[0]) -> float:
-        cost = times.costs[tile][kind]
-        return cost.entry * channels + cost.leave * outputs
-
-    kind = KINDS[0]
+    kinds = {KINDS[0]: 1.0}
     if times.isa in KINDS_OF_ISA and not words:
-        kind = tiles.layer_sums(tiles.DIRECT if pair == (1, 1) else tile_of(pair), weights).kind(bits)
-    like = name(pair) if pair in OF_BYTES else "F(2x4)"
+        kinds = tiles.layer_sums(tiles.DIRECT if pair == (1, 1) else tile_of(pair), weights).kinds(bits)
+
+    def predict(tile: str, count: float) -> float:
+        return sum(part * times.time(tile, kind, count, channels, outputs, False) for kind, part in kinds.items() if part)
+
+    def beside_products(tile: str) -> float:
+        return times.time(tile, KINDS[0], 0.0, channels, outputs, False)
+
+    measured = [built for built in OF_BYTES if name(built) in times.costs]
+    like = name(pair) if pair in measured else "F(2x4)"
     count = 2 * taps(pair) if words else products(pair, bits, weights)
-    beside = beside_products(like, kind)
-    if pair not in OF_BYTES:
+    beside = 0.0
+    if pair not in measured:
         direct = beside_products("direct")
-        of_a_tap = np.mean([(beside_products(name(built)) - direct) / taps(built) for built in OF_BYTES[1:]])
+        of_a_tap = np.mean([(beside_products(name(built)) - direct) / taps(built) for built in measured[1:]])
         beside += direct + of_a_tap * taps(pair) * (2 if words else 1) - beside_products(like)
-    return (count * times.costs[like][kind].product * channels * outputs + beside) / 1e3
+    return (predict(like, count) + beside) / 1e3
 
 
 def best(counted: dict[Pair, float], digits: int) -> str:
@@ -106,11 +110,11 @@ def main() -> None:
     layer = layers[0]
     for times in map(tile_times, ISAS):
         print(f"\nestimated ns of an output pixel, one layer {layer.shape[1]} to {layer.shape[0]}, {times.isa}\n")
-        print("| bits | with kernels of bytes | rows of 3, bytes | words |\n|---|---|---|---|")
+        print("| bits | bytes | rows of 3, bytes | words |\n|---|---|---|---|")
         for bits in all_bits:
             cells = [
                 best({pair: nanoseconds(pair, bits, layer, False, times) for pair in group if fits[pair, bits]}, 0)
-                for group in (OF_BYTES, ROWS_OF_3)
+                for group in ([pair for pair in OF_BYTES if pair[0] < 3], ROWS_OF_3)
             ]
             cells.append(best({pair: nanoseconds(pair, bits, layer, True, times) for pair in OF_WORDS}, 0))
             print(f"| {bits} | " + " | ".join(cells) + " |")

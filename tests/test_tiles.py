@@ -116,7 +116,7 @@ def test_avx2_is_planned_for_sums_of_16_bits() -> None:
     bytes_alone = replace(times, costs={name: costs for name, costs in times.costs.items() if name != "F(4x4)"})
     plan, direct = plan_layer("conv", light, 8, times=bytes_alone), plan_layer("conv", heavy, 8, times=bytes_alone)
     assert plan.isa == "avx2" and list(plan.picoseconds) == sorted(plan.picoseconds)
-    assert plan.tile[0] == "F(2x4)" and plan.tile[6] == direct.tile[6] == "direct"
+    assert plan.tile[:2] == ("F(3x4)", "F(2x4)") and plan.tile[6] == direct.tile[6] == "direct"
     widened = times.time("direct", "widened", 9, 16, 16, False)
     assert direct.picoseconds[6] == widened > times.time("direct", "whole", 9, 16, 16, False)
 
@@ -124,7 +124,7 @@ def test_avx2_is_planned_for_sums_of_16_bits() -> None:
 def test_avx2_takes_words_where_sums_of_16_bits_are_short() -> None:
     times = tile_times("avx2")
     light, heavy = (plan_layer("conv", bell_codes(bits, 64, 64).numpy(), 8, times=times) for bits in (4, 8))
-    assert light.tile[0] == "F(2x4)" and set(light.tile[8 - 2 :]) | set(heavy.tile[4:]) == {"F(4x4)"}
+    assert light.tile[0] == "F(3x4)" and set(light.tile[8 - 2 :]) | set(heavy.tile[4:]) == {"F(4x4)"}
     assert heavy.products_for_bits[8 - 2] == 4.5
     assert heavy.picoseconds[8 - 2] == times.time("F(4x4)", "whole", 4.5, 64, 64, False)
 
@@ -140,16 +140,22 @@ def test_avx2_takes_words_where_sums_of_16_bits_are_short() -> None:
 def test_sums_of_the_stated_depth_stay_within_16_bits(runs, quads, most, top, seed) -> None:
     weights = np.random.default_rng(seed).integers(-most, most + 1, (5, runs, quads * 4))
     bits = (top + 1).bit_length() - 1
-    depth = Sums.of(np.moveaxis(weights, 0, -1), np.ones(runs, dtype=np.int64)).depth(bits)
-    pairs = weights.reshape(5, runs, quads, 2, 2)
+    sums = Sums.of(np.moveaxis(weights, 0, -1), np.ones(runs, dtype=np.int64))
+    depths, kinds = sums.depths(bits), sums.kinds(bits)
 
-    def largest(depth: int) -> int:
+    def largest(run: int, depth: int) -> int:
         """Of all sums of `depth` quads, with the codes that are worst for them."""
-        groups = [pairs[:, :, q : q + depth] for q in range(0, quads, depth)]
-        return max(top * max(np.maximum(g, 0).sum((2, 4)).max(), np.maximum(-g, 0).sum((2, 4)).max()) for g in groups)
+        pairs = weights[:, run].reshape(5, quads, 2, 2)
+        groups = [pairs[:, q : q + depth] for q in range(0, quads, depth)]
+        return max(top * max(np.maximum(g, 0).sum((1, 3)).max(), np.maximum(-g, 0).sum((1, 3)).max()) for g in groups)
 
-    assert (largest(depth) if depth else 0) <= 2**15 - 1
-    assert depth >= quads or largest(max(2 * depth, 1)) > 2**15 - 1
+    for run, depth in enumerate(depths.tolist()):
+        assert (largest(run, depth) if depth else 0) <= 2**15 - 1
+        assert depth >= quads or largest(run, max(2 * depth, 1)) > 2**15 - 1
+    assert sum(kinds.values()) == pytest.approx(1)
+    assert kinds["widened"] * runs == pytest.approx((depths == 0).sum())
+    assert kinds["pairs"] * runs == pytest.approx((depths == 1).sum())
+    assert kinds["few"] * 3 * runs == pytest.approx(sum(-(-quads // depth) - 1 for depth in depths.tolist() if depth > 1))
 
 
 def test_the_products_of_a_tile_are_those_of_its_transforms() -> None:
@@ -180,6 +186,21 @@ def test_every_tile_gives_the_direct_result(isa: str, tile: int) -> None:
                 for got, want in zip(instance.run("cpu", "both", isa), instance.run("reference", "both"), strict=True):
                     assert torch.equal(got, want)
                 assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
+
+
+@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
+@pytest.mark.parametrize("tile", [tile for tile in TILE_BITS if not TILES[tile].words])
+@pytest.mark.parametrize("isa", runnable_isas())
+def test_sums_of_16_bits_hold_the_largest_codes_of_every_tap(isa: str, tile: int) -> None:
+    """Weights that are heavy in one tap and light in the others, so that every tap has a depth of its own."""
+    bits = TILE_BITS[tile]
+    for row, column in ((0, 0), (1, 1), (2, 1), (0, 2)):
+        instance = instantiate(ConvProblem("extreme", 7, 14, 36, 20, 3, 8, (bits,)), extreme=True)
+        instance.layer.weight.clamp_(-1, 1)
+        instance.layer.weight[:, row, column] = 31
+        instance.layer.weight[::2, row, column, ::3] = -31
+        set_tile(instance, TILES[tile].name, bits)
+        assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")

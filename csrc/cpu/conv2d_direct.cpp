@@ -32,7 +32,7 @@ void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
 
   ProductArgs p = {};
   p.taps = R, p.quads = S * header.quads(), p.pixel_stride = pixel_bytes;
-  p.eight_bits = a.x_bits[image] == 8, p.depth = header.depth[a.x_bits[image] - ADABM_MIN_BITS];
+  p.eight_bits = a.x_bits[image] == 8, p.depth = header.depth[a.x_bits[image] - ADABM_MIN_BITS][0][0];
 
   for (int row = first_row; row < end_row; row++) {
     RowOutput output(*this, image, row);

@@ -28,7 +28,6 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
   t.rows = tile_rows, t.outputs = outputs, t.pixel_bytes = pixel_bytes;
   RowProductArgs p = {};
   p.rows = tile_rows, p.tile_stride = pixel_bytes * code_bytes, p.quads = table.columns.run * header.quads() * code_bytes, p.start_stride = padded;
-  p.depth = header.depth[bits - ADABM_MIN_BITS];
   for (int j = 0; !table.words && j < column_taps; j++)
     for (int i = 0, largest; i < row_taps; i++) {
       t.shift[j][i] = static_cast<uint32_t>(tap_shift(table, i, j, bits, &largest)) * 0x01010101u;
@@ -70,7 +69,10 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
         p.w = base + header.tile_offset[tile] + first_panel * panel_stride, p.row_stride = column_taps * plane;
         for (int j = 0; j < column_taps; j++) {
           int products = table.words ? row_taps : 0;
-          for (int i = 0; !table.words && i < row_taps; i++) products += p.parts[i] = header.parts[tile][j][part_group(table.rows, i)];
+          for (int i = 0; !table.words && i < row_taps; i++) {
+            p.parts[i] = header.parts[tile][j][part_group(table.rows, i)], p.depth[i] = header.depth[bits - ADABM_MIN_BITS][j][i];
+            products += p.parts[i];
+          }
           p.start = starts + static_cast<ptrdiff_t>(j) * tile_rows * padded + first_panel * kPanel;
           for (int at = 0; at < group; at += p.tiles) {
             p.tiles = std::min(table.words ? kMaxPixels : kernels.tiles[tile_rows - kMinTileRows][p.panels], group - at);

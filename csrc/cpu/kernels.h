@@ -76,7 +76,7 @@ struct RowProductArgs {
   int parts[kMaxRowTaps];             // of each row tap: the first two have as many, and so have the last two
   int tiles, panels;
   bool eight_bits;
-  int depth;
+  int depth[kMaxRowTaps];             // of each row tap, as that of ProductArgs
   const int32_t* start;               // [rows][start_stride], of the block's first output, 64-byte aligned
   ptrdiff_t start_stride;
   int32_t* sums;

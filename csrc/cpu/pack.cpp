@@ -204,19 +204,23 @@ void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed,
   }
 }
 
-// The largest sums of a tile's products in 16 bits, for 1-bit codes: [n] of 2^n quads together, from the actual weights.
-std::array<int64_t, kDepths> largest_sums(const PackedHeader& h, int tile, const int8_t* packed) {
+// The largest sums of 2^n quads, [n].
+using Sums = std::array<int64_t, kDepths>;
+
+// Those of the products of each of a tile's taps in 16 bits, [column tap * kMaxRowTaps + row tap], for 1-bit codes, from the actual weights.
+std::vector<Sums> largest_sums(const PackedHeader& h, int tile, const int8_t* packed) {
   const bool direct = tile == ADABM_TILE_DIRECT;
   const int taps = product_taps(h, tile), run = direct ? h.kernel_w : kTiles[tile].columns.run, count = run * h.quads();
-  std::vector<int> reach;  // largest code of each run
+  std::vector<int> reach, tap_of;  // of each run: its largest code, and the tap that it is a part of
   for (int j = 0; !direct && j < kTiles[tile].columns.taps; j++)
     for (int i = 0; i < kTiles[tile].rows.taps; i++) {
       int largest;
       tap_shift(kTiles[tile], i, j, 1, &largest);
       reach.insert(reach.end(), h.parts[tile][j][part_group(kTiles[tile].rows, i)], largest);
+      tap_of.resize(reach.size(), j * kMaxRowTaps + i);
     }
-  reach.resize(taps / run, 1);
-  std::array<int64_t, kDepths> sums = {};
+  reach.resize(taps / run, 1), tap_of.resize(taps / run, 0);
+  std::vector<Sums> sums(kMaxTaps * kMaxRowTaps, Sums{});
   std::vector<int> above(count), below(count);
   const size_t kernel_bytes = panel_bytes(h, taps) * h.panels();
   for (int b = 0; b < (direct ? h.kernels() : 1); b++, packed += kernel_bytes)
@@ -233,7 +237,8 @@ std::array<int64_t, kDepths> largest_sums(const PackedHeader& h, int tile, const
           for (int n = 0, left = count; n < kDepths; n++) {
             int largest = 0;
             for (int q = 0; q < left; q++) largest = std::max({largest, above[q], below[q]});
-            sums[n] = std::max(sums[n], static_cast<int64_t>(largest) * reach[first / run]);
+            int64_t& sum = sums[tap_of[first / run]][n];
+            sum = std::max(sum, static_cast<int64_t>(largest) * reach[first / run]);
             if (left == 1) continue;
             for (int q = 0; q < left / 2; q++) above[q] = above[2 * q] + above[2 * q + 1], below[q] = below[2 * q] + below[2 * q + 1];
             if (left % 2) above[left / 2] = above[left - 1], below[left / 2] = below[left - 1];
@@ -245,7 +250,7 @@ std::array<int64_t, kDepths> largest_sums(const PackedHeader& h, int tile, const
 }
 
 // PackedHeader::depth for codes of so many bits.
-uint16_t sum_depth(const std::array<int64_t, kDepths>& sums, int bits) {
+uint16_t sum_depth(const Sums& sums, int bits) {
   int fits = 0;
   while (fits < kDepths && sums[fits] * ((1 << bits) - 1) <= INT16_MAX) fits++;
   return static_cast<uint16_t>(fits ? 1 << (fits - 1) : 0);
@@ -273,11 +278,12 @@ extern "C" adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packe
     for (int tile = 1; tile < ADABM_TILE_COUNT; tile++)
       if (header.tile_offset[tile])
         (adabm::kTiles[tile].words ? adabm::pack_words : adabm::pack_tile)(*weights, header, tile, base + header.tile_offset[tile]);
-    std::array<int64_t, adabm::kDepths> sums[ADABM_TILE_COUNT] = {};
+    std::vector<adabm::Sums> sums[ADABM_TILE_COUNT];
     for (int tile = 0; tile < ADABM_TILE_COUNT; tile++)
       if (header.tile_offset[tile] && !adabm::kTiles[tile].words) sums[tile] = adabm::largest_sums(header, tile, base + header.tile_offset[tile]);
     for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
-      reinterpret_cast<adabm::PackedHeader*>(packed)->depth[b] = adabm::sum_depth(sums[header.tile_for_bits[b]], b + ADABM_MIN_BITS);
+      uint16_t* depth = reinterpret_cast<adabm::PackedHeader*>(packed)->depth[b][0];
+      for (const adabm::Sums& of_tap : sums[header.tile_for_bits[b]]) *depth++ = adabm::sum_depth(of_tap, b + ADABM_MIN_BITS);
       if (header.start_offset[b])
         adabm::sum_starts(header, header.tile_for_bits[b], b + ADABM_MIN_BITS, base + header.tile_offset[header.tile_for_bits[b]],
                           reinterpret_cast<int32_t*>(base + header.start_offset[b]));

@@ -31,9 +31,10 @@ struct PackedHeader {
   uint64_t start_offset[ADABM_BIT_WIDTHS];
   uint64_t bytes;
   uint8_t parts[ADABM_TILE_COUNT][kMaxTaps][kPartGroups];  // of a tile's row taps in every column tap, by part_group
-  // For codes of each bit-width: how many consecutive quads, counted from the start of a run of taps, may be summed in 16 bits,
-  // where channels 0, 1 and channels 2, 3 of a quad have a sum each. A power of two; 0 where a single quad can overflow.
-  uint16_t depth[ADABM_BIT_WIDTHS];
+  // For codes of each bit-width and each tap of its tile, [column tap][row tap] (the direct form has one): how many consecutive quads,
+  // counted from the start of the tap, may be summed in 16 bits, where channels 0, 1 and channels 2, 3 of a quad have a sum each. A
+  // power of two; 0 where a single quad can overflow.
+  uint16_t depth[ADABM_BIT_WIDTHS][kMaxTaps][kMaxRowTaps];
 
   int quads() const { return (channels + 3) / 4; }
   int panels() const { return (out_channels + kPanel - 1) / kPanel; }
@@ -41,7 +42,7 @@ struct PackedHeader {
 };
 
 constexpr int kDepths = 13;  // of 1, 2, 4, ... quads
-constexpr size_t kPackedHeaderBytes = 512;  // a multiple of 64, so that panels stay aligned
+constexpr size_t kPackedHeaderBytes = 1024;  // a multiple of 64, so that panels stay aligned
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes, "the header has outgrown its place");
 
 // F(outputs, 3) along one axis: B^T and G of adabm_kernels/tiles.py. F(1, 3) has one tap for codes and three for weights.

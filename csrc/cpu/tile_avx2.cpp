@@ -183,6 +183,7 @@ void product(const ProductArgs& a) {
 }
 
 inline __attribute__((always_inline)) __m256i* vector_at(int32_t* at) { return reinterpret_cast<__m256i*>(at); }
+inline __attribute__((always_inline)) const __m256i* vector_at(const int32_t* at) { return reinterpret_cast<const __m256i*>(at); }
 
 // What the sums of the inner row taps give, in their places: transform_sums<Rows> of cpu/transforms.inc without the outer taps. Of three
 // rows the first is not yet halved, which it is once its outer tap has been added.
@@ -210,80 +211,107 @@ void row_product_block_whole(const RowProductArgs& a, int panel) {
   for (int i = 0; i < Rows + 2; i++) {
     __m256i s[Tiles][2];
     sum_products<Tiles>(a.x + i * a.tap_stride, stride, a.w + i * quads * w_stride + panel * 64, w_stride, quads, s);
-    const int32_t* const start = a.start + i * a.start_stride + panel * kPanel;
+    const __m256i* const start = vector_at(a.start + i * a.start_stride + panel * kPanel);
+    if (i < Rows - 1) {
 #pragma GCC unroll 6
-    for (int m = 0; m < Tiles; m++)
+      for (int m = 0; m < Tiles; m++)
 #pragma GCC unroll 2
-      for (int h = 0; h < 2; h++) {
-        const __m256i products = _mm256_madd_epi16(s[m][h], one);
-        int32_t* const row = sums + m * sums_stride + h * kLanes;
-        if (i < Rows - 1) {
-          *vector_at(row + i * row_stride) = _mm256_add_epi32(products, resume(start + h * kLanes));
-        } else if (i == Rows - 1) {
+        for (int h = 0; h < 2; h++)
+          *vector_at(sums + i * row_stride + m * sums_stride + h * kLanes) = _mm256_add_epi32(start[h], _mm256_madd_epi16(s[m][h], one));
+    } else if (i == Rows - 1) {
+#pragma GCC unroll 6
+      for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) {
+          int32_t* const row = sums + m * sums_stride + h * kLanes;
           __m256i taps[Rows];
+          taps[Rows - 1] = _mm256_add_epi32(start[h], _mm256_madd_epi16(s[m][h], one));
 #pragma GCC unroll 2
           for (int r = 0; r < Rows - 1; r++) taps[r] = *vector_at(row + r * row_stride);
-          taps[Rows - 1] = _mm256_add_epi32(products, resume(start + h * kLanes));
           combine_taps<Rows>(taps);
 #pragma GCC unroll 3
           for (int r = 0; r < Rows; r++) *vector_at(row + r * row_stride) = taps[r];
-        } else if (i == Rows) {
-          const __m256i first = _mm256_add_epi32(*vector_at(row), products);
-          *vector_at(row) = Rows == 3 ? _mm256_srai_epi32(first, 1) : first;
-        } else {
-          __m256i* const last = vector_at(row + (Rows - 1) * row_stride);
-          *last = _mm256_add_epi32(*last, products);
         }
-      }
+    } else {
+      int32_t* const into = sums + (i == Rows ? 0 : Rows - 1) * row_stride;
+      const __m128i halved = _mm_cvtsi32_si128(Rows == 3 && i == Rows);
+#pragma GCC unroll 6
+      for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) {
+          __m256i* const row = vector_at(into + m * sums_stride + h * kLanes);
+          const __m256i sum = _mm256_add_epi32(*row, _mm256_madd_epi16(s[m][h], one));
+          *row = Rows == 3 ? _mm256_sra_epi32(sum, halved) : sum;
+        }
+    }
   }
 }
 
-// The same with split weights, or where only some of the quads fit 16 bits together.
-template <int Rows, int Tiles>
-void row_product_block(const RowProductArgs& a, int panel) {
-  const ptrdiff_t stride = a.tile_stride, w_stride = a.panels * 64, row_stride = a.row_stride, sums_stride = a.panels * kPanel;
-  const int quads = a.quads, depth = a.depth;
+// Where a row tap's sums go: `into` is its row of a block, `start` what they begin with, of two vectors each, or where what is there counts.
+template <int Tiles, bool First>
+inline __attribute__((always_inline)) void add_sums(const __m256i (&s)[Tiles][2], const __m256i* start, int32_t* into, ptrdiff_t stride, __m128i halved) {
   const __m256i one = _mm256_set1_epi16(1);
-  int32_t* const sums = a.sums + panel * kPanel;
-  const int8_t* w = a.w + panel * 64;
-  for (int i = 0; i < Rows + 2; i++) {
-    int32_t* const into = sums + (i < Rows ? i : i == Rows ? 0 : Rows - 1) * row_stride;
-    const int32_t* from = i < Rows ? a.start + i * a.start_stride + panel * kPanel : into;
-    ptrdiff_t from_stride = i < Rows ? 0 : sums_stride;
-    for (int part = 0; part < a.parts[i]; part++)
-      for (int k = 0; k < quads; k += depth) {
-        const int count = quads - k < depth ? quads - k : depth;
-        __m256i s[Tiles][2];
-        sum_products<Tiles>(a.x + i * a.tap_stride + 4 * k, stride, w, w_stride, count, s);
-        w += count * w_stride;
 #pragma GCC unroll 6
-        for (int m = 0; m < Tiles; m++)
+  for (int m = 0; m < Tiles; m++)
 #pragma GCC unroll 2
-          for (int h = 0; h < 2; h++)
-            *vector_at(into + m * sums_stride + h * kLanes) =
-                _mm256_add_epi32(resume(from + m * from_stride + h * kLanes), _mm256_madd_epi16(s[m][h], one));
-        from = into, from_stride = sums_stride;
-      }
-    for (int v = 0; i == Rows - 1 && v < 2 * Tiles; v++) {
-      int32_t* const row = sums + v / 2 * sums_stride + v % 2 * kLanes;
+    for (int h = 0; h < 2; h++) {
+      __m256i* const at = vector_at(into + m * stride + h * kLanes);
+      const __m256i sum = _mm256_add_epi32(First ? start[h] : *at, _mm256_madd_epi16(s[m][h], one));
+      *at = First ? sum : _mm256_sra_epi32(sum, halved);
+    }
+}
+
+// The same of the last inner tap, which are combined with those before on their way to memory. `into`: the first row.
+template <int Rows, int Tiles, bool First>
+inline __attribute__((always_inline)) void combine_sums(const __m256i (&s)[Tiles][2], const __m256i* start, int32_t* into, ptrdiff_t stride, ptrdiff_t row_stride) {
+  const __m256i one = _mm256_set1_epi16(1);
+#pragma GCC unroll 6
+  for (int m = 0; m < Tiles; m++)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+      int32_t* const row = into + m * stride + h * kLanes;
       __m256i taps[Rows];
-#pragma GCC unroll 3
-      for (int r = 0; r < Rows; r++) taps[r] = *vector_at(row + r * row_stride);
+      taps[Rows - 1] = _mm256_add_epi32(First ? start[h] : *vector_at(row + (Rows - 1) * row_stride), _mm256_madd_epi16(s[m][h], one));
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows - 1; r++) taps[r] = *vector_at(row + r * row_stride);
       combine_taps<Rows>(taps);
 #pragma GCC unroll 3
       for (int r = 0; r < Rows; r++) *vector_at(row + r * row_stride) = taps[r];
     }
-    for (int v = 0; Rows == 3 && i == Rows && v < 2 * Tiles; v++) {
-      __m256i* const row = vector_at(sums + v / 2 * sums_stride + v % 2 * kLanes);
-      *row = _mm256_srai_epi32(*row, 1);
+}
+
+// The same as row_product_block_whole with split weights, or where only some of a tap's quads fit 16 bits together. (Where all do it takes
+// 8 % longer.)
+template <int Rows, int Tiles>
+void row_product_block(const RowProductArgs& a, int panel) {
+  const ptrdiff_t stride = a.tile_stride, w_stride = a.panels * 64, row_stride = a.row_stride, sums_stride = a.panels * kPanel;
+  const int quads = a.quads;
+  int32_t* const sums = a.sums + panel * kPanel;
+  const int8_t* w = a.w + panel * 64;
+  for (int i = 0; i < Rows + 2; i++) {
+    int32_t* const into = sums + (i < Rows ? i : i == Rows ? 0 : Rows - 1) * row_stride;
+    const __m256i* start = i < Rows ? vector_at(a.start + i * a.start_stride + panel * kPanel) : nullptr;
+    const int depth = a.depth[i];
+    for (int parts = a.parts[i], k = 0; parts > 0; start = nullptr) {
+      const int count = quads - k < depth ? quads - k : depth;
+      __m256i s[Tiles][2];
+      sum_products<Tiles>(a.x + i * a.tap_stride + 4 * k, stride, w, w_stride, count, s);
+      w += count * w_stride, k += count;
+      if (k == quads) k = 0, parts--;
+      if (parts == 0 && i == Rows - 1)
+        start ? combine_sums<Rows, Tiles, true>(s, start, sums, sums_stride, row_stride)
+              : combine_sums<Rows, Tiles, false>(s, start, sums, sums_stride, row_stride);
+      else
+        start ? add_sums<Tiles, true>(s, start, into, sums_stride, __m128i{})
+              : add_sums<Tiles, false>(s, start, into, sums_stride, _mm_cvtsi32_si128(Rows == 3 && i == Rows && parts == 0));
     }
   }
 }
 
 template <int Rows, int Tiles>
 void row_product_of(const RowProductArgs& a) {
-  bool whole = a.depth >= a.quads;
-  for (int i = 0; i < Rows + 2; i++) whole &= a.parts[i] == 1;
+  bool whole = true;
+  for (int i = 0; i < Rows + 2; i++) whole &= a.parts[i] == 1 && a.depth[i] >= a.quads;
   for (int panel = 0; panel < a.panels; panel++) whole ? row_product_block_whole<Rows, Tiles>(a, panel) : row_product_block<Rows, Tiles>(a, panel);
 }
 
@@ -300,7 +328,8 @@ void row_product_of_rows(const RowProductArgs& a) {
 }
 
 void row_product(const RowProductArgs& a) {
-  if (a.depth < 2) return row_product_by_taps<product>(a);
+  for (int i = 0; i < a.rows + 2; i++)
+    if (a.depth[i] < 2) return row_product_by_taps<product>(a);
   a.rows == 3 ? row_product_of_rows<3>(a) : row_product_of_rows<2>(a);
 }
 

@@ -135,23 +135,28 @@ void row_product_block(const RowProductArgs& a) {
       for (int i = 0; i < kRows; i++) _mm512_store_si512(a.sums + i * a.row_stride + (m * Panels + p) * kPanel, c[m][p][i]);
 }
 
-// Adds the products of a row tap; returns the next one's weights.
-template <int Tiles, int Panels>
-inline __attribute__((always_inline)) const int8_t* add_row_tap(const RowProductArgs& a, int tap, const int8_t* w, __m512i (&c)[Tiles][Panels]) {
-  const ptrdiff_t stride = a.tile_stride, bytes = 4 * static_cast<ptrdiff_t>(a.quads);
-  for (int part = 0; part < a.parts[tap]; part++)
-    for (const uint8_t *x = a.x + tap * a.tap_stride, *const end = x + bytes; x < end; x += 4, w += 64 * Panels) {
-      __m512i weights[Panels];
+// Adds the products of `Taps` row taps that are split alike, in turns: those of one wait for each other. Returns the weights behind theirs.
+template <int Taps, int Tiles, int Panels>
+inline __attribute__((always_inline)) const int8_t* add_row_taps(const RowProductArgs& a, int first_tap, const int8_t* w, __m512i (*const (&c)[Taps])[Panels]) {
+  const ptrdiff_t stride = a.tile_stride, tap_stride = a.tap_stride, quads = a.quads, tap = a.parts[first_tap] * quads * 64 * Panels;
+  for (int part = 0; part < a.parts[first_tap]; part++) {
+    const uint8_t* x = a.x + first_tap * tap_stride;
+    for (ptrdiff_t k = 0; k < quads; k++, x += 4, w += 64 * Panels) {
+#pragma GCC unroll 2
+      for (int i = 0; i < Taps; i++) {
+        __m512i weights[Panels];
 #pragma GCC unroll 4
-      for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + p * 64);
+        for (int p = 0; p < Panels; p++) weights[p] = _mm512_load_si512(w + i * tap + p * 64);
 #pragma GCC unroll 8
-      for (int m = 0; m < Tiles; m++) {
-        const __m512i codes = broadcast4(x + m * stride);
+        for (int m = 0; m < Tiles; m++) {
+          const __m512i codes = broadcast4(x + i * tap_stride + m * stride);
 #pragma GCC unroll 4
-        for (int p = 0; p < Panels; p++) c[m][p] = dot(c[m][p], codes, weights[p]);
+          for (int p = 0; p < Panels; p++) c[i][m][p] = dot(c[i][m][p], codes, weights[p]);
+        }
       }
     }
-  return w;
+  }
+  return w + (Taps - 1) * tap;
 }
 
 template <int Tiles, int Panels>
@@ -162,7 +167,7 @@ inline __attribute__((always_inline)) void store_row(const RowProductArgs& a, in
     for (int p = 0; p < Panels; p++) _mm512_store_si512(a.sums + row * a.row_stride + (m * Panels + p) * kPanel, c[m][p]);
 }
 
-// The same for tiles of three rows (transform_sums<3>), a row tap at a time.
+// The same for tiles of three rows (transform_sums<3>).
 template <int Tiles, int Panels>
 void row_product_block_of_3(const RowProductArgs& a) {
   __m512i first[Tiles][Panels], middle[Tiles][Panels], last[Tiles][Panels];
@@ -174,9 +179,8 @@ void row_product_block_of_3(const RowProductArgs& a) {
       first[m][p] = _mm512_load_si512(start), middle[m][p] = _mm512_load_si512(start + a.start_stride);
       last[m][p] = _mm512_load_si512(start + 2 * a.start_stride);
     }
-  const int8_t* w = add_row_tap(a, 0, a.w, first);
-  w = add_row_tap(a, 1, w, middle);
-  w = add_row_tap(a, 2, w, last);
+  const int8_t* w = add_row_taps<2, Tiles, Panels>(a, 0, a.w, {first, middle});
+  w = add_row_taps<1, Tiles, Panels>(a, 2, w, {last});
   const __m512i third = _mm512_set1_epi32(static_cast<int>(kThird));
 #pragma GCC unroll 8
   for (int m = 0; m < Tiles; m++)
@@ -191,13 +195,12 @@ void row_product_block_of_3(const RowProductArgs& a) {
       last[m][p] = _mm512_mullo_epi32(_mm512_srai_epi32(high, 1), third);
     }
   store_row(a, 1, middle);
-  w = add_row_tap(a, 3, w, first);
+  add_row_taps<2, Tiles, Panels>(a, 3, w, {first, last});
 #pragma GCC unroll 8
   for (int m = 0; m < Tiles; m++)
 #pragma GCC unroll 4
     for (int p = 0; p < Panels; p++) first[m][p] = _mm512_srai_epi32(first[m][p], 1);
   store_row(a, 0, first);
-  add_row_tap(a, 4, w, last);
   store_row(a, 2, last);
 }
 

@@ -80,7 +80,8 @@ void check_row_product(const Kernels& twin, const Kernels& k, int rows) {
         p.rows = rows, p.x = x.data(), p.tap_stride = tiles * bytes, p.tile_stride = bytes, p.quads = quads, p.w = w.data();
         for (int i = 0; i < rows + 2; i++) p.parts[i] = i < 2 ? parts : i < rows ? largest : outer;
         p.tiles = tiles, p.panels = panels, p.eight_bits = eight;
-        p.depth = depth_of(eight ? 255 : 127, most);
+        const int depth = depth_of(eight ? 255 : 127, most);  // which fits every tap, as half of it does
+        for (int& of_tap : p.depth) of_tap = depth >> below(2);
         p.start = start.data(), p.start_stride = lanes, p.sums = a.data(), p.row_stride = tiles * lanes;
         // The divisions are exact only where codes are transformed ones, but both round alike.
         twin.row_product(p);
