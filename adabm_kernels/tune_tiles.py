@@ -86,8 +86,8 @@ def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Ite
         if tile is not DIRECT and not tile.words and tile.code_range(bits) > CODE_MAX:
             return
         for value in (1, 2, 3, 5, 8, 14, 30, 60, 90, 127):
-            weight = np.zeros((outputs, channels, 3, 3), dtype=np.int64)
-            weight[:, :, 1, 1] = value
+            weight = np.zeros((outputs, channels, tile.kernel, tile.kernel), dtype=np.int64)
+            weight[:, :, tile.kernel // 2, tile.kernel // 2] = value
             unsplit = layer_products(tile, weight) == layer_products(tile, weight * 0)
             sums = None if tile.words else layer_sums(tile, weight)
             if unsplit and (sums is None or isa not in KINDS_OF_ISA or sums.kind(bits) == kind):
@@ -99,12 +99,20 @@ class _Timed:
     """A layer, codes to codes, and the least time of an output pixel so far."""
 
     def __init__(self, weight: torch.Tensor, tile: Tile, bits: int, box_filter: bool = False):
-        outputs, _, _, channels = weight.shape
+        outputs, _, kernel, channels = weight.shape
+        classes = (kernel // 2 + 1) ** 2
         index = [TILES.index(tile) if b == bits else 0 for b in range(MIN_BITS, MAX_BITS + 1)]
         bits_of = torch.tensor([bits], dtype=torch.int32)
         self.weight, self.picoseconds = weight, float("inf")
         x_q = torch.zeros(1, HEIGHT, WIDTH, padded_channels(channels), dtype=torch.uint8)
-        self._args = x_q, bits_of, weight, cpu.pack(weight, tuple(index)), torch.ones(7, outputs), torch.zeros(4, 4, outputs)
+        self._args = (
+            x_q,
+            bits_of,
+            weight,
+            cpu.pack(weight, tuple(index)),
+            torch.ones(7, outputs),
+            torch.zeros(classes, classes, outputs),
+        )
         self._settings = {
             "y_q": torch.empty(1, HEIGHT, WIDTH, padded_channels(outputs), dtype=torch.uint8),
             "out_grid": act_grid(0.0, 1.0),

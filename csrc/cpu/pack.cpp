@@ -13,15 +13,17 @@ namespace adabm {
 namespace {
 
 // The outer taps come last.
-constexpr Line kF1 = {1, 1, 3, {{1}}, {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
-constexpr Line kF2 = {2, 4, 1, {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}}, {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}}};
+constexpr Line kF1 = {1, 3, 1, 3, {{1}}, {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
+constexpr Line kF2 = {2, 3, 4, 1, {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}}, {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}}};
 constexpr Line kF3 = {3,
+                      3,
                       5,
                       1,
                       {{0, -2, -1, 1, 0}, {0, 2, -3, 1, 0}, {0, -1, 0, 1, 0}, {2, -1, -2, 1, 0}, {0, 2, -1, -2, 1}},
                       {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, 0, 0}, {0, 0, 1}}};
 constexpr Line kF4 = {
     4,
+    3,
     6,
     1,
     {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
@@ -30,15 +32,26 @@ constexpr Line kF4 = {
 // Factors of transform_word_sums are in the weights here, where they cost nothing.
 constexpr Line kF4OfWords = {
     4,
+    3,
     6,
     1,
     {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
     {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {6, 0, 0}, {0, 0, 6}}};
 
+// The same points, so the same B^T.
+constexpr Line kF2Of5Words = {
+    2,
+    5,
+    6,
+    1,
+    {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
+    {{1, 1, 1, 1, 1}, {1, -1, 1, -1, 1}, {1, 2, 4, 8, 16}, {1, -2, 4, -8, 16}, {6, 0, 0, 0, 0}, {0, 0, 0, 0, 12}}};
+
 }  // namespace
 
 const TileTables kTiles[ADABM_TILE_COUNT] = {{},           {kF2, kF1, false}, {kF2, kF2, false},
-                                             {kF2, kF3, false}, {kF2, kF4, false}, {kF4OfWords, kF4OfWords, true}};
+                                             {kF2, kF3, false}, {kF2, kF4, false}, {kF4OfWords, kF4OfWords, true},
+                                             {kF2Of5Words, kF2Of5Words, true}};
 
 int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int* largest) {
   // A tap weighs the codes under the tile by the products of two rows of B^T.
@@ -64,22 +77,24 @@ int product_taps(const PackedHeader& h, int tile) {
 
 namespace {
 
-// The transformed weights [column tap * run][row tap][K][C].
+// The transformed weights [column tap * run][row tap][K][C]; with border_kernels of the one inside.
 std::vector<int> transform_weights(const adabm_weights& w, const TileTables& tile) {
   const Line &rows = tile.rows, &columns = tile.columns;
+  const int side = rows.kernel;
+  const size_t taps = static_cast<size_t>(side) * side, inside = w.border_kernels ? taps / 2 * w.out_channels : 0;
   const size_t plane = static_cast<size_t>(w.out_channels) * w.channels;
   std::vector<int> out(plane * rows.taps * columns.taps * columns.run);
   for (int o = 0; o < w.out_channels; o++)
     for (int c = 0; c < w.channels; c++) {
-      const int8_t* from = w.weight + static_cast<size_t>(o) * 9 * w.channels + c;
-      int along_rows[kMaxTaps][3] = {};
+      const int8_t* from = w.weight + (inside + o) * taps * w.channels + c;
+      int along_rows[kMaxTaps][kMaxTileKernel] = {};
       for (int i = 0; i < rows.taps; i++)
-        for (int r = 0; r < 3; r++)
-          for (int s = 0; s < 3; s++) along_rows[i][s] += rows.weights[i][r] * from[(r * 3 + s) * w.channels];
+        for (int r = 0; r < side; r++)
+          for (int s = 0; s < side; s++) along_rows[i][s] += rows.weights[i][r] * from[(r * side + s) * w.channels];
       int* to = out.data() + static_cast<size_t>(o) * w.channels + c;
       for (int j = 0; j < columns.taps * columns.run; j++)
         for (int i = 0; i < rows.taps; i++, to += plane)
-          *to = columns.weights[j][0] * along_rows[i][0] + columns.weights[j][1] * along_rows[i][1] + columns.weights[j][2] * along_rows[i][2];
+          for (int s = 0; s < side; s++) *to += columns.weights[j][s] * along_rows[i][s];
     }
   return out;
 }
@@ -106,6 +121,9 @@ PackedHeader layout(const adabm_weights& w) {
   h.magic = kPackedMagic, h.version = ADABM_ABI_VERSION;
   h.out_channels = w.out_channels, h.channels = w.channels, h.kernel_h = w.kernel_h, h.kernel_w = w.kernel_w;
   h.border_kernels = w.border_kernels;
+  const int columns_out = w.out_channels * w.kernel_w;
+  h.kn2row = w.kernel_w > 1 && !w.border_kernels && columns_out <= kMaxPanels * kPanel &&
+             (columns_out + kPanel - 1) / kPanel < h.panels() * w.kernel_w;
   h.bytes = kPackedHeaderBytes;
   for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
     const int tile = w.tile_for_bits[b];
@@ -113,8 +131,9 @@ PackedHeader layout(const adabm_weights& w) {
     h.tile_for_bits[b] = tile;
     const TileTables& table = kTiles[tile];
     const bool bytes = tile != ADABM_TILE_DIRECT && !table.words;
-    ADABM_REQUIRE(tile == ADABM_TILE_DIRECT || (w.kernel_h == 3 && w.kernel_w == 3 && !w.border_kernels),
-                  "tile_for_bits[%d] must be 0 (direct) for this kernel, got %d", b, tile);
+    ADABM_REQUIRE(tile == ADABM_TILE_DIRECT || (w.kernel_h == table.rows.kernel && w.kernel_w == table.rows.kernel),
+                  "tile_for_bits[%d] = %d is for kernels of %dx%d, not of %dx%d", b, tile, table.rows.kernel, table.rows.kernel, w.kernel_h,
+                  w.kernel_w);
     if (bytes) {
       for (int j = 0, largest; j < table.columns.taps; j++)
         for (int i = 0; i < kRowTaps; i++) {
@@ -124,10 +143,15 @@ PackedHeader layout(const adabm_weights& w) {
       h.start_offset[b] = h.bytes;
       h.bytes += sizeof(int32_t) * table.columns.taps * kTileRows * h.panels() * kPanel;
     }
-    if (h.tile_offset[tile]) continue;
-    if (bytes) count_parts(w, tile, h.parts[tile]);
-    h.tile_offset[tile] = h.bytes;
-    h.bytes += panel_bytes(h, product_taps(h, tile)) * h.panels() * h.kernels();
+    // Pixels of the border classes are computed directly.
+    for (const int used : {tile, w.border_kernels ? ADABM_TILE_DIRECT : tile}) {
+      if (h.tile_offset[used]) continue;
+      const bool direct = used == ADABM_TILE_DIRECT;
+      if (bytes && !direct) count_parts(w, used, h.parts[used]);
+      const PackedHeader form = direct ? direct_form(h) : h;
+      h.tile_offset[used] = h.bytes;
+      h.bytes += panel_bytes(form, product_taps(form, used)) * form.panels() * (direct ? form.kernels() : 1);
+    }
   }
   return h;
 }
@@ -135,6 +159,14 @@ PackedHeader layout(const adabm_weights& w) {
 void pack_direct(const adabm_weights& w, const PackedHeader& h, int8_t* out) {
   const int taps = w.kernel_h * w.kernel_w;
   const int8_t* from = w.weight;
+  if (h.kn2row) {
+    const PackedHeader form = direct_form(h);
+    for (int o = 0; o < w.out_channels; o++)
+      for (int r = 0; r < w.kernel_h; r++)
+        for (int s = 0; s < w.kernel_w; s++)
+          for (int c = 0; c < w.channels; c++) out[weight_offset(form, w.kernel_h, s * w.out_channels + o, r, c)] = *from++;
+    return;
+  }
   for (int b = 0; b < h.kernels(); b++, out += panel_bytes(h, taps) * h.panels())
     for (int o = 0; o < w.out_channels; o++)
       for (int t = 0; t < taps; t++)
@@ -174,6 +206,8 @@ void pack_words(const adabm_weights& w, const PackedHeader& h, int tile, int8_t*
     for (int o = 0; o < w.out_channels; o++)
       for (int c = 0; c < w.channels; c++, value++) {
         const int pair = c / 2 + 2 * tap * h.quads();
+        ADABM_REQUIRE(*value >= INT16_MIN && *value <= INT16_MAX, "tile %d needs more than 16 bits: a weight of output %d transforms to %d", tile, o,
+                      *value);
         const int16_t word = static_cast<int16_t>(*value);
         std::memcpy(out + weight_offset(h, taps, o, pair / h.quads(), pair % h.quads() * 4) + c % 2 * sizeof word, &word, sizeof word);
       }
@@ -270,9 +304,11 @@ extern "C" adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packe
         (adabm::kTiles[tile].words ? adabm::pack_words : adabm::pack_tile)(*weights, header, tile, base + header.tile_offset[tile]);
     std::array<int64_t, adabm::kDepths> sums[ADABM_TILE_COUNT] = {};
     for (int tile = 0; tile < ADABM_TILE_COUNT; tile++)
-      if (header.tile_offset[tile] && !adabm::kTiles[tile].words) sums[tile] = adabm::largest_sums(header, tile, base + header.tile_offset[tile]);
+      if (header.tile_offset[tile] && !adabm::kTiles[tile].words) sums[tile] = adabm::largest_sums(tile == ADABM_TILE_DIRECT ? adabm::direct_form(header) : header, tile, base + header.tile_offset[tile]);
     for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
-      reinterpret_cast<adabm::PackedHeader*>(packed)->depth[b] = adabm::sum_depth(sums[header.tile_for_bits[b]], b + ADABM_MIN_BITS);
+      uint16_t depth = adabm::sum_depth(sums[header.tile_for_bits[b]], b + ADABM_MIN_BITS);
+      if (header.border_kernels) depth = std::min(depth, adabm::sum_depth(sums[ADABM_TILE_DIRECT], b + ADABM_MIN_BITS));
+      reinterpret_cast<adabm::PackedHeader*>(packed)->depth[b] = depth;
       if (header.start_offset[b])
         adabm::sum_starts(header, header.tile_for_bits[b], b + ADABM_MIN_BITS, base + header.tile_offset[header.tile_for_bits[b]],
                           reinterpret_cast<int32_t*>(base + header.start_offset[b]));

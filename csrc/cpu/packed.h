@@ -3,7 +3,7 @@
 //
 //   kernel, block of up to 4 panels, product tap, channel quad, panel:  [16 outputs][4 channels] int8, 64 bytes, aligned
 //
-// where the product taps of the direct form are the kernel's and those of a tile on bytes are [column tap][row tap][part], a weight that
+// where the product taps of the direct form are the kernel's, or with kn2row its rows, and those of a tile on bytes are [column tap][row tap][part], a weight that
 // outgrows a byte being the sum of parts. F(1, 3) along the columns accumulates the three kernel columns, so there they come
 // last: [row tap][part][kernel column]. The tile on words has int16 [column tap][row tap][pair of channels][panel][16][2] instead, in
 // as many bytes as two parts. The sums are int32 [column tap][output row][panels * 16]: they undo the shift that makes
@@ -25,6 +25,7 @@ constexpr uint32_t kPackedMagic = 0x4d424441u;  // "ADBM"
 struct PackedHeader {
   uint32_t magic, version;
   int32_t out_channels, channels, kernel_h, kernel_w, border_kernels;
+  int32_t kn2row;  // of the direct form: the kernel's columns are outputs too, see direct_form
   int32_t tile_for_bits[ADABM_BIT_WIDTHS];
   uint64_t tile_offset[ADABM_TILE_COUNT];  // bytes from the header; 0 where the tile is not in use
   uint64_t start_offset[ADABM_BIT_WIDTHS];
@@ -43,16 +44,16 @@ constexpr int kDepths = 13;  // of 1, 2, 4, ... quads
 constexpr size_t kPackedHeaderBytes = 512;  // a multiple of 64, so that panels stay aligned
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes, "the header has outgrown its place");
 
-// F(outputs, 3) along one axis: B^T and G of adabm_kernels/tiles.py. F(1, 3) has one tap for codes and three for weights.
+// F(outputs, kernel) along one axis: B^T and G of adabm_kernels/tiles.py. F(1, 3) has one tap for codes and three for weights.
 struct Line {
-  int outputs, taps;
+  int outputs, kernel, taps;
   int run;  // kernel columns that accumulate within a tap: 3 for F(1, 3), else 1
   int codes[kMaxTaps][kMaxTaps];
-  int weights[kMaxTaps][3];  // [tap * run]
+  int weights[kMaxTaps][kMaxTileKernel];  // [tap * run]
 };
 
 struct TileTables {
-  Line rows, columns;
+  Line rows, columns;  // of kernels as wide as high
   bool words;  // operands of 16 bits, which hold any transformed code and weight: neither shifted nor split
 };
 extern const TileTables kTiles[ADABM_TILE_COUNT];  // none for ADABM_TILE_DIRECT
@@ -69,6 +70,15 @@ inline size_t weight_offset(const PackedHeader& header, int taps, int o, int tap
   return (static_cast<size_t>(block) * taps * header.quads() + (static_cast<size_t>(tap) * header.quads() + c / 4) * panels + panel - block) *
              (kPanel * 4) +
          (o % kPanel) * 4 + c % 4;
+}
+
+// Few outputs leave most lanes of a panel idle. Then every kernel column's share of an output is a lane of its own (kn2row: Vasudevan
+// et al., ASAP 2017, along the columns): output s * K + o of a kernel R x 1 is what column s adds to output o of the pixel s - S / 2 columns
+// before.
+inline PackedHeader direct_form(const PackedHeader& header) {
+  PackedHeader form = header;
+  if (header.kn2row) form.out_channels *= header.kernel_w, form.kernel_w = 1;
+  return form;
 }
 
 inline size_t panel_bytes(const PackedHeader& header, int taps) {

@@ -281,6 +281,7 @@ const Kernels* kernels_avx2() {
                                   product,
                                   row_product,
                                   pixel_sums,
+                                  gather_columns,
                                   slide,
                                   quantize_row,
                                   transform,

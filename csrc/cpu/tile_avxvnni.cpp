@@ -83,6 +83,7 @@ const Kernels* kernels_avxvnni() {
                                   product,
                                   row_product_by_taps<product>,
                                   pixel_sums,
+                                  gather_columns,
                                   slide,
                                   quantize_row,
                                   transform,

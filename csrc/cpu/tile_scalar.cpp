@@ -64,6 +64,7 @@ const Kernels* kernels_scalar() {
                                   product,
                                   row_product_by_taps<product>,
                                   pixel_sums,
+                                  gather_columns,
                                   slide,
                                   quantize_row,
                                   transform,

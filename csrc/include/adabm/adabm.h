@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define ADABM_ABI_VERSION 7
+#define ADABM_ABI_VERSION 8
 #define ADABM_MIN_BITS 2
 #define ADABM_MAX_BITS 8
 #define ADABM_BIT_WIDTHS 7
@@ -52,7 +52,7 @@ enum {
 };
 
 /* Ways to compute a convolution: directly, or by tiles F(2, 3) along the rows times F(1|2|3|4, 3) along the columns, or by F(4, 3) along
- * both on operands of 16 bits (adabm_kernels/tiles.py). */
+ * both on operands of 16 bits, or for kernels of 5x5 by F(2, 5) along both on operands of 16 bits (adabm_kernels/tiles.py). */
 enum {
   ADABM_TILE_DIRECT = 0,
   ADABM_TILE_F2X1 = 1,
@@ -60,7 +60,8 @@ enum {
   ADABM_TILE_F2X3 = 3,
   ADABM_TILE_F2X4 = 4,
   ADABM_TILE_F4X4 = 5,
-  ADABM_TILE_COUNT = 6
+  ADABM_TILE_F2X2_5X5 = 6,
+  ADABM_TILE_COUNT = 7
 };
 
 ADABM_API int32_t adabm_abi_version(void);
