@@ -24,6 +24,7 @@ CODE_MAX = 255  # of a transformed code, shifted to start at 0
 WORD_PRODUCTS = 2  # 8-bit products in the time of one of 16 bits
 SUM16_MAX = 2**15 - 1
 MAX_PARTS = 4  # of a transformed weight
+KN2ROW_HEIGHTS = (3, 9, 15)  # odd multiples of 3
 PANEL, MOST_LANES = 16, 64  # outputs of a panel, and of as many as are multiplied together
 
 
@@ -45,22 +46,35 @@ class Line:
 
 @dataclass(frozen=True)
 class Tile:
-    """words: operands have 16 bits."""
+    """words: operands have 16 bits. kn2row: the kernel's columns are outputs, and of its rows three at a time are F(outputs, 3)."""
 
     name: str
     rows: Line
     columns: Line
     words: bool = False
+    kn2row: bool = False
 
     @property
     def kernel(self) -> int:
-        """Pixels a side of the kernels it is for; the direct form is for any."""
+        """Pixels a side of the kernels it is for; the direct form is for any, and with kn2row see `takes`."""
         return self.rows.weights.shape[1]
 
     @property
     def products(self) -> float:
         """Products per output and channel where transformed weights fit whole; 9 when direct, of a kernel of 3x3."""
         return len(self.rows.codes) * len(self.columns.codes) / (self.rows.outputs * self.columns.outputs)
+
+    def takes(self, outputs: int, kernel_h: int, kernel_w: int, borders: bool) -> bool:
+        """Whether it is for layers of such a shape. borders: with kernels of their own at the border."""
+        if not self.kn2row:
+            return kernel_h == kernel_w == self.kernel
+        return not borders and kernel_h in KN2ROW_HEIGHTS and _lanes(outputs * kernel_w) <= MOST_LANES
+
+    def products_of(self, kernel_h: int, kernel_w: int) -> float:
+        """`products` of a kernel that it is for."""
+        if self is DIRECT or self.kn2row:
+            return self.products * kernel_h * kernel_w / 9
+        return self.products
 
     @cached_property
     def reach(self) -> np.ndarray:
@@ -138,13 +152,14 @@ TILES = (
     Tile("F(2x4)", F2, F4),
     Tile("F(4x4)", F4_OF_WORDS, F4_OF_WORDS, words=True),
     Tile("F(2x2,5x5)", F2_OF_5_WORDS, F2_OF_5_WORDS, words=True),
+    Tile("F(4x1,kn2row)", F4_OF_WORDS, F1, words=True, kn2row=True),
 )
 DIRECT = TILES[0]
 _WEIGHT_GROWTH = max(int(np.abs(np.kron(t.rows.weights, t.columns.weights)).sum(1).max()) for t in TILES if not t.words)
 WORD_MIN, WORD_MAX = -(2**15), 2**15 - 1
-# Tiles of words divide once, at the end: sums may wrap until then, and 3 * 3 is divided out by its inverse modulo 2^32. What is
-# left to be shifted is at most this many times an output.
-_WORD_SUM = 8 * 8
+# Tiles of words divide once, at the end: sums may wrap until then, and the 3 of each axis is divided out by its inverse modulo
+# 2^32. What is left to be shifted is at most this many times an output, for each axis.
+_WORD_SUM = 8
 
 
 @dataclass(frozen=True)
@@ -218,7 +233,9 @@ class _Fit:
     def of(cls, tile: Tile, weights: np.ndarray) -> _Fit:
         """weights: [kernel, kernel, C4, K] of `_laid_out`."""
         if tile.words:
-            largest = _WORD_SUM * float(np.abs(weights).sum((0, 1, 2)).max())
+            largest = _WORD_SUM ** (1 if tile.kn2row else 2) * float(np.abs(weights).sum((0, 1, 2)).max())
+            if tile.kn2row:  # words hold any weight of 8 bits
+                return cls(WORD_PRODUCTS * tile.products_of(*weights.shape[:2]), largest)
             transformed = transformed_weights(tile, weights)
             return cls(WORD_PRODUCTS * tile.products, largest, least=int(transformed.min()), most=int(transformed.max()))
         transformed = transformed_weights(tile, weights)
@@ -322,6 +339,14 @@ def takes_kn2row(outputs: int, kernel_w: int) -> bool:
     return kernel_w > 1 and lanes <= MOST_LANES and lanes < _lanes(outputs) * kernel_w
 
 
+def lanes_of(tile: Tile, outputs: int, kernel_w: int, borders: bool = False) -> float:
+    """Lanes of panels that a product of a layer takes, idle ones counted; for each of the kernel's columns where these are outputs.
+    borders: with kernels of their own at the border."""
+    if tile.kn2row or (tile is DIRECT and not borders and takes_kn2row(outputs, kernel_w)):
+        return _lanes(outputs * kernel_w) / kernel_w
+    return _lanes(outputs)
+
+
 def _lanes(outputs: int) -> int:
     """Outputs in whole panels."""
     return -(-outputs // PANEL) * PANEL
@@ -329,7 +354,7 @@ def _lanes(outputs: int) -> int:
 
 def tile_products(name: str, kernel_h: int, kernel_w: int) -> float:
     """Products per output and channel of a kernel in the tile of that name, when no weight is split."""
-    return float(kernel_h * kernel_w) if name == DIRECT.name else next(tile.products for tile in TILES if tile.name == name)
+    return next(tile for tile in TILES if tile.name == name).products_of(kernel_h, kernel_w)
 
 
 def layer_products(tile: Tile, weights: np.ndarray) -> float:
@@ -361,23 +386,21 @@ def plan_layer(
         raise ValueError(f"plan_layer: '{name}' could reach a sum of {largest} with {most_bits}-bit codes, above {INT32_MAX}")
     outputs, channels, kernel_h, kernel_w = weights.shape[-4:]
     borders = weights.ndim > 4
-    tiles = [tile for tile in TILES[1:] if kernel_h == kernel_w == tile.kernel]
+    tiles = [tile for tile in TILES[1:] if tile.takes(outputs, kernel_h, kernel_w, borders)]
     measured = [tile for tile in tiles if tile.name in times.costs]
     unmeasured = [f"{tile.name} was not measured on {times.isa}" for tile in tiles if tile not in measured]
     inside = _laid_out(weights[kernel_h // 2, kernel_w // 2] if borders else weights)
     fits = {tile.name: _Fit.of(tile, inside) for tile in measured}
-    kn2row = not borders and takes_kn2row(outputs, kernel_w)
-    lanes = {tile.name: _lanes(outputs) for tile in tiles}
-    lanes[DIRECT.name] = _lanes(outputs * kernel_w) / kernel_w if kn2row else _lanes(outputs)
+    lanes = {tile.name: lanes_of(tile, outputs, kernel_w, borders) for tile in (DIRECT, *tiles)}
     sums = {}
     if times.isa in KINDS_OF_ISA:
         usable = [tile for tile in measured if fits[tile.name].packable and not tile.words]
         sums = {tile.name: _tile_sums(tile, fits[tile.name]) for tile in usable}
-        sums[DIRECT.name] = _direct_sums(_laid_out(weights), kn2row)
+        sums[DIRECT.name] = _direct_sums(_laid_out(weights), not borders and takes_kn2row(outputs, kernel_w))
 
     def predict(tile: Tile, bits: int) -> tuple[float, str, float]:
         """(picoseconds, tile, products)"""
-        products = float(kernel_h * kernel_w) if tile is DIRECT else fits[tile.name].products
+        products = fits[tile.name].products if tile.name in fits else tile.products_of(kernel_h, kernel_w)
         kind = sums[tile.name].kind(bits) if tile.name in sums else KINDS[0]
         time = times.time(tile.name, kind, products, channels, outputs, box_filter, lanes=lanes[tile.name])
         return time, tile.name, products

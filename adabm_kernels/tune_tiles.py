@@ -13,10 +13,11 @@ from . import native, ops
 from .backends import cpu
 from .quantize import MAX_BITS, MIN_BITS, act_grid, padded_channels
 from .tile_times import KINDS, KINDS_OF_ISA, Cost, TileTimes, provenance
-from .tiles import CODE_MAX, DIRECT, TILES, Tile, layer_products, layer_sums
+from .tiles import CODE_MAX, DIRECT, TILES, Tile, lanes_of, layer_products, layer_sums
 
 HEIGHT, WIDTH = 48, 96  # pixels of the timed layers
 SHAPES = ((64, 64), (32, 64), (64, 32), (128, 64), (64, 128))  # channels to outputs
+FEW_OUTPUTS = ((64, 3, 9), (32, 3, 9), (64, 16, 3), (128, 8, 3), (64, 3, 3))  # and kernel; of tiles for few outputs
 ROUNDS, REPEATS = 6, 3
 USUAL_SUMS = 4
 Progress = Callable[[int, int, str], None]
@@ -54,9 +55,9 @@ def _cost(tile: Tile, timed: list[_Timed]) -> Cost:
     """The least-squares terms of a tile over SHAPES, relative errors weighed alike."""
     rows, times = [], []
     for layer in timed:
-        outputs, _, _, channels = layer.weight.shape
+        outputs, _, kernel_w, channels = layer.weight.shape
         products = layer_products(tile, layer.weight.permute(0, 3, 1, 2).numpy())
-        rows.append((products * channels * outputs, channels, outputs))
+        rows.append((products * channels * lanes_of(tile, outputs, kernel_w), channels, outputs))
         times.append(layer.picoseconds)
     left, terms = list(range(3)), np.zeros(3)
     while True:  # a term below 0 is noise: without it
@@ -70,24 +71,26 @@ def _cost(tile: Tile, timed: list[_Timed]) -> Cost:
 
 
 def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int]]:
-    """(weight, bits) of a layer for each of SHAPES whose products are summed in a way, where a few together with about
-    USUAL_SUMS a run: the same integer in the middle of every kernel. None where no weights of a byte are, for one shape."""
+    """(weight, bits) of a layer for each of SHAPES, or of FEW_OUTPUTS, whose products are summed in a way, where a few together
+    with about USUAL_SUMS a run: the same integer in the middle of every kernel. None where no weights of a byte are, for one
+    shape."""
 
     def unusual(layer: tuple[torch.Tensor, int, int]) -> int:
         return abs(layer[2] - USUAL_SUMS)
 
-    found = [min(_summed(tile, kind, isa, *shape), key=unusual, default=None) for shape in SHAPES]
+    shapes = FEW_OUTPUTS if tile.kn2row else [(*shape, tile.kernel) for shape in SHAPES]
+    found = [min(_summed(tile, kind, isa, *shape), key=unusual, default=None) for shape in shapes]
     return [] if None in found else [(weight, bits) for weight, bits, _ in found]
 
 
-def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Iterator[tuple[torch.Tensor, int, int]]:
+def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int, kernel: int) -> Iterator[tuple[torch.Tensor, int, int]]:
     """(weight, bits, sums of a run)"""
     for bits in range(MIN_BITS, MAX_BITS + 1):
         if tile is not DIRECT and not tile.words and tile.code_range(bits) > CODE_MAX:
             return
         for value in (1, 2, 3, 5, 8, 14, 30, 60, 90, 127):
-            weight = np.zeros((outputs, channels, tile.kernel, tile.kernel), dtype=np.int64)
-            weight[:, :, tile.kernel // 2, tile.kernel // 2] = value
+            weight = np.zeros((outputs, channels, kernel, kernel), dtype=np.int64)
+            weight[:, :, kernel // 2, kernel // 2] = value
             unsplit = layer_products(tile, weight) == layer_products(tile, weight * 0)
             sums = None if tile.words else layer_sums(tile, weight)
             if unsplit and (sums is None or isa not in KINDS_OF_ISA or sums.kind(bits) == kind):

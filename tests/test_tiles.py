@@ -160,7 +160,8 @@ def test_sums_of_the_stated_depth_stay_within_16_bits(runs, quads, most, top, se
 
 
 def test_the_products_of_a_tile_are_those_of_its_transforms() -> None:
-    assert [tile_products(tile.name, 3, 3) for tile in TILES] == [9, 6, 4, 10 / 3, 3, 9 / 4, 9]
+    assert [tile_products(tile.name, 3, 3) for tile in TILES] == [9, 6, 4, 10 / 3, 3, 9 / 4, 9, 9 / 2]
+    assert tile_products("F(4x1,kn2row)", 9, 9) == 9 * 9 / 2
     assert tile_products("direct", 5, 5) == 25
 
 
@@ -245,6 +246,11 @@ def test_the_library_refuses_tiles_that_are_not_exact() -> None:
     with pytest.raises(ValueError, match="tile 6 needs more than 16 bits: a weight of output 0 transforms to 33635"):
         cpu.pack(heavy, (6,) * 7)
     cpu.pack(heavy - 1, (6,) * 7)
+    cpu.pack(weight, (7,) * 7)
+    many = torch.zeros(22, 3, 3, 4, dtype=torch.int8)
+    for few, shape in ((heavy, "16 outputs of 5x5"), (many, "22 outputs of 3x3")):
+        with pytest.raises(ValueError, match=rf"tile_for_bits\[0\] = 7 is for kernels of 3, 9 or 15 rows .* not for {shape}"):
+            cpu.pack(few, (7,) * 7)
 
 
 def collapsed(height: int, width: int, channels: int, outputs: int, shuffle: int, bits: tuple[int, ...], borders: bool) -> dict:
@@ -291,7 +297,8 @@ def test_kernels_of_5x5_in_tiles_give_the_direct_result(isa: str, borders: bool)
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
 @pytest.mark.parametrize("isa", runnable_isas())
 def test_few_outputs_by_kernel_columns_give_the_reference(isa: str) -> None:
-    """kn2row: where it is taken and where it is just not, groups of pixels and less than one, every bit-width, both grids."""
+    """kn2row, and by tiles along the rows: where it is taken and where it is just not, groups of pixels and less than one, both
+    grids."""
     taken = [(k, s) for s in (1, 3, 5, 9) for k in range(1, 70) if takes_kn2row(k, s)]
     assert {(1, 3), (3, 3), (21, 3), (3, 9), (7, 9), (12, 5)} <= set(taken)
     assert not {(5, 1), (16, 3), (22, 3), (8, 9), (13, 5)} & set(taken)
@@ -302,11 +309,14 @@ def test_few_outputs_by_kernel_columns_give_the_reference(isa: str) -> None:
             codes = instance.layer.weight.permute(0, 3, 1, 2).to(torch.int64)
             for grid in ("odd", "signed"):
                 set_weights(instance, codes, grid, isa)
-                set_tile(instance, "direct", 8)
-                for threads in (1, 3):
-                    for got, want in zip(instance.run("cpu", "both", isa, threads), instance.run("reference", "both"), strict=True):
-                        assert torch.equal(got, want)
-                assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
+                for tile in [TILES[0]] + [TILES[7]] * TILES[7].takes(outputs, kernel, kernel, False):
+                    set_tile(instance, tile.name, 8)
+                    for threads in (1, 3):
+                        for got, want in zip(
+                            instance.run("cpu", "both", isa, threads), instance.run("reference", "both"), strict=True
+                        ):
+                            assert torch.equal(got, want)
+                    assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
 
 
 def test_a_layer_of_few_outputs_is_planned_by_the_lanes_it_takes() -> None:
@@ -315,6 +325,22 @@ def test_a_layer_of_few_outputs_is_planned_by_the_lanes_it_takes() -> None:
     plan = plan_layer("conv", np.ones((3, 64, 9, 9)), 8, times=times)
     assert plan.picoseconds[0] == pytest.approx(9 * 64 * 32)
     assert plan_layer("conv", np.ones((48, 64, 9, 9)), 8, times=times).picoseconds[0] == 81 * 64 * 48
+
+
+def test_tiles_along_the_rows_are_planned_for_few_outputs() -> None:
+    times = TileTimes("avx2", {name: {KINDS[0]: Cost(1, 0, 0)} for name in ("direct", "F(4x1,kn2row)")}, 0, {})
+    plan = plan_layer("last", np.ones((3, 64, 9, 9)), 8, times=times)
+    assert set(plan.tile) == {"direct"} and plan.why_direct[0] == "no tile is faster"  # as many products, of words
+    halved = replace(times, costs=times.costs | {"F(4x1,kn2row)": {KINDS[0]: Cost(0.5, 0, 0)}})
+    plan = plan_layer("last", np.ones((3, 64, 9, 9)), 8, times=halved)
+    assert set(plan.tile) == {"F(4x1,kn2row)"} and plan.products_for_bits[0] == 81
+    assert plan.picoseconds[0] == pytest.approx(81 / 2 * 64 * 32 / 9)
+    for shape in ((8, 64, 9, 9), (3, 64, 5, 5), (3, 64, 1, 1), (22, 64, 3, 3)):
+        assert "direct" == plan_layer("other", np.ones(shape), 8, times=halved).tile[0]
+    channels = 1040  # where 8 times an output leaves int32
+    assert 8 * 127 * 255 * channels * 9 > 2**31 > 127 * 255 * channels * 9
+    plan = plan_layer("wide", np.full((3, channels, 3, 3), 127), 8, times=halved)
+    assert plan.tile == ("F(4x1,kn2row)",) * 6 + ("direct",)
 
 
 def test_kernels_of_5x5_are_planned_as_tiles_where_words_hold_their_weights() -> None:

@@ -100,8 +100,10 @@ const int32_t* Convolution::box_rows(int image, int row, int rows) const {
 
 void Convolution::run_band(int image, int band) const {
   const int first = band * band_rows, end = std::min(first + band_rows, a.height), pad = header.kernel_w / 2;
-  const bool tiled = header.tile_for_bits[a.x_bits[image] - ADABM_MIN_BITS] != ADABM_TILE_DIRECT;
+  const int tile = header.tile_for_bits[a.x_bits[image] - ADABM_MIN_BITS];
+  const bool tiled = tile != ADABM_TILE_DIRECT;
   const Region all = {first, end, 0, a.width};
+  if (kTiles[tile].kn2row) return run_kn2row_tiled(image, first, end);
   if (!header.border_kernels) return tiled ? run_tiled(image, all) : header.kn2row ? run_kn2row(image, first, end) : run_direct(image, all);
   const int inner = std::min(std::max(first, pad), end), inner_end = std::max(std::min(end, a.height - pad), inner);
   const Region inside = {inner, inner_end, pad, a.width - pad};

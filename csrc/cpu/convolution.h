@@ -20,8 +20,8 @@ static_assert(kMaxBlockPixels >= kDirectBlocks * kMaxPixels, "a group of the dir
 struct Scratch {
   std::vector<uint8_t> patch, codes;  // copied from the image's border; transformed
   std::vector<int32_t> box, pixel_sums;
-  // Of kn2row: a group of pixels and the columns beside it.
-  alignas(64) int32_t columns[(kMaxBlockPixels + kMaxKernel) * kMaxPanels * kPanel];
+  // Of kn2row: the rows of a tile, of each a group of pixels and the columns beside it.
+  alignas(64) int32_t columns[kMaxTileOutputs][(kMaxBlockPixels + kMaxKernel) * kMaxPanels * kPanel];
   alignas(64) int32_t products[kMaxTileOutputs * kMaxTaps * kGroupTiles * kMaxPanels * kPanel];
   alignas(64) int32_t acc[kMaxBlockPixels * kMaxPanels * kPanel];
   // Outputs that a PixelShuffle parts, on their way to memory.
@@ -64,6 +64,7 @@ struct Convolution {
   // With border_kernels: one of the outer columns, whose pixels have one kernel in common where rows are not outer ones too.
   void run_outer_column(int image, int first_row, int end_row, int column) const;
   void run_kn2row(int image, int first_row, int end_row) const;
+  void run_kn2row_tiled(int image, int first_row, int end_row) const;
   void run_tiled(int image, const Region& region) const;
 };
 

@@ -110,6 +110,16 @@ struct UntileArgs {
   int row;     // of that tile
 };
 
+// The last step of kn2row: acc[pixel][output] = SUM over columns s of from[pixel + s][s * outputs + output], from pixels `pitch`
+// apart to ones of whole panels. `from` can be read, and `acc` written, to the end of a panel beyond the last.
+struct GatherArgs {
+  const int32_t* from;
+  int pitch, columns, outputs, pixels;
+  bool words;  // of a row of the tile on words, `row`, whose sums carry a factor
+  int row;
+  int32_t* acc;
+};
+
 struct Kernels {
   int isa;
   const char* name;
@@ -121,9 +131,7 @@ struct Kernels {
   void (*row_product)(const RowProductArgs&);
   // sums[j] = SUM of the bytes of pixel j.
   void (*pixel_sums)(const uint8_t* row, int width, int pixel_bytes, int32_t* sums);
-  // The last step of kn2row: acc[pixel][output] = SUM over columns s of from[pixel + s][s * outputs + output], from pixels `pitch` apart to
-  // ones of whole panels. `from` can be read, and `acc` written, to the end of a panel beyond the last.
-  void (*gather_columns)(const int32_t* from, int pitch, int columns, int outputs, int pixels, int32_t* acc);
+  void (*gather_columns)(const GatherArgs&);
   // into[j] += SUM from[j .. j + taps - 1]; both have room for `count` rounded up to kPanel.
   void (*slide)(const int32_t* from, int taps, int count, int32_t* into);
   void (*quantize_row)(const QuantizeArgs&);
@@ -131,6 +139,8 @@ struct Kernels {
   void (*untile_epilogue)(const UntileArgs&, const EpilogueArgs&);
   // Of the tiles on words; at most kMaxPixels tiles at a time.
   void (*word_transform)(const TransformArgs&);
+  // Along the rows alone: out[row tap][pixel][three][channel], the windows of `threes` begin 3 rows apart. `outputs` is not read.
+  void (*word_transform_rows)(const TransformArgs&, int threes);
   void (*word_row_product)(const RowProductArgs&);
 };
 

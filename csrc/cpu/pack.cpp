@@ -49,9 +49,14 @@ constexpr Line kF2Of5Words = {
 
 }  // namespace
 
-const TileTables kTiles[ADABM_TILE_COUNT] = {{},           {kF2, kF1, false}, {kF2, kF2, false},
-                                             {kF2, kF3, false}, {kF2, kF4, false}, {kF4OfWords, kF4OfWords, true},
-                                             {kF2Of5Words, kF2Of5Words, true}};
+const TileTables kTiles[ADABM_TILE_COUNT] = {{},
+                                             {kF2, kF1, false, false},
+                                             {kF2, kF2, false, false},
+                                             {kF2, kF3, false, false},
+                                             {kF2, kF4, false, false},
+                                             {kF4OfWords, kF4OfWords, true, false},
+                                             {kF2Of5Words, kF2Of5Words, true, false},
+                                             {kF4OfWords, kF1, true, true}};
 
 int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int* largest) {
   // A tap weighs the codes under the tile by the products of two rows of B^T.
@@ -69,6 +74,7 @@ int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int
 int product_taps(const PackedHeader& h, int tile) {
   if (tile == ADABM_TILE_DIRECT) return h.kernel_h * h.kernel_w;
   const TileTables& table = kTiles[tile];
+  if (table.kn2row) return 2 * table.rows.taps * (h.kernel_h / table.rows.kernel);
   if (table.words) return 2 * table.columns.taps * table.rows.taps;
   int taps = 0;
   for (int j = 0; j < table.columns.taps; j++) taps += kTileRows * (h.parts[tile][j][0] + h.parts[tile][j][1]) * table.columns.run;
@@ -121,9 +127,9 @@ PackedHeader layout(const adabm_weights& w) {
   h.magic = kPackedMagic, h.version = ADABM_ABI_VERSION;
   h.out_channels = w.out_channels, h.channels = w.channels, h.kernel_h = w.kernel_h, h.kernel_w = w.kernel_w;
   h.border_kernels = w.border_kernels;
-  const int columns_out = w.out_channels * w.kernel_w;
-  h.kn2row = w.kernel_w > 1 && !w.border_kernels && columns_out <= kMaxPanels * kPanel &&
-             (columns_out + kPanel - 1) / kPanel < h.panels() * w.kernel_w;
+  const int lanes = kernel_columns_out(h).panels();
+  const bool columns_fit = !w.border_kernels && lanes <= kMaxPanels;
+  h.kn2row = columns_fit && lanes < h.panels() * w.kernel_w;
   h.bytes = kPackedHeaderBytes;
   for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
     const int tile = w.tile_for_bits[b];
@@ -131,7 +137,10 @@ PackedHeader layout(const adabm_weights& w) {
     h.tile_for_bits[b] = tile;
     const TileTables& table = kTiles[tile];
     const bool bytes = tile != ADABM_TILE_DIRECT && !table.words;
-    ADABM_REQUIRE(tile == ADABM_TILE_DIRECT || (w.kernel_h == table.rows.kernel && w.kernel_w == table.rows.kernel),
+    ADABM_REQUIRE(!table.kn2row || (columns_fit && w.kernel_h % table.rows.kernel == 0),
+                  "tile_for_bits[%d] = %d is for kernels of 3, 9 or 15 rows with at most %d outputs times columns, not for %d outputs of %dx%d", b, tile,
+                  kMaxPanels * kPanel, w.out_channels, w.kernel_h, w.kernel_w);
+    ADABM_REQUIRE(tile == ADABM_TILE_DIRECT || table.kn2row || (w.kernel_h == table.rows.kernel && w.kernel_w == table.rows.kernel),
                   "tile_for_bits[%d] = %d is for kernels of %dx%d, not of %dx%d", b, tile, table.rows.kernel, table.rows.kernel, w.kernel_h,
                   w.kernel_w);
     if (bytes) {
@@ -148,7 +157,7 @@ PackedHeader layout(const adabm_weights& w) {
       if (h.tile_offset[used]) continue;
       const bool direct = used == ADABM_TILE_DIRECT;
       if (bytes && !direct) count_parts(w, used, h.parts[used]);
-      const PackedHeader form = direct ? direct_form(h) : h;
+      const PackedHeader form = form_of(h, used);
       h.tile_offset[used] = h.bytes;
       h.bytes += panel_bytes(form, product_taps(form, used)) * form.panels() * (direct ? form.kernels() : 1);
     }
@@ -160,7 +169,7 @@ void pack_direct(const adabm_weights& w, const PackedHeader& h, int8_t* out) {
   const int taps = w.kernel_h * w.kernel_w;
   const int8_t* from = w.weight;
   if (h.kn2row) {
-    const PackedHeader form = direct_form(h);
+    const PackedHeader form = kernel_columns_out(h);
     for (int o = 0; o < w.out_channels; o++)
       for (int r = 0; r < w.kernel_h; r++)
         for (int s = 0; s < w.kernel_w; s++)
@@ -197,19 +206,40 @@ void pack_tile(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* 
     }
 }
 
+// A pair of channels of one output takes the place of a quad: channels 2n and 2n + 1 of tap t that of quad n of taps 2t and 2t + 1.
+void pack_word(const PackedHeader& form, int taps, int o, int tap, int c, int value, int8_t* out) {
+  const int pair = c / 2 + 2 * tap * form.quads();
+  const int16_t word = static_cast<int16_t>(value);
+  std::memcpy(out + weight_offset(form, taps, o, pair / form.quads(), pair % form.quads() * 4) + c % 2 * sizeof word, &word, sizeof word);
+}
+
+void pack_words_kn2row(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* out) {
+  const PackedHeader form = kernel_columns_out(h);
+  const Line& rows = kTiles[tile].rows;
+  const int taps = product_taps(h, tile), threes = w.kernel_h / rows.kernel, line = w.kernel_w * w.channels;
+  for (int o = 0; o < w.out_channels; o++)
+    for (int s = 0; s < w.kernel_w; s++)
+      for (int c = 0; c < w.channels; c++)
+        for (int i = 0; i < rows.taps; i++)
+          for (int n = 0; n < threes; n++) {
+            int value = 0;
+            for (int r = 0; r < rows.kernel; r++)
+              value += rows.weights[i][r] * w.weight[(static_cast<size_t>(o) * w.kernel_h + n * rows.kernel + r) * line + s * w.channels + c];
+            pack_word(form, taps, s * w.out_channels + o, i * threes + n, c, value, out);
+          }
+}
+
 void pack_words(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* out) {
+  if (kTiles[tile].kn2row) return pack_words_kn2row(w, h, tile, out);
   const std::vector<int> values = transform_weights(w, kTiles[tile]);
   const int taps = product_taps(h, tile);
   const int* value = values.data();
-  // A pair of channels of one output takes the place of a quad: channels 2n and 2n + 1 of tap t that of quad n of taps 2t and 2t + 1.
   for (int tap = 0; tap < taps / 2; tap++)
     for (int o = 0; o < w.out_channels; o++)
       for (int c = 0; c < w.channels; c++, value++) {
-        const int pair = c / 2 + 2 * tap * h.quads();
         ADABM_REQUIRE(*value >= INT16_MIN && *value <= INT16_MAX, "tile %d needs more than 16 bits: a weight of output %d transforms to %d", tile, o,
                       *value);
-        const int16_t word = static_cast<int16_t>(*value);
-        std::memcpy(out + weight_offset(h, taps, o, pair / h.quads(), pair % h.quads() * 4) + c % 2 * sizeof word, &word, sizeof word);
+        pack_word(h, taps, o, tap, c, *value, out);
       }
 }
 
@@ -304,7 +334,7 @@ extern "C" adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packe
         (adabm::kTiles[tile].words ? adabm::pack_words : adabm::pack_tile)(*weights, header, tile, base + header.tile_offset[tile]);
     std::array<int64_t, adabm::kDepths> sums[ADABM_TILE_COUNT] = {};
     for (int tile = 0; tile < ADABM_TILE_COUNT; tile++)
-      if (header.tile_offset[tile] && !adabm::kTiles[tile].words) sums[tile] = adabm::largest_sums(tile == ADABM_TILE_DIRECT ? adabm::direct_form(header) : header, tile, base + header.tile_offset[tile]);
+      if (header.tile_offset[tile] && !adabm::kTiles[tile].words) sums[tile] = adabm::largest_sums(adabm::form_of(header, tile), tile, base + header.tile_offset[tile]);
     for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
       uint16_t depth = adabm::sum_depth(sums[header.tile_for_bits[b]], b + ADABM_MIN_BITS);
       if (header.border_kernels) depth = std::min(depth, adabm::sum_depth(sums[ADABM_TILE_DIRECT], b + ADABM_MIN_BITS));

@@ -5,8 +5,8 @@
 //
 // where the product taps of the direct form are the kernel's, or with kn2row its rows, and those of a tile on bytes are [column tap][row tap][part], a weight that
 // outgrows a byte being the sum of parts. F(1, 3) along the columns accumulates the three kernel columns, so there they come
-// last: [row tap][part][kernel column]. The tile on words has int16 [column tap][row tap][pair of channels][panel][16][2] instead, in
-// as many bytes as two parts. The sums are int32 [column tap][output row][panels * 16]: they undo the shift that makes
+// last: [row tap][part][kernel column]. Tiles on words have int16 [column tap][row tap][pair of channels][panel][16][2] instead, in
+// as many bytes as two parts, or with kn2row [row tap][three rows of the kernel][pair of channels]. The sums are int32 [column tap][output row][panels * 16]: they undo the shift that makes
 // transformed codes unsigned. All with missing outputs and channels zero. It is the same for every instruction set.
 #pragma once
 
@@ -25,7 +25,7 @@ constexpr uint32_t kPackedMagic = 0x4d424441u;  // "ADBM"
 struct PackedHeader {
   uint32_t magic, version;
   int32_t out_channels, channels, kernel_h, kernel_w, border_kernels;
-  int32_t kn2row;  // of the direct form: the kernel's columns are outputs too, see direct_form
+  int32_t kn2row;  // of the direct form: the kernel's columns are outputs too, see kernel_columns_out
   int32_t tile_for_bits[ADABM_BIT_WIDTHS];
   uint64_t tile_offset[ADABM_TILE_COUNT];  // bytes from the header; 0 where the tile is not in use
   uint64_t start_offset[ADABM_BIT_WIDTHS];
@@ -55,6 +55,8 @@ struct Line {
 struct TileTables {
   Line rows, columns;  // of kernels as wide as high
   bool words;  // operands of 16 bits, which hold any transformed code and weight: neither shifted nor split
+  // The kernel's columns are outputs, see kernel_columns_out; its rows are taken three at a time, whose products accumulate.
+  bool kn2row;
 };
 extern const TileTables kTiles[ADABM_TILE_COUNT];  // none for ADABM_TILE_DIRECT
 
@@ -75,10 +77,14 @@ inline size_t weight_offset(const PackedHeader& header, int taps, int o, int tap
 // Few outputs leave most lanes of a panel idle. Then every kernel column's share of an output is a lane of its own (kn2row: Vasudevan
 // et al., ASAP 2017, along the columns): output s * K + o of a kernel R x 1 is what column s adds to output o of the pixel s - S / 2 columns
 // before.
-inline PackedHeader direct_form(const PackedHeader& header) {
+inline PackedHeader kernel_columns_out(const PackedHeader& header) {
   PackedHeader form = header;
-  if (header.kn2row) form.out_channels *= header.kernel_w, form.kernel_w = 1;
+  form.out_channels *= header.kernel_w, form.kernel_w = 1;
   return form;
+}
+// The layer as a tile's weights are packed.
+inline PackedHeader form_of(const PackedHeader& header, int tile) {
+  return tile == ADABM_TILE_DIRECT ? (header.kn2row ? kernel_columns_out(header) : header) : kTiles[tile].kn2row ? kernel_columns_out(header) : header;
 }
 
 inline size_t panel_bytes(const PackedHeader& header, int taps) {

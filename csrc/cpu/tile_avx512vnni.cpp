@@ -361,6 +361,7 @@ const Kernels* kernels_avx512vnni() {
                                   transform,
                                   untile_epilogue,
                                   word_transform,
+                                  word_transform_rows,
                                   word_row_product<kMaxPanels, word_product>};
   return &kernels;
 }

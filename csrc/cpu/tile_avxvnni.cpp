@@ -89,6 +89,7 @@ const Kernels* kernels_avxvnni() {
                                   transform,
                                   untile_epilogue,
                                   word_transform,
+                                  word_transform_rows,
                                   word_row_product<1, word_product>};
   return &kernels;
 }

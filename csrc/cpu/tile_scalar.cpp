@@ -70,6 +70,7 @@ const Kernels* kernels_scalar() {
                                   transform,
                                   untile_epilogue,
                                   word_transform,
+                                  word_transform_rows,
                                   word_row_product<kMaxPanels, word_product>};
   return &kernels;
 }

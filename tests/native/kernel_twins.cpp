@@ -107,6 +107,22 @@ void check_word_row_product(const Kernels& twin, const Kernels& k, int outputs) 
     }
 }
 
+void check_word_transform_rows(const Kernels& twin, const Kernels& k) {
+  for (int bytes = 4; bytes <= 148; bytes += 4) {
+    const int tiles = 1 + below(kMaxPixels), threes = 1 + 2 * below(3);
+    const ptrdiff_t plane = static_cast<ptrdiff_t>(tiles) * threes * bytes * 2;
+    Aligned<uint8_t> x(static_cast<size_t>(3 * threes + 3) * tiles * bytes), a(6 * plane), b(a.count);
+    x.fill(0, 255);
+    TransformArgs t = {};
+    t.x = x.data(), t.row_stride = tiles * bytes, t.tiles = tiles, t.pixel_bytes = bytes, t.plane = plane;
+    t.out = a.data();
+    twin.word_transform_rows(t, threes);
+    t.out = b.data();
+    k.word_transform_rows(t, threes);
+    expect(a == b, "word_transform_rows", bytes, tiles, threes);
+  }
+}
+
 struct Outputs {
   Outputs(size_t count) : y(count), codes(count), sums(count) {}
   bool operator==(Outputs& o) { return y == o.y && codes == o.codes && sums == o.sums; }
@@ -198,8 +214,9 @@ void check_rest(const Kernels& twin, const Kernels& k) {
     const int padded = (outputs + 15) / 16 * 16;
     Aligned<int32_t> spread(static_cast<size_t>(width + columns) * pitch), c(static_cast<size_t>(width) * padded), d(c.count);
     spread.fill(-99999, 99999);
-    twin.gather_columns(spread.data(), pitch, columns, outputs, width, c.data());
-    k.gather_columns(spread.data(), pitch, columns, outputs, width, d.data());
+    const bool words = below(2);
+    twin.gather_columns({spread.data(), pitch, columns, outputs, width, words, outputs % 4, c.data()});
+    k.gather_columns({spread.data(), pitch, columns, outputs, width, words, outputs % 4, d.data()});
     expect(c == d, "gather_columns", outputs, columns, width);
 
     const int channels = bytes - below(4), codes = bytes + 4 * below(10);
@@ -234,6 +251,7 @@ int main(int count, char** arguments) {
     check_epilogue(*kernels_scalar(), *found, outputs, true);
     check_word_transform(*kernels_scalar(), *found, outputs);
   }
+  check_word_transform_rows(*kernels_scalar(), *found);
   check_rest(*kernels_scalar(), *found);
   std::printf("%s: %d checks, %d failures\n", found->name, checks, failures);
   return failures != 0;

@@ -52,7 +52,8 @@ enum {
 };
 
 /* Ways to compute a convolution: directly, or by tiles F(2, 3) along the rows times F(1|2|3|4, 3) along the columns, or by F(4, 3) along
- * both on operands of 16 bits, or for kernels of 5x5 by F(2, 5) along both on operands of 16 bits (adabm_kernels/tiles.py). */
+ * both on operands of 16 bits, or for kernels of 5x5 by F(2, 5) along both on operands of 16 bits, or for few outputs, and kernels of
+ * 3, 9 or 15 rows, by F(4, 3) along the rows with the kernel's columns as outputs (adabm_kernels/tiles.py). */
 enum {
   ADABM_TILE_DIRECT = 0,
   ADABM_TILE_F2X1 = 1,
@@ -61,7 +62,8 @@ enum {
   ADABM_TILE_F2X4 = 4,
   ADABM_TILE_F4X4 = 5,
   ADABM_TILE_F2X2_5X5 = 6,
-  ADABM_TILE_COUNT = 7
+  ADABM_TILE_F4_KN2ROW = 7,
+  ADABM_TILE_COUNT = 8
 };
 
 ADABM_API int32_t adabm_abi_version(void);
