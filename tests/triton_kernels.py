@@ -18,9 +18,10 @@ from test_conv2d import problems as any_problem
 from test_ops import QUANTIZE, by_border_class, order, settings_of
 
 from adabm_kernels import ConvertConfig, convert_model, ops
+from adabm_kernels.backends import reference
 from adabm_kernels.backends.devices import interpreting
 from adabm_kernels.backends.triton import conv2d as kernels
-from adabm_kernels.backends.triton import launch
+from adabm_kernels.backends.triton import launch, probe
 from adabm_kernels.measure import bits_by_rule, image_measure, image_offsets
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
@@ -82,6 +83,15 @@ def as_written(want: torch.Tensor, got: torch.Tensor, bits: torch.Tensor) -> tor
 
 
 # ---- convolution
+
+
+def test_the_probe_of_a_card_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It decides whether Triton is used at all, and hides whatever it raises in a reason: a fault of its own must show here."""
+    probe(DEVICE)
+    wrong = torch.full((1, 3, 4, 4), -1, dtype=torch.int32, device=DEVICE)
+    monkeypatch.setattr(reference, "accumulate", lambda *tensors: wrong)
+    with pytest.raises(RuntimeError, match="a small convolution gives wrong results"):
+        probe(DEVICE)
 
 
 @poison_outputs
