@@ -50,7 +50,11 @@ def conv2d_pixels_out(conv: Conv, _threads: int, image: torch.Tensor, packed_cod
 def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
     """Why two convolutions, each (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they can. Waits."""
     device = native.Device()
-    native.library("cuda").call("adabm_device_cuda", _place(convs[0][0])[0], device)
+    try:
+        index, _ = _place(convs[0][0])
+    except RuntimeError as error:  # a backend may be set before the model moves to a card
+        return str(error)
+    native.library("cuda").call("adabm_device_cuda", index, device)
     if device.compute_major != 9:
         return f"compute capability {device.compute_major}.{device.compute_minor} has no wgmma: only 9.0 has"
     for weight, box_filter in convs:

@@ -293,7 +293,7 @@ class ConvertedNetwork(nn.Module, ABC):
         if dtype != torch.float32:  # before anything is converted: what float16 has cut off does not come back
             raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {dtype}")
         super()._apply(fn, recurse)
-        if self._requested in ("auto", "reference") or self._device().type == "cpu":
+        if self._requested != "cpu" or self._device().type == "cpu":  # else the next call says that "cpu" cannot compute there
             self.set_backend(self._requested)
         self._forget_graphs()
         return self
