@@ -17,7 +17,8 @@ GPU_BACKENDS = ("cuda", "triton")
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to run: the type of the device that holds the tensors, "cpu" or "cuda", and the convolution, None for all else."""
+    """What is to run: the device that holds the tensors, "cpu", "cuda:1" or "cuda" for the current card, and the convolution, None
+    for all else."""
 
     device: str
     conv: ConvShape | None = None
@@ -102,15 +103,15 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
             break
         rejected[name] = reason
     if name == "cuda" and problem.conv is not None and not _why_not("triton", problem.device):
-        return _choose_by_shape(problem.conv)
+        return _choose_by_shape(problem.device, problem.conv)
     if name == "reference" and problem.device == "cpu":
         _warn_slow(rejected["cpu"])
     return Choice(name, rejected)
 
 
-def _choose_by_shape(shape: ConvShape) -> Choice:
-    """Between the GPU backends, both of which can run: by measured times where there are any, else by what was counted."""
-    major, minor = devices.capability()
+def _choose_by_shape(device: str, shape: ConvShape) -> Choice:
+    """Between the GPU backends, both of which can run there: by measured times where there are any, else by what was counted."""
+    major, minor = devices.capability(device)
     capability = 10 * major + minor
     found = gpu_times.times(capability, shape)
     if found is not None:

@@ -28,7 +28,7 @@ from adabm_kernels.backends import devices, gpu_times
 from adabm_kernels.backends.counted import ConvShape
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
-from adabm_kernels.nn import graph, lanes
+from adabm_kernels.nn import graph, lanes, network
 from adabm_kernels.nn.workspace import Workspace
 from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
 from adabm_kernels.registry import GPU_BACKENDS, Choice, Problem, choose, device_for
@@ -412,6 +412,39 @@ def test_a_network_takes_each_convolution_to_the_faster_backend(both: dict[str, 
     assert model.backend_summary() == f"cuda, {elsewhere} of {len(chosen)} convolutions on triton"
     model.set_backend("triton")
     assert {conv.backend for conv in model.convs()} == {"triton"} and model.backend_summary() == "triton"
+
+
+@needs_triton
+def test_the_choice_is_for_the_card_that_has_the_tensors(both: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for the current one, which is 0."""
+    cards = {0: (9, 0), 1: (8, 6), 2: (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", cards.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_device_name", "Card {}".format)
+    for device, backend in (("cuda", "cuda"), ("cuda:0", "cuda"), ("cuda:1", "triton")):
+        assert choose(Problem(device, EIGHT)).backend == backend
+    assert "compute capability 8.6" in choose(Problem("cuda:1", EIGHT)).rejected["cuda"]
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run: Card 2 has compute capability 7\.5"):
+        choose(Problem("cuda:2"), "triton")
+    model = converted()
+    asked: list[Problem] = []
+    monkeypatch.setattr(network, "choose", lambda problem, requested: asked.append(problem) or Choice("reference"))
+    for device in ("cuda:1", "cpu"):
+        monkeypatch.setattr(type(model), "_device", lambda self, device=device: torch.device(device))
+        model.set_backend("auto")
+        assert {problem.device for problem in asked} == {device}
+        asked.clear()
+
+
+def test_the_cuda_library_is_asked_about_the_card_that_has_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(devices, "why_no_gpu", lambda: "")
+    monkeypatch.setattr(devices.native, "why_missing", lambda name: "")
+    monkeypatch.setattr(devices.native, "library", lambda name: SimpleNamespace(call=lambda entry, index: asked.append(index)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    devices._why_no_kernels_on.cache_clear()
+    assert [devices.why_not_cuda(device) for device in ("cuda:1", "cuda", None, "cpu")] == ["", "", "", "the tensors are on cpu"]
+    devices._why_no_kernels_on.cache_clear()
+    assert asked == [1, 3]  # once each
 
 
 @needs_triton

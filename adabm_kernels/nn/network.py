@@ -193,14 +193,15 @@ class ConvertedNetwork(nn.Module, ABC):
 
         Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
         """
-        self.choice = choose(Problem(self._device().type), backend)
+        device = str(self._device())  # with the number of a card: cards may differ
+        self.choice = choose(Problem(device), backend)
         self._requested = backend
         on_gpu = self.choice.backend in GPU_BACKENDS
         self.packed_codes = on_gpu and self.choice.backend in ops.PACKED_CODES and self._packable()
         self.choices: dict[str, Choice] = {}
         for conv in self.convs():
             # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
-            choice = choose(Problem(self._device().type, conv.shape), backend) if on_gpu else self.choice
+            choice = choose(Problem(device, conv.shape), backend) if on_gpu else self.choice
             self.choices[conv.name] = choice
             conv.set_backend(choice.backend, self._threads)
             conv.packed_codes = self.packed_codes
