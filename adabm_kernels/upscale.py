@@ -236,7 +236,8 @@ def configure(
         model.to(_device(device))
     if backend is not None:
         model.set_backend(backend)
-        if device is None and (place := device_for(backend)) is not None:
+        place = device_for(backend) if device is None else None
+        if place is not None and next(model.buffers()).device.type != place:  # "cuda" alone is the current card
             model.to(place)
     if bits is not None:
         model.set_bits(bits)

@@ -470,11 +470,16 @@ def test_a_backend_asked_for_takes_the_model_to_its_device(monkeypatch: pytest.M
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert [device_for(name) for name in ("triton", "cpu", "reference", "auto")] == ["cuda", None, None, None]
     calls: list[str] = []
-    model = SimpleNamespace(set_backend=calls.append, to=calls.append)
+    place = torch.device("cpu")
+    model = SimpleNamespace(set_backend=calls.append, to=calls.append, buffers=lambda: iter([SimpleNamespace(device=place)]))
     configure(model, None, "triton", None)
     configure(model, None, "reference", None)
     configure(model, None, "triton", None, "cpu")  # the device that was asked for stays
     assert calls == ["triton", "cuda", "reference", torch.device("cpu"), "triton"]
+    calls.clear()
+    place = torch.device("cuda:1")
+    configure(model, None, "triton", None)
+    assert calls == ["triton"]  # it stays on its own card, whichever is the current one
 
 
 def test_the_interpreter_runs_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
