@@ -29,6 +29,7 @@ from adabm_kernels.backends.counted import ConvShape
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import graph, lanes, network
+from adabm_kernels.nn.graph import _RECORDING
 from adabm_kernels.nn.workspace import Workspace
 from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
 from adabm_kernels.registry import GPU_BACKENDS, Choice, Problem, choose, device_for
@@ -588,9 +589,11 @@ class Recorder:
     """Stands for CudaGraph: what would be recorded, and how often it ran."""
 
     made: list[tuple] = []
+    on: list[Any] = []  # streams
 
     def __init__(self, function: Callable, inputs: tuple[torch.Tensor, ...], *shared: Any):
         Recorder.made.append(tuple(x.shape for x in inputs))
+        Recorder.on.append(shared[-1])
         self.function = function
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -599,10 +602,11 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
-    Recorder.made = []
+    Recorder.made, Recorder.on = [], []
     monkeypatch.setattr(graph, "CudaGraph", Recorder)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: object())
     monkeypatch.setattr(torch.cuda, "Event", object)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
     return Recorder
 
 
@@ -623,6 +627,15 @@ def test_graphs_are_recorded_once_a_shape(recorder: type[Recorder]) -> None:
     graphs.run(double, torch.arange(3))
     assert len(recorder.made) == 2 + graph.Graphs.LIMIT + 2
     assert torch.equal(graphs.run(lambda x: x * 3, torch.arange(3), kind="other"), torch.arange(3) * 3)
+
+
+def test_graphs_are_recorded_on_streams_of_their_device(recorder: type[Recorder]) -> None:
+    """One for the graphs that share memory, as torch asks; it would take one of the device that recorded first for all."""
+    graphs, same = graph.Graphs(), lambda x: x
+    for size, device in enumerate(("cpu", "meta", "cpu", "meta"), 1):
+        graphs.run(same, torch.empty(size, device=device))
+    assert [stream.device.type for stream in recorder.on] == ["cpu", "meta", "cpu", "meta"]
+    assert recorder.on[0] is recorder.on[2] and recorder.on[1] is recorder.on[3]
 
 
 def test_what_changes_a_forward_forgets_its_graphs(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -666,14 +679,19 @@ class FakeCuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.calls: list[str] = []
         stream = self._object("here", "wait_stream", "wait_event")
-        aside = self._object("aside", "wait_stream")
+        self.aside = self._object("aside", "wait_stream")
         monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: aside)
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self._object("graph", "replay"))
-        monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, capture_error_mode: nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph", self._record)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, on: self.calls.append(f"{type(on).__name__} holds {x[0]}"))
         self.event = self._object("event", "record")
+
+    @contextmanager
+    def _record(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert stream is self.aside and not _RECORDING.acquire(blocking=False)
+        yield
 
     def _object(self, name: str, *methods: str) -> Any:
         made = {method: lambda self_, *args, m=method: self.calls.append(f"{name}.{m}") for method in methods}
@@ -689,12 +707,12 @@ def test_a_graph_copies_in_and_out_between_waiting_and_recording(monkeypatch: py
         runs.append(x)
         return x.mul(1)
 
-    recorded = graph.CudaGraph(function, (x,), None, cuda.event)
+    recorded = graph.CudaGraph(function, (x,), None, cuda.event, cuda.aside)
     assert cuda.calls == ["aside.wait_stream", "function", "here.wait_stream", "function"]
     assert runs[0] is runs[1] and runs[0] is not x  # a buffer of its own, both to warm up and to record
     cuda.calls.clear()
     first = recorded(torch.full((4,), 7.0))
-    assert cuda.calls == ["here.wait_event", "graph.replay", "event.record"]
+    assert cuda.calls == ["here.wait_event", "here holds 7.0", "graph.replay", "event.record"]
     assert torch.equal(runs[0], torch.full((4,), 7.0))  # what the replay reads
     assert first.data_ptr() != recorded(x).data_ptr()  # the caller's own
 
@@ -776,7 +794,7 @@ def test_every_lane_has_graphs_and_memory_of_its_own(recorder: type[Recorder], m
                 graphs.run(lambda x: x * 2, torch.arange(3))
         graphs.run(lambda x: x * 2, torch.arange(3))
         graphs.run(lambda x: x * 2, torch.arange(4))
-    assert len(shared) == 4 and len({pool for pool, _ in shared}) == len({busy for _, busy in shared}) == 3
+    assert len(shared) == 4 and [len(set(map(id, each))) for each in zip(*shared, strict=True)] == [3, 3, 3]
     assert shared[2] == shared[3]  # those of one lane run one at a time
     graphs.clear()
     graphs.run(lambda x: x * 2, torch.arange(3))
