@@ -105,11 +105,30 @@ def test_the_sanitizer_is_asked_for_each_tool(tmp_path: Path, status: int) -> No
     fake = tmp_path / "compute-sanitizer"
     fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexit {status}\n')
     fake.chmod(0o755)
-    done = run_script("sanitize_gpu.py", "--backend", "triton", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run_script("sanitize_gpu.py", "--backend", "triton", PATH=path)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [call.split()[1] for call in calls] == ["memcheck", "racecheck", "initcheck", "synccheck"]
     assert all("test_gpu.py" in call and "triton and not graph" in call for call in calls)
     assert done.returncode == (status != 0) and ("all clean" in done.stdout) == (status == 0)
+    run_script("sanitize_gpu.py", "--tool", "racecheck", PATH=path)
+    call = (tmp_path / "calls").read_text().splitlines()[-1]
+    selected = call[call.index(" -k ") + 4 :]
+    collect = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_gpu.py",
+        "-k",
+        selected,
+    ]
+    found = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "[cuda" in found and "triton" not in found and "graph" not in found
+    assert "test_residual_blocks_equal_two_convolutions" in found and "test_every_configuration_equals_the_reference" in found
 
 
 def test_without_the_sanitizer_it_says_so(tmp_path: Path) -> None:
