@@ -185,6 +185,26 @@ def test_outputs_can_be_slices_of_wider_features(offset: int) -> None:
     assert torch.equal(y, want)
 
 
+def narrow(h: int, c: int, dtype: torch.dtype) -> torch.Tensor:
+    """[1, H, 1, C], contiguous as torch sees it, with room for pixels as far apart as the stride of its columns says."""
+    made = torch.zeros(h * h * c, dtype=dtype, device=DEVICE).as_strided((1, h, 1, c), (h * c, c, h * c, 1))
+    assert made.is_contiguous() and made.stride(2) != c
+    return made
+
+
+def test_images_one_pixel_wide_with_any_stride_of_columns() -> None:
+    instance = placed(ConvProblem("narrow", 6, 1, 6, 9, bits=(4,), activation="relu", residual=True))
+    want, want_q = instance.run("reference", "both")
+    instance.layer.set_backend("triton", 1)
+    y, y_q, residual = narrow(6, 9, torch.float32), narrow(6, 12, torch.uint8), narrow(6, 9, torch.float32)
+    residual.copy_(instance.residual)
+    ops.conv2d_out(**settings_of(instance) | {"residual": residual}, y=y, y_q=y_q)
+    assert torch.equal(y, want) and torch.equal(y_q, want_q)
+    x, grid, bits = torch.rand(1, 9, 6, 1, device=DEVICE), moved(act_grid(0.0, 1.0)), moved(torch.tensor([8], dtype=torch.int32))
+    ops.quantize_out(x, grid, bits, y_q, backend="triton")
+    assert torch.equal(y_q, ops.quantize(x, grid, bits, backend="reference"))
+
+
 def test_bits_that_have_no_grid_count_as_the_nearest() -> None:
     """Nothing on the host sees bits: a wrong one must stay within the tables."""
     instance = placed(ConvProblem("bits", 3, 4, 5, 6, bits=(2, 8)))
