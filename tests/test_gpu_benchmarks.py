@@ -56,6 +56,21 @@ def test_the_tests_for_a_card_run_on_a_pretended_one(tmp_path: Path) -> None:
     assert passed >= 45 and skipped == 5  # four of a second device, one of another backend's measure
 
 
+def test_a_network_is_measured_on_the_backend_that_it_is_proven_on() -> None:
+    """Whichever was measured before."""
+    run = (
+        "import pretend; pretend.install(); from bench_gpu_networks import proven; "
+        "print([proven('edsr_x4', name).choice.backend for name in ('cuda', 'triton', 'cuda')])"
+    )
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run([sys.executable, "-c", run], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "['cuda', 'triton', 'cuda']"
+
+
 def test_without_a_card_a_real_run_says_so() -> None:
     for script in ("measure_gpu.py", "tune_choice.py", "tune_triton.py"):
         done = run_script(script, CUDA_VISIBLE_DEVICES="", TRITON_INTERPRET="")
