@@ -868,7 +868,7 @@ def _write(path: Path, key: str) -> None:
     from adabm_kernels.backends.triton.tuning import Config, write_entries
 
     for i in range(20):
-        write_entries(path, {f"{key}{i}": (Config(64, 64, 4, i), {"card": key})})
+        write_entries(path, {f"{key}{i}": (Config(64, 64, 4, 1 + i), {"card": key})})
 
 
 @needs_triton
@@ -911,5 +911,9 @@ def test_measured_configs_go_before_the_heuristic(tmp_path: Path, monkeypatch: p
             tuning.user_table().write_text(broken)
             tuning.measured.cache_clear()
             assert tuning.conv2d_config(*shape) == package
+        whole = {"config": vars(own)}
+        for broken in (1, [], {}, {"config": {"block_m": 1}}, {"config": vars(own) | {"block_m": "32"}}):
+            tuning.user_table().write_text(json.dumps({"a": broken, key: whole}))
+            assert tuning.read_table(tuning.user_table()) == {key: whole}  # one that is broken leaves the others
     finally:
         tuning.measured.cache_clear()
