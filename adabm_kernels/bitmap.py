@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageDraw
 import torch
 
-from .patchwise import Patch
+from .picture import Patch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

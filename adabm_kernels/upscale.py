@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from .batch import Outcome
     from .images import Layout
     from .nn.lanes import Lane
-    from .patchwise import Patch, Patchwise
+    from .patchwise import Patchwise
+    from .picture import Patch
 
 DEFAULT_MODEL = "edsr_x4_w4a4"
 _ASSETS = Path(__file__).parent / "assets"
