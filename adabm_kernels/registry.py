@@ -73,8 +73,16 @@ def _warn_slow(reason: str) -> None:
     warnings.warn(f"adabm_kernels runs on the reference backend, which is slow: cpu: {reason}", RuntimeWarning, stacklevel=4)
 
 
+def _asked_for(backend: str) -> tuple[str, str]:
+    """The backend that counts, and what named it: "auto" leaves it to ADABM_BACKEND, where that is set."""
+    variable = os.environ.get("ADABM_BACKEND")
+    return (variable, "ADABM_BACKEND") if backend == "auto" and variable else (backend, "backend")
+
+
 def device_for(backend: str) -> str | None:
-    """The type of device that a backend asked for by name computes on, None where any will do or "auto" decides."""
+    """The type of device that a backend computes on that is asked for by name, also by ADABM_BACKEND, None where any will do or
+    "auto" decides."""
+    backend, _ = _asked_for(backend)
     if backend in GPU_BACKENDS:
         return "cpu" if backend == "triton" and devices.interpreting() else "cuda"
     return None
@@ -86,9 +94,7 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
     requested: a backend's name, or "auto": ADABM_BACKEND where set, else the fastest that can run. An explicit request
     never falls back: RuntimeError with the reason where it cannot run, ValueError for an unknown name.
     """
-    source = "backend"
-    if requested == "auto" and os.environ.get("ADABM_BACKEND"):
-        requested, source = os.environ["ADABM_BACKEND"], "ADABM_BACKEND"
+    requested, source = _asked_for(requested)
     if requested not in ("auto", *BACKENDS):
         raise ValueError(f"{source} must be one of auto, {', '.join(BACKENDS)}, got {requested!r}")
     if requested != "auto":

@@ -469,7 +469,12 @@ def test_the_command_line_never_falls_back(name: str, adabm: Callable, empty_fol
 
 def test_a_backend_asked_for_takes_the_model_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert [device_for(name) for name in ("triton", "cpu", "reference", "auto")] == ["cuda", None, None, None]
+    names = ("triton", "cpu", "reference", "auto")
+    monkeypatch.delenv("ADABM_BACKEND", raising=False)
+    assert [device_for(name) for name in names] == ["cuda", None, None, None]
+    monkeypatch.setenv("ADABM_BACKEND", "cuda")
+    assert [device_for(name) for name in names] == ["cuda", None, None, "cuda"]
+    monkeypatch.delenv("ADABM_BACKEND")
     calls: list[str] = []
     place = torch.device("cpu")
     model = SimpleNamespace(set_backend=calls.append, to=calls.append, buffers=lambda: iter([SimpleNamespace(device=place)]))
