@@ -418,7 +418,7 @@ class FloatPatchwise(Patchwise):
 
     def __init__(self, network: torch.nn.Module, converted: Patchwise):
         self.__dict__ |= converted.__dict__
-        self.model = network.eval().to(self._device(), memory_format=torch.channels_last)
+        self.model = network.eval().to(converted._device(), memory_format=torch.channels_last)
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
         return super().tensor(x.contiguous(memory_format=torch.channels_last))

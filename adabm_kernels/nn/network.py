@@ -379,10 +379,10 @@ class ConvertedNetwork(nn.Module, ABC):
     def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
         """Bits of the input codes of every integer convolution, int32 [L, N]: device data that nothing on the host waits for.
 
-        offset: of the images, where it is known.
+        offset: of the images, where it is known, on any device.
         """
         if offset is not None:
-            return bits_by_rule(self.bit_rules, offset)
+            return bits_by_rule(self.bit_rules, offset.to(self.bit_rules.device))
         if self.thresholds is not None and self._bits == "auto" and self._running.momentum == 0:
             return ops.layer_bits(x, self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend)
         return bits_by_rule(self.bit_rules, self._offsets(x, learn))
