@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageDraw
 import torch
 
-from .patchwise import Patch
+from .picture import Patch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def bit_map(model: Any, patches: Sequence[Patch], width: int, height: int) -> Bi
     groups: dict[str, list[torch.Tensor]] = {}
     for name, bits in layers.items():
         groups.setdefault(group_name(name), []).append(bits.float())
-    table = np.stack([torch.stack(bits).mean(0).numpy() for bits in groups.values()], 1)
+    table = np.stack([torch.stack(bits).mean(0).cpu().numpy() for bits in groups.values()], 1)
     return BitMap(width, height, patches, tuple(groups), table, np.array([patch.mean_bits for patch in patches]))
 
 

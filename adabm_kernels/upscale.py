@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from .batch import Outcome
     from .images import Layout
     from .nn.lanes import Lane
-    from .patchwise import Patch, Patchwise
+    from .patchwise import Patchwise
+    from .picture import Patch
 
 DEFAULT_MODEL = "edsr_x4_w4a4"
 _ASSETS = Path(__file__).parent / "assets"
@@ -236,7 +237,8 @@ def configure(
         model.to(_device(device))
     if backend is not None:
         model.set_backend(backend)
-        if device is None and (place := device_for(backend)) is not None:
+        place = device_for(backend) if device is None else None
+        if place is not None and next(model.buffers()).device.type != place:  # "cuda" alone is the current card
             model.to(place)
     if bits is not None:
         model.set_bits(bits)

@@ -15,7 +15,7 @@ from command_line import names
 
 from adabm_kernels.bitmap import COLOURS, bit_map, colour, group_name, ink
 from adabm_kernels.images import open_picture
-from adabm_kernels.patchwise import Patch
+from adabm_kernels.picture import Patch
 from adabm_kernels.upscale import _ASSETS, load_model, upscale
 
 CHROMIUM = shutil.which("chromium")

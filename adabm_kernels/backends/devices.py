@@ -43,8 +43,16 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def card(device: str | None) -> int:
+    """Index of the card that a device names, as "cuda:1" does; of the current one where it names none ("cuda", None)."""
+    import torch
+
+    index = device.partition(":")[2] if device else ""
+    return int(index) if index else torch.cuda.current_device()
+
+
 def why_not_triton(device: str | None) -> str:
-    """Why the Triton kernels cannot compute on tensors of a device type (None: on any); empty where they can."""
+    """Why the Triton kernels cannot compute on tensors of a device (None: on any); empty where they can."""
     if why_no_triton():
         return why_no_triton()
     if interpreting():
@@ -53,9 +61,7 @@ def why_not_triton(device: str | None) -> str:
         return why_no_gpu()
     if device == "cpu":
         return "the tensors are on cpu"
-    import torch
-
-    return _why_not_on(torch.cuda.current_device())
+    return _why_not_on(card(device))
 
 
 @functools.cache
@@ -77,16 +83,14 @@ def _why_not_on(index: int) -> str:
 
 
 def why_not_cuda(device: str | None) -> str:
-    """Why the CUDA library cannot compute on tensors of a device type (None: on any); empty where it can."""
+    """Why the CUDA library cannot compute on tensors of a device (None: on any); empty where it can."""
     if native.why_missing("cuda"):
         return native.why_missing("cuda")
     if why_no_gpu():
         return why_no_gpu()
     if device == "cpu":
         return "the tensors are on cpu"
-    import torch
-
-    return _why_no_kernels_on(torch.cuda.current_device())
+    return _why_no_kernels_on(card(device))
 
 
 @functools.cache
@@ -98,11 +102,11 @@ def _why_no_kernels_on(index: int) -> str:
     return ""
 
 
-def capability() -> tuple[int, int]:
-    """Compute capability of the current GPU."""
+def capability(device: str | None) -> tuple[int, int]:
+    """Compute capability of the card that a device names (card)."""
     import torch
 
-    return torch.cuda.get_device_capability(torch.cuda.current_device())
+    return torch.cuda.get_device_capability(card(device))
 
 
 def _first_line(error: BaseException) -> str:
