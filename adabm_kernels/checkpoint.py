@@ -179,7 +179,10 @@ def _thresholds(values: Any) -> tuple[float, float]:
     return tuple(values)
 
 
-_HOW = "convert and calibrate it with adabm_kernels.convert_model(state_dict, calibration=images), then adabm_kernels.save"
+_HOW = (
+    "make one of it with `adabm calibrate --weights FILE --images FOLDER -o MODEL.safetensors`, or in Python with "
+    "adabm_kernels.convert_model and adabm_kernels.save"
+)
 
 
 def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
