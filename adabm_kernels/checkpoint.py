@@ -105,7 +105,7 @@ def is_converted(path: str | Path) -> bool:
 def _read(path: Path, with_tensors: bool) -> tuple[str, dict[str, torch.Tensor]]:
     """The header as text and, if asked for, the tensors."""
     if not path.is_file():
-        raise FileNotFoundError(f"load: no model file at {path}")
+        raise FileNotFoundError(f"load: no model file at {path} (adabm_kernels.builtin_models() says where the built-in ones are)")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)

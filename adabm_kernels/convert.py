@@ -56,7 +56,8 @@ def convert_model(
     elif isinstance(model, Mapping):
         state = model
     else:
-        raise TypeError(f"convert_model: model must be a torch.nn.Module or a state dict, got {type(model).__name__}")
+        hint = " (torch.load(path, weights_only=True) reads a state dict)" if isinstance(model, (str, Path)) else ""
+        raise TypeError(f"convert_model: model must be a torch.nn.Module or a state dict, got {type(model).__name__}{hint}")
     config = ConvertConfig() if config is None else config
     res_scale = 1.0 if res_scale is None else res_scale
     if not isinstance(config, ConvertConfig):

@@ -88,6 +88,8 @@ def upscale_many(
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    if isinstance(images, str | os.PathLike):
+        raise TypeError(f"images must be an iterable of pictures or their paths, got one path, '{os.fspath(images)}'")
     check_settings(settings.get("bits"), settings.get("threads"))
     network = prepare(model, **settings)
     lanes = network.lanes(in_flight)
@@ -361,4 +363,6 @@ def _is_module(model: Any) -> bool:
 
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a built-in name, a path or a module from load or convert_model, got {type(model).__name__}")
+    if not hasattr(model, "set_backend"):
+        raise TypeError(f"model must be a converted one, a module from load or convert_model, got {type(model).__name__}")
     return True

@@ -162,7 +162,7 @@ def test_other_files_are_named_for_what_they_are(models: dict[str, ConvertedNetw
         path.write_bytes(content)
         refused("is not a safetensors file, or a truncated one")
     for missing in (tmp_path / "absent.safetensors", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"load: no model file at {missing}"):
+        with pytest.raises(FileNotFoundError, match=f"load: no model file at {missing} .adabm_kernels.builtin_models"):
             load(missing)
 
 

@@ -230,6 +230,17 @@ def test_model_of_another_type():
         upscale(RGB, 4)
 
 
+def test_a_float_network_is_not_a_converted_one():
+    with pytest.raises(TypeError, match="model must be a converted one, a module from load or convert_model, got EDSR"):
+        upscale(RGB, EDSR(EDSRSpec(2, 1, 4)))
+
+
+def test_many_pictures_are_not_the_letters_of_one_path(tmp_path):
+    for path in ("photo.png", tmp_path):
+        with pytest.raises(TypeError, match=f"images must be an iterable of pictures or their paths, got one path, '{path}'"):
+            next(upscale_many(path, FakeModel()))
+
+
 def test_importing_upscale_is_light():
     """The package imports this module eagerly, so nothing heavy may come with it."""
     code = "import adabm_kernels.upscale, sys; print({'torch', 'numpy', 'PIL'} & set(sys.modules))"
