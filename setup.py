@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -172,7 +173,14 @@ class BuildNative(build_ext):
         return [str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file()]
 
 
+class Wheel(bdist_wheel):
+    """One wheel for every Python of a platform: the libraries are loaded with ctypes and know nothing of the interpreter."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     ext_modules=[Extension("adabm_kernels._lib.libadabm", sources=[])],  # its presence makes setuptools run build_ext
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"bdist_wheel": Wheel, "build_ext": BuildNative},
 )

@@ -72,14 +72,20 @@ class BitMap:
         return page
 
     def to_figure(self, picture: PIL.Image.Image | None = None, *, group: str | None = None, opacity: float = 0.6) -> Figure:
-        """A matplotlib figure: the map over the low-resolution picture, and every patch by every group of layers. Needs matplotlib.
+        """A matplotlib figure: the map over the low-resolution picture, and every patch by every group of layers.
 
-        group, opacity, ValueError: as `to_image`.
+        group, opacity, ValueError: as `to_image`. Raises ModuleNotFoundError where matplotlib is not installed.
         """
         self._check(picture, opacity)
-        from matplotlib.colors import BoundaryNorm, ListedColormap
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
+        try:
+            from matplotlib.colors import BoundaryNorm, ListedColormap
+            from matplotlib.figure import Figure
+            from matplotlib.patches import Rectangle
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "to_figure: matplotlib is not installed; it comes with adabm-kernels[figure]; to_image does without",
+                name=error.name,
+            ) from error
 
         colours = ListedColormap(COLOURS)
         norm = BoundaryNorm(np.arange(MIN_BITS, MAX_BITS + 2) - 0.5, colours.N)

@@ -192,6 +192,15 @@ def test_broken_exif_does_not_spoil_a_good_picture(tmp_path):
     assert read_image(tmp_path / "a.jpg").shape == SMOOTH.shape
 
 
+def test_of_several_pictures_it_is_the_first_and_says_so(tmp_path):
+    path, first = tmp_path / "pages.tif", PIL.Image.fromarray(RGB)
+    first.save(path, save_all=True, append_images=[PIL.Image.fromarray(255 - RGB)])
+    reader = open_picture(path)
+    with pytest.warns(UserWarning, match=f"'{path}' holds 2 pictures, of which only the first is read") as said:
+        rows = np.concatenate([reader.read(2), reader.read(9)])
+    assert np.array_equal(rows, RGB) and len(said) == 1
+
+
 def test_one_pixel(tmp_path):
     write_image(tmp_path / "a.png", RGB[:1, :1])
     assert np.array_equal(read_image(tmp_path / "a.png"), RGB[:1, :1])

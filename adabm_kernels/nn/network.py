@@ -286,6 +286,12 @@ class ConvertedNetwork(nn.Module, ABC):
         threads = self._threads or torch.get_num_threads()
         return f"cpu ({native.isa_chosen()}, {threads} thread{'s' if threads > 1 else ''})"
 
+    def extra_repr(self) -> str:
+        bits = "" if self._bits == "auto" else f" at {self._bits} bits throughout"
+        kind = "adaptive" if self.thresholds is not None else "fixed"
+        widths = f"W{self.config.weight_bits}A{self.config.act_bits}"
+        return f"{self.spec.network} x{self.scale}, {widths} {kind}{bits}, {self.backend_summary()}"
+
     def _device(self) -> torch.device:
         return next(self._adaptive.buffers()).device
 
@@ -411,6 +417,7 @@ class ConvertedNetwork(nn.Module, ABC):
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
         """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel, and offset int32 [N].
 
+        Integers have no gradient: nothing is recorded for autograd, whatever x requires. Autocast and train() change nothing.
         offset: bits that each image gets more or less, -1..1; decided by the images themselves where it is left out.
         """
         return self._run(x, offset, as_pixels=False)
