@@ -375,8 +375,8 @@ def plan_layer(
     """The plan of one layer: for every bit-width the exact tile with the least predicted time, of those that were measured.
 
     weights: [K, C, R, S], or [R, S, K, C, R, S] with kernels of their own at the border: the integers that are multiplied, m, or
-    k' with m = 2k' + 1 under `box_filter`. most_bits: the
-    most bits its codes can have, 2..8. times: of the instruction set it is planned for.
+    k' with m = 2k' + 1 under `box_filter`. most_bits: the most bits its codes can have, 2..8. times: of the instruction set it is
+    planned for.
     Raises ValueError when an accumulator could leave int32: the layer cannot be computed exactly.
     """
     weights = np.asarray(weights, dtype=np.int64)
