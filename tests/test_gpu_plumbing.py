@@ -426,6 +426,8 @@ def test_the_choice_is_for_the_card_that_has_the_tensors(both: dict[str, Any], m
     assert "compute capability 8.6" in choose(Problem("cuda:1", EIGHT)).rejected["cuda"]
     with pytest.raises(RuntimeError, match=r"'triton' cannot run: Card 2 has compute capability 7\.5"):
         choose(Problem("cuda:2"), "triton")
+    with pytest.raises(RuntimeError, match="'triton' cannot run: the tensors are on xpu:1"):
+        choose(Problem("xpu:1"), "triton")
     model = converted()
     asked: list[Problem] = []
     monkeypatch.setattr(network, "choose", lambda problem, requested: asked.append(problem) or Choice("reference"))
@@ -443,7 +445,8 @@ def test_the_cuda_library_is_asked_about_the_card_that_has_the_tensors(monkeypat
     monkeypatch.setattr(devices.native, "library", lambda name: SimpleNamespace(call=lambda entry, index: asked.append(index)))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     devices._why_no_kernels_on.cache_clear()
-    assert [devices.why_not_cuda(device) for device in ("cuda:1", "cuda", None, "cpu")] == ["", "", "", "the tensors are on cpu"]
+    found = [devices.why_not_cuda(device) for device in ("cuda:1", "cuda", None, "cpu", "xpu:0")]
+    assert found == ["", "", "", "the tensors are on cpu", "the tensors are on xpu:0"]
     devices._why_no_kernels_on.cache_clear()
     assert asked == [1, 3]  # once each
 

@@ -59,8 +59,8 @@ def why_not_triton(device: str | None) -> str:
         return "" if device in (None, "cpu") else "TRITON_INTERPRET=1 runs kernels on the CPU only"
     if why_no_gpu():
         return why_no_gpu()
-    if device == "cpu":
-        return "the tensors are on cpu"
+    if device is not None and not device.startswith("cuda"):
+        return f"the tensors are on {device}"
     return _why_not_on(card(device))
 
 
@@ -88,8 +88,8 @@ def why_not_cuda(device: str | None) -> str:
         return native.why_missing("cuda")
     if why_no_gpu():
         return why_no_gpu()
-    if device == "cpu":
-        return "the tensors are on cpu"
+    if device is not None and not device.startswith("cuda"):
+        return f"the tensors are on {device}"
     return _why_no_kernels_on(card(device))
 
 
