@@ -302,6 +302,14 @@ def test_what_keeps_triton_from_running_is_told(card: dict[str, Any], facts: dic
     assert not status.available and status.reason == choice.rejected["triton"]
 
 
+@needs_triton
+def test_a_card_whose_memory_is_full_is_asked_again(card: dict[str, Any]) -> None:
+    card["fails"] = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nMore")
+    assert choose(Problem("cuda")).rejected["triton"] == "triton cannot be tried: CUDA out of memory. Tried to allocate 2.00 MiB."
+    card["fails"] = None
+    assert choose(Problem("cuda")).backend == "triton"
+
+
 @pytest.fixture
 def both(card: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """A pretended card that both GPU backends can use, with nothing measured."""

@@ -61,7 +61,12 @@ def why_not_triton(device: str | None) -> str:
         return why_no_gpu()
     if device is not None and not device.startswith("cuda"):
         return f"the tensors are on {device}"
-    return _why_not_on(card(device))
+    import torch
+
+    try:
+        return _why_not_on(card(device))
+    except torch.OutOfMemoryError as error:  # asked again the next time
+        return f"triton cannot be tried: {_first_line(error)}"
 
 
 @functools.cache
@@ -76,6 +81,8 @@ def _why_not_on(index: int) -> str:
         from .triton import probe
 
         probe(torch.device("cuda", index))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of no common class: an unknown architecture, a driver too old for Triton's code, no C compiler
         found, why = ".".join(map(str, capability)), _first_line(error) or type(error).__name__
         return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {found}): {why}"
