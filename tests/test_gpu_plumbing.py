@@ -302,6 +302,14 @@ def test_what_keeps_triton_from_running_is_told(card: dict[str, Any], facts: dic
     assert not status.available and status.reason == choice.rejected["triton"]
 
 
+@needs_triton
+def test_a_card_whose_memory_is_full_is_asked_again(card: dict[str, Any]) -> None:
+    card["fails"] = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nMore")
+    assert choose(Problem("cuda")).rejected["triton"] == "triton cannot be tried: CUDA out of memory. Tried to allocate 2.00 MiB."
+    card["fails"] = None
+    assert choose(Problem("cuda")).backend == "triton"
+
+
 @pytest.fixture
 def both(card: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """A pretended card that both GPU backends can use, with nothing measured."""
@@ -426,6 +434,8 @@ def test_the_choice_is_for_the_card_that_has_the_tensors(both: dict[str, Any], m
     assert "compute capability 8.6" in choose(Problem("cuda:1", EIGHT)).rejected["cuda"]
     with pytest.raises(RuntimeError, match=r"'triton' cannot run: Card 2 has compute capability 7\.5"):
         choose(Problem("cuda:2"), "triton")
+    with pytest.raises(RuntimeError, match="'triton' cannot run: the tensors are on xpu:1"):
+        choose(Problem("xpu:1"), "triton")
     model = converted()
     asked: list[Problem] = []
     monkeypatch.setattr(network, "choose", lambda problem, requested: asked.append(problem) or Choice("reference"))
@@ -443,7 +453,8 @@ def test_the_cuda_library_is_asked_about_the_card_that_has_the_tensors(monkeypat
     monkeypatch.setattr(devices.native, "library", lambda name: SimpleNamespace(call=lambda entry, index: asked.append(index)))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     devices._why_no_kernels_on.cache_clear()
-    assert [devices.why_not_cuda(device) for device in ("cuda:1", "cuda", None, "cpu")] == ["", "", "", "the tensors are on cpu"]
+    found = [devices.why_not_cuda(device) for device in ("cuda:1", "cuda", None, "cpu", "xpu:0")]
+    assert found == ["", "", "", "the tensors are on cpu", "the tensors are on xpu:0"]
     devices._why_no_kernels_on.cache_clear()
     assert asked == [1, 3]  # once each
 

@@ -59,9 +59,14 @@ def why_not_triton(device: str | None) -> str:
         return "" if device in (None, "cpu") else "TRITON_INTERPRET=1 runs kernels on the CPU only"
     if why_no_gpu():
         return why_no_gpu()
-    if device == "cpu":
-        return "the tensors are on cpu"
-    return _why_not_on(card(device))
+    if device is not None and not device.startswith("cuda"):
+        return f"the tensors are on {device}"
+    import torch
+
+    try:
+        return _why_not_on(card(device))
+    except torch.OutOfMemoryError as error:  # asked again the next time
+        return f"triton cannot be tried: {_first_line(error)}"
 
 
 @functools.cache
@@ -76,6 +81,8 @@ def _why_not_on(index: int) -> str:
         from .triton import probe
 
         probe(torch.device("cuda", index))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of no common class: an unknown architecture, a driver too old for Triton's code, no C compiler
         found, why = ".".join(map(str, capability)), _first_line(error) or type(error).__name__
         return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {found}): {why}"
@@ -88,8 +95,8 @@ def why_not_cuda(device: str | None) -> str:
         return native.why_missing("cuda")
     if why_no_gpu():
         return why_no_gpu()
-    if device == "cpu":
-        return "the tensors are on cpu"
+    if device is not None and not device.startswith("cuda"):
+        return f"the tensors are on {device}"
     return _why_no_kernels_on(card(device))
 
 
