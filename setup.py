@@ -1,7 +1,8 @@
 """Builds csrc/ into the shared libraries in adabm_kernels/_lib with ninja. Needs no torch.
 
 CXX, CXXFLAGS and NVCC name the compilers and extra flags. ADABM_CUDA=auto|on|off: whether to build the CUDA library ("auto": if
-nvcc is found and succeeds). Without a C++ compiler the package installs all the same and runs on the reference backend.
+nvcc is found and succeeds). Without a C++ compiler, or elsewhere than on Linux, the package installs all the same and runs on the
+reference backend.
 """
 
 from __future__ import annotations
@@ -133,6 +134,15 @@ class BuildNative(build_ext):
         lib.mkdir(parents=True, exist_ok=True)
         for stale in lib.glob("*.so"):
             stale.unlink()
+        if not sys.platform.startswith("linux"):
+            if wanted == "on":
+                raise SystemExit(f"setup.py: ADABM_CUDA=on needs Linux, and this is {sys.platform}")
+            print(
+                f"adabm_kernels: the native libraries are made for Linux, and this is {sys.platform}: installing without them "
+                "(reference backend only)",
+                file=sys.stderr,
+            )
+            return
         cxx = find_compiler()
         if cxx is None:
             if wanted == "on":

@@ -104,6 +104,21 @@ def test_without_a_compiler_the_build_succeeds_and_says_so(tree: Tree) -> None:
         assert tree.libraries() == []  # nor what an earlier build left
 
 
+def test_elsewhere_than_on_linux_the_build_succeeds_and_says_so(tree: Tree) -> None:
+    tree.tool("c++")
+    # Only what setup.py sees: setuptools itself goes on as on Linux.
+    text = (tree.root / "setup.py").read_text()
+    (tree.root / "setup.py").write_text(
+        text.replace("class BuildNative", 'sys = type("", (), {**vars(sys), "platform": "darwin"})\n\n\nclass BuildNative')
+    )
+    done = tree.build()
+    assert done.returncode == 0, done.stderr
+    assert "made for Linux, and this is darwin: installing without them (reference backend only)" in done.stderr
+    assert tree.libraries() == [] and tree.log() == ""
+    done = tree.build(ADABM_CUDA="on")
+    assert done.returncode != 0 and "ADABM_CUDA=on needs Linux, and this is darwin" in done.stderr
+
+
 def test_a_compiler_is_found_and_stale_libraries_do_not_survive(tree: Tree) -> None:
     tree.tool("g++")
     for name in ("libadabm_cpu.so", "libadabm_cuda.so", "libadabm_old.so"):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,13 @@ def test_without_a_command_it_shows_what_there_is(adabm):
     status, out, err = adabm()
     assert (status, out) == (2, "")
     assert err.startswith("usage: adabm") and "upscale pictures, folders or frames of a video" in err
+
+
+@pytest.mark.parametrize("argv, shown", [([], "Built-in models"), (["models"], "network"), (["--version"], "adabm ")])
+def test_the_package_runs_as_a_program(argv, shown):
+    command = [sys.executable, "-m", "adabm_kernels", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "") and shown in done.stdout
 
 
 def test_quiet_warns_of_nothing(folder, model, adabm):
@@ -378,7 +386,7 @@ def test_info_in_a_process():
     assert (done.returncode, done.stderr) == (0, "")
     for line in ("Machine", "Native libraries", "Backends", "Built-in models"):
         assert f"\n{line}\n" in f"\n{done.stdout}"
-    assert f"  torch          {torch.__version__}\n" in done.stdout
+    assert f"  torch          {metadata.version('torch')}\n" in done.stdout
     assert re.search(r"\n  reference  yes", done.stdout)
 
 
