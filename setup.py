@@ -1,7 +1,8 @@
 """Builds csrc/ into the shared libraries in adabm_kernels/_lib with ninja. Needs no torch.
 
 CXX, CXXFLAGS and NVCC name the compilers and extra flags. ADABM_CUDA=auto|on|off: whether to build the CUDA library ("auto": if
-nvcc is found and succeeds). Without a C++ compiler the package installs all the same and runs on the reference backend.
+nvcc is found and succeeds). Without a C++ compiler, or elsewhere than on Linux, the package installs all the same and runs on the
+reference backend.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 COMMON = ["common/status.cpp", "common/rules.cpp"]
-_CPU = ("isa", "thread_pool", "pack", "convolution", "conv2d", "conv2d_direct", "conv2d_tiled", "quantize", "peak")
+_CPU = ("isa", "thread_pool", "pack", "convolution", "conv2d", "conv2d_direct", "conv2d_tiled", "conv2d_kn2row", "quantize", "peak")
 CPU_SOURCES = [*COMMON, *(f"cpu/{name}.cpp" for name in _CPU)]
 # One instruction set per file; nothing else is compiled with these flags.
 # A file whose flags the compiler or the processor family does not know is built without: it then provides nothing.
@@ -132,6 +134,15 @@ class BuildNative(build_ext):
         lib.mkdir(parents=True, exist_ok=True)
         for stale in lib.glob("*.so"):
             stale.unlink()
+        if not sys.platform.startswith("linux"):
+            if wanted == "on":
+                raise SystemExit(f"setup.py: ADABM_CUDA=on needs Linux, and this is {sys.platform}")
+            print(
+                f"adabm_kernels: the native libraries are made for Linux, and this is {sys.platform}: installing without them "
+                "(reference backend only)",
+                file=sys.stderr,
+            )
+            return
         cxx = find_compiler()
         if cxx is None:
             if wanted == "on":
@@ -172,7 +183,14 @@ class BuildNative(build_ext):
         return [str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file()]
 
 
+class Wheel(bdist_wheel):
+    """One wheel for every Python of a platform: the libraries are loaded with ctypes and know nothing of the interpreter."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     ext_modules=[Extension("adabm_kernels._lib.libadabm", sources=[])],  # its presence makes setuptools run build_ext
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"bdist_wheel": Wheel, "build_ext": BuildNative},
 )

@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Any
 # not take the function's place. Neither imports torch.
 from . import backends as _backends_package  # noqa: F401
 from .registry import backends
-from .upscale import upscale, upscale_file, upscale_many
+from .upscale import builtin_models, upscale, upscale_file, upscale_many
 
 __version__ = "0.1.0"
 
 _HOMES = {"ConvertConfig": "config", "convert_model": "convert", "load": "checkpoint", "save": "checkpoint"}
-__all__ = ["ConvertConfig", "backends", "convert_model", "load", "save", "upscale", "upscale_file", "upscale_many"]
+__all__ = [
+    "ConvertConfig",
+    "backends",
+    "builtin_models",
+    "convert_model",
+    "load",
+    "save",
+    "upscale",
+    "upscale_file",
+    "upscale_many",
+]
 
 if TYPE_CHECKING:
     from .checkpoint import load, save
@@ -26,3 +36,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    """What there is to use, for completion in an interpreter: without it the names that are loaded late would be missing."""
+    return [*__all__, "__version__"]

@@ -1,7 +1,7 @@
-"""`python -m adabm_kernels`: the report of the machine and the backends, the same as `adabm info`."""
+"""`python -m adabm_kernels`: the command line where `adabm` is not on the path; alone, the report that `adabm info` gives."""
 
 import sys
 
 from .cli import main
 
-sys.exit(main(["info", *sys.argv[1:]]))
+sys.exit(main(sys.argv[1:] or ["info"]))

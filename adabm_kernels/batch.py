@@ -14,7 +14,8 @@ import numpy as np
 
 from .images import Layout, PictureReader, PictureWriter, open_picture
 from .images.writer import DEFAULT_QUALITY
-from .patchwise import Patch, Patchwise, Progress
+from .patchwise import Patchwise, Progress
+from .picture import Patch
 
 _WAITING = 2  # pictures whose encoding may be unfinished
 

@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageDraw
 import torch
 
-from .patchwise import Patch
+from .picture import Patch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,14 +72,20 @@ class BitMap:
         return page
 
     def to_figure(self, picture: PIL.Image.Image | None = None, *, group: str | None = None, opacity: float = 0.6) -> Figure:
-        """A matplotlib figure: the map over the low-resolution picture, and every patch by every group of layers. Needs matplotlib.
+        """A matplotlib figure: the map over the low-resolution picture, and every patch by every group of layers.
 
-        group, opacity, ValueError: as `to_image`.
+        group, opacity, ValueError: as `to_image`. Raises ModuleNotFoundError where matplotlib is not installed.
         """
         self._check(picture, opacity)
-        from matplotlib.colors import BoundaryNorm, ListedColormap
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
+        try:
+            from matplotlib.colors import BoundaryNorm, ListedColormap
+            from matplotlib.figure import Figure
+            from matplotlib.patches import Rectangle
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "to_figure: matplotlib is not installed; it comes with adabm-kernels[figure]; to_image does without",
+                name=error.name,
+            ) from error
 
         colours = ListedColormap(COLOURS)
         norm = BoundaryNorm(np.arange(MIN_BITS, MAX_BITS + 2) - 0.5, colours.N)
@@ -115,7 +121,7 @@ def bit_map(model: Any, patches: Sequence[Patch], width: int, height: int) -> Bi
     groups: dict[str, list[torch.Tensor]] = {}
     for name, bits in layers.items():
         groups.setdefault(group_name(name), []).append(bits.float())
-    table = np.stack([torch.stack(bits).mean(0).numpy() for bits in groups.values()], 1)
+    table = np.stack([torch.stack(bits).mean(0).cpu().numpy() for bits in groups.values()], 1)
     return BitMap(width, height, patches, tuple(groups), table, np.array([patch.mean_bits for patch in patches]))
 
 

@@ -105,7 +105,7 @@ def is_converted(path: str | Path) -> bool:
 def _read(path: Path, with_tensors: bool) -> tuple[str, dict[str, torch.Tensor]]:
     """The header as text and, if asked for, the tensors."""
     if not path.is_file():
-        raise FileNotFoundError(f"load: no model file at {path}")
+        raise FileNotFoundError(f"load: no model file at {path} (adabm_kernels.builtin_models() says where the built-in ones are)")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
@@ -179,7 +179,10 @@ def _thresholds(values: Any) -> tuple[float, float]:
     return tuple(values)
 
 
-_HOW = "convert and calibrate it with adabm_kernels.convert_model(state_dict, calibration=images), then adabm_kernels.save"
+_HOW = (
+    "make one of it with `adabm calibrate --weights FILE --images FOLDER -o MODEL.safetensors`, or in Python with "
+    "adabm_kernels.convert_model and adabm_kernels.save"
+)
 
 
 def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

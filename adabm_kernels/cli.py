@@ -24,7 +24,7 @@ from .commands.common import STDOUT, CommandError, one_line
 from .commands.outputs import DEFAULT_SUFFIX, FORMATS
 from .commands.video import MATRICES, PIXEL_FORMATS
 from .machine import version
-from .upscale import DEFAULT_MODEL
+from .upscale import DEFAULT_MODEL, did_you_mean
 
 BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")
 BITS = ("auto", *map(str, range(2, 9)))
@@ -38,9 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up like Ctrl-C
-    args = _parser().parse_args(argv, argparse.Namespace(argv=argv))
+    parser = _parser()
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
+    args = parser.parse_args(argv, argparse.Namespace(argv=argv))
     try:
-        with _plain_warnings():
+        with _plain_warnings(getattr(args, "quiet", False)):
             args.execute(args)
         sys.stdout.flush()
         return 0
@@ -61,19 +65,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Warnings as one sentence too, without the line of source that Python shows."""
+def _plain_warnings(quiet: bool) -> Iterator[None]:
+    """Warnings as one sentence too, without the line of source that Python shows; none where `quiet`."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"adabm: warning: {one_line(str(message))}\n"
     try:
-        yield
+        with warnings.catch_warnings():
+            if quiet:
+                warnings.simplefilter("ignore")
+            yield
     finally:
         warnings.formatwarning = before
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"adabm: error: {one_line(message)} (see {self.prog} --help)\n")
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        hint = did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""
+        self.exit(2, f"adabm: error: {one_line(message)}{hint} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:

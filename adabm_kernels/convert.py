@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def convert_model(
     *,
     res_scale: float | None = None,
     device: torch.device | str = "cpu",
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> ConvertedNetwork:
     """A copy of `model` that computes with integer convolutions and the bit-widths AdaBM chooses at run time.
 
@@ -36,6 +37,7 @@ def convert_model(
     config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedNetwork its own is taken.
     res_scale: the network's residual scale, which its state dict does not reveal; default that of a module with a `spec`, else 1.
     device: where torch calibrates, "cpu" or "cuda"; the converted network is on the CPU.
+    progress: called while it calibrates, with (work done, work in all, what is being done); the unit is about a second.
 
     Raises TypeError or ValueError naming the argument, the rule and the value.
     """
@@ -54,7 +56,8 @@ def convert_model(
     elif isinstance(model, Mapping):
         state = model
     else:
-        raise TypeError(f"convert_model: model must be a torch.nn.Module or a state dict, got {type(model).__name__}")
+        hint = " (torch.load(path, weights_only=True) reads a state dict)" if isinstance(model, (str, Path)) else ""
+        raise TypeError(f"convert_model: model must be a torch.nn.Module or a state dict, got {type(model).__name__}{hint}")
     config = ConvertConfig() if config is None else config
     res_scale = 1.0 if res_scale is None else res_scale
     if not isinstance(config, ConvertConfig):
@@ -71,7 +74,7 @@ def convert_model(
             "convert_model: calibration is needed for a float network: pass low-resolution images, as float tensors "
             "[N, 3, H, W] in 0..255 or as paths (about 100 are enough)"
         )
-    return _from_simulated(calibrate(state, calibration, config, res_scale=res_scale, device=device))
+    return _from_simulated(calibrate(state, calibration, config, progress, res_scale=res_scale, device=device))
 
 
 def _check_mean_shift(model: SimulatedNetwork) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -10,38 +11,45 @@ from types import TracebackType
 
 def check_target(path: str | os.PathLike) -> Path:
     """Raise now the OSError that writing `path` would raise after the work: it is a folder, a device or a pipe, or in a folder that
-    cannot be written."""
+    cannot be written. Of a link what it points to is looked at."""
     path = Path(path)
     with naming(path):
-        _check_replaceable(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder '{path.parent}' does not exist")
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise PermissionError(f"the folder '{path.parent}' is not writable")
+        file = _replaced(path)
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"the folder '{file.parent}' does not exist")
+        if not os.access(file.parent, os.W_OK | os.X_OK):
+            raise PermissionError(f"the folder '{file.parent}' is not writable")
     return path
 
 
-def _check_replaceable(path: Path) -> None:
+def _replaced(path: Path) -> Path:
+    """The file that writing `path` replaces or makes: of a link what it points to. OSError where that is no file."""
     if path.is_dir():
         raise IsADirectoryError("it is a folder")
     if path.exists() and not path.is_file():
         raise OSError("it is a device or a pipe, which a file would replace")
+    if not path.is_symlink():
+        return path
+    file = Path(os.path.realpath(path))
+    if file.is_symlink():  # links in a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return file
 
 
 class PartialFile:
     """A file under a temporary name beside `path`, which takes that name when the block ends without an exception.
 
     `file` is the open binary file, for reading and writing. An existing file is replaced, and nothing else: OSError where `path` is
-    no regular file. On any exception, an interruption included, the temporary file is removed. The contents are on the disk before
-    the name is.
+    no regular file. Where it is a symbolic link, that is the file which it points to: the link stays. On any exception, an
+    interruption included, the temporary file is removed. The contents are on the disk before the name is.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.partial = self.path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
 
     def __enter__(self) -> PartialFile:
-        _check_replaceable(self.path)
+        self.path = _replaced(self.path)
+        self.partial = self.path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
         try:
             # Mode "x" never follows or replaces another file, and gives the permissions the user's umask asks for.
             self.file = open(self.partial, "x+b")

@@ -178,7 +178,7 @@ def _expect_slice(name: str, tensor: torch.Tensor) -> None:
     """[N, H, W, C] must be some channels of dense [N, H, W, more channels]."""
     _, h, w, c = tensor.shape
     pitch = tensor.stride(2)
-    dense = pitch >= c and tensor.stride() == (h * w * pitch, w * pitch, pitch, 1)
+    dense = tensor.is_contiguous() or (pitch >= c and tensor.stride() == (h * w * pitch, w * pitch, pitch, 1))
     _require(
         dense, lambda: f"{name} must be contiguous or a slice of the channels of a contiguous tensor, got strides {tensor.stride()}"
     )

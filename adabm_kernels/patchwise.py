@@ -6,15 +6,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .flat import Rect, busy, patch_side, spread
+from .flat import patch_side, spread
 from .machine import resident_bytes
 from .nn.lanes import Lane, lanes
+from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
 from .windows import Span, patches, spans
 
 if TYPE_CHECKING:
@@ -32,24 +33,6 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLOCK = 16  # output rows that are clamped and rounded at a time, so that they stay in the cache
 _RESERVE = 64 << 20  # bytes for what the codecs hold
 _PATCHES = 8  # of one colour that are remembered
-
-
-@dataclass(frozen=True)
-class Patch:
-    """One window as it was computed: what it keeps, in low-resolution pixels from the top left, and at what cost.
-
-    offset: bits more or less that its picture got. mean_bits: over the adaptive convolutions. seconds: its share of what it was
-    computed with. flat: pixels that were not computed: what they see has one colour (flat.py).
-    """
-
-    y: int
-    x: int
-    height: int
-    width: int
-    offset: int
-    mean_bits: float
-    seconds: float
-    flat: int = 0
 
 
 class Patchwise:
@@ -109,7 +92,7 @@ class Patchwise:
                     tile = following
             found = self._cut(height, width, tile)
         if needed := self._too_much(found, layout):
-            window = "x".join(str(max(span.stop - span.start for span in axis)) for axis in reversed(found))
+            window = "x".join(str(max(span.length for span in axis)) for axis in reversed(found))
             raise ValueError(
                 f"max_memory must be at least {format_bytes(needed)} for {width}x{height} pixels in windows of {window}, "
                 f"got {format_bytes(self.max_memory)}"
@@ -128,13 +111,13 @@ class Patchwise:
 
     def _bytes(self, rows: list[Span], columns: list[Span], layout: Layout) -> int:
         """What the process will hold at most: `_bytes_beside` and one batch."""
-        largest = math.prod(max(span.stop - span.start for span in axis) for axis in (rows, columns))
+        largest = math.prod(max(span.length for span in axis) for axis in (rows, columns))
         batch = max(largest, min(self._batch_pixels(), layout.width * layout.height))
         return self._bytes_beside(rows, layout) + batch * bytes_per_pixel(self.model, self.tta)
 
     def _bytes_beside(self, rows: list[Span], layout: Layout) -> int:
         """What the process holds now, two bands of output and the rows they are made from."""
-        largest = max(span.stop - span.start for span in rows)
+        largest = max(span.length for span in rows)
         kept = max(span.last - span.first for span in rows)
         bands = min(2, len(rows)) * kept * self.scale**2 * layout.row_bytes
         return resident_bytes() + _RESERVE + bands + 2 * largest * layout.row_bytes
@@ -144,7 +127,7 @@ class Patchwise:
         windows may have as one, 0 where they stay apart."""
         for count in range(len(rows), 0, -1):
             groups = [rows[first : first + count] for first in range(0, len(rows), count)]
-            joined = self._joined_pixels([_from_to(group[0], group[-1]) for group in groups], layout)
+            joined = self._joined_pixels([from_to(group[0], group[-1]) for group in groups], layout)
             if max(group[-1].stop - group[0].start for group in groups) * width <= joined:
                 break
         return groups, joined
@@ -195,14 +178,14 @@ class Patchwise:
         groups, joined = self._groups(rows, layout.width, layout)
         held = np.empty((0, layout.width, layout.channels), layout.dtype)
         top, done = 0, 0
-        picture = _Picture(layout, self._flat_radius(layout), joined, {}, record)
+        picture = Picture(layout, self._flat_radius(layout), joined, {}, record)
         for group in groups:
-            band = _from_to(group[0], group[-1])
+            band = from_to(group[0], group[-1])
             held, top = held[band.start - top :], band.start
             held = np.concatenate([held, read(band.stop - top - len(held))])
             s = self.scale
             out = np.empty(((band.last - band.first) * s, layout.width * s, layout.channels), layout.dtype)
-            for finished in self._band(_Rows(held, top), group, columns, picture, out):
+            for finished in self._band(Rows(held, top), group, columns, picture, out):
                 done += finished
                 if progress is not None:
                     progress(done, len(rows) * len(columns), "upscaling")
@@ -220,10 +203,10 @@ class Patchwise:
         bands = list(self.picture(read, layout, **options))
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
-    def _band(self, held: _Rows, group: list[Span], columns: list[Span], picture: _Picture, out: np.ndarray) -> Iterator[int]:
+    def _band(self, held: Rows, group: list[Span], columns: list[Span], picture: Picture, out: np.ndarray) -> Iterator[int]:
         """Compute the windows of some rows from their pixels into `out`; yields how many were finished."""
         layout, s, finished = picture.layout, self.scale, 0
-        windows: list[list[_Window]] = []
+        windows: list[list[Window]] = []
         for row in group:
             windows.append([])
             for column in columns:
@@ -233,12 +216,12 @@ class Patchwise:
                     continue
                 out[s * (row.first - group[0].first) : s * (row.last - group[0].first), s * column.first : s * column.last] = 0
                 finished += 1
-        together = _joined(windows, picture.joined)
+        together = joined_windows(windows, picture.joined)
         for window in together:
             window.shrink(picture)
             for place in window.flat:
                 patch = self._patch(held.pixel(place), window, picture)
-                spread(patch, _part(out, place, group[0].first, s), place, layout.height, layout.width, picture.radius)
+                spread(patch, part_of(out, place, group[0].first, s), place, layout.height, layout.width, picture.radius)
             if window.needed is None:
                 finished += len(window.cells)
                 picture.add(self._patches(window, 0.0))
@@ -247,7 +230,7 @@ class Patchwise:
         for finished in self._run([window for window in together if window.needed is not None], held, group[0].first, picture, out):
             yield finished
 
-    def _window(self, held: _Rows, row: Span, column: Span, picture: _Picture) -> _Window | None:
+    def _window(self, held: Rows, row: Span, column: Span, picture: Picture) -> Window | None:
         """One window with the bits that it decides for; None for one that is transparent everywhere."""
         layout = picture.layout
         opacity, varies = None, False
@@ -256,13 +239,13 @@ class Patchwise:
             opacity, varies = alpha.flat[0], bool((alpha != alpha.flat[0]).any())
             if not alpha.any():
                 return None
-        kept = _kept(row, column)
+        kept = kept_by(row, column)
         images = _images(held.part(kept), layout, varies)
         offsets = [self._decide(torch.from_numpy(image)[None].to(self._device())) for image in images]
         needed = held.busy(kept, picture.radius) if picture.radius else kept
-        return _Window(row, column, [kept], offsets, opacity, varies, needed)
+        return Window(row, column, [kept], offsets, opacity, varies, needed)
 
-    def _run(self, windows: list[_Window], held: _Rows, first: int, picture: _Picture, out: np.ndarray) -> Iterator[int]:
+    def _run(self, windows: list[Window], held: Rows, first: int, picture: Picture, out: np.ndarray) -> Iterator[int]:
         """Compute windows into `out`, whose first row is low-resolution row `first`; yields how many were finished."""
         layout = picture.layout
         lending = getattr(self.model, "lending_output", nullcontext)
@@ -279,7 +262,7 @@ class Patchwise:
                 if i == 0:
                     picture.add(self._patches(window, seconds))
                 if len(window.results) == len(window.offsets):
-                    self._store(window, layout, _part(out, window.kept, first, self.scale))
+                    self._store(window, layout, part_of(out, window.kept, first, self.scale))
                     window.results.clear()
                     finished += len(window.cells)
             for window, i in batch:
@@ -292,18 +275,18 @@ class Patchwise:
         """int32 [1]: the bits more or less of a window, by what it keeps."""
         return self.model.image_offsets(x, learn=True)
 
-    def _batches(self, windows: list[_Window]) -> Iterator[list[tuple[_Window, int]]]:
+    def _batches(self, windows: list[Window]) -> Iterator[list[tuple[Window, int]]]:
         """Pictures of windows (which, and its first or second) of the same shape and bits, in batches."""
-        groups: dict[tuple, list[tuple[_Window, int]]] = {}
+        groups: dict[tuple, list[tuple[Window, int]]] = {}
         for window in windows:
             for i, offset in enumerate(window.offsets):
-                groups.setdefault((_size(window.rows), _size(window.columns), int(offset)), []).append((window, i))
+                groups.setdefault((window.rows.length, window.columns.length, int(offset)), []).append((window, i))
         for (height, width, _), members in groups.items():
             size = max(self._batch_pixels() // (height * width), 1)
             for first in range(0, len(members), size):
                 yield members[first : first + size]
 
-    def _patches(self, window: _Window, seconds: float) -> list[Patch]:
+    def _patches(self, window: Window, seconds: float) -> list[Patch]:
         """The windows that one was made of."""
         offset = window.offsets[0]
         mean_bits = float(self.model.mean_bits(None, offset=offset)[0])
@@ -317,7 +300,7 @@ class Patchwise:
             for cell, pixels in zip(window.cells, flat, strict=True)
         ]  # fmt: skip
 
-    def _store(self, window: _Window, layout: Layout, target: np.ndarray) -> None:
+    def _store(self, window: Window, layout: Layout, target: np.ndarray) -> None:
         """What a window keeps, rounded into its place."""
         s, rows, columns = self.scale, window.rows, window.columns
         results = [window.results[i] for i in range(len(window.offsets))]
@@ -353,16 +336,16 @@ class Patchwise:
         wide = min(layout.height, layout.width) >= patch_side(radius)  # else borders of both sides are seen at once
         return radius if self.halo >= radius and wide else 0
 
-    def _patch(self, pixel: np.ndarray, window: _Window, picture: _Picture) -> np.ndarray:
+    def _patch(self, pixel: np.ndarray, window: Window, picture: Picture) -> np.ndarray:
         """What the network makes of a patch of one colour with the bits of a window: see `flat.spread`."""
         key = pixel.tobytes(), tuple(map(int, window.offsets)), window.varies
         if key not in picture.patches:
             side = patch_side(picture.radius)
             pixels = np.broadcast_to(pixel, (side, side, len(pixel)))
             span = Span(0, side, 0, side)
-            patch = _Window(span, span, [_kept(span, span)], window.offsets, window.opacity, window.varies, None)
+            patch = Window(span, span, [kept_by(span, span)], window.offsets, window.opacity, window.varies, None)
             out = np.empty((self.scale * side, self.scale * side, len(pixel)), pixel.dtype)
-            for _ in self._run([patch], _Rows(pixels, 0), 0, replace(picture, record=None), out):
+            for _ in self._run([patch], Rows(pixels, 0), 0, replace(picture, record=None), out):
                 pass
             if len(picture.patches) == _PATCHES:
                 picture.patches.pop(next(iter(picture.patches)))
@@ -385,8 +368,8 @@ class Patchwise:
             windows = []
             for row in group:
                 seen = [(column, x[:, :, row.first : row.last, column.first : column.last]) for column in columns]
-                windows.append([_Window(row, column, [_kept(row, column)], [self._decide(kept)]) for column, kept in seen])
-            for window in _joined(windows, joined):
+                windows.append([Window(row, column, [kept_by(row, column)], [self._decide(kept)]) for column, kept in seen])
+            for window in joined_windows(windows, joined):
                 row, column = window.rows, window.columns
                 result = self.forward(x[:, :, row.start : row.stop, column.start : column.stop].clone(), window.offsets[0])
                 part = result[:, :, s * (row.first - row.start) :, s * (column.first - column.start) :]
@@ -435,7 +418,7 @@ class FloatPatchwise(Patchwise):
 
     def __init__(self, network: torch.nn.Module, converted: Patchwise):
         self.__dict__ |= converted.__dict__
-        self.model = network.eval().to(self._device(), memory_format=torch.channels_last)
+        self.model = network.eval().to(converted._device(), memory_format=torch.channels_last)
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
         return super().tensor(x.contiguous(memory_format=torch.channels_last))
@@ -452,145 +435,6 @@ class FloatPatchwise(Patchwise):
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():
             return self.model(x)
-
-
-class _Rows(NamedTuple):
-    """Some rows of a picture. pixels: [n, W, channels]. top: the first one's place."""
-
-    pixels: np.ndarray
-    top: int
-
-    def window(self, rows: Span, columns: Span) -> np.ndarray:
-        """What is computed of a window."""
-        return self.pixels[rows.start - self.top : rows.stop - self.top, columns.start : columns.stop]
-
-    def part(self, place: Rect) -> np.ndarray:
-        return self.pixels[place.top - self.top : place.bottom - self.top, place.left : place.right]
-
-    def busy(self, kept: Rect, radius: int) -> Rect | None:
-        """See `flat.busy`."""
-        found = busy(self.pixels, kept.moved(-self.top), radius)
-        return None if found is None else found.moved(self.top)
-
-    def pixel(self, place: Rect) -> np.ndarray:
-        """[channels], the first of a place."""
-        return self.pixels[place.top - self.top, place.left]
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A picture on its way. radius: see `_flat_radius`. joined: see `_groups`. patches: of one colour, by what decides about them.
-    record: takes the windows, or None."""
-
-    layout: Layout
-    radius: int
-    joined: int
-    patches: dict[tuple, np.ndarray]
-    record: list[Patch] | None
-
-    def add(self, patches: list[Patch]) -> None:
-        if self.record is not None:
-            self.record.extend(patches)
-
-
-@dataclass
-class _Window:
-    """A window, or several as one.
-
-    rows, columns: what is computed and what is kept. cells: what each window keeps. offsets: int32 [N] of its colours and, where
-    alpha varies, of its alpha; None where there are none. opacity: value of an alpha that does not vary, None without. needed: a
-    part of what it keeps with all that is not flat, None where all is. flat: the parts that are not computed. results: of the
-    network, [scale*h, scale*w, 3] floats, or uint8 where finished, by place in `offsets`.
-    """
-
-    rows: Span
-    columns: Span
-    cells: list[Rect]
-    offsets: list[torch.Tensor | None]
-    opacity: np.unsignedinteger | None = None
-    varies: bool = False
-    needed: Rect | None = None
-    flat: list[Rect] = field(default_factory=list)
-    results: dict[int, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def kept(self) -> Rect:
-        return _kept(self.rows, self.columns)
-
-    def take(self, other: _Window, most: int) -> bool:
-        """Span a neighbour too, the next in a row or one below as wide, if it got the same bits and both have no more pixels than
-        that."""
-        rows, columns = _from_to(self.rows, other.rows), _from_to(self.columns, other.columns)
-        beside = self.rows == other.rows and self.columns.last == other.columns.first
-        below = self.columns == other.columns and self.rows.last == other.rows.first
-        if not (beside or below) or _size(rows) * _size(columns) > most:
-            return False
-        if self.varies or other.varies or self.opacity != other.opacity:  # a varying alpha has bits of its own
-            return False
-        if self.offsets[0] is not None and not torch.equal(self.offsets[0], other.offsets[0]):
-            return False
-        if (self.needed is None) != (other.needed is None):  # what is flat throughout would lie within the rectangle of both
-            return False
-        self.rows, self.columns = rows, columns
-        self.cells += other.cells
-        self.needed = None if self.needed is None else self.needed.union(other.needed)
-        return True
-
-    def shrink(self, picture: _Picture) -> None:
-        """Leave out what is flat: all, or, where windows may have any size, what lies around the rest. Flat neighbours have the
-        same colour, so that this has two at most: it must be worth two patches."""
-        if self.needed is None:
-            self.flat = [self.kept]
-            return
-        layout, radius = picture.layout, picture.radius
-        rows = _around(self.needed.top, self.needed.bottom, radius, layout.height)
-        columns = _around(self.needed.left, self.needed.right, radius, layout.width)
-        saved = _size(self.rows) * _size(self.columns) - _size(rows) * _size(columns)
-        if radius and picture.joined and saved > 2 * patch_side(radius) ** 2:
-            self.flat = self.kept.outside(self.needed)
-            self.rows, self.columns = rows, columns
-
-
-def _joined(windows: list[list[_Window]], most: int) -> list[_Window]:
-    """Rows of windows with neighbours of the same bits as one, of at most so many pixels: first those beside each other, then those
-    below each other."""
-    joined: list[_Window] = []
-    above: list[_Window] = []
-    for row in windows:
-        wide: list[_Window] = []
-        for window in row:
-            if not wide or not wide[-1].take(window, most):
-                wide.append(window)
-        following = []
-        for window in wide:
-            taken = next((other for other in above if other.take(window, most)), None)
-            if taken is None:
-                joined.append(window)
-            following.append(taken or window)
-        above = following
-    return joined
-
-
-def _from_to(first: Span, last: Span) -> Span:
-    """What two spans and all between them are as one."""
-    return Span(first.start, last.stop, first.first, last.last)
-
-
-def _around(first: int, last: int, halo: int, size: int) -> Span:
-    return Span(max(first - halo, 0), min(last + halo, size), first, last)
-
-
-def _size(span: Span) -> int:
-    return span.stop - span.start
-
-
-def _kept(rows: Span, columns: Span) -> Rect:
-    return Rect(rows.first, rows.last, columns.first, columns.last)
-
-
-def _part(out: np.ndarray, place: Rect, first: int, scale: int) -> np.ndarray:
-    """A place in a band of output whose first row is low-resolution row `first`."""
-    return out[scale * (place.top - first) : scale * (place.bottom - first), scale * place.left : scale * place.right]
 
 
 def _images(pixels: np.ndarray, layout: Layout, varies: bool) -> list[np.ndarray]:

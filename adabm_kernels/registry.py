@@ -17,7 +17,8 @@ GPU_BACKENDS = ("cuda", "triton")
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to run: the type of the device that holds the tensors, "cpu" or "cuda", and the convolution, None for all else."""
+    """What is to run: the device that holds the tensors, "cpu", "cuda:1" or "cuda" for the current card, and the convolution, None
+    for all else."""
 
     device: str
     conv: ConvShape | None = None
@@ -72,8 +73,16 @@ def _warn_slow(reason: str) -> None:
     warnings.warn(f"adabm_kernels runs on the reference backend, which is slow: cpu: {reason}", RuntimeWarning, stacklevel=4)
 
 
+def _asked_for(backend: str) -> tuple[str, str]:
+    """The backend that counts, and what named it: "auto" leaves it to ADABM_BACKEND, where that is set."""
+    variable = os.environ.get("ADABM_BACKEND")
+    return (variable, "ADABM_BACKEND") if backend == "auto" and variable else (backend, "backend")
+
+
 def device_for(backend: str) -> str | None:
-    """The type of device that a backend asked for by name computes on, None where any will do or "auto" decides."""
+    """The type of device that a backend computes on that is asked for by name, also by ADABM_BACKEND, None where any will do or
+    "auto" decides."""
+    backend, _ = _asked_for(backend)
     if backend in GPU_BACKENDS:
         return "cpu" if backend == "triton" and devices.interpreting() else "cuda"
     return None
@@ -85,9 +94,7 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
     requested: a backend's name, or "auto": ADABM_BACKEND where set, else the fastest that can run. An explicit request
     never falls back: RuntimeError with the reason where it cannot run, ValueError for an unknown name.
     """
-    source = "backend"
-    if requested == "auto" and os.environ.get("ADABM_BACKEND"):
-        requested, source = os.environ["ADABM_BACKEND"], "ADABM_BACKEND"
+    requested, source = _asked_for(requested)
     if requested not in ("auto", *BACKENDS):
         raise ValueError(f"{source} must be one of auto, {', '.join(BACKENDS)}, got {requested!r}")
     if requested != "auto":
@@ -102,15 +109,15 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
             break
         rejected[name] = reason
     if name == "cuda" and problem.conv is not None and not _why_not("triton", problem.device):
-        return _choose_by_shape(problem.conv)
+        return _choose_by_shape(problem.device, problem.conv)
     if name == "reference" and problem.device == "cpu":
         _warn_slow(rejected["cpu"])
     return Choice(name, rejected)
 
 
-def _choose_by_shape(shape: ConvShape) -> Choice:
-    """Between the GPU backends, both of which can run: by measured times where there are any, else by what was counted."""
-    major, minor = devices.capability()
+def _choose_by_shape(device: str, shape: ConvShape) -> Choice:
+    """Between the GPU backends, both of which can run there: by measured times where there are any, else by what was counted."""
+    major, minor = devices.capability(device)
     capability = 10 * major + minor
     found = gpu_times.times(capability, shape)
     if found is not None:

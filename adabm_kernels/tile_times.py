@@ -1,9 +1,9 @@
 """Measured times of the tiles on an instruction set: what the planner chooses by. The data are in assets/tile_times.json, or, for
 this machine alone, in the file that `adabm bench --tune` writes.
 
-    time of an output pixel = products * product * C * K + entry * C + leave * K + box * C        (box: with a box filter)
+    time of an output pixel = products * product * C * L + entry * C + leave * K + box * C        (box: with a box filter)
 
-for C channels to K outputs on one thread, in picoseconds; `products` per output and channel are those of LayerPlan.
+for C channels to K outputs in L lanes on one thread, in picoseconds; `products` per output and channel are those of LayerPlan.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Cost:
     entry: float
     leave: float
 
-    def time(self, products: float, channels: int, outputs: int) -> float:
-        return products * self.product * channels * outputs + self.entry * channels + self.leave * outputs
+    def time(self, products: float, channels: int, lanes: float, outputs: int) -> float:
+        return products * self.product * channels * lanes + self.entry * channels + self.leave * outputs
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,17 @@ class TileTimes:
     box: float
     measured: Mapping[str, str]
 
-    def time(self, tile: str, kind: str, products: float, channels: int, outputs: int, box_filter: bool) -> float:
-        """Picoseconds of an output pixel on one thread; a kind that was not measured counts as the nearest that was."""
+    def time(
+        self, tile: str, kind: str, products: float, channels: int, outputs: int, box_filter: bool, lanes: float | None = None
+    ) -> float:
+        """Picoseconds of an output pixel on one thread; a kind that was not measured counts as the nearest that was.
+
+        lanes: that are multiplied for the outputs, idle ones too; without it none is idle.
+        """
         kinds = self.costs[tile]
         cost = kinds[min(kinds, key=lambda measured: abs(KINDS.index(measured) - KINDS.index(kind)))]
         box = self.box * channels if box_filter else 0.0
-        return cost.time(products, channels, outputs) + box
+        return cost.time(products, channels, lanes or outputs, outputs) + box
 
 
 def own_path() -> Path:

@@ -3,9 +3,9 @@
 A tile F(m, 3) along one axis computes m outputs from m + 2 transformed inputs (Cook-Toom; Winograd, 1980); F(mxn) is F(m, 3)
 along the rows times F(n, 3) along the columns. With integer transforms it is exact as long as every transformed code fits 8
 unsigned bits and no sum leaves int32; a transformed weight that outgrows 8 signed bits is the sum of parts that do not, at a
-product each. Fewer bits leave room for larger tiles, and a larger tile needs fewer products. F(4x4) takes operands of 16 bits,
-which hold codes and weights of any bits: a product of them costs as much as two of 8 bits. The choice never changes a result
-(docs/numerics.md).
+product each. Fewer bits leave room for larger tiles, and a larger tile needs fewer products. F(4x4), and F(2x2,5x5) for kernels
+of 5x5, take operands of 16 bits, which hold codes of any bits: a product of them costs as much as two of 8 bits. The choice never
+changes a result (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ CODE_MAX = 255  # of a transformed code, shifted to start at 0
 WORD_PRODUCTS = 2  # 8-bit products in the time of one of 16 bits
 SUM16_MAX = 2**15 - 1
 MAX_PARTS = 4  # of a transformed weight
+KN2ROW_HEIGHTS = (3, 9, 15)  # odd multiples of 3
+PANEL, MOST_LANES = 16, 64  # outputs of a panel, and of as many as are multiplied together
 
 
 @dataclass(frozen=True)
 class Line:
-    """F(outputs, 3) along one axis; F(1, 3) has three taps and identity transforms.
+    """F(outputs, kernel) along one axis; F(1, 3) has three taps and identity transforms.
 
-    codes: B^T, [taps, outputs + 2] integers. weights: G scaled to integers, [taps, 3].
+    codes: B^T, [taps, outputs + kernel - 1] integers. weights: G scaled to integers, [taps, kernel].
     sums: A^T with each tap's factor times the common denominator, [outputs, taps]: denominator * y = sums @ products.
     The two outer taps, at 0 and infinity, come last: each serves one output only.
     """
@@ -44,17 +46,35 @@ class Line:
 
 @dataclass(frozen=True)
 class Tile:
-    """words: operands have 16 bits."""
+    """words: operands have 16 bits. kn2row: the kernel's columns are outputs, and of its rows three at a time are F(outputs, 3)."""
 
     name: str
     rows: Line
     columns: Line
     words: bool = False
+    kn2row: bool = False
+
+    @property
+    def kernel(self) -> int:
+        """Pixels a side of the kernels it is for; the direct form is for any, and with kn2row see `takes`."""
+        return self.rows.weights.shape[1]
 
     @property
     def products(self) -> float:
-        """Products per output and channel of a 3x3 convolution whose transformed weights fit whole; 9 when direct."""
+        """Products per output and channel where transformed weights fit whole; 9 when direct, of a kernel of 3x3."""
         return len(self.rows.codes) * len(self.columns.codes) / (self.rows.outputs * self.columns.outputs)
+
+    def takes(self, outputs: int, kernel_h: int, kernel_w: int, borders: bool) -> bool:
+        """Whether it is for layers of such a shape. borders: with kernels of their own at the border."""
+        if not self.kn2row:
+            return kernel_h == kernel_w == self.kernel
+        return not borders and kernel_h in KN2ROW_HEIGHTS and _lanes(outputs * kernel_w) <= MOST_LANES
+
+    def products_of(self, kernel_h: int, kernel_w: int) -> float:
+        """`products` of a kernel that it is for."""
+        if self is DIRECT or self.kn2row:
+            return self.products * kernel_h * kernel_w / 9
+        return self.products
 
     @cached_property
     def reach(self) -> np.ndarray:
@@ -97,11 +117,12 @@ _F4_CODES = [
     [0, 4, 0, -5, 0, 1],
 ]
 _F4_POINTS = (1, -1, 2, -2, 0, math.inf)
+_F4_SUMS = [[-4, -4, 1, 1, 6, 0], [-4, 4, 2, -2, 0, 0], [-4, -4, 4, 4, 0, 0], [-4, 4, 8, -8, 0, 24]]
 F4 = _line(
     4,
     _F4_CODES,
     [_POINTS[at] for at in _F4_POINTS],
-    [[-4, -4, 1, 1, 6, 0], [-4, 4, 2, -2, 0, 0], [-4, -4, 4, 4, 0, 0], [-4, 4, 8, -8, 0, 24]],
+    _F4_SUMS,
     24,
 )
 # The same with a factor of 6 of the outer taps in their weights, which words have room for.
@@ -113,6 +134,15 @@ F4_OF_WORDS = _line(
     24,
 )
 
+# The points of F(4, 3) give F(2, 5) the same codes, and sums alike.
+F2_OF_5_WORDS = _line(
+    2,
+    _F4_CODES,
+    [[1, 1, 1, 1, 1], [1, -1, 1, -1, 1], [1, 2, 4, 8, 16], [1, -2, 4, -8, 16], [6, 0, 0, 0, 0], [0, 0, 0, 0, 12]],
+    [[-4, -4, 1, 1, 1, 0], [-4, 4, 2, -2, 0, 2]],
+    24,
+)
+
 # Index = ADABM_TILE_* of csrc/include/adabm/adabm.h.
 TILES = (
     Tile("direct", F1, F1),
@@ -121,14 +151,17 @@ TILES = (
     Tile("F(2x3)", F2, F3),
     Tile("F(2x4)", F2, F4),
     Tile("F(4x4)", F4_OF_WORDS, F4_OF_WORDS, words=True),
+    Tile("F(2x2,5x5)", F2_OF_5_WORDS, F2_OF_5_WORDS, words=True),
+    Tile("F(4x1,kn2row)", F4_OF_WORDS, F1, words=True, kn2row=True),
     Tile("F(3x3)", F3, F3),
     Tile("F(3x4)", F3, F4),
 )
 DIRECT = TILES[0]
 _WEIGHT_GROWTH = max(int(np.abs(np.kron(t.rows.weights, t.columns.weights)).sum(1).max()) for t in TILES if not t.words)
-# F(4x4) divides once, at the end: sums may wrap until then, and 3 * 3 is divided out by its inverse modulo 2^32. What is left to
-# be shifted is at most this many times an output.
-_WORD_SUM = 8 * 8
+WORD_MIN, WORD_MAX = -(2**15), 2**15 - 1
+# Tiles of words divide once, at the end: sums may wrap until then, and the 3 of each axis is divided out by its inverse modulo
+# 2^32. What is left to be shifted is at most this many times an output, for each axis.
+_WORD_SUM = 8
 
 
 @dataclass(frozen=True)
@@ -158,10 +191,11 @@ class LayerPlan:
 
 
 def transformed_weights(tile: Tile, weights: np.ndarray) -> np.ndarray:
-    """[row taps, column taps, C, K] of [3, 3, C, K], of the same dtype."""
+    """[row taps, column taps, C, K] of [kernel, kernel, C, K], of the same dtype."""
+    side = tile.kernel
     rows, columns = (line.weights.astype(weights.dtype) for line in (tile.rows, tile.columns))
     # Not by matmul, whose threads would wait in a loop for more while torch's want the cores.
-    along_rows = np.einsum("tr,rn->tn", rows, weights.reshape(3, -1)).reshape(len(rows), 3, -1)
+    along_rows = np.einsum("tr,rn->tn", rows, weights.reshape(side, -1)).reshape(len(rows), side, -1)
     return np.einsum("us,tsn->tun", columns, along_rows).reshape(len(rows), len(columns), *weights.shape[2:])
 
 
@@ -180,8 +214,8 @@ class _Fit:
     """What a layer's weights make of a tile, for any bits.
 
     products: 8-bit ones per output and channel. largest_sum: of any sum on the way to the output that must not wrap, when codes are
-    at most 1. transformed: [row taps, column taps, C4, K]. parts: [row taps, column taps] of them; they lie in least..most. None of
-    these for a tile of words, which hold any weight.
+    at most 1. transformed: [row taps, column taps, C4, K], which lie in least..most. parts: [row taps, column taps] of them. A tile
+    of words keeps neither.
     """
 
     products: float
@@ -193,13 +227,19 @@ class _Fit:
 
     @property
     def packable(self) -> bool:
-        return self.parts is None or self.parts.max() <= MAX_PARTS
+        if self.parts is None:
+            return WORD_MIN <= self.least and self.most <= WORD_MAX
+        return bool(self.parts.max() <= MAX_PARTS)
 
     @classmethod
     def of(cls, tile: Tile, weights: np.ndarray) -> _Fit:
-        """weights: [3, 3, C4, K] of `_laid_out`."""
+        """weights: [kernel, kernel, C4, K] of `_laid_out`."""
         if tile.words:
-            return cls(WORD_PRODUCTS * tile.products, _WORD_SUM * float(np.abs(weights).sum((0, 1, 2)).max()))
+            largest = _WORD_SUM ** (1 if tile.kn2row else 2) * float(np.abs(weights).sum((0, 1, 2)).max())
+            if tile.kn2row:  # words hold any weight of 8 bits
+                return cls(WORD_PRODUCTS * tile.products_of(*weights.shape[:2]), largest)
+            transformed = transformed_weights(tile, weights)
+            return cls(WORD_PRODUCTS * tile.products, largest, least=int(transformed.min()), most=int(transformed.max()))
         transformed = transformed_weights(tile, weights)
         flat = transformed.reshape(*transformed.shape[:2], -1)
         low, high = (np.array(found, dtype=np.int64) for found in (np.minimum(flat.min(2), 0), np.maximum(flat.max(2), 0)))
@@ -222,6 +262,8 @@ def _refusal(tile: Tile, fit: _Fit, bits: int) -> str:
         return f"{tile.name} makes {bits}-bit codes up to {tile.code_range(bits)}, above {CODE_MAX}"
     if fit.largest_sum * (2**bits - 1) > INT32_MAX:
         return f"{tile.name} makes sums up to {fit.largest_sum * (2**bits - 1):.0f}, above {INT32_MAX}"
+    if not fit.packable and tile.words:
+        return f"{tile.name} makes weights of {fit.least}..{fit.most}, beyond 16 bits"
     if not fit.packable:
         return f"{tile.name} makes weights of {fit.least}..{fit.most}, beyond {MAX_PARTS} bytes"
     return ""
@@ -276,7 +318,10 @@ def layer_sums(tile: Tile, weights: np.ndarray) -> Sums:
     return _direct_sums(weights) if tile is DIRECT else _tile_sums(tile, _Fit.of(tile, weights))
 
 
-def _direct_sums(weights: np.ndarray) -> Sums:
+def _direct_sums(weights: np.ndarray, kn2row: bool = False) -> Sums:
+    if kn2row:  # a run is one tap of each kernel row, whose columns are outputs
+        weights = weights.transpose(0, 2, 1, 3)
+        weights = weights.reshape(*weights.shape[:2], -1)
     rows = Sums.of(weights.reshape(len(weights), -1, weights.shape[-1]), np.ones(len(weights), dtype=np.int64))
     return Sums(rows.largest.max(1, keepdims=True), rows.quads, np.ones(1))  # all rows are summed alike
 
@@ -292,9 +337,29 @@ def _tile_sums(tile: Tile, fit: _Fit) -> Sums:
     return Sums(sums.largest, sums.quads, parts / parts.sum())
 
 
+def takes_kn2row(outputs: int, kernel_w: int) -> bool:
+    """Whether the direct form takes the kernel's columns for outputs (kn2row), as fewer lanes idle then: the rule of
+    csrc/cpu/pack.cpp, for layers without kernels of their own at the border."""
+    lanes = _lanes(outputs * kernel_w)
+    return kernel_w > 1 and lanes <= MOST_LANES and lanes < _lanes(outputs) * kernel_w
+
+
+def lanes_of(tile: Tile, outputs: int, kernel_w: int, borders: bool = False) -> float:
+    """Lanes of panels that a product of a layer takes, idle ones counted; for each of the kernel's columns where these are outputs.
+    borders: with kernels of their own at the border."""
+    if tile.kn2row or (tile is DIRECT and not borders and takes_kn2row(outputs, kernel_w)):
+        return _lanes(outputs * kernel_w) / kernel_w
+    return _lanes(outputs)
+
+
+def _lanes(outputs: int) -> int:
+    """Outputs in whole panels."""
+    return -(-outputs // PANEL) * PANEL
+
+
 def tile_products(name: str, kernel_h: int, kernel_w: int) -> float:
     """Products per output and channel of a kernel in the tile of that name, when no weight is split."""
-    return float(kernel_h * kernel_w) if name == DIRECT.name else next(tile.products for tile in TILES if tile.name == name)
+    return next(tile for tile in TILES if tile.name == name).products_of(kernel_h, kernel_w)
 
 
 def layer_products(tile: Tile, weights: np.ndarray) -> float:
@@ -314,8 +379,9 @@ def plan_layer(
 ) -> LayerPlan:
     """The plan of one layer: for every bit-width the exact tile with the least predicted time, of those that were measured.
 
-    weights: [..., K, C, R, S], the integers that are multiplied: m, or k' with m = 2k' + 1 under `box_filter`. most_bits: the
-    most bits its codes can have, 2..8. times: of the instruction set it is planned for.
+    weights: [K, C, R, S], or [R, S, K, C, R, S] with kernels of their own at the border: the integers that are multiplied, m, or
+    k' with m = 2k' + 1 under `box_filter`. most_bits: the most bits its codes can have, 2..8. times: of the instruction set it is
+    planned for.
     Raises ValueError when an accumulator could leave int32: the layer cannot be computed exactly.
     """
     weights = np.asarray(weights, dtype=np.int64)
@@ -323,34 +389,35 @@ def plan_layer(
     largest = int(np.abs(integers).sum((-3, -2, -1)).max()) * (2**most_bits - 1)
     if largest > INT32_MAX:
         raise ValueError(f"plan_layer: '{name}' could reach a sum of {largest} with {most_bits}-bit codes, above {INT32_MAX}")
-    only_direct = ""
-    if weights.ndim != 4 or weights.shape[2:] != (3, 3):
-        only_direct = f"kernel {weights.shape[-2]}x{weights.shape[-1]} is not 3x3"
-    laid_out = _laid_out(weights)
-    measured = [tile for tile in TILES[1:] if tile.name in times.costs]
-    unmeasured = [f"{tile.name} was not measured on {times.isa}" for tile in TILES[1:] if tile.name not in times.costs]
-    fits = {} if only_direct else {tile.name: _Fit.of(tile, laid_out) for tile in measured}
-    outputs, channels, kernel = weights.shape[-4], weights.shape[-3], weights.shape[-2] * weights.shape[-1]
+    outputs, channels, kernel_h, kernel_w = weights.shape[-4:]
+    borders = weights.ndim > 4
+    tiles = [tile for tile in TILES[1:] if tile.takes(outputs, kernel_h, kernel_w, borders)]
+    measured = [tile for tile in tiles if tile.name in times.costs]
+    unmeasured = [f"{tile.name} was not measured on {times.isa}" for tile in tiles if tile not in measured]
+    inside = _laid_out(weights[kernel_h // 2, kernel_w // 2] if borders else weights)
+    fits = {tile.name: _Fit.of(tile, inside) for tile in measured}
+    lanes = {tile.name: lanes_of(tile, outputs, kernel_w, borders) for tile in (DIRECT, *tiles)}
     sums = {}
     if times.isa in KINDS_OF_ISA:
-        usable = [tile for tile in TILES if tile.name in fits and fits[tile.name].packable and not tile.words]
-        sums = {DIRECT.name: _direct_sums(laid_out)} | {tile.name: _tile_sums(tile, fits[tile.name]) for tile in usable}
+        usable = [tile for tile in measured if fits[tile.name].packable and not tile.words]
+        sums = {tile.name: _tile_sums(tile, fits[tile.name]) for tile in usable}
+        sums[DIRECT.name] = _direct_sums(_laid_out(weights), not borders and takes_kn2row(outputs, kernel_w))
 
     def predict(tile: Tile, bits: int) -> tuple[float, str, float]:
         """(picoseconds, tile, products)"""
-        fit = fits.get(tile.name)
-        products = float(kernel) if fit is None else fit.products
+        products = fits[tile.name].products if tile.name in fits else tile.products_of(kernel_h, kernel_w)
         kinds = sums[tile.name].kinds(bits) if tile.name in sums else {KINDS[0]: 1.0}
-        layer = products, channels, outputs, box_filter
+        layer = products, channels, outputs, box_filter, lanes[tile.name]
         return sum(part * times.time(tile.name, kind, *layer) for kind, part in kinds.items() if part), tile.name, products
 
     chosen, reasons = [], []
     for bits in range(MIN_BITS, MAX_BITS + 1):
-        refused = [] if only_direct else [_refusal(tile, fits[tile.name], bits) for tile in measured]
+        refused = [_refusal(tile, fits[tile.name], bits) for tile in measured]
         exact = [DIRECT, *(tile for tile, reason in zip(measured, refused, strict=False) if not reason)]
         best = min((predict(tile, bits) for tile in exact), key=lambda prediction: prediction[0])
         chosen.append(best)
-        why = only_direct or "; ".join([*filter(None, refused), *unmeasured]) or "no tile is faster"
+        none = "" if tiles else f"no tile is for a kernel of {kernel_h}x{kernel_w}"
+        why = none or "; ".join([*filter(None, refused), *unmeasured]) or "no tile is faster"
         reasons.append(why if best[1] == DIRECT.name else "")
     picoseconds, tiles, products = zip(*chosen, strict=True)
     return LayerPlan(tiles, tuple(reasons), products, picoseconds, largest, times.isa)

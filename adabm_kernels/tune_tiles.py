@@ -13,10 +13,11 @@ from . import native, ops
 from .backends import cpu
 from .quantize import MAX_BITS, MIN_BITS, act_grid, padded_channels
 from .tile_times import KINDS, KINDS_OF_ISA, Cost, TileTimes, provenance
-from .tiles import CODE_MAX, DIRECT, TILES, Tile, layer_products, layer_sums
+from .tiles import CODE_MAX, DIRECT, TILES, Tile, lanes_of, layer_products, layer_sums
 
 HEIGHT, WIDTH = 48, 96  # pixels of the timed layers
 SHAPES = ((64, 64), (32, 64), (64, 32), (128, 64), (64, 128))  # channels to outputs
+FEW_OUTPUTS = ((64, 3, 9), (32, 3, 9), (64, 16, 3), (128, 8, 3), (64, 3, 3))  # and kernel; of tiles for few outputs
 ROUNDS, REPEATS = 6, 3
 LEAST_PART = 0.25  # of a layer that a kind of sums is measured by
 Progress = Callable[[int, int, str], None]
@@ -56,11 +57,13 @@ def _cost(tile: Tile, kind: str, timed: list[_Timed], known: TileTimes) -> Cost:
     kinds so far, whose part of a layer's time is taken off."""
     rows, times = [], []
     for layer in timed:
-        outputs, _, _, channels = layer.weight.shape
+        outputs, _, kernel_w, channels = layer.weight.shape
         products = layer_products(tile, layer.weight.permute(0, 3, 1, 2).numpy())
-        rows.append((products * channels * outputs, channels, outputs))
+        lanes = lanes_of(tile, outputs, kernel_w)
+        rows.append((products * channels * lanes, channels, outputs))
         others = {other: part for other, part in layer.kinds.items() if part and other != kind} if known.costs[tile.name] else {}
-        rest = sum(part * known.time(tile.name, other, products, channels, outputs, False) for other, part in others.items())
+        known_times = {other: known.time(tile.name, other, products, channels, outputs, False, lanes) for other in others}
+        rest = sum(part * known_times[other] for other, part in others.items())
         times.append(max(layer.picoseconds - rest, LEAST_PART**2 * layer.picoseconds) / (1 - sum(others.values())))
     left, terms = list(range(3)), np.zeros(3)
     while True:  # a term below 0 is noise: without it
@@ -74,23 +77,27 @@ def _cost(tile: Tile, kind: str, timed: list[_Timed], known: TileTimes) -> Cost:
 
 
 def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int, dict[str, float]]]:
-    """(weight, bits, kinds) of a layer for each of SHAPES most of whose products are summed in a way, and the others in one before
-    it in KINDS: the same integer in a corner of every kernel. None where there are no such weights of a byte, for one shape."""
+    """(weight, bits, kinds) of a layer for each of SHAPES, or of FEW_OUTPUTS, most of whose products are summed in a way, and the
+    others in one before it in KINDS: the same integer in a corner of every kernel. None where there are no such weights of a byte,
+    for one shape."""
 
     def unlike(layer: tuple[torch.Tensor, int, dict[str, float]]) -> float:
         return abs(layer[2][kind] - 1)
 
-    found = [min(_summed(tile, kind, isa, *shape), key=unlike, default=None) for shape in SHAPES]
+    shapes = FEW_OUTPUTS if tile.kn2row else [(*shape, tile.kernel) for shape in SHAPES]
+    found = [min(_summed(tile, kind, isa, *shape), key=unlike, default=None) for shape in shapes]
     return [] if None in found else [layer for layer in found if layer is not None]
 
 
-def _summed(tile: Tile, kind: str, isa: str, channels: int, outputs: int) -> Iterator[tuple[torch.Tensor, int, dict[str, float]]]:
+def _summed(
+    tile: Tile, kind: str, isa: str, channels: int, outputs: int, kernel: int
+) -> Iterator[tuple[torch.Tensor, int, dict[str, float]]]:
     """(weight, bits, kinds of its sums)"""
     for bits in range(MIN_BITS, MAX_BITS + 1):
         if tile is not DIRECT and not tile.words and tile.code_range(bits) > CODE_MAX:
             return
         for value in (1, 2, 3, 5, 8, 14, 30, 60, 90, 127):
-            weight = np.zeros((outputs, channels, 3, 3), dtype=np.int64)
+            weight = np.zeros((outputs, channels, kernel, kernel), dtype=np.int64)
             weight[:, :, 0, 0] = value  # which no transform makes larger
             unsplit = layer_products(tile, weight) == layer_products(tile, weight * 0)
             kinds = {kind: 1.0} if tile.words or isa not in KINDS_OF_ISA else layer_sums(tile, weight).kinds(bits)
@@ -104,12 +111,20 @@ class _Timed:
     """A layer, codes to codes, and the least time of an output pixel so far."""
 
     def __init__(self, weight: torch.Tensor, tile: Tile, bits: int, kinds: dict[str, float], box_filter: bool = False):
-        outputs, _, _, channels = weight.shape
+        outputs, _, kernel, channels = weight.shape
+        classes = (kernel // 2 + 1) ** 2
         index = [TILES.index(tile) if b == bits else 0 for b in range(MIN_BITS, MAX_BITS + 1)]
         bits_of = torch.tensor([bits], dtype=torch.int32)
         self.weight, self.kinds, self.picoseconds = weight, kinds, float("inf")
         x_q = torch.zeros(1, HEIGHT, WIDTH, padded_channels(channels), dtype=torch.uint8)
-        self._args = x_q, bits_of, weight, cpu.pack(weight, tuple(index)), torch.ones(7, outputs), torch.zeros(4, 4, outputs)
+        self._args = (
+            x_q,
+            bits_of,
+            weight,
+            cpu.pack(weight, tuple(index)),
+            torch.ones(7, outputs),
+            torch.zeros(classes, classes, outputs),
+        )
         self._settings = {
             "y_q": torch.empty(1, HEIGHT, WIDTH, padded_channels(outputs), dtype=torch.uint8),
             "out_grid": act_grid(0.0, 1.0),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from .batch import Outcome
     from .images import Layout
     from .nn.lanes import Lane
-    from .patchwise import Patch, Patchwise
+    from .patchwise import Patchwise
+    from .picture import Patch
 
 DEFAULT_MODEL = "edsr_x4_w4a4"
 _ASSETS = Path(__file__).parent / "assets"
@@ -46,7 +48,7 @@ def upscale(
 
     image: path of a PNG, JPEG, WebP, TIFF or BMP file of 8 bits per channel -> Pillow image; Pillow image -> Pillow image; NumPy
         uint8 or uint16 [H, W] or [H, W, C] with C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA -> the same; floating torch tensor
-        [3, H, W] or [N, 3, H, W] in 0..255 -> the same dtype and device, clamped to 0..255.
+        [3, H, W] or [N, 3, H, W] in 0..255 -> the same dtype and device, clamped to 0..255; one within 0..1 is warned of.
         Colours with transparency are upscaled as they are seen, multiplied by their alpha; a grey picture stays grey. Pillow images
         get the colour profile and the resolution of the file or image, as info["icc_profile"] and info["dpi"]; Pillow writes the
         profile into PNG by itself and into other formats when `save` is given it.
@@ -87,6 +89,8 @@ def upscale_many(
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    if isinstance(images, str | os.PathLike):
+        raise TypeError(f"images must be an iterable of pictures or their paths, got one path, '{os.fspath(images)}'")
     check_settings(settings.get("bits"), settings.get("threads"))
     network = prepare(model, **settings)
     lanes = network.lanes(in_flight)
@@ -209,13 +213,24 @@ def load_model(name_or_path: str | os.PathLike) -> torch.nn.Module:
 
 
 def model_path(name_or_path: str | os.PathLike) -> Path:
-    """The file of a model by built-in name or by path; FileNotFoundError says which names there are."""
+    """The file of a model by built-in name or by path; FileNotFoundError says which names there are, and what is nearest."""
     builtin = builtin_models()
     path = builtin.get(os.fspath(name_or_path), Path(name_or_path))
     if not path.is_file():
         names = ", ".join(builtin) or "none in this installation"
-        raise FileNotFoundError(f"model must be a built-in model ({names}) or an existing file, got '{name_or_path}'")
+        beside = map(str, path.parent.glob("*.safetensors"))
+        hint = did_you_mean(os.fspath(name_or_path), [*builtin, *beside])
+        raise FileNotFoundError(f"model must be a built-in model ({names}) or an existing file, got '{name_or_path}'{hint}")
     return path
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean 'NAME'?)" with the known name that is nearest in spelling, nothing where none is near."""
+    import difflib
+
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f" (did you mean '{by_lower[near[0]]}'?)" if near else ""
 
 
 def check_settings(bits: str | int | None, threads: int | None) -> None:
@@ -236,7 +251,8 @@ def configure(
         model.to(_device(device))
     if backend is not None:
         model.set_backend(backend)
-        if device is None and (place := device_for(backend)) is not None:
+        place = device_for(backend) if device is None else None
+        if place is not None and next(model.buffers()).device.type != place:  # "cuda" alone is the current card
             model.to(place)
     if bits is not None:
         model.set_bits(bits)
@@ -315,6 +331,11 @@ def _take(image: Any) -> tuple[np.ndarray, Layout, Callable[[np.ndarray], Any]] 
         raise ValueError(f"image must be [3, H, W] or [N, 3, H, W] and not empty, got shape {list(image.shape)}")
     if not torch.isfinite(image).all():
         raise ValueError("image must be finite, got NaN or infinite values")
+    # Whole numbers of 0 and 1 are a picture that is nearly black; anything between them is a picture in another unit.
+    if image.abs().max() <= 1 and bool(image.frac().any()):
+        warnings.warn(
+            f"image holds {image.min():.3g}..{image.max():.3g} only, where 0..255 is expected: multiply it by 255", stacklevel=3
+        )
     return image
 
 
@@ -344,4 +365,6 @@ def _is_module(model: Any) -> bool:
 
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a built-in name, a path or a module from load or convert_model, got {type(model).__name__}")
+    if not hasattr(model, "set_backend"):
+        raise TypeError(f"model must be a converted one, a module from load or convert_model, got {type(model).__name__}")
     return True

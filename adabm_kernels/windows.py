@@ -17,6 +17,11 @@ class Span:
     first: int
     last: int
 
+    @property
+    def length(self) -> int:
+        """Pixels that are computed."""
+        return self.stop - self.start
+
 
 def spans(size: int, tile: int, halo: int) -> list[Span]:
     """Windows of one axis, in order, all of one length; what they keep covers the axis once.

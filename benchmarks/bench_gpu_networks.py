@@ -59,13 +59,20 @@ def converted(name: str) -> ConvertedNetwork:
     return convert_model(model, [photos(1, 48)], settings)
 
 
-@functools.cache
 def proven(name: str, backend: str) -> ConvertedNetwork:
-    """The network on the card, after a crop of a picture has come out as the reference computes it. Skips where it cannot run."""
+    """The network on the card, on this backend, after a crop of a picture has come out as the reference computes it. Skips where it
+    cannot run."""
     try:
         choose(Problem("cuda"), backend)
     except RuntimeError as error:
         pytest.skip(str(error))
+    model = _proven(name, backend)
+    model.set_backend(backend)  # it is one model for all backends, left on whichever was measured last
+    return model
+
+
+@functools.cache
+def _proven(name: str, backend: str) -> ConvertedNetwork:
     model, x = converted(name).cuda(), photos(2, 24).cuda() * torch.tensor([0.1, 1.0], device="cuda").view(2, 1, 1, 1)
     model.set_bits("auto")
     model.set_backend("reference", graph=False)

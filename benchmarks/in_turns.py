@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 from baselines import torch_float32
-from bench_network import SIZE, check, float_network, network, photo
+from bench_network import NETWORKS, SIZE, check, float_network, network, photo
 from onnx_baselines import onnx_bytes, openvino_forward
 
 from adabm_kernels.machine import describe_machine
@@ -26,7 +26,7 @@ PAUSE = 0.3  # seconds, after which the threads of the case before have stopped 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", default="edsr_baseline_x4", choices=("edsr_baseline_x4", "edsr_r8f64_x2"))
+    parser.add_argument("name", nargs="?", default="edsr_baseline_x4", choices=NETWORKS)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
@@ -39,7 +39,7 @@ def main() -> None:
         model.set_threads(args.threads)
         model.set_bits(bits)
         check(model)
-    for collapsed in (False, True):
+    for collapsed in (False, True)[: 1 + hasattr(plain.spec, "tail")]:
         runtime = openvino_forward(onnx_bytes(plain, SIZE, True, collapsed), args.threads)
         cases["OpenVINO int8" + (", collapsed tail" if collapsed else "")] = runtime
     cases["PyTorch float32, channels_last"] = torch_float32(plain)

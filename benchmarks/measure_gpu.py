@@ -3,6 +3,7 @@
     python benchmarks/measure_gpu.py [--skip-tests] [--skip-tuning]
     python benchmarks/measure_gpu.py --dry-run      # without a card: all of it at tiny sizes, nothing kept (pretend.py)
 
+Tuning compiles some 1900 forms of one Triton kernel, a few seconds each: --skip-tuning where there is no hour for it.
 Writes benchmarks/results/CARD-DATE.json, as pytest-benchmark makes it, and CARD-DATE.md beside it. Stops where a test fails: no
 figure is worth anything then.
 """

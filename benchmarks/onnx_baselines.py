@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,62 +17,105 @@ from baselines import Forward
 
 from adabm_kernels.networks.collapse import RADIUS, collapse
 from adabm_kernels.networks.edsr import EDSR
+from adabm_kernels.networks.srresnet import SRResNet
 
 
-def onnx_graph(model: EDSR, size: int, collapsed: bool) -> bytes:
-    """The network as an ONNX model with input "x" [1, 3, size, size] in 0..255."""
-    from onnx import TensorProto, checker, helper, numpy_helper
+class _Graph:
+    """An ONNX graph being built on a network's weights; every method gives the name of its result."""
 
-    spec, state = model.spec, {key: value.detach().numpy() for key, value in model.state_dict().items()}
-    nodes, tensors, count = [], [], 0
+    def __init__(self, model: torch.nn.Module):
+        self.state = {key: value.detach().numpy() for key, value in model.state_dict().items()}
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
 
-    def add(kind: str, inputs: list[str], **attributes) -> str:
-        nonlocal count
-        count += 1
-        nodes.append(helper.make_node(kind, inputs, [f"v{count}"], name=f"{kind}_{count}", **attributes))
-        return f"v{count}"
+    def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
+        from onnx import helper
 
-    def constant(name: str, value: np.ndarray) -> str:
-        tensors.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name))
+        name = f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
-    def conv(x: str, name: str, weight: np.ndarray | None = None, bias: np.ndarray | None = None) -> str:
-        weight = state[f"{name}.weight"] if weight is None else weight
-        bias = state[f"{name}.bias"] if bias is None else bias
+    def constant(self, name: str, value: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name))
+        return name
+
+    def conv(self, x: str, name: str, weight: np.ndarray | None = None, bias: np.ndarray | None = None) -> str:
+        weight = self.state[f"{name}.weight"] if weight is None else weight
+        bias = self.state.get(f"{name}.bias", np.zeros(len(weight))) if bias is None else bias
         pad = weight.shape[2] // 2
-        return add("Conv", [x, constant(f"{name}.w", weight), constant(f"{name}.b", bias)], pads=[pad] * 4)
+        return self.add("Conv", [x, self.constant(f"{name}.w", weight), self.constant(f"{name}.b", bias)], pads=[pad] * 4)
 
-    def shuffle(x: str, factor: int) -> str:
-        return add("DepthToSpace", [x], blocksize=factor, mode="CRD") if factor > 1 else x
+    def shuffle(self, x: str, factor: int) -> str:
+        return self.add("DepthToSpace", [x], blocksize=factor, mode="CRD") if factor > 1 else x
 
-    x = "x"
+    def prelu(self, x: str, name: str) -> str:
+        return self.add("PRelu", [x, self.constant(f"{name}.slope", self.state[f"{name}.weight"].reshape(-1, 1, 1))])
+
+    def affine(self, x: str, name: str, factor: float, offset: float) -> str:
+        scaled = self.add("Mul", [x, self.constant(f"{name}.factor", np.array(factor))])
+        return self.add("Add", [scaled, self.constant(f"{name}.offset", np.array(offset))])
+
+
+def _edsr(graph: _Graph, model: EDSR, collapsed: bool) -> str:
+    spec, x = model.spec, "x"
     if spec.mean_shift:
-        x = add("Add", [x, constant("minus_mean", state["sub_mean.bias"].reshape(1, 3, 1, 1))])
-    x = skip = conv(x, "head.0")
+        x = graph.add("Add", [x, graph.constant("minus_mean", graph.state["sub_mean.bias"].reshape(1, 3, 1, 1))])
+    x = skip = graph.conv(x, "head.0")
     for i in range(spec.blocks):
-        y = conv(add("Relu", [conv(x, f"body.{i}.body.0")]), f"body.{i}.body.2")
-        x = add("Add", [x, y])
-    x = add("Add", [skip, conv(x, f"body.{spec.blocks}")])
+        y = graph.conv(graph.add("Relu", [graph.conv(x, f"body.{i}.body.0")]), f"body.{i}.body.2")
+        x = graph.add("Add", [x, y])
+    x = graph.add("Add", [skip, graph.conv(x, f"body.{spec.blocks}")])
     names = [f"tail.0.{2 * i}" for i in range(len(spec.shuffles))] + (["tail.1"] if spec.tail == "staged" else [])
     if collapsed and spec.tail == "staged":
-        convs = [(model.state_dict()[f"{n}.weight"], model.state_dict()[f"{n}.bias"]) for n in names]
-        tail = collapse(convs, spec.shuffles)
+        tail = collapse([(model.state_dict()[f"{n}.weight"], model.state_dict()[f"{n}.bias"]) for n in names], spec.shuffles)
         inner = tail.weight[RADIUS, RADIUS].numpy(), tail.bias[RADIUS, RADIUS].numpy()
-        x = shuffle(conv(x, "collapsed", *inner), spec.scale)
+        x = graph.shuffle(graph.conv(x, "collapsed", *inner), spec.scale)
     else:
         for name, factor in zip(names, [*spec.shuffles, 1], strict=False):
-            x = shuffle(conv(x, name), factor)
+            x = graph.shuffle(graph.conv(x, name), factor)
     if spec.mean_shift:
-        x = add("Add", [x, constant("plus_mean", state["add_mean.bias"].reshape(1, 3, 1, 1))])
-    shape = [1, 3, size, size]
-    graph = helper.make_graph(
-        nodes,
-        "edsr",
+        x = graph.add("Add", [x, graph.constant("plus_mean", graph.state["add_mean.bias"].reshape(1, 3, 1, 1))])
+    return x
+
+
+def _srresnet(graph: _Graph, model: SRResNet) -> str:
+    """BatchNorm folded into the convolution before it, as runtimes do."""
+    spec, body = model.spec, list(model.body)
+
+    def normed(x: str, name: str, conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d) -> str:
+        fused = torch.nn.utils.fuse_conv_bn_eval(conv.eval(), norm.eval())
+        return graph.conv(x, name, fused.weight.detach().numpy(), fused.bias.detach().numpy())
+
+    x = graph.affine("x", "to_range", 1 / 255, 0.0) if spec.unit_range else "x"
+    x = skip = graph.prelu(graph.conv(x, "head.0"), "head.1")
+    for i, block in enumerate(body[:-2]):
+        y = graph.prelu(normed(x, f"{i}.1", block.conv1, block.bn1), f"body.{i}.act")
+        y = normed(y, f"{i}.2", block.conv2, block.bn2)
+        x = graph.add("Add", [x, y if spec.res_scale == 1 else graph.affine(y, f"{i}.scale", spec.res_scale, 0.0)])
+    x = graph.add("Add", [skip, normed(x, "last", body[-2], body[-1])])
+    for i, factor in enumerate(spec.shuffles):
+        x = graph.prelu(graph.shuffle(graph.conv(x, f"tail.0.{3 * i}"), factor), f"tail.0.{3 * i + 2}")
+    x = graph.conv(x, "tail.1")
+    return graph.affine(x, "from_range", 127.5, 127.5) if spec.unit_range else x
+
+
+def onnx_graph(model: EDSR | SRResNet, size: int, collapsed: bool) -> bytes:
+    """The network as an ONNX model with input "x" [1, 3, size, size] in 0..255."""
+    from onnx import TensorProto, checker, helper
+
+    graph = _Graph(model)
+    y = _srresnet(graph, model) if isinstance(model, SRResNet) else _edsr(graph, model, collapsed)
+    shape, scale = [1, 3, size, size], model.spec.scale
+    made = helper.make_graph(
+        graph.nodes,
+        model.spec.network,
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, 3, size * spec.scale, size * spec.scale])],
-        tensors,
+        [helper.make_tensor_value_info(y, TensorProto.FLOAT, [1, 3, size * scale, size * scale])],
+        graph.tensors,
     )
-    result = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    result = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     checker.check_model(result)
     return result.SerializeToString()
 
@@ -125,7 +169,7 @@ RUNTIMES = {"onnxruntime": onnxruntime_forward, "openvino": openvino_forward}
 
 
 @functools.cache
-def onnx_bytes(model: EDSR, size: int, int8: bool, collapsed: bool) -> bytes:
+def onnx_bytes(model: EDSR | SRResNet, size: int, int8: bool, collapsed: bool) -> bytes:
     graph = onnx_graph(model, size, collapsed)
     if not int8:
         return graph

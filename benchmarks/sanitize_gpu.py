@@ -30,7 +30,8 @@ def main() -> int:
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     failed = []
     for tool in options.tool or TOOLS:
-        select = f"{options.backend} and not graph"
+        # By name tests of one backend alone would be left out: residual blocks and configurations are the CUDA library's.
+        select = "triton and not graph" if options.backend == "triton" else "not triton and not graph"
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *tests, "-k", select]
         print(f"== {tool}", flush=True)
         if subprocess.run(command, cwd=ROOT, env=environment).returncode:

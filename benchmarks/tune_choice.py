@@ -9,7 +9,6 @@ graphs; both backends' results are compared first. Needs a card that both can us
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import sys
@@ -21,6 +20,7 @@ import torch
 pretend.from_arguments()
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import keep  # noqa: E402
 from bench_gpu_layers import milliseconds  # noqa: E402
 from bench_gpu_networks import converted  # noqa: E402
 from gpu_place import place  # noqa: E402
@@ -76,17 +76,8 @@ def layers() -> dict[str, tuple[IntegerConv2d, int]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--package", action="store_true", help="into the table that comes with the package")
-    pretend.asked(parser)
-    args = parser.parse_args()
-    path = gpu_times.TABLE if args.package and not args.dry_run else gpu_times.user_table()
-    tune(path, pretend.pick(SIDE, 8))
-    print("dry run: nothing is kept" if args.dry_run else f"written to {path}")
-
-
-def tune(path: Path, side: int) -> None:
+def tune(path: Path) -> None:
+    side = pretend.pick(SIDE, 8)
     try:
         for backend in GPU_BACKENDS:
             choose(Problem("cuda"), backend)
@@ -100,4 +91,4 @@ def tune(path: Path, side: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    keep.main(__doc__, gpu_times.TABLE, gpu_times.user_table(), tune)

@@ -3,13 +3,12 @@
     python benchmarks/tune_triton.py            # into this user's table
     python benchmarks/tune_triton.py --package  # into adabm_kernels/backends/triton/tuning.json
 
-Every tile, number of warps and of pipeline stages that compiles without local memory is timed as a CUDA graph, after its result
-has proved equal to that of the others. An entry says where and when it was measured, and how long the heuristic's took.
+Every tile, number of warps and of pipeline stages that the card can run is timed as a CUDA graph, after its result has proved equal
+to that of the heuristic's. An entry says where and when it was measured, and how long the heuristic's took.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 pretend.from_arguments()
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import keep  # noqa: E402
 from bench_gpu_layers import milliseconds  # noqa: E402
 from gpu_place import place  # noqa: E402
 
@@ -81,7 +81,7 @@ def inputs_of(layer: tuple, size: int) -> dict[str, torch.Tensor]:
     return {name: tensor.cuda() for name, tensor in made.items()}
 
 
-def tune(layer: tuple, size: int) -> tuple[str, tuning.Config, dict]:
+def tune_layer(layer: tuple, size: int) -> tuple[str, tuning.Config, dict]:
     channels, outputs, kernel, _, by_class = layer
     inputs = inputs_of(layer, size)
     result = inputs["y"] if by_class else inputs["y_q"]
@@ -105,20 +105,14 @@ def tune(layer: tuple, size: int) -> tuple[str, tuning.Config, dict]:
     return key, best, {"us": round(times[best] * 1e3, 2), "heuristic_us": round(times[guess] * 1e3, 2), "pixels": size * size}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--package", action="store_true", help="into the table that comes with the package")
-    pretend.asked(parser)
-    args = parser.parse_args()
-    path = tuning.TABLE if args.package and not args.dry_run else tuning.user_table()
+def tune(path: Path) -> None:
     if not torch.cuda.is_available():
         raise SystemExit("tune_triton: no GPU that torch can use")
     source = place()
     for layer, size in itertools.product(pretend.pick(LAYERS, TINY_LAYERS), pretend.pick(SIZES, (4,))):
-        key, config, figures = tune(layer, size)
+        key, config, figures = tune_layer(layer, size)
         tuning.write_entries(path, {key: (config, figures | source)})
-    print("dry run: nothing is kept" if args.dry_run else f"written to {path}")
 
 
 if __name__ == "__main__":
-    main()
+    keep.main(__doc__, tuning.TABLE, tuning.user_table(), tune)

@@ -6,12 +6,27 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
 
+import adabm_kernels
+
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ["setup.py", "pyproject.toml", "README.md", "csrc", "adabm_kernels"]
+SOURCES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "csrc", "adabm_kernels"]
+# What a source distribution holds besides, as far as it is here.
+BESIDES = [
+    "CHANGELOG.md",
+    "Makefile",
+    "benchmarks",
+    "docs",
+    "tests",
+    "training",
+    *(path.name for path in ROOT.glob("requirements*.txt")),
+]
 for _name in ("setuptools", "ninja"):
     pytest.importorskip(_name)
 pytestmark = pytest.mark.skipif(not all((ROOT / name).exists() for name in SOURCES), reason="the sources are not beside the tests")
@@ -34,19 +49,22 @@ class Tree:
 
     def __init__(self, folder: Path):
         self.root, self.tools = folder / "tree", folder / "tools"
-        ignore = shutil.ignore_patterns("_lib", "*.safetensors", "__pycache__")
         self.root.mkdir()
-        for name in SOURCES:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, self.root / name, ignore=ignore)
-            else:
-                shutil.copy(source, self.root / name)
+        self.add(SOURCES)
         self.tools.mkdir()
         for name in ("sh", "dirname", "env"):
             (self.tools / name).symlink_to(shutil.which(name))
         self.lib = self.root / "adabm_kernels" / "_lib"
         self.lib.mkdir()
+
+    def add(self, names: list[str]) -> None:
+        ignore = shutil.ignore_patterns("_lib", "*.safetensors", "__pycache__")
+        for name in names:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, self.root / name, ignore=ignore)
+            elif source.exists():
+                shutil.copy(source, self.root / name)
 
     def tool(self, name: str) -> Path:
         path = self.tools / name
@@ -54,11 +72,11 @@ class Tree:
         path.chmod(0o755)
         return path
 
-    def build(self, *, path: str | None = None, **variables: str) -> subprocess.CompletedProcess:
+    def build(self, *arguments: str, path: str | None = None, **variables: str) -> subprocess.CompletedProcess:
         own = ("ADABM_", "CXX", "CXXFLAGS", "NVCC", "PATH", "PYTHON")
         environment = {key: value for key, value in os.environ.items() if not key.startswith(own)}
         environment |= {"PATH": path or str(self.tools), "ADABM_CUDA": "off", **variables}
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        command = [sys.executable, "setup.py", "-q", *(arguments or ("build_ext", "--inplace"))]
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
 
     def libraries(self) -> list[str]:
@@ -84,6 +102,21 @@ def test_without_a_compiler_the_build_succeeds_and_says_so(tree: Tree) -> None:
         assert done.returncode == 0, done.stderr
         assert "no C++ compiler found: installing without native libraries (reference backend only)" in done.stderr
         assert tree.libraries() == []  # nor what an earlier build left
+
+
+def test_elsewhere_than_on_linux_the_build_succeeds_and_says_so(tree: Tree) -> None:
+    tree.tool("c++")
+    # Only what setup.py sees: setuptools itself goes on as on Linux.
+    text = (tree.root / "setup.py").read_text()
+    (tree.root / "setup.py").write_text(
+        text.replace("class BuildNative", 'sys = type("", (), {**vars(sys), "platform": "darwin"})\n\n\nclass BuildNative')
+    )
+    done = tree.build()
+    assert done.returncode == 0, done.stderr
+    assert "made for Linux, and this is darwin: installing without them (reference backend only)" in done.stderr
+    assert tree.libraries() == [] and tree.log() == ""
+    done = tree.build(ADABM_CUDA="on")
+    assert done.returncode != 0 and "ADABM_CUDA=on needs Linux, and this is darwin" in done.stderr
 
 
 def test_a_compiler_is_found_and_stale_libraries_do_not_survive(tree: Tree) -> None:
@@ -181,6 +214,43 @@ def test_cuda_without_any_compiler_is_an_error(tree: Tree) -> None:
     done = tree.build(ADABM_CUDA="on")
     assert done.returncode != 0
     assert "ADABM_CUDA=on needs a C++ compiler" in done.stderr
+
+
+def test_a_source_distribution_is_the_whole_checkout(tree: Tree) -> None:
+    tree.add(BESIDES)
+    held = {str(path.relative_to(tree.root)) for path in tree.root.rglob("*") if path.is_file()}
+    done = tree.build("sdist")
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next((tree.root / "dist").glob("*.tar.gz"))) as archive:
+        packed = {path.partition("/")[2] for path in archive.getnames()}
+    assert held - packed == set()
+    assert {name.partition("/")[0] for name in packed - held - {""}} <= {
+        "PKG-INFO",
+        "adabm_kernels.egg-info",
+        "setup.cfg",
+        *SOURCES,
+        *BESIDES,
+    }
+
+
+def test_a_wheel_serves_every_python_and_holds_all_that_it_needs(tree: Tree) -> None:
+    tree.tool("g++")
+    done = tree.build("bdist_wheel")
+    assert done.returncode == 0, done.stderr
+    assert "Package would be ignored" not in done.stdout + done.stderr
+    path = next((tree.root / "dist").glob("*.whl"))
+    version = adabm_kernels.__version__
+    assert path.name.startswith(f"adabm_kernels-{version}-py3-none-linux_")  # loaded with ctypes: no interpreter's ABI
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+        about = message_from_bytes(wheel.read(f"adabm_kernels-{version}.dist-info/METADATA"))
+    modules = {str(file.relative_to(tree.root)) for file in (tree.root / "adabm_kernels").rglob("*.py")}
+    assets = {str(file.relative_to(tree.root)) for file in (tree.root / "adabm_kernels" / "assets").iterdir()}
+    wanted = modules | assets | {"adabm_kernels/py.typed", "adabm_kernels/_lib/libadabm_cpu.so"}
+    wanted |= {f"adabm_kernels-{version}.dist-info/licenses/LICENSE"}
+    assert wanted - names == set()
+    assert about["License-Expression"] == "MIT" and about["Version"] == version
+    assert "Typing :: Typed" in about.get_all("Classifier")
 
 
 @pytest.mark.parametrize("compiler", ["c++", "clang++-14"])

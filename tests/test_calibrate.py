@@ -371,7 +371,8 @@ def test_unknown_networks_are_refused():
 
 @pytest.mark.parametrize("images", ["folder", torch.zeros(1, 3, 16, 16), 3])
 def test_images_must_be_an_iterable(images):
-    with pytest.raises(TypeError, match="calibrate: images must be an iterable of tensors or paths, got"):
+    given = "str 'folder' .of a folder pass its pictures" if isinstance(images, str) else type(images).__name__
+    with pytest.raises(TypeError, match=f"calibrate: images must be an iterable of tensors or paths, got {given}"):
         calibrate(small_edsr(), images)
 
 

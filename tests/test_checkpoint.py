@@ -143,7 +143,7 @@ def test_save_names_what_is_wrong(models: dict[str, ConvertedNetwork], tmp_path:
 def test_other_files_are_named_for_what_they_are(models: dict[str, ConvertedNetwork], tmp_path: Path) -> None:
     state = EDSR(EDSRSpec(2, 1, 4)).state_dict()
     path = tmp_path / "m.safetensors"
-    how = "convert and calibrate it with adabm_kernels.convert_model"
+    how = "make one of it with `adabm calibrate --weights FILE"
 
     def refused(message: str) -> None:
         with pytest.raises(ValueError, match=message) as caught:
@@ -162,7 +162,7 @@ def test_other_files_are_named_for_what_they_are(models: dict[str, ConvertedNetw
         path.write_bytes(content)
         refused("is not a safetensors file, or a truncated one")
     for missing in (tmp_path / "absent.safetensors", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"load: no model file at {missing}"):
+        with pytest.raises(FileNotFoundError, match=f"load: no model file at {missing} .adabm_kernels.builtin_models"):
             load(missing)
 
 

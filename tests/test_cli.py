@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import types
+import warnings
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +151,9 @@ def test_an_existing_output_is_replaced(folder, model, adabm):
 
 
 BAD_USAGE = {
-    "no command": ([], "the following arguments are required: COMMAND"),
+    "no command": (["--traceback"], "the following arguments are required: COMMAND"),
     "unknown command": (["enlarge"], "invalid choice: 'enlarge'"),
+    "misspelt command": (["upscal", "in.png"], "(did you mean 'upscale'?)"),
     "no input": (["upscale"], "the following arguments are required: IN"),
     "bits 1": (["upscale", "in.png", "--bits", "1"], "--bits: must be 'auto' or an integer from 2 to 8, got '1'"),
     "bits 9": (["upscale", "in.png", "--bits", "9"], "--bits: must be 'auto' or an integer from 2 to 8, got '9'"),
@@ -168,6 +171,31 @@ def test_bad_usage(folder, model, adabm, case):
     assert (status, out) == (2, "")
     assert err.startswith("adabm: error: ") and err.count("\n") == 1 and message in err
     assert names(folder) == ["in.png"]
+
+
+def test_without_a_command_it_shows_what_there_is(adabm):
+    status, out, err = adabm()
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: adabm") and "upscale pictures, folders or frames of a video" in err
+
+
+@pytest.mark.parametrize("argv, shown", [([], "Built-in models"), (["models"], "network"), (["--version"], "adabm ")])
+def test_the_package_runs_as_a_program(argv, shown):
+    command = [sys.executable, "-m", "adabm_kernels", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "") and shown in done.stdout
+
+
+def test_quiet_warns_of_nothing(folder, model, adabm):
+    first = PIL.Image.fromarray(RGB)
+    first.save("pages.tif", save_all=True, append_images=[first, first])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert adabm("upscale", "pages.tif")[0] == 0
+        # Once, though the file is opened more than once.
+        assert [str(one.message) for one in said] == ["'pages.tif' holds 3 pictures, of which only the first is read"]
+        assert adabm("upscale", "-q", "pages.tif") == (0, "", "") and len(said) == 1
+    assert np.array_equal(read("pages_x4.png"), LARGE)
 
 
 def cut_png(folder):
@@ -358,7 +386,7 @@ def test_info_in_a_process():
     assert (done.returncode, done.stderr) == (0, "")
     for line in ("Machine", "Native libraries", "Backends", "Built-in models"):
         assert f"\n{line}\n" in f"\n{done.stdout}"
-    assert f"  torch          {torch.__version__}\n" in done.stdout
+    assert f"  torch          {metadata.version('torch')}\n" in done.stdout
     assert re.search(r"\n  reference  yes", done.stdout)
 
 

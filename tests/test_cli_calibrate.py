@@ -437,6 +437,14 @@ def test_calibrated_weights_are_refused(folder, adabm):
     assert (status, err) == (2, "adabm: error: --weights must be float weights, and 'c.pt' is calibrated already\n")
 
 
+def test_a_converted_model_is_refused_as_weights(folder, fake, adabm):
+    assert adabm(*COMMAND)[0] == 0
+    argv = with_option("--weights", "m.safetensors")
+    argv[argv.index("-o") + 1] = "n.safetensors"
+    status, _, err = adabm(*argv)
+    assert (status, err) == (2, "adabm: error: --weights must be float weights, and 'm.safetensors' is a converted model already\n")
+
+
 def test_header_without_provenance_reads_as_empty(folder, fake, adabm):
     assert adabm(*COMMAND)[0] == 0
     model = adabm_kernels.load("m.safetensors")

@@ -143,6 +143,18 @@ def test_operators_equal_the_reference(problem: ConvProblem) -> None:
             assert torch.equal(a, b)
 
 
+def test_one_image_of_a_batch_is_taken_wherever_it_begins() -> None:
+    instance = instantiate(ConvProblem("second", 3, 5, 6, 9, bits=(4, 8), residual=True))
+    assert instance.x_q[1:].data_ptr() % 16
+    for name in ("x_q", "bits", "residual", "out_bits"):
+        setattr(instance, name, getattr(instance, name)[1:])
+    for a, b in zip(instance.run("cuda", "both"), instance.run("reference", "both"), strict=True):
+        assert torch.equal(a, b)
+    pixels = instance.layer.pixels(instance.x_q, instance.bits)
+    instance.layer.set_backend("cuda", 1)
+    assert torch.equal(instance.layer.pixels(instance.x_q, instance.bits), pixels)
+
+
 def test_tensors_in_main_memory_are_refused() -> None:
     with pytest.raises(RuntimeError, match="cuda: the tensors must be on a CUDA device, got cpu"):
         real_place(torch.zeros(1))

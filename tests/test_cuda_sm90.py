@@ -14,7 +14,9 @@ from test_cuda_conv2d import by_class
 
 import adabm_kernels
 from adabm_kernels import native, ops
+from adabm_kernels.backends import cuda
 from adabm_kernels.backends.counted import on_wgmma
+from adabm_kernels.backends.cuda import _place as real_place
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
@@ -350,6 +352,23 @@ def test_networks_equal_the_reference(network, settings: dict, fused: bool, monk
             model.set_backend("cuda")
             assert model.why_not_fused == "compute capability 8.6 has no wgmma: only 9.0 has"
         assert torch.equal(model(x), want)
+
+
+def test_a_backend_can_be_set_before_the_model_moves_to_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--backend cuda` does: whether residual blocks are one kernel is known once the model is there."""
+    torch.manual_seed(0)
+    images, config = [torch.rand(1, 3, 16, 16) * 255], ConvertConfig(batch=1, recipe="paper", quantize="body")
+    model = adabm_kernels.convert_model(float_network(EDSRSpec(2, 1, 36)), images, config)
+    monkeypatch.setattr(adabm_kernels.nn.network, "choose", lambda problem, requested: Choice("cuda"))
+    with cuda_on_host():
+        on_a_card = cuda._place
+        monkeypatch.setattr(cuda, "_place", real_place)
+        model.set_backend("cuda")
+        assert model.why_not_fused == "cuda: the tensors must be on a CUDA device, got cpu"
+        monkeypatch.setattr(cuda, "_place", on_a_card)
+        monkeypatch.setattr(type(model), "_device", lambda self: torch.device("cuda", 0))
+        model._apply(lambda tensor: tensor)
+        assert model.why_not_fused == ""
 
 
 def test_the_operator_says_what_is_wrong() -> None:

@@ -242,3 +242,14 @@ def test_a_second_device_that_is_not_the_current_one(backend: str) -> None:
     assert torch.cuda.current_device() == 0
     with pytest.raises(RuntimeError, match="x_bits must be on the device of x_q, cuda:1, got cuda:0"):
         card.layer(card.x_q, card.bits.to("cuda:0"), out="acc")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_graphs_on_two_devices(backend: str) -> None:
+    """A recording on the second finds something to record after one on the first."""
+    model, images, wants = small_network()
+    for device in ("cuda:0", "cuda:1"):
+        model.to(device)
+        model.set_backend(backend, graph=True)
+        for x, want in zip(images, wants, strict=True):
+            assert torch.equal(model(x.to(device)).cpu(), want)

@@ -53,7 +53,22 @@ def test_the_tests_for_a_card_run_on_a_pretended_one(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     passed, skipped = (int(re.search(rf"(\d+) {word}", done.stdout)[1]) for word in ("passed", "skipped"))
-    assert passed >= 45 and skipped == 3  # two of a second device, one of another backend's measure
+    assert passed >= 45 and skipped == 5  # four of a second device, one of another backend's measure
+
+
+def test_a_network_is_measured_on_the_backend_that_it_is_proven_on() -> None:
+    """Whichever was measured before."""
+    run = (
+        "import pretend; pretend.install(); from bench_gpu_networks import proven; "
+        "print([proven('edsr_x4', name).choice.backend for name in ('cuda', 'triton', 'cuda')])"
+    )
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run([sys.executable, "-c", run], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "['cuda', 'triton', 'cuda']"
 
 
 def test_without_a_card_a_real_run_says_so() -> None:
@@ -105,11 +120,30 @@ def test_the_sanitizer_is_asked_for_each_tool(tmp_path: Path, status: int) -> No
     fake = tmp_path / "compute-sanitizer"
     fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexit {status}\n')
     fake.chmod(0o755)
-    done = run_script("sanitize_gpu.py", "--backend", "triton", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run_script("sanitize_gpu.py", "--backend", "triton", PATH=path)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [call.split()[1] for call in calls] == ["memcheck", "racecheck", "initcheck", "synccheck"]
     assert all("test_gpu.py" in call and "triton and not graph" in call for call in calls)
     assert done.returncode == (status != 0) and ("all clean" in done.stdout) == (status == 0)
+    run_script("sanitize_gpu.py", "--tool", "racecheck", PATH=path)
+    call = (tmp_path / "calls").read_text().splitlines()[-1]
+    selected = call[call.index(" -k ") + 4 :]
+    collect = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_gpu.py",
+        "-k",
+        selected,
+    ]
+    found = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "[cuda" in found and "triton" not in found and "graph" not in found
+    assert "test_residual_blocks_equal_two_convolutions" in found and "test_every_configuration_equals_the_reference" in found
 
 
 def test_without_the_sanitizer_it_says_so(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from adabm_kernels.backends import devices, gpu_times
 from adabm_kernels.backends.counted import ConvShape
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
-from adabm_kernels.nn import graph, lanes
+from adabm_kernels.nn import graph, lanes, network
+from adabm_kernels.nn.graph import _RECORDING
 from adabm_kernels.nn.workspace import Workspace
 from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
 from adabm_kernels.registry import GPU_BACKENDS, Choice, Problem, choose, device_for
@@ -301,6 +302,14 @@ def test_what_keeps_triton_from_running_is_told(card: dict[str, Any], facts: dic
     assert not status.available and status.reason == choice.rejected["triton"]
 
 
+@needs_triton
+def test_a_card_whose_memory_is_full_is_asked_again(card: dict[str, Any]) -> None:
+    card["fails"] = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nMore")
+    assert choose(Problem("cuda")).rejected["triton"] == "triton cannot be tried: CUDA out of memory. Tried to allocate 2.00 MiB."
+    card["fails"] = None
+    assert choose(Problem("cuda")).backend == "triton"
+
+
 @pytest.fixture
 def both(card: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """A pretended card that both GPU backends can use, with nothing measured."""
@@ -415,6 +424,42 @@ def test_a_network_takes_each_convolution_to_the_faster_backend(both: dict[str, 
 
 
 @needs_triton
+def test_the_choice_is_for_the_card_that_has_the_tensors(both: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for the current one, which is 0."""
+    cards = {0: (9, 0), 1: (8, 6), 2: (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", cards.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_device_name", "Card {}".format)
+    for device, backend in (("cuda", "cuda"), ("cuda:0", "cuda"), ("cuda:1", "triton")):
+        assert choose(Problem(device, EIGHT)).backend == backend
+    assert "compute capability 8.6" in choose(Problem("cuda:1", EIGHT)).rejected["cuda"]
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run: Card 2 has compute capability 7\.5"):
+        choose(Problem("cuda:2"), "triton")
+    with pytest.raises(RuntimeError, match="'triton' cannot run: the tensors are on xpu:1"):
+        choose(Problem("xpu:1"), "triton")
+    model = converted()
+    asked: list[Problem] = []
+    monkeypatch.setattr(network, "choose", lambda problem, requested: asked.append(problem) or Choice("reference"))
+    for device in ("cuda:1", "cpu"):
+        monkeypatch.setattr(type(model), "_device", lambda self, device=device: torch.device(device))
+        model.set_backend("auto")
+        assert {problem.device for problem in asked} == {device}
+        asked.clear()
+
+
+def test_the_cuda_library_is_asked_about_the_card_that_has_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(devices, "why_no_gpu", lambda: "")
+    monkeypatch.setattr(devices.native, "why_missing", lambda name: "")
+    monkeypatch.setattr(devices.native, "library", lambda name: SimpleNamespace(call=lambda entry, index: asked.append(index)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    devices._why_no_kernels_on.cache_clear()
+    found = [devices.why_not_cuda(device) for device in ("cuda:1", "cuda", None, "cpu", "xpu:0")]
+    assert found == ["", "", "", "the tensors are on cpu", "the tensors are on xpu:0"]
+    devices._why_no_kernels_on.cache_clear()
+    assert asked == [1, 3]  # once each
+
+
+@needs_triton
 def test_a_card_that_can_is_taken(card: dict[str, Any]) -> None:
     choice = choose(Problem("cuda"))
     assert choice.backend == "triton" and list(choice.rejected) == ["cuda"]
@@ -435,13 +480,23 @@ def test_the_command_line_never_falls_back(name: str, adabm: Callable, empty_fol
 
 def test_a_backend_asked_for_takes_the_model_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert [device_for(name) for name in ("triton", "cpu", "reference", "auto")] == ["cuda", None, None, None]
+    names = ("triton", "cpu", "reference", "auto")
+    monkeypatch.delenv("ADABM_BACKEND", raising=False)
+    assert [device_for(name) for name in names] == ["cuda", None, None, None]
+    monkeypatch.setenv("ADABM_BACKEND", "cuda")
+    assert [device_for(name) for name in names] == ["cuda", None, None, "cuda"]
+    monkeypatch.delenv("ADABM_BACKEND")
     calls: list[str] = []
-    model = SimpleNamespace(set_backend=calls.append, to=calls.append)
+    place = torch.device("cpu")
+    model = SimpleNamespace(set_backend=calls.append, to=calls.append, buffers=lambda: iter([SimpleNamespace(device=place)]))
     configure(model, None, "triton", None)
     configure(model, None, "reference", None)
     configure(model, None, "triton", None, "cpu")  # the device that was asked for stays
     assert calls == ["triton", "cuda", "reference", torch.device("cpu"), "triton"]
+    calls.clear()
+    place = torch.device("cuda:1")
+    configure(model, None, "triton", None)
+    assert calls == ["triton"]  # it stays on its own card, whichever is the current one
 
 
 def test_the_interpreter_runs_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,9 +605,11 @@ class Recorder:
     """Stands for CudaGraph: what would be recorded, and how often it ran."""
 
     made: list[tuple] = []
+    on: list[Any] = []  # streams
 
     def __init__(self, function: Callable, inputs: tuple[torch.Tensor, ...], *shared: Any):
         Recorder.made.append(tuple(x.shape for x in inputs))
+        Recorder.on.append(shared[-1])
         self.function = function
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -561,10 +618,11 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
-    Recorder.made = []
+    Recorder.made, Recorder.on = [], []
     monkeypatch.setattr(graph, "CudaGraph", Recorder)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: object())
     monkeypatch.setattr(torch.cuda, "Event", object)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
     return Recorder
 
 
@@ -585,6 +643,15 @@ def test_graphs_are_recorded_once_a_shape(recorder: type[Recorder]) -> None:
     graphs.run(double, torch.arange(3))
     assert len(recorder.made) == 2 + graph.Graphs.LIMIT + 2
     assert torch.equal(graphs.run(lambda x: x * 3, torch.arange(3), kind="other"), torch.arange(3) * 3)
+
+
+def test_graphs_are_recorded_on_streams_of_their_device(recorder: type[Recorder]) -> None:
+    """One for the graphs that share memory, as torch asks; it would take one of the device that recorded first for all."""
+    graphs, same = graph.Graphs(), lambda x: x
+    for size, device in enumerate(("cpu", "meta", "cpu", "meta"), 1):
+        graphs.run(same, torch.empty(size, device=device))
+    assert [stream.device.type for stream in recorder.on] == ["cpu", "meta", "cpu", "meta"]
+    assert recorder.on[0] is recorder.on[2] and recorder.on[1] is recorder.on[3]
 
 
 def test_what_changes_a_forward_forgets_its_graphs(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -628,14 +695,19 @@ class FakeCuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.calls: list[str] = []
         stream = self._object("here", "wait_stream", "wait_event")
-        aside = self._object("aside", "wait_stream")
+        self.aside = self._object("aside", "wait_stream")
         monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: aside)
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self._object("graph", "replay"))
-        monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, capture_error_mode: nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph", self._record)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, on: self.calls.append(f"{type(on).__name__} holds {x[0]}"))
         self.event = self._object("event", "record")
+
+    @contextmanager
+    def _record(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert stream is self.aside and not _RECORDING.acquire(blocking=False)
+        yield
 
     def _object(self, name: str, *methods: str) -> Any:
         made = {method: lambda self_, *args, m=method: self.calls.append(f"{name}.{m}") for method in methods}
@@ -651,12 +723,12 @@ def test_a_graph_copies_in_and_out_between_waiting_and_recording(monkeypatch: py
         runs.append(x)
         return x.mul(1)
 
-    recorded = graph.CudaGraph(function, (x,), None, cuda.event)
+    recorded = graph.CudaGraph(function, (x,), None, cuda.event, cuda.aside)
     assert cuda.calls == ["aside.wait_stream", "function", "here.wait_stream", "function"]
     assert runs[0] is runs[1] and runs[0] is not x  # a buffer of its own, both to warm up and to record
     cuda.calls.clear()
     first = recorded(torch.full((4,), 7.0))
-    assert cuda.calls == ["here.wait_event", "graph.replay", "event.record"]
+    assert cuda.calls == ["here.wait_event", "here holds 7.0", "graph.replay", "event.record"]
     assert torch.equal(runs[0], torch.full((4,), 7.0))  # what the replay reads
     assert first.data_ptr() != recorded(x).data_ptr()  # the caller's own
 
@@ -738,7 +810,7 @@ def test_every_lane_has_graphs_and_memory_of_its_own(recorder: type[Recorder], m
                 graphs.run(lambda x: x * 2, torch.arange(3))
         graphs.run(lambda x: x * 2, torch.arange(3))
         graphs.run(lambda x: x * 2, torch.arange(4))
-    assert len(shared) == 4 and len({pool for pool, _ in shared}) == len({busy for _, busy in shared}) == 3
+    assert len(shared) == 4 and [len(set(map(id, each))) for each in zip(*shared, strict=True)] == [3, 3, 3]
     assert shared[2] == shared[3]  # those of one lane run one at a time
     graphs.clear()
     graphs.run(lambda x: x * 2, torch.arange(3))
@@ -812,7 +884,7 @@ def _write(path: Path, key: str) -> None:
     from adabm_kernels.backends.triton.tuning import Config, write_entries
 
     for i in range(20):
-        write_entries(path, {f"{key}{i}": (Config(64, 64, 4, i), {"card": key})})
+        write_entries(path, {f"{key}{i}": (Config(64, 64, 4, 1 + i), {"card": key})})
 
 
 @needs_triton
@@ -855,5 +927,9 @@ def test_measured_configs_go_before_the_heuristic(tmp_path: Path, monkeypatch: p
             tuning.user_table().write_text(broken)
             tuning.measured.cache_clear()
             assert tuning.conv2d_config(*shape) == package
+        whole = {"config": vars(own)}
+        for broken in (1, [], {}, {"config": {"block_m": 1}}, {"config": vars(own) | {"block_m": "32"}}):
+            tuning.user_table().write_text(json.dumps({"a": broken, key: whole}))
+            assert tuning.read_table(tuning.user_table()) == {key: whole}  # one that is broken leaves the others
     finally:
         tuning.measured.cache_clear()

@@ -192,6 +192,15 @@ def test_broken_exif_does_not_spoil_a_good_picture(tmp_path):
     assert read_image(tmp_path / "a.jpg").shape == SMOOTH.shape
 
 
+def test_of_several_pictures_it_is_the_first_and_says_so(tmp_path):
+    path, first = tmp_path / "pages.tif", PIL.Image.fromarray(RGB)
+    first.save(path, save_all=True, append_images=[PIL.Image.fromarray(255 - RGB)])
+    reader = open_picture(path)
+    with pytest.warns(UserWarning, match=f"'{path}' holds 2 pictures, of which only the first is read") as said:
+        rows = np.concatenate([reader.read(2), reader.read(9)])
+    assert np.array_equal(rows, RGB) and len(said) == 1
+
+
 def test_one_pixel(tmp_path):
     write_image(tmp_path / "a.png", RGB[:1, :1])
     assert np.array_equal(read_image(tmp_path / "a.png"), RGB[:1, :1])
@@ -337,6 +346,52 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
         with pytest.raises(OSError, match=f"^cannot write '{re.escape(str(pipe))}': it is a device or a pipe"):
             write(pipe)
         assert pipe.is_fifo() and [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_of_a_link_the_file_is_replaced_that_it_points_to(tmp_path, there):
+    (tmp_path / "disk").mkdir()
+    target, link, relative = tmp_path / "disk" / "real.png", tmp_path / "link.png", tmp_path / "again.png"
+    link.symlink_to(target)
+    relative.symlink_to("link.png")
+    if there:
+        target.write_bytes(b"before")
+    for path in (link, relative):
+        with pytest.raises(RuntimeError, match="stop"), files.PartialFile(path) as partial:
+            partial.file.write(b"half")
+            raise RuntimeError("stop")
+        assert target.exists() == there and (not there or target.read_bytes() == b"before")
+        check_output(path)
+        write_image(path, RGB)
+        assert np.array_equal(read_image(target), RGB) and not target.is_symlink()
+        target.write_bytes(b"before")
+        files.write_file(path, b"words")
+        assert target.read_bytes() == b"words"
+        if there:
+            target.write_bytes(b"before")
+        else:
+            target.unlink()
+    assert link.is_symlink() and os.readlink(relative) == "link.png"
+    assert sorted(path.name for path in tmp_path.rglob("*") if path != target) == ["again.png", "disk", "link.png"]
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    circle, absent = tmp_path / "circle.png", tmp_path / "absent.png"
+    circle.symlink_to("circle.png")
+    absent.symlink_to(tmp_path / "gone" / "a.png")
+    for path, message in ((circle, "Too many levels of symbolic links"), (absent, "No such file or directory")):
+        with pytest.raises(OSError, match=f"^cannot write '{re.escape(str(path))}': {message}"):
+            files.write_file(path, b"words")
+    with pytest.raises(FileNotFoundError, match="absent.png': the folder '.*gone' does not exist"):
+        check_output(absent)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        check_output(circle)
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(tmp_path / "fifo")
+    pipe.symlink_to("fifo")
+    with pytest.raises(OSError, match="it is a device or a pipe"):
+        check_output(pipe)
+    assert circle.is_symlink() and absent.is_symlink() and not (tmp_path / "gone").exists()
 
 
 def test_jpeg_takes_an_opaque_alpha_and_refuses_a_transparent_one(tmp_path):

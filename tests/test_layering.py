@@ -21,6 +21,7 @@ FLOORS = [
     {"upscale", "bitmap"},
     {"batch"},
     {"patchwise"},
+    {"picture"},
     {"checkpoint", "convert"},
     {"calibrate"},
     {"calibration"},

@@ -511,6 +511,16 @@ def test_codes_can_be_made_from_and_into_slices(offset: int, fill: int, backend:
     torch.library.opcheck(torch.ops.adabm.quantize_out, (x, None, grid, bits, False, 0, backend, 1, torch.empty_like(want)))
 
 
+@backend
+def test_codes_of_an_image_one_pixel_wide_go_where_they_belong(backend: str) -> None:
+    """Its columns have any stride, and it is contiguous all the same."""
+    y_q = torch.zeros(6 * 6 * 8, dtype=torch.uint8).as_strided((1, 6, 1, 8), (48, 8, 48, 1))
+    x, grid, bits = torch.rand(1, 6, 6, 1), act_grid(0.0, 1.0), torch.tensor([8], dtype=torch.int32)
+    assert y_q.is_contiguous()
+    ops.quantize_out(x, grid, bits, y_q, backend=backend, threads=1)
+    assert torch.equal(y_q, ops.quantize(x, grid, bits, backend="reference"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

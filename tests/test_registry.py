@@ -12,6 +12,7 @@ from problems import ConvProblem, instantiate, runnable_isas
 
 import adabm_kernels
 from adabm_kernels import native, registry
+from adabm_kernels.backends import devices
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.nn import ConvertedEDSR
@@ -22,7 +23,8 @@ NOT_BUILT = "library not built: no C++ compiler at install"
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Neither the caller's variables nor a warning given before."""
+    """Neither the caller's variables, nor a card of this machine, nor a warning given before."""
+    monkeypatch.setattr(devices, "why_no_gpu", lambda: "no GPU in these tests")
     monkeypatch.delenv("ADABM_BACKEND", raising=False)
     monkeypatch.delenv("ADABM_ISA", raising=False)
     registry._warn_slow.cache_clear()

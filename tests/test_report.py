@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from command_line import names
 
 from adabm_kernels.bitmap import COLOURS, bit_map, colour, group_name, ink
 from adabm_kernels.images import open_picture
-from adabm_kernels.patchwise import Patch
+from adabm_kernels.picture import Patch
 from adabm_kernels.upscale import _ASSETS, load_model, upscale
 
 CHROMIUM = shutil.which("chromium")
@@ -169,6 +170,13 @@ def test_bit_map_as_a_picture_and_as_a_figure():
     assert [axes.get_title() for axes in figure.axes][:2] == ["bits, body.2", "patch by group of layers"]
     assert figure.axes[-1].get_ylabel() == "bits" and len(figure.axes[0].patches) == 3
     figure.canvas.draw()
+
+
+def test_a_figure_without_matplotlib_says_where_it_comes_from(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.colors", None)  # as where it is not installed
+    bits = bit_map(load_model("edsr_x4_w4a4"), PATCHES, 10, 7)
+    with pytest.raises(ModuleNotFoundError, match=r"matplotlib is not installed; it comes with adabm-kernels\[figure\]"):
+        bits.to_figure()
 
 
 def np_offsets():

@@ -171,8 +171,15 @@ def test_adabm_bench_times_the_model_and_its_layers(adabm, empty_folder) -> None
     report = json.loads(out)
     assert report["seconds"] > 0 and report["float_seconds"] > 0 and len(report["layers"]) > 20
     status, out, err = adabm("bench", "--size", 8, "--threads", 1, "--json", "bench.json")
-    assert status == 0 and "float32" in out and "predicted ns" in out
+    assert status == 0 and "float32" in out and "predicted ns" in out and "planned by  times of " in out
     assert json.loads((empty_folder / "bench.json").read_text())["size"] == 8
+
+
+def test_adabm_bench_says_which_tiles_are_never_planned(monkeypatch) -> None:
+    planned_by = importlib.import_module("adabm_kernels.commands.bench")._planned_by
+    some = TileTimes("avx2", {name: {KINDS[0]: Cost(1.0, 0.0, 0.0)} for name in NAMES[:-2]}, 0.0, {"cpu": "C", "date": "D"})
+    monkeypatch.setattr(tile_times, "tile_times", lambda isa: some)
+    assert planned_by() == f"times of avx2 on C, D, without {NAMES[-2]}, {NAMES[-1]}: adabm bench --tune measures them"
 
 
 def test_adabm_bench_times_a_model_where_it_is(adabm, empty_folder, monkeypatch) -> None:

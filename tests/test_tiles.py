@@ -11,27 +11,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import ConvProblem, bell_codes, instantiate, runnable_isas, set_tile, set_weights
 
+from adabm_kernels import native, ops
 from adabm_kernels.backends import cpu
-from adabm_kernels.quantize import weight_integers
+from adabm_kernels.quantize import act_grid, padded_channels, weight_integers
 from adabm_kernels.tile_times import KINDS, Cost, TileTimes, tile_times
-from adabm_kernels.tiles import TILES, Sums, plan_layer, tile_products, transformed_weights
+from adabm_kernels.tiles import TILES, Sums, plan_layer, takes_kn2row, tile_products, transformed_weights
 
 VNNI = tile_times("avx512vnni")
 # By which a tile is as fast as it has few products, whatever the layer's size.
-PRODUCTS_ALONE = TileTimes("avx512vnni", {tile.name: {KINDS[0]: Cost(1, 0, 0)} for tile in TILES if not tile.words}, 0, {})
+_ALONE = {tile.name: {KINDS[0]: Cost(1, 0, 0)} for tile in TILES if not tile.words}
+PRODUCTS_ALONE = TileTimes("avx512vnni", _ALONE, 0, {})
+DEAR_DIRECT = replace(PRODUCTS_ALONE, costs=_ALONE | {"direct": {KINDS[0]: Cost(100, 0, 0)}})  # whatever is exact comes before it
 
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda t: t.name)
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_tile_computes_its_outputs_exactly(tile, data: st.DataObject) -> None:
-    height, width = tile.rows.outputs + 2, tile.columns.outputs + 2
+    side = tile.kernel
+    height, width = tile.rows.outputs + side - 1, tile.columns.outputs + side - 1
     numbers = st.lists(st.integers(0, 255), min_size=height * width, max_size=height * width)
     codes = np.array(data.draw(numbers)).reshape(height, width)
-    weights = np.array(data.draw(st.lists(st.integers(-255, 255), min_size=9, max_size=9))).reshape(3, 3)
+    weights = np.array(data.draw(st.lists(st.integers(-255, 255), min_size=side**2, max_size=side**2))).reshape(side, side)
     products = (tile.rows.codes @ codes @ tile.columns.codes.T) * transformed_weights(tile, weights[..., None, None])[..., 0, 0]
     sums = tile.rows.sums @ products @ tile.columns.sums.T
-    want = [[(codes[i : i + 3, j : j + 3] * weights).sum() for j in range(width - 2)] for i in range(height - 2)]
+    want = [
+        [(codes[i : i + side, j : j + side] * weights).sum() for j in range(tile.columns.outputs)] for i in range(tile.rows.outputs)
+    ]
     assert np.array_equal(sums, tile.rows.denominator * tile.columns.denominator * np.array(want))
 
 
@@ -47,7 +53,7 @@ def test_the_stated_code_range_is_reached_and_not_passed(tile, bits: int) -> Non
 
 
 def weights_of(largest: int) -> np.ndarray:
-    return np.full((4, 4, 3, 3), largest)
+    return np.full((16, 4, 3, 3), largest)
 
 
 def test_fewer_bits_get_tiles_of_fewer_products() -> None:
@@ -73,12 +79,12 @@ def test_the_plan_says_why_a_layer_is_direct() -> None:
     plan = plan_layer("conv", weights_of(63), 8, times=VNNI)
     assert "F(2x2) makes weights of 0..567, beyond 4 bytes" in plan.why_direct[0]
     assert "F(2x1) makes 8-bit codes up to 510, above 255" in plan.why_direct[8 - 2]
-    assert plan_layer("conv", weights_of(15)[:, :, :1, :1], 8, times=VNNI).why_direct[0] == "kernel 1x1 is not 3x3"
+    assert plan_layer("conv", weights_of(15)[:, :, :1, :1], 8, times=VNNI).why_direct[0] == "no tile is for a kernel of 1x1"
 
 
 def test_a_sum_that_only_the_tile_would_overflow_forbids_the_tile() -> None:
     channels = 160_000
-    plan = plan_layer("conv", np.full((1, channels, 3, 3), 3), 8, times=PRODUCTS_ALONE)
+    plan = plan_layer("conv", np.full((1, channels, 3, 3), 3), 8, times=DEAR_DIRECT)
     assert channels * 27 * 255 < 2**31
     assert plan.tile[2 - 2] == "F(2x3)"  # its largest sum is 89 times that of the output, and that of F(2x4) 587 times
     assert channels * 27 * 3 * 89 < 2**31 < channels * 27 * 3 * 587
@@ -96,7 +102,8 @@ def test_words_hold_whatever_f4x4_makes_of_codes_and_weights_of_8_bits() -> None
 
 
 def test_f4x4_is_refused_where_what_it_divides_could_wrap() -> None:
-    measured = TileTimes("avx2", {name: {KINDS[0]: Cost(1, 0, 0)} for name in ("direct", "F(4x4)")}, 0, {})
+    costs = {"direct": {KINDS[0]: Cost(100, 0, 0)}, "F(4x4)": {KINDS[0]: Cost(1, 0, 0)}}
+    measured = TileTimes("avx2", costs, 0, {})
     for channels, tile in ((114, "F(4x4)"), (115, "direct")):
         plan = plan_layer("conv", np.full((2, channels, 3, 3), -128), 8, times=measured)
         assert plan.tile[8 - 2] == tile and plan.tile[7 - 2] == "F(4x4)"
@@ -113,7 +120,7 @@ def test_avx2_is_planned_for_sums_of_16_bits() -> None:
     """With few bits a run of taps is summed whole; with weights of 8 bits a pair of products already overflows."""
     light, heavy = bell_codes(4, 64, 64).numpy(), np.full((16, 16, 3, 3), 127)
     times = tile_times("avx2")
-    bytes_alone = replace(times, costs={name: costs for name, costs in times.costs.items() if name != "F(4x4)"})
+    bytes_alone = replace(times, costs={tile.name: times.costs[tile.name] for tile in TILES if not tile.words})
     plan, direct = plan_layer("conv", light, 8, times=bytes_alone), plan_layer("conv", heavy, 8, times=bytes_alone)
     assert plan.isa == "avx2" and list(plan.picoseconds) == sorted(plan.picoseconds)
     assert plan.tile[:2] == ("F(3x4)", "F(2x4)") and plan.tile[6] == direct.tile[6] == "direct"
@@ -159,11 +166,12 @@ def test_sums_of_the_stated_depth_stay_within_16_bits(runs, quads, most, top, se
 
 
 def test_the_products_of_a_tile_are_those_of_its_transforms() -> None:
-    assert [tile_products(tile.name, 3, 3) for tile in TILES] == [9, 6, 4, 10 / 3, 3, 9 / 4, 25 / 9, 5 / 2]
+    assert [tile_products(tile.name, 3, 3) for tile in TILES] == [9, 6, 4, 10 / 3, 3, 9 / 4, 9, 9 / 2, 25 / 9, 5 / 2]
+    assert tile_products("F(4x1,kn2row)", 9, 9) == 9 * 9 / 2
     assert tile_products("direct", 5, 5) == 25
 
 
-TILE_BITS = {1: 7, 2: 6, 3: 4, 4: 3, 5: 8, 6: 3, 7: 2}  # the most that each tile of the header can take
+TILE_BITS = {1: 7, 2: 6, 3: 4, 4: 3, 5: 8, 8: 3, 9: 2}  # the most that each tile of the header can take
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
@@ -252,5 +260,121 @@ def test_the_library_refuses_tiles_that_are_not_exact() -> None:
         cpu.pack(weight, (1,) * 7)
     with pytest.raises(ValueError, match="tile 2 needs more than 4 bytes: a weight of output 0 transforms to 540"):
         cpu.pack(weight * 4, (2,) + (0,) * 6)
-    with pytest.raises(ValueError, match=r"tile_for_bits\[0\] must be 0 \(direct\) for this kernel, got 2"):
-        cpu.pack(weight[:, :1, :1], (2,) + (0,) * 6)
+    with pytest.raises(ValueError, match=r"tile_for_bits\[0\] = 2 is for kernels of 3x3, not of 1x1"):
+        cpu.pack(weight[:, :1, :1].contiguous(), (2,) + (0,) * 6)
+    with pytest.raises(ValueError, match=r"tile_for_bits\[6\] = 6 is for kernels of 5x5, not of 3x3"):
+        cpu.pack(weight, (0,) * 6 + (6,))
+    heavy = torch.full((16, 5, 5, 4), 35, dtype=torch.int8)
+    assert 35 * 31**2 > 2**15 - 1 >= 34 * 31**2
+    with pytest.raises(ValueError, match="tile 6 needs more than 16 bits: a weight of output 0 transforms to 33635"):
+        cpu.pack(heavy, (6,) * 7)
+    cpu.pack(heavy - 1, (6,) * 7)
+    cpu.pack(weight, (7,) * 7)
+    many = torch.zeros(22, 3, 3, 4, dtype=torch.int8)
+    for few, shape in ((heavy, "16 outputs of 5x5"), (many, "22 outputs of 3x3")):
+        with pytest.raises(ValueError, match=rf"tile_for_bits\[0\] = 7 is for kernels of 3, 9 or 15 rows .* not for {shape}"):
+            cpu.pack(few, (7,) * 7)
+
+
+def collapsed(height: int, width: int, channels: int, outputs: int, shuffle: int, bits: tuple[int, ...], borders: bool) -> dict:
+    """A layer of 5x5 as an upsampler collapses to: weights that fall off outwards, kernels of its own at the border."""
+    g = torch.Generator().manual_seed(height * 100 + width)
+    fall_off = torch.tensor([0.1, 0.5, 1, 0.5, 0.1])
+    shape = (5, 5) if borders else ()
+    weight = torch.randn(*shape, outputs, 5, 5, channels, generator=g) * 40 * fall_off.view(-1, 1, 1) * fall_off.view(1, -1, 1)
+    weight = weight.round().clamp(-128, 127).to(torch.int8)
+    top = torch.tensor([2**b for b in bits]).view(-1, 1, 1, 1)
+    x_q = torch.zeros(len(bits), height, width, padded_channels(channels), dtype=torch.uint8)
+    x_q[..., :channels] = (torch.rand(len(bits), height, width, channels, generator=g) * top).to(torch.uint8)
+    classes = 5 if borders else 9
+    beta = torch.randn(classes, classes, outputs, generator=g)
+    alpha = torch.rand(7, outputs, generator=g)
+    size = (len(bits), height * shuffle, width * shuffle, outputs // shuffle**2)
+    tables = (x_q, torch.tensor(bits, dtype=torch.int32), weight, alpha, beta)
+    return {"tables": tables, "shuffle": shuffle, "residual": torch.randn(size, generator=g)}
+
+
+@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
+@pytest.mark.parametrize("isa", runnable_isas())
+@pytest.mark.parametrize("borders", [False, True])
+def test_kernels_of_5x5_in_tiles_give_the_direct_result(isa: str, borders: bool) -> None:
+    # From a single inner pixel to several groups of tiles; odd sizes; panels that a PixelShuffle parts, and whole ones.
+    shapes = [(5, 5, 16, 12, 2), (6, 7, 9, 48, 4), (9, 83, 13, 27, 3), (12, 40, 64, 64, 1), (7, 6, 20, 64, 2), (5, 41, 68, 70, 1)]
+    shapes += [] if borders else [(1, 1, 8, 16, 1), (2, 3, 8, 20, 1), (4, 1, 4, 5, 1)]
+    for height, width, channels, outputs, shuffle in shapes:
+        layer = collapsed(height, width, channels, outputs, shuffle, (8, 3), borders)
+        x_q, bits, weight, alpha, beta = layer["tables"]
+        grid = {"out_grid": act_grid(-2.0, 3.0), "out_bits": torch.tensor([4, 8], dtype=torch.int32)}
+        for tile in (6, 0):
+            packed = cpu.pack(weight, (0,) * 6 + (tile,))
+            for threads in (1, 3):
+                for out, residual in (("both", layer["residual"]), ("acc", None), ("float", None)):
+                    options = {"residual": residual, "out": out, "shuffle": shuffle, "activation": "relu", "threads": threads}
+                    options |= grid if out == "both" else {}
+                    with native.force_isa(isa):
+                        got = ops.conv2d(x_q, bits, weight, packed, alpha, beta, backend="cpu", **options)
+                    want = ops.conv2d(x_q, bits, weight, packed, alpha, beta, backend="reference", **options)
+                    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
+@pytest.mark.parametrize("isa", runnable_isas())
+def test_few_outputs_by_kernel_columns_give_the_reference(isa: str) -> None:
+    """kn2row, and by tiles along the rows: where it is taken and where it is just not, groups of pixels and less than one, both
+    grids."""
+    taken = [(k, s) for s in (1, 3, 5, 9) for k in range(1, 70) if takes_kn2row(k, s)]
+    assert {(1, 3), (3, 3), (21, 3), (3, 9), (7, 9), (12, 5)} <= set(taken)
+    assert not {(5, 1), (16, 3), (22, 3), (8, 9), (13, 5)} & set(taken)
+    for kernel, outputs in ((3, 1), (3, 3), (3, 8), (3, 21), (5, 3), (5, 12), (9, 3), (9, 7), (15, 4), (3, 16)):
+        for height, width, channels in ((1, 1, 5), (4, 3, 64), (3, 71, 8), (2, 73, 3), (17, 145, 12)):
+            problem = ConvProblem("few", height, width, channels, outputs, kernel, 8, (8, 2, 5), activation="prelu", residual=True)
+            instance = instantiate(problem, seed=width)
+            codes = instance.layer.weight.permute(0, 3, 1, 2).to(torch.int64)
+            for grid in ("odd", "signed"):
+                set_weights(instance, codes, grid, isa)
+                for tile in [TILES[0]] + [TILES[7]] * TILES[7].takes(outputs, kernel, kernel, False):
+                    set_tile(instance, tile.name, 8)
+                    for threads in (1, 3):
+                        for got, want in zip(
+                            instance.run("cpu", "both", isa, threads), instance.run("reference", "both"), strict=True
+                        ):
+                            assert torch.equal(got, want)
+                    assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
+
+
+def test_a_layer_of_few_outputs_is_planned_by_the_lanes_it_takes() -> None:
+    """Three outputs of a 9x9 kernel take 27 lanes of 32 in a product for each kernel row, where they took 3 of 16 in each of 81."""
+    times = TileTimes("avx512vnni", {"direct": {KINDS[0]: Cost(1, 0, 0)}}, 0, {})
+    plan = plan_layer("conv", np.ones((3, 64, 9, 9)), 8, times=times)
+    assert plan.picoseconds[0] == pytest.approx(9 * 64 * 32)
+    assert plan_layer("conv", np.ones((48, 64, 9, 9)), 8, times=times).picoseconds[0] == 81 * 64 * 48
+
+
+def test_tiles_along_the_rows_are_planned_for_few_outputs() -> None:
+    times = TileTimes("avx2", {name: {KINDS[0]: Cost(1, 0, 0)} for name in ("direct", "F(4x1,kn2row)")}, 0, {})
+    plan = plan_layer("last", np.ones((3, 64, 9, 9)), 8, times=times)
+    assert set(plan.tile) == {"direct"} and plan.why_direct[0] == "no tile is faster"  # as many products, of words
+    halved = replace(times, costs=times.costs | {"F(4x1,kn2row)": {KINDS[0]: Cost(0.5, 0, 0)}})
+    plan = plan_layer("last", np.ones((3, 64, 9, 9)), 8, times=halved)
+    assert set(plan.tile) == {"F(4x1,kn2row)"} and plan.products_for_bits[0] == 81
+    assert plan.picoseconds[0] == pytest.approx(81 / 2 * 64 * 32 / 9)
+    for shape in ((8, 64, 9, 9), (3, 64, 5, 5), (3, 64, 1, 1), (22, 64, 3, 3)):
+        assert "direct" == plan_layer("other", np.ones(shape), 8, times=halved).tile[0]
+    channels = 1040  # where 8 times an output leaves int32
+    assert 8 * 127 * 255 * channels * 9 > 2**31 > 127 * 255 * channels * 9
+    plan = plan_layer("wide", np.full((3, channels, 3, 3), 127), 8, times=halved)
+    assert plan.tile == ("F(4x1,kn2row)",) * 6 + ("direct",)
+
+
+def test_kernels_of_5x5_are_planned_as_tiles_where_words_hold_their_weights() -> None:
+    times = TileTimes("avx2", {name: {KINDS[0]: Cost(1, 0, 0)} for name in ("direct", "F(2x2,5x5)", "F(4x4)")}, 0, {})
+    for value, tile in ((34, "F(2x2,5x5)"), (35, "direct")):
+        weights = np.full((16, 4, 5, 5), value)
+        for borders in (weights, np.broadcast_to(weights, (5, 5, *weights.shape))):
+            plan = plan_layer("tail", borders, 8, times=times)
+            assert set(plan.tile) == {tile}
+    assert plan.why_direct[0] == "F(2x2,5x5) makes weights of 35..33635, beyond 16 bits"
+    edge = np.zeros((5, 5, 16, 4, 5, 5), dtype=np.int64)
+    edge[0, 0] = 127  # computed directly, whatever it is
+    assert set(plan_layer("tail", edge, 8, times=times).tile) == {"F(2x2,5x5)"}
+    assert plan_layer("tail", edge, 8, times=times).products_for_bits[0] == 18

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +206,39 @@ def test_missing_model_names_the_built_in_ones(monkeypatch, tmp_path):
         load_model(tmp_path)
 
 
+def test_a_misspelt_model_is_answered_with_the_nearest(tmp_path):
+    (tmp_path / "mine_x4.safetensors").touch()
+    near = {"EDSR_x4_w6a": "edsr_x4_w6a6", str(tmp_path / "mine_x.safetensors"): str(tmp_path / "mine_x4.safetensors")}
+    for name, meant in near.items():
+        with pytest.raises(FileNotFoundError, match=re.escape(f"got '{name}' (did you mean '{meant}'?)")):
+            load_model(name)
+    with pytest.raises(FileNotFoundError, match="got 'something else'$"):
+        load_model("something else")
+
+
+def test_a_tensor_in_another_unit_is_warned_of():
+    with pytest.warns(UserWarning, match=r"image holds 0.1..0.9 only, where 0..255 is expected: multiply it by 255"):
+        upscale(torch.full((3, 4, 4), 0.1).index_fill(2, torch.tensor([1]), 0.9), FakeModel())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for pixels in (torch.zeros(3, 4, 4), torch.ones(3, 4, 4), torch.full((3, 4, 4), 1.5)):  # nearly black
+            upscale(pixels, FakeModel())
+
+
 def test_model_of_another_type():
     with pytest.raises(TypeError, match="model must be a built-in name, a path or a module .* got int"):
         upscale(RGB, 4)
+
+
+def test_a_float_network_is_not_a_converted_one():
+    with pytest.raises(TypeError, match="model must be a converted one, a module from load or convert_model, got EDSR"):
+        upscale(RGB, EDSR(EDSRSpec(2, 1, 4)))
+
+
+def test_many_pictures_are_not_the_letters_of_one_path(tmp_path):
+    for path in ("photo.png", tmp_path):
+        with pytest.raises(TypeError, match=f"images must be an iterable of pictures or their paths, got one path, '{path}'"):
+            next(upscale_many(path, FakeModel()))
 
 
 def test_importing_upscale_is_light():

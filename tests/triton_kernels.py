@@ -18,9 +18,10 @@ from test_conv2d import problems as any_problem
 from test_ops import QUANTIZE, by_border_class, order, settings_of
 
 from adabm_kernels import ConvertConfig, convert_model, ops
+from adabm_kernels.backends import reference
 from adabm_kernels.backends.devices import interpreting
 from adabm_kernels.backends.triton import conv2d as kernels
-from adabm_kernels.backends.triton import launch
+from adabm_kernels.backends.triton import launch, probe
 from adabm_kernels.measure import bits_by_rule, image_measure, image_offsets
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
@@ -82,6 +83,15 @@ def as_written(want: torch.Tensor, got: torch.Tensor, bits: torch.Tensor) -> tor
 
 
 # ---- convolution
+
+
+def test_the_probe_of_a_card_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It decides whether Triton is used at all, and hides whatever it raises in a reason: a fault of its own must show here."""
+    probe(DEVICE)
+    wrong = torch.full((1, 3, 4, 4), -1, dtype=torch.int32, device=DEVICE)
+    monkeypatch.setattr(reference, "accumulate", lambda *tensors: wrong)
+    with pytest.raises(RuntimeError, match="a small convolution gives wrong results"):
+        probe(DEVICE)
 
 
 @poison_outputs
@@ -173,6 +183,26 @@ def test_outputs_can_be_slices_of_wider_features(offset: int) -> None:
     y.copy_(instance.residual)
     ops.conv2d_out(**arguments | {"residual": None}, y=y, accumulate=True)
     assert torch.equal(y, want)
+
+
+def narrow(h: int, c: int, dtype: torch.dtype) -> torch.Tensor:
+    """[1, H, 1, C], contiguous as torch sees it, with room for pixels as far apart as the stride of its columns says."""
+    made = torch.zeros(h * h * c, dtype=dtype, device=DEVICE).as_strided((1, h, 1, c), (h * c, c, h * c, 1))
+    assert made.is_contiguous() and made.stride(2) != c
+    return made
+
+
+def test_images_one_pixel_wide_with_any_stride_of_columns() -> None:
+    instance = placed(ConvProblem("narrow", 6, 1, 6, 9, bits=(4,), activation="relu", residual=True))
+    want, want_q = instance.run("reference", "both")
+    instance.layer.set_backend("triton", 1)
+    y, y_q, residual = narrow(6, 9, torch.float32), narrow(6, 12, torch.uint8), narrow(6, 9, torch.float32)
+    residual.copy_(instance.residual)
+    ops.conv2d_out(**settings_of(instance) | {"residual": residual}, y=y, y_q=y_q)
+    assert torch.equal(y, want) and torch.equal(y_q, want_q)
+    x, grid, bits = torch.rand(1, 9, 6, 1, device=DEVICE), moved(act_grid(0.0, 1.0)), moved(torch.tensor([8], dtype=torch.int32))
+    ops.quantize_out(x, grid, bits, y_q, backend="triton")
+    assert torch.equal(y_q, ops.quantize(x, grid, bits, backend="reference"))
 
 
 def test_bits_that_have_no_grid_count_as_the_nearest() -> None:

@@ -32,6 +32,14 @@ class Conv(NamedTuple):
         return dict(zip(self._fields[:10], self[:10], strict=True))
 
 
+def pitch(tensor: torch.Tensor) -> int:
+    """Elements from one pixel of [N, H, W, C], contiguous or a slice of channels, to the next.
+
+    Of a contiguous tensor one pixel wide the stride of the columns means nothing: torch lets it be any number.
+    """
+    return tensor.shape[3] if tensor.is_contiguous() else tensor.stride(2)
+
+
 def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """The tensor, contiguous."""
     return None if tensor is None else tensor.contiguous()

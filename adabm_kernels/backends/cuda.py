@@ -32,25 +32,35 @@ def pack(weight: torch.Tensor, box_filter: bool, shuffle: int) -> torch.Tensor:
     return packed.to(weight.device)
 
 
+def _aligned(conv: Conv) -> Conv:
+    """With codes that begin at a multiple of 16 bytes, as the kernels need; images of a batch taken by themselves need not."""
+    x_q = conv.x_q.contiguous()
+    return conv._replace(x_q=x_q if x_q.data_ptr() % 16 == 0 else x_q.clone())
+
+
 def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
     """See ops.conv2d_out; an int32 y takes the accumulators."""
     packing = (native.PACKED_X | native.PACKED_Y) if packed_codes else 0
     # Copies made here come back to the allocator of this stream, which the kernel is ahead on.
-    struct, _held = conv2d_args(conv, y, y_q, packed_codes=packing, border_kernels=conv.weight.dim() == 6)
+    struct, _held = conv2d_args(_aligned(conv), y, y_q, packed_codes=packing, border_kernels=conv.weight.dim() == 6)
     native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(conv.x_q))
 
 
 def conv2d_pixels_out(conv: Conv, _threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:
     """See ops.conv2d_pixels, into an image uint8 [N, H*r, W*r, K/r^2]."""
     settings = {"packed_codes": native.PACKED_X if packed_codes else 0, "border_kernels": conv.weight.dim() == 6}
-    struct, _held = conv2d_args(conv, None, None, y_image=image.data_ptr(), **settings)
+    struct, _held = conv2d_args(_aligned(conv), None, None, y_image=image.data_ptr(), **settings)
     native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(conv.x_q))
 
 
 def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
     """Why two convolutions, each (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they can. Waits."""
     device = native.Device()
-    native.library("cuda").call("adabm_device_cuda", _place(convs[0][0])[0], device)
+    try:
+        index, _ = _place(convs[0][0])
+    except RuntimeError as error:  # a backend may be set before the model moves to a card
+        return str(error)
+    native.library("cuda").call("adabm_device_cuda", index, device)
     if device.compute_major != 9:
         return f"compute capability {device.compute_major}.{device.compute_minor} has no wgmma: only 9.0 has"
     for weight, box_filter in convs:
@@ -65,7 +75,7 @@ def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
 def resblock_out(first: Conv, second: Conv, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
     """See ops.resblock_out; the second's codes, which the first makes, are not looked at."""
     packed_x, packed_y = (native.PACKED_X, native.PACKED_Y) if packed_codes else (0, 0)
-    a, _held_a = conv2d_args(first, None, None, packed_codes=packed_x)
+    a, _held_a = conv2d_args(_aligned(first), None, None, packed_codes=packed_x)
     b, _held_b = conv2d_args(second, y, y_q, packed_codes=packed_y)
     b.x_q, b.x_bits = None, a.out_bits
     native.library("cuda").call("adabm_resblock_cuda", a, b, *_place(first.x_q))

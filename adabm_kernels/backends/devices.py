@@ -43,19 +43,30 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def card(device: str | None) -> int:
+    """Index of the card that a device names, as "cuda:1" does; of the current one where it names none ("cuda", None)."""
+    import torch
+
+    index = device.partition(":")[2] if device else ""
+    return int(index) if index else torch.cuda.current_device()
+
+
 def why_not_triton(device: str | None) -> str:
-    """Why the Triton kernels cannot compute on tensors of a device type (None: on any); empty where they can."""
+    """Why the Triton kernels cannot compute on tensors of a device (None: on any); empty where they can."""
     if why_no_triton():
         return why_no_triton()
     if interpreting():
         return "" if device in (None, "cpu") else "TRITON_INTERPRET=1 runs kernels on the CPU only"
     if why_no_gpu():
         return why_no_gpu()
-    if device == "cpu":
-        return "the tensors are on cpu"
+    if device is not None and not device.startswith("cuda"):
+        return f"the tensors are on {device}"
     import torch
 
-    return _why_not_on(torch.cuda.current_device())
+    try:
+        return _why_not_on(card(device))
+    except torch.OutOfMemoryError as error:  # asked again the next time
+        return f"triton cannot be tried: {_first_line(error)}"
 
 
 @functools.cache
@@ -70,6 +81,8 @@ def _why_not_on(index: int) -> str:
         from .triton import probe
 
         probe(torch.device("cuda", index))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of no common class: an unknown architecture, a driver too old for Triton's code, no C compiler
         found, why = ".".join(map(str, capability)), _first_line(error) or type(error).__name__
         return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {found}): {why}"
@@ -77,16 +90,14 @@ def _why_not_on(index: int) -> str:
 
 
 def why_not_cuda(device: str | None) -> str:
-    """Why the CUDA library cannot compute on tensors of a device type (None: on any); empty where it can."""
+    """Why the CUDA library cannot compute on tensors of a device (None: on any); empty where it can."""
     if native.why_missing("cuda"):
         return native.why_missing("cuda")
     if why_no_gpu():
         return why_no_gpu()
-    if device == "cpu":
-        return "the tensors are on cpu"
-    import torch
-
-    return _why_no_kernels_on(torch.cuda.current_device())
+    if device is not None and not device.startswith("cuda"):
+        return f"the tensors are on {device}"
+    return _why_no_kernels_on(card(device))
 
 
 @functools.cache
@@ -98,11 +109,11 @@ def _why_no_kernels_on(index: int) -> str:
     return ""
 
 
-def capability() -> tuple[int, int]:
-    """Compute capability of the current GPU."""
+def capability(device: str | None) -> tuple[int, int]:
+    """Compute capability of the card that a device names (card)."""
     import torch
 
-    return torch.cuda.get_device_capability(torch.cuda.current_device())
+    return torch.cuda.get_device_capability(card(device))
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .. import native
-from .call import ACTIVATIONS, Conv, dense
+from .call import ACTIVATIONS, Conv, dense, pitch
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
@@ -27,9 +27,9 @@ def conv2d_args(
 ) -> tuple[native.Conv2dArgs, list[torch.Tensor | None]]:
     """The arguments of ops.conv2d_out as adabm_conv2d_args, and what must live until the call is over."""
     n, h, w, _ = conv.x_q.shape
-    weight, residual, pitch = conv.weight, conv.residual, 0
+    weight, residual, y_pitch = conv.weight, conv.residual, 0
     if y is not None and not y.is_contiguous():  # a slice of wider features: the residual is one too, or there is none
-        pitch = y.stride(2)
+        y_pitch = pitch(y)
     else:
         residual = dense(residual)
     held = [dense(t) for t in (conv.x_q, conv.x_bits, conv.alpha, conv.beta, conv.slope, conv.out_grid, conv.out_bits)]
@@ -58,7 +58,7 @@ def conv2d_args(
         y=None if y is None or y.dtype == torch.int32 else y.data_ptr(),
         y_q=pointer(y_q),
         y_acc=y.data_ptr() if y is not None and y.dtype == torch.int32 else None,
-        y_pitch=pitch,
+        y_pitch=y_pitch,
         **settings,
     )
     return args, [*held, residual, conv.packed, y, y_q]
@@ -85,7 +85,7 @@ def quantize_args(
         grid=held[1].data_ptr(),
         bits=held[2].data_ptr(),
         y_q=y_q.data_ptr(),
-        y_pitch=y_q.stride(2),
+        y_pitch=pitch(y_q),
         **settings,
     )
     return args, [*held, x, y_q]

@@ -16,11 +16,22 @@ Entries = dict[str, dict[str, Any]]
 
 
 def read(path: Path, whole: Callable[[dict[str, Any]], bool]) -> Entries:
-    """The entries of a table that are whole, {} for a file that is not there or not a table."""
+    """The entries of a table that are whole, {} for a file that is not there or not a table.
+
+    whole: whether an entry is; where it raises for one (a KeyError, TypeError, ValueError or AttributeError) that is not.
+    """
     try:
-        return {key: entry for key, entry in json.loads(path.read_text()).items() if whole(entry)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        table = json.loads(path.read_text()).items()
+    except (OSError, ValueError, AttributeError):
         return {}
+    return {key: entry for key, entry in table if _holds(whole, entry)}
+
+
+def _holds(whole: Callable[[dict[str, Any]], bool], entry: dict[str, Any]) -> bool:
+    try:
+        return whole(entry)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def add(path: Path, entries: Entries, whole: Callable[[dict[str, Any]], bool]) -> None:

@@ -21,7 +21,8 @@ def read_images(images: Iterable[torch.Tensor | str | Path], patch: int, rng: ra
     Raises TypeError and ValueError naming the image, the rule and the value.
     """
     if isinstance(images, (str, Path, torch.Tensor)) or not isinstance(images, Iterable):
-        raise TypeError(f"calibrate: images must be an iterable of tensors or paths, got {type(images).__name__}")
+        hint = f" '{images}' (of a folder pass its pictures: Path(...).glob('*.png'))" if isinstance(images, (str, Path)) else ""
+        raise TypeError(f"calibrate: images must be an iterable of tensors or paths, got {type(images).__name__}{hint}")
     windows = []
     for index, item in enumerate(images):
         for image in _as_batch(item, index):

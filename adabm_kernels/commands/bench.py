@@ -106,10 +106,24 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
         ("mean bits", f"{report['mean_bits']:.2f}"),
         ("time", f"{seconds * 1e3:.2f} ms"),
     ]
+    if report["backend"].startswith("cpu"):
+        lines.insert(2, ("planned by", _planned_by()))
     if float_seconds is not None:
         lines.append(("float32", f"{float_seconds * 1e3:.2f} ms in PyTorch, {float_seconds / seconds:.1f} times as long"))
     print_table(lines)
     return report
+
+
+def _planned_by() -> str:
+    """Whose times layers are planned by here, and which tiles these leave out."""
+    from .. import native
+    from ..tile_times import tile_times
+    from ..tiles import TILES
+
+    times = tile_times(native.planning_isa())
+    missing = [tile.name for tile in TILES if tile.name not in times.costs]
+    where = f"times of {times.isa} on {times.measured['cpu']}, {times.measured['date']}"
+    return where + (f", without {', '.join(missing)}: adabm bench --tune measures them" if missing else "")
 
 
 def _median(call: Any) -> float:

@@ -152,8 +152,11 @@ def _device(name: str) -> str:
 
 
 def _float_state(args: argparse.Namespace) -> dict[str, Any]:
+    from ..checkpoint import is_converted
     from ..networks.detect import detect, load_state
 
+    if is_converted(args.weights):
+        raise ValueError(f"--weights must be float weights, and '{args.weights}' is a converted model already")
     state = load_state(args.weights)
     try:
         calibrated = detect(state, 1.0 if args.res_scale is None else args.res_scale).calibrated

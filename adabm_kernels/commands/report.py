@@ -57,7 +57,7 @@ def execute(args: argparse.Namespace) -> None:
         bits = bit_map(network.model, patches, layout.width, layout.height)
         weights = [patch.height * patch.width for patch in bits.patches]
         layer_bits = {
-            name: _weighted(values.tolist(), weights)
+            name: _weighted(values.cpu().tolist(), weights)
             for name, values in network.model.layer_bits(None, offset=_offsets(bits.patches)).items()
         }
         larger = replace(layout, width=layout.width * network.scale, height=layout.height * network.scale)

@@ -159,18 +159,20 @@ def compare(network: Patchwise, float_model: Any, source: Path | bytes, max_pixe
 
     from ..images import open_picture
     from ..metrics import psnr
+    from ..nn.timing import wait_for
     from ..patchwise import FloatPatchwise
 
     reader = open_picture(source, max_pixels=max_pixels, name=name)
     x = network.picture_tensor(reader.read(reader.layout.height), reader.layout)
     floats = FloatPatchwise(float_model, network)
     want = floats.tensor(x)
+    wait_for(x.device)
     converted, float_times, start = [], [], time.perf_counter()
     while len(float_times) < COMPARE_RUNS and (not float_times or time.perf_counter() - start < COMPARE_SECONDS):
-        y, seconds = timed(lambda: network.tensor(x))
+        (y, _), seconds = timed(lambda: (network.tensor(x), wait_for(x.device)))
         converted.append(seconds)
-        float_times.append(timed(lambda: floats.tensor(x))[1])
-    db = float(psnr(y.clamp(0, 255), want.clamp(0, 255), 255.0))
+        float_times.append(timed(lambda: (floats.tensor(x), wait_for(x.device)))[1])
+    db = float(psnr(y.clamp(0, 255).cpu(), want.clamp(0, 255).cpu(), 255.0))
     return {
         "seconds": median(converted),
         "runs": len(converted),

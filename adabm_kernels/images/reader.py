@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,8 @@ _KNOWN = ("b-w", "srgb", "rgb", "grey16", "rgb16")
 class PictureReader:
     """A picture as rows from the top, turned upright. layout: its kind. format: of the file.
 
-    Palettes become RGB, 1 to 7 bits become 8, a transparent colour becomes alpha. Of several pictures in a file it is the first.
+    Palettes become RGB, 1 to 7 bits become 8, a transparent colour becomes alpha. Of several pictures in a file it is the first,
+    with a warning when it is read.
     Decoding goes along with `read` and keeps no more than it must: all of it where the file is BMP, WebP, an interlaced PNG or a
     progressive JPEG, and, above 100 MB in a temporary file, where EXIF turns the picture.
     """
@@ -34,12 +36,17 @@ class PictureReader:
     def __init__(self, image: Any, layout: Layout, format: str, name: str):
         self._image, self.layout, self.format, self._name = image, layout, format, name
         self._row = 0
+        paged = not isinstance(image, np.ndarray) and image.get_typeof("n-pages")
+        self._pages = image.get("n-pages") if paged else 1
 
     def read(self, rows: int) -> np.ndarray:
         """The next rows, at most as many as are left: [rows, W, channels]. ValueError where the file turns out damaged."""
         rows = min(rows, self.layout.height - self._row)
         if not rows:
             return self._none()
+        if self._pages > 1:
+            warnings.warn(f"'{self._name}' holds {self._pages} pictures, of which only the first is read", stacklevel=2)
+            self._pages = 1  # said once
         top, self._row = self._row, self._row + rows
         if isinstance(self._image, np.ndarray):
             return self._image[top : self._row]

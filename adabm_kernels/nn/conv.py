@@ -155,6 +155,15 @@ class IntegerConv2d(nn.Module):
 
     bit_range = (MAX_BITS, MAX_BITS)
 
+    def extra_repr(self) -> str:
+        *_, k, r, s, c = self.weight.shape
+        low, high = self.bit_range
+        bits = f"{high}-bit" if low == high else f"{low}..{high}-bit"
+        settings = [f"{c} -> {k}", f"{r}x{s}", f"{bits} codes"]
+        settings += [self.activation] if self.activation != "none" else []
+        settings += [f"shuffle {self.shuffle}"] if self.shuffle > 1 else []
+        return ", ".join(settings)
+
     @functools.cached_property
     def shape(self) -> ConvShape:
         """What decides which GPU backend is faster."""

@@ -12,25 +12,29 @@ import torch
 from .lanes import current_lane
 
 Function = Callable[..., torch.Tensor]
+_RECORDING = threading.Lock()  # one at a time in a process: torch waits for the device first, which breaks a recording under way
 
 
 class CudaGraph:
     """`function` recorded on inputs like those given; a call copies its inputs in, replays, and returns a copy of the output.
 
     pool: memory that graphs share (torch.cuda.graph_pool_handle()), which they may because `busy` lets only one run at a time: the
-    event of the last call, on whatever stream it was.
+    event of the last call, on whatever stream it was. aside: the stream that all graphs of a pool are recorded on, of the device of
+    the inputs; torch's own would be of the device that recorded first, and find nothing to record on another.
     """
 
-    def __init__(self, function: Function, inputs: tuple[torch.Tensor, ...], pool: Any, busy: torch.cuda.Event):
+    def __init__(
+        self, function: Function, inputs: tuple[torch.Tensor, ...], pool: Any, busy: torch.cuda.Event, aside: torch.cuda.Stream
+    ):
         self._inputs, self._busy, self._device = tuple(x.clone() for x in inputs), busy, inputs[0].device
         with torch.cuda.device(self._device):
-            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            here = torch.cuda.current_stream()
             aside.wait_stream(here)
             with torch.cuda.stream(aside):
                 function(*self._inputs)  # compiles and loads kernels, which cannot be recorded
             here.wait_stream(aside)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            with _RECORDING, torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -39,6 +43,7 @@ class CudaGraph:
             stream.wait_event(self._busy)
             for own, given in zip(self._inputs, inputs, strict=True):
                 own.copy_(given)
+                own.record_stream(stream)  # it may be dropped, with the graph, before this stream has come to it
             self._graph.replay()
             output = self._output.clone()
             self._busy.record(stream)
@@ -56,7 +61,7 @@ class Graphs:
     def __init__(self) -> None:
         self._lanes: dict[int, OrderedDict[tuple, Function]] = {}
         self._lock = threading.Lock()
-        self._shared: dict[tuple[torch.device, int], tuple[Any, torch.cuda.Event]] = {}
+        self._shared: dict[tuple[torch.device, int], tuple[Any, torch.cuda.Event, torch.cuda.Stream]] = {}
 
     def run(self, function: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
         """function(*inputs), recorded when these shapes come for the first time since `clear`. kind: tells functions apart."""
@@ -74,7 +79,7 @@ class Graphs:
     def _record(self, function: Function, inputs: tuple[torch.Tensor, ...], lane: int) -> Function:
         place = inputs[0].device, lane
         if place not in self._shared:
-            self._shared[place] = torch.cuda.graph_pool_handle(), torch.cuda.Event()
+            self._shared[place] = torch.cuda.graph_pool_handle(), torch.cuda.Event(), torch.cuda.Stream(inputs[0].device)
         return CudaGraph(function, inputs, *self._shared[place])
 
     def clear(self) -> None:

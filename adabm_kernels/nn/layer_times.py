@@ -24,6 +24,7 @@ def layer_times(model: ConvertedNetwork) -> Iterator[dict[str, float]]:
 
     def timed(name: str, call: Callable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
+            wait_for(model._device())  # for what lies between convolutions
             start = time.perf_counter()
             result = call(*args, **kwargs)
             wait_for(model._device())

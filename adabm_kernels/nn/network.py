@@ -193,14 +193,15 @@ class ConvertedNetwork(nn.Module, ABC):
 
         Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
         """
-        self.choice = choose(Problem(self._device().type), backend)
+        device = str(self._device())  # with the number of a card: cards may differ
+        self.choice = choose(Problem(device), backend)
         self._requested = backend
         on_gpu = self.choice.backend in GPU_BACKENDS
         self.packed_codes = on_gpu and self.choice.backend in ops.PACKED_CODES and self._packable()
         self.choices: dict[str, Choice] = {}
         for conv in self.convs():
             # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
-            choice = choose(Problem(self._device().type, conv.shape), backend) if on_gpu else self.choice
+            choice = choose(Problem(device, conv.shape), backend) if on_gpu else self.choice
             self.choices[conv.name] = choice
             conv.set_backend(choice.backend, self._threads)
             conv.packed_codes = self.packed_codes
@@ -285,6 +286,12 @@ class ConvertedNetwork(nn.Module, ABC):
         threads = self._threads or torch.get_num_threads()
         return f"cpu ({native.isa_chosen()}, {threads} thread{'s' if threads > 1 else ''})"
 
+    def extra_repr(self) -> str:
+        bits = "" if self._bits == "auto" else f" at {self._bits} bits throughout"
+        kind = "adaptive" if self.thresholds is not None else "fixed"
+        widths = f"W{self.config.weight_bits}A{self.config.act_bits}"
+        return f"{self.spec.network} x{self.scale}, {widths} {kind}{bits}, {self.backend_summary()}"
+
     def _device(self) -> torch.device:
         return next(self._adaptive.buffers()).device
 
@@ -293,7 +300,7 @@ class ConvertedNetwork(nn.Module, ABC):
         if dtype != torch.float32:  # before anything is converted: what float16 has cut off does not come back
             raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {dtype}")
         super()._apply(fn, recurse)
-        if self._requested in ("auto", "reference") or self._device().type == "cpu":
+        if self._requested != "cpu" or self._device().type == "cpu":  # else the next call says that "cpu" cannot compute there
             self.set_backend(self._requested)
         self._forget_graphs()
         return self
@@ -378,10 +385,10 @@ class ConvertedNetwork(nn.Module, ABC):
     def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
         """Bits of the input codes of every integer convolution, int32 [L, N]: device data that nothing on the host waits for.
 
-        offset: of the images, where it is known.
+        offset: of the images, where it is known, on any device.
         """
         if offset is not None:
-            return bits_by_rule(self.bit_rules, offset)
+            return bits_by_rule(self.bit_rules, offset.to(self.bit_rules.device))
         if self.thresholds is not None and self._bits == "auto" and self._running.momentum == 0:
             return ops.layer_bits(x, self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend)
         return bits_by_rule(self.bit_rules, self._offsets(x, learn))
@@ -410,6 +417,7 @@ class ConvertedNetwork(nn.Module, ABC):
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
         """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel, and offset int32 [N].
 
+        Integers have no gradient: nothing is recorded for autograd, whatever x requires. Autocast and train() change nothing.
         offset: bits that each image gets more or less, -1..1; decided by the images themselves where it is left out.
         """
         return self._run(x, offset, as_pixels=False)

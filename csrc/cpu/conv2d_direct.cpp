@@ -20,7 +20,7 @@ void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, in
   }
 }
 
-void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
+void Convolution::run_direct(int image, const Region& region) const {
   Scratch& s = thread_scratch();
   const int R = header.kernel_h, S = header.kernel_w, pad_h = R / 2, pad_w = S / 2;
   const uint8_t* x = a.x_q + static_cast<ptrdiff_t>(image) * a.height * row_bytes;
@@ -32,17 +32,17 @@ void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
 
   ProductArgs p = {};
   p.taps = R, p.quads = S * header.quads(), p.pixel_stride = pixel_bytes;
-  p.eight_bits = a.x_bits[image] == 8, p.depth = header.depth[a.x_bits[image] - ADABM_MIN_BITS][0][0];
+  p.eight_bits = a.x_bits[image] == 8, p.depth = header.direct_depth[a.x_bits[image] - ADABM_MIN_BITS];
 
-  for (int row = first_row; row < end_row; row++) {
+  for (int row = region.first_row; row < region.end_row; row++) {
     RowOutput output(*this, image, row);
     const int32_t* box = box_rows(image, row, 1);
     const bool rows_inside = row >= pad_h && row + pad_h < a.height;
     for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
       p.panels = std::min(kMaxPanels, header.panels() - first_panel);
       const int block = kernels.pixels[p.panels], group = kDirectBlocks * block;
-      for (int first = 0; first < a.width; first += group) {
-        const int end = std::min(first + group, a.width);
+      for (int first = region.first_column; first < region.end_column; first += group) {
+        const int end = std::min(first + group, region.end_column);
         output.prefetch(first_panel, p.panels, first, end - first);
         for (int column = first; column < end; column += p.pixels) {
           p.pixels = std::min(block, end - column);
@@ -70,6 +70,35 @@ void Convolution::run_rows_direct(int image, int first_row, int end_row) const {
       }
     }
     output.finish();
+  }
+}
+
+void Convolution::run_outer_column(int image, int first_row, int end_row, int column) const {
+  Scratch& s = thread_scratch();
+  const int R = header.kernel_h, S = header.kernel_w, pad_h = R / 2, pad_w = S / 2;
+  const uint8_t* x = a.x_q + static_cast<ptrdiff_t>(image) * a.height * row_bytes;
+  const ptrdiff_t panel_stride = panel_bytes(header, R * S);
+  const int8_t* weights = reinterpret_cast<const int8_t*>(&header) + header.tile_offset[ADABM_TILE_DIRECT] +
+                          (pad_h * S + kernel_class(column, a.width, pad_w)) * panel_stride * header.panels();
+  ptrdiff_t patch_rows[kMaxKernel];
+  for (int i = 0; i < R; i++) patch_rows[i] = static_cast<ptrdiff_t>(i) * S * pixel_bytes;
+  ProductArgs p = {};
+  p.taps = R, p.quads = S * header.quads(), p.pixel_stride = S * pixel_bytes, p.tap_offset = patch_rows, p.acc = s.acc;
+  p.eight_bits = a.x_bits[image] == 8, p.depth = header.direct_depth[a.x_bits[image] - ADABM_MIN_BITS];
+  for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
+    p.panels = std::min(kMaxPanels, header.panels() - first_panel), p.w = weights + first_panel * panel_stride;
+    for (int row = first_row; row < end_row; row += p.pixels) {
+      p.pixels = std::min(kernels.pixels[p.panels], end_row - row);
+      const int patch_height = p.pixels + R - 1;
+      s.patch.resize(std::max(s.patch.size(), static_cast<size_t>(patch_height) * S * pixel_bytes));
+      copy_patch(x, a.height, a.width, pixel_bytes, row - pad_h, column - pad_w, patch_height, S, s.patch.data());
+      p.x = s.patch.data();
+      kernels.product(p);
+      for (int m = 0; m < p.pixels; m++) {
+        int32_t* const acc = s.acc + static_cast<ptrdiff_t>(m) * p.panels * kPanel;
+        RowOutput(*this, image, row + m).write({1, 1, p.panels, acc, acc, false, 0}, first_panel, column, 1, nullptr);
+      }
+    }
   }
 }
 

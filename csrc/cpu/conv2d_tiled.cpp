@@ -7,7 +7,7 @@
 
 namespace adabm {
 
-void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
+void Convolution::run_tiled(int image, const Region& region) const {
   Scratch& s = thread_scratch();
   const int bits = a.x_bits[image], tile = header.tile_for_bits[bits - ADABM_MIN_BITS];
   const TileTables& table = kTiles[tile];
@@ -16,14 +16,15 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
   const ptrdiff_t panel_stride = panel_bytes(header, product_taps(header, tile));
   const uint8_t* x = a.x_q + static_cast<ptrdiff_t>(image) * a.height * row_bytes;
   const int outputs = table.columns.outputs, column_taps = table.columns.taps, tile_rows = table.rows.outputs, row_taps = table.rows.taps;
-  const int tiles = (a.width + outputs - 1) / outputs, padded = header.panels() * kPanel, code_bytes = table.words ? 2 : 1;
+  const int kernel = table.rows.kernel, pad = kernel / 2;
+  const int tiles = (region.end_column - region.first_column + outputs - 1) / outputs, padded = header.panels() * kPanel, code_bytes = table.words ? 2 : 1;
   // F(1, 3) takes the codes of neighbouring columns from one place: two columns more than tiles.
-  const int shared = table.columns.run - 1, window = outputs + 2 - shared;
+  const int shared = table.columns.run - 1, window = outputs + kernel - 1 - shared;
   const auto transform = table.words ? kernels.word_transform : kernels.transform;
   const auto row_product = table.words ? kernels.word_row_product : kernels.row_product;
 
   s.codes.resize(std::max(s.codes.size(), static_cast<size_t>(column_taps) * row_taps * (kGroupTiles + shared) * pixel_bytes * code_bytes));
-  s.patch.resize(std::max(s.patch.size(), static_cast<size_t>(row_taps) * (kGroupTiles * outputs + 2) * pixel_bytes));
+  s.patch.resize(std::max(s.patch.size(), static_cast<size_t>(row_taps) * (kGroupTiles * outputs + kernel - 1) * pixel_bytes));
   TransformArgs t = {};
   t.rows = tile_rows, t.outputs = outputs, t.pixel_bytes = pixel_bytes;
   RowProductArgs p = {};
@@ -34,29 +35,30 @@ void Convolution::run_rows_tiled(int image, int first_row, int end_row) const {
       p.eight_bits |= largest > 127;
     }
 
-  for (int row = first_row; row < end_row; row += tile_rows) {
-    const int rows = std::min(tile_rows, end_row - row), last = row + rows - 1;
+  for (int row = region.first_row; row < region.end_row; row += tile_rows) {
+    const int rows = std::min(tile_rows, region.end_row - row), last = row + rows - 1;
     RowOutput output[kMaxTileOutputs] = {
         {*this, image, row}, {*this, image, std::min(row + 1, last)}, {*this, image, std::min(row + 2, last)}, {*this, image, last}};
     const int32_t* box = box_rows(image, row, rows);
     for (int first = 0, group; first < tiles; first += group) {
       group = std::min(kGroupTiles, tiles - first);
-      const int column = first * outputs, all = group + shared, pixels = std::min(group * outputs, a.width - column);
+      const int column = region.first_column + first * outputs, all = group + shared;
+      const int pixels = std::min(group * outputs, region.end_column - column);
       t.plane = p.tap_stride = static_cast<ptrdiff_t>(all) * p.tile_stride;
       // Tiles that reach beyond the image are transformed from a copy with zeros around it.
       int inside = all, end = all;
-      if (row > 0 && row + tile_rows < a.height) {
-        const int room = a.width - window - (column - 1);
-        inside = column == 0, end = std::max(inside, room < 0 ? 0 : std::min(all, room / outputs + 1));
+      if (row >= pad && row + tile_rows + pad <= a.height) {
+        const int room = a.width - window - (column - pad);
+        inside = column < pad, end = std::max(inside, room < 0 ? 0 : std::min(all, room / outputs + 1));
       }
       for (int at = 0, next; at < all; at = next) {
         next = at < inside ? inside : at < end ? end : all;
-        const int left = column - 1 + at * outputs, columns = (next - at - 1) * outputs + window;
+        const int left = column - pad + at * outputs, columns = (next - at - 1) * outputs + window;
         if (at >= inside && at < end) {
-          t.x = x + static_cast<ptrdiff_t>(row - 1) * row_bytes + static_cast<ptrdiff_t>(left) * pixel_bytes;
+          t.x = x + static_cast<ptrdiff_t>(row - pad) * row_bytes + static_cast<ptrdiff_t>(left) * pixel_bytes;
           t.row_stride = row_bytes;
         } else {
-          copy_patch(x, a.height, a.width, pixel_bytes, row - 1, left, row_taps, columns, s.patch.data());
+          copy_patch(x, a.height, a.width, pixel_bytes, row - pad, left, row_taps, columns, s.patch.data());
           t.x = s.patch.data(), t.row_stride = static_cast<ptrdiff_t>(columns) * pixel_bytes;
         }
         t.tiles = next - at, t.out = s.codes.data() + at * p.tile_stride;

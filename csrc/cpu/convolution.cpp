@@ -22,6 +22,42 @@ int kernel_class(int position, int size, int pad) {
   return position < pad ? position : std::max(pad, position + 2 * pad + 1 - size);
 }
 
+namespace {
+
+constexpr int kBlockOutputs = kMaxPanels * kPanel;
+
+std::vector<std::vector<Convolution::Run>> runs_of(const std::vector<int32_t>& lanes) {
+  std::vector<std::vector<Convolution::Run>> runs;
+  for (int o = 0; o < static_cast<int>(lanes.size()); o++) {
+    if (o % kBlockOutputs == 0) runs.emplace_back();
+    std::vector<Convolution::Run>& of_block = runs.back();
+    if (o % kBlockOutputs && lanes[o] == lanes[o - 1] + 1) of_block.back().length++;
+    else of_block.push_back({o % kBlockOutputs, 1, lanes[o]});
+  }
+  return runs;
+}
+
+// Short and of any length: library calls would take longer than the copies.
+template <class T>
+void copy_run(const T* from, T* to, int length) {
+  for (; length >= 4; length -= 4, from += 4, to += 4) std::memcpy(to, from, 4 * sizeof(T));
+  for (; length > 0; length--) *to++ = *from++;
+}
+
+// Outputs of `pixels` pixels between a block, `pitch` from one pixel to the next, and where a PixelShuffle puts them.
+template <class T>
+void part(const std::vector<Convolution::Run>& runs, const T* block, int pitch, T* to, ptrdiff_t stride, int pixels) {
+  for (const Convolution::Run& run : runs)
+    for (int m = 0; m < pixels; m++) copy_run(block + m * pitch + run.first, to + m * stride + run.to, run.length);
+}
+template <class T>
+void join(const std::vector<Convolution::Run>& runs, const T* from, ptrdiff_t stride, T* block, int pitch, int pixels) {
+  for (const Convolution::Run& run : runs)
+    for (int m = 0; m < pixels; m++) copy_run(from + m * stride + run.to, block + m * pitch + run.first, run.length);
+}
+
+}  // namespace
+
 Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const PackedHeader& h) : a(args), kernels(k), header(h) {
   pixel_bytes = h.quads() * 4;
   row_bytes = a.width * pixel_bytes;
@@ -36,6 +72,10 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
     const int c = o % out_channels, j = o / out_channels % r, i = o / out_channels / r;
     y_lane[o] = (i * a.width * r + j) * out_channels + c;
     q_lane[o] = (i * a.width * r + j) * code_channels + c;
+  }
+  if (!contiguous) {
+    y_runs = runs_of(y_lane), q_runs = runs_of(q_lane);
+    for (int o = 0; o < h.out_channels; o++) y_lane[o] = q_lane[o] = o % kBlockOutputs;
   }
   const int wanted = a.threads == 1 ? 1 : a.threads * kTasksPerThread;
   band_rows = std::min(std::max(1, static_cast<int>((static_cast<int64_t>(a.height) * a.batch + wanted - 1) / wanted)), a.height);
@@ -61,9 +101,18 @@ const int32_t* Convolution::box_rows(int image, int row, int rows) const {
 }
 
 void Convolution::run_band(int image, int band) const {
-  const int first = band * band_rows, end = std::min(first + band_rows, a.height);
-  if (header.tile_for_bits[a.x_bits[image] - ADABM_MIN_BITS] == ADABM_TILE_DIRECT) run_rows_direct(image, first, end);
-  else run_rows_tiled(image, first, end);
+  const int first = band * band_rows, end = std::min(first + band_rows, a.height), pad = header.kernel_w / 2;
+  const int tile = header.tile_for_bits[a.x_bits[image] - ADABM_MIN_BITS];
+  const bool tiled = tile != ADABM_TILE_DIRECT;
+  const Region all = {first, end, 0, a.width};
+  if (kTiles[tile].kn2row) return run_kn2row_tiled(image, first, end);
+  if (!header.border_kernels) return tiled ? run_tiled(image, all) : header.kn2row ? run_kn2row(image, first, end) : run_direct(image, all);
+  const int inner = std::min(std::max(first, pad), end), inner_end = std::max(std::min(end, a.height - pad), inner);
+  const Region inside = {inner, inner_end, pad, a.width - pad};
+  run_direct(image, {first, inner, 0, a.width});
+  for (int i = 0; i < pad; i++) run_outer_column(image, inner, inner_end, i), run_outer_column(image, inner, inner_end, a.width - 1 - i);
+  tiled ? run_tiled(image, inside) : run_direct(image, inside);
+  run_direct(image, {inner_end, end, 0, a.width});
 }
 
 RowOutput::RowOutput(const Convolution& c, int image, int row) : c_(c) {
@@ -77,7 +126,6 @@ RowOutput::RowOutput(const Convolution& c, int image, int row) : c_(c) {
   out_row_ = (static_cast<ptrdiff_t>(image) * a.height + row) * a.shuffle * a.width * a.shuffle;
   e_.activation = a.activation;
   e_.y_stride = a.shuffle * c.y_pitch, e_.q_stride = a.shuffle * c.code_channels;
-  e_.contiguous = c.contiguous;
   e_.beta = beta_;
   if (a.y_image) {
     e_.scale = 1, e_.offset = 0, e_.top = 255;
@@ -109,7 +157,7 @@ void RowOutput::write(const UntileArgs& products, int first_panel, int column, i
   e_.acc = products.acc, e_.box = box, e_.pixels = pixels, e_.panels = products.panels;
   e_.lanes = std::min(products.panels * kPanel, K - first);
   // Panels of one block may lie apart only where a PixelShuffle parts them.
-  e_.together = c_.contiguous && (a.shuffle == 1 || c_.out_channels % (kMaxPanels * kPanel) == 0);
+  e_.together = a.shuffle == 1 || !c_.contiguous || c_.out_channels % kBlockOutputs == 0;
   e_.alpha = row_alpha_ + first;
   e_.slope = a.slope ? a.slope + first : nullptr;
   e_.y_lane = c_.y_lane.data() + first, e_.q_lane = c_.q_lane.data() + first;
@@ -117,7 +165,23 @@ void RowOutput::write(const UntileArgs& products, int first_panel, int column, i
   e_.y = a.y ? a.y + y_at : nullptr;
   e_.y_acc = a.y_acc ? a.y_acc + y_at : nullptr;
   e_.y_q = c_.codes ? c_.codes + out_row_ * c_.code_channels + column * e_.q_stride : nullptr;
-  c_.kernels.untile_epilogue(products, e_);
+  c_.contiguous ? c_.kernels.untile_epilogue(products, e_) : write_parted(products, first_panel);
+}
+
+void RowOutput::write_parted(const UntileArgs& products, int first_panel) {
+  Scratch& s = thread_scratch();
+  const int block = first_panel / kMaxPanels, pitch = products.panels * kPanel, pixels = e_.pixels;
+  const auto &y_runs = c_.y_runs[block], &q_runs = c_.q_runs[block];
+  EpilogueArgs e = e_;
+  e.y_stride = e.q_stride = pitch;
+  if (e_.residual) join(y_runs, e_.residual, e_.y_stride, s.values, pitch, pixels), e.residual = s.values;
+  if (e_.y) e.y = s.values;
+  if (e_.y_acc) e.y_acc = products.acc;  // each is read before it is written
+  if (e_.y_q) e.y_q = s.value_codes;
+  c_.kernels.untile_epilogue(products, e);
+  if (e_.y) part(y_runs, s.values, pitch, e_.y, e_.y_stride, pixels);
+  if (e_.y_acc) part(y_runs, products.acc, pitch, e_.y_acc, e_.y_stride, pixels);
+  if (e_.y_q) part(q_runs, s.value_codes, pitch, e_.y_q, e_.q_stride, pixels);
 }
 
 void RowOutput::finish() const {

@@ -20,8 +20,13 @@ static_assert(kMaxBlockPixels >= kDirectBlocks * kMaxPixels, "a group of the dir
 struct Scratch {
   std::vector<uint8_t> patch, codes;  // copied from the image's border; transformed
   std::vector<int32_t> box, pixel_sums;
+  // Of kn2row: the rows of a tile, of each a group of pixels and the columns beside it.
+  alignas(64) int32_t columns[kMaxTileOutputs][(kMaxBlockPixels + kMaxKernel) * kMaxPanels * kPanel];
   alignas(64) int32_t products[kMaxTileOutputs * kMaxTaps * kGroupTiles * kMaxPanels * kPanel];
   alignas(64) int32_t acc[kMaxBlockPixels * kMaxPanels * kPanel];
+  // Outputs that a PixelShuffle parts, on their way to memory.
+  alignas(64) float values[kMaxBlockPixels * kMaxPanels * kPanel];
+  alignas(64) uint8_t value_codes[kMaxBlockPixels * kMaxPanels * kPanel];
 };
 Scratch& thread_scratch();
 
@@ -34,8 +39,14 @@ struct Convolution {
   int out_channels, code_channels;  // of one output pixel in y, and in codes
   uint8_t* codes;                   // y_q, or y_image: codes of 8 bits on the grid of pixels, without padding
   int y_pitch;                      // floats from one output pixel to the next
-  bool contiguous;
+  bool contiguous;                  // the outputs of every panel are adjacent in memory
   std::vector<int32_t> y_lane, q_lane;
+  // Where they are not: those that are, from output `first` of a product block on, which goes to element `to` of the pixel.
+  struct Run {
+    int first, length;
+    int32_t to;
+  };
+  std::vector<std::vector<Run>> y_runs, q_runs;  // of each block
   int bands, band_rows;
 
   Convolution(const adabm_conv2d_args& args, const Kernels& kernels, const PackedHeader& header);
@@ -45,8 +56,16 @@ struct Convolution {
  private:
   // SUM of the codes under the kernel for every pixel of some rows, [rows][box_stride], in the thread's scratch; null without box_filter.
   const int32_t* box_rows(int image, int row, int rows) const;
-  void run_rows_direct(int image, int first_row, int end_row) const;
-  void run_rows_tiled(int image, int first_row, int end_row) const;
+  // A part of an image.
+  struct Region {
+    int first_row, end_row, first_column, end_column;
+  };
+  void run_direct(int image, const Region& region) const;
+  // With border_kernels: one of the outer columns, whose pixels have one kernel in common where rows are not outer ones too.
+  void run_outer_column(int image, int first_row, int end_row, int column) const;
+  void run_kn2row(int image, int first_row, int end_row) const;
+  void run_kn2row_tiled(int image, int first_row, int end_row) const;
+  void run_tiled(int image, const Region& region) const;
 };
 
 // Copies the rows and columns under a block into `patch`, zeros where they fall outside the image.
@@ -72,6 +91,8 @@ class RowOutput {
 
  private:
   const Convolution& c_;
+  void write_parted(const UntileArgs& products, int first_panel);
+
   EpilogueArgs e_ = {};
   const float* beta_[kMaxBlockPixels];
   const float* row_beta_;

@@ -15,7 +15,8 @@ constexpr int kMinTileRows = 2;    // output rows of a tile on bytes, F(2, 3) or
 constexpr int kMaxByteRows = 3;
 constexpr int kMaxRowTaps = kMaxByteRows + 2;
 constexpr int kMaxTileOutputs = 4; // output rows or columns of any tile
-constexpr int kMaxTaps = kMaxTileOutputs + 2;
+constexpr int kMaxTileKernel = 5;  // pixels a side
+constexpr int kMaxTaps = kMaxTileOutputs + 2;  // F(2, 5) has as many
 constexpr int kMaxParts = 4;       // bytes whose sum is a transformed weight
 
 // acc[pixel][panel * 16 + lane] = start[panel * 16 + lane] + SUM over taps and channels of x * w, for `pixels` x `panels` * 16 outputs.
@@ -48,10 +49,9 @@ struct EpilogueArgs {
   uint8_t* y_q;
   int32_t* y_acc;
   ptrdiff_t y_stride, q_stride;    // elements from one pixel to the next
-  const int32_t* y_lane;      // [lanes] element of each output relative to its pixel
+  const int32_t* y_lane;      // [lanes] element of each output relative to its pixel; those of a panel are adjacent
   const int32_t* q_lane;
-  bool contiguous;            // every panel's outputs are adjacent in memory
-  bool together;              // and so are those of the block's panels
+  bool together;              // those of all the block's panels are adjacent
   float scale, offset, top;   // grid of the output codes
 };
 
@@ -83,9 +83,9 @@ struct RowProductArgs {
   ptrdiff_t row_stride;               // of sums
 };
 
-// The same for the tile F(4, 3) x F(4, 3), whose operands have 16 bits: `quads` counts pairs of channels, and w is int16
-// [row tap][quads][panels][16][2]; sums[output row] carry the factors of transform_word_sums. Nothing is shifted or split: `rows`,
-// `start`, `depth`, `eight_bits` and `parts` are not read.
+// The same for the tiles of words, F(4, 3) x F(4, 3) and F(2, 5) x F(2, 5), whose operands have 16 bits: `quads` counts pairs of channels, and w is int16
+// [row tap][quads][panels][16][2]; sums[output row] carry the factors of transform_word_sums. Nothing is shifted or split: `start`,
+// `depth`, `eight_bits` and `parts` are not read.
 
 // Codes in the tiles F(rows, 3) x F(outputs, 3): out[column tap][row tap][tile][channel], a plane for each tap, shifted into unsigned bytes; with 1 output
 // a tile is one column and has one column tap. Tile t begins at column t * outputs of x; all codes under the tiles exist.
@@ -99,7 +99,7 @@ struct TransformArgs {
   uint8_t* out;
 };
 
-// For the tile F(4, 3) x F(4, 3) `out` holds int16 and nothing is shifted; `rows`, `outputs` and `shift` are not read.
+// For a tile of words `out` holds int16 and nothing is shifted: `rows` and `shift` are not read; `outputs` are those of a row, 4 or 2.
 
 // Accumulators from products[tap][tile][panels * 16], then their epilogue. e.acc is scratch for tiles * outputs pixels, of
 // which e.pixels exist. outputs == 1: the products are the accumulators.
@@ -107,8 +107,18 @@ struct UntileArgs {
   int outputs, tiles, panels;
   const int32_t* products;
   int32_t* acc;
-  bool words;  // of the tile on words, whose products of each row carry a factor of their own
+  bool words;  // of a tile on words, whose products of each row carry a factor of their own; kernels of 5x5 where outputs is 2
   int row;     // of that tile
+};
+
+// The last step of kn2row: acc[pixel][output] = SUM over columns s of from[pixel + s][s * outputs + output], from pixels `pitch`
+// apart to ones of whole panels. `from` can be read, and `acc` written, to the end of a panel beyond the last.
+struct GatherArgs {
+  const int32_t* from;
+  int pitch, columns, outputs, pixels;
+  bool words;  // of a row of the tile on words, `row`, whose sums carry a factor
+  int row;
+  int32_t* acc;
 };
 
 struct Kernels {
@@ -122,13 +132,16 @@ struct Kernels {
   void (*row_product)(const RowProductArgs&);
   // sums[j] = SUM of the bytes of pixel j.
   void (*pixel_sums)(const uint8_t* row, int width, int pixel_bytes, int32_t* sums);
+  void (*gather_columns)(const GatherArgs&);
   // into[j] += SUM from[j .. j + taps - 1]; both have room for `count` rounded up to kPanel.
   void (*slide)(const int32_t* from, int taps, int count, int32_t* into);
   void (*quantize_row)(const QuantizeArgs&);
   void (*transform)(const TransformArgs&);
   void (*untile_epilogue)(const UntileArgs&, const EpilogueArgs&);
-  // Of the tile F(4, 3) x F(4, 3); at most kMaxPixels tiles at a time.
+  // Of the tiles on words; at most kMaxPixels tiles at a time.
   void (*word_transform)(const TransformArgs&);
+  // Along the rows alone: out[row tap][pixel][three][channel], the windows of `threes` begin 3 rows apart. `outputs` is not read.
+  void (*word_transform_rows)(const TransformArgs&, int threes);
   void (*word_row_product)(const RowProductArgs&);
 };
 

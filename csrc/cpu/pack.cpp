@@ -13,15 +13,17 @@ namespace adabm {
 namespace {
 
 // The outer taps come last.
-constexpr Line kF1 = {1, 1, 3, {{1}}, {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
-constexpr Line kF2 = {2, 4, 1, {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}}, {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}}};
+constexpr Line kF1 = {1, 3, 1, 3, {{1}}, {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
+constexpr Line kF2 = {2, 3, 4, 1, {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}}, {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}}};
 constexpr Line kF3 = {3,
+                      3,
                       5,
                       1,
                       {{0, -2, -1, 1, 0}, {0, 2, -3, 1, 0}, {0, -1, 0, 1, 0}, {2, -1, -2, 1, 0}, {0, 2, -1, -2, 1}},
                       {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, 0, 0}, {0, 0, 1}}};
 constexpr Line kF4 = {
     4,
+    3,
     6,
     1,
     {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
@@ -30,16 +32,33 @@ constexpr Line kF4 = {
 // Factors of transform_word_sums are in the weights here, where they cost nothing.
 constexpr Line kF4OfWords = {
     4,
+    3,
     6,
     1,
     {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
     {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {6, 0, 0}, {0, 0, 6}}};
 
+// The same points, so the same B^T.
+constexpr Line kF2Of5Words = {
+    2,
+    5,
+    6,
+    1,
+    {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
+    {{1, 1, 1, 1, 1}, {1, -1, 1, -1, 1}, {1, 2, 4, 8, 16}, {1, -2, 4, -8, 16}, {6, 0, 0, 0, 0}, {0, 0, 0, 0, 12}}};
+
 }  // namespace
 
-const TileTables kTiles[ADABM_TILE_COUNT] = {{},           {kF2, kF1, false}, {kF2, kF2, false},
-                                             {kF2, kF3, false}, {kF2, kF4, false}, {kF4OfWords, kF4OfWords, true},
-                                             {kF3, kF3, false}, {kF3, kF4, false}};
+const TileTables kTiles[ADABM_TILE_COUNT] = {{},
+                                             {kF2, kF1, false, false},
+                                             {kF2, kF2, false, false},
+                                             {kF2, kF3, false, false},
+                                             {kF2, kF4, false, false},
+                                             {kF4OfWords, kF4OfWords, true, false},
+                                             {kF2Of5Words, kF2Of5Words, true, false},
+                                             {kF4OfWords, kF1, true, true},
+                                             {kF3, kF3, false, false},
+                                             {kF3, kF4, false, false}};
 
 int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int* largest) {
   // A tap weighs the codes under the tile by the products of two rows of B^T.
@@ -57,6 +76,7 @@ int tap_shift(const TileTables& tile, int row_tap, int column_tap, int bits, int
 int product_taps(const PackedHeader& h, int tile) {
   if (tile == ADABM_TILE_DIRECT) return h.kernel_h * h.kernel_w;
   const TileTables& table = kTiles[tile];
+  if (table.kn2row) return 2 * table.rows.taps * (h.kernel_h / table.rows.kernel);
   if (table.words) return 2 * table.columns.taps * table.rows.taps;
   int taps = 0;
   for (int j = 0; j < table.columns.taps; j++)
@@ -66,22 +86,24 @@ int product_taps(const PackedHeader& h, int tile) {
 
 namespace {
 
-// The transformed weights [column tap * run][row tap][K][C].
+// The transformed weights [column tap * run][row tap][K][C]; with border_kernels of the one inside.
 std::vector<int> transform_weights(const adabm_weights& w, const TileTables& tile) {
   const Line &rows = tile.rows, &columns = tile.columns;
+  const int side = rows.kernel;
+  const size_t taps = static_cast<size_t>(side) * side, inside = w.border_kernels ? taps / 2 * w.out_channels : 0;
   const size_t plane = static_cast<size_t>(w.out_channels) * w.channels;
   std::vector<int> out(plane * rows.taps * columns.taps * columns.run);
   for (int o = 0; o < w.out_channels; o++)
     for (int c = 0; c < w.channels; c++) {
-      const int8_t* from = w.weight + static_cast<size_t>(o) * 9 * w.channels + c;
-      int along_rows[kMaxTaps][3] = {};
+      const int8_t* from = w.weight + (inside + o) * taps * w.channels + c;
+      int along_rows[kMaxTaps][kMaxTileKernel] = {};
       for (int i = 0; i < rows.taps; i++)
-        for (int r = 0; r < 3; r++)
-          for (int s = 0; s < 3; s++) along_rows[i][s] += rows.weights[i][r] * from[(r * 3 + s) * w.channels];
+        for (int r = 0; r < side; r++)
+          for (int s = 0; s < side; s++) along_rows[i][s] += rows.weights[i][r] * from[(r * side + s) * w.channels];
       int* to = out.data() + static_cast<size_t>(o) * w.channels + c;
       for (int j = 0; j < columns.taps * columns.run; j++)
         for (int i = 0; i < rows.taps; i++, to += plane)
-          *to = columns.weights[j][0] * along_rows[i][0] + columns.weights[j][1] * along_rows[i][1] + columns.weights[j][2] * along_rows[i][2];
+          for (int s = 0; s < side; s++) *to += columns.weights[j][s] * along_rows[i][s];
     }
   return out;
 }
@@ -108,6 +130,9 @@ PackedHeader layout(const adabm_weights& w) {
   h.magic = kPackedMagic, h.version = ADABM_ABI_VERSION;
   h.out_channels = w.out_channels, h.channels = w.channels, h.kernel_h = w.kernel_h, h.kernel_w = w.kernel_w;
   h.border_kernels = w.border_kernels;
+  const int lanes = kernel_columns_out(h).panels();
+  const bool columns_fit = !w.border_kernels && lanes <= kMaxPanels;
+  h.kn2row = columns_fit && lanes < h.panels() * w.kernel_w;
   h.bytes = kPackedHeaderBytes;
   for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
     const int tile = w.tile_for_bits[b];
@@ -115,8 +140,12 @@ PackedHeader layout(const adabm_weights& w) {
     h.tile_for_bits[b] = tile;
     const TileTables& table = kTiles[tile];
     const bool bytes = tile != ADABM_TILE_DIRECT && !table.words;
-    ADABM_REQUIRE(tile == ADABM_TILE_DIRECT || (w.kernel_h == 3 && w.kernel_w == 3 && !w.border_kernels),
-                  "tile_for_bits[%d] must be 0 (direct) for this kernel, got %d", b, tile);
+    ADABM_REQUIRE(!table.kn2row || (columns_fit && w.kernel_h % table.rows.kernel == 0),
+                  "tile_for_bits[%d] = %d is for kernels of 3, 9 or 15 rows with at most %d outputs times columns, not for %d outputs of %dx%d", b, tile,
+                  kMaxPanels * kPanel, w.out_channels, w.kernel_h, w.kernel_w);
+    ADABM_REQUIRE(tile == ADABM_TILE_DIRECT || table.kn2row || (w.kernel_h == table.rows.kernel && w.kernel_w == table.rows.kernel),
+                  "tile_for_bits[%d] = %d is for kernels of %dx%d, not of %dx%d", b, tile, table.rows.kernel, table.rows.kernel, w.kernel_h,
+                  w.kernel_w);
     if (bytes) {
       for (int j = 0, largest; j < table.columns.taps; j++)
         for (int i = 0; i < table.rows.taps; i++) {
@@ -126,10 +155,15 @@ PackedHeader layout(const adabm_weights& w) {
       h.start_offset[b] = h.bytes;
       h.bytes += sizeof(int32_t) * table.columns.taps * table.rows.outputs * h.panels() * kPanel;
     }
-    if (h.tile_offset[tile]) continue;
-    if (bytes) count_parts(w, tile, h.parts[tile]);
-    h.tile_offset[tile] = h.bytes;
-    h.bytes += panel_bytes(h, product_taps(h, tile)) * h.panels() * h.kernels();
+    // Pixels of the border classes are computed directly.
+    for (const int used : {tile, w.border_kernels ? ADABM_TILE_DIRECT : tile}) {
+      if (h.tile_offset[used]) continue;
+      const bool direct = used == ADABM_TILE_DIRECT;
+      if (bytes && !direct) count_parts(w, used, h.parts[used]);
+      const PackedHeader form = form_of(h, used);
+      h.tile_offset[used] = h.bytes;
+      h.bytes += panel_bytes(form, product_taps(form, used)) * form.panels() * (direct ? form.kernels() : 1);
+    }
   }
   return h;
 }
@@ -137,6 +171,14 @@ PackedHeader layout(const adabm_weights& w) {
 void pack_direct(const adabm_weights& w, const PackedHeader& h, int8_t* out) {
   const int taps = w.kernel_h * w.kernel_w;
   const int8_t* from = w.weight;
+  if (h.kn2row) {
+    const PackedHeader form = kernel_columns_out(h);
+    for (int o = 0; o < w.out_channels; o++)
+      for (int r = 0; r < w.kernel_h; r++)
+        for (int s = 0; s < w.kernel_w; s++)
+          for (int c = 0; c < w.channels; c++) out[weight_offset(form, w.kernel_h, s * w.out_channels + o, r, c)] = *from++;
+    return;
+  }
   for (int b = 0; b < h.kernels(); b++, out += panel_bytes(h, taps) * h.panels())
     for (int o = 0; o < w.out_channels; o++)
       for (int t = 0; t < taps; t++)
@@ -167,17 +209,40 @@ void pack_tile(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* 
     }
 }
 
+// A pair of channels of one output takes the place of a quad: channels 2n and 2n + 1 of tap t that of quad n of taps 2t and 2t + 1.
+void pack_word(const PackedHeader& form, int taps, int o, int tap, int c, int value, int8_t* out) {
+  const int pair = c / 2 + 2 * tap * form.quads();
+  const int16_t word = static_cast<int16_t>(value);
+  std::memcpy(out + weight_offset(form, taps, o, pair / form.quads(), pair % form.quads() * 4) + c % 2 * sizeof word, &word, sizeof word);
+}
+
+void pack_words_kn2row(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* out) {
+  const PackedHeader form = kernel_columns_out(h);
+  const Line& rows = kTiles[tile].rows;
+  const int taps = product_taps(h, tile), threes = w.kernel_h / rows.kernel, line = w.kernel_w * w.channels;
+  for (int o = 0; o < w.out_channels; o++)
+    for (int s = 0; s < w.kernel_w; s++)
+      for (int c = 0; c < w.channels; c++)
+        for (int i = 0; i < rows.taps; i++)
+          for (int n = 0; n < threes; n++) {
+            int value = 0;
+            for (int r = 0; r < rows.kernel; r++)
+              value += rows.weights[i][r] * w.weight[(static_cast<size_t>(o) * w.kernel_h + n * rows.kernel + r) * line + s * w.channels + c];
+            pack_word(form, taps, s * w.out_channels + o, i * threes + n, c, value, out);
+          }
+}
+
 void pack_words(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* out) {
+  if (kTiles[tile].kn2row) return pack_words_kn2row(w, h, tile, out);
   const std::vector<int> values = transform_weights(w, kTiles[tile]);
   const int taps = product_taps(h, tile);
   const int* value = values.data();
-  // A pair of channels of one output takes the place of a quad: channels 2n and 2n + 1 of tap t that of quad n of taps 2t and 2t + 1.
   for (int tap = 0; tap < taps / 2; tap++)
     for (int o = 0; o < w.out_channels; o++)
       for (int c = 0; c < w.channels; c++, value++) {
-        const int pair = c / 2 + 2 * tap * h.quads();
-        const int16_t word = static_cast<int16_t>(*value);
-        std::memcpy(out + weight_offset(h, taps, o, pair / h.quads(), pair % h.quads() * 4) + c % 2 * sizeof word, &word, sizeof word);
+        ADABM_REQUIRE(*value >= INT16_MIN && *value <= INT16_MAX, "tile %d needs more than 16 bits: a weight of output %d transforms to %d", tile, o,
+                      *value);
+        pack_word(h, taps, o, tap, c, *value, out);
       }
 }
 
@@ -280,10 +345,13 @@ extern "C" adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packe
         (adabm::kTiles[tile].words ? adabm::pack_words : adabm::pack_tile)(*weights, header, tile, base + header.tile_offset[tile]);
     std::vector<adabm::Sums> sums[ADABM_TILE_COUNT];
     for (int tile = 0; tile < ADABM_TILE_COUNT; tile++)
-      if (header.tile_offset[tile] && !adabm::kTiles[tile].words) sums[tile] = adabm::largest_sums(header, tile, base + header.tile_offset[tile]);
+      if (header.tile_offset[tile] && !adabm::kTiles[tile].words)
+        sums[tile] = adabm::largest_sums(adabm::form_of(header, tile), tile, base + header.tile_offset[tile]);
     for (int b = 0; b < ADABM_BIT_WIDTHS; b++) {
       uint16_t* depth = reinterpret_cast<adabm::PackedHeader*>(packed)->depth[b][0];
       for (const adabm::Sums& of_tap : sums[header.tile_for_bits[b]]) *depth++ = adabm::sum_depth(of_tap, b + ADABM_MIN_BITS);
+      if (header.tile_offset[ADABM_TILE_DIRECT])
+        reinterpret_cast<adabm::PackedHeader*>(packed)->direct_depth[b] = adabm::sum_depth(sums[ADABM_TILE_DIRECT][0], b + ADABM_MIN_BITS);
       if (header.start_offset[b])
         adabm::sum_starts(header, header.tile_for_bits[b], b + ADABM_MIN_BITS, base + header.tile_offset[header.tile_for_bits[b]],
                           reinterpret_cast<int32_t*>(base + header.start_offset[b]));

@@ -3,10 +3,10 @@
 //
 //   kernel, block of up to 4 panels, product tap, channel quad, panel:  [16 outputs][4 channels] int8, 64 bytes, aligned
 //
-// where the product taps of the direct form are the kernel's and those of a tile on bytes are [column tap][row tap][part], a weight that
+// where the product taps of the direct form are the kernel's, or with kn2row its rows, and those of a tile on bytes are [column tap][row tap][part], a weight that
 // outgrows a byte being the sum of parts. F(1, 3) along the columns accumulates the three kernel columns, so there they come
-// last: [row tap][part][kernel column]. The tile on words has int16 [column tap][row tap][pair of channels][panel][16][2] instead, in
-// as many bytes as two parts. The sums are int32 [column tap][output row][panels * 16]: they undo the shift that makes
+// last: [row tap][part][kernel column]. Tiles on words have int16 [column tap][row tap][pair of channels][panel][16][2] instead, in
+// as many bytes as two parts, or with kn2row [row tap][three rows of the kernel][pair of channels]. The sums are int32 [column tap][output row][panels * 16]: they undo the shift that makes
 // transformed codes unsigned. All with missing outputs and channels zero. It is the same for every instruction set.
 #pragma once
 
@@ -26,15 +26,17 @@ constexpr int kPartGroups = 3;
 struct PackedHeader {
   uint32_t magic, version;
   int32_t out_channels, channels, kernel_h, kernel_w, border_kernels;
+  int32_t kn2row;  // of the direct form: the kernel's columns are outputs too, see kernel_columns_out
   int32_t tile_for_bits[ADABM_BIT_WIDTHS];
   uint64_t tile_offset[ADABM_TILE_COUNT];  // bytes from the header; 0 where the tile is not in use
   uint64_t start_offset[ADABM_BIT_WIDTHS];
   uint64_t bytes;
   uint8_t parts[ADABM_TILE_COUNT][kMaxTaps][kPartGroups];  // of a tile's row taps in every column tap, by part_group
-  // For codes of each bit-width and each tap of its tile, [column tap][row tap] (the direct form has one): how many consecutive quads,
+  // For codes of each bit-width and each tap of its tile, [column tap][row tap]: how many consecutive quads,
   // counted from the start of the tap, may be summed in 16 bits, where channels 0, 1 and channels 2, 3 of a quad have a sum each. A
   // power of two; 0 where a single quad can overflow.
   uint16_t depth[ADABM_BIT_WIDTHS][kMaxTaps][kMaxRowTaps];
+  uint16_t direct_depth[ADABM_BIT_WIDTHS];  // the same of the direct form, whose taps are summed alike
 
   int quads() const { return (channels + 3) / 4; }
   int panels() const { return (out_channels + kPanel - 1) / kPanel; }
@@ -45,17 +47,19 @@ constexpr int kDepths = 13;  // of 1, 2, 4, ... quads
 constexpr size_t kPackedHeaderBytes = 1024;  // a multiple of 64, so that panels stay aligned
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes, "the header has outgrown its place");
 
-// F(outputs, 3) along one axis: B^T and G of adabm_kernels/tiles.py. F(1, 3) has one tap for codes and three for weights.
+// F(outputs, kernel) along one axis: B^T and G of adabm_kernels/tiles.py. F(1, 3) has one tap for codes and three for weights.
 struct Line {
-  int outputs, taps;
+  int outputs, kernel, taps;
   int run;  // kernel columns that accumulate within a tap: 3 for F(1, 3), else 1
   int codes[kMaxTaps][kMaxTaps];
-  int weights[kMaxTaps][3];  // [tap * run]
+  int weights[kMaxTaps][kMaxTileKernel];  // [tap * run]
 };
 
 struct TileTables {
-  Line rows, columns;
+  Line rows, columns;  // of kernels as wide as high
   bool words;  // operands of 16 bits, which hold any transformed code and weight: neither shifted nor split
+  // The kernel's columns are outputs, see kernel_columns_out; its rows are taken three at a time, whose products accumulate.
+  bool kn2row;
 };
 extern const TileTables kTiles[ADABM_TILE_COUNT];  // none for ADABM_TILE_DIRECT
 
@@ -74,6 +78,19 @@ inline size_t weight_offset(const PackedHeader& header, int taps, int o, int tap
   return (static_cast<size_t>(block) * taps * header.quads() + (static_cast<size_t>(tap) * header.quads() + c / 4) * panels + panel - block) *
              (kPanel * 4) +
          (o % kPanel) * 4 + c % 4;
+}
+
+// Few outputs leave most lanes of a panel idle. Then every kernel column's share of an output is a lane of its own (kn2row: Vasudevan
+// et al., ASAP 2017, along the columns): output s * K + o of a kernel R x 1 is what column s adds to output o of the pixel s - S / 2 columns
+// before.
+inline PackedHeader kernel_columns_out(const PackedHeader& header) {
+  PackedHeader form = header;
+  form.out_channels *= header.kernel_w, form.kernel_w = 1;
+  return form;
+}
+// The layer as a tile's weights are packed.
+inline PackedHeader form_of(const PackedHeader& header, int tile) {
+  return tile == ADABM_TILE_DIRECT ? (header.kn2row ? kernel_columns_out(header) : header) : kTiles[tile].kn2row ? kernel_columns_out(header) : header;
 }
 
 inline size_t panel_bytes(const PackedHeader& header, int taps) {

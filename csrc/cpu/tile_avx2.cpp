@@ -344,11 +344,13 @@ const Kernels* kernels_avx2() {
                                   product,
                                   row_product,
                                   pixel_sums,
+                                  gather_columns,
                                   slide,
                                   quantize_row,
                                   transform,
                                   untile_epilogue,
                                   word_transform,
+                                  word_transform_rows,
                                   word_row_product<1, word_product>};
   return &kernels;
 }

@@ -242,7 +242,6 @@ void epilogue_of(const EpilogueArgs& a) {
     const int lanes = a.lanes - p * kPanel < kPanel ? a.lanes - p * kPanel : kPanel;
     const __mmask16 mask = static_cast<__mmask16>((1u << lanes) - 1);
     const __m512 alpha = _mm512_maskz_loadu_ps(mask, a.alpha + p * kPanel);
-    const __m512i y_lane = _mm512_maskz_loadu_epi32(mask, a.y_lane + p * kPanel);
     for (int m = 0; m < a.pixels; m++) {
       __m512i sum = _mm512_load_si512(a.acc + (m * a.panels + p) * kPanel);
       if (Box) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 1), _mm512_set1_epi32(a.box[m]));
@@ -252,27 +251,13 @@ void epilogue_of(const EpilogueArgs& a) {
         v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v,
                                _mm512_maskz_loadu_ps(mask, a.slope + p * kPanel));
       const ptrdiff_t y_at = m * a.y_stride + a.y_lane[p * kPanel];
-      if (a.contiguous) {
-        if (Residual) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, a.residual + y_at), v);
-        if (a.y) _mm512_mask_storeu_ps(a.y + y_at, mask, v);
-        if (a.y_acc) _mm512_mask_storeu_epi32(a.y_acc + y_at, mask, sum);
-      } else {
-        if (Residual)
-          v = _mm512_add_ps(_mm512_mask_i32gather_ps(v, mask, y_lane, a.residual + m * a.y_stride, 4), v);
-        if (a.y) _mm512_mask_i32scatter_ps(a.y + m * a.y_stride, mask, y_lane, v, 4);
-        if (a.y_acc) _mm512_mask_i32scatter_epi32(a.y_acc + m * a.y_stride, mask, y_lane, sum, 4);
-      }
+      if (Residual) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, a.residual + y_at), v);
+      if (a.y) _mm512_mask_storeu_ps(a.y + y_at, mask, v);
+      if (a.y_acc) _mm512_mask_storeu_epi32(a.y_acc + y_at, mask, sum);
       if (a.y_q) {
         __m512 t = _mm512_fmadd_ps(v, scale, offset);
         t = _mm512_min_ps(_mm512_max_ps(t, _mm512_setzero_ps()), top);
-        const __m128i codes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(t));
-        if (a.contiguous) {
-          _mm_mask_storeu_epi8(a.y_q + m * a.q_stride + a.q_lane[p * kPanel], mask, codes);
-        } else {
-          alignas(16) uint8_t bytes[kPanel];
-          _mm_store_si128(reinterpret_cast<__m128i*>(bytes), codes);
-          for (int o = 0; o < lanes; o++) a.y_q[m * a.q_stride + a.q_lane[p * kPanel + o]] = bytes[o];
-        }
+        _mm_mask_storeu_epi8(a.y_q + m * a.q_stride + a.q_lane[p * kPanel], mask, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(t)));
       }
     }
   }
@@ -386,22 +371,16 @@ void word_product(const WordProductArgs& a) {
 }
 
 // The common case of both steps in one, without a trip through memory: 64 adjacent outputs of every pixel.
-struct FullArgs {
-  const UntileArgs& u;
-  const EpilogueArgs& e;
-};
-
 template <int Outputs, bool OfWords, int Activation, bool Residual, bool Codes>
-void full_of(const FullArgs& f) {
+void full_of(const UntileArgs& u, const EpilogueArgs& e) {
   // Neighbouring pixels share the loads of alpha: those of a tile, or three where products are sums.
-  constexpr int kPixels = Outputs == 1 ? 3 : Outputs, kTaps = Outputs == 1 ? kPixels : Outputs + 2, kPanels = kMaxPanels;
-  const EpilogueArgs& e = f.e;
-  const ptrdiff_t plane = static_cast<ptrdiff_t>(Outputs == 1 ? 1 : f.u.tiles) * kPanels * kPanel;
+  constexpr int kPixels = Outputs == 1 ? 3 : Outputs, kTaps = Outputs == 1 ? kPixels : ColumnSums<Outputs, OfWords>::kTaps, kPanels = kMaxPanels;
+  const ptrdiff_t plane = static_cast<ptrdiff_t>(Outputs == 1 ? 1 : u.tiles) * kPanels * kPanel;
   const ptrdiff_t step = (Outputs == 1 ? kPixels : 1) * kPanels * kPanel;
   const __m512 scale = _mm512_set1_ps(e.scale), offset = _mm512_set1_ps(e.offset), top = _mm512_set1_ps(e.top);
   // Packing works within 128-bit lanes: this brings the 16-byte groups of the four panels back into their order.
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const int32_t* products = f.u.products;
+  const int32_t* products = u.products;
   for (int first = 0; first < e.pixels; first += kPixels, products += step) {
     // What the last ones have beyond the image is computed as well, at the last pixel, and not stored.
     const int exist = e.pixels - first < kPixels ? e.pixels - first : kPixels;
@@ -414,7 +393,7 @@ void full_of(const FullArgs& f) {
       Words m[kTaps], y[kPixels];
 #pragma GCC unroll 8
       for (int j = 0; j < kTaps; j++) m[j] = *reinterpret_cast<const Words*>(products + j * plane + p * kPanel);
-      if (Outputs > 1) transform_columns<Outputs, OfWords>(m, f.u.row, y);
+      if (Outputs > 1) ColumnSums<Outputs, OfWords>::transform(m, u.row, y);
 #pragma GCC unroll 4
       for (int i = 0; Outputs == 1 && i < kPixels; i++) y[i] = m[i];
       if (e.box) {
@@ -449,34 +428,7 @@ void full_of(const FullArgs& f) {
   }
 }
 
-template <int Outputs, bool OfWords, int Activation>
-void full_activation(const FullArgs& f) {
-  if (f.e.residual) f.e.y_q ? full_of<Outputs, OfWords, Activation, true, true>(f) : full_of<Outputs, OfWords, Activation, true, false>(f);
-  else f.e.y_q ? full_of<Outputs, OfWords, Activation, false, true>(f) : full_of<Outputs, OfWords, Activation, false, false>(f);
-}
-
-template <int Outputs, bool OfWords = false>
-void full(const FullArgs& f) {
-  switch (f.e.activation) {
-    case ADABM_ACT_RELU: return full_activation<Outputs, OfWords, ADABM_ACT_RELU>(f);
-    case ADABM_ACT_PRELU: return full_activation<Outputs, OfWords, ADABM_ACT_PRELU>(f);
-    default: return full_activation<Outputs, OfWords, ADABM_ACT_NONE>(f);
-  }
-}
-
-void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
-  if (u.panels < kMaxPanels || e.lanes < kMaxPanels * kPanel || !e.together || e.y_acc) {
-    untile(u);
-    return epilogue(e);
-  }
-  if (u.words) return full<kMaxTileOutputs, true>({u, e});
-  switch (u.outputs) {
-    case 1: return full<1>({u, e});
-    case 2: return full<2>({u, e});
-    case 3: return full<3>({u, e});
-    default: return full<4>({u, e});
-  }
-}
+#include "cpu/full.inc"
 
 }  // namespace
 
@@ -489,11 +441,13 @@ const Kernels* kernels_avx512vnni() {
                                   product,
                                   row_product,
                                   pixel_sums,
+                                  gather_columns,
                                   slide,
                                   quantize_row,
                                   transform,
                                   untile_epilogue,
                                   word_transform,
+                                  word_transform_rows,
                                   word_row_product<kMaxPanels, word_product>};
   return &kernels;
 }

@@ -87,8 +87,7 @@ void product(const ProductArgs& a) { a.eight_bits ? product_bits<true>(a) : prod
 
 void epilogue(const EpilogueArgs& a) {
   const float32x4_t zero = vdupq_n_f32(0), scale = vdupq_n_f32(a.scale), offset = vdupq_n_f32(a.offset), top = vdupq_n_f32(a.top);
-  // The outputs of a panel are adjacent then, so the four from any multiple of four are.
-  const int whole = a.contiguous ? a.lanes / 4 * 4 : 0;
+  const int whole = a.lanes / 4 * 4;
   for (int m = 0; m < a.pixels; m++) {
     for (int o = 0; o < whole; o += 4) {
       int32x4_t sum = vld1q_s32(a.acc + m * a.panels * kPanel + o);
@@ -172,11 +171,13 @@ const Kernels* kernels_neon() {
                                   product,
                                   row_product_by_taps<product>,
                                   pixel_sums,
+                                  gather_columns,
                                   slide,
                                   quantize_row,
                                   transform,
                                   untile_epilogue,
                                   word_transform,
+                                  word_transform_rows,
                                   word_row_product<1, word_product>};
   return &kernels;
 }

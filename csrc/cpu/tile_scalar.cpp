@@ -64,11 +64,13 @@ const Kernels* kernels_scalar() {
                                   product,
                                   row_product_by_taps<product>,
                                   pixel_sums,
+                                  gather_columns,
                                   slide,
                                   quantize_row,
                                   transform,
                                   untile_epilogue,
                                   word_transform,
+                                  word_transform_rows,
                                   word_row_product<kMaxPanels, word_product>};
   return &kernels;
 }

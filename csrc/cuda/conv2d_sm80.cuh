@@ -58,8 +58,8 @@ struct Place {
   int kernel;         // class of kernel, with border_kernels
 };
 
-// Divides by a number that is known only to the block, without the twenty instructions of a division: exact while number times divisor
-// stays below 2^20, as pixels and words of a tile do.
+// Divides by a number that is known only to the block, without the twenty instructions of a division: exact while number times
+// divisor stays below 2^20, as pixels and words of a tile do.
 struct Divider {
   unsigned divisor, reciprocal;
   ADABM_DEVICE explicit Divider(int d) : divisor(d), reciprocal(((1u << 20) + d - 1) / d) {}
@@ -111,7 +111,8 @@ ADABM_DEVICE Place place_tile(const Conv2dParams& p, int tile) {
   return at;
 }
 
-// 16 bytes of a pixel of an unfolded image: four columns of the kernel from `tap` on, four bytes each; row -1 lies outside the image.
+// 16 bytes of a pixel of an unfolded image: four columns of the kernel from `tap` on, four bytes each; row -1 lies outside the
+// image.
 template <int kBits>
 ADABM_DEVICE void unfold_row(const Conv2dParams& p, const uint8_t* image, int storage, int row, int first_column, int tap, uint32_t target) {
 #pragma unroll

@@ -1,12 +1,13 @@
 // Implicit-GEMM convolution on wgmma (sm_90a): weights are the rows of A; pixels the columns of B, in shared memory.
 //
-// A strip is 8 columns by 16 rows of pixels, 128 columns of one product. Tiles of some strips (conv2d_configs.cuh) lie in shared memory with their halo as
-// [channel / 16][pixel][16 bytes], where a tap is an offset of the descriptor. One warpgroup produces: it brings tiles in, ahead of
-// two that multiply. A block stays on the chip and takes tile after tile.
+// A strip is 8 columns by 16 rows of pixels, 128 columns of one product. Tiles of some strips (conv2d_configs.cuh) lie in shared
+// memory with their halo as [channel / 16][pixel][16 bytes], where a tap is an offset of the descriptor. One warpgroup produces: it
+// brings tiles in, ahead of two that multiply. A block stays on the chip and takes tile after tile.
 //
-// Two forms. Up to 64 channels and 3x3: all weights of 64 outputs are 72 registers of each thread, loaded once; each warpgroup takes
-// every second strip of a tile, so that one stores results while the other multiplies. Otherwise a stage is 32 channels of the tile
-// and their weights, which all strips read from shared memory while they are there: a warpgroup keeps the sums of both its strips.
+// Two forms. Up to 64 channels and 3x3: all weights of 64 outputs are 72 registers of each thread, loaded once; each warpgroup
+// takes every second strip of a tile, so that one stores results while the other multiplies. Otherwise a stage is 32 channels of
+// the tile and their weights, which all strips read from shared memory while they are there: a warpgroup keeps the sums of both its
+// strips.
 #pragma once
 
 #include "cuda/conv2d_configs.cuh"
@@ -36,8 +37,8 @@ struct Conv2dParams90 {
   ptx::TensorMap map;
 };
 
-// One tile of pixels: how its pixels lie in shared memory, and which pixel of a strip lies where. Inner tiles are rows of the image;
-// a border of one pixel with a kernel of its own is one strip along it.
+// One tile of pixels: how its pixels lie in shared memory, and which pixel of a strip lies where. Inner tiles are rows of the
+// image; a border of one pixel with a kernel of its own is one strip along it.
 struct Tile {
   int row, column, end_row, end_column, kernel;
   int halo_rows, halo_columns, row_step, column_step;          // steps in pixels of shared memory
@@ -96,7 +97,8 @@ ADABM_DEVICE uint64_t strip_descriptor(const Tile& at, uint32_t codes, uint32_t 
 
 // ---- producer
 
-// Brings `planes` rows of 16 channels, from the first_plane-th on, of a tile and its halo into shared memory; zeros outside the image.
+// Brings `planes` rows of 16 channels, from the first_plane-th on, of a tile and its halo into shared memory; zeros outside the
+// image.
 ADABM_DEVICE void load_tile(const Conv2dParams& p, const Tile& at, const uint8_t* image, int storage, int first_plane, int planes, uint32_t to) {
   const int pitch = pixel_bytes(p.code_channels, storage), row_bytes = kRowBytes * storage / 8;
   const int across = at.row_step == 1 ? at.halo_rows : at.halo_columns, pixels = at.halo_rows * at.halo_columns;
@@ -253,8 +255,8 @@ ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, const Tile& at, int s
   }
 }
 
-// Results of one strip in the order of docs/numerics.md: scale and bias, activation, residual, codes. `staged`, 80 bytes a pixel, and
-// named barrier `barrier` are this warpgroup's own. A thread has two outputs: neighbours (kPairs) or eight apart.
+// Results of one strip in the order of docs/numerics.md: scale and bias, activation, residual, codes. `staged`, 80 bytes a pixel,
+// and named barrier `barrier` are this warpgroup's own. A thread has two outputs: neighbours (kPairs) or eight apart.
 template <int kGroups, bool kPairs>
 ADABM_DEVICE void epilogue(const Conv2dParams& p, bool image_words, const Tile& at, int strip, const OutputTile& outputs, int image, int bits,
                            const int32_t (&acc)[4 * kGroups], uint32_t staged, int barrier) {
@@ -368,7 +370,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
       ptx::mbarrier_init(barriers + (2 * i + 1) * ptx::kBarrierBytes, kConsumers * 4);
     }
   }
-  // Ones, the rows of A that add up codes; and what the last product of a stage reads behind its weights where a tile has less than 64 outputs.
+  // Ones, the rows of A that add up codes; and what the last product of a stage reads behind its weights where a tile has less than
+  // 64 outputs.
   const uint32_t ones = barriers + kBarrierBytes;
   if (!kResident && threadIdx.x < kOnesBytes / 4) {
     ptx::store_shared(ones + 4 * threadIdx.x, 0x01010101u);

@@ -22,7 +22,8 @@ ADABM_DEVICE float luma(const adabm_image_bits_args& a, const float* image, int 
   return red + green + blue;
 }
 
-// workspace[image][block] gets the sum of both directions' |gradient| over the block's share of the pixels. Grid: [kBlocks][images].
+// workspace[image][block] gets the sum of both directions' |gradient| over the block's share of the pixels. Grid:
+// [kBlocks][images].
 __global__ void __launch_bounds__(kThreads) measure(const __grid_constant__ adabm_image_bits_args a) {
   const int image = blockIdx.y, pixels = a.height * a.width;
   const float* x = a.x + image * a.stride_n;

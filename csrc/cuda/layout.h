@@ -70,8 +70,8 @@ ADABM_HD inline OutputTile output_tile(const OutputTiling& t, int shuffle, int t
 // [kernel_w][4], of a kernel one column wide, and each pixel is stored with the neighbours those columns meet.
 ADABM_HD inline bool unfolds(int channels, int kernel_w) { return channels <= 4 && kernel_w > 1; }
 
-// One arithmetic width: codes and weights of 8 or 4 bits. Channels come in chunks of `planes` rows of 16 bytes; each chunk's slices of
-// weights follow one another, [planes / 2][taps], each [2][width outputs][16 bytes].
+// One arithmetic width: codes and weights of 8 or 4 bits. Channels come in chunks of `planes` rows of 16 bytes; each chunk's slices
+// of weights follow one another, [planes / 2][taps], each [2][width outputs][16 bytes].
 struct Form {
   int planes, plane_shift;  // a power of two, and of which
   int chunks;

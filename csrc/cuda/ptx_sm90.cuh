@@ -73,8 +73,9 @@ struct alignas(128) TensorMap {
 using TensorMap = cuda_host::TensorMap;
 #endif
 
-// The box of a 4-dimensional tensor that begins at these coordinates, innermost first, to shared memory at a multiple of 128 bytes; zeros
-// where the tensor has nothing. All bytes of the box count for the barrier's phase. `map` must be a kernel's __grid_constant__ parameter.
+// The box of a 4-dimensional tensor that begins at these coordinates, innermost first, to shared memory at a multiple of 128 bytes;
+// zeros where the tensor has nothing. All bytes of the box count for the barrier's phase. `map` must be a kernel's
+// __grid_constant__ parameter.
 ADABM_DEVICE void tensor_copy(uint32_t shared, const TensorMap& map, int c, int w, int h, int n, uint32_t barrier) {
 #if defined(__CUDACC__)
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared),
@@ -131,9 +132,9 @@ ADABM_DEVICE void take_registers() {
 
 // ---- products of a warpgroup
 
-// How a product finds B in shared memory, without swizzle: rows of 16 bytes (16 of the depth of one column), eight columns 128 bytes
-// in a row; group_bytes from one such group to the next, half_bytes from the first 16 of the depth to the last 16. All of them
-// multiples of 16 below 256 KB. Adding n to the result moves the start by 16 n bytes.
+// How a product finds B in shared memory, without swizzle: rows of 16 bytes (16 of the depth of one column), eight columns 128
+// bytes in a row; group_bytes from one such group to the next, half_bytes from the first 16 of the depth to the last 16. All of
+// them multiples of 16 below 256 KB. Adding n to the result moves the start by 16 n bytes.
 ADABM_DEVICE uint64_t matrix_descriptor(uint32_t start, uint32_t half_bytes, uint32_t group_bytes) {
   return static_cast<uint64_t>(start >> 4) | static_cast<uint64_t>(half_bytes >> 4) << 16 | static_cast<uint64_t>(group_bytes >> 4) << 32;
 }

@@ -1,10 +1,11 @@
-// A whole residual block in one kernel (sm_90a): convolution, activation, codes, convolution, residual, next codes. The codes in the
-// middle never leave the chip.
+// A whole residual block in one kernel (sm_90a): convolution, activation, codes, convolution, residual, next codes. The codes in
+// the middle never leave the chip.
 //
-// Both convolutions are 64 to 64 channels, 3x3, with their weights in registers: one warpgroup has those of the first, another those
-// of the second, a third brings tiles in. The first writes the middle codes of a tile of 32 x 16 pixels (or other widths: conv2d_configs.cuh) into shared memory, where the
-// second finds them in the layout that its products read, and makes 30 x 14 results of them; meanwhile the first is at the next
-// tile. What neighbouring tiles share is computed by both: 512 + 448 products for 420 pixels instead of 420 + 420.
+// Both convolutions are 64 to 64 channels, 3x3, with their weights in registers: one warpgroup has those of the first, another
+// those of the second, a third brings tiles in. The first writes the middle codes of a tile of 32 x 16 pixels (or other widths:
+// conv2d_configs.cuh) into shared memory, where the second finds them in the layout that its products read, and makes 30 x 14
+// results of them; meanwhile the first is at the next tile. What neighbouring tiles share is computed by both: 512 + 448 products
+// for 420 pixels instead of 420 + 420.
 #pragma once
 
 #include "cuda/conv2d_sm90.cuh"
@@ -22,8 +23,8 @@ struct BlockTile {
       : columns(strips * kStripColumns),
         out_columns(columns - 2),
         middle_pixels(columns * kStripRows),
-        // The last strip of the second convolution reads two pixels past the last row. Two more are 2 modulo 8: neighbouring planes,
-        // other banks.
+        // The last strip of the second convolution reads two pixels past the last row. Two more are 2 modulo 8: neighbouring
+        // planes, other banks.
         middle_plane_bytes((middle_pixels + 2) * kRowBytes),
         middle_bytes(kMiddlePlanes * middle_plane_bytes) {}
 };

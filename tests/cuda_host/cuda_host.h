@@ -63,8 +63,8 @@ bool land_now();
 
 // ---- compute capability 9.0 (sm90.cpp)
 
-// A product of four warps: see ptx_sm90.cuh. It is computed at its issue or at its wait (`land_now`), and reads shared memory, as far
-// as checks go, at both.
+// A product of four warps: see ptx_sm90.cuh. It is computed at its issue or at its wait (`land_now`), and reads shared memory, as
+// far as checks go, at both.
 void product(const char* who, int32_t* d, int columns, const uint32_t* a, uint64_t descriptor, int accumulate);
 void product(const char* who, int32_t* d, int columns, uint64_t a, uint64_t descriptor, int accumulate);
 void product_fence();

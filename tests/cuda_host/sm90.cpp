@@ -1,4 +1,5 @@
-// What compute capability 9.0 adds to the runtime: products of four warps, barriers in shared memory, bulk and tensor copies, named barriers.
+// What compute capability 9.0 adds to the runtime: products of four warps, barriers in shared memory, bulk and tensor copies, named
+// barriers.
 #include <algorithm>
 #include <cstring>
 #include <deque>
@@ -63,7 +64,8 @@ struct {
 
 WarpProducts& products() { return block.warps[current->warp]; }
 
-// Reads groups of eight rows of 32 bytes from where a descriptor says, from the first group on, with the checks of a read at this moment.
+// Reads groups of eight rows of 32 bytes from where a descriptor says, from the first group on, with the checks of a read at this
+// moment.
 void read_matrix(const char* who, uint64_t descriptor, int first, int groups, uint8_t (*rows)[kDepth]) {
   const auto field = [&](int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4; };
   const uint32_t start = field(0), half_bytes = field(16), group_bytes = field(32);

@@ -91,7 +91,7 @@ void check_row_product(const Kernels& twin, const Kernels& k, int rows) {
       }
 }
 
-void check_word_row_product(const Kernels& twin, const Kernels& k) {
+void check_word_row_product(const Kernels& twin, const Kernels& k, int outputs) {
   for (int panels = 1; panels <= kMaxPanels; panels++)
     for (int tiles = 1; tiles <= kMaxPixels; tiles++) {
       const int pairs = 2 * (1 + below(9)), bytes = pairs * 4, lanes = panels * kPanel;
@@ -101,12 +101,28 @@ void check_word_row_product(const Kernels& twin, const Kernels& k) {
       RowProductArgs p = {};
       p.x = reinterpret_cast<const uint8_t*>(x.data()), p.tap_stride = tiles * bytes, p.tile_stride = bytes, p.quads = pairs;
       p.w = reinterpret_cast<const int8_t*>(w.data()), p.tiles = tiles, p.panels = panels, p.row_stride = tiles * lanes;
-      p.sums = a.data();
+      p.sums = a.data(), p.rows = outputs;
       twin.word_row_product(p);
       p.sums = b.data();
       k.word_row_product(p);
       expect(a == b, "word_row_product", panels, tiles, pairs);
     }
+}
+
+void check_word_transform_rows(const Kernels& twin, const Kernels& k) {
+  for (int bytes = 4; bytes <= 148; bytes += 4) {
+    const int tiles = 1 + below(kMaxPixels), threes = 1 + 2 * below(3);
+    const ptrdiff_t plane = static_cast<ptrdiff_t>(tiles) * threes * bytes * 2;
+    Aligned<uint8_t> x(static_cast<size_t>(3 * threes + 3) * tiles * bytes), a(6 * plane), b(a.count);
+    x.fill(0, 255);
+    TransformArgs t = {};
+    t.x = x.data(), t.row_stride = tiles * bytes, t.tiles = tiles, t.pixel_bytes = bytes, t.plane = plane;
+    t.out = a.data();
+    twin.word_transform_rows(t, threes);
+    t.out = b.data();
+    k.word_transform_rows(t, threes);
+    expect(a == b, "word_transform_rows", bytes, tiles, threes);
+  }
 }
 
 struct Outputs {
@@ -117,11 +133,11 @@ struct Outputs {
   Aligned<int32_t> sums;
 };
 
-// With outputs == 1 the epilogue alone, else the sums of a tile's products first; words: of the tile on words.
+// With outputs == 1 the epilogue alone, else the sums of a tile's products first; words: of a tile on words.
 void check_epilogue(const Kernels& twin, const Kernels& k, int outputs, bool words = false) {
   for (int round = 0; round < 200; round++) {
     const int panels = 1 + below(kMaxPanels), lanes_all = panels * kPanel, lanes = lanes_all - below(kPanel), tiles = 1 + below(4);
-    const int pixels = outputs * tiles - below(outputs), taps = outputs == 1 ? 1 : outputs + 2, activation = below(3);
+    const int pixels = outputs * tiles - below(outputs), taps = outputs == 1 ? 1 : words ? kMaxTaps : outputs + 2, activation = below(3);
     Aligned<int32_t> products(static_cast<size_t>(taps) * tiles * lanes_all), box(pixels), acc(static_cast<size_t>(tiles) * outputs * lanes_all);
     products.fill(-50000, 50000), box.fill(0, 5000);
     Aligned<float> alpha(lanes_all), beta(lanes_all), slope(lanes_all), residual(static_cast<size_t>(pixels) * lanes_all);
@@ -129,20 +145,20 @@ void check_epilogue(const Kernels& twin, const Kernels& k, int outputs, bool wor
     for (size_t i = 0; i < residual.count; i++) residual.data()[i] = real(20);
     std::vector<const float*> betas(pixels, beta.data());
     std::vector<int32_t> lane(lanes);
-    const bool contiguous = below(2);
-    for (int i = 0; i < lanes; i++) lane[i] = contiguous ? i : lanes - 1 - i;
+    const bool together = below(2);
+    for (int i = 0; i < lanes; i++) lane[i] = (together ? i / kPanel : panels - 1 - i / kPanel) * kPanel + i % kPanel;
     Outputs a(residual.count), b(residual.count);
     EpilogueArgs e = {};
     e.box = below(2) ? box.data() : nullptr, e.pixels = pixels, e.panels = panels, e.lanes = lanes;
     e.alpha = alpha.data(), e.beta = betas.data(), e.activation = activation, e.slope = slope.data();
     e.residual = below(2) ? residual.data() : nullptr, e.y_stride = e.q_stride = lanes_all, e.y_lane = e.q_lane = lane.data();
-    e.contiguous = e.together = contiguous, e.scale = 3, e.offset = 1.5f, e.top = static_cast<float>((2 << below(8)) - 1);
+    e.together = together, e.scale = 3, e.offset = 1.5f, e.top = static_cast<float>((2 << below(8)) - 1);
     const int wanted = 1 + below(7);
     for (auto& [kernels, out] : {std::pair<const Kernels&, Outputs&>(twin, a), {k, b}}) {
       e.y = wanted & 1 ? out.y.data() : nullptr, e.y_q = wanted & 2 ? out.codes.data() : nullptr;
       e.y_acc = wanted & 4 ? out.sums.data() : nullptr;
       e.acc = outputs == 1 ? products.data() : acc.data();
-      kernels.untile_epilogue({outputs, tiles, panels, products.data(), acc.data(), words, words ? round % 4 : 0}, e);
+      kernels.untile_epilogue({outputs, tiles, panels, products.data(), acc.data(), words, words ? round % outputs : 0}, e);
     }
     expect(a == b, "untile_epilogue", outputs, lanes, wanted);
   }
@@ -167,18 +183,19 @@ void check_transform(const Kernels& twin, const Kernels& k, int rows) {
     }
 }
 
-void check_word_transform(const Kernels& twin, const Kernels& k) {
+void check_word_transform(const Kernels& twin, const Kernels& k, int outputs) {
   for (int bytes = 4; bytes <= 148; bytes += 4) {
-    const int tiles = 1 + below(4), columns = tiles * 4 + 2;
+    const int tiles = 1 + below(4), columns = (tiles - 1) * outputs + kMaxTaps;
     Aligned<uint8_t> x(static_cast<size_t>(6) * columns * bytes), a(static_cast<size_t>(36) * tiles * bytes * 2), b(a.count);
     x.fill(0, 255);
     TransformArgs t = {};
-    t.x = x.data(), t.row_stride = columns * bytes, t.tiles = tiles, t.pixel_bytes = bytes, t.plane = static_cast<ptrdiff_t>(tiles) * bytes * 2;
+    t.outputs = outputs, t.x = x.data(), t.row_stride = columns * bytes, t.tiles = tiles, t.pixel_bytes = bytes;
+    t.plane = static_cast<ptrdiff_t>(tiles) * bytes * 2;
     t.out = a.data();
     twin.word_transform(t);
     t.out = b.data();
     k.word_transform(t);
-    expect(a == b, "word_transform", bytes, tiles, 0);
+    expect(a == b, "word_transform", bytes, tiles, outputs);
   }
 }
 
@@ -195,6 +212,15 @@ void check_rest(const Kernels& twin, const Kernels& k) {
     twin.slide(from.data(), taps, width, a.data());
     k.slide(from.data(), taps, width, b.data());
     expect(!std::memcmp(a.data(), b.data(), sizeof(int32_t) * width), "slide", width, taps, 0);
+
+    const int outputs = 1 + below(20), columns = 1 + below(kMaxPanels * kPanel / outputs), pitch = (outputs * columns + 15) / 16 * 16;
+    const int padded = (outputs + 15) / 16 * 16;
+    Aligned<int32_t> spread(static_cast<size_t>(width + columns) * pitch), c(static_cast<size_t>(width) * padded), d(c.count);
+    spread.fill(-99999, 99999);
+    const bool words = below(2);
+    twin.gather_columns({spread.data(), pitch, columns, outputs, width, words, outputs % 4, c.data()});
+    k.gather_columns({spread.data(), pitch, columns, outputs, width, words, outputs % 4, d.data()});
+    expect(c == d, "gather_columns", outputs, columns, width);
 
     const int channels = bytes - below(4), codes = bytes + 4 * below(10);
     Aligned<float> x(static_cast<size_t>(width) * bytes), shift(bytes);
@@ -222,9 +248,12 @@ int main(int count, char** arguments) {
   check_product(*kernels_scalar(), *found);
   for (int rows : {2, 3}) check_row_product(*kernels_scalar(), *found, rows), check_transform(*kernels_scalar(), *found, rows);
   for (int outputs = 1; outputs <= kMaxTileOutputs; outputs++) check_epilogue(*kernels_scalar(), *found, outputs);
-  check_word_row_product(*kernels_scalar(), *found);
-  check_epilogue(*kernels_scalar(), *found, kMaxTileOutputs, true);
-  check_word_transform(*kernels_scalar(), *found);
+  for (const int outputs : {2, 4}) {
+    check_word_row_product(*kernels_scalar(), *found, outputs);
+    check_epilogue(*kernels_scalar(), *found, outputs, true);
+    check_word_transform(*kernels_scalar(), *found, outputs);
+  }
+  check_word_transform_rows(*kernels_scalar(), *found);
   check_rest(*kernels_scalar(), *found);
   std::printf("%s: %d checks, %d failures\n", found->name, checks, failures);
   return failures != 0;

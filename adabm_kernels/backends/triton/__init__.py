@@ -3,6 +3,7 @@
 import torch
 
 from .. import reference
+from ..call import Conv
 from ..devices import interpreting
 
 if interpreting():
@@ -24,6 +25,7 @@ def probe(device: torch.device) -> None:
     bits = torch.full((1,), 8, dtype=torch.int32, device=device)
     tables = torch.ones(7, 4, device=device), torch.zeros(4, 4, 4, device=device)
     y = torch.empty(1, 3, 4, 4, dtype=torch.int32, device=device)
-    conv2d_out(x_q, bits, weight, pack(weight, False), *tables, None, None, None, None, False, "none", 1, 0, y, None)
+    conv = Conv(x_q, bits, weight, pack(weight, False), *tables, None, None, None, None, False, "none", 1)
+    conv2d_out(conv, 0, y, None)
     if not torch.equal(y, reference.accumulate(x_q, weight, False)):
         raise RuntimeError("a small convolution gives wrong results")

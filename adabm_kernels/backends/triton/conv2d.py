@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from ...quantize import packed_pitch, padded_channels
-from ..call import ACTIVATIONS, Conv, dense
+from ..call import ACTIVATIONS, Conv, dense, pitch
 from . import launch, tuning
 from .codes import bits_at, part_of, pixels_of, store_codes, to_codes
 
@@ -336,7 +336,7 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
         shuffle=conv.shuffle,
         packed_codes=packed_codes,
         y=0 if y is None else FLOATS if y.dtype == torch.float32 else ACCUMULATORS,
-        y_pitch=0 if held is None else held.stride(2),
+        y_pitch=0 if held is None else pitch(held),
         codes=y_q is not None,
         residual=residual is not None,
     )

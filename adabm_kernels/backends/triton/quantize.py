@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ...quantize import padded_channels
-from ..call import dense
+from ..call import dense, pitch
 from . import launch, tuning
 from .codes import bits_at, store_codes, to_codes
 
@@ -51,14 +51,14 @@ def quantize_out(
     """See ops.quantize_out."""
     n, c, h, w = x.shape
     launch.check("quantize", "x", x, h * w)
-    channels, pitch = y_q.shape[3], y_q.stride(2)
+    channels, y_pitch = y_q.shape[3], pitch(y_q)
     fill = padded_channels(c) if packed_codes else channels
     last = packed_codes and start + fill == channels
     axis = -(-(-(-channels // 16) * 16 - start if last else fill) // 16) * 16
     reach = sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
     constants = {
-        "C": c, "SHIFT": shift is not None, "CHANNELS": channels, "PITCH": pitch, "START": start, "FILL": fill, "AXIS": axis,
-        "PACKED": packed_codes, "WIDE": max(reach, h * w * pitch) > launch.NARROW,
+        "C": c, "SHIFT": shift is not None, "CHANNELS": channels, "PITCH": y_pitch, "START": start, "FILL": fill, "AXIS": axis,
+        "PACKED": packed_codes, "WIDE": max(reach, h * w * y_pitch) > launch.NARROW,
     }  # fmt: skip
     config = tuning.quantize_config(axis)
     programs = -(-h * w // config.block_m) * -(-axis // config.block_n)

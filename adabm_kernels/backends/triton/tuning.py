@@ -85,4 +85,5 @@ def write_entries(path: Path, entries: dict[str, tuple[Config, dict[str, Any]]])
 
 
 def _whole(entry: dict[str, Any]) -> bool:
-    return set(entry["config"]) == set(Config.__dataclass_fields__)
+    config = entry["config"]
+    return set(config) == set(Config.__dataclass_fields__) and all(type(number) is int and number > 0 for number in config.values())

@@ -52,7 +52,9 @@ enum {
 };
 
 /* Ways to compute a convolution: directly, or by tiles F(2, 3) along the rows times F(1|2|3|4, 3) along the columns, or by F(4, 3) along
- * both on operands of 16 bits, or by F(3, 3) along the rows times F(3|4, 3) along the columns (adabm_kernels/tiles.py). */
+ * both on operands of 16 bits, or for kernels of 5x5 by F(2, 5) along both on operands of 16 bits, or for few outputs, and kernels of
+ * 3, 9 or 15 rows, by F(4, 3) along the rows with the kernel's columns as outputs, or by F(3, 3) along the rows times F(3|4, 3) along
+ * the columns (adabm_kernels/tiles.py). */
 enum {
   ADABM_TILE_DIRECT = 0,
   ADABM_TILE_F2X1 = 1,
@@ -60,9 +62,11 @@ enum {
   ADABM_TILE_F2X3 = 3,
   ADABM_TILE_F2X4 = 4,
   ADABM_TILE_F4X4 = 5,
-  ADABM_TILE_F3X3 = 6,
-  ADABM_TILE_F3X4 = 7,
-  ADABM_TILE_COUNT = 8
+  ADABM_TILE_F2X2_5X5 = 6,
+  ADABM_TILE_F4_KN2ROW = 7,
+  ADABM_TILE_F3X3 = 8,
+  ADABM_TILE_F3X4 = 9,
+  ADABM_TILE_COUNT = 10
 };
 
 ADABM_API int32_t adabm_abi_version(void);
