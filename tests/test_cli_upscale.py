@@ -163,7 +163,11 @@ def clash(folder):
 
 
 BAD = {
-    "clash": (clash, ["d"], "OUT must be another file for every picture, got 'd_x4/a_x4.png' for 'd/a.jpg' and 'd/a.png'"),
+    "clash": (
+        clash,
+        ["d"],
+        "OUT must be another file for every picture, got 'd_x4/a_x4.png' for 'd/a.jpg' and 'd/a.png' (--format",
+    ),
     "output inside": (
         clash,
         ["d", "-o", "d/out"],
@@ -171,6 +175,12 @@ BAD = {
     ),
     "output is the folder": (clash, ["d", "-o", "d"], "OUT must not lie in the folder IN"),
     "output is a file": (clash, ["d", "-o", "in.png"], "OUT must be a folder for more than one picture, and 'in.png' is a file"),
+    "output is named as a picture": (
+        clash,
+        ["d", "-o", "out.PNG"],
+        "OUT must be a folder for more than one picture, got 'out.PNG', which is named as a picture",
+    ),
+    "the same twice": (None, ["in.png", "in.png"], "got 'in_x4.png' for 'in.png' and 'in.png'\n"),
     "output without suffix is a file": (
         lambda f: Path("words").write_text("words"),
         ["in.png", "-o", "words"],

@@ -137,6 +137,46 @@ def test_srresnet_in_0_to_1():
     float_network(found.spec).load_state_dict(to_float_state(state, found), strict=True)
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_edsr_under_the_names_of_basicsr(scale):
+    """Its code subtracts the mean colour of pixels in 0..1, scales to 0..255, and undoes both: written out here."""
+    torch.manual_seed(scale)
+    ours = {
+        "head.0": "conv_first",
+        "body.3": "conv_after_body",
+        "tail.0.0": "upsample.0",
+        "tail.0.2": "upsample.2",
+        "tail.1": "conv_last",
+    }
+    plain = EDSR(EDSRSpec(scale, 3, 8, mean_shift=False)).state_dict()
+    state = {adabm_name(key): value for key, value in plain.items()}
+    state = {f"{ours.get(name, name)}.{part}": state[key] for key in state for name, _, part in [key.rpartition(".")]}
+    found = detect(state, res_scale=0.5)
+    assert found.spec == EDSRSpec(scale, 3, 8, mean_shift=True, res_scale=0.5)
+    assert (found.layout, found.calibrated) == ("basicsr", False)
+
+    def conv(x, name):
+        return nn.functional.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+
+    x = torch.rand(1, 3, 6, 5) * 255
+    mean = torch.tensor([0.4488, 0.4371, 0.4040]).view(3, 1, 1)
+    first = y = conv((x / 255 - mean) * 255, "conv_first")
+    for block in range(3):
+        y = y + 0.5 * conv(conv(y, f"body.{block}.conv1").relu(), f"body.{block}.conv2")
+    y = conv(y, "conv_after_body") + first
+    for stage in ("upsample.0", "upsample.2") if scale == 4 else ("upsample.0",):
+        y = nn.functional.pixel_shuffle(conv(y, stage), 2 if scale == 4 else scale)
+    want = (conv(y, "conv_last") / 255 + mean) * 255
+    network = float_network(found.spec)
+    network.load_state_dict(to_float_state(state, found), strict=True)
+    torch.testing.assert_close(network(x), want, rtol=0, atol=2e-3)  # of 255: the mean is rounded after one scaling or two
+    for key in ("body.1.conv2.bias", "conv_last.weight", "upsample.0.weight"):
+        with pytest.raises(ValueError, match="detect: "):
+            detect({name: value for name, value in state.items() if name != key})
+    with pytest.raises(ValueError, match="unexpected 'conv_hr.weight'"):
+        detect(state | {"conv_hr.weight": torch.zeros(1)})
+
+
 FAMILIES = [
     *(RDNSpec(scale, 2, 3, 4, 8) for scale in (2, 3, 4)),
     *(SRResNetSpec(s, 2, 8, bias=s == 3, slopes=8 if s == 2 else 1, unit_range=s == 3) for s in (2, 3, 4)),

@@ -40,6 +40,8 @@ def find_inputs(args: argparse.Namespace) -> list[Input]:
         raise ValueError("OUT must be a folder for more than one picture, got '-'")
     if many and args.output is not None and args.output.exists() and not args.output.is_dir():
         raise ValueError(f"OUT must be a folder for more than one picture, and '{args.output}' is a file")
+    if many and args.output is not None and args.output.suffix[1:].lower() in FORMATS and not args.output.exists():
+        raise ValueError(f"OUT must be a folder for more than one picture, got '{args.output}', which is named as a picture")
     if not many and args.output is not None and args.output.suffix and args.format is not None and not args.output.is_dir():
         raise ValueError(f"--format must be left out where OUT has a suffix, got '{args.format}' for '{args.output}'")
     return found
@@ -90,9 +92,10 @@ def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> t
                 raise ValueError(f"OUT must not be the input file itself, got '{planned.target}'")
             raise ValueError(f"OUT must not be another input, got '{planned.target}' for '{planned.source}'")
         if place in targets:
+            first, second = targets[place], planned.source
+            hint = " (--format keep tells them apart by their formats)" if first.suffix.lower() != second.suffix.lower() else ""
             raise ValueError(
-                f"OUT must be another file for every picture, got '{planned.target}' for '{targets[place]}' and "
-                f"'{planned.source}' (--format keep tells them apart by their formats)"
+                f"OUT must be another file for every picture, got '{planned.target}' for '{first}' and '{second}'{hint}"
             )
         targets[place] = planned.source
     existing = [planned for planned in plan if planned.target != STDOUT and planned.target.exists()]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .edsr import EDSR, EDSRSpec
+from .edsr import EDSR, EDSRSpec, MeanShift
 from .rdn import RDN, RDNSpec
 from .spec import NetworkSpec
 from .srresnet import BATCH_NORM_EPS, UNIT_RANGE, SRResNet, SRResNetSpec
@@ -22,7 +22,8 @@ FLOAT_NETWORKS = {"edsr": EDSR, "rdn": RDN, "srresnet": SRResNet}
 SPECS = {"edsr": EDSRSpec, "rdn": RDNSpec, "srresnet": SRResNetSpec}
 NO_SKIP = "no layer can be skipped, as the network is built anew from its weights: replace this one"
 KNOWN = (
-    "known are EDSR ('head.0.weight' with 'body.0.body.0.weight' or 'body.0.conv1.weight'), RDN ('SFENet1.weight', "
+    "known are EDSR ('head.0.weight' with 'body.0.body.0.weight' or 'body.0.conv1.weight'; or 'conv_first.weight' with "
+    "'body.0.conv1.weight' and 'conv_after_body.weight'), RDN ('SFENet1.weight', "
     "'RDBs.0.convs.0.conv.0.weight') and SRResNet ('body.0.bn1.weight' with 'head.0.weight' or 'conv_in.weight'), for x2, x3 and x4"
 )
 # Layers of torch that compute what the weights mean here, and those that compute nothing in eval mode.
@@ -39,7 +40,8 @@ class Detected:
 
     spec: hyper-parameters of the network (EDSRSpec, RDNSpec or SRResNetSpec).
     layout: names of its parts: "adabm", the names of the authors' implementation; "edsr_pytorch" (`body.0.body.0`,
-        `body.0.body.2`); or "conv_in", an SRResNet with `conv_in`, `conv_mid`, `up.0.conv`, `conv_out` that computes in 0..1.
+        `body.0.body.2`); "basicsr", an EDSR with `conv_first`, `conv_after_body`, `upsample.0`, `conv_last`, whose mean shift is
+        not among its weights; or "conv_in", an SRResNet with `conv_in`, `conv_mid`, `up.0.conv`, `conv_out` that computes in 0..1.
     calibrated: it carries quantisation ranges (`lower_a`, `upper_a`, `upper_w` or `scale_w`).
     quantize: "full" or "body" as in `ConvertConfig`, None when not calibrated.
     adaptive: it carries image thresholds and layer offsets (`measure_l`, `measure_u`, `measure_layer`).
@@ -205,14 +207,20 @@ def adabm_name(key: str) -> str:
 def _layout(state: dict[str, torch.Tensor]) -> str:
     if "conv_in.weight" in state:
         return "conv_in"
+    if "conv_after_body.weight" in state and any(re.match(r"body\.\d+\.conv1\.", key) for key in state):
+        return "basicsr"
     return "edsr_pytorch" if any(re.match(r"body\.\d+\.body\.[02]\.", key) for key in state) else "adabm"
 
 
 def _names(state: dict[str, torch.Tensor], layout: str) -> dict[str, str]:
     """The AdaBM name of every key."""
-    if layout != "conv_in":
+    if layout not in ("conv_in", "basicsr"):
         return {key: adabm_name(key) for key in state}
     blocks = 1 + max((int(m[1]) for m in (re.match(r"body\.(\d+)\.", key) for key in state) if m), default=-1)
+    if layout == "basicsr":
+        parts = {"conv_first": "head.0", "conv_after_body": f"body.{blocks}", "upsample": "tail.0", "conv_last": "tail.1"}
+        split = {key: key.partition(".") for key in state}
+        return {key: f"{parts.get(part, part)}.{rest}" for key, (part, _, rest) in split.items()}
     parts = {
         "conv_in": "head.0",
         "prelu_in": "head.1",
@@ -234,6 +242,9 @@ def _names(state: dict[str, torch.Tensor], layout: str) -> dict[str, str]:
 
 def _renamed(state: dict[str, torch.Tensor], layout: str) -> dict[str, torch.Tensor]:
     renamed = {new: state[old] for old, new in _names(state, layout).items()}
+    if layout == "basicsr":  # subtracts the mean colour and adds it again, as constants of its code
+        shifts = {"sub_mean": MeanShift(-1), "add_mean": MeanShift(1)}
+        return renamed | {f"{name}.{key}": value for name, shift in shifts.items() for key, value in shift.state_dict().items()}
     return renamed | {UNIT_RANGE: torch.ones(1)} if layout == "conv_in" else renamed
 
 
