@@ -6,7 +6,8 @@
 
 namespace adabm {
 
-// Each column of codes is multiplied once, by the weights of all kernel columns; what they make of it is then added up where it belongs.
+// Each column of codes is multiplied once, by the weights of all kernel columns; what they make of it is then added up where it
+// belongs.
 void Convolution::run_kn2row(int image, int first_row, int end_row) const {
   Scratch& s = thread_scratch();
   const PackedHeader form = kernel_columns_out(header);
@@ -54,7 +55,8 @@ void Convolution::run_kn2row(int image, int first_row, int end_row) const {
   }
 }
 
-// The same by F(4, 3) along the rows on words, four rows of outputs at a time; a kernel of 9 rows is three of 3, whose products accumulate.
+// The same by F(4, 3) along the rows on words, four rows of outputs at a time; a kernel of 9 rows is three of 3, whose products
+// accumulate.
 void Convolution::run_kn2row_tiled(int image, int first_row, int end_row) const {
   Scratch& s = thread_scratch();
   const int tile = header.tile_for_bits[a.x_bits[image] - ADABM_MIN_BITS];

@@ -54,7 +54,8 @@ struct Convolution {
   void run_band(int image, int band) const;
 
  private:
-  // SUM of the codes under the kernel for every pixel of some rows, [rows][box_stride], in the thread's scratch; null without box_filter.
+  // SUM of the codes under the kernel for every pixel of some rows, [rows][box_stride], in the thread's scratch; null without
+  // box_filter.
   const int32_t* box_rows(int image, int row, int rows) const;
   // A part of an image.
   struct Region {

@@ -19,7 +19,8 @@ constexpr int kMaxTileKernel = 5;  // pixels a side
 constexpr int kMaxTaps = kMaxTileOutputs + 2;  // F(2, 5) has as many
 constexpr int kMaxParts = 4;       // bytes whose sum is a transformed weight
 
-// acc[pixel][panel * 16 + lane] = start[panel * 16 + lane] + SUM over taps and channels of x * w, for `pixels` x `panels` * 16 outputs.
+// acc[pixel][panel * 16 + lane] = start[panel * 16 + lane] + SUM over taps and channels of x * w, for `pixels` x `panels` * 16
+// outputs.
 struct ProductArgs {
   const uint8_t* x;
   const ptrdiff_t* tap_offset;  // [taps], bytes from x
@@ -83,12 +84,13 @@ struct RowProductArgs {
   ptrdiff_t row_stride;               // of sums
 };
 
-// The same for the tiles of words, F(4, 3) x F(4, 3) and F(2, 5) x F(2, 5), whose operands have 16 bits: `quads` counts pairs of channels, and w is int16
-// [row tap][quads][panels][16][2]; sums[output row] carry the factors of transform_word_sums. Nothing is shifted or split: `start`,
-// `depth`, `eight_bits` and `parts` are not read.
+// The same for the tiles of words, F(4, 3) x F(4, 3) and F(2, 5) x F(2, 5), whose operands have 16 bits: `quads` counts pairs of
+// channels, and w is int16 [row tap][quads][panels][16][2]; sums[output row] carry the factors of transform_word_sums. Nothing is
+// shifted or split: `start`, `depth`, `eight_bits` and `parts` are not read.
 
-// Codes in the tiles F(rows, 3) x F(outputs, 3): out[column tap][row tap][tile][channel], a plane for each tap, shifted into unsigned bytes; with 1 output
-// a tile is one column and has one column tap. Tile t begins at column t * outputs of x; all codes under the tiles exist.
+// Codes in the tiles F(rows, 3) x F(outputs, 3): out[column tap][row tap][tile][channel], a plane for each tap, shifted into
+// unsigned bytes; with 1 output a tile is one column and has one column tap. Tile t begins at column t * outputs of x; all codes
+// under the tiles exist.
 struct TransformArgs {
   int rows, outputs;
   const uint8_t* x;
@@ -99,7 +101,8 @@ struct TransformArgs {
   uint8_t* out;
 };
 
-// For a tile of words `out` holds int16 and nothing is shifted: `rows` and `shift` are not read; `outputs` are those of a row, 4 or 2.
+// For a tile of words `out` holds int16 and nothing is shifted: `rows` and `shift` are not read; `outputs` are those of a row, 4
+// or 2.
 
 // Accumulators from products[tap][tile][panels * 16], then their epilogue. e.acc is scratch for tiles * outputs pixels, of
 // which e.pixels exist. outputs == 1: the products are the accumulators.
@@ -122,7 +125,6 @@ struct GatherArgs {
 };
 
 struct Kernels {
-  int isa;
   const char* name;
   int pixels[kMaxPanels + 1];  // pixels of a full block of product, by its number of panels; [0] unused
   int tiles[kMaxByteRows + 1 - kMinTileRows][kMaxPanels + 1];  // tiles of a full block of row_product with 2 and 3 rows, likewise

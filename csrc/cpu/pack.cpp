@@ -272,7 +272,8 @@ void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed,
 // The largest sums of 2^n quads, [n].
 using Sums = std::array<int64_t, kDepths>;
 
-// Those of the products of each of a tile's taps in 16 bits, [column tap * kMaxRowTaps + row tap], for 1-bit codes, from the actual weights.
+// Those of the products of each of a tile's taps in 16 bits, [column tap * kMaxRowTaps + row tap], for 1-bit codes, from the
+// actual weights.
 std::vector<Sums> largest_sums(const PackedHeader& h, int tile, const int8_t* packed) {
   const bool direct = tile == ADABM_TILE_DIRECT;
   const int taps = product_taps(h, tile), run = direct ? h.kernel_w : kTiles[tile].columns.run, count = run * h.quads();

@@ -3,11 +3,12 @@
 //
 //   kernel, block of up to 4 panels, product tap, channel quad, panel:  [16 outputs][4 channels] int8, 64 bytes, aligned
 //
-// where the product taps of the direct form are the kernel's, or with kn2row its rows, and those of a tile on bytes are [column tap][row tap][part], a weight that
-// outgrows a byte being the sum of parts. F(1, 3) along the columns accumulates the three kernel columns, so there they come
-// last: [row tap][part][kernel column]. Tiles on words have int16 [column tap][row tap][pair of channels][panel][16][2] instead, in
-// as many bytes as two parts, or with kn2row [row tap][three rows of the kernel][pair of channels]. The sums are int32 [column tap][output row][panels * 16]: they undo the shift that makes
-// transformed codes unsigned. All with missing outputs and channels zero. It is the same for every instruction set.
+// where the product taps of the direct form are the kernel's, or with kn2row its rows, and those of a tile on bytes are [column
+// tap][row tap][part], a weight that outgrows a byte being the sum of parts. F(1, 3) along the columns accumulates the three
+// kernel columns, so there they come last: [row tap][part][kernel column]. Tiles on words have int16 [column tap][row tap][pair
+// of channels][panel][16][2] instead, in as many bytes as two parts, or with kn2row [row tap][three rows of the kernel][pair of
+// channels]. The sums are int32 [column tap][output row][panels * 16]: they undo the shift that makes transformed codes unsigned.
+// All with missing outputs and channels zero. It is the same for every instruction set.
 #pragma once
 
 #include <algorithm>
@@ -80,17 +81,19 @@ inline size_t weight_offset(const PackedHeader& header, int taps, int o, int tap
          (o % kPanel) * 4 + c % 4;
 }
 
-// Few outputs leave most lanes of a panel idle. Then every kernel column's share of an output is a lane of its own (kn2row: Vasudevan
-// et al., ASAP 2017, along the columns): output s * K + o of a kernel R x 1 is what column s adds to output o of the pixel s - S / 2 columns
-// before.
+// Few outputs leave most lanes of a panel idle. Then every kernel column's share of an output is a lane of its own (kn2row:
+// Vasudevan et al., ASAP 2017, along the columns): output s * K + o of a kernel R x 1 is what column s adds to output o of the
+// pixel s - S / 2 columns before.
 inline PackedHeader kernel_columns_out(const PackedHeader& header) {
   PackedHeader form = header;
   form.out_channels *= header.kernel_w, form.kernel_w = 1;
   return form;
 }
+
 // The layer as a tile's weights are packed.
 inline PackedHeader form_of(const PackedHeader& header, int tile) {
-  return tile == ADABM_TILE_DIRECT ? (header.kn2row ? kernel_columns_out(header) : header) : kTiles[tile].kn2row ? kernel_columns_out(header) : header;
+  const bool columns_out = tile == ADABM_TILE_DIRECT ? header.kn2row : kTiles[tile].kn2row;
+  return columns_out ? kernel_columns_out(header) : header;
 }
 
 inline size_t panel_bytes(const PackedHeader& header, int taps) {

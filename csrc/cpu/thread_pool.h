@@ -5,9 +5,9 @@ namespace adabm {
 
 constexpr int kMaxThreads = 256;
 
-// Runs body(context, task) for every task in 0 .. tasks-1 on at most `threads` threads, the caller among them, and
-// returns when all are done. When another call holds the pool, the caller does all of its own work.
-// The first exception that a task throws ends the run: tasks not begun are left out, and it leaves parallel_for once all threads have stopped.
+// Runs body(context, task) for every task in 0 .. tasks-1 on at most `threads` threads, the caller among them, and returns when
+// all are done. When another call holds the pool, the caller does all of its own work. The first exception that a task throws
+// ends the run: tasks not begun are left out, and it leaves parallel_for once all threads have stopped.
 void parallel_for(int threads, int tasks, void (*body)(void* context, int task), void* context);
 
 }  // namespace adabm

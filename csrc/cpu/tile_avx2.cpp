@@ -15,8 +15,8 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kPixels = 6;
 
-// Adds the products of two words each to sums of 32 bits. In asm, as below, since GCC 12 otherwise keeps some of the sums in memory and
-// copies the others round.
+// Adds the products of two words each to sums of 32 bits. In asm, as below, since GCC 12 otherwise keeps some of the sums in
+// memory and copies the others round.
 inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m256i codes, __m256i weights) {
   __m256i pairs;
   asm("vpmaddwd %3,%2,%1\n\tvpaddd %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
@@ -185,8 +185,8 @@ void product(const ProductArgs& a) {
 inline __attribute__((always_inline)) __m256i* vector_at(int32_t* at) { return reinterpret_cast<__m256i*>(at); }
 inline __attribute__((always_inline)) const __m256i* vector_at(const int32_t* at) { return reinterpret_cast<const __m256i*>(at); }
 
-// What the sums of the inner row taps give, in their places: transform_sums<Rows> of cpu/transforms.inc without the outer taps. Of three
-// rows the first is not yet halved, which it is once its outer tap has been added.
+// What the sums of the inner row taps give, in their places: transform_sums<Rows> of cpu/transforms.inc without the outer taps.
+// Of three rows the first is not yet halved, which it is once its outer tap has been added.
 template <int Rows>
 inline __attribute__((always_inline)) void combine_taps(__m256i (&m)[Rows]) {
   if (Rows == 2) {
@@ -247,7 +247,8 @@ void row_product_block_whole(const RowProductArgs& a, int panel) {
   }
 }
 
-// Where a row tap's sums go: `into` is its row of a block, `start` what they begin with, of two vectors each, or where what is there counts.
+// Where a row tap's sums go: `into` is its row of a block, `start` what they begin with, of two vectors each, or where what is
+// there counts.
 template <int Tiles, bool First>
 inline __attribute__((always_inline)) void add_sums(const __m256i (&s)[Tiles][2], const __m256i* start, int32_t* into, ptrdiff_t stride, __m128i halved) {
   const __m256i one = _mm256_set1_epi16(1);
@@ -280,8 +281,8 @@ inline __attribute__((always_inline)) void combine_sums(const __m256i (&s)[Tiles
     }
 }
 
-// The same as row_product_block_whole with split weights, or where only some of a tap's quads fit 16 bits together. (Where all do it takes
-// 8 % longer.)
+// The same as row_product_block_whole with split weights, or where only some of a tap's quads fit 16 bits together. (Where all do
+// it takes 8 % longer.)
 template <int Rows, int Tiles>
 void row_product_block(const RowProductArgs& a, int panel) {
   const ptrdiff_t stride = a.tile_stride, w_stride = a.panels * 64, row_stride = a.row_stride, sums_stride = a.panels * kPanel;
@@ -336,8 +337,7 @@ void row_product(const RowProductArgs& a) {
 }  // namespace
 
 const Kernels* kernels_avx2() {
-  static const Kernels kernels = {ADABM_ISA_AVX2,
-                                  "avx2",
+  static const Kernels kernels = {"avx2",
                                   {0, 3 * kPixels, 3 * kPixels, 3 * kPixels, 3 * kPixels},
                                   {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
                                   peak,

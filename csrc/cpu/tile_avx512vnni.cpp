@@ -135,7 +135,8 @@ void row_product_block(const RowProductArgs& a) {
       for (int i = 0; i < kRows; i++) _mm512_store_si512(a.sums + i * a.row_stride + (m * Panels + p) * kPanel, c[m][p][i]);
 }
 
-// Adds the products of `Taps` row taps that are split alike, in turns: those of one wait for each other. Returns the weights behind theirs.
+// Adds the products of `Taps` row taps that are split alike, in turns: those of one wait for each other. Returns the weights
+// behind theirs.
 template <int Taps, int Tiles, int Panels>
 inline __attribute__((always_inline)) const int8_t* add_row_taps(const RowProductArgs& a, int first_tap, const int8_t* w, __m512i (*const (&c)[Taps])[Panels]) {
   const ptrdiff_t stride = a.tile_stride, tap_stride = a.tap_stride, quads = a.quads, tap = a.parts[first_tap] * quads * 64 * Panels;
@@ -433,8 +434,7 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
 }  // namespace
 
 const Kernels* kernels_avx512vnni() {
-  static const Kernels kernels = {ADABM_ISA_AVX512VNNI,
-                                  "avx512vnni",
+  static const Kernels kernels = {"avx512vnni",
                                   {0, 16, 12, 8, 6},
                                   {{0, 12, 6, 4, 3}, {0, 8, 4, 2, 2}},
                                   peak,

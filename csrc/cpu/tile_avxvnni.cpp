@@ -75,8 +75,7 @@ void product(const ProductArgs& a) {
 }  // namespace
 
 const Kernels* kernels_avxvnni() {
-  static const Kernels kernels = {ADABM_ISA_AVXVNNI,
-                                  "avxvnni",
+  static const Kernels kernels = {"avxvnni",
                                   {0, kPixels, kPixels, kPixels, kPixels},
                                   {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
                                   peak,

@@ -163,8 +163,7 @@ void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
 }  // namespace
 
 const Kernels* kernels_neon() {
-  static const Kernels kernels = {ADABM_ISA_NEON,
-                                  "neon",
+  static const Kernels kernels = {"neon",
                                   {0, kPixels, kPixels, kPixels, kPixels},
                                   {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
                                   peak,

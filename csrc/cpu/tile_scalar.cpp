@@ -56,8 +56,7 @@ void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
 }  // namespace
 
 const Kernels* kernels_scalar() {
-  static const Kernels kernels = {ADABM_ISA_SCALAR,
-                                  "scalar",
+  static const Kernels kernels = {"scalar",
                                   {0, 4, 4, 4, 4},
                                   {{0, 4, 4, 4, 4}, {0, 4, 4, 4, 4}},
                                   nullptr,
