@@ -328,8 +328,7 @@ def test_warnings_are_one_line(folder, model, adabm, monkeypatch):
 
 def test_ctrl_c_in_a_real_process(folder):
     code = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
 from adabm_kernels import cli
