@@ -161,6 +161,13 @@ def _add_windows(parser: argparse.ArgumentParser, tile: str = "48 halos, less wh
         help="windows with a halo, or AdaBM's 96x96 patches without one (default: %(default)s)",
     )
     add(
+        "--smooth",
+        choices=("auto", "interpolate", "network"),
+        default="auto",
+        help="smooth areas by cubic interpolation, where few bits draw stripes, or by the network; auto interpolates if the "
+        "network leaves colours as they are (default: %(default)s)",
+    )
+    add(
         "--max-memory",
         metavar="SIZE",
         type=_bytes,

@@ -26,8 +26,8 @@ class Rect(NamedTuple):
     def area(self) -> int:
         return max(self.bottom - self.top, 0) * max(self.right - self.left, 0)
 
-    def moved(self, down: int) -> Rect:
-        return Rect(self.top + down, self.bottom + down, self.left, self.right)
+    def moved(self, down: int, right: int = 0) -> Rect:
+        return Rect(self.top + down, self.bottom + down, self.left + right, self.right + right)
 
     def union(self, other: Rect) -> Rect:
         """The least rectangle around both."""

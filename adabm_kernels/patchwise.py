@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .flat import patch_side, spread
+from .interpolation import find_smooth_pixels, interpolate, interpolate_results, keeps_colours
 from .machine import resident_bytes
 from .nn.lanes import Lane, lanes
 from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
+from .pixels import LUMA, network_images, network_planes
 from .windows import Span, patches, spans
 
 if TYPE_CHECKING:
@@ -24,12 +27,12 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]  # called with (done, in all, doing what)
 
 PROTOCOLS = ("halo", "paper")
+SMOOTH = ("auto", "interpolate", "network")
 TILE_HALOS = 48  # tile by halo: (1 + 2 / 48)^2 is 1.085, so that overlapping costs 9 % at most
 SMALLEST_TILE = 16
 TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLEST_TILE)  # to fall back to when memory is short
 BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # low-resolution pixels that a batch of small windows may have
 JOINED_PIXELS = 1 << 20  # low-resolution pixels that windows computed as one may have
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLOCK = 16  # output rows that are clamped and rounded at a time, so that they stay in the cache
 _RESERVE = 64 << 20  # bytes for what the codecs hold
 _PATCHES = 8  # of one colour that are remembered
@@ -43,11 +46,15 @@ class Patchwise:
     without any difference. protocol: "halo", or "paper" for AdaBM's 96x96 patches without one.
     tta: the mean over the eight flips and turns of every window (self-ensemble; Timofte et al., CVPR 2016), eight times the work.
     max_memory: bytes that the process may hold; None for no bound.
+    smooth: "interpolate" the smooth areas of pictures, where cubic interpolation lies nearer to the float network than few bits do
+    (smooth.py), or leave them to the "network"; "auto" interpolates if the float network gives back flat colours as they are, as
+    one that only upscales does. Tensors and protocol "paper" are the network's throughout.
 
     Every window decides about its bits by what it keeps, not by its halo. Windows that got the same bits are computed together: on
-    a CPU neighbours as one larger window, so that the halo between them is not computed, else in batches. Where the pixels that an
-    output depends on have one colour, nothing is computed anew, if the network is one of integers throughout, the halo is
-    `spec.radius` or more and the picture is not taken whole. Neither changes a pixel with such a halo. Threads may share it.
+    a CPU neighbours as one larger window, so that the halo between them is not computed, else in batches. What is interpolated
+    throughout is not computed; nor is, with smooth="network", what depends on one colour only. Within a window that takes a network
+    of integers throughout, a halo of `spec.radius` or more and a picture that is not taken whole. None of this changes a pixel with
+    such a halo. Threads may share it.
     Raises ValueError naming the argument, the rule and the value.
     """
 
@@ -60,7 +67,14 @@ class Patchwise:
         protocol: str = "halo",
         tta: bool = False,
         max_memory: int | None = None,
+        smooth: str = "auto",
     ):
+        if smooth not in SMOOTH:
+            raise ValueError(f"smooth must be one of {', '.join(map(repr, SMOOTH))}, got {smooth!r}")
+        if protocol == "paper":
+            if smooth == "interpolate":
+                raise ValueError("smooth must be 'auto' or 'network' with protocol 'paper', got 'interpolate'")
+            smooth = "network"
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}, got {protocol!r}")
         for name, value in (("tile", tile), ("halo", halo)):
@@ -75,7 +89,7 @@ class Patchwise:
             raise ValueError(f"tile must be 0 for the whole picture or at least {SMALLEST_TILE}, got {tile}")
         self.model, self.scale, self.tile, self.protocol, self.tta = model, model.scale, tile, protocol, tta
         self.halo = default_halo(model.spec) if halo is None else halo
-        self.max_memory = max_memory
+        self.max_memory, self.smooth = max_memory, smooth
 
     # ---- where to cut
 
@@ -178,7 +192,7 @@ class Patchwise:
         groups, joined = self._groups(rows, layout.width, layout)
         held = np.empty((0, layout.width, layout.channels), layout.dtype)
         top, done = 0, 0
-        picture = Picture(layout, self._flat_radius(layout), joined, {}, record)
+        picture = Picture(layout, self.interpolates, self._skip_radius(layout), joined, {}, record)
         for group in groups:
             band = from_to(group[0], group[-1])
             held, top = held[band.start - top :], band.start
@@ -219,16 +233,21 @@ class Patchwise:
         together = joined_windows(windows, picture.joined)
         for window in together:
             window.shrink(picture)
-            for place in window.flat:
+            for place in window.flat if not picture.smooth else ():
                 patch = self._patch(held.pixel(place), window, picture)
                 spread(patch, part_of(out, place, group[0].first, s), place, layout.height, layout.width, picture.radius)
             if window.needed is None:
                 finished += len(window.cells)
                 picture.add(self._patches(window, 0.0))
+                if window.varies:
+                    self._store(window, held, layout, part_of(out, window.kept, group[0].first, s))
         if finished:
             yield finished
         for finished in self._run([window for window in together if window.needed is not None], held, group[0].first, picture, out):
             yield finished
+        for window in together:
+            if not window.varies:
+                interpolate(window, held, layout, group[0].first, out, s)
 
     def _window(self, held: Rows, row: Span, column: Span, picture: Picture) -> Window | None:
         """One window with the bits that it decides for; None for one that is transparent everywhere."""
@@ -240,10 +259,15 @@ class Patchwise:
             if not alpha.any():
                 return None
         kept = kept_by(row, column)
-        images = _images(held.part(kept), layout, varies)
-        offsets = [self._decide(torch.from_numpy(image)[None].to(self._device())) for image in images]
-        needed = held.busy(kept, picture.radius) if picture.radius else kept
-        return Window(row, column, [kept], offsets, opacity, varies, needed)
+        seen = network_images(held.part(kept), layout, varies)
+        offsets = [self._decide(torch.from_numpy(image)[None].to(self._device())) for image in seen]
+        if not picture.smooth:
+            needed = held.busy(kept, picture.radius) if picture.radius else kept
+            return Window(row, column, [kept], offsets, opacity, varies, needed)
+        smooth = find_smooth_pixels(held, row, column, layout, varies)
+        computed = [kept if found is None else found.computed() for found in smooth]
+        needed = computed[0] if not varies or not any(computed) else kept
+        return Window(row, column, [kept], offsets, opacity, varies, needed, *([found] if found else [] for found in smooth))
 
     def _run(self, windows: list[Window], held: Rows, first: int, picture: Picture, out: np.ndarray) -> Iterator[int]:
         """Compute windows into `out`, whose first row is low-resolution row `first`; yields how many were finished."""
@@ -252,7 +276,7 @@ class Patchwise:
         forward = self.forward_pixels if self._finishes(layout) else self.forward
         for batch in self._batches(windows):
             start, finished = time.perf_counter(), 0
-            images = [_images(held.window(window.rows, window.columns), layout, window.varies)[i] for window, i in batch]
+            images = [network_images(held.window(window.rows, window.columns), layout, window.varies)[i] for window, i in batch]
             x = torch.from_numpy(np.stack(images)).to(self._device())
             with lending():
                 y = forward(x, torch.cat([window.offsets[i] for window, i in batch])).permute(0, 2, 3, 1).cpu().numpy()
@@ -262,7 +286,7 @@ class Patchwise:
                 if i == 0:
                     picture.add(self._patches(window, seconds))
                 if len(window.results) == len(window.offsets):
-                    self._store(window, layout, part_of(out, window.kept, first, self.scale))
+                    self._store(window, held, layout, part_of(out, window.kept, first, self.scale))
                     window.results.clear()
                     finished += len(window.cells)
             for window, i in batch:
@@ -300,9 +324,11 @@ class Patchwise:
             for cell, pixels in zip(window.cells, flat, strict=True)
         ]  # fmt: skip
 
-    def _store(self, window: Window, layout: Layout, target: np.ndarray) -> None:
+    def _store(self, window: Window, held: Rows, layout: Layout, target: np.ndarray) -> None:
         """What a window keeps, rounded into its place."""
         s, rows, columns = self.scale, window.rows, window.columns
+        if window.varies:
+            interpolate_results(window, held, layout, s)
         results = [window.results[i] for i in range(len(window.offsets))]
         top, bottom = s * (rows.first - rows.start), s * (rows.last - rows.start)
         left, right = s * (columns.first - columns.start), s * (columns.last - columns.start)
@@ -325,16 +351,23 @@ class Patchwise:
             colours *= factor
             place[..., : colours.shape[2]] = np.rint(colours, out=colours)
 
+    # ---- what is smooth
+
+    @cached_property
+    def interpolates(self) -> bool:
+        """Whether smooth areas are interpolated."""
+        return keeps_colours(self.model) if self.smooth == "auto" else self.smooth == "interpolate"
+
     # ---- one colour
 
-    def _flat_radius(self, layout: Layout) -> int:
-        """The receptive field's radius where a picture's flat areas need no computing, else 0."""
+    def _skip_radius(self, layout: Layout) -> int:
+        """The receptive field's radius where a window may shrink to what needs computing, else 0."""
         integer = getattr(self.model, "full", False)  # the floats of a "body" network depend on how they are summed
         if not integer or self.protocol == "paper" or self.tile == 0:
             return 0
         radius = self.model.spec.radius
-        wide = min(layout.height, layout.width) >= patch_side(radius)  # else borders of both sides are seen at once
-        return radius if self.halo >= radius and wide else 0
+        wide = min(layout.height, layout.width) >= patch_side(radius)  # else a flat patch sees the borders of both sides at once
+        return radius if self.halo >= radius and (wide or self.interpolates) else 0
 
     def _patch(self, pixel: np.ndarray, window: Window, picture: Picture) -> np.ndarray:
         """What the network makes of a patch of one colour with the bits of a window: see `flat.spread`."""
@@ -355,7 +388,7 @@ class Patchwise:
     # ---- tensors
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W] on the same device, not clamped."""
+        """float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W] of the network on the same device, not clamped."""
         rows, columns = self.windows(*x.shape[2:])
         if len(rows) == len(columns) == 1:
             return self.forward(x, self._decide(x))
@@ -379,7 +412,7 @@ class Patchwise:
 
     def picture_tensor(self, rows: np.ndarray, layout: Layout) -> torch.Tensor:
         """float32 [1, 3, H, W] in 0..255 of a picture's rows, colours multiplied by their alpha, on the model's device."""
-        planes, alpha = _planes(rows, layout)
+        planes, alpha = network_planes(rows, layout)
         return torch.from_numpy((planes if alpha is None else planes * alpha)[None]).to(self._device())
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -435,21 +468,6 @@ class FloatPatchwise(Patchwise):
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():
             return self.model(x)
-
-
-def _images(pixels: np.ndarray, layout: Layout, varies: bool) -> list[np.ndarray]:
-    """What the network gets, float32 [3, h, w] in 0..255 each: the colours, or where alpha varies these times alpha, and alpha."""
-    planes, alpha = _planes(pixels, layout)
-    return [planes * alpha, np.repeat(alpha * 255, 3, 0)] if varies else [planes]
-
-
-def _planes(pixels: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray | None]:
-    """float32 [3, h, w] of colours in 0..255, and [1, h, w] of alpha in 0..1 or None."""
-    values = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
-    if layout.depth == 16:
-        values /= 257
-    alpha = values[-1:] / np.float32(255) if layout.alpha else None
-    return (np.repeat(values[:1], 3, 0) if layout.grey else values[:3]), alpha
 
 
 def default_halo(spec: Any) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .flat import Rect, busy, patch_side
+from .smooth import Smooth
 from .windows import Span
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ class Patch:
     """One window as it was computed: what it keeps, in low-resolution pixels from the top left, and at what cost.
 
     offset: bits more or less that its picture got. mean_bits: over the adaptive convolutions. seconds: its share of what it was
-    computed with. flat: pixels that were not computed: what they see has one colour (flat.py).
+    computed with. flat: pixels that were not computed by the network: they are interpolated (smooth.py), or what they see has one
+    colour (flat.py).
     """
 
     y: int
@@ -46,6 +48,15 @@ class Rows(NamedTuple):
     def part(self, place: Rect) -> np.ndarray:
         return self.pixels[place.top - self.top : place.bottom - self.top, place.left : place.right]
 
+    def around(self, place: Rect, reach: int) -> np.ndarray:
+        """A place with `reach` pixels on every side; beyond what is held its ends are repeated."""
+        rows = np.arange(place.top - reach, place.bottom + reach) - self.top
+        columns = np.arange(place.left - reach, place.right + reach)
+        height, width = self.pixels.shape[:2]
+        if rows[0] >= 0 and rows[-1] < height and columns[0] >= 0 and columns[-1] < width:
+            return self.pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return self.pixels[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
+
     def busy(self, kept: Rect, radius: int) -> Rect | None:
         """See `flat.busy`."""
         found = busy(self.pixels, kept.moved(-self.top), radius)
@@ -60,11 +71,13 @@ class Rows(NamedTuple):
 class Picture:
     """A picture on its way.
 
-    radius: the receptive field's where its flat areas need no computing, else 0. joined: the most pixels that windows may have as
+    smooth: whether smooth areas are interpolated. radius: the receptive field's where areas that are smooth, or else flat, need no
+    computing, else 0. joined: the most pixels that windows may have as
     one, 0 where they stay apart. patches: of one colour, by what decides about them. record: takes the windows, or None.
     """
 
     layout: Layout
+    smooth: bool
     radius: int
     joined: int
     patches: dict[tuple, np.ndarray]
@@ -81,7 +94,8 @@ class Window:
 
     rows, columns: what is computed and what is kept. cells: what each window keeps. offsets: int32 [N] of its colours and, where
     alpha varies, of its alpha; None where there are none. opacity: value of an alpha that does not vary, None without. needed: a
-    part of what it keeps with all that is not flat, None where all is. flat: the parts that are not computed. results: of the
+    part of what it keeps with all that is to be computed, None where nothing is. smooth: how far its colours are interpolated.
+    alpha_smooth: the same of an alpha that varies. flat: the parts that are not computed. results: of the
     network, [scale*h, scale*w, 3] floats, or uint8 where finished, by place in `offsets`.
     """
 
@@ -92,6 +106,8 @@ class Window:
     opacity: np.unsignedinteger | None = None
     varies: bool = False
     needed: Rect | None = None
+    smooth: list[Smooth] = field(default_factory=list)
+    alpha_smooth: list[Smooth] = field(default_factory=list)
     flat: list[Rect] = field(default_factory=list)
     results: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -111,16 +127,17 @@ class Window:
             return False
         if self.offsets[0] is not None and not torch.equal(self.offsets[0], other.offsets[0]):
             return False
-        if (self.needed is None) != (other.needed is None):  # what is flat throughout would lie within the rectangle of both
+        if (self.needed is None) != (other.needed is None):  # what needs no computing would lie within the rectangle of both
             return False
         self.rows, self.columns = rows, columns
         self.cells += other.cells
+        self.smooth += other.smooth
         self.needed = None if self.needed is None else self.needed.union(other.needed)
         return True
 
     def shrink(self, picture: Picture) -> None:
-        """Leave out what is flat: all, or, where windows may have any size, what lies around the rest. Flat neighbours have the
-        same colour, so that this has two at most: it must be worth two patches."""
+        """Leave out what needs no computing: all, or, where windows may have any size, what lies around the rest. Flat neighbours
+        have the same colour, so that this has two at most: it must be worth two patches. What is interpolated costs no patch."""
         if self.needed is None:
             self.flat = [self.kept]
             return
@@ -128,7 +145,8 @@ class Window:
         rows = _around(self.needed.top, self.needed.bottom, radius, layout.height)
         columns = _around(self.needed.left, self.needed.right, radius, layout.width)
         saved = self.rows.length * self.columns.length - rows.length * columns.length
-        if radius and picture.joined and saved > 2 * patch_side(radius) ** 2:
+        cost = 0 if picture.smooth else 2 * patch_side(radius) ** 2
+        if radius and picture.joined and not self.varies and saved > cost:
             self.flat = self.kept.outside(self.needed)
             self.rows, self.columns = rows, columns
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def _cubic(x: np.ndarray) -> np.ndarray:
+def cubic(x: np.ndarray) -> np.ndarray:
     """Keys' cubic convolution kernel, a = -0.5 (Keys, IEEE ASSP 1981, eq. 15)."""
     x = np.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1
@@ -20,7 +20,7 @@ def _taps(size: int, new_size: int, scale: float) -> tuple[np.ndarray, np.ndarra
     centre = (np.arange(new_size) + 0.5) / scale - 0.5
     first = np.floor(centre - width / 2).astype(np.int64) + 1
     index = first[:, None] + np.arange(int(np.ceil(width)) + 1)
-    weight = stretch * _cubic(stretch * (centre[:, None] - index))
+    weight = stretch * cubic(stretch * (centre[:, None] - index))
     weight /= weight.sum(1, keepdims=True)
     mirror = np.concatenate([np.arange(size), np.arange(size)[::-1]])
     return mirror[index % (2 * size)], weight

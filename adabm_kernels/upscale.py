@@ -59,8 +59,8 @@ def upscale(
         leaves them as they are ("auto" for a freshly loaded model).
     progress: called with (windows done, windows in all, "upscaling"). record: a list that is given every window (Patch) of a
         picture, not of tensors.
-    cutting: tile, halo, protocol, tta and max_memory of `patchwise.Patchwise`, how a large picture is cut into windows; max_memory
-        not for tensors.
+    cutting: tile, halo, protocol, tta, max_memory and smooth of `patchwise.Patchwise`, how a large picture is cut into windows, and
+        whether its smooth areas are interpolated; max_memory not for tensors, whose smooth areas are always the network's.
 
     Threads may call it at once with one module, as long as they ask for the same settings. Raises TypeError and ValueError for
     unsupported input, OSError for a file that cannot be opened, RuntimeError for a backend that cannot run here.

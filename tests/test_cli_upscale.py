@@ -147,13 +147,14 @@ def test_json_and_verbose(photos, model, adabm):
 def test_what_was_flat_is_told(empty_folder, adabm):
     photo = np.array(PIL.Image.open(UPSCALE._ASSETS / "sample.png").convert("RGB"))[:60, :60]
     save("in.png", np.concatenate([np.full((180, 60, 3), 255, np.uint8), photo]))
-    status, out, err = adabm("upscale", "in.png", "-o", "out.png", "--json", "--verbose")
+    status, out, err = adabm("upscale", "in.png", "-o", "out.png", "--json", "--verbose", "--smooth", "network")
     flat = 60 * (180 - 19)
-    assert status == 0 and json.loads(out)["flat_pixels"] == flat and f", {100 * flat / (60 * 240):.0f} % flat," in err
-    assert rows(adabm("upscale", "in.png", "-o", "out.png")[1])["flat"] == "67 % of the pixels, not computed"
-    status, out, _ = adabm("upscale", "in.png", "-o", "whole.png", "--tile", "0", "--bits", 4)
-    assert status == 0 and "flat" not in rows(out)
-    assert adabm("upscale", "in.png", "-o", "again.png", "--bits", 4, "-q")[0] == 0
+    assert status == 0 and json.loads(out)["flat_pixels"] == flat and f", {100 * flat / (60 * 240):.0f} % not computed," in err
+    status, out, _ = adabm("upscale", "in.png", "-o", "out.png", "--smooth", "network")
+    assert status == 0 and rows(out)["smooth"] == "67 % of the pixels, of one colour and not computed"
+    status, out, _ = adabm("upscale", "in.png", "-o", "whole.png", "--tile", "0", "--bits", 4, "--smooth", "network")
+    assert status == 0 and "smooth" not in rows(out)
+    assert adabm("upscale", "in.png", "-o", "again.png", "--bits", 4, "--smooth", "network", "-q")[0] == 0
     assert np.array_equal(read("again.png"), read("whole.png"))
 
 
@@ -257,7 +258,7 @@ def test_every_format_in_and_out(empty_folder, model, adabm, suffix):
     layout = Layout(64, 48, 3)
     with PictureWriter(f"in{suffix}", EXTENSIONS[suffix], layout, quality=100) as out:
         out.write(source)
-    assert adabm("upscale", f"in{suffix}", "-o", f"out{suffix}", "--quality", 100, "-q") == (0, "", "")
+    assert adabm("upscale", f"in{suffix}", "-o", f"out{suffix}", "--quality", 100, "--smooth", "network", "-q") == (0, "", "")
     with PIL.Image.open(f"out{suffix}") as image:
         assert image.format == EXTENSIONS[suffix].upper()
         got = np.array(image.convert("RGB"))
@@ -428,7 +429,7 @@ sys.modules["adabm_kernels.upscale"].load_model = lambda name: Slow()
 sys.exit(cli.main())
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(__file__).parent), "upscale", "in.png", "--tile", "32"],
+        [sys.executable, "-c", code, str(Path(__file__).parent), "upscale", "in.png", "--tile", "32", "--smooth", "network"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
     )  # fmt: skip
     assert process.stdout.readline() == "computing\n"

@@ -82,9 +82,9 @@ def both(model, rows, monkeypatch, **options):
     results = []
     for leaving in (True, False):
         if not leaving:
-            monkeypatch.setattr(Patchwise, "_flat_radius", lambda self, layout: 0)
+            monkeypatch.setattr(Patchwise, "_skip_radius", lambda self, layout: 0)
         record = []
-        results.append((upscale(rows, model, record=record, **options), record))
+        results.append((upscale(rows, model, record=record, smooth="network", **options), record))
     monkeypatch.undo()
     return results
 
@@ -154,11 +154,11 @@ def test_less_is_computed(models, monkeypatch):
         run = getattr(model, name)
         monkeypatch.setattr(model, name, lambda x, offset, run=run: pixels.append(x.shape[2] * x.shape[3]) or run(x, offset))
     radius, record = model.spec.radius, []
-    upscale(picture("sky"), model, bits=4, record=record)
+    upscale(picture("sky"), model, bits=4, record=record, smooth="network")
     assert pixels == [patch_side(radius) ** 2, SIDE * (SIDE // 2 + 2 * radius)]
     assert sum(patch.flat for patch in record) == SIDE * (SIDE // 2 - radius)
     pixels.clear()
-    upscale(picture("flat"), model, bits=4)
+    upscale(picture("flat"), model, bits=4, smooth="network")
     assert pixels == [patch_side(radius) ** 2]
     pixels.clear()
     upscale(photo(SIDE, SIDE), model, bits=4)
@@ -168,14 +168,14 @@ def test_less_is_computed(models, monkeypatch):
 @pytest.mark.parametrize("options", [{"tile": 0}, {"protocol": "paper"}, {"tile": 24, "halo": 3}], ids=str)
 def test_where_all_is_computed(models, options):
     record = []
-    upscale(picture("flat"), models("edsr"), bits=4, record=record, **options)
+    upscale(picture("flat"), models("edsr"), bits=4, record=record, smooth="network", **options)
     assert record and not any(patch.flat for patch in record)
 
 
 def test_networks_with_floats_compute_all():
     for model in (converted("edsr", quantize="body"), FakeModel()):
         record = []
-        upscale(picture("flat"), model, record=record)
+        upscale(picture("flat"), model, record=record, smooth="network")
         assert record and not any(patch.flat for patch in record)
 
 
@@ -184,7 +184,8 @@ def test_pictures_whose_borders_see_each_other(models, size):
     model = models("edsr")
     assert min(size) < patch_side(model.spec.radius)
     rgb, record = np.full((*size, 3), 50, np.uint8), []
-    assert np.array_equal(upscale(rgb, model, bits=4, record=record), upscale(rgb, model, bits=4, tile=0))
+    got = upscale(rgb, model, bits=4, record=record, smooth="network")
+    assert np.array_equal(got, upscale(rgb, model, bits=4, tile=0, smooth="network"))
     assert not any(patch.flat for patch in record)
 
 
@@ -202,15 +203,15 @@ def test_patches_of_one_colour_are_remembered_but_not_without_end(models, monkey
         return found
 
     monkeypatch.setattr(Patchwise, "_patch", watched)
-    got = upscale(rgb, model, bits=4, tile=20)
+    got = upscale(rgb, model, bits=4, tile=20, smooth="network")
     assert max(held) == patchwise._PATCHES and len(held) > 2 * patchwise._PATCHES
     assert set(sides) == {model.scale * patch_side(model.spec.radius)}
-    assert np.array_equal(got, upscale(rgb, model, bits=4, tile=0))
+    assert np.array_equal(got, upscale(rgb, model, bits=4, tile=0, smooth="network"))
 
 
 def test_seconds_go_to_what_is_computed(models):
     record = []
-    upscale(picture("sky"), models("edsr"), bits=4, tile=24, record=record)
+    upscale(picture("sky"), models("edsr"), bits=4, tile=24, record=record, smooth="network")
     assert all((patch.seconds > 0) == (patch.flat < patch.height * patch.width) for patch in record)
 
 
@@ -276,4 +277,4 @@ def test_memory_is_that_of_windows():
     model.full, model.spec = True, RDNSpec(4, 16, 8, 64, 64)
     side = model.scale * patch_side(model.spec.radius)
     assert patchwise._PATCHES * side**2 * 3 < patchwise._RESERVE
-    assert Patchwise(model)._flat_radius(Layout(4000, 3000, 3)) == model.spec.radius
+    assert Patchwise(model, smooth="network")._skip_radius(Layout(4000, 3000, 3)) == model.spec.radius

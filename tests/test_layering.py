@@ -21,6 +21,7 @@ FLOORS = [
     {"upscale", "bitmap"},
     {"batch"},
     {"patchwise"},
+    {"interpolation"},
     {"picture"},
     {"checkpoint", "convert"},
     {"calibrate"},
@@ -31,9 +32,9 @@ FLOORS = [
     {"backends"},
     {"native", "measure"},
     {"tiles"},
-    {"tile_times"},
+    {"tile_times", "smooth"},
     # The ground: knows nothing of the rest.
-    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat"},
+    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat", "pixels"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = FLOORS[-1]

@@ -96,7 +96,7 @@ def test_rows_of_windows_are_computed_as_one_too(model, monkeypatch):
         monkeypatch.setattr(patchwise, "JOINED_PIXELS", joined)
         shapes.clear()
         records.append([])
-        outputs.append(upscale(rgb, model, bits="auto", tile=48, halo=radius, record=records[-1]))
+        outputs.append(upscale(rgb, model, bits="auto", tile=48, halo=radius, record=records[-1], smooth="network"))
         if joined:
             assert all(height * width <= joined for height, width in shapes)
     assert len(records[0]) == 3 * 2 and shapes == [(160, 48 + radius)] * 2
@@ -177,7 +177,7 @@ def test_tensors_are_cut_like_pictures(model):
     x = torch.from_numpy(rgb).permute(2, 0, 1).float()
     y = upscale(torch.stack([x, x.flip(2)]), model, tile=24, halo=4)
     for got, source in zip(y, (rgb, rgb[:, ::-1].copy()), strict=True):
-        want = upscale(source, model, tile=24, halo=4)
+        want = upscale(source, model, tile=24, halo=4, smooth="network")
         assert np.array_equal(got.round().permute(1, 2, 0).numpy().astype(np.uint8), want)
 
 

@@ -117,7 +117,7 @@ def test_results_are_clamped_and_rounded():
     x = torch.tensor([0.0, 128.0, 255.0]).view(3, 1, 1).expand(3, 2, 2)
     got = upscale(x, Shifted())
     assert got[:, 0, 0].tolist() == pytest.approx([0, 83.6, 255])
-    array = upscale(x.permute(1, 2, 0).to(torch.uint8).numpy(), Shifted())
+    array = upscale(x.permute(1, 2, 0).to(torch.uint8).numpy(), Shifted(), smooth="network")
     assert array[0, 0].tolist() == [0, 84, 255]
 
 

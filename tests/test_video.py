@@ -114,7 +114,8 @@ def test_colours_are_those_of_the_standards(matrix):
 def test_raw_frames(empty_folder, model, adabm, pixel_format, dtype, channels):
     frames = RNG.integers(1, 200, (2, 6, 7, channels)).astype(dtype)
     Path("in.raw").write_bytes(frames.tobytes())
-    status, _, _ = adabm("upscale", "in.raw", "--raw", "7x6", "--pix-fmt", pixel_format, "-o", "out.raw", "-q")
+    options = ["--raw", "7x6", "--pix-fmt", pixel_format, "--smooth", "network"]
+    status, _, _ = adabm("upscale", "in.raw", "-o", "out.raw", "-q", *options)
     assert status == 0
     got = np.fromfile("out.raw", dtype).reshape(2, 24, 28, channels)
     assert np.array_equal(got, frames.repeat(4, 1).repeat(4, 2))

@@ -76,14 +76,15 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
         raise ValueError(f"--scale must be that of the model, {model.scale}, got {args.scale}")
     from ..patchwise import Patchwise
 
-    names = ("tile", "halo", "protocol", "tta", "max_memory")
+    names = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")
     try:
         network = Patchwise(model, **{name: getattr(args, name) for name in names})
     except ValueError as error:
         raise ValueError(f"--{error}") from error
     backend = model.backend_summary()
     settings = {"model": args.model, "backend": backend, "threads": threads, "bits": args.bits, "halo": network.halo}
-    return network, settings | {"protocol": args.protocol, "tta": args.tta}
+    settings |= {"protocol": args.protocol, "smooth": "interpolate" if network.interpolates else "network", "tta": args.tta}
+    return network, settings
 
 
 # ---- input
@@ -199,7 +200,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         rows.insert(3, ("patches", f"{report['patches']} ({halo})"))
     if report["flat_pixels"]:
         width, height = report["input_size"]
-        rows.insert(-1, ("flat", f"{_share(report['flat_pixels'], width * height)} of the pixels, not computed"))
+        how = "interpolated" if report["smooth"] == "interpolate" else "of one colour"
+        rows.insert(-1, ("smooth", f"{_share(report['flat_pixels'], width * height)} of the pixels, {how} and not computed"))
     if compared:
         db = "identical" if report["psnr_db"] is None else f"{report['psnr_db']:.2f} dB"
         threads = f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}"
@@ -304,7 +306,7 @@ def _say(args: argparse.Namespace, outcome: Outcome) -> None:
         target = "standard output" if _to_stdout(args) else outcome.task.target
         windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits)} bits in the mean"
         if outcome.flat_pixels:
-            windows += f", {_share(outcome.flat_pixels, outcome.layout.width * outcome.layout.height)} flat"
+            windows += f", {_share(outcome.flat_pixels, outcome.layout.width * outcome.layout.height)} not computed"
         print(f"{outcome.task.name} -> {target}: {windows}, {outcome.seconds:.3f} s", file=sys.stderr)
 
 

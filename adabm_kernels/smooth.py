@@ -1,0 +1,183 @@
+"""Where a picture is smooth: cubic interpolation there lies nearer to the float network than a network of few bits does.
+
+A pixel is smooth where the picture hardly bends around it: flat colours, gradients, soft backgrounds. What a network adds to an
+interpolation there is less than the noise of its few bits, which is seen as stripes. Between what is smooth and what is not, the
+two are mixed. Thresholds and what they were measured on: docs/images.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .flat import Rect
+from .resize import cubic
+
+SMOOTH, ROUGH = 12, 32  # levels of 255 by which a picture bends at most: up to the one interpolated, from the other on computed
+TAPS = 2  # low-resolution pixels on either side that cubic interpolation reads
+_ROWS = 16  # low-resolution rows that are worked on at a time, so that they stay in the cache
+
+
+class Reach(NamedTuple):
+    """Low-resolution pixels around one that must be smooth too, and over which the share of the interpolation is averaged."""
+
+    near: int
+    blur: int
+
+    @property
+    def context(self) -> int:
+        """Pixels around one that decide about it."""
+        return 1 + self.near + self.blur
+
+    @property
+    def full(self) -> int:
+        """A share of 1."""
+        return (ROUGH - SMOOTH) * (2 * self.blur + 1) ** 2
+
+
+COLOURS = Reach(4, 2)
+ALPHA = Reach(2, 0)  # transparent and opaque to the last level where cubic interpolation sees nothing else
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """How far a part of a picture is interpolated.
+
+    place: the part. shares: int16 [height + 2, width + 2] of its pixels and those around it, 0..reach.full.
+    """
+
+    place: Rect
+    shares: np.ndarray
+    reach: Reach = COLOURS
+
+    def computed(self) -> Rect | None:
+        """A rectangle with all pixels that are not interpolated throughout; None where there are none."""
+        rest = _spread(self.shares < self.reach.full)
+        y, x = rest.any(1).nonzero()[0], rest.any(0).nonzero()[0]
+        if not len(y):
+            return None
+        return Rect(*map(int, (y[0], y[-1] + 1, x[0], x[-1] + 1))).moved(self.place.top, self.place.left)
+
+    def blocks(self) -> Iterator[Rect]:
+        """Parts of the place, a few rows high, with all pixels that are interpolated at all."""
+        some = _spread(self.shares > 0)
+        for first in range(0, len(some), _ROWS):
+            columns = some[first : first + _ROWS].any(0)
+            ends = np.diff(np.concatenate([[False], columns, [False]]).astype(np.int8)).nonzero()[0]
+            for left, right in zip(ends[::2], ends[1::2], strict=True):
+                block = Rect(first, min(first + _ROWS, len(some)), int(left), int(right))
+                yield block.moved(self.place.top, self.place.left)
+
+    def weights(self, block: Rect, scale: int) -> np.ndarray | None:
+        """float32 [scale*h, scale*w] in 0..1: how far each pixel of the output is interpolated; None where it is all of them."""
+        inner = block.moved(-self.place.top, -self.place.left)
+        some = self.shares[inner.top : inner.bottom + 2, inner.left : inner.right + 2]
+        if some.min() == self.reach.full:
+            return None
+        return enlarge(some / np.float32(self.reach.full), scale, phases(scale, "linear"))
+
+
+def find_smooth(pixels: np.ndarray, kept: Rect, seen: Rect, unit: int = 1, reach: Reach = COLOURS) -> Smooth | None:
+    """Where a window is interpolated, None for nowhere.
+
+    pixels: [height, width, C] of the rectangle `seen`, `unit` of them a level of 255. kept: what is asked about. Beyond what is
+    seen the picture is taken to go on as it ends.
+    """
+    wide = Rect(kept.top - 1, kept.bottom + 1, kept.left - 1, kept.right + 1)
+    around = reach.context
+    cut = Rect(wide.top - around, wide.bottom + around, wide.left - around, wide.right + around).overlap(seen)
+    found = _shares(pixels[cut.top - seen.top : cut.bottom - seen.top, cut.left - seen.left : cut.right - seen.left], unit, reach)
+    inner = wide.overlap(cut)
+    found = found[inner.top - cut.top : inner.bottom - cut.top, inner.left - cut.left : inner.right - cut.left]
+    if not found.any():
+        return None
+    missing = (inner.top - wide.top, wide.bottom - inner.bottom), (inner.left - wide.left, wide.right - inner.right)
+    return Smooth(kept, np.pad(found, missing, mode="edge"), reach)
+
+
+def _spread(marked: np.ndarray) -> np.ndarray:
+    """[H, W] of [H + 2, W + 2]: pixels that are marked, or one of whose neighbours is; shares are interpolated between them."""
+    rows = marked[:-2] | marked[1:-1] | marked[2:]
+    return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
+
+
+def _shares(pixels: np.ndarray, unit: int, reach: Reach) -> np.ndarray:
+    """int16 [H, W]: shares of the interpolation, 0..reach.full, of pixels [H, W, C]."""
+    bend = np.empty(pixels.shape[:2], np.int16)
+    for first in range(0, len(bend), _ROWS):
+        rows = pixels[max(first - 1, 0) : first + _ROWS + 1]
+        above, below = first > 0, first + _ROWS < len(bend)
+        bend[first : first + _ROWS] = _bend(rows, unit)[above : len(rows) - below]
+    bend = _around(_around(bend, reach.near, np.maximum).T, reach.near, np.maximum).T
+    found = np.clip(ROUGH - bend, 0, ROUGH - SMOOTH)
+    return _around(_around(found, reach.blur, np.add).T, reach.blur, np.add).T
+
+
+def _bend(rows: np.ndarray, unit: int) -> np.ndarray:
+    """int16 [H, W]: the largest second difference, along rows or columns and of any channel, in levels rounded up."""
+    found = np.zeros(rows.shape[:2], np.int16)
+    for channel in range(rows.shape[2]):
+        values = rows[..., channel].astype(np.int32) if unit > 1 else rows[..., channel].astype(np.int16)
+        for axis in (0, 1):
+            change = _second_differences(values, axis)
+            if unit > 1:
+                change = -(-change // unit)
+            np.maximum(found, change.astype(np.int16, copy=False), out=found)
+    return found
+
+
+def _second_differences(values: np.ndarray, axis: int) -> np.ndarray:
+    """Their magnitudes, with the ends repeated."""
+    values = values.T if axis else values
+    step = np.zeros((len(values) + 1, values.shape[1]), values.dtype)
+    np.subtract(values[1:], values[:-1], out=step[1:-1])
+    change = np.abs(step[1:] - step[:-1])
+    return change.T if axis else change
+
+
+def _around(values: np.ndarray, reach: int, combine: np.ufunc) -> np.ndarray:
+    """[H, W] -> of each value and those up to `reach` rows above and below it the maximum or sum; the ends are repeated."""
+    values = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
+    size = len(values) - 2 * reach
+    total = values[:size].copy()
+    for shift in range(1, 2 * reach + 1):
+        combine(total, values[shift : shift + size], out=total)
+    return total
+
+
+def enlarge(values: np.ndarray, scale: int, kernel: np.ndarray) -> np.ndarray:
+    """float32 [scale*(H - 2*r), scale*(W - 2*r), ...] of values [H, W, ...] with r = kernel.shape[1] // 2 of them around.
+
+    kernel: float32 [scale, 2*r + 1] by phase, as `phases` makes it. A value depends on nothing but its neighbours, to the last bit.
+    """
+    taps = kernel.shape[1]
+    for axis in (1, 0):
+        values = np.asarray(values, np.float32)
+        size = values.shape[axis] - taps + 1
+        shape = list(values.shape)
+        shape[axis] = scale * size
+        out = np.empty(shape, np.float32)
+        for phase, weights in enumerate(kernel):
+            total = None
+            for tap, weight in enumerate(weights):
+                if weight:
+                    part = values[tap : tap + size] if axis == 0 else values[:, tap : tap + size]
+                    term = part * weight
+                    total = term if total is None else np.add(total, term, out=total)
+            out[(slice(None),) * axis + (slice(phase, None, scale),)] = total
+        values = out
+    return values
+
+
+@cache
+def phases(scale: int, kind: str) -> np.ndarray:
+    """float32 [scale, taps]: weights of "cubic" (Keys, a = -0.5, as MATLAB's) or "linear" interpolation for each phase."""
+    reach = TAPS if kind == "cubic" else 1
+    offset = (np.arange(scale) + 0.5) / scale - 0.5  # of an output pixel from the input pixel it lies in
+    distance = np.abs(offset[:, None] - np.arange(-reach, reach + 1))
+    weights = cubic(distance) if kind == "cubic" else np.maximum(1 - distance, 0)
+    return weights.astype(np.float32)
