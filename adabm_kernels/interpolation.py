@@ -11,7 +11,7 @@ import torch
 from .flat import Rect
 from .picture import Rows, Window, kept_by, part_of
 from .pixels import colour_channels, network_images
-from .smooth import ALPHA, TAPS, Smooth, enlarge, find_smooth, phases
+from .smooth import TAPS, Rule, Smooth, enlarge, find_smooth, phases
 
 if TYPE_CHECKING:
     from .images import Layout
@@ -40,14 +40,16 @@ def keeps_colours(model: torch.nn.Module) -> bool:
     return _KEEPS[model]
 
 
-def find_smooth_pixels(held: Rows, row: Span, column: Span, layout: Layout, varies: bool) -> list[Smooth | None]:
-    """Where a window is interpolated: its colours and, where alpha varies, its alpha."""
+def find_smooth_pixels(
+    held: Rows, row: Span, column: Span, layout: Layout, varies: bool, rules: tuple[Rule, Rule]
+) -> list[Smooth | None]:
+    """Where a window is interpolated: its colours and, where alpha varies, its alpha. rules: for either."""
     kept, seen = kept_by(row, column), Rect(row.start, row.stop, column.start, column.stop)
     pixels, unit = held.window(row, column), 1 if layout.depth == 8 else 257
     if not varies:
-        return [find_smooth(pixels[..., : colour_channels(layout)], kept, seen, unit)]
+        return [find_smooth(pixels[..., : colour_channels(layout)], kept, seen, rules[0], unit)]
     multiplied = np.rint(network_images(pixels, layout, varies)[0] * _PARTS).astype(np.int32).transpose(1, 2, 0)
-    return [find_smooth(multiplied, kept, seen, _PARTS), find_smooth(pixels[..., -1:], kept, seen, unit, ALPHA)]
+    return [find_smooth(multiplied, kept, seen, rules[0], _PARTS), find_smooth(pixels[..., -1:], kept, seen, rules[1], unit)]
 
 
 def interpolate(window: Window, held: Rows, layout: Layout, first: int, out: np.ndarray, scale: int) -> None:
@@ -57,7 +59,9 @@ def interpolate(window: Window, held: Rows, layout: Layout, first: int, out: np.
         for block in smooth.blocks():
             target = part_of(out, block, first, scale)
             values = enlarge(held.around(block, TAPS)[..., :count], scale, phases(scale, "cubic"))
-            target[..., :count] = np.rint(np.clip(_mixed(values, smooth.weights(block, scale), target[..., :count]), 0, most))
+            mixed = _mixed(values, smooth.weights(block, scale), target[..., :count])
+            # Halves are rounded up: to the next even level they would leave stripes on slopes.
+            target[..., :count] = np.floor(np.clip(mixed, 0, most) + np.float32(0.5))
             if window.opacity is not None:
                 target[..., -1] = window.opacity
 

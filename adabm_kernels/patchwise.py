@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .config import ConvertConfig
 from .flat import patch_side, spread
 from .interpolation import find_smooth_pixels, interpolate, interpolate_results, keeps_colours
 from .machine import resident_bytes
 from .nn.lanes import Lane, lanes
 from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
 from .pixels import LUMA, network_images, network_planes
+from .smooth import rules
 from .windows import Span, patches, spans
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ class Patchwise:
         self.model, self.scale, self.tile, self.protocol, self.tta = model, model.scale, tile, protocol, tta
         self.halo = default_halo(model.spec) if halo is None else halo
         self.max_memory, self.smooth = max_memory, smooth
+        config = getattr(model, "config", ConvertConfig())
+        self.rules = rules(min(config.weight_bits, config.act_bits))
 
     # ---- where to cut
 
@@ -264,7 +268,7 @@ class Patchwise:
         if not picture.smooth:
             needed = held.busy(kept, picture.radius) if picture.radius else kept
             return Window(row, column, [kept], offsets, opacity, varies, needed)
-        smooth = find_smooth_pixels(held, row, column, layout, varies)
+        smooth = find_smooth_pixels(held, row, column, layout, varies, self.rules)
         computed = [kept if found is None else found.computed() for found in smooth]
         needed = computed[0] if not varies or not any(computed) else kept
         return Window(row, column, [kept], offsets, opacity, varies, needed, *([found] if found else [] for found in smooth))

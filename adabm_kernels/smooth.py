@@ -17,14 +17,20 @@ import numpy as np
 from .flat import Rect
 from .resize import cubic
 
-SMOOTH, ROUGH = 12, 32  # levels of 255 by which a picture bends at most: up to the one interpolated, from the other on computed
 TAPS = 2  # low-resolution pixels on either side that cubic interpolation reads
 _ROWS = 16  # low-resolution rows that are worked on at a time, so that they stay in the cache
 
 
-class Reach(NamedTuple):
-    """Low-resolution pixels around one that must be smooth too, and over which the share of the interpolation is averaged."""
+class Rule(NamedTuple):
+    """What counts as smooth.
 
+    smooth, rough: levels of 255 by which a picture bends, its second difference: up to the one it is interpolated, from the other
+    on it is the network's. near: low-resolution pixels around one that count too. blur: low-resolution pixels around one that the
+    share of the interpolation is averaged over.
+    """
+
+    smooth: int
+    rough: int
     near: int
     blur: int
 
@@ -36,27 +42,35 @@ class Reach(NamedTuple):
     @property
     def full(self) -> int:
         """A share of 1."""
-        return (ROUGH - SMOOTH) * (2 * self.blur + 1) ** 2
+        return (self.rough - self.smooth) * (2 * self.blur + 1) ** 2
 
 
-COLOURS = Reach(4, 2)
-ALPHA = Reach(2, 0)  # transparent and opaque to the last level where cubic interpolation sees nothing else
+def rules(bits: int) -> tuple[Rule, Rule]:
+    """For colours, and for an alpha that varies, by the bits of the network's weights or activations, whichever has fewer.
+
+    The noise of a network halves with each bit, the error of the interpolation grows with the square of what it goes over: two bits
+    more halve what is better interpolated.
+    """
+    rough = round(32 * 2 ** ((4 - bits) / 2))
+    smooth = rough * 3 // 8
+    # An alpha is that of the picture to the last level where the interpolation sees one value only.
+    return Rule(smooth, rough, near=2, blur=2), Rule(smooth, rough, near=1, blur=0)
 
 
 @dataclass(frozen=True)
 class Smooth:
     """How far a part of a picture is interpolated.
 
-    place: the part. shares: int16 [height + 2, width + 2] of its pixels and those around it, 0..reach.full.
+    place: the part. shares: int16 [height + 2, width + 2] of its pixels and those around it, 0..rule.full.
     """
 
     place: Rect
     shares: np.ndarray
-    reach: Reach = COLOURS
+    rule: Rule
 
     def computed(self) -> Rect | None:
         """A rectangle with all pixels that are not interpolated throughout; None where there are none."""
-        rest = _spread(self.shares < self.reach.full)
+        rest = _spread(self.shares < self.rule.full)
         y, x = rest.any(1).nonzero()[0], rest.any(0).nonzero()[0]
         if not len(y):
             return None
@@ -76,27 +90,27 @@ class Smooth:
         """float32 [scale*h, scale*w] in 0..1: how far each pixel of the output is interpolated; None where it is all of them."""
         inner = block.moved(-self.place.top, -self.place.left)
         some = self.shares[inner.top : inner.bottom + 2, inner.left : inner.right + 2]
-        if some.min() == self.reach.full:
+        if some.min() == self.rule.full:
             return None
-        return enlarge(some / np.float32(self.reach.full), scale, phases(scale, "linear"))
+        return enlarge(some / np.float32(self.rule.full), scale, phases(scale, "linear"))
 
 
-def find_smooth(pixels: np.ndarray, kept: Rect, seen: Rect, unit: int = 1, reach: Reach = COLOURS) -> Smooth | None:
+def find_smooth(pixels: np.ndarray, kept: Rect, seen: Rect, rule: Rule, unit: int = 1) -> Smooth | None:
     """Where a window is interpolated, None for nowhere.
 
     pixels: [height, width, C] of the rectangle `seen`, `unit` of them a level of 255. kept: what is asked about. Beyond what is
     seen the picture is taken to go on as it ends.
     """
     wide = Rect(kept.top - 1, kept.bottom + 1, kept.left - 1, kept.right + 1)
-    around = reach.context
+    around = rule.context
     cut = Rect(wide.top - around, wide.bottom + around, wide.left - around, wide.right + around).overlap(seen)
-    found = _shares(pixels[cut.top - seen.top : cut.bottom - seen.top, cut.left - seen.left : cut.right - seen.left], unit, reach)
+    found = _shares(pixels[cut.top - seen.top : cut.bottom - seen.top, cut.left - seen.left : cut.right - seen.left], rule, unit)
     inner = wide.overlap(cut)
     found = found[inner.top - cut.top : inner.bottom - cut.top, inner.left - cut.left : inner.right - cut.left]
     if not found.any():
         return None
     missing = (inner.top - wide.top, wide.bottom - inner.bottom), (inner.left - wide.left, wide.right - inner.right)
-    return Smooth(kept, np.pad(found, missing, mode="edge"), reach)
+    return Smooth(kept, np.pad(found, missing, mode="edge"), rule)
 
 
 def _spread(marked: np.ndarray) -> np.ndarray:
@@ -105,16 +119,16 @@ def _spread(marked: np.ndarray) -> np.ndarray:
     return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
 
 
-def _shares(pixels: np.ndarray, unit: int, reach: Reach) -> np.ndarray:
-    """int16 [H, W]: shares of the interpolation, 0..reach.full, of pixels [H, W, C]."""
+def _shares(pixels: np.ndarray, rule: Rule, unit: int) -> np.ndarray:
+    """int16 [H, W]: shares of the interpolation, 0..rule.full, of pixels [H, W, C]."""
     bend = np.empty(pixels.shape[:2], np.int16)
     for first in range(0, len(bend), _ROWS):
         rows = pixels[max(first - 1, 0) : first + _ROWS + 1]
         above, below = first > 0, first + _ROWS < len(bend)
         bend[first : first + _ROWS] = _bend(rows, unit)[above : len(rows) - below]
-    bend = _around(_around(bend, reach.near, np.maximum).T, reach.near, np.maximum).T
-    found = np.clip(ROUGH - bend, 0, ROUGH - SMOOTH)
-    return _around(_around(found, reach.blur, np.add).T, reach.blur, np.add).T
+    bend = _around(_around(bend, rule.near, np.maximum).T, rule.near, np.maximum).T
+    found = np.clip(rule.rough - bend, 0, rule.rough - rule.smooth)
+    return _around(_around(found, rule.blur, np.add).T, rule.blur, np.add).T
 
 
 def _bend(rows: np.ndarray, unit: int) -> np.ndarray:

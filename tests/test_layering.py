@@ -32,9 +32,9 @@ FLOORS = [
     {"backends"},
     {"native", "measure"},
     {"tiles"},
-    {"tile_times", "smooth"},
+    {"tile_times", "smooth", "pixels"},
     # The ground: knows nothing of the rest.
-    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat", "pixels"},
+    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = FLOORS[-1]
