@@ -8,10 +8,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from . import native
+from .backends import cpu
 from .flat import Rect
 from .picture import Rows, Window, kept_by, part_of
 from .pixels import colour_channels, network_images
-from .smooth import TAPS, Rule, Smooth, enlarge, find_smooth, phases
+from .smooth import Rule, Smooth, find_smooth, interpolate_reference, phases
 
 if TYPE_CHECKING:
     from .images import Layout
@@ -52,40 +54,36 @@ def find_smooth_pixels(
     return [find_smooth(multiplied, kept, seen, rules[0], _PARTS), find_smooth(pixels[..., -1:], kept, seen, rules[1], unit)]
 
 
-def interpolate(window: Window, held: Rows, layout: Layout, first: int, out: np.ndarray, scale: int) -> None:
+def interpolate(window: Window, held: Rows, layout: Layout, first: int, out: np.ndarray, scale: int, threads: int) -> None:
     """Interpolate what is smooth of a window into `out`, whose first row is low-resolution row `first`, over what is there."""
-    count, most = colour_channels(layout), np.iinfo(layout.dtype).max
+    count = colour_channels(layout)
     for smooth in window.smooth:
-        for block in smooth.blocks():
-            target = part_of(out, block, first, scale)
-            values = enlarge(held.around(block, TAPS)[..., :count], scale, phases(scale, "cubic"))
-            mixed = _mixed(values, smooth.weights(block, scale), target[..., :count])
-            # Halves are rounded up: to the next even level they would leave stripes on slopes.
-            target[..., :count] = np.floor(np.clip(mixed, 0, most) + np.float32(0.5))
-            if window.opacity is not None:
-                target[..., -1] = window.opacity
+        target = part_of(out, smooth.place, first, scale)
+        _interpolate(smooth, held.pixels[..., :count], smooth.place.top - held.top, smooth.place.left, target[..., :count], threads)
+    if window.opacity is not None:
+        for place in window.flat:
+            part_of(out, place, first, scale)[..., -1] = window.opacity
 
 
-def interpolate_results(window: Window, held: Rows, layout: Layout, scale: int) -> None:
+def interpolate_results(window: Window, held: Rows, layout: Layout, scale: int, threads: int) -> None:
     """The same for colours multiplied by their alpha, and alpha, before one is divided by the other."""
     rows, columns = window.rows, window.columns
-    seen_by_network = network_images(held.window(rows, columns), layout, window.varies)
-    for i, (image, found) in enumerate(zip(seen_by_network, (window.smooth, window.alpha_smooth), strict=True)):
-        seen = Rows(image.transpose(1, 2, 0), rows.start)
+    seen = network_images(held.window(rows, columns), layout, window.varies)
+    for i, (image, found) in enumerate(zip(seen, (window.smooth, window.alpha_smooth), strict=True)):
         if i not in window.results:
             window.results[i] = np.zeros((scale * rows.length, scale * columns.length, 3), np.float32)
+        window.results[i] = np.ascontiguousarray(window.results[i])  # the channels of a pixel lie one after the other
         for smooth in found:
-            for block in smooth.blocks():
-                target = part_of(window.results[i], block.moved(0, -columns.start), rows.start, scale)
-                values = enlarge(seen.around(block.moved(0, -columns.start), TAPS), scale, phases(scale, "cubic"))
-                target[...] = _mixed(values, smooth.weights(block, scale), target)
+            target = part_of(window.results[i], smooth.place.moved(0, -columns.start), rows.start, scale)
+            top, left = smooth.place.top - rows.start, smooth.place.left - columns.start
+            _interpolate(smooth, image.transpose(1, 2, 0), top, left, target, threads)
 
 
-def _mixed(interpolated: np.ndarray, weights: np.ndarray | None, computed: np.ndarray) -> np.ndarray:
-    """Float32 [h, w, C] between what was computed and what was interpolated. weights: [h, w] of the latter, None for 1."""
-    if weights is None:
-        return interpolated
-    interpolated -= computed
-    interpolated *= weights[..., None]
-    interpolated += computed
-    return interpolated
+def _interpolate(smooth: Smooth, x: np.ndarray, top: int, left: int, y: np.ndarray, threads: int) -> None:
+    """See `interpolate_reference`; by the CPU library where there is one."""
+    if native.why_missing("cpu"):
+        interpolate_reference(smooth, x, top, left, y)
+        return
+    scale = len(y) // (len(smooth.shares) - 2)
+    kernels = phases(scale, "cubic"), phases(scale, "linear")
+    cpu.interpolate(x, top, left, np.ascontiguousarray(smooth.shares), smooth.rule.full, *kernels, y, threads)

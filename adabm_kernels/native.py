@@ -12,7 +12,7 @@ from ctypes import POINTER, Structure, c_char, c_int32, c_int64, c_uint32, c_uin
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5}
 INVALID_ARGUMENT = 1
@@ -69,6 +69,21 @@ class QuantizeArgs(_Struct):
     ]
 
 
+class InterpolateArgs(_Struct):
+    """adabm_interpolate_args."""
+
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        *((name, c_int32) for name in ("isa", "threads", "height", "width", "channels", "scale", "element")),
+        *((name, c_int32) for name in ("x_height", "x_width", "top", "left")),
+        *((name, c_int64) for name in ("x_stride_h", "x_stride_w", "x_stride_c")),
+        *((name, c_void_p) for name in ("x", "shares")),
+        *((name, c_int32) for name in ("full", "y_pitch")),
+        *((name, c_void_p) for name in ("cubic", "linear", "y")),
+        ("y_stride_h", c_int64),
+    ]
+
+
 class ImageBitsArgs(_Struct):
     """adabm_image_bits_args."""
 
@@ -111,6 +126,7 @@ _ENTRIES = {
         "adabm_pack_cpu": [POINTER(Weights), c_void_p],
         "adabm_conv2d_cpu": [POINTER(Conv2dArgs)],
         "adabm_quantize_cpu": [POINTER(QuantizeArgs)],
+        "adabm_interpolate_cpu": [POINTER(InterpolateArgs)],
         "adabm_peak_cpu": [c_int32, c_int32, c_int64, POINTER(c_int64)],
     },
     "cuda": {

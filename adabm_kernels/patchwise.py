@@ -165,6 +165,10 @@ class Patchwise:
         tensor = next(self.model.buffers(), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
+    def _threads(self) -> int:
+        """CPU threads of the model, 0 for as many as torch uses."""
+        return getattr(self.model, "_threads", 0)
+
     def lanes(self, in_flight: int | None) -> list[Lane]:
         """Lanes for so many pictures at once; for None two on a CUDA device, where nothing asks for one after the other."""
         running = getattr(self.model, "running_thresholds", None) is not None
@@ -251,7 +255,7 @@ class Patchwise:
             yield finished
         for window in together:
             if not window.varies:
-                interpolate(window, held, layout, group[0].first, out, s)
+                interpolate(window, held, layout, group[0].first, out, s, self._threads())
 
     def _window(self, held: Rows, row: Span, column: Span, picture: Picture) -> Window | None:
         """One window with the bits that it decides for; None for one that is transparent everywhere."""
@@ -332,7 +336,7 @@ class Patchwise:
         """What a window keeps, rounded into its place."""
         s, rows, columns = self.scale, window.rows, window.columns
         if window.varies:
-            interpolate_results(window, held, layout, s)
+            interpolate_results(window, held, layout, s, self._threads())
         results = [window.results[i] for i in range(len(window.offsets))]
         top, bottom = s * (rows.first - rows.start), s * (rows.last - rows.start)
         left, right = s * (columns.first - columns.start), s * (columns.last - columns.start)

@@ -48,15 +48,6 @@ class Rows(NamedTuple):
     def part(self, place: Rect) -> np.ndarray:
         return self.pixels[place.top - self.top : place.bottom - self.top, place.left : place.right]
 
-    def around(self, place: Rect, reach: int) -> np.ndarray:
-        """A place with `reach` pixels on every side; beyond what is held its ends are repeated."""
-        rows = np.arange(place.top - reach, place.bottom + reach) - self.top
-        columns = np.arange(place.left - reach, place.right + reach)
-        height, width = self.pixels.shape[:2]
-        if rows[0] >= 0 and rows[-1] < height and columns[0] >= 0 and columns[-1] < width:
-            return self.pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        return self.pixels[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
-
     def busy(self, kept: Rect, radius: int) -> Rect | None:
         """See `flat.busy`."""
         found = busy(self.pixels, kept.moved(-self.top), radius)

@@ -7,7 +7,6 @@ two are mixed. Thresholds and what they were measured on: docs/images.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -76,23 +75,28 @@ class Smooth:
             return None
         return Rect(*map(int, (y[0], y[-1] + 1, x[0], x[-1] + 1))).moved(self.place.top, self.place.left)
 
-    def blocks(self) -> Iterator[Rect]:
-        """Parts of the place, a few rows high, with all pixels that are interpolated at all."""
-        some = _spread(self.shares > 0)
-        for first in range(0, len(some), _ROWS):
-            columns = some[first : first + _ROWS].any(0)
-            ends = np.diff(np.concatenate([[False], columns, [False]]).astype(np.int8)).nonzero()[0]
-            for left, right in zip(ends[::2], ends[1::2], strict=True):
-                block = Rect(first, min(first + _ROWS, len(some)), int(left), int(right))
-                yield block.moved(self.place.top, self.place.left)
 
-    def weights(self, block: Rect, scale: int) -> np.ndarray | None:
-        """float32 [scale*h, scale*w] in 0..1: how far each pixel of the output is interpolated; None where it is all of them."""
-        inner = block.moved(-self.place.top, -self.place.left)
-        some = self.shares[inner.top : inner.bottom + 2, inner.left : inner.right + 2]
-        if some.min() == self.rule.full:
-            return None
-        return enlarge(some / np.float32(self.rule.full), scale, phases(scale, "linear"))
+def interpolate_reference(smooth: Smooth, x: np.ndarray, top: int, left: int, y: np.ndarray) -> None:
+    """Interpolate a part of a picture over what is in y: the definition of what kernels compute.
+
+    x: [H, W, C] of uint8, uint16 or float32. top, left: where in it the part begins; beyond its ends x goes on as it ends. y:
+    [scale*h, scale*w, C] of the same type, which becomes (v - y) * w + y with the interpolation v and its weight w, or v where w is
+    1, in float32. Integers are clamped and rounded, halves up: to the next even one they would leave stripes on slopes.
+    """
+    height, width = smooth.shares.shape[0] - 2, smooth.shares.shape[1] - 2
+    scale = y.shape[0] // height
+    for first in range(0, height, _ROWS):
+        last = min(first + _ROWS, height)
+        rows = np.arange(top + first - TAPS, top + last + TAPS).clip(0, len(x) - 1)
+        columns = np.arange(left - TAPS, left + width + TAPS).clip(0, x.shape[1] - 1)
+        value = enlarge(x[rows][:, columns], scale, phases(scale, "cubic"))
+        weights = smooth.shares[first : last + 2] / np.float32(smooth.rule.full)
+        weights = enlarge(weights, scale, phases(scale, "linear"))[..., None]
+        there = y[scale * first : scale * last]
+        value = np.where(weights >= 1, value, (value - there) * weights + there)
+        if y.dtype.kind == "u":
+            value = np.floor(np.clip(value, 0, np.iinfo(y.dtype).max) + np.float32(0.5))
+        there[...] = np.where(weights > 0, value, there)
 
 
 def find_smooth(pixels: np.ndarray, kept: Rect, seen: Rect, rule: Rule, unit: int = 1) -> Smooth | None:

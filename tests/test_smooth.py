@@ -9,12 +9,14 @@ import torch
 from fake_model import FakeModel
 from small import one_thread  # noqa: F401
 
+from adabm_kernels import interpolation, native
+from adabm_kernels.backends import cpu
 from adabm_kernels.flat import Rect
 from adabm_kernels.interpolation import keeps_colours
 from adabm_kernels.metrics import psnr, ssim_y
 from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.resize import imresize
-from adabm_kernels.smooth import TAPS, enlarge, find_smooth, phases, rules
+from adabm_kernels.smooth import TAPS, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
 from adabm_kernels.upscale import builtin_models, load_model, upscale
 
 MODELS = [pytest.param(name, id=name) for name in builtin_models()]
@@ -197,3 +199,38 @@ def test_shares_by_how_much_a_picture_bends(bits):
         assert (find_smooth(pixels, whole, whole, rule).computed() is None) == (step == rule.smooth)
     assert find_smooth(noise(40, 40), whole, whole, rule) is None
     assert rule.rough <= rules(max(bits - 1, 2))[0].rough and rules(4)[0][:2] == (12, 32)
+
+
+def isas():
+    if native.why_missing("cpu"):
+        return []
+    return [name for name in list(native.ISAS)[1:] if all(native.isa_built_and_present(name))]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels, pitch", [(3, 3), (1, 1), (3, 4), (1, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("isa", isas())
+def test_kernels_equal_the_reference(isa, dtype, channels, pitch, scale):
+    rng, rule = np.random.default_rng(scale), rules(4)[0]
+    most = 255 if dtype == np.uint8 else 65535
+    picture = rng.integers(0, most, (40, 90, 4)).astype(dtype)[..., :channels]  # of which a kernel sees some channels
+    shares = rng.integers(0, rule.full + 1, (31, 75)).astype(np.int16)
+    shares[:, :12], shares[9:20, 30:], shares[22:, 40:] = 0, rule.full, 0
+    for top, left in ((0, 0), (11, 17), (3, 5)):  # at two corners of the picture, and inside it
+        smooth = Smooth(Rect(top, top + 29, left, left + 73), shares, rule)
+        there = rng.integers(0, most, (scale * 29, scale * 73, pitch)).astype(dtype)
+        got, want = there.copy(), there.copy()
+        interpolate_reference(smooth, picture, top, left, want[..., :channels])
+        with native.force_isa(isa):
+            kernels = phases(scale, "cubic"), phases(scale, "linear")
+            cpu.interpolate(picture, top, left, shares, rule.full, *kernels, got[..., :channels], 2)
+        assert np.array_equal(got, want)
+        assert np.array_equal(got[:, : 10 * scale], there[:, : 10 * scale]) and not np.array_equal(got, there)
+
+
+def test_without_kernels_the_reference_computes(models, monkeypatch):
+    rgb = half_smooth()
+    want = upscale(rgb, models(FEW_BITS))
+    monkeypatch.setattr(interpolation.native, "why_missing", lambda name: "not built")
+    assert np.array_equal(upscale(rgb, models(FEW_BITS)), want)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
 import torch
 
 from .. import native
@@ -51,3 +52,46 @@ def quantize_out(
     """See ops.quantize_out."""
     struct, _held = quantize_args(x, shift, grid, bits, y_q, y_channels=y_q.shape[3], **_how(threads))
     native.library("cpu").call("adabm_quantize_cpu", struct)
+
+
+def interpolate(
+    x: np.ndarray,
+    top: int,
+    left: int,
+    shares: np.ndarray,
+    full: int,
+    cubic: np.ndarray,
+    linear: np.ndarray,
+    y: np.ndarray,
+    threads: int = 0,
+) -> None:
+    """Interpolate a part of a picture over what is in y, as smooth.interpolate_reference does, to the last bit.
+
+    x: [H, W, C] of uint8, uint16 or float32, of any strides. top, left: where in it the part begins. shares: int16 [h + 2, w + 2],
+    0..full. cubic, linear: float32 [scale, taps] of smooth.phases. y: [scale*h, scale*w, C] of x's type, in which the channels of a
+    pixel lie one after the other.
+    """
+    scale, item = len(cubic), x.itemsize
+    strides = (stride // item for stride in x.strides)
+    args = native.InterpolateArgs(
+        height=shares.shape[0] - 2,
+        width=shares.shape[1] - 2,
+        channels=x.shape[2],
+        scale=scale,
+        element=item,
+        x_height=x.shape[0],
+        x_width=x.shape[1],
+        top=top,
+        left=left,
+        **dict(zip(("x_stride_h", "x_stride_w", "x_stride_c"), strides, strict=True)),
+        x=x.ctypes.data,
+        shares=shares.ctypes.data,
+        full=full,
+        y_pitch=y.strides[1] // item,
+        cubic=cubic.ctypes.data,
+        linear=linear.ctypes.data,
+        y=y.ctypes.data,
+        y_stride_h=y.strides[0] // item,
+        **_how(threads),
+    )
+    native.library("cpu").call("adabm_interpolate_cpu", args)

@@ -17,6 +17,8 @@ constexpr int kMaxRowTaps = kMaxByteRows + 2;
 constexpr int kMaxTileOutputs = 4; // output rows or columns of any tile
 constexpr int kMaxTileKernel = 5;  // pixels a side
 constexpr int kMaxTaps = kMaxTileOutputs + 2;  // F(2, 5) has as many
+constexpr int kCubicTaps = 5;      // of each phase of an interpolation, at most 4 of them other than 0
+constexpr int kLinearTaps = 3;
 constexpr int kMaxParts = 4;       // bytes whose sum is a transformed weight
 
 // acc[pixel][panel * 16 + lane] = start[panel * 16 + lane] + SUM over taps and channels of x * w, for `pixels` x `panels` * 16
@@ -124,6 +126,24 @@ struct GatherArgs {
   int32_t* acc;
 };
 
+// One tile of adabm_interpolate_args. x: planes [channels][rows + 4] of rows x_pitch apart, two pixels before the tile on. shares:
+// [rows + 2] likewise, one pixel before it on, or null where all are 1. enlarged, enlarged_shares: scratch, rows `pitch` apart.
+// Vectors may read and write to the end of one beyond the last float of a row.
+struct InterpolateArgs {
+  int rows, columns, channels, scale, element;
+  const float* x;
+  const float* shares;
+  ptrdiff_t x_pitch;
+  const float* cubic;   // [scale][kCubicTaps]
+  const float* linear;  // [scale][kLinearTaps]
+  float* enlarged;
+  float* enlarged_shares;
+  ptrdiff_t pitch;
+  void* y;  // of `element` bytes each
+  ptrdiff_t y_stride;
+  int y_pitch;
+};
+
 struct Kernels {
   const char* name;
   int pixels[kMaxPanels + 1];  // pixels of a full block of product, by its number of panels; [0] unused
@@ -145,6 +165,7 @@ struct Kernels {
   // Along the rows alone: out[row tap][pixel][three][channel], the windows of `threes` begin 3 rows apart. `outputs` is not read.
   void (*word_transform_rows)(const TransformArgs&, int threes);
   void (*word_row_product)(const RowProductArgs&);
+  void (*interpolate_tile)(const InterpolateArgs&);
 };
 
 // Null where the compiler at build time could not make them.

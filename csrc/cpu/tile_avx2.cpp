@@ -22,6 +22,7 @@ inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m2
   asm("vpmaddwd %3,%2,%1\n\tvpaddd %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
 }
 
+#include "cpu/interpolate.inc"
 #include "cpu/ymm.inc"
 
 inline __attribute__((always_inline)) __m256i dot(__m256i acc, __m256i codes, __m256i weights, __m256i factor) {
@@ -351,7 +352,8 @@ const Kernels* kernels_avx2() {
                                   untile_epilogue,
                                   word_transform,
                                   word_transform_rows,
-                                  word_row_product<1, word_product>};
+                                  word_row_product<1, word_product>,
+                                  interpolate_tile};
   return &kernels;
 }
 

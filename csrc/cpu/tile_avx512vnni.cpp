@@ -25,6 +25,7 @@ inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* x) {
   return _mm512_set1_epi32(four);
 }
 
+#include "cpu/interpolate.inc"
 #include "cpu/transforms.inc"
 
 int64_t peak(int64_t rounds) {
@@ -448,7 +449,8 @@ const Kernels* kernels_avx512vnni() {
                                   untile_epilogue,
                                   word_transform,
                                   word_transform_rows,
-                                  word_row_product<kMaxPanels, word_product>};
+                                  word_row_product<kMaxPanels, word_product>,
+                                  interpolate_tile};
   return &kernels;
 }
 

@@ -15,6 +15,7 @@ inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m2
   sums = _mm256_dpwssd_avx_epi32(sums, codes, weights);
 }
 
+#include "cpu/interpolate.inc"
 #include "cpu/ymm.inc"
 
 int64_t peak(int64_t rounds) {
@@ -89,7 +90,8 @@ const Kernels* kernels_avxvnni() {
                                   untile_epilogue,
                                   word_transform,
                                   word_transform_rows,
-                                  word_row_product<1, word_product>};
+                                  word_row_product<1, word_product>,
+                                  interpolate_tile};
   return &kernels;
 }
 

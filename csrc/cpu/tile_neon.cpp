@@ -112,6 +112,7 @@ void epilogue(const EpilogueArgs& a) {
 }
 
 #include "cpu/transforms.inc"
+#include "cpu/interpolate.inc"
 #include "cpu/words.inc"
 
 // Words have no dot product: each channel of a pair is multiplied by the lane that holds it.
@@ -177,7 +178,8 @@ const Kernels* kernels_neon() {
                                   untile_epilogue,
                                   word_transform,
                                   word_transform_rows,
-                                  word_row_product<1, word_product>};
+                                  word_row_product<1, word_product>,
+                                  interpolate_tile};
   return &kernels;
 }
 

@@ -32,6 +32,7 @@ void epilogue(const EpilogueArgs& a) {
 }
 
 #include "cpu/transforms.inc"
+#include "cpu/interpolate.inc"
 #include "cpu/words.inc"
 
 void word_product(const WordProductArgs& a) {
@@ -70,7 +71,8 @@ const Kernels* kernels_scalar() {
                                   untile_epilogue,
                                   word_transform,
                                   word_transform_rows,
-                                  word_row_product<kMaxPanels, word_product>};
+                                  word_row_product<kMaxPanels, word_product>,
+                                  interpolate_tile};
   return &kernels;
 }
 

@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define ADABM_ABI_VERSION 8
+#define ADABM_ABI_VERSION 9
 #define ADABM_MIN_BITS 2
 #define ADABM_MAX_BITS 8
 #define ADABM_BIT_WIDTHS 7
@@ -156,6 +156,32 @@ typedef struct {
 } adabm_quantize_args;
 
 ADABM_API adabm_status adabm_quantize_cpu(const adabm_quantize_args* args);
+
+/* Smooth parts of a picture, interpolated over what is in y. With v the interpolation of x by scale, along the rows and then along the
+ * columns, and w that of shares / full:
+ *
+ *   y = w < 1 ? (v - y) * w + y : v           in float32, terms added in the order of their taps, those of weight 0 left out
+ *
+ * where an integer y is clamped to its type and rounded, halves up. Where w is 0, y stays. Beyond x its ends are repeated. */
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(adabm_interpolate_args) */
+  int32_t isa, threads;
+  int32_t height, width;    /* low-resolution pixels to interpolate, at most 2^20 a side */
+  int32_t channels, scale;  /* 1..4 and 1..16 */
+  int32_t element;          /* bytes of an element of x and y: 1 and 2 are unsigned integers, 4 is float32 */
+  int32_t x_height, x_width, top, left; /* the picture x, and where in it the part to interpolate begins */
+  int64_t x_stride_h, x_stride_w, x_stride_c; /* in elements */
+  const void* x;
+  const int16_t* shares;    /* [height + 2, width + 2], 0..full: of the part and the pixels around it */
+  int32_t full;
+  int32_t y_pitch;          /* elements from one pixel of y to the next, at least channels */
+  const float* cubic;       /* [scale, 5], of the pixels -2..2, for each phase */
+  const float* linear;      /* [scale, 3], of the pixels -1..1 */
+  void* y;                  /* [scale * height, scale * width, channels], of the part */
+  int64_t y_stride_h;       /* elements from one row of y to the next */
+} adabm_interpolate_args;
+
+ADABM_API adabm_status adabm_interpolate_cpu(const adabm_interpolate_args* args);
 
 /* Multiplies and adds in registers alone, `rounds` times on each thread: the peak that time is measured against. `macs` gets the
  * multiply-accumulates of all threads. ADABM_UNSUPPORTED for the scalar form, which has no instruction of its own. */
