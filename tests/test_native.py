@@ -29,6 +29,7 @@ STRUCTS = {
     "adabm_weights": native.Weights,
     "adabm_conv2d_args": native.Conv2dArgs,
     "adabm_quantize_args": native.QuantizeArgs,
+    "adabm_interpolate_args": native.InterpolateArgs,
     "adabm_image_bits_args": native.ImageBitsArgs,
     "adabm_device": native.Device,
     "adabm_config": native.KernelConfig,
@@ -181,6 +182,28 @@ class Call:
             y_q=self.array(np.zeros((n, h, w, c4), np.uint8)),
         )
 
+        self.interpolate = native.InterpolateArgs(
+            threads=1,
+            height=h,
+            width=w,
+            channels=3,
+            scale=2,
+            element=1,
+            x_height=h,
+            x_width=w,
+            x_stride_h=3 * w,
+            x_stride_w=3,
+            x_stride_c=1,
+            x=self.array(np.zeros((h, w, 3), np.uint8)),
+            shares=self.array(np.full((h + 2, w + 2), 7, np.int16)),
+            full=7,
+            y_pitch=3,
+            cubic=self.array(np.ones((2, 5), np.float32)),
+            linear=self.array(np.ones((2, 3), np.float32)),
+            y=self.array(np.zeros((2 * h, 2 * w, 3), np.uint8)),
+            y_stride_h=6 * w,
+        )
+
     def array(self, array: np.ndarray) -> int:
         self.keep.append(array)
         return array.ctypes.data
@@ -200,6 +223,7 @@ ENTRIES: dict[str, Callable[[Call], None]] = {
     ),
     "conv2d": lambda call: call.library.call("adabm_conv2d_cpu", call.conv2d),
     "quantize": lambda call: call.library.call("adabm_quantize_cpu", call.quantize),
+    "interpolate": lambda call: call.library.call("adabm_interpolate_cpu", call.interpolate),
 }
 # struct, fields to change, what the message says: the argument, and the value where there is one to say.
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
@@ -258,6 +282,20 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("quantize", {"stride_c": 2**40}, "stride_c must be 0..2.27-1, got 1099511627776"),
     *[("quantize", {name: None}, f"{name}.*must not be null") for name in ("x", "grid", "bits", "y_q")],
     ("quantize", {"isa": 99}, r"isa must be 0\.\.[0-9]+, got 99"),
+    ("interpolate", {"struct_bytes": 8}, "args must be a struct of [0-9]+ bytes"),
+    ("interpolate", {"threads": 0}, "threads must be 1..256, got 0"),
+    ("interpolate", {"height": 0}, "height and width must be 1..2.20, got 0 and 5"),
+    ("interpolate", {"width": 2**20 + 1}, "height and width must be 1..2.20, got 4 and 1048577"),
+    ("interpolate", {"channels": 5}, "channels must be 1..4, got 5"),
+    ("interpolate", {"scale": 17}, "scale must be 1..16, got 17"),
+    ("interpolate", {"element": 3}, "element must be 1, 2 or 4 bytes, got 3"),
+    *[("interpolate", {name: None}, f"{name}.* must not be null") for name in ("x", "shares", "cubic", "linear", "y")],
+    ("interpolate", {"x_height": 0}, "x_height and x_width must be positive, got 0 and 5"),
+    ("interpolate", {"top": -1}, "must lie within x, 4x5, got 4x5 from -1, 0"),
+    ("interpolate", {"left": 1}, "must lie within x, 4x5, got 4x5 from 0, 1"),
+    ("interpolate", {"full": 0}, "full must be 1..32767, got 0"),
+    ("interpolate", {"y_pitch": 2}, "y_pitch must be at least channels 3, got 2"),
+    ("interpolate", {"isa": 99}, r"isa must be 0\.\.[0-9]+, got 99"),
 ]
 
 

@@ -237,6 +237,33 @@ void check_rest(const Kernels& twin, const Kernels& k) {
   }
 }
 
+template <class T>
+void check_interpolation(const Kernels& twin, const Kernels& k, double most) {
+  for (int round = 0; round < 60; round++) {
+    const int rows = 1 + below(8), columns = 1 + below(32), channels = 1 + below(4), scale = 1 + below(4), y_pitch = channels + below(2);
+    InterpolateArgs t = {};
+    t.rows = rows, t.columns = columns, t.channels = channels, t.scale = scale, t.element = sizeof(T);
+    t.x_pitch = columns + kCubicTaps + 16, t.pitch = static_cast<ptrdiff_t>(columns) * scale * channels + 16;
+    const size_t held = rows + kCubicTaps - 1;
+    Aligned<float> x(held * channels * t.x_pitch), shares(held * t.x_pitch), cubic(scale * kCubicTaps), linear(scale * kLinearTaps);
+    Aligned<float> enlarged(held * t.pitch), enlarged_shares(held * t.pitch);
+    for (size_t i = 0; i < x.count; i++) x.data()[i] = static_cast<float>(below(static_cast<int>(most)));
+    for (size_t i = 0; i < shares.count; i++) shares.data()[i] = static_cast<float>(below(5)) / 4;
+    for (size_t i = 0; i < cubic.count; i++) cubic.data()[i] = below(5) ? real(0.5) : 0.0f;
+    for (size_t i = 0; i < linear.count; i++) linear.data()[i] = below(4) ? real(0.5) : 0.0f;
+    t.x = x.data(), t.shares = below(3) ? shares.data() : nullptr, t.cubic = cubic.data(), t.linear = linear.data();
+    t.enlarged = enlarged.data(), t.enlarged_shares = enlarged_shares.data();
+    t.y_pitch = y_pitch, t.y_stride = static_cast<ptrdiff_t>(columns) * scale * y_pitch + below(9);
+    Aligned<T> a(t.y_stride * rows * scale), b(a.count);
+    for (size_t i = 0; i < a.count; i++) a.data()[i] = b.data()[i] = static_cast<T>(below(static_cast<int>(most)));
+    t.y = a.data();
+    twin.interpolate_tile(t);
+    t.y = b.data();
+    k.interpolate_tile(t);
+    expect(a == b, "interpolate_tile", static_cast<int>(sizeof(T)), channels, scale);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -255,6 +282,9 @@ int main(int count, char** arguments) {
   }
   check_word_transform_rows(*kernels_scalar(), *found);
   check_rest(*kernels_scalar(), *found);
+  check_interpolation<uint8_t>(*kernels_scalar(), *found, 255);
+  check_interpolation<uint16_t>(*kernels_scalar(), *found, 65535);
+  check_interpolation<float>(*kernels_scalar(), *found, 255);
   std::printf("%s: %d checks, %d failures\n", found->name, checks, failures);
   return failures != 0;
 }
