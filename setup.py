@@ -31,6 +31,7 @@ ISA_SOURCES = {
     "cpu/tile_neon.cpp": ["-march=armv8.2-a+dotprod"],
     "cpu/tile_avx2.cpp": ["-mavx2", "-mfma"],
     "cpu/tile_avxvnni.cpp": ["-mavx2", "-mfma", "-mavxvnni"],
+    "cpu/tile_amx.cpp": ["-mamx-tile", "-mamx-int8"],
     "cpu/tile_avx512vnni.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
 }
 _CUDA = ("pack.cpp", "tensor_map.cpp", "api.cu", "quantize.cu", "image_bits.cu", "conv2d.cu")

@@ -28,7 +28,7 @@ from .upscale import DEFAULT_MODEL, did_you_mean
 
 BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")
 BITS = ("auto", *map(str, range(2, 9)))
-ISAS = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni")
+ISAS = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx")
 PROTOCOLS = ("whole", "patch96")
 MAX_PIXELS = 178_956_970  # images.MAX_PIXELS, which would load numpy
 

@@ -14,7 +14,7 @@ from typing import Any
 
 ABI_VERSION = 9
 LIBRARIES = Path(__file__).parent / "_lib"
-ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5}
+ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5, "amx": 6}
 INVALID_ARGUMENT = 1
 PACKED_X, PACKED_Y = 1, 2
 MAX_THREADS = 256  # of the CPU library

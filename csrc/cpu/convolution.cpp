@@ -101,6 +101,12 @@ const int32_t* Convolution::box_rows(int image, int row, int rows) const {
 }
 
 void Convolution::run_band(int image, int band) const {
+  if (kernels.enter) kernels.enter();
+  run_band_within(image, band);
+  if (kernels.leave) kernels.leave();
+}
+
+void Convolution::run_band_within(int image, int band) const {
   const int first = band * band_rows, end = std::min(first + band_rows, a.height), pad = header.kernel_w / 2;
   const int tile = header.tile_for_bits[a.x_bits[image] - ADABM_MIN_BITS];
   const bool tiled = tile != ADABM_TILE_DIRECT;

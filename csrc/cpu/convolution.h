@@ -54,6 +54,7 @@ struct Convolution {
   void run_band(int image, int band) const;
 
  private:
+  void run_band_within(int image, int band) const;
   // SUM of the codes under the kernel for every pixel of some rows, [rows][box_stride], in the thread's scratch; null without
   // box_filter.
   const int32_t* box_rows(int image, int row, int rows) const;

@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -19,7 +23,23 @@ static bool has_avxvnni() {
 }
 #endif
 
-static const char* const kNames[ADABM_ISA_COUNT] = {"auto", "scalar", "neon", "avx2", "avxvnni", "avx512vnni"};
+#if defined(__x86_64__) && defined(__linux__)
+// The processor's word, and the operating system's leave, which a process asks for once (arch_prctl(2)) and its threads then have.
+static bool has_amx() {
+  static const bool granted = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr unsigned kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (kAmxTile | kAmxInt8)) != (kAmxTile | kAmxInt8)) return false;
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA of Linux 5.16
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return granted;
+}
+#elif defined(__x86_64__)
+static bool has_amx() { return false; }
+#endif
+
+static const char* const kNames[ADABM_ISA_COUNT] = {"auto", "scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx"};
 
 static bool isa_present(int isa) {
 #if defined(__x86_64__)
@@ -29,6 +49,7 @@ static bool isa_present(int isa) {
   if (isa == ADABM_ISA_AVX512VNNI)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  if (isa == ADABM_ISA_AMX) return isa_present(ADABM_ISA_AVX512VNNI) && has_amx();
 #elif defined(__aarch64__) && defined(__linux__)
   if (isa == ADABM_ISA_NEON) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -45,6 +66,7 @@ static const Kernels* isa_kernels(int isa) {
     case ADABM_ISA_AVX2: return kernels_avx2();
     case ADABM_ISA_AVXVNNI: return kernels_avxvnni();
     case ADABM_ISA_AVX512VNNI: return kernels_avx512vnni();
+    case ADABM_ISA_AMX: return kernels_amx();
     default: return nullptr;
   }
 }

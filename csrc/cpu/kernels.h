@@ -166,6 +166,9 @@ struct Kernels {
   void (*word_transform_rows)(const TransformArgs&, int threes);
   void (*word_row_product)(const RowProductArgs&);
   void (*interpolate_tile)(const InterpolateArgs&);
+  // Around the products of a band of rows, on its thread; null where there is nothing to do.
+  void (*enter)();
+  void (*leave)();
 };
 
 // Null where the compiler at build time could not make them.
@@ -174,5 +177,6 @@ const Kernels* kernels_neon();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx512vnni();
+const Kernels* kernels_amx();
 
 }  // namespace adabm

@@ -353,7 +353,9 @@ const Kernels* kernels_avx2() {
                                   word_transform,
                                   word_transform_rows,
                                   word_row_product<1, word_product>,
-                                  interpolate_tile};
+                                  interpolate_tile,
+                                  nullptr,
+                                  nullptr};
   return &kernels;
 }
 

@@ -450,7 +450,9 @@ const Kernels* kernels_avx512vnni() {
                                   word_transform,
                                   word_transform_rows,
                                   word_row_product<kMaxPanels, word_product>,
-                                  interpolate_tile};
+                                  interpolate_tile,
+                                  nullptr,
+                                  nullptr};
   return &kernels;
 }
 

@@ -72,7 +72,9 @@ const Kernels* kernels_scalar() {
                                   word_transform,
                                   word_transform_rows,
                                   word_row_product<kMaxPanels, word_product>,
-                                  interpolate_tile};
+                                  interpolate_tile,
+                                  nullptr,
+                                  nullptr};
   return &kernels;
 }
 

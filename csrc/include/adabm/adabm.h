@@ -48,7 +48,8 @@ enum {
   ADABM_ISA_AVX2 = 3,
   ADABM_ISA_AVXVNNI = 4,
   ADABM_ISA_AVX512VNNI = 5,
-  ADABM_ISA_COUNT = 6
+  ADABM_ISA_AMX = 6,
+  ADABM_ISA_COUNT = 7
 };
 
 /* Ways to compute a convolution: directly, or by tiles F(2, 3) along the rows times F(1|2|3|4, 3) along the columns, or by F(4, 3) along
