@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from ..files import is_pipe, naming
 from .common import STDOUT
 
 FORMATS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp")
@@ -30,19 +36,70 @@ class Planned:
     format: str
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done. failed: pictures that have no place to go, each with the error of the file system. skipped: how many have
+    an output already. earlier: inputs that are passed over, because they are outputs of others."""
+
+    pictures: list[Planned]
+    failed: list[tuple[Planned, OSError]]
+    skipped: int
+    earlier: list[Path]
+
+
+def from_pipe(path: Path) -> bool:
+    """Whether an input is standard input or any other pipe."""
+    return path == STDOUT or is_pipe(path)
+
+
+def shown(path: Path) -> str:
+    """What messages call an input."""
+    return "standard input" if path == STDOUT else str(path)
+
+
+def to_stdout(args: argparse.Namespace) -> bool:
+    """Whether OUT is standard output: by its name, or because a pipe has no folder to write beside."""
+    return args.output == STDOUT or (args.output is None and len(args.inputs) == 1 and from_pipe(args.inputs[0]))
+
+
+def refuse_terminal(args: argparse.Namespace) -> None:
+    """ValueError where nobody said so and what is written would fill a terminal."""
+    if args.output is None and to_stdout(args) and sys.stdout.isatty():
+        raise ValueError(f"OUT must be given for {shown(args.inputs[0])} (-o FILE), as standard output is a terminal")
+
+
+@contextmanager
+def open_stream(path: Path) -> Iterator[BinaryIO]:
+    """An input as an open binary file: standard input, another pipe or a file. OSError naming it where it cannot be read."""
+    if path == STDOUT:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise type(error)(f"cannot read '{path}': {error.strerror or error}") from error
+    with file:
+        yield file
+
+
 def find_inputs(args: argparse.Namespace) -> list[Input]:
     """The pictures that the arguments name, folders searched to the bottom. Raises ValueError for what cannot be meant."""
     if STDOUT in args.inputs and len(args.inputs) > 1:
         raise ValueError(f"IN must be '-' alone for standard input, got {len(args.inputs)} inputs")
+    pipes = [path for path in args.inputs if from_pipe(path)]
+    if pipes and len(args.inputs) > 1:
+        raise ValueError(f"IN must be one pipe alone, as pipes name no output, got '{pipes[0]}' of {len(args.inputs)} inputs")
     found = [item for path in args.inputs for item in _pictures(path, args.output)]
     many = len(found) > 1 or found[0].root is not None
     if many and args.output == STDOUT:
         raise ValueError("OUT must be a folder for more than one picture, got '-'")
+    if args.output_is_folder and args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"OUT must be a folder where it ends with '/', and '{args.output}' is a file")
     if many and args.output is not None and args.output.exists() and not args.output.is_dir():
         raise ValueError(f"OUT must be a folder for more than one picture, and '{args.output}' is a file")
-    if many and args.output is not None and args.output.suffix[1:].lower() in FORMATS and not args.output.exists():
+    if many and args.output is not None and args.output.suffix[1:].lower() in FORMATS and not is_folder(args):
         raise ValueError(f"OUT must be a folder for more than one picture, got '{args.output}', which is named as a picture")
-    if not many and args.output is not None and args.output.suffix and args.format is not None and not args.output.is_dir():
+    if not many and args.output is not None and args.output.suffix and args.format is not None and not is_folder(args):
         raise ValueError(f"--format must be left out where OUT has a suffix, got '{args.format}' for '{args.output}'")
     return found
 
@@ -53,12 +110,14 @@ def _pictures(path: Path, output: Path | None) -> Iterator[Input]:
     if path == STDOUT or not path.is_dir():
         yield Input(path)
         return
-    if output not in (None, STDOUT) and _inside(output, path):
-        raise ValueError(f"OUT must not lie in the folder IN, whose pictures it would join, got '{output}' in '{path}'")
+    # A folder of outputs in the folder of inputs holds no inputs.
+    outputs = output if output not in (None, STDOUT) and _inside(output, path) and not _inside(path, output) else None
     found = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and (outputs is None or not _inside(file, outputs))
     )
     files = [file for file in found if file.is_file()]
     if not files:
@@ -66,29 +125,31 @@ def _pictures(path: Path, output: Path | None) -> Iterator[Input]:
     yield from (Input(file, path) for file in files)
 
 
-def is_folder(output: Path) -> bool:
-    """Whether OUT is a folder or, for want of a suffix, will be one."""
-    return output.is_dir() or not (output.suffix or output.exists())
+def is_folder(args: argparse.Namespace) -> bool:
+    """Whether OUT, which is given, is a folder or will be one: it ends with a slash or has no suffix."""
+    return args.output_is_folder or args.output.is_dir() or not (args.output.suffix or args.output.exists())
 
 
 def _inside(path: Path, folder: Path) -> bool:
     return folder.resolve() in (path.resolve(), *path.resolve().parents)
 
 
-def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> tuple[list[Planned], int]:
-    """Where every picture goes, and how many are skipped because it exists already.
+def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> Plan:
+    """Where every picture goes.
 
     Raises ValueError where two would go to one place, one would replace an input, or --existing refuse meets an existing file.
     """
-    plan = [_planned(args, item, len(inputs) > 1, scale) for item in inputs]
-    sources = {planned.source.resolve(): planned.source for planned in plan}
-    targets: dict[Path, Path] = {}
-    for planned in plan:
+    pictures = [_planned(args, item, len(inputs) > 1, scale) for item in inputs]
+    pictures, earlier = _without_outputs(pictures, args.suffix.replace("{scale}", str(scale)))
+    sources = {os.path.realpath(planned.source): planned.source for planned in pictures}
+    targets: dict[str, Path] = {}
+    failed, existing = [], []
+    for planned in pictures:
         if planned.target == STDOUT:
             continue
-        place = planned.target.resolve()
+        place = os.path.realpath(planned.target)
         if place in sources:
-            if sources[place] == planned.source or len(plan) == 1:
+            if sources[place] == planned.source or len(pictures) == 1:
                 raise ValueError(f"OUT must not be the input file itself, got '{planned.target}'")
             raise ValueError(f"OUT must not be another input, got '{planned.target}' for '{planned.source}'")
         if place in targets:
@@ -98,24 +159,75 @@ def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> t
                 f"OUT must be another file for every picture, got '{planned.target}' for '{first}' and '{second}'{hint}"
             )
         targets[place] = planned.source
-    existing = [planned for planned in plan if planned.target != STDOUT and planned.target.exists()]
+        try:
+            if _exists(planned.target):
+                existing.append(planned)
+        except OSError as error:
+            failed.append((planned, error))
     if existing and args.existing == "refuse":
         raise ValueError(f"OUT must not exist with --existing refuse, and '{existing[0].target}' does")
-    if args.existing != "skip":
-        return plan, 0
-    return [planned for planned in plan if planned not in existing], len(existing)
+    skipped = existing if args.existing == "skip" else []
+    left_out = {id(planned) for planned in [*skipped, *(planned for planned, _ in failed)]}
+    return Plan([planned for planned in pictures if id(planned) not in left_out], failed, len(skipped), earlier)
+
+
+def _exists(target: Path) -> bool:
+    """Whether there is such a file. OSError where there can be none, because its name is too long for example."""
+    with naming(target):
+        try:
+            os.stat(target)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if target.is_dir():
+            raise IsADirectoryError("it is a folder")
+        return True
+
+
+def _without_outputs(pictures: list[Planned], suffix: str) -> tuple[list[Planned], list[Path]]:
+    """(the inputs but for those that are outputs of others, from an earlier run; these).
+
+    An output is where another input goes, or beside that input under its name and the suffix, and larger.
+    """
+    by_name, by_target = defaultdict(list), defaultdict(list)
+    for planned in pictures:
+        by_name[os.path.realpath(planned.source.parent), planned.source.stem].append(planned)
+        by_target[os.path.realpath(planned.target)].append(planned)
+    kept, outputs = [], []
+    for planned in pictures:
+        folder, stem = os.path.realpath(planned.source.parent), planned.source.stem
+        origins = by_name[folder, stem.removesuffix(suffix)] if suffix and stem.endswith(suffix) else []
+        for origin in by_target[os.path.realpath(planned.source)]:
+            # Without a suffix a picture beside the other may be anything.
+            if origin is not planned and (suffix or os.path.realpath(origin.source.parent) != folder):
+                origins = [*origins, origin]
+        if any(_larger(planned.source, origin.source) for origin in origins):
+            outputs.append(planned.source)
+        else:
+            kept.append(planned)
+    return kept, outputs
+
+
+def _larger(output: Path, source: Path) -> bool:
+    """Whether a picture can be the output of the other: it has more pixels both ways, or one of them cannot be read."""
+    from ..images import open_picture
+
+    try:
+        large, small = (open_picture(path, max_pixels=sys.maxsize).layout for path in (output, source))
+    except (OSError, ValueError):
+        return True
+    return large.width > small.width and large.height > small.height
 
 
 def _planned(args: argparse.Namespace, item: Input, many: bool, scale: int) -> Planned:
     from ..images import EXTENSIONS
 
     path, output = item.path, args.output
-    if output == STDOUT or (output is None and path == STDOUT):
+    if output == STDOUT or (output is None and from_pipe(path)):
         return Planned(path, STDOUT, EXTENSIONS[f".{args.format or 'png'}"])
-    if output is not None and not many and item.root is None and not is_folder(output):
+    if output is not None and not many and item.root is None and not is_folder(args):
         return Planned(path, output, EXTENSIONS[output.suffix.lower()])
-    if path == STDOUT:
-        raise ValueError(f"OUT must be a file or '-' for standard input, got the folder '{output}'")
+    if from_pipe(path):
+        raise ValueError(f"OUT must be a file or '-' for {shown(path)}, got the folder '{output}'")
     if item.root is None:
         folder = path.parent if output is None else output
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import check_target
 from . import video
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
-from .outputs import Planned, find_inputs, is_folder, plan_outputs
+from .outputs import Plan, Planned, find_inputs, from_pipe, is_folder, open_stream, plan_outputs, refuse_terminal, shown, to_stdout
 
 if TYPE_CHECKING:
     from ..batch import Outcome, Task
@@ -37,27 +37,29 @@ def execute(args: argparse.Namespace) -> None:
         inputs = find_inputs(args)
         single = len(inputs) == 1 and inputs[0].root is None
         _check_options(args, single)
-        data = sys.stdin.buffer.read() if inputs[0].path == STDOUT else None
+        data = read_pipe(inputs[0].path) if from_pipe(inputs[0].path) else None
         layout = _check_single(args, inputs[0].path, data) if single else None
 
     with stage(BAD_INPUT):
         network, settings = load_network(args)
-        plan, skipped = plan_outputs(args, inputs, network.scale)
-        for planned in plan:
+        plan = plan_outputs(args, inputs, network.scale)
+        if single and plan.failed:
+            raise plan.failed[0][1]
+        for planned in plan.pictures:
             folder = planned.target.parent
             if planned.target != STDOUT and single and (folder.is_dir() or folder != args.output):  # which is made for the picture
                 check_target(planned.target)
-        if layout is not None and plan:
+        if layout is not None and plan.pictures:
             network.windows(layout.height, layout.width, layout)
         float_model = network.model.float_model() if args.compare else None
 
-    tasks = _tasks(plan, data)
-    if single and plan:
+    tasks = _tasks(plan.pictures, data)
+    if single and plan.pictures:
         _one(args, next(tasks), network, settings, float_model)
     elif single:
-        _print(args, settings | {"input": _shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
+        _print(args, settings | {"input": shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
     else:
-        _many(args, tasks, len(plan), skipped, network, settings)
+        _many(args, tasks, plan, network, settings)
 
 
 @keeping_imports()
@@ -89,12 +91,21 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
 # ---- input
 
 
+def read_pipe(path: Path) -> bytes:
+    """The picture that comes from a pipe. ValueError where it begins as none does, OSError where it cannot be read."""
+    from ..images import read_whole
+
+    with open_stream(path) as file:
+        return read_whole(file, shown(path))
+
+
 def _check_options(args: argparse.Namespace, single: bool) -> None:
+    refuse_terminal(args)
     if args.compare and not single:
         raise ValueError("--compare must be left out for more than one picture")
     if "/" in args.suffix:
         raise ValueError(f"--suffix must not hold '/', got '{args.suffix}'")
-    if args.json and _to_stdout(args):
+    if args.json and to_stdout(args):
         raise ValueError("--json must be left out where the picture goes to standard output")
 
 
@@ -103,8 +114,8 @@ def _check_single(args: argparse.Namespace, path: Path, data: bytes | None) -> A
     from ..images import EXTENSIONS, check_output, open_picture
     from ..images.writer import check_format
 
-    layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=_shown(path)).layout
-    if args.output not in (None, STDOUT) and not is_folder(args.output):
+    layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=shown(path)).layout
+    if args.output not in (None, STDOUT) and not is_folder(args):
         check_output(args.output)
         check_format(str(args.output), EXTENSIONS[args.output.suffix.lower()], layout)
     return layout
@@ -115,11 +126,7 @@ def _tasks(plan: list[Planned], data: bytes | None) -> Iterator[Task]:
 
     for planned in plan:
         target: Any = sys.stdout.buffer if planned.target == STDOUT else planned.target
-        yield Task(planned.source if data is None else data, target, planned.format, _shown(planned.source))
-
-
-def _shown(path: Path) -> str:
-    return "standard input" if path == STDOUT else str(path)
+        yield Task(planned.source if data is None else data, target, planned.format, shown(planned.source))
 
 
 # ---- one picture
@@ -133,7 +140,7 @@ def _one(args: argparse.Namespace, task: Task, network: Patchwise, settings: dic
     layout, scale = outcome.layout, network.scale
     report = {
         "input": task.name,
-        "output": "standard output" if _to_stdout(args) else str(task.target),
+        "output": "standard output" if to_stdout(args) else str(task.target),
         "input_size": [layout.width, layout.height],
         "output_size": [layout.width * scale, layout.height * scale],
         **settings,
@@ -223,11 +230,13 @@ def _bits(mean: float | None, bits: str | int) -> str:
 # ---- many pictures
 
 
-def _many(
-    args: argparse.Namespace, tasks: Iterator[Task], count: int, skipped: int, network: Patchwise, settings: dict[str, Any]
-) -> None:
-    start, images, errors = time.perf_counter(), [], []
-    for outcome in _upscaled(args, tasks, network, count):
+def _many(args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, network: Patchwise, settings: dict[str, Any]) -> None:
+    start, images = time.perf_counter(), []
+    errors = [{"input": str(planned.source), "error": one_line(str(error))} for planned, error in plan.failed]
+    if args.verbose:
+        for path in plan.earlier:
+            print(f"{path}: passed over, an output of another input", file=sys.stderr)
+    for outcome in _upscaled(args, tasks, network, len(plan.pictures)):
         if isinstance(outcome.error, BrokenPipeError | KeyboardInterrupt):
             raise outcome.error
         if outcome.error is not None:
@@ -239,10 +248,12 @@ def _many(
         images.append(image)
         _say(args, outcome)
     seconds = time.perf_counter() - start
-    report = {**settings, "images": images, "failed": errors, "skipped": skipped, "seconds": seconds}
+    counts = {"skipped": plan.skipped, "passed_over": len(plan.earlier)}
+    report = {**settings, "images": images, "failed": errors, **counts, "seconds": seconds}
     megapixels = sum(width * height for width, height in (image["input_size"] for image in images)) / 1e6
     bits = [image["mean_bits"] for image in images if image["mean_bits"] is not None]
-    rows = [("images", f"{len(images)} done, {len(errors)} failed, {skipped} skipped")]
+    passed_over = f", {len(plan.earlier)} passed over as outputs of others" if plan.earlier else ""
+    rows = [("images", f"{len(images)} done, {len(errors)} failed, {plan.skipped} skipped{passed_over}")]
     rows += [("model", settings["model"]), ("backend", settings["backend"])]
     rows += [("mean bits", _bits(sum(bits) / len(bits), args.bits))] if bits else []
     rows += [("time", f"{seconds:.3f} s, {megapixels / seconds:.3f} megapixels a second read")]
@@ -250,7 +261,7 @@ def _many(
     for error in errors:
         print(f"adabm: error: {error['error']}", file=sys.stderr)
     if errors:
-        raise CommandError(f"{len(errors)} of {count} pictures failed", FAILED)
+        raise CommandError(f"{len(errors)} of {len(plan.pictures) + len(plan.failed)} pictures failed", FAILED)
 
 
 # ---- both
@@ -289,10 +300,6 @@ def _failure(outcome: Outcome) -> BaseException:
         return failure
 
 
-def _to_stdout(args: argparse.Namespace) -> bool:
-    return args.output == STDOUT or (args.output is None and args.inputs == [STDOUT])
-
-
 def _memory(layout: Any) -> str:
     what = "the picture" if layout is None else f"{layout.width}x{layout.height} pixels"
     return f"not enough memory to upscale {what} (a smaller --tile or --max-memory needs less)"
@@ -301,7 +308,7 @@ def _memory(layout: Any) -> str:
 def _say(args: argparse.Namespace, outcome: Outcome) -> None:
     """With --verbose, what became of a picture, on stderr."""
     if args.verbose:
-        target = "standard output" if _to_stdout(args) else outcome.task.target
+        target = "standard output" if to_stdout(args) else outcome.task.target
         windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits)} bits in the mean"
         if outcome.flat_pixels:
             windows += f", {_share(outcome.flat_pixels, outcome.layout.width * outcome.layout.height)} flat"
@@ -313,4 +320,4 @@ def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[st
         print(to_json(report))
     elif not args.quiet:
         # Where the picture goes to standard output, words go elsewhere.
-        print_table(rows, file=sys.stderr if _to_stdout(args) else None)
+        print_table(rows, file=sys.stderr if to_stdout(args) else None)
