@@ -6,6 +6,8 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -48,6 +50,18 @@ def is_pipe(path: str | os.PathLike) -> bool:
     except OSError:
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
+
+
+@contextmanager
+def utf8_name(path: str | os.PathLike) -> Iterator[str]:
+    """A name of an existing file for libraries that know only UTF-8: where its own is not, that of an open descriptor."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield os.fspath(path)
 
 
 class PartialFile:

@@ -140,7 +140,7 @@ def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> P
     Raises ValueError where two would go to one place, one would replace an input, or --existing refuse meets an existing file.
     """
     pictures = [_planned(args, item, len(inputs) > 1, scale) for item in inputs]
-    pictures, earlier = _without_outputs(pictures, args.suffix.replace("{scale}", str(scale)))
+    pictures, earlier = _without_outputs(pictures)
     sources = {os.path.realpath(planned.source): planned.source for planned in pictures}
     targets: dict[str, Path] = {}
     failed, existing = [], []
@@ -183,39 +183,45 @@ def _exists(target: Path) -> bool:
         return True
 
 
-def _without_outputs(pictures: list[Planned], suffix: str) -> tuple[list[Planned], list[Path]]:
+def _without_outputs(pictures: list[Planned]) -> tuple[list[Planned], list[Path]]:
     """(the inputs but for those that are outputs of others, from an earlier run; these).
 
-    An output is where another input goes, or beside that input under its name and the suffix, and larger.
+    An output is larger than another input and lies where that one goes, or beside it under the name that its output has. With no
+    suffix, pictures of one name in one folder may be anything.
     """
-    by_name, by_target = defaultdict(list), defaultdict(list)
+    beside, targets = defaultdict(list), defaultdict(list)
     for planned in pictures:
-        by_name[os.path.realpath(planned.source.parent), planned.source.stem].append(planned)
-        by_target[os.path.realpath(planned.target)].append(planned)
+        if planned.target.stem != planned.source.stem:
+            beside[_folder(planned.source), planned.target.stem].append(planned.source)
+        targets[os.path.realpath(planned.target)].append(planned.source)
     kept, outputs = [], []
     for planned in pictures:
-        folder, stem = os.path.realpath(planned.source.parent), planned.source.stem
-        origins = by_name[folder, stem.removesuffix(suffix)] if suffix and stem.endswith(suffix) else []
-        for origin in by_target[os.path.realpath(planned.source)]:
-            # Without a suffix a picture beside the other may be anything.
-            if origin is not planned and (suffix or os.path.realpath(origin.source.parent) != folder):
-                origins = [*origins, origin]
-        if any(_larger(planned.source, origin.source) for origin in origins):
-            outputs.append(planned.source)
+        source, folder = planned.source, _folder(planned.source)
+        elsewhere = [origin for origin in targets.get(os.path.realpath(source), []) if _folder(origin) != folder]
+        is_output = any(_larger(source, origin) for origin in [*beside.get((folder, source.stem), []), *elsewhere])
+        if is_output:
+            outputs.append(source)
         else:
             kept.append(planned)
     return kept, outputs
 
 
+def _folder(path: Path) -> str:
+    return os.path.realpath(path.parent)
+
+
 def _larger(output: Path, source: Path) -> bool:
-    """Whether a picture can be the output of the other: it has more pixels both ways, or one of them cannot be read."""
+    """Whether a picture can be the output of the other: it has more pixels both ways, or the other cannot be read."""
     from ..images import open_picture
 
-    try:
-        large, small = (open_picture(path, max_pixels=sys.maxsize).layout for path in (output, source))
-    except (OSError, ValueError):
-        return True
-    return large.width > small.width and large.height > small.height
+    def size(path: Path, unknown: int) -> tuple[int, int]:
+        try:
+            layout = open_picture(path, max_pixels=sys.maxsize).layout
+        except (OSError, ValueError):
+            return unknown, unknown
+        return layout.width, layout.height
+
+    return all(large > small for large, small in zip(size(output, 1), size(source, 0), strict=True))
 
 
 def _planned(args: argparse.Namespace, item: Input, many: bool, scale: int) -> Planned:

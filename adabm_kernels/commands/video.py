@@ -164,7 +164,7 @@ class _Stoppable(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Stream:
-    """Frames of one kind. y4m: the header's words without width and height, None for raw RGB frames.
+    """Frames of one kind. y4m: the header's words without width and height, None for raw RGB frames. alpha: of y4m frames.
 
     subsampling: luma rows and columns of a chroma sample, (0, 0) without chroma, None for RGB. siting: where
     the first of them lies, in half luma rows and columns from the first luma sample. depth: bits of a sample.
@@ -179,6 +179,7 @@ class Stream:
     full_range: bool = False
     luma: tuple[float, float] = MATRICES["bt601"]
     siting: tuple[int, int] = (0, 0)
+    alpha: bool = False
 
     def scaled(self, scale: int) -> Stream:
         return replace(self, width=self.width * scale, height=self.height * scale)
@@ -197,7 +198,7 @@ class Stream:
             return [(self.height, self.width, PIXEL_FORMATS[self.pixel_format][1])]
         down, across = self.subsampling
         chroma = [(-(-self.height // down), -(-self.width // across))] * 2 if down else []
-        return [(self.height, self.width), *chroma]
+        return [(self.height, self.width), *chroma, *([(self.height, self.width)] if self.alpha else [])]
 
 
 def _raw(args: argparse.Namespace) -> Stream:
@@ -221,15 +222,15 @@ def _read_y4m(source: BinaryIO, matrix: str | None) -> Stream:
     if fields.get("I", "p") not in ("p", "?"):
         raise ValueError(f"--y4m must be given progressive frames, got interlacing 'I{fields['I']}' (ffmpeg -vf yadif)")
     kind = fields.get("C") or next((word[7:].lower() for word in words if word.startswith("XYSCSS=")), "420")
-    known = re.fullmatch(r"(?P<chroma>410|411|420|422|444|mono)(?P<siting>jpeg|mpeg2|paldv)?(?:p?(?P<depth>9|10|12|14|16))?", kind)
-    if known is None or (known["siting"] and known["chroma"] != "420"):
+    known = re.fullmatch(r"(410|411|420|422|444|mono)(?:p?(9|10|12|14|16))?|(420)(?:jpeg|mpeg2|paldv)|(444)alpha", kind)
+    if known is None:
         raise ValueError(f"--y4m must be given colour space 410, 411, 420, 422, 444 or mono of 8 to 16 bits, got 'C{kind}'")
     matrix = matrix or ("bt709" if height >= _HD_ROWS else "bt601")
     kept = tuple(word for word in words[1:] if word[0] not in "WH")
     full = "XCOLORRANGE=FULL" in map(str.upper, words)
-    depth, chroma = int(known["depth"] or 8), known["chroma"]
-    siting = (_SITINGS if depth == 8 else _DEEP_SITINGS).get(chroma + (known["siting"] or ""), (0, 0))
-    return Stream(width, height, "", kept, _SUBSAMPLING[chroma], depth, full, MATRICES[matrix], siting)
+    depth, chroma = int(known[2] or 8), known[1] or known[3] or known[4]
+    siting = (_SITINGS if depth == 8 else _DEEP_SITINGS).get(kind if known[3] else chroma, (0, 0))
+    return Stream(width, height, "", kept, _SUBSAMPLING[chroma], depth, full, MATRICES[matrix], siting, known[4] is not None)
 
 
 def _frames(source: BinaryIO, stream: Stream) -> Iterator[list[np.ndarray]]:
@@ -299,7 +300,7 @@ def _layout(stream: Stream) -> Layout:
     from ..images import Layout
 
     if stream.y4m is not None:
-        return Layout(stream.width, stream.height, 3, 8 if stream.depth == 8 else 16)
+        return Layout(stream.width, stream.height, 4 if stream.alpha else 3, 8 if stream.depth == 8 else 16)
     dtype, channels = PIXEL_FORMATS[stream.pixel_format]
     return Layout(stream.width, stream.height, channels, 8 * int(dtype[-1]))
 

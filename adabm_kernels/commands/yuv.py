@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def to_rgb(planes: list[np.ndarray], stream: Stream) -> np.ndarray:
-    """YCbCr planes -> RGB [H, W, 3] of 8 bits, or of 16 where the stream has more than 8.
+    """YCbCr planes -> RGB [H, W, 3] of 8 bits, or of 16 where the stream has more than 8; with alpha [H, W, 4].
 
     Chroma is interpolated linearly between the places where its samples lie, and repeated beyond the outermost.
     """
@@ -23,12 +23,14 @@ def to_rgb(planes: list[np.ndarray], stream: Stream) -> np.ndarray:
     y = planes[0].astype(np.float32)
     y -= black
     y *= most / luma_span
-    rgb = np.empty((stream.height, stream.width, 3), dtype)
+    rgb = np.empty((stream.height, stream.width, 4 if stream.alpha else 3), dtype)
+    if stream.alpha:
+        rgb[..., 3] = planes[3]
     if len(planes) == 1:
         rgb[...] = _codes(y, most)[..., None]
         return rgb
     (k_r, k_b), k_g = stream.luma, 1 - sum(stream.luma)
-    cb, cr = (_chroma(plane, stream, most / chroma_span) for plane in planes[1:])
+    cb, cr = (_chroma(plane, stream, most / chroma_span) for plane in planes[1:3])
     # Where both are 0, the three channels are equal to the last bit: grey stays grey.
     rgb[..., 0] = _codes(y + 2 * (1 - k_r) * cr, most)
     rgb[..., 2] = _codes(y + 2 * (1 - k_b) * cb, most)
@@ -41,7 +43,10 @@ def to_rgb(planes: list[np.ndarray], stream: Stream) -> np.ndarray:
 
 
 def from_rgb(rgb: np.ndarray, stream: Stream) -> list[np.ndarray]:
-    """RGB [H, W, 3] -> the planes of a stream; chroma is the mean over the area of a sample, around the place where it lies."""
+    """RGB [H, W, 3], with alpha [H, W, 4] -> the planes of a stream.
+
+    Chroma is the mean over the area of a sample, around the place where it lies.
+    """
     import numpy as np
 
     black, luma_span, chroma_span = _levels(stream)
@@ -60,7 +65,8 @@ def from_rgb(rgb: np.ndarray, stream: Stream) -> list[np.ndarray]:
         blue, red = unit / (2 * (1 - k_b)), unit / (2 * (1 - k_r))
         planes.append(_mixed(sums, (-k_r * blue, -k_g * blue, (1 - k_b) * blue), middle))
         planes.append(_mixed(sums, ((1 - k_r) * red, -k_g * red, -k_b * red), middle))
-    return [_codes(plane, 2**stream.depth - 1).astype(stream.dtype) for plane in planes]
+    codes = [_codes(plane, 2**stream.depth - 1).astype(stream.dtype) for plane in planes]
+    return [*codes, rgb[..., 3]] if stream.alpha else codes
 
 
 def _codes(values: np.ndarray, most: int) -> np.ndarray:
