@@ -62,10 +62,10 @@ def to_stdout(args: argparse.Namespace) -> bool:
     return args.output == STDOUT or (args.output is None and len(args.inputs) == 1 and from_pipe(args.inputs[0]))
 
 
-def refuse_terminal(args: argparse.Namespace) -> None:
-    """ValueError where nobody said so and what is written would fill a terminal."""
-    if args.output is None and to_stdout(args) and sys.stdout.isatty():
-        raise ValueError(f"OUT must be given for {shown(args.inputs[0])} (-o FILE), as standard output is a terminal")
+def refuse_terminal(path: Path) -> None:
+    """ValueError where the output of an input would fill a terminal."""
+    if sys.stdout.isatty():
+        raise ValueError(f"OUT must be given for {shown(path)} (-o FILE), as standard output is a terminal")
 
 
 @contextmanager

@@ -100,7 +100,8 @@ def read_pipe(path: Path) -> bytes:
 
 
 def _check_options(args: argparse.Namespace, single: bool) -> None:
-    refuse_terminal(args)
+    if args.output is None and to_stdout(args):
+        refuse_terminal(args.inputs[0])
     if args.compare and not single:
         raise ValueError("--compare must be left out for more than one picture")
     if "/" in args.suffix:

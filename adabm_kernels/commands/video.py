@@ -116,7 +116,8 @@ def _check(args: argparse.Namespace) -> None:
     for option, unset in _OF_PICTURES.items():
         if (value := getattr(args, option)) != unset:
             raise ValueError(f"--{option} must be left out for frames, got {value!r}")
-    refuse_terminal(args)
+    if args.output is None:
+        refuse_terminal(args.inputs[0])
     if args.output_is_folder:
         raise ValueError(f"OUT must be a file or '-' for frames, got the folder '{args.output}'")
     if args.existing == "skip":
