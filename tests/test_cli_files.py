@@ -1,5 +1,6 @@
 """Names, folders and pipes as people bring them to `adabm upscale`: each picture is read, kept apart from outputs, and told of."""
 
+import io
 import json
 import os
 import subprocess
@@ -137,6 +138,17 @@ for argv in (["naïve.png"], ["日本.png", "-v"], ["naïve.png", "--json"], ["�
     assert names(empty_folder) == ["naïve.png", "naïve_x4.png", "日本.png", "日本_x4.png"]
 
 
+def test_patterns_where_the_shell_leaves_them(empty_folder, model, adabm, monkeypatch):
+    save("a.png", "b.png", "c.jpg", "[c].png")
+    status, _, err = adabm("upscale", "*.png")
+    assert status == 2 and "cannot read '*.png': No such file or directory" in err
+    monkeypatch.setattr("adabm_kernels.commands.outputs._EXPANDS_PATTERNS", True)
+    assert adabm("upscale", "?.png", "[c].png", "c.*", "-o", "out", "-q") == (0, "", "")
+    assert files("out") == ["[c]_x4.png", "a_x4.png", "b_x4.png", "c_x4.png"]
+    status, _, err = adabm("upscale", "*.tif")
+    assert status == 2 and "cannot read '*.tif': No such file or directory" in err
+
+
 # ---- outputs of an earlier run
 
 
@@ -248,6 +260,22 @@ def test_pictures_from_named_pipes(empty_folder, model, adabm):
         assert (status, out) == (2, "") and f"cannot read 'pipe': {message}" in err and not Path("no.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "format"), [("out.webp", [], "WEBP"), ("out", ["--format", "tif"], "TIFF"), ("out", [], "PNG")]
+)
+def test_pictures_into_named_pipes(empty_folder, model, adabm, name, options, format):
+    save("a.png", "b.png")
+    os.mkfifo(name)
+    with ThreadPoolExecutor(1) as pool:
+        data = pool.submit(Path(name).read_bytes)
+        status, out, err = adabm("upscale", "a.png", "-o", name, *options)
+    assert (status, err) == (0, "") and rows(out)["written"] == name and not Path(name).is_file()
+    with PIL.Image.open(io.BytesIO(data.result())) as image:
+        assert (image.format, image.size) == (format, (32, 24))
+    status, _, err = adabm("upscale", "a.png", "b.png", "-o", name)
+    assert status == 2 and f"OUT must be a folder for more than one picture, got '{name}'" in err
+
+
 def test_an_endless_device_is_no_picture(empty_folder, model, adabm):
     status, _, err = adabm("upscale", "/dev/zero", "-o", "no.png")
     assert status == 2 and "cannot read '/dev/zero': it is no PNG" in err and names(empty_folder) == []
@@ -283,15 +311,17 @@ def test_process_substitution_and_other_names_of_standard_input(empty_folder):
     script = """
 adabm() { "$PYTHON" -c "$PROGRAM" "$TESTS" upscale "$@"; }
 adabm <(cat a.png) > substituted.png &&
+adabm a.png -o >(cat > target.png) --json > report.json && wait $! &&
 cat a.png | adabm /dev/stdin -o /dev/stdout > both.png &&
 adabm /dev/fd/3 3< a.png > third.png
 """
     variables = {"PYTHON": sys.executable, "PROGRAM": PROCESS, "TESTS": str(Path(__file__).parent)}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=ENVIRONMENT | variables)
     assert (done.returncode, done.stdout, done.stderr.count("standard output")) == (0, "", 3), done.stderr
-    assert names(empty_folder) == ["a.png", "both.png", "substituted.png", "third.png"]
-    for name in names(empty_folder)[1:]:
+    assert names(empty_folder) == ["a.png", "both.png", "report.json", "substituted.png", "target.png", "third.png"]
+    for name in ("both.png", "substituted.png", "third.png", "target.png"):
         assert np.array_equal(read(name), LARGE)
+    assert json.loads(Path("report.json").read_text())["output"].startswith("/dev/fd/")
 
 
 def test_a_terminal_is_not_filled(empty_folder, model, adabm, monkeypatch):

@@ -225,13 +225,16 @@ def test_a_stream_that_cannot_be_read_further(empty_folder, model, adabm, monkey
 
 
 @pytest.mark.parametrize("options", [["--y4m"], ["--raw", "7x6"]], ids=lambda options: options[0])
-def test_frames_from_a_named_pipe(empty_folder, model, adabm, options):
+def test_frames_from_and_to_named_pipes(empty_folder, model, adabm, options):
     data = GOOD if options == ["--y4m"] else bytes(2 * 7 * 6 * 3)
     os.mkfifo("pipe")
-    with ThreadPoolExecutor(1) as pool:
+    os.mkfifo("larger")
+    with ThreadPoolExecutor(2) as pool:
         pool.submit(Path("pipe").write_bytes, data)
-        status, out, err = adabm("upscale", *options, "pipe", "-o", "out")
+        larger = pool.submit(Path("larger").read_bytes)
+        status, out, err = adabm("upscale", *options, "pipe", "-o", "larger")
     assert (status, err) == (0, "") and rows(out)["frames"] == "2, 7x6 -> 28x24"
+    assert len(larger.result()) >= 2 * 28 * 24 * 3 and not Path("larger").is_file()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import sys
 from collections import defaultdict
@@ -17,6 +18,7 @@ from .common import STDOUT
 
 FORMATS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp")
 DEFAULT_SUFFIX = "_x{scale}"
+_EXPANDS_PATTERNS = os.name == "nt"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Planned:
-    """source, target: files, or "-". format: the target's, a value of images.EXTENSIONS."""
+    """source, target: files, pipes or "-". format: the target's, a value of images.EXTENSIONS."""
 
     source: Path
     target: Path
@@ -47,9 +49,9 @@ class Plan:
     earlier: list[Path]
 
 
-def from_pipe(path: Path) -> bool:
-    """Whether an input is standard input or any other pipe."""
-    return path == STDOUT or is_pipe(path)
+def piped(path: Path | None) -> bool:
+    """Whether an input or an output is a pipe: "-" or any other."""
+    return path is not None and (path == STDOUT or is_pipe(path))
 
 
 def shown(path: Path) -> str:
@@ -59,7 +61,7 @@ def shown(path: Path) -> str:
 
 def to_stdout(args: argparse.Namespace) -> bool:
     """Whether OUT is standard output: by its name, or because a pipe has no folder to write beside."""
-    return args.output == STDOUT or (args.output is None and len(args.inputs) == 1 and from_pipe(args.inputs[0]))
+    return args.output == STDOUT or (args.output is None and len(args.inputs) == 1 and piped(args.inputs[0]))
 
 
 def refuse_terminal(path: Path) -> None:
@@ -69,8 +71,18 @@ def refuse_terminal(path: Path) -> None:
 
 
 @contextmanager
-def open_stream(path: Path) -> Iterator[BinaryIO]:
-    """An input as an open binary file: standard input, another pipe or a file. OSError naming it where it cannot be read."""
+def open_target(path: Path) -> Iterator[BinaryIO]:
+    """Standard output or another pipe as an open binary file. OSError naming it where it cannot be written."""
+    if path == STDOUT:
+        yield sys.stdout.buffer
+        return
+    with naming(path), open(path, "wb") as file:
+        yield file
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[BinaryIO]:
+    """Standard input, another pipe or a file as an open binary file. OSError naming it where it cannot be read."""
     if path == STDOUT:
         yield sys.stdin.buffer
         return
@@ -86,13 +98,13 @@ def find_inputs(args: argparse.Namespace) -> list[Input]:
     """The pictures that the arguments name, folders searched to the bottom. Raises ValueError for what cannot be meant."""
     if STDOUT in args.inputs and len(args.inputs) > 1:
         raise ValueError(f"IN must be '-' alone for standard input, got {len(args.inputs)} inputs")
-    pipes = [path for path in args.inputs if from_pipe(path)]
+    pipes = [path for path in args.inputs if piped(path)]
     if pipes and len(args.inputs) > 1:
         raise ValueError(f"IN must be one pipe alone, as pipes name no output, got '{pipes[0]}' of {len(args.inputs)} inputs")
-    found = [item for path in args.inputs for item in _pictures(path, args.output)]
+    found = [item for named in args.inputs for path in _expanded(named) for item in _pictures(path, args.output)]
     many = len(found) > 1 or found[0].root is not None
-    if many and args.output == STDOUT:
-        raise ValueError("OUT must be a folder for more than one picture, got '-'")
+    if many and piped(args.output):
+        raise ValueError(f"OUT must be a folder for more than one picture, got '{args.output}'")
     if args.output_is_folder and args.output.exists() and not args.output.is_dir():
         raise ValueError(f"OUT must be a folder where it ends with '/', and '{args.output}' is a file")
     if many and args.output is not None and args.output.exists() and not args.output.is_dir():
@@ -102,6 +114,13 @@ def find_inputs(args: argparse.Namespace) -> list[Input]:
     if not many and args.output is not None and args.output.suffix and args.format is not None and not is_folder(args):
         raise ValueError(f"--format must be left out where OUT has a suffix, got '{args.format}' for '{args.output}'")
     return found
+
+
+def _expanded(path: Path) -> list[Path]:
+    """What a pattern stands for where shells leave that to the program, as those of Windows do; any other path itself."""
+    if not _EXPANDS_PATTERNS or not glob.has_magic(str(path)) or path.exists():
+        return [path]
+    return [Path(name) for name in sorted(glob.glob(str(path)))] or [path]
 
 
 def _pictures(path: Path, output: Path | None) -> Iterator[Input]:
@@ -145,7 +164,7 @@ def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> P
     targets: dict[str, Path] = {}
     failed, existing = [], []
     for planned in pictures:
-        if planned.target == STDOUT:
+        if piped(planned.target):
             continue
         place = os.path.realpath(planned.target)
         if place in sources:
@@ -228,11 +247,13 @@ def _planned(args: argparse.Namespace, item: Input, many: bool, scale: int) -> P
     from ..images import EXTENSIONS
 
     path, output = item.path, args.output
-    if output == STDOUT or (output is None and from_pipe(path)):
-        return Planned(path, STDOUT, EXTENSIONS[f".{args.format or 'png'}"])
+    if piped(output) or (output is None and piped(path)):
+        target = output or STDOUT
+        named = target.suffix if target.suffix.lower() in EXTENSIONS else ".png"
+        return Planned(path, target, EXTENSIONS[named.lower() if args.format is None else f".{args.format}"])
     if output is not None and not many and item.root is None and not is_folder(args):
         return Planned(path, output, EXTENSIONS[output.suffix.lower()])
-    if from_pipe(path):
+    if piped(path):
         raise ValueError(f"OUT must be a file or '-' for {shown(path)}, got the folder '{output}'")
     if item.root is None:
         folder = path.parent if output is None else output

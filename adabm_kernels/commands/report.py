@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import check_target, write_file
 from .common import BAD_INPUT, FAILED, Progress, print_table, stage
-from .outputs import from_pipe, shown
+from .outputs import piped, shown
 from .upscale import compare, load_network, read_pipe
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def execute(args: argparse.Namespace) -> None:
         check_target(args.output)
         if args.output.exists() and not args.overwrite:
             raise ValueError(f"--output must not exist yet (--overwrite replaces it), got '{args.output}'")
-        source = read_pipe(args.input) if from_pipe(args.input) else args.input
+        source = read_pipe(args.input) if piped(args.input) else args.input
         reader = open_picture(source, max_pixels=args.max_pixels, name=shown(args.input))
         rows, layout = reader.read(reader.layout.height), reader.layout
         if layout.alpha and not rows[..., -1].any():

@@ -6,14 +6,28 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
 from . import video
-from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
-from .outputs import Plan, Planned, find_inputs, from_pipe, is_folder, open_stream, plan_outputs, refuse_terminal, shown, to_stdout
+from .common import BAD_INPUT, FAILED, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
+from .outputs import (
+    Plan,
+    Planned,
+    find_inputs,
+    is_folder,
+    open_source,
+    open_target,
+    piped,
+    plan_outputs,
+    refuse_terminal,
+    shown,
+    to_stdout,
+)
 
 if TYPE_CHECKING:
     from ..batch import Outcome, Task
@@ -37,7 +51,7 @@ def execute(args: argparse.Namespace) -> None:
         inputs = find_inputs(args)
         single = len(inputs) == 1 and inputs[0].root is None
         _check_options(args, single)
-        data = read_pipe(inputs[0].path) if from_pipe(inputs[0].path) else None
+        data = read_pipe(inputs[0].path) if piped(inputs[0].path) else None
         layout = _check_single(args, inputs[0].path, data) if single else None
 
     with stage(BAD_INPUT):
@@ -47,7 +61,7 @@ def execute(args: argparse.Namespace) -> None:
             raise plan.failed[0][1]
         for planned in plan.pictures:
             folder = planned.target.parent
-            if planned.target != STDOUT and single and (folder.is_dir() or folder != args.output):  # which is made for the picture
+            if not piped(planned.target) and single and (folder.is_dir() or folder != args.output):  # which is made for the picture
                 check_target(planned.target)
         if layout is not None and plan.pictures:
             network.windows(layout.height, layout.width, layout)
@@ -55,7 +69,11 @@ def execute(args: argparse.Namespace) -> None:
 
     tasks = _tasks(plan.pictures, data)
     if single and plan.pictures:
-        _one(args, next(tasks), network, settings, float_model)
+        with stage(FAILED), ExitStack() as stack:
+            task = next(tasks)
+            if piped(plan.pictures[0].target):
+                task = replace(task, target=stack.enter_context(open_target(plan.pictures[0].target)))
+            _one(args, task, network, settings, float_model)
     elif single:
         _print(args, settings | {"input": shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
     else:
@@ -95,7 +113,7 @@ def read_pipe(path: Path) -> bytes:
     """The picture that comes from a pipe. ValueError where it begins as none does, OSError where it cannot be read."""
     from ..images import read_whole
 
-    with open_stream(path) as file:
+    with open_source(path) as file:
         return read_whole(file, shown(path))
 
 
@@ -116,7 +134,7 @@ def _check_single(args: argparse.Namespace, path: Path, data: bytes | None) -> A
     from ..images.writer import check_format
 
     layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=shown(path)).layout
-    if args.output not in (None, STDOUT) and not is_folder(args):
+    if args.output is not None and not piped(args.output) and not is_folder(args):
         check_output(args.output)
         check_format(str(args.output), EXTENSIONS[args.output.suffix.lower()], layout)
     return layout
@@ -126,8 +144,7 @@ def _tasks(plan: list[Planned], data: bytes | None) -> Iterator[Task]:
     from ..batch import Task
 
     for planned in plan:
-        target: Any = sys.stdout.buffer if planned.target == STDOUT else planned.target
-        yield Task(planned.source if data is None else data, target, planned.format, shown(planned.source))
+        yield Task(planned.source if data is None else data, planned.target, planned.format, shown(planned.source))
 
 
 # ---- one picture
@@ -141,7 +158,7 @@ def _one(args: argparse.Namespace, task: Task, network: Patchwise, settings: dic
     layout, scale = outcome.layout, network.scale
     report = {
         "input": task.name,
-        "output": "standard output" if to_stdout(args) else str(task.target),
+        "output": _target(args, task),
         "input_size": [layout.width, layout.height],
         "output_size": [layout.width * scale, layout.height * scale],
         **settings,
@@ -301,6 +318,11 @@ def _failure(outcome: Outcome) -> BaseException:
         return failure
 
 
+def _target(args: argparse.Namespace, task: Task) -> str:
+    """What messages call an output."""
+    return "standard output" if to_stdout(args) else str(task.target if isinstance(task.target, Path) else args.output)
+
+
 def _memory(layout: Any) -> str:
     what = "the picture" if layout is None else f"{layout.width}x{layout.height} pixels"
     return f"not enough memory to upscale {what} (a smaller --tile or --max-memory needs less)"
@@ -309,7 +331,7 @@ def _memory(layout: Any) -> str:
 def _say(args: argparse.Namespace, outcome: Outcome) -> None:
     """With --verbose, what became of a picture, on stderr."""
     if args.verbose:
-        target = "standard output" if to_stdout(args) else outcome.task.target
+        target = _target(args, outcome.task)
         windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits)} bits in the mean"
         if outcome.flat_pixels:
             windows += f", {_share(outcome.flat_pixels, outcome.layout.width * outcome.layout.height)} flat"

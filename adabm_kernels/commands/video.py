@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..files import PartialFile, check_target, naming
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, print_table, stage, to_json
-from .outputs import DEFAULT_SUFFIX, open_stream, refuse_terminal
+from .outputs import DEFAULT_SUFFIX, open_source, open_target, piped, refuse_terminal
 from .yuv import from_rgb, to_rgb
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def execute(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         with stage(BAD_INPUT):
             _check(args)
-            source = _Source(stack.enter_context(open_stream(args.inputs[0])))
+            source = _Source(stack.enter_context(open_source(args.inputs[0])))
             stream = _read_y4m(source, args.matrix) if args.y4m else _raw(args)
             if (pixels := stream.width * stream.height) > args.max_pixels:
                 size = f"{stream.width}x{stream.height} = {pixels} pixels"
@@ -64,10 +64,10 @@ def execute(args: argparse.Namespace) -> None:
 def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network: Any, settings: dict[str, Any]) -> None:
     frames, bits, start, incomplete = 0, [], time.perf_counter(), None
     larger = stream.scaled(network.scale)
-    target = None if args.output in (None, STDOUT) else args.output
+    target = STDOUT if args.output is None else args.output
     with stage(FAILED, "not enough memory for the frames"), ExitStack() as stack, Progress(args.quiet) as bar:
-        if target is None:
-            out: BinaryIO = sys.stdout.buffer
+        if piped(target):
+            out = stack.enter_context(open_target(target))
         else:
             stack.enter_context(naming(target))
             out = stack.enter_context(PartialFile(target)).file
@@ -102,7 +102,7 @@ def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network:
         ("time", f"{seconds:.3f} s, {frames / seconds:.2f} frames a second"),
     ]
     if not args.quiet or args.json:
-        file = sys.stderr if target is None else sys.stdout
+        file = sys.stderr if target == STDOUT else sys.stdout
         print(to_json(report), file=file) if args.json else print_table(rows, file=file)
     if incomplete is not None:
         raise incomplete
@@ -122,7 +122,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"OUT must be a file or '-' for frames, got the folder '{args.output}'")
     if args.existing == "skip":
         raise ValueError("--existing must be 'replace' or 'refuse' for frames, got 'skip'")
-    if args.output not in (None, STDOUT):
+    if args.output is not None and not piped(args.output):
         check_target(args.output)
         if args.existing == "refuse" and args.output.exists():
             raise ValueError(f"OUT must not exist with --existing refuse, and '{args.output}' does")
