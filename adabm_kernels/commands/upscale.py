@@ -15,19 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..files import check_target
 from . import video
 from .common import BAD_INPUT, FAILED, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
-from .outputs import (
-    Plan,
-    Planned,
-    find_inputs,
-    is_folder,
-    open_source,
-    open_target,
-    piped,
-    plan_outputs,
-    refuse_terminal,
-    shown,
-    to_stdout,
-)
+from .outputs import Plan, Planned, find_inputs, is_folder, plan_outputs
+from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_stdout
 
 if TYPE_CHECKING:
     from ..batch import Outcome, Task
@@ -107,14 +96,6 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
 
 
 # ---- input
-
-
-def read_pipe(path: Path) -> bytes:
-    """The picture that comes from a pipe. ValueError where it begins as none does, OSError where it cannot be read."""
-    from ..images import read_whole
-
-    with open_source(path) as file:
-        return read_whole(file, shown(path))
 
 
 def _check_options(args: argparse.Namespace, single: bool) -> None:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..files import PartialFile, check_target, naming
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, print_table, stage, to_json
-from .outputs import DEFAULT_SUFFIX, open_source, open_target, piped, refuse_terminal
+from .outputs import DEFAULT_SUFFIX
+from .pipes import open_source, open_target, piped, refuse_terminal
 from .yuv import from_rgb, to_rgb
 
 if TYPE_CHECKING:
