@@ -80,16 +80,20 @@ def test_one_colour_stays_that_colour(kind, width, height):
             assert (plane == plane[0, 0]).all() and abs(int(plane[0, 0]) - code * unit) <= 1
 
 
-@pytest.mark.parametrize("kind", ["C420jpeg", "C420mpeg2", "C420p10", "C422"])
-def test_neutral_chroma_under_any_luma_is_grey(kind):
+@pytest.mark.parametrize("kind", ["C420jpeg", "C420mpeg2", "C420paldv", "C420p10", "C422", "C411"])
+@pytest.mark.parametrize("chroma", [(128, 128), (110, 140)], ids=["grey", "colour"])
+def test_constant_chroma_under_any_luma_stays_constant(kind, chroma):
+    """Rounding to codes of RGB moves chroma by at most 0.44 codes of 8 bits, which the other rounding undoes."""
     stream = stream_of(kind)
     unit = 2 ** (stream.depth - 8)
-    y = np.random.default_rng(5).integers(16 * unit, 235 * unit + 1, (SIDE, SIDE)).astype(stream.dtype)
-    planes = [y, *(np.full(shape, 128 * unit, stream.dtype) for shape in stream.planes[1:])]
+    low, high = (16, 235) if chroma == (128, 128) else (60, 190)  # inside RGB
+    y = np.random.default_rng(5).integers(low * unit, high * unit + 1, (SIDE, SIDE)).astype(stream.dtype)
+    planes = [y, *(np.full(shape, code * unit, stream.dtype) for shape, code in zip(stream.planes[1:], chroma, strict=True))]
     rgb = to_rgb(planes, stream)
-    assert (rgb == rgb[..., :1]).all()
-    back = from_rgb(rgb, stream)
-    assert all((plane == 128 * unit).all() for plane in back[1:]) and np.abs(back[0].astype(int) - y).max() <= 1
+    assert (rgb == rgb[..., :1]).all() == (chroma == (128, 128))
+    back = from_rgb(rgb.repeat(4, 0).repeat(4, 1), stream.scaled(4))
+    assert [set(plane.flatten().tolist()) for plane in back[1:]] == [{code * unit} for code in chroma]
+    assert np.abs(back[0].astype(int) - y.repeat(4, 0).repeat(4, 1)).max() <= 1
 
 
 def test_chroma_between_its_samples_by_hand():
