@@ -40,12 +40,12 @@ class Planned:
 @dataclass(frozen=True)
 class Plan:
     """What is to be done. failed: pictures that have no place to go, each with the error of the file system. skipped: how many have
-    an output already. earlier: inputs that are passed over, because they are outputs of others."""
+    an output already. earlier: inputs that are passed over, because they are outputs, each with the input that it was made of."""
 
     pictures: list[Planned]
     failed: list[tuple[Planned, OSError]]
     skipped: int
-    earlier: list[Path]
+    earlier: list[tuple[Path, Path]]
 
 
 def find_inputs(args: argparse.Namespace) -> list[Input]:
@@ -156,8 +156,8 @@ def _exists(target: Path) -> bool:
         return True
 
 
-def _without_outputs(pictures: list[Planned]) -> tuple[list[Planned], list[Path]]:
-    """(the inputs but for those that are outputs of others, from an earlier run; these).
+def _without_outputs(pictures: list[Planned]) -> tuple[list[Planned], list[tuple[Path, Path]]]:
+    """(the inputs but for those that are outputs of others, from an earlier run; these, each with what it was made of).
 
     An output is larger than another input and lies where that one goes, or beside it under the name that its output has. With no
     suffix, pictures of one name in one folder may be anything.
@@ -171,11 +171,12 @@ def _without_outputs(pictures: list[Planned]) -> tuple[list[Planned], list[Path]
     for planned in pictures:
         source, folder = planned.source, _folder(planned.source)
         elsewhere = [origin for origin in targets.get(os.path.realpath(source), []) if _folder(origin) != folder]
-        is_output = any(_larger(source, origin) for origin in [*beside.get((folder, source.stem), []), *elsewhere])
-        if is_output:
-            outputs.append(source)
-        else:
+        origins = [*beside.get((folder, source.stem), []), *elsewhere]
+        origin = next((origin for origin in origins if _larger(source, origin)), None)
+        if origin is None:
             kept.append(planned)
+        else:
+            outputs.append((source, origin))
     return kept, outputs
 
 

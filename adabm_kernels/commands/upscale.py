@@ -232,9 +232,10 @@ def _bits(mean: float | None, bits: str | int) -> str:
 def _many(args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, network: Patchwise, settings: dict[str, Any]) -> None:
     start, images = time.perf_counter(), []
     errors = [{"input": str(planned.source), "error": one_line(str(error))} for planned, error in plan.failed]
+    passed = [{"input": str(path), "reason": f"it is an output of '{origin}'"} for path, origin in plan.earlier]
     if args.verbose:
-        for path in plan.earlier:
-            print(f"{path}: passed over, an output of another input", file=sys.stderr)
+        for item in passed:
+            print(f"{item['input']} is passed over: {item['reason']}", file=sys.stderr)
     for outcome in _upscaled(args, tasks, network, len(plan.pictures)):
         if isinstance(outcome.error, BrokenPipeError | KeyboardInterrupt):
             raise outcome.error
@@ -247,12 +248,11 @@ def _many(args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, network: 
         images.append(image)
         _say(args, outcome)
     seconds = time.perf_counter() - start
-    counts = {"skipped": plan.skipped, "passed_over": len(plan.earlier)}
-    report = {**settings, "images": images, "failed": errors, **counts, "seconds": seconds}
+    report = {**settings, "images": images, "failed": errors, "skipped": plan.skipped, "passed_over": passed, "seconds": seconds}
     megapixels = sum(width * height for width, height in (image["input_size"] for image in images)) / 1e6
     bits = [image["mean_bits"] for image in images if image["mean_bits"] is not None]
-    passed_over = f", {len(plan.earlier)} passed over as outputs of others" if plan.earlier else ""
-    rows = [("images", f"{len(images)} done, {len(errors)} failed, {plan.skipped} skipped{passed_over}")]
+    rows = [("images", f"{len(images)} done, {len(errors)} failed, {plan.skipped} skipped")]
+    rows += [("passed over", f"{len(passed)} that are outputs of other inputs")] if passed else []
     rows += [("model", settings["model"]), ("backend", settings["backend"])]
     rows += [("mean bits", _bits(sum(bits) / len(bits), args.bits))] if bits else []
     rows += [("time", f"{seconds:.3f} s, {megapixels / seconds:.3f} megapixels a second read")]
