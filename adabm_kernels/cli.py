@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _plain_warnings(getattr(args, "quiet", False)):
             args.execute(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by a shell's >&-
+            sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:
         print(f"adabm: interrupted{f': {one_line(str(stop))}' if str(stop) else ''}", file=sys.stderr)

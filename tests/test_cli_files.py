@@ -326,6 +326,18 @@ adabm /dev/fd/3 3< a.png > third.png
     assert json.loads(Path("report.json").read_text())["output"].startswith("/dev/fd/")
 
 
+def test_closed_standard_streams(empty_folder, model, adabm, monkeypatch):
+    save("a.png")
+    monkeypatch.setattr(sys, "stdin", None)
+    status, _, err = adabm("upscale", "-", "-o", "out.png")
+    assert (status, err) == (2, "adabm: error: cannot read standard input: it is closed\n")
+    monkeypatch.setattr(sys, "stdout", None)
+    status, _, err = adabm("upscale", "a.png", "-o", "-")
+    assert (status, err) == (1, "adabm: error: cannot write standard output: it is closed\n")
+    monkeypatch.setattr(sys, "stderr", None)
+    assert adabm("upscale", "a.png", "-o", "out.png") == (0, "", "") and names(empty_folder) == ["a.png", "out.png"]
+
+
 def test_a_terminal_is_not_filled(empty_folder, model, adabm, monkeypatch):
     save("a.png")
     os.mkfifo("pipe")

@@ -30,7 +30,7 @@ def to_stdout(args: argparse.Namespace) -> bool:
 
 def refuse_terminal(path: Path) -> None:
     """ValueError where the output of an input would fill a terminal."""
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         raise ValueError(f"OUT must be given for {shown(path)} (-o FILE), as standard output is a terminal")
 
 
@@ -38,6 +38,8 @@ def refuse_terminal(path: Path) -> None:
 def open_target(path: Path) -> Iterator[BinaryIO]:
     """Standard output or another pipe as an open binary file. OSError naming it where it cannot be written."""
     if path == STDOUT:
+        if sys.stdout is None:
+            raise OSError("cannot write standard output: it is closed")
         yield sys.stdout.buffer
         return
     with naming(path), open(path, "wb") as file:
@@ -48,6 +50,8 @@ def open_target(path: Path) -> Iterator[BinaryIO]:
 def open_source(path: Path) -> Iterator[BinaryIO]:
     """Standard input, another pipe or a file as an open binary file. OSError naming it where it cannot be read."""
     if path == STDOUT:
+        if sys.stdin is None:
+            raise OSError("cannot read standard input: it is closed")
         yield sys.stdin.buffer
         return
     try:
