@@ -4,4 +4,5 @@ import sys
 
 from .cli import main
 
-sys.exit(main(sys.argv[1:] or ["info"]))
+sys.argv[1:] = sys.argv[1:] or ["info"]
+sys.exit(main())

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from .config import ConvertConfig
-from .files import write_file
+from .files import utf8_name, write_file
 from .networks.detect import SPECS, adabm_name, float_shapes, plain_keys
 from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
@@ -107,7 +107,7 @@ def _read(path: Path, with_tensors: bool) -> tuple[str, dict[str, torch.Tensor]]
     if not path.is_file():
         raise FileNotFoundError(f"load: no model file at {path} (adabm_kernels.builtin_models() says where the built-in ones are)")
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
             keys = list(file.keys())
             tensors = {key: file.get_tensor(key) for key in keys} if text and with_tensors else {}

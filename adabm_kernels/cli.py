@@ -7,6 +7,7 @@ Errors are one sentence on stderr. torch is imported inside the commands only, s
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import re
@@ -31,6 +32,8 @@ BITS = ("auto", *map(str, range(2, 9)))
 ISAS = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx")
 PROTOCOLS = ("whole", "patch96")
 MAX_PIXELS = 178_956_970  # images.MAX_PIXELS, which would load numpy
+_STDIN = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")  # other names of "-"
+_STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up like Ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what the encoding does not
     parser = _parser()
     if not argv:
         parser.print_help(sys.stderr)
@@ -46,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _plain_warnings(getattr(args, "quiet", False)):
             args.execute(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by a shell's >&-
+            sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:
         print(f"adabm: interrupted{f': {one_line(str(stop))}' if str(stop) else ''}", file=sys.stderr)
@@ -111,14 +118,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_upscale(up: argparse.ArgumentParser) -> None:
     add = up.add_argument
-    add("inputs", metavar="IN", type=Path, nargs="+", help="pictures or folders of them; '-' for standard input")
+    add("inputs", metavar="IN", type=_input, nargs="+", help="pictures or folders of them; a pipe or '-' for standard input")
     add(
         "-o",
         "--output",
         metavar="OUT",
-        type=Path,
-        help="file, folder (what has no suffix) or '-' (default: IN_x4.png beside a file, IN_x4 beside a folder)",
+        action=_Output,
+        help="file, folder (what ends in '/' or has no suffix) or '-' for standard output "
+        "(default: IN_x4.png beside a file, IN_x4 beside a folder, '-' for a pipe)",
     )
+    up.set_defaults(output_is_folder=False)
     add("--format", choices=("keep", *FORMATS), help="of the output where OUT does not say it (default: png)")
     add("--quality", metavar="1..100", type=_integer(1, 100), help="of JPEG and WebP (default: 95)")
     add("--suffix", default=DEFAULT_SUFFIX, help="what output names add to the input's (default: %(default)s)")
@@ -177,7 +186,7 @@ def _add_windows(parser: argparse.ArgumentParser, tile: str = "48 halos, less wh
 
 
 def _add_report(report: argparse.ArgumentParser) -> None:
-    report.add_argument("input", metavar="IMAGE", type=Path, help="picture to upscale")
+    report.add_argument("input", metavar="IMAGE", type=_input, help="picture to upscale; a pipe or '-' for standard input")
     report.add_argument(
         "-o", "--output", metavar="OUT", type=Path, default=Path("report.html"), help="page to write (default: %(default)s)"
     )
@@ -319,6 +328,18 @@ def _add_json_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="F", type=Path, help=f"also write the figures as JSON; '{STDOUT}' prints them instead of a table"
     )
+
+
+class _Output(argparse.Action):
+    """A path, and whether it is written as a folder, with a slash at its end, which paths do not keep."""
+
+    def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        args.output = STDOUT if value in _STDOUT else Path(value)
+        args.output_is_folder = value.endswith(("/", os.sep)) and args.output != STDOUT
+
+
+def _input(text: str) -> Path:
+    return STDOUT if text in _STDIN else Path(text)
 
 
 def _bits(text: str) -> str | int:

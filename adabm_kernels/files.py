@@ -5,8 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+
+_DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
 
 
 def check_target(path: str | os.PathLike) -> Path:
@@ -34,6 +39,29 @@ def _replaced(path: Path) -> Path:
     if file.is_symlink():  # links in a circle
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     return file
+
+
+def is_pipe(path: str | os.PathLike) -> bool:
+    """Whether a path is read once from front to end, and gives its file no name: a pipe, a socket, a device, an open descriptor."""
+    if os.path.dirname(os.path.abspath(path)) in _DESCRIPTORS:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
+
+
+@contextmanager
+def utf8_name(path: str | os.PathLike) -> Iterator[str]:
+    """A name of an existing file for libraries that know only UTF-8: where its own is not, that of an open descriptor."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield os.fspath(path)
 
 
 class PartialFile:

@@ -169,12 +169,31 @@ BAD = {
         ["d"],
         "OUT must be another file for every picture, got 'd_x4/a_x4.png' for 'd/a.jpg' and 'd/a.png' (--format",
     ),
-    "output inside": (
-        clash,
-        ["d", "-o", "d/out"],
-        "OUT must not lie in the folder IN, whose pictures it would join, got 'd/out' in 'd'",
+    "output is the input": (
+        lambda f: save("d/a.png"),
+        ["d", "-o", "d", "--suffix", ""],
+        "OUT must not be the input file itself, got 'd/a.png'",
     ),
-    "output is the folder": (clash, ["d", "-o", "d"], "OUT must not lie in the folder IN"),
+    "folder that is a file": (
+        None,
+        ["in.png", "-o", "in.png/"],
+        "OUT must be a folder where it ends with '/', and 'in.png' is a file",
+    ),
+    "nothing but outputs": (
+        lambda f: save("d/out/a.png"),
+        ["d", "-o", "d/out"],
+        "IN must hold pictures (.png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp), and the folder 'd' has none",
+    ),
+    "pipe and more": (
+        lambda f: os.mkfifo("d"),
+        ["d", "in.png"],
+        "IN must be one pipe alone, as pipes name no output, got 'd' of 2",
+    ),
+    "long name": (
+        lambda f: save(f"{'n' * 250}.png"),
+        [f"{'n' * 250}.png"],
+        f"cannot write '{'n' * 250}_x4.png': File name too long",
+    ),
     "output is a file": (clash, ["d", "-o", "in.png"], "OUT must be a folder for more than one picture, and 'in.png' is a file"),
     "output is named as a picture": (
         clash,

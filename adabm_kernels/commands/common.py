@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self._bar: Any = None
-        self._off = True if quiet else None
+        self._off = True if quiet or sys.stderr is None else None  # closed by a shell's 2>&-
 
     def __enter__(self) -> Progress:
         return self

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import os
+import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import naming
 from .common import STDOUT
+from .pipes import piped, shown
 
 FORMATS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp")
 DEFAULT_SUFFIX = "_x{scale}"
+_EXPANDS_PATTERNS = os.name == "nt"
 
 
 @dataclass(frozen=True)
@@ -23,28 +30,51 @@ class Input:
 
 @dataclass(frozen=True)
 class Planned:
-    """source, target: files, or "-". format: the target's, a value of images.EXTENSIONS."""
+    """source, target: files, pipes or "-". format: the target's, a value of images.EXTENSIONS."""
 
     source: Path
     target: Path
     format: str
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done. failed: pictures that have no place to go, each with the error of the file system. skipped: how many have
+    an output already. earlier: inputs that are passed over, because they are outputs, each with the input that it was made of."""
+
+    pictures: list[Planned]
+    failed: list[tuple[Planned, OSError]]
+    skipped: int
+    earlier: list[tuple[Path, Path]]
+
+
 def find_inputs(args: argparse.Namespace) -> list[Input]:
     """The pictures that the arguments name, folders searched to the bottom. Raises ValueError for what cannot be meant."""
     if STDOUT in args.inputs and len(args.inputs) > 1:
         raise ValueError(f"IN must be '-' alone for standard input, got {len(args.inputs)} inputs")
-    found = [item for path in args.inputs for item in _pictures(path, args.output)]
+    pipes = [path for path in args.inputs if piped(path)]
+    if pipes and len(args.inputs) > 1:
+        raise ValueError(f"IN must be one pipe alone, as pipes name no output, got '{pipes[0]}' of {len(args.inputs)} inputs")
+    found = [item for named in args.inputs for path in _expanded(named) for item in _pictures(path, args.output)]
     many = len(found) > 1 or found[0].root is not None
-    if many and args.output == STDOUT:
-        raise ValueError("OUT must be a folder for more than one picture, got '-'")
+    if many and piped(args.output):
+        raise ValueError(f"OUT must be a folder for more than one picture, got '{args.output}'")
+    if args.output_is_folder and args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"OUT must be a folder where it ends with '/', and '{args.output}' is a file")
     if many and args.output is not None and args.output.exists() and not args.output.is_dir():
         raise ValueError(f"OUT must be a folder for more than one picture, and '{args.output}' is a file")
-    if many and args.output is not None and args.output.suffix[1:].lower() in FORMATS and not args.output.exists():
+    if many and args.output is not None and args.output.suffix[1:].lower() in FORMATS and not is_folder(args):
         raise ValueError(f"OUT must be a folder for more than one picture, got '{args.output}', which is named as a picture")
-    if not many and args.output is not None and args.output.suffix and args.format is not None and not args.output.is_dir():
+    if not many and args.output is not None and args.output.suffix and args.format is not None and not is_folder(args):
         raise ValueError(f"--format must be left out where OUT has a suffix, got '{args.format}' for '{args.output}'")
     return found
+
+
+def _expanded(path: Path) -> list[Path]:
+    """What a pattern stands for where shells leave that to the program, as those of Windows do; any other path itself."""
+    if not _EXPANDS_PATTERNS or not glob.has_magic(str(path)) or path.exists():
+        return [path]
+    return [Path(name) for name in sorted(glob.glob(str(path)))] or [path]
 
 
 def _pictures(path: Path, output: Path | None) -> Iterator[Input]:
@@ -53,12 +83,14 @@ def _pictures(path: Path, output: Path | None) -> Iterator[Input]:
     if path == STDOUT or not path.is_dir():
         yield Input(path)
         return
-    if output not in (None, STDOUT) and _inside(output, path):
-        raise ValueError(f"OUT must not lie in the folder IN, whose pictures it would join, got '{output}' in '{path}'")
+    # A folder of outputs in the folder of inputs holds no inputs.
+    outputs = output if output not in (None, STDOUT) and _inside(output, path) and not _inside(path, output) else None
     found = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and (outputs is None or not _inside(file, outputs))
     )
     files = [file for file in found if file.is_file()]
     if not files:
@@ -66,29 +98,31 @@ def _pictures(path: Path, output: Path | None) -> Iterator[Input]:
     yield from (Input(file, path) for file in files)
 
 
-def is_folder(output: Path) -> bool:
-    """Whether OUT is a folder or, for want of a suffix, will be one."""
-    return output.is_dir() or not (output.suffix or output.exists())
+def is_folder(args: argparse.Namespace) -> bool:
+    """Whether OUT, which is given, is a folder or will be one: it ends with a slash or has no suffix."""
+    return args.output_is_folder or args.output.is_dir() or not (args.output.suffix or args.output.exists())
 
 
 def _inside(path: Path, folder: Path) -> bool:
     return folder.resolve() in (path.resolve(), *path.resolve().parents)
 
 
-def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> tuple[list[Planned], int]:
-    """Where every picture goes, and how many are skipped because it exists already.
+def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> Plan:
+    """Where every picture goes.
 
     Raises ValueError where two would go to one place, one would replace an input, or --existing refuse meets an existing file.
     """
-    plan = [_planned(args, item, len(inputs) > 1, scale) for item in inputs]
-    sources = {planned.source.resolve(): planned.source for planned in plan}
-    targets: dict[Path, Path] = {}
-    for planned in plan:
-        if planned.target == STDOUT:
+    pictures = [_planned(args, item, len(inputs) > 1, scale) for item in inputs]
+    pictures, earlier = _without_outputs(pictures)
+    sources = {os.path.realpath(planned.source): planned.source for planned in pictures}
+    targets: dict[str, Path] = {}
+    failed, existing = [], []
+    for planned in pictures:
+        if piped(planned.target):
             continue
-        place = planned.target.resolve()
+        place = os.path.realpath(planned.target)
         if place in sources:
-            if sources[place] == planned.source or len(plan) == 1:
+            if sources[place] == planned.source or len(pictures) == 1:
                 raise ValueError(f"OUT must not be the input file itself, got '{planned.target}'")
             raise ValueError(f"OUT must not be another input, got '{planned.target}' for '{planned.source}'")
         if place in targets:
@@ -98,24 +132,84 @@ def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> t
                 f"OUT must be another file for every picture, got '{planned.target}' for '{first}' and '{second}'{hint}"
             )
         targets[place] = planned.source
-    existing = [planned for planned in plan if planned.target != STDOUT and planned.target.exists()]
+        try:
+            if _exists(planned.target):
+                existing.append(planned)
+        except OSError as error:
+            failed.append((planned, error))
     if existing and args.existing == "refuse":
         raise ValueError(f"OUT must not exist with --existing refuse, and '{existing[0].target}' does")
-    if args.existing != "skip":
-        return plan, 0
-    return [planned for planned in plan if planned not in existing], len(existing)
+    skipped = existing if args.existing == "skip" else []
+    left_out = {id(planned) for planned in [*skipped, *(planned for planned, _ in failed)]}
+    return Plan([planned for planned in pictures if id(planned) not in left_out], failed, len(skipped), earlier)
+
+
+def _exists(target: Path) -> bool:
+    """Whether there is such a file. OSError where there can be none, because its name is too long for example."""
+    with naming(target):
+        try:
+            os.stat(target)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if target.is_dir():
+            raise IsADirectoryError("it is a folder")
+        return True
+
+
+def _without_outputs(pictures: list[Planned]) -> tuple[list[Planned], list[tuple[Path, Path]]]:
+    """(the inputs but for those that are outputs of others, from an earlier run; these, each with what it was made of).
+
+    An output is larger than another input and lies where that one goes, or beside it under the name that its output has. With no
+    suffix, pictures of one name in one folder may be anything.
+    """
+    beside, targets = defaultdict(list), defaultdict(list)
+    for planned in pictures:
+        if planned.target.stem != planned.source.stem:
+            beside[_folder(planned.source), planned.target.stem].append(planned.source)
+        targets[os.path.realpath(planned.target)].append(planned.source)
+    kept, outputs = [], []
+    for planned in pictures:
+        source, folder = planned.source, _folder(planned.source)
+        elsewhere = [origin for origin in targets.get(os.path.realpath(source), []) if _folder(origin) != folder]
+        origins = [*beside.get((folder, source.stem), []), *elsewhere]
+        origin = next((origin for origin in origins if _larger(source, origin)), None)
+        if origin is None:
+            kept.append(planned)
+        else:
+            outputs.append((source, origin))
+    return kept, outputs
+
+
+def _folder(path: Path) -> str:
+    return os.path.realpath(path.parent)
+
+
+def _larger(output: Path, source: Path) -> bool:
+    """Whether a picture can be the output of the other: it has more pixels both ways, or the other cannot be read."""
+    from ..images import open_picture
+
+    def size(path: Path, unknown: int) -> tuple[int, int]:
+        try:
+            layout = open_picture(path, max_pixels=sys.maxsize).layout
+        except (OSError, ValueError):
+            return unknown, unknown
+        return layout.width, layout.height
+
+    return all(large > small for large, small in zip(size(output, 1), size(source, 0), strict=True))
 
 
 def _planned(args: argparse.Namespace, item: Input, many: bool, scale: int) -> Planned:
     from ..images import EXTENSIONS
 
     path, output = item.path, args.output
-    if output == STDOUT or (output is None and path == STDOUT):
-        return Planned(path, STDOUT, EXTENSIONS[f".{args.format or 'png'}"])
-    if output is not None and not many and item.root is None and not is_folder(output):
+    if piped(output) or (output is None and piped(path)):
+        target = output or STDOUT
+        named = target.suffix if target.suffix.lower() in EXTENSIONS else ".png"
+        return Planned(path, target, EXTENSIONS[named.lower() if args.format is None else f".{args.format}"])
+    if output is not None and not many and item.root is None and not is_folder(args):
         return Planned(path, output, EXTENSIONS[output.suffix.lower()])
-    if path == STDOUT:
-        raise ValueError(f"OUT must be a file or '-' for standard input, got the folder '{output}'")
+    if piped(path):
+        raise ValueError(f"OUT must be a file or '-' for {shown(path)}, got the folder '{output}'")
     if item.root is None:
         folder = path.parent if output is None else output
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import check_target, write_file
 from .common import BAD_INPUT, FAILED, Progress, print_table, stage
+from .pipes import piped, read_pipe, shown
 from .upscale import compare, load_network
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ def execute(args: argparse.Namespace) -> None:
         check_target(args.output)
         if args.output.exists() and not args.overwrite:
             raise ValueError(f"--output must not exist yet (--overwrite replaces it), got '{args.output}'")
-        reader = open_picture(args.input, max_pixels=args.max_pixels)
+        source = read_pipe(args.input) if piped(args.input) else args.input
+        reader = open_picture(source, max_pixels=args.max_pixels, name=shown(args.input))
         rows, layout = reader.read(reader.layout.height), reader.layout
         if layout.alpha and not rows[..., -1].any():
-            raise ValueError(f"IMAGE must have a pixel that is not transparent, got '{args.input}'")
+            raise ValueError(f"IMAGE must have a pixel that is not transparent, got '{shown(args.input)}'")
         args.tta = False
         args.scale = None
         if args.tile is None and args.protocol == "halo":
@@ -53,7 +55,7 @@ def execute(args: argparse.Namespace) -> None:
             out = network.array(rows, layout, record=patches, progress=bar)
         compared = None
         if network.model.float_state is not None:
-            compared = compare(network, network.model.float_model(), args.input, args.max_pixels, str(args.input))
+            compared = compare(network, network.model.float_model(), source, args.max_pixels, shown(args.input))
         bits = bit_map(network.model, patches, layout.width, layout.height)
         weights = [patch.height * patch.width for patch in bits.patches]
         layer_bits = {
@@ -62,7 +64,7 @@ def execute(args: argparse.Namespace) -> None:
         }
         larger = replace(layout, width=layout.width * network.scale, height=layout.height * network.scale)
         page = Report(
-            title=f"{args.input.name}, upscaled {network.scale} times",
+            title=f"{args.input.name if source is args.input else shown(args.input)}, upscaled {network.scale} times",
             model=settings["model"],
             scale=network.scale,
             before=_encoded(rows, layout),
@@ -74,7 +76,7 @@ def execute(args: argparse.Namespace) -> None:
             plan=network.model.plan(),
         )
     with stage(FAILED):
-        write_file(args.output, page.to_html().encode())
+        write_file(args.output, page.to_html().encode(errors="backslashreplace"))
     print_table([("patches", f"{len(patches)}"), ("written", str(args.output))])
 
 

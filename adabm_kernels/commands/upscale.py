@@ -6,14 +6,17 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
 from . import video
-from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
-from .outputs import Planned, find_inputs, is_folder, plan_outputs
+from .common import BAD_INPUT, FAILED, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
+from .outputs import Plan, Planned, find_inputs, is_folder, plan_outputs
+from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_stdout
 
 if TYPE_CHECKING:
     from ..batch import Outcome, Task
@@ -37,27 +40,33 @@ def execute(args: argparse.Namespace) -> None:
         inputs = find_inputs(args)
         single = len(inputs) == 1 and inputs[0].root is None
         _check_options(args, single)
-        data = sys.stdin.buffer.read() if inputs[0].path == STDOUT else None
+        data = read_pipe(inputs[0].path) if piped(inputs[0].path) else None
         layout = _check_single(args, inputs[0].path, data) if single else None
 
     with stage(BAD_INPUT):
         network, settings = load_network(args)
-        plan, skipped = plan_outputs(args, inputs, network.scale)
-        for planned in plan:
+        plan = plan_outputs(args, inputs, network.scale)
+        if single and plan.failed:
+            raise plan.failed[0][1]
+        for planned in plan.pictures:
             folder = planned.target.parent
-            if planned.target != STDOUT and single and (folder.is_dir() or folder != args.output):  # which is made for the picture
+            if not piped(planned.target) and single and (folder.is_dir() or folder != args.output):  # which is made for the picture
                 check_target(planned.target)
-        if layout is not None and plan:
+        if layout is not None and plan.pictures:
             network.windows(layout.height, layout.width, layout)
         float_model = network.model.float_model() if args.compare else None
 
-    tasks = _tasks(plan, data)
-    if single and plan:
-        _one(args, next(tasks), network, settings, float_model)
+    tasks = _tasks(plan.pictures, data)
+    if single and plan.pictures:
+        with stage(FAILED), ExitStack() as stack:
+            task = next(tasks)
+            if piped(plan.pictures[0].target):
+                task = replace(task, target=stack.enter_context(open_target(plan.pictures[0].target)))
+            _one(args, task, network, settings, float_model)
     elif single:
-        _print(args, settings | {"input": _shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
+        _print(args, settings | {"input": shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
     else:
-        _many(args, tasks, len(plan), skipped, network, settings)
+        _many(args, tasks, plan, network, settings)
 
 
 @keeping_imports()
@@ -91,11 +100,13 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
 
 
 def _check_options(args: argparse.Namespace, single: bool) -> None:
+    if args.output is None and to_stdout(args):
+        refuse_terminal(args.inputs[0])
     if args.compare and not single:
         raise ValueError("--compare must be left out for more than one picture")
     if "/" in args.suffix:
         raise ValueError(f"--suffix must not hold '/', got '{args.suffix}'")
-    if args.json and _to_stdout(args):
+    if args.json and to_stdout(args):
         raise ValueError("--json must be left out where the picture goes to standard output")
 
 
@@ -104,8 +115,8 @@ def _check_single(args: argparse.Namespace, path: Path, data: bytes | None) -> A
     from ..images import EXTENSIONS, check_output, open_picture
     from ..images.writer import check_format
 
-    layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=_shown(path)).layout
-    if args.output not in (None, STDOUT) and not is_folder(args.output):
+    layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=shown(path)).layout
+    if args.output is not None and not piped(args.output) and not is_folder(args):
         check_output(args.output)
         check_format(str(args.output), EXTENSIONS[args.output.suffix.lower()], layout)
     return layout
@@ -115,12 +126,7 @@ def _tasks(plan: list[Planned], data: bytes | None) -> Iterator[Task]:
     from ..batch import Task
 
     for planned in plan:
-        target: Any = sys.stdout.buffer if planned.target == STDOUT else planned.target
-        yield Task(planned.source if data is None else data, target, planned.format, _shown(planned.source))
-
-
-def _shown(path: Path) -> str:
-    return "standard input" if path == STDOUT else str(path)
+        yield Task(planned.source if data is None else data, planned.target, planned.format, shown(planned.source))
 
 
 # ---- one picture
@@ -134,7 +140,7 @@ def _one(args: argparse.Namespace, task: Task, network: Patchwise, settings: dic
     layout, scale = outcome.layout, network.scale
     report = {
         "input": task.name,
-        "output": "standard output" if _to_stdout(args) else str(task.target),
+        "output": _target(args, task),
         "input_size": [layout.width, layout.height],
         "output_size": [layout.width * scale, layout.height * scale],
         **settings,
@@ -225,11 +231,14 @@ def _bits(mean: float | None, bits: str | int) -> str:
 # ---- many pictures
 
 
-def _many(
-    args: argparse.Namespace, tasks: Iterator[Task], count: int, skipped: int, network: Patchwise, settings: dict[str, Any]
-) -> None:
-    start, images, errors = time.perf_counter(), [], []
-    for outcome in _upscaled(args, tasks, network, count):
+def _many(args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, network: Patchwise, settings: dict[str, Any]) -> None:
+    start, images = time.perf_counter(), []
+    errors = [{"input": str(planned.source), "error": one_line(str(error))} for planned, error in plan.failed]
+    passed = [{"input": str(path), "reason": f"it is an output of '{origin}'"} for path, origin in plan.earlier]
+    if args.verbose:
+        for item in passed:
+            print(f"{item['input']} is passed over: {item['reason']}", file=sys.stderr)
+    for outcome in _upscaled(args, tasks, network, len(plan.pictures)):
         if isinstance(outcome.error, BrokenPipeError | KeyboardInterrupt):
             raise outcome.error
         if outcome.error is not None:
@@ -241,10 +250,11 @@ def _many(
         images.append(image)
         _say(args, outcome)
     seconds = time.perf_counter() - start
-    report = {**settings, "images": images, "failed": errors, "skipped": skipped, "seconds": seconds}
+    report = {**settings, "images": images, "failed": errors, "skipped": plan.skipped, "passed_over": passed, "seconds": seconds}
     megapixels = sum(width * height for width, height in (image["input_size"] for image in images)) / 1e6
     bits = [image["mean_bits"] for image in images if image["mean_bits"] is not None]
-    rows = [("images", f"{len(images)} done, {len(errors)} failed, {skipped} skipped")]
+    rows = [("images", f"{len(images)} done, {len(errors)} failed, {plan.skipped} skipped")]
+    rows += [("passed over", f"{len(passed)} that are outputs of other inputs")] if passed else []
     rows += [("model", settings["model"]), ("backend", settings["backend"])]
     rows += [("mean bits", _bits(sum(bits) / len(bits), args.bits))] if bits else []
     rows += [("time", f"{seconds:.3f} s, {megapixels / seconds:.3f} megapixels a second read")]
@@ -252,7 +262,7 @@ def _many(
     for error in errors:
         print(f"adabm: error: {error['error']}", file=sys.stderr)
     if errors:
-        raise CommandError(f"{len(errors)} of {count} pictures failed", FAILED)
+        raise CommandError(f"{len(errors)} of {len(plan.pictures) + len(plan.failed)} pictures failed", FAILED)
 
 
 # ---- both
@@ -291,8 +301,9 @@ def _failure(outcome: Outcome) -> BaseException:
         return failure
 
 
-def _to_stdout(args: argparse.Namespace) -> bool:
-    return args.output == STDOUT or (args.output is None and args.inputs == [STDOUT])
+def _target(args: argparse.Namespace, task: Task) -> str:
+    """What messages call an output."""
+    return "standard output" if to_stdout(args) else str(task.target if isinstance(task.target, Path) else args.output)
 
 
 def _memory(layout: Any) -> str:
@@ -303,7 +314,7 @@ def _memory(layout: Any) -> str:
 def _say(args: argparse.Namespace, outcome: Outcome) -> None:
     """With --verbose, what became of a picture, on stderr."""
     if args.verbose:
-        target = "standard output" if _to_stdout(args) else outcome.task.target
+        target = _target(args, outcome.task)
         windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits)} bits in the mean"
         if outcome.flat_pixels:
             windows += f", {_share(outcome.flat_pixels, outcome.layout.width * outcome.layout.height)} not computed"
@@ -315,4 +326,4 @@ def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[st
         print(to_json(report))
     elif not args.quiet:
         # Where the picture goes to standard output, words go elsewhere.
-        print_table(rows, file=sys.stderr if _to_stdout(args) else None)
+        print_table(rows, file=sys.stderr if to_stdout(args) else None)

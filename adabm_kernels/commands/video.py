@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import os
 import re
 import select
@@ -15,12 +16,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..files import PartialFile, check_target, naming
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, print_table, stage, to_json
 from .outputs import DEFAULT_SUFFIX
+from .pipes import open_source, open_target, piped, refuse_terminal
+from .yuv import from_rgb, to_rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +32,12 @@ if TYPE_CHECKING:
 PIXEL_FORMATS = {"rgb24": ("<u1", 3), "rgb48le": ("<u2", 3), "gray": ("<u1", 1), "rgba": ("<u1", 4)}
 MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # K_R, K_B of ITU-R BT.601, 709, 2020
 _HD_ROWS = 720  # from here video is BT.709 unless --matrix says otherwise
-_SUBSAMPLING = {"420": (2, 2), "422": (1, 2), "444": (1, 1), "mono": (0, 0)}  # luma rows and columns of a chroma sample
+# Luma rows and columns of a chroma sample.
+_SUBSAMPLING = {"410": (4, 4), "411": (1, 4), "420": (2, 2), "422": (1, 2), "444": (1, 1), "mono": (0, 0)}
+# Where the first chroma sample lies, in half luma rows and columns from the first luma sample, as FFmpeg takes and writes the words
+# of a header. For more than 8 bits these tell no siting: it is that of H.264 and H.265, which such frames come from and go to.
+_SITINGS = {"410": (3, 3), "420": (1, 1), "420jpeg": (1, 1), "420mpeg2": (1, 0), "420paldv": (0, 0)}
+_DEEP_SITINGS = {"420": (1, 0)}
 _LONGEST_HEADER = 4096
 _READ_BYTES = 1 << 16  # that a pipe holds
 _POLL_SECONDS = 0.1
@@ -45,8 +52,7 @@ def execute(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         with stage(BAD_INPUT):
             _check(args)
-            file = sys.stdin.buffer if args.inputs == [STDOUT] else stack.enter_context(_open(args.inputs[0]))
-            source = _Source(file)
+            source = _Source(stack.enter_context(open_source(args.inputs[0])))
             stream = _read_y4m(source, args.matrix) if args.y4m else _raw(args)
             if (pixels := stream.width * stream.height) > args.max_pixels:
                 size = f"{stream.width}x{stream.height} = {pixels} pixels"
@@ -57,26 +63,32 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network: Any, settings: dict[str, Any]) -> None:
-    frames, bits, start = 0, [], time.perf_counter()
+    frames, bits, start, incomplete = 0, [], time.perf_counter(), None
     larger = stream.scaled(network.scale)
-    target = None if args.output in (None, STDOUT) else args.output
+    target = STDOUT if args.output is None else args.output
     with stage(FAILED, "not enough memory for the frames"), ExitStack() as stack, Progress(args.quiet) as bar:
-        if target is None:
-            out: BinaryIO = sys.stdout.buffer
+        if piped(target):
+            out = stack.enter_context(open_target(target))
         else:
             stack.enter_context(naming(target))
             out = stack.enter_context(PartialFile(target)).file
         out.write(larger.header())
-        for planes, mean_bits in stack.enter_context(closing(_upscaled(source, stream, larger, network))):
-            out.write(planes)
-            frames += 1
-            bits += [] if mean_bits is None else [mean_bits]
-            bar(frames, None, f"{stream.width}x{stream.height} -> {larger.width}x{larger.height}")
+        try:
+            for planes, mean_bits in stack.enter_context(closing(_upscaled(source, stream, larger, network))):
+                out.write(planes)
+                frames += 1
+                bits += [] if mean_bits is None else [mean_bits]
+                bar(frames, None, f"{stream.width}x{stream.height} -> {larger.width}x{larger.height}")
+        except IncompleteStream as error:
+            if not frames:
+                raise
+            incomplete = error
         out.flush()
     seconds = time.perf_counter() - start
     mean = sum(bits) / len(bits) if bits else None
     report = {
         "frames": frames,
+        "complete": incomplete is None,
         "input_size": [stream.width, stream.height],
         "output_size": [larger.width, larger.height],
         **settings,
@@ -91,8 +103,10 @@ def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network:
         ("time", f"{seconds:.3f} s, {frames / seconds:.2f} frames a second"),
     ]
     if not args.quiet or args.json:
-        file = sys.stderr if target is None else sys.stdout
+        file = sys.stderr if target == STDOUT else sys.stdout
         print(to_json(report), file=file) if args.json else print_table(rows, file=file)
+    if incomplete is not None:
+        raise incomplete
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -103,9 +117,13 @@ def _check(args: argparse.Namespace) -> None:
     for option, unset in _OF_PICTURES.items():
         if (value := getattr(args, option)) != unset:
             raise ValueError(f"--{option} must be left out for frames, got {value!r}")
+    if args.output is None:
+        refuse_terminal(args.inputs[0])
+    if args.output_is_folder:
+        raise ValueError(f"OUT must be a file or '-' for frames, got the folder '{args.output}'")
     if args.existing == "skip":
         raise ValueError("--existing must be 'replace' or 'refuse' for frames, got 'skip'")
-    if args.output not in (None, STDOUT):
+    if args.output is not None and not piped(args.output):
         check_target(args.output)
         if args.existing == "refuse" and args.output.exists():
             raise ValueError(f"OUT must not exist with --existing refuse, and '{args.output}' does")
@@ -113,11 +131,11 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"OUT must not be the input file itself, got '{args.output}'")
 
 
-def _open(path: Path) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise type(error)(f"cannot read '{path}': {error.strerror or error}") from error
+class IncompleteStream(CommandError):
+    """The stream ends within a frame or is damaged. complete: how many frames came before, which are upscaled all the same."""
+
+    def __init__(self, message: str, complete: int):
+        super().__init__(f"{message}: {complete or 'no'} {'frames were' if complete > 1 else 'frame was'} complete", FAILED)
 
 
 class _Source(io.BufferedReader):
@@ -148,9 +166,10 @@ class _Stoppable(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Stream:
-    """Frames of one kind. y4m: the header's words without width and height, None for raw RGB frames.
+    """Frames of one kind. y4m: the header's words without width and height, None for raw RGB frames. alpha: of y4m frames.
 
-    subsampling: luma rows and columns of a chroma sample, (0, 0) without chroma, None for RGB. depth: bits of a sample.
+    subsampling: luma rows and columns of a chroma sample, (0, 0) without chroma, None for RGB. siting: where
+    the first of them lies, in half luma rows and columns from the first luma sample. depth: bits of a sample.
     """
 
     width: int
@@ -161,6 +180,8 @@ class Stream:
     depth: int = 8
     full_range: bool = False
     luma: tuple[float, float] = MATRICES["bt601"]
+    siting: tuple[int, int] = (0, 0)
+    alpha: bool = False
 
     def scaled(self, scale: int) -> Stream:
         return replace(self, width=self.width * scale, height=self.height * scale)
@@ -179,7 +200,7 @@ class Stream:
             return [(self.height, self.width, PIXEL_FORMATS[self.pixel_format][1])]
         down, across = self.subsampling
         chroma = [(-(-self.height // down), -(-self.width // across))] * 2 if down else []
-        return [(self.height, self.width), *chroma]
+        return [(self.height, self.width), *chroma, *([(self.height, self.width)] if self.alpha else [])]
 
 
 def _raw(args: argparse.Namespace) -> Stream:
@@ -202,44 +223,43 @@ def _read_y4m(source: BinaryIO, matrix: str | None) -> Stream:
         raise ValueError(f"--y4m must be given frames of at least one pixel, got {width}x{height}")
     if fields.get("I", "p") not in ("p", "?"):
         raise ValueError(f"--y4m must be given progressive frames, got interlacing 'I{fields['I']}' (ffmpeg -vf yadif)")
-    kind = fields.get("C", "420jpeg")
-    known = re.fullmatch(r"(420|422|444|mono)(?:jpeg|mpeg2|paldv)?(?:p?(9|10|12|14|16))?", kind)
+    kind = fields.get("C") or next((word[7:].lower() for word in words if word.startswith("XYSCSS=")), "420")
+    known = re.fullmatch(r"(410|411|420|422|444|mono)(?:p?(9|10|12|14|16))?|(420)(?:jpeg|mpeg2|paldv)|(444)alpha", kind)
     if known is None:
-        raise ValueError(f"--y4m must be given colour space 420, 422, 444 or mono of 8 to 16 bits, got 'C{kind}'")
+        raise ValueError(f"--y4m must be given colour space 410, 411, 420, 422, 444 or mono of 8 to 16 bits, got 'C{kind}'")
     matrix = matrix or ("bt709" if height >= _HD_ROWS else "bt601")
     kept = tuple(word for word in words[1:] if word[0] not in "WH")
-    depth = int(known[2] or 8)
-    full = "XCOLORRANGE=FULL" in words
-    return Stream(width, height, "", kept, _SUBSAMPLING[known[1]], depth, full, MATRICES[matrix])
+    full = "XCOLORRANGE=FULL" in map(str.upper, words)
+    depth, chroma = int(known[2] or 8), known[1] or known[3] or known[4]
+    siting = (_SITINGS if depth == 8 else _DEEP_SITINGS).get(kind if known[3] else chroma, (0, 0))
+    return Stream(width, height, "", kept, _SUBSAMPLING[chroma], depth, full, MATRICES[matrix], siting, known[4] is not None)
 
 
 def _frames(source: BinaryIO, stream: Stream) -> Iterator[list[np.ndarray]]:
-    """The planes of each frame."""
+    """The planes of each frame. Raises IncompleteStream at what is no whole frame."""
     import numpy as np
 
-    count = 0
-    while True:
-        if stream.y4m is not None:
-            line = source.readline(_LONGEST_HEADER)
-            if not line:
-                return
-            if not line.startswith(b"FRAME"):
-                raise CommandError(f"frame {count + 1} does not begin with FRAME: the stream is damaged", BAD_INPUT)
-        planes = []
-        for shape in stream.planes:
-            size = int(np.prod(shape)) * np.dtype(stream.dtype).itemsize
-            data = source.read(size)
-            if not data and not planes and stream.y4m is None:
-                return
-            if len(data) < size:
-                raise CommandError(f"the stream ends within frame {count + 1}: {count} frames were complete", BAD_INPUT)
-            planes.append(np.frombuffer(data, stream.dtype).reshape(shape))
-        count += 1
-        yield planes
+    for count in itertools.count():
+        try:
+            line = b"FRAME\n" if stream.y4m is None else source.readline(_LONGEST_HEADER)
+            sizes = [int(np.prod(shape)) * np.dtype(stream.dtype).itemsize for shape in stream.planes]
+            data = [source.read(size) for size in sizes] if re.match(rb"FRAME[ \r\n]", line) else []
+        except OSError as error:
+            raise IncompleteStream(f"cannot read frame {count + 1}: {error.strerror or error}", count) from error
+        if not any(data) and (not line or stream.y4m is None):
+            return
+        if not data and not b"FRAME".startswith(line[:5]):
+            raise IncompleteStream(f"frame {count + 1} does not begin with FRAME", count)
+        if list(map(len, data)) != sizes:
+            raise IncompleteStream(f"the stream ends within frame {count + 1}", count)
+        yield [np.frombuffer(part, stream.dtype).reshape(shape) for part, shape in zip(data, stream.planes, strict=True)]
 
 
 def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> Iterator[tuple[bytes, float | None]]:
-    """The bytes of every frame of the larger stream and its mean bits; frames are read and packed while one is computed."""
+    """The bytes of every frame of the larger stream and its mean bits; frames are read and packed while one is computed.
+
+    Raises IncompleteStream where a frame is not whole, after those before it.
+    """
     from ..batch import mean_bits
 
     layout, end = _layout(stream), object()
@@ -256,8 +276,14 @@ def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> 
             planes = next(frames, end)
             return planes if planes is end else (planes[0] if stream.y4m is None else to_rgb(planes, stream))
 
-        coming, packed = reading.submit(following), deque()
-        while (rows := coming.result()) is not end:
+        coming, packed, incomplete = reading.submit(following), deque(), None
+        while True:
+            try:
+                rows = coming.result()
+            except IncompleteStream as error:
+                incomplete, rows = error, end
+            if rows is end:
+                break
             coming = reading.submit(following)
             record: list = []
             out = network.array(rows, layout, record=record)
@@ -267,6 +293,8 @@ def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> 
                 yield done.result(), bits
         for done, bits in packed:
             yield done.result(), bits
+        if incomplete is not None:
+            raise incomplete
 
 
 def _layout(stream: Stream) -> Layout:
@@ -274,7 +302,7 @@ def _layout(stream: Stream) -> Layout:
     from ..images import Layout
 
     if stream.y4m is not None:
-        return Layout(stream.width, stream.height, 3, 8 if stream.depth == 8 else 16)
+        return Layout(stream.width, stream.height, 4 if stream.alpha else 3, 8 if stream.depth == 8 else 16)
     dtype, channels = PIXEL_FORMATS[stream.pixel_format]
     return Layout(stream.width, stream.height, channels, 8 * int(dtype[-1]))
 
@@ -283,58 +311,3 @@ def _packed(rows: np.ndarray, stream: Stream) -> bytes:
     if stream.y4m is None:
         return rows.astype(stream.dtype, copy=False).tobytes()
     return b"FRAME\n" + b"".join(plane.tobytes() for plane in from_rgb(rows, stream))
-
-
-def to_rgb(planes: list[np.ndarray], stream: Stream) -> np.ndarray:
-    """YCbCr planes -> RGB [H, W, 3] of 8 bits, or of 16 where the stream has more than 8. Chroma is repeated over its pixels."""
-    import numpy as np
-
-    black, luma_span, chroma_span = _levels(stream)
-    y = (planes[0].astype(np.float32) - black) / luma_span
-    if len(planes) == 1:
-        rgb = np.repeat(y[..., None], 3, 2)
-    else:
-        down, across = stream.subsampling
-        middle = 2 ** (stream.depth - 1)
-        cb, cr = (
-            ((plane.astype(np.float32) - middle) / chroma_span).repeat(down, 0).repeat(across, 1)[: stream.height, : stream.width]
-            for plane in planes[1:]
-        )
-        k_r, k_b = stream.luma
-        r, b = y + 2 * (1 - k_r) * cr, y + 2 * (1 - k_b) * cb
-        rgb = np.stack([r, (y - k_r * r - k_b * b) / (1 - k_r - k_b), b], 2)
-    most, dtype = (255, np.uint8) if stream.depth == 8 else (65535, np.uint16)
-    return np.rint(np.clip(rgb, 0, 1) * most).astype(dtype)
-
-
-def from_rgb(rgb: np.ndarray, stream: Stream) -> list[np.ndarray]:
-    """RGB [H, W, 3] -> the planes of a stream, chroma averaged over the pixels of a sample."""
-    import numpy as np
-
-    black, luma_span, chroma_span = _levels(stream)
-    r, g, b = np.moveaxis(rgb.astype(np.float32) / np.iinfo(rgb.dtype).max, 2, 0)
-    k_r, k_b = stream.luma
-    y = k_r * r + (1 - k_r - k_b) * g + k_b * b
-    planes = [y * luma_span + black]
-    if stream.subsampling[0]:
-        middle = 2 ** (stream.depth - 1)
-        for value in ((b - y) / (2 * (1 - k_b)), (r - y) / (2 * (1 - k_r))):
-            planes.append(_averaged(value, *stream.subsampling) * chroma_span + middle)
-    most = 2**stream.depth - 1
-    return [np.rint(np.clip(plane, 0, most)).astype(stream.dtype) for plane in planes]
-
-
-def _averaged(plane: np.ndarray, down: int, across: int) -> np.ndarray:
-    import numpy as np
-
-    plane = np.pad(plane, ((0, -plane.shape[0] % down), (0, -plane.shape[1] % across)), mode="edge")
-    return plane.reshape(plane.shape[0] // down, down, plane.shape[1] // across, across).mean((1, 3))
-
-
-def _levels(stream: Stream) -> tuple[float, float, float]:
-    """Black, the span of luma and that of chroma, as codes of the stream's depth (ITU-R BT.601, BT.2100)."""
-    if stream.full_range:
-        most = 2**stream.depth - 1
-        return 0.0, float(most), float(most)
-    unit = 2.0 ** (stream.depth - 8)
-    return 16 * unit, 219 * unit, 224 * unit

@@ -2,7 +2,7 @@
 
 from .folder import list_images
 from .formats import EXTENSIONS, Layout
-from .reader import MAX_PIXELS, PictureReader, open_picture, read_image
+from .reader import MAX_PIXELS, PictureReader, open_picture, read_image, read_whole
 from .writer import PictureWriter, check_output
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "list_images",
     "open_picture",
     "read_image",
+    "read_whole",
 ]

@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..files import is_pipe
 from .formats import QUARTER_TURNS, Layout, sniff
 from .png import says_resolution
 from .vips import reason, vips
@@ -80,7 +81,7 @@ class PictureReader:
 
 
 def open_picture(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> PictureReader:
-    """Open a PNG, JPEG, WebP, TIFF or BMP file, or its bytes; the format is told by the content.
+    """Open a PNG, JPEG, WebP, TIFF or BMP file, or its bytes; the format is told by the content. Of a pipe all is read at once.
 
     max_pixels: refuse larger pictures before decoding them. name: what messages call it.
     Raises OSError (FileNotFoundError, PermissionError, ...) when the file cannot be opened and ValueError when it is empty,
@@ -88,6 +89,9 @@ def open_picture(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIX
     """
     name = name or (os.fspath(source) if not isinstance(source, bytes) else "the data")
     try:
+        if not isinstance(source, bytes) and is_pipe(source):
+            with open(source, "rb") as file:
+                source = read_whole(file, name)
         start = source[:32] if isinstance(source, bytes) else _start(Path(source))
     except OSError as error:
         raise type(error)(f"cannot read '{name}': {error.strerror or error}") from error
@@ -97,6 +101,16 @@ def open_picture(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIX
     except ValueError as error:
         raise ValueError(f"cannot read '{name}': {error}") from error
     return PictureReader(image, layout, format, name)
+
+
+def read_whole(file: BinaryIO, name: str) -> bytes:
+    """All bytes of a picture from a stream that can be read only once. ValueError, before it ends, where it begins as none does."""
+    start = file.read(32)
+    try:
+        _format(start)
+    except ValueError as error:
+        raise ValueError(f"cannot read '{name}': {error}") from error
+    return start + file.read()
 
 
 def _start(path: Path) -> bytes:
@@ -124,8 +138,14 @@ def _check_size(width: int, height: int, max_pixels: int | None) -> None:
 
 def _open_vips(source: str | os.PathLike | bytes, format: str, max_pixels: int) -> tuple[Any, Layout]:
     pyvips = vips()
-    loader = getattr(pyvips.Image, f"{format.lower()}load{'_buffer' if isinstance(source, bytes) else ''}")
-    source = source if isinstance(source, bytes) else os.fspath(source)
+    load = getattr(pyvips.Image, f"{format.lower()}load_{'buffer' if isinstance(source, bytes) else 'source'}")
+
+    def loader(source: str | os.PathLike | bytes, **options: Any) -> Any:
+        if isinstance(source, bytes):
+            return load(source, **options)
+        with open(source, "rb") as file:  # libvips takes no names that are not UTF-8; it duplicates the descriptor
+            return load(pyvips.Source.new_from_descriptor(file.fileno()), **options)
+
     # Beyond a truncated file, "error" also refuses a wrong checksum.
     options = {"fail_on": "error"} | ({"unlimited": True} if format in ("PNG", "JPEG", "TIFF") else {})
     try:
@@ -145,7 +165,7 @@ def _open_vips(source: str | os.PathLike | bytes, format: str, max_pixels: int) 
     return image, Layout(image.width, image.height, image.bands, depth, icc, dpi)
 
 
-def _says_resolution(source: str | bytes, format: str, image: Any) -> bool:
+def _says_resolution(source: str | os.PathLike | bytes, format: str, image: Any) -> bool:
     if format != "WebP" and image.get_typeof("resolution-unit"):  # of the file itself or its EXIF, which is not read from WebP
         return True
     if format != "PNG":

@@ -1,0 +1,159 @@
+"""Video frames as planes of luma and chroma, to RGB and back: levels, matrices, and where the chroma samples lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .video import Stream
+
+
+def to_rgb(planes: list[np.ndarray], stream: Stream) -> np.ndarray:
+    """YCbCr planes -> RGB [H, W, 3] of 8 bits, or of 16 where the stream has more than 8; with alpha [H, W, 4].
+
+    Chroma is interpolated linearly between the places where its samples lie, and repeated beyond the outermost.
+    """
+    import numpy as np
+
+    black, luma_span, chroma_span = _levels(stream)
+    most, dtype = (255, np.uint8) if stream.depth == 8 else (65535, np.uint16)
+    y = planes[0].astype(np.float32)
+    y -= black
+    y *= most / luma_span
+    rgb = np.empty((stream.height, stream.width, 4 if stream.alpha else 3), dtype)
+    if stream.alpha:
+        rgb[..., 3] = planes[3]
+    if len(planes) == 1:
+        rgb[...] = _codes(y, most)[..., None]
+        return rgb
+    (k_r, k_b), k_g = stream.luma, 1 - sum(stream.luma)
+    cb, cr = (_chroma(plane, stream, most / chroma_span) for plane in planes[1:3])
+    # Where both are 0, the three channels are equal to the last bit: grey stays grey.
+    rgb[..., 0] = _codes(y + 2 * (1 - k_r) * cr, most)
+    rgb[..., 2] = _codes(y + 2 * (1 - k_b) * cb, most)
+    cb *= -2 * (1 - k_b) * k_b / k_g
+    cr *= -2 * (1 - k_r) * k_r / k_g
+    cb += cr
+    cb += y
+    rgb[..., 1] = _codes(cb, most)
+    return rgb
+
+
+def from_rgb(rgb: np.ndarray, stream: Stream) -> list[np.ndarray]:
+    """RGB [H, W, 3], with alpha [H, W, 4] -> the planes of a stream.
+
+    Chroma is the mean over the area of a sample, around the place where it lies.
+    """
+    import numpy as np
+
+    black, luma_span, chroma_span = _levels(stream)
+    most = np.iinfo(rgb.dtype).max
+    (k_r, k_b), k_g = stream.luma, 1 - sum(stream.luma)
+    y = _mixed([rgb[..., channel] for channel in range(3)], [k * luma_span / most for k in (k_r, k_g, k_b)], black)
+    planes = [y]
+    if stream.subsampling[0]:
+        (down, across), (top, left) = stream.subsampling, stream.siting
+        # Sums of integers: the mean of equal pixels is exact.
+        means, rows = _summed(rgb.astype(np.uint16 if most == 255 else np.int32), down, top, 0)
+        channels = [_summed(means[..., channel], across, left, 1) for channel in range(3)]
+        unit = chroma_span / (most * rows * channels[0][1])
+        sums = [channel for channel, _ in channels]
+        middle = 2 ** (stream.depth - 1)
+        blue, red = unit / (2 * (1 - k_b)), unit / (2 * (1 - k_r))
+        planes.append(_mixed(sums, (-k_r * blue, -k_g * blue, (1 - k_b) * blue), middle))
+        planes.append(_mixed(sums, ((1 - k_r) * red, -k_g * red, -k_b * red), middle))
+    codes = [_codes(plane, 2**stream.depth - 1).astype(stream.dtype) for plane in planes]
+    return [*codes, rgb[..., 3]] if stream.alpha else codes
+
+
+def _codes(values: np.ndarray, most: int) -> np.ndarray:
+    """The values, which are overwritten, as integers in 0..most."""
+    import numpy as np
+
+    np.rint(values, out=values)
+    return np.clip(values, 0, most, out=values)
+
+
+def _mixed(channels: list[np.ndarray], weights: Sequence[float], offset: float) -> np.ndarray:
+    """The weighted sum of three channels and an offset, float32."""
+    import numpy as np
+
+    total = np.multiply(channels[0], np.float32(weights[0]), dtype=np.float32)
+    for channel, weight in zip(channels[1:], weights[1:], strict=True):
+        total += np.multiply(channel, np.float32(weight), dtype=np.float32)
+    total += np.float32(offset)
+    return total
+
+
+def _chroma(plane: np.ndarray, stream: Stream, scale: float) -> np.ndarray:
+    """A chroma plane at every luma sample, float32 [H, W], 0 where it has no colour."""
+    import numpy as np
+
+    (down, across), (top, left) = stream.subsampling, stream.siting
+    # Integers, 22 bits at most, which float32 holds exactly: between equal samples nothing changes.
+    sums = plane.astype(np.uint16 if stream.depth == 8 else np.int32)
+    sums, rows = _interpolated(sums, down, top, stream.height, 0)
+    sums, columns = _interpolated(sums, across, left, stream.width, 1)
+    values = sums.astype(np.float32)
+    values -= 2 ** (stream.depth - 1) * rows * columns
+    values *= scale / (rows * columns)
+    return values
+
+
+def _interpolated(plane: np.ndarray, factor: int, siting: int, size: int, axis: int) -> tuple[np.ndarray, int]:
+    """(the plane with `factor` times as many samples along an axis, cut to a size; how many times too large they are).
+
+    siting: half luma samples from the first luma sample to the first of the plane.
+    """
+    import numpy as np
+
+    if factor == 1:
+        return plane, 1
+    count, unit = plane.shape[axis], 2 * factor
+    padded = np.moveaxis(np.pad(plane, [(1, 1) if axis == i else (0, 0) for i in range(2)], mode="edge"), axis, 0)
+    larger = np.empty([length * factor if axis == i else length for i, length in enumerate(plane.shape)], plane.dtype)
+    phases = np.moveaxis(larger, axis, 0)
+    for phase in range(factor):
+        first, part = divmod(2 * phase - siting, unit)
+        before, after = padded[first + 1 : first + 1 + count], padded[first + 2 : first + 2 + count]
+        phases[phase::factor] = before * (unit - part) + after * part if part else before * unit
+    return (larger[:size] if axis == 0 else larger[:, :size]), unit
+
+
+def _summed(plane: np.ndarray, factor: int, siting: int, axis: int) -> tuple[np.ndarray, int]:
+    """(weighted sums along an axis over the area of every sample of a plane with `factor` times fewer, the sum of the weights).
+
+    The area is as long as `factor` luma samples and lies around the sample; `siting` as for `_interpolated`.
+    """
+    import numpy as np
+
+    if factor == 1:
+        return plane, 1
+    size = plane.shape[axis]
+    count = -(-size // factor)
+    # In half luma samples: the area reaches from siting - factor to siting + factor, luma sample i from 2 * i - 1 to 2 * i + 1.
+    covered = range((siting - factor + 1) // 2, (siting + factor + 1) // 2 + 1)
+    weights = {i: min(2 * i + 1, siting + factor) - max(2 * i - 1, siting - factor) for i in covered}
+    weights = {i: weight for i, weight in weights.items() if weight > 0}
+    before, after = -min(weights), (count - 1) * factor + max(weights) - (size - 1)
+    if before or after > 0:
+        plane = np.pad(plane, [(before, max(after, 0)) if axis == i else (0, 0) for i in range(plane.ndim)], mode="edge")
+    samples = np.moveaxis(plane, axis, 0)
+    least = min(weights.values())
+    total = 0
+    for i, weight in weights.items():
+        some = samples[before + i :: factor][:count]
+        total = total + (some if weight == least else some * (weight // least))
+    return np.moveaxis(total, 0, axis), sum(weights.values()) // least
+
+
+def _levels(stream: Stream) -> tuple[float, float, float]:
+    """Black, the span of luma and that of chroma, as codes of the stream's depth (ITU-R BT.601, BT.2100)."""
+    if stream.full_range:
+        most = 2**stream.depth - 1
+        return 0.0, float(most), float(most)
+    unit = 2.0 ** (stream.depth - 8)
+    return 16 * unit, 219 * unit, 224 * unit
