@@ -19,7 +19,8 @@ from torch import nn
 from . import windows
 from .images import list_images, read_image
 from .metrics import psnr_y, ssim_y
-from .networks.detect import detect, float_network, load_state, to_float_state
+from .networks.checkpoints import load_state
+from .networks.detect import detect, float_network, to_float_state
 from .quantize import to_pixels
 from .resize import imresize
 from .upscale import run

@@ -18,7 +18,8 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.calibration.ranges import best_act_range, published_weight_range
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.metrics import psnr_y
-from adabm_kernels.networks.detect import adabm_name, load_state
+from adabm_kernels.networks.checkpoints import load_state
+from adabm_kernels.networks.detect import adabm_name
 from adabm_kernels.quantize import fake_quantize_act, fake_quantize_weight
 from adabm_kernels.resize import imresize
 from adabm_kernels.simulate import image_measure

@@ -12,7 +12,8 @@ from shared import shared_path
 from torch import nn
 
 from adabm_kernels.config import ConvertConfig
-from adabm_kernels.networks.detect import adabm_name, detect, float_network, load_state, to_float_state, unwrap
+from adabm_kernels.networks.checkpoints import load_state
+from adabm_kernels.networks.detect import adabm_name, detect, float_network, to_float_state, unwrap
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec

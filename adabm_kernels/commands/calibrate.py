@@ -153,7 +153,8 @@ def _device(name: str) -> str:
 
 def _float_state(args: argparse.Namespace) -> dict[str, Any]:
     from ..checkpoint import is_converted
-    from ..networks.detect import detect, load_state
+    from ..networks.checkpoints import load_state
+    from ..networks.detect import detect
 
     if is_converted(args.weights):
         raise ValueError(f"--weights must be float weights, and '{args.weights}' is a converted model already")

@@ -16,7 +16,7 @@ class ConvertedEDSR(ConvertedResidualNetwork, network="edsr"):
 
     def _build(self) -> None:
         spec = self.spec
-        self.register_buffer("mean", MeanShift(1).bias if spec.mean_shift else torch.zeros(3))
+        self.register_buffer("mean", MeanShift(1, spec.mean).bias if spec.mean_shift else torch.zeros(3))
         if self.full:
             self._add("head.0")
             # What pixels lack to be what the codes of the first convolution stand for.
