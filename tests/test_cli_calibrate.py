@@ -14,7 +14,7 @@ import pytest
 import torch
 from command_line import names, rows
 from safetensors.torch import load_file
-from small import one_thread, small_edsr  # noqa: F401
+from small import one_thread, repeating_edsr  # noqa: F401
 
 import adabm_kernels
 from adabm_kernels import calibrate as library
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:--images holds")
 @pytest.fixture
 def folder(empty_folder):
     """A working directory with float weights of an EDSR x2, w.pt, and three pictures in photos."""
-    torch.save(small_edsr(blocks=1, channels=4).state_dict(), "w.pt")
+    torch.save(repeating_edsr(blocks=1, channels=4).state_dict(), "w.pt")
     (empty_folder / "photos").mkdir()
     for name, size in {"a": (40, 36), "b": (33, 48), "c": (120, 110)}.items():
         PIL.Image.fromarray(RGB(*size)).save(f"photos/{name}.png")
@@ -53,9 +53,8 @@ class FakeCalibration:
     def __init__(self):
         self.calls, self.failure = [], None
 
-    def __call__(self, model, images, config=None, progress=None, *, res_scale=None, start=None, resume=None, device="cpu"):
-        call = {"images": list(images), "config": config, "res_scale": res_scale, "start": start, "resume": resume}
-        self.calls.append(call | {"device": device})
+    def __call__(self, model, images, config=None, progress=None, *, res_scale=None, resume=None, **settings):
+        self.calls.append({"images": list(images), "config": config, "res_scale": res_scale, "resume": resume} | settings)
         progress(1, 2, "ranges")
         if self.failure is not None:
             resume.write_bytes(b"state")
@@ -351,7 +350,7 @@ def no_network(folder):
 
 
 def nan_weights(folder):
-    state = small_edsr(blocks=1, channels=4).state_dict()
+    state = repeating_edsr(blocks=1, channels=4).state_dict()
     state["head.0.weight"][0, 0, 0, 0] = float("nan")
     torch.save(state, folder / "x.pt")
 
@@ -363,7 +362,7 @@ def with_option(name, value):
 BAD_INPUT = {
     "nothing": (None, ["calibrate"], "the following arguments are required: --weights, --images, -o/--output"),
     "weights absent": (None, with_option("--weights", "no.pt"), "--weights must be an existing file, got 'no.pt'"),
-    "weights of another kind": (None, with_option("--weights", "photos/a.png"), "a checkpoint ends in .safetensors, .pt or .pth"),
+    "weights of another kind": (None, with_option("--weights", "photos/a.png"), "a checkpoint ends in .safetensors, .pt, .pth, .ckpt, .tar, .bin or .pkl"),
     "no network": (no_network, with_option("--weights", "x.pt"), "--weights 'x.pt': detect: "),
     "nan": (
         nan_weights,

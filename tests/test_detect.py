@@ -336,7 +336,7 @@ def test_load_state_names_the_file_that_is_missing_or_of_another_kind(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file: .*nowhere.pt"):
         load_state(tmp_path / "nowhere.pt")
     (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a checkpoint ends in .safetensors, .pt or .pth, got .*model.onnx"):
+    with pytest.raises(ValueError, match=r"a checkpoint ends in .safetensors, .pt, .pth, .ckpt, .tar, .bin or .pkl, got .*model.onnx"):
         load_state(tmp_path / "model.onnx")
     torch.save(torch.ones(2), tmp_path / "tensor.pt")
     with pytest.raises(ValueError, match=r"tensor.pt holds a Tensor, not a state dict"):

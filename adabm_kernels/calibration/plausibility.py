@@ -1,13 +1,13 @@
 """Whether a float network, as it has been read, upscales pictures at all: before hours of calibration, not after them.
 
-What weights do not tell (the residual scale, the range of pixels, the mean colour, the order of colours) is easily wrong, and a network
-read in the wrong convention gives noise or other colours. So a few pictures are shrunk, upscaled again by the float network, and
-compared with what they were and with bicubic.
+What weights do not tell (the residual scale, the range of pixels, the mean colour, the order of colours) is easily wrong, and a
+network read in the wrong convention gives noise or other colours. So a few pictures are shrunk, upscaled again by the float
+network, and compared with what they were and with bicubic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
@@ -29,7 +29,7 @@ REFERENCE_DB = 15.0  # below this bicubic is no reference: the pictures are nois
 ENOUGH_DB = 34.0  # what is asked for at most: on smooth pictures bicubic is as good as can be
 FAR_BELOW_DB = 3.0
 BETTER_DB = {"rgb": 0.3, "bgr": 0.5}  # by which another reading must win; networks are nearly as good with red and blue exchanged
-EQUAL_DB = 0.2  # readings this close are as good as each other: the one with fewer changes is suggested
+EQUAL_DB = 0.05  # readings this close are as good as each other: the one with fewer changes is suggested
 
 Reading = dict[str, Any]  # res_scale and the fields of Convention by name
 _WORDS = {
@@ -67,7 +67,8 @@ class WrongReading(ValueError):
         return self._sentence(" ".join(f"--{name.replace('_', '-')} {_word(value)}" for name, value in given), "--no-check")
 
     def _sentence(self, remedy: str, anyway: str) -> str:
-        found = f"upscaling shrunk ones of these pictures, the float network has {self.psnr:.1f} dB where bicubic has {self.bicubic:.1f}"
+        achieved = f"{self.psnr:.1f} dB where bicubic has {self.bicubic:.1f}"
+        found = f"upscaling shrunk ones of these pictures, the float network has {achieved}"
         if self.suggested is None:
             return (
                 f"the weights are likely untrained, or read with the wrong residual scale, range of pixels or mean shift: {found}, "
@@ -83,8 +84,8 @@ def check_reading(
 ) -> None:
     """Raise WrongReading where a float network is likely not meant as it has been read.
 
-    state_dict, weights_key: what `found` was detected from. pictures: float32 [3, h, w] in 0..255. Those too small to be shrunk, and
-    pictures of noise, which nothing can be compared on, are passed over; with no others there is no check.
+    state_dict, weights_key: what `found` was detected from. pictures: float32 [3, h, w] in 0..255. Those too small to be shrunk,
+    and pictures of noise, which nothing can be compared on, are passed over; with no others there is no check.
     """
     crops = _crops(pictures, found.spec.scale)
     if not crops:
@@ -106,6 +107,11 @@ def check_reading(
         raise WrongReading(psnr, bicubic, changes, value)
     if far:
         raise WrongReading(psnr, bicubic, None, psnr)
+
+
+def looked_at(pictures: Sequence[Any]) -> list[Any]:
+    """At most LOOKED_AT of the pictures, spread evenly: enough to check a reading on."""
+    return [pictures[i * len(pictures) // LOOKED_AT] for i in range(LOOKED_AT)] if len(pictures) > LOOKED_AT else list(pictures)
 
 
 def _others(state_dict: Mapping[str, Any], found: Detected, key: str | None) -> list[tuple[Detected, Reading]]:
@@ -130,7 +136,8 @@ def _others(state_dict: Mapping[str, Any], found: Detected, key: str | None) -> 
 def _changed(reading: tuple, found: Detected) -> int:
     """How many parts of a reading are not those of what was found."""
     own = found.convention
-    return sum(a != b for a, b in zip(reading, (found.spec.res_scale, own.rgb_range, own.mean_shift, own.channel_order), strict=True))
+    said = (found.spec.res_scale, own.rgb_range, own.mean_shift, own.channel_order)
+    return sum(a != b for a, b in zip(reading, said, strict=True))
 
 
 def _fingerprint(state_dict: Mapping[str, Any], found: Detected) -> tuple:
@@ -151,9 +158,7 @@ def _psnr(state_dict: Mapping[str, Any], found: Detected, crops: list[Crop]) -> 
 
 def _crops(pictures: Iterable[torch.Tensor], scale: int) -> list[Crop]:
     """The middles of those pictures that bicubic finds hardest."""
-    large = [picture for picture in pictures if min(picture.shape[1:]) >= LEAST_SIDE * scale]
-    chosen = [large[i * len(large) // LOOKED_AT] for i in range(LOOKED_AT)] if len(large) > LOOKED_AT else large
-    crops = (_crop(picture, scale) for picture in chosen)
+    crops = (_crop(picture, scale) for picture in pictures if min(picture.shape[1:]) >= LEAST_SIDE * scale)
     usable = [crop for crop in crops if _db(crop.error) >= REFERENCE_DB]
     return sorted(usable, key=lambda crop: -crop.error)[:CROPS]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .layouts import ANCHORS
@@ -51,7 +52,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
             f"torch.save(torch.jit.load('{path.name}').state_dict(), 'weights.pt')"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files the unpickler raises almost anything: IndexError, struct.error, ...
         if classes := _foreign_classes(path, str(error)):
             raise ValueError(_how_to_save_anew(path, classes)) from error
@@ -78,6 +80,17 @@ def _is_torchscript(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
+def _numpy_numbers() -> list[tuple[Any, str]]:
+    """What a NumPy number such as the best PSNR is made of in a file: no objects of Python, which could be anything."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"}
+    return [
+        (np.dtype, "numpy.dtype"),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *((kind, f"{kind.__module__}.{kind.__name__}") for kind in kinds),
+    ]
+
+
 def _foreign_classes(path: Path, message: str) -> list[str]:
     """The classes of Python that a file needs and that hold more than tensors, with their modules."""
     try:
@@ -85,28 +98,31 @@ def _foreign_classes(path: Path, message: str) -> list[str]:
     except Exception:  # a file of before PyTorch 1.6, or a damaged one
         found = []
     # Of such a file, torch's message names the first one.
-    return sorted(found) or re.findall(r"(?:GLOBAL|Unsupported class) ([\w.]+)", message)[:1]
+    found = sorted(set(found) - {name for _, name in _numpy_numbers()})
+    return found or re.findall(r"(?:GLOBAL|Unsupported class|got <class) '?([\w.]+)", message)[:1]
 
 
 def _how_to_save_anew(path: Path, classes: list[str]) -> str:
-    listed = ", ".join(classes)
+    names = ", ".join(classes)
+    allowed = names + (", numpy.dtype, *map(type, map(numpy.dtype, 'fdil?'))" if "numpy.ndarray" in classes else "")
     modules = ", ".join(sorted({"torch", *(name.rpartition(".")[0] for name in classes if "." in name)}))
     if any(name.startswith("torch.nn.modules.") for name in classes):
         how = "in the program that made it, save the weights of this network with torch.save(model.state_dict(), 'weights.pt')"
     else:
         how = (
             f"where you trust the file, import {modules} and save its weights alone with "
-            f"`with torch.serialization.safe_globals([{listed}]): checkpoint = torch.load('{path.name}', weights_only=True)` and "
+            f"`with torch.serialization.safe_globals([{allowed}]): checkpoint = torch.load('{path.name}', weights_only=True)` and "
             "`torch.save(checkpoint['state_dict'], 'weights.pt')`, with the key that your checkpoint has for 'state_dict'"
         )
-    return f"load_state: {path} is not a checkpoint of plain tensors, and no code in a file is run: it holds {listed}; {how}"
+    return f"load_state: {path} is not a checkpoint of plain tensors, and no code in a file is run: it holds {names}; {how}"
 
 
 def _plain(error: Exception) -> str:
-    """The first sentence of torch's message, without colours and without its advice to run what is in the file."""
+    """The first line of torch's message, without colours and without its advice to run what is in the file."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    line = (text.splitlines() or [""])[0]
-    return re.split(r"\.? (?:This file can still be loaded|In PyTorch 2\.6)", line)[0]
+    if found := re.search(r"WeightsUnpickler error:\s*(.+)", text):
+        return found[1]
+    return (text.splitlines() or [""])[0]
 
 
 # ---- what is inside

@@ -204,6 +204,15 @@ def _with_mean(found: Detected, given: dict[str, torch.Tensor]) -> NetworkSpec:
     return replace(spec, mean=mean[::-1] if convention.channel_order == "bgr" else mean)
 
 
+def check_whole(found: Detected) -> None:
+    """Refuse a module that has other weights beside the network found in it: without them it would be another module."""
+    if found.left_out:
+        raise ValueError(
+            f"detect: the network '{found.source}' of the module has other weights beside it, {listed(list(found.left_out), 4)}: "
+            f"pass module.{found.source} alone"
+        )
+
+
 def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
     """Refuse a module whose weights fit `spec` and whose layers of torch compute something else.
 

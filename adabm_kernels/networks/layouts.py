@@ -47,8 +47,8 @@ _OTHERS = (
     (
         r"conv_block1\.conv_block\.0\.",
         None,
-        "an SRResNet of sgrvinod's tutorial, which ends in a tanh and takes pixels normalised by ImageNet's mean and deviation: the "
-        "integer networks compute neither",
+        "an SRResNet of sgrvinod's tutorial, which ends in a tanh and takes pixels normalised by ImageNet's mean and deviation: "
+        "the integer networks compute neither",
     ),
     (r"residual\.\d+\.in1\.", None, "an SRResNet with InstanceNorm, which depends on the picture: only BatchNorm is supported"),
     (r"body\.\d+\..*conv_du\.", None, "an RCAN, whose channel attention depends on the picture"),
