@@ -362,7 +362,7 @@ def with_option(name, value):
 BAD_INPUT = {
     "nothing": (None, ["calibrate"], "the following arguments are required: --weights, --images, -o/--output"),
     "weights absent": (None, with_option("--weights", "no.pt"), "--weights must be an existing file, got 'no.pt'"),
-    "weights of another kind": (None, with_option("--weights", "photos/a.png"), "a checkpoint ends in .safetensors, .pt, .pth, .ckpt, .tar, .bin or .pkl"),
+    "weights of another kind": (None, with_option("--weights", "photos/a.png"), "a checkpoint ends in .safetensors, .pt, "),
     "no network": (no_network, with_option("--weights", "x.pt"), "--weights 'x.pt': detect: "),
     "nan": (
         nan_weights,

@@ -244,8 +244,7 @@ def what_follows(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
         return After(one, zero, zero if ".convs." in name else None)
     if spec.network == "edsr":
         gain = one * (spec.res_scale if name.endswith("conv2") else 1.0)
-        # The usual mean colour; convert_model refuses weights with another, up to their float32 rounding.
-        mean = MeanShift(1).bias if spec.mean_shift and name == spec.tail_names[-1] else torch.zeros(1)
+        mean = MeanShift(1, spec.mean).bias if spec.mean_shift and name == spec.tail_names[-1] else torch.zeros(1)
         return After(gain, zero + mean.double().repeat_interleave(k // len(mean)), zero if name.endswith("conv1") else None)
     part, _, leaf = name.rpartition(".")
     if name == "head.0":
@@ -536,7 +535,6 @@ def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
     sim = SimulatedNetwork.from_float(state, ConvertConfig())
     missing = {key: value for key, value in state.items() if key != "body.0.body.2.bias"}
     broken = state | {"tail.1.weight": state["tail.1.weight"] * float("nan")}
-    shifted = state | {"sub_mean.bias": state["sub_mean.bias"] / 255}
     return [
         ("a path", TypeError, r"a state dict, got str \(torch.load\(path, weights_only=True\) reads", {"model": "edsr.pt"}),
         (
@@ -566,12 +564,6 @@ def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
             {"model": state | {"attention.weight": torch.zeros(1)}, "calibration": one},
         ),
         ("NaN", ValueError, "'tail.1.weight' holds NaN or infinite values", {"model": broken, "calibration": one}),
-        (
-            "another mean colour",
-            ValueError,
-            "'sub_mean' must shift by the DIV2K mean colour of images in 0..255",
-            {"model": shifted, "calibration": one},
-        ),
         ("another module", ValueError, "not an EDSR, RDN or SRResNet state dict", {"model": nn.Linear(2, 2), "calibration": one}),
     ]
 

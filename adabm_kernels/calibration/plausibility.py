@@ -25,7 +25,7 @@ LOOKED_AT = 24  # pictures at most that they are chosen from
 LEAST_SIDE, MOST_SIDE = 16, 32  # low-resolution pixels of a crop
 SHAVED = 4  # of them on each side that are not compared: the network sees the border of the crop there
 WORK = 5e11  # multiplications for all readings together, about ten seconds: large networks see fewer crops
-REFERENCE_DB = 15.0  # below this bicubic is no reference: the pictures are noise
+NOISE = 0.6  # share of a crop's variance: where bicubic leaves more of it, the picture is noise and bicubic no reference
 ENOUGH_DB = 34.0  # what is asked for at most: on smooth pictures bicubic is as good as can be
 FAR_BELOW_DB = 3.0
 BETTER_DB = {"rgb": 0.3, "bgr": 0.5}  # by which another reading must win; networks are nearly as good with red and blue exchanged
@@ -42,11 +42,13 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Crop:
-    """hr: float32 [3, s*h, s*w] in 0..255. lr: what it is shrunk to, [1, 3, h, w]. error: of bicubic, squared, for each pixel."""
+    """hr: float32 [3, s*h, s*w] in 0..255. lr: what it is shrunk to, [1, 3, h, w]. error: of bicubic, squared, for each pixel.
+    noise: whether bicubic leaves so much of it that it is no reference."""
 
     hr: torch.Tensor
     lr: torch.Tensor
     error: float
+    noise: bool
 
 
 class WrongReading(ValueError):
@@ -159,7 +161,7 @@ def _psnr(state_dict: Mapping[str, Any], found: Detected, crops: list[Crop]) -> 
 def _crops(pictures: Iterable[torch.Tensor], scale: int) -> list[Crop]:
     """The middles of those pictures that bicubic finds hardest."""
     crops = (_crop(picture, scale) for picture in pictures if min(picture.shape[1:]) >= LEAST_SIDE * scale)
-    usable = [crop for crop in crops if _db(crop.error) >= REFERENCE_DB]
+    usable = [crop for crop in crops if not crop.noise]
     return sorted(usable, key=lambda crop: -crop.error)[:CROPS]
 
 
@@ -170,7 +172,8 @@ def _crop(picture: torch.Tensor, scale: int) -> Crop:
     # Pixels of a picture are whole numbers, and so is what the network will see.
     lr = np.round(imresize(hr.permute(1, 2, 0).numpy().astype(np.float64), 1 / scale).clip(0, 255))
     up = torch.from_numpy(imresize(lr, scale)).permute(2, 0, 1)
-    return Crop(hr, torch.from_numpy(lr).float().permute(2, 0, 1)[None].contiguous(), _error(up, hr, scale))
+    error, variance = _error(up, hr, scale), _error(hr.mean((1, 2), keepdim=True).expand_as(hr), hr, scale)
+    return Crop(hr, torch.from_numpy(lr).float().permute(2, 0, 1)[None].contiguous(), error, error > NOISE * variance + 1)
 
 
 def _error(y: torch.Tensor, hr: torch.Tensor, scale: int) -> float:

@@ -141,7 +141,7 @@ class Candidate:
 
 
 def candidates(checkpoint: Mapping[str, Any]) -> list[Candidate]:
-    """Everything in a checkpoint that may be a network, at least one.
+    """Everything in a checkpoint that may be a network, at least one, what looks most like one first.
 
     Raises TypeError unless it is a mapping with string keys, ValueError when there are no tensors in it.
     """
@@ -152,7 +152,7 @@ def candidates(checkpoint: Mapping[str, Any]) -> list[Candidate]:
     found = [candidate for path, tensors in _mappings(checkpoint) for candidate in _inside(path, tensors)]
     if not found:
         raise ValueError(f"state_dict must hold tensors by name, got other values at {listed(list(checkpoint))}")
-    return sorted(found, key=lambda candidate: not any(anchor in candidate.state for anchor in ANCHORS))
+    return sorted(found, key=lambda c: (not any(anchor in c.state for anchor in ANCHORS), -len(c.state)))
 
 
 def _mappings(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, torch.Tensor]]]:
@@ -165,11 +165,11 @@ def _mappings(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator
 
 
 def _inside(path: tuple[str, ...], tensors: dict[str, torch.Tensor]) -> list[Candidate]:
-    """The networks among named tensors: one for each prefix before the name of a first convolution."""
+    """The networks among named tensors: one for each prefix before the name of a first convolution, and all of them together."""
     named = _without_weight_norm({_SEGMENTS.sub(r"\1", key): value for key, value in tensors.items() if not _COUNTERS.search(key)})
     prefixes = {key[: -len(anchor)] for key in named for anchor in ANCHORS if key == anchor or key.endswith(f".{anchor}")}
     found = []
-    for prefix in sorted(prefixes) or [_common_prefix(named)]:
+    for prefix in sorted(prefixes | {_common_prefix(named)}):
         state = {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
         left_out = tuple(key for key in named if not key.startswith(prefix))
         found.append(Candidate(".".join([*path, *prefix.split(".")[:-1]]), state, left_out))

@@ -105,14 +105,14 @@ def _chosen(
             labels = listed([c.label for c in found])
             raise ValueError(f"detect: weights_key must name one part of the checkpoint, of {labels}, got {key!r}")
         return named[0], recognise(named[0].state)
-    fits, first_error = [], None
+    fits, errors = [], []
     for candidate in found:
         try:
             fits.append((candidate, recognise(candidate.state)))
         except ValueError as error:
-            first_error = first_error or error
+            errors.append((bool(why_not(candidate.state)), error))
     if not fits:
-        raise first_error
+        raise max(errors, key=lambda known: known[0])[1]
     labels = {candidate.label for candidate, _ in fits}
     # BasicSR saves a network and its average side by side, and reads the average.
     fits = [fit for fit in fits if not (fit[0].label.endswith("params") and f"{fit[0].label}_ema" in labels)]
