@@ -27,7 +27,7 @@ SHAVED = 4  # of them on each side that are not compared: the network sees the b
 WORK = 5e11  # multiplications for all readings together, about ten seconds: large networks see fewer crops
 NOISE = 0.6  # share of a crop's variance: where bicubic leaves more of it, the picture is noise and bicubic no reference
 ENOUGH_DB = 34.0  # what is asked for at most: on smooth pictures bicubic is as good as can be
-FAR_BELOW_DB = 3.0
+FAR_BELOW_DB = 4.0  # more than repeating every pixel loses
 BETTER_DB = {"rgb": 0.3, "bgr": 0.5}  # by which another reading must win; networks are nearly as good with red and blue exchanged
 EQUAL_DB = 0.05  # readings this close are as good as each other: the one with fewer changes is suggested
 
@@ -61,12 +61,15 @@ class WrongReading(ValueError):
     def __init__(self, psnr: float, bicubic: float, suggested: Reading | None, better: float):
         self.psnr, self.bicubic, self.suggested, self.better = psnr, bicubic, suggested, better
         remedy = ", ".join(f"{name}={value!r}" for name, value in (suggested or {}).items())
-        super().__init__(f"calibrate: {self._sentence(remedy, 'check=False')}")
+        super().__init__(f"calibrate: {self._sentence(f'with {remedy}', 'check=False')}")
 
     def in_options(self) -> str:
         """The sentence in the options of the command line."""
-        given = (self.suggested or {}).items()
-        return self._sentence(" ".join(f"--{name.replace('_', '-')} {_word(value)}" for name, value in given), "--no-check")
+        options = {f"--{name.replace('_', '-')}": value for name, value in (self.suggested or {}).items()}
+        given = " ".join(f"{option} {_word(value)}" for option, value in options.items() if value is not None)
+        without = " or ".join(option for option, value in options.items() if value is None)
+        remedy = " ".join([*(["with", given] if given else []), *(["without", without] if without else [])])
+        return self._sentence(remedy, "--no-check")
 
     def _sentence(self, remedy: str, anyway: str) -> str:
         achieved = f"{self.psnr:.1f} dB where bicubic has {self.bicubic:.1f}"
@@ -77,7 +80,7 @@ class WrongReading(ValueError):
                 f"and none of the usual ones helps ({anyway} goes on all the same)"
             )
         wrong = " and ".join(_WORDS[name] for name in self.suggested)
-        remedied = f"{self.better:.1f} dB with {remedy}"
+        remedied = f"{self.better:.1f} dB {remedy}"
         return f"the weights are likely read with the wrong {wrong}: {found}, and {remedied} ({anyway} goes on as it is)"
 
 
@@ -120,8 +123,8 @@ def _others(state_dict: Mapping[str, Any], found: Detected, key: str | None) -> 
     """Every other usual reading that gives another network, and what to say to get it."""
     own, edsr = found.convention, isinstance(found.spec, EDSRSpec)
     scales = [found.spec.res_scale, *(s for s in (1.0, 0.1) if edsr and s != found.spec.res_scale)]
-    ranges = [own.rgb_range, *(r for r in RGB_RANGES if r != own.rgb_range)]
-    shifts = [own.mean_shift, *(m for m in MEAN_SHIFTS if edsr and m != own.mean_shift)]
+    ranges = [own.rgb_range, *(r for r in (None, *RGB_RANGES) if r != own.rgb_range)]
+    shifts = [own.mean_shift, *(m for m in (None, *MEAN_SHIFTS) if edsr and m != own.mean_shift)]
     orders = [own.channel_order, *(o for o in CHANNEL_ORDERS if o != own.channel_order)]
     seen, others = {_fingerprint(state_dict, found)}, []
     for scale, rgb_range, shift, order in sorted(product(scales, ranges, shifts, orders), key=lambda r: _changed(r, found)):
@@ -151,8 +154,9 @@ def _fingerprint(state_dict: Mapping[str, Any], found: Detected) -> tuple:
 
 def _psnr(state_dict: Mapping[str, Any], found: Detected, crops: list[Crop]) -> float:
     """In dB over all crops and colours; outputs clamped."""
-    network = float_network(found.spec)
-    network.load_state_dict(to_float_state(state_dict, found))
+    with torch.device("meta"):  # no random weights are drawn, and the given ones are not copied
+        network = float_network(found.spec)
+    network.load_state_dict(to_float_state(state_dict, found), assign=True)
     with torch.no_grad():
         errors = [_error(network(crop.lr)[0], crop.hr, found.spec.scale) for crop in crops]
     return _db(float(np.mean(errors)))
