@@ -32,7 +32,7 @@ from .calibration.tune import device_of, make_tuning
 from .config import ConvertConfig
 from .files import write_file
 from .networks.convention import Convention
-from .networks.detect import check_whole, detect
+from .networks.detect import check_whole, detect, res_scale_of
 from .nn import ConvertedNetwork
 from .simulate import SimulatedNetwork
 
@@ -68,7 +68,8 @@ def calibrate(
     images: low-resolution images as the network will see them, about 100: float or uint8 tensors [N, 3, H, W] in
         0..255, or paths of pictures. Of each random crops of at most `config.patch` pixels a side are used.
     progress: called with (work done, work in all, what is being done); the unit is about a second.
-    res_scale: the network's residual scale, which its state dict does not reveal; default that of a known module, else 1.
+    res_scale: the network's residual scale, which its state dict does not reveal; default the `res_scale` of a module's blocks,
+        else 1.
     rgb_range, mean_shift, channel_order: what else it does not reveal, see `networks.convention.Convention`; by default the state
         dict and its layout decide. The calibrated network computes with RGB in 0..255 in any case.
     weights_key: which of several networks in a checkpoint is meant, such as "generator_ema".
@@ -105,7 +106,7 @@ def calibrate(
     if isinstance(model, nn.Module):
         state = model.state_dict()
         if res_scale is None:
-            res_scale = getattr(getattr(model, "spec", None), "res_scale", None)
+            res_scale = res_scale_of(model)
     elif isinstance(model, Mapping):
         state = model
     else:
@@ -123,7 +124,7 @@ def calibrate(
     rng = random.Random(config.seed)
     windows = samples.read_images(images, config.patch, rng)
     if check:
-        check_reading(state, found, looked_at(windows), weights_key)
+        check_reading(state, found, looked_at(windows))
     simulated = SimulatedNetwork.from_float(state, config, res_scale, found)
     taken = None if start is None else _maps_of(start, simulated)
     simulated.to(device)

@@ -12,7 +12,7 @@ from torch import nn
 from .calibrate import calibrate
 from .config import ConvertConfig
 from .networks.convention import Convention
-from .networks.detect import check_modules, check_whole, detect, plain_keys, unwrap
+from .networks.detect import check_modules, check_whole, detect, plain_keys, res_scale_of, unwrap
 from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
 from .simulate import SimulatedNetwork
@@ -40,7 +40,8 @@ def convert_model(
     calibration: low-resolution images, float tensors [N, 3, H, W] in 0..255 or paths; needed for a float network, and
         refused for a calibrated one.
     config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedNetwork its own is taken.
-    res_scale: the network's residual scale, which its state dict does not reveal; default that of a module with a `spec`, else 1.
+    res_scale: the network's residual scale, which its state dict does not reveal; default the `res_scale` of a module's blocks,
+        else 1.
     rgb_range, mean_shift, channel_order, weights_key, check: see `calibrate`. The converted network takes and gives RGB in 0..255
         whatever the convention of the weights, and so does its `float_model()`.
     device: where torch calibrates, "cpu" or "cuda"; the converted network is on the CPU.
@@ -59,7 +60,7 @@ def convert_model(
     if isinstance(model, nn.Module):
         state = model.state_dict()
         if res_scale is None:
-            res_scale = getattr(getattr(model, "spec", None), "res_scale", None)
+            res_scale = res_scale_of(model)
     elif isinstance(model, Mapping):
         state = model
     else:

@@ -248,7 +248,7 @@ def load_float(
             "calibrated for (adabm_kernels.convert_model), and save the result"
         )
     rgb = (picture if isinstance(picture, np.ndarray) else read_image(picture) for picture in looked_at(pictures))
-    check_reading(state, found, (torch.from_numpy(pixels).permute(2, 0, 1) for pixels in rgb), weights_key)
+    check_reading(state, found, (torch.from_numpy(pixels).permute(2, 0, 1) for pixels in rgb))
     network = float_network(found.spec)
     network.load_state_dict(to_float_state(state, found))
     return network

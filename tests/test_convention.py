@@ -286,6 +286,33 @@ def test_other_families_in_another_range_and_order(spec):
     assert isinstance(float_network(detect(state).spec), RDN if spec.network == "rdn" else SRResNet)
 
 
+class Block(nn.Module):
+    """As in EDSR-PyTorch, which keeps the residual scale in each block."""
+
+    def __init__(self, block, res_scale):
+        super().__init__()
+        self.body, self.res_scale = block.body, res_scale
+
+    def forward(self, x):
+        return x + self.body(x) * self.res_scale
+
+
+class Foreign(nn.Module):
+    def __init__(self, edsr, *scales):
+        super().__init__()
+        self.head, self.tail = edsr.head, edsr.tail
+        blocks = [Block(block, scale) for block, scale in zip(edsr.body, scales, strict=False)]
+        self.body = nn.Sequential(*blocks, edsr.body[-1])
+
+
+def test_the_residual_scale_is_read_off_the_blocks_of_a_module():
+    model = Foreign(small_edsr(mean_shift=False), 0.1, 0.1)
+    assert convert_model(model, pictures(), ConvertConfig(recipe="paper")).spec.res_scale == 0.1
+    assert convert_model(model, pictures(), ConvertConfig(recipe="paper"), res_scale=0.5).spec.res_scale == 0.5
+    with pytest.raises(ValueError, match="res_scale must be the same in all blocks of the module, got \\[0.1, 1.0\\]"):
+        convert_model(Foreign(small_edsr(mean_shift=False), 0.1, 1), pictures())
+
+
 # ---- integer networks and their files
 
 

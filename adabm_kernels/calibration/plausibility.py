@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..networks.convention import CHANNEL_ORDERS, MEAN_SHIFTS, RGB_RANGES, Convention
-from ..networks.detect import Detected, detect, float_network, to_float_state
+from ..networks.detect import Detected, float_network, reread, to_float_state
 from ..networks.edsr import EDSRSpec
 from ..resize import imresize
 
@@ -24,7 +24,7 @@ CROPS = 6  # that are looked at, those with most detail
 LOOKED_AT = 24  # pictures at most that they are chosen from
 LEAST_SIDE, MOST_SIDE = 16, 32  # low-resolution pixels of a crop
 SHAVED = 4  # of them on each side that are not compared: the network sees the border of the crop there
-WORK = 5e11  # multiplications for all readings together, about ten seconds: large networks see fewer crops
+WORK = 4e11  # multiplications for all readings together, a few seconds: large networks see fewer crops
 NOISE = 0.6  # share of a crop's variance: where bicubic leaves more of it, the picture is noise and bicubic no reference
 ENOUGH_DB = 34.0  # what is asked for at most: on smooth pictures bicubic is as good as can be
 FAR_BELOW_DB = 4.0  # more than repeating every pixel loses
@@ -84,26 +84,24 @@ class WrongReading(ValueError):
         return f"the weights are likely read with the wrong {wrong}: {found}, and {remedied} ({anyway} goes on as it is)"
 
 
-def check_reading(
-    state_dict: Mapping[str, Any], found: Detected, pictures: Iterable[torch.Tensor], weights_key: str | None = None
-) -> None:
+def check_reading(state_dict: Mapping[str, Any], found: Detected, pictures: Iterable[torch.Tensor]) -> None:
     """Raise WrongReading where a float network is likely not meant as it has been read.
 
-    state_dict, weights_key: what `found` was detected from. pictures: float32 [3, h, w] in 0..255. Those too small to be shrunk,
-    and pictures of noise, which nothing can be compared on, are passed over; with no others there is no check.
+    state_dict: what `found` was detected from. pictures: float32 [3, h, w] in 0..255. Those too small to be shrunk, and pictures of
+    noise, which nothing can be compared on, are passed over; with no others there is no check.
     """
     crops = _crops(pictures, found.spec.scale)
     if not crops:
         return
-    others = _others(state_dict, found, weights_key)
+    others = _others(state_dict, found)
     work = sum(conv.products for conv in found.spec.convs()) * MOST_SIDE**2
-    crops = crops[: max(1, int(WORK / (work * (1 + len(others)))))]
+    crops = crops[: max(1, int(WORK / (work * (1 + len(others) / 2))))]
     bicubic = _db(float(np.mean([crop.error for crop in crops])))
     wanted = min(bicubic, ENOUGH_DB)
     psnr = _psnr(state_dict, found, crops)
     far = psnr < wanted - FAR_BELOW_DB
-    if not far:  # then its residual scale is right: another one leaves nothing of the picture
-        others = [(other, changes) for other, changes in others if "res_scale" not in changes]
+    # Another residual scale leaves nothing of the picture, another order of colours nearly all: half of the readings are left.
+    others = [(other, changes) for other, changes in others if ("channel_order" if far else "res_scale") not in changes]
     tried = [(_psnr(state_dict, other, crops), changes) for other, changes in others]
     better = [t for t in tried if t[0] >= max(psnr + BETTER_DB[t[1].get("channel_order", "rgb")], wanted - 1)]
     if better:
@@ -119,7 +117,7 @@ def looked_at(pictures: Sequence[Any]) -> list[Any]:
     return [pictures[i * len(pictures) // LOOKED_AT] for i in range(LOOKED_AT)] if len(pictures) > LOOKED_AT else list(pictures)
 
 
-def _others(state_dict: Mapping[str, Any], found: Detected, key: str | None) -> list[tuple[Detected, Reading]]:
+def _others(state_dict: Mapping[str, Any], found: Detected) -> list[tuple[Detected, Reading]]:
     """Every other usual reading that gives another network, and what to say to get it."""
     own, edsr = found.convention, isinstance(found.spec, EDSRSpec)
     scales = [found.spec.res_scale, *(s for s in (1.0, 0.1) if edsr and s != found.spec.res_scale)]
@@ -129,7 +127,7 @@ def _others(state_dict: Mapping[str, Any], found: Detected, key: str | None) -> 
     seen, others = {_fingerprint(state_dict, found)}, []
     for scale, rgb_range, shift, order in sorted(product(scales, ranges, shifts, orders), key=lambda r: _changed(r, found)):
         convention = Convention(rgb_range, shift, order)
-        other = detect(state_dict, scale, convention=convention, weights_key=key)
+        other = reread(state_dict, found, scale, convention)
         if (fingerprint := _fingerprint(state_dict, other)) not in seen:
             seen.add(fingerprint)
             changes = {} if scale == found.spec.res_scale else {"res_scale": scale}

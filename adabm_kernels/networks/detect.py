@@ -123,19 +123,30 @@ def _chosen(
     return fits[0]
 
 
+def reread(state_dict: Mapping[str, Any], found: Detected, res_scale: float, convention: Convention) -> Detected:
+    """The network of `found` read otherwise; its weights, which `detect` has checked, are not looked at again."""
+    given = next(c.state for c in candidates(state_dict) if c.label == found.source)
+    spec = _spec(_prepared(given, layout_of(given), convention), given, res_scale)
+    other = replace(found, spec=spec, convention=convention)
+    return replace(other, spec=_with_mean(other, given))
+
+
+def _spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_scale: float) -> NetworkSpec:
+    """Hyper-parameters read off keys and shapes. state: under AdaBM names. given: as the user's checkpoint has it."""
+    if "SFENet1.weight" in state:
+        return _rdn_spec(state)
+    return _srresnet_spec(state, res_scale) if _is_srresnet(state) else _edsr_spec(state, given, res_scale)
+
+
 def _recognised(given: dict[str, torch.Tensor], res_scale: float, convention: Convention) -> Detected:
     """What a state dict without wrappers holds."""
     if other := why_not(given):
-        raise ValueError(f"detect: the state dict is not that of an EDSR, RDN or SRResNet that can be converted but of {other}")
+        supported = "what is supported: EDSR, RDN and SRResNet with BatchNorm, for x2, x3 and x4"
+        raise ValueError(f"detect: the state dict is that of {other} ({supported})")
     layout = layout_of(given)
     state = _prepared(given, layout, convention)
     _check_kind(state, {new: old for old, new in layout.rename(given).items()})
-    if "SFENet1.weight" in state:
-        spec = _rdn_spec(state)
-    elif _is_srresnet(state):
-        spec = _srresnet_spec(state, res_scale)
-    else:
-        spec = _edsr_spec(state, given, res_scale)
+    spec = _spec(state, given, res_scale)
     calibrated = any(key.endswith(".lower_a") for key in state)
     first = next(iter(spec.quantized("full")))
     quantize = None if not calibrated else "full" if f"{first}.lower_a" in state else "body"
@@ -202,6 +213,21 @@ def _with_mean(found: Detected, given: dict[str, torch.Tensor]) -> NetworkSpec:
         )
     mean = shift.pixels(rgb_range)
     return replace(spec, mean=mean[::-1] if convention.channel_order == "bgr" else mean)
+
+
+def res_scale_of(model: nn.Module) -> float | None:
+    """The residual scale that the blocks of a module have as their `res_scale`, None where they have none.
+
+    Raises ValueError where they have several: a network here has one.
+    """
+    values = {
+        float(value)
+        for module in model.modules()
+        if isinstance(value := getattr(module, "res_scale", None), (int, float)) and not isinstance(value, bool)
+    }
+    if len(values) > 1:
+        raise ValueError(f"detect: res_scale must be the same in all blocks of the module, got {sorted(values)}")
+    return values.pop() if values else None
 
 
 def check_whole(found: Detected) -> None:
