@@ -232,6 +232,8 @@ def load_float(
 ) -> nn.Module:
     """The float network in a checkpoint, recognised by its keys (networks/detect.py), for RGB in 0..255.
 
+    Its `found` says what it was recognised as, and in which part of the file.
+
     res_scale, convention, weights_key: what the weights do not reveal, see `detect`. pictures: originals, files or uint8 [H, W, 3],
     on which it is checked that the network upscales (calibration/plausibility.py); none for no check.
     Raises FileNotFoundError, and ValueError for a file that holds no known network or an already calibrated one, and WrongReading,
@@ -251,6 +253,7 @@ def load_float(
     check_reading(state, found, (torch.from_numpy(pixels).permute(2, 0, 1) for pixels in rgb))
     network = float_network(found.spec)
     network.load_state_dict(to_float_state(state, found))
+    network.found = found
     return network
 
 

@@ -132,7 +132,8 @@ def test_float_weights_are_checked_on_the_pictures(folder, adabm):
     assert adabm(*command, "--no-check")[0] == 0
     torch.save({"net": repeating_edsr(channels=4, blocks=1).state_dict(), "other": small_edsr().state_dict()}, "float.ckpt")
     assert "name one of them as --weights-key" in adabm(*command)[2]
-    assert adabm(*command, "--weights-key", "net")[0] == 0
+    status, out, _ = adabm(*command, "--weights-key", "net")
+    assert status == 0 and rows(out)["model"] == "float.ckpt ('net' in the file, PyTorch float32)"
 
 
 def lr_of_another_size(folder):

@@ -93,7 +93,7 @@ def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple
     settings |= {"pictures": [] if args.no_check else pictures}
     with weights.misread(f"--model '{path}'"), weights.in_options():
         network = load_float(path, 1.0 if args.res_scale is None else args.res_scale, **settings)
-    return network, "PyTorch float32"
+    return network, ", ".join(filter(None, [weights.source(network.found), "PyTorch float32"]))
 
 
 def _print(report: EvaluationReport, document: dict[str, Any]) -> None:
