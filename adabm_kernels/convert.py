@@ -89,6 +89,11 @@ def convert_model(
             "convert_model: calibration is needed for a float network: pass low-resolution images, as float tensors "
             "[N, 3, H, W] in 0..255 or as paths (about 100 are enough)"
         )
+    if config.tail == "collapsed" and not (config.quantize == "full" and found.spec.linear_upsampler):
+        raise ValueError(
+            "convert_model: config.tail='collapsed' needs a fully quantised network with a staged tail without activations, got "
+            f"quantize={config.quantize!r} for {found.spec}"
+        )
     settings = reading | {"res_scale": res_scale, "weights_key": weights_key, "check": check, "device": device}
     return _from_simulated(calibrate(state, calibration, config, progress, **settings))
 

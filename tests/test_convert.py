@@ -527,6 +527,8 @@ def test_a_collapsed_tail_is_the_default_and_small_images_take_the_staged_one() 
 
 # ---- what is refused
 
+SMALL_EDSR, SMALL_SRRESNET = EDSRSpec(2, 1, 4), SRResNetSpec(2, 1, 4)
+
 
 def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
     spec = EDSRSpec(2, 1, 4)
@@ -564,6 +566,18 @@ def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
             {"model": state | {"attention.weight": torch.zeros(1)}, "calibration": one},
         ),
         ("NaN", ValueError, "'tail.1.weight' holds NaN or infinite values", {"model": broken, "calibration": one}),
+        (
+            "a tail that cannot collapse",
+            ValueError,
+            "convert_model: config.tail='collapsed' needs a fully quantised network with a staged tail without activations, got",
+            {"model": float_model(SMALL_SRRESNET), "calibration": one, "config": ConvertConfig(tail="collapsed")},
+        ),
+        (
+            "a body that has no tail",
+            ValueError,
+            "got quantize='body' for EDSRSpec",
+            {"model": state, "calibration": one, "config": ConvertConfig(tail="collapsed", quantize="body")},
+        ),
         ("another module", ValueError, "not an EDSR, RDN or SRResNet state dict", {"model": nn.Linear(2, 2), "calibration": one}),
     ]
 
@@ -580,9 +594,6 @@ def changed(path: str, layer: nn.Module, spec: NetworkSpec) -> nn.Module:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, layer)
     return model
-
-
-SMALL_EDSR, SMALL_SRRESNET = EDSRSpec(2, 1, 4), SRResNetSpec(2, 1, 4)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ class EDSRSpec(NetworkSpec):
             raise ValueError(f"EDSRSpec: tail must be 'staged' or 'single', got {self.tail!r}")
 
     @property
+    def linear_upsampler(self) -> bool:
+        return self.tail == "staged"
+
+    @property
     def shuffles(self) -> tuple[int, ...]:
         """PixelShuffle factors of the tail, in order."""
         if self.tail == "single":
