@@ -26,11 +26,13 @@ from torch.utils._pytree import tree_map_only
 
 from .calibration import images as samples
 from .calibration import maps
+from .calibration.plausibility import check_reading, looked_at
 from .calibration.ranges import Observer, clip_ranges, search_ranges, set_weight_ranges
 from .calibration.tune import device_of, make_tuning
 from .config import ConvertConfig
 from .files import write_file
-from .networks.detect import detect
+from .networks.convention import Convention
+from .networks.detect import check_whole, detect, res_scale_of
 from .nn import ConvertedNetwork
 from .simulate import SimulatedNetwork
 
@@ -51,17 +53,29 @@ def calibrate(
     progress: Progress | None = None,
     *,
     res_scale: float | None = None,
+    rgb_range: float | None = None,
+    mean_shift: str | tuple[float, float, float] | None = None,
+    channel_order: str = "rgb",
+    weights_key: str | None = None,
+    check: bool = True,
     start: SimulatedNetwork | ConvertedNetwork | None = None,
     resume: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> SimulatedNetwork:
     """Choose every range, threshold and offset of a quantised network from images, and fine-tune it for `config.steps` steps.
 
-    model: a float network, recognised by its state dict (networks/detect.py), or that state dict.
+    model: a float network, recognised by its state dict (networks/detect.py), or that state dict, or a checkpoint that holds it.
     images: low-resolution images as the network will see them, about 100: float or uint8 tensors [N, 3, H, W] in
         0..255, or paths of pictures. Of each random crops of at most `config.patch` pixels a side are used.
     progress: called with (work done, work in all, what is being done); the unit is about a second.
-    res_scale: the network's residual scale, which its state dict does not reveal; default that of a known module, else 1.
+    res_scale: the network's residual scale, which its state dict does not reveal; default the `res_scale` of a module's blocks,
+        else 1.
+    rgb_range, mean_shift, channel_order: what else it does not reveal, see `networks.convention.Convention`; by default the state
+        dict and its layout decide. The calibrated network computes with RGB in 0..255 in any case.
+    weights_key: which of several networks in a checkpoint is meant, such as "generator_ema".
+    check: first upscale a few of the images, shrunk, with the float network, and raise ValueError where it is far worse than
+        bicubic, or better when it is read in another usual convention, which the message names. Images of noise, and those less
+        than 16 pixels a side when shrunk, cannot be checked on.
     start: a calibrated or converted network of the same architecture whose image thresholds and layer offsets are taken over:
         only ranges are chosen anew.
     resume: a file that keeps the state of the fine-tuning. Where it exists, the run that wrote it is continued; the same
@@ -77,10 +91,11 @@ def calibrate(
     and ranges learned together.
 
     Everything is seeded: the same arguments give the same result on the same kind of machine. A layer that sees one value only, as
-    when all images are flat, gets a range that holds this value exactly. The result's `report` says how long each stage took and
-    what the loss was. Raises TypeError and ValueError naming the argument, the rule and the value: no images, images smaller than
-    16 pixels a side or outside 0..255, an unknown or already calibrated network, activations that are NaN or infinite, a `resume`
-    file of another run, a device that torch cannot use here.
+    when all images are flat, gets a range that holds this value exactly. The result's `report` says how long each stage took, what
+    the loss was, and under "weights" which part of a checkpoint was taken. Raises TypeError and ValueError naming the argument, the
+    rule and the value: no images, images smaller than 16 pixels a side or outside 0..255, an unknown or already calibrated network,
+    one that is likely misread, activations that are NaN or infinite, a `resume` file of another run, a device that torch cannot use
+    here.
     """
     device = checked_device(device)
     config = ConvertConfig() if config is None else config
@@ -91,17 +106,26 @@ def calibrate(
     if isinstance(model, nn.Module):
         state = model.state_dict()
         if res_scale is None:
-            res_scale = getattr(getattr(model, "spec", None), "res_scale", None)
+            res_scale = res_scale_of(model)
     elif isinstance(model, Mapping):
         state = model
     else:
         raise TypeError(f"calibrate: model must be a torch.nn.Module or a state dict, got {type(model).__name__}")
     res_scale = 1.0 if res_scale is None else res_scale
-    if detect(state, res_scale).calibrated:
+    try:
+        convention = Convention(rgb_range, mean_shift, channel_order)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"calibrate: {error}") from error
+    found = detect(state, res_scale, convention=convention, weights_key=weights_key)
+    if found.calibrated:
         raise ValueError("calibrate: model must be a float network, and this one is calibrated already")
+    if isinstance(model, nn.Module):
+        check_whole(found)
     rng = random.Random(config.seed)
     windows = samples.read_images(images, config.patch, rng)
-    simulated = SimulatedNetwork.from_float(state, config, res_scale)
+    if check:
+        check_reading(state, found, looked_at(windows))
+    simulated = SimulatedNetwork.from_float(state, config, res_scale, found)
     taken = None if start is None else _maps_of(start, simulated)
     simulated.to(device)
     run = _Run(simulated, windows, rng, progress)
@@ -113,7 +137,7 @@ def calibrate(
             run.ranges_and_maps(taken)
         if config.steps:
             run.tune(kept, resume, identity)
-    simulated.report = run.report()
+    simulated.report = run.report() | {"weights": {"source": found.source, "left_out": list(found.left_out)}}
     return simulated.cpu().eval()
 
 

@@ -20,8 +20,8 @@ from .networks.detect import SPECS, adabm_name, float_shapes, plain_keys
 from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
 
-FORMAT_VERSION = 3
-READABLE = (1, 2, 3)  # 1 knows no input_shift, 2 no digits
+FORMAT_VERSION = 4
+READABLE = (1, 2, 3, 4)  # 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's
 HEADER_KEY = "adabm"
 _SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive", "weight_grid", "digits")
 _TENSORS = ("codes", "weight_upper", "bias")

@@ -215,13 +215,13 @@ def _add_eval(evaluation: argparse.ArgumentParser) -> None:
         default="whole",
         help="pictures as a whole, or the 96-pixel patches of AdaBM's code (default: %(default)s)",
     )
-    _add_res_scale(evaluation)
+    _add_reading(evaluation)
     _add_json_file(evaluation)
 
 
 def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
     add = calibration.add_argument
-    add("--weights", metavar="W", type=Path, required=True, help="float state dict: .pt, .pth or .safetensors")
+    add("--weights", metavar="W", type=Path, required=True, help="checkpoint of float weights: .pt, .pth, .ckpt, .safetensors")
     add(
         "--images",
         metavar="DIR",
@@ -267,7 +267,7 @@ def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="where torch computes: auto, cpu or cuda (default: auto, a GPU where torch finds one)")
     add("--seed", metavar="S", type=_integer(0), help="of every random choice (default: 1)")
     add("--threads", metavar="N", type=_integer(1), help="CPU threads (default: as many as torch would use)")
-    _add_res_scale(calibration)
+    _add_reading(calibration)
     _add_json_file(calibration)
 
 
@@ -311,13 +311,21 @@ def _add_model(parser: argparse.ArgumentParser, others: str, device: bool = True
     parser.add_argument("--threads", metavar="N", type=_integer(1), help="CPU threads (default: as many as torch would use)")
 
 
-def _add_res_scale(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--res-scale",
-        metavar="R",
-        type=_number(0),
-        help="residual scale of float weights, which do not tell it: 0.1 for the largest EDSR (default: 1)",
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """What float weights do not tell of their network: see commands/weights.py."""
+    group = parser.add_argument_group("float weights, where they do not tell it themselves")
+    add = group.add_argument
+    add("--res-scale", metavar="R", type=_number(0), help="residual scale: 0.1 for the largest EDSR (default: 1)")
+    add("--rgb-range", type=int, choices=(1, 255), help="of their pixels (default: as weights and layout say, else 255)")
+    add(
+        "--mean-shift",
+        metavar="none|div2k|R,G,B",
+        type=_mean_shift,
+        help="colour that an EDSR subtracts and adds again, in parts of the range (default: as weights and layout say)",
     )
+    add("--channel-order", choices=("rgb", "bgr"), help="bgr for a network trained on pictures as OpenCV reads them (default: rgb)")
+    add("--weights-key", metavar="KEY", help="which of several networks in the file, such as params_ema")
+    add("--no-check", action="store_true", help="go on where the float network is no good at upscaling the pictures, shrunk")
 
 
 def _add_json_flag(parser: argparse.ArgumentParser) -> None:
@@ -390,6 +398,18 @@ def _number(least: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def _mean_shift(text: str) -> str | tuple[float, ...]:
+    if text in ("none", "div2k"):
+        return text
+    try:
+        colour = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        colour = ()
+    if len(colour) != 3 or not all(0 <= value <= 1 for value in colour):
+        raise argparse.ArgumentTypeError(f"must be 'none', 'div2k' or three numbers in 0..1 such as 0.45,0.44,0.4, got '{text}'")
+    return colour
 
 
 def _share(text: str) -> float:

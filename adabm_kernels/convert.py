@@ -11,8 +11,8 @@ from torch import nn
 
 from .calibrate import calibrate
 from .config import ConvertConfig
-from .networks.detect import check_modules, detect, plain_keys
-from .networks.edsr import MeanShift
+from .networks.convention import Convention
+from .networks.detect import check_modules, check_whole, detect, plain_keys, res_scale_of, unwrap
 from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
 from .simulate import SimulatedNetwork
@@ -24,18 +24,26 @@ def convert_model(
     config: ConvertConfig | None = None,
     *,
     res_scale: float | None = None,
+    rgb_range: float | None = None,
+    mean_shift: str | tuple[float, float, float] | None = None,
+    channel_order: str = "rgb",
+    weights_key: str | None = None,
+    check: bool = True,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> ConvertedNetwork:
     """A copy of `model` that computes with integer convolutions and the bit-widths AdaBM chooses at run time.
 
-    model: a float EDSR, RDN or SRResNet or its state dict (recognised by its keys, networks/detect.py), a calibrated AdaBM state
-        dict, or a SimulatedNetwork. The user's own class is fine; only its state dict is read, and layers of
-        torch that compute something else than those of the recognised network are refused by name.
+    model: a float EDSR, RDN or SRResNet or its state dict (recognised by its keys, networks/detect.py), a checkpoint that holds
+        one, a calibrated AdaBM state dict, or a SimulatedNetwork. The user's own class is fine; only its state dict is read, and
+        layers of torch that compute something else than those of the recognised network are refused by name.
     calibration: low-resolution images, float tensors [N, 3, H, W] in 0..255 or paths; needed for a float network, and
         refused for a calibrated one.
     config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedNetwork its own is taken.
-    res_scale: the network's residual scale, which its state dict does not reveal; default that of a module with a `spec`, else 1.
+    res_scale: the network's residual scale, which its state dict does not reveal; default the `res_scale` of a module's blocks,
+        else 1.
+    rgb_range, mean_shift, channel_order, weights_key, check: see `calibrate`. The converted network takes and gives RGB in 0..255
+        whatever the convention of the weights, and so does its `float_model()`.
     device: where torch calibrates, "cpu" or "cuda"; the converted network is on the CPU.
     progress: called while it calibrates, with (work done, work in all, what is being done); the unit is about a second.
 
@@ -52,7 +60,7 @@ def convert_model(
     if isinstance(model, nn.Module):
         state = model.state_dict()
         if res_scale is None:
-            res_scale = getattr(getattr(model, "spec", None), "res_scale", None)
+            res_scale = res_scale_of(model)
     elif isinstance(model, Mapping):
         state = model
     else:
@@ -62,35 +70,35 @@ def convert_model(
     res_scale = 1.0 if res_scale is None else res_scale
     if not isinstance(config, ConvertConfig):
         raise TypeError(f"convert_model: config must be a ConvertConfig, got {type(config).__name__}")
-    found = detect(state, res_scale)
-    if isinstance(model, nn.Module) and not found.calibrated:
-        check_modules(model, found.spec)
+    reading = {"rgb_range": rgb_range, "mean_shift": mean_shift, "channel_order": channel_order}
+    try:
+        convention = Convention(**reading)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"convert_model: {error}") from error
+    found = detect(state, res_scale, convention=convention, weights_key=weights_key)
+    if isinstance(model, nn.Module):
+        check_whole(found)
+        if not found.calibrated:
+            check_modules(model, found.spec)
     if found.calibrated:
         if calibration is not None:
             raise ValueError("convert_model: calibration must be left out: the state dict is calibrated already")
-        return _from_simulated(SimulatedNetwork.from_state(state, config, res_scale))
+        return _from_simulated(SimulatedNetwork.from_state(unwrap(state, weights_key), config, res_scale))
     if calibration is None:
         raise ValueError(
             "convert_model: calibration is needed for a float network: pass low-resolution images, as float tensors "
             "[N, 3, H, W] in 0..255 or as paths (about 100 are enough)"
         )
-    return _from_simulated(calibrate(state, calibration, config, progress, res_scale=res_scale, device=device))
-
-
-def _check_mean_shift(model: SimulatedNetwork) -> None:
-    """The converted network shifts by the usual mean colour: refuse weights that say otherwise."""
-    for name, sign in (("sub_mean", -1), ("add_mean", 1)):
-        given, usual = model.get_submodule(name).state_dict(), MeanShift(sign).state_dict()
-        if not all(torch.allclose(given[key], usual[key], rtol=1e-6) for key in usual):
-            raise ValueError(
-                f"convert_model: '{name}' must shift by the DIV2K mean colour of images in 0..255, bias "
-                f"{usual['bias'].tolist()}, got {given['bias'].tolist()} and weight {given['weight'].flatten().tolist()}"
-            )
+    if config.tail == "collapsed" and not (config.quantize == "full" and found.spec.linear_upsampler):
+        raise ValueError(
+            "convert_model: config.tail='collapsed' needs a fully quantised network with a staged tail without activations, got "
+            f"quantize={config.quantize!r} for {found.spec}"
+        )
+    settings = reading | {"res_scale": res_scale, "weights_key": weights_key, "check": check, "device": device}
+    return _from_simulated(calibrate(state, calibration, config, progress, **settings))
 
 
 def _from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
-    if getattr(model.spec, "mean_shift", False):
-        _check_mean_shift(model)
     quantized = {conv.name: conv for conv in model.quantized_convs()}
     state, names = model.state_dict(), plain_keys(model.spec, model.config.quantize)
     adaptive = model.config.adaptive

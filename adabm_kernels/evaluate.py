@@ -6,7 +6,7 @@ The conventions are the field's; docs/evaluation.md states them all and says wha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,9 +17,12 @@ import torch
 from torch import nn
 
 from . import windows
+from .calibration.plausibility import check_reading, looked_at
 from .images import list_images, read_image
 from .metrics import psnr_y, ssim_y
-from .networks.detect import detect, float_network, load_state, to_float_state
+from .networks.checkpoints import load_state
+from .networks.convention import AS_READ, Convention
+from .networks.detect import detect, float_network, to_float_state
 from .quantize import to_pixels
 from .resize import imresize
 from .upscale import run
@@ -219,15 +222,26 @@ def evaluate(
     return EvaluationReport(spec.scale, protocol, tuple(images))
 
 
-def load_float(path: str | Path, res_scale: float = 1.0) -> nn.Module:
-    """The float network in a .pt, .pth or .safetensors file, recognised by its keys (networks/detect.py).
+def load_float(
+    path: str | Path,
+    res_scale: float = 1.0,
+    *,
+    convention: Convention = AS_READ,
+    weights_key: str | None = None,
+    pictures: Sequence[Path | np.ndarray] = (),
+) -> nn.Module:
+    """The float network in a checkpoint, recognised by its keys (networks/detect.py), for RGB in 0..255.
 
-    res_scale: the network's residual scale, which its weights do not reveal.
-    Raises FileNotFoundError, and ValueError for a file that holds no known network or an already calibrated one.
+    Its `found` says what it was recognised as, and in which part of the file.
+
+    res_scale, convention, weights_key: what the weights do not reveal, see `detect`. pictures: originals, files or uint8 [H, W, 3],
+    on which it is checked that the network upscales (calibration/plausibility.py); none for no check.
+    Raises FileNotFoundError, and ValueError for a file that holds no known network or an already calibrated one, and WrongReading,
+    a ValueError, where the check says that the network is likely meant otherwise.
     """
     state = load_state(path)
     try:
-        found = detect(state, res_scale)
+        found = detect(state, res_scale, convention=convention, weights_key=weights_key)
     except (TypeError, ValueError) as error:
         raise ValueError(f"load_float: {path} holds no network that is known here: {error}") from error
     if found.calibrated:
@@ -235,8 +249,11 @@ def load_float(path: str | Path, res_scale: float = 1.0) -> nn.Module:
             f"load_float: {path} must hold float weights, and these are calibrated: convert them with the bit-widths they were "
             "calibrated for (adabm_kernels.convert_model), and save the result"
         )
+    rgb = (picture if isinstance(picture, np.ndarray) else read_image(picture) for picture in looked_at(pictures))
+    check_reading(state, found, (torch.from_numpy(pixels).permute(2, 0, 1) for pixels in rgb))
     network = float_network(found.spec)
     network.load_state_dict(to_float_state(state, found))
+    network.found = found
     return network
 
 

@@ -14,7 +14,7 @@ from onnx_baselines import RUNTIMES, onnx_bytes
 from shared import shared_path
 
 from adabm_kernels import ConvertConfig, convert_model, load
-from adabm_kernels.networks.detect import load_state
+from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.upscale import builtin_models
 
 SIZE = 192

@@ -14,7 +14,7 @@ import pytest
 import torch
 from command_line import names, rows
 from safetensors.torch import load_file
-from small import one_thread, small_edsr  # noqa: F401
+from small import one_thread, repeating_edsr, small_edsr  # noqa: F401
 
 import adabm_kernels
 from adabm_kernels import calibrate as library
@@ -22,6 +22,8 @@ from adabm_kernels import checkpoint
 from adabm_kernels.commands import calibrate, common
 from adabm_kernels.config import DEFAULT_STEPS, BestTuning
 from adabm_kernels.metrics import psnr
+from adabm_kernels.networks.convention import Convention
+from adabm_kernels.networks.detect import detect
 from adabm_kernels.resize import imresize
 from adabm_kernels.simulate import SimulatedNetwork
 
@@ -35,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:--images holds")
 @pytest.fixture
 def folder(empty_folder):
     """A working directory with float weights of an EDSR x2, w.pt, and three pictures in photos."""
-    torch.save(small_edsr(blocks=1, channels=4).state_dict(), "w.pt")
+    torch.save(repeating_edsr(blocks=1, channels=4).state_dict(), "w.pt")
     (empty_folder / "photos").mkdir()
     for name, size in {"a": (40, 36), "b": (33, 48), "c": (120, 110)}.items():
         PIL.Image.fromarray(RGB(*size)).save(f"photos/{name}.png")
@@ -53,15 +55,17 @@ class FakeCalibration:
     def __init__(self):
         self.calls, self.failure = [], None
 
-    def __call__(self, model, images, config=None, progress=None, *, res_scale=None, start=None, resume=None, device="cpu"):
-        call = {"images": list(images), "config": config, "res_scale": res_scale, "start": start, "resume": resume}
-        self.calls.append(call | {"device": device})
+    def __call__(self, model, images, config=None, progress=None, *, res_scale=None, resume=None, **settings):
+        self.calls.append({"images": list(images), "config": config, "res_scale": res_scale, "resume": resume} | settings)
+        convention = Convention(*(settings.get(name) for name in ("rgb_range", "mean_shift")), settings.get("channel_order", "rgb"))
+        key = settings.get("weights_key")
+        found = detect(model, 1.0 if res_scale is None else res_scale, convention=convention, weights_key=key)
         progress(1, 2, "ranges")
         if self.failure is not None:
             resume.write_bytes(b"state")
             raise self.failure
         progress(2, 2, "fine-tuning")
-        simulated = SimulatedNetwork.from_float(model, config, 1.0 if res_scale is None else res_scale)
+        simulated = SimulatedNetwork.from_float(model, config, found=found)
         with torch.no_grad():
             for conv in simulated.quantized_convs():
                 conv.lower_a.fill_(-200.0)
@@ -123,6 +127,60 @@ def test_options_reach_the_library(folder, fake, adabm):
     assert call["res_scale"] == 0.5 and call["resume"] == Path("m.safetensors.resume")
     assert adabm_kernels.load("m.safetensors").config == call["config"]
     assert rows(out)["settings"] == "W6A5 body, recipe paper, 7 steps, seed 3"
+
+
+READING = ["--res-scale", 0.1, "--rgb-range", 1, "--mean-shift", "0.5,0.25,0.125", "--channel-order", "bgr"]
+READING += ["--weights-key", "generator_ema"]
+
+
+def two_networks(folder):
+    """In place of w.pt, a checkpoint with two networks and what a training program leaves beside them."""
+    state = {}
+    for seed, name in enumerate(("generator", "generator_ema")):
+        state |= {f"{name}.{key}": value for key, value in repeating_edsr(seed, blocks=1, channels=4).state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state | {"val_psnr.total": torch.zeros(())}}, folder / "w.pt")
+
+
+def test_how_weights_are_read_reaches_the_library_and_the_record(folder, fake, adabm):
+    """And `info` prints the same options again."""
+    two_networks(folder)
+    status, out, err = adabm(*COMMAND, *READING, "--no-check")
+    assert (status, err) == (0, "")
+    want = {"res_scale": 0.1, "rgb_range": 1, "mean_shift": (0.5, 0.25, 0.125), "channel_order": "bgr"}
+    want |= {"weights_key": "generator_ema", "check": False}
+    assert {name: fake.calls[0][name] for name in want} == want
+    # The checkpoint has 16 tensors for each network, and one metric.
+    assert rows(out)["weights"] == "'state_dict.generator_ema' in the file, 17 tensors beside it left out"
+    made = adabm_kernels.load("m.safetensors").provenance
+    assert made["mean_shift"] == [0.5, 0.25, 0.125] and made["no_check"] is True
+    words = shlex.split(rows(textwrap.dedent(adabm("info", "m.safetensors")[1].split("\nMade\n")[1]))["command"])
+    for option, value in zip(READING[::2], READING[1::2], strict=True):
+        assert words[words.index(option) + 1] == str(value)
+    assert "--no-check" in words
+    fake.calls.clear()
+    Path("m.safetensors").unlink()
+    assert adabm(*words[1:])[0] == 0
+    assert {name: fake.calls[0][name] for name in want} == want
+
+
+def test_nothing_is_said_of_a_file_that_is_the_network(folder, fake, adabm):
+    status, out, _ = adabm(*COMMAND)
+    assert status == 0 and "weights" not in rows(out.split("\n\n")[0])
+    assert fake.calls[0]["check"] is True and "rgb_range" not in fake.calls[0]
+
+
+def misread(folder):
+    torch.save(small_edsr(blocks=1, channels=4).state_dict(), folder / "w.pt")
+
+
+def test_a_network_that_is_misread_is_refused_before_the_work(folder, adabm):
+    misread(folder)
+    before = names(folder)
+    status, out, err = adabm(*QUICK)
+    assert (status, out, names(folder)) == (2, "", before)
+    assert err.startswith("adabm: error: --weights 'w.pt': the weights are likely untrained, or read with the wrong residual scale")
+    assert "and none of the usual ones helps (--no-check goes on all the same)" in err and err.count("\n") == 1
+    assert adabm(*QUICK, "--no-check")[0] == 0
 
 
 def test_pictures_reach_the_library_as_they_are(folder, fake, adabm):
@@ -351,7 +409,7 @@ def no_network(folder):
 
 
 def nan_weights(folder):
-    state = small_edsr(blocks=1, channels=4).state_dict()
+    state = repeating_edsr(blocks=1, channels=4).state_dict()
     state["head.0.weight"][0, 0, 0, 0] = float("nan")
     torch.save(state, folder / "x.pt")
 
@@ -363,7 +421,7 @@ def with_option(name, value):
 BAD_INPUT = {
     "nothing": (None, ["calibrate"], "the following arguments are required: --weights, --images, -o/--output"),
     "weights absent": (None, with_option("--weights", "no.pt"), "--weights must be an existing file, got 'no.pt'"),
-    "weights of another kind": (None, with_option("--weights", "photos/a.png"), "a checkpoint ends in .safetensors, .pt or .pth"),
+    "weights of another kind": (None, with_option("--weights", "photos/a.png"), "a checkpoint ends in .safetensors, .pt, "),
     "no network": (no_network, with_option("--weights", "x.pt"), "--weights 'x.pt': detect: "),
     "nan": (
         nan_weights,
@@ -411,6 +469,24 @@ BAD_INPUT = {
     "weight bits": (None, [*COMMAND, "--weight-bits", "9"], "--weight-bits: must be an integer from 2 to 8, got '9'"),
     "act bits": (None, [*COMMAND, "--act-bits", "8"], "--act-bits: must be 4, 5 or 6 (images and layers add up to 2"),
     "target bits": (None, [*COMMAND, "--target-bits", "7"], "--target-bits must be within 1 of act_bits, got 7"),
+    "rgb range": (None, [*COMMAND, "--rgb-range", "2"], "--rgb-range: invalid choice: 2"),
+    "mean shift": (
+        None,
+        [*COMMAND, "--mean-shift", "114,111,103"],
+        "--mean-shift: must be 'none', 'div2k' or three numbers in 0..1 such as 0.45,0.44,0.4, got '114,111,103'",
+    ),
+    "channel order": (None, [*COMMAND, "--channel-order", "gbr"], "--channel-order: invalid choice: 'gbr'"),
+    "several networks": (
+        two_networks,
+        COMMAND,
+        "--weights 'w.pt': detect: the checkpoint holds several networks, 'state_dict.generator', 'state_dict.generator_ema': name "
+        "one of them as --weights-key",
+    ),
+    "weights key": (
+        two_networks,
+        [*COMMAND, "--weights-key", "ema"],
+        "--weights-key must name one part of the checkpoint, of 'state_dict.generator', 'state_dict.generator_ema', ",
+    ),
     "steps": (None, [*COMMAND, "--steps", "-1"], "--steps: must be an integer of at least 0, got '-1'"),
     "downscale": (None, [*COMMAND, "--downscale", "0.5"], "--downscale: must be a number of at least 1, got '0.5'"),
     "device": (None, [*COMMAND, "--device", "gpu"], "calibrate: device must be one that torch can use here, got 'gpu': "),

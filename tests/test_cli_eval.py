@@ -14,7 +14,7 @@ import torch
 from command_line import names, rows
 from fake_model import FakeModel
 from shared import shared_path
-from small import small_edsr
+from small import repeating_edsr, small_edsr
 
 from adabm_kernels import checkpoint, cli
 from adabm_kernels import evaluate as evaluation
@@ -118,6 +118,24 @@ def test_float_weights(folder, adabm):
     assert written["settings"] is None and written["mean"]["float"]["mean_bits"] == 32
 
 
+def test_float_weights_are_checked_on_the_pictures(folder, adabm):
+    """Before anything is measured, and in the names of the options."""
+    for name in ("a", "b"):
+        smooth = np.add.outer(np.linspace(0, 120, 64), np.linspace(0, 100, 48))[..., None].repeat(3, 2).astype(np.uint8)
+        PIL.Image.fromarray(smooth).save(f"hr/{name}.png")
+    torch.save({"net": small_edsr(channels=4, blocks=1).state_dict()}, "float.ckpt")
+    command = ["eval", "--model", "float.ckpt", "--data", "hr"]
+    status, out, err = adabm(*command)
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("adabm: error: --model 'float.ckpt': the weights are likely untrained, or read with the wrong residual ")
+    assert "(--no-check goes on all the same)" in err
+    assert adabm(*command, "--no-check")[0] == 0
+    torch.save({"net": repeating_edsr(channels=4, blocks=1).state_dict(), "other": small_edsr().state_dict()}, "float.ckpt")
+    assert "name one of them as --weights-key" in adabm(*command)[2]
+    status, out, _ = adabm(*command, "--weights-key", "net")
+    assert status == 0 and rows(out)["model"] == "float.ckpt ('net' in the file, PyTorch float32)"
+
+
 def lr_of_another_size(folder):
     PIL.Image.new("RGB", (20, 20)).save(folder / "lr" / "bx4.png")
 
@@ -162,6 +180,8 @@ BAD_INPUT = {
     ),
     "json another picture": (None, ["--data", "hr", "--lr", "lr", "--json", "lr/ax4.png"], "--json must not be a file"),
     "json the model": (None, ["--data", "hr", "--json", "m"], "--json must not be a file"),
+    "rgb range": (None, ["--data", "hr", "--rgb-range", "1"], "--rgb-range must be left out for a converted model, which knows"),
+    "mean shift": (None, ["--data", "hr", "--mean-shift", "0.4,0.4,0.4"], "knows its own, got 0.4,0.4,0.4"),
     "res scale": (None, ["--data", "hr", "--res-scale", "0.1"], "--res-scale must be left out for a converted model"),
     "res scale word": (None, ["--data", "hr", "--res-scale", "nan"], "--res-scale: must be a number of at least 0, got 'nan'"),
     "float bits": (

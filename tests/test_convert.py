@@ -21,7 +21,8 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
 from adabm_kernels.images import read_image
-from adabm_kernels.networks.detect import adabm_name, check_modules, float_network, load_state
+from adabm_kernels.networks.checkpoints import load_state
+from adabm_kernels.networks.detect import adabm_name, check_modules, float_network
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec, MeanShift
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.spec import NetworkSpec
@@ -243,8 +244,7 @@ def what_follows(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
         return After(one, zero, zero if ".convs." in name else None)
     if spec.network == "edsr":
         gain = one * (spec.res_scale if name.endswith("conv2") else 1.0)
-        # The usual mean colour; convert_model refuses weights with another, up to their float32 rounding.
-        mean = MeanShift(1).bias if spec.mean_shift and name == spec.tail_names[-1] else torch.zeros(1)
+        mean = MeanShift(1, spec.mean).bias if spec.mean_shift and name == spec.tail_names[-1] else torch.zeros(1)
         return After(gain, zero + mean.double().repeat_interleave(k // len(mean)), zero if name.endswith("conv1") else None)
     part, _, leaf = name.rpartition(".")
     if name == "head.0":
@@ -527,6 +527,8 @@ def test_a_collapsed_tail_is_the_default_and_small_images_take_the_staged_one() 
 
 # ---- what is refused
 
+SMALL_EDSR, SMALL_SRRESNET = EDSRSpec(2, 1, 4), SRResNetSpec(2, 1, 4)
+
 
 def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
     spec = EDSRSpec(2, 1, 4)
@@ -535,7 +537,6 @@ def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
     sim = SimulatedNetwork.from_float(state, ConvertConfig())
     missing = {key: value for key, value in state.items() if key != "body.0.body.2.bias"}
     broken = state | {"tail.1.weight": state["tail.1.weight"] * float("nan")}
-    shifted = state | {"sub_mean.bias": state["sub_mean.bias"] / 255}
     return [
         ("a path", TypeError, r"a state dict, got str \(torch.load\(path, weights_only=True\) reads", {"model": "edsr.pt"}),
         (
@@ -566,10 +567,16 @@ def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
         ),
         ("NaN", ValueError, "'tail.1.weight' holds NaN or infinite values", {"model": broken, "calibration": one}),
         (
-            "another mean colour",
+            "a tail that cannot collapse",
             ValueError,
-            "'sub_mean' must shift by the DIV2K mean colour of images in 0..255",
-            {"model": shifted, "calibration": one},
+            "convert_model: config.tail='collapsed' needs a fully quantised network with a staged tail without activations, got",
+            {"model": float_model(SMALL_SRRESNET), "calibration": one, "config": ConvertConfig(tail="collapsed")},
+        ),
+        (
+            "a body that has no tail",
+            ValueError,
+            "got quantize='body' for EDSRSpec",
+            {"model": state, "calibration": one, "config": ConvertConfig(tail="collapsed", quantize="body")},
         ),
         ("another module", ValueError, "not an EDSR, RDN or SRResNet state dict", {"model": nn.Linear(2, 2), "calibration": one}),
     ]
@@ -587,9 +594,6 @@ def changed(path: str, layer: nn.Module, spec: NetworkSpec) -> nn.Module:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, layer)
     return model
-
-
-SMALL_EDSR, SMALL_SRRESNET = EDSRSpec(2, 1, 4), SRResNetSpec(2, 1, 4)
 
 
 @pytest.mark.parametrize(

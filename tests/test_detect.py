@@ -1,18 +1,17 @@
 """Architectures read off state dicts: every published layout is recognised, every defect is named."""
 
-import pickle
 import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from shared import shared_path
 from torch import nn
 
 from adabm_kernels.config import ConvertConfig
-from adabm_kernels.networks.detect import adabm_name, detect, float_network, load_state, to_float_state, unwrap
+from adabm_kernels.networks.checkpoints import load_state
+from adabm_kernels.networks.detect import adabm_name, detect, float_network, to_float_state
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
@@ -200,20 +199,6 @@ def test_other_families_are_read_off_their_keys(spec):
         detect(state | {"attention.weight": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "params", "params_ema", "model"])
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod."])
-def test_wrappers_and_prefixes(wrapper, prefix):
-    state = {prefix + key: value for key, value in float_state().items()}
-    assert detect({wrapper: state, "epoch": 3}).spec == SPEC
-    assert detect(state).spec == SPEC
-
-
-def test_averaged_weights_come_first():
-    state = float_state()
-    other = {key: value + 1 for key, value in state.items()}
-    assert torch.equal(unwrap({"params": other, "params_ema": state})["head.0.bias"], state["head.0.bias"])
-
-
 def test_batch_counters_are_integers_that_may_be_absent():
     state = float_network(FAMILIES[-1]).state_dict()
     counters = [key for key in state if key.endswith("num_batches_tracked")]
@@ -307,68 +292,6 @@ def test_a_scale_that_is_not_supported(tail, outputs, rule):
     state = float_state(EDSRSpec(2, 1, 8, tail=tail)) | {"tail.0.0.weight": torch.zeros(outputs, 8, 3, 3)}
     with pytest.raises(ValueError, match=f"'tail.0.0.weight' must have {rule} output channels, got {outputs}"):
         detect(state)
-
-
-def test_what_is_not_a_state_dict():
-    with pytest.raises(TypeError, match="mapping from names to tensors, got list"):
-        detect([torch.ones(1)])
-    with pytest.raises(TypeError, match="mapping from names to tensors, got dict"):
-        detect({1: torch.ones(1)})
-    with pytest.raises(ValueError, match="state_dict is empty"):
-        detect({})
-    with pytest.raises(ValueError, match="must hold tensors only, got other values at 'epoch'"):
-        detect(float_state() | {"epoch": 3})
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-def test_load_state_reads_what_was_saved(tmp_path, suffix):
-    path, state = tmp_path / f"model{suffix}", float_state()
-    if suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path)
-    for got in (load_state(path), load_state(str(path))):
-        assert got.keys() == state.keys() and all(torch.equal(got[key], state[key]) for key in state)
-
-
-def test_load_state_names_the_file_that_is_missing_or_of_another_kind(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file: .*nowhere.pt"):
-        load_state(tmp_path / "nowhere.pt")
-    (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a checkpoint ends in .safetensors, .pt or .pth, got .*model.onnx"):
-        load_state(tmp_path / "model.onnx")
-    torch.save(torch.ones(2), tmp_path / "tensor.pt")
-    with pytest.raises(ValueError, match=r"tensor.pt holds a Tensor, not a state dict"):
-        load_state(tmp_path / "tensor.pt")
-    (tmp_path / "folder.pt").mkdir()
-    with pytest.raises(ValueError, match="folder.pt is damaged or not a checkpoint"):
-        load_state(tmp_path / "folder.pt")
-
-
-class Payload:
-    def __reduce__(self):
-        return (pytest.fail, ("code in a checkpoint was run",))
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_load_state_runs_no_code(tmp_path):
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Payload()))
-    torch.save({"head": Payload()}, tmp_path / "evil.pth")
-    for name in ("evil.pt", "evil.pth"):
-        with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
-            load_state(tmp_path / name)
-
-
-@pytest.mark.filterwarnings("ignore")
-@settings(max_examples=150, deadline=None)
-@given(data=st.binary(max_size=40), suffix=st.sampled_from([".pt", ".safetensors"]))
-def test_load_state_survives_any_bytes(tmp_path_factory, data, suffix):
-    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
-    path.write_bytes(data)
-    try:
-        load_state(path)
-    except ValueError as error:
-        assert "not a" in str(error)
 
 
 @pytest.mark.parametrize(

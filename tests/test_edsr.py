@@ -7,8 +7,9 @@ from PIL import Image
 from shared import shared_path
 
 from adabm_kernels.metrics import psnr_y
-from adabm_kernels.networks.detect import detect, load_state, to_float_state
-from adabm_kernels.networks.edsr import DIV2K_MEAN, EDSR, EDSRSpec
+from adabm_kernels.networks.checkpoints import load_state
+from adabm_kernels.networks.detect import detect, to_float_state
+from adabm_kernels.networks.edsr import DIV2K_PIXELS, EDSR, EDSRSpec
 
 SET5 = ("baby", "bird", "butterfly", "head", "woman")
 
@@ -54,7 +55,7 @@ def test_mean_shift_is_undone_at_the_end():
     model = EDSR(EDSRSpec(2, 1, 4))
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    mean = 255 * torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1)
+    mean = torch.tensor(DIV2K_PIXELS).view(1, 3, 1, 1)
     assert torch.equal(model(torch.rand(1, 3, 4, 4)), mean.expand(1, 3, 8, 8))
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from adabm_kernels import ConvertConfig, convert_model, save
-from adabm_kernels.networks.detect import load_state
+from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.resize import imresize
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
 from ..machine import cpu_name, describe_machine, describe_versions
+from . import weights
 from .common import (
     BAD_INPUT,
     FAILED,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..config import ConvertConfig
+    from ..networks.detect import Detected
     from ..nn import ConvertedNetwork
 
 CONFIG_OPTIONS = (
@@ -77,15 +79,15 @@ def execute(args: argparse.Namespace) -> None:
     torch.set_num_threads(threads)
     with stage(BAD_INPUT):
         device = checked_device(_device(args.device))
-        state = _float_state(args)
+        state, found = _float_state(args)
         start = None if args.start is None else _start(args.start)
     pictures = _Pictures(files, args.downscale)
     try:
         with stage(FAILED, bad_input=BAD_INPUT), Progress() as progress:
             chosen = pictures if args.select is None else pictures.most_informative(args.select)
-            simulated = calibrate(
-                state, chosen, config, progress, res_scale=args.res_scale, start=start, resume=kept, device=device
-            )
+            settings = weights.given(args) | {"check": not args.no_check, "start": start, "resume": kept, "device": device}
+            with weights.misread(f"--weights '{args.weights}'"):
+                simulated = calibrate(state, chosen, config, progress, **settings)
             model = convert_model(simulated)
             model.provenance = _provenance(args, pictures, threads, device, simulated.report)
             if args.output.exists() and not args.overwrite:
@@ -108,7 +110,7 @@ def execute(args: argparse.Namespace) -> None:
     if args.json == STDOUT:
         print(to_json(report))
     else:
-        _print(args, report)
+        _print(args, report, weights.source(found))
 
 
 # ---- input
@@ -151,20 +153,24 @@ def _device(name: str) -> str:
     return name
 
 
-def _float_state(args: argparse.Namespace) -> dict[str, Any]:
+def _float_state(args: argparse.Namespace) -> tuple[dict[str, Any], Detected]:
+    """(the checkpoint, what the network in it is)"""
     from ..checkpoint import is_converted
-    from ..networks.detect import detect, load_state
+    from ..networks.checkpoints import load_state
+    from ..networks.detect import detect
 
     if is_converted(args.weights):
         raise ValueError(f"--weights must be float weights, and '{args.weights}' is a converted model already")
     state = load_state(args.weights)
+    res_scale = 1.0 if args.res_scale is None else args.res_scale
     try:
-        calibrated = detect(state, 1.0 if args.res_scale is None else args.res_scale).calibrated
-    except (TypeError, ValueError) as error:
+        with weights.in_options():
+            found = detect(state, res_scale, convention=weights.convention(args), weights_key=args.weights_key)
+    except ValueError as error:
         raise ValueError(f"--weights '{args.weights}': {error}") from error
-    if calibrated:
+    if found.calibrated:
         raise ValueError(f"--weights must be float weights, and '{args.weights}' is calibrated already")
-    return state
+    return state, found
 
 
 def _start(path: Path) -> ConvertedNetwork:
@@ -250,16 +256,17 @@ def _provenance(
 ) -> dict[str, Any]:
     """All that a run with these settings (`ConvertConfig`) needs to be repeated, without the paths of this machine."""
     with open(args.weights, "rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     versions = describe_versions()
     return {
         "command": "calibrate",
-        "weights": {"file": args.weights.name, "sha256": weights},
+        "weights": {"file": args.weights.name, "sha256": digest},
         "images": {"folder": args.images.resolve().name, "count": pictures.count, "sha256": pictures.digest},
         "downscale": args.downscale,
         "select": args.select,
         "start": None if args.start is None else args.start.name,
-        "res_scale": args.res_scale,
+        **{name: getattr(args, name) for name in weights.READING_OPTIONS},
+        "no_check": args.no_check,
         "threads": threads,
         "cpu": cpu_name(),
         "device": _device_name(device),
@@ -322,7 +329,7 @@ def _psnr_to_float(model: ConvertedNetwork, pictures: list[torch.Tensor]) -> flo
     return sum(values) / len(values)
 
 
-def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
+def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> None:
     run, settings = report["run"], report["settings"]
     shrunk = "" if args.downscale == 1 else f", shrunk {args.downscale:g} times"
     stages = ", ".join(f"{stage['name']} {stage['seconds']:.0f} s" for stage in run["stages"])
@@ -337,6 +344,7 @@ def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
     print_table(
         [
             ("network", f"{report['network']['network']} x{report['network']['scale']}"),
+            *([("weights", source)] if source else []),
             ("settings", f"{bits} {settings['quantize']}, recipe {settings['recipe']}, {tuned}, seed {settings['seed']}"),
             ("pictures", f"{len(offsets)} of '{args.images}'{shrunk}"),
             ("time", f"{seconds:.0f} s ({stages}{resumed})"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..machine import describe_machine, describe_versions
+from . import weights
 from .common import BAD_INPUT, FAILED, STDOUT, Progress, check_json, print_columns, print_table, stage, to_json, write_json
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ def execute(args: argparse.Namespace) -> None:
 
     with stage(BAD_INPUT):
         pictures = list_images(args.data, "--data")
-        pictures += [] if args.lr is None else list_images(args.lr, "--lr")
-        check_json(args.json, args.model, *pictures)
+        small = [] if args.lr is None else list_images(args.lr, "--lr")
+        check_json(args.json, args.model, *pictures, *small)
 
     import torch
 
@@ -39,7 +41,7 @@ def execute(args: argparse.Namespace) -> None:
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     with stage(BAD_INPUT):
-        model, backend = _load(args, threads)
+        model, backend = _load(args, threads, pictures)
         if args.scale not in (None, model.spec.scale):
             raise ValueError(f"--scale must be that of the model, {model.spec.scale}, got {args.scale}")
         pairs = find_pairs(args.data, args.lr, model.spec.scale, names=("--data", "--lr"))
@@ -69,8 +71,8 @@ def execute(args: argparse.Namespace) -> None:
         _print(report, document)
 
 
-def _load(args: argparse.Namespace, threads: int) -> tuple[nn.Module, str]:
-    """(the model, where it computes in words): a converted one, or the float network of a checkpoint."""
+def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple[nn.Module, str]:
+    """(the model, where it computes in words): a converted one, or the float network of a checkpoint, checked on the pictures."""
     from ..checkpoint import is_converted
     from ..evaluate import load_float
     from ..upscale import configure, load_model, model_path
@@ -78,14 +80,20 @@ def _load(args: argparse.Namespace, threads: int) -> tuple[nn.Module, str]:
     path = model_path(args.model)
     if is_converted(path):
         model = load_model(path)
-        if args.res_scale is not None:
-            raise ValueError(f"--res-scale must be left out for a converted model, which knows its own, got {args.res_scale:g}")
+        for name, value in weights.given(args).items():
+            raise ValueError(
+                f"{weights.option(name)} must be left out for a converted model, which knows its own, got {weights.word(value)}"
+            )
         configure(model, args.bits, args.backend, threads)
         return model, model.backend_summary()
     for option, value in (("--bits", args.bits), ("--backend", args.backend)):
         if value != "auto":
             raise ValueError(f"{option} must be 'auto' for a float model, which knows no other, got '{value}'")
-    return load_float(path, 1.0 if args.res_scale is None else args.res_scale), "PyTorch float32"
+    settings = {"convention": weights.convention(args), "weights_key": args.weights_key}
+    settings |= {"pictures": [] if args.no_check else pictures}
+    with weights.misread(f"--model '{path}'"), weights.in_options():
+        network = load_float(path, 1.0 if args.res_scale is None else args.res_scale, **settings)
+    return network, ", ".join(filter(None, [weights.source(network.found), "PyTorch float32"]))
 
 
 def _print(report: EvaluationReport, document: dict[str, Any]) -> None:

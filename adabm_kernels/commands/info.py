@@ -11,6 +11,7 @@ from ..config import BestTuning
 from ..machine import describe_machine, describe_versions
 from .calibrate import CONFIG_OPTIONS, TUNING_OPTIONS
 from .common import BAD_INPUT, command_line, print_table, stage, to_json
+from .weights import READING_OPTIONS, option, word
 
 Sections = dict[str, list[tuple[str, str]]]
 
@@ -115,7 +116,7 @@ def _model_sections(report: dict[str, Any]) -> Sections:
     return {
         "Model": [
             ("file", f"{report['path']} ({report['bytes'] / 1e6:.1f} MB, format {report['format']})"),
-            ("network", f"{report['network']}: {_listed(report['spec'])}"),
+            ("network", f"{report['network']}: {_listed(_shown(report['spec']))}"),
             ("image thresholds", "none, not adaptive" if thresholds is None else "{:.4g} and {:.4g}".format(*thresholds)),
         ],
         "Convolutions": [(f"{count}", kind) for kind, count in report["convolutions"].items()],
@@ -133,9 +134,11 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
     tuning, usual = config.get("tuning") or {}, asdict(BestTuning())
     options |= {name: tuning[name] for name in TUNING_OPTIONS if tuning.get(name, usual[name]) != usual[name]}
     options |= {"select": made.get("select"), "start": made.get("start")}
-    options |= {"res_scale": made["res_scale"], "threads": made["threads"], "output": Path(report["path"]).name}
+    options |= {name: made.get(name) for name in READING_OPTIONS}  # files of before these options have res_scale alone
+    options |= {"threads": made["threads"], "output": Path(report["path"]).name}
     given = {name: value for name, value in options.items() if value is not None}
-    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", _number(value))]
+    words = [part for name, value in given.items() for part in (option(name), word(value))]
+    words += ["--no-check"] if made.get("no_check") else []
     return [
         ("command", command_line([made["command"], *words])),
         ("weights", f"{made['weights']['file']}, SHA-256 {made['weights']['sha256']}"),
@@ -146,13 +149,16 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _number(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _shown(spec: dict[str, Any]) -> dict[str, Any]:
+    """A network's hyper-parameters without a mean colour that it does not shift by."""
+    return {key: value for key, value in spec.items() if key != "mean" or spec["mean_shift"]}
 
 
 def _listed(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {item}" for key, item in value.items())
+        return ", ".join(f"{key.replace('_', ' ')} {_listed(item)}" for key, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, list):
         return "; ".join(map(_listed, value)) or "none"
     return str(value)

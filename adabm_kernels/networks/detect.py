@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from .checkpoints import Candidate, candidates, equal, listed
+from .convention import AS_READ, Convention, Shift, fold, reading
 from .edsr import EDSR, EDSRSpec, MeanShift
+from .layouts import Layout, adabm_name, count, layout_of, why_not
 from .rdn import RDN, RDNSpec
 from .spec import NetworkSpec
 from .srresnet import BATCH_NORM_EPS, UNIT_RANGE, SRResNet, SRResNetSpec
 
-WRAPPERS = ("params_ema", "params", "state_dict", "model")  # where training frameworks put the weights, best first
 FLOAT_NETWORKS = {"edsr": EDSR, "rdn": RDN, "srresnet": SRResNet}
 SPECS = {"edsr": EDSRSpec, "rdn": RDNSpec, "srresnet": SRResNetSpec}
 NO_SKIP = "no layer can be skipped, as the network is built anew from its weights: replace this one"
 KNOWN = (
     "known are EDSR ('head.0.weight' with 'body.0.body.0.weight' or 'body.0.conv1.weight'; or 'conv_first.weight' with "
-    "'body.0.conv1.weight' and 'conv_after_body.weight'), RDN ('SFENet1.weight', "
-    "'RDBs.0.convs.0.conv.0.weight') and SRResNet ('body.0.bn1.weight' with 'head.0.weight' or 'conv_in.weight'), for x2, x3 and x4"
+    "'body.0.conv1.weight' and 'conv_after_body.weight'), RDN ('SFENet1.weight' with 'RDBs.0.convs.0.conv.0.weight', or "
+    "'sfe1.weight' with 'rdbs.0.layers.0.conv.weight') and SRResNet with BatchNorm ('body.0.bn1.weight' with 'head.0.weight' or "
+    "'conv_in.weight', or 'trunk.0.rcb.0.weight'), for x2, x3 and x4 and pictures of three colours"
 )
 # Layers of torch that compute what the weights mean here, and those that compute nothing in eval mode.
 _LAYERS = {"edsr": (nn.ReLU,), "rdn": (nn.ReLU,), "srresnet": (nn.PReLU, nn.BatchNorm2d, nn.SyncBatchNorm)}
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NEUTRAL_FILES = ("torch.nn.modules.container", "torch.nn.modules.loss")
 _COUNTER = ".num_batches_tracked"  # of BatchNorm: an integer, of no use here
-PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, an outer module, torch.compile
+_SHIFTS = ("sub_mean.", "add_mean.")
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,17 @@ class Detected:
     """What a state dict turned out to hold.
 
     spec: hyper-parameters of the network (EDSRSpec, RDNSpec or SRResNetSpec).
-    layout: names of its parts: "adabm", the names of the authors' implementation; "edsr_pytorch" (`body.0.body.0`,
-        `body.0.body.2`); "basicsr", an EDSR with `conv_first`, `conv_after_body`, `upsample.0`, `conv_last`, whose mean shift is
-        not among its weights; or "conv_in", an SRResNet with `conv_in`, `conv_mid`, `up.0.conv`, `conv_out` that computes in 0..1.
+    layout: names of its parts (layouts.py): "adabm", the names of the authors' implementation; "edsr_pytorch" (`body.0.body.0`,
+        `body.0.body.2`); "basicsr" and "mmagic", an EDSR with `conv_first`, `conv_after_body`, `upsample.0`, `conv_last`, whose
+        mean shift is not among its weights; "yjn870", an RDN with `sfe1` and `rdbs`; "conv_in", an SRResNet with `conv_in`,
+        `conv_mid`, `up.0.conv`, `conv_out` that computes in 0..1; "lornatang" (`trunk.0.rcb.0`) and "twtygqyy"
+        (`residual.0.conv1`), SRResNets too.
     calibrated: it carries quantisation ranges (`lower_a`, `upper_a`, `upper_w` or `scale_w`).
     quantize: "full" or "body" as in `ConvertConfig`, None when not calibrated.
     adaptive: it carries image thresholds and layer offsets (`measure_l`, `measure_u`, `measure_layer`).
+    convention: what was said of it beside its weights.
+    source: where in a checkpoint it was, such as "state_dict.generator"; empty where the checkpoint is the network.
+    left_out: names of the tensors that stood beside it under other prefixes: metrics, losses, a discriminator.
     """
 
     spec: NetworkSpec
@@ -52,85 +59,100 @@ class Detected:
     calibrated: bool
     quantize: str | None
     adaptive: bool
+    convention: Convention = AS_READ
+    source: str = ""
+    left_out: tuple[str, ...] = ()
 
 
-def load_state(path: str | Path) -> dict[str, Any]:
-    """The contents of a .safetensors, .pt or .pth file, tensors on the CPU; no code in the file is run.
-
-    Raises FileNotFoundError, and ValueError for a file of another kind or one that cannot be read.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"load_state: no such file: {path}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"load_state: {path} is not a safetensors file ({error})") from error
-    if path.suffix not in (".pt", ".pth"):
-        raise ValueError(f"load_state: a checkpoint ends in .safetensors, .pt or .pth, got {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on damaged files the unpickler raises almost anything: IndexError, struct.error, ...
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise ValueError(f"load_state: {path} is damaged or not a checkpoint of plain tensors ({reason})") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"load_state: {path} holds a {type(state).__name__}, not a state dict")
-    return state
-
-
-def unwrap(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The flat name -> tensor mapping inside a checkpoint: wrappers ("state_dict", ...) and common prefixes removed.
-
-    Raises TypeError unless it is a mapping with string keys, ValueError when a value is not a tensor.
-    """
-    if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
-        raise TypeError(f"state_dict must be a mapping from names to tensors, got {type(state_dict).__name__}")
-    for wrapper in WRAPPERS:
-        if isinstance(state_dict.get(wrapper), Mapping):
-            return unwrap(state_dict[wrapper])
-    if not state_dict:
-        raise ValueError("state_dict is empty")
-    strangers = [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
-    if strangers:
-        raise ValueError(f"state_dict must hold tensors only, got other values at {_listed(strangers)}")
-    flat = dict(state_dict)
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in flat)), None):
-        flat = {key.removeprefix(prefix): value for key, value in flat.items()}
-    return flat
-
-
-def detect(state_dict: Mapping[str, Any], res_scale: float = 1.0) -> Detected:
+def detect(
+    state_dict: Mapping[str, Any],
+    res_scale: float = 1.0,
+    *,
+    convention: Convention = AS_READ,
+    weights_key: str | None = None,
+) -> Detected:
     """Recognise a network by its keys and shapes.
 
-    state_dict: a state dict, possibly wrapped or prefixed (`unwrap`); mean-shift weights and batch counters may be absent.
+    state_dict: a state dict, or a checkpoint that holds one, in whatever a training program wraps around it (`checkpoints`);
+        mean-shift weights and batch counters may be absent.
     res_scale: factor on the second convolution of each block, which weights do not reveal (EDSR and SRResNet); at least 0.
+    convention: what else they do not reveal; a calibrated network is always of the default one.
+    weights_key: which of several networks in the checkpoint is meant, as `Detected.source` names it, or the end of that.
     Raises TypeError for a res_scale that is no number; ValueError when it is negative or not finite, when the network is not a
-    known one, when keys are missing, unexpected or of another shape (it lists them), or when a value is NaN, infinite or not
-    floating point.
+    known one, when there are several, when keys are missing, unexpected or of another shape (it lists them), when a value is NaN,
+    infinite or not floating point, or when the convention is one that the network cannot have.
     """
     if isinstance(res_scale, bool) or not isinstance(res_scale, (int, float)):
         raise TypeError(f"detect: res_scale must be a number, got {type(res_scale).__name__}")
     if not (math.isfinite(res_scale) and res_scale >= 0):
         raise ValueError(f"detect: res_scale must be finite and at least 0, got {res_scale}")
-    given = unwrap(state_dict)
-    layout = _layout(given)
-    state = _renamed(given, layout)
+    chosen, found = _chosen(candidates(state_dict), weights_key, lambda state: _recognised(state, res_scale, convention))
+    return replace(found, source=chosen.label, left_out=chosen.left_out)
+
+
+def unwrap(state_dict: Mapping[str, Any], weights_key: str | None = None) -> dict[str, torch.Tensor]:
+    """The flat name -> tensor mapping of the one network inside a checkpoint. Raises as `detect` does."""
+    return _chosen(candidates(state_dict), weights_key, lambda state: _recognised(state, 1.0, AS_READ))[0].state
+
+
+def _chosen(
+    found: list[Candidate], key: str | None, recognise: Callable[[dict[str, torch.Tensor]], Detected]
+) -> tuple[Candidate, Detected]:
+    """The candidate that is meant, and what it is: the only one that is a known network."""
+    if key is not None:
+        named = [c for c in found if c.label == key] or [c for c in found if c.label.endswith(f".{key}")]
+        if len(named) != 1:
+            labels = listed([c.label for c in found])
+            raise ValueError(f"detect: weights_key must name one part of the checkpoint, of {labels}, got {key!r}")
+        return named[0], recognise(named[0].state)
+    fits, errors = [], []
+    for candidate in found:
+        try:
+            fits.append((candidate, recognise(candidate.state)))
+        except ValueError as error:
+            errors.append((bool(why_not(candidate.state)), error))
+    if not fits:
+        raise max(errors, key=lambda known: known[0])[1]
+    labels = {candidate.label for candidate, _ in fits}
+    # BasicSR saves a network and its average side by side, and reads the average.
+    fits = [fit for fit in fits if not (fit[0].label.endswith("params") and f"{fit[0].label}_ema" in labels)]
+    others = [fit for fit in fits[1:] if not equal(fit[0], fits[0][0])]
+    if others:
+        labels = listed([candidate.label or "the checkpoint itself" for candidate, _ in fits])
+        raise ValueError(f"detect: the checkpoint holds several networks, {labels}: name one of them as weights_key")
+    return fits[0]
+
+
+def reread(state_dict: Mapping[str, Any], found: Detected, res_scale: float, convention: Convention) -> Detected:
+    """The network of `found` read otherwise; its weights, which `detect` has checked, are not looked at again."""
+    given = next(c.state for c in candidates(state_dict) if c.label == found.source)
+    spec = _spec(_prepared(given, layout_of(given), convention), given, res_scale)
+    other = replace(found, spec=spec, convention=convention)
+    return replace(other, spec=_with_mean(other, given))
+
+
+def _spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_scale: float) -> NetworkSpec:
+    """Hyper-parameters read off keys and shapes. state: under AdaBM names. given: as the user's checkpoint has it."""
     if "SFENet1.weight" in state:
-        spec = _rdn_spec(state)
-    elif _is_srresnet(state):
-        spec = _srresnet_spec(state, res_scale)
-    else:
-        spec = _edsr_spec(state, given, res_scale)
+        return _rdn_spec(state)
+    return _srresnet_spec(state, res_scale) if _is_srresnet(state) else _edsr_spec(state, given, res_scale)
+
+
+def _recognised(given: dict[str, torch.Tensor], res_scale: float, convention: Convention) -> Detected:
+    """What a state dict without wrappers holds."""
+    if other := why_not(given):
+        supported = "what is supported: EDSR, RDN and SRResNet with BatchNorm, for x2, x3 and x4"
+        raise ValueError(f"detect: the state dict is that of {other} ({supported})")
+    layout = layout_of(given)
+    state = _prepared(given, layout, convention)
+    _check_kind(state, {new: old for old, new in layout.rename(given).items()})
+    spec = _spec(state, given, res_scale)
     calibrated = any(key.endswith(".lower_a") for key in state)
     first = next(iter(spec.quantized("full")))
     quantize = None if not calibrated else "full" if f"{first}.lower_a" in state else "body"
     adaptive = calibrated and ("measure_l" in state or any(key.endswith(".measure_layer") for key in state))
-    own = {adabm_name(key): key for key in float_shapes(spec)} if layout == "edsr_pytorch" else {}
-    own |= {new: old for old, new in _names(given, layout).items()}
+    own = {adabm_name(key): key for key in float_shapes(spec)} if layout.name == "edsr_pytorch" else {}
+    own |= {new: old for old, new in layout.rename(given).items()}
     _check_keys(state, _allowed(spec, state, quantize, adaptive), own, spec)
     for key, value in given.items():
         if key.endswith(_COUNTER):
@@ -139,7 +161,82 @@ def detect(state_dict: Mapping[str, Any], res_scale: float = 1.0) -> Detected:
             raise ValueError(f"detect: {key!r} must hold floating-point values, got {value.dtype}")
         if not torch.isfinite(value).all():
             raise ValueError(f"detect: {key!r} holds NaN or infinite values")
-    return Detected(spec, layout, calibrated, quantize, adaptive)
+    found = Detected(spec, layout.name, calibrated, quantize, adaptive, convention=convention)
+    return replace(found, spec=_with_mean(found, given))
+
+
+def _prepared(given: dict[str, torch.Tensor], layout: Layout, convention: Convention) -> dict[str, torch.Tensor]:
+    """Weights under AdaBM names with what the layout and the convention add to them and take away."""
+    state = layout.apply(given)
+    if convention.rgb_range is not None:
+        state.pop(UNIT_RANGE, None)
+    if convention.mean_shift is not None:
+        state = {key: value for key, value in state.items() if not key.startswith(_SHIFTS)}
+    blocks = count(state, r"body\.(\d+)\.conv1\.")
+    if not blocks or _is_srresnet(state):
+        return state
+    if convention.mean_shift not in (None, "none"):
+        shifts = {"sub_mean": MeanShift(-1), "add_mean": MeanShift(1)}  # by which colour, `reading` says
+        state |= {f"{name}.{key}": value for name, shift in shifts.items() for key, value in shift.state_dict().items()}
+    convs = ["head.0", *(f"body.{i}.conv{j}" for i in range(blocks) for j in (1, 2)), f"body.{blocks}"]
+    if not any(f"{name}.bias" in state for name in convs):  # built with bias=False up to its upsampler, as CADyQ's float networks
+        state |= {f"{n}.bias": torch.zeros(w.shape[:1]) for n in convs if (w := state.get(f"{n}.weight")) is not None}
+    return state
+
+
+def _read(found: Detected, given: dict[str, torch.Tensor]) -> tuple[float, Shift | None]:
+    """The range of pixels and the mean shift of a state dict without wrappers."""
+    layout = layout_of(given)
+    return reading(layout.apply(given), found.convention, layout.rgb_range)
+
+
+def _with_mean(found: Detected, given: dict[str, torch.Tensor]) -> NetworkSpec:
+    """The spec with the network's own mean colour. Raises ValueError for a convention that the network cannot have."""
+    spec, convention = found.spec, found.convention
+    if found.calibrated and convention.settings:
+        name, value = next(iter(convention.settings.items()))
+        raise ValueError(f"detect: {name} must be left out for a calibrated network, whose ranges hold in 0..255, got {value!r}")
+    if not isinstance(spec, EDSRSpec):
+        if convention.mean_shift not in (None, "none"):
+            raise ValueError(
+                f"detect: mean_shift must be left out for an {FLOAT_NETWORKS[spec.network].__name__}, which has none here, got "
+                f"{convention.mean_shift!r}"
+            )
+        return spec
+    rgb_range, shift = _read(found, given)
+    if shift is None:
+        return spec
+    if found.calibrated and not (shift.plain and rgb_range == 255):
+        raise ValueError(
+            "detect: 'sub_mean' and 'add_mean' of a calibrated network must subtract and add one colour of 0..255, got biases "
+            f"{given['sub_mean.bias'].tolist()} and {given['add_mean.bias'].tolist()}"
+        )
+    mean = shift.pixels(rgb_range)
+    return replace(spec, mean=mean[::-1] if convention.channel_order == "bgr" else mean)
+
+
+def res_scale_of(model: nn.Module) -> float | None:
+    """The residual scale that the blocks of a module have as their `res_scale`, None where they have none.
+
+    Raises ValueError where they have several: a network here has one.
+    """
+    values = {
+        float(value)
+        for module in model.modules()
+        if isinstance(value := getattr(module, "res_scale", None), (int, float)) and not isinstance(value, bool)
+    }
+    if len(values) > 1:
+        raise ValueError(f"detect: res_scale must be the same in all blocks of the module, got {sorted(values)}")
+    return values.pop() if values else None
+
+
+def check_whole(found: Detected) -> None:
+    """Refuse a module that has other weights beside the network found in it: without them it would be another module."""
+    if found.left_out:
+        raise ValueError(
+            f"detect: the network '{found.source}' of the module has other weights beside it, {listed(list(found.left_out), 4)}: "
+            f"pass module.{found.source} alone"
+        )
 
 
 def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
@@ -152,7 +249,7 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
     layers = (nn.Conv2d, nn.PixelShuffle, *_LAYERS[spec.network])
     for name, layer in model.named_modules():
         reason = ""
-        if type(layer) is nn.Conv2d:
+        if isinstance(layer, nn.Conv2d) and type(layer).forward is nn.Conv2d.forward:
             k = layer.kernel_size[0]
             rules = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
             wrong = [f"{key}={getattr(layer, key)!r}" for key, value in rules.items() if getattr(layer, key) != value]
@@ -185,8 +282,11 @@ def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
 
 
 def to_float_state(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch.Tensor]:
-    """The float32 weights alone, under the names that `float_network(detected.spec)` loads strictly."""
-    state = _renamed(unwrap(state_dict), detected.layout)
+    """The float32 weights alone, under the names that `float_network(detected.spec)` loads strictly.
+
+    They are those of the same network for RGB in 0..255: what its convention is otherwise has been folded into them.
+    """
+    state = _named(state_dict, detected)
     names = {key: adabm_name(key) for key in float_shapes(detected.spec)}
     zero = torch.zeros((), dtype=torch.int64)
     return {key: zero if name.endswith(_COUNTER) else state[name].float() for key, name in names.items()}
@@ -195,57 +295,16 @@ def to_float_state(state_dict: Mapping[str, Any], detected: Detected) -> dict[st
 def to_simulated_state(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch.Tensor]:
     """Every value under its AdaBM name, as `simulate.SimulatedNetwork` loads it strictly."""
     floats = {adabm_name(key): value for key, value in to_float_state(state_dict, detected).items()}
-    state = _renamed(unwrap(state_dict), detected.layout)
-    return floats | {key: value.float() for key, value in state.items() if key not in floats}
+    if not detected.calibrated:
+        return floats
+    return floats | {key: value.float() for key, value in _named(state_dict, detected).items() if key not in floats}
 
 
-def adabm_name(key: str) -> str:
-    """The AdaBM name of a weight that EDSR-PyTorch calls `key`: `body.0.body.2.bias` is `body.0.conv2.bias`."""
-    return re.sub(r"^(body\.\d+)\.body\.([02])\.", lambda m: f"{m[1]}.conv{1 + int(m[2]) // 2}.", key)
-
-
-def _layout(state: dict[str, torch.Tensor]) -> str:
-    if "conv_in.weight" in state:
-        return "conv_in"
-    if "conv_after_body.weight" in state and any(re.match(r"body\.\d+\.conv1\.", key) for key in state):
-        return "basicsr"
-    return "edsr_pytorch" if any(re.match(r"body\.\d+\.body\.[02]\.", key) for key in state) else "adabm"
-
-
-def _names(state: dict[str, torch.Tensor], layout: str) -> dict[str, str]:
-    """The AdaBM name of every key."""
-    if layout not in ("conv_in", "basicsr"):
-        return {key: adabm_name(key) for key in state}
-    blocks = 1 + max((int(m[1]) for m in (re.match(r"body\.(\d+)\.", key) for key in state) if m), default=-1)
-    if layout == "basicsr":
-        parts = {"conv_first": "head.0", "conv_after_body": f"body.{blocks}", "upsample": "tail.0", "conv_last": "tail.1"}
-        split = {key: key.partition(".") for key in state}
-        return {key: f"{parts.get(part, part)}.{rest}" for key, (part, _, rest) in split.items()}
-    parts = {
-        "conv_in": "head.0",
-        "prelu_in": "head.1",
-        "conv_mid": f"body.{blocks}",
-        "bn_mid": f"body.{blocks + 1}",
-        "conv_out": "tail.1",
-    }
-
-    def rename(key: str) -> str:
-        part, _, rest = key.partition(".")
-        if part in parts:
-            return f"{parts[part]}.{rest}"
-        if m := re.match(r"up\.(\d+)\.(conv|prelu)\.(.+)$", key):
-            return f"tail.0.{3 * int(m[1]) + 2 * (m[2] == 'prelu')}.{m[3]}"
-        return re.sub(r"^(body\.\d+)\.prelu\.", r"\1.act.", key)
-
-    return {key: rename(key) for key in state}
-
-
-def _renamed(state: dict[str, torch.Tensor], layout: str) -> dict[str, torch.Tensor]:
-    renamed = {new: state[old] for old, new in _names(state, layout).items()}
-    if layout == "basicsr":  # subtracts the mean colour and adds it again, as constants of its code
-        shifts = {"sub_mean": MeanShift(-1), "add_mean": MeanShift(1)}
-        return renamed | {f"{name}.{key}": value for name, shift in shifts.items() for key, value in shift.state_dict().items()}
-    return renamed | {UNIT_RANGE: torch.ones(1)} if layout == "conv_in" else renamed
+def _named(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch.Tensor]:
+    """The weights of what was detected under AdaBM names, in the one convention of the integer networks."""
+    given = next(c.state for c in candidates(state_dict) if c.label == detected.source)
+    state = _prepared(given, layout_of(given), detected.convention)
+    return fold(state, detected.spec, *_read(detected, given), detected.convention.channel_order)
 
 
 def float_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
@@ -274,17 +333,36 @@ def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | 
     return allowed | ({"measure_l": [(1,)], "measure_u": [(1,)]} if adaptive else {})
 
 
+def _check_kind(state: dict[str, torch.Tensor], own: dict[str, str]) -> None:
+    """Refuse networks of the known kinds for other pictures or scales. own: what the user's checkpoint calls a key."""
+    for key in ("head.0.weight", "SFENet1.weight"):
+        if key in state and state[key].ndim == 4 and state[key].shape[1] != 3:
+            colours = state[key].shape[1]
+            what = "grey pictures" if colours == 1 else f"pictures of {colours} channels"
+            raise ValueError(
+                f"detect: the network is one for {what} ({own[key]!r} takes {colours} channel{'s' if colours > 1 else ''}): "
+                "supported are networks for three colours, RGB"
+            )
+    stages = ("tail.0.4.weight", "tail.0.6.weight" if _is_srresnet(state) else "", "UPNet.6.weight")
+    third = next((key for key in stages if key in state), None)
+    single = state.get("tail.0.0.weight")
+    if "tail.1.weight" not in state and single is not None and single.ndim == 4 and single.shape[0] == 3 * 8**2:
+        third = "tail.0.0.weight"
+    if third:
+        raise ValueError(f"detect: the network is one for x8 (its {own[third]!r} says so): supported are x2, x3 and x4")
+
+
 # ---- RDN
 
 
 def _rdn_spec(state: dict[str, torch.Tensor]) -> RDNSpec:
-    blocks = _count(state, r"RDBs\.(\d+)\.")
-    layers = _count(state, r"RDBs\.0\.convs\.(\d+)\.")
+    blocks = count(state, r"RDBs\.(\d+)\.")
+    layers = count(state, r"RDBs\.0\.convs\.(\d+)\.")
     first, up = state.get("RDBs.0.convs.0.conv.0.weight"), state.get("UPNet.0.weight")
     if not blocks or not layers or any(w is None or w.ndim != 4 for w in (first, up)):
         raise ValueError(
             "detect: the state dict looks like an RDN ('SFENet1.weight') but lacks 'RDBs.0.convs.0.conv.0.weight' or "
-            f"'UPNet.0.weight', got {_listed(list(state))}"
+            f"'UPNet.0.weight', got {listed(list(state))}"
         )
     growth, channels = first.shape[:2]
     if "UPNet.4.weight" in state:
@@ -320,7 +398,7 @@ def _srresnet_spec(state: dict[str, torch.Tensor], res_scale: float) -> SRResNet
         scale = per_scale[up]
     return SRResNetSpec(
         scale=scale,
-        blocks=_count(state, r"body\.(\d+)\.conv1\."),
+        blocks=count(state, r"body\.(\d+)\.conv1\."),
         channels=channels,
         bias="head.0.bias" in state,
         slopes=state["head.1.weight"].numel(),
@@ -329,23 +407,18 @@ def _srresnet_spec(state: dict[str, torch.Tensor], res_scale: float) -> SRResNet
     )
 
 
-def _count(state: dict[str, torch.Tensor], pattern: str) -> int:
-    """One more than the largest index that the pattern finds at the start of a key."""
-    return 1 + max((int(m[1]) for m in (re.match(pattern, key) for key in state) if m), default=-1)
-
-
 # ---- EDSR
 
 
 def _edsr_spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_scale: float) -> EDSRSpec:
-    blocks = _count(state, r"body\.(\d+)\.conv1\.weight$")
+    blocks = count(state, r"body\.(\d+)\.conv1\.weight$")
     if "head.0.weight" not in state or state["head.0.weight"].ndim != 4 or not blocks:
-        raise ValueError(f"detect: not an EDSR, RDN or SRResNet state dict: {KNOWN}; got {_listed(list(given))}")
+        raise ValueError(f"detect: not an EDSR, RDN or SRResNet state dict: {KNOWN}; got {listed(list(given))}")
     return EDSRSpec(
         scale=_edsr_scale(state),
         blocks=blocks,
         channels=state["head.0.weight"].shape[0],
-        mean_shift=any(key.startswith(("sub_mean.", "add_mean.")) for key in state),
+        mean_shift=any(key.startswith(_SHIFTS) for key in state),
         tail="staged" if "tail.1.weight" in state else "single",
         res_scale=res_scale,
     )
@@ -380,9 +453,8 @@ def _check_keys(
         if key in state and tuple(state[key].shape) not in shapes
     ]
     missing = [own.get(key, key) for key in allowed if key not in state and not key.endswith(_COUNTER)]
-    unexpected = [own[key] for key in state if key not in allowed]
-    listed = [f"{what} {_listed(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
-    problems = listed + wrong
+    unexpected = [own.get(key, key) for key in state if key not in allowed]
+    problems = [f"{what} {listed(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys] + wrong
     if problems:
         name = FLOAT_NETWORKS[spec.network].__name__
         raise ValueError(
@@ -400,8 +472,3 @@ def _why_shape(got: tuple[int, ...], shapes: list[tuple[int, ...]]) -> str:
     if got[0] == want[0] and got[1] < want[1] and want[1] % got[1] == 0:
         return f": a convolution in {want[1] // got[1]} groups, where one is supported"
     return ""
-
-
-def _listed(keys: list[str], most: int = 8) -> str:
-    shown = ", ".join(repr(key) for key in keys[:most])
-    return shown + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
 from .spec import ConvSpec, NetworkSpec
 
-DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+# The mean colour of DIV2K, (0.4488, 0.4371, 0.4040), times 255 in float32: what published weights carry.
+DIV2K_PIXELS = (114.44400024414062, 111.46049499511719, 103.02000427246094)
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class EDSRSpec(NetworkSpec):
     mean_shift: subtract and add the mean colour (`sub_mean`, `add_mean`) around the network.
     tail: "staged" = conv, PixelShuffle, ..., conv (EDSR); "single" = one conv to 3*scale^2 channels, then PixelShuffle.
     res_scale: factor on the second convolution of each block (0.1 in the largest EDSR, else 1).
+    mean: that colour in 0..255, float32 values; DIV2K's in published weights.
     """
 
     network = "edsr"
@@ -31,14 +33,22 @@ class EDSRSpec(NetworkSpec):
     mean_shift: bool = True
     tail: str = "staged"
     res_scale: float = 1.0
+    mean: tuple[float, float, float] = DIV2K_PIXELS
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))  # a list where it comes from JSON
+        if len(self.mean) != 3 or not all(isinstance(value, float) and math.isfinite(value) for value in self.mean):
+            raise ValueError(f"EDSRSpec: mean must be three finite numbers, got {self.mean}")
         if self.scale not in (2, 3, 4):
             raise ValueError(f"EDSRSpec: scale must be 2, 3 or 4, got {self.scale}")
         if self.blocks < 1 or self.channels < 1:
             raise ValueError(f"EDSRSpec: blocks and channels must be positive, got {self.blocks} and {self.channels}")
         if self.tail not in ("staged", "single"):
             raise ValueError(f"EDSRSpec: tail must be 'staged' or 'single', got {self.tail!r}")
+
+    @property
+    def linear_upsampler(self) -> bool:
+        return self.tail == "staged"
 
     @property
     def shuffles(self) -> tuple[int, ...]:
@@ -66,15 +76,14 @@ class EDSRSpec(NetworkSpec):
 
 
 class MeanShift(nn.Module):
-    """Add (`sign=1`) or subtract (`sign=-1`) the DIV2K mean colour, stored as the 1x1 convolution published weights carry."""
+    """Add (`sign=1`) or subtract (`sign=-1`) a colour in 0..255, stored as the 1x1 convolution published weights carry."""
 
-    def __init__(self, sign: int, rgb_range: float = 255.0):
+    def __init__(self, sign: int, mean: tuple[float, float, float] = DIV2K_PIXELS):
         super().__init__()
         # Numbers, not arithmetic on tensors: on the meta device, where shapes are taken, that imports torch's whole compiler.
         identity = [[float(i == j) for j in range(3)] for i in range(3)]
-        bias = np.float32(sign * rgb_range) * np.array(DIV2K_MEAN, np.float32)
         self.register_buffer("weight", torch.tensor(identity).view(3, 3, 1, 1))
-        self.register_buffer("bias", torch.tensor(bias.tolist()))
+        self.register_buffer("bias", torch.tensor([sign * value for value in mean]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.conv2d(x, self.weight, self.bias)
@@ -101,7 +110,7 @@ class EDSR(nn.Module):
         self.spec = spec
         c = spec.channels
         if spec.mean_shift:
-            self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(1)
+            self.sub_mean, self.add_mean = MeanShift(-1, spec.mean), MeanShift(1, spec.mean)
         self.head = nn.Sequential(conv3x3(3, c))
         self.body = nn.Sequential(*[ResBlock(c, spec.res_scale) for _ in range(spec.blocks)], conv3x3(c, c))
         if spec.tail == "single":

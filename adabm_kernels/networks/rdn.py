@@ -34,6 +34,10 @@ class RDNSpec(NetworkSpec):
                 raise ValueError(f"RDNSpec: {name} must be positive, got {getattr(self, name)}")
 
     @property
+    def linear_upsampler(self) -> bool:
+        return True
+
+    @property
     def shuffles(self) -> tuple[int, ...]:
         """PixelShuffle factors of the upsampler, in order."""
         return (2, 2) if self.scale == 4 else (self.scale,)

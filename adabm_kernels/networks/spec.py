@@ -37,6 +37,11 @@ class NetworkSpec:
     scale: int
     res_scale: float = 1.0
 
+    @property
+    def linear_upsampler(self) -> bool:
+        """Whether the upsampler is several convolutions without activations between them: it can then be computed as one."""
+        return False
+
     def convs(self) -> tuple[ConvSpec, ...]:
         """Every convolution in the order it runs."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ class ConvertedEDSR(ConvertedResidualNetwork, network="edsr"):
 
     def _build(self) -> None:
         spec = self.spec
-        self.register_buffer("mean", MeanShift(1).bias if spec.mean_shift else torch.zeros(3))
+        self.register_buffer("mean", MeanShift(1, spec.mean).bias if spec.mean_shift else torch.zeros(3))
         if self.full:
             self._add("head.0")
             # What pixels lack to be what the codes of the first convolution stand for.
@@ -34,7 +34,7 @@ class ConvertedEDSR(ConvertedResidualNetwork, network="edsr"):
             self._add(name, shuffle=r, shift=self.mean.repeat_interleave(r * r) if last else None)
 
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
-        return (self.spec.tail_names, self.spec.shuffles, self.mean) if self.spec.tail == "staged" else None
+        return (self.spec.tail_names, self.spec.shuffles, self.mean) if self.spec.linear_upsampler else None
 
     def _forward_full(self, x, blocks, bits, as_pixels) -> torch.Tensor:
         head, last = self.conv("head.0"), self.conv(f"body.{self.spec.blocks}")

@@ -19,7 +19,7 @@ class SimulatedEDSR(SimulatedNetwork, network="edsr"):
     def __init__(self, spec: EDSRSpec, config: ConvertConfig, weight_grid: str = "odd"):
         super().__init__(spec, config, weight_grid)
         if spec.mean_shift:
-            self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(1)
+            self.sub_mean, self.add_mean = MeanShift(-1, spec.mean), MeanShift(1, spec.mean)
         self.head = nn.ModuleList([self._conv("head.0")])
         pairs = [{f"conv{j}": self._conv(f"body.{i}.conv{j}") for j in (1, 2)} for i in range(spec.blocks)]
         self.body = nn.ModuleList([nn.ModuleDict(pair) for pair in pairs])

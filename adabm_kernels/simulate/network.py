@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..config import ConvertConfig
 from ..networks.collapse import collapse
-from ..networks.detect import detect, to_float_state, to_simulated_state
+from ..networks.detect import Detected, detect, to_float_state, to_simulated_state
 from ..networks.spec import NetworkSpec
 from .bits import image_measure, image_offsets, soft_image_offsets
 from .conv import SimulatedConv2d, moved
@@ -86,9 +86,14 @@ class SimulatedNetwork(nn.Module, ABC):
         return model.eval()
 
     @classmethod
-    def from_float(cls, state_dict: Mapping[str, Any], config: ConvertConfig, res_scale: float = 1.0) -> SimulatedNetwork:
-        """The network with float weights in place and every range still NaN, for `calibrate` to fill."""
-        found = detect(state_dict, res_scale)
+    def from_float(
+        cls, state_dict: Mapping[str, Any], config: ConvertConfig, res_scale: float = 1.0, found: Detected | None = None
+    ) -> SimulatedNetwork:
+        """The network with float weights in place and every range still NaN, for `calibrate` to fill.
+
+        found: what the state dict has been read as, where that is known.
+        """
+        found = detect(state_dict, res_scale) if found is None else found
         model = cls.KINDS[found.spec.network](found.spec, config, config.chosen("weight_grid"))
         model.load_state_dict(model.state_dict() | to_simulated_state(state_dict, found))
         model.float_weights = to_float_state(state_dict, found)

@@ -1,0 +1,193 @@
+"""Whether a float network, as it has been read, upscales pictures at all: before hours of calibration, not after them.
+
+What weights do not tell (the residual scale, the range of pixels, the mean colour, the order of colours) is easily wrong, and a
+network read in the wrong convention gives noise or other colours. So a few pictures are shrunk, upscaled again by the float
+network, and compared with what they were and with bicubic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..networks.convention import CHANNEL_ORDERS, MEAN_SHIFTS, RGB_RANGES, Convention
+from ..networks.detect import Detected, float_network, reread, to_float_state
+from ..networks.edsr import EDSRSpec
+from ..resize import imresize
+
+CROPS = 6  # that are looked at, those with most detail
+LOOKED_AT = 24  # pictures at most that they are chosen from
+LEAST_SIDE, MOST_SIDE = 16, 32  # low-resolution pixels of a crop
+SHAVED = 4  # of them on each side that are not compared: the network sees the border of the crop there
+WORK = 4e11  # multiplications for all readings together, a few seconds: large networks see fewer crops
+NOISE = 0.6  # share of a crop's variance: where bicubic leaves more of it, the picture is noise and bicubic no reference
+ENOUGH_DB = 34.0  # what is asked for at most: on smooth pictures bicubic is as good as can be
+FAR_BELOW_DB = 4.0  # more than repeating every pixel loses
+BETTER_DB = {"rgb": 0.3, "bgr": 0.5}  # by which another reading must win; networks are nearly as good with red and blue exchanged
+EQUAL_DB = 0.05  # readings this close are as good as each other: the one with fewer changes is suggested
+
+Reading = dict[str, Any]  # res_scale and the fields of Convention by name
+_WORDS = {
+    "res_scale": "residual scale",
+    "rgb_range": "range of pixels",
+    "mean_shift": "mean shift",
+    "channel_order": "order of colours",
+}
+
+
+@dataclass(frozen=True)
+class Crop:
+    """hr: float32 [3, s*h, s*w] in 0..255. lr: what it is shrunk to, [1, 3, h, w]. error: of bicubic, squared, for each pixel.
+    noise: whether bicubic leaves so much of it that it is no reference."""
+
+    hr: torch.Tensor
+    lr: torch.Tensor
+    error: float
+    noise: bool
+
+
+class WrongReading(ValueError):
+    """A float network that upscales pictures far worse than bicubic does, or worse than when it is read otherwise.
+
+    psnr, bicubic: in dB on the shrunk pictures. suggested: what to say of the network beside its weights, by the names of the
+    arguments of `calibrate`, None where nothing that was tried helps; better: its PSNR.
+    """
+
+    def __init__(self, psnr: float, bicubic: float, suggested: Reading | None, better: float):
+        self.psnr, self.bicubic, self.suggested, self.better = psnr, bicubic, suggested, better
+        remedy = ", ".join(f"{name}={value!r}" for name, value in (suggested or {}).items())
+        super().__init__(f"calibrate: {self._sentence(f'with {remedy}', 'check=False')}")
+
+    def in_options(self) -> str:
+        """The sentence in the options of the command line."""
+        options = {f"--{name.replace('_', '-')}": value for name, value in (self.suggested or {}).items()}
+        given = " ".join(f"{option} {_word(value)}" for option, value in options.items() if value is not None)
+        without = " or ".join(option for option, value in options.items() if value is None)
+        remedy = " ".join([*(["with", given] if given else []), *(["without", without] if without else [])])
+        return self._sentence(remedy, "--no-check")
+
+    def _sentence(self, remedy: str, anyway: str) -> str:
+        achieved = f"{self.psnr:.1f} dB where bicubic has {self.bicubic:.1f}"
+        found = f"upscaling shrunk ones of these pictures, the float network has {achieved}"
+        if self.suggested is None:
+            return (
+                f"the weights are likely untrained, or read with the wrong residual scale, range of pixels or mean shift: {found}, "
+                f"and none of the usual ones helps ({anyway} goes on all the same)"
+            )
+        wrong = " and ".join(_WORDS[name] for name in self.suggested)
+        remedied = f"{self.better:.1f} dB {remedy}"
+        return f"the weights are likely read with the wrong {wrong}: {found}, and {remedied} ({anyway} goes on as it is)"
+
+
+def check_reading(state_dict: Mapping[str, Any], found: Detected, pictures: Iterable[torch.Tensor]) -> None:
+    """Raise WrongReading where a float network is likely not meant as it has been read.
+
+    state_dict: what `found` was detected from. pictures: float32 [3, h, w] in 0..255. Those too small to be shrunk, and pictures of
+    noise, which nothing can be compared on, are passed over; with no others there is no check.
+    """
+    crops = _crops(pictures, found.spec.scale)
+    if not crops:
+        return
+    others = _others(state_dict, found)
+    work = sum(conv.products for conv in found.spec.convs()) * MOST_SIDE**2
+    crops = crops[: max(1, int(WORK / (work * (1 + len(others) / 2))))]
+    bicubic = _db(float(np.mean([crop.error for crop in crops])))
+    wanted = min(bicubic, ENOUGH_DB)
+    psnr = _psnr(state_dict, found, crops)
+    far = psnr < wanted - FAR_BELOW_DB
+    # Another residual scale leaves nothing of the picture, another order of colours nearly all: half of the readings are left.
+    others = [(other, changes) for other, changes in others if ("channel_order" if far else "res_scale") not in changes]
+    tried = [(_psnr(state_dict, other, crops), changes) for other, changes in others]
+    better = [t for t in tried if t[0] >= max(psnr + BETTER_DB[t[1].get("channel_order", "rgb")], wanted - 1)]
+    if better:
+        best = max(value for value, _ in better)
+        value, changes = min((t for t in better if t[0] >= best - EQUAL_DB), key=lambda t: (len(t[1]), -t[0]))
+        raise WrongReading(psnr, bicubic, changes, value)
+    if far:
+        raise WrongReading(psnr, bicubic, None, psnr)
+
+
+def looked_at(pictures: Sequence[Any]) -> list[Any]:
+    """At most LOOKED_AT of the pictures, spread evenly: enough to check a reading on."""
+    return [pictures[i * len(pictures) // LOOKED_AT] for i in range(LOOKED_AT)] if len(pictures) > LOOKED_AT else list(pictures)
+
+
+def _others(state_dict: Mapping[str, Any], found: Detected) -> list[tuple[Detected, Reading]]:
+    """Every other usual reading that gives another network, and what to say to get it."""
+    own, edsr = found.convention, isinstance(found.spec, EDSRSpec)
+    scales = [found.spec.res_scale, *(s for s in (1.0, 0.1) if edsr and s != found.spec.res_scale)]
+    ranges = [own.rgb_range, *(r for r in (None, *RGB_RANGES) if r != own.rgb_range)]
+    shifts = [own.mean_shift, *(m for m in (None, *MEAN_SHIFTS) if edsr and m != own.mean_shift)]
+    orders = [own.channel_order, *(o for o in CHANNEL_ORDERS if o != own.channel_order)]
+    seen, others = {_fingerprint(state_dict, found)}, []
+    for scale, rgb_range, shift, order in sorted(product(scales, ranges, shifts, orders), key=lambda r: _changed(r, found)):
+        convention = Convention(rgb_range, shift, order)
+        other = reread(state_dict, found, scale, convention)
+        if (fingerprint := _fingerprint(state_dict, other)) not in seen:
+            seen.add(fingerprint)
+            changes = {} if scale == found.spec.res_scale else {"res_scale": scale}
+            values = {field.name: getattr(convention, field.name) for field in fields(convention)}
+            others.append((other, changes | {name: value for name, value in values.items() if value != getattr(own, name)}))
+    return others
+
+
+def _changed(reading: tuple, found: Detected) -> int:
+    """How many parts of a reading are not those of what was found."""
+    own = found.convention
+    said = (found.spec.res_scale, own.rgb_range, own.mean_shift, own.channel_order)
+    return sum(a != b for a, b in zip(reading, said, strict=True))
+
+
+def _fingerprint(state_dict: Mapping[str, Any], found: Detected) -> tuple:
+    """Of the network as it is read: its spec and all that a reading changes in the first and last convolution."""
+    state = to_float_state(state_dict, found)
+    ends = [conv.name for conv in (found.spec.convs()[0], found.spec.convs()[-1])]
+    return found.spec, *(value.numpy().tobytes() for key, value in state.items() if key.startswith(tuple(ends)))
+
+
+def _psnr(state_dict: Mapping[str, Any], found: Detected, crops: list[Crop]) -> float:
+    """In dB over all crops and colours; outputs clamped."""
+    with torch.device("meta"):  # no random weights are drawn, and the given ones are not copied
+        network = float_network(found.spec)
+    network.load_state_dict(to_float_state(state_dict, found), assign=True)
+    with torch.no_grad():
+        errors = [_error(network(crop.lr)[0], crop.hr, found.spec.scale) for crop in crops]
+    return _db(float(np.mean(errors)))
+
+
+def _crops(pictures: Iterable[torch.Tensor], scale: int) -> list[Crop]:
+    """The middles of those pictures that bicubic finds hardest."""
+    crops = (_crop(picture, scale) for picture in pictures if min(picture.shape[1:]) >= LEAST_SIDE * scale)
+    usable = [crop for crop in crops if not crop.noise]
+    return sorted(usable, key=lambda crop: -crop.error)[:CROPS]
+
+
+def _crop(picture: torch.Tensor, scale: int) -> Crop:
+    h, w = (min(side // scale, MOST_SIDE) * scale for side in picture.shape[1:])
+    y, x = ((side - length) // 2 for side, length in zip(picture.shape[1:], (h, w), strict=True))
+    hr = picture[:, y : y + h, x : x + w].float()
+    # Pixels of a picture are whole numbers, and so is what the network will see.
+    lr = np.round(imresize(hr.permute(1, 2, 0).numpy().astype(np.float64), 1 / scale).clip(0, 255))
+    up = torch.from_numpy(imresize(lr, scale)).permute(2, 0, 1)
+    error, variance = _error(up, hr, scale), _error(hr.mean((1, 2), keepdim=True).expand_as(hr), hr, scale)
+    return Crop(hr, torch.from_numpy(lr).float().permute(2, 0, 1)[None].contiguous(), error, error > NOISE * variance + 1)
+
+
+def _error(y: torch.Tensor, hr: torch.Tensor, scale: int) -> float:
+    inside = slice(SHAVED * scale, -SHAVED * scale)
+    difference = y.clamp(0, 255).double() - hr.double()
+    error = float(difference[:, inside, inside].square().mean())
+    return error if np.isfinite(error) else 255.0**2
+
+
+def _db(error: float) -> float:
+    return float(10 * np.log10(255**2 / max(error, 1e-3)))
+
+
+def _word(value: Any) -> str:
+    return ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else f"{value:g}" if value != str(value) else value

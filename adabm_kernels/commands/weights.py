@@ -1,0 +1,73 @@
+"""Float weights on the command line: the options that say how they are to be read, and what was found in the file."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..networks.convention import Convention
+    from ..networks.detect import Detected
+
+READING_OPTIONS = ("res_scale", "rgb_range", "mean_shift", "channel_order", "weights_key")  # named as in `calibrate`
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, by the names of the arguments of `calibrate`."""
+    return {name: value for name in READING_OPTIONS if (value := getattr(args, name)) is not None}
+
+
+def convention(args: argparse.Namespace) -> Convention:
+    """What the options say of the range of pixels, the mean colour and the order of colours."""
+    from ..networks.convention import Convention
+
+    return Convention(args.rgb_range, args.mean_shift, args.channel_order or "rgb")
+
+
+def option(name: str) -> str:
+    """The option for an argument: "--rgb-range" for "rgb_range"."""
+    return f"--{name.replace('_', '-')}"
+
+
+@contextmanager
+def misread(what: str) -> Iterator[None]:
+    """A likely wrong reading of weights as ValueError that names the file and, in place of arguments, options. what: the file."""
+    from ..calibration.plausibility import WrongReading
+
+    try:
+        yield
+    except WrongReading as error:
+        raise ValueError(f"{what}: {error.in_options()}") from error
+
+
+@contextmanager
+def in_options() -> Iterator[None]:
+    """Errors of recognising weights as ValueError that names options in place of arguments."""
+    from ..calibration.plausibility import WrongReading
+
+    try:
+        yield
+    except WrongReading:
+        raise
+    except (TypeError, ValueError) as error:
+        names = "|".join(READING_OPTIONS)
+        raise ValueError(re.sub(rf"\b({names})\b(?!=)", lambda m: option(m[1]), str(error))) from error
+
+
+def source(found: Detected) -> str:
+    """In words, which part of a checkpoint was taken; empty where it was all of it."""
+    if not found.source:
+        return ""
+    count = len(found.left_out)
+    beside = f", {count} tensor{'s' if count > 1 else ''} beside it left out" if count else ""
+    return f"'{found.source}' in the file{beside}"
+
+
+def word(value: Any) -> str:
+    """A value as it stands after its option."""
+    if isinstance(value, list | tuple):
+        return ",".join(f"{part:g}" for part in value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

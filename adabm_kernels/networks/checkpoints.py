@@ -1,0 +1,212 @@
+"""Checkpoints as training programs leave them: files read without running code in them, and the networks found inside."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .layouts import ANCHORS
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".pkl")
+DEPTH = 4  # dictionaries in dictionaries that are looked into
+# Segments that DataParallel and torch.compile put into names, and counters that optimisers, averaging and profilers leave there.
+_SEGMENTS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
+_COUNTERS = re.compile(r"(^|\.)(n_averaged|step_counter|total_ops|total_params)$")
+_NORMED = {  # magnitude of a weight-normed weight -> its direction and its plain name
+    ".weight_g": (".weight_v", ".weight"),
+    ".parametrizations.weight.original0": (".parametrizations.weight.original1", ".weight"),
+}
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint (SUFFIXES, in either case), tensors on the CPU; no code in the file is run.
+
+    Raises FileNotFoundError, and ValueError for a file of another kind, one that holds more than tensors and plain values, or one
+    that cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"load_state: no such file: {path}")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise ValueError(f"load_state: a checkpoint ends in {known}, got {path}")
+    if suffix == ".safetensors" or _is_safetensors(path):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"load_state: {path} is not a safetensors file ({error})") from error
+    if _is_torchscript(path):
+        raise ValueError(
+            f"load_state: {path} is a TorchScript program, not a checkpoint of plain tensors: save its weights with "
+            f"torch.save(torch.jit.load('{path.name}').state_dict(), 'weights.pt')"
+        )
+    try:
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged files the unpickler raises almost anything: IndexError, struct.error, ...
+        if classes := _foreign_classes(path, str(error)):
+            raise ValueError(_how_to_save_anew(path, classes)) from error
+        reason = f"{type(error).__name__}: {_plain(error)}"
+        raise ValueError(f"load_state: {path} is damaged or not a checkpoint of plain tensors ({reason})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"load_state: {path} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do, whatever its name: eight bytes of a length, then JSON."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _numpy_numbers() -> list[tuple[Any, str]]:
+    """What a NumPy number such as the best PSNR is made of in a file: no objects of Python, which could be anything."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"}
+    return [
+        (np.dtype, "numpy.dtype"),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *((kind, f"{kind.__module__}.{kind.__name__}") for kind in kinds),
+    ]
+
+
+def _foreign_classes(path: Path, message: str) -> list[str]:
+    """The classes of Python that a file needs and that hold more than tensors, with their modules."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a file of before PyTorch 1.6, or a damaged one
+        found = []
+    # Of such a file, torch's message names the first one.
+    found = sorted(set(found) - {name for _, name in _numpy_numbers()})
+    return found or re.findall(r"(?:GLOBAL|Unsupported class|got <class) '?([\w.]+)", message)[:1]
+
+
+def _how_to_save_anew(path: Path, classes: list[str]) -> str:
+    names = ", ".join(classes)
+    allowed = names + (", numpy.dtype, *map(type, map(numpy.dtype, 'fdil?'))" if "numpy.ndarray" in classes else "")
+    modules = ", ".join(sorted({"torch", *(name.rpartition(".")[0] for name in classes if "." in name)}))
+    if any(name.startswith("torch.nn.modules.") for name in classes):
+        how = "in the program that made it, save the weights of this network with torch.save(model.state_dict(), 'weights.pt')"
+    else:
+        how = (
+            f"where you trust the file, import {modules} and save its weights alone with "
+            f"`with torch.serialization.safe_globals([{allowed}]): checkpoint = torch.load('{path.name}', weights_only=True)` and "
+            "`torch.save(checkpoint['state_dict'], 'weights.pt')`, with the key that your checkpoint has for 'state_dict'"
+        )
+    return f"load_state: {path} is not a checkpoint of plain tensors, and no code in a file is run: it holds {names}; {how}"
+
+
+def _plain(error: Exception) -> str:
+    """The first line of torch's message, without colours and without its advice to run what is in the file."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if found := re.search(r"WeightsUnpickler error:\s*(.+)", text):
+        return found[1]
+    return (text.splitlines() or [""])[0]
+
+
+# ---- what is inside
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Tensors of a checkpoint that may be a network, without what training wraps around them.
+
+    label: where they were, such as "state_dict.generator"; empty for the checkpoint itself. left_out: names beside them.
+    """
+
+    label: str
+    state: dict[str, torch.Tensor]
+    left_out: tuple[str, ...] = ()
+
+
+def candidates(checkpoint: Mapping[str, Any]) -> list[Candidate]:
+    """Everything in a checkpoint that may be a network, at least one, what looks most like one first.
+
+    Raises TypeError unless it is a mapping with string keys, ValueError when there are no tensors in it.
+    """
+    if not isinstance(checkpoint, Mapping) or not all(isinstance(key, str) for key in checkpoint):
+        raise TypeError(f"state_dict must be a mapping from names to tensors, got {type(checkpoint).__name__}")
+    if not checkpoint:
+        raise ValueError("state_dict is empty")
+    found = [candidate for path, tensors in _mappings(checkpoint) for candidate in _inside(path, tensors)]
+    if not found:
+        raise ValueError(f"state_dict must hold tensors by name, got other values at {listed(list(checkpoint))}")
+    return sorted(found, key=lambda c: (not any(anchor in c.state for anchor in ANCHORS), -len(c.state)))
+
+
+def _mappings(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, torch.Tensor]]]:
+    tensors = {key: value.detach() for key, value in values.items() if isinstance(value, torch.Tensor)}
+    if tensors:
+        yield path, tensors
+    for key, value in values.items():
+        if isinstance(value, Mapping) and len(path) < DEPTH and all(isinstance(name, str) for name in value):
+            yield from _mappings(value, (*path, key))
+
+
+def _inside(path: tuple[str, ...], tensors: dict[str, torch.Tensor]) -> list[Candidate]:
+    """The networks among named tensors: one for each prefix before the name of a first convolution, and all of them together."""
+    named = _without_weight_norm({_SEGMENTS.sub(r"\1", key): value for key, value in tensors.items() if not _COUNTERS.search(key)})
+    prefixes = {key[: -len(anchor)] for key in named for anchor in ANCHORS if key == anchor or key.endswith(f".{anchor}")}
+    found = []
+    for prefix in sorted(prefixes | {_common_prefix(named)}):
+        state = {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
+        left_out = tuple(key for key in named if not key.startswith(prefix))
+        found.append(Candidate(".".join([*path, *prefix.split(".")[:-1]]), state, left_out))
+    return [candidate for candidate in found if candidate.state]
+
+
+def _without_weight_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights in place of their magnitudes and directions (Salimans and Kingma, NeurIPS 2016)."""
+    plain = dict(state)
+    for key, magnitude in state.items():
+        for ending, (other, name) in _NORMED.items():
+            direction = state.get(key.removesuffix(ending) + other)
+            if key.endswith(ending) and direction is not None and magnitude.is_floating_point():
+                dims = [axis for axis in range(direction.ndim) if magnitude.ndim == 0 or magnitude.shape[axis] == 1]
+                length = direction.float().square().sum(dims, keepdim=magnitude.ndim > 0).sqrt()
+                plain[key.removesuffix(ending) + name] = direction.float() * (magnitude.float() / length)
+                del plain[key], plain[key.removesuffix(ending) + other]
+    return plain
+
+
+def _common_prefix(state: Mapping[str, torch.Tensor]) -> str:
+    """What all names begin with that a module of the network is not called."""
+    prefix = ""
+    for part in ("model.", "net.", "generator."):
+        if state and all(key.startswith(prefix + part) for key in state):
+            prefix += part
+    return prefix
+
+
+def equal(a: Candidate, b: Candidate) -> bool:
+    """Whether two candidates are the same network."""
+    return a.state.keys() == b.state.keys() and all(
+        value.shape == b.state[key].shape and torch.equal(value, b.state[key]) for key, value in a.state.items()
+    )
+
+
+def listed(keys: list[str], most: int = 8) -> str:
+    """Keys in quotes, the first ones of many."""
+    shown = ", ".join(repr(key) for key in keys[:most])
+    return shown + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -1,0 +1,186 @@
+"""What a network's own code does around its weights: the range of its pixels, its mean colour, the order of its colours.
+
+Weights do not tell it. The integer networks know one convention: RGB in 0..255 with an EDSR's mean colour subtracted and added. All
+others are folded into the weights, exactly up to float rounding, so that the same network comes out in that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from .edsr import DIV2K_PIXELS, EDSRSpec
+from .spec import NetworkSpec
+
+RGB_RANGES = (1, 255)
+CHANNEL_ORDERS = ("rgb", "bgr")
+MEAN_SHIFTS = ("none", "div2k")
+UNIT_MEAN = 2.0  # a mean colour below this is one of pixels in 0..1; in 0..255 it would be black
+
+_SIZES = {"sub_mean.weight": 9, "sub_mean.bias": 3, "add_mean.weight": 9, "add_mean.bias": 3}
+_NOTHING = torch.empty(0)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a float network is to be read where its weights leave it open.
+
+    rgb_range: 1 or 255, the largest value of the pixels it takes and gives; None for what the mean colour among its weights or its
+        layout says, else 255.
+    mean_shift: "none", "div2k" or three numbers in 0..1, the colour in parts of the range that an EDSR subtracts from its input and
+        adds to its output; None for what its weights or its layout say.
+    channel_order: "rgb", or "bgr" for a network trained on pictures as OpenCV reads them.
+
+    Raises TypeError and ValueError naming the field, its rule and the value.
+    """
+
+    rgb_range: float | None = None
+    mean_shift: str | tuple[float, float, float] | None = None
+    channel_order: str = "rgb"
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.rgb_range, (int, float)) and not isinstance(self.rgb_range, bool)
+        if self.rgb_range is not None and not (number and self.rgb_range in RGB_RANGES):
+            raise ValueError(f"rgb_range must be 1 or 255, got {self.rgb_range!r}")
+        if self.channel_order not in CHANNEL_ORDERS:
+            raise ValueError(f"channel_order must be 'rgb' or 'bgr', got {self.channel_order!r}")
+        if self.mean_shift is None or (isinstance(self.mean_shift, str) and self.mean_shift in MEAN_SHIFTS):
+            return
+        rule = f"mean_shift must be 'none', 'div2k' or three numbers in 0..1, got {self.mean_shift!r}"
+        if isinstance(self.mean_shift, str):
+            raise ValueError(rule)
+        try:
+            colour = tuple(float(value) for value in self.mean_shift)
+        except (TypeError, ValueError) as error:
+            raise TypeError(rule) from error
+        if len(colour) != 3 or not all(0 <= value <= 1 for value in colour):
+            raise ValueError(rule)
+        object.__setattr__(self, "mean_shift", colour)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, by name."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+
+
+AS_READ = Convention()  # nothing is said beside the weights
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What an EDSR does to colours before its first and after its last convolution, in its own units, float64.
+
+    x -> before @ x + minus with minus [3] and before [3, 3]; y -> after @ y + plus. rtol: what the precision of the weights that
+    this was read from, float16 for one, leaves open.
+    """
+
+    before: torch.Tensor
+    minus: torch.Tensor
+    after: torch.Tensor
+    plus: torch.Tensor
+    rtol: float = 1e-6
+
+    @classmethod
+    def by(cls, colour: torch.Tensor) -> Shift:
+        """Subtract and add this colour."""
+        one, colour = torch.eye(3, dtype=torch.float64), colour.double()
+        return cls(one, -colour, one, colour)
+
+    @classmethod
+    def of_weights(cls, state: Mapping[str, torch.Tensor]) -> Shift:
+        """That of the 1x1 convolutions `sub_mean` and `add_mean`. Raises ValueError where the first cannot be undone."""
+        precision = max(torch.finfo(state[key].dtype).eps for key in _SIZES)
+        before, minus, after, plus = (state[key].double() for key in _SIZES)
+        before, after = before.view(3, 3), after.view(3, 3)
+        if torch.linalg.matrix_rank(before) < 3:
+            raise ValueError(f"detect: 'sub_mean.weight' must not lose a colour, got {before.tolist()}")
+        return cls(before, minus, after, plus, max(cls.rtol, precision))
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The colour that becomes zero, float64 [3]."""
+        return -torch.linalg.solve(self.before, self.minus)
+
+    @property
+    def rgb_range(self) -> int:
+        """The range of pixels that this mean colour belongs to."""
+        return 1 if 0 < float(self.mean.abs().max()) < UNIT_MEAN else 255
+
+    def same(self, a: torch.Tensor, b: torch.Tensor) -> bool:
+        """Whether the weights' precision lets two values be one."""
+        return torch.allclose(a, b, rtol=self.rtol, atol=self.rtol * float(b.abs().max()))
+
+    @property
+    def plain(self) -> bool:
+        """Whether it only subtracts a colour and adds the same one."""
+        one = torch.eye(3, dtype=torch.float64)
+        return self.same(self.before, one) and self.same(self.after, one) and self.same(self.plus, self.mean)
+
+    def pixels(self, rgb_range: float) -> tuple[float, float, float]:
+        """The mean colour in 0..255 of a network with this range of pixels: float32 values, DIV2K's where it is that one."""
+        mean, usual = self.mean * (255 / rgb_range), torch.tensor(DIV2K_PIXELS, dtype=torch.float64)
+        return DIV2K_PIXELS if self.same(mean, usual) else tuple(mean.float().tolist())
+
+
+def reading(state: Mapping[str, torch.Tensor], convention: Convention, usual: float | None) -> tuple[float, Shift | None]:
+    """(the range of pixels, the mean shift in it or None) of weights under AdaBM names.
+
+    usual: the range that their layout is of, None where it is of any. A mean colour among the weights is one in parts of their
+    range: where the convention names another range, the colour stays the same.
+    """
+    own = Shift.of_weights(state) if all(state.get(key, _NOTHING).numel() == count for key, count in _SIZES.items()) else None
+    rgb_range = convention.rgb_range or usual or (own.rgb_range if own else 255)
+    if convention.mean_shift == "none":
+        return rgb_range, None
+    if convention.mean_shift is None:
+        if own is None or own.rgb_range == rgb_range:
+            return rgb_range, own
+        factor = rgb_range / own.rgb_range
+        return rgb_range, replace(own, minus=own.minus * factor, plus=own.plus * factor)
+    div2k = convention.mean_shift == "div2k"
+    colour = torch.tensor(DIV2K_PIXELS if div2k else convention.mean_shift, dtype=torch.float64)
+    return rgb_range, Shift.by(colour * (rgb_range / (255 if div2k else 1)))
+
+
+def fold(
+    state: Mapping[str, torch.Tensor], spec: NetworkSpec, rgb_range: float, shift: Shift | None, channel_order: str
+) -> dict[str, torch.Tensor]:
+    """The weights of the same network for RGB in 0..255 with the mean shift of `spec`, under the same AdaBM names.
+
+    The networks are positively homogeneous but for what they add: with all of that times c they map c x to c y. So a range of
+    pixels is a factor on biases and on the means and biases of BatchNorms. Linear maps of colours go into the first and last
+    convolutions, next to which they stand. Only the mean colour stays apart: behind it the first convolution pads with zeros.
+    """
+    gain = 255 / rgb_range
+    bgr = channel_order == "bgr"
+    first, last = spec.convs()[0].name, spec.convs()[-1].name
+    folded = {key: value for key, value in state.items() if not key.startswith(("sub_mean.", "add_mean."))}
+    names = [key for key in folded if key.endswith((".bias", ".running_mean"))]
+    if gain != 1:
+        folded |= {key: (folded[key].double() * gain).float() for key in names}
+    one = torch.eye(3, dtype=torch.float64)
+    before, after = (one, one) if shift is None else (shift.before, shift.after)
+    extra = torch.zeros(3, dtype=torch.float64)
+    if isinstance(spec, EDSRSpec) and spec.mean_shift and shift is not None:
+        mean = torch.tensor(spec.mean, dtype=torch.float64)
+        own = mean.flip(0) if bgr else mean
+        extra = extra if shift.same(shift.plus * gain, own) else shift.plus * gain - own
+        folded |= {f"{name}.weight": one.float().view(3, 3, 1, 1) for name in ("sub_mean", "add_mean")}
+        folded |= {"sub_mean.bias": -mean.float(), "add_mean.bias": mean.float()}
+    if bgr:
+        swap = one.flip(0)
+        before, after, extra = before @ swap, swap @ after, swap @ extra
+    if not torch.equal(before, one):
+        folded[f"{first}.weight"] = torch.einsum("kcrs,cd->kdrs", folded[f"{first}.weight"].double(), before).float()
+    for part in ("weight", "bias"):
+        key = f"{last}.{part}"
+        if key in folded and not torch.equal(after, one):
+            value = folded[key].double()
+            folded[key] = torch.einsum("dc,c...->d...", after, value.view(3, -1)).view(value.shape).float()
+    if extra.any():
+        bias = folded[f"{last}.bias"].double()
+        folded[f"{last}.bias"] = (bias.view(3, -1) + extra[:, None]).flatten().float()
+    return folded
