@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/include"]
-NAMES = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni")
+NAMES = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx")
 GCC_HEADER_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 # AVX-VNNI's products have the same meaning as those that AVX512-VNNI has on 256 bits, which this encodes them as.
 VNNI_ON_256_BITS = [
@@ -103,6 +103,16 @@ def test_avx512vnni_equals_its_scalar_twin_in_portable_code(tmp_path):
     wanted = [f"-D__AVX512{part}__" for part in ("BW", "VL", "DQ", "VNNI")]
     flags = ["-O0", "-mfma", "-w", f"-I{ROOT}/tests/native/on_simde", *wanted]
     run(str(build(compiler("g++"), "avx512vnni", flags, tmp_path, source)), "avx512vnni")
+
+
+def test_amx_equals_its_scalar_twin_in_portable_code(tmp_path):
+    """With the matrix unit in plain C++, and the scalar kernels for those of AVX512-VNNI."""
+    text, instruction = (ROOT / "csrc/cpu/tile_amx.cpp").read_text(), 'asm volatile("ldtilecfg %0" ::"m"(config));'
+    assert text.count(instruction) == 1
+    source = tmp_path / "tile_amx.cpp"
+    source.write_text(text.replace(instruction, "amx_in_c::load_config(&config);"))
+    wanted = ["-D__AMX_TILE__", "-D__AMX_INT8__", "-Dkernels_avx512vnni=kernels_scalar", "-w"]
+    run(str(build(compiler("g++"), "amx", [f"-I{ROOT}/tests/native/amx_in_c", *wanted], tmp_path, source)), "amx")
 
 
 def test_a_kernel_that_is_not_there_is_named(tmp_path):

@@ -269,7 +269,7 @@ void check_interpolation(const Kernels& twin, const Kernels& k, double most) {
 int main(int count, char** arguments) {
   const std::string name = count > 1 ? arguments[1] : "";
   const Kernels* found = nullptr;
-  for (const Kernels* k : {kernels_neon(), kernels_avx2(), kernels_avxvnni(), kernels_avx512vnni()})
+  for (const Kernels* k : {kernels_neon(), kernels_avx2(), kernels_avxvnni(), kernels_avx512vnni(), kernels_amx()})
     if (k && name == k->name) found = k;
   if (!found) return std::printf("no kernels named '%s' in this program\n", name.c_str()), 2;
   check_product(*kernels_scalar(), *found);
