@@ -34,8 +34,8 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What became of a task. layout: of the picture that was read. steps: how it got its size. patches: of the network's first pass.
-    seconds: of computing. error: what went wrong, where it did.
+    """What became of a task. layout: of the picture that was read. steps: how it got its size. patches: of the network's first
+    pass. seconds: of computing. error: what went wrong, where it did.
 
     stage: "read", "compute" or "write", where it got to.
     """

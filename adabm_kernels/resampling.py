@@ -15,12 +15,12 @@ from .resize import taps
 if TYPE_CHECKING:
     from .images import Layout
 
-# Weights and samples are integers held in doubles, whose 53 bits take every sum of their products: weights have 24 bits, samples 28,
-# and weights of both signs add up to 1.25 in each of both directions at most, which is the last bit.
+# Weights and samples are integers in doubles, whose 53 bits hold every sum of their products: weights have 24 bits, samples 28, and
+# the last is for the sizes of an output's weights, which add up to 1.25 at most in each of the two directions.
 _ONE = 1 << 24  # what the weights of an output add up to
-_MOST = 1 << 28
-_OUTPUTS = 8  # that one matrix makes: more of them multiply more zeros, fewer are more products
-_ROWS = 32  # of the picture that are taken at a time, and of the output that are finished at a time
+_SAMPLE_BITS = 28
+_OUTPUTS = 16  # that one matrix makes: more of them multiply more zeros, fewer are more products
+_ROWS = 64  # of the picture that are taken at a time, and of the output that are finished at a time
 
 
 @dataclass(frozen=True)
@@ -68,37 +68,42 @@ def resample(x: torch.Tensor, width: int, height: int) -> torch.Tensor:
 
 
 class Resampler:
-    """A picture in another size, from the top: `rows` takes its next rows and gives those of the output that are complete with them.
+    """A picture in another size, from the top: `rows` takes its next rows and gives those of the output that are then complete.
 
     layout: of the picture. width, height: of the output, whose layout is `target`.
-    Values are resampled as they are encoded. Colours with transparency are weighted by their alpha, so that what is transparent has no
-    part in them. The result is rounded once and does not depend on how many rows are given at a time.
+    Values are resampled as they are encoded. Colours with transparency are weighted by their alpha, so that what is transparent has
+    no part in them. The result is rounded once and does not depend on how many rows are given at a time.
     """
 
     def __init__(self, layout: Layout, width: int, height: int):
         self.layout, self.target = layout, replace(layout, width=width, height=height)
         self._most = 255 if layout.depth == 8 else 65535
-        # Colours that are multiplied by an alpha of 16 bits have 32, of which 28 are kept.
-        self._divisor = 16 if layout.alpha and layout.depth == 16 else 1
-        largest = self._most**2 // self._divisor if layout.alpha else self._most
-        self._finer = float(1 << (_MOST // (largest + 1)).bit_length() - 1)  # the first pass keeps what 28 bits hold
+        self._unit = (1 << _SAMPLE_BITS) // (self._most + 1)  # what a step of the picture's values is as a sample
         self._down = _blocks(layout.height, height)
         self._across = list(_blocks(layout.width, width))
         self._coming = next(self._down, None)
         self._open: deque[tuple[_Block, torch.Tensor]] = deque()
         self._row = 0
+        # What is taken and what is finished, in memory that is used again: a page that is new costs as much as its pixels.
+        self._taken = np.empty((_ROWS, layout.width, layout.channels))
+        self._columns = torch.empty(layout.width, _ROWS, layout.channels, dtype=torch.float64)
+        self._totals: list[torch.Tensor] = []
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """[n, W, channels], the next rows -> [m, width, channels], where m may be 0; all are given when the last row was."""
-        complete: list[torch.Tensor] = []
-        finished = []
+        finished: list[np.ndarray] = []
+        held = 0
         for first in range(0, len(rows), _ROWS):
-            complete += self._take(self._samples(rows[first : first + _ROWS]))
-            if sum(map(len, complete)) >= _ROWS:
-                finished.append(self._finish(torch.cat(complete)))
-                complete = []
-        if complete:
-            finished.append(self._finish(torch.cat(complete)))
+            for total in self._take(rows[first : first + _ROWS]):
+                values = total.mul_((1 if self.layout.alpha else self._unit) / _ONE).round_()
+                self._columns[:, held : held + len(total)] = values.view(len(total), self.layout.width, -1).transpose(0, 1)
+                self._totals.append(total)
+                held += len(total)
+                if held > _ROWS - _OUTPUTS:
+                    finished.append(self._finish(held))
+                    held = 0
+        if held:
+            finished.append(self._finish(held))
         if not finished:
             return np.empty((0, self.target.width, self.target.channels), self.target.dtype)
         return finished[0] if len(finished) == 1 else np.concatenate(finished)
@@ -106,48 +111,53 @@ class Resampler:
     @classmethod
     def held_bytes(cls, layout: Layout, width: int, height: int) -> int:
         """About what it holds, beside the rows that it takes and gives."""
-        reach = _OUTPUTS * max(layout.height / height, 1) + 4 * max(layout.height / height, 1)  # rows that a block sees
-        blocks = 1 + (reach + _ROWS) / (_OUTPUTS * layout.height / height)
-        rows = 3 * _ROWS + blocks * _OUTPUTS
-        weights = 8 * (width + _OUTPUTS) * (_OUTPUTS + 4) * max(layout.width / width, 1)
-        return int(8 * rows * max(layout.width, width) * layout.channels + weights)
+        down, across = max(layout.height / height, 1), max(layout.width / width, 1)
+        open_rows = _OUTPUTS * (2 + (4 * down + _ROWS) / (_OUTPUTS * layout.height / height))
+        values = (3 * _ROWS + open_rows) * layout.width + 3 * _ROWS * width
+        weights = (_OUTPUTS + 4) * (across * (width + _OUTPUTS) + 3 * down * _OUTPUTS)
+        return int(8 * (values * layout.channels + weights))
 
-    def _samples(self, rows: np.ndarray) -> torch.Tensor:
-        """float64 [n, W * channels] of integers below _MOST: values, or colours times alpha and alpha times the most."""
-        if not self.layout.alpha:
-            return torch.from_numpy(rows.astype(np.float64).reshape(len(rows), -1))
-        values = rows.astype(np.float64)
-        alpha = values[..., -1:].copy()
-        values[..., -1] = self._most
-        values *= alpha
-        if self._divisor > 1:
-            np.rint(np.divide(values, self._divisor, out=values), out=values)
-        return torch.from_numpy(values.reshape(len(rows), -1))
-
-    def _take(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Add rows of samples to the outputs that they have a part in; yields [outputs, W * channels] of those that are complete."""
-        top, bottom = self._row, self._row + len(x)
+    def _take(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
+        """Add some rows to the outputs that they have a part in; yields [outputs, W * channels] of those that are complete."""
+        x = self._samples(rows)
+        top, bottom = self._row, self._row + len(rows)
         while self._coming is not None and self._coming.low < bottom:
-            self._open.append((self._coming, x.new_zeros(len(self._coming.matrix), x.shape[1])))
+            self._open.append((self._coming, self._empty(len(self._coming.matrix))))
             self._coming = next(self._down, None)
         for block, total in self._open:
             first, last = max(block.low, top), min(block.high, bottom)
-            if first < last:
-                total.addmm_(block.matrix[:, first - block.low : last - block.low], x[first - top : last - top])
+            part = block.matrix[:, first - block.low : last - block.low]
+            # What is in memory that was used before counts for nothing.
+            total.addmm_(part, x[first - top : last - top], beta=float(block.low < top))
         self._row = bottom
         while self._open and self._open[0][0].high <= bottom:
             yield self._open.popleft()[1]
 
-    def _finish(self, x: torch.Tensor) -> np.ndarray:
-        """[n, W * channels] of sums -> [n, width, channels] of the output."""
-        count, channels = len(x), self.layout.channels
-        x = x.mul_(self._finer / _ONE).round_()
-        x = x.view(count, self.layout.width, channels).transpose(0, 1).reshape(self.layout.width, -1)
-        x = _along_first(x, self._across, self.target.width).view(-1, count, channels).div_(_ONE * self._finer)
+    def _empty(self, count: int) -> torch.Tensor:
+        """[count, W * channels] to be filled."""
+        for number, total in enumerate(self._totals):
+            if len(total) == count:
+                return self._totals.pop(number)
+        return torch.empty(count, self.layout.width * self.layout.channels, dtype=torch.float64)
+
+    def _samples(self, rows: np.ndarray) -> torch.Tensor:
+        """float64 [n, W * channels] of integers: values, or, in units, alpha and colours as they are seen."""
+        x = self._taken[: len(rows)]
+        x[...] = rows
         if self.layout.alpha:
-            alpha = x[..., -1:] * (self._divisor / self._most)
-            seen = alpha >= 0.5
-            colours = torch.where(seen, x[..., :-1] * self._divisor / torch.where(seen, alpha, 1.0), 0.0)
-            x = torch.cat([colours, alpha], 2)
-        x = x.clamp_(0, self._most).round_().transpose(0, 1)
-        return x.to(torch.uint8 if self.layout.depth == 8 else torch.uint16).contiguous().numpy()
+            x[..., -1] = self._most
+            x *= rows[..., -1:]
+            x *= self._unit
+            np.rint(np.divide(x, self._most, out=x), out=x)
+        return torch.from_numpy(x.reshape(len(rows), -1))
+
+    def _finish(self, count: int) -> np.ndarray:
+        """[count, width, channels] of the output, by what is in `_columns`."""
+        x = self._columns[:, :count].reshape(self.layout.width, -1)
+        x = _along_first(x, self._across, self.target.width).view(-1, count, self.layout.channels).div_(_ONE * self._unit)
+        if self.layout.alpha:
+            alpha = x[..., -1:]
+            seen = alpha > 0.5  # else it is rounded to none, which has no colour
+            x[..., :-1] = torch.where(seen, x[..., :-1] * self._most / torch.where(seen, alpha, 1.0), 0.0)
+        x = x.clamp_(0, self._most).round_().to(torch.uint8 if self.layout.depth == 8 else torch.uint16)
+        return x.transpose(0, 1).contiguous().numpy()

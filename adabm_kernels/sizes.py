@@ -14,8 +14,8 @@ _FILTERED = Fraction(5, 4)
 
 
 class Steps(NamedTuple):
-    """passes: how often the network enlarges the picture. made: width and height that it then has. size: those of the output, which a
-    filter makes where they differ."""
+    """passes: how often the network enlarges the picture. made: width and height that it then has. size: those of the output, which
+    a filter makes where they differ."""
 
     passes: int
     made: tuple[int, int]
@@ -30,10 +30,10 @@ class Steps(NamedTuple):
 class Size:
     """What an output's size is to be; without any of these the network's own, its scale times the picture's.
 
-    scale: times the picture's width and height, a number from 1 to 1000. width, height: in pixels; where only one is given the other
-    follows from the picture's shape. fit: (width, height) of a rectangle that the output fills as far as the picture's shape allows.
-    Sides are rounded to the nearest pixel, halves up, and have at least one. Decimals count as they are written: 15 times 1.1 is
-    16.5. Raises TypeError and ValueError naming the argument, the rule and the value.
+    scale: times the picture's width and height, a number from 1 to 1000. width, height: in pixels; where only one is given the
+    other follows from the picture's shape. fit: (width, height) of a rectangle that the output fills as far as the picture's shape
+    allows. Sides are rounded to the nearest pixel, halves up, and have at least one. Decimals count as they are written: 15 times
+    1.1 is 16.5. Raises TypeError and ValueError naming the argument, the rule and the value.
     """
 
     scale: float | None = None
@@ -78,8 +78,8 @@ class Size:
     def steps(self, width: int, height: int, factor: int) -> Steps:
         """How a picture of this width and height gets its size.
 
-        The network enlarges it as often as it takes to reach the larger of both factors, or four fifths of it, and at least once: the
-        rest is a filter's. An output that is smaller than the picture, and no side of it larger, is made by the filter alone.
+        The network enlarges it as often as it takes to reach the larger of both factors, or four fifths of it, and at least once:
+        the rest is a filter's. An output that is smaller than the picture, and no side of it larger, is made by the filter alone.
         """
         size = self.of(width, height, factor)
         if size != (width, height) and size[0] <= width and size[1] <= height:

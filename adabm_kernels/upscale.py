@@ -49,7 +49,7 @@ def upscale(
     fit: tuple[int, int] | None = None,
     **cutting: Any,
 ) -> Any:
-    """Upscale one picture (or a batch of tensors) and return the same kind of thing, `model.scale` times as large, or of another size.
+    """Upscale one picture (or a batch of tensors) to `model.scale` times its size, or another, and return the same kind of thing.
 
     image: path of a PNG, JPEG, WebP, TIFF or BMP file of 8 bits per channel -> Pillow image; Pillow image -> Pillow image; NumPy
         uint8 or uint16 [H, W] or [H, W, C] with C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA -> the same; floating torch tensor
@@ -64,9 +64,9 @@ def upscale(
         leaves them as they are ("auto" for a freshly loaded model).
     progress: called with (windows done, windows in all, "upscaling"). record: a list that is given every window (Patch) of a
         picture, not of tensors, and not of what the network makes of its own output.
-    scale, width, height, fit: another size than the model's, by `sizes.Size`: scale=1.5, width=1920 or height=1080 in the picture's
-        shape, both for exactly this size, or fit=(1920, 1080) for the largest that fits in. What the network makes is resampled by a
-        bicubic filter, and given to the network again first where it falls short of the size by more than a quarter (docs/images.md).
+    scale, width, height, fit: another size than the model's, by `sizes.Size`: scale=1.5, width=1920 or height=1080 in the
+        picture's shape, both for exactly this size, or fit=(1920, 1080) for the largest that fits in. What the network makes is
+        resampled by a bicubic filter, and given to the network again first where more than a quarter is missing (docs/images.md).
     cutting: tile, halo, protocol, tta and max_memory of `patchwise.Patchwise`, how a large picture is cut into windows; max_memory
         not for tensors.
 
