@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -91,8 +92,11 @@ class Resampler:
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """[n, W, channels], the next rows -> [m, width, channels], where m may be 0; all are given when the last row was."""
-        finished: list[np.ndarray] = []
-        held = 0
+        scale = self.target.height / self.layout.height
+        # As many as these rows make, and those that waited for them: of two blocks, and of a filter's reach.
+        most = math.ceil(len(rows) * scale) + 2 * _OUTPUTS + 4 * math.ceil(max(scale, 1))
+        out = np.empty((min(most, self.target.height), self.target.width, self.target.channels), self.target.dtype)
+        done = held = 0
         for first in range(0, len(rows), _ROWS):
             for total in self._take(rows[first : first + _ROWS]):
                 values = total.mul_((1 if self.layout.alpha else self._unit) / _ONE).round_()
@@ -100,13 +104,8 @@ class Resampler:
                 self._totals.append(total)
                 held += len(total)
                 if held > _ROWS - _OUTPUTS:
-                    finished.append(self._finish(held))
-                    held = 0
-        if held:
-            finished.append(self._finish(held))
-        if not finished:
-            return np.empty((0, self.target.width, self.target.channels), self.target.dtype)
-        return finished[0] if len(finished) == 1 else np.concatenate(finished)
+                    done, held = self._finish(out, done, held), 0
+        return out[: self._finish(out, done, held)]
 
     @classmethod
     def held_bytes(cls, layout: Layout, width: int, height: int) -> int:
@@ -151,13 +150,15 @@ class Resampler:
             np.rint(np.divide(x, self._most, out=x), out=x)
         return torch.from_numpy(x.reshape(len(rows), -1))
 
-    def _finish(self, count: int) -> np.ndarray:
-        """[count, width, channels] of the output, by what is in `_columns`."""
+    def _finish(self, out: np.ndarray, done: int, count: int) -> int:
+        """Write `count` rows of the output, by what is in `_columns`, after those that are done; how many are then done."""
         x = self._columns[:, :count].reshape(self.layout.width, -1)
-        x = _along_first(x, self._across, self.target.width).view(-1, count, self.layout.channels).div_(_ONE * self._unit)
+        x = _along_first(x, self._across, self.target.width).div_(_ONE * self._unit)
+        x = x.view(self.target.width, count, self.layout.channels)
         if self.layout.alpha:
             alpha = x[..., -1:]
             seen = alpha > 0.5  # else it is rounded to none, which has no colour
             x[..., :-1] = torch.where(seen, x[..., :-1] * self._most / torch.where(seen, alpha, 1.0), 0.0)
         x = x.clamp_(0, self._most).round_().to(torch.uint8 if self.layout.depth == 8 else torch.uint16)
-        return x.transpose(0, 1).contiguous().numpy()
+        out[done : done + count] = x.numpy().swapaxes(0, 1)
+        return done + count
