@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,13 @@ from .resize import taps
 if TYPE_CHECKING:
     from .images import Layout
 
-# Weights and samples are integers in doubles, whose 53 bits hold every sum of their products: weights have 24 bits, samples 28, and
-# the last is for the sizes of an output's weights, which add up to 1.25 at most in each of the two directions.
-_ONE = 1 << 24  # what the weights of an output add up to
-_SAMPLE_BITS = 28
+# Weights and samples are whole numbers of some unit, and a double's 53 bits hold every sum of their products: weights have 22 bits
+# and add up to 1.25 in size at most, in each of the two directions. Of samples of 8 bits both directions are one such sum; others
+# are rounded to 30 bits in between.
+_WEIGHTS = float(1 << 22)
+_SAMPLE_BITS = 30
 _OUTPUTS = 16  # that one matrix makes: more of them multiply more zeros, fewer are more products
+_PADDING = 8  # doubles: a line of the cache
 _ROWS = 64  # of the picture that are taken at a time, and of the output that are finished at a time
 
 
@@ -38,34 +40,38 @@ class _Block:
 
 
 def _blocks(size: int, new_size: int) -> Iterator[_Block]:
-    """The weights of an axis, as integers whose sum for every output is _ONE."""
+    """The weights of an axis; those of an output add up to exactly 1."""
     for first in range(0, new_size, _OUTPUTS):
         index, weight = taps(np.arange(first, min(first + _OUTPUTS, new_size)), size, new_size / size)
-        # Rounded sums rather than rounded weights: the last of them is one.
-        whole = np.diff(np.rint(np.cumsum(weight, 1) * _ONE), axis=1, prepend=0)
+        # Rounded sums rather than rounded weights: the last of them is 1.
+        exact = np.diff(np.rint(np.cumsum(weight, 1) * _WEIGHTS), axis=1, prepend=0) / _WEIGHTS
         low, high = int(index.min()), int(index.max()) + 1
         matrix = np.zeros((len(index), high - low))
-        np.add.at(matrix, (np.arange(len(index))[:, None], index - low), whole)
+        np.add.at(matrix, (np.arange(len(index))[:, None], index - low), exact)
         yield _Block(first, low, torch.from_numpy(matrix))
 
 
-def _along_first(x: torch.Tensor, blocks: list[_Block], new_size: int) -> torch.Tensor:
-    """float64 [size, N] -> [new_size, N], _ONE times as large."""
-    out = x.new_empty(new_size, x.shape[1])
+def _padded(rows: int, columns: int) -> torch.Tensor:
+    """float64 [rows, columns] to be filled, whose rows do not lie a power of two apart: they would share places in the cache."""
+    return torch.empty(rows, columns + _PADDING, dtype=torch.float64)[:, :columns]
+
+
+def _across(x: torch.Tensor, blocks: Iterable[_Block], new_size: int) -> torch.Tensor:
+    """float64 [N, size] -> [N, new_size]."""
+    out = _padded(len(x), new_size).to(x.device)
     for block in blocks:
-        rows = out[block.first : block.first + len(block.matrix)]
-        torch.mm(block.matrix.to(x.device), x[block.low : block.high], out=rows)
+        columns = out[:, block.first : block.first + len(block.matrix)]
+        torch.mm(x[:, block.low : block.high], block.matrix.to(x.device).T, out=columns)
     return out
 
 
 def resample(x: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """float [N, C, H, W] -> [N, C, height, width], of the same type and not clamped."""
     count, channels, rows, columns = x.shape
-    down, across = list(_blocks(rows, height)), list(_blocks(columns, width))
-    y = _along_first(x.double().movedim(2, 0).reshape(rows, -1), down, height).div_(_ONE)
-    y = y.view(height, count, channels, columns).movedim(3, 0).reshape(columns, -1)
-    y = _along_first(y, across, width).div_(_ONE)
-    return y.view(width, height, count, channels).permute(2, 3, 1, 0).to(x.dtype).contiguous()
+    y = _across(x.double().reshape(-1, columns), _blocks(columns, width), width)
+    y = y.view(-1, rows, width).transpose(1, 2).reshape(-1, rows)
+    y = _across(y, _blocks(rows, height), height)
+    return y.view(count, channels, width, height).transpose(2, 3).to(x.dtype).contiguous()
 
 
 class Resampler:
@@ -79,15 +85,15 @@ class Resampler:
     def __init__(self, layout: Layout, width: int, height: int):
         self.layout, self.target = layout, replace(layout, width=width, height=height)
         self._most = 255 if layout.depth == 8 else 65535
-        self._unit = (1 << _SAMPLE_BITS) // (self._most + 1)  # what a step of the picture's values is as a sample
+        self._unit = (1 << _SAMPLE_BITS) // (self._most + 1)  # what a step of the picture's values is as a rounded sample
         self._down = _blocks(layout.height, height)
-        self._across = list(_blocks(layout.width, width))
+        self._columns = list(_blocks(layout.width, width))
         self._coming = next(self._down, None)
         self._open: deque[tuple[_Block, torch.Tensor]] = deque()
         self._row = 0
-        # What is taken and what is finished, in memory that is used again: a page that is new costs as much as its pixels.
-        self._taken = np.empty((_ROWS, layout.width, layout.channels))
-        self._columns = torch.empty(layout.width, _ROWS, layout.channels, dtype=torch.float64)
+        # Memory that is used again, as a page that is new costs as much as its pixels: what is taken, and what is complete.
+        self._taken = torch.empty(_ROWS, layout.channels * layout.width, dtype=torch.float64)
+        self._complete = _padded(_ROWS * layout.channels, layout.width)
         self._totals: list[torch.Tensor] = []
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
@@ -99,8 +105,8 @@ class Resampler:
         done = held = 0
         for first in range(0, len(rows), _ROWS):
             for total in self._take(rows[first : first + _ROWS]):
-                values = total.mul_((1 if self.layout.alpha else self._unit) / _ONE).round_()
-                self._columns[:, held : held + len(total)] = values.view(len(total), self.layout.width, -1).transpose(0, 1)
+                planes = self.layout.channels
+                self._complete[held * planes : (held + len(total)) * planes] = total.view(-1, self.layout.width)
                 self._totals.append(total)
                 held += len(total)
                 if held > _ROWS - _OUTPUTS:
@@ -117,7 +123,7 @@ class Resampler:
         return int(8 * (values * layout.channels + weights))
 
     def _take(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
-        """Add some rows to the outputs that they have a part in; yields [outputs, W * channels] of those that are complete."""
+        """Add some rows to the outputs that they have a part in; yields [outputs, channels * W] of those that are complete."""
         x = self._samples(rows)
         top, bottom = self._row, self._row + len(rows)
         while self._coming is not None and self._coming.low < bottom:
@@ -133,32 +139,36 @@ class Resampler:
             yield self._open.popleft()[1]
 
     def _empty(self, count: int) -> torch.Tensor:
-        """[count, W * channels] to be filled."""
+        """[count, channels * W] to be filled."""
         for number, total in enumerate(self._totals):
             if len(total) == count:
                 return self._totals.pop(number)
-        return torch.empty(count, self.layout.width * self.layout.channels, dtype=torch.float64)
+        return torch.empty(count, self.layout.channels * self.layout.width, dtype=torch.float64)
 
     def _samples(self, rows: np.ndarray) -> torch.Tensor:
-        """float64 [n, W * channels] of integers: values, or, in units, alpha and colours as they are seen."""
+        """[n, channels * W] of values, with transparency of alpha and of the colours as they are seen."""
         x = self._taken[: len(rows)]
-        x[...] = rows
+        values = x.view(len(rows), self.layout.channels, -1)
+        values.copy_(torch.from_numpy(rows).transpose(1, 2))
         if self.layout.alpha:
-            x[..., -1] = self._most
-            x *= rows[..., -1:]
-            x *= self._unit
-            np.rint(np.divide(x, self._most, out=x), out=x)
-        return torch.from_numpy(x.reshape(len(rows), -1))
+            colours, alpha = values[:, :-1], values[:, -1:]
+            self._round(colours.mul_(alpha).div_(self._most))
+        return x
+
+    def _round(self, x: torch.Tensor) -> None:
+        x.mul_(self._unit).round_().div_(self._unit)
 
     def _finish(self, out: np.ndarray, done: int, count: int) -> int:
-        """Write `count` rows of the output, by what is in `_columns`, after those that are done; how many are then done."""
-        x = self._columns[:, :count].reshape(self.layout.width, -1)
-        x = _along_first(x, self._across, self.target.width).div_(_ONE * self._unit)
-        x = x.view(self.target.width, count, self.layout.channels)
+        """Write `count` rows of the output, by what is in `_complete`, after those that are done; how many are then done."""
+        x = self._complete[: count * self.layout.channels]
+        if self.layout.alpha or self.layout.depth > 8:
+            self._round(x)
+        x = _across(x, self._columns, self.target.width)
+        x = x.view(count, self.layout.channels, self.target.width)
         if self.layout.alpha:
-            alpha = x[..., -1:]
+            colours, alpha = x[:, :-1], x[:, -1:]
             seen = alpha > 0.5  # else it is rounded to none, which has no colour
-            x[..., :-1] = torch.where(seen, x[..., :-1] * self._most / torch.where(seen, alpha, 1.0), 0.0)
+            colours.mul_(self._most).div_(torch.where(seen, alpha, 1.0)).mul_(seen)
         x = x.clamp_(0, self._most).round_().to(torch.uint8 if self.layout.depth == 8 else torch.uint16)
-        out[done : done + count] = x.numpy().swapaxes(0, 1)
+        torch.from_numpy(out[done : done + count]).copy_(x.transpose(1, 2))
         return done + count
