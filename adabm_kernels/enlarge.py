@@ -39,11 +39,10 @@ class Enlarger:
         steps = self.size.steps(width, height, self.network.scale)
         limit = self._max_pixels * self.network.scale**2
         if not self.size.own and max(steps.made[0] * steps.made[1], steps.size[0] * steps.size[1]) > limit:
-            passes = "1 pass" if steps.passes == 1 else f"{steps.passes} passes"
-            way = f", by {passes} of the network to {_words(steps.made)}" if steps.resized else ""
+            way = f", resized from {_words(steps.made)}" if steps.resized else ""
             raise ValueError(
-                f"the size asked for makes too many pixels: {_words((width, height))} would become {_words(steps.size)}{way}, "
-                f"and the limit is {limit} ({self.network.scale**2} times --max-pixels)"
+                f"{self.size.name} must ask for at most {limit} pixels ({self.network.scale**2} times --max-pixels), "
+                f"got {_words(steps.size)}{way}, for a picture of {_words((width, height))}"
             )
         return steps
 

@@ -51,14 +51,14 @@ def _blocks(size: int, new_size: int) -> Iterator[_Block]:
         yield _Block(first, low, torch.from_numpy(matrix))
 
 
-def _padded(rows: int, columns: int) -> torch.Tensor:
+def _padded(rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """float64 [rows, columns] to be filled, whose rows do not lie a power of two apart: they would share places in the cache."""
-    return torch.empty(rows, columns + _PADDING, dtype=torch.float64)[:, :columns]
+    return torch.empty(rows, columns + _PADDING, dtype=torch.float64, device=device)[:, :columns]
 
 
 def _across(x: torch.Tensor, blocks: Iterable[_Block], new_size: int) -> torch.Tensor:
     """float64 [N, size] -> [N, new_size]."""
-    out = _padded(len(x), new_size).to(x.device)
+    out = _padded(len(x), new_size, x.device)
     for block in blocks:
         columns = out[:, block.first : block.first + len(block.matrix)]
         torch.mm(x[:, block.low : block.high], block.matrix.to(x.device).T, out=columns)

@@ -54,15 +54,22 @@ class Size:
                 raise TypeError(f"fit must be a pair of width and height, got {self.fit!r}")
             for side in self.fit:
                 _check_side("fit", side, self.fit)
-        sides = [name for name in ("width", "height") if getattr(self, name) is not None]
-        given = [name for name in ("scale", "fit") if getattr(self, name) is not None] + sides
-        if len(given) > 1 and given != sides:
+        given = self._given()
+        if len(given) > 1 and given != ["width", "height"]:
             raise ValueError(f"{given[0]} must be left out where {given[1]} is given, got {getattr(self, given[0])}")
+
+    def _given(self) -> list[str]:
+        return [name for name in ("scale", "fit", "width", "height") if getattr(self, name) is not None]
+
+    @property
+    def name(self) -> str:
+        """The argument that says it: "scale", "width", "width and height"."""
+        return " and ".join(self._given()) or "scale"
 
     @property
     def own(self) -> bool:
         """Whether it is the network's own."""
-        return self == Size()
+        return not self._given()
 
     def of(self, width: int, height: int, factor: int) -> tuple[int, int]:
         """Width and height of the output for a picture of this width and height. factor: the network's scale."""

@@ -270,7 +270,9 @@ def _many(
         if isinstance(outcome.error, BrokenPipeError | KeyboardInterrupt):
             raise outcome.error
         if outcome.error is not None:
-            errors.append({"input": outcome.task.name, "error": one_line(str(_failure(outcome)))})
+            # What goes wrong with a file names it; what cannot be computed does not.
+            name = f"'{outcome.task.name}': " if outcome.stage == "compute" else ""
+            errors.append({"input": outcome.task.name, "error": one_line(f"{name}{_failure(outcome)}")})
             continue
         layout = outcome.layout
         image = {"input": outcome.task.name, "output": str(outcome.task.target)}
