@@ -172,9 +172,10 @@ def test_memory_is_that_of_some_rows():
         most = 0
         for _ in range(size[0] // 50):
             resampler.rows(np.zeros((50, size[1], 3), np.uint8))
-            tensors = [total for _, total in resampler._open] + resampler._totals + [resampler._taken, resampler._complete]
-            tensors += [block.matrix for block, _ in resampler._open] + [block.matrix for block in resampler._columns]
-            most = max(most, sum(tensor.nbytes for tensor in tensors))
+            arrays = [resampler._samples, resampler._across, resampler._part, *resampler._sums]
+            arrays += [sums for _, sums in resampler._open] + [block.matrix for block, _ in resampler._open]
+            arrays += [block.matrix for block in resampler._columns]
+            most = max(most, sum(array.nbytes for array in arrays))
         assert most <= Resampler.held_bytes(layout, *new) <= 4 * most
 
 
