@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -98,9 +99,10 @@ class Enlarger:
         return resample(x.clamp(0, 255), *steps.size) if steps.resized else x
 
     def _resized(self, bands: Iterator[np.ndarray], made: Layout, steps: Steps) -> Iterator[np.ndarray]:
-        resampler = Resampler(made, *steps.size)
-        for band in bands:
-            yield resampler.rows(band)
+        with ThreadPoolExecutor(torch.get_num_threads(), "adabm resample") as pool:
+            resampler = Resampler(made, *steps.size, pool.map)
+            for band in bands:
+                yield resampler.rows(band)
 
     def _stages(self, layout: Layout) -> list[tuple[Patchwise, Layout]]:
         """The passes of the network, each with the layout of the picture that it is given."""

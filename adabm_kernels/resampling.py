@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ _OUTPUTS = 16  # that one matrix makes: more of them multiply more zeros, fewer 
 _ROWS = 64  # of the picture that are taken at a time
 # What BLAS multiplies on the calling thread: beside other work its threads wait for each other longer than all of this takes.
 _PRODUCTS = 1 << 18
+_STRIP = 16 * _OUTPUTS  # columns of the output that one thread makes on its own, in little memory
 _PADDING = 8  # doubles, a line of the cache: rows a power of two apart would share their places in it
 
 
@@ -74,25 +75,16 @@ def _last_axis(x: torch.Tensor, blocks: Iterable[_Block], new_size: int) -> torc
 class Resampler:
     """A picture in another size, from the top: `rows` takes its next rows and gives those of the output that are then complete.
 
-    layout: of the picture. width, height: of the output, whose layout is `target`.
+    layout: of the picture. width, height: of the output, whose layout is `target`. run: `map`, or that of a pool of threads.
     Values are resampled as they are encoded. Colours with transparency are weighted by their alpha, so that what is transparent has
     no part in them. The result is rounded once and does not depend on how many rows are given at a time.
     """
 
-    def __init__(self, layout: Layout, width: int, height: int):
-        self.layout, self.target = layout, replace(layout, width=width, height=height)
-        self._most = 255 if layout.depth == 8 else 65535
-        self._unit = (1 << _SAMPLE_BITS) // (self._most + 1)  # what a step of the picture's values is as a rounded sample
-        self._columns = list(_blocks(layout.width, width))
-        self._coming = _blocks(layout.height, height)
-        self._next = next(self._coming, None)
-        self._open: deque[tuple[_Block, np.ndarray]] = deque()  # with their sums so far, [outputs, channels, width and padding]
-        self._row = 0
-        # Memory that is used again, as a page that is new costs as much as its pixels.
-        self._samples = np.empty((_ROWS, layout.channels, layout.width + _PADDING))
-        self._across = np.zeros((_ROWS, layout.channels, width + _PADDING))
-        self._part = np.empty((_OUTPUTS, _PRODUCTS // _OUTPUTS))
-        self._sums: list[np.ndarray] = []
+    def __init__(self, layout: Layout, width: int, height: int, run: Callable[..., Iterable] = map):
+        self.layout, self.target, self._run = layout, replace(layout, width=width, height=height), run
+        across, down = list(_blocks(layout.width, width)), list(_blocks(layout.height, height))
+        step = _STRIP // _OUTPUTS
+        self._strips = [_Strip(layout, across[first : first + step], down) for first in range(0, len(across), step)]
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """[n, W, channels], the next rows -> [m, width, channels], where m may be 0; all are given when the last row was."""
@@ -100,27 +92,54 @@ class Resampler:
         # As many as these rows make, and those that waited for them: of two blocks, and of a filter's reach.
         most = math.ceil(len(rows) * scale) + 2 * _OUTPUTS + 4 * math.ceil(max(scale, 1))
         out = np.empty((min(most, self.target.height), self.target.width, self.target.channels), self.target.dtype)
-        done = 0
-        for first in range(0, len(rows), _ROWS):
-            for sums in self._take(rows[first : first + _ROWS]):
-                self._finish(sums, out[done : done + len(sums)])
-                self._sums.append(sums)
-                done += len(sums)
+        (done,) = set(self._run(lambda strip: strip.rows(rows, out), self._strips))
         return out[:done]
 
     @classmethod
     def held_bytes(cls, layout: Layout, width: int, height: int) -> int:
         """About what it holds, beside the rows that it takes and gives."""
         down, across = max(layout.height / height, 1), max(layout.width / width, 1)
+        strips = -(-width // _STRIP)
         open_rows = _OUTPUTS * (2 + (4 * down + _ROWS) / (_OUTPUTS * layout.height / height))
-        values = _ROWS * (layout.width + _PADDING) + (_ROWS + open_rows) * (width + _PADDING)
-        weights = (_OUTPUTS + 4) * (across * (width + _OUTPUTS) + 3 * down * _OUTPUTS)
-        return int(8 * (values * layout.channels + weights + _PRODUCTS))
+        values = _ROWS * (layout.width + strips * (4 * across + _PADDING)) + (_ROWS + open_rows) * (width + strips * _PADDING)
+        weights = (_OUTPUTS + 6) * (across * (width + _OUTPUTS) + down * (height + _OUTPUTS))
+        return int(8 * (values * layout.channels + weights + strips * _PRODUCTS))
+
+
+class _Strip:
+    """Some columns of the output, by weights across and down."""
+
+    def __init__(self, layout: Layout, across: list[_Block], down: list[_Block]):
+        self._layout, self._across = layout, across
+        self._seen = slice(across[0].low, across[-1].high)  # of the picture
+        self._made = slice(across[0].first, across[-1].first + len(across[-1].matrix))
+        self._width = self._made.stop - self._made.start
+        self._most = 255 if layout.depth == 8 else 65535
+        self._unit = (1 << _SAMPLE_BITS) // (self._most + 1)  # what a step of the picture's values is as a rounded sample
+        self._coming = iter(down)
+        self._next = next(self._coming, None)
+        self._open: deque[tuple[_Block, np.ndarray]] = deque()  # with their sums so far, [outputs, channels, width and padding]
+        self._row = 0
+        # Memory that is used again, as a page that is new costs as much as its pixels.
+        self._samples = np.empty((_ROWS, layout.channels, self._seen.stop - self._seen.start + _PADDING))
+        self._resized = np.zeros((_ROWS, layout.channels, self._width + _PADDING))
+        self._part = np.empty((_OUTPUTS, _PRODUCTS // _OUTPUTS))
+        self._sums: list[np.ndarray] = []
+
+    def rows(self, rows: np.ndarray, out: np.ndarray) -> int:
+        """Take the next rows and write its columns of those that are then complete; how many they are."""
+        done = 0
+        for first in range(0, len(rows), _ROWS):
+            for sums in self._take(rows[first : first + _ROWS]):
+                self._finish(sums, out[done : done + len(sums), self._made])
+                self._sums.append(sums)
+                done += len(sums)
+        return done
 
     def _take(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Add some rows to the outputs that they have a part in; yields the sums of those that are complete."""
         self._resize_across(rows)
-        x = self._across[: len(rows)].reshape(len(rows), -1)
+        x = self._resized[: len(rows)].reshape(len(rows), -1)
         top, bottom = self._row, self._row + len(rows)
         while self._next is not None and self._next.low < bottom:
             self._open.append((self._next, self._empty(len(self._next.matrix))))
@@ -147,26 +166,26 @@ class Resampler:
         for number, sums in enumerate(self._sums):
             if len(sums) == count:
                 return self._sums.pop(number)
-        return np.empty((count, *self._across.shape[1:]))
+        return np.empty((count, *self._resized.shape[1:]))
 
     def _resize_across(self, rows: np.ndarray) -> None:
-        """Fill the first rows of `_across` with values, or, with transparency, with alpha and colours as they are seen."""
-        values = self._samples[: len(rows), :, : self.layout.width]
-        values[...] = rows.transpose(0, 2, 1)
-        if self.layout.alpha:
+        """Fill the first rows of `_resized` with values, or, with transparency, with alpha and colours as they are seen."""
+        values = self._samples[: len(rows), :, :-_PADDING]
+        values[...] = rows[:, self._seen].transpose(0, 2, 1)
+        if self._layout.alpha:
             colours = values[:, :-1]
             colours *= values[:, -1:]
             colours /= self._most
             self._round(colours)
         x = self._samples[: len(rows)].reshape(-1, self._samples.shape[2])
-        out = self._across[: len(rows)].reshape(-1, self._across.shape[2])
-        for block in self._columns:
+        out = self._resized[: len(rows)].reshape(-1, self._resized.shape[2])
+        for block in self._across:
             step = max(_PRODUCTS // block.matrix.size, 1)
-            columns = slice(block.first, block.first + len(block.matrix))
+            seen = x[:, block.low - self._seen.start : block.high - self._seen.start]
+            made = out[:, block.first - self._made.start : block.first - self._made.start + len(block.matrix)]
             for first in range(0, len(x), step):
-                some = slice(first, first + step)
-                np.matmul(x[some, block.low : block.high], block.matrix.T, out=out[some, columns])
-        if self.layout.alpha or self.layout.depth > 8:
+                np.matmul(seen[first : first + step], block.matrix.T, out=made[first : first + step])
+        if self._layout.alpha or self._layout.depth > 8:
             self._round(out)
 
     def _round(self, x: np.ndarray) -> None:
@@ -176,8 +195,8 @@ class Resampler:
 
     def _finish(self, sums: np.ndarray, out: np.ndarray) -> None:
         """[n, channels, width and padding] of sums into [n, width, channels] of the output."""
-        x = sums[..., : self.target.width]
-        if self.layout.alpha:
+        x = sums[..., : self._width]
+        if self._layout.alpha:
             colours, alpha = x[:, :-1], x[:, -1:]
             seen = alpha > 0.5  # else it is rounded to none, which has no colour
             colours *= self._most

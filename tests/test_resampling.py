@@ -172,9 +172,10 @@ def test_memory_is_that_of_some_rows():
         most = 0
         for _ in range(size[0] // 50):
             resampler.rows(np.zeros((50, size[1], 3), np.uint8))
-            arrays = [resampler._samples, resampler._across, resampler._part, *resampler._sums]
-            arrays += [sums for _, sums in resampler._open] + [block.matrix for block, _ in resampler._open]
-            arrays += [block.matrix for block in resampler._columns]
+            arrays = [block.matrix for block in resampler._strips[0]._across]
+            for strip in resampler._strips:
+                arrays += [strip._samples, strip._resized, strip._part, *strip._sums]
+                arrays += [sums for _, sums in strip._open] + [block.matrix for block, _ in strip._open]
             most = max(most, sum(array.nbytes for array in arrays))
         assert most <= Resampler.held_bytes(layout, *new) <= 4 * most
 
