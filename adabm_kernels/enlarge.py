@@ -99,7 +99,7 @@ class Enlarger:
         return resample(x.clamp(0, 255), *steps.size) if steps.resized else x
 
     def _resized(self, bands: Iterator[np.ndarray], made: Layout, steps: Steps) -> Iterator[np.ndarray]:
-        with ThreadPoolExecutor(torch.get_num_threads(), "adabm resample") as pool:
+        with ThreadPoolExecutor(self.network.model.threads, "adabm resample") as pool:
             resampler = Resampler(made, *steps.size, pool.map)
             for band in bands:
                 yield resampler.rows(band)
