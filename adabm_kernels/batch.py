@@ -6,16 +6,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from .enlarge import Enlarger
 from .images import Layout, PictureReader, PictureWriter, open_picture
 from .images.writer import DEFAULT_QUALITY
-from .patchwise import Patchwise, Progress
+from .patchwise import Progress
 from .picture import Patch
+from .sizes import Steps
 
 _WAITING = 2  # pictures whose encoding may be unfinished
 
@@ -32,13 +34,15 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What became of a task. layout: of the picture that was read. seconds: of computing. error: what went wrong, where it did.
+    """What became of a task. layout: of the picture that was read. steps: how it got its size. patches: of the network's first
+    pass. seconds: of computing. error: what went wrong, where it did.
 
     stage: "read", "compute" or "write", where it got to.
     """
 
     task: Task
     layout: Layout | None = None
+    steps: Steps | None = None
     patches: list[Patch] = field(default_factory=list)
     seconds: float = 0.0
     error: Exception | None = None
@@ -63,7 +67,7 @@ def mean_bits(patches: list[Patch]) -> float | None:
 
 def upscale_files(
     tasks: Iterable[Task],
-    network: Patchwise,
+    network: Enlarger,
     *,
     max_pixels: int,
     quality: int = DEFAULT_QUALITY,
@@ -104,7 +108,7 @@ def _open(task: Task, decoder: ThreadPoolExecutor, max_pixels: int) -> tuple[Pic
 
 
 def _upscale(
-    task: Task, opened: Future, network: Patchwise, quality: int, encoder: ThreadPoolExecutor, progress: Progress | None
+    task: Task, opened: Future, network: Enlarger, quality: int, encoder: ThreadPoolExecutor, progress: Progress | None
 ) -> tuple[Outcome, Future | None]:
     outcome = Outcome(task)
 
@@ -117,9 +121,9 @@ def _upscale(
     try:
         reader, read = opened.result()
         outcome.layout, outcome.stage = reader.layout, "compute"
-        size = {"width": reader.layout.width * network.scale, "height": reader.layout.height * network.scale}
-        writer = PictureWriter(task.target, task.format, replace(reader.layout, **size), quality=quality)
-        network.windows(reader.layout.height, reader.layout.width, reader.layout)
+        outcome.steps = network.steps(reader.layout.width, reader.layout.height)
+        writer = PictureWriter(task.target, task.format, network.output(reader.layout), quality=quality)
+        network.check(reader.layout)
         bands = network.picture(reading, reader.layout, record=outcome.patches, progress=progress)
         outcome.stage = "write"
         writer.__enter__()
@@ -134,7 +138,8 @@ def _upscale(
             outcome.stage = "write"
             if band is None:
                 break
-            writer.write(band)
+            if len(band):
+                writer.write(band)
     except BaseException as error:
         outcome.error = error
         try:

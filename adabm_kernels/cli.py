@@ -25,6 +25,7 @@ from .commands.common import STDOUT, CommandError, one_line
 from .commands.outputs import DEFAULT_SUFFIX, FORMATS
 from .commands.video import MATRICES, PIXEL_FORMATS
 from .machine import version
+from .sizes import MOST_SCALE, MOST_SIDE
 from .upscale import DEFAULT_MODEL, did_you_mean
 
 BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")
@@ -138,11 +139,21 @@ def _add_upscale(up: argparse.ArgumentParser) -> None:
         help="what to do about outputs that exist; skip goes on with an interrupted folder (default: %(default)s)",
     )
     _add_model(up, " or a converted model's file")
-    add("--scale", metavar="N", type=_integer(1), help="the scale you expect (default: the model's)")
     _add_windows(up)
     add("--tta", action="store_true", help="mean over the eight flips and turns of every window: eight times the work")
-    add("--max-pixels", metavar="N", type=_integer(1), default=MAX_PIXELS, help="refuse larger pictures (default: %(default)s)")
+    add(
+        "--max-pixels",
+        metavar="N",
+        type=_integer(1),
+        default=MAX_PIXELS,
+        help="refuse larger pictures, and outputs of more than the model's scale squared times as many (default: %(default)s)",
+    )
     add("--compare", action="store_true", help="time the float PyTorch model on the same input and compare")
+    size = up.add_argument_group("size of the output (default: the model's scale times the picture)").add_argument
+    size("--scale", metavar="N", type=_number(1, MOST_SCALE), help="so many times as wide and high, such as 2 or 1.5")
+    size("--width", metavar="W", type=_integer(1, MOST_SIDE), help="pixels across; the height follows unless it is given")
+    size("--height", metavar="H", type=_integer(1, MOST_SIDE), help="pixels down; the width follows unless it is given")
+    size("--fit", metavar="WxH", type=_size, help="the largest of the picture's shape that this rectangle holds")
     frames = up.add_argument_group("frames of a video")
     frames.add_argument("--y4m", action="store_true", help="IN and OUT are YUV4MPEG2 streams, as from ffmpeg -f yuv4mpegpipe")
     frames.add_argument("--raw", metavar="WxH", type=_size, help="IN and OUT are raw frames of this size, ffmpeg -f rawvideo")
@@ -387,14 +398,16 @@ def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def _number(least: float) -> Callable[[str], float]:
+def _number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    rule = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and value >= least):
-            raise argparse.ArgumentTypeError(f"must be a number of at least {least:g}, got '{text}'")
+        if not (math.isfinite(value) and least <= value <= most):
+            raise argparse.ArgumentTypeError(f"must be a number {rule}, got '{text}'")
         return value
 
     return parse

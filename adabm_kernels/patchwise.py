@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,15 @@ JOINED_PIXELS = 1 << 20  # low-resolution pixels that windows computed as one ma
 _BLOCK = 16  # output rows that are clamped and rounded at a time, so that they stay in the cache
 _RESERVE = 64 << 20  # bytes for what the codecs hold
 _PATCHES = 8  # of one colour that are remembered
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is held beside a picture's windows for what comes before and after them. fixed: bytes. share: for each byte of a band of
+    output."""
+
+    fixed: int = 0
+    share: float = 0.0
 
 
 class Patchwise:
@@ -94,6 +104,13 @@ class Patchwise:
         self.max_memory, self.smooth = max_memory, smooth
         config = getattr(model, "config", ConvertConfig())
         self.rules = rules(min(config.weight_bits, config.act_bits))
+        self.beside = Beside()
+
+    def with_beside(self, beside: Beside) -> Patchwise:
+        """The same where this much is held beside its windows, which leaves less of max_memory to them."""
+        other = copy.copy(self)
+        other.beside = beside
+        return other
 
     # ---- where to cut
 
@@ -134,11 +151,15 @@ class Patchwise:
         return self._bytes_beside(rows, layout) + batch * bytes_per_pixel(self.model, self.tta)
 
     def _bytes_beside(self, rows: list[Span], layout: Layout) -> int:
-        """What the process holds now, two bands of output and the rows they are made from."""
+        """What the process holds now, and will hold for these windows beside a batch of them."""
+        return resident_bytes() + _RESERVE + self.beside.fixed + self.held_bytes(rows, layout)
+
+    def held_bytes(self, rows: list[Span], layout: Layout) -> int:
+        """Two bands of output, what is made of them, and the rows they are made from."""
         largest = max(span.length for span in rows)
         kept = max(span.last - span.first for span in rows)
         bands = min(2, len(rows)) * kept * self.scale**2 * layout.row_bytes
-        return resident_bytes() + _RESERVE + bands + 2 * largest * layout.row_bytes
+        return int(bands * (1 + self.beside.share)) + 2 * largest * layout.row_bytes
 
     def _groups(self, rows: list[Span], width: int, layout: Layout | None = None) -> tuple[list[list[Span]], int]:
         """Rows of windows that are computed together, as many as could be one window across the picture, and the most pixels that

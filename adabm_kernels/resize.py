@@ -13,11 +13,14 @@ def cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x <= 2, far, 0.0))
 
 
-def _taps(size: int, new_size: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Source indices and weights of each output sample, both [new_size, taps]; the kernel widens when shrinking."""
+def taps(outputs: np.ndarray, size: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Source indices and weights, both [outputs, taps], of some output samples, int64 [outputs] from 0, of an axis of `size`.
+
+    The middle of the source stays in the middle, the kernel widens when shrinking, and beyond its ends the source is mirrored.
+    """
     stretch = min(scale, 1.0)
     width = 4.0 / stretch
-    centre = (np.arange(new_size) + 0.5) / scale - 0.5
+    centre = (outputs + 0.5) / scale - 0.5
     first = np.floor(centre - width / 2).astype(np.int64) + 1
     index = first[:, None] + np.arange(int(np.ceil(width)) + 1)
     weight = stretch * cubic(stretch * (centre[:, None] - index))
@@ -38,7 +41,8 @@ def imresize(image: np.ndarray, scale: float) -> np.ndarray:
         raise ValueError(f"imresize: image must be [H, W] or [H, W, C] and not empty, got shape {image.shape}")
     out = image.astype(np.float64)
     for axis in (0, 1):
-        index, weight = _taps(image.shape[axis], int(np.ceil(image.shape[axis] * scale)), scale)
+        size = image.shape[axis]
+        index, weight = taps(np.arange(int(np.ceil(size * scale))), size, scale)
         moved = np.moveaxis(out, axis, 0)
         acc = np.zeros((len(index), *moved.shape[1:]))
         for t in range(index.shape[1]):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .registry import device_for
+from .sizes import Size
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     import torch
 
     from .batch import Outcome
+    from .enlarge import Enlarger
     from .images import Layout
     from .nn.lanes import Lane
-    from .patchwise import Patchwise
     from .picture import Patch
 
 DEFAULT_MODEL = "edsr_x4_w4a4"
@@ -42,9 +43,13 @@ def upscale(
     threads: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     record: list[Patch] | None = None,
+    scale: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    fit: tuple[int, int] | None = None,
     **cutting: Any,
 ) -> Any:
-    """Upscale one picture (or a batch of tensors) and return the same kind of thing, `model.scale` times as large.
+    """Upscale one picture (or a batch of tensors) to `model.scale` times its size, or another, and return the same kind of thing.
 
     image: path of a PNG, JPEG, WebP, TIFF or BMP file of 8 bits per channel -> Pillow image; Pillow image -> Pillow image; NumPy
         uint8 or uint16 [H, W] or [H, W, C] with C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA -> the same; floating torch tensor
@@ -58,7 +63,10 @@ def upscale(
         torch, such as "cuda". threads: CPU threads, at least 1. These four, when given, are set on the module and stay; None
         leaves them as they are ("auto" for a freshly loaded model).
     progress: called with (windows done, windows in all, "upscaling"). record: a list that is given every window (Patch) of a
-        picture, not of tensors.
+        picture, not of tensors, and not of what the network makes of its own output.
+    scale, width, height, fit: another size than the model's, by `sizes.Size`: scale=1.5, width=1920 or height=1080 in the
+        picture's shape, both for exactly this size, or fit=(1920, 1080) for the largest that fits in. What the network makes is
+        resampled by a bicubic filter, and given to the network again first where more than a quarter is missing (docs/images.md).
     cutting: tile, halo, protocol, tta, max_memory and smooth of `patchwise.Patchwise`, how a large picture is cut into windows, and
         whether its smooth areas are interpolated; max_memory not for tensors, whose smooth areas are always the network's.
 
@@ -66,8 +74,9 @@ def upscale(
     unsupported input, OSError for a file that cannot be opened, RuntimeError for a backend that cannot run here.
     """
     check_settings(bits, threads)
+    size = Size(scale, width, height, fit)
     taken = _take(image)
-    network = prepare(model, bits=bits, backend=backend, device=device, threads=threads, **cutting)
+    network = prepare(model, bits=bits, backend=backend, device=device, threads=threads, size=size, **cutting)
     return _upscaled(taken, network, progress, record)
 
 
@@ -92,7 +101,7 @@ def upscale_many(
     if isinstance(images, str | os.PathLike):
         raise TypeError(f"images must be an iterable of pictures or their paths, got one path, '{os.fspath(images)}'")
     check_settings(settings.get("bits"), settings.get("threads"))
-    network = prepare(model, **settings)
+    network = prepare(model, size=_take_size(settings), **settings)
     lanes = network.lanes(in_flight)
     total = len(images) if hasattr(images, "__len__") else None
     with ThreadPoolExecutor(1, "adabm decode") as pool:
@@ -110,7 +119,7 @@ def upscale_many(
             yield result
 
 
-def _one_by_one(read: Callable[[], Future], network: Patchwise) -> Iterator[Any]:
+def _one_by_one(read: Callable[[], Future], network: Enlarger) -> Iterator[Any]:
     """The images that `read` begins to read, until it gives _END, each upscaled on the calling thread."""
     coming = read()
     while (taken := coming.result()) is not _END:
@@ -118,7 +127,7 @@ def _one_by_one(read: Callable[[], Future], network: Patchwise) -> Iterator[Any]
         yield _upscaled(taken, network, None, None)
 
 
-def _side_by_side(read: Callable[[], Future], network: Patchwise, lanes: list[Lane]) -> Iterator[Any]:
+def _side_by_side(read: Callable[[], Future], network: Enlarger, lanes: list[Lane]) -> Iterator[Any]:
     """The same with one under way in each lane, on a thread of its own."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -153,15 +162,17 @@ def upscale_file(
 
     target: its suffix says the format (images.EXTENSIONS); it appears when complete, replacing what is there. 16 bits per channel
     stay 16 where the format holds them. quality: 1..100, of JPEG and WebP. max_pixels: refuse a larger source (default:
-    images.MAX_PIXELS). settings: those of `upscale`; max_memory bounds what the process holds.
-    Returns what was done: layout of the source, patches, mean_bits, seconds. Raises as `upscale` does, and OSError when the
-    target cannot be written.
+    images.MAX_PIXELS). settings: those of `upscale`, its sizes among them; max_memory bounds what the process
+    holds.
+    Returns what was done: layout of the source, steps to the output's size, patches, mean_bits, seconds. Raises as `upscale` does,
+    and OSError when the target cannot be written.
     """
     from .batch import Task, upscale_files
     from .images import EXTENSIONS, MAX_PIXELS, check_output
     from .images.writer import check_quality
 
     check_settings(settings.get("bits"), settings.get("threads"))
+    size = _take_size(settings)
     check_quality(quality)
     if max_pixels is not None and (isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1):
         raise ValueError(f"max_pixels must be an integer of at least 1, got {max_pixels!r}")
@@ -170,7 +181,7 @@ def upscale_file(
         raise ValueError(f"target must not be the source itself, got '{target}'")
     task = Task(Path(source), target, EXTENSIONS[target.suffix.lower()], os.fspath(source))
     limit = MAX_PIXELS if max_pixels is None else max_pixels
-    network = prepare(model, **settings)
+    network = prepare(model, size=size, max_pixels=limit, **settings)
     (outcome,) = upscale_files([task], network, max_pixels=limit, quality=quality, progress=lambda task: progress)
     if outcome.error is not None:
         raise outcome.error
@@ -184,15 +195,24 @@ def prepare(
     backend: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    size: Size | None = None,
+    max_pixels: int | None = None,
     **cutting: Any,
-) -> Patchwise:
-    """The model with these settings, ready for pictures of any size; see `upscale`."""
+) -> Enlarger:
+    """The model with these settings, ready for pictures of any size; see `upscale` and, for max_pixels, `upscale_file`."""
     is_module = _is_module(model)
+    from .enlarge import Enlarger
+    from .images import MAX_PIXELS
     from .patchwise import Patchwise
 
     model = model if is_module else load_model(model)
     configure(model, bits, backend, threads, device)
-    return Patchwise(model, **cutting)
+    return Enlarger(Patchwise(model, **cutting), size, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
+
+
+def _take_size(settings: dict[str, Any]) -> Size:
+    """The size that keyword arguments ask for, taken out of them."""
+    return Size(**{name: settings.pop(name, None) for name in ("scale", "width", "height", "fit")})
 
 
 def builtin_models() -> dict[str, Path]:
@@ -283,12 +303,12 @@ def run(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         return model(x.to(torch.float32))
 
 
-def _upscaled(taken: Any, network: Patchwise, progress: Any, record: list[Patch] | None) -> Any:
+def _upscaled(taken: Any, network: Enlarger, progress: Any, record: list[Patch] | None) -> Any:
     import torch
 
     if isinstance(taken, torch.Tensor):
-        if network.max_memory is not None:
-            raise ValueError(f"max_memory must be left out for tensors, which are held whole, got {network.max_memory}")
+        if (bound := network.network.max_memory) is not None:
+            raise ValueError(f"max_memory must be left out for tensors, which are held whole, got {bound}")
         y = network.tensor((taken if taken.ndim == 4 else taken[None]).to(torch.float32))
         y = y.clamp(0, 255).to(taken.dtype)
         return y if taken.ndim == 4 else y[0]

@@ -21,6 +21,7 @@ import torch
 
 from adabm_kernels import patchwise
 from adabm_kernels.batch import Task, mean_bits, upscale_files
+from adabm_kernels.enlarge import Enlarger
 from adabm_kernels.images import MAX_PIXELS, Layout
 from adabm_kernels.machine import cpu_name
 from adabm_kernels.metrics import psnr
@@ -106,7 +107,7 @@ def folder(args: argparse.Namespace) -> None:
     """Files in and out against the network alone on tensors that are there, in turn."""
     model = load_model(args.model)
     model.set_threads(args.threads)
-    network, side = Patchwise(model), 256
+    network, side = Enlarger(Patchwise(model)), 256
     place = Path(args.picture)
     pictures = [np.array(PIL.Image.open(path).convert("RGB")) for path in sorted(place.rglob("*.png"))] if place.is_dir() else []
     pictures = [rgb for rgb in pictures if min(rgb.shape[:2]) >= side] or [photograph(args)]

@@ -12,6 +12,7 @@ class FakeModel(nn.Module):
     """Repeats each pixel `scale` times, and remembers what was set and what it saw."""
 
     scale = 4
+    threads = 2
 
     def __init__(self, float_weights=True, backend_reason=None):
         super().__init__()

@@ -20,6 +20,7 @@ FLOORS = [
     {"evaluate", "report"},
     {"upscale", "bitmap"},
     {"batch"},
+    {"enlarge"},
     {"patchwise"},
     {"interpolation"},
     {"picture"},
@@ -32,16 +33,16 @@ FLOORS = [
     {"backends"},
     {"native", "measure"},
     {"tiles"},
-    {"tile_times", "smooth", "pixels"},
+    {"tile_times", "smooth", "pixels", "resampling"},
     # The ground: knows nothing of the rest.
-    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat"},
+    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat", "sizes"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = FLOORS[-1]
 # Modules of the ground that others of the ground may use.
 SHARED_GROUND = {"files"}
 # What these may import at module level of all that is installed: importing the package stays inert.
-LIGHT = {"__init__", "__main__", "cli", "commands", "upscale", "native", "registry", "config", "files", "machine"}
+LIGHT = {"__init__", "__main__", "cli", "commands", "upscale", "native", "registry", "config", "files", "machine", "sizes"}
 HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm"}
 
 

@@ -404,7 +404,8 @@ def test_memory_of_a_forward_pass_is_estimated(model):
     assert held <= 64 * 64 * bytes_per_pixel(model) * 1.1
 
 
-def test_memory_does_not_grow_with_the_picture(tmp_path):
+@pytest.mark.parametrize(("scale", "width"), [(4, 600), (3.5, 600), (14, 150)], ids=["own", "resized", "two-passes"])
+def test_memory_does_not_grow_with_the_picture(tmp_path, scale, width):
     """Four times the pixels, the same peak but for some MB of the allocator: the picture is never held."""
     code = """
 import sys
@@ -417,23 +418,24 @@ class Forgetful(FakeModel):
     def forward(self, x, offset):
         self.seen.clear()
         return super().forward(x)
-upscale_file(f"{sys.argv[2]}.png", "out.png", Forgetful(), tile=128, halo=4)
+upscale_file(f"{sys.argv[2]}.png", "out.png", Forgetful(), tile=128, halo=4, scale=float(sys.argv[3]))
 with open("/proc/self/status") as status:
     print(next(line for line in status if line.startswith("VmHWM")).split()[1])
 """
     returning = ENVIRONMENT | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc then keeps little of what is freed
     peaks = []
-    for rows in (1600, 6400):
-        source = np.kron(RNG.integers(0, 256, (rows // 8, 75, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+    heights = [width * 8 // 3, width * 32 // 3]
+    for rows in heights:
+        source = RNG.integers(0, 256, (rows // 10, width // 10, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
         PIL.Image.fromarray(source).save(tmp_path / f"{rows}.png")
         done = subprocess.run(
-            [sys.executable, "-c", code, str(Path(__file__).parent), str(rows)],
+            [sys.executable, "-c", code, str(Path(__file__).parent), str(rows), str(scale)],
             cwd=tmp_path, capture_output=True, text=True, check=True, env=returning,
         )  # fmt: skip
         peaks.append(int(done.stdout) * 1024)
     assert (tmp_path / "out.png").stat().st_size
     # Who held the output would hold this much more; what the allocators keep varies.
-    more = (6400 - 1600) * 600 * 16 * 3
+    more = int((heights[1] - heights[0]) * width * scale**2 * 3)
     assert peaks[1] - peaks[0] < more / 2
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import naming
+from ..sizes import Size
 from .common import STDOUT
 from .pipes import piped, shown
 
@@ -107,12 +108,12 @@ def _inside(path: Path, folder: Path) -> bool:
     return folder.resolve() in (path.resolve(), *path.resolve().parents)
 
 
-def plan_outputs(args: argparse.Namespace, inputs: list[Input], scale: int) -> Plan:
-    """Where every picture goes.
+def plan_outputs(args: argparse.Namespace, inputs: list[Input], size: Size, scale: int) -> Plan:
+    """Where every picture goes. size, scale: of the outputs, and the model's.
 
     Raises ValueError where two would go to one place, one would replace an input, or --existing refuse meets an existing file.
     """
-    pictures = [_planned(args, item, len(inputs) > 1, scale) for item in inputs]
+    pictures = [_planned(args, item, len(inputs) > 1, size, scale) for item in inputs]
     pictures, earlier = _without_outputs(pictures)
     sources = {os.path.realpath(planned.source): planned.source for planned in pictures}
     targets: dict[str, Path] = {}
@@ -198,7 +199,15 @@ def _larger(output: Path, source: Path) -> bool:
     return all(large > small for large, small in zip(size(output, 1), size(source, 0), strict=True))
 
 
-def _planned(args: argparse.Namespace, item: Input, many: bool, scale: int) -> Planned:
+def check_suffix(suffix: str, size: Size) -> None:
+    """ValueError for what names cannot have, or cannot say of this size."""
+    if "/" in suffix:
+        raise ValueError(f"--suffix must not hold '/', got '{suffix}'")
+    if suffix != DEFAULT_SUFFIX and "{scale}" in suffix and size.times(1) is None:
+        raise ValueError(f"--suffix must not hold '{{scale}}' with --width, --height or --fit, which give none, got '{suffix}'")
+
+
+def _planned(args: argparse.Namespace, item: Input, many: bool, size: Size, scale: int) -> Planned:
     from ..images import EXTENSIONS
 
     path, output = item.path, args.output
@@ -214,9 +223,11 @@ def _planned(args: argparse.Namespace, item: Input, many: bool, scale: int) -> P
         folder = path.parent if output is None else output
     else:
         root = item.root if item.root.name not in ("", "..") else item.root.resolve()
-        base = root.with_name(f"{root.name}{DEFAULT_SUFFIX.format(scale=scale)}") if output is None else output
+        base = root.with_name(f"{root.name}_{size.label(scale)}") if output is None else output
         folder = base / path.relative_to(item.root).parent
     kept = path.suffix[1:].lower() if path.suffix.lower() in EXTENSIONS else "png"
     extension = {None: "png", "keep": kept}.get(args.format, args.format)
-    name = f"{path.stem}{args.suffix.replace('{scale}', str(scale))}.{extension}"
+    usual = args.suffix == DEFAULT_SUFFIX
+    suffix = f"_{size.label(scale)}" if usual else args.suffix.replace("{scale}", size.times(scale) or "")
+    name = f"{path.stem}{suffix}.{extension}"
     return Planned(path, folder / name, EXTENSIONS[f".{extension}"])

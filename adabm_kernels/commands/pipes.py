@@ -18,9 +18,9 @@ def piped(path: Path | None) -> bool:
     return path is not None and (path == STDOUT or is_pipe(path))
 
 
-def shown(path: Path) -> str:
-    """What messages call an input."""
-    return "standard input" if path == STDOUT else str(path)
+def shown(path: Path, pipe: str = "standard input") -> str:
+    """What messages call an input, or an output where "-" is another `pipe`."""
+    return pipe if path == STDOUT else str(path)
 
 
 def to_stdout(args: argparse.Namespace) -> bool:

@@ -36,7 +36,6 @@ def execute(args: argparse.Namespace) -> None:
         if layout.alpha and not rows[..., -1].any():
             raise ValueError(f"IMAGE must have a pixel that is not transparent, got '{shown(args.input)}'")
         args.tta = False
-        args.scale = None
         if args.tile is None and args.protocol == "halo":
             args.tile = _TILE
         network, settings = load_network(args)
@@ -44,6 +43,7 @@ def execute(args: argparse.Namespace) -> None:
 
     from ..batch import mean_bits
     from ..bitmap import bit_map
+    from ..enlarge import Enlarger
     from ..nn.layer_times import layer_times
     from ..report import Report
 
@@ -55,7 +55,8 @@ def execute(args: argparse.Namespace) -> None:
             out = network.array(rows, layout, record=patches, progress=bar)
         compared = None
         if network.model.float_state is not None:
-            compared = compare(network, network.model.float_model(), source, args.max_pixels, shown(args.input))
+            enlarger, teacher = Enlarger(network), network.model.float_model()
+            compared = compare(enlarger, teacher, source, args.max_pixels, shown(args.input))
         bits = bit_map(network.model, patches, layout.width, layout.height)
         weights = [patch.height * patch.width for patch in bits.patches]
         layer_bits = {

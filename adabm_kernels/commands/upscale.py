@@ -13,13 +13,16 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
+from ..sizes import Size, Steps
 from . import video
 from .common import BAD_INPUT, FAILED, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
-from .outputs import Plan, Planned, find_inputs, is_folder, plan_outputs
+from .outputs import Plan, Planned, check_suffix, find_inputs, is_folder, plan_outputs
 from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_stdout
 
 if TYPE_CHECKING:
     from ..batch import Outcome, Task
+    from ..enlarge import Enlarger
+    from ..images import Layout
     from ..patchwise import Patchwise
 
 # `--compare` repeats both models until one of these is reached; the median needs few runs, a large image long ones.
@@ -39,13 +42,14 @@ def execute(args: argparse.Namespace) -> None:
     with stage(BAD_INPUT):
         inputs = find_inputs(args)
         single = len(inputs) == 1 and inputs[0].root is None
-        _check_options(args, single)
+        size = asked_size(args)
+        _check_options(args, single, size)
         data = read_pipe(inputs[0].path) if piped(inputs[0].path) else None
         layout = _check_single(args, inputs[0].path, data) if single else None
 
     with stage(BAD_INPUT):
-        network, settings = load_network(args)
-        plan = plan_outputs(args, inputs, network.scale)
+        network, settings = load_enlarger(args, size)
+        plan = plan_outputs(args, inputs, size, network.network.scale)
         if single and plan.failed:
             raise plan.failed[0][1]
         for planned in plan.pictures:
@@ -53,8 +57,9 @@ def execute(args: argparse.Namespace) -> None:
             if not piped(planned.target) and single and (folder.is_dir() or folder != args.output):  # which is made for the picture
                 check_target(planned.target)
         if layout is not None and plan.pictures:
-            network.windows(layout.height, layout.width, layout)
-        float_model = network.model.float_model() if args.compare else None
+            _check_output(plan.pictures[0], network.output(layout))
+            network.check(layout)
+        float_model = network.network.model.float_model() if args.compare else None
 
     tasks = _tasks(plan.pictures, data)
     if single and plan.pictures:
@@ -81,8 +86,6 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
     torch.set_num_threads(threads)
     model = load_model(args.model)
     configure(model, args.bits, args.backend, threads, args.device)
-    if args.scale not in (None, model.scale):
-        raise ValueError(f"--scale must be that of the model, {model.scale}, got {args.scale}")
     from ..patchwise import Patchwise
 
     names = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")
@@ -96,30 +99,63 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
     return network, settings
 
 
+def load_enlarger(args: argparse.Namespace, size: Size) -> tuple[Enlarger, dict[str, Any]]:
+    """The same for outputs of the size that the options ask for."""
+    network, settings = load_network(args)
+    from ..enlarge import Enlarger
+
+    return Enlarger(network, size, max_pixels=args.max_pixels), settings
+
+
+def asked_size(args: argparse.Namespace) -> Size:
+    """The size that the options ask for."""
+    try:
+        return Size(args.scale, args.width, args.height, args.fit)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
+
+
+def in_words(width: int, height: int, steps: Steps) -> str:
+    """How a picture of this size became another: "100x80 -> 200x160, resized from 400x320"."""
+    words = "{}x{} -> {}x{}".format(width, height, *steps.size)
+    if steps.resized:
+        words += ", resized from {}x{}".format(*steps.made) if steps.passes else ", resized without the network"
+    return words + (f" ({steps.passes} passes)" if steps.passes > 1 else "")
+
+
+def in_figures(width: int, height: int, steps: Steps) -> dict[str, Any]:
+    """The same for --json."""
+    sizes = {"input_size": [width, height], "output_size": list(steps.size), "network_size": list(steps.made)}
+    return sizes | {"passes": steps.passes}
+
+
 # ---- input
 
 
-def _check_options(args: argparse.Namespace, single: bool) -> None:
+def _check_options(args: argparse.Namespace, single: bool, size: Size) -> None:
     if args.output is None and to_stdout(args):
         refuse_terminal(args.inputs[0])
     if args.compare and not single:
         raise ValueError("--compare must be left out for more than one picture")
-    if "/" in args.suffix:
-        raise ValueError(f"--suffix must not hold '/', got '{args.suffix}'")
+    check_suffix(args.suffix, size)
     if args.json and to_stdout(args):
         raise ValueError("--json must be left out where the picture goes to standard output")
 
 
 def _check_single(args: argparse.Namespace, path: Path, data: bytes | None) -> Any:
-    """The layout of the only picture; what is wrong with it or with its output is found before torch is imported."""
-    from ..images import EXTENSIONS, check_output, open_picture
-    from ..images.writer import check_format
+    """The layout of the only picture; what is wrong with it or with the output's name is found before torch is imported."""
+    from ..images import check_output, open_picture
 
     layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=shown(path)).layout
     if args.output is not None and not piped(args.output) and not is_folder(args):
         check_output(args.output)
-        check_format(str(args.output), EXTENSIONS[args.output.suffix.lower()], layout)
     return layout
+
+
+def _check_output(planned: Planned, layout: Layout) -> None:
+    from ..images.writer import check_format
+
+    check_format(shown(planned.target, "standard output"), planned.format, layout)
 
 
 def _tasks(plan: list[Planned], data: bytes | None) -> Iterator[Task]:
@@ -132,17 +168,16 @@ def _tasks(plan: list[Planned], data: bytes | None) -> Iterator[Task]:
 # ---- one picture
 
 
-def _one(args: argparse.Namespace, task: Task, network: Patchwise, settings: dict[str, Any], float_model: Any) -> None:
+def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict[str, Any], float_model: Any) -> None:
     outcome = next(_upscaled(args, iter([task]), network, 1))
     if outcome.error is not None:
         raise _failure(outcome) from outcome.error
     _say(args, outcome)
-    layout, scale = outcome.layout, network.scale
+    layout = outcome.layout
     report = {
         "input": task.name,
         "output": _target(args, task),
-        "input_size": [layout.width, layout.height],
-        "output_size": [layout.width * scale, layout.height * scale],
+        **in_figures(layout.width, layout.height, outcome.steps),
         **settings,
         "patches": len(outcome.patches),
         "mean_bits": outcome.mean_bits,
@@ -153,25 +188,26 @@ def _one(args: argparse.Namespace, task: Task, network: Patchwise, settings: dic
     if float_model is not None:
         with stage(FAILED, _memory(layout)):
             report |= compare(network, float_model, task.source, args.max_pixels, task.name)
-    _print(args, report, _rows(report))
+    _print(args, report, _rows(report, outcome.steps))
 
 
-def compare(network: Patchwise, float_model: Any, source: Path | bytes, max_pixels: int, name: str) -> dict[str, Any]:
+def compare(network: Enlarger, float_model: Any, source: Path | bytes, max_pixels: int, name: str) -> dict[str, Any]:
     """Time both models in turn on a whole picture, after one run of each to warm up, and measure how far their outputs are apart.
 
-    The float model gets what suits PyTorch best on a CPU, float32 in channels_last, and the same windows. PSNR is over RGB in
-    0..255, both outputs clamped and not rounded. max_pixels, name: as for `open_picture`.
+    The float model gets what suits PyTorch best on a CPU, float32 in channels_last, and the same windows, and what both make is
+    resized alike. PSNR is over RGB in 0..255, both outputs clamped and not rounded. max_pixels, name: as for `open_picture`.
     """
     import torch
 
+    from ..enlarge import Enlarger
     from ..images import open_picture
     from ..metrics import psnr
     from ..nn.timing import wait_for
     from ..patchwise import FloatPatchwise
 
     reader = open_picture(source, max_pixels=max_pixels, name=name)
-    x = network.picture_tensor(reader.read(reader.layout.height), reader.layout)
-    floats = FloatPatchwise(float_model, network)
+    x = network.network.picture_tensor(reader.read(reader.layout.height), reader.layout)
+    floats = Enlarger(FloatPatchwise(float_model, network.network), network.size, max_pixels=max_pixels)
     want = floats.tensor(x)
     wait_for(x.device)
     converted, float_times, start = [], [], time.perf_counter()
@@ -190,15 +226,15 @@ def compare(network: Patchwise, float_model: Any, source: Path | bytes, max_pixe
     }
 
 
-def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(report: dict[str, Any], steps: Steps) -> list[tuple[str, str]]:
     compared = "float_seconds" in report
     single = "one run" if compared else "first run"  # the first also warms up
     runs = single if report["runs"] == 1 else f"median of {report['runs']} runs"
     rows = [
-        ("image", "{}x{} -> {}x{}".format(*report["input_size"], *report["output_size"])),
+        ("image", in_words(*report["input_size"], steps)),
         ("model", report["model"]),
         ("backend", report["backend"]),
-        ("mean bits", _bits(report["mean_bits"], report["bits"])),
+        ("mean bits", _bits(report["mean_bits"], report["bits"], steps)),
         ("time", f"{report['seconds']:.3f} s ({runs})"),
     ]
     if report["patches"] > 1:
@@ -224,14 +260,17 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %"
 
 
-def _bits(mean: float | None, bits: str | int) -> str:
-    return "none, transparent everywhere" if mean is None else f"{mean:.2f}" + ("" if bits == "auto" else " (fixed)")
+def _bits(mean: float | None, bits: str | int, steps: Steps | None = None) -> str:
+    if mean is None:
+        return "none, the network was not needed" if steps is not None and not steps.passes else "none, transparent everywhere"
+    first = ", in the first pass" if steps is not None and steps.passes > 1 else ""
+    return f"{mean:.2f}" + ("" if bits == "auto" else " (fixed)") + first
 
 
 # ---- many pictures
 
 
-def _many(args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, network: Patchwise, settings: dict[str, Any]) -> None:
+def _many(args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, network: Enlarger, settings: dict[str, Any]) -> None:
     start, images = time.perf_counter(), []
     errors = [{"input": str(planned.source), "error": one_line(str(error))} for planned, error in plan.failed]
     passed = [{"input": str(path), "reason": f"it is an output of '{origin}'"} for path, origin in plan.earlier]
@@ -242,10 +281,13 @@ def _many(args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, network: 
         if isinstance(outcome.error, BrokenPipeError | KeyboardInterrupt):
             raise outcome.error
         if outcome.error is not None:
-            errors.append({"input": outcome.task.name, "error": one_line(str(_failure(outcome)))})
+            # What goes wrong with a file names it; what cannot be computed does not.
+            name = f"'{outcome.task.name}': " if outcome.stage == "compute" else ""
+            errors.append({"input": outcome.task.name, "error": one_line(f"{name}{_failure(outcome)}")})
             continue
         layout = outcome.layout
-        image = {"input": outcome.task.name, "output": str(outcome.task.target), "input_size": [layout.width, layout.height]}
+        image = {"input": outcome.task.name, "output": str(outcome.task.target)}
+        image |= in_figures(layout.width, layout.height, outcome.steps)
         image |= {"mean_bits": outcome.mean_bits, "flat_pixels": outcome.flat_pixels, "seconds": outcome.seconds}
         images.append(image)
         _say(args, outcome)
@@ -268,7 +310,7 @@ def _many(args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, network: 
 # ---- both
 
 
-def _upscaled(args: argparse.Namespace, tasks: Iterator[Task], network: Patchwise, count: int) -> Iterator[Outcome]:
+def _upscaled(args: argparse.Namespace, tasks: Iterator[Task], network: Enlarger, count: int) -> Iterator[Outcome]:
     """What became of each task, with a bar on stderr: of windows for one picture, of pictures for many."""
     from ..batch import upscale_files
     from ..images.writer import DEFAULT_QUALITY
@@ -314,10 +356,11 @@ def _memory(layout: Any) -> str:
 def _say(args: argparse.Namespace, outcome: Outcome) -> None:
     """With --verbose, what became of a picture, on stderr."""
     if args.verbose:
-        target = _target(args, outcome.task)
-        windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits)} bits in the mean"
+        target, layout = _target(args, outcome.task), outcome.layout
+        windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits, outcome.steps)} bits in the mean"
         if outcome.flat_pixels:
-            windows += f", {_share(outcome.flat_pixels, outcome.layout.width * outcome.layout.height)} not computed"
+            windows += f", {_share(outcome.flat_pixels, layout.width * layout.height)} not computed"
+        windows += f", {in_words(layout.width, layout.height, outcome.steps)}"
         print(f"{outcome.task.name} -> {target}: {windows}, {outcome.seconds:.3f} s", file=sys.stderr)
 
 

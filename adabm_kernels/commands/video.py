@@ -47,24 +47,28 @@ _OF_PICTURES = {"compare": False, "format": None, "quality": None, "suffix": DEF
 
 def execute(args: argparse.Namespace) -> None:
     """Upscale the frames of standard input (or a file) one after the other, each with its own bits."""
-    from .upscale import load_network
+    from .upscale import asked_size, load_enlarger
 
     with ExitStack() as stack:
         with stage(BAD_INPUT):
             _check(args)
+            size = asked_size(args)
             source = _Source(stack.enter_context(open_source(args.inputs[0])))
             stream = _read_y4m(source, args.matrix) if args.y4m else _raw(args)
             if (pixels := stream.width * stream.height) > args.max_pixels:
                 size = f"{stream.width}x{stream.height} = {pixels} pixels"
                 raise ValueError(f"frames must have at most {args.max_pixels} pixels (--max-pixels), got {size}")
-            network, settings = load_network(args)
-            network.windows(stream.height, stream.width, _layout(stream))
+            network, settings = load_enlarger(args, size)
+            network.check(_layout(stream))
         _upscale(args, source, stream, network, settings)
 
 
 def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network: Any, settings: dict[str, Any]) -> None:
+    from .upscale import in_figures, in_words
+
     frames, bits, start, incomplete = 0, [], time.perf_counter(), None
-    larger = stream.scaled(network.scale)
+    steps = network.steps(stream.width, stream.height)
+    larger = replace(stream, width=steps.size[0], height=steps.size[1])
     target = STDOUT if args.output is None else args.output
     with stage(FAILED, "not enough memory for the frames"), ExitStack() as stack, Progress(args.quiet) as bar:
         if piped(target):
@@ -89,14 +93,13 @@ def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network:
     report = {
         "frames": frames,
         "complete": incomplete is None,
-        "input_size": [stream.width, stream.height],
-        "output_size": [larger.width, larger.height],
+        **in_figures(stream.width, stream.height, steps),
         **settings,
         "mean_bits": mean,
         "seconds": seconds,
     }
     rows = [
-        ("frames", f"{frames}, {stream.width}x{stream.height} -> {larger.width}x{larger.height}"),
+        ("frames", f"{frames}, {in_words(stream.width, stream.height, steps)}"),
         ("model", settings["model"]),
         ("backend", settings["backend"]),
         *([("mean bits", f"{mean:.2f}")] if mean is not None else []),
@@ -182,9 +185,6 @@ class Stream:
     luma: tuple[float, float] = MATRICES["bt601"]
     siting: tuple[int, int] = (0, 0)
     alpha: bool = False
-
-    def scaled(self, scale: int) -> Stream:
-        return replace(self, width=self.width * scale, height=self.height * scale)
 
     def header(self) -> bytes:
         return b"" if self.y4m is None else " ".join(["YUV4MPEG2", f"W{self.width}", f"H{self.height}", *self.y4m]).encode() + b"\n"

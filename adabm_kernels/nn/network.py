@@ -218,6 +218,11 @@ class ConvertedNetwork(nn.Module, ABC):
         if self._graphs is not None:
             self._graphs.clear()
 
+    @property
+    def threads(self) -> int:
+        """How many threads compute on a CPU."""
+        return self._threads or torch.get_num_threads()
+
     def set_threads(self, threads: int) -> None:
         """Threads of the CPU kernels: 1..256, or 0 for as many as torch uses. Raises ValueError otherwise."""
         most = native.MAX_THREADS
@@ -283,8 +288,7 @@ class ConvertedNetwork(nn.Module, ABC):
             others = [choice.backend for choice in self.choices.values() if choice.backend != self.choice.backend]
             elsewhere = f"{len(others)} of {len(self.choices)} convolutions on {others[0]}" if others else ""
             return ", ".join(filter(None, (self.choice.backend, elsewhere)))
-        threads = self._threads or torch.get_num_threads()
-        return f"cpu ({native.isa_chosen()}, {threads} thread{'s' if threads > 1 else ''})"
+        return f"cpu ({native.isa_chosen()}, {self.threads} thread{'s' if self.threads > 1 else ''})"
 
     def extra_repr(self) -> str:
         bits = "" if self._bits == "auto" else f" at {self._bits} bits throughout"

@@ -1,0 +1,176 @@
+"""Pictures of any size to any size: a network's windows, as often as it takes, and a filter for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .images import MAX_PIXELS
+from .patchwise import SMALLEST_TILE, Beside, Patchwise, Progress
+from .resampling import Resampler, resample
+from .sizes import Size, Steps
+from .windows import spans
+
+if TYPE_CHECKING:
+    from .images import Layout
+    from .nn.lanes import Lane
+    from .picture import Patch
+
+_BAND_BYTES = 8 << 20  # of a picture that goes to the filter without a network
+
+
+class Enlarger:
+    """A network in windows that makes pictures of the size that is asked for, row by row in bounded memory.
+
+    network: makes `scale` times as many pixels a side. size: asked for, by default the network's own. max_pixels: the most that a
+    picture may have; its output, and what the network makes on the way to it, may have scale^2 times as many.
+    Threads may share it.
+    """
+
+    def __init__(self, network: Patchwise, size: Size | None = None, *, max_pixels: int = MAX_PIXELS):
+        self.network, self.size, self._max_pixels = network, size or Size(), max_pixels
+
+    def steps(self, width: int, height: int) -> Steps:
+        """How a picture of this width and height gets its size. Raises ValueError where that would have too many pixels."""
+        steps = self.size.steps(width, height, self.network.scale)
+        limit = self._max_pixels * self.network.scale**2
+        if not self.size.own and max(steps.made[0] * steps.made[1], steps.size[0] * steps.size[1]) > limit:
+            way = f", resized from {_words(steps.made)}" if steps.resized else ""
+            raise ValueError(
+                f"{self.size.name} must ask for at most {limit} pixels ({self.network.scale**2} times --max-pixels), "
+                f"got {_words(steps.size)}{way}, for a picture of {_words((width, height))}"
+            )
+        return steps
+
+    def output(self, layout: Layout) -> Layout:
+        """The layout of the output for a picture of this layout. Raises as `steps` does."""
+        width, height = self.steps(layout.width, layout.height).size
+        return replace(layout, width=width, height=height)
+
+    def check(self, layout: Layout) -> Layout:
+        """The same, after raising the ValueError of a picture whose windows do not fit max_memory."""
+        for network, each in self._stages(layout):
+            network.windows(each.height, each.width, each)
+        return self.output(layout)
+
+    def lanes(self, in_flight: int | None) -> list[Lane]:
+        """See `Patchwise.lanes`."""
+        return self.network.lanes(in_flight)
+
+    def picture(
+        self,
+        read: Callable[[int], np.ndarray],
+        layout: Layout,
+        *,
+        record: list[Patch] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The picture in its new size in bands from the top, [rows, width, channels] of the layout's type, rows possibly 0.
+
+        read, progress: as of `Patchwise.picture`. record: is given the windows of the network's first pass.
+        """
+        steps = self.steps(layout.width, layout.height)
+        stages = self._stages(layout)
+        counted = _Counted(progress, stages) if progress is not None and len(stages) > 1 else None
+        bands: Iterator[np.ndarray] = iter(())
+        for number, (network, each) in enumerate(stages):
+            source = _reader(bands, each) if number else read
+            told = progress if counted is None else counted.of(number)
+            bands = network.picture(source, each, record=None if number else record, progress=told)
+        if not stages:
+            bands = _pieces(read, layout)
+        return self._resized(bands, replace(layout, width=steps.made[0], height=steps.made[1]), steps) if steps.resized else bands
+
+    def array(self, rows: np.ndarray, layout: Layout, **options: Any) -> np.ndarray:
+        """`picture` for rows in memory, [H, W, channels]: [height, width, channels]."""
+        bands = list(self.picture(_reader(iter([rows]), layout), layout, **options))
+        return bands[0] if len(bands) == 1 else np.concatenate(bands)
+
+    def tensor(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, height, width] on the same device, not clamped."""
+        steps = self.steps(x.shape[3], x.shape[2])
+        for number in range(steps.passes):
+            x = self.network.tensor(x.clamp(0, 255) if number else x)
+        return resample(x.clamp(0, 255), *steps.size) if steps.resized else x
+
+    def _resized(self, bands: Iterator[np.ndarray], made: Layout, steps: Steps) -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor(self.network.model.threads, "adabm resample") as pool:
+            resampler = Resampler(made, *steps.size, pool.map)
+            for band in bands:
+                yield resampler.rows(band)
+
+    def _stages(self, layout: Layout) -> list[tuple[Patchwise, Layout]]:
+        """The passes of the network, each with the layout of the picture that it is given."""
+        steps, scale = self.steps(layout.width, layout.height), self.network.scale
+        if self.network.max_memory is None or (steps.passes == 1 and not steps.resized):
+            return [(self.network, enlarged(layout, scale**number)) for number in range(steps.passes)]
+        share, fixed = 0.0, 0
+        if steps.resized:
+            made = enlarged(layout, scale**steps.passes)
+            share = (steps.size[0] * steps.size[1]) / (made.width * made.height)
+            fixed = Resampler.held_bytes(made, *steps.size)
+        stages: list[tuple[Patchwise, Layout]] = []
+        for number in range(steps.passes):
+            last = number == steps.passes - 1
+            later = sum(self._least_bytes(enlarged(layout, scale**other)) for other in range(number + 1, steps.passes))
+            each = enlarged(layout, scale**number)
+            network = self.network.with_beside(Beside(fixed + later, share if last else 0.0))
+            stages.append((network, each))
+            if not last:
+                fixed += network.held_bytes(network.windows(each.height, each.width, each)[0], each)
+        return stages
+
+    def _least_bytes(self, layout: Layout) -> int:
+        return self.network.held_bytes(spans(layout.height, SMALLEST_TILE, self.network.halo), layout)
+
+
+class _Counted:
+    """Progress of several passes as one: windows done and in all."""
+
+    def __init__(self, progress: Progress, stages: list[tuple[Patchwise, Layout]]):
+        self._progress, self._done = progress, [0] * len(stages)
+        cut = (network.windows(each.height, each.width, each) for network, each in stages)
+        self._total = sum(len(rows) * len(columns) for rows, columns in cut)
+
+    def of(self, number: int) -> Progress:
+        def progress(done: int, total: int, what: str) -> None:
+            self._done[number] = done
+            self._progress(sum(self._done), self._total, what)
+
+        return progress
+
+
+def enlarged(layout: Layout, scale: int) -> Layout:
+    """The layout of a picture `scale` times as large."""
+    return replace(layout, width=layout.width * scale, height=layout.height * scale)
+
+
+def _reader(bands: Iterator[np.ndarray], layout: Layout) -> Callable[[int], np.ndarray]:
+    """What gives the next n rows of a picture that comes in bands."""
+    held = np.empty((0, layout.width, layout.channels), layout.dtype)
+
+    def read(count: int) -> np.ndarray:
+        nonlocal held
+        parts = [held]
+        while sum(map(len, parts)) < count and (band := next(bands, None)) is not None:
+            parts = [*parts, band] if len(parts[0]) else [band]
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        held = found[count:]
+        return found[:count]
+
+    return read
+
+
+def _pieces(read: Callable[[int], np.ndarray], layout: Layout) -> Iterator[np.ndarray]:
+    step = max(_BAND_BYTES // layout.row_bytes, 1)
+    for first in range(0, layout.height, step):
+        yield read(min(step, layout.height - first))
+
+
+def _words(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

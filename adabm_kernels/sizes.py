@@ -1,0 +1,123 @@
+"""The size that an enlarged picture is to have, and how it is reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Real
+from typing import Any, NamedTuple
+
+MOST_SCALE = 1000
+MOST_SIDE = 2**31 - 1  # of a PNG
+# A further pass of the network costs many times all passes before it: a filter makes up for less than this.
+_FILTERED = Fraction(5, 4)
+
+
+class Steps(NamedTuple):
+    """passes: how often the network enlarges the picture. made: width and height that it then has. size: those of the output, which
+    a filter makes where they differ."""
+
+    passes: int
+    made: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def resized(self) -> bool:
+        return self.made != self.size
+
+
+@dataclass(frozen=True)
+class Size:
+    """What an output's size is to be; without any of these the network's own, its scale times the picture's.
+
+    scale: times the picture's width and height, a number from 1 to 1000. width, height: in pixels; where only one is given the
+    other follows from the picture's shape. fit: (width, height) of a rectangle that the output fills as far as the picture's shape
+    allows. Sides are rounded to the nearest pixel, halves up, and have at least one. Decimals count as they are written: 15 times
+    1.1 is 16.5. Raises TypeError and ValueError naming the argument, the rule and the value.
+    """
+
+    scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    fit: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and (isinstance(self.scale, bool) or not isinstance(self.scale, Real)):
+            raise TypeError(f"scale must be a number, got {type(self.scale).__name__}")
+        if self.scale is not None and not 1 <= self.scale <= MOST_SCALE:
+            raise ValueError(f"scale must be a number from 1 to {MOST_SCALE}, got {self.scale}")
+        for name in ("width", "height"):
+            if getattr(self, name) is not None:
+                _check_side(name, getattr(self, name), getattr(self, name))
+        if self.fit is not None:
+            if not isinstance(self.fit, tuple | list) or len(self.fit) != 2:
+                raise TypeError(f"fit must be a pair of width and height, got {self.fit!r}")
+            for side in self.fit:
+                _check_side("fit", side, self.fit)
+        given = self._given()
+        if len(given) > 1 and given != ["width", "height"]:
+            raise ValueError(f"{given[0]} must be left out where {given[1]} is given, got {getattr(self, given[0])}")
+
+    def _given(self) -> list[str]:
+        return [name for name in ("scale", "fit", "width", "height") if getattr(self, name) is not None]
+
+    @property
+    def name(self) -> str:
+        """The argument that says it: "scale", "width", "width and height"."""
+        return " and ".join(self._given()) or "scale"
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the network's own."""
+        return not self._given()
+
+    def of(self, width: int, height: int, factor: int) -> tuple[int, int]:
+        """Width and height of the output for a picture of this width and height. factor: the network's scale."""
+        if self.width is not None or self.height is not None:
+            across = self.width or _rounded(Fraction(width * self.height, height))
+            return across, self.height or _rounded(Fraction(height * self.width, width))
+        if self.fit is not None:
+            scale = min(Fraction(self.fit[0], width), Fraction(self.fit[1], height))
+        else:
+            scale = factor if self.scale is None else Fraction(str(self.scale))
+        return _rounded(width * scale), _rounded(height * scale)
+
+    def steps(self, width: int, height: int, factor: int) -> Steps:
+        """How a picture of this width and height gets its size.
+
+        The network enlarges it as often as it takes to reach the larger of both factors, or four fifths of it, and at least once:
+        the rest is a filter's. An output that is smaller than the picture, and no side of it larger, is made by the filter alone.
+        """
+        size = self.of(width, height, factor)
+        if size != (width, height) and size[0] <= width and size[1] <= height:
+            return Steps(0, (width, height), size)
+        needed = max(Fraction(size[0], width), Fraction(size[1], height))
+        passes = 1
+        while needed > factor**passes * _FILTERED:
+            passes += 1
+        return Steps(passes, (width * factor**passes, height * factor**passes), size)
+
+    def label(self, factor: int) -> str:
+        """What names of outputs say of it: "x4", "x1.5", "1920x1080", "w1920", "h1080"."""
+        if self.fit is not None or (self.width is not None and self.height is not None):
+            return "{}x{}".format(*(self.fit or (self.width, self.height)))
+        if self.width is not None:
+            return f"w{self.width}"
+        return f"x{self.times(factor)}" if self.height is None else f"h{self.height}"
+
+    def times(self, factor: int) -> str | None:
+        """The scale as a word, None where the picture decides about it."""
+        if self.scale is None:
+            return str(factor) if self.own else None
+        return f"{float(self.scale):g}"
+
+
+def _check_side(name: str, side: Any, value: Any) -> None:
+    if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= MOST_SIDE:
+        words = "be an integer" if name != "fit" else "hold integers"
+        raise ValueError(f"{name} must {words} from 1 to {MOST_SIDE}, got {value!r}")
+
+
+def _rounded(side: Fraction) -> int:
+    """To the nearest pixel, halves up, at least one."""
+    return max(int(side + Fraction(1, 2)), 1)
