@@ -133,6 +133,13 @@ def _add_upscale(up: argparse.ArgumentParser) -> None:
     _add_windows(up)
     add("--tta", action="store_true", help="mean over the eight flips and turns of every window: eight times the work")
     add("--max-pixels", metavar="N", type=_integer(1), default=MAX_PIXELS, help="refuse larger pictures (default: %(default)s)")
+    add("--strict", action="store_true", help="refuse damaged pictures of which no row is missing (default: read and warn)")
+    add(
+        "--metadata",
+        choices=("keep", "strip"),
+        default="keep",
+        help="EXIF, XMP, IPTC and texts of the input; its colours always stay (default: %(default)s)",
+    )
     add("--compare", action="store_true", help="time the float PyTorch model on the same input and compare")
     frames = up.add_argument_group("frames of a video")
     frames.add_argument("--y4m", action="store_true", help="IN and OUT are YUV4MPEG2 streams, as from ffmpeg -f yuv4mpegpipe")

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import check_target
 from . import video
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
-from .outputs import Planned, find_inputs, is_folder, plan_outputs
+from .outputs import Planned, Rest, find_inputs, is_folder, plan_outputs
 
 if TYPE_CHECKING:
     from ..batch import Outcome, Task
@@ -34,7 +35,7 @@ def execute(args: argparse.Namespace) -> None:
         video.execute(args)
         return
     with stage(BAD_INPUT):
-        inputs = find_inputs(args)
+        inputs, rest = find_inputs(args)
         single = len(inputs) == 1 and inputs[0].root is None
         _check_options(args, single)
         data = sys.stdin.buffer.read() if inputs[0].path == STDOUT else None
@@ -57,7 +58,7 @@ def execute(args: argparse.Namespace) -> None:
     elif single:
         _print(args, settings | {"input": _shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
     else:
-        _many(args, tasks, len(plan), skipped, network, settings)
+        _many(args, tasks, _Counts(len(plan), skipped, rest), network, settings)
 
 
 @keeping_imports()
@@ -103,7 +104,7 @@ def _check_single(args: argparse.Namespace, path: Path, data: bytes | None) -> A
     from ..images import EXTENSIONS, check_output, open_picture
     from ..images.writer import check_format
 
-    layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=_shown(path)).layout
+    layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=_shown(path), strict=args.strict).layout
     if args.output not in (None, STDOUT) and not is_folder(args.output):
         check_output(args.output)
         check_format(str(args.output), EXTENSIONS[args.output.suffix.lower()], layout)
@@ -140,6 +141,7 @@ def _one(args: argparse.Namespace, task: Task, network: Patchwise, settings: dic
         "patches": len(outcome.patches),
         "mean_bits": outcome.mean_bits,
         "flat_pixels": outcome.flat_pixels,
+        "warnings": outcome.warnings,
         "seconds": outcome.seconds,
         "runs": 1,
     }
@@ -223,11 +225,22 @@ def _bits(mean: float | None, bits: str | int) -> str:
 # ---- many pictures
 
 
-def _many(
-    args: argparse.Namespace, tasks: Iterator[Task], count: int, skipped: int, network: Patchwise, settings: dict[str, Any]
-) -> None:
+@dataclass(frozen=True)
+class _Counts:
+    """planned: pictures to upscale. skipped: those whose outputs exist. rest: what else the folders hold."""
+
+    planned: int
+    skipped: int
+    rest: Rest
+
+
+def _many(args: argparse.Namespace, tasks: Iterator[Task], counts: _Counts, network: Patchwise, settings: dict[str, Any]) -> None:
     start, images, errors = time.perf_counter(), [], []
-    for outcome in _upscaled(args, tasks, network, count):
+    passed = [{"input": str(passed.path), "reason": passed.reason} for passed in counts.rest.passed_over]
+    if not args.quiet:
+        for item in passed:
+            print(f"adabm: warning: '{item['input']}' is passed over: {item['reason']}", file=sys.stderr)
+    for outcome in _upscaled(args, tasks, network, counts.planned):
         if isinstance(outcome.error, BrokenPipeError | KeyboardInterrupt):
             raise outcome.error
         if outcome.error is not None:
@@ -236,13 +249,19 @@ def _many(
         layout = outcome.layout
         image = {"input": outcome.task.name, "output": str(outcome.task.target), "input_size": [layout.width, layout.height]}
         image |= {"mean_bits": outcome.mean_bits, "flat_pixels": outcome.flat_pixels, "seconds": outcome.seconds}
+        image |= {"warnings": outcome.warnings}
         images.append(image)
         _say(args, outcome)
     seconds = time.perf_counter() - start
-    report = {**settings, "images": images, "failed": errors, "skipped": skipped, "seconds": seconds}
+    report = {**settings, "images": images, "failed": errors, "skipped": counts.skipped, "passed_over": passed}
+    report |= {"other_files": counts.rest.others, "seconds": seconds}
     megapixels = sum(width * height for width, height in (image["input_size"] for image in images)) / 1e6
     bits = [image["mean_bits"] for image in images if image["mean_bits"] is not None]
-    rows = [("images", f"{len(images)} done, {len(errors)} failed, {skipped} skipped")]
+    rows = [("images", f"{len(images)} done, {len(errors)} failed, {counts.skipped} skipped")]
+    if passed:
+        rows += [("passed over", f"{len(passed)} that look like pictures and are not read")]
+    if counts.rest.others:
+        rows += [("other files", str(counts.rest.others))]
     rows += [("model", settings["model"]), ("backend", settings["backend"])]
     rows += [("mean bits", _bits(sum(bits) / len(bits), args.bits))] if bits else []
     rows += [("time", f"{seconds:.3f} s, {megapixels / seconds:.3f} megapixels a second read")]
@@ -250,7 +269,7 @@ def _many(
     for error in errors:
         print(f"adabm: error: {error['error']}", file=sys.stderr)
     if errors:
-        raise CommandError(f"{len(errors)} of {count} pictures failed", FAILED)
+        raise CommandError(f"{len(errors)} of {counts.planned} pictures failed", FAILED)
 
 
 # ---- both
@@ -270,6 +289,7 @@ def _upscaled(args: argparse.Namespace, tasks: Iterator[Task], network: Patchwis
             return None if count > 1 else bar
 
         options = {"max_pixels": args.max_pixels, "quality": args.quality or DEFAULT_QUALITY}
+        options |= {"strict": args.strict, "metadata": args.metadata}
         for outcome in upscale_files(tasks, network, **options, progress=progress):
             done += 1
             yield outcome

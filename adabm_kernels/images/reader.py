@@ -3,59 +3,95 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .formats import QUARTER_TURNS, Layout, sniff
-from .png import says_resolution
-from .vips import reason, vips
+from . import jpeg, png_chunks, tiff
+from .colour import Colour, fitting_profile, profile_kind
+from .formats import QUARTER_TURNS, READ, Layout, sniff, unread
+from .metadata import Metadata, metadata_of
+from .vips import clear_errors, reason, vips
 
 MAX_PIXELS = 178_956_970  # 2^29 / 3, about where Pillow too refuses a picture as a decompression bomb
 _AHEAD_BYTES = 8 << 20
 _MM_PER_INCH = 25.4
-_BMP_CORE_HEADER = struct.pack("<I", 12)  # of OS/2, with sizes of 16 bits
+_START_BYTES = 32
 _KNOWN = ("b-w", "srgb", "rgb", "grey16", "rgb16")
+_LAB = ("lab", "labs", "labq")
+_LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload", "GIF": "gifload", "AVIF": "heifload"}
+_UNLIMITED = ("PNG", "JPEG", "TIFF", "AVIF")  # their loaders have limits of their own otherwise
+_NO_ORIENTATION = ("AVIF", "GIF")  # AVIF turns a picture by itself, whatever its EXIF says
+_SAYS_DPI = ("JPEG", "TIFF")
+_BOXES_BYTES = 1 << 16  # of an AVIF file, which begins with what it says of its pixels
+_BMP_CORE_HEADER = struct.pack("<I", 12)  # of OS/2, with sizes of 16 bits
+_PILLOW_ERRORS = (OSError, SyntaxError, EOFError, struct.error, IndexError, RuntimeError)
+_NO_END = "it ends without its end marker (EOI), after all of its picture"
+_LAB_NOTE = "is in CIE Lab and becomes sRGB"
+
+
+@dataclass
+class Findings:
+    """What is to be said of a file. faults: damage, as sentences without their end. notes: what is not as one may expect."""
+
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class PictureReader:
-    """A picture as rows from the top, turned upright. layout: its kind. format: of the file.
+    """A picture as rows from the top, turned upright. layout: its kind. format: of the file. warnings: what was said of it.
 
-    Palettes become RGB, 1 to 7 bits become 8, a transparent colour becomes alpha. Of several pictures in a file it is the first,
-    with a warning when it is read.
-    Decoding goes along with `read` and keeps no more than it must: all of it where the file is BMP, WebP, an interlaced PNG or a
-    progressive JPEG, and, above 100 MB in a temporary file, where EXIF turns the picture.
+    Palettes become RGB, 1 to 7 bits become 8, a transparent colour becomes alpha, CMYK and Lab become sRGB. Of several pictures in
+    a file it is the first, with a warning when it is read; of a TIFF the first that is no smaller form of another.
+    Decoding goes along with `read` and keeps no more than it must: all of it where the file is BMP, WebP, GIF, AVIF, HEIC, JPEG XL,
+    JPEG 2000, PNM, an 8-bit Lab TIFF, an interlaced PNG or a progressive JPEG, and, above 100 MB in a temporary file, where EXIF
+    turns the picture.
     """
 
-    def __init__(self, image: Any, layout: Layout, format: str, name: str):
+    def __init__(self, image: Any, layout: Layout, format: str, name: str, findings: Findings):
         self._image, self.layout, self.format, self._name = image, layout, format, name
         self._row = 0
-        paged = not isinstance(image, np.ndarray) and image.get_typeof("n-pages")
-        self._pages = image.get("n-pages") if paged else 1
+        self._notes = [f"'{name}' {note}" for note in findings.notes]
+        self._faults = [f"'{name}' is damaged, and read nevertheless: {fault}" for fault in findings.faults]
+        self.warnings: list[str] = []
 
     def read(self, rows: int) -> np.ndarray:
         """The next rows, at most as many as are left: [rows, W, channels]. ValueError where the file turns out damaged."""
         rows = min(rows, self.layout.height - self._row)
         if not rows:
             return self._none()
-        if self._pages > 1:
-            warnings.warn(f"'{self._name}' holds {self._pages} pictures, of which only the first is read", stacklevel=2)
-            self._pages = 1  # said once
+        self._say(self._notes)
         top, self._row = self._row, self._row + rows
+        found = self._fetched(top, rows)
+        if self._row == self.layout.height:  # else it may yet turn out to be damaged beyond reading
+            self._say(self._faults)
+        return found
+
+    def _fetched(self, top: int, rows: int) -> np.ndarray:
         if isinstance(self._image, np.ndarray):
-            return self._image[top : self._row]
+            return self._image[top : top + rows]
         pyvips = vips()
+        clear_errors()  # what another file left would be said of this one
         try:
             data = pyvips.Region.new(self._image).fetch(0, top, self.layout.width, rows)
         except pyvips.Error as error:
             raise ValueError(f"cannot read '{self._name}': the file is truncated or damaged ({reason(error)})") from error
         return np.frombuffer(data, self.layout.dtype).reshape(rows, self.layout.width, self.layout.channels)
+
+    def _say(self, sentences: list[str]) -> None:
+        """Warn of each, once."""
+        while sentences:
+            self.warnings.append(sentences.pop(0))
+            warnings.warn(self.warnings[-1], stacklevel=3)
 
     def ahead(self, pool: ThreadPoolExecutor) -> Callable[[int], np.ndarray]:
         """`read`, with the next rows decoded in a thread of the pool before they are asked for, beginning now."""
@@ -79,29 +115,38 @@ class PictureReader:
         return np.empty((0, self.layout.width, self.layout.channels), self.layout.dtype)
 
 
-def open_picture(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> PictureReader:
-    """Open a PNG, JPEG, WebP, TIFF or BMP file, or its bytes; the format is told by the content.
+def open_picture(
+    source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None, strict: bool = False
+) -> PictureReader:
+    """Open a picture file (formats.READ), or its bytes; the format is told by the content.
 
-    max_pixels: refuse larger pictures before decoding them. name: what messages call it.
+    max_pixels: refuse larger pictures before decoding them. name: what messages call it. strict: refuse damage that spoils no row,
+    which is otherwise warned of when rows are read.
     Raises OSError (FileNotFoundError, PermissionError, ...) when the file cannot be opened and ValueError when it is empty,
-    damaged, truncated, without pixels, too large, of another format, or of pixels that are not 8 or 16 bits of grey or RGB.
+    damaged so that rows are missing, without pixels, too large, of another format, a camera's raw picture, or of pixels that are
+    not 8 or 16 bits of grey, RGB, CMYK or Lab.
     """
     name = name or (os.fspath(source) if not isinstance(source, bytes) else "the data")
     try:
-        start = source[:32] if isinstance(source, bytes) else _start(Path(source))
+        with _opened(source) as file:
+            start = file.read(_START_BYTES)
     except OSError as error:
         raise type(error)(f"cannot read '{name}': {error.strerror or error}") from error
+    findings = Findings()
     try:
         format = _format(start)
-        image, layout = (_open_bmp if format == "BMP" else _open_vips)(source, format, max_pixels)
+        image, layout = _open(source, format, max_pixels, findings)
+        if strict and findings.faults:
+            raise ValueError(f"the file is damaged: {findings.faults[0]} (--strict)")
     except ValueError as error:
         raise ValueError(f"cannot read '{name}': {error}") from error
-    return PictureReader(image, layout, format, name)
+    return PictureReader(image, layout, format, name, findings)
 
 
-def _start(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(32)
+@contextmanager
+def _opened(source: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        yield file
 
 
 def _format(start: bytes) -> str:
@@ -109,9 +154,14 @@ def _format(start: bytes) -> str:
         raise ValueError("the file is empty (0 bytes)")
     format = sniff(start)
     if format is None:
-        raise ValueError("it is no PNG, JPEG, WebP, TIFF or BMP file")
+        kind = unread(start)
+        raise ValueError(f"it is {kind}, and read are {READ}" if kind else f"it is no {READ.replace(' and ', ' or ')} file")
+    if format == "PNG" and start[12:16] == b"CgBI":
+        raise ValueError("it is what Apple's tools make of a PNG in an app (CgBI), and no PNG any more; make it one again first")
     if format == "PNG" and len(start) >= 24:
         _check_size(*struct.unpack(">II", start[16:24]), max_pixels=None)  # libpng reports a width of 0 as a damaged header
+    if format == "TIFF" and tiff.is_camera_raw(start):
+        tiff.refuse_raw()
     return format
 
 
@@ -122,64 +172,206 @@ def _check_size(width: int, height: int, max_pixels: int | None) -> None:
         raise ValueError(f"it has {width}x{height} = {width * height} pixels, more than the limit of {max_pixels} (--max-pixels)")
 
 
-def _open_vips(source: str | os.PathLike | bytes, format: str, max_pixels: int) -> tuple[Any, Layout]:
+# ---- by rows
+
+
+def _open_vips(
+    source: str | os.PathLike | bytes,
+    format: str,
+    max_pixels: int,
+    findings: Findings,
+    channels: tuple[int, ...] | None = None,
+    **options: Any,
+) -> tuple[Any, Layout]:
+    """channels: those that are kept, None for all. options: further ones of libvips' loader."""
     pyvips = vips()
-    loader = getattr(pyvips.Image, f"{format.lower()}load{'_buffer' if isinstance(source, bytes) else ''}")
-    source = source if isinstance(source, bytes) else os.fspath(source)
+    loader = getattr(pyvips.Image, _LOADERS[format] + ("_buffer" if isinstance(source, bytes) else ""))
+    path = source if isinstance(source, bytes) else os.fspath(source)
     # Beyond a truncated file, "error" also refuses a wrong checksum.
-    options = {"fail_on": "error"} | ({"unlimited": True} if format in ("PNG", "JPEG", "TIFF") else {})
+    options = {"fail_on": "error"} | ({"unlimited": True} if format in _UNLIMITED else {}) | options
+    clear_errors()
     try:
-        image = loader(source, access="sequential", **options)
+        image = loader(path, access="sequential", **options)
         _check_size(image.width, image.height, max_pixels)
-        icc = image.get("icc-profile-data") if image.get_typeof("icc-profile-data") else None
-        orientation = image.get("orientation") if image.get_typeof("orientation") else 1
+        if format == "JPEG" and (fault := _jpeg_fault(source)) is not None:
+            findings.faults.append(fault)
+            if fault == _NO_END:
+                options["fail_on"] = "none"  # libvips then puts the end there itself
+                image = loader(path, access="sequential", **options)
+        orientation = 1 if format in _NO_ORIENTATION else _field(image, "orientation") or 1
         if orientation > 1:
-            image = loader(source, access="random", **options).autorot()
+            image = loader(path, access="random", **options).autorot()
+        if channels is not None and max(channels) < image.bands:
+            image = pyvips.Image.bandjoin([image.extract_band(channel) for channel in channels])
+        icc, resolution = _field(image, "icc-profile-data"), _field(image, "resolution-unit")
+        metadata = metadata_of(*(_field(image, f"{kind}-data") for kind in ("exif", "xmp", "iptc")))
+        image, icc = _in_known_colours(image, icc, findings)
     except pyvips.Error as error:
         raise ValueError(f"its header is truncated or damaged ({reason(error)})") from error
+    finally:
+        clear_errors()
     _check_kind(image)
-    dpi = (image.xres * _MM_PER_INCH, image.yres * _MM_PER_INCH) if _says_resolution(source, format, image) else None
+    if format != "TIFF":
+        _say_pages(_field(image, "n-pages") or 1, findings)
+    # Of the file itself or its EXIF, which is not read from WebP; libvips gives a resolution of its own where there is none.
+    says_dpi = format == "PNG" or (format in _SAYS_DPI and resolution)
+    dpi = (image.xres * _MM_PER_INCH, image.yres * _MM_PER_INCH) if says_dpi else None
     if dpi is not None and orientation in QUARTER_TURNS:
         dpi = dpi[::-1]
     depth = 8 if image.format == "uchar" else 16
-    return image, Layout(image.width, image.height, image.bands, depth, icc, dpi)
+    return image, Layout(image.width, image.height, image.bands, depth, icc, dpi, metadata=metadata)
 
 
-def _says_resolution(source: str | bytes, format: str, image: Any) -> bool:
-    if format != "WebP" and image.get_typeof("resolution-unit"):  # of the file itself or its EXIF, which is not read from WebP
-        return True
-    if format != "PNG":
-        return False
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        return says_resolution(file)
+def _field(image: Any, name: str) -> Any:
+    return image.get(name) if image.get_typeof(name) else None
+
+
+def _say_pages(pages: int, findings: Findings) -> None:
+    if pages > 1:
+        findings.notes.append(f"holds {pages} pictures, of which only the first is read")
+
+
+def _jpeg_fault(source: str | os.PathLike | bytes) -> str | None:
+    """What is wrong with the data of a JPEG file that can be read nevertheless; ValueError where rows are missing."""
+    with _opened(source) as file:
+        data = source if isinstance(source, bytes) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        fault = jpeg.damage(data)
+        if fault is None or not fault.startswith(jpeg.TOO_SHORT):
+            return fault
+        if not jpeg.lacks_only_end(data):
+            raise ValueError(f"the file is truncated or damaged ({fault})")
+    return _NO_END
+
+
+def _in_known_colours(image: Any, icc: bytes | None, findings: Findings) -> tuple[Any, bytes | None]:
+    """CMYK and Lab as sRGB, which has no profile."""
+    deep = image.format not in ("uchar", "char")
+    if image.interpretation == "cmyk":
+        own = icc is not None and profile_kind(icc) == "CMYK"
+        findings.notes.append(f"is in CMYK and becomes sRGB by {'its own' if own else 'a common'} profile")
+        if image.bands > 4:
+            image = image.extract_band(0, n=4)
+        return image.icc_transform("srgb", embedded=own, input_profile="cmyk", depth=16 if deep else 8), None
+    if image.interpretation in _LAB:
+        findings.notes.append(_LAB_NOTE)
+        return image.colourspace("rgb16" if deep else "srgb"), None
+    return image, icc
 
 
 def _check_kind(image: Any) -> None:
-    if image.interpretation == "cmyk":
-        raise ValueError("mode CMYK is not supported (supported: grey and RGB); convert it to RGB first")
     if image.format not in ("uchar", "ushort"):
         raise ValueError(f"its pixels are of type {image.format}; 8 and 16 bits per channel are supported")
     if image.interpretation not in _KNOWN:
-        raise ValueError(f"its colour space is {image.interpretation}; grey and RGB are supported: convert it first")
+        raise ValueError(f"its colour space is {image.interpretation}; grey, RGB, CMYK and Lab are supported: convert it first")
     if image.bands > 4 or (image.interpretation in ("b-w", "grey16") and image.bands > 2):
         raise ValueError(f"it has {image.bands} channels; grey and RGB with or without alpha are supported")
 
 
-def _open_bmp(source: str | os.PathLike | bytes, format: str, max_pixels: int) -> tuple[np.ndarray, Layout]:
-    import PIL.BmpImagePlugin
+# ---- by rows, and what libvips does not tell of a format
 
-    from .pillow import layout_of, to_array
+
+def _open_png(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[Any, Layout]:
+    image, layout = _open_vips(source, format, max_pixels, findings)
+    with _opened(source) as file:
+        facts = png_chunks.facts(file)
+    findings.faults += facts.faults
+    _say_pages(facts.frames, findings)
+    known = layout.metadata or Metadata()
+    metadata = metadata_of(known.exif, known.xmp, text=tuple(facts.text))
+    # libpng drops the profile of a grey picture where it is for RGB.
+    dpi = layout.dpi if facts.resolution or _field(image, "resolution-unit") else None
+    return image, replace(layout, icc=facts.icc, colour=facts.colour, metadata=metadata, dpi=dpi)
+
+
+def _open_avif(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[Any, Layout]:
+    image, layout = _open_vips(source, format, max_pixels, findings)
+    with _opened(source) as file:
+        start = file.read(_BOXES_BYTES)
+    place = start.find(b"colrnclx")
+    if layout.icc is None and 0 <= place <= len(start) - 12:
+        primaries, transfer = struct.unpack_from(">HH", start, place + 8)
+        # Of what is not said, and of BT.709 as of sRGB, nothing need be said.
+        if max(primaries, transfer) < 256 and not (primaries in (1, 2) and transfer in (1, 2, 6, 13)):
+            layout = replace(layout, colour=Colour(cicp=bytes([primaries, transfer, 0, 1])))
+    return image, layout
+
+
+def _open_tiff(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[Any, Layout]:
+    with _opened(source) as file:
+        found = tiff.directories(file)
+        chosen = tiff.full_picture(found)
+        exif = None if chosen is None else tiff.exif_of(file, chosen.page)
+    if chosen is None:
+        return _open_vips(source, format, max_pixels, findings)
+    if chosen.photometric == tiff.CIELAB and chosen.bits == 8 and chosen.samples == 3:
+        _check_size(chosen.width, chosen.height, max_pixels)
+        return _open_lab(source, chosen.page, findings)
+    options = {"page": chosen.page} | ({"subifd": chosen.sub} if chosen.sub >= 0 else {})
+    channels, dropped = chosen.channels
+    if dropped:
+        plural = "s" if dropped > 1 else ""
+        findings.notes.append(f"has {dropped} further channel{plural}, which the file does not call alpha, and which is left out")
+    image, layout = _open_vips(source, format, max_pixels, findings, channels if dropped else None, **options)
+    _say_pages(tiff.pages(found), findings)
+    known = layout.metadata or Metadata()
+    return image, replace(layout, metadata=metadata_of(exif, known.xmp, known.iptc))
+
+
+# ---- whole, by Pillow
+
+
+def _open_pillow(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[np.ndarray, Layout]:
+    from .pillow import layout_of, opener, to_array
 
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
-        width, height = struct.unpack_from("<HH" if data[14:18] == _BMP_CORE_HEADER else "<ii", data, 18)
-        _check_size(width, abs(height), max_pixels)  # rows from the top have a negative height
-        image = PIL.BmpImagePlugin.BmpImageFile(io.BytesIO(data))  # PIL.Image.open has a limit of its own
+        if format == "BMP":  # whose size is told before its pixels are looked for
+            width, height = struct.unpack_from("<HH" if data[14:18] == _BMP_CORE_HEADER else "<ii", data, 18)
+            _check_size(width, abs(height), max_pixels)  # rows from the top have a negative height
+        image = opener(format)(io.BytesIO(data))  # PIL.Image.open has a limit of its own
+        _check_size(*image.size, max_pixels)
+        _say_pages(getattr(image, "n_frames", 1), findings)
         image.load()
-    except (OSError, SyntaxError, EOFError, struct.error, IndexError) as error:
+        array = to_array(image)
+    except _PILLOW_ERRORS as error:
         raise ValueError(f"the file is truncated or damaged ({error})") from error
-    array = to_array(image)
-    return array, layout_of(image, array)
+    layout = layout_of(image, array)
+    if format == "BMP" and layout.alpha and not array[..., -1].any():  # the bytes are there and say nothing
+        array = array[..., :-1]
+        layout = replace(layout, channels=layout.channels - 1)
+    return array, layout
+
+
+def _open_lab(source: str | os.PathLike | bytes, page: int, findings: Findings) -> tuple[np.ndarray, Layout]:
+    """A TIFF of 8-bit CIE Lab, which libvips takes for a form of its own."""
+    import PIL.ImageCms
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    from .pillow import layout_of, to_array
+
+    with _opened(source) as file:
+        try:
+            image = TiffImageFile(file)
+            image.seek(page)
+            image.load()
+            profiles = (PIL.ImageCms.createProfile(space) for space in ("LAB", "sRGB"))
+            rgb = PIL.ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        except (*_PILLOW_ERRORS, PIL.ImageCms.PyCMSError) as error:
+            raise ValueError(f"the file is truncated or damaged ({error})") from error
+    findings.notes.append(_LAB_NOTE)
+    array = to_array(rgb)
+    return array, replace(layout_of(rgb, array), icc=None)
+
+
+_OPENERS = {"PNG": _open_png, "TIFF": _open_tiff, "AVIF": _open_avif, "WebP": _open_vips, "JPEG": _open_vips, "GIF": _open_vips}
+
+
+def _open(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[Any, Layout]:
+    image, layout = _OPENERS.get(format, _open_pillow)(source, format, max_pixels, findings)
+    icc, lost = fitting_profile(layout.icc, layout.grey)
+    if lost is not None:
+        findings.notes.append(f"has a colour profile that {lost}, and it is left out")
+    return image, replace(layout, icc=icc)
 
 
 def read_8_bit(path: str | os.PathLike) -> tuple[np.ndarray, Layout]:

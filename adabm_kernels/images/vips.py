@@ -20,6 +20,11 @@ def vips() -> Any:
     return pyvips
 
 
+def clear_errors() -> None:
+    """Forget what libvips was told before: it keeps warnings of its decoders and would give them as the reason of a later error."""
+    vips().vips_lib.vips_error_clear()
+
+
 def reason(error: Exception) -> str:
     """What libvips says, as one line without the name of the operation."""
     lines = [line.strip() for line in str(error).splitlines()]

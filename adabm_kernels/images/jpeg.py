@@ -1,0 +1,80 @@
+"""JPEG files: whether their data is whole, and segments that libvips does not write as they were."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+try:  # made for common machines alone; without it only a file that ends too early is noticed
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+_START, _END = b"\xff\xd8", b"\xff\xd9"  # the markers SOI and EOI
+_SMALLEST = 1  # pixels a side: decodes an eighth of the size, for which all data must be read
+TOO_SHORT = "Premature end of JPEG file"
+_SPOILS = ("Corrupt JPEG data", TOO_SHORT, "Inconsistent progression")  # what libjpeg says of damage
+_MOST_SEGMENT_BYTES = 65533
+_APP0, _APP1 = 0xE0, 0xE1
+
+
+def damage(data: bytes | memoryview) -> str | None:
+    """What libjpeg says of a JPEG file's data that it can read nevertheless, None where there is nothing to say.
+
+    JPEG has no checksums: damage whose bits are a picture too is not noticed.
+    """
+    if simplejpeg is None:
+        return None
+    space = "GRAY"
+    for _ in range(2):
+        try:
+            simplejpeg.decode_jpeg(data, space, min_height=_SMALLEST, min_width=_SMALLEST, strict=True)
+            return None
+        except ValueError as error:
+            words = str(error)
+        if words.startswith(_SPOILS):
+            return words
+        space = "CMYK"
+    return None  # it cannot tell, as for pictures of 12 bits
+
+
+def lacks_only_end(data: bytes | memoryview) -> bool:
+    """Whether a file without an end marker has all of its picture."""
+    return damage(bytes(data) + _END) is None
+
+
+def segments(exif: bytes, dpi: tuple[float, float] | None) -> bytes | None:
+    """The segments that say the resolution and hold EXIF, None where that is larger than a segment can be."""
+    body = b"Exif\0\0" + exif
+    if len(body) > _MOST_SEGMENT_BYTES:
+        return None
+    unit, across, down = (0, 1, 1) if dpi is None else (1, *(min(max(round(value), 1), 65535) for value in dpi))
+    jfif = b"JFIF\0" + struct.pack(">BBBHHBB", 1, 2, unit, across, down, 0, 0)
+    return b"".join(struct.pack(">BBH", 0xFF, kind, 2 + len(data)) + data for kind, data in ((_APP0, jfif), (_APP1, body)))
+
+
+class Inserting:
+    """Takes a JPEG file piece by piece and hands it on with segments after its first marker.
+
+    Called with a piece it returns how many bytes it took, -1 where `write` failed: `error` is then what it failed with.
+    """
+
+    def __init__(self, write: Callable[[bytes], int], segments: bytes):
+        self._write, self._segments = write, segments
+        self._held: bytes | None = b""
+        self.error: OSError | None = None
+
+    def __call__(self, piece: bytes) -> int:
+        try:
+            if self._held is None:
+                self._write(piece)
+            elif len(self._held) + len(piece) < len(_START):
+                self._held += piece
+            else:
+                whole = self._held + bytes(piece)
+                self._write(whole[: len(_START)] + self._segments + whole[len(_START) :])
+                self._held = None
+        except OSError as error:
+            self.error = error
+            return -1
+        return len(piece)
