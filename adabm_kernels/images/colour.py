@@ -31,8 +31,8 @@ class Colour:
     """The chunks of a PNG that say what its colours are, without its profile.
 
     gamma: of gAMA, the exponent of encoding (0.45455 for most). chromaticities: of cHRM, x and y of white, red, green and blue.
-    srgb: the rendering intent of sRGB. cicp: the four bytes of cICP. Each None where it is not there; of several that disagree, cICP
-    goes before the profile, the profile before sRGB, and that before the others (ISO/IEC 15948, 4.3).
+    srgb: the rendering intent of sRGB. cicp: the four bytes of cICP. Each None where it is not there. Of several that disagree
+    cICP goes before the profile, the profile before sRGB, and that before the others (ISO/IEC 15948, 4.3).
     """
 
     gamma: float | None = None

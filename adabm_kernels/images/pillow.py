@@ -75,8 +75,8 @@ def layout_of(image: PIL.Image.Image, array: np.ndarray) -> Layout:
 
 
 def from_array(array: np.ndarray, like: Layout | None = None) -> PIL.Image.Image:
-    """uint8 [H, W, 1, 2, 3 or 4] -> Pillow image of mode L, LA, RGB or RGBA, with a layout's colours, resolution and metadata in its
-    `info`."""
+    """uint8 [H, W, 1, 2, 3 or 4] -> Pillow image of mode L, LA, RGB or RGBA, whose `info` has a layout's profile, resolution, EXIF
+    and XMP."""
     image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
     if like is not None:
         metadata = like.metadata and like.metadata.upright(*image.size, like.dpi)

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
+from . import ifd
 from .formats import RAW
 
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 255, 256, 257, 258, 262
 _SAMPLES, _SUB_DIRECTORIES, _EXTRA = 277, 330, 338
-_MAKE, _MODEL, _DESCRIPTION, _SOFTWARE, _DATE, _ARTIST, _COPYRIGHT = 271, 272, 270, 305, 306, 315, 33432
-_EXIF, _GPS, _DNG_VERSION = 34665, 34853, 50706
-_DESCRIBING = (_DESCRIPTION, _MAKE, _MODEL, _SOFTWARE, _DATE, _ARTIST, _COPYRIGHT)
+_DNG_VERSION = 50706
 _NUMBERS = frozenset({_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SUB_DIRECTORIES, _EXTRA})
 _TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # of numbers
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, CIELAB, _SENSOR, _LINEAR_RAW = 0, 1, 2, 8, 32803, 34892  # photometric interpretations
@@ -98,27 +97,16 @@ def is_camera_raw(start: bytes) -> bool:
 
 
 def exif_of(file: BinaryIO, page: int) -> bytes | None:
-    """What a page says of how it came to be, as EXIF: an empty picture's TIFF structure. None where it says nothing."""
-    import PIL.Image
-
+    """What a page says of how it came to be, as EXIF. None where it says nothing, and for a BigTIFF."""
     try:
-        values, tags, start = _Reader(file).page(page)
-        if not tags & {_EXIF, _GPS, *_DESCRIBING}:
-            return None
-        whole, kept = PIL.Image.Exif(), PIL.Image.Exif()
         file.seek(0)
-        header = file.read(16)
-        if header[2:4] not in (b"\x2a\0", b"\0\x2a"):
+        order = ifd.order_of(file.read(4))
+        _, tags, start = _Reader(file).page(page)
+        wanted = {*ifd.DESCRIBING, *ifd.BELOW}
+        if order is None or not tags & wanted:
             return None
-        whole.load_from_fp(file, start)
-        for tag in _DESCRIBING:
-            if tag in whole:
-                kept[tag] = whole[tag]
-        for tag in (_EXIF, _GPS):
-            if inner := whole.get_ifd(tag):
-                kept.get_ifd(tag).update(inner)
-        return kept.tobytes().removeprefix(b"Exif\0\0")
-    except (struct.error, ValueError, OSError, SyntaxError, TypeError, KeyError, OverflowError):
+        return ifd.as_exif(ifd.read_tags(file, start, order, wanted))
+    except (struct.error, ValueError, OSError):
         return None
 
 
@@ -127,31 +115,17 @@ def add_exif(file: BinaryIO, exif: bytes) -> None:
 
     EXIF that cannot be understood is left out.
     """
-    import PIL.Image
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
+    try:
+        added = ifd.of_exif(exif)
+    except (struct.error, ValueError):
+        return
     file.seek(0)
     header = file.read(8)
-    order = "<" if header[:2] == b"II" else ">"
-    directory = ImageFileDirectory_v2(header)
-    try:
-        file.seek(struct.unpack(f"{order}I", header[4:])[0])
-        directory.load(file)
-        taken = PIL.Image.Exif()
-        taken.load(b"Exif\0\0" + exif)
-        for tag in _DESCRIBING:
-            if tag in taken:
-                directory[tag] = taken[tag]
-        for tag in (_EXIF, _GPS):
-            if inner := taken.get_ifd(tag):
-                directory[tag] = dict(inner)
-                directory.tagtype[tag] = 4
-        end = file.seek(0, os.SEEK_END)
-        start = end + end % 2
-        data = directory.tobytes(start)
-    except (struct.error, ValueError, SyntaxError, TypeError, KeyError, OverflowError):
-        return
-    file.write(bytes(start - end) + data)
+    order = ifd.order_of(header)
+    there = ifd.read_tags(file, struct.unpack(f"{order}I", header[4:])[0], order)
+    end = file.seek(0, os.SEEK_END)
+    start = end + end % 2
+    file.write(bytes(start - end) + ifd.written({**there, **added}, order, start))
     file.seek(4)
     file.write(struct.pack(f"{order}I", start))
     file.seek(0, os.SEEK_END)
