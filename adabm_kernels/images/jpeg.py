@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+from . import jpeg_scan
+
 try:  # made for common machines alone; without it only a file that ends too early is noticed
     import simplejpeg
 except ImportError:
@@ -14,19 +16,31 @@ _START, _END = b"\xff\xd8", b"\xff\xd9"  # the markers SOI and EOI
 _SMALLEST = 1  # pixels a side: decodes an eighth of the size, for which all data must be read
 TOO_SHORT = "Premature end of JPEG file"
 _SPOILS = ("Corrupt JPEG data", TOO_SHORT, "Inconsistent progression")  # what libjpeg says of damage
+_BEFORE_END = "extraneous bytes before marker 0xd9"
+_CLOSELY_BYTES = 32 << 10  # takes 15 ms at most
 _MOST_SEGMENT_BYTES = 65533
 _APP0, _APP1 = 0xE0, 0xE1
 
 
-def damage(data: bytes | memoryview) -> str | None:
-    """What libjpeg says of a JPEG file's data that it can read nevertheless, None where there is nothing to say.
+def damage(data: bytes | memoryview, thorough: bool = False) -> str | None:
+    """What is wrong with the data of a JPEG file that can be read nevertheless, None where nothing is seen.
 
-    JPEG has no checksums: damage whose bits are a picture too is not noticed.
+    All of it is seen as libjpeg sees it, and its beginning more closely (jpeg_scan.py), or all of it where thorough. JPEG has no
+    checksums: damage whose bits are a picture too is not seen.
     """
+    return _words_of_libjpeg(data) or jpeg_scan.fault(data, None if thorough else _CLOSELY_BYTES)
+
+
+def lacks_only_end(data: bytes | memoryview) -> bool:
+    """Whether a file without an end marker has all of its picture."""
+    words = _words_of_libjpeg(bytes(data) + _END)
+    return words is None or words.endswith(_BEFORE_END)
+
+
+def _words_of_libjpeg(data: bytes | memoryview) -> str | None:
     if simplejpeg is None:
         return None
-    space = "GRAY"
-    for _ in range(2):
+    for space in ("GRAY", "CMYK"):
         try:
             simplejpeg.decode_jpeg(data, space, min_height=_SMALLEST, min_width=_SMALLEST, strict=True)
             return None
@@ -34,13 +48,7 @@ def damage(data: bytes | memoryview) -> str | None:
             words = str(error)
         if words.startswith(_SPOILS):
             return words
-        space = "CMYK"
     return None  # it cannot tell, as for pictures of 12 bits
-
-
-def lacks_only_end(data: bytes | memoryview) -> bool:
-    """Whether a file without an end marker has all of its picture."""
-    return damage(bytes(data) + _END) is None
 
 
 def segments(exif: bytes, dpi: tuple[float, float] | None) -> bytes | None:

@@ -48,6 +48,19 @@ def metadata_of(
     return None if found == Metadata() else found
 
 
+def orientation_of(exif: bytes | None) -> int:
+    """How a picture is to be turned by its EXIF, 1 (not at all) to 8."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get((exif or b"")[:4])
+    if order is None:
+        return 1
+    try:
+        entries = _entries(exif, struct.unpack_from(f"{order}I", exif, 4)[0], order)
+        (found,) = struct.unpack_from(f"{order}H", exif, entries.get(_ORIENTATION, len(exif)) + 8)
+    except struct.error:
+        return 1
+    return found if 1 <= found <= 8 else 1
+
+
 def _upright_exif(exif: bytes, width: int, height: int, dpi: tuple[float, float] | None) -> bytes | None:
     """Changed in place, so that what a camera's maker keeps in it stays where it looks for it; None for what is no EXIF."""
     data = bytearray(exif)
@@ -75,7 +88,7 @@ def _upright_exif(exif: bytes, width: int, height: int, dpi: tuple[float, float]
         return None
 
 
-def _entries(data: bytearray, start: int, order: str) -> dict[int, int]:
+def _entries(data: bytes | bytearray, start: int, order: str) -> dict[int, int]:
     """Where the entry of each tag of a directory begins."""
     count = struct.unpack_from(f"{order}H", data, start)[0]
     places = range(start + 2, start + 2 + _ENTRY * count, _ENTRY)

@@ -10,10 +10,11 @@ from typing import BinaryIO
 
 from .colour import Colour
 
-_READ = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"iCCP", b"pHYs", b"acTL", b"tEXt", b"zTXt", b"iTXt")
+_READ = (b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"iCCP", b"pHYs", b"acTL", b"tEXt", b"zTXt", b"iTXt")
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"pHYs": 9, b"acTL": 8}
 _MOST_TEXT_BYTES = 16 << 20  # of all texts together
+_MOST_UNPACKED_BYTES = 1 << 20  # of a text, Pillow's limit
 _MOST_PROFILE_BYTES = 16 << 20
 _PIECE = 1 << 20
 _XMP = b"XML:com.adobe.xmp\0"
@@ -27,6 +28,7 @@ class Facts:
 
     colour: Colour | None = None
     icc: bytes | None = None
+    exif: bytes | None = None
     frames: int = 1
     resolution: bool = False
     text: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -56,8 +58,10 @@ def facts(file: BinaryIO) -> Facts:
             continue
         if name in _TEXT:
             text_bytes += len(data)
-            if text_bytes <= _MOST_TEXT_BYTES and not data.startswith(_XMP):
+            if text_bytes <= _MOST_TEXT_BYTES and not data.startswith(_XMP) and _readable(name, data):
                 found.text.append((name, data))
+        elif name == b"eXIf":
+            found.exif = data.removeprefix(b"Exif\0\0")
         elif name == b"iCCP":
             found.icc = _profile(data)
         elif name == b"pHYs":
@@ -78,6 +82,23 @@ def _contents(file: BinaryIO, name: bytes, size: int) -> tuple[bytes, bool]:
         if name in _READ and size <= _MOST_TEXT_BYTES:
             parts.append(part)
     return b"".join(parts), file.read(4) == struct.pack(">I", checksum)
+
+
+def _readable(name: bytes, data: bytes) -> bool:
+    """Whether a text is no larger uncompressed than other readers take."""
+    keyword, _, rest = data.partition(b"\0")
+    if name == b"zTXt":
+        packed = rest[1:]
+    elif name == b"iTXt" and rest[:1] == b"\1":
+        packed = rest[2:].split(b"\0", 2)[-1]
+    else:
+        return bool(keyword)
+    unpack = zlib.decompressobj()
+    try:
+        unpack.decompress(packed, _MOST_UNPACKED_BYTES)
+    except zlib.error:
+        return False
+    return bool(keyword) and unpack.eof
 
 
 def _profile(data: bytes) -> bytes | None:

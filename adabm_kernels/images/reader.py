@@ -19,7 +19,7 @@ import numpy as np
 from . import jpeg, png_chunks, tiff
 from .colour import Colour, fitting_profile, profile_kind
 from .formats import QUARTER_TURNS, READ, Layout, sniff, unread
-from .metadata import Metadata, metadata_of
+from .metadata import Metadata, metadata_of, orientation_of
 from .vips import clear_errors, reason, vips
 
 MAX_PIXELS = 178_956_970  # 2^29 / 3, about where Pillow too refuses a picture as a decompression bomb
@@ -41,8 +41,10 @@ _LAB_NOTE = "is in CIE Lab and becomes sRGB"
 
 @dataclass
 class Findings:
-    """What is to be said of a file. faults: damage, as sentences without their end. notes: what is not as one may expect."""
+    """What is to be said of a file. faults: damage, as sentences without their end. notes: what is not as one may expect, as what
+    follows its name. thorough: whether to look for damage however long it takes."""
 
+    thorough: bool = False
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -132,7 +134,7 @@ def open_picture(
             start = file.read(_START_BYTES)
     except OSError as error:
         raise type(error)(f"cannot read '{name}': {error.strerror or error}") from error
-    findings = Findings()
+    findings = Findings(thorough=strict)
     try:
         format = _format(start)
         image, layout = _open(source, format, max_pixels, findings)
@@ -181,9 +183,10 @@ def _open_vips(
     max_pixels: int,
     findings: Findings,
     channels: tuple[int, ...] | None = None,
+    orientation: int | None = None,
     **options: Any,
 ) -> tuple[Any, Layout]:
-    """channels: those that are kept, None for all. options: further ones of libvips' loader."""
+    """channels: those that are kept, None for all. orientation: as in EXIF, None for what libvips finds. options: of its loader."""
     pyvips = vips()
     loader = getattr(pyvips.Image, _LOADERS[format] + ("_buffer" if isinstance(source, bytes) else ""))
     path = source if isinstance(source, bytes) else os.fspath(source)
@@ -193,16 +196,20 @@ def _open_vips(
     try:
         image = loader(path, access="sequential", **options)
         _check_size(image.width, image.height, max_pixels)
-        if format == "JPEG" and (fault := _jpeg_fault(source)) is not None:
+        if format == "JPEG" and (fault := _jpeg_fault(source, findings.thorough)) is not None:
             findings.faults.append(fault)
             if fault == _NO_END:
                 options["fail_on"] = "none"  # libvips then puts the end there itself
                 image = loader(path, access="sequential", **options)
-        orientation = 1 if format in _NO_ORIENTATION else _field(image, "orientation") or 1
+        if orientation is None:
+            orientation = 1 if format in _NO_ORIENTATION else _field(image, "orientation") or 1
         if orientation > 1:
-            image = loader(path, access="random", **options).autorot()
+            image = loader(path, access="random", **options).copy()
+            image.set_type(pyvips.GValue.gint_type, "orientation", orientation)
+            image = image.autorot()
         if channels is not None and max(channels) < image.bands:
-            image = pyvips.Image.bandjoin([image.extract_band(channel) for channel in channels])
+            first, *others = (image.extract_band(channel) for channel in channels)
+            image = first.bandjoin(others) if others else first
         icc, resolution = _field(image, "icc-profile-data"), _field(image, "resolution-unit")
         metadata = metadata_of(*(_field(image, f"{kind}-data") for kind in ("exif", "xmp", "iptc")))
         image, icc = _in_known_colours(image, icc, findings)
@@ -231,11 +238,11 @@ def _say_pages(pages: int, findings: Findings) -> None:
         findings.notes.append(f"holds {pages} pictures, of which only the first is read")
 
 
-def _jpeg_fault(source: str | os.PathLike | bytes) -> str | None:
+def _jpeg_fault(source: str | os.PathLike | bytes, thorough: bool) -> str | None:
     """What is wrong with the data of a JPEG file that can be read nevertheless; ValueError where rows are missing."""
     with _opened(source) as file:
         data = source if isinstance(source, bytes) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        fault = jpeg.damage(data)
+        fault = jpeg.damage(data, thorough)
         if fault is None or not fault.startswith(jpeg.TOO_SHORT):
             return fault
         if not jpeg.lacks_only_end(data):
@@ -271,13 +278,14 @@ def _check_kind(image: Any) -> None:
 
 
 def _open_png(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[Any, Layout]:
-    image, layout = _open_vips(source, format, max_pixels, findings)
     with _opened(source) as file:
         facts = png_chunks.facts(file)
+    # libvips does not look for EXIF behind the pixels.
+    image, layout = _open_vips(source, format, max_pixels, findings, orientation=orientation_of(facts.exif))
     findings.faults += facts.faults
     _say_pages(facts.frames, findings)
     known = layout.metadata or Metadata()
-    metadata = metadata_of(known.exif, known.xmp, text=tuple(facts.text))
+    metadata = metadata_of(facts.exif, known.xmp, text=tuple(facts.text))
     # libpng drops the profile of a grey picture where it is for RGB.
     dpi = layout.dpi if facts.resolution or _field(image, "resolution-unit") else None
     return image, replace(layout, icc=facts.icc, colour=facts.colour, metadata=metadata, dpi=dpi)
@@ -309,8 +317,8 @@ def _open_tiff(source: str | os.PathLike | bytes, format: str, max_pixels: int, 
     options = {"page": chosen.page} | ({"subifd": chosen.sub} if chosen.sub >= 0 else {})
     channels, dropped = chosen.channels
     if dropped:
-        plural = "s" if dropped > 1 else ""
-        findings.notes.append(f"has {dropped} further channel{plural}, which the file does not call alpha, and which is left out")
+        what = "a channel that it does not call alpha" if dropped == 1 else f"{dropped} channels that it does not call alpha"
+        findings.notes.append(f"has {what}, left out here")
     image, layout = _open_vips(source, format, max_pixels, findings, channels if dropped else None, **options)
     _say_pages(tiff.pages(found), findings)
     known = layout.metadata or Metadata()

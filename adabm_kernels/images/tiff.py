@@ -13,7 +13,8 @@ from .formats import RAW
 
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 255, 256, 257, 258, 262
 _SAMPLES, _SUB_DIRECTORIES, _EXTRA = 277, 330, 338
-_DNG_VERSION = 50706
+_DESCRIPTION, _DNG_VERSION = 270, 50706
+_OF_PIXELS = (b'{"shape', b"ImageJ=", b"<?xml", b"<OME")  # descriptions for programs, of an array that the output is not
 _NUMBERS = frozenset({_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SUB_DIRECTORIES, _EXTRA})
 _TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # of numbers
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, CIELAB, _SENSOR, _LINEAR_RAW = 0, 1, 2, 8, 32803, 34892  # photometric interpretations
@@ -105,7 +106,10 @@ def exif_of(file: BinaryIO, page: int) -> bytes | None:
         wanted = {*ifd.DESCRIBING, *ifd.BELOW}
         if order is None or not tags & wanted:
             return None
-        return ifd.as_exif(ifd.read_tags(file, start, order, wanted))
+        found = ifd.read_tags(file, start, order, wanted)
+        if _DESCRIPTION in found and found[_DESCRIPTION].data.lstrip().startswith(_OF_PIXELS):
+            del found[_DESCRIPTION]
+        return ifd.as_exif(found) if found else None
     except (struct.error, ValueError, OSError):
         return None
 
