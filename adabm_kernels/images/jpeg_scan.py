@@ -1,7 +1,7 @@
 """Whether the coded data of a sequential JPEG is what an encoder could have written (ITU-T T.81, F.2).
 
-Decoders take what comes: after a wrong bit they read other codes than were written, put coefficients outside their block, and show
-what results. Codes are only counted here, no coefficient is computed.
+Decoders take what comes: after a wrong bit they read other codes than were written, put coefficients outside their block, make
+blocks brighter than white, and show what results. Codes are only counted here, and the mean of each block followed.
 """
 
 from __future__ import annotations
@@ -16,23 +16,36 @@ import numpy as np
 
 _SEQUENTIAL = (0xC0, 0xC1)  # markers of frames in Huffman codes and in one go
 _OTHER_FRAMES = (0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xD0))
-_TABLES, _END, _SCAN, _RESTARTS = 0xC4, 0xD9, 0xDA, 0xDD
+_TABLES, _END, _SCAN, _STEPS, _RESTARTS = 0xC4, 0xD9, 0xDA, 0xDB, 0xDD
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _COEFFICIENTS = 64  # of a block
-# What a code does: bits that it takes, its value among them, and above them coefficients that it passes. These are more than any
-# block has, so that one of them ends it.
+# What a code does: bits that it takes, its value among them, and above them coefficients that it passes, or, of a mean, bits of its
+# value. The other two are more coefficients than any block has, so that they end it.
 _BITS, _ENDS, _NO_CODE = 8, 1 << 10, 1 << 12
 _WINDOW_BITS = 16  # the longest code
+_MOST_MEAN = 1024  # of a block of 8-bit values less 128, times 8
+_MOST_COMPONENTS = 4
 _PADDING = (b"", b"\0", b"\xff")  # bytes of which some encoders put any number at the end
 
 
+class _Block(NamedTuple):
+    """What is known of each block of a unit. component: its place in the scan. first, others: codes of its first coefficient, which
+    is its mean, and of the others. most: that its mean can be, in steps of its quantisation."""
+
+    component: int
+    first: memoryview
+    others: memoryview
+    most: int
+
+
 class _Frame(NamedTuple):
-    """factors: sampling of each component, across and down, by its identifier."""
+    """By a component's identifier: factors, its sampling across and down, and the number of its quantisation table in steps."""
 
     width: int
     height: int
     factors: dict[int, tuple[int, int]]
+    steps: dict[int, int]
 
     @property
     def most(self) -> tuple[int, int]:
@@ -52,6 +65,7 @@ def fault(data: bytes | memoryview, most_bytes: int | None = None) -> str | None
 
 def _faults(data: bytes | memoryview, most_bytes: int | None) -> Iterator[str]:
     tables: dict[int, bytes] = {}
+    steps: dict[int, int] = {}
     frame, restarts, left, place = None, 0, most_bytes, 2
     while True:
         while data[place] != 0xFF:
@@ -69,17 +83,20 @@ def _faults(data: bytes | memoryview, most_bytes: int | None) -> Iterator[str]:
             if segment[0] != 8:  # bits
                 return
             height, width, count = struct.unpack_from(">HHB", segment, 1)
-            parts = (segment[6 + 3 * index : 8 + 3 * index] for index in range(count))
-            frame = _Frame(width, height, {part[0]: (part[1] >> 4, part[1] & 15) for part in parts})
+            parts = [segment[6 + 3 * index : 9 + 3 * index] for index in range(count)]
+            factors = {part[0]: (part[1] >> 4, part[1] & 15) for part in parts}
+            frame = _Frame(width, height, factors, {part[0]: part[2] for part in parts})
+        elif marker == _STEPS:
+            steps |= _first_steps(segment)
         elif marker == _RESTARTS:
             (restarts,) = struct.unpack(">H", segment)
         elif marker == _SCAN and frame is not None:
             end = _MARKER.search(data, place)
             stop = len(data) if end is None else end.start()
             if left is not None and stop - place > left:
-                yield from _scan_faults(bytes(data[place : place + left]), segment, frame, tables, restarts, whole=False)
+                yield from _scan_faults(bytes(data[place : place + left]), segment, frame, steps, tables, restarts, whole=False)
                 return
-            yield from _scan_faults(bytes(data[place:stop]), segment, frame, tables, restarts, whole=end is not None)
+            yield from _scan_faults(bytes(data[place:stop]), segment, frame, steps, tables, restarts, whole=end is not None)
             left = None if left is None else left - (stop - place)
             place = stop
 
@@ -93,8 +110,25 @@ def _huffman_tables(segment: bytes) -> dict[int, bytes]:
     return found
 
 
+def _first_steps(segment: bytes) -> dict[int, int]:
+    """The step of the mean of each quantisation table by its number."""
+    found = {}
+    while segment:
+        wide = segment[0] >> 4
+        found[segment[0] & 15] = int.from_bytes(segment[1 : 2 + wide], "big")
+        segment = segment[1 + _COEFFICIENTS * (1 + wide) :]
+    return found
+
+
 def _scan_faults(
-    data: bytes, header: bytes, frame: _Frame, tables: dict[int, bytes], restarts: int, *, whole: bool
+    data: bytes,
+    header: bytes,
+    frame: _Frame,
+    steps: dict[int, int],
+    tables: dict[int, bytes],
+    restarts: int,
+    *,
+    whole: bool,
 ) -> Iterator[str]:
     """whole: whether the data is all of the scan's."""
     chosen = [(header[1 + 2 * index], header[2 + 2 * index]) for index in range(header[0])]
@@ -102,11 +136,15 @@ def _scan_faults(
     if len(chosen) == 1:  # blocks as they come, those left out that lie outside the picture
         factors = frame.factors[chosen[0][0]]
         units = -(-frame.width * factors[0] // (8 * across)) * -(-frame.height * factors[1] // (8 * down))
-        blocks = [chosen[0][1]]
+        blocks = [0]
     else:
         units = -(-frame.width // (8 * across)) * -(-frame.height // (8 * down))
-        blocks = [number for name, number in chosen for _ in range(frame.factors[name][0] * frame.factors[name][1])]
-    codes = [(_codes(tables[number >> 4], True), _codes(tables[16 | number & 15], False)) for number in blocks]
+        blocks = [place for place, (name, _) in enumerate(chosen) for _ in range(frame.factors[name][0] * frame.factors[name][1])]
+    codes = []
+    for place in blocks:
+        name, number = chosen[place]
+        most = _MOST_MEAN // max(steps[frame.steps[name]], 1) + 1
+        codes.append(_Block(place, _codes(tables[number >> 4], True), _codes(tables[16 | number & 15], False), most))
     pieces = _RESTART.split(data)
     for index, piece in enumerate(pieces):
         count = min(restarts, units) if restarts else units
@@ -120,41 +158,55 @@ def _scan_faults(
         yield "its data ends before its picture does"
 
 
-def _piece_fault(data: bytes, codes: list[tuple[memoryview, memoryview]], units: int, *, last: bool, whole: bool) -> str | None:
+def _piece_fault(data: bytes, blocks: list[_Block], units: int, *, last: bool, whole: bool) -> str | None:
     """Of the data between two restarts, which has so many units of blocks."""
     bytes_ = np.frombuffer(data + b"\xff\xff\xff", np.uint8).astype(np.uint32)
     windows = memoryview((bytes_[:-2] << 16) | (bytes_[1:-1] << 8) | bytes_[2:])  # 24 bits from each byte on
-    place = 0
+    place, means = 0, [0] * _MOST_COMPONENTS
     try:
         for _ in range(units):
-            for first, others in codes:
-                place += first[windows[place >> 3] >> (8 - (place & 7)) & 0xFFFF]
+            for component, first, others, most in blocks:
+                code = first[windows[place >> 3] >> (8 - (place & 7)) & 0xFFFF]
+                place += code & 0xFF
+                size = code >> _BITS
+                if size:
+                    start = place - size
+                    value = (windows[start >> 3] >> (8 - (start & 7)) & 0xFFFF) >> (_WINDOW_BITS - size)
+                    means[component] += value if value >> (size - 1) else value - (1 << size) + 1
+                    if not -most <= means[component] <= most:
+                        return _no_picture(data, place, last and not whole)
                 passed = 1
                 while passed < _COEFFICIENTS:
                     code = others[windows[place >> 3] >> (8 - (place & 7)) & 0xFFFF]
                     place += code & 0xFF
                     passed += code >> _BITS
                 if _COEFFICIENTS < passed < _ENDS or passed >= _NO_CODE:
-                    cut = last and not whole and place >> 3 >= len(data) - 2
-                    return None if cut else "its data holds codes that no encoder writes"
-    except IndexError:  # beyond the end
-        return None if last and not whole else "its data ends before its picture does"
+                    return _no_picture(data, place, last and not whole)
+    except (IndexError, ValueError):  # beyond the end, or no code
+        return _no_picture(data, place, last and not whole)
     rest = data[(place + 7) >> 3 :]
     if last and not whole or len(set(rest)) <= 1 and rest[:1] in _PADDING:
         return None
     return f"{len(rest)} bytes of its data are left after its picture"
 
 
+def _no_picture(data: bytes, place: int, cut: bool) -> str | None:
+    """cut: whether the data goes on behind its last bytes, of which nothing can then be said."""
+    if cut and place >> 3 >= len(data) - 2:
+        return None
+    return "its data ends before its picture does" if place >> 3 >= len(data) else "its data holds codes that no encoder writes"
+
+
 @lru_cache(32)
 def _codes(table: bytes, first: bool) -> memoryview:
     """What the code does that the next 16 bits begin with, by these bits. first: whether codes are for the first coefficient."""
-    found = np.full(1 << _WINDOW_BITS, 1 << 30 if first else _NO_CODE << _BITS, np.uint32)
+    found = np.full(1 << _WINDOW_BITS, _NO_CODE << _BITS, np.uint32)
     code, place = 0, 16
     for length, count in enumerate(table[:16], 1):
         for symbol in table[place : place + count]:
             run, size = symbol >> 4, symbol & 15
             if first:
-                effect = length + symbol if symbol < 12 else 1 << 30
+                effect = length + symbol | symbol << _BITS if symbol < 12 else _NO_CODE << _BITS
             elif size:
                 effect = length + size | run + 1 << _BITS
             else:

@@ -295,6 +295,8 @@ def _open_avif(source: str | os.PathLike | bytes, format: str, max_pixels: int, 
     image, layout = _open_vips(source, format, max_pixels, findings)
     with _opened(source) as file:
         start = file.read(_BOXES_BYTES)
+    if b"avis" in start[8 : int.from_bytes(start[:4], "big")]:
+        findings.notes.append("is an animation, of which only the first picture is read")
     place = start.find(b"colrnclx")
     if layout.icc is None and 0 <= place <= len(start) - 12:
         primaries, transfer = struct.unpack_from(">HH", start, place + 8)

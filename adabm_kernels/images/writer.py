@@ -157,8 +157,8 @@ class PictureWriter:
             if blob is not None:
                 image.set_type(pyvips.GValue.blob_type, f"{name}-data", blob)
         exif = self._metadata.exif
-        segments = jpeg.segments(exif, layout.dpi) if self.format == "JPEG" and exif is not None else None
-        # EXIF of its own making is how libvips says the resolution of a JPEG.
+        segments = jpeg.segments(exif, layout.dpi) if self.format == "JPEG" else None
+        # EXIF of its own making is how libvips says the resolution of a JPEG, in parts of dots too.
         own_exif = layout.dpi is not None and segments is None
         options: dict[str, Any] = {"keep": "icc:xmp:iptc" + (":exif" if own_exif else "")}
         big = layout.row_bytes * layout.height > _BIG_TIFF
