@@ -98,6 +98,12 @@ def mixed(empty_folder):
     return empty_folder
 
 
+def test_jpeg_xl_is_turned_by_itself_and_not_by_its_exif():
+    pytest.importorskip("pillow_jxl")
+    rows, layout, _ = read(encode(SMOOTH, "JXL", exif=odd.exif(orientation=6), lossless=True))
+    assert np.array_equal(rows, SMOOTH) and layout.metadata.exif is not None
+
+
 def test_what_a_folder_holds_besides_is_named_and_counted(mixed, model, adabm, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pillow_heif" else real(name))

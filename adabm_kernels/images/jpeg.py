@@ -53,8 +53,8 @@ def _words_of_libjpeg(data: bytes | memoryview) -> str | None:
 
 
 def segments(exif: bytes | None, dpi: tuple[float, float] | None) -> bytes | None:
-    """The segments that say the resolution and hold EXIF; None where there is nothing to say, where EXIF is larger than a segment can
-    be, and where the resolution is no whole number and there is no EXIF that would say it."""
+    """The segments that say the resolution and hold EXIF; None where there is nothing to say, where EXIF is larger than a segment,
+    and where the resolution is no whole number and there is no EXIF that would say it."""
     body = b"" if exif is None else b"Exif\0\0" + exif
     whole = dpi is None or max(abs(value - round(value)) for value in dpi) < _WHOLE_DPI
     if len(body) > _MOST_SEGMENT_BYTES or (exif is None and (dpi is None or not whole)):

@@ -331,6 +331,8 @@ def _open_tiff(source: str | os.PathLike | bytes, format: str, max_pixels: int, 
 
 
 def _open_pillow(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[np.ndarray, Layout]:
+    from PIL import ExifTags
+
     from .pillow import layout_of, opener, to_array
 
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -342,6 +344,8 @@ def _open_pillow(source: str | os.PathLike | bytes, format: str, max_pixels: int
         _check_size(*image.size, max_pixels)
         _say_pages(getattr(image, "n_frames", 1), findings)
         image.load()
+        if format == "JPEG XL":  # which turns a picture by itself, whatever its EXIF says
+            image.getexif().pop(ExifTags.Base.Orientation, None)
         array = to_array(image)
     except _PILLOW_ERRORS as error:
         raise ValueError(f"the file is truncated or damaged ({error})") from error
