@@ -156,6 +156,31 @@ SCAN = JPEG.index(b"\xff\xda")
 END_MISSING = "it ends without its end marker (EOI), after all of its picture"
 
 
+def with_palette(bits, colours, indices):
+    """A PNG of these indices, [H, W]."""
+    rows = np.unpackbits(indices.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :].reshape(len(indices), -1)
+    data = b"".join(b"\0" + row.tobytes() for row in np.packbits(rows, axis=-1))
+    head = struct.pack(">IIBBBBB", indices.shape[1], len(indices), bits, 3, 0, 0, 0)
+    table = np.arange(10, 10 + 3 * colours, dtype=np.uint8).tobytes()
+    parts = ((b"IHDR", head), (b"PLTE", table), (b"tRNS", b"\xff\xff"), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(odd.chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_colour_that_the_palette_does_not_have_is_damage(bits, tmp_path):
+    indices = np.arange(48).reshape(6, 8) % 3
+    assert read(with_palette(bits, 3, indices), strict=True)[2] == []
+    indices[4, 5] = 3
+    (tmp_path / "a.png").write_bytes(with_palette(bits, 3, indices))
+    for source in (with_palette(bits, 3, indices), tmp_path / "a.png"):
+        rows, _, said = read(source)
+        assert said == [
+            "'it' is damaged, and read nevertheless: some pixels have colours that its palette does not have, and become black"
+        ]
+        assert not rows[4, 5, :3].any() and rows[0, 0].tolist() == [10, 11, 12, 255]
+    assert read(with_palette(bits, 4, indices), strict=True)[2] == []
+
+
 def flipped(data, place, bits=0x5A):
     return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -19,13 +20,17 @@ _MOST_PROFILE_BYTES = 16 << 20
 _PIECE = 1 << 20
 _XMP = b"XML:com.adobe.xmp\0"
 _HEAD_BYTES = 8
+_IHDR_START, _IHDR_END = 16, 33  # of its contents and of all of it
+_BY_PALETTE = b"\3"
 
 
 @dataclass
 class Facts:
-    """What the chunks of a PNG say. frames: of an animated one, else 1. resolution: whether it is given. faults: what is wrong with
-    the file and spoils no pixel, as clauses."""
+    """What the chunks of a PNG say. bits: of an index into its palette, 0 without one. palette: how many colours that has. frames: of
+    an animated PNG, else 1. resolution: whether it is given. faults: what is wrong and leaves all rows, as clauses."""
 
+    bits: int = 0
+    palette: int = 0
     colour: Colour | None = None
     icc: bytes | None = None
     exif: bytes | None = None
@@ -48,6 +53,12 @@ def facts(file: BinaryIO) -> Facts:
         if name == b"IEND":
             break
         if not name[0] & 0x20:  # the decoder checks those that the pixels need
+            if name == b"IHDR":
+                header = file.read(size)
+                found.bits = header[8] if header[9:10] == _BY_PALETTE else 0
+                size = 0
+            elif name == b"PLTE":
+                found.palette = size // 3
             file.seek(size + 4, os.SEEK_CUR)
             continue
         data, good = _contents(file, name, size)
@@ -72,6 +83,21 @@ def facts(file: BinaryIO) -> Facts:
             colours.setdefault(name, data)
     found.colour = _colour(colours)
     return found
+
+
+def as_grey(file: BinaryIO) -> Callable[[int], bytes]:
+    """`read` of a PNG with a palette that gives it as a grey one, whose values are the indices. file: from its start."""
+    head = file.read(_IHDR_END)
+    kind = _IHDR_START + 9
+    changed = head[_IHDR_START:kind] + b"\0" + head[kind + 1 : _IHDR_END - 4]
+    held = head[:_IHDR_START] + changed + struct.pack(">I", zlib.crc32(changed, zlib.crc32(b"IHDR")))
+
+    def read(size: int) -> bytes:
+        nonlocal held
+        part, held = held[:size], held[size:]
+        return part or file.read(size)
+
+    return read
 
 
 def _contents(file: BinaryIO, name: bytes, size: int) -> tuple[bytes, bool]:

@@ -283,12 +283,29 @@ def _open_png(source: str | os.PathLike | bytes, format: str, max_pixels: int, f
     # libvips does not look for EXIF behind the pixels.
     image, layout = _open_vips(source, format, max_pixels, findings, orientation=orientation_of(facts.exif))
     findings.faults += facts.faults
+    if facts.palette < 1 << facts.bits and facts.bits and _largest_index(source, facts.bits) >= facts.palette:
+        findings.faults.append("some pixels have colours that its palette does not have, and become black")
     _say_pages(facts.frames, findings)
     known = layout.metadata or Metadata()
     metadata = metadata_of(facts.exif, known.xmp, text=tuple(facts.text))
     # libpng drops the profile of a grey picture where it is for RGB.
     dpi = layout.dpi if facts.resolution or _field(image, "resolution-unit") else None
     return image, replace(layout, icc=facts.icc, colour=facts.colour, metadata=metadata, dpi=dpi)
+
+
+def _largest_index(source: str | os.PathLike | bytes, bits: int) -> int:
+    """Of the pixels of a PNG with a palette, -1 where it is damaged. libvips gives colours only."""
+    pyvips = vips()
+    with _opened(source) as file:
+        pixels = pyvips.SourceCustom()
+        pixels.on_read(png_chunks.as_grey(file))
+        try:
+            image = pyvips.Image.pngload_source(pixels, access="sequential", fail_on="error", unlimited=True)
+            return round(image.extract_band(0).max() * ((1 << bits) - 1) / 255)
+        except pyvips.Error:
+            return -1
+        finally:
+            clear_errors()
 
 
 def _open_avif(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[Any, Layout]:
