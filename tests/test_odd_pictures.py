@@ -26,6 +26,7 @@ from adabm_kernels.images import Layout, PictureWriter, folder, jpeg_scan, list_
 from adabm_kernels.images.colour import Colour, grey_profile, profile_kind
 from adabm_kernels.images.metadata import Metadata
 from adabm_kernels.images.pillow import from_array, layout_of, to_array
+from adabm_kernels.images.vips import vips
 
 SRGB = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
 ADOBE = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)  # chromaticities of Adobe RGB
@@ -263,6 +264,21 @@ def test_no_file_is_refused_in_the_words_for_another():
         with pytest.raises(ValueError, match="truncated or damaged") as refused:
             refuse()
         assert "JPEG" not in str(refused.value).upper()
+
+
+def test_a_resolution_that_none_can_be_is_none(capfd):
+    rows, layout, _ = read(odd.png(odd.chunk(b"pHYs", struct.pack(">IIB", 1 << 30, 1 << 30, 1))))
+    assert np.array_equal(rows, SMOOTH) and layout.dpi is None
+    written("TIFF", layout, rows)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_libvips_says_need_not_be_text(capfd, caplog):
+    """Names of a damaged file, for instance."""
+    pyvips = vips()
+    said = pyvips.ffi.new("char[]", b"chunk \x97")
+    pyvips._log_handler_callback(said, 1 << 4, said, pyvips.ffi.NULL)
+    assert caplog.messages == ["chunk \ufffd: chunk \ufffd"] and capfd.readouterr() == ("", "")
 
 
 def test_strict_on_the_command_line(empty_folder, model, adabm):

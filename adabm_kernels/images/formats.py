@@ -64,6 +64,7 @@ DEEP = ("PNG", "TIFF")  # hold 16 bits per channel
 TRANSPARENT = ("PNG", "WebP", "TIFF")
 QUARTER_TURNS = range(5, 9)  # EXIF orientations that make columns of rows
 WHOLE = ("WebP", "BMP")  # are encoded from the whole picture in memory, not row by row
+_LEAST_DPI, _MOST_DPI = 0.01, 1e6
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _UNREAD_STARTS = {
     b"8BPS": "a Photoshop document",
@@ -120,6 +121,11 @@ class Layout:
         if self.colour is None or (self.icc is not None and self.colour.cicp is None):
             return self.icc
         return self.colour.profile(self.grey) or self.icc
+
+
+def plausible(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
+    """A resolution, None for what none can be."""
+    return dpi if dpi is not None and all(_LEAST_DPI <= value <= _MOST_DPI for value in dpi) else None
 
 
 def sniff(start: bytes) -> str | None:

@@ -12,7 +12,7 @@ import PIL.ImageOps
 from PIL import ExifTags
 
 from .colour import Colour, fitting_profile
-from .formats import QUARTER_TURNS, Layout
+from .formats import QUARTER_TURNS, Layout, plausible
 from .metadata import metadata_of
 
 # 8 bits per channel, or fewer. Everything else would lose something on the way to RGB and is refused by name.
@@ -68,7 +68,7 @@ def layout_of(image: PIL.Image.Image, array: np.ndarray) -> Layout:
         height,
         channels,
         icc=fitting_profile(info.get("icc_profile"), channels < 3)[0],
-        dpi=dpi if min(dpi) > 0 else None,
+        dpi=plausible(dpi),
         colour=None if colour == Colour() else colour,
         metadata=metadata,
     )

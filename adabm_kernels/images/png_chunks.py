@@ -26,8 +26,8 @@ _BY_PALETTE = b"\3"
 
 @dataclass
 class Facts:
-    """What the chunks of a PNG say. bits: of an index into its palette, 0 without one. palette: how many colours that has. frames: of
-    an animated PNG, else 1. resolution: whether it is given. faults: what is wrong and leaves all rows, as clauses."""
+    """What the chunks of a PNG say. bits: of an index into its palette, 0 without one. palette: how many colours that has. frames:
+    of an animated PNG, else 1. resolution: whether it is given. faults: what is wrong and leaves all rows, as clauses."""
 
     bits: int = 0
     palette: int = 0

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import jpeg, png_chunks, tiff
 from .colour import Colour, fitting_profile, profile_kind
-from .formats import QUARTER_TURNS, READ, Layout, sniff, unread
+from .formats import QUARTER_TURNS, READ, Layout, plausible, sniff, unread
 from .metadata import Metadata, metadata_of, orientation_of
 from .vips import clear_errors, reason, vips
 
@@ -226,7 +226,7 @@ def _open_vips(
     if dpi is not None and orientation in QUARTER_TURNS:
         dpi = dpi[::-1]
     depth = 8 if image.format == "uchar" else 16
-    return image, Layout(image.width, image.height, image.bands, depth, icc, dpi, metadata=metadata)
+    return image, Layout(image.width, image.height, image.bands, depth, icc, plausible(dpi), metadata=metadata)
 
 
 def _field(image: Any, name: str) -> Any:
