@@ -50,6 +50,7 @@ def png(width, height, depth, colour, rows):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+OTHERS = [encode(PIL.Image.fromarray(SMOOTH), kind) for kind in ("TIFF", "GIF", "WebP", "BMP", "JPEG2000")]
 PNG_BYTES = encode(PIL.Image.fromarray(RGB), "PNG")
 JPEG_BYTES = encode(PIL.Image.fromarray(SMOOTH), "JPEG", quality=95)
 
@@ -271,7 +272,7 @@ def test_missing_file_and_folder_are_os_errors(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.* is damaged")
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), source=st.sampled_from([PNG_BYTES, JPEG_BYTES]))
+@given(data=st.data(), source=st.sampled_from([PNG_BYTES, JPEG_BYTES, *OTHERS]))
 def test_no_damage_escapes_as_another_error(tmp_path_factory, data, source):
     """Cut or overwritten anywhere, a file is read or refused with a ValueError: no other exception from a decoder."""
     damaged = bytearray(source[: data.draw(st.integers(0, len(source)))])

@@ -1,6 +1,7 @@
 """Pictures as people bring them: further formats, damage, thumbnails before pictures, colours that are said in other ways, and what
 becomes of EXIF."""
 
+import errno
 import importlib.util
 import io
 import json
@@ -16,6 +17,7 @@ import numpy as np
 import odd_pictures as odd
 import PIL.Image
 import PIL.ImageCms
+import PIL.IptcImagePlugin
 import pytest
 from command_line import rows as table_of
 from fake_model import FakeModel
@@ -527,6 +529,16 @@ def test_exif_is_changed_in_place_and_only_where_it_must():
     assert all(Metadata(before[:size]).upright(4, 4) for size in range(len(before)))
 
 
+def test_iptc_of_a_jpeg_goes_into_a_jpeg():
+    title = b"\x1c\x02\x05\0\x05Title"
+    block = b"Photoshop 3.0\x008BIM\x04\x04\0\0" + struct.pack(">I", len(title)) + title
+    rows, layout, _ = read(JPEG[:2] + b"\xff\xed" + struct.pack(">H", 2 + len(block)) + block + JPEG[2:])
+    again = {to: written(to, layout, rows) for to in ("JPEG", "TIFF", "PNG")}
+    assert [to for to in again if title in again[to]] == ["JPEG"]
+    with PIL.Image.open(io.BytesIO(again["JPEG"])) as image:
+        assert PIL.IptcImagePlugin.getiptcinfo(image) == {(2, 5): b"Title"}
+
+
 def test_xmp_of_what_lies_behind_the_picture_is_left_out():
     gain_map = b"<x xmlns:hdrgm='http://ns.adobe.com/hdr-gain-map/1.0/' hdrgm:Version='1.0'/>"
     assert Metadata(xmp=gain_map).upright(1, 1).xmp is None
@@ -553,6 +565,30 @@ def test_resolution_of_a_jpeg_with_exif(dpi):
     assert read(data)[1].dpi == dpi
     with PIL.Image.open(io.BytesIO(data)) as image:
         assert image.getexif()[271] == "Maker" and (dpi is None or image.info["dpi"] == dpi)
+
+
+@pytest.mark.parametrize("rows", [HEIGHT, 8], ids=["whole", "bands"])
+def test_a_full_disk_says_so_where_exif_is_put_in(tmp_path, rows):
+    class Full:
+        def __init__(self, file):
+            self.file, self.left = file, 300
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data)
+
+    layout = Layout(WIDTH, HEIGHT, 3, metadata=Metadata(odd.exif()))
+    full = pytest.raises(OSError, match="^cannot write '.*a.jpg': No space left on device")
+    with full, PictureWriter(tmp_path / "a.jpg", "JPEG", layout) as out:
+        out._file = Full(out._file)
+        for first in range(0, HEIGHT, rows):
+            out.write(SMOOTH[first : first + rows])
+    assert not list(tmp_path.iterdir())
 
 
 def test_python_results_say_what_their_source_said(tmp_path):

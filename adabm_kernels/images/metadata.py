@@ -21,7 +21,7 @@ _XMP_OF_ATTACHMENTS = (b"http://ns.google.com/photos/1.0/container/", b"http://n
 
 @dataclass(frozen=True)
 class Metadata:
-    """exif: a TIFF structure, without the six bytes before it in a JPEG. xmp: a packet of XML. iptc: as libvips gives it.
+    """exif: a TIFF structure, without the six bytes before it in a JPEG. xmp: a packet of XML. iptc: of a JPEG.
 
     text: chunks tEXt, zTXt and iTXt of a PNG, name and contents. Each None, or empty, where it is not there.
     """

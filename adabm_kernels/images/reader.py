@@ -211,7 +211,8 @@ def _open_vips(
             first, *others = (image.extract_band(channel) for channel in channels)
             image = first.bandjoin(others) if others else first
         icc, resolution = _field(image, "icc-profile-data"), _field(image, "resolution-unit")
-        metadata = metadata_of(*(_field(image, f"{kind}-data") for kind in ("exif", "xmp", "iptc")))
+        iptc = _field(image, "iptc-data") if format == "JPEG" else None
+        metadata = metadata_of(_field(image, "exif-data"), _field(image, "xmp-data"), iptc)
         image, icc = _in_known_colours(image, icc, findings)
     except pyvips.Error as error:
         raise ValueError(f"its header is truncated or damaged ({reason(error)})") from error
@@ -341,7 +342,7 @@ def _open_tiff(source: str | os.PathLike | bytes, format: str, max_pixels: int, 
     image, layout = _open_vips(source, format, max_pixels, findings, channels if dropped else None, **options)
     _say_pages(tiff.pages(found), findings)
     known = layout.metadata or Metadata()
-    return image, replace(layout, metadata=metadata_of(exif, known.xmp, known.iptc))
+    return image, replace(layout, metadata=metadata_of(exif, known.xmp))
 
 
 # ---- whole, by Pillow

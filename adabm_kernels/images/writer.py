@@ -152,7 +152,8 @@ class PictureWriter:
         pyvips, layout = vips(), self.layout
         across, down = layout.dpi or (_DPI_OF_NONE, _DPI_OF_NONE)
         image = image.copy(xres=across / _MM_PER_INCH, yres=down / _MM_PER_INCH)
-        blobs = {"icc-profile": layout.profile, "xmp": self._metadata.xmp, "iptc": self._metadata.iptc}
+        iptc = self._metadata.iptc if self.format == "JPEG" else None
+        blobs = {"icc-profile": layout.profile, "xmp": self._metadata.xmp, "iptc": iptc}
         for name, blob in blobs.items():
             if blob is not None:
                 image.set_type(pyvips.GValue.blob_type, f"{name}-data", blob)
