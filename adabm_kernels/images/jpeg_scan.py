@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -39,6 +40,16 @@ class _Block(NamedTuple):
     most: int
 
 
+@dataclass
+class _Tables:
+    """What segments have said so far. codes: counts and symbols of each table of codes by its class and number. steps: of the mean,
+    by the number of the quantisation table. restarts: units of blocks between two, 0 without."""
+
+    codes: dict[int, bytes] = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
+    restarts: int = 0
+
+
 class _Frame(NamedTuple):
     """By a component's identifier: factors, its sampling across and down, and the number of its quantisation table in steps."""
 
@@ -64,9 +75,7 @@ def fault(data: bytes | memoryview, most_bytes: int | None = None) -> str | None
 
 
 def _faults(data: bytes | memoryview, most_bytes: int | None) -> Iterator[str]:
-    tables: dict[int, bytes] = {}
-    steps: dict[int, int] = {}
-    frame, restarts, left, place = None, 0, most_bytes, 2
+    tables, frame, left, place = _Tables(), None, most_bytes, 2
     while True:
         while data[place] != 0xFF:
             place += 1
@@ -78,7 +87,7 @@ def _faults(data: bytes | memoryview, most_bytes: int | None) -> Iterator[str]:
         (size,) = struct.unpack_from(">H", data, place + 1)
         segment, place = bytes(data[place + 3 : place + 1 + size]), place + 1 + size
         if marker == _TABLES:
-            tables |= _huffman_tables(segment)
+            tables.codes |= _huffman_tables(segment)
         elif marker in _SEQUENTIAL:
             if segment[0] != 8:  # bits
                 return
@@ -87,16 +96,16 @@ def _faults(data: bytes | memoryview, most_bytes: int | None) -> Iterator[str]:
             factors = {part[0]: (part[1] >> 4, part[1] & 15) for part in parts}
             frame = _Frame(width, height, factors, {part[0]: part[2] for part in parts})
         elif marker == _STEPS:
-            steps |= _first_steps(segment)
+            tables.steps |= _first_steps(segment)
         elif marker == _RESTARTS:
-            (restarts,) = struct.unpack(">H", segment)
+            (tables.restarts,) = struct.unpack(">H", segment)
         elif marker == _SCAN and frame is not None:
             end = _MARKER.search(data, place)
             stop = len(data) if end is None else end.start()
             if left is not None and stop - place > left:
-                yield from _scan_faults(bytes(data[place : place + left]), segment, frame, steps, tables, restarts, whole=False)
+                yield from _scan_faults(bytes(data[place : place + left]), segment, frame, tables, whole=False)
                 return
-            yield from _scan_faults(bytes(data[place:stop]), segment, frame, steps, tables, restarts, whole=end is not None)
+            yield from _scan_faults(bytes(data[place:stop]), segment, frame, tables, whole=end is not None)
             left = None if left is None else left - (stop - place)
             place = stop
 
@@ -120,16 +129,7 @@ def _first_steps(segment: bytes) -> dict[int, int]:
     return found
 
 
-def _scan_faults(
-    data: bytes,
-    header: bytes,
-    frame: _Frame,
-    steps: dict[int, int],
-    tables: dict[int, bytes],
-    restarts: int,
-    *,
-    whole: bool,
-) -> Iterator[str]:
+def _scan_faults(data: bytes, header: bytes, frame: _Frame, tables: _Tables, *, whole: bool) -> Iterator[str]:
     """whole: whether the data is all of the scan's."""
     chosen = [(header[1 + 2 * index], header[2 + 2 * index]) for index in range(header[0])]
     across, down = frame.most
@@ -143,11 +143,11 @@ def _scan_faults(
     codes = []
     for place in blocks:
         name, number = chosen[place]
-        most = _MOST_MEAN // max(steps[frame.steps[name]], 1) + 1
-        codes.append(_Block(place, _codes(tables[number >> 4], True), _codes(tables[16 | number & 15], False), most))
+        most = _MOST_MEAN // max(tables.steps[frame.steps[name]], 1) + 1
+        codes.append(_Block(place, _codes(tables.codes[number >> 4], True), _codes(tables.codes[16 | number & 15], False), most))
     pieces = _RESTART.split(data)
     for index, piece in enumerate(pieces):
-        count = min(restarts, units) if restarts else units
+        count = min(tables.restarts, units) if tables.restarts else units
         units -= count
         bits = piece.replace(b"\xff\0", b"\xff")
         found = _piece_fault(bits, codes, count, last=index == len(pieces) - 1, whole=whole)

@@ -6,6 +6,8 @@ import re
 import struct
 from dataclasses import dataclass
 
+from .ifd import order_of
+
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
 _EXIF_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x8769, 0xA002, 0xA003
 _THUMBNAIL_START, _THUMBNAIL_BYTES = 0x0201, 0x0202
@@ -50,7 +52,7 @@ def metadata_of(
 
 def orientation_of(exif: bytes | None) -> int:
     """How a picture is to be turned by its EXIF, 1 (not at all) to 8."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get((exif or b"")[:4])
+    order = order_of(exif or b"")
     if order is None:
         return 1
     try:
@@ -64,7 +66,7 @@ def orientation_of(exif: bytes | None) -> int:
 def _upright_exif(exif: bytes, width: int, height: int, dpi: tuple[float, float] | None) -> bytes | None:
     """Changed in place, so that what a camera's maker keeps in it stays where it looks for it; None for what is no EXIF."""
     data = bytearray(exif)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(data[:4]))
+    order = order_of(exif)
     if order is None:
         return None
     try:

@@ -44,6 +44,17 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Opening:
+    """A file to open, or its bytes. format: of it. max_pixels: refuse larger pictures before decoding. findings: takes what is to
+    be said of it."""
+
+    source: str | os.PathLike | bytes
+    format: str
+    max_pixels: int
+    findings: Findings
+
+
 @contextmanager
 def opened(source: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
     """A file, or its bytes, to read."""
@@ -79,16 +90,10 @@ def _check_size(width: int, height: int, max_pixels: int | None) -> None:
 
 
 def _open_vips(
-    source: str | os.PathLike | bytes,
-    format: str,
-    max_pixels: int,
-    findings: Findings,
-    channels: tuple[int, ...] | None = None,
-    orientation: int | None = None,
-    **options: Any,
+    opening: Opening, channels: tuple[int, ...] | None = None, orientation: int | None = None, **options: Any
 ) -> tuple[Any, Layout]:
     """channels: those that are kept, None for all. orientation: as in EXIF, None for what libvips finds. options: of its loader."""
-    pyvips = vips()
+    pyvips, source, format, findings = vips(), opening.source, opening.format, opening.findings
     loader = getattr(pyvips.Image, _LOADERS[format] + ("_buffer" if isinstance(source, bytes) else ""))
     path = source if isinstance(source, bytes) else os.fspath(source)
     # Beyond a truncated file, "error" also refuses a wrong checksum.
@@ -96,7 +101,7 @@ def _open_vips(
     clear_errors()
     try:
         image = loader(path, access="sequential", **options)
-        _check_size(image.width, image.height, max_pixels)
+        _check_size(image.width, image.height, opening.max_pixels)
         if format == "JPEG" and (fault := _jpeg_fault(source, findings.thorough)) is not None:
             findings.faults.append(fault)
             if fault == _NO_END:
@@ -179,11 +184,12 @@ def _check_kind(image: Any) -> None:
 # ---- by rows, and what libvips does not tell of a format
 
 
-def _open_png(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[Any, Layout]:
+def _open_png(opening: Opening) -> tuple[Any, Layout]:
+    source, findings = opening.source, opening.findings
     with opened(source) as file:
         facts = png_chunks.facts(file)
     # libvips does not look for EXIF behind the pixels.
-    image, layout = _open_vips(source, format, max_pixels, findings, orientation=orientation_of(facts.exif))
+    image, layout = _open_vips(opening, orientation=orientation_of(facts.exif))
     findings.faults += facts.faults
     if facts.palette < 1 << facts.bits and facts.bits and _largest_index(source, facts.bits) >= facts.palette:
         findings.faults.append("some pixels have colours that its palette does not have, and become black")
@@ -210,8 +216,9 @@ def _largest_index(source: str | os.PathLike | bytes, bits: int) -> int:
             clear_errors()
 
 
-def _open_avif(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[Any, Layout]:
-    image, layout = _open_vips(source, format, max_pixels, findings)
+def _open_avif(opening: Opening) -> tuple[Any, Layout]:
+    source, findings = opening.source, opening.findings
+    image, layout = _open_vips(opening)
     with opened(source) as file:
         start = file.read(_BOXES_BYTES)
     if b"avis" in start[8 : int.from_bytes(start[:4], "big")]:
@@ -225,22 +232,23 @@ def _open_avif(source: str | os.PathLike | bytes, format: str, max_pixels: int, 
     return image, layout
 
 
-def _open_tiff(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[Any, Layout]:
+def _open_tiff(opening: Opening) -> tuple[Any, Layout]:
+    source, findings = opening.source, opening.findings
     with opened(source) as file:
         found = tiff.directories(file)
         chosen = tiff.full_picture(found)
         exif = None if chosen is None else tiff.exif_of(file, chosen.page)
     if chosen is None:
-        return _open_vips(source, format, max_pixels, findings)
+        return _open_vips(opening)
     if chosen.photometric == tiff.CIELAB and chosen.bits == 8 and chosen.samples == 3:
-        _check_size(chosen.width, chosen.height, max_pixels)
+        _check_size(chosen.width, chosen.height, opening.max_pixels)
         return _open_lab(source, chosen.page, findings)
     options = {"page": chosen.page} | ({"subifd": chosen.sub} if chosen.sub >= 0 else {})
     channels, dropped = chosen.channels
     if dropped:
         what = "a channel that it does not call alpha" if dropped == 1 else f"{dropped} channels that it does not call alpha"
         findings.notes.append(f"has {what}, left out here")
-    image, layout = _open_vips(source, format, max_pixels, findings, channels if dropped else None, **options)
+    image, layout = _open_vips(opening, channels if dropped else None, **options)
     _say_pages(tiff.pages(found), findings)
     known = layout.metadata or Metadata()
     return image, replace(layout, metadata=metadata_of(exif, known.xmp))
@@ -249,19 +257,20 @@ def _open_tiff(source: str | os.PathLike | bytes, format: str, max_pixels: int, 
 # ---- whole, by Pillow
 
 
-def _open_pillow(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[np.ndarray, Layout]:
+def _open_pillow(opening: Opening) -> tuple[np.ndarray, Layout]:
     from PIL import ExifTags
 
     from .pillow import layout_of, opener, to_array
 
+    source, format = opening.source, opening.format
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         if format == "BMP":  # whose size is told before its pixels are looked for
             width, height = struct.unpack_from("<HH" if data[14:18] == _BMP_CORE_HEADER else "<ii", data, 18)
-            _check_size(width, abs(height), max_pixels)  # rows from the top have a negative height
+            _check_size(width, abs(height), opening.max_pixels)  # rows from the top have a negative height
         image = opener(format)(io.BytesIO(data))  # PIL.Image.open has a limit of its own
-        _check_size(*image.size, max_pixels)
-        _say_pages(getattr(image, "n_frames", 1), findings)
+        _check_size(*image.size, opening.max_pixels)
+        _say_pages(getattr(image, "n_frames", 1), opening.findings)
         image.load()
         if format == "JPEG XL":  # which turns a picture by itself, whatever its EXIF says
             image.getexif().pop(ExifTags.Base.Orientation, None)
@@ -299,13 +308,11 @@ def _open_lab(source: str | os.PathLike | bytes, page: int, findings: Findings) 
 _OPENERS = {"PNG": _open_png, "TIFF": _open_tiff, "AVIF": _open_avif, "WebP": _open_vips, "JPEG": _open_vips, "GIF": _open_vips}
 
 
-def open_image(source: str | os.PathLike | bytes, format: str, max_pixels: int, findings: Findings) -> tuple[Any, Layout]:
-    """A file of this format: its pixels upright, an array or an image of libvips that decodes while it is read, and their kind.
-
-    max_pixels: refuse larger ones before decoding. findings: takes what is to be said. ValueError for what cannot be read.
-    """
-    image, layout = _OPENERS.get(format, _open_pillow)(source, format, max_pixels, findings)
+def open_image(opening: Opening) -> tuple[Any, Layout]:
+    """The pixels of a file upright, an array or an image of libvips that decodes while it is read, and their kind; ValueError for
+    what cannot be read."""
+    image, layout = _OPENERS.get(opening.format, _open_pillow)(opening)
     icc, lost = fitting_profile(layout.icc, layout.grey)
     if lost is not None:
-        findings.notes.append(f"has a colour profile that {lost}, and it is left out")
+        opening.findings.notes.append(f"has a colour profile that {lost}, and it is left out")
     return image, replace(layout, icc=icc)

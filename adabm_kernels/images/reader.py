@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .formats import Layout
-from .openers import Findings, format_of, open_image, opened
+from .openers import Findings, Opening, format_of, open_image, opened
 from .vips import clear_errors, reason, vips
 
 MAX_PIXELS = 178_956_970  # 2^29 / 3, about where Pillow too refuses a picture as a decompression bomb
@@ -107,7 +107,7 @@ def open_picture(
     findings = Findings(thorough=strict)
     try:
         format = format_of(start)
-        image, layout = open_image(source, format, max_pixels, findings)
+        image, layout = open_image(Opening(source, format, max_pixels, findings))
         if strict and findings.faults:
             raise ValueError(f"the file is damaged: {findings.faults[0]} (--strict)")
     except ValueError as error:
