@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,7 +37,7 @@ class Outcome:
     """What became of a task. layout: of the picture that was read. steps: how it got its size. patches: of the network's first
     pass. seconds: of computing. error: what went wrong, where it did.
 
-    stage: "read", "compute" or "write", where it got to.
+    stage: "read", "compute" or "write", where it got to. warnings: what was said of the picture while it was read.
     """
 
     task: Task
@@ -47,6 +47,7 @@ class Outcome:
     seconds: float = 0.0
     error: Exception | None = None
     stage: str = "read"
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def mean_bits(self) -> float | None:
@@ -57,6 +58,12 @@ class Outcome:
     def flat_pixels(self) -> int:
         """Low-resolution pixels that were not computed, because what they see has one colour."""
         return sum(patch.flat for patch in self.patches)
+
+
+def check_metadata(metadata: str) -> None:
+    """ValueError for what is to become of EXIF and its like, where that is not known."""
+    if metadata not in ("keep", "strip"):
+        raise ValueError(f"metadata must be 'keep' or 'strip', got {metadata!r}")
 
 
 def mean_bits(patches: list[Patch]) -> float | None:
@@ -71,16 +78,21 @@ def upscale_files(
     *,
     max_pixels: int,
     quality: int = DEFAULT_QUALITY,
+    strict: bool = False,
+    metadata: str = "keep",
     progress: Callable[[Task], Progress | None] | None = None,
 ) -> Iterator[Outcome]:
     """Upscale one picture after the other and say of each what became of it, in their order; one that fails stops no other.
 
-    max_pixels: refuse larger pictures. quality: of JPEG and WebP. progress: gives for each task what is called with its windows
+    max_pixels, strict: as for `open_picture`. quality: of JPEG and WebP. metadata: "keep" or "strip", whether EXIF and its like go
+    into the outputs. progress: gives for each task what is called with its windows
     done.
     """
+    check_metadata(metadata)
+    opening = _Opening(max_pixels, strict, metadata == "strip")
     with ThreadPoolExecutor(1, "adabm decode") as decoder, ThreadPoolExecutor(1, "adabm encode") as encoder:
         waiting: deque[tuple[Outcome, Future | None]] = deque()
-        opened = _ahead((task, decoder.submit(_open, task, decoder, max_pixels)) for task in tasks)
+        opened = _ahead((task, decoder.submit(_open, task, decoder, opening)) for task in tasks)
         try:
             for task, reader in opened:
                 waiting.append(_upscale(task, reader, network, quality, encoder, progress(task) if progress else None))
@@ -102,8 +114,19 @@ def _ahead(items: Iterator) -> Iterator:
     yield from held
 
 
-def _open(task: Task, decoder: ThreadPoolExecutor, max_pixels: int) -> tuple[PictureReader, Callable]:
-    reader = open_picture(task.source, max_pixels=max_pixels, name=task.name)
+@dataclass(frozen=True)
+class _Opening:
+    """How pictures are opened. strip: without their metadata."""
+
+    max_pixels: int
+    strict: bool
+    strip: bool
+
+
+def _open(task: Task, decoder: ThreadPoolExecutor, opening: _Opening) -> tuple[PictureReader, Callable]:
+    reader = open_picture(task.source, max_pixels=opening.max_pixels, name=task.name, strict=opening.strict)
+    if opening.strip:
+        reader.layout = replace(reader.layout, metadata=None)
     return reader, reader.ahead(decoder)
 
 
@@ -120,7 +143,7 @@ def _upscale(
 
     try:
         reader, read = opened.result()
-        outcome.layout, outcome.stage = reader.layout, "compute"
+        outcome.layout, outcome.stage, outcome.warnings = reader.layout, "compute", reader.warnings
         outcome.steps = network.steps(reader.layout.width, reader.layout.height)
         writer = PictureWriter(task.target, task.format, network.output(reader.layout), quality=quality)
         network.check(reader.layout)

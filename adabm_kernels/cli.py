@@ -141,6 +141,13 @@ def _add_upscale(up: argparse.ArgumentParser) -> None:
     _add_model(up, " or a converted model's file")
     _add_windows(up)
     add("--tta", action="store_true", help="mean over the eight flips and turns of every window: eight times the work")
+    add("--strict", action="store_true", help="refuse damaged pictures of which no row is missing (default: read and warn)")
+    add(
+        "--metadata",
+        choices=("keep", "strip"),
+        default="keep",
+        help="EXIF, XMP, IPTC and texts of the input; its colours always stay (default: %(default)s)",
+    )
     add(
         "--max-pixels",
         metavar="N",

@@ -51,12 +51,12 @@ def upscale(
 ) -> Any:
     """Upscale one picture (or a batch of tensors) to `model.scale` times its size, or another, and return the same kind of thing.
 
-    image: path of a PNG, JPEG, WebP, TIFF or BMP file of 8 bits per channel -> Pillow image; Pillow image -> Pillow image; NumPy
+    image: path of a picture file (docs/images.md) of 8 bits per channel -> Pillow image; Pillow image -> Pillow image; NumPy
         uint8 or uint16 [H, W] or [H, W, C] with C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA -> the same; floating torch tensor
         [3, H, W] or [N, 3, H, W] in 0..255 -> the same dtype and device, clamped to 0..255; one within 0..1 is warned of.
         Colours with transparency are upscaled as they are seen, multiplied by their alpha; a grey picture stays grey. Pillow images
-        get the colour profile and the resolution of the file or image, as info["icc_profile"] and info["dpi"]; Pillow writes the
-        profile into PNG by itself and into other formats when `save` is given it.
+        get the colour profile, the resolution, EXIF and XMP of the file or image, as info["icc_profile"], info["dpi"], info["exif"]
+        and info["xmp"]; Pillow writes the profile into PNG by itself, and the others when `save` is given them.
     model: name of a built-in model (`builtin_models()`), path of a converted model, or a module from `load` or
         `convert_model`. A name or path is loaded anew in every call: load once and pass the module for many pictures.
     bits: "auto" (decided per patch and layer) or 2..8 for all adaptive layers. backend: "auto" or a backend's name. device: of
@@ -155,6 +155,8 @@ def upscale_file(
     *,
     quality: int = 95,
     max_pixels: int | None = None,
+    strict: bool = False,
+    metadata: str = "keep",
     progress: Callable[[int, int, str], None] | None = None,
     **settings: Any,
 ) -> Outcome:
@@ -162,18 +164,20 @@ def upscale_file(
 
     target: its suffix says the format (images.EXTENSIONS); it appears when complete, replacing what is there. 16 bits per channel
     stay 16 where the format holds them. quality: 1..100, of JPEG and WebP. max_pixels: refuse a larger source (default:
-    images.MAX_PIXELS). settings: those of `upscale`, its sizes among them; max_memory bounds what the process
-    holds.
+    images.MAX_PIXELS). strict: refuse a damaged source even where no row is missing, which is otherwise warned of. metadata: "keep"
+    or "strip", whether EXIF, XMP and IPTC go into the target. settings: those of `upscale`, its sizes among them; max_memory bounds
+    what the process holds.
     Returns what was done: layout of the source, steps to the output's size, patches, mean_bits, seconds. Raises as `upscale` does,
     and OSError when the target cannot be written.
     """
-    from .batch import Task, upscale_files
+    from .batch import Task, check_metadata, upscale_files
     from .images import EXTENSIONS, MAX_PIXELS, check_output
     from .images.writer import check_quality
 
     check_settings(settings.get("bits"), settings.get("threads"))
     size = _take_size(settings)
     check_quality(quality)
+    check_metadata(metadata)
     if max_pixels is not None and (isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1):
         raise ValueError(f"max_pixels must be an integer of at least 1, got {max_pixels!r}")
     target = check_output(target)
@@ -182,7 +186,8 @@ def upscale_file(
     task = Task(Path(source), target, EXTENSIONS[target.suffix.lower()], os.fspath(source))
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     network = prepare(model, size=size, max_pixels=limit, **settings)
-    (outcome,) = upscale_files([task], network, max_pixels=limit, quality=quality, progress=lambda task: progress)
+    options = {"max_pixels": limit, "quality": quality, "strict": strict, "metadata": metadata}
+    (outcome,) = upscale_files([task], network, **options, progress=lambda task: progress)
     if outcome.error is not None:
         raise outcome.error
     return outcome

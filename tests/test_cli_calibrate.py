@@ -437,7 +437,7 @@ BAD_INPUT = {
     "unreadable": (
         lambda f: (f / "photos" / "d.png").write_text("words"),
         COMMAND,
-        "cannot read 'photos/d.png': it is no PNG, JPEG, WebP, TIFF or BMP file",
+        "cannot read 'photos/d.png': it is no PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF",
     ),
     "too small": (tiny, COMMAND, "--images must be at least 16 pixels a side, got 40x15 of 'photos/d.png'"),
     "sixteen bits": (sixteen_bits, COMMAND, "cannot read 'photos/d.png': it has 16 bits per channel and only 8 are supported"),

@@ -171,7 +171,7 @@ BAD_INPUT = {
         ["--data", "hr", "--lr", "lr"],
         "LR of 'b' must be 11x12, its HR divided by the scale 4, got 20x20",
     ),
-    "unreadable": (text_as_picture, ["--data", "hr"], "cannot read 'hr/b.png': it is no PNG, JPEG, WebP, TIFF or BMP file"),
+    "unreadable": (text_as_picture, ["--data", "hr"], "cannot read 'hr/b.png': it is no PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF"),
     "json folder": (None, ["--data", "hr", "--json", "no/f.json"], "cannot write 'no/f.json': the folder 'no' does not exist"),
     "json a picture": (
         None,

@@ -106,7 +106,7 @@ def test_a_bad_file_stops_no_other(photos, model, adabm):
     status, out, err = adabm("upscale", "photos")
     assert status == 1 and rows(out)["images"] == "3 done, 2 failed, 0 skipped"
     first, second, last = err.splitlines()
-    assert first == "adabm: error: cannot read 'photos/b0.jpg': it is no PNG, JPEG, WebP, TIFF or BMP file"
+    assert first.startswith("adabm: error: cannot read 'photos/b0.jpg': it is no PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIC, ")
     assert second.startswith("adabm: error: cannot read 'photos/bad.png': the file is truncated or damaged")
     assert last == "adabm: error: 2 of 5 pictures failed"
     assert files("photos_x4") == ["a_x4.png", "sub/b_x4.png", "sub/deep/c_x4.png"]
@@ -212,7 +212,7 @@ BAD = {
         ["in.png", "in_x4.png"],
         "must not be another input, got 'in_x4.png' for 'in.png'",
     ),
-    "empty folder": (lambda f: Path("d").mkdir(), ["d"], "IN must hold pictures (.png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp)"),
+    "empty folder": (lambda f: Path("d").mkdir(), ["d"], "IN must hold pictures that can be read, and the folder 'd' has none"),
     "two to stdout": (clash, ["d", "-o", "-"], "OUT must be a folder for more than one picture, got '-'"),
     "stdin and more": (None, ["-", "in.png"], "IN must be '-' alone for standard input, got 2 inputs"),
     "two formats": (
@@ -262,13 +262,11 @@ def test_tiny_pictures(empty_folder, model, adabm, size):
     assert adabm("upscale", "in.png", "-q") == (0, "", "") and read("in_x4.png").shape == (size[0] * 4, size[1] * 4, 3)
 
 
-def test_cmyk_and_float_pictures_are_refused(empty_folder, model, adabm):
-    PIL.Image.fromarray(RGB).convert("CMYK").save("cmyk.tif")
+def test_float_pictures_are_refused(empty_folder, model, adabm):
     PIL.Image.fromarray(RGB[..., 0].astype(np.float32)).save("float.tif")
-    for name, message in (("cmyk", "mode CMYK is not supported"), ("float", "its pixels are of type float")):
-        status, _, err = adabm("upscale", f"{name}.tif")
-        assert status == 2 and f"cannot read '{name}.tif': {message}" in err
-    assert names(empty_folder) == ["cmyk.tif", "float.tif"]
+    status, _, err = adabm("upscale", "float.tif")
+    assert status == 2 and "cannot read 'float.tif': its pixels are of type float" in err
+    assert names(empty_folder) == ["float.tif"]
 
 
 @pytest.mark.parametrize("suffix", EXTENSIONS)

@@ -299,7 +299,8 @@ def test_width_and_height_are_those_of_the_upright_picture(empty_folder, model, 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
 def test_every_format_holds_what_was_resized(photos, model, adabm, suffix):
-    assert adabm("upscale", "d/large.png", "--scale", 1.7, "-o", f"out{suffix}", "--tile", 16, "--smooth", "network", "-q") == (0, "", "")
+    options = ["--scale", 1.7, "--tile", 16, "--smooth", "network", "-q"]
+    assert adabm("upscale", "d/large.png", "-o", f"out{suffix}", *options) == (0, "", "")
     with PIL.Image.open("d/large.png") as image, PIL.Image.open(f"out{suffix}") as got:
         want = resized(larger(np.array(image), 4), 102, 68)
         difference = np.abs(np.array(got.convert("RGB")).astype(int) - want)

@@ -8,15 +8,19 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..files import naming
 from ..sizes import Size
 from .common import STDOUT
 from .pipes import piped, shown
 
-FORMATS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp")
+if TYPE_CHECKING:
+    from ..images import PassedOver
+
+FORMATS = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "tif", "tiff", "bmp")
 DEFAULT_SUFFIX = "_x{scale}"
 _EXPANDS_PATTERNS = os.name == "nt"
 
@@ -49,14 +53,23 @@ class Plan:
     earlier: list[tuple[Path, Path]]
 
 
-def find_inputs(args: argparse.Namespace) -> list[Input]:
+@dataclass
+class Rest:
+    """What else the folders hold that the arguments name. passed_over: what looks like a picture. others: how many other files."""
+
+    passed_over: list[PassedOver] = field(default_factory=list)
+    others: int = 0
+
+
+def find_inputs(args: argparse.Namespace) -> tuple[list[Input], Rest]:
     """The pictures that the arguments name, folders searched to the bottom. Raises ValueError for what cannot be meant."""
+    rest = Rest()
     if STDOUT in args.inputs and len(args.inputs) > 1:
         raise ValueError(f"IN must be '-' alone for standard input, got {len(args.inputs)} inputs")
     pipes = [path for path in args.inputs if piped(path)]
     if pipes and len(args.inputs) > 1:
         raise ValueError(f"IN must be one pipe alone, as pipes name no output, got '{pipes[0]}' of {len(args.inputs)} inputs")
-    found = [item for named in args.inputs for path in _expanded(named) for item in _pictures(path, args.output)]
+    found = [item for named in args.inputs for path in _expanded(named) for item in _pictures(path, args.output, rest)]
     many = len(found) > 1 or found[0].root is not None
     if many and piped(args.output):
         raise ValueError(f"OUT must be a folder for more than one picture, got '{args.output}'")
@@ -68,7 +81,7 @@ def find_inputs(args: argparse.Namespace) -> list[Input]:
         raise ValueError(f"OUT must be a folder for more than one picture, got '{args.output}', which is named as a picture")
     if not many and args.output is not None and args.output.suffix and args.format is not None and not is_folder(args):
         raise ValueError(f"--format must be left out where OUT has a suffix, got '{args.format}' for '{args.output}'")
-    return found
+    return found, rest
 
 
 def _expanded(path: Path) -> list[Path]:
@@ -78,25 +91,27 @@ def _expanded(path: Path) -> list[Path]:
     return [Path(name) for name in sorted(glob.glob(str(path)))] or [path]
 
 
-def _pictures(path: Path, output: Path | None) -> Iterator[Input]:
-    from ..images import EXTENSIONS
+def _pictures(path: Path, output: Path | None, rest: Rest) -> Iterator[Input]:
+    from ..images import find_pictures
 
     if path == STDOUT or not path.is_dir():
         yield Input(path)
         return
     # A folder of outputs in the folder of inputs holds no inputs.
     outputs = output if output not in (None, STDOUT) and _inside(output, path) and not _inside(path, output) else None
-    found = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in EXTENSIONS
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and (outputs is None or not _inside(file, outputs))
-    )
-    files = [file for file in found if file.is_file()]
-    if not files:
-        raise ValueError(f"IN must hold pictures ({', '.join(EXTENSIONS)}), and the folder '{path}' has none")
-    yield from (Input(file, path) for file in files)
+    found = find_pictures(path, outputs)
+    if not found.pictures:
+        raise ValueError(f"IN must hold pictures that can be read, and the folder '{path}' has none{_instead(found.passed_over)}")
+    rest.passed_over += found.passed_over
+    rest.others += found.others
+    yield from (Input(file, path) for file in found.pictures)
+
+
+def _instead(passed_over: list[PassedOver]) -> str:
+    if not passed_over:
+        return ""
+    first = passed_over[0]
+    return f", but {len(passed_over)} that cannot, such as '{first.path}': {first.reason}"
 
 
 def is_folder(args: argparse.Namespace) -> bool:

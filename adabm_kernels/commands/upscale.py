@@ -16,7 +16,7 @@ from ..files import check_target
 from ..sizes import Size, Steps
 from . import video
 from .common import BAD_INPUT, FAILED, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
-from .outputs import Plan, Planned, check_suffix, find_inputs, is_folder, plan_outputs
+from .outputs import Plan, Planned, Rest, check_suffix, find_inputs, is_folder, plan_outputs
 from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_stdout
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def execute(args: argparse.Namespace) -> None:
         video.execute(args)
         return
     with stage(BAD_INPUT):
-        inputs = find_inputs(args)
+        inputs, rest = find_inputs(args)
         single = len(inputs) == 1 and inputs[0].root is None
         size = asked_size(args)
         _check_options(args, single, size)
@@ -71,7 +71,7 @@ def execute(args: argparse.Namespace) -> None:
     elif single:
         _print(args, settings | {"input": shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
     else:
-        _many(args, tasks, plan, network, settings)
+        _many(args, tasks, plan, rest, network, settings)
 
 
 @keeping_imports()
@@ -182,6 +182,7 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
         "patches": len(outcome.patches),
         "mean_bits": outcome.mean_bits,
         "flat_pixels": outcome.flat_pixels,
+        "warnings": outcome.warnings,
         "seconds": outcome.seconds,
         "runs": 1,
     }
@@ -270,12 +271,18 @@ def _bits(mean: float | None, bits: str | int, steps: Steps | None = None) -> st
 # ---- many pictures
 
 
-def _many(args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, network: Enlarger, settings: dict[str, Any]) -> None:
+def _many(
+    args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, rest: Rest, network: Enlarger, settings: dict[str, Any]
+) -> None:
     start, images = time.perf_counter(), []
     errors = [{"input": str(planned.source), "error": one_line(str(error))} for planned, error in plan.failed]
-    passed = [{"input": str(path), "reason": f"it is an output of '{origin}'"} for path, origin in plan.earlier]
+    earlier = [{"input": str(path), "reason": f"it is an output of '{origin}'"} for path, origin in plan.earlier]
+    unread = [{"input": str(passed.path), "reason": passed.reason} for passed in rest.passed_over]
+    if not args.quiet:
+        for item in unread:
+            print(f"adabm: warning: '{item['input']}' is passed over: {item['reason']}", file=sys.stderr)
     if args.verbose:
-        for item in passed:
+        for item in earlier:
             print(f"{item['input']} is passed over: {item['reason']}", file=sys.stderr)
     for outcome in _upscaled(args, tasks, network, len(plan.pictures)):
         if isinstance(outcome.error, BrokenPipeError | KeyboardInterrupt):
@@ -289,14 +296,20 @@ def _many(args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, network: 
         image = {"input": outcome.task.name, "output": str(outcome.task.target)}
         image |= in_figures(layout.width, layout.height, outcome.steps)
         image |= {"mean_bits": outcome.mean_bits, "flat_pixels": outcome.flat_pixels, "seconds": outcome.seconds}
+        image |= {"warnings": outcome.warnings}
         images.append(image)
         _say(args, outcome)
     seconds = time.perf_counter() - start
-    report = {**settings, "images": images, "failed": errors, "skipped": plan.skipped, "passed_over": passed, "seconds": seconds}
+    report = {**settings, "images": images, "failed": errors, "skipped": plan.skipped, "passed_over": earlier + unread}
+    report |= {"other_files": rest.others, "seconds": seconds}
     megapixels = sum(width * height for width, height in (image["input_size"] for image in images)) / 1e6
     bits = [image["mean_bits"] for image in images if image["mean_bits"] is not None]
     rows = [("images", f"{len(images)} done, {len(errors)} failed, {plan.skipped} skipped")]
-    rows += [("passed over", f"{len(passed)} that are outputs of other inputs")] if passed else []
+    what = [f"{len(earlier)} that are outputs of other inputs"] if earlier else []
+    what += [f"{len(unread)} that look like pictures and are not read"] if unread else []
+    rows += [("passed over", ", ".join(what))] if what else []
+    if rest.others:
+        rows += [("other files", str(rest.others))]
     rows += [("model", settings["model"]), ("backend", settings["backend"])]
     rows += [("mean bits", _bits(sum(bits) / len(bits), args.bits))] if bits else []
     rows += [("time", f"{seconds:.3f} s, {megapixels / seconds:.3f} megapixels a second read")]
@@ -324,6 +337,7 @@ def _upscaled(args: argparse.Namespace, tasks: Iterator[Task], network: Enlarger
             return None if count > 1 else bar
 
         options = {"max_pixels": args.max_pixels, "quality": args.quality or DEFAULT_QUALITY}
+        options |= {"strict": args.strict, "metadata": args.metadata}
         for outcome in upscale_files(tasks, network, **options, progress=progress):
             done += 1
             yield outcome

@@ -1,6 +1,6 @@
 """Pictures in and out: files read and written by rows, Pillow images, 8-bit arrays; colour, transparency and orientation."""
 
-from .folder import list_images
+from .folder import PassedOver, find_pictures, list_images
 from .formats import EXTENSIONS, Layout
 from .reader import MAX_PIXELS, PictureReader, open_picture, read_image, read_whole
 from .writer import PictureWriter, check_output
@@ -9,9 +9,11 @@ __all__ = [
     "EXTENSIONS",
     "MAX_PIXELS",
     "Layout",
+    "PassedOver",
     "PictureReader",
     "PictureWriter",
     "check_output",
+    "find_pictures",
     "list_images",
     "open_picture",
     "read_image",

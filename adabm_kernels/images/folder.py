@@ -1,36 +1,131 @@
-"""The pictures of a folder."""
+"""The pictures of a folder, and what of it is none or cannot be read."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
-_EXTENSIONS = (".png", ".jpg", ".jpeg")
-_OTHERS = (".bmp", ".gif", ".jp2", ".pbm", ".pgm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+from .formats import EXTENSIONS, READ_ONLY, UNREAD, sniff
+
+_PLAIN = ("PNG", "JPEG")  # what pictures for measuring and calibrating are kept in
+_PACKAGES = {"HEIC": ("pillow_heif", "pillow-heif"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}  # as imported, as installed
+_START_BYTES = 32
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """What looks like a picture and is not read. reason: a clause."""
+
+    path: Path
+    reason: str
+
+
+@dataclass
+class Listing:
+    """What a folder holds. pictures: files to read. passed_over: what else looks like a picture. others: how many other files."""
+
+    pictures: list[Path] = field(default_factory=list)
+    passed_over: list[PassedOver] = field(default_factory=list)
+    others: int = 0
+
+
+def missing_package(format: str) -> str | None:
+    """The package that would read a format, by the name it is installed by, where it is not there."""
+    module, package = _PACKAGES.get(format, (None, None))
+    return package if module is not None and importlib.util.find_spec(module) is None else None
+
+
+def find_pictures(folder: Path, besides: Path | None = None) -> Listing:
+    """All that a folder holds, to the bottom, by path; nothing of what is hidden, nor of a folder in it. Links to folders are not
+    followed.
+
+    besides: that folder, None for none.
+    """
+    found = Listing()
+
+    def cannot_open(error: OSError) -> None:
+        found.passed_over.append(PassedOver(Path(error.filename), f"it cannot be opened: {error.strerror}"))
+
+    for place, folders, files in os.walk(folder, onerror=cannot_open):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is(Path(place, name), besides)]
+        links = [path for name in folders if (path := Path(place, name)).is_symlink()]
+        found.passed_over += [PassedOver(path, "it is a link to a folder, which is not followed") for path in links]
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            _sort_in(path, found)
+    found.pictures.sort()
+    found.passed_over.sort(key=lambda passed: passed.path)
+    return found
+
+
+def _is(path: Path, other: Path | None) -> bool:
+    return other is not None and os.path.realpath(path) == os.path.realpath(other)
+
+
+def _sort_in(path: Path, found: Listing) -> None:
+    suffix = path.suffix.lower()
+    format = EXTENSIONS.get(suffix) or READ_ONLY.get(suffix)
+    reason = None
+    if format is not None and not path.is_file():
+        reason = "it is a link that leads nowhere" if path.is_symlink() and not path.exists() else "it is no file"
+    elif format is not None:
+        package = missing_package(format)
+        reason = package and f"{format} is read where the package {package} is installed (pip install {package})"
+    elif suffix in UNREAD:
+        reason = f"it is {UNREAD[suffix]}, which is not read"
+    elif (format := _content(path)) is None:
+        found.others += 1
+        return
+    else:
+        reason = f"it is a {format} file whose name does not say so"
+    if reason is None:
+        found.pictures.append(path)
+    else:
+        found.passed_over.append(PassedOver(path, reason))
+
+
+def _content(path: Path) -> str | None:
+    """The format of a file by its content, None where that is no picture or cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as file:
+            return sniff(file.read(_START_BYTES))
+    except OSError:
+        return None
 
 
 def list_images(folder: str | os.PathLike, argument: str = "folder") -> list[Path]:
     """The PNG and JPEG files of a folder (not of the folders in it), by name; hidden files are left out.
 
-    argument: what the caller calls the folder, for messages. Raises ValueError when it is no folder, holds no such file, or
-    holds pictures in other formats: figures over the rest would pass for figures over all.
+    argument: what the caller calls the folder, for messages. Raises ValueError when it is no folder, holds no such file, or holds
+    pictures in other formats or links that lead nowhere: figures over the rest would pass for figures over all.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{argument} must be a folder of pictures, got '{folder}', which {_instead_of_folder(folder)}")
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
-    others = [path.name for path in files if path.suffix.lower() in _OTHERS]
+    found = Listing()
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and not path.is_dir():
+            _sort_in(path, found)
+    others = [path for path in found.pictures if EXTENSIONS.get(path.suffix.lower()) not in _PLAIN]
     if others:
         raise ValueError(
             f"{argument} must hold PNG or JPEG pictures only, and '{folder}' has {len(others)} of another format, such as "
-            f"'{others[0]}'"
+            f"'{others[0].name}'"
         )
-    images = [path for path in files if path.suffix.lower() in _EXTENSIONS]
-    if not images:
+    if found.passed_over:
+        first = found.passed_over[0]
+        raise ValueError(
+            f"{argument} must hold PNG or JPEG pictures only, and of '{folder}' {len(found.passed_over)} cannot be read, such as "
+            f"'{first.path.name}': {first.reason}"
+        )
+    if not found.pictures:
         inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.upper() in ("HR", "LR", "GT")]
         hint = f" (did you mean '{inside[0]}'?)" if inside else ""
         raise ValueError(f"{argument} must hold at least one PNG or JPEG picture, got none in '{folder}'{hint}")
-    return images
+    return found.pictures
 
 
 def _instead_of_folder(path: Path) -> str:

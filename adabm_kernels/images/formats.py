@@ -6,27 +6,88 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .colour import Colour
+from .metadata import Metadata
+
+# What is written, by suffix.
 EXTENSIONS = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
     ".webp": "WebP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
+# What is read besides, by suffix.
+READ_ONLY = {
+    ".gif": "GIF",
+    ".avif": "AVIF",
+    ".heic": "HEIC",
+    ".heif": "HEIC",
+    ".hif": "HEIC",
+    ".jxl": "JPEG XL",
+    ".jp2": "JPEG 2000",
+    ".j2k": "JPEG 2000",
+    ".jpx": "JPEG 2000",
+    ".pbm": "PNM",
+    ".pgm": "PNM",
+    ".ppm": "PNM",
+    ".pnm": "PNM",
+}
+# Pictures that are not read, by suffix: a folder that holds one says so.
+RAW = "a raw picture of a camera"
+UNREAD = {
+    **dict.fromkeys((".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".nrw", ".3fr"), RAW),
+    ".psd": "a Photoshop document",
+    ".psb": "a Photoshop document",
+    ".xcf": "a GIMP document",
+    ".kra": "a Krita document",
+    ".svg": "a vector graphic",
+    ".eps": "a vector graphic",
+    ".pdf": "a PDF document",
+    ".exr": "an OpenEXR picture",
+    ".hdr": "a Radiance picture",
+    ".tga": "a TGA picture",
+    ".dds": "a DDS texture",
+    ".ico": "an icon",
+    ".icns": "an icon",
+    ".qoi": "a QOI picture",
+    ".jxr": "a JPEG XR picture",
+    ".pcx": "a PCX picture",
+}
+READ = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIC, JPEG XL, JPEG 2000 and PNM"
 MAX_SIDE = {"JPEG": 65500, "WebP": 16383}  # of libjpeg and of the WebP format
 DEEP = ("PNG", "TIFF")  # hold 16 bits per channel
 TRANSPARENT = ("PNG", "WebP", "TIFF")
 QUARTER_TURNS = range(5, 9)  # EXIF orientations that make columns of rows
 WHOLE = ("WebP", "BMP")  # are encoded from the whole picture in memory, not row by row
+_LEAST_DPI, _MOST_DPI = 0.01, 1e6
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_UNREAD_STARTS = {
+    b"8BPS": "a Photoshop document",
+    b"%PDF": "a PDF document",
+    b"v/1\x01": "an OpenEXR picture",
+    b"FUJIFILM": RAW,
+    b"IIRO": RAW,
+    b"IIRS": RAW,
+    b"IIU\0": RAW,
+    b"#?RADIANCE": "a Radiance picture",
+    b"DDS ": "a DDS texture",
+    b"\0\0\1\0": "an icon",
+    b"qoif": "a QOI picture",
+    b"<svg": "a vector graphic",
+}
 
 
 @dataclass(frozen=True)
 class Layout:
     """The kind of a picture. channels: 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA. depth: 8 or 16 bits per channel.
 
-    icc: its colour profile or None. dpi: horizontal and vertical resolution, None where it has none.
+    icc: its colour profile or None. dpi: horizontal and vertical resolution, None where it has none. colour: what a PNG says of its
+    colours without a profile, None for nothing. metadata: EXIF and its like, None without.
     """
 
     width: int
@@ -35,6 +96,8 @@ class Layout:
     depth: int = 8
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
+    colour: Colour | None = None
+    metadata: Metadata | None = None
 
     @property
     def grey(self) -> bool:
@@ -52,9 +115,21 @@ class Layout:
     def row_bytes(self) -> int:
         return self.width * self.channels * self.depth // 8
 
+    @property
+    def profile(self) -> bytes | None:
+        """The colour profile for a format that says colours in no other way: `icc`, or one made from `colour` where that wins."""
+        if self.colour is None or (self.icc is not None and self.colour.cicp is None):
+            return self.icc
+        return self.colour.profile(self.grey) or self.icc
+
+
+def plausible(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
+    """A resolution, None for what none can be."""
+    return dpi if dpi is not None and all(_LEAST_DPI <= value <= _MOST_DPI for value in dpi) else None
+
 
 def sniff(start: bytes) -> str | None:
-    """The format of a file by its first 16 bytes, None for one that is not read here."""
+    """The format of a file by its first 32 bytes, None for one that is not read here."""
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if start.startswith(b"\xff\xd8\xff"):
@@ -63,4 +138,24 @@ def sniff(start: bytes) -> str | None:
         return "WebP"
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "TIFF"
+    if start[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if start[4:8] == b"ftyp":
+        brands = [start[place : place + 4] for place in range(8, min(len(start), int.from_bytes(start[:4], "big")), 4)]
+        if b"avif" in brands or b"avis" in brands:
+            return "AVIF"
+        return "HEIC" if any(brand in _HEIC_BRANDS for brand in brands) else None
+    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        return "JPEG XL"
+    if start.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
+        return "JPEG 2000"
+    if start[:1] == b"P" and start[1:2] in b"123456" and start[2:3] in b" \t\r\n#":
+        return "PNM"
     return "BMP" if start[:2] == b"BM" else None
+
+
+def unread(start: bytes) -> str | None:
+    """What a file that is not read here is by its first 32 bytes, with its article; None where that is not known."""
+    if start[4:12] == b"ftypcrx ":
+        return RAW
+    return next((kind for begin, kind in _UNREAD_STARTS.items() if start.startswith(begin)), None)

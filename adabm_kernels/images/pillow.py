@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from PIL import ExifTags
 
-from .formats import QUARTER_TURNS, Layout
+from .colour import Colour, fitting_profile
+from .formats import QUARTER_TURNS, Layout, plausible
+from .metadata import metadata_of
 
 # 8 bits per channel, or fewer. Everything else would lose something on the way to RGB and is refused by name.
 _GREY_MODES = ("1", "L", "LA")
 _MODES = (*_GREY_MODES, "P", "PA", "RGB", "RGBA")
+# Where Pillow, or a package that adds to it, has the reader of a format.
+_READERS = {
+    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
+    "JPEG 2000": ("PIL.Jpeg2KImagePlugin", "Jpeg2KImageFile"),
+    "PNM": ("PIL.PpmImagePlugin", "PpmImageFile"),
+    "HEIC": ("pillow_heif", "HeifImageFile"),
+    "JPEG XL": ("pillow_jxl.JpegXLImagePlugin", "JXLImageFile"),
+}
+
+
+def opener(format: str) -> Callable[[Any], PIL.Image.Image]:
+    """Pillow's reader of a format, which takes an open file; ValueError where the package is missing that has it."""
+    from .folder import missing_package
+
+    if (package := missing_package(format)) is not None:
+        raise ValueError(f"it is a {format} file, which is read where the package {package} is installed (pip install {package})")
+    module, name = _READERS[format]
+    return getattr(importlib.import_module(module), name)
 
 
 def to_array(image: PIL.Image.Image) -> np.ndarray:
@@ -29,18 +53,34 @@ def to_array(image: PIL.Image.Image) -> np.ndarray:
 
 
 def layout_of(image: PIL.Image.Image, array: np.ndarray) -> Layout:
-    """The kind of the array that `to_array` made of a Pillow image, with the image's colour profile and resolution."""
+    """The kind of the array that `to_array` made of a Pillow image, with the image's colours, resolution, EXIF and XMP."""
     dpi = tuple(map(float, image.info.get("dpi", (0, 0))))  # 0 is a BMP's word for none
     if image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS:
         dpi = dpi[::-1]
     height, width, channels = array.shape
-    return Layout(width, height, channels, icc=image.info.get("icc_profile"), dpi=dpi if min(dpi) > 0 else None)
+    info = image.info
+    chromaticities = info.get("chromaticity")
+    colour = Colour(info.get("gamma"), chromaticities and tuple(chromaticities), info.get("srgb"))
+    xmp = info.get("xmp")
+    metadata = metadata_of(info.get("exif"), xmp.encode() if isinstance(xmp, str) else xmp)
+    return Layout(
+        width,
+        height,
+        channels,
+        icc=fitting_profile(info.get("icc_profile"), channels < 3)[0],
+        dpi=plausible(dpi),
+        colour=None if colour == Colour() else colour,
+        metadata=metadata,
+    )
 
 
 def from_array(array: np.ndarray, like: Layout | None = None) -> PIL.Image.Image:
-    """uint8 [H, W, 1, 2, 3 or 4] -> Pillow image of mode L, LA, RGB or RGBA, with the colour profile and resolution of a layout."""
+    """uint8 [H, W, 1, 2, 3 or 4] -> Pillow image of mode L, LA, RGB or RGBA, whose `info` has a layout's profile, resolution, EXIF
+    and XMP."""
     image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
     if like is not None:
-        kept = {"icc_profile": like.icc, "dpi": like.dpi}
+        metadata = like.metadata and like.metadata.upright(*image.size, like.dpi)
+        exif = metadata and metadata.exif and b"Exif\0\0" + metadata.exif
+        kept = {"icc_profile": like.profile, "dpi": like.dpi, "exif": exif, "xmp": metadata and metadata.xmp}
         image.info |= {name: value for name, value in kept.items() if value is not None}
     return image

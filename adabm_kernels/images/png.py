@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import numpy as np
 
@@ -27,7 +25,7 @@ _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels
 class PngStream:
     """The bytes of a PNG file from the rows of a picture: `start`, then `rows` for all of them, then `end`.
 
-    plain: neither filtered nor compressed, and without colour profile and resolution.
+    plain: neither filtered nor compressed, and without anything but pixels.
     """
 
     def __init__(self, layout: Layout, *, plain: bool = False):
@@ -41,10 +39,7 @@ class PngStream:
         head = struct.pack(">IIBBBBB", layout.width, layout.height, layout.depth, _COLOUR_TYPES[layout.channels], 0, 0, 0)
         parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", head)]
         if not self._plain:
-            if layout.icc is not None:
-                parts.append(_chunk(b"iCCP", b"icc\0\0" + zlib.compress(layout.icc)))
-            if layout.dpi is not None:
-                parts.append(_chunk(b"pHYs", struct.pack(">IIB", *(round(dpi * _METRE) for dpi in layout.dpi), 1)))
+            parts += [_chunk(name, data) for name, data in (*_colour_chunks(layout), *_describing_chunks(layout))]
         return b"".join(parts)
 
     def rows(self, rows: np.ndarray) -> Iterator[bytes]:
@@ -80,14 +75,27 @@ class PngStream:
         return lines
 
 
-def says_resolution(file: BinaryIO) -> bool:
-    """Whether a PNG file, from its start, has pixels per metre: libvips gives a resolution of its own where there is none."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
-        if head[4:] == b"pHYs":
-            return file.read(9)[8:] == b"\1"
-        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-    return False
+def _colour_chunks(layout: Layout) -> Iterator[tuple[bytes, bytes]]:
+    """In the order of their precedence."""
+    if layout.colour is not None and layout.colour.cicp is not None:
+        yield b"cICP", layout.colour.cicp
+    if layout.icc is not None:
+        yield b"iCCP", b"icc\0\0" + zlib.compress(layout.icc)
+    if layout.colour is not None:
+        yield from layout.colour.chunks(profile=layout.icc is not None)
+
+
+def _describing_chunks(layout: Layout) -> Iterator[tuple[bytes, bytes]]:
+    if layout.dpi is not None:
+        yield b"pHYs", struct.pack(">IIB", *(round(dpi * _METRE) for dpi in layout.dpi), 1)
+    if layout.metadata is None:
+        return
+    metadata = layout.metadata.upright(layout.width, layout.height, layout.dpi)
+    if metadata.exif is not None:
+        yield b"eXIf", metadata.exif
+    if metadata.xmp is not None:
+        yield b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + metadata.xmp
+    yield from metadata.text
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from functools import cache
 from typing import Any
 
 
-@cache
+@functools.cache
 def vips() -> Any:
     """The pyvips module, without its cache of results: a file that changed must be read again.
 
@@ -15,9 +15,22 @@ def vips() -> Any:
     """
     import pyvips
 
+    # It takes what libvips says for UTF-8, and fails or prints a traceback where a damaged file made it something else.
+    pyvips._to_string = pyvips.error._to_string = functools.partial(_text, pyvips.ffi)
     pyvips.cache_set_max(0)
     pyvips.concurrency_set(1)
     return pyvips
+
+
+def _text(ffi: Any, words: Any) -> str:
+    """A string of C, whatever its bytes."""
+    found = "NULL" if words == ffi.NULL else ffi.string(words)
+    return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+
+
+def clear_errors() -> None:
+    """Forget what libvips was told before: it keeps warnings of its decoders and would give them as the reason of a later error."""
+    vips().vips_lib.vips_error_clear()
 
 
 def reason(error: Exception) -> str:

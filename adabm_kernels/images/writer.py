@@ -6,6 +6,7 @@ import os
 import queue
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -16,9 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..files import PartialFile, check_target, naming
+from . import jpeg, tiff
 from .formats import DEEP, EXTENSIONS, MAX_SIDE, TRANSPARENT, WHOLE, Layout
+from .metadata import Metadata
 from .png import PngStream
-from .vips import reason, system_error, vips
+from .vips import clear_errors, reason, system_error, vips
 
 DEFAULT_QUALITY = 95  # of JPEG and WebP
 _BIG_TIFF = 3 << 30  # bytes of pixels: beyond it a file may not fit the 4 GB of plain TIFF
@@ -48,6 +51,8 @@ class PictureWriter:
             depth=layout.depth if format in DEEP else 8,
             channels=layout.channels if keeps_alpha else layout.channels - 1,
         )
+        self._metadata = Metadata() if layout.metadata is None else layout.metadata.upright(layout.width, layout.height, layout.dpi)
+        self._say_what_is_lost()
         self._rows = 0
         self._bands: list[np.ndarray] = []
         self._encoder: _Encoder | None = None
@@ -91,6 +96,15 @@ class PictureWriter:
             if not isinstance(self._path, str | os.PathLike):
                 self._send()
 
+    def _say_what_is_lost(self) -> None:
+        layout = self.layout
+        if self.format == "PNG":
+            return
+        unsaid = layout.colour is not None and layout.icc is None and not layout.colour.named
+        if unsaid or (self.format == "BMP" and layout.profile is not None):
+            words = f"'{self.name}' will show other colours: {self.format} has no place for what the picture says of them; use .png"
+            warnings.warn(words, stacklevel=3)
+
     def _held(self, rows: np.ndarray) -> np.ndarray:
         """The rows as the format holds them."""
         if self._given.channels != self.layout.channels:
@@ -103,10 +117,8 @@ class PictureWriter:
         return np.ascontiguousarray(rows)
 
     def _save_whole(self, rows: np.ndarray) -> None:
-        if self.format == "BMP":
-            from .pillow import from_array
-
-            from_array(rows).save(self._file, "BMP", dpi=self.layout.dpi or (0, 0))
+        if self.format in WHOLE:
+            self._save_pillow(rows)
             return
         if self.format == "PNG":
             self._save_png(iter([rows]))
@@ -115,6 +127,17 @@ class PictureWriter:
         layout = self.layout
         image = pyvips.Image.new_from_memory(rows.data, layout.width, layout.height, layout.channels, _FORMATS[layout.depth])
         self._save(image.copy(interpretation=_INTERPRETATIONS[layout.grey, layout.depth]))
+
+    def _save_pillow(self, rows: np.ndarray) -> None:
+        from .pillow import from_array
+
+        image = from_array(rows)
+        if self.format == "BMP":
+            image.save(self._file, "BMP", dpi=self.layout.dpi or (0, 0))
+            return
+        described = {"exif": self._metadata.exif, "xmp": self._metadata.xmp, "icc_profile": self.layout.profile}
+        described = {name: value for name, value in described.items() if value is not None}
+        image.save(self._file, "WEBP", quality=self._quality, **described)
 
     def _save_png(self, pieces: Iterator[np.ndarray]) -> None:
         png = PngStream(self.layout)
@@ -129,25 +152,40 @@ class PictureWriter:
         pyvips, layout = vips(), self.layout
         across, down = layout.dpi or (_DPI_OF_NONE, _DPI_OF_NONE)
         image = image.copy(xres=across / _MM_PER_INCH, yres=down / _MM_PER_INCH)
-        if layout.icc is not None:
-            image.set_type(pyvips.GValue.blob_type, "icc-profile-data", layout.icc)
-        options: dict[str, Any] = {} if layout.dpi is not None else {"keep": "icc"}  # without EXIF, which would say one
+        iptc = self._metadata.iptc if self.format == "JPEG" else None
+        blobs = {"icc-profile": layout.profile, "xmp": self._metadata.xmp, "iptc": iptc}
+        for name, blob in blobs.items():
+            if blob is not None:
+                image.set_type(pyvips.GValue.blob_type, f"{name}-data", blob)
+        exif = self._metadata.exif
+        segments = jpeg.segments(exif, layout.dpi) if self.format == "JPEG" else None
+        # EXIF of its own making is how libvips says the resolution of a JPEG, in parts of dots too.
+        own_exif = layout.dpi is not None and segments is None
+        options: dict[str, Any] = {"keep": "icc:xmp:iptc" + (":exif" if own_exif else "")}
+        big = layout.row_bytes * layout.height > _BIG_TIFF
         if self.format == "JPEG":
             # Optimal codes save 4 % of the file and take as long again (docs/images.md), and libjpeg then keeps the whole picture.
             options |= {"Q": self._quality, "subsample_mode": "off", "optimize_coding": False}
-        elif self.format == "WebP":
-            options |= {"Q": self._quality}
         else:
-            big = layout.row_bytes * layout.height > _BIG_TIFF
             options |= {"compression": "deflate", "predictor": "horizontal", "level": 1, "bigtiff": big, "resunit": "inch"}
-        try:
+        clear_errors()
+        inserting = None if segments is None else jpeg.Inserting(self._file.write, segments)
+        if inserting is None:
             target = pyvips.Target.new_to_descriptor(self._file.fileno())
+        else:
+            target = pyvips.TargetCustom()
+            target.on_write(inserting)
+        try:
             getattr(image, f"{self.format.lower()}save_target")(target, **options)
         except pyvips.Error as error:
+            if inserting is not None and inserting.error is not None:
+                raise inserting.error from error
             words = system_error(error)
             if words is not None:
                 raise OSError(words) from error
             raise RuntimeError(f"cannot write '{self.name}': {reason(error)}") from error
+        if self.format == "TIFF" and exif is not None and not big:
+            tiff.add_exif(self._file, exif)
 
     def _send(self) -> None:
         self._file.seek(0)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files import utf8_name
 from .layouts import ANCHORS
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".pkl")
@@ -43,7 +44,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
         from safetensors.torch import load_file
 
         try:
-            return load_file(path)
+            with utf8_name(path) as name:
+                return load_file(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"load_state: {path} is not a safetensors file ({error})") from error
     if _is_torchscript(path):

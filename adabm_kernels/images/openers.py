@@ -1,0 +1,324 @@
+"""What each format needs to be read: which of its pictures, in which colours, with what said besides, and whether it is damaged."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from . import jpeg, png_chunks, tiff
+from .colour import Colour, fitting_profile, profile_kind
+from .formats import QUARTER_TURNS, READ, Layout, plausible, sniff, unread
+from .metadata import Metadata, metadata_of, orientation_of
+from .vips import clear_errors, reason, vips
+
+_MM_PER_INCH = 25.4
+_KNOWN = ("b-w", "srgb", "rgb", "grey16", "rgb16")
+_LAB = ("lab", "labs", "labq")
+_LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload", "GIF": "gifload", "AVIF": "heifload"}
+_UNLIMITED = ("PNG", "JPEG", "TIFF", "AVIF")  # their loaders have limits of their own otherwise
+_NO_ORIENTATION = ("AVIF", "GIF")  # AVIF turns a picture by itself, whatever its EXIF says
+_SAYS_DPI = ("JPEG", "TIFF")
+_BOXES_BYTES = 1 << 16  # of an AVIF file, which begins with what it says of its pixels
+_BMP_CORE_HEADER = struct.pack("<I", 12)  # of OS/2, with sizes of 16 bits
+_PILLOW_ERRORS = (OSError, SyntaxError, EOFError, struct.error, IndexError, RuntimeError)
+_NO_END = "it ends without its end marker (EOI), after all of its picture"
+_LAB_NOTE = "is in CIE Lab and becomes sRGB"
+
+
+@dataclass
+class Findings:
+    """What is to be said of a file. faults: damage, as sentences without their end. notes: what is not as one may expect, as what
+    follows its name. thorough: whether to look for damage however long it takes."""
+
+    thorough: bool = False
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A file to open, or its bytes. format: of it. max_pixels: refuse larger pictures before decoding. findings: takes what is to
+    be said of it."""
+
+    source: str | os.PathLike | bytes
+    format: str
+    max_pixels: int
+    findings: Findings
+
+
+@contextmanager
+def opened(source: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
+    """A file, or its bytes, to read."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        yield file
+
+
+def format_of(start: bytes) -> str:
+    """The format of a file by its first 32 bytes; ValueError for what is not read."""
+    if not start:
+        raise ValueError("the file is empty (0 bytes)")
+    format = sniff(start)
+    if format is None:
+        kind = unread(start)
+        raise ValueError(f"it is {kind}, and read are {READ}" if kind else f"it is no {READ.replace(' and ', ' or ')} file")
+    if format == "PNG" and start[12:16] == b"CgBI":
+        raise ValueError("it is what Apple's tools make of a PNG in an app (CgBI), and no PNG any more; make it one again first")
+    if format == "PNG" and len(start) >= 24:
+        _check_size(*struct.unpack(">II", start[16:24]), max_pixels=None)  # libpng reports a width of 0 as a damaged header
+    if format == "TIFF" and tiff.is_camera_raw(start):
+        tiff.refuse_raw()
+    return format
+
+
+def _check_size(width: int, height: int, max_pixels: int | None) -> None:
+    if not width or not height:
+        raise ValueError(f"it must have at least one pixel, its size is {width}x{height}")
+    if max_pixels is not None and width * height > max_pixels:
+        raise ValueError(f"it has {width}x{height} = {width * height} pixels, more than the limit of {max_pixels} (--max-pixels)")
+
+
+# ---- by rows
+
+
+def _open_vips(
+    opening: Opening, channels: tuple[int, ...] | None = None, orientation: int | None = None, **options: Any
+) -> tuple[Any, Layout]:
+    """channels: those that are kept, None for all. orientation: as in EXIF, None for what libvips finds. options: of its loader."""
+    pyvips, source, format, findings = vips(), opening.source, opening.format, opening.findings
+    load = getattr(pyvips.Image, _LOADERS[format] + ("_buffer" if isinstance(source, bytes) else "_source"))
+
+    def loader(**options: Any) -> Any:
+        if isinstance(source, bytes):
+            return load(source, **options)
+        with open(source, "rb") as file:  # libvips takes no names that are not UTF-8; it duplicates the descriptor
+            return load(pyvips.Source.new_from_descriptor(file.fileno()), **options)
+
+    # Beyond a truncated file, "error" also refuses a wrong checksum.
+    options = {"fail_on": "error"} | ({"unlimited": True} if format in _UNLIMITED else {}) | options
+    clear_errors()
+    try:
+        image = loader(access="sequential", **options)
+        _check_size(image.width, image.height, opening.max_pixels)
+        if format == "JPEG" and (fault := _jpeg_fault(source, findings.thorough)) is not None:
+            findings.faults.append(fault)
+            if fault == _NO_END:
+                options["fail_on"] = "none"  # libvips then puts the end there itself
+                image = loader(access="sequential", **options)
+        if orientation is None:
+            orientation = 1 if format in _NO_ORIENTATION else _field(image, "orientation") or 1
+        if orientation > 1:
+            image = loader(access="random", **options).copy()
+            image.set_type(pyvips.GValue.gint_type, "orientation", orientation)
+            image = image.autorot()
+        if channels is not None and max(channels) < image.bands:
+            first, *others = (image.extract_band(channel) for channel in channels)
+            image = first.bandjoin(others) if others else first
+        icc, resolution = _field(image, "icc-profile-data"), _field(image, "resolution-unit")
+        iptc = _field(image, "iptc-data") if format == "JPEG" else None
+        metadata = metadata_of(_field(image, "exif-data"), _field(image, "xmp-data"), iptc)
+        image, icc = _in_known_colours(image, icc, findings)
+    except pyvips.Error as error:
+        raise ValueError(f"its header is truncated or damaged ({reason(error)})") from error
+    finally:
+        clear_errors()
+    _check_kind(image)
+    if format != "TIFF":
+        _say_pages(_field(image, "n-pages") or 1, findings)
+    # Of the file itself or its EXIF, which is not read from WebP; libvips gives a resolution of its own where there is none.
+    says_dpi = format == "PNG" or (format in _SAYS_DPI and resolution)
+    dpi = (image.xres * _MM_PER_INCH, image.yres * _MM_PER_INCH) if says_dpi else None
+    if dpi is not None and orientation in QUARTER_TURNS:
+        dpi = dpi[::-1]
+    depth = 8 if image.format == "uchar" else 16
+    return image, Layout(image.width, image.height, image.bands, depth, icc, plausible(dpi), metadata=metadata)
+
+
+def _field(image: Any, name: str) -> Any:
+    return image.get(name) if image.get_typeof(name) else None
+
+
+def _say_pages(pages: int, findings: Findings) -> None:
+    if pages > 1:
+        findings.notes.append(f"holds {pages} pictures, of which only the first is read")
+
+
+def _jpeg_fault(source: str | os.PathLike | bytes, thorough: bool) -> str | None:
+    """What is wrong with the data of a JPEG file that can be read nevertheless; ValueError where rows are missing."""
+    with opened(source) as file:
+        data = source if isinstance(source, bytes) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        fault = jpeg.damage(data, thorough)
+        if fault is None or not fault.startswith(jpeg.TOO_SHORT):
+            return fault
+        if not jpeg.lacks_only_end(data):
+            raise ValueError(f"the file is truncated or damaged ({fault})")
+    return _NO_END
+
+
+def _in_known_colours(image: Any, icc: bytes | None, findings: Findings) -> tuple[Any, bytes | None]:
+    """CMYK and Lab as sRGB, which has no profile."""
+    deep = image.format not in ("uchar", "char")
+    if image.interpretation == "cmyk":
+        own = icc is not None and profile_kind(icc) == "CMYK"
+        findings.notes.append(f"is in CMYK and becomes sRGB by {'its own' if own else 'a common'} profile")
+        if image.bands > 4:
+            image = image.extract_band(0, n=4)
+        return image.icc_transform("srgb", embedded=own, input_profile="cmyk", depth=16 if deep else 8), None
+    if image.interpretation in _LAB:
+        findings.notes.append(_LAB_NOTE)
+        return image.colourspace("rgb16" if deep else "srgb"), None
+    return image, icc
+
+
+def _check_kind(image: Any) -> None:
+    if image.format not in ("uchar", "ushort"):
+        raise ValueError(f"its pixels are of type {image.format}; 8 and 16 bits per channel are supported")
+    if image.interpretation not in _KNOWN:
+        raise ValueError(f"its colour space is {image.interpretation}; grey, RGB, CMYK and Lab are supported: convert it first")
+    if image.bands > 4 or (image.interpretation in ("b-w", "grey16") and image.bands > 2):
+        raise ValueError(f"it has {image.bands} channels; grey and RGB with or without alpha are supported")
+
+
+# ---- by rows, and what libvips does not tell of a format
+
+
+def _open_png(opening: Opening) -> tuple[Any, Layout]:
+    source, findings = opening.source, opening.findings
+    with opened(source) as file:
+        facts = png_chunks.facts(file)
+    # libvips does not look for EXIF behind the pixels.
+    image, layout = _open_vips(opening, orientation=orientation_of(facts.exif))
+    findings.faults += facts.faults
+    if facts.palette < 1 << facts.bits and facts.bits and _largest_index(source, facts.bits) >= facts.palette:
+        findings.faults.append("some pixels have colours that its palette does not have, and become black")
+    _say_pages(facts.frames, findings)
+    known = layout.metadata or Metadata()
+    metadata = metadata_of(facts.exif, known.xmp, text=tuple(facts.text))
+    # libpng drops the profile of a grey picture where it is for RGB.
+    dpi = layout.dpi if facts.resolution or _field(image, "resolution-unit") else None
+    return image, replace(layout, icc=facts.icc, colour=facts.colour, metadata=metadata, dpi=dpi)
+
+
+def _largest_index(source: str | os.PathLike | bytes, bits: int) -> int:
+    """Of the pixels of a PNG with a palette, -1 where it is damaged. libvips gives colours only."""
+    pyvips = vips()
+    with opened(source) as file:
+        pixels = pyvips.SourceCustom()
+        pixels.on_read(png_chunks.as_grey(file))
+        try:
+            image = pyvips.Image.pngload_source(pixels, access="sequential", fail_on="error", unlimited=True)
+            return round(image.extract_band(0).max() * ((1 << bits) - 1) / 255)
+        except pyvips.Error:
+            return -1
+        finally:
+            clear_errors()
+
+
+def _open_avif(opening: Opening) -> tuple[Any, Layout]:
+    source, findings = opening.source, opening.findings
+    image, layout = _open_vips(opening)
+    with opened(source) as file:
+        start = file.read(_BOXES_BYTES)
+    if b"avis" in start[8 : int.from_bytes(start[:4], "big")]:
+        findings.notes.append("is an animation, of which only the first picture is read")
+    place = start.find(b"colrnclx")
+    if layout.icc is None and 0 <= place <= len(start) - 12:
+        primaries, transfer = struct.unpack_from(">HH", start, place + 8)
+        # Of what is not said, and of BT.709 as of sRGB, nothing need be said.
+        if max(primaries, transfer) < 256 and not (primaries in (1, 2) and transfer in (1, 2, 6, 13)):
+            layout = replace(layout, colour=Colour(cicp=bytes([primaries, transfer, 0, 1])))
+    return image, layout
+
+
+def _open_tiff(opening: Opening) -> tuple[Any, Layout]:
+    source, findings = opening.source, opening.findings
+    with opened(source) as file:
+        found = tiff.directories(file)
+        chosen = tiff.full_picture(found)
+        exif = None if chosen is None else tiff.exif_of(file, chosen.page)
+    if chosen is None:
+        return _open_vips(opening)
+    if chosen.photometric == tiff.CIELAB and chosen.bits == 8 and chosen.samples == 3:
+        _check_size(chosen.width, chosen.height, opening.max_pixels)
+        return _open_lab(source, chosen.page, findings)
+    options = {"page": chosen.page} | ({"subifd": chosen.sub} if chosen.sub >= 0 else {})
+    channels, dropped = chosen.channels
+    if dropped:
+        what = "a channel that it does not call alpha" if dropped == 1 else f"{dropped} channels that it does not call alpha"
+        findings.notes.append(f"has {what}, left out here")
+    image, layout = _open_vips(opening, channels if dropped else None, **options)
+    _say_pages(tiff.pages(found), findings)
+    known = layout.metadata or Metadata()
+    return image, replace(layout, metadata=metadata_of(exif, known.xmp))
+
+
+# ---- whole, by Pillow
+
+
+def _open_pillow(opening: Opening) -> tuple[np.ndarray, Layout]:
+    from PIL import ExifTags
+
+    from .pillow import layout_of, opener, to_array
+
+    source, format = opening.source, opening.format
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        if format == "BMP":  # whose size is told before its pixels are looked for
+            width, height = struct.unpack_from("<HH" if data[14:18] == _BMP_CORE_HEADER else "<ii", data, 18)
+            _check_size(width, abs(height), opening.max_pixels)  # rows from the top have a negative height
+        image = opener(format)(io.BytesIO(data))  # PIL.Image.open has a limit of its own
+        _check_size(*image.size, opening.max_pixels)
+        _say_pages(getattr(image, "n_frames", 1), opening.findings)
+        image.load()
+        if format == "JPEG XL":  # which turns a picture by itself, whatever its EXIF says
+            image.getexif().pop(ExifTags.Base.Orientation, None)
+        array = to_array(image)
+    except _PILLOW_ERRORS as error:
+        raise ValueError(f"the file is truncated or damaged ({error})") from error
+    layout = layout_of(image, array)
+    if format == "BMP" and layout.alpha and not array[..., -1].any():  # the bytes are there and say nothing
+        array = array[..., :-1]
+        layout = replace(layout, channels=layout.channels - 1)
+    return array, layout
+
+
+def _open_lab(source: str | os.PathLike | bytes, page: int, findings: Findings) -> tuple[np.ndarray, Layout]:
+    """A TIFF of 8-bit CIE Lab, which libvips takes for a form of its own."""
+    import PIL.ImageCms
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    from .pillow import layout_of, to_array
+
+    with opened(source) as file:
+        try:
+            image = TiffImageFile(file)
+            image.seek(page)
+            image.load()
+            profiles = (PIL.ImageCms.createProfile(space) for space in ("LAB", "sRGB"))
+            rgb = PIL.ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        except (*_PILLOW_ERRORS, PIL.ImageCms.PyCMSError) as error:
+            raise ValueError(f"the file is truncated or damaged ({error})") from error
+    findings.notes.append(_LAB_NOTE)
+    array = to_array(rgb)
+    return array, replace(layout_of(rgb, array), icc=None)
+
+
+_OPENERS = {"PNG": _open_png, "TIFF": _open_tiff, "AVIF": _open_avif, "WebP": _open_vips, "JPEG": _open_vips, "GIF": _open_vips}
+
+
+def open_image(opening: Opening) -> tuple[Any, Layout]:
+    """The pixels of a file upright, an array or an image of libvips that decodes while it is read, and their kind; ValueError for
+    what cannot be read."""
+    image, layout = _OPENERS.get(opening.format, _open_pillow)(opening)
+    icc, lost = fitting_profile(layout.icc, layout.grey)
+    if lost is not None:
+        opening.findings.notes.append(f"has a colour profile that {lost}, and it is left out")
+    return image, replace(layout, icc=icc)
