@@ -74,10 +74,11 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def _numpy_numbers() -> list[tuple[Any, str]]:
@@ -95,9 +96,8 @@ def _foreign_classes(path: Path, message: str) -> list[str]:
     """The classes of Python that a file needs and that hold more than tensors, with their modules."""
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # a file of before PyTorch 1.6, or a damaged one
+    except Exception:  # a file of before PyTorch 1.6, of which torch's message names the first class, or a damaged one
         found = []
-    # Of such a file, torch's message names the first one.
     found = sorted(set(found) - {name for _, name in _numpy_numbers()})
     return found or re.findall(r"(?:GLOBAL|Unsupported class|got <class) '?([\w.]+)", message)[:1]
 
@@ -106,7 +106,7 @@ def _how_to_save_anew(path: Path, classes: list[str]) -> str:
     names = ", ".join(classes)
     allowed = names + (", numpy.dtype, *map(type, map(numpy.dtype, 'fdil?'))" if "numpy.ndarray" in classes else "")
     modules = ", ".join(sorted({"torch", *(name.rpartition(".")[0] for name in classes if "." in name)}))
-    if any(name.startswith("torch.nn.modules.") for name in classes):
+    if any(name.startswith(("torch.nn.modules.", "__main__.")) for name in classes):
         how = "in the program that made it, save the weights of this network with torch.save(model.state_dict(), 'weights.pt')"
     else:
         how = (
