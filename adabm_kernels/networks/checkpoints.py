@@ -182,12 +182,20 @@ def _without_weight_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     for key, magnitude in state.items():
         for ending, (other, name) in _NORMED.items():
             direction = state.get(key.removesuffix(ending) + other)
-            if key.endswith(ending) and direction is not None and magnitude.is_floating_point():
-                dims = [axis for axis in range(direction.ndim) if magnitude.ndim == 0 or magnitude.shape[axis] == 1]
-                length = direction.float().square().sum(dims, keepdim=magnitude.ndim > 0).sqrt()
-                plain[key.removesuffix(ending) + name] = direction.float() * (magnitude.float() / length)
-                del plain[key], plain[key.removesuffix(ending) + other]
+            if not key.endswith(ending) or direction is None or not _belong_together(magnitude, direction):
+                continue
+            dims = [axis for axis in range(direction.ndim) if magnitude.ndim == 0 or magnitude.shape[axis] == 1]
+            length = direction.float().square().sum(dims, keepdim=magnitude.ndim > 0).sqrt()
+            plain[key.removesuffix(ending) + name] = direction.float() * (magnitude.float() / length)
+            del plain[key], plain[key.removesuffix(ending) + other]
     return plain
+
+
+def _belong_together(magnitude: torch.Tensor, direction: torch.Tensor) -> bool:
+    """Whether one is a factor for each slice of the other along some axes, or for all of it."""
+    sizes = zip(magnitude.shape, direction.shape, strict=False)
+    fits = magnitude.ndim in (0, direction.ndim) and all(size in (1, whole) for size, whole in sizes)
+    return fits and magnitude.is_floating_point() and direction.is_floating_point()
 
 
 def _common_prefix(state: Mapping[str, torch.Tensor]) -> str:
