@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small import small_edsr
@@ -366,7 +368,7 @@ def test_a_calibrated_network_keeps_its_own_convention():
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    "convention, message",
     [
         ({"rgb_range": 2}, "rgb_range must be 1 or 255, got 2"),
         ({"rgb_range": True}, "rgb_range must be 1 or 255, got True"),
@@ -378,9 +380,9 @@ def test_a_calibrated_network_keeps_its_own_convention():
         ({"channel_order": "gbr"}, "channel_order must be 'rgb' or 'bgr', got 'gbr'"),
     ],
 )
-def test_a_convention_that_cannot_be_is_named(settings, message):
+def test_a_convention_that_cannot_be_is_named(convention, message):
     with pytest.raises((TypeError, ValueError), match=f"convert_model: {message}"):
-        convert_model(small_edsr(), pictures(), **settings)
+        convert_model(small_edsr(), pictures(), **convention)
 
 
 @pytest.mark.parametrize(
@@ -406,6 +408,36 @@ def test_networks_of_other_kinds_are_named(make, message):
     with pytest.raises(ValueError, match=f"^detect: .*{message}") as error:
         detect(make())
     assert "groups" not in str(error.value)
+
+
+STATES = [
+    lambda: with_shift(plain_state(), 1, FOREIGN),
+    lambda: upconv("conv_after_body"),
+    lambda: float_network(RDNSpec(4, 1, 1, 4, 8)).state_dict(),
+    lambda: float_network(SRResNetSpec(4, 1, 8)).state_dict(),
+    lambda: {"sfe1.weight": torch.zeros(8, 3, 3, 3), "rdbs.0.layers.0.conv.weight": torch.zeros(8, 8, 3, 3)},
+    lambda: {"conv_block1.0.weight": torch.zeros(8, 3, 9, 9), "trunk.0.rcb.0.weight": torch.zeros(8, 8, 3, 3)},
+    lambda: {"conv1.0.weight_g": torch.zeros(8, 1, 1, 1), "conv1.0.weight_v": torch.zeros(8, 3, 9, 9)},
+]
+CONVENTIONS = [Convention(), Convention(1), Convention(255, "none"), Convention(None, "div2k", "bgr"), Convention(1, FOREIGN)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_damage_is_an_error_that_is_meant(data):
+    """Keys gone, and shapes and kinds that belong elsewhere: what is not read is refused, and nothing else happens."""
+    state = dict(data.draw(st.sampled_from(STATES))())
+    for _ in range(data.draw(st.integers(1, 3))):
+        key = data.draw(st.sampled_from(sorted(state)))
+        shape = data.draw(st.sampled_from([None, (), (1,), (0,), (3,), (8, 3, 3, 3), (0, 3, 3, 3), (3, 8, 1, 1), (8, 8)]))
+        kind = data.draw(st.sampled_from([torch.float32, torch.float16, torch.int64, torch.complex64]))
+        state[key] = None if shape is None else torch.zeros(shape, dtype=kind)
+    try:
+        found = detect(state, convention=data.draw(st.sampled_from(CONVENTIONS)))
+    except ValueError as error:
+        assert str(error).startswith(("detect: ", "state_dict "))
+    else:
+        float_network(found.spec).load_state_dict(to_float_state(state, found), strict=True)
 
 
 def grey(colours):

@@ -27,6 +27,7 @@ SHAVED = 4  # of them on each side that are not compared: the network sees the b
 WORK = 4e11  # multiplications for all readings together, a few seconds: large networks see fewer crops
 NOISE = 0.6  # share of a crop's variance: where bicubic leaves more of it, the picture is noise and bicubic no reference
 ENOUGH_DB = 34.0  # what is asked for at most: on smooth pictures bicubic is as good as can be
+GOOD_DB = 40.0  # from here on readings differ by less than calibration costs
 FAR_BELOW_DB = 4.0  # more than repeating every pixel loses
 BETTER_DB = {"rgb": 0.3, "bgr": 0.5}  # by which another reading must win; networks are nearly as good with red and blue exchanged
 EQUAL_DB = 0.05  # readings this close are as good as each other: the one with fewer changes is suggested
@@ -99,6 +100,8 @@ def check_reading(state_dict: Mapping[str, Any], found: Detected, pictures: Iter
     bicubic = _db(float(np.mean([crop.error for crop in crops])))
     wanted = min(bicubic, ENOUGH_DB)
     psnr = _psnr(state_dict, found, crops)
+    if psnr >= GOOD_DB:
+        return
     far = psnr < wanted - FAR_BELOW_DB
     # Another residual scale leaves nothing of the picture, another order of colours nearly all: half of the readings are left.
     others = [(other, changes) for other, changes in others if ("channel_order" if far else "res_scale") not in changes]

@@ -76,10 +76,11 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def _numpy_numbers() -> list[tuple[Any, str]]:
@@ -97,9 +98,8 @@ def _foreign_classes(path: Path, message: str) -> list[str]:
     """The classes of Python that a file needs and that hold more than tensors, with their modules."""
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # a file of before PyTorch 1.6, or a damaged one
+    except Exception:  # a file of before PyTorch 1.6, of which torch's message names the first class, or a damaged one
         found = []
-    # Of such a file, torch's message names the first one.
     found = sorted(set(found) - {name for _, name in _numpy_numbers()})
     return found or re.findall(r"(?:GLOBAL|Unsupported class|got <class) '?([\w.]+)", message)[:1]
 
@@ -108,7 +108,7 @@ def _how_to_save_anew(path: Path, classes: list[str]) -> str:
     names = ", ".join(classes)
     allowed = names + (", numpy.dtype, *map(type, map(numpy.dtype, 'fdil?'))" if "numpy.ndarray" in classes else "")
     modules = ", ".join(sorted({"torch", *(name.rpartition(".")[0] for name in classes if "." in name)}))
-    if any(name.startswith("torch.nn.modules.") for name in classes):
+    if any(name.startswith(("torch.nn.modules.", "__main__.")) for name in classes):
         how = "in the program that made it, save the weights of this network with torch.save(model.state_dict(), 'weights.pt')"
     else:
         how = (
@@ -184,12 +184,20 @@ def _without_weight_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     for key, magnitude in state.items():
         for ending, (other, name) in _NORMED.items():
             direction = state.get(key.removesuffix(ending) + other)
-            if key.endswith(ending) and direction is not None and magnitude.is_floating_point():
-                dims = [axis for axis in range(direction.ndim) if magnitude.ndim == 0 or magnitude.shape[axis] == 1]
-                length = direction.float().square().sum(dims, keepdim=magnitude.ndim > 0).sqrt()
-                plain[key.removesuffix(ending) + name] = direction.float() * (magnitude.float() / length)
-                del plain[key], plain[key.removesuffix(ending) + other]
+            if not key.endswith(ending) or direction is None or not _belong_together(magnitude, direction):
+                continue
+            dims = [axis for axis in range(direction.ndim) if magnitude.ndim == 0 or magnitude.shape[axis] == 1]
+            length = direction.float().square().sum(dims, keepdim=magnitude.ndim > 0).sqrt()
+            plain[key.removesuffix(ending) + name] = direction.float() * (magnitude.float() / length)
+            del plain[key], plain[key.removesuffix(ending) + other]
     return plain
+
+
+def _belong_together(magnitude: torch.Tensor, direction: torch.Tensor) -> bool:
+    """Whether one is a factor for each slice of the other along some axes, or for all of it."""
+    sizes = zip(magnitude.shape, direction.shape, strict=False)
+    fits = magnitude.ndim in (0, direction.ndim) and all(size in (1, whole) for size, whole in sizes)
+    return fits and magnitude.is_floating_point() and direction.is_floating_point()
 
 
 def _common_prefix(state: Mapping[str, torch.Tensor]) -> str:

@@ -133,9 +133,12 @@ def reread(state_dict: Mapping[str, Any], found: Detected, res_scale: float, con
 
 def _spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_scale: float) -> NetworkSpec:
     """Hyper-parameters read off keys and shapes. state: under AdaBM names. given: as the user's checkpoint has it."""
-    if "SFENet1.weight" in state:
-        return _rdn_spec(state)
-    return _srresnet_spec(state, res_scale) if _is_srresnet(state) else _edsr_spec(state, given, res_scale)
+    try:
+        if "SFENet1.weight" in state:
+            return _rdn_spec(state)
+        return _srresnet_spec(state, res_scale) if _is_srresnet(state) else _edsr_spec(state, given, res_scale)
+    except ValueError as error:  # of the specification itself, too: sizes of zero
+        raise ValueError(f"detect: {str(error).removeprefix('detect: ')}") from error
 
 
 def _recognised(given: dict[str, torch.Tensor], res_scale: float, convention: Convention) -> Detected:
