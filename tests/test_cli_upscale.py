@@ -183,7 +183,7 @@ BAD = {
     "nothing but outputs": (
         lambda f: save("d/out/a.png"),
         ["d", "-o", "d/out"],
-        "IN must hold pictures (.png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp), and the folder 'd' has none",
+        "IN must hold pictures that can be read, and the folder 'd' has none",
     ),
     "pipe and more": (
         lambda f: os.mkfifo("d"),
