@@ -194,6 +194,7 @@ def conv_holds(**values: Any) -> Edit:
 
 
 HEADER_ERRORS: list[tuple[str, Edit, str]] = [
+    ("blocks", lambda h, t: h["spec"].update(blocks=10**9), "blocks must be an integer from 1 to 1000, got 1000000000"),
     ("format", lambda h, t: h.update(format=99), f"its format is 99, and this version reads 1 to {FORMAT_VERSION}"),
     (
         "network",

@@ -313,3 +313,14 @@ def test_a_residual_scale_that_cannot_be_is_named(value, error, message):
 def test_a_weight_without_axes_is_an_error(spec, key):
     with pytest.raises(ValueError, match="^detect: "):
         detect(float_network(spec).state_dict() | {key: torch.zeros(())})
+
+
+@pytest.mark.parametrize(
+    "key", ["body.99999999999.conv1.weight", "body.300000.body.0.weight", "RDBs.99999999.convs.0.conv.0.weight"]
+)
+def test_a_number_of_blocks_that_no_network_has_is_refused_at_once(key):
+    first = "SFENet1.weight" if key.startswith("RDBs") else "head.0.weight"
+    state = {first: torch.zeros(8, 3, 3, 3), key: torch.zeros(8, 8, 3, 3)}
+    state |= {"RDBs.0.convs.0.conv.0.weight": torch.zeros(8, 8, 3, 3)} if key.startswith("RDBs") else {}
+    with pytest.raises(ValueError, match="parts of a network are numbered below 1000, got '(body|RDBs)"):
+        detect(state)

@@ -73,8 +73,8 @@ def test_residual_scale():
     ("values", "message"),
     [
         ({"scale": 8}, "scale must be 2, 3 or 4, got 8"),
-        ({"blocks": 0}, "blocks and channels must be positive, got 0 and 4"),
-        ({"channels": -1}, "blocks and channels must be positive, got 1 and -1"),
+        ({"blocks": 0}, "blocks must be an integer from 1 to 1000, got 0"),
+        ({"channels": -1}, "channels must be an integer from 1 to 65536, got -1"),
         ({"tail": "deconv"}, "tail must be 'staged' or 'single', got 'deconv'"),
     ],
 )

@@ -41,8 +41,7 @@ class EDSRSpec(NetworkSpec):
             raise ValueError(f"EDSRSpec: mean must be three finite numbers, got {self.mean}")
         if self.scale not in (2, 3, 4):
             raise ValueError(f"EDSRSpec: scale must be 2, 3 or 4, got {self.scale}")
-        if self.blocks < 1 or self.channels < 1:
-            raise ValueError(f"EDSRSpec: blocks and channels must be positive, got {self.blocks} and {self.channels}")
+        self.check_sizes("blocks", "channels")
         if self.tail not in ("staged", "single"):
             raise ValueError(f"EDSRSpec: tail must be 'staged' or 'single', got {self.tail!r}")
 

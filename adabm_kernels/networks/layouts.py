@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .edsr import MeanShift
+from .spec import MAX_BLOCKS
 from .srresnet import UNIT_RANGE
 
 State = Mapping[str, torch.Tensor]
@@ -93,8 +94,16 @@ def adabm_name(key: str) -> str:
 
 
 def count(state: State, pattern: str) -> int:
-    """One more than the largest index that the pattern finds at the start of a key."""
-    return 1 + max((int(m[1]) for m in (re.match(pattern, key) for key in state) if m), default=-1)
+    """One more than the largest index that the pattern finds at the start of a key. ValueError where no network has so many."""
+    largest, key = max(((int(m[1]), m[0]) for m in (re.match(pattern, key) for key in state) if m), default=(-1, ""))
+    if largest >= MAX_BLOCKS:
+        raise ValueError(f"detect: parts of a network are numbered below {MAX_BLOCKS}, got {shortened(key)!r}")
+    return 1 + largest
+
+
+def shortened(key: str, most: int = 60) -> str:
+    """A name for messages: a hostile file may have one of megabytes."""
+    return key if len(key) <= most else f"{key[:most]}..."
 
 
 def _any(state: State, pattern: str) -> bool:

@@ -29,9 +29,7 @@ class RDNSpec(NetworkSpec):
     def __post_init__(self) -> None:
         if self.scale not in (2, 3, 4):
             raise ValueError(f"RDNSpec: scale must be 2, 3 or 4, got {self.scale}")
-        for name in ("blocks", "layers", "growth", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"RDNSpec: {name} must be positive, got {getattr(self, name)}")
+        self.check_sizes("blocks", "layers", "growth", "channels")
 
     @property
     def linear_upsampler(self) -> bool:

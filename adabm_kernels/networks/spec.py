@@ -30,12 +30,24 @@ class ConvSpec:
         return self.channels_in * self.channels_out * self.kernel**2 * self.scale**2
 
 
+# No network has nearly as many; a damaged or hostile file must not have a network built that takes minutes and gigabytes.
+MAX_BLOCKS = 1000  # or layers of a block
+MAX_CHANNELS = 1 << 16  # of the kernels
+
+
 class NetworkSpec:
     """Base of the specifications of the networks: dataclasses with a `scale`, a `res_scale` and `convs()`."""
 
     network: str
     scale: int
     res_scale: float = 1.0
+
+    def check_sizes(self, *names: str) -> None:
+        """ValueError for a number of blocks, layers or channels that is none, or that no network has."""
+        for name in names:
+            value, most = getattr(self, name), MAX_BLOCKS if name in ("blocks", "layers") else MAX_CHANNELS
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{type(self).__name__}: {name} must be an integer from 1 to {most}, got {value!r}")
 
     @property
     def linear_upsampler(self) -> bool:

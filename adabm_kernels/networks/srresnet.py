@@ -35,8 +35,7 @@ class SRResNetSpec(NetworkSpec):
     def __post_init__(self) -> None:
         if self.scale not in (2, 3, 4):
             raise ValueError(f"SRResNetSpec: scale must be 2, 3 or 4, got {self.scale}")
-        if self.blocks < 1 or self.channels < 1:
-            raise ValueError(f"SRResNetSpec: blocks and channels must be positive, got {self.blocks} and {self.channels}")
+        self.check_sizes("blocks", "channels")
         if self.slopes not in (1, self.channels):
             raise ValueError(f"SRResNetSpec: slopes must be 1 or {self.channels}, the channels, got {self.slopes}")
 
