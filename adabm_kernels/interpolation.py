@@ -30,16 +30,19 @@ def keeps_colours(model: torch.nn.Module) -> bool:
     """Whether the float network of a converted model gives back flat colours as they are; no for a model without float weights.
 
     Networks that only upscale do, to one level; one that changes colours or contrast does not, and interpolation would show in it.
+    Threads may ask at once: the answer is remembered only when it is known.
     """
     if model not in _KEEPS:
-        _KEEPS[model] = False
-        if model.float_state is not None:
-            x = _PROBES[..., None, None].expand(-1, -1, _PROBE_SIDE, _PROBE_SIDE).contiguous()
-            with torch.no_grad():
-                y = model.float_model().eval().cpu()(x)
-            inner = slice(y.shape[2] // 2 - model.scale, y.shape[2] // 2 + model.scale)
-            _KEEPS[model] = bool(((y[..., inner, inner] - x[..., :1, :1]).abs() <= _KEPT).all())
+        _KEEPS[model] = model.float_state is not None and _gives_back_colours(model)
     return _KEEPS[model]
+
+
+def _gives_back_colours(model: torch.nn.Module) -> bool:
+    x = _PROBES[..., None, None].expand(-1, -1, _PROBE_SIDE, _PROBE_SIDE).contiguous()
+    with torch.no_grad():
+        y = model.float_model().eval().cpu()(x)
+    inner = slice(y.shape[2] // 2 - model.scale, y.shape[2] // 2 + model.scale)
+    return bool(((y[..., inner, inner] - x[..., :1, :1]).abs() <= _KEPT).all())
 
 
 def find_smooth_pixels(

@@ -5,6 +5,7 @@ import errno
 import importlib.util
 import io
 import json
+import os
 import re
 import struct
 import sys
@@ -24,8 +25,9 @@ from fake_model import FakeModel
 from odd_pictures import ALPHA, GREY, HEIGHT, SMOOTH, WIDTH, encode
 
 from adabm_kernels import upscale_file
-from adabm_kernels.images import Layout, PictureWriter, folder, jpeg_scan, list_images, open_picture
+from adabm_kernels.images import Layout, PictureWriter, find_pictures, jpeg_scan, list_images, open_picture
 from adabm_kernels.images.colour import Colour, grey_profile, profile_kind
+from adabm_kernels.images.formats import missing_package
 from adabm_kernels.images.metadata import Metadata
 from adabm_kernels.images.pillow import from_array, layout_of, to_array
 from adabm_kernels.images.vips import vips
@@ -135,6 +137,25 @@ def test_what_a_folder_holds_besides_is_named_and_counted(mixed, model, adabm, m
             path.unlink()
     status, _, err = adabm("upscale", "in")
     assert status == 2 and "folder 'in' has none, but 4 that cannot, such as 'in/e.heic': HEIC is read where" in err
+
+
+def test_a_folder_that_may_be_listed_and_not_entered_stops_no_other(tmp_path, monkeypatch):
+    for name in ("a.png", "closed/b.png", "closed/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    real = os.stat
+
+    def refusing(path, **options):  # as the system does for all users but its administrator
+        if "closed/" in os.fspath(path):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    found = find_pictures(tmp_path)
+    assert found.pictures == [tmp_path / "a.png"] and found.others == 1
+    assert [(passed.path.name, passed.reason) for passed in found.passed_over] == [
+        ("b.png", "it cannot be opened: Permission denied")
+    ]
 
 
 def test_a_folder_to_measure_on_hides_nothing(tmp_path):
@@ -617,6 +638,7 @@ def test_a_png_of_an_app_is_refused_by_name():
         open_picture(data[:8] + odd.chunk(b"CgBI", b"\x50\0\x20\2") + data[8:])
 
 
-def test_missing_packages_are_named_as_they_are_installed():
-    assert folder.missing_package("PNG") is None
-    assert folder.missing_package("HEIC") in (None, "pillow-heif")
+def test_missing_packages_are_named_as_they_are_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert missing_package("PNG") is None
+    assert missing_package("JPEG XL") == "read where the package pillow-jxl-plugin is installed (pip install pillow-jxl-plugin)"

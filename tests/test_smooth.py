@@ -1,5 +1,7 @@
 """Smooth areas: flat colours stay flat, drawings are no worse than bicubic makes them, and cutting a picture changes nothing."""
 
+import functools
+
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
@@ -27,8 +29,7 @@ COLOURS_SHOWN = [(r, g, b) for r in STEPS[0] for g in STEPS[0] for b in STEPS[0]
 
 @pytest.fixture(scope="module")
 def models():
-    found = {}
-    return lambda name: found.setdefault(name, None) or found.update({name: load_model(name)}) or found[name]
+    return functools.cache(load_model)
 
 
 def drawing(kind, side=256):
@@ -165,6 +166,19 @@ def test_where_the_network_changes_colours_it_does_all(models):
     changed.float_model = lambda: Brighter(scale_factor=4)
     assert not keeps_colours(changed)
     assert [Patchwise(changed, smooth=smooth).interpolates for smooth in ("auto", "interpolate", "network")] == [False, True, False]
+
+
+def test_no_thread_gets_the_unfinished_answer_of_another():
+    model, answers = FakeModel(), []
+    float_model = model.float_model
+
+    def asked_meanwhile():
+        model.float_model = float_model
+        answers.append(keeps_colours(model))
+        return float_model()
+
+    model.float_model = asked_meanwhile
+    assert keeps_colours(model) and answers == [True]
 
 
 def test_patches_of_the_paper_are_the_networks(models):
