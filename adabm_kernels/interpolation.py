@@ -83,7 +83,7 @@ def interpolate_results(window: Window, held: Rows, layout: Layout, scale: int, 
 
 
 def _interpolate(smooth: Smooth, x: np.ndarray, top: int, left: int, y: np.ndarray, threads: int) -> None:
-    """See `interpolate_reference`; by the CPU library where there is one."""
+    """See `interpolate_reference`, which this is by the CPU library where there is one."""
     if native.why_missing("cpu"):
         interpolate_reference(smooth, x, top, left, y)
         return

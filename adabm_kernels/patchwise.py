@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -186,9 +186,10 @@ class Patchwise:
         tensor = next(self.model.buffers(), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
-    def _threads(self) -> int:
-        """CPU threads of the model, 0 for as many as torch uses."""
-        return getattr(self.model, "_threads", 0)
+    @property
+    def threads(self) -> int:
+        """How many threads compute on a CPU."""
+        return self.model.threads
 
     def lanes(self, in_flight: int | None) -> list[Lane]:
         """Lanes for so many pictures at once; for None two on a CUDA device, where nothing asks for one after the other."""
@@ -208,7 +209,7 @@ class Patchwise:
         *,
         record: list[Patch] | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         """The upscaled picture in bands from the top, [rows, scale*W, channels] of the layout's type.
 
         read: gives the next n rows of the picture, [n, W, channels]. record: is given every window. progress: called after every
@@ -276,7 +277,7 @@ class Patchwise:
             yield finished
         for window in together:
             if not window.varies:
-                interpolate(window, held, layout, group[0].first, out, s, self._threads())
+                interpolate(window, held, layout, group[0].first, out, s, self.threads)
 
     def _window(self, held: Rows, row: Span, column: Span, picture: Picture) -> Window | None:
         """One window with the bits that it decides for; None for one that is transparent everywhere."""
@@ -357,7 +358,7 @@ class Patchwise:
         """What a window keeps, rounded into its place."""
         s, rows, columns = self.scale, window.rows, window.columns
         if window.varies:
-            interpolate_results(window, held, layout, s, self._threads())
+            interpolate_results(window, held, layout, s, self.threads)
         results = [window.results[i] for i in range(len(window.offsets))]
         top, bottom = s * (rows.first - rows.start), s * (rows.last - rows.start)
         left, right = s * (columns.first - columns.start), s * (columns.last - columns.start)
@@ -484,6 +485,10 @@ class FloatPatchwise(Patchwise):
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
         return super().tensor(x.contiguous(memory_format=torch.channels_last))
+
+    @property
+    def threads(self) -> int:
+        return torch.get_num_threads()
 
     def _device(self) -> torch.device:
         return next(iter(self.model.parameters()), torch.empty(0)).device

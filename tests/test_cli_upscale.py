@@ -23,6 +23,7 @@ from adabm_kernels.enlarge import Enlarger
 from adabm_kernels.images import EXTENSIONS, Layout, PictureWriter, open_picture
 from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.patchwise import Patchwise
+from adabm_kernels.sizes import Size
 
 UPSCALE = sys.modules["adabm_kernels.upscale"]
 RGB = np.random.default_rng(6).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -370,6 +371,19 @@ def test_reading_computing_and_writing_overlap(photos, monkeypatch):
     tasks = [batch.Task(source, Path(f"{source.stem}.png"), "PNG", source.name) for source in sources]
     outcomes = list(batch.upscale_files(tasks, Enlarger(Patchwise(Waiting())), max_pixels=1000))
     assert [outcome.error for outcome in outcomes] == [None, None] and [outcome.task for outcome in outcomes] == tasks
+
+
+def test_a_picture_that_cannot_be_written_leaves_no_threads(photos, monkeypatch):
+    """Not even while its error is kept."""
+
+    def write(writer, rows):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PictureWriter, "write", write)
+    task = batch.Task(Path("photos/a.png"), Path("a.png"), "PNG", "a.png")
+    before = threading.active_count()
+    (outcome,) = batch.upscale_files([task], Enlarger(Patchwise(FakeModel()), Size(scale=2)), max_pixels=1000)
+    assert "No space left" in str(outcome.error) and threading.active_count() == before and not Path("a.png").exists()
 
 
 def test_standard_input_and_output(empty_folder):
