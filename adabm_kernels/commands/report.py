@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import check_target, write_file
 from .common import BAD_INPUT, FAILED, Progress, print_table, stage
+from .comparison import compare
+from .loading import load_network
 from .pipes import piped, read_pipe, shown
-from .upscale import compare, load_network
 
 if TYPE_CHECKING:
     import numpy as np
