@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .images import Layout
     from .windows import Span
 
-_PARTS = 64  # of a level, that colours multiplied by their alpha are compared by
+_PARTS = 64  # of a level: by these, colours multiplied by their alpha are compared
 _PROBES = torch.tensor([[8.0, 8, 8], [60, 100, 140], [200, 170, 120], [250, 250, 250]])  # colours that a network is tried on
 _PROBE_SIDE = 16
 _KEPT = 3.0  # levels by which a colour may change: EDSR and SRResNet change them by one at most
@@ -69,7 +69,10 @@ def interpolate(window: Window, held: Rows, layout: Layout, first: int, out: np.
 
 
 def interpolate_results(window: Window, held: Rows, layout: Layout, scale: int, threads: int) -> None:
-    """The same for colours multiplied by their alpha, and alpha, before one is divided by the other."""
+    """Interpolate what is smooth of a window whose alpha varies, in what the network made of its colours times alpha and of alpha.
+
+    Results that were not computed begin as zeros, which interpolation then replaces throughout.
+    """
     rows, columns = window.rows, window.columns
     seen = network_images(held.window(rows, columns), layout, window.varies)
     for i, (image, found) in enumerate(zip(seen, (window.smooth, window.alpha_smooth), strict=True)):

@@ -18,13 +18,11 @@ import PIL.Image
 import pytest
 import torch
 from command_line import ENVIRONMENT, names, rows, run_process
-from fake_model import FakeModel
 
 from adabm_kernels import cli
 from adabm_kernels.commands import comparison
 from adabm_kernels.upscale import _ASSETS
 
-UPSCALE = sys.modules["adabm_kernels.upscale"]
 RGB = np.random.default_rng(3).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 LARGE = RGB.repeat(4, 0).repeat(4, 1)
 
@@ -38,14 +36,6 @@ def folder(empty_folder):
     """A working directory with one picture, in.png."""
     PIL.Image.fromarray(RGB).save("in.png")
     return empty_folder
-
-
-@pytest.fixture
-def model(monkeypatch):
-    """The fake model in place of every model by name or path."""
-    fake = FakeModel()
-    monkeypatch.setattr(UPSCALE, "load_model", lambda name: fake)
-    return fake
 
 
 def read(path):

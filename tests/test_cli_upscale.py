@@ -32,13 +32,6 @@ LARGE = RGB.repeat(4, 0).repeat(4, 1)
 needs_builtin = pytest.mark.skipif(not UPSCALE.builtin_models(), reason="the built-in models' files are not there")
 
 
-@pytest.fixture
-def model(monkeypatch):
-    fake = FakeModel()
-    monkeypatch.setattr(UPSCALE, "load_model", lambda name: fake)
-    return fake
-
-
 def save(path, array=RGB, **options):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(array).save(path, **options)

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import struct
-import sys
 import warnings
 import zlib
 from dataclasses import replace
@@ -34,13 +33,6 @@ from adabm_kernels.images.vips import vips
 
 SRGB = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
 ADOBE = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)  # chromaticities of Adobe RGB
-
-
-@pytest.fixture
-def model(monkeypatch):
-    fake = FakeModel()
-    monkeypatch.setattr(sys.modules["adabm_kernels.upscale"], "load_model", lambda name: fake)
-    return fake
 
 
 def read(data, **options):

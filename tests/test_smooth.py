@@ -18,7 +18,7 @@ from adabm_kernels.interpolation import keeps_colours
 from adabm_kernels.metrics import psnr, ssim_y
 from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.resize import imresize
-from adabm_kernels.smooth import TAPS, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
+from adabm_kernels.smooth import REACH, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
 from adabm_kernels.upscale import builtin_models, load_model, upscale
 
 MODELS = [pytest.param(name, id=name) for name in builtin_models()]
@@ -194,7 +194,7 @@ def test_patches_of_the_paper_are_the_networks(models):
 def test_enlarging_is_bicubic(scale):
     values = np.random.default_rng(1).uniform(0, 255, (9, 12, 2))
     got = enlarge(values, scale, phases(scale, "cubic"))
-    want = imresize(values, scale)[scale * TAPS : -scale * TAPS, scale * TAPS : -scale * TAPS]
+    want = imresize(values, scale)[scale * REACH : -scale * REACH, scale * REACH : -scale * REACH]
     assert np.abs(got - want).max() < 255 * 64 * 2**-24  # two sums of up to five terms in float32
     assert np.allclose(phases(scale, "linear").sum(1), 1)
 
