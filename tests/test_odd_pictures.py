@@ -225,6 +225,8 @@ DAMAGED = {
 def test_damage_that_leaves_all_rows_is_warned_of_and_refused_when_strict(case):
     pytest.importorskip("simplejpeg")
     data, fault = DAMAGED[case]
+    if case == "a flipped byte between restarts" and b"\xff\xd0" not in RESTARTS:
+        pytest.skip(f"Pillow {PIL.__version__} writes no restarts")
     rows, _, said = read(data)
     assert rows.shape == SMOOTH.shape and len(said) == 1
     assert re.fullmatch(f"'it' is damaged, and read nevertheless: ({fault})", said[0])
@@ -510,6 +512,8 @@ def test_exif_and_xmp_are_carried_over(empty_folder, model, adabm, start, to):
     elif start == "TIFF":
         layout = Layout(WIDTH, HEIGHT, 3, metadata=Metadata(turned, XMP))
         Path("in").write_bytes(written("TIFF", layout, SMOOTH))
+    elif start == "JPEG":
+        Path("in").write_bytes(odd.jpeg_with_xmp(encode(SMOOTH, "JPEG", exif=b"Exif\0\0" + turned), XMP))
     else:
         Path("in").write_bytes(encode(SMOOTH, start, exif=b"Exif\0\0" + turned, xmp=XMP))
     assert adabm("upscale", "in", "-o", f"out.{to}", "-q") == (0, "", "")
@@ -607,10 +611,11 @@ def test_a_full_disk_says_so_where_exif_is_put_in(tmp_path, rows):
 
 def test_python_results_say_what_their_source_said(tmp_path):
     path = tmp_path / "in.jpg"
-    path.write_bytes(encode(SMOOTH, "JPEG", exif=b"Exif\0\0" + odd.exif(), xmp=XMP))
+    path.write_bytes(odd.jpeg_with_xmp(encode(SMOOTH, "JPEG", exif=b"Exif\0\0" + odd.exif()), XMP))
     with PIL.Image.open(path) as image:
         layout = layout_of(image, to_array(image))
-    for found in (layout, replace(read(path)[1], dpi=layout.dpi)):
+        tells_xmp = "xmp" in image.info  # of a JPEG from Pillow 11 on
+    for found in (*([layout] if tells_xmp else []), replace(read(path)[1], dpi=layout.dpi)):
         result = from_array(np.zeros((2 * WIDTH, 2 * HEIGHT, 3), np.uint8), found)
         assert result.getexif()[274] == 1 and result.getexif().get_ifd(34665)[40962] == 2 * HEIGHT
         assert b"tiff:Orientation=\"1\"" in result.info["xmp"]
