@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -180,4 +181,8 @@ def _upscale(
 def _settled(outcome: Outcome, encoding: Future | None) -> Outcome:
     if encoding is not None:
         outcome.error = encoding.exception()
+    error: BaseException | None = outcome.error
+    while error is not None:  # its frames hold the open picture, and the error itself
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
     return outcome

@@ -1,6 +1,7 @@
 """`adabm upscale` on folders, pipes and every kind of file; each bad input with its sentence and exit status."""
 
 import errno
+import gc
 import io
 import json
 import os
@@ -366,17 +367,25 @@ def test_reading_computing_and_writing_overlap(photos, monkeypatch):
     assert [outcome.error for outcome in outcomes] == [None, None] and [outcome.task for outcome in outcomes] == tasks
 
 
-def test_a_picture_that_cannot_be_written_leaves_no_threads(photos, monkeypatch):
-    """Not even while its error is kept."""
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list open files")
+def test_pictures_that_cannot_be_written_leave_no_threads_and_no_open_files(photos, monkeypatch):
+    """Not even while their errors are kept, and not until garbage is collected."""
 
     def write(writer, rows):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(PictureWriter, "write", write)
-    task = batch.Task(Path("photos/a.png"), Path("a.png"), "PNG", "a.png")
-    before = threading.active_count()
-    (outcome,) = batch.upscale_files([task], Enlarger(Patchwise(FakeModel()), Size(scale=2)), max_pixels=1000)
-    assert "No space left" in str(outcome.error) and threading.active_count() == before and not Path("a.png").exists()
+    tasks = [batch.Task(Path("photos/a.png"), Path("a.png"), "PNG", "a.png")] * 8
+    network, threads = Enlarger(Patchwise(FakeModel()), Size(scale=2)), threading.active_count()
+    gc.disable()
+    try:
+        files_before = len(os.listdir("/proc/self/fd"))
+        outcomes = list(batch.upscale_files(tasks, network, max_pixels=1000))
+        files_after = len(os.listdir("/proc/self/fd"))
+    finally:
+        gc.enable()
+    assert all("No space left" in str(outcome.error) for outcome in outcomes) and not Path("a.png").exists()
+    assert threading.active_count() == threads and files_after <= files_before + 1
 
 
 def test_standard_input_and_output(empty_folder):
