@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,10 +35,11 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What became of a task. layout: of the picture that was read. steps: how it got its size. patches: of the network's first
-    pass. seconds: of computing. error: what went wrong, where it did.
+    """What became of a task.
 
-    stage: "read", "compute" or "write", where it got to. warnings: what was said of the picture while it was read.
+    layout: of the picture that was read. steps: how it got its size. patches: of the network's first pass. seconds: of computing.
+    error: what went wrong, where it did. stage: "read", "compute" or "write", where it got to. warnings: what was warned of, about
+    the picture and about its output.
     """
 
     task: Task
@@ -61,7 +63,7 @@ class Outcome:
 
 
 def check_metadata(metadata: str) -> None:
-    """ValueError for what is to become of EXIF and its like, where that is not known."""
+    """Raise ValueError unless `metadata` is one of the two words for what becomes of EXIF and its like."""
     if metadata not in ("keep", "strip"):
         raise ValueError(f"metadata must be 'keep' or 'strip', got {metadata!r}")
 
@@ -85,8 +87,7 @@ def upscale_files(
     """Upscale one picture after the other and say of each what became of it, in their order; one that fails stops no other.
 
     max_pixels, strict: as for `open_picture`. quality: of JPEG and WebP. metadata: "keep" or "strip", whether EXIF and its like go
-    into the outputs. progress: gives for each task what is called with its windows
-    done.
+    into the outputs. progress: gives for each task what is called with its windows done.
     """
     check_metadata(metadata)
     opening = _Opening(max_pixels, strict, metadata == "strip")
@@ -146,6 +147,7 @@ def _upscale(
         outcome.layout, outcome.stage, outcome.warnings = reader.layout, "compute", reader.warnings
         outcome.steps = network.steps(reader.layout.width, reader.layout.height)
         writer = PictureWriter(task.target, task.format, network.output(reader.layout), quality=quality)
+        outcome.warnings += writer.warnings
         network.check(reader.layout)
         bands = network.picture(reading, reader.layout, record=outcome.patches, progress=progress)
         outcome.stage = "write"
@@ -165,6 +167,7 @@ def _upscale(
                 writer.write(band)
     except BaseException as error:
         outcome.error = error
+        bands.close()  # whose threads would otherwise live as long as the error
         try:
             writer.__exit__(type(error), error, error.__traceback__)
         except Exception as renamed:
@@ -178,4 +181,8 @@ def _upscale(
 def _settled(outcome: Outcome, encoding: Future | None) -> Outcome:
     if encoding is not None:
         outcome.error = encoding.exception()
+    error: BaseException | None = outcome.error
+    while error is not None:  # its frames hold the open picture, and the error itself
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
     return outcome

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ class Enlarger:
         return replace(layout, width=width, height=height)
 
     def check(self, layout: Layout) -> Layout:
-        """The same, after raising the ValueError of a picture whose windows do not fit max_memory."""
+        """The layout of the output. Raises as `steps` does, and ValueError where the windows of a pass do not fit max_memory."""
         for network, each in self._stages(layout):
             network.windows(each.height, each.width, each)
         return self.output(layout)
@@ -69,7 +69,7 @@ class Enlarger:
         *,
         record: list[Patch] | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         """The picture in its new size in bands from the top, [rows, width, channels] of the layout's type, rows possibly 0.
 
         read, progress: as of `Patchwise.picture`. record: is given the windows of the network's first pass.
@@ -77,13 +77,11 @@ class Enlarger:
         steps = self.steps(layout.width, layout.height)
         stages = self._stages(layout)
         counted = _Counted(progress, stages) if progress is not None and len(stages) > 1 else None
-        bands: Iterator[np.ndarray] = iter(())
+        bands = _pieces(read, layout)  # which reads nothing where a pass takes its place
         for number, (network, each) in enumerate(stages):
             source = _reader(bands, each) if number else read
             told = progress if counted is None else counted.of(number)
             bands = network.picture(source, each, record=None if number else record, progress=told)
-        if not stages:
-            bands = _pieces(read, layout)
         return self._resized(bands, replace(layout, width=steps.made[0], height=steps.made[1]), steps) if steps.resized else bands
 
     def array(self, rows: np.ndarray, layout: Layout, **options: Any) -> np.ndarray:
@@ -98,8 +96,8 @@ class Enlarger:
             x = self.network.tensor(x.clamp(0, 255) if number else x)
         return resample(x.clamp(0, 255), *steps.size) if steps.resized else x
 
-    def _resized(self, bands: Iterator[np.ndarray], made: Layout, steps: Steps) -> Iterator[np.ndarray]:
-        with ThreadPoolExecutor(self.network.model.threads, "adabm resample") as pool:
+    def _resized(self, bands: Iterator[np.ndarray], made: Layout, steps: Steps) -> Generator[np.ndarray, None, None]:
+        with ThreadPoolExecutor(self.network.threads, "adabm resample") as pool:
             resampler = Resampler(made, *steps.size, pool.map)
             for band in bands:
                 yield resampler.rows(band)
@@ -166,7 +164,8 @@ def _reader(bands: Iterator[np.ndarray], layout: Layout) -> Callable[[int], np.n
     return read
 
 
-def _pieces(read: Callable[[int], np.ndarray], layout: Layout) -> Iterator[np.ndarray]:
+def _pieces(read: Callable[[int], np.ndarray], layout: Layout) -> Generator[np.ndarray, None, None]:
+    """The picture as it is, in bands from the top."""
     step = max(_BAND_BYTES // layout.row_bytes, 1)
     for first in range(0, layout.height, step):
         yield read(min(step, layout.height - first))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .images import Layout
     from .windows import Span
 
-_PARTS = 64  # of a level, that colours multiplied by their alpha are compared by
+_PARTS = 64  # of a level: by these, colours multiplied by their alpha are compared
 _PROBES = torch.tensor([[8.0, 8, 8], [60, 100, 140], [200, 170, 120], [250, 250, 250]])  # colours that a network is tried on
 _PROBE_SIDE = 16
 _KEPT = 3.0  # levels by which a colour may change: EDSR and SRResNet change them by one at most
@@ -30,16 +30,19 @@ def keeps_colours(model: torch.nn.Module) -> bool:
     """Whether the float network of a converted model gives back flat colours as they are; no for a model without float weights.
 
     Networks that only upscale do, to one level; one that changes colours or contrast does not, and interpolation would show in it.
+    Threads may ask at once: the answer is remembered only when it is known.
     """
     if model not in _KEEPS:
-        _KEEPS[model] = False
-        if model.float_state is not None:
-            x = _PROBES[..., None, None].expand(-1, -1, _PROBE_SIDE, _PROBE_SIDE).contiguous()
-            with torch.no_grad():
-                y = model.float_model().eval().cpu()(x)
-            inner = slice(y.shape[2] // 2 - model.scale, y.shape[2] // 2 + model.scale)
-            _KEEPS[model] = bool(((y[..., inner, inner] - x[..., :1, :1]).abs() <= _KEPT).all())
+        _KEEPS[model] = model.float_state is not None and _gives_back_colours(model)
     return _KEEPS[model]
+
+
+def _gives_back_colours(model: torch.nn.Module) -> bool:
+    x = _PROBES[..., None, None].expand(-1, -1, _PROBE_SIDE, _PROBE_SIDE).contiguous()
+    with torch.no_grad():
+        y = model.float_model().eval().cpu()(x)
+    inner = slice(y.shape[2] // 2 - model.scale, y.shape[2] // 2 + model.scale)
+    return bool(((y[..., inner, inner] - x[..., :1, :1]).abs() <= _KEPT).all())
 
 
 def find_smooth_pixels(
@@ -66,7 +69,10 @@ def interpolate(window: Window, held: Rows, layout: Layout, first: int, out: np.
 
 
 def interpolate_results(window: Window, held: Rows, layout: Layout, scale: int, threads: int) -> None:
-    """The same for colours multiplied by their alpha, and alpha, before one is divided by the other."""
+    """Interpolate what is smooth of a window whose alpha varies, in what the network made of its colours times alpha and of alpha.
+
+    Results that were not computed begin as zeros, which interpolation then replaces throughout.
+    """
     rows, columns = window.rows, window.columns
     seen = network_images(held.window(rows, columns), layout, window.varies)
     for i, (image, found) in enumerate(zip(seen, (window.smooth, window.alpha_smooth), strict=True)):
@@ -80,7 +86,7 @@ def interpolate_results(window: Window, held: Rows, layout: Layout, scale: int, 
 
 
 def _interpolate(smooth: Smooth, x: np.ndarray, top: int, left: int, y: np.ndarray, threads: int) -> None:
-    """See `interpolate_reference`; by the CPU library where there is one."""
+    """See `interpolate_reference`, which this is by the CPU library where there is one."""
     if native.why_missing("cpu"):
         interpolate_reference(smooth, x, top, left, y)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -148,7 +148,11 @@ class Patchwise:
         """What the process will hold at most: `_bytes_beside` and one batch."""
         largest = math.prod(max(span.length for span in axis) for axis in (rows, columns))
         batch = max(largest, min(self._batch_pixels(), layout.width * layout.height))
-        return self._bytes_beside(rows, layout) + batch * bytes_per_pixel(self.model, self.tta)
+        return self._bytes_beside(rows, layout) + batch * self._bytes_per_pixel(layout)
+
+    def _bytes_per_pixel(self, layout: Layout) -> int:
+        """What a batch holds for each of its pixels: with alpha also what was made of the colours, until alpha is there too."""
+        return bytes_per_pixel(self.model, self.tta) + (12 * self.scale**2 if layout.alpha else 0)
 
     def _bytes_beside(self, rows: list[Span], layout: Layout) -> int:
         """What the process holds now, and will hold for these windows beside a batch of them."""
@@ -177,7 +181,7 @@ class Patchwise:
             return 0
         if self.max_memory is None or layout is None:
             return JOINED_PIXELS
-        return min(JOINED_PIXELS, (self.max_memory - self._bytes_beside(rows, layout)) // bytes_per_pixel(self.model, self.tta))
+        return min(JOINED_PIXELS, (self.max_memory - self._bytes_beside(rows, layout)) // self._bytes_per_pixel(layout))
 
     def _batch_pixels(self) -> int:
         return BATCH_PIXELS.get(self._device().type, BATCH_PIXELS["cpu"])
@@ -186,9 +190,10 @@ class Patchwise:
         tensor = next(self.model.buffers(), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
-    def _threads(self) -> int:
-        """CPU threads of the model, 0 for as many as torch uses."""
-        return getattr(self.model, "_threads", 0)
+    @property
+    def threads(self) -> int:
+        """How many threads compute on a CPU."""
+        return self.model.threads
 
     def lanes(self, in_flight: int | None) -> list[Lane]:
         """Lanes for so many pictures at once; for None two on a CUDA device, where nothing asks for one after the other."""
@@ -208,7 +213,7 @@ class Patchwise:
         *,
         record: list[Patch] | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         """The upscaled picture in bands from the top, [rows, scale*W, channels] of the layout's type.
 
         read: gives the next n rows of the picture, [n, W, channels]. record: is given every window. progress: called after every
@@ -276,7 +281,7 @@ class Patchwise:
             yield finished
         for window in together:
             if not window.varies:
-                interpolate(window, held, layout, group[0].first, out, s, self._threads())
+                interpolate(window, held, layout, group[0].first, out, s, self.threads)
 
     def _window(self, held: Rows, row: Span, column: Span, picture: Picture) -> Window | None:
         """One window with the bits that it decides for; None for one that is transparent everywhere."""
@@ -295,6 +300,7 @@ class Patchwise:
             return Window(row, column, [kept], offsets, opacity, varies, needed)
         smooth = find_smooth_pixels(held, row, column, layout, varies, self.rules)
         computed = [kept if found is None else found.computed() for found in smooth]
+        # A varying alpha and its colours are computed together: all of both, unless neither needs it.
         needed = computed[0] if not varies or not any(computed) else kept
         return Window(row, column, [kept], offsets, opacity, varies, needed, *([found] if found else [] for found in smooth))
 
@@ -316,7 +322,6 @@ class Patchwise:
                     picture.add(self._patches(window, seconds))
                 if len(window.results) == len(window.offsets):
                     self._store(window, held, layout, part_of(out, window.kept, first, self.scale))
-                    window.results.clear()
                     finished += len(window.cells)
             for window, i in batch:
                 if i in window.results:  # the next batch may overwrite what is lent
@@ -329,15 +334,36 @@ class Patchwise:
         return self.model.image_offsets(x, learn=True)
 
     def _batches(self, windows: list[Window]) -> Iterator[list[tuple[Window, int]]]:
-        """Pictures of windows (which, and its first or second) of the same shape and bits, in batches."""
-        groups: dict[tuple, list[tuple[Window, int]]] = {}
+        """Pictures of windows (which, and its first or second) of the same shape and bits, in batches.
+
+        What a network makes of colours is held until it has made alpha, so few windows whose alpha varies are under way at a time.
+        """
+        most = self._batch_pixels()
+        for some in self._under_way(windows, most):
+            groups: dict[tuple, list[tuple[Window, int]]] = {}
+            for window in some:
+                for i, offset in enumerate(window.offsets):
+                    groups.setdefault((window.rows.length, window.columns.length, int(offset)), []).append((window, i))
+            for (height, width, _), members in groups.items():
+                size = max(most // (height * width), 1)
+                for first in range(0, len(members), size):
+                    yield members[first : first + size]
+
+    @staticmethod
+    def _under_way(windows: list[Window], most: int) -> Iterator[list[Window]]:
+        """All windows whose alpha does not vary, then the others in groups of one or of at most so many pixels."""
+        yield [window for window in windows if not window.varies]
+        some, total = [], 0
         for window in windows:
-            for i, offset in enumerate(window.offsets):
-                groups.setdefault((window.rows.length, window.columns.length, int(offset)), []).append((window, i))
-        for (height, width, _), members in groups.items():
-            size = max(self._batch_pixels() // (height * width), 1)
-            for first in range(0, len(members), size):
-                yield members[first : first + size]
+            if not window.varies:
+                continue
+            pixels = window.rows.length * window.columns.length
+            if some and total + pixels > most:
+                yield some
+                some, total = [], 0
+            some.append(window)
+            total += pixels
+        yield some
 
     def _patches(self, window: Window, seconds: float) -> list[Patch]:
         """The windows that one was made of."""
@@ -354,10 +380,10 @@ class Patchwise:
         ]  # fmt: skip
 
     def _store(self, window: Window, held: Rows, layout: Layout, target: np.ndarray) -> None:
-        """What a window keeps, rounded into its place."""
+        """What a window keeps, rounded into its place; its results are let go."""
         s, rows, columns = self.scale, window.rows, window.columns
         if window.varies:
-            interpolate_results(window, held, layout, s, self._threads())
+            interpolate_results(window, held, layout, s, self.threads)
         results = [window.results[i] for i in range(len(window.offsets))]
         top, bottom = s * (rows.first - rows.start), s * (rows.last - rows.start)
         left, right = s * (columns.first - columns.start), s * (columns.last - columns.start)
@@ -379,6 +405,7 @@ class Patchwise:
             colours = np.clip(colours @ LUMA[:, None] if layout.grey else colours, 0, 255)
             colours *= factor
             place[..., : colours.shape[2]] = np.rint(colours, out=colours)
+        window.results.clear()
 
     # ---- what is smooth
 
@@ -484,6 +511,10 @@ class FloatPatchwise(Patchwise):
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
         return super().tensor(x.contiguous(memory_format=torch.channels_last))
+
+    @property
+    def threads(self) -> int:
+        return torch.get_num_threads()
 
     def _device(self) -> torch.device:
         return next(iter(self.model.parameters()), torch.empty(0)).device

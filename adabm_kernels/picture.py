@@ -62,9 +62,9 @@ class Rows(NamedTuple):
 class Picture:
     """A picture on its way.
 
-    smooth: whether smooth areas are interpolated. radius: the receptive field's where areas that are smooth, or else flat, need no
-    computing, else 0. joined: the most pixels that windows may have as
-    one, 0 where they stay apart. patches: of one colour, by what decides about them. record: takes the windows, or None.
+    smooth: whether smooth areas are interpolated. radius: that of the receptive field where a window may shrink to what needs
+    computing, else 0. joined: the most pixels that windows may have as one, 0 where they stay apart. patches: of one colour, by
+    what decides about them. record: takes the windows, or None.
     """
 
     layout: Layout
@@ -127,8 +127,11 @@ class Window:
         return True
 
     def shrink(self, picture: Picture) -> None:
-        """Leave out what needs no computing: all, or, where windows may have any size, what lies around the rest. Flat neighbours
-        have the same colour, so that this has two at most: it must be worth two patches. What is interpolated costs no patch."""
+        """Leave out what needs no computing: all of the window, or, where windows may have any size, what lies around the rest.
+
+        What is interpolated costs nothing to leave out. What is flat takes patches to be computed: two colours at most, as flat
+        neighbours have the same one, so that leaving it out must save more than two patches.
+        """
         if self.needed is None:
             self.flat = [self.kept]
             return

@@ -16,7 +16,7 @@ import numpy as np
 from .flat import Rect
 from .resize import cubic
 
-TAPS = 2  # low-resolution pixels on either side that cubic interpolation reads
+REACH = 2  # low-resolution pixels on either side that cubic interpolation reads
 _ROWS = 16  # low-resolution rows that are worked on at a time, so that they stay in the cache
 
 
@@ -87,8 +87,8 @@ def interpolate_reference(smooth: Smooth, x: np.ndarray, top: int, left: int, y:
     scale = y.shape[0] // height
     for first in range(0, height, _ROWS):
         last = min(first + _ROWS, height)
-        rows = np.arange(top + first - TAPS, top + last + TAPS).clip(0, len(x) - 1)
-        columns = np.arange(left - TAPS, left + width + TAPS).clip(0, x.shape[1] - 1)
+        rows = np.arange(top + first - REACH, top + last + REACH).clip(0, len(x) - 1)
+        columns = np.arange(left - REACH, left + width + REACH).clip(0, x.shape[1] - 1)
         value = enlarge(x[rows][:, columns], scale, phases(scale, "cubic"))
         weights = smooth.shares[first : last + 2] / np.float32(smooth.rule.full)
         weights = enlarge(weights, scale, phases(scale, "linear"))[..., None]
@@ -129,14 +129,15 @@ def _shares(pixels: np.ndarray, rule: Rule, unit: int) -> np.ndarray:
     for first in range(0, len(bend), _ROWS):
         rows = pixels[max(first - 1, 0) : first + _ROWS + 1]
         above, below = first > 0, first + _ROWS < len(bend)
-        bend[first : first + _ROWS] = _bend(rows, unit)[above : len(rows) - below]
+        bend[first : first + _ROWS] = bends(rows, unit)[above : len(rows) - below]
     bend = _around(_around(bend, rule.near, np.maximum).T, rule.near, np.maximum).T
     found = np.clip(rule.rough - bend, 0, rule.rough - rule.smooth)
     return _around(_around(found, rule.blur, np.add).T, rule.blur, np.add).T
 
 
-def _bend(rows: np.ndarray, unit: int) -> np.ndarray:
-    """int16 [H, W]: the largest second difference, along rows or columns and of any channel, in levels rounded up."""
+def bends(rows: np.ndarray, unit: int) -> np.ndarray:
+    """int16 [H, W]: how much pixels [H, W, C], `unit` of them a level, bend: their largest second difference, along rows or columns
+    and of any channel, in levels rounded up."""
     found = np.zeros(rows.shape[:2], np.int16)
     for channel in range(rows.shape[2]):
         values = rows[..., channel].astype(np.int32) if unit > 1 else rows[..., channel].astype(np.int16)
@@ -194,7 +195,7 @@ def enlarge(values: np.ndarray, scale: int, kernel: np.ndarray) -> np.ndarray:
 @cache
 def phases(scale: int, kind: str) -> np.ndarray:
     """float32 [scale, taps]: weights of "cubic" (Keys, a = -0.5, as MATLAB's) or "linear" interpolation for each phase."""
-    reach = TAPS if kind == "cubic" else 1
+    reach = REACH if kind == "cubic" else 1
     offset = (np.arange(scale) + 0.5) / scale - 0.5  # of an output pixel from the input pixel it lies in
     distance = np.abs(offset[:, None] - np.arange(-reach, reach + 1))
     weights = cubic(distance) if kind == "cubic" else np.maximum(1 - distance, 0)

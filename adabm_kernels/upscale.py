@@ -101,7 +101,8 @@ def upscale_many(
     if isinstance(images, str | os.PathLike):
         raise TypeError(f"images must be an iterable of pictures or their paths, got one path, '{os.fspath(images)}'")
     check_settings(settings.get("bits"), settings.get("threads"))
-    network = prepare(model, size=_take_size(settings), **settings)
+    size = _take_size(settings)
+    network = prepare(model, size=size, **settings)
     lanes = network.lanes(in_flight)
     total = len(images) if hasattr(images, "__len__") else None
     with ThreadPoolExecutor(1, "adabm decode") as pool:

@@ -37,7 +37,7 @@ def place(run: dict) -> str:
 
 def tables(run: dict) -> str:
     """Every group as a Markdown table: median, interquartile range, time against the group's fastest."""
-    lines = [f"Measured on: {place(run)}. Medians of one run; the last column is the time against the fastest of the table."]
+    lines = [f"Measured on: {place(run)}. Medians of one run;", "the last column is the time against the fastest of the table."]
     for name, rows in groups(run).items():
         best = rows[0]["stats"]["median"]
         lines += ["", f"### {name}", "", "| | ms | spread (IQR) | times the fastest |", "|---|---|---|---|"]

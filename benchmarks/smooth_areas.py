@@ -16,7 +16,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from adabm_kernels.images import read_image
-from adabm_kernels.smooth import TAPS, _bend, enlarge, phases, rules
+from adabm_kernels.smooth import REACH, bends, enlarge, phases, rules
 from adabm_kernels.upscale import load_model, upscale
 
 CLASSES = (0, 2, 4, 8, 12, 16, 24, 32, 48, 510)
@@ -38,13 +38,13 @@ def main() -> None:
         with torch.no_grad():
             want = float_model(torch.from_numpy(rgb.transpose(2, 0, 1).copy())[None].float())
         want = want[0].permute(1, 2, 0).clamp(0, 255).numpy()
-        around = np.pad(rgb, ((TAPS, TAPS), (TAPS, TAPS), (0, 0)), mode="edge")
+        around = np.pad(rgb, ((REACH, REACH), (REACH, REACH), (0, 0)), mode="edge")
         outputs = [np.clip(enlarge(around, scale, phases(scale, "cubic")), 0, 255)]
         for i, smooth in enumerate(("network", "interpolate")):
             start = time.perf_counter()
             outputs.append(upscale(rgb, model, smooth=smooth).astype(np.float32))
             seconds[i] += time.perf_counter() - start
-        bend = np.pad(_bend(rgb, 1), NEAR, mode="edge")
+        bend = np.pad(bends(rgb, 1), NEAR, mode="edge")
         bend = sliding_window_view(bend, (2 * NEAR + 1, 2 * NEAR + 1)).max((2, 3))
         which = np.searchsorted(CLASSES, bend)
         counts += np.bincount(which.ravel(), minlength=len(CLASSES))

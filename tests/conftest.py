@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 
 import pytest
 import torch
+from fake_model import FakeModel
 
 from adabm_kernels import cli
 
@@ -45,3 +47,11 @@ def adabm(capsys):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """The stand-in for a converted model, in place of every model that commands load by name or path."""
+    fake = FakeModel()
+    monkeypatch.setattr(importlib.import_module("adabm_kernels.upscale"), "load_model", lambda name: fake)
+    return fake

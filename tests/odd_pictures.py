@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import PIL.Image
+import pytest
 
 HEIGHT, WIDTH = 40, 48
 _Y, _X = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -17,10 +18,20 @@ ALPHA = (255 * _X / WIDTH).astype(np.uint8)
 
 
 def encode(image: PIL.Image.Image | np.ndarray, kind: str, **options: object) -> bytes:
+    """A file of Pillow's; the test is skipped where this Pillow writes none of the kind."""
+    PIL.Image.init()
+    if kind not in PIL.Image.SAVE:
+        pytest.skip(f"Pillow {PIL.__version__} writes no {kind}")
     out = io.BytesIO()
     image = PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image
     image.save(out, kind, **options)
     return out.getvalue()
+
+
+def jpeg_with_xmp(data: bytes, xmp: bytes) -> bytes:
+    """A JPEG file with XMP before all else it says."""
+    segment = b"http://ns.adobe.com/xap/1.0/\0" + xmp
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(segment)) + segment + data[2:]
 
 
 def chunk(name: bytes, data: bytes) -> bytes:

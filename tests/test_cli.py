@@ -18,13 +18,11 @@ import PIL.Image
 import pytest
 import torch
 from command_line import ENVIRONMENT, names, rows, run_process
-from fake_model import FakeModel
 
 from adabm_kernels import cli
-from adabm_kernels.commands import upscale
+from adabm_kernels.commands import comparison
 from adabm_kernels.upscale import _ASSETS
 
-UPSCALE = sys.modules["adabm_kernels.upscale"]
 RGB = np.random.default_rng(3).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 LARGE = RGB.repeat(4, 0).repeat(4, 1)
 
@@ -38,14 +36,6 @@ def folder(empty_folder):
     """A working directory with one picture, in.png."""
     PIL.Image.fromarray(RGB).save("in.png")
     return empty_folder
-
-
-@pytest.fixture
-def model(monkeypatch):
-    """The fake model in place of every model by name or path."""
-    fake = FakeModel()
-    monkeypatch.setattr(UPSCALE, "load_model", lambda name: fake)
-    return fake
 
 
 def read(path):
@@ -99,11 +89,11 @@ def test_compare_adds_the_float_model(folder, model, adabm):
     assert list(table) == [
         "image", "model", "backend", "mean bits", "time", "float model", "speed-up", "PSNR", "written",
     ]  # fmt: skip
-    runs = f"median of {upscale.COMPARE_RUNS} runs"
+    runs = f"median of {comparison.RUNS} runs"
     assert table["time"].endswith(f" s ({runs})")
     assert f"(PyTorch {torch.__version__} float32 channels_last, 1 thread, {runs})" in table["float model"]
     assert re.fullmatch(r"\d+\.\d\dx", table["speed-up"])
-    assert len(model.seen) == 1 + upscale.COMPARE_RUNS
+    assert len(model.seen) == 1 + comparison.RUNS
     # PSNR of nearest against bilinear, computed here by its definition.
     x = torch.from_numpy(RGB).permute(2, 0, 1)[None].float()
     diff = torch.nn.functional.interpolate(x, scale_factor=4, mode="bilinear") - model(x)
@@ -112,7 +102,7 @@ def test_compare_adds_the_float_model(folder, model, adabm):
 
 
 def test_compare_stops_early_on_slow_images(folder, model, adabm, monkeypatch):
-    monkeypatch.setattr(upscale, "COMPARE_SECONDS", 0.0)
+    monkeypatch.setattr(comparison, "SECONDS", 0.0)
     status, out, _ = adabm("upscale", "in.png", "--compare")
     assert status == 0 and rows(out)["time"].endswith("(one run)")
 

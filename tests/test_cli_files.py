@@ -12,7 +12,6 @@ import numpy as np
 import PIL.Image
 import pytest
 from command_line import ENVIRONMENT, names, rows
-from fake_model import FakeModel
 
 from adabm_kernels.images import EXTENSIONS, open_picture
 
@@ -22,13 +21,6 @@ LARGE = RGB.repeat(4, 0).repeat(4, 1)
 RAW = os.fsdecode(b"caf\xe9")  # Latin-1, which is no UTF-8
 
 needs_builtin = pytest.mark.skipif(not UPSCALE.builtin_models(), reason="the built-in models' files are not there")
-
-
-@pytest.fixture
-def model(monkeypatch):
-    fake = FakeModel()
-    monkeypatch.setattr(UPSCALE, "load_model", lambda name: fake)
-    return fake
 
 
 def save(*paths, array=RGB):

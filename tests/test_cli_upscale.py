@@ -1,6 +1,7 @@
 """`adabm upscale` on folders, pipes and every kind of file; each bad input with its sentence and exit status."""
 
 import errno
+import gc
 import io
 import json
 import os
@@ -23,19 +24,13 @@ from adabm_kernels.enlarge import Enlarger
 from adabm_kernels.images import EXTENSIONS, Layout, PictureWriter, open_picture
 from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.patchwise import Patchwise
+from adabm_kernels.sizes import Size
 
 UPSCALE = sys.modules["adabm_kernels.upscale"]
 RGB = np.random.default_rng(6).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 LARGE = RGB.repeat(4, 0).repeat(4, 1)
 
 needs_builtin = pytest.mark.skipif(not UPSCALE.builtin_models(), reason="the built-in models' files are not there")
-
-
-@pytest.fixture
-def model(monkeypatch):
-    fake = FakeModel()
-    monkeypatch.setattr(UPSCALE, "load_model", lambda name: fake)
-    return fake
 
 
 def save(path, array=RGB, **options):
@@ -370,6 +365,27 @@ def test_reading_computing_and_writing_overlap(photos, monkeypatch):
     tasks = [batch.Task(source, Path(f"{source.stem}.png"), "PNG", source.name) for source in sources]
     outcomes = list(batch.upscale_files(tasks, Enlarger(Patchwise(Waiting())), max_pixels=1000))
     assert [outcome.error for outcome in outcomes] == [None, None] and [outcome.task for outcome in outcomes] == tasks
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list open files")
+def test_pictures_that_cannot_be_written_leave_no_threads_and_no_open_files(photos, monkeypatch):
+    """Not even while their errors are kept, and not until garbage is collected."""
+
+    def write(writer, rows):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PictureWriter, "write", write)
+    tasks = [batch.Task(Path("photos/a.png"), Path("a.png"), "PNG", "a.png")] * 8
+    network, threads = Enlarger(Patchwise(FakeModel()), Size(scale=2)), threading.active_count()
+    gc.disable()
+    try:
+        files_before = len(os.listdir("/proc/self/fd"))
+        outcomes = list(batch.upscale_files(tasks, network, max_pixels=1000))
+        files_after = len(os.listdir("/proc/self/fd"))
+    finally:
+        gc.enable()
+    assert all("No space left" in str(outcome.error) for outcome in outcomes) and not Path("a.png").exists()
+    assert threading.active_count() == threads and files_after <= files_before + 1
 
 
 def test_standard_input_and_output(empty_folder):

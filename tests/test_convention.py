@@ -36,7 +36,7 @@ def read(state, res_scale=1.0, **convention):
     return network.double()
 
 
-def check(network, state, own, x=X, **convention):
+def check(state, own, x=X, **convention):
     """own: what the network's code computes of pixels in its own range, in float64."""
     with torch.no_grad():
         torch.testing.assert_close(read(state, **convention)(x.double()), own(x.double()), rtol=0, atol=1e-3)
@@ -82,7 +82,7 @@ def test_edsr_with_any_mean_colour(tail, order, rgb_range, mean, std):
     """The range is read off the size of the mean colour."""
     colour = np.array(mean, np.float32) / 255 if mean is DIV2K_PIXELS else mean
     state = with_shift(plain_state(tail), rgb_range, tuple(map(float, colour)), std or (1.0, 1.0, 1.0))
-    check("edsr", state, edsr_code(state, rgb_range, order=order), channel_order=order)
+    check(state, edsr_code(state, rgb_range, order=order), channel_order=order)
     spec = detect(state, convention=Convention(channel_order=order)).spec
     if mean is DIV2K_PIXELS and order == "rgb":
         assert spec.mean == DIV2K_PIXELS
@@ -94,13 +94,13 @@ def test_edsr_with_any_mean_colour(tail, order, rgb_range, mean, std):
 @pytest.mark.parametrize("tail", ["staged", "single"])
 def test_edsr_whose_shift_is_said_beside_the_weights(rgb_range, tail):
     state = plain_state(tail)
-    check("none", state, edsr_code(state, rgb_range, shifts=False), rgb_range=rgb_range)
+    check(state, edsr_code(state, rgb_range, shifts=False), rgb_range=rgb_range)
     registered = with_shift(state, 255, (0.4488, 0.4371, 0.4040))  # as in super-image: registered and never called
-    check("unused", registered, edsr_code(state, rgb_range, shifts=False), rgb_range=rgb_range, mean_shift="none")
+    check(registered, edsr_code(state, rgb_range, shifts=False), rgb_range=rgb_range, mean_shift="none")
     for said, colour in (("div2k", (0.4488, 0.4371, 0.4040)), (FOREIGN, FOREIGN)):
         own = edsr_code(with_shift(state, rgb_range, colour), rgb_range)
-        check("said", state, own, rgb_range=rgb_range, mean_shift=said)
-        check("said otherwise", registered, own, rgb_range=rgb_range, mean_shift=said)
+        check(state, own, rgb_range=rgb_range, mean_shift=said)
+        check(registered, own, rgb_range=rgb_range, mean_shift=said)
 
 
 def test_a_colour_transform_before_and_after():
@@ -108,7 +108,7 @@ def test_a_colour_transform_before_and_after():
     state = with_shift(plain_state(), 255, FOREIGN)
     state["sub_mean.weight"] = torch.tensor([[0.3, 0.6, 0.1], [-0.2, -0.3, 0.5], [0.5, -0.4, -0.1]]).view(3, 3, 1, 1)
     state["add_mean.weight"] = torch.linalg.inv(state["sub_mean.weight"].view(3, 3)).view(3, 3, 1, 1)
-    check("space", state, edsr_code(state, 255))
+    check(state, edsr_code(state, 255))
     state["sub_mean.weight"][2] = state["sub_mean.weight"][1]
     with pytest.raises(ValueError, match="'sub_mean.weight' must not lose a colour"):
         detect(state)
@@ -132,7 +132,7 @@ def test_networks_without_biases_up_to_the_upsampler():
     zeros = {key: torch.zeros_like(value) if key not in bare else value for key, value in state.items()}
     want = EDSR(detect(state).spec)
     want.load_state_dict(zeros)
-    check("bare", bare, want.double())
+    check(bare, want.double())
 
 
 # ---- layouts, each against its own code written out
@@ -172,7 +172,7 @@ def test_edsr_of_mmagic(scale):
         return (conv(state, "conv_last", y) + mean) * 255
 
     assert detect(state).layout == "mmagic" and detect(state).spec == EDSRSpec(scale, 2, 8)
-    check("mmagic", state, own)
+    check(state, own)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -200,7 +200,7 @@ def test_rdn_of_yjn870_and_mmagic(scale):
         return conv(state, "output", y) * 255
 
     assert detect(state).layout == "yjn870" and detect(state).spec == RDNSpec(scale, 2, 3, 8, 8)
-    check("yjn870", {"state_dict": {f"generator.{key}": value for key, value in state.items()}}, own)
+    check({"state_dict": {f"generator.{key}": value for key, value in state.items()}}, own)
 
 
 def srresnet_parts(names, bias):
@@ -251,7 +251,7 @@ def test_srresnet_of_lornatang(first):
     state |= {f"{name}.weight": torch.rand(1) for name in names["acts"]}
     own = srresnet_code(state, names, lambda name, x: F.prelu(x, state[f"{name}.weight"].double()))
     assert detect(state).layout == "lornatang" and detect(state).spec == SRResNetSpec(4, 2, 8, bias=True)
-    check("lornatang", {"epoch": 1, "best_psnr": 28.1, "state_dict": state, "optimizer": {}, "scheduler": None}, own)
+    check({"epoch": 1, "best_psnr": 28.1, "state_dict": state, "optimizer": {}, "scheduler": None}, own)
 
 
 def test_srresnet_of_twtygqyy():
@@ -268,7 +268,7 @@ def test_srresnet_of_twtygqyy():
     }
     state = srresnet_parts(names, bias=False)
     assert detect(state).layout == "twtygqyy"
-    check("twtygqyy", state, srresnet_code(state, names, lambda _, x: F.leaky_relu(x, 0.2)))
+    check(state, srresnet_code(state, names, lambda _, x: F.leaky_relu(x, 0.2)))
 
 
 @pytest.mark.parametrize("spec", [RDNSpec(2, 2, 2, 4, 8), SRResNetSpec(2, 2, 8), SRResNetSpec(2, 2, 8, unit_range=True)])
@@ -281,8 +281,8 @@ def test_other_families_in_another_range_and_order(spec):
         plain.load_state_dict({key: value for key, value in state.items() if key != "unit_range"})
         network = plain
     network = network.double()
-    check("range", state, lambda x: network(x / 255) * 255, rgb_range=1)
-    check("both", state, lambda x: network(x.flip(1) / 255).flip(1) * 255, rgb_range=1, channel_order="bgr")
+    check(state, lambda x: network(x / 255) * 255, rgb_range=1)
+    check(state, lambda x: network(x.flip(1) / 255).flip(1) * 255, rgb_range=1, channel_order="bgr")
     with pytest.raises(ValueError, match="mean_shift must be left out for an (RDN|SRResNet), which has none here, got 'div2k'"):
         detect(state, convention=Convention(mean_shift="div2k"))
     assert isinstance(float_network(detect(state).spec), RDN if spec.network == "rdn" else SRResNet)

@@ -394,6 +394,34 @@ def test_memory_makes_windows_smaller():
     assert tight[1][0].stop < free[1][0].stop and bound._bytes(*tight, layout) <= bound.max_memory
 
 
+class OtherBitsForAlpha(FakeModel):
+    def image_offsets(self, x, learn=False):
+        return (x == x[:, :1]).all(dim=(1, 2, 3)).int()
+
+
+@pytest.mark.parametrize("kind", ["noise", "slope"])
+def test_results_wait_for_their_alpha_alone(monkeypatch, kind):
+    """Of windows whose alpha varies one is held after the other, whether computed or interpolated."""
+    windows, held, join, store = [], [], patchwise.joined_windows, Patchwise._store
+
+    def joined(*args):
+        windows[:] = join(*args)
+        return windows
+
+    def stored(network, window, *rest):
+        held.append(sum(bool(one.results) for one in windows if one is not window))
+        store(network, window, *rest)
+
+    monkeypatch.setattr(patchwise, "joined_windows", joined)
+    monkeypatch.setattr(Patchwise, "_store", stored)
+    monkeypatch.setattr(patchwise, "BATCH_PIXELS", {"cpu": 1})
+    slope = np.linspace(1, 255, 96).astype(np.uint8)[None, :, None].repeat(40, 0)
+    rgba = np.random.default_rng(0).integers(1, 256, (40, 96, 4), np.uint8) if kind == "noise" else slope.repeat(4, 2)
+    model = OtherBitsForAlpha()
+    upscale(rgba, model, tile=16, halo=4)
+    assert held == [0] * 12 and bool(model.seen) == (kind == "noise")
+
+
 def test_memory_of_a_forward_pass_is_estimated(model):
     """The buffers that a pass fills, and its output, are within the estimate."""
     x = torch.zeros(1, 3, 64, 64)

@@ -16,6 +16,7 @@ from adabm_kernels import ConvertConfig, convert_model
 from adabm_kernels import calibrate as calibration
 from adabm_kernels.calibration import plausibility
 from adabm_kernels.calibration.plausibility import WrongReading, check_reading, looked_at
+from adabm_kernels.commands.weights import misreading
 from adabm_kernels.evaluate import load_float
 from adabm_kernels.images import read_image
 from adabm_kernels.networks.checkpoints import load_state
@@ -96,7 +97,7 @@ def test_a_wrong_word_of_the_user_is_found_too(trained, pictures):
     with pytest.raises(WrongReading) as caught:
         check_reading(trained, detect(trained, convention=Convention(rgb_range=1)), pictures)
     assert caught.value.suggested == {"rgb_range": None}
-    assert re.search(r"and \d+\.\d dB without --rgb-range \(--no-check goes on", caught.value.in_options())
+    assert re.search(r"and \d+\.\d dB without --rgb-range \(--no-check goes on", misreading(caught.value))
     assert "dB with rgb_range=None (check=False" in str(caught.value)
 
 
@@ -112,9 +113,9 @@ def test_the_message_is_one_sentence_in_python_and_in_options(trained, pictures)
     python = want.format("rgb_range=1, mean_shift='none'", "check=False")
     assert re.fullmatch(f"calibrate: {python}", str(caught.value))
     options = want.format("--rgb-range 1 --mean-shift none", "--no-check")
-    assert re.fullmatch(options, caught.value.in_options())
+    assert re.fullmatch(options, misreading(caught.value))
     colour = WrongReading(20.0, 22.0, {"mean_shift": (0.4, 0.4, 0.4), "res_scale": 0.1}, 23.0)
-    assert "with --mean-shift 0.4,0.4,0.4 --res-scale 0.1 (" in colour.in_options()
+    assert "with --mean-shift 0.4,0.4,0.4 --res-scale 0.1 (" in misreading(colour)
 
 
 def test_refusal_comes_before_calibration_and_can_be_left_out(trained, pictures, monkeypatch):

@@ -1,7 +1,6 @@
 """Outputs of another size than the network's: which size, by which steps, and what comes out in Python and on the command line."""
 
 import json
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from adabm_kernels.resize import imresize
 from adabm_kernels.sizes import Size, Steps
 from adabm_kernels.upscale import builtin_models, upscale, upscale_file, upscale_many
 
-UPSCALE = sys.modules["adabm_kernels.upscale"]
 RNG = np.random.default_rng(3)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
@@ -41,13 +39,6 @@ def resized(array, width, height):
     rows = array if array.ndim == 3 else array[..., None]
     layout = Layout(rows.shape[1], rows.shape[0], rows.shape[2], 8 * rows.itemsize)
     return Resampler(layout, width, height).rows(rows).reshape(height, width, *array.shape[2:])
-
-
-@pytest.fixture
-def model(monkeypatch):
-    fake = FakeModel()
-    monkeypatch.setattr(UPSCALE, "load_model", lambda name: fake)
-    return fake
 
 
 @pytest.mark.parametrize(

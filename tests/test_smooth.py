@@ -1,5 +1,7 @@
 """Smooth areas: flat colours stay flat, drawings are no worse than bicubic makes them, and cutting a picture changes nothing."""
 
+import functools
+
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
@@ -16,7 +18,7 @@ from adabm_kernels.interpolation import keeps_colours
 from adabm_kernels.metrics import psnr, ssim_y
 from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.resize import imresize
-from adabm_kernels.smooth import TAPS, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
+from adabm_kernels.smooth import REACH, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
 from adabm_kernels.upscale import builtin_models, load_model, upscale
 
 MODELS = [pytest.param(name, id=name) for name in builtin_models()]
@@ -27,8 +29,7 @@ COLOURS_SHOWN = [(r, g, b) for r in STEPS[0] for g in STEPS[0] for b in STEPS[0]
 
 @pytest.fixture(scope="module")
 def models():
-    found = {}
-    return lambda name: found.setdefault(name, None) or found.update({name: load_model(name)}) or found[name]
+    return functools.cache(load_model)
 
 
 def drawing(kind, side=256):
@@ -167,6 +168,19 @@ def test_where_the_network_changes_colours_it_does_all(models):
     assert [Patchwise(changed, smooth=smooth).interpolates for smooth in ("auto", "interpolate", "network")] == [False, True, False]
 
 
+def test_no_thread_gets_the_unfinished_answer_of_another():
+    model, answers = FakeModel(), []
+    float_model = model.float_model
+
+    def asked_meanwhile():
+        model.float_model = float_model
+        answers.append(keeps_colours(model))
+        return float_model()
+
+    model.float_model = asked_meanwhile
+    assert keeps_colours(model) and answers == [True]
+
+
 def test_patches_of_the_paper_are_the_networks(models):
     low = imresize(drawing("slopes"), 0.5)
     assert np.abs(upscale(low, models(FEW_BITS), protocol="paper").astype(int) - imresize(low, 4)).max() > 4
@@ -180,7 +194,7 @@ def test_patches_of_the_paper_are_the_networks(models):
 def test_enlarging_is_bicubic(scale):
     values = np.random.default_rng(1).uniform(0, 255, (9, 12, 2))
     got = enlarge(values, scale, phases(scale, "cubic"))
-    want = imresize(values, scale)[scale * TAPS : -scale * TAPS, scale * TAPS : -scale * TAPS]
+    want = imresize(values, scale)[scale * REACH : -scale * REACH, scale * REACH : -scale * REACH]
     assert np.abs(got - want).max() < 255 * 64 * 2**-24  # two sums of up to five terms in float32
     assert np.allclose(phases(scale, "linear").sum(1), 1)
 

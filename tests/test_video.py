@@ -16,12 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import ENVIRONMENT, names, rows
-from fake_model import FakeModel
 
 from adabm_kernels.commands.video import MATRICES, Stream, _read_y4m
 from adabm_kernels.commands.yuv import from_rgb, to_rgb
 
-UPSCALE = sys.modules["adabm_kernels.upscale"]
 RNG = np.random.default_rng(8)
 FFMPEG = shutil.which("ffmpeg")
 
@@ -42,13 +40,6 @@ sys.exit(cli.main())
     str(Path(__file__).parent),
     "upscale",
 ]
-
-
-@pytest.fixture
-def model(monkeypatch):
-    fake = FakeModel()
-    monkeypatch.setattr(UPSCALE, "load_model", lambda name: fake)
-    return fake
 
 
 def frames_of(stream, count):

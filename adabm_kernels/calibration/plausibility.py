@@ -62,17 +62,10 @@ class WrongReading(ValueError):
     def __init__(self, psnr: float, bicubic: float, suggested: Reading | None, better: float):
         self.psnr, self.bicubic, self.suggested, self.better = psnr, bicubic, suggested, better
         remedy = ", ".join(f"{name}={value!r}" for name, value in (suggested or {}).items())
-        super().__init__(f"calibrate: {self._sentence(f'with {remedy}', 'check=False')}")
+        super().__init__(f"calibrate: {self.sentence(f'with {remedy}', 'check=False')}")
 
-    def in_options(self) -> str:
-        """The sentence in the options of the command line."""
-        options = {f"--{name.replace('_', '-')}": value for name, value in (self.suggested or {}).items()}
-        given = " ".join(f"{option} {_word(value)}" for option, value in options.items() if value is not None)
-        without = " or ".join(option for option, value in options.items() if value is None)
-        remedy = " ".join([*(["with", given] if given else []), *(["without", without] if without else [])])
-        return self._sentence(remedy, "--no-check")
-
-    def _sentence(self, remedy: str, anyway: str) -> str:
+    def sentence(self, remedy: str, anyway: str) -> str:
+        """What is wrong. remedy: what to say to get the suggested reading. anyway: how to go on without the check."""
         achieved = f"{self.psnr:.1f} dB where bicubic has {self.bicubic:.1f}"
         found = f"upscaling shrunk ones of these pictures, the float network has {achieved}"
         if self.suggested is None:
@@ -190,7 +183,3 @@ def _error(y: torch.Tensor, hr: torch.Tensor, scale: int) -> float:
 
 def _db(error: float) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-3)))
-
-
-def _word(value: Any) -> str:
-    return ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else f"{value:g}" if value != str(value) else value

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target, write_file
 from .common import BAD_INPUT, FAILED, Progress, print_table, stage
+from .comparison import compare
+from .loading import load_network
 from .pipes import piped, read_pipe, shown
-from .upscale import compare, load_network
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ def execute(args: argparse.Namespace) -> None:
 
     from ..batch import mean_bits
     from ..bitmap import bit_map
-    from ..enlarge import Enlarger
+    from ..enlarge import Enlarger, enlarged
     from ..nn.layer_times import layer_times
     from ..report import Report
 
@@ -63,7 +63,7 @@ def execute(args: argparse.Namespace) -> None:
             name: _weighted(values.cpu().tolist(), weights)
             for name, values in network.model.layer_bits(None, offset=_offsets(bits.patches)).items()
         }
-        larger = replace(layout, width=layout.width * network.scale, height=layout.height * network.scale)
+        larger = enlarged(layout, network.scale)
         page = Report(
             title=f"{args.input.name if source is args.input else shown(args.input)}, upscaled {network.scale} times",
             model=settings["model"],

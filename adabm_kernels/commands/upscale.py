@@ -9,25 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
 from ..sizes import Size, Steps
 from . import video
-from .common import BAD_INPUT, FAILED, CommandError, Progress, keeping_imports, one_line, print_table, stage, timed, to_json
+from .common import BAD_INPUT, FAILED, CommandError, Progress, one_line, print_table, stage, to_json
+from .comparison import compare
+from .loading import load_enlarger
 from .outputs import Plan, Planned, Rest, check_suffix, find_inputs, is_folder, plan_outputs
 from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_stdout
+from .sizes import asked_size, in_figures, in_words
 
 if TYPE_CHECKING:
     from ..batch import Outcome, Task
     from ..enlarge import Enlarger
     from ..images import Layout
-    from ..patchwise import Patchwise
-
-# `--compare` repeats both models until one of these is reached; the median needs few runs, a large image long ones.
-COMPARE_RUNS = 5
-COMPARE_SECONDS = 30.0
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -46,8 +43,6 @@ def execute(args: argparse.Namespace) -> None:
         _check_options(args, single, size)
         data = read_pipe(inputs[0].path) if piped(inputs[0].path) else None
         layout = _check_single(args, inputs[0].path, data) if single else None
-
-    with stage(BAD_INPUT):
         network, settings = load_enlarger(args, size)
         plan = plan_outputs(args, inputs, size, network.network.scale)
         if single and plan.failed:
@@ -72,61 +67,6 @@ def execute(args: argparse.Namespace) -> None:
         _print(args, settings | {"input": shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
     else:
         _many(args, tasks, plan, rest, network, settings)
-
-
-@keeping_imports()
-def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
-    """The model as the options ask for it, and what a report says of it."""
-    import torch
-
-    from ..upscale import configure, load_model
-
-    # The float model runs on torch's own threads: as many for one as for the other.
-    threads = args.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    model = load_model(args.model)
-    configure(model, args.bits, args.backend, threads, args.device)
-    from ..patchwise import Patchwise
-
-    names = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")
-    try:
-        network = Patchwise(model, **{name: getattr(args, name) for name in names})
-    except ValueError as error:
-        raise ValueError(f"--{error}") from error
-    backend = model.backend_summary()
-    settings = {"model": args.model, "backend": backend, "threads": threads, "bits": args.bits, "halo": network.halo}
-    settings |= {"protocol": args.protocol, "smooth": "interpolate" if network.interpolates else "network", "tta": args.tta}
-    return network, settings
-
-
-def load_enlarger(args: argparse.Namespace, size: Size) -> tuple[Enlarger, dict[str, Any]]:
-    """The same for outputs of the size that the options ask for."""
-    network, settings = load_network(args)
-    from ..enlarge import Enlarger
-
-    return Enlarger(network, size, max_pixels=args.max_pixels), settings
-
-
-def asked_size(args: argparse.Namespace) -> Size:
-    """The size that the options ask for."""
-    try:
-        return Size(args.scale, args.width, args.height, args.fit)
-    except ValueError as error:
-        raise ValueError(f"--{error}") from error
-
-
-def in_words(width: int, height: int, steps: Steps) -> str:
-    """How a picture of this size became another: "100x80 -> 200x160, resized from 400x320"."""
-    words = "{}x{} -> {}x{}".format(width, height, *steps.size)
-    if steps.resized:
-        words += ", resized from {}x{}".format(*steps.made) if steps.passes else ", resized without the network"
-    return words + (f" ({steps.passes} passes)" if steps.passes > 1 else "")
-
-
-def in_figures(width: int, height: int, steps: Steps) -> dict[str, Any]:
-    """The same for --json."""
-    sizes = {"input_size": [width, height], "output_size": list(steps.size), "network_size": list(steps.made)}
-    return sizes | {"passes": steps.passes}
 
 
 # ---- input
@@ -190,41 +130,6 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
         with stage(FAILED, _memory(layout)):
             report |= compare(network, float_model, task.source, args.max_pixels, task.name)
     _print(args, report, _rows(report, outcome.steps))
-
-
-def compare(network: Enlarger, float_model: Any, source: Path | bytes, max_pixels: int, name: str) -> dict[str, Any]:
-    """Time both models in turn on a whole picture, after one run of each to warm up, and measure how far their outputs are apart.
-
-    The float model gets what suits PyTorch best on a CPU, float32 in channels_last, and the same windows, and what both make is
-    resized alike. PSNR is over RGB in 0..255, both outputs clamped and not rounded. max_pixels, name: as for `open_picture`.
-    """
-    import torch
-
-    from ..enlarge import Enlarger
-    from ..images import open_picture
-    from ..metrics import psnr
-    from ..nn.timing import wait_for
-    from ..patchwise import FloatPatchwise
-
-    reader = open_picture(source, max_pixels=max_pixels, name=name)
-    x = network.network.picture_tensor(reader.read(reader.layout.height), reader.layout)
-    floats = Enlarger(FloatPatchwise(float_model, network.network), network.size, max_pixels=max_pixels)
-    want = floats.tensor(x)
-    wait_for(x.device)
-    converted, float_times, start = [], [], time.perf_counter()
-    while len(float_times) < COMPARE_RUNS and (not float_times or time.perf_counter() - start < COMPARE_SECONDS):
-        (y, _), seconds = timed(lambda: (network.tensor(x), wait_for(x.device)))
-        converted.append(seconds)
-        float_times.append(timed(lambda: (floats.tensor(x), wait_for(x.device)))[1])
-    db = float(psnr(y.clamp(0, 255).cpu(), want.clamp(0, 255).cpu(), 255.0))
-    return {
-        "seconds": median(converted),
-        "runs": len(converted),
-        "float_seconds": median(float_times),
-        "speed_up": median(float_times) / median(converted),
-        "psnr_db": db if db < float("inf") else None,
-        "torch": torch.__version__,
-    }
 
 
 def _rows(report: dict[str, Any], steps: Steps) -> list[tuple[str, str]]:

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..files import PartialFile, check_target, naming
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, print_table, stage, to_json
+from .loading import load_enlarger
 from .outputs import DEFAULT_SUFFIX
 from .pipes import open_source, open_target, piped, refuse_terminal
+from .sizes import asked_size, in_figures, in_words
 from .yuv import from_rgb, to_rgb
 
 if TYPE_CHECKING:
@@ -47,8 +49,6 @@ _OF_PICTURES = {"compare": False, "format": None, "quality": None, "suffix": DEF
 
 def execute(args: argparse.Namespace) -> None:
     """Upscale the frames of standard input (or a file) one after the other, each with its own bits."""
-    from .upscale import asked_size, load_enlarger
-
     with ExitStack() as stack:
         with stage(BAD_INPUT):
             _check(args)
@@ -56,16 +56,14 @@ def execute(args: argparse.Namespace) -> None:
             source = _Source(stack.enter_context(open_source(args.inputs[0])))
             stream = _read_y4m(source, args.matrix) if args.y4m else _raw(args)
             if (pixels := stream.width * stream.height) > args.max_pixels:
-                size = f"{stream.width}x{stream.height} = {pixels} pixels"
-                raise ValueError(f"frames must have at most {args.max_pixels} pixels (--max-pixels), got {size}")
+                got = f"{stream.width}x{stream.height} = {pixels}"
+                raise ValueError(f"frames must have at most {args.max_pixels} pixels (--max-pixels), got {got} pixels")
             network, settings = load_enlarger(args, size)
             network.check(_layout(stream))
         _upscale(args, source, stream, network, settings)
 
 
 def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network: Any, settings: dict[str, Any]) -> None:
-    from .upscale import in_figures, in_words
-
     frames, bits, start, incomplete = 0, [], time.perf_counter(), None
     steps = network.steps(stream.width, stream.height)
     larger = replace(stream, width=steps.size[0], height=steps.size[1])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..calibration.plausibility import WrongReading
     from ..networks.convention import Convention
     from ..networks.detect import Detected
 
@@ -32,6 +33,15 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def misreading(error: WrongReading) -> str:
+    """What is wrong with the reading, with options for the arguments that would help."""
+    suggested = {option(name): value for name, value in (error.suggested or {}).items()}
+    given = " ".join(f"{name} {word(value)}" for name, value in suggested.items() if value is not None)
+    left_out = " or ".join(name for name, value in suggested.items() if value is None)
+    parts = [f"with {given}" if given else "", f"without {left_out}" if left_out else ""]
+    return error.sentence(" ".join(filter(None, parts)), "--no-check")
+
+
 @contextmanager
 def misread(what: str) -> Iterator[None]:
     """A likely wrong reading of weights as ValueError that names the file and, in place of arguments, options. what: the file."""
@@ -40,7 +50,7 @@ def misread(what: str) -> Iterator[None]:
     try:
         yield
     except WrongReading as error:
-        raise ValueError(f"{what}: {error.in_options()}") from error
+        raise ValueError(f"{what}: {misreading(error)}") from error
 
 
 @contextmanager

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .formats import EXTENSIONS, READ_ONLY, UNREAD, sniff
+from .formats import EXTENSIONS, READ_ONLY, UNREAD, missing_package, sniff
 
 _PLAIN = ("PNG", "JPEG")  # what pictures for measuring and calibrating are kept in
-_PACKAGES = {"HEIC": ("pillow_heif", "pillow-heif"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}  # as imported, as installed
 _START_BYTES = 32
 
 
@@ -31,17 +30,11 @@ class Listing:
     others: int = 0
 
 
-def missing_package(format: str) -> str | None:
-    """The package that would read a format, by the name it is installed by, where it is not there."""
-    module, package = _PACKAGES.get(format, (None, None))
-    return package if module is not None and importlib.util.find_spec(module) is None else None
+def find_pictures(folder: Path, left_out: Path | None = None) -> Listing:
+    """All that a folder and the folders in it hold, sorted by path. Hidden files and folders are left out, and links to folders are
+    not followed.
 
-
-def find_pictures(folder: Path, besides: Path | None = None) -> Listing:
-    """All that a folder holds, to the bottom, by path; nothing of what is hidden, nor of a folder in it. Links to folders are not
-    followed.
-
-    besides: that folder, None for none.
+    left_out: a folder within that is not searched, None where all are.
     """
     found = Listing()
 
@@ -49,7 +42,7 @@ def find_pictures(folder: Path, besides: Path | None = None) -> Listing:
         found.passed_over.append(PassedOver(Path(error.filename), f"it cannot be opened: {error.strerror}"))
 
     for place, folders, files in os.walk(folder, onerror=cannot_open):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _is(Path(place, name), besides)]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is(Path(place, name), left_out)]
         links = [path for name in folders if (path := Path(place, name)).is_symlink()]
         found.passed_over += [PassedOver(path, "it is a link to a folder, which is not followed") for path in links]
         for path in (Path(place, name) for name in files if not name.startswith(".")):
@@ -66,12 +59,9 @@ def _is(path: Path, other: Path | None) -> bool:
 def _sort_in(path: Path, found: Listing) -> None:
     suffix = path.suffix.lower()
     format = EXTENSIONS.get(suffix) or READ_ONLY.get(suffix)
-    reason = None
-    if format is not None and not path.is_file():
-        reason = "it is a link that leads nowhere" if path.is_symlink() and not path.exists() else "it is no file"
-    elif format is not None:
-        package = missing_package(format)
-        reason = package and f"{format} is read where the package {package} is installed (pip install {package})"
+    if format is not None:
+        missing = missing_package(format)
+        reason = _no_file(path) or (missing and f"{format} is {missing}")
     elif suffix in UNREAD:
         reason = f"it is {UNREAD[suffix]}, which is not read"
     elif (format := _content(path)) is None:
@@ -85,9 +75,17 @@ def _sort_in(path: Path, found: Listing) -> None:
         found.passed_over.append(PassedOver(path, reason))
 
 
+def _no_file(path: Path) -> str | None:
+    """Why a path leads to no file, as a clause; None where it does."""
+    try:
+        return None if stat.S_ISREG(os.stat(path).st_mode) else "it is no file"
+    except OSError as error:  # as in a folder that may be listed and not entered
+        return "it is a link that leads nowhere" if os.path.islink(path) else f"it cannot be opened: {error.strerror}"
+
+
 def _content(path: Path) -> str | None:
     """The format of a file by its content, None where that is no picture or cannot be read."""
-    if not path.is_file():
+    if _no_file(path):
         return None
     try:
         with open(path, "rb") as file:
@@ -107,7 +105,7 @@ def list_images(folder: str | os.PathLike, argument: str = "folder") -> list[Pat
         raise ValueError(f"{argument} must be a folder of pictures, got '{folder}', which {_instead_of_folder(folder)}")
     found = Listing()
     for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and not path.is_dir():
+        if not path.name.startswith(".") and not os.path.isdir(path):
             _sort_in(path, found)
     others = [path for path in found.pictures if EXTENSIONS.get(path.suffix.lower()) not in _PLAIN]
     if others:

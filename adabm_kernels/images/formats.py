@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,7 @@ UNREAD = {
     ".jxr": "a JPEG XR picture",
     ".pcx": "a PCX picture",
 }
+_PACKAGES = {"HEIC": ("pillow_heif", "pillow-heif"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}  # as imported, as installed
 READ = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIC, JPEG XL, JPEG 2000 and PNM"
 MAX_SIDE = {"JPEG": 65500, "WebP": 16383}  # of libjpeg and of the WebP format
 DEEP = ("PNG", "TIFF")  # hold 16 bits per channel
@@ -121,6 +123,14 @@ class Layout:
         if self.colour is None or (self.icc is not None and self.colour.cicp is None):
             return self.icc
         return self.colour.profile(self.grey) or self.icc
+
+
+def missing_package(format: str) -> str | None:
+    """What is missing to read a format, as a clause that follows "it is" or "which is"; None where nothing is."""
+    module, package = _PACKAGES.get(format, (None, None))
+    if module is None or importlib.util.find_spec(module) is not None:
+        return None
+    return f"read where the package {package} is installed (pip install {package})"
 
 
 def plausible(dpi: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -12,7 +12,7 @@ import PIL.ImageOps
 from PIL import ExifTags
 
 from .colour import Colour, fitting_profile
-from .formats import QUARTER_TURNS, Layout, plausible
+from .formats import QUARTER_TURNS, Layout, missing_package, plausible
 from .metadata import metadata_of
 
 # 8 bits per channel, or fewer. Everything else would lose something on the way to RGB and is refused by name.
@@ -30,10 +30,8 @@ _READERS = {
 
 def opener(format: str) -> Callable[[Any], PIL.Image.Image]:
     """Pillow's reader of a format, which takes an open file; ValueError where the package is missing that has it."""
-    from .folder import missing_package
-
-    if (package := missing_package(format)) is not None:
-        raise ValueError(f"it is a {format} file, which is read where the package {package} is installed (pip install {package})")
+    if (missing := missing_package(format)) is not None:
+        raise ValueError(f"it is a {format} file, which is {missing}")
     module, name = _READERS[format]
     return getattr(importlib.import_module(module), name)
 

@@ -36,8 +36,8 @@ class PictureWriter:
     that then receives it. format: one of EXTENSIONS' values. layout: of the rows that are written. quality: 1..100, of JPEG and
     WebP. Where the format cannot hold 16 bits, 8 are kept; where it holds no alpha, an opaque one is dropped.
     Encoding runs in a thread of its own while further rows are made. WebP and BMP are encoded from the whole picture in memory.
-    An exception in the block leaves nothing behind. Raises ValueError for what the format cannot hold or another quality, and
-    OSError naming the path when the file system refuses.
+    An exception in the block leaves nothing behind. warnings: what the output loses, which is warned of at once.
+    Raises ValueError for what the format cannot hold or another quality, and OSError naming the path when the file system refuses.
     """
 
     def __init__(self, path: str | os.PathLike | BinaryIO, format: str, layout: Layout, *, quality: int = DEFAULT_QUALITY):
@@ -52,7 +52,9 @@ class PictureWriter:
             channels=layout.channels if keeps_alpha else layout.channels - 1,
         )
         self._metadata = Metadata() if layout.metadata is None else layout.metadata.upright(layout.width, layout.height, layout.dpi)
-        self._say_what_is_lost()
+        self.warnings = self._losses()
+        for words in self.warnings:
+            warnings.warn(words, stacklevel=2)
         self._rows = 0
         self._bands: list[np.ndarray] = []
         self._encoder: _Encoder | None = None
@@ -96,14 +98,12 @@ class PictureWriter:
             if not isinstance(self._path, str | os.PathLike):
                 self._send()
 
-    def _say_what_is_lost(self) -> None:
+    def _losses(self) -> list[str]:
         layout = self.layout
-        if self.format == "PNG":
-            return
         unsaid = layout.colour is not None and layout.icc is None and not layout.colour.named
-        if unsaid or (self.format == "BMP" and layout.profile is not None):
-            words = f"'{self.name}' will show other colours: {self.format} has no place for what the picture says of them; use .png"
-            warnings.warn(words, stacklevel=3)
+        if self.format == "PNG" or not (unsaid or (self.format == "BMP" and layout.profile is not None)):
+            return []
+        return [f"'{self.name}' will show other colours: {self.format} has no place for what the picture says of them; use .png"]
 
     def _held(self, rows: np.ndarray) -> np.ndarray:
         """The rows as the format holds them."""

@@ -20,6 +20,7 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 MEAN_SHIFTS = ("none", "div2k")
 UNIT_MEAN = 2.0  # a mean colour below this is one of pixels in 0..1; in 0..255 it would be black
 
+SHIFTS = ("sub_mean.", "add_mean.")  # what keys of a mean shift begin with
 _SIZES = {"sub_mean.weight": 9, "sub_mean.bias": 3, "add_mean.weight": 9, "add_mean.bias": 3}
 _NOTHING = torch.empty(0)
 
@@ -157,7 +158,7 @@ def fold(
     gain = 255 / rgb_range
     bgr = channel_order == "bgr"
     first, last = spec.convs()[0].name, spec.convs()[-1].name
-    folded = {key: value for key, value in state.items() if not key.startswith(("sub_mean.", "add_mean."))}
+    folded = {key: value for key, value in state.items() if not key.startswith(SHIFTS)}
     names = [key for key in folded if key.endswith((".bias", ".running_mean"))]
     if gain != 1:
         folded |= {key: (folded[key].double() * gain).float() for key in names}

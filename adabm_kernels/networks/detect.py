@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .checkpoints import Candidate, candidates, equal, listed
-from .convention import AS_READ, Convention, Shift, fold, reading
+from .convention import AS_READ, SHIFTS, Convention, Shift, fold, reading
 from .edsr import EDSR, EDSRSpec, MeanShift
 from .layouts import Layout, adabm_name, count, layout_of, why_not
 from .rdn import RDN, RDNSpec
@@ -33,7 +33,6 @@ _LAYERS = {"edsr": (nn.ReLU,), "rdn": (nn.ReLU,), "srresnet": (nn.PReLU, nn.Batc
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NEUTRAL_FILES = ("torch.nn.modules.container", "torch.nn.modules.loss")
 _COUNTER = ".num_batches_tracked"  # of BatchNorm: an integer, of no use here
-_SHIFTS = ("sub_mean.", "add_mean.")
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _prepared(given: dict[str, torch.Tensor], layout: Layout, convention: Conven
     if convention.rgb_range is not None:
         state.pop(UNIT_RANGE, None)
     if convention.mean_shift is not None:
-        state = {key: value for key, value in state.items() if not key.startswith(_SHIFTS)}
+        state = {key: value for key, value in state.items() if not key.startswith(SHIFTS)}
     blocks = count(state, r"body\.(\d+)\.conv1\.")
     if not blocks or _is_srresnet(state):
         return state
@@ -280,7 +279,7 @@ def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
     """AdaBM keys of the values that a converted network keeps in float: all but the quantised convolutions and mean shifts."""
     quantized = {f"{name}.{part}" for name in spec.quantized(quantize) for part in ("weight", "bias")}
     names = (adabm_name(key) for key in float_shapes(spec))
-    settings = ("sub_mean.", "add_mean.", UNIT_RANGE)  # `spec` says it already
+    settings = (*SHIFTS, UNIT_RANGE)  # `spec` says it already
     return [name for name in names if name not in quantized and not name.endswith(_COUNTER) and not name.startswith(settings)]
 
 
@@ -421,7 +420,7 @@ def _edsr_spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], r
         scale=_edsr_scale(state),
         blocks=blocks,
         channels=state["head.0.weight"].shape[0],
-        mean_shift=any(key.startswith(_SHIFTS) for key in state),
+        mean_shift=any(key.startswith(SHIFTS) for key in state),
         tail="staged" if "tail.1.weight" in state else "single",
         res_scale=res_scale,
     )

@@ -221,7 +221,7 @@ class ConvertedNetwork(nn.Module, ABC):
     @property
     def threads(self) -> int:
         """How many threads compute on a CPU."""
-        return self._threads or torch.get_num_threads()
+        return self._threads or min(torch.get_num_threads(), native.MAX_THREADS)
 
     def set_threads(self, threads: int) -> None:
         """Threads of the CPU kernels: 1..256, or 0 for as many as torch uses. Raises ValueError otherwise."""

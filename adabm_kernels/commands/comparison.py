@@ -1,0 +1,52 @@
+"""A converted model beside its float network on one picture: how much faster it is, and how far apart their outputs are."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from .common import timed
+
+if TYPE_CHECKING:
+    from ..enlarge import Enlarger
+
+# Both models are repeated until one of these is reached; the median needs few runs, a large image long ones.
+RUNS = 5
+SECONDS = 30.0
+
+
+def compare(network: Enlarger, float_model: Any, source: Path | bytes, max_pixels: int, name: str) -> dict[str, Any]:
+    """Time both models in turn on a whole picture, after one run of each to warm up, and measure how far their outputs are apart.
+
+    The float model gets what suits PyTorch best on a CPU, float32 in channels_last, and the same windows, and what both make is
+    resized alike. PSNR is over RGB in 0..255, both outputs clamped and not rounded. max_pixels, name: as for `open_picture`.
+    """
+    import torch
+
+    from ..enlarge import Enlarger
+    from ..images import open_picture
+    from ..metrics import psnr
+    from ..nn.timing import wait_for
+    from ..patchwise import FloatPatchwise
+
+    reader = open_picture(source, max_pixels=max_pixels, name=name)
+    x = network.network.picture_tensor(reader.read(reader.layout.height), reader.layout)
+    floats = Enlarger(FloatPatchwise(float_model, network.network), network.size, max_pixels=max_pixels)
+    want = floats.tensor(x)
+    wait_for(x.device)
+    converted, float_times, start = [], [], time.perf_counter()
+    while len(float_times) < RUNS and (not float_times or time.perf_counter() - start < SECONDS):
+        (y, _), seconds = timed(lambda: (network.tensor(x), wait_for(x.device)))
+        converted.append(seconds)
+        float_times.append(timed(lambda: (floats.tensor(x), wait_for(x.device)))[1])
+    db = float(psnr(y.clamp(0, 255).cpu(), want.clamp(0, 255).cpu(), 255.0))
+    return {
+        "seconds": median(converted),
+        "runs": len(converted),
+        "float_seconds": median(float_times),
+        "speed_up": median(float_times) / median(converted),
+        "psnr_db": db if db < float("inf") else None,
+        "torch": torch.__version__,
+    }

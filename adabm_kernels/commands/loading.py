@@ -1,0 +1,46 @@
+"""The model of a command, loaded and set as its options ask for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ..sizes import Size
+from .common import keeping_imports
+
+if TYPE_CHECKING:
+    from ..enlarge import Enlarger
+    from ..patchwise import Patchwise
+
+
+@keeping_imports()
+def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
+    """The model as the options ask for it, and what a report says of it."""
+    import torch
+
+    from ..upscale import configure, load_model
+
+    # The float model runs on torch's own threads: as many for one as for the other.
+    threads = args.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    model = load_model(args.model)
+    configure(model, args.bits, args.backend, threads, args.device)
+    from ..patchwise import Patchwise
+
+    names = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")
+    try:
+        network = Patchwise(model, **{name: getattr(args, name) for name in names})
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
+    backend = model.backend_summary()
+    settings = {"model": args.model, "backend": backend, "threads": threads, "bits": args.bits, "halo": network.halo}
+    settings |= {"protocol": args.protocol, "smooth": "interpolate" if network.interpolates else "network", "tta": args.tta}
+    return network, settings
+
+
+def load_enlarger(args: argparse.Namespace, size: Size) -> tuple[Enlarger, dict[str, Any]]:
+    """The same for outputs of the size that the options ask for."""
+    network, settings = load_network(args)
+    from ..enlarge import Enlarger
+
+    return Enlarger(network, size, max_pixels=args.max_pixels), settings

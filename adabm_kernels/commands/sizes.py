@@ -1,0 +1,30 @@
+"""Sizes of outputs on the command line: as options ask for them, and as summaries and --json tell of them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..sizes import Size, Steps
+
+
+def asked_size(args: argparse.Namespace) -> Size:
+    """The size that the options ask for."""
+    try:
+        return Size(args.scale, args.width, args.height, args.fit)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
+
+
+def in_words(width: int, height: int, steps: Steps) -> str:
+    """How a picture of this size became another: "100x80 -> 200x160, resized from 400x320"."""
+    words = "{}x{} -> {}x{}".format(width, height, *steps.size)
+    if steps.resized:
+        words += ", resized from {}x{}".format(*steps.made) if steps.passes else ", resized without the network"
+    return words + (f" ({steps.passes} passes)" if steps.passes > 1 else "")
+
+
+def in_figures(width: int, height: int, steps: Steps) -> dict[str, Any]:
+    """The same for --json."""
+    sizes = {"input_size": [width, height], "output_size": list(steps.size), "network_size": list(steps.made)}
+    return sizes | {"passes": steps.passes}
