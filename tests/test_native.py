@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -538,6 +539,69 @@ def test_tasks_that_throw_and_threads_that_cannot_start(tmp_path: Path) -> None:
     subprocess.run(["g++", *flags, *sources, "-ldl", "-pthread", "-o", program], check=True)
     result = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and result.stdout == "0 failures\n", result.stdout + result.stderr
+
+
+# ---- AMX
+
+
+def has_amx() -> bool:
+    return not native.why_missing("cpu") and all(native.isa_built_and_present("amx"))
+
+
+REFUSED = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+long syscall(long number, ...) {
+  long a[6];
+  va_list rest;
+  va_start(rest, number);
+  for (int i = 0; i < 6; i++) a[i] = va_arg(rest, long);
+  va_end(rest);
+  if (number == SYS_arch_prctl && a[0] == 0x1023) return errno = atoi(getenv("REFUSED_WITH")), -1;
+  long (*next)(long, ...) = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+  return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+"""
+
+
+@pytest.mark.skipif(not has_amx() or C_COMPILER is None, reason="no AMX here, or no C compiler")
+@pytest.mark.parametrize("error, reason", [(errno.EPERM, "Linux 5.16 or newer"), (errno.ENOSPC, "sigaltstack.* is too small")])
+def test_without_leave_for_amx_vectors_compute(tmp_path: Path, error: int, reason: str) -> None:
+    source, library = tmp_path / "refused.c", tmp_path / "refused.so"
+    source.write_text(REFUSED)
+    subprocess.run([C_COMPILER, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    code = """
+import ctypes, os
+from adabm_kernels import native
+facts = native.describe()
+print(facts["isa_chosen"], "amx" in facts["isas_built"], "amx" in facts["isas_present"], *facts["isas_unusable"], sep="\\n")
+os.environ["ADABM_ISA"] = "amx"
+for use in (native.isa_chosen, lambda: native.peak("amx", 1)):
+    try:
+        use()
+    except RuntimeError as error:
+        print(error)
+"""
+    done = python(code, PACKAGE.parent, LD_PRELOAD=str(library), REFUSED_WITH=str(error))
+    assert done.returncode == 0, done.stderr
+    chosen, built, present, *lines = done.stdout.splitlines()
+    assert (chosen, built, present) == ("avx512vnni", "True", "False")
+    said = [line for line in lines if "amx" in line]
+    assert len(said) == 3 and all(re.search(f"amx is refused by the operating system: .*{reason}", line) for line in said)
+
+
+@pytest.mark.skipif(not has_amx() or not shutil.which("g++"), reason="no AMX here, or no g++")
+def test_a_call_that_fails_releases_the_matrix_registers(tmp_path: Path) -> None:
+    library, program = native.LIBRARIES / "libadabm_cpu.so", tmp_path / "amx_state"
+    source = Path(__file__).parent / "native" / "amx_state.cpp"
+    linked = [str(library), f"-Wl,-rpath,{library.parent}", "-Wl,--export-dynamic"]
+    subprocess.run(["g++", "-std=c++17", "-O1", f"-I{HEADER}", str(source), *linked, "-o", str(program)], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "released\n", done.stdout + done.stderr
 
 
 # ---- a package without libraries

@@ -3,7 +3,8 @@
 #include "adabm/adabm.h"
 #include "cpu/kernels.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_INT8__)
+// Older Clang leaves out the underscore between the two words.
+#if (defined(__AMX_TILE__) && defined(__AMX_INT8__)) || (defined(__AMXTILE__) && defined(__AMXINT8__))
 #include <immintrin.h>
 
 namespace adabm {
