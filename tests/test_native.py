@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from problems import ConvProblem, instantiate
+from problems import ConvProblem, instantiate, runnable_isas
 
 import adabm_kernels
 from adabm_kernels import native
@@ -304,6 +305,59 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_valid_arguments_pass(entry: str) -> None:
     ENTRIES[entry](Call())
+
+
+class GuardedCall(Call):
+    """All memory between pages that end the process when touched, at the end of the pages before or the beginning of those after."""
+
+    def __init__(self, at_end: bool) -> None:
+        self.at_end = at_end
+        super().__init__()
+
+    def place(self, size: int, alignment: int) -> int:
+        page = mmap.PAGESIZE
+        pages = -(-size // page)
+        room = mmap.mmap(-1, (pages + 2) * page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+        for guard in (start, start + (pages + 1) * page):
+            assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+        self.keep.append(room)
+        return (start + (pages + 1) * page - size) // alignment * alignment if self.at_end else start + page
+
+    def array(self, array: np.ndarray) -> int:
+        address = self.place(array.nbytes, array.itemsize)
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        return address
+
+    def aligned(self, size: int) -> int:
+        return self.place(size, 64)
+
+
+@needs_cpu
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect and fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("isa", runnable_isas())
+def test_no_memory_beside_what_was_given_is_touched(isa: str, at_end: bool) -> None:
+    child = os.fork()
+    if child == 0:
+        call, status = GuardedCall(at_end), 1
+        try:
+            for struct in (call.conv2d, call.quantize, call.interpolate):
+                struct.isa = native.ISAS[isa]
+            for tile in (0, 2, 5):
+                call.weights.tile_for_bits = (0, 0, tile, 0, 0, 0, 0)
+                size = c_uint64()
+                call.library.call("adabm_pack_bytes_cpu", call.weights, size)
+                call.conv2d.packed, call.conv2d.packed_bytes = call.aligned(size.value), size.value
+                call.library.call("adabm_pack_cpu", call.weights, call.conv2d.packed)
+                ENTRIES["conv2d"](call)
+            ENTRIES["quantize"](call)
+            ENTRIES["interpolate"](call)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @needs_cpu

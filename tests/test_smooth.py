@@ -232,6 +232,41 @@ def test_kernels_equal_the_reference(isa, dtype, channels, pitch, scale):
         assert np.array_equal(got[:, : 10 * scale], there[:, : 10 * scale]) and not np.array_equal(got, there)
 
 
+def call_of_kernels(x, y, shares):
+    cpu.interpolate(x, 0, 0, shares, 400, phases(2, "cubic"), phases(2, "linear"), y, 1)
+
+
+@pytest.mark.skipif(not isas(), reason="the CPU library was not built")
+@pytest.mark.parametrize("turn", [lambda a: a.transpose(1, 0, 2), lambda a: a[::-1, ::-1], lambda a: a[..., ::-1], lambda a: a[::2]])
+def test_any_strides_of_a_picture(turn):
+    x, there = turn(noise(16, 16)), noise(32, 32)[: 2 * len(turn(noise(16, 16)))]
+    shares = np.full((len(x) + 2, 18), 250, np.int16)
+    got, want = there.copy(), there.copy()
+    call_of_kernels(x, got, shares)
+    interpolate_reference(Smooth(Rect(0, len(x), 0, 16), shares, rules(4)[0]._replace(rough=28)), x, 0, 0, want)
+    assert np.array_equal(got, want) and not np.array_equal(got, there)
+
+
+@pytest.mark.skipif(not isas(), reason="the CPU library was not built")
+def test_arrays_that_kernels_cannot_take_are_refused():
+    x, y, shares = noise(8, 8), noise(16, 16), np.full((10, 10), 9, np.int16)
+    with pytest.raises(ValueError, match=r"y must be \(16, 16, 3\) of uint8, channels adjacent, got .* with strides \(48, 3, -1\)"):
+        call_of_kernels(x, y[..., ::-1], shares)
+    with pytest.raises(ValueError, match=r"y must be \(16, 16, 3\) of uint8, channels adjacent, got \(15, 16, 3\)"):
+        call_of_kernels(x, y[1:], shares)
+    with pytest.raises(ValueError, match=r"y must be .* of uint16, .* of uint8"):
+        call_of_kernels(x.astype(np.uint16), y, shares)
+    with pytest.raises(ValueError, match="shares must be int16 and contiguous, got int32"):
+        call_of_kernels(x, y, shares.astype(np.int32))
+    with pytest.raises(ValueError, match="shares must be int16 and contiguous, got int16"):
+        call_of_kernels(x, y, shares.T[:, ::-1])
+    with pytest.raises(ValueError, match="y_pitch must be at least channels 3, got -3"):
+        call_of_kernels(x, y[:, ::-1], shares)
+    packed = np.zeros((8, 8), [("colour", np.uint16, 3), ("more", np.uint8)])["colour"]
+    with pytest.raises(ValueError, match="strides of x and y must be multiples of 2 bytes, got"):
+        call_of_kernels(packed, y.astype(np.uint16), shares)
+
+
 def test_without_kernels_the_reference_computes(models, monkeypatch):
     rgb = half_smooth()
     want = upscale(rgb, models(FEW_BITS))
