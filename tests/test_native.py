@@ -308,7 +308,7 @@ def test_valid_arguments_pass(entry: str) -> None:
 
 
 class GuardedCall(Call):
-    """All memory between pages that end the process when touched, at the end of the pages before or the beginning of those after."""
+    """All memory between pages that end the process when touched, right before the second or right after the first."""
 
     def __init__(self, at_end: bool) -> None:
         self.at_end = at_end

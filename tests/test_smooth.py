@@ -1,5 +1,8 @@
 """Smooth areas: flat colours stay flat, drawings are no worse than bicubic makes them, and cutting a picture changes nothing."""
 
+from functools import cache
+from unittest import mock
+
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
@@ -7,9 +10,11 @@ import PIL.ImageFont
 import pytest
 import torch
 from fake_model import FakeModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small import one_thread  # noqa: F401
 
-from adabm_kernels import interpolation, native
+from adabm_kernels import interpolation, native, patchwise
 from adabm_kernels.backends import cpu
 from adabm_kernels.flat import Rect
 from adabm_kernels.interpolation import keeps_colours
@@ -23,6 +28,9 @@ MODELS = [pytest.param(name, id=name) for name in builtin_models()]
 FEW_BITS = "edsr_x4_w4a4"
 STEPS = np.linspace(0, 255, 6), np.linspace(0, 255, 97)
 COLOURS_SHOWN = [(r, g, b) for r in STEPS[0] for g in STEPS[0] for b in STEPS[0]] + [(v, v, v) for v in STEPS[1]]
+
+
+few_bits = cache(lambda: load_model(FEW_BITS))
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +142,52 @@ def test_windows_change_nothing(models, rows):
     assert got.dtype == rows.dtype and got.shape[2] == rows.shape[2]
 
 
+@st.composite
+def drawn_pictures(draw):
+    """Rectangles that are flat, noisy, sloping or nearly flat, of any kind of pixels; alpha varies everywhere or nowhere."""
+    height, width, rng = draw(st.integers(1, 60)), draw(st.integers(1, 80)), np.random.default_rng(draw(st.integers(0, 999)))
+
+    def area(height, width):
+        kind = draw(st.sampled_from(["flat", "noise", "slope", "nearly"]))
+        if kind == "noise":
+            return rng.integers(0, 256, (height, width, 4))
+        if kind == "slope":
+            return np.linspace(rng.integers(0, 256, 4), rng.integers(0, 256, 4), width).astype(int)[None].repeat(height, 0)
+        return (rng.integers(8, 248, 4) + rng.integers(-8, 9, (height, width, 4)) * (kind == "nearly")).clip(0, 255)
+
+    pixels = area(height, width)
+    for _ in range(draw(st.integers(0, 3))):
+        top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+        inner = pixels[top : draw(st.integers(top + 1, height)), left : draw(st.integers(left + 1, width))]
+        inner[...] = area(*inner.shape[:2])
+    alpha = draw(st.sampled_from(["none", "one", "varies"]))
+    if alpha == "varies":
+        pixels[..., 3] = rng.integers(0, 256, (height, width)) // 2 + pixels[..., 3] // 2
+        pixels[::2, ::2, 3], pixels[1::2, ::2, 3] = 255, 0
+    else:
+        pixels[..., 3] = draw(st.integers(1, 255))
+    shown = [slice(0, 3), slice(0, 1)] if alpha == "none" else [slice(0, 4), slice(2, 4)]
+    pixels = pixels[..., draw(st.sampled_from(shown))]
+    return (pixels * 257 + 100).clip(0, 65535).astype(np.uint16) if draw(st.booleans()) else pixels.astype(np.uint8)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(rows=drawn_pictures(), tile=st.integers(16, 40), joined=st.sampled_from([0, 1500, 1 << 20]), bits=st.integers(3, 5))
+def test_windows_of_any_picture_change_nothing(rows, tile, joined, bits):
+    model = few_bits()
+    whole = upscale(rows, model, bits=bits, tile=0)
+    with mock.patch.object(patchwise, "JOINED_PIXELS", joined):
+        assert np.array_equal(upscale(rows, model, bits=bits, tile=tile), whole)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_windows_round_as_the_whole_does(models, channels):
+    """Of 16 bits, where the last place of a float shows."""
+    rows = np.random.default_rng(channels).integers(0, 65536, (100, 130, channels)).astype(np.uint16)
+    for tile in (17, 23):
+        assert np.array_equal(upscale(rows, models(FEW_BITS), bits=4, tile=tile), upscale(rows, models(FEW_BITS), bits=4, tile=0))
+
+
 def test_nothing_is_computed_of_a_smooth_picture(models, monkeypatch):
     model = models(FEW_BITS)
     for name in ("forward", "pixels"):
@@ -237,9 +291,12 @@ def call_of_kernels(x, y, shares):
 
 
 @pytest.mark.skipif(not isas(), reason="the CPU library was not built")
-@pytest.mark.parametrize("turn", [lambda a: a.transpose(1, 0, 2), lambda a: a[::-1, ::-1], lambda a: a[..., ::-1], lambda a: a[::2]])
+@pytest.mark.parametrize(
+    "turn", [lambda a: a.transpose(1, 0, 2), lambda a: a[::-1, ::-1], lambda a: a[..., ::-1], lambda a: a[::2]]
+)
 def test_any_strides_of_a_picture(turn):
-    x, there = turn(noise(16, 16)), noise(32, 32)[: 2 * len(turn(noise(16, 16)))]
+    x = turn(noise(16, 16))
+    there = noise(2 * len(x), 32)
     shares = np.full((len(x) + 2, 18), 250, np.int16)
     got, want = there.copy(), there.copy()
     call_of_kernels(x, got, shares)
