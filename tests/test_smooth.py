@@ -19,6 +19,7 @@ from adabm_kernels.backends import cpu
 from adabm_kernels.flat import Rect
 from adabm_kernels.interpolation import keeps_colours
 from adabm_kernels.metrics import psnr, ssim_y
+from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.resize import imresize
 from adabm_kernels.smooth import TAPS, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
@@ -200,6 +201,16 @@ def test_nothing_is_computed_of_a_smooth_picture(models, monkeypatch):
         assert sum(patch.flat for patch in record) == 64 * 64 and not any(patch.seconds for patch in record)
     fading = np.dstack([low, np.linspace(1, 255, 64).astype(np.uint8)[None].repeat(64, 0)])
     assert np.abs(upscale(fading, model)[..., 3].astype(int) - imresize(fading[..., 3], 4)).max() <= 1
+
+
+def test_six_pixels_of_halo_decide_what_is_smooth(models):
+    """Of a picture that bends a little everywhere, and is interpolated throughout."""
+    rows = np.random.default_rng(5).integers(100, 104, (50, 70, 3)).astype(np.uint8)
+    whole, record = upscale(rows, models(FEW_BITS), tile=0), []
+    for tile in (16, 19):
+        assert np.array_equal(upscale(rows, models(FEW_BITS), tile=tile, halo=6, record=record), whole)
+    assert sum(patch.flat for patch in record) == 2 * 50 * 70
+    assert rules(4)[0].context + 1 == 6 <= EDSRSpec(2, 1, 4).radius
 
 
 def test_rough_pictures_are_the_networks(models):
