@@ -69,6 +69,7 @@ int step_of(int quads) {
 template <int Panels>
 void product_of(const ProductArgs& a, int step) {
   constexpr ptrdiff_t stride = 64 * Panels;
+  asm volatile("" ::: "memory");  // GCC's tile loads do not say that they read memory, which must be written before them
   if (a.start) {
     // A stride of 0 gives all pixels the same row.
     _tile_loadd(0, a.start, 0);
