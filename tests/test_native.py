@@ -308,7 +308,7 @@ def test_valid_arguments_pass(entry: str) -> None:
 
 
 class GuardedCall(Call):
-    """All memory between pages that end the process when touched, right before the second or right after the first."""
+    """Each array lies between two pages that end the process when touched: it ends at the second or begins at the first."""
 
     def __init__(self, at_end: bool) -> None:
         self.at_end = at_end
