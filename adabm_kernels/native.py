@@ -196,10 +196,24 @@ def why_missing(name: str) -> str:
 
 
 def isa_built_and_present(name: str) -> tuple[bool, bool]:
-    """Whether an instruction set of ISAS is in the CPU library, and whether this processor has it."""
+    """Whether an instruction set of ISAS is in the CPU library, and whether the processor has it and this process may use it."""
     built, present = c_int32(), c_int32()
     library("cpu").call("adabm_isa_cpu", ISAS[name], built, present)
     return bool(built.value), bool(present.value)
+
+
+def why_not_runnable(name: str) -> str:
+    """Why calls cannot use an instruction set of ISAS, in the library's words; an empty string where they can."""
+    built, present = isa_built_and_present(name)
+    if not built:
+        return "is not built into the library"
+    if present:
+        return ""
+    try:
+        library("cpu").call("adabm_peak_cpu", ISAS[name], 1, 1, c_int64())
+    except RuntimeError as error:
+        return str(error).partition(f"instruction set {name} ")[2]
+    return "is not present on this processor"
 
 
 _forced_isa: str | None = None
@@ -227,14 +241,11 @@ def force_isa(name: str) -> Iterator[None]:
 def isa_chosen() -> str:
     """Name of the instruction set that calls will use. Raises RuntimeError or ValueError where they would."""
     wanted = isa()
-    runnable = [name for name in list(ISAS)[1:] if all(isa_built_and_present(name))]
     if wanted == 0:
-        return runnable[-1]
+        return next(name for name in reversed(ISAS) if all(isa_built_and_present(name)))
     name = list(ISAS)[wanted]
-    if name not in runnable:
-        built, present = isa_built_and_present(name)
-        missing = "not built into the library" if not built else "not present on this processor"
-        raise RuntimeError(f"cpu: instruction set {name} is {missing}")
+    if why := why_not_runnable(name):
+        raise RuntimeError(f"cpu: instruction set {name} {why}")
     return name
 
 
@@ -300,6 +311,8 @@ def describe() -> dict[str, Any]:
         states = {name: isa_built_and_present(name) for name in list(ISAS)[1:]}
         facts["isas_built"] = [name for name, (built, _) in states.items() if built]
         facts["isas_present"] = [name for name, (_, present) in states.items() if present]
+        absent = [name for name, (built, present) in states.items() if built and not present]
+        facts["isas_unusable"] = [f"{name} {why_not_runnable(name)}" for name in absent]
         try:
             facts["isa_chosen"] = isa_chosen()
         except (RuntimeError, ValueError) as error:

@@ -20,7 +20,7 @@ from .interpolation import find_smooth_pixels, interpolate, interpolate_results,
 from .machine import resident_bytes
 from .nn.lanes import Lane, lanes
 from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
-from .pixels import LUMA, network_images, network_planes
+from .pixels import luma, network_images, network_planes
 from .smooth import rules
 from .windows import Span, patches, spans
 
@@ -396,13 +396,13 @@ class Patchwise:
                 place[...] = colours
                 continue
             if window.varies:
-                opacity = np.clip(results[1][part] @ LUMA, 0, 255)
+                opacity = np.clip(luma(results[1][part]), 0, 255)
                 place[..., -1] = np.rint(opacity * factor)
                 seen = opacity > 0.5 / 257  # as little alpha as 16 bits tell from none
                 colours = np.where(seen[..., None], colours * 255 / np.where(seen, opacity, 1)[..., None], 0)
             elif window.opacity is not None:
                 place[..., -1] = window.opacity
-            colours = np.clip(colours @ LUMA[:, None] if layout.grey else colours, 0, 255)
+            colours = np.clip(luma(colours)[..., None] if layout.grey else colours, 0, 255)
             colours *= factor
             place[..., : colours.shape[2]] = np.rint(colours, out=colours)
         window.results.clear()

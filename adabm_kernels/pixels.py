@@ -9,12 +9,18 @@ import numpy as np
 if TYPE_CHECKING:
     from .images import Layout
 
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def colour_channels(layout: Layout) -> int:
     """Channels of a picture without its alpha."""
     return layout.channels - layout.alpha
+
+
+def luma(colours: np.ndarray) -> np.ndarray:
+    """float32 [...] of [..., 3]. A product of matrices would round by the shape of the whole, and so by how a picture is cut."""
+    red, green, blue = (colours[..., i] * weight for i, weight in enumerate(_LUMA))
+    return red + green + blue
 
 
 def network_images(pixels: np.ndarray, layout: Layout, varies: bool) -> list[np.ndarray]:

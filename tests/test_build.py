@@ -261,8 +261,11 @@ def test_real_compilers_do_not_warn_and_their_kernels_are_right(tree: Tree, comp
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in done.stdout + done.stderr
     code = """
+import platform
 from adabm_kernels import native
 assert native.describe()["cpu_library"] == "loaded", native.describe()
+if platform.machine() == "x86_64":
+    assert set(native.ISAS) - set(native.describe()["isas_built"]) == {"auto", "neon"}
 import torch
 from problems import PROBLEMS, instantiate, runnable_isas
 torch.set_num_threads(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
 import os
 import re
 import shutil
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from problems import ConvProblem, instantiate
+from problems import ConvProblem, instantiate, runnable_isas
 
 import adabm_kernels
 from adabm_kernels import native
@@ -305,6 +307,59 @@ def test_valid_arguments_pass(entry: str) -> None:
     ENTRIES[entry](Call())
 
 
+class GuardedCall(Call):
+    """Each array lies between two pages that end the process when touched: it ends at the second or begins at the first."""
+
+    def __init__(self, at_end: bool) -> None:
+        self.at_end = at_end
+        super().__init__()
+
+    def place(self, size: int, alignment: int) -> int:
+        page = mmap.PAGESIZE
+        pages = -(-size // page)
+        room = mmap.mmap(-1, (pages + 2) * page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+        for guard in (start, start + (pages + 1) * page):
+            assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+        self.keep.append(room)
+        return (start + (pages + 1) * page - size) // alignment * alignment if self.at_end else start + page
+
+    def array(self, array: np.ndarray) -> int:
+        address = self.place(array.nbytes, array.itemsize)
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        return address
+
+    def aligned(self, size: int) -> int:
+        return self.place(size, 64)
+
+
+@needs_cpu
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect and fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("isa", runnable_isas())
+def test_no_memory_beside_what_was_given_is_touched(isa: str, at_end: bool) -> None:
+    child = os.fork()
+    if child == 0:
+        call, status = GuardedCall(at_end), 1
+        try:
+            for struct in (call.conv2d, call.quantize, call.interpolate):
+                struct.isa = native.ISAS[isa]
+            for tile in (0, 2, 5):
+                call.weights.tile_for_bits = (0, 0, tile, 0, 0, 0, 0)
+                size = c_uint64()
+                call.library.call("adabm_pack_bytes_cpu", call.weights, size)
+                call.conv2d.packed, call.conv2d.packed_bytes = call.aligned(size.value), size.value
+                call.library.call("adabm_pack_cpu", call.weights, call.conv2d.packed)
+                ENTRIES["conv2d"](call)
+            ENTRIES["quantize"](call)
+            ENTRIES["interpolate"](call)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 @needs_cpu
 @pytest.mark.parametrize("entry, changes, message", BROKEN)
 def test_a_broken_rule_is_named_with_its_value(entry: str, changes: dict[str, Any], message: str) -> None:
@@ -538,6 +593,69 @@ def test_tasks_that_throw_and_threads_that_cannot_start(tmp_path: Path) -> None:
     subprocess.run(["g++", *flags, *sources, "-ldl", "-pthread", "-o", program], check=True)
     result = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and result.stdout == "0 failures\n", result.stdout + result.stderr
+
+
+# ---- AMX
+
+
+def has_amx() -> bool:
+    return not native.why_missing("cpu") and all(native.isa_built_and_present("amx"))
+
+
+REFUSED = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+long syscall(long number, ...) {
+  long a[6];
+  va_list rest;
+  va_start(rest, number);
+  for (int i = 0; i < 6; i++) a[i] = va_arg(rest, long);
+  va_end(rest);
+  if (number == SYS_arch_prctl && a[0] == 0x1023) return errno = atoi(getenv("REFUSED_WITH")), -1;
+  long (*next)(long, ...) = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+  return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+"""
+
+
+@pytest.mark.skipif(not has_amx() or C_COMPILER is None, reason="no AMX here, or no C compiler")
+@pytest.mark.parametrize("error, reason", [(errno.EPERM, "Linux 5.16 or newer"), (errno.ENOSPC, "sigaltstack.* is too small")])
+def test_without_leave_for_amx_vectors_compute(tmp_path: Path, error: int, reason: str) -> None:
+    source, library = tmp_path / "refused.c", tmp_path / "refused.so"
+    source.write_text(REFUSED)
+    subprocess.run([C_COMPILER, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    code = """
+import ctypes, os
+from adabm_kernels import native
+facts = native.describe()
+print(facts["isa_chosen"], "amx" in facts["isas_built"], "amx" in facts["isas_present"], *facts["isas_unusable"], sep="\\n")
+os.environ["ADABM_ISA"] = "amx"
+for use in (native.isa_chosen, lambda: native.peak("amx", 1)):
+    try:
+        use()
+    except RuntimeError as error:
+        print(error)
+"""
+    done = python(code, PACKAGE.parent, LD_PRELOAD=str(library), REFUSED_WITH=str(error))
+    assert done.returncode == 0, done.stderr
+    chosen, built, present, *lines = done.stdout.splitlines()
+    assert (chosen, built, present) == ("avx512vnni", "True", "False")
+    said = [line for line in lines if "amx" in line]
+    assert len(said) == 3 and all(re.search(f"amx is refused by the operating system: .*{reason}", line) for line in said)
+
+
+@pytest.mark.skipif(not has_amx() or not shutil.which("g++"), reason="no AMX here, or no g++")
+def test_a_call_that_fails_releases_the_matrix_registers(tmp_path: Path) -> None:
+    library, program = native.LIBRARIES / "libadabm_cpu.so", tmp_path / "amx_state"
+    source = Path(__file__).parent / "native" / "amx_state.cpp"
+    linked = [str(library), f"-Wl,-rpath,{library.parent}", "-Wl,--export-dynamic"]
+    subprocess.run(["g++", "-std=c++17", "-O1", f"-I{HEADER}", str(source), *linked, "-o", str(program)], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "released\n", done.stdout + done.stderr
 
 
 # ---- a package without libraries

@@ -1,6 +1,7 @@
 """Smooth areas: flat colours stay flat, drawings are no worse than bicubic makes them, and cutting a picture changes nothing."""
 
 import functools
+from unittest import mock
 
 import numpy as np
 import PIL.Image
@@ -9,13 +10,16 @@ import PIL.ImageFont
 import pytest
 import torch
 from fake_model import FakeModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small import one_thread  # noqa: F401
 
-from adabm_kernels import interpolation, native
+from adabm_kernels import interpolation, native, patchwise
 from adabm_kernels.backends import cpu
 from adabm_kernels.flat import Rect
 from adabm_kernels.interpolation import keeps_colours
 from adabm_kernels.metrics import psnr, ssim_y
+from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.resize import imresize
 from adabm_kernels.smooth import REACH, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
@@ -25,6 +29,9 @@ MODELS = [pytest.param(name, id=name) for name in builtin_models()]
 FEW_BITS = "edsr_x4_w4a4"
 STEPS = np.linspace(0, 255, 6), np.linspace(0, 255, 97)
 COLOURS_SHOWN = [(r, g, b) for r in STEPS[0] for g in STEPS[0] for b in STEPS[0]] + [(v, v, v) for v in STEPS[1]]
+
+
+few_bits = cache(lambda: load_model(FEW_BITS))
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +142,52 @@ def test_windows_change_nothing(models, rows):
     assert got.dtype == rows.dtype and got.shape[2] == rows.shape[2]
 
 
+@st.composite
+def drawn_pictures(draw):
+    """Rectangles that are flat, noisy, sloping or nearly flat, of any kind of pixels; alpha varies everywhere or nowhere."""
+    height, width, rng = draw(st.integers(1, 60)), draw(st.integers(1, 80)), np.random.default_rng(draw(st.integers(0, 999)))
+
+    def area(height, width):
+        kind = draw(st.sampled_from(["flat", "noise", "slope", "nearly"]))
+        if kind == "noise":
+            return rng.integers(0, 256, (height, width, 4))
+        if kind == "slope":
+            return np.linspace(rng.integers(0, 256, 4), rng.integers(0, 256, 4), width).astype(int)[None].repeat(height, 0)
+        return (rng.integers(8, 248, 4) + rng.integers(-8, 9, (height, width, 4)) * (kind == "nearly")).clip(0, 255)
+
+    pixels = area(height, width)
+    for _ in range(draw(st.integers(0, 3))):
+        top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+        inner = pixels[top : draw(st.integers(top + 1, height)), left : draw(st.integers(left + 1, width))]
+        inner[...] = area(*inner.shape[:2])
+    alpha = draw(st.sampled_from(["none", "one", "varies"]))
+    if alpha == "varies":
+        pixels[..., 3] = rng.integers(0, 256, (height, width)) // 2 + pixels[..., 3] // 2
+        pixels[::2, ::2, 3], pixels[1::2, ::2, 3] = 255, 0
+    else:
+        pixels[..., 3] = draw(st.integers(1, 255))
+    shown = [slice(0, 3), slice(0, 1)] if alpha == "none" else [slice(0, 4), slice(2, 4)]
+    pixels = pixels[..., draw(st.sampled_from(shown))]
+    return (pixels * 257 + 100).clip(0, 65535).astype(np.uint16) if draw(st.booleans()) else pixels.astype(np.uint8)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(rows=drawn_pictures(), tile=st.integers(16, 40), joined=st.sampled_from([0, 1500, 1 << 20]), bits=st.integers(3, 5))
+def test_windows_of_any_picture_change_nothing(rows, tile, joined, bits):
+    model = few_bits()
+    whole = upscale(rows, model, bits=bits, tile=0)
+    with mock.patch.object(patchwise, "JOINED_PIXELS", joined):
+        assert np.array_equal(upscale(rows, model, bits=bits, tile=tile), whole)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_windows_round_as_the_whole_does(models, channels):
+    """Of 16 bits, where the last place of a float shows."""
+    rows = np.random.default_rng(channels).integers(0, 65536, (100, 130, channels)).astype(np.uint16)
+    for tile in (17, 23):
+        assert np.array_equal(upscale(rows, models(FEW_BITS), bits=4, tile=tile), upscale(rows, models(FEW_BITS), bits=4, tile=0))
+
+
 def test_nothing_is_computed_of_a_smooth_picture(models, monkeypatch):
     model = models(FEW_BITS)
     for name in ("forward", "pixels"):
@@ -147,6 +200,16 @@ def test_nothing_is_computed_of_a_smooth_picture(models, monkeypatch):
         assert sum(patch.flat for patch in record) == 64 * 64 and not any(patch.seconds for patch in record)
     fading = np.dstack([low, np.linspace(1, 255, 64).astype(np.uint8)[None].repeat(64, 0)])
     assert np.abs(upscale(fading, model)[..., 3].astype(int) - imresize(fading[..., 3], 4)).max() <= 1
+
+
+def test_six_pixels_of_halo_decide_what_is_smooth(models):
+    """Of a picture that bends a little everywhere, and is interpolated throughout."""
+    rows = np.random.default_rng(5).integers(100, 104, (50, 70, 3)).astype(np.uint8)
+    whole, record = upscale(rows, models(FEW_BITS), tile=0), []
+    for tile in (16, 19):
+        assert np.array_equal(upscale(rows, models(FEW_BITS), tile=tile, halo=6, record=record), whole)
+    assert sum(patch.flat for patch in record) == 2 * 50 * 70
+    assert rules(4)[0].context + 1 == 6 <= EDSRSpec(2, 1, 4).radius
 
 
 def test_rough_pictures_are_the_networks(models):
@@ -229,18 +292,59 @@ def test_kernels_equal_the_reference(isa, dtype, channels, pitch, scale):
     rng, rule = np.random.default_rng(scale), rules(4)[0]
     most = 255 if dtype == np.uint8 else 65535
     picture = rng.integers(0, most, (40, 90, 4)).astype(dtype)[..., :channels]  # of which a kernel sees some channels
+    if dtype == np.float32:
+        picture[20, 20:70:9], picture[30, 3] = np.inf, -1e38  # nothing comes of them where the share is 0
     shares = rng.integers(0, rule.full + 1, (31, 75)).astype(np.int16)
     shares[:, :12], shares[9:20, 30:], shares[22:, 40:] = 0, rule.full, 0
     for top, left in ((0, 0), (11, 17), (3, 5)):  # at two corners of the picture, and inside it
         smooth = Smooth(Rect(top, top + 29, left, left + 73), shares, rule)
         there = rng.integers(0, most, (scale * 29, scale * 73, pitch)).astype(dtype)
         got, want = there.copy(), there.copy()
-        interpolate_reference(smooth, picture, top, left, want[..., :channels])
+        with np.errstate(all="ignore"):
+            interpolate_reference(smooth, picture, top, left, want[..., :channels])
         with native.force_isa(isa):
             kernels = phases(scale, "cubic"), phases(scale, "linear")
             cpu.interpolate(picture, top, left, shares, rule.full, *kernels, got[..., :channels], 2)
-        assert np.array_equal(got, want)
+        assert np.array_equal(got, want, equal_nan=True)
         assert np.array_equal(got[:, : 10 * scale], there[:, : 10 * scale]) and not np.array_equal(got, there)
+
+
+def call_of_kernels(x, y, shares):
+    cpu.interpolate(x, 0, 0, shares, 400, phases(2, "cubic"), phases(2, "linear"), y, 1)
+
+
+@pytest.mark.skipif(not isas(), reason="the CPU library was not built")
+@pytest.mark.parametrize(
+    "turn", [lambda a: a.transpose(1, 0, 2), lambda a: a[::-1, ::-1], lambda a: a[..., ::-1], lambda a: a[::2]]
+)
+def test_any_strides_of_a_picture(turn):
+    x = turn(noise(16, 16))
+    there = noise(2 * len(x), 32)
+    shares = np.full((len(x) + 2, 18), 250, np.int16)
+    got, want = there.copy(), there.copy()
+    call_of_kernels(x, got, shares)
+    interpolate_reference(Smooth(Rect(0, len(x), 0, 16), shares, rules(4)[0]._replace(rough=28)), x, 0, 0, want)
+    assert np.array_equal(got, want) and not np.array_equal(got, there)
+
+
+@pytest.mark.skipif(not isas(), reason="the CPU library was not built")
+def test_arrays_that_kernels_cannot_take_are_refused():
+    x, y, shares = noise(8, 8), noise(16, 16), np.full((10, 10), 9, np.int16)
+    with pytest.raises(ValueError, match=r"y must be \(16, 16, 3\) of uint8, channels adjacent, got .* with strides \(48, 3, -1\)"):
+        call_of_kernels(x, y[..., ::-1], shares)
+    with pytest.raises(ValueError, match=r"y must be \(16, 16, 3\) of uint8, channels adjacent, got \(15, 16, 3\)"):
+        call_of_kernels(x, y[1:], shares)
+    with pytest.raises(ValueError, match=r"y must be .* of uint16, .* of uint8"):
+        call_of_kernels(x.astype(np.uint16), y, shares)
+    with pytest.raises(ValueError, match="shares must be int16 and contiguous, got int32"):
+        call_of_kernels(x, y, shares.astype(np.int32))
+    with pytest.raises(ValueError, match="shares must be int16 and contiguous, got int16"):
+        call_of_kernels(x, y, shares.T[:, ::-1])
+    with pytest.raises(ValueError, match="y_pitch must be at least channels 3, got -3"):
+        call_of_kernels(x, y[:, ::-1], shares)
+    packed = np.zeros((8, 8), [("colour", np.uint16, 3), ("more", np.uint8)])["colour"]
+    with pytest.raises(ValueError, match="strides of x and y must be multiples of 2 bytes, got"):
+        call_of_kernels(packed, y.astype(np.uint16), shares)
 
 
 def test_without_kernels_the_reference_computes(models, monkeypatch):

@@ -69,9 +69,16 @@ def interpolate(
 
     x: [H, W, C] of uint8, uint16 or float32, of any strides. top, left: where in it the part begins. shares: int16 [h + 2, w + 2],
     0..full. cubic, linear: float32 [scale, taps] of smooth.phases. y: [scale*h, scale*w, C] of x's type, in which the channels of a
-    pixel lie one after the other.
+    pixel lie one after the other. Raises ValueError for arrays that are not like this.
     """
     scale, item = len(cubic), x.itemsize
+    wanted = scale * (shares.shape[0] - 2), scale * (shares.shape[1] - 2), x.shape[2]
+    if y.shape != wanted or y.dtype != x.dtype or (y.shape[2] > 1 and y.strides[2] != item):
+        raise ValueError(f"y must be {wanted} of {x.dtype}, channels adjacent, got {y.shape} of {y.dtype} with strides {y.strides}")
+    if shares.dtype != np.int16 or not shares.flags.c_contiguous:
+        raise ValueError(f"shares must be int16 and contiguous, got {shares.dtype} with strides {shares.strides}")
+    if any(stride % item for stride in (*x.strides, *y.strides)):
+        raise ValueError(f"strides of x and y must be multiples of {item} bytes, got {x.strides} and {y.strides}")
     strides = (stride // item for stride in x.strides)
     args = native.InterpolateArgs(
         height=shares.shape[0] - 2,

@@ -101,9 +101,16 @@ const int32_t* Convolution::box_rows(int image, int row, int rows) const {
 }
 
 void Convolution::run_band(int image, int band) const {
-  if (kernels.enter) kernels.enter();
+  struct Within {
+    const Kernels& kernels;
+    explicit Within(const Kernels& k) : kernels(k) {
+      if (kernels.enter) kernels.enter();
+    }
+    ~Within() {
+      if (kernels.leave) kernels.leave();
+    }
+  } within(kernels);
   run_band_within(image, band);
-  if (kernels.leave) kernels.leave();
 }
 
 void Convolution::run_band_within(int image, int band) const {

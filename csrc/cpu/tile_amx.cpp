@@ -3,7 +3,8 @@
 #include "adabm/adabm.h"
 #include "cpu/kernels.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_INT8__)
+// Older Clang leaves out the underscore between the two words.
+#if (defined(__AMX_TILE__) && defined(__AMX_INT8__)) || (defined(__AMXTILE__) && defined(__AMXINT8__))
 #include <immintrin.h>
 
 namespace adabm {
@@ -68,6 +69,7 @@ int step_of(int quads) {
 template <int Panels>
 void product_of(const ProductArgs& a, int step) {
   constexpr ptrdiff_t stride = 64 * Panels;
+  asm volatile("" ::: "memory");  // GCC's tile loads do not say that they read memory, which must be written before them
   if (a.start) {
     // A stride of 0 gives all pixels the same row.
     _tile_loadd(0, a.start, 0);

@@ -75,7 +75,8 @@ ADABM_API const char* adabm_last_error(void);
 
 /* ---- CPU library ------------------------------------------------------------------------------------------------ */
 
-/* Whether an instruction set was built into the library and whether this processor has it. */
+/* Whether an instruction set was built into the library, and whether this processor has it and the operating system lets this process
+ * use it: for AMX that is asked for at the first call that may need it. */
 ADABM_API adabm_status adabm_isa_cpu(int32_t isa, int32_t* built, int32_t* present);
 
 typedef struct {
