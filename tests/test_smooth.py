@@ -31,7 +31,7 @@ STEPS = np.linspace(0, 255, 6), np.linspace(0, 255, 97)
 COLOURS_SHOWN = [(r, g, b) for r in STEPS[0] for g in STEPS[0] for b in STEPS[0]] + [(v, v, v) for v in STEPS[1]]
 
 
-few_bits = cache(lambda: load_model(FEW_BITS))
+few_bits = functools.cache(lambda: load_model(FEW_BITS))
 
 
 @pytest.fixture(scope="module")
