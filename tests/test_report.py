@@ -231,6 +231,14 @@ def test_bad_input(empty_folder, adabm):
 
 
 @needs_builtin
+def test_warnings_of_a_picture_are_said_once(empty_folder, adabm):
+    PIL.Image.new("CMYK", (20, 20)).save("in.tif")
+    with pytest.warns(UserWarning, match="'in.tif' is in CMYK and becomes sRGB") as said:
+        status, _, _ = adabm("report", "in.tif")
+    assert status == 0 and len(said) == 1
+
+
+@needs_builtin
 def test_as_many_pixels_as_the_option_allows(empty_folder, adabm, monkeypatch):
     PIL.Image.new("RGB", (20, 20)).save("in.png")
     monkeypatch.setitem(open_picture.__kwdefaults__, "max_pixels", 399)  # as if the picture were larger than the usual limit

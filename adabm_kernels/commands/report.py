@@ -56,7 +56,7 @@ def execute(args: argparse.Namespace) -> None:
         compared = None
         if network.model.float_state is not None:
             enlarger, teacher = Enlarger(network), network.model.float_model()
-            compared = compare(enlarger, teacher, source, args.max_pixels, shown(args.input))
+            compared = compare(enlarger, teacher, rows, layout)
         bits = bit_map(network.model, patches, layout.width, layout.height)
         weights = [patch.height * patch.width for patch in bits.patches]
         layer_bits = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +21,8 @@ from .outputs import Plan, Planned, Rest, check_suffix, find_inputs, is_folder, 
 from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_stdout
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..batch import Outcome, Task
     from ..enlarge import Enlarger
     from ..images import Layout
@@ -109,10 +112,7 @@ def load_enlarger(args: argparse.Namespace, size: Size) -> tuple[Enlarger, dict[
 
 def asked_size(args: argparse.Namespace) -> Size:
     """The size that the options ask for."""
-    try:
-        return Size(args.scale, args.width, args.height, args.fit)
-    except ValueError as error:
-        raise ValueError(f"--{error}") from error
+    return Size(args.scale, args.width, args.height, args.fit)
 
 
 def in_words(width: int, height: int, steps: Steps) -> str:
@@ -188,27 +188,36 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
     }
     if float_model is not None:
         with stage(FAILED, _memory(layout)):
-            report |= compare(network, float_model, task.source, args.max_pixels, task.name)
+            report |= compare(network, float_model, *_read_again(task, args.max_pixels))
     _print(args, report, _rows(report, outcome.steps))
 
 
-def compare(network: Enlarger, float_model: Any, source: Path | bytes, max_pixels: int, name: str) -> dict[str, Any]:
+def _read_again(task: Task, max_pixels: int) -> tuple[np.ndarray, Layout]:
+    """The rows of a picture that was upscaled, and their kind; what is to be said of it was said."""
+    from ..images import open_picture
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reader = open_picture(task.source, max_pixels=max_pixels, name=task.name)
+        return reader.read(reader.layout.height), reader.layout
+
+
+def compare(network: Enlarger, float_model: Any, rows: np.ndarray, layout: Layout) -> dict[str, Any]:
     """Time both models in turn on a whole picture, after one run of each to warm up, and measure how far their outputs are apart.
 
     The float model gets what suits PyTorch best on a CPU, float32 in channels_last, and the same windows, and what both make is
-    resized alike. PSNR is over RGB in 0..255, both outputs clamped and not rounded. max_pixels, name: as for `open_picture`.
+    resized alike; neither is interpolated where it is smooth. PSNR is over RGB in 0..255, both outputs clamped and not rounded.
+    rows: of the picture, [H, W, channels] of the layout's type.
     """
     import torch
 
     from ..enlarge import Enlarger
-    from ..images import open_picture
     from ..metrics import psnr
     from ..nn.timing import wait_for
     from ..patchwise import FloatPatchwise
 
-    reader = open_picture(source, max_pixels=max_pixels, name=name)
-    x = network.network.picture_tensor(reader.read(reader.layout.height), reader.layout)
-    floats = Enlarger(FloatPatchwise(float_model, network.network), network.size, max_pixels=max_pixels)
+    x = network.network.picture_tensor(rows, layout)
+    floats = Enlarger(FloatPatchwise(float_model, network.network), network.size, max_pixels=network.max_pixels)
     want = floats.tensor(x)
     wait_for(x.device)
     converted, float_times, start = [], [], time.perf_counter()
@@ -247,12 +256,13 @@ def _rows(report: dict[str, Any], steps: Steps) -> list[tuple[str, str]]:
         rows.insert(-1, ("smooth", f"{_share(report['flat_pixels'], width * height)} of the pixels, {how} and not computed"))
     if compared:
         db = "identical" if report["psnr_db"] is None else f"{report['psnr_db']:.2f} dB"
+        alone = ", nothing interpolated" if report["smooth"] == "interpolate" else ""
         threads = f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}"
         torch_run = f"PyTorch {report['torch']} float32 channels_last, {threads}, {runs}"
         rows += [
             ("float model", f"{report['float_seconds']:.3f} s ({torch_run})"),
             ("speed-up", f"{report['speed_up']:.2f}x"),
-            ("PSNR", f"{db} (converted against float)"),
+            ("PSNR", f"{db} (converted against float{alone})"),
         ]
     return [*rows, ("written", report["output"])]
 
