@@ -208,6 +208,18 @@ BAD = {
         ["d", "-o", "out.PNG"],
         "OUT must be a folder for more than one picture, got 'out.PNG', which is named as a picture",
     ),
+    "clash of kept formats": (
+        lambda f: (save("d/a.png"), Path("d/a.gif").write_bytes(b"")),
+        ["d", "--format", "keep"],
+        "got 'd_x4/a_x4.png' for 'd/a.gif' and 'd/a.png'\n",
+    ),
+    "empty input": (None, [""], "argument IN: must name a file or a folder, got ''"),
+    "empty output": (None, ["in.png", "-o", ""], "argument -o/--output: must name a file or a folder, got ''"),
+    "clash of formats that are not written": (
+        lambda f: (save("d/a.gif"), save("d/a.ppm")),
+        ["d"],
+        "got 'd_x4/a_x4.png' for 'd/a.gif' and 'd/a.ppm'\n",
+    ),
     "the same twice": (None, ["in.png", "in.png"], "got 'in_x4.png' for 'in.png' and 'in.png'\n"),
     "output without suffix is a file": (
         lambda f: Path("words").write_text("words"),

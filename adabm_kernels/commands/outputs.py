@@ -143,7 +143,8 @@ def plan_outputs(args: argparse.Namespace, inputs: list[Input], size: Size, scal
             raise ValueError(f"OUT must not be another input, got '{planned.target}' for '{planned.source}'")
         if place in targets:
             first, second = targets[place], planned.source
-            hint = " (--format keep tells them apart by their formats)" if first.suffix.lower() != second.suffix.lower() else ""
+            keeps = args.format != "keep" and _kept(first) != _kept(second)
+            hint = " (--format keep tells them apart by their formats)" if keeps else ""
             raise ValueError(
                 f"OUT must be another file for every picture, got '{planned.target}' for '{first}' and '{second}'{hint}"
             )
@@ -222,6 +223,14 @@ def check_suffix(suffix: str, size: Size) -> None:
         raise ValueError(f"--suffix must not hold '{{scale}}' with --width, --height or --fit, which give none, got '{suffix}'")
 
 
+def _kept(path: Path) -> str:
+    """The suffix that an output has with --format keep, without its dot."""
+    from ..images import EXTENSIONS
+
+    suffix = path.suffix.lower()
+    return suffix[1:] if suffix in EXTENSIONS else "png"
+
+
 def _planned(args: argparse.Namespace, item: Input, many: bool, size: Size, scale: int) -> Planned:
     from ..images import EXTENSIONS
 
@@ -240,8 +249,7 @@ def _planned(args: argparse.Namespace, item: Input, many: bool, size: Size, scal
         root = item.root if item.root.name not in ("", "..") else item.root.resolve()
         base = root.with_name(f"{root.name}_{size.label(scale)}") if output is None else output
         folder = base / path.relative_to(item.root).parent
-    kept = path.suffix[1:].lower() if path.suffix.lower() in EXTENSIONS else "png"
-    extension = {None: "png", "keep": kept}.get(args.format, args.format)
+    extension = {None: "png", "keep": _kept(path)}.get(args.format, args.format)
     usual = args.suffix == DEFAULT_SUFFIX
     suffix = f"_{size.label(scale)}" if usual else args.suffix.replace("{scale}", size.times(scale) or "")
     name = f"{path.stem}{suffix}.{extension}"
