@@ -176,6 +176,19 @@ def test_outputs_beside_their_inputs_are_no_inputs(empty_folder, model, adabm):
     assert "a_x4.png is passed over: it is an output of 'a.png'" in err
 
 
+def test_outputs_of_other_sizes_are_no_inputs(empty_folder, model, adabm):
+    save("a.png")
+    for size in (["--scale", 1.5], ["--width", 20], ["--height", 20], ["--fit", "30x30"], []):
+        assert adabm("upscale", "a.png", "-q", *size)[0] == 0
+    save("a_old.png", "a_x.png", array=LARGE)
+    status, out, err = adabm("upscale", *names("."), "--scale", 2)
+    assert (status, err, rows(out)["images"]) == (0, "", "3 done, 0 failed, 0 skipped")
+    assert rows(out)["passed over"] == "5 that are outputs of other inputs"
+    assert {"a_x2.png", "a_old_x2.png", "a_x_x2.png"} <= set(names("."))
+    status, out, _ = adabm("upscale", "a.png", "a_x4.png", "--suffix", "_large")
+    assert status == 0 and rows(out)["images"] == "2 done, 0 failed, 0 skipped"
+
+
 def test_pictures_that_only_bear_such_a_name_are_never_replaced(empty_folder, model, adabm):
     """The second photograph of a camera is as large as the first."""
     save("IMG.png", "IMG_2.png")
