@@ -134,7 +134,7 @@ for argv in (["naïve.png"], ["日本.png", "-v"], ["naïve.png", "--json"], ["�
     assert [line for line in out.splitlines() if line.isdecimal()] == ["0", "0", "0", "2"]
     assert f"written    {shown['naïve_x4.png']}" in out and f"written    {shown['日本_x4.png']}" in out
     assert '"output": "na\\u00efve_x4.png"' in out
-    assert f"-> {shown['日本_x4.png']}: 1 windows" in err and f"cannot read '{shown['日本.jpg']}'" in err
+    assert f"-> {shown['日本_x4.png']}: 1 window," in err and f"cannot read '{shown['日本.jpg']}'" in err
     assert names(empty_folder) == ["naïve.png", "naïve_x4.png", "日本.png", "日本_x4.png"]
 
 

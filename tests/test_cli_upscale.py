@@ -148,7 +148,7 @@ def test_json_and_verbose(photos, model, adabm):
         "photos/sub/deep/c.tif",
     ]
     assert report["images"][0]["mean_bits"] == 3.75 and report["failed"][0]["input"] == "photos/bad.png" and report["skipped"] == 0
-    assert "photos/a.png -> photos_x4/a_x4.png: 1 windows, 3.75 bits in the mean" in err
+    assert "photos/a.png -> photos_x4/a_x4.png: 1 window, mean bits 3.75" in err
 
 
 @needs_builtin

@@ -274,7 +274,8 @@ def test_a_folder_of_one_width(photos, model, adabm):
         "d/wide.png": ([40, 6], [80, 12], 1),
     }
     assert "d/large.png -> d_w40/large_w40.png: the network was not needed, 60x40 -> 40x27, resized without the network" in err
-    assert "d/wide.png -> d_w40/wide_w40.png: 1 windows, 3.75 bits in the mean, 20x3 -> 40x6, resized from 80x12" in err
+    assert "d/wide.png -> d_w40/wide_w40.png: 1 window, mean bits 3.75, 20x3 -> 40x6, resized from 80x12" in err
+    assert "1 window, mean bits 3.75, in the first pass, 2x30 -> 40x600, resized from 32x480 (2 passes)" in err
     assert adabm("upscale", "d", "--width", 40, "--existing", "skip", "-q")[0] == 0
     assert rows(adabm("upscale", "d", "--fit", "9x9", "-o", "e")[1])["images"] == "3 done, 0 failed, 0 skipped"
     assert names("e") == ["large_9x9.png", "tall_9x9.png", "wide_9x9.png"]

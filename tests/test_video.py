@@ -252,7 +252,7 @@ def test_frames_from_and_to_named_pipes(empty_folder, model, adabm, options):
         (["--y4m", "in", "-v"], "--verbose must be left out for frames, got True"),
         (["--y4m", "in", "--strict"], "--strict must be left out for frames, got True"),
         (["--raw", "7x6", "in", "--metadata", "strip"], "--metadata must be left out for frames, got 'strip'"),
-        (["--y4m", "in", "-o", "out.PNG"], "OUT must not be named as a picture, as all frames go into it as one stream, got 'out.PNG'"),
+        (["--y4m", "in", "-o", "out.PNG"], "OUT must not be named as a picture, as all frames go into one stream, got 'out.PNG'"),
         (["--y4m", "in", "--existing", "skip"], "--existing must be 'replace' or 'refuse' for frames, got 'skip'"),
         (["--y4m", "in", "--max-pixels", "41"], "frames must have at most 41 pixels (--max-pixels), got 7x6 = 42 pixels"),
         (["--raw", "7x6", "in", "--max-pixels", "41"], "frames must have at most 41 pixels (--max-pixels), got 7x6 = 42 pixels"),

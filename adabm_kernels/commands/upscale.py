@@ -381,9 +381,12 @@ def _say(args: argparse.Namespace, outcome: Outcome) -> None:
     """With --verbose, what became of a picture, on stderr."""
     if args.verbose:
         target, layout = _target(args, outcome.task), outcome.layout
-        windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits, outcome.steps)} bits in the mean"
+        count = len(outcome.patches)
+        windows = f"{count} window{'s' if count > 1 else ''}"
         if outcome.mean_bits is None:
             windows = "transparent everywhere" if outcome.steps.passes else "the network was not needed"
+        else:
+            windows += f", mean bits {_bits(outcome.mean_bits, args.bits, outcome.steps)}"
         if outcome.flat_pixels:
             windows += f", {_share(outcome.flat_pixels, layout.width * layout.height)} not computed"
         windows += f", {in_words(layout.width, layout.height, outcome.steps)}"

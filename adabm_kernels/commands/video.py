@@ -131,7 +131,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--existing must be 'replace' or 'refuse' for frames, got 'skip'")
     if args.output is not None and not piped(args.output):
         if args.output.suffix.lower() in EXTENSIONS:
-            raise ValueError(f"OUT must not be named as a picture, as all frames go into it as one stream, got '{args.output}'")
+            raise ValueError(f"OUT must not be named as a picture, as all frames go into one stream, got '{args.output}'")
         check_target(args.output)
         if args.existing == "refuse" and args.output.exists():
             raise ValueError(f"OUT must not exist with --existing refuse, and '{args.output}' does")
