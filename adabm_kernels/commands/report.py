@@ -121,5 +121,5 @@ def _summary(
         *rows,
         ("time", f"{compared['seconds']:.3f} s (median of {compared['runs']})"),
         ("float model", f"{compared['float_seconds']:.3f} s, {compared['speed_up']:.2f} times as long, the same windows"),
-        ("PSNR to the float model", db),
+        ("PSNR to the float model", db + (", nothing interpolated" if settings["smooth"] == "interpolate" else "")),
     ]
