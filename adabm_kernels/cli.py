@@ -125,6 +125,7 @@ def _add_upscale(up: argparse.ArgumentParser) -> None:
         "--output",
         metavar="OUT",
         action=_Output,
+        type=_named,
         help="file, folder (what ends in '/' or has no suffix) or '-' for standard output "
         "(default: IN_x4.png beside a file, IN_x4 beside a folder, '-' for a pipe)",
     )
@@ -206,7 +207,7 @@ def _add_windows(parser: argparse.ArgumentParser, tile: str = "48 halos, less wh
 def _add_report(report: argparse.ArgumentParser) -> None:
     report.add_argument("input", metavar="IMAGE", type=_input, help="picture to upscale; a pipe or '-' for standard input")
     report.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, default=Path("report.html"), help="page to write (default: %(default)s)"
+        "-o", "--output", metavar="OUT", type=_path, default=Path("report.html"), help="page to write (default: %(default)s)"
     )
     report.add_argument("--overwrite", action="store_true", help="replace an existing page")
     _add_model(report, " or a converted model's file")
@@ -222,9 +223,9 @@ def _add_completion(completion: argparse.ArgumentParser) -> None:
 
 def _add_eval(evaluation: argparse.ArgumentParser) -> None:
     _add_model(evaluation, ", a converted model's file, or float weights to measure them alone", device=False)
-    evaluation.add_argument("--data", metavar="HR_DIR", type=Path, required=True, help="folder of original pictures, PNG or JPEG")
+    evaluation.add_argument("--data", metavar="HR_DIR", type=_path, required=True, help="folder of original pictures, PNG or JPEG")
     evaluation.add_argument(
-        "--lr", metavar="LR_DIR", type=Path, help="folder of their low-resolution forms (default: made by MATLAB's bicubic)"
+        "--lr", metavar="LR_DIR", type=_path, help="folder of their low-resolution forms (default: made by MATLAB's bicubic)"
     )
     evaluation.add_argument("--scale", metavar="N", type=_integer(1), help="the scale you expect (default: the model's)")
     evaluation.add_argument(
@@ -239,15 +240,15 @@ def _add_eval(evaluation: argparse.ArgumentParser) -> None:
 
 def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
     add = calibration.add_argument
-    add("--weights", metavar="W", type=Path, required=True, help="checkpoint of float weights: .pt, .pth, .ckpt, .safetensors")
+    add("--weights", metavar="W", type=_path, required=True, help="checkpoint of float weights: .pt, .pth, .ckpt, .safetensors")
     add(
         "--images",
         metavar="DIR",
-        type=Path,
+        type=_path,
         required=True,
         help="folder of about 100 low-resolution pictures, PNG or JPEG; photographs with --downscale",
     )
-    add("-o", "--output", metavar="M", type=Path, required=True, help="model to write, .safetensors; M.resume keeps progress")
+    add("-o", "--output", metavar="M", type=_path, required=True, help="model to write, .safetensors; M.resume keeps progress")
     add("--overwrite", action="store_true", help="replace an existing output")
     add("--downscale", metavar="F", type=_number(1), default=1, help="first shrink the pictures F times by MATLAB's bicubic")
     add("--weight-bits", metavar="2..8", type=_integer(2, 8), default=4, help="bits of the weights (default: %(default)s)")
@@ -280,7 +281,7 @@ def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
     add("--candidates", metavar="K", type=_integer(1), help="fine-tune on the most detailed of K random crops (default: 1)")
     add("--target-bits", metavar="B", type=_number(1), help="mean bits to choose layers for (default: somewhat below --act-bits)")
     add("--objective", choices=("bits", "latency"), help="what layers save: bits, or measured time (default: bits)")
-    add("--start", metavar="MODEL", type=Path, help="a converted model of the same network, whose bit maps are taken over")
+    add("--start", metavar="MODEL", type=_path, help="a converted model of the same network, whose bit maps are taken over")
     add("--select", metavar="N", type=_integer(1), help="use only the N most informative pictures")
     add("--device", default="auto", help="where torch computes: auto, cpu or cuda (default: auto, a GPU where torch finds one)")
     add("--seed", metavar="S", type=_integer(0), help="of every random choice (default: 1)")
@@ -299,7 +300,7 @@ def _add_bench(benchmark: argparse.ArgumentParser) -> None:
         "--isa", action="append", choices=ISAS, help="with --tune: the instruction set, may be repeated (default: the one in use)"
     )
     benchmark.add_argument(
-        "-o", "--output", metavar="F", type=Path, help="with --tune: the file to write (default: one in your cache folder)"
+        "-o", "--output", metavar="F", type=_path, help="with --tune: the file to write (default: one in your cache folder)"
     )
     _add_json_file(benchmark)
 
@@ -352,7 +353,7 @@ def _add_json_flag(parser: argparse.ArgumentParser) -> None:
 
 def _add_json_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--json", metavar="F", type=Path, help=f"also write the figures as JSON; '{STDOUT}' prints them instead of a table"
+        "--json", metavar="F", type=_path, help=f"also write the figures as JSON; '{STDOUT}' prints them instead of a table"
     )
 
 
@@ -365,7 +366,17 @@ class _Output(argparse.Action):
 
 
 def _input(text: str) -> Path:
-    return STDOUT if text in _STDIN else Path(text)
+    return STDOUT if text in _STDIN else _path(text)
+
+
+def _path(text: str) -> Path:
+    return Path(_named(text))
+
+
+def _named(text: str) -> str:
+    if not text:  # as of a variable of the shell that is not set; a path would take it for the current folder
+        raise argparse.ArgumentTypeError("must name a file or a folder, got ''")
+    return text
 
 
 def _bits(text: str) -> str | int:

@@ -33,12 +33,12 @@ class Enlarger:
     """
 
     def __init__(self, network: Patchwise, size: Size | None = None, *, max_pixels: int = MAX_PIXELS):
-        self.network, self.size, self._max_pixels = network, size or Size(), max_pixels
+        self.network, self.size, self.max_pixels = network, size or Size(), max_pixels
 
     def steps(self, width: int, height: int) -> Steps:
         """How a picture of this width and height gets its size. Raises ValueError where that would have too many pixels."""
         steps = self.size.steps(width, height, self.network.scale)
-        limit = self._max_pixels * self.network.scale**2
+        limit = self.max_pixels * self.network.scale**2
         if not self.size.own and max(steps.made[0] * steps.made[1], steps.size[0] * steps.size[1]) > limit:
             way = f", resized from {_words(steps.made)}" if steps.resized else ""
             raise ValueError(

@@ -398,7 +398,7 @@ class Patchwise:
             if window.varies:
                 opacity = np.clip(luma(results[1][part]), 0, 255)
                 place[..., -1] = np.rint(opacity * factor)
-                seen = opacity > 0.5 / 257  # as little alpha as 16 bits tell from none
+                seen = opacity * factor > 0.5  # else it is rounded to none, which has no colour
                 colours = np.where(seen[..., None], colours * 255 / np.where(seen, opacity, 1)[..., None], 0)
             elif window.opacity is not None:
                 place[..., -1] = window.opacity

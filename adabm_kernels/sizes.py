@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
@@ -11,6 +12,7 @@ MOST_SCALE = 1000
 MOST_SIDE = 2**31 - 1  # of a PNG
 # A further pass of the network costs many times all passes before it: a filter makes up for less than this.
 _FILTERED = Fraction(5, 4)
+_LABEL = re.compile(r"x\d+(\.\d+)?|[wh]\d+|\d+x\d+")  # what `Size.label` gives
 
 
 class Steps(NamedTuple):
@@ -110,6 +112,11 @@ class Size:
         if self.scale is None:
             return str(factor) if self.own else None
         return f"{float(self.scale):g}"
+
+
+def is_label(word: str) -> bool:
+    """Whether a word can be the label of a size."""
+    return _LABEL.fullmatch(word) is not None
 
 
 def _check_side(name: str, side: Any, value: Any) -> None:

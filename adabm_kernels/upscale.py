@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "edsr_x4_w4a4"
 _ASSETS = Path(__file__).parent / "assets"
+_CUTTING = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")  # of `patchwise.Patchwise`
+_SETTINGS = ("bits", "backend", "device", "threads", "scale", "width", "height", "fit", "progress", *_CUTTING)
 _END = object()  # what comes after the last image
 
 
@@ -206,6 +208,8 @@ def prepare(
     **cutting: Any,
 ) -> Enlarger:
     """The model with these settings, ready for pictures of any size; see `upscale` and, for max_pixels, `upscale_file`."""
+    if unknown := [name for name in cutting if name not in _CUTTING]:
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}{did_you_mean(unknown[0], _SETTINGS)}")
     is_module = _is_module(model)
     from .enlarge import Enlarger
     from .images import MAX_PIXELS

@@ -237,6 +237,8 @@ def test_of_several_networks_one_must_be_named():
         ValueError, match="weights_key must name one part of the checkpoint, of 'state_dict.generator', .*, got 'ema'"
     ):
         detect(checkpoint, weights_key="ema")
+    with pytest.raises(ValueError, match="weights_key must be left out for a checkpoint without parts, got 'ema'"):
+        detect(float_state(), weights_key="ema")
     model = convert_model(checkpoint, [torch.rand(1, 3, 16, 16) * 255], ConvertConfig(recipe="paper"), weights_key="generator")
     assert same(model.float_state, float_state())
     assert model.report["calibration"]["weights"]["source"] == "state_dict.generator"

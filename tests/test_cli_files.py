@@ -126,7 +126,7 @@ for argv in (["naïve.png"], ["日本.png", "-v"], ["naïve.png", "--json"], ["�
     assert [line for line in out.splitlines() if line.isdecimal()] == ["0", "0", "0", "2"]
     assert f"written    {shown['naïve_x4.png']}" in out and f"written    {shown['日本_x4.png']}" in out
     assert '"output": "na\\u00efve_x4.png"' in out
-    assert f"-> {shown['日本_x4.png']}: 1 windows" in err and f"cannot read '{shown['日本.jpg']}'" in err
+    assert f"-> {shown['日本_x4.png']}: 1 window," in err and f"cannot read '{shown['日本.jpg']}'" in err
     assert names(empty_folder) == ["naïve.png", "naïve_x4.png", "日本.png", "日本_x4.png"]
 
 
@@ -166,6 +166,19 @@ def test_outputs_beside_their_inputs_are_no_inputs(empty_folder, model, adabm):
     assert len(report["images"]) == 1
     assert report["passed_over"] == [{"input": "a_x4.png", "reason": "it is an output of 'a.png'"}]
     assert "a_x4.png is passed over: it is an output of 'a.png'" in err
+
+
+def test_outputs_of_other_sizes_are_no_inputs(empty_folder, model, adabm):
+    save("a.png")
+    for size in (["--scale", 1.5], ["--width", 20], ["--height", 20], ["--fit", "30x30"], []):
+        assert adabm("upscale", "a.png", "-q", *size)[0] == 0
+    save("a_old.png", "a_x.png", array=LARGE)
+    status, out, err = adabm("upscale", *names("."), "--scale", 2)
+    assert (status, err, rows(out)["images"]) == (0, "", "3 done, 0 failed, 0 skipped")
+    assert rows(out)["passed over"] == "5 that are outputs of other inputs"
+    assert {"a_x2.png", "a_old_x2.png", "a_x_x2.png"} <= set(names("."))
+    status, out, _ = adabm("upscale", "a.png", "a_x4.png", "--suffix", "_large")
+    assert status == 0 and rows(out)["images"] == "2 done, 0 failed, 0 skipped"
 
 
 def test_pictures_that_only_bear_such_a_name_are_never_replaced(empty_folder, model, adabm):

@@ -126,6 +126,13 @@ def test_compare_takes_as_many_pixels_as_the_command(empty_folder, model, adabm,
     assert (status, err) == (0, "") and "speed-up" in rows(out)
 
 
+def test_a_warning_is_said_once_where_a_picture_is_read_again(empty_folder, model, adabm):
+    PIL.Image.new("CMYK", (8, 6)).save("in.tif")
+    with pytest.warns(UserWarning, match="'in.tif' is in CMYK and becomes sRGB") as said:
+        status, out, _ = adabm("upscale", "in.tif", "--compare", "--json")
+    assert status == 0 and len(said) == 1 and len(json.loads(out)["warnings"]) == 1
+
+
 def test_json_and_verbose(photos, model, adabm):
     Path("photos/bad.png").write_bytes(b"words")
     status, out, err = adabm("upscale", "photos", "--json", "--verbose")
@@ -136,7 +143,7 @@ def test_json_and_verbose(photos, model, adabm):
         "photos/sub/deep/c.tif",
     ]
     assert report["images"][0]["mean_bits"] == 3.75 and report["failed"][0]["input"] == "photos/bad.png" and report["skipped"] == 0
-    assert "photos/a.png -> photos_x4/a_x4.png: 1 windows, 3.75 bits in the mean" in err
+    assert "photos/a.png -> photos_x4/a_x4.png: 1 window, mean bits 3.75" in err
 
 
 @needs_builtin
@@ -196,6 +203,18 @@ BAD = {
         ["d", "-o", "out.PNG"],
         "OUT must be a folder for more than one picture, got 'out.PNG', which is named as a picture",
     ),
+    "clash of kept formats": (
+        lambda f: (save("d/a.png"), Path("d/a.gif").write_bytes(b"")),
+        ["d", "--format", "keep"],
+        "got 'd_x4/a_x4.png' for 'd/a.gif' and 'd/a.png'\n",
+    ),
+    "empty input": (None, [""], "argument IN: must name a file or a folder, got ''"),
+    "empty output": (None, ["in.png", "-o", ""], "argument -o/--output: must name a file or a folder, got ''"),
+    "clash of formats that are not written": (
+        lambda f: (save("d/a.gif"), save("d/a.ppm")),
+        ["d"],
+        "got 'd_x4/a_x4.png' for 'd/a.gif' and 'd/a.ppm'\n",
+    ),
     "the same twice": (None, ["in.png", "in.png"], "got 'in_x4.png' for 'in.png' and 'in.png'\n"),
     "output without suffix is a file": (
         lambda f: Path("words").write_text("words"),
@@ -224,7 +243,7 @@ BAD = {
     ),
     "tile": (None, ["in.png", "--tile", "7"], "--tile must be 0 for the whole picture or at least 16, got 7"),
     "paper": (None, ["in.png", "--protocol", "paper", "--halo", "3"], "--halo must be left out with protocol 'paper'"),
-    "memory": (None, ["in.png", "--max-memory", "1M"], "max_memory must be at least"),
+    "memory": (None, ["in.png", "--max-memory", "1M"], "--max-memory must be at least"),
     "memory word": (None, ["in.png", "--max-memory", "much"], "must be a size such as 1.5G or 800M, got 'much'"),
     "quality": (None, ["in.png", "--quality", "101"], "--quality: must be an integer from 1 to 100, got '101'"),
     "bomb": (None, ["in.png", "--max-pixels", "47"], "it has 8x6 = 48 pixels, more than the limit of 47 (--max-pixels)"),

@@ -313,6 +313,35 @@ def test_to_array_refuses_deep_modes(mode):
         to_array(PIL.Image.new(mode, (2, 2)))
 
 
+def jpeg_2000(bits):
+    """RGB whose code stream says that its blue has so many bits."""
+    out = io.BytesIO()
+    PIL.Image.new("RGB", (8, 6)).save(out, "JPEG2000")
+    data = bytearray(out.getvalue())
+    data[data.index(b"\xff\x4f\xff\x51") + 42 + 6] = bits - 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"P6\n1 1\n65535\n" + bytes(6), "16 bits per channel, and of PNM 8"),
+        (b"P5 # of\n# a scanner\n1 1 1023\n" + bytes(2), "10 bits per channel, and of PNM 8"),
+        (b"P3 1 1 256 0 0 256", "9 bits per channel, and of PNM 8"),
+        (jpeg_2000(12), "12 bits per channel, and of JPEG 2000 8"),
+    ],
+    ids=["P6", "P5", "P3", "JPEG 2000"],
+)
+def test_more_bits_than_are_read_are_refused(data, words):
+    with pytest.raises(ValueError, match=f"it has {words} are read; make it a PNG or TIFF file first"):
+        open_picture(data)
+
+
+@pytest.mark.parametrize("data", [b"P6 1 1 255\n" + bytes(3), b"P5 1 1 100\n" + bytes(1), b"P4 9 1\n" + bytes(2), jpeg_2000(8)])
+def test_so_many_bits_as_are_read(data):
+    assert open_picture(data).layout.depth == 8
+
+
 def test_to_array_refuses_other_colour_spaces_and_nothing():
     with pytest.raises(ValueError, match="mode LAB is not supported"):
         to_array(PIL.Image.new("LAB", (2, 2)))

@@ -477,6 +477,18 @@ def test_a_grey_picture_keeps_the_tones_of_an_rgb_profile(empty_folder, model, a
         assert adabm("upscale", name, "-o", "out.png", "-q") == (0, "", "")
         with PIL.Image.open("out.png") as image:
             assert image.mode == "L" and image.info["icc_profile"] == layout.icc
+        # WebP stores grey as RGB.
+        assert adabm("upscale", name, "-o", "out.webp", "-q") == (0, "", "")
+        icc, said = read(Path("out.webp"))[1].icc, read(Path("out.webp"))[2]
+        assert said == [] and np.abs(seen((100, 100, 100), icc) - seen((100,), layout.icc)).max() <= 1
+
+
+def test_a_grey_profile_without_a_curve_is_missed_in_webp(empty_folder, model, adabm):
+    grey = bytearray(Colour(gamma=0.4).profile(True))
+    grey[grey.index(b"curv\0")] ^= 1
+    layout = Layout(8, 6, 1, icc=bytes(grey))
+    with pytest.warns(UserWarning, match="'out.webp' will show other colours"):
+        PictureWriter("out.webp", "WebP", layout)
 
 
 @pytest.mark.parametrize(

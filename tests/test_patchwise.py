@@ -228,6 +228,18 @@ def test_colours_under_full_transparency_do_not_matter(model):
 
 
 @needs_builtin
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_what_becomes_fully_transparent_has_no_colour(dtype, colours):
+    alpha = np.zeros((24, 40, 1), dtype)
+    alpha[4:20, 6:30] = np.iinfo(dtype).max
+    colour = np.full((24, 40, colours), np.iinfo(dtype).max // 2, dtype)
+    y = upscale(np.concatenate([colour, alpha], 2), load_model("edsr_x4_w4a4"))
+    clear = y[..., -1] == 0
+    assert clear.any() and not y[clear].any()
+
+
+@needs_builtin
 def test_a_transparent_picture_looks_like_the_picture_it_shows():
     """Upscaled and laid over a ground, it is close to what is laid over the ground and upscaled."""
     model = load_model("edsr_x4_w6a6")

@@ -81,7 +81,7 @@ def test_the_page_tells_bits_times_and_quality(page):
     count = len(Elements(page).of("rect"))
     assert len(bits) == count > 4 and min(bits) < max(bits)
     assert data["colours"] == list(COLOURS) and {"body.0", "body.7", "head", "tail"} <= data["bits"].keys()
-    assert re.search(r"<dt>PSNR to the float model</dt><dd>\d+\.\d\d dB</dd>", page)
+    assert re.search(r"<dt>PSNR to the float model</dt><dd>\d+\.\d\d dB, nothing interpolated</dd>", page)
     assert re.search(r"<dt>float model</dt><dd>\d+\.\d{3} s, \d+\.\d\d times as long", page)
     assert re.search(r'<th scope="row">body\.0\.conv1</th><td>\d\.\d\d</td><td>\d+\.\d\d</td>', page)
     assert re.search(r"body\.0\.conv1 +\d +(F\([24]x\d\)|direct)", page)  # the plan
@@ -228,6 +228,14 @@ def test_bad_input(empty_folder, adabm):
         status, out, err = adabm("report", *argv)
         assert (status, out) == (2, "") and message in err and err.count("\n") == 1
     assert names(empty_folder) == ["clear.png", "in.png", "there.html"]
+
+
+@needs_builtin
+def test_warnings_of_a_picture_are_said_once(empty_folder, adabm):
+    PIL.Image.new("CMYK", (20, 20)).save("in.tif")
+    with pytest.warns(UserWarning, match="'in.tif' is in CMYK and becomes sRGB") as said:
+        status, _, _ = adabm("report", "in.tif")
+    assert status == 0 and len(said) == 1
 
 
 @needs_builtin

@@ -265,7 +265,8 @@ def test_a_folder_of_one_width(photos, model, adabm):
         "d/wide.png": ([40, 6], [80, 12], 1),
     }
     assert "d/large.png -> d_w40/large_w40.png: the network was not needed, 60x40 -> 40x27, resized without the network" in err
-    assert "d/wide.png -> d_w40/wide_w40.png: 1 windows, 3.75 bits in the mean, 20x3 -> 40x6, resized from 80x12" in err
+    assert "d/wide.png -> d_w40/wide_w40.png: 1 window, mean bits 3.75, 20x3 -> 40x6, resized from 80x12" in err
+    assert "1 window, mean bits 3.75, in the first pass, 2x30 -> 40x600, resized from 32x480 (2 passes)" in err
     assert adabm("upscale", "d", "--width", 40, "--existing", "skip", "-q")[0] == 0
     assert rows(adabm("upscale", "d", "--fit", "9x9", "-o", "e")[1])["images"] == "3 done, 0 failed, 0 skipped"
     assert names("e") == ["large_9x9.png", "tall_9x9.png", "wide_9x9.png"]
@@ -274,7 +275,7 @@ def test_a_folder_of_one_width(photos, model, adabm):
 def test_one_picture_that_gets_too_large_stops_no_other(photos, model, adabm):
     status, out, err = adabm("upscale", "d", "--width", 100, "--max-pixels", 10_000)
     assert status == 1 and rows(out)["images"] == "2 done, 1 failed, 0 skipped" and err.startswith(
-        "adabm: error: 'd/tall.png': width must ask for at most 160000 pixels (16 times --max-pixels), "
+        "adabm: error: 'd/tall.png': --width must ask for at most 160000 pixels (16 times --max-pixels), "
         "got 100x1500, resized from 128x1920, for a picture of 2x30\n"
     )
 
@@ -323,15 +324,15 @@ BAD = {
     "height": (["in.png", "--height", "2147483648"], "--height: must be an integer from 1 to 2147483647, got '2147483648'"),
     "fit": (["in.png", "--fit", "100"], "--fit: must be WIDTHxHEIGHT such as 1920x1080, got '100'"),
     "fit side": (["in.png", "--fit", "9x2147483648"], "--fit must hold integers from 1 to 2147483647, got (9, 2147483648)"),
-    "scale and width": (["in.png", "--scale", "2", "--width", "9"], "--scale must be left out where width is given, got 2"),
-    "fit and width": (["in.png", "--fit", "9x9", "--width", "9"], "--fit must be left out where width is given, got (9, 9)"),
+    "scale and width": (["in.png", "--scale", "2", "--width", "9"], "--scale must be left out where --width is given, got 2"),
+    "fit and width": (["in.png", "--fit", "9x9", "--width", "9"], "--fit must be left out where --width is given, got (9, 9)"),
     "scale in names": (["in.png", "--width", "9", "--suffix=-{scale}"], "--suffix must not hold '{scale}' with --width"),
     "absurd": (
         ["in.png", "--width", "1000000"],
-        "width must ask for at most 2863311520 pixels (16 times --max-pixels), got 1000000x750000, resized from 2097152x1572864",
+        "--width must ask for at most 2863311520 pixels (16 times --max-pixels), got 1000000x750000, resized from 2097152x1572864",
     ),
-    "absurd on the way": (["in.png", "--width", "300000", "--height", "2"], "width and height must ask for at most"),
-    "above the limit": (["in.png", "--max-pixels", "48", "--scale", "4.1"], "scale must ask for at most 768 pixels (16 times"),
+    "absurd on the way": (["in.png", "--width", "300000", "--height", "2"], "--width and --height must ask for at most"),
+    "above the limit": (["in.png", "--max-pixels", "48", "--scale", "4.1"], "--scale must ask for at most 768 pixels (16 times"),
     "JPEG": (["in.png", "--width", "65501", "--height", "6", "-o", "o.jpg", "--max-pixels", "9" * 12], "at most 65500 pixels"),
 }
 
@@ -379,6 +380,6 @@ def test_raw_frames_of_another_size(empty_folder, model, adabm):
     got = np.fromfile("out.raw", np.uint8).reshape(2, 15, 20, 3)
     assert all(np.array_equal(a, resized(larger(b, 4), 20, 15)) for a, b in zip(got, frames, strict=True))
     status, _, err = adabm("upscale", "in.raw", "--raw", "8x6", "--scale", 2, "--width", 7, "-o", "o")
-    assert status == 2 and "--scale must be left out where width is given" in err
+    assert status == 2 and "--scale must be left out where --width is given" in err
     status, _, err = adabm("upscale", "in.raw", "--raw", "8x6", "--width", 1000000, "-o", "o")
-    assert status == 2 and "width must ask for at most 2863311520 pixels" in err and names(empty_folder) == ["in.raw", "out.raw"]
+    assert status == 2 and "--width must ask for at most 2863311520 pixels" in err and names(empty_folder) == ["in.raw", "out.raw"]

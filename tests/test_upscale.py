@@ -121,6 +121,13 @@ def test_results_are_clamped_and_rounded():
     assert array[0, 0].tolist() == [0, 84, 255]
 
 
+def test_an_unknown_argument_is_named():
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'widht' \(did you mean 'width'\?\)"):
+        upscale(RGB, widht=100)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'zzz'$"):
+        next(upscale_many([RGB], zzz=1))
+
+
 def test_settings_are_set_when_given():
     model = FakeModel()
     upscale(RGB, model, bits=6, backend="reference", threads=2)

@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -19,6 +20,10 @@ from ..files import check_target, write_file
 _BAR = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]"
 BAD_INPUT, FAILED = 2, 1  # exit statuses
 STDOUT = Path("-")  # as the file of --json
+# Arguments of functions as their errors name them, that are options here.
+_ARGUMENTS = re.compile(
+    r"^(?:max_memory|scale|width and height|width|height|fit)(?= must )|(?<= where )(?:scale|width|height|fit)(?= is given)"
+)
 
 
 class CommandError(Exception):
@@ -48,7 +53,17 @@ def stage(status: int, memory: str = "not enough memory", *, bad_input: int | No
         out_of_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
         if bad_input is not None and isinstance(error, ValueError | FileNotFoundError | PermissionError):
             status = bad_input
-        raise CommandError(memory if out_of_memory else str(error), status) from error
+        raise CommandError(memory if out_of_memory else as_options(str(error)), status) from error
+
+
+def as_options(message: str) -> str:
+    """The message of an error with options in place of the arguments of functions: "--max-memory must be"."""
+    return _ARGUMENTS.sub(lambda found: " and ".join(map(option, found[0].split(" and "))), message)
+
+
+def option(name: str) -> str:
+    """The option for an argument: "--rgb-range" for "rgb_range"."""
+    return f"--{name.replace('_', '-')}"
 
 
 class Progress:

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from .common import timed
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..enlarge import Enlarger
+    from ..images import Layout
 
 # Both models are repeated until one of these is reached; the median needs few runs, a large image long ones.
 RUNS = 5
 SECONDS = 30.0
 
 
-def compare(network: Enlarger, float_model: Any, source: Path | bytes, max_pixels: int, name: str) -> dict[str, Any]:
+def compare(network: Enlarger, float_model: Any, rows: np.ndarray, layout: Layout) -> dict[str, Any]:
     """Time both models in turn on a whole picture, after one run of each to warm up, and measure how far their outputs are apart.
 
     The float model gets what suits PyTorch best on a CPU, float32 in channels_last, and the same windows, and what both make is
-    resized alike. PSNR is over RGB in 0..255, both outputs clamped and not rounded. max_pixels, name: as for `open_picture`.
+    resized alike; neither is interpolated where it is smooth. PSNR is over RGB in 0..255, both outputs clamped and not rounded.
+    rows: of the picture, [H, W, channels] of the layout's type.
     """
     import torch
 
     from ..enlarge import Enlarger
-    from ..images import open_picture
     from ..metrics import psnr
     from ..nn.timing import wait_for
     from ..patchwise import FloatPatchwise
 
-    reader = open_picture(source, max_pixels=max_pixels, name=name)
-    x = network.network.picture_tensor(reader.read(reader.layout.height), reader.layout)
-    floats = Enlarger(FloatPatchwise(float_model, network.network), network.size, max_pixels=max_pixels)
+    x = network.network.picture_tensor(rows, layout)
+    floats = Enlarger(FloatPatchwise(float_model, network.network), network.size, max_pixels=network.max_pixels)
     want = floats.tensor(x)
     wait_for(x.device)
     converted, float_times, start = [], [], time.perf_counter()

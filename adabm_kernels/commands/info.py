@@ -10,8 +10,8 @@ from typing import Any
 from ..config import BestTuning
 from ..machine import describe_machine, describe_versions
 from .calibrate import CONFIG_OPTIONS, TUNING_OPTIONS
-from .common import BAD_INPUT, command_line, print_table, stage, to_json
-from .weights import READING_OPTIONS, option, word
+from .common import BAD_INPUT, command_line, option, print_table, stage, to_json
+from .weights import READING_OPTIONS, word
 
 Sections = dict[str, list[tuple[str, str]]]
 
@@ -143,7 +143,7 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("command", command_line([made["command"], *words])),
         ("weights", f"{made['weights']['file']}, SHA-256 {made['weights']['sha256']}"),
         ("images", f"{made['images']['count']} in {made['images']['folder']}, SHA-256 of their pixels {made['images']['sha256']}"),
-        ("machine", f"{made['cpu']}, {made['threads']} threads"),
+        ("machine", f"{made['cpu']}, {made['threads']} thread{'s' if made['threads'] > 1 else ''}"),
         ("versions", ", ".join(f"{name} {number}" for name, number in made["versions"].items())),
         ("time", f"{made['seconds']:.0f} s"),
     ]

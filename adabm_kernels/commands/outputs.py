@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import naming
-from ..sizes import Size
+from ..sizes import Size, is_label
 from .common import STDOUT
 from .pipes import piped, shown
 
@@ -129,7 +129,7 @@ def plan_outputs(args: argparse.Namespace, inputs: list[Input], size: Size, scal
     Raises ValueError where two would go to one place, one would replace an input, or --existing refuse meets an existing file.
     """
     pictures = [_planned(args, item, len(inputs) > 1, size, scale) for item in inputs]
-    pictures, earlier = _without_outputs(pictures)
+    pictures, earlier = _without_outputs(pictures, args.suffix == DEFAULT_SUFFIX)
     sources = {os.path.realpath(planned.source): planned.source for planned in pictures}
     targets: dict[str, Path] = {}
     failed, existing = [], []
@@ -143,7 +143,8 @@ def plan_outputs(args: argparse.Namespace, inputs: list[Input], size: Size, scal
             raise ValueError(f"OUT must not be another input, got '{planned.target}' for '{planned.source}'")
         if place in targets:
             first, second = targets[place], planned.source
-            hint = " (--format keep tells them apart by their formats)" if first.suffix.lower() != second.suffix.lower() else ""
+            keeps = args.format != "keep" and _kept(first) != _kept(second)
+            hint = " (--format keep tells them apart by their formats)" if keeps else ""
             raise ValueError(
                 f"OUT must be another file for every picture, got '{planned.target}' for '{first}' and '{second}'{hint}"
             )
@@ -172,22 +173,26 @@ def _exists(target: Path) -> bool:
         return True
 
 
-def _without_outputs(pictures: list[Planned]) -> tuple[list[Planned], list[tuple[Path, Path]]]:
+def _without_outputs(pictures: list[Planned], labelled: bool) -> tuple[list[Planned], list[tuple[Path, Path]]]:
     """(the inputs but for those that are outputs of others, from an earlier run; these, each with what it was made of).
 
-    An output is larger than another input and lies where that one goes, or beside it under the name that its output has. With no
-    suffix, pictures of one name in one folder may be anything.
+    An output is larger than another input and lies where that one goes, or beside it under the name that its output has, or, where
+    names are `labelled` by sizes, has at another size. With no suffix, pictures of one name in one folder may be anything.
     """
-    beside, targets = defaultdict(list), defaultdict(list)
+    beside, named, targets = defaultdict(list), defaultdict(list), defaultdict(list)
     for planned in pictures:
         if planned.target.stem != planned.source.stem:
             beside[_folder(planned.source), planned.target.stem].append(planned.source)
+        if labelled:
+            named[_folder(planned.source), planned.source.stem].append(planned.source)
         targets[os.path.realpath(planned.target)].append(planned.source)
     kept, outputs = [], []
     for planned in pictures:
         source, folder = planned.source, _folder(planned.source)
         elsewhere = [origin for origin in targets.get(os.path.realpath(source), []) if _folder(origin) != folder]
-        origins = [*beside.get((folder, source.stem), []), *elsewhere]
+        name, _, label = source.stem.rpartition("_")
+        otherwise = named.get((folder, name), []) if is_label(label) else []
+        origins = [*beside.get((folder, source.stem), []), *otherwise, *elsewhere]
         origin = next((origin for origin in origins if _larger(source, origin)), None)
         if origin is None:
             kept.append(planned)
@@ -222,6 +227,14 @@ def check_suffix(suffix: str, size: Size) -> None:
         raise ValueError(f"--suffix must not hold '{{scale}}' with --width, --height or --fit, which give none, got '{suffix}'")
 
 
+def _kept(path: Path) -> str:
+    """The suffix that an output has with --format keep, without its dot."""
+    from ..images import EXTENSIONS
+
+    suffix = path.suffix.lower()
+    return suffix[1:] if suffix in EXTENSIONS else "png"
+
+
 def _planned(args: argparse.Namespace, item: Input, many: bool, size: Size, scale: int) -> Planned:
     from ..images import EXTENSIONS
 
@@ -240,8 +253,7 @@ def _planned(args: argparse.Namespace, item: Input, many: bool, size: Size, scal
         root = item.root if item.root.name not in ("", "..") else item.root.resolve()
         base = root.with_name(f"{root.name}_{size.label(scale)}") if output is None else output
         folder = base / path.relative_to(item.root).parent
-    kept = path.suffix[1:].lower() if path.suffix.lower() in EXTENSIONS else "png"
-    extension = {None: "png", "keep": kept}.get(args.format, args.format)
+    extension = {None: "png", "keep": _kept(path)}.get(args.format, args.format)
     usual = args.suffix == DEFAULT_SUFFIX
     suffix = f"_{size.label(scale)}" if usual else args.suffix.replace("{scale}", size.times(scale) or "")
     name = f"{path.stem}{suffix}.{extension}"

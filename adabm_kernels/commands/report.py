@@ -56,7 +56,7 @@ def execute(args: argparse.Namespace) -> None:
         compared = None
         if network.model.float_state is not None:
             enlarger, teacher = Enlarger(network), network.model.float_model()
-            compared = compare(enlarger, teacher, source, args.max_pixels, shown(args.input))
+            compared = compare(enlarger, teacher, rows, layout)
         bits = bit_map(network.model, patches, layout.width, layout.height)
         weights = [patch.height * patch.width for patch in bits.patches]
         layer_bits = {
@@ -121,5 +121,5 @@ def _summary(
         *rows,
         ("time", f"{compared['seconds']:.3f} s (median of {compared['runs']})"),
         ("float model", f"{compared['float_seconds']:.3f} s, {compared['speed_up']:.2f} times as long, the same windows"),
-        ("PSNR to the float model", db),
+        ("PSNR to the float model", db + (", nothing interpolated" if settings["smooth"] == "interpolate" else "")),
     ]

@@ -10,10 +10,7 @@ from ..sizes import Size, Steps
 
 def asked_size(args: argparse.Namespace) -> Size:
     """The size that the options ask for."""
-    try:
-        return Size(args.scale, args.width, args.height, args.fit)
-    except ValueError as error:
-        raise ValueError(f"--{error}") from error
+    return Size(args.scale, args.width, args.height, args.fit)
 
 
 def in_words(width: int, height: int, steps: Steps) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,6 +23,8 @@ from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_std
 from .sizes import asked_size, in_figures, in_words
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..batch import Outcome, Task
     from ..enlarge import Enlarger
     from ..images import Layout
@@ -128,8 +131,18 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
     }
     if float_model is not None:
         with stage(FAILED, _memory(layout)):
-            report |= compare(network, float_model, task.source, args.max_pixels, task.name)
+            report |= compare(network, float_model, *_read_again(task, args.max_pixels))
     _print(args, report, _rows(report, outcome.steps))
+
+
+def _read_again(task: Task, max_pixels: int) -> tuple[np.ndarray, Layout]:
+    """The rows of a picture that was upscaled, and their kind; what is to be said of it was said."""
+    from ..images import open_picture
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reader = open_picture(task.source, max_pixels=max_pixels, name=task.name)
+        return reader.read(reader.layout.height), reader.layout
 
 
 def _rows(report: dict[str, Any], steps: Steps) -> list[tuple[str, str]]:
@@ -152,12 +165,13 @@ def _rows(report: dict[str, Any], steps: Steps) -> list[tuple[str, str]]:
         rows.insert(-1, ("smooth", f"{_share(report['flat_pixels'], width * height)} of the pixels, {how} and not computed"))
     if compared:
         db = "identical" if report["psnr_db"] is None else f"{report['psnr_db']:.2f} dB"
+        alone = ", nothing interpolated" if report["smooth"] == "interpolate" else ""
         threads = f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}"
         torch_run = f"PyTorch {report['torch']} float32 channels_last, {threads}, {runs}"
         rows += [
             ("float model", f"{report['float_seconds']:.3f} s ({torch_run})"),
             ("speed-up", f"{report['speed_up']:.2f}x"),
-            ("PSNR", f"{db} (converted against float)"),
+            ("PSNR", f"{db} (converted against float{alone})"),
         ]
     return [*rows, ("written", report["output"])]
 
@@ -276,9 +290,12 @@ def _say(args: argparse.Namespace, outcome: Outcome) -> None:
     """With --verbose, what became of a picture, on stderr."""
     if args.verbose:
         target, layout = _target(args, outcome.task), outcome.layout
-        windows = f"{len(outcome.patches)} windows, {_bits(outcome.mean_bits, args.bits, outcome.steps)} bits in the mean"
+        count = len(outcome.patches)
+        windows = f"{count} window{'s' if count > 1 else ''}"
         if outcome.mean_bits is None:
             windows = "transparent everywhere" if outcome.steps.passes else "the network was not needed"
+        else:
+            windows += f", mean bits {_bits(outcome.mean_bits, args.bits, outcome.steps)}"
         if outcome.flat_pixels:
             windows += f", {_share(outcome.flat_pixels, layout.width * layout.height)} not computed"
         windows += f", {in_words(layout.width, layout.height, outcome.steps)}"

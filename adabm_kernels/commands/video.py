@@ -45,6 +45,7 @@ _READ_BYTES = 1 << 16  # that a pipe holds
 _POLL_SECONDS = 0.1
 # Options that say nothing about frames, with their defaults.
 _OF_PICTURES = {"compare": False, "format": None, "quality": None, "suffix": DEFAULT_SUFFIX, "verbose": False}
+_OF_PICTURES |= {"strict": False, "metadata": "keep"}
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -111,6 +112,8 @@ def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from ..images import EXTENSIONS
+
     if args.y4m and args.raw:
         raise ValueError("--raw must be left out with --y4m, whose frames say their size")
     if len(args.inputs) != 1:
@@ -125,6 +128,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.existing == "skip":
         raise ValueError("--existing must be 'replace' or 'refuse' for frames, got 'skip'")
     if args.output is not None and not piped(args.output):
+        if args.output.suffix.lower() in EXTENSIONS:
+            raise ValueError(f"OUT must not be named as a picture, as all frames go into one stream, got '{args.output}'")
         check_target(args.output)
         if args.existing == "refuse" and args.output.exists():
             raise ValueError(f"OUT must not exist with --existing refuse, and '{args.output}' does")

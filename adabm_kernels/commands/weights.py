@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .common import option
+
 if TYPE_CHECKING:
     from ..calibration.plausibility import WrongReading
     from ..networks.convention import Convention
@@ -26,11 +28,6 @@ def convention(args: argparse.Namespace) -> Convention:
     from ..networks.convention import Convention
 
     return Convention(args.rgb_range, args.mean_shift, args.channel_order or "rgb")
-
-
-def option(name: str) -> str:
-    """The option for an argument: "--rgb-range" for "rgb_range"."""
-    return f"--{name.replace('_', '-')}"
 
 
 def misreading(error: WrongReading) -> str:

@@ -106,6 +106,16 @@ def grey_profile(icc: bytes) -> bytes | None:
     return _assemble({**kept, b"kTRC": curve}, b"GRAY", version=icc[8:12])
 
 
+def rgb_profile(icc: bytes) -> bytes | None:
+    """An RGB profile with the tone curve of a grey one, for grey pixels that are stored as RGB; None where it has no curve."""
+    tags = _tags(icc)
+    curve = tags.get(b"kTRC")
+    if curve is None or curve[:4] not in (b"curv", b"para"):
+        return None
+    kept = {name: tags[name] for name in (b"desc", b"cprt") if name in tags}
+    return _assemble({**kept, **_rgb_tags(_SRGB, curve)}, b"RGB ", version=icc[8:12])
+
+
 def _tags(icc: bytes) -> dict[bytes, bytes]:
     count = min(int.from_bytes(icc[128:132], "big"), (len(icc) - 132) // 12)
     entries = (struct.unpack_from(">4sII", icc, 132 + 12 * index) for index in range(count))
@@ -118,13 +128,17 @@ def _profile(primaries: tuple[float, ...], curve: bytes, grey: bool) -> bytes:
     tags = {
         b"desc": b"desc" + bytes(4) + struct.pack(">I", len(words) + 1) + words + bytes(1 + 4 + 4 + 2 + 1 + 67),
         b"cprt": b"text" + bytes(4) + b"none\0",
-        b"wtpt": _xyz_tag(_D50),
     }
     if grey:
-        return _assemble({**tags, b"kTRC": curve}, b"GRAY")
+        return _assemble({**tags, b"wtpt": _xyz_tag(_D50), b"kTRC": curve}, b"GRAY")
+    return _assemble({**tags, **_rgb_tags(primaries, curve)}, b"RGB ")
+
+
+def _rgb_tags(primaries: tuple[float, ...], curve: bytes) -> dict[bytes, bytes]:
     columns = _columns(primaries)
+    tags = {b"wtpt": _xyz_tag(_D50)}
     tags |= {name: _xyz_tag(columns[:, index]) for index, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))}
-    return _assemble({**tags, b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}, b"RGB ")
+    return {**tags, b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
 
 
 def _columns(primaries: tuple[float, ...]) -> np.ndarray:

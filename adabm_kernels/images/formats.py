@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .colour import Colour
+from .colour import Colour, rgb_profile
 from .metadata import Metadata
 
 # What is written, by suffix.
@@ -120,9 +120,20 @@ class Layout:
     @property
     def profile(self) -> bytes | None:
         """The colour profile for a format that says colours in no other way: `icc`, or one made from `colour` where that wins."""
+        return self._made_profile(self.grey) or self.icc
+
+    @property
+    def rgb_profile(self) -> bytes | None:
+        """The same for a format that stores grey as RGB; None, too, where a grey profile has no tone curve to be taken over."""
+        if self.icc is None or not self.grey:
+            return self._made_profile(False) or self.icc
+        return self._made_profile(False) or rgb_profile(self.icc)
+
+    def _made_profile(self, grey: bool) -> bytes | None:
+        """One made from `colour` where that wins over `icc`."""
         if self.colour is None or (self.icc is not None and self.colour.cicp is None):
-            return self.icc
-        return self.colour.profile(self.grey) or self.icc
+            return None
+        return self.colour.profile(grey)
 
 
 def missing_package(format: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ _UNLIMITED = ("PNG", "JPEG", "TIFF", "AVIF")  # their loaders have limits of the
 _NO_ORIENTATION = ("AVIF", "GIF")  # AVIF turns a picture by itself, whatever its EXIF says
 _SAYS_DPI = ("JPEG", "TIFF")
 _BOXES_BYTES = 1 << 16  # of an AVIF file, which begins with what it says of its pixels
+_HEADER_BYTES = 1 << 12  # of a PNM, with its comments
+_J2K_SIZE = b"\xff\x4f\xff\x51"  # how a code stream of JPEG 2000 begins
+_J2K_CHANNELS = 40  # where it says how many there are
 _BMP_CORE_HEADER = struct.pack("<I", 12)  # of OS/2, with sizes of 16 bits
 _PILLOW_ERRORS = (OSError, SyntaxError, EOFError, struct.error, IndexError, RuntimeError)
 _NO_END = "it ends without its end marker (EOI), after all of its picture"
@@ -274,6 +278,8 @@ def _open_pillow(opening: Opening) -> tuple[np.ndarray, Layout]:
         if format == "BMP":  # whose size is told before its pixels are looked for
             width, height = struct.unpack_from("<HH" if data[14:18] == _BMP_CORE_HEADER else "<ii", data, 18)
             _check_size(width, abs(height), opening.max_pixels)  # rows from the top have a negative height
+        if (bits := _BITS.get(format, lambda data: 8)(data)) > 8:  # Pillow leaves out what is beyond without a word
+            raise ValueError(f"it has {bits} bits per channel, and of {format} 8 are read; make it a PNG or TIFF file first")
         image = opener(format)(io.BytesIO(data))  # PIL.Image.open has a limit of its own
         _check_size(*image.size, opening.max_pixels)
         _say_pages(getattr(image, "n_frames", 1), opening.findings)
@@ -288,6 +294,26 @@ def _open_pillow(opening: Opening) -> tuple[np.ndarray, Layout]:
         array = array[..., :-1]
         layout = replace(layout, channels=layout.channels - 1)
     return array, layout
+
+
+def _bits_of_pnm(data: bytes) -> int:
+    """By the largest value, the fourth word of the header, which bit maps lack."""
+    words = re.sub(rb"#[^\r\n]*", b"", data[:_HEADER_BYTES]).split(maxsplit=4)[:4]
+    largest = words[3] if len(words) == 4 and words[0] not in (b"P1", b"P4") else b"1"
+    return int(largest).bit_length() if largest.isdigit() else 8
+
+
+def _bits_of_jpeg_2000(data: bytes) -> int:
+    """By the size marker (SIZ) of the code stream (ISO/IEC 15444-1, A.5.1): of its deepest channel."""
+    start = data.find(_J2K_SIZE)
+    if start < 0 or len(data) < start + _J2K_CHANNELS + 2:
+        return 8
+    (channels,) = struct.unpack_from(">H", data, start + _J2K_CHANNELS)
+    precisions = data[start + _J2K_CHANNELS + 2 :][: 3 * channels : 3]
+    return max(((precision & 0x7F) + 1 for precision in precisions), default=8)
+
+
+_BITS = {"PNM": _bits_of_pnm, "JPEG 2000": _bits_of_jpeg_2000}
 
 
 def _open_lab(source: str | os.PathLike | bytes, page: int, findings: Findings) -> tuple[np.ndarray, Layout]:

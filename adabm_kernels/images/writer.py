@@ -101,7 +101,8 @@ class PictureWriter:
     def _losses(self) -> list[str]:
         layout = self.layout
         unsaid = layout.colour is not None and layout.icc is None and not layout.colour.named
-        if self.format == "PNG" or not (unsaid or (self.format == "BMP" and layout.profile is not None)):
+        held = {"BMP": None, "WebP": layout.rgb_profile}.get(self.format, layout.profile)
+        if self.format == "PNG" or not (unsaid or (held is None and layout.profile is not None)):
             return []
         return [f"'{self.name}' will show other colours: {self.format} has no place for what the picture says of them; use .png"]
 
@@ -135,7 +136,7 @@ class PictureWriter:
         if self.format == "BMP":
             image.save(self._file, "BMP", dpi=self.layout.dpi or (0, 0))
             return
-        described = {"exif": self._metadata.exif, "xmp": self._metadata.xmp, "icc_profile": self.layout.profile}
+        described = {"exif": self._metadata.exif, "xmp": self._metadata.xmp, "icc_profile": self.layout.rgb_profile}
         described = {name: value for name, value in described.items() if value is not None}
         image.save(self._file, "WEBP", quality=self._quality, **described)
 

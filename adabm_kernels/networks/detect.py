@@ -101,8 +101,10 @@ def _chosen(
     if key is not None:
         named = [c for c in found if c.label == key] or [c for c in found if c.label.endswith(f".{key}")]
         if len(named) != 1:
-            labels = listed([c.label for c in found])
-            raise ValueError(f"detect: weights_key must name one part of the checkpoint, of {labels}, got {key!r}")
+            labels = [c.label for c in found if c.label]
+            if not labels:
+                raise ValueError(f"detect: weights_key must be left out for a checkpoint without parts, got {key!r}")
+            raise ValueError(f"detect: weights_key must name one part of the checkpoint, of {listed(labels)}, got {key!r}")
         return named[0], recognise(named[0].state)
     fits, errors = [], []
     for candidate in found:
