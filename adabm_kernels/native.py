@@ -12,7 +12,7 @@ from ctypes import POINTER, Structure, c_char, c_int32, c_int64, c_uint32, c_uin
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5, "amx": 6}
 INVALID_ARGUMENT = 1
@@ -41,6 +41,17 @@ class Weights(_Struct):
     ]
 
 
+class Region(Structure):
+    """adabm_region."""
+
+    _fields_ = [
+        ("depth", c_void_p),
+        *((name, c_int32) for name in ("tile", "top", "left")),
+        *((name, c_int32) for name in ("own_least", "own_most", "near_least", "near_most", "reach")),
+        *((name, c_int32) for name in ("pass_least", "pass_most", "pass_reach")),
+    ]
+
+
 class Conv2dArgs(_Struct):
     """adabm_conv2d_args."""
 
@@ -54,6 +65,7 @@ class Conv2dArgs(_Struct):
         *((name, c_void_p) for name in ("alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_q", "y_acc")),
         *((name, c_int32) for name in ("y_pitch", "packed_codes", "border_kernels", "config")),
         ("y_image", c_void_p),
+        ("region", Region),
     ]
 
 
@@ -66,6 +78,7 @@ class QuantizeArgs(_Struct):
         *((name, c_int64) for name in ("stride_n", "stride_h", "stride_w", "stride_c")),
         *((name, c_void_p) for name in ("x", "shift", "grid", "bits", "y_q")),
         *((name, c_int32) for name in ("y_channels", "y_pitch", "packed_codes", "y_start")),
+        ("region", Region),
     ]
 
 

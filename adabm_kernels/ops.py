@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -15,7 +15,8 @@ import torch
 from .backends import devices
 from .backends.call import ACTIVATIONS, Conv
 from .measure import bits_by_rule, image_offsets, measure_images
-from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels, to_pixels
+from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
+from .regions import MAX_TILE, NUMBERS, tiles_of
 
 OUTPUTS = ("codes", "float", "both", "acc")
 MAX_SHUFFLE = 16
@@ -29,12 +30,13 @@ _LIB = torch.library.Library("adabm", "DEF")
 # What a convolution reads (backends/call.py, Conv), in the order of the schemas.
 _TABLES = "Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, Tensor? residual"
 _GRID, _FORM = "Tensor? out_grid, Tensor? out_bits", "bool box_filter, str activation, int shuffle"
+_PLACE = "Tensor? depth, int[] region"  # regions.Depths.values and regions.Region.numbers
 _LIB.define(
     f"conv2d({_TABLES}, {_GRID}, {_FORM}, str out, bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
-    f"conv2d_out({_TABLES}, {_GRID}, {_FORM}, bool accumulate, bool packed_codes, str backend, int threads, "
+    f"conv2d_out({_TABLES}, {_GRID}, {_FORM}, bool accumulate, bool packed_codes, str backend, int threads, {_PLACE}, "
     "Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -43,10 +45,14 @@ _LIB.define(
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
+    f"conv2d_pixels_out({_TABLES}, {_FORM}, bool packed_codes, str backend, int threads, {_PLACE}, Tensor(a!) image) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIB.define(
     "resblock_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
     "bool box_filter, str activation, Tensor inner_grid, Tensor inner_bits, Tensor weight2, Tensor packed2, Tensor alpha2, "
     "Tensor beta2, bool box_filter2, Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool accumulate, bool packed_codes, "
-    "str backend, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
+    f"str backend, {_PLACE}, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
@@ -55,7 +61,7 @@ _LIB.define(
 )
 _LIB.define(
     "quantize_out(Tensor x, Tensor? shift, Tensor grid, Tensor bits, bool packed_codes, int start, str backend, int threads, "
-    "Tensor(a!) y_q) -> ()",
+    f"{_PLACE}, Tensor(a!) y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
@@ -109,7 +115,7 @@ def _expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple) -
 
 def _conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threads: int) -> tuple[tuple, tuple]:
     """Checks every argument and returns (shape of y, shape of y_q)."""
-    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, _, activation, shuffle = conv
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, _, activation, shuffle, *_ = conv
     _require(x_q.dim() == 4, lambda: f"conv2d: x_q must be [N, H, W, C4], got shape {list(x_q.shape)}")
     _require(
         weight.dim() in (4, 6),
@@ -199,9 +205,36 @@ def _conv2d(*args):
 
 
 def _split(args: tuple) -> tuple[Conv, tuple]:
-    """What the convolution reads, and the arguments behind it."""
-    count = len(Conv._fields)
+    """What the convolution reads, without a region, and the arguments behind it."""
+    count = Conv._fields.index("depth")
     return Conv(*args[:count]), args[count:]
+
+
+def _check_region(
+    operator: str, depth: torch.Tensor | None, region: Sequence[int], like: torch.Tensor, size: Sequence[int]
+) -> None:
+    """depth, region: those of the operator. like: a tensor on the device they must be on. size: images, rows and columns."""
+    count = 0 if depth is None else NUMBERS
+    _require(len(region) == count, lambda: f"{operator}: region must be {count} numbers (regions.Region), got {list(region)}")
+    if depth is None:
+        return
+    tile, *before = region[:3]
+    _require(
+        1 <= tile <= MAX_TILE and all(0 <= lacking < tile for lacking in before),
+        lambda: f"{operator}: tile must be 1..{MAX_TILE}, and top and left 0..tile - 1, got {tile}, {before[0]} and {before[1]}",
+    )
+    reaches = region[7], region[10]
+    _require(
+        all(0 <= reach <= tile for reach in reaches), lambda: f"{operator}: reaches must be 0..{tile}, the tile, got {reaches}"
+    )
+    shape = size[0], *(tiles_of(length, tile, lacking) for length, lacking in zip(size[1:], before, strict=True))
+    _expect(f"{operator}: depth", depth, torch.uint8, shape)
+    _require(depth.is_contiguous(), lambda: f"{operator}: depth must be contiguous, got strides {depth.stride()}")
+    _require(depth.device == like.device, lambda: f"{operator}: depth must be on {like.device}, got {depth.device}")
+
+
+def _passes_on(region: Sequence[int]) -> bool:
+    return len(region) == NUMBERS and region[8] <= region[9]
 
 
 def _packing(packed_codes: bool) -> dict[str, bool]:
@@ -214,8 +247,13 @@ def _conv2d_fake(*args):
     return _empty_outputs(conv.x_q, settings[0], *_conv2d_outputs(conv, *settings))
 
 
-def _conv2d_out_check(conv, accumulate, packed_codes, backend, threads, y, y_q):
+def _conv2d_out_check(conv, accumulate, packed_codes, backend, threads, depth, region, y, y_q):
     residual, shuffle = conv.residual, conv.shuffle
+    _check_region("conv2d_out", depth, region, conv.x_q, conv.x_q.shape[:3])
+    _require(
+        not _passes_on(region) or (shuffle == 1 and (residual is not None or accumulate)),
+        lambda: f"conv2d_out: pixels are passed on only with a residual and without a shuffle, got shuffle={shuffle}",
+    )
     _require(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
     _require(
         not accumulate or (y is not None and residual is None),
@@ -246,10 +284,9 @@ def _check_apart(operator: str, x_q: torch.Tensor, y_q: torch.Tensor | None) -> 
 def _conv2d_out(*args):
     conv, rest = _split(args)
     _conv2d_out_check(conv, *rest)
-    accumulate, packed_codes, backend, threads, y, y_q = rest
+    accumulate, packed_codes, backend, threads, depth, region, y, y_q = rest
     _check_apart("conv2d_out", conv.x_q, y_q)
-    if accumulate:
-        conv = conv._replace(residual=y)
+    conv = conv._replace(residual=y if accumulate else conv.residual, depth=depth, region=tuple(region))
     _module(backend).conv2d_out(conv, threads, y, y_q, **_packing(packed_codes))
 
 
@@ -271,20 +308,36 @@ def _without_codes(args: tuple) -> tuple:
 
 
 def _conv2d_pixels(*args):
+    image = _conv2d_pixels_empty(*args)
     conv, (packed_codes, backend, threads) = _split(_without_codes(args))
-    image, module = _conv2d_pixels_empty(*args), _module(backend)
-    own = getattr(module, "conv2d_pixels_out", None)
-    if own is not None:
-        own(conv, threads, image, **_packing(packed_codes))
-        return image
-    y = torch.empty(image.shape, dtype=torch.float32, device=image.device)
-    module.conv2d_out(conv, threads, y, None, **_packing(packed_codes))
-    return to_pixels(y)
+    _module(backend).conv2d_pixels_out(conv, threads, image, **_packing(packed_codes))
+    return image
+
+
+def _conv2d_pixels_out_check(*args):
+    """Checks every argument; the convolution with its region, and the settings behind it."""
+    conv, (packed_codes, backend, threads, depth, region, image) = _split(_without_codes(args))
+    shape, _ = _conv2d_outputs(conv, "float", packed_codes, backend, threads)
+    _check_region("conv2d_pixels_out", depth, region, conv.x_q, conv.x_q.shape[:3])
+    _require(not _passes_on(region), lambda: "conv2d_pixels_out: region must pass no pixels on")
+    _expect("conv2d_pixels_out: image", image, torch.uint8, shape)
+    _require(image.is_contiguous(), lambda: "conv2d_pixels_out: image must be contiguous")
+    _check_place("conv2d_pixels_out", backend, packed_codes, "x_q", {"x_q": conv.x_q, "image": image})
+    return conv._replace(depth=depth, region=tuple(region)), packed_codes, backend, threads, image
+
+
+def _conv2d_pixels_out(*args):
+    conv, packed_codes, backend, threads, image = _conv2d_pixels_out_check(*args)
+    _module(backend).conv2d_pixels_out(conv, threads, image, **_packing(packed_codes))
+
+
+def _conv2d_pixels_out_fake(*args):
+    _conv2d_pixels_out_check(*args)
 
 
 def _resblock_parts(
     x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
-    beta2, box_filter2, residual, out_grid, out_bits, accumulate, packed_codes, backend, y, y_q,
+    beta2, box_filter2, residual, out_grid, out_bits, accumulate, packed_codes, backend, depth, region, y, y_q,
 ):  # fmt: skip
     """Checks every argument and returns both convolutions."""
     _require(backend in RESBLOCKS, lambda: f"resblock_out: backend must be one of {RESBLOCKS}, got {backend!r}")
@@ -296,12 +349,12 @@ def _resblock_parts(
     )
     # The codes in the middle, which no tensor holds, have the shape of x_q.
     second = Conv(x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1)
-    _conv2d_out_check(second, accumulate, packed_codes, backend, 0, y, y_q)
-    return first, second._replace(residual=y) if accumulate else second
+    _conv2d_out_check(second, accumulate, packed_codes, backend, 0, depth, region, y, y_q)
+    return first, second._replace(residual=y if accumulate else residual, depth=depth, region=tuple(region))
 
 
 def _resblock_out(*args):
-    *_, packed_codes, backend, y, y_q = args
+    *_, packed_codes, backend, _depth, _region, y, y_q = args
     parts = _resblock_parts(*args)
     _check_apart("resblock_out", args[0], y_q)
     _module(backend).resblock_out(*parts, y, y_q, **_packing(packed_codes))
@@ -317,8 +370,10 @@ def _quantize(x, shift, grid, bits, packed_codes, backend, threads):
     return y_q
 
 
-def _quantize_out_check(x, shift, grid, bits, packed_codes, start, backend, threads, y_q):
+def _quantize_out_check(x, shift, grid, bits, packed_codes, start, backend, threads, depth, region, y_q):
     n, h, w, _ = _check_quantize(x, shift, grid, bits, packed_codes, backend, threads)
+    _check_region("quantize_out", depth, region, x, (n, h, w))
+    _require(not _passes_on(region), lambda: "quantize_out: region must pass no pixels on")
     _check_place("quantize_out", backend, packed_codes, "x", {"x": x, "y_q": y_q})
     held = start + x.shape[1]
     _require(y_q.dim() == 4 and y_q.shape[3] >= held, lambda: f"quantize_out: y_q must hold {held} channels")
@@ -342,9 +397,10 @@ def _quantize_out_check(x, shift, grid, bits, packed_codes, start, backend, thre
 
 def _quantize_out(*args):
     _quantize_out_check(*args)
-    *rest, packed_codes, start, backend, threads, y_q = args
-    packing = {"packed_codes": True, "start": start} if packed_codes else {}
-    _module(backend).quantize_out(*rest, threads, y_q, **packing)
+    *rest, packed_codes, start, backend, threads, depth, region, y_q = args
+    settings = {"packed_codes": True, "start": start} if packed_codes else {}
+    settings |= {} if depth is None else {"depth": depth, "region": region}
+    _module(backend).quantize_out(*rest, threads, y_q, **settings)
 
 
 def _quantize_many_out_check(x, grids, bits, packed_codes, starts, backend, threads, y_q):
@@ -354,7 +410,7 @@ def _quantize_many_out_check(x, grids, bits, packed_codes, starts, backend, thre
         lambda: f"quantize_many_out: as many grids, bits, starts and y_q must be given, and at least one, got {counts}",
     )
     for target in zip(grids, bits, starts, y_q, strict=True):
-        _quantize_out_check(x, None, *target[:2], packed_codes, target[2], backend, threads, target[3])
+        _quantize_out_check(x, None, *target[:2], packed_codes, target[2], backend, threads, None, (), target[3])
 
 
 def _quantize_many_out(x, grids, bits, packed_codes, starts, backend, threads, y_q):
@@ -417,6 +473,7 @@ for _key in ("CPU", "CUDA"):
     _LIB.impl("conv2d", _conv2d, _key)
     _LIB.impl("conv2d_out", _conv2d_out, _key)
     _LIB.impl("conv2d_pixels", _conv2d_pixels, _key)
+    _LIB.impl("conv2d_pixels_out", _conv2d_pixels_out, _key)
     _LIB.impl("resblock_out", _resblock_out, _key)
     _LIB.impl("quantize", _quantize, _key)
     _LIB.impl("quantize_out", _quantize_out, _key)
@@ -426,6 +483,7 @@ for _key in ("CPU", "CUDA"):
 torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_out", _conv2d_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_pixels", _conv2d_pixels_empty, lib=_LIB)
+torch.library.register_fake("adabm::conv2d_pixels_out", _conv2d_pixels_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::resblock_out", _resblock_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize_out", _quantize_out_check, lib=_LIB)
@@ -522,15 +580,19 @@ def conv2d_out(
     packed_codes: bool = False,
     backend: str = "cpu",
     threads: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
 ) -> None:
     """`conv2d` into tensors that exist already: float32 y and uint8 y_q of the shapes it would return, at least one of them.
 
     y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
-    accumulate: y holds the residual and is added to. Raises as `conv2d`.
+    accumulate: y holds the residual and is added to. depth, region: which pixels are written, by the depth of each tile of the
+    images, uint8 [N, rows, columns] (`regions.Depths`), and the numbers of a `regions.Region`; with y_q alone and no residual the
+    codes around those are arbitrary. Raises as `conv2d`.
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
-        accumulate, packed_codes, backend, threads, y, y_q,
+        accumulate, packed_codes, backend, threads, depth, region, y, y_q,
     )  # fmt: skip
 
 
@@ -560,6 +622,33 @@ def conv2d_pixels(
     )
 
 
+def conv2d_pixels_out(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    image: torch.Tensor,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    box_filter: bool = False,
+    activation: str = "none",
+    shuffle: int = 1,
+    packed_codes: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
+) -> None:
+    """`conv2d_pixels` into a contiguous image, uint8 of the shape it would return. depth, region: as in `conv2d_out`."""
+    torch.ops.adabm.conv2d_pixels_out(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
+        depth, region, image,
+    )  # fmt: skip
+
+
 def why_not_resblock(backend: str, *convs: tuple[torch.Tensor, bool]) -> str:
     """Why `resblock_out` cannot compute two convolutions, each (weight, box_filter), on a backend; empty where it can."""
     if backend not in RESBLOCKS:
@@ -586,16 +675,18 @@ def resblock_out(
     box_filters: tuple[bool, bool] = (False, False),
     packed_codes: bool = False,
     backend: str = "cuda",
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
 ) -> None:
     """Two convolutions as `conv2d_out` computes them one after the other, with the codes between them kept on the chip.
 
     first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid, float32 [7, 2], and bits, int32 [N], of the
-    codes between them. slope, activation: the first's; the second has none. y_q must not be x_q. Raises as `conv2d`, and
-    RuntimeError where `why_not_resblock` gives a reason.
+    codes between them. slope, activation: the first's; the second has none. depth, region: of the results, as in `conv2d_out`. y_q
+    must not be x_q. Raises as `conv2d`, and RuntimeError where `why_not_resblock` gives a reason.
     """
     torch.ops.adabm.resblock_out(
         x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,
-        out_bits, accumulate, packed_codes, backend, y, y_q,
+        out_bits, accumulate, packed_codes, backend, depth, region, y, y_q,
     )  # fmt: skip
 
 
@@ -628,15 +719,17 @@ def quantize_out(
     start: int = 0,
     backend: str = "cpu",
     threads: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
 ) -> None:
     """`quantize` into uint8 y_q [N, H, W, C or more], contiguous or a slice of the channels of a contiguous tensor.
 
     Channels of y_q beyond those of x become 0.
     packed_codes: y_q is all of a buffer [N, H, W, C4] of `quantize.pack_codes`, and the codes are its channels from `start`, a
     multiple of 4; those behind them become 0 up to the next multiple of 4 and, where that is C4, to the end of the pixel.
-    Raises as `quantize`.
+    depth, region: as in `conv2d_out`; no pixels are passed on. Raises as `quantize`.
     """
-    torch.ops.adabm.quantize_out(x, shift, grid, bits, packed_codes, start, backend, threads, y_q)
+    torch.ops.adabm.quantize_out(x, shift, grid, bits, packed_codes, start, backend, threads, depth, region, y_q)
 
 
 def quantize_many_out(

@@ -35,7 +35,7 @@ FLOORS = [
     {"tiles"},
     {"tile_times", "smooth", "pixels", "resampling"},
     # The ground: knows nothing of the rest.
-    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat", "sizes"},
+    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat", "sizes", "regions"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = FLOORS[-1]

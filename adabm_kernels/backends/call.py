@@ -10,7 +10,7 @@ ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}  # ADABM_ACT_* of csrc/include/
 
 
 class Conv(NamedTuple):
-    """What a convolution reads, as `ops.conv2d` describes it."""
+    """What a convolution reads, as `ops.conv2d_out` describes it. region: the numbers of `regions.Region`, none without a depth."""
 
     x_q: torch.Tensor
     x_bits: torch.Tensor
@@ -25,11 +25,13 @@ class Conv(NamedTuple):
     box_filter: bool
     activation: str
     shuffle: int
+    depth: torch.Tensor | None = None
+    region: tuple[int, ...] = ()
 
     @property
     def tensors(self) -> dict[str, torch.Tensor | None]:
         """By name."""
-        return dict(zip(self._fields[:10], self[:10], strict=True))
+        return dict(zip(self._fields[:10], self[:10], strict=True)) | {"depth": self.depth}
 
 
 def pitch(tensor: torch.Tensor) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from .. import native
+from . import structs
 from .call import Conv
-from .structs import conv2d_args, quantize_args, weights
+from .structs import conv2d_args, weights
 
 ALIGNMENT = 64
 
@@ -39,18 +41,26 @@ def conv2d_out(conv: Conv, threads: int, y: torch.Tensor | None, y_q: torch.Tens
     native.library("cpu").call("adabm_conv2d_cpu", struct)
 
 
-def conv2d_pixels_out(*args) -> None:
-    """See ops.conv2d_pixels, into an image uint8 [N, H*r, W*r, K/r^2]."""
-    *problem, threads, image = args
-    struct, _held = conv2d_args(*problem, None, None, y_image=image.data_ptr(), **_how(threads))
+def conv2d_pixels_out(conv: Conv, threads: int, image: torch.Tensor) -> None:
+    """See ops.conv2d_pixels_out."""
+    struct, _held = conv2d_args(conv, None, None, y_image=image.data_ptr(), **_how(threads))
     native.library("cpu").call("adabm_conv2d_cpu", struct)
 
 
 def quantize_out(
-    x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, threads: int, y_q: torch.Tensor
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    threads: int,
+    y_q: torch.Tensor,
+    *,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
 ) -> None:
     """See ops.quantize_out."""
-    struct, _held = quantize_args(x, shift, grid, bits, y_q, y_channels=y_q.shape[3], **_how(threads))
+    place = {"y_channels": y_q.shape[3], "region": structs.region(depth, region)}
+    struct, _held = structs.quantize_args(x, shift, grid, bits, y_q, **place, **_how(threads))
     native.library("cpu").call("adabm_quantize_cpu", struct)
 
 

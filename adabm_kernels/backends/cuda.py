@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 
 from .. import native
+from . import structs
 from .call import Conv, dense
-from .structs import conv2d_args, quantize_args, weights
+from .structs import conv2d_args, weights
 
 
 def _place(x: torch.Tensor) -> tuple[int, int]:
@@ -47,7 +49,7 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
 
 
 def conv2d_pixels_out(conv: Conv, _threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:
-    """See ops.conv2d_pixels, into an image uint8 [N, H*r, W*r, K/r^2]."""
+    """See ops.conv2d_pixels_out."""
     settings = {"packed_codes": native.PACKED_X if packed_codes else 0, "border_kernels": conv.weight.dim() == 6}
     struct, _held = conv2d_args(_aligned(conv), None, None, y_image=image.data_ptr(), **settings)
     native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(conv.x_q))
@@ -95,9 +97,12 @@ def quantize_out(
     *,
     packed_codes: bool = False,
     start: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
 ) -> None:
     """See ops.quantize_out."""
-    struct, _held = quantize_args(x, shift, grid, bits, y_q, **_target(y_q, packed_codes, start))
+    place = _target(y_q, packed_codes, start) | {"region": structs.region(depth, region)}
+    struct, _held = structs.quantize_args(x, shift, grid, bits, y_q, **place)
     native.library("cuda").call("adabm_quantize_cuda", struct, *_place(x))
 
 
@@ -112,11 +117,11 @@ def quantize_many_out(
     """See ops.quantize_many_out."""
     parts = []
     for grid, own_bits, start, codes in zip(grids, bits, starts, y_q, strict=True):
-        parts.append(quantize_args(x, None, grid, own_bits, codes, **_target(codes, packed_codes, start)))
+        parts.append(structs.quantize_args(x, None, grid, own_bits, codes, **_target(codes, packed_codes, start)))
     for first in range(0, len(parts), native.MAX_TARGETS):
-        structs = [struct for struct, _held in parts[first : first + native.MAX_TARGETS]]
-        array = (native.QuantizeArgs * len(structs))(*structs)
-        native.library("cuda").call("adabm_quantize_many_cuda", array, len(structs), *_place(x))
+        targets = [struct for struct, _held in parts[first : first + native.MAX_TARGETS]]
+        array = (native.QuantizeArgs * len(targets))(*targets)
+        native.library("cuda").call("adabm_quantize_many_cuda", array, len(targets), *_place(x))
 
 
 def _image_bits(x: torch.Tensor, **outputs: int | None) -> None:

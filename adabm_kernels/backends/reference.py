@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
-from ..quantize import MAX_BITS, MIN_BITS, border_class, pack_codes, padded_channels, unpack_codes
+from ..quantize import MAX_BITS, MIN_BITS, border_class, pack_codes, padded_channels, to_pixels, unpack_codes
+from ..regions import Depths, Region
 from .call import Conv
 
 
@@ -135,10 +138,42 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
         conv = conv._replace(x_q=unpack_codes(conv.x_q, conv.x_bits))
     out = "codes" if y is None else "acc" if y.dtype == torch.int32 else "float" if y_q is None else "both"
     value, codes = conv2d(conv, out)
-    if y is not None:
-        y.copy_(value)
+    computed, passed = _pixels(conv.depth, conv.region, *conv.x_q.shape[1:3], conv.shuffle)
+    residual = conv.residual
     if y_q is not None:
-        y_q.copy_(pack_codes(codes, conv.out_bits) if packed_codes else codes)
+        if passed is not None:
+            codes = torch.where(passed, codes_of(residual, conv.out_grid, conv.out_bits), codes)
+        _put(y_q, codes, computed, passed, conv.out_bits if packed_codes else None)
+    if y is not None:
+        value = value if passed is None else torch.where(passed, residual, value)
+        y.copy_(value if computed is None else torch.where(computed | passed, value, y))
+
+
+def conv2d_pixels_out(conv: Conv, _threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:
+    """See ops.conv2d_pixels_out."""
+    y = image.to(torch.float32)
+    conv2d_out(conv, _threads, y, None, packed_codes)
+    image.copy_(to_pixels(y))
+
+
+def _pixels(
+    depth: torch.Tensor | None, numbers: Sequence[int], height: int, width: int, factor: int = 1
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Masks [N, factor*height, factor*width, 1] of the pixels that a region computes and passes on; None for all and none."""
+    if depth is None:
+        return None, None
+    masks = Region.of(numbers).masks(Depths(depth, *numbers[:3]), height, width)
+    return tuple(mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[..., None] for mask in masks)
+
+
+def _put(
+    y_q: torch.Tensor, codes: torch.Tensor, computed: torch.Tensor | None, passed: torch.Tensor | None, packed: torch.Tensor | None
+) -> None:
+    """Codes into a buffer where a region has them; packed: their bits, where the buffer holds several a byte."""
+    if computed is not None:
+        there = y_q if packed is None else unpack_codes(y_q, packed)
+        codes = torch.where(computed | passed, codes, there)
+    y_q.copy_(codes if packed is None else pack_codes(codes, packed))
 
 
 def quantize_out(
@@ -150,14 +185,17 @@ def quantize_out(
     y_q: torch.Tensor,
     packed_codes: bool = False,
     start: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
 ) -> None:
     """See ops.quantize_out."""
     _check_bits("quantize: bits", bits)
     x = x.permute(0, 2, 3, 1)
     codes = codes_of(x if shift is None else x - shift, grid, bits)
+    masks = _pixels(depth, region, *x.shape[1:3])
     if not packed_codes:
-        y_q.copy_(F.pad(codes[..., : x.shape[3]], (0, y_q.shape[3] - x.shape[3])))
+        _put(y_q, F.pad(codes[..., : x.shape[3]], (0, y_q.shape[3] - x.shape[3])), *masks, None)
         return
     whole = unpack_codes(y_q, bits)
     whole[..., start : start + codes.shape[3]] = codes
-    y_q.copy_(pack_codes(whole, bits))
+    _put(y_q, whole, *masks, bits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ def weights(weight: torch.Tensor, **settings: Any) -> native.Weights:
     k, r, s, c = weight.shape[-4:]
     sizes = {"out_channels": k, "channels": c, "kernel_h": r, "kernel_w": s, "border_kernels": weight.dim() == 6}
     return native.Weights(**sizes, weight=weight.data_ptr(), **settings)
+
+
+def region(depth: torch.Tensor | None, numbers: Sequence[int]) -> native.Region:
+    """The numbers of a region as adabm_region; every pixel without a depth."""
+    return native.Region() if depth is None else native.Region(depth.data_ptr(), *numbers)
 
 
 def conv2d_args(
@@ -59,9 +65,10 @@ def conv2d_args(
         y_q=pointer(y_q),
         y_acc=y.data_ptr() if y is not None and y.dtype == torch.int32 else None,
         y_pitch=y_pitch,
+        region=region(conv.depth, conv.region),
         **settings,
     )
-    return args, [*held, residual, conv.packed, y, y_q]
+    return args, [*held, residual, conv.packed, conv.depth, y, y_q]
 
 
 def quantize_args(

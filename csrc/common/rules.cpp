@@ -17,6 +17,19 @@ void check_rules(const adabm_weights& w) {
   ADABM_REQUIRE(w.border_kernels == 0 || w.border_kernels == 1, "border_kernels must be 0 or 1, got %d", w.border_kernels);
 }
 
+namespace {
+
+void check_region(const adabm_region& r) {
+  if (!r.depth) return;
+  ADABM_REQUIRE(r.tile >= 1 && r.tile <= 1 << 20, "region.tile must be 1..2^20, got %d", r.tile);
+  ADABM_REQUIRE(r.top >= 0 && r.top < r.tile && r.left >= 0 && r.left < r.tile, "region.top and left must be 0..%d, got %d and %d", r.tile - 1,
+                r.top, r.left);
+  ADABM_REQUIRE(r.reach >= 0 && r.reach <= r.tile && r.pass_reach >= 0 && r.pass_reach <= r.tile,
+                "region.reach and pass_reach must be 0..tile %d, got %d and %d", r.tile, r.reach, r.pass_reach);
+}
+
+}  // namespace
+
 void check_rules(const adabm_conv2d_args& a) {
   ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0, "batch, height and width must be positive, got %d, %d, %d", a.batch, a.height,
                 a.width);
@@ -34,6 +47,10 @@ void check_rules(const adabm_conv2d_args& a) {
                 a.out_channels, a.shuffle);
   ADABM_REQUIRE(!a.y_pitch || (a.shuffle == 1 && a.y_pitch >= a.out_channels && a.y_pitch < 1 << 20),
                 "y_pitch must be 0, or out_channels %d..2^20 without shuffle, got %d with shuffle %d", a.out_channels, a.y_pitch, a.shuffle);
+  check_region(a.region);
+  ADABM_REQUIRE(!passes_on(a.region) || (a.residual && a.shuffle == 1 && !a.y_acc && !a.y_image),
+                "pixels are passed on, region.pass_least..pass_most %d..%d, only with a residual, shuffle 1 and no y_acc or y_image",
+                a.region.pass_least, a.region.pass_most);
 }
 
 void check_rules(adabm_quantize_args& a) {
@@ -47,6 +64,9 @@ void check_rules(adabm_quantize_args& a) {
   ADABM_REQUIRE(a.y_channels >= a.channels && a.y_pitch >= a.y_channels && a.y_pitch < 1 << 20,
                 "y_channels must be 0 or channels..y_pitch and y_pitch below 2^20, got %d and %d", a.y_channels, a.y_pitch);
   ADABM_REQUIRE(a.x && a.grid && a.bits && a.y_q, "x, grid, bits and y_q must not be null");
+  check_region(a.region);
+  ADABM_REQUIRE(!passes_on(a.region), "region.pass_least must be above pass_most where codes are made, got %d and %d", a.region.pass_least,
+                a.region.pass_most);
 }
 
 }  // namespace adabm

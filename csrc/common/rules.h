@@ -7,7 +7,10 @@ namespace adabm {
 
 constexpr int kMaxKernel = 15;  // pixels a side
 
-// Sizes, what must not be null, outputs, activation, shuffle and pitch; bit-widths and the packed weights are the backend's.
+// Whether a region has pixels that are passed on.
+inline bool passes_on(const adabm_region& region) { return region.depth && region.pass_least <= region.pass_most; }
+
+// Sizes, what must not be null, outputs, activation, shuffle, pitch and region; bit-widths and the packed weights are the backend's.
 void check_rules(const adabm_conv2d_args& args);
 // Also fills in y_channels and y_pitch where they are 0.
 void check_rules(adabm_quantize_args& args);

@@ -11,11 +11,11 @@ if interpreting():
 
     install()
 
-from .conv2d import conv2d_out, pack
+from .conv2d import conv2d_out, conv2d_pixels_out, pack
 from .measure import image_measure, layer_bits
 from .quantize import quantize_out
 
-__all__ = ["conv2d_out", "image_measure", "layer_bits", "pack", "probe", "quantize_out"]
+__all__ = ["conv2d_out", "conv2d_pixels_out", "image_measure", "layer_bits", "pack", "probe", "quantize_out"]
 
 
 def probe(device: torch.device) -> None:

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...quantize import packed_pitch, padded_channels
+from ...quantize import packed_pitch, padded_channels, to_pixels
 from ..call import ACTIVATIONS, Conv, dense, pitch
 from . import launch, tuning
 from .codes import bits_at, part_of, pixels_of, store_codes, to_codes
@@ -344,3 +344,10 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
     tensors += [residual, dense(conv.out_grid), dense(conv.out_bits), y, y_q]
     with launch.on(x_q):
         conv2d_kernel[(programs, n)](*tensors, h, w, **constants)
+
+
+def conv2d_pixels_out(conv: Conv, threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:
+    """See ops.conv2d_pixels_out; made of floats."""
+    y = image.to(torch.float32)
+    conv2d_out(conv, threads, y, None, packed_codes)
+    image.copy_(to_pixels(y))

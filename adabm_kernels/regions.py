@@ -1,0 +1,88 @@
+"""Where a layer computes: tiles of an image have a depth, and a layer takes those of some depths, with pixels around them.
+
+The depth of a tile is how many blocks of the network are computed there. A block, and each of the layers in it, is told by a
+`Region` which pixels it is for; kernels skip the rest. What a region means is defined by `Region.masks`, and the same in
+csrc/include/adabm/adabm.h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional as F
+
+MAX_DEPTH = 255  # of a tile: depths are bytes
+MAX_TILE = 1 << 20  # pixels a side
+EVERY = (0, MAX_DEPTH)
+
+
+@dataclass(frozen=True)
+class Depths:
+    """The depth of every tile of an image, or of each image of a batch.
+
+    values: uint8 [N, rows, columns], contiguous. tile: pixels a side of a tile, at the resolution of what is computed. top, left:
+    rows and columns of pixels that the first tiles lack, as the image begins within them, 0..tile - 1.
+    """
+
+    values: torch.Tensor
+    tile: int
+    top: int = 0
+    left: int = 0
+
+    def enlarged(self, factor: int) -> Depths:
+        """The same depths where the image has `factor` times as many pixels a side."""
+        return replace(self, tile=self.tile * factor, top=self.top * factor, left=self.left * factor)
+
+
+def tiles_of(size: int, tile: int, before: int = 0) -> int:
+    """How many tiles `size` pixels lie in, of which the first lacks `before`."""
+    return -(-(before + size) // tile)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Pixels that a layer computes, and pixels that it passes on.
+
+    A pixel is computed where the depth of its own tile is in `own` and a tile whose depth is in `near` has a pixel at most `reach`
+    rows and columns away. It is passed on where it is not computed and a tile whose depth is in `passed` has a pixel at most
+    `pass_reach` rows and columns away: its result is then the residual alone. Other pixels are not touched. own, near, passed:
+    least and most. passed: None for no pixels. reach, pass_reach: at most a tile.
+    """
+
+    own: tuple[int, int] = EVERY
+    near: tuple[int, int] = EVERY
+    reach: int = 0
+    passed: tuple[int, int] | None = None
+    pass_reach: int = 0
+
+    def numbers(self, depths: Depths) -> list[int]:
+        """The region of these depths as the operators take it."""
+        passed = (1, 0) if self.passed is None else self.passed
+        return [depths.tile, depths.top, depths.left, *self.own, *self.near, self.reach, *passed, self.pass_reach]
+
+    @classmethod
+    def of(cls, numbers: list[int]) -> Region:
+        """What `numbers` made, without the tile and where it begins."""
+        _, _, _, own_least, own_most, near_least, near_most, reach, pass_least, pass_most, pass_reach = numbers
+        passed = (pass_least, pass_most) if pass_least <= pass_most else None
+        return cls((own_least, own_most), (near_least, near_most), reach, passed, pass_reach)
+
+    def masks(self, depths: Depths, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which pixels of [N, height, width] are computed, and which are passed on: bool, the definition."""
+        rows = depths.values.repeat_interleave(depths.tile, 1)[:, depths.top : depths.top + height]
+        pixels = rows.repeat_interleave(depths.tile, 2)[:, :, depths.left : depths.left + width]
+        computed = _within(pixels, self.own) & _around(_within(pixels, self.near), self.reach)
+        passed = torch.zeros_like(computed) if self.passed is None else _around(_within(pixels, self.passed), self.pass_reach)
+        return computed, passed & ~computed
+
+
+NUMBERS = len(Region().numbers(Depths(torch.empty(0), 1)))  # of a region
+
+
+def _within(depths: torch.Tensor, ends: tuple[int, int]) -> torch.Tensor:
+    return (depths >= ends[0]) & (depths <= ends[1])
+
+
+def _around(marked: torch.Tensor, reach: int) -> torch.Tensor:
+    return F.max_pool2d(marked[:, None].float(), 2 * reach + 1, 1, reach)[:, 0] > 0
