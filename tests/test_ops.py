@@ -66,7 +66,8 @@ def by_border_class(backend: str) -> dict[str, Any]:
 def order(operator: str, arguments: dict[str, Any]) -> tuple:
     """The arguments by position, as the operator's schema wants them."""
     schema = getattr(torch.ops.adabm, operator).default._schema
-    return tuple(arguments[argument.name] for argument in schema.arguments)
+    everywhere = {"depth": None, "region": []}
+    return tuple((everywhere | arguments)[argument.name] for argument in schema.arguments)
 
 
 def outputs(problem: ConvProblem, y: bool, y_q: bool) -> dict[str, torch.Tensor | None]:
