@@ -1,0 +1,105 @@
+"""The exit of easy tiles: where a picture hardly bends, one small linear filter stands for the whole network.
+
+Without its blocks a super-resolution network is close to linear from the picture to the output, and where a picture is easy the
+blocks add less than the noise of few bits. So tiles have a depth, the number of blocks that are computed there: all of them, or
+none, where the output is the filter's. What decides is the largest bend of a tile (`tile_bends`). docs/depth.md has the evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from .regions import MAX_TILE, Depths, tiles_of
+
+MAX_BEND = 510  # levels of 255 by which a picture can bend
+MAX_KERNEL = 15  # of the kernels
+
+
+@dataclass(frozen=True)
+class ExitParameters:
+    """The linear filter of easy tiles and what an easy tile is, as model files hold it.
+
+    weight: int8 [3*scale^2, 3, R, R], R odd, 3..15: in units of 1/unit. Output o = colour * scale^2 + sub-pixel, as torch's
+    pixel_shuffle takes it. unit: above 0. bias: float32 [3*scale^2], levels of 255. tile: low-resolution pixels a side, at least 4.
+    threshold: levels, 0..510: tiles that bend by no more have depth 0.
+
+    Raises ValueError naming the field, its rule and the value.
+    """
+
+    weight: torch.Tensor
+    unit: int
+    bias: torch.Tensor
+    tile: int
+    threshold: int
+
+    def __post_init__(self) -> None:
+        weight, bias = self.weight, self.bias
+        shape = list(weight.shape)
+        filters = weight.dtype == torch.int8 and weight.dim() == 4 and shape[1] == 3 and shape[2] == shape[3]
+        kernel = shape[2] if filters else 0
+        scale = math.isqrt(shape[0] // 3) if filters else 0
+        self._require(
+            "weight", filters and kernel % 2 == 1 and 3 <= kernel <= MAX_KERNEL, f"int8 [K, 3, R, R] with R odd, 3..{MAX_KERNEL}",
+            f"{weight.dtype} {shape}",
+        )  # fmt: skip
+        self._require("weight", shape[0] == 3 * scale**2 > 0, "filters for 3 colours of scale^2 sub-pixels", shape)
+        self._require("unit", type(self.unit) is int and self.unit > 0, "a whole number above 0", repr(self.unit))
+        finite = bias.dtype == torch.float32 and list(bias.shape) == shape[:1] and bool(bias.isfinite().all())
+        self._require("bias", finite, f"finite float32 [{shape[0]}]", f"{bias.dtype} {list(bias.shape)}")
+        self._require("tile", type(self.tile) is int and 4 <= self.tile <= MAX_TILE, f"4..{MAX_TILE}", repr(self.tile))
+        whole = type(self.threshold) is int
+        self._require("threshold", whole and 0 <= self.threshold <= MAX_BEND, f"0..{MAX_BEND}", repr(self.threshold))
+
+    def _require(self, name: str, holds: bool, rule: str, seen: object) -> None:
+        if not holds:
+            raise ValueError(f"ExitParameters: {name} must be {rule}, got {seen}")
+
+    @property
+    def scale(self) -> int:
+        return math.isqrt(self.weight.shape[0] // 3)
+
+    @property
+    def kernel(self) -> int:
+        """Pixels a side of the filter."""
+        return self.weight.shape[2]
+
+
+def exit_output(parameters: ExitParameters, x: torch.Tensor) -> torch.Tensor:
+    """What the filter makes of pixels, floats [N, 3, H, W] -> [N, 3, scale*H, scale*W]; the picture goes on as it ends."""
+    pad = parameters.kernel // 2
+    weight = parameters.weight.to(x.dtype) / parameters.unit
+    y = F.conv2d(F.pad(x, [pad] * 4, mode="replicate"), weight, parameters.bias.to(x.dtype))
+    return F.pixel_shuffle(y, parameters.scale)
+
+
+def pixel_bends(x: torch.Tensor) -> torch.Tensor:
+    """How much integer pixels [N, C, H, W] bend: int16 [N, H, W], the largest magnitude of a second difference along rows or columns,
+    of any channel; the picture goes on as it ends."""
+    x = x.to(torch.int16)
+    found = []
+    for axis in (2, 3):
+        size = x.shape[axis]
+        step = x.narrow(axis, 1, size - 1) - x.narrow(axis, 0, size - 1)
+        pad = [0, 0, 1, 1] if axis == 2 else [1, 1]
+        step = F.pad(step, pad)
+        found.append((step.narrow(axis, 1, size) - step.narrow(axis, 0, size)).abs().amax(1))
+    return torch.maximum(*found)
+
+
+def tile_bends(x: torch.Tensor, tile: int, top: int = 0, left: int = 0) -> torch.Tensor:
+    """The largest bend in each tile of integer pixels [N, C, H, W]: int16 [N, rows, columns]. top, left: see `Depths`."""
+    bends = pixel_bends(x)
+    height, width = bends.shape[1:]
+    rows, columns = tiles_of(height, tile, top), tiles_of(width, tile, left)
+    whole = F.pad(bends, (left, columns * tile - left - width, top, rows * tile - top - height))
+    return whole.view(-1, rows, tile, columns, tile).amax((2, 4))
+
+
+def tile_depths(x: torch.Tensor, parameters: ExitParameters, deep: int, top: int = 0, left: int = 0) -> Depths:
+    """The depth of each tile of integer pixels [N, C, H, W]: 0 for the easy ones, `deep` for the others."""
+    hard = tile_bends(x, parameters.tile, top, left) > parameters.threshold
+    return Depths(hard.to(torch.uint8) * deep, parameters.tile, top, left)
