@@ -77,8 +77,8 @@ def exit_output(parameters: ExitParameters, x: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_bends(x: torch.Tensor) -> torch.Tensor:
-    """How much integer pixels [N, C, H, W] bend: int16 [N, H, W], the largest magnitude of a second difference along rows or columns,
-    of any channel; the picture goes on as it ends."""
+    """How much integer pixels [N, C, H, W] bend: int16 [N, H, W], their largest second difference along rows or columns and of any
+    channel; the picture goes on as it ends."""
     x = x.to(torch.int16)
     found = []
     for axis in (2, 3):

@@ -35,7 +35,8 @@ FLOORS = [
     {"tiles"},
     {"tile_times", "smooth", "pixels", "resampling"},
     # The ground: knows nothing of the rest.
-    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat", "sizes", "regions", "exits"},
+    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat", "sizes"}
+    | {"regions", "exits"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = FLOORS[-1]
