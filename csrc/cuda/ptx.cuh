@@ -150,6 +150,29 @@ ADABM_DEVICE void sync_block() {
 #endif
 }
 
+// Meets the other lanes of the warp.
+ADABM_DEVICE void sync_warp() {
+#if defined(__CUDACC__)
+  __syncwarp();
+#else
+  cuda_host::warp_collective("sync_warp", nullptr, [](void* const*) {});
+#endif
+}
+
+// The bits that some lane of the warp has.
+ADABM_DEVICE uint32_t or_of_warp(uint32_t value) {
+#if defined(__CUDACC__)
+  return __reduce_or_sync(0xffffffffu, value);
+#else
+  cuda_host::warp_collective("or_of_warp", &value, [](void* const* lanes) {
+    uint32_t all = 0;
+    for (int i = 0; i < 32; i++) all |= *static_cast<uint32_t*>(lanes[i]);
+    for (int i = 0; i < 32; i++) *static_cast<uint32_t*>(lanes[i]) = all;
+  });
+  return value;
+#endif
+}
+
 template <class T>
 ADABM_DEVICE T shuffle_down(T value, int delta) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "");

@@ -6,6 +6,7 @@
 #include "common/status.h"
 #include "cuda/codes.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/region.cuh"
 
 namespace adabm {
 namespace cuda {
@@ -25,6 +26,7 @@ struct Target {
 
 struct QuantizeParams {
   adabm_quantize_args a;  // what all targets share
+  RegionParams region;
   int pixels;             // of an image
   int groups;             // of four channels that are written, of the target with most
   int pixels_first;       // whether neighbouring threads take neighbouring pixels rather than channels
@@ -82,6 +84,7 @@ __global__ void __launch_bounds__(kThreads) quantize(const __grid_constant__ Qua
   const int pixel = static_cast<int>(p.pixels_first ? unit % p.pixels : unit / p.groups);
   const int group = static_cast<int>(p.pixels_first ? unit / p.pixels : unit % p.groups);
   for (int image = blockIdx.y; image < p.a.batch; image += kMaxGridRows) {
+    if (p.region.region.depth && pixel_use(p.region, image, pixel / p.a.width, pixel % p.a.width) == PixelUse::kUntouched) continue;
     float values[4];
     load_values(p, image, pixel, group, values);
     for (int i = 0; i < p.count; i++)
@@ -115,13 +118,15 @@ void run(const adabm_quantize_args* args, int count, int device, void* stream) {
     ADABM_REQUIRE(b.struct_bytes == sizeof(adabm_quantize_args), "args[%d] must be a struct of %zu bytes", i, sizeof(adabm_quantize_args));
     const bool same = b.x == a.x && b.shift == a.shift && b.batch == a.batch && b.height == a.height && b.width == a.width && b.channels == a.channels &&
                       b.stride_n == a.stride_n && b.stride_h == a.stride_h && b.stride_w == a.stride_w && b.stride_c == a.stride_c;
+    ADABM_REQUIRE(count == 1 || !b.region.depth, "args[%d].region.depth must be null where codes are made on several grids", i);
     ADABM_REQUIRE(same, "args[%d] must have the x, shift, sizes and strides of args[0]", i);
     add(p, b);
   }
   p.pixels = a.height * a.width;
   p.pixels_first = a.stride_c != 1;
+  p.region = region_params(a.region, a.height, a.width);
   const DeviceScope scope(device);
-  scope.check_pointer(a.x, "x");
+  scope.check_pointer(a.x, "x"), scope.check_pointer(a.region.depth, "region.depth");
   for (int i = 0; i < count; i++) scope.check_pointer(args[i].y_q, "y_q");
   const int64_t units = static_cast<int64_t>(p.pixels) * p.groups;
   const dim3 grid(static_cast<unsigned>((units + kThreads - 1) / kThreads), std::min(a.batch, kMaxGridRows));
