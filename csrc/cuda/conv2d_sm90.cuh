@@ -212,8 +212,8 @@ ADABM_DEVICE float activate(int activation, float value, float slope) {
 }
 
 // The image of one tile of outputs that a strip has left at `staged`, as bytes of pixels.
-template <bool kByPixel>
-ADABM_DEVICE void store_image(const Conv2dParams& p, bool words, const Tile& at, int strip, int groups, const OutputTile& outputs, int image, uint32_t staged) {
+ADABM_DEVICE void store_image(const Conv2dParams& p, bool by_pixel, bool words, const Tile& at, int strip, int groups, const OutputTile& outputs, int image,
+                              uint32_t staged) {
   const int r = p.shuffle, group = p.tiling.group, row_bytes = p.width * r * group;
   uint8_t* y = p.y_image + static_cast<int64_t>(image) * p.height * r * row_bytes;
   const int size = words ? 4 : 1, run = words ? r * group : outputs.count;  // consecutive bytes of a pixel
@@ -223,7 +223,7 @@ ADABM_DEVICE void store_image(const Conv2dParams& p, bool words, const Tile& at,
     const int row = at.row + pixel / 8 * at.group_rows + pixel % 8 * at.pixel_rows;
     const int column = at.column + strip * at.strip_columns + pixel / 8 * at.group_columns + pixel % 8 * at.pixel_columns;
     if (row >= at.end_row || column >= at.end_column) continue;
-    if (kByPixel && ptx::load_shared<PixelUse>(staged + pixel * kStagedPitch + kUseOffset) == PixelUse::kUntouched) continue;
+    if (by_pixel && ptx::load_shared<PixelUse>(staged + pixel * kStagedPitch + kUseOffset) == PixelUse::kUntouched) continue;
     const uint32_t from = staged + pixel * kStagedPitch + byte;
     if (words) {
       uint8_t* to = y + static_cast<int64_t>(row * r + byte / run) * row_bytes + column * run + byte % run;
@@ -237,9 +237,8 @@ ADABM_DEVICE void store_image(const Conv2dParams& p, bool words, const Tile& at,
 }
 
 // Codes that a strip has left at `staged`, as tensors hold them.
-template <bool kByPixel>
-ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, const Tile& at, int strip, int groups, const OutputTile& outputs, int image, int out_bits,
-                                    uint32_t staged) {
+ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, bool by_pixel, const Tile& at, int strip, int groups, const OutputTile& outputs, int image,
+                                    int out_bits, uint32_t staged) {
   const int r = p.shuffle, group = p.tiling.group, row_pixels = p.width * r, padded = (group + 3) / 4 * 4;
   const int storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y), pitch = pixel_bytes(padded, storage);
   uint8_t* y_q = p.y_q + static_cast<int64_t>(image) * p.height * r * row_pixels * padded;
@@ -252,7 +251,7 @@ ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, const Tile& at, int s
     const int column = at.column + strip * at.strip_columns + pixel / 8 * at.group_columns + pixel % 8 * at.pixel_columns;
     if (row >= at.end_row || column >= at.end_column) continue;
     const uint32_t from = staged + pixel * kStagedPitch;
-    if (kByPixel && ptx::load_shared<PixelUse>(from + kUseOffset) == PixelUse::kUntouched) continue;
+    if (by_pixel && ptx::load_shared<PixelUse>(from + kUseOffset) == PixelUse::kUntouched) continue;
     const uint32_t value = pack_word(storage, [&](int i) -> uint32_t {
       const int channel = word * word_codes + 4 * i, at_byte = sub * group + channel;
       if (channel >= own) return 0;
@@ -269,9 +268,9 @@ ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, const Tile& at, int s
 
 // Results of one strip in the order of docs/numerics.md: scale and bias, activation, residual, codes. `staged`, 80 bytes a pixel,
 // and named barrier `barrier` are this warpgroup's own. A thread has two outputs: neighbours (kPairs) or eight apart.
-// kByPixel: whether some pixels stay as they are or are passed on.
-template <int kGroups, bool kPairs, bool kByPixel>
-ADABM_DEVICE void epilogue_of(const Conv2dParams& p, bool image_words, const Tile& at, int strip, const OutputTile& outputs, int image, int bits,
+// by_pixel: whether some pixels stay as they are or are passed on.
+template <int kGroups, bool kPairs>
+ADABM_DEVICE void epilogue(const Conv2dParams& p, bool by_pixel, bool image_words, const Tile& at, int strip, const OutputTile& outputs, int image, int bits,
                            const int32_t (&acc)[4 * kGroups], uint32_t staged, int barrier) {
   const int lane = threadIdx.x % 32, in_tile = threadIdx.x / 32 % 4 * 16 + lane / 4 * (kPairs ? 2 : 1), apart = kPairs ? 1 : 8;
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2, r = p.shuffle, group = p.tiling.group, row_pixels = p.width * r;
@@ -293,7 +292,8 @@ ADABM_DEVICE void epilogue_of(const Conv2dParams& p, bool image_words, const Til
   float alphas[2], slopes[2], betas[2];
   int y_offset[2];
   bool wanted[2];
-  if (kByPixel) {
+  uint32_t written = ~0u, passed_on = 0;  // bit 2 j + i for the i-th pixel of group j of this thread
+  if (by_pixel) {
     const int pixel = threadIdx.x % kGroupThreads;
     if (pixel < 8 * kGroups) {
       const int row = at.row + pixel / 8 * at.group_rows + pixel % 8 * at.pixel_rows;
@@ -302,6 +302,12 @@ ADABM_DEVICE void epilogue_of(const Conv2dParams& p, bool image_words, const Til
       ptx::store_shared(staged + pixel * kStagedPitch + kUseOffset, inside ? pixel_use(p.region, image, row, column) : PixelUse::kUntouched);
     }
     ptx::sync_threads(barrier, kGroupThreads);
+    written = 0;
+#pragma unroll 1
+    for (int bit = 0; bit < 2 * kGroups; bit++) {
+      const PixelUse use = ptx::load_shared<PixelUse>(staged + (bit / 2 * 8 + lane % 4 * 2 + bit % 2) * kStagedPitch + kUseOffset);
+      written |= static_cast<uint32_t>(use != PixelUse::kUntouched) << bit, passed_on |= static_cast<uint32_t>(use == PixelUse::kPassedOn) << bit;
+    }
   }
   const float* beta = p.beta + (p.border_kernels ? at.kernel * p.out_channels : 0);
 #pragma unroll
@@ -319,8 +325,7 @@ ADABM_DEVICE void epilogue_of(const Conv2dParams& p, bool image_words, const Til
     for (int i = 0; i < 2; i++) {
       const int pixel = lane % 4 * 2 + i;
       const int row = at.row + j * at.group_rows + pixel * at.pixel_rows, column = first_column + j * at.group_columns + pixel * at.pixel_columns;
-      const PixelUse use = kByPixel ? ptx::load_shared<PixelUse>(staged + (8 * j + pixel) * kStagedPitch + kUseOffset) : PixelUse::kComputed;
-      const bool inside = kByPixel ? use != PixelUse::kUntouched : row < at.end_row && column < at.end_column;
+      const bool inside = row < at.end_row && column < at.end_column && (written >> (2 * j + i) & 1);
       float values[2];
 #pragma unroll
       for (int e = 0; e < 2; e++) {
@@ -330,12 +335,12 @@ ADABM_DEVICE void epilogue_of(const Conv2dParams& p, bool image_words, const Til
               p.beta + (border_class(row, p.height, pad_h) * (pad_w + 1) * (pad_w + 1) + border_class(column, p.width, pad_w)) * p.out_channels +
               outputs.first + in_tile + e * apart);
         values[e] = activate(p.activation, fmaf(static_cast<float>(acc[4 * j + 2 * e + i]), alphas[e], b), slopes[e]);
-        if (use == PixelUse::kPassedOn) values[e] = kNothing;
       }
       const int64_t y = image_floats + static_cast<int64_t>(row * r * row_pixels + column * r) * p.y_pitch;
       const int64_t first = y + y_offset[0], second = y + y_offset[1];
       const bool pair = kPairs && p.y_pairs && wanted[1];
       if (p.residual && inside) {
+        if (passed_on >> (2 * j + i) & 1) values[0] = values[1] = kNothing;
         if (pair) {
           const ptx::Words2 two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(p.residual + first));
           float residual[2];
@@ -369,24 +374,14 @@ ADABM_DEVICE void epilogue_of(const Conv2dParams& p, bool image_words, const Til
           ptx::store_shared(to, codes[0]), ptx::store_shared(to + apart, codes[1]);
       }
     }
-  if (!stage && !kByPixel) return;
+  if (!stage && !by_pixel) return;
   ptx::sync_threads(barrier, kGroupThreads);
   if (!stage) return;
   if (p.y_q)
-    store_strip_codes<kByPixel>(p, at, strip, kGroups, outputs, image, out_bits, staged);
+    store_strip_codes(p, by_pixel, at, strip, kGroups, outputs, image, out_bits, staged);
   else
-    store_image<kByPixel>(p, image_words, at, strip, kGroups, outputs, image, staged);
+    store_image(p, by_pixel, image_words, at, strip, kGroups, outputs, image, staged);
   ptx::sync_threads(barrier, kGroupThreads);  // before the next strip takes the place
-}
-
-// What is not done by pixel is as fast as if there were no regions.
-template <int kGroups, bool kPairs>
-ADABM_DEVICE void epilogue(const Conv2dParams& p, bool by_pixel, bool image_words, const Tile& at, int strip, const OutputTile& outputs, int image, int bits,
-                           const int32_t (&acc)[4 * kGroups], uint32_t staged, int barrier) {
-  if (by_pixel)
-    epilogue_of<kGroups, kPairs, true>(p, image_words, at, strip, outputs, image, bits, acc, staged, barrier);
-  else
-    epilogue_of<kGroups, kPairs, false>(p, image_words, at, strip, outputs, image, bits, acc, staged, barrier);
 }
 
 // ---- kernel

@@ -159,17 +159,18 @@ ADABM_DEVICE void sync_warp() {
 #endif
 }
 
-// The bits that some lane of the warp has.
-ADABM_DEVICE uint32_t or_of_warp(uint32_t value) {
+// Whether the condition holds for a lane of the warp. Compilers know of a vote, unlike of other exchanges between lanes, that it is
+// the same for all of them: products of a warpgroup may stand behind a branch on it.
+ADABM_DEVICE bool any_lane(bool condition) {
 #if defined(__CUDACC__)
-  return __reduce_or_sync(0xffffffffu, value);
+  return __any_sync(0xffffffffu, condition);
 #else
-  cuda_host::warp_collective("or_of_warp", &value, [](void* const* lanes) {
-    uint32_t all = 0;
-    for (int i = 0; i < 32; i++) all |= *static_cast<uint32_t*>(lanes[i]);
-    for (int i = 0; i < 32; i++) *static_cast<uint32_t*>(lanes[i]) = all;
+  cuda_host::warp_collective("any_lane", &condition, [](void* const* lanes) {
+    bool any = false;
+    for (int i = 0; i < 32; i++) any |= *static_cast<bool*>(lanes[i]);
+    for (int i = 0; i < 32; i++) *static_cast<bool*>(lanes[i]) = any;
   });
-  return value;
+  return condition;
 #endif
 }
 

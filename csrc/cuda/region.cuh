@@ -78,14 +78,16 @@ ADABM_DEVICE PixelUse pixel_use(const RegionParams& p, int image, int row, int c
   return passed_on ? PixelUse::kPassedOn : PixelUse::kUntouched;
 }
 
-// This lane's part of the tiles: 1 where a depth is in least..most, 2 where one is not.
+constexpr uint32_t kWithin = 1, kOutside = 2;
+
+// Of this lane's part of the tiles: whether a depth is in least..most, and whether one is not.
 ADABM_DEVICE uint32_t scan_tiles(const RegionParams& p, const uint8_t* depths, const Rectangle& tiles, int least, int most) {
   const int lane = threadIdx.x % 32;
   uint32_t found = 0;
   for (int row = tiles.row + lane / 8; row < tiles.end_row; row += 4)
     for (int column = tiles.column + lane % 8; column < tiles.end_column; column += 8) {
       const int depth = ptx::load_constant(depths + row * p.columns + column);
-      found |= least <= depth && depth <= most ? 1 : 2;
+      found |= least <= depth && depth <= most ? kWithin : kOutside;
     }
   return found;
 }
@@ -93,17 +95,18 @@ ADABM_DEVICE uint32_t scan_tiles(const RegionParams& p, const uint8_t* depths, c
 // Of pixels within the image; everything is computed without a region. All lanes of a warp ask together and get the same.
 ADABM_DEVICE Share share_of(const RegionParams& p, int image, const Rectangle& pixels) {
   const adabm_region& r = p.region;
-  if (!r.depth) return Share::kAllComputed;
-  const uint8_t* depths = depths_of(p, image);
-  const Rectangle own = tiles_around(p, pixels, 0);
-  uint32_t found = scan_tiles(p, depths, own, r.own_least, r.own_most);
-  found |= scan_tiles(p, depths, own, r.near_least, r.near_most) << 2;
-  if (r.reach) found |= (scan_tiles(p, depths, tiles_around(p, pixels, r.reach), r.near_least, r.near_most) & 1) << 4;
-  if (r.pass_least <= r.pass_most) found |= (scan_tiles(p, depths, tiles_around(p, pixels, r.pass_reach), r.pass_least, r.pass_most) & 1) << 5;
-  found = ptx::or_of_warp(found);
-  if (!(found & 0b1010)) return Share::kAllComputed;
-  const bool computed = (found & 1) && (found & 0b10100), passed_on = found & 0b100000;
-  return computed || passed_on ? Share::kSome : Share::kNone;
+  uint32_t own = kWithin, near = kWithin, around = kWithin, passing = 0;
+  if (r.depth) {
+    const uint8_t* depths = depths_of(p, image);
+    const Rectangle tiles = tiles_around(p, pixels, 0);
+    own = scan_tiles(p, depths, tiles, r.own_least, r.own_most), near = scan_tiles(p, depths, tiles, r.near_least, r.near_most);
+    around = scan_tiles(p, depths, tiles_around(p, pixels, r.reach), r.near_least, r.near_most);
+    if (r.pass_least <= r.pass_most) passing = scan_tiles(p, depths, tiles_around(p, pixels, r.pass_reach), r.pass_least, r.pass_most);
+  }
+  // Votes behind a branch, even on a parameter, would no longer be known to be the same for all lanes: see any_lane.
+  const bool left_out = ptx::any_lane((own | near) & kOutside), owned = ptx::any_lane(own & kWithin);
+  const bool reached = ptx::any_lane(around & kWithin), passed_on = ptx::any_lane(passing & kWithin);
+  return !left_out ? Share::kAllComputed : (owned && reached) || passed_on ? Share::kSome : Share::kNone;
 }
 
 }  // namespace cuda
