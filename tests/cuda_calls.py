@@ -15,8 +15,8 @@ from adabm_kernels import native
 from adabm_kernels.backends import cuda
 from adabm_kernels.backends.call import Conv
 from adabm_kernels.backends.structs import conv2d_args
-from adabm_kernels.regions import Depths, Region
 from adabm_kernels.quantize import pack_codes, padded_channels, unpack_codes
+from adabm_kernels.regions import Depths, Region
 
 POISON = 171
 PACKED_HEADER_BYTES = 64

@@ -1,4 +1,4 @@
-"""Regions in the CUDA kernels, executed on the CPU, against the reference: what they write is equal, and they write nothing else."""
+"""Regions in the CUDA kernels, executed on the CPU, against the reference: they write what it writes, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from test_cuda_sm90 import HOPPER, block, run_block
 
 from adabm_kernels import ops
 from adabm_kernels.backends import reference
-from adabm_kernels.quantize import act_grid, pack_codes, to_pixels, unpack_codes
+from adabm_kernels.quantize import act_grid, pack_codes, unpack_codes
 from adabm_kernels.regions import Depths, Region, tiles_of
 
 REGIONS = {
@@ -32,7 +32,7 @@ PASSING = {
 }
 MAPS = {"small_tiles": (5, 2, 3), "whole_tiles": (8, 0, 0), "one_cut_tile": (64, 20, 40), "pixels": (1, 0, 0)}  # tile, top, left
 
-# Compute capability, problem and configuration of each kernel; the fewest multiprocessors let a block take several tiles.
+# Compute capability, problem and configuration of each kernel.
 KERNELS = {
     "sm80": (8, ConvProblem("sm80", 19, 35, 20, 24, bits=(4, 8, 2), residual=True), 0),
     "sm80_wide": (8, ConvProblem("sm80", 9, 19, 36, 64, bits=(4, 8, 2), out_bits=(2, 5, 3), residual=True), 0),
@@ -51,7 +51,7 @@ def built() -> Iterator[None]:
 
 
 def on(major: int):
-    """The pretended card: of compute capability 9.0 with two multiprocessors, so that blocks take several tiles, or of 8.0."""
+    """A pretended card, with so few multiprocessors that the blocks of 9.0 take several tiles each."""
     return driver(**HOPPER, multiprocessors=2) if major == 9 else driver(major=8)
 
 
@@ -184,8 +184,7 @@ def test_tiles_without_a_pixel_of_the_region_read_nothing(kernel: str) -> None:
     call.args.config = config
     x_q, *others = call.read
     assert x_q.data_ptr() == call.args.x_q
-    # A tensor copy is held to all of its tensor.
-    read = [x_q] if "tensor" in kernel else [x_q[0], x_q[2]]
+    read = [x_q] if "tensor_copies" in kernel else [x_q[0], x_q[2]]  # a tensor copy must be allowed all of its tensor
     with on(major), buffers([*read, *others, call.packed], [call.y[0], call.y[2]]):
         host_library().call("adabm_conv2d_cuda", call.args, 0, None)
 

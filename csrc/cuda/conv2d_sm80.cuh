@@ -479,7 +479,7 @@ __global__ void __launch_bounds__(kThreads, 4) conv2d_sm80(const __grid_constant
   const int image = blockIdx.x / p.tiles, tile = blockIdx.x % p.tiles, output = blockIdx.y;
   const int bits = image_bits(p.x_bits, image), storage = storage_bits(bits, p.packed_codes & ADABM_PACKED_X);
   const Place at = place_tile(p, tile);
-  if (share_of(p.region, image, pixels_of(at)) == Share::kNone) return;
+  if (p.region.region.depth && share_of(p.region, image, pixels_of(at)) == Share::kNone) return;
   const uint8_t* x = p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels;
   const bool four_bits = p.four_bits && bits <= 4;
   const Form& f = p.forms[four_bits];
