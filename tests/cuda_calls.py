@@ -16,6 +16,7 @@ from adabm_kernels.backends import cuda
 from adabm_kernels.backends.call import Conv
 from adabm_kernels.backends.structs import conv2d_args
 from adabm_kernels.quantize import pack_codes, padded_channels, unpack_codes
+from adabm_kernels.regions import Depths, Region
 
 POISON = 171
 PACKED_HEADER_BYTES = 64
@@ -53,22 +54,14 @@ class CudaCall:
             host_library().call("adabm_conv2d_cuda", self.args, device, None)
 
 
-def conv2d_call(instance: ConvInstance, *, packed_x: bool = False, packed_y: bool = False, outputs: str = "yqa") -> CudaCall:
-    """The problem as a call; outputs: which of y, q (y_q) and a (y_acc). Outputs are poisoned."""
+def conv_of(instance: ConvInstance, depths: Depths | None = None, region: Region | None = None) -> Conv:
+    """The problem as backends take it, where a region of these depths is computed, or everywhere."""
     layer = instance.layer
-    n, h, w, _ = instance.x_q.shape
-    f = layer.shuffle
-    size, channels = (n, h * f, w * f), layer.weight.shape[-4] // f**2
-    x_q = pack_codes(instance.x_q, instance.bits) if packed_x else instance.x_q
-    packed = pack_weights(layer.weight, layer.box_filter, f)
-    y = torch.full((*size, channels), -987654.0) if "y" in outputs else None
-    y_q = torch.full((*size, padded_channels(channels)), POISON, dtype=torch.uint8) if "q" in outputs else None
-    y_acc = torch.full((*size, channels), -987654, dtype=torch.int32) if "a" in outputs else None
     conv = Conv(
-        x_q,
+        instance.x_q,
         instance.bits,
         layer.weight,
-        packed,
+        pack_weights(layer.weight, layer.box_filter, layer.shuffle),
         layer.alpha,
         layer.beta,
         layer.slope,
@@ -77,8 +70,32 @@ def conv2d_call(instance: ConvInstance, *, packed_x: bool = False, packed_y: boo
         instance.out_bits,
         layer.box_filter,
         layer.activation,
-        f,
+        layer.shuffle,
     )
+    return conv if depths is None or region is None else conv._replace(depth=depths.values, region=tuple(region.numbers(depths)))
+
+
+def conv2d_call(
+    instance: ConvInstance,
+    *,
+    packed_x: bool = False,
+    packed_y: bool = False,
+    outputs: str = "yqa",
+    depths: Depths | None = None,
+    region: Region | None = None,
+) -> CudaCall:
+    """The problem as a call; outputs: which of y, q (y_q) and a (y_acc). Outputs are poisoned. depths, region: as in `conv_of`."""
+    layer = instance.layer
+    n, h, w, _ = instance.x_q.shape
+    f = layer.shuffle
+    size, channels = (n, h * f, w * f), layer.weight.shape[-4] // f**2
+    y = torch.full((*size, channels), -987654.0) if "y" in outputs else None
+    y_q = torch.full((*size, padded_channels(channels)), POISON, dtype=torch.uint8) if "q" in outputs else None
+    y_acc = torch.full((*size, channels), -987654, dtype=torch.int32) if "a" in outputs else None
+    conv = conv_of(instance, depths, region)
+    packed = conv.packed
+    if packed_x:
+        conv = conv._replace(x_q=pack_codes(instance.x_q, instance.bits))
     packing = packed_x * native.PACKED_X + packed_y * native.PACKED_Y
     args, held = conv2d_args(conv, y, y_q, packed_codes=packing, border_kernels=layer.weight.dim() == 6)
     args.y_acc = None if y_acc is None else y_acc.data_ptr()

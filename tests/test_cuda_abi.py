@@ -103,6 +103,10 @@ def test_many_targets_share_what_they_read() -> None:
         setattr(array[1], field, value)
         with pytest.raises(ValueError, match=r"args\[1\] must have the x, shift, sizes and strides of args\[0\]"):
             host_library().call("adabm_quantize_many_cuda", array, 2, 0, None)
+    array = (native.QuantizeArgs * 2)(first.quantize, second.quantize)
+    array[1].region.depth, array[1].region.tile = first.quantize.x, 8
+    with pytest.raises(ValueError, match=r"args\[1\].region.depth must be null where codes are made on several grids"):
+        host_library().call("adabm_quantize_many_cuda", array, 2, 0, None)
     array[1].struct_bytes = 8
     with pytest.raises(ValueError, match=r"args\[1\] must be a struct of [0-9]+ bytes"):
         host_library().call("adabm_quantize_many_cuda", array, 2, 0, None)

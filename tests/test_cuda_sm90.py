@@ -123,8 +123,9 @@ def block(problem: ConvProblem, packed: bool = False):
     return first, second, second.run("reference", "both")
 
 
-def run_block(first, second, packed: bool = False, config: int = 0):
-    a, b = conv2d_call(first, packed_x=packed, outputs="q"), conv2d_call(second, packed_y=packed, outputs="yq")
+def run_block(first, second, packed: bool = False, config: int = 0, **place):
+    """The second's call, of a region where place names one (`conv2d_call`), after it was made as a block."""
+    a, b = conv2d_call(first, packed_x=packed, outputs="q"), conv2d_call(second, packed_y=packed, outputs="yq", **place)
     a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
     a.args.config = config
     with buffers([*a.read, a.packed, *b.read, b.packed], [b.y, b.y_q]):
@@ -278,6 +279,8 @@ def test_the_configuration_with_the_fewest_rounds_is_taken(batch: int, side: int
 
 
 BROKEN_BLOCKS = [
+    ("first", {"region": native.Region(64, 8)}, ValueError, "the first convolution's region.depth must be null"),
+    ("second", {"region": native.Region(64, 8, 8)}, ValueError, "region.top and left must be 0..7, got 8 and 0"),
     ("first", {"y": 64}, ValueError, "the first convolution must have no output and no residual"),
     ("second", {"x_q": 64}, ValueError, "x_q must be null and its x_bits the first's out_bits"),
     ("second", {"height": 4}, ValueError, r"must take what the first gives, got \[1, 4, 3, 64\] for \[1, 5, 3, 64\]"),

@@ -16,6 +16,7 @@ from adabm_kernels.measure import measure_images
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.quantize import act_grid, pack_codes, to_pixels, unpack_codes
+from adabm_kernels.regions import Depths, Region
 from adabm_kernels.registry import GPU_BACKENDS, Problem, choose
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
@@ -197,6 +198,33 @@ def test_a_network_is_captured_in_a_graph_with_its_bits_as_data(asked: str) -> N
         for x, want in zip(images, wants, strict=True):
             assert torch.equal(model(x.cuda()).cpu(), want)
             assert torch.equal(model.pixels(x.cuda()).cpu(), to_pixels(want))
+
+
+@pytest.mark.parametrize("channels", [64, 96], ids=str)
+def test_a_graph_computes_the_region_of_the_depths_that_are_there(channels: int, backend: str) -> None:
+    """What a map of depths holds is data: one recording serves every map."""
+    card = on_card(instantiate(ConvProblem("region", 37, 70, channels, 64, bits=(4, 8), residual=True)), backend)
+    run(card, "float")  # loads the kernels and packs the weights
+    layer, depth = card.layer, torch.zeros(2, 5, 10, dtype=torch.uint8, device="cuda")
+    region = Region(own=(1, 255), passed=(2, 255), pass_reach=2).numbers(Depths(depth, 8, 3, 5))
+    y, y_q = torch.empty_like(card.residual), torch.empty(2, 37, 70, 64, dtype=torch.uint8, device="cuda")
+
+    def compute(backend: str) -> None:
+        tables = (layer.weight, layer.packed, layer.alpha, layer.beta)
+        codes = {"out_grid": card.out_grid, "out_bits": card.out_bits, "box_filter": layer.box_filter, "residual": card.residual}
+        ops.conv2d_out(card.x_q, card.bits, *tables, y=y, y_q=y_q, backend=backend, depth=depth, region=region, **codes)
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        compute(backend)
+    for most in (1, 2, 4):  # depths 0, and 0..1, and 0..3
+        depth.random_(0, most)
+        results = []
+        for run_it in (graph.replay, lambda: compute("reference")):
+            y.fill_(-7.0), y_q.fill_(171)
+            run_it()
+            results.append((y.cpu(), y_q.cpu()))
+        assert all(torch.equal(got, want) for got, want in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["launched", "graphs"])

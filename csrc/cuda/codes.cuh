@@ -23,6 +23,9 @@ ADABM_DEVICE int pixel_bytes(int channels, int storage) { return (channels * sto
 // both ways a sum does.
 constexpr float kAnchor = 12582912.0f;
 
+// What a residual is unchanged by: -0 plus either zero is that zero.
+constexpr float kNothing = -0.0f;
+
 ADABM_DEVICE float small_float(int32_t n) { return ptx::float_of(ptx::bits_of(kAnchor) + static_cast<uint32_t>(n)) - kAnchor; }
 
 // quantize_value of quant_math.h, in the lowest byte: the sum with the anchor rounds half to even.

@@ -35,6 +35,8 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   p.products = static_cast<float>(a.channels) * a.kernel_h * a.kernel_w;
   p.y_pitch = a.y_pitch ? a.y_pitch : p.tiling.group;
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 8 == 0; };
+  p.region = region_params(a.region, a.height, a.width);
+  p.by_pixel = a.region.depth && (a.residual || a.y || a.y_acc || a.y_image);
   p.y_pairs = p.y_pitch % 2 == 0 && p.tiling.group % 2 == 0 && aligned(a.y) && aligned(a.residual);
 
   int64_t bytes = kPackedHeaderBytes;
@@ -69,7 +71,7 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
 }
 
 uint32_t shared_bytes(const Conv2dParams& p) {
-  uint32_t most = p.y_q ? kTilePixels * (p.tiling.width + kStagePad) : 0;
+  uint32_t most = p.y_q || p.by_pixel ? kTilePixels * (p.tiling.width + kStagePad) : 0;
   for (int form = 0; form <= p.four_bits; form++) {
     const Form& f = p.forms[form];
     const int codes = code_buffers(f) * f.planes * p.plane_pixels * kRowBytes, weights = kStages * f.stage_slices * p.tiling.width * kSliceBytes;
@@ -116,7 +118,7 @@ extern "C" adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t
     const DeviceScope scope(device);
     scope.check_pointer(a.x_q, "x_q"), scope.check_pointer(a.packed, "packed");
     scope.check_pointer(a.y, "y"), scope.check_pointer(a.y_q, "y_q"), scope.check_pointer(a.residual, "residual");
-    scope.check_pointer(a.y_image, "y_image");
+    scope.check_pointer(a.y_image, "y_image"), scope.check_pointer(a.region.depth, "region.depth");
     const char* why_not = scope.compute_major() == 9 ? sm90::why_not_conv2d(p, device) : kOtherCapability;
     if (!why_not) return sm90::conv2d(p, device, stream);
     if (a.config) throw Error(ADABM_UNSUPPORTED, "config needs the kernel of compute capability 9.0: %s", why_not);
@@ -141,6 +143,7 @@ extern "C" adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, cons
       ADABM_REQUIRE(args && args->struct_bytes == sizeof(adabm_conv2d_args), "first and second must be structs of %zu bytes", sizeof(adabm_conv2d_args));
     adabm_conv2d_args a = *first, b = *second;
     ADABM_REQUIRE(!a.y && !a.y_q && !a.y_acc && !a.y_image && !a.residual, "the first convolution must have no output and no residual: its codes stay on the chip");
+    ADABM_REQUIRE(!a.region.depth, "the first convolution's region.depth must be null: a region is the second's alone");
     ADABM_REQUIRE(!b.x_q && b.x_bits == a.out_bits, "the second convolution's x_q must be null and its x_bits the first's out_bits");
     ADABM_REQUIRE(!b.y_image, "y_image must be null in a residual block");
     ADABM_REQUIRE(a.batch == b.batch && a.height == b.height && a.width == b.width && a.out_channels == b.channels,
@@ -154,6 +157,7 @@ extern "C" adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, cons
     const DeviceScope scope(device);
     scope.check_pointer(a.x_q, "x_q"), scope.check_pointer(a.packed, "packed"), scope.check_pointer(b.packed, "packed");
     scope.check_pointer(b.y, "y"), scope.check_pointer(b.y_q, "y_q"), scope.check_pointer(b.residual, "residual");
+    scope.check_pointer(b.region.depth, "region.depth");
     const char* why_not = scope.compute_major() == 9 ? sm90::why_not_resblock(p, q) : kOtherCapability;
     if (why_not) throw Error(ADABM_UNSUPPORTED, "a residual block needs the kernel of compute capability 9.0: %s", why_not);
     sm90::resblock(p, q, device, stream);

@@ -13,12 +13,15 @@
 #include "cuda/codes.cuh"
 #include "cuda/layout.h"
 #include "cuda/ptx.cuh"
+#include "cuda/region.cuh"
 
 namespace adabm {
 namespace cuda {
 
 constexpr int kWarpPixels = 32, kWarps = 4, kTilePixels = kWarps * kWarpPixels, kThreads = kWarps * 32;
-constexpr int kStagePad = 8;  // bytes behind the codes of a pixel on their way out: rows of 8-byte words on different banks
+// Bytes behind the codes of a pixel on their way out, which keep rows of 8-byte words on different banks; what happens to the pixel
+// (PixelUse) is there.
+constexpr int kStagePad = 8;
 
 struct Conv2dParams {
   const uint8_t* x_q;
@@ -40,6 +43,8 @@ struct Conv2dParams {
   int box;         // whether the 8-bit form needs the sum of the codes
   int four_bits;   // whether images of up to 4 bits take the 4-bit form
   float products;  // of an output
+  RegionParams region;
+  int by_pixel;    // whether pixels that the region leaves out must stay as they are
   int y_pairs;     // neighbouring outputs of even and odd number lie in aligned pairs in y, residual and y_acc
   OutputTiling tiling;
   Form forms[2];     // 8 bits, 4 bits
@@ -109,6 +114,12 @@ ADABM_DEVICE Place place_tile(const Conv2dParams& p, int tile) {
   }
   at.kernel = row_class * p.kernel_w + column_class;
   return at;
+}
+
+// The pixels of a tile.
+ADABM_DEVICE Rectangle pixels_of(const Place& at) {
+  const int end_row = at.row + at.rows, end_column = at.column + at.columns;
+  return {at.row, at.column, end_row < at.end_row ? end_row : at.end_row, end_column < at.end_column ? end_column : at.end_column};
 }
 
 // 16 bytes of a pixel of an unfolded image: four columns of the kernel from `tap` on, four bytes each; row -1 lies outside the
@@ -290,6 +301,7 @@ ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const Outp
     const int row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
     if (pixel >> at.shift >= at.rows || row >= at.end_row || column >= at.end_column) continue;
     const uint32_t from = ptx::shared_base() + pixel * kPitch;
+    if (p.by_pixel && ptx::load_shared<PixelUse>(from + kTiles * 8) == PixelUse::kUntouched) continue;
     int sub = 0, word = in_pixel;
     uint32_t value;
     if (outputs.subs == 1) {  // codes behind the last channel are staged too, as zeros
@@ -360,13 +372,26 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, const Place& at, const OutputT
     offset = ptx::load_constant(p.out_grid + (out_bits - ADABM_MIN_BITS) * 2 + 1);
     top = static_cast<float>((1 << out_bits) - 1);
   }
-  // The four pixels of this thread: where they are in beta and in y, -1 where there is none.
+  const uint32_t uses = ptx::shared_base() + kTiles * 8;
+  if (p.by_pixel) {  // a warp's lanes find out about its pixels, each about one
+    const int pixel = threadIdx.x, row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
+    const bool inside = pixel >> at.shift < at.rows && row < at.end_row && column < at.end_column;
+    ptx::store_shared(uses + pixel * kPitch, inside ? pixel_use(p.region, image, row, column) : PixelUse::kUntouched);
+    ptx::sync_warp();
+  }
+  // The four pixels of this thread: where they are in beta and in y, -1 where there is none or it stays as it is.
   int beta_at[4], y_at[4];
+  uint32_t passed_on = 0;  // bit m
 #pragma unroll
   for (int m = 0; m < 4; m++) {
     const int pixel = warp * kWarpPixels + m * 8 + lane / 4;
     const int row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
-    const bool inside = pixel >> at.shift < at.rows && row < at.end_row && column < at.end_column;
+    bool inside = pixel >> at.shift < at.rows && row < at.end_row && column < at.end_column;
+    if (p.by_pixel) {
+      const PixelUse use = ptx::load_shared<PixelUse>(uses + pixel * kPitch);
+      inside = use != PixelUse::kUntouched;
+      if (use == PixelUse::kPassedOn) passed_on |= 1u << m;
+    }
     y_at[m] = inside ? (row * r * row_pixels + column * r) * p.y_pitch : -1;
     beta_at[m] = p.border_kernels ? at.kernel * p.out_channels
                  : one_class || !inside
@@ -418,6 +443,11 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, const Place& at, const OutputT
         for (int m = 0; m < 4; m++) values[m][e] = values[m][e] < 0.0f ? values[m][e] * slope : values[m][e];
       }
     }
+    if (passed_on) {
+#pragma unroll
+      for (int i = 0; i < 8; i++)
+        if (passed_on >> i / 2 & 1) values[i / 2][i % 2] = kNothing;
+    }
     if (floats) {
       int y_offset[2];
 #pragma unroll
@@ -449,6 +479,7 @@ __global__ void __launch_bounds__(kThreads, 4) conv2d_sm80(const __grid_constant
   const int image = blockIdx.x / p.tiles, tile = blockIdx.x % p.tiles, output = blockIdx.y;
   const int bits = image_bits(p.x_bits, image), storage = storage_bits(bits, p.packed_codes & ADABM_PACKED_X);
   const Place at = place_tile(p, tile);
+  if (p.region.region.depth && share_of(p.region, image, pixels_of(at)) == Share::kNone) return;
   const uint8_t* x = p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels;
   const bool four_bits = p.four_bits && bits <= 4;
   const Form& f = p.forms[four_bits];

@@ -23,7 +23,9 @@ constexpr int kStepBytes = 32;           // of every pixel and output: the depth
 constexpr int kSharedBytes = 227 << 10;
 constexpr int kOnesBytes = 8 * kRowBytes, kBarrierBytes = (2 * kMaxStages * ptx::kBarrierBytes + 127) / 128 * 128, kBarrierRoom = kBarrierBytes + kOnesBytes;
 constexpr int kWeightRoom = 2 * kOnesBytes;  // behind the weights of a stage
-constexpr int kStagedPitch = 80;         // bytes of a pixel's codes on their way out: stores and loads then meet no bank twice
+// Bytes of a pixel's codes on their way out: stores and loads then meet no bank twice. What happens to the pixel (PixelUse) lies behind
+// its codes.
+constexpr int kStagedPitch = 80, kUseOffset = kMaxTileOutputs;
 constexpr int kResidentTaps = 9, kResidentSteps = 2;
 
 struct Conv2dParams90 {
@@ -87,6 +89,12 @@ ADABM_DEVICE Tile place(const Conv2dParams& p, int tile) {
   at.halo_rows = rows + 2 * pad_h, at.halo_columns = columns + 2 * pad_w;
   at.row_step = upright ? 1 : at.halo_columns, at.column_step = upright ? at.halo_rows : 1;
   return at;
+}
+
+// The pixels of a tile.
+ADABM_DEVICE Rectangle pixels_of(const Conv2dParams& p, const Tile& at) {
+  const int end_row = at.row + at.halo_rows - p.kernel_h / 2 * 2, end_column = at.column + at.halo_columns - p.kernel_w / 2 * 2;
+  return {at.row, at.column, end_row < at.end_row ? end_row : at.end_row, end_column < at.end_column ? end_column : at.end_column};
 }
 
 // The descriptor of a strip's pixels in the first 32 channels at `codes`, for the first tap.
@@ -204,7 +212,8 @@ ADABM_DEVICE float activate(int activation, float value, float slope) {
 }
 
 // The image of one tile of outputs that a strip has left at `staged`, as bytes of pixels.
-ADABM_DEVICE void store_image(const Conv2dParams& p, bool words, const Tile& at, int strip, int groups, const OutputTile& outputs, int image, uint32_t staged) {
+ADABM_DEVICE void store_image(const Conv2dParams& p, bool by_pixel, bool words, const Tile& at, int strip, int groups, const OutputTile& outputs, int image,
+                              uint32_t staged) {
   const int r = p.shuffle, group = p.tiling.group, row_bytes = p.width * r * group;
   uint8_t* y = p.y_image + static_cast<int64_t>(image) * p.height * r * row_bytes;
   const int size = words ? 4 : 1, run = words ? r * group : outputs.count;  // consecutive bytes of a pixel
@@ -214,6 +223,7 @@ ADABM_DEVICE void store_image(const Conv2dParams& p, bool words, const Tile& at,
     const int row = at.row + pixel / 8 * at.group_rows + pixel % 8 * at.pixel_rows;
     const int column = at.column + strip * at.strip_columns + pixel / 8 * at.group_columns + pixel % 8 * at.pixel_columns;
     if (row >= at.end_row || column >= at.end_column) continue;
+    if (by_pixel && ptx::load_shared<PixelUse>(staged + pixel * kStagedPitch + kUseOffset) == PixelUse::kUntouched) continue;
     const uint32_t from = staged + pixel * kStagedPitch + byte;
     if (words) {
       uint8_t* to = y + static_cast<int64_t>(row * r + byte / run) * row_bytes + column * run + byte % run;
@@ -227,8 +237,8 @@ ADABM_DEVICE void store_image(const Conv2dParams& p, bool words, const Tile& at,
 }
 
 // Codes that a strip has left at `staged`, as tensors hold them.
-ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, const Tile& at, int strip, int groups, const OutputTile& outputs, int image, int out_bits,
-                                    uint32_t staged) {
+ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, bool by_pixel, const Tile& at, int strip, int groups, const OutputTile& outputs, int image,
+                                    int out_bits, uint32_t staged) {
   const int r = p.shuffle, group = p.tiling.group, row_pixels = p.width * r, padded = (group + 3) / 4 * 4;
   const int storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y), pitch = pixel_bytes(padded, storage);
   uint8_t* y_q = p.y_q + static_cast<int64_t>(image) * p.height * r * row_pixels * padded;
@@ -241,6 +251,7 @@ ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, const Tile& at, int s
     const int column = at.column + strip * at.strip_columns + pixel / 8 * at.group_columns + pixel % 8 * at.pixel_columns;
     if (row >= at.end_row || column >= at.end_column) continue;
     const uint32_t from = staged + pixel * kStagedPitch;
+    if (by_pixel && ptx::load_shared<PixelUse>(from + kUseOffset) == PixelUse::kUntouched) continue;
     const uint32_t value = pack_word(storage, [&](int i) -> uint32_t {
       const int channel = word * word_codes + 4 * i, at_byte = sub * group + channel;
       if (channel >= own) return 0;
@@ -257,8 +268,9 @@ ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, const Tile& at, int s
 
 // Results of one strip in the order of docs/numerics.md: scale and bias, activation, residual, codes. `staged`, 80 bytes a pixel,
 // and named barrier `barrier` are this warpgroup's own. A thread has two outputs: neighbours (kPairs) or eight apart.
+// by_pixel: whether some pixels stay as they are or are passed on.
 template <int kGroups, bool kPairs>
-ADABM_DEVICE void epilogue(const Conv2dParams& p, bool image_words, const Tile& at, int strip, const OutputTile& outputs, int image, int bits,
+ADABM_DEVICE void epilogue(const Conv2dParams& p, bool by_pixel, bool image_words, const Tile& at, int strip, const OutputTile& outputs, int image, int bits,
                            const int32_t (&acc)[4 * kGroups], uint32_t staged, int barrier) {
   const int lane = threadIdx.x % 32, in_tile = threadIdx.x / 32 % 4 * 16 + lane / 4 * (kPairs ? 2 : 1), apart = kPairs ? 1 : 8;
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2, r = p.shuffle, group = p.tiling.group, row_pixels = p.width * r;
@@ -280,6 +292,23 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool image_words, const Tile& 
   float alphas[2], slopes[2], betas[2];
   int y_offset[2];
   bool wanted[2];
+  uint32_t written = ~0u, passed_on = 0;  // bit 2 j + i for the i-th pixel of group j of this thread
+  if (by_pixel) {
+    const int pixel = threadIdx.x % kGroupThreads;
+    if (pixel < 8 * kGroups) {
+      const int row = at.row + pixel / 8 * at.group_rows + pixel % 8 * at.pixel_rows;
+      const int column = first_column + pixel / 8 * at.group_columns + pixel % 8 * at.pixel_columns;
+      const bool inside = row < at.end_row && column < at.end_column;
+      ptx::store_shared(staged + pixel * kStagedPitch + kUseOffset, inside ? pixel_use(p.region, image, row, column) : PixelUse::kUntouched);
+    }
+    ptx::sync_threads(barrier, kGroupThreads);
+    written = 0;
+#pragma unroll 1
+    for (int bit = 0; bit < 2 * kGroups; bit++) {
+      const PixelUse use = ptx::load_shared<PixelUse>(staged + (bit / 2 * 8 + lane % 4 * 2 + bit % 2) * kStagedPitch + kUseOffset);
+      written |= static_cast<uint32_t>(use != PixelUse::kUntouched) << bit, passed_on |= static_cast<uint32_t>(use == PixelUse::kPassedOn) << bit;
+    }
+  }
   const float* beta = p.beta + (p.border_kernels ? at.kernel * p.out_channels : 0);
 #pragma unroll
   for (int e = 0; e < 2; e++) {
@@ -296,7 +325,7 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool image_words, const Tile& 
     for (int i = 0; i < 2; i++) {
       const int pixel = lane % 4 * 2 + i;
       const int row = at.row + j * at.group_rows + pixel * at.pixel_rows, column = first_column + j * at.group_columns + pixel * at.pixel_columns;
-      const bool inside = row < at.end_row && column < at.end_column;
+      const bool inside = row < at.end_row && column < at.end_column && (written >> (2 * j + i) & 1);
       float values[2];
 #pragma unroll
       for (int e = 0; e < 2; e++) {
@@ -311,6 +340,7 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool image_words, const Tile& 
       const int64_t first = y + y_offset[0], second = y + y_offset[1];
       const bool pair = kPairs && p.y_pairs && wanted[1];
       if (p.residual && inside) {
+        if (passed_on >> (2 * j + i) & 1) values[0] = values[1] = kNothing;
         if (pair) {
           const ptx::Words2 two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(p.residual + first));
           float residual[2];
@@ -344,12 +374,13 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool image_words, const Tile& 
           ptx::store_shared(to, codes[0]), ptx::store_shared(to + apart, codes[1]);
       }
     }
-  if (!stage) return;
+  if (!stage && !by_pixel) return;
   ptx::sync_threads(barrier, kGroupThreads);
+  if (!stage) return;
   if (p.y_q)
-    store_strip_codes(p, at, strip, kGroups, outputs, image, out_bits, staged);
+    store_strip_codes(p, by_pixel, at, strip, kGroups, outputs, image, out_bits, staged);
   else
-    store_image(p, image_words, at, strip, kGroups, outputs, image, staged);
+    store_image(p, by_pixel, image_words, at, strip, kGroups, outputs, image, staged);
   ptx::sync_threads(barrier, kGroupThreads);  // before the next strip takes the place
 }
 
@@ -388,6 +419,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / p.tiles;
       const Tile at = place<kStrips>(p, item % p.tiles);
+      if (share_of(p.region, image, pixels_of(p, at)) == Share::kNone) continue;
       const int storage = storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X);
       const bool tensor = q.tensor_bytes && storage == 8;
       const uint8_t* x = p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels;
@@ -430,13 +462,16 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
       for (int item = blockIdx.x; item < items; item += q.blocks) {
         const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
         const Tile at = place<kStrips>(p, item % p.tiles);
+        const Share share = share_of(p.region, image, pixels_of(p, at));
+        if (share == Share::kNone) continue;
+        const bool by_pixel = p.by_pixel && share == Share::kSome;
         const int strips = (at.end_column - at.column + kStripColumns - 1) / kStripColumns, here = strips < kStrips ? strips : kStrips;
         const uint32_t codes = stages + ring.stage * q.stage_bytes;
         ring.wait_full();
         for (int strip = consumer; strip < here; strip += kConsumers) {
           multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
           if (strip + kConsumers >= here && releases) ptx::mbarrier_arrive(ring.empty());  // before the results are stored
-          epilogue<kStripRows, true>(p, q.image_words, at, strip, outputs, image, bits, acc, staged, 1 + consumer);
+          epilogue<kStripRows, true>(p, by_pixel, q.image_words, at, strip, outputs, image, bits, acc, staged, 1 + consumer);
         }
         if (consumer >= here) {
           ptx::sync_warp();  // all lanes have seen the stage full
@@ -449,6 +484,9 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
       for (int item = blockIdx.x; item < items; item += q.blocks) {
         const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
         const Tile at = place<kStrips>(p, item % p.tiles);
+        const Share share = share_of(p.region, image, pixels_of(p, at));
+        if (share == Share::kNone) continue;
+        const bool by_pixel = p.by_pixel && share == Share::kSome;
         for (int step = 0; step < q.steps; step++) {
           const uint32_t codes = stages + ring.stage * q.stage_bytes;
           ring.wait_full();
@@ -478,7 +516,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
         for (int i = 0; i < kStrips / kConsumers; i++) {
           const int strip = i * kConsumers + consumer;
           if (strip < at.strips && at.column + strip * kStripColumns < at.end_column)
-            epilogue<kStripRows, false>(p, q.image_words, at, strip, outputs, image, bits, acc[i], staged, 1 + consumer);
+            epilogue<kStripRows, false>(p, by_pixel, q.image_words, at, strip, outputs, image, bits, acc[i], staged, 1 + consumer);
         }
       }
     }

@@ -150,6 +150,30 @@ ADABM_DEVICE void sync_block() {
 #endif
 }
 
+// Meets the other lanes of the warp.
+ADABM_DEVICE void sync_warp() {
+#if defined(__CUDACC__)
+  __syncwarp();
+#else
+  cuda_host::warp_collective("sync_warp", nullptr, [](void* const*) {});
+#endif
+}
+
+// Whether the condition holds for a lane of the warp. Compilers know of a vote, unlike of other exchanges between lanes, that it is
+// the same for all of them: products of a warpgroup may stand behind a branch on it.
+ADABM_DEVICE bool any_lane(bool condition) {
+#if defined(__CUDACC__)
+  return __any_sync(0xffffffffu, condition);
+#else
+  cuda_host::warp_collective("any_lane", &condition, [](void* const* lanes) {
+    bool any = false;
+    for (int i = 0; i < 32; i++) any |= *static_cast<bool*>(lanes[i]);
+    for (int i = 0; i < 32; i++) *static_cast<bool*>(lanes[i]) = any;
+  });
+  return condition;
+#endif
+}
+
 template <class T>
 ADABM_DEVICE T shuffle_down(T value, int delta) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "");

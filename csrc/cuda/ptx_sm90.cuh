@@ -105,15 +105,6 @@ ADABM_DEVICE void sync_threads(int id, int threads) {
 #endif
 }
 
-// Meets the other lanes of the warp: where one of them arrives at a barrier for all.
-ADABM_DEVICE void sync_warp() {
-#if defined(__CUDACC__)
-  __syncwarp();
-#else
-  cuda_host::warp_collective("sync_warp", nullptr, [](void* const*) {});
-#endif
-}
-
 // ---- registers between the warpgroups of a block
 
 template <int kRegisters>

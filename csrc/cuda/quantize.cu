@@ -6,6 +6,7 @@
 #include "common/status.h"
 #include "cuda/codes.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/region.cuh"
 
 namespace adabm {
 namespace cuda {
@@ -25,6 +26,7 @@ struct Target {
 
 struct QuantizeParams {
   adabm_quantize_args a;  // what all targets share
+  RegionParams region;
   int pixels;             // of an image
   int groups;             // of four channels that are written, of the target with most
   int pixels_first;       // whether neighbouring threads take neighbouring pixels rather than channels
@@ -33,9 +35,9 @@ struct QuantizeParams {
 };
 
 // Four channels; those beyond the last are whatever the first is.
-ADABM_DEVICE void load_values(const QuantizeParams& p, int image, int pixel, int group, float (&values)[4]) {
+ADABM_DEVICE void load_values(const QuantizeParams& p, int image, int row, int column, int group, float (&values)[4]) {
   const adabm_quantize_args& a = p.a;
-  const float* x = a.x + image * a.stride_n + pixel / a.width * a.stride_h + pixel % a.width * a.stride_w;
+  const float* x = a.x + image * a.stride_n + row * a.stride_h + column * a.stride_w;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const int c = group * 4 + i < a.channels ? group * 4 + i : 0;
@@ -75,16 +77,19 @@ ADABM_DEVICE void store_codes(const QuantizeParams& p, const Target& t, int imag
     for (int i = at + bytes; i < pitch; i++) ptx::store_global(y + (i - at), static_cast<uint8_t>(0));
 }
 
-// Grid: [units of an image][images].
+// Grid: [units of an image][images]. kRegion: of one target, where its region computes.
+template <bool kRegion>
 __global__ void __launch_bounds__(kThreads) quantize(const __grid_constant__ QuantizeParams p) {
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (unit >= static_cast<int64_t>(p.pixels) * p.groups) return;
   const int pixel = static_cast<int>(p.pixels_first ? unit % p.pixels : unit / p.groups);
   const int group = static_cast<int>(p.pixels_first ? unit / p.pixels : unit % p.groups);
+  const int row = pixel / p.a.width, column = pixel % p.a.width;
   for (int image = blockIdx.y; image < p.a.batch; image += kMaxGridRows) {
+    if (kRegion && pixel_use(p.region, image, row, column) == PixelUse::kUntouched) continue;
     float values[4];
-    load_values(p, image, pixel, group, values);
-    for (int i = 0; i < p.count; i++)
+    load_values(p, image, row, column, group, values);
+    for (int i = 0; i < (kRegion ? 1 : p.count); i++)
       if (group * 4 < p.targets[i].y_channels) store_codes(p, p.targets[i], image, pixel, group, values);
   }
 }
@@ -115,17 +120,19 @@ void run(const adabm_quantize_args* args, int count, int device, void* stream) {
     ADABM_REQUIRE(b.struct_bytes == sizeof(adabm_quantize_args), "args[%d] must be a struct of %zu bytes", i, sizeof(adabm_quantize_args));
     const bool same = b.x == a.x && b.shift == a.shift && b.batch == a.batch && b.height == a.height && b.width == a.width && b.channels == a.channels &&
                       b.stride_n == a.stride_n && b.stride_h == a.stride_h && b.stride_w == a.stride_w && b.stride_c == a.stride_c;
+    ADABM_REQUIRE(count == 1 || !b.region.depth, "args[%d].region.depth must be null where codes are made on several grids", i);
     ADABM_REQUIRE(same, "args[%d] must have the x, shift, sizes and strides of args[0]", i);
     add(p, b);
   }
   p.pixels = a.height * a.width;
   p.pixels_first = a.stride_c != 1;
+  p.region = region_params(a.region, a.height, a.width);
   const DeviceScope scope(device);
-  scope.check_pointer(a.x, "x");
+  scope.check_pointer(a.x, "x"), scope.check_pointer(a.region.depth, "region.depth");
   for (int i = 0; i < count; i++) scope.check_pointer(args[i].y_q, "y_q");
   const int64_t units = static_cast<int64_t>(p.pixels) * p.groups;
   const dim3 grid(static_cast<unsigned>((units + kThreads - 1) / kThreads), std::min(a.batch, kMaxGridRows));
-  launch(quantize, "quantize", grid, dim3(kThreads), 0, stream, p);
+  launch(a.region.depth ? quantize<true> : quantize<false>, "quantize", grid, dim3(kThreads), 0, stream, p);
 }
 
 }  // namespace

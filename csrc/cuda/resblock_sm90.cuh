@@ -110,6 +110,12 @@ ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip,
     }
 }
 
+// How many results of a tile are asked for: all three warpgroups leave out those with none.
+template <int kStrips>
+ADABM_DEVICE Share share_of_tile(const Conv2dParams& second, int image, int tile) {
+  return share_of(second.region, image, pixels_of(second, result_tile<kStrips>(second, tile)));
+}
+
 // Grid: [blocks that share the tiles of all images].
 template <int kStrips>
 __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_constant__ ResblockParams q) {
@@ -142,6 +148,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     Producer producer{in};
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / first.tiles;
+      if (share_of_tile<kStrips>(second, image, item % first.tiles) == Share::kNone) continue;
       const int storage = storage_bits(image_bits(first.x_bits, image), first.packed_codes & ADABM_PACKED_X);
       const uint8_t* x = first.x_q + static_cast<int64_t>(image) * first.height * first.width * first.code_channels;
       const bool tensor = q.tensor_bytes && storage == 8;
@@ -166,6 +173,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     int32_t acc[4 * kStripRows];
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / first.tiles, bits = image_bits(first.x_bits, image);
+      if (share_of_tile<kStrips>(second, image, item % first.tiles) == Share::kNone) continue;
       const Tile at = middle_tile<kStrips>(first, item % first.tiles);
       const uint32_t codes = stages + in.stage * q.stage_bytes, to = middle + between.stage * kTile.middle_bytes;
       in.wait_full();
@@ -188,6 +196,8 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     int32_t acc[4 * kOutRows];
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / second.tiles, bits = image_bits(second.x_bits, image);
+      const Share share = share_of_tile<kStrips>(second, image, item % second.tiles);
+      if (share == Share::kNone) continue;
       const Tile at = result_tile<kStrips>(second, item % second.tiles);
       const int here = (at.end_column - at.column + kStripColumns - 1) / kStripColumns;
       const uint32_t codes = middle + between.stage * kTile.middle_bytes;
@@ -195,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
       for (int strip = 0; strip < here; strip++) {
         multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kTile.middle_plane_bytes, strip), kTile.middle_plane_bytes, at.row_step);
         if (strip == here - 1 && releases) ptx::mbarrier_arrive(between.empty());
-        epilogue<kOutRows, true>(second, false, at, strip, outputs, image, bits, acc, staged, 1);
+        epilogue<kOutRows, true>(second, second.by_pixel && share == Share::kSome, false, at, strip, outputs, image, bits, acc, staged, 1);
       }
       between.next();
     }

@@ -235,7 +235,7 @@ ADABM_API adabm_status adabm_pack_cuda(const adabm_weights* weights, int32_t box
  * cores where the device has them (compute capability 8.x) and the weights fit, decided on the device for each image. */
 ADABM_API adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t device, void* stream);
 /* Both convolutions of a residual block in one kernel, equal to two calls of adabm_conv2d_cuda. The first has no outputs, the second no
- * x_q: the codes between them, on first->out_grid and first->out_bits, never reach memory. A region is the second's. 3x3, 33 to 64 channels, compute capability
+ * x_q: the codes between them, on first->out_grid and first->out_bits, never reach memory. A region is the second's alone. 3x3, 33 to 64 channels, compute capability
  * 9.0; ADABM_UNSUPPORTED and why otherwise. y_q must not be x_q; y may be the same memory as residual. */
 ADABM_API adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, const adabm_conv2d_args* second, int32_t device, void* stream);
 ADABM_API adabm_status adabm_quantize_cuda(const adabm_quantize_args* args, int32_t device, void* stream);
@@ -243,7 +243,7 @@ ADABM_API adabm_status adabm_quantize_cuda(const adabm_quantize_args* args, int3
 #define ADABM_MAX_TARGETS 16
 
 /* The same x on 1..ADABM_MAX_TARGETS grids: equal to adabm_quantize_cuda for each of `count` structs in a row, whose x, shift, sizes and
- * strides are the same, with x read once. */
+ * strides are the same, with x read once. Several have no region. */
 ADABM_API adabm_status adabm_quantize_many_cuda(const adabm_quantize_args* args, int32_t count, int32_t device, void* stream);
 
 /* Kernels of compute capability 9.0 that come in several configurations: the convolution with its weights in registers (up to 64

@@ -1,0 +1,113 @@
+// What a region (adabm_region) says of pixels, read from the map of depths in device memory while a kernel runs: nothing on the host
+// depends on what the map holds.
+#pragma once
+
+#include <cstdint>
+
+#include "adabm/adabm.h"
+#include "cuda/ptx.cuh"
+
+namespace adabm {
+namespace cuda {
+
+struct RegionParams {
+  adabm_region region;
+  int height, width;     // pixels of an image
+  int rows, columns;     // tiles of an image
+  uint64_t reciprocal;   // of the side of a tile, for tile_of
+};
+
+// The parameters of a region that holds the rules of the header.
+inline RegionParams region_params(const adabm_region& region, int height, int width) {
+  RegionParams p = {};
+  p.region = region;
+  if (!region.depth) return p;
+  p.height = height, p.width = width;
+  p.rows = (region.top + height + region.tile - 1) / region.tile, p.columns = (region.left + width + region.tile - 1) / region.tile;
+  p.reciprocal = ((uint64_t{1} << 42) + region.tile - 1) / region.tile;
+  return p;
+}
+
+// Rows and columns from the first to before the end, of pixels or of tiles; never empty.
+struct Rectangle {
+  int row, column, end_row, end_column;
+};
+
+// What happens to one pixel.
+enum class PixelUse : uint32_t { kUntouched, kComputed, kPassedOn };
+
+// How many pixels of a rectangle are computed or passed on. kSome may stand for none where a region asks for the depths of a pixel's own
+// tile and of tiles near it, and stands for all where some of them are passed on.
+enum class Share { kNone, kSome, kAllComputed };
+
+// The tile of a row or column of pixels, counted from the first tile's first one. Such numbers are below 2^21 and tiles at most 2^20
+// wide, so the reciprocal, too large by less than 1, adds less than one in 2^42 / tile.
+ADABM_DEVICE int tile_of(const RegionParams& p, int position) { return static_cast<int>(static_cast<uint64_t>(position) * p.reciprocal >> 42); }
+
+// The tiles with a pixel at most `reach` rows and columns away from a pixel of the rectangle.
+ADABM_DEVICE Rectangle tiles_around(const RegionParams& p, const Rectangle& pixels, int reach) {
+  const int row = pixels.row > reach ? pixels.row - reach : 0, column = pixels.column > reach ? pixels.column - reach : 0;
+  const int end_row = pixels.end_row + reach < p.height ? pixels.end_row + reach : p.height;
+  const int end_column = pixels.end_column + reach < p.width ? pixels.end_column + reach : p.width;
+  return {tile_of(p, p.region.top + row), tile_of(p, p.region.left + column), tile_of(p, p.region.top + end_row - 1) + 1,
+          tile_of(p, p.region.left + end_column - 1) + 1};
+}
+
+ADABM_DEVICE const uint8_t* depths_of(const RegionParams& p, int image) {
+  return p.region.depth + static_cast<int64_t>(image) * p.rows * p.columns;
+}
+
+ADABM_DEVICE bool any_tile(const RegionParams& p, const uint8_t* depths, const Rectangle& tiles, int least, int most) {
+  for (int row = tiles.row; row < tiles.end_row; row++)
+    for (int column = tiles.column; column < tiles.end_column; column++) {
+      const int depth = ptx::load_constant(depths + row * p.columns + column);
+      if (least <= depth && depth <= most) return true;
+    }
+  return false;
+}
+
+// Of a pixel of the image, where there is a region.
+ADABM_DEVICE PixelUse pixel_use(const RegionParams& p, int image, int row, int column) {
+  const adabm_region& r = p.region;
+  const uint8_t* depths = depths_of(p, image);
+  const Rectangle pixel = {row, column, row + 1, column + 1};
+  if (any_tile(p, depths, tiles_around(p, pixel, 0), r.own_least, r.own_most) &&
+      any_tile(p, depths, tiles_around(p, pixel, r.reach), r.near_least, r.near_most))
+    return PixelUse::kComputed;
+  const bool passed_on = r.pass_least <= r.pass_most && any_tile(p, depths, tiles_around(p, pixel, r.pass_reach), r.pass_least, r.pass_most);
+  return passed_on ? PixelUse::kPassedOn : PixelUse::kUntouched;
+}
+
+constexpr uint32_t kWithin = 1, kOutside = 2;
+
+// Of this lane's part of the tiles: whether a depth is in least..most, and whether one is not.
+ADABM_DEVICE uint32_t scan_tiles(const RegionParams& p, const uint8_t* depths, const Rectangle& tiles, int least, int most) {
+  const int lane = threadIdx.x % 32;
+  uint32_t found = 0;
+  for (int row = tiles.row + lane / 8; row < tiles.end_row; row += 4)
+    for (int column = tiles.column + lane % 8; column < tiles.end_column; column += 8) {
+      const int depth = ptx::load_constant(depths + row * p.columns + column);
+      found |= least <= depth && depth <= most ? kWithin : kOutside;
+    }
+  return found;
+}
+
+// Of pixels within the image; everything is computed without a region. All lanes of a warp ask together and get the same.
+ADABM_DEVICE Share share_of(const RegionParams& p, int image, const Rectangle& pixels) {
+  const adabm_region& r = p.region;
+  uint32_t own = kWithin, near = kWithin, around = kWithin, passing = 0;
+  if (r.depth) {
+    const uint8_t* depths = depths_of(p, image);
+    const Rectangle tiles = tiles_around(p, pixels, 0);
+    own = scan_tiles(p, depths, tiles, r.own_least, r.own_most), near = scan_tiles(p, depths, tiles, r.near_least, r.near_most);
+    around = scan_tiles(p, depths, tiles_around(p, pixels, r.reach), r.near_least, r.near_most);
+    if (r.pass_least <= r.pass_most) passing = scan_tiles(p, depths, tiles_around(p, pixels, r.pass_reach), r.pass_least, r.pass_most);
+  }
+  // Votes behind a branch, even on a parameter, would no longer be known to be the same for all lanes: see any_lane.
+  const bool left_out = ptx::any_lane((own | near) & kOutside), owned = ptx::any_lane(own & kWithin);
+  const bool reached = ptx::any_lane(around & kWithin), passed_on = ptx::any_lane(passing & kWithin);
+  return !left_out ? Share::kAllComputed : (owned && reached) || passed_on ? Share::kSome : Share::kNone;
+}
+
+}  // namespace cuda
+}  // namespace adabm

@@ -1,0 +1,265 @@
+"""Regions in the CUDA kernels, executed on the CPU, against the reference: they write what it writes, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cuda_calls import POISON, CudaCall, conv2d_call, conv_of, cuda_on_host
+from cuda_library import ORDERS, buffers, driver, host_library, policy
+from problems import ConvInstance, ConvProblem, instantiate
+from test_cuda_conv2d import by_class
+from test_cuda_sm90 import HOPPER, block, run_block
+
+from adabm_kernels import ops
+from adabm_kernels.backends import reference
+from adabm_kernels.quantize import act_grid, pack_codes, unpack_codes
+from adabm_kernels.regions import Depths, Region, tiles_of
+
+REGIONS = {
+    "around": Region(near=(1, 255), reach=3),
+    "own": Region(own=(1, 255)),
+    "one_depth": Region(own=(2, 2)),
+    "near_one_depth": Region(near=(2, 2), reach=1),
+    "easy_beside_hard": Region(own=(0, 0), near=(2, 255), reach=3),
+    "nowhere": Region(own=(1, 0)),
+}
+PASSING = {
+    "block": Region(own=(1, 255), passed=(2, 255), pass_reach=2),
+    "passed_on_alone": Region(near=(1, 0), passed=(1, 255), pass_reach=1),
+}
+MAPS = {"small_tiles": (5, 2, 3), "whole_tiles": (8, 0, 0), "one_cut_tile": (64, 20, 40), "pixels": (1, 0, 0)}  # tile, top, left
+
+# Compute capability, problem and configuration of each kernel.
+KERNELS = {
+    "sm80": (8, ConvProblem("sm80", 19, 35, 20, 24, bits=(4, 8, 2), residual=True), 0),
+    "sm80_wide": (8, ConvProblem("sm80", 9, 19, 36, 64, bits=(4, 8, 2), out_bits=(2, 5, 3), residual=True), 0),
+    "resident": (9, ConvProblem("resident", 18, 37, 40, 52, bits=(4, 8, 2), residual=True), 1),
+    "resident_tensor_copies": (9, ConvProblem("resident", 18, 37, 64, 64, bits=(8, 8, 8), residual=True), 4),
+    "staged": (9, ConvProblem("staged", 18, 37, 68, 52, bits=(4, 8, 2), residual=True), 1),
+    "staged_narrow_tiles": (9, ConvProblem("staged", 18, 37, 68, 52, bits=(4, 8, 2), residual=True), 2),
+}
+
+
+@pytest.fixture(autouse=True)
+def built() -> Iterator[None]:
+    host_library()
+    with cuda_on_host():
+        yield
+
+
+def on(major: int):
+    """A pretended card, with so few multiprocessors that the blocks of 9.0 take several tiles each."""
+    return driver(**HOPPER, multiprocessors=2) if major == 9 else driver(major=8)
+
+
+def depths_of(problem: ConvProblem, place: str = "small_tiles") -> Depths:
+    """One image of any depths, one of depth 0, one of depth 3."""
+    tile, top, left = MAPS[place]
+    shape = tiles_of(problem.height, tile, top), tiles_of(problem.width, tile, left)
+    values = torch.randint(0, 4, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(tile))
+    values[1], values[2] = 0, 3
+    return Depths(values, tile, top, left)
+
+
+def problem_of(kernel: str) -> tuple[int, ConvInstance, ConvProblem, int]:
+    major, problem, config = KERNELS[kernel]
+    instance = instantiate(problem)
+    instance.residual[..., 1] = -0.0  # passed on as it is
+    return major, instance, problem, config
+
+
+def assert_equal(got: torch.Tensor, want: torch.Tensor) -> None:
+    same = got.view(torch.int32) == want.view(torch.int32) if got.dtype == torch.float32 else got == want
+    assert bool(same.all()), f"{int((~same).sum())} differ, first at {(~same).nonzero()[0].tolist()}"
+
+
+def check_codes(call: CudaCall, instance: ConvInstance, want: torch.Tensor, packed: bool) -> None:
+    if not packed:
+        return assert_equal(call.y_q, want)
+    assert_equal(unpack_codes(call.y_q, instance.out_bits), want)
+    whole = pack_codes(want, instance.out_bits)
+    assert_equal(torch.where(call.y_q == POISON, whole, call.y_q), whole)  # nothing behind the codes of an image
+
+
+def check(kernel: str, region: Region, place: str = "small_tiles", packed: bool = False) -> None:
+    major, instance, problem, config = problem_of(kernel)
+    depths = depths_of(problem, place)
+    call = conv2d_call(instance, packed_x=packed, packed_y=packed, outputs="yq", depths=depths, region=region)
+    call.args.config = config
+    want_y, want_q = call.y.clone(), call.y_q.clone()
+    if packed:
+        want_q = unpack_codes(want_q, instance.out_bits)
+    reference.conv2d_out(conv_of(instance, depths, region), 1, want_y, want_q)
+    with on(major):
+        call.run()
+    assert_equal(call.y, want_y)
+    check_codes(call, instance, want_q, packed)
+
+
+@pytest.mark.parametrize("region", REGIONS | PASSING)
+@pytest.mark.parametrize("kernel", ["sm80", "resident", "staged"])
+def test_a_region_is_written_and_nothing_else(kernel: str, region: str) -> None:
+    check(kernel, (REGIONS | PASSING)[region], packed=region in ("own", "block"))
+
+
+@pytest.mark.parametrize("place", MAPS)
+@pytest.mark.parametrize("kernel", ["sm80_wide", "resident_tensor_copies", "staged_narrow_tiles"])
+def test_tiles_of_any_size_and_place(kernel: str, place: str) -> None:
+    region = PASSING["block"] if MAPS[place][0] > 1 else dataclasses.replace(PASSING["block"], pass_reach=1)
+    check(kernel, region, place, packed=place == "small_tiles")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("outputs", ["y", "q"])
+@pytest.mark.parametrize("kernel", ["sm80", "resident", "staged"])
+def test_in_place_and_with_codes_alone(kernel: str, outputs: str, order: str) -> None:
+    major, instance, problem, config = problem_of(kernel)
+    depths, region = depths_of(problem), PASSING["block"]
+    call = conv2d_call(instance, outputs=outputs, depths=depths, region=region)
+    call.args.config = config
+    if outputs == "y":
+        call.y.copy_(instance.residual)
+        call.args.residual = call.y.data_ptr()
+    want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
+    reference.conv2d_out(conv_of(instance, depths, region), 1, want_y, want_q)
+    with on(major), policy(order, "random", seed=1):
+        call.run()
+    assert_equal(*((call.y, want_y) if outputs == "y" else (call.y_q, want_q)))
+
+
+@pytest.mark.parametrize("kernel", ["sm80", "resident", "staged"])
+def test_codes_without_a_residual_may_go_around_a_region(kernel: str) -> None:
+    major, problem, config = KERNELS[kernel]
+    instance = instantiate(dataclasses.replace(problem, residual=False, activation="relu"))
+    depths, region = depths_of(problem), Region(near=(2, 255), reach=1)
+    call = conv2d_call(instance, outputs="q", depths=depths, region=region)
+    call.args.config = config
+    with on(major):
+        call.run()
+    computed = region.masks(depths, problem.height, problem.width)[0]
+    assert_equal(call.y_q[computed], instance.run("reference", "codes")[1][computed])
+    assert bool((call.y_q[1] == POISON).all())  # no tile of the image of depth 0 is near enough
+
+
+@pytest.mark.parametrize("major", [8, 9])
+@pytest.mark.parametrize("depth", [0, 1], ids=["easy", "hard"])
+def test_an_image_of_bytes_with_pixels_that_are_shuffled(depth: int, major: int) -> None:
+    """The tail, with kernels by border class, and the linear filter: both write one image, each its own pixels."""
+    problem = ConvProblem("tail", 19, 37, 36, 48, 5, bits=(4, 8, 2), shuffle=4, weight_bits=8, lower=-100.0, upper=160.0)
+    instance = by_class(5, 19, 37, 36, 48, (4, 8, 2), shuffle=4) if depth else instantiate(problem)
+    depths, region = depths_of(problem), Region(own=(1, 255) if depth else (0, 0))
+    call = conv2d_call(instance, outputs="a", depths=depths, region=region)
+    image = torch.full(call.y_acc.shape, POISON, dtype=torch.uint8)
+    want, want_acc = image.clone(), call.y_acc.clone()
+    conv = conv_of(instance, depths, region)
+    reference.conv2d_pixels_out(conv, 1, want)
+    reference.conv2d_out(conv, 1, want_acc, None)
+    call.args.y_image = image.data_ptr()
+    with on(major), buffers([*call.read, call.packed], [image, call.y_acc]):
+        host_library().call("adabm_conv2d_cuda", call.args, 0, None)
+    assert_equal(image, want)
+    assert_equal(call.y_acc, want_acc)
+
+
+@pytest.mark.parametrize("region", ["around", "nowhere"])
+def test_the_first_layer_whose_few_channels_are_unfolded(region: str) -> None:
+    problem = ConvProblem("head", 19, 35, 3, 16, bits=(8, 8, 8), weight_bits=8)
+    instance, depths = instantiate(problem), depths_of(problem)
+    call = conv2d_call(instance, outputs="yq", depths=depths, region=REGIONS[region])
+    want_y, want_q = call.y.clone(), call.y_q.clone()
+    reference.conv2d_out(conv_of(instance, depths, REGIONS[region]), 1, want_y, want_q)
+    call.run()
+    assert_equal(call.y, want_y)
+    assert_equal(call.y_q, want_q)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_tiles_without_a_pixel_of_the_region_read_nothing(kernel: str) -> None:
+    """Not even the codes of the image of depth 0 are there."""
+    major, instance, problem, config = problem_of(kernel)
+    call = conv2d_call(instance, outputs="y", depths=depths_of(problem), region=REGIONS["own"])
+    call.args.config = config
+    x_q, *others = call.read
+    assert x_q.data_ptr() == call.args.x_q
+    read = [x_q] if "tensor_copies" in kernel else [x_q[0], x_q[2]]  # a tensor copy must be allowed all of its tensor
+    with on(major), buffers([*read, *others, call.packed], [call.y[0], call.y[2]]):
+        host_library().call("adabm_conv2d_cuda", call.args, 0, None)
+
+
+# ---- residual blocks
+
+
+BLOCK = ConvProblem("block", 17, 37, 36, 36, bits=(4, 8, 2), out_bits=(3, 6, 8), activation="relu")
+
+
+def check_block(region: Region, config: int, packed: bool) -> None:
+    depths = depths_of(BLOCK)
+    first, second, _ = block(BLOCK)
+    with driver(**HOPPER, multiprocessors=2):
+        call = run_block(first, second, packed, config, depths=depths, region=region)
+    want_y, want_q = torch.full_like(call.y, -987654.0), torch.full_like(call.y_q, POISON)
+    if packed:
+        want_q = unpack_codes(want_q, second.out_bits)
+    reference.conv2d_out(conv_of(second, depths, region), 1, want_y, want_q)
+    assert_equal(call.y, want_y)
+    check_codes(call, second, want_q, packed)
+
+
+@pytest.mark.parametrize("region", REGIONS | PASSING)
+def test_a_residual_block_writes_the_second_convolutions_region(region: str) -> None:
+    check_block((REGIONS | PASSING)[region], 1, packed=region in ("own", "block"))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("config", [1, 2, 3, 4])
+def test_residual_blocks_of_every_configuration_in_any_order(config: int, order: str) -> None:
+    with policy(order, "random", seed=config):
+        check_block(PASSING["block"], config, packed=False)
+
+
+# ---- quantisation
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("packed", [False, True])
+def test_quantisation_writes_a_region_alone(packed: bool, layout: torch.memory_format, region: str) -> None:
+    problem = ConvProblem("features", 7, 19, 10, 10)
+    depths, numbers = depths_of(problem), REGIONS[region]
+    bits, grid = torch.tensor([4, 8, 2], dtype=torch.int32), act_grid(-2.0, 3.0)
+    x = torch.randn(3, 10, 7, 19, generator=torch.Generator().manual_seed(2)).contiguous(memory_format=layout)
+    got = torch.full((3, 7, 19, 24), POISON, dtype=torch.uint8)
+    want = got.clone()
+    place = {"depth": depths.values, "region": numbers.numbers(depths)}
+    with buffers([x, bits, grid, depths.values], [got]):
+        if packed:
+            ops.quantize_out(x, grid, bits, got, packed_codes=True, start=4, backend="cuda", **place)
+            ops.quantize_out(x, grid, bits, want, packed_codes=True, start=4, backend="reference", **place)
+            got, want = unpack_codes(got, bits), unpack_codes(want, bits)
+        else:
+            ops.quantize_out(x, grid, bits, got[..., 4:14], backend="cuda", **place)
+            ops.quantize_out(x, grid, bits, want[..., 4:14], backend="reference", **place)
+    assert_equal(got, want)
+
+
+# ---- through the operators
+
+
+def test_operators_hand_regions_over() -> None:
+    depths, region = depths_of(BLOCK), PASSING["block"]
+    first, second, _ = block(BLOCK)
+    want = second.residual.clone()
+    reference.conv2d_out(conv_of(second, depths, region)._replace(residual=want), 1, want, None)
+    place = {"depth": depths.values, "region": region.numbers(depths), "accumulate": True, "backend": "cuda"}
+    a, b = (conv_of(instance) for instance in (first, second))
+    with driver(**HOPPER, multiprocessors=2):
+        got = second.residual.clone()
+        ops.conv2d_out(second.x_q, second.bits, *b[2:6], box_filter=b.box_filter, y=got, **place)
+        assert_equal(got, want)
+        got = second.residual.clone()
+        tables = {"activation": "relu", "box_filters": (a.box_filter, b.box_filter)}
+        ops.resblock_out(first.x_q, first.bits, a[2:6], b[2:6], first.out_grid, first.out_bits, y=got, **tables, **place)
+        assert_equal(got, want)
