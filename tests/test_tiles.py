@@ -13,7 +13,7 @@ from problems import ConvProblem, bell_codes, collapsed, instantiate, runnable_i
 
 from adabm_kernels import native, ops
 from adabm_kernels.backends import cpu
-from adabm_kernels.quantize import act_grid, padded_channels, weight_integers
+from adabm_kernels.quantize import act_grid, weight_integers
 from adabm_kernels.tile_times import KINDS, Cost, TileTimes, tile_times
 from adabm_kernels.tiles import TILES, Sums, plan_layer, takes_kn2row, tile_products, transformed_weights
 
