@@ -67,7 +67,7 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
     : a(args), kernels(k), header(h), exact(args.y || args.y_acc || args.y_image || args.residual), bands(args, h) {
   pixel_bytes = h.quads() * 4;
   row_bytes = a.width * pixel_bytes;
-  box_stride = (a.width + kPanel - 1) / kPanel * kPanel;
+  box_stride = (a.width + 2 * kPanel - 1) / kPanel * kPanel;
   const int r = a.shuffle;
   out_channels = h.out_channels / (r * r), code_channels = a.y_image ? out_channels : (out_channels + 3) / 4 * 4;
   codes = a.y_image ? a.y_image : a.y_q;

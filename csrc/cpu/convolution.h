@@ -41,7 +41,7 @@ struct Convolution {
   const Kernels& kernels;
   const PackedHeader& header;
   int row_bytes, pixel_bytes;  // of x_q
-  int box_stride;              // of box_rows: the width in whole vectors
+  int box_stride;              // of box_rows: the width and the vector that may begin in its last column
   int out_channels, code_channels;  // of one output pixel in y, and in codes
   uint8_t* codes;                   // y_q, or y_image: codes of 8 bits on the grid of pixels, without padding
   int y_pitch;                      // floats from one output pixel to the next
