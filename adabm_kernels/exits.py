@@ -72,8 +72,8 @@ class ExitParameters:
 def border_weights(parameters: ExitParameters) -> torch.Tensor:
     """The filter for each border class of the pixel, int8 [R, R, K, 3, R, R].
 
-    Taps beyond the picture are added to those at its end. The classes of rows and columns are those of csrc/include/adabm/adabm.h: the first R/2 and the last R/2 have one each.
-    Raises ValueError where a sum does not fit 8 bits.
+    Taps beyond the picture are added to those at its end. The classes of rows and columns are those of
+    csrc/include/adabm/adabm.h: the first R/2 and the last R/2 have one each. Raises ValueError where a sum does not fit 8 bits.
     """
     weight, kernel = parameters.weight.to(torch.int32), parameters.kernel
     folds = _folds(kernel).to(torch.int32)
