@@ -140,12 +140,13 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
     value, codes = conv2d(conv, out)
     computed, passed = _pixels(conv.depth, conv.region, *conv.x_q.shape[1:3], conv.shuffle)
     residual = conv.residual
+    passes = passed is not None and residual is not None  # without a residual a region passes nothing on
     if y_q is not None:
-        if passed is not None:
+        if passes:
             codes = torch.where(passed, codes_of(residual, conv.out_grid, conv.out_bits), codes)
         _put(y_q, codes, computed, passed, conv.out_bits if packed_codes else None)
     if y is not None:
-        value = value if passed is None else torch.where(passed, residual, value)
+        value = torch.where(passed, residual, value) if passes else value
         y.copy_(value if computed is None else torch.where(computed | passed, value, y))
 
 
