@@ -25,6 +25,7 @@ from .regions import COMPUTED, any_of, marks_of
 
 STORED = (8, 4, 2)
 FLOATS, ACCUMULATORS, PIXELS = 1, 2, 3
+PATCH_WIDTH = tl.constexpr(16)  # pixels; at least that many are in a program
 OUTPUTS = {torch.float32: FLOATS, torch.int32: ACCUMULATORS, torch.uint8: PIXELS}
 
 
@@ -212,31 +213,42 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
                   pass_most, pass_reach,
                   K: tl.constexpr, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, BY_CLASS: tl.constexpr,
                   ONES: tl.constexpr, ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr, PACKED: tl.constexpr,
-                  Y: tl.constexpr, Y_PITCH: tl.constexpr, CODES: tl.constexpr, RESIDUAL: tl.constexpr, WIDE: tl.constexpr,
-                  AXIS: tl.constexpr, AT_8: tl.constexpr, AT_4: tl.constexpr, AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr,
-                  BLOCK_K_4: tl.constexpr, BLOCK_K_2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+                  Y: tl.constexpr, Y_PITCH: tl.constexpr, CODES: tl.constexpr, RESIDUAL: tl.constexpr, PATCHES: tl.constexpr,
+                  WIDE: tl.constexpr, AXIS: tl.constexpr, AT_8: tl.constexpr, AT_4: tl.constexpr, AT_2: tl.constexpr,
+                  BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr, BLOCK_K_2: tl.constexpr, BLOCK_M: tl.constexpr,
+                  BLOCK_N: tl.constexpr):  # fmt: skip
     """One tile of BLOCK_M pixels and BLOCK_N outputs of one image.
 
     depth, depth_tile, ... pass_reach: the map of all images and the numbers of the region, None without one.
     Y: what y takes, 0 for nothing, FLOATS, ACCUMULATORS or PIXELS. AXIS: outputs of a sub-pixel and the padding their codes need.
+    PATCHES: whether the pixels are a patch, PATCH_WIDTH wide, or follow each other in rows.
     AT_s, BLOCK_K_s: for codes stored in s bits, the first byte of the weights and the block of the reduction. WIDE: an image has
     more elements than 32 bits count.
     """
     CHANNELS: tl.constexpr = K // (SHUFFLE * SHUFFLE)
     GROUPS: tl.constexpr = SHUFFLE * SHUFFLE
     N_BLOCKS: tl.constexpr = (GROUPS * AXIS + BLOCK_N - 1) // BLOCK_N
+    PASSES: tl.constexpr = RESIDUAL and depth is not None
     image = tl.program_id(1)
     tile, first = tl.program_id(0) // N_BLOCKS, tl.program_id(0) % N_BLOCKS * BLOCK_N
-    top, left, h, w, kernel = 0, 0, height, width, 0
-    if BY_CLASS:
-        top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
-    position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    valid = position < h * w
-    row, column = top + position // w, left + position % w
+    if PATCHES:
+        kernel = 0
+        across = tl.cdiv(width, PATCH_WIDTH)
+        position = tl.arange(0, BLOCK_M)
+        row = tile // across * (BLOCK_M // PATCH_WIDTH) + position // PATCH_WIDTH
+        column = tile % across * PATCH_WIDTH + position % PATCH_WIDTH
+        valid = (row < height) & (column < width)
+    else:
+        top, left, h, w, kernel = 0, 0, height, width, 0
+        if BY_CLASS:
+            top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
+        position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        valid = position < h * w
+        row, column = top + position // w, left + position % w
     computed = valid
     if depth is not None:
         marks = marks_of(depth, image, row, column, height, width, valid, depth_tile, depth_top, depth_left, own_least, own_most,
-                         near_least, near_most, reach, pass_least, pass_most, pass_reach, RESIDUAL)  # fmt: skip
+                         near_least, near_most, reach, pass_least, pass_most, pass_reach, PASSES)  # fmt: skip
         computed, valid = marks == COMPUTED, marks > 0
         if not any_of(valid):
             return
@@ -253,7 +265,7 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     weights = packed.to(tl.pointer_type(tl.int8))
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     box = tl.zeros((BLOCK_M, 16), tl.int32)
-    if depth is None:
+    if not PASSES:
         acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, flip, weights, kernel, output, known, K,
                                C4, R, S, ONES, PACKED, AT_8, AT_4, AT_2, BLOCK_K_8, BLOCK_K_4, BLOCK_K_2)  # fmt: skip
     elif any_of(computed):
@@ -284,7 +296,7 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
         elif ACTIVATION == 2:
             value = tl.where(value < 0, value * tl.load(slope + output, mask=known, other=0.0)[None, :], value)
         if RESIDUAL:
-            if depth is not None:
+            if PASSES:
                 value = tl.where(computed[:, None], value, -0.0)  # which leaves every float that it is added to as it is
             value = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0.0) + value
         if Y == 1:
@@ -327,11 +339,12 @@ def _block_k(row: int, pitch: int) -> int:
 @functools.lru_cache(4096)
 def conv2d_launch(
     capability: int, x_q: tuple[int, ...], weight: tuple[int, ...], packed_bytes: int, *, activation: str, shuffle: int,
-    packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool,
+    packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool, depth: bool = False,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """(constants and options of the kernel, programs for an image) of a call with these shapes.
 
     y: what it takes, 0 for nothing, else one of OUTPUTS. y_pitch: its elements from a pixel to the next, 0 where there is none.
+    depth: whether the call has one. Fewer tiles of depths then have a pixel of a program where its pixels are a patch.
     """
     _, h, w, c4 = x_q
     layout = Layout.of(weight, packed_bytes)
@@ -340,16 +353,20 @@ def conv2d_launch(
     axis = -(-channels // 16) * 16 if codes else channels
     config = tuning.conv2d_config(capability, c4, r, shuffle**2 * axis, h * w)
     block_m, block_n = config.block_m, config.block_n
+    by_class = len(weight) == 6
+    patches = depth and not by_class
     tiles = -(-h * w // block_m)
-    if len(weight) == 6:  # as _class_part counts them
+    if patches:
+        tiles = -(-h // (block_m // PATCH_WIDTH.value)) * -(-w // PATCH_WIDTH.value)
+    elif by_class:  # as _class_part counts them
         rows, columns = h - 2 * (r // 2), w - 2 * (s // 2)
         tiles = -(-rows * columns // block_m) + 2 * (r // 2) * -(-columns // block_m) + 2 * (s // 2) * -(-rows // block_m)
         tiles += 4 * (r // 2) * (s // 2)
     elements = h * w * shuffle**2 * max(y_pitch, padded_channels(channels))
     constants = {
-        "K": k, "C4": c4, "R": r, "S": s, "BY_CLASS": len(weight) == 6, "ONES": int(layout.ones), "SHUFFLE": shuffle,
+        "K": k, "C4": c4, "R": r, "S": s, "BY_CLASS": by_class, "ONES": int(layout.ones), "SHUFFLE": shuffle,
         "ACTIVATION": ACTIVATIONS[activation], "PACKED": packed_codes, "Y": y, "Y_PITCH": y_pitch, "CODES": codes,
-        "RESIDUAL": residual, "WIDE": max(elements, h * w * c4) > launch.NARROW, "AXIS": axis,
+        "RESIDUAL": residual, "PATCHES": patches, "WIDE": max(elements, h * w * c4) > launch.NARROW, "AXIS": axis,
         **{f"AT_{stored}": at for stored, at in zip(STORED, layout.offsets(), strict=False)},
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
     }  # fmt: skip
@@ -376,6 +393,7 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
         y_pitch=0 if held is None else pitch(held),
         codes=y_q is not None,
         residual=residual is not None,
+        depth=conv.depth is not None,
     )
     tensors = [dense(t) for t in (x_q, conv.x_bits, conv.packed, conv.alpha, conv.beta, conv.slope)]
     tensors += [residual, dense(conv.out_grid), dense(conv.out_bits), y, y_q]

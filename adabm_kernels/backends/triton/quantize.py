@@ -12,7 +12,7 @@ from ...quantize import padded_channels
 from ..call import dense, pitch
 from . import launch, tuning
 from .codes import bits_at, store_codes, to_codes
-from .regions import COMPUTED, any_of, marks_of
+from .regions import any_of, marks_of
 
 COMPUTED_NUMBERS = 8  # the first of a region's: those behind them are about pixels that are passed on
 
@@ -42,7 +42,7 @@ def quantize_kernel(x, shift, grid, bits, y_q, width, pixels, stride_n, stride_c
     if depth is not None:
         marks = marks_of(depth, image, row, column, pixels // width, width, valid, depth_tile, depth_top, depth_left, own_least,
                          own_most, near_least, near_most, reach, 1, 0, 0, False)  # fmt: skip
-        valid = marks == COMPUTED
+        valid = marks > 0
         if not any_of(valid):
             return
     if WIDE:

@@ -61,8 +61,8 @@ def marks_of(depth, image, row, column, height, width, valid, tile, top, left, o
     if PASSES:
         passed = _near(depths, columns, row, column, height, width, valid, tile, top, left, pass_least, pass_most, pass_reach)
         marks = tl.where(passed & (marks == 0), PASSED_ON, marks)
-    # The compiler moves what it has reduced to where it is needed. What it has not, it finds anew in each layout that it is needed
-    # in, which takes more registers than there are.
+    # The compiler moves what was reduced to the threads that need it. Anything else it finds anew, depths and all, in each layout
+    # that it is needed in, which takes more registers than there are.
     return tl.max(tl.where(valid, marks, 0)[None, :], 0)
 
 
