@@ -649,7 +649,7 @@ def conv2d_pixels(
 ) -> torch.Tensor:
     """The floats of `conv2d` as pixels, uint8 [N, H*r, W*r, K/r^2]: clamped to 0..255, rounded half to even (quantize.to_pixels).
 
-    The CUDA kernels write them in place of floats; the other backends make them of floats. Raises as `conv2d`.
+    The kernels write them in place of floats; the reference makes them of floats. Raises as `conv2d`.
     """
     return torch.ops.adabm.conv2d_pixels(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads
