@@ -724,6 +724,10 @@ class ConvertedResidualNetwork(ConvertedNetwork):
         return self._forward_full(x, self._blocks(), bits, as_pixels, origin)
 
     def _linear_exit(self, parameters: ExitParameters) -> LinearExit:
+        if not self.full or self.config.chosen("input_range") != "pixels":
+            raise ValueError(f"{type(self).__name__}: exit must be None unless pixels are codes of 8 bits")
+        if parameters.scale != self.scale:
+            raise ValueError(f"{type(self).__name__}: exit must be of scale {self.scale}, got one of scale {parameters.scale}")
         return LinearExit(parameters)
 
     @abstractmethod
