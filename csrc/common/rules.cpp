@@ -22,8 +22,7 @@ namespace {
 // of: what the tiles belong to, as the names of its members begin.
 void check_tiles(const char* of, int tile, int top, int left) {
   ADABM_REQUIRE(tile >= 1 && tile <= 1 << 20, "%stile must be 1..2^20, got %d", of, tile);
-  ADABM_REQUIRE(top >= 0 && top < tile && left >= 0 && left < tile, "%stop and left must be 0..%d, less than a tile, got %d and %d", of, tile - 1,
-                top, left);
+  ADABM_REQUIRE(top >= 0 && top < tile && left >= 0 && left < tile, "%stop and left must be 0..%d, got %d and %d", of, tile - 1, top, left);
 }
 
 void check_region(const adabm_region& r) {
