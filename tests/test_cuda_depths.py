@@ -18,7 +18,7 @@ PLACES = {
     "one_pixel": (1, 1, 4, 0, 0),
     "one_row": (1, 9, 4, 1, 3),
     "one_column": (7, 1, 8, 0, 0),
-    "cut_tiles": (33, 50, 8, 3, 7),
+    "cut_tiles": (25, 34, 8, 3, 7),
     "network_tiles": (50, 60, 24, 0, 0),
     "wider_than_a_warp": (11, 77, 35, 4, 30),
     "huge_tiles": (19, 75, 1 << 20, 5, (1 << 20) - 40),
