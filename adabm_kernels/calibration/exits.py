@@ -5,39 +5,48 @@ Both come from what the float network makes of the calibration pictures, without
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from ..exits import ExitParameters, exit_output, pixel_bends
+from ..networks.colours import gives_back_colours
+from ..networks.detect import float_network
+from ..nn import ConvertedNetwork, from_simulated
+from ..simulate import SimulatedNetwork
+from .made import made_pictures
 
-KERNEL = 7  # pixels a side of the filter
+KERNEL = 7  # pixels a side of the filter; one of 5 lies 0.4 dB further from the float network
+PIXELS = 160_000  # that are looked at: a few per cent of what fine-tuning computes
+INNER = 32  # about so many pixels a side of a crop are looked at: more of them would be much alike
 BORDER = 8  # pixels along the edges of a crop that are not looked at: there the float network sees the end of the crop
-INNER = 64  # about so many pixels a side of a crop are looked at
-BATCH = 4  # crops of one forward pass
+BATCH = 8  # crops of one forward pass
 CLASSES = 10  # of detail, each of equally many tiles
 CLASS_LOSS = 0.05  # dB by which a class of detail may lie further from the float network than without the exit
 ROUNDS = 6  # of reweighting
 RIDGE = 1e-6  # of the mean square of the inputs
+LARGEST = 127  # of 8 bits, and of the taps in units
 UNITS = 7 / 8  # of the largest unit that fits: the least one that is tried
 MOST_MOVES = 1000  # of rounded taps
-
-Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Crop:
     """A part of a picture, and what the float network makes of it.
 
-    x: float32 [3, h, w], whole numbers in 0..255. border: pixels along the edges that are not looked at. y: float32 [3*s^2, h, w],
-    the output's sub-pixels.
+    x: float32 [3, h, w], whole numbers in 0..255. border: pixels along the edges that are not looked at. offset: bits that its
+    picture gets more or less. y: float32 [3*s^2, h, w], the sub-pixels of the float network's output.
     """
 
     x: torch.Tensor
     border: int
+    offset: int
     y: torch.Tensor
 
     def tiles(self, values: torch.Tensor, tile: int) -> torch.Tensor:
@@ -60,67 +69,91 @@ class Tiles:
 
 
 def fit_exit(
-    teacher: Network,
-    network: Network,
-    pictures: Sequence[torch.Tensor],
-    scale: int,
-    *,
-    tile: int,
-    loss: float = 0.0,
-    keeps: bool = True,
-    pixels: int | None = None,
-    kernel: int = KERNEL,
-    seed: int = 1,
-) -> ExitParameters | None:
-    """The exit of a network; None where it would compute no tile.
+    model: SimulatedNetwork, pictures: Sequence[Sequence[torch.Tensor]], device: torch.device
+) -> tuple[ExitParameters | None, dict[str, Any]]:
+    """The exit of a calibrated network, None where no tile of the pictures is easy, and what is to be said of it.
 
-    teacher, network: the float network and the one with few bits, float32 [N, 3, h, w] -> [N, 3, scale*h, scale*w]. pictures:
-    float32 [3, h, w] in 0..255; crops of them are looked at, of `pixels` pixels in all (None: one of each picture). tile: pixels a
-    side of a tile. loss: dB by which the result may lie further from the float network than `network` does; where it is 0, no
-    class of detail may either. keeps: whether the float network gives back flat colours as they are: then so does the exit, exactly.
+    model: its config says the side of the tiles and what they may lose; it is moved to the CPU. pictures: of each kind, float32
+    [3, h, w] in 0..255; crops of all kinds are looked at in turn, beside a few made ones (calibration/made.py). device: where the
+    float network computes.
+
+    Where the float network gives back flat colours as they are, so does the exit, exactly.
     """
-    crops = [Crop(x, border, F.pixel_unshuffle(y, scale)) for x, border, y in _run(teacher, _cut(pictures, tile, pixels, seed))]
-    if not crops:
-        return None
-    weight, unit, bias = fit_filter(crops, kernel, keeps)
-    draft = ExitParameters(weight, unit, bias, tile, 0)
-    threshold = choose_threshold(measure_tiles(crops, network, draft), loss)
-    return None if threshold is None else ExitParameters(weight, unit, bias, tile, threshold)
+    config, scale = model.config, model.spec.scale
+    network = from_simulated(model.cpu())  # the integers are many times as fast as their simulation
+    with torch.device("meta"):  # no random weights are drawn
+        teacher = float_network(model.spec)
+    teacher.load_state_dict(model.float_state(), assign=True)
+    teacher.to(device, memory_format=torch.channels_last).eval()
+    crops = take_crops(network, pictures, config.depth_tile, config.seed)
+    outputs = _outputs(crops, lambda x, _: teacher(x.to(device)), scale)
+    crops = [replace(crop, y=y) for crop, y in outputs]
+    weight, unit, bias = fit_filter(crops, KERNEL, gives_back_colours(teacher, scale))
+    draft = ExitParameters(weight, unit, bias, config.depth_tile, 0)
+    tiles = measure_tiles(crops, network, draft)
+    threshold = choose_threshold(tiles, config.depth_loss)
+    if threshold is None:
+        return None, {"share": 0.0}
+    easy = tiles.bend <= threshold
+    report = {
+        "tile": config.depth_tile,
+        "threshold": threshold,
+        "share": float(easy.double().mean()),
+        "psnr_db": _psnr(torch.where(easy, tiles.exit, tiles.network)),
+        "psnr_without_db": _psnr(tiles.network),
+    }
+    return replace(draft, threshold=threshold), report
+
+
+def _psnr(errors: torch.Tensor) -> float:
+    return 10 * math.log10(255**2 / max(float(errors.mean()), 1e-3))
 
 
 # ---- crops
 
 
-def _cut(pictures: Sequence[torch.Tensor], tile: int, pixels: int | None, seed: int) -> list[tuple[torch.Tensor, int]]:
-    """Crops of whole numbers at random places of the pictures in turn, each with its border."""
-    rng, crops, looked_at = random.Random(seed), [], 0
-    pictures = [picture for picture in pictures if min(picture.shape[1:]) >= tile]
-    side = max(round(INNER / tile), 1) * tile + 2 * BORDER
-    order = list(range(len(pictures)))
-    rng.shuffle(order)
-    for index in order:
-        picture = pictures[index]
+def take_crops(network: ConvertedNetwork, pictures: Sequence[Sequence[torch.Tensor]], tile: int, seed: int) -> list[Crop]:
+    """Crops of whole numbers at random places of made pictures, then of the kinds of pictures in turn, PIXELS in all; `y` is empty.
+
+    A large picture gives several, after all others have given theirs. Pictures smaller than a tile give none.
+    """
+    rng, side = random.Random(seed), max(round(INNER / tile), 1) * tile + 2 * BORDER
+    orders = []
+    for kind in pictures:
+        turns = [(math.sqrt(rng.random()) + turn, i) for i, x in enumerate(kind) for turn in range(max(x[0].numel() // side**2, 1))]
+        orders.append([kind[i] for _, i in sorted(turns)])
+    crops, looked_at = [], 0
+    in_turn = (picture for some in zip_longest(*orders) for picture in some if picture is not None)
+    for picture in chain(made_pictures(seed), in_turn):
         height, width = picture.shape[1:]
+        if min(height, width) < tile:
+            continue
         top, left = rng.randint(0, max(height - side, 0)), rng.randint(0, max(width - side, 0))
         x = picture[:, top : top + side, left : left + side].round()
         border = min(BORDER, (min(x.shape[1:]) - tile) // 2)
-        crops.append((x, border))
+        offset = int(network.image_offsets(picture[None].contiguous()))
+        crops.append(Crop(x, border, offset, torch.empty(0)))
         looked_at += x[0].numel()
-        if pixels is not None and looked_at >= pixels:
+        if looked_at >= PIXELS:
             break
     return crops
 
 
-def _run(network: Network, crops: Sequence[tuple[torch.Tensor, int]]) -> Iterator[tuple[torch.Tensor, int, torch.Tensor]]:
-    """(crop, border, what the network makes of it), crops of one size together."""
-    sizes: dict[torch.Size, list[tuple[torch.Tensor, int]]] = {}
+def _outputs(
+    crops: Sequence[Crop], network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], scale: int
+) -> Iterator[tuple[Crop, torch.Tensor]]:
+    """Every crop with the sub-pixels that a network makes of it, float32 [3*scale^2, h, w]; crops of one size together.
+
+    network: of images [N, 3, h, w] and their bits more or less, int32 [N]."""
+    sizes: dict[torch.Size, list[Crop]] = {}
     for crop in crops:
-        sizes.setdefault(crop[0].shape, []).append(crop)
+        sizes.setdefault(crop.x.shape, []).append(crop)
     for same in sizes.values():
         for start in range(0, len(same), BATCH):
             part = same[start : start + BATCH]
-            outputs = network(torch.stack([x for x, _ in part]).contiguous(memory_format=torch.channels_last))
-            yield from ((x, border, y.float().cpu()) for (x, border), y in zip(part, outputs, strict=True))
+            x = torch.stack([crop.x for crop in part]).contiguous(memory_format=torch.channels_last)
+            y = network(x, torch.tensor([crop.offset for crop in part], dtype=torch.int32))
+            yield from zip(part, F.pixel_unshuffle(y.float().cpu(), scale), strict=True)
 
 
 # ---- the filter
@@ -187,7 +220,7 @@ def round_taps(exact: torch.Tensor, square: torch.Tensor) -> tuple[torch.Tensor,
     the largest that fits 8 bits down; the numbers of each colour sum to the nearest whole number of units, exactly where that is
     one. Single units are then moved from tap to tap of a colour as long as that costs less.
     """
-    largest = int(127.4 / max(float(exact.max()), -float(exact.min()), 1e-3))
+    largest = int((LARGEST + 0.49) / max(float(exact.max()), -float(exact.min()), 1e-3))
     best, unit = float("inf"), largest
     for tried in range(largest, int(largest * UNITS), -1):
         error = (_nearest(exact, tried) / tried - exact).flatten(1)
@@ -203,8 +236,9 @@ def _nearest(exact: torch.Tensor, unit: int) -> torch.Tensor:
     numbers = scaled.round()
     wanted = (scaled.sum(2, keepdim=True).round() - numbers.sum(2, keepdim=True)).round()
     # Where units lack, those that were rounded down most gain one, and the other way round.
-    order = ((scaled - numbers) * wanted.sign()).argsort(2, descending=True).argsort(2)
-    return (numbers + wanted.sign() * (order < wanted.abs())).clamp(-128, 127)
+    gain = ((scaled - numbers) * wanted.sign()).masked_fill(numbers * wanted.sign() >= LARGEST, float("-inf"))
+    order = gain.argsort(dim=2, descending=True, stable=True).argsort(2)
+    return numbers + wanted.sign() * (order < wanted.abs())
 
 
 def _moved(numbers: torch.Tensor, exact: torch.Tensor, unit: int, square: torch.Tensor) -> torch.Tensor:
@@ -216,7 +250,7 @@ def _moved(numbers: torch.Tensor, exact: torch.Tensor, unit: int, square: torch.
     for _ in range(MOST_MOVES):
         slope = 2 * ((numbers - scaled).flatten(1) @ square).view_as(numbers)
         change = slope[:, :, :, None] - slope[:, :, None] + pairs  # [outputs, colours, gains, loses]
-        change = change.masked_fill((numbers >= 127)[:, :, :, None] | (numbers <= -128)[:, :, None], float("inf"))
+        change = change.masked_fill((numbers >= LARGEST)[:, :, :, None] | (numbers <= -LARGEST)[:, :, None], float("inf"))
         least, where = change.flatten(1).min(1)
         better = least < -1e-9 * diagonal.mean()
         if not better.any():
@@ -232,16 +266,13 @@ def _moved(numbers: torch.Tensor, exact: torch.Tensor, unit: int, square: torch.
 # ---- the threshold
 
 
-def measure_tiles(crops: Sequence[Crop], network: Network, parameters: ExitParameters) -> Tiles:
-    """What is known of the tiles of the crops."""
+def measure_tiles(crops: Sequence[Crop], network: ConvertedNetwork, parameters: ExitParameters) -> Tiles:
+    """What is known of the tiles of the crops, with the network at full depth."""
     found = []
-    by_crop = {id(crop.x): crop for crop in crops}
-    for x, _, y in _run(network, [(crop.x, crop.border) for crop in crops]):
-        crop, scale = by_crop[id(x)], parameters.scale
-        wanted = crop.y.clamp(0, 255)
-        made = F.pixel_unshuffle(y, scale), F.pixel_unshuffle(exit_output(parameters, x[None])[0], scale)
-        errors = [(got.clamp(0, 255) - wanted).square().mean(0) for got in made]
-        values = [pixel_bends(x[None])[0].float(), _gradients(x), *errors]
+    for crop, y in _outputs(crops, network, parameters.scale):
+        wanted, filtered = crop.y.clamp(0, 255), F.pixel_unshuffle(exit_output(parameters, crop.x[None])[0], parameters.scale)
+        errors = [(made.clamp(0, 255) - wanted).square().mean(0) for made in (y, filtered)]
+        values = [pixel_bends(crop.x[None])[0].float(), _gradients(crop.x), *errors]
         bend, *means = (crop.tiles(value, parameters.tile) for value in values)
         found.append(torch.stack([bend.amax(1), *(mean.mean(1) for mean in means)]))
     return Tiles(*torch.cat(found, 1).double())
@@ -254,9 +285,11 @@ def _gradients(x: torch.Tensor) -> torch.Tensor:
 
 
 def choose_threshold(tiles: Tiles, loss: float) -> int | None:
-    """The largest bend up to which tiles may be the exit's, None where there is none; see `fit_exit`."""
-    if not len(tiles.bend):
-        return None
+    """The largest bend up to which tiles may be the exit's, None where there is none.
+
+    Over all tiles their distance from the float network then grows by `loss` dB at most. Where that is 0, it grows by CLASS_LOSS at
+    most in each class of detail: what few bits do badly elsewhere is no reason to do worse here.
+    """
     order = tiles.bend.argsort(stable=True)
     bends, network, gain = tiles.bend[order], tiles.network[order], (tiles.exit - tiles.network)[order]
     may = gain.cumsum(0) <= (10 ** (loss / 10) - 1) * network.sum()

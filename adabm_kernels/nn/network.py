@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .. import native, ops
 from ..config import ConvertConfig
+from ..exits import ExitParameters
 from ..measure import bits_by_rule, image_offsets
 from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
@@ -53,6 +54,7 @@ class ConvertedNetwork(nn.Module, ABC):
         floats: Mapping[str, torch.Tensor],
         thresholds: tuple[float, float] | None,
         float_state: Mapping[str, torch.Tensor] | None = None,
+        exit: ExitParameters | None = None,
     ):
         super().__init__()
         self.spec, self.config, self.scale = spec, config, spec.scale
@@ -60,6 +62,7 @@ class ConvertedNetwork(nn.Module, ABC):
         self.float_state = None if float_state is None else dict(float_state)
         self.full = config.quantize == "full"
         self.thresholds = thresholds
+        self.exit = exit
         self.report: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}  # how the model was made, in plain values: kept in its file
         if thresholds is not None:
