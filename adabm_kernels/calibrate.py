@@ -134,7 +134,9 @@ def calibrate(
     simulated = SimulatedNetwork.from_float(state, config, res_scale, found)
     taken = None if start is None else _maps_of(start, simulated)
     simulated.to(device)
-    own = [] if own_resolution is None else samples.read_images(own_resolution, config.patch, random.Random(config.seed), "own_resolution")
+    own = []
+    if own_resolution is not None:
+        own = samples.read_images(own_resolution, config.patch, random.Random(config.seed), "own_resolution")
     run = _Run(simulated, windows, rng, progress)
     resume = None if resume is None else Path(resume)
     identity = _identity(config, windows, simulated, taken) if resume is not None else ""

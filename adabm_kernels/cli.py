@@ -24,6 +24,7 @@ from .commands import bench, calibrate, completion, evaluate, info, models, repo
 from .commands.common import STDOUT, CommandError, one_line
 from .commands.outputs import DEFAULT_SUFFIX, FORMATS
 from .commands.video import MATRICES, PIXEL_FORMATS
+from .config import MOST_DEPTH_LOSS
 from .machine import version
 from .sizes import MOST_SCALE, MOST_SIDE
 from .upscale import DEFAULT_MODEL, did_you_mean
@@ -290,8 +291,8 @@ def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
     add(
         "--depth-loss",
         metavar="DB",
-        type=_number(0),
-        help="by which the result may lie further from the float network for more of these tiles, up to 10 (default: 0)",
+        type=_number(0, MOST_DEPTH_LOSS),
+        help="by which the result may lie further from the float network for more of these tiles (default: 0)",
     )
     add("--start", metavar="MODEL", type=_path, help="a converted model of the same network, whose bit maps are taken over")
     add("--select", metavar="N", type=_integer(1), help="use only the N most informative pictures")

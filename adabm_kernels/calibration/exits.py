@@ -30,7 +30,7 @@ BATCH = 8  # crops of one forward pass
 CLASSES = 10  # of detail, each of equally many tiles
 CLASS_LOSS = 0.05  # dB by which a class of detail may lie further from the float network than without the exit
 ROUNDS = 6  # of reweighting
-RIDGE = 1e-6  # of the mean square of the inputs
+RIDGE = 1e-6  # of the squares of the inputs
 LARGEST = 127  # of 8 bits, and of the taps in units
 UNITS = 7 / 8  # of the largest unit that fits: the least one that is tried
 MOST_MOVES = 1000  # of rounded taps
@@ -170,8 +170,8 @@ def fit_filter(crops: Sequence[Crop], kernel: int, keeps: bool) -> tuple[torch.T
     for _ in range(ROUNDS):
         square = inputs.T @ (inputs * weights[:, None])
         mixed = inputs.T @ (target * weights[:, None])
-        ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
-        solution = torch.linalg.lstsq(square + ridge, mixed, driver="gelsd").solution
+        # The middle pixel's difference from itself is always zero: the least solution leaves its tap alone.
+        solution = torch.linalg.lstsq(square + RIDGE * square.diagonal().diag(), mixed, driver="gelsd").solution
         error = (inputs @ solution - target).square().mean(1)
         weights = 1 / (error + 1)
         weights /= weights.mean()
@@ -200,15 +200,15 @@ def _equations(crops: Sequence[Crop], kernel: int, keeps: bool) -> tuple[torch.T
     pad, inputs, target = kernel // 2, [], []
     for crop in crops:
         height, width = crop.x.shape[1:]
-        seen = F.unfold(F.pad(crop.x[None].double(), [pad] * 4, mode="replicate"), kernel).view(3, kernel**2, height, width)
-        inner = (slice(crop.border, height - crop.border), slice(crop.border, width - crop.border))
-        seen, y, middle = seen[:, :, *inner].flatten(2), crop.y[:, *inner].double().flatten(1), crop.x[:, *inner].double().flatten(1)
-        columns = (seen - middle[:, None]).flatten(0, 1)
+        seen = F.unfold(F.pad(crop.x[None], [pad] * 4, mode="replicate"), kernel).view(3, kernel**2, height, width)
+        rows, columns = (slice(crop.border, size - crop.border) for size in (height, width))
+        seen, y, middle = (values[..., rows, columns].flatten(-2).double() for values in (seen, crop.y, crop.x))
+        differences = (seen - middle[:, None]).flatten(0, 1)
         if keeps:
             y = y - middle.repeat_interleave(len(y) // 3, 0)
         else:
-            columns = torch.cat([columns, middle, torch.ones_like(middle[:1])])
-        inputs.append(columns.T)
+            differences = torch.cat([differences, middle, torch.ones_like(middle[:1])])
+        inputs.append(differences.T)
         target.append(y.T)
     return torch.cat(inputs), torch.cat(target)
 
@@ -231,7 +231,7 @@ def round_taps(exact: torch.Tensor, square: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def _nearest(exact: torch.Tensor, unit: int) -> torch.Tensor:
-    """Whole numbers whose sums are right, each near its tap: those whose fraction is nearest to a half are rounded the other way."""
+    """Whole numbers near the taps whose sums are right: those whose fraction is nearest to a half are rounded the other way."""
     scaled = exact * unit
     numbers = scaled.round()
     wanted = (scaled.sum(2, keepdim=True).round() - numbers.sum(2, keepdim=True)).round()

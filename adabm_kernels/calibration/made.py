@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 SIDE = 48  # pixels
-COLOURS = 6  # of each kind of picture
+COLOURS = 6  # that a picture may use
 TEXT = "Sphinx of\nblack quartz,\njudge my vow\n0123456789"
 
 
 def made_pictures(seed: int) -> list[torch.Tensor]:
-    """One picture each of flat colours, of gradients, of a drawing and of text: float32 [3, SIDE, SIDE], whole numbers in 0..255."""
+    """A flat colour, a gradient, a drawing and a text: float32 [3, SIDE, SIDE] each, whole numbers in 0..255."""
     random = np.random.default_rng(seed)
     pictures = [_flat(random), _gradients(random), _drawing(random), _text(random)]
     return [torch.from_numpy(picture.copy()).permute(2, 0, 1).float().contiguous() for picture in pictures]

@@ -205,7 +205,6 @@ class _Pictures:
         self.digest = ""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        import torch
 
         digest = hashlib.sha256()
         self.middles, self.parts = [], []
@@ -320,7 +319,6 @@ def _report(
     args: argparse.Namespace, config: ConvertConfig, model: ConvertedNetwork, pictures: _Pictures, run: dict[str, Any]
 ) -> dict[str, Any]:
     """The figures of the finished model on the pictures it was calibrated on."""
-    import torch
 
     tensors = [_tensor(rgb).float() for rgb in pictures.middles]
     layer_bits = [model.layer_bits(x) for x in tensors]

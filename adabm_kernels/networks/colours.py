@@ -11,8 +11,10 @@ _KEPT = 3.0  # levels by which a colour may change: EDSR and SRResNet change the
 
 
 def gives_back_colours(network: nn.Module, scale: int) -> bool:
-    """Whether flat colours leave `network` as they enter it, to a few levels: networks that only upscale do, one that changes colours
-    or contrast does not."""
+    """Whether flat colours leave `network` as they enter it, to a few levels.
+
+    Networks that only upscale do that, one that changes colours or contrast does not.
+    """
     x = _PROBES.to(next(network.parameters()).device)[..., None, None].expand(-1, -1, _PROBE_SIDE, _PROBE_SIDE).contiguous()
     with torch.no_grad():
         y = network(x)

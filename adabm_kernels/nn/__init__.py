@@ -6,4 +6,4 @@ from .network import ConvertedNetwork
 from .rdn import ConvertedRDN
 from .srresnet import ConvertedSRResNet
 
-__all__ = ["ConvertedEDSR", "ConvertedNetwork", "ConvertedRDN", "ConvertedSRResNet"]
+__all__ = ["ConvertedEDSR", "ConvertedNetwork", "ConvertedRDN", "ConvertedSRResNet", "from_simulated"]
