@@ -109,7 +109,8 @@ class ConvertConfig:
     batch: images per calibration batch.
     seed: of the crops and their order, 0..2^63-2.
     depths: "auto" lets `calibrate` find easy tiles of images, which a small filter makes without the network's blocks (exits.py),
-        where the recipe is "best", quantize "full" and the network EDSR or SRResNet; "none" computes every block everywhere.
+        where the recipe is "best", quantize "full", input_range "pixels" and the network EDSR or SRResNet; "none" computes every
+        block everywhere.
     depth_tile: low-resolution pixels a side of these tiles, a multiple of 4, 8..64.
     depth_loss: dB by which the result on the calibration images may lie further from the float network than without easy tiles,
         0..10; with 0, no class of detail may either.
@@ -220,7 +221,8 @@ class ConvertConfig:
     @property
     def finds_exit(self) -> bool:
         """Whether `calibrate` looks for an exit of easy tiles."""
-        return self.depths == "auto" and self.recipe == "best" and self.quantize == "full"
+        pixels = self.quantize == "full" and self.chosen("input_range") == "pixels"
+        return self.depths == "auto" and self.recipe == "best" and pixels
 
     @property
     def digits(self) -> int:

@@ -56,6 +56,7 @@ class ExitParameters:
         self._require("tile", type(self.tile) is int and 4 <= self.tile <= MAX_TILE, f"4..{MAX_TILE}", reprlib.repr(self.tile))
         whole = type(self.threshold) is int
         self._require("threshold", whole and 0 <= self.threshold <= MAX_BEND, f"0..{MAX_BEND}", reprlib.repr(self.threshold))
+        border_weights(self)
 
     def _require(self, name: str, holds: bool, rule: str, seen: object) -> None:
         if not holds:
@@ -75,6 +76,38 @@ class ExitParameters:
     def kernel(self) -> int:
         """Pixels a side of the filter."""
         return self.weight.shape[2]
+
+
+def border_weights(parameters: ExitParameters) -> torch.Tensor:
+    """The filter for each border class of the pixel, int8 [R, R, K, 3, R, R].
+
+    Taps beyond the picture are added to those at its end. The classes of rows and columns are those of
+    csrc/include/adabm/adabm.h: the first R/2 and the last R/2 have one each. Raises ValueError where a sum does not fit 8 bits.
+    """
+    folded = fold_borders(parameters.weight.to(torch.int32))
+    if folded.abs().max() > 127:
+        raise ValueError(f"ExitParameters: weights must fit 8 bits where borders are folded too, got {int(folded.abs().max())}")
+    return folded.to(torch.int8)
+
+
+def fold_borders(weight: torch.Tensor) -> torch.Tensor:
+    """A filter [K, 3, R, R] for each border class of the pixel, [R, R, K, 3, R, R]; see `border_weights`."""
+    folds = _folds(weight.shape[2]).to(weight.dtype)
+    # By a matrix for each class of rows and columns.
+    return torch.einsum("iur,kcrs,jvs->ijkcuv", folds, weight, folds)
+
+
+def _folds(kernel: int) -> torch.Tensor:
+    """[class, tap, tap]: which taps of the whole kernel (last) a tap at a border stands for."""
+    pad = kernel // 2
+    folds = torch.zeros(kernel, kernel, kernel)
+    for position in range(kernel):
+        # Of the first rows, one in the middle and the last rows; a tap may be no further out than the image's first or last row.
+        first = pad - position if position < pad else 0
+        last = kernel - 1 if position <= pad else pad + (kernel - 1 - position)
+        for tap in range(kernel):
+            folds[position, min(max(tap, first), last), tap] = 1
+    return folds
 
 
 def exit_output(parameters: ExitParameters, x: torch.Tensor) -> torch.Tensor:

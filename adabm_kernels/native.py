@@ -82,6 +82,18 @@ class QuantizeArgs(_Struct):
     ]
 
 
+class DepthsArgs(_Struct):
+    """adabm_depths_args."""
+
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        *((name, c_int32) for name in ("threads", "batch", "height", "width")),
+        ("x_q", c_void_p),
+        *((name, c_int32) for name in ("tile", "top", "left", "threshold", "deep")),
+        ("depth", c_void_p),
+    ]
+
+
 class InterpolateArgs(_Struct):
     """adabm_interpolate_args."""
 
@@ -139,6 +151,7 @@ _ENTRIES = {
         "adabm_pack_cpu": [POINTER(Weights), c_void_p],
         "adabm_conv2d_cpu": [POINTER(Conv2dArgs)],
         "adabm_quantize_cpu": [POINTER(QuantizeArgs)],
+        "adabm_depths_cpu": [POINTER(DepthsArgs)],
         "adabm_interpolate_cpu": [POINTER(InterpolateArgs)],
         "adabm_peak_cpu": [c_int32, c_int32, c_int64, POINTER(c_int64)],
     },
@@ -152,6 +165,7 @@ _ENTRIES = {
         "adabm_resblock_cuda": [POINTER(Conv2dArgs), POINTER(Conv2dArgs), c_int32, c_void_p],
         "adabm_quantize_cuda": [POINTER(QuantizeArgs), c_int32, c_void_p],
         "adabm_quantize_many_cuda": [POINTER(QuantizeArgs), c_int32, c_int32, c_void_p],
+        "adabm_depths_cuda": [POINTER(DepthsArgs), c_int32, c_void_p],
         "adabm_config_cuda": [c_int32, c_int32, POINTER(KernelConfig)],
         "adabm_image_bits_cuda": [POINTER(ImageBitsArgs), c_int32, c_void_p],
     },

@@ -14,9 +14,10 @@ import torch
 
 from .backends import devices
 from .backends.call import ACTIVATIONS, Conv
+from .exits import MAX_BEND
 from .measure import bits_by_rule, image_offsets, measure_images
 from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
-from .regions import MAX_TILE, NUMBERS, tiles_of
+from .regions import MAX_DEPTH, MAX_TILE, NUMBERS, tiles_of
 
 OUTPUTS = ("codes", "float", "both", "acc")
 MAX_SHUFFLE = 16
@@ -67,6 +68,10 @@ _LIB.define(
 _LIB.define(
     "quantize_many_out(Tensor x, Tensor[] grids, Tensor[] bits, bool packed_codes, int[] starts, str backend, int threads, "
     "Tensor(a!)[] y_q) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIB.define(
+    "tile_depths(Tensor x_q, int tile, int top, int left, int threshold, int deep, str backend, int threads) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define("image_measure(Tensor x, str backend) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
@@ -219,10 +224,7 @@ def _check_region(
     if depth is None:
         return
     tile, *before = region[:3]
-    _require(
-        1 <= tile <= MAX_TILE and all(0 <= lacking < tile for lacking in before),
-        lambda: f"{operator}: tile must be 1..{MAX_TILE}, and top and left 0..tile - 1, got {tile}, {before[0]} and {before[1]}",
-    )
+    _check_tiles(operator, tile, *before)
     reaches = region[7], region[10]
     _require(
         all(0 <= reach <= tile for reach in reaches), lambda: f"{operator}: reaches must be 0..{tile}, the tile, got {reaches}"
@@ -231,6 +233,13 @@ def _check_region(
     _expect(f"{operator}: depth", depth, torch.uint8, shape)
     _require(depth.is_contiguous(), lambda: f"{operator}: depth must be contiguous, got strides {depth.stride()}")
     _require(depth.device == like.device, lambda: f"{operator}: depth must be on {like.device}, got {depth.device}")
+
+
+def _check_tiles(operator: str, tile: int, top: int, left: int) -> None:
+    _require(
+        1 <= tile <= MAX_TILE and 0 <= top < tile and 0 <= left < tile,
+        lambda: f"{operator}: tile must be 1..{MAX_TILE}, and top and left 0..tile - 1, got {tile}, {top} and {left}",
+    )
 
 
 def _passes_on(region: Sequence[int]) -> bool:
@@ -428,6 +437,29 @@ def _quantize_fake(x, shift, grid, bits, packed_codes, backend, threads):
     return x.new_empty(_check_quantize(x, shift, grid, bits, packed_codes, backend, threads), dtype=torch.uint8)
 
 
+def _tile_depths_empty(x_q, tile, top, left, threshold, deep, backend, threads):
+    """Checks every argument; the output."""
+    _require(x_q.dim() == 4 and x_q.numel() > 0, lambda: f"tile_depths: x_q must be [N, H, W, 4], got shape {list(x_q.shape)}")
+    n, h, w, _ = x_q.shape
+    _expect("tile_depths: x_q", x_q, torch.uint8, (n, h, w, CODE_CHANNELS))
+    _require(x_q.is_contiguous(), lambda: f"tile_depths: x_q must be contiguous, got strides {x_q.stride()}")
+    _check_tiles("tile_depths", tile, top, left)
+    _require(0 <= threshold <= MAX_BEND, lambda: f"tile_depths: threshold must be 0..{MAX_BEND}, got {threshold}")
+    _require(1 <= deep <= MAX_DEPTH, lambda: f"tile_depths: deep must be 1..{MAX_DEPTH}, got {deep}")
+    _require(threads >= 0, lambda: f"tile_depths: threads must be 0 (as torch) or more, got {threads}")
+    _check_place("tile_depths", backend, False, "x_q", {"x_q": x_q})
+    return x_q.new_empty(n, tiles_of(h, tile, top), tiles_of(w, tile, left))
+
+
+def _tile_depths(*args):
+    depth = _tile_depths_empty(*args)
+    *rest, backend, threads = args
+    # Triton has no kernel for it.
+    module = _module(backend if hasattr(_module(backend), "tile_depths_out") else "reference")
+    module.tile_depths_out(*rest, threads, depth)
+    return depth
+
+
 def _check_images(operator, x, backend):
     _require(
         x.dim() == 4 and x.shape[1] == 3 and x.numel() > 0,
@@ -478,6 +510,7 @@ for _key in ("CPU", "CUDA"):
     _LIB.impl("quantize", _quantize, _key)
     _LIB.impl("quantize_out", _quantize_out, _key)
     _LIB.impl("quantize_many_out", _quantize_many_out, _key)
+    _LIB.impl("tile_depths", _tile_depths, _key)
     _LIB.impl("image_measure", _image_measure, _key)
     _LIB.impl("layer_bits", _layer_bits, _key)
 torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
@@ -488,6 +521,7 @@ torch.library.register_fake("adabm::resblock_out", _resblock_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize_out", _quantize_out_check, lib=_LIB)
 torch.library.register_fake("adabm::quantize_many_out", _quantize_many_out_check, lib=_LIB)
+torch.library.register_fake("adabm::tile_depths", _tile_depths_empty, lib=_LIB)
 torch.library.register_fake("adabm::image_measure", _image_measure_fake, lib=_LIB)
 torch.library.register_fake("adabm::layer_bits", _layer_bits_fake, lib=_LIB)
 
@@ -615,7 +649,7 @@ def conv2d_pixels(
 ) -> torch.Tensor:
     """The floats of `conv2d` as pixels, uint8 [N, H*r, W*r, K/r^2]: clamped to 0..255, rounded half to even (quantize.to_pixels).
 
-    The CUDA kernels write them in place of floats; the other backends make them of floats. Raises as `conv2d`.
+    The kernels write them in place of floats; the reference makes them of floats. Raises as `conv2d`.
     """
     return torch.ops.adabm.conv2d_pixels(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads
@@ -749,6 +783,26 @@ def quantize_many_out(
     as many grids as bits, starts and y_q, at least one.
     """
     torch.ops.adabm.quantize_many_out(x, grids, bits, packed_codes, starts or [0] * len(grids), backend, threads, y_q)
+
+
+def tile_depths(
+    x_q: torch.Tensor,
+    tile: int,
+    threshold: int,
+    deep: int,
+    *,
+    top: int = 0,
+    left: int = 0,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> torch.Tensor:
+    """The depth of each tile of images, by how much they bend (exits.tile_bends): uint8 [N, rows, columns] for `regions.Depths`.
+
+    x_q: pixels as 8-bit codes, uint8 [N, H, W, 4], contiguous, the fourth channel 0. tile: pixels a side. threshold: 0..510; tiles
+    that bend by more get the depth `deep`, 1..255, the others 0. top, left: rows and columns that the first tiles lack. Raises
+    RuntimeError naming the argument, the rule and the value.
+    """
+    return torch.ops.adabm.tile_depths(x_q, tile, top, left, threshold, deep, backend, threads)
 
 
 def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from .config import ConvertConfig
-from .flat import patch_side, spread
+from .flat import Rect, patch_side, spread
 from .interpolation import find_smooth_pixels, interpolate, interpolate_results, keeps_colours
 from .machine import resident_bytes
+from .nn.depth import HARD
 from .nn.lanes import Lane, lanes
 from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
 from .pixels import luma, network_images, network_planes
+from .regions import Depths, Region
 from .smooth import rules
 from .windows import Span, patches, spans
 
@@ -54,8 +56,8 @@ class Patchwise:
     """A converted network that takes pictures of any size in bounded memory.
 
     tile: low-resolution pixels a side that a window keeps; 0 for the whole picture as one, None for TILE_HALOS halos or less
-    where max_memory asks for it. halo: pixels around them that are computed too; None for `spec.radius`, with which windows join
-    without any difference. protocol: "halo", or "paper" for AdaBM's 96x96 patches without one.
+    where max_memory asks for it. halo: pixels around them that are computed too; None for as many as a pixel sees (`reach`), with
+    which windows join without any difference. protocol: "halo", or "paper" for AdaBM's 96x96 patches without one.
     tta: the mean over the eight flips and turns of every window (self-ensemble; Timofte et al., CVPR 2016), eight times the work.
     max_memory: bytes that the process may hold; None for no bound.
     smooth: "interpolate" the smooth areas of pictures, where cubic interpolation lies nearer to the float network than few bits do
@@ -65,7 +67,7 @@ class Patchwise:
     Every window decides about its bits by what it keeps, not by its halo. Windows that got the same bits are computed together: on
     a CPU neighbours as one larger window, so that the halo between them is not computed, else in batches. What is interpolated
     throughout is not computed; nor is, with smooth="network", what depends on one colour only. Within a window that takes a network
-    of integers throughout, a halo of `spec.radius` or more and a picture that is not taken whole. None of this changes a pixel with
+    of integers throughout, a halo of `reach` or more and a picture that is not taken whole. None of this changes a pixel with
     such a halo. Threads may share it.
     Raises ValueError naming the argument, the rule and the value.
     """
@@ -100,7 +102,7 @@ class Patchwise:
         if tile and tile < SMALLEST_TILE:
             raise ValueError(f"tile must be 0 for the whole picture or at least {SMALLEST_TILE}, got {tile}")
         self.model, self.scale, self.tile, self.protocol, self.tta = model, model.scale, tile, protocol, tta
-        self.halo = default_halo(model.spec) if halo is None else halo
+        self.halo = default_halo(model) if halo is None else halo
         self.max_memory, self.smooth = max_memory, smooth
         config = getattr(model, "config", ConvertConfig())
         self.rules = rules(min(config.weight_bits, config.act_bits))
@@ -111,6 +113,17 @@ class Patchwise:
         other = copy.copy(self)
         other.beside = beside
         return other
+
+    @property
+    def grid(self) -> int:
+        """Pixels a side of the tiles that have a depth of their own; 1 where all have the same."""
+        return tile_grid(self.model)
+
+    @property
+    def reach(self) -> int:
+        """How far a pixel of the output sees, in low-resolution pixels: the receptive field, and what decides on the depth of the
+        tiles in it."""
+        return reach(self.model)
 
     # ---- where to cut
 
@@ -135,7 +148,7 @@ class Patchwise:
         return found
 
     def _cut(self, height: int, width: int, tile: int) -> tuple[list[Span], list[Span]]:
-        return spans(height, tile, self.halo), spans(width, tile, self.halo)
+        return spans(height, tile, self.halo, self.grid), spans(width, tile, self.halo, self.grid)
 
     def _too_much(self, found: tuple[list[Span], list[Span]], layout: Layout | None) -> int:
         """The bytes that these windows need, 0 where they are allowed."""
@@ -272,7 +285,7 @@ class Patchwise:
                 spread(patch, part_of(out, place, group[0].first, s), place, layout.height, layout.width, picture.radius)
             if window.needed is None:
                 finished += len(window.cells)
-                picture.add(self._patches(window, 0.0))
+                picture.add(self._patches(window, 0.0, None))
                 if window.varies:
                     self._store(window, held, layout, part_of(out, window.kept, group[0].first, s))
         if finished:
@@ -312,14 +325,14 @@ class Patchwise:
         for batch in self._batches(windows):
             start, finished = time.perf_counter(), 0
             images = [network_images(held.window(window.rows, window.columns), layout, window.varies)[i] for window, i in batch]
-            x = torch.from_numpy(np.stack(images)).to(self._device())
+            x, origin = torch.from_numpy(np.stack(images)).to(self._device()), self._origin(batch[0][0])
             with lending():
-                y = forward(x, torch.cat([window.offsets[i] for window, i in batch])).permute(0, 2, 3, 1).cpu().numpy()
+                y = forward(x, torch.cat([window.offsets[i] for window, i in batch]), origin).permute(0, 2, 3, 1).cpu().numpy()
             seconds = (time.perf_counter() - start) / len(batch)
             for (window, i), result in zip(batch, y, strict=True):
                 window.results[i] = result
-                if i == 0:
-                    picture.add(self._patches(window, seconds))
+                if i == 0 and picture.record is not None:
+                    picture.add(self._patches(window, seconds, self._tile_depths(x, batch.index((window, i)), origin)))
                 if len(window.results) == len(window.offsets):
                     self._store(window, held, layout, part_of(out, window.kept, first, self.scale))
                     finished += len(window.cells)
@@ -343,8 +356,9 @@ class Patchwise:
             groups: dict[tuple, list[tuple[Window, int]]] = {}
             for window in some:
                 for i, offset in enumerate(window.offsets):
-                    groups.setdefault((window.rows.length, window.columns.length, int(offset)), []).append((window, i))
-            for (height, width, _), members in groups.items():
+                    alike = window.rows.length, window.columns.length, int(offset), self._origin(window)
+                    groups.setdefault(alike, []).append((window, i))
+            for (height, width, *_), members in groups.items():
                 size = max(most // (height * width), 1)
                 for first in range(0, len(members), size):
                     yield members[first : first + size]
@@ -365,16 +379,29 @@ class Patchwise:
             total += pixels
         yield some
 
-    def _patches(self, window: Window, seconds: float) -> list[Patch]:
-        """The windows that one was made of."""
+    def _origin(self, window: Window) -> tuple[int, int]:
+        """Where what is computed of a window begins in the grid of tiles."""
+        return window.rows.start % self.grid, window.columns.start % self.grid
+
+    def _tile_depths(self, x: torch.Tensor, index: int, origin: tuple[int, int]) -> Depths | None:
+        """Those of one image of a batch, in main memory."""
+        if self.grid == 1:
+            return None
+        depths = self.model.tile_depths(x[index : index + 1], origin=origin)
+        return None if depths is None else replace(depths, values=depths.values.cpu())
+
+    def _patches(self, window: Window, seconds: float, depths: Depths | None) -> list[Patch]:
+        """The windows that one was made of. depths: of the tiles of what was computed, None where all have all blocks."""
         offset = window.offsets[0]
         mean_bits = float(self.model.mean_bits(None, offset=offset)[0])
         flat = [sum(cell.overlap(place).area for place in window.flat) for cell in window.cells]
         computed = max(sum(cell.area for cell in window.cells) - sum(flat), 1)
+        blocks = None if depths is None else _Blocks(depths, window)
         return [
             Patch(
                 cell.top, cell.left, cell.bottom - cell.top, cell.right - cell.left, int(offset), mean_bits,
                 seconds * (cell.area - pixels) / computed, pixels,
+                *((None, None) if blocks is None else (blocks.pixels(cell), blocks.tiles(cell))),
             )
             for cell, pixels in zip(window.cells, flat, strict=True)
         ]  # fmt: skip
@@ -421,7 +448,7 @@ class Patchwise:
         integer = getattr(self.model, "full", False)  # the floats of a "body" network depend on how they are summed
         if not integer or self.protocol == "paper" or self.tile == 0:
             return 0
-        radius = self.model.spec.radius
+        radius = self.reach
         wide = min(layout.height, layout.width) >= patch_side(radius)  # else a flat patch sees the borders of both sides at once
         return radius if self.halo >= radius and (wide or self.interpolates) else 0
 
@@ -447,7 +474,7 @@ class Patchwise:
         """float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W] of the network on the same device, not clamped."""
         rows, columns = self.windows(*x.shape[2:])
         if len(rows) == len(columns) == 1:
-            return self.forward(x, self._decide(x))
+            return self.forward(x, self._decide(x), (0, 0))
         groups, joined = self._groups(rows, x.shape[3])
         if joined and len(x) > 1:  # each has neighbours of its own with the same bits
             return torch.cat([self.tensor(image) for image in x.split(1)])
@@ -460,7 +487,8 @@ class Patchwise:
                 windows.append([Window(row, column, [kept_by(row, column)], [self._decide(kept)]) for column, kept in seen])
             for window in joined_windows(windows, joined):
                 row, column = window.rows, window.columns
-                result = self.forward(x[:, :, row.start : row.stop, column.start : column.stop].clone(), window.offsets[0])
+                cut = x[:, :, row.start : row.stop, column.start : column.stop].clone()
+                result = self.forward(cut, window.offsets[0], self._origin(window))
                 part = result[:, :, s * (row.first - row.start) :, s * (column.first - column.start) :]
                 place = y[:, :, s * row.first : s * row.last, s * column.first : s * column.last]
                 place.copy_(part[:, :, : place.shape[2], : place.shape[3]])
@@ -471,15 +499,18 @@ class Patchwise:
         planes, alpha = network_planes(rows, layout)
         return torch.from_numpy((planes if alpha is None else planes * alpha)[None]).to(self._device())
 
-    def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        """One batch of windows with the bits they got, int32 [N]."""
+    def forward(self, x: torch.Tensor, offset: torch.Tensor, origin: tuple[int, int]) -> torch.Tensor:
+        """One batch of windows with the bits they got, int32 [N]. origin: where they begin in the grid of tiles."""
         with torch.no_grad():
-            return self._ensemble(x, offset) if self.tta else self.model(x, offset)
+            return self._ensemble(x, offset, origin) if self.tta else self.model(x, offset, **self._from(origin))
 
-    def forward_pixels(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    def forward_pixels(self, x: torch.Tensor, offset: torch.Tensor, origin: tuple[int, int]) -> torch.Tensor:
         """The same as pixels of 8 bits, uint8; not the mean of a self-ensemble."""
         with torch.no_grad():
-            return self.model.pixels(x, offset)
+            return self.model.pixels(x, offset, **self._from(origin))
+
+    def _from(self, origin: tuple[int, int]) -> dict[str, tuple[int, int]]:
+        return {"origin": origin} if self.grid > 1 else {}
 
     def _finishes(self, layout: Layout) -> bool:
         """Whether the network writes the pixels of a picture itself: colours of 8 bits that nothing is computed with afterwards.
@@ -489,17 +520,54 @@ class Patchwise:
         plain = layout.depth == 8 and not layout.alpha and not layout.grey
         return plain and not self.tta and (self._device().type != "cpu" or getattr(self.model, "full", False))
 
-    def _ensemble(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    def _ensemble(self, x: torch.Tensor, offset: torch.Tensor, origin: tuple[int, int]) -> torch.Tensor:
         total = None
         for turned in (False, True):
             for axes in ((), (2,), (3,), (2, 3)):
                 seen = x.flip(axes) if axes else x
-                y = self.model((seen.transpose(2, 3) if turned else seen).contiguous(), offset)
+                # The tiles are those of the picture, turned with it.
+                start = [-(x.shape[axis] + at) % self.grid if axis in axes else at for axis, at in zip((2, 3), origin, strict=True)]
+                place = self._from(tuple(reversed(start)) if turned else tuple(start))
+                y = self.model((seen.transpose(2, 3) if turned else seen).contiguous(), offset, **place)
                 y = y.transpose(2, 3) if turned else y
                 y = y.flip(axes) if axes else y
                 # A copy: the network's output may be a view of a buffer with other strides.
                 total = y.contiguous(memory_format=torch.channels_last).clone() if total is None else total.add_(y)
         return total.div_(8)
+
+
+class _Blocks:
+    """Where a window had blocks computed: by tiles, of the picture's grid.
+
+    Parts that were not computed at all, since they are interpolated, have none."""
+
+    def __init__(self, depths: Depths, window: Window):
+        self._tile = depths.tile
+        height, width = window.rows.length, window.columns.length
+        self._hard = Region(own=HARD).masks(depths, height, width)[0][0].numpy()
+        self._top, self._left = window.rows.start, window.columns.start
+
+    def _part(self, cell: Rect) -> tuple[Rect, np.ndarray]:
+        """What was computed of a cell, and which of its pixels had blocks."""
+        height, width = self._hard.shape
+        seen = cell.overlap(Rect(self._top, self._top + height, self._left, self._left + width))
+        if seen.area == 0:
+            return seen, np.zeros((0, 0), bool)
+        rows, columns = slice(seen.top - self._top, seen.bottom - self._top), slice(seen.left - self._left, seen.right - self._left)
+        return seen, self._hard[rows, columns]
+
+    def pixels(self, cell: Rect) -> int:
+        return int(self._part(cell)[1].sum())
+
+    def tiles(self, cell: Rect) -> np.ndarray:
+        """See Patch.depths."""
+        tile, (seen, hard) = self._tile, self._part(cell)
+        first_row, first_column = cell.top // tile, cell.left // tile
+        found = np.zeros((-(-cell.bottom // tile) - first_row, -(-cell.right // tile) - first_column), np.float32)
+        if hard.any():
+            y, x = hard.nonzero()
+            found[(y + seen.top) // tile - first_row, (x + seen.left) // tile - first_column] = 1
+        return found
 
 
 class FloatPatchwise(Patchwise):
@@ -525,14 +593,31 @@ class FloatPatchwise(Patchwise):
     def _finishes(self, layout: Layout) -> bool:
         return False
 
-    def forward(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+    @property
+    def grid(self) -> int:
+        return 1
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor | None, origin: tuple[int, int]) -> torch.Tensor:
         with torch.no_grad():
             return self.model(x)
 
 
-def default_halo(spec: Any) -> int:
-    """Pixels around a window by which it joins its neighbours without any difference: the receptive field's radius."""
-    return spec.radius
+def tile_grid(model: Any) -> int:
+    """Pixels a side of the tiles of a network that have a depth of their own; 1 where all have the same."""
+    return model.exit.tile if getattr(model, "varies_depth", False) else 1
+
+
+def reach(model: Any) -> int:
+    """How far a pixel of the output sees, in low-resolution pixels: the radius of the receptive field and, with tiles of several
+    depths, the rest of a tile in it and the pixels around that, which decide together."""
+    grid = tile_grid(model)
+    return model.spec.radius + (grid if grid > 1 else 0)
+
+
+def default_halo(model: Any) -> int:
+    """Pixels around a window by which it joins its neighbours without any difference, in whole tiles."""
+    grid = tile_grid(model)
+    return -(-reach(model) // grid) * grid
 
 
 def default_tile(halo: int) -> int:

@@ -22,7 +22,8 @@ class Patch:
 
     offset: bits more or less that its picture got. mean_bits: over the adaptive convolutions. seconds: its share of what it was
     computed with. flat: pixels that were not computed by the network: they are interpolated (smooth.py), or what they see has one
-    colour (flat.py).
+    colour (flat.py). deep: pixels with all blocks of the network computed; None for all that the network computed. depths: share of
+    the blocks of each of its tiles that were computed, float32 [rows, columns] from the tile its first pixel lies in; None for 1.
     """
 
     y: int
@@ -33,6 +34,13 @@ class Patch:
     mean_bits: float
     seconds: float
     flat: int = 0
+    deep: int | None = None
+    depths: np.ndarray | None = field(default=None, compare=False)
+
+    @property
+    def with_blocks(self) -> int:
+        """Pixels with all blocks of the network computed."""
+        return self.height * self.width - self.flat if self.deep is None else self.deep
 
 
 class Rows(NamedTuple):
@@ -62,8 +70,8 @@ class Rows(NamedTuple):
 class Picture:
     """A picture on its way.
 
-    smooth: whether smooth areas are interpolated. radius: that of the receptive field where a window may shrink to what needs
-    computing, else 0. joined: the most pixels that windows may have as one, 0 where they stay apart. patches: of one colour, by
+    smooth: whether smooth areas are interpolated. radius: how far a pixel sees, where a window may shrink to what needs computing,
+    else 0. joined: the most pixels that windows may have as one, 0 where they stay apart. patches: of one colour, by
     what decides about them. record: takes the windows, or None.
     """
 

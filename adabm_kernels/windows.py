@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 PATCH = 96  # low-resolution pixels a side, without overlap, as AdaBM's own test commands cut pictures
@@ -23,19 +24,21 @@ class Span:
         return self.stop - self.start
 
 
-def spans(size: int, tile: int, halo: int) -> list[Span]:
+def spans(size: int, tile: int, halo: int, grid: int = 1) -> list[Span]:
     """Windows of one axis, in order, all of one length; what they keep covers the axis once.
 
-    tile: pixels that one keeps at most, up to 3 more where its length is rounded up to a multiple of 4; those at the ends keep the
-    halo that lies at the border too. halo: pixels computed on either side of what is kept; at the border of the picture there are
-    none, as in the whole picture.
+    tile: pixels that one keeps at most, somewhat more where its length is rounded up to a multiple of 4 and `grid`; those at the
+    ends keep the halo that lies at the border too. halo: pixels computed on either side of what is kept; at the border of the
+    picture there are none, as in the whole picture. grid: windows begin at multiples of so many pixels, but for the last, where the
+    halo is one.
     Tile 0 makes one window of everything.
     """
     if not tile or size <= tile + 2 * halo:
         return [Span(0, size, 0, size)]
     count = -(-(size - 2 * halo) // tile)
     length = -(-(size + 2 * halo * (count - 1)) // count)  # as even as they can be
-    length = min(-(-length // _ALIGNMENT) * _ALIGNMENT, size)
+    alignment = math.lcm(_ALIGNMENT, grid)
+    length = min(-(-length // alignment) * alignment, size)
     count = -(-(size - 2 * halo) // (length - 2 * halo))  # alignment may have made the last ones superfluous
     starts = [min(i * (length - 2 * halo), size - length) for i in range(count)]
     cuts = [0, *(start + length - halo for start in starts[:-1]), size]

@@ -134,6 +134,24 @@ def set_tile(instance: ConvInstance, tile: str, most_bits: int) -> None:
     instance.layer.packed = torch.empty(0, dtype=torch.uint8)
 
 
+def collapsed(height: int, width: int, channels: int, outputs: int, shuffle: int, bits: tuple[int, ...], borders: bool) -> dict:
+    """A layer of 5x5 as an upsampler collapses to: weights that fall off outwards, kernels of its own at the border."""
+    g = torch.Generator().manual_seed(height * 100 + width)
+    fall_off = torch.tensor([0.1, 0.5, 1, 0.5, 0.1])
+    shape = (5, 5) if borders else ()
+    weight = torch.randn(*shape, outputs, 5, 5, channels, generator=g) * 40 * fall_off.view(-1, 1, 1) * fall_off.view(1, -1, 1)
+    weight = weight.round().clamp(-128, 127).to(torch.int8)
+    top = torch.tensor([2**b for b in bits]).view(-1, 1, 1, 1)
+    x_q = torch.zeros(len(bits), height, width, padded_channels(channels), dtype=torch.uint8)
+    x_q[..., :channels] = (torch.rand(len(bits), height, width, channels, generator=g) * top).to(torch.uint8)
+    classes = 5 if borders else 9
+    beta = torch.randn(classes, classes, outputs, generator=g)
+    alpha = torch.rand(7, outputs, generator=g)
+    size = (len(bits), height * shuffle, width * shuffle, outputs // shuffle**2)
+    tables = (x_q, torch.tensor(bits, dtype=torch.int32), weight, alpha, beta)
+    return {"tables": tables, "shuffle": shuffle, "residual": torch.randn(size, generator=g)}
+
+
 def runnable_isas() -> list[str]:
     """Instruction sets that were built and that this machine has."""
     if native.why_missing("cpu"):

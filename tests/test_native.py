@@ -227,7 +227,14 @@ ENTRIES: dict[str, Callable[[Call], None]] = {
     "quantize": lambda call: call.library.call("adabm_quantize_cpu", call.quantize),
     "interpolate": lambda call: call.library.call("adabm_interpolate_cpu", call.interpolate),
 }
+
+
 # struct, fields to change, what the message says: the argument, and the value where there is one to say.
+def region(**changes: int) -> dict[str, native.Region]:
+    """A region of tiles of 8 pixels that passes no pixel on; its depths are not read where a rule is broken."""
+    return {"region": native.Region(**{"depth": 1, "tile": 8, "own_most": 255, "near_most": 255, "pass_least": 1} | changes)}
+
+
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("weights", {"struct_bytes": 8}, "struct_bytes must be .*, got 8"),
     ("weights", {"out_channels": 0}, "out_channels and channels must be positive, got 0 and 5"),
@@ -284,6 +291,21 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("quantize", {"stride_c": 2**40}, "stride_c must be 0..2.27-1, got 1099511627776"),
     *[("quantize", {name: None}, f"{name}.*must not be null") for name in ("x", "grid", "bits", "y_q")],
     ("quantize", {"isa": 99}, r"isa must be 0\.\.[0-9]+, got 99"),
+    *[
+        (entry, region(**changes), message)
+        for entry in ("conv2d", "quantize")
+        for changes, message in [
+            ({"tile": 0}, "region.tile must be 1..2.20, got 0"),
+            ({"tile": 2**20 + 1}, "region.tile must be 1..2.20, got 1048577"),
+            ({"top": 8}, "region.top and left must be 0..7, got 8 and 0"),
+            ({"left": -1}, "region.top and left must be 0..7, got 0 and -1"),
+            ({"reach": 9}, "region.reach and pass_reach must be 0..tile 8, got 9 and 0"),
+            ({"pass_reach": -2}, "region.reach and pass_reach must be 0..tile 8, got 0 and -2"),
+        ]
+    ],
+    ("conv2d", region(pass_most=3) | {"y_acc": None, "residual": None}, "passed on, region.pass_least..pass_most 1..3, only with"),
+    ("conv2d", region(pass_most=3), "only with a residual, shuffle 1 and no y_acc or y_image"),
+    ("quantize", region(pass_most=3), "region.pass_least must be above pass_most where codes are made, got 1 and 3"),
     ("interpolate", {"struct_bytes": 8}, "args must be a struct of [0-9]+ bytes"),
     ("interpolate", {"threads": 0}, "threads must be 1..256, got 0"),
     ("interpolate", {"height": 0}, "height and width must be 1..2.20, got 0 and 5"),
@@ -345,6 +367,8 @@ def test_no_memory_beside_what_was_given_is_touched(isa: str, at_end: bool) -> N
         try:
             for struct in (call.conv2d, call.quantize, call.interpolate):
                 struct.isa = native.ISAS[isa]
+            depth = call.array(np.array([[[0, 0], [0, 1]], [[1, 0], [0, 0]]], np.uint8))
+            corner = native.Region(depth, tile=3, own_least=1, own_most=1, near_most=9, pass_least=1)
             for tile in (0, 2, 5):
                 call.weights.tile_for_bits = (0, 0, tile, 0, 0, 0, 0)
                 size = c_uint64()
@@ -352,6 +376,11 @@ def test_no_memory_beside_what_was_given_is_touched(isa: str, at_end: bool) -> N
                 call.conv2d.packed, call.conv2d.packed_bytes = call.aligned(size.value), size.value
                 call.library.call("adabm_pack_cpu", call.weights, call.conv2d.packed)
                 ENTRIES["conv2d"](call)
+                call.conv2d.region = corner
+                ENTRIES["conv2d"](call)
+                call.conv2d.region = native.Region()
+            ENTRIES["quantize"](call)
+            call.quantize.region = corner
             ENTRIES["quantize"](call)
             ENTRIES["interpolate"](call)
             status = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from adabm_kernels import native, ops
 from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.quantize import act_grid, to_pixels
+from adabm_kernels.regions import Depths, Region, tiles_of
 from adabm_kernels.tile_times import tile_times
 from adabm_kernels.tiles import plan_layer
 
@@ -116,6 +118,50 @@ def pixel_arguments(problem: ConvProblem, backend: str, **changes: Any) -> dict[
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_opcheck_conv2d_pixels(problem: ConvProblem, backend: str) -> None:
     torch.library.opcheck(torch.ops.adabm.conv2d_pixels, order("conv2d_pixels", pixel_arguments(problem, backend)))
+
+
+def place(region: Region, *size: int) -> dict[str, Any]:
+    """A region of [images, height, width] in tiles of 3 pixels of depths 0, 1, 0, 1, ..."""
+    images, height, width = size
+    shape = images, tiles_of(height, 3, 1), tiles_of(width, 3, 2)
+    depths = Depths((torch.arange(math.prod(shape)) % 2).to(torch.uint8).view(shape), 3, 1, 2)
+    return {"depth": depths.values, "region": region.numbers(depths)}
+
+
+@backend
+def test_opcheck_with_a_region(backend: str) -> None:
+    plain, residual, shuffled = PROBLEMS
+    region = place(Region(own=(1, 1), near=(0, 0), reach=1), 2, 5, 7)
+    arguments = settings_of(prepared(plain, backend), accumulate=False, **outputs(plain, True, True), **region)
+    torch.library.opcheck(torch.ops.adabm.conv2d_out, order("conv2d_out", arguments))
+    passing = place(Region(own=(1, 1), passed=(0, 1), pass_reach=2), 1, 4, 6)
+    arguments = settings_of(prepared(residual, backend), accumulate=False, **outputs(residual, True, True), **passing)
+    torch.library.opcheck(torch.ops.adabm.conv2d_out, order("conv2d_out", arguments))
+    image = torch.full((1, 8, 10, 3), 171, dtype=torch.uint8)
+    arguments = pixel_arguments(shuffled, backend, image=image, **place(Region(own=(1, 255)), 1, 4, 5))
+    torch.library.opcheck(torch.ops.adabm.conv2d_pixels_out, order("conv2d_pixels_out", arguments))
+    y_q = torch.full((2, 4, 6, 8), 171, dtype=torch.uint8)
+    arguments = QUANTIZE | {"backend": backend, "start": 0, "y_q": y_q} | place(Region(near=(1, 1), reach=1), 2, 4, 6)
+    torch.library.opcheck(torch.ops.adabm.quantize_out, order("quantize_out", arguments))
+
+
+def test_the_fake_of_a_residual_block_checks_its_region() -> None:
+    """A block has no kernel but on a card; its fake is the same everywhere."""
+    problem = ConvProblem("block", 5, 7, 8, 8, bits=(4, 2))
+    instance = prepared(problem, "reference")
+    conv = settings_of(instance)
+    second = {f"{name}2": conv[name] for name in ("weight", "packed", "alpha", "beta", "box_filter")}
+    arguments = conv | second | outputs(problem, True, True) | place(Region(own=(1, 1), passed=(1, 1), pass_reach=2), 2, 5, 7)
+    arguments |= {"inner_grid": conv["out_grid"], "inner_bits": conv["out_bits"], "residual": None, "accumulate": True}
+    arguments["backend"] = "cuda"
+    assert fake_outputs("resblock_out", arguments) is None
+    for changes, message in (
+        ({"depth": arguments["depth"][:1]}, r"conv2d_out: depth must have shape \[2, 2, 3\], got \[1, 2, 3\]"),
+        ({"region": []}, r"conv2d_out: region must be 11 numbers"),
+        ({"accumulate": False}, "conv2d_out: pixels are passed on only with a residual"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            fake_outputs("resblock_out", arguments | changes)
 
 
 def many_targets(backend: str) -> dict[str, Any]:
@@ -509,7 +555,17 @@ def test_codes_can_be_made_from_and_into_slices(offset: int, fill: int, backend:
     untouched = torch.ones(20, dtype=torch.bool)
     untouched[offset : offset + fill] = False
     assert (wide[..., untouched] == 171).all()
-    torch.library.opcheck(torch.ops.adabm.quantize_out, (x, None, grid, bits, False, 0, backend, 1, torch.empty_like(want)))
+    arguments = {
+        "x": x,
+        "shift": None,
+        "grid": grid,
+        "bits": bits,
+        "packed_codes": False,
+        "start": 0,
+        "backend": backend,
+        "threads": 1,
+    }
+    torch.library.opcheck(torch.ops.adabm.quantize_out, order("quantize_out", arguments | {"y_q": torch.empty_like(want)}))
 
 
 @backend

@@ -399,7 +399,7 @@ def test_memory_makes_windows_smaller():
     network = Patchwise(model, max_memory=None)
     layout = Layout(4000, 3000, 3)
     free = network.windows(3000, 4000, layout)
-    assert free[1][0].stop <= default_tile(default_halo(model.spec)) + 2 * network.halo
+    assert free[1][0].stop <= default_tile(default_halo(model)) + 2 * network.halo
     needed = network._bytes(*free, layout)
     bound = Patchwise(model, max_memory=int(needed * 0.8))
     tight = bound.windows(3000, 4000, layout)

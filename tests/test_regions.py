@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adabm_kernels import ops
+from adabm_kernels.exits import pixel_bends, tile_bends
 from adabm_kernels.quantize import act_grid
 from adabm_kernels.regions import Depths, Region, tiles_of
 
@@ -73,3 +74,42 @@ def test_what_an_operator_refuses(change: dict, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         codes = torch.zeros(1, 8, 8, 4, dtype=torch.uint8)
         ops.quantize_out(x, act_grid(0.0, 1.0), bits, codes, backend="reference", **(place | change))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("height, width, tile, top, left", [(1, 1, 4, 0, 0), (1, 9, 4, 1, 3), (7, 1, 8, 0, 0), (33, 50, 8, 3, 7)])
+def test_tile_depths_are_those_of_the_bends(height: int, width: int, tile: int, top: int, left: int, threads: int) -> None:
+    generator = torch.Generator().manual_seed(height)
+    x_q = torch.randint(0, 256, (2, height, width, 4), dtype=torch.uint8, generator=generator)
+    x_q[1] //= 8
+    x_q[..., 3] = 0
+    for threshold in (0, 20, 60, 300, 510):
+        wanted = (tile_bends(x_q.permute(0, 3, 1, 2), tile, top, left) > threshold).to(torch.uint8) * 16
+        for backend in ("cpu", "reference"):
+            found = ops.tile_depths(x_q, tile, threshold, 16, top=top, left=left, backend=backend, threads=threads)
+            assert torch.equal(found, wanted)
+    torch.library.opcheck(torch.ops.adabm.tile_depths, (x_q, tile, top, left, 20, 16, "cpu", threads))
+
+
+def test_bends_by_hand() -> None:
+    pixels = torch.tensor([[0, 0, 10, 20, 25], [0, 0, 10, 20, 25], [0, 0, 10, 20, 25]])[None, None]
+    wanted = torch.tensor([[0, 10, 0, 5, 5]] * 3, dtype=torch.int16)[None]
+    assert torch.equal(pixel_bends(pixels), wanted)
+    assert tile_bends(pixels, 3).tolist() == [[[10, 5]]]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"tile": 0}, "tile must be 1..1048576"),
+        ({"top": 8}, "top and left 0..tile - 1"),
+        ({"threshold": 511}, r"threshold must be 0..510, got 511"),
+        ({"deep": 0}, r"deep must be 1..255, got 0"),
+        ({"x_q": torch.zeros(1, 4, 4, 8, dtype=torch.uint8)}, r"x_q must have shape \[1, 4, 4, 4\]"),
+    ],
+    ids=["tile", "top", "threshold", "deep", "channels"],
+)
+def test_what_tile_depths_refuses(change: dict, message: str) -> None:
+    arguments = {"x_q": torch.zeros(1, 4, 4, 4, dtype=torch.uint8), "tile": 8, "threshold": 1, "deep": 1}
+    with pytest.raises(RuntimeError, match=message):
+        ops.tile_depths(**(arguments | change))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import ConvProblem, bell_codes, instantiate, runnable_isas, set_tile, set_weights
+from problems import ConvProblem, bell_codes, collapsed, instantiate, runnable_isas, set_tile, set_weights
 
 from adabm_kernels import native, ops
 from adabm_kernels.backends import cpu
-from adabm_kernels.quantize import act_grid, padded_channels, weight_integers
+from adabm_kernels.quantize import act_grid, weight_integers
 from adabm_kernels.tile_times import KINDS, Cost, TileTimes, tile_times
 from adabm_kernels.tiles import TILES, Sums, plan_layer, takes_kn2row, tile_products, transformed_weights
 
@@ -276,24 +276,6 @@ def test_the_library_refuses_tiles_that_are_not_exact() -> None:
     for few, shape in ((heavy, "16 outputs of 5x5"), (many, "22 outputs of 3x3")):
         with pytest.raises(ValueError, match=rf"tile_for_bits\[0\] = 7 is for kernels of 3, 9 or 15 rows .* not for {shape}"):
             cpu.pack(few, (7,) * 7)
-
-
-def collapsed(height: int, width: int, channels: int, outputs: int, shuffle: int, bits: tuple[int, ...], borders: bool) -> dict:
-    """A layer of 5x5 as an upsampler collapses to: weights that fall off outwards, kernels of its own at the border."""
-    g = torch.Generator().manual_seed(height * 100 + width)
-    fall_off = torch.tensor([0.1, 0.5, 1, 0.5, 0.1])
-    shape = (5, 5) if borders else ()
-    weight = torch.randn(*shape, outputs, 5, 5, channels, generator=g) * 40 * fall_off.view(-1, 1, 1) * fall_off.view(1, -1, 1)
-    weight = weight.round().clamp(-128, 127).to(torch.int8)
-    top = torch.tensor([2**b for b in bits]).view(-1, 1, 1, 1)
-    x_q = torch.zeros(len(bits), height, width, padded_channels(channels), dtype=torch.uint8)
-    x_q[..., :channels] = (torch.rand(len(bits), height, width, channels, generator=g) * top).to(torch.uint8)
-    classes = 5 if borders else 9
-    beta = torch.randn(classes, classes, outputs, generator=g)
-    alpha = torch.rand(7, outputs, generator=g)
-    size = (len(bits), height * shuffle, width * shuffle, outputs // shuffle**2)
-    tables = (x_q, torch.tensor(bits, dtype=torch.int32), weight, alpha, beta)
-    return {"tables": tables, "shuffle": shuffle, "residual": torch.randn(size, generator=g)}
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")

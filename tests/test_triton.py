@@ -62,7 +62,9 @@ def builds(tmp_path_factory: pytest.TempPathFactory):
 def test_machine_code(build: tuple[str, int], builds: dict[tuple[str, int], Future]) -> None:
     name, capability = build
     kernel = builds[build].result()
-    assert kernel.stack == 0 and not {"STL", "LDL"} & {operation.split(".")[0] for operation in kernel.operations}
+    local = sum(count for operation, count in kernel.operations.items() if operation.split(".")[0] in ("STL", "LDL"))
+    stack = triton_compiled.STACK.get(name, 0)
+    assert kernel.stack <= stack and 4 * local <= 2 * stack  # each word of it is stored and loaded in one place
     assert kernel.shared <= triton_compiled.SHARED[capability]
     assert kernel.registers <= 255 and kernel.registers * kernel.warps * 32 <= 65536
     if name in triton_compiled.CONV2D:

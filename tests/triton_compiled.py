@@ -29,12 +29,20 @@ CONV2D: dict[str, dict[str, Any]] = {
     "small": BODY | {"x_q": (1, 96, 96, 64), "residual": True, "y": 1, "codes": True, "packed": True},
     "sums": BODY | {"y": 2, "codes": False, "packed": True},
     "wide": BODY | {"x_q": (1, 8192, 8192, 64), "residual": True, "y": 1, "codes": True, "packed": True},
+    "depths": BODY | {"activation": "relu", "y": 0, "codes": True, "packed": True, "depth": True},
+    "depths_residual": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "depth": True},
+    "depths_wide": BODY | {"x_q": (1, 8192, 8192, 64), "residual": True, "y": 1, "codes": True, "packed": True, "depth": True},
+    "depths_pixels": BODY | {"weight": (5, 5, 48, 5, 5, 64), "shuffle": 4, "y": 3, "codes": False, "packed": True, "depth": True},
 }
+# Bytes of local memory that a thread of a form may take, for what is stored before the products and loaded behind them: two blocks
+# have room on a multiprocessor that way.
+STACK = {"depths": 16}
 # What a kernel without products is built with, in place of the settings in `compile_kernel`.
 OTHERS: dict[str, dict[str, Any]] = {
     "quantize": {},
     "quantize_bytes": {"PACKED": False, "SHIFT": False, "START": 0},
     "quantize_wide": {"WIDE": True},
+    "quantize_depths": {"depth": True},
     "measure": {},
     "measure_wide": {"WIDE": True},
     "decide": {},
@@ -44,6 +52,9 @@ CONV2D_TENSORS = {
     "x_q": "*u8", "x_bits": "*i32", "packed": "*u8", "alpha": "*fp32", "beta": "*fp32", "slope": "*fp32", "residual": "*fp32",
     "out_grid": "*fp32", "out_bits": "*i32", "y": "*fp32", "y_q": "*u8",
 }  # fmt: skip
+REGION = ("depth_tile", "depth_top", "depth_left", "own_least", "own_most", "near_least", "near_most", "reach", "pass_least",
+          "pass_most", "pass_reach")  # fmt: skip
+Y_TYPES = {0: "*fp32", 1: "*fp32", 2: "*i32", 3: "*u8"}  # by what y takes (conv2d.OUTPUTS)
 
 
 @dataclass
@@ -72,14 +83,15 @@ def compile_kernel(name: str, capability: int) -> Compiled:
         constants, _ = conv2d.conv2d_launch(
             capability, case["x_q"], case["weight"], layout.offsets()[-1], activation=case["activation"], shuffle=case["shuffle"],
             packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels), codes=case["codes"],
-            residual=case["residual"],
+            residual=case["residual"], depth=case.get("depth", False),
         )  # fmt: skip
         # One multiply-add for alpha and beta and one for the codes; accumulators are stored as they are.
         each = 0 if case["y"] == conv2d.ACCUMULATORS else 1 + case["codes"]
         wanted = each * constants["BLOCK_M"] * constants["BLOCK_N"] // (32 * constants["num_warps"])
-        types = CONV2D_TENSORS | {"height": "i32", "width": "i32", "y": "*i32" if case["y"] == conv2d.ACCUMULATORS else "*fp32"}
+        types = CONV2D_TENSORS | {"height": "i32", "width": "i32", "y": Y_TYPES[case["y"]]}
         absent = {"slope": case["activation"] != "prelu", "residual": not case["residual"], "y": not case["y"]}
         absent |= dict.fromkeys(("out_grid", "out_bits", "y_q"), not case["codes"])
+        absent |= dict.fromkeys(("depth", *REGION), not case.get("depth"))
         kernel = conv2d.conv2d_kernel
     elif name.startswith("quantize"):
         kernel = quantize.quantize_kernel
@@ -87,7 +99,8 @@ def compile_kernel(name: str, capability: int) -> Compiled:
         types |= {f"stride_{axis}": "i32" for axis in "nhw"}
         constants = {"stride_c": 1, "C": 64, "SHIFT": True, "CHANNELS": 1024, "PITCH": 1024, "START": 64, "FILL": 64, "AXIS": 64}
         constants |= {"PACKED": True, "WIDE": False} | tuning.quantize_config(64).options() | OTHERS[name]
-        absent = {"shift": not constants["SHIFT"]}
+        with_depth = constants.pop("depth", False)
+        absent = {"shift": not constants["SHIFT"]} | dict.fromkeys(("depth", *REGION[:8]), not with_depth)
     elif name.startswith("measure"):
         kernel, absent = measure.measure_kernel, {}
         types = {"x": "*fp32", "partial": "*fp32", "height": "i32", "width": "i32"}
@@ -111,8 +124,9 @@ def _compile(kernel, types, constants, absent, capability: int, wanted: int) -> 
     names = kernel.arg_names
     options = {key: value for key, value in constants.items() if key not in names}
     fixed = {key: value for key, value in constants.items() if key in names} | dict.fromkeys(absent)
+    types |= {"depth": "*u8"} | dict.fromkeys(REGION, "i32")
     signature = {name: "constexpr" if name in fixed else types[name] for name in names}
-    unaligned = ("x_bits", "out_bits")  # rows of a table of all layers
+    unaligned = ("x_bits", "out_bits", "depth")  # rows of a table of all layers, and maps that may be parts of others
     aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") and name not in unaligned]
     source = ASTSource(
         kernel,

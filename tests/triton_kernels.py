@@ -7,6 +7,8 @@ in a process of its own.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import network
 from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack_codes
+from adabm_kernels.regions import Depths, Region, tiles_of
 from adabm_kernels.registry import Choice
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
@@ -129,17 +132,23 @@ def test_any_problem_equals_the_reference(problem: ConvProblem) -> None:
     check(placed(problem), packed=True, outs=("both",))
 
 
+@contextmanager
+def tiles_of_size(pixels: int, outputs: int) -> Iterator[None]:
+    """A program computes so many pixels and outputs, whatever would suit."""
+    config = kernels.tuning.Config(pixels, outputs, num_warps=4, num_stages=2)
+    kernels.conv2d_launch.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels.tuning, "conv2d_config", lambda *shape: config)
+        yield
+    kernels.conv2d_launch.cache_clear()
+
+
 @pytest.mark.parametrize("tile", [(32, 16), (64, 32)])
 def test_tiles_of_any_size_and_wide_offsets_change_nothing(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    config = kernels.tuning.Config(*tile, num_warps=4, num_stages=2)
-    monkeypatch.setattr(kernels.tuning, "conv2d_config", lambda *shape: config)
     monkeypatch.setattr(launch, "NARROW", 100)
-    kernels.conv2d_launch.cache_clear()
-    try:
+    with tiles_of_size(*tile):
         check(placed(ConvProblem("tiles", 5, 9, 20, 36, bits=(3, 8), shuffle=2, out_bits=(2, 6))), True)
         check_by_class(0, packed=False)
-    finally:
-        kernels.conv2d_launch.cache_clear()
 
 
 def check_by_class(seed: int, packed: bool, box: bool = False, size: tuple[int, int] = (4, 5)) -> None:
@@ -221,6 +230,8 @@ def test_operators_keep_to_their_schemas() -> None:
     instance.layer.set_backend("triton", 1)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.adabm.conv2d, order("conv2d", settings_of(instance, out="both")), test_utils=checks)
+    into = {"accumulate": False, "y": torch.zeros(2, 3, 4, 9, device=DEVICE), "y_q": None} | place(Region(own=(1, 2)), 2, 3, 4)
+    torch.library.opcheck(torch.ops.adabm.conv2d_out, order("conv2d_out", settings_of(instance, **into)), test_utils=checks)
     x = torch.rand(2, 3, 4, 5, device=DEVICE)
     torch.library.opcheck(torch.ops.adabm.image_measure, (x, "triton"), test_utils=checks)
     low, rules = torch.zeros((), device=DEVICE), torch.tensor([[4, 1]], dtype=torch.int32, device=DEVICE)
@@ -236,6 +247,138 @@ def test_sizes_past_a_launch_are_named() -> None:
         instance.run("triton", "codes")
     with pytest.raises(ValueError, match=f"an image of x_q must give at most {2**31 - 2**12} pixels, got {2**31}"):
         launch.check("conv2d", "x_q", instance.x_q[:1].expand(1, 2**16, 2**15, 4), 2**31)
+
+
+# ---- regions
+
+TILE = {"tile": 4, "top": 3, "left": 1}
+
+
+def place(region: Region, images: int, height: int, width: int, seed: int = 0, depths: int = 4, **tile: int) -> dict[str, Any]:
+    """A region of tiles of random depths, below `depths`, as the operators take it."""
+    tile = TILE | tile
+    shape = images, tiles_of(height, tile["tile"], tile["top"]), tiles_of(width, tile["tile"], tile["left"])
+    values = torch.randint(0, depths, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    found = Depths(values.to(DEVICE), **tile)
+    return {"depth": found.values, "region": region.numbers(found)}
+
+
+def on_both(
+    problem: ConvProblem, region: dict[str, Any], outs: str = "yq", in_place: bool = False, packed: bool = False
+) -> list[list]:
+    """[[y, y_q] of the reference, the same of the kernel], those that `outs` names of "y" and "q", over poison or the residual."""
+    instance = placed(problem)
+    size = len(problem.bits), problem.height * problem.shuffle, problem.width * problem.shuffle
+    channels = problem.outputs // problem.shuffle**2
+    x_q = pack_codes(instance.x_q, instance.bits) if packed else instance.x_q
+    made = []
+    for backend in ("reference", "triton"):
+        instance.layer.set_backend(backend, 1)
+        y = torch.full((*size, channels), -1e9, device=DEVICE) if "y" in outs else None
+        y_q = torch.full((*size, padded_channels(channels)), 171, dtype=torch.uint8, device=DEVICE) if "q" in outs else None
+        arguments = settings_of(instance, x_q=x_q, packed_codes=packed, accumulate=in_place, y=y, y_q=y_q) | region
+        if in_place:
+            arguments["residual"] = None
+            y.copy_(instance.residual)
+        ops.conv2d_out(**arguments)
+        if packed and y_q is not None:  # the reference clears what lies behind the codes of an image
+            y_q = as_written(y_q, torch.full_like(y_q, 171), instance.out_bits) if backend == "reference" else y_q
+        made.append([tensor for tensor in (y, y_q) if tensor is not None])
+    return made
+
+
+# As a network of blocks asks for them: its first layer, both convolutions of a block, the first block's second, and an exit.
+LAYERS = {
+    "head": (Region(near=(3, 255), reach=3), {"kernel": 1, "channels": 3}, {"outs": "q"}),
+    "first": (Region(near=(2, 255), reach=1), {"activation": "relu"}, {"outs": "q", "packed": True}),
+    "second": (Region(own=(2, 255), passed=(3, 255), pass_reach=2), {"residual": True}, {"in_place": True, "packed": True}),
+    "second_in_bytes": (Region(own=(2, 255), passed=(3, 255), pass_reach=2), {"residual": True}, {"in_place": True}),
+    "second_of_the_first_block": (Region(own=(1, 1), passed=(2, 255), pass_reach=2), {"residual": True}, {"packed": True}),
+    "codes_alone": (Region(own=(2, 2), passed=(3, 3), pass_reach=1), {"residual": True}, {"outs": "q", "packed": True}),
+    "exit": (Region(own=(2, 2)), {"residual": True}, {"outs": "y"}),
+    "easy_beside_hard": (Region(own=(0, 0), near=(3, 255), reach=2), {"activation": "prelu"}, {"packed": True}),
+    "none": (Region(own=(9, 9), passed=(7, 8)), {"residual": True}, {}),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_regions_of_a_convolution_equal_the_reference(layer: str) -> None:
+    region, changes, settings = LAYERS[layer]
+    changes = {"channels": 20, "outputs": 16, "bits": (4, 2, 7), "out_bits": (2, 8, 3)} | changes
+    with tiles_of_size(32, 16):
+        want, got = on_both(ConvProblem(layer, 4, 19, **changes), place(region, 3, 4, 19), **settings)
+    assert all(map(torch.equal, got, want))
+    written = [(tensor != (171 if tensor.dtype == torch.uint8 else -1e9)).any(3).float().mean() for tensor in want]
+    assert written[-1] == 0 if layer == "none" else 0 < written[-1] < 1
+
+
+@pytest.mark.parametrize("tile", [{"tile": 1, "top": 0, "left": 0}, {"tile": 5, "top": 0, "left": 4}, {"tile": 40, "top": 39}])
+def test_tiles_of_a_region_can_be_cut_small_or_large(tile: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "NARROW", 100)
+    reach = min(tile["tile"], 3)
+    region = Region(own=(1, 3), near=(2, 2), reach=reach, passed=(3, 3), pass_reach=reach)
+    problem = ConvProblem("cut", 7, 11, 5, 6, bits=(4, 4), residual=True)
+    kernels.conv2d_launch.cache_clear()
+    want, got = on_both(problem, place(region, 2, 7, 11, **tile))
+    kernels.conv2d_launch.cache_clear()
+    assert all(map(torch.equal, got, want))
+
+
+@pytest.mark.skipif(not interpreting(), reason="counts calls of the interpreter")
+def test_programs_without_computed_pixels_multiply_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    products, called = kernels._accumulate, []
+    monkeypatch.setattr(kernels, "_accumulate", lambda *args: called.append(args) or products(*args))
+    region = place(Region(own=(1, 1), passed=(1, 1), pass_reach=1), 2, 2, 48, tile=8, top=0, left=0)
+    region["depth"].zero_()[1, 0, 2] = 1
+    with tiles_of_size(16, 16):
+        want, got = on_both(ConvProblem("few", 2, 48, 4, 4, bits=(4, 4), residual=True), region, "y")
+    assert torch.equal(got[0], want[0]) and (got[0] != -1e9).any(3).sum() == 2 * 10
+    assert len(called) == 2  # the second of three programs to a row, of one image
+
+
+def test_pixels_of_two_layers_meet_in_an_image() -> None:
+    """An upsampler where there are blocks, and a filter for the other tiles; its kernels may differ by border class."""
+    tail = {"outputs": 12, "bits": (8, 4), "out_bits": (8, 8), "weight_bits": 8, "shuffle": 2, "lower": -100.0, "upper": 160.0}
+    upsampler, linear = (placed(ConvProblem(name, 5, 9, 6, kernel=kernel, **tail)) for name, kernel in (("up", 3), ("linear", 5)))
+    for instance in (upsampler, linear):
+        assert torch.equal(instance.pixels("triton"), instance.pixels("reference"))
+    classes = {name: moved(value) for name, value in by_border_class("reference").items()}
+    classes |= {"alpha": classes["alpha"] * 20, "beta": classes["beta"] * 50 + 100, "x_q": classes["x_q"][:, :, :4]}
+    packed = ops.pack_weights("triton", classes["weight"], (), False, 1)
+    images = {}
+    for backend in ("reference", "triton"):
+        images[backend] = [torch.full((2, 10, 18, 3), 171, dtype=torch.uint8, device=DEVICE)]
+        for instance, own in ((upsampler, (1, 255)), (linear, (0, 0))):
+            instance.layer.set_backend(backend, 1)
+            arguments = settings_of(instance, image=images[backend][0]) | place(Region(own=own), 2, 5, 9, depths=2)
+            del arguments["out_grid"], arguments["out_bits"]
+            ops.conv2d_pixels_out(**arguments)
+        images[backend].append(torch.full((2, 4, 4, 8), 171, dtype=torch.uint8, device=DEVICE))
+        arguments = classes | {"backend": backend, "image": images[backend][1]} | place(Region(own=(1, 1)), 2, 4, 4, depths=2)
+        arguments |= {"packed": packed} if backend == "triton" else {}
+        del arguments["out_grid"], arguments["out_bits"]
+        ops.conv2d_pixels_out(**arguments)
+    assert all(map(torch.equal, *images.values()))
+    assert len(images["triton"][0].unique()) > 50 and (images["triton"][1] == 171).all(3).any()
+
+
+@pytest.mark.parametrize(("packed", "start"), [(False, 0), (False, 8), (True, 0), (True, 8)], ids=str)
+@pytest.mark.parametrize(
+    "region", [Region(near=(2, 2), reach=2), Region(own=(0, 1), near=(2, 255), reach=4)], ids=["exit", "beside"]
+)
+def test_regions_of_a_quantisation_equal_the_reference(region: Region, packed: bool, start: int) -> None:
+    x = (torch.randn(3, 13, 7, 8, generator=torch.Generator().manual_seed(1)) * 2).to(DEVICE)
+    bits, grid = torch.tensor([2, 4, 7], dtype=torch.int32, device=DEVICE), act_grid(-2.0, 1.0).to(DEVICE)
+    shift = torch.linspace(-1, 1, 13, device=DEVICE)
+    made = []
+    for backend in ("reference", "triton"):
+        y_q = torch.full((3, 7, 8, 32), 171, dtype=torch.uint8, device=DEVICE)
+        codes, settings = (y_q, {"packed_codes": True, "start": start}) if packed else (y_q[..., start : start + 16], {})
+        settings |= place(region, 3, 7, 8)
+        ops.quantize_out(x, grid, bits, codes, shift=shift, backend=backend, **settings)
+        made.append(as_written(y_q, torch.full_like(y_q, 171), bits) if packed and backend == "reference" else y_q)
+    assert torch.equal(*made)
+    assert (made[1] == 171).all(3).any() and (made[1] != 171).any()
 
 
 # ---- quantisation
@@ -469,6 +612,33 @@ def test_no_forward_waits_for_the_device() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(got, want)
+
+
+@on_gpu
+def test_a_captured_layer_follows_its_depths() -> None:
+    instance = placed(ConvProblem("captured", 20, 30, 6, 9, bits=(4, 2), residual=True))
+    arguments = place(Region(own=(1, 2), passed=(2, 2), pass_reach=1), 2, 20, 30)
+    depth, y = arguments["depth"], torch.full((2, 20, 30, 9), -1e9, device=DEVICE)
+
+    def run(backend: str, into: torch.Tensor) -> None:
+        ops.conv2d_out(**settings_of(instance) | arguments | {"y": into, "backend": backend})
+
+    instance.layer.set_backend("triton", 1)
+    run("triton", y)  # which compiles it
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.graph(graph):
+            run("triton", y)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for others in (depth.flip(1), torch.zeros_like(depth), depth.flip(0)):
+        depth.copy_(others.clone())
+        want = torch.full_like(y, -1e9)
+        y.copy_(want)
+        graph.replay()
+        run("reference", want)
+        assert torch.equal(y, want)
 
 
 @on_gpu

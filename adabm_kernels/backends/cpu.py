@@ -64,6 +64,14 @@ def quantize_out(
     native.library("cpu").call("adabm_quantize_cpu", struct)
 
 
+def tile_depths_out(
+    x_q: torch.Tensor, tile: int, top: int, left: int, threshold: int, deep: int, threads: int, depth: torch.Tensor
+) -> None:
+    """See ops.tile_depths."""
+    args = structs.depths_args(x_q, tile, top, left, threshold, deep, depth, threads=_how(threads)["threads"])
+    native.library("cpu").call("adabm_depths_cpu", args)
+
+
 def interpolate(
     x: np.ndarray,
     top: int,

@@ -124,6 +124,14 @@ def quantize_many_out(
         native.library("cuda").call("adabm_quantize_many_cuda", array, len(targets), *_place(x))
 
 
+def tile_depths_out(
+    x_q: torch.Tensor, tile: int, top: int, left: int, threshold: int, deep: int, _threads: int, depth: torch.Tensor
+) -> None:
+    """See ops.tile_depths."""
+    args = structs.depths_args(x_q, tile, top, left, threshold, deep, depth)
+    native.library("cuda").call("adabm_depths_cuda", args, *_place(x_q))
+
+
 def _image_bits(x: torch.Tensor, **outputs: int | None) -> None:
     n, _, h, w = x.shape
     workspace = torch.empty(n * native.MEASURE_BYTES, dtype=torch.uint8, device=x.device)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from ..exits import tile_bends
 from ..quantize import MAX_BITS, MIN_BITS, border_class, pack_codes, padded_channels, to_pixels, unpack_codes
 from ..regions import Depths, Region
 from .call import Conv
@@ -200,3 +201,11 @@ def quantize_out(
     whole = unpack_codes(y_q, bits)
     whole[..., start : start + codes.shape[3]] = codes
     _put(y_q, whole, *masks, bits)
+
+
+def tile_depths_out(
+    x_q: torch.Tensor, tile: int, top: int, left: int, threshold: int, deep: int, _threads: int, depth: torch.Tensor
+) -> None:
+    """See ops.tile_depths."""
+    hard = tile_bends(x_q.permute(0, 3, 1, 2), tile, top, left) > threshold
+    depth.copy_(hard * deep)

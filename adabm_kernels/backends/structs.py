@@ -96,3 +96,12 @@ def quantize_args(
         **settings,
     )
     return args, [*held, x, y_q]
+
+
+def depths_args(
+    x_q: torch.Tensor, tile: int, top: int, left: int, threshold: int, deep: int, depth: torch.Tensor, **settings: Any
+) -> native.DepthsArgs:
+    """The arguments of ops.tile_depths as adabm_depths_args."""
+    n, h, w, _ = x_q.shape
+    sizes = {"batch": n, "height": h, "width": w, "tile": tile, "top": top, "left": left, "threshold": threshold, "deep": deep}
+    return native.DepthsArgs(**sizes, x_q=x_q.data_ptr(), depth=depth.data_ptr(), **settings)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..exits import ExitParameters, exit_output, pixel_bends
+from ..exits import ExitParameters, exit_output, fold_borders, pixel_bends
 from ..networks.colours import gives_back_colours
 from ..networks.detect import float_network
 from ..nn import ConvertedNetwork, from_simulated
@@ -217,17 +217,26 @@ def round_taps(exact: torch.Tensor, square: torch.Tensor) -> tuple[torch.Tensor,
     """Whole numbers for taps, float64 [outputs, 3, taps], in units of 1/unit: (float64 of the same shape, unit).
 
     square: float64 [3*taps, 3*taps], the weighted squares of the inputs, by which an error of the taps costs. Units are tried from
-    the largest that fits 8 bits down; the numbers of each colour sum to the nearest whole number of units, exactly where that is
-    one. Single units are then moved from tap to tap of a colour as long as that costs less.
+    the largest that fits 8 bits, at the borders of images too, down; the numbers of each colour sum to the nearest whole number of
+    units, exactly where that is one. Single units are then moved from tap to tap of a colour as long as that costs less.
     """
-    largest = int((LARGEST + 0.49) / max(float(exact.max()), -float(exact.min()), 1e-3))
-    best, unit = float("inf"), largest
-    for tried in range(largest, int(largest * UNITS), -1):
-        error = (_nearest(exact, tried) / tried - exact).flatten(1)
-        cost = float(torch.einsum("oi,ij,oj->", error, square, error))
-        if cost < best * (1 - 1e-9):
-            best, unit = cost, tried
-    return _moved(_nearest(exact, unit), exact, unit, square), unit
+    outputs, colours, taps = exact.shape
+    kernel = math.isqrt(taps)
+
+    def most(taps: torch.Tensor) -> float:
+        return float(fold_borders(taps.view(outputs, colours, kernel, kernel)).abs().max())
+
+    def cost(unit: int) -> float:
+        error = (_nearest(exact, unit) / unit - exact).flatten(1)
+        return float(((error @ square) * error).sum())
+
+    largest = int((LARGEST + 0.49) / max(most(exact), 1e-3))
+    least = int(largest * UNITS)
+    for unit in chain(sorted(range(largest, least, -1), key=cost), range(least, 0, -1)):
+        numbers = _moved(_nearest(exact, unit), exact, unit, square)
+        if most(numbers) <= LARGEST:
+            break
+    return numbers, unit
 
 
 def _nearest(exact: torch.Tensor, unit: int) -> torch.Tensor:

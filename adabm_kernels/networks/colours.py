@@ -15,7 +15,8 @@ def gives_back_colours(network: nn.Module, scale: int) -> bool:
 
     Networks that only upscale do that, one that changes colours or contrast does not.
     """
-    x = _PROBES.to(next(network.parameters(), _PROBES).device)[..., None, None].expand(-1, -1, _PROBE_SIDE, _PROBE_SIDE).contiguous()
+    probes = _PROBES.to(next(network.parameters(), _PROBES).device)
+    x = probes[..., None, None].expand(-1, -1, _PROBE_SIDE, _PROBE_SIDE).contiguous()
     with torch.no_grad():
         y = network(x)
     inner = slice(y.shape[2] // 2 - scale, y.shape[2] // 2 + scale)

@@ -220,15 +220,22 @@ class IntegerConv2d(nn.Module):
         residual: torch.Tensor | None = None,
         out_grid: torch.Tensor | None = None,
         out_bits: torch.Tensor | None = None,
+        **place: Any,
     ) -> None:
-        """See ops.conv2d_out: the same, into tensors that exist."""
+        """See ops.conv2d_out: the same, into tensors that exist. place: depth and region, where not everywhere."""
         outputs = {"y": y, "y_q": y_q, "accumulate": accumulate}
         outputs |= {"residual": residual, "out_grid": out_grid, "out_bits": out_bits}
-        ops.conv2d_out(x_q, bits, *self._tables(), **outputs, **self._settings())
+        ops.conv2d_out(x_q, bits, *self._tables(), **outputs, **place, **self._settings())
 
     def pixels(self, x_q: torch.Tensor, bits: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """See ops.conv2d_pixels: uint8 [N, H*r, W*r, K/r^2]."""
         return ops.conv2d_pixels(x_q, bits, *self._tables(), residual=residual, **self._settings())
+
+    def pixels_into(
+        self, x_q: torch.Tensor, bits: torch.Tensor, image: torch.Tensor, residual: torch.Tensor | None = None, **place: Any
+    ) -> None:
+        """See ops.conv2d_pixels_out. place: as in `into`."""
+        ops.conv2d_pixels_out(x_q, bits, *self._tables(), image=image, residual=residual, **place, **self._settings())
 
     def set_rest(self, rest: IntegerConv2d, lower: float, upper: float) -> None:
         """Take two digits. lower, upper: range of the first."""
@@ -241,18 +248,26 @@ class IntegerConv2d(nn.Module):
         return x.sub_(x_q[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))
 
     def two_digits(
-        self, x_q: torch.Tensor, left_q: torch.Tensor, bits: torch.Tensor, y: torch.Tensor | None = None, pixels: bool = False
+        self,
+        x_q: torch.Tensor,
+        left_q: torch.Tensor,
+        bits: torch.Tensor,
+        y: torch.Tensor | None = None,
+        image: torch.Tensor | None = None,
+        **place: Any,
     ) -> torch.Tensor:
         """float32 [N, r*H, r*W, K/r^2] from the first and the second digit, uint8 [N, H, W, C4] each, of 8 bits.
 
-        y: where to. pixels: what `pixels` makes of it; only without an activation."""
+        y: where to. image: pixels of 8 bits to make of it, which are returned; only without an activation. place: as in `into`,
+        with a y."""
         if y is None:
             y, _ = self(x_q, bits)
         else:
-            self.into(x_q, bits, y=y)
-        if pixels:
-            return self.rest.pixels(left_q, bits, residual=y)
-        self.rest.into(left_q, bits, y=y, accumulate=True)
+            self.into(x_q, bits, y=y, **place)
+        if image is not None:
+            self.rest.pixels_into(left_q, bits, image, residual=y, **place)
+            return image
+        self.rest.into(left_q, bits, y=y, accumulate=True, **place)
         if self.late == "relu":
             y.clamp_(min=0)
         elif self.late == "prelu":

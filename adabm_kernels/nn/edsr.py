@@ -36,17 +36,23 @@ class ConvertedEDSR(ConvertedResidualNetwork, network="edsr"):
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
         return (self.spec.tail_names, self.spec.shuffles, self.mean) if self.spec.linear_upsampler else None
 
-    def _forward_full(self, x, blocks, bits, as_pixels) -> torch.Tensor:
+    def _pixel_codes(self, x: torch.Tensor) -> torch.Tensor:
+        head = self.conv("head.0")
+        bits = torch.full((x.shape[0],), head.bit_range[1], dtype=torch.int32, device=x.device)
+        return self._quantize(x, head.grid, bits, shift=self.pixel_shift)
+
+    def _forward_full(self, x, blocks, bits, as_pixels, origin) -> torch.Tensor:
         head, last = self.conv("head.0"), self.conv(f"body.{self.spec.blocks}")
         first = blocks[0][0]
         end_bits, last_bits = bits[head.name], bits[last.name]
         pixels = self._quantize(x, head.grid, end_bits, shift=self.pixel_shift)
+        places = self._places(x, pixels, origin)
         tail = self._upsample(self.spec.tail_names, pixels)
         skip = self._floats("skip", pixels, self.spec.channels)
         codes = self._codes("codes", pixels, self.spec.channels)
-        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=first.grid, out_bits=bits[first.name])
-        _, codes = self._run_blocks(skip, codes, blocks, bits, last.grid, last_bits)
-        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner", as_pixels)
+        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=first.grid, out_bits=bits[first.name], **places.head())
+        _, codes = self._run_blocks(skip, codes, blocks, bits, last.grid, last_bits, places)
+        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner", as_pixels, places, pixels)
 
     def _forward_body(self, x, blocks, bits) -> torch.Tensor:
         mean = self.mean.view(1, 3, 1, 1)

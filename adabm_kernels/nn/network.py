@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,10 +21,12 @@ from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels, to_pixels
+from ..regions import MAX_DEPTH, Depths, Region, tiles_of
 from ..registry import GPU_BACKENDS, Choice, Problem, choose
 from ..tiles import tile_products
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
+from .depth import EVERYWHERE, HARD, LinearExit, Places, radius, tail_specs
 from .graph import Graphs
 from .lanes import in_order, lanes
 from .tail import CollapsedConv2d
@@ -36,7 +39,8 @@ class ConvertedNetwork(nn.Module, ABC):
 
     parameters: the quantised convolutions by name. floats: by name, what is left in float: weight and bias of the other
     convolutions, BatchNorms, slopes. thresholds: (lower, upper) of the image measure, None when the network is not adaptive.
-    float_state: the float weights it was made from, for `float_model`, or None.
+    float_state: the float weights it was made from, for `float_model`, or None. exit: the filter of easy tiles, which have no
+    blocks computed, and what an easy tile is; None where every tile has all blocks.
     """
 
     KINDS: dict[str, type[ConvertedNetwork]] = {}
@@ -62,7 +66,6 @@ class ConvertedNetwork(nn.Module, ABC):
         self.float_state = None if float_state is None else dict(float_state)
         self.full = config.quantize == "full"
         self.thresholds = thresholds
-        self.exit = exit
         self.report: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}  # how the model was made, in plain values: kept in its file
         if thresholds is not None:
@@ -72,12 +75,16 @@ class ConvertedNetwork(nn.Module, ABC):
         for key, value in self.floats.items():
             self.register_buffer(key.replace(".", "_"), value)
         self._adaptive = nn.ModuleDict()
+        self._tail_specs = tail_specs(spec)
         self._counted = {conv.name for conv in spec.convs() if conv.role != "end"}
         self._build()
         self.collapsed = self._collapsed_tail()
+        self.exit = exit
+        self.easy = None if exit is None else self._linear_exit(exit)
         self._workspace = Workspace()
         self._graphs: Graphs | None = None
         self._bits: str | int = "auto"
+        self._depth: str | int = "auto"
         self._threads = 0
         self._requested = "auto"
         self.register_buffer("bit_rules", self._rules(), persistent=False)
@@ -90,10 +97,17 @@ class ConvertedNetwork(nn.Module, ABC):
         """Make every integer convolution with `_add`, in the order they run."""
 
     @abstractmethod
-    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False) -> torch.Tensor:
+    def _forward(
+        self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False, origin: tuple[int, int] = (0, 0)
+    ) -> torch.Tensor:
         """[N, 3, scale*H, scale*W] from x and, by name, the bits of each convolution's input codes, int32 [N].
 
-        as_pixels: as uint8 where the last convolution is one on integers, which can write them; floats all the same elsewhere."""
+        as_pixels: as uint8 where the last convolution is one on integers, which can write them; floats all the same elsewhere.
+        origin: rows and columns that the first tiles of x lack."""
+
+    def _linear_exit(self, parameters: ExitParameters) -> LinearExit:
+        """The filter of easy tiles, where the network knows them."""
+        raise ValueError(f"{type(self).__name__}: exit must be None: only residual blocks can be left out tile by tile")
 
     # ---- convolutions
 
@@ -108,7 +122,7 @@ class ConvertedNetwork(nn.Module, ABC):
     def convs(self) -> list[IntegerConv2d]:
         """The integer convolutions in the order they run."""
         found = list(self._adaptive.values())
-        found += [] if self.collapsed is None else [self.collapsed]
+        found += [conv for conv in (self.collapsed, self.easy) if conv is not None]
         return [digit for conv in found for digit in (conv, conv.rest) if digit is not None]
 
     def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
@@ -146,36 +160,69 @@ class ConvertedNetwork(nn.Module, ABC):
         bits: torch.Tensor,
         buffer: str,
         as_pixels: bool,
+        places: Places = EVERYWHERE,
+        pixels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """[N, 3, scale*H, scale*W] from the codes of the last convolution before the upsampler, whose result adds to `skip`.
 
-        buffer: name of the codes of the upsampler's input. as_pixels: as uint8."""
+        buffer: name of the codes of the upsampler's input. as_pixels: as uint8. places: where layers compute. pixels: the codes of
+        the picture, for its easy tiles."""
         wide = self._codes(buffer, codes, self.spec.channels)
         first = tail[0]
         feature = None if first.rest is None else self._floats("feature", codes, self.spec.channels)
-        last.into(codes, last_bits, residual=skip, y=feature, y_q=wide, out_grid=first.grid, out_bits=bits)
-        if feature is None:
-            return self._run_tail(tail, wide, bits, as_pixels)
-        left = self._codes("left", codes, self.spec.channels)
-        self._quantize_into(first.leave(feature, wide), first.rest.grid, bits, left)
-        y = first.two_digits(wide, left, bits, self._output(first, wide), as_pixels and len(tail) == 1)
-        if len(tail) == 1:
-            return y.permute(0, 3, 1, 2)
-        following = self._codes("up", codes, first.out_channels, first.shuffle)
-        self._quantize_into(y, tail[1].grid, bits, following)
-        return self._run_tail(tail[1:], following, bits, as_pixels)
-
-    def _run_tail(self, tail: list[IntegerConv2d], codes: torch.Tensor, bits: torch.Tensor, as_pixels: bool) -> torch.Tensor:
-        """[N, 3, scale*H, scale*W] from the codes of the upsampler's input. as_pixels: as uint8."""
-        for i, (conv, following) in enumerate(zip(tail, tail[1:], strict=False)):
-            narrow, codes = codes, self._codes(f"tail{i}", codes, conv.out_channels, conv.shuffle)
-            conv.into(narrow, bits, y_q=codes, out_grid=following.grid, out_bits=bits)
-        if as_pixels:
-            y = tail[-1].pixels(codes, bits)
-        else:
-            y = self._output(tail[-1], codes)
-            tail[-1].into(codes, bits, y=y)
+        closing = places.closing()
+        last.into(codes, last_bits, residual=skip, y=feature, y_q=wide, out_grid=first.grid, out_bits=bits, **closing)
+        stages = [places.collapsed()] if len(tail) == 1 and first is self.collapsed else self._stages(places)
+        left = None
+        if feature is not None:
+            left = self._codes("left", codes, self.spec.channels)
+            self._quantize_into(first.leave(feature, wide), first.rest.grid, bits, left, **closing)
+        y = self._run_tail(tail, stages, wide, left, bits, as_pixels)
+        if places.depths is not None:
+            if y.dtype == torch.uint8:
+                self.easy.pixels_into(pixels, bits, y, **places.easy())
+            else:
+                self.easy.into(pixels, bits, y=y, **places.easy())
         return y.permute(0, 3, 1, 2)
+
+    def _stages(self, places: Places) -> list[dict[str, Any]]:
+        """Where each convolution of the upsampler computes."""
+        return [places.stage(self._tail_specs, i) for i in range(len(self._tail_specs))]
+
+    def _run_tail(
+        self,
+        tail: list[IntegerConv2d],
+        stages: list[dict[str, Any]],
+        codes: torch.Tensor,
+        left: torch.Tensor | None,
+        bits: torch.Tensor,
+        as_pixels: bool,
+    ) -> torch.Tensor:
+        """[N, scale*H, scale*W, 3] from the codes of the upsampler's input. stages: where each convolution computes. left: codes of
+        what the first ones leave, or None. as_pixels: as uint8."""
+        for i, (conv, following, place) in enumerate(zip(tail, tail[1:], stages, strict=False)):
+            narrow, codes = codes, self._codes(f"tail{i}", codes, conv.out_channels, conv.shuffle)
+            if left is None:
+                conv.into(narrow, bits, y_q=codes, out_grid=following.grid, out_bits=bits, **place)
+            else:
+                y = conv.two_digits(narrow, left, bits, self._output(conv, narrow), **place)
+                self._quantize_into(y, following.grid, bits, codes)
+                left = None
+        conv, place = tail[-1], stages[-1]
+        image = self._image(conv, codes) if as_pixels else None
+        if image is not None and left is None:
+            conv.pixels_into(codes, bits, image, **place)
+            return image
+        y = self._output(conv, codes)
+        if left is not None:
+            return conv.two_digits(codes, left, bits, y, image, **place)
+        conv.into(codes, bits, y=y, **place)
+        return y
+
+    def _image(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
+        """Where the last convolution of the upsampler writes pixels: uint8 [N, r*H, r*W, C], for the caller."""
+        n, h, w, _ = codes.shape
+        return codes.new_empty(n, h * conv.shuffle, w * conv.shuffle, conv.out_channels)
 
     def _output(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
         """Where a convolution of the upsampler writes: float32 [N, r*H, r*W, C], for the caller unless `lending_output`."""
@@ -242,6 +289,71 @@ class ConvertedNetwork(nn.Module, ABC):
         self._bits = bits
         self.bit_rules.copy_(self._rules())
         self._forget_graphs()
+
+    @property
+    def deep(self) -> int:
+        """The depth of tiles with all blocks: their number, or the most that a depth can be."""
+        return min(getattr(self.spec, "blocks", 1), MAX_DEPTH)
+
+    def set_depth(self, depth: str | int = "auto") -> None:
+        """ "auto": easy tiles have no blocks computed, as calibration found; "full", or the number of the network's blocks: all
+        tiles have all blocks; 0: no tile has any. Raises ValueError otherwise, and for 0 where the network has no exit."""
+        blocks = getattr(self.spec, "blocks", 0)
+        known = depth in ("auto", "full") or (type(depth) is int and depth in (0, blocks))
+        if not known:
+            raise ValueError(f"set_depth: depth must be 'auto', 'full', 0 or {blocks}, the blocks of this network, got {depth!r}")
+        if depth == 0 and self.exit is None:
+            raise ValueError("set_depth: depth must be 'auto' or 'full' for a model without an exit for easy tiles, got 0")
+        self._depth = "full" if depth == blocks else depth
+        self._forget_graphs()
+
+    @property
+    def varies_depth(self) -> bool:
+        """Whether some tiles may have no blocks computed."""
+        return self.easy is not None and self._depth != "full"
+
+    def tile_depths(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> Depths | None:
+        """The depth of each tile of images, as the next forward pass would have them; None where all tiles have all blocks.
+
+        origin: rows and columns of pixels that the first tiles of x lack. Raises as `forward`.
+        """
+        self._check(x, None, origin)
+        if not self._exits(x):
+            return None
+        with torch.no_grad():
+            return self._depths(self._pixel_codes(x), origin)
+
+    def computed_share(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """The share of each image's pixels that have blocks computed, float32 [N] in 0..1. Raises as `forward`."""
+        depths = self.tile_depths(x, origin=origin)
+        if depths is None:
+            return x.new_ones(x.shape[0])
+        return Region(own=HARD).masks(depths, *x.shape[2:])[0].float().mean((1, 2))
+
+    def _exits(self, x: torch.Tensor) -> bool:
+        """Whether tiles of images of this size may have no blocks: the filter needs room for all its border classes."""
+        return self.varies_depth and min(x.shape[2:]) >= self.exit.kernel
+
+    def _depths(self, pixels: torch.Tensor, origin: tuple[int, int]) -> Depths:
+        """From the codes of the pixels."""
+        tile, (top, left) = self.exit.tile, origin
+        if self._depth == 0:
+            n, height, width, _ = pixels.shape
+            values = pixels.new_zeros(n, tiles_of(height, tile, top), tiles_of(width, tile, left))
+        else:
+            place = {"top": top, "left": left, "backend": self.choice.backend, "threads": self._threads}
+            values = ops.tile_depths(pixels, tile, self.exit.threshold, self.deep, **place)
+        return Depths(values, tile, top, left)
+
+    def _places(self, x: torch.Tensor, pixels: torch.Tensor, origin: tuple[int, int]) -> Places:
+        """Where the layers compute. pixels: the codes of x."""
+        if not self._exits(x):
+            return EVERYWHERE
+        return Places(self._depths(pixels, origin), math.ceil(radius(self._tail_specs)))
+
+    def _pixel_codes(self, x: torch.Tensor) -> torch.Tensor:
+        """The codes of the pixels that the first convolution reads, uint8 [N, H, W, 4]; of networks with an exit."""
+        raise NotImplementedError
 
     def set_running_thresholds(self, momentum: float = 0.0, start: tuple[float, float] | None = None) -> None:
         """Let the image thresholds follow the images of inference; 0 (the default) goes back to the calibrated ones.
@@ -421,22 +533,24 @@ class ConvertedNetwork(nn.Module, ABC):
 
     # ---- forward
 
-    def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel, and offset int32 [N].
 
         Integers have no gradient: nothing is recorded for autograd, whatever x requires. Autocast and train() change nothing.
         offset: bits that each image gets more or less, -1..1; decided by the images themselves where it is left out.
+        origin: where x is cut from a larger picture, the place of its first pixel in that picture's grid of tiles, rows and columns
+        in 0..tile - 1: tiles are then those of the picture.
         """
-        return self._run(x, offset, as_pixels=False)
+        return self._run(x, offset, as_pixels=False, origin=origin)
 
-    def pixels(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
+    def pixels(self, x: torch.Tensor, offset: torch.Tensor | None = None, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """The forward pass as pixels of 8 bits, uint8 [N, 3, scale*H, scale*W]: clamped to 0..255, rounded half to even.
 
         The same on every backend, and equal to `quantize.to_pixels` of what the forward pass gives. Where the last convolution is
         one on integers, the CPU and the CUDA kernels write the pixels themselves: a fourth of the bytes, and a pass over them less.
         Raises as `forward`.
         """
-        return self._run(x, offset, as_pixels=True)
+        return self._run(x, offset, as_pixels=True, origin=origin)
 
     def forward_many(self, images: Iterable[torch.Tensor], in_flight: int = 2, *, pixels: bool = False) -> Iterator[torch.Tensor]:
         """The forward pass of each of `images`, float32 [N, 3, H, W] of any shapes, in their order; with `pixels` that of `pixels`.
@@ -457,16 +571,19 @@ class ConvertedNetwork(nn.Module, ABC):
         found = lanes(self._device(), in_flight)
         yield from in_order(function, inputs(), found if self._device().type == "cuda" else found[:1])
 
-    def _run(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool) -> torch.Tensor:
-        self._check(x, offset)
+    def _run(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
+        self._check(x, offset, origin)
         with torch.no_grad():
             if self._graphs is not None and not torch.compiler.is_compiling():
-                return self._replay(x, offset, as_pixels)
-            return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels)
+                return self._replay(x, offset, as_pixels, origin)
+            return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin)
 
-    def _check(self, x: torch.Tensor | None, offset: torch.Tensor | None) -> None:
+    def _check(self, x: torch.Tensor | None, offset: torch.Tensor | None, origin: tuple[int, int] = (0, 0)) -> None:
         """x may be None where an offset is given."""
         name = type(self).__name__
+        tile = 1 if self.exit is None else self.exit.tile
+        if origin != (0, 0) and not (len(origin) == 2 and all(type(at) is int and 0 <= at < tile for at in origin)):
+            raise ValueError(f"{name}: origin must be two whole numbers in 0..{tile - 1}, less than a tile, got {origin!r}")
         if x is not None or offset is None:
             images = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.dim() == 4
             if not images or x.shape[1] != 3 or x.numel() == 0:
@@ -476,8 +593,8 @@ class ConvertedNetwork(nn.Module, ABC):
             if not bits or (x is not None and len(offset) != len(x)):
                 raise ValueError(f"{name}: offset must be int32 [{'N' if x is None else len(x)}], got {_seen(offset)}")
 
-    def _finished(self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool) -> torch.Tensor:
-        y = self._forward(x, self._by_name(table), as_pixels)
+    def _finished(self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
+        y = self._forward(x, self._by_name(table), as_pixels, origin)
         return to_pixels(y) if as_pixels and y.dtype != torch.uint8 else y
 
     @contextmanager
@@ -490,7 +607,7 @@ class ConvertedNetwork(nn.Module, ABC):
         finally:
             self._workspace.holds_output = before
 
-    def _replay(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool) -> torch.Tensor:
+    def _replay(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
         if x.device.type != "cuda":
             raise RuntimeError(f"{type(self).__name__}: graph=True needs images on a CUDA device, x is on {x.device}")
         # Bits that are given come from outside; so do those of thresholds that learn: they are state, and a recorded pass must find
@@ -500,9 +617,9 @@ class ConvertedNetwork(nn.Module, ABC):
 
         def forward(x: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
             with self._workspace.fresh():  # a graph keeps the addresses it was recorded with
-                return self._finished(x, self._bit_table(x, learn=False) if table is None else table, as_pixels)
+                return self._finished(x, self._bit_table(x, learn=False) if table is None else table, as_pixels, origin)
 
-        return self._graphs.run(forward, *given, kind="pixels" if as_pixels else "floats")
+        return self._graphs.run(forward, *given, kind=f"{'pixels' if as_pixels else 'floats'} from {origin}")
 
     def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
         """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""
@@ -524,11 +641,20 @@ class ConvertedNetwork(nn.Module, ABC):
         return ops.quantize(x, grid, bits, **self._running_on(), **settings)
 
     def _quantize_into(
-        self, x: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor, y_q: torch.Tensor, start: int = 0, end: int | None = None
+        self,
+        x: torch.Tensor,
+        grid: torch.Tensor,
+        bits: torch.Tensor,
+        y_q: torch.Tensor,
+        start: int = 0,
+        end: int | None = None,
+        **place: Any,
     ) -> None:
-        """Codes of features [N, H, W, C], which may be a slice of wider ones, into channels start..end of a code buffer."""
-        place = {"y_q": y_q, "start": start} if self.packed_codes else {"y_q": y_q[..., start:end]}
-        ops.quantize_out(x.permute(0, 3, 1, 2), grid, bits, **place, **self._running_on())
+        """Codes of features [N, H, W, C], which may be a slice of wider ones, into channels start..end of a code buffer.
+
+        place: depth and region, where not everywhere."""
+        target = {"y_q": y_q, "start": start} if self.packed_codes else {"y_q": y_q[..., start:end]}
+        ops.quantize_out(x.permute(0, 3, 1, 2), grid, bits, **target, **place, **self._running_on())
 
     def _running_on(self) -> dict[str, Any]:
         return {"packed_codes": self.packed_codes, "backend": self.choice.backend, "threads": self._threads}
@@ -564,9 +690,9 @@ class ConvertedResidualNetwork(ConvertedNetwork):
 
     set_backend.__doc__ = ConvertedNetwork.set_backend.__doc__
 
-    def _run_blocks(self, skip, codes, blocks, bits, last_grid, last_bits):
+    def _run_blocks(self, skip, codes, blocks, bits, last_grid, last_bits, places=EVERYWHERE):
         """The residual blocks, from the features `skip` and their codes: returns the features (a buffer) and, if `last_grid`
-        is given, their codes on it."""
+        is given, their codes on it. places: where they compute."""
         channels = self.spec.channels
         feature = self._floats("feature", codes, channels)
         inner = self._codes("inner", codes, channels) if self.why_not_fused else None
@@ -579,8 +705,9 @@ class ConvertedResidualNetwork(ConvertedNetwork):
                 grid, next_bits = last_grid, last_bits
             outputs = {"y": feature, "out_grid": grid, "out_bits": next_bits}
             outputs |= {"residual": skip} if i == 0 else {"accumulate": True}
+            outputs |= places.block(i, len(blocks))
             if self.why_not_fused:
-                conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2)
+                conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2, **places.inside())
                 codes = None if grid is None else self._codes("codes", inner, channels)
                 conv2.into(inner, bits2, y_q=codes, **outputs)
             else:
@@ -589,11 +716,22 @@ class ConvertedResidualNetwork(ConvertedNetwork):
                 conv1.into_with(conv2, given, bits1, bits2, y_q=codes, **outputs)
         return feature, codes
 
-    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False) -> torch.Tensor:
-        return self._forward_full(x, self._blocks(), bits, as_pixels) if self.full else self._forward_body(x, self._blocks(), bits)
+    def _forward(
+        self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False, origin: tuple[int, int] = (0, 0)
+    ) -> torch.Tensor:
+        if not self.full:
+            return self._forward_body(x, self._blocks(), bits)
+        return self._forward_full(x, self._blocks(), bits, as_pixels, origin)
+
+    def _linear_exit(self, parameters: ExitParameters) -> LinearExit:
+        if not self.full or self.config.chosen("input_range") != "pixels":
+            raise ValueError(f"{type(self).__name__}: exit must be None unless pixels are codes of 8 bits")
+        if parameters.scale != self.scale:
+            raise ValueError(f"{type(self).__name__}: exit must be of scale {self.scale}, got one of scale {parameters.scale}")
+        return LinearExit(parameters)
 
     @abstractmethod
-    def _forward_full(self, x, blocks, bits, as_pixels) -> torch.Tensor: ...
+    def _forward_full(self, x, blocks, bits, as_pixels, origin) -> torch.Tensor: ...
 
     @abstractmethod
     def _forward_body(self, x, blocks, bits) -> torch.Tensor: ...

@@ -52,7 +52,9 @@ class ConvertedRDN(ConvertedNetwork, network="rdn"):
     def _packable(self) -> bool:
         return self.spec.channels % CODE_CHANNELS == 0  # the codes of the blocks lie side by side
 
-    def _forward(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False) -> torch.Tensor:
+    def _forward(
+        self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False, origin: tuple[int, int] = (0, 0)
+    ) -> torch.Tensor:
         return self._forward_full(x, bits, as_pixels) if self.full else self._forward_body(x, bits)
 
     def _forward_full(self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool) -> torch.Tensor:

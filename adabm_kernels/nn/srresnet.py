@@ -49,17 +49,22 @@ class ConvertedSRResNet(ConvertedResidualNetwork, network="srresnet"):
         gain = weight / torch.sqrt(var + BATCH_NORM_EPS)
         return gain, bias - mean * gain
 
-    def _forward_full(self, x, blocks, bits, as_pixels) -> torch.Tensor:
+    def _pixel_codes(self, x: torch.Tensor) -> torch.Tensor:
+        bits = torch.full((x.shape[0],), self.conv("head.0").bit_range[1], dtype=torch.int32, device=x.device)
+        return self._quantize(x, self.pixel_grid, bits)
+
+    def _forward_full(self, x, blocks, bits, as_pixels, origin) -> torch.Tensor:
         head, last = self.conv("head.0"), self.conv(f"body.{self.spec.blocks}")
         first = blocks[0][0]
         end_bits, last_bits = bits[head.name], bits[last.name]
         pixels = self._quantize(x, self.pixel_grid, end_bits)
+        places = self._places(x, pixels, origin)
         tail = self._upsample((*(f"tail.0.{3 * i}" for i in range(len(self.spec.shuffles))), "tail.1"), pixels)
         skip = self._floats("skip", pixels, self.spec.channels)
         codes = self._codes("codes", pixels, self.spec.channels)
-        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=first.grid, out_bits=bits[first.name])
-        _, codes = self._run_blocks(skip, codes, blocks, bits, last.grid, last_bits)
-        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner", as_pixels)
+        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=first.grid, out_bits=bits[first.name], **places.head())
+        _, codes = self._run_blocks(skip, codes, blocks, bits, last.grid, last_bits, places)
+        return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner", as_pixels, places, pixels)
 
     def _forward_body(self, x, blocks, bits) -> torch.Tensor:
         spec = self.spec

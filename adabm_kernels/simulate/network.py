@@ -204,17 +204,18 @@ class SimulatedNetwork(nn.Module, ABC):
         return torch.stack(bits).sum(0).to(torch.float32) / len(bits)
 
     def depths(self, x: torch.Tensor) -> Depths | None:
-        """The depth of each tile of images [N, 3, H, W], None where every block is computed everywhere."""
-        if self.exit is None or self._full_depth:
+        """The depth of each tile of images [N, 3, H, W], None where every block is computed everywhere: in images narrower than the
+        exit's filter, too."""
+        if self.exit is None or self._full_depth or min(x.shape[2:]) < self.exit.kernel:
             return None
         return tile_depths(x.detach(), self.exit, min(self.spec.blocks, MAX_DEPTH))
 
     def mean_depth(self, x: torch.Tensor) -> torch.Tensor:
-        """Share of the blocks that are computed, mean over the tiles of each image: float32 [N]."""
+        """Share of the blocks that are computed, mean over the pixels of each image: float32 [N]."""
         depths = self.depths(x)
         if depths is None:
             return torch.ones(x.shape[0], device=x.device)
-        return (depths.values > 0).to(torch.float32).mean((1, 2))
+        return _computed(depths, x).to(torch.float32).mean((1, 2, 3))
 
     @abstractmethod
     def trunk(
@@ -263,7 +264,7 @@ class SimulatedNetwork(nn.Module, ABC):
             feature, blocks = self.trunk(x, offset)
             return self.upsample(feature, offset), blocks
         # The exit's pixels are its own; what the network makes beside them reads the features there as they are.
-        computed = Region(own=(1, MAX_DEPTH)).masks(depths, *x.shape[2:])[0][:, None]
+        computed = _computed(depths, x)
         feature, blocks = self.trunk(x, offset, computed.to(x.dtype))
         whole = computed.repeat_interleave(self.spec.scale, 2).repeat_interleave(self.spec.scale, 3)
         return torch.where(whole, self.upsample(feature, offset), exit_output(self.exit, x)), blocks
@@ -276,6 +277,11 @@ class SimulatedNetwork(nn.Module, ABC):
 def run(module: nn.Module, x: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
     """Call a module that may be a simulated convolution."""
     return module(x, image_offset) if isinstance(module, SimulatedConv2d) else module(x)
+
+
+def _computed(depths: Depths, x: torch.Tensor) -> torch.Tensor:
+    """Where images [N, 3, H, W] have blocks computed: bool [N, 1, H, W]."""
+    return Region(own=(1, MAX_DEPTH)).masks(depths, *x.shape[2:])[0][:, None]
 
 
 def masked(inner: torch.Tensor, computed: torch.Tensor | None) -> torch.Tensor:

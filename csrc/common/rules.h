@@ -14,6 +14,7 @@ inline bool passes_on(const adabm_region& region) { return region.depth && regio
 void check_rules(const adabm_conv2d_args& args);
 // Also fills in y_channels and y_pitch where they are 0.
 void check_rules(adabm_quantize_args& args);
+void check_rules(const adabm_depths_args& args);
 void check_rules(const adabm_weights& weights);
 
 }  // namespace adabm

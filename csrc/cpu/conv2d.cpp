@@ -48,10 +48,10 @@ extern "C" adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args) {
     if (a.y_q) check_bits(a.out_bits, a.batch, "out_bits");
     const Convolution conv(a, choose_kernels(a.isa), header);
     parallel_for(
-        a.threads, a.batch * conv.bands,
+        a.threads, static_cast<int>(conv.bands.all().size()),
         [](void* context, int task) {
           const Convolution& c = *static_cast<const Convolution*>(context);
-          c.run_band(task / c.bands, task % c.bands);
+          c.run_band(c.bands.all()[task]);
         },
         const_cast<Convolution*>(&conv));
   });

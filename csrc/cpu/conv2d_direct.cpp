@@ -20,9 +20,9 @@ void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, in
   }
 }
 
-void Convolution::run_direct(int image, const Region& region) const {
+void Convolution::run_direct(const Part& part) const {
   Scratch& s = thread_scratch();
-  const int R = header.kernel_h, S = header.kernel_w, pad_h = R / 2, pad_w = S / 2;
+  const int image = part.image, R = header.kernel_h, S = header.kernel_w, pad_h = R / 2, pad_w = S / 2;
   const uint8_t* x = a.x_q + static_cast<ptrdiff_t>(image) * a.height * row_bytes;
   const int8_t* weights = reinterpret_cast<const int8_t*>(&header) + header.tile_offset[ADABM_TILE_DIRECT];
   const ptrdiff_t panel_stride = panel_bytes(header, R * S), kernel_bytes = panel_stride * header.panels();
@@ -34,46 +34,63 @@ void Convolution::run_direct(int image, const Region& region) const {
   p.taps = R, p.quads = S * header.quads(), p.pixel_stride = pixel_bytes;
   p.eight_bits = a.x_bits[image] == 8, p.depth = header.direct_depth[a.x_bits[image] - ADABM_MIN_BITS];
 
-  for (int row = region.first_row; row < region.end_row; row++) {
-    RowOutput output(*this, image, row);
-    const int32_t* box = box_rows(image, row, 1);
+  for (const RowGroup* group = part.begin; group < part.end; group++) {
+    const int row = group->row;
+    RowOutput output(*this, image, row, written(*group, row));
+    const int32_t* box = box_rows(image, *group, part.columns);
     const bool rows_inside = row >= pad_h && row + pad_h < a.height;
     for (int first_panel = 0; first_panel < header.panels(); first_panel += kMaxPanels) {
       p.panels = std::min(kMaxPanels, header.panels() - first_panel);
-      const int block = kernels.pixels[p.panels], group = kDirectBlocks * block;
-      for (int first = region.first_column; first < region.end_column; first += group) {
-        const int end = std::min(first + group, region.end_column);
-        output.prefetch(first_panel, p.panels, first, end - first);
-        for (int column = first; column < end; column += p.pixels) {
-          p.pixels = std::min(block, end - column);
-          p.w = weights + first_panel * panel_stride;
-          p.acc = s.acc + static_cast<ptrdiff_t>(column - first) * p.panels * kPanel;
-          if (header.border_kernels) {
-            const bool inner = column >= pad_w && column < a.width - pad_w;
-            p.pixels = inner ? std::min(p.pixels, a.width - pad_w - column) : 1;
-            p.w += (kernel_class(row, a.height, pad_h) * S + kernel_class(column, a.width, pad_w)) * kernel_bytes;
+      const int block = kernels.pixels[p.panels], together = kDirectBlocks * block;
+      for (const Span& of_group : *group->spans) {
+        const Span span = of_group.within(part.columns);
+        for (int first = span.begin; first < span.end; first += together) {
+          const int end = std::min(first + together, span.end);
+          output.prefetch(first_panel, p.panels, first, end - first);
+          for (int column = first; column < end; column += p.pixels) {
+            p.pixels = std::min(block, end - column);
+            p.w = weights + first_panel * panel_stride;
+            p.acc = s.acc + static_cast<ptrdiff_t>(column - first) * p.panels * kPanel;
+            if (header.border_kernels) {
+              const bool inner = column >= pad_w && column < a.width - pad_w;
+              p.pixels = inner ? std::min(p.pixels, a.width - pad_w - column) : 1;
+              p.w += (kernel_class(row, a.height, pad_h) * S + kernel_class(column, a.width, pad_w)) * kernel_bytes;
+            }
+            if (rows_inside && column >= pad_w && column + p.pixels + pad_w <= a.width) {
+              p.x = x + static_cast<ptrdiff_t>(row - pad_h) * row_bytes + (column - pad_w) * pixel_bytes;
+              p.tap_offset = inner_rows;
+            } else {
+              const int columns = p.pixels + S - 1;
+              s.patch.resize(std::max(s.patch.size(), static_cast<size_t>(R) * columns * pixel_bytes));
+              copy_patch(x, a.height, a.width, pixel_bytes, row - pad_h, column - pad_w, R, columns, s.patch.data());
+              p.x = s.patch.data();
+              for (int i = 0; i < R; i++) patch_rows[i] = static_cast<ptrdiff_t>(i) * columns * pixel_bytes;
+              p.tap_offset = patch_rows;
+            }
+            kernels.product(p);
           }
-          if (rows_inside && column >= pad_w && column + p.pixels + pad_w <= a.width) {
-            p.x = x + static_cast<ptrdiff_t>(row - pad_h) * row_bytes + (column - pad_w) * pixel_bytes;
-            p.tap_offset = inner_rows;
-          } else {
-            const int columns = p.pixels + S - 1;
-            s.patch.resize(std::max(s.patch.size(), static_cast<size_t>(R) * columns * pixel_bytes));
-            copy_patch(x, a.height, a.width, pixel_bytes, row - pad_h, column - pad_w, R, columns, s.patch.data());
-            p.x = s.patch.data();
-            for (int i = 0; i < R; i++) patch_rows[i] = static_cast<ptrdiff_t>(i) * columns * pixel_bytes;
-            p.tap_offset = patch_rows;
-          }
-          kernels.product(p);
+          output.write({1, end - first, p.panels, s.acc, s.acc, false, 0}, first_panel, first, end - first, box ? box + first : nullptr);
         }
-        output.write({1, end - first, p.panels, s.acc, s.acc, false, 0}, first_panel, first, end - first, box ? box + first : nullptr);
       }
     }
     output.finish();
   }
 }
 
-void Convolution::run_outer_column(int image, int first_row, int end_row, int column) const {
+void Convolution::run_outer_column(const Part& part, int column) const {
+  // Runs of rows that have the column.
+  int first_row = 0, end_row = 0;
+  for (const RowGroup* group = part.begin; group < part.end; group++)
+    for (int row = group->row; row < group->row + group->rows; row++) {
+      const Spans& spans = written(*group, row);
+      if (std::none_of(spans.begin(), spans.end(), [&](Span span) { return span.begin <= column && column < span.end; })) continue;
+      if (row != end_row) run_outer_pixels(part.image, first_row, end_row, column), first_row = row;
+      end_row = row + 1;
+    }
+  run_outer_pixels(part.image, first_row, end_row, column);
+}
+
+void Convolution::run_outer_pixels(int image, int first_row, int end_row, int column) const {
   Scratch& s = thread_scratch();
   const int R = header.kernel_h, S = header.kernel_w, pad_h = R / 2, pad_w = S / 2;
   const uint8_t* x = a.x_q + static_cast<ptrdiff_t>(image) * a.height * row_bytes;
@@ -82,6 +99,7 @@ void Convolution::run_outer_column(int image, int first_row, int end_row, int co
                           (pad_h * S + kernel_class(column, a.width, pad_w)) * panel_stride * header.panels();
   ptrdiff_t patch_rows[kMaxKernel];
   for (int i = 0; i < R; i++) patch_rows[i] = static_cast<ptrdiff_t>(i) * S * pixel_bytes;
+  const Spans own = {{column, column + 1}};
   ProductArgs p = {};
   p.taps = R, p.quads = S * header.quads(), p.pixel_stride = S * pixel_bytes, p.tap_offset = patch_rows, p.acc = s.acc;
   p.eight_bits = a.x_bits[image] == 8, p.depth = header.direct_depth[a.x_bits[image] - ADABM_MIN_BITS];
@@ -96,7 +114,7 @@ void Convolution::run_outer_column(int image, int first_row, int end_row, int co
       kernels.product(p);
       for (int m = 0; m < p.pixels; m++) {
         int32_t* const acc = s.acc + static_cast<ptrdiff_t>(m) * p.panels * kPanel;
-        RowOutput(*this, image, row + m).write({1, 1, p.panels, acc, acc, false, 0}, first_panel, column, 1, nullptr);
+        RowOutput(*this, image, row + m, own).write({1, 1, p.panels, acc, acc, false, 0}, first_panel, column, 1, nullptr);
       }
     }
   }

@@ -3,11 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
 
 namespace adabm {
-
-constexpr int kTasksPerThread = 8;  // bands per thread: enough to level out threads that other work slows down
 
 Scratch& thread_scratch() {
   static thread_local Scratch scratch;
@@ -56,12 +53,21 @@ void join(const std::vector<Convolution::Run>& runs, const T* from, ptrdiff_t st
     for (int m = 0; m < pixels; m++) copy_run(from + m * stride + run.to, block + m * pitch + run.first, run.length);
 }
 
+// The grid of an image's codes.
+template <class Args>
+void set_grid(Args& to, const adabm_conv2d_args& a, int image) {
+  const int bits = a.out_bits[image];
+  const float* grid = a.out_grid + (bits - ADABM_MIN_BITS) * 2;
+  to.scale = grid[0], to.offset = grid[1], to.top = static_cast<float>((1 << bits) - 1);
+}
+
 }  // namespace
 
-Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const PackedHeader& h) : a(args), kernels(k), header(h) {
+Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const PackedHeader& h)
+    : a(args), kernels(k), header(h), exact(args.y || args.y_acc || args.y_image || args.residual), bands(args, h) {
   pixel_bytes = h.quads() * 4;
   row_bytes = a.width * pixel_bytes;
-  box_stride = (a.width + kPanel - 1) / kPanel * kPanel;
+  box_stride = (a.width + 2 * kPanel - 1) / kPanel * kPanel;
   const int r = a.shuffle;
   out_channels = h.out_channels / (r * r), code_channels = a.y_image ? out_channels : (out_channels + 3) / 4 * 4;
   codes = a.y_image ? a.y_image : a.y_q;
@@ -77,30 +83,33 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
     y_runs = runs_of(y_lane), q_runs = runs_of(q_lane);
     for (int o = 0; o < h.out_channels; o++) y_lane[o] = q_lane[o] = o % kBlockOutputs;
   }
-  const int wanted = a.threads == 1 ? 1 : a.threads * kTasksPerThread;
-  band_rows = std::min(std::max(1, static_cast<int>((static_cast<int64_t>(a.height) * a.batch + wanted - 1) / wanted)), a.height);
-  int tile_rows = 1;
-  for (int n = 0; n < a.batch; n++)
-    tile_rows = std::lcm(tile_rows, std::max(kMinTileRows, kTiles[header.tile_for_bits[a.x_bits[n] - ADABM_MIN_BITS]].rows.outputs));
-  band_rows = (band_rows + tile_rows - 1) / tile_rows * tile_rows;
-  bands = (a.height + band_rows - 1) / band_rows;
 }
 
-const int32_t* Convolution::box_rows(int image, int row, int rows) const {
+const int32_t* Convolution::box_rows(int image, const RowGroup& group, Span columns) const {
   if (!a.box_filter) return nullptr;
   Scratch& s = thread_scratch();
   const int pad_h = header.kernel_h / 2, pad_w = header.kernel_w / 2;
-  s.pixel_sums.assign(a.width + 2 * pad_w + kPanel, 0);
-  s.box.assign(static_cast<size_t>(rows) * box_stride, 0);
-  for (int i = std::max(0, row - pad_h); i < std::min(a.height, row + rows + pad_h); i++) {
-    kernels.pixel_sums(a.x_q + (static_cast<ptrdiff_t>(image) * a.height + i) * row_bytes, a.width, pixel_bytes, s.pixel_sums.data() + pad_w);
-    for (int n = 0; n < rows; n++)
-      if (std::abs(row + n - i) <= pad_h) kernels.slide(s.pixel_sums.data(), header.kernel_w, a.width, s.box.data() + static_cast<ptrdiff_t>(n) * box_stride);
+  s.box.resize(std::max(s.box.size(), static_cast<size_t>(group.rows) * box_stride));
+  for (const Span& of_group : *group.spans) {
+    const Span span = of_group.within(columns);
+    if (span.empty()) continue;
+    // Codes under the span's pixels, zeros outside the image. What is written beyond a span comes before the next one is begun.
+    const Span under = Span{span.begin - pad_w, span.end + pad_w}.within({0, a.width});
+    s.pixel_sums.assign(span.columns() + 2 * pad_w + kPanel, 0);
+    int32_t* const sums = s.pixel_sums.data() + under.begin - (span.begin - pad_w);
+    for (int n = 0; n < group.rows; n++) std::fill_n(s.box.data() + static_cast<ptrdiff_t>(n) * box_stride + span.begin, span.columns(), 0);
+    for (int i = std::max(0, group.row - pad_h); i < std::min(a.height, group.row + group.rows + pad_h); i++) {
+      const uint8_t* row = a.x_q + (static_cast<ptrdiff_t>(image) * a.height + i) * row_bytes;
+      kernels.pixel_sums(row + static_cast<ptrdiff_t>(under.begin) * pixel_bytes, under.columns(), pixel_bytes, sums);
+      for (int n = 0; n < group.rows; n++)
+        if (std::abs(group.row + n - i) <= pad_h)
+          kernels.slide(s.pixel_sums.data(), header.kernel_w, span.columns(), s.box.data() + static_cast<ptrdiff_t>(n) * box_stride + span.begin);
+    }
   }
   return s.box.data();
 }
 
-void Convolution::run_band(int image, int band) const {
+void Convolution::run_band(const Band& band) const {
   struct Within {
     const Kernels& kernels;
     explicit Within(const Kernels& k) : kernels(k) {
@@ -109,26 +118,48 @@ void Convolution::run_band(int image, int band) const {
     ~Within() {
       if (kernels.leave) kernels.leave();
     }
-  } within(kernels);
-  run_band_within(image, band);
+  };
+  if (band.first_group < band.end_group) {
+    Within within(kernels);
+    run_groups(band);
+  }
+  if (passes_on(a.region)) pass_on(band);
 }
 
-void Convolution::run_band_within(int image, int band) const {
-  const int first = band * band_rows, end = std::min(first + band_rows, a.height), pad = header.kernel_w / 2;
-  const int tile = header.tile_for_bits[a.x_bits[image] - ADABM_MIN_BITS];
+void Convolution::run_groups(const Band& band) const {
+  const Part all = {band.image, band.first_group, band.end_group, {0, a.width}};
+  const int tile = header.tile_for_bits[a.x_bits[band.image] - ADABM_MIN_BITS], pad = header.kernel_w / 2;
   const bool tiled = tile != ADABM_TILE_DIRECT;
-  const Region all = {first, end, 0, a.width};
-  if (kTiles[tile].kn2row) return run_kn2row_tiled(image, first, end);
-  if (!header.border_kernels) return tiled ? run_tiled(image, all) : header.kn2row ? run_kn2row(image, first, end) : run_direct(image, all);
-  const int inner = std::min(std::max(first, pad), end), inner_end = std::max(std::min(end, a.height - pad), inner);
-  const Region inside = {inner, inner_end, pad, a.width - pad};
-  run_direct(image, {first, inner, 0, a.width});
-  for (int i = 0; i < pad; i++) run_outer_column(image, inner, inner_end, i), run_outer_column(image, inner, inner_end, a.width - 1 - i);
-  tiled ? run_tiled(image, inside) : run_direct(image, inside);
-  run_direct(image, {inner_end, end, 0, a.width});
+  if (kTiles[tile].kn2row) return run_kn2row_tiled(all);
+  if (!header.border_kernels) return tiled ? run_tiled(all) : header.kn2row ? run_kn2row(all) : run_direct(all);
+  const auto end_above = [&](int row) {
+    return std::partition_point(all.begin, all.end, [&](const RowGroup& group) { return group.row < row; });
+  };
+  const RowGroup *const inner = end_above(header.kernel_h / 2), *const inner_end = end_above(a.height - header.kernel_h / 2);
+  const Part inside = {band.image, inner, inner_end, {pad, a.width - pad}};
+  run_direct({band.image, all.begin, inner, all.columns});
+  for (int i = 0; i < pad; i++) run_outer_column(inside, i), run_outer_column(inside, a.width - 1 - i);
+  tiled ? run_tiled(inside) : run_direct(inside);
+  run_direct({band.image, inner_end, all.end, all.columns});
 }
 
-RowOutput::RowOutput(const Convolution& c, int image, int row) : c_(c) {
+void Convolution::pass_on(const Band& band) const {
+  QuantizeArgs q = {};
+  q.stride_w = y_pitch, q.stride_c = 1, q.channels = out_channels, q.padded_channels = q.y_stride = code_channels;
+  if (a.y_q) set_grid(q, a, band.image);
+  for (int row = band.first_row; row < band.end_row; row++)
+    for (const Span& span : strip_of(bands.strips(band.image), row).passed) {
+      const ptrdiff_t pixel = (static_cast<ptrdiff_t>(band.image) * a.height + row) * a.width + span.begin;
+      const float* from = a.residual + pixel * y_pitch;
+      if (a.y && a.y != a.residual)
+        for (int m = 0; m < span.columns(); m++) std::copy_n(from + static_cast<ptrdiff_t>(m) * y_pitch, out_channels, a.y + (pixel + m) * y_pitch);
+      if (!a.y_q) continue;
+      q.x = from, q.width = span.columns(), q.y_q = a.y_q + pixel * code_channels;
+      kernels.quantize_row(q);
+    }
+}
+
+RowOutput::RowOutput(const Convolution& c, int image, int row, const Spans& written) : c_(c), written_(written) {
   const adabm_conv2d_args& a = c.a;
   const int K = c.header.out_channels, pad_h = c.header.kernel_h / 2, pad_w = c.header.kernel_w / 2;
   const bool own = c.header.border_kernels;
@@ -143,9 +174,7 @@ RowOutput::RowOutput(const Convolution& c, int image, int row) : c_(c) {
   if (a.y_image) {
     e_.scale = 1, e_.offset = 0, e_.top = 255;
   } else if (a.y_q) {
-    const int bits = a.out_bits[image];
-    e_.scale = a.out_grid[(bits - ADABM_MIN_BITS) * 2], e_.offset = a.out_grid[(bits - ADABM_MIN_BITS) * 2 + 1];
-    e_.top = static_cast<float>((1 << bits) - 1);
+    set_grid(e_, a, image);
   }
 }
 
@@ -158,6 +187,21 @@ void RowOutput::prefetch(int first_panel, int panels, int column, int pixels) co
 }
 
 void RowOutput::write(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box) {
+  for (const Span& of_row : written_) {
+    const Span span = of_row.within({column, column + pixels});
+    if (span.empty()) continue;
+    const int skipped = span.begin - column;
+    UntileArgs from = products;
+    if (skipped) {
+      if (products.outputs > 1) c_.kernels.untile_epilogue(products, EpilogueArgs{});  // which has no pixels: it only untiles
+      from = {1, span.columns(), products.panels, products.acc + static_cast<ptrdiff_t>(skipped) * products.panels * kPanel, nullptr, false, 0};
+      from.acc = const_cast<int32_t*>(from.products);
+    }
+    write_pixels(from, first_panel, span.begin, span.columns(), box ? box + skipped : nullptr);
+  }
+}
+
+void RowOutput::write_pixels(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box) {
   const adabm_conv2d_args& a = c_.a;
   const int K = c_.header.out_channels, first = first_panel * kPanel, pad = c_.header.kernel_w / 2;
   const bool inner = column >= pad && column + pixels + pad <= a.width;
@@ -200,9 +244,12 @@ void RowOutput::write_parted(const UntileArgs& products, int first_panel) {
 void RowOutput::finish() const {
   const adabm_conv2d_args& a = c_.a;
   if (!a.y_q || c_.code_channels == c_.out_channels) return;
-  uint8_t* padding = a.y_q + out_row_ * c_.code_channels + c_.out_channels;
-  const ptrdiff_t pixels = static_cast<ptrdiff_t>(a.shuffle) * a.width * a.shuffle;
-  for (ptrdiff_t i = 0; i < pixels; i++) std::memset(padding + i * c_.code_channels, 0, c_.code_channels - c_.out_channels);
+  const int channels = c_.code_channels - c_.out_channels, r = a.shuffle;
+  for (int i = 0; i < r; i++)
+    for (const Span& span : written_) {
+      uint8_t* at = a.y_q + (out_row_ + (static_cast<ptrdiff_t>(i) * a.width + span.begin) * r) * c_.code_channels + c_.out_channels;
+      for (int m = 0; m < span.columns() * r; m++, at += c_.code_channels) std::memset(at, 0, channels);
+    }
 }
 
 }  // namespace adabm

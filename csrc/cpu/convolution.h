@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/bands.h"
 #include "cpu/kernels.h"
 #include "cpu/packed.h"
+#include "cpu/spans.h"
 
 namespace adabm {
 
@@ -16,6 +18,8 @@ constexpr int kDirectBlocks = 3;
 constexpr int kMaxBlockPixels = kGroupTiles * kMaxTileOutputs;
 static_assert(kMaxBlockPixels >= kDirectBlocks * kMaxPixels, "a group of the direct form must fit too");
 
+constexpr int kSparePixels = 4096 / (sizeof(int32_t) * kMaxPanels * kPanel);
+
 // Scratch of one thread; grows to what the layers' channels and widths ask for and stays.
 struct Scratch {
   std::vector<uint8_t> patch, codes;  // copied from the image's border; transformed
@@ -23,7 +27,9 @@ struct Scratch {
   // Of kn2row: the rows of a tile, of each a group of pixels and the columns beside it.
   alignas(64) int32_t columns[kMaxTileOutputs][(kMaxBlockPixels + kMaxKernel) * kMaxPanels * kPanel];
   alignas(64) int32_t products[kMaxTileOutputs * kMaxTaps * kGroupTiles * kMaxPanels * kPanel];
-  alignas(64) int32_t acc[kMaxBlockPixels * kMaxPanels * kPanel];
+  // Vector forms read one pixel more than they write. A page more, since the arrays stand well to each other within pages: elsewhere
+  // convolutions took up to 5 % longer.
+  alignas(64) int32_t acc[(kMaxBlockPixels + kSparePixels) * kMaxPanels * kPanel];
   // Outputs that a PixelShuffle parts, on their way to memory.
   alignas(64) float values[kMaxBlockPixels * kMaxPanels * kPanel];
   alignas(64) uint8_t value_codes[kMaxBlockPixels * kMaxPanels * kPanel];
@@ -35,7 +41,7 @@ struct Convolution {
   const Kernels& kernels;
   const PackedHeader& header;
   int row_bytes, pixel_bytes;  // of x_q
-  int box_stride;              // of box_rows: the width in whole vectors
+  int box_stride;              // of box_rows: the width and the vector that may begin in its last column
   int out_channels, code_channels;  // of one output pixel in y, and in codes
   uint8_t* codes;                   // y_q, or y_image: codes of 8 bits on the grid of pixels, without padding
   int y_pitch;                      // floats from one output pixel to the next
@@ -47,27 +53,37 @@ struct Convolution {
     int32_t to;
   };
   std::vector<std::vector<Run>> y_runs, q_runs;  // of each block
-  int bands, band_rows;
+  bool exact;  // nothing is written beside the region
+  Bands bands;
 
   Convolution(const adabm_conv2d_args& args, const Kernels& kernels, const PackedHeader& header);
 
-  void run_band(int image, int band) const;
+  void run_band(const Band& band) const;
+  // The columns of one of a group's rows that are written.
+  const Spans& written(const RowGroup& group, int row) const { return exact ? group.computed(row) : *group.spans; }
 
  private:
-  void run_band_within(int image, int band) const;
-  // SUM of the codes under the kernel for every pixel of some rows, [rows][box_stride], in the thread's scratch; null without
-  // box_filter.
-  const int32_t* box_rows(int image, int row, int rows) const;
-  // A part of an image.
-  struct Region {
-    int first_row, end_row, first_column, end_column;
+  // Groups of rows of an image, and the columns that are computed of them where the region has them.
+  struct Part {
+    int image;
+    const RowGroup *begin, *end;
+    Span columns;
   };
-  void run_direct(int image, const Region& region) const;
+  void run_groups(const Band& band) const;
+  // The way out of each of a group's rows; beyond the last, again that of the last.
+  struct Rows;
+  // SUM of the codes under the kernel for the pixels of a group within `columns`, [rows][box_stride], in the thread's scratch; null
+  // without box_filter.
+  const int32_t* box_rows(int image, const RowGroup& group, Span columns) const;
+  void run_direct(const Part& part) const;
   // With border_kernels: one of the outer columns, whose pixels have one kernel in common where rows are not outer ones too.
-  void run_outer_column(int image, int first_row, int end_row, int column) const;
-  void run_kn2row(int image, int first_row, int end_row) const;
-  void run_kn2row_tiled(int image, int first_row, int end_row) const;
-  void run_tiled(int image, const Region& region) const;
+  void run_outer_column(const Part& part, int column) const;
+  void run_outer_pixels(int image, int first_row, int end_row, int column) const;
+  void run_kn2row(const Part& part) const;
+  void run_kn2row_tiled(const Part& part) const;
+  void run_tiled(const Part& part) const;
+  // The pixels of a band whose result is the residual.
+  void pass_on(const Band& band) const;
 };
 
 // Copies the rows and columns under a block into `patch`, zeros where they fall outside the image.
@@ -81,7 +97,8 @@ int kernel_class(int position, int size, int pad);
 // The way out of one row: the epilogue of its blocks and the padding of its codes.
 class RowOutput {
  public:
-  RowOutput(const Convolution& convolution, int image, int row);
+  // written: the columns that may be written; what lies beside them is computed in vain.
+  RowOutput(const Convolution& convolution, int image, int row, const Spans& written);
 
   // Brings the residual of a block close while its products run; the hardware does not see it coming.
   void prefetch(int first_panel, int panels, int column, int pixels) const;
@@ -93,6 +110,8 @@ class RowOutput {
 
  private:
   const Convolution& c_;
+  const Spans& written_;
+  void write_pixels(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box);
   void write_parted(const UntileArgs& products, int first_panel);
 
   EpilogueArgs e_ = {};
@@ -100,6 +119,18 @@ class RowOutput {
   const float* row_beta_;
   const float* row_alpha_;
   ptrdiff_t out_row_;  // pixels of the output before this row
+};
+
+struct Convolution::Rows {
+  RowOutput output[kMaxTileOutputs];
+
+  Rows(const Convolution& c, int image, const RowGroup& group) : output{of(c, image, group, 0), of(c, image, group, 1), of(c, image, group, 2), of(c, image, group, 3)} {}
+
+ private:
+  static RowOutput of(const Convolution& c, int image, const RowGroup& group, int i) {
+    const int row = group.row + std::min(i, group.rows - 1);
+    return {c, image, row, c.written(group, row)};
+  }
 };
 
 }  // namespace adabm

@@ -2,6 +2,7 @@
 #include "common/rules.h"
 #include "common/status.h"
 #include "cpu/isa.h"
+#include "cpu/spans.h"
 #include "cpu/thread_pool.h"
 
 namespace {
@@ -9,6 +10,7 @@ namespace {
 struct Job {
   const adabm_quantize_args& a;
   const adabm::Kernels& kernels;
+  std::vector<std::vector<adabm::Strip>> strips;  // of each image
 };
 
 void quantize_task(void* context, int task) {
@@ -16,14 +18,17 @@ void quantize_task(void* context, int task) {
   const adabm_quantize_args& a = job.a;
   const int image = task / a.height, row = task % a.height, bits = a.bits[image] - ADABM_MIN_BITS;
   adabm::QuantizeArgs q = {};
-  q.x = a.x + image * a.stride_n + row * a.stride_h;
   q.stride_w = a.stride_w, q.stride_c = a.stride_c;
   q.shift = a.shift;
-  q.width = a.width, q.channels = a.channels, q.padded_channels = a.y_channels, q.y_stride = a.y_pitch;
+  q.channels = a.channels, q.padded_channels = a.y_channels, q.y_stride = a.y_pitch;
   q.scale = a.grid[bits * 2], q.offset = a.grid[bits * 2 + 1];
   q.top = static_cast<float>((1 << a.bits[image]) - 1);
-  q.y_q = a.y_q + static_cast<ptrdiff_t>(task) * a.width * a.y_pitch;
-  job.kernels.quantize_row(q);
+  for (const adabm::Span& span : adabm::strip_of(job.strips[image], row).computed) {
+    q.x = a.x + image * a.stride_n + row * a.stride_h + span.begin * a.stride_w;
+    q.y_q = a.y_q + (static_cast<ptrdiff_t>(task) * a.width + span.begin) * a.y_pitch;
+    q.width = span.columns();
+    job.kernels.quantize_row(q);
+  }
 }
 
 }  // namespace
@@ -38,7 +43,8 @@ extern "C" adabm_status adabm_quantize_cpu(const adabm_quantize_args* args) {
     adabm::check_rules(a);
     for (int n = 0; n < a.batch; n++)
       ADABM_REQUIRE(a.bits[n] >= ADABM_MIN_BITS && a.bits[n] <= ADABM_MAX_BITS, "bits[%d] must be 2..8, got %d", n, a.bits[n]);
-    Job job = {a, adabm::choose_kernels(a.isa)};
+    Job job = {a, adabm::choose_kernels(a.isa), {}};
+    for (int n = 0; n < a.batch; n++) job.strips.push_back(adabm::strips_of(a.region, n, a.height, a.width));
     adabm::parallel_for(a.threads, a.batch * a.height, quantize_task, &job);
   });
 }

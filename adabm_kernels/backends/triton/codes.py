@@ -38,8 +38,19 @@ def to_codes(value, grid, bits):
     """int32 codes of float32 values on the grid (float32 [7, 2]) of `bits`: docs/numerics.md, "Epilogue"."""
     scale, offset = tl.load(grid + (bits - 2) * 2), tl.load(grid + (bits - 2) * 2 + 1)
     top = ((1 << bits) - 1).to(tl.float32)
-    unrounded = tl.fma(value, tl.zeros_like(value) + scale, tl.zeros_like(value) + offset)
-    clamped = tl.where(unrounded > 0, tl.minimum(unrounded, top), 0.0)  # NaN becomes 0
+    return _rounded(tl.fma(value, tl.zeros_like(value) + scale, tl.zeros_like(value) + offset), top)
+
+
+@triton.jit
+def to_pixels(value):
+    """int32 pixels, 0..255, of float32 values in their units: quantize.to_pixels."""
+    return _rounded(value, 255.0)
+
+
+@triton.jit
+def _rounded(value, top):
+    """float32 values clamped to 0..top, at most 255, and rounded half to even: int32."""
+    clamped = tl.where(value > 0, tl.minimum(value, top), 0.0)  # NaN becomes 0
     return (clamped + ROUNDER).to(tl.int32, bitcast=True) & 255
 
 

@@ -16,13 +16,17 @@ import torch
 import triton
 import triton.language as tl
 
-from ...quantize import packed_pitch, padded_channels, to_pixels
+from ...quantize import packed_pitch, padded_channels
+from ...regions import NUMBERS
 from ..call import ACTIVATIONS, Conv, dense, pitch
 from . import launch, tuning
-from .codes import bits_at, part_of, pixels_of, store_codes, to_codes
+from .codes import bits_at, part_of, pixels_of, store_codes, to_codes, to_pixels
+from .regions import COMPUTED, any_of, marks_of
 
 STORED = (8, 4, 2)
-FLOATS, ACCUMULATORS = 1, 2
+FLOATS, ACCUMULATORS, PIXELS = 1, 2, 3
+PATCH_WIDTH = tl.constexpr(16)  # pixels; at least that many are in a program
+OUTPUTS = {torch.float32: FLOATS, torch.int32: ACCUMULATORS, torch.uint8: PIXELS}
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,9 @@ def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
 
 
 @triton.jit
-def _accumulate(acc, box, x_q, row, column, valid, height, width, flip, weights, kernel, output, known, K: tl.constexpr,
-                C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ONES: tl.constexpr, STORED: tl.constexpr,
-                BLOCK_K: tl.constexpr):  # fmt: skip
+def _products(acc, box, x_q, row, column, valid, height, width, flip, weights, kernel, output, known, K: tl.constexpr,
+              C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ONES: tl.constexpr, STORED: tl.constexpr,
+              BLOCK_K: tl.constexpr):  # fmt: skip
     """acc [M, N] plus the products of one image's codes, stored in STORED bits; box [M, 16] plus their sums.
 
     row, column, valid: [M] pixels of outputs. weights: the first for these codes (Layout). kernel: class of the pixels. output,
@@ -141,6 +145,28 @@ def _accumulate(acc, box, x_q, row, column, valid, height, width, flip, weights,
 
 
 @triton.jit
+def _accumulate(acc, box, x_q, row, column, valid, height, width, bits, flip, weights, kernel, output, known, K: tl.constexpr,
+                C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ONES: tl.constexpr, PACKED: tl.constexpr, AT_8: tl.constexpr,
+                AT_4: tl.constexpr, AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr,
+                BLOCK_K_2: tl.constexpr):  # fmt: skip
+    """`_products` of codes as they are stored for `bits`. weights: the first of all (conv2d_kernel: AT_s, BLOCK_K_s)."""
+    if PACKED:
+        if bits <= 2:
+            acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_2, kernel, output, known, K,
+                                 C4, R, S, ONES, 2, BLOCK_K_2)  # fmt: skip
+        elif bits <= 4:
+            acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_4, kernel, output, known, K,
+                                 C4, R, S, ONES, 4, BLOCK_K_4)  # fmt: skip
+        else:
+            acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_8, kernel, output, known, K,
+                                 C4, R, S, ONES, 8, BLOCK_K_8)  # fmt: skip
+    else:
+        acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_8, kernel, output, known, K,
+                             C4, R, S, ONES, 8, BLOCK_K_8)  # fmt: skip
+    return acc, box
+
+
+@triton.jit
 def _side(edge, size, PAD: tl.constexpr):
     """(first, how many, class) of rows, or columns, at edge 0 .. 2 * PAD - 1; of the `size` between the edges where that is -1."""
     at_end = edge >= PAD
@@ -149,7 +175,7 @@ def _side(edge, size, PAD: tl.constexpr):
 
 
 @triton.jit
-def _region(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr):
+def _class_part(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr):
     """The tile's part of the image where pixels have a kernel by border class: (top, left, height, width, class, tile in it).
 
     Tiles are counted over the inner pixels first, then over each outer row, each outer column, and the corners one by one.
@@ -175,31 +201,57 @@ def _region(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.c
     return top, left, h, w, r * S + s, tile
 
 
-# Layers differ in where their bits lie in the table of all layers: that is no reason to compile anew, nor is the size of images.
-@triton.jit(do_not_specialize=["height", "width"], do_not_specialize_on_alignment=["x_bits", "out_bits"])
+# Layers differ in where their bits lie in the table of all layers, and in their region: that is no reason to compile anew, nor is
+# the size of images.
+@triton.jit(
+    do_not_specialize=["height", "width", "depth_tile", "depth_top", "depth_left", "own_least", "own_most", "near_least",
+                       "near_most", "reach", "pass_least", "pass_most", "pass_reach"],
+    do_not_specialize_on_alignment=["x_bits", "out_bits", "depth"],
+)  # fmt: skip
 def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width,
+                  depth, depth_tile, depth_top, depth_left, own_least, own_most, near_least, near_most, reach, pass_least,
+                  pass_most, pass_reach,
                   K: tl.constexpr, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, BY_CLASS: tl.constexpr,
                   ONES: tl.constexpr, ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr, PACKED: tl.constexpr,
-                  Y: tl.constexpr, Y_PITCH: tl.constexpr, CODES: tl.constexpr, RESIDUAL: tl.constexpr, WIDE: tl.constexpr,
-                  AXIS: tl.constexpr, AT_8: tl.constexpr, AT_4: tl.constexpr, AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr,
-                  BLOCK_K_4: tl.constexpr, BLOCK_K_2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+                  Y: tl.constexpr, Y_PITCH: tl.constexpr, CODES: tl.constexpr, RESIDUAL: tl.constexpr, PATCHES: tl.constexpr,
+                  WIDE: tl.constexpr, AXIS: tl.constexpr, AT_8: tl.constexpr, AT_4: tl.constexpr, AT_2: tl.constexpr,
+                  BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr, BLOCK_K_2: tl.constexpr, BLOCK_M: tl.constexpr,
+                  BLOCK_N: tl.constexpr):  # fmt: skip
     """One tile of BLOCK_M pixels and BLOCK_N outputs of one image.
 
-    Y: what y takes, 0 for nothing, FLOATS or ACCUMULATORS. AXIS: outputs of a sub-pixel with the padding that their codes need.
+    depth, depth_tile, ... pass_reach: the map of all images and the numbers of the region, None without one.
+    Y: what y takes, 0 for nothing, FLOATS, ACCUMULATORS or PIXELS. AXIS: outputs of a sub-pixel and the padding their codes need.
+    PATCHES: whether the pixels are a patch, PATCH_WIDTH wide, or follow each other in rows.
     AT_s, BLOCK_K_s: for codes stored in s bits, the first byte of the weights and the block of the reduction. WIDE: an image has
     more elements than 32 bits count.
     """
     CHANNELS: tl.constexpr = K // (SHUFFLE * SHUFFLE)
     GROUPS: tl.constexpr = SHUFFLE * SHUFFLE
     N_BLOCKS: tl.constexpr = (GROUPS * AXIS + BLOCK_N - 1) // BLOCK_N
+    PASSES: tl.constexpr = RESIDUAL and depth is not None
     image = tl.program_id(1)
     tile, first = tl.program_id(0) // N_BLOCKS, tl.program_id(0) % N_BLOCKS * BLOCK_N
-    top, left, h, w, kernel = 0, 0, height, width, 0
-    if BY_CLASS:
-        top, left, h, w, kernel, tile = _region(tile, height, width, R, S, BLOCK_M)
-    position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    valid = position < h * w
-    row, column = top + position // w, left + position % w
+    if PATCHES:
+        kernel = 0
+        across = tl.cdiv(width, PATCH_WIDTH)
+        position = tl.arange(0, BLOCK_M)
+        row = tile // across * (BLOCK_M // PATCH_WIDTH) + position // PATCH_WIDTH
+        column = tile % across * PATCH_WIDTH + position % PATCH_WIDTH
+        valid = (row < height) & (column < width)
+    else:
+        top, left, h, w, kernel = 0, 0, height, width, 0
+        if BY_CLASS:
+            top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
+        position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        valid = position < h * w
+        row, column = top + position // w, left + position % w
+    computed = valid
+    if depth is not None:
+        marks = marks_of(depth, image, row, column, height, width, valid, depth_tile, depth_top, depth_left, own_least, own_most,
+                         near_least, near_most, reach, pass_least, pass_most, pass_reach, PASSES)  # fmt: skip
+        computed, valid = marks == COMPUTED, marks > 0
+        if not any_of(valid):
+            return
     if WIDE:
         row, column = row.to(tl.int64), column.to(tl.int64)
     axis = first + tl.arange(0, BLOCK_N)
@@ -213,19 +265,12 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     weights = packed.to(tl.pointer_type(tl.int8))
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     box = tl.zeros((BLOCK_M, 16), tl.int32)
-    if PACKED:
-        if bits <= 2:
-            acc, box = _accumulate(acc, box, codes, row, column, valid, height, width, flip, weights + AT_2, kernel, output, known,
-                                   K, C4, R, S, ONES, 2, BLOCK_K_2)  # fmt: skip
-        elif bits <= 4:
-            acc, box = _accumulate(acc, box, codes, row, column, valid, height, width, flip, weights + AT_4, kernel, output, known,
-                                   K, C4, R, S, ONES, 4, BLOCK_K_4)  # fmt: skip
-        else:
-            acc, box = _accumulate(acc, box, codes, row, column, valid, height, width, flip, weights + AT_8, kernel, output, known,
-                                   K, C4, R, S, ONES, 8, BLOCK_K_8)  # fmt: skip
-    else:
-        acc, box = _accumulate(acc, box, codes, row, column, valid, height, width, flip, weights + AT_8, kernel, output, known,
-                               K, C4, R, S, ONES, 8, BLOCK_K_8)  # fmt: skip
+    if not PASSES:
+        acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, flip, weights, kernel, output, known, K,
+                               C4, R, S, ONES, PACKED, AT_8, AT_4, AT_2, BLOCK_K_8, BLOCK_K_4, BLOCK_K_2)  # fmt: skip
+    elif any_of(computed):
+        acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, flip, weights, kernel, output, known, K,
+                               C4, R, S, ONES, PACKED, AT_8, AT_4, AT_2, BLOCK_K_8, BLOCK_K_4, BLOCK_K_2)  # fmt: skip
 
     # What the flip took from every code, outside the image too, where a code of 0 became -128.
     sums = packed.to(tl.pointer_type(tl.int32)) + kernel * (K + ONES)
@@ -251,9 +296,13 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
         elif ACTIVATION == 2:
             value = tl.where(value < 0, value * tl.load(slope + output, mask=known, other=0.0)[None, :], value)
         if RESIDUAL:
+            if PASSES:
+                value = tl.where(computed[:, None], value, -0.0)  # which leaves every float that it is added to as it is
             value = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0.0) + value
         if Y == 1:
             tl.store(y + y_image * Y_PITCH + at, value, mask=wanted)
+        elif Y == 3:
+            tl.store(y + y_image * Y_PITCH + at, to_pixels(value).to(tl.uint8), mask=wanted)
         if CODES:
             next_bits = bits_at(out_bits, image)
             new = tl.where(known[None, :], to_codes(value, out_grid, next_bits), 0)
@@ -290,11 +339,12 @@ def _block_k(row: int, pitch: int) -> int:
 @functools.lru_cache(4096)
 def conv2d_launch(
     capability: int, x_q: tuple[int, ...], weight: tuple[int, ...], packed_bytes: int, *, activation: str, shuffle: int,
-    packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool,
+    packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool, depth: bool = False,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """(constants and options of the kernel, programs for an image) of a call with these shapes.
 
-    y: what it takes, 0 for nothing, FLOATS or ACCUMULATORS. y_pitch: its elements from a pixel to the next, 0 where there is none.
+    y: what it takes, 0 for nothing, else one of OUTPUTS. y_pitch: its elements from a pixel to the next, 0 where there is none.
+    depth: whether the call has one. Fewer tiles of depths then have a pixel of a program where its pixels are a patch.
     """
     _, h, w, c4 = x_q
     layout = Layout.of(weight, packed_bytes)
@@ -303,16 +353,20 @@ def conv2d_launch(
     axis = -(-channels // 16) * 16 if codes else channels
     config = tuning.conv2d_config(capability, c4, r, shuffle**2 * axis, h * w)
     block_m, block_n = config.block_m, config.block_n
+    by_class = len(weight) == 6
+    patches = depth and not by_class
     tiles = -(-h * w // block_m)
-    if len(weight) == 6:  # as _region counts them
+    if patches:
+        tiles = -(-h // (block_m // PATCH_WIDTH.value)) * -(-w // PATCH_WIDTH.value)
+    elif by_class:  # as _class_part counts them
         rows, columns = h - 2 * (r // 2), w - 2 * (s // 2)
         tiles = -(-rows * columns // block_m) + 2 * (r // 2) * -(-columns // block_m) + 2 * (s // 2) * -(-rows // block_m)
         tiles += 4 * (r // 2) * (s // 2)
     elements = h * w * shuffle**2 * max(y_pitch, padded_channels(channels))
     constants = {
-        "K": k, "C4": c4, "R": r, "S": s, "BY_CLASS": len(weight) == 6, "ONES": int(layout.ones), "SHUFFLE": shuffle,
+        "K": k, "C4": c4, "R": r, "S": s, "BY_CLASS": by_class, "ONES": int(layout.ones), "SHUFFLE": shuffle,
         "ACTIVATION": ACTIVATIONS[activation], "PACKED": packed_codes, "Y": y, "Y_PITCH": y_pitch, "CODES": codes,
-        "RESIDUAL": residual, "WIDE": max(elements, h * w * c4) > launch.NARROW, "AXIS": axis,
+        "RESIDUAL": residual, "PATCHES": patches, "WIDE": max(elements, h * w * c4) > launch.NARROW, "AXIS": axis,
         **{f"AT_{stored}": at for stored, at in zip(STORED, layout.offsets(), strict=False)},
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
     }  # fmt: skip
@@ -320,7 +374,7 @@ def conv2d_launch(
 
 
 def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
-    """See ops.conv2d_out; an int32 y takes the accumulators."""
+    """See ops.conv2d_out; an int32 y takes the accumulators, a uint8 y pixels."""
     x_q, residual = conv.x_q, conv.residual
     n, h, w, _ = x_q.shape
     launch.check("conv2d", "x_q", x_q, h * w * conv.shuffle**2)
@@ -335,19 +389,19 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
         activation=conv.activation,
         shuffle=conv.shuffle,
         packed_codes=packed_codes,
-        y=0 if y is None else FLOATS if y.dtype == torch.float32 else ACCUMULATORS,
+        y=0 if y is None else OUTPUTS[y.dtype],
         y_pitch=0 if held is None else pitch(held),
         codes=y_q is not None,
         residual=residual is not None,
+        depth=conv.depth is not None,
     )
     tensors = [dense(t) for t in (x_q, conv.x_bits, conv.packed, conv.alpha, conv.beta, conv.slope)]
     tensors += [residual, dense(conv.out_grid), dense(conv.out_bits), y, y_q]
+    numbers = (None,) * NUMBERS if conv.depth is None else conv.region
     with launch.on(x_q):
-        conv2d_kernel[(programs, n)](*tensors, h, w, **constants)
+        conv2d_kernel[(programs, n)](*tensors, h, w, conv.depth, *numbers, **constants)
 
 
 def conv2d_pixels_out(conv: Conv, threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:
-    """See ops.conv2d_pixels_out; made of floats."""
-    y = image.to(torch.float32)
-    conv2d_out(conv, threads, y, None, packed_codes)
-    image.copy_(to_pixels(y))
+    """See ops.conv2d_pixels_out."""
+    conv2d_out(conv, threads, image, None, packed_codes)

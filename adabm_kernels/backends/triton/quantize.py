@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -10,14 +12,26 @@ from ...quantize import padded_channels
 from ..call import dense, pitch
 from . import launch, tuning
 from .codes import bits_at, store_codes, to_codes
+from .regions import any_of, marks_of
+
+COMPUTED_NUMBERS = 8  # the first of a region's: those behind them are about pixels that are passed on
 
 
-@triton.jit(do_not_specialize=["width", "pixels"], do_not_specialize_on_alignment=["bits"])
+# The numbers of a region and the place of its map differ from layer to layer: no reason to compile anew.
+@triton.jit(
+    do_not_specialize=["width", "pixels", "depth_tile", "depth_top", "depth_left", "own_least", "own_most", "near_least",
+                       "near_most", "reach"],
+    do_not_specialize_on_alignment=["bits", "depth"],
+)  # fmt: skip
 def quantize_kernel(x, shift, grid, bits, y_q, width, pixels, stride_n, stride_c, stride_h, stride_w,
+                    depth, depth_tile, depth_top, depth_left, own_least, own_most, near_least, near_most, reach,
                     C: tl.constexpr, SHIFT: tl.constexpr, CHANNELS: tl.constexpr, PITCH: tl.constexpr, START: tl.constexpr,
                     FILL: tl.constexpr, AXIS: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
                     BLOCK_N: tl.constexpr):  # fmt: skip
-    """One tile of BLOCK_M pixels and BLOCK_N channels of one image. CHANNELS, PITCH, START, FILL, AXIS: see store_codes."""
+    """One tile of BLOCK_M pixels and BLOCK_N channels of one image. CHANNELS, PITCH, START, FILL, AXIS: see store_codes.
+
+    depth, depth_tile, ... reach: the map of all images and the numbers of the region, None without one.
+    """
     image = tl.program_id(1)
     N_BLOCKS: tl.constexpr = (AXIS + BLOCK_N - 1) // BLOCK_N
     tile, first = tl.program_id(0) // N_BLOCKS, tl.program_id(0) % N_BLOCKS * BLOCK_N
@@ -25,6 +39,12 @@ def quantize_kernel(x, shift, grid, bits, y_q, width, pixels, stride_n, stride_c
     channel = first + tl.arange(0, BLOCK_N)
     valid, known = pixel < pixels, channel < C
     row, column, from_channel = pixel // width, pixel % width, channel
+    if depth is not None:
+        marks = marks_of(depth, image, row, column, pixels // width, width, valid, depth_tile, depth_top, depth_left, own_least,
+                         own_most, near_least, near_most, reach, 1, 0, 0, False)  # fmt: skip
+        valid = marks > 0
+        if not any_of(valid):
+            return
     if WIDE:
         row, column, from_channel, pixel = row.to(tl.int64), column.to(tl.int64), channel.to(tl.int64), pixel.to(tl.int64)
     at = (row * stride_h + column * stride_w)[:, None] + (from_channel * stride_c)[None, :]
@@ -47,6 +67,8 @@ def quantize_out(
     y_q: torch.Tensor,
     packed_codes: bool = False,
     start: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
 ) -> None:
     """See ops.quantize_out."""
     n, c, h, w = x.shape
@@ -56,6 +78,7 @@ def quantize_out(
     last = packed_codes and start + fill == channels
     axis = -(-(-(-channels // 16) * 16 - start if last else fill) // 16) * 16
     reach = sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    numbers = (None,) * COMPUTED_NUMBERS if depth is None else tuple(region[:COMPUTED_NUMBERS])
     constants = {
         "C": c, "SHIFT": shift is not None, "CHANNELS": channels, "PITCH": y_pitch, "START": start, "FILL": fill, "AXIS": axis,
         "PACKED": packed_codes, "WIDE": max(reach, h * w * y_pitch) > launch.NARROW,
@@ -64,6 +87,6 @@ def quantize_out(
     programs = -(-h * w // config.block_m) * -(-axis // config.block_n)
     with launch.on(x):
         quantize_kernel[(programs, n)](
-            x, dense(shift), dense(grid), dense(bits), y_q, w, h * w, *x.stride(), **constants,
+            x, dense(shift), dense(grid), dense(bits), y_q, w, h * w, *x.stride(), depth, *numbers, **constants,
             **config.options(),
         )  # fmt: skip

@@ -176,6 +176,23 @@ typedef struct {
 
 ADABM_API adabm_status adabm_quantize_cpu(const adabm_quantize_args* args);
 
+#define ADABM_MAX_BEND 510
+
+/* The depth of each tile of images: `deep` where a pixel of it bends by more than `threshold`, else 0. A pixel bends by the largest
+ * magnitude of its second differences along the rows and the columns, of any channel; an image goes on as it ends. */
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(adabm_depths_args) */
+  int32_t threads;       /* CPU only */
+  int32_t batch, height, width; /* sides at most 2^20, batch * height below 2^31 */
+  const uint8_t* x_q;    /* [N, H, W, 4], 8 bits a code; channels there are none of are 0 */
+  int32_t tile, top, left; /* as in adabm_region */
+  int32_t threshold;     /* 0..ADABM_MAX_BEND */
+  int32_t deep;          /* 1..255 */
+  uint8_t* depth;        /* [N, ceil((top + H) / tile), ceil((left + W) / tile)] */
+} adabm_depths_args;
+
+ADABM_API adabm_status adabm_depths_cpu(const adabm_depths_args* args);
+
 /* Smooth parts of a picture, interpolated over what is in y. With v the interpolation of x by scale, along the rows and then along the
  * columns, and w that of shares / full:
  *
@@ -261,6 +278,9 @@ typedef struct {
 
 /* Configuration `index` of a kernel. Needs no device. */
 ADABM_API adabm_status adabm_config_cuda(int32_t kernel, int32_t index, adabm_config* config);
+
+/* As adabm_depths_cpu, equal to it. */
+ADABM_API adabm_status adabm_depths_cuda(const adabm_depths_args* args, int32_t device, void* stream);
 
 #define ADABM_MEASURE_BYTES 512 /* of workspace for each image */
 

@@ -1,0 +1,58 @@
+// The rows of a convolution as its kernels and threads take them: rows that are computed together, and bands of them.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "cpu/packed.h"
+#include "cpu/spans.h"
+
+namespace adabm {
+
+// Rows that a kernel computes at once: those of its tile, or fewer.
+struct RowGroup {
+  int row, rows;
+  const Strip* strip;  // of the first row
+  const Spans* spans;  // all columns that any of the rows has
+
+  // The columns of one of the rows.
+  const Spans& computed(int at) const {
+    const Strip* own = strip;
+    while (at >= own->end_row) own++;
+    return own->computed;
+  }
+};
+
+// Rows of an image that one thread computes and passes on.
+struct Band {
+  int image, first_row, end_row;
+  const RowGroup *first_group, *end_group;
+};
+
+class Bands {
+ public:
+  Bands(const adabm_conv2d_args& args, const PackedHeader& header);
+
+  const std::vector<Band>& all() const { return bands_; }
+  const std::vector<Strip>& strips(int image) const { return strips_[image]; }
+
+ private:
+  // How one image is computed.
+  struct Form {
+    int rows, columns;  // of a tile
+    int outer_rows;     // at the top and at the bottom, each of which is computed alone
+    int height;
+    int most_rows(int row) const;
+    int64_t cost(const Spans& spans) const;  // of a group, in pixels
+  };
+
+  std::vector<std::vector<Strip>> strips_;  // of each image
+  std::deque<Spans> joined_;                // of groups whose rows differ
+  std::vector<RowGroup> groups_;
+  std::vector<Band> bands_;
+
+  void group_rows(const std::vector<Strip>& strips, const Form& form);
+};
+
+}  // namespace adabm

@@ -1,0 +1,245 @@
+"""Regions on the CPU: every kernel writes what the reference writes, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from problems import ConvProblem, collapsed, instantiate, runnable_isas, set_tile
+
+from adabm_kernels import native
+from adabm_kernels.backends import cpu, reference
+from adabm_kernels.backends.call import Conv
+from adabm_kernels.quantize import act_grid, to_pixels
+from adabm_kernels.regions import Depths, Region, tiles_of
+from adabm_kernels.tiles import DIRECT, TILES
+
+ISAS = runnable_isas()
+pytestmark = pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
+
+REGIONS = {
+    "everywhere": Region(),
+    "nowhere": Region(near=(9, 9)),
+    "around": Region(near=(2, 255), reach=1),
+    "far-around": Region(near=(3, 255), reach=3),
+    "own": Region(own=(2, 255)),
+    "easy-beside-hard": Region(own=(0, 1), near=(3, 255), reach=4),
+}
+PASSING = {
+    "block": Region(own=(2, 255), passed=(3, 255), pass_reach=2),
+    "nothing-but": Region(own=(9, 9), passed=(0, 255)),
+    "within-computed": Region(near=(1, 255), reach=4, passed=(3, 255), pass_reach=2),
+}
+# Pixels a side of a tile, and what the first ones lack: tiles that rows of kernels fit, ones that they do not, and single pixels.
+GRIDS = [(12, 0, 0), (12, 5, 7), (16, 3, 0), (7, 1, 6), (4, 0, 2), (1, 0, 0)]
+
+
+def depths(batch: int, height: int, width: int, grid: tuple[int, int, int]) -> Depths:
+    """Another map for each image, the last one with few tiles that are computed."""
+    tile, top, left = grid
+    g = torch.Generator().manual_seed(tile + top)
+    values = torch.randint(0, 5, (batch, tiles_of(height, tile, top), tiles_of(width, tile, left)), generator=g)
+    values[-1] *= torch.rand(values.shape[1:], generator=g) < 0.2
+    return Depths(values.to(torch.uint8), *grid)
+
+
+def placed(conv: Conv, region: Region, grid: tuple[int, int, int]) -> Conv:
+    at = depths(*conv.x_q.shape[:3], grid)
+    # With tiles of a few pixels a reach is at most a tile.
+    region = Region(region.own, region.near, min(region.reach, at.tile), region.passed, min(region.pass_reach, at.tile))
+    return conv._replace(depth=at.values, region=tuple(region.numbers(at)))
+
+
+class Wanted:
+    """What the reference makes of all pixels, computed once, and of it what a region leaves."""
+
+    def __init__(self, conv: Conv) -> None:
+        self.conv = conv
+        self.acc, _ = reference.conv2d(conv._replace(residual=None), "acc")
+        alone = conv._replace(residual=None)
+        self.of = {True: reference.conv2d(conv, "both"), False: reference.conv2d(alone, "both")}
+        self.passed_codes = reference.codes_of(conv.residual, conv.out_grid, conv.out_bits)
+
+    def masks(self, conv: Conv) -> tuple[torch.Tensor, torch.Tensor]:
+        r = conv.shuffle
+        masks = Region.of(conv.region).masks(Depths(conv.depth, *conv.region[:3]), *conv.x_q.shape[1:3])
+        return tuple(mask.repeat_interleave(r, 1).repeat_interleave(r, 2)[..., None] for mask in masks)
+
+    def check(self, conv: Conv, threads: int, floats: bool, codes: bool, *, in_place: bool = False, beside: int = 0) -> None:
+        """beside: channels of the features beside those of y. in_place: y holds the residual."""
+        computed, passed = self.masks(conv)
+        value, value_codes = self.of[conv.residual is not None]
+        k = value.shape[3]
+        y = y_q = None
+        if floats:
+            before = torch.full((*value.shape[:3], k + beside), -123.0)
+            before[..., :k] = conv.residual if in_place else -123.0
+            y = before.clone()[..., :k]
+            if beside and not in_place:
+                conv = conv._replace(residual=torch.zeros_like(before)[..., :k].copy_(conv.residual))
+            conv = conv._replace(residual=y) if in_place else conv
+        if codes:
+            codes_before = torch.full(value_codes.shape, 251, dtype=torch.uint8)
+            y_q = codes_before.clone()
+        cpu.conv2d_out(conv, threads, y, y_q)
+        if floats:
+            want = before.clone()
+            want[..., :k] = torch.where(computed, value, torch.where(passed, self.conv.residual, before[..., :k]))
+            assert torch.equal(y if y._base is None else y._base, want)
+        if codes and conv.residual is None and not floats:  # the codes around those computed are arbitrary
+            assert torch.equal(torch.where(computed, y_q, 0), torch.where(computed, value_codes, 0))
+        elif codes:
+            assert torch.equal(y_q, torch.where(computed, value_codes, torch.where(passed, self.passed_codes, codes_before)))
+
+    def check_sums(self, conv: Conv, threads: int) -> None:
+        shape = self.of[False][0].shape
+        y = torch.full(shape, -123, dtype=torch.int32)
+        cpu.conv2d_out(conv, threads, y, None)
+        assert torch.equal(y, torch.where(self.masks(conv)[0], self.acc, -123))
+
+    def check_pixels(self, conv: Conv, threads: int) -> None:
+        value = self.of[conv.residual is not None][0]
+        image = torch.full(value.shape, 251, dtype=torch.uint8)
+        cpu.conv2d_pixels_out(conv, threads, image)
+        assert torch.equal(image, torch.where(self.masks(conv)[0], to_pixels(value), 251).to(torch.uint8))
+
+
+def made(problem: ConvProblem, tile: int = 0, most_bits: int = 8) -> Conv:
+    """The problem on tiles of one kind, with a residual of its own."""
+    instance = instantiate(problem)
+    if tile:
+        kernel = TILES[tile].rows.weights
+        if not TILES[tile].kn2row:
+            growth = abs(kernel).sum(1).max() * abs(TILES[tile].columns.weights).sum(1).max()
+            most = 24 if TILES[tile].words else min(24, int(4 * 127 // growth))
+            instance.layer.weight.clamp_(-most, most)
+    set_tile(instance, TILES[tile].name if tile else DIRECT.name, most_bits)
+    layer = instance.layer
+    layer.set_backend("cpu", 1)
+    assert layer.plan.tile_for_bits[problem.bits[0] - 2] == tile
+    tables = (instance.x_q, instance.bits, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, instance.residual)
+    return Conv(*tables, instance.out_grid, instance.out_bits, layer.box_filter, layer.activation, layer.shuffle)
+
+
+def made_collapsed(tile: int, borders: bool, outputs: int, shuffle: int) -> Conv:
+    layer = collapsed(26, 41, 12, outputs, shuffle, (8, 3), borders)
+    x_q, bits, weight, alpha, beta = layer["tables"]
+    packed = cpu.pack(weight, (tile,) * 7)
+    out_bits = torch.tensor([4, 8], dtype=torch.int32)
+    return Conv(
+        x_q, bits, weight, packed, alpha, beta, None, layer["residual"], act_grid(-2.0, 3.0), out_bits, False, "none", shuffle
+    )
+
+
+def three_by_three(
+    tile: int, bits: tuple[int, ...], outputs: int = 20, weight_bits: int = 4, width: int = 43, **more
+) -> Callable[[], Conv]:
+    problem = ConvProblem("region", 29, width, 12, outputs, 3, weight_bits, bits, residual=True, **more)
+    return lambda: made(problem, tile, max(b for b in bits if b < 8 or tile in (0, 5, 7)))
+
+
+KINDS: dict[str, Callable[[], Conv]] = {
+    "direct": three_by_three(0, (4, 8, 2), activation="prelu"),
+    "direct-whole-panels": three_by_three(0, (5, 3), outputs=64),
+    "direct-box": three_by_three(0, (8, 6), weight_bits=8),
+    "one-by-one": lambda: made(ConvProblem("region", 20, 31, 9, 16, 1, 4, (4, 8), residual=True)),
+    "nine-by-nine": lambda: made(ConvProblem("region", 20, 31, 3, 22, 9, 4, (8, 3), residual=True)),
+    "F(2x1)": three_by_three(1, (6, 3, 8), outputs=68, activation="relu"),
+    "F(2x2)": three_by_three(2, (4, 2, 8), outputs=64),
+    "F(2x3)": three_by_three(3, (4, 2, 8), width=80),
+    "F(2x4)": three_by_three(4, (2, 3, 8), outputs=64),
+    # Sums of codes for a box filter, of several rows that end with a vector.
+    "F(4x4)": three_by_three(5, (8, 2), outputs=64, weight_bits=8, width=48),
+    "F(4x4)-few-bits": three_by_three(5, (8, 4), outputs=9, width=90),
+    "F(3x3)": three_by_three(8, (3, 2, 8), outputs=64),
+    "F(3x4)": three_by_three(9, (2, 8), outputs=64),
+    "kn2row": three_by_three(0, (8, 5), outputs=3, weight_bits=8, width=101),
+    "kn2row-nine": lambda: made(ConvProblem("region", 20, 31, 6, 3, 9, 8, (8, 3), residual=True)),
+    "kn2row-in-tiles": three_by_three(7, (8, 5), outputs=3, weight_bits=8, width=96),
+    "shuffle": three_by_three(0, (8, 4), outputs=64, weight_bits=8, shuffle=2),
+    "shuffle-in-tiles": three_by_three(5, (8, 4), outputs=64, weight_bits=8, shuffle=2),
+    "shuffle-parted": three_by_three(2, (4, 8), outputs=45, shuffle=3),
+    "five-by-five": lambda: made_collapsed(6, False, 12, 2),
+    "border-kernels": lambda: made_collapsed(6, True, 64, 1),
+    "border-kernels-parted": lambda: made_collapsed(6, True, 27, 3),
+    "border-kernels-direct": lambda: made_collapsed(0, True, 12, 2),
+}
+
+
+def some(kind: str, regions: dict[str, Region]) -> list[tuple[tuple[int, int, int], Region]]:
+    """A third of all pairs of a grid and a region, other ones for the next kind of kernel; each grid and each region is in them."""
+    pairs, first = itertools.product(enumerate(GRIDS), enumerate(regions.values())), list(KINDS).index(kind)
+    return [(grid, region) for (i, grid), (j, region) in pairs if (i + j + first) % 3 == 0]
+
+
+@functools.cache
+def wanted(kind: str) -> Wanted:
+    return Wanted(KINDS[kind]())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_convolution_writes_its_region_alone(kind: str, isa: str) -> None:
+    want = wanted(kind)
+    with native.force_isa(isa):
+        for at, (grid, region) in enumerate(some(kind, REGIONS)):
+            threads, conv = (1, 3)[at % 2], placed(want.conv, region, grid)
+            alone = conv._replace(residual=None)
+            want.check(conv, threads, floats=True, codes=True)
+            want.check(alone, threads, floats=False, codes=True)
+            want.check(conv, threads, floats=False, codes=True)
+            want.check_sums(alone, threads)
+            want.check_pixels(alone, threads)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ["direct", "F(2x2)", "F(2x3)", "F(3x4)", "F(4x4)", "kn2row", "kn2row-in-tiles", "border-kernels"])
+def test_pixels_that_are_passed_on_get_the_residual(kind: str, isa: str) -> None:
+    want = wanted(kind)
+    with native.force_isa(isa):
+        for at, (grid, region) in enumerate(some(kind, PASSING)):
+            threads, conv = (1, 3)[at % 2], placed(want.conv, region, grid)
+            want.check(conv, threads, floats=True, codes=True)
+            want.check(conv, threads, floats=False, codes=True)
+            want.check(conv, threads, floats=True, codes=False, beside=5)
+            want.check(conv, threads, floats=True, codes=True, in_place=True)
+            want.check(conv, threads, floats=True, codes=True, in_place=True, beside=3)
+
+
+@pytest.mark.parametrize("kind", ["direct", "shuffle-parted"])
+def test_the_reference_keeps_to_the_region(kind: str) -> None:
+    """As `Wanted` has it: what the kernels are compared with is the reference."""
+    want = wanted(kind)
+    for region in (PASSING["block"], PASSING["nothing-but"]) if want.conv.shuffle == 1 else REGIONS.values():
+        conv = placed(want.conv, region, GRIDS[1])
+        computed, passed = want.masks(conv)
+        y, y_q = (torch.full(value.shape, 99, dtype=value.dtype) for value in want.of[True])
+        reference.conv2d_out(conv, 1, y, y_q)
+        for got, value, residual in zip((y, y_q), want.of[True], (conv.residual, want.passed_codes), strict=True):
+            assert torch.equal(got, torch.where(computed, value, torch.where(passed, residual, 99)).to(value.dtype))
+        if region.passed is None:
+            alone, y = conv._replace(residual=None), torch.full_like(y, 99)
+            reference.conv2d_out(alone, 1, y, None)
+            assert torch.equal(y, torch.where(computed, want.of[False][0], 99))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_quantisation_writes_its_region_alone(isa: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 29, 43, 10, generator=g)
+    bits = torch.tensor([3, 8, 5], dtype=torch.int32)
+    for floats in (x.permute(0, 3, 1, 2), x.permute(0, 3, 2, 1).contiguous().transpose(2, 3)):
+        for grid in GRIDS:
+            for region in REGIONS.values():
+                at = depths(3, 29, 43, grid)
+                region = Region(region.own, region.near, min(region.reach, at.tile))
+                place = {"depth": at.values, "region": region.numbers(at)}
+                for shift in (None, torch.rand(10, generator=g)):
+                    wide = [torch.full((3, 29, 43, 16), 251, dtype=torch.uint8) for _ in range(2)]
+                    with native.force_isa(isa):
+                        cpu.quantize_out(floats, shift, act_grid(-2.0, 3.0), bits, 3, wide[0][..., :12], **place)
+                    reference.quantize_out(floats, shift, act_grid(-2.0, 3.0), bits, 3, wide[1][..., :12], **place)
+                    assert torch.equal(*wide)
