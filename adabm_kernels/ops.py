@@ -260,8 +260,7 @@ def _conv2d_out_check(conv, accumulate, packed_codes, backend, threads, depth, r
     residual, shuffle = conv.residual, conv.shuffle
     _check_region("conv2d_out", depth, region, conv.x_q, conv.x_q.shape[:3])
     _require(
-        not _passes_on(region) or (shuffle == 1 and (residual is not None or accumulate)),
-        lambda: f"conv2d_out: pixels are passed on only with a residual and without a shuffle, got shuffle={shuffle}",
+        not _passes_on(region) or shuffle == 1, lambda: f"conv2d_out: pixels are passed on only without a shuffle, got {shuffle}",
     )
     _require(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
     _require(
@@ -619,8 +618,8 @@ def conv2d_out(
 
     y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
     accumulate: y holds the residual and is added to. depth, region: which pixels are written, by the depth of each tile of the
-    images, uint8 [N, rows, columns] (`regions.Depths`), and the numbers of a `regions.Region`; with y_q alone and no residual the
-    codes around those are arbitrary. Raises as `conv2d`.
+    images, uint8 [N, rows, columns] (`regions.Depths`), and the numbers of a `regions.Region`; with y_q alone, no residual and no
+    pixels passed on the codes around those are arbitrary. Raises as `conv2d`.
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
@@ -713,8 +712,9 @@ def resblock_out(
     """Two convolutions as `conv2d_out` computes them one after the other, with the codes between them kept on the chip.
 
     first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid, float32 [7, 2], and bits, int32 [N], of the
-    codes between them. slope, activation: the first's; the second has none. depth, region: of the results, as in `conv2d_out`. y_q
-    must not be x_q. Raises as `conv2d`, and RuntimeError where `why_not_resblock` gives a reason.
+    codes between them. slope, activation: the first's; the second has none. depth, region: of the results, as in `conv2d_out`; the
+    codes in the middle are those of 0 where no result is computed. y_q must not be x_q. Raises as `conv2d`, and RuntimeError where
+    `why_not_resblock` gives a reason.
     """
     torch.ops.adabm.resblock_out(
         x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,

@@ -46,8 +46,8 @@ class Region:
 
     A pixel is computed where the depth of its own tile is in `own` and a tile whose depth is in `near` has a pixel at most `reach`
     rows and columns away. It is passed on where it is not computed and a tile whose depth is in `passed` has a pixel at most
-    `pass_reach` rows and columns away: its result is then the residual alone. Other pixels are not touched. own, near, passed:
-    least and most. passed: None for no pixels. reach, pass_reach: at most a tile.
+    `pass_reach` rows and columns away: its result is then the residual alone, or 0 where there is none. Other pixels are not
+    touched. own, near, passed: least and most. passed: None for no pixels. reach, pass_reach: at most a tile.
     """
 
     own: tuple[int, int] = EVERY

@@ -140,14 +140,15 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
     out = "codes" if y is None else "acc" if y.dtype == torch.int32 else "float" if y_q is None else "both"
     value, codes = conv2d(conv, out)
     computed, passed = _pixels(conv.depth, conv.region, *conv.x_q.shape[1:3], conv.shuffle)
-    residual = conv.residual
-    passes = passed is not None and residual is not None  # without a residual a region passes nothing on
+    passes = passed is not None and bool(passed.any())
+    handed = conv.beta.new_zeros(1, 1, 1, conv.weight.shape[-4]) if conv.residual is None else conv.residual
     if y_q is not None:
         if passes:
-            codes = torch.where(passed, codes_of(residual, conv.out_grid, conv.out_bits), codes)
+            handed_q = codes_of(handed.expand(len(conv.x_q), -1, -1, -1), conv.out_grid, conv.out_bits)
+            codes = torch.where(passed, handed_q, codes)
         _put(y_q, codes, computed, passed, conv.out_bits if packed_codes else None)
     if y is not None:
-        value = torch.where(passed, residual, value) if passes else value
+        value = torch.where(passed, handed, value) if passes else value
         y.copy_(value if computed is None else torch.where(computed | passed, value, y))
 
 

@@ -46,8 +46,9 @@ class LinearExit(IntegerConv2d):
 class Places:
     """Where the layers of a residual network compute, as arguments of the operators; everywhere where there are no depths.
 
-    Blocks are for hard tiles, which read the features of their easy neighbours as the head left them. reach: low-resolution pixels
-    around an output pixel that the upsampler reads: the body must be closed there too. Each layer computes what the next one reads.
+    Blocks are for hard tiles, which read the features of their easy neighbours as the head left them, and zeros there between the
+    two convolutions of a block. reach: low-resolution pixels around an output pixel that the upsampler reads: the body must be
+    closed there too. Each layer computes what the next one reads.
     """
 
     depths: Depths | None
@@ -65,13 +66,13 @@ class Places:
 
     def inside(self) -> dict[str, Any]:
         """Of a block's first convolution."""
-        return self._at(Region(near=HARD, reach=1))
+        return self._at(Region(own=HARD, passed=HARD, pass_reach=1))
 
     def block(self, index: int, blocks: int) -> dict[str, Any]:
         """Of a block's second convolution, or of both in one; it also hands on the features around hard tiles."""
         # The first copies all features that will be read, the last makes all codes that the closing convolution reads.
         ends = index == 0 or index == blocks - 1
-        return self._at(Region(own=HARD, passed=HARD, pass_reach=self.reach + 1 if ends else 2))
+        return self._at(Region(own=HARD, passed=HARD, pass_reach=self.reach + 1 if ends else 1))
 
     def closing(self) -> dict[str, Any]:
         """Of the convolution that closes the body."""

@@ -52,8 +52,8 @@ void check_rules(const adabm_conv2d_args& a) {
   ADABM_REQUIRE(!a.y_pitch || (a.shuffle == 1 && a.y_pitch >= a.out_channels && a.y_pitch < 1 << 20),
                 "y_pitch must be 0, or out_channels %d..2^20 without shuffle, got %d with shuffle %d", a.out_channels, a.y_pitch, a.shuffle);
   check_region(a.region);
-  ADABM_REQUIRE(!passes_on(a.region) || (a.residual && a.shuffle == 1 && !a.y_acc && !a.y_image),
-                "pixels are passed on, region.pass_least..pass_most %d..%d, only with a residual, shuffle 1 and no y_acc or y_image",
+  ADABM_REQUIRE(!passes_on(a.region) || (a.shuffle == 1 && !a.y_acc && !a.y_image),
+                "pixels are passed on, region.pass_least..pass_most %d..%d, only with shuffle 1 and no y_acc or y_image",
                 a.region.pass_least, a.region.pass_most);
 }
 

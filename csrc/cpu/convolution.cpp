@@ -64,7 +64,7 @@ void set_grid(Args& to, const adabm_conv2d_args& a, int image) {
 }  // namespace
 
 Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const PackedHeader& h)
-    : a(args), kernels(k), header(h), exact(args.y || args.y_acc || args.y_image || args.residual), bands(args, h) {
+    : a(args), kernels(k), header(h), exact(args.y || args.y_acc || args.y_image || args.residual || passes_on(args.region)), bands(args, h) {
   pixel_bytes = h.quads() * 4;
   row_bytes = a.width * pixel_bytes;
   box_stride = (a.width + 2 * kPanel - 1) / kPanel * kPanel;
@@ -150,6 +150,10 @@ void Convolution::pass_on(const Band& band) const {
   for (int row = band.first_row; row < band.end_row; row++)
     for (const Span& span : strip_of(bands.strips(band.image), row).passed) {
       const ptrdiff_t pixel = (static_cast<ptrdiff_t>(band.image) * a.height + row) * a.width + span.begin;
+      if (!a.residual) {
+        pass_zeros_on(pixel, span.columns(), q);
+        continue;
+      }
       const float* from = a.residual + pixel * y_pitch;
       if (a.y && a.y != a.residual)
         for (int m = 0; m < span.columns(); m++) std::copy_n(from + static_cast<ptrdiff_t>(m) * y_pitch, out_channels, a.y + (pixel + m) * y_pitch);
@@ -157,6 +161,18 @@ void Convolution::pass_on(const Band& band) const {
       q.x = from, q.width = span.columns(), q.y_q = a.y_q + pixel * code_channels;
       kernels.quantize_row(q);
     }
+}
+
+void Convolution::pass_zeros_on(ptrdiff_t pixel, int pixels, const QuantizeArgs& grid) const {
+  for (int m = 0; a.y && m < pixels; m++) std::fill_n(a.y + (pixel + m) * y_pitch, out_channels, 0.0f);
+  if (!a.y_q) return;
+  // One pixel, and copies of it.
+  const float zero = 0;
+  QuantizeArgs one = grid;
+  uint8_t* const to = a.y_q + pixel * code_channels;
+  one.x = &zero, one.stride_c = 0, one.width = 1, one.y_q = to;
+  kernels.quantize_row(one);
+  for (int m = 1; m < pixels; m++) std::memcpy(to + static_cast<ptrdiff_t>(m) * code_channels, to, code_channels);
 }
 
 RowOutput::RowOutput(const Convolution& c, int image, int row, const Spans& written) : c_(c), written_(written) {

@@ -84,6 +84,8 @@ struct Convolution {
   void run_tiled(const Part& part) const;
   // The pixels of a band whose result is the residual.
   void pass_on(const Band& band) const;
+  // Pixels from one on without a residual; the grid of their codes.
+  void pass_zeros_on(ptrdiff_t pixel, int pixels, const QuantizeArgs& grid) const;
 };
 
 // Copies the rows and columns under a block into `patch`, zeros where they fall outside the image.

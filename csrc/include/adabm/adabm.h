@@ -97,14 +97,14 @@ ADABM_API adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packed
  * A pixel is computed where the depth of its own tile is in own_least..own_most and a tile whose depth is in near_least..near_most
  * has a pixel at most `reach` rows and columns away. It is passed on where it is not computed and a tile whose depth is in
  * pass_least..pass_most has a pixel at most pass_reach rows and columns away; no pixel is where pass_least is above pass_most.
- * Nothing is written of other pixels, with one exception: a convolution that gives y_q alone, without a residual, may write any
- * codes around what it computes. Pixels are those of x, each with its shuffle * shuffle pixels of the output. */
+ * Nothing is written of other pixels, with one exception: a convolution that gives y_q alone, without a residual, and passes
+ * nothing on may write any codes around what it computes. Pixels are those of x, each with its shuffle * shuffle pixels of the output. */
 typedef struct {
   const uint8_t* depth;  /* [N, ceil((top + H) / tile), ceil((left + W) / tile)]; null: every pixel is computed, the rest is not read */
   int32_t tile;          /* pixels a side, at most 2^20 */
   int32_t top, left;     /* pixels that the first row and column of tiles lack, 0..tile - 1 */
   int32_t own_least, own_most, near_least, near_most, reach;  /* depths 0..255; reach 0..tile */
-  int32_t pass_least, pass_most, pass_reach;                  /* convolutions with a residual only */
+  int32_t pass_least, pass_most, pass_reach;                  /* convolutions only */
 } adabm_region;
 
 /* Integer convolution, stride 1, odd kernel, "same" zero padding of the codes (padding = kernel / 2), fused epilogue:
@@ -151,7 +151,7 @@ typedef struct {
   int32_t border_kernels;   /* CUDA only: that of adabm_weights; elsewhere the packed form says so */
   int32_t config;           /* CUDA of compute capability 9.0 only: i + 1 takes configuration i of the kernel (adabm_config_cuda), 0 lets the library choose */
   uint8_t* y_image;         /* not with y_q or y_pitch: [N, H*r, W*r, K/r^2], clamp(round_half_even(v), 0, 255) */
-  adabm_region region;      /* of pixels that are passed on, which takes a residual, shuffle 1 and no y_acc or y_image, v is the residual */
+  adabm_region region;      /* of pixels that are passed on v is the residual, or 0 without one; not with shuffle above 1, y_acc or y_image */
 } adabm_conv2d_args;
 
 ADABM_API adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args);
@@ -252,8 +252,9 @@ ADABM_API adabm_status adabm_pack_cuda(const adabm_weights* weights, int32_t box
  * cores where the device has them (compute capability 8.x) and the weights fit, decided on the device for each image. */
 ADABM_API adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t device, void* stream);
 /* Both convolutions of a residual block in one kernel, equal to two calls of adabm_conv2d_cuda. The first has no outputs, the second no
- * x_q: the codes between them, on first->out_grid and first->out_bits, never reach memory. A region is the second's alone. 3x3, 33 to 64 channels, compute capability
- * 9.0; ADABM_UNSUPPORTED and why otherwise. y_q must not be x_q; y may be the same memory as residual. */
+ * x_q: the codes between them, on first->out_grid and first->out_bits, never reach memory. A region is the second's alone: the first
+ * computes the same pixels, and passes zeros on to those around them. 3x3, 33 to 64 channels, compute capability 9.0;
+ * ADABM_UNSUPPORTED and why otherwise. y_q must not be x_q; y may be the same memory as residual. */
 ADABM_API adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, const adabm_conv2d_args* second, int32_t device, void* stream);
 ADABM_API adabm_status adabm_quantize_cuda(const adabm_quantize_args* args, int32_t device, void* stream);
 
