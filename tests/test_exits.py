@@ -472,11 +472,15 @@ def test_the_converted_network_computes_what_is_simulated(calibrated, converted)
     x = torch.cat([ramp(40, 40), noise(40, 27)], 2)[None]
     with torch.no_grad():
         wanted, got = calibrated(x), converted(x)
+        converted.set_depth("full")
+        with calibrated.full_depth():
+            apart = (converted(x) - calibrated(x)).abs()
+        converted.set_depth("auto")
     assert 0 < float(calibrated.mean_depth(x)) < 1
     assert torch.equal(converted.computed_share(x), calibrated.mean_depth(x))
     assert converted.tile_depths(x).values.tolist() == calibrated.depths(x).values.tolist()
-    # Codes may differ by one where a value lies between two: few do, and by no more than a step of few bits.
-    assert (got - wanted).abs().mean() < 0.05
+    # At any depth the upsampler in one piece rounds elsewhere than its simulated stages do.
+    assert (got - wanted).abs().max() <= apart.max() < 1
     easy = ~Region(own=(1, MAX_DEPTH)).masks(calibrated.depths(x), 40, 67)[0][0]
     easy = easy.repeat_interleave(SCALE, 0).repeat_interleave(SCALE, 1)
     assert (got - wanted)[0, :, easy].abs().max() < 1e-3
