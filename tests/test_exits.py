@@ -381,6 +381,11 @@ def test_settings_without_an_exit(settings):
     assert calibrate(small_edsr(), [noise(20, 20)[None]], config, check=False).exit is None
 
 
+def test_images_smaller_than_a_tile_give_none():
+    result = calibrate(small_edsr(), [noise(20, 20)[None]], ConvertConfig(depth_tile=64), check=False)
+    assert result.exit is None and result.report["exit"] == {"share": 0.0}
+
+
 def test_rdn_has_none():
     torch.manual_seed(0)
     assert calibrate(RDN(RDNSpec(2, 1, 2, 3, 5)), [noise(20, 20)[None]], ConvertConfig(), check=False).exit is None
