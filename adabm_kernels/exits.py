@@ -136,10 +136,13 @@ def pixel_bends(x: torch.Tensor) -> torch.Tensor:
 def tile_bends(x: torch.Tensor, tile: int, top: int = 0, left: int = 0) -> torch.Tensor:
     """The largest bend (`pixel_bends`) in each tile of pixels [N, C, H, W]: int16 [N, rows, columns]. top, left: see `Depths`."""
     bends = pixel_bends(x)
-    height, width = bends.shape[1:]
-    rows, columns = tiles_of(height, tile, top), tiles_of(width, tile, left)
-    whole = F.pad(bends, (left, columns * tile - left - width, top, rows * tile - top - height))
-    return whole.view(-1, rows, tile, columns, tile).amax((2, 4))
+    for axis, before in ((1, top), (2, left)):
+        size = bends.shape[axis]
+        # Tiles may be far larger than the image: the pixels are cut where tiles end rather than padded to whole tiles.
+        ends = [min(index * tile - before, size) for index in range(1, tiles_of(size, tile, before) + 1)]
+        sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        bends = torch.stack([part.amax(axis) for part in bends.split(sizes, axis)], axis)
+    return bends
 
 
 def tile_depths(x: torch.Tensor, parameters: ExitParameters, deep: int, top: int = 0, left: int = 0) -> Depths:

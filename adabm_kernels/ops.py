@@ -454,9 +454,7 @@ def _tile_depths_empty(x_q, tile, top, left, threshold, deep, backend, threads):
 def _tile_depths(*args):
     depth = _tile_depths_empty(*args)
     *rest, backend, threads = args
-    # Triton has no kernel for it.
-    module = _module(backend if hasattr(_module(backend), "tile_depths_out") else "reference")
-    module.tile_depths_out(*rest, threads, depth)
+    _module(backend).tile_depths_out(*rest, threads, depth)
     return depth
 
 

@@ -48,6 +48,18 @@ class Call:
             bits=bits,
             y_q=self.array(np.zeros(2 * 20 * 8, np.uint8)),
         )
+        self.depths = native.DepthsArgs(
+            batch=2,
+            height=4,
+            width=5,
+            x_q=self.array(np.zeros(2 * 20, np.uint32)),
+            tile=4,
+            top=1,
+            left=2,
+            threshold=20,
+            deep=16,
+            depth=self.array(np.zeros(2 * 2 * 2, np.uint8)),
+        )
         self.image_bits = native.ImageBitsArgs(
             batch=2,
             height=4,
@@ -85,6 +97,7 @@ def pack(call: Call) -> None:
 ENTRIES: dict[str, Callable[..., None]] = {
     "conv2d": lambda call, device=0: host_library().call("adabm_conv2d_cuda", call.conv2d, device, None),
     "quantize": lambda call, device=0: host_library().call("adabm_quantize_cuda", call.quantize, device, None),
+    "depths": lambda call, device=0: host_library().call("adabm_depths_cuda", call.depths, device, None),
     "image_bits": lambda call, device=0: host_library().call("adabm_image_bits_cuda", call.image_bits, device, None),
 }
 
@@ -148,6 +161,20 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("quantize", {"packed_codes": 2, "y_start": 2**31 - 4}, "a multiple of 4 with room for 5 channels .*, got 2147483644 with 8"),
     ("quantize", {"height": 2**15, "width": 2**15, "batch": 1}, r"less than 2\^31 codes, got 32768x32768 with 8 a pixel"),
     *[("quantize", {name: None}, f"{name}.*must not be null") for name in ("x", "grid", "bits", "y_q")],
+    ("depths", {"struct_bytes": 8}, "args must be a struct of [0-9]+ bytes"),
+    ("depths", {"width": 0}, "batch, height and width must be positive, got 2, 4, 0"),
+    ("depths", {"batch": 2**20, "height": 2**12}, "batch times height must fit 31 bits, got 1048576 and 4096"),
+    ("depths", {"height": 2**20 + 1}, r"height and width must be at most 2\^20, got 1048577 and 5"),
+    ("depths", {"tile": 0}, r"tile must be 1..2\^20, got 0"),
+    ("depths", {"tile": 2**20 + 1}, r"tile must be 1..2\^20, got 1048577"),
+    ("depths", {"top": 4}, "top and left must be 0..3, got 4 and 2"),
+    ("depths", {"left": -1}, "top and left must be 0..3, got 1 and -1"),
+    ("depths", {"threshold": -1}, "threshold must be 0..510, got -1"),
+    ("depths", {"threshold": 511}, "threshold must be 0..510, got 511"),
+    ("depths", {"deep": 0}, "deep must be 1..255, got 0"),
+    ("depths", {"deep": 256}, "deep must be 1..255, got 256"),
+    *[("depths", {name: None}, "x_q and depth must not be null") for name in ("x_q", "depth")],
+    ("depths", {"x_q": 4098}, "x_q must be 4-byte aligned"),
     ("image_bits", {"struct_bytes": 8}, "args must be a struct of [0-9]+ bytes"),
     ("image_bits", {"batch": -1}, "batch, height and width must be positive, got -1, 4, 5"),
     ("image_bits", {"batch": 65536}, "batch must be at most 65535, got 65536"),
@@ -224,11 +251,11 @@ def test_a_launch_names_its_kernel() -> None:
         ENTRIES["conv2d"](Call())
 
 
-@pytest.mark.parametrize("entry, name", [("conv2d", "conv2d"), ("quantize", "quantize"), ("image_bits", "image_bits")])
-def test_kernels_go_to_the_stream_of_the_call(entry: str, name: str) -> None:
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_kernels_go_to_the_stream_of_the_call(entry: str) -> None:
     call = Call()
     for stream in (0x1230, None):
-        host_library().call(f"adabm_{name}_cuda", getattr(call, entry), 0, stream)
+        host_library().call(f"adabm_{entry}_cuda", getattr(call, entry), 0, stream)
         assert runtime().last_stream() == stream
 
 
@@ -247,9 +274,10 @@ def test_a_device_that_is_not_there_is_refused(entry: str, device: int) -> None:
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_the_callers_device_stays_current_whatever_happens(entry: str) -> None:
     call = Call()
+    args = getattr(call, entry)
     with driver(devices=3, current=2):
         ENTRIES[entry](call, 2)
-        runtime().owner(getattr(call, entry).x_q if entry == "conv2d" else getattr(call, entry).x, 1)
+        runtime().owner(args.x_q if hasattr(args, "x_q") else args.x, 1)
         with pytest.raises(ValueError, match=r"must be memory of device 0, got memory of device 1"):
             ENTRIES[entry](call, 0)
         assert runtime().current_device() == 2
@@ -263,6 +291,14 @@ def test_memory_of_another_device_or_of_the_host_is_refused(field: str) -> None:
             runtime().owner(getattr(call.conv2d, field), owner)
             with pytest.raises(ValueError, match=f"{field} must be .*device 0, got {got}"):
                 ENTRIES["conv2d"](call)
+
+
+@pytest.mark.parametrize("field", ["x_q", "depth"])
+def test_depths_of_the_host_are_refused(field: str) -> None:
+    call = Call()
+    runtime().owner(getattr(call.depths, field), -1)
+    with driver(), pytest.raises(ValueError, match=f"{field} must be device memory of device 0, got memory of the host"):
+        ENTRIES["depths"](call)
 
 
 def test_more_shared_memory_than_the_card_has_is_an_error_of_the_call() -> None:

@@ -48,7 +48,7 @@ def test_newer_cards_find_ptx() -> None:
 def test_every_kernel_is_there_and_keeps_its_registers(architecture: str) -> None:
     assert sorted(convolutions(architecture)) == [16, 32, 48, 64]
     names = " ".join(kernels(architecture))
-    for kernel in ("quantize", "measure", "decide", "probe"):
+    for kernel in ("quantize", "tile_depths", "measure", "decide", "probe"):
         assert kernel in names
     for name, lines in kernels(architecture).items():
         local = [line for line in lines if sass.opcode(line).split(".")[0] in ("LDL", "STL")]

@@ -144,6 +144,24 @@ def test_codes_without_a_residual_may_go_around_a_region(kernel: str) -> None:
     assert bool((call.y_q[1] == POISON).all())  # no tile of the image of depth 0 is near enough
 
 
+@pytest.mark.parametrize("tensor_copies", [False, True])
+@pytest.mark.parametrize("columns", [(0, 1), (8, 15), (17, 18), (7, 9), (24, 39), (0, 40)], ids=str)
+def test_strips_without_a_pixel_of_the_region_are_left_out(columns: tuple[int, int], tensor_copies: bool) -> None:
+    """Two tiles of four strips of 8 columns: codes without a residual fill each strip with work, and show those without."""
+    problem = ConvProblem("resident", 16, 40, 64, 64, bits=(8,), activation="relu")
+    instance = instantiate(problem)
+    values = torch.zeros(1, 16, 40, dtype=torch.uint8)
+    values[0, 5, columns[0] : columns[1]] = 1
+    call = conv2d_call(instance, outputs="q", depths=Depths(values, 1), region=Region(own=(1, 1)))
+    call.args.config = 4 if tensor_copies else 1
+    with on(9):
+        call.run()
+    with_work = torch.zeros(40, dtype=torch.bool)
+    with_work[columns[0] // 8 * 8 : -(-columns[1] // 8) * 8] = True
+    want = torch.where(with_work[:, None], instance.run("reference", "codes")[1], POISON)
+    assert_equal(call.y_q, want)
+
+
 @pytest.mark.parametrize("major", [8, 9])
 @pytest.mark.parametrize("depth", [0, 1], ids=["easy", "hard"])
 def test_an_image_of_bytes_with_pixels_that_are_shuffled(depth: int, major: int) -> None:

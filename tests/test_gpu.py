@@ -227,6 +227,21 @@ def test_a_graph_computes_the_region_of_the_depths_that_are_there(channels: int,
         assert all(torch.equal(got, want) for got, want in zip(*results, strict=True))
 
 
+def test_a_graph_finds_the_depths_of_the_pixels_that_are_there(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.randint(0, 256 // weaker, (2, 70, 90, 4), dtype=torch.uint8, generator=generator) for weaker in (1, 16)]
+    place = {"tile": 24, "threshold": 55, "deep": 16, "top": 3, "left": 7}
+    x_q = pictures[0].cuda()
+    ops.tile_depths(x_q, **place, backend=backend)  # Triton compiles at its first launch
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        depth = ops.tile_depths(x_q, **place, backend=backend)
+    for picture in pictures:
+        x_q.copy_(picture)
+        graph.replay()
+        assert torch.equal(depth.cpu(), ops.tile_depths(picture, **place, backend="reference"))
+
+
 @pytest.mark.parametrize("recorded", [False, True], ids=["launched", "graphs"])
 def test_several_images_in_flight(backend: str, recorded: bool) -> None:
     """More images than lanes, of two shapes and with other bits; the caller on a stream of its own."""

@@ -31,6 +31,7 @@ STRUCTS = {
     "adabm_weights": native.Weights,
     "adabm_conv2d_args": native.Conv2dArgs,
     "adabm_quantize_args": native.QuantizeArgs,
+    "adabm_depths_args": native.DepthsArgs,
     "adabm_interpolate_args": native.InterpolateArgs,
     "adabm_image_bits_args": native.ImageBitsArgs,
     "adabm_device": native.Device,

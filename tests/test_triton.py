@@ -19,10 +19,10 @@ pytestmark = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.wh
 KERNELS = Path(__file__).with_name("triton_kernels.py")
 
 
-def run_kernel_tests(keywords: str, interpret: bool) -> subprocess.Popen:
-    """tests/triton_kernels.py, or what `keywords` select of it, in a process of its own."""
+def run_kernel_tests(keywords: str, interpret: bool, file: Path = KERNELS) -> subprocess.Popen:
+    """A file of tests of kernels, or what `keywords` select of it, in a process of its own."""
     environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", str(KERNELS), "-k", keywords]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", str(file), "-k", keywords]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

@@ -47,6 +47,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "measure_wide": {"WIDE": True},
     "decide": {},
     "decide_one": {"BITS": False},
+    "tile_depths": {},
 }
 CONV2D_TENSORS = {
     "x_q": "*u8", "x_bits": "*i32", "packed": "*u8", "alpha": "*fp32", "beta": "*fp32", "slope": "*fp32", "residual": "*fp32",
@@ -73,7 +74,7 @@ class Compiled:
 
 def compile_kernel(name: str, capability: int) -> Compiled:
     """A form of CONV2D or OTHERS for a compute capability, 90 for 9.0."""
-    from adabm_kernels.backends.triton import conv2d, measure, quantize, tuning
+    from adabm_kernels.backends.triton import conv2d, depths, measure, quantize, tuning
 
     wanted = 0
     if name in CONV2D:
@@ -106,6 +107,11 @@ def compile_kernel(name: str, capability: int) -> Compiled:
         types = {"x": "*fp32", "partial": "*fp32", "height": "i32", "width": "i32"}
         types |= {f"stride_{axis}": "i32" for axis in "nchw"}
         constants = {"WIDE": False, "BLOCK": measure.BLOCK, "num_warps": 4, "enable_fp_fusion": False} | OTHERS[name]
+    elif name == "tile_depths":
+        kernel, absent = depths.tile_depths_kernel, {}
+        types = {"x_q": "*u8", "depth": "*u8"}
+        types |= dict.fromkeys(("height", "width", "rows", "columns", "tile", "top", "left", "threshold", "deep"), "i32")
+        constants = {"BLOCK": depths.BLOCK, "num_warps": 4}
     else:
         kernel = measure.decide_kernel
         types = dict.fromkeys(("partial", "measure", "lower", "upper"), "*fp32") | {"rules": "*i32", "bits": "*i32"}

@@ -128,7 +128,8 @@ def tile_depths_out(
     x_q: torch.Tensor, tile: int, top: int, left: int, threshold: int, deep: int, _threads: int, depth: torch.Tensor
 ) -> None:
     """See ops.tile_depths."""
-    args = structs.depths_args(x_q, tile, top, left, threshold, deep, depth)
+    pixels = x_q if x_q.data_ptr() % 4 == 0 else x_q.clone()  # the kernel loads a pixel as one word
+    args = structs.depths_args(pixels, tile, top, left, threshold, deep, depth)
     native.library("cuda").call("adabm_depths_cuda", args, *_place(x_q))
 
 

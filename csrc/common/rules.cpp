@@ -19,15 +19,15 @@ void check_rules(const adabm_weights& w) {
 
 namespace {
 
-void check_tiles(int tile, int top, int left) {
-  ADABM_REQUIRE(tile >= 1 && tile <= 1 << 20, "tile must be 1..2^20, got %d", tile);
-  ADABM_REQUIRE(top >= 0 && top < tile && left >= 0 && left < tile, "top and left must be 0..%d, less than a tile, got %d and %d", tile - 1, top,
-                left);
+// of: what the tiles belong to, as the names of its members begin.
+void check_tiles(const char* of, int tile, int top, int left) {
+  ADABM_REQUIRE(tile >= 1 && tile <= 1 << 20, "%stile must be 1..2^20, got %d", of, tile);
+  ADABM_REQUIRE(top >= 0 && top < tile && left >= 0 && left < tile, "%stop and left must be 0..%d, got %d and %d", of, tile - 1, top, left);
 }
 
 void check_region(const adabm_region& r) {
   if (!r.depth) return;
-  check_tiles(r.tile, r.top, r.left);
+  check_tiles("region.", r.tile, r.top, r.left);
   ADABM_REQUIRE(r.reach >= 0 && r.reach <= r.tile && r.pass_reach >= 0 && r.pass_reach <= r.tile,
                 "region.reach and pass_reach must be 0..tile %d, got %d and %d", r.tile, r.reach, r.pass_reach);
 }
@@ -62,7 +62,7 @@ void check_rules(const adabm_depths_args& a) {
                 a.width);
   ADABM_REQUIRE(static_cast<int64_t>(a.batch) * a.height < INT32_MAX, "batch times height must fit 31 bits, got %d and %d", a.batch, a.height);
   ADABM_REQUIRE(a.height <= 1 << 20 && a.width <= 1 << 20, "height and width must be at most 2^20, got %d and %d", a.height, a.width);
-  check_tiles(a.tile, a.top, a.left);
+  check_tiles("", a.tile, a.top, a.left);
   ADABM_REQUIRE(a.threshold >= 0 && a.threshold <= ADABM_MAX_BEND, "threshold must be 0..%d, got %d", ADABM_MAX_BEND, a.threshold);
   ADABM_REQUIRE(a.deep >= 1 && a.deep <= 255, "deep must be 1..255, got %d", a.deep);
   ADABM_REQUIRE(a.x_q && a.depth, "x_q and depth must not be null");

@@ -97,6 +97,14 @@ ADABM_DEVICE Rectangle pixels_of(const Conv2dParams& p, const Tile& at) {
   return {at.row, at.column, end_row < at.end_row ? end_row : at.end_row, end_column < at.end_column ? end_column : at.end_column};
 }
 
+// Those of them in a strip that begins inside the image, of an inner tile.
+ADABM_DEVICE Rectangle pixels_of_strip(const Conv2dParams& p, const Tile& at, int strip) {
+  Rectangle pixels = pixels_of(p, at);
+  pixels.column += strip * kStripColumns;
+  if (pixels.column + kStripColumns < pixels.end_column) pixels.end_column = pixels.column + kStripColumns;
+  return pixels;
+}
+
 // The descriptor of a strip's pixels in the first 32 channels at `codes`, for the first tap.
 ADABM_DEVICE uint64_t strip_descriptor(const Tile& at, uint32_t codes, uint32_t plane_bytes, int strip) {
   const int group = at.group_rows * at.row_step + at.group_columns * at.column_step;
@@ -203,6 +211,18 @@ ADABM_DEVICE void multiply_resident(int32_t (&acc)[kColumns / 2], const uint32_t
       ptx::wgmma_s8u8<kColumns>(acc, a[step][tap], strip + step * 2 * (plane_bytes >> 4) + tap / 3 * row_pixels + tap % 3, step | tap);
   ptx::wgmma_commit();
   ptx::wgmma_wait<0>();
+}
+
+// Bit i: whether strip i is one of this warpgroup's, every second of the first `strips`, and has a pixel to compute or pass on. `share` is
+// that of the whole tile.
+ADABM_DEVICE uint32_t strips_with_work(const Conv2dParams& p, const Tile& at, int image, Share share, int consumer, int strips) {
+  uint32_t found = 0;
+#pragma unroll 1
+  for (int strip = consumer; strip < strips; strip += kConsumers) {
+    const bool any = share == Share::kAllComputed || share_of(p.region, image, pixels_of_strip(p, at, strip)) != Share::kNone;
+    found |= static_cast<uint32_t>(any) << strip;
+  }
+  return found;
 }
 
 ADABM_DEVICE float activate(int activation, float value, float slope) {
@@ -467,15 +487,17 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
         const bool by_pixel = p.by_pixel && share == Share::kSome;
         const int strips = (at.end_column - at.column + kStripColumns - 1) / kStripColumns, here = strips < kStrips ? strips : kStrips;
         const uint32_t codes = stages + ring.stage * q.stage_bytes;
+        const uint32_t with_work = strips_with_work(p, at, image, share, consumer, here);
         ring.wait_full();
-        for (int strip = consumer; strip < here; strip += kConsumers) {
-          multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
-          if (strip + kConsumers >= here && releases) ptx::mbarrier_arrive(ring.empty());  // before the results are stored
-          epilogue<kStripRows, true>(p, by_pixel, q.image_words, at, strip, outputs, image, bits, acc, staged, 1 + consumer);
-        }
-        if (consumer >= here) {
+        if (!with_work) {
           ptx::sync_warp();  // all lanes have seen the stage full
           if (releases) ptx::mbarrier_arrive(ring.empty());
+        }
+        for (int strip = consumer; with_work >> strip; strip += kConsumers) {
+          if (!(with_work >> strip & 1)) continue;
+          multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
+          if (!(with_work >> strip >> kConsumers) && releases) ptx::mbarrier_arrive(ring.empty());  // before the results are stored
+          epilogue<kStripRows, true>(p, by_pixel, q.image_words, at, strip, outputs, image, bits, acc, staged, 1 + consumer);
         }
         ring.next();
       }

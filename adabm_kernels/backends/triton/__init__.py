@@ -12,10 +12,20 @@ if interpreting():
     install()
 
 from .conv2d import conv2d_out, conv2d_pixels_out, pack
+from .depths import tile_depths_out
 from .measure import image_measure, layer_bits
 from .quantize import quantize_out
 
-__all__ = ["conv2d_out", "conv2d_pixels_out", "image_measure", "layer_bits", "pack", "probe", "quantize_out"]
+__all__ = [
+    "conv2d_out",
+    "conv2d_pixels_out",
+    "image_measure",
+    "layer_bits",
+    "pack",
+    "probe",
+    "quantize_out",
+    "tile_depths_out",
+]
 
 
 def probe(device: torch.device) -> None:

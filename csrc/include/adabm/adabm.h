@@ -279,7 +279,7 @@ typedef struct {
 /* Configuration `index` of a kernel. Needs no device. */
 ADABM_API adabm_status adabm_config_cuda(int32_t kernel, int32_t index, adabm_config* config);
 
-/* As adabm_depths_cpu, equal to it. */
+/* As adabm_depths_cpu, equal to it; x_q must be 4-byte aligned. */
 ADABM_API adabm_status adabm_depths_cuda(const adabm_depths_args* args, int32_t device, void* stream);
 
 #define ADABM_MEASURE_BYTES 512 /* of workspace for each image */
