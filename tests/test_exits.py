@@ -297,6 +297,15 @@ def test_files_keep_the_exit(calibrated, converted, tmp_path):
     assert same_exit(checkpoint.load(tmp_path / "m.safetensors").exit, calibrated.exit)
 
 
+def test_info_says_what_an_easy_tile_is(converted, tmp_path, adabm):
+    path = tmp_path / "m.safetensors"
+    checkpoint.save(converted, path)
+    said = f"easy tiles        of 16 pixels a side, without blocks where they bend by {converted.exit.threshold} levels at most"
+    assert said in adabm("info", path)[1]
+    rewritten(path, lambda header, tensors: header.update(exit=None))
+    assert "easy tiles        none\n" in adabm("info", path)[1]
+
+
 @pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_older_files_have_no_exit(converted, tmp_path, version):
     path = tmp_path / "m.safetensors"
