@@ -23,7 +23,7 @@ from ..simulate import SimulatedNetwork
 from .made import made_pictures
 
 KERNEL = 7  # pixels a side of the filter; one of 5 lies 0.4 dB further from the float network
-PIXELS = 160_000  # that are looked at: a few per cent of what fine-tuning computes
+PIXELS = 120_000  # that are looked at: a few per cent of what fine-tuning computes
 INNER = 32  # about so many pixels a side of a crop are looked at: more of them would be much alike
 BORDER = 8  # pixels along the edges of a crop that are not looked at: there the float network sees the end of the crop
 BATCH = 8  # crops of one forward pass
