@@ -86,6 +86,7 @@ def test_a_run_may_go_on_elsewhere(tmp_path) -> None:
     assert all(value.device.type == "cpu" for value in torch.load(kept, weights_only=True)["tuning"]["model"].values())
     got = calibrate(network, pictures, config, resume=kept)
     assert got.report["resumed_at"] == 2 and same(want, got)
+    assert got.report["exit"] == want.report["exit"]
     with Elsewhere():
         assert same(want, calibrate(network, pictures, config, resume=kept, device=DEVICE))
 
