@@ -168,11 +168,13 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
         "floats": {key: plain[key] for key in kept},
         "thresholds": _thresholds(header["thresholds"]) if config.adaptive else None,
         "float_state": float_state,
-        "exit": _exit(header, tensors, spec),
+        "exit": _exit(header, tensors, spec, config),
     }
 
 
-def _exit(header: dict[str, Any], tensors: dict[str, torch.Tensor], spec: NetworkSpec) -> ExitParameters | None:
+def _exit(
+    header: dict[str, Any], tensors: dict[str, torch.Tensor], spec: NetworkSpec, config: ConvertConfig
+) -> ExitParameters | None:
     """The exit of easy tiles, where there is one. Raises KeyError for what is missing, and as ExitParameters does."""
     if header["format"] < FIRST_WITH_EXIT or header["exit"] is None:
         return None
@@ -181,7 +183,7 @@ def _exit(header: dict[str, Any], tensors: dict[str, torch.Tensor], spec: Networ
         raise ValueError(f"exit must be an object or null, got {scalars!r}")
     held = {f"exit.{key}": scalars[key] for key in _EXIT_SCALARS if key in scalars} | tensors
     found = ExitParameters(**{key: held[f"exit.{key}"] for key in (*_EXIT_SCALARS, *_EXIT_TENSORS)})
-    found.check_for(spec)
+    found.check_for(spec, config)
     return found
 
 

@@ -219,10 +219,14 @@ class ConvertConfig:
         return AUTO[self.recipe][field] if value == "auto" else value
 
     @property
+    def exact_pixels(self) -> bool:
+        """Whether the codes of the first convolution are the pixels themselves, 0..255 (`input_range`)."""
+        return self.quantize == "full" and self.chosen("input_range") == "pixels"
+
+    @property
     def finds_exit(self) -> bool:
         """Whether `calibrate` looks for an exit of easy tiles."""
-        pixels = self.quantize == "full" and self.chosen("input_range") == "pixels"
-        return self.depths == "auto" and self.recipe == "best" and pixels
+        return self.depths == "auto" and self.recipe == "best" and self.exact_pixels
 
     @property
     def digits(self) -> int:

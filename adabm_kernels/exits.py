@@ -62,11 +62,13 @@ class ExitParameters:
         if not holds:
             raise ValueError(f"ExitParameters: {name} must be {rule}, got {seen}")
 
-    def check_for(self, spec: Any) -> None:
-        """Raise ValueError where these are no exit of the network of that `NetworkSpec`."""
+    def check_for(self, spec: Any, config: Any) -> None:
+        """Raise ValueError where these are no exit of the network of that `NetworkSpec` and `ConvertConfig`."""
         self._require("scale", self.scale == spec.scale, f"that of the network, {spec.scale}", self.scale)
         if not spec.skips_blocks:
             raise ValueError(f"ExitParameters: {spec.network} networks have no exit: they use what every block makes at the end")
+        if not config.exact_pixels:
+            raise ValueError("ExitParameters: a network has no exit unless quantize is 'full' and input_range 'pixels'")
 
     @property
     def scale(self) -> int:

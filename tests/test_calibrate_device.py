@@ -9,7 +9,7 @@ from small import one_thread, small_edsr  # noqa: F401
 from test_gpu_plumbing import NETWORKS, images
 
 from adabm_kernels import ConvertConfig, convert_model
-from adabm_kernels.calibrate import calibrate
+from adabm_kernels.calibrate import EXIT_WORK, calibrate
 from adabm_kernels.calibration.tune import compute_dtype
 from adabm_kernels.config import BestTuning, PaperTuning
 
@@ -77,7 +77,7 @@ def test_a_run_may_go_on_elsewhere(tmp_path) -> None:
     want = calibrate(network, pictures, config)
 
     def stop(done: int, total: int, stage: str) -> None:
-        if stage == "fine-tuning" and done == total - 1:
+        if stage == "fine-tuning" and done == total - EXIT_WORK - 1:
             raise KeyboardInterrupt
 
     kept = tmp_path / "kept"
@@ -86,6 +86,7 @@ def test_a_run_may_go_on_elsewhere(tmp_path) -> None:
     assert all(value.device.type == "cpu" for value in torch.load(kept, weights_only=True)["tuning"]["model"].values())
     got = calibrate(network, pictures, config, resume=kept)
     assert got.report["resumed_at"] == 2 and same(want, got)
+    assert got.report["exit"] == want.report["exit"]
     with Elsewhere():
         assert same(want, calibrate(network, pictures, config, resume=kept, device=DEVICE))
 

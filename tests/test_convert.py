@@ -314,7 +314,8 @@ def check_step(step: Step, model: ConvertedNetwork, sim: SimulatedNetwork, offse
 
 
 def check_layers(model: ConvertedNetwork, sim: SimulatedNetwork, x: torch.Tensor) -> None:
-    """Every convolution of one forward pass, and the quantisation of what comes in."""
+    """Every convolution of one forward pass at full depth, and the quantisation of what comes in."""
+    model.set_depth("full")
     offset = sim.image_offsets(x)
     assert torch.equal(model.image_offsets(x), offset)
     with recorded() as (steps, quantized):

@@ -53,10 +53,10 @@ def networks() -> dict[str, ConvertedNetwork]:
     calibration = [torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(3)).float()]
     found = {}
     for name, scale, config in (
-        ("x2", 2, ConvertConfig()),
-        ("x4-w6a6", 4, ConvertConfig(act_bits=6, weight_bits=6)),
-        ("x3-staged", 3, ConvertConfig(tail="staged")),
-        ("x4-staged-w6a6", 4, ConvertConfig(tail="staged", act_bits=6, weight_bits=6)),
+        ("x2", 2, ConvertConfig(depths="none")),
+        ("x4-w6a6", 4, ConvertConfig(act_bits=6, weight_bits=6, depths="none")),
+        ("x3-staged", 3, ConvertConfig(tail="staged", depths="none")),
+        ("x4-staged-w6a6", 4, ConvertConfig(tail="staged", act_bits=6, weight_bits=6, depths="none")),
     ):
         found[name] = convert_model(small_edsr(scale=scale, blocks=3), calibration, config, check=False)
     return found

@@ -24,6 +24,7 @@ from adabm_kernels.convert import convert_model
 from adabm_kernels.exits import ExitParameters, exit_output, fold_borders, pixel_bends, tile_bends, tile_depths
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
+from adabm_kernels.regions import MAX_DEPTH, Region
 from adabm_kernels.simulate import SimulatedNetwork
 
 SCALE = 2
@@ -240,6 +241,9 @@ def test_an_exit_belongs_to_a_scale_and_to_networks_that_can_go_without_blocks()
     rdn = SimulatedNetwork.from_float(RDN(RDNSpec(2, 1, 2, 3, 5)).state_dict(), ConvertConfig())
     with pytest.raises(ValueError, match="ExitParameters: rdn networks have no exit"):
         rdn.exit = an_exit(scale=2)
+    body = SimulatedNetwork.from_float(small_edsr().state_dict(), ConvertConfig(quantize="body"))
+    with pytest.raises(ValueError, match="ExitParameters: a network has no exit unless quantize is 'full' and input"):
+        body.exit = an_exit(scale=2)
 
 
 CALIBRATION = [ramp(48, 48)[None], noise(48, 48)[None]]
@@ -293,6 +297,15 @@ def test_files_keep_the_exit(calibrated, converted, tmp_path):
     assert same_exit(checkpoint.load(tmp_path / "m.safetensors").exit, calibrated.exit)
 
 
+def test_info_says_what_an_easy_tile_is(converted, tmp_path, adabm):
+    path = tmp_path / "m.safetensors"
+    checkpoint.save(converted, path)
+    said = f"easy tiles        of 16 pixels a side, without blocks where they bend by {converted.exit.threshold} levels at most"
+    assert said in adabm("info", path)[1]
+    rewritten(path, lambda header, tensors: header.update(exit=None))
+    assert "easy tiles        none\n" in adabm("info", path)[1]
+
+
 @pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_older_files_have_no_exit(converted, tmp_path, version):
     path = tmp_path / "m.safetensors"
@@ -320,6 +333,7 @@ def test_a_file_without_an_exit_says_so(converted, tmp_path):
     ("edit", "message"),
     [
         (lambda h, t: h.pop("exit"), "'exit' is missing"),
+        (lambda h, t: h["config"].update(input_range="observed"), "ExitParameters: a network has no exit unless"),
         (lambda h, t: h.update(exit=7), "exit must be an object or null, got 7"),
         (lambda h, t: h["exit"].pop("unit"), "'exit.unit' is missing"),
         (lambda h, t: t.pop("exit.bias"), "'exit.bias' is missing"),
@@ -358,18 +372,27 @@ def test_calibration_finds_an_exit_that_is_near_where_pictures_do_not_bend(calib
 
 
 def test_it_is_the_same_every_time_and_does_not_touch_the_rest(calibrated):
-    again = calibrate(trained_like(), CALIBRATION, ConvertConfig(), check=False)
+    seen = []
+    again = calibrate(trained_like(), CALIBRATION, ConvertConfig(steps=0), lambda *step: seen.append(step), check=False)
+    assert seen[-1][0] == seen[-1][1] and seen[-1][2] == "exit"
     assert same_exit(again.exit, calibrated.exit)
     without = calibrate(trained_like(), CALIBRATION, ConvertConfig(depths="none"), check=False)
     assert without.exit is None and without.report["exit"] is None
     assert all(torch.equal(value, without.state_dict()[key]) for key, value in calibrated.state_dict().items())
 
 
-@pytest.mark.parametrize("settings", [{"recipe": "paper"}, {"quantize": "body"}, {"depths": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"recipe": "paper"}, {"quantize": "body"}, {"depths": "none"}, {"input_range": "observed"}], ids=str
+)
 def test_settings_without_an_exit(settings):
     config = ConvertConfig(**settings)
     assert not config.finds_exit
     assert calibrate(small_edsr(), [noise(20, 20)[None]], config, check=False).exit is None
+
+
+def test_images_smaller_than_a_tile_give_none():
+    result = calibrate(small_edsr(), [noise(20, 20)[None]], ConvertConfig(depth_tile=64), check=False)
+    assert result.exit is None and result.report["exit"] == {"share": 0.0}
 
 
 def test_rdn_has_none():
@@ -456,3 +479,22 @@ def test_blocks_add_nothing_in_easy_tiles_and_hard_ones_read_these_as_they_are()
         _, got = model.features(x)
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
         assert torch.equal(got[-1][:, :, ~hard[0, 0]], head[:, :, ~hard[0, 0]])
+
+
+def test_the_converted_network_computes_what_is_simulated(calibrated, converted):
+    """Tiles of both depths, and others that are cut off."""
+    x = torch.cat([ramp(40, 40), noise(40, 27)], 2)[None]
+    with torch.no_grad():
+        wanted, got = calibrated(x), converted(x)
+        converted.set_depth("full")
+        with calibrated.full_depth():
+            apart = (converted(x) - calibrated(x)).abs()
+        converted.set_depth("auto")
+    assert 0 < float(calibrated.mean_depth(x)) < 1
+    assert torch.equal(converted.computed_share(x), calibrated.mean_depth(x))
+    assert converted.tile_depths(x).values.tolist() == calibrated.depths(x).values.tolist()
+    # At any depth the upsampler in one piece rounds elsewhere than its simulated stages do.
+    assert (got - wanted).abs().max() <= apart.max() < 1
+    easy = ~Region(own=(1, MAX_DEPTH)).masks(calibrated.depths(x), 40, 67)[0][0]
+    easy = easy.repeat_interleave(SCALE, 0).repeat_interleave(SCALE, 1)
+    assert (got - wanted)[0, :, easy].abs().max() < 1e-3

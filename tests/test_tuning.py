@@ -265,7 +265,8 @@ def test_ends_and_maps_stay_as_they_are_in_recipe_best():
 
 @pytest.mark.parametrize("recipe", ["best", "paper"])
 def test_an_interrupted_run_goes_on_to_the_same_result(recipe, tmp_path):
-    images, config = noise(5, 24, 24), ConvertConfig(recipe=recipe, steps=9, tuning=BEST if recipe == "best" else PAPER)
+    tuning = BEST if recipe == "best" else PAPER
+    images, config = noise(5, 24, 24), ConvertConfig(recipe=recipe, steps=9, tuning=tuning, depths="none")
     want = calibrate(small_edsr(), images, config)
     path = tmp_path / "run.resume"
 
@@ -326,7 +327,7 @@ def test_a_second_signal_does_not_wait(tmp_path, monkeypatch):
 
 
 def test_another_residual_scale_does_not_continue(tmp_path):
-    images, config, path = noise(2, 24, 24), ConvertConfig(steps=3, tuning=BEST), tmp_path / "run.resume"
+    images, config, path = noise(2, 24, 24), ConvertConfig(steps=3, tuning=BEST, depths="none"), tmp_path / "run.resume"
     state = small_edsr().state_dict()
 
     def interrupt(done, total, stage):
@@ -342,7 +343,8 @@ def test_another_residual_scale_does_not_continue(tmp_path):
 def test_a_run_that_has_converged_ends_early_and_resumes_alike(tmp_path):
     """A tolerance near 1 is met at once: two spans at the full rate, then the rates fall."""
     tuning = BestTuning(batch=2, patch=16, warmup=2, tolerance=0.99, span=3, cooldown=4)
-    images, config, path = noise(5, 24, 24), ConvertConfig(steps=50, tuning=tuning), tmp_path / "run.resume"
+    images, path = noise(5, 24, 24), tmp_path / "run.resume"
+    config = ConvertConfig(steps=50, tuning=tuning, depths="none")
     seen = []
     want = calibrate(small_edsr(), images, config, lambda done, total, what: seen.append((done, total)))
     assert want.report["steps"] == len(want.report["losses"]) == 2 * 3 + 4

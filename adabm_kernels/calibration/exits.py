@@ -23,7 +23,7 @@ from ..simulate import SimulatedNetwork
 from .made import made_pictures
 
 KERNEL = 7  # pixels a side of the filter; one of 5 lies 0.4 dB further from the float network
-PIXELS = 160_000  # that are looked at: a few per cent of what fine-tuning computes
+PIXELS = 120_000  # that are looked at: a few per cent of what fine-tuning computes
 INNER = 32  # about so many pixels a side of a crop are looked at: more of them would be much alike
 BORDER = 8  # pixels along the edges of a crop that are not looked at: there the float network sees the end of the crop
 BATCH = 8  # crops of one forward pass
@@ -86,6 +86,8 @@ def fit_exit(
     teacher.load_state_dict(model.float_state(), assign=True)
     teacher.to(device, memory_format=torch.channels_last).eval()
     crops = take_crops(network, pictures, config.depth_tile, config.seed)
+    if not crops:
+        return None, {"share": 0.0}
     outputs = _outputs(crops, lambda x, _: teacher(x.to(device)), scale)
     crops = [replace(crop, y=y) for crop, y in outputs]
     weight, unit, bias = fit_filter(crops, KERNEL, gives_back_colours(teacher, scale))
@@ -120,7 +122,7 @@ def take_crops(network: ConvertedNetwork, pictures: Sequence[Sequence[torch.Tens
     rng, side = random.Random(seed), max(round(INNER / tile), 1) * tile + 2 * BORDER
     orders = []
     for kind in pictures:
-        turns = [(math.sqrt(rng.random()) + turn, i) for i, x in enumerate(kind) for turn in range(max(x[0].numel() // side**2, 1))]
+        turns = [(turn + rng.random(), i) for i, x in enumerate(kind) for turn in range(max(x[0].numel() // side**2, 1))]
         orders.append([kind[i] for _, i in sorted(turns)])
     crops, looked_at = [], 0
     in_turn = (picture for some in zip_longest(*orders) for picture in some if picture is not None)

@@ -104,16 +104,11 @@ class SimulatedNetwork(nn.Module, ABC):
         for conv in model.quantized_convs():
             bias = None if conv.bias is None else conv.bias.detach().clone()
             conv.float_weights = (conv.weight.detach().clone(), bias)
-        if model.exact_pixels:
+        if model.config.exact_pixels:
             model.quantized_convs()[0].shift_a = model.pixel_shift()
         if config.quantize == "full" and config.digits == 2:
             model.upsampler_convs()[0].digits_a = torch.full((1,), 2.0)
         return model.eval()
-
-    @property
-    def exact_pixels(self) -> bool:
-        """Whether the codes of the first convolution are the pixels themselves, 0..255 (`ConvertConfig.input_range`)."""
-        return self.config.quantize == "full" and self.config.chosen("input_range") == "pixels"
 
     def pixel_shift(self) -> torch.Tensor | None:
         """What the network adds to each colour before the first convolution, float32 [3], None where nothing."""
@@ -131,7 +126,7 @@ class SimulatedNetwork(nn.Module, ABC):
     def exit(self, parameters: ExitParameters | None) -> None:
         """Raises ValueError for an exit of another network."""
         if parameters is not None:
-            parameters.check_for(self.spec)
+            parameters.check_for(self.spec, self.config)
         self._exit = parameters
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
