@@ -56,7 +56,7 @@ def test_upscale_writes_beside_the_input(folder, model, adabm):
     assert re.fullmatch(r"\d+\.\d{3} s \(first run\)", table["time"])
     assert table["written"] == "in_x4.png"
     assert len(model.seen) == 1
-    assert model.settings == {"bits": "auto", "backend": "auto", "threads": torch.get_num_threads()}
+    assert model.settings == {"bits": "auto", "depth": "auto", "backend": "auto", "threads": torch.get_num_threads()}
 
 
 def test_the_input_is_never_the_default_output(folder, model, adabm):
@@ -72,11 +72,10 @@ def test_scale_in_the_default_name_is_the_models(folder, model, adabm):
 
 
 def test_options_reach_the_model(folder, model, adabm):
-    status, out, _ = adabm(
-        "upscale", "in.png", "-o", "out.jpg", "--bits", 6, "--backend", "reference", "--threads", 1, "--model", "m"
-    )
+    options = "--bits", 6, "--depth", 1, "--backend", "reference", "--threads", 1, "--model", "m"
+    status, out, _ = adabm("upscale", "in.png", "-o", "out.jpg", *options)
     assert status == 0
-    assert model.settings == {"bits": 6, "backend": "reference", "threads": 1}
+    assert model.settings == {"bits": 6, "depth": 1, "backend": "reference", "threads": 1}
     assert torch.get_num_threads() == 1
     assert rows(out)["mean bits"] == "3.75 (fixed)" and rows(out)["model"] == "m"
     assert read("out.jpg").shape == (20, 28, 3)
@@ -148,6 +147,8 @@ BAD_USAGE = {
     "bits 1": (["upscale", "in.png", "--bits", "1"], "--bits: must be 'auto' or an integer from 2 to 8, got '1'"),
     "bits 9": (["upscale", "in.png", "--bits", "9"], "--bits: must be 'auto' or an integer from 2 to 8, got '9'"),
     "bits word": (["upscale", "in.png", "--bits", "four"], "an integer from 2 to 8, got 'four'"),
+    "depth word": (["upscale", "in.png", "--depth", "deep"], "--depth: must be 'auto', 'full' or a number of blocks, got 'deep'"),
+    "depth below 0": (["report", "in.png", "--depth=-1"], "--depth: must be 'auto', 'full' or a number of blocks, got '-1'"),
     "backend": (["upscale", "in.png", "--backend", "tpu"], "--backend: invalid choice: 'tpu'"),
     "threads 0": (["upscale", "in.png", "--threads", "0"], "--threads: must be an integer of at least 1, got '0'"),
     "threads -2": (["upscale", "in.png", "--threads=-2"], "--threads: must be an integer of at least 1, got '-2'"),
@@ -213,6 +214,8 @@ BAD_INPUT = {
     ),
     "rgba to jpeg": (rgba, ["rgba.png", "-o", "o.jpg"], "'o.jpg': JPEG has no transparency and the picture has"),
     "model": (None, ["in.png", "--model", "nope"], "model must be a built-in model"),
+    "depth": (None, ["in.png", "--depth", "4"], "--depth must be 'auto', 'full', 0 or 8, the blocks of this network, got 4"),
+    "depth 0": (None, ["in.png", "--depth", "0"], "--depth must be 'auto' or 'full' for a model without an exit for easy tiles"),
 }
 
 

@@ -71,7 +71,7 @@ def test_table(folder, model, adabm):
     assert lines[2][4:7] == [f"{report.mean(method, 'ssim_y'):.4f}" for method in methods]
     assert lines[0][7] == "3.75"
     assert lines[1][8:] == [f"{report.mean(method, 'gbitops_per_mp'):.0f}" for method in methods[:2]]
-    assert model.settings == {"bits": "auto", "backend": "auto", "threads": 1} and torch.get_num_threads() == 1
+    assert model.settings == {"bits": "auto", "depth": "auto", "backend": "auto", "threads": 1} and torch.get_num_threads() == 1
 
 
 def test_given_pictures_and_patches(folder, model, adabm):
