@@ -77,10 +77,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one method achieves on one picture, and at what cost: bit_operations of the whole picture; None, as mean_bits, for bicubic.
+    """What one method achieves on one picture. bit_operations: of the whole picture; None, as mean_bits, for bicubic.
 
-    computed_share: of the pixels, 0..1, that have the network's blocks computed. bits_with_zeros: mean bits, 0 for the other pixels.
-    Both None for a network that leaves out no blocks.
+    computed_share: of the pixels, 0..1, that have the network's blocks computed. bits_with_zeros: mean bits, with 0 for the others.
+    Both are None for a network that leaves out no blocks.
     """
 
     psnr_y: float
@@ -200,9 +200,10 @@ def evaluate(
     progress: called with (pictures done, pictures in all, name of the next one).
 
     PSNR and SSIM are those of `metrics` with `scale` pixels shaved and outputs rounded to 8 bits. A picture's mean bits are
-    `model.mean_bits`, averaged over its patches; so are `model.computed_share` and the product of both. Bit operations sum, over all
-    convolutions as published and over all patches, multiplications times bits of the weights times bits of the activations, 32 each
-    where they are not quantised; pixels without blocks count with the filter of the exit alone.
+    `model.mean_bits`, averaged over its patches; so are `model.computed_share`, for a network that may leave out blocks, and the
+    product of both. Bit operations sum, over all convolutions as published and over all patches, multiplications times bits of the
+    weights times bits of the activations, 32 each where they are not quantised; of pixels without blocks, those of the exit's
+    filter are all that counts.
     Raises TypeError and ValueError naming the argument, the rule and the value, and OSError for a file that cannot be read; all
     pictures are checked before any is computed.
     """

@@ -24,10 +24,14 @@ CONVENTIONS = {
     "gbitops_per_mp": "1e9 x multiplications x weight bits x activation bits over all convolutions, per million output pixels; "
     "of pixels without blocks those of the exit's filter alone, at 8 bits",
 }
-_HEADINGS = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "mean_bits": "bits", "computed_share": "blocks", "bits_with_zeros": "with zeros"}
-_HEADINGS |= {"gbitops_per_mp": "GBitOPs/MP"}
-_FORMATS = {"psnr_y": ".2f", "ssim_y": ".4f", "mean_bits": ".2f", "computed_share": ".0%", "bits_with_zeros": ".2f"}
-_FORMATS |= {"gbitops_per_mp": ".0f"}
+_COLUMNS = {  # headings and formats
+    "psnr_y": ("PSNR-Y", ".2f"),
+    "ssim_y": ("SSIM-Y", ".4f"),
+    "mean_bits": ("bits", ".2f"),
+    "computed_share": ("blocks", ".0%"),
+    "bits_with_zeros": ("with zeros", ".2f"),
+    "gbitops_per_mp": ("GBitOPs/MP", ".0f"),
+}
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -122,11 +126,11 @@ def _print(report: EvaluationReport, document: dict[str, Any]) -> None:
     print()
     columns = [
         (figure, method)
-        for figure in _HEADINGS
+        for figure in _COLUMNS
         for method in report.methods
         if report.mean(method, figure) is not None and (figure, method) != ("mean_bits", "float")
     ]
-    top = [_HEADINGS[figure] if i == 0 or columns[i - 1][0] != figure else "" for i, (figure, _) in enumerate(columns)]
+    top = [_COLUMNS[figure][0] if i == 0 or columns[i - 1][0] != figure else "" for i, (figure, _) in enumerate(columns)]
     rows = [["", *top], ["picture", *(method for _, method in columns)]]
     for image in report.images:
         rows.append([image.name, *(_cell(figure, image.value(method, figure)) for figure, method in columns)])
@@ -135,4 +139,4 @@ def _print(report: EvaluationReport, document: dict[str, Any]) -> None:
 
 
 def _cell(figure: str, value: float | None) -> str:
-    return "" if value is None else f"{value:{_FORMATS[figure]}}"
+    return "" if value is None else f"{value:{_COLUMNS[figure][1]}}"
