@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from .calibration import images as samples
 from .calibration import maps
+from .calibration.exits import fit_exit
 from .calibration.plausibility import check_reading, looked_at
 from .calibration.ranges import Observer, clip_ranges, search_ranges, set_weight_ranges
 from .calibration.tune import device_of, make_tuning
@@ -39,7 +40,7 @@ from .simulate import SimulatedNetwork
 BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos
 SEARCH_IMAGES = 24  # that searched ranges look at
 PROBED_IMAGES = 8  # that sensitivities look at
-SEARCH_WORK, MAPS_WORK = 3, 3  # in steps of the progress
+SEARCH_WORK, MAPS_WORK, EXIT_WORK = 3, 3, 6  # in steps of the progress
 SAVE_EVERY = 30.0  # seconds between two saves of a run that can be resumed
 
 Progress = Callable[[int, int, str], None]
@@ -61,6 +62,7 @@ def calibrate(
     start: SimulatedNetwork | ConvertedNetwork | None = None,
     resume: str | Path | None = None,
     device: torch.device | str = "cpu",
+    own_resolution: Iterable[torch.Tensor | str | Path] | None = None,
 ) -> SimulatedNetwork:
     """Choose every range, threshold and offset of a quantised network from images, and fine-tune it for `config.steps` steps.
 
@@ -82,13 +84,17 @@ def calibrate(
         arguments then give the same result as without the interruption. The caller removes it.
     device: where torch computes, "cpu" or "cuda", with an index where there are several; the result is on the CPU. A resumed run
         may go on elsewhere.
+    own_resolution: pictures as they are, as `images` takes them, where `images` are shrunk ones. Only the exit of easy tiles is
+        chosen on them too; they are read after `images`.
 
     Recipe "paper": weight ranges with the least squared error; activation ranges and image thresholds as moving averages over
     batches through the float network; layer offsets of -1 and +1 for the layers whose standard deviation lies outside the
     percentiles; bit-aware clipping; then the three-step cycle (calibration/tune.py).
     Recipe "best": one weight range per output channel on the grid of signed integers; activation ranges searched layer by layer
     in the quantised network; layer offsets by measured sensitivity under a budget (calibration/maps.py); then weights, biases
-    and ranges learned together.
+    and ranges learned together. At the end it finds the exit of easy tiles, the result's `exit` (`ConvertConfig.depths`): a linear
+    filter fitted to the float network, used where a tile of the images bends so little that the filter lies nearer to the float
+    network than few bits do (calibration/exits.py).
 
     Everything is seeded: the same arguments give the same result on the same kind of machine. A layer that sees one value only, as
     when all images are flat, gets a range that holds this value exactly. The result's `report` says how long each stage took, what
@@ -128,6 +134,9 @@ def calibrate(
     simulated = SimulatedNetwork.from_float(state, config, res_scale, found)
     taken = None if start is None else _maps_of(start, simulated)
     simulated.to(device)
+    own = []
+    if own_resolution is not None:
+        own = samples.read_images(own_resolution, config.patch, random.Random(config.seed), "own_resolution")
     run = _Run(simulated, windows, rng, progress)
     resume = None if resume is None else Path(resume)
     identity = _identity(config, windows, simulated, taken) if resume is not None else ""
@@ -137,6 +146,8 @@ def calibrate(
             run.ranges_and_maps(taken)
         if config.steps:
             run.tune(kept, resume, identity)
+        if run.finds_exit:
+            run.find_exit([own, windows] if own else [windows])
     simulated.report = run.report() | {"weights": {"source": found.source, "left_out": list(found.left_out)}}
     return simulated.cpu().eval()
 
@@ -169,7 +180,9 @@ class _Run:
         self.done, self.started = 0, time.perf_counter()
         self.device = device_of(model)
         self.batches = [batch.to(self.device) for batch in samples.batches(windows, self.config.patch, self.config.batch, rng)]
-        self.total = len(self.batches) + self.config.steps
+        self.finds_exit = self.config.finds_exit and model.spec.skips_blocks
+        self.exit_report: dict[str, Any] | None = None
+        self.total = len(self.batches) + self.config.steps + EXIT_WORK * self.finds_exit
         if self.config.chosen("act_ranges") == "search":
             self.total += SEARCH_WORK * (1 + self.config.adaptive)
         else:
@@ -260,7 +273,8 @@ class _Run:
         queue = samples.Epochs(self.windows, config.tuning.patch, config.tuning.batch, rng, tuning.candidates)
         if kept is not None:
             queue.order = kept["order"]
-        self.done = self.total - config.steps + tuning.done
+        others = self.total - config.steps
+        self.done = others - EXIT_WORK * self.finds_exit + tuning.done
         clock = saved = time.perf_counter()
 
         def keep() -> None:
@@ -272,7 +286,6 @@ class _Run:
 
         if resume is not None and kept is None:
             keep()
-        ranges = self.total - config.steps
         whole = True  # no step is half done: what is kept then continues exactly
         try:
             while tuning.done < tuning.end:
@@ -283,7 +296,7 @@ class _Run:
                     batch = queue.next().to(self.device)
                     self.losses.append(tuning.step(batch))
                     whole = True
-                self.total = ranges + tuning.end
+                self.total = others + tuning.end
                 clock = self.advance("fine-tuning", clock)
                 if resume is not None and clock - saved > SAVE_EVERY:
                     keep()
@@ -295,6 +308,12 @@ class _Run:
         finally:
             tuning.finish()
 
+    def find_exit(self, pictures: list[list[torch.Tensor]]) -> None:
+        """Give the network its exit, from crops of the kinds of pictures in turn and of made ones."""
+        clock = time.perf_counter()
+        self.model.exit, self.exit_report = fit_exit(self.model, pictures, self.device)
+        self.advance("exit", clock, EXIT_WORK)
+
     def report(self) -> dict[str, Any]:
         return {
             "seconds": time.perf_counter() - self.started,
@@ -303,6 +322,7 @@ class _Run:
             "steps": len(self.losses),
             "resumed_at": self.resumed_at,
             "losses": self.losses,
+            "exit": self.exit_report,
         }
 
 

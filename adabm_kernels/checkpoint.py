@@ -15,17 +15,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from .config import ConvertConfig
+from .exits import ExitParameters
 from .files import utf8_name, write_file
 from .networks.detect import SPECS, adabm_name, float_shapes, plain_keys
+from .networks.spec import NetworkSpec
 from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
 
-FORMAT_VERSION = 4
-READABLE = (1, 2, 3, 4)  # 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's
+FORMAT_VERSION = 5
+READABLE = (1, 2, 3, 4, 5)  # 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit
+FIRST_WITH_EXIT = 5
 HEADER_KEY = "adabm"
 _SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive", "weight_grid", "digits")
 _TENSORS = ("codes", "weight_upper", "bias")
 _OPTIONAL = ("input_shift",)
+_EXIT_SCALARS, _EXIT_TENSORS = ("unit", "tile", "threshold"), ("weight", "bias")
 
 
 def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = True) -> None:
@@ -49,6 +53,8 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
         tensors |= {f"conv.{name}.{key}": getattr(conv, key) for key in _TENSORS}
         tensors |= {f"conv.{name}.{key}": getattr(conv, key) for key in _OPTIONAL if getattr(conv, key) is not None}
         convs[name] = {key: getattr(conv, key) for key in _SCALARS}
+    if model.exit is not None:
+        tensors |= {f"exit.{key}": getattr(model.exit, key) for key in _EXIT_TENSORS}
     header = {
         "format": FORMAT_VERSION,
         "network": model.spec.network,
@@ -56,6 +62,7 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
         "config": model.config.to_dict(),
         "thresholds": model.thresholds,
         "convs": convs,
+        "exit": None if model.exit is None else {key: getattr(model.exit, key) for key in _EXIT_SCALARS},
         "provenance": model.provenance,
     }
     if model.running_thresholds is not None:
@@ -161,7 +168,21 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
         "floats": {key: plain[key] for key in kept},
         "thresholds": _thresholds(header["thresholds"]) if config.adaptive else None,
         "float_state": float_state,
+        "exit": _exit(header, tensors, spec),
     }
+
+
+def _exit(header: dict[str, Any], tensors: dict[str, torch.Tensor], spec: NetworkSpec) -> ExitParameters | None:
+    """The exit of easy tiles, where there is one. Raises KeyError for what is missing, and as ExitParameters does."""
+    if header["format"] < FIRST_WITH_EXIT or header["exit"] is None:
+        return None
+    scalars = header["exit"]
+    if not isinstance(scalars, dict):
+        raise ValueError(f"exit must be an object or null, got {scalars!r}")
+    held = {f"exit.{key}": scalars[key] for key in _EXIT_SCALARS if key in scalars} | tensors
+    found = ExitParameters(**{key: held[f"exit.{key}"] for key in (*_EXIT_SCALARS, *_EXIT_TENSORS)})
+    found.check_for(spec)
+    return found
 
 
 def _check_shapes(prefix: str, tensors: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]]) -> None:

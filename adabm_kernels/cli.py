@@ -24,6 +24,7 @@ from .commands import bench, calibrate, completion, evaluate, info, models, repo
 from .commands.common import STDOUT, CommandError, one_line
 from .commands.outputs import DEFAULT_SUFFIX, FORMATS
 from .commands.video import MATRICES, PIXEL_FORMATS
+from .config import MOST_DEPTH_LOSS
 from .machine import version
 from .sizes import MOST_SCALE, MOST_SIDE
 from .upscale import DEFAULT_MODEL, did_you_mean
@@ -282,6 +283,18 @@ def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
     add("--candidates", metavar="K", type=_integer(1), help="fine-tune on the most detailed of K random crops (default: 1)")
     add("--target-bits", metavar="B", type=_number(1), help="mean bits to choose layers for (default: somewhat below --act-bits)")
     add("--objective", choices=("bits", "latency"), help="what layers save: bits, or measured time (default: bits)")
+    add(
+        "--depths",
+        choices=("auto", "none"),
+        default="auto",
+        help="make tiles of pictures that hardly bend without the network's blocks, or none (default: auto, with recipe best)",
+    )
+    add(
+        "--depth-loss",
+        metavar="DB",
+        type=_number(0, MOST_DEPTH_LOSS),
+        help="by which the result may lie further from the float network for more of these tiles (default: 0)",
+    )
     add("--start", metavar="MODEL", type=_path, help="a converted model of the same network, whose bit maps are taken over")
     add("--select", metavar="N", type=_integer(1), help="use only the N most informative pictures")
     add("--device", default="auto", help="where torch computes: auto, cpu or cuda (default: auto, a GPU where torch finds one)")

@@ -8,6 +8,7 @@ from typing import Any
 
 MIN_BITS, MAX_BITS = 2, 8
 MAX_SEED = 2**63 - 2  # torch takes 64 bits, and the next one is used too
+MOST_DEPTH_LOSS = 10  # dB
 ADAPTIVE_SPREAD = 2  # an image offset and a layer offset of one bit each
 
 
@@ -107,6 +108,12 @@ class ConvertConfig:
     patch: calibration crops are at most this many low-resolution pixels a side.
     batch: images per calibration batch.
     seed: of the crops and their order, 0..2^63-2.
+    depths: "auto" lets `calibrate` find easy tiles of images, which a small filter makes without the network's blocks (exits.py),
+        where the recipe is "best", quantize "full", input_range "pixels" and the network EDSR or SRResNet; "none" computes every
+        block everywhere.
+    depth_tile: low-resolution pixels a side of these tiles, a multiple of 4, 8..64.
+    depth_loss: dB by which the result on the calibration images may lie further from the float network than without easy tiles,
+        0..10; with 0, no class of detail may either.
 
     Raises TypeError and ValueError naming the field, its rule and the value.
     """
@@ -137,6 +144,9 @@ class ConvertConfig:
     patch: int = 96
     batch: int = 16
     seed: int = 1
+    depths: str = "auto"
+    depth_tile: int = 16
+    depth_loss: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -187,6 +197,9 @@ class ConvertConfig:
         self._require("seed", 0 <= self.seed <= MAX_SEED, f"in 0..{MAX_SEED}")
         for name in ("patch", "batch"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("depths", self.depths in ("auto", "none"), "'auto' or 'none'")
+        self._require("depth_tile", 8 <= self.depth_tile <= 64 and self.depth_tile % 4 == 0, "a multiple of 4, 8..64")
+        self._require("depth_loss", 0 <= self.depth_loss <= MOST_DEPTH_LOSS, f"in 0..{MOST_DEPTH_LOSS}")
         if self.adaptive and not self.clamp_bits:
             least, most = self.act_bits - ADAPTIVE_SPREAD, self.act_bits + ADAPTIVE_SPREAD
             if least < MIN_BITS or most > MAX_BITS:
@@ -204,6 +217,12 @@ class ConvertConfig:
         """The value of `weight_grid`, `act_ranges`, `layer_map` or `input_range`, where "auto" is what the recipe says."""
         value = getattr(self, field)
         return AUTO[self.recipe][field] if value == "auto" else value
+
+    @property
+    def finds_exit(self) -> bool:
+        """Whether `calibrate` looks for an exit of easy tiles."""
+        pixels = self.quantize == "full" and self.chosen("input_range") == "pixels"
+        return self.depths == "auto" and self.recipe == "best" and pixels
 
     @property
     def digits(self) -> int:

@@ -12,9 +12,8 @@ from torch import nn
 from .calibrate import calibrate
 from .config import ConvertConfig
 from .networks.convention import Convention
-from .networks.detect import check_modules, check_whole, detect, plain_keys, res_scale_of, unwrap
-from .nn import ConvertedNetwork
-from .nn.conv import ConvParameters
+from .networks.detect import check_modules, check_whole, detect, res_scale_of, unwrap
+from .nn import ConvertedNetwork, from_simulated
 from .simulate import SimulatedNetwork
 
 
@@ -100,16 +99,7 @@ def convert_model(
 
 def _from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
     quantized = {conv.name: conv for conv in model.quantized_convs()}
-    state, names = model.state_dict(), plain_keys(model.spec, model.config.quantize)
-    adaptive = model.config.adaptive
-    converted = ConvertedNetwork.KINDS[model.spec.network](
-        model.spec,
-        model.config,
-        {name: ConvParameters.from_simulated(conv) for name, conv in quantized.items()},
-        {name: state[name].detach().float().clone() for name in names},
-        (model.measure_l.item(), model.measure_u.item()) if adaptive else None,
-        {key: value.clone() for key, value in model.float_state().items()},
-    )
+    converted = from_simulated(model)
     converted.report = {
         "layers": [
             {
@@ -124,4 +114,4 @@ def _from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
         "backend": converted.choice,
         "calibration": model.report,
     }
-    return converted.eval()
+    return converted

@@ -8,7 +8,9 @@ none, where the output is the filter's. What decides is the largest bend of a ti
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -17,6 +19,7 @@ from .regions import MAX_TILE, Depths, tiles_of
 
 MAX_BEND = 510  # levels of 255 by which a picture can bend
 MAX_KERNEL = 15  # of the kernels
+MAX_UNIT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class ExitParameters:
     """The linear filter of easy tiles and what an easy tile is, as model files hold it.
 
     weight: int8 [3*scale^2, 3, R, R], R odd, 3..15: in units of 1/unit. Output o = colour * scale^2 + sub-pixel, as torch's
-    pixel_shuffle takes it. unit: above 0. bias: float32 [3*scale^2], levels of 255. tile: low-resolution pixels a side, at least 4.
+    pixel_shuffle takes it. unit: 1..2^20. bias: float32 [3*scale^2], levels of 255. tile: low-resolution pixels a side, at least 4.
     threshold: levels, 0..510: tiles that bend by no more have depth 0.
 
     Raises ValueError naming the field, its rule and the value.
@@ -47,17 +50,23 @@ class ExitParameters:
             f"{weight.dtype} {shape}",
         )  # fmt: skip
         self._require("weight", shape[0] == 3 * scale**2 > 0, "filters for 3 colours of scale^2 sub-pixels", shape)
-        self._require("unit", type(self.unit) is int and self.unit > 0, "a whole number above 0", repr(self.unit))
+        self._require("unit", type(self.unit) is int and 1 <= self.unit <= MAX_UNIT, f"1..{MAX_UNIT}", reprlib.repr(self.unit))
         finite = bias.dtype == torch.float32 and list(bias.shape) == shape[:1] and bool(bias.isfinite().all())
         self._require("bias", finite, f"finite float32 [{shape[0]}]", f"{bias.dtype} {list(bias.shape)}")
-        self._require("tile", type(self.tile) is int and 4 <= self.tile <= MAX_TILE, f"4..{MAX_TILE}", repr(self.tile))
+        self._require("tile", type(self.tile) is int and 4 <= self.tile <= MAX_TILE, f"4..{MAX_TILE}", reprlib.repr(self.tile))
         whole = type(self.threshold) is int
-        self._require("threshold", whole and 0 <= self.threshold <= MAX_BEND, f"0..{MAX_BEND}", repr(self.threshold))
+        self._require("threshold", whole and 0 <= self.threshold <= MAX_BEND, f"0..{MAX_BEND}", reprlib.repr(self.threshold))
         border_weights(self)
 
     def _require(self, name: str, holds: bool, rule: str, seen: object) -> None:
         if not holds:
             raise ValueError(f"ExitParameters: {name} must be {rule}, got {seen}")
+
+    def check_for(self, spec: Any) -> None:
+        """Raise ValueError where these are no exit of the network of that `NetworkSpec`."""
+        self._require("scale", self.scale == spec.scale, f"that of the network, {spec.scale}", self.scale)
+        if not spec.skips_blocks:
+            raise ValueError(f"ExitParameters: {spec.network} networks have no exit: they use what every block makes at the end")
 
     @property
     def scale(self) -> int:
@@ -75,13 +84,17 @@ def border_weights(parameters: ExitParameters) -> torch.Tensor:
     Taps beyond the picture are added to those at its end. The classes of rows and columns are those of
     csrc/include/adabm/adabm.h: the first R/2 and the last R/2 have one each. Raises ValueError where a sum does not fit 8 bits.
     """
-    weight, kernel = parameters.weight.to(torch.int32), parameters.kernel
-    folds = _folds(kernel).to(torch.int32)
-    # [class, class, K, 3, R, R] from [K, 3, r, s] by a matrix for each class of rows and columns.
-    folded = torch.einsum("iur,kcrs,jvs->ijkcuv", folds, weight, folds)
+    folded = fold_borders(parameters.weight.to(torch.int32))
     if folded.abs().max() > 127:
         raise ValueError(f"ExitParameters: weights must fit 8 bits where borders are folded too, got {int(folded.abs().max())}")
     return folded.to(torch.int8)
+
+
+def fold_borders(weight: torch.Tensor) -> torch.Tensor:
+    """A filter [K, 3, R, R] for each border class of the pixel, [R, R, K, 3, R, R]; see `border_weights`."""
+    folds = _folds(weight.shape[2]).to(weight.dtype)
+    # By a matrix for each class of rows and columns.
+    return torch.einsum("iur,kcrs,jvs->ijkcuv", folds, weight, folds)
 
 
 def _folds(kernel: int) -> torch.Tensor:
@@ -100,15 +113,14 @@ def _folds(kernel: int) -> torch.Tensor:
 def exit_output(parameters: ExitParameters, x: torch.Tensor) -> torch.Tensor:
     """What the filter makes of pixels, floats [N, 3, H, W] -> [N, 3, scale*H, scale*W]; the picture goes on as it ends."""
     pad = parameters.kernel // 2
-    weight = parameters.weight.to(x.dtype) / parameters.unit
-    y = F.conv2d(F.pad(x, [pad] * 4, mode="replicate"), weight, parameters.bias.to(x.dtype))
+    y = F.conv2d(F.pad(x, [pad] * 4, mode="replicate"), parameters.weight.to(x) / parameters.unit, parameters.bias.to(x))
     return F.pixel_shuffle(y, parameters.scale)
 
 
 def pixel_bends(x: torch.Tensor) -> torch.Tensor:
-    """How much integer pixels [N, C, H, W] bend: int16 [N, H, W], their largest second difference along rows or columns and of any
-    channel; the picture goes on as it ends."""
-    x = x.to(torch.int16)
+    """How much pixels [N, C, H, W] bend: int16 [N, H, W], their largest second difference along rows or columns and of any channel;
+    the picture goes on as it ends. Pixels are whole numbers; others are rounded, half to even."""
+    x = x.round().to(torch.int16)
     found = []
     for axis in (2, 3):
         size = x.shape[axis]
@@ -120,7 +132,7 @@ def pixel_bends(x: torch.Tensor) -> torch.Tensor:
 
 
 def tile_bends(x: torch.Tensor, tile: int, top: int = 0, left: int = 0) -> torch.Tensor:
-    """The largest bend in each tile of integer pixels [N, C, H, W]: int16 [N, rows, columns]. top, left: see `Depths`."""
+    """The largest bend (`pixel_bends`) in each tile of pixels [N, C, H, W]: int16 [N, rows, columns]. top, left: see `Depths`."""
     bends = pixel_bends(x)
     for axis, before in ((1, top), (2, left)):
         size = bends.shape[axis]
@@ -132,6 +144,6 @@ def tile_bends(x: torch.Tensor, tile: int, top: int = 0, left: int = 0) -> torch
 
 
 def tile_depths(x: torch.Tensor, parameters: ExitParameters, deep: int, top: int = 0, left: int = 0) -> Depths:
-    """The depth of each tile of integer pixels [N, C, H, W]: 0 for the easy ones, `deep` for the others."""
+    """The depth of each tile of pixels [N, C, H, W]: 0 for the easy ones, `deep` for the others."""
     hard = tile_bends(x, parameters.tile, top, left) > parameters.threshold
     return Depths(hard.to(torch.uint8) * deep, parameters.tile, top, left)

@@ -11,6 +11,7 @@ import torch
 from . import native
 from .backends import cpu
 from .flat import Rect
+from .networks.colours import gives_back_colours
 from .picture import Rows, Window, kept_by, part_of
 from .pixels import colour_channels, network_images
 from .smooth import Rule, Smooth, find_smooth, interpolate_reference, phases
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from .windows import Span
 
 _PARTS = 64  # of a level: by these, colours multiplied by their alpha are compared
-_PROBES = torch.tensor([[8.0, 8, 8], [60, 100, 140], [200, 170, 120], [250, 250, 250]])  # colours that a network is tried on
-_PROBE_SIDE = 16
-_KEPT = 3.0  # levels by which a colour may change: EDSR and SRResNet change them by one at most
 _KEEPS: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -33,16 +31,8 @@ def keeps_colours(model: torch.nn.Module) -> bool:
     Threads may ask at once: the answer is remembered only when it is known.
     """
     if model not in _KEEPS:
-        _KEEPS[model] = model.float_state is not None and _gives_back_colours(model)
+        _KEEPS[model] = model.float_state is not None and gives_back_colours(model.float_model().eval().cpu(), model.scale)
     return _KEEPS[model]
-
-
-def _gives_back_colours(model: torch.nn.Module) -> bool:
-    x = _PROBES[..., None, None].expand(-1, -1, _PROBE_SIDE, _PROBE_SIDE).contiguous()
-    with torch.no_grad():
-        y = model.float_model().eval().cpu()(x)
-    inner = slice(y.shape[2] // 2 - model.scale, y.shape[2] // 2 + model.scale)
-    return bool(((y[..., inner, inner] - x[..., :1, :1]).abs() <= _KEPT).all())
 
 
 def find_smooth_pixels(

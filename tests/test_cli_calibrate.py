@@ -57,6 +57,8 @@ class FakeCalibration:
 
     def __call__(self, model, images, config=None, progress=None, *, res_scale=None, resume=None, **settings):
         self.calls.append({"images": list(images), "config": config, "res_scale": res_scale, "resume": resume} | settings)
+        if settings.get("own_resolution") is not None:
+            self.calls[-1]["own_resolution"] = list(settings["own_resolution"])
         convention = Convention(*(settings.get(name) for name in ("rgb_range", "mean_shift")), settings.get("channel_order", "rgb"))
         key = settings.get("weights_key")
         found = detect(model, 1.0 if res_scale is None else res_scale, convention=convention, weights_key=key)
@@ -122,11 +124,32 @@ def test_options_reach_the_library(folder, fake, adabm):
     got = {name: getattr(call["config"], name) for name in calibrate.CONFIG_OPTIONS}
     assert got == {
         "weight_bits": 6, "act_bits": 5, "quantize": "body", "steps": 7, "recipe": "paper", "seed": 3, "target_bits": 5.5,
-        "objective": "bits",
+        "objective": "bits", "depths": "auto", "depth_loss": 0.0,
     }  # fmt: skip
     assert call["res_scale"] == 0.5 and call["resume"] == Path("m.safetensors.resume")
     assert adabm_kernels.load("m.safetensors").config == call["config"]
     assert rows(out)["settings"] == "W6A5 body, recipe paper, 7 steps, seed 3"
+
+
+def test_options_of_depths(folder, fake, adabm):
+    assert adabm(*COMMAND, "--depths", "none")[0] == adabm(*COMMAND, "--overwrite", "--depth-loss", 0.25)[0] == 0
+    none, lossy = (call["config"] for call in fake.calls)
+    assert (none.depths, none.depth_loss) == ("none", 0.0) and (lossy.depths, lossy.depth_loss) == ("auto", 0.25)
+
+
+def test_the_table_says_which_tiles_are_easy(folder, fake, adabm, monkeypatch):
+    def calibrated(*args, **settings):
+        simulated = fake(*args, **settings)
+        simulated.report["exit"] = found
+        return simulated
+
+    monkeypatch.setattr(library, "calibrate", calibrated)
+    found = {"tile": 16, "threshold": 40, "share": 0.223, "psnr_db": 41.5, "psnr_without_db": 41.32}
+    assert rows(adabm(*COMMAND)[1].split("\n\n")[0])["easy tiles"] == (
+        "22% without blocks, those that bend by 40 levels at most (+0.18 dB over all tiles against float)"
+    )
+    found = {"share": 0.0}
+    assert rows(adabm(*COMMAND, "--overwrite")[1].split("\n\n")[0])["easy tiles"] == "none"
 
 
 READING = ["--res-scale", 0.1, "--rgb-range", 1, "--mean-shift", "0.5,0.25,0.125", "--channel-order", "bgr"]
@@ -223,13 +246,25 @@ def test_device(folder, fake, adabm, monkeypatch, device, there, want):
 
 
 @pytest.mark.parametrize("factor", [2, 1.5])
-def test_pictures_are_shrunk(folder, fake, adabm, factor):
+def test_pictures_are_shrunk(folder, fake, adabm, monkeypatch, factor):
     status, out, _ = adabm(*COMMAND, "--downscale", factor)
     assert status == 0 and rows(out)["pictures"] == f"3 of 'photos', shrunk {factor} times"
     for image, name in zip(fake.calls[0]["images"], "abc", strict=True):
         photo = np.array(PIL.Image.open(f"photos/{name}.png"))
         photo = photo[:32] if (factor, name) == (2, "b") else photo  # 33 rows: whole low-resolution pixels only
         assert np.array_equal(image[0].permute(1, 2, 0), imresize(photo, 1 / factor))
+    # The exit of easy tiles sees them as they are too, their middles where they are large.
+    monkeypatch.setattr(calibrate, "OWN_SIDE", 40)
+    monkeypatch.setattr(calibrate, "OWN_PICTURES", 2)
+    assert adabm(*COMMAND, "--downscale", factor, "--overwrite")[0] == 0
+    seen = [x[0].permute(1, 2, 0).numpy() for x in fake.calls[-1]["own_resolution"]]
+    photos = [np.array(PIL.Image.open(f"photos/{name}.png")) for name in "ac"]
+    assert all(np.array_equal(*pair) for pair in zip(seen, [photos[0], photos[1][40:80, 35:75]], strict=True))
+
+
+def test_pictures_that_are_not_shrunk_are_seen_once(folder, fake, adabm):
+    assert adabm(*COMMAND)[0] == adabm(*COMMAND, "--downscale", 2, "--overwrite", "--depths", "none")[0] == 0
+    assert [call["own_resolution"] for call in fake.calls] == [None, None]
 
 
 def test_json(folder, fake, adabm):
@@ -491,6 +526,16 @@ BAD_INPUT = {
     "downscale": (None, [*COMMAND, "--downscale", "0.5"], "--downscale: must be a number of at least 1, got '0.5'"),
     "device": (None, [*COMMAND, "--device", "gpu"], "calibrate: device must be one that torch can use here, got 'gpu': "),
     "recipe": (None, [*COMMAND, "--recipe", "good"], "--recipe: invalid choice: 'good'"),
+    "depths": (None, [*COMMAND, "--depths", "4"], "--depths: invalid choice: '4'"),
+    "depth loss": (None, [*COMMAND, "--depth-loss", "-1"], "--depth-loss: must be a number from 0 to 10, got '-1'"),
+    **{
+        f"depth loss with {words}": (
+            None,
+            [*COMMAND, "--depth-loss", "0.5", *words.split()],
+            "--depth-loss must be left out without --depths auto, --recipe best and --quantize full, which find easy tiles, got",
+        )
+        for words in ("--depths none", "--recipe paper", "--quantize body")
+    },
 }
 
 

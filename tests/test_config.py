@@ -48,6 +48,12 @@ def test_adaptive_base_bits_that_do_not_fit(base, needed):
         ("seed", -1, "seed must be in 0..9223372036854775806, got -1"),
         ("seed", 2**70, "seed must be in 0..9223372036854775806, got 1180591620717411303424"),
         ("patch", 0, "patch must be at least 1, got 0"),
+        ("depths", "4", "depths must be 'auto' or 'none', got '4'"),
+        ("depth_tile", 4, "depth_tile must be a multiple of 4, 8..64, got 4"),
+        ("depth_tile", 18, "depth_tile must be a multiple of 4, 8..64, got 18"),
+        ("depth_tile", 68, "depth_tile must be a multiple of 4, 8..64, got 68"),
+        ("depth_loss", -0.1, "depth_loss must be in 0..10, got -0.1"),
+        ("depth_loss", float("nan"), "depth_loss must be in 0..10, got nan"),
         ("batch", -1, "batch must be at least 1, got -1"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from small import one_thread, poison_empty, small_edsr  # noqa: F401
@@ -11,7 +12,9 @@ from with_exits import TILE, an_exit, pictures, with_exit
 
 from adabm_kernels import ConvertConfig, convert_model
 from adabm_kernels.exits import border_weights, exit_output
+from adabm_kernels.images import Layout
 from adabm_kernels.nn import ConvertedNetwork
+from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.quantize import to_pixels
 from adabm_kernels.regions import Depths
 
@@ -130,3 +133,57 @@ def test_what_is_refused(networks) -> None:
 def test_depths_at_a_finer_resolution() -> None:
     depths = Depths(torch.zeros(1, 1, 1, dtype=torch.uint8), 8, 3, 5).enlarged(4)
     assert (depths.tile, depths.top, depths.left) == (32, 12, 20)
+
+
+def picture(height: int, width: int, channels: int = 3) -> tuple[np.ndarray, Layout]:
+    """Rows of a picture: noise in the upper left part, slopes elsewhere."""
+    y, x = np.mgrid[:height, :width]
+    rows = np.stack([(x + 2 * y) % 256, (3 * x) % 256, 255 - y % 256], 2)[..., :channels].astype(np.uint8)
+    rows[: height * 2 // 3, : width // 2] = np.random.default_rng(1).integers(0, 256, (height * 2 // 3, width // 2, channels))
+    return rows, Layout(width, height, channels)
+
+
+@pytest.mark.parametrize("smooth", ["interpolate", "network"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_windows_join_without_any_difference(channels: int, smooth: str, networks) -> None:
+    split = with_exit(networks["x2"], an_exit(2))
+    rows, layout = picture(120, 150, channels)
+    split.set_bits(4)  # windows decide about their bits for themselves
+    whole = Patchwise(split, tile=0, smooth=smooth).array(rows, layout)
+    for tile in (16, 24, 50):
+        patches: list = []
+        network = Patchwise(split, tile=tile, smooth=smooth)
+        assert np.array_equal(network.array(rows, layout, record=patches), whole)
+        assert len(patches) > 4
+    split.set_depth("full")
+    assert not np.array_equal(Patchwise(split, tile=0, smooth=smooth).array(rows, layout), whole)
+
+
+def test_a_self_ensemble_turns_the_tiles_with_the_picture(networks) -> None:
+    split = with_exit(networks["x2"], an_exit(2))
+    split.set_bits(4)
+    rows, layout = picture(45, 67)
+    split.set_depth(0)
+    easy = Patchwise(split, tta=True, smooth="network").array(rows, layout)
+    split.set_depth("auto")
+    whole, cut = (Patchwise(split, tile=tile, tta=True, smooth="network") for tile in (0, 16))
+    y = whole.array(rows, layout)
+    assert np.abs(cut.array(rows, layout).astype(int) - y).max() <= 1  # sums of floats in another order
+    hard = split.tile_depths(torch.from_numpy(rows).permute(2, 0, 1)[None].float()).values[0].numpy() > 0
+    mask = hard.repeat(2 * TILE, 0).repeat(2 * TILE, 1)[: y.shape[0], : y.shape[1]]
+    assert np.array_equal(y[~mask], easy[~mask]) and not np.array_equal(y[mask], easy[mask])
+
+
+def test_patches_tell_which_tiles_had_blocks(networks) -> None:
+    split = with_exit(networks["x2"], an_exit(2))
+    rows, layout = picture(90, 130)
+    hard = split.tile_depths(torch.from_numpy(rows).permute(2, 0, 1)[None].float()).values[0].numpy() > 0
+    for tile in (0, 24, 40):
+        patches: list = []
+        Patchwise(split, tile=tile, smooth="network").array(rows, layout, record=patches)
+        for patch in patches:
+            found = patch.depths if patch.depths is not None else np.zeros((1, 1))
+            top, left = patch.y // TILE, patch.x // TILE
+            assert np.array_equal(found, hard[top : top + found.shape[0], left : left + found.shape[1]])
+        pixels = hard.repeat(TILE, 0).repeat(TILE, 1)[:90, :130]
+        assert sum(patch.with_blocks for patch in patches) == pixels.sum()

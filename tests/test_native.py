@@ -228,6 +228,8 @@ ENTRIES: dict[str, Callable[[Call], None]] = {
     "quantize": lambda call: call.library.call("adabm_quantize_cpu", call.quantize),
     "interpolate": lambda call: call.library.call("adabm_interpolate_cpu", call.interpolate),
 }
+
+
 # struct, fields to change, what the message says: the argument, and the value where there is one to say.
 def region(**changes: int) -> dict[str, native.Region]:
     """A region of tiles of 8 pixels that passes no pixel on; its depths are not read where a rule is broken."""

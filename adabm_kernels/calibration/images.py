@@ -14,29 +14,32 @@ MIN_SIDE = 16  # pixels; in smaller images most features see the zero padding an
 WINDOWS = 4  # crops a side that are kept of one image at most, so that photos of any size fit in memory
 
 
-def read_images(images: Iterable[torch.Tensor | str | Path], patch: int, rng: random.Random) -> list[torch.Tensor]:
+def read_images(
+    images: Iterable[torch.Tensor | str | Path], patch: int, rng: random.Random, name: str = "images"
+) -> list[torch.Tensor]:
     """Every image as float32 [3, h, w] in 0..255, cut to a random window of at most WINDOWS * `patch` pixels a side.
 
     images: float or uint8 tensors [N, 3, H, W], or paths of pictures. Grey pictures become colour and alpha is dropped.
+    name: of the argument.
     Raises TypeError and ValueError naming the image, the rule and the value.
     """
     if isinstance(images, (str, Path, torch.Tensor)) or not isinstance(images, Iterable):
         hint = f" '{images}' (of a folder pass its pictures: Path(...).glob('*.png'))" if isinstance(images, (str, Path)) else ""
-        raise TypeError(f"calibrate: images must be an iterable of tensors or paths, got {type(images).__name__}{hint}")
+        raise TypeError(f"calibrate: {name} must be an iterable of tensors or paths, got {type(images).__name__}{hint}")
     windows = []
     for index, item in enumerate(images):
-        for image in _as_batch(item, index):
+        for image in _as_batch(item, f"{name}[{index}]"):
             h, w = image.shape[1:]
             if min(h, w) < MIN_SIDE:
-                raise ValueError(f"calibrate: images[{index}] must be at least {MIN_SIDE} pixels a side, got {h}x{w}")
+                raise ValueError(f"calibrate: {name}[{index}] must be at least {MIN_SIDE} pixels a side, got {h}x{w}")
             if not (image.isfinite().all() and 0 <= image.min() and image.max() <= 255):
-                raise ValueError(f"calibrate: images[{index}] must be finite and in 0..255, got {_extent(image)}")
+                raise ValueError(f"calibrate: {name}[{index}] must be finite and in 0..255, got {_extent(image)}")
             windows.append(_window(image, WINDOWS * patch, rng).clone())
     if not windows:
-        raise ValueError("calibrate: images must hold at least one image, got none")
+        raise ValueError(f"calibrate: {name} must hold at least one image, got none")
     brightest = max(float(window.max()) for window in windows)
     if 0 < brightest <= 1:
-        raise ValueError(f"calibrate: images must be in 0..255, and these look like 0..1: they end at {brightest:g}")
+        raise ValueError(f"calibrate: {name} must be in 0..255, and these look like 0..1: they end at {brightest:g}")
     return windows
 
 
@@ -123,15 +126,15 @@ def _stack(crops: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([crop[:, :h, :w] for crop in crops]).contiguous(memory_format=torch.channels_last)
 
 
-def _as_batch(item: torch.Tensor | str | Path, index: int) -> torch.Tensor:
+def _as_batch(item: torch.Tensor | str | Path, name: str) -> torch.Tensor:
     if isinstance(item, (str, Path)):
         from ..images import read_image
 
         return torch.from_numpy(read_image(item)).permute(2, 0, 1)[None].float()
     if not isinstance(item, torch.Tensor):
-        raise TypeError(f"calibrate: images[{index}] must be a tensor or a path, got {type(item).__name__}")
+        raise TypeError(f"calibrate: {name} must be a tensor or a path, got {type(item).__name__}")
     if item.ndim != 4 or item.shape[1] != 3 or not (item.is_floating_point() or item.dtype == torch.uint8):
-        raise ValueError(f"calibrate: images[{index}] must be float or uint8 [N, 3, H, W], got {item.dtype} {tuple(item.shape)}")
+        raise ValueError(f"calibrate: {name} must be float or uint8 [N, 3, H, W], got {item.dtype} {tuple(item.shape)}")
     return item.detach().float().cpu()
 
 

@@ -47,10 +47,14 @@ CONFIG_OPTIONS = (
     "target_bits",
     "objective",
     "seed",
+    "depths",
+    "depth_loss",
 )  # named as in ConvertConfig
 TUNING_OPTIONS = ("tolerance", "candidates")  # named as in BestTuning
 CHECKED_PICTURES = 16  # at most, that the final PSNR is measured on
 CHECKED_SIDE = 96  # low-resolution pixels of each at most, from its middle
+OWN_PICTURES = 100  # at most, that are also looked at before they are shrunk
+OWN_SIDE = 192  # pixels of each at most, from its middle
 FEW_PICTURES = 16  # with fewer, the percentiles that image thresholds are taken from are single pictures
 
 
@@ -86,6 +90,7 @@ def execute(args: argparse.Namespace) -> None:
         with stage(FAILED, bad_input=BAD_INPUT), Progress() as progress:
             chosen = pictures if args.select is None else pictures.most_informative(args.select)
             settings = weights.given(args) | {"check": not args.no_check, "start": start, "resume": kept, "device": device}
+            settings["own_resolution"] = pictures.own_resolution() if args.downscale > 1 and config.finds_exit else None
             with weights.misread(f"--weights '{args.weights}'"):
                 simulated = calibrate(state, chosen, config, progress, **settings)
             model = convert_model(simulated)
@@ -140,9 +145,13 @@ def _config(args: argparse.Namespace) -> ConvertConfig:
     if tuning:
         given["tuning"] = BestTuning(**tuning)
     try:
-        return ConvertConfig(**steps | given)
+        config = ConvertConfig(**steps | given)
     except (TypeError, ValueError) as error:
         raise ValueError(re.sub(r"^ConvertConfig: (\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))) from error
+    if args.depth_loss is not None and not config.finds_exit:
+        needed = "--depths auto, --recipe best and --quantize full"
+        raise ValueError(f"--depth-loss must be left out without {needed}, which find easy tiles, got {args.depth_loss:g}")
+    return config
 
 
 def _device(name: str) -> str:
@@ -186,29 +195,35 @@ def _start(path: Path) -> ConvertedNetwork:
 class _Pictures:
     """The low-resolution pictures, read one at a time and checked. Afterwards: `middles`, a crop of each, and a digest of all.
 
-    files: those in use; count: of all there are, which the digest is of.
+    files: those in use; count: of all there are, which the digest is of. parts: a part of some before they were shrunk.
     """
 
     def __init__(self, files: list[Path], downscale: float):
         self.files, self.downscale, self.count = files, downscale, len(files)
         self.middles: list[np.ndarray] = []
+        self.parts: list[np.ndarray] = []
         self.digest = ""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        import torch
 
         digest = hashlib.sha256()
-        self.middles = []
+        self.middles, self.parts = [], []
         with Progress() as progress:
             for index, path in enumerate(self.files):
                 progress(index, len(self.files), "reading pictures")
                 with stage(BAD_INPUT):
-                    rgb = self._read(path)
+                    whole = self._read(path)
+                    rgb = self._shrunk(whole)
+                if index % -(-self.count // OWN_PICTURES) == 0:
+                    self.parts.append(_middle(whole, OWN_SIDE))
                 digest.update(repr(rgb.shape).encode() + rgb.tobytes())
-                y, x = (max(side - CHECKED_SIDE, 0) // 2 for side in rgb.shape[:2])
-                self.middles.append(rgb[y : y + CHECKED_SIDE, x : x + CHECKED_SIDE].copy())
-                yield torch.from_numpy(rgb.transpose(2, 0, 1).copy())[None]
+                self.middles.append(_middle(rgb, CHECKED_SIDE))
+                yield _tensor(rgb)
         self.digest = digest.hexdigest()
+
+    def own_resolution(self) -> Iterator[torch.Tensor]:
+        """Parts of the pictures as they are; once these have been read."""
+        yield from map(_tensor, self.parts)
 
     def most_informative(self, count: int) -> list[torch.Tensor]:
         """Those that cover the set best (calibration/images.py); the others are left out from here on."""
@@ -226,7 +241,6 @@ class _Pictures:
         """uint8 [H, W, 3]"""
         from ..calibration.images import MIN_SIDE
         from ..images import read_image
-        from ..resize import imresize
 
         rgb, factor = read_image(path), self.downscale
         h, w = rgb.shape[:2]
@@ -234,12 +248,31 @@ class _Pictures:
         if min(h, w) < least:
             after = "" if factor == 1 else f" ({MIN_SIDE} after --downscale {factor:g})"
             raise ValueError(f"--images must be at least {least:g} pixels a side{after}, got {w}x{h} of '{path}'")
+        return rgb
+
+    def _shrunk(self, rgb: np.ndarray) -> np.ndarray:
+        from ..resize import imresize
+
+        factor = self.downscale
         if factor == 1:
             return rgb
+        h, w = rgb.shape[:2]
         if float(factor).is_integer():
             # Whole low-resolution pixels: the last ones would else be made of less.
             rgb = rgb[: int(h // factor * factor), : int(w // factor * factor)]
         return imresize(rgb, 1 / factor)
+
+
+def _middle(rgb: np.ndarray, side: int) -> np.ndarray:
+    y, x = (max(length - side, 0) // 2 for length in rgb.shape[:2])
+    return rgb[y : y + side, x : x + side].copy()
+
+
+def _tensor(rgb: np.ndarray) -> torch.Tensor:
+    """uint8 [1, 3, H, W]"""
+    import torch
+
+    return torch.from_numpy(rgb.transpose(2, 0, 1).copy())[None]
 
 
 # ---- what is kept and said
@@ -286,9 +319,8 @@ def _report(
     args: argparse.Namespace, config: ConvertConfig, model: ConvertedNetwork, pictures: _Pictures, run: dict[str, Any]
 ) -> dict[str, Any]:
     """The figures of the finished model on the pictures it was calibrated on."""
-    import torch
 
-    tensors = [torch.from_numpy(rgb.transpose(2, 0, 1).copy()).float()[None] for rgb in pictures.middles]
+    tensors = [_tensor(rgb).float() for rgb in pictures.middles]
     layer_bits = [model.layer_bits(x) for x in tensors]
     count = min(CHECKED_PICTURES, len(tensors))
     checked = [tensors[i * len(tensors) // count] for i in range(count)]
@@ -329,6 +361,18 @@ def _psnr_to_float(model: ConvertedNetwork, pictures: list[torch.Tensor]) -> flo
     return sum(values) / len(values)
 
 
+def _easy_tiles(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What the table says of the exit, where one was looked for."""
+    if found is None:
+        return []
+    said = "none"
+    if "threshold" in found:
+        gain = found["psnr_db"] - found["psnr_without_db"]
+        bends = f"those that bend by {found['threshold']} levels at most"
+        said = f"{found['share']:.0%} without blocks, {bends} ({gain:+.2f} dB over all tiles against float)"
+    return [("easy tiles", said)]
+
+
 def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> None:
     run, settings = report["run"], report["settings"]
     shrunk = "" if args.downscale == 1 else f", shrunk {args.downscale:g} times"
@@ -349,6 +393,7 @@ def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> Non
             ("pictures", f"{len(offsets)} of '{args.images}'{shrunk}"),
             ("time", f"{seconds:.0f} s ({stages}{resumed})"),
             ("mean bits", f"{report['mean_bits']:.2f} over the pictures ({shares})"),
+            *_easy_tiles(run.get("exit")),
             ("PSNR", f"{report['psnr_db']:.2f} dB (converted against float, {report['psnr_pictures']} calibration pictures)"),
             ("written", f"{report['output']} ({report['bytes'] / 1e6:.1f} MB)"),
         ]

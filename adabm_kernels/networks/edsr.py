@@ -26,6 +26,7 @@ class EDSRSpec(NetworkSpec):
     """
 
     network = "edsr"
+    skips_blocks = True
 
     scale: int
     blocks: int

@@ -41,6 +41,7 @@ class NetworkSpec:
     network: str
     scale: int
     res_scale: float = 1.0
+    skips_blocks = False  # whether tiles of an image can go without its blocks (exits.py)
 
     def check_sizes(self, *names: str) -> None:
         """ValueError for a number of blocks, layers or channels that is none, or that no network has."""

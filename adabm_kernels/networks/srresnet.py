@@ -23,6 +23,7 @@ class SRResNetSpec(NetworkSpec):
     """
 
     network = "srresnet"
+    skips_blocks = True
 
     scale: int
     blocks: int

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..config import ConvertConfig
 from ..networks.edsr import EDSRSpec, MeanShift
-from .network import SimulatedNetwork, run
+from .network import SimulatedNetwork, masked, run
 
 
 class SimulatedEDSR(SimulatedNetwork, network="edsr"):
@@ -29,14 +29,16 @@ class SimulatedEDSR(SimulatedNetwork, network="edsr"):
             stages.extend([self._conv(f"tail.0.{2 * i}"), nn.PixelShuffle(r)])
         self.tail = nn.ModuleList([stages] + ([self._conv("tail.1")] if spec.tail == "staged" else []))
 
-    def trunk(self, x: torch.Tensor, image_offset: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def trunk(
+        self, x: torch.Tensor, image_offset: torch.Tensor, computed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         if self.spec.mean_shift:
             x = self.sub_mean(x)
         x = run(self.head[0], x, image_offset)
         y, blocks = x, []
         for block in self.body[:-1]:
             inner = run(block["conv2"], F.relu(run(block["conv1"], y, image_offset)), image_offset)
-            y = inner * self.spec.res_scale + y
+            y = masked(inner, computed) * self.spec.res_scale + y
             blocks.append(y)
         return run(self.body[-1], y, image_offset) + x, blocks
 

@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..config import ConvertConfig
+from ..exits import ExitParameters, exit_output, tile_depths
 from ..networks.collapse import collapse
 from ..networks.detect import Detected, detect, to_float_state, to_simulated_state
 from ..networks.spec import NetworkSpec
+from ..regions import MAX_DEPTH, Depths, Region
 from .bits import image_measure, image_offsets, soft_image_offsets
 from .conv import SimulatedConv2d, moved
 
@@ -24,7 +26,7 @@ class SimulatedNetwork(nn.Module, ABC):
 
     Each image of a batch decides its own bits. Works in float32 and, after `.double()`, in float64.
     float_weights: the float network it was made from, under the names that the float module loads strictly. report: what
-    `calibrate` says of itself.
+    `calibrate` says of itself. exit: makes the output of easy tiles, where no block is computed (exits.py); None for no such tiles.
     """
 
     KINDS: dict[str, type[SimulatedNetwork]] = {}
@@ -38,6 +40,8 @@ class SimulatedNetwork(nn.Module, ABC):
         self.spec, self.config, self.weight_grid = spec, config, weight_grid
         self.float_weights: dict[str, torch.Tensor] = {}
         self.report: dict[str, Any] = {}
+        self._exit: ExitParameters | None = None
+        self._full_depth = False
         self._collapsed: torch.Tensor | None = None
         self._convs = {conv.name: conv for conv in spec.convs()}
         self._quantized = spec.quantized(config.quantize)
@@ -119,6 +123,17 @@ class SimulatedNetwork(nn.Module, ABC):
         """The value, before the first convolution, of one step of a pixel."""
         return 1.0
 
+    @property
+    def exit(self) -> ExitParameters | None:
+        return self._exit
+
+    @exit.setter
+    def exit(self, parameters: ExitParameters | None) -> None:
+        """Raises ValueError for an exit of another network."""
+        if parameters is not None:
+            parameters.check_for(self.spec)
+        self._exit = parameters
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """`float_weights` goes to other devices too, in its own dtype."""
         self.float_weights = {name: moved(fn, value) for name, value in self.float_weights.items()}
@@ -149,13 +164,23 @@ class SimulatedNetwork(nn.Module, ABC):
             conv.compute_dtype = dtype
 
     @contextmanager
+    def full_depth(self) -> Iterator[SimulatedNetwork]:
+        """Inside this context every block is computed everywhere."""
+        before, self._full_depth = self._full_depth, True
+        try:
+            yield self
+        finally:
+            self._full_depth = before
+
+    @contextmanager
     def float_mode(self) -> Iterator[SimulatedNetwork]:
-        """Inside this context the network computes in float: the teacher of its own calibration."""
+        """Inside this context the network computes in float, at full depth: the teacher of its own calibration."""
         before = [conv.quantized for conv in self.quantized_convs()]
         try:
             for conv in self.quantized_convs():
                 conv.quantized = False
-            yield self
+            with self.full_depth():
+                yield self
         finally:
             for conv, quantized in zip(self.quantized_convs(), before, strict=True):
                 conv.quantized = quantized
@@ -178,9 +203,28 @@ class SimulatedNetwork(nn.Module, ABC):
         bits = [conv.bits(offsets) for conv in self.quantized_convs() if not conv.end]
         return torch.stack(bits).sum(0).to(torch.float32) / len(bits)
 
+    def depths(self, x: torch.Tensor) -> Depths | None:
+        """The depth of each tile of images [N, 3, H, W], None where every block is computed everywhere: in images narrower than the
+        exit's filter, too."""
+        if self.exit is None or self._full_depth or min(x.shape[2:]) < self.exit.kernel:
+            return None
+        return tile_depths(x.detach(), self.exit, min(self.spec.blocks, MAX_DEPTH))
+
+    def mean_depth(self, x: torch.Tensor) -> torch.Tensor:
+        """Share of the blocks that are computed, mean over the pixels of each image: float32 [N]."""
+        depths = self.depths(x)
+        if depths is None:
+            return torch.ones(x.shape[0], device=x.device)
+        return _computed(depths, x).to(torch.float32).mean((1, 2, 3))
+
     @abstractmethod
-    def trunk(self, x: torch.Tensor, image_offset: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """All before the upsampler: (its input [N, C, H, W], the features after each block)."""
+    def trunk(
+        self, x: torch.Tensor, image_offset: torch.Tensor, computed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """All before the upsampler: (its input [N, C, H, W], the features after each block).
+
+        computed: [N, 1, H, W], 1 where blocks are computed and 0 where they add nothing; None for everywhere.
+        """
 
     @abstractmethod
     def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
@@ -215,9 +259,15 @@ class SimulatedNetwork(nn.Module, ABC):
         """The output and the features after each block. Raises ValueError unless x is floating point [N, 3, H, W]."""
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise ValueError(f"{type(self).__name__}: x must be floating point [N, 3, H, W], got {x.dtype} {tuple(x.shape)}")
-        offset = self.image_offsets(x)
-        feature, blocks = self.trunk(x, offset)
-        return self.upsample(feature, offset), blocks
+        offset, depths = self.image_offsets(x), self.depths(x)
+        if depths is None:
+            feature, blocks = self.trunk(x, offset)
+            return self.upsample(feature, offset), blocks
+        # The exit's pixels are its own; what the network makes beside them reads the features there as they are.
+        computed = _computed(depths, x)
+        feature, blocks = self.trunk(x, offset, computed.to(x.dtype))
+        whole = computed.repeat_interleave(self.spec.scale, 2).repeat_interleave(self.spec.scale, 3)
+        return torch.where(whole, self.upsample(feature, offset), exit_output(self.exit, x)), blocks
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W]. Raises ValueError unless x is floating point [N, 3, H, W]."""
@@ -227,6 +277,16 @@ class SimulatedNetwork(nn.Module, ABC):
 def run(module: nn.Module, x: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
     """Call a module that may be a simulated convolution."""
     return module(x, image_offset) if isinstance(module, SimulatedConv2d) else module(x)
+
+
+def _computed(depths: Depths, x: torch.Tensor) -> torch.Tensor:
+    """Where images [N, 3, H, W] have blocks computed: bool [N, 1, H, W]."""
+    return Region(own=(1, MAX_DEPTH)).masks(depths, *x.shape[2:])[0][:, None]
+
+
+def masked(inner: torch.Tensor, computed: torch.Tensor | None) -> torch.Tensor:
+    """What a block adds, where it is computed (see `trunk`)."""
+    return inner if computed is None else inner * computed
 
 
 def _check_ranges(state: Mapping[str, torch.Tensor], conv: SimulatedConv2d) -> None:

@@ -30,7 +30,10 @@ class SimulatedRDN(SimulatedNetwork, network="rdn"):
         layers = [nn.ModuleDict({"conv": nn.ModuleList([self._conv(f"{name}.convs.{j}.conv.0")])}) for j in range(self.spec.layers)]
         return nn.ModuleDict({"convs": nn.ModuleList(layers), "LFF": self._conv(f"{name}.LFF")})
 
-    def trunk(self, x: torch.Tensor, image_offset: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def trunk(
+        self, x: torch.Tensor, image_offset: torch.Tensor, computed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """As in every network; `computed` is None: the features of all blocks are gathered, so none can be left out."""
         first = run(self.SFENet1, x, image_offset)
         x, blocks = run(self.SFENet2, first, image_offset), []
         for block in self.RDBs:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..config import ConvertConfig
 from ..networks.srresnet import BATCH_NORM_EPS, UNIT_RANGE, SRResNetSpec, from_range, to_range
-from .network import SimulatedNetwork, run
+from .network import SimulatedNetwork, masked, run
 
 
 class SimulatedSRResNet(SimulatedNetwork, network="srresnet"):
@@ -67,12 +67,15 @@ class SimulatedSRResNet(SimulatedNetwork, network="srresnet"):
                 for (bias, _), values in zip(biases, learned, strict=True):
                     bias.copy_(values)
 
-    def trunk(self, x: torch.Tensor, image_offset: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def trunk(
+        self, x: torch.Tensor, image_offset: torch.Tensor, computed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         x = self.head[1](run(self.head[0], to_range(x, self.spec), image_offset))
         y, blocks = x, []
         for block in self.body[: self.spec.blocks]:
             inner = block["act"](block["bn1"](run(block["conv1"], y, image_offset)))
-            y = block["bn2"](run(block["conv2"], inner, image_offset)) * self.spec.res_scale + y
+            inner = block["bn2"](run(block["conv2"], inner, image_offset))
+            y = masked(inner, computed) * self.spec.res_scale + y
             blocks.append(y)
         return self.body[-1](run(self.body[-2], y, image_offset)) + x, blocks
 
