@@ -18,8 +18,10 @@ import PIL.Image
 import pytest
 import torch
 from command_line import ENVIRONMENT, names, rows, run_process
+from small import small_edsr
+from with_exits import an_exit, with_exit
 
-from adabm_kernels import cli
+from adabm_kernels import ConvertConfig, cli, convert_model, save
 from adabm_kernels.commands import comparison
 from adabm_kernels.upscale import _ASSETS
 
@@ -214,8 +216,6 @@ BAD_INPUT = {
     ),
     "rgba to jpeg": (rgba, ["rgba.png", "-o", "o.jpg"], "'o.jpg': JPEG has no transparency and the picture has"),
     "model": (None, ["in.png", "--model", "nope"], "model must be a built-in model"),
-    "depth": (None, ["in.png", "--depth", "4"], "--depth must be 'auto', 'full', 0 or 8, the blocks of this network, got 4"),
-    "depth 0": (None, ["in.png", "--depth", "0"], "--depth must be 'auto' or 'full' for a model without an exit for easy tiles"),
 }
 
 
@@ -415,6 +415,29 @@ def test_info_on_a_model(adabm):
     report = json.loads(adabm("info", "edsr_x4_w4a4", "--json")[1])
     assert report["built_in"] and report["spec"]["scale"] == 4 and report["provenance"] == {}
     assert sum(report["convolutions"].values()) == 2 * report["spec"]["blocks"] + 3
+
+
+def test_info_and_models_tell_of_an_exit(empty_folder, adabm, monkeypatch):
+    calibration = [torch.randint(0, 256, (2, 3, 24, 24)).float()]
+    model = convert_model(small_edsr(blocks=1), calibration, ConvertConfig(depths="none"), check=False)
+    save(model, "without.safetensors")
+    save(with_exit(model, an_exit(2)), "with.safetensors")
+    for name, words in {
+        "with": "those of 8x8 pixels that bend by no more than 60 of 255 levels have no blocks computed",
+        "without": "none, all blocks are computed everywhere",
+    }.items():
+        status, out, _ = adabm("info", f"{name}.safetensors")
+        assert status == 0 and f"  easy tiles        {words}\n" in out
+        found = json.loads(adabm("info", f"{name}.safetensors", "--json")[1])["exit"]
+        assert found == ({"unit": 90, "tile": 8, "threshold": 60} if name == "with" else None)
+    monkeypatch.setattr(sys.modules["adabm_kernels.upscale"], "_ASSETS", empty_folder)
+    Path("figures.json").write_text("{}")
+    status, out, _ = adabm("models")
+    table = {line.split()[0]: line.split() for line in out.split("\n\n")[0].splitlines()}
+    assert status == 0 and (table["with"][4], table["without"][4]) == ("8x8", "none")
+    assert "easy tiles: pixels a side" in out
+    models = json.loads(adabm("models", "--json")[1])["models"]
+    assert (models["with"]["exit"]["threshold"], models["without"]["exit"]) == (60, None)
 
 
 def test_info_on_what_is_no_model(folder, adabm):

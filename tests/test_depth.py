@@ -30,6 +30,7 @@ def networks() -> dict[str, ConvertedNetwork]:
         ("x3-staged", 3, ConvertConfig(tail="staged")),
         ("x4-staged-w6a6", 4, ConvertConfig(tail="staged", act_bits=6, weight_bits=6)),
     ):
+        config = replace(config, depths="none")
         found[name] = convert_model(small_edsr(scale=scale, blocks=3), calibration, config, check=False)
     return found
 

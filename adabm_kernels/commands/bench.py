@@ -90,6 +90,7 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
     report = {
         "model": args.model,
         "size": args.size,
+        "depth": args.depth,
         "backend": model.backend_summary(),
         "mean_bits": float(model.mean_bits(x).mean()),
         "seconds": seconds,

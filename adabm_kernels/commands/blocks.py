@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def block_rows(share: float | None, with_zeros: float | None, depth: str | int, more: str = "") -> list[tuple[str, str]]:
     """Rows of a table, none for a network that leaves out no blocks.
@@ -13,6 +15,14 @@ def block_rows(share: float | None, with_zeros: float | None, depth: str | int, 
         return []
     zeros = f"{with_zeros:.2f} (a pixel without blocks counts as 0)"
     return [("blocks", f"{_in_words(share, depth)}{more}"), ("bits with zeros", f"{zeros}{more}")]
+
+
+def exit_in_words(found: dict[str, Any] | None) -> str:
+    """What tiles a model leaves the blocks out of. found: of the exit in its file, tile and threshold; None for a model without."""
+    if found is None:
+        return "none, all blocks are computed everywhere"
+    side, levels = found["tile"], found["threshold"]
+    return f"those of {side}x{side} pixels that bend by no more than {levels} of 255 levels have no blocks computed"
 
 
 def percent(share: float) -> str:
