@@ -57,6 +57,16 @@ class Outcome:
         return mean_bits(self.patches)
 
     @property
+    def computed_share(self) -> float | None:
+        """See the function of that name."""
+        return computed_share(self.patches)
+
+    @property
+    def bits_with_zeros(self) -> float | None:
+        """See the function of that name."""
+        return bits_with_zeros(self.patches)
+
+    @property
     def flat_pixels(self) -> int:
         """Low-resolution pixels that were not computed, because what they see has one colour."""
         return sum(patch.flat for patch in self.patches)
@@ -69,9 +79,34 @@ def check_metadata(metadata: str) -> None:
 
 
 def mean_bits(patches: list[Patch]) -> float | None:
-    """Mean over the pixels of the patches' mean bits; None for a picture that is transparent everywhere."""
-    pixels = sum(patch.height * patch.width for patch in patches)
-    return sum(patch.mean_bits * patch.height * patch.width for patch in patches) / pixels if pixels else None
+    """Mean over the pixels of the patches' mean bits, which is what the patches decided for, whether or not their pixels are
+    computed; None for a picture that is transparent everywhere."""
+    return _mean([(patch.mean_bits, patch.height * patch.width) for patch in patches])
+
+
+def computed_share(patches: list[Patch]) -> float | None:
+    """The share of the pixels that have the network's blocks computed, 0..1; what is interpolated throughout has none.
+
+    None where the network leaves out no blocks, and for a picture that is transparent everywhere.
+    """
+    return _mean([(patch.with_blocks / (patch.height * patch.width), patch.height * patch.width) for patch in _varying(patches)])
+
+
+def bits_with_zeros(patches: list[Patch]) -> float | None:
+    """The mean bits where a pixel without blocks counts as 0 bits; None as `computed_share`."""
+    shares = [(patch, patch.with_blocks / (patch.height * patch.width)) for patch in _varying(patches)]
+    return _mean([(patch.mean_bits * share, patch.height * patch.width) for patch, share in shares])
+
+
+def _varying(patches: list[Patch]) -> list[Patch]:
+    """Those of a network that may leave out blocks."""
+    return [patch for patch in patches if patch.deep is not None]
+
+
+def _mean(values: list[tuple[float, int]]) -> float | None:
+    """The mean of values with their weights; None where there are none."""
+    total = sum(weight for _, weight in values)
+    return sum(value * weight for value, weight in values) / total if total else None
 
 
 def upscale_files(

@@ -1,11 +1,12 @@
-"""The bit map of a picture: which bits every patch got in which group of layers, as a picture and as a matplotlib figure."""
+"""The bit map of a picture: which bits every patch got in which group of layers, and where no blocks were computed, as a picture
+and as a matplotlib figure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -20,14 +21,28 @@ if TYPE_CHECKING:
 MIN_BITS, MAX_BITS = 2, 8
 # 2..8 bits, from dark to light, told apart with any colour vision: seven steps of matplotlib's "cividis".
 COLOURS = ("#00224e", "#1f3b6e", "#4f576c", "#7d7c78", "#a59c74", "#d3c164", "#fee838")
+BLOCKS = "blocks"  # what `BitMap` shows beside groups of layers: the share of a network's blocks that was computed
+BLOCK_COLOURS = {"no blocks": COLOURS[0], "all blocks": COLOURS[-1]}
 _LEGEND = 28  # rows of pixels below the picture
+
+
+class Area(NamedTuple):
+    """A part of a map, in low-resolution pixels from the top left, with its value and the colour of that."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    value: float
+    colour: str
 
 
 @dataclass(frozen=True, eq=False)
 class BitMap:
     """width, height: of the low-resolution picture. bits: float [patches, groups], the mean over the layers of a group.
 
-    patches: in the order of `bits`. groups: names. mean: float [patches], over all adaptive convolutions.
+    patches: in the order of `bits`. groups: names. mean: float [patches], over all adaptive convolutions. tile: low-resolution
+    pixels a side of the tiles that have blocks computed or not; None for a network that leaves out no blocks.
     """
 
     width: int
@@ -36,39 +51,54 @@ class BitMap:
     groups: tuple[str, ...]
     bits: np.ndarray
     mean: np.ndarray
+    tile: int | None = None
 
     def of(self, group: str | None = None) -> np.ndarray:
-        """float [patches]: of one group, or the mean over all. ValueError names the groups."""
+        """float [patches]: bits of one group, or the mean over all; of "blocks", where the network leaves some out, the share of
+        the pixels that have them computed. ValueError names the groups."""
         if group is None:
             return self.mean
+        if group == BLOCKS and self.tile is not None:
+            return np.array([patch.with_blocks / (patch.height * patch.width) for patch in self.patches])
         if group not in self.groups:
-            raise ValueError(f"group must be one of {', '.join(self.groups)}, got {group!r}")
+            known = [*self.groups, *([BLOCKS] if self.tile is not None else [])]
+            raise ValueError(f"group must be one of {', '.join(known)}, got {group!r}")
         return self.bits[:, self.groups.index(group)]
+
+    def areas(self, group: str | None = None) -> list[Area]:
+        """What a map is drawn of: patches, or for "blocks" the tiles in them, of which those beside each other that are alike are
+        one. Raises as `of`."""
+        if group == BLOCKS and self.tile is not None:
+            return [area for patch in self.patches for area in _tiles(patch, self.tile)]
+        places = ((patch.x, patch.y, patch.width, patch.height) for patch in self.patches)
+        return [Area(*place, float(value), colour(value)) for place, value in zip(places, self.of(group), strict=True)]
 
     def to_image(
         self, picture: PIL.Image.Image | None = None, *, group: str | None = None, opacity: float = 0.6
     ) -> PIL.Image.Image:
         """The patches in the colours of their bits over the low-resolution picture, with a legend below: a Pillow RGB image.
 
-        group: of layers, None for the mean over all. opacity: of the colours, 0..1. Raises ValueError for another group or opacity
-        and for a picture of another size.
+        group: of layers, None for the mean over all; "blocks" for the tiles that have the network's blocks computed and those that
+        have not, where it leaves some out. opacity: of the colours, 0..1. Raises ValueError for another group or opacity and for a
+        picture of another size.
         """
         self._check(picture, opacity)
         colours = PIL.Image.new("RGB", (self.width, self.height))
         draw = PIL.ImageDraw.Draw(colours)
-        for patch, bits in zip(self.patches, self.of(group), strict=True):
-            corner = patch.x + patch.width - 1, patch.y + patch.height - 1
-            draw.rectangle([(patch.x, patch.y), corner], fill=colour(bits), outline="white")
+        for area in self.areas(group):
+            corner = area.x + area.width - 1, area.y + area.height - 1
+            draw.rectangle([(area.x, area.y), corner], fill=area.colour, outline=None if group == BLOCKS else "white")
         if picture is not None:
             colours = PIL.Image.blend(picture.convert("RGB"), colours, opacity)
         page = PIL.Image.new("RGB", (max(self.width, 7 * 24), self.height + _LEGEND), "white")
         page.paste(colours)
-        draw, step = PIL.ImageDraw.Draw(page), page.width / 7
-        for i, value in enumerate(range(MIN_BITS, MAX_BITS + 1)):
+        steps = legend(group)
+        draw, step = PIL.ImageDraw.Draw(page), page.width / len(steps)
+        for i, (text, shade) in enumerate(steps.items()):
             box = [(i * step, self.height + 2), ((i + 1) * step - 2, self.height + _LEGEND - 2)]
-            draw.rectangle(box, fill=COLOURS[i])
-            text = f"{value} bits" if step > 50 else str(value)
-            draw.text((i * step + step / 2, self.height + _LEGEND / 2), text, fill=ink(COLOURS[i]), anchor="mm")
+            draw.rectangle(box, fill=shade)
+            text = text if step > 50 else text.split()[0]
+            draw.text((i * step + step / 2, self.height + _LEGEND / 2), text, fill=ink(shade), anchor="mm")
         return page
 
     def to_figure(self, picture: PIL.Image.Image | None = None, *, group: str | None = None, opacity: float = 0.6) -> Figure:
@@ -91,12 +121,17 @@ class BitMap:
         norm = BoundaryNorm(np.arange(MIN_BITS, MAX_BITS + 2) - 0.5, colours.N)
         figure = Figure(figsize=(11, 5), layout="constrained")
         over, table = figure.subplots(1, 2)
-        over.set(xlim=(0, self.width), ylim=(self.height, 0), aspect="equal", title=f"bits, {group or 'mean over the layers'}")
+        title = "blocks computed" if group == BLOCKS else f"bits, {group or 'mean over the layers'}"
+        over.set(xlim=(0, self.width), ylim=(self.height, 0), aspect="equal", title=title)
         if picture is not None:
             over.imshow(picture.convert("RGB"), extent=(0, self.width, self.height, 0))
-        for patch, bits in zip(self.patches, self.of(group), strict=True):
-            place = (patch.x, patch.y), patch.width, patch.height
-            over.add_patch(Rectangle(*place, facecolor=colour(bits), edgecolor="white", alpha=opacity if picture else 1))
+        edge = "none" if group == BLOCKS else "white"
+        for area in self.areas(group):
+            place = (area.x, area.y), area.width, area.height
+            over.add_patch(Rectangle(*place, facecolor=area.colour, edgecolor=edge, alpha=opacity if picture else 1))
+        if group == BLOCKS:
+            shown = [Rectangle((0, 0), 1, 1, facecolor=shade, label=text) for text, shade in legend(group).items()]
+            over.legend(handles=shown, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(shown))
         drawn = table.imshow(self.bits, cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
         table.set(xticks=range(len(self.groups)), ylabel="patch", title="patch by group of layers")
         table.set_xticklabels(self.groups, rotation=90)
@@ -122,7 +157,32 @@ def bit_map(model: Any, patches: Sequence[Patch], width: int, height: int) -> Bi
     for name, bits in layers.items():
         groups.setdefault(group_name(name), []).append(bits.float())
     table = np.stack([torch.stack(bits).mean(0).cpu().numpy() for bits in groups.values()], 1)
-    return BitMap(width, height, patches, tuple(groups), table, np.array([patch.mean_bits for patch in patches]))
+    tile = model.exit.tile if any(patch.depths is not None for patch in patches) else None
+    return BitMap(width, height, patches, tuple(groups), table, np.array([patch.mean_bits for patch in patches]), tile)
+
+
+def _tiles(patch: Patch, side: int) -> list[Area]:
+    """The tiles of a patch, clipped to it, with the share of their blocks that was computed; runs of one share in a row as one."""
+    depths = np.ones((1, 1), np.float32) if patch.depths is None else patch.depths
+    top, left = patch.y // side * side, patch.x // side * side
+    bottom, right = patch.y + patch.height, patch.x + patch.width
+    found = []
+    for row, shares in enumerate(depths):
+        first, last = max(top + row * side, patch.y), min(top + (row + 1) * side, bottom)
+        starts = [0, *(np.flatnonzero(np.diff(shares)) + 1)]
+        for start, stop in zip(starts, [*starts[1:], len(shares)], strict=True):
+            begin, end = max(left + int(start) * side, patch.x), min(left + int(stop) * side, right)
+            share = float(shares[start])
+            shade = BLOCK_COLOURS["all blocks" if share > 0.5 else "no blocks"]
+            found.append(Area(begin, first, end - begin, last - first, share, shade))
+    return found
+
+
+def legend(group: str | None = None) -> dict[str, str]:
+    """The colours of a map by what they stand for."""
+    if group == BLOCKS:
+        return BLOCK_COLOURS
+    return {f"{bits} bits": shade for bits, shade in enumerate(COLOURS, MIN_BITS)}
 
 
 def group_name(layer: str) -> str:

@@ -31,6 +31,7 @@ from .upscale import DEFAULT_MODEL, did_you_mean
 
 BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")
 BITS = ("auto", *map(str, range(2, 9)))
+DEPTHS = ("auto", "full")  # or a number of blocks
 ISAS = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx")
 PROTOCOLS = ("whole", "patch96")
 MAX_PIXELS = 178_956_970  # images.MAX_PIXELS, which would load numpy
@@ -337,6 +338,14 @@ def _add_model(parser: argparse.ArgumentParser, others: str, device: bool = True
         type=_bits,
         help="bit-width of the adaptive layers: decided per image and layer, or one for all (default: auto)",
     )
+    parser.add_argument(
+        "--depth",
+        metavar="auto|full|N",
+        default="auto",
+        type=_depth,
+        help="residual blocks that are computed: all but in easy tiles of the picture, if the model has an exit for them; all "
+        "everywhere; or this many everywhere, 0 or all (default: auto)",
+    )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="where to compute (default: %(default)s)")
     if device:
         parser.add_argument("--device", metavar="NAME", help="torch's name of the device, such as cpu or cuda:1 (default: cpu)")
@@ -396,6 +405,12 @@ def _bits(text: str) -> str | int:
     if text not in BITS:
         raise argparse.ArgumentTypeError(f"must be 'auto' or an integer from 2 to 8, got '{text}'")
     return text if text == "auto" else int(text)
+
+
+def _depth(text: str) -> str | int:
+    if text not in DEPTHS and not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be 'auto', 'full' or a number of blocks, got '{text}'")
+    return text if text in DEPTHS else int(text)
 
 
 def _bytes(text: str) -> int:

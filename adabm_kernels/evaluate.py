@@ -23,14 +23,14 @@ from .metrics import psnr_y, ssim_y
 from .networks.checkpoints import load_state
 from .networks.convention import AS_READ, Convention
 from .networks.detect import detect, float_network, to_float_state
-from .quantize import to_pixels
+from .quantize import MAX_BITS, to_pixels
 from .resize import imresize
 from .upscale import run
 
 PROTOCOLS = ("whole", "patch96")
 FLOAT_BITS = 32  # of weights and activations that are not quantised
 MIN_SIDE = 11  # pixels that the window of SSIM needs after shaving
-FIGURES = ("psnr_y", "ssim_y", "mean_bits", "gbitops_per_mp")
+FIGURES = ("psnr_y", "ssim_y", "mean_bits", "computed_share", "bits_with_zeros", "gbitops_per_mp")
 
 # What data sets append to a name to say which side of a pair it is: babyx4, babyLR, baby_LRBI_x4, img_001_SRF_4_LR, 0801_gt.
 _SIDE = r"(?:[ _.-](?i:HR|GT|LR|LRBI|bicubic|x{scale}|SRF[ _.-]?{scale})|HR|LR|(?i:x{scale}))$"
@@ -77,12 +77,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one method achieves on one picture. bit_operations: of the whole picture; None, as mean_bits, for bicubic."""
+    """What one method achieves on one picture. bit_operations: of the whole picture; None, as mean_bits, for bicubic.
+
+    computed_share: of the pixels, 0..1, that have the network's blocks computed. bits_with_zeros: mean bits, with 0 for the others.
+    Both are None for a network that leaves out no blocks.
+    """
 
     psnr_y: float
     ssim_y: float
     mean_bits: float | None = None
     bit_operations: int | None = None
+    computed_share: float | None = None
+    bits_with_zeros: float | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ def evaluate(
 
     model: a converted network (`load`, `convert_model`), whose float form is measured too where it carries the weights; or a
         float network of this package (`networks`), which is measured alone. Bicubic always is. Its settings (backend, threads,
-        bits) stay as they are.
+        bits, depth) stay as they are.
     pairs: at least one test picture (`find_pairs`); each is read twice, first of all to check it.
     protocol: "whole" pictures; or "patch96", the protocol of AdaBM's code: patches of 96 low-resolution pixels, each with its own
         bits and without a halo; the last of a row or column reaches to the end of the picture (up to 191 pixels).
@@ -194,8 +200,10 @@ def evaluate(
     progress: called with (pictures done, pictures in all, name of the next one).
 
     PSNR and SSIM are those of `metrics` with `scale` pixels shaved and outputs rounded to 8 bits. A picture's mean bits are
-    `model.mean_bits`, averaged over its patches. Bit operations sum, over all convolutions as published and over all patches,
-    multiplications times bits of the weights times bits of the activations, 32 each where they are not quantised.
+    `model.mean_bits`, averaged over its patches; so are `model.computed_share`, for a network that may leave out blocks, and the
+    product of both. Bit operations sum, over all convolutions as published and over all patches, multiplications times bits of the
+    weights times bits of the activations, 32 each where they are not quantised; of pixels without blocks, those of the exit's
+    filter are all that counts.
     Raises TypeError and ValueError naming the argument, the rule and the value, and OSError for a file that cannot be read; all
     pictures are checked before any is computed.
     """
@@ -258,15 +266,17 @@ def load_float(
 
 
 class _Method:
-    """A network as the measurement sees it. bits: of a batch of one, the mean and those of each convolution's input by name."""
+    """A network as the measurement sees it. bits: of a batch of one, the mean and those of each convolution's input by name.
+    share: of its pixels that have blocks computed; None for a network that leaves out none."""
 
     def __init__(
         self,
         network: nn.Module,
         weight_bits: dict[str, int],
         bits: Callable[[torch.Tensor], tuple[float, dict[str, int]]],
+        share: Callable[[torch.Tensor], float] | None = None,
     ):
-        self.network, self.weight_bits, self.bits = network, weight_bits, bits
+        self.network, self.weight_bits, self.bits, self.share = network, weight_bits, bits, share
         first = next((tensor for tensors in (network.parameters(), network.buffers()) for tensor in tensors), None)
         self.device = torch.device("cpu") if first is None else first.device
 
@@ -276,6 +286,17 @@ class _Method:
         if not y.isfinite().all():
             raise ValueError(f"evaluate: model computes NaN or infinite values: its output for '{name}' holds some")
         return to_pixels(y).cpu().permute(1, 2, 0).contiguous().numpy()
+
+    def cost(self, spec: Any, rgb: np.ndarray) -> tuple[float, float | None, int]:
+        """(mean bits, share of the pixels that have blocks computed, bit operations) of uint8 [H, W, 3]."""
+        x = self.tensor(rgb)
+        pixels, (mean, act_bits) = rgb.shape[0] * rgb.shape[1], self.bits(x)
+        if self.share is None:
+            return mean, None, bit_operations(spec, pixels, self.weight_bits, act_bits)
+        share = self.share(x)
+        computed = round(share * pixels)
+        by_filter = (pixels - computed) * self.network.exit.weight.numel() * MAX_BITS**2
+        return mean, share, bit_operations(spec, computed, self.weight_bits, act_bits) + by_filter
 
     def tensor(self, rgb: np.ndarray) -> torch.Tensor:
         planes = np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32)
@@ -295,7 +316,8 @@ def _methods(model: nn.Module) -> dict[str, _Method]:
         return float(model.mean_bits(x)[0]), layers
 
     weight_bits = {name: conv.weight_bits for name, conv in model.parameters_by_name.items()}
-    methods = {"converted": _Method(model, weight_bits, bits)}
+    share = (lambda x: float(model.computed_share(x)[0])) if model.varies_depth else None
+    methods = {"converted": _Method(model, weight_bits, bits, share)}
     if model.float_state is not None:
         methods["float"] = _float_method(model.float_model())
     return methods
@@ -313,8 +335,8 @@ def _measure(methods: dict[str, _Method], spec: Any, pair: Pair, protocol: str) 
     parts = patches(h, w) if protocol == "patch96" else [(slice(0, h), slice(0, w))]
     figures = {}
     for name, method in methods.items():
-        sr, mean_bits, operations = _upscale(method, spec, pair.name, lr, parts)
-        figures[name] = Figures(psnr_y(sr, hr, spec.scale), ssim_y(sr, hr, spec.scale), mean_bits, operations)
+        sr, cost = _upscale(method, spec, pair.name, lr, parts)
+        figures[name] = Figures(psnr_y(sr, hr, spec.scale), ssim_y(sr, hr, spec.scale), **cost)
     sr = imresize(lr, spec.scale)
     figures["bicubic"] = Figures(psnr_y(sr, hr, spec.scale), ssim_y(sr, hr, spec.scale))
     return ImageResult(pair.name, hr.shape[1], hr.shape[0], len(parts), figures)
@@ -328,19 +350,22 @@ def patches(height: int, width: int) -> list[tuple[slice, slice]]:
 
 def _upscale(
     method: _Method, spec: Any, name: str, lr: np.ndarray, parts: list[tuple[slice, slice]]
-) -> tuple[np.ndarray, float, int]:
-    """(the picture uint8, its mean bits, its bit operations)."""
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """(the picture uint8, what of its Figures tells its cost)."""
     h, w, s = *lr.shape[:2], spec.scale
     sr = np.empty((s * h, s * w, 3), np.uint8)
-    mean_bits, operations = [], 0
+    costs = []
     for rows, columns in parts:
         part = lr[rows, columns]
         place = tuple(slice(s * span.start, s * span.stop) for span in (rows, columns))
         sr[place] = method.upscale(part, name)
-        mean, act_bits = method.bits(method.tensor(part))
-        mean_bits.append(mean)
-        operations += bit_operations(spec, part.shape[0] * part.shape[1], method.weight_bits, act_bits)
-    return sr, fmean(mean_bits), operations
+        costs.append(method.cost(spec, part))
+    bits, shares, operations = zip(*costs, strict=True)
+    cost = {"mean_bits": fmean(bits), "bit_operations": sum(operations)}
+    if method.share is not None:
+        products = (mean * share for mean, share in zip(bits, shares, strict=True))
+        cost |= {"computed_share": fmean(shares), "bits_with_zeros": fmean(products)}
+    return sr, cost
 
 
 def bit_operations(spec: Any, pixels: int, weight_bits: dict[str, int], act_bits: dict[str, int]) -> int:

@@ -396,7 +396,7 @@ class Patchwise:
         mean_bits = float(self.model.mean_bits(None, offset=offset)[0])
         flat = [sum(cell.overlap(place).area for place in window.flat) for cell in window.cells]
         computed = max(sum(cell.area for cell in window.cells) - sum(flat), 1)
-        blocks = None if depths is None else _Blocks(depths, window)
+        blocks = _Blocks(self.grid, depths, window) if self.grid > 1 else None
         return [
             Patch(
                 cell.top, cell.left, cell.bottom - cell.top, cell.right - cell.left, int(offset), mean_bits,
@@ -539,12 +539,16 @@ class Patchwise:
 class _Blocks:
     """Where a window had blocks computed: by tiles, of the picture's grid.
 
-    Parts that were not computed at all, since they are interpolated, have none."""
+    Parts that were not computed at all, since they are interpolated, have none. depths: of the tiles of what was computed; None
+    where all of that has all blocks."""
 
-    def __init__(self, depths: Depths, window: Window):
-        self._tile = depths.tile
-        height, width = window.rows.length, window.columns.length
-        self._hard = Region(own=HARD).masks(depths, height, width)[0][0].numpy()
+    def __init__(self, tile: int, depths: Depths | None, window: Window):
+        self._tile = tile
+        shape = window.rows.length, window.columns.length
+        if depths is None:
+            self._hard = np.full(shape, window.needed is not None)
+        else:
+            self._hard = Region(own=HARD).masks(depths, *shape)[0][0].numpy()
         self._top, self._left = window.rows.start, window.columns.start
 
     def _part(self, cell: Rect) -> tuple[Rect, np.ndarray]:

@@ -22,8 +22,9 @@ class Patch:
 
     offset: bits more or less that its picture got. mean_bits: over the adaptive convolutions. seconds: its share of what it was
     computed with. flat: pixels that were not computed by the network: they are interpolated (smooth.py), or what they see has one
-    colour (flat.py). deep: pixels with all blocks of the network computed; None for all that the network computed. depths: share of
-    the blocks of each of its tiles that were computed, float32 [rows, columns] from the tile its first pixel lies in; None for 1.
+    colour (flat.py). deep: pixels with all blocks of the network computed; None where the network leaves out no blocks: all but
+    `flat`. depths: share of the blocks of each of its tiles that were computed, float32 [rows, columns] from the tile its first
+    pixel lies in; None likewise.
     """
 
     y: int

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "edsr_x4_w4a4"
 _ASSETS = Path(__file__).parent / "assets"
 _CUTTING = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")  # of `patchwise.Patchwise`
-_SETTINGS = ("bits", "backend", "device", "threads", "scale", "width", "height", "fit", "progress", *_CUTTING)
+_SETTINGS = ("bits", "depth", "backend", "device", "threads", "scale", "width", "height", "fit", "progress", *_CUTTING)
 _END = object()  # what comes after the last image
 
 
@@ -40,6 +40,7 @@ def upscale(
     model: str | os.PathLike | torch.nn.Module = DEFAULT_MODEL,
     *,
     bits: str | int | None = None,
+    depth: str | int | None = None,
     backend: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -61,9 +62,11 @@ def upscale(
         and info["xmp"]; Pillow writes the profile into PNG by itself, and the others when `save` is given them.
     model: name of a built-in model (`builtin_models()`), path of a converted model, or a module from `load` or
         `convert_model`. A name or path is loaded anew in every call: load once and pass the module for many pictures.
-    bits: "auto" (decided per patch and layer) or 2..8 for all adaptive layers. backend: "auto" or a backend's name. device: of
-        torch, such as "cuda". threads: CPU threads, at least 1. These four, when given, are set on the module and stay; None
-        leaves them as they are ("auto" for a freshly loaded model).
+    bits: "auto" (decided per patch and layer) or 2..8 for all adaptive layers. depth: "auto" (no residual blocks in the tiles of a
+        picture that are easy, where the model has an exit for them), "full" or the number of the network's blocks for all blocks
+        everywhere, 0 for none anywhere. backend: "auto" or a backend's name. device: of torch, such as "cuda". threads: CPU
+        threads, at least 1. These five, when given, are set on the module and stay; None leaves them as they are ("auto" for a
+        freshly loaded model).
     progress: called with (windows done, windows in all, "upscaling"). record: a list that is given every window (Patch) of a
         picture, not of tensors, and not of what the network makes of its own output.
     scale, width, height, fit: another size than the model's, by `sizes.Size`: scale=1.5, width=1920 or height=1080 in the
@@ -75,10 +78,10 @@ def upscale(
     Threads may call it at once with one module, as long as they ask for the same settings. Raises TypeError and ValueError for
     unsupported input, OSError for a file that cannot be opened, RuntimeError for a backend that cannot run here.
     """
-    check_settings(bits, threads)
+    check_settings(bits, threads, depth)
     size = Size(scale, width, height, fit)
     taken = _take(image)
-    network = prepare(model, bits=bits, backend=backend, device=device, threads=threads, size=size, **cutting)
+    network = prepare(model, bits=bits, depth=depth, backend=backend, device=device, threads=threads, size=size, **cutting)
     return _upscaled(taken, network, progress, record)
 
 
@@ -102,7 +105,7 @@ def upscale_many(
 
     if isinstance(images, str | os.PathLike):
         raise TypeError(f"images must be an iterable of pictures or their paths, got one path, '{os.fspath(images)}'")
-    check_settings(settings.get("bits"), settings.get("threads"))
+    check_settings(settings.get("bits"), settings.get("threads"), settings.get("depth"))
     size = _take_size(settings)
     network = prepare(model, size=size, **settings)
     lanes = network.lanes(in_flight)
@@ -177,7 +180,7 @@ def upscale_file(
     from .images import EXTENSIONS, MAX_PIXELS, check_output
     from .images.writer import check_quality
 
-    check_settings(settings.get("bits"), settings.get("threads"))
+    check_settings(settings.get("bits"), settings.get("threads"), settings.get("depth"))
     size = _take_size(settings)
     check_quality(quality)
     check_metadata(metadata)
@@ -200,6 +203,7 @@ def prepare(
     model: str | os.PathLike | torch.nn.Module,
     *,
     bits: str | int | None = None,
+    depth: str | int | None = None,
     backend: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -216,7 +220,7 @@ def prepare(
     from .patchwise import Patchwise
 
     model = model if is_module else load_model(model)
-    configure(model, bits, backend, threads, device)
+    configure(model, bits, backend, threads, device, depth)
     return Enlarger(Patchwise(model, **cutting), size, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
 
 
@@ -263,18 +267,29 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{by_lower[near[0]]}'?)" if near else ""
 
 
-def check_settings(bits: str | int | None, threads: int | None) -> None:
+def check_settings(bits: str | int | None, threads: int | None, depth: str | int | None = None) -> None:
     """Refuse impossible settings before anything is read or loaded."""
     if bits is not None and bits != "auto" and (isinstance(bits, bool) or bits not in range(2, 9)):
         raise ValueError(f"bits must be 'auto' or an integer from 2 to 8, got {bits!r}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads must be an integer of at least 1, got {threads!r}")
+    if depth not in (None, "auto", "full") and (type(depth) is not int or depth < 0):
+        raise ValueError(f"depth must be 'auto', 'full' or a number of blocks, got {depth!r}")
 
 
 def configure(
-    model: torch.nn.Module, bits: str | int | None, backend: str | None, threads: int | None, device: str | None = None
+    model: torch.nn.Module,
+    bits: str | int | None,
+    backend: str | None,
+    threads: int | None,
+    device: str | None = None,
+    depth: str | int | None = None,
 ) -> None:
-    """Set what is not None on a converted model; ValueError for no device, RuntimeError when one or the backend cannot run here."""
+    """Set what is not None on a converted model.
+
+    Raises ValueError for no device and for a depth that the model cannot have, RuntimeError when a device or the backend cannot run
+    here.
+    """
     if threads is not None:
         model.set_threads(threads)
     if device is not None:
@@ -286,6 +301,11 @@ def configure(
             model.to(place)
     if bits is not None:
         model.set_bits(bits)
+    if depth is not None:
+        try:
+            model.set_depth(depth)
+        except ValueError as error:  # which names its function, where callers name an argument or an option
+            raise ValueError(str(error).removeprefix("set_depth: ")) from error
 
 
 def _device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ class FakeModel(nn.Module):
     """Repeats each pixel `scale` times, and remembers what was set and what it saw."""
 
     scale = 4
+    varies_depth = False
     threads = 2
 
     def __init__(self, float_weights=True, backend_reason=None):
@@ -30,6 +31,9 @@ class FakeModel(nn.Module):
 
     def set_bits(self, bits):
         self.settings["bits"] = bits
+
+    def set_depth(self, depth):
+        self.settings["depth"] = depth
 
     def set_backend(self, backend):
         if self.backend_reason:

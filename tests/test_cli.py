@@ -18,8 +18,10 @@ import PIL.Image
 import pytest
 import torch
 from command_line import ENVIRONMENT, names, rows, run_process
+from small import small_edsr
+from with_exits import an_exit, with_exit
 
-from adabm_kernels import cli
+from adabm_kernels import ConvertConfig, cli, convert_model, save
 from adabm_kernels.commands import comparison
 from adabm_kernels.upscale import _ASSETS
 
@@ -56,7 +58,7 @@ def test_upscale_writes_beside_the_input(folder, model, adabm):
     assert re.fullmatch(r"\d+\.\d{3} s \(first run\)", table["time"])
     assert table["written"] == "in_x4.png"
     assert len(model.seen) == 1
-    assert model.settings == {"bits": "auto", "backend": "auto", "threads": torch.get_num_threads()}
+    assert model.settings == {"bits": "auto", "depth": "auto", "backend": "auto", "threads": torch.get_num_threads()}
 
 
 def test_the_input_is_never_the_default_output(folder, model, adabm):
@@ -72,11 +74,10 @@ def test_scale_in_the_default_name_is_the_models(folder, model, adabm):
 
 
 def test_options_reach_the_model(folder, model, adabm):
-    status, out, _ = adabm(
-        "upscale", "in.png", "-o", "out.jpg", "--bits", 6, "--backend", "reference", "--threads", 1, "--model", "m"
-    )
+    options = "--bits", 6, "--depth", 1, "--backend", "reference", "--threads", 1, "--model", "m"
+    status, out, _ = adabm("upscale", "in.png", "-o", "out.jpg", *options)
     assert status == 0
-    assert model.settings == {"bits": 6, "backend": "reference", "threads": 1}
+    assert model.settings == {"bits": 6, "depth": 1, "backend": "reference", "threads": 1}
     assert torch.get_num_threads() == 1
     assert rows(out)["mean bits"] == "3.75 (fixed)" and rows(out)["model"] == "m"
     assert read("out.jpg").shape == (20, 28, 3)
@@ -148,6 +149,8 @@ BAD_USAGE = {
     "bits 1": (["upscale", "in.png", "--bits", "1"], "--bits: must be 'auto' or an integer from 2 to 8, got '1'"),
     "bits 9": (["upscale", "in.png", "--bits", "9"], "--bits: must be 'auto' or an integer from 2 to 8, got '9'"),
     "bits word": (["upscale", "in.png", "--bits", "four"], "an integer from 2 to 8, got 'four'"),
+    "depth word": (["upscale", "in.png", "--depth", "deep"], "--depth: must be 'auto', 'full' or a number of blocks, got 'deep'"),
+    "depth below 0": (["report", "in.png", "--depth=-1"], "--depth: must be 'auto', 'full' or a number of blocks, got '-1'"),
     "backend": (["upscale", "in.png", "--backend", "tpu"], "--backend: invalid choice: 'tpu'"),
     "threads 0": (["upscale", "in.png", "--threads", "0"], "--threads: must be an integer of at least 1, got '0'"),
     "threads -2": (["upscale", "in.png", "--threads=-2"], "--threads: must be an integer of at least 1, got '-2'"),
@@ -412,6 +415,29 @@ def test_info_on_a_model(adabm):
     report = json.loads(adabm("info", "edsr_x4_w4a4", "--json")[1])
     assert report["built_in"] and report["spec"]["scale"] == 4 and report["provenance"] == {}
     assert sum(report["convolutions"].values()) == 2 * report["spec"]["blocks"] + 3
+
+
+def test_info_and_models_tell_of_an_exit(empty_folder, adabm, monkeypatch):
+    calibration = [torch.randint(0, 256, (2, 3, 24, 24)).float()]
+    model = convert_model(small_edsr(blocks=1), calibration, ConvertConfig(depths="none"), check=False)
+    save(model, "without.safetensors")
+    save(with_exit(model, an_exit(2)), "with.safetensors")
+    for name, words in {
+        "with": "those of 8x8 pixels that bend by no more than 60 of 255 levels have no blocks computed",
+        "without": "none, all blocks are computed everywhere",
+    }.items():
+        status, out, _ = adabm("info", f"{name}.safetensors")
+        assert status == 0 and f"  easy tiles        {words}\n" in out
+        found = json.loads(adabm("info", f"{name}.safetensors", "--json")[1])["exit"]
+        assert found == ({"unit": 90, "tile": 8, "threshold": 60} if name == "with" else None)
+    monkeypatch.setattr(sys.modules["adabm_kernels.upscale"], "_ASSETS", empty_folder)
+    Path("figures.json").write_text("{}")
+    status, out, _ = adabm("models")
+    table = {line.split()[0]: line.split() for line in out.split("\n\n")[0].splitlines()}
+    assert status == 0 and (table["with"][4], table["without"][4]) == ("8x8", "none")
+    assert "easy tiles: pixels a side" in out
+    models = json.loads(adabm("models", "--json")[1])["models"]
+    assert (models["with"]["exit"]["threshold"], models["without"]["exit"]) == (60, None)
 
 
 def test_info_on_what_is_no_model(folder, adabm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib import metadata
 from types import SimpleNamespace
@@ -71,7 +72,22 @@ def test_table(folder, model, adabm):
     assert lines[2][4:7] == [f"{report.mean(method, 'ssim_y'):.4f}" for method in methods]
     assert lines[0][7] == "3.75"
     assert lines[1][8:] == [f"{report.mean(method, 'gbitops_per_mp'):.0f}" for method in methods[:2]]
-    assert model.settings == {"bits": "auto", "backend": "auto", "threads": 1} and torch.get_num_threads() == 1
+    assert model.settings == {"bits": "auto", "depth": "auto", "backend": "auto", "threads": 1} and torch.get_num_threads() == 1
+
+
+def test_depths_have_columns_where_there_are_some(folder, model, adabm):
+    model.varies_depth, model.exit = True, SimpleNamespace(weight=torch.zeros(48, 3, 5, 5))
+    model.computed_share = lambda x: torch.full((1,), 0.4)
+    status, out, _ = adabm("eval", "--model", "m", "--data", "hr", "--depth", "auto")
+    head, table = out.split("\n\n")
+    groups, heads, *lines = [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()]
+    assert status == 0 and groups == ["PSNR-Y", "SSIM-Y", "bits", "blocks", "with zeros", "GBitOPs/MP"]
+    assert heads[7:10] == ["converted"] * 3 and lines[2][7:10] == ["3.75", "40%", "1.50"]
+    status, out, _ = adabm("eval", "--model", "m", "--data", "hr", "--depth", "0", "--json", "-")
+    written = json.loads(out)
+    assert written["depth"] == 0 == model.settings["depth"] and written["mean"]["converted"]["bits_with_zeros"] == pytest.approx(
+        1.5
+    )
 
 
 def test_given_pictures_and_patches(folder, model, adabm):
@@ -188,6 +204,11 @@ BAD_INPUT = {
         lambda f: torch.save(small_edsr(channels=2, blocks=1).state_dict(), f / "float.pt"),
         ["--data", "hr", "--model", "float.pt", "--bits", "4"],
         "--bits must be 'auto' for a float model, which knows no other, got '4'",
+    ),
+    "float depth": (
+        lambda f: torch.save(small_edsr(channels=2, blocks=1).state_dict(), f / "float.pt"),
+        ["--data", "hr", "--model", "float.pt", "--depth", "full"],
+        "--depth must be 'auto' for a float model, which knows no other, got 'full'",
     ),
 }
 

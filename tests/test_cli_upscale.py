@@ -335,7 +335,7 @@ def test_self_ensemble_is_that_of_python_and_in_integers(empty_folder, adabm, mo
     def watch(run):
         return lambda conv, x_q, *rest, **outputs: seen.append(x_q.dtype) or run(conv, x_q, *rest, **outputs)
 
-    for name in ("into", "pixels"):
+    for name in ("into", "pixels_into"):
         monkeypatch.setattr(IntegerConv2d, name, watch(getattr(IntegerConv2d, name)))
     options = [word for name, value in cutting.items() for word in (f"--{name}", value)]
     assert adabm("upscale", "in.png", "-o", "one.png", "-q", *options) == (0, "", "")

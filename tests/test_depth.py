@@ -8,43 +8,15 @@ import numpy as np
 import pytest
 import torch
 from small import one_thread, poison_empty, small_edsr  # noqa: F401
+from with_exits import TILE, an_exit, pictures, with_exit
 
 from adabm_kernels import ConvertConfig, convert_model
-from adabm_kernels.exits import ExitParameters, border_weights, exit_output
+from adabm_kernels.exits import border_weights, exit_output
 from adabm_kernels.images import Layout
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.quantize import to_pixels
 from adabm_kernels.regions import Depths
-
-TILE = 8
-
-
-def an_exit(scale: int, kernel: int = 5, threshold: int = 60) -> ExitParameters:
-    """A random filter, and tiles of TILE pixels."""
-    generator = torch.Generator().manual_seed(kernel)
-    weight = torch.randint(-5, 6, (3 * scale**2, 3, kernel, kernel), generator=generator).to(torch.int8)
-    bias = torch.randn(3 * scale**2, generator=generator)
-    return ExitParameters(weight, 90, bias, TILE, threshold)
-
-
-def with_exit(model: ConvertedNetwork, parameters: ExitParameters, backend: str = "cpu") -> ConvertedNetwork:
-    """The same network with an exit."""
-    parts = model.spec, model.config, model.parameters_by_name, model.floats, model.thresholds, model.float_state
-    made = type(model)(*parts, parameters).eval()
-    made.set_backend(backend)
-    return made
-
-
-def pictures(height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Two pictures [2, 3, height, width]: noise on the left half or the upper half, a slope elsewhere."""
-    generator = torch.Generator().manual_seed(seed)
-    slope = torch.arange(width).expand(height, width) + torch.arange(height)[:, None]
-    x = (slope % 200).expand(2, 3, height, width).float().clone()
-    noise = torch.randint(0, 256, (3, height, width), generator=generator).float()
-    x[0, :, :, : width // 2] = noise[:, :, : width // 2]
-    x[1, :, : height // 2] = noise[:, : height // 2]
-    return x
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +30,7 @@ def networks() -> dict[str, ConvertedNetwork]:
         ("x3-staged", 3, ConvertConfig(tail="staged", depths="none")),
         ("x4-staged-w6a6", 4, ConvertConfig(tail="staged", act_bits=6, weight_bits=6, depths="none")),
     ):
+        config = replace(config, depths="none")
         found[name] = convert_model(small_edsr(scale=scale, blocks=3), calibration, config, check=False)
     return found
 

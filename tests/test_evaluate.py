@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from PIL import Image
 from shared import shared_path
 from small import one_thread, small_edsr  # noqa: F401
 from torch import nn
+from with_exits import an_exit, pictures, with_exit
 
+from adabm_kernels import ConvertConfig, convert_model
 from adabm_kernels import evaluate as module
 from adabm_kernels.evaluate import EvaluationReport, Figures, ImageResult, Pair, bit_operations, evaluate, find_pairs, patches
 from adabm_kernels.metrics import psnr_y, ssim_y
@@ -95,6 +98,50 @@ def test_bit_operations_of_a_picture_follow_its_bits():
     assert report.images[0].value("converted", "gbitops_per_mp") == pytest.approx(want / 1e9 / (48 * 40 / 1e6))
 
 
+class PartlyEasy(Constant):
+    """Leaves out the blocks of all but 100 pixels of every patch."""
+
+    varies_depth = True
+    exit = SimpleNamespace(weight=torch.zeros(48, 3, 5, 5))
+
+    def computed_share(self, x):
+        return torch.full((len(x),), 100 / (x.shape[2] * x.shape[3]))
+
+
+def test_pixels_without_blocks_count_as_zero_bits_and_by_the_exit_s_filter():
+    model, lr = PartlyEasy(float_weights=False), np.zeros((200, 100, 3), np.uint8)
+    report = evaluate(model, [Pair("a", np.zeros((800, 400, 3), np.uint8), lr)], protocol="patch96")
+    figures, shares = report.images[0].figures["converted"], [100 / 9600, 100 / 10400]
+    assert figures.mean_bits == (96 + 104) / 2
+    assert figures.computed_share == pytest.approx(sum(shares) / 2)
+    assert figures.bits_with_zeros == pytest.approx((96 * shares[0] + 104 * shares[1]) / 2)
+    products = {conv.name: conv.products for conv in model.spec.convs()}
+    network = sum(count * 4 * (3 if name == "head.0" else 5) for name, count in products.items())
+    assert figures.bit_operations == 200 * network + (20000 - 200) * 48 * 3 * 5 * 5 * 8 * 8
+    written = report.to_dict()
+    assert written["mean"]["converted"]["computed_share"] == figures.computed_share
+    assert written["images"][0]["converted"]["bits_with_zeros"] == figures.bits_with_zeros
+
+
+def test_depths_of_a_network_with_an_exit():
+    torch.manual_seed(0)
+    calibration = [torch.randint(0, 256, (2, 3, 24, 24)).float()]
+    model = with_exit(convert_model(small_edsr(blocks=1), calibration, ConvertConfig(), check=False), an_exit(2))
+    lr = pictures(32, 40)[:1]
+    pair = Pair("a", np.zeros((64, 80, 3), np.uint8), lr[0].permute(1, 2, 0).numpy().astype(np.uint8))
+    reports = {}
+    for depth in ("auto", "full", 0):
+        model.set_depth(depth)
+        reports[depth] = evaluate(model, [pair]).images[0].figures["converted"]
+    share = reports["auto"].computed_share
+    assert 0.3 < share < 0.8 and reports["auto"].bits_with_zeros == pytest.approx(share * reports["auto"].mean_bits)
+    assert (reports["full"].computed_share, reports["full"].bits_with_zeros) == (None, None)
+    assert (reports[0].computed_share, reports[0].bits_with_zeros) == (0, 0)
+    assert reports[0].bit_operations == 32 * 40 * model.exit.weight.numel() * 64
+    mixed = share * reports["full"].bit_operations + (1 - share) * reports[0].bit_operations
+    assert reports["auto"].bit_operations == pytest.approx(mixed)
+
+
 def test_a_float_network_is_measured_alone():
     model = small_edsr()
     report = evaluate(model, [Pair("a", PICTURE)])
@@ -114,10 +161,12 @@ def test_means_are_plain_means_over_pictures():
     figures = [{"converted": Figures(20.0, 0.5, 3.0, 10**9), "bicubic": Figures(math.inf, 1.0)},
                {"converted": Figures(30.0, 0.7, 4.0, 10**9), "bicubic": Figures(10.0, 0.0)}]  # fmt: skip
     report = EvaluationReport(4, "whole", (ImageResult("a", 1000, 1000, 1, figures[0]), ImageResult("b", 500, 1000, 1, figures[1])))
-    assert [report.mean("converted", figure) for figure in module.FIGURES] == [25, 0.6, 3.5, 1.5]
-    assert [report.mean("bicubic", figure) for figure in module.FIGURES] == [math.inf, 0.5, None, None]
+    assert [report.mean("converted", figure) for figure in module.FIGURES] == [25, 0.6, 3.5, None, None, 1.5]
+    assert [report.mean("bicubic", figure) for figure in module.FIGURES] == [math.inf, 0.5, None, None, None, None]
     document = report.to_dict()
-    assert document["mean"]["converted"] == {"psnr_y": 25, "ssim_y": 0.6, "mean_bits": 3.5, "gbitops_per_mp": 1.5}
+    no_blocks_left_out = {"computed_share": None, "bits_with_zeros": None}
+    want = {"psnr_y": 25, "ssim_y": 0.6, "mean_bits": 3.5, "gbitops_per_mp": 1.5} | no_blocks_left_out
+    assert document["mean"]["converted"] == want
     assert document["images"][1]["converted"]["bit_operations"] == 10**9
     assert document["images"][0]["size"] == [1000, 1000]
     json.dumps(document)
@@ -185,14 +234,14 @@ def test_each_patch_is_computed_alone():
     lr = np.zeros((200, 100, 3), np.uint8)
     model = Constant()
     windows = patches(200, 100)
-    sr, mean_bits, operations = module._upscale(module._methods(model)["converted"], model.spec, "a", lr, windows)
+    sr, cost = module._upscale(module._methods(model)["converted"], model.spec, "a", lr, windows)
     # Patches of 96x100 and 104x100: 196 and 204.
     want = np.repeat([196, 204], [4 * 96, 4 * 104])
     assert np.array_equal(sr, np.broadcast_to(want[:, None, None], (800, 400, 3)))
-    assert mean_bits == (96 + 104) / 2  # each patch counts once
+    assert cost["mean_bits"] == (96 + 104) / 2  # each patch counts once
     one = bit_operations(model.spec, 1, dict.fromkeys(model.parameters_by_name, 4), {n: int(b) for n, b in
                          model.layer_bits(torch.zeros(1, 3, 1, 1)).items()})  # fmt: skip
-    assert operations == one * 200 * 100
+    assert cost["bit_operations"] == one * 200 * 100
 
 
 def test_a_local_model_does_not_notice_patches():

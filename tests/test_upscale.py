@@ -130,8 +130,8 @@ def test_an_unknown_argument_is_named():
 
 def test_settings_are_set_when_given():
     model = FakeModel()
-    upscale(RGB, model, bits=6, backend="reference", threads=2)
-    assert model.settings == {"bits": 6, "backend": "reference", "threads": 2}
+    upscale(RGB, model, bits=6, depth="full", backend="reference", threads=2)
+    assert model.settings == {"bits": 6, "depth": "full", "backend": "reference", "threads": 2}
     upscale(RGB, model, bits="auto")
     assert model.settings["bits"] == "auto"
 

@@ -75,7 +75,7 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(threads)
     with stage(BAD_INPUT):
         model = load_model(args.model)
-        configure(model, args.bits, args.backend, threads, args.device)
+        configure(model, args.bits, args.backend, threads, args.device, args.depth)
         float_model = model.float_model() if model.float_state is not None else None
     device = model._device()
     x = (torch.rand(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 255).to(device)
@@ -90,6 +90,7 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
     report = {
         "model": args.model,
         "size": args.size,
+        "depth": args.depth,
         "backend": model.backend_summary(),
         "mean_bits": float(model.mean_bits(x).mean()),
         "seconds": seconds,

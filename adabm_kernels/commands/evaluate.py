@@ -19,10 +19,19 @@ CONVENTIONS = {
     "psnr_y": "dB, luma of ITU-R BT.601 in 16..235 as MATLAB's rgb2ycbcr, peak 255, scale pixels shaved, outputs rounded to 8 bits",
     "ssim_y": "mean over the same pixels, Gaussian window 11x11 with sigma 1.5 inside the picture, K1 0.01, K2 0.03",
     "mean_bits": "of the inputs of the counted convolutions: all quantised ones but first, last and upsampler",
-    "gbitops_per_mp": "1e9 x multiplications x weight bits x activation bits over all convolutions, per million output pixels",
+    "computed_share": "of the pixels, those that have the residual blocks computed; null for a network that leaves out none",
+    "bits_with_zeros": "mean_bits times computed_share, patch by patch: a pixel without blocks counts as 0 bits",
+    "gbitops_per_mp": "1e9 x multiplications x weight bits x activation bits over all convolutions, per million output pixels; "
+    "of pixels without blocks those of the exit's filter alone, at 8 bits",
 }
-_HEADINGS = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "mean_bits": "bits", "gbitops_per_mp": "GBitOPs/MP"}
-_DIGITS = {"psnr_y": 2, "ssim_y": 4, "mean_bits": 2, "gbitops_per_mp": 0}
+_COLUMNS = {  # headings and formats
+    "psnr_y": ("PSNR-Y", ".2f"),
+    "ssim_y": ("SSIM-Y", ".4f"),
+    "mean_bits": ("bits", ".2f"),
+    "computed_share": ("blocks", ".0%"),
+    "bits_with_zeros": ("with zeros", ".2f"),
+    "gbitops_per_mp": ("GBitOPs/MP", ".0f"),
+}
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -54,6 +63,7 @@ def execute(args: argparse.Namespace) -> None:
         "backend": backend,
         "threads": threads,
         "bits": args.bits,
+        "depth": args.depth,
         "data": str(args.data),
         "lr": "bicubic" if args.lr is None else str(args.lr),
         **report.to_dict(),
@@ -84,9 +94,9 @@ def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple
             raise ValueError(
                 f"{weights.option(name)} must be left out for a converted model, which knows its own, got {weights.word(value)}"
             )
-        configure(model, args.bits, args.backend, threads)
+        configure(model, args.bits, args.backend, threads, depth=args.depth)
         return model, model.backend_summary()
-    for option, value in (("--bits", args.bits), ("--backend", args.backend)):
+    for option, value in (("--bits", args.bits), ("--depth", args.depth), ("--backend", args.backend)):
         if value != "auto":
             raise ValueError(f"{option} must be 'auto' for a float model, which knows no other, got '{value}'")
     settings = {"convention": weights.convention(args), "weights_key": args.weights_key}
@@ -100,6 +110,7 @@ def _print(report: EvaluationReport, document: dict[str, Any]) -> None:
     count = len(report.images)
     source = "LR made by bicubic" if document["lr"] == "bicubic" else f"LR from {document['lr']}"
     fixed = "" if document["bits"] == "auto" else f", {document['bits']} bits"
+    fixed += "" if document["depth"] == "auto" else f", depth {document['depth']}"
     protocols = {
         "whole": "whole pictures",
         "patch96": f"patches of 96 LR pixels, {sum(image.patches for image in report.images)} in all",
@@ -115,11 +126,11 @@ def _print(report: EvaluationReport, document: dict[str, Any]) -> None:
     print()
     columns = [
         (figure, method)
-        for figure in _HEADINGS
+        for figure in _COLUMNS
         for method in report.methods
         if report.mean(method, figure) is not None and (figure, method) != ("mean_bits", "float")
     ]
-    top = [_HEADINGS[figure] if i == 0 or columns[i - 1][0] != figure else "" for i, (figure, _) in enumerate(columns)]
+    top = [_COLUMNS[figure][0] if i == 0 or columns[i - 1][0] != figure else "" for i, (figure, _) in enumerate(columns)]
     rows = [["", *top], ["picture", *(method for _, method in columns)]]
     for image in report.images:
         rows.append([image.name, *(_cell(figure, image.value(method, figure)) for figure, method in columns)])
@@ -128,4 +139,4 @@ def _print(report: EvaluationReport, document: dict[str, Any]) -> None:
 
 
 def _cell(figure: str, value: float | None) -> str:
-    return "" if value is None else f"{value:.{_DIGITS[figure]}f}"
+    return "" if value is None else f"{value:{_COLUMNS[figure][1]}}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import BestTuning
 from ..machine import describe_machine, describe_versions
+from .blocks import exit_in_words
 from .calibrate import CONFIG_OPTIONS, TUNING_OPTIONS
 from .common import BAD_INPUT, command_line, option, print_table, stage, to_json
 from .weights import READING_OPTIONS, word
@@ -101,6 +102,7 @@ def _of_model(name: str) -> dict[str, Any]:
         "built_in": name in builtin_models(),
         "bytes": path.stat().st_size,
         "convolutions": bits,
+        "exit": None,  # which files of before the exits do not have
         **header,
     }
 
@@ -118,18 +120,12 @@ def _model_sections(report: dict[str, Any]) -> Sections:
             ("file", f"{report['path']} ({report['bytes'] / 1e6:.1f} MB, format {report['format']})"),
             ("network", f"{report['network']}: {_listed(_shown(report['spec']))}"),
             ("image thresholds", "none, not adaptive" if thresholds is None else "{:.4g} and {:.4g}".format(*thresholds)),
-            ("easy tiles", _easy_tiles(report.get("exit"))),
+            ("easy tiles", exit_in_words(report["exit"])),
         ],
         "Convolutions": [(f"{count}", kind) for kind, count in report["convolutions"].items()],
         "Settings": [(key.replace("_", " "), _listed(value)) for key, value in report["config"].items()],
         "Made": _making(report) if report["provenance"] else [("how", "not recorded in this file")],
     }
-
-
-def _easy_tiles(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "none"
-    return f"of {found['tile']} pixels a side, without blocks where they bend by {found['threshold']} levels at most"
 
 
 def _making(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     model = load_model(args.model)
-    configure(model, args.bits, args.backend, threads, args.device)
+    configure(model, args.bits, args.backend, threads, args.device, args.depth)
     from ..patchwise import Patchwise
 
     names = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")
@@ -33,8 +33,9 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"--{error}") from error
     backend = model.backend_summary()
-    settings = {"model": args.model, "backend": backend, "threads": threads, "bits": args.bits, "halo": network.halo}
-    settings |= {"protocol": args.protocol, "smooth": "interpolate" if network.interpolates else "network", "tta": args.tta}
+    settings = {"model": args.model, "backend": backend, "threads": threads, "bits": args.bits, "depth": args.depth}
+    settings |= {"halo": network.halo, "protocol": args.protocol, "tta": args.tta}
+    settings |= {"smooth": "interpolate" if network.interpolates else "network"}
     return network, settings
 
 

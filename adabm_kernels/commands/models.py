@@ -25,6 +25,7 @@ def execute(args: argparse.Namespace) -> None:
             "scale": header["spec"]["scale"],
             "weight_bits": config["weight_bits"],
             "act_bits": config["act_bits"],
+            "exit": header.get("exit"),
             "bytes": path.stat().st_size,
             "default": name == DEFAULT_MODEL,
             "set5": figures.get(name),
@@ -33,9 +34,14 @@ def execute(args: argparse.Namespace) -> None:
         print(to_json({"models": models}))
         return
     print_columns(
-        [("model", "network", "bits", "MB", "PSNR-Y", "of float", "mean bits"), *(_row(*item) for item in models.items())]
+        [
+            ("model", "network", "bits", "easy tiles", "MB", "PSNR-Y", "of float", "mean bits"),
+            *(_row(*item) for item in models.items()),
+        ]
     )
     print("\nPSNR-Y in dB and mean bits on Set5, converted and float (adabm eval)")
+    if any(model["exit"] for model in models.values()):
+        print("easy tiles: pixels a side of the tiles that have no blocks computed where a picture hardly bends (--depth)")
 
 
 def _row(name: str, model: dict[str, Any]) -> tuple[str, ...]:
@@ -43,4 +49,5 @@ def _row(name: str, model: dict[str, Any]) -> tuple[str, ...]:
     measured = [f"{set5['psnr_y']:.2f}", f"{set5['float_psnr_y']:.2f}", f"{set5['mean_bits']:.2f}"] if set5 else ["", "", ""]
     network = f"{model['network']} x{model['scale']}"
     bits = f"W{model['weight_bits']}A{model['act_bits']}"
-    return (f"{name} (default)" if model["default"] else name, network, bits, f"{model['bytes'] / 1e6:.1f}", *measured)
+    tiles = f"{model['exit']['tile']}x{model['exit']['tile']}" if model["exit"] else "none"
+    return (f"{name} (default)" if model["default"] else name, network, bits, tiles, f"{model['bytes'] / 1e6:.1f}", *measured)

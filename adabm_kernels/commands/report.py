@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target, write_file
+from .blocks import block_rows
 from .common import BAD_INPUT, FAILED, Progress, print_table, stage
 from .comparison import compare
 from .loading import load_network
@@ -41,7 +42,7 @@ def execute(args: argparse.Namespace) -> None:
         network, settings = load_network(args)
         network.windows(layout.height, layout.width, layout)
 
-    from ..batch import mean_bits
+    from ..batch import bits_with_zeros, computed_share, mean_bits
     from ..bitmap import bit_map
     from ..enlarge import Enlarger, enlarged
     from ..nn.layer_times import layer_times
@@ -64,13 +65,14 @@ def execute(args: argparse.Namespace) -> None:
             for name, values in network.model.layer_bits(None, offset=_offsets(bits.patches)).items()
         }
         larger = enlarged(layout, network.scale)
+        blocks = block_rows(computed_share(patches), bits_with_zeros(patches), settings["depth"])
         page = Report(
             title=f"{args.input.name if source is args.input else shown(args.input)}, upscaled {network.scale} times",
             model=settings["model"],
             scale=network.scale,
             before=_encoded(rows, layout),
             after=_encoded(out, larger),
-            summary=_summary(settings, layout, larger, patches, mean_bits(patches), compared),
+            summary=_summary(settings, layout, larger, patches, mean_bits(patches), blocks, compared),
             bits=bits,
             layer_seconds={name: seconds for name, seconds in layer_seconds.items() if seconds},
             layer_bits=layer_bits,
@@ -103,7 +105,13 @@ def _encoded(rows: np.ndarray, layout: Layout) -> tuple[str, bytes]:
 
 
 def _summary(
-    settings: dict[str, Any], layout: Layout, larger: Layout, patches: list, bits: float | None, compared: dict[str, Any] | None
+    settings: dict[str, Any],
+    layout: Layout,
+    larger: Layout,
+    patches: list,
+    bits: float | None,
+    blocks: list[tuple[str, str]],
+    compared: dict[str, Any] | None,
 ) -> list[tuple[str, str]]:
     halo = "without halo" if settings["protocol"] == "paper" else f"halo {settings['halo']}"
     rows = [
@@ -112,6 +120,7 @@ def _summary(
         ("backend", settings["backend"]),
         ("bits", "decided by every patch" if settings["bits"] == "auto" else f"{settings['bits']} everywhere"),
         ("mean bits", "none" if bits is None else f"{bits:.2f}"),
+        *blocks,
         ("patches", f"{len(patches)} ({halo})"),
     ]
     if compared is None:

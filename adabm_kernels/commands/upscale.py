@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 import warnings
@@ -10,11 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
 from ..sizes import Size, Steps
 from . import video
+from .blocks import block_rows, percent
 from .common import BAD_INPUT, FAILED, CommandError, Progress, one_line, print_table, stage, to_json
 from .comparison import compare
 from .loading import load_enlarger
@@ -123,7 +126,7 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
         **in_figures(layout.width, layout.height, outcome.steps),
         **settings,
         "patches": len(outcome.patches),
-        "mean_bits": outcome.mean_bits,
+        **_costs(outcome),
         "flat_pixels": outcome.flat_pixels,
         "warnings": outcome.warnings,
         "seconds": outcome.seconds,
@@ -154,6 +157,7 @@ def _rows(report: dict[str, Any], steps: Steps) -> list[tuple[str, str]]:
         ("model", report["model"]),
         ("backend", report["backend"]),
         ("mean bits", _bits(report["mean_bits"], report["bits"], steps)),
+        *block_rows(report["computed_share"], report["bits_with_zeros"], report["depth"], _first_pass(steps)),
         ("time", f"{report['seconds']:.3f} s ({runs})"),
     ]
     if report["patches"] > 1:
@@ -183,8 +187,23 @@ def _share(part: int, whole: int) -> str:
 def _bits(mean: float | None, bits: str | int, steps: Steps | None = None) -> str:
     if mean is None:
         return "none, the network was not needed" if steps is not None and not steps.passes else "none, transparent everywhere"
-    first = ", in the first pass" if steps is not None and steps.passes > 1 else ""
-    return f"{mean:.2f}" + ("" if bits == "auto" else " (fixed)") + first
+    return f"{mean:.2f}" + ("" if bits == "auto" else " (fixed)") + _first_pass(steps)
+
+
+def _first_pass(steps: Steps | None) -> str:
+    return ", in the first pass" if steps is not None and steps.passes > 1 else ""
+
+
+def _costs(outcome: Outcome) -> dict[str, float | None]:
+    """What a picture's bits and blocks are in figures, null where there is nothing to say."""
+    return {name: getattr(outcome, name) for name in ("mean_bits", "computed_share", "bits_with_zeros")}
+
+
+def _over_pixels(images: list[dict[str, Any]], figure: str) -> float | None:
+    """The mean over the pixels of all pictures that have this figure."""
+    having = [image for image in images if image[figure] is not None]
+    weights = [math.prod(image["input_size"]) for image in having]
+    return fmean((image[figure] for image in having), weights) if having else None
 
 
 # ---- many pictures
@@ -214,14 +233,13 @@ def _many(
         layout = outcome.layout
         image = {"input": outcome.task.name, "output": str(outcome.task.target)}
         image |= in_figures(layout.width, layout.height, outcome.steps)
-        image |= {"mean_bits": outcome.mean_bits, "flat_pixels": outcome.flat_pixels, "seconds": outcome.seconds}
-        image |= {"warnings": outcome.warnings}
+        image |= _costs(outcome) | {"flat_pixels": outcome.flat_pixels, "seconds": outcome.seconds, "warnings": outcome.warnings}
         images.append(image)
         _say(args, outcome)
     seconds = time.perf_counter() - start
     report = {**settings, "images": images, "failed": errors, "skipped": plan.skipped, "passed_over": earlier + unread}
     report |= {"other_files": rest.others, "seconds": seconds}
-    megapixels = sum(width * height for width, height in (image["input_size"] for image in images)) / 1e6
+    megapixels = sum(math.prod(image["input_size"]) for image in images) / 1e6
     bits = [image["mean_bits"] for image in images if image["mean_bits"] is not None]
     rows = [("images", f"{len(images)} done, {len(errors)} failed, {plan.skipped} skipped")]
     what = [f"{len(earlier)} that are outputs of other inputs"] if earlier else []
@@ -231,6 +249,7 @@ def _many(
         rows += [("other files", str(rest.others))]
     rows += [("model", settings["model"]), ("backend", settings["backend"])]
     rows += [("mean bits", _bits(sum(bits) / len(bits), args.bits))] if bits else []
+    rows += block_rows(_over_pixels(images, "computed_share"), _over_pixels(images, "bits_with_zeros"), args.depth)
     rows += [("time", f"{seconds:.3f} s, {megapixels / seconds:.3f} megapixels a second read")]
     _print(args, report, rows)
     for error in errors:
@@ -296,6 +315,8 @@ def _say(args: argparse.Namespace, outcome: Outcome) -> None:
             windows = "transparent everywhere" if outcome.steps.passes else "the network was not needed"
         else:
             windows += f", mean bits {_bits(outcome.mean_bits, args.bits, outcome.steps)}"
+        if outcome.computed_share is not None:
+            windows += f", {percent(outcome.computed_share)} with blocks"
         if outcome.flat_pixels:
             windows += f", {_share(outcome.flat_pixels, layout.width * layout.height)} not computed"
         windows += f", {in_words(layout.width, layout.height, outcome.steps)}"

@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..files import PartialFile, check_target, naming
+from .blocks import block_rows
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, print_table, stage, to_json
 from .loading import load_enlarger
 from .outputs import DEFAULT_SUFFIX
@@ -43,6 +45,7 @@ _DEEP_SITINGS = {"420": (1, 0)}
 _LONGEST_HEADER = 4096
 _READ_BYTES = 1 << 16  # that a pipe holds
 _POLL_SECONDS = 0.1
+_COSTS = ("mean_bits", "computed_share", "bits_with_zeros")  # functions of `batch`
 # Options that say nothing about frames, with their defaults.
 _OF_PICTURES = {"compare": False, "format": None, "quality": None, "suffix": DEFAULT_SUFFIX, "verbose": False}
 _OF_PICTURES |= {"strict": False, "metadata": "keep"}
@@ -65,7 +68,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network: Any, settings: dict[str, Any]) -> None:
-    frames, bits, start, incomplete = 0, [], time.perf_counter(), None
+    frames, costs, start, incomplete = 0, [], time.perf_counter(), None
     steps = network.steps(stream.width, stream.height)
     larger = replace(stream, width=steps.size[0], height=steps.size[1])
     target = STDOUT if args.output is None else args.output
@@ -77,10 +80,10 @@ def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network:
             out = stack.enter_context(PartialFile(target)).file
         out.write(larger.header())
         try:
-            for planes, mean_bits in stack.enter_context(closing(_upscaled(source, stream, larger, network))):
+            for planes, cost in stack.enter_context(closing(_upscaled(source, stream, larger, network))):
                 out.write(planes)
                 frames += 1
-                bits += [] if mean_bits is None else [mean_bits]
+                costs.append(cost)
                 bar(frames, None, f"{stream.width}x{stream.height} -> {larger.width}x{larger.height}")
         except IncompleteStream as error:
             if not frames:
@@ -88,20 +91,21 @@ def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network:
             incomplete = error
         out.flush()
     seconds = time.perf_counter() - start
-    mean = sum(bits) / len(bits) if bits else None
+    means = {name: _mean(cost[name] for cost in costs) for name in _COSTS}
     report = {
         "frames": frames,
         "complete": incomplete is None,
         **in_figures(stream.width, stream.height, steps),
         **settings,
-        "mean_bits": mean,
+        **means,
         "seconds": seconds,
     }
     rows = [
         ("frames", f"{frames}, {in_words(stream.width, stream.height, steps)}"),
         ("model", settings["model"]),
         ("backend", settings["backend"]),
-        *([("mean bits", f"{mean:.2f}")] if mean is not None else []),
+        *([("mean bits", f"{means['mean_bits']:.2f}")] if means["mean_bits"] is not None else []),
+        *block_rows(means["computed_share"], means["bits_with_zeros"], args.depth),
         ("time", f"{seconds:.3f} s, {frames / seconds:.2f} frames a second"),
     ]
     if not args.quiet or args.json:
@@ -109,6 +113,12 @@ def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network:
         print(to_json(report), file=file) if args.json else print_table(rows, file=file)
     if incomplete is not None:
         raise incomplete
+
+
+def _mean(values: Iterator[float | None]) -> float | None:
+    """Over the frames that have a value."""
+    found = [value for value in values if value is not None]
+    return fmean(found) if found else None
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -258,12 +268,12 @@ def _frames(source: BinaryIO, stream: Stream) -> Iterator[list[np.ndarray]]:
         yield [np.frombuffer(part, stream.dtype).reshape(shape) for part, shape in zip(data, stream.planes, strict=True)]
 
 
-def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> Iterator[tuple[bytes, float | None]]:
-    """The bytes of every frame of the larger stream and its mean bits; frames are read and packed while one is computed.
+def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> Iterator[tuple[bytes, dict[str, float | None]]]:
+    """The bytes of every frame of the larger stream and, by name, its _COSTS; frames are read and packed while one is computed.
 
     Raises IncompleteStream where a frame is not whole, after those before it.
     """
-    from ..batch import mean_bits
+    from .. import batch
 
     layout, end = _layout(stream), object()
     # Pools wait for their threads as they close, and so for the producer, if `source` were not stopped before them.
@@ -290,12 +300,12 @@ def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> 
             coming = reading.submit(following)
             record: list = []
             out = network.array(rows, layout, record=record)
-            packed.append((packing.submit(_packed, out, larger), mean_bits(record)))
+            packed.append((packing.submit(_packed, out, larger), {name: getattr(batch, name)(record) for name in _COSTS}))
             if len(packed) > 1:
-                done, bits = packed.popleft()
-                yield done.result(), bits
-        for done, bits in packed:
-            yield done.result(), bits
+                done, costs = packed.popleft()
+                yield done.result(), costs
+        for done, costs in packed:
+            yield done.result(), costs
         if incomplete is not None:
             raise incomplete
 

@@ -1,0 +1,38 @@
+"""What the commands say about residual blocks that were not computed, as the picture is easy there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def block_rows(share: float | None, with_zeros: float | None, depth: str | int, more: str = "") -> list[tuple[str, str]]:
+    """Rows of a table, none for a network that leaves out no blocks.
+
+    share: of the pixels that had blocks computed. with_zeros: mean bits, those without counted as 0. depth: as it was asked for.
+    more: what else is to be said of both.
+    """
+    if share is None or with_zeros is None:
+        return []
+    zeros = f"{with_zeros:.2f} (a pixel without blocks counts as 0)"
+    return [("blocks", f"{_in_words(share, depth)}{more}"), ("bits with zeros", f"{zeros}{more}")]
+
+
+def exit_in_words(found: dict[str, Any] | None) -> str:
+    """What tiles a model leaves the blocks out of. found: of the exit in its file, tile and threshold; None for a model without."""
+    if found is None:
+        return "none, all blocks are computed everywhere"
+    side, levels = found["tile"], found["threshold"]
+    return f"those of {side}x{side} pixels that bend by no more than {levels} of 255 levels have no blocks computed"
+
+
+def percent(share: float) -> str:
+    """ "71 %"; 0 and 100 only where it is nothing or all."""
+    return f"{100 * share:.0f} %" if share in (0, 1) else f"{min(max(round(100 * share), 1), 99)} %"
+
+
+def _in_words(share: float, depth: str | int) -> str:
+    if depth == 0:
+        return "none computed (fixed)"
+    if share in (0, 1):
+        return "all computed, no tile of the picture is easy" if share else "none computed, all of the picture is easy"
+    return f"{percent(share)} computed, the rest of the picture is easy"
