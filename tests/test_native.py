@@ -304,8 +304,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
             ({"pass_reach": -2}, "region.reach and pass_reach must be 0..tile 8, got 0 and -2"),
         ]
     ],
-    ("conv2d", region(pass_most=3) | {"y_acc": None, "residual": None}, "passed on, region.pass_least..pass_most 1..3, only with"),
-    ("conv2d", region(pass_most=3), "only with a residual, shuffle 1 and no y_acc or y_image"),
+    ("conv2d", region(pass_most=3), "passed on, region.pass_least..pass_most 1..3, only with shuffle 1 and no y_acc or y_image"),
     ("quantize", region(pass_most=3), "region.pass_least must be above pass_most where codes are made, got 1 and 3"),
     ("interpolate", {"struct_bytes": 8}, "args must be a struct of [0-9]+ bytes"),
     ("interpolate", {"threads": 0}, "threads must be 1..256, got 0"),

@@ -35,7 +35,7 @@ needs_builtin = pytest.mark.skipif(
 def model():
     """A small adaptive network x2 whose thresholds make smooth patches cheap and busy ones dear."""
     calibration = [torch.from_numpy(picture(48, 48, seed)).permute(2, 0, 1)[None].float() for seed in range(4)]
-    return convert_model(small_edsr(), calibration=calibration, config=ConvertConfig(weight_bits=4, act_bits=4, steps=0))
+    return convert_model(small_edsr(), calibration=calibration, config=ConvertConfig(weight_bits=4, act_bits=4, depths="none"))
 
 
 def picture(height, width, seed=0):

@@ -61,7 +61,11 @@ class Wanted:
         self.acc, _ = reference.conv2d(conv._replace(residual=None), "acc")
         alone = conv._replace(residual=None)
         self.of = {True: reference.conv2d(conv, "both"), False: reference.conv2d(alone, "both")}
-        self.passed_codes = reference.codes_of(conv.residual, conv.out_grid, conv.out_bits)
+        zeros = torch.zeros_like(conv.residual)
+        self.passed = {True: conv.residual, False: zeros}
+        self.passed_codes = {
+            with_residual: reference.codes_of(v, conv.out_grid, conv.out_bits) for with_residual, v in self.passed.items()
+        }
 
     def masks(self, conv: Conv) -> tuple[torch.Tensor, torch.Tensor]:
         r = conv.shuffle
@@ -71,14 +75,15 @@ class Wanted:
     def check(self, conv: Conv, threads: int, floats: bool, codes: bool, *, in_place: bool = False, beside: int = 0) -> None:
         """beside: channels of the features beside those of y. in_place: y holds the residual."""
         computed, passed = self.masks(conv)
-        value, value_codes = self.of[conv.residual is not None]
+        with_residual, passes = conv.residual is not None or in_place, conv.region[8] <= conv.region[9]
+        value, value_codes = self.of[with_residual]
         k = value.shape[3]
         y = y_q = None
         if floats:
             before = torch.full((*value.shape[:3], k + beside), -123.0)
             before[..., :k] = conv.residual if in_place else -123.0
             y = before.clone()[..., :k]
-            if beside and not in_place:
+            if beside and not in_place and with_residual:
                 conv = conv._replace(residual=torch.zeros_like(before)[..., :k].copy_(conv.residual))
             conv = conv._replace(residual=y) if in_place else conv
         if codes:
@@ -87,12 +92,13 @@ class Wanted:
         cpu.conv2d_out(conv, threads, y, y_q)
         if floats:
             want = before.clone()
-            want[..., :k] = torch.where(computed, value, torch.where(passed, self.conv.residual, before[..., :k]))
+            want[..., :k] = torch.where(computed, value, torch.where(passed, self.passed[with_residual], before[..., :k]))
             assert torch.equal(y if y._base is None else y._base, want)
-        if codes and conv.residual is None and not floats:  # the codes around those computed are arbitrary
+        if codes and not with_residual and not floats and not passes:  # the codes around those computed are arbitrary
             assert torch.equal(torch.where(computed, y_q, 0), torch.where(computed, value_codes, 0))
         elif codes:
-            assert torch.equal(y_q, torch.where(computed, value_codes, torch.where(passed, self.passed_codes, codes_before)))
+            passed_codes = torch.where(passed, self.passed_codes[with_residual], codes_before)
+            assert torch.equal(y_q, torch.where(computed, value_codes, passed_codes))
 
     def check_sums(self, conv: Conv, threads: int) -> None:
         shape = self.of[False][0].shape
@@ -197,7 +203,7 @@ def test_a_convolution_writes_its_region_alone(kind: str, isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", ["direct", "F(2x2)", "F(2x3)", "F(3x4)", "F(4x4)", "kn2row", "kn2row-in-tiles", "border-kernels"])
-def test_pixels_that_are_passed_on_get_the_residual(kind: str, isa: str) -> None:
+def test_pixels_that_are_passed_on_get_the_residual_or_zero(kind: str, isa: str) -> None:
     want = wanted(kind)
     with native.force_isa(isa):
         for at, (grid, region) in enumerate(some(kind, PASSING)):
@@ -207,6 +213,10 @@ def test_pixels_that_are_passed_on_get_the_residual(kind: str, isa: str) -> None
             want.check(conv, threads, floats=True, codes=False, beside=5)
             want.check(conv, threads, floats=True, codes=True, in_place=True)
             want.check(conv, threads, floats=True, codes=True, in_place=True, beside=3)
+            alone = conv._replace(residual=None)
+            want.check(alone, threads, floats=True, codes=True)
+            want.check(alone, threads, floats=False, codes=True)
+            want.check(alone, threads, floats=True, codes=False, beside=5)
 
 
 @pytest.mark.parametrize("kind", ["direct", "shuffle-parted"])
@@ -216,14 +226,12 @@ def test_the_reference_keeps_to_the_region(kind: str) -> None:
     for region in (PASSING["block"], PASSING["nothing-but"]) if want.conv.shuffle == 1 else REGIONS.values():
         conv = placed(want.conv, region, GRIDS[1])
         computed, passed = want.masks(conv)
-        y, y_q = (torch.full(value.shape, 99, dtype=value.dtype) for value in want.of[True])
-        reference.conv2d_out(conv, 1, y, y_q)
-        for got, value, residual in zip((y, y_q), want.of[True], (conv.residual, want.passed_codes), strict=True):
-            assert torch.equal(got, torch.where(computed, value, torch.where(passed, residual, 99)).to(value.dtype))
-        if region.passed is None:
-            alone, y = conv._replace(residual=None), torch.full_like(y, 99)
-            reference.conv2d_out(alone, 1, y, None)
-            assert torch.equal(y, torch.where(computed, want.of[False][0], 99))
+        for with_residual, given in ((True, conv), (False, conv._replace(residual=None))):
+            y, y_q = (torch.full(value.shape, 99, dtype=value.dtype) for value in want.of[True])
+            reference.conv2d_out(given, 1, y, y_q)
+            handed = want.passed[with_residual], want.passed_codes[with_residual]
+            for got, value, passed_on in zip((y, y_q), want.of[with_residual], handed, strict=True):
+                assert torch.equal(got, torch.where(computed, value, torch.where(passed, passed_on, 99)).to(value.dtype))
 
 
 @pytest.mark.parametrize("isa", ISAS)

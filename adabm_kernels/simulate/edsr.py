@@ -37,7 +37,8 @@ class SimulatedEDSR(SimulatedNetwork, network="edsr"):
         x = run(self.head[0], x, image_offset)
         y, blocks = x, []
         for block in self.body[:-1]:
-            inner = run(block["conv2"], F.relu(run(block["conv1"], y, image_offset)), image_offset)
+            inner = masked(F.relu(run(block["conv1"], y, image_offset)), computed)
+            inner = run(block["conv2"], inner, image_offset)
             y = masked(inner, computed) * self.spec.res_scale + y
             blocks.append(y)
         return run(self.body[-1], y, image_offset) + x, blocks

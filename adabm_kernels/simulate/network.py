@@ -280,7 +280,7 @@ def _computed(depths: Depths, x: torch.Tensor) -> torch.Tensor:
 
 
 def masked(inner: torch.Tensor, computed: torch.Tensor | None) -> torch.Tensor:
-    """What a block adds, where it is computed (see `trunk`)."""
+    """What a convolution of a block gives, where the block is computed, and zeros elsewhere (see `trunk`)."""
     return inner if computed is None else inner * computed
 
 

@@ -73,7 +73,7 @@ class SimulatedSRResNet(SimulatedNetwork, network="srresnet"):
         x = self.head[1](run(self.head[0], to_range(x, self.spec), image_offset))
         y, blocks = x, []
         for block in self.body[: self.spec.blocks]:
-            inner = block["act"](block["bn1"](run(block["conv1"], y, image_offset)))
+            inner = masked(block["act"](block["bn1"](run(block["conv1"], y, image_offset))), computed)
             inner = block["bn2"](run(block["conv2"], inner, image_offset))
             y = masked(inner, computed) * self.spec.res_scale + y
             blocks.append(y)
