@@ -28,6 +28,7 @@ INNER = 32  # about so many pixels a side of a crop are looked at: more of them 
 BORDER = 8  # pixels along the edges of a crop that are not looked at: there the float network sees the end of the crop
 BATCH = 8  # crops of one forward pass
 CLASSES = 10  # of detail, each of equally many tiles
+MARGIN = 0.8  # of the threshold found where nothing may be lost: the edges of pictures that are not seen here differ
 CLASS_LOSS = 0.05  # dB by which a class of detail may lie further from the float network than without the exit
 ROUNDS = 6  # of reweighting
 RIDGE = 1e-6  # of the squares of the inputs
@@ -94,7 +95,9 @@ def fit_exit(
     draft = ExitParameters(weight, unit, bias, config.depth_tile, 0)
     tiles = measure_tiles(crops, network, draft)
     threshold = choose_threshold(tiles, config.depth_loss)
-    if threshold is None:
+    if threshold is not None and config.depth_loss == 0:
+        threshold = int(MARGIN * threshold)
+    if threshold is None or not (tiles.bend <= threshold).any():
         return None, {"share": 0.0}
     easy = tiles.bend <= threshold
     report = {
