@@ -5,7 +5,8 @@
 // those of the second, a third brings tiles in. The first writes the middle codes of a tile of 32 x 16 pixels (or other widths:
 // conv2d_configs.cuh) into shared memory, where the second finds them in the layout that its products read, and makes 30 x 14
 // results of them; meanwhile the first is at the next tile. What neighbouring tiles share is computed by both: 512 + 448 products
-// for 420 pixels instead of 420 + 420.
+// for 420 pixels instead of 420 + 420. Where the second has a region, the middle codes of pixels that it does not compute are those
+// of 0.
 #pragma once
 
 #include "cuda/conv2d_sm90.cuh"
