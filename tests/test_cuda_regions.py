@@ -16,7 +16,7 @@ from test_cuda_sm90 import HOPPER, block, run_block
 from adabm_kernels import ops
 from adabm_kernels.backends import reference
 from adabm_kernels.quantize import act_grid, pack_codes, unpack_codes
-from adabm_kernels.regions import Depths, Region, tiles_of
+from adabm_kernels.regions import EVERY, Depths, Region, tiles_of
 
 REGIONS = {
     "around": Region(near=(1, 255), reach=3),
@@ -28,6 +28,7 @@ REGIONS = {
 }
 PASSING = {
     "block": Region(own=(1, 255), passed=(2, 255), pass_reach=2),
+    "inside_a_block": Region(own=(1, 255), passed=(1, 255), pass_reach=1),
     "passed_on_alone": Region(near=(1, 0), passed=(1, 255), pass_reach=1),
 }
 MAPS = {"small_tiles": (5, 2, 3), "whole_tiles": (8, 0, 0), "one_cut_tile": (64, 20, 40), "pixels": (1, 0, 0)}  # tile, top, left
@@ -86,17 +87,24 @@ def check_codes(call: CudaCall, instance: ConvInstance, want: torch.Tensor, pack
 
 def check(kernel: str, region: Region, place: str = "small_tiles", packed: bool = False) -> None:
     major, instance, problem, config = problem_of(kernel)
-    depths = depths_of(problem, place)
-    call = conv2d_call(instance, packed_x=packed, packed_y=packed, outputs="yq", depths=depths, region=region)
+    check_instance(instance, depths_of(problem, place), region, major, config, packed)
+
+
+def check_instance(
+    instance: ConvInstance, depths: Depths, region: Region, major: int, config: int, packed: bool, outputs: str = "yq"
+) -> None:
+    call = conv2d_call(instance, packed_x=packed, packed_y=packed, outputs=outputs, depths=depths, region=region)
     call.args.config = config
-    want_y, want_q = call.y.clone(), call.y_q.clone()
+    want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
     if packed:
         want_q = unpack_codes(want_q, instance.out_bits)
     reference.conv2d_out(conv_of(instance, depths, region), 1, want_y, want_q)
     with on(major):
         call.run()
-    assert_equal(call.y, want_y)
-    check_codes(call, instance, want_q, packed)
+    if want_y is not None:
+        assert_equal(call.y, want_y)
+    if want_q is not None:
+        check_codes(call, instance, want_q, packed)
 
 
 @pytest.mark.parametrize("region", REGIONS | PASSING)
@@ -128,6 +136,17 @@ def test_in_place_and_with_codes_alone(kernel: str, outputs: str, order: str) ->
     with on(major), policy(order, "random", seed=1):
         call.run()
     assert_equal(*((call.y, want_y) if outputs == "y" else (call.y_q, want_q)))
+
+
+@pytest.mark.parametrize("outputs, region", [("q", "inside_a_block"), ("y", "passed_on_alone"), ("yq", "block")])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_zeros_are_passed_on_without_a_residual(kernel: str, outputs: str, region: str) -> None:
+    major, problem, config = KERNELS[kernel]
+    instance = instantiate(dataclasses.replace(problem, residual=False, activation="relu"))
+    depths, packed = depths_of(problem), outputs == "q"
+    zero = reference.codes_of(torch.zeros(3, 1, 1, 4), instance.out_grid, instance.out_bits)
+    assert zero.all()  # so that zeros written in its place would show
+    check_instance(instance, depths, PASSING[region], major, config, packed, outputs)
 
 
 @pytest.mark.parametrize("kernel", ["sm80", "resident", "staged"])
@@ -194,17 +213,20 @@ def test_the_first_layer_whose_few_channels_are_unfolded(region: str) -> None:
     assert_equal(call.y_q, want_q)
 
 
+@pytest.mark.parametrize("passed", [None, (0, 0)], ids=["untouched", "passed_on"])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_tiles_without_a_pixel_of_the_region_read_nothing(kernel: str) -> None:
-    """Not even the codes of the image of depth 0 are there."""
+def test_tiles_without_a_pixel_to_compute_read_no_codes(kernel: str, passed: tuple[int, int] | None) -> None:
+    """Those of the image of depth 0 are not even there."""
     major, instance, problem, config = problem_of(kernel)
-    call = conv2d_call(instance, outputs="y", depths=depths_of(problem), region=REGIONS["own"])
+    call = conv2d_call(instance, outputs="y", depths=depths_of(problem), region=Region(own=(1, 255), passed=passed))
     call.args.config = config
     x_q, *others = call.read
     assert x_q.data_ptr() == call.args.x_q
     read = [x_q] if "tensor_copies" in kernel else [x_q[0], x_q[2]]  # a tensor copy must be allowed all of its tensor
-    with on(major), buffers([*read, *others, call.packed], [call.y[0], call.y[2]]):
+    written = [call.y[0], call.y[2]] if passed is None else [call.y]
+    with on(major), buffers([*read, *others, call.packed], written):
         host_library().call("adabm_conv2d_cuda", call.args, 0, None)
+    assert_equal(call.y[1], torch.full_like(call.y[1], -987654.0) if passed is None else instance.residual[1])
 
 
 # ---- residual blocks
@@ -213,11 +235,19 @@ def test_tiles_without_a_pixel_of_the_region_read_nothing(kernel: str) -> None:
 BLOCK = ConvProblem("block", 17, 37, 36, 36, bits=(4, 8, 2), out_bits=(3, 6, 8), activation="relu")
 
 
-def check_block(region: Region, config: int, packed: bool) -> None:
-    depths = depths_of(BLOCK)
+def two_calls_of(first: ConvInstance, second: ConvInstance, depths: Depths, inner: Region) -> None:
+    """Gives the second what the first makes of a region of its own, within poison."""
+    second.x_q = torch.full_like(second.x_q, POISON)
+    reference.conv2d_out(conv_of(first, depths, inner), 1, None, second.x_q)
+
+
+def check_block(region: Region, config: int, packed: bool, place: str = "small_tiles", inner: Region | None = None) -> None:
+    """inner: the first convolution's region, where it is not zeros at all pixels that the second does not compute."""
+    depths = depths_of(BLOCK, place)
     first, second, _ = block(BLOCK)
     with driver(**HOPPER, multiprocessors=2):
         call = run_block(first, second, packed, config, depths=depths, region=region)
+    two_calls_of(first, second, depths, inner or dataclasses.replace(region, passed=EVERY))
     want_y, want_q = torch.full_like(call.y, -987654.0), torch.full_like(call.y_q, POISON)
     if packed:
         want_q = unpack_codes(want_q, second.out_bits)
@@ -229,6 +259,14 @@ def check_block(region: Region, config: int, packed: bool) -> None:
 @pytest.mark.parametrize("region", REGIONS | PASSING)
 def test_a_residual_block_writes_the_second_convolutions_region(region: str) -> None:
     check_block((REGIONS | PASSING)[region], 1, packed=region in ("own", "block"))
+
+
+@pytest.mark.parametrize("place", MAPS)
+@pytest.mark.parametrize("config", [1, 2])
+def test_a_residual_block_equals_two_calls_with_the_regions_of_a_network(config: int, place: str) -> None:
+    inside = PASSING["inside_a_block"]
+    ends = inside if MAPS[place][0] == 1 else dataclasses.replace(inside, pass_reach=2)
+    check_block(ends, config, packed=False, place=place, inner=inside)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -269,6 +307,7 @@ def test_quantisation_writes_a_region_alone(packed: bool, layout: torch.memory_f
 def test_operators_hand_regions_over() -> None:
     depths, region = depths_of(BLOCK), PASSING["block"]
     first, second, _ = block(BLOCK)
+    two_calls_of(first, second, depths, dataclasses.replace(region, passed=EVERY))
     want = second.residual.clone()
     reference.conv2d_out(conv_of(second, depths, region)._replace(residual=want), 1, want, None)
     place = {"depth": depths.values, "region": region.numbers(depths), "accumulate": True, "backend": "cuda"}

@@ -36,7 +36,7 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   p.y_pitch = a.y_pitch ? a.y_pitch : p.tiling.group;
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 8 == 0; };
   p.region = region_params(a.region, a.height, a.width);
-  p.by_pixel = a.region.depth && (a.residual || a.y || a.y_acc || a.y_image);
+  p.by_pixel = a.region.depth && (a.residual || a.y || a.y_acc || a.y_image || passes_on(a.region));
   p.y_pairs = p.y_pitch % 2 == 0 && p.tiling.group % 2 == 0 && aligned(a.y) && aligned(a.residual);
 
   int64_t bytes = kPackedHeaderBytes;

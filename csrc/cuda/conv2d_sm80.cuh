@@ -44,7 +44,7 @@ struct Conv2dParams {
   int four_bits;   // whether images of up to 4 bits take the 4-bit form
   float products;  // of an output
   RegionParams region;
-  int by_pixel;    // whether pixels that the region leaves out must stay as they are
+  int by_pixel;    // whether pixels that the region leaves out must stay as they are or are passed on
   int y_pairs;     // neighbouring outputs of even and odd number lie in aligned pairs in y, residual and y_acc
   OutputTiling tiling;
   Form forms[2];     // 8 bits, 4 bits
@@ -446,7 +446,7 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, const Place& at, const OutputT
     if (passed_on) {
 #pragma unroll
       for (int i = 0; i < 8; i++)
-        if (passed_on >> i / 2 & 1) values[i / 2][i % 2] = kNothing;
+        if (passed_on >> i / 2 & 1) values[i / 2][i % 2] = p.residual ? kNothing : 0.0f;
     }
     if (floats) {
       int y_offset[2];
@@ -479,7 +479,8 @@ __global__ void __launch_bounds__(kThreads, 4) conv2d_sm80(const __grid_constant
   const int image = blockIdx.x / p.tiles, tile = blockIdx.x % p.tiles, output = blockIdx.y;
   const int bits = image_bits(p.x_bits, image), storage = storage_bits(bits, p.packed_codes & ADABM_PACKED_X);
   const Place at = place_tile(p, tile);
-  if (p.region.region.depth && share_of(p.region, image, pixels_of(at)) == Share::kNone) return;
+  const Share share = p.region.region.depth ? share_of(p.region, image, pixels_of(at)) : Share::kAllComputed;
+  if (share == Share::kNone) return;
   const uint8_t* x = p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels;
   const bool four_bits = p.four_bits && bits <= 4;
   const Form& f = p.forms[four_bits];
@@ -489,18 +490,20 @@ __global__ void __launch_bounds__(kThreads, 4) conv2d_sm80(const __grid_constant
   // The wide tile, which most layers take, goes through a row of a 3x3 or 9x9 kernel in one go.
   const bool threes = kTiles == kMaxTileOutputs / 8 && p.taps_w % 3 == 0;
   constexpr int kGroup = kTiles == kMaxTileOutputs / 8 ? 3 : 1;
+  if (computes(share)) {
 // On compute capability 9 and later a product of 4-bit numbers is a call that unpacks them: never worth it.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
-  if (four_bits && threes)
-    multiply<4, kTiles, kGroup>(p, at, x, storage, weights, with_box, acc, box);
-  else if (four_bits)
-    multiply<4, kTiles, 1>(p, at, x, storage, weights, with_box, acc, box);
-  else
+    if (four_bits && threes)
+      multiply<4, kTiles, kGroup>(p, at, x, storage, weights, with_box, acc, box);
+    else if (four_bits)
+      multiply<4, kTiles, 1>(p, at, x, storage, weights, with_box, acc, box);
+    else
 #endif
-  if (threes)
-    multiply<8, kTiles, kGroup>(p, at, x, storage, weights, with_box, acc, box);
-  else
-    multiply<8, kTiles, 1>(p, at, x, storage, weights, with_box, acc, box);
+    if (threes)
+      multiply<8, kTiles, kGroup>(p, at, x, storage, weights, with_box, acc, box);
+    else
+      multiply<8, kTiles, 1>(p, at, x, storage, weights, with_box, acc, box);
+  }
   ptx::sync_block();  // the codes that leave take the place of those that came
   epilogue<kTiles>(p, at, output_tile(p.tiling, p.shuffle, output), image, bits, four_bits, with_box, acc, box);
 }

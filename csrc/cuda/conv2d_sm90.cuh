@@ -213,14 +213,23 @@ ADABM_DEVICE void multiply_resident(int32_t (&acc)[kColumns / 2], const uint32_t
   ptx::wgmma_wait<0>();
 }
 
-// Bit i: whether strip i is one of this warpgroup's, every second of the first `strips`, and has a pixel to compute or pass on. `share` is
-// that of the whole tile.
-ADABM_DEVICE uint32_t strips_with_work(const Conv2dParams& p, const Tile& at, int image, Share share, int consumer, int strips) {
-  uint32_t found = 0;
+// Of a strip that begins inside the image, of an inner tile whose share is `tile`.
+ADABM_DEVICE Share share_of_strip(const Conv2dParams& p, const Tile& at, int image, Share tile, int strip) {
+  return tile == Share::kAllComputed ? tile : share_of(p.region, image, pixels_of_strip(p, at, strip));
+}
+
+// Of this warpgroup's strips, every second of the first `strips`, those with a pixel to compute or pass on, and those with one to compute:
+// bit i for strip i. `share` is that of the whole tile.
+struct Strips {
+  uint32_t with_work, computed;
+};
+
+ADABM_DEVICE Strips strips_with_work(const Conv2dParams& p, const Tile& at, int image, Share share, int consumer, int strips) {
+  Strips found = {0, 0};
 #pragma unroll 1
   for (int strip = consumer; strip < strips; strip += kConsumers) {
-    const bool any = share == Share::kAllComputed || share_of(p.region, image, pixels_of_strip(p, at, strip)) != Share::kNone;
-    found |= static_cast<uint32_t>(any) << strip;
+    const Share here = share_of_strip(p, at, image, share, strip);
+    found.with_work |= static_cast<uint32_t>(here != Share::kNone) << strip, found.computed |= static_cast<uint32_t>(computes(here)) << strip;
   }
   return found;
 }
@@ -370,6 +379,8 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool by_pixel, bool image_word
           if (wanted[0]) values[0] = ptx::load_global(p.residual + first) + values[0];
           if (wanted[1]) values[1] = ptx::load_global(p.residual + second) + values[1];
         }
+      } else if (passed_on >> (2 * j + i) & 1) {
+        values[0] = values[1] = 0.0f;
       }
       if (p.y && inside) {
         if (pair) {
@@ -439,7 +450,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / p.tiles;
       const Tile at = place<kStrips>(p, item % p.tiles);
-      if (share_of(p.region, image, pixels_of(p, at)) == Share::kNone) continue;
+      if (!computes(share_of(p.region, image, pixels_of(p, at)))) continue;
       const int storage = storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X);
       const bool tensor = q.tensor_bytes && storage == 8;
       const uint8_t* x = p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels;
@@ -484,32 +495,38 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
         const Tile at = place<kStrips>(p, item % p.tiles);
         const Share share = share_of(p.region, image, pixels_of(p, at));
         if (share == Share::kNone) continue;
-        const bool by_pixel = p.by_pixel && share == Share::kSome;
+        const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
         const int strips = (at.end_column - at.column + kStripColumns - 1) / kStripColumns, here = strips < kStrips ? strips : kStrips;
         const uint32_t codes = stages + ring.stage * q.stage_bytes;
-        const uint32_t with_work = strips_with_work(p, at, image, share, consumer, here);
-        ring.wait_full();
-        if (!with_work) {
+        const auto [with_work, computed] = strips_with_work(p, at, image, share, consumer, here);
+        if (computes(share)) ring.wait_full();
+        if (computes(share) && !computed) {
           ptx::sync_warp();  // all lanes have seen the stage full
           if (releases) ptx::mbarrier_arrive(ring.empty());
         }
         for (int strip = consumer; with_work >> strip; strip += kConsumers) {
           if (!(with_work >> strip & 1)) continue;
-          multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
-          if (!(with_work >> strip >> kConsumers) && releases) ptx::mbarrier_arrive(ring.empty());  // before the results are stored
+          if (computed >> strip & 1) {
+            multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
+            if (!(computed >> strip >> kConsumers) && releases) ptx::mbarrier_arrive(ring.empty());  // before the results are stored
+          } else {
+#pragma unroll
+            for (int32_t& sum : acc) sum = 0;  // else registers would keep older sums from strip to strip
+          }
           epilogue<kStripRows, true>(p, by_pixel, q.image_words, at, strip, outputs, image, bits, acc, staged, 1 + consumer);
         }
-        ring.next();
+        if (computes(share)) ring.next();
       }
     } else {
-      int32_t acc[kStrips / kConsumers][4 * kStripRows];
+      int32_t acc[kStrips / kConsumers][4 * kStripRows] = {};
       for (int item = blockIdx.x; item < items; item += q.blocks) {
         const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
         const Tile at = place<kStrips>(p, item % p.tiles);
         const Share share = share_of(p.region, image, pixels_of(p, at));
         if (share == Share::kNone) continue;
-        const bool by_pixel = p.by_pixel && share == Share::kSome;
-        for (int step = 0; step < q.steps; step++) {
+        const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
+        const int steps = computes(share) ? q.steps : 0;
+        for (int step = 0; step < steps; step++) {
           const uint32_t codes = stages + ring.stage * q.stage_bytes;
           ring.wait_full();
           uint64_t strip[kStrips / kConsumers];

@@ -174,6 +174,24 @@ ADABM_DEVICE bool any_lane(bool condition) {
 #endif
 }
 
+// Bit i: whether the condition holds for lane i of the warp.
+ADABM_DEVICE uint32_t lanes_where(bool condition) {
+#if defined(__CUDACC__)
+  return __ballot_sync(0xffffffffu, condition);
+#else
+  struct Lane {
+    bool in;
+    uint32_t out;
+  } lane = {condition, 0};
+  cuda_host::warp_collective("lanes_where", &lane, [](void* const* lanes) {
+    uint32_t found = 0;
+    for (int i = 0; i < 32; i++) found |= static_cast<uint32_t>(static_cast<Lane*>(lanes[i])->in) << i;
+    for (int i = 0; i < 32; i++) static_cast<Lane*>(lanes[i])->out = found;
+  });
+  return lane.out;
+#endif
+}
+
 template <class T>
 ADABM_DEVICE T shuffle_down(T value, int delta) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "");

@@ -36,9 +36,12 @@ struct Rectangle {
 // What happens to one pixel.
 enum class PixelUse : uint32_t { kUntouched, kComputed, kPassedOn };
 
-// How many pixels of a rectangle are computed or passed on. kSome may stand for none where a region asks for the depths of a pixel's own
-// tile and of tiles near it, and stands for all where some of them are passed on.
-enum class Share { kNone, kSome, kAllComputed };
+// How many pixels of a rectangle are computed or passed on. kPassedOn: none is computed, and one is passed on. kSome may stand for
+// less where a region asks for the depths of a pixel's own tile and of tiles near it.
+enum class Share { kNone, kPassedOn, kSome, kAllComputed };
+
+// Whether a pixel may be computed, so that products are needed.
+ADABM_DEVICE bool computes(Share share) { return share == Share::kSome || share == Share::kAllComputed; }
 
 // The tile of a row or column of pixels, counted from the first tile's first one. Such numbers are below 2^21 and tiles at most 2^20
 // wide, so the reciprocal, too large by less than 1, adds less than one in 2^42 / tile.
@@ -66,14 +69,21 @@ ADABM_DEVICE bool any_tile(const RegionParams& p, const uint8_t* depths, const R
   return false;
 }
 
-// Of a pixel of the image, where there is a region.
-ADABM_DEVICE PixelUse pixel_use(const RegionParams& p, int image, int row, int column) {
+// Whether a pixel of the image is computed, where there is a region.
+ADABM_DEVICE bool computes(const RegionParams& p, int image, int row, int column) {
   const adabm_region& r = p.region;
   const uint8_t* depths = depths_of(p, image);
   const Rectangle pixel = {row, column, row + 1, column + 1};
-  if (any_tile(p, depths, tiles_around(p, pixel, 0), r.own_least, r.own_most) &&
-      any_tile(p, depths, tiles_around(p, pixel, r.reach), r.near_least, r.near_most))
-    return PixelUse::kComputed;
+  return any_tile(p, depths, tiles_around(p, pixel, 0), r.own_least, r.own_most) &&
+         any_tile(p, depths, tiles_around(p, pixel, r.reach), r.near_least, r.near_most);
+}
+
+// Of a pixel of the image, where there is a region.
+ADABM_DEVICE PixelUse pixel_use(const RegionParams& p, int image, int row, int column) {
+  if (computes(p, image, row, column)) return PixelUse::kComputed;
+  const adabm_region& r = p.region;
+  const uint8_t* depths = depths_of(p, image);
+  const Rectangle pixel = {row, column, row + 1, column + 1};
   const bool passed_on = r.pass_least <= r.pass_most && any_tile(p, depths, tiles_around(p, pixel, r.pass_reach), r.pass_least, r.pass_most);
   return passed_on ? PixelUse::kPassedOn : PixelUse::kUntouched;
 }
@@ -106,7 +116,7 @@ ADABM_DEVICE Share share_of(const RegionParams& p, int image, const Rectangle& p
   // Votes behind a branch, even on a parameter, would no longer be known to be the same for all lanes: see any_lane.
   const bool left_out = ptx::any_lane((own | near) & kOutside), owned = ptx::any_lane(own & kWithin);
   const bool reached = ptx::any_lane(around & kWithin), passed_on = ptx::any_lane(passing & kWithin);
-  return !left_out ? Share::kAllComputed : (owned && reached) || passed_on ? Share::kSome : Share::kNone;
+  return !left_out ? Share::kAllComputed : owned && reached ? Share::kSome : passed_on ? Share::kPassedOn : Share::kNone;
 }
 
 }  // namespace cuda

@@ -5,7 +5,8 @@
 // those of the second, a third brings tiles in. The first writes the middle codes of a tile of 32 x 16 pixels (or other widths:
 // conv2d_configs.cuh) into shared memory, where the second finds them in the layout that its products read, and makes 30 x 14
 // results of them; meanwhile the first is at the next tile. What neighbouring tiles share is computed by both: 512 + 448 products
-// for 420 pixels instead of 420 + 420.
+// for 420 pixels instead of 420 + 420. Where the second has a region, the middle codes of pixels that it does not compute are those
+// of 0.
 #pragma once
 
 #include "cuda/conv2d_sm90.cuh"
@@ -110,10 +111,45 @@ ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip,
     }
 }
 
-// How many results of a tile are asked for: all three warpgroups leave out those with none.
+// The codes of one strip of the middle at pixels that the second convolution's region does not compute: those of 0, and 0 outside the
+// image. Each thread stores where it does in middle_codes.
+template <int kStrips>
+ADABM_DEVICE void middle_zeros(const Conv2dParams& p, const RegionParams& region, const Tile& at, int strip, int image, uint32_t middle) {
+  constexpr BlockTile kTile(kStrips);
+  const int lane = threadIdx.x % 32, plane = threadIdx.x / 32 % 4, output = plane * 16 + lane / 4 * 2;
+  const int out_bits = image_bits(p.out_bits, image), first_column = at.column + strip * kStripColumns;
+  const float scale = ptx::load_constant(p.out_grid + (out_bits - ADABM_MIN_BITS) * 2);
+  const float offset = ptx::load_constant(p.out_grid + (out_bits - ADABM_MIN_BITS) * 2 + 1), top = static_cast<float>((1 << out_bits) - 1);
+  const uint32_t zero = quantize_value(0.0f, scale, offset, top);
+  const uint32_t codes = (output < p.out_channels ? zero : 0) | (output + 1 < p.out_channels ? zero << 8 : 0);
+  const auto inside = [&](int row, int column) {
+    return static_cast<unsigned>(row) < static_cast<unsigned>(p.height) && static_cast<unsigned>(column) < static_cast<unsigned>(p.width);
+  };
+#pragma unroll 1
+  for (int first_row = 0; first_row < kStripRows; first_row += 4) {  // 32 pixels, of which each lane looks at one
+    const int row = at.row + first_row + lane / 8, column = first_column + lane % 8;
+    const uint32_t computed = ptx::lanes_where(inside(row, column) && computes(region, image, row, column));
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int j = first_row + i / 2, in_strip = lane % 4 * 2 + i % 2;
+      if (computed >> (i / 2 * 8 + in_strip) & 1) continue;
+      const uint32_t pixel = j * kTile.columns + strip * kStripColumns + in_strip;
+      ptx::store_shared(middle + plane * kTile.middle_plane_bytes + pixel * kRowBytes + lane / 4 * 2,
+                        static_cast<uint16_t>(inside(at.row + j, first_column + in_strip) ? codes : 0u));
+    }
+  }
+}
+
+// How many results of a tile are asked for: all three warpgroups leave out those with none, and products where none is computed.
 template <int kStrips>
 ADABM_DEVICE Share share_of_tile(const Conv2dParams& second, int image, int tile) {
   return share_of(second.region, image, pixels_of(second, result_tile<kStrips>(second, tile)));
+}
+
+// How many of the pixels in the middle the second convolution's region has, of those inside the image.
+ADABM_DEVICE Share share_of_middle(const Conv2dParams& second, int image, Rectangle pixels) {
+  pixels.row = pixels.row > 0 ? pixels.row : 0, pixels.column = pixels.column > 0 ? pixels.column : 0;
+  return share_of(second.region, image, pixels);
 }
 
 // Grid: [blocks that share the tiles of all images].
@@ -148,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     Producer producer{in};
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / first.tiles;
-      if (share_of_tile<kStrips>(second, image, item % first.tiles) == Share::kNone) continue;
+      if (!computes(share_of_tile<kStrips>(second, image, item % first.tiles))) continue;
       const int storage = storage_bits(image_bits(first.x_bits, image), first.packed_codes & ADABM_PACKED_X);
       const uint8_t* x = first.x_q + static_cast<int64_t>(image) * first.height * first.width * first.code_channels;
       const bool tensor = q.tensor_bytes && storage == 8;
@@ -173,15 +209,24 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     int32_t acc[4 * kStripRows];
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / first.tiles, bits = image_bits(first.x_bits, image);
-      if (share_of_tile<kStrips>(second, image, item % first.tiles) == Share::kNone) continue;
       const Tile at = middle_tile<kStrips>(first, item % first.tiles);
+      const Share share = share_of_middle(second, image, pixels_of(first, at));
+      // Where the whole middle is computed, so are all results.
+      if (share != Share::kAllComputed && !computes(share_of_tile<kStrips>(second, image, item % first.tiles))) continue;
       const uint32_t codes = stages + in.stage * q.stage_bytes, to = middle + between.stage * kTile.middle_bytes;
       in.wait_full();
       between.wait_empty();
       for (int strip = 0; strip < kStrips; strip++) {
-        multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
+        Share here = share;
+        if (share != Share::kAllComputed)
+          here = at.column + strip * kStripColumns < first.width ? share_of_middle(second, image, pixels_of_strip(first, at, strip)) : Share::kNone;
+        if (computes(here))
+          multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
+        else
+          ptx::sync_warp();  // all lanes have seen the stage full
         if (strip == kStrips - 1 && releases) ptx::mbarrier_arrive(in.empty());
-        middle_codes<kStrips>(first, at, strip, image, bits, acc, to);
+        if (computes(here)) middle_codes<kStrips>(first, at, strip, image, bits, acc, to);
+        if (here != Share::kAllComputed) middle_zeros<kStrips>(first, second.region, at, strip, image, to);
       }
       ptx::fence_async();
       ptx::mbarrier_arrive(between.full());
@@ -201,13 +246,21 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
       const Tile at = result_tile<kStrips>(second, item % second.tiles);
       const int here = (at.end_column - at.column + kStripColumns - 1) / kStripColumns;
       const uint32_t codes = middle + between.stage * kTile.middle_bytes;
-      between.wait_full();
+      if (computes(share)) between.wait_full();
       for (int strip = 0; strip < here; strip++) {
-        multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kTile.middle_plane_bytes, strip), kTile.middle_plane_bytes, at.row_step);
-        if (strip == here - 1 && releases) ptx::mbarrier_arrive(between.empty());
-        epilogue<kOutRows, true>(second, second.by_pixel && share == Share::kSome, false, at, strip, outputs, image, bits, acc, staged, 1);
+        const Share strip_share = share_of_strip(second, at, image, share, strip);
+        if (computes(strip_share)) {
+          multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kTile.middle_plane_bytes, strip), kTile.middle_plane_bytes, at.row_step);
+        } else {
+          ptx::sync_warp();  // all lanes have seen the codes
+#pragma unroll
+          for (int32_t& sum : acc) sum = 0;
+        }
+        if (computes(share) && strip == here - 1 && releases) ptx::mbarrier_arrive(between.empty());
+        if (strip_share == Share::kNone) continue;
+        epilogue<kOutRows, true>(second, second.by_pixel && share != Share::kAllComputed, false, at, strip, outputs, image, bits, acc, staged, 1);
       }
-      between.next();
+      if (computes(share)) between.next();
     }
   }
 }
