@@ -17,7 +17,7 @@ from .backends.call import ACTIVATIONS, Conv
 from .exits import MAX_BEND
 from .measure import bits_by_rule, image_offsets, measure_images
 from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
-from .regions import MAX_DEPTH, MAX_TILE, NUMBERS, tiles_of
+from .regions import MAX_DEPTH, MAX_TILE, NUMBERS, passes_on, tiles_of
 
 OUTPUTS = ("codes", "float", "both", "acc")
 MAX_SHUFFLE = 16
@@ -242,10 +242,6 @@ def _check_tiles(operator: str, tile: int, top: int, left: int) -> None:
     )
 
 
-def _passes_on(region: Sequence[int]) -> bool:
-    return len(region) == NUMBERS and region[8] <= region[9]
-
-
 def _packing(packed_codes: bool) -> dict[str, bool]:
     # Only backends in PACKED_CODES take the argument.
     return {"packed_codes": True} if packed_codes else {}
@@ -260,7 +256,7 @@ def _conv2d_out_check(conv, accumulate, packed_codes, backend, threads, depth, r
     residual, shuffle = conv.residual, conv.shuffle
     _check_region("conv2d_out", depth, region, conv.x_q, conv.x_q.shape[:3])
     _require(
-        not _passes_on(region) or shuffle == 1, lambda: f"conv2d_out: pixels are passed on only without a shuffle, got {shuffle}",
+        not passes_on(region) or shuffle == 1, lambda: f"conv2d_out: pixels are passed on only without a shuffle, got {shuffle}",
     )
     _require(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
     _require(
@@ -327,7 +323,7 @@ def _conv2d_pixels_out_check(*args):
     conv, (packed_codes, backend, threads, depth, region, image) = _split(_without_codes(args))
     shape, _ = _conv2d_outputs(conv, "float", packed_codes, backend, threads)
     _check_region("conv2d_pixels_out", depth, region, conv.x_q, conv.x_q.shape[:3])
-    _require(not _passes_on(region), lambda: "conv2d_pixels_out: region must pass no pixels on")
+    _require(not passes_on(region), lambda: "conv2d_pixels_out: region must pass no pixels on")
     _expect("conv2d_pixels_out: image", image, torch.uint8, shape)
     _require(image.is_contiguous(), lambda: "conv2d_pixels_out: image must be contiguous")
     _check_place("conv2d_pixels_out", backend, packed_codes, "x_q", {"x_q": conv.x_q, "image": image})
@@ -381,7 +377,7 @@ def _quantize(x, shift, grid, bits, packed_codes, backend, threads):
 def _quantize_out_check(x, shift, grid, bits, packed_codes, start, backend, threads, depth, region, y_q):
     n, h, w, _ = _check_quantize(x, shift, grid, bits, packed_codes, backend, threads)
     _check_region("quantize_out", depth, region, x, (n, h, w))
-    _require(not _passes_on(region), lambda: "quantize_out: region must pass no pixels on")
+    _require(not passes_on(region), lambda: "quantize_out: region must pass no pixels on")
     _check_place("quantize_out", backend, packed_codes, "x", {"x": x, "y_q": y_q})
     held = start + x.shape[1]
     _require(y_q.dim() == 4 and y_q.shape[3] >= held, lambda: f"quantize_out: y_q must hold {held} channels")

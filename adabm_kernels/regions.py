@@ -7,6 +7,7 @@ csrc/include/adabm/adabm.h.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,6 +79,11 @@ class Region:
 
 
 NUMBERS = len(Region().numbers(Depths(torch.empty(0), 1)))  # of a region
+
+
+def passes_on(numbers: Sequence[int]) -> bool:
+    """Whether the region with these numbers, if there are any, passes pixels on."""
+    return len(numbers) == NUMBERS and numbers[8] <= numbers[9]
 
 
 def _within(depths: torch.Tensor, ends: tuple[int, int]) -> torch.Tensor:
