@@ -39,7 +39,7 @@ CONV2D: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Bytes of local memory that a thread of a form may take, for what is stored before the products and loaded behind them: two blocks
 # have room on a multiprocessor that way.
-STACK = {"depths": 16, "depths_inside": 16}
+STACK = {"depths": 16, "depths_inside": 8}
 # What a kernel without products is built with, in place of the settings in `compile_kernel`.
 OTHERS: dict[str, dict[str, Any]] = {
     "quantize": {},
