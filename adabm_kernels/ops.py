@@ -446,7 +446,7 @@ def _tile_depths_empty(x_q, tile, top, left, threshold, deep, backend, threads):
     _require(1 <= deep <= MAX_DEPTH, lambda: f"tile_depths: deep must be 1..{MAX_DEPTH}, got {deep}")
     _require(threads >= 0, lambda: f"tile_depths: threads must be 0 (as torch) or more, got {threads}")
     _check_place("tile_depths", backend, False, "x_q", {"x_q": x_q})
-    return x_q.new_empty(flat_length(n, h, w, tile, top, left))
+    return x_q.new_zeros(flat_length(n, h, w, tile, top, left))
 
 
 def _tile_depths(*args):
@@ -618,8 +618,8 @@ def conv2d_out(
 
     y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
     accumulate: y holds the residual and is added to. depth, region: which pixels are written, by the depth of each tile of the
-    images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`), and the numbers of a `regions.Region`; with y_q alone, no residual and no
-    pixels passed on the codes around those are arbitrary. Raises as `conv2d`.
+    images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`), and the numbers of a `regions.Region`; with y_q
+    alone, no residual and no pixels passed on the codes around those are arbitrary. Raises as `conv2d`.
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,

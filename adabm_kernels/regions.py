@@ -22,8 +22,9 @@ EVERY = (0, MAX_DEPTH)
 class Depths:
     """The depth of every tile of an image, or of each image of a batch.
 
-    values: uint8 [N, rows, columns], contiguous; or flat, as `as_tiles` takes them, where only operators read them. tile: pixels a side of a tile, at the resolution of what is computed. top, left:
-    rows and columns of pixels that the first tiles lack, as the image begins within them, 0..tile - 1.
+    values: uint8 [N, rows, columns], contiguous; or flat, as `as_tiles` takes them, where only operators read them. tile: pixels a
+    side of a tile, at the resolution of what is computed. top, left: rows and columns of pixels that the first tiles lack, as the
+    image begins within them, 0..tile - 1.
     """
 
     values: torch.Tensor
@@ -51,7 +52,7 @@ def flat_length(images: int, height: int, width: int, tile: int, top: int = 0, l
 
 
 def as_tiles(flat: torch.Tensor, images: int, height: int, width: int, tile: int, top: int = 0, left: int = 0) -> torch.Tensor:
-    """[N, rows, columns] from depths [`flat_length`], which are those one after the other and a byte that nobody reads."""
+    """[N, rows, columns] from depths [`flat_length`], which are those one after the other and a 0 that no tile has."""
     return flat[:-1].view(images, tiles_of(height, tile, top), tiles_of(width, tile, left))
 
 

@@ -158,7 +158,6 @@ def test_the_fake_of_a_residual_block_checks_its_region() -> None:
     for changes, message in (
         ({"depth": arguments["depth"][:1]}, r"conv2d_out: depth must have shape \[2, 2, 3\], got \[1, 2, 3\]"),
         ({"region": []}, r"conv2d_out: region must be 11 numbers"),
-        ({"accumulate": False}, "conv2d_out: pixels are passed on only with a residual"),
     ):
         with pytest.raises(RuntimeError, match=message):
             fake_outputs("resblock_out", arguments | changes)
