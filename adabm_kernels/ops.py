@@ -17,7 +17,7 @@ from .backends.call import ACTIVATIONS, Conv
 from .exits import MAX_BEND
 from .measure import bits_by_rule, image_offsets, measure_images
 from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
-from .regions import MAX_DEPTH, MAX_TILE, NUMBERS, tiles_of
+from .regions import MAX_DEPTH, MAX_TILE, NUMBERS, as_tiles, flat_length, passes_on, tiles_of
 
 OUTPUTS = ("codes", "float", "both", "acc")
 MAX_SHUFFLE = 16
@@ -31,7 +31,7 @@ _LIB = torch.library.Library("adabm", "DEF")
 # What a convolution reads (backends/call.py, Conv), in the order of the schemas.
 _TABLES = "Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, Tensor? residual"
 _GRID, _FORM = "Tensor? out_grid, Tensor? out_bits", "bool box_filter, str activation, int shuffle"
-_PLACE = "Tensor? depth, int[] region"  # regions.Depths.values and regions.Region.numbers
+_PLACE = "Tensor? depth, int[] region"  # regions.Depths.values, flat or not, and regions.Region.numbers
 _LIB.define(
     f"conv2d({_TABLES}, {_GRID}, {_FORM}, str out, bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
@@ -229,7 +229,10 @@ def _check_region(
     _require(
         all(0 <= reach <= tile for reach in reaches), lambda: f"{operator}: reaches must be 0..{tile}, the tile, got {reaches}"
     )
-    shape = size[0], *(tiles_of(length, tile, lacking) for length, lacking in zip(size[1:], before, strict=True))
+    if depth.dim() == 1:
+        shape = (flat_length(*size, tile, *before),)
+    else:
+        shape = size[0], *(tiles_of(length, tile, lacking) for length, lacking in zip(size[1:], before, strict=True))
     _expect(f"{operator}: depth", depth, torch.uint8, shape)
     _require(depth.is_contiguous(), lambda: f"{operator}: depth must be contiguous, got strides {depth.stride()}")
     _require(depth.device == like.device, lambda: f"{operator}: depth must be on {like.device}, got {depth.device}")
@@ -240,10 +243,6 @@ def _check_tiles(operator: str, tile: int, top: int, left: int) -> None:
         1 <= tile <= MAX_TILE and 0 <= top < tile and 0 <= left < tile,
         lambda: f"{operator}: tile must be 1..{MAX_TILE}, and top and left 0..tile - 1, got {tile}, {top} and {left}",
     )
-
-
-def _passes_on(region: Sequence[int]) -> bool:
-    return len(region) == NUMBERS and region[8] <= region[9]
 
 
 def _packing(packed_codes: bool) -> dict[str, bool]:
@@ -260,7 +259,7 @@ def _conv2d_out_check(conv, accumulate, packed_codes, backend, threads, depth, r
     residual, shuffle = conv.residual, conv.shuffle
     _check_region("conv2d_out", depth, region, conv.x_q, conv.x_q.shape[:3])
     _require(
-        not _passes_on(region) or shuffle == 1, lambda: f"conv2d_out: pixels are passed on only without a shuffle, got {shuffle}",
+        not passes_on(region) or shuffle == 1, lambda: f"conv2d_out: pixels are passed on only without a shuffle, got {shuffle}",
     )
     _require(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
     _require(
@@ -327,7 +326,7 @@ def _conv2d_pixels_out_check(*args):
     conv, (packed_codes, backend, threads, depth, region, image) = _split(_without_codes(args))
     shape, _ = _conv2d_outputs(conv, "float", packed_codes, backend, threads)
     _check_region("conv2d_pixels_out", depth, region, conv.x_q, conv.x_q.shape[:3])
-    _require(not _passes_on(region), lambda: "conv2d_pixels_out: region must pass no pixels on")
+    _require(not passes_on(region), lambda: "conv2d_pixels_out: region must pass no pixels on")
     _expect("conv2d_pixels_out: image", image, torch.uint8, shape)
     _require(image.is_contiguous(), lambda: "conv2d_pixels_out: image must be contiguous")
     _check_place("conv2d_pixels_out", backend, packed_codes, "x_q", {"x_q": conv.x_q, "image": image})
@@ -381,7 +380,7 @@ def _quantize(x, shift, grid, bits, packed_codes, backend, threads):
 def _quantize_out_check(x, shift, grid, bits, packed_codes, start, backend, threads, depth, region, y_q):
     n, h, w, _ = _check_quantize(x, shift, grid, bits, packed_codes, backend, threads)
     _check_region("quantize_out", depth, region, x, (n, h, w))
-    _require(not _passes_on(region), lambda: "quantize_out: region must pass no pixels on")
+    _require(not passes_on(region), lambda: "quantize_out: region must pass no pixels on")
     _check_place("quantize_out", backend, packed_codes, "x", {"x": x, "y_q": y_q})
     held = start + x.shape[1]
     _require(y_q.dim() == 4 and y_q.shape[3] >= held, lambda: f"quantize_out: y_q must hold {held} channels")
@@ -447,13 +446,14 @@ def _tile_depths_empty(x_q, tile, top, left, threshold, deep, backend, threads):
     _require(1 <= deep <= MAX_DEPTH, lambda: f"tile_depths: deep must be 1..{MAX_DEPTH}, got {deep}")
     _require(threads >= 0, lambda: f"tile_depths: threads must be 0 (as torch) or more, got {threads}")
     _check_place("tile_depths", backend, False, "x_q", {"x_q": x_q})
-    return x_q.new_empty(n, tiles_of(h, tile, top), tiles_of(w, tile, left))
+    return x_q.new_zeros(flat_length(n, h, w, tile, top, left))
 
 
 def _tile_depths(*args):
     depth = _tile_depths_empty(*args)
-    *rest, backend, threads = args
-    _module(backend).tile_depths_out(*rest, threads, depth)
+    x_q, tile, top, left, threshold, deep, backend, threads = args
+    tiles = as_tiles(depth, *x_q.shape[:3], tile, top, left)
+    _module(backend).tile_depths_out(x_q, tile, top, left, threshold, deep, threads, tiles)
     return depth
 
 
@@ -618,8 +618,8 @@ def conv2d_out(
 
     y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
     accumulate: y holds the residual and is added to. depth, region: which pixels are written, by the depth of each tile of the
-    images, uint8 [N, rows, columns] (`regions.Depths`), and the numbers of a `regions.Region`; with y_q alone, no residual and no
-    pixels passed on the codes around those are arbitrary. Raises as `conv2d`.
+    images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`), and the numbers of a `regions.Region`; with y_q
+    alone, no residual and no pixels passed on the codes around those are arbitrary. Raises as `conv2d`.
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
@@ -791,16 +791,19 @@ def tile_depths(
     *,
     top: int = 0,
     left: int = 0,
+    flat: bool = False,
     backend: str = "cpu",
     threads: int = 0,
 ) -> torch.Tensor:
     """The depth of each tile of images, by how much they bend (exits.tile_bends): uint8 [N, rows, columns] for `regions.Depths`.
 
     x_q: pixels as 8-bit codes, uint8 [N, H, W, 4], contiguous, the fourth channel 0. tile: pixels a side. threshold: 0..510; tiles
-    that bend by more get the depth `deep`, 1..255, the others 0. top, left: rows and columns that the first tiles lack. Raises
+    that bend by more get the depth `deep`, 1..255, the others 0. top, left: rows and columns that the first tiles lack. flat: as
+    the other operators take them too, and as programs traced for images of any size need them (regions.flat_length). Raises
     RuntimeError naming the argument, the rule and the value.
     """
-    return torch.ops.adabm.tile_depths(x_q, tile, top, left, threshold, deep, backend, threads)
+    depth = torch.ops.adabm.tile_depths(x_q, tile, top, left, threshold, deep, backend, threads)
+    return depth if flat else as_tiles(depth, *x_q.shape[:3], tile, top, left)
 
 
 def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:

@@ -7,6 +7,7 @@ csrc/include/adabm/adabm.h.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,8 +22,9 @@ EVERY = (0, MAX_DEPTH)
 class Depths:
     """The depth of every tile of an image, or of each image of a batch.
 
-    values: uint8 [N, rows, columns], contiguous. tile: pixels a side of a tile, at the resolution of what is computed. top, left:
-    rows and columns of pixels that the first tiles lack, as the image begins within them, 0..tile - 1.
+    values: uint8 [N, rows, columns], contiguous; or flat, as `as_tiles` takes them, where only operators read them. tile: pixels a
+    side of a tile, at the resolution of what is computed. top, left: rows and columns of pixels that the first tiles lack, as the
+    image begins within them, 0..tile - 1.
     """
 
     values: torch.Tensor
@@ -38,6 +40,20 @@ class Depths:
 def tiles_of(size: int, tile: int, before: int = 0) -> int:
     """How many tiles `size` pixels lie in, of which the first lacks `before`."""
     return -(-(before + size) // tile)
+
+
+def flat_length(images: int, height: int, width: int, tile: int, top: int = 0, left: int = 0) -> int:
+    """The length of flat depths: one more than there are tiles.
+
+    Where torch traces with sizes that vary, it asks of every dimension of a tensor whether it is 1, and the traced program is then
+    good for that answer alone: rows and columns of tiles must not be dimensions, nor may their product be one.
+    """
+    return images * tiles_of(height, tile, top) * tiles_of(width, tile, left) + 1
+
+
+def as_tiles(flat: torch.Tensor, images: int, height: int, width: int, tile: int, top: int = 0, left: int = 0) -> torch.Tensor:
+    """[N, rows, columns] from depths [`flat_length`], which are those one after the other and a 0 that no tile has."""
+    return flat[:-1].view(images, tiles_of(height, tile, top), tiles_of(width, tile, left))
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,11 @@ class Region:
 
 
 NUMBERS = len(Region().numbers(Depths(torch.empty(0), 1)))  # of a region
+
+
+def passes_on(numbers: Sequence[int]) -> bool:
+    """Whether the region with these numbers, if there are any, passes pixels on."""
+    return len(numbers) == NUMBERS and numbers[8] <= numbers[9]
 
 
 def _within(depths: torch.Tensor, ends: tuple[int, int]) -> torch.Tensor:

@@ -166,12 +166,29 @@ def test_workers_of_a_data_loader_use_the_model_of_their_parent(model: Converted
     assert torch.equal(torch.cat(list(loader)), want)
 
 
-def test_compiled_and_exported_it_computes_the_same(model: ConvertedNetwork) -> None:
-    x, other = images(), images(3, SIDE + 5, SIDE - 1)
+def half_flat(count: int, height: int, width: int) -> torch.Tensor:
+    """`images` with easy tiles, where they have several."""
+    x = images(count, height, width)
+    x[..., width // 2 :] = 100
+    return x
+
+
+SIZES = {"one_tile": (1, SIDE, SIDE + 3), "a_batch": (2, SIDE, SIDE), "many_tiles": (1, 20, 50)}
+
+
+@pytest.mark.parametrize("traced", SIZES)
+@pytest.mark.parametrize("depth", ["auto", 0])
+def test_compiled_and_exported_it_computes_the_same(model: ConvertedNetwork, depth: str | int, traced: str) -> None:
+    """Traced with few or many tiles, the program is right for images of any number of them."""
+    model.set_depth(depth)
+    x = half_flat(*SIZES[traced])
+    torch._dynamo.reset()
     assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
-    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=8, max=64), 3: torch.export.Dim("w", min=8, max=64)}
+    sizes = {axis: torch.export.Dim.DYNAMIC for axis in ((0, 2, 3) if len(x) > 1 else (2, 3))}
     exported = torch.export.export(model, (x,), dynamic_shapes={"x": sizes}).module()
-    for given in (x, other):
+    several = half_flat(len(x), 33, 40)
+    assert depth == 0 or 0 < model.computed_share(several).min() < 1
+    for given in (x, several, half_flat(len(x), SIDE - 1, 17), half_flat(3 if len(x) > 1 else 1, 50, 8)):
         assert torch.equal(exported(given), model(given))
 
 

@@ -63,10 +63,11 @@ def test_numbers_give_the_region_back() -> None:
         ({"region": [8]}, "region must be 11 numbers"),
         ({"depth": torch.zeros(1, 2, 1, dtype=torch.uint8)}, r"depth must have shape \[1, 1, 1\]"),
         ({"depth": torch.zeros(1, 1, 1)}, "depth must be torch.uint8"),
+        ({"depth": torch.zeros(1, dtype=torch.uint8)}, r"depth must have shape \[2\], got \[1\]"),
         ({"region": Region(reach=9).numbers(Depths(torch.empty(0), 8))}, r"reaches must be 0..8"),
         ({"region": Region(passed=(0, 1)).numbers(Depths(torch.empty(0), 8))}, "must pass no pixels on"),
     ],
-    ids=["numbers", "shape", "dtype", "reach", "passed-on"],
+    ids=["numbers", "shape", "dtype", "flat", "reach", "passed-on"],
 )
 def test_what_an_operator_refuses(change: dict, message: str) -> None:
     x, bits = torch.zeros(1, 4, 8, 8), torch.full((1,), 8, dtype=torch.int32)
@@ -88,6 +89,8 @@ def test_tile_depths_are_those_of_the_bends(height: int, width: int, tile: int, 
         for backend in ("cpu", "reference"):
             found = ops.tile_depths(x_q, tile, threshold, 16, top=top, left=left, backend=backend, threads=threads)
             assert torch.equal(found, wanted)
+            flat = ops.tile_depths(x_q, tile, threshold, 16, top=top, left=left, flat=True, backend=backend, threads=threads)
+            assert torch.equal(flat, torch.cat([wanted.flatten(), wanted.new_zeros(1)]))
     torch.library.opcheck(torch.ops.adabm.tile_depths, (x_q, tile, top, left, 20, 16, "cpu", threads))
 
 

@@ -30,13 +30,16 @@ CONV2D: dict[str, dict[str, Any]] = {
     "sums": BODY | {"y": 2, "codes": False, "packed": True},
     "wide": BODY | {"x_q": (1, 8192, 8192, 64), "residual": True, "y": 1, "codes": True, "packed": True},
     "depths": BODY | {"activation": "relu", "y": 0, "codes": True, "packed": True, "depth": True},
-    "depths_residual": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "depth": True},
-    "depths_wide": BODY | {"x_q": (1, 8192, 8192, 64), "residual": True, "y": 1, "codes": True, "packed": True, "depth": True},
+    "depths_inside": BODY | {"activation": "relu", "y": 0, "codes": True, "packed": True, "depth": True, "passes": True},
+    "depths_residual": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "depth": True, "passes": True},
+    "depths_closing": BODY | {"residual": True, "y": 0, "codes": True, "packed": True, "depth": True},
+    "depths_wide": BODY | {"x_q": (1, 8192, 8192, 64), "residual": True, "y": 1, "codes": True, "packed": True, "depth": True,
+                           "passes": True},
     "depths_pixels": BODY | {"weight": (5, 5, 48, 5, 5, 64), "shuffle": 4, "y": 3, "codes": False, "packed": True, "depth": True},
-}
+}  # fmt: skip
 # Bytes of local memory that a thread of a form may take, for what is stored before the products and loaded behind them: two blocks
 # have room on a multiprocessor that way.
-STACK = {"depths": 16}
+STACK = {"depths": 16, "depths_inside": 8}
 # What a kernel without products is built with, in place of the settings in `compile_kernel`.
 OTHERS: dict[str, dict[str, Any]] = {
     "quantize": {},
@@ -84,7 +87,7 @@ def compile_kernel(name: str, capability: int) -> Compiled:
         constants, _ = conv2d.conv2d_launch(
             capability, case["x_q"], case["weight"], layout.offsets()[-1], activation=case["activation"], shuffle=case["shuffle"],
             packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels), codes=case["codes"],
-            residual=case["residual"], depth=case.get("depth", False),
+            residual=case["residual"], depth=case.get("depth", False), passes=case.get("passes", False),
         )  # fmt: skip
         # One multiply-add for alpha and beta and one for the codes; accumulators are stored as they are.
         each = 0 if case["y"] == conv2d.ACCUMULATORS else 1 + case["codes"]

@@ -287,10 +287,16 @@ def on_both(
     return made
 
 
-# As a network of blocks asks for them: its first layer, both convolutions of a block, the first block's second, and an exit.
+# As a network of blocks asks for them: its first layer, both convolutions of a block, the first block's second, and an exit. A
+# block's first has no residual, and zeros around what it computes.
+INSIDE = Region(own=(1, 255), passed=(1, 255), pass_reach=1)
 LAYERS = {
     "head": (Region(near=(3, 255), reach=3), {"kernel": 1, "channels": 3}, {"outs": "q"}),
     "first": (Region(near=(2, 255), reach=1), {"activation": "relu"}, {"outs": "q", "packed": True}),
+    "inside": (INSIDE, {"activation": "relu"}, {"outs": "q", "packed": True}),
+    "inside_in_bytes": (INSIDE, {"activation": "prelu", "outputs": 14}, {"outs": "q"}),
+    "inside_floats": (INSIDE, {}, {"outs": "y"}),
+    "inside_both": (INSIDE, {"outputs": 14}, {"packed": True}),
     "second": (Region(own=(2, 255), passed=(3, 255), pass_reach=2), {"residual": True}, {"in_place": True, "packed": True}),
     "second_in_bytes": (Region(own=(2, 255), passed=(3, 255), pass_reach=2), {"residual": True}, {"in_place": True}),
     "second_of_the_first_block": (Region(own=(1, 1), passed=(2, 255), pass_reach=2), {"residual": True}, {"packed": True}),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..exits import tile_bends
 from ..quantize import MAX_BITS, MIN_BITS, border_class, pack_codes, padded_channels, to_pixels, unpack_codes
-from ..regions import Depths, Region
+from ..regions import Depths, Region, as_tiles
 from .call import Conv
 
 
@@ -139,7 +139,7 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
         conv = conv._replace(x_q=unpack_codes(conv.x_q, conv.x_bits))
     out = "codes" if y is None else "acc" if y.dtype == torch.int32 else "float" if y_q is None else "both"
     value, codes = conv2d(conv, out)
-    computed, passed = _pixels(conv.depth, conv.region, *conv.x_q.shape[1:3], conv.shuffle)
+    computed, passed = _pixels(conv.depth, conv.region, *conv.x_q.shape[:3], conv.shuffle)
     passes = passed is not None and bool(passed.any())
     handed = conv.beta.new_zeros(1, 1, 1, conv.weight.shape[-4]) if conv.residual is None else conv.residual
     if y_q is not None:
@@ -160,12 +160,13 @@ def conv2d_pixels_out(conv: Conv, _threads: int, image: torch.Tensor, packed_cod
 
 
 def _pixels(
-    depth: torch.Tensor | None, numbers: Sequence[int], height: int, width: int, factor: int = 1
+    depth: torch.Tensor | None, numbers: Sequence[int], images: int, height: int, width: int, factor: int = 1
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Masks [N, factor*height, factor*width, 1] of the pixels that a region computes and passes on; None for all and none."""
     if depth is None:
         return None, None
-    masks = Region.of(numbers).masks(Depths(depth, *numbers[:3]), height, width)
+    values = as_tiles(depth, images, height, width, *numbers[:3]) if depth.dim() == 1 else depth
+    masks = Region.of(numbers).masks(Depths(values, *numbers[:3]), height, width)
     return tuple(mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[..., None] for mask in masks)
 
 
@@ -195,7 +196,7 @@ def quantize_out(
     _check_bits("quantize: bits", bits)
     x = x.permute(0, 2, 3, 1)
     codes = codes_of(x if shift is None else x - shift, grid, bits)
-    masks = _pixels(depth, region, *x.shape[1:3])
+    masks = _pixels(depth, region, *x.shape[:3])
     if not packed_codes:
         _put(y_q, F.pad(codes[..., : x.shape[3]], (0, y_q.shape[3] - x.shape[3])), *masks, None)
         return

@@ -7,6 +7,7 @@ import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels, to_pixels
-from ..regions import MAX_DEPTH, Depths, Region, tiles_of
+from ..regions import MAX_DEPTH, Depths, Region, as_tiles, flat_length
 from ..registry import GPU_BACKENDS, Choice, Problem, choose
 from ..tiles import tile_products
 from .bits import RunningThresholds
@@ -146,7 +147,7 @@ class ConvertedNetwork(nn.Module, ABC):
 
     def _upsample(self, names: tuple[str, ...], like: torch.Tensor) -> list[IntegerConv2d]:
         """The convolutions of the upsampler for images of the size of the codes `like`."""
-        if self.collapsed is not None and min(like.shape[1:3]) >= SMALLEST:
+        if self.collapsed is not None and all(side >= SMALLEST for side in like.shape[1:3]):
             return [self.collapsed]
         return [self.conv(name) for name in names]
 
@@ -321,7 +322,9 @@ class ConvertedNetwork(nn.Module, ABC):
         if not self._exits(x):
             return None
         with torch.no_grad():
-            return self._depths(self._pixel_codes(x), origin)
+            depths = self._depths(self._pixel_codes(x), origin)
+        n, _, *size = x.shape
+        return replace(depths, values=as_tiles(depths.values, n, *size, depths.tile, *origin))
 
     def computed_share(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """The share of each image's pixels that have blocks computed, float32 [N] in 0..1. Raises as `forward`."""
@@ -332,16 +335,15 @@ class ConvertedNetwork(nn.Module, ABC):
 
     def _exits(self, x: torch.Tensor) -> bool:
         """Whether tiles of images of this size may have no blocks: the filter needs room for all its border classes."""
-        return self.varies_depth and min(x.shape[2:]) >= self.exit.kernel
+        return self.varies_depth and all(side >= self.exit.kernel for side in x.shape[2:])
 
     def _depths(self, pixels: torch.Tensor, origin: tuple[int, int]) -> Depths:
-        """From the codes of the pixels."""
+        """From the codes of the pixels: flat."""
         tile, (top, left) = self.exit.tile, origin
         if self._depth == 0:
-            n, height, width, _ = pixels.shape
-            values = pixels.new_zeros(n, tiles_of(height, tile, top), tiles_of(width, tile, left))
+            values = pixels.new_zeros(flat_length(*pixels.shape[:3], tile, top, left))
         else:
-            place = {"top": top, "left": left, "backend": self.choice.backend, "threads": self._threads}
+            place = {"top": top, "left": left, "flat": True, "backend": self.choice.backend, "threads": self._threads}
             values = ops.tile_depths(pixels, tile, self.exit.threshold, self.deep, **place)
         return Depths(values, tile, top, left)
 

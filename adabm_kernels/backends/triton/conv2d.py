@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from ...quantize import packed_pitch, padded_channels
-from ...regions import NUMBERS
+from ...regions import NUMBERS, passes_on
 from ..call import ACTIVATIONS, Conv, dense, pitch
 from . import launch, tuning
 from .codes import bits_at, part_of, pixels_of, store_codes, to_codes, to_pixels
@@ -213,22 +213,22 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
                   pass_most, pass_reach,
                   K: tl.constexpr, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, BY_CLASS: tl.constexpr,
                   ONES: tl.constexpr, ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr, PACKED: tl.constexpr,
-                  Y: tl.constexpr, Y_PITCH: tl.constexpr, CODES: tl.constexpr, RESIDUAL: tl.constexpr, PATCHES: tl.constexpr,
-                  WIDE: tl.constexpr, AXIS: tl.constexpr, AT_8: tl.constexpr, AT_4: tl.constexpr, AT_2: tl.constexpr,
-                  BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr, BLOCK_K_2: tl.constexpr, BLOCK_M: tl.constexpr,
-                  BLOCK_N: tl.constexpr):  # fmt: skip
+                  Y: tl.constexpr, Y_PITCH: tl.constexpr, CODES: tl.constexpr, RESIDUAL: tl.constexpr, PASSES: tl.constexpr,
+                  PATCHES: tl.constexpr, WIDE: tl.constexpr, AXIS: tl.constexpr, AT_8: tl.constexpr, AT_4: tl.constexpr,
+                  AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr, BLOCK_K_2: tl.constexpr,
+                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
     """One tile of BLOCK_M pixels and BLOCK_N outputs of one image.
 
     depth, depth_tile, ... pass_reach: the map of all images and the numbers of the region, None without one.
     Y: what y takes, 0 for nothing, FLOATS, ACCUMULATORS or PIXELS. AXIS: outputs of a sub-pixel and the padding their codes need.
-    PATCHES: whether the pixels are a patch, PATCH_WIDTH wide, or follow each other in rows.
+    PASSES: whether the region passes pixels on. PATCHES: whether the pixels are a patch, PATCH_WIDTH wide, or follow each other in
+    rows.
     AT_s, BLOCK_K_s: for codes stored in s bits, the first byte of the weights and the block of the reduction. WIDE: an image has
     more elements than 32 bits count.
     """
     CHANNELS: tl.constexpr = K // (SHUFFLE * SHUFFLE)
     GROUPS: tl.constexpr = SHUFFLE * SHUFFLE
     N_BLOCKS: tl.constexpr = (GROUPS * AXIS + BLOCK_N - 1) // BLOCK_N
-    PASSES: tl.constexpr = RESIDUAL and depth is not None
     image = tl.program_id(1)
     tile, first = tl.program_id(0) // N_BLOCKS, tl.program_id(0) % N_BLOCKS * BLOCK_N
     if PATCHES:
@@ -295,9 +295,10 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
             value = tl.maximum(value, 0.0)
         elif ACTIVATION == 2:
             value = tl.where(value < 0, value * tl.load(slope + output, mask=known, other=0.0)[None, :], value)
+        if PASSES:
+            # -0.0 leaves every float that it is added to as it is.
+            value = tl.where(computed[:, None], value, -0.0 if RESIDUAL else 0.0)
         if RESIDUAL:
-            if PASSES:
-                value = tl.where(computed[:, None], value, -0.0)  # which leaves every float that it is added to as it is
             value = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0.0) + value
         if Y == 1:
             tl.store(y + y_image * Y_PITCH + at, value, mask=wanted)
@@ -339,12 +340,13 @@ def _block_k(row: int, pitch: int) -> int:
 @functools.lru_cache(4096)
 def conv2d_launch(
     capability: int, x_q: tuple[int, ...], weight: tuple[int, ...], packed_bytes: int, *, activation: str, shuffle: int,
-    packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool, depth: bool = False,
+    packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool, depth: bool = False, passes: bool = False,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """(constants and options of the kernel, programs for an image) of a call with these shapes.
 
     y: what it takes, 0 for nothing, else one of OUTPUTS. y_pitch: its elements from a pixel to the next, 0 where there is none.
-    depth: whether the call has one. Fewer tiles of depths then have a pixel of a program where its pixels are a patch.
+    depth: whether the call has one. Fewer tiles of depths then have a pixel of a program where its pixels are a patch. passes:
+    whether its region passes pixels on.
     """
     _, h, w, c4 = x_q
     layout = Layout.of(weight, packed_bytes)
@@ -366,7 +368,7 @@ def conv2d_launch(
     constants = {
         "K": k, "C4": c4, "R": r, "S": s, "BY_CLASS": by_class, "ONES": int(layout.ones), "SHUFFLE": shuffle,
         "ACTIVATION": ACTIVATIONS[activation], "PACKED": packed_codes, "Y": y, "Y_PITCH": y_pitch, "CODES": codes,
-        "RESIDUAL": residual, "PATCHES": patches, "WIDE": max(elements, h * w * c4) > launch.NARROW, "AXIS": axis,
+        "RESIDUAL": residual, "PASSES": passes, "PATCHES": patches, "WIDE": max(elements, h * w * c4) > launch.NARROW, "AXIS": axis,
         **{f"AT_{stored}": at for stored, at in zip(STORED, layout.offsets(), strict=False)},
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
     }  # fmt: skip
@@ -394,6 +396,7 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
         codes=y_q is not None,
         residual=residual is not None,
         depth=conv.depth is not None,
+        passes=passes_on(conv.region),
     )
     tensors = [dense(t) for t in (x_q, conv.x_bits, conv.packed, conv.alpha, conv.beta, conv.slope)]
     tensors += [residual, dense(conv.out_grid), dense(conv.out_bits), y, y_q]

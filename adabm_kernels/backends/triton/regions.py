@@ -1,7 +1,7 @@
 """Which pixels a program computes or passes on, by the depths of tiles (regions.Region); parts of the kernels beside this file.
 
-Depths and the numbers of a region are read at run time: one compiled kernel serves all of them, and what is launched depends on
-neither.
+Depths and the numbers of a region are read at run time: one compiled kernel serves all regions that pass pixels on, another those
+that do not, and how many programs are launched depends on neither.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def marks_of(depth, image, row, column, height, width, valid, tile, top, left, o
              pass_least, pass_most, pass_reach, PASSES: tl.constexpr):  # fmt: skip
     """int32 [M]: COMPUTED, PASSED_ON or 0 for the `valid` ones of pixels row, column (int32 [M]) of an image, 0 for the others.
 
-    depth: of the tiles of all images. tile, ... pass_reach: numbers of the region. PASSES: whether it may pass pixels on.
+    depth: of the tiles of all images. tile, ... pass_reach: numbers of the region. PASSES: whether it passes pixels on.
     """
     rows, columns = _tile_of(height - 1, tile, top) + 1, _tile_of(width - 1, tile, left) + 1
     depths = depth + image.to(tl.int64) * rows * columns
