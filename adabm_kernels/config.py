@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 MIN_BITS, MAX_BITS = 2, 8
+DEPTH_TILES = (8, 12, 16, 24, 32, 48)  # what kernels fill, and AdaBM's patches of 96 pixels hold a whole number of
 MAX_SEED = 2**63 - 2  # torch takes 64 bits, and the next one is used too
 MOST_DEPTH_LOSS = 10  # dB
 ADAPTIVE_SPREAD = 2  # an image offset and a layer offset of one bit each
@@ -111,7 +112,7 @@ class ConvertConfig:
     depths: "auto" lets `calibrate` find easy tiles of images, which a small filter makes without the network's blocks (exits.py),
         where the recipe is "best", quantize "full", input_range "pixels" and the network EDSR or SRResNet; "none" computes every
         block everywhere.
-    depth_tile: low-resolution pixels a side of these tiles, a multiple of 4, 8..64.
+    depth_tile: low-resolution pixels a side of these tiles, one of DEPTH_TILES.
     depth_loss: dB by which the result on the calibration images may lie further from the float network than without easy tiles,
         0..10; with 0, no class of detail may either.
 
@@ -198,7 +199,7 @@ class ConvertConfig:
         for name in ("patch", "batch"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("depths", self.depths in ("auto", "none"), "'auto' or 'none'")
-        self._require("depth_tile", 8 <= self.depth_tile <= 64 and self.depth_tile % 4 == 0, "a multiple of 4, 8..64")
+        self._require("depth_tile", self.depth_tile in DEPTH_TILES, f"one of {', '.join(map(str, DEPTH_TILES))}")
         self._require("depth_loss", 0 <= self.depth_loss <= MOST_DEPTH_LOSS, f"in 0..{MOST_DEPTH_LOSS}")
         if self.adaptive and not self.clamp_bits:
             least, most = self.act_bits - ADAPTIVE_SPREAD, self.act_bits + ADAPTIVE_SPREAD

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .regions import MAX_TILE, Depths, tiles_of
+from .regions import Depths, tiles_of
 
 MAX_BEND = 510  # levels of 255 by which a picture can bend
 MAX_KERNEL = 15  # of the kernels
+# Pixels a side of a tile. At least as many as the features that the largest known upsampler reads around hard tiles, SRResNet's;
+# no more than a window that is cut from a picture should have around it.
+TILES = (4, 256)
 MAX_UNIT = 1 << 20
 
 
@@ -27,7 +30,7 @@ class ExitParameters:
     """The linear filter of easy tiles and what an easy tile is, as model files hold it.
 
     weight: int8 [3*scale^2, 3, R, R], R odd, 3..15: in units of 1/unit. Output o = colour * scale^2 + sub-pixel, as torch's
-    pixel_shuffle takes it. unit: 1..2^20. bias: float32 [3*scale^2], levels of 255. tile: low-resolution pixels a side, at least 4.
+    pixel_shuffle takes it. unit: 1..2^20. bias: float32 [3*scale^2], levels of 255. tile: low-resolution pixels a side, 4..256.
     threshold: levels, 0..510: tiles that bend by no more have depth 0.
 
     Raises ValueError naming the field, its rule and the value.
@@ -53,7 +56,8 @@ class ExitParameters:
         self._require("unit", type(self.unit) is int and 1 <= self.unit <= MAX_UNIT, f"1..{MAX_UNIT}", reprlib.repr(self.unit))
         finite = bias.dtype == torch.float32 and list(bias.shape) == shape[:1] and bool(bias.isfinite().all())
         self._require("bias", finite, f"finite float32 [{shape[0]}]", f"{bias.dtype} {list(bias.shape)}")
-        self._require("tile", type(self.tile) is int and 4 <= self.tile <= MAX_TILE, f"4..{MAX_TILE}", reprlib.repr(self.tile))
+        least, most = TILES
+        self._require("tile", type(self.tile) is int and least <= self.tile <= most, f"{least}..{most}", reprlib.repr(self.tile))
         whole = type(self.threshold) is int
         self._require("threshold", whole and 0 <= self.threshold <= MAX_BEND, f"0..{MAX_BEND}", reprlib.repr(self.threshold))
         border_weights(self)

@@ -18,11 +18,10 @@ from .config import ConvertConfig
 from .flat import Rect, patch_side, spread
 from .interpolation import find_smooth_pixels, interpolate, interpolate_results, keeps_colours
 from .machine import resident_bytes
-from .nn.depth import HARD
 from .nn.lanes import Lane, lanes
 from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
 from .pixels import luma, network_images, network_planes
-from .regions import Depths, Region
+from .regions import Depths
 from .smooth import rules
 from .windows import Span, patches, spans
 
@@ -102,7 +101,7 @@ class Patchwise:
         if tile and tile < SMALLEST_TILE:
             raise ValueError(f"tile must be 0 for the whole picture or at least {SMALLEST_TILE}, got {tile}")
         self.model, self.scale, self.tile, self.protocol, self.tta = model, model.scale, tile, protocol, tta
-        self.halo = default_halo(model) if halo is None else halo
+        self._halo = halo
         self.max_memory, self.smooth = max_memory, smooth
         config = getattr(model, "config", ConvertConfig())
         self.rules = rules(min(config.weight_bits, config.act_bits))
@@ -125,6 +124,18 @@ class Patchwise:
         tiles in it."""
         return reach(self.model)
 
+    @property
+    def halo(self) -> int:
+        """Pixels around a window that are computed too."""
+        if self._halo is not None:
+            return self._halo
+        # On a GPU in whole tiles, so that windows begin at the same place in one and can be computed together.
+        grid = self._alignment()
+        return -(-self.reach // grid) * grid
+
+    def _alignment(self) -> int:
+        return 1 if self._device().type == "cpu" else self.grid
+
     # ---- where to cut
 
     def windows(self, height: int, width: int, layout: Layout | None = None) -> tuple[list[Span], list[Span]]:
@@ -134,7 +145,7 @@ class Patchwise:
         else:
             tile = self.tile
             if tile is None:
-                tile = default_tile(self.halo)
+                tile = default_tile(min(self.halo, self.model.spec.radius))
                 smaller = iter([t for t in TILES if t < tile])
                 while self._too_much(self._cut(height, width, tile), layout) and (following := next(smaller, None)):
                     tile = following
@@ -148,7 +159,7 @@ class Patchwise:
         return found
 
     def _cut(self, height: int, width: int, tile: int) -> tuple[list[Span], list[Span]]:
-        return spans(height, tile, self.halo, self.grid), spans(width, tile, self.halo, self.grid)
+        return spans(height, tile, self.halo, self._alignment()), spans(width, tile, self.halo, self._alignment())
 
     def _too_much(self, found: tuple[list[Span], list[Span]], layout: Layout | None) -> int:
         """The bytes that these windows need, 0 where they are allowed."""
@@ -329,10 +340,10 @@ class Patchwise:
             with lending():
                 y = forward(x, torch.cat([window.offsets[i] for window, i in batch]), origin).permute(0, 2, 3, 1).cpu().numpy()
             seconds = (time.perf_counter() - start) / len(batch)
-            for (window, i), result in zip(batch, y, strict=True):
+            for at, ((window, i), result) in enumerate(zip(batch, y, strict=True)):
                 window.results[i] = result
                 if i == 0 and picture.record is not None:
-                    picture.add(self._patches(window, seconds, self._tile_depths(x, batch.index((window, i)), origin)))
+                    picture.add(self._patches(window, seconds, self._tile_depths(x, at, origin)))
                 if len(window.results) == len(window.offsets):
                     self._store(window, held, layout, part_of(out, window.kept, first, self.scale))
                     finished += len(window.cells)
@@ -537,41 +548,47 @@ class Patchwise:
 
 
 class _Blocks:
-    """Where a window had blocks computed: by tiles, of the picture's grid.
+    """Where a window had blocks computed, by tiles of the picture's grid.
 
     Parts that were not computed at all, since they are interpolated, have none. depths: of the tiles of what was computed; None
     where all of that has all blocks."""
 
     def __init__(self, tile: int, depths: Depths | None, window: Window):
-        self._tile = tile
-        shape = window.rows.length, window.columns.length
-        if depths is None:
-            self._hard = np.full(shape, window.needed is not None)
-        else:
-            self._hard = Region(own=HARD).masks(depths, *shape)[0][0].numpy()
-        self._top, self._left = window.rows.start, window.columns.start
-
-    def _part(self, cell: Rect) -> tuple[Rect, np.ndarray]:
-        """What was computed of a cell, and which of its pixels had blocks."""
-        height, width = self._hard.shape
-        seen = cell.overlap(Rect(self._top, self._top + height, self._left, self._left + width))
-        if seen.area == 0:
-            return seen, np.zeros((0, 0), bool)
-        rows, columns = slice(seen.top - self._top, seen.bottom - self._top), slice(seen.left - self._left, seen.right - self._left)
-        return seen, self._hard[rows, columns]
+        rows, columns = window.rows, window.columns
+        self._tile, self._first = tile, (rows.start // tile, columns.start // tile)
+        self._seen = Rect(rows.start, rows.stop, columns.start, columns.stop)
+        counts = [-(-span.stop // tile) - span.start // tile for span in (rows, columns)]
+        self._hard = np.full(counts, window.needed is not None) if depths is None else depths.values[0].numpy() > 0
 
     def pixels(self, cell: Rect) -> int:
-        return int(self._part(cell)[1].sum())
+        """Pixels of a cell that had blocks computed."""
+        seen = cell.overlap(self._seen)
+        if seen.area == 0:
+            return 0
+        rows, columns = self._sizes(seen.top, seen.bottom), self._sizes(seen.left, seen.right)
+        return int(rows @ self._part(seen).astype(np.int64) @ columns)
 
     def tiles(self, cell: Rect) -> np.ndarray:
         """See Patch.depths."""
-        tile, (seen, hard) = self._tile, self._part(cell)
-        first_row, first_column = cell.top // tile, cell.left // tile
-        found = np.zeros((-(-cell.bottom // tile) - first_row, -(-cell.right // tile) - first_column), np.float32)
-        if hard.any():
-            y, x = hard.nonzero()
-            found[(y + seen.top) // tile - first_row, (x + seen.left) // tile - first_column] = 1
+        tile, seen = self._tile, cell.overlap(self._seen)
+        top, left = cell.top // tile, cell.left // tile
+        found = np.zeros((-(-cell.bottom // tile) - top, -(-cell.right // tile) - left), np.float32)
+        if seen.area:
+            part = self._part(seen)
+            row, column = seen.top // tile - top, seen.left // tile - left
+            found[row : row + part.shape[0], column : column + part.shape[1]] = part
         return found
+
+    def _part(self, place: Rect) -> np.ndarray:
+        """Which of the tiles of a place, none of which is empty, had blocks computed."""
+        ends = (place.top, place.bottom), (place.left, place.right)
+        index = [slice(a // self._tile - at, -(-b // self._tile) - at) for (a, b), at in zip(ends, self._first, strict=True)]
+        return self._hard[tuple(index)]
+
+    def _sizes(self, first: int, last: int) -> np.ndarray:
+        """Of each tile of an axis, how many of its pixels are in first..last."""
+        edges = np.arange(first // self._tile, -(-last // self._tile) + 1) * self._tile
+        return np.diff(edges.clip(first, last))
 
 
 class FloatPatchwise(Patchwise):
@@ -580,6 +597,7 @@ class FloatPatchwise(Patchwise):
     def __init__(self, network: torch.nn.Module, converted: Patchwise):
         self.__dict__ |= converted.__dict__
         self.model = network.eval().to(converted._device(), memory_format=torch.channels_last)
+        self._halo = converted.halo
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
         return super().tensor(x.contiguous(memory_format=torch.channels_last))
@@ -615,17 +633,11 @@ def reach(model: Any) -> int:
     """How far a pixel of the output sees, in low-resolution pixels: the radius of the receptive field and, with tiles of several
     depths, the rest of a tile in it and the pixels around that, which decide together."""
     grid = tile_grid(model)
-    return model.spec.radius + (grid if grid > 1 else 0)
-
-
-def default_halo(model: Any) -> int:
-    """Pixels around a window by which it joins its neighbours without any difference, in whole tiles."""
-    grid = tile_grid(model)
-    return -(-reach(model) // grid) * grid
+    return model.spec.radius if grid == 1 else max(model.spec.radius + grid, model.exit.kernel // 2)
 
 
 def default_tile(halo: int) -> int:
-    """Pixels a side that a window keeps, so that its halo costs at most 9 % more pixels."""
+    """Pixels a side that a window keeps, so that a halo costs at most 9 % more pixels."""
     return max(TILE_HALOS * halo, 256)
 
 

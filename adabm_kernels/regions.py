@@ -42,6 +42,12 @@ def tiles_of(size: int, tile: int, before: int = 0) -> int:
     return -(-(before + size) // tile)
 
 
+def pixels_of_tiles(size: int, tile: int, before: int = 0) -> list[int]:
+    """How many of `size` pixels lie in each tile, the first of which lacks `before`."""
+    edges = [min(max(i * tile - before, 0), size) for i in range(tiles_of(size, tile, before) + 1)]
+    return [last - first for first, last in zip(edges, edges[1:], strict=False)]
+
+
 def flat_length(images: int, height: int, width: int, tile: int, top: int = 0, left: int = 0) -> int:
     """The length of flat depths: one more than there are tiles.
 

@@ -7,61 +7,93 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import one_thread, poison_empty, small_edsr  # noqa: F401
+from small import one_thread, poison_empty  # noqa: F401
 from with_exits import TILE, an_exit, pictures, with_exit
 
 from adabm_kernels import ConvertConfig, convert_model
 from adabm_kernels.exits import border_weights, exit_output
 from adabm_kernels.images import Layout
+from adabm_kernels.networks.detect import float_network
+from adabm_kernels.networks.edsr import EDSRSpec
+from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.quantize import to_pixels
 from adabm_kernels.regions import Depths
+
+W6A6 = {"act_bits": 6, "weight_bits": 6}
+# Of each its specification, the settings, and the side of its tiles, which may be as small as an upsampler lets them be.
+FORMS = {
+    "x2": (EDSRSpec(2, 3, 8), {}, TILE),
+    "x4-w6a6": (EDSRSpec(4, 3, 8), W6A6, TILE),
+    "x3-staged": (EDSRSpec(3, 3, 8), {"tail": "staged"}, TILE),
+    "x4-staged-w6a6": (EDSRSpec(4, 3, 8), {"tail": "staged"} | W6A6, TILE),
+    "x4-single": (EDSRSpec(4, 2, 8, tail="single"), {}, TILE),
+    "x2-one-block": (EDSRSpec(2, 1, 8), {}, 4),
+    "srresnet-x2": (SRResNetSpec(2, 2, 8, unit_range=True), {}, 4),
+    "srresnet-x4-w6a6": (SRResNetSpec(4, 2, 8, bias=True, slopes=8), W6A6, TILE),
+}
+
+
+def random_network(spec: EDSRSpec | SRResNetSpec) -> torch.nn.Module:
+    torch.manual_seed(1)
+    network = float_network(spec)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.normal_(module.running_mean)
+        if isinstance(module, torch.nn.PReLU):
+            torch.nn.init.uniform_(module.weight, -0.5, 0.5)
+    return network.eval()
 
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, ConvertedNetwork]:
     """Small random networks, converted, by name."""
     calibration = [torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(3)).float()]
-    found = {}
-    for name, scale, config in (
-        ("x2", 2, ConvertConfig(depths="none")),
-        ("x4-w6a6", 4, ConvertConfig(act_bits=6, weight_bits=6, depths="none")),
-        ("x3-staged", 3, ConvertConfig(tail="staged", depths="none")),
-        ("x4-staged-w6a6", 4, ConvertConfig(tail="staged", act_bits=6, weight_bits=6, depths="none")),
-    ):
-        config = replace(config, depths="none")
-        found[name] = convert_model(small_edsr(scale=scale, blocks=3), calibration, config, check=False)
-    return found
+    return {
+        name: convert_model(random_network(spec), calibration, ConvertConfig(**settings, depths="none"), check=False)
+        for name, (spec, settings, _) in FORMS.items()
+    }
 
 
-NAMES = ["x2", "x4-w6a6", "x3-staged", "x4-staged-w6a6"]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMS)
 def test_backends_are_equal(name: str, networks: dict[str, ConvertedNetwork], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images of different bits and different maps."""
     model, x = networks[name], pictures(37, 45)
-    parameters = an_exit(model.scale)
+    parameters = an_exit(model.scale, tile=FORMS[name][2])
     cpu, reference = (with_exit(model, parameters, backend) for backend in ("cpu", "reference"))
     assert 0.3 < cpu.computed_share(x).mean() < 0.8
     poison_empty(monkeypatch)
+    offset = torch.tensor([-1, 1], dtype=torch.int32)
     for depth in ("auto", 0, "full"):
         cpu.set_depth(depth)
         reference.set_depth(depth)
-        for origin in ((0, 0), (3, 5)):
-            wanted = reference(x, origin=origin)
-            assert torch.equal(cpu(x, origin=origin), wanted)
-            assert torch.equal(cpu.pixels(x, origin=origin), to_pixels(wanted))
+        for origin in ((0, 0), (3, 2)):
+            wanted = reference(x, offset, origin=origin)
+            assert torch.equal(cpu(x, offset, origin=origin), wanted)
+            assert torch.equal(cpu.pixels(x, offset, origin=origin), to_pixels(wanted))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("side", [4, 5, 6])
+def test_images_as_small_as_the_filter(side: int, networks) -> None:
+    parameters = replace(an_exit(2), threshold=200)
+    cpu, reference = (with_exit(networks["x2"], parameters, backend) for backend in ("cpu", "reference"))
+    x = pictures(side, 20)
+    assert (cpu.computed_share(x) < 1).any() == (side >= 5)
+    assert torch.equal(cpu(x), reference(x))
+    cpu.set_depth(0)
+    assert cpu.computed_share(x).tolist() == [0.0, 0.0] if side >= 5 else [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_easy_tiles_are_the_filter_s_and_hard_ones_far_from_them_the_network_s(name: str, networks) -> None:
-    model = networks[name]
-    x, s = pictures(64, 96)[:1], model.scale
-    split = with_exit(model, an_exit(s))
+    model, tile = networks[name], FORMS[name][2]
+    x, s = pictures(64, 112)[:1], model.scale
+    split = with_exit(model, an_exit(s, tile=tile))
     y, whole = split(x), model(x)
     depths = split.tile_depths(x)
-    easy = (depths.values == 0).repeat_interleave(TILE * s, 1).repeat_interleave(TILE * s, 2)
+    easy = (depths.values == 0).repeat_interleave(tile * s, 1).repeat_interleave(tile * s, 2)
     assert torch.allclose(y.permute(0, 2, 3, 1)[easy], exit_output(split.exit, x).permute(0, 2, 3, 1)[easy], rtol=0, atol=1e-3)
     reached = torch.nn.functional.max_pool2d(easy.float()[:, None], 2 * model.spec.radius * s + 1, 1, model.spec.radius * s) > 0
     far = ~reached[:, 0]
@@ -124,7 +156,7 @@ def test_what_is_refused(networks) -> None:
             split.set_depth(depth)
     with pytest.raises(ValueError, match="without an exit for easy tiles, got 0"):
         model.set_depth(0)
-    for origin in ((8, 0), (0, -1), (0,), (0, 1.5)):
+    for origin in ((8, 0), (0, -1), (0,), (0, 1.5), 3, None):
         with pytest.raises(ValueError, match=r"origin must be two whole numbers in 0\.\.7"):
             split(pictures(16, 16), origin=origin)
     with pytest.raises(ValueError, match="exit must be of scale 2, got one of scale 4"):
@@ -145,9 +177,9 @@ def picture(height: int, width: int, channels: int = 3) -> tuple[np.ndarray, Lay
 
 
 @pytest.mark.parametrize("smooth", ["interpolate", "network"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_windows_join_without_any_difference(channels: int, smooth: str, networks) -> None:
-    split = with_exit(networks["x2"], an_exit(2))
+@pytest.mark.parametrize("channels, name, kernel", [(1, "x2", 5), (3, "x2", 5), (3, "x2-one-block", 15)])
+def test_windows_join_without_any_difference(channels: int, name: str, kernel: int, smooth: str, networks) -> None:
+    split = with_exit(networks[name], an_exit(2, kernel))
     rows, layout = picture(120, 150, channels)
     split.set_bits(4)  # windows decide about their bits for themselves
     whole = Patchwise(split, tile=0, smooth=smooth).array(rows, layout)
@@ -188,3 +220,19 @@ def test_patches_tell_which_tiles_had_blocks(networks) -> None:
             assert np.array_equal(found, hard[top : top + found.shape[0], left : left + found.shape[1]])
         pixels = hard.repeat(TILE, 0).repeat(TILE, 1)[:90, :130]
         assert sum(patch.with_blocks for patch in patches) == pixels.sum()
+
+
+def test_windows_follow_the_depth_that_is_set(networks) -> None:
+    """Set after the windows were asked for; they are no larger than those of the network without an exit, but for the halo."""
+    split = with_exit(networks["x2"], an_exit(2))
+    rows, layout = picture(90, 130)
+    split.set_bits(4)
+    split.set_depth("full")
+    network = Patchwise(split, tile=24, smooth="network")
+    sizes = {}
+    for depth in ("full", "auto"):
+        split.set_depth(depth)
+        whole = Patchwise(split, tile=0, smooth="network").array(rows, layout)
+        assert np.array_equal(network.array(rows, layout), whole)
+        sizes[depth] = [span.length - 2 * network.halo for span in Patchwise(split).windows(4000, 5000)[0]]
+    assert max(sizes["auto"]) <= max(sizes["full"]) + TILE

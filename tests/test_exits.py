@@ -390,7 +390,7 @@ def test_settings_without_an_exit(settings):
 
 
 def test_images_smaller_than_a_tile_give_none():
-    result = calibrate(small_edsr(), [noise(20, 20)[None]], ConvertConfig(depth_tile=64), check=False)
+    result = calibrate(small_edsr(), [noise(20, 20)[None]], ConvertConfig(depth_tile=48), check=False)
     assert result.exit is None and result.report["exit"] == {"share": 0.0}
 
 

@@ -20,7 +20,7 @@ from adabm_kernels.images import Layout
 from adabm_kernels.machine import resident_bytes
 from adabm_kernels.metrics import psnr
 from adabm_kernels.nn.layer_times import layer_times
-from adabm_kernels.patchwise import Patchwise, bytes_per_pixel, default_halo, default_tile
+from adabm_kernels.patchwise import Patchwise, bytes_per_pixel, default_tile
 from adabm_kernels.upscale import _ASSETS, load_model, upscale, upscale_file, upscale_many
 
 RNG = np.random.default_rng(5)
@@ -399,7 +399,7 @@ def test_memory_makes_windows_smaller():
     network = Patchwise(model, max_memory=None)
     layout = Layout(4000, 3000, 3)
     free = network.windows(3000, 4000, layout)
-    assert free[1][0].stop <= default_tile(default_halo(model)) + 2 * network.halo
+    assert free[1][0].stop <= default_tile(model.spec.radius) + 2 * network.halo
     needed = network._bytes(*free, layout)
     bound = Patchwise(model, max_memory=int(needed * 0.8))
     tight = bound.windows(3000, 4000, layout)

@@ -10,12 +10,12 @@ from adabm_kernels.nn import ConvertedNetwork
 TILE = 8
 
 
-def an_exit(scale: int, kernel: int = 5, threshold: int = 60) -> ExitParameters:
-    """A random filter, and tiles of TILE pixels."""
+def an_exit(scale: int, kernel: int = 5, threshold: int = 60, tile: int = TILE) -> ExitParameters:
+    """A random filter, and tiles of so many pixels."""
     generator = torch.Generator().manual_seed(kernel)
     weight = torch.randint(-5, 6, (3 * scale**2, 3, kernel, kernel), generator=generator).to(torch.int8)
     bias = torch.randn(3 * scale**2, generator=generator)
-    return ExitParameters(weight, 90, bias, TILE, threshold)
+    return ExitParameters(weight, 90, bias, tile, threshold)
 
 
 def with_exit(model: ConvertedNetwork, parameters: ExitParameters, backend: str = "cpu") -> ConvertedNetwork:

@@ -91,7 +91,11 @@ def fit_exit(
         return None, {"share": 0.0}
     outputs = _outputs(crops, lambda x, _: teacher(x.to(device)), scale)
     crops = [replace(crop, y=y) for crop, y in outputs]
-    weight, unit, bias = fit_filter(crops, KERNEL, gives_back_colours(teacher, scale))
+    finite = all(bool(crop.y.isfinite().all()) for crop in crops)
+    fitted = fit_filter(crops, KERNEL, gives_back_colours(teacher, scale)) if finite else None
+    if fitted is None:
+        return None, {"share": 0.0}
+    weight, unit, bias = fitted
     draft = ExitParameters(weight, unit, bias, config.depth_tile, 0)
     tiles = measure_tiles(crops, network, draft)
     threshold = choose_threshold(tiles, config.depth_loss)
@@ -164,10 +168,11 @@ def _outputs(
 # ---- the filter
 
 
-def fit_filter(crops: Sequence[Crop], kernel: int, keeps: bool) -> tuple[torch.Tensor, int, torch.Tensor]:
+def fit_filter(crops: Sequence[Crop], kernel: int, keeps: bool) -> tuple[torch.Tensor, int, torch.Tensor] | None:
     """The filter of `kernel` pixels a side that lies nearest to the float network where that is close to linear.
 
-    Least squares, each pixel weighted by how near the last solution came there. Returns ExitParameters' weight, unit and bias.
+    Least squares, each pixel weighted by how near the last solution came there. Returns ExitParameters' weight, unit and bias, None
+    where they do not fit 8 bits.
     keeps: the taps of an output sum to 1 for its own colour and to 0 for the others, before and after rounding.
     """
     inputs, target = _equations(crops, kernel, keeps)
@@ -185,11 +190,14 @@ def fit_filter(crops: Sequence[Crop], kernel: int, keeps: bool) -> tuple[torch.T
     sums = own if keeps else solution[3 * taps : 3 * taps + 3].T
     exact = solution[: 3 * taps].T.reshape(outputs, 3, taps)
     exact[:, :, taps // 2] = sums - exact.sum(2) + exact[:, :, taps // 2]
-    weight, unit = round_taps(exact, square[: 3 * taps, : 3 * taps])
+    rounded = round_taps(exact, square[: 3 * taps, : 3 * taps])
+    if rounded is None:
+        return None
+    weight, unit = rounded
     bias = torch.zeros(outputs, dtype=torch.float64)
     if not keeps:
-        rounded = torch.cat([weight.double().flatten(1) / unit, weight.double().sum(2) / unit], 1)
-        rest = target - inputs[:, :-1] @ rounded.T
+        taken = torch.cat([weight.double().flatten(1) / unit, weight.double().sum(2) / unit], 1)
+        rest = target - inputs[:, :-1] @ taken.T
         bias = (rest * weights[:, None]).sum(0) / weights.sum()
     shape = (outputs, 3, kernel, kernel)
     return weight.reshape(shape).to(torch.int8), unit, bias.float()
@@ -218,8 +226,9 @@ def _equations(crops: Sequence[Crop], kernel: int, keeps: bool) -> tuple[torch.T
     return torch.cat(inputs), torch.cat(target)
 
 
-def round_taps(exact: torch.Tensor, square: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Whole numbers for taps, float64 [outputs, 3, taps], in units of 1/unit: (float64 of the same shape, unit).
+def round_taps(exact: torch.Tensor, square: torch.Tensor) -> tuple[torch.Tensor, int] | None:
+    """Whole numbers for taps, float64 [outputs, 3, taps], in units of 1/unit: (float64 of the same shape, unit); None where no unit
+    lets them fit.
 
     square: float64 [3*taps, 3*taps], the weighted squares of the inputs, by which an error of the taps costs. Units are tried from
     the largest that fits 8 bits, at the borders of images too, down; the numbers of each colour sum to the nearest whole number of
@@ -240,8 +249,8 @@ def round_taps(exact: torch.Tensor, square: torch.Tensor) -> tuple[torch.Tensor,
     for unit in chain(sorted(range(largest, least, -1), key=cost), range(least, 0, -1)):
         numbers = _moved(_nearest(exact, unit), exact, unit, square)
         if most(numbers) <= LARGEST:
-            break
-    return numbers, unit
+            return numbers, unit
+    return None
 
 
 def _nearest(exact: torch.Tensor, unit: int) -> torch.Tensor:

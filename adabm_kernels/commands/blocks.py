@@ -32,7 +32,10 @@ def percent(share: float) -> str:
 
 def _in_words(share: float, depth: str | int) -> str:
     if depth == 0:
-        return "none computed (fixed)"
-    if share in (0, 1):
-        return "all computed, no tile of the picture is easy" if share else "none computed, all of the picture is easy"
-    return f"{percent(share)} computed, the rest of the picture is easy"
+        small = f"{percent(share)} computed, where the picture is too small for the filter of easy tiles"
+        return small if share else "none computed (fixed)"
+    if share == 1:
+        return "all computed, no tile of the picture is easy"
+    if share == 0:
+        return "none computed, all of the picture is easy or interpolated"
+    return f"{percent(share)} computed, the rest of the picture is easy or interpolated"

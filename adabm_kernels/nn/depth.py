@@ -47,8 +47,8 @@ class Places:
     """Where the layers of a residual network compute, as arguments of the operators; everywhere where there are no depths.
 
     Blocks are for hard tiles, which read the features of their easy neighbours as the head left them, and zeros there between the
-    two convolutions of a block. reach: low-resolution pixels around an output pixel that the upsampler reads: the body must be
-    closed there too. Each layer computes what the next one reads.
+    two convolutions of a block. reach: low-resolution pixels around a hard tile that the upsampler reads, so that the convolution
+    that closes the body is computed that far, and features of the head one pixel further.
     """
 
     depths: Depths | None
@@ -83,6 +83,11 @@ class Places:
         factor = convs[index].scale
         if index == len(convs) - 1:
             return self._at(Region(own=HARD), factor)
+        return self._at(Region(near=HARD, reach=math.ceil(radius(convs[index + 1 :]) * factor)), factor)
+
+    def read(self, convs: list[ConvSpec], index: int) -> dict[str, Any]:
+        """Where the output of a convolution of the upsampler, not its last, is read, at the resolution of the next one."""
+        factor = convs[index + 1].scale
         return self._at(Region(near=HARD, reach=math.ceil(radius(convs[index + 1 :]) * factor)), factor)
 
     def collapsed(self) -> dict[str, Any]:

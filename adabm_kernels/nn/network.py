@@ -22,12 +22,12 @@ from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import MAX_BITS, MIN_BITS, padded_channels, to_pixels
-from ..regions import MAX_DEPTH, Depths, Region, as_tiles, flat_length
+from ..regions import MAX_DEPTH, Depths, as_tiles, flat_length, pixels_of_tiles
 from ..registry import GPU_BACKENDS, Choice, Problem, choose
 from ..tiles import tile_products
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
-from .depth import EVERYWHERE, HARD, LinearExit, Places, radius, tail_specs
+from .depth import EVERYWHERE, LinearExit, Places, radius, tail_specs
 from .graph import Graphs
 from .lanes import in_order, lanes
 from .tail import CollapsedConv2d
@@ -178,7 +178,7 @@ class ConvertedNetwork(nn.Module, ABC):
         if feature is not None:
             left = self._codes("left", codes, self.spec.channels)
             self._quantize_into(first.leave(feature, wide), first.rest.grid, bits, left, **closing)
-        y = self._run_tail(tail, stages, wide, left, bits, as_pixels)
+        y = self._run_tail(tail, stages, wide, left, bits, as_pixels, places)
         if places.depths is not None:
             if y.dtype == torch.uint8:
                 self.easy.pixels_into(pixels, bits, y, **places.easy())
@@ -198,16 +198,17 @@ class ConvertedNetwork(nn.Module, ABC):
         left: torch.Tensor | None,
         bits: torch.Tensor,
         as_pixels: bool,
+        places: Places,
     ) -> torch.Tensor:
-        """[N, scale*H, scale*W, 3] from the codes of the upsampler's input. stages: where each convolution computes. left: codes of
-        what the first ones leave, or None. as_pixels: as uint8."""
+        """[N, scale*H, scale*W, 3] from the codes of the upsampler's input. stages: where each convolution computes, of the places.
+        left: codes of what the first ones leave, or None. as_pixels: as uint8."""
         for i, (conv, following, place) in enumerate(zip(tail, tail[1:], stages, strict=False)):
             narrow, codes = codes, self._codes(f"tail{i}", codes, conv.out_channels, conv.shuffle)
             if left is None:
                 conv.into(narrow, bits, y_q=codes, out_grid=following.grid, out_bits=bits, **place)
             else:
                 y = conv.two_digits(narrow, left, bits, self._output(conv, narrow), **place)
-                self._quantize_into(y, following.grid, bits, codes)
+                self._quantize_into(y, following.grid, bits, codes, **places.read(self._tail_specs, i))
                 left = None
         conv, place = tail[-1], stages[-1]
         image = self._image(conv, codes) if as_pixels else None
@@ -298,7 +299,8 @@ class ConvertedNetwork(nn.Module, ABC):
 
     def set_depth(self, depth: str | int = "auto") -> None:
         """ "auto": easy tiles have no blocks computed, as calibration found; "full", or the number of the network's blocks: all
-        tiles have all blocks; 0: no tile has any. Raises ValueError otherwise, and for 0 where the network has no exit."""
+        tiles have all blocks; 0: no tile has any. Images with fewer pixels a side than the exit's filter have all blocks computed
+        at any depth. Raises ValueError for another depth, and for 0 where the network has no exit."""
         blocks = getattr(self.spec, "blocks", 0)
         known = depth in ("auto", "full") or (type(depth) is int and depth in (0, blocks))
         if not known:
@@ -331,7 +333,9 @@ class ConvertedNetwork(nn.Module, ABC):
         depths = self.tile_depths(x, origin=origin)
         if depths is None:
             return x.new_ones(x.shape[0])
-        return Region(own=HARD).masks(depths, *x.shape[2:])[0].float().mean((1, 2))
+        sizes = [pixels_of_tiles(size, depths.tile, at) for size, at in zip(x.shape[2:], origin, strict=True)]
+        rows, columns = (torch.tensor(size, dtype=torch.float64, device=x.device) for size in sizes)
+        return ((depths.values > 0).double() @ columns @ rows / (x.shape[2] * x.shape[3])).float()
 
     def _exits(self, x: torch.Tensor) -> bool:
         """Whether tiles of images of this size may have no blocks: the filter needs room for all its border classes."""
@@ -584,7 +588,8 @@ class ConvertedNetwork(nn.Module, ABC):
         """x may be None where an offset is given."""
         name = type(self).__name__
         tile = 1 if self.exit is None else self.exit.tile
-        if origin != (0, 0) and not (len(origin) == 2 and all(type(at) is int and 0 <= at < tile for at in origin)):
+        pair = isinstance(origin, tuple) and len(origin) == 2
+        if origin != (0, 0) and not (pair and all(type(at) is int and 0 <= at < tile for at in origin)):
             raise ValueError(f"{name}: origin must be two whole numbers in 0..{tile - 1}, less than a tile, got {origin!r}")
         if x is not None or offset is None:
             images = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.dim() == 4
@@ -621,7 +626,8 @@ class ConvertedNetwork(nn.Module, ABC):
             with self._workspace.fresh():  # a graph keeps the addresses it was recorded with
                 return self._finished(x, self._bit_table(x, learn=False) if table is None else table, as_pixels, origin)
 
-        return self._graphs.run(forward, *given, kind=f"{'pixels' if as_pixels else 'floats'} from {origin}")
+        start = origin if self._exits(x) else (0, 0)
+        return self._graphs.run(forward, *given, kind=f"{'pixels' if as_pixels else 'floats'} from {start}")
 
     def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
         """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""

@@ -40,8 +40,7 @@ void Bands::group_rows(const std::vector<Strip>& strips, const Form& form) {
   }
   std::vector<int64_t> best(form.height + 1, 0);  // cost of the rows from here on
   std::vector<uint8_t> chosen(form.height, 0);    // rows of the group that begins here
-  // The columns and costs of groups from the row's own strip to one of those after it, and the rows to that strip's end.
-  std::vector<Spans> spans;
+  // The costs of groups from the row's own strip to one of those after it.
   std::vector<int64_t> costs;
   for (int at = static_cast<int>(strips.size()) - 1; at >= 0; at--) {
     const int first_row = at ? strips[at - 1].end_row : 0;

@@ -32,6 +32,8 @@ struct Band {
 
 class Bands {
  public:
+  Bands(const Bands&) = delete;  // it holds pointers into itself
+  Bands& operator=(const Bands&) = delete;
   Bands(const adabm_conv2d_args& args, const PackedHeader& header);
 
   const std::vector<Band>& all() const { return bands_; }

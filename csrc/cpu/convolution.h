@@ -82,9 +82,9 @@ struct Convolution {
   void run_kn2row(const Part& part) const;
   void run_kn2row_tiled(const Part& part) const;
   void run_tiled(const Part& part) const;
-  // The pixels of a band whose result is the residual.
+  // The pixels of a band that are passed on.
   void pass_on(const Band& band) const;
-  // Pixels from one on without a residual; the grid of their codes.
+  // Writes zeros, and their codes on `grid`, to `pixels` pixels from `pixel` on.
   void pass_zeros_on(ptrdiff_t pixel, int pixels, const QuantizeArgs& grid) const;
 };
 

@@ -1,6 +1,5 @@
 // The depth of each tile: whether the image bends there by more than a threshold.
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "common/rules.h"
