@@ -197,6 +197,13 @@ def test_one_class_may_not_pay_for_another():
     assert choose_threshold(tiles, 1e-9) == 99
 
 
+def test_taps_that_do_not_fit_are_no_filter():
+    """A network that multiplies by a thousand has no exit; what calibration has made of it is not lost."""
+    taps = torch.zeros(12, 3, 49, dtype=torch.float64)
+    taps[0, 0, 24] = 1000
+    assert round_taps(taps, torch.eye(147, dtype=torch.float64)) is None
+
+
 # ---- parameters
 
 
@@ -222,8 +229,9 @@ GOOD = {"weight": torch.zeros(12, 3, 5, 5, dtype=torch.int8), "unit": 100, "bias
         ("unit", 1.5, "unit must be 1..1048576, got 1.5"),
         ("bias", torch.zeros(11), r"bias must be finite float32 \[12\], got torch.float32 \[11\]"),
         ("bias", torch.full((12,), float("nan")), r"bias must be finite float32 \[12\]"),
-        ("tile", 3, "tile must be 4..1048576, got 3"),
-        ("tile", True, "tile must be 4..1048576, got True"),
+        ("tile", 3, "tile must be 4..256, got 3"),
+        ("tile", 257, "tile must be 4..256, got 257"),
+        ("tile", True, "tile must be 4..256, got True"),
         ("threshold", 511, "threshold must be 0..510, got 511"),
         ("threshold", -1, "threshold must be 0..510, got -1"),
     ],
@@ -336,7 +344,7 @@ def test_a_file_without_an_exit_says_so(converted, tmp_path):
         (lambda h, t: h.update(exit=7), "exit must be an object or null, got 7"),
         (lambda h, t: h["exit"].pop("unit"), "'exit.unit' is missing"),
         (lambda h, t: t.pop("exit.bias"), "'exit.bias' is missing"),
-        (lambda h, t: h["exit"].update(tile=1), "ExitParameters: tile must be 4..1048576, got 1"),
+        (lambda h, t: h["exit"].update(tile=1), "ExitParameters: tile must be 4..256, got 1"),
         (lambda h, t: h["exit"].update(threshold="5"), "ExitParameters: threshold must be 0..510, got '5'"),
         (lambda h, t: t.update({"exit.weight": t["exit.weight"].float()}), "ExitParameters: weight must be int8"),
         (

@@ -27,13 +27,15 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="float state dict that train_edsr.py wrote, or a model")
     parser.add_argument("--images", type=Path, required=True, help="folder of PNG photographs")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two models")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 6], choices=(4, 6), help="of which models to make")
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS["best"], help="of fine-tuning (default: %(default)s)")
     args = parser.parse_args()
     photos = [np.array(Image.open(path).convert("RGB")) for path in sorted(args.images.glob("*.png"))]
     halved = [tensor(imresize(photo, 0.5)) for photo in photos]
     converted = args.weights.suffix == ".safetensors"
     state = load(args.weights).float_state if converted else load_state(args.weights)
-    for bits in (4, 6):
-        config = ConvertConfig(weight_bits=bits, act_bits=bits, steps=DEFAULT_STEPS["best"])
+    for bits in args.bits:
+        config = ConvertConfig(weight_bits=bits, act_bits=bits, steps=args.steps)
         model = convert_model(calibrate(state, halved, config, own_resolution=map(tensor, photos)))
         save(model, args.out / f"edsr_x{model.scale}_w{bits}a{bits}.safetensors")
 
