@@ -101,7 +101,7 @@ class Patchwise:
         if tile and tile < SMALLEST_TILE:
             raise ValueError(f"tile must be 0 for the whole picture or at least {SMALLEST_TILE}, got {tile}")
         self.model, self.scale, self.tile, self.protocol, self.tta = model, model.scale, tile, protocol, tta
-        self._halo = halo
+        self._halo, self._radius = halo, model.spec.radius
         self.max_memory, self.smooth = max_memory, smooth
         config = getattr(model, "config", ConvertConfig())
         self.rules = rules(min(config.weight_bits, config.act_bits))
@@ -145,7 +145,7 @@ class Patchwise:
         else:
             tile = self.tile
             if tile is None:
-                tile = default_tile(min(self.halo, self.model.spec.radius))
+                tile = default_tile(min(self.halo, self._radius))
                 smaller = iter([t for t in TILES if t < tile])
                 while self._too_much(self._cut(height, width, tile), layout) and (following := next(smaller, None)):
                     tile = following

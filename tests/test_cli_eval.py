@@ -252,5 +252,6 @@ def test_builtin_model(folder, adabm):
     status, out, err = adabm("eval", "--data", "one", "--json", "-")
     assert (status, err) == (0, "")
     mean = json.loads(out)["mean"]
-    assert mean["bicubic"]["psnr_y"] < mean["converted"]["psnr_y"] < mean["float"]["psnr_y"]
+    assert mean["bicubic"]["psnr_y"] + 1 < mean["converted"]["psnr_y"]
+    assert abs(mean["converted"]["psnr_y"] - mean["float"]["psnr_y"]) < 0.5
     assert 3 <= mean["converted"]["mean_bits"] <= 5 and mean["float"]["gbitops_per_mp"] > 20 * mean["converted"]["gbitops_per_mp"]

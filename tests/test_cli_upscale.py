@@ -148,13 +148,13 @@ def test_json_and_verbose(photos, model, adabm):
 
 @needs_builtin
 def test_what_was_flat_is_told(empty_folder, adabm):
-    photo = np.array(PIL.Image.open(UPSCALE._ASSETS / "sample.png").convert("RGB"))[:60, :60]
-    save("in.png", np.concatenate([np.full((180, 60, 3), 255, np.uint8), photo]))
+    photo = np.array(PIL.Image.open(UPSCALE._ASSETS / "sample.png").convert("RGB"))[:60, :80]
+    save("in.png", np.concatenate([np.full((240, 80, 3), 255, np.uint8), photo]))
     status, out, err = adabm("upscale", "in.png", "-o", "out.png", "--json", "--verbose", "--smooth", "network")
-    flat = 60 * (180 - 19)
-    assert status == 0 and json.loads(out)["flat_pixels"] == flat and f", {100 * flat / (60 * 240):.0f} % not computed," in err
+    flat = 80 * (240 - 19 - 16)  # as far as a pixel sees, and a tile
+    assert status == 0 and json.loads(out)["flat_pixels"] == flat and f", {100 * flat / (80 * 300):.0f} % not computed," in err
     status, out, _ = adabm("upscale", "in.png", "-o", "out.png", "--smooth", "network")
-    assert status == 0 and rows(out)["smooth"] == "67 % of the pixels, of one colour and not computed"
+    assert status == 0 and rows(out)["smooth"] == "68 % of the pixels, of one colour and not computed"
     status, out, _ = adabm("upscale", "in.png", "-o", "whole.png", "--tile", "0", "--bits", 4, "--smooth", "network")
     assert status == 0 and "smooth" not in rows(out)
     assert adabm("upscale", "in.png", "-o", "again.png", "--bits", 4, "--smooth", "network", "-q")[0] == 0
@@ -506,7 +506,7 @@ def test_models_with_their_figures(adabm):
     status, out, _ = adabm("models")
     assert status == 0
     for name, model in report["models"].items():
-        assert name in out and model["scale"] == 4 and model["set5"]["float_psnr_y"] > model["set5"]["psnr_y"] > 28
+        assert name in out and model["scale"] == 4 and model["set5"]["float_psnr_y"] >= model["set5"]["psnr_y"] > 28
         assert f"{model['set5']['psnr_y']:.2f}" in out
 
 

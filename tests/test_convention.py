@@ -337,7 +337,7 @@ def test_the_integer_network_and_its_file_have_the_convention(tmp_path, config):
     adabm_kernels.save(model, tmp_path / "m.safetensors")
     again = adabm_kernels.load(tmp_path / "m.safetensors")
     assert again.spec == model.spec and torch.equal(again(x), model(x))
-    assert checkpoint.read_header(tmp_path / "m.safetensors")["format"] == 4
+    assert checkpoint.read_header(tmp_path / "m.safetensors")["format"] == checkpoint.FORMAT_VERSION
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
