@@ -15,7 +15,7 @@ from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
-from adabm_kernels.patchwise import Patchwise
+from adabm_kernels.patchwise import Patchwise, reach
 from adabm_kernels.upscale import _ASSETS, load_model, upscale
 
 SIDE = 96
@@ -73,7 +73,7 @@ def converted(name, **config):
     images = [torch.from_numpy(photo(40, 40, seed)).permute(2, 0, 1)[None].float() for seed in range(3)]
     images += [image * 0.1 + 80 for image in images]  # some smooth ones
     tail = {"tail": "staged"} if name == "edsr-staged" else {}
-    settings = ConvertConfig(weight_bits=4, act_bits=4, steps=0, **tail, **config)
+    settings = ConvertConfig(weight_bits=4, act_bits=4, depths="none", **tail, **config)
     return convert_model(float_network(specs[name]).eval(), calibration=images, config=settings, check=False)
 
 
@@ -99,7 +99,7 @@ def decided(record):
 @pytest.mark.parametrize("parts", [1, 4])
 def test_no_pixel_and_no_decision_changes(models, name, kind, parts, monkeypatch):
     model = models(name)
-    side = max(SIDE, 10 * model.spec.radius + 3)
+    side = max(SIDE, 10 * reach(model) + 3)
     tile = None if parts == 1 else side // parts
     (got, record), (want, computed) = both(model, picture(kind, side), monkeypatch, bits="auto", tile=tile)
     assert (len(record) == 1) == (parts == 1)
