@@ -119,6 +119,8 @@ def _pretend_backends() -> None:
 
     def resblock_out(first: Conv, second: Conv, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False):
         inner = torch.zeros_like(first.x_q)
+        if second.depth is not None:  # zeros wherever no result is computed
+            first = first._replace(depth=second.depth, region=(*second.region[:8], 0, 255, 0))
         reference.conv2d_out(first, 0, None, inner, packed_codes=packed_codes)
         reference.conv2d_out(second._replace(x_q=inner), 0, y, y_q, packed_codes=packed_codes)
 
@@ -131,6 +133,8 @@ def _pretend_backends() -> None:
     stand_in = SimpleNamespace(
         pack=lambda weight, *settings: cuda.pack(weight, *settings) if len(settings) == 2 else torch.zeros(1, dtype=torch.uint8),
         conv2d_out=reference.conv2d_out,
+        conv2d_pixels_out=reference.conv2d_pixels_out,
+        tile_depths_out=reference.tile_depths_out,
         quantize_out=reference.quantize_out,
         quantize_many_out=quantize_many_out,
         resblock_out=resblock_out,
@@ -143,8 +147,8 @@ def _pretend_backends() -> None:
     cuda._place = lambda x: (0, None)
     devices.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
     devices.why_not_cuda = devices.why_not_triton = lambda device: ""
-    ConvertedNetwork._replay = lambda self, x, offset, as_pixels: self._finished(
-        x, self._bit_table(x, learn=True, offset=offset), as_pixels
+    ConvertedNetwork._replay = lambda self, x, offset, as_pixels, origin: self._finished(
+        x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin
     )
 
 
