@@ -36,7 +36,14 @@ few_bits = functools.cache(lambda: load_model(FEW_BITS))
 
 @pytest.fixture(scope="module")
 def models():
-    return functools.cache(load_model)
+    """Built-in models with all blocks everywhere: what few bits do where nothing else helps."""
+
+    def get(name):
+        model = load_model(name)
+        model.set_depth("full")
+        return model
+
+    return functools.cache(get)
 
 
 def drawing(kind, side=256):

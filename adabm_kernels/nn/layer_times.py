@@ -10,7 +10,7 @@ from typing import Any
 from .network import ConvertedNetwork
 from .timing import wait_for
 
-WAYS = ("forward", "into", "into_with", "pixels")  # in which an integer convolution is run
+WAYS = ("forward", "into", "into_with", "pixels", "pixels_into")  # in which an integer convolution is run
 
 
 @contextmanager
