@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from statistics import fmean, median
 
 import numpy as np
 import torch
+from turns import in_turns
 
 from adabm_kernels.images import Layout, list_images, read_image
 from adabm_kernels.machine import describe_machine
@@ -55,16 +55,9 @@ def main() -> None:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def in_turns(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, after one round to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds + 1):
-        for name, case in cases.items():
-            start = time.perf_counter()
-            case()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in seconds.items()}
+def medians(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each."""
+    return {name: median(seconds) for name, seconds in in_turns(cases, rounds).items()}
 
 
 def as_network(model: ConvertedNetwork, threshold: int | None) -> ConvertedNetwork:
@@ -103,7 +96,7 @@ def measure(model: ConvertedNetwork, networks: dict[str, Patchwise], args: argpa
                 want = float_model(x.contiguous(memory_format=torch.channels_last))
             want = want[0].permute(1, 2, 0).clamp(0, 255).numpy()
             one.detail.append(places(detail(rgb), PLACE))
-            times = in_turns({name: partial(network.array, rgb, layout) for name, network in networks.items()}, args.rounds)
+            times = medians({name: partial(network.array, rgb, layout) for name, network in networks.items()}, args.rounds)
             for name, network in networks.items():
                 error = ((network.array(rgb, layout) - want) ** 2).mean(2)
                 one.errors[name].append(places(error, PLACE * scale))
@@ -199,7 +192,7 @@ def shares(model: ConvertedNetwork, args: argparse.Namespace) -> dict:
             x = np.where(easy.repeat(tile, 0).repeat(tile, 1), 128, noise).astype(np.float32)
             x = torch.from_numpy(x)[None]
             offset = torch.zeros(1, dtype=torch.int32)
-            times = in_turns({"own": partial(own.pixels, x, offset), "full": partial(full.pixels, x, offset)}, 3 * args.rounds)
+            times = medians({"own": partial(own.pixels, x, offset), "full": partial(full.pixels, x, offset)}, 3 * args.rounds)
             ratios[share] = times["own"] / times["full"]
         print(f"| {share} % | {figures['together'][share]:.3f} | {figures['scattered'][share]:.3f} |")
     return figures

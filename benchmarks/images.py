@@ -18,6 +18,7 @@ from statistics import median
 import numpy as np
 import PIL.Image
 import torch
+from turns import in_turns
 
 from adabm_kernels import patchwise
 from adabm_kernels.batch import Task, mean_bits, upscale_files
@@ -33,13 +34,7 @@ FOLDER_TURN = 20  # files in a row, in turn with the network alone: the speed of
 
 def measure(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each case, after one round to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds + 1):
-        for name, case in cases.items():
-            start = time.perf_counter()
-            case()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = in_turns(cases, rounds)
     for name, values in seconds.items():
         print(f"{name:24} {median(values):8.3f} s  ({min(values):.3f}..{max(values):.3f})")
     return {name: median(values) for name, values in seconds.items()}

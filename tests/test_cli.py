@@ -408,7 +408,7 @@ def test_info_on_a_model(adabm):
     assert (status, err) == (0, "")
     sections = dict(section.split("\n", 1) for section in out.strip().split("\n\n"))
     assert list(sections) == ["Model", "Convolutions", "Settings", "Made"]
-    assert "edsr: scale 4, blocks " in sections["Model"] and "image thresholds  1" in sections["Model"]
+    assert "edsr: scale 4, blocks " in sections["Model"] and "image thresholds  17.8 and 39.84" in sections["Model"]
     assert "2  8-bit weights, 8-bit activations" in sections["Convolutions"]
     assert re.search(r"^  weight bits +4$", sections["Settings"], re.MULTILINE)
     assert sections["Made"] == "  how  not recorded in this file"

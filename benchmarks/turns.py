@@ -1,0 +1,18 @@
+"""Times of several cases that take turns, so that what else a machine does meets all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def in_turns(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each case in every round, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds + 1):
+        for name, case in cases.items():
+            start = time.perf_counter()
+            case()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
