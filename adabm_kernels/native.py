@@ -12,7 +12,7 @@ from ctypes import POINTER, Structure, c_char, c_int32, c_int64, c_uint32, c_uin
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5, "amx": 6}
 INVALID_ARGUMENT = 1
@@ -63,7 +63,7 @@ class Conv2dArgs(_Struct):
         ("packed_bytes", c_uint64),
         *((name, c_int32) for name in ("box_filter", "activation", "shuffle")),
         *((name, c_void_p) for name in ("alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_q", "y_acc")),
-        *((name, c_int32) for name in ("y_pitch", "packed_codes", "border_kernels", "config")),
+        *((name, c_int32) for name in ("y_pitch", "packed_codes", "border_kernels", "config", "y_format", "y_fraction")),
         ("y_image", c_void_p),
         ("region", Region),
     ]
@@ -77,7 +77,7 @@ class QuantizeArgs(_Struct):
         *((name, c_int32) for name in ("isa", "threads", "batch", "height", "width", "channels")),
         *((name, c_int64) for name in ("stride_n", "stride_h", "stride_w", "stride_c")),
         *((name, c_void_p) for name in ("x", "shift", "grid", "bits", "y_q")),
-        *((name, c_int32) for name in ("y_channels", "y_pitch", "packed_codes", "y_start")),
+        *((name, c_int32) for name in ("y_channels", "y_pitch", "packed_codes", "y_start", "x_format", "x_fraction")),
         ("region", Region),
     ]
 

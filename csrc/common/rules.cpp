@@ -32,6 +32,12 @@ void check_region(const adabm_region& r) {
                 "region.reach and pass_reach must be 0..tile %d, got %d and %d", r.tile, r.reach, r.pass_reach);
 }
 
+void check_features(const char* of, int format, int fraction) {
+  ADABM_REQUIRE(format == ADABM_FEATURES_FLOAT32 || format == ADABM_FEATURES_INT16, "%sformat must be 0 (float32) or 1 (int16), got %d", of, format);
+  const int least = format == ADABM_FEATURES_INT16 ? ADABM_MIN_FRACTION : 0, most = format == ADABM_FEATURES_INT16 ? ADABM_MAX_FRACTION : 0;
+  ADABM_REQUIRE(fraction >= least && fraction <= most, "%sfraction must be %d..%d with %sformat %d, got %d", of, least, most, of, format, fraction);
+}
+
 }  // namespace
 
 void check_rules(const adabm_conv2d_args& a) {
@@ -51,6 +57,9 @@ void check_rules(const adabm_conv2d_args& a) {
                 a.out_channels, a.shuffle);
   ADABM_REQUIRE(!a.y_pitch || (a.shuffle == 1 && a.y_pitch >= a.out_channels && a.y_pitch < 1 << 20),
                 "y_pitch must be 0, or out_channels %d..2^20 without shuffle, got %d with shuffle %d", a.out_channels, a.y_pitch, a.shuffle);
+  check_features("y_", a.y_format, a.y_fraction);
+  ADABM_REQUIRE(a.y_format == ADABM_FEATURES_FLOAT32 || (!a.y_acc && !a.y_image && !a.y_pitch && a.shuffle == 1),
+                "y_format must be 0 (float32) with y_acc, y_image, y_pitch or a shuffle above 1, got %d", a.y_format);
   check_region(a.region);
   ADABM_REQUIRE(!passes_on(a.region) || (a.shuffle == 1 && !a.y_acc && !a.y_image),
                 "pixels are passed on, region.pass_least..pass_most %d..%d, only with shuffle 1 and no y_acc or y_image",
@@ -78,6 +87,8 @@ void check_rules(adabm_quantize_args& a) {
   ADABM_REQUIRE(a.stride_c >= 0 && a.stride_c < 1 << 27, "stride_c must be 0..2^27-1, got %lld", static_cast<long long>(a.stride_c));
   ADABM_REQUIRE(a.y_channels >= a.channels && a.y_pitch >= a.y_channels && a.y_pitch < 1 << 20,
                 "y_channels must be 0 or channels..y_pitch and y_pitch below 2^20, got %d and %d", a.y_channels, a.y_pitch);
+  check_features("x_", a.x_format, a.x_fraction);
+  ADABM_REQUIRE(a.x_format == ADABM_FEATURES_FLOAT32 || !a.shift, "shift must be null where x_format is 1 (int16)");
   ADABM_REQUIRE(a.x && a.grid && a.bits && a.y_q, "x, grid, bits and y_q must not be null");
   check_region(a.region);
   ADABM_REQUIRE(!passes_on(a.region), "region.pass_least must be above pass_most where codes are made, got %d and %d", a.region.pass_least,

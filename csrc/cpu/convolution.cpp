@@ -154,9 +154,9 @@ void Convolution::pass_on(const Band& band) const {
         pass_zeros_on(pixel, span.columns(), q);
         continue;
       }
-      const float* from = a.residual + pixel * y_pitch;
+      const float* from = static_cast<const float*>(a.residual) + pixel * y_pitch;
       if (a.y && a.y != a.residual)
-        for (int m = 0; m < span.columns(); m++) std::copy_n(from + static_cast<ptrdiff_t>(m) * y_pitch, out_channels, a.y + (pixel + m) * y_pitch);
+        for (int m = 0; m < span.columns(); m++) std::copy_n(from + static_cast<ptrdiff_t>(m) * y_pitch, out_channels, static_cast<float*>(a.y) + (pixel + m) * y_pitch);
       if (!a.y_q) continue;
       q.x = from, q.width = span.columns(), q.y_q = a.y_q + pixel * code_channels;
       kernels.quantize_row(q);
@@ -164,7 +164,7 @@ void Convolution::pass_on(const Band& band) const {
 }
 
 void Convolution::pass_zeros_on(ptrdiff_t pixel, int pixels, const QuantizeArgs& grid) const {
-  for (int m = 0; a.y && m < pixels; m++) std::fill_n(a.y + (pixel + m) * y_pitch, out_channels, 0.0f);
+  for (int m = 0; a.y && m < pixels; m++) std::fill_n(static_cast<float*>(a.y) + (pixel + m) * y_pitch, out_channels, 0.0f);
   if (!a.y_q) return;
   // One pixel, and copies of it.
   const float zero = 0;
@@ -196,7 +196,7 @@ RowOutput::RowOutput(const Convolution& c, int image, int row, const Spans& writ
 
 void RowOutput::prefetch(int first_panel, int panels, int column, int pixels) const {
   if (!c_.a.residual || !c_.contiguous || c_.a.shuffle > 1) return;
-  const float* at = c_.a.residual + out_row_ * c_.y_pitch + static_cast<ptrdiff_t>(column) * e_.y_stride + first_panel * kPanel;
+  const float* at = static_cast<const float*>(c_.a.residual) + out_row_ * c_.y_pitch + static_cast<ptrdiff_t>(column) * e_.y_stride + first_panel * kPanel;
   const int lanes = std::min(panels * kPanel, c_.header.out_channels - first_panel * kPanel);
   for (int m = 0; m < pixels; m++)
     for (int o = 0; o < lanes; o += kPanel) __builtin_prefetch(at + m * e_.y_stride + o, 1);
@@ -234,8 +234,8 @@ void RowOutput::write_pixels(const UntileArgs& products, int first_panel, int co
   e_.alpha = row_alpha_ + first;
   e_.slope = a.slope ? a.slope + first : nullptr;
   e_.y_lane = c_.y_lane.data() + first, e_.q_lane = c_.q_lane.data() + first;
-  e_.residual = a.residual ? a.residual + y_at : nullptr;
-  e_.y = a.y ? a.y + y_at : nullptr;
+  e_.residual = a.residual ? static_cast<const float*>(a.residual) + y_at : nullptr;
+  e_.y = a.y ? static_cast<float*>(a.y) + y_at : nullptr;
   e_.y_acc = a.y_acc ? a.y_acc + y_at : nullptr;
   e_.y_q = c_.codes ? c_.codes + out_row_ * c_.code_channels + column * e_.q_stride : nullptr;
   c_.contiguous ? c_.kernels.untile_epilogue(products, e_) : write_parted(products, first_panel);

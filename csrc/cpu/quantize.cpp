@@ -24,7 +24,7 @@ void quantize_task(void* context, int task) {
   q.scale = a.grid[bits * 2], q.offset = a.grid[bits * 2 + 1];
   q.top = static_cast<float>((1 << a.bits[image]) - 1);
   for (const adabm::Span& span : adabm::strip_of(job.strips[image], row).computed) {
-    q.x = a.x + image * a.stride_n + row * a.stride_h + span.begin * a.stride_w;
+    q.x = static_cast<const float*>(a.x) + image * a.stride_n + row * a.stride_h + span.begin * a.stride_w;
     q.y_q = a.y_q + (static_cast<ptrdiff_t>(task) * a.width + span.begin) * a.y_pitch;
     q.width = span.columns();
     job.kernels.quantize_row(q);
@@ -41,6 +41,7 @@ extern "C" adabm_status adabm_quantize_cpu(const adabm_quantize_args* args) {
     ADABM_REQUIRE(a.threads >= 1 && a.threads <= adabm::kMaxThreads, "threads must be 1..%d, got %d", adabm::kMaxThreads, a.threads);
     ADABM_REQUIRE(!a.packed_codes && !a.y_start, "packed_codes and y_start must be 0 on the CPU, got %d and %d", a.packed_codes, a.y_start);
     adabm::check_rules(a);
+    if (a.x_format) throw adabm::Error(ADABM_UNSUPPORTED, "x_format must be 0 (float32): this library has no kernels for int16 features yet");
     for (int n = 0; n < a.batch; n++)
       ADABM_REQUIRE(a.bits[n] >= ADABM_MIN_BITS && a.bits[n] <= ADABM_MAX_BITS, "bits[%d] must be 2..8, got %d", n, a.bits[n]);
     Job job = {a, adabm::choose_kernels(a.isa), {}};

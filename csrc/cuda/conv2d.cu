@@ -25,8 +25,8 @@ int tiles_across(int size, int tile) { return (size + tile - 1) / tile; }
 Conv2dParams parameters(const adabm_conv2d_args& a) {
   Conv2dParams p = {};
   p.x_q = a.x_q, p.x_bits = a.x_bits, p.packed = static_cast<const uint8_t*>(a.packed);
-  p.alpha = a.alpha, p.beta = a.beta, p.slope = a.slope, p.residual = a.residual, p.out_grid = a.out_grid, p.out_bits = a.out_bits;
-  p.y = a.y, p.y_q = a.y_q, p.y_acc = a.y_acc, p.y_image = a.y_image;
+  p.alpha = a.alpha, p.beta = a.beta, p.slope = a.slope, p.residual = static_cast<const float*>(a.residual), p.out_grid = a.out_grid, p.out_bits = a.out_bits;
+  p.y = static_cast<float*>(a.y), p.y_q = a.y_q, p.y_acc = a.y_acc, p.y_image = a.y_image;
   p.batch = a.batch, p.height = a.height, p.width = a.width, p.code_channels = (a.channels + 3) / 4 * 4;
   p.out_channels = a.out_channels, p.kernel_h = a.kernel_h, p.kernel_w = a.kernel_w;
   p.taps_w = unfolds(a.channels, a.kernel_w) ? 1 : a.kernel_w;
@@ -83,6 +83,7 @@ uint32_t shared_bytes(const Conv2dParams& p) {
 // What the kernels need, once every rule holds that does not need the device.
 Conv2dParams checked(const adabm_conv2d_args& a) {
   check_rules(a);
+  if (a.y_format) throw Error(ADABM_UNSUPPORTED, "y_format must be 0 (float32): this library has no kernels for int16 features yet");
   // The rules of the weights that were packed.
   adabm_weights weights = {};
   weights.struct_bytes = sizeof weights, weights.border_kernels = a.border_kernels;

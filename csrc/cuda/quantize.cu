@@ -37,7 +37,7 @@ struct QuantizeParams {
 // Four channels; those beyond the last are whatever the first is.
 ADABM_DEVICE void load_values(const QuantizeParams& p, int image, int row, int column, int group, float (&values)[4]) {
   const adabm_quantize_args& a = p.a;
-  const float* x = a.x + image * a.stride_n + row * a.stride_h + column * a.stride_w;
+  const float* x = static_cast<const float*>(a.x) + image * a.stride_n + row * a.stride_h + column * a.stride_w;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const int c = group * 4 + i < a.channels ? group * 4 + i : 0;
@@ -99,6 +99,7 @@ void add(QuantizeParams& p, adabm_quantize_args a) {
   ADABM_REQUIRE(a.packed_codes == 0 || a.packed_codes == ADABM_PACKED_Y, "packed_codes must be 0 or %d, got %d", ADABM_PACKED_Y, a.packed_codes);
   ADABM_REQUIRE(!a.packed_codes || a.y_channels == 0, "y_channels must be 0 with packed codes, got %d", a.y_channels);
   check_rules(a);
+  if (a.x_format) throw Error(ADABM_UNSUPPORTED, "x_format must be 0 (float32): this library has no kernels for int16 features yet");
   ADABM_REQUIRE(a.packed_codes ? a.y_start >= 0 && a.y_start % 4 == 0 && a.y_pitch % 4 == 0 && a.y_start <= a.y_pitch - a.y_channels : a.y_start == 0,
                 "y_start must be 0 or, with packed codes, a multiple of 4 with room for %d channels in a y_pitch that is one too, got %d with %d",
                 a.channels, a.y_start, a.y_pitch);

@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define ADABM_ABI_VERSION 10
+#define ADABM_ABI_VERSION 11
 #define ADABM_MIN_BITS 2
 #define ADABM_MAX_BITS 8
 #define ADABM_BIT_WIDTHS 7
@@ -39,6 +39,17 @@ enum { ADABM_ACT_NONE = 0, ADABM_ACT_RELU = 1, ADABM_ACT_PRELU = 2 };
 /* Which code tensors are stored packed, at s bits a code: 2 for images of 2 bits, 4 for 3 and 4 bits, 8 above. Image n still starts at
  * byte n * H * W * C4; its pixels are ceil(C4 * s / 32) * 4 bytes each, channels from the low bits up. */
 enum { ADABM_PACKED_X = 1, ADABM_PACKED_Y = 2 };
+
+/* How features are stored, those of y, residual and a quantisation's x: float32, or int16 in units of 2^-fraction,
+ * ADABM_MIN_FRACTION <= fraction <= ADABM_MAX_FRACTION:
+ *
+ *   stored = clamp(round_half_even(v * 2^fraction), -32767, 32767)      of NaN -32767
+ *   value  = float(stored) * 2^-fraction                                exact
+ *
+ * Where a convolution writes y as int16, all that it gives is of the value that y holds, y_q too. */
+enum { ADABM_FEATURES_FLOAT32 = 0, ADABM_FEATURES_INT16 = 1 };
+#define ADABM_MIN_FRACTION (-16)
+#define ADABM_MAX_FRACTION 24
 
 /* Instruction sets of the CPU library, slowest first. */
 enum {
@@ -113,6 +124,7 @@ typedef struct {
  *   v    = fma(float(acc), alpha[bits][o], beta[row class][column class][o])
  *   v    = activation(v)                      PReLU: v < 0 ? slope[o] * v : v
  *   v    = residual + v                       where residual is given
+ *   v    = what int16 holds of it             where y_format is ADABM_FEATURES_INT16
  *   code = clamp(round_half_even(fma(v, out_grid[out_bits][0], out_grid[out_bits][1])), 0, 2^out_bits - 1)
  *
  * in float32. `alpha` has a row per bit-width of the input codes; border classes are quantize.border_class in
@@ -139,17 +151,20 @@ typedef struct {
   const float* alpha;       /* [7, K] */
   const float* beta;        /* [(R/2+1)^2, (S/2+1)^2, K], or [R, S, K] with border_kernels */
   const float* slope;       /* [K], PReLU only */
-  const float* residual;    /* shape of y, or null */
+  const void* residual;     /* shape of y, or null; float32 or int16 by y_format */
   const float* out_grid;    /* [7, 2], where y_q is given */
   const int32_t* out_bits;  /* [N], where y_q is given */
-  float* y;                 /* [N, H*r, W*r, K/r^2] */
+  void* y;                  /* [N, H*r, W*r, K/r^2]; float32 or int16 by y_format */
   uint8_t* y_q;             /* [N, H*r, W*r, (K/r^2)4] */
   int32_t* y_acc;           /* as y: the accumulators, for tests */
-  int32_t y_pitch;          /* floats from one pixel of y, residual and y_acc to the next, at least K; 0 stands for K/r^2.
+  int32_t y_pitch;          /* elements from one pixel of y, residual and y_acc to the next, at least K; 0 stands for K/r^2.
                                Anything else only without shuffle: y is then a slice of wider features */
   int32_t packed_codes;     /* CUDA only: ADABM_PACKED_X and ADABM_PACKED_Y, or 0 */
   int32_t border_kernels;   /* CUDA only: that of adabm_weights; elsewhere the packed form says so */
   int32_t config;           /* CUDA of compute capability 9.0 only: i + 1 takes configuration i of the kernel (adabm_config_cuda), 0 lets the library choose */
+  int32_t y_format;         /* ADABM_FEATURES_*, of residual and y, and of v where neither is given; FLOAT32 with y_acc or y_image, y_pitch or a
+                               shuffle above 1 */
+  int32_t y_fraction;       /* of ADABM_FEATURES_INT16, else 0 */
   uint8_t* y_image;         /* not with y_q or y_pitch: [N, H*r, W*r, K/r^2], clamp(round_half_even(v), 0, 255) */
   adabm_region region;      /* of pixels that are passed on v is the residual, or 0 without one; not with shuffle above 1, y_acc or y_image */
 } adabm_conv2d_args;
@@ -162,8 +177,8 @@ typedef struct {
   int32_t isa, threads;
   int32_t batch, height, width, channels;
   int64_t stride_n, stride_h, stride_w, stride_c; /* of x, in elements; stride_c 0..2^27-1 */
-  const float* x;
-  const float* shift;    /* [C] or null */
+  const void* x;         /* float32 or int16 by x_format */
+  const float* shift;    /* [C] or null; null with int16 */
   const float* grid;     /* [7, 2] */
   const int32_t* bits;   /* [N] */
   uint8_t* y_q;          /* [N, H, W, y_pitch] from the first channel to write on */
@@ -171,6 +186,8 @@ typedef struct {
   int32_t y_pitch;       /* codes from one pixel to the next; 0 stands for C4 */
   int32_t packed_codes;  /* CUDA only: ADABM_PACKED_Y or 0; y_channels must then be 0, and y_q be all of a buffer with C4 = y_pitch */
   int32_t y_start;       /* CUDA only, with ADABM_PACKED_Y: first channel to write, a multiple of 4 */
+  int32_t x_format;      /* ADABM_FEATURES_* */
+  int32_t x_fraction;    /* of ADABM_FEATURES_INT16, else 0 */
   adabm_region region;   /* passes nothing on */
 } adabm_quantize_args;
 

@@ -1,0 +1,128 @@
+// Tiles and strips of the kernels of compute capability 9.0: which pixels they are, and how those lie in shared memory.
+#pragma once
+
+#include "cuda/conv2d_configs.cuh"
+#include "cuda/conv2d_sm80.cuh"
+#include "cuda/ptx_sm90.cuh"
+
+namespace adabm {
+namespace cuda {
+namespace sm90 {
+
+constexpr int kGroupThreads = 128, kConsumers = 2, kThreads = (1 + kConsumers) * kGroupThreads;
+constexpr int kStepBytes = 32;           // of every pixel and output: the depth of one product
+constexpr int kSharedBytes = 227 << 10;
+constexpr int kOnesBytes = 8 * kRowBytes, kBarrierBytes = (2 * kMaxStages * ptx::kBarrierBytes + 127) / 128 * 128, kBarrierRoom = kBarrierBytes + kOnesBytes;
+constexpr int kWeightRoom = 2 * kOnesBytes;  // behind the weights of a stage
+// Bytes of a pixel's codes on their way out: stores and loads then meet no bank twice. What happens to the pixel (PixelUse) lies behind
+// its codes.
+constexpr int kStagedPitch = 80, kUseOffset = kMaxTileOutputs;
+constexpr int kResidentTaps = 9, kResidentSteps = 2;
+
+struct Conv2dParams90 {
+  Conv2dParams c;    // forms[0], and the tiles as cut here
+  int steps;         // of 32 channels, all
+  int stages, stage_bytes, code_bytes;  // of shared memory; the latter for the codes of a stage, whose weights follow
+  int stage_steps;   // steps in a stage
+  int blocks;        // along x
+  int image_words;   // y_image can be written four bytes at a time
+  int tensor_bytes;  // of a box of codes; 0 where threads copy
+  ptx::TensorMap map;
+};
+
+// One tile of pixels: how its pixels lie in shared memory, and which pixel of a strip lies where. Inner tiles are rows of the
+// image; a border of one pixel with a kernel of its own is one strip along it.
+struct Tile {
+  int row, column, end_row, end_column, kernel;
+  int halo_rows, halo_columns, row_step, column_step;          // steps in pixels of shared memory
+  int group_rows, group_columns, pixel_rows, pixel_columns;    // from one group of 8 to the next, from one pixel to the next
+  int strips, strip_columns;
+};
+
+template <int kStrips>
+ADABM_DEVICE Tile place(const Conv2dParams& p, int tile) {
+  Tile at;
+  const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2;
+  const int top = p.border_kernels ? pad_h : 0, left = p.border_kernels ? pad_w : 0;
+  int row_class = pad_h, column_class = pad_w, rows = kStripRows, columns = kStrips * kStripColumns;
+  bool upright = false;
+  at.end_row = p.height - top, at.end_column = p.width - left;
+  at.group_rows = 1, at.group_columns = 0, at.pixel_rows = 0, at.pixel_columns = 1, at.strips = kStrips, at.strip_columns = kStripColumns;
+  if (tile < p.inner_tiles) {
+    at.row = top + tile / p.inner_across * kStripRows, at.column = left + tile % p.inner_across * columns;
+  } else {
+    const int row_edges = 2 * pad_h * p.row_edge_tiles, column_edges = 2 * pad_w * p.column_edge_tiles;
+    int i = tile - p.inner_tiles, row_edge = -1, column_edge = -1;
+    at.strips = 1, at.strip_columns = 0;
+    if (i < row_edges) {
+      row_edge = i / p.row_edge_tiles;
+      at.column = left + i % p.row_edge_tiles * p.edge;
+      at.group_rows = 0, at.group_columns = 8, rows = 1, columns = p.edge;
+    } else if ((i -= row_edges) < column_edges) {
+      column_edge = i / p.column_edge_tiles;
+      at.row = top + i % p.column_edge_tiles * p.edge;
+      at.group_rows = 8, at.pixel_rows = 1, at.pixel_columns = 0, rows = p.edge, columns = 1, upright = true;
+    } else {
+      i -= column_edges;
+      row_edge = i / (2 * pad_w), column_edge = i % (2 * pad_w);
+      at.group_rows = 0, at.group_columns = 8, rows = 1, columns = p.edge;
+    }
+    if (row_edge >= 0) {
+      at.row = row_edge < pad_h ? row_edge : p.height - 2 * pad_h + row_edge, at.end_row = at.row + 1;
+      row_class = row_edge < pad_h ? row_edge : row_edge + 1;
+    }
+    if (column_edge >= 0) {
+      at.column = column_edge < pad_w ? column_edge : p.width - 2 * pad_w + column_edge, at.end_column = at.column + 1;
+      column_class = column_edge < pad_w ? column_edge : column_edge + 1;
+    }
+  }
+  at.kernel = row_class * p.kernel_w + column_class;
+  at.halo_rows = rows + 2 * pad_h, at.halo_columns = columns + 2 * pad_w;
+  at.row_step = upright ? 1 : at.halo_columns, at.column_step = upright ? at.halo_rows : 1;
+  return at;
+}
+
+// The pixels of a tile.
+ADABM_DEVICE Rectangle pixels_of(const Conv2dParams& p, const Tile& at) {
+  const int end_row = at.row + at.halo_rows - p.kernel_h / 2 * 2, end_column = at.column + at.halo_columns - p.kernel_w / 2 * 2;
+  return {at.row, at.column, end_row < at.end_row ? end_row : at.end_row, end_column < at.end_column ? end_column : at.end_column};
+}
+
+// Those of them in a strip that begins inside the image, of an inner tile.
+ADABM_DEVICE Rectangle pixels_of_strip(const Conv2dParams& p, const Tile& at, int strip) {
+  Rectangle pixels = pixels_of(p, at);
+  pixels.column += strip * kStripColumns;
+  if (pixels.column + kStripColumns < pixels.end_column) pixels.end_column = pixels.column + kStripColumns;
+  return pixels;
+}
+
+// The descriptor of a strip's pixels in the first 32 channels at `codes`, for the first tap.
+ADABM_DEVICE uint64_t strip_descriptor(const Tile& at, uint32_t codes, uint32_t plane_bytes, int strip) {
+  const int group = at.group_rows * at.row_step + at.group_columns * at.column_step;
+  return ptx::matrix_descriptor(codes + strip * at.strip_columns * at.column_step * kRowBytes, plane_bytes, group * kRowBytes);
+}
+
+// Of a strip that begins inside the image, of an inner tile whose share is `tile`.
+ADABM_DEVICE Share share_of_strip(const Conv2dParams& p, const Tile& at, int image, Share tile, int strip) {
+  return tile == Share::kAllComputed ? tile : share_of(p.region, image, pixels_of_strip(p, at, strip));
+}
+
+// Of this warpgroup's strips, every second of the first `strips`, those with a pixel to compute or pass on, and those with one to compute:
+// bit i for strip i. `share` is that of the whole tile.
+struct Strips {
+  uint32_t with_work, computed;
+};
+
+ADABM_DEVICE Strips strips_with_work(const Conv2dParams& p, const Tile& at, int image, Share share, int consumer, int strips) {
+  Strips found = {0, 0};
+#pragma unroll 1
+  for (int strip = consumer; strip < strips; strip += kConsumers) {
+    const Share here = share_of_strip(p, at, image, share, strip);
+    found.with_work |= static_cast<uint32_t>(here != Share::kNone) << strip, found.computed |= static_cast<uint32_t>(computes(here)) << strip;
+  }
+  return found;
+}
+
+}  // namespace sm90
+}  // namespace cuda
+}  // namespace adabm
