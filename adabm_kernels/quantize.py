@@ -29,6 +29,13 @@ def to_pixels(y: torch.Tensor) -> torch.Tensor:
     return y.clamp(0, 255).round_().to(torch.uint8)
 
 
+def check_fraction(fraction: float) -> None:
+    """ValueError unless it is a whole number in MIN_FRACTION..MAX_FRACTION."""
+    number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
+    if not number or fraction not in range(MIN_FRACTION, MAX_FRACTION + 1):
+        raise ValueError(f"fraction must be a whole number in {MIN_FRACTION}..{MAX_FRACTION}, got {fraction!r}")
+
+
 def to_fixed(value: torch.Tensor, fraction: int) -> torch.Tensor:
     """float32 features as int16 of the same shape, in units of 2^-fraction: rounded half to even, clamped to -32767..32767.
 
@@ -40,7 +47,7 @@ def to_fixed(value: torch.Tensor, fraction: int) -> torch.Tensor:
 
 def from_fixed(stored: torch.Tensor, fraction: int) -> torch.Tensor:
     """The values of int16 features in units of 2^-fraction: float32, exact."""
-    return stored.to(torch.float32) * 2.0**-fraction
+    return stored.to(torch.float32).mul_(2.0**-fraction)  # in place: features are large
 
 
 class _FakeQuantizeAct(torch.autograd.Function):

@@ -1,18 +1,28 @@
-"""Features of 16 bits: the number format, the operators on the reference, and what wrong arguments are told."""
+"""Features of 16 bits: the number format, the operators on the reference, and networks that hold their residual stream so."""
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from problems import ConvInstance, ConvProblem, instantiate
-from test_ops import QUANTIZE, fake_outputs, order, place, prepared, settings_of
+from small import one_thread, small_edsr  # noqa: F401
+from test_ops import BACKENDS, QUANTIZE, fake_outputs, order, place, prepared, settings_of
 
-from adabm_kernels import ops
+from adabm_kernels import ConvertConfig, convert_model, ops
+from adabm_kernels.calibrate import calibrate
+from adabm_kernels.calibration.residual import HEADROOM, fraction_for, largest_feature
+from adabm_kernels.networks.detect import float_network
+from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.nn import ConvertedNetwork
+from adabm_kernels.nn.layer_times import layer_times
 from adabm_kernels.quantize import MAX_FRACTION, MIN_FRACTION, act_grid, from_fixed, to_fixed
 from adabm_kernels.regions import Depths, Region
+from adabm_kernels.simulate import SimulatedNetwork
 
 # Fractions at which the results of the second saturate in part, are rounded coarsely, and are held almost as they are.
 FRACTIONS = (15, 2, 8)
@@ -229,3 +239,141 @@ def test_quantize_names_what_is_wrong(changes: dict[str, Any], message: str) -> 
     many = {"x": torch.zeros(2, 5, 4, 6, dtype=torch.int16), "grids": [QUANTIZE["grid"]], "bits": [QUANTIZE["bits"]]}
     with pytest.raises(RuntimeError, match=r"quantize_many_out: x must be torch.float32, got torch.int16"):
         ops.quantize_many_out(**many, y_q=[torch.zeros(2, 4, 6, 8, dtype=torch.uint8)], backend="reference")
+
+
+# ---- networks
+
+
+def images(height: int = 24, width: int = 24, count: int = 2) -> torch.Tensor:
+    """Noise on the left and a slope on the right: float32 [count, 3, height, width] in 0..255."""
+    g = torch.Generator().manual_seed(6)
+    x = torch.rand(count, 3, height, width, generator=g) * 255
+    x[..., width // 2 :] = torch.linspace(30, 200, width - width // 2)
+    return x
+
+
+@functools.cache
+def simulated() -> SimulatedNetwork:
+    config = ConvertConfig(residual="int16", adaptive=False, depths="none")
+    return calibrate(small_edsr(blocks=3), [images()], config, check=False)
+
+
+def converted(backend: str = "reference") -> ConvertedNetwork:
+    model = convert_model(simulated())
+    model.set_backend(backend)
+    model.set_threads(1)
+    return model
+
+
+@pytest.mark.parametrize("largest", [0.01, 1.0, 170.3, 255.9921875, 256.0, 4000.0])
+def test_the_unit_is_the_smallest_that_leaves_room(largest: float) -> None:
+    fraction = fraction_for(largest)
+    assert HEADROOM * largest * 2.0**fraction <= 32767 < HEADROOM * largest * 2.0 ** (fraction + 1)
+    assert (fraction_for(0.0), fraction_for(1e-9), fraction_for(1e12)) == (MAX_FRACTION, MAX_FRACTION, MIN_FRACTION)
+
+
+def test_the_unit_is_chosen_from_all_features_of_the_quantised_network() -> None:
+    sim, seen = copy.deepcopy(simulated()), []
+    sim.fraction = None
+    with torch.no_grad(), sim.watching(seen.append):
+        feature, blocks = sim.trunk(images(), sim.image_offsets(images()))
+    assert len(seen) == 5 and seen[-1] is feature and all(a is b for a, b in zip(seen[1:-1], blocks, strict=True))
+    largest = max(float(x.abs().max()) for x in seen)
+    # The calibration's batch lies in memory otherwise, and sums in another order.
+    assert simulated().report["residual"]["largest"] == pytest.approx(largest, rel=1e-4)
+    assert simulated().fraction == fraction_for(simulated().report["residual"]["largest"])
+    with pytest.raises(ValueError, match="NaN or infinite values: features between its blocks"), torch.no_grad():
+        sim.head[0].bias.fill_(float("nan"))
+        largest_feature(sim, images())
+
+
+def test_the_simulation_rounds_all_features_and_its_teacher_none() -> None:
+    sim, fraction = simulated(), simulated().fraction
+    with torch.no_grad():
+        feature, blocks = sim.trunk(images(), sim.image_offsets(images()))
+        for held in (feature, *blocks):
+            assert torch.equal(from_fixed(to_fixed(held, fraction), fraction), held)
+        with sim.float_mode():
+            teacher = sim(images())
+        assert torch.allclose(teacher, small_edsr(blocks=3)(images()), rtol=0, atol=1e-3)
+    x = torch.tensor([[0.3, -40000.0, 40000.0]], requires_grad=True)
+    assert sim.held(x * 2.0**-fraction).mul(2.0**fraction).tolist() == [[0.0, -32767.0, 32767.0]]
+    sim.held(x * 2.0**-fraction).sum().backward()
+    assert x.grad.mul(2.0**fraction).tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_a_state_dict_carries_the_unit() -> None:
+    state, config = simulated().state_dict(), simulated().config
+    again = SimulatedNetwork.from_state(state, config)
+    assert again.fraction == simulated().fraction
+    assert torch.equal(convert_model(state, config=config)(images()), converted(BACKENDS[0])(images()))
+    floats = SimulatedNetwork.from_state(state, ConvertConfig(residual="float32", adaptive=False))
+    assert floats.fraction is None and not torch.equal(floats(images()), again(images()))
+    del state["residual_fraction"]
+    with pytest.raises(ValueError, match="config.residual must be 'auto' or 'float32': the state dict has no 'residual_fraction'"):
+        SimulatedNetwork.from_state(state, config)
+    with pytest.raises(ValueError, match="fraction must be a whole number in -16..24, got 0.5"):
+        SimulatedNetwork.from_state(state | {"residual_fraction": torch.tensor([0.5])}, config)
+
+
+def test_features_are_kept_in_half_the_bytes() -> None:
+    def buffers(model: ConvertedNetwork) -> dict[str, torch.Tensor]:
+        model(images())
+        return {key[0]: buffer for key, buffer in model._workspace._buffers.items() if key[0] in ("skip", "feature")}
+
+    sim = copy.deepcopy(simulated())
+    sim.fraction = None
+    narrow, wide = buffers(converted(BACKENDS[0])), buffers(convert_model(sim))
+    assert {name: buffer.dtype for name, buffer in narrow.items()} == {"skip": torch.int16, "feature": torch.int16}
+    assert {name: buffer.dtype for name, buffer in wide.items()} == {"skip": torch.float32, "feature": torch.float32}
+    assert all(2 * narrow[name].nbytes == wide[name].nbytes > 0 for name in wide)
+
+
+def test_nothing_saturates_on_hard_pictures() -> None:
+    i = torch.arange(24)
+    checkers = ((i[:, None] + i) % 2).float().expand(3, 24, 24) * 255
+    colours = [torch.tensor([255.0 * (c >> b & 1) for b in range(3)]).view(3, 1, 1).expand(3, 24, 24) for c in range(8)]
+    noise = (torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0)) < 0.5) * 255.0
+    sim, most = simulated(), 32767 * 2.0 ** -simulated().fraction
+    x = torch.stack([checkers, noise, *colours])
+    with torch.no_grad(), sim.watching(lambda features: found.append(float(features.abs().max()))):
+        found: list[float] = []
+        sim(x)
+    assert len(found) == 5 and max(found) < most
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(1, 24, 24), (2, 7, 30)])
+def test_compiled_and_exported_it_computes_the_same(backend: str, shape: tuple[int, ...]) -> None:
+    model, x = converted(backend), images(*shape[1:], count=shape[0])
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+    sizes = {axis: torch.export.Dim.DYNAMIC for axis in ((0, 2, 3) if len(x) > 1 else (2, 3))}
+    exported = torch.export.export(model, (x,), dynamic_shapes={"x": sizes}).module()
+    for given in (x, images(9, 13, count=len(x))):
+        assert torch.equal(exported(given), model(given))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parts_of_batches_and_times_of_layers(backend: str) -> None:
+    model, x = converted(backend), images(13, 17, count=3)
+    with layer_times(model) as seconds:
+        together = model(x)
+    assert all(value > 0 for name, value in seconds.items() if not name.startswith("tail.")) and "feature" not in model.plan()
+    for i in range(3):
+        assert torch.equal(model(x[i : i + 1]), together[i : i + 1])
+    assert torch.equal(together, converted("reference")(x))
+    assert torch.equal(copy.deepcopy(model)(x), together)
+
+
+def test_networks_whose_features_stay_float_are_refused_with_the_reason() -> None:
+    network = float_network(RDNSpec(2, 1, 2, 3, 5))
+    why = "got 'int16': the features of an RDN are slices of wider ones"
+    with pytest.raises(ValueError, match=f"calibrate: config.residual must be 'auto' or 'float32' here, {why}"):
+        convert_model(network, [images()], ConvertConfig(residual="int16"), check=False)
+    sim = SimulatedNetwork.from_float(network.state_dict(), ConvertConfig(recipe="paper"))
+    with pytest.raises(ValueError, match=why):
+        sim.fraction = 4
+    with pytest.raises(ValueError, match="got 'int16': with quantize='body' convolutions in float read and write them"):
+        body = SimulatedNetwork.from_float(small_edsr().state_dict(), ConvertConfig(quantize="body"))
+        body.fraction = 4
