@@ -149,7 +149,7 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     """What the file holds, as arguments of ConvertedNetwork."""
     _check_version(header)
     spec, config = SPECS[header["network"]](**header["spec"]), ConvertConfig.from_dict(header["config"])
-    shapes = float_shapes(spec)
+    fraction, shapes = _fraction(header, spec, config), float_shapes(spec)
     float_state = _section(tensors, "float.") or None
     if float_state is not None:
         _check_shapes("float.", float_state, shapes)
@@ -171,7 +171,7 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
         "thresholds": _thresholds(header["thresholds"]) if config.adaptive else None,
         "float_state": float_state,
         "exit": _exit(header, tensors, spec, config),
-        "fraction": _fraction(header, spec, config),
+        "fraction": fraction,
     }
 
 
