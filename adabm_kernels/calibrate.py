@@ -29,6 +29,7 @@ from .calibration import maps
 from .calibration.exits import fit_exit
 from .calibration.plausibility import check_reading, looked_at
 from .calibration.ranges import Observer, clip_ranges, search_ranges, set_weight_ranges
+from .calibration.residual import fraction_for, largest_feature
 from .calibration.tune import device_of, make_tuning
 from .config import ConvertConfig
 from .files import write_file
@@ -96,6 +97,9 @@ def calibrate(
     filter fitted to the float network, used where a tile of the images bends so little that the filter lies nearer to the float
     network than few bits do (calibration/exits.py).
 
+    Where `config.residual` says so, the features that pass the blocks by are held in 16 bits, in a unit that is chosen from their
+    largest magnitude over the images once the rest is settled (calibration/residual.py): the result's `fraction`.
+
     Everything is seeded: the same arguments give the same result on the same kind of machine. A layer that sees one value only, as
     when all images are flat, gets a range that holds this value exactly. The result's `report` says how long each stage took, what
     the loss was, and under "weights" which part of a checkpoint was taken. Raises TypeError and ValueError naming the argument, the
@@ -127,6 +131,11 @@ def calibrate(
         raise ValueError("calibrate: model must be a float network, and this one is calibrated already")
     if isinstance(model, nn.Module):
         check_whole(found)
+    if config.residual == "int16":
+        try:
+            found.spec.check_int16_residual(config.quantize)
+        except ValueError as error:
+            raise ValueError(f"calibrate: config.{error}") from error
     rng = random.Random(config.seed)
     windows = samples.read_images(images, config.patch, rng)
     if check:
@@ -146,6 +155,8 @@ def calibrate(
             run.ranges_and_maps(taken)
         if config.steps:
             run.tune(kept, resume, identity)
+        if run.fixes_residual:
+            run.fix_residual()
         if run.finds_exit:
             run.find_exit([own, windows] if own else [windows])
     simulated.report = run.report() | {"weights": {"source": found.source, "left_out": list(found.left_out)}}
@@ -182,7 +193,11 @@ class _Run:
         self.batches = [batch.to(self.device) for batch in samples.batches(windows, self.config.patch, self.config.batch, rng)]
         self.finds_exit = self.config.finds_exit and model.spec.skips_blocks
         self.exit_report: dict[str, Any] | None = None
-        self.total = len(self.batches) + self.config.steps + EXIT_WORK * self.finds_exit
+        in_16_bits = self.config.chosen("residual") == "int16"
+        self.fixes_residual = in_16_bits and not model.spec.why_float_residual(self.config.quantize)
+        self.residual_report: dict[str, Any] | None = None
+        self.last_work = EXIT_WORK * self.finds_exit + len(self.batches) * self.fixes_residual  # after fine-tuning
+        self.total = len(self.batches) + self.config.steps + self.last_work
         if self.config.chosen("act_ranges") == "search":
             self.total += SEARCH_WORK * (1 + self.config.adaptive)
         else:
@@ -274,7 +289,7 @@ class _Run:
         if kept is not None:
             queue.order = kept["order"]
         others = self.total - config.steps
-        self.done = others - EXIT_WORK * self.finds_exit + tuning.done
+        self.done = others - self.last_work + tuning.done
         clock = saved = time.perf_counter()
 
         def keep() -> None:
@@ -308,6 +323,15 @@ class _Run:
         finally:
             tuning.finish()
 
+    def fix_residual(self) -> None:
+        """Choose the unit of features of 16 bits from all calibration images."""
+        clock, largest = time.perf_counter(), 0.0
+        for batch in self.batches:
+            largest = max(largest, largest_feature(self.model, batch))
+            clock = self.advance("residual", clock)
+        self.model.fraction = fraction_for(largest)
+        self.residual_report = {"largest": largest, "fraction": self.model.fraction}
+
     def find_exit(self, pictures: list[list[torch.Tensor]]) -> None:
         """Give the network its exit, from crops of the kinds of pictures in turn and of made ones."""
         clock = time.perf_counter()
@@ -322,6 +346,7 @@ class _Run:
             "steps": len(self.losses),
             "resumed_at": self.resumed_at,
             "losses": self.losses,
+            "residual": self.residual_report,
             "exit": self.exit_report,
         }
 

@@ -21,10 +21,11 @@ from .networks.detect import SPECS, adabm_name, float_shapes, plain_keys
 from .networks.spec import NetworkSpec
 from .nn import ConvertedNetwork
 from .nn.conv import ConvParameters
+from .quantize import check_fraction
 
-FORMAT_VERSION = 5
-READABLE = (1, 2, 3, 4, 5)  # 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit
-FIRST_WITH_EXIT = 5
+FORMAT_VERSION = 6
+READABLE = (1, 2, 3, 4, 5, 6)  # 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit, 5 no fraction
+FIRST_WITH_EXIT, FIRST_WITH_FRACTION = 5, 6
 HEADER_KEY = "adabm"
 _SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive", "weight_grid", "digits")
 _TENSORS = ("codes", "weight_upper", "bias")
@@ -62,6 +63,7 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
         "config": model.config.to_dict(),
         "thresholds": model.thresholds,
         "convs": convs,
+        "fraction": model.fraction,
         "exit": None if model.exit is None else {key: getattr(model.exit, key) for key in _EXIT_SCALARS},
         "provenance": model.provenance,
     }
@@ -147,7 +149,7 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     """What the file holds, as arguments of ConvertedNetwork."""
     _check_version(header)
     spec, config = SPECS[header["network"]](**header["spec"]), ConvertConfig.from_dict(header["config"])
-    shapes = float_shapes(spec)
+    fraction, shapes = _fraction(header, spec, config), float_shapes(spec)
     float_state = _section(tensors, "float.") or None
     if float_state is not None:
         _check_shapes("float.", float_state, shapes)
@@ -169,7 +171,22 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
         "thresholds": _thresholds(header["thresholds"]) if config.adaptive else None,
         "float_state": float_state,
         "exit": _exit(header, tensors, spec, config),
+        "fraction": fraction,
     }
+
+
+def _fraction(header: dict[str, Any], spec: NetworkSpec, config: ConvertConfig) -> int | None:
+    """Of features that are held in 16 bits. Raises KeyError and ValueError for one that cannot be."""
+    fraction = header["fraction"] if header["format"] >= FIRST_WITH_FRACTION else None
+    if fraction is None:
+        if config.residual == "int16":
+            raise ValueError("residual is 'int16' in its config, and it has no fraction")
+        return None
+    if config.residual == "float32":
+        raise ValueError(f"residual is 'float32' in its config, and it has the fraction {fraction!r}")
+    spec.check_int16_residual(config.quantize)
+    check_fraction(fraction)
+    return int(fraction)
 
 
 def _exit(

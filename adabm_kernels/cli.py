@@ -295,6 +295,12 @@ def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
         type=_number(0, MOST_DEPTH_LOSS),
         help="by which the result may lie further from the float network for more of these tiles (default: 0)",
     )
+    add(
+        "--residual",
+        choices=("auto", "float32", "int16"),
+        default="auto",
+        help="what features beside the codes are held in; int16 halves their bytes (default: auto, float32 with both recipes)",
+    )
     add("--start", metavar="MODEL", type=_path, help="a converted model of the same network, whose bit maps are taken over")
     add("--select", metavar="N", type=_integer(1), help="use only the N most informative pictures")
     add("--device", default="auto", help="where torch computes: auto, cpu or cuda (default: auto, a GPU where torch finds one)")

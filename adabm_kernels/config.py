@@ -63,8 +63,20 @@ class BestTuning:
 
 TUNINGS = {"paper": PaperTuning, "best": BestTuning}
 AUTO = {  # what "auto" stands for
-    "paper": {"weight_grid": "odd", "act_ranges": "minmax", "layer_map": "deviation", "input_range": "observed"},
-    "best": {"weight_grid": "signed", "act_ranges": "search", "layer_map": "sensitivity", "input_range": "pixels"},
+    "paper": {
+        "weight_grid": "odd",
+        "act_ranges": "minmax",
+        "layer_map": "deviation",
+        "input_range": "observed",
+        "residual": "float32",
+    },
+    "best": {
+        "weight_grid": "signed",
+        "act_ranges": "search",
+        "layer_map": "sensitivity",
+        "input_range": "pixels",
+        "residual": "float32",
+    },
 }
 DEFAULT_STEPS = {"paper": 500, "best": 600}  # of `adabm calibrate`
 
@@ -95,6 +107,9 @@ class ConvertConfig:
         "pixels", whose 8 bits hold pixels exactly (auto for "best").
     tail_digits: 8-bit codes that the input of the upsampler is held in: 1, or 2, where the second holds what the first leaves;
         0 for what the recipe says: 2 for "best" from 6 bits on, where 8 bits begin to show, else 1.
+    residual: how the features that pass the blocks by are held between layers: "float32", or "int16", half the bytes, in units of
+        a power of two that `calibrate` chooses for the network (docs/numerics.md). Only for an EDSR or SRResNet and quantize
+        "full"; "auto" is "float32" elsewhere, and for both recipes.
     target_bits: with "sensitivity", the mean bits over the counted convolutions and the calibration images; None for
         act_bits - 0.45.
     objective: with "sensitivity", what that budget saves: "bits", or "latency", the time on this machine of the network that
@@ -135,6 +150,7 @@ class ConvertConfig:
     layer_map: str = "auto"
     input_range: str = "auto"
     tail_digits: int = 0
+    residual: str = "auto"
     weight_ranges: str = "omse"
     range_percentile: float = 99.0
     image_percentile: float = 10.0
@@ -188,6 +204,12 @@ class ConvertConfig:
         maps = ("auto", "deviation", "sensitivity")
         self._require("layer_map", self.layer_map in maps, "'auto', 'deviation' or 'sensitivity'")
         self._require("input_range", self.input_range in ("auto", "observed", "pixels"), "'auto', 'observed' or 'pixels'")
+        self._require("residual", self.residual in ("auto", "float32", "int16"), "'auto', 'float32' or 'int16'")
+        if self.residual == "int16" and self.quantize != "full":
+            raise ValueError(
+                f"ConvertConfig: residual must be 'auto' or 'float32' with quantize={self.quantize!r}, whose convolutions in float "
+                "read and write the features, got 'int16'"
+            )
         self._require("tail_digits", self.tail_digits in (0, 1, 2), "0, 1 or 2")
         self._require("range_percentile", 50 < self.range_percentile <= 100, "in 50..100")
         self._require("steps", self.steps >= 0, "at least 0")
@@ -215,7 +237,7 @@ class ConvertConfig:
             raise ValueError(f"ConvertConfig: {name} must be {rule}, got {getattr(self, name)!r}")
 
     def chosen(self, field: str) -> str:
-        """The value of `weight_grid`, `act_ranges`, `layer_map` or `input_range`, where "auto" is what the recipe says."""
+        """The value of a field of AUTO, such as `weight_grid`, where "auto" is what the recipe says."""
         value = getattr(self, field)
         return AUTO[self.recipe][field] if value == "auto" else value
 

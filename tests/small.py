@@ -45,7 +45,7 @@ def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def empty(*size: Any, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
         made = plain_empty(*size, dtype=dtype, **options)
-        poison = {torch.uint8: 171, torch.int32: -987654, torch.float32: -987654.0}.get(dtype)
+        poison = {torch.uint8: 171, torch.int16: -23456, torch.int32: -987654, torch.float32: -987654.0}.get(dtype)
         return made if poison is None else made.fill_(poison)
 
     monkeypatch.setattr(torch, "empty", empty)

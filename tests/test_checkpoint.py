@@ -36,6 +36,7 @@ NETWORKS = {
     "srresnet": (SRResNetSpec(4, 1, 4, bias=True, slopes=4, unit_range=True), ConvertConfig(batch=2, recipe="paper")),
     "srresnet_body": (SRResNetSpec(2, 1, 4, res_scale=0.5), ConvertConfig(batch=2, recipe="paper", quantize="body")),
     "fixed": (EDSRSpec(2, 1, 4), ConvertConfig(batch=2, adaptive=False, act_bits=8, tail="staged")),
+    "int16": (EDSRSpec(2, 1, 4), ConvertConfig(batch=2, recipe="paper", tail="staged", residual="int16")),
 }
 X = torch.rand(2, 3, 9, 11, generator=torch.Generator().manual_seed(1)) * 255
 
@@ -60,6 +61,7 @@ def test_what_is_loaded_computes_what_was_saved(models: dict[str, ConvertedNetwo
     assert torch.equal(loaded(X), model(X))
     assert torch.equal(loaded.mean_bits(X), model.mean_bits(X))
     assert (loaded.spec, loaded.config, loaded.thresholds) == (model.spec, model.config, model.thresholds)
+    assert loaded.fraction == model.fraction and (model.fraction is not None) == (name == "int16")
     assert not loaded.training
     with torch.no_grad():
         assert torch.equal(loaded.float_model()(X), model.float_model()(X))
@@ -95,6 +97,18 @@ def test_the_header_is_json_with_a_format_version(models: dict[str, ConvertedNet
         assert file.get_tensor("conv.body.0.conv1.codes").dtype == torch.int8
     assert header["format"] == FORMAT_VERSION and header["network"] == "edsr"
     assert {key.split(".")[0] for key in keys} == {"conv", "float"}
+
+
+def test_files_of_before_features_of_16_bits_compute_as_before(models: dict[str, ConvertedNetwork], tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save(models["full"], path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()[HEADER_KEY])
+        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+    del header["fraction"], header["config"]["residual"]
+    save_file(tensors, path, {HEADER_KEY: json.dumps(header | {"format": 5})})
+    loaded = load(path)
+    assert loaded.fraction is None and torch.equal(loaded(X), models["full"](X))
 
 
 # ---- writing
@@ -213,6 +227,25 @@ HEADER_ERRORS: list[tuple[str, Edit, str]] = [
     ("config", lambda h, t: h["config"].update(act_bits=9), "ConvertConfig: act_bits must be 2..8, got 9"),
     ("config list", lambda h, t: h.update(config=[]), "'list' object"),
     ("config field", lambda h, t: h["config"].update(colour="red"), r"ConvertConfig: unknown fields \['colour'\]"),
+    ("no fraction", lambda h, t: h.pop("fraction"), "'fraction' is missing"),
+    ("fraction", lambda h, t: h.update(fraction=25), "fraction must be a whole number in -16..24, got 25"),
+    ("half a fraction", lambda h, t: h.update(fraction=1.5), "fraction must be a whole number in -16..24, got 1.5"),
+    ("true fraction", lambda h, t: h.update(fraction=True), "fraction must be a whole number in -16..24, got True"),
+    (
+        "a fraction against the settings",
+        lambda h, t: (h["config"].update(residual="float32"), h.update(fraction=3)),
+        "residual is 'float32' in its config, and it has the fraction 3",
+    ),
+    (
+        "the settings of a fraction",
+        lambda h, t: h["config"].update(residual="int16"),
+        "residual is 'int16' in its config, and it has no fraction",
+    ),
+    (
+        "a fraction with floats around the blocks",
+        lambda h, t: (h["config"].update(quantize="body"), h.update(fraction=3)),
+        "residual must be 'auto' or 'float32' here, got 'int16': with quantize='body' convolutions in float",
+    ),
     ("thresholds", lambda h, t: h.update(thresholds=None), "thresholds must be two finite numbers, got None"),
     ("one threshold", lambda h, t: h.update(thresholds=[1.0]), r"thresholds must be two finite numbers, got \[1.0\]"),
     ("threshold", lambda h, t: h.update(thresholds=[1.0, "2"]), r"thresholds must be two finite numbers, got \[1.0, '2'\]"),

@@ -19,11 +19,13 @@ from small import one_thread, repeating_edsr, small_edsr  # noqa: F401
 import adabm_kernels
 from adabm_kernels import calibrate as library
 from adabm_kernels import checkpoint
+from adabm_kernels.calibration import residual as calibration_residual
 from adabm_kernels.commands import calibrate, common
 from adabm_kernels.config import DEFAULT_STEPS, BestTuning
 from adabm_kernels.metrics import psnr
 from adabm_kernels.networks.convention import Convention
-from adabm_kernels.networks.detect import detect
+from adabm_kernels.networks.detect import detect, float_network
+from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.resize import imresize
 from adabm_kernels.simulate import SimulatedNetwork
 
@@ -124,7 +126,7 @@ def test_options_reach_the_library(folder, fake, adabm):
     got = {name: getattr(call["config"], name) for name in calibrate.CONFIG_OPTIONS}
     assert got == {
         "weight_bits": 6, "act_bits": 5, "quantize": "body", "steps": 7, "recipe": "paper", "seed": 3, "target_bits": 5.5,
-        "objective": "bits", "depths": "auto", "depth_loss": 0.0,
+        "objective": "bits", "depths": "auto", "depth_loss": 0.0, "residual": "auto",
     }  # fmt: skip
     assert call["res_scale"] == 0.5 and call["resume"] == Path("m.safetensors.resume")
     assert adabm_kernels.load("m.safetensors").config == call["config"]
@@ -150,6 +152,20 @@ def test_the_table_says_which_tiles_are_easy(folder, fake, adabm, monkeypatch):
     )
     found = {"share": 0.0}
     assert rows(adabm(*COMMAND, "--overwrite")[1].split("\n\n")[0])["easy tiles"] == "none"
+
+
+def test_features_of_16_bits_are_asked_for_and_told_of(folder, adabm):
+    status, out, _ = adabm(*QUICK, "--residual", "int16")
+    model = adabm_kernels.load("m.safetensors")
+    unit = f"int16 in units of 1/{2**model.fraction}, up to {32767 / 2**model.fraction:.6g}"
+    said = rows(out.split("\n\n")[0])["residual"]
+    assert status == 0 and said.startswith(f"{unit} (the largest over the pictures is ")
+    largest = float(said.split()[-1].rstrip(")"))
+    assert 16383.5 / 2**model.fraction < calibration_residual.HEADROOM * largest <= 32767 / 2**model.fraction
+    assert f"  residual          {unit}\n" in adabm("info", "m.safetensors")[1]
+    assert json.loads(adabm("info", "m.safetensors", "--json")[1])["fraction"] == model.fraction
+    assert adabm(*QUICK, "--overwrite")[0] == 0
+    assert "  residual          float32\n" in adabm("info", "m.safetensors")[1]
 
 
 READING = ["--res-scale", 0.1, "--rgb-range", 1, "--mean-shift", "0.5,0.25,0.125", "--channel-order", "bgr"]
@@ -526,6 +542,17 @@ BAD_INPUT = {
     "downscale": (None, [*COMMAND, "--downscale", "0.5"], "--downscale: must be a number of at least 1, got '0.5'"),
     "device": (None, [*COMMAND, "--device", "gpu"], "calibrate: device must be one that torch can use here, got 'gpu': "),
     "recipe": (None, [*COMMAND, "--recipe", "good"], "--recipe: invalid choice: 'good'"),
+    "residual": (None, [*COMMAND, "--residual", "half"], "--residual: invalid choice: 'half'"),
+    "residual of a body": (
+        None,
+        [*COMMAND, "--residual", "int16", "--quantize", "body"],
+        "--residual must be 'auto' or 'float32' with quantize='body', whose convolutions in float read and write the features",
+    ),
+    "residual of an RDN": (
+        lambda folder: torch.save(float_network(RDNSpec(2, 1, 2, 3, 5)).state_dict(), "w.pt"),
+        [*COMMAND, "--residual", "int16"],
+        "--residual must be auto or float32 for 'w.pt', got int16: the features of an RDN are slices of wider ones",
+    ),
     "depths": (None, [*COMMAND, "--depths", "4"], "--depths: invalid choice: '4'"),
     "depth loss": (None, [*COMMAND, "--depth-loss", "-1"], "--depth-loss: must be a number from 0 to 10, got '-1'"),
     **{

@@ -52,6 +52,7 @@ def test_adaptive_base_bits_that_do_not_fit(base, needed):
         ("depth_tile", 4, "depth_tile must be one of 8, 12, 16, 24, 32, 48, got 4"),
         ("depth_tile", 18, "depth_tile must be one of 8, 12, 16, 24, 32, 48, got 18"),
         ("depth_tile", 68, "depth_tile must be one of 8, 12, 16, 24, 32, 48, got 68"),
+        ("residual", "int8", "residual must be 'auto', 'float32' or 'int16', got 'int8'"),
         ("depth_loss", -0.1, "depth_loss must be in 0..10, got -0.1"),
         ("depth_loss", float("nan"), "depth_loss must be in 0..10, got nan"),
         ("batch", -1, "batch must be at least 1, got -1"),
@@ -75,6 +76,13 @@ def test_values_out_of_range(field, value, message):
 def test_values_of_another_type(field, value, kind):
     with pytest.raises(TypeError, match=f"ConvertConfig: {field} must be {kind}, got"):
         ConvertConfig(**{field: value})
+
+
+def test_features_of_16_bits_need_convolutions_on_integers_around_them():
+    with pytest.raises(ValueError, match="residual must be 'auto' or 'float32' with quantize='body', .* in float .*, got 'int16'"):
+        ConvertConfig(quantize="body", residual="int16")
+    assert ConvertConfig(residual="int16").chosen("residual") == "int16"
+    assert {ConvertConfig(recipe=recipe).chosen("residual") for recipe in ("best", "paper")} == {"float32"}
 
 
 def test_tuning_is_that_of_the_recipe():

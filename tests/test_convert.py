@@ -28,7 +28,7 @@ from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.spec import NetworkSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
-from adabm_kernels.nn.conv import AdaptiveConv2d, IntegerConv2d
+from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from adabm_kernels.quantize import act_grid
 from adabm_kernels.simulate import SimulatedConv2d, SimulatedNetwork, image_measure
 
@@ -49,7 +49,7 @@ class Case:
         words = [f"{s.network}_x{s.scale}", f"{c.quantize}-w{c.weight_bits}a{c.act_bits}"]
         words += ["adaptive" if c.adaptive else "fixed", c.recipe]
         words += ["single"] * (getattr(s, "tail", "") == "single") + ["no_mean"] * (not getattr(s, "mean_shift", True))
-        words += ["unit_range"] * getattr(s, "unit_range", False)
+        words += ["unit_range"] * getattr(s, "unit_range", False) + ["int16"] * (c.residual == "int16")
         return "-".join(words + [f"res{s.res_scale}"] * (s.res_scale != 1))
 
 
@@ -76,6 +76,8 @@ CASES = [
     other(SRResNetSpec(4, 2, 8)),
     other(SRResNetSpec(3, 2, 6, bias=True, slopes=6, unit_range=True, res_scale=0.5), act_bits=6, weight_bits=6, recipe="best"),
     other(SRResNetSpec(2, 2, 8), quantize="body", act_bits=5, weight_bits=8),
+    case(4, 3, 12, recipe="best", residual="int16", spec={"res_scale": 0.5}),
+    other(SRResNetSpec(4, 2, 8), act_bits=6, weight_bits=6, residual="int16"),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -141,6 +143,7 @@ class Step:
     out_bits: torch.Tensor | None
     y: torch.Tensor | None = None
     y_q: torch.Tensor | None = None
+    fraction: int | None = None  # of y and the residual, where they are int16
 
 
 def clone(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -157,7 +160,7 @@ def recorded() -> Iterator[tuple[list[Step], list[tuple[dict[str, Any], torch.Te
 
     def begin(conv, x_q, bits, residual, more):
         grid, out_bits = more.get("out_grid"), more.get("out_bits")
-        steps.append(Step(conv, x_q.clone(), bits.clone(), clone(residual), grid, clone(out_bits)))
+        steps.append(Step(conv, x_q.clone(), bits.clone(), clone(residual), grid, clone(out_bits), fraction=more.get("fraction")))
 
     def record_forward(conv, x_q, bits, **more):
         begin(conv, x_q, bits, more.get("residual"), more)
@@ -268,7 +271,7 @@ def check_step(step: Step, model: ConvertedNetwork, sim: SimulatedNetwork, offse
     The kernel computes fma(float(acc), alpha, beta), then + residual, in float32. With A = acc * alpha and B = beta exact, and
     u = 2^-24: float(acc), alpha and the result are rounded for A, beta and the result for B, so the error is at most
     u (3 |A| + 2 |B|) up to terms of u^2, and adding the residual adds u |sum|. A float64 sum of n terms errs by
-    n 2^-53 SUM |x| |w|.
+    n 2^-53 SUM |x| |w|. Features of 16 bits may differ by a unit where the value lies within that of a rounding boundary.
     """
     name = step.conv.name
     plain: SimulatedConv2d = sim.get_submodule(name)
@@ -302,15 +305,42 @@ def check_step(step: Step, model: ConvertedNetwork, sim: SimulatedNetwork, offse
         value = torch.where(value < 0, value * slope, value)
     value, error = (F.pixel_shuffle(t, step.conv.shuffle) for t in (value, error))
     if step.residual is not None:
-        value = value + step.residual.permute(0, 3, 1, 2).double()
+        unit = 1.0 if step.fraction is None else 2.0**-step.fraction
+        value = value + step.residual.permute(0, 3, 1, 2).double() * unit
         error = error + HALF_ULP * (1 + 2.0**-20) * (value.abs() + error)
-    if step.y is not None:
+    following = None if step.y_q is None else next(conv for conv in model.convs() if conv.grid is step.out_grid)
+    parameters = None if following is None else following.parameters_
+    if step.fraction is not None:
+        value, error = held(step, value, error, parameters), torch.zeros_like(error)
+    elif step.y is not None:
         assert ((step.y.permute(0, 3, 1, 2).double() - value).abs() <= error).all()
     if step.y_q is None:
         return 0
-    following = next(conv for conv in model.convs() if conv.grid is step.out_grid)
-    parameters = following.parameters_
     return check_codes(step.y_q, value, error, parameters.lower, parameters.upper, step.out_bits)
+
+
+def held(step: Step, value: torch.Tensor, error: torch.Tensor, reader: ConvParameters | None) -> torch.Tensor:
+    """What int16 holds of values known up to `error`, as the layer rounded them: float64, exact. reader: of the codes.
+
+    Where a value lies so near to a rounding boundary that both its neighbours are right, the features say which it was, or without
+    them the codes.
+    """
+    scaled, near_by = value * 2.0**step.fraction, error * 2.0**step.fraction
+    near = (scaled - scaled.floor() - 0.5).abs() <= near_by
+    assert near.double().mean() < 0.02  # or the check would say little
+    stored = scaled.round()
+    if step.y is not None:
+        got = step.y.permute(0, 3, 1, 2).double()
+        either = (got == scaled.floor()) | (got == scaled.ceil())
+        stored = torch.where(near & either, got, stored).clamp(-32767, 32767)
+        assert torch.equal(got, stored)
+    else:
+        levels = (2.0 ** step.out_bits.double() - 1).view(-1, 1, 1, 1)
+        codes = step.y_q[..., : value.shape[1]].permute(0, 3, 1, 2)
+        for neighbour in (scaled.floor(), scaled.ceil()):
+            at = (neighbour * 2.0**-step.fraction).clamp(reader.lower, reader.upper) - reader.lower
+            stored = torch.where(near & ((at / (reader.upper - reader.lower) * levels).round() == codes), neighbour, stored)
+    return stored * 2.0**-step.fraction
 
 
 def check_layers(model: ConvertedNetwork, sim: SimulatedNetwork, x: torch.Tensor) -> None:

@@ -32,6 +32,8 @@ FORMS = {
     "x2-one-block": (EDSRSpec(2, 1, 8), {}, 4),
     "srresnet-x2": (SRResNetSpec(2, 2, 8, unit_range=True), {}, 4),
     "srresnet-x4-w6a6": (SRResNetSpec(4, 2, 8, bias=True, slopes=8), W6A6, TILE),
+    "x2-int16": (EDSRSpec(2, 3, 8), {"residual": "int16"}, TILE),
+    "srresnet-x4-w6a6-int16": (SRResNetSpec(4, 2, 8), W6A6 | {"residual": "int16"}, TILE),
 }
 
 
@@ -177,7 +179,7 @@ def picture(height: int, width: int, channels: int = 3) -> tuple[np.ndarray, Lay
 
 
 @pytest.mark.parametrize("smooth", ["interpolate", "network"])
-@pytest.mark.parametrize("channels, name, kernel", [(1, "x2", 5), (3, "x2", 5), (3, "x2-one-block", 15)])
+@pytest.mark.parametrize("channels, name, kernel", [(1, "x2", 5), (3, "x2-int16", 5), (3, "x2-one-block", 15)])
 def test_windows_join_without_any_difference(channels: int, name: str, kernel: int, smooth: str, networks) -> None:
     split = with_exit(networks[name], an_exit(2, kernel))
     rows, layout = picture(120, 150, channels)

@@ -21,7 +21,7 @@ def an_exit(scale: int, kernel: int = 5, threshold: int = 60, tile: int = TILE) 
 def with_exit(model: ConvertedNetwork, parameters: ExitParameters, backend: str = "cpu") -> ConvertedNetwork:
     """The same network with an exit."""
     parts = model.spec, model.config, model.parameters_by_name, model.floats, model.thresholds, model.float_state
-    made = type(model)(*parts, parameters).eval()
+    made = type(model)(*parts, parameters, model.fraction).eval()
     made.set_backend(backend)
     return made
 

@@ -1,8 +1,11 @@
-"""What the commands say about residual blocks that were not computed, as the picture is easy there."""
+"""What the commands say about residual blocks: what their features are held in, and where none was computed, as the picture is easy
+there."""
 
 from __future__ import annotations
 
 from typing import Any
+
+MOST_FIXED = 2**15 - 1  # as in quantize.py, which imports torch
 
 
 def block_rows(share: float | None, with_zeros: float | None, depth: str | int, more: str = "") -> list[tuple[str, str]]:
@@ -23,6 +26,14 @@ def exit_in_words(found: dict[str, Any] | None) -> str:
         return "none, all blocks are computed everywhere"
     side, levels = found["tile"], found["threshold"]
     return f"those of {side}x{side} pixels that bend by no more than {levels} of 255 levels have no blocks computed"
+
+
+def residual_in_words(fraction: int | None) -> str:
+    """What the features that pass the blocks by are held in. fraction: as in a model's file, None for floats."""
+    if fraction is None:
+        return "float32"
+    unit = f"1/{2**fraction}" if fraction > 0 else f"{2**-fraction}"
+    return f"int16 in units of {unit}, up to {MOST_FIXED * 2.0**-fraction:.6g}"
 
 
 def percent(share: float) -> str:

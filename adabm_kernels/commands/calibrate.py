@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import check_target
 from ..machine import cpu_name, describe_machine, describe_versions
 from . import weights
+from .blocks import residual_in_words
 from .common import (
     BAD_INPUT,
     FAILED,
@@ -49,6 +50,7 @@ CONFIG_OPTIONS = (
     "seed",
     "depths",
     "depth_loss",
+    "residual",
 )  # named as in ConvertConfig
 TUNING_OPTIONS = ("tolerance", "candidates")  # named as in BestTuning
 CHECKED_PICTURES = 16  # at most, that the final PSNR is measured on
@@ -84,6 +86,8 @@ def execute(args: argparse.Namespace) -> None:
     with stage(BAD_INPUT):
         device = checked_device(_device(args.device))
         state, found = _float_state(args)
+        if config.residual == "int16" and (why := found.spec.why_float_residual(config.quantize)):
+            raise ValueError(f"--residual must be auto or float32 for '{args.weights}', got int16: {why}")
         start = None if args.start is None else _start(args.start)
     pictures = _Pictures(files, args.downscale)
     try:
@@ -361,6 +365,13 @@ def _psnr_to_float(model: ConvertedNetwork, pictures: list[torch.Tensor]) -> flo
     return sum(values) / len(values)
 
 
+def _residual(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What the table says of features that are held in 16 bits."""
+    if found is None:
+        return []
+    return [("residual", f"{residual_in_words(found['fraction'])} (the largest over the pictures is {found['largest']:.6g})")]
+
+
 def _easy_tiles(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     """What the table says of the exit, where one was looked for."""
     if found is None:
@@ -393,6 +404,7 @@ def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> Non
             ("pictures", f"{len(offsets)} of '{args.images}'{shrunk}"),
             ("time", f"{seconds:.0f} s ({stages}{resumed})"),
             ("mean bits", f"{report['mean_bits']:.2f} over the pictures ({shares})"),
+            *_residual(run.get("residual")),
             *_easy_tiles(run.get("exit")),
             ("PSNR", f"{report['psnr_db']:.2f} dB (converted against float, {report['psnr_pictures']} calibration pictures)"),
             ("written", f"{report['output']} ({report['bytes'] / 1e6:.1f} MB)"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import BestTuning
 from ..machine import describe_machine, describe_versions
-from .blocks import exit_in_words
+from .blocks import exit_in_words, residual_in_words
 from .calibrate import CONFIG_OPTIONS, TUNING_OPTIONS
 from .common import BAD_INPUT, command_line, option, print_table, stage, to_json
 from .weights import READING_OPTIONS, word
@@ -103,6 +103,7 @@ def _of_model(name: str) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "convolutions": bits,
         "exit": None,  # which files of before the exits do not have
+        "fraction": None,  # nor those of before features of 16 bits
         **header,
     }
 
@@ -120,6 +121,7 @@ def _model_sections(report: dict[str, Any]) -> Sections:
             ("file", f"{report['path']} ({report['bytes'] / 1e6:.1f} MB, format {report['format']})"),
             ("network", f"{report['network']}: {_listed(_shown(report['spec']))}"),
             ("image thresholds", "none, not adaptive" if thresholds is None else "{:.4g} and {:.4g}".format(*thresholds)),
+            ("residual", residual_in_words(report["fraction"])),
             ("easy tiles", exit_in_words(report["exit"])),
         ],
         "Convolutions": [(f"{count}", kind) for kind, count in report["convolutions"].items()],

@@ -16,7 +16,7 @@ from .convention import AS_READ, SHIFTS, Convention, Shift, fold, reading
 from .edsr import EDSR, EDSRSpec, MeanShift
 from .layouts import Layout, adabm_name, count, layout_of, why_not
 from .rdn import RDN, RDNSpec
-from .spec import NetworkSpec
+from .spec import RESIDUAL_FRACTION, NetworkSpec
 from .srresnet import BATCH_NORM_EPS, UNIT_RANGE, SRResNet, SRResNetSpec
 
 FLOAT_NETWORKS = {"edsr": EDSR, "rdn": RDN, "srresnet": SRResNet}
@@ -334,6 +334,8 @@ def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | 
             allowed[f"{name}.upper_w"] = [(1,), per_channel]
         if adaptive and conv.role == "adaptive":
             allowed[f"{name}.measure_layer"] = [(1,)]
+    if RESIDUAL_FRACTION in state and quantize and not spec.why_float_residual(quantize):
+        allowed[RESIDUAL_FRACTION] = [(1,)]
     return allowed | ({"measure_l": [(1,)], "measure_u": [(1,)]} if adaptive else {})
 
 

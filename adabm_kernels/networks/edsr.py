@@ -27,6 +27,7 @@ class EDSRSpec(NetworkSpec):
 
     network = "edsr"
     skips_blocks = True
+    residual_stream = True
 
     scale: int
     blocks: int

@@ -30,6 +30,8 @@ class ConvSpec:
         return self.channels_in * self.channels_out * self.kernel**2 * self.scale**2
 
 
+RESIDUAL_FRACTION = "residual_fraction"  # in state dicts: float32 [1], of features that are held in 16 bits (quantize.to_fixed)
+
 # No network has nearly as many; a damaged or hostile file must not have a network built that takes minutes and gigabytes.
 MAX_BLOCKS = 1000  # or layers of a block
 MAX_CHANNELS = 1 << 16  # of the kernels
@@ -42,6 +44,7 @@ class NetworkSpec:
     scale: int
     res_scale: float = 1.0
     skips_blocks = False  # whether tiles of an image can go without its blocks (exits.py)
+    residual_stream = False  # whether its blocks add to features of one width, which can be held in 16 bits
 
     def check_sizes(self, *names: str) -> None:
         """ValueError for a number of blocks, layers or channels that is none, or that no network has."""
@@ -54,6 +57,17 @@ class NetworkSpec:
     def linear_upsampler(self) -> bool:
         """Whether the upsampler is several convolutions without activations between them: it can then be computed as one."""
         return False
+
+    def why_float_residual(self, quantize: str) -> str:
+        """Why the features beside the codes cannot be held in 16 bits, with `ConvertConfig.quantize`; empty where they can."""
+        if not self.residual_stream:
+            return f"the features of an {self.network.upper()} are slices of wider ones"
+        return "" if quantize == "full" else "with quantize='body' convolutions in float read and write them"
+
+    def check_int16_residual(self, quantize: str) -> None:
+        """ValueError unless the features beside the codes can be held in 16 bits, with `ConvertConfig.quantize`."""
+        if why := self.why_float_residual(quantize):
+            raise ValueError(f"residual must be 'auto' or 'float32' here, got 'int16': {why}")
 
     def convs(self) -> tuple[ConvSpec, ...]:
         """Every convolution in the order it runs."""

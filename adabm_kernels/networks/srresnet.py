@@ -24,6 +24,7 @@ class SRResNetSpec(NetworkSpec):
 
     network = "srresnet"
     skips_blocks = True
+    residual_stream = True
 
     scale: int
     blocks: int

@@ -17,6 +17,7 @@ from ..quantize import (
     WEIGHT_GRIDS,
     act_grid,
     act_steps,
+    from_fixed,
     rest_range,
     valid_tap_sums,
     weight_codes,
@@ -220,10 +221,12 @@ class IntegerConv2d(nn.Module):
         residual: torch.Tensor | None = None,
         out_grid: torch.Tensor | None = None,
         out_bits: torch.Tensor | None = None,
+        fraction: int | None = None,
         **place: Any,
     ) -> None:
-        """See ops.conv2d_out: the same, into tensors that exist. place: depth and region, where not everywhere."""
-        outputs = {"y": y, "y_q": y_q, "accumulate": accumulate}
+        """See ops.conv2d_out: the same, into tensors that exist. fraction: of y and the residual where they are int16, None where
+        they are float32. place: depth and region, where not everywhere."""
+        outputs = {"y": y, "y_q": y_q, "accumulate": accumulate} | _held_in(fraction)
         outputs |= {"residual": residual, "out_grid": out_grid, "out_bits": out_bits}
         ops.conv2d_out(x_q, bits, *self._tables(), **outputs, **place, **self._settings())
 
@@ -243,9 +246,11 @@ class IntegerConv2d(nn.Module):
         self.late, self.activation = self.activation, "none"
         rest.name = f"{rest.name}, second digit"
 
-    def leave(self, x: torch.Tensor, x_q: torch.Tensor) -> torch.Tensor:
-        """What the codes x_q uint8 [N, H, W, C4] leave of the features x float32 [N, H, W, C], in place of these."""
-        return x.sub_(x_q[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))
+    def leave(self, x: torch.Tensor, x_q: torch.Tensor, fraction: int | None = None) -> torch.Tensor:
+        """What the codes x_q uint8 [N, H, W, C4] leave of the features x float32 [N, H, W, C], in place of these; in fresh memory
+        where they are int16, of a fraction."""
+        values = x if fraction is None else from_fixed(x, fraction)
+        return values.sub_(x_q[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))
 
     def two_digits(
         self,
@@ -281,14 +286,22 @@ class IntegerConv2d(nn.Module):
         return ops.why_not_resblock(self.backend, (self.weight, self.box_filter), (second.weight, second.box_filter))
 
     def into_with(
-        self, second: IntegerConv2d, x_q: torch.Tensor, bits: torch.Tensor, inner_bits: torch.Tensor, **outputs: Any
+        self,
+        second: IntegerConv2d,
+        x_q: torch.Tensor,
+        bits: torch.Tensor,
+        inner_bits: torch.Tensor,
+        fraction: int | None = None,
+        **outputs: Any,
     ) -> None:
-        """This convolution and then the `second`, as one, into outputs of the second: see ops.resblock_out."""
+        """This convolution and then the `second`, as one, into outputs of the second: see ops.resblock_out. fraction: as in
+        `into`."""
         settings = {"slope": self.slope, "activation": self.activation, "packed_codes": self.packed_codes, "backend": self.backend}
         boxes = (self.box_filter, second.box_filter)
         ops.resblock_out(
-            x_q, bits, self._tables(), second._tables(), second.grid, inner_bits, box_filters=boxes, **settings, **outputs
-        )
+            x_q, bits, self._tables(), second._tables(), second.grid, inner_bits, box_filters=boxes, **settings, **outputs,
+            **_held_in(fraction),
+        )  # fmt: skip
 
     def _tables(self) -> tuple[torch.Tensor, ...]:
         return self.weight, self.packed, self.alpha, self.beta
@@ -303,6 +316,11 @@ class IntegerConv2d(nn.Module):
             "backend": self.backend,
             "threads": self.threads,
         }
+
+
+def _held_in(fraction: int | None) -> dict[str, Any]:
+    """The features of a convolution as the operators are told of them."""
+    return {} if fraction is None else {"features": "int16", "fraction": fraction}
 
 
 class AdaptiveConv2d(IntegerConv2d):

@@ -1,4 +1,4 @@
-"""EDSR on integer convolutions: between two convolutions only codes travel, the residual stays in float."""
+"""EDSR on integer convolutions: between two convolutions only codes travel, and the residual beside them in 16 or 32 bits."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ class ConvertedEDSR(ConvertedResidualNetwork, network="edsr"):
         pixels = self._quantize(x, head.grid, end_bits, shift=self.pixel_shift)
         places = self._places(x, pixels, origin)
         tail = self._upsample(self.spec.tail_names, pixels)
-        skip = self._floats("skip", pixels, self.spec.channels)
+        skip = self._features("skip", pixels, self.spec.channels)
         codes = self._codes("codes", pixels, self.spec.channels)
-        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=first.grid, out_bits=bits[first.name], **places.head())
+        outputs = {"y": skip, "y_q": codes, "fraction": self.fraction}
+        head.into(pixels, end_bits, out_grid=first.grid, out_bits=bits[first.name], **outputs, **places.head())
         _, codes = self._run_blocks(skip, codes, blocks, bits, last.grid, last_bits, places)
         return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner", as_pixels, places, pixels)
 

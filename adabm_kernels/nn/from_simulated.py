@@ -19,5 +19,6 @@ def from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
         (model.measure_l.item(), model.measure_u.item()) if model.config.adaptive else None,
         {key: value.clone() for key, value in model.float_state().items()},
         model.exit,
+        model.fraction,
     )
     return converted.eval()

@@ -21,7 +21,7 @@ from ..measure import bits_by_rule, image_offsets
 from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
-from ..quantize import MAX_BITS, MIN_BITS, padded_channels, to_pixels
+from ..quantize import MAX_BITS, MIN_BITS, check_fraction, padded_channels, to_pixels
 from ..regions import MAX_DEPTH, Depths, as_tiles, flat_length, pixels_of_tiles
 from ..registry import GPU_BACKENDS, Choice, Problem, choose
 from ..tiles import tile_products
@@ -41,7 +41,8 @@ class ConvertedNetwork(nn.Module, ABC):
     parameters: the quantised convolutions by name. floats: by name, what is left in float: weight and bias of the other
     convolutions, BatchNorms, slopes. thresholds: (lower, upper) of the image measure, None when the network is not adaptive.
     float_state: the float weights it was made from, for `float_model`, or None. exit: the filter of easy tiles, which have no
-    blocks computed, and what an easy tile is; None where every tile has all blocks.
+    blocks computed, and what an easy tile is; None where every tile has all blocks. fraction: of the features that pass the blocks
+    by, where those are held as int16 (quantize.to_fixed), None where they are float32.
     """
 
     KINDS: dict[str, type[ConvertedNetwork]] = {}
@@ -60,8 +61,13 @@ class ConvertedNetwork(nn.Module, ABC):
         thresholds: tuple[float, float] | None,
         float_state: Mapping[str, torch.Tensor] | None = None,
         exit: ExitParameters | None = None,
+        fraction: int | None = None,
     ):
         super().__init__()
+        if fraction is not None:
+            spec.check_int16_residual(config.quantize)
+            check_fraction(fraction)
+        self.fraction = fraction
         self.spec, self.config, self.scale = spec, config, spec.scale
         self.parameters_by_name, self.floats = dict(parameters), dict(floats)
         self.float_state = None if float_state is None else dict(float_state)
@@ -170,14 +176,14 @@ class ConvertedNetwork(nn.Module, ABC):
         the picture, for its easy tiles."""
         wide = self._codes(buffer, codes, self.spec.channels)
         first = tail[0]
-        feature = None if first.rest is None else self._floats("feature", codes, self.spec.channels)
-        closing = places.closing()
-        last.into(codes, last_bits, residual=skip, y=feature, y_q=wide, out_grid=first.grid, out_bits=bits, **closing)
+        feature = None if first.rest is None else self._features("feature", codes, self.spec.channels)
+        closing, outputs = places.closing(), {"y": feature, "y_q": wide, "fraction": self.fraction}
+        last.into(codes, last_bits, residual=skip, out_grid=first.grid, out_bits=bits, **outputs, **closing)
         stages = [places.collapsed()] if len(tail) == 1 and first is self.collapsed else self._stages(places)
         left = None
         if feature is not None:
             left = self._codes("left", codes, self.spec.channels)
-            self._quantize_into(first.leave(feature, wide), first.rest.grid, bits, left, **closing)
+            self._quantize_into(first.leave(feature, wide, self.fraction), first.rest.grid, bits, left, **closing)
         y = self._run_tail(tail, stages, wide, left, bits, as_pixels, places)
         if places.depths is not None:
             if y.dtype == torch.uint8:
@@ -639,6 +645,11 @@ class ConvertedNetwork(nn.Module, ABC):
         """A float buffer for `channels` features on the pixels of the codes (or features) `like`."""
         return self._buffer(name, (*like.shape[:3], channels), torch.float32, like.device)
 
+    def _features(self, name: str, like: torch.Tensor, channels: int) -> torch.Tensor:
+        """A buffer as `_floats` gives, of what the features that pass the blocks by are held in: float32, or int16."""
+        dtype = torch.float32 if self.fraction is None else torch.int16
+        return self._buffer(name, (*like.shape[:3], channels), dtype, like.device)
+
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         if torch.compiler.is_compiling():  # the compiler plans memory itself
             return torch.empty(shape, dtype=dtype, device=device)
@@ -702,7 +713,7 @@ class ConvertedResidualNetwork(ConvertedNetwork):
         """The residual blocks, from the features `skip` and their codes: returns the features (a buffer) and, if `last_grid`
         is given, their codes on it. places: where they compute."""
         channels = self.spec.channels
-        feature = self._floats("feature", codes, channels)
+        feature = self._features("feature", codes, channels)
         inner = self._codes("inner", codes, channels) if self.why_not_fused else None
         for i, (conv1, conv2) in enumerate(blocks):
             bits1, bits2 = bits[conv1.name], bits[conv2.name]
@@ -711,7 +722,7 @@ class ConvertedResidualNetwork(ConvertedNetwork):
                 grid, next_bits = following.grid, bits[following.name]
             else:
                 grid, next_bits = last_grid, last_bits
-            outputs = {"y": feature, "out_grid": grid, "out_bits": next_bits}
+            outputs = {"y": feature, "out_grid": grid, "out_bits": next_bits, "fraction": self.fraction}
             outputs |= {"residual": skip} if i == 0 else {"accumulate": True}
             outputs |= places.block(i, len(blocks))
             if self.why_not_fused:

@@ -60,9 +60,10 @@ class ConvertedSRResNet(ConvertedResidualNetwork, network="srresnet"):
         pixels = self._quantize(x, self.pixel_grid, end_bits)
         places = self._places(x, pixels, origin)
         tail = self._upsample((*(f"tail.0.{3 * i}" for i in range(len(self.spec.shuffles))), "tail.1"), pixels)
-        skip = self._floats("skip", pixels, self.spec.channels)
+        skip = self._features("skip", pixels, self.spec.channels)
         codes = self._codes("codes", pixels, self.spec.channels)
-        head.into(pixels, end_bits, y=skip, y_q=codes, out_grid=first.grid, out_bits=bits[first.name], **places.head())
+        outputs = {"y": skip, "y_q": codes, "fraction": self.fraction}
+        head.into(pixels, end_bits, out_grid=first.grid, out_bits=bits[first.name], **outputs, **places.head())
         _, codes = self._run_blocks(skip, codes, blocks, bits, last.grid, last_bits, places)
         return self._run_into_tail(last, codes, last_bits, skip, tail, end_bits, "inner", as_pixels, places, pixels)
 

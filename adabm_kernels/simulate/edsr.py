@@ -34,14 +34,14 @@ class SimulatedEDSR(SimulatedNetwork, network="edsr"):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         if self.spec.mean_shift:
             x = self.sub_mean(x)
-        x = run(self.head[0], x, image_offset)
+        x = self.held(run(self.head[0], x, image_offset))
         y, blocks = x, []
         for block in self.body[:-1]:
             inner = masked(F.relu(run(block["conv1"], y, image_offset)), computed)
             inner = run(block["conv2"], inner, image_offset)
-            y = masked(inner, computed) * self.spec.res_scale + y
+            y = self.held(masked(inner, computed) * self.spec.res_scale + y)
             blocks.append(y)
-        return run(self.body[-1], y, image_offset) + x, blocks
+        return self.held(run(self.body[-1], y, image_offset) + x), blocks
 
     def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
         for module in [*self.tail[0], *self.tail[1:]]:

@@ -15,7 +15,8 @@ from ..config import ConvertConfig
 from ..exits import ExitParameters, exit_output, tile_depths
 from ..networks.collapse import collapse
 from ..networks.detect import Detected, detect, to_float_state, to_simulated_state
-from ..networks.spec import NetworkSpec
+from ..networks.spec import RESIDUAL_FRACTION, NetworkSpec
+from ..quantize import MOST_FIXED, check_fraction, round_ste
 from ..regions import MAX_DEPTH, Depths, Region
 from .bits import image_measure, image_offsets, soft_image_offsets
 from .conv import SimulatedConv2d, moved
@@ -26,7 +27,8 @@ class SimulatedNetwork(nn.Module, ABC):
 
     Each image of a batch decides its own bits. Works in float32 and, after `.double()`, in float64.
     float_weights: the float network it was made from, under the names that the float module loads strictly. report: what
-    `calibrate` says of itself. exit: makes the output of easy tiles, where no block is computed (exits.py); None for no such tiles.
+    `calibrate` says of itself. fraction: of the features of 16 bits that pass the blocks by (`held`). exit: makes the output of
+    easy tiles, where no block is computed (exits.py); None for no such tiles.
     """
 
     KINDS: dict[str, type[SimulatedNetwork]] = {}
@@ -41,7 +43,9 @@ class SimulatedNetwork(nn.Module, ABC):
         self.float_weights: dict[str, torch.Tensor] = {}
         self.report: dict[str, Any] = {}
         self._exit: ExitParameters | None = None
-        self._full_depth = False
+        self._full_depth = self._float_residual = False
+        self._watch: Callable[[torch.Tensor], None] | None = None
+        self.register_buffer(RESIDUAL_FRACTION, None)
         self._collapsed: torch.Tensor | None = None
         self._convs = {conv.name: conv for conv in spec.convs()}
         self._quantized = spec.quantized(config.quantize)
@@ -61,7 +65,8 @@ class SimulatedNetwork(nn.Module, ABC):
 
         A state dict does not reveal its bit-widths: `config` must be the one it was calibrated with, except that
         `adaptive=False` may be asked of adaptive weights. Raises ValueError when the state dict is not calibrated, when
-        it disagrees with `config`, or when a range is empty.
+        it disagrees with `config`, or when a range is empty. Features of 16 bits are those of the state dict, unless
+        `config.residual` is "float32".
         """
         found = detect(state_dict, res_scale)
         if not found.calibrated:
@@ -75,6 +80,12 @@ class SimulatedNetwork(nn.Module, ABC):
         state = to_simulated_state(state_dict, found)
         if not config.adaptive:
             state = {key: value for key, value in state.items() if "measure_" not in key}
+        fraction = state.pop(RESIDUAL_FRACTION, None)
+        if config.residual == "int16" and fraction is None:
+            raise ValueError(
+                "from_state: config.residual must be 'auto' or 'float32': the state dict has no 'residual_fraction', which "
+                "calibration chooses"
+            )
         signed = any(key.endswith(".scale_w") for key in state)
         model = cls.KINDS[found.spec.network](found.spec, config, "signed" if signed else "odd")
         for conv in model.quantized_convs():
@@ -87,6 +98,8 @@ class SimulatedNetwork(nn.Module, ABC):
                 conv.digits_a = torch.empty_like(state[f"{conv.name}.digits_a"])
         model.load_state_dict(state)
         model.float_weights = to_float_state(state_dict, found)
+        if fraction is not None and config.residual != "float32":
+            model.fraction = fraction.item()
         return model.eval()
 
     @classmethod
@@ -117,6 +130,42 @@ class SimulatedNetwork(nn.Module, ABC):
     def pixel_unit(self) -> float:
         """The value, before the first convolution, of one step of a pixel."""
         return 1.0
+
+    @property
+    def fraction(self) -> int | None:
+        """The features that pass the blocks by are held as int16 in units of 2^-fraction (quantize.to_fixed); None for floats."""
+        buffer = getattr(self, RESIDUAL_FRACTION)
+        return None if buffer is None else int(buffer)
+
+    @fraction.setter
+    def fraction(self, fraction: float | None) -> None:
+        """Raises ValueError for a fraction that is none, and for a network whose features cannot be held so."""
+        if fraction is None:
+            setattr(self, RESIDUAL_FRACTION, None)
+            return
+        self.spec.check_int16_residual(self.config.quantize)
+        check_fraction(fraction)
+        setattr(self, RESIDUAL_FRACTION, torch.full((1,), float(fraction), device=next(self.parameters()).device))
+
+    def held(self, x: torch.Tensor) -> torch.Tensor:
+        """What the network holds of features x between its layers, of the shape and dtype of x; `trunk` asks for all of them.
+
+        Differentiable (rounding is a straight-through estimate)."""
+        if self._watch is not None:
+            self._watch(x)
+        fraction = None if self._float_residual else self.fraction
+        if fraction is None:
+            return x
+        return torch.clamp(round_ste(x * 2.0**fraction), -MOST_FIXED, MOST_FIXED) * 2.0**-fraction
+
+    @contextmanager
+    def watching(self, act: Callable[[torch.Tensor], None]) -> Iterator[SimulatedNetwork]:
+        """Inside this context `act` is called with features before they are held (`held`)."""
+        before, self._watch = self._watch, act
+        try:
+            yield self
+        finally:
+            self._watch = before
 
     @property
     def exit(self) -> ExitParameters | None:
@@ -171,12 +220,14 @@ class SimulatedNetwork(nn.Module, ABC):
     def float_mode(self) -> Iterator[SimulatedNetwork]:
         """Inside this context the network computes in float, at full depth: the teacher of its own calibration."""
         before = [conv.quantized for conv in self.quantized_convs()]
+        in_float, self._float_residual = self._float_residual, True
         try:
             for conv in self.quantized_convs():
                 conv.quantized = False
             with self.full_depth():
                 yield self
         finally:
+            self._float_residual = in_float
             for conv, quantized in zip(self.quantized_convs(), before, strict=True):
                 conv.quantized = quantized
 
@@ -216,7 +267,7 @@ class SimulatedNetwork(nn.Module, ABC):
     def trunk(
         self, x: torch.Tensor, image_offset: torch.Tensor, computed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """All before the upsampler: (its input [N, C, H, W], the features after each block).
+        """All before the upsampler: (its input [N, C, H, W], the features after each block), as they are `held`.
 
         computed: [N, 1, H, W], 1 where blocks are computed and 0 where they add nothing; None for everywhere.
         """

@@ -70,14 +70,14 @@ class SimulatedSRResNet(SimulatedNetwork, network="srresnet"):
     def trunk(
         self, x: torch.Tensor, image_offset: torch.Tensor, computed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        x = self.head[1](run(self.head[0], to_range(x, self.spec), image_offset))
+        x = self.held(self.head[1](run(self.head[0], to_range(x, self.spec), image_offset)))
         y, blocks = x, []
         for block in self.body[: self.spec.blocks]:
             inner = masked(block["act"](block["bn1"](run(block["conv1"], y, image_offset))), computed)
             inner = block["bn2"](run(block["conv2"], inner, image_offset))
-            y = masked(inner, computed) * self.spec.res_scale + y
+            y = self.held(masked(inner, computed) * self.spec.res_scale + y)
             blocks.append(y)
-        return self.body[-1](run(self.body[-2], y, image_offset)) + x, blocks
+        return self.held(self.body[-1](run(self.body[-2], y, image_offset)) + x), blocks
 
     def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
         for module in [*self.tail[0], self.tail[1]]:

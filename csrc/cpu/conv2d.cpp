@@ -37,7 +37,6 @@ extern "C" adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args) {
     ADABM_REQUIRE(a.threads >= 1 && a.threads <= kMaxThreads, "threads must be 1..%d, got %d", kMaxThreads, a.threads);
     ADABM_REQUIRE(!a.packed_codes, "packed_codes must be 0 on the CPU, got %d", a.packed_codes);
     check_rules(a);
-    if (a.y_format) throw Error(ADABM_UNSUPPORTED, "y_format must be 0 (float32): this library has no kernels for int16 features yet");
     const PackedHeader& header = checked_header(a);
     ADABM_REQUIRE(static_cast<int64_t>(a.width) * header.quads() * 4 * header.kernel_h < INT32_MAX &&
                       static_cast<int64_t>(a.width) * (header.out_channels + 3 * a.shuffle * a.shuffle) < INT32_MAX,

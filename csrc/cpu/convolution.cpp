@@ -64,7 +64,12 @@ void set_grid(Args& to, const adabm_conv2d_args& a, int image) {
 }  // namespace
 
 Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const PackedHeader& h)
-    : a(args), kernels(k), header(h), exact(args.y || args.y_acc || args.y_image || args.residual || passes_on(args.region)), bands(args, h) {
+    : a(args),
+      kernels(k),
+      header(h),
+      features(feature_format(args.y_format, args.y_fraction)),
+      exact(args.y || args.y_acc || args.y_image || args.residual || passes_on(args.region)),
+      bands(args, h) {
   pixel_bytes = h.quads() * 4;
   row_bytes = a.width * pixel_bytes;
   box_stride = (a.width + 2 * kPanel - 1) / kPanel * kPanel;
@@ -154,19 +159,20 @@ void Convolution::pass_on(const Band& band) const {
         pass_zeros_on(pixel, span.columns(), q);
         continue;
       }
-      const float* from = static_cast<const float*>(a.residual) + pixel * y_pitch;
-      if (a.y && a.y != a.residual)
-        for (int m = 0; m < span.columns(); m++) std::copy_n(from + static_cast<ptrdiff_t>(m) * y_pitch, out_channels, static_cast<float*>(a.y) + (pixel + m) * y_pitch);
+      for (int m = 0; a.y && a.y != a.residual && m < span.columns(); m++) {
+        const ptrdiff_t at = (pixel + m) * y_pitch;
+        std::memcpy(feature_at(features, a.y, at), feature_at(features, a.residual, at), out_channels * feature_bytes(features));
+      }
       if (!a.y_q) continue;
-      q.x = from, q.width = span.columns(), q.y_q = a.y_q + pixel * code_channels;
+      q.features = features, q.x = feature_at(features, a.residual, pixel * y_pitch), q.width = span.columns(), q.y_q = a.y_q + pixel * code_channels;
       kernels.quantize_row(q);
     }
 }
 
 void Convolution::pass_zeros_on(ptrdiff_t pixel, int pixels, const QuantizeArgs& grid) const {
-  for (int m = 0; a.y && m < pixels; m++) std::fill_n(static_cast<float*>(a.y) + (pixel + m) * y_pitch, out_channels, 0.0f);
+  for (int m = 0; a.y && m < pixels; m++) std::memset(feature_at(features, a.y, (pixel + m) * y_pitch), 0, out_channels * feature_bytes(features));
   if (!a.y_q) return;
-  // One pixel, and copies of it.
+  // One pixel, of floats whatever the features are, and copies of it.
   const float zero = 0;
   QuantizeArgs one = grid;
   uint8_t* const to = a.y_q + pixel * code_channels;
@@ -184,7 +190,7 @@ RowOutput::RowOutput(const Convolution& c, int image, int row, const Spans& writ
   row_beta_ = a.beta + static_cast<ptrdiff_t>(row_class) * column_classes * K;
   row_alpha_ = a.alpha + static_cast<ptrdiff_t>(a.x_bits[image] - ADABM_MIN_BITS) * K;
   out_row_ = (static_cast<ptrdiff_t>(image) * a.height + row) * a.shuffle * a.width * a.shuffle;
-  e_.activation = a.activation;
+  e_.activation = a.activation, e_.features = c.features;
   e_.y_stride = a.shuffle * c.y_pitch, e_.q_stride = a.shuffle * c.code_channels;
   e_.beta = beta_;
   if (a.y_image) {
@@ -196,10 +202,13 @@ RowOutput::RowOutput(const Convolution& c, int image, int row, const Spans& writ
 
 void RowOutput::prefetch(int first_panel, int panels, int column, int pixels) const {
   if (!c_.a.residual || !c_.contiguous || c_.a.shuffle > 1) return;
-  const float* at = static_cast<const float*>(c_.a.residual) + out_row_ * c_.y_pitch + static_cast<ptrdiff_t>(column) * e_.y_stride + first_panel * kPanel;
-  const int lanes = std::min(panels * kPanel, c_.header.out_channels - first_panel * kPanel);
+  constexpr ptrdiff_t kLine = 64;  // bytes that come at once
+  const ptrdiff_t pixel = e_.y_stride * feature_bytes(c_.features);
+  const ptrdiff_t bytes = std::min(panels * kPanel, c_.header.out_channels - first_panel * kPanel) * feature_bytes(c_.features);
+  const ptrdiff_t first = out_row_ * c_.y_pitch + static_cast<ptrdiff_t>(column) * e_.y_stride + first_panel * kPanel;
+  const uint8_t* const at = static_cast<const uint8_t*>(feature_at(c_.features, c_.a.residual, first));
   for (int m = 0; m < pixels; m++)
-    for (int o = 0; o < lanes; o += kPanel) __builtin_prefetch(at + m * e_.y_stride + o, 1);
+    for (ptrdiff_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + m * pixel + i, 1);
 }
 
 void RowOutput::write(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box) {
@@ -234,25 +243,26 @@ void RowOutput::write_pixels(const UntileArgs& products, int first_panel, int co
   e_.alpha = row_alpha_ + first;
   e_.slope = a.slope ? a.slope + first : nullptr;
   e_.y_lane = c_.y_lane.data() + first, e_.q_lane = c_.q_lane.data() + first;
-  e_.residual = a.residual ? static_cast<const float*>(a.residual) + y_at : nullptr;
-  e_.y = a.y ? static_cast<float*>(a.y) + y_at : nullptr;
+  e_.residual = feature_at(c_.features, a.residual, y_at);
+  e_.y = feature_at(c_.features, a.y, y_at);
   e_.y_acc = a.y_acc ? a.y_acc + y_at : nullptr;
   e_.y_q = c_.codes ? c_.codes + out_row_ * c_.code_channels + column * e_.q_stride : nullptr;
   c_.contiguous ? c_.kernels.untile_epilogue(products, e_) : write_parted(products, first_panel);
 }
 
+// Only outputs of a PixelShuffle, which are floats, lie so.
 void RowOutput::write_parted(const UntileArgs& products, int first_panel) {
   Scratch& s = thread_scratch();
   const int block = first_panel / kMaxPanels, pitch = products.panels * kPanel, pixels = e_.pixels;
   const auto &y_runs = c_.y_runs[block], &q_runs = c_.q_runs[block];
   EpilogueArgs e = e_;
   e.y_stride = e.q_stride = pitch;
-  if (e_.residual) join(y_runs, e_.residual, e_.y_stride, s.values, pitch, pixels), e.residual = s.values;
+  if (e_.residual) join(y_runs, static_cast<const float*>(e_.residual), e_.y_stride, s.values, pitch, pixels), e.residual = s.values;
   if (e_.y) e.y = s.values;
   if (e_.y_acc) e.y_acc = products.acc;  // each is read before it is written
   if (e_.y_q) e.y_q = s.value_codes;
   c_.kernels.untile_epilogue(products, e);
-  if (e_.y) part(y_runs, s.values, pitch, e_.y, e_.y_stride, pixels);
+  if (e_.y) part(y_runs, s.values, pitch, static_cast<float*>(e_.y), e_.y_stride, pixels);
   if (e_.y_acc) part(y_runs, products.acc, pitch, e_.y_acc, e_.y_stride, pixels);
   if (e_.y_q) part(q_runs, s.value_codes, pitch, e_.y_q, e_.q_stride, pixels);
 }

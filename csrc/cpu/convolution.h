@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/bands.h"
+#include "cpu/features.h"
 #include "cpu/kernels.h"
 #include "cpu/packed.h"
 #include "cpu/spans.h"
@@ -44,7 +45,8 @@ struct Convolution {
   int box_stride;              // of box_rows: the width and the vector that may begin in its last column
   int out_channels, code_channels;  // of one output pixel in y, and in codes
   uint8_t* codes;                   // y_q, or y_image: codes of 8 bits on the grid of pixels, without padding
-  int y_pitch;                      // floats from one output pixel to the next
+  int y_pitch;                      // elements from one output pixel to the next
+  FeatureFormat features;           // of y and residual
   bool contiguous;                  // the outputs of every panel are adjacent in memory
   std::vector<int32_t> y_lane, q_lane;
   // Where they are not: those that are, from output `first` of a product block on, which goes to element `to` of the pixel.

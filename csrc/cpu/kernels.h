@@ -37,6 +37,12 @@ struct ProductArgs {
   int32_t* acc;               // [pixels][panels * 16], 64-byte aligned
 };
 
+// How features lie in memory: float32, or int16 in units of 2^-fraction.
+struct FeatureFormat {
+  bool int16;
+  float per_one, step;  // of int16: 2^fraction and 2^-fraction
+};
+
 // The epilogue of adabm_conv2d_args for one product block. All per-output arrays start at the block's first output.
 struct EpilogueArgs {
   const int32_t* acc;
@@ -47,8 +53,9 @@ struct EpilogueArgs {
   const float* const* beta;   // [pixels]
   int activation;
   const float* slope;
-  const float* residual;      // null, or addressed as y
-  float* y;                   // of the first pixel; null where not wanted
+  FeatureFormat features;     // of residual and y; where int16, v is what they hold of it even if both are null
+  const void* residual;       // null, or addressed as y
+  void* y;                    // of the first pixel; null where not wanted
   uint8_t* y_q;
   int32_t* y_acc;
   ptrdiff_t y_stride, q_stride;    // elements from one pixel to the next
@@ -59,9 +66,10 @@ struct EpilogueArgs {
 };
 
 struct QuantizeArgs {
-  const float* x;
+  FeatureFormat features;  // of x
+  const void* x;
   ptrdiff_t stride_w, stride_c;
-  const float* shift;
+  const float* shift;  // null with int16
   int width, channels, padded_channels, y_stride;
   float scale, offset, top;
   uint8_t* y_q;

@@ -1,6 +1,7 @@
-// Floats to codes: the input of a network, or a feature map that another library computed.
+// Features to codes: the input of a network, or a feature map that another library computed.
 #include "common/rules.h"
 #include "common/status.h"
+#include "cpu/features.h"
 #include "cpu/isa.h"
 #include "cpu/spans.h"
 #include "cpu/thread_pool.h"
@@ -19,12 +20,12 @@ void quantize_task(void* context, int task) {
   const int image = task / a.height, row = task % a.height, bits = a.bits[image] - ADABM_MIN_BITS;
   adabm::QuantizeArgs q = {};
   q.stride_w = a.stride_w, q.stride_c = a.stride_c;
-  q.shift = a.shift;
+  q.shift = a.shift, q.features = adabm::feature_format(a.x_format, a.x_fraction);
   q.channels = a.channels, q.padded_channels = a.y_channels, q.y_stride = a.y_pitch;
   q.scale = a.grid[bits * 2], q.offset = a.grid[bits * 2 + 1];
   q.top = static_cast<float>((1 << a.bits[image]) - 1);
   for (const adabm::Span& span : adabm::strip_of(job.strips[image], row).computed) {
-    q.x = static_cast<const float*>(a.x) + image * a.stride_n + row * a.stride_h + span.begin * a.stride_w;
+    q.x = adabm::feature_at(q.features, a.x, image * a.stride_n + row * a.stride_h + span.begin * a.stride_w);
     q.y_q = a.y_q + (static_cast<ptrdiff_t>(task) * a.width + span.begin) * a.y_pitch;
     q.width = span.columns();
     job.kernels.quantize_row(q);
@@ -41,7 +42,6 @@ extern "C" adabm_status adabm_quantize_cpu(const adabm_quantize_args* args) {
     ADABM_REQUIRE(a.threads >= 1 && a.threads <= adabm::kMaxThreads, "threads must be 1..%d, got %d", adabm::kMaxThreads, a.threads);
     ADABM_REQUIRE(!a.packed_codes && !a.y_start, "packed_codes and y_start must be 0 on the CPU, got %d and %d", a.packed_codes, a.y_start);
     adabm::check_rules(a);
-    if (a.x_format) throw adabm::Error(ADABM_UNSUPPORTED, "x_format must be 0 (float32): this library has no kernels for int16 features yet");
     for (int n = 0; n < a.batch; n++)
       ADABM_REQUIRE(a.bits[n] >= ADABM_MIN_BITS && a.bits[n] <= ADABM_MAX_BITS, "bits[%d] must be 2..8, got %d", n, a.bits[n]);
     Job job = {a, adabm::choose_kernels(a.isa), {}};

@@ -237,8 +237,41 @@ void row_product(const RowProductArgs& a) {
   }
 }
 
-template <bool Box, int Activation, bool Residual>
+// Int16 features in registers. Bounds first, of the values: scaled by a power of two they are the same. Then the sum with 1.5 * 2^23
+// rounds half to even and holds the integer in its low bits, and the difference, scaled back, is exact.
+struct Fixed {
+  __m512 least, most, per_one, step, rounder, back;
+
+  explicit Fixed(const FeatureFormat& format)
+      : least(_mm512_set1_ps(-32767 * format.step)),
+        most(_mm512_set1_ps(32767 * format.step)),
+        per_one(_mm512_set1_ps(format.per_one)),
+        step(_mm512_set1_ps(format.step)),
+        rounder(_mm512_set1_ps(12582912.0f)),
+        back(_mm512_set1_ps(-12582912.0f * format.step)) {}
+
+  // The integers that stand for v, each in 32 bits; v becomes what they hold. max gives its second operand where one is NaN.
+  inline __attribute__((always_inline)) __m512i hold(__m512& v) const {
+    const __m512 sum = _mm512_fmadd_ps(_mm512_min_ps(_mm512_max_ps(v, least), most), per_one, rounder);
+    v = _mm512_fmadd_ps(sum, step, back);
+    return _mm512_sub_epi32(_mm512_castps_si512(sum), _mm512_castps_si512(rounder));
+  }
+  // The integers as floats: times `step` they are the values.
+  static inline __attribute__((always_inline)) __m512 load(const int16_t* at) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))));
+  }
+  static inline __attribute__((always_inline)) __m512 load(const int16_t* at, __mmask16 mask) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, at)));
+  }
+};
+
+// Feature: float or int16_t, of residual and y.
+template <bool Box, int Activation, bool Residual, class Feature>
 void epilogue_of(const EpilogueArgs& a) {
+  constexpr bool kFixed = sizeof(Feature) == sizeof(int16_t);
+  const Fixed fixed(a.features);
+  const Feature* const residual = static_cast<const Feature*>(a.residual);
+  Feature* const y = static_cast<Feature*>(a.y);
   const __m512 scale = _mm512_set1_ps(a.scale), offset = _mm512_set1_ps(a.offset), top = _mm512_set1_ps(a.top);
   for (int p = 0; p < a.panels; p++) {
     const int lanes = a.lanes - p * kPanel < kPanel ? a.lanes - p * kPanel : kPanel;
@@ -253,8 +286,14 @@ void epilogue_of(const EpilogueArgs& a) {
         v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v,
                                _mm512_maskz_loadu_ps(mask, a.slope + p * kPanel));
       const ptrdiff_t y_at = m * a.y_stride + a.y_lane[p * kPanel];
-      if (Residual) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, a.residual + y_at), v);
-      if (a.y) _mm512_mask_storeu_ps(a.y + y_at, mask, v);
+      if constexpr (kFixed) {
+        if (Residual) v = _mm512_fmadd_ps(Fixed::load(residual + y_at, mask), fixed.step, v);
+        const __m512i held = fixed.hold(v);
+        if (y) _mm256_mask_storeu_epi16(y + y_at, mask, _mm512_cvtepi32_epi16(held));
+      } else {
+        if (Residual) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, residual + y_at), v);
+        if (y) _mm512_mask_storeu_ps(y + y_at, mask, v);
+      }
       if (a.y_acc) _mm512_mask_storeu_epi32(a.y_acc + y_at, mask, sum);
       if (a.y_q) {
         __m512 t = _mm512_fmadd_ps(v, scale, offset);
@@ -265,21 +304,26 @@ void epilogue_of(const EpilogueArgs& a) {
   }
 }
 
-template <bool Box, int Activation>
+template <bool Box, int Activation, class Feature>
 void epilogue_residual(const EpilogueArgs& a) {
-  a.residual ? epilogue_of<Box, Activation, true>(a) : epilogue_of<Box, Activation, false>(a);
+  a.residual ? epilogue_of<Box, Activation, true, Feature>(a) : epilogue_of<Box, Activation, false, Feature>(a);
 }
 
-template <bool Box>
+template <bool Box, class Feature>
 void epilogue_activation(const EpilogueArgs& a) {
   switch (a.activation) {
-    case ADABM_ACT_RELU: return epilogue_residual<Box, ADABM_ACT_RELU>(a);
-    case ADABM_ACT_PRELU: return epilogue_residual<Box, ADABM_ACT_PRELU>(a);
-    default: return epilogue_residual<Box, ADABM_ACT_NONE>(a);
+    case ADABM_ACT_RELU: return epilogue_residual<Box, ADABM_ACT_RELU, Feature>(a);
+    case ADABM_ACT_PRELU: return epilogue_residual<Box, ADABM_ACT_PRELU, Feature>(a);
+    default: return epilogue_residual<Box, ADABM_ACT_NONE, Feature>(a);
   }
 }
 
-void epilogue(const EpilogueArgs& a) { a.box ? epilogue_activation<true>(a) : epilogue_activation<false>(a); }
+template <class Feature>
+void epilogue_box(const EpilogueArgs& a) {
+  a.box ? epilogue_activation<true, Feature>(a) : epilogue_activation<false, Feature>(a);
+}
+
+void epilogue(const EpilogueArgs& a) { a.features.int16 ? epilogue_box<int16_t>(a) : epilogue_box<float>(a); }
 
 // Four pixels at a time; each is summed into 16 parts, which are then added across the four together.
 void pixel_sums(const uint8_t* row, int width, int pixel_bytes, int32_t* sums) {
@@ -302,18 +346,27 @@ void pixel_sums(const uint8_t* row, int width, int pixel_bytes, int32_t* sums) {
   }
 }
 
-void quantize_row(const QuantizeArgs& a) {
+template <class Feature>
+void quantize_row_of(const QuantizeArgs& a) {
   const __m512 scale = _mm512_set1_ps(a.scale), offset = _mm512_set1_ps(a.offset), top = _mm512_set1_ps(a.top);
   const __m512i along = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
                                            _mm512_set1_epi32(static_cast<int>(a.stride_c)));
   for (int i = 0; i < a.width; i++) {
-    const float* x = a.x + i * a.stride_w;
+    const Feature* x = static_cast<const Feature*>(a.x) + i * a.stride_w;
     for (int c = 0; c < a.padded_channels; c += kPanel) {
       const int stored = a.padded_channels - c < kPanel ? a.padded_channels - c : kPanel;
       const int left = a.channels - c, lanes = left < 0 ? 0 : left < kPanel ? left : kPanel;
       const __mmask16 mask = static_cast<__mmask16>((1u << lanes) - 1), store = static_cast<__mmask16>((1u << stored) - 1);
-      __m512 v = a.stride_c == 1 ? _mm512_maskz_loadu_ps(mask, x + c)
-                                 : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, along, x + c * a.stride_c, 4);
+      __m512 v;
+      if constexpr (sizeof(Feature) == sizeof(int16_t)) {
+        // There is no gather of 16 bits.
+        alignas(32) int16_t apart[kPanel] = {};
+        for (int o = 0; a.stride_c != 1 && o < lanes; o++) apart[o] = x[(c + o) * a.stride_c];
+        v = _mm512_mul_ps(Fixed::load(a.stride_c == 1 ? x + c : apart, mask), _mm512_set1_ps(a.features.step));
+      } else {
+        v = a.stride_c == 1 ? _mm512_maskz_loadu_ps(mask, x + c)
+                            : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, along, x + c * a.stride_c, 4);
+      }
       if (a.shift) v = _mm512_sub_ps(v, _mm512_maskz_loadu_ps(mask, a.shift + c));
       const __m512 t = _mm512_min_ps(_mm512_max_ps(_mm512_fmadd_ps(v, scale, offset), _mm512_setzero_ps()), top);
       const __m512i codes = _mm512_maskz_cvtps_epi32(mask, t);
@@ -321,6 +374,8 @@ void quantize_row(const QuantizeArgs& a) {
     }
   }
 }
+
+void quantize_row(const QuantizeArgs& a) { a.features.int16 ? quantize_row_of<int16_t>(a) : quantize_row_of<float>(a); }
 
 #include "cpu/words.inc"
 
@@ -373,15 +428,19 @@ void word_product(const WordProductArgs& a) {
 }
 
 // The common case of both steps in one, without a trip through memory: 64 adjacent outputs of every pixel.
-template <int Outputs, bool OfWords, int Activation, bool Residual, bool Codes>
+template <int Outputs, bool OfWords, int Activation, bool Residual, bool Codes, class Feature>
 void full_of(const UntileArgs& u, const EpilogueArgs& e) {
   // Neighbouring pixels share the loads of alpha: those of a tile, or three where products are sums.
   constexpr int kPixels = Outputs == 1 ? 3 : Outputs, kTaps = Outputs == 1 ? kPixels : ColumnSums<Outputs, OfWords>::kTaps, kPanels = kMaxPanels;
   const ptrdiff_t plane = static_cast<ptrdiff_t>(Outputs == 1 ? 1 : u.tiles) * kPanels * kPanel;
   const ptrdiff_t step = (Outputs == 1 ? kPixels : 1) * kPanels * kPanel;
   const __m512 scale = _mm512_set1_ps(e.scale), offset = _mm512_set1_ps(e.offset), top = _mm512_set1_ps(e.top);
-  // Packing works within 128-bit lanes: this brings the 16-byte groups of the four panels back into their order.
+  // Packing works within 128-bit lanes: this brings the 16-byte groups of the four panels back into their order, and those of two.
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i order_of_2 = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  // residual and y are cast where they are used: pointers to them would take registers that are short.
+  constexpr bool kFixed = sizeof(Feature) == sizeof(int16_t);
+  const Fixed fixed(e.features);
   const int32_t* products = u.products;
   for (int first = 0; first < e.pixels; first += kPixels, products += step) {
     // What the last ones have beyond the image is computed as well, at the last pixel, and not stored.
@@ -389,7 +448,7 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
     ptrdiff_t pixel[kPixels], at[kPixels];
 #pragma GCC unroll 4
     for (int i = 0; i < kPixels; i++) pixel[i] = first + (i < exist ? i : exist - 1), at[i] = pixel[i] * e.y_stride + e.y_lane[0];
-    __m512i words[kPixels][kPanels];
+    __m512i words[kPixels][kPanels], before[kPixels], held[kPixels];
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; p++) {
       Words m[kTaps], y[kPixels];
@@ -410,14 +469,27 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
         if (Activation == ADABM_ACT_RELU) v[i] = _mm512_max_ps(v[i], _mm512_setzero_ps());
         if (Activation == ADABM_ACT_PRELU)
           v[i] = _mm512_mask_mul_ps(v[i], _mm512_cmp_ps_mask(v[i], _mm512_setzero_ps(), _CMP_LT_OQ), v[i], _mm512_loadu_ps(e.slope + p * kPanel));
-        if (Residual) v[i] = _mm512_add_ps(_mm512_loadu_ps(e.residual + at[i] + p * kPanel), v[i]);
+        if constexpr (kFixed) {
+          if (Residual) v[i] = _mm512_fmadd_ps(Fixed::load(static_cast<const Feature*>(e.residual) + at[i] + p * kPanel), fixed.step, v[i]);
+          held[i] = fixed.hold(v[i]);
+        } else {
+          if (Residual) v[i] = _mm512_add_ps(_mm512_loadu_ps(static_cast<const Feature*>(e.residual) + at[i] + p * kPanel), v[i]);
+        }
         // NaN and what lies below 0 become 0 when they are packed; min gives its second operand where one is NaN.
         if (Codes) words[i][p] = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_fmadd_ps(v[i], scale, offset)));
       }
       if (!Codes || e.y) {
 #pragma GCC unroll 4
-        for (int i = 0; i < kPixels; i++)
-          if (i < exist) _mm512_storeu_ps(e.y + at[i] + p * kPanel, v[i]);
+        for (int i = 0; i < kPixels; i++) {
+          if constexpr (kFixed) {
+            // Two panels leave together.
+            if (p % 2 && i < exist)
+              _mm512_storeu_si512(static_cast<Feature*>(e.y) + at[i] + (p - 1) * kPanel, _mm512_permutexvar_epi64(order_of_2, _mm512_packs_epi32(before[i], held[i])));
+            before[i] = held[i];
+          } else {
+            if (i < exist) _mm512_storeu_ps(static_cast<Feature*>(e.y) + at[i] + p * kPanel, v[i]);
+          }
+        }
       }
     }
     if (Codes) {

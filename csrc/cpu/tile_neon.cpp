@@ -85,7 +85,28 @@ void product_bits(const ProductArgs& a) {
 
 void product(const ProductArgs& a) { a.eight_bits ? product_bits<true>(a) : product_bits<false>(a); }
 
-void epilogue(const EpilogueArgs& a) {
+// Four features, from and to memory. Storing int16 gives back what it holds.
+inline __attribute__((always_inline)) float32x4_t load_features(const FeatureFormat&, const float* at) { return vld1q_f32(at); }
+inline __attribute__((always_inline)) float32x4_t load_features(const FeatureFormat& format, const int16_t* at) {
+  return vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vld1_s16(at))), format.step);
+}
+inline __attribute__((always_inline)) float32x4_t store_features(const FeatureFormat&, float32x4_t v, float* at) {
+  if (at) vst1q_f32(at, v);
+  return v;
+}
+inline __attribute__((always_inline)) float32x4_t store_features(const FeatureFormat& format, float32x4_t v, int16_t* at) {
+  const float32x4_t most = vdupq_n_f32(32767), least = vdupq_n_f32(-32767), t = vmulq_n_f32(v, format.per_one);
+  // The comparison turns NaN into the least.
+  const int32x4_t held = vcvtnq_s32_f32(vminq_f32(vbslq_f32(vcgtq_f32(t, least), t, least), most));
+  if (at) vst1_s16(at, vmovn_s32(held));
+  return vmulq_n_f32(vcvtq_f32_s32(held), format.step);
+}
+
+// Feature: float or int16_t, of residual and y.
+template <class Feature>
+void epilogue_of(const EpilogueArgs& a) {
+  const Feature* const residual = static_cast<const Feature*>(a.residual);
+  Feature* const y = static_cast<Feature*>(a.y);
   const float32x4_t zero = vdupq_n_f32(0), scale = vdupq_n_f32(a.scale), offset = vdupq_n_f32(a.offset), top = vdupq_n_f32(a.top);
   const int whole = a.lanes / 4 * 4;
   for (int m = 0; m < a.pixels; m++) {
@@ -97,8 +118,8 @@ void epilogue(const EpilogueArgs& a) {
       float32x4_t v = vfmaq_f32(vld1q_f32(a.beta[m] + o), vcvtq_f32_s32(sum), vld1q_f32(a.alpha + o));
       if (a.activation == ADABM_ACT_RELU) v = vbslq_f32(vcgtq_f32(v, zero), v, zero);
       if (a.activation == ADABM_ACT_PRELU) v = vbslq_f32(vcltq_f32(v, zero), vmulq_f32(vld1q_f32(a.slope + o), v), v);
-      if (a.residual) v = vaddq_f32(vld1q_f32(a.residual + at), v);
-      if (a.y) vst1q_f32(a.y + at, v);
+      if (residual) v = vaddq_f32(load_features(a.features, residual + at), v);
+      v = store_features(a.features, v, y ? y + at : nullptr);
       if (a.y_q) {
         float32x4_t t = vfmaq_f32(offset, v, scale);
         t = vbslq_f32(vcgtq_f32(t, zero), t, zero);  // also turns NaN into 0
@@ -107,9 +128,11 @@ void epilogue(const EpilogueArgs& a) {
         __builtin_memcpy(a.y_q + m * a.q_stride + a.q_lane[o], &four, 4);
       }
     }
-    epilogue_lanes(a, m, whole, a.lanes);
+    epilogue_lanes<Feature>(a, m, whole, a.lanes);
   }
 }
+
+void epilogue(const EpilogueArgs& a) { a.features.int16 ? epilogue_of<int16_t>(a) : epilogue_of<float>(a); }
 
 #include "cpu/transforms.inc"
 #include "cpu/interpolate.inc"

@@ -28,7 +28,7 @@ void product(const ProductArgs& a) {
 #include "cpu/portable.inc"
 
 void epilogue(const EpilogueArgs& a) {
-  for (int m = 0; m < a.pixels; m++) epilogue_lanes(a, m, 0, a.lanes);
+  for (int m = 0; m < a.pixels; m++) a.features.int16 ? epilogue_lanes<int16_t>(a, m, 0, a.lanes) : epilogue_lanes<float>(a, m, 0, a.lanes);
 }
 
 #include "cpu/transforms.inc"

@@ -1,6 +1,7 @@
 // Compares every kernel of one instruction set with its scalar twin on random problems: kernel_twins NAME. Compiled and run by
 // tests/test_twins.py, under an emulator where the processor is another. Exit status 0 when all are equal.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -17,6 +18,7 @@ namespace {
 std::mt19937 rng(1);
 int below(int n) { return static_cast<int>(rng() % n); }
 float real(float most) { return (static_cast<float>(rng() >> 8) / (1 << 24) * 2 - 1) * most; }
+FeatureFormat int16_features(int fraction) { return {true, std::ldexp(1.0f, fraction), std::ldexp(1.0f, -fraction)}; }
 
 template <class T>
 struct Aligned {  // 64-byte aligned, with slack behind
@@ -126,15 +128,17 @@ void check_word_transform_rows(const Kernels& twin, const Kernels& k) {
 }
 
 struct Outputs {
-  Outputs(size_t count) : y(count), codes(count), sums(count) {}
-  bool operator==(Outputs& o) { return y == o.y && codes == o.codes && sums == o.sums; }
+  Outputs(size_t count) : y(count), y_int16(count), codes(count), sums(count) {}
+  bool operator==(Outputs& o) { return y == o.y && y_int16 == o.y_int16 && codes == o.codes && sums == o.sums; }
   Aligned<float> y;
+  Aligned<int16_t> y_int16;
   Aligned<uint8_t> codes;
   Aligned<int32_t> sums;
 };
 
-// With outputs == 1 the epilogue alone, else the sums of a tile's products first; words: of a tile on words.
-void check_epilogue(const Kernels& twin, const Kernels& k, int outputs, bool words = false) {
+// With outputs == 1 the epilogue alone, else the sums of a tile's products first; words: of a tile on words. int16: features in 16 bits,
+// of which some are too large for their fraction, some half way between two, some not finite.
+void check_epilogue(const Kernels& twin, const Kernels& k, int outputs, bool words, bool int16) {
   for (int round = 0; round < 200; round++) {
     const int panels = 1 + below(kMaxPanels), lanes_all = panels * kPanel, lanes = lanes_all - below(kPanel), tiles = 1 + below(4);
     const int pixels = outputs * tiles - below(outputs), taps = outputs == 1 ? 1 : words ? kMaxTaps : outputs + 2, activation = below(3);
@@ -143,6 +147,13 @@ void check_epilogue(const Kernels& twin, const Kernels& k, int outputs, bool wor
     Aligned<float> alpha(lanes_all), beta(lanes_all), slope(lanes_all), residual(static_cast<size_t>(pixels) * lanes_all);
     for (int i = 0; i < lanes_all; i++) alpha.data()[i] = real(0.001f), beta.data()[i] = real(9), slope.data()[i] = real(1);
     for (size_t i = 0; i < residual.count; i++) residual.data()[i] = real(20);
+    const int fraction = below(4) ? 7 + below(5) : ADABM_MIN_FRACTION + below(ADABM_MAX_FRACTION - ADABM_MIN_FRACTION + 1);
+    Aligned<int16_t> residual_int16(residual.count);
+    residual_int16.fill(-32767, 32767);
+    for (int i = 0; int16 && i < lanes_all; i++) {
+      if (!below(3)) alpha.data()[i] = std::ldexp(1.0f, -fraction - 1), beta.data()[i] = 0;
+      if (!below(20)) beta.data()[i] = below(2) ? NAN : below(2) ? INFINITY : -INFINITY;
+    }
     std::vector<const float*> betas(pixels, beta.data());
     std::vector<int32_t> lane(lanes);
     const bool together = below(2);
@@ -151,16 +162,21 @@ void check_epilogue(const Kernels& twin, const Kernels& k, int outputs, bool wor
     EpilogueArgs e = {};
     e.box = below(2) ? box.data() : nullptr, e.pixels = pixels, e.panels = panels, e.lanes = lanes;
     e.alpha = alpha.data(), e.beta = betas.data(), e.activation = activation, e.slope = slope.data();
-    e.residual = below(2) ? residual.data() : nullptr, e.y_stride = e.q_stride = lanes_all, e.y_lane = e.q_lane = lane.data();
+    if (int16) e.features = int16_features(fraction);
+    e.residual = below(3) ? nullptr : int16 ? static_cast<const void*>(residual_int16.data()) : residual.data();
+    e.y_stride = e.q_stride = lanes_all, e.y_lane = e.q_lane = lane.data();
+    const bool in_place = e.residual && below(2);
     e.together = together, e.scale = 3, e.offset = 1.5f, e.top = static_cast<float>((2 << below(8)) - 1);
-    const int wanted = 1 + below(7);
+    const int wanted = 1 + below(int16 ? 3 : 7);
     for (auto& [kernels, out] : {std::pair<const Kernels&, Outputs&>(twin, a), {k, b}}) {
-      e.y = wanted & 1 ? out.y.data() : nullptr, e.y_q = wanted & 2 ? out.codes.data() : nullptr;
+      void* const y = int16 ? static_cast<void*>(out.y_int16.data()) : out.y.data();
+      if (in_place) e.residual = std::memcpy(y, int16 ? static_cast<const void*>(residual_int16.data()) : residual.data(), residual.count * (int16 ? 2 : 4));
+      e.y = wanted & 1 ? y : nullptr, e.y_q = wanted & 2 ? out.codes.data() : nullptr;
       e.y_acc = wanted & 4 ? out.sums.data() : nullptr;
       e.acc = outputs == 1 ? products.data() : acc.data();
       kernels.untile_epilogue({outputs, tiles, panels, products.data(), acc.data(), words, words ? round % outputs : 0}, e);
     }
-    expect(a == b, "untile_epilogue", outputs, lanes, wanted);
+    expect(a == b, int16 ? "untile_epilogue on int16" : "untile_epilogue", outputs, lanes, wanted);
   }
 }
 
@@ -228,12 +244,19 @@ void check_rest(const Kernels& twin, const Kernels& k) {
     for (int i = 0; i < bytes; i++) shift.data()[i] = real(100);
     Aligned<uint8_t> p(static_cast<size_t>(width) * codes), q(p.count);
     const bool planar = below(2);
-    QuantizeArgs z = {x.data(), planar ? 1 : bytes, planar ? width : 1, below(2) ? shift.data() : nullptr, width, channels, codes, codes,
+    Aligned<int16_t> x_int16(x.count);
+    x_int16.fill(-32768, 32767);
+    QuantizeArgs z = {{}, x.data(), planar ? 1 : bytes, planar ? width : 1, below(2) ? shift.data() : nullptr, width, channels, codes, codes,
                       0.5f, 40.5f, 255.0f, p.data()};
     twin.quantize_row(z);
     z.y_q = q.data();
     k.quantize_row(z);
     expect(p == q, "quantize_row", width, channels, planar);
+    z.features = int16_features(below(12)), z.x = x_int16.data(), z.shift = nullptr;
+    k.quantize_row(z);
+    z.y_q = p.data();
+    twin.quantize_row(z);
+    expect(p == q, "quantize_row of int16", width, channels, planar);
   }
 }
 
@@ -274,10 +297,12 @@ int main(int count, char** arguments) {
   if (!found) return std::printf("no kernels named '%s' in this program\n", name.c_str()), 2;
   check_product(*kernels_scalar(), *found);
   for (int rows : {2, 3}) check_row_product(*kernels_scalar(), *found, rows), check_transform(*kernels_scalar(), *found, rows);
-  for (int outputs = 1; outputs <= kMaxTileOutputs; outputs++) check_epilogue(*kernels_scalar(), *found, outputs);
+  for (const bool int16 : {false, true}) {
+    for (int outputs = 1; outputs <= kMaxTileOutputs; outputs++) check_epilogue(*kernels_scalar(), *found, outputs, false, int16);
+    for (const int outputs : {2, 4}) check_epilogue(*kernels_scalar(), *found, outputs, true, int16);
+  }
   for (const int outputs : {2, 4}) {
     check_word_row_product(*kernels_scalar(), *found, outputs);
-    check_epilogue(*kernels_scalar(), *found, outputs, true);
     check_word_transform(*kernels_scalar(), *found, outputs);
   }
   check_word_transform_rows(*kernels_scalar(), *found);

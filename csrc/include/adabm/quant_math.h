@@ -20,4 +20,13 @@ ADABM_HOST_DEVICE inline unsigned char quantize_value(float value, float scale, 
   return static_cast<unsigned char>(rintf(t));
 }
 
+// What int16 features hold of a value, in units of 2^-fraction: clamp(round_half_even(value * 2^fraction), -32767, 32767), of NaN
+// -32767. per_one = 2^fraction, by which a product is exact, or too small to matter.
+ADABM_HOST_DEVICE inline short fixed_point(float value, float per_one) {
+  float t = value * per_one;
+  t = t > -32767.0f ? t : -32767.0f;
+  t = t < 32767.0f ? t : 32767.0f;
+  return static_cast<short>(rintf(t));
+}
+
 }  // namespace adabm

@@ -60,8 +60,10 @@ inline simde__m512i round(simde__mmask16 mask, simde__m512 x) {
 #define _mm512_maskz_loadu_ps(mask, from) on_simde::load<on_simde::Floats, simde__m512>(mask, from)
 #define _mm512_maskz_loadu_epi32(mask, from) on_simde::load<on_simde::Ints, simde__m512i>(mask, from)
 #define _mm512_maskz_loadu_epi8(mask, from) on_simde::load<on_simde::Bytes, simde__m512i>(mask, from)
+#define _mm256_maskz_loadu_epi16(mask, from) on_simde::load<on_simde::Lanes<simde__m256i, int16_t, 16>, simde__m256i>(mask, from)
 #define _mm512_mask_storeu_ps(to, mask, x) on_simde::store<on_simde::Floats>(to, mask, x)
 #define _mm512_mask_storeu_epi32(to, mask, x) on_simde::store<on_simde::Ints>(to, mask, x)
+#define _mm256_mask_storeu_epi16(to, mask, x) on_simde::store<on_simde::Lanes<simde__m256i, int16_t, 16>>(to, mask, x)
 #define _mm_mask_storeu_epi32(to, mask, x) on_simde::store<on_simde::Lanes<simde__m128i, int32_t, 4>>(to, mask, x)
 #define _mm_mask_storeu_epi8(to, mask, x) on_simde::store<on_simde::Lanes<simde__m128i, uint8_t, 16>>(to, mask, x)
 #define _mm512_cvtps_epi32(x) on_simde::round(0xffff, x)
@@ -71,6 +73,20 @@ inline simde__m128i _mm512_cvtepi32_epi8(simde__m512i x) {
   const on_simde::Ints lanes(x);
   on_simde::Lanes<simde__m128i, uint8_t, 16> out;
   for (int i = 0; i < 16; i++) out.v[i] = static_cast<uint8_t>(lanes.v[i]);
+  return out.vector();
+}
+
+inline simde__m256i _mm512_cvtepi32_epi16(simde__m512i x) {
+  const on_simde::Ints lanes(x);
+  on_simde::Lanes<simde__m256i, int16_t, 16> out;
+  for (int i = 0; i < 16; i++) out.v[i] = static_cast<int16_t>(lanes.v[i]);
+  return out.vector();
+}
+
+inline simde__m512i _mm512_cvtepi16_epi32(simde__m256i x) {
+  const on_simde::Lanes<simde__m256i, int16_t, 16> lanes(x);
+  on_simde::Ints out;
+  for (int i = 0; i < 16; i++) out.v[i] = lanes.v[i];
   return out.vector();
 }
 
