@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# 1.5 * 2^23: a float32 of at most 2^22 either way plus this is rounded half to even to an integer, which is then in the low bits
-# of the sum's, counted from those of the number itself.
-ROUNDER, ROUNDER_BITS = tl.constexpr(12582912.0), tl.constexpr(0x4B400000)
+# 1.5 * 2^23: a float32 in 0..255 plus this is rounded half to even to an integer, which is then the low byte of its bits. One in
+# -32767..32767 likewise, and its integer is the low half.
+ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
@@ -58,12 +58,6 @@ def _rounded(value, top):
 @triton.jit
 def _of_shape(value, scalar):
     return tl.zeros_like(value) + scalar
-
-
-@triton.jit
-def int16_floats(stored):
-    """float32: int16 integers. A sum and a difference, since a conversion takes as long as several."""
-    return (stored.to(tl.int32) + ROUNDER_BITS).to(tl.float32, bitcast=True) - ROUNDER
 
 
 @triton.jit

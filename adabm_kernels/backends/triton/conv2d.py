@@ -20,7 +20,7 @@ from ...quantize import packed_pitch, padded_channels
 from ...regions import NUMBERS, passes_on
 from ..call import ACTIVATIONS, Conv, dense, pitch
 from . import launch, tuning
-from .codes import bits_at, int16_floats, part_of, pixels_of, store_codes, to_codes, to_fixed, to_pixels
+from .codes import bits_at, part_of, pixels_of, store_codes, to_codes, to_fixed, to_pixels
 from .regions import COMPUTED, any_of, marks_of
 
 STORED = (8, 4, 2)
@@ -307,7 +307,9 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
         else:
             if RESIDUAL:
                 stored = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0)
-                value = tl.fma(int16_floats(stored), tl.zeros_like(value) + step, value)
+                # Not by sums, as elsewhere: where an integer is widened, the compiler finds all that follows it twice, once in the
+                # layout of the load.
+                value = tl.fma(stored.to(tl.float32), tl.zeros_like(value) + step, value)
             fixed, value = to_fixed(value, per_one, step)
             if Y == 1:
                 tl.store(y + y_image * Y_PITCH + at, fixed, mask=wanted)

@@ -11,7 +11,7 @@ import triton.language as tl
 from ...quantize import padded_channels
 from ..call import dense, pitch
 from . import launch, tuning
-from .codes import bits_at, int16_floats, store_codes, to_codes
+from .codes import bits_at, store_codes, to_codes
 from .regions import any_of, marks_of
 
 COMPUTED_NUMBERS = 8  # the first of a region's: those behind them are about pixels that are passed on
@@ -51,7 +51,7 @@ def quantize_kernel(x, step, shift, grid, bits, y_q, width, pixels, stride_n, st
     at = (row * stride_h + column * stride_w)[:, None] + (from_channel * stride_c)[None, :]
     value = tl.load(x + image.to(tl.int64) * stride_n + at, mask=valid[:, None] & known[None, :], other=0)
     if step is not None:
-        value = int16_floats(value) * step
+        value = value.to(tl.float32) * step
     if SHIFT:
         value = value - tl.load(shift + channel, mask=known, other=0.0)[None, :]
     width_bits = bits_at(bits, image)
