@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from adabm_kernels import native
+from adabm_kernels.backends.call import Conv
 from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters
-from adabm_kernels.quantize import act_grid, padded_channels, weight_integers
+from adabm_kernels.quantize import act_grid, padded_channels, to_fixed, weight_integers
 from adabm_kernels.tile_times import tile_times
 from adabm_kernels.tiles import DIRECT, MIN_BITS, plan_layer
 
@@ -59,6 +60,19 @@ class ConvInstance:
         with native.force_isa(isa):
             return self.layer.pixels(self.x_q, self.bits, residual=self.residual)
 
+    def conv(self, backend: str) -> Conv:
+        """What a backend's own `conv2d_out` reads."""
+        layer = self.layer
+        layer.set_backend(backend, 1)
+        tables = (self.x_q, self.bits, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, self.residual)
+        return Conv(*tables, self.out_grid, self.out_bits, layer.box_filter, layer.activation, layer.shuffle)
+
+
+def int16_features(conv: Conv, fraction: int) -> Conv:
+    """The convolution with features of 16 bits; its residual becomes what they hold of it."""
+    residual = None if conv.residual is None else to_fixed(conv.residual, fraction)
+    return conv._replace(residual=residual, features="int16", fraction=fraction)
+
 
 def random_parameters(p: ConvProblem, generator: torch.Generator, extreme: bool = False) -> ConvParameters:
     """Random weights over the whole grid; `extreme`: only its two ends, where saturation would show."""
@@ -105,6 +119,21 @@ def instantiate(p: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvIns
     residual = torch.randn(size, generator=g) if p.residual else None
     out_bits = torch.tensor(p.out_bits or p.bits, dtype=torch.int32)
     return ConvInstance(layer, x_q, torch.tensor(p.bits, dtype=torch.int32), residual, act_grid(-2.0, 3.0), out_bits)
+
+
+def half_units(outputs: int, activation: str, fraction: int) -> ConvInstance:
+    """Results that are odd and even halves of 2^-fraction; of some outputs too large, infinite or NaN."""
+    instance = instantiate(ConvProblem("halves", 7, 13, 20, outputs, bits=(3, 4), activation=activation, residual=True))
+    step, layer = 2.0**-fraction, instance.layer
+    instance.residual *= 100 * step
+    instance.out_grid *= 2.0**fraction / 100
+    instance.out_grid[:, 1] *= 100 / 2.0**fraction
+    layer.alpha.fill_(step / 2)
+    layer.beta.zero_()
+    ends = (32766.5, 32767.5, -32767.5, 4e4, -4e4, float("inf"), -float("inf"), float("nan"))
+    layer.beta[..., : len(ends)] = torch.tensor(ends) * step
+    layer.alpha[:, 5:8] = 0  # or infinities could meet
+    return instance
 
 
 def bell_codes(weight_bits: int, outputs: int, channels: int) -> torch.Tensor:

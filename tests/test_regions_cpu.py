@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from problems import ConvProblem, collapsed, instantiate, runnable_isas, set_tile
+from problems import ConvProblem, collapsed, instantiate, int16_features, runnable_isas, set_tile
 
 from adabm_kernels import native
 from adabm_kernels.backends import cpu, reference
 from adabm_kernels.backends.call import Conv
-from adabm_kernels.quantize import act_grid, to_pixels
+from adabm_kernels.quantize import act_grid, from_fixed, to_pixels
 from adabm_kernels.regions import Depths, Region, tiles_of
 from adabm_kernels.tiles import DIRECT, TILES
 
@@ -53,6 +53,10 @@ def placed(conv: Conv, region: Region, grid: tuple[int, int, int]) -> Conv:
     return conv._replace(depth=at.values, region=tuple(region.numbers(at)))
 
 
+def values(conv: Conv, features: torch.Tensor) -> torch.Tensor:
+    return from_fixed(features, conv.fraction) if conv.features == "int16" else features
+
+
 class Wanted:
     """What the reference makes of all pixels, computed once, and of it what a region leaves."""
 
@@ -64,7 +68,8 @@ class Wanted:
         zeros = torch.zeros_like(conv.residual)
         self.passed = {True: conv.residual, False: zeros}
         self.passed_codes = {
-            with_residual: reference.codes_of(v, conv.out_grid, conv.out_bits) for with_residual, v in self.passed.items()
+            with_residual: reference.codes_of(values(conv, v), conv.out_grid, conv.out_bits)
+            for with_residual, v in self.passed.items()
         }
 
     def masks(self, conv: Conv) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,8 +85,8 @@ class Wanted:
         k = value.shape[3]
         y = y_q = None
         if floats:
-            before = torch.full((*value.shape[:3], k + beside), -123.0)
-            before[..., :k] = conv.residual if in_place else -123.0
+            before = torch.full((*value.shape[:3], k + beside), -123, dtype=value.dtype)
+            before[..., :k] = conv.residual if in_place else -123
             y = before.clone()[..., :k]
             if beside and not in_place and with_residual:
                 conv = conv._replace(residual=torch.zeros_like(before)[..., :k].copy_(conv.residual))
@@ -181,9 +186,13 @@ def some(kind: str, regions: dict[str, Region]) -> list[tuple[tuple[int, int, in
     return [(grid, region) for (i, grid), (j, region) in pairs if (i + j + first) % 3 == 0]
 
 
+FRACTION = 11
+
+
 @functools.cache
-def wanted(kind: str) -> Wanted:
-    return Wanted(KINDS[kind]())
+def wanted(kind: str, features: str = "float32") -> Wanted:
+    conv = KINDS[kind]()
+    return Wanted(conv if features == "float32" else int16_features(conv, FRACTION))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -202,21 +211,24 @@ def test_a_convolution_writes_its_region_alone(kind: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kind", ["direct", "F(2x2)", "F(2x3)", "F(3x4)", "F(4x4)", "kn2row", "kn2row-in-tiles", "border-kernels"])
-def test_pixels_that_are_passed_on_get_the_residual_or_zero(kind: str, isa: str) -> None:
-    want = wanted(kind)
+@pytest.mark.parametrize("features", ["float32", "int16"])
+@pytest.mark.parametrize(
+    "kind", ["direct", "F(2x2)", "F(2x3)", "F(3x3)", "F(3x4)", "F(4x4)", "kn2row", "kn2row-in-tiles", "border-kernels"]
+)
+def test_pixels_that_are_passed_on_get_the_residual_or_zero(kind: str, features: str, isa: str) -> None:
+    want = wanted(kind, features)
+    beside = (0, 3, 5) if features == "float32" else (0, 0, 0)  # those of 16 bits have none beside them
     with native.force_isa(isa):
         for at, (grid, region) in enumerate(some(kind, PASSING)):
             threads, conv = (1, 3)[at % 2], placed(want.conv, region, grid)
             want.check(conv, threads, floats=True, codes=True)
             want.check(conv, threads, floats=False, codes=True)
-            want.check(conv, threads, floats=True, codes=False, beside=5)
-            want.check(conv, threads, floats=True, codes=True, in_place=True)
-            want.check(conv, threads, floats=True, codes=True, in_place=True, beside=3)
+            want.check(conv, threads, floats=True, codes=False, beside=beside[2])
+            want.check(conv, threads, floats=True, codes=True, in_place=True, beside=beside[at % 2])
             alone = conv._replace(residual=None)
             want.check(alone, threads, floats=True, codes=True)
             want.check(alone, threads, floats=False, codes=True)
-            want.check(alone, threads, floats=True, codes=False, beside=5)
+            want.check(alone, threads, floats=True, codes=False, beside=beside[2])
 
 
 @pytest.mark.parametrize("kind", ["direct", "shuffle-parted"])
@@ -235,19 +247,22 @@ def test_the_reference_keeps_to_the_region(kind: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_quantisation_writes_its_region_alone(isa: str) -> None:
+@pytest.mark.parametrize("features", ["float32", "int16"])
+def test_quantisation_writes_its_region_alone(features: str, isa: str) -> None:
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 29, 43, 10, generator=g)
+    x, fraction, shifts = torch.randn(3, 29, 43, 10, generator=g), 0, (None, torch.rand(10, generator=g))
+    if features == "int16":
+        x, fraction, shifts = torch.randint(-32768, 32768, x.shape, generator=g).to(torch.int16), 13, (None,)
     bits = torch.tensor([3, 8, 5], dtype=torch.int32)
-    for floats in (x.permute(0, 3, 1, 2), x.permute(0, 3, 2, 1).contiguous().transpose(2, 3)):
+    for read in (x.permute(0, 3, 1, 2), x.permute(0, 3, 2, 1).contiguous().transpose(2, 3)):
         for grid in GRIDS:
             for region in REGIONS.values():
                 at = depths(3, 29, 43, grid)
                 region = Region(region.own, region.near, min(region.reach, at.tile))
                 place = {"depth": at.values, "region": region.numbers(at)}
-                for shift in (None, torch.rand(10, generator=g)):
+                for shift in shifts:
                     wide = [torch.full((3, 29, 43, 16), 251, dtype=torch.uint8) for _ in range(2)]
                     with native.force_isa(isa):
-                        cpu.quantize_out(floats, shift, act_grid(-2.0, 3.0), bits, 3, wide[0][..., :12], **place)
-                    reference.quantize_out(floats, shift, act_grid(-2.0, 3.0), bits, 3, wide[1][..., :12], **place)
+                        cpu.quantize_out(read, shift, act_grid(-2.0, 3.0), bits, 3, wide[0][..., :12], fraction=fraction, **place)
+                    reference.quantize_out(read, shift, act_grid(-2.0, 3.0), bits, 3, wide[1][..., :12], fraction=fraction, **place)
                     assert torch.equal(*wide)

@@ -18,6 +18,7 @@ BODY = {"x_q": (1, 512, 512, 64), "weight": (64, 3, 3, 64), "activation": "none"
 CONV2D: dict[str, dict[str, Any]] = {
     "body": BODY | {"activation": "relu", "y": 0, "codes": True, "packed": True},
     "residual": BODY | {"activation": "prelu", "residual": True, "y": 1, "codes": True, "packed": True},
+    "residual_int16": BODY | {"activation": "prelu", "residual": True, "y": 1, "codes": True, "packed": True, "int16": True},
     "bytes": BODY | {"y": 1, "codes": True, "packed": False},
     "box": BODY | {"weight": (64, 9, 9, 3), "x_q": (1, 512, 512, 4), "y": 1, "codes": True, "packed": True, "ones": True},
     "dense": BODY | {"weight": (64, 3, 3, 512), "x_q": (1, 512, 512, 512), "y": 1, "y_pitch": 1088, "codes": False, "packed": True},
@@ -32,6 +33,8 @@ CONV2D: dict[str, dict[str, Any]] = {
     "depths": BODY | {"activation": "relu", "y": 0, "codes": True, "packed": True, "depth": True},
     "depths_inside": BODY | {"activation": "relu", "y": 0, "codes": True, "packed": True, "depth": True, "passes": True},
     "depths_residual": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "depth": True, "passes": True},
+    "depths_residual_int16": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "depth": True, "passes": True,
+                                     "int16": True},
     "depths_closing": BODY | {"residual": True, "y": 0, "codes": True, "packed": True, "depth": True},
     "depths_wide": BODY | {"x_q": (1, 8192, 8192, 64), "residual": True, "y": 1, "codes": True, "packed": True, "depth": True,
                            "passes": True},
@@ -44,6 +47,7 @@ STACK = {"depths": 16, "depths_inside": 8}
 OTHERS: dict[str, dict[str, Any]] = {
     "quantize": {},
     "quantize_bytes": {"PACKED": False, "SHIFT": False, "START": 0},
+    "quantize_int16": {"SHIFT": False, "int16": True},
     "quantize_wide": {"WIDE": True},
     "quantize_depths": {"depth": True},
     "measure": {},
@@ -58,6 +62,7 @@ CONV2D_TENSORS = {
 }  # fmt: skip
 REGION = ("depth_tile", "depth_top", "depth_left", "own_least", "own_most", "near_least", "near_most", "reach", "pass_least",
           "pass_most", "pass_reach")  # fmt: skip
+SCALES = {"per_one": "fp32", "step": "fp32"}  # of int16 features
 Y_TYPES = {0: "*fp32", 1: "*fp32", 2: "*i32", 3: "*u8"}  # by what y takes (conv2d.OUTPUTS)
 
 
@@ -89,22 +94,26 @@ def compile_kernel(name: str, capability: int) -> Compiled:
             packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels), codes=case["codes"],
             residual=case["residual"], depth=case.get("depth", False), passes=case.get("passes", False),
         )  # fmt: skip
-        # One multiply-add for alpha and beta and one for the codes; accumulators are stored as they are.
-        each = 0 if case["y"] == conv2d.ACCUMULATORS else 1 + case["codes"]
+        # One multiply-add for alpha and beta and one for the codes; accumulators are stored as they are. With int16 features one
+        # for the residual, one that rounds and one that gives what is held.
+        int16 = case.get("int16", False)
+        each = 0 if case["y"] == conv2d.ACCUMULATORS else 1 + case["codes"] + int16 * (2 + case["residual"])
         wanted = each * constants["BLOCK_M"] * constants["BLOCK_N"] // (32 * constants["num_warps"])
-        types = CONV2D_TENSORS | {"height": "i32", "width": "i32", "y": Y_TYPES[case["y"]]}
+        types = CONV2D_TENSORS | {"height": "i32", "width": "i32", "y": Y_TYPES[case["y"]]} | SCALES
+        types |= {"residual": "*i16", "y": "*i16"} if int16 else {}
         absent = {"slope": case["activation"] != "prelu", "residual": not case["residual"], "y": not case["y"]}
         absent |= dict.fromkeys(("out_grid", "out_bits", "y_q"), not case["codes"])
-        absent |= dict.fromkeys(("depth", *REGION), not case.get("depth"))
+        absent |= dict.fromkeys(("depth", *REGION), not case.get("depth")) | dict.fromkeys(SCALES, not int16)
         kernel = conv2d.conv2d_kernel
     elif name.startswith("quantize"):
         kernel = quantize.quantize_kernel
-        types = {"x": "*fp32", "shift": "*fp32", "grid": "*fp32", "bits": "*i32", "y_q": "*u8", "width": "i32", "pixels": "i32"}
+        types = {"shift": "*fp32", "grid": "*fp32", "bits": "*i32", "y_q": "*u8", "width": "i32", "pixels": "i32"}
         types |= {f"stride_{axis}": "i32" for axis in "nhw"}
         constants = {"stride_c": 1, "C": 64, "SHIFT": True, "CHANNELS": 1024, "PITCH": 1024, "START": 64, "FILL": 64, "AXIS": 64}
         constants |= {"PACKED": True, "WIDE": False} | tuning.quantize_config(64).options() | OTHERS[name]
-        with_depth = constants.pop("depth", False)
-        absent = {"shift": not constants["SHIFT"]} | dict.fromkeys(("depth", *REGION[:8]), not with_depth)
+        with_depth, int16 = constants.pop("depth", False), constants.pop("int16", False)
+        types |= {"x": "*i16" if int16 else "*fp32", "step": SCALES["step"]}
+        absent = {"shift": not constants["SHIFT"], "step": not int16} | dict.fromkeys(("depth", *REGION[:8]), not with_depth)
     elif name.startswith("measure"):
         kernel, absent = measure.measure_kernel, {}
         types = {"x": "*fp32", "partial": "*fp32", "height": "i32", "width": "i32"}

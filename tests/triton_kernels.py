@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
+from problems import PROBLEMS, ConvInstance, ConvProblem, half_units, instantiate, int16_features
 from small import poison_empty, small_edsr
 from test_conv2d import problems as any_problem
 from test_ops import QUANTIZE, by_border_class, order, settings_of
@@ -28,13 +28,14 @@ from adabm_kernels.measure import bits_by_rule, image_measure, image_offsets
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import network
-from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack_codes
+from adabm_kernels.quantize import MAX_FRACTION, MIN_FRACTION, act_grid, pack_codes, padded_channels, to_fixed, unpack_codes
 from adabm_kernels.regions import Depths, Region, tiles_of
 from adabm_kernels.registry import Choice
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
 on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
 poison_outputs = pytest.mark.usefixtures("poisoned")
+POISON, POISON_INT16 = -1e9, 21846  # features that nothing wrote
 packing = pytest.mark.parametrize("packed", [False, True], ids=["bytes", "packed"])
 
 
@@ -44,7 +45,10 @@ def moved(value: Any) -> Any:
 
 def placed(problem: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvInstance:
     """The problem on the device."""
-    instance = instantiate(problem, seed, extreme)
+    return on_device(instantiate(problem, seed, extreme))
+
+
+def on_device(instance: ConvInstance) -> ConvInstance:
     instance.layer.to(DEVICE)
     for name in ("x_q", "bits", "residual", "out_grid", "out_bits"):
         setattr(instance, name, moved(getattr(instance, name)))
@@ -124,6 +128,35 @@ def test_extreme_codes_and_weights_neither_saturate_nor_overflow(weight_bits: in
 def test_every_width_in_one_batch() -> None:
     widths = (2, 3, 4, 5, 6, 7, 8)
     check(placed(ConvProblem("mixed", 3, 5, 12, 20, bits=widths, out_bits=widths[::-1], activation="prelu", residual=True)), True)
+
+
+def check_int16(instance: ConvInstance, fraction: int, packed: bool) -> None:
+    """Features of 16 bits beside codes and alone, codes alone, and where the residual was; all but the last over garbage."""
+    want_y, want_q = reference.conv2d(int16_features(instance.conv("reference"), fraction), "both")
+    conv = int16_features(instance.conv("triton"), fraction)
+    x_q, want_q = (pack_codes(q, b) if packed else q for q, b in ((conv.x_q, conv.x_bits), (want_q, conv.out_bits)))
+    for features, codes, in_place in ((1, 1, 0), (1, 0, 0), (0, 1, 0), (1, 1, 1)):
+        if in_place and conv.residual is None:
+            continue
+        y = (conv.residual.clone() if in_place else torch.full_like(want_y, POISON_INT16)) if features else None
+        y_q = torch.full_like(want_q, 171) if codes else None
+        kernels.conv2d_out(conv._replace(x_q=x_q, residual=y if in_place else conv.residual), 0, y, y_q, packed)
+        assert y is None or torch.equal(y, want_y)
+        assert y_q is None or torch.equal(y_q, as_written(want_q, y_q, conv.out_bits) if packed else want_q)
+
+
+@packing
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
+@pytest.mark.parametrize("fraction", [12, 15, 2])
+def test_int16_features(fraction: int, residual: bool, packed: bool) -> None:
+    problem = ConvProblem("int16", 5, 7, 12, 20, bits=(4, 2, 7), out_bits=(2, 8, 3), activation="prelu", residual=residual)
+    check_int16(placed(problem), fraction, packed)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("fraction", [MIN_FRACTION, -3, 0, 11, MAX_FRACTION])
+def test_int16_features_round_half_to_even_and_saturate(fraction: int, activation: str) -> None:
+    check_int16(on_device(half_units(18, activation, fraction)), fraction, False)
 
 
 @settings(max_examples=8 if interpreting() else 60, deadline=None, derandomize=True)
@@ -264,19 +297,31 @@ def place(region: Region, images: int, height: int, width: int, seed: int = 0, d
 
 
 def on_both(
-    problem: ConvProblem, region: dict[str, Any], outs: str = "yq", in_place: bool = False, packed: bool = False
+    problem: ConvProblem,
+    region: dict[str, Any],
+    outs: str = "yq",
+    in_place: bool = False,
+    packed: bool = False,
+    fraction: int | None = None,
 ) -> list[list]:
-    """[[y, y_q] of the reference, the same of the kernel], those that `outs` names of "y" and "q", over poison or the residual."""
+    """[[y, y_q] of the reference, the same of the kernel], those that `outs` names of "y" and "q", over poison or the residual.
+
+    fraction: of int16 features, None for those of float32.
+    """
     instance = placed(problem)
     size = len(problem.bits), problem.height * problem.shuffle, problem.width * problem.shuffle
     channels = problem.outputs // problem.shuffle**2
+    stored, garbage = {}, torch.tensor(POISON, device=DEVICE)
+    if fraction is not None:
+        stored, garbage = {"features": "int16", "fraction": fraction}, torch.tensor(POISON_INT16, dtype=torch.int16, device=DEVICE)
+        instance.residual = None if instance.residual is None else to_fixed(instance.residual, fraction)
     x_q = pack_codes(instance.x_q, instance.bits) if packed else instance.x_q
     made = []
     for backend in ("reference", "triton"):
         instance.layer.set_backend(backend, 1)
-        y = torch.full((*size, channels), -1e9, device=DEVICE) if "y" in outs else None
+        y = garbage.repeat(*size, channels) if "y" in outs else None
         y_q = torch.full((*size, padded_channels(channels)), 171, dtype=torch.uint8, device=DEVICE) if "q" in outs else None
-        arguments = settings_of(instance, x_q=x_q, packed_codes=packed, accumulate=in_place, y=y, y_q=y_q) | region
+        arguments = settings_of(instance, x_q=x_q, packed_codes=packed, accumulate=in_place, y=y, y_q=y_q) | region | stored
         if in_place:
             arguments["residual"] = None
             y.copy_(instance.residual)
@@ -304,6 +349,18 @@ LAYERS = {
     "exit": (Region(own=(2, 2)), {"residual": True}, {"outs": "y"}),
     "easy_beside_hard": (Region(own=(0, 0), near=(3, 255), reach=2), {"activation": "prelu"}, {"packed": True}),
     "none": (Region(own=(9, 9), passed=(7, 8)), {"residual": True}, {}),
+    "inside_int16": (INSIDE, {"outputs": 14}, {"packed": True, "fraction": 12}),
+    "second_int16": (
+        Region(own=(2, 255), passed=(3, 255), pass_reach=2),
+        {"residual": True},
+        {"in_place": True, "packed": True, "fraction": 9},
+    ),
+    "second_of_the_first_block_int16": (
+        Region(own=(1, 1), passed=(2, 255), pass_reach=2),
+        {"residual": True},
+        {"packed": True, "fraction": 12},
+    ),
+    "codes_alone_int16": (Region(own=(2, 2), passed=(3, 3), pass_reach=1), {"residual": True}, {"outs": "q", "fraction": 9}),
 }
 
 
@@ -314,7 +371,8 @@ def test_regions_of_a_convolution_equal_the_reference(layer: str) -> None:
     with tiles_of_size(32, 16):
         want, got = on_both(ConvProblem(layer, 4, 19, **changes), place(region, 3, 4, 19), **settings)
     assert all(map(torch.equal, got, want))
-    written = [(tensor != (171 if tensor.dtype == torch.uint8 else -1e9)).any(3).float().mean() for tensor in want]
+    poison = {torch.uint8: 171, torch.int16: POISON_INT16, torch.float32: POISON}
+    written = [(tensor != poison[tensor.dtype]).any(3).float().mean() for tensor in want]
     assert written[-1] == 0 if layer == "none" else 0 < written[-1] < 1
 
 
@@ -392,15 +450,17 @@ def test_regions_of_a_quantisation_equal_the_reference(region: Region, packed: b
 
 @poison_outputs
 @packing
-@pytest.mark.parametrize("channels", [1, 3, 5, 20, 70])
-def test_quantize(channels: int, packed: bool) -> None:
+@pytest.mark.parametrize(("features", "channels"), [*(("float32", c) for c in (1, 3, 5, 20, 70)), ("int16", 5), ("int16", 20)])
+def test_quantize(features: str, channels: int, packed: bool) -> None:
     g = torch.Generator().manual_seed(channels)
     x = torch.randn(7, channels, 5, 6, generator=g).to(DEVICE) * 2
     bits = torch.arange(2, 9, dtype=torch.int32, device=DEVICE)
-    shift = torch.randn(channels, generator=g).to(DEVICE)
+    read = {"shift": torch.randn(channels, generator=g).to(DEVICE)}
+    if features == "int16":
+        x, read = to_fixed(x, 13), {"fraction": 13}
     for value in (x, x.to(memory_format=torch.channels_last), x[:, :, ::2, ::3], x.flip(3), x[:, :1].expand(7, channels, 5, 6)):
-        want = ops.quantize(value, act_grid(-2.0, 1.0).to(DEVICE), bits, shift=shift, backend="reference")
-        got = ops.quantize(value, act_grid(-2.0, 1.0).to(DEVICE), bits, shift=shift, backend="triton", packed_codes=packed)
+        want = ops.quantize(value, act_grid(-2.0, 1.0).to(DEVICE), bits, **read, backend="reference")
+        got = ops.quantize(value, act_grid(-2.0, 1.0).to(DEVICE), bits, **read, backend="triton", packed_codes=packed)
         assert torch.equal(got, as_written(pack_codes(want, bits), got, bits) if packed else want)
 
 

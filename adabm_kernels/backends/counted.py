@@ -138,7 +138,7 @@ def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
         weight = (shape.kernel_h, shape.kernel_w, *weight)
     group = shape.outputs // shape.shuffle**2
     # Three channels are colours: they leave as floats.
-    outputs = {"y": conv2d.FLOATS if group <= 3 else 0, "y_pitch": group if group <= 3 else 0, "codes": group > 3}
+    outputs = {"y": conv2d.FEATURES if group <= 3 else 0, "y_pitch": group if group <= 3 else 0, "codes": group > 3}
     constants, _ = conv2d.conv2d_launch(
         capability, (1, side, side, channels), weight, conv2d.Layout.of(weight, ones=shape.ones).offsets()[-1], activation="none",
         shuffle=shape.shuffle, packed_codes=True, residual=False, **outputs,

@@ -1,11 +1,12 @@
-"""Codes in Triton: from floats to a grid, and into memory; parts of the kernels beside this file."""
+"""Codes and features of 16 bits in Triton: from floats to a grid, and into memory; parts of the kernels beside this file."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# 1.5 * 2^23: a float32 in 0..255 plus this is rounded half to even to an integer, which is then the low byte of its bits.
+# 1.5 * 2^23: a float32 in 0..255 plus this is rounded half to even to an integer, which is then the low byte of its bits. One in
+# -32767..32767 likewise, and its integer is the low half.
 ROUNDER = tl.constexpr(12582912.0)
 
 
@@ -38,7 +39,7 @@ def to_codes(value, grid, bits):
     """int32 codes of float32 values on the grid (float32 [7, 2]) of `bits`: docs/numerics.md, "Epilogue"."""
     scale, offset = tl.load(grid + (bits - 2) * 2), tl.load(grid + (bits - 2) * 2 + 1)
     top = ((1 << bits) - 1).to(tl.float32)
-    return _rounded(tl.fma(value, tl.zeros_like(value) + scale, tl.zeros_like(value) + offset), top)
+    return _rounded(tl.fma(value, _of_shape(value, scale), _of_shape(value, offset)), top)
 
 
 @triton.jit
@@ -52,6 +53,21 @@ def _rounded(value, top):
     """float32 values clamped to 0..top, at most 255, and rounded half to even: int32."""
     clamped = tl.where(value > 0, tl.minimum(value, top), 0.0)  # NaN becomes 0
     return (clamped + ROUNDER).to(tl.int32, bitcast=True) & 255
+
+
+@triton.jit
+def _of_shape(value, scalar):
+    return tl.zeros_like(value) + scalar
+
+
+@triton.jit
+def to_fixed(value, per_one, step):
+    """(int16, the value that it holds) of float32 values: quantize.to_fixed. per_one, step: 2^fraction and its inverse."""
+    # Bounds before the scale, by a power of two, give the same; of NaN the maximum is the other operand.
+    clamped = tl.minimum(tl.maximum(value, -32767.0 * step), 32767.0 * step)
+    total = tl.fma(clamped, _of_shape(value, per_one), _of_shape(value, ROUNDER))
+    held = tl.fma(total, _of_shape(value, step), _of_shape(value, -ROUNDER * step))
+    return total.to(tl.int32, bitcast=True).to(tl.int16), held
 
 
 @triton.jit

@@ -20,13 +20,13 @@ from ...quantize import packed_pitch, padded_channels
 from ...regions import NUMBERS, passes_on
 from ..call import ACTIVATIONS, Conv, dense, pitch
 from . import launch, tuning
-from .codes import bits_at, part_of, pixels_of, store_codes, to_codes, to_pixels
+from .codes import bits_at, part_of, pixels_of, store_codes, to_codes, to_fixed, to_pixels
 from .regions import COMPUTED, any_of, marks_of
 
 STORED = (8, 4, 2)
-FLOATS, ACCUMULATORS, PIXELS = 1, 2, 3
+FEATURES, ACCUMULATORS, PIXELS = 1, 2, 3
 PATCH_WIDTH = tl.constexpr(16)  # pixels; at least that many are in a program
-OUTPUTS = {torch.float32: FLOATS, torch.int32: ACCUMULATORS, torch.uint8: PIXELS}
+OUTPUTS = {torch.float32: FEATURES, torch.int16: FEATURES, torch.int32: ACCUMULATORS, torch.uint8: PIXELS}
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _class_part(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: 
                        "near_most", "reach", "pass_least", "pass_most", "pass_reach"],
     do_not_specialize_on_alignment=["x_bits", "out_bits", "depth"],
 )  # fmt: skip
-def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width,
+def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width, per_one, step,
                   depth, depth_tile, depth_top, depth_left, own_least, own_most, near_least, near_most, reach, pass_least,
                   pass_most, pass_reach,
                   K: tl.constexpr, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, BY_CLASS: tl.constexpr,
@@ -220,7 +220,8 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     """One tile of BLOCK_M pixels and BLOCK_N outputs of one image.
 
     depth, depth_tile, ... pass_reach: the map of all images and the numbers of the region, None without one.
-    Y: what y takes, 0 for nothing, FLOATS, ACCUMULATORS or PIXELS. AXIS: outputs of a sub-pixel and the padding their codes need.
+    per_one, step: 2^fraction and its inverse where the features, those of y and the residual, are int16; None where float32.
+    Y: what y takes, 0 for nothing, FEATURES, ACCUMULATORS or PIXELS. AXIS: outputs of a sub-pixel and the padding their codes need.
     PASSES: whether the region passes pixels on. PATCHES: whether the pixels are a patch, PATCH_WIDTH wide, or follow each other in
     rows.
     AT_s, BLOCK_K_s: for codes stored in s bits, the first byte of the weights and the block of the reduction. WIDE: an image has
@@ -298,11 +299,21 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
         if PASSES:
             # -0.0 leaves every float that it is added to as it is.
             value = tl.where(computed[:, None], value, -0.0 if RESIDUAL else 0.0)
-        if RESIDUAL:
-            value = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0.0) + value
-        if Y == 1:
-            tl.store(y + y_image * Y_PITCH + at, value, mask=wanted)
-        elif Y == 3:
+        if step is None:
+            if RESIDUAL:
+                value = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0.0) + value
+            if Y == 1:
+                tl.store(y + y_image * Y_PITCH + at, value, mask=wanted)
+        else:
+            if RESIDUAL:
+                stored = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0)
+                # Not by sums, as elsewhere: where an integer is widened, the compiler finds all that follows it twice, once in the
+                # layout of the load.
+                value = tl.fma(stored.to(tl.float32), tl.zeros_like(value) + step, value)
+            fixed, value = to_fixed(value, per_one, step)
+            if Y == 1:
+                tl.store(y + y_image * Y_PITCH + at, fixed, mask=wanted)
+        if Y == 3:
             tl.store(y + y_image * Y_PITCH + at, to_pixels(value).to(tl.uint8), mask=wanted)
         if CODES:
             next_bits = bits_at(out_bits, image)
@@ -400,9 +411,10 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
     )
     tensors = [dense(t) for t in (x_q, conv.x_bits, conv.packed, conv.alpha, conv.beta, conv.slope)]
     tensors += [residual, dense(conv.out_grid), dense(conv.out_bits), y, y_q]
+    scales = (2.0**conv.fraction, 2.0**-conv.fraction) if conv.features == "int16" else (None, None)
     numbers = (None,) * NUMBERS if conv.depth is None else conv.region
     with launch.on(x_q):
-        conv2d_kernel[(programs, n)](*tensors, h, w, conv.depth, *numbers, **constants)
+        conv2d_kernel[(programs, n)](*tensors, h, w, *scales, conv.depth, *numbers, **constants)
 
 
 def conv2d_pixels_out(conv: Conv, threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:

@@ -1,7 +1,8 @@
 """What Triton's interpreter lacks for these kernels to compute on a CPU what they compute on a GPU.
 
-Its multiply-add rounds twice, and it knows no inline assembly. Both are given here: the first as the reference computes it, the
-second for the few instructions that kernels of this folder contain.
+Its multiply-add rounds twice, its maximum and minimum are NaN where one operand is, and it knows no inline assembly. All are given
+here: the first as the reference computes it, the second as what is not NaN, the third for the few instructions that kernels of this
+folder contain.
 """
 
 from __future__ import annotations
@@ -49,4 +50,6 @@ def _inline_asm(
 def install() -> None:
     """Give them to the interpreter of this process."""
     InterpreterBuilder.create_fma = _fma
+    InterpreterBuilder.create_maxnumf = lambda self, x, y: self.binary_op(x, y, np.fmax)
+    InterpreterBuilder.create_minnumf = lambda self, x, y: self.binary_op(x, y, np.fmin)
     InterpreterBuilder.create_inline_asm = _inline_asm

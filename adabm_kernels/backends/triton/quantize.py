@@ -1,4 +1,4 @@
-"""Floats of any strides to codes, bytes or packed."""
+"""Features of any strides to codes, bytes or packed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ COMPUTED_NUMBERS = 8  # the first of a region's: those behind them are about pix
                        "near_most", "reach"],
     do_not_specialize_on_alignment=["bits", "depth"],
 )  # fmt: skip
-def quantize_kernel(x, shift, grid, bits, y_q, width, pixels, stride_n, stride_c, stride_h, stride_w,
+def quantize_kernel(x, step, shift, grid, bits, y_q, width, pixels, stride_n, stride_c, stride_h, stride_w,
                     depth, depth_tile, depth_top, depth_left, own_least, own_most, near_least, near_most, reach,
                     C: tl.constexpr, SHIFT: tl.constexpr, CHANNELS: tl.constexpr, PITCH: tl.constexpr, START: tl.constexpr,
                     FILL: tl.constexpr, AXIS: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
                     BLOCK_N: tl.constexpr):  # fmt: skip
     """One tile of BLOCK_M pixels and BLOCK_N channels of one image. CHANNELS, PITCH, START, FILL, AXIS: see store_codes.
 
+    step: value of the integer 1 where x is int16, None where it is float32.
     depth, depth_tile, ... reach: the map of all images and the numbers of the region, None without one.
     """
     image = tl.program_id(1)
@@ -48,7 +49,9 @@ def quantize_kernel(x, shift, grid, bits, y_q, width, pixels, stride_n, stride_c
     if WIDE:
         row, column, from_channel, pixel = row.to(tl.int64), column.to(tl.int64), channel.to(tl.int64), pixel.to(tl.int64)
     at = (row * stride_h + column * stride_w)[:, None] + (from_channel * stride_c)[None, :]
-    value = tl.load(x + image.to(tl.int64) * stride_n + at, mask=valid[:, None] & known[None, :], other=0.0)
+    value = tl.load(x + image.to(tl.int64) * stride_n + at, mask=valid[:, None] & known[None, :], other=0)
+    if step is not None:
+        value = value.to(tl.float32) * step
     if SHIFT:
         value = value - tl.load(shift + channel, mask=known, other=0.0)[None, :]
     width_bits = bits_at(bits, image)
@@ -67,6 +70,7 @@ def quantize_out(
     y_q: torch.Tensor,
     packed_codes: bool = False,
     start: int = 0,
+    fraction: int = 0,
     depth: torch.Tensor | None = None,
     region: Sequence[int] = (),
 ) -> None:
@@ -83,10 +87,11 @@ def quantize_out(
         "C": c, "SHIFT": shift is not None, "CHANNELS": channels, "PITCH": y_pitch, "START": start, "FILL": fill, "AXIS": axis,
         "PACKED": packed_codes, "WIDE": max(reach, h * w * y_pitch) > launch.NARROW,
     }  # fmt: skip
+    step = 2.0**-fraction if x.dtype == torch.int16 else None
     config = tuning.quantize_config(axis)
     programs = -(-h * w // config.block_m) * -(-axis // config.block_n)
     with launch.on(x):
         quantize_kernel[(programs, n)](
-            x, dense(shift), dense(grid), dense(bits), y_q, w, h * w, *x.stride(), depth, *numbers, **constants,
+            x, step, dense(shift), dense(grid), dense(bits), y_q, w, h * w, *x.stride(), depth, *numbers, **constants,
             **config.options(),
         )  # fmt: skip
