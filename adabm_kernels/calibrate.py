@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map_only
 from .calibration import images as samples
 from .calibration import maps
 from .calibration.exits import fit_exit
+from .calibration.made import SIDE, drawn_pictures
 from .calibration.plausibility import check_reading, looked_at
 from .calibration.ranges import Observer, clip_ranges, search_ranges, set_weight_ranges
 from .calibration.residual import fraction_for, largest_feature
@@ -42,6 +43,7 @@ BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolu
 SEARCH_IMAGES = 24  # that searched ranges look at
 PROBED_IMAGES = 8  # that sensitivities look at
 SEARCH_WORK, MAPS_WORK, EXIT_WORK = 3, 3, 6  # in steps of the progress
+IMAGES_A_DRAWING = 5  # images of fine-tuning for one drawing or text made by the program: photographs hold few outlines
 SAVE_EVERY = 30.0  # seconds between two saves of a run that can be resumed
 
 Progress = Callable[[int, int, str], None]
@@ -93,9 +95,9 @@ def calibrate(
     percentiles; bit-aware clipping; then the three-step cycle (calibration/tune.py).
     Recipe "best": one weight range per output channel on the grid of signed integers; activation ranges searched layer by layer
     in the quantised network; layer offsets by measured sensitivity under a budget (calibration/maps.py); then weights, biases
-    and ranges learned together. At the end it finds the exit of easy tiles, the result's `exit` (`ConvertConfig.depths`): a linear
-    filter fitted to the float network, used where a tile of the images bends so little that the filter lies nearer to the float
-    network than few bits do (calibration/exits.py).
+    and ranges learned together, on drawings and texts made by the program too (calibration/made.py). At the end it finds the
+    exit of easy tiles, the result's `exit` (`ConvertConfig.depths`): a linear filter fitted to the float network, used where a
+    tile of the images bends so little that the filter lies nearer to the float network than few bits do (calibration/exits.py).
 
     Where `config.residual` says so, the features that pass the blocks by are held in 16 bits, in a unit that is chosen from their
     largest magnitude over the images once the rest is settled (calibration/residual.py): the result's `fraction`.
@@ -285,7 +287,10 @@ class _Run:
             rng.setstate(kept["rng"])
             self.losses, self.stages = kept["losses"], kept["stages"]
             self.resumed_at = tuning.done
-        queue = samples.Epochs(self.windows, config.tuning.patch, config.tuning.batch, rng, tuning.candidates)
+        windows = self.windows
+        if config.recipe == "best":
+            windows = [*windows, *drawn_pictures(len(windows) // IMAGES_A_DRAWING, max(config.tuning.patch, SIDE), config.seed)]
+        queue = samples.Epochs(windows, config.tuning.patch, config.tuning.batch, rng, tuning.candidates)
         if kept is not None:
             queue.order = kept["order"]
         others = self.total - config.steps

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..resize import imresize
+
 SIDE = 48  # pixels
 COLOURS = 6  # that a picture may use
+SHRINK = 4  # times, of drawings whose edges are to be soft
 TEXT = "Sphinx of\nblack quartz,\njudge my vow\n0123456789"
 
 
@@ -14,7 +17,24 @@ def made_pictures(seed: int) -> list[torch.Tensor]:
     """A flat colour, a gradient, a drawing and a text: float32 [3, SIDE, SIDE] each, whole numbers in 0..255."""
     random = np.random.default_rng(seed)
     pictures = [_flat(random), _gradients(random), _drawing(random), _text(random)]
-    return [torch.from_numpy(picture.copy()).permute(2, 0, 1).float().contiguous() for picture in pictures]
+    return [_as_tensor(picture) for picture in pictures]
+
+
+def drawn_pictures(count: int, side: int, seed: int) -> list[torch.Tensor]:
+    """Drawings and texts in turn: float32 [3, side, side] each, whole numbers in 0..255.
+
+    Every second pair is made as large as SHRINK times that and shrunk by bicubic, so that its edges are soft.
+    """
+    random, pictures = np.random.default_rng(seed), []
+    for i in range(count):
+        scale = SHRINK if i // 2 % 2 else 1
+        picture = (_drawing, _text)[i % 2](random, side, scale)
+        pictures.append(picture if scale == 1 else imresize(picture, 1 / scale))
+    return [_as_tensor(picture) for picture in pictures]
+
+
+def _as_tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1).float().contiguous()
 
 
 def _colours(random: np.random.Generator) -> list[tuple[int, ...]]:
@@ -33,24 +53,27 @@ def _gradients(random: np.random.Generator) -> np.ndarray:
     return np.rint(rows[:, :1] * (1 - share[:, None]) + rows[:, 1:] * share[:, None]).astype(np.uint8)
 
 
-def _drawing(random: np.random.Generator) -> np.ndarray:
-    """Shapes with hard edges."""
+def _drawing(random: np.random.Generator, side: int = SIDE, scale: int = 1) -> np.ndarray:
+    """Shapes with hard edges, some with a black outline: side * scale pixels a side."""
     from PIL import Image, ImageDraw
 
     background, *colours = _colours(random)
-    image = Image.new("RGB", (SIDE, SIDE), background)
+    side *= scale
+    image = Image.new("RGB", (side, side), background)
     draw = ImageDraw.Draw(image)
     for kind, colour in zip((draw.rectangle, draw.ellipse, draw.ellipse, draw.line), colours, strict=False):
-        left, top = (int(value) for value in random.integers(0, SIDE // 2, 2))
-        right, bottom = (int(value) for value in random.integers(SIDE // 2, SIDE, 2))
-        kind((left, top, right, bottom), fill=colour)
+        left, top = (int(value) for value in random.integers(0, side // 2, 2))
+        right, bottom = (int(value) for value in random.integers(side // 2, side, 2))
+        outline = {} if kind == draw.line or random.random() < 0.5 else {"outline": (0, 0, 0), "width": 1 + scale // 2}
+        kind((left, top, right, bottom), fill=colour, **outline)
     return np.asarray(image)
 
 
-def _text(random: np.random.Generator) -> np.ndarray:
-    from PIL import Image, ImageDraw
+def _text(random: np.random.Generator, side: int = SIDE, scale: int = 1) -> np.ndarray:
+    from PIL import Image, ImageDraw, ImageFont
 
     background, colour, *_ = _colours(random)
-    image = Image.new("RGB", (SIDE, SIDE), background)
-    ImageDraw.Draw(image).multiline_text((2, 0), TEXT, fill=colour, spacing=1)
+    image = Image.new("RGB", (side * scale, side * scale), background)
+    font = ImageFont.load_default(10 * scale)
+    ImageDraw.Draw(image).multiline_text((2, 0), TEXT, fill=colour, spacing=1, font=font)
     return np.asarray(image)
