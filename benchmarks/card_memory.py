@@ -19,9 +19,14 @@ GUARD = 512  # bytes before and behind an output that must stay as they were; a 
 
 
 class Card:
-    """One card and what was allocated on it. Raises RuntimeError naming the driver's function and error."""
+    """One card and what was allocated on it. Raises RuntimeError naming the driver's function and error.
 
-    def __init__(self, index: int = 0):
+    bare: nothing lies around arrays, and outputs begin with whatever is there, so that tools which watch memory miss nothing.
+    """
+
+    def __init__(self, index: int = 0, bare: bool = False):
+        self.guard, self.bare = 0 if bare else GUARD, bare
+        self._held: list[c_uint64] = []
         try:
             self._driver = ctypes.CDLL(DRIVER)
         except OSError as error:
@@ -63,23 +68,35 @@ class Card:
             "driver_cuda": f"{version.value // 1000}.{version.value % 1000 // 10}",
         }
 
+    def reserve(self, count: int) -> int:
+        """`count` bytes for an output, of POISON, between GUARD bytes of it before and behind."""
+        pointer, room = c_uint64(), c_size_t(count + 2 * self.guard)
+        self._call("cuMemAlloc_v2", byref(pointer), room)
+        self._held.append(pointer)
+        if not self.bare:
+            self._call("cuMemsetD8_v2", pointer, ctypes.c_ubyte(POISON), room)
+        return pointer.value + self.guard
+
     def upload(self, array: np.ndarray, writable: bool = False) -> int:
-        """The array's bytes on the card, between GUARD bytes of POISON before and behind; writable is for other memories."""
+        """The array's bytes on the card, between guards as in `reserve`; writable is for other memories."""
         array = np.ascontiguousarray(array)
-        pointer = c_uint64()
-        self._call("cuMemAlloc_v2", byref(pointer), c_size_t(array.nbytes + 2 * GUARD))
-        self._call("cuMemsetD8_v2", pointer, ctypes.c_ubyte(POISON), c_size_t(array.nbytes + 2 * GUARD))
-        self._call("cuMemcpyHtoD_v2", c_uint64(pointer.value + GUARD), c_void_p(array.ctypes.data), c_size_t(array.nbytes))
-        return pointer.value + GUARD
+        pointer = self.reserve(array.nbytes)
+        self._call("cuMemcpyHtoD_v2", c_uint64(pointer), c_void_p(array.ctypes.data), c_size_t(array.nbytes))
+        return pointer
 
     def download(self, pointer: int, like: np.ndarray) -> np.ndarray:
         """What lies there now, in the form of `like`. Waits for the card. Raises where bytes around it have changed."""
-        whole = np.empty(like.nbytes + 2 * GUARD, np.uint8)
-        self._call("cuMemcpyDtoH_v2", c_void_p(whole.ctypes.data), c_uint64(pointer - GUARD), c_size_t(whole.nbytes))
-        around = np.concatenate([whole[:GUARD], whole[GUARD + like.nbytes :]])
+        whole, guard = np.empty(like.nbytes + 2 * self.guard, np.uint8), self.guard
+        self._call("cuMemcpyDtoH_v2", c_void_p(whole.ctypes.data), c_uint64(pointer - guard), c_size_t(whole.nbytes))
+        around = np.concatenate([whole[:guard], whole[guard + like.nbytes :]])
         if (around != POISON).any():
-            raise RuntimeError(f"{int((around != POISON).sum())} of the {2 * GUARD} bytes around an output were written")
-        return whole[GUARD : GUARD + like.nbytes].view(like.dtype).reshape(like.shape)
+            raise RuntimeError(f"{int((around != POISON).sum())} of the {2 * guard} bytes around an output were written")
+        return whole[guard : guard + like.nbytes].view(like.dtype).reshape(like.shape)
+
+    def free(self) -> None:
+        """Gives back all that was reserved and uploaded."""
+        while self._held:
+            self._call("cuMemFree_v2", self._held.pop())
 
     def synchronise(self) -> None:
         """Waits for everything that was started. Raises what a kernel has failed with."""

@@ -1,7 +1,8 @@
 """Runs golden problems on the CUDA library without torch: calls with inputs and answers that golden_problems.py made beforehand.
 
-    python benchmarks/golden_run.py build/on_card/golden/*.npz          # a line of JSON for each, status 1 where one is not equal
-    python benchmarks/golden_run.py FILE --size 512x512 --repeat 3      # its inputs repeated to an image of that size; compares nothing
+    python benchmarks/golden_run.py FILES                            # a line of JSON for each, status 1 where one is not equal
+    python benchmarks/golden_run.py FILES --bare                     # for tools that watch memory: no guards, nothing compared
+    python benchmarks/golden_run.py FILE --size 512x512 --repeat 3   # for profilers: its inputs repeated to an image of that size
 
 Outputs begin as poison, and lie between bytes that must not change; every element must equal the answer's, floats included.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from card_memory import POISON, Card
+from card_memory import Card
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -31,10 +32,10 @@ from adabm_kernels import native  # noqa: E402
 class Golden:
     """One call of an entry of the CUDA library.
 
-    family: the kernel that it is there for. structs: (name of a class of native.py, its fields); a pointer is the name of an array, and
-    that of packed weights the name of the weights. inputs, wanted: arrays by name. started: what an output holds before the call, where
-    that is not poison. scratch: bytes of outputs that nobody compares. major: the compute capability that the call needs, 0 for any.
-    configs: kernel of native.KERNELS whose configurations all give this, or "" for the one that the library chooses.
+    family: the kernel that it is there for. structs: (name of a class of native.py, its fields); a pointer is the name of an array,
+    and that of packed weights the name of the weights. inputs, wanted: arrays by name. started: what an output holds before the call,
+    where that is not poison. scratch: bytes of outputs that nobody compares. major: the compute capability that the call needs, 0 for
+    any. configs: kernel of native.KERNELS whose configurations all give this, or "" for the one that the library chooses.
     """
 
     family: str
@@ -66,8 +67,12 @@ class Golden:
         return cls(**facts, inputs=groups["in"], wanted=groups["want"], started=groups["start"])
 
     def enlarged(self, height: int, width: int) -> Golden:
-        """The same call on images of another size, made of repeated ones; what it should give is not known. No region, packed codes at
-        will: any bytes are codes of 4 or 2 bits, and of 8 where the image has 8."""
+        """The same convolutions on images of another size, made of repeated ones, for a profiler: what they should give is not known.
+
+        Packed codes are repeated as if they were not, which makes others of them. Raises ValueError where there is a region.
+        """
+        if any(fields.get("region") for _, fields in self.structs):
+            raise ValueError("enlarged: the call must have no region, got one: its map of depths is of the size it was made for")
         _, fields = self.structs[0]
         old = fields["height"], fields["width"]
 
@@ -94,6 +99,7 @@ class Memory(Protocol):
 
     index: int
 
+    def reserve(self, count: int) -> int: ...
     def upload(self, array: np.ndarray, writable: bool = False) -> int: ...
     def download(self, pointer: int, like: np.ndarray) -> np.ndarray: ...
     def synchronise(self) -> None: ...
@@ -111,19 +117,13 @@ def packed(library: native.Library, weight: np.ndarray, box_filter: int, shuffle
     return made
 
 
-def outputs_of(golden: Golden) -> dict[str, np.ndarray]:
-    """What the outputs hold before the call."""
-    outputs = {name: np.full(count, POISON, np.uint8) for name, count in golden.scratch.items()}
-    for name, want in golden.wanted.items():
-        poison = np.frombuffer(np.full(want.nbytes, POISON, np.uint8), want.dtype).reshape(want.shape)
-        outputs[name] = golden.started.get(name, poison)
-    return outputs
-
-
 def prepare(golden: Golden, library: native.Library, memory: Memory) -> tuple[Callable[[int], None], dict[str, int]]:
     """The call, by the number of a configuration, and where its outputs are."""
     places = {name: memory.upload(array) for name, array in golden.inputs.items()}
-    outputs = {name: memory.upload(array, writable=True) for name, array in outputs_of(golden).items()}
+    outputs = {name: memory.reserve(count) for name, count in golden.scratch.items()}
+    for name, want in golden.wanted.items():
+        start = golden.started.get(name)
+        outputs[name] = memory.reserve(want.nbytes) if start is None else memory.upload(start, writable=True)
     places |= outputs
 
     def value(found: Any) -> Any:
@@ -170,7 +170,7 @@ def configurations(golden: Golden, library: native.Library) -> list[int]:
 
 
 def run(golden: Golden, library: native.Library, memory: Memory) -> dict[str, Any]:
-    """{"result": "equal"}, "different" with what differs by output and configuration, or "unsupported" with the library's reason."""
+    """{"result": "equal"}, "different" with what differs by output and configuration, or "unsupported" with the reason."""
     found: dict[str, Any] = {}
     for config in configurations(golden, library):
         try:
@@ -191,27 +191,37 @@ def size(text: str) -> tuple[int, int]:
 
 
 def answer(path: Path, library: native.Library, card: Card, enlarged: tuple[int, int] | None, repeat: int) -> dict[str, Any]:
-    """What a line says of one problem: its name and family, and "result"."""
+    """What a line says of one problem: its name and family, and "result". A bare card compares nothing."""
     golden = Golden.load(path)
     facts: dict[str, Any] = {"golden": path.stem, "family": golden.family}
     if golden.major and golden.major != card.attribute("major"):
         return facts | {"result": "unsupported", "reason": f"needs compute capability {golden.major}.x"}
     start = time.perf_counter()
-    if enlarged is None:
-        return facts | run(golden, library, card) | {"seconds": round(time.perf_counter() - start, 3)}
-    call, _ = prepare(golden.enlarged(*enlarged), library, card)
-    for _ in range(repeat):
-        call(0)
-    return facts | {"result": "not compared", "size": list(enlarged), "calls": repeat}
+    if enlarged is None and not card.bare:
+        facts |= run(golden, library, card) | {"seconds": round(time.perf_counter() - start, 3)}
+        card.free()
+        return facts
+    if enlarged is not None:
+        golden = golden.enlarged(*enlarged)
+    try:
+        for config in configurations(golden, library) if enlarged is None else [0]:
+            call, _ = prepare(golden, library, card)
+            for _ in range(repeat):
+                call(config)
+        card.free()
+    except native.Unsupported as error:
+        return facts | {"result": "unsupported", "reason": str(error)}
+    return facts | {"result": "not compared"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--size", type=size, help="HEIGHTxWIDTH of an image made of repeated ones")
-    parser.add_argument("--repeat", type=int, default=1, help="calls, with --size")
+    parser.add_argument("--repeat", type=int, default=1, help="calls, with --size or --bare")
+    parser.add_argument("--bare", action="store_true", help="outputs and what lies around them as the driver gives memory")
     args = parser.parse_args()
-    library, card = native.library("cuda"), Card()
+    library, card = native.library("cuda"), Card(bare=args.bare)
     right = True
     for path in args.files:
         line = answer(path, library, card, args.size, args.repeat)

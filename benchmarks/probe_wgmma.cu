@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(2 * kWarpgroup, 1) products(const __grid_const
     a[i] = ptx::load_constant(reinterpret_cast<const uint32_t*>(p.left + (i / 2 * 64 + row) * 16 + t.lane % 4 * 4));
   }
   const uint64_t b = descriptor(right + p.unit * 16, p.half_bytes, p.group_bytes);
-  const uint64_t rows = p.zero_strides ? descriptor(left, 0, 0) : descriptor(left, kLeftBytes / 2, 128);
+  const uint64_t rows = p.zero_strides ? descriptor(left, 0, 0) : descriptor(left, kLeftBytes / 2, 8 * 16);
   int32_t d[64] = {};
   const int64_t start = clock_now();
   for (int round = 0; round < p.rounds; round++) {
