@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from on_card import CARRIED, NETWORK, NOT_RUN, ROOT, TAIL
 
@@ -48,8 +48,20 @@ class NotRun(Exception):
     """Why a step cannot run here."""
 
 
+_answers: TextIO | None = None  # where answers go once all else that is printed goes elsewhere
+
+
+def answers_alone() -> None:
+    """From now on the standard output has answers and nothing else: what libraries print, pytest's dots for one, would come into the
+    middle of a line, and pytest would keep back what is printed while it runs."""
+    global _answers
+    sys.stdout.flush()
+    _answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+
 def say(**answer: Any) -> None:
-    print(json.dumps(answer), flush=True)
+    print(json.dumps(answer), file=_answers or sys.stdout, flush=True)
 
 
 def tool(name: str) -> str:
@@ -449,6 +461,7 @@ RUN: dict[str, Callable[[bool], int | None]] = {
 
 def main() -> int:
     name, *options = sys.argv[1:]
+    answers_alone()
     try:
         return RUN[name]("--dry-run" in options) or 0
     except NotRun as reason:

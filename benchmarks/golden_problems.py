@@ -167,7 +167,14 @@ def convolution(
     compute(conv._replace(residual=conv.residual.clone() if in_place else conv.residual), packed, made)
     inputs = inputs_of(tensors_of(conv._replace(residual=None) if in_place else conv))
     return Golden(
-        family, "adabm_conv2d_cuda", [("Conv2dArgs", fields)], inputs, arrays(made), started, major=9 if configs else 0, configs=configs
+        family,
+        "adabm_conv2d_cuda",
+        [("Conv2dArgs", fields)],
+        inputs,
+        arrays(made),
+        started,
+        major=9 if configs else 0,
+        configs=configs,
     )
 
 
@@ -205,7 +212,13 @@ def compute_second(conv: Conv, packed: bool, outputs: dict[str, torch.Tensor]) -
 
 
 def quantisation(
-    channels: int, *, packed: bool = False, shift: bool = False, region: bool = False, strided: bool = False, fraction: int | None = None
+    channels: int,
+    *,
+    packed: bool = False,
+    shift: bool = False,
+    region: bool = False,
+    strided: bool = False,
+    fraction: int | None = None,
 ) -> Golden:
     """strided: the channels of a pixel lie together. fraction: of features of 16 bits, None for float32."""
     g = torch.Generator().manual_seed(channels)
@@ -282,7 +295,9 @@ def image_bits() -> Golden:
     want = ops.layer_bits(x, lower, upper, rules, backend="reference")
     scratch = {"workspace": 3 * native.MEASURE_BYTES}
     inputs = arrays({name: tensor for name, tensor in names.items() if name != "bits"})
-    return Golden("image_bits", "adabm_image_bits_cuda", [("ImageBitsArgs", fields)], inputs, arrays({"bits": want}), scratch=scratch)
+    return Golden(
+        "image_bits", "adabm_image_bits_cuda", [("ImageBitsArgs", fields)], inputs, arrays({"bits": want}), scratch=scratch
+    )
 
 
 def body(bits: tuple[int, ...], out_bits: tuple[int, ...] | None = None, **settings: Any) -> ConvProblem:
@@ -320,7 +335,10 @@ PROBLEMS: dict[str, Callable[[], Golden]] = {
     "staged_ones": lambda: convolution("staged", body((8,), weight_bits=8), "q", signed=False),
     "staged_configurations": lambda: convolution("staged", body((8,), (4,), channels=80), "q", configs="staged"),
     "tail_pixels": lambda: convolution(
-        "staged", body((8,), channels=40, outputs=48, kernel=5, shuffle=4, weight_bits=2, lower=-80.0, upper=140.0), "i", by_class=True
+        "staged",
+        body((8,), channels=40, outputs=48, kernel=5, shuffle=4, weight_bits=2, lower=-80.0, upper=140.0),
+        "i",
+        by_class=True,
     ),
     "tail_floats": lambda: convolution(
         "staged", body((4,), channels=40, outputs=48, kernel=5, shuffle=4, weight_bits=2, height=9, width=11), "y", by_class=True

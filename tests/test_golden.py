@@ -83,9 +83,10 @@ def test_bytes_around_an_output_are_watched(tmp_path: Path) -> None:
 
 
 def test_what_cannot_run_says_why(tmp_path: Path) -> None:
-    golden = golden_run.Golden.load(made("resblock_batch", tmp_path))
+    path = made("resblock_batch", tmp_path)
+    golden = golden_run.Golden.load(path)
     with driver(**CARDS[8]):
-        answer = golden_run.answer(tmp_path / "13_resblock_batch.npz", host_library(), HostCard(checked=False), None, 1)
+        answer = golden_run.answer(path, host_library(), HostCard(checked=False), None, 1)
     assert (answer["result"], answer["reason"]) == ("unsupported", "needs compute capability 9.x")
     found = run(dataclasses.replace(golden, configs=""), 8)
     assert found["result"] == "unsupported" and "the device has another compute capability" in found["reason"]
