@@ -194,7 +194,7 @@ class Library:
             self._entries[name] = entry
 
     def call(self, name: str, *args: Any) -> None:
-        """Run an entry. Raises ValueError for a broken rule, Unsupported for what cannot run here, RuntimeError for an internal fault."""
+        """Run an entry. Raises ValueError for a broken rule, Unsupported for what cannot run here, RuntimeError otherwise."""
         status = self._entries[name](*args)
         if status:
             error = {INVALID_ARGUMENT: ValueError, UNSUPPORTED: Unsupported}.get(status, RuntimeError)

@@ -30,7 +30,7 @@ SANITIZED = (  # every family once, and small
     "resident_batch", "resident_small", "resblock_batch", "staged_one_by_one", "tail_floats", "few_outputs", "head", "region_sm80",
     "quantize_packed", "quantize_many", "int16_in_place", "int16_quantize", "depths", "image_bits",
 )  # fmt: skip
-SANITIZER_LIMIT = 50  # seconds for one tool
+SANITIZER_LIMIT = 42  # seconds for one tool
 PROFILED = {
     9: ("resident_a8", "resident_residual_a4", "resblock_a4_packed"),
     8: ("resident_a8", "resident_a4_packed", "few_outputs"),
@@ -52,8 +52,8 @@ _answers: TextIO | None = None  # where answers go once all else that is printed
 
 
 def answers_alone() -> None:
-    """From now on the standard output has answers and nothing else: what libraries print, pytest's dots for one, would come into the
-    middle of a line, and pytest would keep back what is printed while it runs."""
+    """From now on the standard output has answers and nothing else: what libraries print, pytest's dots for one, would come into
+    the middle of a line, and pytest would keep back what is printed while it runs."""
     global _answers
     sys.stdout.flush()
     _answers = os.fdopen(os.dup(1), "w")
@@ -117,6 +117,10 @@ def card(dry: bool) -> None:
     except RuntimeError as error:
         raise NotRun(str(error)) from error
     say(**facts)
+    if smi := shutil.which("nvidia-smi"):
+        asked = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
+        done = subprocess.run([smi, f"--query-gpu={','.join(asked)}", "--format=csv,noheader"], capture_output=True, text=True)
+        say(nvidia_smi=dict(zip(asked, done.stdout.strip().split(", "), strict=False)))
     say(tally={str(facts["card"]): 1})
 
 
@@ -302,8 +306,8 @@ class Layers:
             self.results.append("unsupported")
 
     def convolution(self, name: str, work: Callable[[], object], conv: Any, bits: int, pixels: int, moved: int) -> None:
-        """The same of a convolution of codes of `bits` bits: with the microseconds that it takes at least, by what is counted of its
-        kernel (backends/counted.py) at the card's highest clock, and by the bytes that it moves at the rate of a copy."""
+        """The same of a convolution of codes of `bits` bits, with the microseconds that it takes at least: by what is counted of
+        its kernel (backends/counted.py) at the card's highest clock, and by the bytes that it moves at the rate of a copy."""
         from adabm_kernels.backends import counted
 
         bounds = {"memory": moved / self.copy_rate}

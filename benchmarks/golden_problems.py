@@ -1,9 +1,9 @@
-"""Golden problems: calls of every family of CUDA kernels with the reference's answers, made where torch is for a machine with a card.
+"""Golden problems: calls of every family of CUDA kernels with the reference's answers, made beforehand for a machine with a card.
 
     python benchmarks/golden_problems.py build/on_card/golden [--only NAME]
 
-Each becomes a small .npz that golden_run.py runs without torch and compares. Images have tiles inside and along every border, of 32x16
-pixels and smaller ones. To add a problem, add a line to PROBLEMS.
+Each becomes a small .npz that golden_run.py runs without torch and compares. Images have tiles inside and along every border, of
+32x16 pixels and smaller ones. To add a problem, add it to PROBLEMS.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def keep_beyond(codes: torch.Tensor, bits: torch.Tensor) -> None:
 
 
 def instance_of(problem: ConvProblem, seed: int, signed: bool, fraction: int | None = None) -> ConvInstance:
-    """The problem with data that compresses well; signed: weights of the signed grid, shaped as calibration leaves them. fraction: of
-    a residual of 16 bits, None for float32."""
+    """The problem with data that compresses well. signed: weights of the signed grid, shaped as calibration leaves them. fraction:
+    of a residual of 16 bits, None for float32."""
     instance = instantiate(problem, seed)
     if signed:
         set_weights(instance, bell_codes(problem.weight_bits, problem.outputs, problem.channels), "signed", "auto")
@@ -146,8 +146,8 @@ def convolution(
     family: str, problem: ConvProblem, outputs: str = "yq", *, packed: bool = False, signed: bool = True, region: bool = False,
     configs: str = "", by_class: bool = False, in_place: bool = False, fraction: int | None = None,
 ) -> Golden:  # fmt: skip
-    """outputs: as in `outputs_of`. packed: codes in and out are packed. by_class: a kernel for every border class. in_place: y is the
-    residual. fraction: of features of 16 bits, None for float32. The rest: see `instance_of` and `Golden`."""
+    """outputs: as in `outputs_of`. packed: codes in and out are packed. by_class: a kernel for every border class. in_place: y is
+    the residual. fraction: of features of 16 bits, None for float32. The rest: see `instance_of` and `Golden`."""
     instance = instance_of(problem, 0, signed and problem.kernel == 3 and not by_class, fraction)
     if by_class:
         k, r, s, c = instance.layer.weight.shape
@@ -376,8 +376,8 @@ PROBLEMS: dict[str, Callable[[], Golden]] = {
 
 
 def make(folder: Path, only: list[str] | None = None) -> list[Path]:
-    """Writes the problems (all, or those named) as folder/NN_NAME.npz, and takes away files of earlier ones. Raises ValueError for a
-    name that is none of PROBLEMS."""
+    """Writes the problems (all, or those named) as folder/NN_NAME.npz, and takes away files of earlier ones. Raises ValueError for
+    a name that is none of PROBLEMS."""
     unknown = sorted(set(only or ()) - set(PROBLEMS))
     if unknown:
         raise ValueError(f"golden_problems: only must be names of {sorted(PROBLEMS)}, got {unknown}")

@@ -33,9 +33,10 @@ class Golden:
     """One call of an entry of the CUDA library.
 
     family: the kernel that it is there for. structs: (name of a class of native.py, its fields); a pointer is the name of an array,
-    and that of packed weights the name of the weights. inputs, wanted: arrays by name. started: what an output holds before the call,
-    where that is not poison. scratch: bytes of outputs that nobody compares. major: the compute capability that the call needs, 0 for
-    any. configs: kernel of native.KERNELS whose configurations all give this, or "" for the one that the library chooses.
+    and that of packed weights the name of the weights. inputs, wanted: arrays by name. started: what an output holds before the
+    call, where that is not poison. scratch: bytes of outputs that nobody compares. major: the compute capability that the call
+    needs, 0 for any. configs: kernel of native.KERNELS whose configurations all give this, or "" for the one that the library
+    chooses.
     """
 
     family: str
@@ -67,7 +68,7 @@ class Golden:
         return cls(**facts, inputs=groups["in"], wanted=groups["want"], started=groups["start"])
 
     def enlarged(self, height: int, width: int) -> Golden:
-        """The same convolutions on images of another size, made of repeated ones, for a profiler: what they should give is not known.
+        """The same convolutions on images of another size, made of repeated ones, for a profiler: their right results are unknown.
 
         Packed codes are repeated as if they were not, which makes others of them. Raises ValueError where there is a region.
         """

@@ -4,8 +4,8 @@
     python benchmarks/probes.py             # asks the card: a line of JSON for each answer, status 1 where other products are wrong
 
 On compute capability 9.0: are products right whose matrix in shared memory begins at any 16 bytes (one unit on for each tap of a
-kernel), or whose left matrix repeats by strides of 0, and how many clocks does each take (64 at the peak); and how long does a thread
-wait at fence.proxy.async behind its copies. On every card from 8.0 on: products of a warp, 8-bit and 4-bit, a second.
+kernel), or whose left matrix repeats by strides of 0, and how many clocks does each take (64 at the peak); and how long does a
+thread wait at fence.proxy.async behind its copies. On every card from 8.0 on: products of a warp, 8-bit and 4-bit, a second.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def ask_descriptors(
 
 
 def ask_fence(library: Library, memory: Memory, multiprocessors: int, rounds: int = ROUNDS) -> Iterator[dict[str, Any]]:
-    """Clocks of a round of copies by 128 threads, with the proxy fence and without: of no copies, one, five and the 20 of a tile."""
+    """Clocks of a round of copies by 128 threads, with the proxy fence and without: of no copies, 1, 5 and the 20 of a tile."""
     source, clocks = memory.upload(np.zeros(20 * 2048, np.uint8)), np.zeros(1, np.int64)
     place = memory.upload(clocks, writable=True)
     for copies in (0, 1, 5, 20):

@@ -144,6 +144,36 @@ def test_the_steps_and_their_limits() -> None:
     assert f"in all      {sum(step.limit for step in on_card.STEPS)} s" in done.stdout
 
 
+def test_the_docs_have_the_same_table() -> None:
+    text = (on_card.ROOT / "docs" / "gpu_cuda.md").read_text()
+    for step in on_card.STEPS:
+        assert f"| `{step.name}` | {step.limit} s |" in text
+    assert f"That is {sum(step.limit for step in on_card.STEPS)} seconds" in text
+
+
+def test_what_is_carried_along_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    golden_problems, probes = pytest.importorskip("golden_problems"), pytest.importorskip("probes")
+    libraries, carried = tmp_path / "_lib", tmp_path / "on_card"
+    libraries.mkdir(), carried.mkdir()
+    monkeypatch.setattr(on_card, "LIBRARIES", libraries)
+    monkeypatch.setattr(on_card, "CARRIED", carried)
+    monkeypatch.setattr(on_card, "NETWORK", carried / "network.safetensors")
+    with pytest.raises(SystemExit, match="libadabm_cuda.so is not there: build it first"):
+        on_card.prepare()
+    (libraries / "libadabm_cuda.so").write_bytes(b"abc")
+    on_card.NETWORK.write_bytes(b"kept")  # minutes to convert
+    monkeypatch.setattr(golden_problems, "PROBLEMS", {"depths": golden_problems.PROBLEMS["depths"]})
+    monkeypatch.setattr(probes, "build", lambda: (carried / "libadabm_probe.so").write_bytes(b""))
+    on_card.prepare()
+    assert sorted(path.name for path in carried.rglob("*") if path.is_file()) == [
+        "00_depths.npz", "libadabm_probe.so", "network.safetensors", "prepared.json",
+    ]  # fmt: skip
+    facts = json.loads((carried / "prepared.json").read_text())
+    # echo -n abc | sha256sum
+    assert facts["libraries"] == {"libadabm_cuda.so": "ba7816bf8f01cfea"} and facts["golden"] == 1 and facts["commit"]
+    assert "1 golden problems and the probes; carry adabm_kernels/_lib and build/on_card" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -192,6 +222,28 @@ def test_a_process_that_fails_is_one_answer_of_the_step(tmp_path: Path, capsys, 
     assert all("RuntimeError" in line["output"] for line in lines[:-1])
 
 
+def test_what_a_process_says_is_the_answer(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the runner, which says what the file's name has it say, or hangs."""
+    runner = tmp_path / "python"
+    runner.write_text(
+        '#!/bin/sh\ncase "$2" in *slow*) exec sleep 60;; esac\n'
+        'echo noise; echo "{\\"golden\\": \\"$(basename $2)\\", \\"result\\": \\"$(basename $2 .npz | cut -d_ -f2)\\"}"\n'
+    )
+    runner.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(runner))
+    monkeypatch.setattr(card_steps, "GOLDEN", tmp_path)
+    monkeypatch.setattr(card_steps, "GOLDEN_LIMIT", 2)
+    for name in ("00_equal", "01_unsupported"):
+        (tmp_path / f"{name}.npz").write_bytes(b"")
+    assert card_steps.golden(False) == 0
+    for name in ("02_slow", "03_different"):
+        (tmp_path / f"{name}.npz").write_bytes(b"")
+    capsys.readouterr()
+    assert card_steps.golden(False) == 1
+    *_, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert last == {"tally": {"equal": 1, "unsupported": 1, "timeout": 1, "different": 1}}
+
+
 def test_what_was_not_carried_along_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card_steps, "GOLDEN", tmp_path)
     monkeypatch.setattr(card_steps, "NETWORK", on_card.ROOT / "build" / "none.safetensors")
@@ -225,7 +277,8 @@ def stand_in(folder: Path, name: str, body: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_tool_of_the_sanitizer_is_an_answer(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = f'echo "$@" >> {tmp_path}/calls; [ "$2" = racecheck ] && echo "a race" && exit 9; [ "$2" = initcheck ] && exit 3; echo \'{{"golden"\''
+    found = '[ "$2" = racecheck ] && echo "a race" && exit 9; [ "$2" = initcheck ] && exit 3'
+    body = f'echo "$@" >> {tmp_path}/calls; {found}; echo \'{{"golden"\''
     stand_in(tmp_path / "bin", "compute-sanitizer", body, monkeypatch)
     assert card_steps.sanitizer(False) == 1
     *lines, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

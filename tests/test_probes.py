@@ -1,4 +1,4 @@
-"""The probes of a card (benchmarks/probes.py), their kernels compiled by g++ and executed on the CPU: what they call right is right."""
+"""The probes of a card (benchmarks/probes.py), their kernels executed on the CPU: what they call right is right."""
 
 from __future__ import annotations
 
