@@ -150,17 +150,22 @@ def to_card(instance: ConvInstance, backend: str) -> ConvInstance:
     return card
 
 
+def prove(shape: str, backend: str, bits: int) -> None:
+    """AssertionError where the layer, on a smaller image, does not come out as the reference's."""
+    small = layer(shape, bits, side=21)
+    want = small.run("reference", "codes")[1]
+    small = to_card(small, backend)
+    _, got = small.layer(small.x_q, small.bits, out="codes", out_grid=small.out_grid, out_bits=small.out_bits)
+    assert torch.equal(unpack_codes(got.cpu(), small.out_bits.cpu()), want)
+
+
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def bench_integer_layer_gpu(benchmark, shape: str, backend: str, bits: int) -> None:
     needs(backend)
     benchmark.group = f"conv2d {shape}"
-    small = layer(shape, bits, side=21)
-    want = small.run("reference", "codes")[1]
-    small = to_card(small, backend)
-    _, got = small.layer(small.x_q, small.bits, out="codes", out_grid=small.out_grid, out_bits=small.out_bits)
-    assert torch.equal(unpack_codes(got.cpu(), small.out_bits.cpu()), want)
+    prove(shape, backend, bits)
     card = to_card(layer(shape, bits), backend)
     n, h, w, c, k, r = shape_of(shape)
     y_q = torch.empty(n, h, w, k, dtype=torch.uint8, device="cuda")

@@ -305,6 +305,16 @@ class Layers:
             say(layer=name, result="unsupported", reason=str(error), **facts)
             self.results.append("unsupported")
 
+    def proven(self, name: str, check: Callable[[], object], **facts: Any) -> bool:
+        """Whether a check holds. Where it does not, that is the layer's answer: it is not to be timed."""
+        try:
+            check()
+        except AssertionError as error:
+            say(layer=name, result="different", reason=str(error), **facts)
+            self.results.append("different")
+            return False
+        return True
+
     def convolution(self, name: str, work: Callable[[], object], conv: Any, bits: int, pixels: int, moved: int) -> None:
         """The same of a convolution of codes of `bits` bits, with the microseconds that it takes at least: by what is counted of
         its kernel (backends/counted.py) at the card's highest clock, and by the bytes that it moves at the rate of a copy."""
@@ -348,7 +358,7 @@ def small_network() -> Any:
     return convert_model(EDSR(EDSRSpec(scale=2, blocks=1, channels=16)), [photos(1, 48)], settings)
 
 
-def layers(dry: bool) -> None:
+def layers(dry: bool) -> int:
     needs_torch(dry)
     import bench_gpu_layers as single
     import torch
@@ -363,6 +373,9 @@ def layers(dry: bool) -> None:
         first, second = block(1, side, side, bits)
         a, b, codes = first.layer, second.layer, pixels * packed_pitch(64, bits)
         inner, y, y_q = torch.empty_like(first.x_q), torch.empty_like(second.residual), torch.empty_like(first.x_q)
+        check = functools.partial(single.prove, "64->64 3x3, 1 of 512x512", "cuda", bits)
+        if not times.proven("64->64 3x3", check, bits=bits):
+            continue
         to_codes = functools.partial(a.into, first.x_q, first.bits, y_q=inner, out_grid=b.grid, out_bits=first.out_bits)
         times.convolution("64->64 3x3, codes to codes", to_codes, a, bits, pixels, 2 * codes)
         if bits == 2:
@@ -375,7 +388,9 @@ def layers(dry: bool) -> None:
         tables = (b.weight, b.packed, b.alpha, b.beta)
         int16 = functools.partial(ops.conv2d_out, inner, first.out_bits, *tables, **outputs, box_filter=b.box_filter)
         times.convolution("64->64 3x3, residual, int16 and codes", int16, b, bits, pixels, 2 * codes + pixels * 256)
-        for form, work in block_forms(first, second).items():
+        forms: dict[str, Callable[[], None]] = {}
+        times.proven("residual block", lambda both=(first, second), forms=forms: forms.update(block_forms(*both)), bits=bits)
+        for form, work in forms.items():
             times.time(f"residual block, {form}", work, bits=bits)
     model = network(dry)
     model.set_backend("cuda")
@@ -393,6 +408,8 @@ def layers(dry: bool) -> None:
     for shape in ("64->64 3x3, 16 of 256x256", "256->256 3x3, 1 of 256x256"):
         n, h, w, c, k, _ = single.shape_of(shape)
         for width in (8, 4):
+            if not times.proven(shape, functools.partial(single.prove, shape, "cuda", width), bits=width):
+                continue
             placed = single.to_card(single.layer(shape, width), "cuda")
             y_q = torch.empty(n, h, w, k, dtype=torch.uint8, device="cuda")
             outputs = {"y_q": y_q, "out_grid": placed.out_grid, "out_bits": placed.out_bits}
@@ -402,6 +419,7 @@ def layers(dry: bool) -> None:
         times.time(f"{shape}, cuDNN float16", single.cudnn_layer(shape))
     times.time("64->64 3x3, 1 of 512x512, cuDNN float16", single.cudnn_layer("64->64 3x3, 1 of 512x512"))
     say(tally=tally(times.results))
+    return int("different" in times.results)
 
 
 def networks(dry: bool) -> None:

@@ -313,7 +313,7 @@ PROBLEMS: dict[str, Callable[[], Golden]] = {
     "resident_a4_packed": lambda: convolution("resident", body((4,), activation="relu"), "q", packed=True),
     "resblock_a4_packed": lambda: residual_block(body((4,), (5,), activation="relu"), packed=True),
     "resident_residual_a4": lambda: convolution("resident", body((4,), (5,), residual=True), packed=True),
-    "resident_residual_a8": lambda: convolution("resident", body((8,), residual=True, height=18), "yq"),
+    "resident_residual_a8": lambda: convolution("resident", body((8,), residual=True, height=33), "yq"),
     "resblock_a8": lambda: residual_block(body((8,), activation="relu"), "q"),
     "resident_a2_packed": lambda: convolution("resident", body((2,), (3,), activation="relu"), "q", packed=True),
     "resident_odd_weights": lambda: convolution("resident", body((6,), (4,)), "q", signed=False),

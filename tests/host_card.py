@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 from unittest import mock
 
-import card_memory
 import numpy as np
+import pytest
 from cuda_library import host_library
+
+card_memory = pytest.importorskip("card_memory", reason="benchmarks are not beside the tests")
 
 
 class HostCard(card_memory.Card):

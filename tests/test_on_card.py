@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from adabm_kernels import native
+
 on_card = pytest.importorskip("on_card", reason="benchmarks are not beside the tests")
 card_steps = pytest.importorskip("card_steps")
 SCRIPT = Path(on_card.__file__)
@@ -242,6 +244,27 @@ def test_what_a_process_says_is_the_answer(tmp_path: Path, capsys, monkeypatch: 
     assert card_steps.golden(False) == 1
     *_, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert last == {"tally": {"equal": 1, "unsupported": 1, "timeout": 1, "different": 1}}
+
+
+def test_a_layer_that_is_wrong_is_told_and_not_timed(capsys) -> None:
+    layers = object.__new__(card_steps.Layers)
+    layers.results, layers.milliseconds = [], lambda work: work() or 2.0
+
+    def wrong() -> None:
+        raise AssertionError("two layers and one kernel")
+
+    def unknown() -> None:
+        raise native.Unsupported("no kernels for int16 features yet")
+
+    assert layers.proven("right", lambda: None) and not layers.proven("wrong", wrong, bits=8)
+    layers.time("timed", lambda: None, bits=4)
+    layers.time("unknown", unknown)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"layer": "wrong", "result": "different", "reason": "two layers and one kernel", "bits": 8},
+        {"layer": "timed", "us": 2000.0, "bits": 4},
+        {"layer": "unknown", "result": "unsupported", "reason": "no kernels for int16 features yet"},
+    ]
+    assert layers.results == ["different", "timed", "unsupported"]
 
 
 def test_what_was_not_carried_along_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
