@@ -390,6 +390,10 @@ def layers(dry: bool) -> int:
         times.convolution("64->64 3x3, residual, int16 and codes", int16, b, bits, pixels, 2 * codes + pixels * 256)
         forms: dict[str, Callable[[], None]] = {}
         times.proven("residual block", lambda both=(first, second), forms=forms: forms.update(block_forms(*both)), bits=bits)
+        if "one kernel" in forms:
+            whole = (first.x_q, first.bits, (a.weight, a.packed, a.alpha, a.beta), tables, b.grid, first.out_bits)
+            boxes = {"activation": a.activation, "box_filters": (a.box_filter, b.box_filter)}
+            forms["one kernel, residual in int16"] = functools.partial(ops.resblock_out, *whole, **outputs, **boxes)
         for form, work in forms.items():
             times.time(f"residual block, {form}", work, bits=bits)
     model = network(dry)
