@@ -15,7 +15,7 @@ from typing import Any
 ABI_VERSION = 11
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5, "amx": 6}
-INVALID_ARGUMENT = 1
+INVALID_ARGUMENT, UNSUPPORTED = 1, 2  # ADABM_* of adabm_status
 PACKED_X, PACKED_Y = 1, 2
 MAX_THREADS = 256  # of the CPU library
 MAX_TARGETS = 16  # of one quantisation
@@ -172,6 +172,10 @@ _ENTRIES = {
 }
 
 
+class Unsupported(RuntimeError):
+    """What is right, but not on this machine or in this build (ADABM_UNSUPPORTED)."""
+
+
 class Library:
     """One loaded C library; `call(entry, ...)` raises what the entry's status says."""
 
@@ -190,11 +194,11 @@ class Library:
             self._entries[name] = entry
 
     def call(self, name: str, *args: Any) -> None:
-        """Run an entry. Raises ValueError for a broken rule, RuntimeError for what cannot run here or an internal fault."""
+        """Run an entry. Raises ValueError for a broken rule, Unsupported for what cannot run here, RuntimeError otherwise."""
         status = self._entries[name](*args)
         if status:
-            message = f"{name}: {self._dll.adabm_last_error().decode()}"
-            raise ValueError(message) if status == INVALID_ARGUMENT else RuntimeError(message)
+            error = {INVALID_ARGUMENT: ValueError, UNSUPPORTED: Unsupported}.get(status, RuntimeError)
+            raise error(f"{name}: {self._dll.adabm_last_error().decode()}")
 
 
 @functools.cache

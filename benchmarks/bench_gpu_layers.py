@@ -91,25 +91,39 @@ def needs(backend: str) -> None:
 # ---- the card's ceilings
 
 
-@pytest.mark.benchmark(group="ceilings")
-def bench_copy(benchmark) -> None:
-    """Bytes read and written a second are 2 * bytes / time."""
+def copying() -> tuple[Callable[[], object], int]:
+    """A copy far larger than any cache, and the bytes that it reads and writes."""
     source = torch.empty(pretend.pick(1 << 30, 1 << 10), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    measure(benchmark, lambda: target.copy_(source), bytes=2 * source.numel())
+    return lambda: target.copy_(source), 2 * source.numel()
 
 
-@pytest.mark.benchmark(group="ceilings")
-@pytest.mark.parametrize("kind", ["int8", "float16"])
-def bench_matrix(benchmark, kind: str) -> None:
-    """Multiply-accumulates a second of cuBLAS on square matrices."""
+MATRICES = ("int8", "float16")
+
+
+def multiplying(kind: str) -> tuple[Callable[[], object], int]:
+    """cuBLAS on square matrices of one of MATRICES, and its multiply-accumulates."""
     n = pretend.pick(8192, 32)
     if kind == "int8":
         a, b = (torch.randint(-8, 8, (n, n), dtype=torch.int8, device="cuda") for _ in range(2))
-        measure(benchmark, lambda: torch._int_mm(a, b.t()), macs=n**3)
-    else:
-        a, b = (torch.randn(n, n, dtype=torch.float16, device="cuda") for _ in range(2))
-        measure(benchmark, lambda: a @ b.t(), macs=n**3)
+        return lambda: torch._int_mm(a, b.t()), n**3
+    a, b = (torch.randn(n, n, dtype=torch.float16, device="cuda") for _ in range(2))
+    return lambda: a @ b.t(), n**3
+
+
+@pytest.mark.benchmark(group="ceilings")
+def bench_copy(benchmark) -> None:
+    """Bytes read and written a second are bytes / time."""
+    work, count = copying()
+    measure(benchmark, work, bytes=count)
+
+
+@pytest.mark.benchmark(group="ceilings")
+@pytest.mark.parametrize("kind", MATRICES)
+def bench_matrix(benchmark, kind: str) -> None:
+    """Multiply-accumulates a second of cuBLAS on square matrices."""
+    work, macs = multiplying(kind)
+    measure(benchmark, work, macs=macs)
 
 
 # ---- one layer
@@ -136,17 +150,22 @@ def to_card(instance: ConvInstance, backend: str) -> ConvInstance:
     return card
 
 
+def prove(shape: str, backend: str, bits: int) -> None:
+    """AssertionError where the layer, on a smaller image, does not come out as the reference's."""
+    small = layer(shape, bits, side=21)
+    want = small.run("reference", "codes")[1]
+    small = to_card(small, backend)
+    _, got = small.layer(small.x_q, small.bits, out="codes", out_grid=small.out_grid, out_bits=small.out_bits)
+    assert torch.equal(unpack_codes(got.cpu(), small.out_bits.cpu()), want)
+
+
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def bench_integer_layer_gpu(benchmark, shape: str, backend: str, bits: int) -> None:
     needs(backend)
     benchmark.group = f"conv2d {shape}"
-    small = layer(shape, bits, side=21)
-    want = small.run("reference", "codes")[1]
-    small = to_card(small, backend)
-    _, got = small.layer(small.x_q, small.bits, out="codes", out_grid=small.out_grid, out_bits=small.out_bits)
-    assert torch.equal(unpack_codes(got.cpu(), small.out_bits.cpu()), want)
+    prove(shape, backend, bits)
     card = to_card(layer(shape, bits), backend)
     n, h, w, c, k, r = shape_of(shape)
     y_q = torch.empty(n, h, w, k, dtype=torch.uint8, device="cuda")
@@ -154,15 +173,24 @@ def bench_integer_layer_gpu(benchmark, shape: str, backend: str, bits: int) -> N
     measure(benchmark, work, bits=bits, backend=backend, macs=n * h * w * c * k * r * r)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def bench_cudnn_layer(benchmark, shape: str) -> None:
+def cudnn_layer(shape: str) -> Callable[[], object]:
     """cuDNN float16, channels_last, bias and ReLU as PyTorch runs them."""
-    benchmark.group = f"conv2d {shape}"
     n, h, w, c, k, r = shape_of(shape)
     half = {"dtype": torch.float16, "device": "cuda"}
     x = torch.randn(n, c, h, w, **half).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(k, c, r, r, **half).contiguous(memory_format=torch.channels_last)
     bias = torch.zeros(k, **half)
     torch.backends.cudnn.benchmark = True
-    with torch.no_grad():
-        measure(benchmark, lambda: F.conv2d(x, weight, bias, padding=r // 2).relu_(), macs=n * h * w * c * k * r * r)
+
+    @torch.no_grad()
+    def work() -> torch.Tensor:
+        return F.conv2d(x, weight, bias, padding=r // 2).relu_()
+
+    return work
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def bench_cudnn_layer(benchmark, shape: str) -> None:
+    benchmark.group = f"conv2d {shape}"
+    n, h, w, c, k, r = shape_of(shape)
+    measure(benchmark, cudnn_layer(shape), macs=n * h * w * c * k * r * r)

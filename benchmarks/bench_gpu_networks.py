@@ -10,6 +10,8 @@ proves equal to the integer reference on a crop. Skipped without a GPU.
 from __future__ import annotations
 
 import functools
+import statistics
+import time
 from collections.abc import Callable
 
 import pretend
@@ -73,7 +75,12 @@ def proven(name: str, backend: str) -> ConvertedNetwork:
 
 @functools.cache
 def _proven(name: str, backend: str) -> ConvertedNetwork:
-    model, x = converted(name).cuda(), photos(2, 24).cuda() * torch.tensor([0.1, 1.0], device="cuda").view(2, 1, 1, 1)
+    return prove(converted(name).cuda(), backend)
+
+
+def prove(model: ConvertedNetwork, backend: str) -> ConvertedNetwork:
+    """The network, which is on the card, left on this backend; AssertionError where a crop does not come out as the reference's."""
+    x = photos(2, 24).cuda() * torch.tensor([0.1, 1.0], device="cuda").view(2, 1, 1, 1)
     model.set_bits("auto")
     model.set_backend("reference", graph=False)
     want = model(x)
@@ -82,12 +89,25 @@ def _proven(name: str, backend: str) -> ConvertedNetwork:
     return model
 
 
-def measure(benchmark, forward: Callable[[], object], **facts: object) -> None:
-    def rounds() -> None:
-        for _ in range(pretend.pick(REPLAYS, 1)):
-            forward()
-        torch.cuda.synchronize()
+def several(forward: Callable[[], object]) -> None:
+    """What a measurement is of: REPLAYS forwards and the wait for them."""
+    for _ in range(pretend.pick(REPLAYS, 1)):
+        forward()
+    torch.cuda.synchronize()
 
+
+def forward_milliseconds(forward: Callable[[], object]) -> float:
+    """Of one forward: the median of ROUNDS measurements, after three that do not count."""
+    times = []
+    for _ in range(pretend.pick(ROUNDS, 1) + 3):
+        start = time.perf_counter()
+        several(forward)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[3:]) / pretend.pick(REPLAYS, 1) * 1e3
+
+
+def measure(benchmark, forward: Callable[[], object], **facts: object) -> None:
+    rounds = functools.partial(several, forward)
     before, peaks = torch.cuda.memory_allocated(), []
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats()
@@ -131,12 +151,17 @@ def bench_decision(benchmark, backend: str, name: str, size: int, batch: int) ->
 def bench_float16(benchmark, mode: str, name: str, size: int, batch: int) -> None:
     """The float network in float16, channels_last: by cuDNN, and by torch.compile with CUDA graphs."""
     benchmark.group = group_of(name, size, batch)
-    model = float_model(name).cuda().to(torch.float16, memory_format=torch.channels_last)
     x = photos(batch, size).cuda().to(torch.float16, memory_format=torch.channels_last)
-    torch.backends.cudnn.benchmark = True
     with torch.no_grad():
-        forward = model if mode == "eager" else torch.compile(model, mode=mode)
+        forward = in_float16(float_model(name), mode)
         measure(benchmark, lambda: forward(x), mode=mode)
+
+
+def in_float16(model: nn.Module, mode: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The float network on the card in float16, channels_last: "eager", or compiled in a mode of torch.compile."""
+    model = model.cuda().to(torch.float16, memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = True
+    return model if mode == "eager" else torch.compile(model, mode=mode)
 
 
 def float_model(name: str) -> nn.Module:

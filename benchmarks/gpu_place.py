@@ -6,8 +6,6 @@ import datetime
 import subprocess
 from pathlib import Path
 
-import torch
-
 from adabm_kernels.machine import version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +17,8 @@ def commit() -> str:
 
 
 def place() -> dict[str, str]:
+    import torch  # `commit` is asked for where torch is not loaded
+
     return {
         "card": torch.cuda.get_device_name(),
         "date": datetime.date.today().isoformat(),

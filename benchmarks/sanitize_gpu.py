@@ -1,6 +1,7 @@
 """Runs the tests of a GPU backend under compute-sanitizer's four tools. Needs a card, and compute-sanitizer from CUDA's toolkit.
 
-python benchmarks/sanitize_gpu.py [--backend cuda|triton] [--tool memcheck]
+    python benchmarks/sanitize_gpu.py [--backend cuda|triton] [--tool memcheck]
+    python benchmarks/sanitize_gpu.py --golden FOLDER     # golden problems (golden_run.py) in place of the tests, without torch
 """
 
 from __future__ import annotations
@@ -14,12 +15,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+FOUND = 9  # exit status where a tool has found something
+
+
+def command(sanitizer: str, tool: str, *target: str) -> list[str]:
+    """What runs a target under a tool."""
+    return [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "all", *target]
+
+
+def golden(files: list[Path]) -> list[str]:
+    """The runner of golden problems, as a target."""
+    return [sys.executable, str(ROOT / "benchmarks" / "golden_run.py"), "--bare", *map(str, files)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=("cuda", "triton"), default="cuda")
     parser.add_argument("--tool", choices=TOOLS, action="append", help="only this one; may be repeated")
+    parser.add_argument("--golden", type=Path, metavar="FOLDER", help="run the golden problems in it; of the CUDA library alone")
     options = parser.parse_args()
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
@@ -32,9 +45,9 @@ def main() -> int:
     for tool in options.tool or TOOLS:
         # By name tests of one backend alone would be left out: residual blocks and configurations are the CUDA library's.
         select = "triton and not graph" if options.backend == "triton" else "not triton and not graph"
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *tests, "-k", select]
+        target = golden(sorted(options.golden.glob("*.npz"))) if options.golden else [*tests, "-k", select]
         print(f"== {tool}", flush=True)
-        if subprocess.run(command, cwd=ROOT, env=environment).returncode:
+        if subprocess.run(command(sanitizer, tool, *target), cwd=ROOT, env=environment).returncode:
             failed.append(tool)
     print("all clean" if not failed else f"errors from {', '.join(failed)}")
     return bool(failed)

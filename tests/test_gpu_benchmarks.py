@@ -44,6 +44,26 @@ def test_everything_a_card_would_be_asked_runs_dry(tmp_path: Path) -> None:
         assert f"## {group}" in table, group
 
 
+def test_minutes_on_a_card_run_dry(tmp_path: Path) -> None:
+    """Every step of on_card.py: those that need hardware say so, the others answer, on the CPU at tiny sizes."""
+    before, path = files(), tmp_path / "out.jsonl"
+    done = run_script("on_card.py", "--dry-run", "--budget", "3000", "--out", str(path), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert done.returncode == 0, done.stdout[-4000:] + path.read_text()[-4000:]
+    ends = lines[-1]["summary"]
+    assert list(ends) == ["card", "probe", "golden", "tests", "sanitizer", "layers", "ncu", "networks", "compiled"]
+    for name in ("probe", "golden", "sanitizer", "ncu"):
+        assert ends[name]["status"] == "not run" and ends[name]["reason"].startswith("needs a card")
+    assert {name for name, end in ends.items() if end["status"] == "ok"} == {"card", "tests", "layers", "networks", "compiled"}
+    assert {line["ceiling"] for line in lines if "ceiling" in line} == {"copy", "cuBLAS int8", "cuBLAS float16"}
+    timed = [line["layer"] for line in lines if "us" in line]
+    for layer in ("codes to codes", "residual, floats and codes", "two layers", "one kernel", "tail", "colours", "cuDNN"):
+        assert any(layer in name for name in timed), layer
+    networks = {line["network"] for line in lines if "ms" in line}
+    assert {"integers, pixels out", "float16, eager", "float16, recorded", "float16, max-autotune"} <= networks
+    assert "a dry run, no figure means anything" in done.stdout and files() == before
+
+
 def test_the_tests_for_a_card_run_on_a_pretended_one(tmp_path: Path) -> None:
     """With the reference in place of the kernels: it is the tests that are tested."""
     run = "import sys, pretend, pytest; pretend.install(); sys.exit(pytest.main(sys.argv[1:]))"
@@ -144,6 +164,17 @@ def test_the_sanitizer_is_asked_for_each_tool(tmp_path: Path, status: int) -> No
     found = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True).stdout
     assert "[cuda" in found and "triton" not in found and "graph" not in found
     assert "test_residual_blocks_equal_two_convolutions" in found and "test_every_configuration_equals_the_reference" in found
+
+
+def test_the_sanitizer_watches_golden_problems_without_torch(tmp_path: Path) -> None:
+    fake = tmp_path / "compute-sanitizer"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    fake.chmod(0o755)
+    (tmp_path / "00_one.npz").write_bytes(b"")
+    done = run_script("sanitize_gpu.py", "--golden", str(tmp_path), "--tool", "initcheck", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    (call,) = (tmp_path / "calls").read_text().splitlines()
+    assert done.returncode == 0 and "all clean" in done.stdout
+    assert call.startswith("--tool initcheck --error-exitcode 9") and call.endswith(f"golden_run.py --bare {tmp_path}/00_one.npz")
 
 
 def test_without_the_sanitizer_it_says_so(tmp_path: Path) -> None:
