@@ -24,6 +24,8 @@ from problems import ConvProblem, instantiate, runnable_isas
 
 import adabm_kernels
 from adabm_kernels import native
+from adabm_kernels.backends.call import FEATURES
+from adabm_kernels.quantize import MAX_FRACTION, MIN_FRACTION
 
 PACKAGE = Path(adabm_kernels.__file__).parent
 HEADER = PACKAGE.parent / "csrc" / "include"
@@ -65,7 +67,8 @@ def test_header_is_c99_and_its_layouts_are_those_of_ctypes(tmp_path: Path) -> No
             want[f"{name}.{field}"] = getattr(struct, field).offset
     constants = {"ADABM_ABI_VERSION": native.ABI_VERSION, "ADABM_INVALID_ARGUMENT": native.INVALID_ARGUMENT}
     constants |= {"ADABM_PACKED_X": native.PACKED_X, "ADABM_PACKED_Y": native.PACKED_Y, "ADABM_MEASURE_BYTES": native.MEASURE_BYTES}
-    constants |= {"ADABM_MAX_TARGETS": native.MAX_TARGETS}
+    constants |= {"ADABM_MAX_TARGETS": native.MAX_TARGETS, "ADABM_MIN_FRACTION": MIN_FRACTION, "ADABM_MAX_FRACTION": MAX_FRACTION}
+    constants |= {f"ADABM_FEATURES_{name.upper()}": value for value, name in enumerate(FEATURES)}
     constants |= {f"ADABM_KERNEL_{name.upper()}": value for name, value in native.KERNELS.items()}
     constants |= {"ADABM_ISA_COUNT": len(native.ISAS)}
     constants |= {f"ADABM_ISA_{name.upper()}": value for name, value in native.ISAS.items()}
@@ -207,6 +210,14 @@ class Call:
             y_stride_h=6 * w,
         )
 
+    def use_int16(self) -> None:
+        """Features of 16 bits instead of floats and accumulators."""
+        for struct, of, names, channels in ((self.conv2d, "y", ("y", "residual"), 9), (self.quantize, "x", ("x",), 5)):
+            setattr(struct, f"{of}_format", 1)
+            for name in names:
+                setattr(struct, name, self.array(np.zeros((2, 4, 5, channels), np.int16)))
+        self.conv2d.y_acc = None
+
     def array(self, array: np.ndarray) -> int:
         self.keep.append(array)
         return array.ctypes.data
@@ -306,6 +317,20 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ],
     ("conv2d", region(pass_most=3), "passed on, region.pass_least..pass_most 1..3, only with shuffle 1 and no y_acc or y_image"),
     ("quantize", region(pass_most=3), "region.pass_least must be above pass_most where codes are made, got 1 and 3"),
+    *[
+        (entry, {f"{of}_format": value, f"{of}_fraction": fraction, **others}, message.format(of=of))
+        for entry, of, others in (("conv2d", "y", {"y_acc": None}), ("quantize", "x", {}))
+        for value, fraction, message in [
+            (2, 0, r"{of}_format must be 0 \(float32\) or 1 \(int16\), got 2"),
+            (-1, 0, r"{of}_format must be 0 \(float32\) or 1 \(int16\), got -1"),
+            (0, 3, r"{of}_fraction must be 0\.\.0 with {of}_format 0, got 3"),
+            (1, 25, r"{of}_fraction must be -16\.\.24 with {of}_format 1, got 25"),
+            (1, -17, r"{of}_fraction must be -16\.\.24 with {of}_format 1, got -17"),
+        ]
+    ],
+    ("conv2d", {"y_format": 1}, "y_format must be 0 .* with y_acc, y_image, y_pitch or a shuffle above 1, got 1"),
+    ("conv2d", {"y_format": 1, "y_acc": None, "y_pitch": 9}, "y_format must be 0 .* with y_acc, y_image, y_pitch"),
+    ("quantize", {"x_format": 1, "shift": 1}, r"shift must be null where x_format is 1 \(int16\)"),
     ("interpolate", {"struct_bytes": 8}, "args must be a struct of [0-9]+ bytes"),
     ("interpolate", {"threads": 0}, "threads must be 1..256, got 0"),
     ("interpolate", {"height": 0}, "height and width must be 1..2.20, got 0 and 5"),
@@ -382,6 +407,11 @@ def test_no_memory_beside_what_was_given_is_touched(isa: str, at_end: bool) -> N
             ENTRIES["quantize"](call)
             call.quantize.region = corner
             ENTRIES["quantize"](call)
+            call.use_int16()
+            for call.conv2d.region in (native.Region(), corner):
+                ENTRIES["conv2d"](call)
+            for call.quantize.region in (native.Region(), corner):
+                ENTRIES["quantize"](call)
             ENTRIES["interpolate"](call)
             status = 0
         finally:
