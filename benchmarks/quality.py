@@ -1,6 +1,6 @@
 """Quality of calibrated models: what each ingredient brings, what bits and time cost, how few images and steps will do.
 
-    python benchmarks/quality.py ablation|budget|images|steps|crops|recipes [--weights W ...] [--out results.json]
+    python benchmarks/quality.py ablation|budget|images|steps|crops|recipes|residual [--weights W ...] [--out results.json]
 
 Measures on Set5 and Set14 (PSNR-Y, `scale` pixels shaved) with the integer kernels; calibrates on other pictures, downscaled to
 the network's own input size. Prints a Markdown table and keeps every number as JSON; `quality_report.py` draws the figures.
@@ -176,8 +176,20 @@ def recipes(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
         yield bench.run(f"w{bits}a{bits} best", weight_bits=bits, act_bits=bits, steps=steps)
 
 
+def residual(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
+    """Features between the blocks in 16 bits against float32, from one calibration: nothing else differs."""
+    for bits in (4, 6):
+        row = bench.run(f"w{bits}a{bits} int16", weight_bits=bits, act_bits=bits, steps=steps, residual="int16")
+        if row is None:
+            continue
+        yield row
+        m = bench.model
+        wide = type(m)(m.spec, m.config, m.parameters_by_name, m.floats, m.thresholds, m.float_state, m.exit).eval()
+        yield row | {"label": f"w{bits}a{bits} float32"} | bench.measure(wide)
+
+
 STUDIES: dict[str, Callable[[Bench, int], Iterator[dict[str, Any] | None]]] = {
-    study.__name__: study for study in (ablation, budget, images, steps, crops, recipes)
+    study.__name__: study for study in (ablation, budget, images, steps, crops, recipes, residual)
 }
 
 
@@ -201,7 +213,8 @@ def main() -> None:
     for weights in args.weights:
         for row in filter(None, STUDIES[args.study](Bench(weights, args.downscale, args.count, args.only), args.steps)):
             rows.append(row)
-            cells = [f"{row[s][key]:.2f}" for s in ("set5", "set14") for key in ("psnr", "bits", "loss")]
+            decimals = 4 if args.study == "residual" else 2
+            cells = [f"{row[s][key]:.{decimals}f}" for s in ("set5", "set14") for key in ("psnr", "bits", "loss")]
             cells += [f"{1000 * row['seconds']:.1f}" if "seconds" in row else "", f"{row['calibration_seconds']:.0f} s"]
             print(f"| {row['network']} | {row['label']} | " + " | ".join(cells) + " |", flush=True)
             if args.out:
