@@ -483,8 +483,10 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
         for (int i = 0; i < kPixels; i++) {
           if constexpr (kFixed) {
             // Two panels leave together.
-            if (p % 2 && i < exist)
-              _mm512_storeu_si512(static_cast<Feature*>(e.y) + at[i] + (p - 1) * kPanel, _mm512_permutexvar_epi64(order_of_2, _mm512_packs_epi32(before[i], held[i])));
+            if (p % 2 && i < exist) {
+              const __m512i both = _mm512_permutexvar_epi64(order_of_2, _mm512_packs_epi32(before[i], held[i]));
+              _mm512_storeu_si512(static_cast<Feature*>(e.y) + at[i] + (p - 1) * kPanel, both);
+            }
             before[i] = held[i];
           } else {
             if (i < exist) _mm512_storeu_ps(static_cast<Feature*>(e.y) + at[i] + p * kPanel, v[i]);

@@ -140,7 +140,7 @@ struct Outputs {
 // of which some are too large for their fraction, some half way between two, some not finite.
 void check_epilogue(const Kernels& twin, const Kernels& k, int outputs, bool words, bool int16) {
   for (int round = 0; round < 200; round++) {
-    const int panels = 1 + below(kMaxPanels), lanes_all = panels * kPanel, lanes = lanes_all - below(kPanel), tiles = 1 + below(4);
+    const int panels = 1 + below(kMaxPanels), lanes_all = panels * kPanel, lanes = lanes_all - below(2) * below(kPanel), tiles = 1 + below(4);
     const int pixels = outputs * tiles - below(outputs), taps = outputs == 1 ? 1 : words ? kMaxTaps : outputs + 2, activation = below(3);
     Aligned<int32_t> products(static_cast<size_t>(taps) * tiles * lanes_all), box(pixels), acc(static_cast<size_t>(tiles) * outputs * lanes_all);
     products.fill(-50000, 50000), box.fill(0, 5000);
