@@ -75,7 +75,7 @@ AUTO = {  # what "auto" stands for
         "act_ranges": "search",
         "layer_map": "sensitivity",
         "input_range": "pixels",
-        "residual": "float32",
+        "residual": "int16",
     },
 }
 DEFAULT_STEPS = {"paper": 500, "best": 600}  # of `adabm calibrate`
@@ -109,7 +109,7 @@ class ConvertConfig:
         0 for what the recipe says: 2 for "best" from 6 bits on, where 8 bits begin to show, else 1.
     residual: how the features that pass the blocks by are held between layers: "float32", or "int16", half the bytes, in units of
         a power of two that `calibrate` chooses for the network (docs/numerics.md). Only for an EDSR or SRResNet and quantize
-        "full"; "auto" is "float32" elsewhere, and for both recipes.
+        "full"; "auto" is "int16" there with recipe "best", else "float32".
     target_bits: with "sensitivity", the mean bits over the counted convolutions and the calibration images; None for
         act_bits - 0.45.
     objective: with "sensitivity", what that budget saves: "bits", or "latency", the time on this machine of the network that
