@@ -64,6 +64,26 @@ ADABM_DEVICE T load_constant(const T* pointer) {
 #endif
 }
 
+// kWords words in one load, 1, 2 or 4; the pointer is aligned to all of them.
+template <int kWords>
+ADABM_DEVICE void load_constant_words(uint32_t* words, const void* pointer) {
+  static_assert(kWords == 1 || kWords == 2 || kWords == 4, "");
+#if defined(__CUDACC__)
+  if constexpr (kWords == 4) {
+    const uint4 w = __ldg(static_cast<const uint4*>(pointer));
+    words[0] = w.x, words[1] = w.y, words[2] = w.z, words[3] = w.w;
+  } else if constexpr (kWords == 2) {
+    const uint2 w = __ldg(static_cast<const uint2*>(pointer));
+    words[0] = w.x, words[1] = w.y;
+  } else {
+    words[0] = __ldg(static_cast<const uint32_t*>(pointer));
+  }
+#else
+  cuda_host::global_read("load_constant", pointer, 4 * kWords, 4 * kWords);
+  std::memcpy(words, pointer, 4 * kWords);
+#endif
+}
+
 template <class T>
 ADABM_DEVICE T load_global(const T* pointer) {
 #if !defined(__CUDACC__)
