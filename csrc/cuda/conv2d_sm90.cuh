@@ -70,12 +70,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
   if (group == 0) {
     ptx::give_registers<kProducerRegisters>();
     if constexpr (kResident)
-      produce_tiles<kStrips, kStripRows, kStrips * kStripColumns, 1>(
-          p, ring, stages, q.stage_bytes, q.blocks, q.map, q.tensor_bytes, [&](int image, int row, int column) {
-            if (!p.region.region.depth) return false;
-            const int end_row = row + kStripRows, end_column = column + kStrips * kStripColumns;
-            return !computes(share_of(p.region, image, {row, column, end_row < p.height ? end_row : p.height, end_column < p.width ? end_column : p.width}));
-          });
+      produce_tiles<kStrips, kStripRows, kStrips * kStripColumns, 1>(p, p.region, ring, stages, q.stage_bytes, q.blocks, q.map, q.tensor_bytes);
     else
       produce_stages<kStrips>(q, ring, stages, packed);
   } else {

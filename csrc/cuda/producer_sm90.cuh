@@ -23,180 +23,230 @@ struct Halo {
   int inner, outer;              // the first pixel in the image, which may lie outside
   int inner_size, outer_size;    // of the image
   int inner_bytes, outer_bytes;  // from one pixel to the next, from one line to the next
+  Divider line;                  // of pixels by number, line after line
 
+  ADABM_DEVICE Halo(int across, int lines, int inner_size, int outer_size, int inner_bytes, int outer_bytes)
+      : across(across), lines(lines), inner(0), outer(0), inner_size(inner_size), outer_size(outer_size), inner_bytes(inner_bytes),
+        outer_bytes(outer_bytes), line(across) {}
   ADABM_DEVICE int pixels() const { return across * lines; }
+  // Of the first pixel, in bytes.
+  ADABM_DEVICE int64_t offset() const { return static_cast<int64_t>(outer) * outer_bytes + inner * inner_bytes; }
   // Whether all pixels are inside the image.
-  ADABM_DEVICE bool inside() const { return inner >= 0 && outer >= 0 && inner + across <= inner_size && outer + lines <= outer_size; }
-};
+  ADABM_DEVICE bool inside() const { return (inner | outer | (inner_size - across - inner) | (outer_size - lines - outer)) >= 0; }
 
-// A thread's way through the pixels of a tile, from the first-th on, each kStep pixels after the one before: additions alone.
-template <int kStep>
-class Walk {
-  int across_, end_, inner_step_, outer_step_, step_bytes_, line_bytes_;
-
- public:
-  int inner, outer, offset;  // the place in the image, and in bytes from its first pixel
-
-  ADABM_DEVICE Walk(const Halo& h, int first) {
-    const Divider lines(h.across);
-    const int line = lines.quotient(first);
-    across_ = h.across, end_ = h.inner + h.across;
-    outer_step_ = lines.quotient(kStep), inner_step_ = kStep - outer_step_ * h.across;
-    step_bytes_ = outer_step_ * h.outer_bytes + inner_step_ * h.inner_bytes, line_bytes_ = h.outer_bytes - h.across * h.inner_bytes;
-    inner = h.inner + first - line * h.across, outer = h.outer + line;
-    offset = inner * h.inner_bytes + outer * h.outer_bytes;
+  // The number of a thread's i-th pixel, or of the last pixel behind it.
+  ADABM_DEVICE int pixel(int thread, int i) const {
+    const int number = i * kGroupThreads + thread;
+    return (i + 1) * kGroupThreads <= pixels() || number < pixels() ? number : pixels() - 1;
   }
-  ADABM_DEVICE bool inside(const Halo& h) const {
-    return static_cast<unsigned>(inner) < static_cast<unsigned>(h.inner_size) && static_cast<unsigned>(outer) < static_cast<unsigned>(h.outer_size);
+  // From the first pixel, in bytes.
+  ADABM_DEVICE uint32_t offset_of(int thread, int i) const {
+    return static_cast<uint32_t>(line.quotient(pixel(thread, i)) * (outer_bytes - across * inner_bytes) + pixel(thread, i) * inner_bytes);
   }
-  ADABM_DEVICE void next() {
-    inner += inner_step_, outer += outer_step_, offset += step_bytes_;
-    if (inner >= end_) inner -= across_, outer++, offset += line_bytes_;
+  ADABM_DEVICE bool inside(int thread, int i) const {
+    const int row = line.quotient(pixel(thread, i)), along = pixel(thread, i) - row * across;
+    return static_cast<unsigned>(outer + row) < static_cast<unsigned>(outer_size) && static_cast<unsigned>(inner + along) < static_cast<unsigned>(inner_size);
   }
 };
 
 // Copies the codes of a tile, stored as bytes, to kPlanes rows of 16 channels, from the channel `from` on; zeros outside the image and
-// behind its channels. kWide: pixels are multiples of 16 bytes. kInside: so are the tile's pixels of the image.
+// behind its channels. Each thread stays with 16 channels of one column and goes from line to line. kWide: pixels are multiples of 16
+// bytes.
 template <int kPlanes, bool kWide, bool kInside>
-ADABM_DEVICE void copy_bytes(const Halo& h, const uint8_t* image, int pitch, int from, uint32_t to, uint32_t plane_bytes) {
-  constexpr int kStep = kGroupThreads / kPlanes;  // a thread stays with its plane
-  const int thread = threadIdx.x % kGroupThreads, first = thread / kPlanes, channel = from + thread % kPlanes * kRowBytes;
-  const int there = pitch - channel;  // bytes of this row that exist
-  image += there > 0 ? channel : 0;
-  uint32_t target = to + thread % kPlanes * plane_bytes + first * kRowBytes;
-  Walk<kStep> at(h, first);
-#pragma unroll 4
-  for (int pixel = first; pixel < h.pixels(); pixel += kStep) {
-    const bool wanted = (kInside || at.inside(h)) && there > 0;
-    const uint8_t* source = image + (kInside || wanted ? at.offset : 0);
-    if (kWide) {
-      ptx::cp_async<16>(target, source, wanted ? 16 : 0);
-    } else {
+ADABM_DEVICE void copy_bytes(const Halo& h, int thread, const uint8_t* image, int pitch, int from, uint32_t to, uint32_t plane_bytes) {
+  for (int unit = thread; unit < h.across * kPlanes; unit += kGroupThreads) {
+    const int along = unit / kPlanes, plane = unit % kPlanes, channel = from + plane * kRowBytes;
+    const bool inside = kInside || static_cast<unsigned>(h.inner + along) < static_cast<unsigned>(h.inner_size);
+    const int there = inside ? pitch - channel : 0;  // bytes of the row that exist
+    const uint8_t* source = image + h.offset() + along * h.inner_bytes + channel;  // read only where it is inside
+    uint32_t target = to + plane * plane_bytes + along * kRowBytes;
+#pragma unroll(kWide ? 6 : 1)
+    for (int line = 0; line < h.lines; line++) {
+      const bool wanted = kInside || static_cast<unsigned>(h.outer + line) < static_cast<unsigned>(h.outer_size);
+      if (kWide) {
+        ptx::cp_async<16>(target, source, wanted && there > 0 ? 16 : 0);
+      } else {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const bool exists = wanted && 4 * i < there;
-        ptx::cp_async<4>(target + 4 * i, exists ? source + 4 * i : image, exists ? 4 : 0);
+        for (int i = 0; i < 4; i++) ptx::cp_async<4>(target + 4 * i, source + 4 * i, wanted && 4 * i < there ? 4 : 0);
       }
+      source += static_cast<uint32_t>(h.outer_bytes), target += h.across * kRowBytes;
     }
-    target += kStep * kRowBytes;
-    at.next();
   }
 }
 
-// A word of codes of kStorage bits as bytes, in 5 instructions for two words and 15 for four.
-template <int kStorage>
-ADABM_DEVICE void bytes_of_word(uint32_t x, uint32_t* out) {
+// 4 codes of 2 or 4 bits to a byte: kPlanes rows of 16 codes, one behind the other in `words`, as rows of bytes.
+template <int kPlanes, int kStorage>
+ADABM_DEVICE void bytes_of_codes(const uint32_t* words, ptx::Words4 (&rows)[kPlanes]) {
+  constexpr uint32_t kPairs = 0x33333333, kNibbles = 0x0f0f0f0f, kCodes = 0x03030303;
   if constexpr (kStorage == 4) {
-    const uint32_t even = x & 0x0f0f0f0fu, odd = x >> 4 & 0x0f0f0f0fu;
-    out[0] = ptx::byte_perm(even, odd, 0x5140), out[1] = ptx::byte_perm(even, odd, 0x7362);
-  } else {
-    const uint32_t even = x & 0x33333333u, odd = x >> 2 & 0x33333333u;
+#pragma unroll
+    for (int i = 0; i < 2 * kPlanes; i++) {
+      const uint32_t even = words[i] & kNibbles, odd = words[i] >> 4 & kNibbles;
+      uint32_t* out = rows[i / 2].w + i % 2 * 2;
+      out[0] = ptx::byte_perm(even, odd, 0x5140), out[1] = ptx::byte_perm(even, odd, 0x7362);
+    }
+  } else if constexpr (kPlanes == 4) {
+    // Row r, byte k, code j of it: all four rows trade places of code and row, then of code and byte, 52 instructions in place of 60.
+    uint32_t x[4], y[4], bytes[4];
+#pragma unroll
+    for (int r = 0; r < 4; r += 2) {
+      x[r] = ptx::select_bits(kPairs, words[r], words[r + 1] << 2);
+      x[r + 1] = ptx::select_bits(kPairs, words[r] >> 2, words[r + 1]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      y[r] = ptx::select_bits(kNibbles, x[r], x[r + 2] << 4);
+      y[r + 2] = ptx::select_bits(kNibbles, x[r] >> 4, x[r + 2]);
+    }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      // Bytes of codes 0 and 2, 1 and 3, 4 and 6, 5 and 7 of this half.
-      const uint32_t pairs = ptx::byte_perm(even, odd, half ? 0x7362 : 0x5140);
-      const uint32_t low = pairs & 0x0f0f0f0fu, high = pairs >> 4 & 0x0f0f0f0fu;
-      out[2 * half] = ptx::byte_perm(low, high, 0x5410), out[2 * half + 1] = ptx::byte_perm(low, high, 0x7632);
+      const uint32_t low = ptx::byte_perm(y[0], y[1], half ? 0x7362 : 0x5140), high = ptx::byte_perm(y[2], y[3], half ? 0x7362 : 0x5140);
+      bytes[2 * half] = ptx::byte_perm(low, high, 0x5410), bytes[2 * half + 1] = ptx::byte_perm(low, high, 0x7632);
+    }
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+#pragma unroll
+      for (int k = 0; k < 4; k++) rows[r].w[k] = bytes[k] >> (2 * r) & kCodes;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kPlanes; i++) {
+      const uint32_t even = words[i] & kPairs, odd = words[i] >> 2 & kPairs;
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const uint32_t pairs = ptx::byte_perm(even, odd, half ? 0x7362 : 0x5140), low = pairs & kNibbles, high = pairs >> 4 & kNibbles;
+        rows[i].w[2 * half] = ptx::byte_perm(low, high, 0x5410), rows[i].w[2 * half + 1] = ptx::byte_perm(low, high, 0x7632);
+      }
     }
   }
 }
 
-// The same for codes of kStorage bits, 2 or 4, which become bytes on the way. A thread takes a pixel at a time, and loads a batch of
-// them before it unpacks the first. kWide: pixels are multiples of 32 channels, so that what is read of one is whole vectors.
-template <int kPlanes, int kStorage, bool kWide>
-ADABM_DEVICE void unpack_codes(const Halo& h, bool inside, const uint8_t* image, int pitch, int from, uint32_t to, uint32_t plane_bytes) {
-  constexpr int kWordsOfRow = kStorage / 2, kWords = kPlanes * kWordsOfRow, kBatch = kWords > 4 ? 3 : 5;
-  constexpr int kVector = !kWide ? 1 : kWords > 4 ? 4 : kWords;
-  const int thread = threadIdx.x % kGroupThreads, there = pitch - from;
-  uint32_t target = to + thread * kRowBytes;
-  image += from;
-  Walk<kGroupThreads> at(h, thread);
-#pragma unroll 2
-  for (int left = h.pixels(); left > 0; left -= kBatch * kGroupThreads) {
-    const auto taken = [&](int i) { return left >= (i + 1) * kGroupThreads || thread + i * kGroupThreads < left; };
+// Where the pixels of a halo that a thread unpacks lie in the image, from the halo's first: pixel i * kGroupThreads + thread for i = 0, 1
+// and so on, or the last one behind it. The same for all tiles of an image, so kept in registers where there are few.
+template <int kRounds>
+class PixelOffsets {
+  uint32_t offsets_[kRounds];
+
+ public:
+  static constexpr int kUnroll = kRounds;  // so that all indices are constants
+  ADABM_DEVICE PixelOffsets(const Halo& h, int thread) {
+#pragma unroll
+    for (int i = 0; i < kRounds; i++) offsets_[i] = h.offset_of(thread, i);
+  }
+  ADABM_DEVICE uint32_t operator()(const Halo&, int, int i) const { return offsets_[i]; }
+};
+template <>
+class PixelOffsets<0> {
+ public:
+  static constexpr int kUnroll = 1;
+  ADABM_DEVICE PixelOffsets(const Halo&, int) {}
+  ADABM_DEVICE uint32_t operator()(const Halo& h, int thread, int i) const { return h.offset_of(thread, i); }
+};
+
+// As copy_bytes, of codes of kStorage bits, 2 or 4, which become bytes on the way. A thread takes whole pixels, kGroupThreads from one to
+// the next. kWide: pixels are multiples of 32 channels, so that what is read of one is whole vectors: then a batch of pixels is loaded
+// before the first is unpacked.
+template <int kPlanes, int kStorage, bool kWide, class Offsets>
+ADABM_DEVICE void unpack_codes(const Halo& h, const Offsets& offsets, bool inside, int thread, const uint8_t* image, int pitch, int from, uint32_t to,
+                               uint32_t plane_bytes) {
+  constexpr int kWords = kPlanes * kStorage / 2, kVector = !kWide ? 1 : kWords > 4 ? 4 : kWords;
+  constexpr int kBatch = !kWide ? 1 : Offsets::kUnroll == 1 ? (kWords > 4 ? 2 : 4) : kWords > 4 ? 3 : 5;
+  const int there = pitch - from, pixels = h.pixels();
+  const uint8_t* base = image + h.offset() + from;
+  to += thread * kRowBytes;
+#pragma unroll(kWide ? Offsets::kUnroll : 1)
+  for (int first = 0; first * kGroupThreads < pixels; first += kBatch) {
+    const auto some = [&](int i) { return (first + i) * kGroupThreads < pixels; };
+    const auto mine = [&](int i) { return (first + i + 1) * kGroupThreads <= pixels || (first + i) * kGroupThreads + thread < pixels; };
     uint32_t words[kBatch][kWords];
+    if (kWide && inside) {
 #pragma unroll
-    for (int i = 0; i < kBatch; i++) {
-      const bool wanted = taken(i) && (inside || at.inside(h));
+      for (int i = 0; i < kBatch; i++)
+        if (some(i)) {
+          const uint8_t* source = base + offsets(h, thread, first + i);
 #pragma unroll
-      for (int word = 0; word < kWords; word += kVector) {
-        if (wanted && (kWide || 4 * word < there)) {
-          ptx::load_constant_words<kVector>(words[i] + word, image + at.offset + 4 * word);
-        } else {
-#pragma unroll
-          for (int j = 0; j < kVector; j++) words[i][word + j] = 0;
+          for (int word = 0; word < kWords; word += kVector) ptx::load_constant_words<kVector>(words[i] + word, source + 4 * word);
         }
-      }
-      at.next();
+    } else {
+#pragma unroll
+      for (int i = 0; i < kBatch; i++)
+        if (some(i)) {
+          const uint8_t* source = base + (kWide ? offsets(h, thread, first + i) : h.offset_of(thread, first + i));
+          const bool wanted = h.inside(thread, first + i);
+#pragma unroll
+          for (int word = 0; word < kWords; word++) words[i][word] = 0;
+#pragma unroll
+          for (int word = 0; word < kWords; word += kVector)
+            if (wanted && (kWide || 4 * word < there)) ptx::load_constant_words<kVector>(words[i] + word, source + 4 * word);
+        }
     }
 #pragma unroll
-    for (int i = 0; i < kBatch; i++) {
-      if (!taken(i)) continue;
+    for (int i = 0; i < kBatch; i++)
+      if (mine(i)) {
+        ptx::Words4 rows[kPlanes];
+        bytes_of_codes<kPlanes, kStorage>(words[i], rows);
 #pragma unroll
-      for (int plane = 0; plane < kPlanes; plane++) {
-        ptx::Words4 row;
-#pragma unroll
-        for (int j = 0; j < kWordsOfRow; j++) {
-          bytes_of_word<kStorage>(words[i][plane * kWordsOfRow + j], row.w + j * 4 / kWordsOfRow);
-        }
-        ptx::store_shared(target + i * kGroupThreads * kRowBytes + plane * plane_bytes, row);
+        for (int plane = 0; plane < kPlanes; plane++)
+          ptx::store_shared(to + plane * plane_bytes + (first + i) * kGroupThreads * kRowBytes, rows[plane]);
       }
-    }
-    target += kBatch * kGroupThreads * kRowBytes;
   }
 }
+
+// How the tiles of an image come in. Wide: a pixel is a multiple of 16 bytes, or of 32 channels where codes are packed.
+enum class Route { kTensor, kBytes, kBytesNarrow, kFourBits, kFourBitsNarrow, kTwoBits, kTwoBitsNarrow };
 
 // What a producer needs to know of an image.
 struct Image {
   const uint8_t* codes;
   int number, storage, pitch;
-  bool tensor;  // the copy engine brings its tiles in
-  ADABM_DEVICE Image(const Conv2dParams& p, int image, int tensor_bytes)
+  Route route;
+  ADABM_DEVICE Image(const Conv2dParams& p, int image, bool tensor)
       : codes(p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels),
         number(image),
         storage(storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X)),
-        pitch(pixel_bytes(p.code_channels, storage)),
-        tensor(tensor_bytes && storage == 8) {}
+        pitch(pixel_bytes(p.code_channels, storage)) {
+    const bool wide = p.code_channels % kStepBytes == 0;
+    route = storage == 8   ? tensor ? Route::kTensor : pitch % kRowBytes == 0 ? Route::kBytes : Route::kBytesNarrow
+           : storage == 4 ? wide ? Route::kFourBits : Route::kFourBitsNarrow
+           : wide         ? Route::kTwoBits
+                          : Route::kTwoBitsNarrow;
+  }
+  ADABM_DEVICE bool tensor() const { return route == Route::kTensor; }
 };
 
 // Threads bring kPlanes rows of 16 channels, from the first_plane-th on, of a tile and its halo into shared memory, and arrive at the
 // barrier when they are there.
-template <int kPlanes>
-ADABM_DEVICE void load_tile(const Conv2dParams& p, const Halo& h, const Image& image, int first_plane, uint32_t to, uint32_t barrier) {
+template <int kPlanes, class Offsets>
+ADABM_DEVICE void load_tile(const Conv2dParams& p, const Halo& h, const Offsets& offsets, bool inside, int thread, const Image& image, int first_plane,
+                            uint32_t to, uint32_t barrier) {
   const uint32_t plane_bytes = p.plane_pixels * kRowBytes;
   const int from = first_plane * kRowBytes * image.storage / 8;
-  const bool inside = h.inside();
-  if (image.storage == 8) {
-    if (image.pitch % kRowBytes)
-      copy_bytes<kPlanes, false, false>(h, image.codes, image.pitch, from, to, plane_bytes);
+  const Route route = image.route;
+  if (route == Route::kBytes || route == Route::kBytesNarrow) {
+    if (route == Route::kBytesNarrow)
+      copy_bytes<kPlanes, false, false>(h, thread, image.codes, image.pitch, from, to, plane_bytes);
     else if (inside)
-      copy_bytes<kPlanes, true, true>(h, image.codes, image.pitch, from, to, plane_bytes);
+      copy_bytes<kPlanes, true, true>(h, thread, image.codes, image.pitch, from, to, plane_bytes);
     else
-      copy_bytes<kPlanes, true, false>(h, image.codes, image.pitch, from, to, plane_bytes);
-    ptx::cp_async_arrive(barrier);
-    return;
+      copy_bytes<kPlanes, true, false>(h, thread, image.codes, image.pitch, from, to, plane_bytes);
+    return ptx::cp_async_arrive(barrier);
   }
-  const bool wide = p.code_channels % kStepBytes == 0;
-  if (image.storage == 4) {
-    if (wide)
-      unpack_codes<kPlanes, 4, true>(h, inside, image.codes, image.pitch, from, to, plane_bytes);
-    else
-      unpack_codes<kPlanes, 4, false>(h, inside, image.codes, image.pitch, from, to, plane_bytes);
-  } else {
-    if (wide)
-      unpack_codes<kPlanes, 2, true>(h, inside, image.codes, image.pitch, from, to, plane_bytes);
-    else
-      unpack_codes<kPlanes, 2, false>(h, inside, image.codes, image.pitch, from, to, plane_bytes);
-  }
+  if (route == Route::kFourBits)
+    unpack_codes<kPlanes, 4, true>(h, offsets, inside, thread, image.codes, image.pitch, from, to, plane_bytes);
+  else if (route == Route::kTwoBits)
+    unpack_codes<kPlanes, 2, true>(h, offsets, inside, thread, image.codes, image.pitch, from, to, plane_bytes);
+  else if (route == Route::kFourBitsNarrow)
+    unpack_codes<kPlanes, 4, false>(h, offsets, inside, thread, image.codes, image.pitch, from, to, plane_bytes);
+  else
+    unpack_codes<kPlanes, 2, false>(h, offsets, inside, thread, image.codes, image.pitch, from, to, plane_bytes);
   ptx::mbarrier_arrive(barrier);
 }
 
 // The copy engine does: one thread starts a box for each row of 16 channels, of codes stored as bytes, whose first pixel is at this row
 // and column. The others only arrive.
 template <int kPlanes>
-ADABM_DEVICE void copy_tile(const Conv2dParams& p, const ptx::TensorMap& map, int row, int column, int image, int first_plane, uint32_t to,
+ADABM_DEVICE void copy_tile(const Conv2dParams& p, const ptx::TensorMap& map, int thread, int row, int column, int image, int first_plane, uint32_t to,
                             uint32_t barrier) {
-  if (threadIdx.x == 0)
+  if (thread == 0)
 #pragma unroll
     for (int plane = 0; plane < kPlanes; plane++)
       ptx::tensor_copy(to + plane * p.plane_pixels * kRowBytes, map, (first_plane + plane) * kRowBytes, column, row, image, barrier);
@@ -221,35 +271,45 @@ struct Ring {
   }
 };
 
-// Tiles of the kernels whose weights are in registers: 3x3 taps and up to 64 channels. Tiles lie kTileRows by kTileColumns pixels apart
-// and begin kBefore pixels before that, up and to the left, with a halo that is as large for all. skips(image, row, column): whether the
-// tile with the results from there on needs no codes.
-template <int kStrips, int kTileRows, int kTileColumns, int kBefore, class Skips>
-ADABM_DEVICE void produce_tiles(const Conv2dParams& p, Ring ring, uint32_t stages, int stage_bytes, int blocks, const ptx::TensorMap& map, int tensor_bytes,
-                                Skips&& skips) {
+// Tiles of the kernels whose weights are in registers: 3x3 taps and up to 64 channels. Their results are kTileRows by kTileColumns pixels,
+// left out where `region` computes none of them; what is brought in begins kBefore pixels before those, up and to the left.
+template <int kStrips, int kTileRows, int kTileColumns, int kBefore>
+ADABM_DEVICE void produce_tiles(const Conv2dParams& p, const RegionParams& region, Ring ring, uint32_t stages, int stage_bytes, int blocks,
+                                const ptx::TensorMap& map, int tensor_bytes) {
   constexpr int kPlanes = 2 * kResidentSteps, kColumns = kStrips * kStripColumns + 2, kRows = kStripRows + 2;
-  const int row_step = blocks / p.inner_across, column_step = blocks - row_step * p.inner_across;
+  constexpr int kRounds = (kColumns * kRows + kGroupThreads - 1) / kGroupThreads;
+  const int thread = threadIdx.x % kGroupThreads;
+  // From one of the block's tiles to the next, in tiles and then in pixels.
+  const int rows_on = blocks / p.inner_across, row_step = rows_on * kTileRows, column_step = (blocks - rows_on * p.inner_across) * kTileColumns;
+  const int end_column = p.inner_across * kTileColumns, end_row = p.tiles / p.inner_across * kTileRows;
   for (int item = blockIdx.x; item < p.batch * p.tiles;) {
-    const int number = item / p.tiles;
-    const Image image(p, number, tensor_bytes);
-    int tile = item - number * p.tiles, tile_row = tile / p.inner_across, tile_column = tile - tile_row * p.inner_across;
-    for (; tile < p.tiles; tile += blocks) {
-      const int row = tile_row * kTileRows, column = tile_column * kTileColumns;
-      tile_row += row_step, tile_column += column_step;
-      if (tile_column >= p.inner_across) tile_column -= p.inner_across, tile_row++;
-      if (skips(number, row, column)) continue;
+    const int number = item / p.tiles, tile = item - number * p.tiles;
+    const Image image(p, number, tensor_bytes != 0);
+    Halo h(kColumns, kRows, p.width, p.height, image.pitch, p.width * image.pitch);
+    const PixelOffsets<kRounds <= 5 ? kRounds : 0> offsets(h, thread);
+    int row = tile / p.inner_across * kTileRows, column = (tile - tile / p.inner_across * p.inner_across) * kTileColumns;
+    for (; row < end_row; row += row_step, column += column_step) {
+      if (column >= end_column) {
+        column -= end_column, row += kTileRows;
+        if (row >= end_row) break;
+      }
+      if (region.region.depth) {
+        const Rectangle results = {row, column, row + kTileRows < p.height ? row + kTileRows : p.height,
+                                   column + kTileColumns < p.width ? column + kTileColumns : p.width};
+        if (!computes(share_of(region, number, results))) continue;
+      }
       ring.wait_empty();
       const uint32_t to = stages + ring.stage * stage_bytes, full = ring.full();
-      if (threadIdx.x == 0) ptx::mbarrier_arrive_expect(full, image.tensor ? kPlanes * tensor_bytes : 0);
-      if (image.tensor) {
-        copy_tile<kPlanes>(p, map, row - kBefore, column - kBefore, number, 0, to, full);
-      } else {
-        const Halo h = {kColumns, kRows, column - kBefore, row - kBefore, p.width, p.height, image.pitch, p.width * image.pitch};
-        load_tile<kPlanes>(p, h, image, 0, to, full);
-      }
+      if (thread == 0) ptx::mbarrier_arrive_expect(full, image.tensor() ? kPlanes * tensor_bytes : 0);
+      h.inner = column - kBefore, h.outer = row - kBefore;
+      if (image.tensor())
+        copy_tile<kPlanes>(p, map, thread, h.outer, h.inner, number, 0, to, full);
+      else
+        load_tile<kPlanes>(p, h, offsets, h.inside(), thread, image, 0, to, full);
       ring.next();
     }
-    item = number * p.tiles + tile;
+    // The block's first tile behind this image.
+    item = number * p.tiles + row / kTileRows * p.inner_across + column / kTileColumns;
   }
   ptx::cp_async_commit(), ptx::cp_async_wait<0>();  // no thread ends with copies under way
 }
@@ -262,25 +322,32 @@ ADABM_DEVICE void produce_stages(const Conv2dParams90& q, Ring ring, uint32_t st
   const int weight_bytes = p.kernel_h * p.kernel_w * p.tiling.width * kStepBytes;
   for (int item = blockIdx.x; item < p.batch * p.tiles; item += q.blocks) {
     const int number = item / p.tiles;
-    const Tile at = place<kStrips>(p, item - number * p.tiles);
-    if (!computes(share_of(p.region, number, pixels_of(p, at)))) continue;
-    const Image image(p, number, q.tensor_bytes);
+    const int tile = item - number * p.tiles;
+    // The tile is placed once more for its share, so that no place is kept in registers meanwhile.
+    if (p.region.region.depth && !computes(share_of(p.region, number, pixels_of(p, place<kStrips>(p, ptx::opaque(tile)))))) continue;
+    const Tile at = place<kStrips>(p, tile);
+    const Image image(p, number, q.tensor_bytes != 0);
     const uint8_t* weights = packed + (p.border_kernels ? at.kernel : 0) * static_cast<int64_t>(p.tiling.tiles) * p.forms[0].tile_bytes;
     const int row = at.row - p.kernel_h / 2, column = at.column - p.kernel_w / 2, row_bytes = p.width * image.pitch;
     const bool upright = at.row_step == 1;
-    const Halo h = upright ? Halo{at.halo_rows, at.halo_columns, row, column, p.height, p.width, row_bytes, image.pitch}
-                           : Halo{at.halo_columns, at.halo_rows, column, row, p.width, p.height, image.pitch, row_bytes};
+    Halo h = upright ? Halo(at.halo_rows, at.halo_columns, p.height, p.width, row_bytes, image.pitch)
+                     : Halo(at.halo_columns, at.halo_rows, p.width, p.height, image.pitch, row_bytes);
+    h.inner = upright ? row : column, h.outer = upright ? column : row;
+    const uint32_t all_inside = ptx::opaque(h.inside());
     for (int step = 0; step < q.steps; step++) {
+      // What follows from these is made anew for each stage rather than kept in registers and predicates.
+      const int thread = ptx::opaque(threadIdx.x % kGroupThreads);
+      const bool inside = ptx::opaque(all_inside);
       ring.wait_empty();
       const uint32_t to = stages + ring.stage * q.stage_bytes, full = ring.full();
-      if (threadIdx.x == 0) {
-        ptx::mbarrier_arrive_expect(full, weight_bytes + (image.tensor ? kPlanes * q.tensor_bytes : 0));
+      if (thread == 0) {
+        ptx::mbarrier_arrive_expect(full, weight_bytes + (image.tensor() ? kPlanes * q.tensor_bytes : 0));
         ptx::bulk_copy(to + q.code_bytes, weights + static_cast<int64_t>(step) * weight_bytes, weight_bytes, full);
       }
-      if (image.tensor)
-        copy_tile<kPlanes>(p, q.map, row, column, number, kPlanes * step, to, full);
+      if (image.tensor())
+        copy_tile<kPlanes>(p, q.map, thread, row, column, number, kPlanes * step, to, full);
       else
-        load_tile<kPlanes>(p, h, image, kPlanes * step, to, full);
+        load_tile<kPlanes>(p, h, PixelOffsets<0>(h, thread), inside, thread, image, kPlanes * step, to, full);
       ring.next();
     }
   }

@@ -21,6 +21,15 @@ struct alignas(16) Words4 {
   uint32_t w[4];
 };
 
+// The value, of which compilers then know nothing: they keep it rather than compute it anew, and move nothing that follows from it out of
+// the loop that this stands in.
+ADABM_DEVICE uint32_t opaque(uint32_t value) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 // ---- memory
 
 // The first byte of the block's dynamic shared memory.
@@ -123,6 +132,17 @@ ADABM_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t out = 0;
   for (int i = 0; i < 4; i++) out |= static_cast<uint32_t>(both >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
   return out;
+#endif
+}
+
+// The bits of a where the mask has ones, and those of b elsewhere, in one instruction: compilers turn the usual forms into two.
+ADABM_DEVICE uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
+#if defined(__CUDACC__)
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(out) : "r"(mask), "r"(a), "r"(b));
+  return out;
+#else
+  return (a & mask) | (b & ~mask);
 #endif
 }
 

@@ -181,13 +181,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
 
   if (group == 0) {
     ptx::give_registers<kProducerRegisters>();
-    produce_tiles<kStrips, kOutRows, kTile.out_columns, 2>(
-        first, in, stages, q.stage_bytes, q.blocks, q.map, q.tensor_bytes, [&](int image, int row, int column) {
-          if (!second.region.region.depth) return false;
-          const int end_row = row + kOutRows, end_column = column + kTile.out_columns;
-          return !computes(
-              share_of(second.region, image, {row, column, end_row < second.height ? end_row : second.height, end_column < second.width ? end_column : second.width}));
-        });
+    produce_tiles<kStrips, kOutRows, kTile.out_columns, 2>(first, second.region, in, stages, q.stage_bytes, q.blocks, q.map, q.tensor_bytes);
   } else if (group == 1) {
     ptx::take_registers<kConsumerRegisters>();
     uint32_t a[kResidentSteps][kResidentTaps][4];
