@@ -2,12 +2,8 @@
 //
 // A stage is handed over when what is in it has landed, not a stage later: copies of threads arrive at its barrier by themselves
 // (cp_async_arrive), the copy engine counts its bytes there, and codes that threads unpack are there when these arrive. The producer
-// never waits for its own copies, so it makes no fence for them either. Whoever waits for a stage does, between its wait and its
-// products (Ring::wait_full). That is where PTX ISA wants it: cp.async writes by the generic proxy (only its bulk forms use the async
-// proxy, "Async proxy"), wgmma reads by the async proxy ("wgmma.fence": an async proxy fence must stand between writes to a matrix and
-// its reads by wgmma.mma_async), the arrival of cp.async.mbarrier.arrive comes after the copies, and waiting at an mbarrier acquires
-// what arrivals at it released ("mbarrier.try_wait"). So the write comes before the fence, and the fence before the read, in the
-// reading thread's own order; no thread but the reader could fence without waiting for the copy first.
+// never waits for its own copies, so it cannot make the fence that must stand between them and products. Whoever waits for a stage
+// makes it, behind the wait (Ring::wait_full). docs/gpu_cuda.md has the rules of PTX ISA behind this.
 #pragma once
 
 #include "cuda/tile_sm90.cuh"
@@ -41,7 +37,8 @@ struct Halo {
   }
   // From the first pixel, in bytes.
   ADABM_DEVICE uint32_t offset_of(int thread, int i) const {
-    return static_cast<uint32_t>(line.quotient(pixel(thread, i)) * (outer_bytes - across * inner_bytes) + pixel(thread, i) * inner_bytes);
+    const uint32_t along_bytes = inner_bytes, line_bytes = outer_bytes - across * along_bytes;  // modulo 2^32, as the sum is below
+    return line.quotient(pixel(thread, i)) * line_bytes + pixel(thread, i) * along_bytes;
   }
   ADABM_DEVICE bool inside(int thread, int i) const {
     const int row = line.quotient(pixel(thread, i)), along = pixel(thread, i) - row * across;
@@ -333,11 +330,9 @@ ADABM_DEVICE void produce_stages(const Conv2dParams90& q, Ring ring, uint32_t st
     Halo h = upright ? Halo(at.halo_rows, at.halo_columns, p.height, p.width, row_bytes, image.pitch)
                      : Halo(at.halo_columns, at.halo_rows, p.width, p.height, image.pitch, row_bytes);
     h.inner = upright ? row : column, h.outer = upright ? column : row;
-    const uint32_t all_inside = ptx::opaque(h.inside());
+    const bool inside = h.inside();
     for (int step = 0; step < q.steps; step++) {
-      // What follows from these is made anew for each stage rather than kept in registers and predicates.
-      const int thread = ptx::opaque(threadIdx.x % kGroupThreads);
-      const bool inside = ptx::opaque(all_inside);
+      const int thread = ptx::opaque(threadIdx.x % kGroupThreads);  // what follows from it is made anew, not kept in registers
       ring.wait_empty();
       const uint32_t to = stages + ring.stage * q.stage_bytes, full = ring.full();
       if (thread == 0) {
