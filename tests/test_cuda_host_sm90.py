@@ -38,7 +38,8 @@ MESSAGES = {
     "copies_unfenced": r"wgmma_s8u8 at byte \d+ of shared memory, which thread \d+ wrote without fence_async",
     "copies_fenced_before": r"wgmma_s8u8 at byte \d+ of shared memory, which thread \d+ wrote without fence_async",
     "copies_fenced_by_one": r"wgmma_s8u8 at byte \d+ of shared memory, which thread \d+ wrote without fence_async",
-    "copies_not_tracked": r"wgmma_s8u8 at byte \d+ of shared memory, which an asynchronous copy is writing|ends with asynchronous copies under way",
+    "copies_not_tracked": r"wgmma_s8u8 at byte \d+ of shared memory, which an asynchronous copy is writing"
+    r"|ends with asynchronous copies under way",
     "copies_arrive_before": r"wgmma_s8u8 at byte \d+ of shared memory, which (an asynchronous copy is writing|nothing has written)"
     r"|ends with asynchronous copies under way",
     "copies_too_many": r"cp_async_arrive at byte 0 of shared memory: more than the 32 arrivals of a phase"

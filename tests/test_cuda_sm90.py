@@ -237,9 +237,9 @@ def test_who_brings_tiles_in(problem: ConvProblem, config: int, copies: str) -> 
         host_library().call("adabm_conv2d_cuda", call.args, 0, None)
 
 
-# Three tiles each way, so that one of them and its halo are inside the image. Images differ by how their codes are stored. Channels:
-# multiples of 32, which threads unpack by whole vectors; of 16, which they copy by 16 bytes; of neither. The second tile size of the
-# kernel with weights in registers keeps offsets in registers as the first does, the third makes them anew.
+# Three tiles each way, so that one of them and its halo are inside the image. Images differ by how their codes are stored.
+# Channels: multiples of 32, which threads unpack by whole vectors; of 16, which they copy by 16 bytes; of neither. Wide tiles have
+# their offsets made anew, the others keep them in registers. Two images end one column or row before a halo does.
 INTAKE = [
     ("conv2d", 1, 64, 33, 65, (8, 4, 2)),
     ("conv2d", 3, 64, 33, 129, (2, 4)),
@@ -247,6 +247,8 @@ INTAKE = [
     ("conv2d", 2, 36, 33, 33, (8, 4, 2)),
     ("conv2d", 2, 96, 33, 33, (8, 4, 2)),
     ("conv2d", 2, 72, 33, 33, (8, 4, 2)),
+    ("conv2d", 2, 64, 33, 32, (8, 4, 2)),
+    ("conv2d", 2, 64, 32, 33, (2, 4, 8)),
     ("resblock", 1, 64, 30, 62, (8, 4, 2)),
     ("resblock", 3, 64, 30, 94, (4, 2)),
 ]
