@@ -71,7 +71,7 @@ ADABM_DEVICE void copy_bytes(const Halo& h, int thread, const uint8_t* image, in
   }
 }
 
-// 4 codes of 2 or 4 bits to a byte: kPlanes rows of 16 codes, one behind the other in `words`, as rows of bytes.
+// Codes of 2 or 4 bits as bytes: kPlanes rows of 16 codes, which lie one behind the other in `words`.
 template <int kPlanes, int kStorage>
 ADABM_DEVICE void bytes_of_codes(const uint32_t* words, ptx::Words4 (&rows)[kPlanes]) {
   constexpr uint32_t kPairs = 0x33333333, kNibbles = 0x0f0f0f0f, kCodes = 0x03030303;
@@ -194,18 +194,19 @@ enum class Route { kTensor, kBytes, kBytesNarrow, kFourBits, kFourBitsNarrow, kT
 // What a producer needs to know of an image.
 struct Image {
   const uint8_t* codes;
-  int number, storage, pitch;
+  int storage, pitch;
   Route route;
   ADABM_DEVICE Image(const Conv2dParams& p, int image, bool tensor)
       : codes(p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels),
-        number(image),
         storage(storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X)),
         pitch(pixel_bytes(p.code_channels, storage)) {
     const bool wide = p.code_channels % kStepBytes == 0;
-    route = storage == 8   ? tensor ? Route::kTensor : pitch % kRowBytes == 0 ? Route::kBytes : Route::kBytesNarrow
-           : storage == 4 ? wide ? Route::kFourBits : Route::kFourBitsNarrow
-           : wide         ? Route::kTwoBits
-                          : Route::kTwoBitsNarrow;
+    if (storage == 8)
+      route = tensor ? Route::kTensor : pitch % kRowBytes == 0 ? Route::kBytes : Route::kBytesNarrow;
+    else if (storage == 4)
+      route = wide ? Route::kFourBits : Route::kFourBitsNarrow;
+    else
+      route = wide ? Route::kTwoBits : Route::kTwoBitsNarrow;
   }
   ADABM_DEVICE bool tensor() const { return route == Route::kTensor; }
 };
