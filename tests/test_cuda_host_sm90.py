@@ -33,6 +33,17 @@ MESSAGES = {
     "tensor_misaligned": r"tensor_copy at byte 144 of shared memory, which must be a multiple of 128",
     "tensor_bytes": r"deadlock: it waits at mbarrier_wait",
     "tensor_right": "",
+    "copies_right": "",
+    "stores_right": "",
+    "copies_unfenced": r"wgmma_s8u8 at byte \d+ of shared memory, which thread \d+ wrote without fence_async",
+    "copies_fenced_before": r"wgmma_s8u8 at byte \d+ of shared memory, which thread \d+ wrote without fence_async",
+    "copies_fenced_by_one": r"wgmma_s8u8 at byte \d+ of shared memory, which thread \d+ wrote without fence_async",
+    "copies_not_tracked": r"wgmma_s8u8 at byte \d+ of shared memory, which an asynchronous copy is writing"
+    r"|ends with asynchronous copies under way",
+    "copies_arrive_before": r"wgmma_s8u8 at byte \d+ of shared memory, which (an asynchronous copy is writing|nothing has written)"
+    r"|ends with asynchronous copies under way",
+    "copies_too_many": r"cp_async_arrive at byte 0 of shared memory: more than the 32 arrivals of a phase"
+    r"|which (an asynchronous copy is writing|nothing has written)",
 }  # fmt: skip
 MISTAKES = list(MESSAGES)
 RIGHT = [name for name, message in MESSAGES.items() if message == ""]

@@ -237,6 +237,36 @@ def test_who_brings_tiles_in(problem: ConvProblem, config: int, copies: str) -> 
         host_library().call("adabm_conv2d_cuda", call.args, 0, None)
 
 
+# Three tiles each way, so that one of them and its halo are inside the image. Images differ by how their codes are stored.
+# Channels: multiples of 32, which threads unpack by whole vectors; of 16, which they copy by 16 bytes; of neither. Wide tiles have
+# their offsets made anew, the others keep them in registers. Two images end one column or row before a halo does.
+INTAKE = [
+    ("conv2d", 1, 64, 33, 65, (8, 4, 2)),
+    ("conv2d", 3, 64, 33, 129, (2, 4)),
+    ("conv2d", 2, 48, 33, 33, (8, 4, 2)),
+    ("conv2d", 2, 36, 33, 33, (8, 4, 2)),
+    ("conv2d", 2, 96, 33, 33, (8, 4, 2)),
+    ("conv2d", 2, 72, 33, 33, (8, 4, 2)),
+    ("conv2d", 2, 64, 33, 32, (8, 4, 2)),
+    ("conv2d", 2, 64, 32, 33, (2, 4, 8)),
+    ("resblock", 1, 64, 30, 62, (8, 4, 2)),
+    ("resblock", 3, 64, 30, 94, (4, 2)),
+]
+
+
+@pytest.mark.parametrize("kernel, config, channels, height, width, bits", INTAKE)
+def test_tiles_inside_the_image_come_in(kernel: str, config: int, channels: int, height: int, width: int, bits: tuple) -> None:
+    problem = ConvProblem("inside", height, width, channels, 64, bits=bits, activation="relu")
+    with driver(**HOPPER, multiprocessors=2), policy("random", "random", seed=5):
+        if kernel == "resblock":
+            return check_block(problem, packed=True, config=config)
+        instance = instantiate(problem)
+        call = conv2d_call(instance, packed_x=True, outputs="q")
+        call.args.config = config
+        call.run()
+        assert torch.equal(call.y_q, instance.run("reference", "codes")[1])
+
+
 @pytest.mark.parametrize("config", [1, 2])
 @pytest.mark.parametrize("name", ["x4", "long_edges"])
 def test_kernels_by_border_class_in_every_configuration(name: str, config: int) -> None:

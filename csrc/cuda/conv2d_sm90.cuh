@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
   const Conv2dParams& p = q.c;
   const int items = p.batch * p.tiles, group = threadIdx.x / kGroupThreads;
   const uint32_t barriers = ptx::shared_base(), stages = barriers + kBarrierRoom, plane_bytes = p.plane_pixels * kRowBytes;
-  const int taps = p.kernel_h * p.kernel_w, slice_bytes = p.tiling.width * kStepBytes, weight_bytes = taps * slice_bytes;  // of a step
+  const int taps = p.kernel_h * p.kernel_w, slice_bytes = p.tiling.width * kStepBytes;
   const Form& f = p.forms[0];
   const uint8_t* packed = p.packed + f.offset + blockIdx.y * f.tile_bytes;
   if (threadIdx.x == 0) {
@@ -69,33 +69,10 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
 
   if (group == 0) {
     ptx::give_registers<kProducerRegisters>();
-    Producer producer{ring};
-    for (int item = blockIdx.x; item < items; item += q.blocks) {
-      const int image = item / p.tiles;
-      const Tile at = place<kStrips>(p, item % p.tiles);
-      if (!computes(share_of(p.region, image, pixels_of(p, at)))) continue;
-      const int storage = storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X);
-      const bool tensor = q.tensor_bytes && storage == 8;
-      const uint8_t* x = p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels;
-      const uint8_t* weights = packed + (p.border_kernels ? at.kernel : 0) * static_cast<int64_t>(p.tiling.tiles) * f.tile_bytes;
-      for (int step = 0; step < q.steps; step += q.stage_steps) {
-        if (tensor) producer.finish();
-        producer.ring.wait_empty();
-        const uint32_t to = stages + producer.ring.stage * q.stage_bytes;
-        if (threadIdx.x == 0) {
-          ptx::mbarrier_arrive_expect(producer.ring.full(), (kResident ? 0 : weight_bytes) + (tensor ? 2 * q.stage_steps * q.tensor_bytes : 0));
-          if (!kResident) ptx::bulk_copy(to + q.code_bytes, weights + static_cast<int64_t>(step) * weight_bytes, weight_bytes, producer.ring.full());
-        }
-        if (tensor) {
-          if (threadIdx.x == 0) copy_tile(p, q.map, at, image, 2 * step, 2 * q.stage_steps, to, producer.ring.full());
-          producer.handed_over();
-        } else {
-          load_tile(p, at, x, storage, 2 * step, 2 * q.stage_steps, to);
-          producer.issued();
-        }
-      }
-    }
-    producer.finish();
+    if constexpr (kResident)
+      produce_tiles<kStrips, kStripRows, kStrips * kStripColumns, 1>(p, p.region, ring, stages, q.stage_bytes, q.blocks, q.map, q.tensor_bytes);
+    else
+      produce_stages<kStrips>(q, ring, stages, packed);
   } else {
     ptx::take_registers<kConsumerRegisters>();
     const int consumer = group - 1;

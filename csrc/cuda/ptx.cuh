@@ -21,6 +21,15 @@ struct alignas(16) Words4 {
   uint32_t w[4];
 };
 
+// The value, of which compilers then know nothing: they keep it rather than compute it anew, and move nothing that follows from it out of
+// the loop that this stands in.
+ADABM_DEVICE uint32_t opaque(uint32_t value) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 // ---- memory
 
 // The first byte of the block's dynamic shared memory.
@@ -64,6 +73,26 @@ ADABM_DEVICE T load_constant(const T* pointer) {
 #endif
 }
 
+// kWords words in one load, 1, 2 or 4; the pointer is aligned to all of them.
+template <int kWords>
+ADABM_DEVICE void load_constant_words(uint32_t* words, const void* pointer) {
+  static_assert(kWords == 1 || kWords == 2 || kWords == 4, "");
+#if defined(__CUDACC__)
+  if constexpr (kWords == 4) {
+    const uint4 w = __ldg(static_cast<const uint4*>(pointer));
+    words[0] = w.x, words[1] = w.y, words[2] = w.z, words[3] = w.w;
+  } else if constexpr (kWords == 2) {
+    const uint2 w = __ldg(static_cast<const uint2*>(pointer));
+    words[0] = w.x, words[1] = w.y;
+  } else {
+    words[0] = __ldg(static_cast<const uint32_t*>(pointer));
+  }
+#else
+  cuda_host::global_read("load_constant", pointer, 4 * kWords, 4 * kWords);
+  std::memcpy(words, pointer, 4 * kWords);
+#endif
+}
+
 template <class T>
 ADABM_DEVICE T load_global(const T* pointer) {
 #if !defined(__CUDACC__)
@@ -103,6 +132,17 @@ ADABM_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t out = 0;
   for (int i = 0; i < 4; i++) out |= static_cast<uint32_t>(both >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
   return out;
+#endif
+}
+
+// The bits of a where the mask has ones, and those of b elsewhere, in one instruction: compilers turn the usual forms into two.
+ADABM_DEVICE uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
+#if defined(__CUDACC__)
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(out) : "r"(mask), "r"(a), "r"(b));
+  return out;
+#else
+  return (a & mask) | (b & ~mask);
 #endif
 }
 

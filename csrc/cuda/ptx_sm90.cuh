@@ -53,6 +53,16 @@ ADABM_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
 #endif
 }
 
+// Arrives once all copies that this thread has started with cp_async so far have landed, whenever that is; the thread goes on at once.
+// Who waits for the phase then finds what they brought. It does not pass on the thread's other writes.
+ADABM_DEVICE void cp_async_arrive(uint32_t barrier) {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+#else
+  cuda_host::async_arrive("cp_async_arrive", barrier);
+#endif
+}
+
 // A multiple of 16 bytes from global to shared memory, both aligned to 16, by the copy engine; they count for the barrier's phase.
 ADABM_DEVICE void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
 #if defined(__CUDACC__)
@@ -86,8 +96,8 @@ ADABM_DEVICE void tensor_copy(uint32_t shared, const TensorMap& map, int c, int 
 #endif
 }
 
-// Makes this thread's ordinary writes to shared memory (cp.async included) visible to products and bulk copies that come after a
-// barrier which it joins later.
+// Makes ordinary writes to shared memory (cp_async included) visible to products and bulk copies: those of this thread to what comes
+// after a barrier which it joins later, and those of others that it knows of, from a barrier it has waited at, to what it starts itself.
 ADABM_DEVICE void fence_async() {
 #if defined(__CUDACC__)
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

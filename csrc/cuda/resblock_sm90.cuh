@@ -181,27 +181,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
 
   if (group == 0) {
     ptx::give_registers<kProducerRegisters>();
-    Producer producer{in};
-    for (int item = blockIdx.x; item < items; item += q.blocks) {
-      const int image = item / first.tiles;
-      if (!computes(share_of_tile<kStrips>(second, image, item % first.tiles))) continue;
-      const int storage = storage_bits(image_bits(first.x_bits, image), first.packed_codes & ADABM_PACKED_X);
-      const uint8_t* x = first.x_q + static_cast<int64_t>(image) * first.height * first.width * first.code_channels;
-      const bool tensor = q.tensor_bytes && storage == 8;
-      const Tile at = middle_tile<kStrips>(first, item % first.tiles);
-      if (tensor) producer.finish();
-      producer.ring.wait_empty();
-      const uint32_t to = stages + producer.ring.stage * q.stage_bytes;
-      if (threadIdx.x == 0) ptx::mbarrier_arrive_expect(producer.ring.full(), tensor ? kMiddlePlanes * q.tensor_bytes : 0);
-      if (tensor) {
-        if (threadIdx.x == 0) copy_tile(first, q.map, at, image, 0, kMiddlePlanes, to, producer.ring.full());
-        producer.handed_over();
-      } else {
-        load_tile(first, at, x, storage, 0, kMiddlePlanes, to);
-        producer.issued();
-      }
-    }
-    producer.finish();
+    produce_tiles<kStrips, kOutRows, kTile.out_columns, 2>(first, second.region, in, stages, q.stage_bytes, q.blocks, q.map, q.tensor_bytes);
   } else if (group == 1) {
     ptx::take_registers<kConsumerRegisters>();
     uint32_t a[kResidentSteps][kResidentTaps][4];

@@ -37,6 +37,15 @@ enum Mistake {
   kTensorMisaligned,     // a tensor copy to 16 bytes past a multiple of 128
   kTensorBytes,          // more bytes are announced than the box has
   kTensorRight,          // none: a tensor copy in place of a bulk copy
+  // The lanes of a warp copy 16 bytes at a time, and those who wait for them make the fence.
+  kCopiesRight,
+  kStoresRight,          // ordinary stores, fenced by their readers
+  kCopiesUnfenced,       // nobody makes a fence
+  kCopiesFencedBefore,   // ... before the copies have come
+  kCopiesFencedByOne,    // ... in one lane of each warp
+  kCopiesNotTracked,     // the lanes arrive, their copies do not
+  kCopiesArriveBefore,   // copies that come after the arrival
+  kCopiesTooMany,        // a lane arrives twice
 };
 
 constexpr int kThreads = 160, kBytes = 128 * 32;
@@ -44,12 +53,22 @@ constexpr int kThreads = 160, kBytes = 128 * 32;
 __global__ void multiply(const Parameters p) {
   const uint32_t full = ptx::shared_base(), empty = full + ptx::kBarrierBytes, extra = full + 2 * ptx::kBarrierBytes, b = full + 128;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, m = p.mistake;
-  if (threadIdx.x == 0 && m != kNoInit) ptx::mbarrier_init(full, 1), ptx::mbarrier_init(empty, 4), ptx::mbarrier_init(extra, 1);
+  if (threadIdx.x == 0 && m != kNoInit) ptx::mbarrier_init(full, m >= kCopiesRight ? 32 : 1), ptx::mbarrier_init(empty, 4), ptx::mbarrier_init(extra, 1);
   if (m != kNoSyncAfterInit) ptx::sync_block();
   if (warp == 4) {
     // The producer brings the matrix in, and overwrites it once it is free.
     const bool ordinary = m == kNoAsyncFence;
-    if (ordinary) {
+    if (m == kStoresRight) {
+      for (int i = lane; i < kBytes / 4; i += 32) ptx::store_shared(b + 4 * i, ptx::load_global(reinterpret_cast<const uint32_t*>(p.b) + i));
+      ptx::mbarrier_arrive(full);
+    } else if (m >= kCopiesRight) {
+      if (m == kCopiesArriveBefore || (m == kCopiesTooMany && lane == 0)) ptx::cp_async_arrive(full);
+      for (int i = lane; i < kBytes / 16; i += 32) ptx::cp_async<16>(b + 16 * i, p.b + 16 * i, 16);
+      if (m == kCopiesNotTracked)
+        ptx::mbarrier_arrive(full);
+      else if (m != kCopiesArriveBefore)
+        ptx::cp_async_arrive(full);
+    } else if (ordinary) {
       for (int i = lane; i < kBytes / 4; i += 32) ptx::store_shared(b + 4 * i, ptx::load_global(reinterpret_cast<const uint32_t*>(p.b) + i));
       ptx::sync_warp();
       if (lane == 0) ptx::mbarrier_arrive(full);
@@ -70,7 +89,9 @@ __global__ void multiply(const Parameters p) {
   for (int i = 0; i < 4; i++)
     a[i] = ptx::load_global(reinterpret_cast<const uint32_t*>(p.a + (warp * 16 + lane / 4 + i % 2 * 8) * 32 + i / 2 * 16 + lane % 4 * 4));
   int32_t d[64] = {};
+  if (m == kCopiesFencedBefore) ptx::fence_async();
   if (m != kNoMbarrierWait) ptx::mbarrier_wait(full, m == kWrongParity);
+  if (m >= kCopiesRight && m != kCopiesUnfenced && m != kCopiesFencedBefore && (m != kCopiesFencedByOne || lane == 0)) ptx::fence_async();
   if (m != kNoWgmmaFence) ptx::wgmma_fence();
   const uint64_t where = ptx::matrix_descriptor(b, 128 * 16, 128) | (m == kSwizzled ? uint64_t{1} << 62 : 0);
   ptx::wgmma_s8u8<128>(d, a, where + (m == kWarpsDiffer && warp == 1), 0);

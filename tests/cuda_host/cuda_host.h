@@ -37,7 +37,13 @@ void* shared_write(const char* who, uint32_t address, int bytes, int alignment);
 void global_read(const char* who, const void* pointer, int64_t bytes, int alignment);
 void global_write(const char* who, void* pointer, int64_t bytes, int alignment);
 
-// cp.async: a copy that may land at any time from here to the wait for its group.
+// cp.async: a copy that may land at any time from here to the wait for its group, or for the barrier that it arrives at.
+struct AsyncCopy {
+  uint32_t shared;  // from the first byte of shared memory
+  const void* global;
+  int bytes, source_bytes;
+  bool landed;
+};
 void async_copy(const char* who, uint32_t shared, const void* global, int bytes, int source_bytes);
 void async_commit();
 void async_wait(int pending);
@@ -75,6 +81,9 @@ void mbarrier_init(uint32_t address, int arrivals);
 void mbarrier_arrive(const char* who, uint32_t address, uint32_t bytes);
 void mbarrier_wait(uint32_t address, uint32_t parity);
 void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier);
+// cp.async.mbarrier.arrive.noinc: the calling thread's copies under way arrive at the barrier when they have landed, at once or when
+// somebody waits for it (`land_now`). They no longer belong to a group of the thread: waiting for that does not end them.
+void async_arrive(const char* who, uint32_t barrier);
 void named_barrier(int id, int threads);
 
 // What cuTensorMapEncodeTiled makes of a tensor of bytes, innermost dimension first; the first stride, 1, is left out.
@@ -87,12 +96,17 @@ struct TensorMap {
 const char* why_not_encoded(const TensorMap& map);
 void tensor_copy(uint32_t shared, const TensorMap& map, const int (&at)[4], uint32_t barrier);
 
-// The calling thread's ordinary writes so far may be read by products once a barrier has passed.
+// The calling thread's ordinary writes so far may be read by products once a barrier has passed, and those of other warps that it knows
+// of by its own warp's products.
 void fence_async();
-// As shared_read, by a product: what was written ordinarily must have been fenced.
+// As shared_read, by a product: what was written ordinarily must have been fenced, by the thread that wrote it or by all lanes of the
+// warp that reads it.
 const void* shared_read_async(const char* who, uint32_t address, int bytes, int alignment);
 // The current warp's step, which ends with this call, and the end of a copy that was issued by a warp at a step.
 uint32_t take_step();
+// The calling thread's cp.async copies under way, which are then the caller's to land, as what thread and step wrote ordinarily.
+std::vector<AsyncCopy> take_async_copies();
+void land_async_copies(const std::vector<AsyncCopy>& copies, int thread, uint32_t step);
 void shared_land(uint32_t address, const void* from, int bytes, int warp, uint32_t step);
 
 // Called when a block begins, and when it has ended: the latter returns what is wrong, or null.

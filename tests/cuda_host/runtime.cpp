@@ -72,13 +72,6 @@ void start(Context& context, char* stack, void (*entry)()) {
 
 // ---- state
 
-struct Copy {
-  uint32_t shared;
-  const void* global;
-  int bytes, source_bytes;
-  bool landed;
-};
-
 enum class State { kRunnable, kWarp, kBlock, kPoll, kEnded };
 
 struct Fiber : Thread {
@@ -87,9 +80,10 @@ struct Fiber : Thread {
   const char* waits;  // at what
   bool (*ready)(void*);
   void* ready_context;
-  std::vector<Copy> open;                // since the last commit
-  std::deque<std::vector<Copy>> groups;  // oldest first
-  std::vector<uint32_t> unfenced;        // words written since the last fence_async
+  std::vector<AsyncCopy> open;                // since the last commit
+  std::deque<std::vector<AsyncCopy>> groups;  // oldest first
+  std::vector<uint32_t> unfenced;             // words written since the last fence_async
+  Clock fenced;                               // what its warp knew of at the last fence_async
 };
 
 struct Warp {
@@ -307,7 +301,7 @@ void check_global(const char* who, const void* pointer, int64_t bytes, int align
   fail("%s of %lld bytes outside every buffer", who, static_cast<long long>(bytes));
 }
 
-void land(const Copy& copy) {
+void land(const AsyncCopy& copy) {
   uint8_t* at = block.memory.data() + copy.shared;
   if (copy.source_bytes) std::memcpy(at, copy.global, copy.source_bytes);
   std::memset(at + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
@@ -387,7 +381,7 @@ void async_copy(const char* who, uint32_t shared, const void* global, int bytes,
   const uint32_t offset = check_place(who, shared, bytes, bytes);
   if (source_bytes) check_global(who, global, source_bytes, bytes, false);
   if (policy.detect) shared_begin_copy(who, shared, bytes);
-  Copy copy = {offset, global, bytes, source_bytes, land_now()};
+  AsyncCopy copy = {offset, global, bytes, source_bytes, land_now()};
   if (copy.landed) land(copy);
   self().open.push_back(copy);
 }
@@ -401,7 +395,7 @@ void async_commit() {
 void async_wait(int pending) {
   Fiber& fiber = self();
   while (static_cast<int>(fiber.groups.size()) > pending) {
-    for (const Copy& copy : fiber.groups.front()) {
+    for (const AsyncCopy& copy : fiber.groups.front()) {
       if (!copy.landed) land(copy);
       if (policy.detect) shared_end_copy(copy.shared + kSharedBase, copy.bytes);
     }
@@ -442,13 +436,24 @@ void fence_async() {
   for (uint32_t word : fiber.unfenced)
     if (block.unfenced[word] == current->warp * kLanes + current->lane + 1) block.unfenced[word] = 0;
   fiber.unfenced.clear();
+  fiber.fenced = own_warp().clock;
+}
+
+// Whether every lane of the current warp has made a fence since it knew of the word's last write, by another warp.
+static bool fenced_by_reader(uint32_t word) {
+  const int writer = block.writer[word];
+  if (writer == current->warp) return false;  // lanes do not know of one another's writes by the clock of their warp
+  const Fiber* lanes = &block.fibers[current->warp * kLanes];
+  return std::all_of(lanes, lanes + kLanes, [&](const Fiber& lane) {
+    return lane.fenced.size() > static_cast<size_t>(writer) && lane.fenced[writer] >= block.write_step[word];
+  });
 }
 
 const void* shared_read_async(const char* who, uint32_t address, int bytes, int alignment) {
   const void* at = shared_read(who, address, bytes, alignment);
   if (policy.detect)
     each_word(address - kSharedBase, bytes, [&](uint32_t word) {
-      if (block.unfenced[word])
+      if (block.unfenced[word] && !fenced_by_reader(word))
         fail("%s at byte %u of shared memory, which thread %d wrote without fence_async", who, address - kSharedBase, block.unfenced[word] - 1);
     });
   return at;
@@ -464,6 +469,26 @@ void shared_land(uint32_t address, const void* from, int bytes, int warp, uint32
     block.copying[word] = 0, block.unfenced[word] = 0;
     block.writer[word] = static_cast<uint8_t>(warp), block.write_step[word] = step;
   });
+}
+
+std::vector<AsyncCopy> take_async_copies() {
+  Fiber& fiber = self();
+  std::vector<AsyncCopy> all;
+  for (const auto& group : fiber.groups) all.insert(all.end(), group.begin(), group.end());
+  all.insert(all.end(), fiber.open.begin(), fiber.open.end());
+  fiber.groups.clear(), fiber.open.clear();
+  return all;
+}
+
+void land_async_copies(const std::vector<AsyncCopy>& copies, int thread, uint32_t step) {
+  for (const AsyncCopy& copy : copies) {
+    if (!copy.landed) land(copy);
+    std::fill_n(block.written.begin() + copy.shared, copy.bytes, 1);
+    each_word(copy.shared, copy.bytes, [&](uint32_t word) {
+      block.copying[word] = 0, block.unfenced[word] = static_cast<uint16_t>(thread + 1);
+      block.writer[word] = static_cast<uint8_t>(thread / kLanes), block.write_step[word] = step;
+    });
+  }
 }
 
 void* shared_bytes(uint32_t address) { return block.memory.data() + check_place("shared_bytes", address, 1, 1); }

@@ -41,12 +41,20 @@ struct BulkCopy {
   std::vector<uint8_t> box;  // of a tensor copy, in place of `global`
 };
 
+// An arrival that comes when copies of a thread have landed.
+struct CopyArrival {
+  std::vector<AsyncCopy> copies;
+  int thread;
+  uint32_t step;
+};
+
 struct Barrier {
   int count, pending;
   int64_t bytes;  // announced and not yet there
   uint32_t phase;
   Clock arriving, complete;
-  std::vector<BulkCopy> copies;  // under way
+  std::vector<BulkCopy> copies;        // under way
+  std::vector<CopyArrival> arrivals;  // still to come, counted in `pending`
 };
 
 struct NamedBarrier {
@@ -112,14 +120,25 @@ void flip_if_complete(Barrier& b) {
   b.complete = b.arriving;
 }
 
+// A step of a warp is over by the end of the barrier's phase.
+void arrive_by(Barrier& b, int warp, uint32_t step) {
+  if (b.arriving.size() <= static_cast<size_t>(warp)) b.arriving.resize(warp + 1);
+  b.arriving[warp] = std::max(b.arriving[warp], step);
+}
+
 void land(Barrier& b) {
   for (const BulkCopy& copy : b.copies) {
     shared_land(copy.shared, copy.global ? copy.global : copy.box.data(), static_cast<int>(copy.bytes), copy.warp, copy.step);
     b.bytes -= copy.bytes;
-    if (b.arriving.size() <= static_cast<size_t>(copy.warp)) b.arriving.resize(copy.warp + 1);
-    b.arriving[copy.warp] = std::max(b.arriving[copy.warp], copy.step);
+    arrive_by(b, copy.warp, copy.step);
   }
   b.copies.clear();
+  for (const CopyArrival& arrival : b.arrivals) {
+    land_async_copies(arrival.copies, arrival.thread, arrival.step);
+    b.pending--;
+    arrive_by(b, arrival.thread / kLanes, arrival.step);
+  }
+  b.arrivals.clear();
 }
 
 Barrier& barrier_at(const char* who, uint32_t address) {
@@ -193,12 +212,12 @@ void product_wait(int pending) {
 void mbarrier_init(uint32_t address, int arrivals) {
   shared_write("mbarrier_init", address, 8, 8);
   if (arrivals < 1) fail("mbarrier_init with %d arrivals", arrivals);
-  block.barriers[address] = {arrivals, arrivals, 0, 0, {}, {}, {}};
+  block.barriers[address] = {arrivals, arrivals, 0, 0, {}, {}, {}, {}};
 }
 
 void mbarrier_arrive(const char* who, uint32_t address, uint32_t bytes) {
   Barrier& b = barrier_at(who, address);
-  if (!b.pending) fail("%s at byte %u of shared memory: more than the %d arrivals of a phase", who, address - kSharedBase, b.count);
+  if (b.pending <= static_cast<int>(b.arrivals.size())) fail("%s at byte %u of shared memory: more than the %d arrivals of a phase", who, address - kSharedBase, b.count);
   release_clock(b.arriving);
   b.pending--, b.bytes += bytes;
   flip_if_complete(b);
@@ -212,10 +231,19 @@ void mbarrier_wait(uint32_t address, uint32_t parity) {
   } waiting = {b, parity};
   wait_until("mbarrier_wait", [](void* context) {
     auto& w = *static_cast<Waiting*>(context);
-    if (w.b.phase % 2 == w.parity && !w.b.pending && !w.b.copies.empty()) land(w.b), flip_if_complete(w.b);
+    // The last moment: nothing else is missing.
+    const bool only_copies = w.b.pending == static_cast<int>(w.b.arrivals.size()) && !(w.b.copies.empty() && w.b.arrivals.empty());
+    if (w.b.phase % 2 == w.parity && only_copies) land(w.b), flip_if_complete(w.b);
     return w.b.phase % 2 != w.parity;
   }, &waiting);
   acquire_clock(b.complete);
+}
+
+void async_arrive(const char* who, uint32_t address) {
+  Barrier& b = barrier_at(who, address);
+  if (b.pending <= static_cast<int>(b.arrivals.size())) fail("%s at byte %u of shared memory: more than the %d arrivals of a phase", who, address - kSharedBase, b.count);
+  b.arrivals.push_back({take_async_copies(), current->warp * kLanes + current->lane, take_step()});
+  if (land_now()) land(b), flip_if_complete(b);
 }
 
 void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
@@ -292,7 +320,10 @@ const char* sm90_end_block() {
     if (own.issued != block.sequence[static_cast<int>(w) / kWarpsOfGroup].size()) return "the warps of a warpgroup issue different products";
   }
   for (const auto& [address, b] : block.barriers)
-    if (!b.copies.empty() || b.bytes) return "the block ends with bulk copies under way";
+    if (!b.copies.empty() || b.bytes)
+      return "the block ends with bulk copies under way";
+    else if (!b.arrivals.empty())
+      return "the block ends with copies under way that arrive at a barrier";
   return nullptr;
 }
 
