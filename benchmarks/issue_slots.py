@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import cuda_library  # noqa: E402
-from sass import cubin, slots  # noqa: E402
+from sass import cubin, families, slots  # noqa: E402
 
 
-def table(families: list[slots.Family], kinds: bool) -> None:
+def table(chosen: list[families.Family], kinds: bool) -> None:
     print("| layer | warp | issue slots a strip (of a producer: a tile) | latency alone, clocks |")
     print("|---|---|---|---|")
-    for family in families:
+    for family in chosen:
         for role in slots.measure(family):
             print(f"| {family} | {role.name} | {role.slots:.0f} | {role.clocks:.0f} |", flush=True)
             if kinds:
@@ -39,7 +39,7 @@ def main() -> None:
         cuda_library.CSRC = cubin.CSRC = arguments.csrc.resolve()
     if why := cubin.why_unavailable():
         parser.error(why)
-    chosen = [f for f in slots.FAMILIES if f.code in arguments.arch and all(word in f.name for word in arguments.only.split())]
+    chosen = [f for f in families.FAMILIES if f.code in arguments.arch and all(word in f.name for word in arguments.only.split())]
     table(chosen, arguments.kinds)
 
 

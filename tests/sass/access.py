@@ -228,18 +228,18 @@ def land(w: Warp, lanes: int, before: Row) -> None:
     w.copies = left
 
 
-@opcode("ARRIVES", suffixes="LDGSTSBAR 64 ART0 ARVCNT TRANSCNT")
+@opcode("ARRIVES", suffixes="LDGSTSBAR 64 ARVCNT TRANSCNT")
 def arrives(d: Decoding) -> Step:
-    """An arrival at a barrier in shared memory once the thread's copies so far have landed."""
+    """An arrival at a barrier in shared memory once the thread's copies so far have landed; TRANSCNT: as a byte that was
+    announced."""
     at = d.address(0)
-    if "LDGSTSBAR" not in d:
+    if "LDGSTSBAR" not in d or ("ARVCNT" in d) == ("TRANSCNT" in d):
         raise d.unknown()
-    counted = "ARVCNT" not in d  # .noinc arrivals are those the barrier was made for
 
     def arrive(w: Warp) -> None:
-        lanes = w.mask
-        for address in np.unique(active_addresses(w, at(w))):
-            w.block.barriers.arrive_after_copies(w, lanes, int(address), w.groups.copy(), not counted)
+        w.block.publish(w)
+        (address,) = set(active_addresses(w, at(w)).tolist())
+        w.block.barriers.after_copies(w, address, "TRANSCNT" in d)
 
     return arrive
 

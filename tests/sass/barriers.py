@@ -3,6 +3,7 @@ count."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -78,15 +79,18 @@ class Barriers:
             self._turn(barrier)
         return barrier.phase % 2 != parity
 
-    def arrive_after_copies(self, w: Warp, lanes: int, address: int, groups: Row, counted_here: bool) -> None:
-        """Arrivals of lanes once their copies so far have landed."""
-        barrier = self.at(address)
-        if counted_here:
-            raise MachineError("an arrival that adds itself to what the barrier waits for")
+    def after_copies(self, w: Warp, address: int, counted_as_bytes: bool) -> None:
+        """Arrivals of the active lanes once their copies so far have landed; or, where they were announced as such, so many
+        bytes."""
+        barrier, lanes, groups = self.at(address), w.mask, w.groups + 1
 
         def arrive() -> None:
-            land(w, lanes, groups + 1)
-            self.arrive(address, lanes.bit_count())
+            land(w, lanes, groups)
+            if counted_as_bytes:
+                barrier.bytes -= lanes.bit_count()
+                self._turn(barrier)
+            else:
+                self.arrive(address, lanes.bit_count())
 
         barrier.after_copies.append(arrive)
 
@@ -146,7 +150,7 @@ def bar(d: Decoding) -> Step:
     return come
 
 
-@opcode("SYNCS", suffixes="EXCH 64 ARRIVE TRANS64 A1T0 ART0 A1TR A0TR A0T1 A0TX RED PHASECHK TRYWAIT CCTL")
+@opcode("SYNCS", suffixes="EXCH 64 ARRIVE TRANS64 A1T0 ART0 A1TR A0TR A0T1 RED PHASECHK TRYWAIT CCTL")
 def syncs(d: Decoding) -> Step:
     """mbarrier: made (EXCH), arrived at, with bytes announced where the last operand holds them, and waited for (PHASECHK)."""
     if "PHASECHK" in d:
@@ -176,8 +180,8 @@ def syncs(d: Decoding) -> Step:
     if "ARRIVE" not in d:
         raise d.unknown()
     at, value = d.address(1), d.source(2)
-    one = "A1T0" in d or "A1TR" in d or not any(s in d for s in ("ART0", "A0TR", "A0T1", "A0TX"))
-    announces = "A1T0" not in d and "ART0" not in d
+    # How many arrivals and how many bytes (A.T.): none, one, or what the last operand says. Plain: one and as many bytes.
+    form = next((s for s in d.suffixes if re.fullmatch(r"A[01R]T[01R]", s)), "A1TR")
 
     def arrive(w: Warp) -> None:
         w.block.publish(w)
@@ -185,8 +189,8 @@ def syncs(d: Decoding) -> Step:
         numbers = active_addresses(w, value(w))
         for address in dict.fromkeys(addresses.tolist()):
             here = numbers[addresses == address]
-            arrivals = len(here) if one else 0 if announces else int(here.sum())
-            w.block.barriers.arrive(address, arrivals, int(here.astype(np.int64).sum()) if announces else 0)
+            amounts = {"0": 0, "1": len(here), "R": int(here.astype(np.int64).sum())}
+            w.block.barriers.arrive(address, amounts[form[1]], amounts[form[3]])
 
     return arrive
 

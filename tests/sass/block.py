@@ -15,6 +15,9 @@ from .memory import Global, Region, Shared
 
 # Where a kernel's shared memory begins: 9.0 keeps the first kilobyte for itself.
 SHARED_BASE = {8: 0, 9: 1024}
+# Where 9.0 has the address of the window of parameters, and where in constant bank 0 the window begins.
+WINDOW_POINTER, WINDOW_PLACE, _WINDOW = 0x198, 0x210, 1 << 46
+DRIVER_MAP_BYTES, HOST_MAP = 128, "<Q4q3q4i"  # CUtensorMap; cuda_host::TensorMap
 _PROGRAMS: dict[int, Program] = {}
 
 
@@ -71,6 +74,8 @@ class Block:
         bank = self.banks[0]
         bank[:24] = np.frombuffer(struct.pack("<6I", launch.threads, 1, 1, *launch.grid, 1), np.uint8)
         bank[kernel.parameters : kernel.parameters + len(launch.parameters)] = np.frombuffer(launch.parameters, np.uint8)
+        if launch.major >= 9:
+            bank[WINDOW_POINTER : WINDOW_POINTER + 8] = np.frombuffer(struct.pack("<Q", _WINDOW), np.uint8)
         self.banks32 = {number: content.view(WORD) for number, content in self.banks.items()}
         self.memory = Global(regions)
         self.shared = Shared(SHARED_BASE[launch.major], launch.shared_bytes)
@@ -170,9 +175,14 @@ class Block:
         w.acquired = 0
 
     def tensor_map(self, address: int) -> tuple[int, list[int], list[int], list[int]]:
-        """(base, sizes, strides of all but the innermost, box) of a tensor map among the parameters."""
-        kernel = self.launch.kernel
-        raise MachineError(f"a tensor map at {address:#x} of {kernel.name}: tensor copies are not run here")
+        """(base, sizes, strides of all but the innermost, box) of the tensor map that ends a kernel's parameter. The host runtime's
+        map is shorter than the driver's, and stands where that one begins."""
+        kernel, parameters = self.launch.kernel, self.launch.parameters
+        place = address - _WINDOW + WINDOW_PLACE - kernel.parameters
+        if place != kernel.parameter_bytes - DRIVER_MAP_BYTES:
+            raise MachineError(f"a tensor map at byte {place} of the {kernel.parameter_bytes} bytes of parameters")
+        base, *numbers = struct.unpack(HOST_MAP, parameters[-struct.calcsize(HOST_MAP) :])
+        return base, numbers[:4], numbers[4:7], numbers[7:]
 
     # -- results
 

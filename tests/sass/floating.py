@@ -15,6 +15,13 @@ _TIE, _LOW = np.uint64(1 << 28), np.uint64((1 << 29) - 1)
 _TINY = F64(2.0**-126)
 
 
+def _sum(product: Row, addend: Row) -> tuple[Row, Row]:
+    """The sum of two float64 and what its rounding lost (Knuth's two-sum)."""
+    total = product + addend
+    part = total - product
+    return total, (product - (total - part)) + (addend - part)
+
+
 def fused(a: Row, b: Row, c: Row) -> Row:
     """a * b + c of float32, rounded once.
 
@@ -26,13 +33,26 @@ def fused(a: Row, b: Row, c: Row) -> Row:
     total = product + addend
     bits = total.view(np.uint64)
     if ((bits & _LOW) == _TIE).any() or (np.abs(total) < _TINY).any():
-        # What the rounding lost (Knuth's two-sum).
-        part = total - product
-        lost = (product - (total - part)) + (addend - part)
+        lost = _sum(product, addend)[1]
         odd = (lost != 0) & (bits & np.uint64(1) == 0) & np.isfinite(total)
         away = (lost > 0) == (total > 0)
         total = np.where(odd, (bits + np.where(away, np.uint64(1), np.uint64(2**64 - 1))).view(F64), total)
     return total.astype(F32)
+
+
+def directed(a: Row, b: Row, c: Row, how: str) -> Row:
+    """a * b + c of float32, rounded once: "RZ" towards 0, "RP" up, "RM" down."""
+    total, lost = _sum(a.astype(F64) * b.astype(F64), c.astype(F64))
+    nearest = total.astype(F32)
+    rest = total - nearest.astype(F64)
+    above = np.where(rest != 0, rest, lost)  # whether the exact result lies above the nearest, or below
+    up, down = np.nextafter(nearest, F32(np.inf)), np.nextafter(nearest, F32(-np.inf))
+    if how == "RP":
+        return np.where(above > 0, up, nearest)
+    if how == "RM":
+        return np.where(above < 0, down, nearest)
+    positive = (total > 0) | ((total == 0) & (lost > 0))
+    return np.where(positive & (above < 0), down, np.where(~positive & (above > 0), up, nearest))
 
 
 _ARITHMETIC: dict[str, Callable[..., Row]] = {"FADD": np.add, "FMUL": np.multiply, "FFMA": fused}
@@ -43,9 +63,17 @@ def _flushed(row: Row) -> Row:
     return np.where(np.abs(row) < F32(2.0**-126), np.copysign(F32(0), row), row)
 
 
-@opcode("FADD", "FMUL", "FFMA", suffixes="FTZ SAT")
+@opcode("FADD", "FMUL", "FFMA", suffixes="FTZ SAT RZ RP RM")
 def arithmetic(d: Decoding) -> Step:
-    function, put, flush, clamp = _ARITHMETIC[d.name], d.destination(), "FTZ" in d, "SAT" in d
+    function, how = _ARITHMETIC[d.name], next((s for s in d.suffixes if s in ("RZ", "RP", "RM")), "")
+    if how:
+        one, nothing = np.ones(1, F32), -np.zeros(1, F32)
+        shape = {"FADD": lambda x, y: (x, one, y), "FMUL": lambda x, y: (x, y, nothing), "FFMA": lambda x, y, z: (x, y, z)}[d.name]
+
+        def function(*values: Row) -> Row:
+            return directed(*shape(*values), how)
+
+    put, flush, clamp = d.destination(), "FTZ" in d, "SAT" in d
     sources = [d.source(n, floats=True) for n in range(1, len(d.operands))]
 
     def compute(w: Warp) -> None:
@@ -60,7 +88,7 @@ def arithmetic(d: Decoding) -> Step:
                 result = np.where(np.isnan(result), F32(0), np.clip(result, F32(0), F32(1)))
         put(w, result.view(WORD))
 
-    if flush or clamp:
+    if flush or clamp or how:
         return compute
     if len(sources) == 2:
         a, b = sources

@@ -96,9 +96,24 @@ def _carrying(d: Decoding, n: int):
     return lambda w: read(w).astype(U64)
 
 
-@opcode("VIADD", suffixes="")
+def halves(row: Row, signed: bool) -> Row:
+    """[32 words] as [32][2] halves."""
+    return np.broadcast_to(row, 32).copy().view(np.int16 if signed else np.uint16).reshape(32, 2)
+
+
+@opcode("VIADD", suffixes="16x2")
 def viadd(d: Decoding) -> Step:
-    put, a, b = d.destination(), d.source(1), d.source(2)
+    put, a = d.destination(), d.source(1)
+    if "16x2" in d:
+        subtracts = d.operands[2].startswith("-R")
+        b16 = d._plain(d.operands[2].lstrip("-"), False) if subtracts else d.source(2)
+
+        def add16(w: Warp) -> None:
+            x, y = halves(a(w), False), halves(b16(w), False)
+            put(w, (x - y if subtracts else x + y).view(WORD)[:, 0])
+
+        return add16
+    b = d.source(2)
 
     def add(w: Warp) -> None:
         put(w, a(w) + b(w))
@@ -500,15 +515,36 @@ def _where(lanes: int) -> Row:
     return lanes_of(lanes)
 
 
-@opcode("IMNMX", "VIMNMX", "UIMNMX", suffixes="U32 S32")
+@opcode("IMNMX", "VIMNMX", "UIMNMX", suffixes="U32 S32 S16x2 U16x2 RELU")
 def imnmx(d: Decoding) -> Step:
-    """The smaller where the predicate holds, else the larger."""
-    put, a, b, smaller, signed = d.destination(), d.source(1), d.source(2), d.predicate(3), "U32" not in d
+    """The smaller where the predicate holds, else the larger; of two halves each, where they are named; .RELU: at least 0."""
+    put, a, b, smaller, least = d.destination(), d.source(1), d.source(2), d.predicate(3), _least(d)
 
     def choose(w: Warp) -> None:
-        put(w, extreme(a(w), b(w), smaller(w), w.mask, signed))
+        put(w, least(a(w), b(w), smaller(w), w.mask))
 
     return choose
+
+
+def _least(d: Decoding):
+    """The function of two rows, a predicate and the active lanes that the suffixes name."""
+    relu, signed = "RELU" in d, not any(s in d for s in ("U32", "U16x2"))
+    if not any(s in d for s in ("S16x2", "U16x2")):
+
+        def of_words(x: Row, y: Row, smaller: int, mask: int) -> Row:
+            found = extreme(x, y, smaller, mask, signed)
+            return np.maximum(found.view(S32), 0).view(WORD) if relu else found
+
+        return of_words
+
+    def of_halves(x: Row, y: Row, smaller: int, mask: int) -> Row:
+        if smaller & mask not in (0, mask):
+            raise d.unknown("halves by a predicate that lanes differ in")
+        function = np.minimum if smaller & mask else np.maximum
+        found = function(halves(x, signed), halves(y, signed))
+        return np.ascontiguousarray(np.maximum(found, 0) if relu else found).view(WORD)[:, 0]
+
+    return of_halves
 
 
 def extreme(x: Row, y: Row, smaller: int, mask: int, signed: bool) -> Row:
@@ -521,13 +557,16 @@ def extreme(x: Row, y: Row, smaller: int, mask: int, signed: bool) -> Row:
     return np.where(_where(smaller), np.minimum(x, y), np.maximum(x, y)).view(WORD)
 
 
-@opcode("VIADDMNMX", suffixes="U32")
+@opcode("VIADDMNMX", suffixes="U32 S16x2 U16x2 RELU")
 def viaddmnmx(d: Decoding) -> Step:
-    put, a, b, c, smaller = d.destination(), d.source(1), d.source(2), d.source(3), d.predicate(4)
-    signed = "U32" not in d
+    put, a, b, c, smaller, least = d.destination(), d.source(1), d.source(2), d.source(3), d.predicate(4), _least(d)
+    packed = any(s in d for s in ("S16x2", "U16x2"))
+    if packed and d.operands[2].startswith("-"):
+        raise d.unknown("a negated pair of halves")
 
     def choose(w: Warp) -> None:
-        put(w, extreme(a(w) + b(w), c(w), smaller(w), w.mask, signed))
+        total = (halves(a(w), False) + halves(b(w), False)).view(WORD)[:, 0] if packed else a(w) + b(w)
+        put(w, least(total, c(w), smaller(w), w.mask))
 
     return choose
 

@@ -8,7 +8,6 @@ warp.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from .block import Block
 
 LANES, FULL = 32, 0xFFFFFFFF
+ENDLESS = 1 << 19  # so many instructions without a wait are a mistake
 WORD = np.uint32
 # What a step may return besides the index of the next instruction and None for the one that follows.
 PARKED, ENDED, AGAIN, LATER = -1, -2, -3, -4
@@ -639,7 +639,7 @@ class Warp:
         flight = self.flight
         executed = 0
         try:
-            for executed in itertools.count():
+            for executed in range(ENDLESS):
                 step = steps[index] or program.decode(index)
                 counts[index] += 1
                 self.slots += 1
@@ -669,6 +669,7 @@ class Warp:
                     return True
                 else:
                     return True
+            raise MachineError(f"{ENDLESS} instructions without a wait: a loop without end")
         except MachineError as error:
             where = f"block {self.block.index} warp {self.number}"
             if where in str(error):
@@ -689,7 +690,9 @@ class Warp:
         if instruction.opcode.startswith(("IGMMA", "HGMMA", "WARPGROUP")):
             return
         named, first = self.block.program.registers(index)
-        bad = named & self.flight.sums or (first & self.flight.inputs and not instruction.opcode.startswith(("ST", "BAR")))
+        bad = named & self.flight.sums
+        if not instruction.opcode.startswith(("ST", "BAR")):  # those whose first operand is a source
+            bad |= first & self.flight.inputs
         if bad and not (instruction.guard and self._never(instruction.guard)):
             raise MachineError(f"register R{bad.bit_length() - 1} belongs to a product under way")
 

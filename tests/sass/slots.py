@@ -11,13 +11,11 @@ import functools
 from collections import Counter
 from dataclasses import dataclass
 
-import torch
-from cuda_calls import CudaCall, conv2d_call
-from cuda_library import host_library
-from problems import ConvInstance, ConvProblem, instantiate
+from problems import ConvProblem
 
-from . import launches, timing
-from .block import Block, Launch
+from . import timing
+from .block import Block
+from .families import Family, prepare
 
 # What of a warp's instructions goes where, by first word.
 KINDS = {
@@ -37,111 +35,6 @@ _KIND = {word: kind for kind, words in KINDS.items() for word in words.split()}
 def kind_of(opcode: str) -> str:
     name = opcode.partition(".")[0]
     return _KIND.get(name) or ("uniform" if name.startswith("U") else "integers")
-
-
-@dataclass(frozen=True)
-class Family:
-    """A layer, or a residual block, whose machine code is counted.
-
-    code: the architecture that it was compiled for. card: that of the pretended card, where another one's kernels are to be taken.
-    outputs: as conv2d_call. config: adabm_conv2d_args.config. pixels, values: of one strip, and its outputs.
-    """
-
-    name: str
-    code: str
-    problem: ConvProblem
-    outputs: str = "q"
-    packed: bool = False
-    block: bool = False
-    config: int = 0
-    card: str = ""
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def on_wgmma(self) -> bool:
-        return self.code == "90" and not self.card
-
-
-def body(bits: int = 8, out_bits: int = 8, **settings) -> ConvProblem:
-    """The layer that counts: 64 to 64 channels, 3x3."""
-    return ConvProblem("body", 512, 512, 64, 64, bits=(bits,), out_bits=(out_bits,), **settings)
-
-
-RELU = {"activation": "relu"}
-FAMILIES = [
-    Family("sm_90 codes to codes", "90", body(**RELU), config=1),
-    Family("sm_90 packed 4-bit codes to codes", "90", body(4, 4, **RELU), packed=True, config=1),
-    Family("sm_90 residual, floats and codes", "90", body(residual=True), "yq", config=1),
-    Family("sm_90 residual, floats and packed 4-bit codes", "90", body(4, 4, residual=True), "yq", packed=True, config=1),
-    Family("sm_90 staged, 128 to 64 channels", "90", dataclasses.replace(body(**RELU), channels=128), config=1),
-    Family("sm_90 staged, 5x5 to the image", "90", dataclasses.replace(body(), outputs=48, kernel=5, shuffle=4), "y", config=1),
-    Family("sm_90 residual block", "90", body(**RELU), "yq", block=True, config=1),
-    Family("sm_90 residual block, packed 4-bit codes", "90", body(4, 4, **RELU), "yq", packed=True, block=True, config=1),
-    Family("sm_80 code on 9.0, codes to codes", "90", body(**RELU), card="80"),
-]
-for _code in ("80", "86", "89"):
-    FAMILIES += [
-        Family(f"sm_{_code} 8-bit products, codes to codes", _code, body(**RELU)),
-        Family(f"sm_{_code} 4-bit products, codes to codes", _code, body(4, 4, **RELU), packed=True),
-        Family(f"sm_{_code} 8-bit products, residual, floats and codes", _code, body(residual=True), "yq"),
-        Family(f"sm_{_code} 4-bit products, residual, floats and codes", _code, body(4, 4, residual=True), "yq", packed=True),
-    ]
-
-
-@dataclass
-class Prepared:
-    """A family's call on some images, and its launch. read, written: what its kernel may touch."""
-
-    family: Family
-    instance: ConvInstance
-    call: CudaCall
-    read: list[torch.Tensor]
-    written: list[torch.Tensor]
-    started: Launch
-
-    def block(self, index: tuple[int, int], **settings) -> Block:
-        return launches.run(self.started, index, self.read, self.written, **settings)
-
-
-def prepare(family: Family, problem: ConvProblem, multiprocessors: int) -> Prepared:
-    """The family's layer on a problem's images."""
-    answers = {"multiprocessors": multiprocessors}
-    first = instantiate(problem)
-    if family.block:
-        follows = dataclasses.replace(
-            problem, channels=problem.outputs, bits=first.out_bits.tolist(), activation="none", residual=True
-        )
-        second = instantiate(follows, seed=1)
-        second.x_q = first.x_q  # of its size; never read
-        a, b = (
-            conv2d_call(first, packed_x=family.packed, outputs="q"),
-            conv2d_call(second, packed_y=family.packed, outputs=family.outputs),
-        )
-        a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
-        a.args.config = family.config
-
-        def run() -> None:
-            host_library().call("adabm_resblock_cuda", a.args, b.args, 0, None)
-
-        b.read = [t for t in b.read if t is not second.x_q]
-        read, call, instance = [*a.read, a.packed, *b.read, b.packed], b, second
-    else:
-        call = conv2d_call(first, packed_x=family.packed, packed_y=family.packed, outputs=family.outputs)
-        call.args.config = family.config
-        read, instance = [*call.read, call.packed], first
-
-        def run() -> None:
-            host_library().call("adabm_conv2d_cuda", call.args, 0, None)
-
-    started = launches.launch(run, family.card or family.code, **answers)
-    if family.card:
-        started = dataclasses.replace(
-            started, kernel=launches.kernel_of(started.kernel.name, family.code), major=int(family.code[0])
-        )
-    written = [t for t in (call.y, call.y_q, call.y_acc) if t is not None]
-    return Prepared(family, instance, call, read, written, started)
 
 
 # ---- what one tile costs
@@ -200,22 +93,15 @@ def roles(family: Family, block: Block) -> list[Role]:
 TRACED = (0, 4, 8)
 
 
-@functools.cache
-def measure(family: Family, row: int = 8, column: int = 5) -> tuple[Role, ...]:
-    """The roles of a block for the tile in that row and column of tiles, inside a 512x512 image."""
+def executed(family: Family, problem: ConvProblem, row: int, column: int) -> tuple[Role, ...]:
+    """The roles of a block for the tile in that row and column of tiles."""
     if not family.on_wgmma:
-        prepared = prepare(family, family.problem, launches.CARDS[family.card or family.code]["multiprocessors"])
-        across = _across(family)
-        block = prepared.block((row * across + column, 0), trace=(0, 1, 2, 3))
-        return tuple(roles(family, block))
-    across, down = _across(family), -(-family.problem.height // (14 if family.block else 16))
-    twice = dataclasses.replace(family.problem, bits=family.problem.bits * 2, out_bits=family.problem.out_bits * 2)
-    prepared = prepare(family, twice, across * down)
-    if prepared.started.grid[0] != across * down:
-        raise ValueError(f"measure: {family} must have {across * down} tiles, got a grid of {prepared.started.grid}")
-    return tuple(roles(family, prepared.block((row * across + column, 0), trace=TRACED)))
+        return tuple(roles(family, prepare(family, problem).execute(row, column, trace=(0, 1, 2, 3))))
+    twice = dataclasses.replace(problem, bits=problem.bits * 2, out_bits=problem.out_bits * 2)
+    return tuple(roles(family, prepare(family, twice).execute(row, column, trace=TRACED)))
 
 
-def _across(family: Family) -> int:
-    """Tiles of a row of the image."""
-    return -(-family.problem.width // ((30 if family.block else 32) if family.on_wgmma else 16))
+@functools.cache
+def measure(family: Family) -> tuple[Role, ...]:
+    """The roles of a block for a tile inside an image."""
+    return executed(family, family.problem, 2, 2)
