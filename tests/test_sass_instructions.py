@@ -557,6 +557,22 @@ def test_products_that_are_found(changes: dict[int, str], message: str) -> None:
         execute(wgmma(changes), A, threads=128)
 
 
+def test_who_has_waited_for_a_write_may_fence_it() -> None:
+    """Each warp for its own products: one that does not fence is found."""
+    execute(wgmma({4: "BAR.SYNC 0x0", 5: "FENCE.VIEW.ASYNC.S"}), A, threads=128)
+    lines = wgmma({4: "BAR.SYNC 0x0", 5: "@!P0 FENCE.VIEW.ASYNC.S"})
+    lines.insert(1, "ISETP.GE.AND P0, PT, R0, 0x60, PT")
+    with pytest.raises(MachineError, match="warp 3 .*which thread [0-9]+ wrote and has not fenced"):
+        execute(lines, A, threads=128)
+    with pytest.raises(MachineError, match="has not fenced"):  # before the wait it says nothing of what others wrote
+        execute(
+            wgmma({3: "@P0 STS [R2], R1", 4: "FENCE.VIEW.ASYNC.S", 5: "BAR.SYNC 0x0", 2: "LEA R2, R0, 0x400, 0x2"})[:3]
+            + ["STS [R2], R1", "BAR.SYNC 0x1", "FENCE.VIEW.ASYNC.S", "STS [R2], R1", "BAR.SYNC 0x0", *wgmma()[6:]],
+            A,
+            threads=128,
+        )
+
+
 def test_warps_of_a_group_must_issue_alike() -> None:
     lines = wgmma({9: "@!P0 IGMMA.64x8x32.S8.U8 R24, R8, gdesc[UR4], RZ, !UPT, gsb0", 7: "UMOV UR7, 0x8"})
     lines.insert(1, "ISETP.GE.AND P0, PT, R0, 0x60, PT")

@@ -237,7 +237,6 @@ def arrives(d: Decoding) -> Step:
         raise d.unknown()
 
     def arrive(w: Warp) -> None:
-        w.block.publish(w)
         (address,) = set(active_addresses(w, at(w)).tolist())
         w.block.barriers.after_copies(w, address, "TRANSCNT" in d)
 

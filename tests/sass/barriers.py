@@ -86,6 +86,7 @@ class Barriers:
 
         def arrive() -> None:
             land(w, lanes, groups)
+            w.block.publish(w)
             if counted_as_bytes:
                 barrier.bytes -= lanes.bit_count()
                 self._turn(barrier)

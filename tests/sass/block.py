@@ -165,14 +165,10 @@ class Block:
         return True
 
     def fence_published(self, w: Warp) -> None:
-        """The warp fences what others had published when it last waited."""
-        for words in self._published[: w.acquired]:
-            self.shared.unfenced[words] = 0
-        for other in self.warps:
-            if other is not w:
-                other.acquired = max(0, other.acquired - w.acquired)
-        del self._published[: w.acquired]
-        w.acquired = 0
+        """The warp fences, for its own products, what others had published when it last waited."""
+        for words in self._published[w.fenced : w.acquired]:
+            self.shared.readers[words] |= np.uint32(1 << w.number)
+        w.fenced = max(w.fenced, w.acquired)
 
     def tensor_map(self, address: int) -> tuple[int, list[int], list[int], list[int]]:
         """(base, sizes, strides of all but the innermost, box) of the tensor map that ends a kernel's parameter. The host runtime's

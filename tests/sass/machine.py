@@ -538,7 +538,7 @@ class Warp:
         self.trace: list[int] | None = None
         self.unfenced: list[Row] = []  # words of shared memory that it wrote ordinarily since its last fence
         self.unpublished: list[Row] = []  # and since it last arrived at a barrier
-        self.acquired = 0  # how much of what others had published was there when it last waited
+        self.acquired = self.fenced = 0  # of what others had published: how much was there when it last waited, and fenced
         self.copies: list[Any] = []
         self.groups = np.zeros(LANES, np.int64)  # of asynchronous copies that each lane has committed
         self.products: Any = None

@@ -106,8 +106,12 @@ _STEPS = np.arange(16)
 
 
 class Shared:
-    """The shared memory of a block, from byte `base` on. For each byte: whether anything has written it, or a copy under way
-    is about to; for each word: which thread wrote it ordinarily and has not fenced it since (its number and 1, or 0)."""
+    """The shared memory of a block, from byte `base` on.
+
+    For each byte: whether anything has written it, or a copy under way is about to. For each word: which thread wrote it
+    ordinarily and has not fenced it since (its number and 1, or 0), and which warps have fenced it for themselves after they
+    waited for that thread, a bit each.
+    """
 
     def __init__(self, base: int, size: int):
         self.base, self.end = base, base + size
@@ -115,6 +119,7 @@ class Shared:
         self.data = np.full(room, 0xA5, np.uint8)
         self.state = np.zeros(room, np.uint8)
         self.unfenced = np.zeros(room // 4, np.int16)
+        self.readers = np.zeros(room // 4, np.uint32)
         self._views = {1: self.data, 2: self.data.view(np.uint16), 4: self.data.view(WORD), 8: self.data.view(np.uint64)}
         self._states = {1: self.state, 2: self.state.view(np.uint16), 4: self.state.view(WORD), 8: self.state.view(np.uint64)}
 
@@ -161,14 +166,14 @@ class Shared:
             self._views[size][at] = data
             states[at] = _WRITTEN[size]
             words = addresses >> 2
-            self.unfenced[words] = threads + 1
+            self.unfenced[words], self.readers[words] = threads + 1, 0
             return words
         words = (addresses[:, None] >> 2) + _STEPS[: size // 4]
         if (self._states[4][words] == _COPYING).any():
             raise MachineError("a write to shared memory that a copy under way is writing")
         self._views[4][words] = data
         self._states[4][words] = _WRITTEN[4]
-        self.unfenced[words] = threads[:, None] + 1
+        self.unfenced[words], self.readers[words] = threads[:, None] + 1, 0
         return words.ravel()
 
     def begin_copy(self, addresses: Row, size: int) -> None:
@@ -183,7 +188,7 @@ class Shared:
         words = (addresses[:, None] >> 2) + _STEPS[: data.shape[1] // 4]
         self._views[4][words] = np.ascontiguousarray(data).view(WORD)
         self._states[4][words] = _WRITTEN[4]
-        self.unfenced[words] = threads[:, None] + 1
+        self.unfenced[words], self.readers[words] = threads[:, None] + 1, 0
         return words.ravel()
 
     def begin_bulk(self, address: int, size: int) -> None:
@@ -198,8 +203,8 @@ class Shared:
         self.state[address : address + len(data)] = WRITTEN
         self.unfenced[address >> 2 : address + len(data) >> 2] = 0
 
-    def product_bytes(self, index: Row) -> Row:
-        """Bytes at these places as a product reads them: written, and fenced where that was done ordinarily."""
+    def product_bytes(self, index: Row, warp: int) -> Row:
+        """Bytes at these places as a warp's product reads them: written, and fenced where that was done ordinarily."""
         low, high = int(index.min()), int(index.max())
         if low < self.base or high >= self.end:
             raise MachineError(f"a product reads byte {low if low < self.base else high:#x} outside shared memory")
@@ -208,6 +213,8 @@ class Shared:
             self.check_written(index, "a product's read")
         words = index[..., ::4] >> 2
         late = self.unfenced[words]
+        if late.any():
+            late = np.where(self.readers[words] >> np.uint32(warp) & np.uint32(1), 0, late)
         if late.any():
             thread = int(late[late != 0].ravel()[0]) - 1
             byte = int(words[late != 0].ravel()[0]) * 4

@@ -156,7 +156,7 @@ def igmma(d: Decoding) -> Step:
         if a is None:
             descriptor = _descriptor(w, k)
             index = core_matrices(*described(descriptor), 64)[w.number % 4 * 16 :][:16]
-            data = shared.product_bytes(index)
+            data = shared.product_bytes(index, w.number)
             places.append((index, data))
             rows = data.view(np.int8).astype(np.float32)
         else:
@@ -164,7 +164,7 @@ def igmma(d: Decoding) -> Step:
             rows = left(w.values[a : a + 4], "S8")
         b = _descriptor(w, k + 2)
         index = core_matrices(*described(b), columns)
-        data = shared.product_bytes(index)
+        data = shared.product_bytes(index, w.number)
         places.append((index, data))
         w.block.count_reads(w, b, columns)
         found = sums(rows @ data.astype(np.float32).T).astype(np.int32).view(WORD)
@@ -217,7 +217,7 @@ def warpgroup(d: Decoding) -> Step:
         while len(products.groups) > pending:
             for product in products.groups.pop(0):
                 for index, data in product.places:
-                    if not np.array_equal(shared.product_bytes(index), data):
+                    if not np.array_equal(shared.product_bytes(index, w.number), data):
                         raise MachineError("shared memory that a product read has changed before the wait for it")
         left_over = [product for group in products.groups for product in group] + products.open
         still = {product.first for product in left_over}
