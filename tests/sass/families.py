@@ -16,10 +16,11 @@ from adabm_kernels.quantize import pack_codes
 from . import launches
 from .block import Block, Launch
 
-# Rows and columns of a tile of the kernels of 9.0, by adabm_conv2d_args.config (conv2d_configs.cuh): convolutions, residual blocks.
+# Rows and columns of a tile of the kernels of 9.0, by adabm_conv2d_args.config (conv2d_configs.cuh).
 TILES = {
-    False: {1: (16, 32), 2: (16, 16), 3: (16, 64), 4: (16, 32)},
-    True: {1: (14, 30), 2: (14, 14), 3: (14, 46), 4: (14, 30)},
+    "resident": {1: (16, 32), 2: (16, 16), 3: (16, 64), 4: (16, 32)},
+    "staged": {1: (16, 32), 2: (16, 16), 3: (16, 32)},
+    "block": {1: (14, 30), 2: (14, 14), 3: (14, 46), 4: (14, 30)},
 }
 TILE_SM80 = (8, 16)  # of images where that makes no more tiles than 16 by 8
 
@@ -49,12 +50,15 @@ class Family:
         return self.code == "90" and not self.card
 
     @property
+    def kind(self) -> str:
+        """Of its kernel on 9.0: whether its weights stay in registers."""
+        resident = self.problem.kernel == 3 and 32 < self.problem.channels <= 64 and self.problem.name != "box"
+        return "block" if self.block else "resident" if resident else "staged"
+
+    @property
     def tile(self) -> tuple[int, int]:
         """Rows and columns of the pixels of a tile."""
-        if not self.on_wgmma:
-            return TILE_SM80
-        kind = TILES[self.block]
-        return kind[self.config] if self.config in kind else kind[4]  # staged: as of four strips
+        return TILES[self.kind][self.config] if self.on_wgmma else TILE_SM80
 
     def tiles(self, problem: ConvProblem) -> tuple[int, int]:
         """How many there are below and beside one another in an image."""
@@ -111,10 +115,12 @@ class Prepared:
         return row % down * across + column % across
 
     def execute(self, row: int, column: int, **settings) -> Block:
-        """The block of a tile of the first image, to its end."""
+        """The blocks of a tile of every image on 9.0, else of the first, to their ends; that of the first outputs is returned."""
         for tensor, poison in zip(self.written, self._poison, strict=True):
             tensor.copy_(poison)
-        return launches.run(self.started, (self.index(row, column), 0), self.read, self.written, **settings)
+        index, parts = self.index(row, column), self.started.grid[1]
+        blocks = [launches.run(self.started, (index, part), self.read, self.written, **settings) for part in range(parts)]
+        return blocks[0]
 
     @functools.cached_property
     def _reference(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,6 +145,8 @@ class Prepared:
                     bits = self.instance.out_bits
                     top_codes = inside * ((1 << bits.long()) - 1).to(torch.uint8).view(-1, 1, 1, 1)
                     want, inside = pack_codes(want_q, bits), pack_codes(top_codes, bits) != 0
+            elif tensor is self.call.y_acc:
+                name, want = "sums", self.instance.run("reference", "acc")[0]
             else:
                 name, want = "floats", want_y
             expected = torch.where(inside, want, poison)
