@@ -57,10 +57,7 @@ def host_library() -> native.Library:
     if cxx is None or not CSRC.exists():
         pytest.skip("no C++ compiler, or no csrc beside the tests")
     ninja = pytest.importorskip("ninja")
-    # Another checkout's sources (benchmarks/issue_slots.py) have a folder of their own.
-    work = (
-        ROOT / "build" / "cuda_host" if CSRC.parent == ROOT else ROOT / "build" / f"cuda_host{str(CSRC.parent).replace('/', '-')}"
-    )
+    work = ROOT / "build" / "cuda_host"
     work.mkdir(parents=True, exist_ok=True)
     (work / "build.ninja").write_text(_ninja_file(cxx))
     done = subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(work)], capture_output=True, text=True)

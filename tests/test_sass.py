@@ -18,6 +18,8 @@ from sass.families import FAMILIES, Family, Prepared, body, prepare
 from sass.machine import MachineError, Program
 from small import one_thread  # noqa: F401
 
+from adabm_kernels.backends import counted
+
 pytestmark = pytest.mark.skipif(bool(cubin.why_unavailable()), reason=cubin.why_unavailable())
 INSIDE, CORNER = (1, 1), (-1, -1)
 RELU = {"activation": "relu"}
@@ -90,8 +92,23 @@ def spend(family: Family) -> None:
     roles = {role.name: role for role in slots.measure(family)}
     assert roles.keys() >= bounds.BOUNDS[family.name].keys()
     for name, bound in bounds.BOUNDS[family.name].items():
-        assert roles[name].slots <= bound.slots, f"{name}: {roles[name].slots} issue slots: {roles[name].kinds}"
-        assert not bound.clocks or roles[name].clocks <= bound.clocks, f"{name}: {roles[name].clocks} clocks of latency"
+        role = roles[name]
+        assert role.slots <= bound.slots * role.share, f"{name}: {role.slots / role.share} issue slots: {role.kinds}"
+        assert not bound.clocks or role.clocks <= bound.clocks * role.share, f"{name}: {role.clocks} clocks of latency"
+
+
+@pytest.mark.parametrize("family", [family for family in FIRST if family.name.endswith("codes to codes")], ids=str)
+def test_the_choice_of_a_backend_counts_what_is_executed(family: Family) -> None:
+    """Issue slots of backends/counted.py, to 10 %."""
+    shape = prepared(family).instance.layer.shape
+    capability = 80 if family.card else int(family.code)
+    work = counted.cuda_work(capability, shape, family.problem.bits[0])
+    found = {role.name: role for role in slots.measure(family)}
+    if "warp" in found:
+        clocks = found["warp"].slots / 128
+    else:
+        clocks = (found["consumer"].slots / found["consumer"].share + found["producer"].slots / 4) / 128
+    assert abs(work.issued / clocks - 1) < 0.1, (work.issued, clocks)
 
 
 # ---- code that is broken on purpose

@@ -44,7 +44,7 @@ class Block:
     """One block of a launch.
 
     order: in which its warps get their turns, "ascending" or "descending". trace: warps of which every executed instruction is
-    kept. keep_counts: whether marks keep how often each instruction was executed until then.
+    kept.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class Block:
         program: Program | None = None,
         order: str = "ascending",
         trace: tuple[int, ...] = (),
-        keep_counts: bool = False,
     ):
         kernel = launch.kernel
         if len(launch.parameters) > kernel.parameter_bytes:
@@ -67,7 +66,6 @@ class Block:
             raise ValueError(f"launch: threads must be a multiple of {LANES}, got {launch.threads}")
         self.launch, self.index, self.grid, self.threads = launch, index, launch.grid, launch.threads
         self.program = program or program_of(kernel)
-        self.keep_counts = keep_counts
         self.banks: dict[int, np.ndarray] = {}
         for number, content in kernel.banks.items():
             self.banks[number] = np.frombuffer(content + bytes(-len(content) % 4), np.uint8).copy()

@@ -23,7 +23,7 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     "sm_90 packed 4-bit codes to codes": {"producer": PACKED_PRODUCER, "consumer": Bound(4430, aim=1000)},
     "sm_90 residual, floats and codes": {"producer": PRODUCER, "consumer": Bound(5840, aim=1200)},
     "sm_90 residual, floats and packed 4-bit codes": {"producer": PACKED_PRODUCER, "consumer": Bound(4910, aim=1200)},
-    "sm_90 staged, 128 to 64 channels": {"producer": Bound(4160, 15500), "consumer": Bound(2900)},
+    "sm_90 staged, 128 to 64 channels": {"producer": Bound(4160, 15500), "consumer": Bound(5790)},
     "sm_90 staged, 5x5 to the image": {"producer": Bound(2530, 9400), "consumer": Bound(3550)},
     "sm_90 residual block": {
         "producer": Bound(1230, 4400, 400),
@@ -36,6 +36,7 @@ BOUNDS: dict[str, dict[str, Bound]] = {
         "second convolution": Bound(3940, aim=950),
     },
     "sm_80 code on 9.0, codes to codes": {"warp": Bound(4250, aim=2900)},
+    "sm_80 code on 9.0, head": {"warp": Bound(4770)},
 }
 for _code, _more in (("80", 0), ("86", 50), ("89", 50)):
     BOUNDS |= {

@@ -81,6 +81,7 @@ FAMILIES = [
     Family("sm_90 residual block", "90", body(**RELU), "yq", block=True, config=1),
     Family("sm_90 residual block, packed 4-bit codes", "90", body(4, 4, **RELU), "yq", packed=True, block=True, config=1),
     Family("sm_80 code on 9.0, codes to codes", "90", body(**RELU), card="80"),
+    Family("sm_80 code on 9.0, head", "90", dataclasses.replace(body(), channels=3, weight_bits=8), "yq", card="80"),
 ]
 for _code in ("80", "86", "89"):
     FAMILIES += [

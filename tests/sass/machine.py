@@ -512,7 +512,7 @@ class Mark:
     what: str
     slots: int
     issued: int  # length of the trace, where one is kept
-    counts: list[int] | None = None
+    macs: int  # multiply-accumulates of the warp's products, 4-bit ones as half of that
 
 
 class Warp:
@@ -533,7 +533,7 @@ class Warp:
         self.flight = Flight()
         self.skipped = False
         self.counts = [0] * len(block.program.code)
-        self.slots = 0
+        self.slots = self.macs = 0
         self.marks: list[Mark] = []
         self.trace: list[int] | None = None
         self.unfenced: list[Row] = []  # words of shared memory that it wrote ordinarily since its last fence
@@ -550,7 +550,7 @@ class Warp:
 
     def mark(self, what: str) -> None:
         issued = len(self.trace) if self.trace is not None else 0
-        self.marks.append(Mark(what, self.slots, issued, list(self.counts) if self.block.keep_counts else None))
+        self.marks.append(Mark(what, self.slots, issued, self.macs))
 
     # -- lanes that part and meet
 

@@ -63,6 +63,7 @@ def imma(d: Decoding) -> Step:
 
     def multiply(w: Warp) -> None:
         _whole(w)
+        w.macs += 16 * 8 * 32  # of 64 4-bit codes too: as long as 32 of 8 bits
         values = w.values
         found = sums(left(values[a : a + 4], kinds[0]) @ right(values[b : b + 2], kinds[1]).T).astype(np.int32).view(WORD)
         values[to : to + 4] = found if c is None else found + values[c : c + 4]
@@ -166,6 +167,7 @@ def igmma(d: Decoding) -> Step:
         index = core_matrices(*described(b), columns)
         data = shared.product_bytes(index, w.number)
         places.append((index, data))
+        w.macs += 16 * columns * 32
         w.block.count_reads(w, b, columns)
         found = sums(rows @ data.astype(np.float32).T).astype(np.int32).view(WORD)
         if adds(w) and c is not None:

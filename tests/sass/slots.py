@@ -1,7 +1,7 @@
 """Issue slots of kernels: what a warp executes for one strip or tile of an image, once it is under way.
 
-Each family is a layer on an architecture. A block of it takes the same tile of two images, so that what it executes from the first
-product of one to that of the other is what a tile costs.
+Each family is a layer on an architecture. A block of it takes the same tile of two images, so that what it executes from the
+first product of one to that of the other is what a tile costs.
 """
 
 from __future__ import annotations
@@ -42,51 +42,52 @@ def kind_of(opcode: str) -> str:
 
 @dataclass(frozen=True)
 class Role:
-    """What one warp of a role executes. slots: for a strip, or a tile where it brings tiles in. strips: that it has of a tile.
-    clocks: its latency alone (timing.py) for as much. kinds: the slots by kind of instruction."""
+    """What one warp of a role executes of one tile, and for how many strips of it: none where it brings tiles in.
+
+    slots: issue slots. clocks: how long it would take alone (timing.py). macs: multiply-accumulates, 4-bit ones as half of that.
+    kinds: the slots by kind of instruction.
+    """
 
     name: str
-    slots: float
-    clocks: float
     strips: int
-    kinds: dict[str, float]
+    slots: int
+    clocks: int
+    macs: int
+    kinds: dict[str, int]
+
+    @property
+    def share(self) -> int:
+        """What figures are given for: a strip, or a tile."""
+        return self.strips or 1
 
 
-def _counted(block: Block, number: int, begin: int, end: int, share: int) -> tuple[float, float, dict[str, float]]:
-    """(slots, clocks, kinds) of a warp between two of its marks, for one of `share` equal parts."""
+def _role(block: Block, number: int, name: str, what: str, strips: int | None) -> Role | None:
+    """Of a warp of a block that takes the same tile of two images, from a mark in the first to the same in the second; None
+    where it has none. strips: of the tile, None for as many as there are marks."""
     w = block.warps[number]
-    first, last = w.marks[begin], w.marks[end]
-    kinds: Counter = Counter()
-    for index in w.trace[first.issued : last.issued]:
-        kinds[kind_of(block.program.code[index].opcode)] += 1
-    clocks = timing.clocks(block.program.code, w.trace[first.issued : last.issued])
-    return (last.slots - first.slots) / share, clocks / share, {kind: n / share for kind, n in kinds.most_common()}
-
-
-def _steady(block: Block, number: int, what: str, name: str, per_tile: bool) -> Role | None:
-    """What a warp executes from a mark in its first tile to the same in its second; None where it has none."""
-    w = block.warps[number]
-    w.marks = [mark for mark in w.marks if mark.what == what]
-    count = len(w.marks) // 2
+    marks = [mark for mark in w.marks if mark.what == what]
+    count = len(marks) // 2
     if count == 0:
         return None
-    slots, clocks, kinds = _counted(block, number, 0, count, 1 if per_tile else count)
-    return Role(name, slots, clocks, count, kinds)
+    first, last = marks[0], marks[count]
+    trace = w.trace[first.issued : last.issued]
+    return _counted(block, name, trace, last.macs - first.macs, count if strips is None else strips)
+
+
+def _counted(block: Block, name: str, trace: list[int], macs: int, strips: int) -> Role:
+    code = block.program.code
+    kinds = Counter(kind_of(code[index].opcode) for index in trace)
+    return Role(name, strips, len(trace), timing.clocks(code, trace), macs, dict(kinds.most_common()))
 
 
 def roles(family: Family, block: Block) -> list[Role]:
-    """Of a block that has taken the same tile of two images."""
     if not family.on_wgmma:
         w = max(block.warps, key=lambda warp: warp.slots)
-        w.marks = []
-        kinds = Counter(kind_of(block.program.code[index].opcode) for index in w.trace)
-        return [Role("warp", w.slots, timing.clocks(block.program.code, w.trace), 1, dict(kinds.most_common()))]
-    names = ("producer", "first convolution", "second convolution") if family.block else ("producer", "consumer", "other consumer")
-    found = [
-        _steady(block, 0, "stage", names[0], True),
-        _steady(block, 4, "products", names[1], False),
-        _steady(block, 8, "products", names[2], False),
-    ]
+        return [_counted(block, "warp", w.trace, w.macs, 1)]
+    strips = family.tile[1] // 8 // 2 if family.kind == "staged" else None  # both warpgroups have half of them, all at once
+    names = ("first convolution", "second convolution") if family.block else ("consumer", "other consumer")
+    found = [_role(block, 0, "producer", "stage", 0)]
+    found += [_role(block, number, name, "products", strips) for number, name in zip((4, 8), names, strict=True)]
     return [role for role in found if role]
 
 
@@ -105,3 +106,30 @@ def executed(family: Family, problem: ConvProblem, row: int, column: int) -> tup
 def measure(family: Family) -> tuple[Role, ...]:
     """The roles of a block for a tile inside an image."""
     return executed(family, family.problem, 2, 2)
+
+
+def over_image(family: Family, height: int, width: int) -> dict[str, Role]:
+    """The roles over all tiles of an image, by name: nine kinds of tiles, as they lie along a border or inside, each executed
+    once on a smaller image with the same remainders."""
+    rows, columns = family.tile
+    down, across = -(-height // rows), -(-width // columns)
+    if down < 3 or across < 3:
+        raise ValueError(f"over_image: an image must have 3 tiles each way, got {down} and {across}")
+    small = dataclasses.replace(family.problem, height=height - (down - 3) * rows, width=width - (across - 3) * columns)
+    total: dict[str, Role] = {}
+    for row, many_rows in enumerate((1, down - 2, 1)):
+        for column, many_columns in enumerate((1, across - 2, 1)):
+            many = many_rows * many_columns
+            for role in executed(family, small, row, column):
+                zero = Role(role.name, 0, 0, 0, 0, {})
+                before = total.get(role.name, zero)
+                kinds = Counter(before.kinds) + Counter({kind: many * n for kind, n in role.kinds.items()})
+                total[role.name] = Role(
+                    role.name,
+                    before.strips + many * role.strips,
+                    before.slots + many * role.slots,
+                    before.clocks + many * role.clocks,
+                    before.macs + many * role.macs,
+                    dict(kinds.most_common()),
+                )
+    return total
