@@ -88,6 +88,15 @@ def test_issue_slots_of_other_architectures_stay_within_their_bounds(family: Fam
     spend(family)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.name in bounds.OVER_IMAGE], ids=str)
+def test_issue_slots_over_an_image_stay_within_their_bounds(family: Family) -> None:
+    """Of a strip in the mean, tiles along the borders and strips that are cut off included."""
+    found = slots.over_image(family, 512, 512)
+    for name, bound in bounds.OVER_IMAGE[family.name].items():
+        assert found[name].slots <= bound.slots * found[name].share, f"{name}: {found[name].slots / found[name].share} issue slots"
+
+
 def spend(family: Family) -> None:
     roles = {role.name: role for role in slots.measure(family)}
     assert roles.keys() >= bounds.BOUNDS[family.name].keys()
@@ -97,7 +106,7 @@ def spend(family: Family) -> None:
         assert not bound.clocks or role.clocks <= bound.clocks * role.share, f"{name}: {role.clocks} clocks of latency"
 
 
-@pytest.mark.parametrize("family", [family for family in FIRST if family.name.endswith("codes to codes")], ids=str)
+@pytest.mark.parametrize("family", [f for f in FIRST if f.name.endswith("codes to codes") and not f.packed], ids=str)
 def test_the_choice_of_a_backend_counts_what_is_executed(family: Family) -> None:
     """Issue slots of backends/counted.py, to 10 %."""
     shape = prepared(family).instance.layer.shape

@@ -45,3 +45,9 @@ for _code, _more in (("80", 0), ("86", 50), ("89", 50)):
         f"sm_{_code} 8-bit products, residual, floats and codes": {"warp": Bound(5250 + _more)},
         f"sm_{_code} 4-bit products, residual, floats and codes": {"warp": Bound(4460 + _more)},
     }
+
+# The same in the mean over an image of 512x512 pixels.
+OVER_IMAGE: dict[str, dict[str, Bound]] = {
+    "sm_90 codes to codes": {"consumer": Bound(5440)},
+    "sm_90 residual block": {"first convolution": Bound(1870, aim=1100), "second convolution": Bound(4980, aim=950)},
+}
