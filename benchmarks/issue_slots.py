@@ -133,14 +133,10 @@ def network(side: int = 512) -> None:
         waiting = max(microseconds, rounds * strips * strip.alone / row.gigahertz / 1e3)
         bound = "memory" if memory > compute else "issue" if strip.issue > strip.tensor else "tensor"
         total, alone = total + times * microseconds, alone + times * waiting
-        figures = f"{tiles}, {rounds:.4g} | {strips} | {strip.issue:.0f} | {strip.tensor:.0f} | {clocks:.0f}"
-        print(
-            f"| {name} | {times} | {figures} | {pixel_bytes(family):.0f} | {microseconds:.1f} | {bound} | {waiting:.1f} |",
-            flush=True,
-        )
-    print(
-        f"\nTogether {total / 1e3:.2f} ms by slots, tensor clocks and bytes; {alone / 1e3:.2f} ms where no warp's waiting is hidden."
-    )
+        counts = f"{tiles}, {rounds:.4g} | {strips} | {strip.issue:.0f} | {strip.tensor:.0f} | {clocks:.0f}"
+        figures = f"{pixel_bytes(family):.0f} | {microseconds:.1f} | {bound} | {waiting:.1f}"
+        print(f"| {name} | {times} | {counts} | {figures} |", flush=True)
+    print(f"\nTogether {total / 1e3:.2f} ms by slots, tensor clocks and bytes, {alone / 1e3:.2f} ms where no waiting is hidden.")
     print("Left out: launches, the first tile of each block, caches, bank conflicts.")
 
 

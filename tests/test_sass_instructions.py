@@ -100,6 +100,10 @@ ARITHMETIC = [
     ("IABS R1, R2", {"R2": MINUS}, {"R1": 1}),
     ("BREV R1, R2", {"R2": 3}, {"R1": 0xC0000000}),
     ("IDP.4A.U8.S8 R1, R2, R3, R4", {"R2": 0xFF020301, "R3": 0xFF0102FE, "R4": 1}, {"R1": FULL & (1 - 255 + 2 + 6 - 2)}),
+    ("IDP.2A.LO.U16.U8 R1, R2, R3, R4", {"R2": 0x00030002, "R3": 0xFFFF0A05, "R4": 1}, {"R1": 41}),
+    ("IDP.2A.HI.S16.S8 R1, R2, R3, RZ", {"R2": 0xFFFF0002, "R3": 0xFF030A05}, {"R1": 7}),
+    ("UP2UR UR1, UPR, UR2, 0x3", {"UP1": 1, "UP2": 1, "UR2": 0xF1}, {"UR1": 0xF2}),
+    ("UR2UP UPR, UR2, 0x3", {"UR2": 2, "UP0": 1, "UP2": 1}, {"UP0": False, "UP1": True, "UP2": True}),
     ("ISETP.GE.AND P0, P1, R2, R3, P2", {"R2": MINUS, "R3": 0, "P2": 0xF0}, {"P0": 0, "P1": 0xF0}),
     ("ISETP.GE.U32.AND P0, PT, R2, R3, PT", {"R2": MINUS, "R3": 0}, {"P0": FULL}),
     ("ISETP.NE.OR P0, PT, R2, RZ, !P1", {"R2": LANE, "P1": 0xF}, {"P0": FULL - 1}),
@@ -169,6 +173,14 @@ FLOATS = [
     ("F2I.S16.NTZ R1, R2", {"R2": bits(1e9)}, 32767),
     ("I2IP.U8.S32.SAT R1, R2, R3, R4", {"R2": 300, "R3": MINUS, "R4": 0x7788}, 0x7788FF00),
     ("I2IP.S16.S32.SAT R1, R2, R3", {"R2": 70000, "R3": FULL - 70000}, 0x7FFF8000),
+    ("HMNMX2 R1, R2, R3, PT", {"R2": 0x3C00C000, "R3": 0xBC000001}, 0xBC00C000),  # 1, -2; -1, 2^-24
+    ("HMNMX2 R1, R2, R3, !PT", {"R2": 0x7E008000, "R3": 0x3C000000}, 0x3C000000),  # no number, -0; 1, +0
+    ("HADD2 R1, R2, 1, -1", {"R2": 0x3C003C00}, 0x40000000),
+    ("HFMA2.MMA R1, -RZ, RZ, 0, 5.9604644775390625e-08", {}, 0x00000001),
+    ("HFMA2 R1, R2.H0_H0, R3, -R4", {"R2": 0x00004000, "R3": 0x40003C00, "R4": 0x3C003C00}, 0x42003C00),
+    ("HADD2.F32 R1, -RZ, R2.H1_H1", {"R2": 0xC0003C00}, bits(-2.0)),
+    ("F2FP.PACK_AB R1, RZ, R3", {"R3": bits(65519.0)}, 0x00007BFF),
+    ("F2F.F16.F32 R1, R2", {"R2": bits(1.0)}, 0x3C00),
     ("F2FP.F16.F32.PACK_AB R1, R2, R3", {"R2": bits(1.0), "R3": bits(-2.0)}, 0x3C00C000),
 ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import access, barriers, control, floating, integer, movement, products  # noqa: F401 - they register their instructions
+from . import access, barriers, control, floating, half, integer, movement, products  # noqa: F401 - they register their instructions
 from .barriers import Barriers
 from .cubin import Kernel
 from .machine import LANES, WORD, MachineError, Program, Warp

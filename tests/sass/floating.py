@@ -284,18 +284,3 @@ def i2ip(d: Decoding) -> Step:
         put(w, result | c(w) << WORD(16) if c else result)
 
     return pack
-
-
-@opcode("F2FP", suffixes="F16 F32 BF16 PACK_AB RZ")
-def f2fp(d: Decoding) -> Step:
-    """Two floats as halves: the second operand in the lower one."""
-    if "BF16" in d or "RZ" in d or "F16" not in d or "PACK_AB" not in d:
-        raise d.unknown()
-    put, a, b = d.destination(), d.source(1, floats=True), d.source(2, floats=True)
-
-    def pack(w: Warp) -> None:
-        with np.errstate(all="ignore"):
-            high, low = (read(w).astype(np.float16).view(np.uint16).astype(WORD) for read in (a, b))
-        put(w, high << WORD(16) | low)
-
-    return pack

@@ -182,19 +182,22 @@ def imad(d: Decoding) -> Step:
     return multiply_add
 
 
-@opcode("IDP", suffixes="4A U8 S8")
+@opcode("IDP", suffixes="4A 2A LO HI U8 S8 U16 S16")
 def idp(d: Decoding) -> Step:
-    """c plus the products of four pairs of bytes."""
-    kinds = [suffix for suffix in d.suffixes if suffix != "4A"]
-    if "4A" not in d or len(kinds) != 2:
+    """c plus the products of four pairs of bytes; 2A: of two halves of a with the two low or high bytes of b."""
+    kinds = [s for s in d.suffixes if s[0] in "US"]
+    two = "2A" in d
+    if two == ("4A" in d) or len(kinds) != 2 or kinds[0][1:] != ("16" if two else "8") or kinds[1][1:] != "8":
         raise d.unknown()
-    types = [np.int8 if kind == "S8" else np.uint8 for kind in kinds]
-    put, a, b, c = d.destination(), d.source(1), d.source(2), d.source(3)
+    types = [np.dtype(("i" if kind[0] == "S" else "u") + str(int(kind[1:]) // 8)) for kind in kinds]
+    put, a, b, c, first = d.destination(), d.source(1), d.source(2), d.source(3), 2 if "HI" in d else 0
 
     def dot(w: Warp) -> None:
         x, y = (
-            np.broadcast_to(read(w), 32).copy().view(t).reshape(32, 4).astype(S32) for read, t in zip((a, b), types, strict=True)
+            np.broadcast_to(read(w), 32).copy().view(kind).reshape(32, -1).astype(S32)
+            for read, kind in zip((a, b), types, strict=True)
         )
+        y = y[:, first : first + 2] if two else y
         put(w, (x * y).sum(1, dtype=S32).view(WORD) + c(w))
 
     return dot

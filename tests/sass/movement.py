@@ -297,3 +297,33 @@ def r2p(d: Decoding) -> Step:
                 w.P[k] = lanes & w.mask | w.P[k] & ~w.mask
 
     return move
+
+
+@opcode("UP2UR", suffixes="")
+def up2ur(d: Decoding) -> Step:
+    """The uniform predicates under a mask, the other bits from a register."""
+    if d.operands[1] != "UPR":
+        raise d.unknown()
+    put, rest, which = d.destination(), d.source(2), int(d.operands[3], 16)
+
+    def move(w: Warp) -> None:
+        word = sum(1 << k for k in range(7) if w.UP[k]) & which
+        put(w, rest(w) & WORD(FULL & ~which) | WORD(word))
+
+    return move
+
+
+@opcode("UR2UP", "R2UP", suffixes="")
+def ur2up(d: Decoding) -> Step:
+    """Uniform predicates from the bits of a register under a mask."""
+    if d.operands[0] != "UPR":
+        raise d.unknown()
+    read, which = d.source(1), int(d.operands[2], 16)
+
+    def move(w: Warp) -> None:
+        word = int(read(w)[0])
+        for k in range(7):
+            if which >> k & 1:
+                w.UP[k] = bool(word >> k & 1)
+
+    return move
