@@ -110,6 +110,39 @@ def driver(**answers: int) -> Iterator[None]:
         dll.adabm_host_reset()
 
 
+class Captured(ctypes.Structure):
+    """A launch: its kernel by its mangled name, and what it was started with (driver.cpp)."""
+
+    _fields_ = [
+        ("function", ctypes.c_uint64),
+        ("grid", ctypes.c_uint32 * 3),
+        ("threads", ctypes.c_uint32),
+        ("shared_bytes", ctypes.c_uint32),
+        ("parameter_bytes", ctypes.c_uint32),
+        ("room", ctypes.c_uint8 * 4096),
+    ]
+
+    @property
+    def parameters(self) -> bytes:
+        return bytes(self.room[: self.parameter_bytes])
+
+
+@contextmanager
+def captured_launches() -> Iterator[list[Captured]]:
+    """Launches inside the context are not run: the list holds them once it is left."""
+    dll, launches = runtime().dll, []
+    dll.adabm_host_captured.argtypes = [ctypes.c_uint64, ctypes.POINTER(Captured)]
+    dll.adabm_host_captured.restype = ctypes.c_uint64
+    dll.adabm_host_capture(1)
+    try:
+        yield launches
+        for number in range(dll.adabm_host_captured(1 << 32, None)):
+            launches.append(Captured())
+            dll.adabm_host_captured(number, launches[-1])
+    finally:
+        dll.adabm_host_capture(0)
+
+
 @contextmanager
 def buffers(read: list, written: list) -> Iterator[None]:
     """The only global memory that kernels may touch inside the context: arrays or CPU tensors."""

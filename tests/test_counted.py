@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from cuda_calls import PACKED_HEADER_BYTES, pack_weights
 from problems import PROBLEMS, ConvProblem, instantiate
 
-from adabm_kernels.backends import counted, devices
+from adabm_kernels.backends import counted, devices, rates
 from adabm_kernels.backends.counted import ConvShape
 from adabm_kernels.quantize import packed_pitch
 
@@ -61,11 +62,41 @@ def test_clocks_of_the_body_layer_by_hand() -> None:
     assert counted.cuda_work(100, four, 4).products == counted.cuda_work(100, four, 8).products  # emulated there, so not used
     assert counted.cuda_work(86, BODY, 8).products == 2 * counted.cuda_work(80, BODY, 8).products
     halo = 10 * 18 / 128
-    assert counted.cuda_work(80, BODY, 8).loaded == (halo * 64 + 9 * 64 * 64 / 128) / counted.L2_BYTES
+    assert counted.cuda_work(80, BODY, 8).loaded == (halo * 64 + 9 * 64 * 64 / 128) / rates.L2_BYTES
     # Weights are in registers: nothing but codes is loaded.
-    assert counted.cuda_work(90, BODY, 8).loaded == 18 * 34 / 512 * 64 / counted.L2_BYTES
+    assert counted.cuda_work(90, BODY, 8).loaded == 18 * 34 / 512 * 64 / rates.L2_BYTES
     assert counted.cuda_work(90, BODY, 8).products == 9 * 64 * 64 / 4096
     assert counted.clocks("cuda", 80, replace(four, bits=(3, 5))) == (2 * 9 + 18) * 32 * 72 / 2048 / 3
+
+
+@pytest.mark.parametrize("capability", rates.RATES)
+def test_rates_are_those_of_the_data_sheets(capability: int) -> None:
+    """Each row's source names dense 8-bit operations a second; what is a power of two in a clock agrees to 4 %."""
+    row = rates.rates(capability)
+    assert row.mma_sync <= row.int8 and row.source
+    if found := re.search(r"([\d.]+) ([TP])\b", row.source):
+        stated = float(found[1]) * {"T": 1e12, "P": 1e15}[found[2]] / 2 / row.multiprocessors / (row.gigahertz * 1e9)
+        used = 8192 if "unused" in row.source else row.int8
+        assert abs(stated / used - 1) < 0.04, stated
+
+
+def test_int8_is_rare_on_10_3_and_not_all_used_on_10_0() -> None:
+    assert rates.rates(103).int8 * 8 == rates.rates(100).int8 == 2048
+    assert counted.cuda_work(103, BODY, 8).products == 8 * counted.cuda_work(100, BODY, 8).products
+
+
+def test_issue_slots_of_the_body_layer_by_hand() -> None:
+    strip = counted.SLOTS_WGMMA.product * 18 + counted.SLOTS_WGMMA.result * 64 + counted.SLOTS_WGMMA.producer * 2 / 4
+    assert counted.cuda_work(90, BODY, 8).issued == strip / 128
+    tile = counted.SLOTS_MMA_SYNC.product * 18 + counted.SLOTS_MMA_SYNC.result * 64
+    assert counted.cuda_work(80, BODY, 8).issued == tile / 128
+    four = replace(BODY, four_bits=True)
+    assert counted.cuda_work(80, BODY, 8).issued - counted.cuda_work(80, four, 4).issued == counted.SLOTS_MMA_SYNC.product * 9 / 128
+
+
+@needs_triton
+def test_issue_slots_of_triton_are_not_known() -> None:
+    assert counted.triton_work(80, BODY, 8).issued is None
 
 
 @needs_triton
@@ -74,7 +105,7 @@ def test_triton_loads_what_its_taps_meet(bits: int) -> None:
     work = counted.triton_work(80, BODY, bits)
     padding = 64 / 48 if bits == 2 else 1  # three pixels of 16 bytes in a block of 64
     assert work.products == padding * 9 * 64 * 64 / 2048  # 8-bit ones whatever the bits
-    assert work.loaded == (9 * packed_pitch(64, bits) + padding * 9 * 64 * 64 / 128) / counted.L2_BYTES
+    assert work.loaded == (9 * packed_pitch(64, bits) + padding * 9 * 64 * 64 / 128) / rates.L2_BYTES
 
 
 @needs_triton

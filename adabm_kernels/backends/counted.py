@@ -1,22 +1,32 @@
 """What a convolution costs on a GPU, counted from the kernels' tiles: nothing here was measured, and nothing asks a card.
 
 For every pixel and bit-width three counts, each over what a multiprocessor does of it in a clock: products on its tensor cores,
-padding included; bytes that reach it from L2; bytes to and from its shared memory. The largest of the three is taken: no kernel is
-faster, and none of the others' work is hidden worse than that. What it leaves out: latencies, instructions besides, the epilogue.
+padding included; bytes that reach it from L2; bytes to and from its shared memory. The largest of the three is taken: no kernel
+is faster, and none of the others' work is hidden worse than that. What it leaves out: latencies, and the instructions besides.
+Those of the CUDA kernels are counted too (`Work.issued`); those of Triton's are not known, so that the choice between the two
+cannot weigh them. Rates are those of rates.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# 8-bit multiply-accumulates of a multiprocessor in a clock: dense int8 operations of the data sheet / 2 / multiprocessors / boost
-# clock. 8.0: A100, 624 T, 108, 1.41 GHz. 8.6: RTX 3090, 284 T, 82, 1.70 GHz. 8.9: RTX 4090, 661 T, 128, 2.52 GHz. 9.0: H100 SXM,
-# 1979 T, 132, 1.83 GHz, which wgmma alone reaches; mma.sync is taken to run as on 8.0. 12.0: RTX 5090, 838 T, 170, 2.41 GHz. 10.0
-# has its rate in instructions that neither backend uses and is taken for an 8.0. 4-bit products count half.
-RATES = {80: 2048, 86: 1024, 87: 1024, 89: 1024, 90: 4096, 100: 2048, 103: 2048, 120: 1024, 121: 1024}
-RATE_MMA_SYNC = {90: 2048}
-UNKNOWN_RATE = 1024
-L2_BYTES, SHARED_BYTES = 64, 128  # of a multiprocessor in a clock: the width of its two ways to memory
+from .rates import L2_BYTES, SCHEDULERS, SHARED_BYTES, rates
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Issue slots of a warp: see SLOTS_WGMMA."""
+
+    product: int
+    result: int
+    producer: int = 0
+
+
+# Issue slots of a warp of the CUDA kernels: for each product of 32 bytes of its pixels with its outputs, and for each of its
+# results on its way out as codes. Read off their machine code as it is executed (benchmarks/issue_slots.py, nvcc 13.0; held to it
+# by tests/test_sass.py). producer: of a warp that brings a tile of 9.0 in, for each 32 bytes of a pixel.
+SLOTS_WGMMA, SLOTS_MMA_SYNC = Slots(product=4, result=83, producer=1000), Slots(product=37, result=53)
 PIXELS = 512 * 512  # of an image: more change nothing
 
 
@@ -53,14 +63,17 @@ class ConvShape:
 
 @dataclass(frozen=True)
 class Work:
-    """Of a pixel of the input: clocks of a multiprocessor for products, for bytes from L2, for bytes of shared memory."""
+    """Of a pixel of the input: clocks of a multiprocessor for products, for bytes from L2, for bytes of shared memory, and for
+    issuing all instructions, None where these were not counted."""
 
     products: float
     loaded: float
     shared: float
+    issued: float | None = None
 
     @property
     def clocks(self) -> float:
+        """The largest of what is counted of every backend."""
         return max(self.products, self.loaded, self.shared)
 
     @property
@@ -70,9 +83,10 @@ class Work:
         return max(counts, key=counts.__getitem__)
 
 
-def _work(products: float, loaded: float, shared: float, rate: int) -> Work:
+def _work(products: float, loaded: float, shared: float, rate: int, slots: float | None = None) -> Work:
     # What is loaded is also written to shared memory.
-    return Work(products / rate, loaded / L2_BYTES, (loaded + shared) / SHARED_BYTES)
+    issued = None if slots is None else slots / SCHEDULERS
+    return Work(products / rate, loaded / L2_BYTES, (loaded + shared) / SHARED_BYTES, issued)
 
 
 def output_tiles(outputs: int, shuffle: int) -> tuple[int, int]:
@@ -116,15 +130,19 @@ def cuda_work(capability: int, shape: ConvShape, bits: int) -> Work:
         halo = (16 + shape.kernel_h - 1) * (32 + shape.kernel_w - 1) / 512
         loaded = halo * pitch + (0 if resident else steps * taps * 32 * width / 512)
         shared = steps * taps * (32 + (0 if resident else 64 * 32 / 128))
-        return _work(tiles * steps * taps * 32 * 64, tiles * loaded, tiles * shared, RATES[90])
+        # Of a strip of 128 pixels by 64 rows each of four warps has all products and 64 results a lane; four more bring tiles in.
+        slots = SLOTS_WGMMA.product * steps * taps + SLOTS_WGMMA.result * 64 + SLOTS_WGMMA.producer * steps / 4
+        return _work(tiles * steps * taps * 32 * 64, tiles * loaded, tiles * shared, rates(90).int8, tiles * 4 * slots / 128)
     four = bits <= 4 and shape.four_bits and not shape.unfolds and capability // 10 == 8
     count = slices(shape, 4 if four else 8)
     # 8x16 pixels; eight more columns of every product sum the codes. Each of four warps reads its 32 pixels and all weights.
     halo = (8 + shape.kernel_h - 1) * (16 + (1 if shape.unfolds else shape.kernel_w) - 1) / 128
     loaded = halo * pitch * (shape.kernel_w if shape.unfolds else 1) + count * 32 * width / 128
-    rate = RATE_MMA_SYNC.get(capability, RATES.get(capability, UNKNOWN_RATE))
+    # Each of four warps has 32 pixels by all outputs: as many results a lane as there are outputs.
+    slots = 4 * (SLOTS_MMA_SYNC.product * count * (width + 8) / 72 + SLOTS_MMA_SYNC.result * width) / 128
+    rate = rates(capability).mma_sync
     # A slice is one matrix instruction in either form: 64 codes of 4 bits take the time of 32 of 8.
-    return _work(tiles * count * 32 * (width + 8), tiles * loaded, tiles * count * (32 + width), rate)
+    return _work(tiles * count * 32 * (width + 8), tiles * loaded, tiles * count * (32 + width), rate, tiles * slots)
 
 
 def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
@@ -153,7 +171,7 @@ def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
     loaded = shape.kernel_h * row + parts * read * n / m
     shared = read * warps_n + parts * read * n * warps_m / m
     products = parts * read * (n + 16 * shape.ones)
-    return _work(blocks * products, blocks * loaded, blocks * shared, RATES.get(capability, UNKNOWN_RATE))
+    return _work(blocks * products, blocks * loaded, blocks * shared, rates(capability).int8)
 
 
 def _warps(m: int, n: int, warps: int, capability: int) -> tuple[int, int]:

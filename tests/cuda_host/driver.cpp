@@ -3,10 +3,20 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "cuda_runtime.h"
 
 namespace {
+
+// A launch as adabm_host_captured hands it out.
+struct Captured {
+  uint64_t kernel;  // address of its function in this library
+  uint32_t grid[3], threads, shared_bytes, parameter_bytes;
+  uint8_t parameters[4096];  // the most that CUDA passed until 12.1
+};
+std::vector<Captured> captured;
+bool capturing = false;
 
 struct Answers {
   int devices = 1, major = 8, minor = 0;
@@ -47,12 +57,28 @@ EXPORT int adabm_host_sticky_error() { return answers.last_error; }
 EXPORT void* adabm_host_last_stream() { return answers.last_stream; }
 EXPORT unsigned adabm_host_last_blocks() { return answers.last_blocks; }
 EXPORT void adabm_host_reset() { answers = Answers(); }
+// Whether launches are kept from here on in place of being run; those that were kept so far are forgotten.
+EXPORT void adabm_host_capture(int on) { capturing = on, captured.clear(); }
+// The launch of this number, and how many there are.
+EXPORT uint64_t adabm_host_captured(uint64_t number, Captured* launch) {
+  if (number < captured.size()) *launch = captured[number];
+  return captured.size();
+}
 EXPORT void adabm_host_owner(const void* pointer, int device) { answers.owner[reinterpret_cast<uintptr_t>(pointer)] = device; }
 
 namespace cuda_host {
 cudaError_t begin_launch(void* stream, dim3 grid) {
   answers.last_stream = stream, answers.last_blocks = grid.x;
   return answer(answers.launch_error);
+}
+
+bool capture(const void* kernel, dim3 grid, dim3 block, uint32_t shared_bytes, const void* parameters, size_t bytes) {
+  if (!capturing) return false;
+  Captured launch = {reinterpret_cast<uint64_t>(kernel), {grid.x, grid.y, grid.z}, block.x * block.y * block.z, shared_bytes, static_cast<uint32_t>(bytes), {}};
+  if (bytes > sizeof launch.parameters) fail("a launch with %zu bytes of parameters, of which at most %zu are kept", bytes, sizeof launch.parameters);
+  std::memcpy(launch.parameters, parameters, bytes);
+  captured.push_back(launch);
+  return true;
 }
 }  // namespace cuda_host
 

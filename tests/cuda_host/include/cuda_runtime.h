@@ -73,11 +73,14 @@ namespace cuda_host {
 
 // What the pretended driver says to a launch on a stream (driver.cpp).
 cudaError_t begin_launch(void* stream, dim3 grid);
+// Keeps what a launch was started with, for an interpreter of its machine code, in place of running it; false where nobody wants it.
+bool capture(const void* kernel, dim3 grid, dim3 block, uint32_t shared_bytes, const void* parameters, size_t bytes);
 
 // Runs the kernel to its end. What the detectors find is a cudaErrorLaunchFailure; adabm_host_error() has the sentence.
 template <class Parameters>
 cudaError_t launch(void (*kernel)(Parameters), dim3 grid, dim3 block, uint32_t shared_bytes, void* stream, const Parameters& parameters) {
   if (const cudaError_t error = begin_launch(stream, grid)) return error;
+  if (capture(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, &parameters, sizeof parameters)) return cudaSuccess;
   struct Call {
     void (*kernel)(Parameters);
     const Parameters& parameters;

@@ -1,0 +1,53 @@
+"""What the kernels may spend: the one table of it. Counted by slots.py on what nvcc 13.0 makes of them, in a tile inside an
+image."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Bound(NamedTuple):
+    """slots: at most so many issue slots of a warp, for a strip of 128 pixels by 64 outputs, or for a tile of a producer.
+    clocks: at most so long a latency of the same (timing.py), where it matters. aim: what the slots are to come down to."""
+
+    slots: int
+    clocks: int = 0
+    aim: int = 0
+
+
+# By layer (families.py) and role. A strip's 18 products take 1152 clocks of the tensor cores on 9.0; on 8.x 8-bit ones 2304, 4-bit
+# ones 1152, so that fewer issue slots than that gain nothing.
+PRODUCER, PACKED_PRODUCER = Bound(2000, 7600, 400), Bound(2580, 14500, 400)
+BOUNDS: dict[str, dict[str, Bound]] = {
+    "sm_90 codes to codes": {"producer": PRODUCER, "consumer": Bound(5360, aim=1000)},
+    "sm_90 packed 4-bit codes to codes": {"producer": PACKED_PRODUCER, "consumer": Bound(4430, aim=1000)},
+    "sm_90 residual, floats and codes": {"producer": PRODUCER, "consumer": Bound(5840, aim=1200)},
+    "sm_90 residual, floats and packed 4-bit codes": {"producer": PACKED_PRODUCER, "consumer": Bound(4910, aim=1200)},
+    "sm_90 staged, 128 to 64 channels": {"producer": Bound(4160, 15500), "consumer": Bound(5790)},
+    "sm_90 staged, 5x5 to the image": {"producer": Bound(2530, 9400), "consumer": Bound(3550)},
+    "sm_90 residual block": {
+        "producer": Bound(1230, 4400, 400),
+        "first convolution": Bound(1850, aim=1100),
+        "second convolution": Bound(4700, aim=950),
+    },
+    "sm_90 residual block, packed 4-bit codes": {
+        "producer": Bound(1790, 11200, 400),
+        "first convolution": Bound(1850, aim=1100),
+        "second convolution": Bound(3940, aim=950),
+    },
+    "sm_80 code on 9.0, codes to codes": {"warp": Bound(4250, aim=2900)},
+    "sm_80 code on 9.0, head": {"warp": Bound(4770)},
+}
+for _code, _more in (("80", 0), ("86", 50), ("89", 50)):
+    BOUNDS |= {
+        f"sm_{_code} 8-bit products, codes to codes": {"warp": Bound(4050 + _more, aim=2900)},
+        f"sm_{_code} 4-bit products, codes to codes": {"warp": Bound(3260 + _more, aim=1750)},
+        f"sm_{_code} 8-bit products, residual, floats and codes": {"warp": Bound(5250 + _more)},
+        f"sm_{_code} 4-bit products, residual, floats and codes": {"warp": Bound(4460 + _more)},
+    }
+
+# The same in the mean over an image of 512x512 pixels.
+OVER_IMAGE: dict[str, dict[str, Bound]] = {
+    "sm_90 codes to codes": {"consumer": Bound(5440)},
+    "sm_90 residual block": {"first convolution": Bound(1870, aim=1100), "second convolution": Bound(4980, aim=950)},
+}
