@@ -7,12 +7,6 @@ namespace adabm {
 namespace cuda {
 namespace sm90 {
 
-ADABM_DEVICE float activate(int activation, float value, float slope) {
-  if (activation == ADABM_ACT_RELU) return value > 0.0f ? value : 0.0f;
-  if (activation == ADABM_ACT_PRELU) return value < 0.0f ? value * slope : value;
-  return value;
-}
-
 // The image of one tile of outputs that a strip has left at `staged`, as bytes of pixels.
 ADABM_DEVICE void store_image(const Conv2dParams& p, bool by_pixel, bool words, const Tile& at, int strip, int groups, const OutputTile& outputs, int image,
                               uint32_t staged) {
@@ -111,6 +105,8 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool by_pixel, bool image_word
       written |= static_cast<uint32_t>(use != PixelUse::kUntouched) << bit, passed_on |= static_cast<uint32_t>(use == PixelUse::kPassedOn) << bit;
     }
   }
+  const float* floats_in = static_cast<const float*>(p.residual);
+  float* y_floats = static_cast<float*>(p.y);
   const float* beta = p.beta + (p.border_kernels ? at.kernel * p.out_channels : 0);
 #pragma unroll
   for (int e = 0; e < 2; e++) {
@@ -144,13 +140,13 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool by_pixel, bool image_word
       if (p.residual && inside) {
         if (passed_on >> (2 * j + i) & 1) values[0] = values[1] = kNothing;
         if (pair) {
-          const ptx::Words2 two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(p.residual + first));
+          const ptx::Words2 two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(floats_in + first));
           float residual[2];
           memcpy(residual, &two, sizeof two);
           values[0] = residual[0] + values[0], values[1] = residual[1] + values[1];
         } else {
-          if (wanted[0]) values[0] = ptx::load_global(p.residual + first) + values[0];
-          if (wanted[1]) values[1] = ptx::load_global(p.residual + second) + values[1];
+          if (wanted[0]) values[0] = ptx::load_global(floats_in + first) + values[0];
+          if (wanted[1]) values[1] = ptx::load_global(floats_in + second) + values[1];
         }
       } else if (passed_on >> (2 * j + i) & 1) {
         values[0] = values[1] = 0.0f;
@@ -159,10 +155,10 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool by_pixel, bool image_word
         if (pair) {
           ptx::Words2 two;
           memcpy(&two, values, sizeof two);
-          ptx::store_global(reinterpret_cast<ptx::Words2*>(p.y + first), two);
+          ptx::store_global(reinterpret_cast<ptx::Words2*>(y_floats + first), two);
         } else {
-          if (wanted[0]) ptx::store_global(p.y + first, values[0]);
-          if (wanted[1]) ptx::store_global(p.y + second, values[1]);
+          if (wanted[0]) ptx::store_global(y_floats + first, values[0]);
+          if (wanted[1]) ptx::store_global(y_floats + second, values[1]);
         }
       }
       if (p.y_acc && inside) {
