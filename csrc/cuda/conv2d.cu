@@ -129,7 +129,7 @@ extern "C" adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t
     scope.check_pointer(a.y, "y"), scope.check_pointer(a.y_q, "y_q"), scope.check_pointer(a.residual, "residual");
     scope.check_pointer(a.y_image, "y_image"), scope.check_pointer(a.region.depth, "region.depth");
     const char* why_not = scope.compute_major() == 9 ? sm90::why_not_conv2d(p, device) : kOtherCapability;
-    check_float_features(p, why_not ? "8.x" : "9.0");
+    if (why_not) check_float_features(p, "8.x");
     if (!why_not) return sm90::conv2d(p, device, stream);
     if (a.config) throw Error(ADABM_UNSUPPORTED, "config needs the kernel of compute capability 9.0: %s", why_not);
     Conv2dParams chosen = p;
@@ -170,7 +170,6 @@ extern "C" adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, cons
     scope.check_pointer(b.region.depth, "region.depth");
     const char* why_not = scope.compute_major() == 9 ? sm90::why_not_resblock(p, q) : kOtherCapability;
     if (why_not) throw Error(ADABM_UNSUPPORTED, "a residual block needs the kernel of compute capability 9.0: %s", why_not);
-    check_float_features(q, "9.0");
     sm90::resblock(p, q, device, stream);
   });
 }

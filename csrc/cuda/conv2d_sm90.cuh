@@ -26,7 +26,7 @@ ADABM_DEVICE void fragment(uint32_t (&a)[4], int width, Read&& read) {
   for (int i = 0; i < 4; i++) a[i] = output + i % 2 < width ? read(i / 2, output + i % 2, lane % 4) : 0u;
 }
 
-// acc = the products of one strip with all weights.
+// acc = the products of one strip with all weights, once they are waited for.
 template <int kColumns>
 ADABM_DEVICE void multiply_resident(int32_t (&acc)[kColumns / 2], const uint32_t (&a)[kResidentSteps][kResidentTaps][4], uint64_t strip,
                                     uint32_t plane_bytes, int row_pixels) {
@@ -37,11 +37,10 @@ ADABM_DEVICE void multiply_resident(int32_t (&acc)[kColumns / 2], const uint32_t
     for (int tap = 0; tap < kResidentTaps; tap++)
       ptx::wgmma_s8u8<kColumns>(acc, a[step][tap], strip + step * 2 * (plane_bytes >> 4) + tap / 3 * row_pixels + tap % 3, step | tap);
   ptx::wgmma_commit();
-  ptx::wgmma_wait<0>();
 }
 
-// Grid: [blocks that share the tiles of pixels of all images][tiles of outputs].
-template <bool kResident, int kStrips>
+// Grid: [blocks that share the tiles of pixels of all images][tiles of outputs]. kForm: the form of all epilogues.
+template <bool kResident, int kStrips, Straight kForm>
 __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant__ Conv2dParams90 q) {
   const Conv2dParams& p = q.c;
   const int items = p.batch * p.tiles, group = threadIdx.x / kGroupThreads;
@@ -73,7 +72,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / p.tiles;
       const Tile at = place<kStrips>(p, item % p.tiles);
-      if (!computes(share_of(p.region, image, pixels_of(p, at)))) continue;
+      const Share share = share_of(p.region, image, pixels_of(p, at));
+      if (!computes(share) || !takes(q, share)) continue;
       const int storage = storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X);
       const bool tensor = q.tensor_bytes && storage == 8;
       const uint8_t* x = p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels;
@@ -112,12 +112,11 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
             const int at = (step * kResidentTaps + tap) * slice_bytes + (half * p.tiling.width + output) * kRowBytes + 4 * quarter;
             return ptx::load_constant(reinterpret_cast<const uint32_t*>(packed + at));
           });
-      int32_t acc[4 * kStripRows];
       for (int item = blockIdx.x; item < items; item += q.blocks) {
         const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
-        const Tile at = place<kStrips>(p, item % p.tiles);
+        const Tile at = place<kStrips, false>(p, item % p.tiles);
         const Share share = share_of(p.region, image, pixels_of(p, at));
-        if (share == Share::kNone) continue;
+        if (share == Share::kNone || !takes(q, share)) continue;
         const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
         const int strips = (at.end_column - at.column + kStripColumns - 1) / kStripColumns, here = strips < kStrips ? strips : kStrips;
         const uint32_t codes = stages + ring.stage * q.stage_bytes;
@@ -127,16 +126,28 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
           ptx::sync_warp();  // all lanes have seen the stage full
           if (releases) ptx::mbarrier_arrive(ring.empty());
         }
+#pragma unroll 1
         for (int strip = consumer; with_work >> strip; strip += kConsumers) {
           if (!(with_work >> strip & 1)) continue;
-          if (computed >> strip & 1) {
+          int32_t acc[4 * kStripRows];  // of one strip alone: what is carried from strip to strip would be copied
+          const uint32_t thread = ptx::thread_index() % kGroupThreads;
+          if constexpr (kForm != Straight::kNone) {
+            const StripPixels pixels = strip_pixels<kStripRows>(p, at, strip);
+            Ahead<kForm> ahead;
             multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
+            read_ahead<kForm, kStripRows>(p, pixels, outputs, image, thread, ahead);
+            const LayerValues values = layer_values<kForm>(p, image, bits, outputs.first + first_in_tile(thread));
+            ptx::wgmma_wait<0>();
             if (!(computed >> strip >> kConsumers) && releases) ptx::mbarrier_arrive(ring.empty());  // before the results are stored
+            straight_epilogue<kForm, kStripRows>(p, values, pixels, outputs, image, acc, ahead, thread, staged, 1 + consumer);
           } else {
-#pragma unroll
-            for (int32_t& sum : acc) sum = 0;  // else registers would keep older sums from strip to strip
+            if (computed >> strip & 1) {
+              multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
+              ptx::wgmma_wait<0>();
+              if (!(computed >> strip >> kConsumers) && releases) ptx::mbarrier_arrive(ring.empty());
+            }
+            epilogue<kStripRows, true>(p, computed >> strip & 1, by_pixel, q.image_words, at, strip, outputs, image, bits, acc, thread, staged, 1 + consumer);
           }
-          epilogue<kStripRows, true>(p, by_pixel, q.image_words, at, strip, outputs, image, bits, acc, staged, 1 + consumer);
         }
         if (computes(share)) ring.next();
       }
@@ -174,11 +185,14 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
           if (releases) ptx::mbarrier_arrive(ring.empty());
           ring.next();
         }
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < kStrips / kConsumers; i++) {
           const int strip = i * kConsumers + consumer;
-          if (strip < at.strips && at.column + strip * kStripColumns < at.end_column)
-            epilogue<kStripRows, false>(p, by_pixel, q.image_words, at, strip, outputs, image, bits, acc[i], staged, 1 + consumer);
+          if (strip >= at.strips || at.column + strip * kStripColumns >= at.end_column) break;
+          int32_t sums[4 * kStripRows];
+#pragma unroll
+          for (int k = 0; k < 4 * kStripRows; k++) sums[k] = i == 0 ? acc[0][k] : acc[kStrips / kConsumers - 1][k];
+          epilogue<kStripRows, false>(p, true, by_pixel, q.image_words, at, strip, outputs, image, bits, sums, ptx::thread_index() % kGroupThreads, staged, 1 + consumer);
         }
       }
     }

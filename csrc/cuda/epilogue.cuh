@@ -29,14 +29,14 @@ ADABM_DEVICE float activate(int activation, float value, float slope) {
 struct CodeGrid {
   float scale, offset;
   uint32_t top;
-  bool exact;  // Whether code_pair gives what quantize_value does: not where scale * 2^-24 would be denormal.
+  bool exact;  // whether code_pair gives what quantize_value does: not where a scale so far from 1 would be denormal or infinite
 };
 
 ADABM_DEVICE CodeGrid code_grid(float scale, float offset, int bits) {
   CodeGrid grid;
   grid.scale = scale * 0x1p-24f, grid.offset = offset * 0x1p-24f;
   grid.top = ((1u << bits) - 1) * 0x10001u;
-  grid.exact = fabsf(scale) >= 0x1p-100f;
+  grid.exact = fabsf(scale) >= 0x1p-100f && fabsf(scale) <= 0x1p100f;
   return grid;
 }
 

@@ -21,6 +21,18 @@ struct alignas(16) Words4 {
   uint32_t w[4];
 };
 
+// The number of this thread in its block (one-dimensional), read here and now: what follows from threadIdx.x compilers work out before
+// loops and keep in registers, of which some kernels have none to spare.
+ADABM_DEVICE uint32_t thread_index() {
+#if defined(__CUDACC__)
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+#else
+  return threadIdx.x;
+#endif
+}
+
 // ---- memory
 
 // The first byte of the block's dynamic shared memory.
@@ -117,6 +129,16 @@ ADABM_DEVICE float fma_saturate(float a, float b, float c) {
 #else
   const float sum = std::fmaf(a, b, c);
   return sum > 0.0f ? std::fminf(sum, 1.0f) : 0.0f;
+#endif
+}
+
+// A negative value times `slope`, any other as it is: a comparison and a product, where compilers add a choice.
+ADABM_DEVICE float multiply_negative(float value, float slope) {
+#if defined(__CUDACC__)
+  asm("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p mul.rn.f32 %0, %0, %1;\n}" : "+f"(value) : "f"(slope));
+  return value;
+#else
+  return value < 0.0f ? value * slope : value;
 #endif
 }
 

@@ -105,6 +105,36 @@ ADABM_DEVICE void sync_threads(int id, int threads) {
 #endif
 }
 
+// ---- matrices to shared memory
+
+// kCount (2 or 4) 8x8 matrices of 16 bits, transposed: lane l holds in matrices[m] row l / 4, columns 2 (l % 4) (low half) and
+// 2 (l % 4) + 1 of matrix m, and names 16 bytes for column l % 8 of matrix l / 8; lanes from 8 kCount on name nothing.
+template <int kCount>
+ADABM_DEVICE void store_matrices_transposed(uint32_t column, const uint32_t (&matrices)[kCount]) {
+  static_assert(kCount == 2 || kCount == 4, "");
+#if defined(__CUDACC__)
+  if constexpr (kCount == 4)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(column), "r"(matrices[0]), "r"(matrices[1]),
+                 "r"(matrices[2]), "r"(matrices[3])
+                 : "memory");
+  else
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(column), "r"(matrices[0]), "r"(matrices[1]) : "memory");
+#else
+  struct Lane {
+    uint32_t column;
+    const uint32_t* matrices;
+  } lane = {column, matrices};
+  cuda_host::warp_collective("store_matrices_transposed", &lane, [](void* const* lanes) {
+    for (int i = 0; i < 8 * kCount; i++) {
+      uint16_t bytes[8];
+      for (int row = 0; row < 8; row++)
+        bytes[row] = static_cast<uint16_t>(static_cast<Lane*>(lanes[row * 4 + i % 8 / 2])->matrices[i / 8] >> (i % 2 * 16));
+      std::memcpy(cuda_host::shared_write("store_matrices_transposed", static_cast<Lane*>(lanes[i])->column, 16, 16), bytes, 16);
+    }
+  });
+#endif
+}
+
 // ---- registers between the warpgroups of a block
 
 template <int kRegisters>

@@ -26,10 +26,10 @@ constexpr int shared_bytes(const TileConfig& config) {
   return kOtherBytes + config.middles * BlockTile(config.strips).middle_bytes + config.stages * kMiddlePlanes * plane_pixels(config, false) * kRowBytes;
 }
 
-template <size_t... kRow>
+template <Straight kForm, size_t... kRow>
 Kernel kernel_of(int row, std::index_sequence<kRow...>) {
   static_assert(((shared_bytes(kResblockConfigs[kRow]) <= kSharedBytes) && ...), "a row that does not fit shared memory");
-  const std::array<Kernel, sizeof...(kRow)> kernels = {resblock_sm90<kResblockConfigs[kRow].strips>...};
+  const std::array<Kernel, sizeof...(kRow)> kernels = {resblock_sm90<kResblockConfigs[kRow].strips, kForm>...};
   return kernels[row];
 }
 
@@ -56,6 +56,7 @@ void resblock(const Conv2dParams& first, const Conv2dParams& second, int device,
   const int blocks = multiprocessors(device);
   ResblockParams q = {};
   q.first = first, q.second = second;
+  q.straight = straight_form(second) != Straight::kNone;
   const int row = choose(ADABM_KERNEL_RESBLOCK, first.config, blocks, [&](const TileConfig& config) -> int64_t {
     cut(q.first, config);
     return static_cast<int64_t>(first.batch) * q.first.tiles;
@@ -71,7 +72,10 @@ void resblock(const Conv2dParams& first, const Conv2dParams& second, int device,
     q.map = map_of_codes(first.x_q, first.batch, first.height, first.width, first.code_channels, kStripRows + 2, config.strips * kStripColumns + 2);
   }
   const uint32_t shared = shared_bytes(config);
-  launch(kernel_of(row, std::make_index_sequence<std::size(kResblockConfigs)>()), "resblock_sm90", dim3(q.blocks), dim3(kThreads), shared, stream, q);
+  constexpr auto rows = std::make_index_sequence<std::size(kResblockConfigs)>();
+  // The form for floats takes blocks without any too.
+  const Kernel kernel = second.y_int16 ? kernel_of<Straight::kInt16>(row, rows) : kernel_of<Straight::kFloat32>(row, rows);
+  launch(kernel, "resblock_sm90", dim3(q.blocks), dim3(kThreads), shared, stream, q);
 }
 
 }  // namespace sm90

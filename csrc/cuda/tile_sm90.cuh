@@ -19,8 +19,16 @@ constexpr int kWeightRoom = 2 * kOnesBytes;  // behind the weights of a stage
 constexpr int kStagedPitch = 80, kUseOffset = kMaxTileOutputs;
 constexpr int kResidentTaps = 9, kResidentSteps = 2;
 
+// The straight form that the strips of a launch can take (epilogue_sm90.cuh): what is read and written besides codes.
+enum class Straight { kNone, kCodes, kFloat32, kInt16 };
+
+// Which tiles a launch takes: where some pixels stay as they are (Conv2dParams.by_pixel), tiles that are computed everywhere go to a
+// kernel with a straight form and the others to one with the general form.
+enum class TilesTaken { kAll, kAllComputed, kOthers };
+
 struct Conv2dParams90 {
   Conv2dParams c;    // forms[0], and the tiles as cut here
+  TilesTaken taken;
   int steps;         // of 32 channels, all
   int stages, stage_bytes, code_bytes;  // of shared memory; the latter for the codes of a stage, whose weights follow
   int stage_steps;   // steps in a stage
@@ -39,16 +47,18 @@ struct Tile {
   int strips, strip_columns;
 };
 
-template <int kStrips>
+// kBorderKernels: false where the kernel has none.
+template <int kStrips, bool kBorderKernels = true>
 ADABM_DEVICE Tile place(const Conv2dParams& p, int tile) {
   Tile at;
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2;
-  const int top = p.border_kernels ? pad_h : 0, left = p.border_kernels ? pad_w : 0;
+  const bool border_kernels = kBorderKernels && p.border_kernels;
+  const int top = border_kernels ? pad_h : 0, left = border_kernels ? pad_w : 0;
   int row_class = pad_h, column_class = pad_w, rows = kStripRows, columns = kStrips * kStripColumns;
   bool upright = false;
   at.end_row = p.height - top, at.end_column = p.width - left;
   at.group_rows = 1, at.group_columns = 0, at.pixel_rows = 0, at.pixel_columns = 1, at.strips = kStrips, at.strip_columns = kStripColumns;
-  if (tile < p.inner_tiles) {
+  if (!border_kernels || tile < p.inner_tiles) {
     at.row = top + tile / p.inner_across * kStripRows, at.column = left + tile % p.inner_across * columns;
   } else {
     const int row_edges = 2 * pad_h * p.row_edge_tiles, column_edges = 2 * pad_w * p.column_edge_tiles;
@@ -80,6 +90,10 @@ ADABM_DEVICE Tile place(const Conv2dParams& p, int tile) {
   at.halo_rows = rows + 2 * pad_h, at.halo_columns = columns + 2 * pad_w;
   at.row_step = upright ? 1 : at.halo_columns, at.column_step = upright ? at.halo_rows : 1;
   return at;
+}
+
+ADABM_DEVICE bool takes(const Conv2dParams90& q, Share share) {
+  return q.taken == TilesTaken::kAll || (q.taken == TilesTaken::kAllComputed) == (share == Share::kAllComputed);
 }
 
 // The pixels of a tile.
