@@ -107,10 +107,10 @@ void conv2d(const Conv2dParams& p, int device, void* stream) {
   const auto run = [&](Kernel kernel) { launch(kernel, "conv2d_sm90", dim3(q.blocks, q.c.tiling.tiles), dim3(kThreads), shared, stream, q); };
   if (kind == ADABM_KERNEL_STAGED) return run(kernel_of<false, Straight::kNone>(row, std::make_index_sequence<std::size(kStagedConfigs)>()));
   const Straight form = straight_form(p);
-  if (p.by_pixel && form != Straight::kNone) q.taken = TilesTaken::kAllComputed;
+  if (p.by_pixel && form != Straight::kNone) q.c.region.taken = TilesTaken::kAllComputed;
   run(resident_kernel(form, row));
-  if (q.taken == TilesTaken::kAll) return;
-  q.taken = TilesTaken::kOthers;
+  if (q.c.region.taken == TilesTaken::kAll) return;
+  q.c.region.taken = TilesTaken::kOthers;
   run(resident_kernel(Straight::kNone, row));
 }
 

@@ -72,8 +72,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / p.tiles;
       const Tile at = place<kStrips>(p, item % p.tiles);
-      const Share share = share_of(p.region, image, pixels_of(p, at));
-      if (!computes(share) || !takes(q, share)) continue;
+      if (!computes(share_of(p.region, image, pixels_of(p, at)))) continue;
       const int storage = storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X);
       const bool tensor = q.tensor_bytes && storage == 8;
       const uint8_t* x = p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels;
@@ -116,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
         const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
         const Tile at = place<kStrips, false>(p, item % p.tiles);
         const Share share = share_of(p.region, image, pixels_of(p, at));
-        if (share == Share::kNone || !takes(q, share)) continue;
+        if (share == Share::kNone) continue;
         const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
         const int strips = (at.end_column - at.column + kStripColumns - 1) / kStripColumns, here = strips < kStrips ? strips : kStrips;
         const uint32_t codes = stages + ring.stage * q.stage_bytes;

@@ -139,35 +139,29 @@ struct Ahead {
   ADABM_DEVICE const uint32_t* row(int j) const { return words + j % kRows * kRowWords; }
 };
 
-// beta of this thread's two pixels of a row of a 3x3 layer, which it keeps until a row has another border class. Pixels outside the
-// image have the class of the nearest one.
+// beta of this thread's four pixels of two rows of a 3x3 layer. It stays as it is in strips without a pixel along the border; pixels
+// outside the image have the border class of the nearest one.
 struct Betas {
-  float values[2][2];  // of pixel i, output e
-  int columns[2];      // where the first output's beta of pixel i is in the table, in the first row class
-  uint32_t classes;    // of the strip's rows, two bits each
-  uint32_t changes;    // bit j: row j of the strip has another class than the row before
+  float values[2][2][2];  // of row m, pixel i, output e
+  int columns[2];         // where the first output's beta of pixel i is in the table, in the first row class
+  int row;                // of the strip
+  bool border;
 
   ADABM_DEVICE static int class_of(int position, int size) { return (position <= 0 ? 2 : 0) + (position >= size - 1 ? 1 : 0); }
 
-  ADABM_DEVICE Betas(const Conv2dParams& p, const LayerValues& v, bool border, int row, int column)
-      : values{{v.betas[0], v.betas[1]}, {v.betas[0], v.betas[1]}}, columns{}, classes(0), changes(0) {
-    if (!border) return;
+  ADABM_DEVICE Betas(const Conv2dParams& p, const LayerValues& v, bool border, int row, int column) : row(row), border(border) {
+#pragma unroll
+    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = v.betas[k % 2];
 #pragma unroll
     for (int i = 0; i < 2; i++) columns[i] = class_of(column + i, p.width) * p.out_channels + v.output;
-#pragma unroll 1
-    for (int j = kStripRows - 1; j >= 0; j--) classes = classes << 2 | class_of(row + j, p.height);
-    const uint32_t differs = classes ^ classes << 2;
-#pragma unroll 1
-    for (int j = kStripRows - 1; j >= 0; j--) changes = changes << 1 | ((differs >> 2 * j & 3) != 0);
-    changes |= 1;
   }
-  ADABM_DEVICE void enter_row(const Conv2dParams& p, const LayerValues& v, int j) {
-    if (!(changes >> j & 1)) return;
-    const int row_class = static_cast<int>(classes >> 2 * j & 3) * 4 * p.out_channels;
+  // Rows j and j + 1 are next.
+  ADABM_DEVICE void enter(const Conv2dParams& p, const LayerValues& v, int j) {
+    if (!border) return;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const float* beta = p.beta + (columns[i] + row_class);
-      values[i][0] = ptx::load_constant(beta) * v.units, values[i][1] = ptx::load_constant(beta + v.second) * v.units;
+    for (int k = 0; k < 4; k++) {
+      const float* beta = p.beta + (columns[k % 2] + class_of(row + j + k / 2, p.height) * 4 * p.out_channels);
+      values[k / 2][k % 2][0] = ptx::load_constant(beta) * v.units, values[k / 2][k % 2][1] = ptx::load_constant(beta + v.second) * v.units;
     }
   }
 };
@@ -201,32 +195,32 @@ ADABM_DEVICE void stage_units(uint32_t thread, uint32_t row_address, uint32_t ro
   ptx::store_matrices_transposed<kCount>(row_address + thread % 32 / 8 * row_bytes + thread % 8 * pixel_bytes, units);
 }
 
-// The sums of rows first .. first + kCount - 1 of a strip as values: scale, bias and activation.
-template <int kCount, bool kPrelu>
-ADABM_DEVICE void straight_values(const Conv2dParams& p, const LayerValues& v, const int32_t* acc, Betas& betas, int first,
-                                  float (&values)[kCount][2][2]) {
+// Values of this thread in two rows: of row m, pixel i, output e.
+using Values = float[2][2][2];
+
+// The sums of rows first and first + 1 of a strip as values: scale, bias and activation.
+template <bool kPrelu>
+ADABM_DEVICE void straight_values(const Conv2dParams& p, const LayerValues& v, const int32_t* acc, Betas& betas, int first, Values& values) {
+  betas.enter(p, v, first);
 #pragma unroll
-  for (int m = 0; m < kCount; m++) {
-    betas.enter_row(p, v, first + m);
-#pragma unroll
-    for (int k = 0; k < 4; k++)
-      values[m][k / 2][k % 2] = fmaf(static_cast<float>(acc[4 * (first + m) + k % 2 * 2 + k / 2]), v.alphas[k % 2], betas.values[k / 2][k % 2]);
+  for (int k = 0; k < 8; k++) {
+    const int m = k / 4, i = k / 2 % 2, e = k % 2;
+    values[m][i][e] = fmaf(static_cast<float>(acc[4 * (first + m) + 2 * e + i]), v.alphas[e], betas.values[m][i][e]);
   }
   if (v.activation == ADABM_ACT_RELU) {
 #pragma unroll
-    for (int k = 0; k < 4 * kCount; k++) values[k / 4][k / 2 % 2][k % 2] = fmaxf(values[k / 4][k / 2 % 2][k % 2], 0.0f);
+    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = fmaxf(values[k / 4][k / 2 % 2][k % 2], 0.0f);
   }
   if (kPrelu && v.activation == ADABM_ACT_PRELU) {
     const float slopes[2] = {ptx::load_constant(p.slope + v.output), ptx::load_constant(p.slope + v.output + v.second)};
 #pragma unroll
-    for (int k = 0; k < 4 * kCount; k++) values[k / 4][k / 2 % 2][k % 2] = ptx::multiply_negative(values[k / 4][k / 2 % 2][k % 2], slopes[k % 2]);
+    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = ptx::multiply_negative(values[k / 4][k / 2 % 2][k % 2], slopes[k % 2]);
   }
 }
 
-template <int kCount>
-ADABM_DEVICE void units_of_values(const float (&values)[kCount][2][2], const CodeGrid& grid, uint32_t unit_factor, uint32_t (&units)[kCount]) {
+ADABM_DEVICE void units_of_values(const Values& values, const CodeGrid& grid, uint32_t unit_factor, uint32_t (&units)[2]) {
 #pragma unroll
-  for (int m = 0; m < kCount; m++)
+  for (int m = 0; m < 2; m++)
     units[m] = unit_pair(code_pair(values[m][0][0], values[m][1][0], grid), code_pair(values[m][0][1], values[m][1][1], grid), unit_factor);
 }
 
@@ -235,8 +229,8 @@ ADABM_DEVICE void units_of_values(const float (&values)[kCount][2][2], const Cod
 template <Straight kForm, int kGroups>
 ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, FeatureRow& to, Betas& betas, int first, const int32_t (&acc)[4 * kGroups],
                                 Ahead<kForm>& ahead, uint32_t written, uint32_t (&units)[2]) {
-  float values[2][2][2];
-  straight_values<2, kForm == Straight::kCodes>(p, v, acc, betas, first, values);
+  Values values;
+  straight_values<kForm == Straight::kCodes>(p, v, acc, betas, first, values);
   if (kForm != Straight::kCodes && p.residual) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
@@ -275,7 +269,7 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, Fea
 #pragma unroll
     for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] *= v.shrink;
   }
-  units_of_values<2>(values, v.grid, 1u << v.storage, units);
+  units_of_values(values, v.grid, 1u << v.storage, units);
 }
 
 // All rows of a strip; their units are staged where there are codes.

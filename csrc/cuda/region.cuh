@@ -10,11 +10,16 @@
 namespace adabm {
 namespace cuda {
 
+// Which tiles of its own a kernel takes. Where some pixels stay as they are and a kernel for tiles that are computed everywhere is
+// faster, two kernels share the tiles.
+enum class TilesTaken { kAll, kAllComputed, kOthers };
+
 struct RegionParams {
   adabm_region region;
   int height, width;     // pixels of an image
   int rows, columns;     // tiles of an image
   uint64_t reciprocal;   // of the side of a tile, for tile_of
+  TilesTaken taken;
 };
 
 // The parameters of a region that holds the rules of the header.
@@ -107,7 +112,7 @@ ADABM_DEVICE uint32_t scan_tiles(const RegionParams& p, const uint8_t* depths, c
 }
 
 // Of pixels within the image; everything is computed without a region. All lanes of a warp ask together and get the same.
-ADABM_DEVICE Share share_of(const RegionParams& p, int image, const Rectangle& pixels) {
+ADABM_DEVICE Share share_inside(const RegionParams& p, int image, const Rectangle& pixels) {
   const adabm_region& r = p.region;
   uint32_t own = kWithin, near = kWithin, around = kWithin, passing = 0;
   if (r.depth) {
@@ -121,6 +126,12 @@ ADABM_DEVICE Share share_of(const RegionParams& p, int image, const Rectangle& p
   const bool left_out = ptx::any_lane((own | near) & kOutside), owned = ptx::any_lane(own & kWithin);
   const bool reached = ptx::any_lane(around & kWithin), passed_on = ptx::any_lane(passing & kWithin);
   return !left_out ? Share::kAllComputed : owned && reached ? Share::kSome : passed_on ? Share::kPassedOn : Share::kNone;
+}
+
+// Of the pixels of a kernel's tile: kNone where it does not take it.
+ADABM_DEVICE Share share_of(const RegionParams& p, int image, const Rectangle& pixels) {
+  const Share share = share_inside(p, image, pixels);
+  return p.taken == TilesTaken::kAll || (p.taken == TilesTaken::kAllComputed) == (share == Share::kAllComputed) ? share : Share::kNone;
 }
 
 }  // namespace cuda

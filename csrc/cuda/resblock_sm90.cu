@@ -56,7 +56,6 @@ void resblock(const Conv2dParams& first, const Conv2dParams& second, int device,
   const int blocks = multiprocessors(device);
   ResblockParams q = {};
   q.first = first, q.second = second;
-  q.straight = straight_form(second) != Straight::kNone;
   const int row = choose(ADABM_KERNEL_RESBLOCK, first.config, blocks, [&](const TileConfig& config) -> int64_t {
     cut(q.first, config);
     return static_cast<int64_t>(first.batch) * q.first.tiles;
@@ -72,10 +71,18 @@ void resblock(const Conv2dParams& first, const Conv2dParams& second, int device,
     q.map = map_of_codes(first.x_q, first.batch, first.height, first.width, first.code_channels, kStripRows + 2, config.strips * kStripColumns + 2);
   }
   const uint32_t shared = shared_bytes(config);
+  const auto run = [&](Kernel kernel) { launch(kernel, "resblock_sm90", dim3(q.blocks), dim3(kThreads), shared, stream, q); };
   constexpr auto rows = std::make_index_sequence<std::size(kResblockConfigs)>();
-  // The form for floats takes blocks without any too.
-  const Kernel kernel = second.y_int16 ? kernel_of<Straight::kInt16>(row, rows) : kernel_of<Straight::kFloat32>(row, rows);
-  launch(kernel, "resblock_sm90", dim3(q.blocks), dim3(kThreads), shared, stream, q);
+  // Where all pixels of tiles with a computed one may be written, the straight form takes them all; it also takes blocks without features.
+  const Straight form = straight_form(second);
+  if (second.by_pixel && form != Straight::kNone) q.second.region.taken = TilesTaken::kAllComputed;
+  if (form == Straight::kInt16)
+    run(kernel_of<Straight::kInt16>(row, rows));
+  else if (form != Straight::kNone)
+    run(kernel_of<Straight::kFloat32>(row, rows));
+  if (form != Straight::kNone && q.second.region.taken == TilesTaken::kAll) return;
+  if (form != Straight::kNone) q.second.region.taken = TilesTaken::kOthers;
+  run(kernel_of<Straight::kNone>(row, rows));
 }
 
 }  // namespace sm90

@@ -32,7 +32,6 @@ struct BlockTile {
 
 struct ResblockParams {
   Conv2dParams first, second;  // both cut into the same tiles; only where they read and write differs
-  int straight;                 // whether the second has a straight form
   int stages, stage_bytes, middles, blocks;
   int tensor_bytes;  // of a box of codes; 0 where threads copy
   ptx::TensorMap map;
@@ -107,15 +106,18 @@ ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip,
   const uint32_t to = middle + plane * kTile.middle_plane_bytes + strip * kStripColumns * kRowBytes;
 #pragma unroll
   for (int first = 0; first < kStripRows; first += 4) {
-    float values[4][2][2];
-    uint32_t units[4];
-    straight_values<4, true>(p, v, acc, betas, first, values);
-    units_of_values<4>(values, v.grid, 1u << 8, units);
-    if (border || p.out_channels < kMaxTileOutputs) {
+    uint32_t units[2][2];
 #pragma unroll
-      for (int j = 0; j < 4; j++) units[j] &= inside(at.row + first + j, p.height) ? kept : 0u;
+    for (int half = 0; half < 2; half++) {
+      Values values;
+      straight_values<true>(p, v, acc, betas, first + 2 * half, values);
+      units_of_values(values, v.grid, 1u << 8, units[half]);
+      if (border || p.out_channels < kMaxTileOutputs) {
+#pragma unroll
+        for (int m = 0; m < 2; m++) units[half][m] &= inside(at.row + first + 2 * half + m, p.height) ? kept : 0u;
+      }
     }
-    stage_units<4>(thread, to + first * kTile.columns * kRowBytes, kTile.columns * kRowBytes, kRowBytes, units);
+    stage_units<4>(thread, to + first * kTile.columns * kRowBytes, kTile.columns * kRowBytes, kRowBytes, {units[0][0], units[0][1], units[1][0], units[1][1]});
   }
 }
 
@@ -157,11 +159,11 @@ ADABM_DEVICE Share share_of_tile(const Conv2dParams& second, int image, int tile
 // How many of the pixels in the middle the second convolution's region has, of those inside the image.
 ADABM_DEVICE Share share_of_middle(const Conv2dParams& second, int image, Rectangle pixels) {
   pixels.row = pixels.row > 0 ? pixels.row : 0, pixels.column = pixels.column > 0 ? pixels.column : 0;
-  return share_of(second.region, image, pixels);
+  return share_inside(second.region, image, pixels);
 }
 
 // Grid: [blocks that share the tiles of all images].
-// kForm: the second's straight form, where it has one.
+// kForm: the form of the second's epilogues.
 template <int kStrips, Straight kForm>
 __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_constant__ ResblockParams q) {
   constexpr BlockTile kTile(kStrips);
@@ -220,7 +222,8 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
       const Tile at = middle_tile<kStrips>(first, item % first.tiles);
       const Share share = share_of_middle(second, image, pixels_of(first, at));
       // Where the whole middle is computed, so are all results.
-      if (share != Share::kAllComputed && !computes(share_of_tile<kStrips>(second, image, item % first.tiles))) continue;
+      const bool taken = share == Share::kAllComputed && second.region.taken == TilesTaken::kAll;
+      if (!taken && !computes(share_of_tile<kStrips>(second, image, item % first.tiles))) continue;
       const uint32_t codes = stages + in.stage * q.stage_bytes, to = middle + between.stage * kTile.middle_bytes;
       in.wait_full();
       between.wait_empty();
@@ -262,33 +265,34 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
       if (share == Share::kNone) continue;
       const Tile at = result_tile<kStrips>(second, item % second.tiles);
       const bool by_pixel = second.by_pixel && share != Share::kAllComputed;
-      const bool straight = q.straight && !by_pixel;
       const int here = (at.end_column - at.column + kStripColumns - 1) / kStripColumns;
       const uint32_t codes = middle + between.stage * kTile.middle_bytes;
       if (computes(share)) between.wait_full();
       for (int strip = 0; strip < here; strip++) {
-        const Share strip_share = share_of_strip(second, at, image, share, strip);
-        const StripPixels pixels = strip_pixels<kOutRows>(second, at, strip);
         int32_t acc[4 * kOutRows];
-        Ahead<kForm> ahead;
-        LayerValues values;
         const uint32_t thread = ptx::thread_index() % kGroupThreads;
-        if (computes(strip_share)) {
+        const bool last = strip == here - 1;
+        if constexpr (kForm != Straight::kNone) {  // of tiles that are computed everywhere
+          const StripPixels pixels = strip_pixels<kOutRows>(second, at, strip);
+          Ahead<kForm> ahead;
           multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kTile.middle_plane_bytes, strip), kTile.middle_plane_bytes, at.row_step);
-          if (straight) {
-            read_ahead<kForm, kOutRows>(second, pixels, outputs, image, thread, ahead);
-            values = layer_values<kForm>(second, image, bits, first_in_tile(thread));
-          }
+          read_ahead<kForm, kOutRows>(second, pixels, outputs, image, thread, ahead);
+          const LayerValues values = layer_values<kForm>(second, image, bits, first_in_tile(thread));
           ptx::wgmma_wait<0>();
-        } else {
-          ptx::sync_warp();  // all lanes have seen the codes
-        }
-        if (computes(share) && strip == here - 1 && releases) ptx::mbarrier_arrive(between.empty());
-        if (strip_share == Share::kNone) continue;
-        if (straight)
+          if (last && releases) ptx::mbarrier_arrive(between.empty());
           straight_epilogue<kForm, kOutRows>(second, values, pixels, outputs, image, acc, ahead, thread, staged, 1);
-        else
-          epilogue<kOutRows, true>(second, computes(strip_share), by_pixel, false, at, strip, outputs, image, bits, acc, thread, staged, 1);
+        } else {
+          const Share strip_share = share_of_strip(second, at, image, share, strip);
+          if (computes(strip_share)) {
+            multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kTile.middle_plane_bytes, strip), kTile.middle_plane_bytes, at.row_step);
+            ptx::wgmma_wait<0>();
+          } else {
+            ptx::sync_warp();  // all lanes have seen the codes
+          }
+          if (computes(share) && last && releases) ptx::mbarrier_arrive(between.empty());
+          if (strip_share != Share::kNone)
+            epilogue<kOutRows, true>(second, computes(strip_share), by_pixel, false, at, strip, outputs, image, bits, acc, thread, staged, 1);
+        }
       }
       if (computes(share)) between.next();
     }

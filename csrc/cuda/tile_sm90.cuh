@@ -22,13 +22,8 @@ constexpr int kResidentTaps = 9, kResidentSteps = 2;
 // The straight form that the strips of a launch can take (epilogue_sm90.cuh): what is read and written besides codes.
 enum class Straight { kNone, kCodes, kFloat32, kInt16 };
 
-// Which tiles a launch takes: where some pixels stay as they are (Conv2dParams.by_pixel), tiles that are computed everywhere go to a
-// kernel with a straight form and the others to one with the general form.
-enum class TilesTaken { kAll, kAllComputed, kOthers };
-
 struct Conv2dParams90 {
   Conv2dParams c;    // forms[0], and the tiles as cut here
-  TilesTaken taken;
   int steps;         // of 32 channels, all
   int stages, stage_bytes, code_bytes;  // of shared memory; the latter for the codes of a stage, whose weights follow
   int stage_steps;   // steps in a stage
@@ -92,10 +87,6 @@ ADABM_DEVICE Tile place(const Conv2dParams& p, int tile) {
   return at;
 }
 
-ADABM_DEVICE bool takes(const Conv2dParams90& q, Share share) {
-  return q.taken == TilesTaken::kAll || (q.taken == TilesTaken::kAllComputed) == (share == Share::kAllComputed);
-}
-
 // The pixels of a tile.
 ADABM_DEVICE Rectangle pixels_of(const Conv2dParams& p, const Tile& at) {
   const int end_row = at.row + at.halo_rows - p.kernel_h / 2 * 2, end_column = at.column + at.halo_columns - p.kernel_w / 2 * 2;
@@ -118,7 +109,7 @@ ADABM_DEVICE uint64_t strip_descriptor(const Tile& at, uint32_t codes, uint32_t 
 
 // Of a strip that begins inside the image, of an inner tile whose share is `tile`.
 ADABM_DEVICE Share share_of_strip(const Conv2dParams& p, const Tile& at, int image, Share tile, int strip) {
-  return tile == Share::kAllComputed ? tile : share_of(p.region, image, pixels_of_strip(p, at, strip));
+  return tile == Share::kAllComputed ? tile : share_inside(p.region, image, pixels_of_strip(p, at, strip));
 }
 
 // Of this warpgroup's strips, every second of the first `strips`, those with a pixel to compute or pass on, and those with one to compute:
