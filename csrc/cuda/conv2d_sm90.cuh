@@ -57,10 +57,11 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
   // Ones, the rows of A that add up codes; and what the last product of a stage reads behind its weights where a tile has less than
   // 64 outputs.
   const uint32_t ones = barriers + kBarrierBytes;
-  if (!kResident && threadIdx.x < kOnesBytes / 4) {
-    ptx::store_shared(ones + 4 * threadIdx.x, 0x01010101u);
-    for (int i = 0; i < q.stages; i++)
-      for (int half = 0; half < 2; half++) ptx::store_shared(stages + (i + 1) * q.stage_bytes - kWeightRoom + half * kOnesBytes + 4 * threadIdx.x, 0u);
+  static_assert(kOnesBytes / 16 <= kThreads && kWeightRoom / 16 <= kThreads, "a thread for every 16 bytes");
+  if (!kResident) {
+    if (threadIdx.x < kOnesBytes / 16) ptx::store_shared(ones + 16 * threadIdx.x, ptx::Words4{{0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u}});
+    if (threadIdx.x < kWeightRoom / 16)
+      for (int i = 0; i < q.stages; i++) ptx::store_shared(stages + (i + 1) * q.stage_bytes - kWeightRoom + 16 * threadIdx.x, ptx::Words4{{0, 0, 0, 0}});
   }
   ptx::fence_async();
   ptx::sync_block();
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
           const uint32_t thread = ptx::thread_index() % kGroupThreads;
           if constexpr (kForm != Straight::kNone) {
             const StripPixels pixels = strip_pixels<kStripRows>(p, at, strip);
-            Ahead<kForm> ahead;
+            Ahead<kForm, kStripRows> ahead;
             multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
             read_ahead<kForm, kStripRows>(p, pixels, outputs, image, thread, ahead);
             const LayerValues values = layer_values<kForm>(p, image, bits, outputs.first + first_in_tile(thread));
@@ -169,7 +170,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
           // With a box the weights are k' of m = 2k' + 1: they count twice, and ones once.
           for (int pass = 0; pass < (p.box ? 3 : 1); pass++) {
             const bool by_ones = pass == 2;
-            uint64_t weights = by_ones ? ptx::matrix_descriptor(ones, 0, 0) : ptx::matrix_descriptor(codes + q.code_bytes, p.tiling.width * kRowBytes, kOnesBytes);
+            uint64_t weights = by_ones ? ptx::matrix_descriptor(ones, kMaxTileOutputs * kRowBytes, kGroupBytes)
+                                       : ptx::matrix_descriptor(codes + q.code_bytes, p.tiling.width * kRowBytes, kGroupBytes);
             int offset = 0, tap_column = 0;
             for (int tap = 0; tap < taps; tap++) {
 #pragma unroll

@@ -112,13 +112,14 @@ struct FeatureRow {
   }
 };
 
-// The residual of some rows of a strip: the first of them is on its way while the products are made, and each row's place is read
-// into again as soon as the row is done. More than kAheadWords registers there are not beside the sums and the weights.
-constexpr int kAheadWords = 24;
-template <Straight kForm>
+// The residual of some rows of a strip, the first of which are on their way while the products are made. Of features of 16 bits these
+// are all rows. Of floats they are as many as there are registers for beside the sums and the weights, and the place of a row that is
+// done is read into again.
+template <Straight kForm, int kGroups>
 struct Ahead {
-  static constexpr int kRowWords = kForm == Straight::kInt16 ? 2 : 4, kRows = kAheadWords / kRowWords;
-  uint32_t words[kAheadWords];  // those of row j from kRowWords (j % kRows) on
+  static constexpr int kRowWords = kForm == Straight::kInt16 ? 2 : 4, kRows = kForm == Straight::kInt16 ? kGroups : kGroups == kStripRows ? 6 : 12;
+  static_assert(kRows % 2 == 0, "rows are done in pairs");
+  uint32_t words[kRows * kRowWords];  // those of row j from kRowWords (j % kRows) on
   FeatureRow next;
 
   // Rows j .. j + kCount - 1, which come next.
@@ -228,20 +229,20 @@ ADABM_DEVICE void units_of_values(const Values& values, const CodeGrid& grid, ui
 // this thread in row j of the strip.
 template <Straight kForm, int kGroups>
 ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, FeatureRow& to, Betas& betas, int first, const int32_t (&acc)[4 * kGroups],
-                                Ahead<kForm>& ahead, uint32_t written, uint32_t (&units)[2]) {
+                                Ahead<kForm, kGroups>& ahead, uint32_t written, uint32_t (&units)[2]) {
   Values values;
   straight_values<kForm == Straight::kCodes>(p, v, acc, betas, first, values);
   if (kForm != Straight::kCodes && p.residual) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       float(&two)[2] = values[k / 2][k % 2];
-      const uint32_t* words = ahead.row(first + k / 2) + k % 2 * (Ahead<kForm>::kRowWords / 2);
+      const uint32_t* words = ahead.row(first + k / 2) + k % 2 * (ahead.kRowWords / 2);
       if constexpr (kForm == Straight::kInt16)
         add_features(words[0], two[0], two[1]);
       else
         two[0] = ptx::float_of(words[0]) + two[0], two[1] = ptx::float_of(words[1]) + two[1];
     }
-    if (first + Ahead<kForm>::kRows < kGroups) ahead.template read<2>(first + Ahead<kForm>::kRows);
+    if (first + ahead.kRows < kGroups) ahead.template read<2>(first + ahead.kRows);
   }
   if (kForm == Straight::kInt16) {
 #pragma unroll
@@ -275,7 +276,7 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, Fea
 // All rows of a strip; their units are staged where there are codes.
 template <Straight kForm, int kGroups>
 ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const OutputTile& outputs, int image,
-                                const int32_t (&acc)[4 * kGroups], Ahead<kForm>& ahead, uint32_t thread, uint32_t staged) {
+                                const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged) {
   const int in_strip = thread % 4 * 2;
   FeatureRow to(p, p.y, kForm == Straight::kInt16 ? 2 : 4, s, outputs, image, thread);
   const uint32_t columns = (in_strip < s.columns ? 0x55555555u : 0) | (in_strip + 1 < s.columns ? 0xaaaaaaaau : 0);
@@ -298,17 +299,18 @@ ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, con
 
 // The residual of a strip that the products are being made of, on its way to registers.
 template <Straight kForm, int kGroups>
-ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread, Ahead<kForm>& ahead) {
+ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread,
+                            Ahead<kForm, kGroups>& ahead) {
   if (kForm == Straight::kCodes || !p.residual) return;
   ahead.next = FeatureRow(p, p.residual, kForm == Straight::kInt16 ? 2 : 4, s, outputs, image, thread);
-  ahead.template read<Ahead<kForm>::kRows>(0);
+  ahead.template read<Ahead<kForm, kGroups>::kRows>(0);
 }
 
 // Results of one strip in the order of docs/numerics.md. `staged`, 80 bytes a pixel, and named barrier `barrier` are this warpgroup's
 // own. ahead: from read_ahead.
 template <Straight kForm, int kGroups>
 ADABM_DEVICE void straight_epilogue(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const OutputTile& outputs, int image,
-                                    const int32_t (&acc)[4 * kGroups], Ahead<kForm>& ahead, uint32_t thread, uint32_t staged, int barrier) {
+                                    const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged, int barrier) {
   straight_sums<kForm, kGroups>(p, v, s, outputs, image, acc, ahead, thread, staged);
   if (!p.y_q) return;
   ptx::sync_threads(barrier, kGroupThreads);

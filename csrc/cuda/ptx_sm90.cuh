@@ -155,9 +155,13 @@ ADABM_DEVICE void take_registers() {
 
 // How a product finds B in shared memory, without swizzle: rows of 16 bytes (16 of the depth of one column), eight columns 128
 // bytes in a row; group_bytes from one such group to the next, half_bytes from the first 16 of the depth to the last 16. All of
-// them multiples of 16 below 256 KB. Adding n to the result moves the start by 16 n bytes.
+// them multiples of 16 below kDescriptorBytes, which a multiprocessor's shared memory does not reach; of the start, which an address
+// in the window of shared memory is, the bits above are left out. Adding n to the result moves the start by 16 n bytes.
+constexpr uint32_t kDescriptorBytes = 1 << 18;
 ADABM_DEVICE uint64_t matrix_descriptor(uint32_t start, uint32_t half_bytes, uint32_t group_bytes) {
-  return static_cast<uint64_t>(start >> 4) | static_cast<uint64_t>(half_bytes >> 4) << 16 | static_cast<uint64_t>(group_bytes >> 4) << 32;
+  constexpr uint32_t kUnits = kDescriptorBytes / 16 - 1;
+  return static_cast<uint64_t>(start >> 4 & kUnits) | static_cast<uint64_t>(half_bytes >> 4 & kUnits) << 16 |
+         static_cast<uint64_t>(group_bytes >> 4 & kUnits) << 32;
 }
 
 // Before the first product, and wherever registers of a product were touched since the last.

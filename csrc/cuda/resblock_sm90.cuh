@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
         const bool last = strip == here - 1;
         if constexpr (kForm != Straight::kNone) {  // of tiles that are computed everywhere
           const StripPixels pixels = strip_pixels<kOutRows>(second, at, strip);
-          Ahead<kForm> ahead;
+          Ahead<kForm, kOutRows> ahead;
           multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kTile.middle_plane_bytes, strip), kTile.middle_plane_bytes, at.row_step);
           read_ahead<kForm, kOutRows>(second, pixels, outputs, image, thread, ahead);
           const LayerValues values = layer_values<kForm>(second, image, bits, first_in_tile(thread));

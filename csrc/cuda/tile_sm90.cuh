@@ -12,8 +12,14 @@ namespace sm90 {
 constexpr int kGroupThreads = 128, kConsumers = 2, kThreads = (1 + kConsumers) * kGroupThreads;
 constexpr int kStepBytes = 32;           // of every pixel and output: the depth of one product
 constexpr int kSharedBytes = 227 << 10;
-constexpr int kOnesBytes = 8 * kRowBytes, kBarrierBytes = (2 * kMaxStages * ptx::kBarrierBytes + 127) / 128 * 128, kBarrierRoom = kBarrierBytes + kOnesBytes;
-constexpr int kWeightRoom = 2 * kOnesBytes;  // behind the weights of a stage
+// Descriptors of strips move by whole taps and planes: neither they nor the strides in them reach beyond shared memory, nor that beyond
+// what they can say.
+static_assert(kSharedBytes + (1 << 10) <= ptx::kDescriptorBytes, "descriptors must reach all of shared memory, and what the system keeps of it");
+constexpr int kGroupBytes = 8 * kRowBytes;  // of a matrix in shared memory: eight rows of 16 bytes
+// Ones for 64 outputs, as weights lie: [half of the depth][output][16 bytes].
+constexpr int kOnesBytes = 2 * kMaxTileOutputs * kRowBytes;
+constexpr int kBarrierBytes = (2 * kMaxStages * ptx::kBarrierBytes + 127) / 128 * 128, kBarrierRoom = kBarrierBytes + kOnesBytes;
+constexpr int kWeightRoom = 2 * kGroupBytes;  // behind the weights of a stage
 // Bytes of a pixel's codes on their way out: stores and loads then meet no bank twice. What happens to the pixel (PixelUse) lies behind
 // its codes.
 constexpr int kStagedPitch = 80, kUseOffset = kMaxTileOutputs;
