@@ -31,11 +31,14 @@ template <int kColumns>
 ADABM_DEVICE void multiply_resident(int32_t (&acc)[kColumns / 2], const uint32_t (&a)[kResidentSteps][kResidentTaps][4], uint64_t strip,
                                     uint32_t plane_bytes, int row_pixels) {
   ptx::wgmma_fence();
+  const uint32_t start = static_cast<uint32_t>(strip);  // moves within the lower half of a descriptor
 #pragma unroll
   for (int step = 0; step < kResidentSteps; step++)
 #pragma unroll
-    for (int tap = 0; tap < kResidentTaps; tap++)
-      ptx::wgmma_s8u8<kColumns>(acc, a[step][tap], strip + step * 2 * (plane_bytes >> 4) + tap / 3 * row_pixels + tap % 3, step | tap);
+    for (int tap = 0; tap < kResidentTaps; tap++) {
+      const uint32_t moved = start + step * 2 * (plane_bytes >> 4) + tap / 3 * row_pixels + tap % 3;
+      ptx::wgmma_s8u8<kColumns>(acc, a[step][tap], strip >> 32 << 32 | moved, step | tap);
+    }
   ptx::wgmma_commit();
 }
 

@@ -108,7 +108,8 @@ struct FeatureRow {
   }
   ADABM_DEVICE void next() { pixels[0] += row_bytes, pixels[1] += row_bytes; }
   ADABM_DEVICE void next_inside() {
-    if (--rows > 0) next();
+    const uint32_t step = --rows > 0 ? row_bytes : 0;
+    pixels[0] += step, pixels[1] += step;
   }
 };
 
@@ -266,11 +267,13 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, Fea
     for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = stored_value(values[k / 4][k / 2 % 2][k % 2]);
   }
   if (kForm != Straight::kCodes && !p.y_q) return;
-  if (kForm != Straight::kCodes && v.shrink != 1.0f) {
+  if (kForm != Straight::kCodes && v.shrink != 1.0f) {  // with products of its own, as a branch around few instructions becomes their predicate
 #pragma unroll
     for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] *= v.shrink;
+    units_of_values(values, v.grid, 1u << v.storage, units);
+  } else {
+    units_of_values(values, v.grid, 1u << v.storage, units);
   }
-  units_of_values(values, v.grid, 1u << v.storage, units);
 }
 
 // All rows of a strip; their units are staged where there are codes.
