@@ -15,7 +15,7 @@ from adabm_kernels import native
 from adabm_kernels.backends import cuda
 from adabm_kernels.backends.call import Conv
 from adabm_kernels.backends.structs import conv2d_args
-from adabm_kernels.quantize import pack_codes, padded_channels, unpack_codes
+from adabm_kernels.quantize import pack_codes, padded_channels, to_fixed, unpack_codes
 from adabm_kernels.regions import Depths, Region
 
 POISON = 171
@@ -54,9 +54,15 @@ class CudaCall:
             host_library().call("adabm_conv2d_cuda", self.args, device, None)
 
 
-def conv_of(instance: ConvInstance, depths: Depths | None = None, region: Region | None = None) -> Conv:
-    """The problem as backends take it, where a region of these depths is computed, or everywhere."""
-    layer = instance.layer
+def conv_of(
+    instance: ConvInstance, depths: Depths | None = None, region: Region | None = None, fraction: int | None = None
+) -> Conv:
+    """The problem as backends take it, where a region of these depths is computed, or everywhere. fraction: of features of 16 bits,
+    else they are floats."""
+    layer, residual = instance.layer, instance.residual
+    fixed = {} if fraction is None else {"features": "int16", "fraction": fraction}
+    if fixed and residual is not None:
+        residual = to_fixed(residual, fraction)
     conv = Conv(
         instance.x_q,
         instance.bits,
@@ -65,12 +71,13 @@ def conv_of(instance: ConvInstance, depths: Depths | None = None, region: Region
         layer.alpha,
         layer.beta,
         layer.slope,
-        instance.residual,
+        residual,
         instance.out_grid,
         instance.out_bits,
         layer.box_filter,
         layer.activation,
         layer.shuffle,
+        **fixed,
     )
     return conv if depths is None or region is None else conv._replace(depth=depths.values, region=tuple(region.numbers(depths)))
 
@@ -83,16 +90,20 @@ def conv2d_call(
     outputs: str = "yqa",
     depths: Depths | None = None,
     region: Region | None = None,
+    fraction: int | None = None,
 ) -> CudaCall:
-    """The problem as a call; outputs: which of y, q (y_q) and a (y_acc). Outputs are poisoned. depths, region: as in `conv_of`."""
+    """The problem as a call; outputs: which of y, q (y_q) and a (y_acc). Outputs are poisoned. depths, region, fraction: as in
+    `conv_of`."""
     layer = instance.layer
     n, h, w, _ = instance.x_q.shape
     f = layer.shuffle
     size, channels = (n, h * f, w * f), layer.weight.shape[-4] // f**2
     y = torch.full((*size, channels), -987654.0) if "y" in outputs else None
+    if y is not None and fraction is not None:
+        y = torch.full((*size, channels), -32768, dtype=torch.int16)  # which stands for no feature
     y_q = torch.full((*size, padded_channels(channels)), POISON, dtype=torch.uint8) if "q" in outputs else None
     y_acc = torch.full((*size, channels), -987654, dtype=torch.int32) if "a" in outputs else None
-    conv = conv_of(instance, depths, region)
+    conv = conv_of(instance, depths, region, fraction)
     packed = conv.packed
     if packed_x:
         conv = conv._replace(x_q=pack_codes(instance.x_q, instance.bits))
@@ -118,3 +129,16 @@ def check(instance: ConvInstance, *, packed_x: bool = False, packed_y: bool = Fa
     assert torch.equal(unpack_codes(call.y_q, instance.out_bits), want_q)
     want = pack_codes(want_q, instance.out_bits)
     assert torch.equal(torch.where(call.y_q == POISON, want, call.y_q), want)
+
+
+def assert_equal(got: torch.Tensor, want: torch.Tensor) -> None:
+    same = got.view(torch.int32) == want.view(torch.int32) if got.dtype == torch.float32 else got == want
+    assert bool(same.all()), f"{int((~same).sum())} differ, first at {(~same).nonzero()[0].tolist()}"
+
+
+def check_codes(call: CudaCall, instance: ConvInstance, want: torch.Tensor, packed: bool) -> None:
+    if not packed:
+        return assert_equal(call.y_q, want)
+    assert_equal(unpack_codes(call.y_q, instance.out_bits), want)
+    whole = pack_codes(want, instance.out_bits)
+    assert_equal(torch.where(call.y_q == POISON, whole, call.y_q), whole)  # nothing behind the codes of an image

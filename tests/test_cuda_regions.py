@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cuda_calls import POISON, CudaCall, conv2d_call, conv_of, cuda_on_host
+from cuda_calls import POISON, assert_equal, check_codes, conv2d_call, conv_of, cuda_on_host
 from cuda_library import ORDERS, buffers, driver, host_library, policy
 from problems import ConvInstance, ConvProblem, instantiate
 from test_cuda_conv2d import by_class
@@ -15,7 +15,7 @@ from test_cuda_sm90 import HOPPER, block, run_block
 
 from adabm_kernels import ops
 from adabm_kernels.backends import reference
-from adabm_kernels.quantize import act_grid, pack_codes, unpack_codes
+from adabm_kernels.quantize import act_grid, unpack_codes
 from adabm_kernels.regions import EVERY, Depths, Region, tiles_of
 
 REGIONS = {
@@ -70,19 +70,6 @@ def problem_of(kernel: str) -> tuple[int, ConvInstance, ConvProblem, int]:
     instance = instantiate(problem)
     instance.residual[..., 1] = -0.0  # passed on as it is
     return major, instance, problem, config
-
-
-def assert_equal(got: torch.Tensor, want: torch.Tensor) -> None:
-    same = got.view(torch.int32) == want.view(torch.int32) if got.dtype == torch.float32 else got == want
-    assert bool(same.all()), f"{int((~same).sum())} differ, first at {(~same).nonzero()[0].tolist()}"
-
-
-def check_codes(call: CudaCall, instance: ConvInstance, want: torch.Tensor, packed: bool) -> None:
-    if not packed:
-        return assert_equal(call.y_q, want)
-    assert_equal(unpack_codes(call.y_q, instance.out_bits), want)
-    whole = pack_codes(want, instance.out_bits)
-    assert_equal(torch.where(call.y_q == POISON, whole, call.y_q), whole)  # nothing behind the codes of an image
 
 
 def check(kernel: str, region: Region, place: str = "small_tiles", packed: bool = False) -> None:

@@ -6,15 +6,15 @@ import dataclasses
 
 import pytest
 import torch
-from cuda_calls import POISON, check, conv2d_call, cuda_on_host
+from cuda_calls import POISON, CudaCall, assert_equal, check, check_codes, conv2d_call, conv_of, cuda_on_host
 from cuda_library import LANDINGS, ORDERS, buffers, driver, host_library, policy, runtime
-from problems import PROBLEMS, ConvProblem, instantiate
+from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
 from small import one_thread  # noqa: F401
 from test_cuda_conv2d import by_class
 
 import adabm_kernels
 from adabm_kernels import native, ops
-from adabm_kernels.backends import cuda
+from adabm_kernels.backends import cuda, reference
 from adabm_kernels.backends.counted import on_wgmma
 from adabm_kernels.backends.cuda import _place as real_place
 from adabm_kernels.config import ConvertConfig
@@ -74,6 +74,131 @@ def test_its_own_kernel_takes_what_pays_on_it(problem: ConvProblem) -> None:
 def test_any_order_gives_the_same(problem: ConvProblem, order: str, landing: str) -> None:
     with policy(order, landing, seed=1):
         check(instantiate(problem))
+
+
+# ---- the straight epilogues
+
+
+def interior(bits: tuple[int, ...] = (8,), out_bits: tuple[int, ...] = (7,), **settings) -> ConvProblem:
+    """Tiles without a pixel along the border, tiles along each border and in each corner, and strips that the image cuts off."""
+    return ConvProblem("interior", 50, 75, 64, settings.pop("outputs", 64), bits=bits, out_bits=out_bits, **settings)
+
+
+STRAIGHT = {  # outputs, whether codes are packed, and the problem
+    "codes": ("q", False, interior(activation="relu")),
+    "codes_from_zero": (
+        "q",
+        True,
+        interior((4,), (4,), activation="relu", lower=0.0),
+    ),  # whose clamp does what the activation would
+    "codes_prelu": ("q", True, interior((2, 5), (2, 8), activation="prelu")),
+    "codes_shuffled": ("q", True, interior((4,), (3,), outputs=256, shuffle=2)),
+    "floats": ("y", False, interior(activation="relu")),
+    "floats_shuffled": ("y", False, interior((3,), outputs=256, shuffle=2)),
+    "residual_floats_codes": ("yq", False, interior(residual=True)),
+    "residual_floats_packed": ("yq", True, interior((4,), (2,), residual=True, outputs=128, activation="relu")),
+    "residual_codes": ("q", True, interior((6,), (4,), residual=True)),
+    "narrow": ("yq", False, ConvProblem("narrow", 3, 1, 64, 64, bits=(8,), residual=True)),
+}
+
+
+def reference_of(call: CudaCall, instance: ConvInstance, packed: bool, **place) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What the reference leaves in the call's y and y_q, the latter unpacked, from what is in them before."""
+    want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
+    if packed and want_q is not None:
+        want_q = unpack_codes(want_q, instance.out_bits)
+    reference.conv2d_out(conv_of(instance, **place), 1, want_y, want_q)
+    return want_y, want_q
+
+
+def check_straight(name: str, in_place: bool = False, config: int = 0, instance: ConvInstance | None = None, **place) -> None:
+    outputs, packed, problem = STRAIGHT[name]
+    instance = instance or instantiate(problem)
+    call = conv2d_call(instance, packed_x=packed, packed_y=packed, outputs=outputs, **place)
+    call.args.config = config
+    want_y, want_q = reference_of(call, instance, packed, **place)
+    if in_place:
+        residual = next(t for t in call.read if t.data_ptr() == call.args.residual)
+        call.y.copy_(residual)
+        call.args.residual = call.y.data_ptr()
+    with driver(**HOPPER, multiprocessors=3):  # so that a block takes several tiles
+        call.run()
+    if want_y is not None:
+        assert_equal(call.y, want_y)
+    if want_q is not None:
+        check_codes(call, instance, want_q, packed)
+
+
+@pytest.mark.parametrize("fraction", [None, 9], ids=["float32", "int16"])
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_straight_epilogues_equal_the_reference(name: str, fraction: int | None) -> None:
+    if fraction is not None and STRAIGHT[name][2].shuffle > 1:
+        pytest.skip("features of 16 bits have no shuffle")
+    check_straight(name, fraction=fraction)
+
+
+@pytest.mark.parametrize("fraction", [None, 13], ids=["float32", "int16"])
+@pytest.mark.parametrize("config", [2, 3, 4])
+@pytest.mark.parametrize("order, landing", [("random", "random"), ("descending", "early")])
+def test_straight_epilogues_in_any_order_and_in_place(order: str, landing: str, config: int, fraction: int | None) -> None:
+    with policy(order, landing, seed=config):
+        check_straight("residual_floats_codes", in_place=True, config=config, fraction=fraction)
+
+
+@pytest.mark.parametrize("order", ["ascending", "random"])
+@pytest.mark.parametrize("config", [1, 2, 3, 4])
+def test_straight_epilogues_of_blocks(config: int, order: str) -> None:
+    with policy(order, seed=config), driver(**HOPPER, multiprocessors=3):
+        check_block(dataclasses.replace(interior(activation="relu"), height=46), config=config, packed=config == 2)
+        check_block(ConvProblem("prelu", 30, 62, 64, 64, bits=(4, 2), out_bits=(4, 6), activation="prelu"), config=config)
+
+
+@pytest.mark.parametrize("fraction", [-3, 0, 12, 24])
+def test_features_of_16_bits_of_any_size(fraction: int) -> None:
+    """Small units clamp, large ones round all to few values; what is no number is the lowest feature of all."""
+    instance = instantiate(STRAIGHT["residual_floats_codes"][2])
+    instance.layer.beta[..., 5] = torch.nan
+    instance.layer.beta[..., 6], instance.layer.beta[..., 7] = torch.inf, -torch.inf
+    check_straight("residual_floats_codes", instance=instance, fraction=fraction)
+    instance = instantiate(ConvProblem("general", 18, 35, 40, 40, bits=(4, 8), out_bits=(3, 8), residual=True, activation="prelu"))
+    call = conv2d_call(instance, outputs="yq", fraction=fraction)
+    want_y, want_q = reference_of(call, instance, False, fraction=fraction)
+    call.run()
+    assert_equal(call.y, want_y)
+    assert_equal(call.y_q, want_q)
+
+
+@pytest.mark.parametrize("name", ["codes", "codes_prelu", "residual_floats_codes"])
+def test_grids_whose_scale_is_next_to_nothing(name: str) -> None:
+    instance = instantiate(STRAIGHT[name][2])
+    for table in (instance.layer.alpha, instance.layer.beta):
+        table *= 2.0**105
+    if instance.residual is not None:
+        instance.residual *= 2.0**105
+    instance.out_grid[:, 0] *= 2.0**-105
+    check_straight(name, instance=instance)
+
+
+def test_a_straight_epilogue_writes_a_slice_of_wider_features() -> None:
+    instance = instantiate(interior(activation="relu"))
+    wide = torch.full((1, 50, 75, 192), 5.0)
+    call = conv2d_call(instance, outputs="y")
+    want = reference_of(call, instance, False)[0]
+    call.y, call.args.y, call.args.y_pitch = wide, wide[..., 64:].data_ptr(), 192
+    call.run()
+    assert torch.equal(wide[..., 64:128], want)
+    assert bool((wide[..., :64] == 5).all() and (wide[..., 128:] == 5).all())
+
+
+@pytest.mark.parametrize("fraction", [None, 11], ids=["float32", "int16"])
+@pytest.mark.parametrize("packed", [False, True], ids=["bytes", "packed"])
+def test_blocks_with_features_of_16_bits(packed: bool, fraction: int | None) -> None:
+    first, second, _ = block(dataclasses.replace(interior((4,), (4,), activation="relu"), height=33, width=64))
+    call = run_block(first, second, packed, fraction=fraction)
+    fresh = conv2d_call(second, packed_y=packed, outputs="yq", fraction=fraction)
+    want_y, want_q = reference_of(fresh, second, packed, fraction=fraction)
+    assert_equal(call.y, want_y)
+    check_codes(call, second, want_q, packed)
 
 
 # ---- kernels by border class, and images of bytes

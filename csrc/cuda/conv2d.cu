@@ -1,5 +1,6 @@
 // The C entry of the convolution: checks every rule that does not need the device's memory, cuts the images up and launches.
 #include <algorithm>
+#include <cmath>
 
 #include "common/rules.h"
 #include "common/status.h"
@@ -25,8 +26,8 @@ int tiles_across(int size, int tile) { return (size + tile - 1) / tile; }
 Conv2dParams parameters(const adabm_conv2d_args& a) {
   Conv2dParams p = {};
   p.x_q = a.x_q, p.x_bits = a.x_bits, p.packed = static_cast<const uint8_t*>(a.packed);
-  p.alpha = a.alpha, p.beta = a.beta, p.slope = a.slope, p.residual = static_cast<const float*>(a.residual), p.out_grid = a.out_grid, p.out_bits = a.out_bits;
-  p.y = static_cast<float*>(a.y), p.y_q = a.y_q, p.y_acc = a.y_acc, p.y_image = a.y_image;
+  p.alpha = a.alpha, p.beta = a.beta, p.slope = a.slope, p.residual = a.residual, p.out_grid = a.out_grid, p.out_bits = a.out_bits;
+  p.y = a.y, p.y_q = a.y_q, p.y_acc = a.y_acc, p.y_image = a.y_image;
   p.batch = a.batch, p.height = a.height, p.width = a.width, p.code_channels = (a.channels + 3) / 4 * 4;
   p.out_channels = a.out_channels, p.kernel_h = a.kernel_h, p.kernel_w = a.kernel_w;
   p.taps_w = unfolds(a.channels, a.kernel_w) ? 1 : a.kernel_w;
@@ -34,7 +35,10 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   p.tiling = output_tiling(a.out_channels, a.shuffle);
   p.products = static_cast<float>(a.channels) * a.kernel_h * a.kernel_w;
   p.y_pitch = a.y_pitch ? a.y_pitch : p.tiling.group;
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 8 == 0; };
+  p.y_int16 = a.y_format == ADABM_FEATURES_INT16;
+  p.y_units = p.y_int16 ? std::ldexp(1.0f, a.y_fraction) : 1.0f, p.y_unit = p.y_int16 ? std::ldexp(1.0f, -a.y_fraction) : 1.0f;
+  const uintptr_t pair_bytes = p.y_int16 ? 4 : 8;
+  const auto aligned = [pair_bytes](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % pair_bytes == 0; };
   p.region = region_params(a.region, a.height, a.width);
   p.by_pixel = a.region.depth && (a.residual || a.y || a.y_acc || a.y_image || passes_on(a.region));
   p.y_pairs = p.y_pitch % 2 == 0 && p.tiling.group % 2 == 0 && aligned(a.y) && aligned(a.residual);
@@ -83,7 +87,6 @@ uint32_t shared_bytes(const Conv2dParams& p) {
 // What the kernels need, once every rule holds that does not need the device.
 Conv2dParams checked(const adabm_conv2d_args& a) {
   check_rules(a);
-  if (a.y_format) throw Error(ADABM_UNSUPPORTED, "y_format must be 0 (float32): this library has no kernels for int16 features yet");
   // The rules of the weights that were packed.
   adabm_weights weights = {};
   weights.struct_bytes = sizeof weights, weights.border_kernels = a.border_kernels;
@@ -101,6 +104,11 @@ Conv2dParams checked(const adabm_conv2d_args& a) {
                 "an image must have less than 2^31 codes and outputs, got %dx%d with %d and %lld a pixel", a.height, a.width, a.channels,
                 static_cast<long long>(out_floats));
   return parameters(a);
+}
+
+// For kernels that have no form for them yet.
+void check_float_features(const Conv2dParams& p, const char* capability) {
+  if (p.y_int16) throw Error(ADABM_UNSUPPORTED, "y_format must be 0 (float32): the kernels of compute capability %s have no int16 features yet", capability);
 }
 
 constexpr char kOtherCapability[] = "the device has another compute capability";
@@ -121,6 +129,7 @@ extern "C" adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t
     scope.check_pointer(a.y, "y"), scope.check_pointer(a.y_q, "y_q"), scope.check_pointer(a.residual, "residual");
     scope.check_pointer(a.y_image, "y_image"), scope.check_pointer(a.region.depth, "region.depth");
     const char* why_not = scope.compute_major() == 9 ? sm90::why_not_conv2d(p, device) : kOtherCapability;
+    if (why_not) check_float_features(p, "8.x");
     if (!why_not) return sm90::conv2d(p, device, stream);
     if (a.config) throw Error(ADABM_UNSUPPORTED, "config needs the kernel of compute capability 9.0: %s", why_not);
     Conv2dParams chosen = p;

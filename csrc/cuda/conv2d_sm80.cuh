@@ -11,6 +11,7 @@
 #include "adabm/adabm.h"
 #include "adabm/quant_math.h"
 #include "cuda/codes.cuh"
+#include "cuda/epilogue.cuh"
 #include "cuda/layout.h"
 #include "cuda/ptx.cuh"
 #include "cuda/region.cuh"
@@ -27,9 +28,10 @@ struct Conv2dParams {
   const uint8_t* x_q;
   const int32_t* x_bits;
   const uint8_t* packed;
-  const float *alpha, *beta, *slope, *residual, *out_grid;
+  const float *alpha, *beta, *slope, *out_grid;
+  const void* residual;  // float32, or int16 where y_int16 is set, and so is y
   const int32_t* out_bits;
-  float* y;
+  void* y;
   uint8_t* y_q;
   int32_t* y_acc;
   uint8_t* y_image;
@@ -46,6 +48,8 @@ struct Conv2dParams {
   RegionParams region;
   int by_pixel;    // whether pixels that the region leaves out must stay as they are or are passed on
   int y_pairs;     // neighbouring outputs of even and odd number lie in aligned pairs in y, residual and y_acc
+  int y_int16;     // whether results become features of 16 bits, those in y and residual and those that codes are made of
+  float y_units, y_unit;  // 2^fraction of them, and its inverse; 1 and 1 otherwise
   OutputTiling tiling;
   Form forms[2];     // 8 bits, 4 bits
   int column_shift;  // log2 of the columns of a tile of pixels
@@ -325,20 +329,22 @@ ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const Outp
 // Two neighbouring outputs of one pixel in y, residual, y_acc and y_image, where they are given.
 ADABM_DEVICE void store_floats(const Conv2dParams& p, const int64_t (&at)[2], const bool (&wanted)[2], const int32_t (&sums)[2],
                                float (&values)[2]) {
+  const float* residual = static_cast<const float*>(p.residual);
+  float* y = static_cast<float*>(p.y);
   if (p.y_pairs && wanted[1]) {
     ptx::Words2 two;
     if (p.residual) {
-      two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(p.residual + at[0]));
+      two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(residual + at[0]));
       values[0] = ptx::float_of(two.w[0]) + values[0], values[1] = ptx::float_of(two.w[1]) + values[1];
     }
     two.w[0] = ptx::bits_of(values[0]), two.w[1] = ptx::bits_of(values[1]);
-    if (p.y) ptx::store_global(reinterpret_cast<ptx::Words2*>(p.y + at[0]), two);
+    if (p.y) ptx::store_global(reinterpret_cast<ptx::Words2*>(y + at[0]), two);
   } else {
 #pragma unroll
     for (int e = 0; e < 2; e++) {
       if (!wanted[e]) continue;
-      if (p.residual) values[e] = ptx::load_global(p.residual + at[e]) + values[e];
-      if (p.y) ptx::store_global(p.y + at[e], values[e]);
+      if (p.residual) values[e] = ptx::load_global(residual + at[e]) + values[e];
+      if (p.y) ptx::store_global(y + at[e], values[e]);
     }
   }
   if (p.y_acc)

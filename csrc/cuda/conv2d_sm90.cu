@@ -17,11 +17,21 @@ constexpr int kStagedBytes = kConsumers * 8 * kStripRows * kStagedPitch;
 
 using Kernel = void (*)(Conv2dParams90);
 
-template <bool kResident, size_t... kRow>
+template <bool kResident, Straight kForm, size_t... kRow>
 Kernel kernel_of(int row, std::index_sequence<kRow...>) {
   constexpr const TileConfig* rows = kResident ? kResidentConfigs : kStagedConfigs;
-  const std::array<Kernel, sizeof...(kRow)> kernels = {conv2d_sm90<kResident, rows[kRow].strips>...};
+  const std::array<Kernel, sizeof...(kRow)> kernels = {conv2d_sm90<kResident, rows[kRow].strips, kForm>...};
   return kernels[row];
+}
+
+Kernel resident_kernel(Straight form, int row) {
+  constexpr auto rows = std::make_index_sequence<std::size(kResidentConfigs)>();
+  switch (form) {
+    case Straight::kCodes: return kernel_of<true, Straight::kCodes>(row, rows);
+    case Straight::kFloat32: return kernel_of<true, Straight::kFloat32>(row, rows);
+    case Straight::kInt16: return kernel_of<true, Straight::kInt16>(row, rows);
+    default: return kernel_of<true, Straight::kNone>(row, rows);
+  }
 }
 
 int across(int size, int tile) { return (size + tile - 1) / tile; }
@@ -94,9 +104,14 @@ void conv2d(const Conv2dParams& p, int device, void* stream) {
     q.map = map_of_codes(p.x_q, p.batch, p.height, p.width, p.code_channels, kStripRows + p.kernel_h - 1,
                          configs(kind).rows[row].strips * kStripColumns + p.kernel_w - 1);
   const uint32_t shared = kBarrierRoom + q.stages * q.stage_bytes + kStagedBytes;
-  const Kernel kernel = kind == ADABM_KERNEL_RESIDENT ? kernel_of<true>(row, std::make_index_sequence<std::size(kResidentConfigs)>())
-                                                      : kernel_of<false>(row, std::make_index_sequence<std::size(kStagedConfigs)>());
-  launch(kernel, "conv2d_sm90", dim3(q.blocks, q.c.tiling.tiles), dim3(kThreads), shared, stream, q);
+  const auto run = [&](Kernel kernel) { launch(kernel, "conv2d_sm90", dim3(q.blocks, q.c.tiling.tiles), dim3(kThreads), shared, stream, q); };
+  if (kind == ADABM_KERNEL_STAGED) return run(kernel_of<false, Straight::kNone>(row, std::make_index_sequence<std::size(kStagedConfigs)>()));
+  const Straight form = straight_form(p);
+  if (p.by_pixel && form != Straight::kNone) q.c.region.taken = TilesTaken::kAllComputed;
+  run(resident_kernel(form, row));
+  if (q.c.region.taken == TilesTaken::kAll) return;
+  q.c.region.taken = TilesTaken::kOthers;
+  run(resident_kernel(Straight::kNone, row));
 }
 
 }  // namespace sm90

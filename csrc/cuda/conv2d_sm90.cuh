@@ -26,22 +26,24 @@ ADABM_DEVICE void fragment(uint32_t (&a)[4], int width, Read&& read) {
   for (int i = 0; i < 4; i++) a[i] = output + i % 2 < width ? read(i / 2, output + i % 2, lane % 4) : 0u;
 }
 
-// acc = the products of one strip with all weights.
+// acc = the products of one strip with all weights, once they are waited for.
 template <int kColumns>
 ADABM_DEVICE void multiply_resident(int32_t (&acc)[kColumns / 2], const uint32_t (&a)[kResidentSteps][kResidentTaps][4], uint64_t strip,
                                     uint32_t plane_bytes, int row_pixels) {
   ptx::wgmma_fence();
+  const uint32_t start = static_cast<uint32_t>(strip);  // moves within the lower half of a descriptor
 #pragma unroll
   for (int step = 0; step < kResidentSteps; step++)
 #pragma unroll
-    for (int tap = 0; tap < kResidentTaps; tap++)
-      ptx::wgmma_s8u8<kColumns>(acc, a[step][tap], strip + step * 2 * (plane_bytes >> 4) + tap / 3 * row_pixels + tap % 3, step | tap);
+    for (int tap = 0; tap < kResidentTaps; tap++) {
+      const uint32_t moved = start + step * 2 * (plane_bytes >> 4) + tap / 3 * row_pixels + tap % 3;
+      ptx::wgmma_s8u8<kColumns>(acc, a[step][tap], strip >> 32 << 32 | moved, step | tap);
+    }
   ptx::wgmma_commit();
-  ptx::wgmma_wait<0>();
 }
 
-// Grid: [blocks that share the tiles of pixels of all images][tiles of outputs].
-template <bool kResident, int kStrips>
+// Grid: [blocks that share the tiles of pixels of all images][tiles of outputs]. kForm: the form of all epilogues.
+template <bool kResident, int kStrips, Straight kForm>
 __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant__ Conv2dParams90 q) {
   const Conv2dParams& p = q.c;
   const int items = p.batch * p.tiles, group = threadIdx.x / kGroupThreads;
@@ -58,10 +60,11 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
   // Ones, the rows of A that add up codes; and what the last product of a stage reads behind its weights where a tile has less than
   // 64 outputs.
   const uint32_t ones = barriers + kBarrierBytes;
-  if (!kResident && threadIdx.x < kOnesBytes / 4) {
-    ptx::store_shared(ones + 4 * threadIdx.x, 0x01010101u);
-    for (int i = 0; i < q.stages; i++)
-      for (int half = 0; half < 2; half++) ptx::store_shared(stages + (i + 1) * q.stage_bytes - kWeightRoom + half * kOnesBytes + 4 * threadIdx.x, 0u);
+  static_assert(kOnesBytes / 16 <= kThreads && kWeightRoom / 16 <= kThreads, "a thread for every 16 bytes");
+  if (!kResident) {
+    if (threadIdx.x < kOnesBytes / 16) ptx::store_shared(ones + 16 * threadIdx.x, ptx::Words4{{0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u}});
+    if (threadIdx.x < kWeightRoom / 16)
+      for (int i = 0; i < q.stages; i++) ptx::store_shared(stages + (i + 1) * q.stage_bytes - kWeightRoom + 16 * threadIdx.x, ptx::Words4{{0, 0, 0, 0}});
   }
   ptx::fence_async();
   ptx::sync_block();
@@ -89,10 +92,9 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
             const int at = (step * kResidentTaps + tap) * slice_bytes + (half * p.tiling.width + output) * kRowBytes + 4 * quarter;
             return ptx::load_constant(reinterpret_cast<const uint32_t*>(packed + at));
           });
-      int32_t acc[4 * kStripRows];
       for (int item = blockIdx.x; item < items; item += q.blocks) {
         const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
-        const Tile at = place<kStrips>(p, item % p.tiles);
+        const Tile at = place<kStrips, false>(p, item % p.tiles);
         const Share share = share_of(p.region, image, pixels_of(p, at));
         if (share == Share::kNone) continue;
         const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
@@ -104,16 +106,28 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
           ptx::sync_warp();  // all lanes have seen the stage full
           if (releases) ptx::mbarrier_arrive(ring.empty());
         }
+#pragma unroll 1
         for (int strip = consumer; with_work >> strip; strip += kConsumers) {
           if (!(with_work >> strip & 1)) continue;
-          if (computed >> strip & 1) {
+          int32_t acc[4 * kStripRows];  // of one strip alone: what is carried from strip to strip would be copied
+          const uint32_t thread = ptx::thread_index() % kGroupThreads;
+          if constexpr (kForm != Straight::kNone) {
+            const StripPixels pixels = strip_pixels<kStripRows>(p, at, strip);
+            Ahead<kForm, kStripRows> ahead;
             multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
+            read_ahead<kForm, kStripRows>(p, pixels, outputs, image, thread, ahead);
+            const LayerValues values = layer_values<kForm>(p, image, bits, outputs.first + first_in_tile(thread));
+            ptx::wgmma_wait<0>();
             if (!(computed >> strip >> kConsumers) && releases) ptx::mbarrier_arrive(ring.empty());  // before the results are stored
+            straight_epilogue<kForm, kStripRows>(p, values, pixels, outputs, image, acc, ahead, thread, staged, 1 + consumer);
           } else {
-#pragma unroll
-            for (int32_t& sum : acc) sum = 0;  // else registers would keep older sums from strip to strip
+            if (computed >> strip & 1) {
+              multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
+              ptx::wgmma_wait<0>();
+              if (!(computed >> strip >> kConsumers) && releases) ptx::mbarrier_arrive(ring.empty());
+            }
+            epilogue<kStripRows, true>(p, computed >> strip & 1, by_pixel, q.image_words, at, strip, outputs, image, bits, acc, thread, staged, 1 + consumer);
           }
-          epilogue<kStripRows, true>(p, by_pixel, q.image_words, at, strip, outputs, image, bits, acc, staged, 1 + consumer);
         }
         if (computes(share)) ring.next();
       }
@@ -136,7 +150,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
           // With a box the weights are k' of m = 2k' + 1: they count twice, and ones once.
           for (int pass = 0; pass < (p.box ? 3 : 1); pass++) {
             const bool by_ones = pass == 2;
-            uint64_t weights = by_ones ? ptx::matrix_descriptor(ones, 0, 0) : ptx::matrix_descriptor(codes + q.code_bytes, p.tiling.width * kRowBytes, kOnesBytes);
+            uint64_t weights = by_ones ? ptx::matrix_descriptor(ones, kMaxTileOutputs * kRowBytes, kGroupBytes)
+                                       : ptx::matrix_descriptor(codes + q.code_bytes, p.tiling.width * kRowBytes, kGroupBytes);
             int offset = 0, tap_column = 0;
             for (int tap = 0; tap < taps; tap++) {
 #pragma unroll
@@ -151,11 +166,14 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
           if (releases) ptx::mbarrier_arrive(ring.empty());
           ring.next();
         }
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < kStrips / kConsumers; i++) {
           const int strip = i * kConsumers + consumer;
-          if (strip < at.strips && at.column + strip * kStripColumns < at.end_column)
-            epilogue<kStripRows, false>(p, by_pixel, q.image_words, at, strip, outputs, image, bits, acc[i], staged, 1 + consumer);
+          if (strip >= at.strips || at.column + strip * kStripColumns >= at.end_column) break;
+          int32_t sums[4 * kStripRows];
+#pragma unroll
+          for (int k = 0; k < 4 * kStripRows; k++) sums[k] = i == 0 ? acc[0][k] : acc[kStrips / kConsumers - 1][k];
+          epilogue<kStripRows, false>(p, true, by_pixel, q.image_words, at, strip, outputs, image, bits, sums, ptx::thread_index() % kGroupThreads, staged, 1 + consumer);
         }
       }
     }

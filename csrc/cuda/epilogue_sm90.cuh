@@ -1,27 +1,344 @@
-// What the kernels of compute capability 9.0 make of the sums of a strip: activation, residual, floats, codes, pixels.
+// What the kernels of compute capability 9.0 make of the sums of a strip: activation, residual, features, codes, pixels.
+//
+// Two forms. Straight: 64 outputs whose features and codes lie as the vector instructions want them, one instruction after the other
+// for all sums of a thread, and what differs between launches is a branch for 16 values at most. It takes strips cut off by the image
+// and along its border too. General: everything else, two rows of a strip at a time in a loop.
 #pragma once
 
+#include "cuda/epilogue.cuh"
 #include "cuda/tile_sm90.cuh"
 
 namespace adabm {
 namespace cuda {
 namespace sm90 {
 
-ADABM_DEVICE float activate(int activation, float value, float slope) {
-  if (activation == ADABM_ACT_RELU) return value > 0.0f ? value : 0.0f;
-  if (activation == ADABM_ACT_PRELU) return value < 0.0f ? value * slope : value;
-  return value;
+// A thread has two neighbouring outputs at two neighbouring pixels of each row of a strip.
+inline Straight straight_form(const Conv2dParams& p) {
+  const bool features = p.y || p.residual;
+  const uint64_t row_bytes = uint64_t{4} * p.shuffle * p.shuffle * p.width * p.y_pitch;  // from one row of a strip to the next
+  if (p.kernel_h != 3 || p.kernel_w != 3 || p.tiling.group % kMaxTileOutputs || p.y_acc || p.y_image || p.border_kernels) return Straight::kNone;
+  if (p.activation == ADABM_ACT_PRELU && (features || p.y_int16)) return Straight::kNone;  // no network's: left to the general form
+  const bool large = row_bytes > INT32_MAX || int64_t{1} * p.batch * p.height * p.shuffle > INT32_MAX;
+  if (reinterpret_cast<uintptr_t>(p.y_q) % 16 || (features && !p.y_pairs) || large) return Straight::kNone;
+  return p.y_int16 ? Straight::kInt16 : features ? Straight::kFloat32 : Straight::kCodes;
 }
+
+// ---- the straight form
+
+// What the pixels of a strip are: how many rows and columns lie in its tile and the image, and whether some of them have a border
+// class of their own.
+struct StripPixels {
+  int row, column, rows, columns;
+  bool border;
+};
+
+template <int kGroups>
+ADABM_DEVICE StripPixels strip_pixels(const Conv2dParams& p, const Tile& at, int strip) {
+  StripPixels s;
+  s.row = at.row, s.column = at.column + strip * kStripColumns;
+  s.rows = at.end_row - s.row < kGroups ? at.end_row - s.row : kGroups;
+  s.columns = at.end_column - s.column < kStripColumns ? at.end_column - s.column : kStripColumns;
+  s.border = s.row == 0 || s.row + s.rows == p.height || s.column == 0 || s.column + s.columns == p.width;
+  return s;
+}
+
+// What one thread needs to know of the layer, from the tables.
+struct LayerValues {
+  int output, second;  // the first of its two outputs, and how far behind it the second is: 1, but 0 where there is none
+  float alphas[2], betas[2];
+  float units;     // what alpha and beta have been multiplied by, a power of two
+  CodeGrid grid;   // of values in these units
+  float shrink;    // what values are multiplied by before they become codes: 1, but 2^-24 where the grid's scale would be denormal
+  int storage;     // bits of a stored code
+  int activation;  // that is left to do
+};
+
+// The grid of values in units of 1 / `units`. Scales of 2^-76 and less, which no range of values has, are kept 2^24 times as large.
+ADABM_DEVICE void set_grid(LayerValues& v, const float* out_grid, int bits, float unit) {
+  const float* row = out_grid + (bits - ADABM_MIN_BITS) * 2;
+  const float scale = ptx::load_constant(row);
+  const bool tiny = fabsf(scale) <= 0x1p-76f;
+  v.grid = code_grid(tiny ? scale * 0x1p24f : scale, ptx::load_constant(row + 1), bits);
+  v.grid.scale *= unit, v.shrink = tiny ? 0x1p-24f : 1.0f;
+}
+
+// Of the thread whose first output is the given one. Features of 16 bits are in units of 2^-fraction, alpha and beta too (which must then
+// be below 2^104 in magnitude, or they would overflow).
+template <Straight kForm>
+ADABM_DEVICE LayerValues layer_values(const Conv2dParams& p, int image, int bits, int output) {
+  LayerValues v = {};
+  v.output = output, v.second = 1, v.units = kForm == Straight::kInt16 ? p.y_units : 1.0f, v.activation = p.activation;
+  if (p.y_q) {
+    const int out_bits = image_bits(p.out_bits, image);
+    set_grid(v, p.out_grid, out_bits, kForm == Straight::kInt16 ? p.y_unit : 1.0f);
+    v.storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y);
+    if (kForm == Straight::kCodes && p.activation == ADABM_ACT_RELU && codes_need_no_relu(v.grid)) v.activation = ADABM_ACT_NONE;
+    if (kForm == Straight::kCodes) v.units = v.shrink;
+  }
+  const float* alpha = p.alpha + (bits - ADABM_MIN_BITS) * p.out_channels + output;
+#pragma unroll
+  for (int e = 0; e < 2; e++) v.alphas[e] = ptx::load_constant(alpha + e) * v.units, v.betas[e] = ptx::load_constant(p.beta + output + e) * v.units;
+  return v;
+}
+
+// The first of the two outputs of a thread of a warpgroup in its tile of outputs, where weights are in registers.
+ADABM_DEVICE uint32_t first_in_tile(uint32_t thread) { return thread / 32 * 16 + thread % 32 / 4 * 2; }
+
+// The pixel of the results that a strip's first one of a row becomes, of all images; with a PixelShuffle, of the tile's sub-pixel.
+ADABM_DEVICE int64_t first_pixel(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, int row_in_strip) {
+  const int r = p.shuffle, sub_row = r == 1 ? 0 : outputs.sub / r, sub_column = outputs.sub - sub_row * r;
+  return static_cast<int64_t>((image * p.height + s.row + row_in_strip) * r + sub_row) * (p.width * r) + s.column * r + sub_column;
+}
+
+// Where this thread's features of a row of a strip are: the first of two neighbouring ones of each of its two pixels. Columns beyond
+// the strip's stand for its last one, and rows for its last one; they may be read.
+struct FeatureRow {
+  char* pixels[2];
+  uint32_t row_bytes;
+  int rows;  // of the strip from this one on
+
+  FeatureRow() = default;
+  ADABM_DEVICE FeatureRow(const Conv2dParams& p, const void* features, int bytes, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread)
+      : rows(s.rows) {
+    const int pixel_bytes = p.shuffle * p.y_pitch * bytes, first = thread % 4 * 2, last = s.columns - 1, column = first < last ? first : last;
+    row_bytes = static_cast<uint32_t>(p.width * p.shuffle) * pixel_bytes;
+    pixels[0] = static_cast<char*>(const_cast<void*>(features)) + first_pixel(p, s, outputs, image, 0) * (p.y_pitch * bytes) + column * pixel_bytes +
+                (outputs.channel + first_in_tile(thread)) * bytes;
+    pixels[1] = pixels[0] + (column < last ? pixel_bytes : 0);
+  }
+  ADABM_DEVICE void next() { pixels[0] += row_bytes, pixels[1] += row_bytes; }
+  ADABM_DEVICE void next_inside() {
+    const uint32_t step = --rows > 0 ? row_bytes : 0;
+    pixels[0] += step, pixels[1] += step;
+  }
+};
+
+// The residual of some rows of a strip, the first of which are on their way while the products are made. Of features of 16 bits these
+// are all rows. Of floats they are as many as there are registers for beside the sums and the weights, and the place of a row that is
+// done is read into again.
+template <Straight kForm, int kGroups>
+struct Ahead {
+  static constexpr int kRowWords = kForm == Straight::kInt16 ? 2 : 4, kRows = kForm == Straight::kInt16 ? kGroups : kGroups == kStripRows ? 6 : 12;
+  static_assert(kRows % 2 == 0, "rows are done in pairs");
+  uint32_t words[kRows * kRowWords];  // those of row j from kRowWords (j % kRows) on
+  FeatureRow next;
+
+  // Rows j .. j + kCount - 1, which come next.
+  template <int kCount>
+  ADABM_DEVICE void read(int j) {
+#pragma unroll
+    for (int k = 0; k < 2 * kCount; k++) {
+      uint32_t* to = words + (j + k / 2) % kRows * kRowWords + k % 2 * (kRowWords / 2);
+      if constexpr (kForm == Straight::kInt16) {
+        to[0] = ptx::load_global(reinterpret_cast<const uint32_t*>(next.pixels[k % 2]));
+      } else {
+        const ptx::Words2 two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(next.pixels[k % 2]));
+        to[0] = two.w[0], to[1] = two.w[1];
+      }
+      if (k % 2) next.next_inside();
+    }
+  }
+  ADABM_DEVICE const uint32_t* row(int j) const { return words + j % kRows * kRowWords; }
+};
+
+// beta of this thread's four pixels of two rows of a 3x3 layer. It stays as it is in strips without a pixel along the border; pixels
+// outside the image have the border class of the nearest one.
+struct Betas {
+  float values[2][2][2];  // of row m, pixel i, output e
+  int columns[2];         // where the first output's beta of pixel i is in the table, in the first row class
+  int row;                // of the strip
+  bool border;
+
+  ADABM_DEVICE static int class_of(int position, int size) { return (position <= 0 ? 2 : 0) + (position >= size - 1 ? 1 : 0); }
+
+  ADABM_DEVICE Betas(const Conv2dParams& p, const LayerValues& v, bool border, int row, int column) : row(row), border(border) {
+#pragma unroll
+    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = v.betas[k % 2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) columns[i] = class_of(column + i, p.width) * p.out_channels + v.output;
+  }
+  // Rows j and j + 1 are next.
+  ADABM_DEVICE void enter(const Conv2dParams& p, const LayerValues& v, int j) {
+    if (!border) return;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const float* beta = p.beta + (columns[k % 2] + class_of(row + j + k / 2, p.height) * 4 * p.out_channels);
+      values[k / 2][k % 2][0] = ptx::load_constant(beta) * v.units, values[k / 2][k % 2][1] = ptx::load_constant(beta + v.second) * v.units;
+    }
+  }
+};
+
+// Codes staged as units of 16 bits leave as 16 bytes at once, of kStorage bits a code.
+template <int kStorage, int kGroups>
+ADABM_DEVICE void store_units(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread, uint32_t staged) {
+  constexpr int kParts = kStorage / 2, kRows = kGroupThreads / (kParts * kStripColumns), kUnits = 8 / kStorage;  // rows at once; words of 16 bytes to read
+  const uint32_t part = thread % kParts, column = thread / kParts % kStripColumns, row = thread / (kParts * kStripColumns);
+  const int pitch = p.tiling.group * kStorage / 8;
+  // An image begins where it does with codes of 8 bits.
+  const int64_t image_pixels = static_cast<int64_t>(p.height * p.shuffle) * (p.width * p.shuffle);
+  uint8_t* to = p.y_q + first_pixel(p, s, outputs, image, row) * pitch + image * image_pixels * (p.tiling.group - pitch) + static_cast<int>(column) * p.shuffle * pitch +
+                outputs.channel * kStorage / 8 + part * 16;
+  const int64_t step = static_cast<int64_t>(kRows * p.shuffle * p.shuffle * p.width) * pitch;
+  const uint32_t from = staged + (row * kStripColumns + column) * kStagedPitch + part * kUnits * 16;
+  const int rows = static_cast<int>(column) < s.columns ? s.rows - static_cast<int>(row) : 0;
+#pragma unroll
+  for (int k = 0; k * kRows < kGroups; k++, to += step) {
+    if (k * kRows >= rows) continue;
+    ptx::Words4 units[kUnits];
+#pragma unroll
+    for (int i = 0; i < kUnits; i++) units[i] = ptx::load_shared<ptx::Words4>(from + k * kRows * kStripColumns * kStagedPitch + 16 * i);
+    ptx::store_global(reinterpret_cast<ptx::Words4*>(to), pack_units<kStorage>(units));
+  }
+}
+
+// Stages the units of rows first .. first + kCount - 1 of a strip: 16 outputs of a pixel are 16 bytes of one warp.
+template <int kCount>
+ADABM_DEVICE void stage_units(uint32_t thread, uint32_t row_address, uint32_t row_bytes, uint32_t pixel_bytes, const uint32_t (&units)[kCount]) {
+  ptx::store_matrices_transposed<kCount>(row_address + thread % 32 / 8 * row_bytes + thread % 8 * pixel_bytes, units);
+}
+
+// Values of this thread in two rows: of row m, pixel i, output e.
+using Values = float[2][2][2];
+
+// The sums of rows first and first + 1 of a strip as values: scale, bias and activation.
+template <bool kPrelu>
+ADABM_DEVICE void straight_values(const Conv2dParams& p, const LayerValues& v, const int32_t* acc, Betas& betas, int first, Values& values) {
+  betas.enter(p, v, first);
+#pragma unroll
+  for (int k = 0; k < 8; k++) {
+    const int m = k / 4, i = k / 2 % 2, e = k % 2;
+    values[m][i][e] = fmaf(static_cast<float>(acc[4 * (first + m) + 2 * e + i]), v.alphas[e], betas.values[m][i][e]);
+  }
+  if (v.activation == ADABM_ACT_RELU) {
+#pragma unroll
+    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = fmaxf(values[k / 4][k / 2 % 2][k % 2], 0.0f);
+  }
+  if (kPrelu && v.activation == ADABM_ACT_PRELU) {
+    const float slopes[2] = {ptx::load_constant(p.slope + v.output), ptx::load_constant(p.slope + v.output + v.second)};
+#pragma unroll
+    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = ptx::multiply_negative(values[k / 4][k / 2 % 2][k % 2], slopes[k % 2]);
+  }
+}
+
+ADABM_DEVICE void units_of_values(const Values& values, const CodeGrid& grid, uint32_t unit_factor, uint32_t (&units)[2]) {
+#pragma unroll
+  for (int m = 0; m < 2; m++)
+    units[m] = unit_pair(code_pair(values[m][0][0], values[m][1][0], grid), code_pair(values[m][0][1], values[m][1][1], grid), unit_factor);
+}
+
+// Rows first and first + 1 of a strip, from sums to features in memory and units of codes. Bit 2 j + i of `written`: the i-th pixel of
+// this thread in row j of the strip.
+template <Straight kForm, int kGroups>
+ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, FeatureRow& to, Betas& betas, int first, const int32_t (&acc)[4 * kGroups],
+                                Ahead<kForm, kGroups>& ahead, uint32_t written, uint32_t (&units)[2]) {
+  Values values;
+  straight_values<kForm == Straight::kCodes>(p, v, acc, betas, first, values);
+  if (kForm != Straight::kCodes && p.residual) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      float(&two)[2] = values[k / 2][k % 2];
+      const uint32_t* words = ahead.row(first + k / 2) + k % 2 * (ahead.kRowWords / 2);
+      if constexpr (kForm == Straight::kInt16)
+        add_features(words[0], two[0], two[1]);
+      else
+        two[0] = ptx::float_of(words[0]) + two[0], two[1] = ptx::float_of(words[1]) + two[1];
+    }
+    if (first + ahead.kRows < kGroups) ahead.template read<2>(first + ahead.kRows);
+  }
+  if (kForm == Straight::kInt16) {
+#pragma unroll
+    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = round_feature(values[k / 4][k / 2 % 2][k % 2]);
+  }
+  if (kForm != Straight::kCodes && p.y) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const float(&two)[2] = values[k / 2][k % 2];
+      if (written >> (2 * first + k) & 1) {
+        if (kForm == Straight::kInt16)
+          ptx::store_global(reinterpret_cast<uint32_t*>(to.pixels[k % 2]), pack_features(two[0], two[1]));
+        else
+          ptx::store_global(reinterpret_cast<ptx::Words2*>(to.pixels[k % 2]), ptx::Words2{{ptx::bits_of(two[0]), ptx::bits_of(two[1])}});
+      }
+      if (k % 2) to.next();
+    }
+  }
+  if (kForm == Straight::kInt16) {
+#pragma unroll
+    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = stored_value(values[k / 4][k / 2 % 2][k % 2]);
+  }
+  if (kForm != Straight::kCodes && !p.y_q) return;
+  if (kForm != Straight::kCodes && v.shrink != 1.0f) {  // with products of its own, as a branch around few instructions becomes their predicate
+#pragma unroll
+    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] *= v.shrink;
+    units_of_values(values, v.grid, 1u << v.storage, units);
+  } else {
+    units_of_values(values, v.grid, 1u << v.storage, units);
+  }
+}
+
+// All rows of a strip; their units are staged where there are codes.
+template <Straight kForm, int kGroups>
+ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const OutputTile& outputs, int image,
+                                const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged) {
+  const int in_strip = thread % 4 * 2;
+  FeatureRow to(p, p.y, kForm == Straight::kInt16 ? 2 : 4, s, outputs, image, thread);
+  const uint32_t columns = (in_strip < s.columns ? 0x55555555u : 0) | (in_strip + 1 < s.columns ? 0xaaaaaaaau : 0);
+  const uint32_t written = columns & ((2ull << (2 * s.rows - 1)) - 1);
+  Betas betas(p, v, s.border, s.row, s.column + in_strip);
+  const uint32_t row = staged + thread / 32 * kRowBytes;
+#pragma unroll
+  for (int first = 0; first < kGroups; first += 4) {
+    uint32_t units[2][2] = {};
+    straight_rows<kForm, kGroups>(p, v, to, betas, first, acc, ahead, written, units[0]);
+    if (first + 2 < kGroups) straight_rows<kForm, kGroups>(p, v, to, betas, first + 2, acc, ahead, written, units[1]);
+    if (kForm != Straight::kCodes && !p.y_q) continue;
+    const uint32_t at = row + first * kStripColumns * kStagedPitch;
+    if (first + 2 < kGroups)
+      stage_units<4>(thread, at, kStripColumns * kStagedPitch, kStagedPitch, {units[0][0], units[0][1], units[1][0], units[1][1]});
+    else
+      stage_units<2>(thread, at, kStripColumns * kStagedPitch, kStagedPitch, units[0]);
+  }
+}
+
+// The residual of a strip that the products are being made of, on its way to registers.
+template <Straight kForm, int kGroups>
+ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread,
+                            Ahead<kForm, kGroups>& ahead) {
+  if (kForm == Straight::kCodes || !p.residual) return;
+  ahead.next = FeatureRow(p, p.residual, kForm == Straight::kInt16 ? 2 : 4, s, outputs, image, thread);
+  ahead.template read<Ahead<kForm, kGroups>::kRows>(0);
+}
+
+// Results of one strip in the order of docs/numerics.md. `staged`, 80 bytes a pixel, and named barrier `barrier` are this warpgroup's
+// own. ahead: from read_ahead.
+template <Straight kForm, int kGroups>
+ADABM_DEVICE void straight_epilogue(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const OutputTile& outputs, int image,
+                                    const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged, int barrier) {
+  straight_sums<kForm, kGroups>(p, v, s, outputs, image, acc, ahead, thread, staged);
+  if (!p.y_q) return;
+  ptx::sync_threads(barrier, kGroupThreads);
+  if (v.storage == 8)
+    store_units<8, kGroups>(p, s, outputs, image, thread, staged);
+  else if (v.storage == 4)
+    store_units<4, kGroups>(p, s, outputs, image, thread, staged);
+  else
+    store_units<2, kGroups>(p, s, outputs, image, thread, staged);
+  ptx::sync_threads(barrier, kGroupThreads);  // before the next strip takes the place
+}
+
+// ---- the general form
 
 // The image of one tile of outputs that a strip has left at `staged`, as bytes of pixels.
 ADABM_DEVICE void store_image(const Conv2dParams& p, bool by_pixel, bool words, const Tile& at, int strip, int groups, const OutputTile& outputs, int image,
-                              uint32_t staged) {
+                              uint32_t thread, uint32_t staged) {
   const int r = p.shuffle, group = p.tiling.group, row_bytes = p.width * r * group;
   uint8_t* y = p.y_image + static_cast<int64_t>(image) * p.height * r * row_bytes;
   const int size = words ? 4 : 1, run = words ? r * group : outputs.count;  // consecutive bytes of a pixel
   const int units = outputs.count / size;
-  for (int unit = threadIdx.x % kGroupThreads; unit < groups * 8 * units; unit += kGroupThreads) {
-    const int pixel = unit / units, byte = unit % units * size;
+  const Divider by_units(units);
+#pragma unroll 1
+  for (int unit = static_cast<int>(thread); unit < groups * 8 * units; unit += kGroupThreads) {
+    const int pixel = by_units.quotient(unit), byte = by_units.rest(unit) * size;
     const int row = at.row + pixel / 8 * at.group_rows + pixel % 8 * at.pixel_rows;
     const int column = at.column + strip * at.strip_columns + pixel / 8 * at.group_columns + pixel % 8 * at.pixel_columns;
     if (row >= at.end_row || column >= at.end_column) continue;
@@ -40,28 +357,26 @@ ADABM_DEVICE void store_image(const Conv2dParams& p, bool by_pixel, bool words, 
 
 // Codes that a strip has left at `staged`, as tensors hold them.
 ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, bool by_pixel, const Tile& at, int strip, int groups, const OutputTile& outputs, int image,
-                                    int out_bits, uint32_t staged) {
+                                    int out_bits, uint32_t thread, uint32_t staged) {
   const int r = p.shuffle, group = p.tiling.group, row_pixels = p.width * r, padded = (group + 3) / 4 * 4;
   const int storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y), pitch = pixel_bytes(padded, storage);
   uint8_t* y_q = p.y_q + static_cast<int64_t>(image) * p.height * r * row_pixels * padded;
   const int own = outputs.subs > 1 || outputs.count > group ? group : outputs.count, word_codes = 32 / storage;
   const int first_word = outputs.channel / word_codes, words = (own + word_codes - 1) / word_codes;
   const int pixel_words = outputs.subs * words;
-  for (int unit = threadIdx.x % kGroupThreads; unit < groups * 8 * pixel_words; unit += kGroupThreads) {
-    const int pixel = unit / pixel_words, sub = unit % pixel_words / words, word = unit % words;
+  const Divider by_pixel_words(pixel_words), by_words(words);
+#pragma unroll 1
+  for (int unit = static_cast<int>(thread); unit < groups * 8 * pixel_words; unit += kGroupThreads) {
+    const int pixel = by_pixel_words.quotient(unit), in_pixel = by_pixel_words.rest(unit), sub = by_words.quotient(in_pixel), word = by_words.rest(in_pixel);
     const int row = at.row + pixel / 8 * at.group_rows + pixel % 8 * at.pixel_rows;
     const int column = at.column + strip * at.strip_columns + pixel / 8 * at.group_columns + pixel % 8 * at.pixel_columns;
     if (row >= at.end_row || column >= at.end_column) continue;
     const uint32_t from = staged + pixel * kStagedPitch;
     if (by_pixel && ptx::load_shared<PixelUse>(from + kUseOffset) == PixelUse::kUntouched) continue;
-    const uint32_t value = pack_word(storage, [&](int i) -> uint32_t {
-      const int channel = word * word_codes + 4 * i, at_byte = sub * group + channel;
-      if (channel >= own) return 0;
-      if (channel + 4 <= own && at_byte % 4 == 0) return ptx::load_shared<uint32_t>(from + at_byte);
-      uint32_t codes = 0;
-      for (int c = 0; c < 4 && channel + c < own; c++) codes |= static_cast<uint32_t>(ptx::load_shared<uint8_t>(from + at_byte + c)) << (8 * c);
-      return codes;
-    });
+    uint32_t value = 0;
+    const int end = own - word * word_codes < word_codes ? own - word * word_codes : word_codes;
+#pragma unroll 1
+    for (int c = 0; c < end; c++) value |= static_cast<uint32_t>(ptx::load_shared<uint8_t>(from + sub * group + word * word_codes + c)) << (c * storage);
     const int sub_pixel = outputs.sub + sub;
     const int out = (row * r + sub_pixel / r) * row_pixels + column * r + sub_pixel % r;
     ptx::store_global(reinterpret_cast<uint32_t*>(y_q + static_cast<int64_t>(out) * pitch) + first_word + word, value);
@@ -70,11 +385,13 @@ ADABM_DEVICE void store_strip_codes(const Conv2dParams& p, bool by_pixel, const 
 
 // Results of one strip in the order of docs/numerics.md: scale and bias, activation, residual, codes. `staged`, 80 bytes a pixel,
 // and named barrier `barrier` are this warpgroup's own. A thread has two outputs: neighbours (kPairs) or eight apart.
-// by_pixel: whether some pixels stay as they are or are passed on.
+// computed: whether there are sums; by_pixel: whether some pixels stay as they are or are passed on.
 template <int kGroups, bool kPairs>
-ADABM_DEVICE void epilogue(const Conv2dParams& p, bool by_pixel, bool image_words, const Tile& at, int strip, const OutputTile& outputs, int image, int bits,
-                           const int32_t (&acc)[4 * kGroups], uint32_t staged, int barrier) {
-  const int lane = threadIdx.x % 32, in_tile = threadIdx.x / 32 % 4 * 16 + lane / 4 * (kPairs ? 2 : 1), apart = kPairs ? 1 : 8;
+ADABM_DEVICE void epilogue(const Conv2dParams& p, bool computed, bool by_pixel, bool image_words, const Tile& at, int strip, const OutputTile& outputs, int image,
+                           int bits, const int32_t (&acc)[4 * kGroups], uint32_t thread, uint32_t staged, int barrier) {
+  constexpr int kRows = kPairs ? 1 : 2;  // of a strip at once: one where weights take registers
+  static_assert(kGroups % kRows == 0, "");
+  const int lane = static_cast<int>(thread) % 32, in_tile = static_cast<int>(thread) / 32 * 16 + lane / 4 * (kPairs ? 2 : 1), apart = kPairs ? 1 : 8;
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2, r = p.shuffle, group = p.tiling.group, row_pixels = p.width * r;
   const int64_t image_floats = static_cast<int64_t>(image) * p.height * r * row_pixels * p.y_pitch;
   const int first_column = at.column + strip * at.strip_columns;
@@ -96,7 +413,7 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool by_pixel, bool image_word
   bool wanted[2];
   uint32_t written = ~0u, passed_on = 0;  // bit 2 j + i for the i-th pixel of group j of this thread
   if (by_pixel) {
-    const int pixel = threadIdx.x % kGroupThreads;
+    const int pixel = static_cast<int>(thread);
     if (pixel < 8 * kGroups) {
       const int row = at.row + pixel / 8 * at.group_rows + pixel % 8 * at.pixel_rows;
       const int column = first_column + pixel / 8 * at.group_columns + pixel % 8 * at.pixel_columns;
@@ -121,70 +438,65 @@ ADABM_DEVICE void epilogue(const Conv2dParams& p, bool by_pixel, bool image_word
     betas[e] = wanted[e] ? ptx::load_constant(beta + o) : 0.0f;
     y_offset[e] = r == 1 ? o : (sub / r * row_pixels + sub % r) * p.y_pitch + o - sub * group;
   }
+#pragma unroll 1
+  for (int first = 0; first < kGroups; first += kRows) {
+    int32_t sums[4 * kRows];  // chosen one by one, as registers have no index
 #pragma unroll
-  for (int j = 0; j < kGroups; j++)
+    for (int k = 0; k < 4 * kRows; k++) {
+      sums[k] = acc[k];
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int pixel = lane % 4 * 2 + i;
+      for (int j = kRows; j < kGroups; j += kRows) sums[k] = first == j ? acc[4 * j + k] : sums[k];
+      sums[k] = computed ? sums[k] : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < 2 * kRows; k++) {
+      const int j = first + k / 2, i = k % 2, pixel = lane % 4 * 2 + i;
       const int row = at.row + j * at.group_rows + pixel * at.pixel_rows, column = first_column + j * at.group_columns + pixel * at.pixel_columns;
-      const bool inside = row < at.end_row && column < at.end_column && (written >> (2 * j + i) & 1);
-      float values[2];
+      const bool inside = row < at.end_row && column < at.end_column && (written >> (2 * j + i) & 1), passed = passed_on >> (2 * j + i) & 1;
+      const int64_t y = image_floats + static_cast<int64_t>(row * r * row_pixels + column * r) * p.y_pitch;
+      uint8_t codes[2];
 #pragma unroll
       for (int e = 0; e < 2; e++) {
+        const int32_t sum = sums[k / 2 * 4 + 2 * e + i];
+        const bool there = inside && wanted[e];
         float b = betas[e];
-        if (!one_class && inside && wanted[e])
+        if (!one_class && there)
           b = ptx::load_constant(
               p.beta + (border_class(row, p.height, pad_h) * (pad_w + 1) * (pad_w + 1) + border_class(column, p.width, pad_w)) * p.out_channels +
               outputs.first + in_tile + e * apart);
-        values[e] = activate(p.activation, fmaf(static_cast<float>(acc[4 * j + 2 * e + i]), alphas[e], b), slopes[e]);
-      }
-      const int64_t y = image_floats + static_cast<int64_t>(row * r * row_pixels + column * r) * p.y_pitch;
-      const int64_t first = y + y_offset[0], second = y + y_offset[1];
-      const bool pair = kPairs && p.y_pairs && wanted[1];
-      if (p.residual && inside) {
-        if (passed_on >> (2 * j + i) & 1) values[0] = values[1] = kNothing;
-        if (pair) {
-          const ptx::Words2 two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(p.residual + first));
-          float residual[2];
-          memcpy(residual, &two, sizeof two);
-          values[0] = residual[0] + values[0], values[1] = residual[1] + values[1];
-        } else {
-          if (wanted[0]) values[0] = ptx::load_global(p.residual + first) + values[0];
-          if (wanted[1]) values[1] = ptx::load_global(p.residual + second) + values[1];
+        float value = activate(p.activation, fmaf(static_cast<float>(sum), alphas[e], b), slopes[e]);
+        if (passed) value = p.residual ? kNothing : 0.0f;
+        const int64_t at_feature = y + y_offset[e];
+        if (p.residual && there)
+          value = (p.y_int16 ? value_of(ptx::load_global(static_cast<const int16_t*>(p.residual) + at_feature), p.y_unit)
+                             : ptx::load_global(static_cast<const float*>(p.residual) + at_feature)) +
+                  value;
+        if (p.y_int16) {
+          const int16_t feature = feature_of(value, p.y_units);
+          if (p.y && there) ptx::store_global(static_cast<int16_t*>(p.y) + at_feature, feature);
+          value = value_of(feature, p.y_unit);
+        } else if (p.y && there) {
+          ptx::store_global(static_cast<float*>(p.y) + at_feature, value);
         }
-      } else if (passed_on >> (2 * j + i) & 1) {
-        values[0] = values[1] = 0.0f;
-      }
-      if (p.y && inside) {
-        if (pair) {
-          ptx::Words2 two;
-          memcpy(&two, values, sizeof two);
-          ptx::store_global(reinterpret_cast<ptx::Words2*>(p.y + first), two);
-        } else {
-          if (wanted[0]) ptx::store_global(p.y + first, values[0]);
-          if (wanted[1]) ptx::store_global(p.y + second, values[1]);
-        }
-      }
-      if (p.y_acc && inside) {
-        if (wanted[0]) ptx::store_global(p.y_acc + first, acc[4 * j + i]);
-        if (wanted[1]) ptx::store_global(p.y_acc + second, acc[4 * j + 2 + i]);
+        if (p.y_acc && there) ptx::store_global(p.y_acc + at_feature, sum);
+        codes[e] = static_cast<uint8_t>(quantize_low_byte(value, scale, offset, top));
       }
       if (stage) {
         const uint32_t to = staged + (8 * j + pixel) * kStagedPitch + in_tile;
-        const uint8_t codes[2] = {quantize_value(values[0], scale, offset, top), quantize_value(values[1], scale, offset, top)};
         if (kPairs)
           ptx::store_shared(to, static_cast<uint16_t>(codes[0] | codes[1] << 8));
         else
           ptx::store_shared(to, codes[0]), ptx::store_shared(to + apart, codes[1]);
       }
     }
+  }
   if (!stage && !by_pixel) return;
   ptx::sync_threads(barrier, kGroupThreads);
   if (!stage) return;
   if (p.y_q)
-    store_strip_codes(p, by_pixel, at, strip, kGroups, outputs, image, out_bits, staged);
+    store_strip_codes(p, by_pixel, at, strip, kGroups, outputs, image, out_bits, thread, staged);
   else
-    store_image(p, by_pixel, image_words, at, strip, kGroups, outputs, image, staged);
+    store_image(p, by_pixel, image_words, at, strip, kGroups, outputs, image, thread, staged);
   ptx::sync_threads(barrier, kGroupThreads);  // before the next strip takes the place
 }
 

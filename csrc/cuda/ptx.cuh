@@ -30,6 +30,18 @@ ADABM_DEVICE uint32_t opaque(uint32_t value) {
   return value;
 }
 
+// The number of this thread in its block (one-dimensional), read here and now: what follows from threadIdx.x compilers work out before
+// loops and keep in registers, of which some kernels have none to spare.
+ADABM_DEVICE uint32_t thread_index() {
+#if defined(__CUDACC__)
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+#else
+  return threadIdx.x;
+#endif
+}
+
 // ---- memory
 
 // The first byte of the block's dynamic shared memory.
@@ -143,6 +155,63 @@ ADABM_DEVICE uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
   return out;
 #else
   return (a & mask) | (b & ~mask);
+#endif
+}
+
+// ---- floats
+
+// a b + c, rounded once and then brought into 0..1; NaN gives 0.
+ADABM_DEVICE float fma_saturate(float a, float b, float c) {
+#if defined(__CUDACC__)
+  float out;
+  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(out) : "f"(a), "f"(b), "f"(c));
+  return out;
+#else
+  const float sum = std::fmaf(a, b, c);
+  return sum > 0.0f ? std::fminf(sum, 1.0f) : 0.0f;
+#endif
+}
+
+// A negative value times `slope`, any other as it is: a comparison and a product, where compilers add a choice.
+ADABM_DEVICE float multiply_negative(float value, float slope) {
+#if defined(__CUDACC__)
+  asm("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p mul.rn.f32 %0, %0, %1;\n}" : "+f"(value) : "f"(slope));
+  return value;
+#else
+  return value < 0.0f ? value * slope : value;
+#endif
+}
+
+// The float16 nearest to each of two floats in 0..1, half to even, the first in the low half. Below 2^-13 float16 are the multiples
+// of 2^-24, and their bits say which.
+ADABM_DEVICE uint32_t pack_halves(float low, float high) {
+#if defined(__CUDACC__)
+  uint32_t out;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+#else
+  const auto half = [](float value) -> uint32_t {
+    if (!(value >= 0.0f && value <= 1.0f)) cuda_host::fail("pack_halves of %g, which must be in 0..1", value);
+    if (value < 0x1p-14f) return static_cast<uint32_t>(std::nearbyintf(value * 0x1p24f));
+    const int exponent = std::ilogb(value);
+    return static_cast<uint32_t>((exponent + 14) * 1024 + static_cast<int>(std::nearbyintf(std::ldexp(value, 10 - exponent))));
+  };
+  return half(low) | half(high) << 16;
+#endif
+}
+
+// The lesser ones of two pairs of float16 in 0..1.
+ADABM_DEVICE uint32_t min_halves(uint32_t a, uint32_t b) {
+#if defined(__CUDACC__)
+  uint32_t out;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+#else
+  const auto least = [](uint32_t x, uint32_t y) {
+    if (x > 0x3c00 || y > 0x3c00) cuda_host::fail("min_halves of 0x%x and 0x%x, which must be in 0..1", x, y);
+    return x < y ? x : y;
+  };
+  return least(a & 0xffffu, b & 0xffffu) | least(a >> 16, b >> 16) << 16;
 #endif
 }
 

@@ -115,6 +115,36 @@ ADABM_DEVICE void sync_threads(int id, int threads) {
 #endif
 }
 
+// ---- matrices to shared memory
+
+// kCount (2 or 4) 8x8 matrices of 16 bits, transposed: lane l holds in matrices[m] row l / 4, columns 2 (l % 4) (low half) and
+// 2 (l % 4) + 1 of matrix m, and names 16 bytes for column l % 8 of matrix l / 8; lanes from 8 kCount on name nothing.
+template <int kCount>
+ADABM_DEVICE void store_matrices_transposed(uint32_t column, const uint32_t (&matrices)[kCount]) {
+  static_assert(kCount == 2 || kCount == 4, "");
+#if defined(__CUDACC__)
+  if constexpr (kCount == 4)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(column), "r"(matrices[0]), "r"(matrices[1]),
+                 "r"(matrices[2]), "r"(matrices[3])
+                 : "memory");
+  else
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(column), "r"(matrices[0]), "r"(matrices[1]) : "memory");
+#else
+  struct Lane {
+    uint32_t column;
+    const uint32_t* matrices;
+  } lane = {column, matrices};
+  cuda_host::warp_collective("store_matrices_transposed", &lane, [](void* const* lanes) {
+    for (int i = 0; i < 8 * kCount; i++) {
+      uint16_t bytes[8];
+      for (int row = 0; row < 8; row++)
+        bytes[row] = static_cast<uint16_t>(static_cast<Lane*>(lanes[row * 4 + i % 8 / 2])->matrices[i / 8] >> (i % 2 * 16));
+      std::memcpy(cuda_host::shared_write("store_matrices_transposed", static_cast<Lane*>(lanes[i])->column, 16, 16), bytes, 16);
+    }
+  });
+#endif
+}
+
 // ---- registers between the warpgroups of a block
 
 template <int kRegisters>
@@ -135,9 +165,13 @@ ADABM_DEVICE void take_registers() {
 
 // How a product finds B in shared memory, without swizzle: rows of 16 bytes (16 of the depth of one column), eight columns 128
 // bytes in a row; group_bytes from one such group to the next, half_bytes from the first 16 of the depth to the last 16. All of
-// them multiples of 16 below 256 KB. Adding n to the result moves the start by 16 n bytes.
+// them multiples of 16 below kDescriptorBytes, which a multiprocessor's shared memory does not reach; of the start, which an address
+// in the window of shared memory is, the bits above are left out. Adding n to the result moves the start by 16 n bytes.
+constexpr uint32_t kDescriptorBytes = 1 << 18;
 ADABM_DEVICE uint64_t matrix_descriptor(uint32_t start, uint32_t half_bytes, uint32_t group_bytes) {
-  return static_cast<uint64_t>(start >> 4) | static_cast<uint64_t>(half_bytes >> 4) << 16 | static_cast<uint64_t>(group_bytes >> 4) << 32;
+  constexpr uint32_t kUnits = kDescriptorBytes / 16 - 1;
+  return static_cast<uint64_t>(start >> 4 & kUnits) | static_cast<uint64_t>(half_bytes >> 4 & kUnits) << 16 |
+         static_cast<uint64_t>(group_bytes >> 4 & kUnits) << 32;
 }
 
 // Before the first product, and wherever registers of a product were touched since the last.

@@ -10,11 +10,16 @@
 namespace adabm {
 namespace cuda {
 
+// Which tiles of its own a kernel takes. Where some pixels stay as they are and a kernel for tiles that are computed everywhere is
+// faster, two kernels share the tiles.
+enum class TilesTaken { kAll, kAllComputed, kOthers };
+
 struct RegionParams {
   adabm_region region;
   int height, width;     // pixels of an image
   int rows, columns;     // tiles of an image
   uint64_t reciprocal;   // of the side of a tile, for tile_of
+  TilesTaken taken;
 };
 
 // The parameters of a region that holds the rules of the header.
@@ -61,7 +66,9 @@ ADABM_DEVICE const uint8_t* depths_of(const RegionParams& p, int image) {
 }
 
 ADABM_DEVICE bool any_tile(const RegionParams& p, const uint8_t* depths, const Rectangle& tiles, int least, int most) {
+#pragma unroll 1
   for (int row = tiles.row; row < tiles.end_row; row++)
+#pragma unroll 1
     for (int column = tiles.column; column < tiles.end_column; column++) {
       const int depth = ptx::load_constant(depths + row * p.columns + column);
       if (least <= depth && depth <= most) return true;
@@ -94,7 +101,9 @@ constexpr uint32_t kWithin = 1, kOutside = 2;
 ADABM_DEVICE uint32_t scan_tiles(const RegionParams& p, const uint8_t* depths, const Rectangle& tiles, int least, int most) {
   const int lane = threadIdx.x % 32;
   uint32_t found = 0;
+#pragma unroll 1
   for (int row = tiles.row + lane / 8; row < tiles.end_row; row += 4)
+#pragma unroll 1
     for (int column = tiles.column + lane % 8; column < tiles.end_column; column += 8) {
       const int depth = ptx::load_constant(depths + row * p.columns + column);
       found |= least <= depth && depth <= most ? kWithin : kOutside;
@@ -103,7 +112,7 @@ ADABM_DEVICE uint32_t scan_tiles(const RegionParams& p, const uint8_t* depths, c
 }
 
 // Of pixels within the image; everything is computed without a region. All lanes of a warp ask together and get the same.
-ADABM_DEVICE Share share_of(const RegionParams& p, int image, const Rectangle& pixels) {
+ADABM_DEVICE Share share_inside(const RegionParams& p, int image, const Rectangle& pixels) {
   const adabm_region& r = p.region;
   uint32_t own = kWithin, near = kWithin, around = kWithin, passing = 0;
   if (r.depth) {
@@ -117,6 +126,12 @@ ADABM_DEVICE Share share_of(const RegionParams& p, int image, const Rectangle& p
   const bool left_out = ptx::any_lane((own | near) & kOutside), owned = ptx::any_lane(own & kWithin);
   const bool reached = ptx::any_lane(around & kWithin), passed_on = ptx::any_lane(passing & kWithin);
   return !left_out ? Share::kAllComputed : owned && reached ? Share::kSome : passed_on ? Share::kPassedOn : Share::kNone;
+}
+
+// Of the pixels of a kernel's tile: kNone where it does not take it.
+ADABM_DEVICE Share share_of(const RegionParams& p, int image, const Rectangle& pixels) {
+  const Share share = share_inside(p, image, pixels);
+  return p.taken == TilesTaken::kAll || (p.taken == TilesTaken::kAllComputed) == (share == Share::kAllComputed) ? share : Share::kNone;
 }
 
 }  // namespace cuda

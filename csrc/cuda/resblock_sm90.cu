@@ -26,10 +26,10 @@ constexpr int shared_bytes(const TileConfig& config) {
   return kOtherBytes + config.middles * BlockTile(config.strips).middle_bytes + config.stages * kMiddlePlanes * plane_pixels(config, false) * kRowBytes;
 }
 
-template <size_t... kRow>
+template <Straight kForm, size_t... kRow>
 Kernel kernel_of(int row, std::index_sequence<kRow...>) {
   static_assert(((shared_bytes(kResblockConfigs[kRow]) <= kSharedBytes) && ...), "a row that does not fit shared memory");
-  const std::array<Kernel, sizeof...(kRow)> kernels = {resblock_sm90<kResblockConfigs[kRow].strips>...};
+  const std::array<Kernel, sizeof...(kRow)> kernels = {resblock_sm90<kResblockConfigs[kRow].strips, kForm>...};
   return kernels[row];
 }
 
@@ -71,7 +71,18 @@ void resblock(const Conv2dParams& first, const Conv2dParams& second, int device,
     q.map = map_of_codes(first.x_q, first.batch, first.height, first.width, first.code_channels, kStripRows + 2, config.strips * kStripColumns + 2);
   }
   const uint32_t shared = shared_bytes(config);
-  launch(kernel_of(row, std::make_index_sequence<std::size(kResblockConfigs)>()), "resblock_sm90", dim3(q.blocks), dim3(kThreads), shared, stream, q);
+  const auto run = [&](Kernel kernel) { launch(kernel, "resblock_sm90", dim3(q.blocks), dim3(kThreads), shared, stream, q); };
+  constexpr auto rows = std::make_index_sequence<std::size(kResblockConfigs)>();
+  // Where all pixels of tiles with a computed one may be written, the straight form takes them all; it also takes blocks without features.
+  const Straight form = straight_form(second);
+  if (second.by_pixel && form != Straight::kNone) q.second.region.taken = TilesTaken::kAllComputed;
+  if (form == Straight::kInt16)
+    run(kernel_of<Straight::kInt16>(row, rows));
+  else if (form != Straight::kNone)
+    run(kernel_of<Straight::kFloat32>(row, rows));
+  if (form != Straight::kNone && q.second.region.taken == TilesTaken::kAll) return;
+  if (form != Straight::kNone) q.second.region.taken = TilesTaken::kOthers;
+  run(kernel_of<Straight::kNone>(row, rows));
 }
 
 }  // namespace sm90

@@ -73,46 +73,56 @@ ADABM_DEVICE void load_weights(uint32_t (&a)[kResidentSteps][kResidentTaps][4], 
       });
 }
 
-// The codes of one strip of the middle, where the second convolution's products read them; 0 outside the image.
-template <int kStrips>
-ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip, int image, int bits, const int32_t (&acc)[4 * kStripRows],
-                               uint32_t middle) {
-  constexpr BlockTile kTile(kStrips);
-  const int lane = threadIdx.x % 32, plane = threadIdx.x / 32 % 4, output = plane * 16 + lane / 4 * 2;
-  const int out_bits = image_bits(p.out_bits, image), first_column = at.column + strip * kStripColumns;
-  const float scale = ptx::load_constant(p.out_grid + (out_bits - ADABM_MIN_BITS) * 2);
-  const float offset = ptx::load_constant(p.out_grid + (out_bits - ADABM_MIN_BITS) * 2 + 1), top = static_cast<float>((1 << out_bits) - 1);
-  const bool one_class = at.row >= 1 && at.row + kStripRows < p.height && first_column >= 1 && first_column + kStripColumns < p.width;
-  float alphas[2], slopes[2], betas[2];
+// What one thread needs to know of the first convolution; `channels` is a mask of those of a unit's two codes that there are, for two
+// pixels. The codes in the middle lie as bytes.
+ADABM_DEVICE LayerValues middle_values(const Conv2dParams& p, int image, int bits, uint32_t thread, uint32_t& channels) {
+  const int first = static_cast<int>(first_in_tile(thread));
+  const float* alpha = p.alpha + (bits - ADABM_MIN_BITS) * p.out_channels;
+  LayerValues v = {};
+  v.output = first < p.out_channels ? first : p.out_channels - 1, v.second = v.output + 1 < p.out_channels, v.storage = 8;
+  set_grid(v, p.out_grid, image_bits(p.out_bits, image), 1.0f);
+  v.units = v.shrink, v.activation = p.activation == ADABM_ACT_RELU && codes_need_no_relu(v.grid) ? ADABM_ACT_NONE : p.activation;
+  channels = 0;
 #pragma unroll
   for (int e = 0; e < 2; e++) {
-    const bool wanted = output + e < p.out_channels;
-    alphas[e] = wanted ? ptx::load_constant(p.alpha + (bits - ADABM_MIN_BITS) * p.out_channels + output + e) : 0.0f;
-    slopes[e] = wanted && p.activation == ADABM_ACT_PRELU ? ptx::load_constant(p.slope + output + e) : 0.0f;
-    betas[e] = wanted ? ptx::load_constant(p.beta + output + e) : 0.0f;
+    v.alphas[e] = ptx::load_constant(alpha + v.output + e * v.second) * v.units;
+    v.betas[e] = ptx::load_constant(p.beta + v.output + e * v.second) * v.units;
+    channels |= first + e < p.out_channels ? 0x00ff00ffu << (8 * e) : 0u;
   }
+  return v;
+}
+
+// The codes of one strip of the middle, where the second convolution's products read them; 0 outside the image.
+template <int kStrips>
+ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip, const LayerValues& v, uint32_t channels, const int32_t (&acc)[4 * kStripRows], uint32_t thread,
+                               uint32_t middle) {
+  constexpr BlockTile kTile(kStrips);
+  const uint32_t plane = thread / 32;
+  const int first_column = at.column + strip * kStripColumns, column = first_column + static_cast<int>(thread % 4 * 2);
+  const bool border = at.row < 1 || at.row + kStripRows >= p.height || first_column < 1 || first_column + kStripColumns >= p.width;
+  const auto inside = [](int position, int size) { return static_cast<unsigned>(position) < static_cast<unsigned>(size); };
+  const uint32_t kept = ((inside(column, p.width) ? 0xffffu : 0u) | (inside(column + 1, p.width) ? 0xffff0000u : 0u)) & channels;
+  Betas betas(p, v, border, at.row, column);
+  const uint32_t to = middle + plane * kTile.middle_plane_bytes + strip * kStripColumns * kRowBytes;
 #pragma unroll
-  for (int j = 0; j < kStripRows; j++)
+  for (int first = 0; first < kStripRows; first += 4) {
+    uint32_t units[2][2];
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int in_strip = lane % 4 * 2 + i, row = at.row + j, column = first_column + in_strip;
-      const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(p.height) && static_cast<unsigned>(column) < static_cast<unsigned>(p.width);
-      uint32_t codes = 0;
+    for (int half = 0; half < 2; half++) {
+      Values values;
+      straight_values<true>(p, v, acc, betas, first + 2 * half, values);
+      units_of_values(values, v.grid, 1u << 8, units[half]);
+      if (border || p.out_channels < kMaxTileOutputs) {
 #pragma unroll
-      for (int e = 0; e < 2; e++) {
-        if (!inside || output + e >= p.out_channels) continue;
-        float b = betas[e];
-        if (!one_class) b = ptx::load_constant(p.beta + (border_class(row, p.height, 1) * 4 + border_class(column, p.width, 1)) * p.out_channels + output + e);
-        const float value = activate(p.activation, fmaf(static_cast<float>(acc[4 * j + 2 * e + i]), alphas[e], b), slopes[e]);
-        codes |= static_cast<uint32_t>(quantize_value(value, scale, offset, top)) << (8 * e);
+        for (int m = 0; m < 2; m++) units[half][m] &= inside(at.row + first + 2 * half + m, p.height) ? kept : 0u;
       }
-      const uint32_t pixel = j * kTile.columns + strip * kStripColumns + in_strip;
-      ptx::store_shared(middle + plane * kTile.middle_plane_bytes + pixel * kRowBytes + lane / 4 * 2, static_cast<uint16_t>(codes));
     }
+    stage_units<4>(thread, to + first * kTile.columns * kRowBytes, kTile.columns * kRowBytes, kRowBytes, {units[0][0], units[0][1], units[1][0], units[1][1]});
+  }
 }
 
 // The codes of one strip of the middle at pixels that the second convolution's region does not compute: those of 0, and 0 outside the
-// image. Each thread stores where it does in middle_codes.
+// image. The warps that stage_units stores for are those of the threads here.
 template <int kStrips>
 ADABM_DEVICE void middle_zeros(const Conv2dParams& p, const RegionParams& region, const Tile& at, int strip, int image, uint32_t middle) {
   constexpr BlockTile kTile(kStrips);
@@ -149,11 +159,12 @@ ADABM_DEVICE Share share_of_tile(const Conv2dParams& second, int image, int tile
 // How many of the pixels in the middle the second convolution's region has, of those inside the image.
 ADABM_DEVICE Share share_of_middle(const Conv2dParams& second, int image, Rectangle pixels) {
   pixels.row = pixels.row > 0 ? pixels.row : 0, pixels.column = pixels.column > 0 ? pixels.column : 0;
-  return share_of(second.region, image, pixels);
+  return share_inside(second.region, image, pixels);
 }
 
 // Grid: [blocks that share the tiles of all images].
-template <int kStrips>
+// kForm: the form of the second's epilogues.
+template <int kStrips, Straight kForm>
 __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_constant__ ResblockParams q) {
   constexpr BlockTile kTile(kStrips);
   const Conv2dParams &first = q.first, &second = q.second;
@@ -186,27 +197,37 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     ptx::take_registers<kConsumerRegisters>();
     uint32_t a[kResidentSteps][kResidentTaps][4];
     load_weights(a, first);
-    int32_t acc[4 * kStripRows];
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / first.tiles, bits = image_bits(first.x_bits, image);
       const Tile at = middle_tile<kStrips>(first, item % first.tiles);
       const Share share = share_of_middle(second, image, pixels_of(first, at));
       // Where the whole middle is computed, so are all results.
-      if (share != Share::kAllComputed && !computes(share_of_tile<kStrips>(second, image, item % first.tiles))) continue;
+      const bool taken = share == Share::kAllComputed && second.region.taken == TilesTaken::kAll;
+      if (!taken && !computes(share_of_tile<kStrips>(second, image, item % first.tiles))) continue;
       const uint32_t codes = stages + in.stage * q.stage_bytes, to = middle + between.stage * kTile.middle_bytes;
       in.wait_full();
       between.wait_empty();
       for (int strip = 0; strip < kStrips; strip++) {
+        int32_t acc[4 * kStripRows];
+        LayerValues values;
+        uint32_t channels;
+        const uint32_t thread = ptx::thread_index() % kGroupThreads;
         Share here = share;
         if (share != Share::kAllComputed)
           here = at.column + strip * kStripColumns < first.width ? share_of_middle(second, image, pixels_of_strip(first, at, strip)) : Share::kNone;
-        if (computes(here))
+        if (computes(here)) {
           multiply_resident<8 * kStripRows>(acc, a, strip_descriptor(at, codes, plane_bytes, strip), plane_bytes, at.row_step);
-        else
+          values = middle_values(first, image, bits, thread, channels);
+          ptx::wgmma_wait<0>();
+        } else {
           ptx::sync_warp();  // all lanes have seen the stage full
+        }
         if (strip == kStrips - 1 && releases) ptx::mbarrier_arrive(in.empty());
-        if (computes(here)) middle_codes<kStrips>(first, at, strip, image, bits, acc, to);
-        if (here != Share::kAllComputed) middle_zeros<kStrips>(first, second.region, at, strip, image, to);
+        if (computes(here)) middle_codes<kStrips>(first, at, strip, values, channels, acc, thread, to);
+        if (here != Share::kAllComputed) {
+          ptx::sync_warp();  // the codes there, which other lanes have written, come first
+          middle_zeros<kStrips>(first, second.region, at, strip, image, to);
+        }
       }
       ptx::fence_async();
       ptx::mbarrier_arrive(between.full());
@@ -218,27 +239,40 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     uint32_t a[kResidentSteps][kResidentTaps][4];
     load_weights(a, second);
     const OutputTile outputs = output_tile(second.tiling, 1, 0);
-    int32_t acc[4 * kOutRows];
     for (int item = blockIdx.x; item < items; item += q.blocks) {
       const int image = item / second.tiles, bits = image_bits(second.x_bits, image);
       const Share share = share_of_tile<kStrips>(second, image, item % second.tiles);
       if (share == Share::kNone) continue;
       const Tile at = result_tile<kStrips>(second, item % second.tiles);
+      const bool by_pixel = second.by_pixel && share != Share::kAllComputed;
       const int here = (at.end_column - at.column + kStripColumns - 1) / kStripColumns;
       const uint32_t codes = middle + between.stage * kTile.middle_bytes;
       if (computes(share)) between.wait_full();
       for (int strip = 0; strip < here; strip++) {
-        const Share strip_share = share_of_strip(second, at, image, share, strip);
-        if (computes(strip_share)) {
+        int32_t acc[4 * kOutRows];
+        const uint32_t thread = ptx::thread_index() % kGroupThreads;
+        const bool last = strip == here - 1;
+        if constexpr (kForm != Straight::kNone) {  // of tiles that are computed everywhere
+          const StripPixels pixels = strip_pixels<kOutRows>(second, at, strip);
+          Ahead<kForm, kOutRows> ahead;
           multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kTile.middle_plane_bytes, strip), kTile.middle_plane_bytes, at.row_step);
+          read_ahead<kForm, kOutRows>(second, pixels, outputs, image, thread, ahead);
+          const LayerValues values = layer_values<kForm>(second, image, bits, first_in_tile(thread));
+          ptx::wgmma_wait<0>();
+          if (last && releases) ptx::mbarrier_arrive(between.empty());
+          straight_epilogue<kForm, kOutRows>(second, values, pixels, outputs, image, acc, ahead, thread, staged, 1);
         } else {
-          ptx::sync_warp();  // all lanes have seen the codes
-#pragma unroll
-          for (int32_t& sum : acc) sum = 0;
+          const Share strip_share = share_of_strip(second, at, image, share, strip);
+          if (computes(strip_share)) {
+            multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kTile.middle_plane_bytes, strip), kTile.middle_plane_bytes, at.row_step);
+            ptx::wgmma_wait<0>();
+          } else {
+            ptx::sync_warp();  // all lanes have seen the codes
+          }
+          if (computes(share) && last && releases) ptx::mbarrier_arrive(between.empty());
+          if (strip_share != Share::kNone)
+            epilogue<kOutRows, true>(second, computes(strip_share), by_pixel, false, at, strip, outputs, image, bits, acc, thread, staged, 1);
         }
-        if (computes(share) && strip == here - 1 && releases) ptx::mbarrier_arrive(between.empty());
-        if (strip_share == Share::kNone) continue;
-        epilogue<kOutRows, true>(second, second.by_pixel && share != Share::kAllComputed, false, at, strip, outputs, image, bits, acc, staged, 1);
       }
       if (computes(share)) between.next();
     }

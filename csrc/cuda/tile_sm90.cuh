@@ -12,12 +12,21 @@ namespace sm90 {
 constexpr int kGroupThreads = 128, kConsumers = 2, kThreads = (1 + kConsumers) * kGroupThreads;
 constexpr int kStepBytes = 32;           // of every pixel and output: the depth of one product
 constexpr int kSharedBytes = 227 << 10;
-constexpr int kOnesBytes = 8 * kRowBytes, kBarrierBytes = (2 * kMaxStages * ptx::kBarrierBytes + 127) / 128 * 128, kBarrierRoom = kBarrierBytes + kOnesBytes;
-constexpr int kWeightRoom = 2 * kOnesBytes;  // behind the weights of a stage
+// Descriptors of strips move by whole taps and planes: neither they nor the strides in them reach beyond shared memory, nor that beyond
+// what they can say.
+static_assert(kSharedBytes + (1 << 10) <= ptx::kDescriptorBytes, "descriptors must reach all of shared memory, and what the system keeps of it");
+constexpr int kGroupBytes = 8 * kRowBytes;  // of a matrix in shared memory: eight rows of 16 bytes
+// Ones for 64 outputs, as weights lie: [half of the depth][output][16 bytes].
+constexpr int kOnesBytes = 2 * kMaxTileOutputs * kRowBytes;
+constexpr int kBarrierBytes = (2 * kMaxStages * ptx::kBarrierBytes + 127) / 128 * 128, kBarrierRoom = kBarrierBytes + kOnesBytes;
+constexpr int kWeightRoom = 2 * kGroupBytes;  // behind the weights of a stage
 // Bytes of a pixel's codes on their way out: stores and loads then meet no bank twice. What happens to the pixel (PixelUse) lies behind
 // its codes.
 constexpr int kStagedPitch = 80, kUseOffset = kMaxTileOutputs;
 constexpr int kResidentTaps = 9, kResidentSteps = 2;
+
+// The straight form that the strips of a launch can take (epilogue_sm90.cuh): what is read and written besides codes.
+enum class Straight { kNone, kCodes, kFloat32, kInt16 };
 
 struct Conv2dParams90 {
   Conv2dParams c;    // forms[0], and the tiles as cut here
@@ -39,16 +48,18 @@ struct Tile {
   int strips, strip_columns;
 };
 
-template <int kStrips>
+// kBorderKernels: false where the kernel has none.
+template <int kStrips, bool kBorderKernels = true>
 ADABM_DEVICE Tile place(const Conv2dParams& p, int tile) {
   Tile at;
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2;
-  const int top = p.border_kernels ? pad_h : 0, left = p.border_kernels ? pad_w : 0;
+  const bool border_kernels = kBorderKernels && p.border_kernels;
+  const int top = border_kernels ? pad_h : 0, left = border_kernels ? pad_w : 0;
   int row_class = pad_h, column_class = pad_w, rows = kStripRows, columns = kStrips * kStripColumns;
   bool upright = false;
   at.end_row = p.height - top, at.end_column = p.width - left;
   at.group_rows = 1, at.group_columns = 0, at.pixel_rows = 0, at.pixel_columns = 1, at.strips = kStrips, at.strip_columns = kStripColumns;
-  if (tile < p.inner_tiles) {
+  if (!border_kernels || tile < p.inner_tiles) {
     at.row = top + tile / p.inner_across * kStripRows, at.column = left + tile % p.inner_across * columns;
   } else {
     const int row_edges = 2 * pad_h * p.row_edge_tiles, column_edges = 2 * pad_w * p.column_edge_tiles;
@@ -104,7 +115,7 @@ ADABM_DEVICE uint64_t strip_descriptor(const Tile& at, uint32_t codes, uint32_t 
 
 // Of a strip that begins inside the image, of an inner tile whose share is `tile`.
 ADABM_DEVICE Share share_of_strip(const Conv2dParams& p, const Tile& at, int image, Share tile, int strip) {
-  return tile == Share::kAllComputed ? tile : share_of(p.region, image, pixels_of_strip(p, at, strip));
+  return tile == Share::kAllComputed ? tile : share_inside(p.region, image, pixels_of_strip(p, at, strip));
 }
 
 // Of this warpgroup's strips, every second of the first `strips`, those with a pixel to compute or pass on, and those with one to compute:

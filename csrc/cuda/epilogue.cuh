@@ -1,0 +1,111 @@
+// What the epilogues of all architectures are made of: from a value to its code, features of 16 bits, and codes packed for storage.
+//
+// Every piece gives the bits of docs/numerics.md, and none takes a slow pipe: conversions between integers and floats run at a
+// quarter of the rate of sums or less (I2F on compute capability 8.0, F2I everywhere), while I2FP (8.6 and newer) and F2FP, from
+// float to float16, run at half of it like comparisons do.
+#pragma once
+
+#include <cstdint>
+
+#include "adabm/adabm.h"
+#include "adabm/quant_math.h"
+#include "cuda/codes.cuh"
+#include "cuda/ptx.cuh"
+
+namespace adabm {
+namespace cuda {
+
+ADABM_DEVICE float activate(int activation, float value, float slope) {
+  if (activation == ADABM_ACT_RELU) return value > 0.0f ? value : 0.0f;  // of NaN too
+  if (activation == ADABM_ACT_PRELU) return value < 0.0f ? value * slope : value;
+  return value;
+}
+
+// ---- codes
+
+// A grid as code_pair takes it. A code t of 0..255 is the float16 t * 2^-24, whose bits are t, and numbers between two codes round
+// to one of them, half to even, where float16 are made. So `scale` and `offset` are those of the table times 2^-24, which is exact,
+// and `top`, in both halves, is the highest code.
+struct CodeGrid {
+  float scale, offset;
+  uint32_t top;
+  bool exact;  // whether code_pair gives what quantize_value does: not where a scale so far from 1 would be denormal or infinite
+};
+
+ADABM_DEVICE CodeGrid code_grid(float scale, float offset, int bits) {
+  CodeGrid grid;
+  grid.scale = scale * 0x1p-24f, grid.offset = offset * 0x1p-24f;
+  grid.top = ((1u << bits) - 1) * 0x10001u;
+  grid.exact = fabsf(scale) >= 0x1p-100f && fabsf(scale) <= 0x1p100f;
+  return grid;
+}
+
+// From the table [7, 2] of a layer.
+ADABM_DEVICE CodeGrid code_grid(const float* out_grid, int bits) {
+  const float* row = out_grid + (bits - ADABM_MIN_BITS) * 2;
+  return code_grid(ptx::load_constant(row), ptx::load_constant(row + 1), bits);
+}
+
+// Whether the codes of max(v, 0) are those of v: the smallest code of all then stands for both.
+ADABM_DEVICE bool codes_need_no_relu(const CodeGrid& grid) { return grid.scale > 0.0f && grid.offset <= 0.0f; }
+
+// quantize_value of two values, in the low and the high 16 bits: two sums, a conversion and a comparison for both.
+ADABM_DEVICE uint32_t code_pair(float low, float high, const CodeGrid& grid) {
+  return ptx::min_halves(ptx::pack_halves(ptx::fma_saturate(low, grid.scale, grid.offset), ptx::fma_saturate(high, grid.scale, grid.offset)), grid.top);
+}
+
+// Units on their way to memory: two neighbouring codes of a pixel in the low 2 * storage bits of 16. Of two pixels at once, from
+// their even and their odd codes as code_pair gives them; unit_factor: 2^storage.
+ADABM_DEVICE uint32_t unit_pair(uint32_t even, uint32_t odd, uint32_t unit_factor) { return odd * unit_factor + even; }
+
+// 16 bytes as they are stored, from the 8, 16 or 32 units that they hold.
+template <int kStorage>
+ADABM_DEVICE ptx::Words4 pack_units(const ptx::Words4 (&units)[8 / kStorage]) {
+  static_assert(kStorage == 8 || kStorage == 4 || kStorage == 2, "");
+  ptx::Words4 out;
+  const auto bytes = [&](int i) { return ptx::byte_perm(units[i / 2].w[i % 2 * 2], units[i / 2].w[i % 2 * 2 + 1], 0x6420); };  // of four units
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if constexpr (kStorage == 8) {
+      out.w[i] = units[0].w[i];
+    } else if constexpr (kStorage == 4) {
+      out.w[i] = bytes(i);
+    } else {
+      const uint32_t low = bytes(2 * i), high = bytes(2 * i + 1);  // bytes of one unit, four bits, each
+      out.w[i] = ptx::byte_perm((low | low >> 4) & 0x00ff00ffu, (high | high >> 4) & 0x00ff00ffu, 0x6420);
+    }
+  }
+  return out;
+}
+
+// ---- features of 16 bits: v * 2^fraction, rounded half to even and clamped to -32767..32767; NaN gives -32767
+
+// Values below are in units of 2^-fraction. Scaling by a power of two is exact, so it may be done to alpha, beta and the grid's
+// scale in place of every value.
+
+// The feature that stands for a value, in the low 16 bits of a float's bits; stored_value gives it back as a float.
+ADABM_DEVICE float round_feature(float value) { return fminf(fmaxf(value, -32767.0f), 32767.0f) + kAnchor; }
+ADABM_DEVICE float stored_value(float rounded) { return rounded - kAnchor; }
+
+// Two features as they lie in memory.
+ADABM_DEVICE uint32_t pack_features(float first, float second) { return ptx::byte_perm(ptx::bits_of(first), ptx::bits_of(second), 0x5410); }
+
+// Adds two features as they lie in memory: each exact, so that the sum rounds once.
+ADABM_DEVICE void add_features(uint32_t word, float& first, float& second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 860
+  // 2^23 + 32768 + n, in whose bits n + 32768 stands.
+  const uint32_t biased = word ^ 0x80008000u;
+  first = (ptx::float_of(ptx::byte_perm(biased, 0x4b00u, 0x5410)) - 8421376.0f) + first;
+  second = (ptx::float_of(ptx::byte_perm(biased, 0x4b00u, 0x5432)) - 8421376.0f) + second;
+#else
+  first = fmaf(static_cast<float>(static_cast<int32_t>(word << 16)), 0x1p-16f, first);
+  second = fmaf(static_cast<float>(static_cast<int32_t>(word & 0xffff0000u)), 0x1p-16f, second);
+#endif
+}
+
+// One feature, for the general forms, which have values as they are: `units` is 2^fraction and `unit` its inverse.
+ADABM_DEVICE int16_t feature_of(float value, float units) { return static_cast<int16_t>(ptx::bits_of(round_feature(value * units))); }
+ADABM_DEVICE float value_of(int16_t feature, float unit) { return static_cast<float>(feature) * unit; }
+
+}  // namespace cuda
+}  // namespace adabm
