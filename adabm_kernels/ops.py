@@ -1,6 +1,7 @@
 """The operators `torch.ops.adabm.*`: schemas, fakes, dispatch. The only file that calls torch.library.
 
-Code tensors are uint8 [N, H, W, C4], C4 = C rounded up to a multiple of 4, padding channels 0.
+Code tensors are uint8 [N, H, W, C4], C4 = C rounded up to a multiple of 4, padding channels 0. Features are float32 or, where a
+fraction is given with them, int16 in units of 2^-fraction (quantize.to_fixed).
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from types import ModuleType
 import torch
 
 from .backends import devices
-from .backends.call import ACTIVATIONS, Conv
+from .backends.call import ACTIVATIONS, FEATURES, Conv
 from .exits import MAX_BEND
 from .measure import bits_by_rule, image_offsets, measure_images
-from .quantize import CODE_CHANNELS, MAX_BITS, MIN_BITS, padded_channels
+from .quantize import CODE_CHANNELS, MAX_BITS, MAX_FRACTION, MIN_BITS, MIN_FRACTION, padded_channels
 from .regions import MAX_DEPTH, MAX_TILE, NUMBERS, as_tiles, flat_length, passes_on, tiles_of
 
 OUTPUTS = ("codes", "float", "both", "acc")
@@ -26,19 +27,21 @@ _BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
 RESBLOCKS = ("cuda",)  # backends that have residual blocks in one piece
 QUANTIZE_MANY = ("cuda",)  # backends that quantise on several grids in one pass
 PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
+INT16_FEATURES = ("cuda", "cpu", "reference")  # backends that know features of 16 bits; the libraries say where they lack a kernel
 
 _LIB = torch.library.Library("adabm", "DEF")
 # What a convolution reads (backends/call.py, Conv), in the order of the schemas.
 _TABLES = "Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, Tensor? residual"
 _GRID, _FORM = "Tensor? out_grid, Tensor? out_bits", "bool box_filter, str activation, int shuffle"
+_FEATURES = "str features, int fraction"  # how y and the residual are stored
 _PLACE = "Tensor? depth, int[] region"  # regions.Depths.values, flat or not, and regions.Region.numbers
 _LIB.define(
-    f"conv2d({_TABLES}, {_GRID}, {_FORM}, str out, bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
+    f"conv2d({_TABLES}, {_GRID}, {_FORM}, str out, {_FEATURES}, bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
-    f"conv2d_out({_TABLES}, {_GRID}, {_FORM}, bool accumulate, bool packed_codes, str backend, int threads, {_PLACE}, "
-    "Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
+    f"conv2d_out({_TABLES}, {_GRID}, {_FORM}, bool accumulate, {_FEATURES}, bool packed_codes, str backend, int threads, "
+    f"{_PLACE}, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
@@ -52,17 +55,18 @@ _LIB.define(
 _LIB.define(
     "resblock_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
     "bool box_filter, str activation, Tensor inner_grid, Tensor inner_bits, Tensor weight2, Tensor packed2, Tensor alpha2, "
-    "Tensor beta2, bool box_filter2, Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool accumulate, bool packed_codes, "
-    f"str backend, {_PLACE}, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
+    "Tensor beta2, bool box_filter2, Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool accumulate, "
+    f"{_FEATURES}, bool packed_codes, str backend, {_PLACE}, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
-    "quantize(Tensor x, Tensor? shift, Tensor grid, Tensor bits, bool packed_codes, str backend, int threads) -> Tensor",
+    "quantize(Tensor x, Tensor? shift, Tensor grid, Tensor bits, int fraction, bool packed_codes, str backend, int threads) -> "
+    "Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
-    "quantize_out(Tensor x, Tensor? shift, Tensor grid, Tensor bits, bool packed_codes, int start, str backend, int threads, "
-    f"{_PLACE}, Tensor(a!) y_q) -> ()",
+    "quantize_out(Tensor x, Tensor? shift, Tensor grid, Tensor bits, int fraction, bool packed_codes, int start, str backend, "
+    f"int threads, {_PLACE}, Tensor(a!) y_q) -> ()",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIB.define(
@@ -118,6 +122,20 @@ def _expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple) -
     _require(tuple(tensor.shape) == tuple(shape), lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
 
 
+def _check_features(operator: str, features: str, fraction: int, backend: str) -> None:
+    """features, fraction: how the operator stores its features (`quantize.to_fixed`)."""
+    _require(features in FEATURES, lambda: f"{operator}: features must be one of {tuple(FEATURES)}, got {features!r}")
+    least, most = (0, 0) if features == "float32" else (MIN_FRACTION, MAX_FRACTION)
+    _require(
+        least <= fraction <= most,
+        lambda: f"{operator}: fraction must be {f'{least}..{most}' if most else 0} with {features} features, got {fraction}",
+    )
+    _require(
+        features == "float32" or backend in INT16_FEATURES,
+        lambda: f"{operator}: features of int16 need a backend of {INT16_FEATURES}, got {backend!r}",
+    )
+
+
 def _conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threads: int) -> tuple[tuple, tuple]:
     """Checks every argument and returns (shape of y, shape of y_q)."""
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, _, activation, shuffle, *_ = conv
@@ -160,8 +178,12 @@ def _conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, thre
     if activation == "prelu":
         _require(slope is not None, lambda: "conv2d: activation 'prelu' needs slope")
         _expect("conv2d: slope", slope, torch.float32, (k,))
+    _check_features("conv2d", conv.features, conv.fraction, backend)
+    if conv.features != "float32":
+        _require(out != "acc", lambda: f"conv2d: out='acc' needs float32 features, got {conv.features}")
+        _require(shuffle == 1, lambda: f"conv2d: shuffle must be 1 with {conv.features} features, got {shuffle}")
     if residual is not None:
-        _expect("conv2d: residual", residual, torch.float32, (*size, channels))
+        _expect("conv2d: residual", residual, FEATURES[conv.features], (*size, channels))
     if out in ("codes", "both"):
         _require(out_grid is not None and out_bits is not None, lambda: f"conv2d: out={out!r} needs out_grid and out_bits")
         _expect("conv2d: out_grid", out_grid, torch.float32, (_WIDTHS, 2))
@@ -171,11 +193,13 @@ def _conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, thre
     return y, y_q
 
 
-def _check_quantize(x, shift, grid, bits, packed_codes, backend, threads):
+def _check_quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads):
     _require(x.dim() == 4, lambda: f"quantize: x must be [N, C, H, W], got shape {list(x.shape)}")
     n, c, h, w = x.shape
     _require(n * c * h * w > 0, lambda: f"quantize: x must not be empty, got shape {list(x.shape)}")
-    _expect("quantize: x", x, torch.float32, (n, c, h, w))
+    _require(x.dtype in FEATURES.values(), lambda: f"quantize: x must be torch.float32 or torch.int16, got {x.dtype}")
+    _check_features("quantize", "int16" if x.dtype == torch.int16 else "float32", fraction, backend)
+    _require(x.dtype == torch.float32 or shift is None, lambda: f"quantize: shift must be None with x of {x.dtype}")
     _expect("quantize: grid", grid, torch.float32, (_WIDTHS, 2))
     _expect("quantize: bits", bits, torch.int32, (n,))
     if shift is not None:
@@ -195,15 +219,16 @@ def _expect_slice(name: str, tensor: torch.Tensor) -> None:
     )
 
 
-def _empty_outputs(x_q, out, y, y_q):
+def _empty_outputs(conv, out, y, y_q):
     """(y, y_q) of these shapes; what `out` does not ask for has none and is empty."""
-    y_dtype = torch.int32 if out == "acc" else torch.float32
-    return torch.empty(y, dtype=y_dtype, device=x_q.device), torch.empty(y_q, dtype=torch.uint8, device=x_q.device)
+    y_dtype, device = torch.int32 if out == "acc" else FEATURES[conv.features], conv.x_q.device
+    return torch.empty(y, dtype=y_dtype, device=device), torch.empty(y_q, dtype=torch.uint8, device=device)
 
 
 def _conv2d(*args):
-    conv, (out, packed_codes, backend, threads) = _split(args)
-    y, y_q = _empty_outputs(conv.x_q, out, *_conv2d_outputs(conv, out, packed_codes, backend, threads))
+    conv, (out, features, fraction, packed_codes, backend, threads) = _split(args)
+    conv = conv._replace(features=features, fraction=fraction)
+    y, y_q = _empty_outputs(conv, out, *_conv2d_outputs(conv, out, packed_codes, backend, threads))
     wanted = (None if out == "codes" else y, y_q if out in ("codes", "both") else None)
     _module(backend).conv2d_out(conv, threads, *wanted, **_packing(packed_codes))
     return y, y_q
@@ -251,11 +276,14 @@ def _packing(packed_codes: bool) -> dict[str, bool]:
 
 
 def _conv2d_fake(*args):
-    conv, settings = _split(args)
-    return _empty_outputs(conv.x_q, settings[0], *_conv2d_outputs(conv, *settings))
+    conv, (out, features, fraction, *settings) = _split(args)
+    conv = conv._replace(features=features, fraction=fraction)
+    return _empty_outputs(conv, out, *_conv2d_outputs(conv, out, *settings))
 
 
-def _conv2d_out_check(conv, accumulate, packed_codes, backend, threads, depth, region, y, y_q):
+def _conv2d_out_check(conv, accumulate, features, fraction, packed_codes, backend, threads, depth, region, y, y_q):
+    """Checks every argument; the convolution with its features and its region, whose residual is y where it accumulates."""
+    conv = conv._replace(features=features, fraction=fraction)
     residual, shuffle = conv.residual, conv.shuffle
     _check_region("conv2d_out", depth, region, conv.x_q, conv.x_q.shape[:3])
     _require(
@@ -273,7 +301,11 @@ def _conv2d_out_check(conv, accumulate, packed_codes, backend, threads, depth, r
         _expect("conv2d_out: y_q", y_q, torch.uint8, shapes[1])
         _require(y_q.is_contiguous(), lambda: "conv2d_out: y_q must be contiguous")
     if y is not None:
-        _expect("conv2d_out: y", y, torch.float32, shapes[0])
+        _expect("conv2d_out: y", y, FEATURES[features], shapes[0])
+        _require(
+            features == "float32" or y.is_contiguous(),
+            lambda: f"conv2d_out: y must be contiguous with {features} features, got strides {y.stride()}",
+        )
         if not y.is_contiguous():
             _expect_slice("conv2d_out: y", y)
             _require(shuffle == 1, lambda: f"conv2d_out: y must be contiguous with a shuffle, got shuffle={shuffle}")
@@ -281,6 +313,7 @@ def _conv2d_out_check(conv, accumulate, packed_codes, backend, threads, depth, r
                 residual is None or residual.stride() == y.stride(),
                 lambda: f"conv2d_out: residual must have the strides of y, {y.stride()}, got {residual.stride()}",
             )
+    return conv._replace(residual=y if accumulate else residual, depth=depth, region=tuple(region))
 
 
 def _check_apart(operator: str, x_q: torch.Tensor, y_q: torch.Tensor | None) -> None:
@@ -290,10 +323,9 @@ def _check_apart(operator: str, x_q: torch.Tensor, y_q: torch.Tensor | None) -> 
 
 def _conv2d_out(*args):
     conv, rest = _split(args)
-    _conv2d_out_check(conv, *rest)
-    accumulate, packed_codes, backend, threads, depth, region, y, y_q = rest
+    *_, packed_codes, backend, threads, _depth, _region, y, y_q = rest
+    conv = _conv2d_out_check(conv, *rest)
     _check_apart("conv2d_out", conv.x_q, y_q)
-    conv = conv._replace(residual=y if accumulate else conv.residual, depth=depth, region=tuple(region))
     _module(backend).conv2d_out(conv, threads, y, y_q, **_packing(packed_codes))
 
 
@@ -344,7 +376,7 @@ def _conv2d_pixels_out_fake(*args):
 
 def _resblock_parts(
     x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
-    beta2, box_filter2, residual, out_grid, out_bits, accumulate, packed_codes, backend, depth, region, y, y_q,
+    beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
 ):  # fmt: skip
     """Checks every argument and returns both convolutions."""
     _require(backend in RESBLOCKS, lambda: f"resblock_out: backend must be one of {RESBLOCKS}, got {backend!r}")
@@ -356,8 +388,8 @@ def _resblock_parts(
     )
     # The codes in the middle, which no tensor holds, have the shape of x_q.
     second = Conv(x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1)
-    _conv2d_out_check(second, accumulate, packed_codes, backend, 0, depth, region, y, y_q)
-    return first, second._replace(residual=y if accumulate else residual, depth=depth, region=tuple(region))
+    place = depth, region, y, y_q
+    return first, _conv2d_out_check(second, accumulate, features, fraction, packed_codes, backend, 0, *place)
 
 
 def _resblock_out(*args):
@@ -371,14 +403,20 @@ def _resblock_out_fake(*args):
     _resblock_parts(*args)
 
 
-def _quantize(x, shift, grid, bits, packed_codes, backend, threads):
-    y_q = x.new_empty(_check_quantize(x, shift, grid, bits, packed_codes, backend, threads), dtype=torch.uint8)
-    _module(backend).quantize_out(x, shift, grid, bits, threads, y_q, **_packing(packed_codes))
+def _quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads):
+    y_q = _quantize_fake(x, shift, grid, bits, fraction, packed_codes, backend, threads)
+    settings = _packing(packed_codes) | _held_in(fraction)
+    _module(backend).quantize_out(x, shift, grid, bits, threads, y_q, **settings)
     return y_q
 
 
-def _quantize_out_check(x, shift, grid, bits, packed_codes, start, backend, threads, depth, region, y_q):
-    n, h, w, _ = _check_quantize(x, shift, grid, bits, packed_codes, backend, threads)
+def _held_in(fraction: int) -> dict[str, int]:
+    # Backends that know no features of 16 bits do not take the argument.
+    return {"fraction": fraction} if fraction else {}
+
+
+def _quantize_out_check(x, shift, grid, bits, fraction, packed_codes, start, backend, threads, depth, region, y_q):
+    n, h, w, _ = _check_quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads)
     _check_region("quantize_out", depth, region, x, (n, h, w))
     _require(not passes_on(region), lambda: "quantize_out: region must pass no pixels on")
     _check_place("quantize_out", backend, packed_codes, "x", {"x": x, "y_q": y_q})
@@ -404,9 +442,9 @@ def _quantize_out_check(x, shift, grid, bits, packed_codes, start, backend, thre
 
 def _quantize_out(*args):
     _quantize_out_check(*args)
-    *rest, packed_codes, start, backend, threads, depth, region, y_q = args
+    *rest, fraction, packed_codes, start, backend, threads, depth, region, y_q = args
     settings = {"packed_codes": True, "start": start} if packed_codes else {}
-    settings |= {} if depth is None else {"depth": depth, "region": region}
+    settings |= ({} if depth is None else {"depth": depth, "region": region}) | _held_in(fraction)
     _module(backend).quantize_out(*rest, threads, y_q, **settings)
 
 
@@ -416,8 +454,9 @@ def _quantize_many_out_check(x, grids, bits, packed_codes, starts, backend, thre
         counts[0] > 0 and len(set(counts)) == 1,
         lambda: f"quantize_many_out: as many grids, bits, starts and y_q must be given, and at least one, got {counts}",
     )
+    _require(x.dtype == torch.float32, lambda: f"quantize_many_out: x must be torch.float32, got {x.dtype}")
     for target in zip(grids, bits, starts, y_q, strict=True):
-        _quantize_out_check(x, None, *target[:2], packed_codes, target[2], backend, threads, None, (), target[3])
+        _quantize_out_check(x, None, *target[:2], 0, packed_codes, target[2], backend, threads, None, (), target[3])
 
 
 def _quantize_many_out(x, grids, bits, packed_codes, starts, backend, threads, y_q):
@@ -431,8 +470,8 @@ def _quantize_many_out(x, grids, bits, packed_codes, starts, backend, threads, y
     return None
 
 
-def _quantize_fake(x, shift, grid, bits, packed_codes, backend, threads):
-    return x.new_empty(_check_quantize(x, shift, grid, bits, packed_codes, backend, threads), dtype=torch.uint8)
+def _quantize_fake(x, shift, grid, bits, fraction, packed_codes, backend, threads):
+    return x.new_empty(_check_quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads), dtype=torch.uint8)
 
 
 def _tile_depths_empty(x_q, tile, top, left, threshold, deep, backend, threads):
@@ -565,6 +604,8 @@ def conv2d(
     activation: str = "none",
     shuffle: int = 1,
     out: str = "float",
+    features: str = "float32",
+    fraction: int = 0,
     packed_codes: bool = False,
     backend: str = "cpu",
     threads: int = 0,
@@ -579,14 +620,16 @@ def conv2d(
     kernel per class.
     slope: [K] for activation="prelu". residual: float32, shape of y. out_grid, out_bits: grid and bits of the output codes.
     out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store, 1..16.
+    features: "float32"; or "int16" for y and the residual in units of 2^-fraction (`quantize.to_fixed`), fraction -16..24: the
+    codes, too, are then of the value that y holds, or would hold. Not with "acc" or a shuffle.
     packed_codes: x_q and y_q are buffers of `quantize.pack_codes`. threads: 0 takes torch.get_num_threads().
 
-    Returns (y, y_q): float32 (or int32) [N, H*r, W*r, K/r^2] and uint8 [N, H*r, W*r, (K/r^2)4]; what was not asked for is
+    Returns (y, y_q): float32 (int16, or int32) [N, H*r, W*r, K/r^2] and uint8 [N, H*r, W*r, (K/r^2)4]; what was not asked for is
     empty. Raises RuntimeError (from the dispatcher) or ValueError naming the argument, the rule and the value.
     """
     return torch.ops.adabm.conv2d(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
-        packed_codes, backend, threads,
+        features, fraction, packed_codes, backend, threads,
     )  # fmt: skip
 
 
@@ -608,22 +651,24 @@ def conv2d_out(
     box_filter: bool = False,
     activation: str = "none",
     shuffle: int = 1,
+    features: str = "float32",
+    fraction: int = 0,
     packed_codes: bool = False,
     backend: str = "cpu",
     threads: int = 0,
     depth: torch.Tensor | None = None,
     region: Sequence[int] = (),
 ) -> None:
-    """`conv2d` into tensors that exist already: float32 y and uint8 y_q of the shapes it would return, at least one of them.
+    """`conv2d` into tensors that exist already: float32 (or int16) y and uint8 y_q of the shapes it would return, at least one.
 
-    y may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
+    y of float32 may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
     accumulate: y holds the residual and is added to. depth, region: which pixels are written, by the depth of each tile of the
     images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`), and the numbers of a `regions.Region`; with y_q
     alone, no residual and no pixels passed on the codes around those are arbitrary. Raises as `conv2d`.
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
-        accumulate, packed_codes, backend, threads, depth, region, y, y_q,
+        accumulate, features, fraction, packed_codes, backend, threads, depth, region, y, y_q,
     )  # fmt: skip
 
 
@@ -704,6 +749,8 @@ def resblock_out(
     slope: torch.Tensor | None = None,
     activation: str = "none",
     box_filters: tuple[bool, bool] = (False, False),
+    features: str = "float32",
+    fraction: int = 0,
     packed_codes: bool = False,
     backend: str = "cuda",
     depth: torch.Tensor | None = None,
@@ -712,13 +759,13 @@ def resblock_out(
     """Two convolutions as `conv2d_out` computes them one after the other, with the codes between them kept on the chip.
 
     first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid, float32 [7, 2], and bits, int32 [N], of the
-    codes between them. slope, activation: the first's; the second has none. depth, region: of the results, as in `conv2d_out`; the
-    codes in the middle are those of 0 where no result is computed. y_q must not be x_q. Raises as `conv2d`, and RuntimeError where
-    `why_not_resblock` gives a reason.
+    codes between them. slope, activation: the first's; the second has none. features, fraction: of y and the residual. depth,
+    region: of the results, as in `conv2d_out`; the codes in the middle are those of 0 where no result is computed. y_q must not be
+    x_q. Raises as `conv2d`, and RuntimeError where `why_not_resblock` gives a reason.
     """
     torch.ops.adabm.resblock_out(
         x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,
-        out_bits, accumulate, packed_codes, backend, depth, region, y, y_q,
+        out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
     )  # fmt: skip
 
 
@@ -728,16 +775,18 @@ def quantize(
     bits: torch.Tensor,
     *,
     shift: torch.Tensor | None = None,
+    fraction: int = 0,
     packed_codes: bool = False,
     backend: str = "cpu",
     threads: int = 0,
 ) -> torch.Tensor:
-    """Codes of x - shift: float32 [N, C, H, W] of any strides -> uint8 [N, H, W, C4].
+    """Codes of x - shift: float32 (or int16) [N, C, H, W] of any strides -> uint8 [N, H, W, C4].
 
-    grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None. packed_codes: as in `conv2d`.
+    grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None. fraction: of an int16 x, which holds its
+    values in units of 2^-fraction and has no shift. packed_codes: as in `conv2d`.
     Raises RuntimeError or ValueError naming the argument, the rule and the value.
     """
-    return torch.ops.adabm.quantize(x, shift, grid, bits, packed_codes, backend, threads)
+    return torch.ops.adabm.quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads)
 
 
 def quantize_out(
@@ -747,6 +796,7 @@ def quantize_out(
     y_q: torch.Tensor,
     *,
     shift: torch.Tensor | None = None,
+    fraction: int = 0,
     packed_codes: bool = False,
     start: int = 0,
     backend: str = "cpu",
@@ -761,7 +811,7 @@ def quantize_out(
     multiple of 4; those behind them become 0 up to the next multiple of 4 and, where that is C4, to the end of the pixel.
     depth, region: as in `conv2d_out`; no pixels are passed on. Raises as `quantize`.
     """
-    torch.ops.adabm.quantize_out(x, shift, grid, bits, packed_codes, start, backend, threads, depth, region, y_q)
+    torch.ops.adabm.quantize_out(x, shift, grid, bits, fraction, packed_codes, start, backend, threads, depth, region, y_q)
 
 
 def quantize_many_out(

@@ -14,6 +14,8 @@ import torch
 
 MIN_BITS, MAX_BITS = 2, 8
 WEIGHT_GRIDS = ("odd", "signed")
+MIN_FRACTION, MAX_FRACTION = -16, 24  # of features of 16 bits: powers of two that scale every float32 of use exactly
+MOST_FIXED = 2**15 - 1  # largest magnitude of an int16 feature
 CODE_CHANNELS = 4  # code tensors [N, H, W, C] hold C rounded up to a multiple of this: one 32-bit operand of a dot product
 
 
@@ -25,6 +27,20 @@ def round_ste(x: torch.Tensor) -> torch.Tensor:
 def to_pixels(y: torch.Tensor) -> torch.Tensor:
     """Floats in the units of pixels as uint8 of the same shape: clamped to 0..255, rounded half to even."""
     return y.clamp(0, 255).round_().to(torch.uint8)
+
+
+def to_fixed(value: torch.Tensor, fraction: int) -> torch.Tensor:
+    """float32 features as int16 of the same shape, in units of 2^-fraction: rounded half to even, clamped to -32767..32767.
+
+    fraction: MIN_FRACTION..MAX_FRACTION. The product with a power of two is exact, so there is one rounding. NaN gives -32767.
+    """
+    scaled = value.to(torch.float32) * 2.0**fraction
+    return torch.where(scaled.isnan(), -MOST_FIXED, scaled.clamp(-MOST_FIXED, MOST_FIXED).round()).to(torch.int16)
+
+
+def from_fixed(stored: torch.Tensor, fraction: int) -> torch.Tensor:
+    """The values of int16 features in units of 2^-fraction: float32, exact."""
+    return stored.to(torch.float32) * 2.0**-fraction
 
 
 class _FakeQuantizeAct(torch.autograd.Function):

@@ -68,7 +68,7 @@ def by_border_class(backend: str) -> dict[str, Any]:
 def order(operator: str, arguments: dict[str, Any]) -> tuple:
     """The arguments by position, as the operator's schema wants them."""
     schema = getattr(torch.ops.adabm, operator).default._schema
-    everywhere = {"depth": None, "region": []}
+    everywhere = {"depth": None, "region": [], "features": "float32", "fraction": 0}
     return tuple((everywhere | arguments)[argument.name] for argument in schema.arguments)
 
 
@@ -454,7 +454,7 @@ def test_conv2d_out_names_what_is_wrong(changes: dict[str, Any], message: str, f
     [
         ({"x": torch.zeros(5, 4, 6)}, r"quantize: x must be \[N, C, H, W\], got shape \[5, 4, 6\]"),
         ({"x": torch.zeros(2, 5, 0, 6)}, r"quantize: x must not be empty, got shape \[2, 5, 0, 6\]"),
-        ({"x": torch.zeros(2, 5, 4, 6, dtype=torch.half)}, "quantize: x must be torch.float32, got torch.float16"),
+        ({"x": torch.zeros(2, 5, 4, 6, dtype=torch.half)}, "quantize: x must be torch.float32 or torch.int16, got torch.float16"),
         ({"grid": torch.zeros(2, 7)}, r"quantize: grid must have shape \[7, 2\], got \[2, 7\]"),
         ({"bits": torch.zeros(3, dtype=torch.int32)}, r"quantize: bits must have shape \[2\], got \[3\]"),
         ({"shift": torch.zeros(3)}, r"quantize: shift must have shape \[5\], got \[3\]"),

@@ -8,9 +8,12 @@ import torch
 
 ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}  # ADABM_ACT_* of csrc/include/adabm/adabm.h
 
+FEATURES = {"float32": torch.float32, "int16": torch.int16}  # how y and the residual are stored, in the order of ADABM_FEATURES_*
+
 
 class Conv(NamedTuple):
-    """What a convolution reads, as `ops.conv2d_out` describes it. region: the numbers of `regions.Region`, none without a depth."""
+    """What a convolution reads, as `ops.conv2d_out` describes it. region: the numbers of `regions.Region`, none without a depth.
+    features: one of FEATURES, of the residual and y; fraction: of int16 (quantize.to_fixed), else 0."""
 
     x_q: torch.Tensor
     x_bits: torch.Tensor
@@ -27,6 +30,8 @@ class Conv(NamedTuple):
     shuffle: int
     depth: torch.Tensor | None = None
     region: tuple[int, ...] = ()
+    features: str = "float32"
+    fraction: int = 0
 
     @property
     def tensors(self) -> dict[str, torch.Tensor | None]:

@@ -55,12 +55,13 @@ def quantize_out(
     threads: int,
     y_q: torch.Tensor,
     *,
+    fraction: int = 0,
     depth: torch.Tensor | None = None,
     region: Sequence[int] = (),
 ) -> None:
     """See ops.quantize_out."""
     place = {"y_channels": y_q.shape[3], "region": structs.region(depth, region)}
-    struct, _held = structs.quantize_args(x, shift, grid, bits, y_q, **place, **_how(threads))
+    struct, _held = structs.quantize_args(x, shift, grid, bits, y_q, fraction, **place, **_how(threads))
     native.library("cpu").call("adabm_quantize_cpu", struct)
 
 

@@ -97,12 +97,13 @@ def quantize_out(
     *,
     packed_codes: bool = False,
     start: int = 0,
+    fraction: int = 0,
     depth: torch.Tensor | None = None,
     region: Sequence[int] = (),
 ) -> None:
     """See ops.quantize_out."""
     place = _target(y_q, packed_codes, start) | {"region": structs.region(depth, region)}
-    struct, _held = structs.quantize_args(x, shift, grid, bits, y_q, **place)
+    struct, _held = structs.quantize_args(x, shift, grid, bits, y_q, fraction, **place)
     native.library("cuda").call("adabm_quantize_cuda", struct, *_place(x))
 
 

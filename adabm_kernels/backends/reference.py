@@ -8,7 +8,17 @@ import torch
 from torch.nn import functional as F
 
 from ..exits import tile_bends
-from ..quantize import MAX_BITS, MIN_BITS, border_class, pack_codes, padded_channels, to_pixels, unpack_codes
+from ..quantize import (
+    MAX_BITS,
+    MIN_BITS,
+    border_class,
+    from_fixed,
+    pack_codes,
+    padded_channels,
+    to_fixed,
+    to_pixels,
+    unpack_codes,
+)
 from ..regions import Depths, Region, as_tiles
 from .call import Conv
 
@@ -123,9 +133,18 @@ def conv2d(conv: Conv, out: str) -> tuple[torch.Tensor, torch.Tensor]:
         value = torch.where(value < 0, value * conv.slope, value)
     value = pixel_shuffle(value, conv.shuffle)
     if conv.residual is not None:
-        value = conv.residual + value
+        value = _values(conv, conv.residual) + value
+    y = value
+    if conv.features == "int16":  # what is made of it is of what it holds
+        y = to_fixed(value, conv.fraction)
+        value = from_fixed(y, conv.fraction)
     codes = codes_of(value, conv.out_grid, conv.out_bits) if out in ("codes", "both") else nothing
-    return (value if out in ("float", "both") else value.new_empty(0)), codes
+    return (y if out in ("float", "both") else y.new_empty(0)), codes
+
+
+def _values(conv: Conv, features: torch.Tensor) -> torch.Tensor:
+    """The float32 values of features as the convolution stores them."""
+    return from_fixed(features, conv.fraction) if conv.features == "int16" else features
 
 
 def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
@@ -141,10 +160,10 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
     value, codes = conv2d(conv, out)
     computed, passed = _pixels(conv.depth, conv.region, *conv.x_q.shape[:3], conv.shuffle)
     passes = passed is not None and bool(passed.any())
-    handed = conv.beta.new_zeros(1, 1, 1, conv.weight.shape[-4]) if conv.residual is None else conv.residual
+    handed = value.new_zeros(1, 1, 1, conv.weight.shape[-4]) if conv.residual is None else conv.residual
     if y_q is not None:
         if passes:
-            handed_q = codes_of(handed.expand(len(conv.x_q), -1, -1, -1), conv.out_grid, conv.out_bits)
+            handed_q = codes_of(_values(conv, handed).expand(len(conv.x_q), -1, -1, -1), conv.out_grid, conv.out_bits)
             codes = torch.where(passed, handed_q, codes)
         _put(y_q, codes, computed, passed, conv.out_bits if packed_codes else None)
     if y is not None:
@@ -189,12 +208,14 @@ def quantize_out(
     y_q: torch.Tensor,
     packed_codes: bool = False,
     start: int = 0,
+    fraction: int = 0,
     depth: torch.Tensor | None = None,
     region: Sequence[int] = (),
 ) -> None:
     """See ops.quantize_out."""
     _check_bits("quantize: bits", bits)
     x = x.permute(0, 2, 3, 1)
+    x = from_fixed(x, fraction) if x.dtype == torch.int16 else x
     codes = codes_of(x if shift is None else x - shift, grid, bits)
     masks = _pixels(depth, region, *x.shape[:3])
     if not packed_codes:

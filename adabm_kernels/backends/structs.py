@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import native
-from .call import ACTIVATIONS, Conv, dense, pitch
+from .call import ACTIVATIONS, FEATURES, Conv, dense, pitch
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
@@ -65,6 +65,8 @@ def conv2d_args(
         y_q=pointer(y_q),
         y_acc=y.data_ptr() if y is not None and y.dtype == torch.int32 else None,
         y_pitch=y_pitch,
+        y_format=list(FEATURES).index(conv.features),
+        y_fraction=conv.fraction,
         region=region(conv.depth, conv.region),
         **settings,
     )
@@ -72,7 +74,13 @@ def conv2d_args(
 
 
 def quantize_args(
-    x: torch.Tensor, shift: torch.Tensor | None, grid: torch.Tensor, bits: torch.Tensor, y_q: torch.Tensor, **settings: Any
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    y_q: torch.Tensor,
+    fraction: int = 0,
+    **settings: Any,
 ) -> tuple[native.QuantizeArgs, list[torch.Tensor | None]]:
     """The arguments of ops.quantize_out as adabm_quantize_args, and what must live until the call is over."""
     n, c, h, w = x.shape
@@ -93,6 +101,8 @@ def quantize_args(
         bits=held[2].data_ptr(),
         y_q=y_q.data_ptr(),
         y_pitch=pitch(y_q),
+        x_format=list(FEATURES.values()).index(x.dtype),
+        x_fraction=fraction,
         **settings,
     )
     return args, [*held, x, y_q]
