@@ -81,19 +81,25 @@ def conv2d_call(
     packed_x: bool = False,
     packed_y: bool = False,
     outputs: str = "yqa",
+    fraction: int | None = None,
     depths: Depths | None = None,
     region: Region | None = None,
 ) -> CudaCall:
-    """The problem as a call; outputs: which of y, q (y_q) and a (y_acc). Outputs are poisoned. depths, region: as in `conv_of`."""
+    """The problem as a call; outputs: which of y, q (y_q) and a (y_acc). Outputs are poisoned. fraction: of int16 features,
+    which those of the residual are too. depths, region: as in `conv_of`."""
     layer = instance.layer
     n, h, w, _ = instance.x_q.shape
     f = layer.shuffle
     size, channels = (n, h * f, w * f), layer.weight.shape[-4] // f**2
     y = torch.full((*size, channels), -987654.0) if "y" in outputs else None
+    if y is not None and fraction is not None:
+        y = torch.full_like(y, 12321, dtype=torch.int16)
     y_q = torch.full((*size, padded_channels(channels)), POISON, dtype=torch.uint8) if "q" in outputs else None
     y_acc = torch.full((*size, channels), -987654, dtype=torch.int32) if "a" in outputs else None
     conv = conv_of(instance, depths, region)
     packed = conv.packed
+    if fraction is not None:
+        conv = conv._replace(features="int16", fraction=fraction)
     if packed_x:
         conv = conv._replace(x_q=pack_codes(instance.x_q, instance.bits))
     packing = packed_x * native.PACKED_X + packed_y * native.PACKED_Y
@@ -101,6 +107,16 @@ def conv2d_call(
     args.y_acc = None if y_acc is None else y_acc.data_ptr()
     read = [t for t in held if t is not None and t is not y and t is not y_q and t is not packed]
     return CudaCall(args, read, packed, y, y_q, y_acc)
+
+
+def check_codes(call: CudaCall, want: torch.Tensor, bits: torch.Tensor, packed: bool) -> None:
+    """Codes are those wanted, and no byte beyond packed ones is touched."""
+    if not packed:
+        assert torch.equal(call.y_q, want)
+        return
+    assert torch.equal(unpack_codes(call.y_q, bits), want)
+    want = pack_codes(want, bits)
+    assert torch.equal(torch.where(call.y_q == POISON, want, call.y_q), want)
 
 
 def check(instance: ConvInstance, *, packed_x: bool = False, packed_y: bool = False, config: int = 0) -> None:
@@ -112,9 +128,4 @@ def check(instance: ConvInstance, *, packed_x: bool = False, packed_y: bool = Fa
     call.run()
     assert torch.equal(call.y_acc, want_acc)
     assert torch.equal(call.y, want_y)
-    if not packed_y:
-        assert torch.equal(call.y_q, want_q)
-        return
-    assert torch.equal(unpack_codes(call.y_q, instance.out_bits), want_q)
-    want = pack_codes(want_q, instance.out_bits)
-    assert torch.equal(torch.where(call.y_q == POISON, want, call.y_q), want)
+    check_codes(call, want_q, instance.out_bits, packed_y)

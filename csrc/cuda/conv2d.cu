@@ -79,8 +79,8 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   const int64_t tiles = inner + static_cast<int64_t>(cut_h) * p.row_edge_tiles + static_cast<int64_t>(cut_w) * p.column_edge_tiles + cut_h * cut_w;
   ADABM_REQUIRE(tiles * a.batch <= kMost, "batch, height and width must make at most 2^31-1 tiles, got %lld", static_cast<long long>(tiles * a.batch));
   p.inner_tiles = static_cast<int>(inner), p.tiles = static_cast<int>(tiles);
-  p.x_image = static_cast<int64_t>(p.height) * p.width * p.code_channels;
-  p.y_image_pixels = static_cast<int64_t>(p.height) * p.width * p.shuffle * p.shuffle;
+  const uint32_t pixels = static_cast<uint32_t>(p.height) * p.width, y_pixels = pixels * p.shuffle * p.shuffle;
+  p.x_image = pixels * p.code_channels, p.y_image_features = y_pixels * p.y_pitch, p.y_q_image = y_pixels * ((p.tiling.group + 3) / 4 * 4);
   p.by_tiles = make_divisor(p.tiles), p.by_inner_across = make_divisor(p.inner_across);
   p.by_halo[kInner] = make_divisor(columns + p.taps_w - 1), p.by_halo[kAlongRow] = make_divisor(p.edge + p.taps_w - 1);
   p.by_halo[kAlongColumn] = make_divisor(p.taps_w);

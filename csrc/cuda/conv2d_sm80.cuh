@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kThreads, 4) conv2d_sm80(const __grid_constant
   const Place at = place_tile(p, tile);
   const Share share = p.region.region.depth ? share_of(p.region, image, pixels_of(at)) : Share::kAllComputed;
   if (share == Share::kNone) return;
-  const uint8_t* x = p.x_q + image * p.x_image;
+  const uint8_t* x = behind(p.x_q, p.x_image, image);
   const Form& f = p.forms[form.four_bits];
   const uint8_t* weights = p.packed + f.offset + ((p.border_kernels ? at.kernel : 0) * static_cast<int64_t>(p.tiling.tiles) + output) * f.tile_bytes;
   const OutputTile outputs = output_tile(p.tiling, p.shuffle, output);

@@ -32,6 +32,12 @@ ADABM_DEVICE uint32_t output_of(int run_shift, uint32_t j, uint32_t column) {
   return (2 * j >> run_shift << (run_shift + 2)) + (column / 2 << run_shift) + (2 * j & ((1u << run_shift) - 1)) + column % 2;
 }
 
+// The address `count` times `bytes` behind one; unsigned factors make it one instruction.
+template <class T>
+ADABM_DEVICE T* behind(T* first, uint32_t bytes, uint32_t count) {
+  return first + static_cast<uint64_t>(count) * bytes;
+}
+
 // A sum in the accumulators begins at the bits of kAnchor, so that a float's sum makes it a float where it is small.
 constexpr int32_t kFirstSum = 0x4b400000;
 
@@ -97,7 +103,7 @@ struct FeaturePlace {
 ADABM_DEVICE FeaturePlace own_features(const Conv2dParams& p, const OutputTile& outputs, int image) {
   FeaturePlace place;
   place.size = p.y_int16 ? 2 : 4, place.pitch = p.y_pitch * place.size;
-  place.first = image * p.y_image_pixels * place.pitch + (outputs.channel + static_cast<int>(threadIdx.x % 4 * 8)) * place.size;
+  place.first = (static_cast<uint64_t>(static_cast<uint32_t>(image)) * p.y_image_features + outputs.channel + threadIdx.x % 4 * 8) * place.size;
   return place;
 }
 
@@ -105,12 +111,6 @@ ADABM_DEVICE FeaturePlace own_features(const Conv2dParams& p, const OutputTile& 
 struct Residuals {
   ptx::Words4 words[4];
 };
-
-// The address of a pixel; unsigned factors make it one instruction.
-template <class T>
-ADABM_DEVICE T* behind(T* first, uint32_t pitch, uint32_t pixel) {
-  return first + static_cast<uint64_t>(pixel) * pitch;
-}
 
 // Sends for 16 bytes of the residuals of the m-th pixel, `offset` bytes behind the first, where there are any.
 ADABM_DEVICE void load_residual(const Conv2dParams& p, const FeaturePlace& place, const Pixels& pixels, int m, int offset, ptx::Words4& to) {
@@ -222,7 +222,7 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
     grid = code_grid(p.out_grid, out_bits);
     if constexpr (kInt16) grid.scale *= p.y_unit;
     storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y), code_pitch = p.tiling.group * storage / 8;
-    y_q = p.y_q + image * p.y_image_pixels * p.tiling.group + (outputs.channel + first_output) * storage / 8;
+    y_q = behind(p.y_q, p.y_q_image, image) + (outputs.channel + first_output) / 8 * storage;
   }
   const bool relu = kFeatures && p.activation == ADABM_ACT_RELU;
   ptx::Words2 first_codes[4];

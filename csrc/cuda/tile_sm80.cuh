@@ -64,7 +64,7 @@ struct Conv2dParams {
   int plane_pixels;  // of shared memory for one row of 16 bytes of every pixel of the tile and its halo
   int tiles, inner_tiles, inner_across, row_edge_tiles, column_edge_tiles;  // of one image; the last two: along one row or column
   // Of the kernels on mma.sync alone:
-  int64_t x_image, y_image_pixels;  // codes of an image of x as bytes, pixels of one of y
+  uint32_t x_image, y_image_features, y_q_image;  // elements from one image to the next: of x_q, of y and residual, of y_q
   int straight;      // whether tiles of outputs may take the straight-line forms of epilogue_sm80.cuh
   Divisor by_tiles, by_inner_across, by_halo[kTileShapes], by_group, by_shuffle;
 };
