@@ -114,7 +114,7 @@ def test_many_targets_share_what_they_read() -> None:
     for field, value in (("height", 3), ("stride_c", 2), ("x", second.array(np.ones(200, np.float32)))):
         array = (native.QuantizeArgs * 2)(first.quantize, second.quantize)
         setattr(array[1], field, value)
-        with pytest.raises(ValueError, match=r"args\[1\] must have the x, shift, sizes and strides of args\[0\]"):
+        with pytest.raises(ValueError, match=r"args\[1\] must have the x, its format, shift, sizes and strides of args\[0\]"):
             host_library().call("adabm_quantize_many_cuda", array, 2, 0, None)
     array = (native.QuantizeArgs * 2)(first.quantize, second.quantize)
     array[1].region.depth, array[1].region.tile = first.quantize.x, 8

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
-from cuda_calls import PACKED_HEADER_BYTES, check, conv2d_call, pack_weights
+from cuda_calls import PACKED_HEADER_BYTES, check, check_codes, conv2d_call, pack_weights
 from cuda_library import LANDINGS, ORDERS, driver, host_library, policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
 from test_conv2d import problems
+from test_features16 import int16_residual, wanted
+
+from adabm_kernels.quantize import act_grid
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +78,115 @@ DEEP = [
 def test_no_order_of_warps_and_copies_changes_the_result(problem: ConvProblem, order: str, landing: str) -> None:
     with policy(order, landing, seed=1):
         check(instantiate(problem), packed_x=True, packed_y=True)
+
+
+# ---- straight lines: tiles of 64 outputs that leave without the general form
+
+
+@dataclass(frozen=True)
+class Straight:
+    """What a layer of 64 outputs gives. outputs: of `conv2d_call`; grid: of its codes, whose offset says whether a ReLU is kept."""
+
+    outputs: str
+    activation: str = "none"
+    residual: bool = False
+    grid: tuple[float, float] = (-2.0, 3.0)
+
+
+STRAIGHT = {
+    "codes": Straight("q"),
+    "codes_of_relu": Straight("q", "relu", grid=(0.0, 3.0)),
+    "codes_after_relu": Straight("q", "relu"),
+    "features": Straight("y", "relu"),
+    "features_and_codes": Straight("yq", "relu"),
+    "residual": Straight("y", residual=True),
+    "residual_and_codes": Straight("yq", residual=True),
+    "codes_of_a_sum": Straight("q", "relu", residual=True),
+}
+# Nine tiles, of 8x16 pixels or 16x8: one that touches no border, and those that the image cuts off.
+SIZES = [(17, 33), (33, 17)]
+
+
+def check_straight(instance: ConvInstance, outputs: str, fraction: int | None, packed: bool) -> None:
+    """Features and codes are the reference's."""
+    if fraction is None:
+        want_y, want_q = instance.run("reference", "both")
+    else:
+        want_y, want_q = wanted(instance, fraction)
+        instance = replace(instance, residual=int16_residual(instance, fraction))
+    call = conv2d_call(instance, outputs=outputs, packed_x=packed, packed_y=packed, fraction=fraction)
+    call.run()
+    assert call.y is None or torch.equal(call.y, want_y)
+    if call.y_q is not None:
+        check_codes(call, instance, want_q, packed)
+
+
+@pytest.mark.parametrize("fraction", [None, 9], ids=["float32", "int16"])
+@pytest.mark.parametrize("form", STRAIGHT)
+def test_straight_lines_equal_the_reference(form: str, fraction: int | None) -> None:
+    """Codes in of each form of products, codes out of each storage, where both are packed and where neither is."""
+    straight = STRAIGHT[form]
+    for (height, width), packed in zip(SIZES, (True, False), strict=True):
+        results = {"out_bits": (2, 8, 4), "activation": straight.activation, "residual": straight.residual}
+        problem = ConvProblem(form, height, width, 64, 64, bits=(8, 4, 2), **results)
+        instance = instantiate(problem)
+        instance.out_grid = act_grid(*straight.grid)
+        check_straight(instance, straight.outputs, fraction, packed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"outputs": 256, "weight_bits": 8, "shuffle": 2},
+        {"outputs": 128},
+        {"kernel": 1, "channels": 96},
+        {"kernel": 5, "channels": 20},
+    ],
+    ids=lambda settings: "-".join(f"{name}{value}" for name, value in settings.items()),
+)
+def test_straight_lines_of_other_layers(settings: dict) -> None:
+    settings = {"channels": 64, "outputs": 64} | settings
+    problem = ConvProblem("straight", 19, 34, bits=(8, 4), out_bits=(4, 8), residual=True, **settings)
+    check_straight(instantiate(problem), "yq", None, packed=True)
+
+
+@pytest.mark.parametrize("weight_bits", [6, 8])
+def test_straight_lines_of_sums_of_any_size(weight_bits: int) -> None:
+    """Extreme weights of 8 bits, whose sums need a conversion, and some of 6, whose sums of codes of 8 bits do not."""
+    problem = ConvProblem("sums", 17, 33, 64, 64, weight_bits=weight_bits, bits=(8,), out_bits=(8,))
+    instance = instantiate(problem, extreme=weight_bits == 8)
+    check_straight(instance, "yq", None, packed=False)
+
+
+def test_straight_lines_need_aligned_slices() -> None:
+    """Features in a slice of wider ones, at a multiple of 16 bytes and beside one."""
+    instance = instantiate(ConvProblem("slice", 17, 33, 64, 64, bits=(4,), residual=True))
+    want = instance.run("reference", "float")[0]
+    for pitch, first in ((96, 32), (97, 1)):
+        wide = torch.full((1, 17, 33, pitch), 7.0)
+        wide[..., first : first + 64] = instance.residual
+        call = conv2d_call(instance, outputs="y")
+        call.args.y = call.args.residual = wide.data_ptr() + 4 * first
+        call.args.y_pitch, call.y = pitch, wide
+        call.run()
+        assert torch.equal(wide[..., first : first + 64], want)
+
+
+def test_a_grid_too_fine_for_straight_lines_is_rounded_all_the_same() -> None:
+    instance = instantiate(ConvProblem("fine", 17, 33, 64, 64, bits=(4,)))
+    instance.out_grid = torch.tensor([[1e-36, 1.5]] * 7)
+    check_straight(instance, "q", None, packed=False)
+
+
+# ---- features of 16 bits
+
+
+@pytest.mark.parametrize("fraction", [15, 2, -3])
+@pytest.mark.parametrize("outputs", ["y", "q", "yq"])
+@pytest.mark.parametrize("settings", [{"residual": True}, {"activation": "prelu"}], ids=["residual", "prelu"])
+def test_features_of_16_bits_of_any_layer(settings: dict, outputs: str, fraction: int) -> None:
+    problem = ConvProblem("int16", 9, 13, 12, 21, bits=(3, 8), out_bits=(5, 2), **settings)
+    check_straight(instantiate(problem), outputs, fraction, packed=False)
 
 
 # ---- kernels by border class

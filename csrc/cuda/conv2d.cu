@@ -21,6 +21,14 @@ int plane_pixels(int pixels, int planes) {
   return pixels;
 }
 
+// Whether results can be read and written 16 bytes at a time, and need no form that only the general epilogue has.
+bool allows_straight_lines(const Conv2dParams& p) {
+  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  const int words = p.y_int16 ? 8 : 4;  // features in 16 bytes
+  return p.tiling.group % kMaxTileOutputs == 0 && p.y_pitch % words == 0 && aligned(p.y) && aligned(p.residual) && aligned(p.y_q) && aligned(p.alpha) &&
+         aligned(p.beta) && !p.y_acc && !p.y_image && p.activation != ADABM_ACT_PRELU;
+}
+
 int tiles_across(int size, int tile) { return (size + tile - 1) / tile; }
 
 Conv2dParams parameters(const adabm_conv2d_args& a) {
@@ -71,11 +79,18 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   const int64_t tiles = inner + static_cast<int64_t>(cut_h) * p.row_edge_tiles + static_cast<int64_t>(cut_w) * p.column_edge_tiles + cut_h * cut_w;
   ADABM_REQUIRE(tiles * a.batch <= kMost, "batch, height and width must make at most 2^31-1 tiles, got %lld", static_cast<long long>(tiles * a.batch));
   p.inner_tiles = static_cast<int>(inner), p.tiles = static_cast<int>(tiles);
+  const uint32_t pixels = static_cast<uint32_t>(p.height) * p.width, y_pixels = pixels * p.shuffle * p.shuffle;
+  p.x_image = pixels * p.code_channels, p.y_image_features = y_pixels * p.y_pitch, p.y_q_image = y_pixels * ((p.tiling.group + 3) / 4 * 4);
+  p.by_tiles = make_divisor(p.tiles), p.by_inner_across = make_divisor(p.inner_across);
+  p.by_halo[kInner] = make_divisor(columns + p.taps_w - 1), p.by_halo[kAlongRow] = make_divisor(p.edge + p.taps_w - 1);
+  p.by_halo[kAlongColumn] = make_divisor(p.taps_w);
+  p.by_group = make_divisor(p.tiling.group), p.by_shuffle = make_divisor(p.shuffle);
+  p.straight = allows_straight_lines(p);
   return p;
 }
 
 uint32_t shared_bytes(const Conv2dParams& p) {
-  uint32_t most = p.y_q || p.by_pixel ? kTilePixels * (p.tiling.width + kStagePad) : 0;
+  uint32_t most = general_bytes(p.tiling.width);
   for (int form = 0; form <= p.four_bits; form++) {
     const Form& f = p.forms[form];
     const int codes = code_buffers(f) * f.planes * p.plane_pixels * kRowBytes, weights = kStages * f.stage_slices * p.tiling.width * kSliceBytes;
@@ -106,11 +121,6 @@ Conv2dParams checked(const adabm_conv2d_args& a) {
   return parameters(a);
 }
 
-// For kernels that have no form for them yet.
-void check_float_features(const Conv2dParams& p, const char* capability) {
-  if (p.y_int16) throw Error(ADABM_UNSUPPORTED, "y_format must be 0 (float32): the kernels of compute capability %s have no int16 features yet", capability);
-}
-
 constexpr char kOtherCapability[] = "the device has another compute capability";
 
 }  // namespace
@@ -129,7 +139,6 @@ extern "C" adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t
     scope.check_pointer(a.y, "y"), scope.check_pointer(a.y_q, "y_q"), scope.check_pointer(a.residual, "residual");
     scope.check_pointer(a.y_image, "y_image"), scope.check_pointer(a.region.depth, "region.depth");
     const char* why_not = scope.compute_major() == 9 ? sm90::why_not_conv2d(p, device) : kOtherCapability;
-    if (why_not) check_float_features(p, "8.x");
     if (!why_not) return sm90::conv2d(p, device, stream);
     if (a.config) throw Error(ADABM_UNSUPPORTED, "config needs the kernel of compute capability 9.0: %s", why_not);
     Conv2dParams chosen = p;

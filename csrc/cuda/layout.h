@@ -25,6 +25,7 @@ struct PackedHeader {
   uint32_t magic;
   int32_t version;
   int32_t box[2];  // by form (8 bits, 4 bits): the sum of the codes is to be added to twice the products
+  int32_t reach;   // of any output: the sum of its positive weights or that of the others' magnitudes, whichever is more
 };
 
 // The outputs of one tile. With a PixelShuffle a tile holds whole sub-pixels, or 64 channels of one: then no 32-bit word of packed
@@ -57,8 +58,9 @@ struct OutputTile {
 
 ADABM_HD inline OutputTile output_tile(const OutputTiling& t, int shuffle, int tile) {
   OutputTile o;
-  o.sub = tile / t.tiles_per_sub * t.subs_per_tile;
-  o.channel = tile % t.tiles_per_sub * kMaxTileOutputs;
+  const int whole = t.tiles_per_sub == 1 ? tile : tile / t.tiles_per_sub;  // most layers divide by nothing
+  o.sub = whole * t.subs_per_tile;
+  o.channel = (tile - whole * t.tiles_per_sub) * kMaxTileOutputs;
   const int left = shuffle * shuffle - o.sub;
   o.subs = left < t.subs_per_tile ? left : t.subs_per_tile;
   o.first = o.sub * t.group + o.channel;

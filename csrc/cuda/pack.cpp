@@ -36,6 +36,22 @@ bool liftable(const adabm_weights& w, bool box_filter) {
   return std::all_of(w.weight, w.weight + weight_count(w), fits);
 }
 
+// The most that an output's weights m of one sign sum up to: no sum of products with codes up to c is larger in magnitude than c times
+// that.
+int32_t reach(const adabm_weights& w, bool box_filter) {
+  const int64_t products = static_cast<int64_t>(w.kernel_h) * w.kernel_w * w.channels;
+  int64_t most = 0;
+  for (int64_t o = 0, outputs = weight_count(w) / products; o < outputs; o++) {
+    int64_t sums[2] = {0, 0};
+    for (int64_t i = o * products; i < (o + 1) * products; i++) {
+      const int m = box_filter ? 2 * w.weight[i] + 1 : w.weight[i];
+      sums[m < 0] += m < 0 ? -m : m;
+    }
+    most = std::max({most, sums[0], sums[1]});
+  }
+  return static_cast<int32_t>(std::min<int64_t>(most, INT32_MAX));
+}
+
 struct Layout {
   OutputTiling tiling;
   Form forms[2];  // 8 bits, 4 bits
@@ -106,7 +122,7 @@ extern "C" adabm_status adabm_pack_cuda(const adabm_weights* weights, int32_t bo
     const Layout l = layout(*weights, box_filter, shuffle);
     uint8_t* out = static_cast<uint8_t*>(packed);
     std::memset(out, 0, static_cast<size_t>(l.bytes));
-    const PackedHeader header = {kPackedMagic, ADABM_ABI_VERSION, {box_filter && !l.lifted, box_filter || l.four_bits == FourBits::kHalved}};
+    const PackedHeader header = {kPackedMagic, ADABM_ABI_VERSION, {box_filter && !l.lifted, box_filter || l.four_bits == FourBits::kHalved}, reach(*weights, box_filter)};
     std::memcpy(out, &header, sizeof header);
     pack_form(*weights, l, 8, shuffle, out + l.forms[0].offset);
     if (l.four_bits != FourBits::kNone) pack_form(*weights, l, 4, shuffle, out + l.forms[1].offset);

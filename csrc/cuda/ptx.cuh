@@ -105,12 +105,45 @@ ADABM_DEVICE void load_constant_words(uint32_t* words, const void* pointer) {
 #endif
 }
 
+ADABM_DEVICE Words4 load_constant(const Words4* pointer) {
+#if defined(__CUDACC__)
+  const uint4 four = __ldg(reinterpret_cast<const uint4*>(pointer));
+  return {{four.x, four.y, four.z, four.w}};
+#else
+  cuda_host::global_read("load_constant", pointer, sizeof(Words4), alignof(Words4));
+  return *pointer;
+#endif
+}
+
+// The same where `wanted`, else 0: a predicate, where compilers would make a branch for every load.
+ADABM_DEVICE uint32_t load_constant_if(bool wanted, const uint32_t* pointer) {
+#if defined(__CUDACC__)
+  uint32_t word;
+  asm("{ .reg .pred p; setp.ne.b32 p, %2, 0; mov.b32 %0, 0; @p ld.global.nc.u32 %0, [%1]; }" : "=r"(word) : "l"(pointer), "r"(static_cast<int>(wanted)));
+  return word;
+#else
+  return wanted ? load_constant(pointer) : 0u;
+#endif
+}
+
 template <class T>
 ADABM_DEVICE T load_global(const T* pointer) {
 #if !defined(__CUDACC__)
   cuda_host::global_read("load_global", pointer, sizeof(T), alignof(T));
 #endif
   return *pointer;
+}
+
+// Where `wanted`; else the words stay as they are.
+ADABM_DEVICE void load_global_if(bool wanted, const Words4* pointer, Words4& words) {
+#if defined(__CUDACC__)
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+               : "+r"(words.w[0]), "+r"(words.w[1]), "+r"(words.w[2]), "+r"(words.w[3])
+               : "l"(pointer), "r"(static_cast<int>(wanted))
+               : "memory");
+#else
+  if (wanted) words = load_global(pointer);
+#endif
 }
 
 template <class T>

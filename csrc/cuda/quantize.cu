@@ -1,10 +1,12 @@
-// Floats of any strides to codes, one byte each or packed.
+// Features of any strides, float32 or int16, to codes, one byte each or packed.
 #include <algorithm>
+#include <cmath>
 
 #include "adabm/quant_math.h"
 #include "common/rules.h"
 #include "common/status.h"
 #include "cuda/codes.cuh"
+#include "cuda/epilogue.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/region.cuh"
 
@@ -27,6 +29,7 @@ struct Target {
 struct QuantizeParams {
   adabm_quantize_args a;  // what all targets share
   RegionParams region;
+  float unit;             // 2^-fraction of int16
   int pixels;             // of an image
   int groups;             // of four channels that are written, of the target with most
   int pixels_first;       // whether neighbouring threads take neighbouring pixels rather than channels
@@ -37,11 +40,15 @@ struct QuantizeParams {
 // Four channels; those beyond the last are whatever the first is.
 ADABM_DEVICE void load_values(const QuantizeParams& p, int image, int row, int column, int group, float (&values)[4]) {
   const adabm_quantize_args& a = p.a;
-  const float* x = static_cast<const float*>(a.x) + image * a.stride_n + row * a.stride_h + column * a.stride_w;
+  const int64_t pixel = image * a.stride_n + row * a.stride_h + column * a.stride_w;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const int c = group * 4 + i < a.channels ? group * 4 + i : 0;
-    values[i] = ptx::load_constant(x + c * a.stride_c);
+    const int64_t at = pixel + c * a.stride_c;
+    if (a.x_format == ADABM_FEATURES_INT16)
+      values[i] = value_of(ptx::load_constant(static_cast<const int16_t*>(a.x) + at), p.unit);
+    else
+      values[i] = ptx::load_constant(static_cast<const float*>(a.x) + at);
     if (a.shift) values[i] = values[i] - ptx::load_constant(a.shift + c);
   }
 }
@@ -99,7 +106,6 @@ void add(QuantizeParams& p, adabm_quantize_args a) {
   ADABM_REQUIRE(a.packed_codes == 0 || a.packed_codes == ADABM_PACKED_Y, "packed_codes must be 0 or %d, got %d", ADABM_PACKED_Y, a.packed_codes);
   ADABM_REQUIRE(!a.packed_codes || a.y_channels == 0, "y_channels must be 0 with packed codes, got %d", a.y_channels);
   check_rules(a);
-  if (a.x_format) throw Error(ADABM_UNSUPPORTED, "x_format must be 0 (float32): this library has no kernels for int16 features yet");
   ADABM_REQUIRE(a.packed_codes ? a.y_start >= 0 && a.y_start % 4 == 0 && a.y_pitch % 4 == 0 && a.y_start <= a.y_pitch - a.y_channels : a.y_start == 0,
                 "y_start must be 0 or, with packed codes, a multiple of 4 with room for %d channels in a y_pitch that is one too, got %d with %d",
                 a.channels, a.y_start, a.y_pitch);
@@ -120,13 +126,14 @@ void run(const adabm_quantize_args* args, int count, int device, void* stream) {
     const adabm_quantize_args& b = args[i];
     ADABM_REQUIRE(b.struct_bytes == sizeof(adabm_quantize_args), "args[%d] must be a struct of %zu bytes", i, sizeof(adabm_quantize_args));
     const bool same = b.x == a.x && b.shift == a.shift && b.batch == a.batch && b.height == a.height && b.width == a.width && b.channels == a.channels &&
-                      b.stride_n == a.stride_n && b.stride_h == a.stride_h && b.stride_w == a.stride_w && b.stride_c == a.stride_c;
+                      b.x_format == a.x_format && b.x_fraction == a.x_fraction && b.stride_n == a.stride_n && b.stride_h == a.stride_h && b.stride_w == a.stride_w && b.stride_c == a.stride_c;
     ADABM_REQUIRE(count == 1 || !b.region.depth, "args[%d].region.depth must be null where codes are made on several grids", i);
-    ADABM_REQUIRE(same, "args[%d] must have the x, shift, sizes and strides of args[0]", i);
+    ADABM_REQUIRE(same, "args[%d] must have the x, its format, shift, sizes and strides of args[0]", i);
     add(p, b);
   }
   p.pixels = a.height * a.width;
   p.pixels_first = a.stride_c != 1;
+  p.unit = std::ldexp(1.0f, a.x_format == ADABM_FEATURES_INT16 ? -a.x_fraction : 0);
   p.region = region_params(a.region, a.height, a.width);
   const DeviceScope scope(device);
   scope.check_pointer(a.x, "x"), scope.check_pointer(a.region.depth, "region.depth");

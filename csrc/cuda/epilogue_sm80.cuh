@@ -1,0 +1,465 @@
+// What the kernels on mma.sync make of the sums of a tile: scale and bias, activation, residual, features, codes, in the order of
+// docs/numerics.md.
+//
+// Two ways. Straight lines, where a tile's 64 outputs are whole and nothing rare is asked for: which outputs meet in a thread is
+// chosen when the weights are copied (output_of), so that a thread has 16 or 8 neighbouring ones of each of its four pixels, and writes
+// them from registers, 16 bytes at a time. Everything else takes the general form, whose loops keep it short.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/codes.cuh"
+#include "cuda/epilogue.cuh"
+#include "cuda/tile_sm80.cuh"
+
+namespace adabm {
+namespace cuda {
+
+// Bytes behind the codes of a pixel on their way out, which keep rows of 8-byte words on different banks.
+constexpr int kStagePad = 8;
+
+// Which form a tile takes: the general one or straight lines. Those for codes alone have no activation; what they cannot do as it is, those
+// for float32 do.
+enum class Lines { kGeneral, kCodes, kFloats, kInt16 };
+
+// log2 of the neighbouring outputs of a thread: codes alone take what makes 16 bytes, features what makes 16 bytes of int16.
+ADABM_DEVICE int run_shift(Lines lines) { return lines == Lines::kGeneral ? 2 : lines == Lines::kCodes ? 4 : 3; }
+
+// The output of a tile, of those in column `column` of the j-th eight columns of a product, where threads have runs of 2^run_shift. A
+// thread has columns 2 q and 2 q + 1 of every eight, q being its number in a group of four: taken in order they are its runs, which
+// lie four runs apart.
+ADABM_DEVICE uint32_t output_of(int run_shift, uint32_t j, uint32_t column) {
+  return (2 * j >> run_shift << (run_shift + 2)) + (column / 2 << run_shift) + (2 * j & ((1u << run_shift) - 1)) + column % 2;
+}
+
+// The address `count` times `bytes` behind one; unsigned factors make it one instruction.
+template <class T>
+ADABM_DEVICE T* behind(T* first, uint32_t bytes, uint32_t count) {
+  return first + static_cast<uint64_t>(count) * bytes;
+}
+
+// A sum in the accumulators begins at the bits of kAnchor, so that a float's sum makes it a float where it is small.
+constexpr int32_t kFirstSum = 0x4b400000;
+
+// Of a tile that may take straight lines.
+ADABM_DEVICE Lines straight_form(const Conv2dParams& p, int image) {
+  bool without_relu = p.activation == ADABM_ACT_NONE;
+  if (p.y_q) {
+    const CodeGrid grid = code_grid(p.out_grid, image_bits(p.out_bits, image));
+    if (!grid.exact) return Lines::kGeneral;
+    without_relu |= codes_need_no_relu(grid);
+  }
+  if (p.y_int16) return Lines::kInt16;
+  return p.y || p.residual || !without_relu ? Lines::kFloats : Lines::kCodes;
+}
+
+// ---- straight lines
+
+// The four pixels of a thread, of an inner tile: the m-th is 8 m pixels behind the first of the tile's.
+struct Pixels {
+  int first;                // in y, in pixels, of the first sub-pixel of the tile of outputs
+  int step, double_step;    // to the next one, and from every second one to the next; the same for all threads
+  uint32_t inside;          // bit m: whether the image has it
+  uint32_t classes[2];      // of constants in beta, 16 bits for each
+
+  ADABM_DEVICE bool has(int m) const { return inside >> m & 1; }
+  ADABM_DEVICE int at(int m) const { return first + m % 2 * step + m / 2 * double_step; }
+  ADABM_DEVICE int class_of(int m) const { return classes[m / 2] >> (m % 2 * 16) & 0xffffu; }
+};
+
+// The m-th pixel of this thread within the tile.
+ADABM_DEVICE int pixel_of(int m) { return threadIdx.x / 32 * kWarpPixels + m * 8 + threadIdx.x % 32 / 4; }
+
+ADABM_DEVICE Pixels own_pixels(const Conv2dParams& p, const Place& at, const OutputTile& outputs) {
+  const int r = p.shuffle, row_pixels = p.width * r, sub_row = p.by_shuffle.quotient(outputs.sub), pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2;
+  Pixels pixels;
+  // 8 pixels are half a row of the tile or one.
+  pixels.step = at.shift == 3 ? r * row_pixels : 8 * r, pixels.double_step = at.shift == 3 ? 2 * r * row_pixels : r * row_pixels;
+  pixels.inside = 0, pixels.classes[0] = pixels.classes[1] = 0;
+  const bool one_class = p.border_kernels || (at.row >= pad_h && at.row + at.rows + pad_h <= p.height && at.column >= pad_w &&
+                                              at.column + at.columns + pad_w <= p.width);
+  if (p.border_kernels) pixels.classes[0] = pixels.classes[1] = static_cast<uint32_t>(at.kernel) * 0x10001u;
+#pragma unroll
+  for (int m = 0; m < 4; m++) {
+    const int pixel = pixel_of(m), row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
+    if (m == 0) pixels.first = (row * r + sub_row) * row_pixels + column * r + outputs.sub - sub_row * r;
+    const bool inside = row < at.end_row && column < at.end_column;
+    pixels.inside |= static_cast<uint32_t>(inside) << m;
+    if (!one_class && inside) {
+      const int border = border_class(row, p.height, pad_h) * (pad_w + 1) * (pad_w + 1) + border_class(column, p.width, pad_w);
+      pixels.classes[m / 2] |= static_cast<uint32_t>(border) << (m % 2 * 16);
+    }
+  }
+  return pixels;
+}
+
+// Where a thread's residuals and features are: of its first outputs of the first pixel of y, bytes from one pixel to the next, and bytes
+// of a feature.
+struct FeaturePlace {
+  int64_t first;
+  int pitch, size;
+};
+
+ADABM_DEVICE FeaturePlace own_features(const Conv2dParams& p, const OutputTile& outputs, int image) {
+  FeaturePlace place;
+  place.size = p.y_int16 ? 2 : 4, place.pitch = p.y_pitch * place.size;
+  place.first = (static_cast<uint64_t>(static_cast<uint32_t>(image)) * p.y_image_features + outputs.channel + threadIdx.x % 4 * 8) * place.size;
+  return place;
+}
+
+// Residuals on their way to this thread: of int16 eight outputs of each of its pixels, of float32 eight of two pixels.
+struct Residuals {
+  ptx::Words4 words[4];
+};
+
+// Sends for 16 bytes of the residuals of the m-th pixel, `offset` bytes behind the first, where there are any.
+ADABM_DEVICE void load_residual(const Conv2dParams& p, const FeaturePlace& place, const Pixels& pixels, int m, int offset, ptx::Words4& to) {
+  const uint8_t* from = behind(static_cast<const uint8_t*>(p.residual) + place.first + offset, place.pitch, pixels.at(m));
+  ptx::load_global_if(p.residual && pixels.has(m), reinterpret_cast<const ptx::Words4*>(from), to);
+}
+
+// The first ones; where there are none, what changes nothing.
+ADABM_DEVICE Residuals first_residuals(const Conv2dParams& p, const FeaturePlace& place, const Pixels& pixels) {
+  const uint32_t nothing = p.y_int16 ? 0u : ptx::bits_of(kNothing);
+  Residuals out;
+#pragma unroll
+  for (int i = 0; i < 4; i++) out.words[i] = {{nothing, nothing, nothing, nothing}};
+  if (p.y_int16) {
+#pragma unroll
+    for (int m = 0; m < 4; m++) load_residual(p, place, pixels, m, 0, out.words[m]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++) load_residual(p, place, pixels, i / 2, i % 2 * 16, out.words[i]);
+  }
+  return out;
+}
+
+// The sums of a tile as the bits of floats, in place. small: whether all are less than 2^22 in magnitude.
+template <int kTiles>
+ADABM_DEVICE void make_floats(bool with_box, bool small, int32_t (&acc)[2][kTiles][4], const int32_t (&box)[2][4]) {
+  if (with_box) {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int j = 0; j < kTiles; j++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+          acc[i][j][r] = static_cast<int32_t>(2 * static_cast<uint32_t>(acc[i][j][r]) + (static_cast<uint32_t>(box[i][r / 2 * 2]) - static_cast<uint32_t>(kFirstSum)));
+  }
+  if (small) {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int j = 0; j < kTiles; j++)
+#pragma unroll
+        for (int r = 0; r < 4; r++) acc[i][j][r] = static_cast<int32_t>(ptx::bits_of(ptx::float_of(acc[i][j][r]) - kAnchor));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int j = 0; j < kTiles; j++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+          acc[i][j][r] = static_cast<int32_t>(ptx::bits_of(static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(acc[i][j][r]) - static_cast<uint32_t>(kFirstSum)))));
+  }
+}
+
+// kCount numbers from an address that is a multiple of 16 bytes.
+template <int kCount>
+ADABM_DEVICE void load_row(const float* from, float (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    const ptx::Words4 four = ptx::load_constant(reinterpret_cast<const ptx::Words4*>(from + i));
+#pragma unroll
+    for (int e = 0; e < 4; e++) to[i + e] = ptx::float_of(four.w[e]);
+  }
+}
+
+// Eight neighbouring codes of a pixel as they are stored: in two words, one, or the low half of one. pairs[k] has codes k and k + 4 in its
+// halves.
+ADABM_DEVICE ptx::Words2 pack_eight(int storage, const uint32_t (&pairs)[4]) {
+  // Of the first and the last two pairs; a product with a power of two and a sum are one instruction.
+  const uint32_t factor = 1u << storage, first = pairs[1] * factor + pairs[0], last = pairs[3] * factor + pairs[2];
+  if (storage == 8) return {{ptx::byte_perm(first, last, 0x5410), ptx::byte_perm(first, last, 0x7632)}};
+  const uint32_t four = last * (factor * factor) + first;
+  return {{storage == 4 ? four : ptx::byte_perm(four, 0, 0x4420), 0}};
+}
+
+// Stores what pack_eight has made.
+ADABM_DEVICE void store_eight(uint8_t* to, int storage, const ptx::Words2& codes) {
+  if (storage == 8)
+    ptx::store_global(reinterpret_cast<ptx::Words2*>(to), codes);
+  else if (storage == 4)
+    ptx::store_global(reinterpret_cast<uint32_t*>(to), codes.w[0]);
+  else
+    ptx::store_global(reinterpret_cast<uint16_t*>(to), static_cast<uint16_t>(codes.w[0]));
+}
+
+ADABM_DEVICE void store_sixteen(uint8_t* to, int storage, const ptx::Words2& low, const ptx::Words2& high) {
+  if (storage == 8)
+    ptx::store_global(reinterpret_cast<ptx::Words4*>(to), {{low.w[0], low.w[1], high.w[0], high.w[1]}});
+  else if (storage == 4)
+    ptx::store_global(reinterpret_cast<ptx::Words2*>(to), {{low.w[0], high.w[0]}});
+  else
+    ptx::store_global(reinterpret_cast<uint32_t*>(to), ptx::byte_perm(low.w[0], high.w[0], 0x5410));
+}
+
+// Results of a tile whose sums are floats, from registers to memory. residuals: the first ones, with features.
+template <Lines kLines>
+ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& outputs, int image, int bits, Pixels pixels,
+                                 Residuals residuals, const int32_t (&acc)[2][8][4]) {
+  constexpr bool kFeatures = kLines != Lines::kCodes, kInt16 = kLines == Lines::kInt16;
+  // Outputs are taken eight at a time; the next eight are beside them, or behind those of the other threads.
+  constexpr int kRun = 8, kNext = kFeatures ? 32 : 8;
+  const int first_output = threadIdx.x % 4 * (kFeatures ? 8 : 16);
+  int o = outputs.first + first_output;
+  const FeaturePlace place = own_features(p, outputs, image);
+  CodeGrid grid = {};
+  uint8_t* y_q = nullptr;
+  int storage = 8, code_pitch = 0;
+  if (p.y_q) {
+    const int out_bits = image_bits(p.out_bits, image);
+    grid = code_grid(p.out_grid, out_bits);
+    if constexpr (kInt16) grid.scale *= p.y_unit;
+    storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y), code_pitch = p.tiling.group * storage / 8;
+    y_q = behind(p.y_q, p.y_q_image, image) + (outputs.channel + first_output) / 8 * storage;
+  }
+  const bool relu = kFeatures && p.activation == ADABM_ACT_RELU;
+  ptx::Words2 first_codes[4];
+#pragma unroll
+  for (int run = 0; run < 2; run++) {
+    float alphas[kRun];
+    pixels.first = ptx::opaque(pixels.first), o = ptx::opaque(o);
+    load_row(p.alpha + ((bits - ADABM_MIN_BITS) * p.out_channels + o), alphas);
+    if constexpr (kInt16) {
+#pragma unroll
+      for (int k = 0; k < kRun; k++) alphas[k] *= p.y_units;
+    }
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+      float values[kRun];
+      // Also where all pixels are of one class: to load again what the cache has costs no more than to find out.
+      load_row(p.beta + (pixels.class_of(m) * p.out_channels + o), values);
+#pragma unroll
+      for (int k = 0; k < kRun; k++) {
+        if constexpr (kInt16) values[k] *= p.y_units;
+        values[k] = fmaf(ptx::float_of(acc[m / 2][(run * kRun + k) / 2][m % 2 * 2 + k % 2]), alphas[k], values[k]);
+      }
+      if (relu) {
+#pragma unroll
+        for (int k = 0; k < kRun; k++) values[k] = fmaxf(values[k], 0.0f);
+      }
+      // Where residuals have been taken, the next ones set out: the compiler could not move them over stores, as y may be residual.
+      if constexpr (kInt16) {
+#pragma unroll
+        for (int k = 0; k < kRun; k += 2) add_features(residuals.words[m].w[k / 2], values[k], values[k + 1]);
+        if (run == 0) load_residual(p, place, pixels, m, kNext * 2, residuals.words[m]);
+        ptx::Words4 stored;
+#pragma unroll
+        for (int k = 0; k < kRun; k += 2) {
+          values[k] = round_feature(values[k]), values[k + 1] = round_feature(values[k + 1]);
+          stored.w[k / 2] = pack_features(values[k], values[k + 1]);
+        }
+        uint8_t* to = behind(static_cast<uint8_t*>(p.y) + place.first + run * kNext * 2, place.pitch, pixels.at(m));
+        if (p.y && pixels.has(m)) ptx::store_global(reinterpret_cast<ptx::Words4*>(to), stored);
+        if (p.y_q) {
+#pragma unroll
+          for (int k = 0; k < kRun; k++) values[k] = stored_value(values[k]);
+        }
+      } else if constexpr (kFeatures) {
+        ptx::Words4 stored[2];
+#pragma unroll
+        for (int k = 0; k < kRun; k++) {
+          values[k] = ptx::float_of(residuals.words[m % 2 * 2 + k / 4].w[k % 4]) + values[k];
+          stored[k / 4].w[k % 4] = ptx::bits_of(values[k]);
+        }
+        const int next = 4 * run + m + 2;
+        if (next < 8) {
+#pragma unroll
+          for (int half = 0; half < 2; half++)
+            load_residual(p, place, pixels, next % 4, next / 4 * kNext * 4 + half * 16, residuals.words[m % 2 * 2 + half]);
+        }
+        if (p.y && pixels.has(m)) {
+          uint8_t* pixel = behind(static_cast<uint8_t*>(p.y) + place.first + run * kNext * 4, place.pitch, pixels.at(m));
+          ptx::Words4* to = reinterpret_cast<ptx::Words4*>(pixel);
+          ptx::store_global(to, stored[0]), ptx::store_global(to + 1, stored[1]);
+        }
+      }
+      if (!kFeatures || p.y_q) {
+        uint32_t pairs[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) pairs[k] = code_pair(values[k], values[k + 4], grid);
+        const ptx::Words2 packed = pack_eight(storage, pairs);
+        uint8_t* to = behind(y_q, code_pitch, pixels.at(m));
+        if (kFeatures) {
+          if (pixels.has(m)) store_eight(to + run * kNext / 8 * storage, storage, packed);
+        } else if (run == 0) {
+          first_codes[m] = packed;
+        } else if (pixels.has(m)) {
+          store_sixteen(to, storage, first_codes[m], packed);
+        }
+      }
+    }
+    o += kNext;
+  }
+}
+
+// ---- the general form
+
+// Words of a pixel in shared memory while its results are made: where it is in y (-1: nowhere, or it stays as it is) and in beta, its
+// PixelUse, and the sum of its codes.
+constexpr int kPixelInfoBytes = 16;
+
+// Bytes of shared memory that the general form takes for tiles of so many outputs: codes on their way out, what is known of the pixels,
+// and the sums of 16 outputs.
+ADABM_HD inline uint32_t general_bytes(int width) { return kTilePixels * (width + kStagePad + kPixelInfoBytes + 16 * 4); }
+
+// The staged codes of one tile, [pixel][outputs + kStagePad], leave as packed words; the words of a pixel that this tile owns.
+template <int kTiles>
+ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const OutputTile& outputs, int image, int bits) {
+  constexpr int kPitch = kTiles * 8 + kStagePad;
+  const int group = p.tiling.group, code_channels = (group + 3) / 4 * 4;
+  const int storage = storage_bits(bits, p.packed_codes & ADABM_PACKED_Y), pitch = pixel_bytes(code_channels, storage);
+  const int word_codes = 32 / storage;
+  const int own = p.tiling.tiles_per_sub == 1 ? group : outputs.count;  // channels of a sub-pixel in this tile
+  const int first_word = outputs.channel / word_codes;
+  const int words = outputs.channel + own == group ? pitch / 4 - first_word : own / word_codes;
+  const int row_pixels = p.width * p.shuffle;
+  uint8_t* y_q = p.y_q + static_cast<int64_t>(image) * p.height * p.shuffle * row_pixels * code_channels;
+  const int sub_words = outputs.subs * words;
+  const uint32_t infos = ptx::shared_base() + kTilePixels * kPitch;
+  for (int unit = threadIdx.x; unit < kTilePixels * sub_words; unit += kThreads) {
+    const int pixel = unit / sub_words, in_pixel = unit % sub_words;
+    const int row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
+    if (ptx::load_shared<PixelUse>(infos + pixel * kPixelInfoBytes + 8) == PixelUse::kUntouched) continue;
+    const uint32_t from = ptx::shared_base() + pixel * kPitch;
+    int sub = 0, word = in_pixel;
+    uint32_t value;
+    if (outputs.subs == 1) {  // codes behind the last channel are staged too, as zeros
+      value = pack_word(storage, [&](int i) { return ptx::load_shared<uint32_t>(from + word * word_codes + 4 * i); });
+    } else {
+      sub = in_pixel / words, word = in_pixel % words;
+      value = pack_word(storage, [&](int i) {
+        const int channel = word * word_codes + 4 * i;
+        uint32_t codes = 0;
+        for (int c = 0; c < 4 && channel + c < own; c++) codes |= static_cast<uint32_t>(ptx::load_shared<uint8_t>(from + sub * group + channel + c)) << (8 * c);
+        return codes;
+      });
+    }
+    const int sub_pixel = outputs.sub + sub, sub_row = p.by_shuffle.quotient(sub_pixel);
+    const int64_t out = (row * p.shuffle + sub_row) * row_pixels + column * p.shuffle + sub_pixel - sub_row * p.shuffle;
+    ptx::store_global(reinterpret_cast<uint32_t*>(y_q + out * pitch) + first_word + word, value);
+  }
+}
+
+// Adds the residual to the value of one output and stores it in y, y_acc and y_image, where they are given; the value becomes what y
+// holds of it.
+ADABM_DEVICE void store_feature(const Conv2dParams& p, int64_t at, int32_t sum, float& value) {
+  if (p.y_int16) {
+    if (p.residual) value = value_of(ptx::load_global(static_cast<const int16_t*>(p.residual) + at), p.y_unit) + value;
+    const int16_t feature = feature_of(value, p.y_units);
+    value = value_of(feature, p.y_unit);
+    if (p.y) ptx::store_global(static_cast<int16_t*>(p.y) + at, feature);
+    return;
+  }
+  if (p.residual) value = ptx::load_global(static_cast<const float*>(p.residual) + at) + value;
+  if (p.y) ptx::store_global(static_cast<float*>(p.y) + at, value);
+  if (p.y_acc) ptx::store_global(p.y_acc + at, sum);
+  if (p.y_image) ptx::store_global(p.y_image + at, static_cast<uint8_t>(quantize_low_byte(value, 1.0f, 0.0f, 255.0f)));
+}
+
+// Results of any tile. A thread takes its sums up again from shared memory, four outputs of a pixel at a time, since only there a loop
+// can count through them. by_pixel: whether some pixels stay as they are or are passed on.
+template <int kTiles>
+ADABM_DEVICE void general_form(const Conv2dParams& p, bool by_pixel, const Place& at, const OutputTile& outputs, int image, int bits, bool with_box,
+                               const int32_t (&acc)[2][kTiles][4], const int32_t (&box)[2][4]) {
+  constexpr int kPitch = kTiles * 8 + kStagePad;
+  const int lane = threadIdx.x % 32, quarter = lane % 4, first_pixel = threadIdx.x / 32 * kWarpPixels;
+  const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2, r = p.shuffle, group = p.tiling.group, row_pixels = p.width * r;
+  const int64_t image_floats = static_cast<int64_t>(image) * p.height * r * row_pixels * p.y_pitch;
+  const float* alpha = p.alpha + (bits - ADABM_MIN_BITS) * p.out_channels;
+  float scale = 0, offset = 0, top = 0;
+  int out_bits = 8;
+  if (p.y_q) {
+    out_bits = image_bits(p.out_bits, image);
+    scale = ptx::load_constant(p.out_grid + (out_bits - ADABM_MIN_BITS) * 2);
+    offset = ptx::load_constant(p.out_grid + (out_bits - ADABM_MIN_BITS) * 2 + 1);
+    top = static_cast<float>((1 << out_bits) - 1);
+  }
+  const uint32_t infos = ptx::shared_base() + kTilePixels * kPitch, sums = infos + kTilePixels * kPixelInfoBytes + threadIdx.x * 8;
+  constexpr int kSumsBytes = kThreads * 8;  // from one of a thread's sums to the next two
+  {
+    // Each lane finds out about one of its warp's pixels.
+    const int pixel = threadIdx.x, row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
+    const bool inside = pixel >> at.shift < at.rows && row < at.end_row && column < at.end_column;
+    PixelUse use = inside ? PixelUse::kComputed : PixelUse::kUntouched;
+    if (by_pixel && inside) use = pixel_use(p.region, image, row, column);
+    int y_at = -1, beta_at = 0;
+    if (use != PixelUse::kUntouched) {
+      y_at = (row * r * row_pixels + column * r) * p.y_pitch;
+      beta_at = p.border_kernels ? at.kernel * p.out_channels
+                                 : (border_class(row, p.height, pad_h) * (pad_w + 1) * (pad_w + 1) + border_class(column, p.width, pad_w)) * p.out_channels;
+    }
+    const uint32_t info = infos + pixel * kPixelInfoBytes;
+    ptx::store_shared(info, y_at), ptx::store_shared(info + 4, beta_at), ptx::store_shared(info + 8, use);
+    if (quarter == 0) {
+#pragma unroll
+      for (int m = 0; m < 4; m++) ptx::store_shared(infos + pixel_of(m) * kPixelInfoBytes + 12, box[m / 2][m % 2 * 2]);
+    }
+    ptx::sync_warp();
+  }
+#pragma unroll 1
+  for (int four = 0; four < kTiles / 2; four++) {
+#pragma unroll
+    for (int k = 0; k < kTiles / 2; k++)
+      if (k == four) {
+#pragma unroll
+        for (int m = 0; m < 4; m++)
+#pragma unroll
+          for (int half = 0; half < 2; half++)
+            ptx::store_shared(sums + (2 * m + half) * kSumsBytes,
+                              ptx::Words2{{static_cast<uint32_t>(acc[m / 2][2 * k + half][m % 2 * 2]), static_cast<uint32_t>(acc[m / 2][2 * k + half][m % 2 * 2 + 1])}});
+      }
+    const int in_tile = four * 16 + quarter * 4, wanted = outputs.count - in_tile, o = outputs.first + in_tile;
+    float alphas[4], slopes[4];
+    int y_offset[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      alphas[e] = e < wanted ? ptx::load_constant(alpha + o + e) : 0.0f;
+      slopes[e] = p.activation == ADABM_ACT_PRELU && e < wanted ? ptx::load_constant(p.slope + o + e) : 0.0f;
+      const int sub = outputs.sub + (outputs.subs == 1 ? 0 : p.by_group.quotient(in_tile + e)), sub_row = p.by_shuffle.quotient(sub);
+      y_offset[e] = (sub_row * row_pixels + sub - sub_row * r) * p.y_pitch + o + e - sub * group;
+    }
+#pragma unroll 1
+    for (int m = 0; m < 4; m++) {
+      const int pixel = first_pixel + m * 8 + lane / 4;
+      const ptx::Words4 info = ptx::load_shared<ptx::Words4>(infos + pixel * kPixelInfoBytes);
+      const int y_at = static_cast<int>(info.w[0]);
+      const bool passed_on = static_cast<PixelUse>(info.w[2]) == PixelUse::kPassedOn;
+      uint32_t codes = 0;
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const ptx::Words2 two = ptx::load_shared<ptx::Words2>(sums + (2 * m + half) * kSumsBytes);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          const int e = 2 * half + i;
+          uint32_t sum = two.w[i] - static_cast<uint32_t>(kFirstSum);
+          if (with_box) sum = 2 * sum + info.w[3];
+          if (e >= wanted || y_at < 0) continue;
+          const float beta = ptx::load_constant(p.beta + static_cast<int>(info.w[1]) + o + e);
+          float value = activate(p.activation, fmaf(static_cast<float>(static_cast<int32_t>(sum)), alphas[e], beta), slopes[e]);
+          if (passed_on) value = p.residual ? kNothing : 0.0f;
+          store_feature(p, image_floats + y_at + y_offset[e], static_cast<int32_t>(sum), value);
+          codes |= (quantize_low_byte(value, scale, offset, top) & 0xffu) << (8 * e);
+        }
+      }
+      if (p.y_q) ptx::store_shared(ptx::shared_base() + pixel * kPitch + in_tile, codes);
+    }
+  }
+  if (!p.y_q) return;
+  ptx::sync_block();
+  store_codes<kTiles>(p, at, outputs, image, out_bits);
+}
+
+}  // namespace cuda
+}  // namespace adabm
