@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "adabm/adabm.h"
+#include "cuda/divide.cuh"
 #include "cuda/layout.h"
 #include "cuda/ptx.cuh"
 #include "cuda/region.cuh"
@@ -12,21 +13,6 @@ namespace adabm {
 namespace cuda {
 
 constexpr int kWarpPixels = 32, kWarps = 4, kTilePixels = kWarps * kWarpPixels, kThreads = kWarps * 32;
-
-// Divides numbers of 0..2^31 - 1 by one that the host knows, without the twenty instructions of a division. The factor is
-// 2^(31 + s) / divisor, rounded up, where 2^s is at least the divisor: too large by less than 1, which makes less than 2^-s of a quotient.
-struct Divisor {
-  uint32_t divisor, factor;
-  int shift;
-  ADABM_DEVICE int quotient(int number) const { return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(number)) * factor >> shift); }
-  ADABM_DEVICE int rest(int number) const { return number - quotient(number) * static_cast<int>(divisor); }
-};
-
-inline Divisor make_divisor(int divisor) {
-  int log = 0;
-  while ((int64_t{1} << log) < divisor) log++;
-  return {static_cast<uint32_t>(divisor), static_cast<uint32_t>(((int64_t{1} << (31 + log)) + divisor - 1) / divisor), 31 + log};
-}
 
 // Tiles of pixels have other columns in memory, with their halo, where they lie along a border with kernels of its own.
 enum TileShape { kInner, kAlongRow, kAlongColumn, kTileShapes };
