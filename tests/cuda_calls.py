@@ -58,10 +58,10 @@ def conv_of(
     instance: ConvInstance, depths: Depths | None = None, region: Region | None = None, fraction: int | None = None
 ) -> Conv:
     """The problem as backends take it, where a region of these depths is computed, or everywhere. fraction: of features of 16 bits,
-    else they are floats."""
+    else they are floats; a residual in floats is brought into them."""
     layer, residual = instance.layer, instance.residual
     fixed = {} if fraction is None else {"features": "int16", "fraction": fraction}
-    if fixed and residual is not None:
+    if fixed and residual is not None and residual.dtype != torch.int16:
         residual = to_fixed(residual, fraction)
     conv = Conv(
         instance.x_q,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
 from test_conv2d import problems
-from test_features16 import wanted
+from test_features16 import int16_residual, wanted
 
 from adabm_kernels.quantize import act_grid
 
@@ -113,6 +113,7 @@ def check_straight(instance: ConvInstance, outputs: str, fraction: int | None, p
         want_y, want_q = instance.run("reference", "both")
     else:
         want_y, want_q = wanted(instance, fraction)
+        instance = replace(instance, residual=int16_residual(instance, fraction))
     call = conv2d_call(instance, outputs=outputs, packed_x=packed, packed_y=packed, fraction=fraction)
     call.run()
     assert call.y is None or torch.equal(call.y, want_y)
