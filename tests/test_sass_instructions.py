@@ -260,6 +260,12 @@ def test_lanes_part_at_a_branch_and_meet_again() -> None:
     assert w.counts == [1, 1, 1, 1, 1, 1, 1, 2, 1, 1] and w.slots == 11
 
 
+def test_what_a_guard_leaves_out_takes_a_slot() -> None:
+    block = Block(Launch(program(["@P0 MOV R1, R2", "@!P0 MOV R1, R3"]), (1, 1), 32, 1024, b"", 9), (0, 0), [], trace=(0,))
+    w = block.run().warps[0]
+    assert w.trace == [~0, 1, 2] and w.slots == 3
+
+
 def test_a_loop_that_lanes_leave_one_after_the_other() -> None:
     lines = [
         "S2R R0, SR_TID.X",  # 0x00
@@ -614,6 +620,8 @@ def test_clocks_wait_for_what_the_compiler_says() -> None:
     loads = [parse.instruction("LDG.E R4, [R2.64]", control=parse.Control(2, 0, 7, 0))] * 2
     use = parse.instruction("FADD R4, R4, R4", control=parse.Control(4, 7, 7, 1))
     assert timing.clocks([*loads, use], [0, 1, 2]) == 2 + timing.L2 + 4
+    assert timing.clocks([*loads, use], [0, ~1, 2]) == timing.L2 + 4
+    assert timing.clocks([*loads, use], [~0, ~1, 2]) == 2 + 2 + 4  # left out: nothing to wait for
     copies = ["LDGSTS.E [R1], [R2.64]", "LDGDEPBAR", "LDGSTS.E [R1], [R2.64]", "LDGDEPBAR"]
     code = [parse.instruction(line) for line in [*copies, "DEPBAR.LE SB0, 0x1", "DEPBAR.LE SB0, 0x0"]]
     assert timing.clocks(code, range(5)) == timing.L2 + 1

@@ -535,7 +535,7 @@ class Warp:
         self.counts = [0] * len(block.program.code)
         self.slots = self.macs = 0
         self.marks: list[Mark] = []
-        self.trace: list[int] | None = None
+        self.trace: list[int] | None = None  # the index of each instruction, its complement where the guard left it out
         self.unfenced: list[Row] = []  # words of shared memory that it wrote ordinarily since its last fence
         self.unpublished: list[Row] = []  # and since it last arrived at a barrier
         self.acquired = self.fenced = 0  # of what others had published: how much was there when it last waited, and fenced
@@ -649,6 +649,8 @@ class Warp:
                 if flight.sums:
                     self._check_flight(index)
                 after = step(self)
+                if trace is not None and self.skipped:
+                    self.skipped, trace[-1] = False, ~index
                 if after is None:
                     index += 1
                 elif after >= 0:

@@ -76,7 +76,7 @@ def _role(block: Block, number: int, name: str, what: str, strips: int | None) -
 
 def _counted(block: Block, name: str, trace: list[int], macs: int, strips: int) -> Role:
     code = block.program.code
-    kinds = Counter(kind_of(code[index].opcode) for index in trace)
+    kinds = Counter(kind_of(code[max(index, ~index)].opcode) for index in trace)
     return Role(name, strips, len(trace), timing.clocks(code, trace), macs, dict(kinds.most_common()))
 
 

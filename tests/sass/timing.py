@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from .parse import Instruction
 
-# Clocks from issue to result. Measured by others, none by this project: "Dissecting the NVIDIA Hopper Architecture through
-# Microbenchmarking and Multiple Level Analysis" (arXiv 2501.12084), table of memory latencies: H100 shared memory 29, L2 263,
-# global 479. The others are taken to be about as long as a load from shared memory, which no source states.
-SHARED, L2, GLOBAL, OTHER = 29, 263, 479, 29
+# Clocks from issue to result. Measured by others, none by this project: "Benchmarking and Dissecting the Nvidia Hopper GPU
+# Architecture via Microbenchmarking" (arXiv 2402.13499), memory latencies of an H100: shared memory 29, L2 263. Codes and
+# tables are taken to be in L2. The others are taken to be about as long as a load from shared memory, which no source states.
+SHARED, L2, OTHER = 29, 263, 29
 LATENCIES = {
     "LDG": L2,
     "LDGSTS": L2,
@@ -38,7 +38,8 @@ LATENCIES = {
 
 
 def clocks(code: Sequence[Instruction], executed: Sequence[int], latencies: dict[str, int] = LATENCIES) -> int:
-    """From the issue of the first to that of the last of some executed instructions, given by their index in the code.
+    """From the issue of the first to that of the last of some executed instructions, given by their index in the code, or by its
+    complement where the guard left them out.
 
     Barriers, products and other warps are taken to be ready. A wait for asynchronous copies (DEPBAR) lasts until the copies of its
     groups have come.
@@ -48,13 +49,16 @@ def clocks(code: Sequence[Instruction], executed: Sequence[int], latencies: dict
     reads = [0] * 6
     copies: list[int] = []  # when each committed group is there
     group = 0
-    for index in executed:
-        instruction = code[index]
+    for place in executed:
+        instruction, done = code[max(place, ~place)], place >= 0
         control = instruction.control
         for board in range(6):
             if control.wait >> board & 1:
                 now = max(now, scoreboards[board], reads[board])
         name = instruction.opcode.partition(".")[0]
+        if not done:
+            now += max(control.stall, 1)
+            continue
         if name == "LDGSTS":
             group = max(group, now + latencies["LDGSTS"])
         elif name == "LDGDEPBAR":
