@@ -63,11 +63,12 @@ def opcode(instruction: str) -> str:
 @dataclass(frozen=True)
 class Loop:
     """An innermost loop with matrix instructions. opcodes: how often each occurs; classes: the same by first word. steps: how many
-    times it takes 32 bytes of every pixel and output."""
+    times it takes 32 bytes of every pixel and output. box: matrix instructions that sum the codes."""
 
     opcodes: Counter
     bits: int
     steps: int
+    box: int
     macs: int  # of the convolution
     shared_bytes: int
 
@@ -82,7 +83,8 @@ class Loop:
 def inner_loops(lines: list[str], outputs: int) -> list[Loop]:
     """The innermost loops with matrix instructions of a kernel for so many outputs.
 
-    Products are those of a warp's 32 pixels with the outputs; those that sum up the codes, as for 8 more outputs, come on top.
+    Products are those of a warp's 32 pixels with the outputs; those that sum up the codes, as for 8 more outputs, come on top in
+    loops that have them.
     """
     place: dict[str, int] = {}
     instructions: list[str] = []
@@ -103,14 +105,17 @@ def inner_loops(lines: list[str], outputs: int) -> list[Loop]:
             continue
         opcodes = Counter(map(opcode, instructions[begin : end + 1]))
         (matrix,) = (name for name in opcodes if name in MACS)
-        steps, rest = divmod(opcodes[matrix], 2 * (outputs // 8 + 1))
+        products = 2 * (outputs // 8)
+        each = products if opcodes[matrix] % products == 0 else products + 2
+        steps, rest = divmod(opcodes[matrix], each)
         assert rest == 0, f"{opcodes[matrix]} matrix instructions for {outputs} outputs"
         loops.append(
             Loop(
                 opcodes,
                 WIDTH[matrix],
                 steps,
-                steps * 2 * outputs // 8 * MACS[matrix],
+                steps * (each - products),
+                steps * products * MACS[matrix],
                 sum(count * SHARED_BYTES.get(name, 0) for name, count in opcodes.items()),
             )
         )

@@ -253,7 +253,6 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
       if constexpr (kInt16) {
 #pragma unroll
         for (int k = 0; k < kRun; k += 2) add_features(residuals.words[m].w[k / 2], values[k], values[k + 1]);
-        if (run == 0) load_residual(p, place, pixels, m, kNext * 2, residuals.words[m]);
         ptx::Words4 stored;
 #pragma unroll
         for (int k = 0; k < kRun; k += 2) {
@@ -262,6 +261,7 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
         }
         uint8_t* to = behind(static_cast<uint8_t*>(p.y) + place.first + run * kNext * 2, place.pitch, pixels.at(m));
         if (p.y && pixels.has(m)) ptx::store_global(reinterpret_cast<ptx::Words4*>(to), stored);
+        if (run == 0) load_residual(p, place, pixels, m, kNext * 2, residuals.words[m]);
         if (p.y_q) {
 #pragma unroll
           for (int k = 0; k < kRun; k++) values[k] = stored_value(values[k]);
