@@ -82,7 +82,7 @@ def test_features_of_16_bits_need_convolutions_on_integers_around_them():
     with pytest.raises(ValueError, match="residual must be 'auto' or 'float32' with quantize='body', .* in float .*, got 'int16'"):
         ConvertConfig(quantize="body", residual="int16")
     assert ConvertConfig(residual="int16").chosen("residual") == "int16"
-    assert {ConvertConfig(recipe=recipe).chosen("residual") for recipe in ("best", "paper")} == {"float32"}
+    assert [ConvertConfig(recipe=recipe).chosen("residual") for recipe in ("best", "paper")] == ["int16", "float32"]
 
 
 def test_tuning_is_that_of_the_recipe():
