@@ -299,7 +299,7 @@ def _add_calibrate(calibration: argparse.ArgumentParser) -> None:
         "--residual",
         choices=("auto", "float32", "int16"),
         default="auto",
-        help="what features beside the codes are held in; int16 halves their bytes (default: auto, int16 with recipe best where possible)",
+        help="what features beside the codes are held in; int16 halves their bytes (default: auto, int16 with recipe best)",
     )
     add("--start", metavar="MODEL", type=_path, help="a converted model of the same network, whose bit maps are taken over")
     add("--select", metavar="N", type=_integer(1), help="use only the N most informative pictures")
