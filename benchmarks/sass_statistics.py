@@ -63,7 +63,7 @@ def opcode(instruction: str) -> str:
 @dataclass(frozen=True)
 class Loop:
     """An innermost loop with matrix instructions. opcodes: how often each occurs; classes: the same by first word. steps: how many
-    times it takes 32 bytes of every pixel and output. box: matrix instructions that sum the codes."""
+    times it takes 32 bytes of every pixel and output, in the part that multiplies. box: matrix instructions that sum the codes."""
 
     opcodes: Counter
     bits: int
@@ -93,16 +93,18 @@ def inner_loops(lines: list[str], outputs: int) -> list[Loop]:
             place[line[:-1]] = len(instructions)
         else:
             instructions.append(line)
-    spans = []
+    spans, targets = [], set[int | None]()
     for end, instruction in enumerate(instructions):
         target = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+|\.L\w+)\W*$", instruction)
         begin = place.get(target[1]) if target else None
+        targets.add(begin)
         if begin is not None and begin <= end and any(opcode(i) in MACS for i in instructions[begin : end + 1]):
             spans.append((begin, end))
     loops = []
     for begin, end in spans:
         if any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans):
             continue
+        begin = _products(instructions, begin, end, targets)
         opcodes = Counter(map(opcode, instructions[begin : end + 1]))
         (matrix,) = (name for name in opcodes if name in MACS)
         products = 2 * (outputs // 8)
@@ -120,6 +122,19 @@ def inner_loops(lines: list[str], outputs: int) -> list[Loop]:
             )
         )
     return loops
+
+
+def _products(instructions: list[str], begin: int, end: int, targets: set[int | None]) -> int:
+    """Where the part of a loop that multiplies begins: its first basic block with products or what they read from shared memory.
+
+    A loop may bring in the next codes and weights before that, behind branches that most rounds skip. targets: of all branches.
+    """
+    behind = {i + 1 for i in range(begin, end) if opcode(instructions[i]).startswith("BRA")}
+    starts = sorted({begin, end + 1} | behind | {i for i in targets if i is not None and begin < i <= end})
+    for first, last in zip(starts, starts[1:], strict=False):
+        if any(opcode(i) in MACS or opcode(i) in SHARED_BYTES for i in instructions[first:last]):
+            return first
+    return begin
 
 
 def outputs(kernel: str) -> int | None:
