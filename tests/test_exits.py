@@ -472,7 +472,7 @@ def test_the_mixture_is_the_network_in_hard_tiles_and_the_exit_in_easy_ones(name
 def test_blocks_add_nothing_in_easy_tiles_and_hard_ones_read_these_as_they_are():
     """Block by block against the definition."""
     x = torch.cat([ramp(16, 16), noise(16, 16)], 2)[None]
-    model = calibrate(small_edsr(), [x], ConvertConfig(depths="none"), check=False)
+    model = calibrate(small_edsr(), [x], ConvertConfig(depths="none", residual="float32"), check=False)
     model.exit = an_exit(tile=8, threshold=40)
     hard = tile_depths(x, model.exit, 2).values.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None] > 0
     with torch.no_grad():
