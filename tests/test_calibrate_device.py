@@ -73,7 +73,7 @@ def test_so_do_other_ranges(settings: dict) -> None:
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # it does copy
 def test_a_run_may_go_on_elsewhere(tmp_path) -> None:
     """What is kept of an interrupted run lies on the CPU, and another device continues it."""
-    config, network, pictures = ConvertConfig(**BEST), small_edsr(blocks=1, channels=4), [images(2, 3, 16, 18)]
+    config, network, pictures = ConvertConfig(**BEST, residual="float32"), small_edsr(blocks=1, channels=4), [images(2, 3, 16, 18)]
     want = calibrate(network, pictures, config)
 
     def stop(done: int, total: int, stage: str) -> None:

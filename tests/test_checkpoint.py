@@ -28,14 +28,17 @@ from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
 
 NETWORKS = {
-    "full": (EDSRSpec(4, 2, 6), ConvertConfig(batch=2)),
-    "staged": (EDSRSpec(2, 2, 5, mean_shift=False), ConvertConfig(batch=2, weight_bits=6, act_bits=5, tail="staged")),
+    "full": (EDSRSpec(4, 2, 6), ConvertConfig(batch=2, residual="float32")),
+    "staged": (
+        EDSRSpec(2, 2, 5, mean_shift=False),
+        ConvertConfig(batch=2, weight_bits=6, act_bits=5, tail="staged", residual="float32"),
+    ),
     "body": (EDSRSpec(3, 1, 6, tail="single", res_scale=0.1), ConvertConfig(batch=2, quantize="body")),
     "rdn": (RDNSpec(3, 2, 2, 4, 6), ConvertConfig(batch=2, recipe="paper")),
     "rdn_body": (RDNSpec(2, 1, 2, 3, 5), ConvertConfig(batch=2, recipe="paper", quantize="body")),
     "srresnet": (SRResNetSpec(4, 1, 4, bias=True, slopes=4, unit_range=True), ConvertConfig(batch=2, recipe="paper")),
     "srresnet_body": (SRResNetSpec(2, 1, 4, res_scale=0.5), ConvertConfig(batch=2, recipe="paper", quantize="body")),
-    "fixed": (EDSRSpec(2, 1, 4), ConvertConfig(batch=2, adaptive=False, act_bits=8, tail="staged")),
+    "fixed": (EDSRSpec(2, 1, 4), ConvertConfig(batch=2, adaptive=False, act_bits=8, tail="staged", residual="float32")),
     "int16": (EDSRSpec(2, 1, 4), ConvertConfig(batch=2, recipe="paper", tail="staged", residual="int16")),
 }
 X = torch.rand(2, 3, 9, 11, generator=torch.Generator().manual_seed(1)) * 255
@@ -96,7 +99,7 @@ def test_the_header_is_json_with_a_format_version(models: dict[str, ConvertedNet
         keys = list(file.keys())
         assert file.get_tensor("conv.body.0.conv1.codes").dtype == torch.int8
     assert header["format"] == FORMAT_VERSION and header["network"] == "edsr"
-    assert {key.split(".")[0] for key in keys} == {"conv", "float"}
+    assert {key.split(".")[0] for key in keys} == {"conv", "float", "exit"} and models["full"].exit is not None
 
 
 def test_files_of_before_features_of_16_bits_compute_as_before(models: dict[str, ConvertedNetwork], tmp_path: Path) -> None:
@@ -105,7 +108,7 @@ def test_files_of_before_features_of_16_bits_compute_as_before(models: dict[str,
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()[HEADER_KEY])
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-    del header["fraction"], header["config"]["residual"]
+    del header["fraction"], header["config"]["residual"]  # "auto" then
     save_file(tensors, path, {HEADER_KEY: json.dumps(header | {"format": 5})})
     loaded = load(path)
     assert loaded.fraction is None and torch.equal(loaded(X), models["full"](X))
@@ -228,9 +231,21 @@ HEADER_ERRORS: list[tuple[str, Edit, str]] = [
     ("config list", lambda h, t: h.update(config=[]), "'list' object"),
     ("config field", lambda h, t: h["config"].update(colour="red"), r"ConvertConfig: unknown fields \['colour'\]"),
     ("no fraction", lambda h, t: h.pop("fraction"), "'fraction' is missing"),
-    ("fraction", lambda h, t: h.update(fraction=25), "fraction must be a whole number in -16..24, got 25"),
-    ("half a fraction", lambda h, t: h.update(fraction=1.5), "fraction must be a whole number in -16..24, got 1.5"),
-    ("true fraction", lambda h, t: h.update(fraction=True), "fraction must be a whole number in -16..24, got True"),
+    (
+        "fraction",
+        lambda h, t: (h["config"].update(residual="auto"), h.update(fraction=25)),
+        "fraction must be a whole number in -16..24, got 25",
+    ),
+    (
+        "half a fraction",
+        lambda h, t: (h["config"].update(residual="auto"), h.update(fraction=1.5)),
+        "fraction must be a whole number in -16..24, got 1.5",
+    ),
+    (
+        "true fraction",
+        lambda h, t: (h["config"].update(residual="auto"), h.update(fraction=True)),
+        "fraction must be a whole number in -16..24, got True",
+    ),
     (
         "a fraction against the settings",
         lambda h, t: (h["config"].update(residual="float32"), h.update(fraction=3)),
@@ -243,7 +258,7 @@ HEADER_ERRORS: list[tuple[str, Edit, str]] = [
     ),
     (
         "a fraction with floats around the blocks",
-        lambda h, t: (h["config"].update(quantize="body"), h.update(fraction=3)),
+        lambda h, t: (h["config"].update(quantize="body", residual="auto"), h.update(fraction=3)),
         "residual must be 'auto' or 'float32' here, got 'int16': with quantize='body' convolutions in float",
     ),
     ("thresholds", lambda h, t: h.update(thresholds=None), "thresholds must be two finite numbers, got None"),

@@ -266,7 +266,7 @@ def test_ends_and_maps_stay_as_they_are_in_recipe_best():
 @pytest.mark.parametrize("recipe", ["best", "paper"])
 def test_an_interrupted_run_goes_on_to_the_same_result(recipe, tmp_path):
     tuning = BEST if recipe == "best" else PAPER
-    images, config = noise(5, 24, 24), ConvertConfig(recipe=recipe, steps=9, tuning=tuning, depths="none")
+    images, config = noise(5, 24, 24), ConvertConfig(recipe=recipe, steps=9, tuning=tuning, depths="none", residual="float32")
     want = calibrate(small_edsr(), images, config)
     path = tmp_path / "run.resume"
 
@@ -344,7 +344,7 @@ def test_a_run_that_has_converged_ends_early_and_resumes_alike(tmp_path):
     """A tolerance near 1 is met at once: two spans at the full rate, then the rates fall."""
     tuning = BestTuning(batch=2, patch=16, warmup=2, tolerance=0.99, span=3, cooldown=4)
     images, path = noise(5, 24, 24), tmp_path / "run.resume"
-    config = ConvertConfig(steps=50, tuning=tuning, depths="none")
+    config = ConvertConfig(steps=50, tuning=tuning, depths="none", residual="float32")
     seen = []
     want = calibrate(small_edsr(), images, config, lambda done, total, what: seen.append((done, total)))
     assert want.report["steps"] == len(want.report["losses"]) == 2 * 3 + 4
