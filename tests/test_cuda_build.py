@@ -73,9 +73,9 @@ def kinds(loop: sass.Loop) -> Counter:
 
 @pytest.mark.parametrize("architecture", sass.FOUR_BIT_ARCHITECTURES)
 def test_a_4_bit_product_costs_half_of_an_8_bit_one(architecture: str) -> None:
-    """A loop of 4 bits multiplies twice as many numbers as one of 8 bits, with as many matrix instructions and reads of shared memory
-    and at most 20 % more of every other kind. Arithmetic with integers is one kind, as the compiler takes the uniform datapath for it
-    or not. Loops are compared that both sum up the codes or both do not."""
+    """A loop of 4 bits multiplies twice as many numbers as one of 8 bits, with as many matrix instructions and reads of shared
+    memory and at most 20 % more of every other kind. Arithmetic with integers is one kind, as the compiler takes the uniform
+    datapath for it or not. Loops are compared that both sum up the codes or both do not."""
     for outputs, lines in convolutions(architecture).items():
         loops = {(loop.steps, loop.bits, loop.box): loop for loop in sass.inner_loops(lines, outputs)}
         # The widest tile has loops of its own for kernels whose rows are threes: those of 8 bits never sum up the codes.
