@@ -158,6 +158,19 @@ def test_straight_lines_of_sums_of_any_size(weight_bits: int) -> None:
     check_straight(instance, "yq", None, packed=False)
 
 
+def test_sums_of_weights_packed_without_their_reach_are_taken_as_large() -> None:
+    """Older libraries packed zeros where the reach stands: sums beyond 2^22 are right all the same."""
+    instance = instantiate(ConvProblem("sums", 17, 33, 64, 64, weight_bits=8, bits=(8,), out_bits=(8,)), extreme=True)
+    want = instance.run("reference", "float")[0]
+    assert instance.run("reference", "acc")[0].abs().max() >= 1 << 22
+    call = conv2d_call(instance, outputs="y")
+    header = call.packed[:PACKED_HEADER_BYTES].view(torch.int32)
+    assert header[4] * 255 >= 1 << 22
+    header[4] = 0
+    call.run()
+    assert torch.equal(call.y, want)
+
+
 def test_straight_lines_need_aligned_slices() -> None:
     """Features in a slice of wider ones, at a multiple of 16 bytes and beside one."""
     instance = instantiate(ConvProblem("slice", 17, 33, 64, 64, bits=(4,), residual=True))
@@ -172,10 +185,12 @@ def test_straight_lines_need_aligned_slices() -> None:
         assert torch.equal(wide[..., first : first + 64], want)
 
 
-def test_a_grid_too_fine_for_straight_lines_is_rounded_all_the_same() -> None:
+@pytest.mark.parametrize(("scale", "fraction"), [(1e-36, None), (2.0**-90, 15), (2.0**-95, 9)])
+def test_a_grid_too_fine_for_straight_lines_is_rounded_all_the_same(scale: float, fraction: int | None) -> None:
+    """Of values as they are, and of features of 16 bits, whose unit makes a scale finer still."""
     instance = instantiate(ConvProblem("fine", 17, 33, 64, 64, bits=(4,)))
-    instance.out_grid = torch.tensor([[1e-36, 1.5]] * 7)
-    check_straight(instance, "q", None, packed=False)
+    instance.out_grid = torch.tensor([[scale, 1.5]] * 7)
+    check_straight(instance, "q", fraction, packed=False)
 
 
 # ---- features of 16 bits

@@ -26,8 +26,6 @@ constexpr float kAnchor = 12582912.0f;
 // What a residual is unchanged by: -0 plus either zero is that zero.
 constexpr float kNothing = -0.0f;
 
-ADABM_DEVICE float small_float(int32_t n) { return ptx::float_of(ptx::bits_of(kAnchor) + static_cast<uint32_t>(n)) - kAnchor; }
-
 // quantize_value of quant_math.h, in the lowest byte: the sum with the anchor rounds half to even.
 ADABM_DEVICE uint32_t quantize_low_byte(float value, float scale, float offset, float top) {
   return ptx::bits_of(fminf(fmaxf(fmaf(value, scale, offset), 0.0f), top) + kAnchor);

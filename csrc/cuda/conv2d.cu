@@ -41,7 +41,6 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
   p.taps_w = unfolds(a.channels, a.kernel_w) ? 1 : a.kernel_w;
   p.activation = a.activation, p.shuffle = a.shuffle, p.packed_codes = a.packed_codes, p.border_kernels = a.border_kernels, p.config = a.config;
   p.tiling = output_tiling(a.out_channels, a.shuffle);
-  p.products = static_cast<float>(a.channels) * a.kernel_h * a.kernel_w;
   p.y_pitch = a.y_pitch ? a.y_pitch : p.tiling.group;
   p.y_int16 = a.y_format == ADABM_FEATURES_INT16;
   p.y_units = p.y_int16 ? std::ldexp(1.0f, a.y_fraction) : 1.0f, p.y_unit = p.y_int16 ? std::ldexp(1.0f, -a.y_fraction) : 1.0f;

@@ -53,16 +53,19 @@ ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form&
     }
   }
   const int from = (chunk * f.planes + plane) * source_row_bytes;
-  const uint8_t* first = image + (static_cast<int64_t>(first_row) * p.width + first_column) * pitch + from;
+  const uint8_t* first = image + from;
   struct Source {
-    int pixel, offset;  // in the tile, and in bytes from `first`
+    int pixel;        // in the tile
+    uint32_t offset;  // in bytes from `first`; only of those inside the image does it mean anything
     bool inside;
   };
+  // Offsets count from the image's first pixel, not from the halo's: the halo may begin several long rows above the image, and a
+  // pixel then lies farther than 2^31 bytes behind its first one. An image has less than 2^31 codes.
   const auto source_of = [&](int unit) {
-    const int pixel = unit >> f.plane_shift, row = by_halo.quotient(pixel), column = pixel - row * halo_columns;
-    const bool inside = (static_cast<unsigned>(first_row + row) < static_cast<unsigned>(p.height)) &
-                        (static_cast<unsigned>(first_column + column) < static_cast<unsigned>(p.width)) & (from < pitch);
-    return Source{pixel, (row * p.width + column) * pitch, inside};
+    const int pixel = unit >> f.plane_shift, tile_row = by_halo.quotient(pixel);
+    const uint32_t row = first_row + tile_row, column = first_column + pixel - tile_row * halo_columns;
+    const bool inside = (row < static_cast<uint32_t>(p.height)) & (column < static_cast<uint32_t>(p.width)) & (from < pitch);
+    return Source{pixel, (row * static_cast<uint32_t>(p.width) + column) * static_cast<uint32_t>(pitch), inside};
   };
   if (storage != kBits) {
     // Some sources on their way together: words of each, at most.
@@ -260,8 +263,9 @@ ADABM_DEVICE ImageForm form_of(const Conv2dParams& p, int image) {
 ADABM_DEVICE void straight_results(const Conv2dParams& p, Lines lines, const Place& at, const OutputTile& outputs, int image, const ImageForm& form,
                                    int32_t (&acc)[2][8][4], const int32_t (&box)[2][4]) {
   const Pixels pixels = own_pixels(p, at, outputs);
-  // No sum exceeds what the weights of one sign make of the highest code.
-  const bool small = ptx::load_constant(&header_of(p)->reach) >> (22 - form.bits) == 0;
+  // No sum exceeds what the weights of one sign make of the highest code. A reach of 0, which is unknown, becomes the largest number.
+  const uint32_t reach = ptx::load_constant(&header_of(p)->reach);
+  const bool small = reach - 1 < (1u << (22 - form.bits)) - 1;
   Residuals residuals = {};
   if (lines != Lines::kCodes) residuals = first_residuals(p, own_features(p, outputs, image), pixels);
   make_floats<8>(form.with_box, small, acc, box);
@@ -305,8 +309,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) conv2d_sm80(const __grid_co
   if (computes(share)) {
 // On compute capability 9 and later a product of 4-bit numbers is a call that unpacks them: never worth it.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
-    if (form.four_bits && threes)
-      multiply<4, kTiles, kGroup, true>(p, at, x, storage, weights, order, form.with_box, acc, box);
+    if (form.four_bits && threes && !form.with_box)
+      multiply<4, kTiles, kGroup, false>(p, at, x, storage, weights, order, false, acc, box);
+    else if (form.four_bits && threes)
+      multiply<4, kTiles, kGroup, true>(p, at, x, storage, weights, order, true, acc, box);
     else if (form.four_bits)
       multiply<4, kTiles, 1, true>(p, at, x, storage, weights, order, form.with_box, acc, box);
     else

@@ -24,26 +24,28 @@ ADABM_DEVICE float activate(int activation, float value, float slope) {
 // ---- codes
 
 // A grid as code_pair takes it. A code t of 0..255 is the float16 t * 2^-24, whose bits are t, and numbers between two codes round
-// to one of them, half to even, where float16 are made. So `scale` and `offset` are those of the table times 2^-24, which is exact,
-// and `top`, in both halves, is the highest code.
+// to one of them, half to even, where float16 are made. So `scale` and `offset` are those of the table times 2^-24, and `scale` also
+// times the unit in which values are given; `top`, in both halves, is the highest code. An offset that becomes denormal on the way
+// is so small that its code is 0 with it or without it.
 struct CodeGrid {
   float scale, offset;
   uint32_t top;
-  bool exact;  // whether code_pair gives what quantize_value does: not where a scale so far from 1 would be denormal or infinite
+  bool exact;  // whether code_pair gives what quantize_value does: `scale` as it is used is neither denormal nor near to infinite
 };
 
-ADABM_DEVICE CodeGrid code_grid(float scale, float offset, int bits) {
+// unit: what values are multiples of, a power of two up to 1.
+ADABM_DEVICE CodeGrid code_grid(float scale, float offset, int bits, float unit) {
   CodeGrid grid;
-  grid.scale = scale * 0x1p-24f, grid.offset = offset * 0x1p-24f;
+  grid.scale = scale * 0x1p-24f * unit, grid.offset = offset * 0x1p-24f;
   grid.top = ((1u << bits) - 1) * 0x10001u;
-  grid.exact = fabsf(scale) >= 0x1p-100f && fabsf(scale) <= 0x1p100f;
+  grid.exact = fabsf(grid.scale) >= 0x1p-124f && fabsf(grid.scale) <= 0x1p76f;
   return grid;
 }
 
 // From the table [7, 2] of a layer.
-ADABM_DEVICE CodeGrid code_grid(const float* out_grid, int bits) {
+ADABM_DEVICE CodeGrid code_grid(const float* out_grid, int bits, float unit) {
   const float* row = out_grid + (bits - ADABM_MIN_BITS) * 2;
-  return code_grid(ptx::load_constant(row), ptx::load_constant(row + 1), bits);
+  return code_grid(ptx::load_constant(row), ptx::load_constant(row + 1), bits, unit);
 }
 
 // Whether the codes of max(v, 0) are those of v: the smallest code of all then stands for both.

@@ -45,7 +45,7 @@ constexpr int32_t kFirstSum = 0x4b400000;
 ADABM_DEVICE Lines straight_form(const Conv2dParams& p, int image) {
   bool without_relu = p.activation == ADABM_ACT_NONE;
   if (p.y_q) {
-    const CodeGrid grid = code_grid(p.out_grid, image_bits(p.out_bits, image));
+    const CodeGrid grid = code_grid(p.out_grid, image_bits(p.out_bits, image), p.y_unit);
     if (!grid.exact) return Lines::kGeneral;
     without_relu |= codes_need_no_relu(grid);
   }
@@ -219,8 +219,7 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
   int storage = 8, code_pitch = 0;
   if (p.y_q) {
     const int out_bits = image_bits(p.out_bits, image);
-    grid = code_grid(p.out_grid, out_bits);
-    if constexpr (kInt16) grid.scale *= p.y_unit;
+    grid = code_grid(p.out_grid, out_bits, kInt16 ? p.y_unit : 1.0f);
     storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y), code_pitch = p.tiling.group * storage / 8;
     y_q = behind(p.y_q, p.y_q_image, image) + (outputs.channel + first_output) / 8 * storage;
   }

@@ -58,8 +58,7 @@ ADABM_DEVICE void set_grid(LayerValues& v, const float* out_grid, int bits, floa
   const float* row = out_grid + (bits - ADABM_MIN_BITS) * 2;
   const float scale = ptx::load_constant(row);
   const bool tiny = fabsf(scale) <= 0x1p-76f;
-  v.grid = code_grid(tiny ? scale * 0x1p24f : scale, ptx::load_constant(row + 1), bits);
-  v.grid.scale *= unit, v.shrink = tiny ? 0x1p-24f : 1.0f;
+  v.grid = code_grid(tiny ? scale * 0x1p24f : scale, ptx::load_constant(row + 1), bits, unit), v.shrink = tiny ? 0x1p-24f : 1.0f;
 }
 
 // Of the thread whose first output is the given one. Features of 16 bits are in units of 2^-fraction, alpha and beta too (which must then

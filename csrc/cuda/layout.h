@@ -25,7 +25,9 @@ struct PackedHeader {
   uint32_t magic;
   int32_t version;
   int32_t box[2];  // by form (8 bits, 4 bits): the sum of the codes is to be added to twice the products
-  int32_t reach;   // of any output: the sum of its positive weights or that of the others' magnitudes, whichever is more
+  // Of any output: the sum of its positive weights or that of the others' magnitudes, whichever is more, and at least 1. 0: unknown,
+  // as in what older libraries with the same version have packed.
+  int32_t reach;
 };
 
 // The outputs of one tile. With a PixelShuffle a tile holds whole sub-pixels, or 64 channels of one: then no 32-bit word of packed

@@ -37,10 +37,10 @@ bool liftable(const adabm_weights& w, bool box_filter) {
 }
 
 // The most that an output's weights m of one sign sum up to: no sum of products with codes up to c is larger in magnitude than c times
-// that.
+// that. At least 1, since 0 stands for unknown.
 int32_t reach(const adabm_weights& w, bool box_filter) {
   const int64_t products = static_cast<int64_t>(w.kernel_h) * w.kernel_w * w.channels;
-  int64_t most = 0;
+  int64_t most = 1;
   for (int64_t o = 0, outputs = weight_count(w) / products; o < outputs; o++) {
     int64_t sums[2] = {0, 0};
     for (int64_t i = o * products; i < (o + 1) * products; i++) {

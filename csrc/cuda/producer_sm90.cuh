@@ -12,6 +12,12 @@ namespace adabm {
 namespace cuda {
 namespace sm90 {
 
+// Where a pixel of a halo lies in its image, in bytes, and whether it does: outside, the offset means nothing.
+struct ImagePixel {
+  uint32_t offset;
+  bool inside;
+};
+
 // A tile with its halo, of one image: where its pixels lie in the image and in shared memory, in lines of neighbours. Lines are rows,
 // or columns where a tile stands upright; "inner" is along a line, "outer" from line to line.
 struct Halo {
@@ -35,14 +41,17 @@ struct Halo {
     const int number = i * kGroupThreads + thread;
     return (i + 1) * kGroupThreads <= pixels() || number < pixels() ? number : pixels() - 1;
   }
-  // From the first pixel, in bytes.
+  // From the first pixel, in bytes, where all pixels are inside: an image has less than 2^31 bytes.
   ADABM_DEVICE uint32_t offset_of(int thread, int i) const {
     const uint32_t along_bytes = inner_bytes, line_bytes = outer_bytes - across * along_bytes;  // modulo 2^32, as the sum is below
     return line.quotient(pixel(thread, i)) * line_bytes + pixel(thread, i) * along_bytes;
   }
-  ADABM_DEVICE bool inside(int thread, int i) const {
-    const int row = line.quotient(pixel(thread, i)), along = pixel(thread, i) - row * across;
-    return static_cast<unsigned>(outer + row) < static_cast<unsigned>(outer_size) && static_cast<unsigned>(inner + along) < static_cast<unsigned>(inner_size);
+  // From the image's first pixel: this one may lie several long rows above the image, more than 2^32 bytes before what is inside.
+  ADABM_DEVICE ImagePixel in_image(int thread, int i) const {
+    const int line_number = line.quotient(pixel(thread, i)), along = pixel(thread, i) - line_number * across;
+    const uint32_t o = outer + line_number, n = inner + along;
+    return {o * static_cast<uint32_t>(outer_bytes) + n * static_cast<uint32_t>(inner_bytes),
+            o < static_cast<uint32_t>(outer_size) && n < static_cast<uint32_t>(inner_size)};
   }
 };
 
@@ -167,8 +176,9 @@ ADABM_DEVICE void unpack_codes(const Halo& h, const Offsets& offsets, bool insid
 #pragma unroll
       for (int i = 0; i < kBatch; i++)
         if (some(i)) {
-          const uint8_t* source = base + (kWide ? offsets(h, thread, first + i) : h.offset_of(thread, first + i));
-          const bool wanted = h.inside(thread, first + i);
+          const ImagePixel pixel = h.in_image(thread, first + i);
+          const uint8_t* source = image + from + pixel.offset;
+          const bool wanted = pixel.inside;
 #pragma unroll
           for (int word = 0; word < kWords; word++) words[i][word] = 0;
 #pragma unroll

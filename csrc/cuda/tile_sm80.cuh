@@ -37,10 +37,9 @@ struct Conv2dParams {
   int border_kernels;
   int box;         // whether the 8-bit form needs the sum of the codes
   int four_bits;   // whether images of up to 4 bits take the 4-bit form
-  float products;  // of an output
   RegionParams region;
   int by_pixel;    // whether pixels that the region leaves out must stay as they are or are passed on
-  int y_pairs;     // neighbouring outputs of even and odd number lie in aligned pairs in y, residual and y_acc
+  int y_pairs;     // neighbouring outputs of even and odd number lie in aligned pairs in y and residual
   int y_int16;     // whether results become features of 16 bits, those in y and residual and those that codes are made of
   float y_units, y_unit;  // 2^fraction of them, and its inverse; 1 and 1 otherwise
   OutputTiling tiling;

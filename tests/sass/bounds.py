@@ -38,12 +38,12 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     "sm_80 code on 9.0, codes to codes": {"warp": Bound(4250, aim=2900)},
     "sm_80 code on 9.0, head": {"warp": Bound(4770)},
 }
-for _code, _more in (("80", 0), ("86", 50), ("89", 50)):
+for _code in ("80", "86", "89"):
     BOUNDS |= {
-        f"sm_{_code} 8-bit products, codes to codes": {"warp": Bound(4050 + _more, aim=2900)},
-        f"sm_{_code} 4-bit products, codes to codes": {"warp": Bound(3260 + _more, aim=1750)},
-        f"sm_{_code} 8-bit products, residual, floats and codes": {"warp": Bound(5250 + _more)},
-        f"sm_{_code} 4-bit products, residual, floats and codes": {"warp": Bound(4460 + _more)},
+        f"sm_{_code} 8-bit products, codes to codes": {"warp": Bound(2150, aim=2900)},
+        f"sm_{_code} 4-bit products, codes to codes": {"warp": Bound(1750, aim=1750)},
+        f"sm_{_code} 8-bit products, residual, floats and codes": {"warp": Bound(2550)},
+        f"sm_{_code} 4-bit products, residual, floats and codes": {"warp": Bound(2200)},
     }
 
 # The same in the mean over an image of 512x512 pixels.

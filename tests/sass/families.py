@@ -11,7 +11,7 @@ from cuda_calls import CudaCall, conv2d_call
 from cuda_library import host_library
 from problems import ConvInstance, ConvProblem, instantiate
 
-from adabm_kernels.quantize import pack_codes
+from adabm_kernels.quantize import act_grid, pack_codes
 
 from . import launches
 from .block import Block, Launch
@@ -30,7 +30,8 @@ class Family:
     """A layer, or a residual block, whose machine code is counted.
 
     code: the architecture that it was compiled for. card: that of the pretended card, where another one's kernels are to be taken.
-    outputs: as conv2d_call. packed: codes are stored packed. config: adabm_conv2d_args.config.
+    outputs: as conv2d_call. packed: codes are stored packed. config: adabm_conv2d_args.config. grid: the range of the codes that
+    come out, where it is not the problem's: from 0 on the lowest code does what a ReLU would, which then costs nothing.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Family:
     block: bool = False
     config: int = 0
     card: str = ""
+    grid: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -85,8 +87,8 @@ FAMILIES = [
 ]
 for _code in ("80", "86", "89"):
     FAMILIES += [
-        Family(f"sm_{_code} 8-bit products, codes to codes", _code, body(**RELU)),
-        Family(f"sm_{_code} 4-bit products, codes to codes", _code, body(4, 4, **RELU), packed=True),
+        Family(f"sm_{_code} 8-bit products, codes to codes", _code, body(**RELU), grid=(0.0, 3.0)),
+        Family(f"sm_{_code} 4-bit products, codes to codes", _code, body(4, 4, **RELU), packed=True, grid=(0.0, 3.0)),
         Family(f"sm_{_code} 8-bit products, residual, floats and codes", _code, body(residual=True), "yq"),
         Family(f"sm_{_code} 4-bit products, residual, floats and codes", _code, body(4, 4, residual=True), "yq", packed=True),
     ]
@@ -163,6 +165,8 @@ def prepare(family: Family, problem: ConvProblem) -> Prepared:
     down, across = family.tiles(problem)
     answers = {"multiprocessors": down * across}
     first = instantiate(problem)
+    if family.grid:
+        first.out_grid = act_grid(*family.grid)
     if family.block:
         follows = dataclasses.replace(
             problem, channels=problem.outputs, bits=first.out_bits.tolist(), activation="none", residual=True
