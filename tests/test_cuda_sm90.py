@@ -242,10 +242,8 @@ def block(problem: ConvProblem, activation: str = "none", residual: bool = True)
     """(first, second) instances of a residual block, the second of this activation, and what two convolutions of the reference make
     of it."""
     first = instantiate(problem)
-    second = instantiate(
-        dataclasses.replace(problem, channels=problem.outputs, bits=first.out_bits.tolist(), activation=activation, residual=residual),
-        seed=1,
-    )
+    settings = {"bits": first.out_bits.tolist(), "activation": activation, "residual": residual}
+    second = instantiate(dataclasses.replace(problem, channels=problem.outputs, **settings), seed=1)
     _, second.x_q = first.run("reference", "codes")
     return first, second, second.run("reference", "both")
 
