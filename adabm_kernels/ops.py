@@ -27,7 +27,7 @@ _BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
 RESBLOCKS = ("cuda",)  # backends that have residual blocks in one piece
 QUANTIZE_MANY = ("cuda",)  # backends that quantise on several grids in one pass
 PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
-INT16_FEATURES = ("cuda", "triton", "cpu", "reference")  # backends that know features of 16 bits; libraries say what they lack
+INT16_FEATURES = ("cuda", "triton", "cpu", "reference")  # backends that know features of 16 bits
 
 _LIB = torch.library.Library("adabm", "DEF")
 # What a convolution reads (backends/call.py, Conv), in the order of the schemas.

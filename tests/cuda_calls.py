@@ -9,13 +9,13 @@ from unittest import mock
 
 import torch
 from cuda_library import buffers, host_library
-from problems import ConvInstance
+from problems import ConvInstance, int16_features
 
 from adabm_kernels import native
 from adabm_kernels.backends import cuda
 from adabm_kernels.backends.call import Conv
 from adabm_kernels.backends.structs import conv2d_args
-from adabm_kernels.quantize import pack_codes, padded_channels, to_fixed, unpack_codes
+from adabm_kernels.quantize import pack_codes, padded_channels, unpack_codes
 from adabm_kernels.regions import Depths, Region
 
 POISON = 171
@@ -59,10 +59,7 @@ def conv_of(
 ) -> Conv:
     """The problem as backends take it, where a region of these depths is computed, or everywhere. fraction: of features of 16 bits,
     else they are floats; a residual in floats is brought into them."""
-    layer, residual = instance.layer, instance.residual
-    fixed = {} if fraction is None else {"features": "int16", "fraction": fraction}
-    if fixed and residual is not None and residual.dtype != torch.int16:
-        residual = to_fixed(residual, fraction)
+    layer = instance.layer
     conv = Conv(
         instance.x_q,
         instance.bits,
@@ -71,14 +68,14 @@ def conv_of(
         layer.alpha,
         layer.beta,
         layer.slope,
-        residual,
+        instance.residual,
         instance.out_grid,
         instance.out_bits,
         layer.box_filter,
         layer.activation,
         layer.shuffle,
-        **fixed,
     )
+    conv = conv if fraction is None else int16_features(conv, fraction)
     return conv if depths is None or region is None else conv._replace(depth=depths.values, region=tuple(region.numbers(depths)))
 
 

@@ -69,8 +69,9 @@ class ConvInstance:
 
 
 def int16_features(conv: Conv, fraction: int) -> Conv:
-    """The convolution with features of 16 bits; its residual becomes what they hold of it."""
-    residual = None if conv.residual is None else to_fixed(conv.residual, fraction)
+    """The convolution with features of 16 bits; its residual, where it has floats, becomes what they hold of it."""
+    floats = conv.residual is not None and conv.residual.dtype == torch.float32
+    residual = to_fixed(conv.residual, fraction) if floats else conv.residual
     return conv._replace(residual=residual, features="int16", fraction=fraction)
 
 

@@ -9,12 +9,14 @@ import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
+from PIL._util import DeferredError
 from shared import shared_path
 from small import one_thread  # noqa: F401
 from torch import nn
 
 from adabm_kernels.calibrate import calibrate
+from adabm_kernels.calibration.made import drawn_pictures, made_pictures
 from adabm_kernels.calibration.ranges import best_act_range, published_weight_range
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.metrics import psnr_y
@@ -478,3 +480,19 @@ def test_a_resume_file_without_an_identity_is_no_state(tmp_path):
     torch.save({"config": {}}, tmp_path / "run.resume")
     with pytest.raises(ValueError, match="is no state of a calibration"):
         calibrate(small_edsr(), noise(2), ConvertConfig(steps=1), resume=tmp_path / "run.resume")
+
+
+@pytest.mark.parametrize("freetype", [True, False])
+def test_drawn_pictures_of_any_pillow(freetype: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without FreeType there is one font, of one size. The third and the fourth picture are shrunk, so colours lie between."""
+    if not freetype:
+        monkeypatch.setattr(ImageFont, "core", DeferredError(ImportError("The _imagingft C module is not installed")))
+        with pytest.raises(ImportError):
+            ImageFont.load_default(40)
+    pictures = drawn_pictures(4, 60, seed=3)
+    assert all(picture.shape == (3, 60, 60) and bool((picture == picture.round()).all()) for picture in pictures)
+    again = drawn_pictures(4, 60, seed=3)
+    assert all(torch.equal(one, other) for one, other in zip(pictures, again, strict=True))
+    text, soft = pictures[1], pictures[3]
+    assert 2 <= len(text.flatten(1).unique(dim=1).T) < len(soft.flatten(1).unique(dim=1).T)
+    assert len(made_pictures(1)[3].flatten(1).unique(dim=1).T) >= 2  # there are letters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from cuda_calls import POISON, assert_equal, check_codes, conv2d_call, conv_of, 
 from cuda_library import ORDERS, buffers, driver, host_library, policy
 from problems import ConvInstance, ConvProblem, instantiate
 from test_cuda_conv2d import by_class
-from test_cuda_sm90 import HOPPER, block, run_block
+from test_cuda_sm90 import HOPPER, block, reference_of, run_block
 
 from adabm_kernels import ops
 from adabm_kernels.backends import reference
@@ -39,9 +39,17 @@ KERNELS = {
     "sm80_wide": (8, ConvProblem("sm80", 9, 19, 36, 64, bits=(4, 8, 2), out_bits=(2, 5, 3), residual=True), 0),
     "resident": (9, ConvProblem("resident", 18, 37, 40, 52, bits=(4, 8, 2), residual=True), 1),
     "resident_tensor_copies": (9, ConvProblem("resident", 18, 37, 64, 64, bits=(8, 8, 8), residual=True), 4),
+    "straight": (9, ConvProblem("straight", 18, 37, 64, 64, bits=(4, 8, 2), residual=True), 1),  # takes tiles computed everywhere
     "staged": (9, ConvProblem("staged", 18, 37, 68, 52, bits=(4, 8, 2), residual=True), 1),
     "staged_narrow_tiles": (9, ConvProblem("staged", 18, 37, 68, 52, bits=(4, 8, 2), residual=True), 2),
 }
+FRACTION = 9  # of features of 16 bits
+
+
+def with_int16(kernels: Iterable[str], int16: Iterable[str]) -> pytest.MarkDecorator:
+    """Each of these kernels with float features, and each of those with features of 16 bits."""
+    cases = [pytest.param(kernel, None, id=kernel) for kernel in kernels]
+    return pytest.mark.parametrize("kernel, fraction", cases + [pytest.param(name, FRACTION, id=f"{name}_int16") for name in int16])
 
 
 @pytest.fixture(autouse=True)
@@ -72,20 +80,25 @@ def problem_of(kernel: str) -> tuple[int, ConvInstance, ConvProblem, int]:
     return major, instance, problem, config
 
 
-def check(kernel: str, region: Region, place: str = "small_tiles", packed: bool = False) -> None:
+def check(kernel: str, region: Region, place: str = "small_tiles", packed: bool = False, fraction: int | None = None) -> None:
     major, instance, problem, config = problem_of(kernel)
-    check_instance(instance, depths_of(problem, place), region, major, config, packed)
+    check_instance(instance, depths_of(problem, place), region, major, config, packed, fraction=fraction)
 
 
 def check_instance(
-    instance: ConvInstance, depths: Depths, region: Region, major: int, config: int, packed: bool, outputs: str = "yq"
+    instance: ConvInstance,
+    depths: Depths,
+    region: Region,
+    major: int,
+    config: int,
+    packed: bool,
+    outputs: str = "yq",
+    fraction: int | None = None,
 ) -> None:
-    call = conv2d_call(instance, packed_x=packed, packed_y=packed, outputs=outputs, depths=depths, region=region)
+    place = {"depths": depths, "region": region, "fraction": fraction}
+    call = conv2d_call(instance, packed_x=packed, packed_y=packed, outputs=outputs, **place)
     call.args.config = config
-    want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
-    if packed:
-        want_q = unpack_codes(want_q, instance.out_bits)
-    reference.conv2d_out(conv_of(instance, depths, region), 1, want_y, want_q)
+    want_y, want_q = reference_of(call, instance, packed, **place)
     with on(major):
         call.run()
     if want_y is not None:
@@ -100,6 +113,12 @@ def test_a_region_is_written_and_nothing_else(kernel: str, region: str) -> None:
     check(kernel, (REGIONS | PASSING)[region], packed=region in ("own", "block"))
 
 
+@pytest.mark.parametrize("region", ["around", "block"])
+@pytest.mark.parametrize("kernel", ["sm80", "sm80_wide", "resident", "straight", "staged"])
+def test_a_region_of_features_of_16_bits(kernel: str, region: str) -> None:
+    check(kernel, (REGIONS | PASSING)[region], "whole_tiles", packed=region == "block", fraction=FRACTION)
+
+
 @pytest.mark.parametrize("place", MAPS)
 @pytest.mark.parametrize("kernel", ["sm80_wide", "resident_tensor_copies", "staged_narrow_tiles"])
 def test_tiles_of_any_size_and_place(kernel: str, place: str) -> None:
@@ -109,31 +128,30 @@ def test_tiles_of_any_size_and_place(kernel: str, place: str) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("outputs", ["y", "q"])
-@pytest.mark.parametrize("kernel", ["sm80", "resident", "staged"])
-def test_in_place_and_with_codes_alone(kernel: str, outputs: str, order: str) -> None:
+@with_int16(["sm80", "resident", "staged"], ["sm80_wide", "straight"])
+def test_in_place_and_with_codes_alone(kernel: str, fraction: int | None, outputs: str, order: str) -> None:
     major, instance, problem, config = problem_of(kernel)
-    depths, region = depths_of(problem), PASSING["block"]
-    call = conv2d_call(instance, outputs=outputs, depths=depths, region=region)
+    place = {"depths": depths_of(problem), "region": PASSING["block"], "fraction": fraction}
+    call = conv2d_call(instance, outputs=outputs, **place)
     call.args.config = config
     if outputs == "y":
-        call.y.copy_(instance.residual)
+        call.y.copy_(next(t for t in call.read if t.data_ptr() == call.args.residual))
         call.args.residual = call.y.data_ptr()
-    want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
-    reference.conv2d_out(conv_of(instance, depths, region), 1, want_y, want_q)
+    want_y, want_q = reference_of(call, instance, False, **place)
     with on(major), policy(order, "random", seed=1):
         call.run()
     assert_equal(*((call.y, want_y) if outputs == "y" else (call.y_q, want_q)))
 
 
 @pytest.mark.parametrize("outputs, region", [("q", "inside_a_block"), ("y", "passed_on_alone"), ("yq", "block")])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_zeros_are_passed_on_without_a_residual(kernel: str, outputs: str, region: str) -> None:
+@with_int16([kernel for kernel in KERNELS if kernel != "straight"], ["sm80_wide", "straight"])
+def test_zeros_are_passed_on_without_a_residual(kernel: str, fraction: int | None, outputs: str, region: str) -> None:
     major, problem, config = KERNELS[kernel]
     instance = instantiate(dataclasses.replace(problem, residual=False, activation="relu"))
     depths, packed = depths_of(problem), outputs == "q"
     zero = reference.codes_of(torch.zeros(3, 1, 1, 4), instance.out_grid, instance.out_bits)
     assert zero.all()  # so that zeros written in its place would show
-    check_instance(instance, depths, PASSING[region], major, config, packed, outputs)
+    check_instance(instance, depths, PASSING[region], major, config, packed, outputs, fraction)
 
 
 @pytest.mark.parametrize("kernel", ["sm80", "resident", "staged"])
@@ -201,7 +219,7 @@ def test_the_first_layer_whose_few_channels_are_unfolded(region: str) -> None:
 
 
 @pytest.mark.parametrize("passed", [None, (0, 0)], ids=["untouched", "passed_on"])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel != "straight"])
 def test_tiles_without_a_pixel_to_compute_read_no_codes(kernel: str, passed: tuple[int, int] | None) -> None:
     """Those of the image of depth 0 are not even there."""
     major, instance, problem, config = problem_of(kernel)
@@ -220,6 +238,7 @@ def test_tiles_without_a_pixel_to_compute_read_no_codes(kernel: str, passed: tup
 
 
 BLOCK = ConvProblem("block", 17, 37, 36, 36, bits=(4, 8, 2), out_bits=(3, 6, 8), activation="relu")
+STRAIGHT_BLOCK = dataclasses.replace(BLOCK, channels=64, outputs=64)
 
 
 def two_calls_of(first: ConvInstance, second: ConvInstance, depths: Depths, inner: Region) -> None:
@@ -228,17 +247,24 @@ def two_calls_of(first: ConvInstance, second: ConvInstance, depths: Depths, inne
     reference.conv2d_out(conv_of(first, depths, inner), 1, None, second.x_q)
 
 
-def check_block(region: Region, config: int, packed: bool, place: str = "small_tiles", inner: Region | None = None) -> None:
+def check_block(
+    region: Region,
+    config: int,
+    packed: bool,
+    place: str = "small_tiles",
+    inner: Region | None = None,
+    problem: ConvProblem = BLOCK,
+    fraction: int | None = None,
+) -> None:
     """inner: the first convolution's region, where it is not zeros at all pixels that the second does not compute."""
-    depths = depths_of(BLOCK, place)
-    first, second, _ = block(BLOCK)
+    depths = depths_of(problem, place)
+    first, second, _ = block(problem)
+    settings = {"depths": depths, "region": region, "fraction": fraction}
     with driver(**HOPPER, multiprocessors=2):
-        call = run_block(first, second, packed, config, depths=depths, region=region)
+        call = run_block(first, second, packed, config, **settings)
     two_calls_of(first, second, depths, inner or dataclasses.replace(region, passed=EVERY))
-    want_y, want_q = torch.full_like(call.y, -987654.0), torch.full_like(call.y_q, POISON)
-    if packed:
-        want_q = unpack_codes(want_q, second.out_bits)
-    reference.conv2d_out(conv_of(second, depths, region), 1, want_y, want_q)
+    fresh = conv2d_call(second, packed_y=packed, outputs="yq", **settings)
+    want_y, want_q = reference_of(fresh, second, packed, **settings)
     assert_equal(call.y, want_y)
     check_codes(call, second, want_q, packed)
 
@@ -261,6 +287,12 @@ def test_a_residual_block_equals_two_calls_with_the_regions_of_a_network(config:
 def test_residual_blocks_of_every_configuration_in_any_order(config: int, order: str) -> None:
     with policy(order, "random", seed=config):
         check_block(PASSING["block"], config, packed=False)
+
+
+@pytest.mark.parametrize("config, place", [(1, "small_tiles"), (2, "whole_tiles"), (3, "whole_tiles"), (4, "small_tiles")])
+def test_residual_blocks_with_features_of_16_bits(config: int, place: str) -> None:
+    with policy("random", "random", seed=config):
+        check_block(PASSING["block"], config, place == "whole_tiles", place, problem=STRAIGHT_BLOCK, fraction=FRACTION)
 
 
 # ---- quantisation

@@ -238,23 +238,22 @@ def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, output
 # ---- residual blocks
 
 
-def block(problem: ConvProblem, packed: bool = False):
-    """(first, second) instances of a residual block, and what two convolutions of the reference make of it."""
+def block(problem: ConvProblem, activation: str = "none", residual: bool = True):
+    """(first, second) instances of a residual block, the second of this activation, and what two convolutions of the reference make
+    of it."""
     first = instantiate(problem)
-    second = instantiate(
-        dataclasses.replace(problem, channels=problem.outputs, bits=first.out_bits.tolist(), activation="none", residual=True),
-        seed=1,
-    )
+    settings = {"bits": first.out_bits.tolist(), "activation": activation, "residual": residual}
+    second = instantiate(dataclasses.replace(problem, channels=problem.outputs, **settings), seed=1)
     _, second.x_q = first.run("reference", "codes")
     return first, second, second.run("reference", "both")
 
 
-def run_block(first, second, packed: bool = False, config: int = 0, **place):
+def run_block(first, second, packed: bool = False, config: int = 0, outputs: str = "yq", **place):
     """The second's call, of a region where place names one (`conv2d_call`), after it was made as a block."""
-    a, b = conv2d_call(first, packed_x=packed, outputs="q"), conv2d_call(second, packed_y=packed, outputs="yq", **place)
+    a, b = conv2d_call(first, packed_x=packed, outputs="q"), conv2d_call(second, packed_y=packed, outputs=outputs, **place)
     a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
     a.args.config = config
-    with buffers([*a.read, a.packed, *b.read, b.packed], [b.y, b.y_q]):
+    with buffers([*a.read, a.packed, *b.read, b.packed], [t for t in (b.y, b.y_q) if t is not None]):
         host_library().call("adabm_resblock_cuda", a.args, b.args, 0, None)
     return b
 
@@ -277,6 +276,15 @@ def test_block_equals_two_convolutions(problem: ConvProblem, packed: bool) -> No
 def test_block_in_any_order(order: str, landing: str) -> None:
     with policy(order, landing, seed=2):
         check_block(BLOCKS[0])
+
+
+@pytest.mark.parametrize("fraction", [None, 11], ids=["float32", "int16"])
+@pytest.mark.parametrize("activation", ["none", "relu", "prelu"])
+def test_blocks_that_give_codes_alone_without_a_residual(activation: str, fraction: int | None) -> None:
+    first, second, _ = block(ConvProblem("codes", 17, 33, 64, 64, bits=(4, 8), activation="relu"), activation, residual=False)
+    call = run_block(first, second, outputs="q", fraction=fraction)
+    fresh = conv2d_call(second, outputs="q", fraction=fraction)
+    assert_equal(call.y_q, reference_of(fresh, second, False, fraction=fraction)[1])
 
 
 # ---- configurations
@@ -438,6 +446,7 @@ BROKEN_BLOCKS = [
     ("first", {"region": native.Region(64, 8)}, ValueError, "the first convolution's region.depth must be null"),
     ("second", {"region": native.Region(64, 8, 8)}, ValueError, "region.top and left must be 0..7, got 8 and 0"),
     ("first", {"y": 64}, ValueError, "the first convolution must have no output and no residual"),
+    ("first", {"y_format": 1}, ValueError, r"the first convolution's y_format must be 0 \(float32\): .* got 1"),
     ("second", {"x_q": 64}, ValueError, "x_q must be null and its x_bits the first's out_bits"),
     ("second", {"height": 4}, ValueError, r"must take what the first gives, got \[1, 4, 3, 64\] for \[1, 5, 3, 64\]"),
     ("first", {"struct_bytes": 8}, ValueError, "first and second must be structs of [0-9]+ bytes"),

@@ -16,6 +16,7 @@ from adabm_kernels import native
 
 on_card = pytest.importorskip("on_card", reason="benchmarks are not beside the tests")
 card_steps = pytest.importorskip("card_steps")
+TOOLS = pytest.importorskip("sanitize_gpu").TOOLS
 SCRIPT = Path(on_card.__file__)
 Step = on_card.Step
 
@@ -228,22 +229,28 @@ def test_what_a_process_says_is_the_answer(tmp_path: Path, capsys, monkeypatch: 
     """A stand-in for the runner, which says what the file's name has it say, or hangs."""
     runner = tmp_path / "python"
     runner.write_text(
-        '#!/bin/sh\ncase "$2" in *slow*) exec sleep 60;; esac\n'
-        'echo noise; echo "{\\"golden\\": \\"$(basename $2)\\", \\"result\\": \\"$(basename $2 .npz | cut -d_ -f2)\\"}"\n'
+        '#!/bin/sh\ncase "$2" in *slow*) exec sleep 60;; esac\nname=$(basename "$2" .npz); echo noise\n'
+        'echo "{\\"golden\\": \\"$name\\", \\"result\\": \\"$(echo "$name" | cut -d_ -f2)\\", '
+        '\\"reason\\": \\"$(echo "$name" | cut -d_ -f3)\\"}"\n'
     )
     runner.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(runner))
     monkeypatch.setattr(card_steps, "GOLDEN", tmp_path)
     monkeypatch.setattr(card_steps, "GOLDEN_LIMIT", 2)
-    for name in ("00_equal", "01_unsupported"):
-        (tmp_path / f"{name}.npz").write_bytes(b"")
-    assert card_steps.golden(False) == 0
-    for name in ("02_slow", "03_different"):
-        (tmp_path / f"{name}.npz").write_bytes(b"")
-    capsys.readouterr()
-    assert card_steps.golden(False) == 1
+
+    def ends(*names: str) -> int:
+        for name in names:
+            (tmp_path / f"{name}.npz").write_bytes(b"")
+        capsys.readouterr()
+        return card_steps.golden(False)
+
+    assert ends("00_unsupported_needs compute capability 9.x") == 1  # nothing was compared
+    assert ends("01_equal") == 0
+    assert ends("02_unsupported_no such kernel") == 1
+    (tmp_path / "02_unsupported_no such kernel.npz").unlink()
+    assert ends("03_slow", "04_different") == 1
     *_, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert last == {"tally": {"equal": 1, "unsupported": 1, "timeout": 1, "different": 1}}
+    assert last == {"tally": {"unsupported": 1, "equal": 1, "timeout": 1, "different": 1}}
 
 
 def test_a_layer_that_is_wrong_is_told_and_not_timed(capsys) -> None:
@@ -254,7 +261,7 @@ def test_a_layer_that_is_wrong_is_told_and_not_timed(capsys) -> None:
         raise AssertionError("two layers and one kernel")
 
     def unknown() -> None:
-        raise native.Unsupported("no kernels for int16 features yet")
+        raise native.Unsupported("the device has another compute capability")
 
     assert layers.proven("right", lambda: None) and not layers.proven("wrong", wrong, bits=8)
     layers.time("timed", lambda: None, bits=4)
@@ -262,7 +269,7 @@ def test_a_layer_that_is_wrong_is_told_and_not_timed(capsys) -> None:
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
         {"layer": "wrong", "result": "different", "reason": "two layers and one kernel", "bits": 8},
         {"layer": "timed", "us": 2000.0, "bits": 4},
-        {"layer": "unknown", "result": "unsupported", "reason": "no kernels for int16 features yet"},
+        {"layer": "unknown", "result": "unsupported", "reason": "the device has another compute capability"},
     ]
     assert layers.results == ["different", "timed", "unsupported"]
 
@@ -334,6 +341,32 @@ def test_what_the_profiler_prints() -> None:
     assert card_steps.metrics_of("==ERROR== ERR_NVGPUCTRPERM") == {}
 
 
+@pytest.mark.parametrize("ends", [{}, {"racecheck": "sleep 60"}, dict.fromkeys(TOOLS, "sleep 60")], ids=["all", "one_late", "none"])
+def test_the_sanitizer_needs_one_tool_that_is_clean(ends: dict, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = "".join(f"{name}) exec {command};; " for name, command in ends.items())
+    stand_in(tmp_path / "bin", "compute-sanitizer", f'case "$2" in {cases}*) exit 0;; esac', monkeypatch)
+    monkeypatch.setattr(card_steps, "SANITIZER_LIMIT", 1)
+    assert card_steps.sanitizer(False) == int(len(ends) == len(TOOLS))
+    *_, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert last["tally"].get("timeout", 0) == len(ends) and last["tally"].get("clean", 0) == len(TOOLS) - len(ends)
+
+
+def test_every_kernel_must_be_profiled(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    import card_memory
+
+    (tmp_path / "printed").write_text(NCU)
+    stand_in(tmp_path / "bin", "ncu", f'case "$*" in *head*) exit 1;; esac; cat {tmp_path}/printed', monkeypatch)
+    monkeypatch.setattr(card_memory, "Card", lambda: type("Card", (), {"attribute": lambda self, name: 9})())
+    monkeypatch.setattr(card_steps, "PROFILED", {9: ("resident_a8", "head"), 8: ()})
+    assert card_steps.ncu(False) == 1
+    *lines, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["profiled"], line["result"]) for line in lines] == [("00_resident_a8", "read"), ("01_head", "failed")]
+    assert last == {"tally": {"read": 1, "failed": 1}, "not_read": ["head"]}
+    (tmp_path / "bin" / "01_head.npz").unlink()  # not carried along
+    assert card_steps.ncu(False) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["not_read"] == ["head"]
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_kernels_are_profiled(works: bool, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     import card_memory
@@ -342,9 +375,11 @@ def test_kernels_are_profiled(works: bool, tmp_path: Path, capsys, monkeypatch: 
     body = f'echo "$@" >> {tmp_path}/calls; ' + (f"cat {tmp_path}/printed" if works else "echo '==ERROR== no permission'; exit 1")
     stand_in(tmp_path / "bin", "ncu", body, monkeypatch)
     monkeypatch.setattr(card_memory, "Card", lambda: type("Card", (), {"attribute": lambda self, name: 9})())
+    monkeypatch.setattr(card_steps, "PROFILED", {9: ("resident_a8",), 8: ()})
     assert card_steps.ncu(False) == (0 if works else 1)
     line, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert line["profiled"] == "00_resident_a8" and last == {"tally": {"read" if works else "failed": 1}}
+    assert line["profiled"] == "00_resident_a8"
+    assert last == ({"tally": {"read": 1}} if works else {"tally": {"failed": 1}, "not_read": ["resident_a8"]})
     if works:
         assert line["metrics"]["Launch Statistics"] == {"Grid Size": "132"}
     else:

@@ -14,7 +14,12 @@ TEXT = "Sphinx of\nblack quartz,\njudge my vow\n0123456789"
 
 
 def made_pictures(seed: int) -> list[torch.Tensor]:
-    """A flat colour, a gradient, a drawing and a text: float32 [3, SIDE, SIDE] each, whole numbers in 0..255."""
+    """A flat colour, a gradient, a drawing and a text: float32 [3, SIDE, SIDE] each, whole numbers in 0..255.
+
+    The same for a seed wherever NumPy's generators and Pillow are the same. Other versions of Pillow may draw shapes with other
+    pixels, and the text depends on what draws Pillow's default font: a version of FreeType or, where Pillow was built without it, a
+    bitmap font.
+    """
     random = np.random.default_rng(seed)
     pictures = [_flat(random), _gradients(random), _drawing(random), _text(random)]
     return [_as_tensor(picture) for picture in pictures]
@@ -23,7 +28,8 @@ def made_pictures(seed: int) -> list[torch.Tensor]:
 def drawn_pictures(count: int, side: int, seed: int) -> list[torch.Tensor]:
     """Drawings and texts in turn: float32 [3, side, side] each, whole numbers in 0..255.
 
-    Every second pair is made as large as SHRINK times that and shrunk by bicubic, so that its edges are soft.
+    Every second pair is made as large as SHRINK times that and shrunk by bicubic, so that its edges are soft. What a seed gives
+    depends on the same versions as `made_pictures`.
     """
     random, pictures = np.random.default_rng(seed), []
     for i in range(count):
@@ -70,10 +76,15 @@ def _drawing(random: np.random.Generator, side: int = SIDE, scale: int = 1) -> n
 
 
 def _text(random: np.random.Generator, side: int = SIDE, scale: int = 1) -> np.ndarray:
+    """TEXT in Pillow's default font, whose letters are `scale` times as large: side * scale pixels a side."""
     from PIL import Image, ImageDraw, ImageFont
 
     background, colour, *_ = _colours(random)
-    image = Image.new("RGB", (side * scale, side * scale), background)
-    font = ImageFont.load_default(10 * scale)
+    drawn = side * scale
+    try:
+        font = ImageFont.load_default() if scale == 1 else ImageFont.load_default(10 * scale)
+    except ImportError:  # a Pillow without FreeType has one size alone: its pixels are enlarged
+        font, drawn = ImageFont.load_default(), side
+    image = Image.new("RGB", (drawn, drawn), background)
     ImageDraw.Draw(image).multiline_text((2, 0), TEXT, fill=colour, spacing=1, font=font)
-    return np.asarray(image)
+    return np.asarray(image.resize((side * scale, side * scale), Image.Resampling.NEAREST))

@@ -73,8 +73,9 @@ void resblock(const Conv2dParams& first, const Conv2dParams& second, int device,
   const uint32_t shared = shared_bytes(config);
   const auto run = [&](Kernel kernel) { launch(kernel, "resblock_sm90", dim3(q.blocks), dim3(kThreads), shared, stream, q); };
   constexpr auto rows = std::make_index_sequence<std::size(kResblockConfigs)>();
-  // Where all pixels of tiles with a computed one may be written, the straight form takes them all; it also takes blocks without features.
-  const Straight form = straight_form(second);
+  // Where all pixels of tiles with a computed one may be written, the straight form takes them all. Blocks without features run the kernel
+  // of float features, which has no PReLU: that of the second convolution is left to the general form.
+  const Straight form = second.activation == ADABM_ACT_PRELU ? Straight::kNone : straight_form(second);
   if (second.by_pixel && form != Straight::kNone) q.second.region.taken = TilesTaken::kAllComputed;
   if (form == Straight::kInt16)
     run(kernel_of<Straight::kInt16>(row, rows));

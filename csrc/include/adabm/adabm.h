@@ -46,7 +46,8 @@ enum { ADABM_PACKED_X = 1, ADABM_PACKED_Y = 2 };
  *   stored = clamp(round_half_even(v * 2^fraction), -32767, 32767)      of NaN -32767
  *   value  = float(stored) * 2^-fraction                                exact
  *
- * Where a convolution writes y as int16, all that it gives is of the value that y holds, y_q too. */
+ * Where a convolution writes y as int16, all that it gives is of the value that y holds, y_q too. The kernels may multiply alpha and beta
+ * rather than v by 2^fraction, so both must stay finite: below 2^(128 - fraction) in magnitude, 2^104 for the largest fraction. */
 enum { ADABM_FEATURES_FLOAT32 = 0, ADABM_FEATURES_INT16 = 1 };
 #define ADABM_MIN_FRACTION (-16)
 #define ADABM_MAX_FRACTION 24
@@ -269,7 +270,8 @@ ADABM_API adabm_status adabm_pack_cuda(const adabm_weights* weights, int32_t box
  * cores where the device has them (compute capability 8.x) and the weights fit, decided on the device for each image. */
 ADABM_API adabm_status adabm_conv2d_cuda(const adabm_conv2d_args* args, int32_t device, void* stream);
 /* Both convolutions of a residual block in one kernel, equal to two calls of adabm_conv2d_cuda. The first has no outputs, the second no
- * x_q: the codes between them, on first->out_grid and first->out_bits, never reach memory. A region is the second's alone: the first
+ * x_q: the codes between them, on first->out_grid and first->out_bits, never reach memory. They are of v in float32: the first's
+ * y_format must be ADABM_FEATURES_FLOAT32, whatever the second's is. A region is the second's alone: the first
  * computes the same pixels, and passes zeros on to those around them. 3x3, 33 to 64 channels, compute capability 9.0;
  * ADABM_UNSUPPORTED and why otherwise. y_q must not be x_q; y may be the same memory as residual. */
 ADABM_API adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, const adabm_conv2d_args* second, int32_t device, void* stream);
