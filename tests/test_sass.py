@@ -107,6 +107,14 @@ def spend(family: Family) -> None:
         assert not bound.clocks or role.clocks <= bound.clocks * role.share, f"{name}: {role.clocks} clocks of latency"
 
 
+def test_every_aim_is_kept_or_named_a_miss() -> None:
+    every = {(f, role): b for f, roles in bounds.BOUNDS.items() for role, b in roles.items()}
+    assert bounds.BOUNDS.keys() == {family.name for family in FAMILIES}
+    assert {place for place, bound in every.items() if bound.aim and bound.slots > bound.aim} == bounds.MISSED
+    over = {(f, role): b for f, roles in bounds.OVER_IMAGE.items() for role, b in roles.items()}
+    assert {place for place, bound in over.items() if bound.aim and bound.slots > bound.aim} == bounds.MISSED & over.keys()
+
+
 @pytest.mark.parametrize("family", [f for f in FIRST if f.name.endswith("codes to codes") and not f.packed], ids=str)
 def test_the_choice_of_a_backend_counts_what_is_executed(family: Family) -> None:
     """Issue slots of backends/counted.py, to 10 %."""
