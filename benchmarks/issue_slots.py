@@ -5,7 +5,8 @@
 For a strip of 128 pixels by 64 outputs inside an image: issue slots of a warp, which are clocks of its scheduler; clocks of the
 tensor cores; and clocks of a multiprocessor's share of the card's memory, at the rates of adabm_kernels/backends/rates.py. The
 largest of the three is the bound. Beside it stands how long the slowest warp would take alone: where that is more, too few warps
-are there to hide what each waits for. --network: EDSR-baseline x4 of 512x512 pixels on an H200, estimated from the same counts.
+are there to hide what each waits for. --network: the same in the mean over 512x512 pixels, and EDSR-baseline x4 of as many on an
+H200, estimated from the counts, with features in float32 and in int16.
 
 Needs a C++ compiler, nvcc (or the built CUDA library), and cuobjdump and nvdisasm from CUDA's toolkit or Triton.
 """
@@ -30,13 +31,14 @@ STRIP = 128  # pixels
 
 
 def pixel_bytes(family: Family) -> float:
-    """Bytes that one pixel takes from and to memory once: codes in and out, floats in and out. Weights and tables are left out."""
+    """Bytes that one pixel takes from and to memory once: codes in and out, features in and out, float32 or int16. Weights and
+    tables are left out."""
     problem = family.problem
     stored = storage_bits(problem.bits[0]) if family.packed else 8
     stored_out = storage_bits(problem.out_bits[0]) if family.packed else 8
-    floats = 4 * problem.outputs
+    features = (4 if family.fraction is None else 2) * problem.outputs
     found = problem.channels * stored / 8
-    found += floats * (problem.residual or family.block) + floats * ("y" in family.outputs)
+    found += features * (problem.residual or family.block) + features * ("y" in family.outputs)
     return found + problem.outputs * stored_out / 8 * ("q" in family.outputs)
 
 
@@ -93,38 +95,71 @@ def table(chosen: list[Family], kinds: bool) -> None:
         print(f"| {family} | **all, a strip** | | | {clocks} | {strip.bound} |", flush=True)
 
 
-# EDSR-baseline x4 as it runs on 9.0: each layer's family, and how often it comes. The tail is the collapsed upsampler, here with
-# one kernel for all pixels and floats as its output.
-NETWORK = [
-    ("sm_80 code on 9.0, head", 1),
-    ("sm_90 residual block", 16),
-    ("sm_90 residual, floats and codes", 1),
-    ("sm_90 staged, 5x5 to the image", 1),
-]
+# EDSR-baseline x4 as it runs on 9.0, by how its features are stored (recipe "best" holds them in 16 bits): each layer's family, and
+# how often it comes. The tail is the collapsed upsampler, here with one kernel for all pixels and floats as its output.
+TAIL = ("sm_90 staged, 5x5 to the image", 1)
+NETWORKS = {
+    "float32": [
+        ("sm_80 code on 9.0, head", 1),
+        ("sm_90 residual block", 16),
+        ("sm_90 residual, floats and codes", 1),
+        TAIL,
+    ],
+    "int16": [
+        ("sm_80 code on 9.0, head to 16-bit features", 1),
+        ("sm_90 residual block, 16-bit features", 16),
+        ("sm_90 residual, 16-bit features and codes", 1),
+        TAIL,
+    ],
+}
 
 
-def network(side: int = 512) -> None:
-    """Milliseconds of one image, by layer. A multiprocessor takes tile after tile, so that rounds of tiles are whole."""
-    row, total, alone = rates(90), 0.0, 0.0
+def over_images(side: int = 512) -> None:
+    """What a warp of each role executes for a strip in the mean over an image, borders included."""
+    print(f"| over an image of {side}x{side} | warp | strips | issue slots of all | a strip or tile | at most, aim |")
+    print("|---|---|---|---|---|---|")
+    for family in families.FAMILIES:
+        if family.name not in bounds.OVER_IMAGE:
+            continue
+        for role in slots.over_image(family, side, side).values():
+            bound = bounds.OVER_IMAGE[family.name].get(role.name)
+            limits = f"{bound.slots}, {bound.aim or '-'}" if bound else ""
+            share = role.slots / (role.strips or tiles_of(family, side))
+            print(f"| {family} | {role.name} | {role.strips or '-'} | {role.slots} | {share:.0f} | {limits} |", flush=True)
+
+
+def tiles_of(family: Family, side: int) -> int:
+    return -(-side // family.tile[0]) * -(-side // family.tile[1])
+
+
+def networks(side: int = 512) -> None:
+    row = rates(90)
     print(
         f"EDSR-baseline x4, one image of {side}x{side}, {row.card}: {row.multiprocessors} multiprocessors at {row.gigahertz} GHz,"
     )
     print(
         f"{row.memory / 1e12} TB/s. A layer takes rounds x clocks a tile / clock rate, clocks a tile being strips x the larger of"
     )
-    print(
-        "issue and tensor; but at least bytes / memory rate. alone: the same with what the slowest warp takes for a tile alone.\n"
-    )
+    print("issue and tensor; but at least bytes / memory rate. alone: the same with what the slowest warp takes for a tile alone.")
+    print("Left out: launches, the first tile of each block, caches, bank conflicts.")
+    for features, layers in NETWORKS.items():
+        network(features, layers, side, row)
+
+
+def network(features: str, layers: list[tuple[str, int]], side: int, row: Rates) -> None:
+    """Milliseconds of one image, by layer. A multiprocessor takes tile after tile, so that rounds of tiles are whole."""
+    total, alone, sums = 0.0, 0.0, []
+    print(f"\nFeatures of {features}:\n")
     print(
         "| layer | times | tiles, rounds | strips a tile | issue | tensor | clocks a tile | bytes a pixel | us | bound | us alone |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for name, times in NETWORK:
+    for name, times in layers:
         family = next(family for family in families.FAMILIES if family.name == name)
         found = {role.name: role for role in slots.measure(family)}
         strip = strip_of(family, found, row)
         strips = -(-family.tile[1] // 8) if family.on_wgmma else 1
-        tiles = -(-side // family.tile[0]) * -(-side // family.tile[1])
+        tiles = tiles_of(family, side)
         # Blocks of the kernels of 8.x end with their tile: several run side by side, and rounds need not be whole.
         rounds = -(-tiles // row.multiprocessors) if family.on_wgmma else tiles / row.multiprocessors
         clocks = strips * max(strip.issue, strip.tensor)
@@ -135,9 +170,12 @@ def network(side: int = 512) -> None:
         total, alone = total + times * microseconds, alone + times * waiting
         counts = f"{tiles}, {rounds:.4g} | {strips} | {strip.issue:.0f} | {strip.tensor:.0f} | {clocks:.0f}"
         figures = f"{pixel_bytes(family):.0f} | {microseconds:.1f} | {bound} | {waiting:.1f}"
+        sums.append(f"{times} x {microseconds:.1f}")
         print(f"| {name} | {times} | {counts} | {figures} |", flush=True)
-    print(f"\nTogether {total / 1e3:.2f} ms by slots, tensor clocks and bytes, {alone / 1e3:.2f} ms where no waiting is hidden.")
-    print("Left out: launches, the first tile of each block, caches, bank conflicts.")
+    print(
+        f"\nTogether {' + '.join(sums)} us = {total / 1e3:.2f} ms by slots, tensor clocks and bytes; {alone / 1e3:.2f} ms where no"
+        " waiting is hidden."
+    )
 
 
 def main() -> None:
@@ -155,7 +193,9 @@ def main() -> None:
         table([f for f in families.FAMILIES if f.code in arguments.arch and all(word in f.name for word in words)], arguments.kinds)
     if arguments.network:
         print()
-        network()
+        over_images()
+        print()
+        networks()
 
 
 if __name__ == "__main__":

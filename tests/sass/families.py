@@ -11,7 +11,8 @@ from cuda_calls import CudaCall, conv2d_call
 from cuda_library import host_library
 from problems import ConvInstance, ConvProblem, instantiate
 
-from adabm_kernels.quantize import act_grid, pack_codes
+from adabm_kernels import ops
+from adabm_kernels.quantize import act_grid, from_fixed, pack_codes, to_fixed
 
 from . import launches
 from .block import Block, Launch
@@ -30,8 +31,8 @@ class Family:
     """A layer, or a residual block, whose machine code is counted.
 
     code: the architecture that it was compiled for. card: that of the pretended card, where another one's kernels are to be taken.
-    outputs: as conv2d_call. packed: codes are stored packed. config: adabm_conv2d_args.config. grid: the range of the codes that
-    come out, where it is not the problem's: from 0 on the lowest code does what a ReLU would, which then costs nothing.
+    outputs: as conv2d_call. packed: codes are stored packed. config: adabm_conv2d_args.config. fraction: of features of 16 bits,
+    None where they are floats. lowest: where the grid of the codes that are written begins; calibration has 0 behind a ReLU.
     """
 
     name: str
@@ -42,7 +43,8 @@ class Family:
     block: bool = False
     config: int = 0
     card: str = ""
-    grid: tuple[float, float] | None = None
+    fraction: int | None = None
+    lowest: float = -2.0
 
     def __str__(self) -> str:
         return self.name
@@ -73,24 +75,32 @@ def body(bits: int = 8, out_bits: int = 8, **settings) -> ConvProblem:
 
 
 RELU = {"activation": "relu"}
+HEAD = dataclasses.replace(body(), channels=3, weight_bits=8)
+FRACTION = 9  # of features of 16 bits: 64 each way, so that those of random layers seldom saturate
 FAMILIES = [
     Family("sm_90 codes to codes", "90", body(**RELU), config=1),
     Family("sm_90 packed 4-bit codes to codes", "90", body(4, 4, **RELU), packed=True, config=1),
     Family("sm_90 residual, floats and codes", "90", body(residual=True), "yq", config=1),
     Family("sm_90 residual, floats and packed 4-bit codes", "90", body(4, 4, residual=True), "yq", packed=True, config=1),
+    Family("sm_90 residual, 16-bit features and codes", "90", body(residual=True), "yq", config=1, fraction=FRACTION),
     Family("sm_90 staged, 128 to 64 channels", "90", dataclasses.replace(body(**RELU), channels=128), config=1),
     Family("sm_90 staged, 5x5 to the image", "90", dataclasses.replace(body(), outputs=48, kernel=5, shuffle=4), "y", config=1),
     Family("sm_90 residual block", "90", body(**RELU), "yq", block=True, config=1),
     Family("sm_90 residual block, packed 4-bit codes", "90", body(4, 4, **RELU), "yq", packed=True, block=True, config=1),
-    Family("sm_80 code on 9.0, codes to codes", "90", body(**RELU), card="80"),
-    Family("sm_80 code on 9.0, head", "90", dataclasses.replace(body(), channels=3, weight_bits=8), "yq", card="80"),
+    Family("sm_90 residual block, 16-bit features", "90", body(**RELU), "yq", block=True, config=1, fraction=FRACTION),
+    Family("sm_80 code on 9.0, codes to codes", "90", body(**RELU), card="80", lowest=0.0),
+    Family("sm_80 code on 9.0, head", "90", HEAD, "yq", card="80"),
+    Family("sm_80 code on 9.0, head to 16-bit features", "90", HEAD, "yq", card="80", fraction=FRACTION),
 ]
 for _code in ("80", "86", "89"):
     FAMILIES += [
-        Family(f"sm_{_code} 8-bit products, codes to codes", _code, body(**RELU), grid=(0.0, 3.0)),
-        Family(f"sm_{_code} 4-bit products, codes to codes", _code, body(4, 4, **RELU), packed=True, grid=(0.0, 3.0)),
+        Family(f"sm_{_code} 8-bit products, codes to codes", _code, body(**RELU), lowest=0.0),
+        Family(f"sm_{_code} 4-bit products, codes to codes", _code, body(4, 4, **RELU), packed=True, lowest=0.0),
         Family(f"sm_{_code} 8-bit products, residual, floats and codes", _code, body(residual=True), "yq"),
         Family(f"sm_{_code} 4-bit products, residual, floats and codes", _code, body(4, 4, residual=True), "yq", packed=True),
+        Family(
+            f"sm_{_code} 8-bit products, residual, 16-bit features and codes", _code, body(residual=True), "yq", fraction=FRACTION
+        ),
     ]
 
 
@@ -129,7 +139,16 @@ class Prepared:
     def _reference(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.first:
             self.instance.x_q = self.first.run("reference", "codes")[1]
-        return self.instance.run("reference", "both")
+        fraction = self.family.fraction
+        if fraction is None:
+            return self.instance.run("reference", "both")
+        residual = self.instance.residual
+        if residual is not None:
+            self.instance.residual = from_fixed(to_fixed(residual, fraction), fraction)
+        stored = to_fixed(self.instance.run("reference", "float")[0], fraction)
+        self.instance.residual = residual
+        values = from_fixed(stored, fraction).permute(0, 3, 1, 2)
+        return stored, ops.quantize(values, self.instance.out_grid, self.instance.out_bits, backend="reference")
 
     def differences(self, row: int, column: int) -> dict[str, int]:
         """How many results differ from the reference's after the block of a tile has been executed, of all images: those of
@@ -151,7 +170,7 @@ class Prepared:
             elif tensor is self.call.y_acc:
                 name, want = "sums", self.instance.run("reference", "acc")[0]
             else:
-                name, want = "floats", want_y
+                name, want = "features", want_y
             expected = torch.where(inside, want, poison)
             if tensor.dtype == torch.float32:
                 tensor, expected = tensor.view(torch.int32), expected.view(torch.int32)
@@ -165,8 +184,7 @@ def prepare(family: Family, problem: ConvProblem) -> Prepared:
     down, across = family.tiles(problem)
     answers = {"multiprocessors": down * across}
     first = instantiate(problem)
-    if family.grid:
-        first.out_grid = act_grid(*family.grid)
+    first.out_grid = act_grid(family.lowest, 3.0)
     if family.block:
         follows = dataclasses.replace(
             problem, channels=problem.outputs, bits=first.out_bits.tolist(), activation="none", residual=True
@@ -174,7 +192,7 @@ def prepare(family: Family, problem: ConvProblem) -> Prepared:
         second = instantiate(follows, seed=1)
         second.x_q = first.x_q  # of its size, and never read
         a = conv2d_call(first, packed_x=family.packed, outputs="q")
-        b = conv2d_call(second, packed_y=family.packed, outputs=family.outputs)
+        b = conv2d_call(second, packed_y=family.packed, outputs=family.outputs, fraction=family.fraction)
         a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
         a.args.config = family.config
 
@@ -184,7 +202,8 @@ def prepare(family: Family, problem: ConvProblem) -> Prepared:
         b.read = [t for t in b.read if t is not second.x_q]
         read, call, instance = [*a.read, a.packed, *b.read, b.packed], b, second
     else:
-        call = conv2d_call(first, packed_x=family.packed, packed_y=family.packed, outputs=family.outputs)
+        packing = {"packed_x": family.packed, "packed_y": family.packed}
+        call = conv2d_call(first, **packing, outputs=family.outputs, fraction=family.fraction)
         call.args.config = family.config
         read, instance = [*call.read, call.packed], first
 
