@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(bool(cubin.why_unavailable()), reason=cubin.why_
 
 @pytest.mark.slow
 def test_pixels_far_behind_the_first_of_their_halo() -> None:
-    """The last tile of 8 rows of 2^20 pixels of 240 channels, 5x5: two rows of its halo lie above the image. Memory that no other tile
-    touches is never made."""
+    """The last tile of 8 rows of 2^20 pixels of 240 channels, 5x5: two rows of its halo lie above the image. Memory that no other
+    tile touches is never made."""
     width, seen = 1 << 20, 24
     problem = ConvProblem("far", 8, seen, 240, 16, 5, bits=(8,), out_bits=(8,))
     instance = instantiate(problem)
