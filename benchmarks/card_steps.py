@@ -1,7 +1,8 @@
 """The steps of on_card.py, which runs each in a process of its own: `python benchmarks/card_steps.py NAME [--dry-run]`.
 
 Answers are lines of JSON on the standard output, printed as they come. A step that cannot run here says {"not_run": why} and exits
-with on_card.NOT_RUN; one that finds something wrong exits with 1. Its last line may be a "tally" of its answers.
+with on_card.NOT_RUN; one that finds something wrong, or finds nothing out, exits with 1. Its last line may be a "tally" of its
+answers.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ extern "C" adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, cons
       ADABM_REQUIRE(args && args->struct_bytes == sizeof(adabm_conv2d_args), "first and second must be structs of %zu bytes", sizeof(adabm_conv2d_args));
     adabm_conv2d_args a = *first, b = *second;
     ADABM_REQUIRE(!a.y && !a.y_q && !a.y_acc && !a.y_image && !a.residual, "the first convolution must have no output and no residual: its codes stay on the chip");
-    ADABM_REQUIRE(a.y_format == ADABM_FEATURES_FLOAT32, "the first convolution's y_format must be %d (float32): its codes are of sums that no int16 holds, got %d",
+    ADABM_REQUIRE(a.y_format == ADABM_FEATURES_FLOAT32, "the first convolution's y_format must be %d (float32), which its codes are made of, got %d",
                   ADABM_FEATURES_FLOAT32, a.y_format);
     ADABM_REQUIRE(!a.region.depth, "the first convolution's region.depth must be null: a region is the second's alone");
     ADABM_REQUIRE(!b.x_q && b.x_bits == a.out_bits, "the second convolution's x_q must be null and its x_bits the first's out_bits");
