@@ -222,3 +222,14 @@ def test_what_was_captured_is_what_the_host_runtime_runs() -> None:
     )
     case.call.run()
     assert torch.equal(case.call.y_q, case.instance.run("reference", "codes")[1])
+
+
+@pytest.mark.skipif(not cubin.LIBRARY.exists(), reason="the CUDA library was not built")
+@pytest.mark.parametrize("family", [CODES, BLOCK, SM80], ids=str)
+def test_kernels_are_found_in_the_built_library(family: Family) -> None:
+    """Where there is no nvcc: with the constants and the place of the parameters that the compiled file has."""
+    kernel = prepared(family).started.kernel
+    architecture = family.code + "a" * family.on_wgmma
+    found = cubin.Cubin(cubin._extracted(cubin.LIBRARY, kernel.name, architecture)).kernel(kernel.name)
+    assert (found.parameters, found.parameter_bytes) == (kernel.parameters, kernel.parameter_bytes)
+    assert found.banks.keys() == kernel.banks.keys() and found.code

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from sass import parse, timing
+from sass import machine, parse, timing
 from sass.block import Block, Launch
 from sass.cubin import Kernel
 from sass.floating import fused
@@ -332,6 +332,12 @@ def test_what_is_not_known_or_not_done_is_named(line: str, message: str | None) 
         return
     with pytest.raises(MachineError, match=message):
         execute(["S2R R0, SR_TID.X", line], {"P0": 5})
+
+
+def test_a_loop_without_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "ENDLESS", 1000)
+    with pytest.raises(MachineError, match="1000 instructions without a wait: a loop without end"):
+        execute(["NOP", "BRA 0x0"])
 
 
 # ---- memory
