@@ -30,13 +30,13 @@ STRIP = 128  # pixels
 
 
 def pixel_bytes(family: Family) -> float:
-    """Bytes that one pixel takes from and to memory once: codes in and out, floats in and out. Weights and tables are left out."""
+    """Bytes that one pixel takes from and to memory once: codes in and out, features in and out. Weights and tables are left out."""
     problem = family.problem
     stored = storage_bits(problem.bits[0]) if family.packed else 8
     stored_out = storage_bits(problem.out_bits[0]) if family.packed else 8
-    floats = 4 * problem.outputs
+    features = (4 if family.fraction is None else 2) * problem.outputs
     found = problem.channels * stored / 8
-    found += floats * (problem.residual or family.block) + floats * ("y" in family.outputs)
+    found += features * (problem.residual or family.block) + features * ("y" in family.outputs)
     return found + problem.outputs * stored_out / 8 * ("q" in family.outputs)
 
 

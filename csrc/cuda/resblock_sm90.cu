@@ -42,6 +42,7 @@ void cut(Conv2dParams& p, const TileConfig& config) {
   const int columns = BlockTile(config.strips).out_columns;
   p.inner_across = (p.width + columns - 1) / columns;
   p.tiles = p.inner_tiles = p.inner_across * ((p.height + kOutRows - 1) / kOutRows);
+  p.by_tiles = make_divisor(p.tiles), p.by_inner_across = make_divisor(p.inner_across);
 }
 
 }  // namespace
@@ -74,7 +75,7 @@ void resblock(const Conv2dParams& first, const Conv2dParams& second, int device,
   const auto run = [&](Kernel kernel) { launch(kernel, "resblock_sm90", dim3(q.blocks), dim3(kThreads), shared, stream, q); };
   constexpr auto rows = std::make_index_sequence<std::size(kResblockConfigs)>();
   // Where all pixels of tiles with a computed one may be written, the straight form takes them all; it also takes blocks without features.
-  const Straight form = straight_form(second);
+  const Straight straight = straight_form(second), form = straight == Straight::kFloat32Apart ? Straight::kNone : straight;
   if (second.by_pixel && form != Straight::kNone) q.second.region.taken = TilesTaken::kAllComputed;
   if (form == Straight::kInt16)
     run(kernel_of<Straight::kInt16>(row, rows));

@@ -7,10 +7,11 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from cuda_calls import CudaCall, conv2d_call
+from cuda_calls import CudaCall, conv2d_call, conv_of
 from cuda_library import host_library
 from problems import ConvInstance, ConvProblem, instantiate
 
+from adabm_kernels.backends import reference
 from adabm_kernels.quantize import pack_codes
 
 from . import launches
@@ -30,7 +31,7 @@ class Family:
     """A layer, or a residual block, whose machine code is counted.
 
     code: the architecture that it was compiled for. card: that of the pretended card, where another one's kernels are to be taken.
-    outputs: as conv2d_call. packed: codes are stored packed. config: adabm_conv2d_args.config.
+    outputs, fraction: as conv2d_call. packed: codes are stored packed. config: adabm_conv2d_args.config.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Family:
     block: bool = False
     config: int = 0
     card: str = ""
+    fraction: int | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -76,10 +78,12 @@ FAMILIES = [
     Family("sm_90 packed 4-bit codes to codes", "90", body(4, 4, **RELU), packed=True, config=1),
     Family("sm_90 residual, floats and codes", "90", body(residual=True), "yq", config=1),
     Family("sm_90 residual, floats and packed 4-bit codes", "90", body(4, 4, residual=True), "yq", packed=True, config=1),
+    Family("sm_90 residual, 16-bit features and codes", "90", body(residual=True), "yq", config=1, fraction=9),
     Family("sm_90 staged, 128 to 64 channels", "90", dataclasses.replace(body(**RELU), channels=128), config=1),
     Family("sm_90 staged, 5x5 to the image", "90", dataclasses.replace(body(), outputs=48, kernel=5, shuffle=4), "y", config=1),
     Family("sm_90 residual block", "90", body(**RELU), "yq", block=True, config=1),
     Family("sm_90 residual block, packed 4-bit codes", "90", body(4, 4, **RELU), "yq", packed=True, block=True, config=1),
+    Family("sm_90 residual block, 16-bit features", "90", body(**RELU), "yq", block=True, config=1, fraction=9),
     Family("sm_80 code on 9.0, codes to codes", "90", body(**RELU), card="80"),
     Family("sm_80 code on 9.0, head", "90", dataclasses.replace(body(), channels=3, weight_bits=8), "yq", card="80"),
 ]
@@ -127,7 +131,7 @@ class Prepared:
     def _reference(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.first:
             self.instance.x_q = self.first.run("reference", "codes")[1]
-        return self.instance.run("reference", "both")
+        return reference.conv2d(conv_of(self.instance, fraction=self.family.fraction), "both")
 
     def differences(self, row: int, column: int) -> dict[str, int]:
         """How many results differ from the reference's after the block of a tile has been executed, of all images: those of
@@ -170,7 +174,7 @@ def prepare(family: Family, problem: ConvProblem) -> Prepared:
         second = instantiate(follows, seed=1)
         second.x_q = first.x_q  # of its size, and never read
         a = conv2d_call(first, packed_x=family.packed, outputs="q")
-        b = conv2d_call(second, packed_y=family.packed, outputs=family.outputs)
+        b = conv2d_call(second, packed_y=family.packed, outputs=family.outputs, fraction=family.fraction)
         a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
         a.args.config = family.config
 
@@ -180,7 +184,7 @@ def prepare(family: Family, problem: ConvProblem) -> Prepared:
         b.read = [t for t in b.read if t is not second.x_q]
         read, call, instance = [*a.read, a.packed, *b.read, b.packed], b, second
     else:
-        call = conv2d_call(first, packed_x=family.packed, packed_y=family.packed, outputs=family.outputs)
+        call = conv2d_call(first, packed_x=family.packed, packed_y=family.packed, outputs=family.outputs, fraction=family.fraction)
         call.args.config = family.config
         read, instance = [*call.read, call.packed], first
 
