@@ -29,6 +29,7 @@ Kernel resident_kernel(Straight form, int row) {
   switch (form) {
     case Straight::kCodes: return kernel_of<true, Straight::kCodes>(row, rows);
     case Straight::kFloat32: return kernel_of<true, Straight::kFloat32>(row, rows);
+    case Straight::kFloat32Apart: return kernel_of<true, Straight::kFloat32Apart>(row, rows);
     case Straight::kInt16: return kernel_of<true, Straight::kInt16>(row, rows);
     default: return kernel_of<true, Straight::kNone>(row, rows);
   }
@@ -66,6 +67,7 @@ Conv2dParams90 parameters(const Conv2dParams& from, const TileConfig& config) {
   p.inner_tiles = p.inner_across * across(inner_h, kStripRows);
   p.row_edge_tiles = across(inner_w, p.edge), p.column_edge_tiles = across(inner_h, p.edge);
   p.tiles = p.inner_tiles + cut_h * p.row_edge_tiles + cut_w * p.column_edge_tiles + cut_h * cut_w;
+  p.by_tiles = make_divisor(p.tiles), p.by_inner_across = make_divisor(p.inner_across);
   const int row = p.shuffle * p.tiling.group;
   q.image_words = p.tiling.tiles == 1 && row % 4 == 0 && reinterpret_cast<uintptr_t>(p.y_image) % 4 == 0;
   return q;

@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
             return ptx::load_constant(reinterpret_cast<const uint32_t*>(packed + at));
           });
       for (int item = blockIdx.x; item < items; item += q.blocks) {
-        const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
-        const Tile at = place<kStrips, false>(p, item % p.tiles);
+        const int image = p.by_tiles.quotient(item), bits = image_bits(p.x_bits, image);
+        const Tile at = place<kStrips, false>(p, item - image * p.tiles);
         const Share share = share_of(p.region, image, pixels_of(p, at));
         if (share == Share::kNone) continue;
         const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
     } else {
       int32_t acc[kStrips / kConsumers][4 * kStripRows] = {};
       for (int item = blockIdx.x; item < items; item += q.blocks) {
-        const int image = item / p.tiles, bits = image_bits(p.x_bits, image);
-        const Tile at = place<kStrips>(p, item % p.tiles);
+        const int image = p.by_tiles.quotient(item), bits = image_bits(p.x_bits, image);
+        const Tile at = place<kStrips>(p, item - image * p.tiles);
         const Share share = share_of(p.region, image, pixels_of(p, at));
         if (share == Share::kNone) continue;
         const bool by_pixel = p.by_pixel && share != Share::kAllComputed;

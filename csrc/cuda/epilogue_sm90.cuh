@@ -20,7 +20,9 @@ inline Straight straight_form(const Conv2dParams& p) {
   if (p.activation == ADABM_ACT_PRELU && (features || p.y_int16)) return Straight::kNone;  // no network's: left to the general form
   const bool large = row_bytes > INT32_MAX || int64_t{1} * p.batch * p.height * p.shuffle > INT32_MAX;
   if (reinterpret_cast<uintptr_t>(p.y_q) % 16 || (features && !p.y_pairs) || large) return Straight::kNone;
-  return p.y_int16 ? Straight::kInt16 : features ? Straight::kFloat32 : Straight::kCodes;
+  const bool dense = p.y_pitch == kMaxTileOutputs && p.shuffle == 1;  // pixels follow one another without a gap
+  if (p.y_int16) return dense ? Straight::kInt16 : Straight::kNone;
+  return !features ? Straight::kCodes : dense ? Straight::kFloat32 : Straight::kFloat32Apart;
 }
 
 // ---- the straight form
@@ -38,9 +40,13 @@ ADABM_DEVICE StripPixels strip_pixels(const Conv2dParams& p, const Tile& at, int
   s.row = at.row, s.column = at.column + strip * kStripColumns;
   s.rows = at.end_row - s.row < kGroups ? at.end_row - s.row : kGroups;
   s.columns = at.end_column - s.column < kStripColumns ? at.end_column - s.column : kStripColumns;
-  s.border = s.row == 0 || s.row + s.rows == p.height || s.column == 0 || s.column + s.columns == p.width;
+  // A vote is known to be the same for all lanes, so that branches on it need no place to meet again.
+  s.border = ptx::any_lane(s.row == 0 || s.row + s.rows == p.height || s.column == 0 || s.column + s.columns == p.width);
   return s;
 }
+
+// Whether values become codes, and whether `shrink` is 1 then, as it nearly always is.
+enum class Codes { kOrdinary, kNone, kShrunk };
 
 // What one thread needs to know of the layer, from the tables.
 struct LayerValues {
@@ -50,6 +56,8 @@ struct LayerValues {
   CodeGrid grid;   // of values in these units
   float shrink;    // what values are multiplied by before they become codes: 1, but 2^-24 where the grid's scale would be denormal
   int storage;     // bits of a stored code
+  uint32_t unit_factor;  // 2^storage
+  Codes codes;     // what is made of values in the forms with features
   int activation;  // that is left to do
 };
 
@@ -70,9 +78,13 @@ ADABM_DEVICE LayerValues layer_values(const Conv2dParams& p, int image, int bits
   if (p.y_q) {
     const int out_bits = image_bits(p.out_bits, image);
     set_grid(v, p.out_grid, out_bits, kForm == Straight::kInt16 ? p.y_unit : 1.0f);
-    v.storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y);
+    v.storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y), v.unit_factor = ptx::opaque(1u << v.storage);
     if (kForm == Straight::kCodes && p.activation == ADABM_ACT_RELU && codes_need_no_relu(v.grid)) v.activation = ADABM_ACT_NONE;
     if (kForm == Straight::kCodes) v.units = v.shrink;
+  }
+  if (kForm != Straight::kCodes) {
+    const bool shrunk = ptx::any_lane(v.shrink != 1.0f);
+    v.codes = !p.y_q ? Codes::kNone : shrunk ? Codes::kShrunk : Codes::kOrdinary;
   }
   const float* alpha = p.alpha + (bits - ADABM_MIN_BITS) * p.out_channels + output;
 #pragma unroll
@@ -89,26 +101,40 @@ ADABM_DEVICE int64_t first_pixel(const Conv2dParams& p, const StripPixels& s, co
   return static_cast<int64_t>((image * p.height + s.row + row_in_strip) * r + sub_row) * (p.width * r) + s.column * r + sub_column;
 }
 
-// Where this thread's features of a row of a strip are: the first of two neighbouring ones of each of its two pixels. Columns beyond
-// the strip's stand for its last one, and rows for its last one; they may be read.
-struct FeatureRow {
-  char* pixels[2];
-  uint32_t row_bytes;
-  int rows;  // of the strip from this one on
+// Where this thread's features of a strip are, in y as in the residual: the first of two neighbouring ones of each of its two pixels, in
+// bytes from the tensor's first. Columns beyond the strip's stand for one of it: what is there may be read.
+struct FeaturePlace {
+  int64_t offset;      // of the first pixel in the strip's first row
+  uint32_t apart;      // from there to the other pixel
+  uint32_t row_bytes;  // from one row of the strip to the next
+  int rows[2];         // of the strip, for each pixel: 0 where the other one lies outside
 
-  FeatureRow() = default;
-  ADABM_DEVICE FeatureRow(const Conv2dParams& p, const void* features, int bytes, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread)
-      : rows(s.rows) {
-    const int pixel_bytes = p.shuffle * p.y_pitch * bytes, first = thread % 4 * 2, last = s.columns - 1, column = first < last ? first : last;
-    row_bytes = static_cast<uint32_t>(p.width * p.shuffle) * pixel_bytes;
-    pixels[0] = static_cast<char*>(const_cast<void*>(features)) + first_pixel(p, s, outputs, image, 0) * (p.y_pitch * bytes) + column * pixel_bytes +
-                (outputs.channel + first_in_tile(thread)) * bytes;
-    pixels[1] = pixels[0] + (column < last ? pixel_bytes : 0);
+  FeaturePlace() = default;
+  ADABM_DEVICE FeaturePlace(const Conv2dParams& p, int bytes, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread) {
+    const int pixel_bytes = p.shuffle * p.y_pitch * bytes, first = thread % 4 * 2, column = first < s.columns ? first : 0;
+    offset = first_pixel(p, s, outputs, image, 0) * (p.y_pitch * bytes) + column * pixel_bytes + (outputs.channel + first_in_tile(thread)) * bytes;
+    const bool pair = column + 1 < s.columns;
+    apart = pair ? pixel_bytes : 0, rows[0] = ptx::own_register(s.rows, thread), rows[1] = pair ? rows[0] : 0;
+    row_bytes = ptx::own_register(static_cast<uint32_t>(p.width * p.shuffle) * pixel_bytes, thread);
   }
-  ADABM_DEVICE void next() { pixels[0] += row_bytes, pixels[1] += row_bytes; }
-  ADABM_DEVICE void next_inside() {
-    const uint32_t step = --rows > 0 ? row_bytes : 0;
-    pixels[0] += step, pixels[1] += step;
+};
+
+// The same in one of the two tensors, row after row. Where pixels follow one another without a gap, one pointer serves both.
+template <Straight kForm>
+struct FeatureRows {
+  static constexpr int kApart = kForm == Straight::kInt16 ? 2 * kMaxTileOutputs : kForm == Straight::kFloat32 ? 4 * kMaxTileOutputs : 0;
+  char* pixels[kApart ? 1 : 2];
+  uint32_t row_bytes;
+
+  FeatureRows() = default;
+  ADABM_DEVICE FeatureRows(const void* features, const FeaturePlace& place) : row_bytes(place.row_bytes) {
+    pixels[0] = static_cast<char*>(const_cast<void*>(features)) + place.offset;
+    if constexpr (!kApart) pixels[1] = pixels[0] + place.apart;
+  }
+  ADABM_DEVICE char* at(int i) const { return kApart ? pixels[0] + i * kApart : pixels[kApart ? 0 : i]; }
+  ADABM_DEVICE void next() {
+    pixels[0] += row_bytes;
+    if constexpr (!kApart) pixels[1] += row_bytes;
   }
 };
 
@@ -120,21 +146,21 @@ struct Ahead {
   static constexpr int kRowWords = kForm == Straight::kInt16 ? 2 : 4, kRows = kForm == Straight::kInt16 ? kGroups : kGroups == kStripRows ? 6 : 12;
   static_assert(kRows % 2 == 0, "rows are done in pairs");
   uint32_t words[kRows * kRowWords];  // those of row j from kRowWords (j % kRows) on
-  FeatureRow next;
+  FeaturePlace place;
+  FeatureRows<kForm> next;
 
-  // Rows j .. j + kCount - 1, which come next.
+  // Rows j .. j + kCount - 1, which come next; those behind the strip's last one are not read.
   template <int kCount>
   ADABM_DEVICE void read(int j) {
 #pragma unroll
     for (int k = 0; k < 2 * kCount; k++) {
       uint32_t* to = words + (j + k / 2) % kRows * kRowWords + k % 2 * (kRowWords / 2);
-      if constexpr (kForm == Straight::kInt16) {
-        to[0] = ptx::load_global(reinterpret_cast<const uint32_t*>(next.pixels[k % 2]));
-      } else {
-        const ptx::Words2 two = ptx::load_global(reinterpret_cast<const ptx::Words2*>(next.pixels[k % 2]));
-        to[0] = two.w[0], to[1] = two.w[1];
-      }
-      if (k % 2) next.next_inside();
+      const bool wanted = j + k / 2 < place.rows[next.kApart ? k % 2 : 0];
+      if constexpr (kForm == Straight::kInt16)
+        ptx::load_words_if<1>(wanted, next.at(k % 2), to);
+      else
+        ptx::load_words_if<2>(wanted, next.at(k % 2), to);
+      if (k % 2) next.next();
     }
   }
   ADABM_DEVICE const uint32_t* row(int j) const { return words + j % kRows * kRowWords; }
@@ -228,7 +254,7 @@ ADABM_DEVICE void units_of_values(const Values& values, const CodeGrid& grid, ui
 // Rows first and first + 1 of a strip, from sums to features in memory and units of codes. Bit 2 j + i of `written`: the i-th pixel of
 // this thread in row j of the strip.
 template <Straight kForm, int kGroups>
-ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, FeatureRow& to, Betas& betas, int first, const int32_t (&acc)[4 * kGroups],
+ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, FeatureRows<kForm>& to, Betas& betas, int first, const int32_t (&acc)[4 * kGroups],
                                 Ahead<kForm, kGroups>& ahead, uint32_t written, uint32_t (&units)[2]) {
   Values values;
   straight_values<kForm == Straight::kCodes>(p, v, acc, betas, first, values);
@@ -254,9 +280,9 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, Fea
       const float(&two)[2] = values[k / 2][k % 2];
       if (written >> (2 * first + k) & 1) {
         if (kForm == Straight::kInt16)
-          ptx::store_global(reinterpret_cast<uint32_t*>(to.pixels[k % 2]), pack_features(two[0], two[1]));
+          ptx::store_global(reinterpret_cast<uint32_t*>(to.at(k % 2)), pack_features(two[0], two[1]));
         else
-          ptx::store_global(reinterpret_cast<ptx::Words2*>(to.pixels[k % 2]), ptx::Words2{{ptx::bits_of(two[0]), ptx::bits_of(two[1])}});
+          ptx::store_global(reinterpret_cast<ptx::Words2*>(to.at(k % 2)), ptx::Words2{{ptx::bits_of(two[0]), ptx::bits_of(two[1])}});
       }
       if (k % 2) to.next();
     }
@@ -265,22 +291,20 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, Fea
 #pragma unroll
     for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = stored_value(values[k / 4][k / 2 % 2][k % 2]);
   }
-  if (kForm != Straight::kCodes && !p.y_q) return;
-  if (kForm != Straight::kCodes && v.shrink != 1.0f) {  // with products of its own, as a branch around few instructions becomes their predicate
+  if (kForm == Straight::kCodes || v.codes == Codes::kOrdinary) {
+    units_of_values(values, v.grid, v.unit_factor, units);
+  } else if (v.codes == Codes::kShrunk) {  // with products of its own, as a branch around few instructions becomes their predicate
 #pragma unroll
     for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] *= v.shrink;
-    units_of_values(values, v.grid, 1u << v.storage, units);
-  } else {
-    units_of_values(values, v.grid, 1u << v.storage, units);
+    units_of_values(values, v.grid, v.unit_factor, units);
   }
 }
 
 // All rows of a strip; their units are staged where there are codes.
 template <Straight kForm, int kGroups>
-ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const OutputTile& outputs, int image,
-                                const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged) {
+ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged) {
   const int in_strip = thread % 4 * 2;
-  FeatureRow to(p, p.y, kForm == Straight::kInt16 ? 2 : 4, s, outputs, image, thread);
+  FeatureRows<kForm> to(p.y, ahead.place);
   const uint32_t columns = (in_strip < s.columns ? 0x55555555u : 0) | (in_strip + 1 < s.columns ? 0xaaaaaaaau : 0);
   const uint32_t written = columns & ((2ull << (2 * s.rows - 1)) - 1);
   Betas betas(p, v, s.border, s.row, s.column + in_strip);
@@ -303,8 +327,10 @@ ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, con
 template <Straight kForm, int kGroups>
 ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread,
                             Ahead<kForm, kGroups>& ahead) {
-  if (kForm == Straight::kCodes || !p.residual) return;
-  ahead.next = FeatureRow(p, p.residual, kForm == Straight::kInt16 ? 2 : 4, s, outputs, image, thread);
+  if (kForm == Straight::kCodes) return;
+  ahead.place = FeaturePlace(p, kForm == Straight::kInt16 ? 2 : 4, s, outputs, image, thread);
+  if (!p.residual) return;
+  ahead.next = FeatureRows<kForm>(p.residual, ahead.place);
   ahead.template read<Ahead<kForm, kGroups>::kRows>(0);
 }
 
@@ -313,7 +339,7 @@ ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const 
 template <Straight kForm, int kGroups>
 ADABM_DEVICE void straight_epilogue(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const OutputTile& outputs, int image,
                                     const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged, int barrier) {
-  straight_sums<kForm, kGroups>(p, v, s, outputs, image, acc, ahead, thread, staged);
+  straight_sums<kForm, kGroups>(p, v, s, acc, ahead, thread, staged);
   if (!p.y_q) return;
   ptx::sync_threads(barrier, kGroupThreads);
   if (v.storage == 8)

@@ -290,12 +290,13 @@ ADABM_DEVICE void produce_tiles(const Conv2dParams& p, const RegionParams& regio
   // From one of the block's tiles to the next, in tiles and then in pixels.
   const int rows_on = blocks / p.inner_across, row_step = rows_on * kTileRows, column_step = (blocks - rows_on * p.inner_across) * kTileColumns;
   const int end_column = p.inner_across * kTileColumns, end_row = p.tiles / p.inner_across * kTileRows;
-  for (int item = blockIdx.x; item < p.batch * p.tiles;) {
-    const int number = item / p.tiles, tile = item - number * p.tiles;
+  int number = blockIdx.x / p.tiles, row = blockIdx.x - number * p.tiles;  // first the tile's number
+  int column = row % p.inner_across * kTileColumns;
+  row = row / p.inner_across * kTileRows;
+  while (number < p.batch) {
     const Image image(p, number, tensor_bytes != 0);
     Halo h(kColumns, kRows, p.width, p.height, image.pitch, p.width * image.pitch);
     const PixelOffsets<kRounds <= 5 ? kRounds : 0> offsets(h, thread);
-    int row = tile / p.inner_across * kTileRows, column = (tile - tile / p.inner_across * p.inner_across) * kTileColumns;
     for (; row < end_row; row += row_step, column += column_step) {
       if (column >= end_column) {
         column -= end_column, row += kTileRows;
@@ -316,8 +317,7 @@ ADABM_DEVICE void produce_tiles(const Conv2dParams& p, const RegionParams& regio
         load_tile<kPlanes>(p, h, offsets, h.inside(), thread, image, 0, to, full);
       ring.next();
     }
-    // The block's first tile behind this image.
-    item = number * p.tiles + row / kTileRows * p.inner_across + column / kTileColumns;
+    for (; row >= end_row; row -= end_row) number++;  // tiles go on in the next image where this one's rows end
   }
   ptx::cp_async_commit(), ptx::cp_async_wait<0>();  // no thread ends with copies under way
 }

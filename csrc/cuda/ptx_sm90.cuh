@@ -115,6 +115,36 @@ ADABM_DEVICE void sync_threads(int id, int threads) {
 #endif
 }
 
+// ---- tensors in global memory
+
+// The value, in a register of each thread, where ptxas would compute what is the same for a warp anew wherever it stands. It does not see
+// that the smaller of x and x | y is x.
+ADABM_DEVICE uint32_t own_register(uint32_t value, uint32_t thread) {
+#if defined(__CUDACC__)
+  asm("{\n.reg .b32 more;\nor.b32 more, %0, %1;\nmin.u32 %0, %0, more;\n}" : "+r"(value) : "r"(thread));
+#else
+  static_cast<void>(thread);
+#endif
+  return value;
+}
+
+// Reads kCount (1 or 2) words of global memory where `wanted`; else they are undefined.
+template <int kCount>
+ADABM_DEVICE void load_words_if(bool wanted, const char* pointer, uint32_t* words) {
+  static_assert(kCount == 1 || kCount == 2, "");
+#if defined(__CUDACC__)
+  if constexpr (kCount == 2)
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\n@p ld.global.v2.u32 {%0, %1}, [%2];\n}"
+                 : "=r"(words[0]), "=r"(words[1])
+                 : "l"(pointer), "r"(static_cast<int>(wanted))
+                 : "memory");
+  else
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p ld.global.u32 %0, [%1];\n}" : "=r"(words[0]) : "l"(pointer), "r"(static_cast<int>(wanted)) : "memory");
+#else
+  for (int i = 0; i < kCount; i++) words[i] = wanted ? load_global(reinterpret_cast<const uint32_t*>(pointer) + i) : 0;
+#endif
+}
+
 // ---- matrices to shared memory
 
 // kCount (2 or 4) 8x8 matrices of 16 bits, transposed: lane l holds in matrices[m] row l / 4, columns 2 (l % 4) (low half) and

@@ -42,6 +42,7 @@ void cut(Conv2dParams& p, const TileConfig& config) {
   const int columns = BlockTile(config.strips).out_columns;
   p.inner_across = (p.width + columns - 1) / columns;
   p.tiles = p.inner_tiles = p.inner_across * ((p.height + kOutRows - 1) / kOutRows);
+  p.by_tiles = make_divisor(p.tiles), p.by_inner_across = make_divisor(p.inner_across);
 }
 
 }  // namespace
@@ -75,7 +76,9 @@ void resblock(const Conv2dParams& first, const Conv2dParams& second, int device,
   constexpr auto rows = std::make_index_sequence<std::size(kResblockConfigs)>();
   // Where all pixels of tiles with a computed one may be written, the straight form takes them all. Blocks without features run the kernel
   // of float features, which has no PReLU: that of the second convolution is left to the general form.
-  const Straight form = second.activation == ADABM_ACT_PRELU ? Straight::kNone : straight_form(second);
+  const Straight straight = straight_form(second);
+  const bool general = second.activation == ADABM_ACT_PRELU || straight == Straight::kFloat32Apart;
+  const Straight form = general ? Straight::kNone : straight;
   if (second.by_pixel && form != Straight::kNone) q.second.region.taken = TilesTaken::kAllComputed;
   if (form == Straight::kInt16)
     run(kernel_of<Straight::kInt16>(row, rows));

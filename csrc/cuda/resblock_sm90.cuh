@@ -42,7 +42,7 @@ template <int kStrips>
 ADABM_DEVICE Tile middle_tile(const Conv2dParams& p, int tile) {
   constexpr BlockTile kTile(kStrips);
   Tile at = {};
-  at.row = tile / p.inner_across * kOutRows - 1, at.column = tile % p.inner_across * kTile.out_columns - 1;
+  at.row = p.by_inner_across.quotient(tile) * kOutRows - 1, at.column = p.by_inner_across.rest(tile) * kTile.out_columns - 1;
   at.end_row = p.height, at.end_column = p.width;
   at.halo_rows = kStripRows + 2, at.halo_columns = kTile.columns + 2, at.row_step = at.halo_columns, at.column_step = 1;
   at.group_rows = 1, at.pixel_columns = 1, at.strips = kStrips, at.strip_columns = kStripColumns;
@@ -99,7 +99,7 @@ ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip,
   constexpr BlockTile kTile(kStrips);
   const uint32_t plane = thread / 32;
   const int first_column = at.column + strip * kStripColumns, column = first_column + static_cast<int>(thread % 4 * 2);
-  const bool border = at.row < 1 || at.row + kStripRows >= p.height || first_column < 1 || first_column + kStripColumns >= p.width;
+  const bool border = ptx::any_lane(at.row < 1 || at.row + kStripRows >= p.height || first_column < 1 || first_column + kStripColumns >= p.width);
   const auto inside = [](int position, int size) { return static_cast<unsigned>(position) < static_cast<unsigned>(size); };
   const uint32_t kept = ((inside(column, p.width) ? 0xffffu : 0u) | (inside(column + 1, p.width) ? 0xffff0000u : 0u)) & channels;
   Betas betas(p, v, border, at.row, column);
@@ -198,12 +198,12 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     uint32_t a[kResidentSteps][kResidentTaps][4];
     load_weights(a, first);
     for (int item = blockIdx.x; item < items; item += q.blocks) {
-      const int image = item / first.tiles, bits = image_bits(first.x_bits, image);
-      const Tile at = middle_tile<kStrips>(first, item % first.tiles);
+      const int image = first.by_tiles.quotient(item), tile = item - image * first.tiles, bits = image_bits(first.x_bits, image);
+      const Tile at = middle_tile<kStrips>(first, tile);
       const Share share = share_of_middle(second, image, pixels_of(first, at));
       // Where the whole middle is computed, so are all results.
       const bool taken = share == Share::kAllComputed && second.region.taken == TilesTaken::kAll;
-      if (!taken && !computes(share_of_tile<kStrips>(second, image, item % first.tiles))) continue;
+      if (!taken && !computes(share_of_tile<kStrips>(second, image, tile))) continue;
       const uint32_t codes = stages + in.stage * q.stage_bytes, to = middle + between.stage * kTile.middle_bytes;
       in.wait_full();
       between.wait_empty();
@@ -240,10 +240,10 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
     load_weights(a, second);
     const OutputTile outputs = output_tile(second.tiling, 1, 0);
     for (int item = blockIdx.x; item < items; item += q.blocks) {
-      const int image = item / second.tiles, bits = image_bits(second.x_bits, image);
-      const Share share = share_of_tile<kStrips>(second, image, item % second.tiles);
+      const int image = second.by_tiles.quotient(item), tile = item - image * second.tiles, bits = image_bits(second.x_bits, image);
+      const Share share = share_of_tile<kStrips>(second, image, tile);
       if (share == Share::kNone) continue;
-      const Tile at = result_tile<kStrips>(second, item % second.tiles);
+      const Tile at = result_tile<kStrips>(second, tile);
       const bool by_pixel = second.by_pixel && share != Share::kAllComputed;
       const int here = (at.end_column - at.column + kStripColumns - 1) / kStripColumns;
       const uint32_t codes = middle + between.stage * kTile.middle_bytes;

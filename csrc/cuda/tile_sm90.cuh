@@ -25,8 +25,9 @@ constexpr int kWeightRoom = 2 * kGroupBytes;  // behind the weights of a stage
 constexpr int kStagedPitch = 80, kUseOffset = kMaxTileOutputs;
 constexpr int kResidentTaps = 9, kResidentSteps = 2;
 
-// The straight form that the strips of a launch can take (epilogue_sm90.cuh): what is read and written besides codes.
-enum class Straight { kNone, kCodes, kFloat32, kInt16 };
+// The straight form that the strips of a launch can take (epilogue_sm90.cuh): what is read and written besides codes. Apart: features of
+// neighbouring pixels are not 64 apart, as pixels have more of them or a PixelShuffle stands between.
+enum class Straight { kNone, kCodes, kFloat32, kInt16, kFloat32Apart };
 
 struct Conv2dParams90 {
   Conv2dParams c;    // forms[0], and the tiles as cut here
@@ -60,7 +61,7 @@ ADABM_DEVICE Tile place(const Conv2dParams& p, int tile) {
   at.end_row = p.height - top, at.end_column = p.width - left;
   at.group_rows = 1, at.group_columns = 0, at.pixel_rows = 0, at.pixel_columns = 1, at.strips = kStrips, at.strip_columns = kStripColumns;
   if (!border_kernels || tile < p.inner_tiles) {
-    at.row = top + tile / p.inner_across * kStripRows, at.column = left + tile % p.inner_across * columns;
+    at.row = top + p.by_inner_across.quotient(tile) * kStripRows, at.column = left + p.by_inner_across.rest(tile) * columns;
   } else {
     const int row_edges = 2 * pad_h * p.row_edge_tiles, column_edges = 2 * pad_w * p.column_edge_tiles;
     int i = tile - p.inner_tiles, row_edge = -1, column_edge = -1;
