@@ -37,6 +37,7 @@ struct Conv2dParams {
   int border_kernels;
   int box;         // whether the 8-bit form needs the sum of the codes
   int four_bits;   // whether images of up to 4 bits take the 4-bit form
+  int unused;      // where what follows lies four bytes earlier, ptxas 13.0 serialises the products of conv2d_sm90<false, 2>
   RegionParams region;
   int by_pixel;    // whether pixels that the region leaves out must stay as they are or are passed on
   int y_pairs;     // neighbouring outputs of even and odd number lie in aligned pairs in y and residual
