@@ -30,7 +30,7 @@ STRIP = 128  # pixels
 
 
 def pixel_bytes(family: Family) -> float:
-    """Bytes that one pixel takes from and to memory once: codes in and out, features in and out. Weights and tables are left out."""
+    """Bytes that one pixel takes from and to memory once: codes and features in and out. Weights and tables are left out."""
     problem = family.problem
     stored = storage_bits(problem.bits[0]) if family.packed else 8
     stored_out = storage_bits(problem.out_bits[0]) if family.packed else 8

@@ -304,7 +304,8 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, Fea
 
 // All rows of a strip; their units are staged where there are codes.
 template <Straight kForm, int kGroups>
-ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged) {
+ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const int32_t (&acc)[4 * kGroups],
+                                Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged) {
   const int in_strip = thread % 4 * 2;
   FeatureRows<kForm> to(p.y, ahead.place);
   const uint32_t columns = (in_strip < s.columns ? 0x55555555u : 0) | (in_strip + 1 < s.columns ? 0xaaaaaaaau : 0);
