@@ -143,19 +143,20 @@ struct FeatureRows {
 // done is read into again.
 template <Straight kForm, int kGroups>
 struct Ahead {
-  static constexpr int kRowWords = kForm == Straight::kInt16 ? 2 : 4, kRows = kForm == Straight::kInt16 ? kGroups : kGroups == kStripRows ? 6 : 12;
+  static constexpr int kRowWords = kForm == Straight::kInt16 ? 2 : 4;
+  static constexpr int kRows = kForm == Straight::kInt16 ? kGroups : kForm == Straight::kFloat32Apart ? 4 : kGroups == kStripRows ? 6 : 12;
   static_assert(kRows % 2 == 0, "rows are done in pairs");
   uint32_t words[kRows * kRowWords];  // those of row j from kRowWords (j % kRows) on
   FeaturePlace place;
   FeatureRows<kForm> next;
 
-  // Rows j .. j + kCount - 1, which come next; those behind the strip's last one are not read.
-  template <int kCount>
+  // Rows j .. j + kCount - 1, which come next; those behind the strip's last one are not read. kWhole: the strip has all rows and columns.
+  template <int kCount, bool kWhole>
   ADABM_DEVICE void read(int j) {
 #pragma unroll
     for (int k = 0; k < 2 * kCount; k++) {
       uint32_t* to = words + (j + k / 2) % kRows * kRowWords + k % 2 * (kRowWords / 2);
-      const bool wanted = j + k / 2 < place.rows[next.kApart ? k % 2 : 0];
+      const bool wanted = kWhole || j + k / 2 < place.rows[next.kApart ? k % 2 : 0];
       if constexpr (kForm == Straight::kInt16)
         ptx::load_words_if<1>(wanted, next.at(k % 2), to);
       else
@@ -268,7 +269,7 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, Fea
       else
         two[0] = ptx::float_of(words[0]) + two[0], two[1] = ptx::float_of(words[1]) + two[1];
     }
-    if (first + ahead.kRows < kGroups) ahead.template read<2>(first + ahead.kRows);
+    if (first + ahead.kRows < kGroups) ahead.template read<2, false>(first + ahead.kRows);
   }
   if (kForm == Straight::kInt16) {
 #pragma unroll
@@ -302,7 +303,8 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, Fea
 
 // All rows of a strip; their units are staged where there are codes.
 template <Straight kForm, int kGroups>
-ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged) {
+ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const int32_t (&acc)[4 * kGroups],
+                                Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged) {
   const int in_strip = thread % 4 * 2;
   FeatureRows<kForm> to(p.y, ahead.place);
   const uint32_t columns = (in_strip < s.columns ? 0x55555555u : 0) | (in_strip + 1 < s.columns ? 0xaaaaaaaau : 0);
@@ -331,7 +333,11 @@ ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const 
   ahead.place = FeaturePlace(p, kForm == Straight::kInt16 ? 2 : 4, s, outputs, image, thread);
   if (!p.residual) return;
   ahead.next = FeatureRows<kForm>(p.residual, ahead.place);
-  ahead.template read<Ahead<kForm, kGroups>::kRows>(0);
+  constexpr int kRows = Ahead<kForm, kGroups>::kRows;
+  if (ptx::any_lane(s.rows < kGroups || s.columns < kStripColumns))
+    ahead.template read<kRows, false>(0);
+  else
+    ahead.template read<kRows, true>(0);
 }
 
 // Results of one strip in the order of docs/numerics.md. `staged`, 80 bytes a pixel, and named barrier `barrier` are this warpgroup's

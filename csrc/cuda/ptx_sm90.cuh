@@ -139,7 +139,10 @@ ADABM_DEVICE void load_words_if(bool wanted, const char* pointer, uint32_t* word
                  : "l"(pointer), "r"(static_cast<int>(wanted))
                  : "memory");
   else
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p ld.global.u32 %0, [%1];\n}" : "=r"(words[0]) : "l"(pointer), "r"(static_cast<int>(wanted)) : "memory");
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p ld.global.u32 %0, [%1];\n}"
+                 : "=r"(words[0])
+                 : "l"(pointer), "r"(static_cast<int>(wanted))
+                 : "memory");
 #else
   for (int i = 0; i < kCount; i++) words[i] = wanted ? load_global(reinterpret_cast<const uint32_t*>(pointer) + i) : 0;
 #endif
