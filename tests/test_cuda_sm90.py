@@ -446,7 +446,7 @@ BROKEN_BLOCKS = [
     ("first", {"region": native.Region(64, 8)}, ValueError, "the first convolution's region.depth must be null"),
     ("second", {"region": native.Region(64, 8, 8)}, ValueError, "region.top and left must be 0..7, got 8 and 0"),
     ("first", {"y": 64}, ValueError, "the first convolution must have no output and no residual"),
-    ("first", {"y_format": 1}, ValueError, r"the first convolution's y_format must be 0 \(float32\): .* got 1"),
+    ("first", {"y_format": 1}, ValueError, r"the first convolution's y_format must be 0 \(float32\), .* got 1"),
     ("second", {"x_q": 64}, ValueError, "x_q must be null and its x_bits the first's out_bits"),
     ("second", {"height": 4}, ValueError, r"must take what the first gives, got \[1, 4, 3, 64\] for \[1, 5, 3, 64\]"),
     ("first", {"struct_bytes": 8}, ValueError, "first and second must be structs of [0-9]+ bytes"),
