@@ -292,12 +292,17 @@ void check_global(const char* who, const void* pointer, int64_t bytes, int align
   if (buffers.empty()) return;
   for (const Range& range : buffers)
     if (begin >= range.begin && end <= range.end && (range.writable || !write)) return;
+  // The nearest buffer is the one that is meant.
+  const Range* nearest = nullptr;
+  uintptr_t least = 4096;
   for (const Range& range : buffers) {
     if (begin >= range.begin && end <= range.end) fail("%s of %lld bytes into a buffer that is only read", who, static_cast<long long>(bytes));
-    if (begin < range.end + 4096 && end + 4096 > range.begin)
-      fail("%s of %lld bytes at byte %lld of a buffer of %llu bytes", who, static_cast<long long>(bytes),
-           static_cast<long long>(begin) - static_cast<long long>(range.begin), static_cast<unsigned long long>(range.end - range.begin));
+    const uintptr_t apart = begin > range.end ? begin - range.end : range.begin > end ? range.begin - end : 0;
+    if (apart < least) nearest = &range, least = apart;
   }
+  if (nearest)
+    fail("%s of %lld bytes at byte %lld of a buffer of %llu bytes", who, static_cast<long long>(bytes),
+         static_cast<long long>(begin) - static_cast<long long>(nearest->begin), static_cast<unsigned long long>(nearest->end - nearest->begin));
   fail("%s of %lld bytes outside every buffer", who, static_cast<long long>(bytes));
 }
 
