@@ -85,10 +85,12 @@ def find_ninja() -> str:
 def unserialised(command: str) -> str:
     """The shell command that compiles, and fails where ptxas says that it lets products of a warpgroup wait for one another.
 
-    That costs them most of their speed, and ptxas calls it information: no flag makes an error of it.
+    That costs them most of their speed, and ptxas calls it information: no flag makes an error of it. In ninja's spelling, where $$
+    is a dollar, with nothing but what the shell itself has.
     """
-    failed = "{ cat $out.log; exit 1; }"
-    return f"{command} > $out.log 2>&1 || {failed}; if grep -q 'wgmma.*serialized' $out.log; then {failed}; fi; cat $out.log"
+    said = 'case "$$line" in *wgmma*serialized*) status=1;; esac'
+    read = f"while IFS= read -r line; do printf '%s\\n' \"$$line\"; {said}; done < $out.log"
+    return f"status=0; {command} > $out.log 2>&1 || status=1; {read}; exit $$status"
 
 
 def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:

@@ -39,6 +39,7 @@ for word in "$@"; do
   case "$word" in --version) echo "fake 1.0"; exit 0 ;; esac
   if [ -n "$FAIL" ]; then case "$word" in *"$FAIL") echo "error: no" >&2; exit 1 ;; esac; fi
   if [ "$previous" = "-o" ]; then : > "$word"; fi
+  if [ -n "$SAY" ]; then case "$word" in *.cu) echo "$SAY" >&2 ;; esac; fi
   previous="$word"
 done
 """
@@ -186,6 +187,15 @@ def test_a_failing_nvcc_is_an_error_only_when_asked_for(tree: Tree) -> None:
     assert "nvcc failed: installing without the CUDA library (ADABM_CUDA=on makes this an error)" in done.stderr
     assert tree.libraries() == ["libadabm_cpu.so"]
     assert tree.build(ADABM_CUDA="on", FAIL=".cu").returncode != 0
+
+
+def test_products_that_ptxas_serialises_fail_the_build(tree: Tree) -> None:
+    tree.tool("g++")
+    tree.tool("nvcc")
+    said = "ptxas info : (C7520) Potential Performance Loss: wgmma.mma_async instructions are serialized due to something"
+    done = tree.build(ADABM_CUDA="on", SAY=said)
+    assert done.returncode != 0 and said in done.stdout + done.stderr
+    assert tree.build(ADABM_CUDA="on", SAY="ptxas info : 0 bytes spill stores").returncode == 0
 
 
 def test_a_failing_compiler_is_an_error(tree: Tree) -> None:
