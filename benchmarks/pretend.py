@@ -141,6 +141,7 @@ def _pretend_backends() -> None:
         resblock_out=resblock_out,
         why_not_resblock=lambda *convs: "" if all(weight.shape[1:] == (3, 3, 64) for weight, _ in convs) else "not 64 channels",
     )
+    operators.MAKES_READY = ("cpu",)
     operators.backend_module = lambda name: stand_in if name in GPU_BACKENDS else module(name)
     # What calls the library itself gets that of the tests, which runs the kernels' sources on the CPU.
     native.library = lambda name: _host_library() if name == "cuda" else library(name)

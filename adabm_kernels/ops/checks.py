@@ -19,6 +19,7 @@ RESBLOCKS = ("cuda",)  # backends that have residual blocks in one piece
 QUANTIZE_MANY = ("cuda",)  # backends that quantise on several grids in one pass
 PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
 INT16_FEATURES = ("cuda", "triton", "cpu", "reference")  # backends that know features of 16 bits
+MAKES_READY = ("triton", "cpu")  # backends that make calls ready once for all of a signature (ready.py)
 
 
 def require(condition: bool, message: Callable[[], str]) -> None:
@@ -212,7 +213,8 @@ def check_conv2d_out(conv, accumulate, features, fraction, packed_codes, backend
 
 def check_apart(operator: str, x_q: torch.Tensor, y_q: torch.Tensor | None) -> None:
     # Codes of a pixel are written while its neighbours' results still need those that were there.
-    require(y_q is None or y_q.data_ptr() != x_q.data_ptr(), lambda: f"{operator}: y_q must not be x_q")
+    if y_q is not None and y_q.data_ptr() == x_q.data_ptr():
+        raise RuntimeError(f"{operator}: y_q must not be x_q")
 
 
 def check_conv2d_pixels_out(*args):
@@ -227,11 +229,24 @@ def check_conv2d_pixels_out(*args):
     return conv._replace(depth=depth, region=tuple(region)), packed_codes, backend, threads, image
 
 
-def resblock_parts(
+def resblock_convs(
     x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
     beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
 ):  # fmt: skip
-    """Checks every argument and returns both convolutions."""
+    """Both convolutions of a block."""
+    first = Conv(x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
+    # The codes in the middle, which no tensor holds, have the shape of x_q.
+    second = Conv(
+        x_q, inner_bits, weight2, packed2, alpha2, beta2, None, y if accumulate else residual, out_grid, out_bits, box_filter2,
+        "none", 1, depth, tuple(region), features, fraction,
+    )  # fmt: skip
+    return first, second
+
+
+def check_resblock(
+    x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
+    beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
+):  # fmt: skip
     require(backend in RESBLOCKS, lambda: f"resblock_out: backend must be one of {RESBLOCKS}, got {backend!r}")
     first = Conv(x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
     conv2d_outputs(first, "codes", packed_codes, backend, 0)
@@ -239,10 +254,8 @@ def resblock_parts(
         weight.dim() == 4 and weight.shape[0] == weight.shape[-1],
         lambda: f"resblock_out: weight must have as many outputs as inputs, got shape {list(weight.shape)}",
     )
-    # The codes in the middle, which no tensor holds, have the shape of x_q.
     second = Conv(x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1)
-    place = depth, region, y, y_q
-    return first, check_conv2d_out(second, accumulate, features, fraction, packed_codes, backend, 0, *place)
+    check_conv2d_out(second, accumulate, features, fraction, packed_codes, backend, 0, depth, region, y, y_q)
 
 
 def check_quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
 
-from ..backends.call import FEATURES
+from ..backends import devices
+from ..backends.call import FEATURES, Conv
 from ..exits import MAX_BEND
 from ..measure import bits_by_rule, image_offsets, measure_images
 from ..quantize import CODE_CHANNELS
 from ..regions import MAX_DEPTH, as_tiles, flat_length
 from .checks import (
+    MAKES_READY,
     QUANTIZE_MANY,
     check_apart,
     check_conv2d_out,
@@ -24,14 +28,16 @@ from .checks import (
     check_quantize,
     check_quantize_many_out,
     check_quantize_out,
+    check_resblock,
     check_tiles,
     conv2d_outputs,
     expect,
     require,
-    resblock_parts,
+    resblock_convs,
     split_conv,
     without_codes,
 )
+from .ready import READY, keep, signature
 
 _LIB = torch.library.Library("adabm", "DEF")
 # What a convolution reads (backends/call.py, Conv), in the order of the schemas.
@@ -110,13 +116,54 @@ def _empty_outputs(conv, out, y, y_q):
     return torch.empty(y, dtype=y_dtype, device=device), torch.empty(y_q, dtype=torch.uint8, device=device)
 
 
+# What layers call, over and over, is checked once for each signature (ready.py): `_X` runs a call, `_ready_X` checks the first of
+# its kind and returns what runs it and all that follow. That must hold no tensor.
+
+
+def _interpreting(backend: str, tensor: torch.Tensor) -> bool:
+    """What check_place asks beside tensors and settings."""
+    return backend == "triton" and not tensor.is_cuda and devices.interpreting()
+
+
+def _ready_conv(conv: Conv, threads: int, packed_codes: bool, backend: str, y, y_q) -> Callable[..., None]:
+    """What runs a checked convolution: a function of the ten tensors in front of Conv, depth, y and y_q. A uint8 y takes pixels."""
+    packing = _packing(packed_codes)
+    if backend in MAKES_READY:
+        return backend_module(backend).ready_conv2d_out(conv, threads, y, y_q, **packing)
+    before, region, behind = conv[10:13], conv.region, (conv.features, conv.fraction)
+    pixels = y is not None and y.dtype == torch.uint8
+
+    def run(*tensors):
+        *read, depth, y, y_q = tensors
+        conv, module = Conv(*read, *before, depth, region, *behind), backend_module(backend)
+        if pixels:
+            module.conv2d_pixels_out(conv, threads, y, **packing)
+        else:
+            module.conv2d_out(conv, threads, y, y_q, **packing)
+
+    return run
+
+
 def _conv2d(*args):
+    key = "conv2d", signature(args[:10]), args[10:], _interpreting(args[17], args[0])
+    return (READY.get(key) or keep(key, _ready_conv2d(args)))(*args[:10])
+
+
+def _ready_conv2d(args):
     conv, (out, features, fraction, packed_codes, backend, threads) = split_conv(args)
     conv = conv._replace(features=features, fraction=fraction)
-    y, y_q = _empty_outputs(conv, out, *conv2d_outputs(conv, out, packed_codes, backend, threads))
-    wanted = (None if out == "codes" else y, y_q if out in ("codes", "both") else None)
-    backend_module(backend).conv2d_out(conv, threads, *wanted, **_packing(packed_codes))
-    return y, y_q
+    y_shape, q_shape = conv2d_outputs(conv, out, packed_codes, backend, threads)
+    y, y_q = _empty_outputs(conv, out, y_shape, q_shape)
+    wants_y, wants_q, y_dtype, device = out != "codes", out in ("codes", "both"), y.dtype, y.device
+    run_into = _ready_conv(conv, threads, packed_codes, backend, y if wants_y else None, y_q if wants_q else None)
+
+    def run(*tensors):
+        y = torch.empty(y_shape, dtype=y_dtype, device=device)
+        y_q = torch.empty(q_shape, dtype=torch.uint8, device=device)
+        run_into(*tensors, None, y if wants_y else None, y_q if wants_q else None)
+        return y, y_q
+
+    return run
 
 
 def _conv2d_fake(*args):
@@ -126,11 +173,17 @@ def _conv2d_fake(*args):
 
 
 def _conv2d_out(*args):
+    read, settings, (depth, region, y, y_q) = args[:10], args[10:19], args[19:]
+    key = "conv2d_out", signature((*read, depth, y, y_q)), settings, tuple(region), _interpreting(args[17], args[0])
+    run = READY.get(key) or keep(key, _ready_conv2d_out(args))
+    check_apart("conv2d_out", args[0], y_q)
+    run(*args[:7], y if args[13] else args[7], *args[8:10], depth, y, y_q)
+
+
+def _ready_conv2d_out(args):
     conv, rest = split_conv(args)
     *_, packed_codes, backend, threads, _depth, _region, y, y_q = rest
-    conv = check_conv2d_out(conv, *rest)
-    check_apart("conv2d_out", conv.x_q, y_q)
-    backend_module(backend).conv2d_out(conv, threads, y, y_q, **_packing(packed_codes))
+    return _ready_conv(check_conv2d_out(conv, *rest), threads, packed_codes, backend, y, y_q)
 
 
 def _conv2d_out_fake(*args):
@@ -153,30 +206,66 @@ def _conv2d_pixels(*args):
 
 
 def _conv2d_pixels_out(*args):
+    read, settings, (depth, region, image) = args[:8], args[8:14], args[14:]
+    key = "conv2d_pixels_out", signature((*read, depth, image)), settings, tuple(region), _interpreting(args[12], args[0])
+    run = READY.get(key) or keep(key, _ready_conv2d_pixels_out(args))
+    run(*read, None, None, depth, image, None)
+
+
+def _ready_conv2d_pixels_out(args):
     conv, packed_codes, backend, threads, image = check_conv2d_pixels_out(*args)
-    backend_module(backend).conv2d_pixels_out(conv, threads, image, **_packing(packed_codes))
+    return _ready_conv(conv, threads, packed_codes, backend, image, None)
 
 
 def _conv2d_pixels_out_fake(*args):
     check_conv2d_pixels_out(*args)
 
 
+_RESBLOCK_TENSORS = operator.itemgetter(*range(7), *range(9, 15), 16, 17, 18, 24, 26, 27)
+_RESBLOCK_SETTINGS = operator.itemgetter(7, 8, 15, *range(19, 24))
+
+
 def _resblock_out(*args):
-    *_, packed_codes, backend, _depth, _region, y, y_q = args
-    parts = resblock_parts(*args)
+    key = "resblock_out", signature(_RESBLOCK_TENSORS(args)), _RESBLOCK_SETTINGS(args), tuple(args[25])
+    if key not in READY:
+        check_resblock(*args)
+        keep(key, resblock_convs)
+    packed_codes, backend, y, y_q = args[22], args[23], *args[26:]
     check_apart("resblock_out", args[0], y_q)
-    backend_module(backend).resblock_out(*parts, y, y_q, **_packing(packed_codes))
+    backend_module(backend).resblock_out(*resblock_convs(*args), y, y_q, **_packing(packed_codes))
 
 
-def _resblock_out_fake(*args):
-    resblock_parts(*args)
+def _ready_quantization(x, shift, grid, bits, fraction, packed_codes, start, backend, threads, depth, region, y_q):
+    """What runs a checked quantisation: a function of (x, shift, grid, bits, depth, y_q)."""
+    settings = ({"packed_codes": True, "start": start} if packed_codes else {}) | _held_in(fraction)
+    if backend in MAKES_READY:
+        place = {"depth": depth, "region": region}
+        return backend_module(backend).ready_quantize_out(x, shift, grid, bits, threads, y_q, **settings, **place)
+
+    def run(x, shift, grid, bits, depth, y_q):
+        place = {} if depth is None else {"depth": depth, "region": region}
+        backend_module(backend).quantize_out(x, shift, grid, bits, threads, y_q, **settings, **place)
+
+    return run
 
 
-def _quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads):
-    y_q = _quantize_fake(x, shift, grid, bits, fraction, packed_codes, backend, threads)
-    settings = _packing(packed_codes) | _held_in(fraction)
-    backend_module(backend).quantize_out(x, shift, grid, bits, threads, y_q, **settings)
-    return y_q
+def _quantize(*args):
+    key = "quantize", signature(args[:4]), args[4:], _interpreting(args[6], args[0])
+    return (READY.get(key) or keep(key, _ready_quantize(args)))(*args[:4])
+
+
+def _ready_quantize(args):
+    x, shift, grid, bits, fraction, packed_codes, backend, threads = args
+    shape = check_quantize(*args)
+    into = x.new_empty(shape, dtype=torch.uint8)
+    run_into = _ready_quantization(x, shift, grid, bits, fraction, packed_codes, 0, backend, threads, None, (), into)
+
+    def run(x, shift, grid, bits):
+        y_q = x.new_empty(shape, dtype=torch.uint8)
+        run_into(x, shift, grid, bits, None, y_q)
+        return y_q
+
+    return run
 
 
 def _quantize_fake(x, shift, grid, bits, fraction, packed_codes, backend, threads):
@@ -184,11 +273,14 @@ def _quantize_fake(x, shift, grid, bits, fraction, packed_codes, backend, thread
 
 
 def _quantize_out(*args):
+    tensors = (*args[:4], args[9], args[11])
+    key = "quantize_out", signature(tensors), args[4:9], tuple(args[10]), _interpreting(args[7], args[0])
+    (READY.get(key) or keep(key, _ready_quantize_out(args)))(*tensors)
+
+
+def _ready_quantize_out(args):
     check_quantize_out(*args)
-    *rest, fraction, packed_codes, start, backend, threads, depth, region, y_q = args
-    settings = {"packed_codes": True, "start": start} if packed_codes else {}
-    settings |= ({} if depth is None else {"depth": depth, "region": region}) | _held_in(fraction)
-    backend_module(backend).quantize_out(*rest, threads, y_q, **settings)
+    return _ready_quantization(*args)
 
 
 def _quantize_many_out(x, grids, bits, packed_codes, starts, backend, threads, y_q):
@@ -226,6 +318,10 @@ def _tile_depths(*args):
 
 def _image_measure(x, backend):
     check_images("image_measure", x, backend)
+    return _measured(x, backend)
+
+
+def _measured(x, backend):
     return getattr(backend_module(backend), "image_measure", measure_images)(x)
 
 
@@ -239,7 +335,7 @@ def _layer_bits(x, lower, upper, rules, backend):
     own = getattr(backend_module(backend), "layer_bits", None)
     if own is not None:
         return own(x, lower, upper, rules)
-    return bits_by_rule(rules, image_offsets(_image_measure(x, backend), lower, upper))
+    return bits_by_rule(rules, image_offsets(_measured(x, backend), lower, upper))
 
 
 def _layer_bits_fake(x, lower, upper, rules, backend):
@@ -263,7 +359,7 @@ torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_out", _conv2d_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_pixels", _conv2d_pixels_empty, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_pixels_out", _conv2d_pixels_out_fake, lib=_LIB)
-torch.library.register_fake("adabm::resblock_out", _resblock_out_fake, lib=_LIB)
+torch.library.register_fake("adabm::resblock_out", check_resblock, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize_out", check_quantize_out, lib=_LIB)
 torch.library.register_fake("adabm::quantize_many_out", check_quantize_many_out, lib=_LIB)
