@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -52,6 +53,20 @@ class Again:
         compiled = self._first(*arguments, **self._settings)
         if aligned and compiled is not None:  # the interpreter compiles nothing
             self._compiled = compiled[self._grid]
+
+
+@functools.lru_cache(256)
+def _again(kernel: Any, grid: tuple[int, int], constants: tuple[tuple[str, Any], ...], *_facts: Any) -> Again:
+    return Again(kernel, grid, dict(constants))
+
+
+def run(
+    kernel: Any, grid: tuple[int, int], tensors: tuple[torch.Tensor | None, ...], numbers: tuple[int, ...], **constants: Any
+) -> None:
+    """Launch a kernel whose parameters are tensors, numbers and constants in this order; `Again` where all but addresses is as in a
+    launch before."""
+    types = tuple([None if tensor is None else tensor.dtype for tensor in tensors])
+    _again(kernel, grid, tuple(constants.items()), tensors[0].device, types, numbers)(tensors, (*tensors, *numbers))
 
 
 def capability(device: torch.device) -> int:
