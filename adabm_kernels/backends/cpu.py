@@ -53,14 +53,16 @@ def ready_conv2d_out(conv: Conv, threads: int, y: torch.Tensor | None, y_q: torc
     """`conv2d_out` for all calls with tensors of these sizes, strides and types: a function of the ten tensors of Conv, depth, y
     and y_q, which fills in their addresses."""
     y_field = "y" if y is None else {torch.int32: "y_acc", torch.uint8: "y_image"}.get(y.dtype, "y")
-    struct, held = conv2d_args(conv, None if y_field == "y_image" else y, y_q)
+    struct, held = conv2d_args(conv, None if y_field == "y_image" else y, y_q, threads=threads)
     read = conv.x_q, conv.x_bits, conv.alpha, conv.beta, conv.slope, conv.out_grid, conv.out_bits, conv.residual
     as_they_are = all(tensor is used for tensor, used in zip(read, held, strict=False))
     template, make, call = bytes(struct), native.Conv2dArgs.from_buffer_copy, native.library("cpu").call
 
     def run(x_q, x_bits, _weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q):
         args = make(template)
-        args.isa, args.threads = native.isa(), _threads(threads)
+        args.isa = native.isa()
+        if not threads:
+            args.threads = _threads(0)
         args.x_q, args.x_bits, args.packed = x_q.data_ptr(), x_bits.data_ptr(), packed.data_ptr()
         args.alpha, args.beta = alpha.data_ptr(), beta.data_ptr()
         if slope is not None:
@@ -119,14 +121,16 @@ def ready_quantize_out(
 ) -> Callable[..., None]:
     """`quantize_out` for all calls with tensors of these sizes, strides and types: a function of (x, shift, grid, bits, depth,
     y_q)."""
-    place = {"y_channels": y_q.shape[3], "region": structs.region(depth, region)}
+    place = {"y_channels": y_q.shape[3], "region": structs.region(depth, region), "threads": threads}
     struct, _held = structs.quantize_args(x, shift, grid, bits, y_q, fraction, **place)
     template, make, call = bytes(struct), native.QuantizeArgs.from_buffer_copy, native.library("cpu").call
 
     def run(x, shift, grid, bits, depth, y_q):
         args = make(template)
         shift, grid, bits = dense(shift), dense(grid), dense(bits)
-        args.isa, args.threads = native.isa(), _threads(threads)
+        args.isa = native.isa()
+        if not threads:
+            args.threads = _threads(0)
         args.x, args.grid, args.bits, args.y_q = x.data_ptr(), grid.data_ptr(), bits.data_ptr(), y_q.data_ptr()
         if shift is not None:
             args.shift = shift.data_ptr()

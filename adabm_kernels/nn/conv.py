@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import native, ops
+from ..ops import library
 from ..quantize import (
     MAX_BITS,
     MIN_BITS,
@@ -228,13 +229,12 @@ class IntegerConv2d(nn.Module):
     ) -> None:
         """See ops.conv2d_out: the same, into tensors that exist. fraction: of y and the residual where they are int16, None where
         they are float32. depth, region: where not everywhere."""
-        held = self._buffers  # as attributes they cost ten times as much
-        ops.conv2d_out(
-            x_q, bits, held["weight"], held["packed"], held["alpha"], held["beta"], y=y, y_q=y_q, accumulate=accumulate,
-            slope=held["slope"], residual=residual, out_grid=out_grid, out_bits=out_bits, box_filter=self.box_filter,
-            activation=self.activation, shuffle=self.shuffle, features="float32" if fraction is None else "int16",
-            fraction=fraction or 0, packed_codes=self.packed_codes, backend=self.backend, threads=self.threads, depth=depth,
-            region=region,
+        # Every layer of a body comes by here: the operator itself, arguments by position, and buffers that no attribute looks for.
+        held = self._buffers
+        library.conv2d_out(
+            x_q, bits, held["weight"], held["packed"], held["alpha"], held["beta"], held["slope"], residual, out_grid, out_bits,
+            self.box_filter, self.activation, self.shuffle, accumulate, "float32" if fraction is None else "int16", fraction or 0,
+            self.packed_codes, self.backend, self.threads, depth, region, y, y_q,
         )  # fmt: skip
 
     def pixels(self, x_q: torch.Tensor, bits: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:

@@ -120,9 +120,9 @@ def _empty_outputs(conv, out, y, y_q):
 # its kind and returns what runs it and all that follow. That must hold no tensor.
 
 
-def _interpreting(backend: str, tensor: torch.Tensor) -> bool:
-    """What check_place asks beside tensors and settings."""
-    return backend == "triton" and not tensor.is_cuda and devices.interpreting()
+def _interpreting(tensor: torch.Tensor) -> bool:
+    """What check_place asks of backend "triton" beside tensors and settings."""
+    return not tensor.is_cuda and devices.interpreting()
 
 
 def _ready_conv(conv: Conv, threads: int, packed_codes: bool, backend: str, y, y_q) -> Callable[..., None]:
@@ -145,7 +145,7 @@ def _ready_conv(conv: Conv, threads: int, packed_codes: bool, backend: str, y, y
 
 
 def _conv2d(*args):
-    key = "conv2d", signature(args[:10]), args[10:], _interpreting(args[17], args[0])
+    key = "conv2d", signature(args[:10]), args[10:], args[17] == "triton" and _interpreting(args[0])
     return (READY.get(key) or keep(key, _ready_conv2d(args)))(*args[:10])
 
 
@@ -174,7 +174,7 @@ def _conv2d_fake(*args):
 
 def _conv2d_out(*args):
     read, settings, (depth, region, y, y_q) = args[:10], args[10:19], args[19:]
-    key = "conv2d_out", signature((*read, depth, y, y_q)), settings, tuple(region), _interpreting(args[17], args[0])
+    key = "conv2d_out", signature((*read, depth, y, y_q)), settings, tuple(region), args[17] == "triton" and _interpreting(args[0])
     run = READY.get(key) or keep(key, _ready_conv2d_out(args))
     check_apart("conv2d_out", args[0], y_q)
     run(*args[:7], y if args[13] else args[7], *args[8:10], depth, y, y_q)
@@ -207,7 +207,8 @@ def _conv2d_pixels(*args):
 
 def _conv2d_pixels_out(*args):
     read, settings, (depth, region, image) = args[:8], args[8:14], args[14:]
-    key = "conv2d_pixels_out", signature((*read, depth, image)), settings, tuple(region), _interpreting(args[12], args[0])
+    interpreting = args[12] == "triton" and _interpreting(args[0])
+    key = "conv2d_pixels_out", signature((*read, depth, image)), settings, tuple(region), interpreting
     run = READY.get(key) or keep(key, _ready_conv2d_pixels_out(args))
     run(*read, None, None, depth, image, None)
 
@@ -250,7 +251,7 @@ def _ready_quantization(x, shift, grid, bits, fraction, packed_codes, start, bac
 
 
 def _quantize(*args):
-    key = "quantize", signature(args[:4]), args[4:], _interpreting(args[6], args[0])
+    key = "quantize", signature(args[:4]), args[4:], args[6] == "triton" and _interpreting(args[0])
     return (READY.get(key) or keep(key, _ready_quantize(args)))(*args[:4])
 
 
@@ -274,7 +275,7 @@ def _quantize_fake(x, shift, grid, bits, fraction, packed_codes, backend, thread
 
 def _quantize_out(*args):
     tensors = (*args[:4], args[9], args[11])
-    key = "quantize_out", signature(tensors), args[4:9], tuple(args[10]), _interpreting(args[7], args[0])
+    key = "quantize_out", signature(tensors), args[4:9], tuple(args[10]), args[7] == "triton" and _interpreting(args[0])
     (READY.get(key) or keep(key, _ready_quantize_out(args)))(*tensors)
 
 
@@ -366,3 +367,4 @@ torch.library.register_fake("adabm::quantize_many_out", check_quantize_many_out,
 torch.library.register_fake("adabm::tile_depths", _tile_depths_empty, lib=_LIB)
 torch.library.register_fake("adabm::image_measure", _image_measure_fake, lib=_LIB)
 torch.library.register_fake("adabm::layer_bits", _layer_bits_fake, lib=_LIB)
+conv2d_out = torch.ops.adabm.conv2d_out.default
