@@ -1,8 +1,11 @@
 """What the host does around the kernels: operators of one layer as a network calls them, and whole forwards, on 8x8 pixels, where
-the kernels themselves have little to do. `kernel` is the layer's kernel alone, its struct filled in beforehand."""
+the kernels themselves have little to do. `kernel` is the layer's kernel alone, its struct filled in beforehand.
+
+Processor time of one thread (OMP_NUM_THREADS=1): a clock on the wall would show what else the machine does."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +17,7 @@ from adabm_kernels import native, ops
 from adabm_kernels.backends.structs import conv2d_args
 from adabm_kernels.quantize import act_grid
 
+pytestmark = pytest.mark.benchmark(timer=time.thread_time)
 SIDE = 8
 LAYER = ConvProblem("body", SIDE, SIDE, 64, 64, bits=(4,), residual=True)
 
