@@ -31,9 +31,9 @@ def operators() -> dict[str, Callable[[], object]]:
     grid = {"out_grid": instance.out_grid, "out_bits": instance.out_bits}
     features, codes, codes_grid = residual.permute(0, 3, 1, 2), torch.empty_like(x_q), act_grid(-2.0, 3.0)
     conv = instance.conv("cpu")
-    struct, _held = conv2d_args(conv, y, y_q, isa=native.isa(), threads=1)
+    struct, held = conv2d_args(conv, y, y_q, isa=native.isa(), threads=1)
     return {
-        "kernel": lambda: native.library("cpu").call("adabm_conv2d_cpu", struct),
+        "kernel": lambda held=held: native.library("cpu").call("adabm_conv2d_cpu", struct),
         "conv2d_out": lambda: layer.into(x_q, bits, y=y, y_q=y_q, residual=residual, **grid),
         "conv2d": lambda: layer(x_q, bits, residual=residual, out="both", **grid),
         "conv2d_pixels_out": lambda: layer.pixels_into(x_q, bits, image, residual=residual),
