@@ -111,10 +111,11 @@ def _pretend_torch() -> None:
 
 
 def _pretend_backends() -> None:
-    from adabm_kernels import native, ops
+    from adabm_kernels import native
     from adabm_kernels.backends import cuda, devices, reference
     from adabm_kernels.backends.call import Conv
     from adabm_kernels.nn import ConvertedNetwork
+    from adabm_kernels.ops import library as operators
     from adabm_kernels.registry import GPU_BACKENDS
 
     def resblock_out(first: Conv, second: Conv, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False):
@@ -129,7 +130,7 @@ def _pretend_backends() -> None:
             packing = {"packed_codes": True, "start": start} if packed_codes else {}
             reference.quantize_out(x, None, grid, own_bits, 0, codes, **packing)
 
-    module, library, why_missing = ops._module, native.library, native.why_missing
+    module, library, why_missing = operators.backend_module, native.library, native.why_missing
     stand_in = SimpleNamespace(
         pack=lambda weight, *settings: cuda.pack(weight, *settings) if len(settings) == 2 else torch.zeros(1, dtype=torch.uint8),
         conv2d_out=reference.conv2d_out,
@@ -140,7 +141,8 @@ def _pretend_backends() -> None:
         resblock_out=resblock_out,
         why_not_resblock=lambda *convs: "" if all(weight.shape[1:] == (3, 3, 64) for weight, _ in convs) else "not 64 channels",
     )
-    ops._module = lambda name: stand_in if name in GPU_BACKENDS else module(name)
+    operators.MAKES_READY = ("cpu",)
+    operators.backend_module = lambda name: stand_in if name in GPU_BACKENDS else module(name)
     # What calls the library itself gets that of the tests, which runs the kernels' sources on the CPU.
     native.library = lambda name: _host_library() if name == "cuda" else library(name)
     native.why_missing = lambda name: "" if name == "cuda" else why_missing(name)

@@ -123,7 +123,7 @@ def test_one_file_registers_operators_and_one_loads_libraries() -> None:
         for word, found in users.items():
             if re.search(rf"{re.escape(word)}\b", text):
                 found.add(name)
-    assert users["torch.library.Library"] == {"ops"}
+    assert users["torch.library.Library"] == {"ops.library"}
     assert users["ctypes.CDLL"] == {"native"}
     assert users["ADABM_BACKEND"] == {"registry"}
     assert users["ADABM_ISA"] == {"native"}

@@ -37,6 +37,10 @@ def test_kernels_equal_the_reference_in_the_interpreter() -> None:
     all_passed(run_kernel_tests(networks, interpret=True), run_kernel_tests(f"not ({networks})", interpret=True))
 
 
+def test_kernels_that_are_kept_are_launched_as_triton_launches_them() -> None:
+    all_passed(run_kernel_tests("", interpret=False, file=KERNELS.with_name("triton_launch.py")))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_kernels_equal_the_reference_on_the_gpu() -> None:
     all_passed(run_kernel_tests("", interpret=False))

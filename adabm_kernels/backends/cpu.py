@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from .. import native
 from . import structs
-from .call import Conv
+from .call import Conv, dense
 from .structs import conv2d_args, weights
 
 ALIGNMENT = 64
 
 
+def _threads(asked: int) -> int:
+    return asked or min(torch.get_num_threads(), native.MAX_THREADS)
+
+
 def _how(threads: int) -> dict[str, int]:
-    return {"isa": native.isa(), "threads": threads or min(torch.get_num_threads(), native.MAX_THREADS)}
+    return {"isa": native.isa(), "threads": _threads(threads)}
 
 
 def pack(weight: torch.Tensor, tile_for_bits: tuple[int, ...]) -> torch.Tensor:
@@ -36,15 +40,54 @@ def pack(weight: torch.Tensor, tile_for_bits: tuple[int, ...]) -> torch.Tensor:
 
 
 def conv2d_out(conv: Conv, threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None) -> None:
-    """See ops.conv2d_out; an int32 y takes the accumulators."""
-    struct, _held = conv2d_args(conv, y, y_q, **_how(threads))
-    native.library("cpu").call("adabm_conv2d_cpu", struct)
+    """See ops.conv2d_out; an int32 y takes the accumulators, a uint8 y pixels."""
+    ready_conv2d_out(conv, threads, y, y_q)(*conv[:10], conv.depth, y, y_q)
 
 
 def conv2d_pixels_out(conv: Conv, threads: int, image: torch.Tensor) -> None:
     """See ops.conv2d_pixels_out."""
-    struct, _held = conv2d_args(conv, None, None, y_image=image.data_ptr(), **_how(threads))
-    native.library("cpu").call("adabm_conv2d_cpu", struct)
+    conv2d_out(conv, threads, image, None)
+
+
+def ready_conv2d_out(conv: Conv, threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None) -> Callable[..., None]:
+    """`conv2d_out` for all calls with tensors of these sizes, strides and types: a function of the ten tensors of Conv, depth, y
+    and y_q, which fills in their addresses."""
+    y_field = "y" if y is None else {torch.int32: "y_acc", torch.uint8: "y_image"}.get(y.dtype, "y")
+    struct, held = conv2d_args(conv, None if y_field == "y_image" else y, y_q, threads=threads)
+    read = conv.x_q, conv.x_bits, conv.alpha, conv.beta, conv.slope, conv.out_grid, conv.out_bits, conv.residual
+    as_they_are = all(tensor is used for tensor, used in zip(read, held, strict=False))
+    template, make, call = bytes(struct), native.Conv2dArgs.from_buffer_copy, native.library("cpu").call
+
+    def run(x_q, x_bits, _weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q):
+        args = make(template)
+        args.isa = native.isa()
+        if not threads:
+            args.threads = _threads(0)
+        args.x_q, args.x_bits, args.packed = x_q.data_ptr(), x_bits.data_ptr(), packed.data_ptr()
+        args.alpha, args.beta = alpha.data_ptr(), beta.data_ptr()
+        if slope is not None:
+            args.slope = slope.data_ptr()
+        if residual is not None:
+            args.residual = residual.data_ptr()
+        if out_grid is not None:
+            args.out_grid = out_grid.data_ptr()
+        if out_bits is not None:
+            args.out_bits = out_bits.data_ptr()
+        if depth is not None:
+            args.region.depth = depth.data_ptr()
+        if y is not None:
+            setattr(args, y_field, y.data_ptr())
+        if y_q is not None:
+            args.y_q = y_q.data_ptr()
+        call("adabm_conv2d_cpu", args)
+
+    def run_on_copies(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q):
+        x_q, x_bits, alpha, beta, slope, out_grid, out_bits = map(dense, (x_q, x_bits, alpha, beta, slope, out_grid, out_bits))
+        if y is None or y.is_contiguous():  # else the residual has its strides
+            residual = dense(residual)
+        run(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q)
+
+    return run if as_they_are else run_on_copies
 
 
 def quantize_out(
@@ -60,9 +103,42 @@ def quantize_out(
     region: Sequence[int] = (),
 ) -> None:
     """See ops.quantize_out."""
-    place = {"y_channels": y_q.shape[3], "region": structs.region(depth, region)}
-    struct, _held = structs.quantize_args(x, shift, grid, bits, y_q, fraction, **place, **_how(threads))
-    native.library("cpu").call("adabm_quantize_cpu", struct)
+    place = {"depth": depth, "region": region}
+    ready_quantize_out(x, shift, grid, bits, threads, y_q, fraction=fraction, **place)(x, shift, grid, bits, depth, y_q)
+
+
+def ready_quantize_out(
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    threads: int,
+    y_q: torch.Tensor,
+    *,
+    fraction: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
+) -> Callable[..., None]:
+    """`quantize_out` for all calls with tensors of these sizes, strides and types: a function of (x, shift, grid, bits, depth,
+    y_q)."""
+    place = {"y_channels": y_q.shape[3], "region": structs.region(depth, region), "threads": threads}
+    struct, _held = structs.quantize_args(x, shift, grid, bits, y_q, fraction, **place)
+    template, make, call = bytes(struct), native.QuantizeArgs.from_buffer_copy, native.library("cpu").call
+
+    def run(x, shift, grid, bits, depth, y_q):
+        args = make(template)
+        shift, grid, bits = dense(shift), dense(grid), dense(bits)
+        args.isa = native.isa()
+        if not threads:
+            args.threads = _threads(0)
+        args.x, args.grid, args.bits, args.y_q = x.data_ptr(), grid.data_ptr(), bits.data_ptr(), y_q.data_ptr()
+        if shift is not None:
+            args.shift = shift.data_ptr()
+        if depth is not None:
+            args.region.depth = depth.data_ptr()
+        call("adabm_quantize_cpu", args)
+
+    return run
 
 
 def tile_depths_out(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import native, ops
+from ..ops import library
 from ..quantize import (
     MAX_BITS,
     MIN_BITS,
@@ -222,13 +224,18 @@ class IntegerConv2d(nn.Module):
         out_grid: torch.Tensor | None = None,
         out_bits: torch.Tensor | None = None,
         fraction: int | None = None,
-        **place: Any,
+        depth: torch.Tensor | None = None,
+        region: Sequence[int] = (),
     ) -> None:
         """See ops.conv2d_out: the same, into tensors that exist. fraction: of y and the residual where they are int16, None where
-        they are float32. place: depth and region, where not everywhere."""
-        outputs = {"y": y, "y_q": y_q, "accumulate": accumulate} | _held_in(fraction)
-        outputs |= {"residual": residual, "out_grid": out_grid, "out_bits": out_bits}
-        ops.conv2d_out(x_q, bits, *self._tables(), **outputs, **place, **self._settings())
+        they are float32. depth, region: where not everywhere."""
+        # Every layer of a body comes by here: the operator itself, arguments by position, and buffers that no attribute looks for.
+        held = self._buffers
+        library.conv2d_out(
+            x_q, bits, held["weight"], held["packed"], held["alpha"], held["beta"], held["slope"], residual, out_grid, out_bits,
+            self.box_filter, self.activation, self.shuffle, accumulate, "float32" if fraction is None else "int16", fraction or 0,
+            self.packed_codes, self.backend, self.threads, depth, region, y, y_q,
+        )  # fmt: skip
 
     def pixels(self, x_q: torch.Tensor, bits: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """See ops.conv2d_pixels: uint8 [N, H*r, W*r, K/r^2]."""
@@ -304,11 +311,12 @@ class IntegerConv2d(nn.Module):
         )  # fmt: skip
 
     def _tables(self) -> tuple[torch.Tensor, ...]:
-        return self.weight, self.packed, self.alpha, self.beta
+        held = self._buffers
+        return held["weight"], held["packed"], held["alpha"], held["beta"]
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "slope": self.slope,
+            "slope": self._buffers["slope"],
             "box_filter": self.box_filter,
             "activation": self.activation,
             "shuffle": self.shuffle,

@@ -57,7 +57,7 @@ class Places:
     def _at(self, region: Region, factor: int = 1) -> dict[str, Any]:
         if self.depths is None:
             return {}
-        depths = self.depths.enlarged(factor)
+        depths = self.depths.enlarged(factor) if factor > 1 else self.depths
         return {"depth": depths.values, "region": region.numbers(depths)}
 
     def head(self) -> dict[str, Any]:
@@ -68,11 +68,11 @@ class Places:
         """Of a block's first convolution."""
         return self._at(Region(own=HARD, passed=HARD, pass_reach=1))
 
-    def block(self, index: int, blocks: int) -> dict[str, Any]:
-        """Of a block's second convolution, or of both in one; it also hands on the features around hard tiles."""
-        # The first copies all features that will be read, the last makes all codes that the closing convolution reads.
-        ends = index == 0 or index == blocks - 1
-        return self._at(Region(own=HARD, passed=HARD, pass_reach=self.reach + 1 if ends else 1))
+    def block(self, end: bool) -> dict[str, Any]:
+        """Of a block's second convolution, or of both in one; it also hands on the features around hard tiles. end: whether it is
+        the first block, which copies all features that will be read, or the last, which makes all codes that the closing
+        convolution reads."""
+        return self._at(Region(own=HARD, passed=HARD, pass_reach=self.reach + 1 if end else 1))
 
     def closing(self) -> dict[str, Any]:
         """Of the convolution that closes the body."""

@@ -699,7 +699,8 @@ class ConvertedResidualNetwork(ConvertedNetwork):
     """A network whose body is residual blocks `body.N` of two convolutions `conv1` and `conv2` (EDSR, SRResNet)."""
 
     def _blocks(self) -> list[tuple[AdaptiveConv2d, AdaptiveConv2d]]:
-        return [(self.conv(f"body.{i}.conv1"), self.conv(f"body.{i}.conv2")) for i in range(self.spec.blocks)]
+        convs = self._adaptive._modules  # at every forward pass: `conv` costs four times as much
+        return [(convs[f"body_{i}_conv1"], convs[f"body_{i}_conv2"]) for i in range(self.spec.blocks)]
 
     def set_backend(self, backend: str = "auto", *, graph: bool | None = None) -> Choice:
         choice = super().set_backend(backend, graph=graph)
@@ -714,7 +715,11 @@ class ConvertedResidualNetwork(ConvertedNetwork):
         is given, their codes on it. places: where they compute."""
         channels = self.spec.channels
         feature = self._features("feature", codes, channels)
-        inner = self._codes("inner", codes, channels) if self.why_not_fused else None
+        ends, between = places.block(end=True), places.block(end=False)
+        inner = after = None
+        if self.why_not_fused:
+            inner, inside = self._codes("inner", codes, channels), places.inside()
+            after = self._codes("codes", codes, channels)
         for i, (conv1, conv2) in enumerate(blocks):
             bits1, bits2 = bits[conv1.name], bits[conv2.name]
             if i + 1 < len(blocks):
@@ -724,10 +729,10 @@ class ConvertedResidualNetwork(ConvertedNetwork):
                 grid, next_bits = last_grid, last_bits
             outputs = {"y": feature, "out_grid": grid, "out_bits": next_bits, "fraction": self.fraction}
             outputs |= {"residual": skip} if i == 0 else {"accumulate": True}
-            outputs |= places.block(i, len(blocks))
+            outputs |= ends if i in (0, len(blocks) - 1) else between
             if self.why_not_fused:
-                conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2, **places.inside())
-                codes = None if grid is None else self._codes("codes", inner, channels)
+                conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2, **inside)
+                codes = None if grid is None else after
                 conv2.into(inner, bits2, y_q=codes, **outputs)
             else:
                 # Codes go from buffer to buffer: tiles read what their neighbours would overwrite.

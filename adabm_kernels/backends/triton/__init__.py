@@ -11,10 +11,10 @@ if interpreting():
 
     install()
 
-from .conv2d import conv2d_out, conv2d_pixels_out, pack
+from .conv2d import conv2d_out, conv2d_pixels_out, pack, ready_conv2d_out
 from .depths import tile_depths_out
 from .measure import image_measure, layer_bits
-from .quantize import quantize_out
+from .quantize import quantize_out, ready_quantize_out
 
 __all__ = [
     "conv2d_out",
@@ -24,6 +24,8 @@ __all__ = [
     "pack",
     "probe",
     "quantize_out",
+    "ready_conv2d_out",
+    "ready_quantize_out",
     "tile_depths_out",
 ]
 

@@ -9,6 +9,7 @@ could happen (255 * SUM |m| fits int32).
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -386,14 +387,21 @@ def conv2d_launch(
     return constants | config.options(), tiles * -(-(shuffle**2) * axis // block_n)
 
 
-def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
+def conv2d_out(conv: Conv, threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
     """See ops.conv2d_out; an int32 y takes the accumulators, a uint8 y pixels."""
+    ready_conv2d_out(conv, threads, y, y_q, packed_codes)(*conv[:10], conv.depth, y, y_q)
+
+
+def ready_conv2d_out(
+    conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False
+) -> Callable[..., None]:
+    """`conv2d_out` for all calls with tensors of these sizes, strides and types on this device: a function of the ten tensors of
+    Conv, depth, y and y_q."""
     x_q, residual = conv.x_q, conv.residual
     n, h, w, _ = x_q.shape
     launch.check("conv2d", "x_q", x_q, h * w * conv.shuffle**2)
-    if residual is not None and (y is None or y.is_contiguous()):
-        residual = residual.contiguous()
-    held = y if y is not None else residual  # the residual has the pitch of y
+    own_pitch = y is None or y.is_contiguous()  # else a residual has the strides of y
+    held = y if y is not None else residual if residual is None else residual.contiguous()  # the residual has the pitch of y
     constants, programs = conv2d_launch(
         launch.capability(x_q.device),
         tuple(x_q.shape),
@@ -409,12 +417,21 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
         depth=conv.depth is not None,
         passes=passes_on(conv.region),
     )
-    tensors = [dense(t) for t in (x_q, conv.x_bits, conv.packed, conv.alpha, conv.beta, conv.slope)]
-    tensors += [residual, dense(conv.out_grid), dense(conv.out_bits), y, y_q]
     scales = (2.0**conv.fraction, 2.0**-conv.fraction) if conv.features == "int16" else (None, None)
     numbers = (None,) * NUMBERS if conv.depth is None else conv.region
-    with launch.on(x_q):
-        conv2d_kernel[(programs, n)](*tensors, h, w, *scales, conv.depth, *numbers, **constants)
+    again = launch.Again(conv2d_kernel, (programs, n), constants)
+
+    def run(x_q, x_bits, _weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q):
+        x_q, x_bits, packed, alpha, beta = dense(x_q), dense(x_bits), dense(packed), dense(alpha), dense(beta)
+        slope, out_grid, out_bits = dense(slope), dense(out_grid), dense(out_bits)
+        residual = dense(residual) if own_pitch else residual
+        with launch.on(x_q):
+            again(
+                (x_q, packed, alpha, beta, slope, residual, out_grid, y, y_q),
+                (x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, h, w, *scales, depth, *numbers),
+            )
+
+    return run
 
 
 def conv2d_pixels_out(conv: Conv, threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:

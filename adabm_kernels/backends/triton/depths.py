@@ -55,6 +55,5 @@ def tile_depths_out(
     launch.check("tile_depths", "x_q", x_q, h * w)
     rows, columns = tiles_of(h, tile, top), tiles_of(w, tile, left)
     with launch.on(x_q):
-        tile_depths_kernel[(rows * columns, n)](
-            x_q, depth, h, w, rows, columns, tile, top, left, threshold, deep, BLOCK=BLOCK, num_warps=4
-        )
+        numbers = h, w, rows, columns, tile, top, left, threshold, deep
+        launch.run(tile_depths_kernel, (rows * columns, n), (x_q, depth), numbers, BLOCK=BLOCK, num_warps=4)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -20,9 +22,51 @@ def check(operator: str, name: str, tensor: torch.Tensor, pixels: int) -> None:
         raise ValueError(f"{operator}: an image of {name} must give at most {MOST_PIXELS} pixels, got {pixels}")
 
 
+_HERE = contextlib.nullcontext()
+
+
 def on(tensor: torch.Tensor) -> AbstractContextManager:
     """The tensor's device is the current one inside the context: Triton launches there, on its current stream."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    elsewhere = tensor.is_cuda and tensor.device.index != torch.cuda.current_device()
+    return torch.cuda.device(tensor.device) if elsewhere else _HERE
+
+
+class Again:
+    """Launches of a kernel on one device with arguments of the same types, and the same sizes where it is compiled for those.
+
+    kernel: of triton.jit. grid: its programs, two numbers. constants: by name, in the order of the kernel's parameters, and its
+    options behind them. The first launch with addresses that are all multiples of 16 gives the compiled kernel, and those that
+    follow take it: looking it up costs Triton several times what the launch does.
+    """
+
+    def __init__(self, kernel: Any, grid: tuple[int, int], constants: dict[str, Any]):
+        self._first, self._grid, self._settings = kernel[grid], (*grid, 1), constants
+        self._constants = [constants[name] for name in kernel.arg_names if name in constants]
+        self._compiled: Any = None
+
+    def __call__(self, tensors: tuple[torch.Tensor | None, ...], arguments: tuple[Any, ...]) -> None:
+        """tensors: those whose alignment the kernel is compiled for; arguments: all of them, tensors too, in their order."""
+        aligned = not any([tensor is not None and tensor.data_ptr() & 15 for tensor in tensors])
+        if aligned and self._compiled is not None:
+            self._compiled(*arguments, *self._constants)
+            return
+        compiled = self._first(*arguments, **self._settings)
+        if aligned and compiled is not None:  # the interpreter compiles nothing
+            self._compiled = compiled[self._grid]
+
+
+@functools.lru_cache(256)
+def _again(kernel: Any, grid: tuple[int, int], constants: tuple[tuple[str, Any], ...], *_facts: Any) -> Again:
+    return Again(kernel, grid, dict(constants))
+
+
+def run(
+    kernel: Any, grid: tuple[int, int], tensors: tuple[torch.Tensor | None, ...], numbers: tuple[int, ...], **constants: Any
+) -> None:
+    """Launch a kernel whose parameters are tensors, numbers and constants in this order; `Again` where all but addresses is as in a
+    launch before."""
+    types = tuple([None if tensor is None else tensor.dtype for tensor in tensors])
+    _again(kernel, grid, tuple(constants.items()), tensors[0].device, types, numbers)(tensors, (*tensors, *numbers))
 
 
 def capability(device: torch.device) -> int:

@@ -71,9 +71,8 @@ def _partial_sums(x: torch.Tensor) -> torch.Tensor:
     launch.check("image_measure", "x", x, h * w)
     partial = torch.empty(n, -(-h * w // BLOCK), dtype=torch.float32, device=x.device)
     reach = sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
-    measure_kernel[(partial.shape[1], n)](
-        x, partial, h, w, *x.stride(), WIDE=reach > launch.NARROW, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False
-    )
+    constants = {"WIDE": reach > launch.NARROW, "BLOCK": BLOCK, "num_warps": 4, "enable_fp_fusion": False}
+    launch.run(measure_kernel, (partial.shape[1], n), (x, partial), (h, w, *x.stride()), **constants)
     return partial
 
 
@@ -82,8 +81,8 @@ def _decide(x, measure, lower, upper, rules, bits) -> None:
     with launch.on(x):
         partial = _partial_sums(x)
         tiles, layers = partial.shape[1], 1 if rules is None else rules.shape[0]
-        decide_kernel[(n,)](
-            partial, measure, lower, upper, rules, bits, tiles, h * w, layers, BITS=bits is not None,
+        launch.run(
+            decide_kernel, (n, 1), (partial, measure, lower, upper, rules, bits), (tiles, h * w, layers), BITS=bits is not None,
             STEPS=triton.next_power_of_2(-(-tiles // BLOCK)), LAYERS=triton.next_power_of_2(layers), BLOCK=BLOCK, num_warps=4,
             enable_fp_fusion=False,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -75,6 +75,25 @@ def quantize_out(
     region: Sequence[int] = (),
 ) -> None:
     """See ops.quantize_out."""
+    run = ready_quantize_out(x, shift, grid, bits, threads, y_q, packed_codes, start, fraction, depth, region)
+    run(x, shift, grid, bits, depth, y_q)
+
+
+def ready_quantize_out(
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    _threads: int,
+    y_q: torch.Tensor,
+    packed_codes: bool = False,
+    start: int = 0,
+    fraction: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
+) -> Callable[..., None]:
+    """`quantize_out` for all calls with tensors of these sizes, strides and types on this device: a function of (x, shift, grid,
+    bits, depth, y_q)."""
     n, c, h, w = x.shape
     launch.check("quantize", "x", x, h * w)
     channels, y_pitch = y_q.shape[3], pitch(y_q)
@@ -90,8 +109,12 @@ def quantize_out(
     step = 2.0**-fraction if x.dtype == torch.int16 else None
     config = tuning.quantize_config(axis)
     programs = -(-h * w // config.block_m) * -(-axis // config.block_n)
-    with launch.on(x):
-        quantize_kernel[(programs, n)](
-            x, step, dense(shift), dense(grid), dense(bits), y_q, w, h * w, *x.stride(), depth, *numbers, **constants,
-            **config.options(),
-        )  # fmt: skip
+    strides = x.stride()
+    again = launch.Again(quantize_kernel, (programs, n), constants | config.options())
+
+    def run(x, shift, grid, bits, depth, y_q):
+        shift, grid, bits = dense(shift), dense(grid), dense(bits)
+        with launch.on(x):
+            again((x, shift, grid, y_q), (x, step, shift, grid, bits, y_q, w, h * w, *strides, depth, *numbers))
+
+    return run

@@ -1,0 +1,350 @@
+"""The operators as users call them; underneath they are `torch.ops.adabm.*` (library.py).
+
+Code tensors are uint8 [N, H, W, C4], C4 = C rounded up to a multiple of 4, padding channels 0. Features are float32 or, where a
+fraction is given with them, int16 in units of 2^-fraction (quantize.to_fixed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..regions import as_tiles
+from . import library
+from .checks import BACKENDS, INT16_FEATURES, MAX_SHUFFLE, OUTPUTS, PACKED_CODES, QUANTIZE_MANY, RESBLOCKS, WIDTHS
+
+__all__ = [
+    "INT16_FEATURES",
+    "MAX_SHUFFLE",
+    "OUTPUTS",
+    "PACKED_CODES",
+    "QUANTIZE_MANY",
+    "RESBLOCKS",
+    "conv2d",
+    "conv2d_out",
+    "conv2d_pixels",
+    "conv2d_pixels_out",
+    "image_measure",
+    "layer_bits",
+    "pack_weights",
+    "quantize",
+    "quantize_many_out",
+    "quantize_out",
+    "resblock_out",
+    "tile_depths",
+    "why_not_resblock",
+]
+
+
+def pack_weights(
+    backend: str, weight: torch.Tensor, tile_for_bits: tuple[int, ...], box_filter: bool, shuffle: int
+) -> torch.Tensor:
+    """What `conv2d` takes as `packed` for int8 weights [K, R, S, C] or [R, S, K, R, S, C]: each backend has a form of its own.
+
+    tile_for_bits: the tile that computes codes of 2..8 bits, seven indexes of tiles.TILES, for the CPU kernels (tiles.LayerPlan).
+    box_filter, shuffle: those of the convolution. Raises ValueError naming the argument, the rule and the value.
+    """
+
+    def require(name: str, holds: bool, rule: str, seen: object) -> None:
+        if not holds:
+            raise ValueError(f"pack_weights: {name} must be {rule}, got {seen}")
+
+    form = "int8 [K, R, S, C] or [R, S, K, R, S, C]"
+    require("backend", backend in BACKENDS, f"one of {BACKENDS}", repr(backend))
+    require("weight", weight.dtype == torch.int8 and weight.dim() in (4, 6), form, f"{weight.dtype} {list(weight.shape)}")
+    if backend == "cpu":
+        whole = len(tile_for_bits) == WIDTHS and all(type(tile) is int for tile in tile_for_bits)
+        require("weight", weight.device.type == "cpu", "in main memory for backend 'cpu'", weight.device)
+        require("tile_for_bits", whole, f"{WIDTHS} whole numbers", tile_for_bits)
+        return library.backend_module(backend).pack(weight, tile_for_bits)
+    if backend == "cuda":
+        return library.backend_module(backend).pack(weight, box_filter, shuffle)
+    return library.backend_module(backend).pack(weight, box_filter)
+
+
+def conv2d(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out_grid: torch.Tensor | None = None,
+    out_bits: torch.Tensor | None = None,
+    box_filter: bool = False,
+    activation: str = "none",
+    shuffle: int = 1,
+    out: str = "float",
+    features: str = "float32",
+    fraction: int = 0,
+    packed_codes: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integer convolution, stride 1, odd kernel, "same" zero padding, with its epilogue (formula: csrc/include/adabm/adabm.h).
+
+    x_q: uint8 codes [N, H, W, C4], image n on x_bits[n] bits (int32 [N], 2..8). weight: int8 [K, R, S, C], the integers m,
+    or k' with m = 2k' + 1 under `box_filter`;
+    or [R, S, K, R, S, C], one kernel per border class of the pixel. packed: what `pack_weights` made of it for this
+    backend (empty for the reference).
+    alpha: float32 [7, K], per bit-width of x_q. beta: float32 [(R//2+1)^2, (S//2+1)^2, K] by border class; [R, S, K] with a
+    kernel per class.
+    slope: [K] for activation="prelu". residual: float32, shape of y. out_grid, out_bits: grid and bits of the output codes.
+    out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store, 1..16.
+    features: "float32"; or "int16" for y and the residual in units of 2^-fraction (`quantize.to_fixed`), fraction -16..24: the
+    codes, too, are then of the value that y holds, or would hold. Not with "acc" or a shuffle.
+    packed_codes: x_q and y_q are buffers of `quantize.pack_codes`. threads: 0 takes torch.get_num_threads().
+
+    Returns (y, y_q): float32 (int16, or int32) [N, H*r, W*r, K/r^2] and uint8 [N, H*r, W*r, (K/r^2)4]; what was not asked for is
+    empty. Raises RuntimeError (from the dispatcher) or ValueError naming the argument, the rule and the value.
+    """
+    return torch.ops.adabm.conv2d(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
+        features, fraction, packed_codes, backend, threads,
+    )  # fmt: skip
+
+
+def conv2d_out(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    y: torch.Tensor | None = None,
+    y_q: torch.Tensor | None = None,
+    accumulate: bool = False,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out_grid: torch.Tensor | None = None,
+    out_bits: torch.Tensor | None = None,
+    box_filter: bool = False,
+    activation: str = "none",
+    shuffle: int = 1,
+    features: str = "float32",
+    fraction: int = 0,
+    packed_codes: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
+) -> None:
+    """`conv2d` into tensors that exist already: float32 (or int16) y and uint8 y_q of the shapes it would return, at least one.
+
+    y of float32 may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
+    accumulate: y holds the residual and is added to. depth, region: which pixels are written, by the depth of each tile of the
+    images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`), and the numbers of a `regions.Region`; with y_q
+    alone, no residual and no pixels passed on the codes around those are arbitrary. Raises as `conv2d`.
+    """
+    torch.ops.adabm.conv2d_out(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
+        accumulate, features, fraction, packed_codes, backend, threads, depth, region, y, y_q,
+    )  # fmt: skip
+
+
+def conv2d_pixels(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    box_filter: bool = False,
+    activation: str = "none",
+    shuffle: int = 1,
+    packed_codes: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> torch.Tensor:
+    """The floats of `conv2d` as pixels, uint8 [N, H*r, W*r, K/r^2]: clamped to 0..255, rounded half to even (quantize.to_pixels).
+
+    The kernels write them in place of floats; the reference makes them of floats. Raises as `conv2d`.
+    """
+    return torch.ops.adabm.conv2d_pixels(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads
+    )
+
+
+def conv2d_pixels_out(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    image: torch.Tensor,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    box_filter: bool = False,
+    activation: str = "none",
+    shuffle: int = 1,
+    packed_codes: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
+) -> None:
+    """`conv2d_pixels` into a contiguous image, uint8 of the shape it would return. depth, region: as in `conv2d_out`."""
+    torch.ops.adabm.conv2d_pixels_out(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
+        depth, region, image,
+    )  # fmt: skip
+
+
+def why_not_resblock(backend: str, *convs: tuple[torch.Tensor, bool]) -> str:
+    """Why `resblock_out` cannot compute two convolutions, each (weight, box_filter), on a backend; empty where it can."""
+    if backend not in RESBLOCKS:
+        return f"backend {backend!r} computes convolutions one by one"
+    return library.backend_module(backend).why_not_resblock(*convs)
+
+
+def resblock_out(
+    x_q: torch.Tensor,
+    x_bits: torch.Tensor,
+    first: tuple[torch.Tensor, ...],
+    second: tuple[torch.Tensor, ...],
+    inner_grid: torch.Tensor,
+    inner_bits: torch.Tensor,
+    *,
+    y: torch.Tensor | None = None,
+    y_q: torch.Tensor | None = None,
+    accumulate: bool = False,
+    residual: torch.Tensor | None = None,
+    out_grid: torch.Tensor | None = None,
+    out_bits: torch.Tensor | None = None,
+    slope: torch.Tensor | None = None,
+    activation: str = "none",
+    box_filters: tuple[bool, bool] = (False, False),
+    features: str = "float32",
+    fraction: int = 0,
+    packed_codes: bool = False,
+    backend: str = "cuda",
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
+) -> None:
+    """Two convolutions as `conv2d_out` computes them one after the other, with the codes between them kept on the chip.
+
+    first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid, float32 [7, 2], and bits, int32 [N], of the
+    codes between them. slope, activation: the first's; the second has none. features, fraction: of y and the residual. depth,
+    region: of the results, as in `conv2d_out`; the codes in the middle are those of 0 where no result is computed. y_q must not be
+    x_q. Raises as `conv2d`, and RuntimeError where `why_not_resblock` gives a reason.
+    """
+    torch.ops.adabm.resblock_out(
+        x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,
+        out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
+    )  # fmt: skip
+
+
+def quantize(
+    x: torch.Tensor,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    *,
+    shift: torch.Tensor | None = None,
+    fraction: int = 0,
+    packed_codes: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> torch.Tensor:
+    """Codes of x - shift: float32 (or int16) [N, C, H, W] of any strides -> uint8 [N, H, W, C4].
+
+    grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None. fraction: of an int16 x, which holds its
+    values in units of 2^-fraction and has no shift. packed_codes: as in `conv2d`.
+    Raises RuntimeError or ValueError naming the argument, the rule and the value.
+    """
+    return torch.ops.adabm.quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads)
+
+
+def quantize_out(
+    x: torch.Tensor,
+    grid: torch.Tensor,
+    bits: torch.Tensor,
+    y_q: torch.Tensor,
+    *,
+    shift: torch.Tensor | None = None,
+    fraction: int = 0,
+    packed_codes: bool = False,
+    start: int = 0,
+    backend: str = "cpu",
+    threads: int = 0,
+    depth: torch.Tensor | None = None,
+    region: Sequence[int] = (),
+) -> None:
+    """`quantize` into uint8 y_q [N, H, W, C or more], contiguous or a slice of the channels of a contiguous tensor.
+
+    Channels of y_q beyond those of x become 0.
+    packed_codes: y_q is all of a buffer [N, H, W, C4] of `quantize.pack_codes`, and the codes are its channels from `start`, a
+    multiple of 4; those behind them become 0 up to the next multiple of 4 and, where that is C4, to the end of the pixel.
+    depth, region: as in `conv2d_out`; no pixels are passed on. Raises as `quantize`.
+    """
+    torch.ops.adabm.quantize_out(x, shift, grid, bits, fraction, packed_codes, start, backend, threads, depth, region, y_q)
+
+
+def quantize_many_out(
+    x: torch.Tensor,
+    grids: list[torch.Tensor],
+    bits: list[torch.Tensor],
+    y_q: list[torch.Tensor],
+    *,
+    packed_codes: bool = False,
+    starts: list[int] | None = None,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> None:
+    """`quantize_out` of the same x into several code buffers, each with a grid, bits and a start of its own.
+
+    Backends of QUANTIZE_MANY read x once for all; the others do one after the other. Raises as `quantize`, and where there are not
+    as many grids as bits, starts and y_q, at least one.
+    """
+    torch.ops.adabm.quantize_many_out(x, grids, bits, packed_codes, starts or [0] * len(grids), backend, threads, y_q)
+
+
+def tile_depths(
+    x_q: torch.Tensor,
+    tile: int,
+    threshold: int,
+    deep: int,
+    *,
+    top: int = 0,
+    left: int = 0,
+    flat: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+) -> torch.Tensor:
+    """The depth of each tile of images, by how much they bend (exits.tile_bends): uint8 [N, rows, columns] for `regions.Depths`.
+
+    x_q: pixels as 8-bit codes, uint8 [N, H, W, 4], contiguous, the fourth channel 0. tile: pixels a side. threshold: 0..510; tiles
+    that bend by more get the depth `deep`, 1..255, the others 0. top, left: rows and columns that the first tiles lack. flat: as
+    the other operators take them too, and as programs traced for images of any size need them (regions.flat_length). Raises
+    RuntimeError naming the argument, the rule and the value.
+    """
+    depth = torch.ops.adabm.tile_depths(x_q, tile, top, left, threshold, deep, backend, threads)
+    return depth if flat else as_tiles(depth, *x_q.shape[:3], tile, top, left)
+
+
+def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:
+    """`measure.image_measure` of float32 [N, 3, H, W] in 0..255 up to the rounding of its sums: float32 [N].
+
+    Raises RuntimeError naming the argument, the rule and the value.
+    """
+    return torch.ops.adabm.image_measure(x, backend)
+
+
+def layer_bits(
+    x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, rules: torch.Tensor, *, backend: str = "cpu"
+) -> torch.Tensor:
+    """Bits of every layer's codes for every image, int32 [L, N], from the images float32 [N, 3, H, W] in 0..255.
+
+    lower, upper: float32 [], thresholds of `image_measure`. rules: int32 [L, 2], see `measure.bits_by_rule`. Raises as
+    `image_measure`.
+    """
+    return torch.ops.adabm.layer_bits(x, lower, upper, rules, backend)

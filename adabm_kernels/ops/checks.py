@@ -1,0 +1,328 @@
+"""What the operators require of their arguments: each check names the argument, the rule and the value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..backends import devices
+from ..backends.call import ACTIVATIONS, FEATURES, Conv
+from ..quantize import CODE_CHANNELS, MAX_BITS, MAX_FRACTION, MIN_BITS, MIN_FRACTION, padded_channels
+from ..regions import MAX_TILE, NUMBERS, flat_length, passes_on, tiles_of
+
+OUTPUTS = ("codes", "float", "both", "acc")
+MAX_SHUFFLE = 16
+WIDTHS = MAX_BITS - MIN_BITS + 1
+BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
+RESBLOCKS = ("cuda",)  # backends that have residual blocks in one piece
+QUANTIZE_MANY = ("cuda",)  # backends that quantise on several grids in one pass
+PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
+INT16_FEATURES = ("cuda", "triton", "cpu", "reference")  # backends that know features of 16 bits
+MAKES_READY = ("triton", "cpu")  # backends that make calls ready once for all of a signature (ready.py)
+
+
+def require(condition: bool, message: Callable[[], str]) -> None:
+    # torch._check says the same, at ten times the price: it runs some thirty times a layer.
+    if not condition:
+        raise RuntimeError(message())
+
+
+def expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple) -> None:
+    require(tensor.dtype == dtype, lambda: f"{name} must be {dtype}, got {tensor.dtype}")
+    require(tuple(tensor.shape) == tuple(shape), lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+
+
+def expect_slice(name: str, tensor: torch.Tensor) -> None:
+    """[N, H, W, C] must be some channels of dense [N, H, W, more channels]."""
+    _, h, w, c = tensor.shape
+    pitch = tensor.stride(2)
+    dense = tensor.is_contiguous() or (pitch >= c and tensor.stride() == (h * w * pitch, w * pitch, pitch, 1))
+    require(
+        dense, lambda: f"{name} must be contiguous or a slice of the channels of a contiguous tensor, got strides {tensor.stride()}"
+    )
+
+
+def check_place(operator: str, backend: str, packed_codes: bool, first: str, tensors: dict[str, torch.Tensor | None]) -> None:
+    """All tensors on one device, which the backend can compute on; `first` names the one that decides."""
+    require(backend in BACKENDS, lambda: f"{operator}: backend must be one of {BACKENDS}, got {backend!r}")
+    device = tensors[first].device
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise RuntimeError(f"{operator}: {name} must be on the device of {first}, {device}, got {tensor.device}")
+    require(
+        backend != "cpu" or device.type == "cpu",
+        lambda: f"{operator}: backend 'cpu' needs tensors in main memory, {first} is on {device}",
+    )
+    require(
+        backend != "triton" or device.type == "cuda" or devices.interpreting(),
+        lambda: f"{operator}: backend 'triton' needs tensors on a CUDA device, {first} is on {device}",
+    )
+    require(
+        not packed_codes or backend in PACKED_CODES,
+        lambda: f"{operator}: packed_codes needs a backend of {PACKED_CODES}, got {backend!r}",
+    )
+
+
+def check_features(operator: str, features: str, fraction: int, backend: str) -> None:
+    """features, fraction: how the operator stores its features (`quantize.to_fixed`)."""
+    require(features in FEATURES, lambda: f"{operator}: features must be one of {tuple(FEATURES)}, got {features!r}")
+    least, most = (0, 0) if features == "float32" else (MIN_FRACTION, MAX_FRACTION)
+    require(
+        least <= fraction <= most,
+        lambda: f"{operator}: fraction must be {f'{least}..{most}' if most else 0} with {features} features, got {fraction}",
+    )
+    require(
+        features == "float32" or backend in INT16_FEATURES,
+        lambda: f"{operator}: features of int16 need a backend of {INT16_FEATURES}, got {backend!r}",
+    )
+
+
+def split_conv(args: tuple) -> tuple[Conv, tuple]:
+    """What the convolution reads, without a region, and the arguments behind it."""
+    count = Conv._fields.index("depth")
+    return Conv(*args[:count]), args[count:]
+
+
+def without_codes(args: tuple) -> tuple:
+    """The arguments of conv2d_pixels with an out_grid and out_bits of None where Conv has them."""
+    return (*args[:8], None, None, *args[8:])
+
+
+def conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threads: int) -> tuple[tuple, tuple]:
+    """Checks every argument and returns (shape of y, shape of y_q)."""
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, _, activation, shuffle, *_ = conv
+    require(x_q.dim() == 4, lambda: f"conv2d: x_q must be [N, H, W, C4], got shape {list(x_q.shape)}")
+    require(
+        weight.dim() in (4, 6),
+        lambda: f"conv2d: weight must be [K, R, S, C] or [R, S, K, R, S, C], got shape {list(weight.shape)}",
+    )
+    n, h, w, _ = x_q.shape
+    k, r, s, c = weight.shape[-4:]
+    by_class = weight.dim() == 6
+    require(n > 0 and h > 0 and w > 0, lambda: f"conv2d: x_q must not be empty, got shape {list(x_q.shape)}")
+    expect("conv2d: x_q", x_q, torch.uint8, (n, h, w, padded_channels(c)))
+    expect("conv2d: x_bits", x_bits, torch.int32, (n,))
+    expect("conv2d: weight", weight, torch.int8, (r, s, k, r, s, c) if by_class else (k, r, s, c))
+    require(
+        not by_class or (h >= r and w >= s),
+        lambda: f"conv2d: an image with kernels by border class must be at least {r}x{s}, got {h}x{w}",
+    )
+    require(packed.dtype == torch.uint8, lambda: f"conv2d: packed must be uint8, got {packed.dtype}")
+    expect("conv2d: alpha", alpha, torch.float32, (WIDTHS, k))
+    require(r % 2 == 1 and s % 2 == 1, lambda: f"conv2d: the kernel must be odd, got {r}x{s}")
+    classes = (r, s) if by_class else ((r // 2 + 1) ** 2, (s // 2 + 1) ** 2)
+    expect("conv2d: beta", beta, torch.float32, (*classes, k))
+    require(activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
+    require(out in OUTPUTS, lambda: f"conv2d: out must be one of {OUTPUTS}, got {out!r}")
+    check_place("conv2d", backend, packed_codes, "x_q", conv.tensors)
+    require(
+        not packed_codes or x_q.is_contiguous(),
+        lambda: f"conv2d: x_q must be contiguous with packed_codes, got strides {x_q.stride()}",
+    )
+    require(threads >= 0, lambda: f"conv2d: threads must be 0 (as torch) or more, got {threads}")
+    require(1 <= shuffle <= MAX_SHUFFLE, lambda: f"conv2d: shuffle must be 1..{MAX_SHUFFLE}, got {shuffle}")
+    require(
+        k % shuffle**2 == 0,
+        lambda: f"conv2d: shuffle^2 must divide {k} outputs, got shuffle={shuffle}",
+    )
+    size = (n, h * shuffle, w * shuffle)
+    channels = k // shuffle**2
+    if activation == "prelu":
+        require(slope is not None, lambda: "conv2d: activation 'prelu' needs slope")
+        expect("conv2d: slope", slope, torch.float32, (k,))
+    check_features("conv2d", conv.features, conv.fraction, backend)
+    if conv.features != "float32":
+        require(out != "acc", lambda: f"conv2d: out='acc' needs float32 features, got {conv.features}")
+        require(shuffle == 1, lambda: f"conv2d: shuffle must be 1 with {conv.features} features, got {shuffle}")
+    if residual is not None:
+        expect("conv2d: residual", residual, FEATURES[conv.features], (*size, channels))
+    if out in ("codes", "both"):
+        require(out_grid is not None and out_bits is not None, lambda: f"conv2d: out={out!r} needs out_grid and out_bits")
+        expect("conv2d: out_grid", out_grid, torch.float32, (WIDTHS, 2))
+        expect("conv2d: out_bits", out_bits, torch.int32, (n,))
+    y = (*size, channels) if out != "codes" else (0,)
+    y_q = (*size, padded_channels(channels)) if out in ("codes", "both") else (0,)
+    return y, y_q
+
+
+def check_region(
+    operator: str, depth: torch.Tensor | None, region: Sequence[int], like: torch.Tensor, size: Sequence[int]
+) -> None:
+    """depth, region: those of the operator. like: a tensor on the device they must be on. size: images, rows and columns."""
+    count = 0 if depth is None else NUMBERS
+    require(len(region) == count, lambda: f"{operator}: region must be {count} numbers (regions.Region), got {list(region)}")
+    if depth is None:
+        return
+    tile, *before = region[:3]
+    check_tiles(operator, tile, *before)
+    reaches = region[7], region[10]
+    require(
+        all(0 <= reach <= tile for reach in reaches), lambda: f"{operator}: reaches must be 0..{tile}, the tile, got {reaches}"
+    )
+    if depth.dim() == 1:
+        shape = (flat_length(*size, tile, *before),)
+    else:
+        shape = size[0], *(tiles_of(length, tile, lacking) for length, lacking in zip(size[1:], before, strict=True))
+    expect(f"{operator}: depth", depth, torch.uint8, shape)
+    require(depth.is_contiguous(), lambda: f"{operator}: depth must be contiguous, got strides {depth.stride()}")
+    require(depth.device == like.device, lambda: f"{operator}: depth must be on {like.device}, got {depth.device}")
+
+
+def check_tiles(operator: str, tile: int, top: int, left: int) -> None:
+    require(
+        1 <= tile <= MAX_TILE and 0 <= top < tile and 0 <= left < tile,
+        lambda: f"{operator}: tile must be 1..{MAX_TILE}, and top and left 0..tile - 1, got {tile}, {top} and {left}",
+    )
+
+
+def check_conv2d_out(conv, accumulate, features, fraction, packed_codes, backend, threads, depth, region, y, y_q):
+    """Checks every argument; the convolution with its features and its region, whose residual is y where it accumulates."""
+    conv = conv._replace(features=features, fraction=fraction)
+    residual, shuffle = conv.residual, conv.shuffle
+    check_region("conv2d_out", depth, region, conv.x_q, conv.x_q.shape[:3])
+    require(
+        not passes_on(region) or shuffle == 1, lambda: f"conv2d_out: pixels are passed on only without a shuffle, got {shuffle}",
+    )
+    require(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
+    require(
+        not accumulate or (y is not None and residual is None),
+        lambda: "conv2d_out: accumulate needs y, and takes the place of residual",
+    )
+    out = "both" if y is not None and y_q is not None else "float" if y_q is None else "codes"
+    shapes = conv2d_outputs(conv, out, packed_codes, backend, threads)
+    check_place("conv2d_out", backend, packed_codes, "x_q", {"x_q": conv.x_q, "y": y, "y_q": y_q})
+    if y_q is not None:
+        expect("conv2d_out: y_q", y_q, torch.uint8, shapes[1])
+        require(y_q.is_contiguous(), lambda: "conv2d_out: y_q must be contiguous")
+    if y is not None:
+        expect("conv2d_out: y", y, FEATURES[features], shapes[0])
+        require(
+            features == "float32" or y.is_contiguous(),
+            lambda: f"conv2d_out: y must be contiguous with {features} features, got strides {y.stride()}",
+        )
+        if not y.is_contiguous():
+            expect_slice("conv2d_out: y", y)
+            require(shuffle == 1, lambda: f"conv2d_out: y must be contiguous with a shuffle, got shuffle={shuffle}")
+            require(
+                residual is None or residual.stride() == y.stride(),
+                lambda: f"conv2d_out: residual must have the strides of y, {y.stride()}, got {residual.stride()}",
+            )
+    return conv._replace(residual=y if accumulate else residual, depth=depth, region=tuple(region))
+
+
+def check_apart(operator: str, x_q: torch.Tensor, y_q: torch.Tensor | None) -> None:
+    # Codes of a pixel are written while its neighbours' results still need those that were there.
+    if y_q is not None and y_q.data_ptr() == x_q.data_ptr():
+        raise RuntimeError(f"{operator}: y_q must not be x_q")
+
+
+def check_conv2d_pixels_out(*args):
+    """Checks every argument; the convolution with its region, and the settings behind it."""
+    conv, (packed_codes, backend, threads, depth, region, image) = split_conv(without_codes(args))
+    shape, _ = conv2d_outputs(conv, "float", packed_codes, backend, threads)
+    check_region("conv2d_pixels_out", depth, region, conv.x_q, conv.x_q.shape[:3])
+    require(not passes_on(region), lambda: "conv2d_pixels_out: region must pass no pixels on")
+    expect("conv2d_pixels_out: image", image, torch.uint8, shape)
+    require(image.is_contiguous(), lambda: "conv2d_pixels_out: image must be contiguous")
+    check_place("conv2d_pixels_out", backend, packed_codes, "x_q", {"x_q": conv.x_q, "image": image})
+    return conv._replace(depth=depth, region=tuple(region)), packed_codes, backend, threads, image
+
+
+def resblock_convs(
+    x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
+    beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
+):  # fmt: skip
+    """Both convolutions of a block."""
+    first = Conv(x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
+    # The codes in the middle, which no tensor holds, have the shape of x_q.
+    second = Conv(
+        x_q, inner_bits, weight2, packed2, alpha2, beta2, None, y if accumulate else residual, out_grid, out_bits, box_filter2,
+        "none", 1, depth, tuple(region), features, fraction,
+    )  # fmt: skip
+    return first, second
+
+
+def check_resblock(
+    x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
+    beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
+):  # fmt: skip
+    require(backend in RESBLOCKS, lambda: f"resblock_out: backend must be one of {RESBLOCKS}, got {backend!r}")
+    first = Conv(x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
+    conv2d_outputs(first, "codes", packed_codes, backend, 0)
+    require(
+        weight.dim() == 4 and weight.shape[0] == weight.shape[-1],
+        lambda: f"resblock_out: weight must have as many outputs as inputs, got shape {list(weight.shape)}",
+    )
+    second = Conv(x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1)
+    check_conv2d_out(second, accumulate, features, fraction, packed_codes, backend, 0, depth, region, y, y_q)
+
+
+def check_quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads):
+    require(x.dim() == 4, lambda: f"quantize: x must be [N, C, H, W], got shape {list(x.shape)}")
+    n, c, h, w = x.shape
+    require(n * c * h * w > 0, lambda: f"quantize: x must not be empty, got shape {list(x.shape)}")
+    require(x.dtype in FEATURES.values(), lambda: f"quantize: x must be torch.float32 or torch.int16, got {x.dtype}")
+    check_features("quantize", "int16" if x.dtype == torch.int16 else "float32", fraction, backend)
+    require(x.dtype == torch.float32 or shift is None, lambda: f"quantize: shift must be None with x of {x.dtype}")
+    expect("quantize: grid", grid, torch.float32, (WIDTHS, 2))
+    expect("quantize: bits", bits, torch.int32, (n,))
+    if shift is not None:
+        expect("quantize: shift", shift, torch.float32, (c,))
+    check_place("quantize", backend, packed_codes, "x", {"x": x, "shift": shift, "grid": grid, "bits": bits})
+    require(threads >= 0, lambda: f"quantize: threads must be 0 (as torch) or more, got {threads}")
+    return n, h, w, padded_channels(c)
+
+
+def check_quantize_out(x, shift, grid, bits, fraction, packed_codes, start, backend, threads, depth, region, y_q):
+    n, h, w, _ = check_quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads)
+    check_region("quantize_out", depth, region, x, (n, h, w))
+    require(not passes_on(region), lambda: "quantize_out: region must pass no pixels on")
+    check_place("quantize_out", backend, packed_codes, "x", {"x": x, "y_q": y_q})
+    held = start + x.shape[1]
+    require(y_q.dim() == 4 and y_q.shape[3] >= held, lambda: f"quantize_out: y_q must hold {held} channels")
+    expect("quantize_out: y_q", y_q, torch.uint8, (n, h, w, y_q.shape[3]))
+    if packed_codes:
+        require(
+            y_q.is_contiguous() and y_q.shape[3] % CODE_CHANNELS == 0,
+            lambda: (
+                f"quantize_out: y_q must be all of a code buffer with packed_codes, got shape {list(y_q.shape)}, "
+                f"strides {y_q.stride()}"
+            ),
+        )
+        require(
+            start >= 0 and start % CODE_CHANNELS == 0,
+            lambda: f"quantize_out: start must be a multiple of {CODE_CHANNELS}, got {start}",
+        )
+    else:
+        require(start == 0, lambda: f"quantize_out: start must be 0 without packed_codes (y_q is then the slice), got {start}")
+        expect_slice("quantize_out: y_q", y_q)
+
+
+def check_quantize_many_out(x, grids, bits, packed_codes, starts, backend, threads, y_q):
+    counts = [len(tensors) for tensors in (grids, bits, starts, y_q)]
+    require(
+        counts[0] > 0 and len(set(counts)) == 1,
+        lambda: f"quantize_many_out: as many grids, bits, starts and y_q must be given, and at least one, got {counts}",
+    )
+    require(x.dtype == torch.float32, lambda: f"quantize_many_out: x must be torch.float32, got {x.dtype}")
+    for target in zip(grids, bits, starts, y_q, strict=True):
+        check_quantize_out(x, None, *target[:2], 0, packed_codes, target[2], backend, threads, None, (), target[3])
+
+
+def check_images(operator, x, backend):
+    require(
+        x.dim() == 4 and x.shape[1] == 3 and x.numel() > 0,
+        lambda: f"{operator}: x must be [N, 3, H, W] and not empty, got shape {list(x.shape)}",
+    )
+    require(x.dtype == torch.float32, lambda: f"{operator}: x must be torch.float32, got {x.dtype}")
+    check_place(operator, backend, False, "x", {"x": x})
+
+
+def check_layer_bits(x, lower, upper, rules, backend):
+    check_images("layer_bits", x, backend)
+    check_place("layer_bits", backend, False, "x", {"x": x, "lower": lower, "upper": upper, "rules": rules})
+    expect("layer_bits: lower", lower, torch.float32, ())
+    expect("layer_bits: upper", upper, torch.float32, ())
+    require(rules.dim() == 2, lambda: f"layer_bits: rules must be [L, 2], got shape {list(rules.shape)}")
+    expect("layer_bits: rules", rules, torch.int32, (rules.shape[0], 2))
