@@ -43,20 +43,8 @@ GROUND = FLOORS[-1]
 # Modules of the ground that others of the ground may use.
 SHARED_GROUND = {"files", "regions"}
 # What these may import at module level of all that is installed: importing the package stays inert.
-LIGHT = {
-    "__init__",
-    "__main__",
-    "cli",
-    "commands",
-    "upscale",
-    "native",
-    "registration",
-    "registry",
-    "config",
-    "files",
-    "machine",
-    "sizes",
-}
+LIGHT = {"__init__", "__main__", "cli", "commands", "upscale", "native", "registry", "config", "files", "machine", "sizes"}
+LIGHT |= {"registration"}
 HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm"}
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import one_thread, small_edsr  # noqa: F401
+from small import OnOtherDevice, one_thread, small_edsr  # noqa: F401
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -376,20 +379,6 @@ def test_devices_that_no_backend_knows_are_refused(device: str) -> None:
         choose(Problem(device), "reference")
 
 
-class OnOtherDevice(torch.Tensor):
-    """Says that it is on a device that this machine has not."""
-
-    @staticmethod
-    def __new__(cls, like: torch.Tensor) -> OnOtherDevice:
-        return torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device="xpu")
-
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @classmethod
-    def __torch_dispatch__(cls, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        raise NotImplementedError(func)
-
-
 def test_a_model_stays_where_it_is_when_it_cannot_go() -> None:
     model = copy.deepcopy(fresh(BACKENDS[0]))
     with pytest.raises(RuntimeError, match="device must be 'cpu' or 'cuda', got 'xpu"):
@@ -462,6 +451,35 @@ def test_compiled_and_exported_it_computes_the_same(model: ConvertedNetwork, dep
     assert depth == 0 or 0 < model.computed_share(several).min() < 1
     for given in (x, several, half_flat(len(x), SIDE - 1, 17), half_flat(3 if len(x) > 1 else 1, 50, 8)):
         assert torch.equal(exported(given), model(given))
+
+
+@pytest.mark.parametrize("imports", ["adabm_kernels, torch", "torch, adabm_kernels"])
+def test_an_exported_program_needs_only_the_package_in_a_fresh_process(tmp_path: Path, imports: str) -> None:
+    """Whichever is imported first; the package alone loads no torch, and nothing waits for it afterwards."""
+    model, x = copy.deepcopy(fresh(BACKENDS[0])), images(1, 9, 10)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    torch.save((x, model(x)), tmp_path / "tensors.pt")
+    code = f"""
+import sys
+import {imports.split(", ")[0]}
+print("torch" in sys.modules, "adabm_kernels.ops" in sys.modules)
+import {imports.split(", ")[1]}
+assert torch.ops.adabm.conv2d is not None and not any("adabm" in type(finder).__module__ for finder in sys.meta_path)
+assert "adabm" not in type(torch.__spec__.loader).__module__ and torch.__loader__ is torch.__spec__.loader
+x, y = torch.load("tensors.pt")
+print(torch.equal(torch.export.load("model.pt2").module()(x), y))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(adabm_kernels.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(imports.startswith("torch")), "False", "True"], done.stderr
+
+
+def test_a_module_that_the_operators_need_may_be_imported_before_torch() -> None:
+    """torch is then loaded in the midst of it, when the operators cannot be: they come with the next import."""
+    code = "import adabm_kernels.quantize, torch, json.tool; print(torch.ops.adabm.conv2d.default)"
+    environment = os.environ | {"PYTHONPATH": str(Path(adabm_kernels.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["adabm.conv2d.default"], done.stderr
 
 
 def test_its_text_says_what_it_is(model: ConvertedNetwork) -> None:
