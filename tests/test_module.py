@@ -116,6 +116,13 @@ def test_the_layout_of_the_input_does_not_matter(model: ConvertedNetwork, name: 
     assert torch.equal(got, model(torch.tensor(x.tolist())))
 
 
+def test_a_profiler_sees_the_operators(model: ConvertedNetwork) -> None:
+    want = copy.deepcopy(model)(images())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert torch.equal(model(images()), want)
+    assert {"adabm::layer_bits", "adabm::conv2d_out"} <= {event.key for event in profile.key_averages()}
+
+
 def test_an_expanded_input(model: ConvertedNetwork) -> None:
     grey = images(1)[:, :1].expand(2, 3, -1, -1)
     assert torch.equal(model(grey), model(grey.contiguous()))
@@ -153,7 +160,6 @@ CONTEXTS = {
     "default_dtype": default_float64,
     "default_device": lambda: torch.device("meta"),
     "deterministic": deterministic,
-    "profile": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
     "dispatch_mode": lambda: FlopCounterMode(display=False),
 }
 
@@ -328,13 +334,21 @@ def test_what_cannot_record_a_model_is_told_what_can(name: str, inside: bool) ->
         record(nn.Sequential(model, nn.ReLU()) if inside else model)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_newer_exporter_to_onnx_is_told_too(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exports with torch.export first, strictly where the other way fails; it needs a package that is not always there."""
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    with pytest.raises(RuntimeError, match="ConvertedEDSR: ONNX has no operator"):
+        torch.export.export(fresh(BACKENDS[0]), (images(),), strict=strict)
+
+
 REFUSED: dict[str, tuple[Callable[[ConvertedNetwork], object], str]] = {
     "half": (lambda model: model.half(), "computes in integers and float32: it cannot become torch.float16"),
     "bfloat16": (lambda model: model.bfloat16(), "it cannot become torch.bfloat16"),
     "double": (lambda model: model.double(), "it cannot become torch.float64"),
     "type": (lambda model: model.type(torch.int8), "it cannot become torch.int8"),
     "complex": (lambda model: model.to(torch.complex64), "it cannot become torch.complex64"),
-    "to_empty": (lambda model: model.to_empty(device="cpu"), "to_empty: device must be given to `to`"),
+    "to_empty": (lambda model: model.to_empty(device="cpu"), "to_empty: device must be given to .to"),
     "load_state_dict": (lambda model: model.load_state_dict(model.state_dict()), "read one with adabm_kernels.load"),
     "prune": (lambda model: prune.l1_unstructured(model.conv("head.0"), "weight", 0.5), "has no parameters"),
     "parametrize": (lambda model: register_parametrization(model.conv("head.0"), "weight", nn.Identity()), "has no parameters"),

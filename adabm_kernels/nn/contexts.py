@@ -151,12 +151,15 @@ def _no_derivative(compute: Compute) -> RuntimeError:
 
 def refuse_recorders(name: str, x: Any) -> None:
     """What records a forward pass and cannot record this one: a RuntimeError that says what can."""
-    if torch.onnx.is_in_onnx_export():
+    compiling = torch.compiler.is_compiling()
+    if not compiling and type(x) is torch.Tensor and not torch._C._is_tracing():
+        return  # a plain call, which should not pay for the rest
+    if _exporting_to_onnx():
         raise RuntimeError(
             f"{name}: ONNX has no operator for convolutions whose bits are data: export the network that model.float_model() gives "
             "to ONNX, or this model with torch.export.export"
         )
-    if torch.compiler.is_compiling():
+    if compiling:
         return
     if isinstance(x, torch.fx.Proxy):
         raise RuntimeError(
@@ -166,6 +169,13 @@ def refuse_recorders(name: str, x: Any) -> None:
     if torch.jit.is_tracing():
         raise RuntimeError(f"{name}: torch.jit.trace {NO_SCRIPT}")
 
+
+def _exporting_to_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler: it takes torch's own function for False.
+_exporting_to_onnx._dynamo_marked_constant = True
 
 NO_SCRIPT = (
     "cannot hold a converted model, whose plan and kernels are Python's: use torch.export.export, and torch.export.save for a file"
