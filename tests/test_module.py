@@ -116,6 +116,22 @@ def test_the_layout_of_the_input_does_not_matter(model: ConvertedNetwork, name: 
     assert torch.equal(got, model(torch.tensor(x.tolist())))
 
 
+def test_a_forward_pass_leaves_inference_mode(model: ConvertedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the inputs which a recorded graph keeps are ordinary tensors, too."""
+    seen = []
+
+    def replay(x: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled(), x.clone().is_inference()))
+        return x
+
+    monkeypatch.setattr(model, "_graphs", "recorded")
+    monkeypatch.setattr(model, "_replay", replay)
+    with torch.inference_mode():
+        model(images())
+        model.pixels(images())
+    assert seen == [(False, False, False)] * 2
+
+
 def test_a_profiler_sees_the_operators(model: ConvertedNetwork) -> None:
     want = copy.deepcopy(model)(images())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
