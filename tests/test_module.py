@@ -323,6 +323,11 @@ def test_a_mapped_model_computes_a_batch_of_batches(model: ConvertedNetwork) -> 
     assert torch.equal(torch.vmap(model.pixels, in_dims=1)(x.transpose(0, 1)), torch.stack([model.pixels(batch) for batch in x]))
     assert torch.equal(torch.vmap(torch.vmap(lambda image: model(image[None])[0]))(x), want)
     assert torch.equal(torch.vmap(model)(x, offsets), torch.stack([model(*given) for given in zip(x, offsets, strict=True)]))
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(torch.vmap(model), backend="eager")(x), want)
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="ConvertedEDSR: torch.compile cannot look through a transform of torch.func"):
+        torch.compile(torch.vmap(model), backend="eager", fullgraph=True)(x)
     assert torch.equal(torch.vmap(lambda offset: model(x[0], offset))(offsets), torch.stack([model(x[0], o) for o in offsets]))
 
 

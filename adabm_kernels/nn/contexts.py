@@ -74,7 +74,12 @@ def run(compute: Compute, x: torch.Tensor, offset: torch.Tensor | None, *rest: A
         recorded = x.requires_grad and torch.is_grad_enabled()
         if recorded or forward_ad._current_level >= 0 or _transformed(compute):
             return _Opaque.apply(x, offset, compute, rest)
-    elif torch._C._are_functorch_transforms_active() or (x.requires_grad and torch.is_grad_enabled()):
+    elif torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{type(compute.__self__).__name__}: torch.compile cannot look through a transform of torch.func around the model: "
+            "leave the transform uncompiled"
+        )
+    elif x.requires_grad and torch.is_grad_enabled():
         raise _no_derivative(compute)
     return _plainly(compute, x, offset, *rest)
 
