@@ -65,7 +65,7 @@ def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
             return native.why_missing("cpu")
         if device not in (None, "cpu"):
             return f"the tensors are on {device}"
-    return ""
+    return "" if device is None else devices.why_no_backend(device)
 
 
 def backends() -> dict[str, BackendStatus]:
@@ -101,7 +101,6 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
     never falls back: RuntimeError with the reason where it cannot run, ValueError for an unknown name. RuntimeError, too, for a
     device that no backend knows.
     """
-    check_device(problem.device)
     requested, source = _asked_for(requested)
     if requested not in ("auto", *BACKENDS):
         raise ValueError(f"{source} must be one of auto, {', '.join(BACKENDS)}, got {requested!r}")
@@ -110,6 +109,7 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
         if reason:
             raise RuntimeError(f"{source} {requested!r} cannot run: {reason}")
         return Choice(requested)
+    check_device(problem.device)
     rejected: dict[str, str] = {}
     for name in BACKENDS:
         reason = _why_not(name, problem.device)

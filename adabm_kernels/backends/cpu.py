@@ -38,7 +38,7 @@ def _aligned(conv: Conv) -> Conv:
     """The convolution with its packed weights where the kernels can read them.
 
     `pack` puts them there; AOTInductor lays the constants of a program anywhere. A copy that stayed would miss constants that are
-    replaced in place, and a copy takes a hundredth of the time that the layer takes on an image of 256 pixels a side.
+    replaced in place, and copying takes a three-hundredth of the time of a 64-channel layer on an image of 256 pixels a side.
     """
     if conv.packed.data_ptr() % ALIGNMENT == 0:
         return conv
