@@ -1,4 +1,7 @@
-"""Integer convolutions with run-time bit-widths for AdaBM super-resolution networks. Importing this does nothing else."""
+"""Integer convolutions with run-time bit-widths for AdaBM super-resolution networks.
+
+Importing this loads no torch and, where torch is loaded, registers the operators `torch.ops.adabm.*`; it does nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 # `backends` and `upscale` name a function here and a module below: bound now, so that a later import of the module does
 # not take the function's place. Neither imports torch.
 from . import backends as _backends_package  # noqa: F401
+from .registration import register_with_torch
 from .registry import backends
 from .upscale import builtin_models, upscale, upscale_file, upscale_many
 
 __version__ = "0.1.0"
+register_with_torch()
 
 _HOMES = {"ConvertConfig": "config", "convert_model": "convert", "load": "checkpoint", "save": "checkpoint"}
 __all__ = [

@@ -20,6 +20,7 @@ from .files import utf8_name, write_file
 from .networks.detect import SPECS, adabm_name, float_shapes, plain_keys
 from .networks.spec import NetworkSpec
 from .nn import ConvertedNetwork
+from .nn.contexts import as_imported
 from .nn.conv import ConvParameters
 from .quantize import check_fraction
 
@@ -73,6 +74,7 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
     write_file(path, to_bytes(dense, {HEADER_KEY: json.dumps(header)}))
 
 
+@as_imported()
 def load(path: str | Path) -> ConvertedNetwork:
     """Read a converted model. Raises FileNotFoundError, or ValueError saying what the file is instead."""
     path = Path(path)

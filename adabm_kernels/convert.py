@@ -14,9 +14,11 @@ from .config import ConvertConfig
 from .networks.convention import Convention
 from .networks.detect import check_modules, check_whole, detect, res_scale_of, unwrap
 from .nn import ConvertedNetwork, from_simulated
+from .nn.contexts import as_imported
 from .simulate import SimulatedNetwork
 
 
+@as_imported()
 def convert_model(
     model: nn.Module | Mapping[str, Any],
     calibration: Iterable[torch.Tensor | str | Path] | None = None,

@@ -31,7 +31,7 @@ def measure_images(x: torch.Tensor) -> torch.Tensor:
     """
     if x.device.type != "cpu":
         return image_measure(x)
-    return torch.tensor([_measure(image) for image in x.detach().numpy()], dtype=torch.float32)
+    return torch.tensor([_measure(image) for image in x.detach().numpy()], dtype=torch.float32, device="cpu")
 
 
 def _measure(image: np.ndarray) -> float:

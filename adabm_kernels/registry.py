@@ -41,6 +41,12 @@ class Choice:
     rejected: dict[str, str] = field(default_factory=dict)
 
 
+def check_device(device: str) -> None:
+    """Raises RuntimeError unless some backend computes on tensors of a device."""
+    if devices.why_no_backend(device):
+        raise RuntimeError(f"device must be 'cpu' or 'cuda', got {device!r}: {devices.why_no_backend(device)}")
+
+
 def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
     """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can.
 
@@ -59,7 +65,7 @@ def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
             return native.why_missing("cpu")
         if device not in (None, "cpu"):
             return f"the tensors are on {device}"
-    return ""
+    return "" if device is None else devices.why_no_backend(device)
 
 
 def backends() -> dict[str, BackendStatus]:
@@ -92,7 +98,8 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
     """The backend for a problem: on a GPU that both of its backends can use, the one that takes a convolution less time.
 
     requested: a backend's name, or "auto": ADABM_BACKEND where set, else the fastest that can run. An explicit request
-    never falls back: RuntimeError with the reason where it cannot run, ValueError for an unknown name.
+    never falls back: RuntimeError with the reason where it cannot run, ValueError for an unknown name. RuntimeError, too, for a
+    device that no backend knows.
     """
     requested, source = _asked_for(requested)
     if requested not in ("auto", *BACKENDS):
@@ -102,6 +109,7 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
         if reason:
             raise RuntimeError(f"{source} {requested!r} cannot run: {reason}")
         return Choice(requested)
+    check_device(problem.device)
     rejected: dict[str, str] = {}
     for name in BACKENDS:
         reason = _why_not(name, problem.device)

@@ -39,6 +39,20 @@ def repeating_edsr(seed=0, **spec):
     return edsr
 
 
+class OnOtherDevice(torch.Tensor):
+    """Says that it is on a device that this machine has not."""
+
+    @staticmethod
+    def __new__(cls, like: torch.Tensor) -> OnOtherDevice:
+        return torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device="xpu")
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        raise NotImplementedError(func)
+
+
 def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.empty gives garbage from now on, so that what a kernel leaves out shows."""
     plain_empty = torch.empty

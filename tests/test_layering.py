@@ -15,7 +15,7 @@ PACKAGE = ROOT / "adabm_kernels"
 # From the top. A module may import only from floors below its own; a folder counts as one module.
 FLOORS = [
     {"__init__", "__main__"},
-    {"cli"},
+    {"cli", "registration"},
     {"commands"},
     {"evaluate", "report"},
     {"upscale", "bitmap"},
@@ -44,6 +44,7 @@ GROUND = FLOORS[-1]
 SHARED_GROUND = {"files", "regions"}
 # What these may import at module level of all that is installed: importing the package stays inert.
 LIGHT = {"__init__", "__main__", "cli", "commands", "upscale", "native", "registry", "config", "files", "machine", "sizes"}
+LIGHT |= {"registration"}
 HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm"}
 
 

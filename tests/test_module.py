@@ -5,20 +5,36 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import os
 import pickle
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
-from small import one_thread, small_edsr  # noqa: F401
+from small import OnOtherDevice, one_thread, small_edsr  # noqa: F401
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import adabm_kernels
 from adabm_kernels import native
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
+from adabm_kernels.networks.rdn import RDN, RDNSpec
+from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
+from adabm_kernels.registry import Problem, choose
 
 BACKENDS = ["reference"] if native.why_missing("cpu") else ["cpu", "reference"]
 SIDE = 12
@@ -76,20 +92,51 @@ def test_what_is_done_to_a_module_leaves_its_results(model: ConvertedNetwork, na
     assert torch.equal(COPIES[name](model)(images()), want)
 
 
+@torch.inference_mode()
+def in_inference_mode(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "channels_last": lambda x: x.to(memory_format=torch.channels_last),
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     "slice": lambda x: torch.cat([x, x], 3)[..., : x.shape[3]],
     "reversed_batch": lambda x: x.flip(0)[torch.arange(len(x)).flip(0)],
-    "requires_grad": lambda x: x.clone().requires_grad_(),
+    "negative_view": lambda x: torch.complex(torch.zeros_like(x), -x).conj().imag,
+    "subclass": lambda x: x.as_subclass(type("Image", (torch.Tensor,), {})),
+    "inference_tensor": in_inference_mode,
+    "one_pixel_high": lambda x: x[:, :, :1],
 }
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_layout_of_the_input_does_not_matter(model: ConvertedNetwork, name: str) -> None:
-    want = model(images())
-    got = model(LAYOUTS[name](images()))
-    assert torch.equal(got, want) and not got.requires_grad
+    x = LAYOUTS[name](images())
+    got = model(x)
+    assert torch.equal(got, model(torch.tensor(x.tolist())))
+
+
+def test_a_forward_pass_leaves_inference_mode(model: ConvertedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the inputs which a recorded graph keeps are ordinary tensors, too."""
+    seen = []
+
+    def replay(x: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled(), x.clone().is_inference()))
+        return x
+
+    monkeypatch.setattr(model, "_graphs", "recorded")
+    monkeypatch.setattr(model, "_replay", replay)
+    with torch.inference_mode():
+        model(images())
+        model.pixels(images())
+    assert seen == [(False, False, False)] * 2
+
+
+def test_a_profiler_sees_the_operators(model: ConvertedNetwork) -> None:
+    want = copy.deepcopy(model)(images())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert torch.equal(model(images()), want)
+    assert {"adabm::layer_bits", "adabm::conv2d_out"} <= {event.key for event in profile.key_averages()}
 
 
 def test_an_expanded_input(model: ConvertedNetwork) -> None:
@@ -102,27 +149,276 @@ def test_a_batch_is_its_images_one_by_one(model: ConvertedNetwork) -> None:
     assert torch.equal(model(x), torch.cat([model(image) for image in x.split(1)]))
 
 
+@contextmanager
+def default_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 CONTEXTS = {
     "inference_mode": torch.inference_mode,
     "no_grad": torch.no_grad,
     "enable_grad": torch.enable_grad,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "autocast_bfloat16": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "autocast_float16": lambda: torch.autocast("cpu", dtype=torch.float16),
+    "default_dtype": default_float64,
+    "default_device": lambda: torch.device("meta"),
+    "deterministic": deterministic,
+    "dispatch_mode": lambda: FlopCounterMode(display=False),
 }
 
 
+def networks() -> dict[str, ConvertedNetwork]:
+    """Each form of a forward pass that torch has a part in."""
+    srresnet, rdn = SRResNet(SRResNetSpec(2, 1, 8)).eval(), RDN(RDNSpec(2, 1, 2, 8, 8)).eval()
+    small = small_edsr(blocks=1)
+    made = {
+        "edsr": (small, {}),
+        "two_digits": (small, {"tail_digits": 2}),
+        "body": (small, {"quantize": "body"}),
+        "srresnet_body": (srresnet, {"quantize": "body"}),
+        "rdn_body": (rdn, {"quantize": "body"}),
+    }
+    return {name: convert_model(net, [images(2, 20, 20)], ConvertConfig(batch=2, **config)) for name, (net, config) in made.items()}
+
+
+@pytest.fixture(scope="module")
+def many() -> dict[str, ConvertedNetwork]:
+    return networks()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CONTEXTS)
-def test_contexts_of_torch_change_nothing(model: ConvertedNetwork, name: str) -> None:
-    want = model(images())
+def test_contexts_of_torch_change_nothing(many: dict[str, ConvertedNetwork], name: str, backend: str) -> None:
+    """A context around the first forward pass, which makes the buffers, around a later one, and around the settings."""
+    x = images()
+    for kind, model in many.items():
+        model.set_backend(backend)
+        model.set_threads(1)
+        first, later, set_inside = (copy.deepcopy(model) for _ in range(3))
+        want = later(x)
+        with CONTEXTS[name]():
+            inside = first(x)
+            assert inside.dtype == torch.float32 and torch.equal(inside, want), kind
+            assert torch.equal(later(x), want), kind
+            set_inside.set_bits(3)
+            set_inside.set_bits("auto")
+            set_inside.set_backend(backend)
+            set_inside.set_running_thresholds(0.1)
+            set_inside(x)
+            set_inside.set_running_thresholds(0.0)
+        for used in (first, later, set_inside):
+            assert torch.equal(used(x), want) and not any(buffer.is_inference() for buffer in used.buffers()), kind
+
+
+@functools.cache
+def tuned() -> ConvertedNetwork:
+    return convert_model(small_edsr(blocks=1), [images(2, 16, 16)], ConvertConfig(batch=2, steps=1))
+
+
+@pytest.mark.parametrize("name", ["inference_mode", "no_grad", "autocast_bfloat16", "default_dtype", "default_device"])
+def test_a_model_made_in_a_context_is_as_any_other(tmp_path: Path, name: str) -> None:
+    """Converted with fine-tuning, which needs gradients, saved and read."""
+    want, network, given = tuned(), small_edsr(blocks=1), [images(2, 16, 16)]
     with CONTEXTS[name]():
-        inside = model(images())
-    assert inside.dtype == torch.float32 and torch.equal(inside, want)
-    assert torch.equal(model(images()), want)  # nor afterwards: buffers made inside serve outside
+        default = torch.get_default_dtype()
+        made = convert_model(network, given, want.config)
+        adabm_kernels.save(made, tmp_path / "model.safetensors")
+        read = adabm_kernels.load(tmp_path / "model.safetensors")
+        read.set_threads(1)
+        assert torch.get_default_dtype() == default
+    for model in (made, read):
+        assert not any(buffer.is_inference() for buffer in model.buffers())
+        assert torch.equal(model(images()), want(images()))
+        model.set_bits(4)
+        model(images())
 
 
-def test_nothing_is_recorded_for_autograd_and_nothing_can_be_trained(model: ConvertedNetwork) -> None:
+@pytest.mark.parametrize("name", ["copy", "deepcopy", "pickle", "torch_save", "float", "to_cpu", "share_memory"])
+def test_a_model_copied_or_moved_in_inference_mode_is_as_any_other(model: ConvertedNetwork, name: str) -> None:
+    want = model(images())
+    with torch.inference_mode():
+        model.state_dict()
+        copied = COPIES[name](model)
+    assert not any(buffer.is_inference() for buffer in copied.buffers())
+    copied.set_bits(2)
+    copied(images())
+    copied.set_bits("auto")
+    assert torch.equal(copied(images()), want)
+
+
+def test_what_is_traced_leaves_no_buffers_behind(model: ConvertedNetwork) -> None:
+    """Buffers of fake tensors, or of a program that is being recorded, mean nothing to the calls that follow."""
+    x, want = images(), copy.deepcopy(model)(images())
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert model(mode.from_tensor(x)).shape == want.shape
+    assert torch.equal(model(x), want)
+    program = make_fx(model)(x)
+    assert torch.equal(program(x.flip(0)), model(x.flip(0)))
+    assert torch.equal(model(x), want)
+    assert torch.equal(torch.func.functional_call(model, dict(model.named_buffers()), (x,)), want)
+
+
+def forward_mode(model: nn.Module, x: torch.Tensor) -> None:
+    with forward_ad.dual_level():
+        model(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def checkpointed(model: nn.Module, x: torch.Tensor) -> None:
+    checkpoint(model, x.requires_grad_(), use_reentrant=False).sum().backward()
+
+
+DERIVATIVES: dict[str, Callable[[nn.Module, torch.Tensor], object]] = {
+    "backward": lambda model, x: (model(x.requires_grad_()).sum() + x.sum()).backward(),
+    "checkpoint": checkpointed,
+    "forward_ad": forward_mode,
+    "functional": lambda model, x: torch.autograd.functional.jacobian(model, x),
+    "grad": lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),
+    "jvp": lambda model, x: torch.func.jvp(model, (x,), (x,)),
+    "jacrev": lambda model, x: torch.func.jacrev(model)(x),
+    "jacfwd": lambda model, x: torch.func.jacfwd(model)(x),
+    "vmap_of_grad": lambda model, x: torch.vmap(torch.func.grad(lambda image: model(image[None]).sum()))(x),
+    "compiled": lambda model, x: torch.compile(model, backend="aot_eager")(x.requires_grad_()).sum().backward(),
+    "grad_of_compiled": lambda model, x: torch.func.grad(lambda x: torch.compile(model, backend="aot_eager")(x).sum())(x),
+    "compiled_grad": lambda model, x: torch.compile(torch.func.grad(lambda x: model(x).sum()), backend="aot_eager")(x),
+}
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_a_derivative_is_an_error_and_never_silently_zero(name: str) -> None:
+    model = copy.deepcopy(fresh(BACKENDS[0]))
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="ConvertedEDSR has no derivative: it computes in integers"):
+        DERIVATIVES[name](model, images(2, 6, 7))
+
+
+def test_what_requires_gradients_is_computed_all_the_same(model: ConvertedNetwork) -> None:
     assert list(model.parameters()) == []
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        model(images().requires_grad_()).sum().backward()
+    x, want = images().requires_grad_(), model(images())
+    y = model(x)
+    assert torch.equal(y, want) and torch.equal(model(x).clamp_(0, 255), want.clamp(0, 255))
+    assert torch.equal(model.pixels(x), model.pixels(images()))
+    with torch.no_grad():
+        assert not model(x).requires_grad
+    (y.detach() + x.mean()).sum().backward()  # around the model gradients pass
+    assert x.grad.abs().sum() > 0
+
+
+def test_a_mapped_model_computes_a_batch_of_batches(model: ConvertedNetwork) -> None:
+    x, offsets = images(4).view(2, 2, 3, SIDE, SIDE + 3), torch.tensor([[0, 1], [-1, 0]], dtype=torch.int32)
+    want = torch.stack([model(batch) for batch in x])
+    assert torch.equal(torch.vmap(model)(x), want)
+    assert torch.equal(torch.vmap(model.pixels, in_dims=1)(x.transpose(0, 1)), torch.stack([model.pixels(batch) for batch in x]))
+    assert torch.equal(torch.vmap(torch.vmap(lambda image: model(image[None])[0]))(x), want)
+    assert torch.equal(torch.vmap(model)(x, offsets), torch.stack([model(*given) for given in zip(x, offsets, strict=True)]))
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(torch.vmap(model), backend="eager")(x), want)
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="ConvertedEDSR: torch.compile cannot look through a transform of torch.func"):
+        torch.compile(torch.vmap(model), backend="eager", fullgraph=True)(x)
+    assert torch.equal(torch.vmap(lambda offset: model(x[0], offset))(offsets), torch.stack([model(x[0], o) for o in offsets]))
+
+
+def mapped_over_buffers(model: nn.Module) -> torch.Tensor:
+    x, stacked = images(), {name: torch.stack([buffer, buffer]) for name, buffer in model.named_buffers()}
+    return torch.vmap(lambda buffers: torch.func.functional_call(model, buffers, (x,)))(stacked)
+
+
+RECORDERS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
+    "jit_trace": (lambda model: torch.jit.trace(model, images()), "torch.jit.trace cannot hold a converted model"),
+    "jit_script": (torch.jit.script, "torch.jit.script cannot hold a converted model"),
+    "functionalize": (lambda model: torch.func.functionalize(model)(images()), "torch.func.functionalize knows no operators"),
+    "vmap": (mapped_over_buffers, "torch.func can transform x and offset, not the tensors of the model"),
+    "fx": (torch.fx.symbolic_trace, "torch.fx.symbolic_trace cannot follow the forward pass"),
+    "onnx": (lambda model: torch.onnx.export(model, (images(),), io.BytesIO(), dynamo=False), "ONNX has no operator"),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in_another"])
+@pytest.mark.parametrize("name", RECORDERS)
+def test_what_cannot_record_a_model_is_told_what_can(name: str, inside: bool) -> None:
+    model, (record, message) = fresh(BACKENDS[0]), RECORDERS[name]
+    with pytest.raises(RuntimeError, match=f"ConvertedEDSR: {message}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of exporters that it is about to drop
+        record(nn.Sequential(model, nn.ReLU()) if inside else model)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_newer_exporter_to_onnx_is_told_too(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exports with torch.export first, strictly where the other way fails; it needs a package that is not always there."""
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    with pytest.raises(RuntimeError, match="ConvertedEDSR: ONNX has no operator"):
+        torch.export.export(fresh(BACKENDS[0]), (images(),), strict=strict)
+
+
+REFUSED: dict[str, tuple[Callable[[ConvertedNetwork], object], str]] = {
+    "half": (lambda model: model.half(), "computes in integers and float32: it cannot become torch.float16"),
+    "bfloat16": (lambda model: model.bfloat16(), "it cannot become torch.bfloat16"),
+    "double": (lambda model: model.double(), "it cannot become torch.float64"),
+    "type": (lambda model: model.type(torch.int8), "it cannot become torch.int8"),
+    "complex": (lambda model: model.to(torch.complex64), "it cannot become torch.complex64"),
+    "to_empty": (lambda model: model.to_empty(device="cpu"), "to_empty: device must be given to .to"),
+    "load_state_dict": (lambda model: model.load_state_dict(model.state_dict()), "read one with adabm_kernels.load"),
+    "prune": (lambda model: prune.l1_unstructured(model.conv("head.0"), "weight", 0.5), "has no parameters"),
+    "parametrize": (lambda model: register_parametrization(model.conv("head.0"), "weight", nn.Identity()), "has no parameters"),
+    "float16_input": (lambda model: model(images().half()), "x must be float32 .*, got torch.float16"),
+    "bfloat16_input": (lambda model: model(images().bfloat16()), "x must be float32 .*, got torch.bfloat16"),
+    "float64_input": (lambda model: model(images().double()), "x must be float32 .*, got torch.float64"),
+    "int_input": (lambda model: model(images().int()), "x must be float32 .*, got torch.int32"),
+    "no_batch": (lambda model: model(images()[0]), r"x must be float32 .*, got torch.float32 \(3, 12, 15\)"),
+    "empty_batch": (lambda model: model(images()[:0]), r"and not empty, got torch.float32 \(0, 3, 12, 15\)"),
+    "sparse": (
+        lambda model: model(images().to_sparse()),
+        r"x must be float32 .*, got torch.float32 \(2, 3, 12, 15\) of layout torch.sparse_coo",
+    ),
+    "nested": (lambda model: model(torch.nested.nested_tensor(list(images()))), "x must be float32 .*, got a nested tensor"),
+    "other_device": (lambda model: model(images().to("meta")), "backend 'cpu' needs tensors in main memory, x is on meta"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_in_a_sentence(name: str) -> None:
+    model = copy.deepcopy(fresh(BACKENDS[0]))
+    act, message = REFUSED[name]
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=message):
+        act(model)
+    assert torch.equal(model(images()), fresh(BACKENDS[0])(images()))  # and nothing has changed
+
+
+def test_on_the_meta_device_there_are_shapes() -> None:
+    model = copy.deepcopy(fresh("reference"))
+    model.set_backend("auto")
+    y = model.to("meta")(images().to("meta"))
+    assert (y.device.type, y.dtype, tuple(y.shape)) == ("meta", torch.float32, (2, 3, 2 * SIDE, 2 * SIDE + 6))
+    with pytest.raises(RuntimeError, match="ConvertedEDSR is on the device 'meta', where tensors hold nothing"):
+        model.cpu()
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu:1", "hpu", "privateuseone:0"])
+def test_devices_that_no_backend_knows_are_refused(device: str) -> None:
+    with pytest.raises(RuntimeError, match=f"device must be 'cpu' or 'cuda', got '{device}': no kernel computes on"):
+        choose(Problem(device))
+    with pytest.raises(RuntimeError, match="backend 'reference' cannot run: no kernel computes on"):
+        choose(Problem(device), "reference")
+
+
+def test_a_model_stays_where_it_is_when_it_cannot_go() -> None:
+    model = copy.deepcopy(fresh(BACKENDS[0]))
+    with pytest.raises(RuntimeError, match="device must be 'cpu' or 'cuda', got 'xpu"):
+        model._apply(OnOtherDevice)
+    assert torch.equal(model(images()), fresh(BACKENDS[0])(images()))
 
 
 def test_threads_share_a_model(model: ConvertedNetwork) -> None:
@@ -190,6 +486,35 @@ def test_compiled_and_exported_it_computes_the_same(model: ConvertedNetwork, dep
     assert depth == 0 or 0 < model.computed_share(several).min() < 1
     for given in (x, several, half_flat(len(x), SIDE - 1, 17), half_flat(3 if len(x) > 1 else 1, 50, 8)):
         assert torch.equal(exported(given), model(given))
+
+
+@pytest.mark.parametrize("imports", ["adabm_kernels, torch", "torch, adabm_kernels"])
+def test_an_exported_program_needs_only_the_package_in_a_fresh_process(tmp_path: Path, imports: str) -> None:
+    """Whichever is imported first; the package alone loads no torch, and nothing waits for it afterwards."""
+    model, x = copy.deepcopy(fresh(BACKENDS[0])), images(1, 9, 10)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    torch.save((x, model(x)), tmp_path / "tensors.pt")
+    code = f"""
+import sys
+import {imports.split(", ")[0]}
+print("torch" in sys.modules, "adabm_kernels.ops" in sys.modules)
+import {imports.split(", ")[1]}
+assert torch.ops.adabm.conv2d is not None and not any("adabm" in type(finder).__module__ for finder in sys.meta_path)
+assert "adabm" not in type(torch.__spec__.loader).__module__ and torch.__loader__ is torch.__spec__.loader
+x, y = torch.load("tensors.pt")
+print(torch.equal(torch.export.load("model.pt2").module()(x), y))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(adabm_kernels.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(imports.startswith("torch")), "False", "True"], done.stderr
+
+
+def test_a_module_that_the_operators_need_may_be_imported_before_torch() -> None:
+    """torch is then loaded in the midst of it, when the operators cannot be: they come with the next import."""
+    code = "import adabm_kernels.quantize, torch, json.tool; print(torch.ops.adabm.conv2d.default)"
+    environment = os.environ | {"PYTHONPATH": str(Path(adabm_kernels.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["adabm.conv2d.default"], done.stderr
 
 
 def test_its_text_says_what_it_is(model: ConvertedNetwork) -> None:

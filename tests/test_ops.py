@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from problems import ConvInstance, ConvProblem, instantiate
+from small import OnOtherDevice
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adabm_kernels import native, ops
@@ -108,6 +110,55 @@ def test_opcheck_conv2d(problem: ConvProblem, out: str, backend: str) -> None:
 def test_opcheck_conv2d_out(problem: ConvProblem, wanted: tuple[bool, bool], backend: str) -> None:
     arguments = settings_of(prepared(problem, backend), accumulate=False, **outputs(problem, *wanted))
     torch.library.opcheck(torch.ops.adabm.conv2d_out, order("conv2d_out", arguments))
+
+
+@backend
+@pytest.mark.parametrize("with_codes", [False, True], ids=["y", "both"])
+def test_opcheck_accumulating(with_codes: bool, backend: str) -> None:
+    problem = PROBLEMS[1]
+    arguments = settings_of(prepared(problem, backend), **outputs(problem, True, with_codes))
+    arguments |= {"y": arguments["residual"].clone(), "residual": None, "accumulate": True}
+    torch.library.opcheck(torch.ops.adabm.conv2d_out, order("conv2d_out", arguments))
+
+
+@backend
+def test_opcheck_int16_features(backend: str) -> None:
+    problem = PROBLEMS[1]
+    arguments = settings_of(prepared(problem, backend), accumulate=False, **outputs(problem, True, True))
+    arguments |= {name: torch.zeros(arguments[name].shape, dtype=torch.int16) for name in ("y", "residual")}
+    torch.library.opcheck(torch.ops.adabm.conv2d_out, order("conv2d_out", arguments | {"features": "int16", "fraction": 8}))
+    x = QUANTIZE | {"x": torch.arange(240, dtype=torch.int16).view(2, 5, 4, 6), "shift": None, "backend": backend}
+    torch.library.opcheck(torch.ops.adabm.quantize, order("quantize", x | {"fraction": 8}))
+
+
+@backend
+def test_opcheck_of_what_reads_images(backend: str) -> None:
+    g = torch.Generator().manual_seed(2)
+    pixels = torch.randint(0, 256, (2, 9, 11, 4), generator=g, dtype=torch.uint8)
+    pixels[..., 3] = 0
+    torch.library.opcheck(torch.ops.adabm.tile_depths, (pixels, 4, 1, 2, 40, 3, backend, 1))
+    x, rules = torch.rand(3, 3, 6, 7, generator=g) * 255, torch.tensor([[4, 1], [8, 0]], dtype=torch.int32)
+    torch.library.opcheck(torch.ops.adabm.image_measure, (x, backend))
+    torch.library.opcheck(torch.ops.adabm.layer_bits, (x, torch.tensor(5.0), torch.tensor(9.0), rules, backend))
+
+
+def test_every_operator_is_checked_and_tagged() -> None:
+    """By torch.library.opcheck, in this file; of a residual block, which only a card has, the fake alone."""
+    own = torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+    names = {name.removeprefix("adabm::") for name in own if name.startswith("adabm::")}
+    text = Path(__file__).read_text()
+    assert names == set(ops._OPERATORS)
+    assert {name for name in names if f"opcheck(torch.ops.adabm.{name}," not in text} == {"resblock_out"}
+    for name in names:
+        assert set(ops._TAGS) <= set(getattr(torch.ops.adabm, name).default.tags)
+    assert torch.Tag.needs_exact_strides in ops._TAGS or not hasattr(torch.Tag, "needs_exact_strides")
+
+
+@pytest.mark.parametrize("name", ops._OPERATORS)
+def test_operators_refuse_other_devices_in_a_sentence(name: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"adabm::{name}", "XPU")
+    with pytest.raises(RuntimeError, match=f"{name}: tensors must be on the CPU or on a CUDA device, got one on xpu"):
+        ops._refusal(name)(torch.zeros(1), [OnOtherDevice(torch.zeros(1))], 3)
 
 
 def pixel_arguments(problem: ConvProblem, backend: str, **changes: Any) -> dict[str, Any]:
@@ -479,6 +530,22 @@ def test_activations_of_nan_and_infinity(activation: str, of_nan: float, backend
     y, _ = ops.conv2d(torch.zeros(1, 1, 9, 4, dtype=torch.uint8), bits, weight, packed, torch.ones(7, 4), beta, **settings)
     below = {"none": (-inf, -2.0), "relu": (0.0, 0.0), "prelu": (-inf, -1.0)}[activation]
     assert torch.equal(y.nan_to_num(7.0), torch.tensor([of_nan, inf, *below]).expand(1, 1, 9, 4).nan_to_num(7.0))
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU library was not built")
+@pytest.mark.parametrize("offset", [1, 16, 60])
+def test_packed_weights_may_lie_anywhere(offset: int) -> None:
+    """AOTInductor lays the constants of a program at multiples of 16 bytes."""
+    arguments = settings_of(prepared(PROBLEMS[1], "cpu"))
+    want = torch.ops.adabm.conv2d(*order("conv2d", arguments | {"out": "both"}))
+    want_pixels = ops.conv2d_pixels(**pixel_arguments(PROBLEMS[1], "cpu"))
+    room = torch.zeros(arguments["packed"].numel() + 128, dtype=torch.uint8)
+    start = -room.data_ptr() % 64 + offset
+    packed = room[start : start + arguments["packed"].numel()].copy_(arguments["packed"])
+    assert packed.data_ptr() % 64 == offset
+    got = torch.ops.adabm.conv2d(*order("conv2d", arguments | {"out": "both", "packed": packed}))
+    assert all(map(torch.equal, got, want))
+    assert torch.equal(ops.conv2d_pixels(**pixel_arguments(PROBLEMS[1], "cpu") | {"packed": packed}), want_pixels)
 
 
 @pytest.mark.parametrize("bits", [1, 9])

@@ -265,16 +265,36 @@ def test_bits_that_have_no_grid_count_as_the_nearest() -> None:
 
 
 def test_operators_keep_to_their_schemas() -> None:
+    """Each but the residual block, which this backend has not."""
     instance = placed(ConvProblem("plain", 3, 4, 6, 9, bits=(4, 2)))
     instance.layer.set_backend("triton", 1)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.adabm.conv2d, order("conv2d", settings_of(instance, out="both")), test_utils=checks)
-    into = {"accumulate": False, "y": torch.zeros(2, 3, 4, 9, device=DEVICE), "y_q": None} | place(Region(own=(1, 2)), 2, 3, 4)
-    torch.library.opcheck(torch.ops.adabm.conv2d_out, order("conv2d_out", settings_of(instance, **into)), test_utils=checks)
-    x = torch.rand(2, 3, 4, 5, device=DEVICE)
-    torch.library.opcheck(torch.ops.adabm.image_measure, (x, "triton"), test_utils=checks)
+    checked = set()
+
+    def check_operator(name: str, arguments: dict[str, Any]) -> None:
+        given = order(name, {"backend": "triton", "threads": 0, "packed_codes": False} | arguments)
+        torch.library.opcheck(getattr(torch.ops.adabm, name), given, test_utils=("test_schema", "test_faketensor"))
+        checked.add(name)
+
+    region, shape = place(Region(own=(1, 2)), 2, 3, 4), (2, 3, 4)
+    check_operator("conv2d", settings_of(instance, out="both"))
+    for accumulate in (False, True):
+        into = {"accumulate": accumulate, "y": torch.zeros(*shape, 9, device=DEVICE), "y_q": None}
+        check_operator("conv2d_out", settings_of(instance, **into) | region)
+    check_operator("conv2d_pixels", settings_of(instance))
+    image = torch.zeros(*shape, 9, dtype=torch.uint8, device=DEVICE)
+    check_operator("conv2d_pixels_out", settings_of(instance, image=image) | region)
+    x, codes = torch.rand(2, 3, 4, 5, device=DEVICE), torch.zeros(2, 4, 5, 4, dtype=torch.uint8, device=DEVICE)
+    grid, bits = moved(act_grid(0.0, 1.0)), moved(torch.tensor([4, 7], dtype=torch.int32))
+    quantized = {"x": x, "shift": None, "grid": grid, "bits": bits, "start": 0, "y_q": codes}
+    check_operator("quantize", quantized)
+    check_operator("quantize_out", quantized)
+    lists = {"grids": [grid] * 2, "bits": [bits] * 2, "starts": [0, 0], "y_q": [codes, codes.clone()]}
+    check_operator("quantize_many_out", {"x": x} | lists)
+    check_operator("tile_depths", {"x_q": codes, "tile": 2, "top": 0, "left": 1, "threshold": 9, "deep": 2})
+    check_operator("image_measure", {"x": x})
     low, rules = torch.zeros((), device=DEVICE), torch.tensor([[4, 1]], dtype=torch.int32, device=DEVICE)
-    torch.library.opcheck(torch.ops.adabm.layer_bits, (x, low, low, rules, "triton"), test_utils=checks)
+    check_operator("layer_bits", {"x": x, "lower": low, "upper": low, "rules": rules})
+    assert checked == set(ops._OPERATORS) - {"resblock_out"}
 
 
 def test_sizes_past_a_launch_are_named() -> None:

@@ -9,7 +9,14 @@ from importlib import metadata
 from .. import native
 
 OLDEST_TRITON = (3, 5)
+KINDS = ("cpu", "cuda", "meta")  # types of devices; on "meta" tensors have shapes alone
 OLDEST_CAPABILITY = (8, 0)  # int8 tensor-core instructions as the kernels use them: Ampere
+
+
+def why_no_backend(device: str) -> str:
+    """Why no backend at all computes on tensors of a device; empty where one does."""
+    kind = device.partition(":")[0]
+    return "" if kind in KINDS else f"no kernel computes on {kind!r} devices, only on CPUs and CUDA devices"
 
 
 def why_no_gpu() -> str:

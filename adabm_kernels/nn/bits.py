@@ -39,7 +39,7 @@ class RunningThresholds(nn.Module):
 
         Raises ValueError for a start out of bounds.
         """
-        with self._lock:
+        with self._lock, torch.inference_mode(False), torch.no_grad():
             current = self.current if start is None else torch.tensor(start, dtype=torch.float64, device=self.current.device)
             slack = 1e-12 * self.calibrated.abs()  # of float64, for what went through a file
             if current.shape != (2,) or not ((current >= self.least - slack) & (current <= self.most + slack)).all():
@@ -55,7 +55,8 @@ class RunningThresholds(nn.Module):
             if learn:
                 self.current.copy_(left)
             return offsets
-        with self._lock:
+        # Thresholds that are kept must be ordinary tensors, which a compiled caller may write into.
+        with self._lock, torch.inference_mode(False), torch.no_grad():
             offsets, left = self._follow(measures)
             if learn:
                 self.current = left  # a new tensor: who holds the old one still holds a pair

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from .. import native, ops
 from ..ops import library
@@ -30,6 +29,7 @@ from ..registry import ConvShape
 from ..simulate import SimulatedConv2d
 from ..tile_times import tile_times
 from ..tiles import LayerPlan, plan_layer
+from .contexts import WithoutParameters
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _finite(values: torch.Tensor, *shapes: tuple[int, ...]) -> bool:
     return values.dtype == torch.float32 and tuple(values.shape) in shapes and bool(values.isfinite().all())
 
 
-class IntegerConv2d(nn.Module):
+class IntegerConv2d(WithoutParameters):
     """A convolution of codes with the tables of its epilogue, on any backend; subclasses fill the tables.
 
     weight: int8 [K, R, S, C] or [R, S, K, R, S, C]. alpha, beta, slope: see ops.conv2d; outputs sub-pixel first where `shuffle`
@@ -194,7 +194,8 @@ class IntegerConv2d(nn.Module):
     def set_backend(self, backend: str, threads: int) -> None:
         """Compute with a backend that the registry has chosen; packs the weights for it where needed."""
         if backend != "reference" and (self.packed.numel() == 0 or self._packed_for != backend):
-            self.packed = ops.pack_weights(backend, self.weight, self.plan.tile_for_bits, self.box_filter, self.shuffle)
+            with torch.inference_mode(False):  # it stays, and is used outside
+                self.packed = ops.pack_weights(backend, self.weight, self.plan.tile_for_bits, self.box_filter, self.shuffle)
             self._packed_for = backend
         self.backend, self.threads = backend, threads
 

@@ -23,8 +23,9 @@ from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import MAX_BITS, MIN_BITS, check_fraction, padded_channels, to_pixels
 from ..regions import MAX_DEPTH, Depths, as_tiles, flat_length, pixels_of_tiles
-from ..registry import GPU_BACKENDS, Choice, Problem, choose
+from ..registry import GPU_BACKENDS, Choice, Problem, check_device, choose
 from ..tiles import tile_products
+from . import contexts
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .depth import EVERYWHERE, LinearExit, Places, radius, tail_specs
@@ -35,7 +36,7 @@ from .timing import conv_seconds
 from .workspace import Workspace
 
 
-class ConvertedNetwork(nn.Module, ABC):
+class ConvertedNetwork(contexts.WithoutParameters, ABC):
     """A network with integer convolutions: float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], not clamped.
 
     parameters: the quantised convolutions by name. floats: by name, what is left in float: weight and bias of the other
@@ -76,8 +77,8 @@ class ConvertedNetwork(nn.Module, ABC):
         self.report: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}  # how the model was made, in plain values: kept in its file
         if thresholds is not None:
-            self.register_buffer("measure_lower", torch.tensor(thresholds[0]))
-            self.register_buffer("measure_upper", torch.tensor(thresholds[1]))
+            self.register_buffer("measure_lower", torch.tensor(thresholds[0], dtype=torch.float32))
+            self.register_buffer("measure_upper", torch.tensor(thresholds[1], dtype=torch.float32))
             self._running = RunningThresholds(thresholds, config.image_percentile)
         for key, value in self.floats.items():
             self.register_buffer(key.replace(".", "_"), value)
@@ -426,10 +427,18 @@ class ConvertedNetwork(nn.Module, ABC):
     def _device(self) -> torch.device:
         return next(self._adaptive.buffers()).device
 
+    @torch.inference_mode(False)  # what is moved must be ordinary tensors
     def _apply(self, fn, recurse=True):
-        dtype = fn(self.bit_rules.new_zeros(0, dtype=torch.float32)).dtype
-        if dtype != torch.float32:  # before anything is converted: what float16 has cut off does not come back
-            raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {dtype}")
+        try:
+            probe = fn(self.bit_rules.new_zeros(0, dtype=torch.float32))
+        except NotImplementedError as error:
+            if self._device().type != "meta":
+                raise
+            name = type(self).__name__
+            raise RuntimeError(f"{name} is on the device 'meta', where tensors hold nothing: none can leave it") from error
+        if probe.dtype != torch.float32:  # before anything is converted: what float16 has cut off does not come back
+            raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {probe.dtype}")
+        check_device(str(probe.device))  # before anything is moved
         super()._apply(fn, recurse)
         if self._requested != "cpu" or self._device().type == "cpu":  # else the next call says that "cpu" cannot compute there
             self.set_backend(self._requested)
@@ -441,6 +450,17 @@ class ConvertedNetwork(nn.Module, ABC):
             "load_state_dict: a converted model is more than its tensors (plan, packed weights, bits): "
             "read one with adabm_kernels.load"
         )
+
+    def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> ConvertedNetwork:
+        """Raises TypeError: nothing could fill the tensors again."""
+        raise TypeError(f"to_empty: device must be given to .to(), which keeps the tensors of a converted model, got {device!r}")
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(f"{type(self).__name__}: torch.jit.script {contexts.NO_SCRIPT}")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        contexts.make_ordinary(self)  # copied or read in inference mode
 
     def plan(self, measure: int = 0) -> str:
         """The plan of the CPU kernels as a table: for every integer convolution and each bit-width of its codes the tile, the
@@ -511,7 +531,7 @@ class ConvertedNetwork(nn.Module, ABC):
         rules = [
             (fixed, 0) if fixed is not None and conv.name in self._counted else conv.bit_rule for conv in self._adaptive.values()
         ]
-        return torch.tensor(rules, dtype=torch.int32)
+        return torch.tensor(rules, dtype=torch.int32, device="cpu")
 
     def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
         """Bits of the input codes of every integer convolution, int32 [L, N]: device data that nothing on the host waits for.
@@ -545,10 +565,11 @@ class ConvertedNetwork(nn.Module, ABC):
 
     # ---- forward
 
-    def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel, and offset int32 [N].
 
-        Integers have no gradient: nothing is recorded for autograd, whatever x requires. Autocast and train() change nothing.
+        Integers have no gradient: what asks for one through this call raises RuntimeError (backward, torch.func, forward mode).
+        Autocast, inference_mode and train() change nothing.
         offset: bits that each image gets more or less, -1..1; decided by the images themselves where it is left out.
         origin: where x is cut from a larger picture, the place of its first pixel in that picture's grid of tiles, rows and columns
         in 0..tile - 1: tiles are then those of the picture.
@@ -585,20 +606,24 @@ class ConvertedNetwork(nn.Module, ABC):
 
     def _run(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
         self._check(x, offset, origin)
-        with torch.no_grad():
-            if self._graphs is not None and not torch.compiler.is_compiling():
-                return self._replay(x, offset, as_pixels, origin)
-            return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin)
+        return contexts.run(self._compute, x, offset, as_pixels, origin)
+
+    def _compute(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
+        if self._graphs is not None and not torch.compiler.is_compiling():
+            return self._replay(x, offset, as_pixels, origin)
+        return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin)
 
     def _check(self, x: torch.Tensor | None, offset: torch.Tensor | None, origin: tuple[int, int] = (0, 0)) -> None:
         """x may be None where an offset is given."""
         name = type(self).__name__
+        contexts.refuse_recorders(name, x)
         tile = 1 if self.exit is None else self.exit.tile
         pair = isinstance(origin, tuple) and len(origin) == 2
         if origin != (0, 0) and not (pair and all(type(at) is int and 0 <= at < tile for at in origin)):
             raise ValueError(f"{name}: origin must be two whole numbers in 0..{tile - 1}, less than a tile, got {origin!r}")
         if x is not None or offset is None:
-            images = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.dim() == 4
+            images = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.dim() == 4 and x.layout == torch.strided
+            images = images and not x.is_nested
             if not images or x.shape[1] != 3 or x.numel() == 0:
                 raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {_seen(x)}")
         if offset is not None:
@@ -762,7 +787,12 @@ class ConvertedResidualNetwork(ConvertedNetwork):
 
 
 def _seen(value: Any) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else reprlib.repr(value)
+    if not isinstance(value, torch.Tensor):
+        return reprlib.repr(value)
+    if value.is_nested:
+        return f"a nested tensor of {value.dtype}"
+    layout = "" if value.layout == torch.strided else f" of layout {value.layout}"
+    return f"{value.dtype} {tuple(value.shape)}{layout}"
 
 
 def format_plan(rows: list[dict[str, str]]) -> str:

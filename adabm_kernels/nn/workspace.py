@@ -22,9 +22,13 @@ class Workspace(threading.local):
         # Work on two streams may overlap though one thread asked for both.
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
         key, count = (name, dtype, device, stream), math.prod(shape)
+        if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+            # Fake, traced or wrapped tensors mean nothing to the calls that follow.
+            return torch.empty(shape, dtype=dtype, device=device)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < count:
-            buffer = self._buffers[key] = torch.empty(count, dtype=dtype, device=device)
+            with torch.inference_mode(False):  # a tensor of inference mode could not be written outside of it
+                buffer = self._buffers[key] = torch.empty(count, dtype=dtype, device=device)
         return buffer[:count].view(shape)
 
     def clear(self) -> None:

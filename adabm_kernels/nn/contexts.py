@@ -1,0 +1,187 @@
+"""The contexts of torch that a network is made or called in: which it leaves, and which it refuses in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+Compute = Callable[..., torch.Tensor]
+_AUTOCAST = ("cpu", "cuda")  # types of devices that a network computes on
+
+
+@contextmanager
+def as_imported() -> Iterator[None]:
+    """Torch inside as it is when it is imported: what is made there is an ordinary tensor, on the CPU and of float32 where nothing
+    else is said, and gradients are recorded.
+
+    Models are made so, whatever surrounds the call: a tensor made in inference mode could not be changed outside of it, one made
+    under another default dtype would not fit the operators. Modes belong to the calling thread. The default dtype does not: where
+    it is another one, all threads see float32 meanwhile.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as left:
+        for context in (torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")):
+            left.enter_context(context)
+        for kind in _AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                left.enter_context(torch.autocast(kind, enabled=False))
+        if dtype != torch.float32:
+            left.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield
+
+
+class WithoutParameters(nn.Module):
+    """A module of buffers that depend on one another: torch's tools for changing one (prune, parametrize) are refused."""
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        raise TypeError(f"{self._refusal()}: {name!r} cannot become one")
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._buffers:
+            raise TypeError(f"{self._refusal()}: {name!r} cannot be taken away")
+        super().__delattr__(name)
+
+    def _refusal(self) -> str:
+        name = type(self).__name__
+        return f"{name} has no parameters, and its packed weights would not follow (change the network before it is converted)"
+
+
+def make_ordinary(module: nn.Module) -> None:
+    """Buffers that were made in inference mode become ordinary tensors, which may be changed anywhere."""
+    with torch.inference_mode(False):
+        for part in module.modules():
+            for name, buffer in part._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    part._buffers[name] = buffer.clone()
+
+
+def run(compute: Compute, x: torch.Tensor, offset: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+    """compute(x, offset, *rest), a method of a network, as it is outside of inference mode and autocast, and without gradients.
+
+    Buffers that a network keeps are then ordinary tensors wherever it is called first, and its float layers compute alike. What
+    asks for a derivative gets a RuntimeError when it comes to it, and torch.vmap is a batch of batches.
+    """
+    if not torch.compiler.is_compiling():
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return run(compute, x, offset, *rest)
+        recorded = x.requires_grad and torch.is_grad_enabled()
+        if recorded or forward_ad._current_level >= 0 or _transformed(compute):
+            return _Opaque.apply(x, offset, compute, rest)
+    elif torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{type(compute.__self__).__name__}: torch.compile cannot look through a transform of torch.func around the model: "
+            "leave the transform uncompiled"
+        )
+    elif x.requires_grad and torch.is_grad_enabled():
+        raise _no_derivative(compute)
+    return _plainly(compute, x, offset, *rest)
+
+
+def _plainly(compute: Compute, x: torch.Tensor, offset: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+    kind = x.device.type
+    if kind in _AUTOCAST and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return _plainly(compute, x, offset, *rest)
+    with torch.no_grad():
+        return compute(x, offset, *rest)
+
+
+def _transformed(compute: Compute) -> bool:
+    """Whether the call is inside a transform of torch.func. Raises RuntimeError for one that cannot be."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    model, functorch = compute.__self__, torch._C._functorch
+    if functorch.is_functorch_wrapped_tensor(model.bit_rules):
+        raise RuntimeError(
+            f"{type(model).__name__}: torch.func can transform x and offset, not the tensors of the model, which depend on "
+            "one another and on its plan"
+        )
+    transform = functorch.peek_interpreter_stack()
+    if transform is not None and transform.key() == functorch.TransformType.Functionalize:
+        raise RuntimeError(
+            f"{type(model).__name__}: torch.func.functionalize knows no operators of others that write into their arguments: use "
+            "torch.export.export and run_decompositions"
+        )
+    return True
+
+
+class _Opaque(torch.autograd.Function):
+    """A forward pass that differentiation cannot look into."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, offset: torch.Tensor | None, compute: Compute, rest: tuple) -> torch.Tensor:
+        y = _plainly(compute, x, offset, *rest)
+        return y.data  # no view: torch lets nobody write into the views that such a function returns
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        ctx.compute = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        raise _no_derivative(ctx.compute)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise _no_derivative(ctx.compute)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple, x: torch.Tensor, offset: torch.Tensor | None, compute: Compute, rest: tuple
+    ) -> tuple[torch.Tensor, int]:
+        x, offset = (_batched(value, dim, info.batch_size) for value, dim in zip((x, offset), in_dims[:2], strict=True))
+        return _Opaque.apply(x, offset, compute, rest).unflatten(0, (info.batch_size, -1)), 0
+
+
+def _batched(value: torch.Tensor | None, dim: int | None, count: int) -> torch.Tensor | None:
+    """The `count` batches of a mapped tensor, or `count` times one that is not mapped, as one batch."""
+    if value is None:
+        return None
+    return (value.expand(count, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
+
+
+def _no_derivative(compute: Compute) -> RuntimeError:
+    return RuntimeError(
+        f"{type(compute.__self__).__name__} has no derivative: it computes in integers. Differentiate the network that "
+        "model.float_model() gives, or pass x.detach() where no gradient is meant to go through the model"
+    )
+
+
+def refuse_recorders(name: str, x: Any) -> None:
+    """What records a forward pass and cannot record this one: a RuntimeError that says what can."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling and type(x) is torch.Tensor and not torch._C._is_tracing():
+        return  # a plain call, which should not pay for the rest
+    if _exporting_to_onnx():
+        raise RuntimeError(
+            f"{name}: ONNX has no operator for convolutions whose bits are data: export the network that model.float_model() gives "
+            "to ONNX, or this model with torch.export.export"
+        )
+    if compiling:
+        return
+    if isinstance(x, torch.fx.Proxy):
+        raise RuntimeError(
+            f"{name}: torch.fx.symbolic_trace cannot follow the forward pass, which depends on the size of x: make the model a "
+            "leaf (is_leaf_module of the Tracer), or use torch.export.export"
+        )
+    if torch.jit.is_tracing():
+        raise RuntimeError(f"{name}: torch.jit.trace {NO_SCRIPT}")
+
+
+def _exporting_to_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler: it takes torch's own function for False.
+_exporting_to_onnx._dynamo_marked_constant = True
+
+NO_SCRIPT = (
+    "cannot hold a converted model, whose plan and kernels are Python's: use torch.export.export, and torch.export.save for a file"
+)
