@@ -350,7 +350,7 @@ def _block_k(row: int, pitch: int) -> int:
 
 @functools.lru_cache(4096)
 def conv2d_launch(
-    capability: int, x_q: tuple[int, ...], weight: tuple[int, ...], packed_bytes: int, *, activation: str, shuffle: int,
+    capability: int | str, x_q: tuple[int, ...], weight: tuple[int, ...], packed_bytes: int, *, activation: str, shuffle: int,
     packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool, depth: bool = False, passes: bool = False,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """(constants and options of the kernel, programs for an image) of a call with these shapes.
@@ -413,6 +413,7 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
     tensors += [residual, dense(conv.out_grid), dense(conv.out_bits), y, y_q]
     scales = (2.0**conv.fraction, 2.0**-conv.fraction) if conv.features == "int16" else (None, None)
     numbers = (None,) * NUMBERS if conv.depth is None else conv.region
+    launch.check_programs("conv2d", x_q.device, programs, constants["num_warps"])
     with launch.on(x_q):
         conv2d_kernel[(programs, n)](*tensors, h, w, *scales, conv.depth, *numbers, **constants)
 

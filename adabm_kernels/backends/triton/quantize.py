@@ -90,6 +90,7 @@ def quantize_out(
     step = 2.0**-fraction if x.dtype == torch.int16 else None
     config = tuning.quantize_config(axis)
     programs = -(-h * w // config.block_m) * -(-axis // config.block_n)
+    launch.check_programs("quantize", x.device, programs, config.num_warps)
     with launch.on(x):
         quantize_kernel[(programs, n)](
             x, step, dense(shift), dense(grid), dense(bits), y_q, w, h * w, *x.stride(), depth, *numbers, **constants,
