@@ -1,7 +1,7 @@
 """Triton kernels built ahead of time for AMD architectures, without a card, and what the machine code is made of.
 
-    python tests/triton_amd.py docs/gpu_amd.md            # writes the table of that page anew, from code built here and now
-    python tests/triton_amd.py gfx942 body                # prints the machine code of a form
+    python tests/triton_amd.py docs/gpu_amd.md  # writes the table of that page anew
+    python tests/triton_amd.py gfx942 body      # prints the machine code of a form
 """
 
 from __future__ import annotations
@@ -136,9 +136,41 @@ def read(text: str, arch: str, metadata: Any, asked: int, wanted: int) -> Built:
     )  # fmt: skip
 
 
+# ---- the table of docs/gpu_amd.md
+
+TABLE = ("body", "residual_int16", "box", "fusion", "tail", "wide", "depths_residual_int16", "quantize")
+BEGIN, END = "<!-- forms: made by tests/triton_amd.py -->\n", "<!-- end of forms -->\n"
+
+
+def cell(kernel: Built) -> str:
+    """Registers, kilobytes of shared memory, waves; bytes of scratch memory where there are any."""
+    words = f"{kernel.registers} / {kernel.shared / 1024:.3g} / {kernel.occupancy:g}"
+    return words + (f", {kernel.scratch} scratch" if kernel.scratch else "")
+
+
+def table(built: dict[tuple[str, str], Built]) -> str:
+    """Markdown: a form a row, an architecture a column; before it what each architecture multiplies with."""
+    lines = []
+    for arch, facts in amd.ARCHITECTURES.items():
+        names = sorted({name for (_, on), kernel in built.items() if on == arch for name in kernel.products()})
+        lines.append(f"- **{arch}** ({facts.family}, {facts.cards}): " + ", ".join(f"`{name}`" for name in names))
+    lines += ["", "| form | " + " | ".join(amd.ARCHITECTURES) + " |", "|---" * (1 + len(amd.ARCHITECTURES)) + "|"]
+    lines += [f"| {name} | " + " | ".join(cell(built[name, arch]) for arch in amd.ARCHITECTURES) + " |" for name in TABLE]
+    return "\n".join(lines) + "\n"
+
+
+def main(page: Path) -> None:
+    built: dict[tuple[str, str], Built] = {}
+    for name in TABLE:
+        for arch in amd.ARCHITECTURES:
+            built[name, arch] = compile_kernel(name, arch)
+            print(name, arch, cell(built[name, arch]), file=sys.stderr, flush=True)
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(before + BEGIN + table(built) + END + rest.partition(END)[2])
+
+
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    arch, name = sys.argv[1:]
-    found = compile_kernel(name, arch)
-    print("\n".join(found.lines))
-    print(found.registers, found.spilled, found.scratch, found.shared, found.warps, found.occupancy, found.products(), found.fused)
+    if len(sys.argv) == 2:
+        main(Path(sys.argv[1]))
+    else:
+        print(*compile_kernel(sys.argv[2], sys.argv[1]).lines, sep="\n")

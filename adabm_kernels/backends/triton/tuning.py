@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import user_path
-from .. import tables
+from .. import amd, tables
 
 TABLE = Path(__file__).with_name("tuning.json")  # written by benchmarks/tune_triton.py; absent until something was measured
 
@@ -56,11 +56,17 @@ def heuristic(outputs: int, pixels: int, capability: int | str = 80) -> Config:
     images are cut finer, so that more of the card has work.
 
     On cards of AMD one stage: of a second one the codes wait in registers byte by byte, and are put together again with several
-    instructions a word. Workgroups that share a compute unit hide each other's loads there.
+    instructions a word. Workgroups that share a compute unit hide each other's loads there. On RDNA a lane has half the
+    accumulators, a quarter where products are no matrix instructions: with more some forms spill.
     """
     block_n = min(max(16, _power(outputs)), 64)
-    stages = 1 if isinstance(capability, str) else 3
-    return Config(128, block_n, 8, stages) if pixels >= 128 * 128 else Config(64, block_n, 4, stages)
+    large = pixels >= 128 * 128
+    if isinstance(capability, int):
+        return Config(128, block_n, 8, 3) if large else Config(64, block_n, 4, 3)
+    card = amd.ARCHITECTURES[capability]
+    block_m = 128 if card.lanes == 64 else 64
+    block_n = min(block_n, 32) if card.products == "dot4" else block_n
+    return Config(block_m, block_n, 8, 1) if large else Config(block_m // 2, block_n, 4, 1)
 
 
 def quantize_config(channels: int) -> Config:
