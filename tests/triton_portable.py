@@ -18,7 +18,6 @@ from triton_kernels import (  # noqa: F401
     poisoned,
     test_every_width_in_one_batch,
     test_extreme_codes_and_weights_neither_saturate_nor_overflow,
-    test_kernels_by_border_class,
     test_the_probe_of_a_card_runs,
 )
 
