@@ -113,6 +113,14 @@ def _compile(kernel, types, constants, absent, arch: str, wanted: int, *_, large
     return read(built.asm["amdgcn"], arch, built.metadata, asked, wanted * 32 // amd.ARCHITECTURES[arch].lanes)
 
 
+def refused(arch: str) -> str:
+    """Why this release of Triton builds nothing for an architecture; empty where it does."""
+    import triton
+
+    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return f"Triton {triton.__version__} refuses {arch}" if arch == "gfx1030" and found >= (3, 9) else ""
+
+
 def build(kernel, types, constants, absent, arch: str, large: tuple[str, ...] = ()) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
