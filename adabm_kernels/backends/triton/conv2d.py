@@ -106,13 +106,13 @@ def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
 
 
 @triton.jit
-def _products(acc, box, x_q, row, column, valid, height, width, flip, weights, kernel, output, known, K: tl.constexpr,
+def _products(acc, box, x_q, row, column, valid, height, width, weights, kernel, output, known, K: tl.constexpr,
               C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ONES: tl.constexpr, STORED: tl.constexpr,
               BLOCK_K: tl.constexpr):  # fmt: skip
     """acc [M, N] plus the products of one image's codes, stored in STORED bits; box [M, 16] plus their sums.
 
     row, column, valid: [M] pixels of outputs. weights: the first for these codes (Layout). kernel: class of the pixels. output,
-    known: [N]. flip: 128 turns codes of 8 bits into signed ones, less by 128 each, else 0.
+    known: [N]. Codes stored in 8 bits count as 128 less, those outside the image too.
     """
     PITCH: tl.constexpr = (C4 * STORED + 31) // 32 * 4
     ROW: tl.constexpr = (S * PITCH + 15) // 16 * 16
@@ -136,7 +136,7 @@ def _products(acc, box, x_q, row, column, valid, height, width, flip, weights, k
         known_k = known[None, :] & (k < ROW)[:, None]
         for part in tl.static_range(8 // STORED):
             w = tl.load(weights + part * PART + from_weights, mask=known_k, other=0)
-            x = part_of(codes, flip, STORED, part)
+            x = part_of(codes, STORED, part)
             acc = tl.dot(x, w, acc, out_dtype=tl.int32)
             if ONES:
                 ones = tl.load(weights + part * PART + K * R * ROW + r * ROW + k, mask=k < ROW, other=0)
@@ -145,23 +145,23 @@ def _products(acc, box, x_q, row, column, valid, height, width, flip, weights, k
 
 
 @triton.jit
-def _accumulate(acc, box, x_q, row, column, valid, height, width, bits, flip, weights, kernel, output, known, K: tl.constexpr,
+def _accumulate(acc, box, x_q, row, column, valid, height, width, bits, weights, kernel, output, known, K: tl.constexpr,
                 C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ONES: tl.constexpr, PACKED: tl.constexpr, AT_8: tl.constexpr,
                 AT_4: tl.constexpr, AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr,
                 BLOCK_K_2: tl.constexpr):  # fmt: skip
     """`_products` of codes as they are stored for `bits`. weights: the first of all (conv2d_kernel: AT_s, BLOCK_K_s)."""
     if PACKED:
         if bits <= 2:
-            acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_2, kernel, output, known, K,
+            acc, box = _products(acc, box, x_q, row, column, valid, height, width, weights + AT_2, kernel, output, known, K,
                                  C4, R, S, ONES, 2, BLOCK_K_2)  # fmt: skip
         elif bits <= 4:
-            acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_4, kernel, output, known, K,
+            acc, box = _products(acc, box, x_q, row, column, valid, height, width, weights + AT_4, kernel, output, known, K,
                                  C4, R, S, ONES, 4, BLOCK_K_4)  # fmt: skip
         else:
-            acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_8, kernel, output, known, K,
+            acc, box = _products(acc, box, x_q, row, column, valid, height, width, weights + AT_8, kernel, output, known, K,
                                  C4, R, S, ONES, 8, BLOCK_K_8)  # fmt: skip
     else:
-        acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_8, kernel, output, known, K,
+        acc, box = _products(acc, box, x_q, row, column, valid, height, width, weights + AT_8, kernel, output, known, K,
                              C4, R, S, ONES, 8, BLOCK_K_8)  # fmt: skip
     return acc, box
 
@@ -201,6 +201,21 @@ def _class_part(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: 
     return top, left, h, w, r * S + s, tile
 
 
+@triton.jit
+def _pixels(tile, top, left, height, width, PATCHES: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(row, column, whether it is one) of the pixels [M] of a tile, of the height x width pixels at top, left."""
+    position = tl.arange(0, BLOCK_M)
+    if PATCHES:
+        across = tl.cdiv(width, PATCH_WIDTH)
+        row = tile // across * (BLOCK_M // PATCH_WIDTH) + position // PATCH_WIDTH
+        column = tile % across * PATCH_WIDTH + position % PATCH_WIDTH
+        valid = (row < height) & (column < width)
+    else:
+        position += tile * BLOCK_M
+        row, column, valid = top + position // width, left + position % width, position < height * width
+    return row, column, valid
+
+
 # Layers differ in where their bits lie in the table of all layers, and in their region: that is no reason to compile anew, nor is
 # the size of images.
 @triton.jit(
@@ -232,20 +247,10 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     N_BLOCKS: tl.constexpr = (GROUPS * AXIS + BLOCK_N - 1) // BLOCK_N
     image = tl.program_id(1)
     tile, first = tl.program_id(0) // N_BLOCKS, tl.program_id(0) % N_BLOCKS * BLOCK_N
-    if PATCHES:
-        kernel = 0
-        across = tl.cdiv(width, PATCH_WIDTH)
-        position = tl.arange(0, BLOCK_M)
-        row = tile // across * (BLOCK_M // PATCH_WIDTH) + position // PATCH_WIDTH
-        column = tile % across * PATCH_WIDTH + position % PATCH_WIDTH
-        valid = (row < height) & (column < width)
-    else:
-        top, left, h, w, kernel = 0, 0, height, width, 0
-        if BY_CLASS:
-            top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
-        position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        valid = position < h * w
-        row, column = top + position // w, left + position % w
+    top, left, h, w, kernel = 0, 0, height, width, 0
+    if BY_CLASS:
+        top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
+    row, column, valid = _pixels(tile, top, left, h, w, PATCHES, BLOCK_M)
     computed = valid
     if depth is not None:
         marks = marks_of(depth, image, row, column, height, width, valid, depth_tile, depth_top, depth_left, own_least, own_most,
@@ -258,40 +263,63 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     axis = first + tl.arange(0, BLOCK_N)
     sub, channel = axis // AXIS, axis % AXIS
     known = (sub < GROUPS) & (channel < CHANNELS)
+    if CHANNELS == AXIS and GROUPS * AXIS % BLOCK_N == 0:
+        known = tl.full((BLOCK_N,), True, tl.int1)  # which the compiler does not find out, and keeps a mask of
     output = tl.where(known, sub * CHANNELS + channel, 0)
 
     bits = bits_at(x_bits, image)
-    flip = tl.where(bits == 8, 128, 0).to(tl.uint8)
     codes = x_q + image.to(tl.int64) * height * width * C4
     weights = packed.to(tl.pointer_type(tl.int8))
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     box = tl.zeros((BLOCK_M, 16), tl.int32)
     if not PASSES:
-        acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, flip, weights, kernel, output, known, K,
+        acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, weights, kernel, output, known, K,
                                C4, R, S, ONES, PACKED, AT_8, AT_4, AT_2, BLOCK_K_8, BLOCK_K_4, BLOCK_K_2)  # fmt: skip
     elif any_of(computed):
-        acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, flip, weights, kernel, output, known, K,
+        acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, weights, kernel, output, known, K,
                                C4, R, S, ONES, PACKED, AT_8, AT_4, AT_2, BLOCK_K_8, BLOCK_K_4, BLOCK_K_2)  # fmt: skip
 
-    # What the flip took from every code, outside the image too, where a code of 0 became -128.
+    # Pixels are found anew for the results: kept through the products, in every layout of results, they would take twenty registers
+    # more. Programs are one along the third axis, which the compiler does not know.
+    tile += tl.num_programs(2) - 1
+    row, column, inside = _pixels(tile, top, left, h, w, PATCHES, BLOCK_M)
+    if depth is None:
+        valid, computed = inside, inside
+    if WIDE:
+        row, column = row.to(tl.int64), column.to(tl.int64)
+
+    taken = 128  # from every code that is stored in 8 bits, outside the image too
+    if PACKED:
+        taken = tl.where(bits > 4, 128, 0)
     sums = packed.to(tl.pointer_type(tl.int32)) + kernel * (K + ONES)
-    taken = flip.to(tl.int32)
     acc += (taken * tl.load(sums + output, mask=known, other=0))[None, :]
     if ONES:
         acc = 2 * acc + (tl.max(box, 1) + taken * tl.load(sums + K))[:, None]
 
     y_image = image.to(tl.int64) * height * width * GROUPS
     wanted = valid[:, None] & known[None, :]
-    at = pixels_of(row, column, width, sub, SHUFFLE) * Y_PITCH + channel[None, :]
+    to_row, to_column, to_width = row, column, width
+    if SHUFFLE == 1:  # by the number of a pixel alone, so that not every layout of results has to find rows and columns
+        to_row, to_column, to_width = row * width + column, tl.zeros_like(row), 1
+        if not PATCHES and not BY_CLASS:
+            to_row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+            if WIDE:
+                to_row = to_row.to(tl.int64)
+    at = pixels_of(to_row, to_column, to_width, sub, SHUFFLE) * Y_PITCH + channel[None, :]
     if Y == 2:
         tl.store(y + y_image * Y_PITCH + at, acc, mask=wanted)
     else:
         scale = tl.load(alpha + (bits - 2) * K + output, mask=known, other=0.0)
         if BY_CLASS:
-            shift = tl.zeros_like(acc).to(tl.float32) + tl.load(beta + kernel * K + output, mask=known, other=0.0)[None, :]
+            value = _scaled(acc, scale, tl.load(beta + kernel * K + output, mask=known, other=0.0)[None, :])
         else:
-            shift = _border_shift(beta, row, column, valid, height, width, output, known, K, R, S)
-        value = tl.fma(acc.to(tl.float32), tl.zeros_like(shift) + scale[None, :], shift)
+            border = _border(row, column, valid, height, width, R, S)
+            # In either branch, so that sums and shifts are not both kept where they meet.
+            if tl.max(border, 0) == 0:
+                value = _scaled(acc, scale, tl.load(beta + output, mask=known, other=0.0)[None, :])
+            else:
+                shift = tl.load(beta + (border * K)[:, None] + output[None, :], mask=valid[:, None] & known[None, :], other=0.0)
+                value = _scaled(acc, scale, shift)
         if ACTIVATION == 1:
             value = tl.maximum(value, 0.0)
         elif ACTIVATION == 2:
@@ -319,25 +347,26 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
             next_bits = bits_at(out_bits, image)
             new = tl.where(known[None, :], to_codes(value, out_grid, next_bits), 0)
             C4_OUT: tl.constexpr = (CHANNELS + 3) // 4 * 4
-            store_codes(new, y_q + y_image * C4_OUT, row, column, width, valid, first, next_bits, C4_OUT, C4_OUT, AXIS, SHUFFLE,
-                        0, C4_OUT, PACKED)  # fmt: skip
+            store_codes(new, y_q + y_image * C4_OUT, to_row, to_column, to_width, valid, first, next_bits, C4_OUT, C4_OUT, AXIS,
+                        SHUFFLE, 0, C4_OUT, PACKED)  # fmt: skip
 
 
 @triton.jit
-def _border_shift(beta, row, column, valid, height, width, output, known, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr):
-    """beta [M, N] by the border class of each pixel (quantize.border_class); one row of it for a tile that touches no border."""
+def _border(row, column, valid, height, width, R: tl.constexpr, S: tl.constexpr):
+    """int32 [M]: the border class of each pixel (quantize.border_class), 0 in a tile that touches no border."""
     P: tl.constexpr = R // 2
     Q: tl.constexpr = S // 2
     above, below = tl.maximum(P - row, 0), tl.maximum(row + P - (height - 1), 0)
     before, behind = tl.maximum(Q - column, 0), tl.maximum(column + Q - (width - 1), 0)
     border = (above * (P + 1) + below) * ((Q + 1) * (Q + 1)) + before * (Q + 1) + behind
-    border = tl.where(valid, border, 0).to(tl.int32)
-    shift = tl.zeros((row.shape[0], output.shape[0]), tl.float32)
-    if tl.max(border, 0) == 0:
-        shift += tl.load(beta + output, mask=known, other=0.0)[None, :]
-    else:
-        shift += tl.load(beta + (border * K)[:, None] + output[None, :], mask=valid[:, None] & known[None, :], other=0.0)
-    return shift
+    return tl.where(valid, border, 0).to(tl.int32)
+
+
+@triton.jit
+def _scaled(acc, scale, shift):
+    """float32 [M, N]: acc * scale + shift, rounded once. scale: [N]. shift: [M, N] or [1, N]."""
+    value = acc.to(tl.float32)
+    return tl.fma(value, tl.broadcast_to(scale[None, :], value.shape), tl.broadcast_to(shift, value.shape))
 
 
 def _block_k(row: int, pitch: int) -> int:
@@ -383,7 +412,10 @@ def conv2d_launch(
         **{f"AT_{stored}": at for stored, at in zip(STORED, layout.offsets(), strict=False)},
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
     }  # fmt: skip
-    return constants | config.options(), tiles * -(-(shuffle**2) * axis // block_n)
+    options = config.options()
+    if not by_class and not (depth and constants["WIDE"]):  # those take fewer registers by themselves, these need more
+        options |= tuning.most_registers(capability, config)
+    return constants | options, tiles * -(-(shuffle**2) * axis // block_n)
 
 
 def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
