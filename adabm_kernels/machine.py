@@ -88,12 +88,21 @@ def cpu_name() -> str:
 
 
 def gpu_name() -> str:
-    """The NVIDIA cards torch can use with their architectures, or why there is none."""
+    """The cards of NVIDIA or AMD torch can use with their architectures, or why there is none."""
     import torch
 
     if torch.cuda.is_available():
-        cards = range(torch.cuda.device_count())
-        return ", ".join("{} (sm_{}{})".format(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i)) for i in cards)
-    if torch.version.cuda is None:
-        return f"none usable: torch {torch.__version__} is built without CUDA"
-    return f"none usable: torch {torch.__version__} with CUDA {torch.version.cuda} finds no card or driver"
+        return ", ".join(f"{torch.cuda.get_device_name(i)} ({_architecture(i)})" for i in range(torch.cuda.device_count()))
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"none usable: torch {torch.__version__} is built without CUDA or ROCm"
+    platform_name = f"CUDA {torch.version.cuda}" if torch.version.hip is None else f"ROCm {torch.version.hip}"
+    return f"none usable: torch {torch.__version__} with {platform_name} finds no card or driver"
+
+
+def _architecture(index: int) -> str:
+    """As the makers call it: "sm_90", or "gfx942" of a card of AMD."""
+    import torch
+
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(index).gcnArchName.partition(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(index))

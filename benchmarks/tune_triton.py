@@ -85,7 +85,7 @@ def tune_layer(layer: tuple, size: int) -> tuple[str, tuning.Config, dict]:
     channels, outputs, kernel, _, by_class = layer
     inputs = inputs_of(layer, size)
     result = inputs["y"] if by_class else inputs["y_q"]
-    guess = tuning.heuristic(outputs, size * size)
+    guess = tuning.heuristic(outputs, size * size, launch.capability(inputs["x_q"].device))
     run(layer, size, guess, inputs)
     want = result.clone()
     times: dict[tuning.Config, float] = {}

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adabm_kernels import native, ops
 from adabm_kernels.nn.conv import IntegerConv2d
+from adabm_kernels.ops import library
 from adabm_kernels.quantize import act_grid, to_pixels
 from adabm_kernels.regions import Depths, Region, tiles_of
 from adabm_kernels.tile_times import tile_times
@@ -147,18 +148,18 @@ def test_every_operator_is_checked_and_tagged() -> None:
     own = torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
     names = {name.removeprefix("adabm::") for name in own if name.startswith("adabm::")}
     text = Path(__file__).read_text()
-    assert names == set(ops._OPERATORS)
+    assert names == set(library.IMPLEMENTATIONS)
     assert {name for name in names if f"opcheck(torch.ops.adabm.{name}," not in text} == {"resblock_out"}
     for name in names:
-        assert set(ops._TAGS) <= set(getattr(torch.ops.adabm, name).default.tags)
-    assert torch.Tag.needs_exact_strides in ops._TAGS or not hasattr(torch.Tag, "needs_exact_strides")
+        assert set(library.TAGS) <= set(getattr(torch.ops.adabm, name).default.tags)
+    assert torch.Tag.needs_exact_strides in library.TAGS or not hasattr(torch.Tag, "needs_exact_strides")
 
 
-@pytest.mark.parametrize("name", ops._OPERATORS)
+@pytest.mark.parametrize("name", library.IMPLEMENTATIONS)
 def test_operators_refuse_other_devices_in_a_sentence(name: str) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"adabm::{name}", "XPU")
     with pytest.raises(RuntimeError, match=f"{name}: tensors must be on the CPU or on a CUDA device, got one on xpu"):
-        ops._refusal(name)(torch.zeros(1), [OnOtherDevice(torch.zeros(1))], 3)
+        library.refusal(name)(torch.zeros(1), [OnOtherDevice(torch.zeros(1))], 3)
 
 
 def pixel_arguments(problem: ConvProblem, backend: str, **changes: Any) -> dict[str, Any]:

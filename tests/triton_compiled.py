@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,8 @@ def use_triton(folder: str | None, cache: str) -> None:
     os.environ["TRITON_CACHE_DIR"] = cache
 
 
-def compile_kernel(name: str, capability: int) -> Compiled:
-    """A form of CONV2D or OTHERS for a compute capability, 90 for 9.0."""
+def compile_kernel(name: str, capability: int | str, build: Callable[..., Any] | None = None) -> Any:
+    """A form of CONV2D or OTHERS for a compute capability, 90 for 9.0; or what `build` makes of the arguments of `_compile`."""
     from adabm_kernels.backends.triton import conv2d, depths, measure, quantize, tuning
 
     wanted, products = 0, {}
@@ -195,7 +196,8 @@ def compile_kernel(name: str, capability: int) -> Compiled:
         constants = {"BITS": True, "STEPS": 1, "LAYERS": 64, "BLOCK": measure.BLOCK, "num_warps": 4, "enable_fp_fusion": False}
         constants |= OTHERS[name]
         absent = {"measure": constants["BITS"]} | dict.fromkeys(("lower", "upper", "rules", "bits"), not constants["BITS"])
-    return _compile(kernel, types, constants, [key for key, gone in absent.items() if gone], capability, wanted, products)
+    missing = [key for key, gone in absent.items() if gone]
+    return (build or _compile)(kernel, types, constants, missing, capability, wanted, products)
 
 
 def _products_of(constants: dict[str, Any]) -> dict[int, int]:
@@ -209,9 +211,8 @@ def _products_of(constants: dict[str, Any]) -> dict[int, int]:
     return found
 
 
-def _compile(kernel, types, constants, absent, capability: int, wanted: int, products: dict[int, int]) -> Compiled:
-    import triton
-    from triton.backends.compiler import GPUTarget
+def source_of(kernel, types, constants, absent, ranged=()) -> tuple[Any, dict[str, Any]]:
+    """(what Triton compiles, options) of a kernel. ranged: names of tensors of which a launch says that 2^31 bytes hold them."""
     from triton.compiler import ASTSource
 
     names = kernel.arg_names
@@ -221,12 +222,18 @@ def _compile(kernel, types, constants, absent, capability: int, wanted: int, pro
     signature = {name: "constexpr" if name in fixed else types[name] for name in names}
     unaligned = ("x_bits", "out_bits", "depth")  # rows of a table of all layers, and maps that may be parts of others
     aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") and name not in unaligned]
-    source = ASTSource(
-        kernel,
-        signature,
-        {(names.index(name),): value for name, value in fixed.items()},
-        {(i,): [["tt.divisibility", 16]] for i in aligned},
-    )
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    for i, name in enumerate(names):
+        if name in ranged and signature[name].startswith("*"):
+            attributes[(i,)] = [*attributes.get((i,), []), ["tt.pointer_range", 32]]
+    return ASTSource(kernel, signature, {(names.index(name),): value for name, value in fixed.items()}, attributes), options
+
+
+def _compile(kernel, types, constants, absent, capability: int, wanted: int, products: dict[int, int]) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    source, options = source_of(kernel, types, constants, absent)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage, machine = _disassemble(built.asm["cubin"])
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))

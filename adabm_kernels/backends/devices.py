@@ -7,6 +7,7 @@ import os
 
 from .. import native
 from ..machine import triton_version
+from . import amd
 
 OLDEST_TRITON = (3, 5)
 KINDS = ("cpu", "cuda", "meta")  # types of devices; on "meta" tensors have shapes alone
@@ -20,18 +21,37 @@ def why_no_backend(device: str) -> str:
 
 
 def why_no_gpu() -> str:
-    """Why torch can use no NVIDIA GPU here; empty where it can."""
+    """Why torch can use no GPU here, NVIDIA's or AMD's, both of which it calls "cuda"; empty where it can."""
     import torch
 
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA or ROCm"
     if torch.cuda.is_available():
         return ""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:  # what torch found: no driver, one that is too old, no card
         return f"no usable GPU: {_first_line(error)}"
-    return f"torch {torch.__version__} with CUDA {torch.version.cuda} finds no GPU"
+    return f"torch {torch.__version__} with {platform_name()} finds no GPU"
+
+
+def platform_name() -> str:
+    """What torch reaches cards by, with its version: "CUDA 13.0" or "ROCm 6.4"."""
+    import torch
+
+    return f"CUDA {torch.version.cuda}" if torch.version.hip is None else f"ROCm {torch.version.hip}"
+
+
+def amd_architecture(index: int | None) -> str:
+    """The architecture, as "gfx942", of the card of AMD with this index (None: the current one). For a torch for ROCm."""
+    return _amd_architecture(card(None) if index is None else index)
+
+
+@functools.cache
+def _amd_architecture(index: int) -> str:
+    import torch
+
+    return amd.short_name(torch.cuda.get_device_properties(index).gcnArchName)
 
 
 def why_no_triton() -> str:
@@ -79,10 +99,17 @@ def why_not_triton(device: str | None) -> str:
 def _why_not_on(index: int) -> str:
     import torch
 
-    capability, name = torch.cuda.get_device_capability(index), torch.cuda.get_device_name(index)
-    if capability < OLDEST_CAPABILITY:
+    name = torch.cuda.get_device_name(index)
+    if torch.version.hip is not None:
+        found = amd_architecture(index)
+        if found not in amd.ARCHITECTURES:
+            return f"{name} is a {found}, the kernels are built for {', '.join(amd.ARCHITECTURES)}"
+    else:
+        capability = torch.cuda.get_device_capability(index)
         found, oldest = (".".join(map(str, pair)) for pair in (capability, OLDEST_CAPABILITY))
-        return f"{name} has compute capability {found}, the kernels need {oldest} or newer"
+        if capability < OLDEST_CAPABILITY:
+            return f"{name} has compute capability {found}, the kernels need {oldest} or newer"
+        found = f"compute capability {found}"
     try:
         from .triton import probe
 
@@ -90,13 +117,17 @@ def _why_not_on(index: int) -> str:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of no common class: an unknown architecture, a driver too old for Triton's code, no C compiler
-        found, why = ".".join(map(str, capability)), _first_line(error) or type(error).__name__
-        return f"triton {triton_version()} cannot run on {name} (compute capability {found}): {why}"
+        why = _first_line(error) or type(error).__name__
+        return f"triton {triton_version()} cannot run on {name} ({found}): {why}"
     return ""
 
 
 def why_not_cuda(device: str | None) -> str:
     """Why the CUDA library cannot compute on tensors of a device (None: on any); empty where it can."""
+    import torch
+
+    if torch.version.hip is not None:
+        return f"torch {torch.__version__} is for AMD cards ({platform_name()}), the CUDA library is for NVIDIA's alone"
     if native.why_missing("cuda"):
         return native.why_missing("cuda")
     if why_no_gpu():
@@ -116,7 +147,7 @@ def _why_no_kernels_on(index: int) -> str:
 
 
 def capability(device: str | None) -> tuple[int, int]:
-    """Compute capability of the card that a device names (card)."""
+    """Compute capability of the card of NVIDIA that a device names (card)."""
     import torch
 
     return torch.cuda.get_device_capability(card(device))

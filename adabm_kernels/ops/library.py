@@ -41,7 +41,7 @@ from .ready import READY, keep, signature
 
 _LIB = torch.library.Library("adabm", "DEF")
 # Compilers may change no strides on the way in: y and y_q are written where they lie. Torch before 2.7 has no such tag.
-_TAGS = tuple(getattr(torch.Tag, name) for name in ("pt2_compliant_tag", "needs_exact_strides") if hasattr(torch.Tag, name))
+TAGS = tuple(getattr(torch.Tag, name) for name in ("pt2_compliant_tag", "needs_exact_strides") if hasattr(torch.Tag, name))
 # What a convolution reads (backends/call.py, Conv), in the order of the schemas.
 _TABLES = "Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, Tensor? residual"
 _GRID, _FORM = "Tensor? out_grid, Tensor? out_bits", "bool box_filter, str activation, int shuffle"
@@ -49,50 +49,50 @@ _FEATURES = "str features, int fraction"  # how y and the residual are stored
 _PLACE = "Tensor? depth, int[] region"  # regions.Depths.values, flat or not, and regions.Region.numbers
 _LIB.define(
     f"conv2d({_TABLES}, {_GRID}, {_FORM}, str out, {_FEATURES}, bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _LIB.define(
     f"conv2d_out({_TABLES}, {_GRID}, {_FORM}, bool accumulate, {_FEATURES}, bool packed_codes, str backend, int threads, "
     f"{_PLACE}, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _LIB.define(
     f"conv2d_pixels({_TABLES}, {_FORM}, bool packed_codes, str backend, int threads) -> Tensor",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _LIB.define(
     f"conv2d_pixels_out({_TABLES}, {_FORM}, bool packed_codes, str backend, int threads, {_PLACE}, Tensor(a!) image) -> ()",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _LIB.define(
     "resblock_out(Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, "
     "bool box_filter, str activation, Tensor inner_grid, Tensor inner_bits, Tensor weight2, Tensor packed2, Tensor alpha2, "
     "Tensor beta2, bool box_filter2, Tensor? residual, Tensor? out_grid, Tensor? out_bits, bool accumulate, "
     f"{_FEATURES}, bool packed_codes, str backend, {_PLACE}, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _LIB.define(
     "quantize(Tensor x, Tensor? shift, Tensor grid, Tensor bits, int fraction, bool packed_codes, str backend, int threads) -> "
     "Tensor",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _LIB.define(
     "quantize_out(Tensor x, Tensor? shift, Tensor grid, Tensor bits, int fraction, bool packed_codes, int start, str backend, "
     f"int threads, {_PLACE}, Tensor(a!) y_q) -> ()",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _LIB.define(
     "quantize_many_out(Tensor x, Tensor[] grids, Tensor[] bits, bool packed_codes, int[] starts, str backend, int threads, "
     "Tensor(a!)[] y_q) -> ()",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _LIB.define(
     "tile_depths(Tensor x_q, int tile, int top, int left, int threshold, int deep, str backend, int threads) -> Tensor",
-    tags=_TAGS,
+    tags=TAGS,
 )
-_LIB.define("image_measure(Tensor x, str backend) -> Tensor", tags=_TAGS)
+_LIB.define("image_measure(Tensor x, str backend) -> Tensor", tags=TAGS)
 _LIB.define(
-    "layer_bits(Tensor x, Tensor lower, Tensor upper, Tensor rules, str backend) -> Tensor", tags=_TAGS
+    "layer_bits(Tensor x, Tensor lower, Tensor upper, Tensor rules, str backend) -> Tensor", tags=TAGS
 )
 
 
@@ -346,7 +346,7 @@ def _layer_bits_fake(x, lower, upper, rules, backend):
     return rules.new_empty(rules.shape[0], x.shape[0])
 
 
-_IMPLEMENTATIONS = {
+IMPLEMENTATIONS = {
     "conv2d": _conv2d,
     "conv2d_out": _conv2d_out,
     "conv2d_pixels": _conv2d_pixels,
@@ -361,7 +361,7 @@ _IMPLEMENTATIONS = {
 }
 
 
-def _refusal(name: str) -> Callable[..., None]:
+def refusal(name: str) -> Callable[..., None]:
     """What an operator does with tensors of a device that no backend knows: an error that names the device."""
 
     def refused(*args):
@@ -372,11 +372,11 @@ def _refusal(name: str) -> Callable[..., None]:
     return refused
 
 
-for _name, _implementation in _IMPLEMENTATIONS.items():
+for _name, _implementation in IMPLEMENTATIONS.items():
     for _key in ("CPU", "CUDA"):
         _LIB.impl(_name, _implementation, _key)
     for _key in ("XPU", "MPS", "HPU", "MTIA", "IPU", "VE", "XLA", "Lazy", "PrivateUse1"):
-        _LIB.impl(_name, _refusal(_name), _key)
+        _LIB.impl(_name, refusal(_name), _key)
 torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_out", _conv2d_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_pixels", _conv2d_pixels_empty, lib=_LIB)

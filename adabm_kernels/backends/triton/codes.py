@@ -16,6 +16,18 @@ def bits_at(bits, image):
     return tl.minimum(tl.maximum(tl.load(bits + image), 2), 8)
 
 
+interpreted_as = "cuda"  # the maker whose form of the kernels Triton's interpreter computes; tests also set it to "hip"
+
+
+def assembles(_semantic=None):
+    """Whether a kernel is built for cards that take PTX, as the compiler that builds it says: known while it is built, and for
+    the architecture that is asked for, which need not be that of a card of this machine. The interpreter has no compiler."""
+    return (_semantic.builder.options.backend_name if _semantic is not None else interpreted_as) == "cuda"
+
+
+assembles.__triton_builtin__ = True  # Triton then calls it as the kernel is built
+
+
 @triton.constexpr_function
 def _part_asm(stored, part):
     mask = {4: 0x0F0F0F0F, 2: 0x03030303}[stored]
@@ -26,14 +38,40 @@ def _part_asm(stored, part):
 def part_of(codes, STORED: tl.constexpr, PART: tl.constexpr):
     """int8 operand from bytes [M, K] of 8/STORED codes: code PART of each, less by 128 where STORED is 8.
 
-    Four bytes to an instruction, which Triton would spend on one. Codes are the only operand: Triton then takes them from shared
-    memory as products need them. With a second one it would take them in the layout of the load and move them through shared
+    Four bytes to an instruction, which the compiler would spend on one: on NVIDIA's cards in assembly, elsewhere in words that the
+    compiler makes and takes apart by naming registers (docs/gpu_amd.md). Codes are the only operand: Triton then takes them from
+    shared memory as products need them. With a second one it would take them in the layout of the load and move them through shared
     memory again.
     """
-    if STORED == 8:
-        return tl.inline_asm_elementwise("xor.b32 $0, $1, 0x80808080;", "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
+    if assembles():
+        if STORED == 8:
+            return tl.inline_asm_elementwise("xor.b32 $0, $1, 0x80808080;", "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
+        else:
+            return tl.inline_asm_elementwise(_part_asm(STORED, PART), "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
+    elif STORED == 8:
+        return _bytes_of(_words_of(codes) ^ 0x80808080)
     else:
-        return tl.inline_asm_elementwise(_part_asm(STORED, PART), "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
+        MASK: tl.constexpr = 0x0F0F0F0F if STORED == 4 else 0x03030303
+        # The third axis of a grid has length 1, so this adds nothing. The compiler cannot know, and leaves words whole: of a mask
+        # alone, which is a constant, it makes an instruction or two for every byte.
+        return _bytes_of(((_words_of(codes) >> (PART * STORED)) & MASK) | tl.program_id(2).to(tl.uint32))
+
+
+@triton.jit
+def _words_of(codes):
+    """uint32 [M, K / 4] of bytes [M, K], the first in the low bits. Bytes that lie in one register cost nothing."""
+    M: tl.constexpr = codes.shape[0]
+    K: tl.constexpr = codes.shape[1]
+    even, odd = tl.split(tl.reshape(codes, (M, K // 2, 2)))
+    low, high = tl.split(tl.reshape(even.to(tl.uint32) | (odd.to(tl.uint32) << 8), (M, K // 4, 2)))
+    return low | (high << 16)
+
+
+@triton.jit
+def _bytes_of(words):
+    """int8 [M, 4 * K] of uint32 [M, K]: undoes _words_of."""
+    halves = tl.join(words, words >> 16)
+    return tl.reshape(tl.join(halves, halves >> 8).to(tl.int8), (words.shape[0], 4 * words.shape[1]))
 
 
 @triton.jit

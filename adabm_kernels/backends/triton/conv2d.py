@@ -380,7 +380,7 @@ def _block_k(row: int, pitch: int) -> int:
 
 @functools.lru_cache(4096)
 def conv2d_launch(
-    capability: int, x_q: tuple[int, ...], weight: tuple[int, ...], packed_bytes: int, *, activation: str, shuffle: int,
+    capability: int | str, x_q: tuple[int, ...], weight: tuple[int, ...], packed_bytes: int, *, activation: str, shuffle: int,
     packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool, depth: bool = False, passes: bool = False,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """(constants and options of the kernel, programs for an image) of a call with these shapes.
@@ -451,6 +451,7 @@ def ready_conv2d_out(
     )
     scales = (2.0**conv.fraction, 2.0**-conv.fraction) if conv.features == "int16" else (None, None)
     numbers = (None,) * NUMBERS if conv.depth is None else conv.region
+    launch.check_programs("conv2d", x_q.device, programs, constants["num_warps"])
     again = launch.Again(conv2d_kernel, (programs, n), constants)
 
     def run(x_q, x_bits, _weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q):

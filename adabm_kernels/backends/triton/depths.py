@@ -54,6 +54,7 @@ def tile_depths_out(
     n, h, w, _ = x_q.shape
     launch.check("tile_depths", "x_q", x_q, h * w)
     rows, columns = tiles_of(h, tile, top), tiles_of(w, tile, left)
+    launch.check_programs("tile_depths", x_q.device, rows * columns, 4)
     with launch.on(x_q):
         numbers = h, w, rows, columns, tile, top, left, threshold, deep
         launch.run(tile_depths_kernel, (rows * columns, n), (x_q, depth), numbers, BLOCK=BLOCK, num_warps=4)

@@ -109,6 +109,7 @@ def ready_quantize_out(
     step = 2.0**-fraction if x.dtype == torch.int16 else None
     config = tuning.quantize_config(axis)
     programs = -(-h * w // config.block_m) * -(-axis // config.block_n)
+    launch.check_programs("quantize", x.device, programs, config.num_warps)
     strides = x.stride()
     again = launch.Again(quantize_kernel, (programs, n), constants | config.options())
 

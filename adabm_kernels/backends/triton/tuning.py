@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import user_path
-from .. import tables
+from .. import amd, tables
 
 TABLE = Path(__file__).with_name("tuning.json")  # written by benchmarks/tune_triton.py; absent until something was measured
 
@@ -29,31 +29,44 @@ class Config:
         return tile | {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
 
 
-def shape_class(capability: int, channels: int, kernel: int, outputs: int, pixels: int) -> str:
+def shape_class(capability: int | str, channels: int, kernel: int, outputs: int, pixels: int) -> str:
     """The key of a table: architecture, padded input channels, kernel, and outputs and pixels of an image up to a power of two.
 
+    capability: as launch.capability has it, 90 for 9.0, "gfx942" of AMD.
     Pixels count up to 2^16: more fill any card.
     """
-    return f"sm{capability}-c{channels}-k{kernel}-o{_power(outputs)}-p{min(_power(pixels), 2**16)}"
+    card = capability if isinstance(capability, str) else f"sm{capability}"
+    return f"{card}-c{channels}-k{kernel}-o{_power(outputs)}-p{min(_power(pixels), 2**16)}"
 
 
 def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def conv2d_config(capability: int, channels: int, kernel: int, outputs: int, pixels: int) -> Config:
+def conv2d_config(capability: int | str, channels: int, kernel: int, outputs: int, pixels: int) -> Config:
     """For a convolution of padded input channels by a kernel of so many rows to `outputs`, on images of `pixels`."""
     entry = measured().get(shape_class(capability, channels, kernel, outputs, pixels))
     if entry is not None:
         return Config(**entry["config"])
-    return heuristic(outputs, pixels)
+    return heuristic(outputs, pixels, capability)
 
 
-def heuristic(outputs: int, pixels: int) -> Config:
+def heuristic(outputs: int, pixels: int, capability: int | str = 80) -> Config:
     """What nobody measured: a tile of 128x64 leaves 32 accumulators to a thread and fits more than once on a multiprocessor; small
-    images are cut finer, so that more of the card has work."""
+    images are cut finer, so that more of the card has work.
+
+    On cards of AMD one stage: of a second one the codes wait in registers byte by byte, and are put together again with several
+    instructions a word. Workgroups that share a compute unit hide each other's loads there. On RDNA a lane has half the
+    accumulators, a quarter where products are no matrix instructions: with more some forms spill.
+    """
     block_n = min(max(16, _power(outputs)), 64)
-    return Config(128, block_n, 8, 3) if pixels >= 128 * 128 else Config(64, block_n, 4, 3)
+    large = pixels >= 128 * 128
+    if isinstance(capability, int):
+        return Config(128, block_n, 8, 3) if large else Config(64, block_n, 4, 3)
+    card = amd.ARCHITECTURES[capability]
+    block_m = 128 if card.lanes == 64 else 64
+    block_n = min(block_n, 32) if card.products == "dot4" else block_n
+    return Config(block_m, block_n, 8, 1) if large else Config(block_m // 2, block_n, 4, 1)
 
 
 def most_registers(capability: int, config: Config) -> dict[str, int]:
