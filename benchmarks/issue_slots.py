@@ -39,7 +39,7 @@ def pixel_bytes(family: Family) -> float:
     features = (4 if family.fraction is None else 2) * problem.outputs
     found = problem.channels * stored / 8
     found += features * (problem.residual or family.block) + features * ("y" in family.outputs)
-    return found + problem.outputs * stored_out / 8 * ("q" in family.outputs)
+    return found + problem.outputs * (stored_out / 8 * ("q" in family.outputs) + ("i" in family.outputs))
 
 
 @dataclass(frozen=True)

@@ -94,12 +94,14 @@ def test_a_4_bit_product_costs_half_of_an_8_bit_one(architecture: str) -> None:
 
 
 # Products of a strip of 128 or 112 pixels in the kernels of 9.0, by kernel, strips of its tile and form of its epilogues: all
-# weights in registers, or one step of a loop for half of the strips.
-GENERAL, CODES, FLOAT32, INT16 = (f"8StraightE{form}E" for form in range(4))
+# weights in registers, or one step of the loops for the strips of a warpgroup; where it has two, for both and for the first alone.
+GENERAL, CODES, FLOAT32, INT16, _, FOURS = (f"8StraightE{form}E" for form in range(6))
 WGMMA = {
     f"conv2d_sm90ILb1ELi{strips}ELNS1_{form}": {"128": 18} for strips in (2, 4, 8) for form in (GENERAL, CODES, FLOAT32, INT16)
 }
-WGMMA |= {f"conv2d_sm90ILb0ELi{strips}ELNS1_{GENERAL}": {"128": strips // 2} for strips in (2, 4)}
+WGMMA |= {
+    f"conv2d_sm90ILb0ELi{strips}ELNS1_{form}": {"128": count} for strips, count in ((2, 1), (4, 3)) for form in (GENERAL, FOURS)
+}
 WGMMA |= {
     f"resblock_sm90ILi{strips}ELNS1_{form}": {"128": 18, "112": 18} for strips in (2, 4, 6) for form in (GENERAL, FLOAT32, INT16)
 }

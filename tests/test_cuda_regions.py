@@ -41,6 +41,7 @@ KERNELS = {
     "resident_tensor_copies": (9, ConvProblem("resident", 18, 37, 64, 64, bits=(8, 8, 8), residual=True), 4),
     "straight": (9, ConvProblem("straight", 18, 37, 64, 64, bits=(4, 8, 2), residual=True), 1),  # takes tiles computed everywhere
     "staged": (9, ConvProblem("staged", 18, 37, 68, 52, bits=(4, 8, 2), residual=True), 1),
+    "staged_in_fours": (9, ConvProblem("staged", 18, 37, 68, 64, bits=(4, 8, 2), residual=True), 1),  # tiles computed everywhere
     "staged_narrow_tiles": (9, ConvProblem("staged", 18, 37, 68, 52, bits=(4, 8, 2), residual=True), 2),
 }
 FRACTION = 9  # of features of 16 bits
@@ -114,7 +115,7 @@ def test_a_region_is_written_and_nothing_else(kernel: str, region: str) -> None:
 
 
 @pytest.mark.parametrize("region", ["around", "block"])
-@pytest.mark.parametrize("kernel", ["sm80", "sm80_wide", "resident", "straight", "staged"])
+@pytest.mark.parametrize("kernel", ["sm80", "sm80_wide", "resident", "straight", "staged", "staged_in_fours"])
 def test_a_region_of_features_of_16_bits(kernel: str, region: str) -> None:
     check(kernel, (REGIONS | PASSING)[region], "whole_tiles", packed=region == "block", fraction=FRACTION)
 
@@ -128,7 +129,7 @@ def test_tiles_of_any_size_and_place(kernel: str, place: str) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("outputs", ["y", "q"])
-@with_int16(["sm80", "resident", "staged"], ["sm80_wide", "straight"])
+@with_int16(["sm80", "resident", "staged", "staged_in_fours"], ["sm80_wide", "straight"])
 def test_in_place_and_with_codes_alone(kernel: str, fraction: int | None, outputs: str, order: str) -> None:
     major, instance, problem, config = problem_of(kernel)
     place = {"depths": depths_of(problem), "region": PASSING["block"], "fraction": fraction}

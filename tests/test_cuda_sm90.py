@@ -102,6 +102,21 @@ STRAIGHT = {  # outputs, whether codes are packed, and the problem
 }
 
 
+def wide(outputs: int = 64, bits: tuple[int, ...] = (8,), out_bits: tuple[int, ...] = (7,), **settings) -> ConvProblem:
+    """As `interior`, of layers whose weights pass through shared memory."""
+    settings = {"channels": 96, "kernel": 3} | settings
+    return ConvProblem("wide", 37, 45, outputs=outputs, bits=bits, out_bits=out_bits, **settings)
+
+
+STRAIGHT |= {  # four outputs at a time
+    "staged_codes": ("q", True, wide(64, (8, 4), (8, 4), activation="relu")),
+    "staged_codes_prelu": ("q", True, wide(64, (2,), (2,), activation="prelu", kernel=1, channels=320)),
+    "staged_floats": ("y", False, wide(52, activation="relu")),  # a warp has four outputs of sixteen
+    "staged_floats_shuffled": ("yq", False, wide(192, (4,), shuffle=2)),  # 48 outputs a sub-pixel
+    "staged_residual": ("yq", True, wide(80, (5,), (3,), residual=True, kernel=5, channels=64)),  # 64 outputs and 16
+}
+
+
 def reference_of(call: CudaCall, instance: ConvInstance, packed: bool, **place) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """What the reference leaves in the call's y and y_q, the latter unpacked, from what is in them before."""
     want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
@@ -169,7 +184,7 @@ def test_features_of_16_bits_of_any_size(fraction: int) -> None:
     assert_equal(call.y_q, want_q)
 
 
-@pytest.mark.parametrize("name", ["codes", "codes_prelu", "residual_floats_codes"])
+@pytest.mark.parametrize("name", ["codes", "codes_prelu", "residual_floats_codes", "staged_codes", "staged_residual"])
 def test_grids_whose_scale_is_next_to_nothing(name: str) -> None:
     instance = instantiate(STRAIGHT[name][2])
     for table in (instance.layer.alpha, instance.layer.beta):
@@ -219,11 +234,32 @@ def test_kernels_by_border_class(name: str) -> None:
     check(by_class(5, height, width, channels, outputs, (4,), **settings), packed_x=packed, packed_y=packed)
 
 
+@pytest.mark.parametrize("config, image", [(1, False), (2, True)], ids=["floats", "bytes"])
+@pytest.mark.parametrize("name", ["x4", "x2_two_tiles_of_outputs", "long_edges"])
+def test_kernels_by_border_class_four_outputs_at_a_time(name: str, config: int, image: bool) -> None:
+    """Without sums beside the results, as networks call them: tiles along a border too."""
+    channels, outputs, settings, height, width = TAILS[name]
+    instance = by_class(5, height, width, channels, outputs, (4, 8), **settings)
+    instance.layer.beta = instance.layer.beta * 100 + 60
+    want = instance.run("reference", "float")[0]
+    call = conv2d_call(instance, outputs="y")
+    call.args.config = config
+    if image:
+        want = want.clamp(0, 255).round().to(torch.uint8)
+        call.y = torch.full(want.shape, POISON, dtype=torch.uint8)
+        call.args.y, call.args.y_image = None, call.y.data_ptr()
+    with driver(**HOPPER, multiprocessors=2):
+        call.run()
+    assert_equal(call.y, want)
+
+
 @pytest.mark.parametrize("order, major", [*((order, 9) for order in ORDERS), ("ascending", 8)])
-@pytest.mark.parametrize("shuffle, outputs", [(4, 48), (3, 63), (2, 256), (1, 64)])
-def test_images_of_bytes_are_the_floats_clamped_and_rounded(shuffle: int, outputs: int, order: str, major: int) -> None:
-    problem = ConvProblem("image", 18, 11, 64, outputs, bits=(8, 4), weight_bits=8, shuffle=shuffle, lower=-100.0, upper=160.0)
-    instance = instantiate(problem)
+@pytest.mark.parametrize("shuffle, outputs, kernel", [(4, 48, 3), (3, 63, 3), (2, 256, 3), (1, 64, 3), (4, 48, 5)])
+def test_images_of_bytes_are_the_floats_clamped_and_rounded(
+    shuffle: int, outputs: int, kernel: int, order: str, major: int
+) -> None:
+    settings = {"kernel": kernel, "weight_bits": 8, "shuffle": shuffle, "lower": -100.0, "upper": 160.0}
+    instance = instantiate(ConvProblem("image", 18, 11, 64, outputs, bits=(8, 4), **settings))
     want = instance.run("reference", "float")[0]
     want = want.clamp(0, 255).round().to(torch.uint8)
     assert want.min() == 0 and want.max() == 255 and len(want.unique()) > 100

@@ -14,7 +14,7 @@ import pytest
 import torch
 from problems import ConvProblem
 from sass import bounds, cubin, launches, parse, slots
-from sass.families import FAMILIES, Family, Prepared, body, prepare
+from sass.families import DEEP, FAMILIES, FRACTION, TAIL, Family, Prepared, body, prepare
 from sass.machine import MachineError, Program
 from small import one_thread  # noqa: F401
 
@@ -31,6 +31,9 @@ OTHERS = [
     *(Family(f"resident, configuration {n}", "90", body(**RELU), config=n) for n in (2, 3, 4)),
     *(Family(f"block, configuration {n}", "90", body(**RELU), "yq", block=True, config=n) for n in (2, 3, 4)),
     Family("staged, tensor copies", "90", dataclasses.replace(body(**RELU), channels=128), config=3),
+    Family("staged, 16-bit features", "90", dataclasses.replace(DEEP, residual=True), "yq", config=2, fraction=FRACTION),
+    Family("staged, 4-bit codes", "90", dataclasses.replace(body(4, 4, **RELU), channels=128), packed=True, config=1),
+    Family("staged, sums beside results", "90", dataclasses.replace(TAIL, activation="relu"), "ya", config=1),
     Family("odd channels", "90", ODD, "yq", config=1),
     Family("2-bit codes", "90", body(2, 2, **RELU), packed=True, config=1),
     Family("sums beside results", "90", body(residual=True), "yqa", config=1),

@@ -35,6 +35,11 @@ Kernel resident_kernel(Straight form, int row) {
   }
 }
 
+Kernel staged_kernel(Straight form, int row) {
+  constexpr auto rows = std::make_index_sequence<std::size(kStagedConfigs)>();
+  return form == Straight::kFours ? kernel_of<false, Straight::kFours>(row, rows) : kernel_of<false, Straight::kNone>(row, rows);
+}
+
 int across(int size, int tile) { return (size + tile - 1) / tile; }
 
 int steps(const Conv2dParams& p) { return (p.code_channels + kStepBytes - 1) / kStepBytes; }
@@ -68,8 +73,6 @@ Conv2dParams90 parameters(const Conv2dParams& from, const TileConfig& config) {
   p.row_edge_tiles = across(inner_w, p.edge), p.column_edge_tiles = across(inner_h, p.edge);
   p.tiles = p.inner_tiles + cut_h * p.row_edge_tiles + cut_w * p.column_edge_tiles + cut_h * cut_w;
   p.by_tiles = make_divisor(p.tiles), p.by_inner_across = make_divisor(p.inner_across);
-  const int row = p.shuffle * p.tiling.group;
-  q.image_words = p.tiling.tiles == 1 && row % 4 == 0 && reinterpret_cast<uintptr_t>(p.y_image) % 4 == 0;
   return q;
 }
 
@@ -107,13 +110,13 @@ void conv2d(const Conv2dParams& p, int device, void* stream) {
                          configs(kind).rows[row].strips * kStripColumns + p.kernel_w - 1);
   const uint32_t shared = kBarrierRoom + q.stages * q.stage_bytes + kStagedBytes;
   const auto run = [&](Kernel kernel) { launch(kernel, "conv2d_sm90", dim3(q.blocks, q.c.tiling.tiles), dim3(kThreads), shared, stream, q); };
-  if (kind == ADABM_KERNEL_STAGED) return run(kernel_of<false, Straight::kNone>(row, std::make_index_sequence<std::size(kStagedConfigs)>()));
-  const Straight form = straight_form(p);
+  const auto kernel = [&](Straight form) { return kind == ADABM_KERNEL_STAGED ? staged_kernel(form, row) : resident_kernel(form, row); };
+  const Straight form = kind == ADABM_KERNEL_STAGED ? staged_form(p) : straight_form(p);
   if (p.by_pixel && form != Straight::kNone) q.c.region.taken = TilesTaken::kAllComputed;
-  run(resident_kernel(form, row));
+  run(kernel(form));
   if (q.c.region.taken == TilesTaken::kAll) return;
   q.c.region.taken = TilesTaken::kOthers;
-  run(resident_kernel(Straight::kNone, row));
+  run(kernel(Straight::kNone));
 }
 
 }  // namespace sm90

@@ -10,7 +10,10 @@
 // strips.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/epilogue_sm90.cuh"
+#include "cuda/epilogue_staged_sm90.cuh"
 #include "cuda/producer_sm90.cuh"
 
 namespace adabm {
@@ -40,6 +43,11 @@ ADABM_DEVICE void multiply_resident(int32_t (&acc)[kColumns / 2], const uint32_t
       ptx::wgmma_s8u8<kColumns>(acc, a[step][tap], strip >> 32 << 32 | moved, step | tap);
     }
   ptx::wgmma_commit();
+}
+
+// The descriptor of what begins `offset` units of 16 bytes behind: within the lower half.
+ADABM_DEVICE uint64_t moved(uint64_t descriptor, uint32_t offset) {
+  return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + offset);
 }
 
 // Grid: [blocks that share the tiles of pixels of all images][tiles of outputs]. kForm: the form of all epilogues.
@@ -78,7 +86,9 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
       produce_stages<kStrips>(q, ring, stages, packed);
   } else {
     ptx::take_registers<kConsumerRegisters>();
-    const int consumer = group - 1;
+    // As a vote where products read what follows from it: it is known to be the same for a warp.
+    const int consumer = kResident ? group - 1 : static_cast<int>(ptx::any_lane(group == kConsumers));
+    static_assert(kConsumers == 2, "");
     const uint32_t staged = stages + q.stages * q.stage_bytes + consumer * (8 * kStripRows * kStagedPitch);
     const OutputTile outputs = output_tile(p.tiling, p.shuffle, blockIdx.y);
     const bool releases = threadIdx.x % 32 == 0;
@@ -126,55 +136,64 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
               ptx::wgmma_wait<0>();
               if (!(computed >> strip >> kConsumers) && releases) ptx::mbarrier_arrive(ring.empty());
             }
-            epilogue<kStripRows, true>(p, computed >> strip & 1, by_pixel, q.image_words, at, strip, outputs, image, bits, acc, thread, staged, 1 + consumer);
+            general_epilogue<FourRows::kRows>(p, computed >> strip & 1, by_pixel, at, strip, kStripRows / FourRows::kRows, outputs, image, bits, thread, staged,
+                                              1 + consumer, [&](int part) { FourRows::stage<true>(acc, part, FourRows::to<true>(staged, thread)); });
           }
         }
         if (computes(share)) ring.next();
       }
     } else {
-      int32_t acc[kStrips / kConsumers][4 * kStripRows] = {};
+      constexpr int kOwn = kStrips / kConsumers;  // strips of this warpgroup
+      int32_t acc[kOwn][4 * kStripRows] = {};
       for (int item = blockIdx.x; item < items; item += q.blocks) {
         const int image = p.by_tiles.quotient(item), bits = image_bits(p.x_bits, image);
         const Tile at = place<kStrips>(p, item - image * p.tiles);
         const Share share = share_of(p.region, image, pixels_of(p, at));
         if (share == Share::kNone) continue;
-        const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
         const int steps = computes(share) ? q.steps : 0;
+        const int across = (at.end_column - at.column + kStripColumns - 1) / kStripColumns, here = across < at.strips ? across : at.strips;
+        const int strips = (here - consumer + kConsumers - 1) / kConsumers;  // of this warpgroup, inside the image
         for (int step = 0; step < steps; step++) {
           const uint32_t codes = stages + ring.stage * q.stage_bytes;
           ring.wait_full();
-          uint64_t strip[kStrips / kConsumers];
+          // Of this warpgroup's strips inside the image alone. A branch on a vote all lanes of a warp are known to take alike.
+          const auto multiply = [&](auto strips) {
+            constexpr int kNow = decltype(strips)::value;
+            uint64_t strip[kNow];
 #pragma unroll
-          for (int i = 0; i < kStrips / kConsumers; i++) strip[i] = strip_descriptor(at, codes, plane_bytes, i * kConsumers + consumer);
-          ptx::wgmma_fence();
-          // With a box the weights are k' of m = 2k' + 1: they count twice, and ones once.
-          for (int pass = 0; pass < (p.box ? 3 : 1); pass++) {
-            const bool by_ones = pass == 2;
-            uint64_t weights = by_ones ? ptx::matrix_descriptor(ones, kMaxTileOutputs * kRowBytes, kGroupBytes)
-                                       : ptx::matrix_descriptor(codes + q.code_bytes, p.tiling.width * kRowBytes, kGroupBytes);
-            int offset = 0, tap_column = 0;
-            for (int tap = 0; tap < taps; tap++) {
+            for (int i = 0; i < kNow; i++) strip[i] = strip_descriptor(at, codes, plane_bytes, i * kConsumers + consumer);
+            ptx::wgmma_fence();
+            // With a box the weights are k' of m = 2k' + 1: they count twice, and ones once.
+            for (int pass = 0; pass < (p.box ? 3 : 1); pass++) {
+              const bool by_ones = pass == 2;
+              const uint64_t weights = by_ones ? ptx::matrix_descriptor(ones, kMaxTileOutputs * kRowBytes, kGroupBytes)
+                                               : ptx::matrix_descriptor(codes + q.code_bytes, p.tiling.width * kRowBytes, kGroupBytes);
+              const uint32_t slice = by_ones ? 0 : slice_bytes / 16;
+              uint32_t offset = 0, weight_offset = 0;
+              int tap_column = 0;
+              for (int tap = 0; tap < taps; tap++) {
 #pragma unroll
-              for (int i = 0; i < kStrips / kConsumers; i++)
-                ptx::wgmma_s8u8<8 * kStripRows>(acc[i], weights, strip[i] + offset, step | tap | pass);
-              weights += by_ones ? 0 : slice_bytes / 16, offset += at.column_step;
-              if (++tap_column == p.kernel_w) tap_column = 0, offset += at.row_step - p.kernel_w * at.column_step;
+                for (int i = 0; i < kNow; i++)
+                  ptx::wgmma_s8u8<8 * kStripRows>(acc[i], moved(weights, weight_offset), moved(strip[i], offset), step | tap | pass);
+                weight_offset += slice, offset += at.column_step;
+                if (++tap_column == p.kernel_w) tap_column = 0, offset += at.row_step - p.kernel_w * at.column_step;
+              }
             }
-          }
+          };
+          if (ptx::any_lane(strips == kOwn))
+            multiply(std::integral_constant<int, kOwn>());
+          else if (kOwn > 1 && ptx::any_lane(strips > 0))
+            multiply(std::integral_constant<int, 1>());
           ptx::wgmma_commit();
           ptx::wgmma_wait<0>();
           if (releases) ptx::mbarrier_arrive(ring.empty());
           ring.next();
         }
-#pragma unroll 1
-        for (int i = 0; i < kStrips / kConsumers; i++) {
-          const int strip = i * kConsumers + consumer;
-          if (strip >= at.strips || at.column + strip * kStripColumns >= at.end_column) break;
-          int32_t sums[4 * kStripRows];
-#pragma unroll
-          for (int k = 0; k < 4 * kStripRows; k++) sums[k] = i == 0 ? acc[0][k] : acc[kStrips / kConsumers - 1][k];
-          epilogue<kStripRows, false>(p, true, by_pixel, q.image_words, at, strip, outputs, image, bits, sums, ptx::thread_index() % kGroupThreads, staged, 1 + consumer);
-        }
+        const uint32_t thread = ptx::thread_index() % kGroupThreads;
+        if constexpr (kForm == Straight::kFours)
+          four_epilogue(p, at, outputs, image, bits, consumer, acc, thread, staged);
+        else
+          general_strips(p, computes(share), p.by_pixel && share != Share::kAllComputed, at, outputs, image, bits, consumer, acc, thread, staged, 1 + consumer);
       }
     }
   }

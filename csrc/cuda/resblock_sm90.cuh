@@ -271,7 +271,8 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
           }
           if (computes(share) && last && releases) ptx::mbarrier_arrive(between.empty());
           if (strip_share != Share::kNone)
-            epilogue<kOutRows, true>(second, computes(strip_share), by_pixel, false, at, strip, outputs, image, bits, acc, thread, staged, 1);
+            general_epilogue<2>(second, computes(strip_share), by_pixel, at, strip, kOutRows / 2, outputs, image, bits, thread, staged, 1,
+                                [&](int part) { Part<2>::stage<true>(acc, part, Part<2>::to<true>(staged, thread)); });
         }
       }
       if (computes(share)) between.next();

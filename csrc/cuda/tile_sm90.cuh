@@ -20,14 +20,14 @@ constexpr int kGroupBytes = 8 * kRowBytes;  // of a matrix in shared memory: eig
 constexpr int kOnesBytes = 2 * kMaxTileOutputs * kRowBytes;
 constexpr int kBarrierBytes = (2 * kMaxStages * ptx::kBarrierBytes + 127) / 128 * 128, kBarrierRoom = kBarrierBytes + kOnesBytes;
 constexpr int kWeightRoom = 2 * kGroupBytes;  // behind the weights of a stage
-// Bytes of a pixel's codes on their way out: stores and loads then meet no bank twice. What happens to the pixel (PixelUse) lies behind
-// its codes.
-constexpr int kStagedPitch = 80, kUseOffset = kMaxTileOutputs;
+// Bytes of a pixel's codes, or of the sums of 16 outputs, on their way out: stores and loads then meet no bank twice.
+constexpr int kStagedPitch = 80;
 constexpr int kResidentTaps = 9, kResidentSteps = 2;
 
 // The straight form that the strips of a launch can take (epilogue_sm90.cuh): what is read and written besides codes. Apart: features of
-// neighbouring pixels are not 64 apart, as pixels have more of them or a PixelShuffle stands between.
-enum class Straight { kNone, kCodes, kFloat32, kInt16, kFloat32Apart };
+// neighbouring pixels are not 64 apart, as pixels have more of them or a PixelShuffle stands between. Fours: of the kernel whose weights
+// are staged, any of these and images of bytes, four outputs at a time (epilogue_staged_sm90.cuh).
+enum class Straight { kNone, kCodes, kFloat32, kInt16, kFloat32Apart, kFours };
 
 struct Conv2dParams90 {
   Conv2dParams c;    // forms[0], and the tiles as cut here
@@ -35,7 +35,6 @@ struct Conv2dParams90 {
   int stages, stage_bytes, code_bytes;  // of shared memory; the latter for the codes of a stage, whose weights follow
   int stage_steps;   // steps in a stage
   int blocks;        // along x
-  int image_words;   // y_image can be written four bytes at a time
   int tensor_bytes;  // of a box of codes; 0 where threads copy
   ptx::TensorMap map;
 };

@@ -7,7 +7,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from cuda_calls import CudaCall, conv2d_call
+from cuda_calls import POISON, CudaCall, conv2d_call
 from cuda_library import host_library
 from problems import ConvInstance, ConvProblem, instantiate
 
@@ -31,8 +31,9 @@ class Family:
     """A layer, or a residual block, whose machine code is counted.
 
     code: the architecture that it was compiled for. card: that of the pretended card, where another one's kernels are to be taken.
-    outputs: as conv2d_call. packed: codes are stored packed. config: adabm_conv2d_args.config. fraction: of features of 16 bits,
-    None where they are floats. lowest: where the grid of the codes that are written begins; calibration has 0 behind a ReLU.
+    outputs: as conv2d_call, or i for an image of bytes. packed: codes are stored packed. config: adabm_conv2d_args.config.
+    fraction: of features of 16 bits, None where they are floats. lowest: where the grid of the codes that are written begins;
+    calibration has 0 behind a ReLU.
     """
 
     name: str
@@ -76,6 +77,8 @@ def body(bits: int = 8, out_bits: int = 8, **settings) -> ConvProblem:
 
 RELU = {"activation": "relu"}
 HEAD = dataclasses.replace(body(), channels=3, weight_bits=8)
+DEEP = dataclasses.replace(body(), channels=128)
+TAIL = dataclasses.replace(body(), outputs=48, kernel=5, shuffle=4)
 FRACTION = 9  # of features of 16 bits: 64 each way, so that those of random layers seldom saturate
 FAMILIES = [
     Family("sm_90 codes to codes", "90", body(**RELU), config=1),
@@ -83,8 +86,10 @@ FAMILIES = [
     Family("sm_90 residual, floats and codes", "90", body(residual=True), "yq", config=1),
     Family("sm_90 residual, floats and packed 4-bit codes", "90", body(4, 4, residual=True), "yq", packed=True, config=1),
     Family("sm_90 residual, 16-bit features and codes", "90", body(residual=True), "yq", config=1, fraction=FRACTION),
-    Family("sm_90 staged, 128 to 64 channels", "90", dataclasses.replace(body(**RELU), channels=128), config=1),
-    Family("sm_90 staged, 5x5 to the image", "90", dataclasses.replace(body(), outputs=48, kernel=5, shuffle=4), "y", config=1),
+    Family("sm_90 staged, 128 to 64 channels", "90", dataclasses.replace(DEEP, **RELU), config=1),
+    Family("sm_90 staged, 5x5 to the image", "90", TAIL, "y", config=1),
+    Family("sm_90 staged, 5x5 to 8-bit pixels", "90", dataclasses.replace(TAIL, lower=-100.0, upper=160.0), "i", config=1),
+    Family("sm_90 staged, residual, floats and codes", "90", dataclasses.replace(DEEP, residual=True), "yq", config=1),
     Family("sm_90 residual block", "90", body(**RELU), "yq", block=True, config=1),
     Family("sm_90 residual block, packed 4-bit codes", "90", body(4, 4, **RELU), "yq", packed=True, block=True, config=1),
     Family("sm_90 residual block, 16-bit features", "90", body(**RELU), "yq", block=True, config=1, fraction=FRACTION),
@@ -169,6 +174,8 @@ class Prepared:
                     want, inside = pack_codes(want_q, bits), pack_codes(top_codes, bits) != 0
             elif tensor is self.call.y_acc:
                 name, want = "sums", self.instance.run("reference", "acc")[0]
+            elif tensor.dtype == torch.uint8:
+                name, want = "pixels", want_y.clamp(0, 255).round().to(torch.uint8)
             else:
                 name, want = "features", want_y
             expected = torch.where(inside, want, poison)
@@ -203,7 +210,10 @@ def prepare(family: Family, problem: ConvProblem) -> Prepared:
         read, call, instance = [*a.read, a.packed, *b.read, b.packed], b, second
     else:
         packing = {"packed_x": family.packed, "packed_y": family.packed}
-        call = conv2d_call(first, **packing, outputs=family.outputs, fraction=family.fraction)
+        call = conv2d_call(first, **packing, outputs=family.outputs.replace("i", "y"), fraction=family.fraction)
+        if "i" in family.outputs:
+            call.y = torch.full(call.y.shape, POISON, dtype=torch.uint8)
+            call.args.y, call.args.y_image = None, call.y.data_ptr()
         call.args.config = family.config
         read, instance = [*call.read, call.packed], first
 
