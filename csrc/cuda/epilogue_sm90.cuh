@@ -169,6 +169,10 @@ struct FeatureRows {
   }
 };
 
+// Whether tiles end within a strip, as those of residual blocks do: their columns are then cut off everywhere, by predicates for which
+// the forms with 16 rows have no registers.
+ADABM_HD constexpr bool cut_columns(int groups) { return groups < kStripRows; }
+
 // The residual of some rows of a strip, the first of which are on their way while the products are made. Of features of 16 bits these
 // are all rows. Of floats they are as many as there are registers for beside the sums and the weights, and the place of a row that is
 // done is read into again.
@@ -181,13 +185,14 @@ struct Ahead {
   FeaturePlace<kForm> place;
   FeatureRows<kForm> next;
 
-  // Rows j .. j + kCount - 1, which come next; those behind the strip's last one are not read. kAllRows: the strip has all rows.
-  template <int kCount, bool kAllRows>
+  // Rows j .. j + kCount - 1, which come next; those behind the strip's last one are not read. kWhole: the strip has all rows
+  // and, but where cut_columns, all columns.
+  template <int kCount, bool kWhole>
   ADABM_DEVICE void read(int j) {
 #pragma unroll
     for (int k = 0; k < 2 * kCount; k++) {
       uint32_t* to = words + (j + k / 2) % kRows * kRowWords + k % 2 * (kRowWords / 2);
-      const bool wanted = (kAllRows ? 0 : j + k / 2) < place.rows[next.kApart ? k % 2 : 0];
+      const bool wanted = (kWhole && !cut_columns(kGroups)) || (kWhole ? 0 : j + k / 2) < place.rows[next.kApart ? k % 2 : 0];
       ptx::load_words_if<kRowWords / 2>(wanted, next.at(k % 2), to);
       if (k % 2) next.next();
     }
@@ -315,7 +320,7 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, con
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const float(&two)[2] = values[k / 2][k % 2];
-      if (written >> (kUsual ? k % 2 : 2 * first + k) & 1) {
+      if ((kUsual && !cut_columns(kGroups)) || (written >> (kUsual ? k % 2 : 2 * first + k) & 1)) {
         if (kForm == Straight::kInt16)
           ptx::store_global(reinterpret_cast<uint32_t*>(to.at(k % 2)), kBiased ? pack_biased(two[0], two[1]) : pack_features(two[0], two[1]));
         else
@@ -340,11 +345,11 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, con
   }
 }
 
-// Whether a strip is of the usual kind, in the forms with features: it has all rows, none of its pixels lies along the image's border,
-// there are a residual, features, ordinary codes and no activation, and 16-bit features may be bounded after their codes are made.
+// Whether a strip is of the usual kind, in the forms with features: it is whole (see Ahead), none of its pixels lies along the image's
+// border, there are a residual, features, ordinary codes and no activation, and 16-bit features may be bounded after their codes are made.
 template <Straight kForm, int kGroups>
 ADABM_DEVICE bool is_usual(const Conv2dParams& p, const LayerValues& v, const StripPixels& s) {
-  const bool whole = !s.border && s.rows == kGroups, unbounded = kForm != Straight::kInt16 || codes_need_no_clamp(v.grid);
+  const bool whole = !s.border && s.rows == kGroups && (cut_columns(kGroups) || s.columns == kStripColumns), unbounded = kForm != Straight::kInt16 || codes_need_no_clamp(v.grid);
   return kForm != Straight::kCodes &&
          !ptx::any_lane(!(whole && unbounded && p.residual && p.y && v.codes == Codes::kOrdinary && p.activation == ADABM_ACT_NONE));
 }
@@ -384,7 +389,7 @@ ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const 
   if (!p.residual) return;
   ahead.next = FeatureRows<kForm>(p.residual, ahead.place);
   constexpr int kRows = Ahead<kForm, kGroups>::kRows;
-  if (ptx::any_lane(s.rows < kGroups))
+  if (ptx::any_lane(s.rows < kGroups || (!cut_columns(kGroups) && s.columns < kStripColumns)))
     ahead.template read<kRows, false>(0);
   else
     ahead.template read<kRows, true>(0);
