@@ -170,8 +170,8 @@ def test_features_of_16_bits_of_any_size(fraction: int) -> None:
 
 
 def test_straight_features_of_16_bits_are_rounded_and_bounded() -> None:
-    """Halves of a unit to even, also where the residual is at one of its ends; sums beyond -32767..32767 to the nearer of them; on a
-    grid of codes within them, beyond which codes no longer change."""
+    """Halves of a unit to even, also where the residual is at one of its ends; sums beyond -32767..32767 to the nearer of them. The
+    grid of codes lies within these, so that codes do not change beyond."""
     instance = half_units(64, "none", 9, (50, 75, 64))
     step, ends = 2.0**-9, torch.tensor([-32767.0, -32766.0, -1.0, 0.0, 1.0, 32766.0, 32767.0])
     place = torch.randint(len(ends), (2, 50, 75, 16), generator=torch.Generator().manual_seed(0))
