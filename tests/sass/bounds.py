@@ -62,7 +62,7 @@ OVER_IMAGE: dict[str, dict[str, Bound]] = {
     "sm_90 residual block": {"first convolution": Bound(715, aim=1100), "second convolution": Bound(838, aim=950)},
     "sm_90 residual block, 16-bit features": {
         "first convolution": Bound(719, aim=1100),
-        "second convolution": Bound(1539, aim=950),
+        "second convolution": Bound(1100, aim=950),
     },
 }
 
