@@ -122,9 +122,10 @@ def instantiate(p: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvIns
     return ConvInstance(layer, x_q, torch.tensor(p.bits, dtype=torch.int32), residual, act_grid(-2.0, 3.0), out_bits)
 
 
-def half_units(outputs: int, activation: str, fraction: int) -> ConvInstance:
-    """Results that are odd and even halves of 2^-fraction; of some outputs too large, infinite or NaN."""
-    instance = instantiate(ConvProblem("halves", 7, 13, 20, outputs, bits=(3, 4), activation=activation, residual=True))
+def half_units(outputs: int, activation: str, fraction: int, sizes: tuple[int, int, int] = (7, 13, 20)) -> ConvInstance:
+    """Results that are odd and even halves of 2^-fraction; of some outputs too large, infinite or NaN. sizes: height, width and
+    channels."""
+    instance = instantiate(ConvProblem("halves", *sizes, outputs, bits=(3, 4), activation=activation, residual=True))
     step, layer = 2.0**-fraction, instance.layer
     instance.residual *= 100 * step
     instance.out_grid *= 2.0**fraction / 100

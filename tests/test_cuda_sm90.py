@@ -8,7 +8,7 @@ import pytest
 import torch
 from cuda_calls import POISON, CudaCall, assert_equal, check, check_codes, conv2d_call, conv_of, cuda_on_host
 from cuda_library import LANDINGS, ORDERS, buffers, driver, host_library, policy, runtime
-from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
+from problems import PROBLEMS, ConvInstance, ConvProblem, half_units, instantiate
 from small import one_thread  # noqa: F401
 from test_cuda_conv2d import by_class
 
@@ -182,6 +182,18 @@ def test_features_of_16_bits_of_any_size(fraction: int) -> None:
         call.run()
     assert_equal(call.y, want_y)
     assert_equal(call.y_q, want_q)
+
+
+def test_straight_features_of_16_bits_are_rounded_and_bounded() -> None:
+    """Halves of a unit to even, also where the residual is at one of its ends; sums beyond -32767..32767 to the nearer of them. The
+    grid of codes lies within these, so that codes do not change beyond."""
+    instance = half_units(64, "none", 9, (50, 75, 64))
+    step, ends = 2.0**-9, torch.tensor([-32767.0, -32766.0, -1.0, 0.0, 1.0, 32766.0, 32767.0])
+    place = torch.randint(len(ends), (2, 50, 75, 16), generator=torch.Generator().manual_seed(0))
+    instance.residual[..., 8:24] = ends[place] * step
+    instance.layer.alpha[:, 8:24] = 0
+    instance.layer.beta[..., 8:24] = torch.arange(-8, 8) / 2 * step
+    check_straight("residual_floats_codes", instance=instance, fraction=9)
 
 
 @pytest.mark.parametrize("name", ["codes", "codes_prelu", "residual_floats_codes", "staged_codes", "staged_residual"])

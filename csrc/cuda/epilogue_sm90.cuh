@@ -48,15 +48,16 @@ ADABM_DEVICE StripPixels strip_pixels(const Conv2dParams& p, const Tile& at, int
 // Whether values become codes, and whether `shrink` is 1 then, as it nearly always is.
 enum class Codes { kOrdinary, kNone, kShrunk };
 
+constexpr float kShrink = 0x1p-24f;
+
 // What one thread needs to know of the layer, from the tables.
 struct LayerValues {
   int output, second;  // the first of its two outputs, and how far behind it the second is: 1, but 0 where there is none
   float alphas[2], betas[2];
   float units;     // what alpha and beta have been multiplied by, a power of two
   CodeGrid grid;   // of values in these units
-  float shrink;    // what values are multiplied by before they become codes: 1, but 2^-24 where the grid's scale would be denormal
-  int storage;     // bits of a stored code
-  uint32_t unit_factor;  // 2^storage
+  float shrink;    // what values are multiplied by before they become codes: 1, but kShrink where the grid's scale would be denormal
+  uint32_t unit_factor;  // 2 to the power of the bits of a stored code
   Codes codes;     // what is made of values in the forms with features
   int activation;  // that is left to do
 };
@@ -66,7 +67,29 @@ ADABM_DEVICE void set_grid(LayerValues& v, const float* out_grid, int bits, floa
   const float* row = out_grid + (bits - ADABM_MIN_BITS) * 2;
   const float scale = ptx::load_constant(row);
   const bool tiny = fabsf(scale) <= 0x1p-76f;
-  v.grid = code_grid(tiny ? scale * 0x1p24f : scale, ptx::load_constant(row + 1), bits, unit), v.shrink = tiny ? 0x1p-24f : 1.0f;
+  v.grid = code_grid(tiny ? scale * 0x1p24f : scale, ptx::load_constant(row + 1), bits, unit), v.shrink = tiny ? kShrink : 1.0f;
+}
+
+// ---- features of 16 bits in strips of the usual kind (is_usual)
+//
+// A value v, in units of the features, is rounded to v + 32768 as a denormal number: its bits are the integer. What saturates at 0
+// bounds it below, and what is no number becomes 0; packing bounds it above; and -32768 becomes -32767 where the bias is taken away
+// again. 32768 is even, so that halves round to the same side with it or without it.
+
+ADABM_DEVICE float round_biased(float value) { return ptx::fma_saturate(value, 0x1p-149f, 0x1p-134f); }
+ADABM_DEVICE uint32_t pack_biased(float first, float second) {
+  const uint32_t biased = ptx::pack_saturated(static_cast<int32_t>(ptx::bits_of(first)), static_cast<int32_t>(ptx::bits_of(second)));
+  return ptx::add_max_halves(biased, 0x80008000u, 0x80018001u);
+}
+
+// The feature as a float in units of kHeldUnit features, not bounded above.
+constexpr float kHeldUnit = 0x1p22f;
+ADABM_DEVICE float held_value(float biased) { return fmaf(biased, 0x1p127f, -32768.0f / kHeldUnit); }
+
+// Whether the features -32767 and 32767 have the lowest and the highest code: what is beyond them then has the same one, as codes do not
+// fall where values rise. A grid so coarse that its scale in units of kHeldUnit would not be finite is not asked for.
+ADABM_DEVICE bool codes_need_no_clamp(const CodeGrid& grid) {
+  return code_pair(-32767.0f, 32767.0f, grid) == (grid.top & 0xffff0000u) && grid.scale < 0x1p100f;
 }
 
 // Of the thread whose first output is the given one. Features of 16 bits are in units of 2^-fraction, alpha and beta too (which must then
@@ -78,7 +101,7 @@ ADABM_DEVICE LayerValues layer_values(const Conv2dParams& p, int image, int bits
   if (p.y_q) {
     const int out_bits = image_bits(p.out_bits, image);
     set_grid(v, p.out_grid, out_bits, kForm == Straight::kInt16 ? p.y_unit : 1.0f);
-    v.storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y), v.unit_factor = ptx::opaque(1u << v.storage);
+    v.unit_factor = ptx::opaque(1u << storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y));
     if (kForm == Straight::kCodes && p.activation == ADABM_ACT_RELU && codes_need_no_relu(v.grid)) v.activation = ADABM_ACT_NONE;
     if (kForm == Straight::kCodes) v.units = v.shrink;
   }
@@ -95,39 +118,47 @@ ADABM_DEVICE LayerValues layer_values(const Conv2dParams& p, int image, int bits
 // The first of the two outputs of a thread of a warpgroup in its tile of outputs, where weights are in registers.
 ADABM_DEVICE uint32_t first_in_tile(uint32_t thread) { return thread / 32 * 16 + thread % 32 / 4 * 2; }
 
+// Forms whose features are 64 to a pixel, without a gap or a PixelShuffle, so that there is one tile of outputs.
+ADABM_HD constexpr bool is_dense(Straight form) { return form == Straight::kFloat32 || form == Straight::kInt16; }
+
 // The pixel of the results that a strip's first one of a row becomes, of all images; with a PixelShuffle, of the tile's sub-pixel.
+template <Straight kForm>
 ADABM_DEVICE int64_t first_pixel(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, int row_in_strip) {
+  if (is_dense(kForm)) return static_cast<int64_t>(image * p.height + s.row + row_in_strip) * p.width + s.column;
   const int r = p.shuffle, sub_row = r == 1 ? 0 : outputs.sub / r, sub_column = outputs.sub - sub_row * r;
   return static_cast<int64_t>((image * p.height + s.row + row_in_strip) * r + sub_row) * (p.width * r) + s.column * r + sub_column;
 }
 
 // Where this thread's features of a strip are, in y as in the residual: the first of two neighbouring ones of each of its two pixels, in
 // bytes from the tensor's first. Columns beyond the strip's stand for one of it: what is there may be read.
+template <Straight kForm>
 struct FeaturePlace {
+  static constexpr int kBytes = kForm == Straight::kInt16 ? 2 : 4;
   int64_t offset;      // of the first pixel in the strip's first row
   uint32_t apart;      // from there to the other pixel
   uint32_t row_bytes;  // from one row of the strip to the next
   int rows[2];         // of the strip, for each pixel: 0 where the other one lies outside
 
   FeaturePlace() = default;
-  ADABM_DEVICE FeaturePlace(const Conv2dParams& p, int bytes, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread) {
-    const int pixel_bytes = p.shuffle * p.y_pitch * bytes, first = thread % 4 * 2, column = first < s.columns ? first : 0;
-    offset = first_pixel(p, s, outputs, image, 0) * (p.y_pitch * bytes) + column * pixel_bytes + (outputs.channel + first_in_tile(thread)) * bytes;
+  ADABM_DEVICE FeaturePlace(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread) {
+    const int shuffle = is_dense(kForm) ? 1 : p.shuffle, pitch = is_dense(kForm) ? kMaxTileOutputs : p.y_pitch, channel = is_dense(kForm) ? 0 : outputs.channel;
+    const int pixel_bytes = shuffle * pitch * kBytes, first = thread % 4 * 2, column = first < s.columns ? first : 0;
+    offset = first_pixel<kForm>(p, s, outputs, image, 0) * (pitch * kBytes) + column * pixel_bytes + (channel + first_in_tile(thread)) * kBytes;
     const bool pair = column + 1 < s.columns;
     apart = pair ? pixel_bytes : 0, rows[0] = ptx::own_register(s.rows, thread), rows[1] = pair ? rows[0] : 0;
-    row_bytes = ptx::own_register(static_cast<uint32_t>(p.width * p.shuffle) * pixel_bytes, thread);
+    row_bytes = ptx::own_register(static_cast<uint32_t>(p.width * shuffle) * pixel_bytes, thread);
   }
 };
 
 // The same in one of the two tensors, row after row. Where pixels follow one another without a gap, one pointer serves both.
 template <Straight kForm>
 struct FeatureRows {
-  static constexpr int kApart = kForm == Straight::kInt16 ? 2 * kMaxTileOutputs : kForm == Straight::kFloat32 ? 4 * kMaxTileOutputs : 0;
+  static constexpr int kApart = is_dense(kForm) ? FeaturePlace<kForm>::kBytes * kMaxTileOutputs : 0;
   char* pixels[kApart ? 1 : 2];
   uint32_t row_bytes;
 
   FeatureRows() = default;
-  ADABM_DEVICE FeatureRows(const void* features, const FeaturePlace& place) : row_bytes(place.row_bytes) {
+  ADABM_DEVICE FeatureRows(const void* features, const FeaturePlace<kForm>& place) : row_bytes(place.row_bytes) {
     pixels[0] = static_cast<char*>(const_cast<void*>(features)) + place.offset;
     if constexpr (!kApart) pixels[1] = pixels[0] + place.apart;
   }
@@ -138,6 +169,10 @@ struct FeatureRows {
   }
 };
 
+// Whether tiles end within a strip, as those of residual blocks do: their columns are then cut off everywhere, by predicates for which
+// the forms with 16 rows have no registers.
+ADABM_HD constexpr bool cut_columns(int groups) { return groups < kStripRows; }
+
 // The residual of some rows of a strip, the first of which are on their way while the products are made. Of features of 16 bits these
 // are all rows. Of floats they are as many as there are registers for beside the sums and the weights, and the place of a row that is
 // done is read into again.
@@ -147,20 +182,18 @@ struct Ahead {
   static constexpr int kRows = kForm == Straight::kInt16 ? kGroups : kForm == Straight::kFloat32Apart ? 4 : kGroups == kStripRows ? 6 : 12;
   static_assert(kRows % 2 == 0, "rows are done in pairs");
   uint32_t words[kRows * kRowWords];  // those of row j from kRowWords (j % kRows) on
-  FeaturePlace place;
+  FeaturePlace<kForm> place;
   FeatureRows<kForm> next;
 
-  // Rows j .. j + kCount - 1, which come next; those behind the strip's last one are not read. kWhole: the strip has all rows and columns.
+  // Rows j .. j + kCount - 1, which come next; those behind the strip's last one are not read. kWhole: the strip has all rows
+  // and, but where cut_columns, all columns.
   template <int kCount, bool kWhole>
   ADABM_DEVICE void read(int j) {
 #pragma unroll
     for (int k = 0; k < 2 * kCount; k++) {
       uint32_t* to = words + (j + k / 2) % kRows * kRowWords + k % 2 * (kRowWords / 2);
-      const bool wanted = kWhole || j + k / 2 < place.rows[next.kApart ? k % 2 : 0];
-      if constexpr (kForm == Straight::kInt16)
-        ptx::load_words_if<1>(wanted, next.at(k % 2), to);
-      else
-        ptx::load_words_if<2>(wanted, next.at(k % 2), to);
+      const bool wanted = (kWhole && !cut_columns(kGroups)) || (kWhole ? 0 : j + k / 2) < place.rows[next.kApart ? k % 2 : 0];
+      ptx::load_words_if<kRowWords / 2>(wanted, next.at(k % 2), to);
       if (k % 2) next.next();
     }
   }
@@ -195,16 +228,16 @@ struct Betas {
 };
 
 // Codes staged as units of 16 bits leave as 16 bytes at once, of kStorage bits a code.
-template <int kStorage, int kGroups>
+template <Straight kForm, int kStorage, int kGroups>
 ADABM_DEVICE void store_units(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread, uint32_t staged) {
   constexpr int kParts = kStorage / 2, kRows = kGroupThreads / (kParts * kStripColumns), kUnits = 8 / kStorage;  // rows at once; words of 16 bytes to read
   const uint32_t part = thread % kParts, column = thread / kParts % kStripColumns, row = thread / (kParts * kStripColumns);
-  const int pitch = p.tiling.group * kStorage / 8;
+  const int shuffle = is_dense(kForm) ? 1 : p.shuffle, group = is_dense(kForm) ? kMaxTileOutputs : p.tiling.group, pitch = group * kStorage / 8;
+  uint8_t* to = p.y_q + first_pixel<kForm>(p, s, outputs, image, row) * pitch + static_cast<int>(column) * shuffle * pitch + part * 16;
+  if (!is_dense(kForm)) to += outputs.channel * kStorage / 8;
   // An image begins where it does with codes of 8 bits.
-  const int64_t image_pixels = static_cast<int64_t>(p.height * p.shuffle) * (p.width * p.shuffle);
-  uint8_t* to = p.y_q + first_pixel(p, s, outputs, image, row) * pitch + image * image_pixels * (p.tiling.group - pitch) + static_cast<int>(column) * p.shuffle * pitch +
-                outputs.channel * kStorage / 8 + part * 16;
-  const int64_t step = static_cast<int64_t>(kRows * p.shuffle * p.shuffle * p.width) * pitch;
+  if (kStorage < 8) to += image * (static_cast<int64_t>(p.height * shuffle) * (p.width * shuffle)) * (group - pitch);
+  const int64_t step = static_cast<int64_t>(kRows * shuffle * shuffle * p.width) * pitch;
   const uint32_t from = staged + (row * kStripColumns + column) * kStagedPitch + part * kUnits * 16;
   const int rows = static_cast<int>(column) < s.columns ? s.rows - static_cast<int>(row) : 0;
 #pragma unroll
@@ -227,14 +260,16 @@ ADABM_DEVICE void stage_units(uint32_t thread, uint32_t row_address, uint32_t ro
 using Values = float[2][2][2];
 
 // The sums of rows first and first + 1 of a strip as values: scale, bias and activation.
-template <bool kPrelu>
+// kUsual: of pixels that are not along the border, without an activation.
+template <bool kPrelu, bool kUsual = false>
 ADABM_DEVICE void straight_values(const Conv2dParams& p, const LayerValues& v, const int32_t* acc, Betas& betas, int first, Values& values) {
-  betas.enter(p, v, first);
+  if (!kUsual) betas.enter(p, v, first);
 #pragma unroll
   for (int k = 0; k < 8; k++) {
     const int m = k / 4, i = k / 2 % 2, e = k % 2;
-    values[m][i][e] = fmaf(static_cast<float>(acc[4 * (first + m) + 2 * e + i]), v.alphas[e], betas.values[m][i][e]);
+    values[m][i][e] = fmaf(static_cast<float>(acc[4 * (first + m) + 2 * e + i]), v.alphas[e], kUsual ? v.betas[e] : betas.values[m][i][e]);
   }
+  if (kUsual) return;
   if (v.activation == ADABM_ACT_RELU) {
 #pragma unroll
     for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = fmaxf(values[k / 4][k / 2 % 2][k % 2], 0.0f);
@@ -253,35 +288,41 @@ ADABM_DEVICE void units_of_values(const Values& values, const CodeGrid& grid, ui
 }
 
 // Rows first and first + 1 of a strip, from sums to features in memory and units of codes. Bit 2 j + i of `written`: the i-th pixel of
-// this thread in row j of the strip.
-template <Straight kForm, int kGroups>
-ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, FeatureRows<kForm>& to, Betas& betas, int first, const int32_t (&acc)[4 * kGroups],
-                                Ahead<kForm, kGroups>& ahead, uint32_t written, uint32_t (&units)[2]) {
+// this thread in row j of the strip. `grid` is that of v, in units of kHeldUnit features in usual strips of 16-bit features.
+template <Straight kForm, int kGroups, bool kUsual>
+ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, const CodeGrid& grid, FeatureRows<kForm>& to, Betas& betas, int first,
+                                const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t written, uint32_t (&units)[2]) {
+  constexpr bool kBiased = kForm == Straight::kInt16 && kUsual;
   Values values;
-  straight_values<kForm == Straight::kCodes>(p, v, acc, betas, first, values);
-  if (kForm != Straight::kCodes && p.residual) {
+  straight_values<kForm == Straight::kCodes, kUsual>(p, v, acc, betas, first, values);
+  if (kForm != Straight::kCodes && (kUsual || p.residual)) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       float(&two)[2] = values[k / 2][k % 2];
       const uint32_t* words = ahead.row(first + k / 2) + k % 2 * (ahead.kRowWords / 2);
-      if constexpr (kForm == Straight::kInt16)
+      if constexpr (kBiased)
+        two[0] = ptx::float_of_half<0>(words[0]) + two[0], two[1] = ptx::float_of_half<1>(words[0]) + two[1];
+      else if constexpr (kForm == Straight::kInt16)
         add_features(words[0], two[0], two[1]);
       else
         two[0] = ptx::float_of(words[0]) + two[0], two[1] = ptx::float_of(words[1]) + two[1];
     }
-    if (first + ahead.kRows < kGroups) ahead.template read<2, false>(first + ahead.kRows);
+    if (first + ahead.kRows < kGroups) ahead.template read<2, kUsual>(first + ahead.kRows);
   }
   if (kForm == Straight::kInt16) {
 #pragma unroll
-    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = round_feature(values[k / 4][k / 2 % 2][k % 2]);
+    for (int k = 0; k < 8; k++) {
+      float& value = values[k / 4][k / 2 % 2][k % 2];
+      value = kBiased ? round_biased(value) : round_feature(value);
+    }
   }
-  if (kForm != Straight::kCodes && p.y) {
+  if (kForm != Straight::kCodes && (kUsual || p.y)) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const float(&two)[2] = values[k / 2][k % 2];
-      if (written >> (2 * first + k) & 1) {
+      if ((kUsual && !cut_columns(kGroups)) || (written >> (kUsual ? k % 2 : 2 * first + k) & 1)) {
         if (kForm == Straight::kInt16)
-          ptx::store_global(reinterpret_cast<uint32_t*>(to.at(k % 2)), pack_features(two[0], two[1]));
+          ptx::store_global(reinterpret_cast<uint32_t*>(to.at(k % 2)), kBiased ? pack_biased(two[0], two[1]) : pack_features(two[0], two[1]));
         else
           ptx::store_global(reinterpret_cast<ptx::Words2*>(to.at(k % 2)), ptx::Words2{{ptx::bits_of(two[0]), ptx::bits_of(two[1])}});
       }
@@ -290,19 +331,31 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, Fea
   }
   if (kForm == Straight::kInt16) {
 #pragma unroll
-    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] = stored_value(values[k / 4][k / 2 % 2][k % 2]);
+    for (int k = 0; k < 8; k++) {
+      float& value = values[k / 4][k / 2 % 2][k % 2];
+      value = kBiased ? held_value(value) : stored_value(value);
+    }
   }
-  if (kForm == Straight::kCodes || v.codes == Codes::kOrdinary) {
-    units_of_values(values, v.grid, v.unit_factor, units);
+  if (kForm == Straight::kCodes || kUsual || v.codes == Codes::kOrdinary) {
+    units_of_values(values, grid, v.unit_factor, units);
   } else if (v.codes == Codes::kShrunk) {  // with products of its own, as a branch around few instructions becomes their predicate
 #pragma unroll
-    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] *= v.shrink;
-    units_of_values(values, v.grid, v.unit_factor, units);
+    for (int k = 0; k < 8; k++) values[k / 4][k / 2 % 2][k % 2] *= kShrink;
+    units_of_values(values, grid, v.unit_factor, units);
   }
 }
 
-// All rows of a strip; their units are staged where there are codes.
+// Whether a strip is of the usual kind, in the forms with features: it is whole (see Ahead), none of its pixels lies along the image's
+// border, there are a residual, features, ordinary codes and no activation, and 16-bit features may be bounded after their codes are made.
 template <Straight kForm, int kGroups>
+ADABM_DEVICE bool is_usual(const Conv2dParams& p, const LayerValues& v, const StripPixels& s) {
+  const bool whole = !s.border && s.rows == kGroups && (cut_columns(kGroups) || s.columns == kStripColumns), unbounded = kForm != Straight::kInt16 || codes_need_no_clamp(v.grid);
+  return kForm != Straight::kCodes &&
+         !ptx::any_lane(!(whole && unbounded && p.residual && p.y && v.codes == Codes::kOrdinary && p.activation == ADABM_ACT_NONE));
+}
+
+// All rows of a strip; their units are staged where there are codes. kUsual: see is_usual. That kind takes no branches.
+template <Straight kForm, int kGroups, bool kUsual>
 ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const int32_t (&acc)[4 * kGroups],
                                 Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged) {
   const int in_strip = thread % 4 * 2;
@@ -310,13 +363,15 @@ ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, con
   const uint32_t columns = (in_strip < s.columns ? 0x55555555u : 0) | (in_strip + 1 < s.columns ? 0xaaaaaaaau : 0);
   const uint32_t written = columns & ((2ull << (2 * s.rows - 1)) - 1);
   Betas betas(p, v, s.border, s.row, s.column + in_strip);
+  CodeGrid grid = v.grid;
+  if (kForm == Straight::kInt16 && kUsual) grid.scale *= kHeldUnit;
   const uint32_t row = staged + thread / 32 * kRowBytes;
 #pragma unroll
   for (int first = 0; first < kGroups; first += 4) {
     uint32_t units[2][2] = {};
-    straight_rows<kForm, kGroups>(p, v, to, betas, first, acc, ahead, written, units[0]);
-    if (first + 2 < kGroups) straight_rows<kForm, kGroups>(p, v, to, betas, first + 2, acc, ahead, written, units[1]);
-    if (kForm != Straight::kCodes && !p.y_q) continue;
+    straight_rows<kForm, kGroups, kUsual>(p, v, grid, to, betas, first, acc, ahead, written, units[0]);
+    if (first + 2 < kGroups) straight_rows<kForm, kGroups, kUsual>(p, v, grid, to, betas, first + 2, acc, ahead, written, units[1]);
+    if (kForm != Straight::kCodes && !kUsual && !p.y_q) continue;
     const uint32_t at = row + first * kStripColumns * kStagedPitch;
     if (first + 2 < kGroups)
       stage_units<4>(thread, at, kStripColumns * kStagedPitch, kStagedPitch, {units[0][0], units[0][1], units[1][0], units[1][1]});
@@ -330,11 +385,11 @@ template <Straight kForm, int kGroups>
 ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread,
                             Ahead<kForm, kGroups>& ahead) {
   if (kForm == Straight::kCodes) return;
-  ahead.place = FeaturePlace(p, kForm == Straight::kInt16 ? 2 : 4, s, outputs, image, thread);
+  ahead.place = FeaturePlace<kForm>(p, s, outputs, image, thread);
   if (!p.residual) return;
   ahead.next = FeatureRows<kForm>(p.residual, ahead.place);
   constexpr int kRows = Ahead<kForm, kGroups>::kRows;
-  if (ptx::any_lane(s.rows < kGroups || s.columns < kStripColumns))
+  if (ptx::any_lane(s.rows < kGroups || (!cut_columns(kGroups) && s.columns < kStripColumns)))
     ahead.template read<kRows, false>(0);
   else
     ahead.template read<kRows, true>(0);
@@ -345,15 +400,18 @@ ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const 
 template <Straight kForm, int kGroups>
 ADABM_DEVICE void straight_epilogue(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const OutputTile& outputs, int image,
                                     const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged, int barrier) {
-  straight_sums<kForm, kGroups>(p, v, s, acc, ahead, thread, staged);
+  if (is_usual<kForm, kGroups>(p, v, s))
+    straight_sums<kForm, kGroups, kForm != Straight::kCodes>(p, v, s, acc, ahead, thread, staged);
+  else
+    straight_sums<kForm, kGroups, false>(p, v, s, acc, ahead, thread, staged);
   if (!p.y_q) return;
   ptx::sync_threads(barrier, kGroupThreads);
-  if (v.storage == 8)
-    store_units<8, kGroups>(p, s, outputs, image, thread, staged);
-  else if (v.storage == 4)
-    store_units<4, kGroups>(p, s, outputs, image, thread, staged);
+  if (v.unit_factor == 1u << 8)
+    store_units<kForm, 8, kGroups>(p, s, outputs, image, thread, staged);
+  else if (v.unit_factor == 1u << 4)
+    store_units<kForm, 4, kGroups>(p, s, outputs, image, thread, staged);
   else
-    store_units<2, kGroups>(p, s, outputs, image, thread, staged);
+    store_units<kForm, 2, kGroups>(p, s, outputs, image, thread, staged);
   ptx::sync_threads(barrier, kGroupThreads);  // before the next strip takes the place
 }
 

@@ -60,6 +60,7 @@ struct Halo {
 // bytes.
 template <int kPlanes, bool kWide, bool kInside>
 ADABM_DEVICE void copy_bytes(const Halo& h, int thread, const uint8_t* image, int pitch, int from, uint32_t to, uint32_t plane_bytes) {
+  const uint32_t line_bytes = ptx::own_register(h.outer_bytes, thread);  // else it is moved to a register for every line
   for (int unit = thread; unit < h.across * kPlanes; unit += kGroupThreads) {
     const int along = unit / kPlanes, plane = unit % kPlanes, channel = from + plane * kRowBytes;
     const bool inside = kInside || static_cast<unsigned>(h.inner + along) < static_cast<unsigned>(h.inner_size);
@@ -75,7 +76,7 @@ ADABM_DEVICE void copy_bytes(const Halo& h, int thread, const uint8_t* image, in
 #pragma unroll
         for (int i = 0; i < 4; i++) ptx::cp_async<4>(target + 4 * i, source + 4 * i, wanted && 4 * i < there ? 4 : 0);
       }
-      source += static_cast<uint32_t>(h.outer_bytes), target += h.across * kRowBytes;
+      source += line_bytes, target += h.across * kRowBytes;
     }
   }
 }
@@ -207,7 +208,7 @@ struct Image {
   int storage, pitch;
   Route route;
   ADABM_DEVICE Image(const Conv2dParams& p, int image, bool tensor)
-      : codes(p.x_q + static_cast<int64_t>(image) * p.height * p.width * p.code_channels),
+      : codes(p.x_q + static_cast<int64_t>(image) * (p.height * p.width * p.code_channels)),  // an image has less than 2^31 bytes
         storage(storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X)),
         pitch(pixel_bytes(p.code_channels, storage)) {
     const bool wide = p.code_channels % kStepBytes == 0;

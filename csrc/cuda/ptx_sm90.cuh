@@ -148,6 +148,50 @@ ADABM_DEVICE void load_words_if(bool wanted, const char* pointer, uint32_t* word
 #endif
 }
 
+// ---- pairs of 16 bits
+
+// One of the two signed halves of a word, as a float: one instruction of the unit for conversions, which has little else to do.
+template <int kHalf>
+ADABM_DEVICE float float_of_half(uint32_t word) {
+#if defined(__CUDACC__)
+  float out;
+  if constexpr (kHalf == 0)
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.rn.f32.s16 %0, low;\n}" : "=f"(out) : "r"(word));
+  else
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.rn.f32.s16 %0, high;\n}" : "=f"(out) : "r"(word));
+  return out;
+#else
+  return static_cast<float>(static_cast<int16_t>(word >> (16 * kHalf)));
+#endif
+}
+
+// Two numbers brought into 0..65535, the first in the low half.
+ADABM_DEVICE uint32_t pack_saturated(int32_t low, int32_t high) {
+#if defined(__CUDACC__)
+  uint32_t out;
+  asm("cvt.pack.sat.u16.s32 %0, %1, %2;" : "=r"(out) : "r"(high), "r"(low));
+  return out;
+#else
+  const auto half = [](int32_t x) -> uint32_t { return x < 0 ? 0 : x > 65535 ? 65535 : x; };
+  return half(low) | half(high) << 16;
+#endif
+}
+
+// The signed halves of a + b, modulo 2^16, or those of `least` where they are greater.
+ADABM_DEVICE uint32_t add_max_halves(uint32_t a, uint32_t b, uint32_t least) {
+#if defined(__CUDACC__)
+  uint32_t out;
+  asm("{\n.reg .b32 sum;\nadd.s16x2 sum, %1, %2;\nmax.s16x2 %0, sum, %3;\n}" : "=r"(out) : "r"(a), "r"(b), "r"(least));
+  return out;
+#else
+  const auto half = [&](int shift) -> uint32_t {
+    const int16_t sum = static_cast<int16_t>((a >> shift) + (b >> shift)), low = static_cast<int16_t>(least >> shift);
+    return static_cast<uint16_t>(sum > low ? sum : low);
+  };
+  return half(0) | half(16) << 16;
+#endif
+}
+
 // ---- matrices to shared memory
 
 // kCount (2 or 4) 8x8 matrices of 16 bits, transposed: lane l holds in matrices[m] row l / 4, columns 2 (l % 4) (low half) and

@@ -79,7 +79,7 @@ ADABM_DEVICE LayerValues middle_values(const Conv2dParams& p, int image, int bit
   const int first = static_cast<int>(first_in_tile(thread));
   const float* alpha = p.alpha + (bits - ADABM_MIN_BITS) * p.out_channels;
   LayerValues v = {};
-  v.output = first < p.out_channels ? first : p.out_channels - 1, v.second = v.output + 1 < p.out_channels, v.storage = 8;
+  v.output = first < p.out_channels ? first : p.out_channels - 1, v.second = v.output + 1 < p.out_channels;
   set_grid(v, p.out_grid, image_bits(p.out_bits, image), 1.0f);
   v.units = v.shrink, v.activation = p.activation == ADABM_ACT_RELU && codes_need_no_relu(v.grid) ? ADABM_ACT_NONE : p.activation;
   channels = 0;
