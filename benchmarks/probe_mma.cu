@@ -22,9 +22,9 @@ __global__ void __launch_bounds__(kThreads) warp_products(const adabm_probe_warp
 #endif
     for (int i = 0; i < kInFlight; i++) {
       if constexpr (kBits == 4)
-        ptx::mma_u4s4(d[i], a, b);
+        ptx::mma<4>(d[i], a, b);
       else
-        ptx::mma_u8s8(d[i], a, b);
+        ptx::mma<8>(d[i], a, b);
     }
   int32_t sum = 0;
   for (int i = 0; i < kInFlight; i++)

@@ -104,37 +104,44 @@ def inner_loops(lines: list[str], outputs: int) -> list[Loop]:
     for begin, end in spans:
         if any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans):
             continue
-        begin = _products(instructions, begin, end, targets)
-        opcodes = Counter(map(opcode, instructions[begin : end + 1]))
-        (matrix,) = (name for name in opcodes if name in MACS)
         products = 2 * (outputs // 8)
-        each = products if opcodes[matrix] % products == 0 else products + 2
-        steps, rest = divmod(opcodes[matrix], each)
-        assert rest == 0, f"{opcodes[matrix]} matrix instructions for {outputs} outputs"
-        loops.append(
-            Loop(
-                opcodes,
-                WIDTH[matrix],
-                steps,
-                steps * (each - products),
-                steps * products * MACS[matrix],
-                sum(count * SHARED_BYTES.get(name, 0) for name, count in opcodes.items()),
+        for opcodes in _rounds(instructions, begin, end, targets, products):
+            (matrix,) = (name for name in opcodes if name in MACS)
+            each = products if opcodes[matrix] % products == 0 else products + 2
+            steps, rest = divmod(opcodes[matrix], each)
+            assert rest == 0, f"{opcodes[matrix]} matrix instructions for {outputs} outputs"
+            loops.append(
+                Loop(
+                    opcodes,
+                    WIDTH[matrix],
+                    steps,
+                    steps * (each - products),
+                    steps * products * MACS[matrix],
+                    sum(count * SHARED_BYTES.get(name, 0) for name, count in opcodes.items()),
+                )
             )
-        )
     return loops
 
 
-def _products(instructions: list[str], begin: int, end: int, targets: set[int | None]) -> int:
-    """Where the part of a loop that multiplies begins: its first basic block with products or what they read from shared memory.
+def _rounds(instructions: list[str], begin: int, end: int, targets: set[int | None], products: int) -> list[Counter]:
+    """What the part of a loop that multiplies executes: from its first basic block with products or what they read from shared
+    memory on.
 
-    A loop may bring in the next codes and weights before that, behind branches that most rounds skip. targets: of all branches.
+    A loop may bring in the next codes and weights before that, behind branches that most rounds skip. Where several blocks have the
+    `products` of a step, a round takes one of them, and with it those that have fewer of the same kind: they sum the codes.
+    targets: of all branches.
     """
     behind = {i + 1 for i in range(begin, end) if opcode(instructions[i]).startswith("BRA")}
     starts = sorted({begin, end + 1} | behind | {i for i in targets if i is not None and begin < i <= end})
-    for first, last in zip(starts, starts[1:], strict=False):
-        if any(opcode(i) in MACS or opcode(i) in SHARED_BYTES for i in instructions[first:last]):
-            return first
-    return begin
+    blocks = [Counter(map(opcode, instructions[first:last])) for first, last in zip(starts, starts[1:], strict=False)]
+    first = next(i for i, block in enumerate(blocks) if block.keys() & (MACS.keys() | SHARED_BYTES.keys()))
+    matrices = [sum(block[name] for name in MACS) for block in blocks]
+    whole = [i for i in range(first, len(blocks)) if matrices[i] >= products]
+
+    def belongs(i: int, to: int) -> bool:
+        return i not in whole and (not matrices[i] or blocks[i].keys() & MACS.keys() == blocks[to].keys() & MACS.keys())
+
+    return [sum((blocks[i] for i in range(first, len(blocks)) if belongs(i, to)), blocks[to]) for to in whole]
 
 
 def outputs(kernel: str) -> int | None:

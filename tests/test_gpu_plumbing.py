@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import test_features16 as features16
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from adabm_kernels.backends import devices, gpu_times
 from adabm_kernels.backends.counted import ConvShape
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
-from adabm_kernels.nn import graph, lanes, network
+from adabm_kernels.nn import ConvertedNetwork, graph, lanes, network
 from adabm_kernels.nn.graph import _RECORDING
 from adabm_kernels.nn.workspace import Workspace
 from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
@@ -674,6 +675,35 @@ def test_what_changes_a_forward_forgets_its_graphs(recorder: type[Recorder], mon
             got = model._graphs.run(lambda x, table: model._forward(x, model._by_name(table)), x, table)
             assert torch.equal(got, want)
         assert len(recorder.made) == count
+
+
+def test_graphs_serve_features_of_16_bits(recorder: type[Recorder]) -> None:
+    """A network with int16 features and one with float32 features take turns in one workspace, eagerly and recorded: each finds
+    buffers of its own type under the names that both use, and computes what it computes alone."""
+    models = [features16.converted(), features16.converted()]
+    models[0].fraction = None
+    inputs = [features16.images(height, 13, count=1) for height in (9, 12, 9)]
+    want = [[copy.deepcopy(model)(x) for x in inputs] for model in models]
+    assert not torch.equal(want[0][0], want[1][0])
+    models[1]._workspace = models[0]._workspace
+    graphs, buffers = graph.Graphs(), models[0]._workspace._buffers
+
+    def recorded(model: ConvertedNetwork, x: torch.Tensor) -> torch.Tensor:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            with model._workspace.fresh():
+                y = model._finished(x, model._bit_table(x, learn=False), False, (0, 0))
+                found = {key[0]: (key[1], buffer.dtype) for key, buffer in model._workspace._buffers.items()}
+            kind = torch.float32 if model.fraction is None else torch.int16
+            assert found["skip"] == found["feature"] == (kind, kind)
+            return y
+
+        return graphs.run(forward, x, kind=str(model.fraction))
+
+    for i, x in enumerate(inputs):
+        for model, own in zip(models, want, strict=True):
+            assert torch.equal(model(x), own[i]) and torch.equal(recorded(model, x), own[i])
+    assert len(recorder.made) == 4  # two sizes of two models
+    assert {key[1] for key in buffers if key[0] == "skip"} == {torch.float32, torch.int16}
 
 
 def test_buffers_of_a_recording_are_its_own() -> None:

@@ -55,14 +55,11 @@ ADABM_DEVICE uint32_t pairs_of_nibbles(uint32_t x) {
   return (x | x >> 8) & 0xffffu;
 }
 
-// One word of packed codes from word(i), the i-th four codes as bytes.
-template <class Word>
-ADABM_DEVICE uint32_t pack_word(int storage, Word&& word) {
-  if (storage == 8) return word(0);
-  const uint32_t low = nibbles_of_bytes(word(0)) | nibbles_of_bytes(word(1)) << 16;
-  if (storage == 4) return low;
-  const uint32_t high = nibbles_of_bytes(word(2)) | nibbles_of_bytes(word(3)) << 16;
-  return pairs_of_nibbles(low) | pairs_of_nibbles(high) << 16;
+// Four codes as they are stored, in the low 4 * storage bits, from bytes.
+ADABM_DEVICE uint32_t narrow_four(int storage, uint32_t bytes) {
+  if (storage == 8) return bytes;
+  const uint32_t nibbles = nibbles_of_bytes(bytes);
+  return storage == 4 ? nibbles : pairs_of_nibbles(nibbles);
 }
 
 // 16 bytes of codes of kBits, 8 or 4, from codes stored at another width; word(i) is the i-th word of the source.

@@ -26,7 +26,7 @@ bool allows_straight_lines(const Conv2dParams& p) {
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   const int words = p.y_int16 ? 8 : 4;  // features in 16 bytes
   return p.tiling.group % kMaxTileOutputs == 0 && p.y_pitch % words == 0 && aligned(p.y) && aligned(p.residual) && aligned(p.y_q) && aligned(p.alpha) &&
-         aligned(p.beta) && !p.y_acc && !p.y_image && p.activation != ADABM_ACT_PRELU;
+         aligned(p.beta) && !p.y_acc && !p.y_image && p.activation != ADABM_ACT_PRELU && p.kernel_h <= kStraightKernel && p.kernel_w <= kStraightKernel;
 }
 
 int tiles_across(int size, int tile) { return (size + tile - 1) / tile; }
@@ -64,6 +64,7 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
                 static_cast<long long>(p.forms[1].offset), static_cast<long long>(bytes),
                 a.box_filter ? ", or 128 more where box_filter needs the sum of the codes" : "", static_cast<unsigned long long>(a.packed_bytes));
 
+  ADABM_REQUIRE(a.packed_bytes <= UINT32_MAX, "packed_bytes must be below 4 GB, got %llu", static_cast<unsigned long long>(a.packed_bytes));
   const int cut_h = a.border_kernels ? a.kernel_h - 1 : 0, cut_w = a.border_kernels ? a.kernel_w - 1 : 0;
   const int inner_h = a.height - cut_h, inner_w = a.width - cut_w;
   const auto tiles_of = [&](int shift) { return static_cast<int64_t>(tiles_across(inner_w, 1 << shift)) * tiles_across(inner_h, kTilePixels >> shift); };

@@ -15,14 +15,13 @@ namespace cuda {
 
 // 16 bytes of a pixel of an unfolded image: four columns of the kernel from `tap` on, four bytes each; row -1 lies outside the
 // image.
-template <int kBits>
 ADABM_DEVICE void unfold_row(const Conv2dParams& p, const uint8_t* image, int storage, int row, int first_column, int tap, uint32_t target) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const int column = first_column + tap + i;
     const bool inside = row >= 0 && tap + i < p.kernel_w && static_cast<unsigned>(column) < static_cast<unsigned>(p.width);
     const uint8_t* source = inside ? image + (row * p.width + column) * 4 : image;
-    if (storage == kBits) {
+    if (storage == 8) {
       ptx::cp_async<4>(target + 4 * i, source, inside ? 4 : 0);
     } else {
       const uint32_t word = inside ? ptx::load_constant(reinterpret_cast<const uint32_t*>(source)) : 0u;
@@ -31,77 +30,110 @@ ADABM_DEVICE void unfold_row(const Conv2dParams& p, const uint8_t* image, int st
   }
 }
 
-// Brings one chunk of channels of the tile and its halo into shared memory, as codes of kBits; zeros outside the image.
-template <int kBits, bool kUnfolds>
-ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form& f, const uint8_t* image, int storage, int chunk,
+// The pixels of a tile and its halo that a thread brings in, every `step` of them in the order of shared memory: places are sums.
+struct Walk {
+  int row, column;  // in the image, or outside it
+  int step_rows, step_columns, halo_columns, end_column;
+
+  ADABM_DEVICE Walk(const Divisor& by_halo, int first_row, int first_column, int halo, int pixel, int step) {
+    const int tile_row = by_halo.quotient(pixel);
+    step_rows = by_halo.quotient(step), step_columns = step - step_rows * halo;
+    halo_columns = halo, end_column = first_column + halo;
+    row = first_row + tile_row, column = first_column + pixel - tile_row * halo;
+  }
+  ADABM_DEVICE void next() {
+    row += step_rows, column += step_columns;
+    if (column >= end_column) column -= halo_columns, row++;
+  }
+  // In bytes from the image's first pixel; only of pixels inside does it mean anything. It counts from there and not from the halo's first
+  // one: the halo may begin several long rows above the image, and a pixel then lies farther than 2^31 bytes behind it. An image has less
+  // than 2^31 codes.
+  ADABM_DEVICE uint32_t offset(uint32_t width, uint32_t pitch) const {
+    return (static_cast<uint32_t>(row) * width + static_cast<uint32_t>(column)) * pitch;
+  }
+};
+
+// Whether a pixel lies inside the image.
+ADABM_DEVICE bool inside_image(const Conv2dParams& p, int row, int column) {
+  return (static_cast<uint32_t>(row) < static_cast<uint32_t>(p.height)) & (static_cast<uint32_t>(column) < static_cast<uint32_t>(p.width));
+}
+
+// 16 bytes of codes of 8 or 4 bits from up to two words of narrower ones.
+ADABM_DEVICE ptx::Words4 widen_codes(int bits, int storage, const ptx::Words2& words) {
+  const auto word = [&](int i) { return words.w[i]; };
+  return bits == 4 ? convert_row<4>(2, word) : storage == 4 ? convert_row<8>(4, word) : convert_row<8>(2, word);
+}
+
+// Brings one chunk of channels of the tile and its halo into shared memory, as codes of `bits`, 8 or 4; zeros outside the image.
+template <bool kUnfolds>
+ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form& f, int bits, const uint8_t* image, int storage, int chunk,
                              uint32_t to) {
-  const int pitch = pixel_bytes(p.code_channels, storage), source_row_bytes = kRowBytes * storage / kBits;
+  const int thread = ptx::thread_index();
+  const int pitch = pixel_bytes(p.code_channels, storage), source_row_bytes = kRowBytes * storage / bits;
   const int halo_columns = at.columns + p.taps_w - 1, first_row = at.row - p.kernel_h / 2, first_column = at.column - p.taps_w / 2;
   // Units of 16 bytes, [pixel][plane]; a thread takes every kThreads-th and stays on its plane.
-  const int units = (at.rows + p.kernel_h - 1) * halo_columns << f.plane_shift, plane = threadIdx.x & (f.planes - 1);
+  const int units = (at.rows + p.kernel_h - 1) * halo_columns << f.plane_shift, plane = thread & (f.planes - 1);
   const Divisor& by_halo = p.by_halo[at.shape];
   to += plane * p.plane_pixels * kRowBytes;
   if constexpr (kUnfolds) {
     if (p.taps_w < p.kernel_w) {
-      for (int unit = threadIdx.x; unit < units; unit += kThreads) {
+#pragma unroll 1
+      for (int unit = thread; unit < units; unit += kThreads) {
         const int pixel = unit >> f.plane_shift, tile_row = by_halo.quotient(pixel), row = first_row + tile_row;
         const int column = first_column + pixel - tile_row * halo_columns - p.kernel_w / 2;
         const bool row_inside = static_cast<unsigned>(row) < static_cast<unsigned>(p.height);
-        unfold_row<kBits>(p, image, storage, row_inside ? row : -1, column, (chunk * f.planes + plane) * 4, to + pixel * kRowBytes);
+        unfold_row(p, image, storage, row_inside ? row : -1, column, (chunk * f.planes + plane) * 4, to + pixel * kRowBytes);
       }
       return;
     }
   }
-  const int from = (chunk * f.planes + plane) * source_row_bytes;
+  const int from = (chunk * f.planes + plane) * source_row_bytes, left = pitch - from;  // bytes of a pixel before and from here on
   const uint8_t* first = image + from;
-  struct Source {
-    int pixel;        // in the tile
-    uint32_t offset;  // in bytes from `first`; only of those inside the image does it mean anything
-    bool inside;
-  };
-  // Offsets count from the image's first pixel, not from the halo's: the halo may begin several long rows above the image, and a
-  // pixel then lies farther than 2^31 bytes behind its first one. An image has less than 2^31 codes.
-  const auto source_of = [&](int unit) {
-    const int pixel = unit >> f.plane_shift, tile_row = by_halo.quotient(pixel);
-    const uint32_t row = first_row + tile_row, column = first_column + pixel - tile_row * halo_columns;
-    const bool inside = (row < static_cast<uint32_t>(p.height)) & (column < static_cast<uint32_t>(p.width)) & (from < pitch);
-    return Source{pixel, (row * static_cast<uint32_t>(p.width) + column) * static_cast<uint32_t>(pitch), inside};
-  };
-  if (storage != kBits) {
-    // Some sources on their way together: words of each, at most.
-    constexpr int kWords = kBits == 8 ? 2 : 8, kBatch = kBits == 8 ? 3 : 2;
-    const int source_bytes = pitch - from < source_row_bytes ? pitch - from : source_row_bytes;
+  to += (thread >> f.plane_shift) * kRowBytes;
+  const uint32_t step_bytes = (kThreads >> f.plane_shift) * kRowBytes;
+  Walk walk(by_halo, first_row, first_column, halo_columns, thread >> f.plane_shift, kThreads >> f.plane_shift);
+  if (storage < bits) {
+    constexpr int kBatch = 3;  // sources on their way together
 #pragma unroll 1
-    for (int unit = threadIdx.x; unit < units; unit += kBatch * kThreads) {
-      uint32_t words[kBatch][kWords];
+    for (int unit = thread; unit < units;) {
+      ptx::Words2 words[kBatch];
 #pragma unroll
       for (int b = 0; b < kBatch; b++) {
-        const Source source = source_of(unit + b * kThreads);
-        const int here = source.inside & (unit + b * kThreads < units) ? source_bytes : 0;
+        const bool wanted = inside_image(p, walk.row, walk.column) & (unit + b * kThreads < units);
+        const uint32_t offset = walk.offset(p.width, pitch);
 #pragma unroll
-        for (int w = 0; w < kWords; w++)
-          words[b][w] = ptx::load_constant_if(4 * w < here, reinterpret_cast<const uint32_t*>(first + source.offset) + w);
+        for (int w = 0; w < 2; w++)
+          words[b].w[w] = ptx::load_constant_if(wanted & (4 * w < left) & (4 * w < source_row_bytes), reinterpret_cast<const uint32_t*>(first + offset) + w);
+        walk.next();
       }
-#pragma unroll
-      for (int b = 0; b < kBatch; b++)
-        if (unit + b * kThreads < units)
-          ptx::store_shared(to + ((unit + b * kThreads) >> f.plane_shift) * kRowBytes, convert_row<kBits>(storage, [&](int w) { return words[b][w]; }));
-    }
-  } else if ((reinterpret_cast<uintptr_t>(image) | pitch) % kRowBytes == 0) {
+      // One text for all of them: each comes to the first place in its turn.
 #pragma unroll 1
-    for (int unit = threadIdx.x; unit < units; unit += kThreads) {
-      const Source source = source_of(unit);
-      ptx::cp_async<16>(to + source.pixel * kRowBytes, first + source.offset, source.inside ? 16 : 0);
-    }
-  } else {
-#pragma unroll 1
-    for (int unit = threadIdx.x; unit < units; unit += kThreads) {
-      const Source source = source_of(unit);
-      const int here = source.inside ? pitch - from : 0;
+      for (int b = 0; b < kBatch && unit < units; b++, unit += kThreads) {
+        ptx::store_shared(to, widen_codes(bits, storage, words[0]));
+        to += step_bytes;
 #pragma unroll
-      for (int w = 0; w < 4; w++) ptx::cp_async<4>(to + source.pixel * kRowBytes + 4 * w, first + source.offset + 4 * w, 4 * w < here ? 4 : 0);
+        for (int i = 1; i < kBatch; i++) words[i - 1] = words[i];
+      }
     }
+    return;
   }
+  const bool whole_rows = (reinterpret_cast<uintptr_t>(image) | pitch) % kRowBytes == 0;
+  const auto each = [&](auto&& bring) {  // bytes of the pixel from here on, 0 outside the image
+#pragma unroll 1
+    for (int unit = thread; unit < units; unit += kThreads, to += step_bytes, walk.next())
+      bring(first + walk.offset(p.width, pitch), inside_image(p, walk.row, walk.column) ? left : 0);
+  };
+  if (storage > bits)
+    each([&](const uint8_t* source, int here) {
+      ptx::store_shared(to, convert_row<4>(8, [&](int i) { return ptx::load_constant_if(4 * i < here, reinterpret_cast<const uint32_t*>(source) + i); }));
+    });
+  else if (whole_rows)
+    each([&](const uint8_t* source, int here) { ptx::cp_async<16>(to, source, here > 0 ? 16 : 0); });
+  else
+    each([&](const uint8_t* source, int here) {
+#pragma unroll
+      for (int w = 0; w < 4; w++) ptx::cp_async<4>(to + 4 * w, source + 4 * w, 4 * w < here ? 4 : 0);
+    });
 }
 
 // Bytes of shared memory of the tiles of codes; as many that the one being filled is not the one being read.
@@ -119,8 +151,8 @@ ADABM_DEVICE uint32_t weight_source(uint32_t i, int run_shift) {
 }
 
 template <int kTiles>
-ADABM_DEVICE void begin_sums(int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
-  const int32_t first = ptx::opaque(kFirstSum);  // else every way to here sets them
+ADABM_DEVICE void begin_sums(bool with_box, int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
+  const int32_t first = ptx::opaque(first_sum(with_box));  // else every way to here sets them
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -131,49 +163,157 @@ ADABM_DEVICE void begin_sums(int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4])
     }
 }
 
-// kGroup: steps that are taken together; 3 needs a kernel whose columns are a multiple of it. kBox: whether the sums of the codes may be
-// wanted, which with_box says.
-// acc[i][j] gets the products of the warp's i-th 16 pixels and j-th 8 columns of outputs, from kFirstSum on; box[i] the sums of the codes,
-// in every column.
-template <int kBits, int kTiles, int kGroup, bool kBox>
-ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t* image, int storage, const uint8_t* weights, int run_shift,
-                           bool with_box, int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
+// What the bits of an image's codes decide.
+struct ImageForm {
+  int bits;
+  bool four_bits, with_box;  // whether products take 4 bits; whether the sums of the codes belong to the results
+};
+
+// On compute capability 9 and later a product of 4-bit numbers is a call that unpacks them: never worth it.
+ADABM_DEVICE bool takes_four_bits(const ImageForm& form) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return false;
+#else
+  return form.four_bits;
+#endif
+}
+
+// Steps of 32 bytes of every pixel and output, next to one another in the tile (`rows`: of A that this lane names) and in the weights
+// (`columns`: of B). acc[i][j] gets the products of the warp's i-th 16 pixels and j-th 8 columns of outputs; box[i] the sums of the codes,
+// in every column, where they are wanted. kBegins: the first step begins the sums, which takes a copy of this text, and saves a move for
+// each of them.
+template <int kSteps, int kBits, bool kBox, bool kBegins, int kTiles>
+ADABM_DEVICE void take_steps(const uint32_t (&rows)[2], uint32_t tap, uint32_t columns, bool with_box, int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
+#pragma unroll
+  for (int g = 0; g < kSteps; g++) {
+    uint32_t a[2][4], b[kTiles / 2][4];
+#pragma unroll
+    for (int i = 0; i < 2; i++) ptx::ldmatrix_x4(a[i], rows[i] + tap + g * kRowBytes);
+#pragma unroll
+    for (int j = 0; j < kTiles / 2; j++) ptx::ldmatrix_x4(b[j], columns + (g * kTiles * 8 * 2 + j * 16) * kRowBytes);
+#pragma unroll
+    for (int j = 0; j < kTiles; j++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const uint32_t column[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
+        if (kBegins && g == 0)
+          ptx::mma_from<kBits>(acc[i][j], a[i], column, first_sum(kBox));
+        else
+          ptx::mma<kBits>(acc[i][j], a[i], column);
+      }
+    if constexpr (kBox) {
+      constexpr uint32_t kOne = kBits == 8 ? 0x01010101u : 0x11111111u, kOnes[2] = {kOne, kOne};
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        if (kBegins && g == 0)
+          ptx::mma_from<kBits>(box[i], a[i], kOnes, 0);
+        else
+          ptx::mma_if<kBits>(with_box, box[i], a[i], kOnes);
+      }
+    }
+  }
+}
+
+// Where a warp's matrices are in shared memory.
+struct Matrices {
+  uint32_t rows[2];  // of A that this lane names, in the first tile of codes and for the first tap
+  uint32_t column;   // of B, in a slice of weights
+
+  ADABM_DEVICE Matrices(const Place& at, uint32_t codes, int halo_columns, uint32_t code_plane_bytes, uint32_t weight_plane_bytes) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int pixel = warp * kWarpPixels + i * 16 + lane % 16;
+      if (pixel >> at.shift >= at.rows) pixel = 0;  // computed, never stored
+      rows[i] = codes + ((pixel >> at.shift) * halo_columns + (pixel & (at.columns - 1))) * kRowBytes + lane / 16 * code_plane_bytes;
+    }
+    column = (lane / 16 * 8 + lane % 8) * kRowBytes + lane / 8 % 2 * weight_plane_bytes;
+  }
+};
+
+// The products of the widest tile, an inner one, by kernels of three columns and more than one row: a row of them at a time, which is one
+// stage of weights. Those of 4 bits may be with the sums of the codes.
+template <int kBits>
+ADABM_DEVICE void multiply_rows(const Conv2dParams& p, const Place& at, bool with_box, const uint8_t* image, int storage, uint32_t weights,
+                                int run_shift, int32_t (&acc)[2][8][4], int32_t (&box)[2][4]) {
+  constexpr int kSteps = 3, kWeightBytes = kMaxTileOutputs * kSliceBytes, kStageBytes = kSteps * kWeightBytes;
+  static_assert(kWeightBytes == kThreads * kRowBytes && kStages == 3, "");
+  Form f = p.forms[kBits == 4];
+  f.planes = 2, f.plane_shift = 1, f.stage_slices = kSteps;  // as they are for such kernels
+  const uint32_t plane_bytes = p.plane_pixels * kRowBytes, code_bytes = 2 * plane_bytes;
+  const uint32_t codes = ptx::shared_base(), codes_end = codes + code_buffers(f) * code_bytes, stages_end = codes_end + kStages * kStageBytes;
+  const int halo_columns = at.columns + kSteps - 1, stages = f.chunks * p.kernel_h;
+  const Matrices matrices(at, codes, halo_columns, plane_bytes, kWeightBytes / 2);
+  const uint32_t sixteen_bytes = (16 >> at.shift) * halo_columns * kRowBytes;  // from a warp's first pixels to its others, of an inner tile
+  weights += weight_source<8>(threadIdx.x, run_shift);
+
+  // What is issued runs two stages ahead of what is multiplied. Both go round in one or two tiles of codes and in three stages of weights.
+  // Registers are short: what follows from these counters has none of its own.
+  int chunk = 0, row = 0;                // of what is issued
+  uint32_t stage = codes_end, tap = 0;  // the latter from the first tile of codes
+#pragma unroll 1
+  for (int i = 0; i < stages + kStages - 1; i++) {
+    if (i >= kStages - 1) {
+      ptx::cp_async_wait<kStages - 2>();
+      ptx::sync_block();
+    }
+    if (i < stages) {
+      if (row == 0) {
+        load_codes<false>(p, at, f, kBits, image, storage, chunk, codes + (chunk & 1) * code_bytes);
+        chunk++;
+      }
+      const uint32_t target = stage + ptx::thread_index() * kRowBytes;
+#pragma unroll
+      for (int g = 0; g < kSteps; g++) ptx::cp_async<16>(target + g * kWeightBytes, p.packed + weights + g * kWeightBytes, 16);
+      weights += kStageBytes;
+    }
+    ptx::cp_async_commit();  // an empty group too: waits count groups
+    if ((stage += kStageBytes) == stages_end) stage = codes_end;
+    if (i >= kStages - 1) {
+      // Of three stages in turn the one behind what was issued last is the oldest.
+      const uint32_t columns = stage + matrices.column, rows[2] = {matrices.rows[0], matrices.rows[0] + sixteen_bytes};
+      if (kBits == 8 && i == kStages - 1) {
+        take_steps<kSteps, kBits, false, true>(rows, tap, columns, false, acc, box);
+      } else {
+        if (i == kStages - 1) begin_sums<8>(with_box, acc, box);
+        if (kBits == 4 && with_box)
+          take_steps<kSteps, kBits, kBits == 4, false>(rows, tap, columns, true, acc, box);
+        else
+          take_steps<kSteps, kBits, false, false>(rows, tap, columns, false, acc, box);
+      }
+      tap += halo_columns * kRowBytes;
+      // Two rows behind the first of a chunk is the last of the one before it: on to the other tile of codes.
+      if (row == 1) tap = code_bytes + p.kernel_h * halo_columns * kRowBytes - tap;
+    }
+    if (++row == p.kernel_h) row = 0;
+  }
+  ptx::cp_async_wait<0>();
+}
+
+// The same by any kernel and of any tile, a step at a time. kBits: 8, 4, or 0 for either in one loop, which is less code and more branches.
+template <int kTiles, int kBits>
+ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const ImageForm& form, const uint8_t* image, int storage, uint32_t weights,
+                           int run_shift, int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
   constexpr int kPlaneBytes = kTiles * 8 * kRowBytes, kWeightBytes = 2 * kPlaneBytes;  // of a slice
-  static_assert(kGroup == 1 || kWeightBytes == kThreads * kRowBytes, "");
-  const Form& f = p.forms[kBits == 4];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const bool four_bits = kBits == 0 ? takes_four_bits(form) : kBits == 4;
+  const Form& f = p.forms[four_bits];
   const uint32_t plane_bytes = p.plane_pixels * kRowBytes, code_bytes = plane_bytes * f.planes;
   const uint32_t codes = ptx::shared_base(), staged = codes + code_buffers(f) * code_bytes, stage_bytes = f.stage_slices * kWeightBytes;
   const int halo_columns = at.columns + p.taps_w - 1;
-
-  uint32_t rows[2];  // of A that this lane names
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    int pixel = warp * kWarpPixels + i * 16 + lane % 16;
-    if (pixel >> at.shift >= at.rows) pixel = 0;  // computed, never stored
-    rows[i] = codes + ((pixel >> at.shift) * halo_columns + (pixel & (at.columns - 1))) * kRowBytes + lane / 16 * plane_bytes;
-  }
-  const uint32_t column = (lane / 16 * 8 + lane % 8) * kRowBytes + lane / 8 % 2 * kPlaneBytes;  // of B
+  const Matrices matrices(at, codes, halo_columns, plane_bytes, kPlaneBytes);
 
   // What is issued runs ahead of what is multiplied. Both go round in the tiles of codes and in the stages of weights.
   const uint32_t codes_end = staged, staged_end = staged + kStages * stage_bytes;
   int issued_chunk = 0, issued_slice = 0;
   uint32_t issued_codes = codes, issued_stage = staged;
-  if constexpr (kGroup == 3) weights += weight_source<kTiles>(threadIdx.x, run_shift);
   const auto issue = [&] {
     if (issued_chunk < f.chunks) {
-      if (issued_slice == 0) load_codes<kBits, kBits == 8 && kGroup == 1>(p, at, f, image, storage, issued_chunk, issued_codes);
+      if (issued_slice == 0) load_codes<kBits != 4>(p, at, f, four_bits ? 4 : 8, image, storage, issued_chunk, issued_codes);
       const uint32_t target = issued_stage + threadIdx.x * kRowBytes;
-      if constexpr (kGroup == 3) {  // every stage is full
-#pragma unroll
-        for (int g = 0; g < kGroup; g++) ptx::cp_async<16>(target + g * kWeightBytes, weights + g * kWeightBytes, 16);
-        weights += kGroup * kWeightBytes, issued_slice += kGroup;
-      } else {
-        const int count = f.slices - issued_slice < f.stage_slices ? f.slices - issued_slice : f.stage_slices;
-        for (int i = threadIdx.x; i * kRowBytes < count * kWeightBytes; i += kThreads)
-          ptx::cp_async<16>(target + (i - threadIdx.x) * kRowBytes, weights + weight_source<kTiles>(i, run_shift), 16);
-        weights += count * kWeightBytes, issued_slice += count;
-      }
+      const int count = f.slices - issued_slice < f.stage_slices ? f.slices - issued_slice : f.stage_slices;
+      for (int i = threadIdx.x; i * kRowBytes < count * kWeightBytes; i += kThreads)
+        ptx::cp_async<16>(target + (i - threadIdx.x) * kRowBytes, p.packed + weights + weight_source<kTiles>(i, run_shift), 16);
+      weights += count * kWeightBytes, issued_slice += count;
       if ((issued_stage += stage_bytes) == staged_end) issued_stage = staged;
       if (issued_slice == f.slices) {
         issued_slice = 0, issued_chunk++;
@@ -183,7 +323,7 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
     ptx::cp_async_commit();  // an empty group too: waits count groups
   };
 
-  begin_sums<kTiles>(acc, box);
+  begin_sums<kTiles>(form.with_box, acc, box);
   int chunk = 0, slice = 0, tap_row = 0, tap_column = 0, ahead = 0;
   uint32_t stage = staged, chunk_codes = 0, tap = 0;  // the latter two from the first tile of codes; the last of the tap and the rows of channels
 #pragma unroll 1
@@ -197,42 +337,20 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
       ahead++;
       continue;
     }
-    uint32_t from = stage + column;
-    const int end = kGroup == 3 ? slice + kGroup : slice + f.stage_slices < f.slices ? slice + f.stage_slices : f.slices;
+    uint32_t from = stage + matrices.column;
+    const int end = slice + f.stage_slices < f.slices ? slice + f.stage_slices : f.slices;
 #pragma unroll 1
     do {
-#pragma unroll
-      for (int g = 0; g < kGroup; g++) {
-        uint32_t a[2][4], b[kTiles / 2][4];
-#pragma unroll
-        for (int i = 0; i < 2; i++) ptx::ldmatrix_x4(a[i], rows[i] + tap + g * kRowBytes);
-#pragma unroll
-        for (int j = 0; j < kTiles / 2; j++) ptx::ldmatrix_x4(b[j], from + g * kWeightBytes + j * 16 * kRowBytes);
-#pragma unroll
-        for (int j = 0; j < kTiles; j++)
-#pragma unroll
-          for (int i = 0; i < 2; i++) {
-            if constexpr (kBits == 8)
-              ptx::mma_u8s8(acc[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
-            else
-              ptx::mma_u4s4(acc[i][j], a[i], {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
-          }
-        if constexpr (kBox) {
-#pragma unroll
-          for (int i = 0; i < 2; i++) {
-            if constexpr (kBits == 8)
-              ptx::mma_u8s8_if(with_box, box[i], a[i], {0x01010101u, 0x01010101u});
-            else
-              ptx::mma_u4s4_if(with_box, box[i], a[i], {0x11111111u, 0x11111111u});
-          }
-        }
-      }
-      from += kGroup * kWeightBytes, tap += kGroup * kRowBytes, slice += kGroup;
-      if ((tap_column += kGroup) == p.taps_w) {
+      if (four_bits)
+        take_steps<1, 4, true, false>(matrices.rows, tap, from, form.with_box, acc, box);
+      else
+        take_steps<1, 8, true, false>(matrices.rows, tap, from, form.with_box, acc, box);
+      from += kWeightBytes, tap += kRowBytes, slice++;
+      if (++tap_column == p.taps_w) {
         tap_column = 0, tap += (halo_columns - p.taps_w) * kRowBytes;
         if (++tap_row == p.kernel_h) tap_row = 0, tap += 2 * plane_bytes - p.kernel_h * halo_columns * kRowBytes;
       }
-    } while (kGroup == 1 && slice < end);
+    } while (slice < end);
     if ((stage += stage_bytes) == staged_end) stage = staged;
     if (slice == f.slices) {
       slice = 0, chunk++;
@@ -243,12 +361,6 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const uint8_t
   ptx::cp_async_wait<0>();
 }
 
-// What the bits of an image's codes decide.
-struct ImageForm {
-  int bits;
-  bool four_bits, with_box;  // whether products take 4 bits; whether the sums of the codes belong to the results
-};
-
 ADABM_DEVICE const PackedHeader* header_of(const Conv2dParams& p) { return reinterpret_cast<const PackedHeader*>(p.packed); }
 
 ADABM_DEVICE ImageForm form_of(const Conv2dParams& p, int image) {
@@ -257,6 +369,18 @@ ADABM_DEVICE ImageForm form_of(const Conv2dParams& p, int image) {
   form.four_bits = p.four_bits && form.bits <= 4;
   form.with_box = ptx::load_constant(header_of(p)->box + form.four_bits);
   return form;
+}
+
+// The outputs of a tile, by subtractions: most layers need none, and a division costs registers that are moved around it.
+ADABM_DEVICE OutputTile outputs_of(const Conv2dParams& p, int tile) {
+  int whole = 0, part = tile;
+  if (p.tiling.tiles_per_sub == 1) {
+    whole = tile, part = 0;
+  } else {
+#pragma unroll 1
+    for (; part >= p.tiling.tiles_per_sub; part -= p.tiling.tiles_per_sub) whole++;
+  }
+  return output_tile(p.tiling, p.shuffle, whole, part);
 }
 
 // Results of the sums of a tile that has straight lines.
@@ -297,37 +421,34 @@ __global__ void __launch_bounds__(kThreads, kBlocks) conv2d_sm80(const __grid_co
   if (share == Share::kNone) return;
   const uint8_t* x = behind(p.x_q, p.x_image, image);
   const Form& f = p.forms[form.four_bits];
-  const uint8_t* weights = p.packed + f.offset + ((p.border_kernels ? at.kernel : 0) * static_cast<int64_t>(p.tiling.tiles) + output) * f.tile_bytes;
+  // In `packed`, which is less than 4 GB.
+  const uint32_t weights = static_cast<uint32_t>(f.offset) + ((p.border_kernels ? at.kernel : 0) * p.tiling.tiles + output) * static_cast<uint32_t>(f.tile_bytes);
   const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
   Lines lines = Lines::kGeneral;
   if (kWide && p.straight && at.shape == kInner && !by_pixel) lines = straight_form(p, image);
   int32_t acc[2][kTiles][4], box[2][4];
   const int order = kWide ? run_shift(lines) : 2;
-  // The wide tile, which most layers take, goes through a row of a 3x3 or 9x9 kernel in one go.
-  const bool threes = kWide && p.taps_w % 3 == 0;
-  constexpr int kGroup = kWide ? 3 : 1;
   if (computes(share)) {
-// On compute capability 9 and later a product of 4-bit numbers is a call that unpacks them: never worth it.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
-    if (form.four_bits && threes && !form.with_box)
-      multiply<4, kTiles, kGroup, false>(p, at, x, storage, weights, order, false, acc, box);
-    else if (form.four_bits && threes)
-      multiply<4, kTiles, kGroup, true>(p, at, x, storage, weights, order, true, acc, box);
-    else if (form.four_bits)
-      multiply<4, kTiles, 1, true>(p, at, x, storage, weights, order, form.with_box, acc, box);
-    else
-#endif
-    if (threes && !form.with_box)
-      multiply<8, kTiles, kGroup, false>(p, at, x, storage, weights, order, false, acc, box);
-    else
-      multiply<8, kTiles, 1, true>(p, at, x, storage, weights, order, form.with_box, acc, box);
+    if constexpr (kWide) {
+      const bool by_rows = p.taps_w == 3 && p.kernel_h > 1 && at.shape == kInner && (form.four_bits || !form.with_box);  // most layers
+      if (!by_rows)
+        multiply<kTiles, 0>(p, at, form, x, storage, weights, order, acc, box);
+      else if (takes_four_bits(form))
+        multiply_rows<4>(p, at, form.with_box, x, storage, weights, order, acc, box);
+      else
+        multiply_rows<8>(p, at, false, x, storage, weights, order, acc, box);
+    } else if (takes_four_bits(form)) {
+      multiply<kTiles, 4>(p, at, form, x, storage, weights, order, acc, box);
+    } else {
+      multiply<kTiles, 8>(p, at, form, x, storage, weights, order, acc, box);
+    }
   } else {
-    begin_sums<kTiles>(acc, box);
+    begin_sums<kTiles>(form.with_box, acc, box);
   }
   // Known again in place of kept: registers are short where products are made.
   const int same_image = ptx::opaque(image);
   form = form_of(p, same_image);
-  const OutputTile outputs = output_tile(p.tiling, p.shuffle, output);
+  const OutputTile outputs = outputs_of(p, output);
   if constexpr (kWide) {
     if (lines != Lines::kGeneral) return straight_results(p, lines, at, outputs, image, form, acc, box);
   }

@@ -18,8 +18,7 @@ namespace cuda {
 // Bytes behind the codes of a pixel on their way out, which keep rows of 8-byte words on different banks.
 constexpr int kStagePad = 8;
 
-// Which form a tile takes: the general one or straight lines. Those for codes alone have no activation; what they cannot do as it is, those
-// for float32 do.
+// Which form a tile takes: the general one or straight lines.
 enum class Lines { kGeneral, kCodes, kFloats, kInt16 };
 
 // log2 of the neighbouring outputs of a thread: codes alone take what makes 16 bytes, features what makes 16 bytes of int16.
@@ -38,33 +37,42 @@ ADABM_DEVICE T* behind(T* first, uint32_t bytes, uint32_t count) {
   return first + static_cast<uint64_t>(count) * bytes;
 }
 
-// A sum in the accumulators begins at the bits of kAnchor, so that a float's sum makes it a float where it is small.
-constexpr int32_t kFirstSum = 0x4b400000;
+// A sum begins at the bits of kAnchor, so that a float's sum makes it a float where it is small.
+constexpr uint32_t kFirstSum = 0x4b400000;
+
+// What the accumulators begin at: they are doubled where the sums of the codes are added.
+ADABM_DEVICE int32_t first_sum(bool with_box) { return static_cast<int32_t>(with_box ? kFirstSum / 2 : kFirstSum); }
+ADABM_DEVICE uint32_t whole_sum(bool with_box, int32_t acc, int32_t box) {
+  return with_box ? 2 * static_cast<uint32_t>(acc) + static_cast<uint32_t>(box) : static_cast<uint32_t>(acc);
+}
 
 // Of a tile that may take straight lines.
 ADABM_DEVICE Lines straight_form(const Conv2dParams& p, int image) {
-  bool without_relu = p.activation == ADABM_ACT_NONE;
+  bool relu_of_codes = p.activation == ADABM_ACT_NONE;  // whether none is needed, or codes can be taken first
   if (p.y_q) {
     const CodeGrid grid = code_grid(p.out_grid, image_bits(p.out_bits, image), p.y_unit);
     if (!grid.exact) return Lines::kGeneral;
-    without_relu |= codes_need_no_relu(grid);
+    relu_of_codes |= grid.scale > 0.0f;
   }
-  if (p.y_int16) return Lines::kInt16;
-  return p.y || p.residual || !without_relu ? Lines::kFloats : Lines::kCodes;
+  return p.y_int16 ? Lines::kInt16 : p.y || p.residual || !relu_of_codes ? Lines::kFloats : Lines::kCodes;
 }
 
 // ---- straight lines
+
+// Larger kernels have more classes of constants than a byte can tell apart.
+constexpr int kStraightKernel = 7;
 
 // The four pixels of a thread, of an inner tile: the m-th is 8 m pixels behind the first of the tile's.
 struct Pixels {
   int first;                // in y, in pixels, of the first sub-pixel of the tile of outputs
   int step, double_step;    // to the next one, and from every second one to the next; the same for all threads
-  uint32_t inside;          // bit m: whether the image has it
-  uint32_t classes[2];      // of constants in beta, 16 bits for each
+  uint32_t inside;          // bit m: whether the image has it; bit 4: whether the tile has several classes of constants
+  uint32_t classes;         // of constants in beta, a byte for each
 
   ADABM_DEVICE bool has(int m) const { return inside >> m & 1; }
   ADABM_DEVICE int at(int m) const { return first + m % 2 * step + m / 2 * double_step; }
-  ADABM_DEVICE int class_of(int m) const { return classes[m / 2] >> (m % 2 * 16) & 0xffffu; }
+  ADABM_DEVICE bool several_classes() const { return inside & 16; }
+  ADABM_DEVICE int class_of(int m) const { return ptx::byte_perm(classes, 0, 0x4440 + m); }
 };
 
 // The m-th pixel of this thread within the tile.
@@ -75,19 +83,21 @@ ADABM_DEVICE Pixels own_pixels(const Conv2dParams& p, const Place& at, const Out
   Pixels pixels;
   // 8 pixels are half a row of the tile or one.
   pixels.step = at.shift == 3 ? r * row_pixels : 8 * r, pixels.double_step = at.shift == 3 ? 2 * r * row_pixels : r * row_pixels;
-  pixels.inside = 0, pixels.classes[0] = pixels.classes[1] = 0;
+  const int first = pixel_of(0), first_row = at.row + (first >> at.shift), first_column = at.column + (first & (at.columns - 1));
+  pixels.first = (first_row * r + sub_row) * row_pixels + first_column * r + outputs.sub - sub_row * r;
+  pixels.inside = 0xf, pixels.classes = p.border_kernels ? static_cast<uint32_t>(at.kernel) * 0x01010101u : 0u;
   const bool one_class = p.border_kernels || (at.row >= pad_h && at.row + at.rows + pad_h <= p.height && at.column >= pad_w &&
                                               at.column + at.columns + pad_w <= p.width);
-  if (p.border_kernels) pixels.classes[0] = pixels.classes[1] = static_cast<uint32_t>(at.kernel) * 0x10001u;
-#pragma unroll
-  for (int m = 0; m < 4; m++) {
-    const int pixel = pixel_of(m), row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
-    if (m == 0) pixels.first = (row * r + sub_row) * row_pixels + column * r + outputs.sub - sub_row * r;
-    const bool inside = row < at.end_row && column < at.end_column;
-    pixels.inside |= static_cast<uint32_t>(inside) << m;
-    if (!one_class && inside) {
-      const int border = border_class(row, p.height, pad_h) * (pad_w + 1) * (pad_w + 1) + border_class(column, p.width, pad_w);
-      pixels.classes[m / 2] |= static_cast<uint32_t>(border) << (m % 2 * 16);
+  if (!one_class || at.row + at.rows > at.end_row || at.column + at.columns > at.end_column) {
+    pixels.inside = one_class ? 0 : 16;
+#pragma unroll 1
+    for (int m = 0; m < 4; m++) {
+      const int pixel = pixel_of(m), row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
+      const bool inside = row < at.end_row && column < at.end_column;
+      pixels.inside |= static_cast<uint32_t>(inside) << m;
+      if (one_class || !inside) continue;
+      const uint32_t border = border_class(row, p.height, pad_h) * (pad_w + 1) * (pad_w + 1) + border_class(column, p.width, pad_w);
+      pixels.classes |= border << (8 * m);
     }
   }
   return pixels;
@@ -143,8 +153,7 @@ ADABM_DEVICE void make_floats(bool with_box, bool small, int32_t (&acc)[2][kTile
 #pragma unroll
       for (int j = 0; j < kTiles; j++)
 #pragma unroll
-        for (int r = 0; r < 4; r++)
-          acc[i][j][r] = static_cast<int32_t>(2 * static_cast<uint32_t>(acc[i][j][r]) + (static_cast<uint32_t>(box[i][r / 2 * 2]) - static_cast<uint32_t>(kFirstSum)));
+        for (int r = 0; r < 4; r++) acc[i][j][r] = static_cast<int32_t>(whole_sum(true, acc[i][j][r], box[i][r / 2 * 2]));
   }
   if (small) {
 #pragma unroll
@@ -160,7 +169,7 @@ ADABM_DEVICE void make_floats(bool with_box, bool small, int32_t (&acc)[2][kTile
       for (int j = 0; j < kTiles; j++)
 #pragma unroll
         for (int r = 0; r < 4; r++)
-          acc[i][j][r] = static_cast<int32_t>(ptx::bits_of(static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(acc[i][j][r]) - static_cast<uint32_t>(kFirstSum)))));
+          acc[i][j][r] = static_cast<int32_t>(ptx::bits_of(static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(acc[i][j][r]) - kFirstSum))));
   }
 }
 
@@ -175,33 +184,63 @@ ADABM_DEVICE void load_row(const float* from, float (&to)[kCount]) {
   }
 }
 
-// Eight neighbouring codes of a pixel as they are stored: in two words, one, or the low half of one. pairs[k] has codes k and k + 4 in its
-// halves.
-ADABM_DEVICE ptx::Words2 pack_eight(int storage, const uint32_t (&pairs)[4]) {
-  // Of the first and the last two pairs; a product with a power of two and a sum are one instruction.
-  const uint32_t factor = 1u << storage, first = pairs[1] * factor + pairs[0], last = pairs[3] * factor + pairs[2];
-  if (storage == 8) return {{ptx::byte_perm(first, last, 0x5410), ptx::byte_perm(first, last, 0x7632)}};
-  const uint32_t four = last * (factor * factor) + first;
-  return {{storage == 4 ? four : ptx::byte_perm(four, 0, 0x4420), 0}};
+// Codes that code_pair gives, of two neighbouring ones each in a half; a product with a power of two and a sum are one instruction.
+ADABM_DEVICE uint32_t join_codes(uint32_t first, uint32_t second, uint32_t factor) { return second * factor + first; }
+
+// Eight neighbouring codes of a pixel, as they are stored: pairs[k] has codes k and k + 4 in its halves.
+ADABM_DEVICE void store_eight(uint8_t* to, int storage, const uint32_t (&pairs)[4]) {
+  const auto join = [&](uint32_t factor, uint32_t& first, uint32_t& last) {
+    first = join_codes(pairs[0], pairs[1], factor), last = join_codes(pairs[2], pairs[3], factor);
+  };
+  uint32_t first, last;
+  if (storage == 8) {
+    join(256, first, last);
+    ptx::store_global(reinterpret_cast<ptx::Words2*>(to), {{ptx::byte_perm(first, last, 0x5410), ptx::byte_perm(first, last, 0x7632)}});
+  } else if (storage == 4) {
+    join(16, first, last);
+    ptx::store_global(reinterpret_cast<uint32_t*>(to), join_codes(first, last, 256));
+  } else {
+    join(4, first, last);
+    ptx::store_global(reinterpret_cast<uint16_t*>(to), static_cast<uint16_t>(ptx::byte_perm(join_codes(first, last, 16), 0, 0x4420)));
+  }
 }
 
-// Stores what pack_eight has made.
-ADABM_DEVICE void store_eight(uint8_t* to, int storage, const ptx::Words2& codes) {
-  if (storage == 8)
-    ptx::store_global(reinterpret_cast<ptx::Words2*>(to), codes);
-  else if (storage == 4)
-    ptx::store_global(reinterpret_cast<uint32_t*>(to), codes.w[0]);
-  else
-    ptx::store_global(reinterpret_cast<uint16_t*>(to), static_cast<uint16_t>(codes.w[0]));
-}
+// How eight such codes become one or two words without a question for each which storage it is: numbers of the storage alone, worked out
+// once, are operands of the same instructions.
+struct Packing {
+  uint32_t next, next_two;  // by which a code and two codes are multiplied to stand behind others
+  uint32_t low;             // bytes of the first word, of the first and the last four codes
 
-ADABM_DEVICE void store_sixteen(uint8_t* to, int storage, const ptx::Words2& low, const ptx::Words2& high) {
+  ADABM_DEVICE explicit Packing(int storage)
+      : next(ptx::opaque(1u << storage)), next_two(ptx::opaque(storage == 2 ? 16u : 0u)), low(ptx::opaque(storage == 8 ? 0x5410u : storage == 4 ? 0x6240u : 0x7720u)) {}
+
+  // The second word is for codes of 8 bits; those of 2 bits are in the low half of the first.
+  ADABM_DEVICE ptx::Words2 pack(const uint32_t (&pairs)[4]) const {
+    const uint32_t first = join_codes(pairs[0], pairs[1], next), last = join_codes(pairs[2], pairs[3], next);
+    return {{ptx::byte_perm(join_codes(first, last, next_two), last, low), ptx::byte_perm(first, last, 0x7632)}};
+  }
+};
+
+// Stores sixteen codes of each of a thread's pixels: codes[0] and codes[1] have the first and the last eight. `to` is y_q's place of the
+// first ones of its first pixel.
+ADABM_DEVICE void store_sixteens(uint8_t* to, int pitch, int storage, const Pixels& pixels, const ptx::Words2 (&codes)[2][4]) {
+  const auto each = [&](auto&& store) {
+#pragma unroll
+    for (int m = 0; m < 4; m++)
+      if (pixels.has(m)) store(behind(to, pitch, pixels.at(m)), codes[0][m], codes[1][m]);
+  };
   if (storage == 8)
-    ptx::store_global(reinterpret_cast<ptx::Words4*>(to), {{low.w[0], low.w[1], high.w[0], high.w[1]}});
+    each([](uint8_t* pixel, const ptx::Words2& low, const ptx::Words2& high) {
+      ptx::store_global(reinterpret_cast<ptx::Words4*>(pixel), {{low.w[0], low.w[1], high.w[0], high.w[1]}});
+    });
   else if (storage == 4)
-    ptx::store_global(reinterpret_cast<ptx::Words2*>(to), {{low.w[0], high.w[0]}});
+    each([](uint8_t* pixel, const ptx::Words2& low, const ptx::Words2& high) {
+      ptx::store_global(reinterpret_cast<ptx::Words2*>(pixel), {{low.w[0], high.w[0]}});
+    });
   else
-    ptx::store_global(reinterpret_cast<uint32_t*>(to), ptx::byte_perm(low.w[0], high.w[0], 0x5410));
+    each([](uint8_t* pixel, const ptx::Words2& low, const ptx::Words2& high) {
+      ptx::store_global(reinterpret_cast<uint32_t*>(pixel), ptx::byte_perm(low.w[0], high.w[0], 0x5410));
+    });
 }
 
 // Results of a tile whose sums are floats, from registers to memory. residuals: the first ones, with features.
@@ -224,10 +263,13 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
     y_q = behind(p.y_q, p.y_q_image, image) + (outputs.channel + first_output) / 8 * storage;
   }
   const bool relu = kFeatures && p.activation == ADABM_ACT_RELU;
-  ptx::Words2 first_codes[4];
+  // Codes grow with values: those of max(v, 0) are those of v, but no less than that of 0.
+  const uint32_t lowest = !kFeatures && p.activation == ADABM_ACT_RELU ? code_pair(0.0f, 0.0f, grid) : 0u;
+  const Packing packing(storage);
+  ptx::Words2 codes[2][4];  // without features
 #pragma unroll
   for (int run = 0; run < 2; run++) {
-    float alphas[kRun];
+    float alphas[kRun], betas[kRun];
     pixels.first = ptx::opaque(pixels.first), o = ptx::opaque(o);
     load_row(p.alpha + ((bits - ADABM_MIN_BITS) * p.out_channels + o), alphas);
     if constexpr (kInt16) {
@@ -237,12 +279,12 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
 #pragma unroll
     for (int m = 0; m < 4; m++) {
       float values[kRun];
-      // Also where all pixels are of one class: to load again what the cache has costs no more than to find out.
-      load_row(p.beta + (pixels.class_of(m) * p.out_channels + o), values);
+      // Features leave no registers to keep what all pixels of a tile inside the image have in common.
+      if (kFeatures || m == 0 || pixels.several_classes()) load_row(p.beta + (pixels.class_of(m) * p.out_channels + o), betas);
 #pragma unroll
       for (int k = 0; k < kRun; k++) {
-        if constexpr (kInt16) values[k] *= p.y_units;
-        values[k] = fmaf(ptx::float_of(acc[m / 2][(run * kRun + k) / 2][m % 2 * 2 + k % 2]), alphas[k], values[k]);
+        if constexpr (kInt16) betas[k] *= p.y_units;
+        values[k] = fmaf(ptx::float_of(acc[m / 2][(run * kRun + k) / 2][m % 2 * 2 + k % 2]), alphas[k], betas[k]);
       }
       if (relu) {
 #pragma unroll
@@ -288,19 +330,19 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
         uint32_t pairs[4];
 #pragma unroll
         for (int k = 0; k < 4; k++) pairs[k] = code_pair(values[k], values[k + 4], grid);
-        const ptx::Words2 packed = pack_eight(storage, pairs);
-        uint8_t* to = behind(y_q, code_pitch, pixels.at(m));
-        if (kFeatures) {
-          if (pixels.has(m)) store_eight(to + run * kNext / 8 * storage, storage, packed);
-        } else if (run == 0) {
-          first_codes[m] = packed;
-        } else if (pixels.has(m)) {
-          store_sixteen(to, storage, first_codes[m], packed);
+        if (lowest) {
+#pragma unroll
+          for (int k = 0; k < 4; k++) pairs[k] = ptx::max_halves(pairs[k], lowest);
         }
+        if (!kFeatures)
+          codes[run][m] = packing.pack(pairs);
+        else if (pixels.has(m))
+          store_eight(behind(y_q, code_pitch, pixels.at(m)) + run * kNext / 8 * storage, storage, pairs);
       }
     }
     o += kNext;
   }
+  if (!kFeatures) store_sixteens(y_q, code_pitch, storage, pixels, codes);
 }
 
 // ---- the general form
@@ -327,23 +369,26 @@ ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const Outp
   uint8_t* y_q = p.y_q + static_cast<int64_t>(image) * p.height * p.shuffle * row_pixels * code_channels;
   const int sub_words = outputs.subs * words;
   const uint32_t infos = ptx::shared_base() + kTilePixels * kPitch;
+  const Divider by_pixel(sub_words), by_sub(words);
+#pragma unroll 1
   for (int unit = threadIdx.x; unit < kTilePixels * sub_words; unit += kThreads) {
-    const int pixel = unit / sub_words, in_pixel = unit % sub_words;
+    const int pixel = by_pixel.quotient(unit), in_pixel = by_pixel.rest(unit);
     const int row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
     if (ptx::load_shared<PixelUse>(infos + pixel * kPixelInfoBytes + 8) == PixelUse::kUntouched) continue;
     const uint32_t from = ptx::shared_base() + pixel * kPitch;
-    int sub = 0, word = in_pixel;
-    uint32_t value;
-    if (outputs.subs == 1) {  // codes behind the last channel are staged too, as zeros
-      value = pack_word(storage, [&](int i) { return ptx::load_shared<uint32_t>(from + word * word_codes + 4 * i); });
-    } else {
-      sub = in_pixel / words, word = in_pixel % words;
-      value = pack_word(storage, [&](int i) {
-        const int channel = word * word_codes + 4 * i;
-        uint32_t codes = 0;
+    const int sub = outputs.subs == 1 ? 0 : by_sub.quotient(in_pixel), word = in_pixel - sub * words;
+    uint32_t value = 0;
+#pragma unroll 1
+    for (int i = 0; i < word_codes / 4; i++) {
+      const int channel = word * word_codes + 4 * i;
+      uint32_t codes = 0;
+      if (outputs.subs == 1) {  // codes behind the last channel are staged too, as zeros
+        codes = ptx::load_shared<uint32_t>(from + channel);
+      } else {
+#pragma unroll 1
         for (int c = 0; c < 4 && channel + c < own; c++) codes |= static_cast<uint32_t>(ptx::load_shared<uint8_t>(from + sub * group + channel + c)) << (8 * c);
-        return codes;
-      });
+      }
+      value |= narrow_four(storage, codes) << (4 * storage * i);
     }
     const int sub_pixel = outputs.sub + sub, sub_row = p.by_shuffle.quotient(sub_pixel);
     const int64_t out = (row * p.shuffle + sub_row) * row_pixels + column * p.shuffle + sub_pixel - sub_row * p.shuffle;
@@ -442,8 +487,7 @@ ADABM_DEVICE void general_form(const Conv2dParams& p, bool by_pixel, const Place
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           const int e = 2 * half + i;
-          uint32_t sum = two.w[i] - static_cast<uint32_t>(kFirstSum);
-          if (with_box) sum = 2 * sum + info.w[3];
+          const uint32_t sum = whole_sum(with_box, static_cast<int32_t>(two.w[i]), static_cast<int32_t>(info.w[3])) - kFirstSum;
           if (e >= wanted || y_at < 0) continue;
           const float beta = ptx::load_constant(p.beta + static_cast<int>(info.w[1]) + o + e);
           float value = activate(p.activation, fmaf(static_cast<float>(static_cast<int32_t>(sum)), alphas[e], beta), slopes[e]);

@@ -58,16 +58,21 @@ struct OutputTile {
   int channel;       // of the first output within its sub-pixel
 };
 
-ADABM_HD inline OutputTile output_tile(const OutputTiling& t, int shuffle, int tile) {
+// Of tile whole * tiles_per_sub + part.
+ADABM_HD inline OutputTile output_tile(const OutputTiling& t, int shuffle, int whole, int part) {
   OutputTile o;
-  const int whole = t.tiles_per_sub == 1 ? tile : tile / t.tiles_per_sub;  // most layers divide by nothing
   o.sub = whole * t.subs_per_tile;
-  o.channel = (tile - whole * t.tiles_per_sub) * kMaxTileOutputs;
+  o.channel = part * kMaxTileOutputs;
   const int left = shuffle * shuffle - o.sub;
   o.subs = left < t.subs_per_tile ? left : t.subs_per_tile;
   o.first = o.sub * t.group + o.channel;
   o.count = t.tiles_per_sub == 1 ? o.subs * t.group : t.group - o.channel < kMaxTileOutputs ? t.group - o.channel : kMaxTileOutputs;
   return o;
+}
+
+ADABM_HD inline OutputTile output_tile(const OutputTiling& t, int shuffle, int tile) {
+  const int whole = t.tiles_per_sub == 1 ? tile : tile / t.tiles_per_sub;  // most layers divide by nothing
+  return output_tile(t, shuffle, whole, tile - whole * t.tiles_per_sub);
 }
 
 // An image of up to 4 channels (pixels) would leave most of a slice empty: its columns of the kernel are then taken for channels,

@@ -233,6 +233,18 @@ ADABM_DEVICE uint32_t pack_halves(float low, float high) {
 #endif
 }
 
+#if !defined(__CUDACC__)
+// Of each half of two pairs of float16 in 0..1, whose bits are in the order of their values, the one that `chosen` says.
+template <class Chosen>
+inline uint32_t each_half(const char* name, uint32_t a, uint32_t b, Chosen&& chosen) {
+  const auto of = [&](uint32_t x, uint32_t y) {
+    if (x > 0x3c00 || y > 0x3c00) cuda_host::fail("%s of 0x%x and 0x%x, which must be in 0..1", name, x, y);
+    return chosen(x, y);
+  };
+  return of(a & 0xffffu, b & 0xffffu) | of(a >> 16, b >> 16) << 16;
+}
+#endif
+
 // The lesser ones of two pairs of float16 in 0..1.
 ADABM_DEVICE uint32_t min_halves(uint32_t a, uint32_t b) {
 #if defined(__CUDACC__)
@@ -240,11 +252,18 @@ ADABM_DEVICE uint32_t min_halves(uint32_t a, uint32_t b) {
   asm("min.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
   return out;
 #else
-  const auto least = [](uint32_t x, uint32_t y) {
-    if (x > 0x3c00 || y > 0x3c00) cuda_host::fail("min_halves of 0x%x and 0x%x, which must be in 0..1", x, y);
-    return x < y ? x : y;
-  };
-  return least(a & 0xffffu, b & 0xffffu) | least(a >> 16, b >> 16) << 16;
+  return each_half("min_halves", a, b, [](uint32_t x, uint32_t y) { return x < y ? x : y; });
+#endif
+}
+
+// The greater ones.
+ADABM_DEVICE uint32_t max_halves(uint32_t a, uint32_t b) {
+#if defined(__CUDACC__)
+  uint32_t out;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+#else
+  return each_half("max_halves", a, b, [](uint32_t x, uint32_t y) { return x > y ? x : y; });
 #endif
 }
 
@@ -410,52 +429,68 @@ inline void mma_twin(const char* name, int32_t (&d)[4], const uint32_t (&a)[4], 
 }
 #endif
 
-#define ADABM_MMA(shape_and_types) \
-  "mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-#define ADABM_MMA_OPERANDS                                  \
-  "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])            \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])
+// `begins` are the registers that the products are added to.
+#define ADABM_MMA(shape_and_types, begins) \
+  "mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " begins ";"
+#define ADABM_MMA_U8S8 "m16n8k32.row.col.s32.u8.s8.s32"
+#define ADABM_MMA_U4S4 "m16n8k64.row.col.s32.u4.s4.s32"
+#define ADABM_MMA_INPUTS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])
+#define ADABM_MMA_ADDS "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : ADABM_MMA_INPUTS
+#define ADABM_MMA_BEGINS \
+  "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : ADABM_MMA_INPUTS, "r"(first), "r"(first), "r"(first), "r"(first)
 // A predicate inside the instruction: around it, a branch would copy the accumulators back and forth.
-#define ADABM_MMA_IF(shape_and_types) "{ .reg .pred p; setp.ne.b32 p, %10, 0; @p " ADABM_MMA(shape_and_types) " }"
+#define ADABM_MMA_IF(shape_and_types) \
+  "{ .reg .pred p; setp.ne.b32 p, %10, 0; @p " ADABM_MMA(shape_and_types, "{%0, %1, %2, %3}") " }"
 
-// d[16x8] += a[16x32] b[32x8], a of unsigned and b of signed bytes.
-ADABM_DEVICE void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+// d[16x8] += a[16xK] b[Kx8], a of unsigned and b of signed numbers: bytes, K = 32, or numbers of 4 bits, K = 64. The latter is one
+// instruction on sm_80..89 only.
+template <int kBits>
+ADABM_DEVICE void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static_assert(kBits == 8 || kBits == 4, "");
 #if defined(__CUDACC__)
-  asm volatile(ADABM_MMA("m16n8k32.row.col.s32.u8.s8.s32") : ADABM_MMA_OPERANDS);
+  if constexpr (kBits == 8)
+    asm volatile(ADABM_MMA(ADABM_MMA_U8S8, "{%0, %1, %2, %3}") : ADABM_MMA_ADDS);
+  else
+    asm volatile(ADABM_MMA(ADABM_MMA_U4S4, "{%0, %1, %2, %3}") : ADABM_MMA_ADDS);
 #else
-  mma_twin<8>("mma_u8s8", d, a, b);
+  mma_twin<kBits>(kBits == 8 ? "mma_u8s8" : "mma_u4s4", d, a, b);
 #endif
 }
 
-// d[16x8] += a[16x64] b[64x8], a of unsigned and b of signed 4-bit numbers. One instruction on sm_80..89 only.
-ADABM_DEVICE void mma_u4s4(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+// The same from `first` on: d = first + a b.
+template <int kBits>
+ADABM_DEVICE void mma_from(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int32_t first) {
 #if defined(__CUDACC__)
-  asm volatile(ADABM_MMA("m16n8k64.row.col.s32.u4.s4.s32") : ADABM_MMA_OPERANDS);
+  if constexpr (kBits == 8)
+    asm volatile(ADABM_MMA(ADABM_MMA_U8S8, "{%10, %11, %12, %13}") : ADABM_MMA_BEGINS);
+  else
+    asm volatile(ADABM_MMA(ADABM_MMA_U4S4, "{%10, %11, %12, %13}") : ADABM_MMA_BEGINS);
 #else
-  mma_twin<4>("mma_u4s4", d, a, b);
+  for (int32_t& sum : d) sum = first;
+  mma<kBits>(d, a, b);
 #endif
 }
 
-// The same where `wanted`, which is one for the whole warp.
-ADABM_DEVICE void mma_u8s8_if(bool wanted, int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+// d += a b where `wanted`, which is one for the whole warp.
+template <int kBits>
+ADABM_DEVICE void mma_if(bool wanted, int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(__CUDACC__)
-  asm volatile(ADABM_MMA_IF("m16n8k32.row.col.s32.u8.s8.s32") : ADABM_MMA_OPERANDS, "r"(static_cast<int>(wanted)));
+  if constexpr (kBits == 8)
+    asm volatile(ADABM_MMA_IF(ADABM_MMA_U8S8) : ADABM_MMA_ADDS, "r"(static_cast<int>(wanted)));
+  else
+    asm volatile(ADABM_MMA_IF(ADABM_MMA_U4S4) : ADABM_MMA_ADDS, "r"(static_cast<int>(wanted)));
 #else
-  if (wanted) mma_u8s8(d, a, b);
-#endif
-}
-
-ADABM_DEVICE void mma_u4s4_if(bool wanted, int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if defined(__CUDACC__)
-  asm volatile(ADABM_MMA_IF("m16n8k64.row.col.s32.u4.s4.s32") : ADABM_MMA_OPERANDS, "r"(static_cast<int>(wanted)));
-#else
-  if (wanted) mma_u4s4(d, a, b);
+  if (wanted) mma<kBits>(d, a, b);
 #endif
 }
 
 #undef ADABM_MMA
+#undef ADABM_MMA_U8S8
+#undef ADABM_MMA_U4S4
+#undef ADABM_MMA_INPUTS
+#undef ADABM_MMA_ADDS
+#undef ADABM_MMA_BEGINS
 #undef ADABM_MMA_IF
-#undef ADABM_MMA_OPERANDS
 
 }  // namespace ptx
 }  // namespace adabm

@@ -101,7 +101,9 @@ constexpr uint32_t kWithin = 1, kOutside = 2;
 ADABM_DEVICE uint32_t scan_tiles(const RegionParams& p, const uint8_t* depths, const Rectangle& tiles, int least, int most) {
   const int lane = threadIdx.x % 32;
   uint32_t found = 0;
+#pragma unroll 1
   for (int row = tiles.row + lane / 8; row < tiles.end_row; row += 4)
+#pragma unroll 1
     for (int column = tiles.column + lane % 8; column < tiles.end_column; column += 8) {
       const int depth = ptx::load_constant(depths + row * p.columns + column);
       found |= least <= depth && depth <= most ? kWithin : kOutside;

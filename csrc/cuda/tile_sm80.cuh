@@ -70,6 +70,14 @@ ADABM_DEVICE int border_class(int position, int size, int pad) {
   return (before > 0 ? before : 0) * (pad + 1) + (after > 0 ? after : 0);
 }
 
+// number / length where that is less than the rows of a kernel, as along its borders: counted, which is shorter than a division.
+ADABM_DEVICE int line_of(int number, int length) {
+  int line = 0;
+#pragma unroll 1
+  for (; number >= length; number -= length) line++;
+  return line;
+}
+
 ADABM_DEVICE Place place_tile(const Conv2dParams& p, int tile) {
   Place at;
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2;
@@ -85,16 +93,16 @@ ADABM_DEVICE Place place_tile(const Conv2dParams& p, int tile) {
     int i = tile - p.inner_tiles, row_edge = -1, column_edge = -1, along = 0;
     at.shape = kAlongColumn;
     if (i < row_edges) {
-      row_edge = i / p.row_edge_tiles, along = i % p.row_edge_tiles;
+      row_edge = line_of(i, p.row_edge_tiles), along = i - row_edge * p.row_edge_tiles;
       at.shape = kAlongRow, at.rows = 1, at.columns = p.edge, at.shift = 31 - __builtin_clz(p.edge);
       at.column = left + along * p.edge;
     } else if ((i -= row_edges) < column_edges) {
-      column_edge = i / p.column_edge_tiles, along = i % p.column_edge_tiles;
+      column_edge = line_of(i, p.column_edge_tiles), along = i - column_edge * p.column_edge_tiles;
       at.rows = p.edge, at.columns = 1, at.shift = 0;
       at.row = top + along * p.edge;
     } else {
       i -= column_edges;
-      row_edge = i / (2 * pad_w), column_edge = i % (2 * pad_w);
+      row_edge = line_of(i, 2 * pad_w), column_edge = i - row_edge * 2 * pad_w;
       at.rows = 1, at.columns = 1, at.shift = 0;
     }
     if (row_edge >= 0) {

@@ -45,17 +45,17 @@ BOUNDS: dict[str, dict[str, Bound]] = {
         "first convolution": Bound(655, aim=1100),
         "second convolution": Bound(1045, aim=950),
     },
-    "sm_80 code on 9.0, codes to codes": {"warp": Bound(2090, aim=2900)},
-    "sm_80 code on 9.0, head": {"warp": Bound(2139)},
-    "sm_80 code on 9.0, head to 16-bit features": {"warp": Bound(2633)},
+    "sm_80 code on 9.0, codes to codes": {"warp": Bound(1810, aim=2900)},
+    "sm_80 code on 9.0, head": {"warp": Bound(2010)},
+    "sm_80 code on 9.0, head to 16-bit features": {"warp": Bound(2515)},
 }
 for _code in ("80", "86", "89"):
     BOUNDS |= {
-        f"sm_{_code} 8-bit products, codes to codes": {"warp": Bound(2110, aim=2900)},
-        f"sm_{_code} 4-bit products, codes to codes": {"warp": Bound(1750, aim=1750)},
-        f"sm_{_code} 8-bit products, residual, floats and codes": {"warp": Bound(2499)},
-        f"sm_{_code} 4-bit products, residual, floats and codes": {"warp": Bound(2223)},
-        f"sm_{_code} 8-bit products, residual, 16-bit features and codes": {"warp": Bound(3034)},
+        f"sm_{_code} 8-bit products, codes to codes": {"warp": Bound(1825, aim=2900)},
+        f"sm_{_code} 4-bit products, codes to codes": {"warp": Bound(1525, aim=1290)},
+        f"sm_{_code} 8-bit products, residual, floats and codes": {"warp": Bound(2195)},
+        f"sm_{_code} 4-bit products, residual, floats and codes": {"warp": Bound(1940)},
+        f"sm_{_code} 8-bit products, residual, 16-bit features and codes": {"warp": Bound(2735)},
     }
 
 # The same in the mean over an image of 512x512 pixels.
