@@ -146,7 +146,7 @@ def read(text: str, arch: str, metadata: Any, asked: int, wanted: int) -> Built:
 
 # ---- the table of docs/gpu_amd.md
 
-TABLE = ("body", "residual_int16", "box", "fusion", "tail", "wide", "depths_residual_int16", "quantize")
+TABLE = ("body", "residual_int16", "box", "tail", "wide", "depths_residual_int16", "quantize")
 BEGIN, END = "<!-- forms: made by tests/triton_amd.py -->\n", "<!-- end of forms -->\n"
 
 

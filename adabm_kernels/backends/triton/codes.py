@@ -48,13 +48,15 @@ def part_of(codes, STORED: tl.constexpr, PART: tl.constexpr):
             return tl.inline_asm_elementwise("xor.b32 $0, $1, 0x80808080;", "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
         else:
             return tl.inline_asm_elementwise(_part_asm(STORED, PART), "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
-    elif STORED == 8:
-        return _bytes_of(_words_of(codes) ^ 0x80808080)
     else:
-        MASK: tl.constexpr = 0x0F0F0F0F if STORED == 4 else 0x03030303
+        if STORED == 8:
+            words = _words_of(codes) ^ 0x80808080
+        else:
+            MASK: tl.constexpr = 0x0F0F0F0F if STORED == 4 else 0x03030303
+            words = (_words_of(codes) >> (PART * STORED)) & MASK
         # The third axis of a grid has length 1, so this adds nothing. The compiler cannot know, and leaves words whole: of a mask
         # alone, which is a constant, it makes an instruction or two for every byte.
-        return _bytes_of(((_words_of(codes) >> (PART * STORED)) & MASK) | tl.program_id(2).to(tl.uint32))
+        return _bytes_of(words | tl.program_id(2).to(tl.uint32))
 
 
 @triton.jit
