@@ -111,7 +111,7 @@ def _pretend_torch() -> None:
 
 
 def _pretend_backends() -> None:
-    from adabm_kernels import native, ops
+    from adabm_kernels import native, ops, tune_gpu
     from adabm_kernels.backends import cuda, devices, reference
     from adabm_kernels.backends.call import Conv
     from adabm_kernels.nn import ConvertedNetwork
@@ -140,6 +140,7 @@ def _pretend_backends() -> None:
         resblock_out=resblock_out,
         why_not_resblock=lambda *convs: "" if all(weight.shape[1:] == (3, 3, 64) for weight, _ in convs) else "not 64 channels",
     )
+    tune_gpu.backend_module = lambda name: stand_in if name in GPU_BACKENDS else reference
     ops._module = lambda name: stand_in if name in GPU_BACKENDS else module(name)
     # What calls the library itself gets that of the tests, which runs the kernels' sources on the CPU.
     native.library = lambda name: _host_library() if name == "cuda" else library(name)

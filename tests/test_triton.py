@@ -71,5 +71,6 @@ def test_machine_code(build: tuple[str, int], builds: dict[tuple[str, int], Futu
         products = [operation for operation in kernel.operations if operation.startswith(("IMMA", "IGMMA", "UTCIMMA"))]
         assert products and all(".S8.S8" in operation for operation in products if operation.startswith("I"))
         assert not [operation for operation in kernel.operations if operation.startswith(("HMMA", "HGMMA", "UTCHMMA", "IDP"))]
-        assert kernel.fused == kernel.wanted  # and none that a compiler made of a product and a sum
+        # None that a compiler made of a product and a sum. Loops may be there again for each way to store the codes that leave.
+        assert kernel.fused in (kernel.wanted, 3 * kernel.wanted if name.startswith("kept") else kernel.wanted)
         assert kernel.operations["FFMA"] + 2 * kernel.operations["FFMA2"] == kernel.fused

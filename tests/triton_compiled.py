@@ -7,6 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ CONV2D: dict[str, dict[str, Any]] = {
     "depths_closing": BODY | {"residual": True, "y": 0, "codes": True, "packed": True, "depth": True},
     "depths_wide": BODY | {"x_q": (1, 8192, 8192, 64), "residual": True, "y": 1, "codes": True, "packed": True, "depth": True,
                            "passes": True},
+    "kept": BODY | {"activation": "relu", "y": 0, "codes": True, "packed": True, "kept": True},
+    "kept_residual_int16": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "kept": True, "int16": True},
+    "kept_depths": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "kept": True, "depth": True, "passes": True},
+    "kept_upsampler": BODY | {"weight": (256, 3, 3, 64), "shuffle": 2, "y": 0, "codes": True, "packed": True, "kept": True},
+    "kept_head": BODY | {"weight": (64, 3, 3, 3), "x_q": (1, 512, 512, 4), "y": 1, "codes": True, "packed": True, "kept": True},
     "depths_pixels": BODY | {"weight": (5, 5, 48, 5, 5, 64), "shuffle": 4, "y": 3, "codes": False, "packed": True, "depth": True},
 }  # fmt: skip
 # Bytes of local memory that a thread of a form may take, for what is stored before the products and loaded behind them: two blocks
@@ -84,27 +90,31 @@ def compile_kernel(name: str, capability: int) -> Compiled:
     """A form of CONV2D or OTHERS for a compute capability, 90 for 9.0."""
     from adabm_kernels.backends.triton import conv2d, depths, measure, quantize, tuning
 
+    keeping = tuning.Config(128, 64, 8, 1, tuning.PERSISTENT, 2)
     wanted = 0
     if name in CONV2D:
         case = CONV2D[name]
         layout = conv2d.Layout.of(case["weight"], ones=case.get("ones", False))
         channels = layout.outputs // case["shuffle"] ** 2
-        constants, _ = conv2d.conv2d_launch(
-            capability, case["x_q"], case["weight"], layout.offsets()[-1], activation=case["activation"], shuffle=case["shuffle"],
-            packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels), codes=case["codes"],
-            residual=case["residual"], depth=case.get("depth", False), passes=case.get("passes", False),
-        )  # fmt: skip
+        with tuning.always(keeping) if case.get("kept") else nullcontext():
+            constants, _ = conv2d.conv2d_launch(
+                capability, case["x_q"], case["weight"], layout.offsets()[-1], activation=case["activation"],
+                shuffle=case["shuffle"], packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels),
+                codes=case["codes"], residual=case["residual"], depth=case.get("depth", False), passes=case.get("passes", False),
+            )  # fmt: skip
         # One multiply-add for alpha and beta and one for the codes; accumulators are stored as they are. With int16 features one
         # for the residual, one that rounds and one that gives what is held.
         int16 = case.get("int16", False)
         each = 0 if case["y"] == conv2d.ACCUMULATORS else 1 + case["codes"] + int16 * (2 + case["residual"])
         wanted = each * constants["BLOCK_M"] * constants["BLOCK_N"] // (32 * constants["num_warps"])
+        wanted *= 3 if case.get("kept") else 1  # a loop for each way to store codes
         types = CONV2D_TENSORS | {"height": "i32", "width": "i32", "y": Y_TYPES[case["y"]]} | SCALES
         types |= {"residual": "*i16", "y": "*i16"} if int16 else {}
         absent = {"slope": case["activation"] != "prelu", "residual": not case["residual"], "y": not case["y"]}
         absent |= dict.fromkeys(("out_grid", "out_bits", "y_q"), not case["codes"])
         absent |= dict.fromkeys(("depth", *REGION), not case.get("depth")) | dict.fromkeys(SCALES, not int16)
-        kernel = conv2d.conv2d_kernel
+        kernel = conv2d.kernel_of(constants)
+        assert (kernel is conv2d.persistent_kernel) == case.get("kept", False)
     elif name.startswith("quantize"):
         kernel = quantize.quantize_kernel
         types = {"shift": "*fp32", "grid": "*fp32", "bits": "*i32", "y_q": "*u8", "width": "i32", "pixels": "i32"}

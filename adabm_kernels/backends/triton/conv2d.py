@@ -19,13 +19,15 @@ import triton.language as tl
 from ...quantize import packed_pitch, padded_channels
 from ...regions import NUMBERS, passes_on
 from ..call import ACTIVATIONS, Conv, dense, pitch
+from ..rates import rates
 from . import launch, tuning
-from .codes import bits_at, part_of, pixels_of, store_codes, to_codes, to_fixed, to_pixels
+from .codes import bits_at, part_of
+from .epilogue import PATCH_WIDTH, finish
+from .persistent import persistent_kernel, why_not
 from .regions import COMPUTED, any_of, marks_of
 
 STORED = (8, 4, 2)
 FEATURES, ACCUMULATORS, PIXELS = 1, 2, 3
-PATCH_WIDTH = tl.constexpr(16)  # pixels; at least that many are in a program
 OUTPUTS = {torch.float32: FEATURES, torch.int16: FEATURES, torch.int32: ACCUMULATORS, torch.uint8: PIXELS}
 
 
@@ -106,13 +108,13 @@ def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
 
 
 @triton.jit
-def _products(acc, box, x_q, row, column, valid, height, width, flip, weights, kernel, output, known, K: tl.constexpr,
+def _products(acc, box, x_q, row, column, valid, height, width, weights, kernel, output, known, K: tl.constexpr,
               C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ONES: tl.constexpr, STORED: tl.constexpr,
               BLOCK_K: tl.constexpr):  # fmt: skip
     """acc [M, N] plus the products of one image's codes, stored in STORED bits; box [M, 16] plus their sums.
 
     row, column, valid: [M] pixels of outputs. weights: the first for these codes (Layout). kernel: class of the pixels. output,
-    known: [N]. flip: 128 turns codes of 8 bits into signed ones, less by 128 each, else 0.
+    known: [N]. Codes stored in 8 bits count as 128 less, those outside the image too.
     """
     PITCH: tl.constexpr = (C4 * STORED + 31) // 32 * 4
     ROW: tl.constexpr = (S * PITCH + 15) // 16 * 16
@@ -136,7 +138,7 @@ def _products(acc, box, x_q, row, column, valid, height, width, flip, weights, k
         known_k = known[None, :] & (k < ROW)[:, None]
         for part in tl.static_range(8 // STORED):
             w = tl.load(weights + part * PART + from_weights, mask=known_k, other=0)
-            x = part_of(codes, flip, STORED, part)
+            x = part_of(codes, STORED, part)
             acc = tl.dot(x, w, acc, out_dtype=tl.int32)
             if ONES:
                 ones = tl.load(weights + part * PART + K * R * ROW + r * ROW + k, mask=k < ROW, other=0)
@@ -145,23 +147,23 @@ def _products(acc, box, x_q, row, column, valid, height, width, flip, weights, k
 
 
 @triton.jit
-def _accumulate(acc, box, x_q, row, column, valid, height, width, bits, flip, weights, kernel, output, known, K: tl.constexpr,
+def _accumulate(acc, box, x_q, row, column, valid, height, width, bits, weights, kernel, output, known, K: tl.constexpr,
                 C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ONES: tl.constexpr, PACKED: tl.constexpr, AT_8: tl.constexpr,
                 AT_4: tl.constexpr, AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr,
                 BLOCK_K_2: tl.constexpr):  # fmt: skip
     """`_products` of codes as they are stored for `bits`. weights: the first of all (conv2d_kernel: AT_s, BLOCK_K_s)."""
     if PACKED:
         if bits <= 2:
-            acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_2, kernel, output, known, K,
+            acc, box = _products(acc, box, x_q, row, column, valid, height, width, weights + AT_2, kernel, output, known, K,
                                  C4, R, S, ONES, 2, BLOCK_K_2)  # fmt: skip
         elif bits <= 4:
-            acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_4, kernel, output, known, K,
+            acc, box = _products(acc, box, x_q, row, column, valid, height, width, weights + AT_4, kernel, output, known, K,
                                  C4, R, S, ONES, 4, BLOCK_K_4)  # fmt: skip
         else:
-            acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_8, kernel, output, known, K,
+            acc, box = _products(acc, box, x_q, row, column, valid, height, width, weights + AT_8, kernel, output, known, K,
                                  C4, R, S, ONES, 8, BLOCK_K_8)  # fmt: skip
     else:
-        acc, box = _products(acc, box, x_q, row, column, valid, height, width, flip, weights + AT_8, kernel, output, known, K,
+        acc, box = _products(acc, box, x_q, row, column, valid, height, width, weights + AT_8, kernel, output, known, K,
                              C4, R, S, ONES, 8, BLOCK_K_8)  # fmt: skip
     return acc, box
 
@@ -261,83 +263,28 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     output = tl.where(known, sub * CHANNELS + channel, 0)
 
     bits = bits_at(x_bits, image)
-    flip = tl.where(bits == 8, 128, 0).to(tl.uint8)
     codes = x_q + image.to(tl.int64) * height * width * C4
     weights = packed.to(tl.pointer_type(tl.int8))
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     box = tl.zeros((BLOCK_M, 16), tl.int32)
     if not PASSES:
-        acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, flip, weights, kernel, output, known, K,
+        acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, weights, kernel, output, known, K,
                                C4, R, S, ONES, PACKED, AT_8, AT_4, AT_2, BLOCK_K_8, BLOCK_K_4, BLOCK_K_2)  # fmt: skip
     elif any_of(computed):
-        acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, flip, weights, kernel, output, known, K,
+        acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, weights, kernel, output, known, K,
                                C4, R, S, ONES, PACKED, AT_8, AT_4, AT_2, BLOCK_K_8, BLOCK_K_4, BLOCK_K_2)  # fmt: skip
 
-    # What the flip took from every code, outside the image too, where a code of 0 became -128.
+    taken = 128  # from every code that is stored in 8 bits, outside the image too
+    if PACKED:
+        taken = tl.where(bits > 4, 128, 0)
     sums = packed.to(tl.pointer_type(tl.int32)) + kernel * (K + ONES)
-    taken = flip.to(tl.int32)
     acc += (taken * tl.load(sums + output, mask=known, other=0))[None, :]
     if ONES:
         acc = 2 * acc + (tl.max(box, 1) + taken * tl.load(sums + K))[:, None]
 
-    y_image = image.to(tl.int64) * height * width * GROUPS
-    wanted = valid[:, None] & known[None, :]
-    at = pixels_of(row, column, width, sub, SHUFFLE) * Y_PITCH + channel[None, :]
-    if Y == 2:
-        tl.store(y + y_image * Y_PITCH + at, acc, mask=wanted)
-    else:
-        scale = tl.load(alpha + (bits - 2) * K + output, mask=known, other=0.0)
-        if BY_CLASS:
-            shift = tl.zeros_like(acc).to(tl.float32) + tl.load(beta + kernel * K + output, mask=known, other=0.0)[None, :]
-        else:
-            shift = _border_shift(beta, row, column, valid, height, width, output, known, K, R, S)
-        value = tl.fma(acc.to(tl.float32), tl.zeros_like(shift) + scale[None, :], shift)
-        if ACTIVATION == 1:
-            value = tl.maximum(value, 0.0)
-        elif ACTIVATION == 2:
-            value = tl.where(value < 0, value * tl.load(slope + output, mask=known, other=0.0)[None, :], value)
-        if PASSES:
-            # -0.0 leaves every float that it is added to as it is.
-            value = tl.where(computed[:, None], value, -0.0 if RESIDUAL else 0.0)
-        if step is None:
-            if RESIDUAL:
-                value = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0.0) + value
-            if Y == 1:
-                tl.store(y + y_image * Y_PITCH + at, value, mask=wanted)
-        else:
-            if RESIDUAL:
-                stored = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0)
-                # Not by sums, as elsewhere: where an integer is widened, the compiler finds all that follows it twice, once in the
-                # layout of the load.
-                value = tl.fma(stored.to(tl.float32), tl.zeros_like(value) + step, value)
-            fixed, value = to_fixed(value, per_one, step)
-            if Y == 1:
-                tl.store(y + y_image * Y_PITCH + at, fixed, mask=wanted)
-        if Y == 3:
-            tl.store(y + y_image * Y_PITCH + at, to_pixels(value).to(tl.uint8), mask=wanted)
-        if CODES:
-            next_bits = bits_at(out_bits, image)
-            new = tl.where(known[None, :], to_codes(value, out_grid, next_bits), 0)
-            C4_OUT: tl.constexpr = (CHANNELS + 3) // 4 * 4
-            store_codes(new, y_q + y_image * C4_OUT, row, column, width, valid, first, next_bits, C4_OUT, C4_OUT, AXIS, SHUFFLE,
-                        0, C4_OUT, PACKED)  # fmt: skip
-
-
-@triton.jit
-def _border_shift(beta, row, column, valid, height, width, output, known, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr):
-    """beta [M, N] by the border class of each pixel (quantize.border_class); one row of it for a tile that touches no border."""
-    P: tl.constexpr = R // 2
-    Q: tl.constexpr = S // 2
-    above, below = tl.maximum(P - row, 0), tl.maximum(row + P - (height - 1), 0)
-    before, behind = tl.maximum(Q - column, 0), tl.maximum(column + Q - (width - 1), 0)
-    border = (above * (P + 1) + below) * ((Q + 1) * (Q + 1)) + before * (Q + 1) + behind
-    border = tl.where(valid, border, 0).to(tl.int32)
-    shift = tl.zeros((row.shape[0], output.shape[0]), tl.float32)
-    if tl.max(border, 0) == 0:
-        shift += tl.load(beta + output, mask=known, other=0.0)[None, :]
-    else:
-        shift += tl.load(beta + (border * K)[:, None] + output[None, :], mask=valid[:, None] & known[None, :], other=0.0)
-    return shift
+    finish(acc, image, row, column, valid, computed, height, width, bits, kernel, first, sub, channel, known, output, alpha, beta,
+           slope, residual, out_grid, out_bits, y, y_q, per_one, step, K, R, S, BY_CLASS, ACTIVATION, SHUFFLE, PACKED, Y, Y_PITCH,
+           CODES, RESIDUAL, PASSES, AXIS)  # fmt: skip
 
 
 def _block_k(row: int, pitch: int) -> int:
@@ -359,7 +306,7 @@ def conv2d_launch(
     depth: whether the call has one. Fewer tiles of depths then have a pixel of a program where its pixels are a patch. passes:
     whether its region passes pixels on.
     """
-    _, h, w, c4 = x_q
+    n, h, w, c4 = x_q
     layout = Layout.of(weight, packed_bytes)
     k, r, s = layout.outputs, layout.kernel_h, layout.kernel_w
     channels = k // shuffle**2
@@ -367,7 +314,8 @@ def conv2d_launch(
     config = tuning.conv2d_config(capability, c4, r, shuffle**2 * axis, h * w)
     block_m, block_n = config.block_m, config.block_n
     by_class = len(weight) == 6
-    patches = depth and not by_class
+    persistent = config.form == tuning.PERSISTENT and not why_not_persistent(capability, layout, block_n)
+    patches = (depth and not by_class) or persistent
     tiles = -(-h * w // block_m)
     if patches:
         tiles = -(-h // (block_m // PATCH_WIDTH.value)) * -(-w // PATCH_WIDTH.value)
@@ -383,7 +331,28 @@ def conv2d_launch(
         **{f"AT_{stored}": at for stored, at in zip(STORED, layout.offsets(), strict=False)},
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
     }  # fmt: skip
-    return constants | config.options(), tiles * -(-(shuffle**2) * axis // block_n)
+    blocks = -(-(shuffle**2) * axis // block_n)
+    if persistent:
+        constants = {name: value for name, value in constants.items() if name in persistent_kernel.arg_names}
+        # As many programs as the card has room for, among its images.
+        tiles = min(tiles, max(1, config.programs * rates(capability).multiprocessors // (n * blocks)))
+    return constants | config.options(), tiles * blocks
+
+
+def why_not_persistent(capability: int, layout: Layout, block_n: int) -> str:
+    """persistent.why_not of a layer, on a card of this compute capability, by so many outputs a program."""
+    pitches = {stored: layout.pitch(stored) for stored in STORED}
+    blocks = {stored: _block_k(layout.kernel_w * pitch, pitch) for stored, pitch in pitches.items()}
+    kept = {
+        stored: layout.kernel_h * -(-layout.kernel_w * pitch // blocks[stored]) * (8 // stored) for stored, pitch in pitches.items()
+    }
+    most = max(kept[stored] * blocks[stored] * block_n for stored in STORED)
+    return why_not(layout.classes > 1, layout.ones, kept, most, launch.shared_bytes(capability))
+
+
+def kernel_of(constants: dict[str, Any]) -> Any:
+    """The kernel that takes what `conv2d_launch` returned."""
+    return conv2d_kernel if "BY_CLASS" in constants else persistent_kernel
 
 
 def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
@@ -414,7 +383,7 @@ def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Ten
     scales = (2.0**conv.fraction, 2.0**-conv.fraction) if conv.features == "int16" else (None, None)
     numbers = (None,) * NUMBERS if conv.depth is None else conv.region
     with launch.on(x_q):
-        conv2d_kernel[(programs, n)](*tensors, h, w, *scales, conv.depth, *numbers, **constants)
+        kernel_of(constants)[(programs, n)](*tensors, h, w, *scales, conv.depth, *numbers, **constants)
 
 
 def conv2d_pixels_out(conv: Conv, threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:

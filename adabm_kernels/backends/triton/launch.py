@@ -25,6 +25,15 @@ def on(tensor: torch.Tensor) -> AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+# Compute capability -> shared memory that one block can have, bytes (CUDA C++ Programming Guide, technical specifications).
+_SHARED = {80: 163 << 10, 87: 163 << 10, 90: 227 << 10, 100: 227 << 10, 103: 227 << 10}
+
+
+def shared_bytes(capability: int) -> int:
+    """Shared memory that one block can have."""
+    return _SHARED.get(capability, 99 << 10)  # of 8.6, 8.9, 12.0 and 12.1
+
+
 def capability(device: torch.device) -> int:
     """Compute capability, 90 for 9.0; that of Ampere for the interpreter, which has none."""
     if device.type != "cuda":
