@@ -23,13 +23,15 @@ def _part_asm(stored, part):
 
 
 @triton.jit
-def part_of(codes, flip, STORED: tl.constexpr, PART: tl.constexpr):
-    """int8 operand from bytes [M, K] of 8/STORED codes: code PART of each. flip: uint8, what whole codes are xor-ed with.
+def part_of(codes, STORED: tl.constexpr, PART: tl.constexpr):
+    """int8 operand from bytes [M, K] of 8/STORED codes: code PART of each, less by 128 where STORED is 8.
 
-    Four bytes to an instruction, which Triton would spend on one.
+    Four bytes to an instruction, which Triton would spend on one. Codes are the only operand: Triton then takes them from shared
+    memory as products need them. With a second one it would take them in the layout of the load and move them through shared
+    memory again.
     """
     if STORED == 8:
-        return tl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r", [codes, flip], dtype=tl.int8, is_pure=True, pack=4)
+        return tl.inline_asm_elementwise("xor.b32 $0, $1, 0x80808080;", "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
     else:
         return tl.inline_asm_elementwise(_part_asm(STORED, PART), "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
 
