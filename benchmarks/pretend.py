@@ -111,7 +111,7 @@ def _pretend_torch() -> None:
 
 
 def _pretend_backends() -> None:
-    from adabm_kernels import native, ops, tune_gpu
+    from adabm_kernels import native, ops
     from adabm_kernels.backends import cuda, devices, reference
     from adabm_kernels.backends.call import Conv
     from adabm_kernels.nn import ConvertedNetwork
@@ -140,7 +140,6 @@ def _pretend_backends() -> None:
         resblock_out=resblock_out,
         why_not_resblock=lambda *convs: "" if all(weight.shape[1:] == (3, 3, 64) for weight, _ in convs) else "not 64 channels",
     )
-    tune_gpu.backend_module = lambda name: stand_in if name in GPU_BACKENDS else reference
     ops._module = lambda name: stand_in if name in GPU_BACKENDS else module(name)
     # What calls the library itself gets that of the tests, which runs the kernels' sources on the CPU.
     native.library = lambda name: _host_library() if name == "cuda" else library(name)
@@ -148,6 +147,9 @@ def _pretend_backends() -> None:
     cuda._place = lambda x: (0, None)
     devices.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
     devices.why_not_cuda = devices.why_not_triton = lambda device: ""
+    import adabm_kernels.tune_gpu
+
+    adabm_kernels.tune_gpu.backend_module = lambda name: stand_in if name in GPU_BACKENDS else reference
     ConvertedNetwork._replay = lambda self, x, offset, as_pixels, origin: self._finished(
         x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin
     )
