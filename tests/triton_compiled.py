@@ -40,12 +40,11 @@ CONV2D: dict[str, dict[str, Any]] = {
     "depths_wide": BODY | {"x_q": (1, 8192, 8192, 64), "residual": True, "y": 1, "codes": True, "packed": True, "depth": True,
                            "passes": True},
     "kept": BODY | {"activation": "relu", "y": 0, "codes": True, "packed": True, "kept": True},
-    "kept_residual_int16": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "kept": True, "int16": True},
     "kept_depths": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "kept": True, "depth": True, "passes": True},
-    "kept_upsampler": BODY | {"weight": (256, 3, 3, 64), "shuffle": 2, "y": 0, "codes": True, "packed": True, "kept": True},
-    "kept_head": BODY | {"weight": (64, 3, 3, 3), "x_q": (1, 512, 512, 4), "y": 1, "codes": True, "packed": True, "kept": True},
     "depths_pixels": BODY | {"weight": (5, 5, 48, 5, 5, 64), "shuffle": 4, "y": 3, "codes": False, "packed": True, "depth": True},
 }  # fmt: skip
+# Forms that take long to build, and where: a program that keeps the weights has a loop for each way to store codes.
+ONLY = {"kept": (80, 90, 100), "kept_depths": (90,)}
 # Bytes of local memory that a thread of a form may take, for what is stored before the products and loaded behind them: two blocks
 # have room on a multiprocessor that way.
 STACK = {"depths": 16, "depths_inside": 8}
