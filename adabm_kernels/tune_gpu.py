@@ -226,7 +226,7 @@ def tune_launches(
     found = found or Launches()
     found.unfinished = 0
     for kind in kinds:
-        candidates = tuning.candidates(kind.outputs, kind.pixels)
+        candidates = candidates_for(kind)
         entry = tuning.read_table(path).get(kind.key, {})
         if not _goes_on(entry, source) or entry.get("of") != len(candidates):
             entry = {}
@@ -238,6 +238,18 @@ def tune_launches(
             found.entries[kind.key] = kind, entry
         found.unfinished += entry.get("tried", 0) < len(candidates)
     return found
+
+
+def candidates_for(kind: Kind) -> list[Any]:
+    """The configs to try for a kind of layer, the heuristic's first: those whose form can compute it (tuning.Config)."""
+    from .backends.triton import conv2d, tuning
+
+    layout = conv2d.Layout.of(tuple(kind.conv.weight.shape), ones=kind.conv.shape.ones)
+
+    def applies(config: tuning.Config) -> bool:
+        return config.form == tuning.TILES or not conv2d.why_not_persistent(capability(), layout, config.block_n)
+
+    return [config for config in tuning.candidates(kind.outputs, kind.pixels) if applies(config)]
 
 
 def _goes_on(entry: dict[str, Any], source: dict[str, str]) -> bool:
@@ -288,8 +300,10 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
 
 def described(config: Any) -> str:
     """A config in words: "128x64, 8 warps, 3 stages"."""
-    kept = f", weights kept by {config.programs} programs a multiprocessor" if config.programs else ""
-    return f"{config.block_m}x{config.block_n}, {config.num_warps} warps, {config.num_stages} stages{kept}"
+    tile = f"{config.block_m}x{config.block_n}, {config.num_warps} warps"
+    if config.programs:
+        return f"{tile}, weights kept by {config.programs} programs a multiprocessor"
+    return f"{tile}, {config.num_stages} stages"
 
 
 # ---- which backend

@@ -88,9 +88,9 @@ def launches(card: Card, kinds: list, path: Path, **options: Any) -> tuple[tune_
 
 def test_the_best_config_is_kept_and_measuring_goes_on(card: Card, model: torch.nn.Module, tmp_path: Path) -> None:
     kind = tune_gpu.kinds_of(model.convs(), (8,))[0]
-    path, candidates = tmp_path / "tuning.json", card.tuning.candidates(kind.outputs, 64)
+    path, candidates = tmp_path / "tuning.json", tune_gpu.candidates_for(kind)
     assert candidates[0] == card.tuning.heuristic(kind.outputs, 64) and len(set(candidates)) == len(candidates)
-    assert card.tuning.PERSISTENT in {config.form for config in candidates[: tune_gpu.FIRST]}
+    assert card.tuning.PERSISTENT in {config.form for config in card.tuning.candidates(64, 512**2)[: tune_gpu.FIRST]}
     card.times = {candidates[2]: 5.0, candidates[-1]: 4.0}
     card.refuses = lambda config: config == candidates[1]
 
@@ -144,10 +144,16 @@ def test_an_entry_decides_how_a_layer_is_launched(card: Card, model: torch.nn.Mo
         assert card.tuning.shape_class(*asked[0]) in card.tuning.read_table(card.tuning.user_table())
 
 
+def test_forms_that_cannot_compute_a_layer_are_not_tried(card: Card, model: torch.nn.Module) -> None:
+    kinds = tune_gpu.kinds_of(model.convs(), (8,))
+    found = {(kind.conv.weight.dim(), config.form) for kind in kinds for config in tune_gpu.candidates_for(kind)}
+    assert found == {(4, "tiles"), (4, "persistent"), (6, "tiles")}  # 6: the collapsed upsampler, with kernels by border class
+
+
 @pytest.mark.parametrize("wrong", ["any", "second"])
 def test_nothing_is_measured_of_what_is_wrong(wrong: str, card: Card, model: torch.nn.Module, tmp_path: Path) -> None:
     kind = tune_gpu.kinds_of(model.convs(), (8,))[0]
-    card.wrong = "any" if wrong == "any" else card.tuning.candidates(kind.outputs, 64)[1]
+    card.wrong = "any" if wrong == "any" else tune_gpu.candidates_for(kind)[1]
     with pytest.raises(RuntimeError, match="differs from the integer reference" if wrong == "any" else "gives another result than"):
         launches(card, [kind], tmp_path / "t.json")
     assert not (tmp_path / "t.json").exists()
@@ -172,7 +178,10 @@ def test_a_model_is_measured_within_its_minutes(card: Card, model: torch.nn.Modu
         options = {"milliseconds": card.milliseconds} | ({"side": 8} if name == "tune_choices" else {})
         monkeypatch.setattr(function, "__kwdefaults__", function.__kwdefaults__ | options)
     monkeypatch.setattr(card.tuning, "candidates", lambda outputs, pixels, all=card.tuning.candidates: all(outputs, pixels)[:14])
-    card.times = {config: 3.0 for config in card.tuning.candidates(64, 256)[13:]}
+    # The last that each kind has: behind those of the first round, or not.
+    kinds = tune_gpu.kinds_of(model.convs(), (16, 8))
+    card.times = {tune_gpu.candidates_for(kind)[-1]: 3.0 for kind in kinds}
+    assert any(len(tune_gpu.candidates_for(kind)) > tune_gpu.FIRST for kind in kinds)
     said: list[str] = []
     report = tune.measure({"m": model}, 0, said.append)
     assert not card.timed and report["unfinished"]["launches"] > 0 and any("the same command goes on" in line for line in said)
