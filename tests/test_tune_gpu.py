@@ -16,7 +16,7 @@ import pytest
 import torch
 from small import small_edsr
 
-from adabm_kernels import ConvertConfig, convert_model, save, tune_gpu
+from adabm_kernels import ConvertConfig, convert_model, prefill, save, tune_gpu
 from adabm_kernels.backends import devices, gpu_times, reference
 from adabm_kernels.commands import tune
 from adabm_kernels.nn.conv import IntegerConv2d
@@ -228,6 +228,24 @@ def test_without_a_card_it_says_so(adabm: Callable) -> None:
 def test_what_cannot_be_asked_for(argv: list[str], message: str, adabm: Callable) -> None:
     status, _, err = adabm("tune", *argv)
     assert status == 2 and message in err
+
+
+def test_the_command_hands_on_what_it_is_asked_for(adabm: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setattr(sys.modules["adabm_kernels.upscale"], "load_model", lambda name: f"model {name}")
+    monkeypatch.setattr(devices, "why_no_gpu", lambda: "")
+    monkeypatch.setattr(tune_gpu, "why_not", lambda backend: {"triton": "", "cuda": "no library"}[backend])
+    monkeypatch.setattr(tune, "measure", lambda *given: asked.append(given[:2] + given[3:]) or {"launches": {}})
+    status, out, _ = adabm("tune", "--model", "m", "--minutes", 2.5, "--json", "-")
+    assert (status, json.loads(out)) == (0, {"launches": {}}) and asked == [({"m": "model m"}, 2.5, "no library")]
+    monkeypatch.setattr(tune_gpu, "why_not", lambda backend: f"backend {backend!r} cannot run: too old")
+    status, _, err = adabm("tune")
+    assert status == 2 and "how Triton's kernels are launched: backend 'triton' cannot run: too old" in err
+    asked.clear()
+    monkeypatch.setattr(prefill, "prefill", lambda *given: asked.append(given[:3]) or prefill.Forms(["a", "b"], ["c"]))
+    status, out, _ = adabm("tune", "--prefill", "9.0", "--into", tmp_path / "deep" / "cache", "--model", "m")
+    assert status == 0 and asked == [("model m", 90, tmp_path / "deep" / "cache")] and asked[0][2].is_dir()
+    assert out.splitlines()[0] == "m: 2 forms compiled for sm_90, 1 were there" and "TRITON_CACHE_DIR" in out.splitlines()[1]
 
 
 # ---- for a card elsewhere
