@@ -1,7 +1,7 @@
 """Measures on a card how the Triton kernels are best launched, and which GPU backend takes a layer less time; keeps both in tables.
 
-Measuring may stop at any time: each figure is written when it is there, and the next run goes on behind it. An entry says where it
-comes from, and counts as measured for the same card and the same versions alone.
+Measuring may stop at any time: what was tried is written, and the next run goes on behind it. An entry says where it comes from, and
+counts as measured for the same card and the same versions alone.
 """
 
 from __future__ import annotations
@@ -272,30 +272,57 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
         with tuning.always(best):
             us = milliseconds(bench.run) * 1e3
     reasons: dict[str, int] = {}
-    for config in candidates[max(tried, 1) :]:
-        if clock.over:
-            break
-        tried = max(tried, 1) + 1
-        try:
-            with tuning.always(config):
-                got = bench.fresh()
-                if not torch.equal(got, want):
-                    raise AssertionError(f"{kind.key}: {config} gives another result than {guess}")
-                each = milliseconds(bench.run) * 1e3
-        except AssertionError as error:
-            raise RuntimeError(str(error)) from None
-        except Exception as error:  # Triton's are of no common class: too much shared memory, too many registers
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            reasons[reason] = reasons.get(reason, 0) + 1
-            continue
-        if each < us:
-            best, us = config, each
-    figures = {"us": round(us, 2), "heuristic_us": round(heuristic_us, 2), "pixels": kind.pixels, "tried": max(tried, 1), "of": of}
-    tuning.write_entries(path, {kind.key: (best, figures | source)})
-    say(f"{kind.key}: {us:.1f} us with {described(best)}, {heuristic_us:.1f} us as it was; {max(tried, 1)} of {of} tried")
+
+    def keep() -> dict[str, Any]:
+        figures = {"us": round(us, 2), "heuristic_us": round(heuristic_us, 2), "pixels": kind.pixels, "tried": tried, "of": of}
+        tuning.write_entries(path, {kind.key: (best, figures | source)})
+        return {"config": vars(best)} | figures | source
+
+    tried = max(tried, 1)  # the heuristic's
+    try:
+        for config in candidates[tried:]:
+            if clock.over:
+                break
+            try:
+                with tuning.always(config):
+                    got = bench.fresh()
+                    each = milliseconds(bench.run) * 1e3
+            except Exception as error:  # Triton's are of no common class: too much shared memory, too many registers
+                reason = _first_line(error)
+                reasons[reason] = reasons.get(reason, 0) + 1
+                tried += 1
+                _check_card(config)
+                continue
+            if not torch.equal(got, want):
+                raise RuntimeError(f"{kind.key}: {described(config)} gives another result than {described(guess)}")
+            tried += 1
+            if each < us:
+                best, us = config, each
+    except (KeyboardInterrupt, CardError):
+        keep()
+        raise
+    say(f"{kind.key}: {us:.1f} us with {described(best)}, {heuristic_us:.1f} us as it was; {tried} of {of} tried")
     for reason, count in reasons.items():
         say(f"  {count} cannot run: {reason}")
-    return {"config": vars(best)} | figures | source
+    return keep()
+
+
+class CardError(RuntimeError):
+    """The card launches nothing any more in this process."""
+
+
+def _check_card(config: Any) -> None:
+    """CardError where a config broke more than itself: whatever came next would look as if it could not run."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        what = f"after {described(config)} the card launches nothing any more: {_first_line(error)}"
+        raise CardError(f"{what} (the same command goes on behind it)") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def described(config: Any) -> str:

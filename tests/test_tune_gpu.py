@@ -144,6 +144,32 @@ def test_an_entry_decides_how_a_layer_is_launched(card: Card, model: torch.nn.Mo
         assert card.tuning.shape_class(*asked[0]) in card.tuning.read_table(card.tuning.user_table())
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError], ids=["interrupted", "broken card"])
+def test_what_was_tried_is_kept_when_measuring_stops(
+    stop: type, card: Card, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = tune_gpu.kinds_of(model.convs(), (8,))[0]
+    candidates = tune_gpu.candidates_for(kind)
+    card.times = {candidates[1]: 2.0}
+
+    def refuses(config: Any) -> bool:
+        if stop is KeyboardInterrupt and config == candidates[3]:
+            raise KeyboardInterrupt
+        return config == candidates[3]
+
+    def synchronize() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    card.refuses = refuses
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(stop, match=None if stop is KeyboardInterrupt else "launches nothing any more: CUDA error: an illegal memory"):
+        launches(card, [kind], tmp_path / "t.json")
+    entry = card.tuning.read_table(tmp_path / "t.json")[kind.key]
+    # One that was interrupted is tried again, one that broke the card is not.
+    assert entry["config"] == vars(candidates[1]) and entry["tried"] == (3 if stop is KeyboardInterrupt else 4)
+
+
 def test_forms_that_cannot_compute_a_layer_are_not_tried(card: Card, model: torch.nn.Module) -> None:
     kinds = tune_gpu.kinds_of(model.convs(), (8,))
     found = {(kind.conv.weight.dim(), config.form) for kind in kinds for config in tune_gpu.candidates_for(kind)}
