@@ -1,7 +1,7 @@
 """Measures on a card how the Triton kernels are best launched, and which GPU backend takes a layer less time; keeps both in tables.
 
-Measuring may stop at any time: what was tried is written, and the next run goes on behind it. An entry says where it comes from, and
-counts as measured for the same card and the same versions alone.
+Measuring may stop at any time: what was tried is written, and the next run goes on behind it. An entry says where it comes from,
+and counts as measured for the same card and the same versions alone.
 """
 
 from __future__ import annotations

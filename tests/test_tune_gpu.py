@@ -163,7 +163,8 @@ def test_what_was_tried_is_kept_when_measuring_stops(
     card.refuses = refuses
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    with pytest.raises(stop, match=None if stop is KeyboardInterrupt else "launches nothing any more: CUDA error: an illegal memory"):
+    said = None if stop is KeyboardInterrupt else "launches nothing any more: CUDA error: an illegal memory"
+    with pytest.raises(stop, match=said):
         launches(card, [kind], tmp_path / "t.json")
     entry = card.tuning.read_table(tmp_path / "t.json")[kind.key]
     # One that was interrupted is tried again, one that broke the card is not.
