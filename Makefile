@@ -1,17 +1,29 @@
-# make demo | test | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
+# make demo | test | test-all | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
+# test-all takes the long sweeps too, and builds the Triton kernels with every release of Triton that they are known to work with.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-all bench lint clean
+
+# Releases of Triton beside the one of requirements-test.txt, each in a folder of its own (0.6 to 1 GB): the oldest that the kernels
+# need and the newest; test-all takes those between too. Triton comes for Linux alone.
+ifeq ($(shell uname -s),Linux)
+TRITONS := 3.5.1 3.9.0
+TRITONS_ALL := $(TRITONS) 3.6.0 3.8.0
+endif
 
 demo: $(VENV)/.package
 	@mkdir -p out
 	$(BIN)/adabm upscale adabm_kernels/assets/sample.png -o out/sample_x4.png --compare
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(TRITONS:%=$(VENV)/triton-%/.installed)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.test $(TRITONS_ALL:%=$(VENV)/triton-%/.installed)
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/results/latest.json
@@ -37,6 +49,10 @@ $(VENV)/.package: $(VENV)/.requirements $(SOURCES)
 
 $(VENV)/.test: $(VENV)/.package requirements-test.txt
 	$(BIN)/pip install -q -r requirements-test.txt
+	@touch $@
+
+$(VENV)/triton-%/.installed: $(VENV)/.requirements
+	$(BIN)/pip install -q --no-deps --upgrade --target $(@D) triton==$*
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test requirements-bench.txt

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ def describe_machine() -> dict[str, Any]:
 
 def describe_versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter here, "not installed" where one is missing."""
-    packages = ("torch", "numpy", "pillow", "safetensors", "triton")
+    packages = ("torch", "numpy", "pillow", "safetensors")
     return {
         "adabm-kernels": version("adabm-kernels"),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
+        "triton": triton_version(),
     }
 
 
@@ -36,6 +39,27 @@ def version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def triton_version() -> str:
+    """`triton.__version__`, or "not installed".
+
+    The distribution that holds the module has another name on other platforms: triton-windows, pytorch-triton-rocm. The version is
+    read off the file of the module, because importing Triton takes a noticeable part of a second.
+    """
+    from importlib.util import find_spec
+
+    if loaded := sys.modules.get("triton"):
+        return loaded.__version__
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:  # none, or a mere folder of that name
+        return "not installed"
+    line = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", Path(spec.origin).read_text(encoding="utf-8"), re.MULTILINE)
+    if line:
+        return line[1]
+    import triton
+
+    return triton.__version__
 
 
 def usable_cores() -> int:

@@ -252,17 +252,12 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     def init() -> None:
         raise facts["fails"]
 
-    def version(name: str) -> str:
-        if facts["triton"] is None:
-            raise devices.metadata.PackageNotFoundError(name)
-        return facts["triton"]
-
     backend = importlib.import_module("adabm_kernels.backends.triton")  # needs Triton itself
 
     monkeypatch.delenv("ADABM_BACKEND", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(backend, "probe", probe)
-    monkeypatch.setattr(devices.metadata, "version", version)
+    monkeypatch.setattr(devices, "triton_version", lambda: facts["triton"] or "not installed")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: facts["available"])
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

@@ -1,27 +1,59 @@
-"""Triton kernels: equal to the reference in Triton's interpreter (and on a GPU), and built for every architecture."""
+"""Triton kernels: equal to the reference in Triton's interpreter (and on a GPU), and built for every architecture, by every release
+of Triton that is at hand."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from adabm_kernels import machine
 from adabm_kernels.backends import devices
 
 pytestmark = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
 KERNELS = Path(__file__).with_name("triton_kernels.py")
+ROOT = Path(__file__).resolve().parents[1]
+# Releases of Triton: the one that this environment has, and those that the Makefile installs beside it, for `make test` and for
+# `make test-all`.
+OWN = machine.triton_version()
 
 
-def run_kernel_tests(keywords: str, interpret: bool, file: Path = KERNELS) -> subprocess.Popen:
-    """A file of tests of kernels, or what `keywords` select of it, in a process of its own."""
+def _listed(variable: str) -> list[str]:
+    (values,) = re.findall(rf"^{variable} := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return [version for version in values.split() if version not in ("$(TRITONS)", OWN)]
+
+
+BESIDE = _listed("TRITONS")
+NEWEST = max(BESIDE, key=lambda version: [int(part) for part in version.split(".")])
+OTHERS = BESIDE + _listed("TRITONS_ALL")
+
+
+def folder_of(version: str) -> Path | None:
+    """Where a release lies, None for that of the environment. Skips where it is not there."""
+    if version == OWN:
+        return None
+    folder = ROOT / ".venv" / f"triton-{version}"
+    if not (folder / "triton").exists():
+        pytest.skip(f"no {folder.relative_to(ROOT)}, which `make test-all` installs")
+    return folder
+
+
+def run_kernel_tests(keywords: str, interpret: bool, file: Path = KERNELS, version: str = OWN) -> subprocess.Popen:
+    """A file of tests of kernels, or what `keywords` select of it, in a process of its own, with a release of Triton."""
     environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", str(file), "-k", keywords]
+    if folder := folder_of(version):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    main = "import sys, pytest, triton; assert triton.__version__ == sys.argv[1]; sys.exit(pytest.main(sys.argv[2:]))"
+    options = ["-q", "-p", "no:cacheprovider", "--tb=short", str(file), "-k", keywords]
+    command = [sys.executable, "-c", main, version, *options]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -31,9 +63,22 @@ def all_passed(*processes: subprocess.Popen) -> None:
     assert not failed, "\n".join(failed)
 
 
-def test_kernels_equal_the_reference_in_the_interpreter() -> None:
-    networks = "network or networks or tail or thresholds"
-    all_passed(run_kernel_tests(networks, interpret=True), run_kernel_tests(f"not ({networks})", interpret=True))
+def beside(versions: list[str], often: tuple[str, ...] = ()) -> list:
+    """Releases as parameters: those not run by `make test` are marked slow."""
+    return [pytest.param(version, marks=[] if version in often else pytest.mark.slow) for version in versions]
+
+
+NETWORKS = "network or networks or tail or thresholds"
+
+
+@pytest.mark.parametrize("version", beside([OWN, *OTHERS], (OWN,)))
+def test_kernels_equal_the_reference_in_the_interpreter(version: str) -> None:
+    all_passed(*(run_kernel_tests(words, True, version=version) for words in (NETWORKS, f"not ({NETWORKS})")))
+
+
+@pytest.mark.parametrize("version", BESIDE)
+def test_some_kernels_equal_the_reference_in_the_interpreter(version: str) -> None:
+    all_passed(run_kernel_tests("every_width or extreme or int16_features_round or quantize", True, version=version))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -41,36 +86,127 @@ def test_kernels_equal_the_reference_on_the_gpu() -> None:
     all_passed(run_kernel_tests("", interpret=False))
 
 
+def test_the_version_is_that_of_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its distribution is named, and without importing it."""
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text("'''Triton'''\n__version__ = '3.4.9'\nraise ImportError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert machine.describe_versions()["triton"] == "3.4.9"
+    assert devices.why_no_triton() == "needs triton 3.5 or newer, found 3.4.9"
+    (tmp_path / "triton" / "__init__.py").unlink()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert devices.why_no_triton() == "triton is not installed"  # a folder alone is none
+
+
 # ---- built ahead of time
 
 
 triton_compiled = pytest.importorskip("triton_compiled")
 FORMS = (*triton_compiled.CONV2D, *triton_compiled.OTHERS)
-BUILDS = [(name, card) for name in FORMS for card in triton_compiled.ONLY.get(name, triton_compiled.SHARED)]
+# Bytes of local memory that a thread may take by other releases than that of the environment, whose compilers take other registers:
+# what a tile stores before its products and loads behind them.
+OTHER_STACK = 64
+Build = tuple[str, str, int]  # release of Triton, form, compute capability
+# What `make test` builds with the releases beside that of the environment.
+FEW = [(form, capability) for form in ("body", "residual_int16", "box", "tail", "depths_residual") for capability in (80, 90, 120)]
+
+
+def _builds() -> Iterator:
+    for version in (OWN, *OTHERS):
+        for form in FORMS:
+            for capability in triton_compiled.MULTIPROCESSORS:
+                if form in triton_compiled.ONLY and (version != OWN or capability not in triton_compiled.ONLY[form]):
+                    continue
+                often = version == OWN or (version in BESIDE and (form, capability) in FEW)
+                build = version, form, capability
+                marks = [] if often else [pytest.mark.slow]
+                yield pytest.param(version, build, marks=marks, id=f"{form}-sm{capability}-triton{version}")
 
 
 @pytest.fixture(scope="module")
-def builds(tmp_path_factory: pytest.TempPathFactory):
-    """All builds under way in two processes, without the cache of an earlier run."""
-    os.environ["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        yield {build: pool.submit(triton_compiled.compile_kernel, *build) for build in BUILDS}
-    del os.environ["TRITON_CACHE_DIR"]
+def builds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Build, Future]]:
+    """All builds by one release of Triton that were asked for under way in two processes, without the cache of an earlier run."""
+    folder, cache = folder_of(request.param), tmp_path_factory.mktemp("triton")
+    calls = [item.callspec.params for item in request.session.items if getattr(item, "originalname", "") == "test_machine_code"]
+    wanted = [call["build"] for call in calls if call["builds"] == request.param]
+    setting = str(folder) if folder else None, str(cache)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), triton_compiled.use_triton, setting) as pool:
+        yield {build: pool.submit(triton_compiled.compile_kernel, *build[1:]) for build in wanted}
 
 
-@pytest.mark.parametrize("build", BUILDS, ids=lambda build: f"{build[0]}-sm{build[1]}")
-def test_machine_code(build: tuple[str, int], builds: dict[tuple[str, int], Future]) -> None:
-    name, capability = build
+@pytest.mark.parametrize(("builds", "build"), [*_builds()], indirect=["builds"], scope="module")
+def test_machine_code(build: Build, builds: dict[Build, Future]) -> None:
+    version, name, capability = build
+    if version.startswith("3.5.") and capability == 103:
+        pytest.skip("the ptxas of Triton 3.5 knows no sm_103")
     kernel = builds[build].result()
+    assert kernel.triton == version
+    stack = 0 if version == OWN else OTHER_STACK
     local = sum(count for operation, count in kernel.operations.items() if operation.split(".")[0] in ("STL", "LDL"))
-    stack = triton_compiled.STACK.get(name, 0)
     assert kernel.stack <= stack and 4 * local <= 2 * stack  # each word of it is stored and loaded in one place
-    assert kernel.shared <= triton_compiled.SHARED[capability]
-    assert kernel.registers <= 255 and kernel.registers * kernel.warps * 32 <= 65536
+    if version == OWN:
+        assert kernel.blocks >= triton_compiled.blocks_wanted(name, capability)
     if name in triton_compiled.CONV2D:
         products = [operation for operation in kernel.operations if operation.startswith(("IMMA", "IGMMA", "UTCIMMA"))]
         assert products and all(".S8.S8" in operation for operation in products if operation.startswith("I"))
         assert not [operation for operation in kernel.operations if operation.startswith(("HMMA", "HGMMA", "UTCHMMA", "IDP"))]
-        # None that a compiler made of a product and a sum. Loops may be there again for each way to store the codes that leave.
-        assert kernel.fused in (kernel.wanted, 3 * kernel.wanted if name.startswith("kept") else kernel.wanted)
+        # None that a compiler made of a product and a sum. In a loop over tiles it may put those of two branches into one.
+        assert kernel.fused in (kernel.wanted, 2 * kernel.wanted // 3 if name in triton_compiled.ONLY else kernel.wanted)
         assert kernel.operations["FFMA"] + 2 * kernel.operations["FFMA2"] == kernel.fused
+        if name == "body":
+            check_body(kernel)
+
+
+BARRIERS = {80: 42, 86: 42, 89: 42, 90: 42, 100: 50, 103: 50, 120: 50}  # of a tile of codes stored in 8 bits
+
+
+def check_body(kernel: triton_compiled.Compiled) -> None:
+    """Of 64 to 64 channels: vectors are as wide as they can be, and codes go through shared memory once."""
+    (codes, weights, _), rounds = (128 * 64, 64 * 64, 0), 9
+    assert kernel.tiles[8].barriers <= BARRIERS[kernel.capability]
+    for kind in ("LDGSTS", "STG"):
+        moves = [operation for operation in kernel.operations if operation.startswith(kind)]
+        assert moves and all(operation.endswith((".128", ".64")) for operation in moves)
+    # Codes and weights of a round are written once and read at least once.
+    assert kernel.tiles[8].shared_bytes >= 2 * rounds * (codes + weights)
+
+
+MACHINE = """
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/               @P1 BRA `(.L_x_2) ;
+.L_x_1:
+        /*0020*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0030*/                   LDSM.16.M88.4 R8, [R2] ;
+        /*0040*/                   LOP3.LUT R8, R8, 0x80808080, RZ, 0x3c, !PT ;
+        /*0050*/                   IMMA.16832.S8.S8.SAT R4, R8.ROW, R12.COL, R4 ;
+        /*0060*/              @!P0 CALL.REL.NOINC `(.L_x_3) ;
+        /*0070*/                   BRA `(.L_x_1) ;
+.L_x_2:
+        /*0080*/                   LOP3.LUT R8, R8, 0x3030303, RZ, 0xc0, !PT ;
+        /*0090*/                   IMMA.16832.S8.S8.SAT R4, R8.ROW, R12.COL, R4 ;
+        /*00a0*/                   IMMA.16832.S8.S8.SAT R4, R8.ROW, R12.COL, R4 ;
+.L_x_3:
+        /*00b0*/                   BSSY B0, `(.L_x_5) ;
+        /*00c0*/               @P2 BRA `(.L_x_4) ;
+        /*00d0*/                   STS.128 [R0], R4 ;
+        /*00e0*/                   BSYNC B0 ;
+.L_x_4:
+        /*00f0*/                   STS.U8 [R0], R4 ;
+        /*0100*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0110*/                   BSYNC B0 ;
+.L_x_5:
+        /*0120*/                   EXIT ;
+.L_x_6:
+        /*0130*/                   BRA `(.L_x_6);
+"""
+
+
+def test_a_tile_is_the_dearest_path() -> None:
+    """A loop as often as the products of a tile need it, one of two storages of codes, and the dearer side of a branch."""
+    products = 16 * 8 * 32
+    tiles = triton_compiled.tiles_of(MACHINE, 4, {8: 5 * products, 2: 2 * products})
+    assert tiles[8] == triton_compiled.Tile(5 + 1, 4 * (5 * 512 + 512), 2 + 5 * 6 + 2 + 3 + 1)
+    assert tiles[2] == triton_compiled.Tile(1, 4 * 512, 2 + 3 + 2 + 3 + 1)
+    with pytest.raises(ValueError, match="7 multiply-accumulates of codes of 8 bits"):
+        triton_compiled.tiles_of(MACHINE, 4, {8: 7, 2: 2 * products})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from contextlib import nullcontext
@@ -12,8 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Compute capability -> shared memory that one block can have, bytes (CUDA C++ Programming Guide, technical specifications).
-SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+import triton_paths
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What blocks of threads share out among themselves (CUDA C++ Programming Guide, technical specifications).
+
+    shared: bytes, of which each block takes RESERVED besides its own. threads, blocks: at most.
+    """
+
+    shared: int
+    threads: int
+    blocks: int
+
+
+REGISTERS, RESERVED = 65536, 1024
+MULTIPROCESSORS = {
+    80: Multiprocessor(164 << 10, 2048, 32),
+    86: Multiprocessor(100 << 10, 1536, 16),
+    89: Multiprocessor(100 << 10, 1536, 24),
+    90: Multiprocessor(228 << 10, 2048, 32),
+    100: Multiprocessor(228 << 10, 2048, 32),
+    103: Multiprocessor(228 << 10, 2048, 32),
+    120: Multiprocessor(100 << 10, 1536, 24),
+}
 
 BODY = {"x_q": (1, 512, 512, 64), "weight": (64, 3, 3, 64), "activation": "none", "shuffle": 1, "residual": False}
 CONV2D: dict[str, dict[str, Any]] = {
@@ -45,9 +69,10 @@ CONV2D: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Forms that take long to build, and where: a program that keeps the weights has a loop for each way to store codes.
 ONLY = {"kept": (80, 90, 100), "kept_depths": (90,)}
-# Bytes of local memory that a thread of a form may take, for what is stored before the products and loaded behind them: two blocks
-# have room on a multiprocessor that way.
-STACK = {"depths": 16, "depths_inside": 8}
+# Forms of which but one block fits on a multiprocessor of 9.0; four fit of `small`, whose blocks have half as many warps.
+ONE_BLOCK = {"depths_wide", *ONLY}
+# Forms of which two blocks fit on every architecture.
+TWO_BLOCKS = {"body"}
 # What a kernel without products is built with, in place of the settings in `compile_kernel`.
 OTHERS: dict[str, dict[str, Any]] = {
     "quantize": {},
@@ -71,11 +96,30 @@ SCALES = {"per_one": "fp32", "step": "fp32"}  # of int16 features
 Y_TYPES = {0: "*fp32", 1: "*fp32", 2: "*i32", 3: "*u8"}  # by what y takes (conv2d.OUTPUTS)
 
 
+def blocks_wanted(name: str, capability: int) -> int:
+    """How many blocks of a form fit at least."""
+    if name in TWO_BLOCKS or (capability == 90 and name in CONV2D and name not in ONE_BLOCK):
+        return 4 if name == "small" else 2
+    return 1
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a tile spends at most (triton_paths): barriers, bytes to and from shared memory, instructions of a warp."""
+
+    barriers: int
+    shared_bytes: int
+    instructions: int
+
+
 @dataclass
 class Compiled:
     """registers and stack: a thread's. operations: how often each machine instruction occurs. fused, wanted: multiply-adds of
-    float32 in PTX, which writes two at once for Blackwell, and how many of them the epilogue of a thread's outputs asks for."""
+    float32 in PTX, which writes two at once for Blackwell, and how many of them the epilogue of a thread's outputs asks for.
+    tiles: by the bits that codes of the input are stored in, 0 for a kernel without products. triton: the release."""
 
+    triton: str
+    capability: int
     registers: int
     stack: int
     shared: int
@@ -83,37 +127,57 @@ class Compiled:
     operations: Counter
     fused: int
     wanted: int
+    tiles: dict[int, Tile]
+
+    @property
+    def blocks(self) -> int:
+        """That fit on a multiprocessor at once."""
+        card = MULTIPROCESSORS[self.capability]
+        of_a_warp = -(-self.registers * 32 // 256) * 256
+        by_registers = REGISTERS // 4 // of_a_warp * 4 // self.warps  # a quarter of them for each of four schedulers
+        by_shared = card.shared // (-(-self.shared // 128) * 128 + RESERVED)
+        return min(by_registers, by_shared, card.threads // (32 * self.warps), card.blocks)
+
+
+def use_triton(folder: str | None, cache: str) -> None:
+    """In a process that has not imported Triton: where it lies, if not in the environment, and where it keeps what it compiles."""
+    if folder:
+        sys.path.insert(0, folder)
+    os.environ["TRITON_CACHE_DIR"] = cache
 
 
 def compile_kernel(name: str, capability: int) -> Compiled:
     """A form of CONV2D or OTHERS for a compute capability, 90 for 9.0."""
     from adabm_kernels.backends.triton import conv2d, depths, measure, quantize, tuning
 
-    keeping = tuning.Config(128, 64, 8, 1, tuning.PERSISTENT, 2)
-    wanted = 0
+    wanted, products = 0, {}
     if name in CONV2D:
         case = CONV2D[name]
         layout = conv2d.Layout.of(case["weight"], ones=case.get("ones", False))
         channels = layout.outputs // case["shuffle"] ** 2
-        with tuning.always(keeping) if case.get("kept") else nullcontext():
+        kept = case.get("kept", False)
+        with tuning.always(tuning.Config(128, 64, 8, 1, tuning.PERSISTENT, 2)) if kept else nullcontext():
             constants, _ = conv2d.conv2d_launch(
                 capability, case["x_q"], case["weight"], layout.offsets()[-1], activation=case["activation"],
                 shuffle=case["shuffle"], packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels),
                 codes=case["codes"], residual=case["residual"], depth=case.get("depth", False), passes=case.get("passes", False),
             )  # fmt: skip
-        # One multiply-add for alpha and beta and one for the codes; accumulators are stored as they are. With int16 features one
-        # for the residual, one that rounds and one that gives what is held.
+        products = None if kept else _products_of(constants)  # a loop over tiles is no path that a tile takes
+        # One multiply-add for alpha and beta, in each of two branches where tables by border class are looked up, and one for the
+        # codes; accumulators are stored as they are. With int16 features one for the residual, one that rounds and one that gives
+        # what is held.
         int16 = case.get("int16", False)
-        each = 0 if case["y"] == conv2d.ACCUMULATORS else 1 + case["codes"] + int16 * (2 + case["residual"])
+        each = 2 - constants.get("BY_CLASS", False) + case["codes"] + int16 * (2 + case["residual"])
+        each = 0 if case["y"] == conv2d.ACCUMULATORS else each
         wanted = each * constants["BLOCK_M"] * constants["BLOCK_N"] // (32 * constants["num_warps"])
-        wanted *= 3 if case.get("kept") else 1  # a loop for each way to store codes
+        wanted *= 3 if kept else 1
         types = CONV2D_TENSORS | {"height": "i32", "width": "i32", "y": Y_TYPES[case["y"]]} | SCALES
         types |= {"residual": "*i16", "y": "*i16"} if int16 else {}
         absent = {"slope": case["activation"] != "prelu", "residual": not case["residual"], "y": not case["y"]}
         absent |= dict.fromkeys(("out_grid", "out_bits", "y_q"), not case["codes"])
         absent |= dict.fromkeys(("depth", *REGION), not case.get("depth")) | dict.fromkeys(SCALES, not int16)
         kernel = conv2d.kernel_of(constants)
-        assert (kernel is conv2d.persistent_kernel) == case.get("kept", False)
+        assert (kernel is conv2d.persistent_kernel) == kept
     elif name.startswith("quantize"):
         kernel = quantize.quantize_kernel
         types = {"shift": "*fp32", "grid": "*fp32", "bits": "*i32", "y_q": "*u8", "width": "i32", "pixels": "i32"}
@@ -140,10 +204,21 @@ def compile_kernel(name: str, capability: int) -> Compiled:
         constants = {"BITS": True, "STEPS": 1, "LAYERS": 64, "BLOCK": measure.BLOCK, "num_warps": 4, "enable_fp_fusion": False}
         constants |= OTHERS[name]
         absent = {"measure": constants["BITS"]} | dict.fromkeys(("lower", "upper", "rules", "bits"), not constants["BITS"])
-    return _compile(kernel, types, constants, [key for key, gone in absent.items() if gone], capability, wanted)
+    return _compile(kernel, types, constants, [key for key, gone in absent.items() if gone], capability, wanted, products)
 
 
-def _compile(kernel, types, constants, absent, capability: int, wanted: int) -> Compiled:
+def _products_of(constants: dict[str, Any]) -> dict[int, int]:
+    """Multiply-accumulates of a warp for a tile, by the bits that codes are stored in."""
+    found = {}
+    for stored in (8, 4, 2) if constants["PACKED"] else (8,):
+        block, pitch = constants[f"BLOCK_K_{stored}"], -(-constants["C4"] * stored // 32) * 4
+        reduced = constants["R"] * -(-constants["S"] * pitch // block) * block * (8 // stored)
+        outputs = constants["BLOCK_N"] + 16 * constants["ONES"]
+        found[stored] = constants["BLOCK_M"] * outputs * reduced // constants["num_warps"]
+    return found
+
+
+def _compile(kernel, types, constants, absent, capability: int, wanted: int, products) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -168,7 +243,25 @@ def _compile(kernel, types, constants, absent, capability: int, wanted: int) -> 
     warps = built.metadata.num_warps
     fused = sum(2 if pair else 1 for pair in re.findall(r"\bfma\.rn\.f32(x2)?\b", built.asm["ptx"]))
     stack = int(found["STACK"]) + int(found["LOCAL"])
-    return Compiled(int(found["REG"]), stack, built.metadata.shared, warps, operations, fused, wanted)
+    shared, registers = built.metadata.shared, int(found["REG"])
+    tiles = {} if products is None else tiles_of(machine, warps, products)
+    return Compiled(triton.__version__, capability, registers, stack, shared, warps, operations, fused, wanted, tiles)
+
+
+def tiles_of(machine: str, warps: int, products: dict[int, int]) -> dict[int, Tile]:
+    """What tiles spend by the text of `nvdisasm -c`. products: multiply-accumulates of a warp, by bits of storage; {} for none."""
+    graph = triton_paths.Graph.of(triton_paths.blocks_of(machine))
+    branches = triton_paths.branches_of(graph, products.__getitem__) if products else [None]
+
+    def tile(branch: triton_paths.Branch | None) -> Tile:
+        others = [other for other in branches if other is not branch]
+        barriers, shared, issued = (
+            triton_paths.dearest(graph, of, branch, others)
+            for of in (lambda one: one.name == "BAR", lambda one: one.shared_bytes, lambda one: 1)
+        )
+        return Tile(barriers, warps * shared, issued)
+
+    return {branch.stored if branch else 0: tile(branch) for branch in branches}
 
 
 def _disassemble(cubin: bytes) -> tuple[str, str]:

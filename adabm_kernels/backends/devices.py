@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from importlib import metadata
 
 from .. import native
+from ..machine import triton_version
 
 OLDEST_TRITON = (3, 5)
 OLDEST_CAPABILITY = (8, 0)  # int8 tensor-core instructions as the kernels use them: Ampere
@@ -29,9 +29,8 @@ def why_no_gpu() -> str:
 
 def why_no_triton() -> str:
     """Why Triton cannot be used at all, GPU or not; empty where it can."""
-    try:
-        found = metadata.version("triton")
-    except metadata.PackageNotFoundError:
+    found = triton_version()
+    if found == "not installed":
         return "triton is not installed"
     if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRITON:
         return f"needs triton {'.'.join(map(str, OLDEST_TRITON))} or newer, found {found}"
@@ -85,7 +84,7 @@ def _why_not_on(index: int) -> str:
         raise
     except Exception as error:  # of no common class: an unknown architecture, a driver too old for Triton's code, no C compiler
         found, why = ".".join(map(str, capability)), _first_line(error) or type(error).__name__
-        return f"triton {metadata.version('triton')} cannot run on {name} (compute capability {found}): {why}"
+        return f"triton {triton_version()} cannot run on {name} (compute capability {found}): {why}"
     return ""
 
 

@@ -203,6 +203,21 @@ def _class_part(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: 
     return top, left, h, w, r * S + s, tile
 
 
+@triton.jit
+def _pixels(tile, top, left, height, width, PATCHES: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(row, column, whether it is one) of the pixels [M] of a tile, of the height x width pixels at top, left."""
+    position = tl.arange(0, BLOCK_M)
+    if PATCHES:
+        across = tl.cdiv(width, PATCH_WIDTH)
+        row = tile // across * (BLOCK_M // PATCH_WIDTH) + position // PATCH_WIDTH
+        column = tile % across * PATCH_WIDTH + position % PATCH_WIDTH
+        valid = (row < height) & (column < width)
+    else:
+        position += tile * BLOCK_M
+        row, column, valid = top + position // width, left + position % width, position < height * width
+    return row, column, valid
+
+
 # Layers differ in where their bits lie in the table of all layers, and in their region: that is no reason to compile anew, nor is
 # the size of images.
 @triton.jit(
@@ -234,20 +249,10 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     N_BLOCKS: tl.constexpr = (GROUPS * AXIS + BLOCK_N - 1) // BLOCK_N
     image = tl.program_id(1)
     tile, first = tl.program_id(0) // N_BLOCKS, tl.program_id(0) % N_BLOCKS * BLOCK_N
-    if PATCHES:
-        kernel = 0
-        across = tl.cdiv(width, PATCH_WIDTH)
-        position = tl.arange(0, BLOCK_M)
-        row = tile // across * (BLOCK_M // PATCH_WIDTH) + position // PATCH_WIDTH
-        column = tile % across * PATCH_WIDTH + position % PATCH_WIDTH
-        valid = (row < height) & (column < width)
-    else:
-        top, left, h, w, kernel = 0, 0, height, width, 0
-        if BY_CLASS:
-            top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
-        position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        valid = position < h * w
-        row, column = top + position // w, left + position % w
+    top, left, h, w, kernel = 0, 0, height, width, 0
+    if BY_CLASS:
+        top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
+    row, column, valid = _pixels(tile, top, left, h, w, PATCHES, BLOCK_M)
     computed = valid
     if depth is not None:
         marks = marks_of(depth, image, row, column, height, width, valid, depth_tile, depth_top, depth_left, own_least, own_most,
@@ -260,6 +265,8 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     axis = first + tl.arange(0, BLOCK_N)
     sub, channel = axis // AXIS, axis % AXIS
     known = (sub < GROUPS) & (channel < CHANNELS)
+    if CHANNELS == AXIS and GROUPS * AXIS % BLOCK_N == 0:
+        known = tl.full((BLOCK_N,), True, tl.int1)  # which the compiler does not find out, and keeps a mask of
     output = tl.where(known, sub * CHANNELS + channel, 0)
 
     bits = bits_at(x_bits, image)
@@ -274,6 +281,15 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
         acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, weights, kernel, output, known, K,
                                C4, R, S, ONES, PACKED, AT_8, AT_4, AT_2, BLOCK_K_8, BLOCK_K_4, BLOCK_K_2)  # fmt: skip
 
+    # Pixels are found anew for the results: kept through the products, in every layout of results, they would take twenty registers
+    # more. Programs are one along the third axis, which the compiler does not know.
+    tile += tl.num_programs(2) - 1
+    row, column, inside = _pixels(tile, top, left, h, w, PATCHES, BLOCK_M)
+    if depth is None:
+        valid, computed = inside, inside
+    if WIDE:
+        row, column = row.to(tl.int64), column.to(tl.int64)
+
     taken = 128  # from every code that is stored in 8 bits, outside the image too
     if PACKED:
         taken = tl.where(bits > 4, 128, 0)
@@ -282,9 +298,16 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     if ONES:
         acc = 2 * acc + (tl.max(box, 1) + taken * tl.load(sums + K))[:, None]
 
-    finish(acc, image, row, column, valid, computed, height, width, bits, kernel, first, sub, channel, known, output, alpha, beta,
-           slope, residual, out_grid, out_bits, y, y_q, per_one, step, K, R, S, BY_CLASS, ACTIVATION, SHUFFLE, PACKED, Y, Y_PITCH,
-           CODES, RESIDUAL, PASSES, AXIS)  # fmt: skip
+    number = row * width + column
+    if not PATCHES and not BY_CLASS:
+        number = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        if WIDE:
+            number = number.to(tl.int64)
+    finish(acc, image, row, column, number, valid, computed, height, width, bits, kernel, first, sub, channel, known, output, alpha,
+           beta, slope, residual, out_grid, out_bits, y, y_q, per_one, step, K, R, S, BY_CLASS, ACTIVATION, SHUFFLE, PACKED, Y,
+           Y_PITCH, CODES, RESIDUAL, PASSES, AXIS)  # fmt: skip
+
+
 
 
 def _block_k(row: int, pitch: int) -> int:
@@ -331,12 +354,15 @@ def conv2d_launch(
         **{f"AT_{stored}": at for stored, at in zip(STORED, layout.offsets(), strict=False)},
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
     }  # fmt: skip
+    options = config.options()
+    if not by_class and not persistent and not (depth and constants["WIDE"]):  # by class fewer do, and these forms need more
+        options |= tuning.most_registers(capability, config)
     blocks = -(-(shuffle**2) * axis // block_n)
     if persistent:
         constants = {name: value for name, value in constants.items() if name in persistent_kernel.arg_names}
         # As many programs as the card has room for, among its images.
         tiles = min(tiles, max(1, config.programs * rates(capability).multiprocessors // (n * blocks)))
-    return constants | config.options(), tiles * blocks
+    return constants | options, tiles * blocks
 
 
 def why_not_persistent(capability: int, layout: Layout, block_n: int) -> str:

@@ -93,6 +93,8 @@ def _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out
     axis = first + tl.arange(0, BLOCK_N)
     sub, channel = axis // AXIS, axis % AXIS
     known = (sub < GROUPS) & (channel < CHANNELS)
+    if CHANNELS == AXIS and GROUPS * AXIS % BLOCK_N == 0:
+        known = tl.full((BLOCK_N,), True, tl.int1)  # which the compiler does not find out, and keeps a mask of
     output = tl.where(known, sub * CHANNELS + channel, 0)
     kept = _kept(packed.to(tl.pointer_type(tl.int8)) + AT, output, known, K, C4, R, S, STORED, BLOCK_K)
     # From every code that is stored in 8 bits 128 is taken, outside the image too.
@@ -123,9 +125,10 @@ def _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out
             else:
                 acc = _products(acc, kept, codes, row, column, computed, height, width, C4, R, S, STORED, BLOCK_K)
             acc += taken[None, :]
-            finish(acc, image, row, column, valid, computed, height, width, bits, 0, first, sub, channel, known, output, alpha,
-                   beta, slope, residual, out_grid, out_bits, y, y_q, per_one, step, K, R, S, False, ACTIVATION, SHUFFLE, PACKED, Y,
-                   Y_PITCH, CODES, RESIDUAL, PASSES, AXIS)  # fmt: skip
+            number = row * width + column
+            finish(acc, image, row, column, number, valid, computed, height, width, bits, 0, first, sub, channel, known, output,
+                   alpha, beta, slope, residual, out_grid, out_bits, y, y_q, per_one, step, K, R, S, False, ACTIVATION, SHUFFLE,
+                   PACKED, Y, Y_PITCH, CODES, RESIDUAL, PASSES, AXIS)  # fmt: skip
 
 
 @triton.jit(

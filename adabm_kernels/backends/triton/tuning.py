@@ -111,6 +111,17 @@ def heuristic(outputs: int, pixels: int) -> Config:
     return Config(128, block_n, 8, 3) if pixels >= 128 * 128 else Config(64, block_n, 4, 3)
 
 
+def most_registers(capability: int, config: Config) -> dict[str, int]:
+    """The option that keeps a thread of a convolution to 128 registers, so that sixteen warps have room on a multiprocessor.
+
+    On 9.0, where ptxas takes some more unless it is told. Elsewhere it keeps to them by itself or, from Triton 3.7 on, does not and
+    spills a dozen words with this option. Not where a thread has more than 32 accumulators: what it then needs besides would go
+    through local memory.
+    """
+    wanted = capability == 90 and config.block_m * config.block_n <= 32 * 32 * config.num_warps
+    return {"maxnreg": 128} if wanted else {}
+
+
 def quantize_config(channels: int) -> Config:
     """For `channels` channels, padded to a multiple of 16."""
     block_n = min(_power(channels), 64)
