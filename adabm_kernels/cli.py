@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .commands import bench, calibrate, completion, evaluate, info, models, report, upscale
+from .commands import bench, calibrate, completion, evaluate, info, models, report, tune, upscale
 from .commands.common import STDOUT, CommandError, one_line
 from .commands.outputs import DEFAULT_SUFFIX, FORMATS
 from .commands.video import MATRICES, PIXEL_FORMATS
@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(command("eval", evaluate, "measure a model on test pictures"))
     _add_calibrate(command("calibrate", calibrate, "make a converted model of float weights"))
     _add_bench(command("bench", bench, "time a model here, or measure what layers are planned by"))
+    _add_tune(command("tune", tune, "measure a GPU for a model's layers, or compile kernels for one"))
     _add_info(command("info", info, "show the machine and the backends, or a model"))
     _add_json_flag(command("models", models, "list the built-in models with their figures"))
     completion_parser = command("completion", completion, "print what makes a shell complete adabm's options")
@@ -325,6 +326,15 @@ def _add_bench(benchmark: argparse.ArgumentParser) -> None:
     _add_json_file(benchmark)
 
 
+def _add_tune(tuning: argparse.ArgumentParser) -> None:
+    add = tuning.add_argument
+    add("--model", metavar="NAME|PATH", help="whose layers to measure (default: all built-in models)")
+    add("--minutes", metavar="N", type=_number(0), help="stop after so long; the same command goes on (default: at the end)")
+    add("--prefill", metavar="sm_XY", help="compile Triton's kernels for this architecture instead, such as sm_90; needs no GPU")
+    add("--into", metavar="DIR", type=_path, help="with --prefill: the folder of the cache (default: Triton's own)")
+    _add_json_file(tuning)
+
+
 def _add_info(information: argparse.ArgumentParser) -> None:
     information.add_argument("model", metavar="NAME|PATH", nargs="?", help="built-in model or a converted model's file")
     _add_json_flag(information)
@@ -356,6 +366,11 @@ def _add_model(parser: argparse.ArgumentParser, others: str, device: bool = True
     if device:
         parser.add_argument("--device", metavar="NAME", help="torch's name of the device, such as cpu or cuda:1 (default: cpu)")
     parser.add_argument("--threads", metavar="N", type=_integer(1), help="CPU threads (default: as many as torch would use)")
+    parser.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        help="on a CUDA device, record forward passes and replay them (default: a shape that comes twice, where it can be)",
+    )
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from .config import ConvertConfig
 from .flat import Rect, patch_side, spread
 from .interpolation import find_smooth_pixels, interpolate, interpolate_results, keeps_colours
 from .machine import resident_bytes
+from .nn.graph import recorded_by_default
 from .nn.lanes import Lane, lanes
 from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
 from .pixels import luma, network_images, network_planes
@@ -512,12 +513,12 @@ class Patchwise:
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor, origin: tuple[int, int]) -> torch.Tensor:
         """One batch of windows with the bits they got, int32 [N]. origin: where they begin in the grid of tiles."""
-        with torch.no_grad():
+        with torch.no_grad(), recorded_by_default():
             return self._ensemble(x, offset, origin) if self.tta else self.model(x, offset, **self._from(origin))
 
     def forward_pixels(self, x: torch.Tensor, offset: torch.Tensor, origin: tuple[int, int]) -> torch.Tensor:
         """The same as pixels of 8 bits, uint8; not the mean of a self-ensemble."""
-        with torch.no_grad():
+        with torch.no_grad(), recorded_by_default():
             return self.model.pixels(x, offset, **self._from(origin))
 
     def _from(self, origin: tuple[int, int]) -> dict[str, tuple[int, int]]:

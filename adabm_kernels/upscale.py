@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "edsr_x4_w4a4"
 _ASSETS = Path(__file__).parent / "assets"
 _CUTTING = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")  # of `patchwise.Patchwise`
-_SETTINGS = ("bits", "depth", "backend", "device", "threads", "scale", "width", "height", "fit", "progress", *_CUTTING)
+_SETTINGS = ("bits", "depth", "backend", "device", "threads", "graph", "scale", "width", "height", "fit", "progress", *_CUTTING)
 _END = object()  # what comes after the last image
 
 
@@ -44,6 +44,7 @@ def upscale(
     backend: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    graph: bool | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     record: list[Patch] | None = None,
     scale: float | None = None,
@@ -65,8 +66,9 @@ def upscale(
     bits: "auto" (decided per patch and layer) or 2..8 for all adaptive layers. depth: "auto" (no residual blocks in the tiles of a
         picture that are easy, where the model has an exit for them), "full" or the number of the network's blocks for all blocks
         everywhere, 0 for none anywhere. backend: "auto" or a backend's name. device: of torch, such as "cuda". threads: CPU
-        threads, at least 1. These five, when given, are set on the module and stay; None leaves them as they are ("auto" for a
-        freshly loaded model).
+        threads, at least 1. graph: True or False, whether on a CUDA device forward passes are recorded and replayed as CUDA graphs;
+        left out, they are where that pays and works. These six, when given, are set on the module and stay; None leaves them as
+        they are ("auto" for a freshly loaded model).
     progress: called with (windows done, windows in all, "upscaling"). record: a list that is given every window (Patch) of a
         picture, not of tensors, and not of what the network makes of its own output.
     scale, width, height, fit: another size than the model's, by `sizes.Size`: scale=1.5, width=1920 or height=1080 in the
@@ -81,7 +83,8 @@ def upscale(
     check_settings(bits, threads, depth)
     size = Size(scale, width, height, fit)
     taken = _take(image)
-    network = prepare(model, bits=bits, depth=depth, backend=backend, device=device, threads=threads, size=size, **cutting)
+    settings = {"bits": bits, "depth": depth, "backend": backend, "device": device, "threads": threads, "graph": graph}
+    network = prepare(model, size=size, **settings, **cutting)
     return _upscaled(taken, network, progress, record)
 
 
@@ -207,6 +210,7 @@ def prepare(
     backend: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    graph: bool | None = None,
     size: Size | None = None,
     max_pixels: int | None = None,
     **cutting: Any,
@@ -220,7 +224,7 @@ def prepare(
     from .patchwise import Patchwise
 
     model = model if is_module else load_model(model)
-    configure(model, bits, backend, threads, device, depth)
+    configure(model, bits, backend, threads, device, depth, graph)
     return Enlarger(Patchwise(model, **cutting), size, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
 
 
@@ -284,11 +288,12 @@ def configure(
     threads: int | None,
     device: str | None = None,
     depth: str | int | None = None,
+    graph: bool | None = None,
 ) -> None:
     """Set what is not None on a converted model.
 
     Raises ValueError for no device and for a depth that the model cannot have, RuntimeError when a device or the backend cannot run
-    here.
+    here, or where graphs are asked for and the model is not on a CUDA device.
     """
     if threads is not None:
         model.set_threads(threads)
@@ -306,6 +311,11 @@ def configure(
             model.set_depth(depth)
         except ValueError as error:  # which names its function, where callers name an argument or an option
             raise ValueError(str(error).removeprefix("set_depth: ")) from error
+    if graph is not None:
+        place = next(model.buffers()).device
+        if graph and place.type != "cuda":
+            raise RuntimeError(f"graph must be left out or False unless the model is on a CUDA device, it is on {place}")
+        model.set_graph(graph)
 
 
 def _device(name: str) -> torch.device:
@@ -329,7 +339,9 @@ def run(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """One forward without gradients: [N, 3, H, W] -> float32 [N, 3, s*H, s*W], not clamped."""
     import torch
 
-    with torch.no_grad():
+    from .nn.graph import recorded_by_default
+
+    with torch.no_grad(), recorded_by_default():
         return model(x.to(torch.float32))
 
 

@@ -9,8 +9,6 @@ case first proves equal to the integer reference. Skipped without a GPU.
 from __future__ import annotations
 
 import functools
-import statistics
-import time
 from collections.abc import Callable
 
 import pretend
@@ -19,11 +17,12 @@ import torch
 from problems import ConvInstance, ConvProblem, bell_codes, instantiate, set_weights
 from torch.nn import functional as F
 
+from adabm_kernels import tune_gpu
 from adabm_kernels.quantize import pack_codes, unpack_codes
 from adabm_kernels.registry import GPU_BACKENDS, Problem, choose
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
-REPLAYS = 10
+REPLAYS = tune_gpu.REPLAYS
 SHAPES = {  # batch, height, width, channels, outputs, kernel
     "64->64 3x3, 16 of 256x256": (16, 256, 256, 64, 64, 3),
     "64->64 3x3, 1 of 512x512": (1, 512, 512, 64, 64, 3),
@@ -47,32 +46,12 @@ def device_facts() -> dict[str, object]:
 
 def recorded(work: Callable[[], object]) -> Callable[[], None]:
     """REPLAYS runs of `work` as a graph, and the wait for them."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(pretend.pick(3, 1)):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-
-    def replay() -> None:
-        for _ in range(REPLAYS):
-            graph.replay()
-        torch.cuda.synchronize()
-
-    return replay
+    return tune_gpu.recorded(work, pretend.pick(3, 1))
 
 
 def milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
     """Of one run of `work`, recorded: the median of `rounds` measurements, after three that do not count."""
-    replay, times = recorded(work), []
-    for _ in range(pretend.pick(rounds, 1) + 3):
-        start = time.perf_counter()
-        replay()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[3:]) / REPLAYS * 1e3
+    return tune_gpu.milliseconds(work, pretend.pick(rounds, 1))
 
 
 def measure(benchmark, work: Callable[[], object], **facts: object) -> None:

@@ -26,6 +26,7 @@ from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
+from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.registry import GPU_BACKENDS, Problem, choose
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
@@ -59,6 +60,14 @@ def converted(name: str) -> ConvertedNetwork:
         model = SRResNet(SRResNetSpec(scale=4, blocks=blocks, channels=64))
     settings = ConvertConfig(recipe="paper", steps=0, bit_aware_clipping=False, batch=1)
     return convert_model(model, [photos(1, 48)], settings)
+
+
+NETWORKS = ("edsr_x4", "rdn_b_x4", "srresnet_x4")
+
+
+def layers_of_networks() -> list[IntegerConv2d]:
+    """The integer convolutions of all networks that can be made here."""
+    return [conv for name in NETWORKS for conv in converted(name).convs()]
 
 
 def proven(name: str, backend: str) -> ConvertedNetwork:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import subprocess
 from pathlib import Path
-
-from adabm_kernels.machine import version
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,12 +14,6 @@ def commit() -> str:
 
 
 def place() -> dict[str, str]:
-    import torch  # `commit` is asked for where torch is not loaded
+    from adabm_kernels import tune_gpu  # `commit` is asked for where torch is not loaded
 
-    return {
-        "card": torch.cuda.get_device_name(),
-        "date": datetime.date.today().isoformat(),
-        "triton": version("triton"),
-        "torch": torch.__version__,
-        "commit": commit(),
-    }
+    return tune_gpu.place() | {"commit": commit()}

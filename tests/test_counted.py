@@ -62,9 +62,9 @@ def test_clocks_of_the_body_layer_by_hand() -> None:
     assert counted.cuda_work(100, four, 4).products == counted.cuda_work(100, four, 8).products  # emulated there, so not used
     assert counted.cuda_work(86, BODY, 8).products == 2 * counted.cuda_work(80, BODY, 8).products
     halo = 10 * 18 / 128
-    assert counted.cuda_work(80, BODY, 8).loaded == (halo * 64 + 9 * 64 * 64 / 128) / rates.L2_BYTES
+    assert counted.cuda_work(80, BODY, 8).loaded == (halo * 64 + 9 * 64 * 64 / 128) / rates.rates(80).l2
     # Weights are in registers: nothing but codes is loaded.
-    assert counted.cuda_work(90, BODY, 8).loaded == 18 * 34 / 512 * 64 / rates.L2_BYTES
+    assert counted.cuda_work(90, BODY, 8).loaded == 18 * 34 / 512 * 64 / rates.rates(90).l2
     assert counted.cuda_work(90, BODY, 8).products == 9 * 64 * 64 / 4096
     assert counted.clocks("cuda", 80, replace(four, bits=(3, 5))) == (2 * 9 + 18) * 32 * 72 / 2048 / 3
 
@@ -78,6 +78,16 @@ def test_rates_are_those_of_the_data_sheets(capability: int) -> None:
         stated = float(found[1]) * {"T": 1e12, "P": 1e15}[found[2]] / 2 / row.multiprocessors / (row.gigahertz * 1e9)
         used = 8192 if "unused" in row.source else row.int8
         assert abs(stated / used - 1) < 0.04, stated
+
+
+def test_bytes_from_l2_are_those_of_the_microbenchmark() -> None:
+    """Of every card that one names: rounded, and no more than the way is wide. Others say what they are taken from."""
+    for capability, found in rates.MEASURED_L2.items():
+        row = rates.rates(capability)
+        assert row.l2 == round(found.bytes_a_clock) < 64 and "L2" not in row.assumed
+    for capability in set(rates.RATES) - set(rates.MEASURED_L2):
+        assert rates.rates(capability).l2 in {round(found.bytes_a_clock) for found in rates.MEASURED_L2.values()}
+        assert re.search("L2|RTX 5090's", rates.rates(capability).assumed)
 
 
 def test_int8_is_rare_on_10_3_and_not_all_used_on_10_0() -> None:
@@ -105,7 +115,7 @@ def test_triton_loads_what_its_taps_meet(bits: int) -> None:
     work = counted.triton_work(80, BODY, bits)
     padding = 64 / 48 if bits == 2 else 1  # three pixels of 16 bytes in a block of 64
     assert work.products == padding * 9 * 64 * 64 / 2048  # 8-bit ones whatever the bits
-    assert work.loaded == (9 * packed_pitch(64, bits) + padding * 9 * 64 * 64 / 128) / rates.L2_BYTES
+    assert work.loaded == (9 * packed_pitch(64, bits) + padding * 9 * 64 * 64 / 128) / rates.rates(80).l2
 
 
 @needs_triton

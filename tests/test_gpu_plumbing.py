@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -34,7 +35,7 @@ from adabm_kernels.nn.graph import _RECORDING
 from adabm_kernels.nn.workspace import Workspace
 from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
 from adabm_kernels.registry import GPU_BACKENDS, Choice, Problem, choose, device_for
-from adabm_kernels.upscale import configure
+from adabm_kernels.upscale import configure, upscale
 
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "edsr": lambda: small_edsr(blocks=1),
@@ -590,11 +591,19 @@ def test_a_graph_needs_a_card() -> None:
     model.set_backend("auto", graph=True)
     with pytest.raises(RuntimeError, match="ConvertedEDSR: graph=True needs images on a CUDA device, x is on cpu"):
         model(images(1, 3, 8, 9))
-    assert copy.deepcopy(model)._graphs is not None and pickle.loads(pickle.dumps(model))._graphs is not None
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(RuntimeError, match="graph=True needs"):
+            copied(images(1, 3, 8, 9))
     model.set_backend("auto")  # leaves it on
-    assert model._graphs is not None
+    with pytest.raises(RuntimeError, match="graph=True needs"), graph.recorded_by_default():  # asked for: never falls back
+        model(images(1, 3, 8, 9))
     model.set_backend("auto", graph=False)
     model(images(1, 3, 8, 9))
+    with pytest.raises(TypeError, match="graph must be True, False or None, got 1"):
+        model.set_graph(1)
+    with pytest.raises(RuntimeError, match="graph must be left out or False unless the model is on a CUDA device, it is on cpu"):
+        configure(model, None, None, None, graph=True)
+    configure(model, None, None, None, graph=False)
 
 
 class Recorder:
@@ -602,6 +611,7 @@ class Recorder:
 
     made: list[tuple] = []
     on: list[Any] = []  # streams
+    held_bytes = 1
 
     def __init__(self, function: Callable, inputs: tuple[torch.Tensor, ...], *shared: Any):
         Recorder.made.append(tuple(x.shape for x in inputs))
@@ -639,6 +649,106 @@ def test_graphs_are_recorded_once_a_shape(recorder: type[Recorder]) -> None:
     graphs.run(double, torch.arange(3))
     assert len(recorder.made) == 2 + graph.Graphs.LIMIT + 2
     assert torch.equal(graphs.run(lambda x: x * 3, torch.arange(3), kind="other"), torch.arange(3) * 3)
+
+
+def test_where_nobody_asked_a_shape_is_recorded_when_it_comes_again(recorder: type[Recorder]) -> None:
+    graphs, ran = graph.Graphs(), []
+
+    def run(size: int) -> str:
+        """Which of the two ways it went."""
+        x, ran[:] = torch.arange(size), []
+        launched = lambda x: ran.append("launched") or x * 2  # noqa: E731
+        assert torch.equal(graphs.run_if_it_pays(lambda x: x * 2, launched, x), x * 2)
+        return ran[0] if ran else "replayed"
+
+    assert [run(size) for size in (3, 4, 3, 3, 4, 5)] == ["launched", "launched", "replayed", "replayed", "replayed", "launched"]
+    assert recorder.made == [((3,),), ((4,),)]
+    # In turn, one more than are kept: as many as are kept stay, the others are launched, none is recorded twice.
+    graphs.clear()
+    recorder.made.clear()
+    for _ in range(4):
+        ways = [run(size) for size in range(10, 10 + graphs.LIMIT + 2)]
+    assert len(recorder.made) == graphs.LIMIT and ways.count("launched") == 2
+    # One that comes more often than the one that ran longest ago takes its place.
+    assert [run(size) for size in (100, 100)] == ["launched", "replayed"]
+    assert len(recorder.made) == graphs.LIMIT + 1 and run(10) == "launched"
+
+
+def test_graphs_that_hold_much_are_fewer(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorder, "held_bytes", graph.Graphs.MOST_BYTES // 2)
+    graphs = graph.Graphs()
+    for size in (1, 2, 3, 3, 1):  # 3 takes the place of 1
+        graphs.run(lambda x: x, torch.arange(size))
+    assert len(recorder.made) == 4
+    monkeypatch.setattr(Recorder, "held_bytes", graph.Graphs.MOST_BYTES + 1)
+    graphs.run(lambda x: x, torch.arange(4))
+    graphs.run(lambda x: x, torch.arange(4))
+    assert len(recorder.made) == 5  # one is kept whatever it holds
+
+
+def test_a_recording_that_fails_is_warned_of_once(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs, tried = graph.Graphs(), []
+
+    class Failing:
+        def __init__(self, *arguments: Any):
+            tried.append(arguments)
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    x = torch.arange(3)
+    graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:1])
+    graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:1])
+    assert len(recorder.made) == 1
+    monkeypatch.setattr(graph, "CudaGraph", Failing)
+    with pytest.warns(RuntimeWarning, match="kernel by kernel .* failed: operation not permitted when stream is capturing"):
+        for _ in range(3):
+            assert torch.equal(graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x), x * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for size in (2, 2, 2, 1):  # nor another shape; what was recorded before has gone, with its memory
+            assert torch.equal(graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:size]), x[:size] * 3)
+    assert len(tried) == 1
+    with pytest.raises(RuntimeError, match="operation not permitted"):  # asked for: no way round
+        graphs.run(lambda x: x, x)
+    graphs.clear()  # a setting has changed
+    graphs.run_if_it_pays(lambda x: x, lambda x: x, x)
+    with pytest.warns(RuntimeWarning, match="kernel by kernel"):
+        graphs.run_if_it_pays(lambda x: x, lambda x: x, x)
+
+
+def test_who_records_without_being_asked(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`upscale` and `forward_many` do, `forward` does not; what they give is the same."""
+    model, x, seen = converted(), images(1, 3, 8, 9), (images(8, 9, 3)).to(torch.uint8).numpy()
+    want, picture = model(x), upscale(seen, model)
+    # As on a card: all that is left out is the question where x lies.
+    by_default = lambda self, x: self._graph is None and graph.records_by_default()  # noqa: E731
+    monkeypatch.setattr(network.ConvertedNetwork, "_records_by_default", by_default)
+    for asked, count in ((None, 1), (False, 0), (None, 1)):
+        model.set_graph(asked)
+        recorder.made.clear()
+        assert all(torch.equal(model(x), want) for _ in range(3)) and not recorder.made
+        assert all(torch.equal(y, want) for y in model.forward_many([x] * 3)) and len(recorder.made) == count
+        recorder.made.clear()
+        assert all((upscale(seen, model) == picture).all() for _ in range(3)) and len(recorder.made) == count
+
+
+def test_nothing_is_recorded_elsewhere_than_on_a_card_nor_inside_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, capturing = converted(), False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    x = {place: SimpleNamespace(device=torch.device(place)) for place in ("cpu", "cuda:1")}
+    monkeypatch.setattr(model, "choice", Choice("triton"))
+    assert not model._records_by_default(x["cuda:1"])  # nobody who runs many passes
+    with graph.recorded_by_default():
+        assert model._records_by_default(x["cuda:1"]) and not model._records_by_default(x["cpu"])
+        capturing = True
+        assert not model._records_by_default(x["cuda:1"])
+        capturing = False
+        monkeypatch.setattr(model, "choice", Choice("reference"))  # which asks the host
+        assert not model._records_by_default(x["cuda:1"])
+        monkeypatch.setattr(model, "choice", Choice("cuda"))
+        for asked in (False, True):
+            model.set_graph(asked)
+            assert not model._records_by_default(x["cuda:1"])
+    assert not graph.records_by_default()
 
 
 def test_graphs_are_recorded_on_streams_of_their_device(recorder: type[Recorder]) -> None:

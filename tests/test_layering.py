@@ -26,7 +26,7 @@ FLOORS = [
     {"picture"},
     {"checkpoint", "convert"},
     {"calibrate"},
-    {"calibration"},
+    {"calibration", "tune_gpu", "prefill"},
     {"nn", "tune_tiles"},
     {"ops", "simulate"},
     {"registry"},

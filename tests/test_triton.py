@@ -120,6 +120,8 @@ def _builds() -> Iterator:
     for version in (OWN, *OTHERS):
         for form in FORMS:
             for capability in triton_compiled.MULTIPROCESSORS:
+                if form in triton_compiled.ONLY and (version != OWN or capability not in triton_compiled.ONLY[form]):
+                    continue
                 often = version == OWN or (version in BESIDE and (form, capability) in FEW)
                 build = version, form, capability
                 marks = [] if often else [pytest.mark.slow]
@@ -153,7 +155,8 @@ def test_machine_code(build: Build, builds: dict[Build, Future]) -> None:
         products = [operation for operation in kernel.operations if operation.startswith(("IMMA", "IGMMA", "UTCIMMA"))]
         assert products and all(".S8.S8" in operation for operation in products if operation.startswith("I"))
         assert not [operation for operation in kernel.operations if operation.startswith(("HMMA", "HGMMA", "UTCHMMA", "IDP"))]
-        assert kernel.fused == kernel.wanted  # and none that a compiler made of a product and a sum
+        # None that a compiler made of a product and a sum. In a loop over tiles it may put those of two branches into one.
+        assert kernel.fused in (kernel.wanted, 2 * kernel.wanted // 3 if name in triton_compiled.ONLY else kernel.wanted)
         assert kernel.operations["FFMA"] + 2 * kernel.operations["FFMA2"] == kernel.fused
         if name == "body":
             check_body(kernel)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,14 @@ CONV2D: dict[str, dict[str, Any]] = {
     "depths_closing": BODY | {"residual": True, "y": 0, "codes": True, "packed": True, "depth": True},
     "depths_wide": BODY | {"x_q": (1, 8192, 8192, 64), "residual": True, "y": 1, "codes": True, "packed": True, "depth": True,
                            "passes": True},
+    "kept": BODY | {"activation": "relu", "y": 0, "codes": True, "packed": True, "kept": True},
+    "kept_depths": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "kept": True, "depth": True, "passes": True},
     "depths_pixels": BODY | {"weight": (5, 5, 48, 5, 5, 64), "shuffle": 4, "y": 3, "codes": False, "packed": True, "depth": True},
 }  # fmt: skip
+# Forms that take long to build, and where: a program that keeps the weights has a loop for each way to store codes.
+ONLY = {"kept": (80, 90, 100), "kept_depths": (90,)}
 # Forms of which but one block fits on a multiprocessor of 9.0; four fit of `small`, whose blocks have half as many warps.
-ONE_BLOCK = {"depths_wide"}
+ONE_BLOCK = {"depths_wide", *ONLY}
 # Forms of which two blocks fit on every architecture.
 TWO_BLOCKS = {"body"}
 # What a kernel without products is built with, in place of the settings in `compile_kernel`.
@@ -151,25 +156,29 @@ def compile_kernel(name: str, capability: int | str, build: Callable[..., Any] |
         case = CONV2D[name]
         layout = conv2d.Layout.of(case["weight"], ones=case.get("ones", False))
         channels = layout.outputs // case["shuffle"] ** 2
-        constants, _ = conv2d.conv2d_launch(
-            capability, case["x_q"], case["weight"], layout.offsets()[-1], activation=case["activation"], shuffle=case["shuffle"],
-            packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels), codes=case["codes"],
-            residual=case["residual"], depth=case.get("depth", False), passes=case.get("passes", False),
-        )  # fmt: skip
-        products = _products_of(constants)
+        kept = case.get("kept", False)
+        with tuning.always(tuning.Config(128, 64, 8, 1, tuning.PERSISTENT, 2)) if kept else nullcontext():
+            constants, _ = conv2d.conv2d_launch(
+                capability, case["x_q"], case["weight"], layout.offsets()[-1], activation=case["activation"],
+                shuffle=case["shuffle"], packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels),
+                codes=case["codes"], residual=case["residual"], depth=case.get("depth", False), passes=case.get("passes", False),
+            )  # fmt: skip
+        products = None if kept else _products_of(constants)  # a loop over tiles is no path that a tile takes
         # One multiply-add for alpha and beta, in each of two branches where tables by border class are looked up, and one for the
         # codes; accumulators are stored as they are. With int16 features one for the residual, one that rounds and one that gives
         # what is held.
         int16 = case.get("int16", False)
-        each = 2 - constants["BY_CLASS"] + case["codes"] + int16 * (2 + case["residual"])
+        each = 2 - constants.get("BY_CLASS", False) + case["codes"] + int16 * (2 + case["residual"])
         each = 0 if case["y"] == conv2d.ACCUMULATORS else each
         wanted = each * constants["BLOCK_M"] * constants["BLOCK_N"] // (32 * constants["num_warps"])
+        wanted *= 3 if kept else 1
         types = CONV2D_TENSORS | {"height": "i32", "width": "i32", "y": Y_TYPES[case["y"]]} | SCALES
         types |= {"residual": "*i16", "y": "*i16"} if int16 else {}
         absent = {"slope": case["activation"] != "prelu", "residual": not case["residual"], "y": not case["y"]}
         absent |= dict.fromkeys(("out_grid", "out_bits", "y_q"), not case["codes"])
         absent |= dict.fromkeys(("depth", *REGION), not case.get("depth")) | dict.fromkeys(SCALES, not int16)
-        kernel = conv2d.conv2d_kernel
+        kernel = conv2d.kernel_of(constants)
+        assert (kernel is conv2d.persistent_kernel) == kept
     elif name.startswith("quantize"):
         kernel = quantize.quantize_kernel
         types = {"shift": "*fp32", "grid": "*fp32", "bits": "*i32", "y_q": "*u8", "width": "i32", "pixels": "i32"}
@@ -242,7 +251,7 @@ def _compile(kernel, types, constants, absent, capability: int, wanted: int, pro
     fused = sum(2 if pair else 1 for pair in re.findall(r"\bfma\.rn\.f32(x2)?\b", built.asm["ptx"]))
     stack = int(found["STACK"]) + int(found["LOCAL"])
     shared, registers = built.metadata.shared, int(found["REG"])
-    tiles = tiles_of(machine, warps, products)
+    tiles = {} if products is None else tiles_of(machine, warps, products)
     return Compiled(triton.__version__, capability, registers, stack, shared, warps, operations, fused, wanted, tiles)
 
 

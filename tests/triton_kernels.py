@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,6 +190,61 @@ def test_tiles_of_any_size_and_wide_offsets_change_nothing(tile: tuple[int, int]
     with tiles_of_size(*tile):
         check(placed(ConvProblem("tiles", 5, 9, 20, 36, bits=(3, 8), shuffle=2, out_bits=(2, 6))), True)
         check_by_class(0, packed=False)
+
+
+@contextmanager
+def weights_kept(pixels: int = 32, outputs: int = 16, multiprocessors: int = 1) -> Iterator[list]:
+    """Programs keep the weights and take several tiles each; gives the list of whether each launch was one of that form."""
+    config, kept = kernels.tuning.Config(pixels, outputs, 4, 1, kernels.tuning.PERSISTENT, 2), []
+    kernel_of = kernels.kernel_of
+
+    def noted(constants: dict[str, Any]) -> Any:
+        kept.append(kernel_of(constants) is kernels.persistent_kernel)
+        return kernel_of(constants)
+
+    with pytest.MonkeyPatch.context() as patch, kernels.tuning.always(config):
+        patch.setattr(kernels, "kernel_of", noted)
+        patch.setattr(kernels, "rates", lambda capability: SimpleNamespace(multiprocessors=multiprocessors))
+        yield kept
+
+
+KEPT = {
+    "mixed": ({"bits": (2, 4, 7), "out_bits": (8, 3, 2), "activation": "prelu", "residual": True}, {}),
+    "shuffle": ({"outputs": 36, "shuffle": 2, "bits": (3, 8), "out_bits": (2, 6)}, {"pixels": 64, "outputs": 32}),
+    "wide": ({"channels": 40, "outputs": 12, "bits": (2, 8), "activation": "relu"}, {"multiprocessors": 3}),
+    "head": ({"channels": 3, "bits": (8,)}, {}),
+    "point": ({"kernel": 1, "channels": 20, "bits": (4, 6)}, {}),
+    "body": ({"channels": 64, "bits": (4, 2)}, {}),
+}
+
+
+@poison_outputs
+@packing
+@pytest.mark.parametrize("name", KEPT)
+def test_programs_that_keep_the_weights_equal_the_reference(name: str, packed: bool) -> None:
+    problem, form = KEPT[name]
+    settings = {"channels": 12, "outputs": 20} | problem
+    with weights_kept(**form) as kept:
+        check(placed(ConvProblem(name, 3, 18, **settings)), packed, ("both",))
+    assert kept and all(kept)
+
+
+def test_programs_that_keep_the_weights_and_int16_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "NARROW", 100)
+    problem = ConvProblem("int16", 5, 7, 12, 20, bits=(4, 2, 7), out_bits=(2, 8, 3), activation="prelu", residual=True)
+    with weights_kept() as kept:
+        check_int16(placed(problem), 12, True)
+    assert kept and all(kept)
+
+
+def test_layers_that_the_form_is_not_for_take_the_other() -> None:
+    with weights_kept() as kept:
+        check_by_class(0, packed=True)
+        instance = placed(ConvProblem("box", 4, 6, 8, 9, bits=(4, 2), weight_bits=8, kernel=3))
+        instance.layer.box_filter = True
+        check(instance, True)
+        check(placed(ConvProblem("many", 2, 3, 200, 4, bits=(4,))), True, ("float",))
+    assert kept and not any(kept)
 
 
 def check_by_class(seed: int, packed: bool, box: bool = False, size: tuple[int, int] = (4, 5)) -> None:
@@ -391,11 +447,14 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_regions_of_a_convolution_equal_the_reference(layer: str) -> None:
+KEPT_LAYERS = ("inside_both", "second_in_bytes", "second_of_the_first_block_int16", "codes_alone", "none")
+
+
+@pytest.mark.parametrize(("layer", "form"), [*((x, "tiles") for x in LAYERS), *((x, "kept") for x in KEPT_LAYERS)])
+def test_regions_of_a_convolution_equal_the_reference(layer: str, form: str) -> None:
     region, changes, settings = LAYERS[layer]
     changes = {"channels": 20, "outputs": 16, "bits": (4, 2, 7), "out_bits": (2, 8, 3)} | changes
-    with tiles_of_size(32, 16):
+    with tiles_of_size(32, 16) if form == "tiles" else weights_kept():
         want, got = on_both(ConvProblem(layer, 4, 19, **changes), place(region, 3, 4, 19), **settings)
     assert all(map(torch.equal, got, want))
     poison = {torch.uint8: 171, torch.int16: POISON_INT16, torch.float32: POISON}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .rates import L2_BYTES, SCHEDULERS, SHARED_BYTES, rates
+from .rates import SCHEDULERS, SHARED_BYTES, Rates, rates
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class Work:
         return max(counts, key=counts.__getitem__)
 
 
-def _work(products: float, loaded: float, shared: float, rate: int, slots: float | None = None) -> Work:
+def _work(products: float, loaded: float, shared: float, card: Rates, rate: int, slots: float | None = None) -> Work:
     # What is loaded is also written to shared memory.
     issued = None if slots is None else slots / SCHEDULERS
-    return Work(products / rate, loaded / L2_BYTES, (loaded + shared) / SHARED_BYTES, issued)
+    return Work(products / rate, loaded / card.l2, (loaded + shared) / SHARED_BYTES, issued)
 
 
 def output_tiles(outputs: int, shuffle: int) -> tuple[int, int]:
@@ -121,6 +121,7 @@ def cuda_work(capability: int, shape: ConvShape, bits: int) -> Work:
     """A pixel by the CUDA library, codes of `bits` bits. capability: 90 for 9.0."""
     from ..quantize import packed_pitch, storage_bits
 
+    card = rates(capability)
     tiles, width = output_tiles(shape.outputs, shape.shuffle)
     pitch = packed_pitch(shape.channels, storage_bits(bits))
     if capability == 90 and on_wgmma(shape):
@@ -133,7 +134,7 @@ def cuda_work(capability: int, shape: ConvShape, bits: int) -> Work:
         shared = steps * taps * (32 + (0 if resident else 64 * 32 / 128))
         # Of a strip of 128 pixels by 64 rows each of four warps has all products and 64 results a lane; four more bring tiles in.
         slots = SLOTS_WGMMA.product * steps * taps + SLOTS_WGMMA.result * 64 + SLOTS_WGMMA.producer * steps / 4
-        return _work(tiles * steps * taps * 32 * 64, tiles * loaded, tiles * shared, rates(90).int8, tiles * 4 * slots / 128)
+        return _work(tiles * steps * taps * 32 * 64, tiles * loaded, tiles * shared, card, card.int8, tiles * 4 * slots / 128)
     four = bits <= 4 and shape.four_bits and not shape.unfolds and capability // 10 == 8
     count = slices(shape, 4 if four else 8)
     # 8x16 pixels; eight more columns of every product sum the codes. Each of four warps reads its 32 pixels and all weights.
@@ -141,9 +142,9 @@ def cuda_work(capability: int, shape: ConvShape, bits: int) -> Work:
     loaded = halo * pitch * (shape.kernel_w if shape.unfolds else 1) + count * 32 * width / 128
     # Each of four warps has 32 pixels by all outputs: as many results a lane as there are outputs.
     slots = 4 * (SLOTS_MMA_SYNC.product * count * (width + 8) / 72 + SLOTS_MMA_SYNC.result * width) / 128
-    rate = rates(capability).mma_sync
     # A slice is one matrix instruction in either form: 64 codes of 4 bits take the time of 32 of 8.
-    return _work(tiles * count * 32 * (width + 8), tiles * loaded, tiles * count * (32 + width), rate, tiles * slots)
+    products, shared = tiles * count * 32 * (width + 8), tiles * count * (32 + width)
+    return _work(products, tiles * loaded, shared, card, card.mma_sync, tiles * slots)
 
 
 def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
@@ -158,7 +159,7 @@ def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
     group = shape.outputs // shape.shuffle**2
     # Three channels are colours: they leave as floats.
     outputs = {"y": conv2d.FEATURES if group <= 3 else 0, "y_pitch": group if group <= 3 else 0, "codes": group > 3}
-    constants, _ = conv2d.conv2d_launch(
+    constants, programs = conv2d.conv2d_launch(
         capability, (1, side, side, channels), weight, conv2d.Layout.of(weight, ones=shape.ones).offsets()[-1], activation="none",
         shuffle=shape.shuffle, packed_codes=True, residual=False, **outputs,
     )  # fmt: skip
@@ -171,8 +172,16 @@ def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
     warps_m, warps_n = _warps(m, n, constants["num_warps"], capability)
     loaded = shape.kernel_h * row + parts * read * n / m
     shared = read * warps_n + parts * read * n * warps_m / m
+    if conv2d.kernel_of(constants) is conv2d.persistent_kernel:
+        # A tile's pixels with their border once, through the L1 cache, and weights once a program; every tap is written to shared
+        # memory all the same.
+        height, width = m // conv2d.PATCH_WIDTH.value, conv2d.PATCH_WIDTH.value
+        halo = (height + shape.kernel_h - 1) * (width + shape.kernel_w - 1) / m
+        shared += read - halo * packed_pitch(shape.channels, stored)
+        loaded = halo * packed_pitch(shape.channels, stored) + parts * read * n * programs / blocks / PIXELS
     products = parts * read * (n + 16 * shape.ones)
-    return _work(blocks * products, blocks * loaded, blocks * shared, rates(capability).int8)
+    card = rates(capability)
+    return _work(blocks * products, blocks * loaded, blocks * shared, card, card.int8)
 
 
 def _warps(m: int, n: int, warps: int, capability: int) -> tuple[int, int]:

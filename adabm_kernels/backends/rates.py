@@ -1,17 +1,43 @@
 """What cards do in a clock: the one table of it, with its sources. Nothing here was measured by this project.
 
 8-bit rates are dense int8 operations a second of the data sheet / 2 / multiprocessors / boost clock, to the power of two that is
-meant.
+meant. Bytes from L2 are what published microbenchmarks read, not the width of the way: see L2.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-L2_BYTES, SHARED_BYTES = 64, 128  # of a multiprocessor in a clock: the width of its two ways to memory
+SHARED_BYTES = 128  # of a multiprocessor in a clock: the width of its way to shared memory
 # Each of a multiprocessor's schedulers issues one instruction of one warp in a clock (CUDA C++ Programming Guide, "Compute
 # Capabilities", the same from 8.0 to 12.0).
 SCHEDULERS = 4
+
+
+@dataclass(frozen=True)
+class L2:
+    """Bytes of a second that all multiprocessors of a card read from L2 together, by a published microbenchmark, at a clock."""
+
+    card: str
+    bytes_a_second: float
+    multiprocessors: int
+    gigahertz: float
+
+    @property
+    def bytes_a_clock(self) -> float:
+        """Of a multiprocessor."""
+        return self.bytes_a_second / self.multiprocessors / (self.gigahertz * 1e9)
+
+
+# github.com/te42kyfo/gpu-benches, commit 1c36d50 of 2024: gpu-l2-cache/*.txt, the plateau of data sets of 10 to 25 MB, which lie in
+# L2 and in no L1 cache; of the A40 gpu-cache/a40.txt at 2 to 5 MB, which is all that its L2 holds. Clocks are the cards' boost
+# clocks, which the files do not state: a card that ran slower did more in a clock. The way to a multiprocessor is 64 bytes wide.
+MEASURED_L2 = {
+    80: L2("A100 80 GB", 5.42e12, 108, 1.41),
+    86: L2("A40", 2.43e12, 84, 1.74),
+    89: L2("L40", 5.21e12, 142, 2.49),
+    90: L2("H200", 9.77e12, 132, 1.98),
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +46,7 @@ class Rates:
 
     int8: 8-bit multiply-accumulates of a multiprocessor in a clock by the instructions that kernels use there; mma_sync: by
     mma.sync where that is another number. 4-bit products, where there are any (8.x), are twice as many. memory: bytes a second.
-    assumed: what of it no source states.
+    l2: bytes that a multiprocessor gets from L2 in a clock (MEASURED_L2, rounded). assumed: what of it no source states.
     """
 
     card: str
@@ -30,6 +56,7 @@ class Rates:
     memory: float
     int8: int
     mma_sync: int
+    l2: int
     assumed: str = ""
 
     @property
@@ -38,27 +65,55 @@ class Rates:
         return self.memory / self.multiprocessors / (self.gigahertz * 1e9)
 
 
-_A100 = Rates("A100 SXM 80 GB", "data sheet: 624 T", 108, 1.41, 2.039e12, 2048, 2048)
-_3090 = Rates("RTX 3090", "GA102 white paper: 284 T", 82, 1.70, 0.936e12, 1024, 1024)
-_5090 = Rates("RTX 5090", "Blackwell white paper: 838 T", 170, 2.41, 1.792e12, 1024, 1024)
+_A100 = Rates("A100 SXM 80 GB", "data sheet: 624 T", 108, 1.41, 2.039e12, 2048, 2048, 36)
+_3090 = Rates("RTX 3090", "GA102 white paper: 284 T", 82, 1.70, 0.936e12, 1024, 1024, 17)
+_5090 = Rates("RTX 5090", "Blackwell white paper: 838 T", 170, 2.41, 1.792e12, 1024, 1024, 15, "its bytes from L2 are those of 8.9")
 RATES = {
     80: _A100,
     86: _3090,
-    87: Rates("Jetson AGX Orin 64 GB", "technical brief: 85 T of the GPU", 16, 1.30, 0.205e12, 2048, 2048),
-    89: Rates("RTX 4090", "Ada white paper: 661 T", 128, 2.52, 1.008e12, 1024, 1024),
+    87: Rates(
+        "Jetson AGX Orin 64 GB",
+        "technical brief: 85 T of the GPU",
+        16,
+        1.30,
+        0.205e12,
+        2048,
+        2048,
+        17,
+        "its bytes from L2 are those of 8.6",
+    ),
+    89: Rates("RTX 4090", "Ada white paper: 661 T", 128, 2.52, 1.008e12, 1024, 1024, 15),
     90: Rates(
-        "H200 SXM", "data sheet: 1979 T, by wgmma alone", 132, 1.83, 4.8e12, 4096, 2048, "mma.sync is taken to run as on 8.0"
+        "H200 SXM", "data sheet: 1979 T, by wgmma alone", 132, 1.83, 4.8e12, 4096, 2048, 37, "mma.sync is taken to run as on 8.0"
     ),
     # 4.5 P of int8 is 8192 a clock, by tcgen05.mma, which no kernel here uses yet: PTX of 9.0 has mma.sync.
-    100: Rates("B200", "data sheet: 4.5 P by tcgen05, unused", 148, 1.85, 7.7e12, 2048, 2048, "mma.sync is taken to run as on 8.0"),
+    100: Rates(
+        "B200",
+        "data sheet: 4.5 P by tcgen05, unused",
+        148,
+        1.85,
+        7.7e12,
+        2048,
+        2048,
+        37,
+        "mma.sync is taken to run as on 8.0, its bytes from L2 are those of 9.0",
+    ),
     # 0.15 P is a thirtieth of what a B200 has by tcgen05, of which ptxas knows no int8 form here.
     103: Rates(
-        "B300", "DataCrunch, B300 against B200: 0.15 P", 148, 1.92, 8.0e12, 256, 256, "mma.sync is taken to reach all of it"
+        "B300",
+        "DataCrunch, B300 against B200: 0.15 P",
+        148,
+        1.92,
+        8.0e12,
+        256,
+        256,
+        37,
+        "mma.sync is taken to reach all of it, its bytes from L2 are those of 9.0",
     ),
     120: _5090,
-    121: Rates("GB10", "as RTX 5090", 48, 2.41, 0.273e12, 1024, 1024, "its rates in a clock are the RTX 5090's"),
+    121: Rates("GB10", "as RTX 5090", 48, 2.41, 0.273e12, 1024, 1024, 15, "its rates in a clock are the RTX 5090's"),
 }
-UNKNOWN = Rates("a card of another compute capability", "none", 80, 1.5, 0.9e12, 1024, 1024, "all of it")
+UNKNOWN = Rates("a card of another compute capability", "none", 80, 1.5, 0.9e12, 1024, 1024, 15, "all of it")
 
 
 def rates(capability: int) -> Rates:

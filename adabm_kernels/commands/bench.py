@@ -67,6 +67,7 @@ def _tune_row(row: dict[str, Any]) -> tuple[str, ...]:
 def _bench(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    from ..nn.graph import recorded_by_default
     from ..nn.network import format_plan
     from ..nn.timing import wait_for
     from ..upscale import configure, load_model
@@ -75,11 +76,11 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(threads)
     with stage(BAD_INPUT):
         model = load_model(args.model)
-        configure(model, args.bits, args.backend, threads, args.device, args.depth)
+        configure(model, args.bits, args.backend, threads, args.device, args.depth, args.graph)
         float_model = model.float_model() if model.float_state is not None else None
     device = model._device()
     x = (torch.rand(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 255).to(device)
-    with stage(FAILED, f"not enough memory for {args.size}x{args.size} pixels"), torch.no_grad():
+    with stage(FAILED, f"not enough memory for {args.size}x{args.size} pixels"), torch.no_grad(), recorded_by_default():
         rows = model.plan_rows(args.size)
         seconds = _median(lambda: (model(x), wait_for(device)))
         float_seconds = None

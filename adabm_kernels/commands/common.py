@@ -22,7 +22,8 @@ BAD_INPUT, FAILED = 2, 1  # exit statuses
 STDOUT = Path("-")  # as the file of --json
 # Arguments of functions as their errors name them, that are options here.
 _ARGUMENTS = re.compile(
-    r"^(?:max_memory|depth|scale|width and height|width|height|fit)(?= must )|(?<= where )(?:scale|width|height|fit)(?= is given)"
+    r"^(?:max_memory|depth|graph|scale|width and height|width|height|fit)(?= must )"
+    r"|(?<= where )(?:scale|width|height|fit)(?= is given)"
 )
 
 

@@ -94,11 +94,13 @@ def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple
             raise ValueError(
                 f"{weights.option(name)} must be left out for a converted model, which knows its own, got {weights.word(value)}"
             )
-        configure(model, args.bits, args.backend, threads, depth=args.depth)
+        configure(model, args.bits, args.backend, threads, depth=args.depth, graph=args.graph)
         return model, model.backend_summary()
     for option, value in (("--bits", args.bits), ("--depth", args.depth), ("--backend", args.backend)):
         if value != "auto":
             raise ValueError(f"{option} must be 'auto' for a float model, which knows no other, got '{value}'")
+    if args.graph is not None:
+        raise ValueError("--graph and --no-graph must be left out for a float model")
     settings = {"convention": weights.convention(args), "weights_key": args.weights_key}
     settings |= {"pictures": [] if args.no_check else pictures}
     with weights.misread(f"--model '{path}'"), weights.in_options():

@@ -24,7 +24,7 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     model = load_model(args.model)
-    configure(model, args.bits, args.backend, threads, args.device, args.depth)
+    configure(model, args.bits, args.backend, threads, args.device, args.depth, args.graph)
     from ..patchwise import Patchwise
 
     names = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")

@@ -1,10 +1,12 @@
-"""CUDA graphs of a forward pass, one for each shape of its inputs."""
+"""CUDA graphs of a forward pass, one for each shape of its inputs, and whether a pass is recorded where nobody asked."""
 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +14,28 @@ import torch
 from .lanes import current_lane
 
 Function = Callable[..., torch.Tensor]
+_default = threading.local()
 _RECORDING = threading.Lock()  # one at a time in a process: torch waits for the device first, which breaks a recording under way
+
+
+@contextmanager
+def recorded_by_default() -> Iterator[None]:
+    """In the block, forward passes of the calling thread on a CUDA device are recorded where the model was not told otherwise.
+
+    Every launch costs the host more than a small layer costs a card, so whatever runs many passes of one shape gains by it; a pass
+    that comes once does not, so a shape is recorded when it comes the second time (Graphs.run_if_it_pays).
+    """
+    before = records_by_default()
+    _default.on = True
+    try:
+        yield
+    finally:
+        _default.on = before
+
+
+def records_by_default() -> bool:
+    """Whether the calling thread is in such a block."""
+    return getattr(_default, "on", False)
 
 
 class CudaGraph:
@@ -36,6 +59,7 @@ class CudaGraph:
             self._graph = torch.cuda.CUDAGraph()
             with _RECORDING, torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
+        self.held_bytes = sum(x.nbytes for x in (*self._inputs, self._output))  # that no other graph of the pool may use
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         with torch.cuda.device(self._device):
@@ -51,32 +75,95 @@ class CudaGraph:
 
 
 class Graphs:
-    """The graphs of one model, for the last LIMIT shapes in each lane.
+    """The graphs of one model, for up to LIMIT shapes in each lane that hold MOST_BYTES together, and for one in any case.
 
+    A picture's windows have one shape, but begin at up to four places of the grid of tiles (first or last, of rows and of columns),
+    and come in batches of several sizes. What a graph holds for itself is its inputs and its output; all graphs of a lane share the
+    memory in between.
     Any number of threads and streams may run them, those of a lane one at a time: lanes have memory of their own (lanes.Lane).
     """
 
-    LIMIT = 8
+    LIMIT, MOST_BYTES = 32, 1 << 30
+    SEEN = 256  # shapes that are remembered for having come once
 
     def __init__(self) -> None:
-        self._lanes: dict[int, OrderedDict[tuple, Function]] = {}
+        self._lanes: dict[int, OrderedDict[tuple, CudaGraph]] = {}
         self._lock = threading.Lock()
         self._shared: dict[tuple[torch.device, int], tuple[Any, torch.cuda.Event, torch.cuda.Stream]] = {}
+        self._last: OrderedDict[tuple, int] = OrderedDict()  # when each shape came last, of lanes and shapes
+        self._time = 0
+        self.failed = ""  # why a recording that nobody asked for failed; none is tried again until `clear`
 
     def run(self, function: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
         """function(*inputs), recorded when these shapes come for the first time since `clear`. kind: tells functions apart."""
-        key = (kind, *((tuple(x.shape), x.dtype, x.device) for x in inputs))
-        lane = current_lane()
+        key, lane = _key(kind, inputs), current_lane()
         with self._lock:
             graphs = self._lanes.setdefault(lane, OrderedDict())
             if key not in graphs:
                 graphs[key] = self._record(function, inputs, lane)
+            self._came(lane, key)
             graphs.move_to_end(key)
-            if len(graphs) > self.LIMIT:
-                graphs.popitem(last=False)
+            self._drop_oldest(graphs)
             return graphs[key](*inputs)
 
-    def _record(self, function: Function, inputs: tuple[torch.Tensor, ...], lane: int) -> Function:
+    def run_if_it_pays(self, function: Function, launched: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
+        """The same where nobody asked for it: recorded when these shapes come for the second time, launched(*inputs) until then.
+
+        Where as many graphs are kept as may be, a new one takes the place of the one that ran longest ago, but only if that did not
+        run since these shapes last came: shapes in turn, more than are kept, would otherwise be recorded anew every time. A
+        recording that fails is warned of once, with the reason, and none is tried again until `clear`.
+        """
+        key, lane = _key(kind, inputs), current_lane()
+        with self._lock:
+            graphs = self._lanes.setdefault(lane, OrderedDict())
+            before = self._came(lane, key)
+            if key not in graphs and before is not None and not self.failed and self._has_room(lane, before):
+                try:
+                    graphs[key] = self._record(function, inputs, lane)
+                except Exception as error:  # of no common class: memory, a call that cannot be recorded, a driver
+                    self._give_up(error)
+                else:
+                    self._drop_oldest(graphs)
+            if key in graphs:
+                graphs.move_to_end(key)
+                return graphs[key](*inputs)
+        return launched(*inputs)
+
+    def _came(self, lane: int, key: tuple) -> int | None:
+        """Note that a shape has come; returns when it came before, None for the first time."""
+        self._time += 1
+        before = self._last.pop((lane, key), None)
+        self._last[lane, key] = self._time
+        while len(self._last) > self.SEEN:
+            self._last.popitem(last=False)
+        return before
+
+    def _has_room(self, lane: int, before: int) -> bool:
+        """Whether a shape that came `before` may be recorded."""
+        graphs = self._lanes[lane]
+        held = [graph.held_bytes for graph in graphs.values()]
+        # What the new one holds is not known before it is there.
+        room = len(held) < self.LIMIT and sum(held) + max(held, default=0) <= self.MOST_BYTES
+        return room or self._last.get((lane, next(iter(graphs))), 0) < before
+
+    def _drop_oldest(self, graphs: OrderedDict[tuple, CudaGraph]) -> None:
+        """Keep no more graphs of a lane than may be."""
+        while len(graphs) > self.LIMIT or (len(graphs) > 1 and sum(g.held_bytes for g in graphs.values()) > self.MOST_BYTES):
+            graphs.popitem(last=False)
+
+    def _give_up(self, error: Exception) -> None:
+        # What was recorded holds memory that the pass may need now.
+        self._lanes.clear()
+        self._shared.clear()
+        self.failed = str(error).strip().partition("\n")[0] or type(error).__name__
+        warnings.warn(
+            f"forward passes are launched kernel by kernel from here on, since recording one as a CUDA graph failed: {self.failed} "
+            "(--no-graph or graph=False does not try)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _record(self, function: Function, inputs: tuple[torch.Tensor, ...], lane: int) -> CudaGraph:
         place = inputs[0].device, lane
         if place not in self._shared:
             self._shared[place] = torch.cuda.graph_pool_handle(), torch.cuda.Event(), torch.cuda.Stream(inputs[0].device)
@@ -87,9 +174,15 @@ class Graphs:
         with self._lock:
             self._lanes.clear()
             self._shared.clear()
+            self._last.clear()
+            self.failed = ""
 
     def __deepcopy__(self, memo: dict) -> Graphs:
         return Graphs()
 
     def __reduce__(self) -> tuple:
         return Graphs, ()
+
+
+def _key(kind: str, inputs: tuple[torch.Tensor, ...]) -> tuple:
+    return (kind, *((tuple(x.shape), x.dtype, x.device) for x in inputs))

@@ -29,7 +29,7 @@ from . import contexts
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .depth import EVERYWHERE, LinearExit, Places, radius, tail_specs
-from .graph import Graphs
+from .graph import Graphs, recorded_by_default, records_by_default
 from .lanes import in_order, lanes
 from .tail import CollapsedConv2d
 from .timing import conv_seconds
@@ -90,7 +90,8 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         self.exit = exit
         self.easy = None if exit is None else self._linear_exit(exit)
         self._workspace = Workspace()
-        self._graphs: Graphs | None = None
+        self._graphs = Graphs()
+        self._graph: bool | None = None  # what was asked for
         self._bits: str | int = "auto"
         self._depth: str | int = "auto"
         self._threads = 0
@@ -247,8 +248,7 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         """Compute with a backend of registry.BACKENDS, or the fastest that can run. Returns the choice with its reasons; on a GPU
         that two backends can use, "auto" then decides for each convolution, by its shape: `choices`, by name.
 
-        graph: on a CUDA device, record a forward pass once for every shape of x and replay it as a CUDA graph; None leaves this
-        as it is (off). Inside torch.compile there is nothing to record, and it has no effect.
+        graph: see `set_graph`; None leaves it as it is.
 
         Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
         """
@@ -265,17 +265,29 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
             conv.set_backend(choice.backend, self._threads)
             conv.packed_codes = self.packed_codes
         if graph is not None:
-            self._graphs = Graphs() if graph else None
+            self._graph = graph
         self._forget_graphs()
         return self.choice
+
+    def set_graph(self, graph: bool | None = None) -> None:
+        """Whether, on a CUDA device, a forward pass is recorded for every shape of x and replayed as a CUDA graph.
+
+        True: from the first pass on; where that cannot be, a forward pass raises. False: never. None, which is how a model begins:
+        `forward` and `pixels` launch kernel by kernel; `forward_many`, `upscale` and the commands record a shape when it comes the
+        second time and, where that fails, warn once and launch. Inside torch.compile there is nothing to record, and it has no
+        effect. Raises TypeError for anything else.
+        """
+        if graph is not None and not isinstance(graph, bool):
+            raise TypeError(f"set_graph: graph must be True, False or None, got {graph!r}")
+        self._graph = graph
+        self._forget_graphs()
 
     def _packable(self) -> bool:
         """Whether the code buffers can hold several codes a byte: slices of them must begin at multiples of 4 channels."""
         return True
 
     def _forget_graphs(self) -> None:
-        if self._graphs is not None:
-            self._graphs.clear()
+        self._graphs.clear()
 
     @property
     def threads(self) -> int:
@@ -588,13 +600,16 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
     def forward_many(self, images: Iterable[torch.Tensor], in_flight: int = 2, *, pixels: bool = False) -> Iterator[torch.Tensor]:
         """The forward pass of each of `images`, float32 [N, 3, H, W] of any shapes, in their order; with `pixels` that of `pixels`.
 
-        in_flight: how many are under way at once on a CUDA device, at least 1, each on a stream with buffers of its own and, with
-        graph=True, a recorded graph for each shape: memory of that many forward passes, for images too small to fill the card. On
-        other devices one runs after the other. Nothing waits on the host: results are ordered on the stream of the caller, as those
-        of `forward` are. Running thresholds follow the images in their order.
+        in_flight: how many are under way at once on a CUDA device, at least 1, each on a stream with buffers of its own and, unless
+        graph=False was asked for (`set_graph`), a recorded graph for each shape: memory of that many forward passes, for images too
+        small to fill the card. On other devices one runs after the other. Nothing waits on the host: results are ordered on the
+        stream of the caller, as those of `forward` are. Running thresholds follow the images in their order.
         Raises ValueError unless in_flight is an integer of at least 1, and as `forward` does when an image's turn comes.
         """
-        function = self.pixels if pixels else self.forward
+
+        def function(x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+            with recorded_by_default():
+                return self._run(x, offset, pixels, (0, 0))
 
         def inputs() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
             for x in images:
@@ -609,9 +624,14 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         return contexts.run(self._compute, x, offset, as_pixels, origin)
 
     def _compute(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
-        if self._graphs is not None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and (self._graph or self._records_by_default(x)):
             return self._replay(x, offset, as_pixels, origin)
         return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin)
+
+    def _records_by_default(self, x: torch.Tensor) -> bool:
+        """Whether a pass is recorded though nobody asked: not inside a recording of the caller's, which it would be part of."""
+        wanted = self._graph is None and records_by_default() and x.device.type == "cuda"
+        return wanted and self.choice.backend in GPU_BACKENDS and not torch.cuda.is_current_stream_capturing()
 
     def _check(self, x: torch.Tensor | None, offset: torch.Tensor | None, origin: tuple[int, int] = (0, 0)) -> None:
         """x may be None where an offset is given."""
@@ -646,7 +666,7 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
             self._workspace.holds_output = before
 
     def _replay(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
-        if x.device.type != "cuda":
+        if self._graph and x.device.type != "cuda":
             raise RuntimeError(f"{type(self).__name__}: graph=True needs images on a CUDA device, x is on {x.device}")
         # Bits that are given come from outside; so do those of thresholds that learn: they are state, and a recorded pass must find
         # nothing changed.
@@ -657,8 +677,14 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
             with self._workspace.fresh():  # a graph keeps the addresses it was recorded with
                 return self._finished(x, self._bit_table(x, learn=False) if table is None else table, as_pixels, origin)
 
+        def launched(x: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
+            return self._finished(x, self._bit_table(x, learn=False) if table is None else table, as_pixels, origin)
+
         start = origin if self._exits(x) else (0, 0)
-        return self._graphs.run(forward, *given, kind=f"{'pixels' if as_pixels else 'floats'} from {start}")
+        kind = f"{'pixels' if as_pixels else 'floats'} from {start}"
+        if self._graph:
+            return self._graphs.run(forward, *given, kind=kind)
+        return self._graphs.run_if_it_pays(forward, launched, *given, kind=kind)
 
     def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
         """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""

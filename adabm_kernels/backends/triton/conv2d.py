@@ -20,13 +20,15 @@ import triton.language as tl
 from ...quantize import packed_pitch, padded_channels
 from ...regions import NUMBERS, passes_on
 from ..call import ACTIVATIONS, Conv, dense, pitch
+from ..rates import rates
 from . import launch, tuning
-from .codes import bits_at, part_of, pixels_of, store_codes, to_codes, to_fixed, to_pixels
+from .codes import bits_at, part_of
+from .epilogue import PATCH_WIDTH, finish
+from .persistent import persistent_kernel, why_not
 from .regions import COMPUTED, any_of, marks_of
 
 STORED = (8, 4, 2)
 FEATURES, ACCUMULATORS, PIXELS = 1, 2, 3
-PATCH_WIDTH = tl.constexpr(16)  # pixels; at least that many are in a program
 OUTPUTS = {torch.float32: FEATURES, torch.int16: FEATURES, torch.int32: ACCUMULATORS, torch.uint8: PIXELS}
 
 
@@ -297,77 +299,16 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     if ONES:
         acc = 2 * acc + (tl.max(box, 1) + taken * tl.load(sums + K))[:, None]
 
-    y_image = image.to(tl.int64) * height * width * GROUPS
-    wanted = valid[:, None] & known[None, :]
-    to_row, to_column, to_width = row, column, width
-    if SHUFFLE == 1:  # by the number of a pixel alone, so that not every layout of results has to find rows and columns
-        to_row, to_column, to_width = row * width + column, tl.zeros_like(row), 1
-        if not PATCHES and not BY_CLASS:
-            to_row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-            if WIDE:
-                to_row = to_row.to(tl.int64)
-    at = pixels_of(to_row, to_column, to_width, sub, SHUFFLE) * Y_PITCH + channel[None, :]
-    if Y == 2:
-        tl.store(y + y_image * Y_PITCH + at, acc, mask=wanted)
-    else:
-        scale = tl.load(alpha + (bits - 2) * K + output, mask=known, other=0.0)
-        if BY_CLASS:
-            value = _scaled(acc, scale, tl.load(beta + kernel * K + output, mask=known, other=0.0)[None, :])
-        else:
-            border = _border(row, column, valid, height, width, R, S)
-            # In either branch, so that sums and shifts are not both kept where they meet.
-            if tl.max(border, 0) == 0:
-                value = _scaled(acc, scale, tl.load(beta + output, mask=known, other=0.0)[None, :])
-            else:
-                shift = tl.load(beta + (border * K)[:, None] + output[None, :], mask=valid[:, None] & known[None, :], other=0.0)
-                value = _scaled(acc, scale, shift)
-        if ACTIVATION == 1:
-            value = tl.maximum(value, 0.0)
-        elif ACTIVATION == 2:
-            value = tl.where(value < 0, value * tl.load(slope + output, mask=known, other=0.0)[None, :], value)
-        if PASSES:
-            # -0.0 leaves every float that it is added to as it is.
-            value = tl.where(computed[:, None], value, -0.0 if RESIDUAL else 0.0)
-        if step is None:
-            if RESIDUAL:
-                value = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0.0) + value
-            if Y == 1:
-                tl.store(y + y_image * Y_PITCH + at, value, mask=wanted)
-        else:
-            if RESIDUAL:
-                stored = tl.load(residual + y_image * Y_PITCH + at, mask=wanted, other=0)
-                # Not by sums, as elsewhere: where an integer is widened, the compiler finds all that follows it twice, once in the
-                # layout of the load.
-                value = tl.fma(stored.to(tl.float32), tl.zeros_like(value) + step, value)
-            fixed, value = to_fixed(value, per_one, step)
-            if Y == 1:
-                tl.store(y + y_image * Y_PITCH + at, fixed, mask=wanted)
-        if Y == 3:
-            tl.store(y + y_image * Y_PITCH + at, to_pixels(value).to(tl.uint8), mask=wanted)
-        if CODES:
-            next_bits = bits_at(out_bits, image)
-            new = tl.where(known[None, :], to_codes(value, out_grid, next_bits), 0)
-            C4_OUT: tl.constexpr = (CHANNELS + 3) // 4 * 4
-            store_codes(new, y_q + y_image * C4_OUT, to_row, to_column, to_width, valid, first, next_bits, C4_OUT, C4_OUT, AXIS,
-                        SHUFFLE, 0, C4_OUT, PACKED)  # fmt: skip
+    number = row * width + column
+    if not PATCHES and not BY_CLASS:
+        number = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        if WIDE:
+            number = number.to(tl.int64)
+    finish(acc, image, row, column, number, valid, computed, height, width, bits, kernel, first, sub, channel, known, output, alpha,
+           beta, slope, residual, out_grid, out_bits, y, y_q, per_one, step, K, R, S, BY_CLASS, ACTIVATION, SHUFFLE, PACKED, Y,
+           Y_PITCH, CODES, RESIDUAL, PASSES, AXIS)  # fmt: skip
 
 
-@triton.jit
-def _border(row, column, valid, height, width, R: tl.constexpr, S: tl.constexpr):
-    """int32 [M]: the border class of each pixel (quantize.border_class), 0 in a tile that touches no border."""
-    P: tl.constexpr = R // 2
-    Q: tl.constexpr = S // 2
-    above, below = tl.maximum(P - row, 0), tl.maximum(row + P - (height - 1), 0)
-    before, behind = tl.maximum(Q - column, 0), tl.maximum(column + Q - (width - 1), 0)
-    border = (above * (P + 1) + below) * ((Q + 1) * (Q + 1)) + before * (Q + 1) + behind
-    return tl.where(valid, border, 0).to(tl.int32)
-
-
-@triton.jit
-def _scaled(acc, scale, shift):
-    """float32 [M, N]: acc * scale + shift, rounded once. scale: [N]. shift: [M, N] or [1, N]."""
-    value = acc.to(tl.float32)
-    return tl.fma(value, tl.broadcast_to(scale[None, :], value.shape), tl.broadcast_to(shift, value.shape))
 
 
 def _block_k(row: int, pitch: int) -> int:
@@ -389,7 +330,7 @@ def conv2d_launch(
     depth: whether the call has one. Fewer tiles of depths then have a pixel of a program where its pixels are a patch. passes:
     whether its region passes pixels on.
     """
-    _, h, w, c4 = x_q
+    n, h, w, c4 = x_q
     layout = Layout.of(weight, packed_bytes)
     k, r, s = layout.outputs, layout.kernel_h, layout.kernel_w
     channels = k // shuffle**2
@@ -397,7 +338,8 @@ def conv2d_launch(
     config = tuning.conv2d_config(capability, c4, r, shuffle**2 * axis, h * w)
     block_m, block_n = config.block_m, config.block_n
     by_class = len(weight) == 6
-    patches = depth and not by_class
+    persistent = config.form == tuning.PERSISTENT and not why_not_persistent(capability, layout, block_n)
+    patches = (depth and not by_class) or persistent
     tiles = -(-h * w // block_m)
     if patches:
         tiles = -(-h // (block_m // PATCH_WIDTH.value)) * -(-w // PATCH_WIDTH.value)
@@ -414,9 +356,32 @@ def conv2d_launch(
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
     }  # fmt: skip
     options = config.options()
-    if not by_class and not (depth and constants["WIDE"]):  # those take fewer registers by themselves, these need more
+    if not by_class and not persistent and not (depth and constants["WIDE"]):  # by class fewer do, and these forms need more
         options |= tuning.most_registers(capability, config)
-    return constants | options, tiles * -(-(shuffle**2) * axis // block_n)
+    blocks = -(-(shuffle**2) * axis // block_n)
+    if persistent:
+        constants = {name: value for name, value in constants.items() if name in persistent_kernel.arg_names}
+        # As many programs as the card has room for, among its images.
+        tiles = min(tiles, max(1, config.programs * rates(capability).multiprocessors // (n * blocks)))
+    return constants | options, tiles * blocks
+
+
+def why_not_persistent(capability: int | str, layout: Layout, block_n: int) -> str:
+    """persistent.why_not of a layer, on a card of this compute capability, by so many outputs a program."""
+    if isinstance(capability, str):
+        return "its programs are counted for cards of NVIDIA"
+    pitches = {stored: layout.pitch(stored) for stored in STORED}
+    blocks = {stored: _block_k(layout.kernel_w * pitch, pitch) for stored, pitch in pitches.items()}
+    kept = {
+        stored: layout.kernel_h * -(-layout.kernel_w * pitch // blocks[stored]) * (8 // stored) for stored, pitch in pitches.items()
+    }
+    most = max(kept[stored] * blocks[stored] * block_n for stored in STORED)
+    return why_not(layout.classes > 1, layout.ones, kept, most, launch.shared_bytes(capability))
+
+
+def kernel_of(constants: dict[str, Any]) -> Any:
+    """The kernel that takes what `conv2d_launch` returned."""
+    return conv2d_kernel if "BY_CLASS" in constants else persistent_kernel
 
 
 def conv2d_out(conv: Conv, threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
@@ -452,7 +417,7 @@ def ready_conv2d_out(
     scales = (2.0**conv.fraction, 2.0**-conv.fraction) if conv.features == "int16" else (None, None)
     numbers = (None,) * NUMBERS if conv.depth is None else conv.region
     launch.check_programs("conv2d", x_q.device, programs, constants["num_warps"])
-    again = launch.Again(conv2d_kernel, (programs, n), constants)
+    again = launch.Again(kernel_of(constants), (programs, n), constants)
 
     def run(x_q, x_bits, _weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q):
         x_q, x_bits, packed, alpha, beta = dense(x_q), dense(x_bits), dense(packed), dense(alpha), dense(beta)

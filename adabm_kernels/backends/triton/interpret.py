@@ -1,17 +1,20 @@
 """What Triton's interpreter lacks for these kernels to compute on a CPU what they compute on a GPU.
 
-Its multiply-add rounds twice, its maximum and minimum are NaN where one operand is, and it knows no inline assembly. All are given
-here: the first as the reference computes it, the second as what is not NaN, the third for the few instructions that kernels of this
-folder contain.
+Its multiply-add rounds twice, its maximum and minimum are NaN where one operand is, it knows no inline assembly, and scalars bound
+no loop where NumPy takes no array of one element for a number. All are given here: the first as the reference computes it, the
+second as what is not NaN, the third for the few instructions that kernels of this folder contain.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from ..reference import fma32
@@ -47,9 +50,17 @@ def _inline_asm(
     return _Results([TensorHandle(registers["$0"].view(np.int8 if scalar.is_int_signed() else np.uint8).reshape(shape), scalar)])
 
 
+def _patch_tensor(patch: Callable[..., None], tensor: Any, *scope: Any) -> None:
+    """What the interpreter does to tensors of the language, and that a scalar may bound a loop."""
+    patch(tensor, *scope)
+    bound = lambda self: self.handle.data.item()  # noqa: E731
+    scope[0].set_attr(tensor, "__index__", bound) if scope else setattr(tensor, "__index__", bound)
+
+
 def install() -> None:
     """Give them to the interpreter of this process."""
     InterpreterBuilder.create_fma = _fma
     InterpreterBuilder.create_maxnumf = lambda self, x, y: self.binary_op(x, y, np.fmax)
     InterpreterBuilder.create_minnumf = lambda self, x, y: self.binary_op(x, y, np.fmin)
     InterpreterBuilder.create_inline_asm = _inline_asm
+    interpreter._patch_lang_tensor = functools.partial(_patch_tensor, interpreter._patch_lang_tensor)

@@ -80,6 +80,15 @@ def run(
     _again(kernel, grid, tuple(constants.items()), tensors[0].device, types, numbers)(tensors, (*tensors, *numbers))
 
 
+# Compute capability -> shared memory that one block can have, bytes (CUDA C++ Programming Guide, technical specifications).
+_SHARED = {80: 163 << 10, 87: 163 << 10, 90: 227 << 10, 100: 227 << 10, 103: 227 << 10}
+
+
+def shared_bytes(capability: int) -> int:
+    """Shared memory that one block can have."""
+    return _SHARED.get(capability, 99 << 10)  # of 8.6, 8.9, 12.0 and 12.1
+
+
 def capability(device: torch.device) -> int | str:
     """Compute capability, 90 for 9.0, or on a card of AMD its architecture, "gfx942"; for the interpreter that of Ampere."""
     if device.type != "cuda":

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +15,24 @@ from ...files import user_path
 from .. import amd, tables
 
 TABLE = Path(__file__).with_name("tuning.json")  # written by benchmarks/tune_triton.py; absent until something was measured
+# Of the convolution: a program for each tile, and programs that keep the weights and take tile after tile (persistent.py).
+FORMS = TILES, PERSISTENT = "tiles", "persistent"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of pixels by outputs (or channels), warps of a block, stages of the software pipeline."""
+    """Tile of pixels by outputs (or channels), warps of a block, stages of the software pipeline.
+
+    form: of the convolution which of FORMS it takes, where that can compute the layer. programs: of PERSISTENT, for each
+    multiprocessor; 0 elsewhere.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    form: str = TILES
+    programs: int = 0
 
     def options(self) -> dict[str, Any]:
         """As a launch takes them."""
@@ -45,10 +57,53 @@ def _power(n: int) -> int:
 
 def conv2d_config(capability: int | str, channels: int, kernel: int, outputs: int, pixels: int) -> Config:
     """For a convolution of padded input channels by a kernel of so many rows to `outputs`, on images of `pixels`."""
+    if _forced is not None:
+        return _forced
     entry = measured().get(shape_class(capability, channels, kernel, outputs, pixels))
     if entry is not None:
         return Config(**entry["config"])
     return heuristic(outputs, pixels, capability)
+
+
+_forced: Config | None = None
+
+
+@contextmanager
+def always(config: Config) -> Iterator[None]:
+    """In the block every convolution of the process is launched so, whatever the tables say: for measuring, on one thread."""
+    global _forced
+    before, _forced = _forced, config
+    _forget_launches()
+    try:
+        yield
+    finally:
+        _forced = before
+        _forget_launches()
+
+
+def _forget_launches() -> None:
+    """What was decided for shapes that were launched before."""
+    from . import conv2d
+
+    conv2d.conv2d_launch.cache_clear()
+
+
+def candidates(outputs: int, pixels: int, capability: int | str = 80) -> list[Config]:
+    """What is worth measuring for a convolution to `outputs`, on images of `pixels`: the heuristic's config, and then others, those
+    that differ from it least first."""
+    guess = heuristic(outputs, pixels, capability)
+    usual = itertools.product((32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (1, 2, 3, 4))  # one stage: loads through the L1 cache
+    kept = itertools.product((64, 128, 256), (32, 64), (4, 8), (1,), (PERSISTENT,), (1, 2, 3, 4))
+    found = [Config(*tile) for tile in usual] + [Config(*tile) for tile in kept]
+    found = [config for config in found if config.block_n <= max(16, 2 * _power(outputs))]
+
+    def distance(config: Config) -> float:
+        sizes = ("block_m", "block_n", "num_warps")
+        steps = sum(abs(math.log2(getattr(config, name) / getattr(guess, name))) for name in sizes)
+        # The other form with the heuristic's tile is among the first to be tried.
+        return steps + (abs(config.num_stages - guess.num_stages) if config.form == TILES else abs(config.programs - 2) / 2)
+
+    return [guess, *sorted((config for config in found if config != guess), key=distance)]
 
 
 def heuristic(outputs: int, pixels: int, capability: int | str = 80) -> Config:
@@ -109,5 +164,9 @@ def write_entries(path: Path, entries: dict[str, tuple[Config, dict[str, Any]]])
 
 
 def _whole(entry: dict[str, Any]) -> bool:
-    config = entry["config"]
-    return set(config) == set(Config.__dataclass_fields__) and all(type(number) is int and number > 0 for number in config.values())
+    config = dict(entry["config"])
+    form, programs = config.pop("form", TILES), config.pop("programs", 0)  # tables from before there were two forms have neither
+    if form not in FORMS or type(programs) is not int or (programs > 0) != (form == PERSISTENT):
+        return False
+    names = set(Config.__dataclass_fields__) - {"form", "programs"}
+    return set(config) == names and all(type(number) is int and number > 0 for number in config.values())

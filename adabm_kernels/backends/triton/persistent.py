@@ -1,0 +1,171 @@
+"""Integer convolution by programs that keep the weights: each loads those of all taps once, and then takes tile after tile.
+
+The compiler holds the weights in shared memory over the loop. Tiles are patches, PATCH_WIDTH pixels wide, whose pixels are loaded
+through the L1 cache: of the nine taps of a 3x3 kernel eight find theirs there. From L2 come a tile's pixels, with a border, and a
+share of the weights; the form of conv2d.py loads pixels and weights anew for every tap. Which is faster no count tells: the tuner
+tries both (tuning.candidates).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .codes import bits_at, part_of
+from .epilogue import PATCH_WIDTH, finish
+from .regions import COMPUTED, any_of, marks_of
+
+# Operands of products that a program keeps at most: all are there by name in the compiled code.
+MOST_KEPT = 18
+
+
+def why_not(by_class: bool, ones: bool, kept: dict[int, int], kept_bytes: int, shared: int) -> str:
+    """Why a layer is not for this form; empty where it is.
+
+    by_class: kernels by border class. ones: the sum of the codes is needed. kept: by bits that codes are stored in, how many
+    operands hold the weights. kept_bytes: of the most of them. shared: bytes that a block can have.
+    """
+    if by_class:
+        return "pixels have different weights by border class"
+    if ones:
+        return "the sum of the codes is needed"
+    if max(kept.values()) > MOST_KEPT:
+        return f"{max(kept.values())} operands hold the weights, more than {MOST_KEPT}"
+    if kept_bytes > shared // 2:  # the rest is for pixels and for the exchange of results
+        return f"weights take {kept_bytes} bytes, more than half of the {shared} that a block can have"
+    return ""
+
+
+@triton.jit
+def _kept(weights, output, known, K: tl.constexpr, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STORED: tl.constexpr,
+          BLOCK_K: tl.constexpr):  # fmt: skip
+    """Weights int8 [BLOCK_K, N] for codes stored in STORED bits, of each block of each row of the kernel and each part of a byte:
+    see conv2d.Layout. weights: the first of them."""
+    PITCH: tl.constexpr = (C4 * STORED + 31) // 32 * 4
+    ROW: tl.constexpr = (S * PITCH + 15) // 16 * 16
+    BLOCKS: tl.constexpr = (S * PITCH + BLOCK_K - 1) // BLOCK_K
+    kept = ()
+    for block in tl.static_range(R * BLOCKS):
+        k = block % BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
+        at = output[None, :] * (R * ROW) + block // BLOCKS * ROW + k[:, None]
+        mask = known[None, :] & (k < ROW)[:, None]
+        for part in tl.static_range(8 // STORED):
+            kept = kept + (tl.load(weights + part * (K * R * ROW) + at, mask=mask, other=0),)
+    return kept
+
+
+@triton.jit
+def _products(acc, kept, x_q, row, column, computed, height, width, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+              STORED: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """acc [M, N] plus the products of the codes of pixels row, column [M], those that are `computed`, with the weights `_kept`."""
+    PITCH: tl.constexpr = (C4 * STORED + 31) // 32 * 4
+    BLOCKS: tl.constexpr = (S * PITCH + BLOCK_K - 1) // BLOCK_K
+    PARTS: tl.constexpr = 8 // STORED
+    for block in tl.static_range(R * BLOCKS):
+        k = block % BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
+        from_row = row + (block // BLOCKS - R // 2)
+        inside = computed & (from_row >= 0) & (from_row < height)
+        if PITCH % BLOCK_K == 0:  # a block lies in one pixel
+            from_column = column + (block % BLOCKS * BLOCK_K // PITCH - S // 2)
+            inside_k = (inside & (from_column >= 0) & (from_column < width))[:, None]
+        else:
+            from_column = column[:, None] + (k // PITCH - S // 2)[None, :]
+            inside_k = inside[:, None] & (from_column >= 0) & (from_column < width) & (k < S * PITCH)[None, :]
+        at = (from_row * width + column - S // 2) * PITCH
+        codes = tl.load(x_q + at[:, None] + k[None, :], mask=inside_k, other=0)
+        for part in tl.static_range(PARTS):
+            acc = tl.dot(part_of(codes, STORED, part), kept[block * PARTS + part], acc, out_dtype=tl.int32)
+    return acc
+
+
+@triton.jit
+def _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width, per_one, step, depth,
+           depth_tile, depth_top, depth_left, own_least, own_most, near_least, near_most, reach, pass_least, pass_most, pass_reach,
+           K: tl.constexpr, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr,
+           PACKED: tl.constexpr, Y: tl.constexpr, Y_PITCH: tl.constexpr, CODES: tl.constexpr, RESIDUAL: tl.constexpr,
+           PASSES: tl.constexpr, WIDE: tl.constexpr, AXIS: tl.constexpr, AT: tl.constexpr, STORED: tl.constexpr,
+           BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """All tiles of this program of an image whose codes are stored in STORED bits. AT: first byte of the weights for these."""
+    GROUPS: tl.constexpr = SHUFFLE * SHUFFLE
+    CHANNELS: tl.constexpr = K // GROUPS
+    N_BLOCKS: tl.constexpr = (GROUPS * AXIS + BLOCK_N - 1) // BLOCK_N
+    first = tl.program_id(0) % N_BLOCKS * BLOCK_N
+    axis = first + tl.arange(0, BLOCK_N)
+    sub, channel = axis // AXIS, axis % AXIS
+    known = (sub < GROUPS) & (channel < CHANNELS)
+    if CHANNELS == AXIS and GROUPS * AXIS % BLOCK_N == 0:
+        known = tl.full((BLOCK_N,), True, tl.int1)  # which the compiler does not find out, and keeps a mask of
+    output = tl.where(known, sub * CHANNELS + channel, 0)
+    kept = _kept(packed.to(tl.pointer_type(tl.int8)) + AT, output, known, K, C4, R, S, STORED, BLOCK_K)
+    # From every code that is stored in 8 bits 128 is taken, outside the image too.
+    taken = (128 if STORED == 8 else 0) * tl.load(packed.to(tl.pointer_type(tl.int32)) + output, mask=known, other=0)
+    codes = x_q + image.to(tl.int64) * height * width * C4
+    across = tl.cdiv(width, PATCH_WIDTH)
+    tiles = across * tl.cdiv(height, BLOCK_M // PATCH_WIDTH)
+    position = tl.arange(0, BLOCK_M)
+    for tile in tl.range(tl.program_id(0) // N_BLOCKS, tiles, tl.num_programs(0) // N_BLOCKS, num_stages=1):
+        row = tile // across * (BLOCK_M // PATCH_WIDTH) + position // PATCH_WIDTH
+        column = tile % across * PATCH_WIDTH + position % PATCH_WIDTH
+        valid = (row < height) & (column < width)
+        computed, turns, products = valid, 1, 1
+        if depth is not None:
+            marks = marks_of(depth, image, row, column, height, width, valid, depth_tile, depth_top, depth_left, own_least,
+                             own_most, near_least, near_most, reach, pass_least, pass_most, pass_reach, PASSES)  # fmt: skip
+            computed, valid = marks == COMPUTED, marks > 0
+            turns, products = any_of(valid).to(tl.int32), any_of(computed).to(tl.int32)
+        if WIDE:
+            row, column = row.to(tl.int64), column.to(tl.int64)
+        # Loops of at most one turn in place of conditions: from a loop the compiler moves out what does not change, and the weights
+        # would otherwise be written to shared memory for every tile.
+        for _ in tl.range(0, turns, num_stages=1):
+            acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+            if PASSES:
+                for _ in tl.range(0, products, num_stages=1):
+                    acc = _products(acc, kept, codes, row, column, computed, height, width, C4, R, S, STORED, BLOCK_K)
+            else:
+                acc = _products(acc, kept, codes, row, column, computed, height, width, C4, R, S, STORED, BLOCK_K)
+            acc += taken[None, :]
+            number = row * width + column
+            finish(acc, image, row, column, number, valid, computed, height, width, bits, 0, first, sub, channel, known, output,
+                   alpha, beta, slope, residual, out_grid, out_bits, y, y_q, per_one, step, K, R, S, False, ACTIVATION, SHUFFLE,
+                   PACKED, Y, Y_PITCH, CODES, RESIDUAL, PASSES, AXIS)  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["height", "width", "depth_tile", "depth_top", "depth_left", "own_least", "own_most", "near_least",
+                       "near_most", "reach", "pass_least", "pass_most", "pass_reach"],
+    do_not_specialize_on_alignment=["x_bits", "out_bits", "depth"],
+)  # fmt: skip
+def persistent_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width, per_one, step,
+                      depth, depth_tile, depth_top, depth_left, own_least, own_most, near_least, near_most, reach, pass_least,
+                      pass_most, pass_reach,
+                      K: tl.constexpr, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ACTIVATION: tl.constexpr,
+                      SHUFFLE: tl.constexpr, PACKED: tl.constexpr, Y: tl.constexpr, Y_PITCH: tl.constexpr, CODES: tl.constexpr,
+                      RESIDUAL: tl.constexpr, PASSES: tl.constexpr, WIDE: tl.constexpr, AXIS: tl.constexpr, AT_8: tl.constexpr,
+                      AT_4: tl.constexpr, AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr,
+                      BLOCK_K_2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """The tiles that fall to a program, of BLOCK_M pixels and BLOCK_N outputs of one image: see conv2d.conv2d_kernel."""
+    image = tl.program_id(1)
+    bits = bits_at(x_bits, image)
+    # Bits are data, so the loop is there for each way to store codes; an image takes one of them.
+    if PACKED:
+        if bits <= 2:
+            _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width, per_one, step,
+                   depth, depth_tile, depth_top, depth_left, own_least, own_most, near_least, near_most, reach, pass_least,
+                   pass_most, pass_reach, K, C4, R, S, ACTIVATION, SHUFFLE, PACKED, Y, Y_PITCH, CODES, RESIDUAL, PASSES, WIDE, AXIS,
+                   AT_2, 2, BLOCK_K_2, BLOCK_M, BLOCK_N)  # fmt: skip
+        elif bits <= 4:
+            _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width, per_one, step,
+                   depth, depth_tile, depth_top, depth_left, own_least, own_most, near_least, near_most, reach, pass_least,
+                   pass_most, pass_reach, K, C4, R, S, ACTIVATION, SHUFFLE, PACKED, Y, Y_PITCH, CODES, RESIDUAL, PASSES, WIDE, AXIS,
+                   AT_4, 4, BLOCK_K_4, BLOCK_M, BLOCK_N)  # fmt: skip
+        else:
+            _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width, per_one, step,
+                   depth, depth_tile, depth_top, depth_left, own_least, own_most, near_least, near_most, reach, pass_least,
+                   pass_most, pass_reach, K, C4, R, S, ACTIVATION, SHUFFLE, PACKED, Y, Y_PITCH, CODES, RESIDUAL, PASSES, WIDE, AXIS,
+                   AT_8, 8, BLOCK_K_8, BLOCK_M, BLOCK_N)  # fmt: skip
+    else:
+        _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width, per_one, step,
+               depth, depth_tile, depth_top, depth_left, own_least, own_most, near_least, near_most, reach, pass_least, pass_most,
+               pass_reach, K, C4, R, S, ACTIVATION, SHUFFLE, PACKED, Y, Y_PITCH, CODES, RESIDUAL, PASSES, WIDE, AXIS, AT_8, 8,
+               BLOCK_K_8, BLOCK_M, BLOCK_N)  # fmt: skip

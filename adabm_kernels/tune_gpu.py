@@ -1,0 +1,414 @@
+"""Measures on a card how the Triton kernels are best launched, and which GPU backend takes a layer less time; keeps both in tables.
+
+Measuring may stop at any time: what was tried is written, and the next run goes on behind it. An entry says where it comes from,
+and counts as measured for the same card and the same versions alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import importlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .backends import devices, gpu_times, tables
+from .backends.call import Conv
+from .machine import version
+from .nn.conv import IntegerConv2d
+from .ops.ready import READY
+from .quantize import pack_codes, padded_channels, storage_bits
+from .registry import GPU_BACKENDS, Problem, choose
+
+SIZES = (512, 128, 64)  # sides of the images, the most telling first: more pixels than 2^16 change nothing (tuning.shape_class)
+SIDE = 256  # for the choice between backends
+PROVEN_SIDE = 21  # on which a layer is first compared with the integer reference
+FIRST = 12  # candidates that every layer has measured before any has more
+REPLAYS = 10
+BITS = 4  # of the codes, where a layer can have them
+_SAME = ("card", "triton", "adabm")  # what an entry must have in common with a run that goes on behind it
+
+
+# ---- time
+
+
+def recorded(work: Callable[[], object], warmups: int = 3) -> Callable[[], None]:
+    """REPLAYS runs of `work` as a CUDA graph, so that launches are not timed, and the wait for them."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warmups):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+
+    def replay() -> None:
+        for _ in range(REPLAYS):
+            graph.replay()
+        torch.cuda.synchronize()
+
+    return replay
+
+
+def milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
+    """Of one run of `work`, recorded: the median of `rounds` measurements, after three that do not count."""
+    replay, times = recorded(work), []
+    for _ in range(rounds + 3):
+        start = time.perf_counter()
+        replay()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[3:]) / REPLAYS * 1e3
+
+
+class Clock:
+    """The minutes that measuring may take; None for as many as it takes."""
+
+    def __init__(self, minutes: float | None):
+        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+    @property
+    def over(self) -> bool:
+        """Whether they have passed."""
+        return time.monotonic() >= self._end
+
+
+def place() -> dict[str, str]:
+    """Where and when something is measured, as every entry says it."""
+    return {
+        "card": torch.cuda.get_device_name(),
+        "date": datetime.date.today().isoformat(),
+        "triton": version("triton"),
+        "torch": torch.__version__,
+        "adabm": version("adabm-kernels"),
+    }
+
+
+def capability() -> int | str:
+    """Of the current card, 90 for 9.0, or on a card of AMD its architecture, "gfx942"."""
+    if torch.version.hip is not None:
+        return devices.amd_architecture(None)
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def backend_module(name: str) -> Any:
+    """Of adabm_kernels.backends."""
+    return importlib.import_module(f".backends.{name}", __package__)
+
+
+# ---- a layer
+
+
+class Bench:
+    """One layer on the card, codes to codes (floats where three channels leave), one image of side x side codes of `bits` bits."""
+
+    def __init__(self, conv: IntegerConv2d, backend: str, side: int, bits: int):
+        channels, size = conv.weight.shape[-1], (1, side * conv.shuffle, side * conv.shuffle)
+        g = torch.Generator().manual_seed(0)
+        codes = torch.zeros(1, side, side, padded_channels(channels), dtype=torch.uint8)
+        codes[..., :channels] = torch.randint(0, 2**bits, (1, side, side, channels), dtype=torch.uint8, generator=g)
+        widths = torch.full((1,), bits, dtype=torch.int32)
+        layer = copy.deepcopy(conv).cuda()
+        layer.set_backend(backend, 0)
+        x_q, bits_of = pack_codes(codes, widths).cuda(), widths.cuda()
+        after = (layer.grid, bits_of) if leaves_codes(conv) else (None, None)
+        if leaves_codes(conv):
+            self.result = torch.zeros(*size, padded_channels(conv.out_channels), dtype=torch.uint8, device=x_q.device)
+        else:
+            self.result = torch.zeros(*size, conv.out_channels, device=x_q.device)
+        self._outputs = (None, self.result) if leaves_codes(conv) else (self.result, None)
+        self._conv = Conv(
+            x_q, bits_of, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, None, *after, layer.box_filter,
+            layer.activation, layer.shuffle,
+        )  # fmt: skip
+        # Not by the operators, which may remember how they launched a call.
+        self._module = backend_module(backend)
+
+    def run(self) -> None:
+        """Computes `result`."""
+        self._module.conv2d_out(self._conv, 0, *self._outputs, packed_codes=True)
+
+    def fresh(self) -> torch.Tensor:
+        """A copy of `result`, computed over zeros."""
+        self.result.zero_()
+        self.run()
+        return self.result.clone()
+
+
+def leaves_codes(conv: IntegerConv2d) -> bool:
+    """Three channels are colours, which leave as floats."""
+    return conv.out_channels > 3
+
+
+def prove(conv: IntegerConv2d, backend: str, bits: int, side: int = PROVEN_SIDE) -> None:
+    """RuntimeError where the layer comes out otherwise than the integer reference has it, on a small image."""
+    want, got = (Bench(conv, name, side, bits).fresh() for name in ("reference", backend))
+    if not torch.equal(want, got):
+        raise RuntimeError(f"{conv.name} on {backend} differs from the integer reference at {bits} bits: nothing is measured")
+
+
+def bits_of(conv: IntegerConv2d) -> int:
+    """Of the codes that a layer is measured with: BITS, or what of its own is nearest."""
+    low, high = conv.bit_range
+    return min(max(BITS, low), high)
+
+
+# ---- how Triton's kernels are launched
+
+
+@dataclass
+class Kind:
+    """The layers of one shape class. count: how many of a model's layers are of it, 0 where that means nothing."""
+
+    key: str
+    conv: IntegerConv2d
+    side: int
+    count: int
+    outputs: int
+
+    @property
+    def pixels(self) -> int:
+        """Of the image."""
+        return self.side**2
+
+
+@dataclass
+class Launches:
+    """What measuring found: {key: (kind, entry)} of the table, and how many kinds have candidates left."""
+
+    entries: dict[str, tuple[Kind, dict[str, Any]]] = field(default_factory=dict)
+    unfinished: int = 0
+
+    def gained(self, side: int) -> tuple[float, float] | None:
+        """(microseconds by the heuristic, as measured) of the convolutions of a pass over side x side; None without any."""
+        found = [(kind.count, entry) for kind, entry in self.entries.values() if kind.side == side and kind.count]
+        if not found:
+            return None
+        before = sum(count * entry["heuristic_us"] for count, entry in found)
+        return before, sum(count * entry["us"] for count, entry in found)
+
+
+def kinds_of(convs: Iterable[IntegerConv2d], sizes: Sequence[int] = SIZES, counted: bool = True) -> list[Kind]:
+    """The shape classes of layers on images of these sizes, those first that take most of the time. counted: whether the layers are
+    those of one model, which has so many of each."""
+    from .backends.triton import tuning
+
+    kinds: dict[str, Kind] = {}
+    for side in sizes:
+        for conv in convs:
+            _, r, _, c = conv.weight.shape[-4:]
+            axis = -(-conv.out_channels // 16) * 16 if leaves_codes(conv) else conv.out_channels  # as conv2d_launch has it
+            outputs = conv.shuffle**2 * axis
+            key = tuning.shape_class(capability(), padded_channels(c), r, outputs, side * side)
+            kind = kinds.setdefault(key, Kind(key, conv, side, 0, outputs))
+            kind.count += counted and kind.side == side
+    largest = {side: place for place, side in enumerate(sizes)}
+    return sorted(kinds.values(), key=lambda kind: (largest[kind.side], -max(kind.count, 1) * kind.conv.weight[0].numel()))
+
+
+def tune_launches(
+    kinds: list[Kind], path: Path, clock: Clock, say: Callable[[str], None], source: dict[str, str], *, most: int | None = None,
+    found: Launches | None = None, milliseconds: Callable[..., float] = milliseconds,
+) -> Launches:  # fmt: skip
+    """Times the candidates of each kind of layer and adds the best to a table. Its result has then proved equal to that of the
+    heuristic's, and the layer on a small image to the integer reference.
+
+    say: is told what was found. most: candidates of each kind, None for all. found: of an earlier call, which this adds to.
+    """
+    from .backends.triton import tuning
+
+    found = found or Launches()
+    found.unfinished = 0
+    for kind in kinds:
+        candidates = candidates_for(kind)
+        entry = tuning.read_table(path).get(kind.key, {})
+        if not _goes_on(entry, source) or entry.get("of") != len(candidates):
+            entry = {}
+        if entry:
+            found.entries[kind.key] = kind, entry
+        end = len(candidates) if most is None else min(most, len(candidates))
+        if entry.get("tried", 0) < end and not clock.over:
+            entry = _measure(kind, candidates[:end], len(candidates), entry, path, clock, say, source, milliseconds)
+            found.entries[kind.key] = kind, entry
+        found.unfinished += entry.get("tried", 0) < len(candidates)
+    return found
+
+
+def candidates_for(kind: Kind) -> list[Any]:
+    """The configs to try for a kind of layer, the heuristic's first: those whose form can compute it (tuning.Config)."""
+    from .backends.triton import conv2d, tuning
+
+    layout = conv2d.Layout.of(tuple(kind.conv.weight.shape), ones=kind.conv.shape.ones)
+
+    def applies(config: tuning.Config) -> bool:
+        return config.form == tuning.TILES or not conv2d.why_not_persistent(capability(), layout, config.block_n)
+
+    return [config for config in tuning.candidates(kind.outputs, kind.pixels, capability()) if applies(config)]
+
+
+@contextmanager
+def _launched_by(config: Any) -> Iterator[None]:
+    """In the block every convolution of Triton is launched so (tuning.always): calls made ready before it know another config, and
+    those made ready in it this one."""
+    from .backends.triton import tuning
+
+    with tuning.always(config):
+        READY.clear()
+        try:
+            yield
+        finally:
+            READY.clear()
+
+
+def _goes_on(entry: dict[str, Any], source: dict[str, str]) -> bool:
+    """Whether an entry of a table was measured where and with what this run measures."""
+    return all(entry.get(name) == source[name] for name in _SAME)
+
+
+def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds) -> dict[str, Any]:
+    """The entry of a kind of layer, with the candidates from the entry's on tried for as long as the clock lets them."""
+    from .backends.triton import tuning
+
+    bits, guess = bits_of(kind.conv), candidates[0]
+    bench, tried, best = Bench(kind.conv, "triton", kind.side, bits), entry.get("tried", 0), guess
+    with _launched_by(guess):
+        prove(kind.conv, "triton", bits)
+        want = bench.fresh()
+        heuristic_us = us = milliseconds(bench.run) * 1e3
+    if tried:  # the card may be as warm or as cold as it likes: what was best is timed again beside what comes
+        best = tuning.Config(**entry["config"])
+        with _launched_by(best):
+            us = milliseconds(bench.run) * 1e3
+    reasons: dict[str, int] = {}
+
+    def keep() -> dict[str, Any]:
+        figures = {"us": round(us, 2), "heuristic_us": round(heuristic_us, 2), "pixels": kind.pixels, "tried": tried, "of": of}
+        tuning.write_entries(path, {kind.key: (best, figures | source)})
+        return {"config": vars(best)} | figures | source
+
+    tried = max(tried, 1)  # the heuristic's
+    try:
+        for config in candidates[tried:]:
+            if clock.over:
+                break
+            try:
+                with _launched_by(config):
+                    got = bench.fresh()
+                    each = milliseconds(bench.run) * 1e3
+            except Exception as error:  # Triton's are of no common class: too much shared memory, too many registers
+                reason = _first_line(error)
+                reasons[reason] = reasons.get(reason, 0) + 1
+                tried += 1
+                _check_card(config)
+                continue
+            if not torch.equal(got, want):
+                raise RuntimeError(f"{kind.key}: {described(config)} gives another result than {described(guess)}")
+            tried += 1
+            if each < us:
+                best, us = config, each
+    except (KeyboardInterrupt, CardError):
+        keep()
+        raise
+    say(f"{kind.key}: {us:.1f} us with {described(best)}, {heuristic_us:.1f} us as it was; {tried} of {of} tried")
+    for reason, count in reasons.items():
+        say(f"  {count} cannot run: {reason}")
+    return keep()
+
+
+class CardError(RuntimeError):
+    """The card launches nothing any more in this process."""
+
+
+def _check_card(config: Any) -> None:
+    """CardError where a config broke more than itself: whatever came next would look as if it could not run."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        what = f"after {described(config)} the card launches nothing any more: {_first_line(error)}"
+        raise CardError(f"{what} (the same command goes on behind it)") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def described(config: Any) -> str:
+    """A config in words: "128x64, 8 warps, 3 stages"."""
+    tile = f"{config.block_m}x{config.block_n}, {config.num_warps} warps"
+    if config.programs:
+        return f"{tile}, weights kept by {config.programs} programs a multiprocessor"
+    return f"{tile}, {config.num_stages} stages"
+
+
+# ---- which backend
+
+
+@dataclass
+class Choices:
+    """Times by backend, {key of gpu_times: {backend: microseconds}}, and how many were not measured."""
+
+    times: dict[str, dict[str, float]] = field(default_factory=dict)
+    unfinished: int = 0
+
+
+def layers_of(convs: Iterable[IntegerConv2d]) -> dict[str, tuple[IntegerConv2d, int]]:
+    """{key of a table, by this card's capability: (a layer, bits)}, every shape and stored width once."""
+    found: dict[str, tuple[IntegerConv2d, int]] = {}
+    for conv in convs:
+        low, high = conv.bit_range
+        for bits in range(low, high + 1):
+            found.setdefault(gpu_times.key(capability(), conv.shape, storage_bits(bits)), (conv, bits))
+    return found
+
+
+def time_layer(conv: IntegerConv2d, bits: int, side: int, milliseconds: Callable[..., float] = milliseconds) -> dict[str, float]:
+    """Microseconds of a pass by each GPU backend. Raises RuntimeError where their results differ."""
+    benches = {backend: Bench(conv, backend, side, bits) for backend in GPU_BACKENDS}
+    first, second = (bench.fresh() for bench in benches.values())
+    if not torch.equal(first, second):
+        raise RuntimeError(f"{conv.name}: {' and '.join(benches)} differ at {bits} bits")
+    return {backend: round(milliseconds(bench.run) * 1e3, 3) for backend, bench in benches.items()}
+
+
+def tune_choices(
+    convs: Iterable[IntegerConv2d], path: Path, clock: Clock, say: Callable[[str], None], source: dict[str, str], *,
+    side: int = SIDE, again: bool = False, milliseconds: Callable[..., float] = milliseconds,
+) -> Choices:  # fmt: skip
+    """Times the layers on both GPU backends, every width that their codes are stored in, and adds the times to a table.
+
+    again: those too that the table has. Raises RuntimeError where one of the backends cannot run.
+    """
+    for backend in GPU_BACKENDS:
+        choose(Problem("cuda"), backend)
+    found = Choices()
+    known = tables.read(path, lambda entry: bool(entry["us"]))
+    for key, (conv, bits) in layers_of(convs).items():
+        if not again and _goes_on(known.get(key, {}), source):
+            found.times[key] = known[key]["us"]
+        elif clock.over:
+            found.unfinished += 1
+        else:
+            times = found.times[key] = time_layer(conv, bits, side, milliseconds)
+            say(f"{key}: {', '.join(f'{us:.1f} us by {backend}' for backend, us in times.items())}")
+            gpu_times.write_entries(path, {key: {"us": times, "pixels": side * side} | source})
+    return found
+
+
+def why_not(backend: str) -> str:
+    """Why a backend cannot run on the current card; empty where it can."""
+    try:
+        choose(Problem("cuda"), backend)
+    except RuntimeError as error:
+        return str(error)
+    return ""
