@@ -1,7 +1,7 @@
 """Runs the tests of a GPU backend under compute-sanitizer's four tools. Needs a card, and compute-sanitizer from CUDA's toolkit.
 
-    python benchmarks/sanitize_gpu.py [--backend cuda|triton] [--tool memcheck]
-    python benchmarks/sanitize_gpu.py --golden FOLDER     # golden problems (golden_run.py) in place of the tests, without torch
+python benchmarks/sanitize_gpu.py [--backend cuda|triton] [--tool memcheck]
+python benchmarks/sanitize_gpu.py --golden FOLDER     # golden problems (golden_run.py) in place of the tests, without torch
 """
 
 from __future__ import annotations

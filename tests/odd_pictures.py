@@ -92,7 +92,7 @@ def _tiff_directory(out: bytearray, page: dict, extra: dict | None = None) -> in
     }
     entries = b""
     for tag, (kind, values) in sorted(tags.items()):
-        data = struct.pack(f"<{len(values)}{ {1: 'B', 3: 'H', 4: 'I'}[kind]}", *values)
+        data = struct.pack(f"<{len(values)}{ {1: 'B', 3: 'H', 4: 'I'}[kind] }", *values)
         if len(data) > 4:
             place = len(out)
             out += data + bytes(len(data) % 2)

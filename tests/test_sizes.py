@@ -274,9 +274,13 @@ def test_a_folder_of_one_width(photos, model, adabm):
 
 def test_one_picture_that_gets_too_large_stops_no_other(photos, model, adabm):
     status, out, err = adabm("upscale", "d", "--width", 100, "--max-pixels", 10_000)
-    assert status == 1 and rows(out)["images"] == "2 done, 1 failed, 0 skipped" and err.startswith(
-        "adabm: error: 'd/tall.png': --width must ask for at most 160000 pixels (16 times --max-pixels), "
-        "got 100x1500, resized from 128x1920, for a picture of 2x30\n"
+    assert (
+        status == 1
+        and rows(out)["images"] == "2 done, 1 failed, 0 skipped"
+        and err.startswith(
+            "adabm: error: 'd/tall.png': --width must ask for at most 160000 pixels (16 times --max-pixels), "
+            "got 100x1500, resized from 128x1920, for a picture of 2x30\n"
+        )
     )
 
 

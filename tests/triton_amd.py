@@ -1,7 +1,7 @@
 """Triton kernels built ahead of time for AMD architectures, without a card, and what the machine code is made of.
 
-    python tests/triton_amd.py docs/gpu_amd.md  # writes the table of that page anew
-    python tests/triton_amd.py gfx942 body      # prints the machine code of a form
+python tests/triton_amd.py docs/gpu_amd.md  # writes the table of that page anew
+python tests/triton_amd.py gfx942 body      # prints the machine code of a form
 """
 
 from __future__ import annotations

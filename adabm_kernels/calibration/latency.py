@@ -33,4 +33,3 @@ def layer_times(model: SimulatedNetwork) -> dict[str, dict[int, float]]:
                 known[key] = conv_seconds(conv, bits, SIDE)
             times[simulated.name][bits] = known[key]
     return times
-

@@ -112,9 +112,7 @@ def _without_thumbnail(data: bytearray, link: int, order: str) -> bytes:
         return bytes(data)
     entries = _entries(data, second, order)
     if _THUMBNAIL_START in entries and _THUMBNAIL_BYTES in entries:
-        start, size = (
-            struct.unpack_from(f"{order}I", data, entries[tag] + 8)[0] for tag in (_THUMBNAIL_START, _THUMBNAIL_BYTES)
-        )
+        start, size = (struct.unpack_from(f"{order}I", data, entries[tag] + 8)[0] for tag in (_THUMBNAIL_START, _THUMBNAIL_BYTES))
         if start >= 8 and start + size >= len(data) - 1:
             return bytes(data[:start])
         if start >= 8:

@@ -211,4 +211,3 @@ class _Reader:
     def _read(self, place: int, size: int) -> bytes:
         self._file.seek(place)
         return self._file.read(size)
-

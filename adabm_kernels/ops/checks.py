@@ -146,9 +146,7 @@ def conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threa
     return y, y_q
 
 
-def check_region(
-    operator: str, depth: torch.Tensor | None, region: Sequence[int], like: torch.Tensor, size: Sequence[int]
-) -> None:
+def check_region(operator: str, depth: torch.Tensor | None, region: Sequence[int], like: torch.Tensor, size: Sequence[int]) -> None:
     """depth, region: those of the operator. like: a tensor on the device they must be on. size: images, rows and columns."""
     count = 0 if depth is None else NUMBERS
     require(len(region) == count, lambda: f"{operator}: region must be {count} numbers (regions.Region), got {list(region)}")
@@ -157,9 +155,7 @@ def check_region(
     tile, *before = region[:3]
     check_tiles(operator, tile, *before)
     reaches = region[7], region[10]
-    require(
-        all(0 <= reach <= tile for reach in reaches), lambda: f"{operator}: reaches must be 0..{tile}, the tile, got {reaches}"
-    )
+    require(all(0 <= reach <= tile for reach in reaches), lambda: f"{operator}: reaches must be 0..{tile}, the tile, got {reaches}")
     if depth.dim() == 1:
         shape = (flat_length(*size, tile, *before),)
     else:
@@ -182,7 +178,8 @@ def check_conv2d_out(conv, accumulate, features, fraction, packed_codes, backend
     residual, shuffle = conv.residual, conv.shuffle
     check_region("conv2d_out", depth, region, conv.x_q, conv.x_q.shape[:3])
     require(
-        not passes_on(region) or shuffle == 1, lambda: f"conv2d_out: pixels are passed on only without a shuffle, got {shuffle}",
+        not passes_on(region) or shuffle == 1,
+        lambda: f"conv2d_out: pixels are passed on only without a shuffle, got {shuffle}",
     )
     require(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
     require(

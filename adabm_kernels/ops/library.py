@@ -91,9 +91,7 @@ _LIB.define(
     tags=TAGS,
 )
 _LIB.define("image_measure(Tensor x, str backend) -> Tensor", tags=TAGS)
-_LIB.define(
-    "layer_bits(Tensor x, Tensor lower, Tensor upper, Tensor rules, str backend) -> Tensor", tags=TAGS
-)
+_LIB.define("layer_bits(Tensor x, Tensor lower, Tensor upper, Tensor rules, str backend) -> Tensor", tags=TAGS)
 
 
 @functools.cache

@@ -309,8 +309,6 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
            Y_PITCH, CODES, RESIDUAL, PASSES, AXIS)  # fmt: skip
 
 
-
-
 def _block_k(row: int, pitch: int) -> int:
     """Block of a reduction over `row` bytes, `pitch` to a pixel: whole in a pixel where it can be, else what wastes least."""
     for block in (64, 32):
