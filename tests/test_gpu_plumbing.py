@@ -331,9 +331,9 @@ NARROW = ConvShape(64, 16, 3, 3, bits=(8, 8))
         ((8, 6), BODY, "cuda"),
         ((8, 9), BODY, "cuda"),
         ((9, 0), BODY, "cuda"),  # wgmma with the weights in registers
-        ((12, 0), BODY, "triton"),  # no 4-bit products there, and no column that sums codes
+        ((12, 0), BODY, "cuda"),  # no 4-bit products there, but Triton's nine loads of a pixel come through a narrow L2
         ((8, 0), EIGHT, "cuda"),
-        ((8, 6), EIGHT, "triton"),
+        ((8, 6), EIGHT, "cuda"),  # for the same reason
         ((8, 0), NARROW, "triton"),  # 16 of the 32 bytes that a product of the CUDA kernels takes of a tap
         ((9, 0), ConvShape(64, 3, 3, 3), "triton"),  # unfolded: mma.sync there, wgmma in Triton
         ((9, 0), ConvShape(3, 64, 3, 3), "cuda"),  # few outputs: nine times the loads weigh more than wgmma

@@ -78,7 +78,7 @@ def test_kernels_equal_the_reference_in_the_interpreter(version: str) -> None:
 
 @pytest.mark.parametrize("version", BESIDE)
 def test_some_kernels_equal_the_reference_in_the_interpreter(version: str) -> None:
-    all_passed(run_kernel_tests("every_width or extreme or int16_features_round or quantize", True, version=version))
+    all_passed(run_kernel_tests("every_width or one_output or between_two or layer_bits", True, version=version))
 
 
 def test_kernels_that_are_kept_are_launched_as_triton_launches_them() -> None:
@@ -148,7 +148,7 @@ def test_machine_code(build: Build, builds: dict[Build, Future]) -> None:
     assert kernel.triton == version
     stack = 0 if version == OWN else OTHER_STACK
     local = sum(count for operation, count in kernel.operations.items() if operation.split(".")[0] in ("STL", "LDL"))
-    assert kernel.stack <= stack and 4 * local <= 2 * stack  # each word of it is stored and loaded in one place
+    assert kernel.stack <= stack and 4 * local <= 3 * stack  # each word of it is stored in one place and loaded in one or two
     if version == OWN:
         assert kernel.blocks >= triton_compiled.blocks_wanted(name, capability)
     if name in triton_compiled.CONV2D:
@@ -162,13 +162,14 @@ def test_machine_code(build: Build, builds: dict[Build, Future]) -> None:
             check_body(kernel)
 
 
-BARRIERS = {80: 42, 86: 42, 89: 42, 90: 42, 100: 50, 103: 50, 120: 50}  # of a tile of codes stored in 8 bits
+BARRIERS = {90: 42}  # of a tile of codes stored in 8 bits; elsewhere MOST_BARRIERS
+MOST_BARRIERS = 50
 
 
 def check_body(kernel: triton_compiled.Compiled) -> None:
     """Of 64 to 64 channels: vectors are as wide as they can be, and codes go through shared memory once."""
-    (codes, weights, _), rounds = (128 * 64, 64 * 64, 0), 9
-    assert kernel.tiles[8].barriers <= BARRIERS[kernel.capability]
+    codes, weights, rounds = 128 * 64, 64 * 64, 9
+    assert kernel.tiles[8].barriers <= BARRIERS.get(kernel.capability, MOST_BARRIERS)
     for kind in ("LDGSTS", "STG"):
         moves = [operation for operation in kernel.operations if operation.startswith(kind)]
         assert moves and all(operation.endswith((".128", ".64")) for operation in moves)

@@ -72,8 +72,8 @@ CONV2D: dict[str, dict[str, Any]] = {
 ONLY = {"kept": (80, 90, 100), "kept_depths": (90,)}
 # Forms of which but one block fits on a multiprocessor of 9.0; four fit of `small`, whose blocks have half as many warps.
 ONE_BLOCK = {"depths_wide", *ONLY}
-# Forms of which two blocks fit on every architecture.
-TWO_BLOCKS = {"body"}
+# Forms of which two blocks fit on 8.0, 10.0 and 12.0 too.
+TWO_BLOCKS = {"body", "bytes", "dense", "upsampler", "tail", "last", "sums", "residual_int16"}
 # What a kernel without products is built with, in place of the settings in `compile_kernel`.
 OTHERS: dict[str, dict[str, Any]] = {
     "quantize": {},
@@ -99,7 +99,7 @@ Y_TYPES = {0: "*fp32", 1: "*fp32", 2: "*i32", 3: "*u8"}  # by what y takes (conv
 
 def blocks_wanted(name: str, capability: int) -> int:
     """How many blocks of a form fit at least."""
-    if name in TWO_BLOCKS or (capability == 90 and name in CONV2D and name not in ONE_BLOCK):
+    if (name in TWO_BLOCKS and capability in (80, 100, 120)) or (capability == 90 and name in CONV2D and name not in ONE_BLOCK):
         return 4 if name == "small" else 2
     return 1
 

@@ -219,6 +219,16 @@ def _pixels(tile, top, left, height, width, PATCHES: tl.constexpr, BLOCK_M: tl.c
     return row, column, valid
 
 
+@triton.jit
+def _outputs(axis, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, AXIS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(sub-pixel, channel in it, whether there is one, its number) of the outputs [N] at these places of GROUPS times AXIS."""
+    sub, channel = axis // AXIS, axis % AXIS
+    known = (sub < GROUPS) & (channel < CHANNELS)
+    if CHANNELS == AXIS and GROUPS * AXIS % BLOCK_N == 0:
+        known = tl.full((BLOCK_N,), True, tl.int1)  # which the compiler does not find out, and keeps a mask of
+    return sub, channel, known, tl.where(known, sub * CHANNELS + channel, 0)
+
+
 # Layers differ in where their bits lie in the table of all layers, and in their region: that is no reason to compile anew, nor is
 # the size of images.
 @triton.jit(
@@ -263,12 +273,7 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
             return
     if WIDE:
         row, column = row.to(tl.int64), column.to(tl.int64)
-    axis = first + tl.arange(0, BLOCK_N)
-    sub, channel = axis // AXIS, axis % AXIS
-    known = (sub < GROUPS) & (channel < CHANNELS)
-    if CHANNELS == AXIS and GROUPS * AXIS % BLOCK_N == 0:
-        known = tl.full((BLOCK_N,), True, tl.int1)  # which the compiler does not find out, and keeps a mask of
-    output = tl.where(known, sub * CHANNELS + channel, 0)
+    sub, channel, known, output = _outputs(first + tl.arange(0, BLOCK_N), CHANNELS, GROUPS, AXIS, BLOCK_N)
 
     bits = bits_at(x_bits, image)
     codes = x_q + image.to(tl.int64) * height * width * C4
@@ -282,9 +287,14 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
         acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, weights, kernel, output, known, K,
                                C4, R, S, ONES, PACKED, AT_8, AT_4, AT_2, BLOCK_K_8, BLOCK_K_4, BLOCK_K_2)  # fmt: skip
 
-    # Pixels are found anew for the results: kept through the products, in every layout of results, they would take twenty registers
-    # more. Programs are one along the third axis, which the compiler does not know.
-    tile += tl.num_programs(2) - 1
+    # Pixels, and outputs where some are missing, are found anew for the results: kept through the products, in every layout of
+    # results, they would take twenty registers more. Programs are one along the third axis, which the compiler does not know.
+    nothing = tl.num_programs(2) - 1
+    tile = tl.program_id(0) // N_BLOCKS + nothing
+    if CHANNELS != AXIS or GROUPS * AXIS % BLOCK_N != 0:
+        sub, channel, known, output = _outputs(first + nothing * BLOCK_N + tl.arange(0, BLOCK_N), CHANNELS, GROUPS, AXIS, BLOCK_N)
+    if BY_CLASS:
+        top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
     row, column, inside = _pixels(tile, top, left, h, w, PATCHES, BLOCK_M)
     if depth is None:
         valid, computed = inside, inside
