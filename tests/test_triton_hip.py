@@ -205,6 +205,6 @@ SEEN = [  # an instruction, and whether it multiplies int8 as the kernels mean i
 def test_products_of_another_kind_would_be_seen(arch: str, line: str, right: bool) -> None:
     text = f"\t{line}\n\t.amdhsa_float_round_mode_32 1\n    .vgpr_count: 8\n    .vgpr_spill_count: 0\n"
     text += "    .sgpr_spill_count: 0\n    .private_segment_fixed_size: 0\n"
-    kernel = triton_amd.read(text, arch, SimpleNamespace(shared=0, num_warps=4), 0, 0)
+    kernel = triton_amd.read(text, arch, SimpleNamespace(shared=0, num_warps=4), 0)
     assert kernel.products() and (kernel.wrong_products() == []) == right
     assert kernel.wrong_settings()[0] == "float_round_mode_32 1"

@@ -49,7 +49,7 @@ class Built:
     """registers: vector registers of a lane, those of matrix products included; scratch: bytes of a lane; shared: bytes of a
     workgroup; settings: what the kernel asks of the hardware (`.amdhsa_` directives). operations: how often each machine
     instruction occurs; lines: the instructions with their operands. fused: multiply-adds of float32; asked: those of the code that
-    the compiler makes instructions of; wanted: how many of them the epilogue of a lane's outputs needs."""
+    the compiler makes instructions of."""
 
     arch: str
     registers: int
@@ -62,7 +62,6 @@ class Built:
     lines: list[str]
     fused: int
     asked: int
-    wanted: int
 
     @property
     def occupancy(self) -> float:
@@ -106,11 +105,11 @@ def compile_kernel(name: str, arch: str, **options: Any) -> Built:
     return triton_compiled.compile_kernel(name, arch, partial(_compile, large=large, changed=options))
 
 
-def _compile(kernel, types, constants, absent, arch: str, wanted: int, *_, large: tuple[str, ...], changed: dict) -> Built:
+def _compile(kernel, types, constants, absent, arch: str, *_, large: tuple[str, ...], changed: dict) -> Built:
     built = build(kernel, types, constants | changed, absent, arch, large)
     pairs = re.findall(r"call .*@llvm\.fma\.(?:v(\d+))?f32\(", built.asm["llir"])
     asked = sum(int(pair or 1) for pair in pairs)
-    return read(built.asm["amdgcn"], arch, built.metadata, asked, wanted * 32 // amd.ARCHITECTURES[arch].lanes)
+    return read(built.asm["amdgcn"], arch, built.metadata, asked)
 
 
 def refused(arch: str) -> str:
@@ -130,7 +129,7 @@ def build(kernel, types, constants, absent, arch: str, large: tuple[str, ...] = 
     return triton.compile(source, target=GPUTarget("hip", arch, amd.ARCHITECTURES[arch].lanes), options=options)
 
 
-def read(text: str, arch: str, metadata: Any, asked: int, wanted: int) -> Built:
+def read(text: str, arch: str, metadata: Any, asked: int) -> Built:
     """From the assembly that the compiler writes."""
     lines = [part.strip() for line in re.findall(r"^\t([a-z]\w+(?:[ \t].*)?)$", text, re.MULTILINE) for part in line.split("::")]
     lines = [line.partition(";")[0].strip() for line in lines]
@@ -140,7 +139,7 @@ def read(text: str, arch: str, metadata: Any, asked: int, wanted: int) -> Built:
     settings = dict(re.findall(r"^\s*\.amdhsa_(\w+) (.+)$", text, re.MULTILINE))
     return Built(
         arch, facts["vgpr_count"], facts["vgpr_spill_count"] + facts["sgpr_spill_count"], facts["private_segment_fixed_size"],
-        metadata.shared, metadata.num_warps, settings, operations, lines, fused, asked, wanted,
+        metadata.shared, metadata.num_warps, settings, operations, lines, fused, asked,
     )  # fmt: skip
 
 
