@@ -97,6 +97,7 @@ STRAIGHT = {  # outputs, whether codes are packed, and the problem
     "floats_shuffled": ("y", False, interior((3,), outputs=256, shuffle=2)),
     "residual_floats_codes": ("yq", False, interior(residual=True)),
     "residual_floats_packed": ("yq", True, interior((4,), (2,), residual=True, outputs=128, activation="relu")),
+    "residual_floats_apart": ("yq", False, interior((4,), residual=True, outputs=128)),
     "residual_codes": ("q", True, interior((6,), (4,), residual=True)),
     "narrow": ("yq", False, ConvProblem("narrow", 3, 1, 64, 64, bits=(8,), residual=True)),
 }
