@@ -141,6 +141,7 @@ def test_straight_lines_equal_the_reference(form: str, fraction: int | None) -> 
     [
         {"outputs": 256, "weight_bits": 8, "shuffle": 2},
         {"outputs": 128},
+        {"outputs": 512, "channels": 8, "shuffle": 2},  # sub-pixels of two tiles
         {"kernel": 1, "channels": 96},
         {"kernel": 5, "channels": 20},
     ],
