@@ -290,11 +290,15 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     # Pixels, and outputs where some are missing, are found anew for the results: kept through the products, in every layout of
     # results, they would take twenty registers more. Programs are one along the third axis, which the compiler does not know.
     nothing = tl.num_programs(2) - 1
-    tile = tl.program_id(0) // N_BLOCKS + nothing
-    if CHANNELS != AXIS or GROUPS * AXIS % BLOCK_N != 0:
-        sub, channel, known, output = _outputs(first + nothing * BLOCK_N + tl.arange(0, BLOCK_N), CHANNELS, GROUPS, AXIS, BLOCK_N)
-    if BY_CLASS:
-        top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
+    if depth is None:
+        tile = tl.program_id(0) // N_BLOCKS + nothing
+        if CHANNELS != AXIS or GROUPS * AXIS % BLOCK_N != 0:
+            axis = first + nothing * BLOCK_N + tl.arange(0, BLOCK_N)
+            sub, channel, known, output = _outputs(axis, CHANNELS, GROUPS, AXIS, BLOCK_N)
+        if BY_CLASS:
+            top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
+    else:  # a program has more to keep then, and takes more registers where it finds all of it anew
+        tile += nothing
     row, column, inside = _pixels(tile, top, left, h, w, PATCHES, BLOCK_M)
     if depth is None:
         valid, computed = inside, inside
