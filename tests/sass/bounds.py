@@ -26,10 +26,10 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     "sm_90 residual, floats and packed 4-bit codes": {"producer": PACKED_PRODUCER, "consumer": Bound(917, aim=1200)},
     "sm_90 residual, 16-bit features and codes": {"producer": PRODUCER, "consumer": Bound(1180, aim=1200)},
     # A strip's products take 2304 clocks of the tensor cores from 128 channels, and 3200 in the tail.
-    "sm_90 staged, 128 to 64 channels": {"producer": Bound(1190, 4900), "consumer": Bound(1580, aim=2304)},
-    "sm_90 staged, 5x5 to the image": {"producer": Bound(735, 3100), "consumer": Bound(1310, aim=3200)},
-    "sm_90 staged, 5x5 to 8-bit pixels": {"producer": Bound(735, 3100), "consumer": Bound(1525, aim=3200)},
-    "sm_90 staged, residual, floats and codes": {"producer": Bound(1190, 4900), "consumer": Bound(1800, aim=2304)},
+    "sm_90 staged, 128 to 64 channels": {"producer": Bound(1080, 4900), "consumer": Bound(1580, aim=2304)},
+    "sm_90 staged, 5x5 to the image": {"producer": Bound(675, 3100), "consumer": Bound(1310, aim=3200)},
+    "sm_90 staged, 5x5 to 8-bit pixels": {"producer": Bound(675, 3100), "consumer": Bound(1525, aim=3200)},
+    "sm_90 staged, residual, floats and codes": {"producer": Bound(1080, 4900), "consumer": Bound(1800, aim=2304)},
     "sm_90 residual block": {
         "producer": PRODUCER,
         "first convolution": Bound(655, aim=1100),
@@ -60,7 +60,7 @@ for _code in ("80", "86", "89"):
 
 # The same in the mean over an image of 512x512 pixels.
 OVER_IMAGE: dict[str, dict[str, Bound]] = {
-    "sm_90 codes to codes": {"consumer": Bound(894, aim=1000)},
+    "sm_90 codes to codes": {"consumer": Bound(820, aim=1000)},
     "sm_90 residual block": {"first convolution": Bound(715, aim=1100), "second convolution": Bound(838, aim=950)},
     "sm_90 residual block, 16-bit features": {
         "first convolution": Bound(719, aim=1100),
@@ -69,4 +69,6 @@ OVER_IMAGE: dict[str, dict[str, Bound]] = {
 }
 
 # Aims that are not met yet, by layer and role: every other one is, and its bound keeps it so.
-MISSED = {("sm_90 residual block, 16-bit features", "second convolution")}
+MISSED = {("sm_90 residual block, 16-bit features", "second convolution")} | {
+    (f"sm_{_code} 4-bit products, codes to codes", "warp") for _code in ("80", "86", "89")
+}
