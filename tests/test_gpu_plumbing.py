@@ -489,11 +489,18 @@ def test_a_backend_asked_for_takes_the_model_to_its_device(monkeypatch: pytest.M
     configure(model, None, "triton", None)
     configure(model, None, "reference", None)
     configure(model, None, "triton", None, "cpu")  # the device that was asked for stays
-    assert calls == ["triton", "cuda", "reference", torch.device("cpu"), "triton"]
+    assert calls == ["triton", "cuda", "reference", "triton"]
     calls.clear()
     place = torch.device("cuda:1")
     configure(model, None, "triton", None)
     assert calls == ["triton"]  # it stays on its own card, whichever is the current one
+    calls.clear()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for current, device, moved in ((1, "cuda", 0), (0, "cuda:1", 0), (0, "cuda", 1), (1, "cuda:0", 1), (1, "cpu", 1)):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
+        configure(model, None, None, None, device)
+        assert calls == [torch.device(device)] * moved  # only where it is elsewhere
+        calls.clear()
 
 
 def test_the_interpreter_runs_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -785,6 +792,34 @@ def test_what_changes_a_forward_forgets_its_graphs(recorder: type[Recorder], mon
             got = model._graphs.run(lambda x, table: model._forward(x, model._by_name(table)), x, table)
             assert torch.equal(got, want)
         assert len(recorder.made) == count
+
+
+def test_settings_that_are_there_already_leave_graphs_alone(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`upscale` sets all of them for every picture."""
+    model, x, seen = converted(), torch.arange(3), images(8, 9, 3).to(torch.uint8).numpy()
+    chosen = "reference"
+    monkeypatch.setattr(network, "choose", lambda problem, requested: Choice(chosen))
+    wanted: dict[str, Any] = {"bits": 4, "depth": "full", "backend": "auto", "device": "cpu", "threads": 1, "graph": False}
+
+    def forgets(change: Callable) -> bool:
+        """Whether a change forgets the graphs; if so, recording is tried again, too, where it had failed."""
+        model._graphs.run(lambda x: x, x)
+        model._graphs.failed, made = "no memory", len(recorder.made)
+        change()
+        model._graphs.run(lambda x: x, x)
+        assert (len(recorder.made) > made) == (not model._graphs.failed)
+        return len(recorder.made) > made
+
+    assert forgets(lambda: upscale(seen, model, **wanted))
+    assert not forgets(lambda: upscale(seen, model, **wanted))
+    assert not forgets(lambda: model.set_depth(1))  # "full" by another name: the network's blocks
+    assert forgets(lambda: upscale(seen, model, **wanted | {"bits": 5}))
+    assert forgets(lambda: model.set_graph(None))
+    assert forgets(lambda: model.to("cpu"))  # a move does, wherever it goes
+    assert not forgets(lambda: model.set_backend("auto"))
+    chosen = "cpu"  # ADABM_BACKEND, say, is another now
+    monkeypatch.setattr(ops, "pack_weights", lambda *settings: torch.zeros(1, dtype=torch.uint8))
+    assert forgets(lambda: model.set_backend("auto")) and model.choice.backend == "cpu"
 
 
 def test_graphs_serve_features_of_16_bits(recorder: type[Recorder]) -> None:
