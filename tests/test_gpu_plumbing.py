@@ -9,6 +9,7 @@ import multiprocessing
 import pickle
 import re
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -705,10 +706,14 @@ def test_a_recording_that_fails_is_warned_of_once(recorder: type[Recorder], monk
     graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:1])
     graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:1])
     assert len(recorder.made) == 1
+    (recorded,) = map(weakref.ref, graphs._lanes[0].values())
+    held: list[bool] = []  # whether a launched pass finds memory taken by what was recorded
     monkeypatch.setattr(graph, "CudaGraph", Failing)
     with pytest.warns(RuntimeWarning, match="kernel by kernel .* failed: operation not permitted when stream is capturing"):
         for _ in range(3):
-            assert torch.equal(graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x), x * 3)
+            launched = lambda x: held.append(recorded() is not None) or x * 3  # noqa: E731
+            assert torch.equal(graphs.run_if_it_pays(lambda x: x, launched, x), x * 3)
+    assert held == [True, False, False]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for size in (2, 2, 2, 1):  # nor another shape; what was recorded before has gone, with its memory

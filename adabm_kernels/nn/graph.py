@@ -151,10 +151,14 @@ class Graphs:
         while len(graphs) > self.LIMIT or (len(graphs) > 1 and sum(g.held_bytes for g in graphs.values()) > self.MOST_BYTES):
             graphs.popitem(last=False)
 
-    def _give_up(self, error: Exception) -> None:
-        # What was recorded holds memory that the pass may need now.
+    def _drop_all(self) -> None:
+        for graphs in self._lanes.values():
+            graphs.clear()  # a pass that is under way still refers to those of its lane
         self._lanes.clear()
         self._shared.clear()
+
+    def _give_up(self, error: Exception) -> None:
+        self._drop_all()  # what was recorded holds memory that the pass may need now
         self.failed = str(error).strip().partition("\n")[0] or type(error).__name__
         warnings.warn(
             f"forward passes are launched kernel by kernel from here on, since recording one as a CUDA graph failed: {self.failed} "
@@ -172,8 +176,7 @@ class Graphs:
     def clear(self) -> None:
         """Forget what was recorded: the settings or the place of the model have changed."""
         with self._lock:
-            self._lanes.clear()
-            self._shared.clear()
+            self._drop_all()
             self._last.clear()
             self.failed = ""
 
