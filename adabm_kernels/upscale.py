@@ -67,8 +67,8 @@ def upscale(
         picture that are easy, where the model has an exit for them), "full" or the number of the network's blocks for all blocks
         everywhere, 0 for none anywhere. backend: "auto" or a backend's name. device: of torch, such as "cuda". threads: CPU
         threads, at least 1. graph: True or False, whether on a CUDA device forward passes are recorded and replayed as CUDA graphs;
-        left out, they are where that pays and works. These six, when given, are set on the module and stay; None leaves them as
-        they are ("auto" for a freshly loaded model).
+        left out, a shape is recorded when it comes the third time, where that works. These six, when given, are set on the module
+        and stay; None leaves them as they are ("auto" for a freshly loaded model).
     progress: called with (windows done, windows in all, "upscaling"). record: a list that is given every window (Patch) of a
         picture, not of tensors, and not of what the network makes of its own output.
     scale, width, height, fit: another size than the model's, by `sizes.Size`: scale=1.5, width=1920 or height=1080 in the

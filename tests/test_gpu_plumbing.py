@@ -659,26 +659,29 @@ def test_graphs_are_recorded_once_a_shape(recorder: type[Recorder]) -> None:
     assert torch.equal(graphs.run(lambda x: x * 3, torch.arange(3), kind="other"), torch.arange(3) * 3)
 
 
-def test_where_nobody_asked_a_shape_is_recorded_when_it_comes_again(recorder: type[Recorder]) -> None:
+def test_where_nobody_asked_a_shape_is_recorded_when_it_comes_the_third_time(recorder: type[Recorder]) -> None:
     graphs, ran = graph.Graphs(), []
 
     def run(size: int) -> str:
         """Which of the two ways it went."""
         x, ran[:] = torch.arange(size), []
         launched = lambda x: ran.append("launched") or x * 2  # noqa: E731
-        assert torch.equal(graphs.run_if_it_pays(lambda x: x * 2, launched, x), x * 2)
+        assert torch.equal(graphs.launch_then_record(lambda x: x * 2, launched, x), x * 2)
         return ran[0] if ran else "replayed"
 
-    assert [run(size) for size in (3, 4, 3, 3, 4, 5)] == ["launched", "launched", "replayed", "replayed", "replayed", "launched"]
+    assert [run(size) for size in (3, 4, 3, 4)] == ["launched"] * 4 and not recorder.made
+    assert [run(size) for size in (3, 3, 4, 5)] == ["replayed", "replayed", "replayed", "launched"]
     assert recorder.made == [((3,),), ((4,),)]
+    with lanes.lanes(torch.device("cpu"), 1)[0]:
+        assert run(3) == "launched"  # each lane counts for itself
     # In turn, one more than are kept: as many as are kept stay, the others are launched, none is recorded twice.
     graphs.clear()
     recorder.made.clear()
-    for _ in range(4):
+    for _ in range(5):
         ways = [run(size) for size in range(10, 10 + graphs.LIMIT + 2)]
     assert len(recorder.made) == graphs.LIMIT and ways.count("launched") == 2
     # One that comes more often than the one that ran longest ago takes its place.
-    assert [run(size) for size in (100, 100)] == ["launched", "replayed"]
+    assert [run(size) for size in (100, 100, 100)] == ["launched", "launched", "replayed"]
     assert len(recorder.made) == graphs.LIMIT + 1 and run(10) == "launched"
 
 
@@ -703,28 +706,29 @@ def test_a_recording_that_fails_is_warned_of_once(recorder: type[Recorder], monk
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     x = torch.arange(3)
-    graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:1])
-    graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:1])
+    for _ in range(3):
+        graphs.launch_then_record(lambda x: x, lambda x: x * 3, x[:1])
     assert len(recorder.made) == 1
     (recorded,) = map(weakref.ref, graphs._lanes[0].values())
     held: list[bool] = []  # whether a launched pass finds memory taken by what was recorded
     monkeypatch.setattr(graph, "CudaGraph", Failing)
     with pytest.warns(RuntimeWarning, match="kernel by kernel .* failed: operation not permitted when stream is capturing"):
-        for _ in range(3):
+        for _ in range(4):
             launched = lambda x: held.append(recorded() is not None) or x * 3  # noqa: E731
-            assert torch.equal(graphs.run_if_it_pays(lambda x: x, launched, x), x * 3)
-    assert held == [True, False, False]
+            assert torch.equal(graphs.launch_then_record(lambda x: x, launched, x), x * 3)
+    assert held == [True, True, False, False]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for size in (2, 2, 2, 1):  # nor another shape; what was recorded before has gone, with its memory
-            assert torch.equal(graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:size]), x[:size] * 3)
+        for size in (2, 2, 2, 2, 1):  # nor another shape; what was recorded before has gone, with its memory
+            assert torch.equal(graphs.launch_then_record(lambda x: x, lambda x: x * 3, x[:size]), x[:size] * 3)
     assert len(tried) == 1
     with pytest.raises(RuntimeError, match="operation not permitted"):  # asked for: no way round
         graphs.run(lambda x: x, x)
     graphs.clear()  # a setting has changed
-    graphs.run_if_it_pays(lambda x: x, lambda x: x, x)
+    for _ in range(2):
+        graphs.launch_then_record(lambda x: x, lambda x: x, x)
     with pytest.warns(RuntimeWarning, match="kernel by kernel"):
-        graphs.run_if_it_pays(lambda x: x, lambda x: x, x)
+        graphs.launch_then_record(lambda x: x, lambda x: x, x)
 
 
 def test_who_records_without_being_asked(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,8 +276,8 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
 
         True: from the first pass on; where that cannot be, a forward pass raises. False: never. None, which is how a model begins:
         `forward` and `pixels` launch kernel by kernel; `forward_many`, `upscale` and the commands record a shape when it comes the
-        second time and, where that fails, warn once and launch. Inside torch.compile there is nothing to record, and it has no
-        effect. Raises TypeError for anything else.
+        third time and, where that fails, warn once and launch. Inside torch.compile there is nothing to record, and it has no
+        effect. What is set already changes nothing. Raises TypeError for anything else.
         """
         if graph is not None and not isinstance(graph, bool):
             raise TypeError(f"set_graph: graph must be True, False or None, got {graph!r}")
@@ -607,9 +607,10 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         """The forward pass of each of `images`, float32 [N, 3, H, W] of any shapes, in their order; with `pixels` that of `pixels`.
 
         in_flight: how many are under way at once on a CUDA device, at least 1, each on a stream with buffers of its own and, unless
-        graph=False was asked for (`set_graph`), a recorded graph for each shape: memory of that many forward passes, for images too
-        small to fill the card. On other devices one runs after the other. Nothing waits on the host: results are ordered on the
-        stream of the caller, as those of `forward` are. Running thresholds follow the images in their order.
+        graph=False was asked for (`set_graph`), recorded graphs of its own, for shapes that come three times in it: memory of that
+        many forward passes, for images too small to fill the card. On other devices one runs after the other. Nothing waits on the
+        host, but for the device when a shape is recorded: results are ordered on the stream of the caller, as those of `forward`
+        are. Running thresholds follow the images in their order.
         Raises ValueError unless in_flight is an integer of at least 1, and as `forward` does when an image's turn comes.
         """
 
@@ -690,7 +691,7 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         kind = f"{'pixels' if as_pixels else 'floats'} from {start}"
         if self._graph:
             return self._graphs.run(forward, *given, kind=kind)
-        return self._graphs.run_if_it_pays(forward, launched, *given, kind=kind)
+        return self._graphs.launch_then_record(forward, launched, *given, kind=kind)
 
     def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
         """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""
