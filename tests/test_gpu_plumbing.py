@@ -747,6 +747,19 @@ def test_who_records_without_being_asked(recorder: type[Recorder], monkeypatch: 
         assert all((upscale(seen, model) == picture).all() for _ in range(3)) and len(recorder.made) == count
 
 
+def test_what_launched_passes_worked_in_is_given_back_when_one_is_recorded(
+    recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = converted(), images(1, 3, 8, 9)
+    monkeypatch.setattr(network.ConvertedNetwork, "_records_by_default", lambda self, x: True)
+    outputs, held = [], []
+    for _ in range(4):
+        with model.lending_output():  # what was lent stays the caller's
+            outputs.append(model(x))
+        held.append(len(model._workspace._buffers))
+    assert held[0] == held[1] > 0 == held[2] == held[3] and all(torch.equal(y, outputs[0]) for y in outputs)
+
+
 def test_nothing_is_recorded_elsewhere_than_on_a_card_nor_inside_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     model, capturing = converted(), False
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)

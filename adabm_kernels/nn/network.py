@@ -681,6 +681,9 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         given = (x, self._bit_table(x, learn=True, offset=offset)) if outside else (x,)
 
         def forward(x: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
+            # Only run to be recorded: the graph has memory of its own, and what launched passes of the thread left would be held
+            # beside it. Work that has yet to use that is on the stream that it was made on, whose allocator gives it out in order.
+            self._workspace.clear()
             with self._workspace.fresh():  # a graph keeps the addresses it was recorded with
                 return self._finished(x, self._bit_table(x, learn=False) if table is None else table, as_pixels, origin)
 
