@@ -636,7 +636,10 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin)
 
     def _records_by_default(self, x: torch.Tensor) -> bool:
-        """Whether a pass is recorded though nobody asked: not inside a recording of the caller's, which it would be part of."""
+        """Whether a pass is recorded though nobody asked: not inside a recording of the caller's, which it would be part of.
+
+        One that another thread has under way on another stream is not seen, and may break (docs/gpu_tuning.md).
+        """
         wanted = self._graph is None and records_by_default() and x.device.type == "cuda"
         return wanted and self.choice.backend in GPU_BACKENDS and not torch.cuda.is_current_stream_capturing()
 
