@@ -254,7 +254,7 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
         """
         device = str(self._device())  # with the number of a card: cards may differ
-        choice = choose(Problem(device), backend)  # every time: the device and ADABM_BACKEND may be others than they were
+        choice = choose(Problem(device), backend)  # every time: the device and the environment may be others than they were
         on_gpu = choice.backend in GPU_BACKENDS
         packed_codes = on_gpu and choice.backend in ops.PACKED_CODES and self._packable()
         # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
