@@ -67,8 +67,8 @@ def upscale(
         picture that are easy, where the model has an exit for them), "full" or the number of the network's blocks for all blocks
         everywhere, 0 for none anywhere. backend: "auto" or a backend's name. device: of torch, such as "cuda". threads: CPU
         threads, at least 1. graph: True or False, whether on a CUDA device forward passes are recorded and replayed as CUDA graphs;
-        left out, they are where that pays and works. These six, when given, are set on the module and stay; None leaves them as
-        they are ("auto" for a freshly loaded model).
+        left out, a shape is recorded when it comes the third time, where that works. These six, when given, are set on the module
+        and stay; None leaves them as they are ("auto" for a freshly loaded model).
     progress: called with (windows done, windows in all, "upscaling"). record: a list that is given every window (Patch) of a
         picture, not of tensors, and not of what the network makes of its own output.
     scale, width, height, fit: another size than the model's, by `sizes.Size`: scale=1.5, width=1920 or height=1080 in the
@@ -290,7 +290,7 @@ def configure(
     depth: str | int | None = None,
     graph: bool | None = None,
 ) -> None:
-    """Set what is not None on a converted model.
+    """Set what is not None on a converted model; what it has already is left alone, and so are the graphs it recorded.
 
     Raises ValueError for no device and for a depth that the model cannot have, RuntimeError when a device or the backend cannot run
     here, or where graphs are asked for and the model is not on a CUDA device.
@@ -298,7 +298,7 @@ def configure(
     if threads is not None:
         model.set_threads(threads)
     if device is not None:
-        model.to(_device(device))
+        _move(model, _device(device))
     if backend is not None:
         model.set_backend(backend)
         place = device_for(backend) if device is None else None
@@ -316,6 +316,16 @@ def configure(
         if graph and place.type != "cuda":
             raise RuntimeError(f"graph must be left out or False unless the model is on a CUDA device, it is on {place}")
         model.set_graph(graph)
+
+
+def _move(model: torch.nn.Module, device: torch.device) -> None:
+    """Where the model is not there yet: a move forgets what was recorded. "cuda" without a number is the current card."""
+    import torch
+
+    here = next(model.buffers()).device
+    number = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    if here.type != device.type or (here.type == "cuda" and here.index != number):
+        model.to(device)
 
 
 def _device(name: str) -> torch.device:

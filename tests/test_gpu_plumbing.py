@@ -9,6 +9,7 @@ import multiprocessing
 import pickle
 import re
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -489,11 +490,18 @@ def test_a_backend_asked_for_takes_the_model_to_its_device(monkeypatch: pytest.M
     configure(model, None, "triton", None)
     configure(model, None, "reference", None)
     configure(model, None, "triton", None, "cpu")  # the device that was asked for stays
-    assert calls == ["triton", "cuda", "reference", torch.device("cpu"), "triton"]
+    assert calls == ["triton", "cuda", "reference", "triton"]
     calls.clear()
     place = torch.device("cuda:1")
     configure(model, None, "triton", None)
     assert calls == ["triton"]  # it stays on its own card, whichever is the current one
+    calls.clear()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for current, device, moved in ((1, "cuda", 0), (0, "cuda:1", 0), (0, "cuda", 1), (1, "cuda:0", 1), (1, "cpu", 1)):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
+        configure(model, None, None, None, device)
+        assert calls == [torch.device(device)] * moved  # only where it is elsewhere
+        calls.clear()
 
 
 def test_the_interpreter_runs_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -651,26 +659,29 @@ def test_graphs_are_recorded_once_a_shape(recorder: type[Recorder]) -> None:
     assert torch.equal(graphs.run(lambda x: x * 3, torch.arange(3), kind="other"), torch.arange(3) * 3)
 
 
-def test_where_nobody_asked_a_shape_is_recorded_when_it_comes_again(recorder: type[Recorder]) -> None:
+def test_where_nobody_asked_a_shape_is_recorded_when_it_comes_the_third_time(recorder: type[Recorder]) -> None:
     graphs, ran = graph.Graphs(), []
 
     def run(size: int) -> str:
         """Which of the two ways it went."""
         x, ran[:] = torch.arange(size), []
         launched = lambda x: ran.append("launched") or x * 2  # noqa: E731
-        assert torch.equal(graphs.run_if_it_pays(lambda x: x * 2, launched, x), x * 2)
+        assert torch.equal(graphs.launch_then_record(lambda x: x * 2, launched, x), x * 2)
         return ran[0] if ran else "replayed"
 
-    assert [run(size) for size in (3, 4, 3, 3, 4, 5)] == ["launched", "launched", "replayed", "replayed", "replayed", "launched"]
+    assert [run(size) for size in (3, 4, 3, 4)] == ["launched"] * 4 and not recorder.made
+    assert [run(size) for size in (3, 3, 4, 5)] == ["replayed", "replayed", "replayed", "launched"]
     assert recorder.made == [((3,),), ((4,),)]
+    with lanes.lanes(torch.device("cpu"), 1)[0]:
+        assert run(3) == "launched"  # each lane counts for itself
     # In turn, one more than are kept: as many as are kept stay, the others are launched, none is recorded twice.
     graphs.clear()
     recorder.made.clear()
-    for _ in range(4):
+    for _ in range(5):
         ways = [run(size) for size in range(10, 10 + graphs.LIMIT + 2)]
     assert len(recorder.made) == graphs.LIMIT and ways.count("launched") == 2
     # One that comes more often than the one that ran longest ago takes its place.
-    assert [run(size) for size in (100, 100)] == ["launched", "replayed"]
+    assert [run(size) for size in (100, 100, 100)] == ["launched", "launched", "replayed"]
     assert len(recorder.made) == graphs.LIMIT + 1 and run(10) == "launched"
 
 
@@ -695,24 +706,29 @@ def test_a_recording_that_fails_is_warned_of_once(recorder: type[Recorder], monk
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     x = torch.arange(3)
-    graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:1])
-    graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:1])
+    for _ in range(3):
+        graphs.launch_then_record(lambda x: x, lambda x: x * 3, x[:1])
     assert len(recorder.made) == 1
+    (recorded,) = map(weakref.ref, graphs._lanes[0].values())
+    held: list[bool] = []  # whether a launched pass finds memory taken by what was recorded
     monkeypatch.setattr(graph, "CudaGraph", Failing)
     with pytest.warns(RuntimeWarning, match="kernel by kernel .* failed: operation not permitted when stream is capturing"):
-        for _ in range(3):
-            assert torch.equal(graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x), x * 3)
+        for _ in range(4):
+            launched = lambda x: held.append(recorded() is not None) or x * 3  # noqa: E731
+            assert torch.equal(graphs.launch_then_record(lambda x: x, launched, x), x * 3)
+    assert held == [True, True, False, False]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for size in (2, 2, 2, 1):  # nor another shape; what was recorded before has gone, with its memory
-            assert torch.equal(graphs.run_if_it_pays(lambda x: x, lambda x: x * 3, x[:size]), x[:size] * 3)
+        for size in (2, 2, 2, 2, 1):  # nor another shape; what was recorded before has gone, with its memory
+            assert torch.equal(graphs.launch_then_record(lambda x: x, lambda x: x * 3, x[:size]), x[:size] * 3)
     assert len(tried) == 1
     with pytest.raises(RuntimeError, match="operation not permitted"):  # asked for: no way round
         graphs.run(lambda x: x, x)
     graphs.clear()  # a setting has changed
-    graphs.run_if_it_pays(lambda x: x, lambda x: x, x)
+    for _ in range(2):
+        graphs.launch_then_record(lambda x: x, lambda x: x, x)
     with pytest.warns(RuntimeWarning, match="kernel by kernel"):
-        graphs.run_if_it_pays(lambda x: x, lambda x: x, x)
+        graphs.launch_then_record(lambda x: x, lambda x: x, x)
 
 
 def test_who_records_without_being_asked(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -729,6 +745,19 @@ def test_who_records_without_being_asked(recorder: type[Recorder], monkeypatch: 
         assert all(torch.equal(y, want) for y in model.forward_many([x] * 3)) and len(recorder.made) == count
         recorder.made.clear()
         assert all((upscale(seen, model) == picture).all() for _ in range(3)) and len(recorder.made) == count
+
+
+def test_what_launched_passes_worked_in_is_given_back_when_one_is_recorded(
+    recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = converted(), images(1, 3, 8, 9)
+    monkeypatch.setattr(network.ConvertedNetwork, "_records_by_default", lambda self, x: True)
+    outputs, held = [], []
+    for _ in range(4):
+        with model.lending_output():  # what was lent stays the caller's
+            outputs.append(model(x))
+        held.append(len(model._workspace._buffers))
+    assert held[0] == held[1] > 0 == held[2] == held[3] and all(torch.equal(y, outputs[0]) for y in outputs)
 
 
 def test_nothing_is_recorded_elsewhere_than_on_a_card_nor_inside_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -785,6 +814,34 @@ def test_what_changes_a_forward_forgets_its_graphs(recorder: type[Recorder], mon
             got = model._graphs.run(lambda x, table: model._forward(x, model._by_name(table)), x, table)
             assert torch.equal(got, want)
         assert len(recorder.made) == count
+
+
+def test_settings_that_are_there_already_leave_graphs_alone(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`upscale` sets all of them for every picture."""
+    model, x, seen = converted(), torch.arange(3), images(8, 9, 3).to(torch.uint8).numpy()
+    chosen = "reference"
+    monkeypatch.setattr(network, "choose", lambda problem, requested: Choice(chosen))
+    wanted: dict[str, Any] = {"bits": 4, "depth": "full", "backend": "auto", "device": "cpu", "threads": 1, "graph": False}
+
+    def forgets(change: Callable) -> bool:
+        """Whether a change forgets the graphs; if so, recording is tried again, too, where it had failed."""
+        model._graphs.run(lambda x: x, x)
+        model._graphs.failed, made = "no memory", len(recorder.made)
+        change()
+        model._graphs.run(lambda x: x, x)
+        assert (len(recorder.made) > made) == (not model._graphs.failed)
+        return len(recorder.made) > made
+
+    assert forgets(lambda: upscale(seen, model, **wanted))
+    assert not forgets(lambda: upscale(seen, model, **wanted))
+    assert not forgets(lambda: model.set_depth(1))  # "full" by another name: the network's blocks
+    assert forgets(lambda: upscale(seen, model, **wanted | {"bits": 5}))
+    assert forgets(lambda: model.set_graph(None))
+    assert forgets(lambda: model.to("cpu"))  # a move does, wherever it goes
+    assert not forgets(lambda: model.set_backend("auto"))
+    chosen = "cpu"  # ADABM_BACKEND, say, is another now
+    monkeypatch.setattr(ops, "pack_weights", lambda *settings: torch.zeros(1, dtype=torch.uint8))
+    assert forgets(lambda: model.set_backend("auto")) and model.choice.backend == "cpu"
 
 
 def test_graphs_serve_features_of_16_bits(recorder: type[Recorder]) -> None:

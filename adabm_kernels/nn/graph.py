@@ -1,4 +1,4 @@
-"""CUDA graphs of a forward pass, one for each shape of its inputs, and whether a pass is recorded where nobody asked."""
+"""CUDA graphs of a forward pass, one for each shape of its inputs, and when a pass is recorded where nobody asked."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _RECORDING = threading.Lock()  # one at a time in a process: torch waits for the
 
 @contextmanager
 def recorded_by_default() -> Iterator[None]:
-    """In the block, forward passes of the calling thread on a CUDA device are recorded where the model was not told otherwise.
+    """In the block, forward passes of the calling thread on a CUDA device are recorded where the model was not told otherwise: a
+    shape of inputs when it comes the third time (Graphs.launch_then_record).
 
-    Every launch costs the host more than a small layer costs a card, so whatever runs many passes of one shape gains by it; a pass
-    that comes once does not, so a shape is recorded when it comes the second time (Graphs.run_if_it_pays).
+    The assumption, which was not measured on a card: kernels launched one by one cost the host more than small layers cost the
+    card. Recording calls the function twice and waits for the device, so that a shape has to come more often than that to gain.
     """
     before = records_by_default()
     _default.on = True
@@ -84,13 +85,14 @@ class Graphs:
     """
 
     LIMIT, MOST_BYTES = 32, 1 << 30
-    SEEN = 256  # shapes that are remembered for having come once
+    LAUNCHED = 2  # passes of a shape before one is recorded that nobody asked for: not those of a picture with two windows alike
+    SEEN = 256  # shapes that are remembered for having come
 
     def __init__(self) -> None:
         self._lanes: dict[int, OrderedDict[tuple, CudaGraph]] = {}
         self._lock = threading.Lock()
         self._shared: dict[tuple[torch.device, int], tuple[Any, torch.cuda.Event, torch.cuda.Stream]] = {}
-        self._last: OrderedDict[tuple, int] = OrderedDict()  # when each shape came last, of lanes and shapes
+        self._came: OrderedDict[tuple, tuple[int, int]] = OrderedDict()  # how often and when last, of lanes and shapes
         self._time = 0
         self.failed = ""  # why a recording that nobody asked for failed; none is tried again until `clear`
 
@@ -101,13 +103,14 @@ class Graphs:
             graphs = self._lanes.setdefault(lane, OrderedDict())
             if key not in graphs:
                 graphs[key] = self._record(function, inputs, lane)
-            self._came(lane, key)
+            self._note(lane, key)
             graphs.move_to_end(key)
             self._drop_oldest(graphs)
             return graphs[key](*inputs)
 
-    def run_if_it_pays(self, function: Function, launched: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
-        """The same where nobody asked for it: recorded when these shapes come for the second time, launched(*inputs) until then.
+    def launch_then_record(self, function: Function, launched: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
+        """The same where nobody asked for it: launched(*inputs) the first LAUNCHED times that these shapes come in a lane, recorded
+        at the next. How many are best was not measured.
 
         Where as many graphs are kept as may be, a new one takes the place of the one that ran longest ago, but only if that did not
         run since these shapes last came: shapes in turn, more than are kept, would otherwise be recorded anew every time. A
@@ -116,8 +119,8 @@ class Graphs:
         key, lane = _key(kind, inputs), current_lane()
         with self._lock:
             graphs = self._lanes.setdefault(lane, OrderedDict())
-            before = self._came(lane, key)
-            if key not in graphs and before is not None and not self.failed and self._has_room(lane, before):
+            count, before = self._note(lane, key)
+            if key not in graphs and count >= self.LAUNCHED and not self.failed and self._has_room(lane, before):
                 try:
                     graphs[key] = self._record(function, inputs, lane)
                 except Exception as error:  # of no common class: memory, a call that cannot be recorded, a driver
@@ -129,14 +132,14 @@ class Graphs:
                 return graphs[key](*inputs)
         return launched(*inputs)
 
-    def _came(self, lane: int, key: tuple) -> int | None:
-        """Note that a shape has come; returns when it came before, None for the first time."""
+    def _note(self, lane: int, key: tuple) -> tuple[int, int]:
+        """Note that a shape has come; returns how often and when it had come before."""
         self._time += 1
-        before = self._last.pop((lane, key), None)
-        self._last[lane, key] = self._time
-        while len(self._last) > self.SEEN:
-            self._last.popitem(last=False)
-        return before
+        count, before = self._came.pop((lane, key), (0, 0))
+        self._came[lane, key] = count + 1, self._time
+        while len(self._came) > self.SEEN:
+            self._came.popitem(last=False)
+        return count, before
 
     def _has_room(self, lane: int, before: int) -> bool:
         """Whether a shape that came `before` may be recorded."""
@@ -144,17 +147,21 @@ class Graphs:
         held = [graph.held_bytes for graph in graphs.values()]
         # What the new one holds is not known before it is there.
         room = len(held) < self.LIMIT and sum(held) + max(held, default=0) <= self.MOST_BYTES
-        return room or self._last.get((lane, next(iter(graphs))), 0) < before
+        return room or self._came.get((lane, next(iter(graphs))), (0, 0))[1] < before
 
     def _drop_oldest(self, graphs: OrderedDict[tuple, CudaGraph]) -> None:
         """Keep no more graphs of a lane than may be."""
         while len(graphs) > self.LIMIT or (len(graphs) > 1 and sum(g.held_bytes for g in graphs.values()) > self.MOST_BYTES):
             graphs.popitem(last=False)
 
-    def _give_up(self, error: Exception) -> None:
-        # What was recorded holds memory that the pass may need now.
+    def _drop_all(self) -> None:
+        for graphs in self._lanes.values():
+            graphs.clear()  # a pass that is under way still refers to those of its lane
         self._lanes.clear()
         self._shared.clear()
+
+    def _give_up(self, error: Exception) -> None:
+        self._drop_all()  # what was recorded holds memory that the pass may need now
         self.failed = str(error).strip().partition("\n")[0] or type(error).__name__
         warnings.warn(
             f"forward passes are launched kernel by kernel from here on, since recording one as a CUDA graph failed: {self.failed} "
@@ -172,9 +179,8 @@ class Graphs:
     def clear(self) -> None:
         """Forget what was recorded: the settings or the place of the model have changed."""
         with self._lock:
-            self._lanes.clear()
-            self._shared.clear()
-            self._last.clear()
+            self._drop_all()
+            self._came.clear()
             self.failed = ""
 
     def __deepcopy__(self, memo: dict) -> Graphs:

@@ -96,6 +96,7 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         self._depth: str | int = "auto"
         self._threads = 0
         self._requested = "auto"
+        self.choice = Choice("reference")  # as the convolutions begin
         self.register_buffer("bit_rules", self._rules(), persistent=False)
         self.set_backend("auto")
 
@@ -253,34 +254,36 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
         """
         device = str(self._device())  # with the number of a card: cards may differ
-        self.choice = choose(Problem(device), backend)
-        self._requested = backend
-        on_gpu = self.choice.backend in GPU_BACKENDS
-        self.packed_codes = on_gpu and self.choice.backend in ops.PACKED_CODES and self._packable()
-        self.choices: dict[str, Choice] = {}
-        for conv in self.convs():
-            # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
-            choice = choose(Problem(device, conv.shape), backend) if on_gpu else self.choice
-            self.choices[conv.name] = choice
-            conv.set_backend(choice.backend, self._threads)
-            conv.packed_codes = self.packed_codes
-        if graph is not None:
-            self._graph = graph
-        self._forget_graphs()
-        return self.choice
+        choice = choose(Problem(device), backend)  # every time: the device and the environment may be others than they were
+        on_gpu = choice.backend in GPU_BACKENDS
+        packed_codes = on_gpu and choice.backend in ops.PACKED_CODES and self._packable()
+        # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
+        convs = self.convs()
+        choices = [choose(Problem(device, conv.shape), backend) if on_gpu else choice for conv in convs]
+        asked = self._graph if graph is None else graph
+        wanted = choice.backend, asked, [(each.backend, packed_codes) for each in choices]
+        if wanted != (self.choice.backend, self._graph, [(conv.backend, conv.packed_codes) for conv in convs]):
+            self._forget_graphs()  # before the weights that they read are packed anew
+        self.choice, self._requested, self.packed_codes, self._graph = choice, backend, packed_codes, asked
+        self.choices: dict[str, Choice] = {conv.name: each for conv, each in zip(convs, choices, strict=True)}
+        for conv, each in zip(convs, choices, strict=True):
+            conv.set_backend(each.backend, self._threads)
+            conv.packed_codes = packed_codes
+        return choice
 
     def set_graph(self, graph: bool | None = None) -> None:
         """Whether, on a CUDA device, a forward pass is recorded for every shape of x and replayed as a CUDA graph.
 
         True: from the first pass on; where that cannot be, a forward pass raises. False: never. None, which is how a model begins:
         `forward` and `pixels` launch kernel by kernel; `forward_many`, `upscale` and the commands record a shape when it comes the
-        second time and, where that fails, warn once and launch. Inside torch.compile there is nothing to record, and it has no
-        effect. Raises TypeError for anything else.
+        third time and, where that fails, warn once and launch. Inside torch.compile there is nothing to record, and it has no
+        effect. What is set already changes nothing. Raises TypeError for anything else.
         """
         if graph is not None and not isinstance(graph, bool):
             raise TypeError(f"set_graph: graph must be True, False or None, got {graph!r}")
-        self._graph = graph
-        self._forget_graphs()
+        if graph is not self._graph:
+            self._graph = graph
+            self._forget_graphs()
 
     def _packable(self) -> bool:
         """Whether the code buffers can hold several codes a byte: slices of them must begin at multiples of 4 channels."""
@@ -307,9 +310,10 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         """ "auto": every image and layer decides; 2..8: that many in all layers but the 8-bit ends. Raises ValueError otherwise."""
         if bits != "auto" and (isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS):
             raise ValueError(f"set_bits: bits must be 'auto' or {MIN_BITS}..{MAX_BITS}, got {bits!r}")
-        self._bits = bits
-        self.bit_rules.copy_(self._rules())
-        self._forget_graphs()
+        if bits != self._bits:
+            self._bits = bits
+            self.bit_rules.copy_(self._rules())
+            self._forget_graphs()
 
     @property
     def deep(self) -> int:
@@ -326,8 +330,10 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
             raise ValueError(f"set_depth: depth must be 'auto', 'full', 0 or {blocks}, the blocks of this network, got {depth!r}")
         if depth == 0 and self.exit is None:
             raise ValueError("set_depth: depth must be 'auto' or 'full' for a model without an exit for easy tiles, got 0")
-        self._depth = "full" if depth == blocks else depth
-        self._forget_graphs()
+        depth = "full" if depth == blocks else depth
+        if depth != self._depth:
+            self._depth = depth
+            self._forget_graphs()
 
     @property
     def varies_depth(self) -> bool:
@@ -601,9 +607,10 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         """The forward pass of each of `images`, float32 [N, 3, H, W] of any shapes, in their order; with `pixels` that of `pixels`.
 
         in_flight: how many are under way at once on a CUDA device, at least 1, each on a stream with buffers of its own and, unless
-        graph=False was asked for (`set_graph`), a recorded graph for each shape: memory of that many forward passes, for images too
-        small to fill the card. On other devices one runs after the other. Nothing waits on the host: results are ordered on the
-        stream of the caller, as those of `forward` are. Running thresholds follow the images in their order.
+        graph=False was asked for (`set_graph`), recorded graphs of its own, for shapes that come three times in it: memory of that
+        many forward passes, for images too small to fill the card. On other devices one runs after the other. Nothing waits on the
+        host, but for the device when a shape is recorded: results are ordered on the stream of the caller, as those of `forward`
+        are. Running thresholds follow the images in their order.
         Raises ValueError unless in_flight is an integer of at least 1, and as `forward` does when an image's turn comes.
         """
 
@@ -629,7 +636,10 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin)
 
     def _records_by_default(self, x: torch.Tensor) -> bool:
-        """Whether a pass is recorded though nobody asked: not inside a recording of the caller's, which it would be part of."""
+        """Whether a pass is recorded though nobody asked: not inside a recording of the caller's, which it would be part of.
+
+        One that another thread has under way on another stream is not seen, and may break (docs/gpu_tuning.md).
+        """
         wanted = self._graph is None and records_by_default() and x.device.type == "cuda"
         return wanted and self.choice.backend in GPU_BACKENDS and not torch.cuda.is_current_stream_capturing()
 
@@ -674,6 +684,9 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         given = (x, self._bit_table(x, learn=True, offset=offset)) if outside else (x,)
 
         def forward(x: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
+            # Only run to be recorded: the graph has memory of its own, and what launched passes of the thread left would be held
+            # beside it. Work that has yet to use that is on the stream that it was made on, whose allocator gives it out in order.
+            self._workspace.clear()
             with self._workspace.fresh():  # a graph keeps the addresses it was recorded with
                 return self._finished(x, self._bit_table(x, learn=False) if table is None else table, as_pixels, origin)
 
@@ -684,7 +697,7 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         kind = f"{'pixels' if as_pixels else 'floats'} from {start}"
         if self._graph:
             return self._graphs.run(forward, *given, kind=kind)
-        return self._graphs.run_if_it_pays(forward, launched, *given, kind=kind)
+        return self._graphs.launch_then_record(forward, launched, *given, kind=kind)
 
     def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
         """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""
