@@ -74,8 +74,8 @@ def kinds(loop: sass.Loop) -> Counter:
 @pytest.mark.parametrize("architecture", sass.FOUR_BIT_ARCHITECTURES)
 def test_a_4_bit_product_costs_half_of_an_8_bit_one(architecture: str) -> None:
     """A loop of 4 bits multiplies twice as many numbers as one of 8 bits, with as many matrix instructions and reads of shared
-    memory and at most 20 % more of every other kind. Arithmetic with integers is one kind, as the compiler takes the uniform
-    datapath for it or not. Loops are compared that both sum up the codes or both do not."""
+    memory and at most 20 % more (or one more) of every other kind. Arithmetic with integers is one kind, as the compiler takes the
+    uniform datapath for it or not. Loops are compared that both sum up the codes or both do not."""
     for outputs, lines in convolutions(architecture).items():
         loops = {(loop.steps, loop.bits, loop.box): loop for loop in sass.inner_loops(lines, outputs)}
         # The widest tile has loops of its own for kernels whose rows are threes: those of 8 bits never sum up the codes.
@@ -87,7 +87,7 @@ def test_a_4_bit_product_costs_half_of_an_8_bit_one(architecture: str) -> None:
             assert (four.classes["IMMA"] - four.box) / four.macs == (eight.classes["IMMA"] - eight.box) / eight.macs / 2
             assert four.shared_bytes / four.macs == eight.shared_bytes / eight.macs / 2
             for name, count in kinds(four).items():
-                assert count <= 1.2 * kinds(eight)[name], f"{name}: {four.classes} against {eight.classes}"
+                assert count <= max(1.2 * kinds(eight)[name], kinds(eight)[name] + 1), f"{name}: {four.classes} against {eight.classes}"
         if outputs == 64:  # to sum up the codes takes two products a step, and at most one move for each
             more = kinds(loops[3, 4, 6]) - kinds(loops[3, 4, 0])
             assert more.pop("IMMA") == 6 and more.total() <= 6, f"{more} more than {loops[3, 4, 0].classes}"
