@@ -22,7 +22,7 @@ import torch
 
 from .backends import devices, gpu_times, tables
 from .backends.call import Conv
-from .machine import version
+from .machine import triton_version, version
 from .nn.conv import IntegerConv2d
 from .ops.ready import READY
 from .quantize import pack_codes, padded_channels, storage_bits
@@ -87,7 +87,7 @@ def place() -> dict[str, str]:
     return {
         "card": torch.cuda.get_device_name(),
         "date": datetime.date.today().isoformat(),
-        "triton": version("triton"),
+        "triton": triton_version(),
         "torch": torch.__version__,
         "adabm": version("adabm-kernels"),
     }

@@ -16,7 +16,7 @@ import pytest
 import torch
 from small import small_edsr
 
-from adabm_kernels import ConvertConfig, convert_model, prefill, save, tune_gpu
+from adabm_kernels import ConvertConfig, convert_model, machine, prefill, save, tune_gpu
 from adabm_kernels.backends import devices, gpu_times, reference
 from adabm_kernels.commands import tune
 from adabm_kernels.nn.conv import IntegerConv2d
@@ -223,6 +223,14 @@ def test_a_model_is_measured_within_its_minutes(card: Card, model: torch.nn.Modu
     card.timed.clear()
     report = tune.measure({"m": model}, None, said.append, "no library")  # all is there
     assert not card.timed and "there is no choice: no library" in said[-2]
+
+
+def test_the_place_names_the_version_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Triton, whose distribution has another name on other platforms (machine.triton_version)."""
+    monkeypatch.setattr(tune_gpu, "version", lambda distribution: f"version of {distribution}")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    place = tune_gpu.place()
+    assert (place["triton"], place["adabm"]) == (machine.triton_version(), "version of adabm-kernels")
 
 
 def test_backends_that_differ_are_not_timed(card: Card, model: torch.nn.Module, tmp_path: Path) -> None:
