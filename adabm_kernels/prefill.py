@@ -17,8 +17,10 @@ from .nn import ConvertedNetwork
 from .ops.ready import READY
 from .registry import Problem, choose
 
-# Kernels differ by the class of an image's size, by whether strides are multiples of 16, and by nothing else of its size.
-SIZES = ((64, 64), (50, 47), (128, 128), (130, 131))
+# Kernels differ by the class of an image's size (tuning.shape_class), by whether strides are multiples of 16, and by nothing else of
+# its size. Here is every class that `adabm tune` measures (tune_gpu.SIZES), and of those that it leaves to the heuristic a small
+# image and a large one.
+SIZES = ((64, 64), (50, 47), (128, 128), (256, 256), (90, 90), (130, 131))
 
 
 @dataclass

@@ -293,6 +293,19 @@ def run_in_a_process(code: str, **environment: str) -> str:
     return done.stdout
 
 
+def test_every_config_that_a_table_can_bring_is_compiled() -> None:
+    """Of the shape classes that are tuned, and of those that the heuristic decides then."""
+    from adabm_kernels.backends.triton import tuning
+
+    def class_of(height: int, width: int) -> str:
+        return tuning.shape_class(90, 64, 3, 64, height * width)
+
+    tuned = {class_of(side, side) for side in tune_gpu.SIZES}
+    assert tuned <= {class_of(*size) for size in prefill.SIZES}
+    left = {tuning.heuristic(64, h * w) for h, w in prefill.SIZES if class_of(h, w) not in tuned}
+    assert left == {tuning.heuristic(64, pixels) for pixels in range(1, 2**17, 64)}
+
+
 # A later process that launches a layer as it would on a card: by a driver of its own, which knows nothing of the first.
 LATER = """
 import sys
