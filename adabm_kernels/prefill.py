@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ from .nn import ConvertedNetwork
 from .ops.ready import READY
 from .registry import Problem, choose
 
-# Kernels differ by the class of an image's size (tuning.shape_class), by whether strides are multiples of 16, and by nothing else of
-# its size. Here is every class that `adabm tune` measures (tune_gpu.SIZES), and of those that it leaves to the heuristic a small
-# image and a large one.
+# Kernels differ by the class of an image's size (tuning.shape_class), by whether strides are multiples of 16, and by nothing else
+# of its size. Here is every class that `adabm tune` measures (tune_gpu.SIZES), and of those that it leaves to the heuristic a
+# small image and a large one.
 SIZES = ((64, 64), (50, 47), (128, 128), (256, 256), (90, 90), (130, 131))
 
 
@@ -52,8 +53,8 @@ def prefill(
 
     into: the cache, Triton's own where it is None (TRITON_CACHE_DIR, or ~/.triton/cache). It is found again by the same versions
     of this package, of Triton and of what it compiles with, and by the tables of the user who tuned (backends/triton/tuning.py).
-    say: is told of each form. The model is left on the CPU and on another backend than it was; the process must launch nothing on
-    a card afterwards. Raises RuntimeError where Triton cannot be used at all, or runs in its interpreter.
+    say: is told of each form. The model is left as it is: a copy passes. The process must launch nothing on a card afterwards.
+    Raises RuntimeError where Triton cannot be used at all, or runs in its interpreter.
     """
     if reason := devices.why_no_triton():
         raise RuntimeError(f"prefill needs Triton: {reason}")
@@ -61,7 +62,7 @@ def prefill(
         raise RuntimeError("prefill needs Triton's compiler, and TRITON_INTERPRET=1 is set")
     forms = Forms()
     with pretended(capability, forms, say), _cache_in(into):
-        model.to("cpu")
+        model = copy.deepcopy(model).to("cpu")
         model.set_backend("triton", graph=False)
         for depth in ("auto", "full") if model.easy is not None else ("auto",):
             model.set_depth(depth)

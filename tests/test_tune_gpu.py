@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -304,6 +305,18 @@ def test_every_config_that_a_table_can_bring_is_compiled() -> None:
     assert tuned <= {class_of(*size) for size in prefill.SIZES}
     left = {tuning.heuristic(64, h * w) for h, w in prefill.SIZES if class_of(h, w) not in tuned}
     assert left == {tuning.heuristic(64, pixels) for pixels in range(1, 2**17, 64)}
+
+
+def test_the_model_is_left_as_it_is(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[torch.nn.Module] = []
+    monkeypatch.setattr(devices, "interpreting", lambda: False)
+    monkeypatch.setattr(prefill, "pretended", lambda *given: nullcontext())
+    monkeypatch.setattr(type(model), "set_backend", lambda self, *given, **named: passed.append(self))
+    monkeypatch.setattr(prefill, "_pass", lambda model, size: passed.append(model))
+    before = {name: value for name, value in vars(model).items() if type(value) in (str, int, bool, type(None))}
+    prefill.prefill(model, 90)
+    assert len(passed) > len(prefill.SIZES) and all(one is passed[0] and one is not model for one in passed)
+    assert before == {name: vars(model)[name] for name in before}
 
 
 # A later process that launches a layer as it would on a card: by a driver of its own, which knows nothing of the first.
