@@ -15,7 +15,6 @@ import torch
 from .backends import devices
 from .backends.rates import RATES
 from .nn import ConvertedNetwork
-from .ops.ready import READY
 from .registry import Problem, choose
 
 # Kernels differ by the class of an image's size (tuning.shape_class), by whether strides are multiples of 16, and by nothing else
@@ -105,7 +104,7 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
     import triton
     from triton import knobs
 
-    from .backends.triton import launch
+    from .backends.triton import launch, tuning
 
     def listen(*, src: Any, metadata: dict[str, Any], cache_hit: bool, **_: Any) -> None:
         (forms.found if cache_hit else forms.compiled).append(src.name)
@@ -117,14 +116,14 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
     knobs.compilation.listener = listen
     launch.capability = lambda device: capability
     devices.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
-    READY.clear()  # calls made ready know the launches of another card
+    tuning.forget_launches()  # calls made ready know those of another card
     try:
         choose(Problem("cpu"), "triton")
         yield
     finally:
-        READY.clear()
         driver.set_active(before[0])
         knobs.compilation.listener, launch.capability, devices.interpreting = before[1:]
+        tuning.forget_launches()
 
 
 def _driver(capability: int) -> Any:

@@ -12,8 +12,7 @@ import importlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from .backends import devices, gpu_times, tables
 from .backends.call import Conv
 from .machine import triton_version, version
 from .nn.conv import IntegerConv2d
-from .ops.ready import READY
 from .quantize import pack_codes, padded_channels, storage_bits
 from .registry import GPU_BACKENDS, Problem, choose
 
@@ -131,7 +129,7 @@ class Bench:
             x_q, bits_of, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, None, *after, layer.box_filter,
             layer.activation, layer.shuffle,
         )  # fmt: skip
-        # Not by the operators, which may remember how they launched a call.
+        # The backend itself: what is measured needs no checks of the operators.
         self._module = backend_module(backend)
 
     def run(self) -> None:
@@ -256,20 +254,6 @@ def candidates_for(kind: Kind) -> list[Any]:
     return [config for config in tuning.candidates(kind.outputs, kind.pixels, capability()) if applies(config)]
 
 
-@contextmanager
-def _launched_by(config: Any) -> Iterator[None]:
-    """In the block every convolution of Triton is launched so (tuning.always): calls made ready before it know another config, and
-    those made ready in it this one."""
-    from .backends.triton import tuning
-
-    with tuning.always(config):
-        READY.clear()
-        try:
-            yield
-        finally:
-            READY.clear()
-
-
 def _goes_on(entry: dict[str, Any], source: dict[str, str]) -> bool:
     """Whether an entry of a table was measured where and with what this run measures."""
     return all(entry.get(name) == source[name] for name in _SAME)
@@ -281,13 +265,13 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
 
     bits, guess = bits_of(kind.conv), candidates[0]
     bench, tried, best = Bench(kind.conv, "triton", kind.side, bits), entry.get("tried", 0), guess
-    with _launched_by(guess):
+    with tuning.always(guess):
         prove(kind.conv, "triton", bits)
         want = bench.fresh()
         heuristic_us = us = milliseconds(bench.run) * 1e3
     if tried:  # the card may be as warm or as cold as it likes: what was best is timed again beside what comes
         best = tuning.Config(**entry["config"])
-        with _launched_by(best):
+        with tuning.always(best):
             us = milliseconds(bench.run) * 1e3
     reasons: dict[str, int] = {}
 
@@ -302,7 +286,7 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
             if clock.over:
                 break
             try:
-                with _launched_by(config):
+                with tuning.always(config):
                     got = bench.fresh()
                     each = milliseconds(bench.run) * 1e3
             except Exception as error:  # Triton's are of no common class: too much shared memory, too many registers

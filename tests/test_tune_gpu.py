@@ -3,6 +3,7 @@ are compiled for a card elsewhere."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -21,6 +22,8 @@ from adabm_kernels import ConvertConfig, convert_model, machine, prefill, save, 
 from adabm_kernels.backends import devices, gpu_times, reference
 from adabm_kernels.commands import tune
 from adabm_kernels.nn.conv import IntegerConv2d
+from adabm_kernels.ops import library
+from adabm_kernels.quantize import padded_channels
 
 pytestmark = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
 PLACE = {"card": "a card", "date": "2026-01-02", "triton": "3", "torch": "2", "adabm": "1"}
@@ -129,7 +132,7 @@ def test_an_entry_decides_how_a_layer_is_launched(card: Card, model: torch.nn.Mo
     from adabm_kernels.backends.triton import conv2d
 
     asked: list[tuple] = []
-    conv2d.conv2d_launch.cache_clear()
+    card.tuning.forget_launches()
     for conv in model.convs():
         _, r, _, c = conv.weight.shape[-4:]
         codes, channels = tune_gpu.leaves_codes(conv), conv.out_channels
@@ -141,8 +144,36 @@ def test_an_entry_decides_how_a_layer_is_launched(card: Card, model: torch.nn.Mo
                 activation="none", shuffle=conv.shuffle, packed_codes=True, y=0 if codes else 1, y_pitch=0 if codes else channels,
                 codes=codes, residual=False,
             )  # fmt: skip
-        conv2d.conv2d_launch.cache_clear()
+        card.tuning.forget_launches()
         assert card.tuning.shape_class(*asked[0]) in card.tuning.read_table(card.tuning.user_table())
+
+
+def test_calls_made_ready_go_by_what_is_known_now(
+    card: Card, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without anybody's clearing the cache of checked calls."""
+    tuning, used = card.tuning, []
+
+    def ready_conv2d_out(conv: Any, *settings: Any, **packing: Any) -> Callable[..., None]:
+        config = tuning.conv2d_config(90, conv.x_q.shape[3], 3, 16, 64)
+        return lambda *tensors: used.append(config)
+
+    monkeypatch.setattr(library, "backend_module", lambda name: SimpleNamespace(ready_conv2d_out=ready_conv2d_out))
+    monkeypatch.setattr(devices, "interpreting", lambda: True)
+    conv = copy.deepcopy(model.convs()[0])
+    channels = padded_channels(conv.weight.shape[-1])
+    conv.backend, key = "triton", tuning.shape_class(90, channels, 3, 16, 64)
+    x_q, bits = torch.zeros(1, 8, 8, channels, dtype=torch.uint8), torch.tensor([8], dtype=torch.int32)
+    forced, better = tuning.Config(32, 16, 4, 1), tuning.Config(32, 16, 4, 2)
+    conv(x_q, bits)
+    with tuning.always(forced):
+        conv(x_q, bits)
+        conv(x_q, bits)
+    conv(x_q, bits)
+    tuning.write_entries(tuning.user_table(), {key: (better, PLACE)})
+    conv(x_q, bits)
+    guess = tuning.heuristic(16, 64, 90)
+    assert used == [guess, forced, forced, guess, better]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError], ids=["interrupted", "broken card"])
