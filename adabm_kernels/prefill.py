@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -110,20 +111,38 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
         (forms.found if cache_hit else forms.compiled).append(src.name)
         say(f"{'found' if cache_hit else 'compiled'} {src.name}, form {len(forms.found) + len(forms.compiled)}")
 
+    def forget() -> None:
+        """What calls made ready, launches and Triton's kernels know of the card before."""
+        tuning.forget_launches()
+        launch.forget_compiled()
+        for kernel in _kernels():
+            kernel.device_caches.clear()
+
     driver = triton.runtime.driver
     before = driver._active, knobs.compilation.listener, launch.capability, devices.interpreting
     driver.set_active(_driver(capability))
     knobs.compilation.listener = listen
     launch.capability = lambda device: capability
     devices.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
-    tuning.forget_launches()  # calls made ready know those of another card
+    forget()
     try:
         choose(Problem("cpu"), "triton")
         yield
     finally:
         driver.set_active(before[0])
         knobs.compilation.listener, launch.capability, devices.interpreting = before[1:]
-        tuning.forget_launches()
+        forget()
+
+
+def _kernels() -> list[Any]:
+    """Every function of Triton in backends/triton, each of which keeps what it was compiled to for a device."""
+    from triton.runtime.jit import JITFunction
+
+    from .backends import triton as backend
+
+    prefix = f"{backend.__name__}."
+    modules = [module for name, module in sys.modules.items() if name.startswith(prefix)]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, JITFunction)]
 
 
 def _driver(capability: int) -> Any:

@@ -371,13 +371,16 @@ print(seen.count(True), seen.count(False))
 def test_a_filled_cache_is_found_by_a_later_process(model: torch.nn.Module, tmp_path: Path) -> None:
     path, cache = tmp_path / "m.safetensors", tmp_path / "cache"
     save(model, path)
+    # The second time as if another process did it, though this one has them compiled.
     fill = (
-        "import sys; from adabm_kernels import prefill; prefill.SIZES; from adabm_kernels import load\n"
-        f"forms = prefill.prefill(load({str(path)!r}), 90, __import__('pathlib').Path({str(cache)!r}), print, [(64, 64)])\n"
-        "print(len(forms.compiled), len(forms.found))"
+        "from pathlib import Path; from adabm_kernels import load, prefill\n"
+        f"given = load({str(path)!r}), 90, Path({str(cache)!r}), print, [(64, 64)]\n"
+        "first, second = prefill.prefill(*given), prefill.prefill(*given)\n"
+        "print(len(first.compiled), len(first.found), len(second.compiled), len(second.found))"
     )
     lines = run_in_a_process(fill).splitlines()
-    compiled, found = map(int, lines[-1].split())
+    compiled, found, *second = map(int, lines[-1].split())
+    assert second == [0, compiled]
     assert compiled >= 6 and found == 0 and sum("compiled conv2d_kernel" in line for line in lines) >= 4
     later = LATER.replace("sys.argv[1]", repr(str(path)))
     hits, misses = map(int, run_in_a_process(later.replace("sys.argv[2]", "90"), TRITON_CACHE_DIR=str(cache)).split())
