@@ -13,7 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -204,14 +204,19 @@ def kinds_of(convs: Iterable[IntegerConv2d], sizes: Sequence[int] = SIZES, count
     kinds: dict[str, Kind] = {}
     for side in sizes:
         for conv in convs:
-            _, r, _, c = conv.weight.shape[-4:]
-            axis = -(-conv.out_channels // 16) * 16 if leaves_codes(conv) else conv.out_channels  # as conv2d_launch has it
-            outputs = conv.shuffle**2 * axis
-            key = tuning.shape_class(capability(), padded_channels(c), r, outputs, side * side)
-            kind = kinds.setdefault(key, Kind(key, conv, side, 0, outputs))
+            shape = _shape(conv, side)
+            key = tuning.shape_class(*shape)
+            kind = kinds.setdefault(key, Kind(key, conv, side, 0, shape[3]))
             kind.count += counted and kind.side == side
     largest = {side: place for place, side in enumerate(sizes)}
     return sorted(kinds.values(), key=lambda kind: (largest[kind.side], -max(kind.count, 1) * kind.conv.weight[0].numel()))
+
+
+def _shape(conv: IntegerConv2d, side: int) -> tuple[int | str, int, int, int, int]:
+    """(capability, padded channels, kernel, outputs, pixels) of a layer on side x side pixels, as tuning.shape_class has them."""
+    _, r, _, c = conv.weight.shape[-4:]
+    axis = -(-conv.out_channels // 16) * 16 if leaves_codes(conv) else conv.out_channels  # as conv2d_launch has it
+    return capability(), padded_channels(c), r, conv.shuffle**2 * axis, side * side
 
 
 def tune_launches(
@@ -369,23 +374,27 @@ def tune_choices(
     convs: Iterable[IntegerConv2d], path: Path, clock: Clock, say: Callable[[str], None], source: dict[str, str], *,
     side: int = SIDE, again: bool = False, milliseconds: Callable[..., float] = milliseconds,
 ) -> Choices:  # fmt: skip
-    """Times the layers on both GPU backends, every width that their codes are stored in, and adds the times to a table.
+    """Times the layers on both GPU backends, every width that their codes are stored in, and adds the times to a table, with the
+    config by which Triton's kernel was launched. Times by another config than a layer has now are measured again.
 
     again: those too that the table has. Raises RuntimeError where one of the backends cannot run.
     """
+    from .backends.triton import tuning
+
     for backend in GPU_BACKENDS:
         choose(Problem("cuda"), backend)
     found = Choices()
     known = tables.read(path, lambda entry: bool(entry["us"]))
     for key, (conv, bits) in layers_of(convs).items():
-        if not again and _goes_on(known.get(key, {}), source):
-            found.times[key] = known[key]["us"]
+        config, entry = asdict(tuning.conv2d_config(*_shape(conv, side))), known.get(key, {})
+        if not again and _goes_on(entry, source) and entry.get("config") == config:
+            found.times[key] = entry["us"]
         elif clock.over:
             found.unfinished += 1
         else:
             times = found.times[key] = time_layer(conv, bits, side, milliseconds)
             say(f"{key}: {', '.join(f'{us:.1f} us by {backend}' for backend, us in times.items())}")
-            gpu_times.write_entries(path, {key: {"us": times, "pixels": side * side} | source})
+            gpu_times.write_entries(path, {key: {"us": times, "config": config, "pixels": side * side} | source})
     return found
 
 

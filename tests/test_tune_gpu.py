@@ -236,7 +236,7 @@ def test_a_model_is_measured_within_its_minutes(card: Card, model: torch.nn.Modu
         function = getattr(tune_gpu, name)
         options = {"milliseconds": card.milliseconds} | ({"side": 8} if name == "tune_choices" else {})
         monkeypatch.setattr(function, "__kwdefaults__", function.__kwdefaults__ | options)
-    monkeypatch.setattr(card.tuning, "candidates", lambda outputs, pixels, all=card.tuning.candidates: all(outputs, pixels)[:14])
+    monkeypatch.setattr(card.tuning, "candidates", lambda *shape, all=card.tuning.candidates: all(*shape)[:14])
     # The last that each kind has: behind those of the first round, or not.
     kinds = tune_gpu.kinds_of(model.convs(), (16, 8))
     card.times = {tune_gpu.candidates_for(kind)[-1]: 3.0 for kind in kinds}
@@ -253,8 +253,28 @@ def test_a_model_is_measured_within_its_minutes(card: Card, model: torch.nn.Modu
     conv = model.convs()[0]
     assert gpu_times.times(90, conv.shape)[1] == "a card, 2026-01-02"
     card.timed.clear()
-    report = tune.measure({"m": model}, None, said.append, "no library")  # all is there
+    tune.measure({"m": model}, None, said.append)  # all is there
+    report = tune.measure({"m": model}, None, said.append, "no library")
     assert not card.timed and "there is no choice: no library" in said[-2]
+
+
+def test_times_by_a_config_of_before_are_measured_again(card: Card, model: torch.nn.Module) -> None:
+    path, convs = gpu_times.user_table(), model.convs()
+
+    def timed() -> int:
+        card.timed.clear()
+        found = tune_gpu.tune_choices(convs, path, tune_gpu.Clock(None), print, PLACE, side=8, milliseconds=card.milliseconds)
+        assert found.times == {key: entry["us"] for key, entry in json.loads(path.read_text()).items()}
+        return len(card.timed)
+
+    all_of_them = 2 * len(tune_gpu.layers_of(convs))
+    assert (timed(), timed()) == (all_of_them, 0)
+    kind = tune_gpu.kinds_of(convs, (8,))[0]
+    better = tune_gpu.candidates_for(kind)[1]
+    card.tuning.write_entries(card.tuning.user_table(), {kind.key: (better, PLACE)})
+    alike = [conv for conv in convs if tune_gpu.kinds_of([conv], (8,))[0].key == kind.key]
+    assert 0 < timed() == 2 * len(tune_gpu.layers_of(alike)) < all_of_them
+    assert timed() == 0
 
 
 def test_the_place_names_the_version_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:

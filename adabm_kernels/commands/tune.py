@@ -80,8 +80,8 @@ def measure(
     before = {key: entry["config"] for key, (_, entry) in launches.entries.items()}
     tune_gpu.tune_launches(kinds, tuning.user_table(), clock, say, source, found=launches)
     changed = any(entry["config"] != before.get(key) for key, (_, entry) in launches.entries.items())
-    if not why_no_cuda and changed:  # a minute more, rather than times by configs that are no longer used
-        choices = tune_gpu.tune_choices(convs, gpu_times.user_table(), tune_gpu.Clock(None), say, source, again=True)
+    if not why_no_cuda and changed:  # a minute more, rather than times by configs of before
+        choices = tune_gpu.tune_choices(convs, gpu_times.user_table(), tune_gpu.Clock(None), say, source)
     report = _report(launches, choices, why_no_cuda, source)
     for line in _lines(report, tuning.user_table(), gpu_times.user_table()):
         say(line)
