@@ -227,9 +227,11 @@ def tune_launches(
     heuristic's, and the layer on a small image to the integer reference.
 
     say: is told what was found. most: candidates of each kind, None for all. found: of an earlier call, which this adds to.
+    Raises OSError naming the path, before anything is measured, where the table cannot be written.
     """
     from .backends.triton import tuning
 
+    tables.check(path)
     found = found or Launches()
     found.unfinished = 0
     for kind in kinds:
@@ -306,7 +308,10 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
             if each < us:
                 best, us = config, each
     except (KeyboardInterrupt, CardError):
-        keep()
+        try:
+            keep()
+        except OSError as error:  # which must not be all that is heard of
+            say(f"{kind.key}: what was measured is lost: {error}")
         raise
     say(f"{kind.key}: {us:.1f} us with {described(best)}, {heuristic_us:.1f} us as it was; {tried} of {of} tried")
     for reason, count in reasons.items():
@@ -377,12 +382,14 @@ def tune_choices(
     """Times the layers on both GPU backends, every width that their codes are stored in, and adds the times to a table, with the
     config by which Triton's kernel was launched. Times by another config than a layer has now are measured again.
 
-    again: those too that the table has. Raises RuntimeError where one of the backends cannot run.
+    again: those too that the table has. Raises RuntimeError where one of the backends cannot run, OSError naming the path where the
+    table cannot be written.
     """
     from .backends.triton import tuning
 
     for backend in GPU_BACKENDS:
         choose(Problem("cuda"), backend)
+    tables.check(path)
     found = Choices()
     known = tables.read(path, lambda entry: bool(entry["us"]))
     for key, (conv, bits) in layers_of(convs).items():

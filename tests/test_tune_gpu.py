@@ -18,7 +18,7 @@ import pytest
 import torch
 from small import small_edsr
 
-from adabm_kernels import ConvertConfig, convert_model, machine, prefill, save, tune_gpu
+from adabm_kernels import ConvertConfig, convert_model, files, machine, prefill, save, tune_gpu
 from adabm_kernels.backends import devices, gpu_times, reference
 from adabm_kernels.commands import tune
 from adabm_kernels.nn.conv import IntegerConv2d
@@ -203,6 +203,46 @@ def test_what_was_tried_is_kept_when_measuring_stops(
     assert entry["config"] == vars(candidates[1]) and entry["tried"] == (3 if stop is KeyboardInterrupt else 4)
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, tune_gpu.CardError])
+def test_a_disk_that_is_full_hides_no_other_error(
+    stop: type, card: Card, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, said = tune_gpu.kinds_of(model.convs(), (8,))[0], []
+
+    def refuse(*given: Any) -> None:
+        raise OSError("cannot write 't': no space left")
+
+    def checked(config: Any) -> None:
+        raise stop
+
+    card.refuses = lambda config: config == tune_gpu.candidates_for(kind)[1]
+    monkeypatch.setattr(tune_gpu, "_check_card", checked)
+    monkeypatch.setattr(card.tuning, "write_entries", refuse)
+    given = [kind], tmp_path / "t", tune_gpu.Clock(None), said.append, PLACE
+    with pytest.raises(stop):
+        tune_gpu.tune_launches(*given, milliseconds=card.milliseconds)
+    assert said == [f"{kind.key}: what was measured is lost: cannot write 't': no space left"]
+
+
+@pytest.mark.parametrize("function", ["tune_launches", "tune_choices"])
+def test_a_table_that_cannot_be_written_is_refused_before_measuring(
+    function: str, card: Card, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = tune_gpu.kinds_of(model.convs(), (8,)) if function == "tune_launches" else model.convs()
+
+    def measure(folder: str) -> None:
+        given = what, tmp_path / folder / "t.json", tune_gpu.Clock(None), print, PLACE
+        getattr(tune_gpu, function)(*given, milliseconds=card.milliseconds)
+
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=f"cannot write '{tmp_path}/file/t.json': "):
+        measure("file")
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+    with pytest.raises(OSError, match=f"cannot write '{tmp_path}/folder/t.json': the folder '{tmp_path}/folder' is not writable"):
+        measure("folder")
+    assert not card.timed
+
+
 def test_forms_that_cannot_compute_a_layer_are_not_tried(card: Card, model: torch.nn.Module) -> None:
     kinds = tune_gpu.kinds_of(model.convs(), (8,))
     found = {(kind.conv.weight.dim(), config.form) for kind in kinds for config in tune_gpu.candidates_for(kind)}
@@ -319,12 +359,17 @@ def test_what_cannot_be_asked_for(argv: list[str], message: str, adabm: Callable
 
 def test_the_command_hands_on_what_it_is_asked_for(adabm: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys.modules["adabm_kernels.upscale"], "load_model", lambda name: f"model {name}")
     monkeypatch.setattr(devices, "why_no_gpu", lambda: "")
     monkeypatch.setattr(tune_gpu, "why_not", lambda backend: {"triton": "", "cuda": "no library"}[backend])
     monkeypatch.setattr(tune, "measure", lambda *given: asked.append(given[:2] + given[3:]) or {"launches": {}})
     status, out, _ = adabm("tune", "--model", "m", "--minutes", 2.5, "--json", "-")
     assert (status, json.loads(out)) == (0, {"launches": {}}) and asked == [({"m": "model m"}, 2.5, "no library")]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    status, _, err = adabm("tune", "--model", "m")
+    assert status == 2 and f"cannot write '{tmp_path}/file/adabm_kernels/tuning.json': " in err and len(asked) == 1
     monkeypatch.setattr(tune_gpu, "why_not", lambda backend: f"backend {backend!r} cannot run: too old")
     status, _, err = adabm("tune")
     assert status == 2 and "how Triton's kernels are launched: backend 'triton' cannot run: too old" in err

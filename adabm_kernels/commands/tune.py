@@ -55,6 +55,11 @@ def _tune(args: argparse.Namespace) -> dict[str, Any]:
 
         if reason := tune_gpu.why_not("triton"):
             raise CommandError(f"tune measures how Triton's kernels are launched: {reason}", BAD_INPUT)
+        from ..backends import gpu_times, tables
+        from ..backends.triton import tuning
+
+        for table in (tuning.user_table(), gpu_times.user_table()):
+            tables.check(table)
         models = _models(args)
     with stage(FAILED):
         return measure(models, args.minutes, _say(args), tune_gpu.why_not("cuda"))
