@@ -51,7 +51,8 @@ $(VENV)/.test: $(VENV)/.package requirements-test.txt
 	$(BIN)/pip install -q -r requirements-test.txt
 	@touch $@
 
-$(VENV)/triton-%/.installed: $(VENV)/.requirements
+# A release stays what it is when the package's requirements change.
+$(VENV)/triton-%/.installed: | $(VENV)/.requirements
 	$(BIN)/pip install -q --no-deps --upgrade --target $(@D) triton==$*
 	@touch $@
 

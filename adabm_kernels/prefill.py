@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +16,12 @@ import torch
 from .backends import devices
 from .backends.rates import RATES
 from .nn import ConvertedNetwork
-from .ops.ready import READY
 from .registry import Problem, choose
 
-# Kernels differ by the class of an image's size, by whether strides are multiples of 16, and by nothing else of its size.
-SIZES = ((64, 64), (50, 47), (128, 128), (130, 131))
+# Kernels differ by the class of an image's size (tuning.shape_class), by whether strides are multiples of 16, and by nothing else
+# of its size. Here is every class that `adabm tune` measures (tune_gpu.SIZES), and of those that it leaves to the heuristic a
+# small image and a large one.
+SIZES = ((64, 64), (50, 47), (128, 128), (256, 256), (90, 90), (130, 131))
 
 
 @dataclass
@@ -50,8 +53,8 @@ def prefill(
 
     into: the cache, Triton's own where it is None (TRITON_CACHE_DIR, or ~/.triton/cache). It is found again by the same versions
     of this package, of Triton and of what it compiles with, and by the tables of the user who tuned (backends/triton/tuning.py).
-    say: is told of each form. The model is left on the CPU and on another backend than it was; the process must launch nothing on
-    a card afterwards. Raises RuntimeError where Triton cannot be used at all, or runs in its interpreter.
+    say: is told of each form. The model is left as it is: a copy passes. The process must launch nothing on a card afterwards.
+    Raises RuntimeError where Triton cannot be used at all, or runs in its interpreter.
     """
     if reason := devices.why_no_triton():
         raise RuntimeError(f"prefill needs Triton: {reason}")
@@ -59,7 +62,7 @@ def prefill(
         raise RuntimeError("prefill needs Triton's compiler, and TRITON_INTERPRET=1 is set")
     forms = Forms()
     with pretended(capability, forms, say), _cache_in(into):
-        model.to("cpu")
+        model = copy.deepcopy(model).to("cpu")
         model.set_backend("triton", graph=False)
         for depth in ("auto", "full") if model.easy is not None else ("auto",):
             model.set_depth(depth)
@@ -102,11 +105,18 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
     import triton
     from triton import knobs
 
-    from .backends.triton import launch
+    from .backends.triton import launch, tuning
 
     def listen(*, src: Any, metadata: dict[str, Any], cache_hit: bool, **_: Any) -> None:
         (forms.found if cache_hit else forms.compiled).append(src.name)
         say(f"{'found' if cache_hit else 'compiled'} {src.name}, form {len(forms.found) + len(forms.compiled)}")
+
+    def forget() -> None:
+        """What calls made ready, launches and Triton's kernels know of the card before."""
+        tuning.forget_launches()
+        launch.forget_compiled()
+        for kernel in _kernels():
+            kernel.device_caches.clear()
 
     driver = triton.runtime.driver
     before = driver._active, knobs.compilation.listener, launch.capability, devices.interpreting
@@ -114,14 +124,25 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
     knobs.compilation.listener = listen
     launch.capability = lambda device: capability
     devices.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
-    READY.clear()  # calls made ready know the launches of another card
+    forget()
     try:
         choose(Problem("cpu"), "triton")
         yield
     finally:
-        READY.clear()
         driver.set_active(before[0])
         knobs.compilation.listener, launch.capability, devices.interpreting = before[1:]
+        forget()
+
+
+def _kernels() -> list[Any]:
+    """Every function of Triton in backends/triton, each of which keeps what it was compiled to for a device."""
+    from triton.runtime.jit import JITFunction
+
+    from .backends import triton as backend
+
+    prefix = f"{backend.__name__}."
+    modules = [module for name, module in sys.modules.items() if name.startswith(prefix)]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, JITFunction)]
 
 
 def _driver(capability: int) -> Any:

@@ -12,9 +12,8 @@ import importlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ import torch
 
 from .backends import devices, gpu_times, tables
 from .backends.call import Conv
-from .machine import version
+from .machine import triton_version, version
 from .nn.conv import IntegerConv2d
-from .ops.ready import READY
 from .quantize import pack_codes, padded_channels, storage_bits
 from .registry import GPU_BACKENDS, Problem, choose
 
@@ -87,7 +85,7 @@ def place() -> dict[str, str]:
     return {
         "card": torch.cuda.get_device_name(),
         "date": datetime.date.today().isoformat(),
-        "triton": version("triton"),
+        "triton": triton_version(),
         "torch": torch.__version__,
         "adabm": version("adabm-kernels"),
     }
@@ -131,7 +129,7 @@ class Bench:
             x_q, bits_of, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, None, *after, layer.box_filter,
             layer.activation, layer.shuffle,
         )  # fmt: skip
-        # Not by the operators, which may remember how they launched a call.
+        # The backend itself: what is measured needs no checks of the operators.
         self._module = backend_module(backend)
 
     def run(self) -> None:
@@ -206,14 +204,19 @@ def kinds_of(convs: Iterable[IntegerConv2d], sizes: Sequence[int] = SIZES, count
     kinds: dict[str, Kind] = {}
     for side in sizes:
         for conv in convs:
-            _, r, _, c = conv.weight.shape[-4:]
-            axis = -(-conv.out_channels // 16) * 16 if leaves_codes(conv) else conv.out_channels  # as conv2d_launch has it
-            outputs = conv.shuffle**2 * axis
-            key = tuning.shape_class(capability(), padded_channels(c), r, outputs, side * side)
-            kind = kinds.setdefault(key, Kind(key, conv, side, 0, outputs))
+            shape = _shape(conv, side)
+            key = tuning.shape_class(*shape)
+            kind = kinds.setdefault(key, Kind(key, conv, side, 0, shape[3]))
             kind.count += counted and kind.side == side
     largest = {side: place for place, side in enumerate(sizes)}
     return sorted(kinds.values(), key=lambda kind: (largest[kind.side], -max(kind.count, 1) * kind.conv.weight[0].numel()))
+
+
+def _shape(conv: IntegerConv2d, side: int) -> tuple[int | str, int, int, int, int]:
+    """(capability, padded channels, kernel, outputs, pixels) of a layer on side x side pixels, as tuning.shape_class has them."""
+    _, r, _, c = conv.weight.shape[-4:]
+    axis = -(-conv.out_channels // 16) * 16 if leaves_codes(conv) else conv.out_channels  # as conv2d_launch has it
+    return capability(), padded_channels(c), r, conv.shuffle**2 * axis, side * side
 
 
 def tune_launches(
@@ -224,9 +227,11 @@ def tune_launches(
     heuristic's, and the layer on a small image to the integer reference.
 
     say: is told what was found. most: candidates of each kind, None for all. found: of an earlier call, which this adds to.
+    Raises OSError naming the path, before anything is measured, where the table cannot be written.
     """
     from .backends.triton import tuning
 
+    tables.check(path)
     found = found or Launches()
     found.unfinished = 0
     for kind in kinds:
@@ -256,20 +261,6 @@ def candidates_for(kind: Kind) -> list[Any]:
     return [config for config in tuning.candidates(kind.outputs, kind.pixels, capability()) if applies(config)]
 
 
-@contextmanager
-def _launched_by(config: Any) -> Iterator[None]:
-    """In the block every convolution of Triton is launched so (tuning.always): calls made ready before it know another config, and
-    those made ready in it this one."""
-    from .backends.triton import tuning
-
-    with tuning.always(config):
-        READY.clear()
-        try:
-            yield
-        finally:
-            READY.clear()
-
-
 def _goes_on(entry: dict[str, Any], source: dict[str, str]) -> bool:
     """Whether an entry of a table was measured where and with what this run measures."""
     return all(entry.get(name) == source[name] for name in _SAME)
@@ -281,13 +272,13 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
 
     bits, guess = bits_of(kind.conv), candidates[0]
     bench, tried, best = Bench(kind.conv, "triton", kind.side, bits), entry.get("tried", 0), guess
-    with _launched_by(guess):
+    with tuning.always(guess):
         prove(kind.conv, "triton", bits)
         want = bench.fresh()
         heuristic_us = us = milliseconds(bench.run) * 1e3
     if tried:  # the card may be as warm or as cold as it likes: what was best is timed again beside what comes
         best = tuning.Config(**entry["config"])
-        with _launched_by(best):
+        with tuning.always(best):
             us = milliseconds(bench.run) * 1e3
     reasons: dict[str, int] = {}
 
@@ -302,7 +293,7 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
             if clock.over:
                 break
             try:
-                with _launched_by(config):
+                with tuning.always(config):
                     got = bench.fresh()
                     each = milliseconds(bench.run) * 1e3
             except Exception as error:  # Triton's are of no common class: too much shared memory, too many registers
@@ -317,7 +308,10 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
             if each < us:
                 best, us = config, each
     except (KeyboardInterrupt, CardError):
-        keep()
+        try:
+            keep()
+        except OSError as error:  # which must not be all that is heard of
+            say(f"{kind.key}: what was measured is lost: {error}")
         raise
     say(f"{kind.key}: {us:.1f} us with {described(best)}, {heuristic_us:.1f} us as it was; {tried} of {of} tried")
     for reason, count in reasons.items():
@@ -385,23 +379,29 @@ def tune_choices(
     convs: Iterable[IntegerConv2d], path: Path, clock: Clock, say: Callable[[str], None], source: dict[str, str], *,
     side: int = SIDE, again: bool = False, milliseconds: Callable[..., float] = milliseconds,
 ) -> Choices:  # fmt: skip
-    """Times the layers on both GPU backends, every width that their codes are stored in, and adds the times to a table.
+    """Times the layers on both GPU backends, every width that their codes are stored in, and adds the times to a table, with the
+    config by which Triton's kernel was launched. Times by another config than a layer has now are measured again.
 
-    again: those too that the table has. Raises RuntimeError where one of the backends cannot run.
+    again: those too that the table has. Raises RuntimeError where one of the backends cannot run, OSError naming the path where the
+    table cannot be written.
     """
+    from .backends.triton import tuning
+
     for backend in GPU_BACKENDS:
         choose(Problem("cuda"), backend)
+    tables.check(path)
     found = Choices()
     known = tables.read(path, lambda entry: bool(entry["us"]))
     for key, (conv, bits) in layers_of(convs).items():
-        if not again and _goes_on(known.get(key, {}), source):
-            found.times[key] = known[key]["us"]
+        config, entry = asdict(tuning.conv2d_config(*_shape(conv, side))), known.get(key, {})
+        if not again and _goes_on(entry, source) and entry.get("config") == config:
+            found.times[key] = entry["us"]
         elif clock.over:
             found.unfinished += 1
         else:
             times = found.times[key] = time_layer(conv, bits, side, milliseconds)
             say(f"{key}: {', '.join(f'{us:.1f} us by {backend}' for backend, us in times.items())}")
-            gpu_times.write_entries(path, {key: {"us": times, "pixels": side * side} | source})
+            gpu_times.write_entries(path, {key: {"us": times, "config": config, "pixels": side * side} | source})
     return found
 
 

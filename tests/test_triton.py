@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,8 +43,29 @@ def folder_of(version: str) -> Path | None:
         return None
     folder = ROOT / ".venv" / f"triton-{version}"
     if not (folder / "triton").exists():
-        pytest.skip(f"no {folder.relative_to(ROOT)}, which `make test-all` installs")
+        pytest.skip(f"no {folder.relative_to(ROOT)}, which `make {'test' if version in BESIDE else 'test-all'}` installs")
     return folder
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_a_release_is_installed_once(tmp_path: Path) -> None:
+    """And not again when the package's requirements change."""
+    installed = tmp_path / f"triton-{NEWEST}" / ".installed"
+    installed.parent.mkdir()
+    installed.touch()
+    os.utime(installed, (0, 0))
+    (tmp_path / ".requirements").touch()
+    question = ["make", "--question", f"VENV={tmp_path}", str(installed)]  # status 1 where something is to be done
+    assert subprocess.run(question, cwd=ROOT, capture_output=True).returncode == 0
+    installed.unlink()
+    assert subprocess.run(question, cwd=ROOT, capture_output=True).returncode == 1
+
+
+def test_where_a_release_is_missing_it_says_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for version, command in ((NEWEST, "make test"), ("0.0", "make test-all")):
+        with pytest.raises(pytest.skip.Exception, match=f"no .venv/triton-{version}, which `{command}` installs"):
+            folder_of(version)
 
 
 def run_kernel_tests(keywords: str, interpret: bool, file: Path = KERNELS, version: str = OWN) -> subprocess.Popen:

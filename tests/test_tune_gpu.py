@@ -3,11 +3,13 @@ are compiled for a card elsewhere."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +18,12 @@ import pytest
 import torch
 from small import small_edsr
 
-from adabm_kernels import ConvertConfig, convert_model, prefill, save, tune_gpu
+from adabm_kernels import ConvertConfig, convert_model, files, machine, prefill, save, tune_gpu
 from adabm_kernels.backends import devices, gpu_times, reference
 from adabm_kernels.commands import tune
 from adabm_kernels.nn.conv import IntegerConv2d
+from adabm_kernels.ops import library
+from adabm_kernels.quantize import padded_channels
 
 pytestmark = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
 PLACE = {"card": "a card", "date": "2026-01-02", "triton": "3", "torch": "2", "adabm": "1"}
@@ -128,7 +132,7 @@ def test_an_entry_decides_how_a_layer_is_launched(card: Card, model: torch.nn.Mo
     from adabm_kernels.backends.triton import conv2d
 
     asked: list[tuple] = []
-    conv2d.conv2d_launch.cache_clear()
+    card.tuning.forget_launches()
     for conv in model.convs():
         _, r, _, c = conv.weight.shape[-4:]
         codes, channels = tune_gpu.leaves_codes(conv), conv.out_channels
@@ -140,8 +144,36 @@ def test_an_entry_decides_how_a_layer_is_launched(card: Card, model: torch.nn.Mo
                 activation="none", shuffle=conv.shuffle, packed_codes=True, y=0 if codes else 1, y_pitch=0 if codes else channels,
                 codes=codes, residual=False,
             )  # fmt: skip
-        conv2d.conv2d_launch.cache_clear()
+        card.tuning.forget_launches()
         assert card.tuning.shape_class(*asked[0]) in card.tuning.read_table(card.tuning.user_table())
+
+
+def test_calls_made_ready_go_by_what_is_known_now(
+    card: Card, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without anybody's clearing the cache of checked calls."""
+    tuning, used = card.tuning, []
+
+    def ready_conv2d_out(conv: Any, *settings: Any, **packing: Any) -> Callable[..., None]:
+        config = tuning.conv2d_config(90, conv.x_q.shape[3], 3, 16, 64)
+        return lambda *tensors: used.append(config)
+
+    monkeypatch.setattr(library, "backend_module", lambda name: SimpleNamespace(ready_conv2d_out=ready_conv2d_out))
+    monkeypatch.setattr(devices, "interpreting", lambda: True)
+    conv = copy.deepcopy(model.convs()[0])
+    channels = padded_channels(conv.weight.shape[-1])
+    conv.backend, key = "triton", tuning.shape_class(90, channels, 3, 16, 64)
+    x_q, bits = torch.zeros(1, 8, 8, channels, dtype=torch.uint8), torch.tensor([8], dtype=torch.int32)
+    forced, better = tuning.Config(32, 16, 4, 1), tuning.Config(32, 16, 4, 2)
+    conv(x_q, bits)
+    with tuning.always(forced):
+        conv(x_q, bits)
+        conv(x_q, bits)
+    conv(x_q, bits)
+    tuning.write_entries(tuning.user_table(), {key: (better, PLACE)})
+    conv(x_q, bits)
+    guess = tuning.heuristic(16, 64, 90)
+    assert used == [guess, forced, forced, guess, better]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError], ids=["interrupted", "broken card"])
@@ -169,6 +201,46 @@ def test_what_was_tried_is_kept_when_measuring_stops(
     entry = card.tuning.read_table(tmp_path / "t.json")[kind.key]
     # One that was interrupted is tried again, one that broke the card is not.
     assert entry["config"] == vars(candidates[1]) and entry["tried"] == (3 if stop is KeyboardInterrupt else 4)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, tune_gpu.CardError])
+def test_a_disk_that_is_full_hides_no_other_error(
+    stop: type, card: Card, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, said = tune_gpu.kinds_of(model.convs(), (8,))[0], []
+
+    def refuse(*given: Any) -> None:
+        raise OSError("cannot write 't': no space left")
+
+    def checked(config: Any) -> None:
+        raise stop
+
+    card.refuses = lambda config: config == tune_gpu.candidates_for(kind)[1]
+    monkeypatch.setattr(tune_gpu, "_check_card", checked)
+    monkeypatch.setattr(card.tuning, "write_entries", refuse)
+    given = [kind], tmp_path / "t", tune_gpu.Clock(None), said.append, PLACE
+    with pytest.raises(stop):
+        tune_gpu.tune_launches(*given, milliseconds=card.milliseconds)
+    assert said == [f"{kind.key}: what was measured is lost: cannot write 't': no space left"]
+
+
+@pytest.mark.parametrize("function", ["tune_launches", "tune_choices"])
+def test_a_table_that_cannot_be_written_is_refused_before_measuring(
+    function: str, card: Card, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = tune_gpu.kinds_of(model.convs(), (8,)) if function == "tune_launches" else model.convs()
+
+    def measure(folder: str) -> None:
+        given = what, tmp_path / folder / "t.json", tune_gpu.Clock(None), print, PLACE
+        getattr(tune_gpu, function)(*given, milliseconds=card.milliseconds)
+
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=f"cannot write '{tmp_path}/file/t.json': "):
+        measure("file")
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+    with pytest.raises(OSError, match=f"cannot write '{tmp_path}/folder/t.json': the folder '{tmp_path}/folder' is not writable"):
+        measure("folder")
+    assert not card.timed
 
 
 def test_forms_that_cannot_compute_a_layer_are_not_tried(card: Card, model: torch.nn.Module) -> None:
@@ -204,7 +276,7 @@ def test_a_model_is_measured_within_its_minutes(card: Card, model: torch.nn.Modu
         function = getattr(tune_gpu, name)
         options = {"milliseconds": card.milliseconds} | ({"side": 8} if name == "tune_choices" else {})
         monkeypatch.setattr(function, "__kwdefaults__", function.__kwdefaults__ | options)
-    monkeypatch.setattr(card.tuning, "candidates", lambda outputs, pixels, all=card.tuning.candidates: all(outputs, pixels)[:14])
+    monkeypatch.setattr(card.tuning, "candidates", lambda *shape, all=card.tuning.candidates: all(*shape)[:14])
     # The last that each kind has: behind those of the first round, or not.
     kinds = tune_gpu.kinds_of(model.convs(), (16, 8))
     card.times = {tune_gpu.candidates_for(kind)[-1]: 3.0 for kind in kinds}
@@ -221,8 +293,36 @@ def test_a_model_is_measured_within_its_minutes(card: Card, model: torch.nn.Modu
     conv = model.convs()[0]
     assert gpu_times.times(90, conv.shape)[1] == "a card, 2026-01-02"
     card.timed.clear()
-    report = tune.measure({"m": model}, None, said.append, "no library")  # all is there
+    tune.measure({"m": model}, None, said.append)  # all is there
+    report = tune.measure({"m": model}, None, said.append, "no library")
     assert not card.timed and "there is no choice: no library" in said[-2]
+
+
+def test_times_by_a_config_of_before_are_measured_again(card: Card, model: torch.nn.Module) -> None:
+    path, convs = gpu_times.user_table(), model.convs()
+
+    def timed() -> int:
+        card.timed.clear()
+        found = tune_gpu.tune_choices(convs, path, tune_gpu.Clock(None), print, PLACE, side=8, milliseconds=card.milliseconds)
+        assert found.times == {key: entry["us"] for key, entry in json.loads(path.read_text()).items()}
+        return len(card.timed)
+
+    all_of_them = 2 * len(tune_gpu.layers_of(convs))
+    assert (timed(), timed()) == (all_of_them, 0)
+    kind = tune_gpu.kinds_of(convs, (8,))[0]
+    better = tune_gpu.candidates_for(kind)[1]
+    card.tuning.write_entries(card.tuning.user_table(), {kind.key: (better, PLACE)})
+    alike = [conv for conv in convs if tune_gpu.kinds_of([conv], (8,))[0].key == kind.key]
+    assert 0 < timed() == 2 * len(tune_gpu.layers_of(alike)) < all_of_them
+    assert timed() == 0
+
+
+def test_the_place_names_the_version_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Triton, whose distribution has another name on other platforms (machine.triton_version)."""
+    monkeypatch.setattr(tune_gpu, "version", lambda distribution: f"version of {distribution}")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    place = tune_gpu.place()
+    assert (place["triton"], place["adabm"]) == (machine.triton_version(), "version of adabm-kernels")
 
 
 def test_backends_that_differ_are_not_timed(card: Card, model: torch.nn.Module, tmp_path: Path) -> None:
@@ -259,12 +359,17 @@ def test_what_cannot_be_asked_for(argv: list[str], message: str, adabm: Callable
 
 def test_the_command_hands_on_what_it_is_asked_for(adabm: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys.modules["adabm_kernels.upscale"], "load_model", lambda name: f"model {name}")
     monkeypatch.setattr(devices, "why_no_gpu", lambda: "")
     monkeypatch.setattr(tune_gpu, "why_not", lambda backend: {"triton": "", "cuda": "no library"}[backend])
     monkeypatch.setattr(tune, "measure", lambda *given: asked.append(given[:2] + given[3:]) or {"launches": {}})
     status, out, _ = adabm("tune", "--model", "m", "--minutes", 2.5, "--json", "-")
     assert (status, json.loads(out)) == (0, {"launches": {}}) and asked == [({"m": "model m"}, 2.5, "no library")]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    status, _, err = adabm("tune", "--model", "m")
+    assert status == 2 and f"cannot write '{tmp_path}/file/adabm_kernels/tuning.json': " in err and len(asked) == 1
     monkeypatch.setattr(tune_gpu, "why_not", lambda backend: f"backend {backend!r} cannot run: too old")
     status, _, err = adabm("tune")
     assert status == 2 and "how Triton's kernels are launched: backend 'triton' cannot run: too old" in err
@@ -283,6 +388,31 @@ def run_in_a_process(code: str, **environment: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def test_every_config_that_a_table_can_bring_is_compiled() -> None:
+    """Of the shape classes that are tuned, and of those that the heuristic decides then."""
+    from adabm_kernels.backends.triton import tuning
+
+    def class_of(height: int, width: int) -> str:
+        return tuning.shape_class(90, 64, 3, 64, height * width)
+
+    tuned = {class_of(side, side) for side in tune_gpu.SIZES}
+    assert tuned <= {class_of(*size) for size in prefill.SIZES}
+    left = {tuning.heuristic(64, h * w) for h, w in prefill.SIZES if class_of(h, w) not in tuned}
+    assert left == {tuning.heuristic(64, pixels) for pixels in range(1, 2**17, 64)}
+
+
+def test_the_model_is_left_as_it_is(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[torch.nn.Module] = []
+    monkeypatch.setattr(devices, "interpreting", lambda: False)
+    monkeypatch.setattr(prefill, "pretended", lambda *given: nullcontext())
+    monkeypatch.setattr(type(model), "set_backend", lambda self, *given, **named: passed.append(self))
+    monkeypatch.setattr(prefill, "_pass", lambda model, size: passed.append(model))
+    before = {name: value for name, value in vars(model).items() if type(value) in (str, int, bool, type(None))}
+    prefill.prefill(model, 90)
+    assert len(passed) > len(prefill.SIZES) and all(one is passed[0] and one is not model for one in passed)
+    assert before == {name: vars(model)[name] for name in before}
 
 
 # A later process that launches a layer as it would on a card: by a driver of its own, which knows nothing of the first.
@@ -306,13 +436,16 @@ print(seen.count(True), seen.count(False))
 def test_a_filled_cache_is_found_by_a_later_process(model: torch.nn.Module, tmp_path: Path) -> None:
     path, cache = tmp_path / "m.safetensors", tmp_path / "cache"
     save(model, path)
+    # The second time as if another process did it, though this one has them compiled.
     fill = (
-        "import sys; from adabm_kernels import prefill; prefill.SIZES; from adabm_kernels import load\n"
-        f"forms = prefill.prefill(load({str(path)!r}), 90, __import__('pathlib').Path({str(cache)!r}), print, [(64, 64)])\n"
-        "print(len(forms.compiled), len(forms.found))"
+        "from pathlib import Path; from adabm_kernels import load, prefill\n"
+        f"given = load({str(path)!r}), 90, Path({str(cache)!r}), print, [(64, 64)]\n"
+        "first, second = prefill.prefill(*given), prefill.prefill(*given)\n"
+        "print(len(first.compiled), len(first.found), len(second.compiled), len(second.found))"
     )
     lines = run_in_a_process(fill).splitlines()
-    compiled, found = map(int, lines[-1].split())
+    compiled, found, *second = map(int, lines[-1].split())
+    assert second == [0, compiled]
     assert compiled >= 6 and found == 0 and sum("compiled conv2d_kernel" in line for line in lines) >= 4
     later = LATER.replace("sys.argv[1]", repr(str(path)))
     hits, misses = map(int, run_in_a_process(later.replace("sys.argv[2]", "90"), TRITON_CACHE_DIR=str(cache)).split())

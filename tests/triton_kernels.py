@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +30,6 @@ from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import network
 from adabm_kernels.ops import library
-from adabm_kernels.ops.ready import READY
 from adabm_kernels.quantize import MAX_FRACTION, MIN_FRACTION, act_grid, pack_codes, padded_channels, to_fixed, unpack_codes
 from adabm_kernels.regions import Depths, Region, tiles_of
 from adabm_kernels.registry import Choice
@@ -168,20 +167,9 @@ def test_any_problem_equals_the_reference(problem: ConvProblem) -> None:
     check(placed(problem), packed=True, outs=("both",))
 
 
-def forget_launches() -> None:
-    kernels.conv2d_launch.cache_clear()
-    READY.clear()
-
-
-@contextmanager
-def tiles_of_size(pixels: int, outputs: int) -> Iterator[None]:
+def tiles_of_size(pixels: int, outputs: int) -> AbstractContextManager[None]:
     """A program computes so many pixels and outputs, whatever would suit."""
-    config = kernels.tuning.Config(pixels, outputs, num_warps=4, num_stages=2)
-    forget_launches()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels.tuning, "conv2d_config", lambda *shape: config)
-        yield
-    forget_launches()
+    return kernels.tuning.always(kernels.tuning.Config(pixels, outputs, num_warps=4, num_stages=2))
 
 
 @pytest.mark.parametrize("tile", [(32, 16), (64, 32)])
@@ -468,9 +456,9 @@ def test_tiles_of_a_region_can_be_cut_small_or_large(tile: dict[str, int], monke
     reach = min(tile["tile"], 3)
     region = Region(own=(1, 3), near=(2, 2), reach=reach, passed=(3, 3), pass_reach=reach)
     problem = ConvProblem("cut", 7, 11, 5, 6, bits=(4, 4), residual=True)
-    forget_launches()
+    kernels.tuning.forget_launches()
     want, got = on_both(problem, place(region, 2, 7, 11, **tile))
-    forget_launches()
+    kernels.tuning.forget_launches()
     assert all(map(torch.equal, got, want))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..files import write_file
+from ..files import check_target, naming, write_file
 
 Entries = dict[str, dict[str, Any]]
 
@@ -34,11 +34,22 @@ def _holds(whole: Callable[[dict[str, Any]], bool], entry: dict[str, Any]) -> bo
         return False
 
 
+def check(path: Path) -> None:
+    """Raises now, before anything is measured, the OSError naming the path that `add` would raise after it. Makes the folder."""
+    _make_folder(path)
+    check_target(path)
+
+
+def _make_folder(path: Path) -> None:
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def add(path: Path, entries: Entries, whole: Callable[[dict[str, Any]], bool]) -> None:
     """Adds entries to a table; readers see the old or the new one, whole.
 
-    Of two processes that write at once the later keeps its own entries and those it had read.
+    Of two processes that write at once the later keeps its own entries and those it had read. Raises OSError naming the path.
     """
     table = read(path, whole) | entries
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path)
     write_file(path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())

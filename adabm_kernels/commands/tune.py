@@ -55,6 +55,11 @@ def _tune(args: argparse.Namespace) -> dict[str, Any]:
 
         if reason := tune_gpu.why_not("triton"):
             raise CommandError(f"tune measures how Triton's kernels are launched: {reason}", BAD_INPUT)
+        from ..backends import gpu_times, tables
+        from ..backends.triton import tuning
+
+        for table in (tuning.user_table(), gpu_times.user_table()):
+            tables.check(table)
         models = _models(args)
     with stage(FAILED):
         return measure(models, args.minutes, _say(args), tune_gpu.why_not("cuda"))
@@ -80,8 +85,8 @@ def measure(
     before = {key: entry["config"] for key, (_, entry) in launches.entries.items()}
     tune_gpu.tune_launches(kinds, tuning.user_table(), clock, say, source, found=launches)
     changed = any(entry["config"] != before.get(key) for key, (_, entry) in launches.entries.items())
-    if not why_no_cuda and changed:  # a minute more, rather than times by configs that are no longer used
-        choices = tune_gpu.tune_choices(convs, gpu_times.user_table(), tune_gpu.Clock(None), say, source, again=True)
+    if not why_no_cuda and changed:  # a minute more, rather than times by configs of before
+        choices = tune_gpu.tune_choices(convs, gpu_times.user_table(), tune_gpu.Clock(None), say, source)
     report = _report(launches, choices, why_no_cuda, source)
     for line in _lines(report, tuning.user_table(), gpu_times.user_table()):
         say(line)

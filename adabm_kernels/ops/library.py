@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
+import sys
 from collections.abc import Callable
 from types import ModuleType
 
@@ -120,9 +121,14 @@ def _empty_outputs(conv, out, y, y_q):
 # its kind and returns what runs it and all that follow. That must hold no tensor.
 
 
-def _interpreting(tensor: torch.Tensor) -> bool:
-    """What check_place asks of backend "triton" beside tensors and settings."""
-    return not tensor.is_cuda and devices.interpreting()
+_TUNING = f"{__package__.rpartition('.')[0]}.backends.triton.tuning"
+
+
+def _launched(tensor: torch.Tensor) -> tuple[bool, int]:
+    """What calls of backend "triton" depend on beside tensors and settings: whether they are interpreted, which check_place asks,
+    and the generation of what decides how they are launched (tuning.forget_launches), 0 before Triton is imported."""
+    generation = getattr(sys.modules.get(_TUNING), "generation", 0)
+    return not tensor.is_cuda and devices.interpreting(), generation
 
 
 def _ready_conv(conv: Conv, threads: int, packed_codes: bool, backend: str, y, y_q) -> Callable[..., None]:
@@ -145,7 +151,7 @@ def _ready_conv(conv: Conv, threads: int, packed_codes: bool, backend: str, y, y
 
 
 def _conv2d(*args):
-    key = "conv2d", signature(args[:10]), args[10:], args[17] == "triton" and _interpreting(args[0])
+    key = "conv2d", signature(args[:10]), args[10:], args[17] == "triton" and _launched(args[0])
     return (READY.get(key) or keep(key, _ready_conv2d(args)))(*args[:10])
 
 
@@ -174,7 +180,7 @@ def _conv2d_fake(*args):
 
 def _conv2d_out(*args):
     read, settings, (depth, region, y, y_q) = args[:10], args[10:19], args[19:]
-    key = "conv2d_out", signature((*read, depth, y, y_q)), settings, tuple(region), args[17] == "triton" and _interpreting(args[0])
+    key = "conv2d_out", signature((*read, depth, y, y_q)), settings, tuple(region), args[17] == "triton" and _launched(args[0])
     run = READY.get(key) or keep(key, _ready_conv2d_out(args))
     check_apart("conv2d_out", args[0], y_q)
     run(*args[:7], y if args[13] else args[7], *args[8:10], depth, y, y_q)
@@ -207,8 +213,8 @@ def _conv2d_pixels(*args):
 
 def _conv2d_pixels_out(*args):
     read, settings, (depth, region, image) = args[:8], args[8:14], args[14:]
-    interpreting = args[12] == "triton" and _interpreting(args[0])
-    key = "conv2d_pixels_out", signature((*read, depth, image)), settings, tuple(region), interpreting
+    launched = args[12] == "triton" and _launched(args[0])
+    key = "conv2d_pixels_out", signature((*read, depth, image)), settings, tuple(region), launched
     run = READY.get(key) or keep(key, _ready_conv2d_pixels_out(args))
     run(*read, None, None, depth, image, None)
 
@@ -251,7 +257,7 @@ def _ready_quantization(x, shift, grid, bits, fraction, packed_codes, start, bac
 
 
 def _quantize(*args):
-    key = "quantize", signature(args[:4]), args[4:], args[6] == "triton" and _interpreting(args[0])
+    key = "quantize", signature(args[:4]), args[4:], args[6] == "triton" and _launched(args[0])
     return (READY.get(key) or keep(key, _ready_quantize(args)))(*args[:4])
 
 
@@ -275,7 +281,7 @@ def _quantize_fake(x, shift, grid, bits, fraction, packed_codes, backend, thread
 
 def _quantize_out(*args):
     tensors = (*args[:4], args[9], args[11])
-    key = "quantize_out", signature(tensors), args[4:9], tuple(args[10]), args[7] == "triton" and _interpreting(args[0])
+    key = "quantize_out", signature(tensors), args[4:9], tuple(args[10]), args[7] == "triton" and _launched(args[0])
     (READY.get(key) or keep(key, _ready_quantize_out(args)))(*tensors)
 
 

@@ -71,6 +71,11 @@ def _again(kernel: Any, grid: tuple[int, int], constants: tuple[tuple[str, Any],
     return Again(kernel, grid, dict(constants))
 
 
+def forget_compiled() -> None:
+    """Launches look their compiled kernels up again: devices are others."""
+    _again.cache_clear()
+
+
 def run(
     kernel: Any, grid: tuple[int, int], tensors: tuple[torch.Tensor | None, ...], numbers: tuple[int, ...], **constants: Any
 ) -> None:

@@ -73,19 +73,26 @@ def always(config: Config) -> Iterator[None]:
     """In the block every convolution of the process is launched so, whatever the tables say: for measuring, on one thread."""
     global _forced
     before, _forced = _forced, config
-    _forget_launches()
+    forget_launches()
     try:
         yield
     finally:
         _forced = before
-        _forget_launches()
+        forget_launches()
 
 
-def _forget_launches() -> None:
-    """What was decided for shapes that were launched before."""
+# How often that has changed which decides about launches. Calls that were made ready in another generation are made ready again
+# (ops/library.py).
+generation = 0
+
+
+def forget_launches() -> None:
+    """What decides about launches has changed: those of every call are decided anew, as they are for a call that is new."""
+    global generation
     from . import conv2d
 
     conv2d.conv2d_launch.cache_clear()
+    generation += 1
 
 
 def candidates(outputs: int, pixels: int, capability: int | str = 80) -> list[Config]:
@@ -158,9 +165,10 @@ def read_table(path: Path) -> tables.Entries:
 
 
 def write_entries(path: Path, entries: dict[str, tuple[Config, dict[str, Any]]]) -> None:
-    """Adds entries, {shape class: (config, where it comes from)}, to a table (tables.add)."""
+    """Adds entries, {shape class: (config, where it comes from)}, to a table (tables.add). Calls from then on go by them."""
     tables.add(path, {key: {"config": asdict(config), **source} for key, (config, source) in entries.items()}, _whole)
     measured.cache_clear()
+    forget_launches()
 
 
 def _whole(entry: dict[str, Any]) -> bool:
