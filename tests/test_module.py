@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import adabm_kernels
-from adabm_kernels import native
+from adabm_kernels import native, registration
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
 from adabm_kernels.networks.rdn import RDN, RDNSpec
@@ -510,11 +510,30 @@ print(torch.equal(torch.export.load("model.pt2").module()(x), y))
 
 
 def test_a_module_that_the_operators_need_may_be_imported_before_torch() -> None:
-    """torch is then loaded in the midst of it, when the operators cannot be: they come with the next import."""
-    code = "import adabm_kernels.quantize, torch, json.tool; print(torch.ops.adabm.conv2d.default)"
-    environment = os.environ | {"PYTHONPATH": str(Path(adabm_kernels.__file__).parents[1])}
+    """torch is then loaded in the midst of it, when the operators cannot be: they come with the next import, here of a built-in
+    module, for which the finder just behind the hook must still be asked (setuptools would put another one between)."""
+    code = "import adabm_kernels.quantize, xxsubtype, torch; print(torch.ops.adabm.conv2d.default)"
+    environment = os.environ | {"PYTHONPATH": str(Path(adabm_kernels.__file__).parents[1]), "SETUPTOOLS_USE_DISTUTILS": "stdlib"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["adabm.conv2d.default"], done.stderr
+
+
+def test_operators_that_cannot_be_loaded_break_no_import_of_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One import alone tries: those of other threads that come to the hook meanwhile go on."""
+    tried, hook = [], registration._Hook()
+
+    def load(name: str) -> None:
+        hook.find_spec("something.else")  # as another thread would
+        tried.append(name)
+        raise OSError("libtorch is of another version")
+
+    monkeypatch.setattr(registration.importlib, "import_module", load)
+    monkeypatch.setattr(sys, "meta_path", [hook, *sys.meta_path])
+    walked = sys.meta_path
+    with pytest.warns(RuntimeWarning, match="torch.ops.adabm is missing, .*OSError: libtorch is of another version"):
+        assert hook.find_spec("something") is None
+    assert hook.find_spec("something") is None and tried == ["adabm_kernels.ops"]
+    assert hook not in sys.meta_path and hook in walked
 
 
 def test_its_text_says_what_it_is(model: ConvertedNetwork) -> None:
