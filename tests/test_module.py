@@ -92,6 +92,17 @@ def test_what_is_done_to_a_module_leaves_its_results(model: ConvertedNetwork, na
     assert torch.equal(COPIES[name](model)(images()), want)
 
 
+@pytest.mark.parametrize("name", ["copy", "deepcopy", "pickle"])
+def test_what_is_done_to_a_copy_leaves_the_original(name: str) -> None:
+    model = copy.deepcopy(fresh(BACKENDS[0]))
+    want, made = model(images()), COPIES[name](model)
+    made.set_bits(8)
+    made.conv("head.0").weight.zero_()
+    made.set_backend("reference")
+    assert not torch.equal(made(images()), want)
+    assert torch.equal(model(images()), want) and model.choice.backend == BACKENDS[0]
+
+
 @torch.inference_mode()
 def in_inference_mode(x: torch.Tensor) -> torch.Tensor:
     return x.clone()
@@ -369,10 +380,13 @@ REFUSED: dict[str, tuple[Callable[[ConvertedNetwork], object], str]] = {
     "double": (lambda model: model.double(), "it cannot become torch.float64"),
     "type": (lambda model: model.type(torch.int8), "it cannot become torch.int8"),
     "complex": (lambda model: model.to(torch.complex64), "it cannot become torch.complex64"),
-    "to_empty": (lambda model: model.to_empty(device="cpu"), "to_empty: device must be given to .to"),
+    "to_empty": (lambda model: model.to_empty(device="cpu"), r"to_empty\('cpu'\) would lose the tensors, .*: use .to\('cpu'\)"),
     "load_state_dict": (lambda model: model.load_state_dict(model.state_dict()), "read one with adabm_kernels.load"),
-    "prune": (lambda model: prune.l1_unstructured(model.conv("head.0"), "weight", 0.5), "has no parameters"),
-    "parametrize": (lambda model: register_parametrization(model.conv("head.0"), "weight", nn.Identity()), "has no parameters"),
+    "prune": (lambda model: prune.l1_unstructured(model.conv("head.0"), "weight", 0.5), "parameter 'weight_orig' cannot be added"),
+    "parametrize": (
+        lambda model: register_parametrization(model.conv("head.0"), "weight", nn.Identity()),
+        "AdaptiveConv2d: buffer 'weight' cannot be removed: .* Prune or parametrize the float network, then convert it",
+    ),
     "float16_input": (lambda model: model(images().half()), "x must be float32 .*, got torch.float16"),
     "bfloat16_input": (lambda model: model(images().bfloat16()), "x must be float32 .*, got torch.bfloat16"),
     "float64_input": (lambda model: model(images().double()), "x must be float32 .*, got torch.float64"),

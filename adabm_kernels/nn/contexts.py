@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+_BUFFERS_ALONE = (
+    "the packed weights are made from the buffers as conversion left them. Prune or parametrize the float network, then convert it"
+)
 Compute = Callable[..., torch.Tensor]
 _AUTOCAST = ("cpu", "cuda")  # types of devices that a network computes on
 
@@ -37,19 +41,20 @@ def as_imported() -> Iterator[None]:
 
 
 class WithoutParameters(nn.Module):
-    """A module of buffers that depend on one another: torch's tools for changing one (prune, parametrize) are refused."""
+    """A module of buffers that depend on one another: torch's tools for changing one (prune, parametrize) are refused, and a copy
+    shares none."""
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        raise TypeError(f"{self._refusal()}: {name!r} cannot become one")
+        raise TypeError(f"{type(self).__name__}: parameter {name!r} cannot be added: {_BUFFERS_ALONE}")
 
     def __delattr__(self, name: str) -> None:
         if name in self._buffers:
-            raise TypeError(f"{self._refusal()}: {name!r} cannot be taken away")
+            raise TypeError(f"{type(self).__name__}: buffer {name!r} cannot be removed: {_BUFFERS_ALONE}")
         super().__delattr__(name)
 
-    def _refusal(self) -> str:
-        name = type(self).__name__
-        return f"{name} has no parameters, and its packed weights would not follow (change the network before it is converted)"
+    def __copy__(self) -> WithoutParameters:
+        # A shallow one would share what settings change: buffers, layers, recorded graphs.
+        return copy.deepcopy(self)
 
 
 def make_ordinary(module: nn.Module) -> None:
