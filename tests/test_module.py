@@ -34,6 +34,7 @@ from adabm_kernels.convert import convert_model
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
+from adabm_kernels.nn.contexts import as_imported
 from adabm_kernels.registry import Problem, choose
 
 BACKENDS = ["reference"] if native.why_missing("cpu") else ["cpu", "reference"]
@@ -255,6 +256,26 @@ def test_a_model_made_in_a_context_is_as_any_other(tmp_path: Path, name: str) ->
         assert torch.equal(model(images()), want(images()))
         model.set_bits(4)
         model(images())
+
+
+def test_models_made_in_threads_at_once_leave_the_default_dtype() -> None:
+    """The first in leaves first; the last one out restores."""
+    inside = [threading.Event(), threading.Event()]
+
+    def first() -> None:
+        with as_imported():
+            inside[0].set()
+            inside[1].wait(20)
+
+    with default_float64():
+        thread = threading.Thread(target=first)
+        thread.start()
+        assert inside[0].wait(20)
+        with as_imported():
+            inside[1].set()
+            thread.join()
+            assert torch.get_default_dtype() == torch.float32
+        assert torch.get_default_dtype() == torch.float64
 
 
 @pytest.mark.parametrize("name", ["copy", "deepcopy", "pickle", "torch_save", "float", "to_cpu", "share_memory"])

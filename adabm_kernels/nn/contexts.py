@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,19 +26,45 @@ def as_imported() -> Iterator[None]:
 
     Models are made so, whatever surrounds the call: a tensor made in inference mode could not be changed outside of it, one made
     under another default dtype would not fit the operators. Modes belong to the calling thread. The default dtype does not: where
-    it is another one, all threads see float32 meanwhile.
+    it is another one, all threads see float32 until the last block of this kind has been left.
     """
-    dtype = torch.get_default_dtype()
     with ExitStack() as left:
         for context in (torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")):
             left.enter_context(context)
         for kind in _AUTOCAST:
             if torch.is_autocast_enabled(kind):
                 left.enter_context(torch.autocast(kind, enabled=False))
-        if dtype != torch.float32:
-            left.callback(torch.set_default_dtype, dtype)
-            torch.set_default_dtype(torch.float32)
+        left.enter_context(_DEFAULT_DTYPE.float32())
         yield
+
+
+class _DefaultDtype:
+    """The default dtype of the process, for blocks of several threads that overlap: each by itself would take the float32 that
+    another one has set for what it must restore."""
+
+    def __init__(self) -> None:
+        self._lock, self._blocks = threading.Lock(), 0
+        self._before: torch.dtype | None = None  # what was found, where it was not float32
+
+    @contextmanager
+    def float32(self) -> Iterator[None]:
+        with self._lock:
+            self._blocks += 1
+            found = torch.get_default_dtype()
+            if found != torch.float32:
+                self._before = found
+                torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if self._blocks == 0 and self._before is not None:
+                    torch.set_default_dtype(self._before)
+                    self._before = None
+
+
+_DEFAULT_DTYPE = _DefaultDtype()
 
 
 class WithoutParameters(nn.Module):

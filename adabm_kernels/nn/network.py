@@ -466,7 +466,8 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> ConvertedNetwork:
         """Raises TypeError: nothing could fill the tensors again."""
         raise TypeError(
-            f"{type(self).__name__}: to_empty({device!r}) would lose the tensors, which nothing could fill again: use .to({device!r})"
+            f"{type(self).__name__}: to_empty({device!r}) would lose the tensors, which nothing could fill again: "
+            f"use .to({device!r})"
         )
 
     def __prepare_scriptable__(self) -> Any:
