@@ -368,11 +368,29 @@ def mapped_over_buffers(model: nn.Module) -> torch.Tensor:
     return torch.vmap(lambda buffers: torch.func.functional_call(model, buffers, (x,)))(stacked)
 
 
+def with_buffer(model: nn.Module) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
+    """The forward pass as a function of one buffer, and the buffer."""
+    x, (name, buffer) = images(), next(item for item in model.named_buffers() if item[0].endswith("_adaptive.head_0.beta"))
+    return lambda value: torch.func.functional_call(model, {name: value}, (x,)), buffer
+
+
+def mapped_over_a_buffer(model: nn.Module) -> torch.Tensor:
+    function, buffer = with_buffer(model)
+    return torch.vmap(function)(torch.stack([buffer, buffer]))
+
+
+def derived_by_a_buffer(model: nn.Module) -> torch.Tensor:
+    function, buffer = with_buffer(model)
+    return torch.func.grad(lambda value: function(value).sum())(buffer)
+
+
 RECORDERS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "jit_trace": (lambda model: torch.jit.trace(model, images()), "torch.jit.trace cannot hold a converted model"),
     "jit_script": (torch.jit.script, "torch.jit.script cannot hold a converted model"),
     "functionalize": (lambda model: torch.func.functionalize(model)(images()), "torch.func.functionalize knows no operators"),
     "vmap": (mapped_over_buffers, "torch.func can transform x and offset, not the tensors of the model"),
+    "vmap_of_a_buffer": (mapped_over_a_buffer, "torch.func can transform x and offset, not the tensors of the model"),
+    "grad_of_a_buffer": (derived_by_a_buffer, "torch.func can transform x and offset, not the tensors of the model"),
     "fx": (torch.fx.symbolic_trace, "torch.fx.symbolic_trace cannot follow the forward pass"),
     "onnx": (lambda model: torch.onnx.export(model, (images(),), io.BytesIO(), dynamo=False), "ONNX has no operator"),
 }

@@ -130,7 +130,7 @@ def _transformed(compute: Compute) -> bool:
     if not torch._C._are_functorch_transforms_active():
         return False
     model, functorch = compute.__self__, torch._C._functorch
-    if functorch.is_functorch_wrapped_tensor(model.bit_rules):
+    if any(map(functorch.is_functorch_wrapped_tensor, model.buffers())):
         raise RuntimeError(
             f"{type(model).__name__}: torch.func can transform x and offset, not the tensors of the model, which depend on "
             "one another and on its plan"
