@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -461,13 +462,64 @@ def test_pack_weights_names_what_is_wrong(changes: dict[str, Any], message: str)
         ops.pack_weights(**arguments | changes, box_filter=False, shuffle=1)
 
 
-def test_codes_cannot_be_replaced_by_those_made_of_them() -> None:
-    codes, weight = torch.zeros(1, 5, 7, 8, dtype=torch.uint8), torch.zeros(8, 3, 3, 8, dtype=torch.int8)
-    bits = torch.tensor([4], dtype=torch.int32)
+def memory(offset: int, dtype: torch.dtype, channels: int = 8) -> torch.Tensor:
+    """[1, 5, 7, channels] at a byte of the same 4096."""
+    size = 35 * channels * dtype.itemsize
+    return SHARED[offset : offset + size].view(dtype).view(1, 5, 7, channels)
+
+
+SHARED = torch.zeros(4096, dtype=torch.uint8)
+CODES = memory(0, torch.uint8)  # 280 bytes
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"y_q": CODES}, "y_q must share no memory with x_q, got an overlap of 280 bytes"),
+        ({"y_q": memory(64, torch.uint8)}, "y_q must share no memory with x_q, got an overlap of 216 bytes"),
+        ({"y_q": memory(280, torch.uint8)}, None),
+        ({"x_q": memory(64, torch.uint8), "y_q": CODES}, "y_q must share no memory with x_q, got an overlap of 216 bytes"),
+        ({"y": memory(276, torch.float32)}, "y must share no memory with x_q, got an overlap of 4 bytes"),
+        ({"y": memory(280, torch.float32)}, None),
+        ({"y": memory(280, torch.float32), "y_q": memory(1400, torch.uint8)}, None),
+        (
+            {"y": memory(280, torch.float32), "y_q": memory(1399, torch.uint8)},
+            "y_q must share no memory with y, got an overlap of 1 bytes",
+        ),
+        ({"y": memory(1000, torch.float32), "residual": memory(1000, torch.float32)}, None),
+        (
+            {"y": memory(1000, torch.float32), "residual": memory(1032, torch.float32)},
+            "y must share no memory with residual, unless it is the residual, got an overlap of 1088 bytes",
+        ),
+        ({"y_q": memory(1000, torch.uint8), "residual": memory(1000, torch.float32)}, "y_q must share no memory with residual"),
+        ({"y": memory(280, torch.float32, 20)[..., :8], "residual": memory(280, torch.float32, 20)[..., 8:16]}, None),
+        (
+            {"y": memory(280, torch.float32, 20)[..., 7:15], "residual": memory(280, torch.float32, 20)[..., :8]},
+            "y must share no memory with residual",
+        ),
+        ({"y": memory(0, torch.float32, 20)[..., 12:]}, "y must share no memory with x_q, got an overlap of 232 bytes"),
+    ],
+)
+def test_what_is_written_shares_no_memory_with_what_is_read(changes: dict[str, Any], message: str | None) -> None:
+    """Of a block of memory that holds all of them; told by the bytes that are shared, at a later call of a known signature too."""
+    weight, bits = torch.zeros(8, 3, 3, 8, dtype=torch.int8), torch.tensor([4], dtype=torch.int32)
     packed = ops.pack_weights("reference", weight, (0,) * 7, False, 1)
-    settings = {"y_q": codes, "out_grid": act_grid(0, 1), "out_bits": bits, "backend": "reference"}
-    with pytest.raises(RuntimeError, match="conv2d_out: y_q must not be x_q"):
-        ops.conv2d_out(codes, bits, weight, packed, torch.ones(7, 8), torch.zeros(4, 4, 8), **settings)
+    given = {"x_q": CODES, "out_grid": act_grid(0, 1), "out_bits": bits, "backend": "reference"} | changes
+    tables = bits, weight, packed, torch.ones(7, 8), torch.zeros(4, 4, 8)
+    x_q = given.pop("x_q")
+    apart = {name: given[name].clone() for name in ("y", "y_q", "residual") if name in given}
+    ops.conv2d_out(x_q.clone(), *tables, **given | apart)
+    with pytest.raises(RuntimeError, match=f"conv2d_out: {message}") if message else nullcontext():
+        ops.conv2d_out(x_q, *tables, **given)
+
+
+def test_pixels_share_no_memory_with_the_codes_they_are_made_of() -> None:
+    weight, bits = torch.zeros(8, 3, 3, 8, dtype=torch.int8), torch.tensor([4], dtype=torch.int32)
+    packed = ops.pack_weights("reference", weight, (0,) * 7, False, 1)
+    with pytest.raises(RuntimeError, match="conv2d_pixels_out: image must share no memory with x_q, got an overlap of 216 bytes"):
+        ops.conv2d_pixels_out(
+            CODES, bits, weight, packed, torch.ones(7, 8), torch.zeros(4, 4, 8), image=memory(64, torch.uint8), backend="reference"
+        )
 
 
 @pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
