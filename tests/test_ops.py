@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -216,6 +217,20 @@ def test_the_fake_of_a_residual_block_checks_its_region() -> None:
             fake_outputs("resblock_out", arguments | changes)
 
 
+def test_a_residual_block_shares_no_memory_with_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In front of its kernel, which only a card has."""
+    ran = []
+    monkeypatch.setattr(library, "backend_module", lambda backend: SimpleNamespace(resblock_out=lambda *args: ran.append(args)))
+    x_q, bits = CODES, torch.tensor([4], dtype=torch.int32)
+    conv = torch.zeros(8, 3, 3, 8, dtype=torch.int8), torch.zeros(0, dtype=torch.uint8), torch.ones(7, 8), torch.zeros(4, 4, 8)
+    grid = {"out_grid": act_grid(0, 1), "out_bits": bits}
+    for turn in range(2):
+        ops.resblock_out(x_q, bits, conv, conv, act_grid(0, 1), bits, y_q=memory(280, torch.uint8), **grid)
+        assert len(ran) == turn + 1
+        with pytest.raises(RuntimeError, match="resblock_out: y_q must share no memory with x_q, got an overlap of 1 bytes"):
+            ops.resblock_out(x_q, bits, conv, conv, act_grid(0, 1), bits, y_q=memory(279, torch.uint8), **grid)
+
+
 def many_targets(backend: str) -> dict[str, Any]:
     """x on three grids, into slices of buffers."""
     grids, bits = [act_grid(-1.0 - i, 1.0) for i in range(3)], [torch.tensor([2 + i, 8 - i], dtype=torch.int32) for i in range(3)]
@@ -413,6 +428,8 @@ CONV2D_ERRORS = [
         "conv2d: an image with kernels by border class must be at least 9x3, got 5x7",
     ),
     ({"packed": torch.zeros(0)}, "conv2d: packed must be uint8, got torch.float32"),
+    ({"packed": torch.zeros(64, dtype=torch.uint8)[::2]}, r"conv2d: packed must be contiguous, got strides \(2,\)"),
+    ({"packed": torch.zeros(1, dtype=torch.uint8).expand(64)}, r"conv2d: packed must be contiguous, got strides \(0,\)"),
     ({"alpha": torch.zeros(6, 9)}, r"conv2d: alpha must have shape \[7, 9\], got \[6, 9\]"),
     ({"alpha": torch.zeros(7, 9, dtype=torch.float64)}, "conv2d: alpha must be torch.float32, got torch.float64"),
     ({"weight": torch.zeros(9, 2, 3, 6, dtype=torch.int8)}, "conv2d: the kernel must be odd, got 2x3"),

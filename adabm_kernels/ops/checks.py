@@ -109,6 +109,7 @@ def conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threa
         lambda: f"conv2d: an image with kernels by border class must be at least {r}x{s}, got {h}x{w}",
     )
     require(packed.dtype == torch.uint8, lambda: f"conv2d: packed must be uint8, got {packed.dtype}")
+    require(packed.is_contiguous(), lambda: f"conv2d: packed must be contiguous, got strides {packed.stride()}")
     expect("conv2d: alpha", alpha, torch.float32, (WIDTHS, k))
     require(r % 2 == 1 and s % 2 == 1, lambda: f"conv2d: the kernel must be odd, got {r}x{s}")
     classes = (r, s) if by_class else ((r // 2 + 1) ** 2, (s // 2 + 1) ** 2)
