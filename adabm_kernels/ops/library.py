@@ -116,8 +116,10 @@ def _empty_outputs(conv, out, y, y_q):
     return torch.empty(y, dtype=y_dtype, device=device), torch.empty(y_q, dtype=torch.uint8, device=device)
 
 
-# What layers call, over and over, is checked once for each signature (ready.py): `_X` runs a call, `_ready_X` checks the first of
-# its kind and returns what runs it and all that follow. That must hold no tensor.
+# Layers call these operators at every forward pass, so that arguments are checked once for each signature (ready.py). For an
+# operator X, `_ready_X` checks the arguments of the first call of a signature and returns a function that runs this call and all
+# later ones of that signature; `_X` looks this function up, or has it made, and calls it. The function is kept for as long as the
+# signature and would keep alive any tensor it held, so it must hold none.
 
 
 def _interpreting(tensor: torch.Tensor) -> bool:
@@ -373,12 +375,14 @@ IMPLEMENTATIONS = {
 
 
 def refusal(name: str) -> Callable[..., None]:
-    """What an operator does with tensors of a device that no backend knows: an error that names the device."""
+    """What an operator does with tensors of a device that no backend knows: an error that names the argument and the device."""
 
     def refused(*args):
-        tensors = [tensor for arg in args for tensor in (arg if isinstance(arg, (list, tuple)) else [arg])]
-        found = next(t.device for t in tensors if isinstance(t, torch.Tensor) and devices.why_no_backend(str(t.device)))
-        raise RuntimeError(f"{name}: tensors must be on the CPU or on a CUDA device, got one on {found}")
+        names = [argument.name for argument in getattr(torch.ops.adabm, name).default._schema.arguments]
+        for argument, arg in zip(names, args, strict=False):
+            for tensor in arg if isinstance(arg, (list, tuple)) else [arg]:
+                if isinstance(tensor, torch.Tensor) and devices.why_no_backend(str(tensor.device)):
+                    raise RuntimeError(f"{name}: {argument} must be on the CPU or on a CUDA device, got {tensor.device}")
 
     return refused
 
