@@ -136,7 +136,7 @@ def test_a_forward_pass_leaves_inference_mode(model: ConvertedNetwork, monkeypat
         seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled(), x.clone().is_inference()))
         return x
 
-    monkeypatch.setattr(model, "_graphs", "recorded")
+    monkeypatch.setattr(model, "_graph", True)
     monkeypatch.setattr(model, "_replay", replay)
     with torch.inference_mode():
         model(images())
