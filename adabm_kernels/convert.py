@@ -39,7 +39,8 @@ def convert_model(
         one, a calibrated AdaBM state dict, or a SimulatedNetwork. The user's own class is fine; only its state dict is read, and
         layers of torch that compute something else than those of the recognised network are refused by name.
     calibration: low-resolution images, float tensors [N, 3, H, W] in 0..255 or paths; needed for a float network, and
-        refused for a calibrated one.
+        refused for a calibrated one. They are drawn as the rest runs, with torch as it is when it is imported
+        (nn.contexts.as_imported): a generator finds float32 as the default dtype, the CPU as the default device, no autocast.
     config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedNetwork its own is taken.
     res_scale: the network's residual scale, which its state dict does not reveal; default the `res_scale` of a module's blocks,
         else 1.

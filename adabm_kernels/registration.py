@@ -9,31 +9,50 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
+import warnings
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 PACKAGE = __package__
+OPERATORS = f"{PACKAGE}.ops"
 
 
 def register_with_torch() -> None:
     """Register `torch.ops.adabm.*` where torch is loaded, else when it will have been."""
     hook = _Hook()
     sys.meta_path.insert(0, hook)
-    hook.register()
+    if hook.may_leave():
+        importlib.import_module(OPERATORS)
 
 
 class _Hook(MetaPathFinder):
     """Finds no module; registers the operators behind torch's own import or, where a module that they need is itself being imported
     then, at the next import of anything."""
 
-    def register(self) -> None:
-        """Now, where torch and all modules of the package that are there have been loaded."""
+    def __init__(self) -> None:
+        self._taken = threading.Lock()  # by the one import that registers; never released
+
+    def may_leave(self) -> bool:
+        """True once, where torch and all modules of the package that are there have been loaded; the hook is then taken away."""
         own = [name for name in list(sys.modules) if name.startswith(f"{PACKAGE}.")]
-        if self in sys.meta_path and "torch" in sys.modules and not any(map(_loading, ["torch", *own])):
-            sys.meta_path.remove(self)
-            importlib.import_module(f"{PACKAGE}.ops")
+        if "torch" not in sys.modules or any(map(_loading, ["torch", *own])) or not self._taken.acquire(blocking=False):
+            return False
+        # A new list: imports that are going through the old one, this one among them, would miss the finder behind the hook.
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
+        return True
+
+    def register(self) -> None:
+        """Now, where it can be, behind an import of something else, which an error of this package must not break."""
+        if not self.may_leave():
+            return
+        try:
+            importlib.import_module(OPERATORS)
+        except Exception as error:  # whatever it is: what needs the operators imports the same module and raises it again
+            text = f"{PACKAGE}: torch.ops.adabm is missing, as {OPERATORS} cannot be imported: {type(error).__name__}: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "torch":

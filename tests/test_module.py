@@ -28,12 +28,13 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import adabm_kernels
-from adabm_kernels import native
+from adabm_kernels import native, registration
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
+from adabm_kernels.nn.contexts import as_imported
 from adabm_kernels.registry import Problem, choose
 
 BACKENDS = ["reference"] if native.why_missing("cpu") else ["cpu", "reference"]
@@ -90,6 +91,17 @@ def test_what_is_done_to_a_module_leaves_its_results(model: ConvertedNetwork, na
     model.set_bits(5)  # a setting that copies must keep
     want = model(images())
     assert torch.equal(COPIES[name](model)(images()), want)
+
+
+@pytest.mark.parametrize("name", ["copy", "deepcopy", "pickle"])
+def test_what_is_done_to_a_copy_leaves_the_original(name: str) -> None:
+    model = copy.deepcopy(fresh(BACKENDS[0]))
+    want, made = model(images()), COPIES[name](model)
+    made.set_bits(8)
+    made.conv("head.0").weight.zero_()
+    made.set_backend("reference")
+    assert not torch.equal(made(images()), want)
+    assert torch.equal(model(images()), want) and model.choice.backend == BACKENDS[0]
 
 
 @torch.inference_mode()
@@ -246,6 +258,26 @@ def test_a_model_made_in_a_context_is_as_any_other(tmp_path: Path, name: str) ->
         model(images())
 
 
+def test_models_made_in_threads_at_once_leave_the_default_dtype() -> None:
+    """The first in leaves first; the last one out restores."""
+    inside = [threading.Event(), threading.Event()]
+
+    def first() -> None:
+        with as_imported():
+            inside[0].set()
+            inside[1].wait(20)
+
+    with default_float64():
+        thread = threading.Thread(target=first)
+        thread.start()
+        assert inside[0].wait(20)
+        with as_imported():
+            inside[1].set()
+            thread.join()
+            assert torch.get_default_dtype() == torch.float32
+        assert torch.get_default_dtype() == torch.float64
+
+
 @pytest.mark.parametrize("name", ["copy", "deepcopy", "pickle", "torch_save", "float", "to_cpu", "share_memory"])
 def test_a_model_copied_or_moved_in_inference_mode_is_as_any_other(model: ConvertedNetwork, name: str) -> None:
     want = model(images())
@@ -336,11 +368,29 @@ def mapped_over_buffers(model: nn.Module) -> torch.Tensor:
     return torch.vmap(lambda buffers: torch.func.functional_call(model, buffers, (x,)))(stacked)
 
 
+def with_buffer(model: nn.Module) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
+    """The forward pass as a function of one buffer, and the buffer."""
+    x, (name, buffer) = images(), next(item for item in model.named_buffers() if item[0].endswith("_adaptive.head_0.beta"))
+    return lambda value: torch.func.functional_call(model, {name: value}, (x,)), buffer
+
+
+def mapped_over_a_buffer(model: nn.Module) -> torch.Tensor:
+    function, buffer = with_buffer(model)
+    return torch.vmap(function)(torch.stack([buffer, buffer]))
+
+
+def derived_by_a_buffer(model: nn.Module) -> torch.Tensor:
+    function, buffer = with_buffer(model)
+    return torch.func.grad(lambda value: function(value).sum())(buffer)
+
+
 RECORDERS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "jit_trace": (lambda model: torch.jit.trace(model, images()), "torch.jit.trace cannot hold a converted model"),
     "jit_script": (torch.jit.script, "torch.jit.script cannot hold a converted model"),
     "functionalize": (lambda model: torch.func.functionalize(model)(images()), "torch.func.functionalize knows no operators"),
     "vmap": (mapped_over_buffers, "torch.func can transform x and offset, not the tensors of the model"),
+    "vmap_of_a_buffer": (mapped_over_a_buffer, "torch.func can transform x and offset, not the tensors of the model"),
+    "grad_of_a_buffer": (derived_by_a_buffer, "torch.func can transform x and offset, not the tensors of the model"),
     "fx": (torch.fx.symbolic_trace, "torch.fx.symbolic_trace cannot follow the forward pass"),
     "onnx": (lambda model: torch.onnx.export(model, (images(),), io.BytesIO(), dynamo=False), "ONNX has no operator"),
 }
@@ -369,10 +419,13 @@ REFUSED: dict[str, tuple[Callable[[ConvertedNetwork], object], str]] = {
     "double": (lambda model: model.double(), "it cannot become torch.float64"),
     "type": (lambda model: model.type(torch.int8), "it cannot become torch.int8"),
     "complex": (lambda model: model.to(torch.complex64), "it cannot become torch.complex64"),
-    "to_empty": (lambda model: model.to_empty(device="cpu"), "to_empty: device must be given to .to"),
+    "to_empty": (lambda model: model.to_empty(device="cpu"), r"to_empty\('cpu'\) would lose the tensors, .*: use .to\('cpu'\)"),
     "load_state_dict": (lambda model: model.load_state_dict(model.state_dict()), "read one with adabm_kernels.load"),
-    "prune": (lambda model: prune.l1_unstructured(model.conv("head.0"), "weight", 0.5), "has no parameters"),
-    "parametrize": (lambda model: register_parametrization(model.conv("head.0"), "weight", nn.Identity()), "has no parameters"),
+    "prune": (lambda model: prune.l1_unstructured(model.conv("head.0"), "weight", 0.5), "parameter 'weight_orig' cannot be added"),
+    "parametrize": (
+        lambda model: register_parametrization(model.conv("head.0"), "weight", nn.Identity()),
+        "AdaptiveConv2d: buffer 'weight' cannot be removed: .* Prune or parametrize the float network, then convert it",
+    ),
     "float16_input": (lambda model: model(images().half()), "x must be float32 .*, got torch.float16"),
     "bfloat16_input": (lambda model: model(images().bfloat16()), "x must be float32 .*, got torch.bfloat16"),
     "float64_input": (lambda model: model(images().double()), "x must be float32 .*, got torch.float64"),
@@ -510,11 +563,30 @@ print(torch.equal(torch.export.load("model.pt2").module()(x), y))
 
 
 def test_a_module_that_the_operators_need_may_be_imported_before_torch() -> None:
-    """torch is then loaded in the midst of it, when the operators cannot be: they come with the next import."""
-    code = "import adabm_kernels.quantize, torch, json.tool; print(torch.ops.adabm.conv2d.default)"
-    environment = os.environ | {"PYTHONPATH": str(Path(adabm_kernels.__file__).parents[1])}
+    """torch is then loaded in the midst of it, when the operators cannot be: they come with the next import, here of a built-in
+    module, for which the finder just behind the hook must still be asked (setuptools would put another one between)."""
+    code = "import adabm_kernels.quantize, xxsubtype, torch; print(torch.ops.adabm.conv2d.default)"
+    environment = os.environ | {"PYTHONPATH": str(Path(adabm_kernels.__file__).parents[1]), "SETUPTOOLS_USE_DISTUTILS": "stdlib"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["adabm.conv2d.default"], done.stderr
+
+
+def test_operators_that_cannot_be_loaded_break_no_import_of_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One import alone tries: those of other threads that come to the hook meanwhile go on."""
+    tried, hook = [], registration._Hook()
+
+    def load(name: str) -> None:
+        hook.find_spec("something.else")  # as another thread would
+        tried.append(name)
+        raise OSError("libtorch is of another version")
+
+    monkeypatch.setattr(registration.importlib, "import_module", load)
+    monkeypatch.setattr(sys, "meta_path", [hook, *sys.meta_path])
+    walked = sys.meta_path
+    with pytest.warns(RuntimeWarning, match="torch.ops.adabm is missing, .*OSError: libtorch is of another version"):
+        assert hook.find_spec("something") is None
+    assert hook.find_spec("something") is None and tried == ["adabm_kernels.ops"]
+    assert hook not in sys.meta_path and hook in walked
 
 
 def test_its_text_says_what_it_is(model: ConvertedNetwork) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,7 +160,8 @@ def test_every_operator_is_checked_and_tagged() -> None:
 @pytest.mark.parametrize("name", library.IMPLEMENTATIONS)
 def test_operators_refuse_other_devices_in_a_sentence(name: str) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"adabm::{name}", "XPU")
-    with pytest.raises(RuntimeError, match=f"{name}: tensors must be on the CPU or on a CUDA device, got one on xpu"):
+    second = getattr(torch.ops.adabm, name).default._schema.arguments[1].name
+    with pytest.raises(RuntimeError, match=f"^{name}: {second} must be on the CPU or on a CUDA device, got xpu"):
         library.refusal(name)(torch.zeros(1), [OnOtherDevice(torch.zeros(1))], 3)
 
 
@@ -213,6 +216,20 @@ def test_the_fake_of_a_residual_block_checks_its_region() -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             fake_outputs("resblock_out", arguments | changes)
+
+
+def test_a_residual_block_shares_no_memory_with_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In front of its kernel, which only a card has."""
+    ran = []
+    monkeypatch.setattr(library, "backend_module", lambda backend: SimpleNamespace(resblock_out=lambda *args: ran.append(args)))
+    x_q, bits = CODES, torch.tensor([4], dtype=torch.int32)
+    conv = torch.zeros(8, 3, 3, 8, dtype=torch.int8), torch.zeros(0, dtype=torch.uint8), torch.ones(7, 8), torch.zeros(4, 4, 8)
+    grid = {"out_grid": act_grid(0, 1), "out_bits": bits}
+    for turn in range(2):
+        ops.resblock_out(x_q, bits, conv, conv, act_grid(0, 1), bits, y_q=memory(280, torch.uint8), **grid)
+        assert len(ran) == turn + 1
+        with pytest.raises(RuntimeError, match="resblock_out: y_q must share no memory with x_q, got an overlap of 1 bytes"):
+            ops.resblock_out(x_q, bits, conv, conv, act_grid(0, 1), bits, y_q=memory(279, torch.uint8), **grid)
 
 
 def many_targets(backend: str) -> dict[str, Any]:
@@ -412,6 +429,8 @@ CONV2D_ERRORS = [
         "conv2d: an image with kernels by border class must be at least 9x3, got 5x7",
     ),
     ({"packed": torch.zeros(0)}, "conv2d: packed must be uint8, got torch.float32"),
+    ({"packed": torch.zeros(64, dtype=torch.uint8)[::2]}, r"conv2d: packed must be contiguous, got strides \(2,\)"),
+    ({"packed": torch.zeros(1, dtype=torch.uint8).expand(64)}, r"conv2d: packed must be contiguous, got strides \(0,\)"),
     ({"alpha": torch.zeros(6, 9)}, r"conv2d: alpha must have shape \[7, 9\], got \[6, 9\]"),
     ({"alpha": torch.zeros(7, 9, dtype=torch.float64)}, "conv2d: alpha must be torch.float32, got torch.float64"),
     ({"weight": torch.zeros(9, 2, 3, 6, dtype=torch.int8)}, "conv2d: the kernel must be odd, got 2x3"),
@@ -461,13 +480,64 @@ def test_pack_weights_names_what_is_wrong(changes: dict[str, Any], message: str)
         ops.pack_weights(**arguments | changes, box_filter=False, shuffle=1)
 
 
-def test_codes_cannot_be_replaced_by_those_made_of_them() -> None:
-    codes, weight = torch.zeros(1, 5, 7, 8, dtype=torch.uint8), torch.zeros(8, 3, 3, 8, dtype=torch.int8)
-    bits = torch.tensor([4], dtype=torch.int32)
+def memory(offset: int, dtype: torch.dtype, channels: int = 8) -> torch.Tensor:
+    """[1, 5, 7, channels] at a byte of the same 4096."""
+    size = 35 * channels * dtype.itemsize
+    return SHARED[offset : offset + size].view(dtype).view(1, 5, 7, channels)
+
+
+SHARED = torch.zeros(4096, dtype=torch.uint8)
+CODES = memory(0, torch.uint8)  # 280 bytes
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"y_q": CODES}, "y_q must share no memory with x_q, got an overlap of 280 bytes"),
+        ({"y_q": memory(64, torch.uint8)}, "y_q must share no memory with x_q, got an overlap of 216 bytes"),
+        ({"y_q": memory(280, torch.uint8)}, None),
+        ({"x_q": memory(64, torch.uint8), "y_q": CODES}, "y_q must share no memory with x_q, got an overlap of 216 bytes"),
+        ({"y": memory(276, torch.float32)}, "y must share no memory with x_q, got an overlap of 4 bytes"),
+        ({"y": memory(280, torch.float32)}, None),
+        ({"y": memory(280, torch.float32), "y_q": memory(1400, torch.uint8)}, None),
+        (
+            {"y": memory(280, torch.float32), "y_q": memory(1399, torch.uint8)},
+            "y_q must share no memory with y, got an overlap of 1 bytes",
+        ),
+        ({"y": memory(1000, torch.float32), "residual": memory(1000, torch.float32)}, None),
+        (
+            {"y": memory(1000, torch.float32), "residual": memory(1032, torch.float32)},
+            "y must share no memory with residual, unless it is the residual, got an overlap of 1088 bytes",
+        ),
+        ({"y_q": memory(1000, torch.uint8), "residual": memory(1000, torch.float32)}, "y_q must share no memory with residual"),
+        ({"y": memory(280, torch.float32, 20)[..., :8], "residual": memory(280, torch.float32, 20)[..., 8:16]}, None),
+        (
+            {"y": memory(280, torch.float32, 20)[..., 7:15], "residual": memory(280, torch.float32, 20)[..., :8]},
+            "y must share no memory with residual",
+        ),
+        ({"y": memory(0, torch.float32, 20)[..., 12:]}, "y must share no memory with x_q, got an overlap of 232 bytes"),
+    ],
+)
+def test_what_is_written_shares_no_memory_with_what_is_read(changes: dict[str, Any], message: str | None) -> None:
+    """Of a block of memory that holds all of them; told by the bytes that are shared, at a later call of a known signature too."""
+    weight, bits = torch.zeros(8, 3, 3, 8, dtype=torch.int8), torch.tensor([4], dtype=torch.int32)
     packed = ops.pack_weights("reference", weight, (0,) * 7, False, 1)
-    settings = {"y_q": codes, "out_grid": act_grid(0, 1), "out_bits": bits, "backend": "reference"}
-    with pytest.raises(RuntimeError, match="conv2d_out: y_q must not be x_q"):
-        ops.conv2d_out(codes, bits, weight, packed, torch.ones(7, 8), torch.zeros(4, 4, 8), **settings)
+    given = {"x_q": CODES, "out_grid": act_grid(0, 1), "out_bits": bits, "backend": "reference"} | changes
+    tables = bits, weight, packed, torch.ones(7, 8), torch.zeros(4, 4, 8)
+    x_q = given.pop("x_q")
+    apart = {name: given[name].clone() for name in ("y", "y_q", "residual") if name in given}
+    ops.conv2d_out(x_q.clone(), *tables, **given | apart)
+    with pytest.raises(RuntimeError, match=f"conv2d_out: {message}") if message else nullcontext():
+        ops.conv2d_out(x_q, *tables, **given)
+
+
+def test_pixels_share_no_memory_with_the_codes_they_are_made_of() -> None:
+    weight, bits = torch.zeros(8, 3, 3, 8, dtype=torch.int8), torch.tensor([4], dtype=torch.int32)
+    packed = ops.pack_weights("reference", weight, (0,) * 7, False, 1)
+    with pytest.raises(RuntimeError, match="conv2d_pixels_out: image must share no memory with x_q, got an overlap of 216 bytes"):
+        ops.conv2d_pixels_out(
+            CODES, bits, weight, packed, torch.ones(7, 8), torch.zeros(4, 4, 8), image=memory(64, torch.uint8), backend="reference"
+        )
 
 
 @pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])

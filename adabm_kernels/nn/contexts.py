@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +12,9 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+_BUFFERS_ALONE = (
+    "the packed weights are made from the buffers as conversion left them. Prune or parametrize the float network, then convert it"
+)
 Compute = Callable[..., torch.Tensor]
 _AUTOCAST = ("cpu", "cuda")  # types of devices that a network computes on
 
@@ -21,35 +26,62 @@ def as_imported() -> Iterator[None]:
 
     Models are made so, whatever surrounds the call: a tensor made in inference mode could not be changed outside of it, one made
     under another default dtype would not fit the operators. Modes belong to the calling thread. The default dtype does not: where
-    it is another one, all threads see float32 meanwhile.
+    it is another one, all threads see float32 until the last block of this kind has been left.
     """
-    dtype = torch.get_default_dtype()
     with ExitStack() as left:
         for context in (torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")):
             left.enter_context(context)
         for kind in _AUTOCAST:
             if torch.is_autocast_enabled(kind):
                 left.enter_context(torch.autocast(kind, enabled=False))
-        if dtype != torch.float32:
-            left.callback(torch.set_default_dtype, dtype)
-            torch.set_default_dtype(torch.float32)
+        left.enter_context(_DEFAULT_DTYPE.float32())
         yield
 
 
+class _DefaultDtype:
+    """The default dtype of the process, for blocks of several threads that overlap: each by itself would take the float32 that
+    another one has set for what it must restore."""
+
+    def __init__(self) -> None:
+        self._lock, self._blocks = threading.Lock(), 0
+        self._before: torch.dtype | None = None  # what was found, where it was not float32
+
+    @contextmanager
+    def float32(self) -> Iterator[None]:
+        with self._lock:
+            self._blocks += 1
+            found = torch.get_default_dtype()
+            if found != torch.float32:
+                self._before = found
+                torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if self._blocks == 0 and self._before is not None:
+                    torch.set_default_dtype(self._before)
+                    self._before = None
+
+
+_DEFAULT_DTYPE = _DefaultDtype()
+
+
 class WithoutParameters(nn.Module):
-    """A module of buffers that depend on one another: torch's tools for changing one (prune, parametrize) are refused."""
+    """A module of buffers that depend on one another: torch's tools for changing one (prune, parametrize) are refused, and a copy
+    shares none."""
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        raise TypeError(f"{self._refusal()}: {name!r} cannot become one")
+        raise TypeError(f"{type(self).__name__}: parameter {name!r} cannot be added: {_BUFFERS_ALONE}")
 
     def __delattr__(self, name: str) -> None:
         if name in self._buffers:
-            raise TypeError(f"{self._refusal()}: {name!r} cannot be taken away")
+            raise TypeError(f"{type(self).__name__}: buffer {name!r} cannot be removed: {_BUFFERS_ALONE}")
         super().__delattr__(name)
 
-    def _refusal(self) -> str:
-        name = type(self).__name__
-        return f"{name} has no parameters, and its packed weights would not follow (change the network before it is converted)"
+    def __copy__(self) -> WithoutParameters:
+        # A shallow one would share what settings change: buffers, layers, recorded graphs.
+        return copy.deepcopy(self)
 
 
 def make_ordinary(module: nn.Module) -> None:
@@ -98,7 +130,7 @@ def _transformed(compute: Compute) -> bool:
     if not torch._C._are_functorch_transforms_active():
         return False
     model, functorch = compute.__self__, torch._C._functorch
-    if functorch.is_functorch_wrapped_tensor(model.bit_rules):
+    if any(map(functorch.is_functorch_wrapped_tensor, model.buffers())):
         raise RuntimeError(
             f"{type(model).__name__}: torch.func can transform x and offset, not the tensors of the model, which depend on "
             "one another and on its plan"

@@ -471,7 +471,10 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
 
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> ConvertedNetwork:
         """Raises TypeError: nothing could fill the tensors again."""
-        raise TypeError(f"to_empty: device must be given to .to(), which keeps the tensors of a converted model, got {device!r}")
+        raise TypeError(
+            f"{type(self).__name__}: to_empty({device!r}) would lose the tensors, which nothing could fill again: "
+            f"use .to({device!r})"
+        )
 
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError(f"{type(self).__name__}: torch.jit.script {contexts.NO_SCRIPT}")

@@ -136,7 +136,8 @@ def conv2d_out(
 ) -> None:
     """`conv2d` into tensors that exist already: float32 (or int16) y and uint8 y_q of the shapes it would return, at least one.
 
-    y of float32 may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y_q must not be x_q.
+    y of float32 may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y and y_q must share
+    no memory with each other, x_q and the residual, but y may be the residual.
     accumulate: y holds the residual and is added to. depth, region: which pixels are written, by the depth of each tile of the
     images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`), and the numbers of a `regions.Region`; with y_q
     alone, no residual and no pixels passed on the codes around those are arbitrary. Raises as `conv2d`.
@@ -193,7 +194,10 @@ def conv2d_pixels_out(
     depth: torch.Tensor | None = None,
     region: Sequence[int] = (),
 ) -> None:
-    """`conv2d_pixels` into a contiguous image, uint8 of the shape it would return. depth, region: as in `conv2d_out`."""
+    """`conv2d_pixels` into a contiguous image, uint8 of the shape it would return.
+
+    The image must share no memory with x_q and the residual. depth, region: as in `conv2d_out`.
+    """
     torch.ops.adabm.conv2d_pixels_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
         depth, region, image,
@@ -235,8 +239,8 @@ def resblock_out(
 
     first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid, float32 [7, 2], and bits, int32 [N], of the
     codes between them. slope, activation: the first's; the second has none. features, fraction: of y and the residual. depth,
-    region: of the results, as in `conv2d_out`; the codes in the middle are those of 0 where no result is computed. y_q must not be
-    x_q. Raises as `conv2d`, and RuntimeError where `why_not_resblock` gives a reason.
+    region: of the results, as in `conv2d_out`; the codes in the middle are those of 0 where no result is computed. y and y_q
+    as in `conv2d_out`. Raises as `conv2d`, and RuntimeError where `why_not_resblock` gives a reason.
     """
     torch.ops.adabm.resblock_out(
         x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,

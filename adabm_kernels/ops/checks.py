@@ -109,6 +109,7 @@ def conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threa
         lambda: f"conv2d: an image with kernels by border class must be at least {r}x{s}, got {h}x{w}",
     )
     require(packed.dtype == torch.uint8, lambda: f"conv2d: packed must be uint8, got {packed.dtype}")
+    require(packed.is_contiguous(), lambda: f"conv2d: packed must be contiguous, got strides {packed.stride()}")
     expect("conv2d: alpha", alpha, torch.float32, (WIDTHS, k))
     require(r % 2 == 1 and s % 2 == 1, lambda: f"conv2d: the kernel must be odd, got {r}x{s}")
     classes = (r, s) if by_class else ((r // 2 + 1) ** 2, (s // 2 + 1) ** 2)
@@ -208,10 +209,61 @@ def check_conv2d_out(conv, accumulate, features, fraction, packed_codes, backend
     return conv._replace(residual=y if accumulate else residual, depth=depth, region=tuple(region))
 
 
-def check_apart(operator: str, x_q: torch.Tensor, y_q: torch.Tensor | None) -> None:
+def ready_apart(
+    operator: str,
+    x_q: torch.Tensor,
+    residual: torch.Tensor | None,
+    y: torch.Tensor | None,
+    y_q: torch.Tensor | None,
+    y_name: str = "y",
+) -> Callable[..., None]:
+    """A check for all calls with tensors of these sizes and strides, as it must be made at each: a function of (x_q, residual, y,
+    y_q), of which y and y_q must share no memory with each other nor with the two others, except that y may be the residual."""
     # Codes of a pixel are written while its neighbours' results still need those that were there.
-    if y_q is not None and y_q.data_ptr() == x_q.data_ptr():
-        raise RuntimeError(f"{operator}: y_q must not be x_q")
+    x_bytes, r_bytes, y_bytes, q_bytes = (0 if t is None else _extent(t) for t in (x_q, residual, y, y_q))
+
+    def check(x_q: torch.Tensor, residual: torch.Tensor | None, y: torch.Tensor | None, y_q: torch.Tensor | None) -> None:
+        x_at = x_q.data_ptr()
+        r_at = 0 if residual is None else residual.data_ptr()
+        if y is not None:
+            y_at = y.data_ptr()
+            y_end = y_at + y_bytes
+            if y_at < x_at + x_bytes and x_at < y_end:
+                raise RuntimeError(_overlap(operator, y_name, y, "x_q", x_q))
+            if residual is not y and y_at < r_at + r_bytes and r_at < y_end and not _interleave(y, residual):
+                raise RuntimeError(_overlap(operator, y_name, y, "residual", residual))
+        if y_q is not None:
+            q_at = y_q.data_ptr()
+            q_end = q_at + q_bytes
+            if q_at < x_at + x_bytes and x_at < q_end:
+                raise RuntimeError(_overlap(operator, "y_q", y_q, "x_q", x_q))
+            if y is not None and q_at < y_end and y_at < q_end:
+                raise RuntimeError(_overlap(operator, "y_q", y_q, "y", y))
+            if q_at < r_at + r_bytes and r_at < q_end:
+                raise RuntimeError(_overlap(operator, "y_q", y_q, "residual", residual))
+
+    return check
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Bytes from the first element to the end of the last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def _interleave(y: torch.Tensor, residual: torch.Tensor) -> bool:
+    """Whether features [N, H, W, C] that begin or end among each other's are the same, or other channels of the same wider ones."""
+    apart, size = abs(y.data_ptr() - residual.data_ptr()), y.element_size()
+    channels, pitch = y.shape[3] * size, y.stride(2) * size
+    alike = y.dtype == residual.dtype and y.stride() == residual.stride()
+    return alike and (apart == 0 or channels <= apart % pitch <= pitch - channels)
+
+
+def _overlap(operator: str, name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> str:
+    start, other_start = tensor.data_ptr(), other.data_ptr()
+    shared = min(start + _extent(tensor), other_start + _extent(other)) - max(start, other_start)
+    but = ", unless it is the residual" if name == "y" and other_name == "residual" else ""
+    return f"{operator}: {name} must share no memory with {other_name}{but}, got an overlap of {shared} bytes"
 
 
 def check_conv2d_pixels_out(*args):

@@ -20,7 +20,6 @@ from ..regions import MAX_DEPTH, as_tiles, flat_length
 from .checks import (
     MAKES_READY,
     QUANTIZE_MANY,
-    check_apart,
     check_conv2d_out,
     check_conv2d_pixels_out,
     check_images,
@@ -33,6 +32,7 @@ from .checks import (
     check_tiles,
     conv2d_outputs,
     expect,
+    ready_apart,
     require,
     resblock_convs,
     split_conv,
@@ -117,8 +117,10 @@ def _empty_outputs(conv, out, y, y_q):
     return torch.empty(y, dtype=y_dtype, device=device), torch.empty(y_q, dtype=torch.uint8, device=device)
 
 
-# What layers call, over and over, is checked once for each signature (ready.py): `_X` runs a call, `_ready_X` checks the first of
-# its kind and returns what runs it and all that follow. That must hold no tensor.
+# Layers call these operators at every forward pass, so that arguments are checked once for each signature (ready.py). For an
+# operator X, `_ready_X` checks the arguments of the first call of a signature and returns a function that runs this call and all
+# later ones of that signature; `_X` looks this function up, or has it made, and calls it. The function is kept for as long as the
+# signature and would keep alive any tensor it held, so it must hold none.
 
 
 _TUNING = f"{__package__.rpartition('.')[0]}.backends.triton.tuning"
@@ -148,6 +150,18 @@ def _ready_conv(conv: Conv, threads: int, packed_codes: bool, backend: str, y, y
             module.conv2d_out(conv, threads, y, y_q, **packing)
 
     return run
+
+
+def _ready_into(operator: str, conv: Conv, threads: int, packed_codes: bool, backend: str, y, y_q, y_name: str = "y"):
+    """`_ready_conv` for outputs that the caller gives."""
+    run = _ready_conv(conv, threads, packed_codes, backend, y, y_q)
+    check = ready_apart(operator, conv.x_q, conv.residual, y, y_q, y_name)
+
+    def run_apart(*tensors):
+        check(tensors[0], tensors[7], tensors[11], tensors[12])
+        run(*tensors)
+
+    return run_apart
 
 
 def _conv2d(*args):
@@ -182,14 +196,14 @@ def _conv2d_out(*args):
     read, settings, (depth, region, y, y_q) = args[:10], args[10:19], args[19:]
     key = "conv2d_out", signature((*read, depth, y, y_q)), settings, tuple(region), args[17] == "triton" and _launched(args[0])
     run = READY.get(key) or keep(key, _ready_conv2d_out(args))
-    check_apart("conv2d_out", args[0], y_q)
     run(*args[:7], y if args[13] else args[7], *args[8:10], depth, y, y_q)
 
 
 def _ready_conv2d_out(args):
     conv, rest = split_conv(args)
     *_, packed_codes, backend, threads, _depth, _region, y, y_q = rest
-    return _ready_conv(check_conv2d_out(conv, *rest), threads, packed_codes, backend, y, y_q)
+    conv = check_conv2d_out(conv, *rest)
+    return _ready_into("conv2d_out", conv, threads, packed_codes, backend, y, y_q)
 
 
 def _conv2d_out_fake(*args):
@@ -221,7 +235,7 @@ def _conv2d_pixels_out(*args):
 
 def _ready_conv2d_pixels_out(args):
     conv, packed_codes, backend, threads, image = check_conv2d_pixels_out(*args)
-    return _ready_conv(conv, threads, packed_codes, backend, image, None)
+    return _ready_into("conv2d_pixels_out", conv, threads, packed_codes, backend, image, None, "image")
 
 
 def _conv2d_pixels_out_fake(*args):
@@ -234,11 +248,12 @@ _RESBLOCK_SETTINGS = operator.itemgetter(7, 8, 15, *range(19, 24))
 
 def _resblock_out(*args):
     key = "resblock_out", signature(_RESBLOCK_TENSORS(args)), _RESBLOCK_SETTINGS(args), tuple(args[25])
-    if key not in READY:
-        check_resblock(*args)
-        keep(key, resblock_convs)
     packed_codes, backend, y, y_q = args[22], args[23], *args[26:]
-    check_apart("resblock_out", args[0], y_q)
+    check = READY.get(key)
+    if check is None:
+        check_resblock(*args)
+        check = keep(key, ready_apart("resblock_out", args[0], args[16], y, y_q))
+    check(args[0], args[16], y, y_q)
     backend_module(backend).resblock_out(*resblock_convs(*args), y, y_q, **_packing(packed_codes))
 
 
@@ -366,12 +381,14 @@ IMPLEMENTATIONS = {
 
 
 def refusal(name: str) -> Callable[..., None]:
-    """What an operator does with tensors of a device that no backend knows: an error that names the device."""
+    """What an operator does with tensors of a device that no backend knows: an error that names the argument and the device."""
 
     def refused(*args):
-        tensors = [tensor for arg in args for tensor in (arg if isinstance(arg, (list, tuple)) else [arg])]
-        found = next(t.device for t in tensors if isinstance(t, torch.Tensor) and devices.why_no_backend(str(t.device)))
-        raise RuntimeError(f"{name}: tensors must be on the CPU or on a CUDA device, got one on {found}")
+        names = [argument.name for argument in getattr(torch.ops.adabm, name).default._schema.arguments]
+        for argument, arg in zip(names, args, strict=False):
+            for tensor in arg if isinstance(arg, (list, tuple)) else [arg]:
+                if isinstance(tensor, torch.Tensor) and devices.why_no_backend(str(tensor.device)):
+                    raise RuntimeError(f"{name}: {argument} must be on the CPU or on a CUDA device, got {tensor.device}")
 
     return refused
 

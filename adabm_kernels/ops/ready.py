@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-MOST = 1024  # signatures: some seven for each size of images; then all are forgotten
+# How many signatures are kept: a network makes some seven for each size of images. One more than these, and all are forgotten.
+MOST = 1024
 
 # Signature -> what runs such a call, given its tensors.
 READY: dict[Hashable, Callable[..., Any]] = {}
@@ -19,7 +20,8 @@ READY: dict[Hashable, Callable[..., Any]] = {}
 def signature(tensors: Iterable[torch.Tensor | None]) -> tuple:
     """All that checks can ask of tensors but what is in them and where they lie.
 
-    Strides of a contiguous tensor are known but for those of dimensions of one element, which say nothing.
+    A contiguous tensor needs no strides here: its shape determines them, except in dimensions of one element, where no address
+    depends on them.
     """
     return tuple([None if t is None else (t.shape, t.is_contiguous() or t.stride(), t.dtype, t.device) for t in tensors])
 
