@@ -27,6 +27,7 @@ void Convolution::run_tiled(const Part& part) const {
   s.patch.resize(std::max(s.patch.size(), static_cast<size_t>(row_taps) * (kGroupTiles * outputs + kernel - 1) * pixel_bytes));
   TransformArgs t = {};
   t.rows = tile_rows, t.outputs = outputs, t.pixel_bytes = pixel_bytes;
+  if (a.region.depth) t.mask = ((1u << bits) - 1) * 0x01010101u;
   RowProductArgs p = {};
   p.rows = tile_rows, p.tile_stride = pixel_bytes * code_bytes, p.quads = table.columns.run * header.quads() * code_bytes, p.start_stride = padded;
   for (int j = 0; !table.words && j < column_taps; j++)

@@ -108,6 +108,9 @@ struct TransformArgs {
   int tiles, pixel_bytes;
   ptrdiff_t plane;       // bytes from one tap to the next in `out`
   uint32_t shift[kMaxTaps][kMaxRowTaps];  // the byte four times over
+  // The largest code, four times over, where tiles also read codes around a region: those are arbitrary, and a larger one would spoil
+  // the outputs inside that share its tile, as transformed bytes wrap. 0 where every code is one.
+  uint32_t mask;
   uint8_t* out;
 };
 
