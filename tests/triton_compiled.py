@@ -74,6 +74,9 @@ ONLY = {"kept": (80, 90, 100), "kept_depths": (90,)}
 ONE_BLOCK = {"depths_wide", *ONLY}
 # Forms of which two blocks fit on 8.0, 10.0 and 12.0 too.
 TWO_BLOCKS = {"body", "bytes", "dense", "upsampler", "tail", "last", "sums", "residual_int16"}
+# Bytes of local memory that a thread may take, by form and architecture; elsewhere none. On 8.6 and 8.9 ptxas keeps to 128
+# registers, for two blocks a multiprocessor, and puts away up to four words that it needs behind the products alone.
+STACK = {("depths", 86): 8, ("depths", 89): 8, ("depths_closing", 86): 16, ("depths_closing", 89): 16}
 # What a kernel without products is built with, in place of the settings in `compile_kernel`.
 OTHERS: dict[str, dict[str, Any]] = {
     "quantize": {},
