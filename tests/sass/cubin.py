@@ -185,7 +185,8 @@ def _extracted(library: Path, kernel: str, architecture: str) -> Path:
         command = [str(folder / "cuobjdump"), "-xelf", "all", str(library)]
         subprocess.run(command, check=True, capture_output=True, cwd=temporary)
         temporary.replace(target)
-    for path in sorted(target.glob(f"*sm_{architecture.rstrip('a')}.cubin")):  # files of 9.0a are named as those of 9.0
+    plain = architecture.rstrip("a")  # files of 9.0a are named as those of 9.0 or as their own, by the release of cuobjdump
+    for path in sorted({*target.glob(f"*sm_{plain}.cubin"), *target.glob(f"*sm_{plain}a.cubin")}):
         if any(section.name == f".text.{kernel}" for section in sections(path.read_bytes())):
             return path
     raise Unavailable(f"{library.name} has no {kernel} for sm_{architecture}")
