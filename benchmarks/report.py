@@ -40,14 +40,15 @@ def tables(run: dict) -> str:
     lines = [f"Measured on: {place(run)}. Medians of one run;", "the last column is the time against the fastest of the table."]
     for name, rows in groups(run).items():
         best = rows[0]["stats"]["median"]
-        lines += ["", f"### {name}", "", "| | ms | spread (IQR) | times the fastest |", "|---|---|---|---|"]
+        unit, factor = ("us", 1e6) if rows[-1]["stats"]["median"] < 1e-4 else ("ms", 1e3)
+        lines += ["", f"### {name}", "", f"| | {unit} | spread (IQR) | times the fastest |", "|---|---|---|---|"]
         for row in rows:
             median, iqr = row["stats"]["median"], row["stats"]["iqr"]
             per_pixel = row["extra_info"].get("us_per_kilopixel")
             note = f" ({per_pixel:.0f} us per 1000 pixels)" if per_pixel else ""
             if "against_192" in row["extra_info"]:
                 note = f"{note[:-1]}, {row['extra_info']['against_192']:.2f} of 192x192)"
-            lines.append(f"| {short_name(row)}{note} | {median * 1e3:.2f} | {iqr * 1e3:.2f} | {median / best:.2f} |")
+            lines.append(f"| {short_name(row)}{note} | {median * factor:.2f} | {iqr * factor:.2f} | {median / best:.2f} |")
     return "\n".join(lines)
 
 
