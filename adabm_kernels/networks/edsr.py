@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..graph.nodes import Activation, Add, ColourShift, Conv, Graph, Node, PixelShuffle
 from .spec import ConvSpec, NetworkSpec
 
 # The mean colour of DIV2K, (0.4488, 0.4371, 0.4040), times 255 in float32: what published weights carry.
@@ -74,6 +75,31 @@ class EDSRSpec(NetworkSpec):
         if self.tail == "staged":
             tail.append(ConvSpec("tail.1", c, 3, 3, "end", scale))
         return (ConvSpec("head.0", 3, c, 3, "end"), *blocks, ConvSpec(f"body.{self.blocks}", c, c, 3, "adaptive"), *tail)
+
+
+def edsr_graph(spec: EDSRSpec) -> Graph:
+    """The network under AdaBM's names: convolutions, and the keys of their weights, are those of `spec.convs()`."""
+    convs = {conv.name: conv for conv in spec.convs()}
+    nodes: list[Node] = []
+
+    def add(node: Node) -> str:
+        nodes.append(node)
+        return node.name
+
+    def conv(name: str, x: str) -> str:
+        return add(convs[name].node(x))
+
+    x = add(ColourShift("sub_mean", ("x",), "sub_mean", -1, spec.mean)) if spec.mean_shift else "x"
+    first = y = conv("head.0", x)
+    for i in range(spec.blocks):
+        inner = add(Activation(f"body.{i}.act", (conv(f"body.{i}.conv1", y),), "relu"))
+        y = add(Add(f"body.{i}", (conv(f"body.{i}.conv2", inner), y), (spec.res_scale, 1.0)))
+    y = add(Add("body", (conv(f"body.{spec.blocks}", y), first)))
+    for name, factor in zip(spec.tail_names, [*spec.shuffles, 1], strict=False):
+        y = conv(name, y)
+        y = add(PixelShuffle(f"{name}.shuffle", (y,), factor)) if factor > 1 else y
+    y = add(ColourShift("add_mean", (y,), "add_mean", 1, spec.mean)) if spec.mean_shift else y
+    return Graph(tuple(nodes), outputs=(y,))
 
 
 class MeanShift(nn.Module):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..graph.nodes import Activation, Add, Concat, Graph, Node, PixelShuffle
 from .spec import ConvSpec, NetworkSpec
 
 
@@ -58,6 +59,36 @@ class RDNSpec(NetworkSpec):
             convs.append(ConvSpec(f"UPNet.{2 * i}", c if i == 0 else g, g * r * r, 3, "end", scale))
             scale *= r
         return (*convs, ConvSpec(self.tail_names[-1], g, 3, 3, "end", scale))
+
+
+def rdn_graph(spec: RDNSpec) -> Graph:
+    """The network under AdaBM's names: convolutions, and the keys of their weights, are those of `spec.convs()`."""
+    convs = {conv.name: conv for conv in spec.convs()}
+    nodes: list[Node] = []
+
+    def add(node: Node) -> str:
+        nodes.append(node)
+        return node.name
+
+    def conv(name: str, x: str) -> str:
+        return add(convs[name].node(x))
+
+    first = conv("SFENet1", "x")
+    y, blocks = conv("SFENet2", first), []
+    for i in range(spec.blocks):
+        dense = y
+        for j in range(spec.layers):
+            name = f"RDBs.{i}.convs.{j}"
+            new = add(Activation(f"{name}.act", (conv(f"{name}.conv.0", dense),), "relu"))
+            dense = add(Concat(name, (dense, new)))
+        y = add(Add(f"RDBs.{i}", (conv(f"RDBs.{i}.LFF", dense), y)))
+        blocks.append(y)
+    y = conv("GFF.1", conv("GFF.0", add(Concat("RDBs", tuple(blocks)))))
+    y = add(Add("GFF", (y, first)))
+    for name, factor in zip(spec.tail_names, [*spec.shuffles, 1], strict=True):
+        y = conv(name, y)
+        y = add(PixelShuffle(f"{name}.shuffle", (y,), factor)) if factor > 1 else y
+    return Graph(tuple(nodes), outputs=(y,))
 
 
 class _DenseLayer(nn.Module):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..graph.nodes import Conv
+
 
 @dataclass(frozen=True)
 class ConvSpec:
@@ -28,6 +30,12 @@ class ConvSpec:
     def products(self) -> int:
         """Multiplications for each pixel of the low-resolution image."""
         return self.channels_in * self.channels_out * self.kernel**2 * self.scale**2
+
+    def node(self, x: str) -> Conv:
+        """The convolution of the tensor `x` in a graph."""
+        padding = (self.kernel // 2, self.kernel // 2)
+        sizes = {"kernel": (self.kernel, self.kernel), "padding": padding, "bias": self.bias}
+        return Conv(self.name, (x,), self.name, self.channels_in, self.channels_out, role=self.role, body=self.body, **sizes)
 
 
 RESIDUAL_FRACTION = "residual_fraction"  # in state dicts: float32 [1], of features that are held in 16 bits (quantize.to_fixed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..graph.nodes import Activation, Add, Affine, BatchNorm, Graph, Node, PixelShuffle
 from .spec import ConvSpec, NetworkSpec
 
 BATCH_NORM_EPS = 1e-5
@@ -58,6 +59,40 @@ class SRResNetSpec(NetworkSpec):
         tail.append(ConvSpec("tail.1", c, 3, 9, "end", scale, bias))
         last = ConvSpec(f"body.{self.blocks}", c, c, 3, "adaptive", bias=False)
         return (ConvSpec("head.0", 3, c, 9, "end", bias=bias), *blocks, last, *tail)
+
+
+def srresnet_graph(spec: SRResNetSpec) -> Graph:
+    """The network under AdaBM's names: convolutions, and the keys of their weights, are those of `spec.convs()`."""
+    convs = {conv.name: conv for conv in spec.convs()}
+    nodes: list[Node] = []
+
+    def add(node: Node) -> str:
+        nodes.append(node)
+        return node.name
+
+    def conv(name: str, x: str) -> str:
+        return add(convs[name].node(x))
+
+    def norm(name: str, x: str) -> str:
+        return add(BatchNorm(name, (x,), name, spec.channels, BATCH_NORM_EPS))
+
+    def prelu(name: str, x: str) -> str:
+        return add(Activation(name, (x,), "prelu", key=name, slopes=spec.slopes))
+
+    x = add(Affine("to_range", ("x",), divisor=255.0)) if spec.unit_range else "x"
+    first = y = prelu("head.1", conv("head.0", x))
+    for i in range(spec.blocks):
+        inner = prelu(f"body.{i}.act", norm(f"body.{i}.bn1", conv(f"body.{i}.conv1", y)))
+        inner = norm(f"body.{i}.bn2", conv(f"body.{i}.conv2", inner))
+        y = add(Add(f"body.{i}.add", (inner, y), (spec.res_scale, 1.0)))
+    y = norm(f"body.{spec.blocks + 1}", conv(f"body.{spec.blocks}", y))
+    y = add(Add("body", (y, first)))
+    for i, factor in enumerate(spec.shuffles):
+        y = add(PixelShuffle(f"tail.0.{3 * i + 1}", (conv(f"tail.0.{3 * i}", y),), factor))
+        y = prelu(f"tail.0.{3 * i + 2}", y)
+    y = conv("tail.1", y)
+    y = add(Affine("from_range", (y,), gain=(127.5,), shift=(1.0,), first="shift")) if spec.unit_range else y
+    return Graph(tuple(nodes), outputs=(y,), buffers={UNIT_RANGE: (1,)} if spec.unit_range else {})
 
 
 class _ResBlock(nn.Module):
