@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..graph.nodes import Activation, Add, ColourShift, Conv, Graph, Node, PixelShuffle
+from ..graph.nodes import Activation, Add, ColourShift, Graph, Node, PixelShuffle
 from .spec import ConvSpec, NetworkSpec
 
 # The mean colour of DIV2K, (0.4488, 0.4371, 0.4040), times 255 in float32: what published weights carry.
