@@ -35,13 +35,13 @@ FLOORS = [
     {"tiles"},
     {"tile_times", "smooth", "pixels", "resampling"},
     # The ground: knows nothing of the rest.
-    {"networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat", "sizes"}
+    {"graph", "networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat", "sizes"}
     | {"regions", "exits"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = FLOORS[-1]
 # Modules of the ground that others of the ground may use.
-SHARED_GROUND = {"files", "regions"}
+SHARED_GROUND = {"files", "graph", "regions"}
 # What these may import at module level of all that is installed: importing the package stays inert.
 LIGHT = {"__init__", "__main__", "cli", "commands", "upscale", "native", "registry", "config", "files", "machine", "sizes"}
 LIGHT |= {"registration"}

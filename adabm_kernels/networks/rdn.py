@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .spec import ConvSpec, NetworkSpec
+from ..graph.builder import Builder
+from ..graph.nodes import Concat, Graph
+from .spec import NetworkSpec, stages
 
 
 @dataclass(frozen=True)
@@ -31,33 +33,27 @@ class RDNSpec(NetworkSpec):
             raise ValueError(f"RDNSpec: scale must be 2, 3 or 4, got {self.scale}")
         self.check_sizes("blocks", "layers", "growth", "channels")
 
-    @property
-    def linear_upsampler(self) -> bool:
-        return True
-
-    @property
-    def shuffles(self) -> tuple[int, ...]:
-        """PixelShuffle factors of the upsampler, in order."""
-        return (2, 2) if self.scale == 4 else (self.scale,)
-
-    @property
-    def tail_names(self) -> tuple[str, ...]:
-        """Names of the upsampler's convolutions in the order they run."""
-        return tuple(f"UPNet.{2 * i}" for i in range(len(self.shuffles) + 1))
-
-    def convs(self) -> tuple[ConvSpec, ...]:
-        c, g = self.channels, self.growth
-        convs = [ConvSpec("SFENet1", 3, c, 3, "end"), ConvSpec("SFENet2", c, c, 3, "end")]
+    def build(self) -> Graph:
+        b, c, g = Builder(), self.channels, self.growth
+        first = b.conv("SFENet1", "x", (3, c), role="end")
+        y, blocks = b.conv("SFENet2", first, (c, c), role="end"), []
         for i in range(self.blocks):
-            dense = (ConvSpec(f"RDBs.{i}.convs.{j}.conv.0", c + j * g, g, 3, "adaptive", body=True) for j in range(self.layers))
-            convs += [*dense, ConvSpec(f"RDBs.{i}.LFF", c + self.layers * g, c, 1, "fixed", body=True)]
-        convs.append(ConvSpec("GFF.0", self.blocks * c, c, 1, "adaptive", body=True))
-        convs.append(ConvSpec("GFF.1", c, c, 3, "adaptive", body=True))
-        scale = 1
-        for i, r in enumerate(self.shuffles):
-            convs.append(ConvSpec(f"UPNet.{2 * i}", c if i == 0 else g, g * r * r, 3, "end", scale))
-            scale *= r
-        return (*convs, ConvSpec(self.tail_names[-1], g, 3, 3, "end", scale))
+            dense = y
+            for j in range(self.layers):
+                name = f"RDBs.{i}.convs.{j}"
+                new = b.relu(f"{name}.act", b.conv(f"{name}.conv.0", dense, (c + j * g, g), body=True))
+                dense = b.add(Concat(name, (dense, new)))
+            fused = b.conv(f"RDBs.{i}.LFF", dense, (c + self.layers * g, c), 1, role="fixed", body=True)
+            y = b.sum(f"RDBs.{i}", fused, y)
+            blocks.append(y)
+        fused = b.conv("GFF.0", b.add(Concat("RDBs", tuple(blocks))), (self.blocks * c, c), 1, body=True)
+        y = b.sum("GFF", b.conv("GFF.1", fused, (c, c), body=True), first)
+        factors = stages(self.scale)
+        for i, factor in enumerate(factors):
+            name = f"UPNet.{2 * i}"
+            y = b.conv(name, y, (g if i else c, g * factor**2), role="end")
+            y = b.shuffle(f"{name}.shuffle", y, factor)
+        return b.graph(b.conv(f"UPNet.{2 * len(factors)}", y, (g, 3), role="end"))
 
 
 class _DenseLayer(nn.Module):

@@ -1,0 +1,281 @@
+"""What a network is made of: nodes, each of which computes one tensor from tensors that others have computed.
+
+Nodes hold no values. What a node learns lies in a state dict beside the graph, under keys that begin with the node's `key`; the
+same graph is read with the weights of a teacher, of a simulation or of a converted network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One tensor of a network, and how it is computed.
+
+    name: of the node and of the tensor that it computes; no other node has it. inputs: names of the tensors that it reads.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+
+    arity: ClassVar[int | None] = 1  # how many tensors it reads; None for any number from 1 on
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inputs, tuple) or not all(isinstance(name, str) for name in self.inputs):
+            raise TypeError(f"{type(self).__name__}: inputs of '{self.name}' must be a tuple of names, got {self.inputs!r}")
+        if len(self.inputs) != self.arity and not (self.arity is None and self.inputs):
+            wanted = "at least 1" if self.arity is None else str(self.arity)
+            raise ValueError(f"{type(self).__name__}: inputs of '{self.name}' must be {wanted}, got {len(self.inputs)}")
+
+    @property
+    def x(self) -> str:
+        """The first of its inputs."""
+        return self.inputs[0]
+
+    def parameters(self) -> dict[str, Shape]:
+        """What the node learns: keys of a state dict, and the shape of each."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Conv(Node):
+    """A convolution of [N, C, H, W] with zeros around: `key`.weight [K, C / groups, R, S] and, with `bias`, `key`.bias [K].
+
+    kernel, stride, dilation, padding: rows, columns. role: "adaptive" where image and layer decide the bits of its input,
+    "fixed" at the base bits, "end" (first, last, upsampler) at 8 bits. body: quantised even when only the body is.
+    """
+
+    key: str
+    channels_in: int
+    channels_out: int
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    groups: int = 1
+    bias: bool = True
+    role: str = "adaptive"
+    body: bool = False
+
+    def parameters(self) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {f"{self.key}.weight": (self.channels_out, self.channels_in // self.groups, *self.kernel)}
+        return shapes | ({f"{self.key}.bias": (self.channels_out,)} if self.bias else {})
+
+
+@dataclass(frozen=True)
+class Linear(Node):
+    """x [..., C] times `key`.weight [K, C], plus `key`.bias [K] with `bias`."""
+
+    key: str
+    channels_in: int
+    channels_out: int
+    bias: bool = True
+
+    def parameters(self) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {f"{self.key}.weight": (self.channels_out, self.channels_in)}
+        return shapes | ({f"{self.key}.bias": (self.channels_out,)} if self.bias else {})
+
+
+@dataclass(frozen=True)
+class BatchNorm(Node):
+    """A BatchNorm in eval mode: (x - running_mean) / sqrt(running_var + eps) * weight + bias, for each of the channels."""
+
+    key: str
+    channels: int
+    eps: float = 1e-5
+
+    def parameters(self) -> dict[str, Shape]:
+        parts = ("weight", "bias", "running_mean", "running_var")
+        return {f"{self.key}.{part}": (self.channels,) for part in parts} | {f"{self.key}.num_batches_tracked": ()}
+
+
+@dataclass(frozen=True)
+class Affine(Node):
+    """x * gain + shift with constants: one number for all channels, or one for each; None for gains of 1 and shifts of 0.
+
+    divisor: x / divisor + shift instead, where the published formula divides: a float division is not the product with the
+    reciprocal. first: "gain" as above, or "shift" for (x + shift) * gain.
+    """
+
+    gain: tuple[float, ...] | None = None
+    shift: tuple[float, ...] | None = None
+    divisor: float | None = None
+    first: str = "gain"
+
+
+@dataclass(frozen=True)
+class ColourShift(Node):
+    """x plus (`sign` = 1) or less (-1) a mean colour in 0..255, kept in state dicts as the 1x1 convolution of published weights:
+    `key`.weight, the identity [3, 3, 1, 1], and `key`.bias [3]."""
+
+    key: str
+    sign: int
+    mean: tuple[float, float, float]
+
+    def parameters(self) -> dict[str, Shape]:
+        return {f"{self.key}.weight": (3, 3, 1, 1), f"{self.key}.bias": (3,)}
+
+
+@dataclass(frozen=True)
+class Activation(Node):
+    """An element-wise function by its name in torch.nn.functional: "relu", "leaky_relu", "prelu", "relu6", "silu", "sigmoid", ...
+
+    settings: keyword arguments of the function, in order. slopes: of a PReLU, whose `key`.weight [slopes] holds one slope for all
+    channels (1) or one for each.
+    """
+
+    function: str
+    settings: tuple[tuple[str, Any], ...] = ()
+    key: str = ""
+    slopes: int = 0
+
+    def parameters(self) -> dict[str, Shape]:
+        return {f"{self.key}.weight": (self.slopes,)} if self.slopes else {}
+
+
+@dataclass(frozen=True)
+class Add(Node):
+    """The sum of its inputs, each times its factor, in their order. factors: one for each input; () for factors of 1."""
+
+    factors: tuple[float, ...] = ()
+
+    arity: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.factors and len(self.factors) != len(self.inputs):
+            raise ValueError(f"Add: factors of '{self.name}' must be one for each of {len(self.inputs)} inputs, got {self.factors}")
+
+    def factor(self, index: int) -> float:
+        return self.factors[index] if self.factors else 1.0
+
+
+@dataclass(frozen=True)
+class Multiply(Node):
+    """The product of two inputs, element by element."""
+
+    arity: ClassVar[int | None] = 2
+
+
+@dataclass(frozen=True)
+class Concat(Node):
+    """Its inputs side by side along the channels, in their order."""
+
+    arity: ClassVar[int | None] = None
+
+
+@dataclass(frozen=True)
+class PixelShuffle(Node):
+    """[N, C r^2, H, W] -> [N, C, r H, r W], as torch's. factor: r."""
+
+    factor: int = 2
+
+
+@dataclass(frozen=True)
+class PixelUnshuffle(Node):
+    """[N, C, r H, r W] -> [N, C r^2, H, W], as torch's. factor: r."""
+
+    factor: int = 2
+
+
+@dataclass(frozen=True)
+class Resize(Node):
+    """[N, C, H, W] -> [N, C, factor H, factor W]. mode: "nearest" or "bilinear" (with `align_corners`)."""
+
+    factor: float = 2
+    mode: str = "nearest"
+    align_corners: bool | None = None
+
+
+@dataclass(frozen=True)
+class Pool(Node):
+    """Pooling by the name of a function of torch.nn.functional: "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"; its settings as
+    keyword arguments, in order."""
+
+    function: str = "max_pool2d"
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Float(Node):
+    """Any other call that stays in floats.
+
+    target: what is called: the name of a function of torch or torch.nn.functional ("torch.flatten"), or of a method of the first
+    input (".mean"). arguments, settings: by position and by keyword; `Ref(i)` stands for input i, `Key(k)` for a value of the state
+    dict. shapes: of the keys.
+    """
+
+    target: str = ""
+    arguments: tuple[Any, ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
+    shapes: tuple[tuple[str, Shape], ...] = ()
+
+    arity: ClassVar[int | None] = None
+
+    def parameters(self) -> dict[str, Shape]:
+        return dict(self.shapes)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """In the arguments of a `Float`: input `index` of the node."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Key:
+    """In the arguments of a `Float`: a value of the state dict."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network: nodes in an order in which each reads only inputs of the network and what earlier nodes have computed.
+
+    inputs: names of the tensors that it is given. outputs: of those that it gives. buffers: other keys of its state dict that no
+    node reads, with their shapes (marks such as "unit_range"). Raises ValueError for names that are taken or unknown.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...] = ("x",)
+    outputs: tuple[str, ...] = ()
+    buffers: Mapping[str, Shape] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = set(self.inputs)
+        for node in self.nodes:
+            if missing := [name for name in node.inputs if name not in known]:
+                raise ValueError(f"Graph: '{node.name}' reads {missing}, which no node before it computes")
+            if node.name in known:
+                raise ValueError(f"Graph: two tensors are called '{node.name}'")
+            known.add(node.name)
+        if not self.outputs or not set(self.outputs) <= known:
+            raise ValueError(f"Graph: outputs must name tensors of the graph, got {self.outputs}")
+
+    def __getitem__(self, name: str) -> Node:
+        return self._by_name()[name]
+
+    def _by_name(self) -> dict[str, Node]:
+        found: dict[str, Node] | None = self.__dict__.get("_names")
+        if found is None:
+            found = {node.name: node for node in self.nodes}
+            object.__setattr__(self, "_names", found)
+        return found
+
+    def readers(self, name: str) -> tuple[Node, ...]:
+        """The nodes that read a tensor, in order."""
+        return tuple(node for node in self.nodes if name in node.inputs)
+
+    def parameters(self) -> dict[str, Shape]:
+        """Keys and shapes of everything that the nodes learn, in the order of the nodes, each once; then the buffers."""
+        shapes: dict[str, Shape] = {}
+        for node in self.nodes:
+            shapes |= {key: shape for key, shape in node.parameters().items() if key not in shapes}
+        return shapes | dict(self.buffers)
