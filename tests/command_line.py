@@ -12,6 +12,8 @@ from adabm_kernels import cli
 
 # The package that is tested, whatever the working directory and whether it is installed or not.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+# For programs that import what lies beside this file.
+HELPERS = str(Path(__file__).parent)
 
 
 def run_process(*argv, code=None, **options):

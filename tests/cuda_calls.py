@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
 from cuda_library import buffers, host_library
-from problems import ConvInstance, int16_features
+from problems import ConvInstance, ConvProblem, instantiate, int16_features
 
 from adabm_kernels import native
-from adabm_kernels.backends import cuda
+from adabm_kernels.backends import cuda, reference
 from adabm_kernels.backends.call import Conv
 from adabm_kernels.backends.structs import conv2d_args
 from adabm_kernels.quantize import pack_codes, padded_channels, unpack_codes
@@ -35,6 +35,20 @@ def pack_weights(weight: torch.Tensor, box_filter: bool, shuffle: int) -> torch.
     """The packed form for the GPU of int8 [K, R, S, C] or [R, S, K, R, S, C]."""
     with cuda_on_host():
         return cuda.pack(weight, box_filter, shuffle)
+
+
+def by_class(kernel: int, height: int, width: int, channels: int, outputs: int, bits: tuple[int, ...], **settings) -> ConvInstance:
+    """A problem whose every border class has random weights and constants of its own."""
+    settings = {"weight_bits": 8} | settings
+    weight_bits = settings["weight_bits"]
+    instance = instantiate(ConvProblem("by_class", height, width, channels, outputs, kernel, bits=bits, **settings))
+    g = torch.Generator().manual_seed(5)
+    most = 2 ** (weight_bits - 1)
+    shape = (kernel, kernel, outputs, kernel, kernel, channels)
+    instance.layer.weight = torch.randint(-most, most, shape, generator=g).to(torch.int8)
+    instance.layer.box_filter = False
+    instance.layer.beta = torch.randn(kernel, kernel, outputs, generator=g)
+    return instance
 
 
 @dataclass
@@ -135,3 +149,37 @@ def check_codes(call: CudaCall, instance: ConvInstance, want: torch.Tensor, pack
     assert_equal(unpack_codes(call.y_q, instance.out_bits), want)
     whole = pack_codes(want, instance.out_bits)
     assert_equal(torch.where(call.y_q == POISON, whole, call.y_q), whole)  # nothing behind the codes of an image
+
+
+# ---- compute capability 9.0
+
+HOPPER = {"major": 9, "shared_limit": 227 << 10}
+
+
+def reference_of(call: CudaCall, instance: ConvInstance, packed: bool, **place) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What the reference leaves in the call's y and y_q, the latter unpacked, from what is in them before."""
+    want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
+    if packed and want_q is not None:
+        want_q = unpack_codes(want_q, instance.out_bits)
+    reference.conv2d_out(conv_of(instance, **place), 1, want_y, want_q)
+    return want_y, want_q
+
+
+def block(problem: ConvProblem, activation: str = "none", residual: bool = True):
+    """(first, second) instances of a residual block, the second of this activation, and what two convolutions of the reference make
+    of it."""
+    first = instantiate(problem)
+    settings = {"bits": first.out_bits.tolist(), "activation": activation, "residual": residual}
+    second = instantiate(replace(problem, channels=problem.outputs, **settings), seed=1)
+    _, second.x_q = first.run("reference", "codes")
+    return first, second, second.run("reference", "both")
+
+
+def run_block(first, second, packed: bool = False, config: int = 0, outputs: str = "yq", **place):
+    """The second's call, of a region where place names one (`conv2d_call`), after it was made as a block."""
+    a, b = conv2d_call(first, packed_x=packed, outputs="q"), conv2d_call(second, packed_y=packed, outputs=outputs, **place)
+    a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
+    a.args.config = config
+    with buffers([*a.read, a.packed, *b.read, b.packed], [t for t in (b.y, b.y_q) if t is not None]):
+        host_library().call("adabm_resblock_cuda", a.args, b.args, 0, None)
+    return b

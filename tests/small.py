@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.networks.rdn import RDN, RDNSpec
+from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,6 +40,30 @@ def repeating_edsr(seed=0, **spec):
             for colour in range(3):
                 conv.weight[colour * repeats : (colour + 1) * repeats, colour, 1, 1] = 1
     return edsr
+
+
+NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
+    "edsr": lambda: small_edsr(blocks=1),
+    "rdn": lambda: RDN(RDNSpec(scale=2, blocks=2, layers=2, channels=8, growth=4)).eval(),
+    "srresnet": lambda: SRResNet(SRResNetSpec(scale=2, blocks=1, channels=8)).eval(),
+}
+
+
+def images(*size: int) -> torch.Tensor:
+    """The same noise in 0..255 for the same size."""
+    return torch.rand(*size, generator=torch.Generator().manual_seed(0)) * 255
+
+
+def noise(count, height=16, width=16, seed=0):
+    """`count` images [1, 3, height, width] in 0..255, each with more contrast than the one before."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 1, 3, height, width, generator=generator) - 0.5
+    return [127 + 250 * (i + 1) / count * image for i, image in enumerate(images)]
+
+
+def same(a, b):
+    """Whether two state dicts are equal."""
+    return all(torch.equal(value, b[key]) for key, value in a.items()) and a.keys() == b.keys()
 
 
 class OnOtherDevice(torch.Tensor):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from PIL._util import DeferredError
 from shared import shared_path
-from small import one_thread  # noqa: F401
+from small import noise, one_thread, same  # noqa: F401
 from torch import nn
 
 from adabm_kernels.calibrate import calibrate
@@ -33,13 +33,6 @@ small_edsr = functools.partial(small.small_edsr, blocks=4)
 paper = functools.partial(ConvertConfig, recipe="paper")
 
 
-def noise(count, height=16, width=16, seed=0):
-    """`count` images [1, 3, height, width] in 0..255, each with more contrast than the one before."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(count, 1, 3, height, width, generator=generator) - 0.5
-    return [127 + 250 * (i + 1) / count * image for i, image in enumerate(images)]
-
-
 def float_inputs(model, batch):
     """What enters each convolution of a float EDSR, by AdaBM name."""
     seen = {}
@@ -54,10 +47,6 @@ def float_inputs(model, batch):
     for hook in hooks:
         hook.remove()
     return seen
-
-
-def same(a, b):
-    return all(torch.equal(value, b[key]) for key, value in a.items()) and a.keys() == b.keys()
 
 
 # Weights.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from elsewhere import DEVICE, Elsewhere
-from small import one_thread, small_edsr  # noqa: F401
-from test_gpu_plumbing import NETWORKS, images
+from small import NETWORKS, images, one_thread, small_edsr  # noqa: F401
 
 from adabm_kernels import ConvertConfig, convert_model
 from adabm_kernels.calibrate import EXIT_WORK, calibrate

@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from command_line import ENVIRONMENT, names, rows, run_process
+from command_line import ENVIRONMENT, HELPERS, names, rows, run_process
 from small import small_edsr
 from with_exits import an_exit, with_exit
 
@@ -329,7 +329,7 @@ sys.modules["adabm_kernels.upscale"].load_model = lambda name: Slow()
 sys.exit(cli.main())
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(__file__).parent), "upscale", "in.png"],
+        [sys.executable, "-c", code, HELPERS, "upscale", "in.png"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
     )  # fmt: skip
     assert process.stdout.readline() == "computing\n"

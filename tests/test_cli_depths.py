@@ -8,9 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from browser import chromium, needs_browser
 from command_line import rows
 from small import one_thread, small_edsr  # noqa: F401
-from test_report import chromium, needs_browser
 from with_exits import TILE, an_exit, pictures, with_exit
 
 from adabm_kernels import ConvertConfig, convert_model, load, save, upscale, upscale_file

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from command_line import ENVIRONMENT, names, rows
+from command_line import ENVIRONMENT, HELPERS, names, rows
 
 from adabm_kernels.images import EXTENSIONS, open_picture
 
@@ -116,7 +116,7 @@ for argv in (["naïve.png"], ["日本.png", "-v"], ["naïve.png", "--json"], ["�
     print(cli.main(["upscale", *argv]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(Path(__file__).parent)],
+        [sys.executable, "-c", program, HELPERS],
         capture_output=True, env=ENVIRONMENT | {"PYTHONIOENCODING": encoding},
     )  # fmt: skip
     out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
@@ -322,7 +322,7 @@ adabm a.png -o >(cat > target.png) --json > report.json && wait $! &&
 cat a.png | adabm /dev/stdin -o /dev/stdout > both.png &&
 adabm /dev/fd/3 3< a.png > third.png
 """
-    variables = {"PYTHON": sys.executable, "PROGRAM": PROCESS, "TESTS": str(Path(__file__).parent)}
+    variables = {"PYTHON": sys.executable, "PROGRAM": PROCESS, "TESTS": HELPERS}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=ENVIRONMENT | variables)
     assert (done.returncode, done.stdout, done.stderr.count("standard output")) == (0, "", 3), done.stderr
     assert names(empty_folder) == ["a.png", "both.png", "report.json", "substituted.png", "target.png", "third.png"]

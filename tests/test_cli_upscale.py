@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from command_line import ENVIRONMENT, names, rows, run_process
+from command_line import ENVIRONMENT, HELPERS, names, rows, run_process
 from fake_model import FakeModel
 
 from adabm_kernels import batch
@@ -418,7 +418,7 @@ import adabm_kernels.upscale
 sys.modules["adabm_kernels.upscale"].load_model = lambda name: FakeModel()
 sys.exit(cli.main())
 """
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), "upscale", "-", "--format", "tif"]
+    command = [sys.executable, "-c", code, HELPERS, "upscale", "-", "--format", "tif"]
     done = subprocess.run(command, input=Path("in.png").read_bytes(), capture_output=True, env=ENVIRONMENT)
     assert done.returncode == 0 and b"standard output" in done.stderr
     assert np.array_equal(np.array(PIL.Image.open(io.BytesIO(done.stdout))), LARGE)
@@ -481,7 +481,7 @@ sys.modules["adabm_kernels.upscale"].load_model = lambda name: Slow()
 sys.exit(cli.main())
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(__file__).parent), "upscale", "in.png", "--tile", "32", "--smooth", "network"],
+        [sys.executable, "-c", code, HELPERS, "upscale", "in.png", "--tile", "32", "--smooth", "network"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
     )  # fmt: skip
     assert process.stdout.readline() == "computing\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from drawn import drawn_problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import PROBLEMS, ConvProblem, half_units, instantiate, int16_features, runnable_isas
@@ -77,32 +78,8 @@ def test_threads_do_not_change_the_result(threads: int) -> None:
         check(problem, ISAS[-1], threads=threads)
 
 
-@st.composite
-def problems(draw: st.DrawFn) -> ConvProblem:
-    shuffle = draw(st.sampled_from([1, 1, 2, 3, 4]))
-    images = draw(st.integers(1, 3))
-    bits = st.tuples(*[st.integers(2, 8)] * images)
-    lower = draw(st.floats(-50, 50, width=32))
-    return ConvProblem(
-        "drawn",
-        height=draw(st.integers(1, 12)),
-        width=draw(st.integers(1, 40)),
-        channels=draw(st.integers(1, 70)),
-        outputs=draw(st.integers(1, 80 // shuffle**2)) * shuffle**2,
-        kernel=draw(st.sampled_from([1, 3, 5, 9])),
-        weight_bits=draw(st.integers(2, 8)),
-        bits=draw(bits),
-        out_bits=draw(bits),
-        activation=draw(st.sampled_from(["none", "relu", "prelu"])),
-        residual=draw(st.booleans()),
-        shuffle=shuffle,
-        lower=lower,
-        upper=lower + draw(st.floats(0.125, 300, width=32)),
-    )
-
-
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(problem=problems(), isa=st.sampled_from(ISAS or ["none"]), seed=st.integers(0, 99))
+@given(problem=drawn_problems(), isa=st.sampled_from(ISAS or ["none"]), seed=st.integers(0, 99))
 def test_any_problem_equals_the_reference(problem: ConvProblem, isa: str, seed: int) -> None:
     check(problem, isa, seed, threads=1 + seed % 2)
 

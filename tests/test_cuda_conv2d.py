@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from cuda_calls import PACKED_HEADER_BYTES, check, check_codes, conv2d_call, pack_weights
+from cuda_calls import PACKED_HEADER_BYTES, by_class, check, check_codes, conv2d_call, pack_weights
 from cuda_library import LANDINGS, ORDERS, driver, host_library, policy
+from drawn import drawn_problems
+from features_int16 import int16_residual, wanted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import PROBLEMS, ConvInstance, ConvProblem, instantiate
-from test_conv2d import problems
-from test_features16 import int16_residual, wanted
 
 from adabm_kernels.quantize import act_grid
 
@@ -51,7 +51,7 @@ def test_images_that_begin_off_a_multiple_of_16_bytes() -> None:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(problem=problems(), packed_x=st.booleans(), packed_y=st.booleans(), seed=st.integers(0, 99))
+@given(problem=drawn_problems(), packed_x=st.booleans(), packed_y=st.booleans(), seed=st.integers(0, 99))
 def test_any_problem_equals_the_reference(problem: ConvProblem, packed_x: bool, packed_y: bool, seed: int) -> None:
     with policy("random", "random", seed):
         check(instantiate(problem, seed), packed_x=packed_x, packed_y=packed_y)
@@ -208,20 +208,6 @@ def test_features_of_16_bits_of_any_layer(settings: dict, outputs: str, fraction
 
 
 # ---- kernels by border class
-
-
-def by_class(kernel: int, height: int, width: int, channels: int, outputs: int, bits: tuple[int, ...], **settings) -> ConvInstance:
-    """A problem whose every border class has random weights and constants of its own."""
-    settings = {"weight_bits": 8} | settings
-    weight_bits = settings["weight_bits"]
-    instance = instantiate(ConvProblem("by_class", height, width, channels, outputs, kernel, bits=bits, **settings))
-    g = torch.Generator().manual_seed(5)
-    most = 2 ** (weight_bits - 1)
-    shape = (kernel, kernel, outputs, kernel, kernel, channels)
-    instance.layer.weight = torch.randint(-most, most, shape, generator=g).to(torch.int8)
-    instance.layer.box_filter = False
-    instance.layer.beta = torch.randn(kernel, kernel, outputs, generator=g)
-    return instance
 
 
 @pytest.mark.parametrize(

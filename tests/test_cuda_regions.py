@@ -7,11 +7,21 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
-from cuda_calls import POISON, assert_equal, check_codes, conv2d_call, conv_of, cuda_on_host
+from cuda_calls import (
+    HOPPER,
+    POISON,
+    assert_equal,
+    block,
+    by_class,
+    check_codes,
+    conv2d_call,
+    conv_of,
+    cuda_on_host,
+    reference_of,
+    run_block,
+)
 from cuda_library import ORDERS, buffers, driver, host_library, policy
 from problems import ConvInstance, ConvProblem, instantiate
-from test_cuda_conv2d import by_class
-from test_cuda_sm90 import HOPPER, block, reference_of, run_block
 
 from adabm_kernels import ops
 from adabm_kernels.backends import reference

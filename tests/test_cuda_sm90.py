@@ -6,15 +6,26 @@ import dataclasses
 
 import pytest
 import torch
-from cuda_calls import POISON, CudaCall, assert_equal, check, check_codes, conv2d_call, conv_of, cuda_on_host
+from cuda_calls import (
+    HOPPER,
+    POISON,
+    assert_equal,
+    block,
+    by_class,
+    check,
+    check_codes,
+    conv2d_call,
+    cuda_on_host,
+    reference_of,
+    run_block,
+)
 from cuda_library import LANDINGS, ORDERS, buffers, driver, host_library, policy, runtime
 from problems import PROBLEMS, ConvInstance, ConvProblem, half_units, instantiate
 from small import one_thread  # noqa: F401
-from test_cuda_conv2d import by_class
 
 import adabm_kernels
 from adabm_kernels import native, ops
-from adabm_kernels.backends import cuda, reference
+from adabm_kernels.backends import cuda
 from adabm_kernels.backends.counted import on_wgmma
 from adabm_kernels.backends.cuda import _place as real_place
 from adabm_kernels.config import ConvertConfig
@@ -24,7 +35,6 @@ from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.quantize import to_pixels, unpack_codes
 from adabm_kernels.registry import Choice
 
-HOPPER = {"major": 9, "shared_limit": 227 << 10}
 BLOCKS = [
     ConvProblem("resblock", 17, 33, 64, 64, bits=(4, 2), out_bits=(3, 6), activation="relu"),  # one more than a tile each way
     ConvProblem("narrow", 5, 3, 64, 64, bits=(8,), activation="relu"),
@@ -116,15 +126,6 @@ STRAIGHT |= {  # four outputs at a time
     "staged_floats_shuffled": ("yq", False, wide(192, (4,), shuffle=2)),  # 48 outputs a sub-pixel
     "staged_residual": ("yq", True, wide(80, (5,), (3,), residual=True, kernel=5, channels=64)),  # 64 outputs and 16
 }
-
-
-def reference_of(call: CudaCall, instance: ConvInstance, packed: bool, **place) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """What the reference leaves in the call's y and y_q, the latter unpacked, from what is in them before."""
-    want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
-    if packed and want_q is not None:
-        want_q = unpack_codes(want_q, instance.out_bits)
-    reference.conv2d_out(conv_of(instance, **place), 1, want_y, want_q)
-    return want_y, want_q
 
 
 def check_straight(name: str, in_place: bool = False, config: int = 0, instance: ConvInstance | None = None, **place) -> None:
@@ -285,26 +286,6 @@ def test_images_of_bytes_are_the_floats_clamped_and_rounded(
 
 
 # ---- residual blocks
-
-
-def block(problem: ConvProblem, activation: str = "none", residual: bool = True):
-    """(first, second) instances of a residual block, the second of this activation, and what two convolutions of the reference make
-    of it."""
-    first = instantiate(problem)
-    settings = {"bits": first.out_bits.tolist(), "activation": activation, "residual": residual}
-    second = instantiate(dataclasses.replace(problem, channels=problem.outputs, **settings), seed=1)
-    _, second.x_q = first.run("reference", "codes")
-    return first, second, second.run("reference", "both")
-
-
-def run_block(first, second, packed: bool = False, config: int = 0, outputs: str = "yq", **place):
-    """The second's call, of a region where place names one (`conv2d_call`), after it was made as a block."""
-    a, b = conv2d_call(first, packed_x=packed, outputs="q"), conv2d_call(second, packed_y=packed, outputs=outputs, **place)
-    a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
-    a.args.config = config
-    with buffers([*a.read, a.packed, *b.read, b.packed], [t for t in (b.y, b.y_q) if t is not None]):
-        host_library().call("adabm_resblock_cuda", a.args, b.args, 0, None)
-    return b
 
 
 def check_block(problem: ConvProblem, packed: bool = False, config: int = 0) -> None:

@@ -16,37 +16,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import features_int16
 import pytest
-import test_features16 as features16
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators import QUANTIZE, fake_outputs, order, settings_of
 from problems import ConvProblem, instantiate
-from small import one_thread, small_edsr  # noqa: F401
-from test_ops import QUANTIZE, fake_outputs, order, settings_of
+from small import NETWORKS, images, one_thread, small_edsr  # noqa: F401
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adabm_kernels import ConvertConfig, convert_model, ops, registry
 from adabm_kernels.backends import devices, gpu_times
 from adabm_kernels.backends.counted import ConvShape
-from adabm_kernels.networks.rdn import RDN, RDNSpec
-from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork, graph, lanes, network
 from adabm_kernels.nn.graph import _RECORDING
 from adabm_kernels.nn.workspace import Workspace
 from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
 from adabm_kernels.registry import GPU_BACKENDS, Choice, Problem, choose, device_for
 from adabm_kernels.upscale import configure, upscale
-
-NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
-    "edsr": lambda: small_edsr(blocks=1),
-    "rdn": lambda: RDN(RDNSpec(scale=2, blocks=2, layers=2, channels=8, growth=4)).eval(),
-    "srresnet": lambda: SRResNet(SRResNetSpec(scale=2, blocks=1, channels=8)).eval(),
-}
-
-
-def images(*size: int) -> torch.Tensor:
-    return torch.rand(*size, generator=torch.Generator().manual_seed(0)) * 255
 
 
 def converted(name: str = "edsr", quantize: str = "full") -> torch.nn.Module:
@@ -847,9 +835,9 @@ def test_settings_that_are_there_already_leave_graphs_alone(recorder: type[Recor
 def test_graphs_serve_features_of_16_bits(recorder: type[Recorder]) -> None:
     """A network with int16 features and one with float32 features take turns in one workspace, eagerly and recorded: each finds
     buffers of its own type under the names that both use, and computes what it computes alone."""
-    models = [features16.converted(), features16.converted()]
+    models = [features_int16.converted(), features_int16.converted()]
     models[0].fraction = None
-    inputs = [features16.images(height, 13, count=1) for height in (9, 12, 9)]
+    inputs = [features_int16.images(height, 13, count=1) for height in (9, 12, 9)]
     want = [[copy.deepcopy(model)(x) for x in inputs] for model in models]
     assert not torch.equal(want[0][0], want[1][0])
     models[1]._workspace = models[0]._workspace

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from operators import BACKENDS, CONV2D_ERRORS, QUANTIZE, backend, order, outputs, place, prepared, settings_of
 from problems import ConvProblem
 from small import one_thread, small_edsr  # noqa: F401
-from test_ops import BACKENDS, CONV2D_ERRORS, QUANTIZE, backend, order, outputs, place, prepared, settings_of
 
 from adabm_kernels import ConvertConfig, convert_model, ops
 from adabm_kernels.ops import ready

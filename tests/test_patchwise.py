@@ -5,13 +5,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from command_line import ENVIRONMENT
+from command_line import ENVIRONMENT, HELPERS
 from fake_model import FakeModel
 from small import one_thread, small_edsr  # noqa: F401
 
@@ -469,7 +468,7 @@ with open("/proc/self/status") as status:
         source = RNG.integers(0, 256, (rows // 10, width // 10, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
         PIL.Image.fromarray(source).save(tmp_path / f"{rows}.png")
         done = subprocess.run(
-            [sys.executable, "-c", code, str(Path(__file__).parent), str(rows), str(scale)],
+            [sys.executable, "-c", code, HELPERS, str(rows), str(scale)],
             cwd=tmp_path, capture_output=True, text=True, check=True, env=returning,
         )  # fmt: skip
         peaks.append(int(done.stdout) * 1024)

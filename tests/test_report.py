@@ -1,10 +1,7 @@
 """The report page: what it says, that it stands alone, and that it works in a browser."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from browser import chromium, needs_browser
 from command_line import names
 
 from adabm_kernels.bitmap import COLOURS, bit_map, colour, group_name, ink
@@ -19,11 +17,9 @@ from adabm_kernels.images import open_picture
 from adabm_kernels.picture import Patch
 from adabm_kernels.upscale import _ASSETS, load_model, upscale
 
-CHROMIUM = shutil.which("chromium")
 needs_builtin = pytest.mark.skipif(
     not (_ASSETS / "edsr_x4_w6a6.safetensors").is_file(), reason="the built-in model's file is not there"
 )
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -86,23 +82,6 @@ def test_the_page_tells_bits_times_and_quality(page):
     assert re.search(r"<dt>float model</dt><dd>\d+\.\d{3} s, \d+\.\d\d times as long", page)
     assert re.search(r'<th scope="row">body\.0\.conv1</th><td>\d\.\d\d</td><td>\d+\.\d\d</td>', page)
     assert re.search(r"body\.0\.conv1 +\d +(F\([24]x\d\)|direct)", page)  # the plan
-
-
-def chromium(folder, page, script, *options):
-    """Open the page with a script that runs before its own ones; the completed process. The page is `page.html` in the folder."""
-    head = "<script>const errors = []; addEventListener('error', e => errors.push(e.message));</script>"
-    tail = f"<script>addEventListener('load', () => {{ {script} }});</script></body>"
-    (folder / "page.html").write_text(page.replace("<head>", f"<head>{head}").replace("</body>", tail), encoding="utf-8")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    command += [
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={folder / 'profile'}",
-        "--window-size=1000,1400",
-        "--force-device-scale-factor=1",
-    ]
-    environment = {**os.environ, "HOME": str(folder)}
-    command += [*options, (folder / "page.html").as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
 
 
 @needs_builtin

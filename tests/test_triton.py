@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton_releases
+from triton_releases import BESIDE, NEWEST, OTHERS, OWN, all_passed, folder_of, run_kernel_tests
 
 from adabm_kernels import machine
 from adabm_kernels.backends import devices
@@ -22,29 +23,6 @@ from adabm_kernels.backends import devices
 pytestmark = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
 KERNELS = Path(__file__).with_name("triton_kernels.py")
 ROOT = Path(__file__).resolve().parents[1]
-# Releases of Triton: the one that this environment has, and those that the Makefile installs beside it, for `make test` and for
-# `make test-all`.
-OWN = machine.triton_version()
-
-
-def _listed(variable: str) -> list[str]:
-    (values,) = re.findall(rf"^{variable} := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    return [version for version in values.split() if version not in ("$(TRITONS)", OWN)]
-
-
-BESIDE = _listed("TRITONS")
-NEWEST = max(BESIDE, key=lambda version: [int(part) for part in version.split(".")])
-OTHERS = BESIDE + _listed("TRITONS_ALL")
-
-
-def folder_of(version: str) -> Path | None:
-    """Where a release lies, None for that of the environment. Skips where it is not there."""
-    if version == OWN:
-        return None
-    folder = ROOT / ".venv" / f"triton-{version}"
-    if not (folder / "triton").exists():
-        pytest.skip(f"no {folder.relative_to(ROOT)}, which `make {'test' if version in BESIDE else 'test-all'}` installs")
-    return folder
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
@@ -62,27 +40,10 @@ def test_a_release_is_installed_once(tmp_path: Path) -> None:
 
 
 def test_where_a_release_is_missing_it_says_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    monkeypatch.setattr(triton_releases, "ROOT", tmp_path)
     for version, command in ((NEWEST, "make test"), ("0.0", "make test-all")):
         with pytest.raises(pytest.skip.Exception, match=f"no .venv/triton-{version}, which `{command}` installs"):
             folder_of(version)
-
-
-def run_kernel_tests(keywords: str, interpret: bool, file: Path = KERNELS, version: str = OWN) -> subprocess.Popen:
-    """A file of tests of kernels, or what `keywords` select of it, in a process of its own, with a release of Triton."""
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
-    if folder := folder_of(version):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    main = "import sys, pytest, triton; assert triton.__version__ == sys.argv[1]; sys.exit(pytest.main(sys.argv[2:]))"
-    options = ["-q", "-p", "no:cacheprovider", "--tb=short", str(file), "-k", keywords]
-    command = [sys.executable, "-c", main, version, *options]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def all_passed(*processes: subprocess.Popen) -> None:
-    outputs = [process.communicate()[0] for process in processes]
-    failed = [output[-6000:] for process, output in zip(processes, outputs, strict=True) if process.returncode]
-    assert not failed, "\n".join(failed)
 
 
 def beside(versions: list[str], often: tuple[str, ...] = ()) -> list:
@@ -95,21 +56,22 @@ NETWORKS = "network or networks or tail or thresholds"
 
 @pytest.mark.parametrize("version", beside([OWN, *OTHERS], (OWN,)))
 def test_kernels_equal_the_reference_in_the_interpreter(version: str) -> None:
-    all_passed(*(run_kernel_tests(words, True, version=version) for words in (NETWORKS, f"not ({NETWORKS})")))
+    all_passed(*(run_kernel_tests(KERNELS, words, interpret=True, version=version) for words in (NETWORKS, f"not ({NETWORKS})")))
 
 
 @pytest.mark.parametrize("version", BESIDE)
 def test_some_kernels_equal_the_reference_in_the_interpreter(version: str) -> None:
-    all_passed(run_kernel_tests("every_width or one_output or between_two or layer_bits", True, version=version))
+    words = "every_width or one_output or between_two or layer_bits"
+    all_passed(run_kernel_tests(KERNELS, words, interpret=True, version=version))
 
 
 def test_kernels_that_are_kept_are_launched_as_triton_launches_them() -> None:
-    all_passed(run_kernel_tests("", interpret=False, file=KERNELS.with_name("triton_launch.py")))
+    all_passed(run_kernel_tests(KERNELS.with_name("triton_launch.py"), "", interpret=False))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_kernels_equal_the_reference_on_the_gpu() -> None:
-    all_passed(run_kernel_tests("", interpret=False))
+    all_passed(run_kernel_tests(KERNELS, "", interpret=False))
 
 
 def test_the_version_is_that_of_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

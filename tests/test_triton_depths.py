@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_triton import all_passed, run_kernel_tests
+from triton_releases import all_passed, run_kernel_tests
 
 from adabm_kernels.backends import devices
 
@@ -15,12 +15,12 @@ DEPTHS = Path(__file__).with_name("triton_depths.py")
 
 
 def test_depths_equal_the_reference_in_the_interpreter() -> None:
-    all_passed(run_kernel_tests("", interpret=True, file=DEPTHS))
+    all_passed(run_kernel_tests(DEPTHS, "", interpret=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_depths_equal_the_reference_on_the_gpu() -> None:
-    all_passed(run_kernel_tests("", interpret=False, file=DEPTHS))
+    all_passed(run_kernel_tests(DEPTHS, "", interpret=False))
 
 
 def test_a_pixel_is_one_load() -> None:

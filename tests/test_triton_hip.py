@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_triton import all_passed, run_kernel_tests
+from triton_releases import all_passed, run_kernel_tests
 
 from adabm_kernels import registry
 from adabm_kernels.backends import amd, devices
@@ -137,7 +137,7 @@ def test_a_grid_of_more_threads_than_a_card_of_amd_counts_is_named(card: dict[st
 
 
 def test_the_form_without_assembly_equals_the_reference_in_the_interpreter() -> None:
-    all_passed(run_kernel_tests("not bytes", interpret=True, file=PORTABLE))
+    all_passed(run_kernel_tests(PORTABLE, "not bytes", interpret=True))
 
 
 # ---- built ahead of time

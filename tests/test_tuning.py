@@ -13,8 +13,11 @@ import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import one_thread  # noqa: F401
-from test_calibrate import noise, same
+from small import (
+    noise,
+    one_thread,  # noqa: F401
+    same,
+)
 
 from adabm_kernels.calibrate import calibrate
 from adabm_kernels.calibration import images as samples

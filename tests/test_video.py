@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ENVIRONMENT, names, rows
+from command_line import ENVIRONMENT, HELPERS, names, rows
 
 from adabm_kernels.commands.video import MATRICES, Stream, _read_y4m
 from adabm_kernels.commands.yuv import from_rgb, to_rgb
@@ -37,7 +37,7 @@ import adabm_kernels.upscale
 sys.modules["adabm_kernels.upscale"].load_model = lambda name: FakeModel()
 sys.exit(cli.main())
 """,
-    str(Path(__file__).parent),
+    HELPERS,
     "upscale",
 ]
 

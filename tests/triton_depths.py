@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from small import poison_empty
-from test_cuda_depths import PLACES, THRESHOLDS, pictures
+from tile_pictures import PLACES, THRESHOLDS, pictures
 
 from adabm_kernels import ops
 from adabm_kernels.backends.devices import interpreting

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import drawn_problems
 from hypothesis import given, settings
+from operators import QUANTIZE, by_border_class, order, settings_of
 from problems import PROBLEMS, ConvInstance, ConvProblem, half_units, instantiate, int16_features
 from small import poison_empty, small_edsr
-from test_conv2d import problems as any_problem
-from test_ops import QUANTIZE, by_border_class, order, settings_of
 
 from adabm_kernels import ConvertConfig, convert_model, ops
 from adabm_kernels.backends import reference
@@ -162,8 +162,8 @@ def test_int16_features_round_half_to_even_and_saturate(fraction: int, activatio
 
 
 @settings(max_examples=8 if interpreting() else 60, deadline=None, derandomize=True)
-@given(problem=any_problem())
-def test_any_problem_equals_the_reference(problem: ConvProblem) -> None:
+@given(problem=drawn_problems())
+def test_drawn_problems_equals_the_reference(problem: ConvProblem) -> None:
     check(placed(problem), packed=True, outs=("both",))
 
 
