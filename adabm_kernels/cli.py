@@ -26,8 +26,8 @@ from .commands.outputs import DEFAULT_SUFFIX, FORMATS
 from .commands.video import MATRICES, PIXEL_FORMATS
 from .config import MOST_DEPTH_LOSS
 from .machine import version
-from .sizes import MOST_SCALE, MOST_SIDE
 from .upscale import DEFAULT_MODEL, did_you_mean
+from .upscaling.sizes import MOST_SCALE, MOST_SIDE
 
 BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")
 BITS = ("auto", *map(str, range(2, 9)))

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import windows
 from .calibration.plausibility import check_reading, looked_at
+from .evaluation.metrics import psnr_y, ssim_y
+from .evaluation.resize import imresize
 from .images import list_images, read_image
-from .metrics import psnr_y, ssim_y
 from .networks.checkpoints import load_state
 from .networks.convention import AS_READ, Convention
 from .networks.detect import detect, float_network, to_float_state
 from .quantize import MAX_BITS, to_pixels
-from .resize import imresize
 from .upscale import run
+from .upscaling import windows
 
 PROTOCOLS = ("whole", "patch96")
 FLOAT_BITS = 32  # of weights and activations that are not quantised

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .registry import device_for
-from .sizes import Size
+from .upscaling.sizes import Size
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from .batch import Outcome
-    from .enlarge import Enlarger
     from .images import Layout
     from .nn.lanes import Lane
-    from .picture import Patch
+    from .upscaling.batch import Outcome
+    from .upscaling.enlarge import Enlarger
+    from .upscaling.picture import Patch
 
 DEFAULT_MODEL = "edsr_x4_w4a4"
 _ASSETS = Path(__file__).parent / "assets"
@@ -179,9 +179,9 @@ def upscale_file(
     Returns what was done: layout of the source, steps to the output's size, patches, mean_bits, seconds. Raises as `upscale` does,
     and OSError when the target cannot be written.
     """
-    from .batch import Task, check_metadata, upscale_files
     from .images import EXTENSIONS, MAX_PIXELS, check_output
     from .images.writer import check_quality
+    from .upscaling.batch import Task, check_metadata, upscale_files
 
     check_settings(settings.get("bits"), settings.get("threads"), settings.get("depth"))
     size = _take_size(settings)
@@ -219,9 +219,9 @@ def prepare(
     if unknown := [name for name in cutting if name not in _CUTTING]:
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}{did_you_mean(unknown[0], _SETTINGS)}")
     is_module = _is_module(model)
-    from .enlarge import Enlarger
     from .images import MAX_PIXELS
-    from .patchwise import Patchwise
+    from .upscaling.enlarge import Enlarger
+    from .upscaling.patchwise import Patchwise
 
     model = model if is_module else load_model(model)
     configure(model, bits, backend, threads, device, depth, graph)

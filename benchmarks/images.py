@@ -20,14 +20,14 @@ import PIL.Image
 import torch
 from turns import in_turns
 
-from adabm_kernels import patchwise
-from adabm_kernels.batch import Task, mean_bits, upscale_files
-from adabm_kernels.enlarge import Enlarger
+from adabm_kernels.evaluation.metrics import psnr
 from adabm_kernels.images import MAX_PIXELS, Layout
 from adabm_kernels.machine import cpu_name
-from adabm_kernels.metrics import psnr
-from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.upscale import load_model
+from adabm_kernels.upscaling import patchwise
+from adabm_kernels.upscaling.batch import Task, mean_bits, upscale_files
+from adabm_kernels.upscaling.enlarge import Enlarger
+from adabm_kernels.upscaling.patchwise import Patchwise
 
 FOLDER_TURN = 20  # files in a row, in turn with the network alone: the speed of a shared machine changes within seconds
 

@@ -14,11 +14,11 @@ import torch
 from elsewhere import DEVICE, Elsewhere
 from small import one_thread  # noqa: F401
 
-from adabm_kernels.bitmap import bit_map
 from adabm_kernels.images import Layout
 from adabm_kernels.nn import layer_times, timing
-from adabm_kernels.patchwise import FloatPatchwise, Patchwise
+from adabm_kernels.report.bitmap import bit_map
 from adabm_kernels.upscale import builtin_models, load_model
+from adabm_kernels.upscaling.patchwise import FloatPatchwise, Patchwise
 
 RNG = np.random.default_rng(7)
 pytestmark = pytest.mark.skipif("edsr_x4_w4a4" not in builtin_models(), reason="the built-in model's file is not there")

@@ -19,12 +19,12 @@ import torch
 from command_line import ENVIRONMENT, names, rows, run_process
 from fake_model import FakeModel
 
-from adabm_kernels import batch
-from adabm_kernels.enlarge import Enlarger
 from adabm_kernels.images import EXTENSIONS, Layout, PictureWriter, open_picture
 from adabm_kernels.nn.conv import IntegerConv2d
-from adabm_kernels.patchwise import Patchwise
-from adabm_kernels.sizes import Size
+from adabm_kernels.upscaling import batch
+from adabm_kernels.upscaling.enlarge import Enlarger
+from adabm_kernels.upscaling.patchwise import Patchwise
+from adabm_kernels.upscaling.sizes import Size
 
 UPSCALE = sys.modules["adabm_kernels.upscale"]
 RGB = np.random.default_rng(6).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -468,7 +468,8 @@ def test_interrupted_while_writing_bands(empty_folder, stop):
 import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
-from adabm_kernels import cli, patchwise
+from adabm_kernels import cli
+from adabm_kernels.upscaling import patchwise
 import adabm_kernels.upscale
 patchwise.JOINED_PIXELS = 0
 class Slow(FakeModel):

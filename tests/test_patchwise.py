@@ -15,13 +15,14 @@ from command_line import ENVIRONMENT
 from fake_model import FakeModel
 from small import one_thread, small_edsr  # noqa: F401
 
-from adabm_kernels import ConvertConfig, convert_model, patchwise
+from adabm_kernels import ConvertConfig, convert_model
+from adabm_kernels.evaluation.metrics import psnr
 from adabm_kernels.images import Layout
 from adabm_kernels.machine import resident_bytes
-from adabm_kernels.metrics import psnr
 from adabm_kernels.nn.layer_times import layer_times
-from adabm_kernels.patchwise import Patchwise, bytes_per_pixel, default_tile
 from adabm_kernels.upscale import _ASSETS, load_model, upscale, upscale_file, upscale_many
+from adabm_kernels.upscaling import patchwise
+from adabm_kernels.upscaling.patchwise import Patchwise, bytes_per_pixel, default_tile
 
 RNG = np.random.default_rng(5)
 SAMPLE = _ASSETS / "sample.png"
@@ -451,7 +452,7 @@ def test_memory_does_not_grow_with_the_picture(tmp_path, scale, width):
 import sys
 sys.path.insert(0, sys.argv[1])
 from fake_model import FakeModel
-from adabm_kernels import patchwise
+from adabm_kernels.upscaling import patchwise
 from adabm_kernels.upscale import upscale_file
 patchwise.JOINED_PIXELS = 1 << 18  # far less than either picture has
 class Forgetful(FakeModel):

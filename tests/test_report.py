@@ -14,10 +14,10 @@ import PIL.Image
 import pytest
 from command_line import names
 
-from adabm_kernels.bitmap import COLOURS, bit_map, colour, group_name, ink
 from adabm_kernels.images import open_picture
-from adabm_kernels.picture import Patch
+from adabm_kernels.report.bitmap import COLOURS, bit_map, colour, group_name, ink
 from adabm_kernels.upscale import _ASSETS, load_model, upscale
+from adabm_kernels.upscaling.picture import Patch
 
 CHROMIUM = shutil.which("chromium")
 needs_builtin = pytest.mark.skipif(

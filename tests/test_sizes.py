@@ -13,18 +13,18 @@ from fake_model import FakeModel
 from shared import shared_path
 from small import one_thread, small_edsr  # noqa: F401 - a fixture
 
-from adabm_kernels import patchwise
 from adabm_kernels.commands.video import Stream, from_rgb
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
-from adabm_kernels.enlarge import Enlarger
+from adabm_kernels.evaluation.metrics import psnr
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.images import Layout, PictureWriter, open_picture
-from adabm_kernels.metrics import psnr
-from adabm_kernels.patchwise import Patchwise
-from adabm_kernels.resampling import Resampler
-from adabm_kernels.resize import imresize
-from adabm_kernels.sizes import Size, Steps
 from adabm_kernels.upscale import builtin_models, upscale, upscale_file, upscale_many
+from adabm_kernels.upscaling import patchwise
+from adabm_kernels.upscaling.enlarge import Enlarger
+from adabm_kernels.upscaling.patchwise import Patchwise
+from adabm_kernels.upscaling.resampling import Resampler
+from adabm_kernels.upscaling.sizes import Size, Steps
 
 RNG = np.random.default_rng(3)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)

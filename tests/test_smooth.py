@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import one_thread  # noqa: F401
 
-from adabm_kernels import interpolation, native, patchwise
+from adabm_kernels import native
 from adabm_kernels.backends import cpu
-from adabm_kernels.flat import Rect
-from adabm_kernels.interpolation import keeps_colours
-from adabm_kernels.metrics import psnr, ssim_y
+from adabm_kernels.evaluation.metrics import psnr, ssim_y
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.networks.edsr import EDSRSpec
-from adabm_kernels.patchwise import Patchwise
-from adabm_kernels.resize import imresize
-from adabm_kernels.smooth import REACH, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
 from adabm_kernels.upscale import builtin_models, load_model, upscale
+from adabm_kernels.upscaling import interpolation, patchwise
+from adabm_kernels.upscaling.flat import Rect
+from adabm_kernels.upscaling.interpolation import keeps_colours
+from adabm_kernels.upscaling.patchwise import Patchwise
+from adabm_kernels.upscaling.smooth import REACH, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
 
 MODELS = [pytest.param(name, id=name) for name in builtin_models()]
 FEW_BITS = "edsr_x4_w4a4"

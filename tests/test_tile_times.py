@@ -13,12 +13,14 @@ import torch
 from elsewhere import DEVICE, Elsewhere
 from problems import bell_codes, runnable_isas
 
-from adabm_kernels import load, ops, tile_times, tune_tiles
+from adabm_kernels import load, ops
 from adabm_kernels.native import ISAS
 from adabm_kernels.nn import timing
 from adabm_kernels.nn.layer_times import layer_times
-from adabm_kernels.tile_times import KINDS, Cost, TileTimes
-from adabm_kernels.tiles import TILES, plan_layer
+from adabm_kernels.planning import times as tile_times
+from adabm_kernels.planning.tiles import TILES, plan_layer
+from adabm_kernels.planning.times import KINDS, Cost, TileTimes
+from adabm_kernels.tuning import tiles as tune_tiles
 from adabm_kernels.upscale import builtin_models
 
 NAMES = [tile.name for tile in TILES]

@@ -18,12 +18,14 @@ import pytest
 import torch
 from small import small_edsr
 
-from adabm_kernels import ConvertConfig, convert_model, files, machine, prefill, save, tune_gpu
+from adabm_kernels import ConvertConfig, convert_model, files, machine, save
 from adabm_kernels.backends import devices, gpu_times, reference
 from adabm_kernels.commands import tune
 from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.ops import library
 from adabm_kernels.quantize import padded_channels
+from adabm_kernels.tuning import gpu as tune_gpu
+from adabm_kernels.tuning import prefill
 
 pytestmark = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
 PLACE = {"card": "a card", "date": "2026-01-02", "triton": "3", "torch": "2", "adabm": "1"}
@@ -421,7 +423,7 @@ import sys
 import torch, triton
 from triton import knobs
 import adabm_kernels
-from adabm_kernels import prefill
+from adabm_kernels.tuning import prefill
 seen = []
 knobs.compilation.listener = lambda *, src, cache_hit, **rest: seen.append((src.name, cache_hit))
 model = adabm_kernels.load(sys.argv[1])

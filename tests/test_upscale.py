@@ -14,9 +14,9 @@ import pytest
 import torch
 from fake_model import FakeModel
 
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.images import Layout, PictureWriter
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
-from adabm_kernels.resize import imresize
 from adabm_kernels.upscale import builtin_models, load_model, upscale, upscale_file, upscale_many
 
 MODULE = sys.modules["adabm_kernels.upscale"]

@@ -22,7 +22,7 @@ def execute(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{option} goes with --tune")
         check_json(args.json, args.output, args.model)
         if args.tune:
-            from ..tile_times import own_path
+            from ..planning.times import own_path
 
             target = args.output or own_path()
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +34,9 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _tune(args: argparse.Namespace) -> dict[str, Any]:
-    from .. import native, tile_times
-    from ..tune_tiles import measure_tiles
+    from .. import native
+    from ..planning import times as tile_times
+    from ..tuning.tiles import measure_tiles
 
     with stage(BAD_INPUT), Progress() as progress:
         if args.output is not None and args.output.exists():
@@ -119,8 +120,8 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
 def _planned_by() -> str:
     """Whose times layers are planned by here, and which tiles these leave out."""
     from .. import native
-    from ..tile_times import tile_times
-    from ..tiles import TILES
+    from ..planning.tiles import TILES
+    from ..planning.times import tile_times
 
     times = tile_times(native.planning_isa())
     missing = [tile.name for tile in TILES if tile.name not in times.costs]

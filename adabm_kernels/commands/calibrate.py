@@ -255,7 +255,7 @@ class _Pictures:
         return rgb
 
     def _shrunk(self, rgb: np.ndarray) -> np.ndarray:
-        from ..resize import imresize
+        from ..evaluation.resize import imresize
 
         factor = self.downscale
         if factor == 1:
@@ -357,7 +357,7 @@ def _report(
 
 def _psnr_to_float(model: ConvertedNetwork, pictures: list[torch.Tensor]) -> float:
     """Mean over the pictures of the PSNR in dB, RGB in 0..255, both outputs clamped and not rounded."""
-    from ..metrics import psnr
+    from ..evaluation.metrics import psnr
     from ..upscale import run
 
     teacher = model.float_model()

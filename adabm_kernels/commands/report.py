@@ -42,11 +42,11 @@ def execute(args: argparse.Namespace) -> None:
         network, settings = load_network(args)
         network.windows(layout.height, layout.width, layout)
 
-    from ..batch import bits_with_zeros, computed_share, mean_bits
-    from ..bitmap import bit_map
-    from ..enlarge import Enlarger, enlarged
     from ..nn.layer_times import layer_times
-    from ..report import Report
+    from ..report.bitmap import bit_map
+    from ..report.page import Report
+    from ..upscaling.batch import bits_with_zeros, computed_share, mean_bits
+    from ..upscaling.enlarge import Enlarger, enlarged
 
     memory = f"not enough memory for a report on {layout.width}x{layout.height} pixels"
     with stage(FAILED, memory), Progress() as bar:

@@ -51,7 +51,7 @@ def _tune(args: argparse.Namespace) -> dict[str, Any]:
     with stage(BAD_INPUT):
         if reason := why_no_gpu():
             raise CommandError(f"tune measures a GPU, and there is none here: {reason} (--prefill needs none)", BAD_INPUT)
-        from .. import tune_gpu
+        from ..tuning import gpu as tune_gpu
 
         if reason := tune_gpu.why_not("triton"):
             raise CommandError(f"tune measures how Triton's kernels are launched: {reason}", BAD_INPUT)
@@ -70,9 +70,9 @@ def measure(
 ) -> dict[str, Any]:
     """Measures what of the models' layers is not measured yet, for so many minutes; returns the report. why_no_cuda: why there is
     no choice between backends to be measured."""
-    from .. import tune_gpu
     from ..backends import gpu_times
     from ..backends.triton import tuning
+    from ..tuning import gpu as tune_gpu
 
     clock, source = tune_gpu.Clock(minutes), tune_gpu.place()
     launches, choices = tune_gpu.Launches(), tune_gpu.Choices()
@@ -99,7 +99,7 @@ def _alike(models: Iterable[ConvertedNetwork]) -> list[Any]:
 
 
 def _report(launches: Any, choices: Any, why_no_cuda: str, source: dict[str, str]) -> dict[str, Any]:
-    from ..tune_gpu import SIZES
+    from ..tuning.gpu import SIZES
 
     gains = {side: launches.gained(side) for side in SIZES}
     return {
@@ -139,7 +139,7 @@ def _lines(report: dict[str, Any], launches_path: Any, times_path: Any) -> list[
 
 def _prefill(args: argparse.Namespace) -> dict[str, Any]:
     with stage(BAD_INPUT):
-        from ..prefill import capability_of, prefill
+        from ..tuning.prefill import capability_of, prefill
 
         try:
             capability = capability_of(args.prefill)

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
-from ..sizes import Size, Steps
+from ..upscaling.sizes import Size, Steps
 from . import video
 from .blocks import block_rows, percent
 from .common import BAD_INPUT, FAILED, CommandError, Progress, one_line, print_table, stage, to_json
@@ -28,9 +28,9 @@ from .sizes import asked_size, in_figures, in_words
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..batch import Outcome, Task
-    from ..enlarge import Enlarger
     from ..images import Layout
+    from ..upscaling.batch import Outcome, Task
+    from ..upscaling.enlarge import Enlarger
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -105,7 +105,7 @@ def _check_output(planned: Planned, layout: Layout) -> None:
 
 
 def _tasks(plan: list[Planned], data: bytes | None) -> Iterator[Task]:
-    from ..batch import Task
+    from ..upscaling.batch import Task
 
     for planned in plan:
         yield Task(planned.source if data is None else data, planned.target, planned.format, shown(planned.source))
@@ -263,8 +263,8 @@ def _many(
 
 def _upscaled(args: argparse.Namespace, tasks: Iterator[Task], network: Enlarger, count: int) -> Iterator[Outcome]:
     """What became of each task, with a bar on stderr: of windows for one picture, of pictures for many."""
-    from ..batch import upscale_files
     from ..images.writer import DEFAULT_QUALITY
+    from ..upscaling.batch import upscale_files
 
     with Progress(args.quiet) as bar:
         done = 0

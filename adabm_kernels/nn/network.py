@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from .. import native, ops
 from ..config import ConvertConfig
 from ..exits import ExitParameters
-from ..measure import bits_by_rule, image_offsets
+from ..image_bits import bits_by_rule, image_offsets
 from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
+from ..planning.tiles import tile_products
 from ..quantize import MAX_BITS, MIN_BITS, check_fraction, padded_channels, to_pixels
 from ..regions import MAX_DEPTH, Depths, as_tiles, flat_length, pixels_of_tiles
 from ..registry import GPU_BACKENDS, Choice, Problem, check_device, choose
-from ..tiles import tile_products
 from . import contexts
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d

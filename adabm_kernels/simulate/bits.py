@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..measure import LUMA, image_measure, image_offsets
+from ..image_bits import LUMA, image_measure, image_offsets
 
 __all__ = ["LUMA", "image_measure", "image_offsets", "soft_image_offsets"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .images import Layout
+    from ..images import Layout
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .config import ConvertConfig
+from ..config import ConvertConfig
+from ..machine import resident_bytes
+from ..nn.graph import recorded_by_default
+from ..nn.lanes import Lane, lanes
+from ..regions import Depths
 from .flat import Rect, patch_side, spread
 from .interpolation import find_smooth_pixels, interpolate, interpolate_results, keeps_colours
-from .machine import resident_bytes
-from .nn.graph import recorded_by_default
-from .nn.lanes import Lane, lanes
 from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
 from .pixels import luma, network_images, network_planes
-from .regions import Depths
 from .smooth import rules
 from .windows import Span, patches, spans
 
 if TYPE_CHECKING:
-    from .images import Layout
+    from ..images import Layout
 
 Progress = Callable[[int, int, str], None]  # called with (done, in all, doing what)
 

@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .tile_times import FEW, KINDS, KINDS_OF_ISA, TileTimes
+from .times import FEW, KINDS, KINDS_OF_ISA, TileTimes
 
 MIN_BITS, MAX_BITS = 2, 8
 INT32_MAX = 2**31 - 1
