@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from adabm_kernels import native, ops
 from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.ops import library
-from adabm_kernels.planning.tiles import plan_layer
+from adabm_kernels.planning.layer import plan_layer
 from adabm_kernels.planning.times import tile_times
 from adabm_kernels.quantize import act_grid, to_pixels
 from adabm_kernels.regions import Depths, Region, tiles_of

@@ -18,7 +18,8 @@ from adabm_kernels.native import ISAS
 from adabm_kernels.nn import timing
 from adabm_kernels.nn.layer_times import layer_times
 from adabm_kernels.planning import times as tile_times
-from adabm_kernels.planning.tiles import TILES, plan_layer
+from adabm_kernels.planning.layer import plan_layer
+from adabm_kernels.planning.tiles import TILES
 from adabm_kernels.planning.times import KINDS, Cost, TileTimes
 from adabm_kernels.tuning import tiles as tune_tiles
 from adabm_kernels.upscale import builtin_models

@@ -13,7 +13,9 @@ from problems import ConvProblem, bell_codes, collapsed, instantiate, runnable_i
 
 from adabm_kernels import native, ops
 from adabm_kernels.backends import cpu
-from adabm_kernels.planning.tiles import TILES, Sums, plan_layer, takes_kn2row, tile_products, transformed_weights
+from adabm_kernels.planning.exact import Sums, transformed_weights
+from adabm_kernels.planning.layer import plan_layer
+from adabm_kernels.planning.tiles import TILES, takes_kn2row, tile_products
 from adabm_kernels.planning.times import KINDS, Cost, TileTimes, tile_times
 from adabm_kernels.quantize import act_grid, weight_integers
 

@@ -12,7 +12,7 @@ import torch
 
 from .. import native, ops
 from ..ops import library
-from ..planning.tiles import LayerPlan, plan_layer
+from ..planning.layer import LayerPlan, plan_layer
 from ..planning.times import tile_times
 from ..quantize import (
     MAX_BITS,

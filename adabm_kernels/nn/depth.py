@@ -11,7 +11,7 @@ import torch
 from .. import native
 from ..exits import ExitParameters, border_weights
 from ..networks.spec import ConvSpec, NetworkSpec
-from ..planning.tiles import plan_layer
+from ..planning.layer import plan_layer
 from ..planning.times import tile_times
 from ..quantize import MAX_BITS, act_grid, act_steps
 from ..regions import MAX_DEPTH, Depths, Region

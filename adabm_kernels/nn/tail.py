@@ -6,7 +6,7 @@ import torch
 
 from .. import native
 from ..networks.collapse import CollapsedTail
-from ..planning.tiles import plan_layer
+from ..planning.layer import plan_layer
 from ..planning.times import tile_times
 from ..quantize import act_grid, act_steps, rest_range
 from .conv import IntegerConv2d, shuffle_order

@@ -21,7 +21,7 @@ from ..machine import cpu_name, version
 
 FORMAT = 1
 SHIPPED = Path(__file__).parents[1] / "assets" / "tile_times.json"
-# How products are summed (tiles.Sums): AVX2's kernels differ in it, the others' do not.
+# How products are summed (exact.Sums): AVX2's kernels differ in it, the others' do not.
 KINDS = ("whole", "few", "pairs", "widened")
 FEW = 4  # sums of a run in the layers that "few" stands for
 KINDS_OF_ISA = {"avx2": KINDS}

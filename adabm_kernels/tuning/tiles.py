@@ -11,7 +11,8 @@ import torch
 
 from .. import native, ops
 from ..backends import cpu
-from ..planning.tiles import CODE_MAX, DIRECT, TILES, Tile, lanes_of, layer_products, layer_sums
+from ..planning.exact import layer_products, layer_sums
+from ..planning.tiles import CODE_MAX, DIRECT, TILES, Tile, lanes_of
 from ..planning.times import KINDS, KINDS_OF_ISA, Cost, TileTimes, provenance
 from ..quantize import MAX_BITS, MIN_BITS, act_grid, padded_channels
 
