@@ -26,7 +26,7 @@ from .commands.outputs import DEFAULT_SUFFIX, FORMATS
 from .commands.video import MATRICES, PIXEL_FORMATS
 from .config import MOST_DEPTH_LOSS
 from .machine import version
-from .upscale import DEFAULT_MODEL, did_you_mean
+from .models import DEFAULT_MODEL, did_you_mean
 from .upscaling.sizes import MOST_SCALE, MOST_SIDE
 
 BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")

@@ -23,8 +23,8 @@ from .images import list_images, read_image
 from .networks.checkpoints import load_state
 from .networks.convention import AS_READ, Convention
 from .networks.detect import detect, float_network, to_float_state
+from .nn.graph import recorded_by_default
 from .quantize import MAX_BITS, to_pixels
-from .upscale import run
 from .upscaling import windows
 
 PROTOCOLS = ("whole", "patch96")
@@ -263,6 +263,12 @@ def load_float(
     network.load_state_dict(to_float_state(state, found))
     network.found = found
     return network
+
+
+def run(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """One forward without gradients: [N, 3, H, W] -> float32 [N, 3, s*H, s*W], not clamped."""
+    with torch.no_grad(), recorded_by_default():
+        return model(x.to(torch.float32))
 
 
 class _Method:

@@ -23,7 +23,7 @@ from turns import in_turns
 from adabm_kernels.evaluation.metrics import psnr
 from adabm_kernels.images import MAX_PIXELS, Layout
 from adabm_kernels.machine import cpu_name
-from adabm_kernels.upscale import load_model
+from adabm_kernels.models import load_model
 from adabm_kernels.upscaling import patchwise
 from adabm_kernels.upscaling.batch import Task, mean_bits, upscale_files
 from adabm_kernels.upscaling.enlarge import Enlarger
@@ -149,8 +149,8 @@ def startup(args: argparse.Namespace) -> None:
     code = """
 import sys
 from adabm_kernels import cli
-import adabm_kernels.upscale
-module = sys.modules["adabm_kernels.upscale"]
+import adabm_kernels.models
+module = sys.modules["adabm_kernels.models"]
 load = module.load_model
 def loaded(name):
     model = load(name)

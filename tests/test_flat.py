@@ -10,11 +10,12 @@ from small import one_thread, small_edsr  # noqa: F401
 
 from adabm_kernels import ConvertConfig, convert_model
 from adabm_kernels.images import Layout
+from adabm_kernels.models import _ASSETS, load_model
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
-from adabm_kernels.upscale import _ASSETS, load_model, upscale
+from adabm_kernels.upscale import upscale
 from adabm_kernels.upscaling import patchwise
 from adabm_kernels.upscaling.flat import Rect, busy, patch_side, spread
 from adabm_kernels.upscaling.patchwise import Patchwise, reach

@@ -19,7 +19,7 @@ FLOORS = [
     {"commands"},
     {"evaluate", "report"},
     {"upscale"},
-    {"upscaling"},
+    {"models", "upscaling"},
     {"checkpoint", "convert"},
     {"calibrate"},
     {"calibration", "tuning"},
@@ -36,8 +36,8 @@ GROUND = FLOORS[-1]
 # Modules of the ground that others of the ground may use.
 SHARED_GROUND = {"files", "graph", "regions"}
 # What these may import at module level of all that is installed: importing the package stays inert.
-LIGHT = {"__init__", "__main__", "cli", "commands", "upscale", "native", "registry", "config", "files", "machine", "registration"}
-LIGHT |= {"upscaling.__init__", "upscaling.sizes"}
+LIGHT = {"__init__", "__main__", "cli", "commands", "models", "upscale", "native", "registry", "config", "files", "machine"}
+LIGHT |= {"registration", "upscaling.__init__", "upscaling.sizes"}
 HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm"}
 
 

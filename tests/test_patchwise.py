@@ -19,8 +19,9 @@ from adabm_kernels import ConvertConfig, convert_model
 from adabm_kernels.evaluation.metrics import psnr
 from adabm_kernels.images import Layout
 from adabm_kernels.machine import resident_bytes
+from adabm_kernels.models import _ASSETS, load_model
 from adabm_kernels.nn.layer_times import layer_times
-from adabm_kernels.upscale import _ASSETS, load_model, upscale, upscale_file, upscale_many
+from adabm_kernels.upscale import upscale, upscale_file, upscale_many
 from adabm_kernels.upscaling import patchwise
 from adabm_kernels.upscaling.patchwise import Patchwise, bytes_per_pixel, default_tile
 

@@ -15,8 +15,9 @@ import pytest
 from command_line import names
 
 from adabm_kernels.images import open_picture
+from adabm_kernels.models import _ASSETS, load_model
 from adabm_kernels.report.bitmap import COLOURS, bit_map, colour, group_name, ink
-from adabm_kernels.upscale import _ASSETS, load_model, upscale
+from adabm_kernels.upscale import upscale
 from adabm_kernels.upscaling.picture import Patch
 
 CHROMIUM = shutil.which("chromium")

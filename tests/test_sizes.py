@@ -19,7 +19,8 @@ from adabm_kernels.convert import convert_model
 from adabm_kernels.evaluation.metrics import psnr
 from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.images import Layout, PictureWriter, open_picture
-from adabm_kernels.upscale import builtin_models, upscale, upscale_file, upscale_many
+from adabm_kernels.models import builtin_models
+from adabm_kernels.upscale import upscale, upscale_file, upscale_many
 from adabm_kernels.upscaling import patchwise
 from adabm_kernels.upscaling.enlarge import Enlarger
 from adabm_kernels.upscaling.patchwise import Patchwise

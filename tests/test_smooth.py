@@ -18,8 +18,9 @@ from adabm_kernels import native
 from adabm_kernels.backends import cpu
 from adabm_kernels.evaluation.metrics import psnr, ssim_y
 from adabm_kernels.evaluation.resize import imresize
+from adabm_kernels.models import builtin_models, load_model
 from adabm_kernels.networks.edsr import EDSRSpec
-from adabm_kernels.upscale import builtin_models, load_model, upscale
+from adabm_kernels.upscale import upscale
 from adabm_kernels.upscaling import interpolation, patchwise
 from adabm_kernels.upscaling.flat import Rect
 from adabm_kernels.upscaling.interpolation import keeps_colours

@@ -362,7 +362,7 @@ def test_what_cannot_be_asked_for(argv: list[str], message: str, adabm: Callable
 def test_the_command_hands_on_what_it_is_asked_for(adabm: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys.modules["adabm_kernels.upscale"], "load_model", lambda name: f"model {name}")
+    monkeypatch.setattr(sys.modules["adabm_kernels.models"], "load_model", lambda name: f"model {name}")
     monkeypatch.setattr(devices, "why_no_gpu", lambda: "")
     monkeypatch.setattr(tune_gpu, "why_not", lambda backend: {"triton": "", "cuda": "no library"}[backend])
     monkeypatch.setattr(tune, "measure", lambda *given: asked.append(given[:2] + given[3:]) or {"launches": {}})

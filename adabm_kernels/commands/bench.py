@@ -68,10 +68,10 @@ def _tune_row(row: dict[str, Any]) -> tuple[str, ...]:
 def _bench(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    from ..models import configure, load_model
     from ..nn.graph import recorded_by_default
     from ..nn.network import format_plan
     from ..nn.timing import wait_for
-    from ..upscale import configure, load_model
 
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -357,8 +357,8 @@ def _report(
 
 def _psnr_to_float(model: ConvertedNetwork, pictures: list[torch.Tensor]) -> float:
     """Mean over the pictures of the PSNR in dB, RGB in 0..255, both outputs clamped and not rounded."""
+    from ..evaluate import run
     from ..evaluation.metrics import psnr
-    from ..upscale import run
 
     teacher = model.float_model()
     values = [psnr(run(model, x).clamp(0, 255), run(teacher, x).clamp(0, 255), 255.0) for x in pictures]

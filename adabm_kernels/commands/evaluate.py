@@ -85,7 +85,7 @@ def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple
     """(the model, where it computes in words): a converted one, or the float network of a checkpoint, checked on the pictures."""
     from ..checkpoint import is_converted
     from ..evaluate import load_float
-    from ..upscale import configure, load_model, model_path
+    from ..models import configure, load_model, model_path
 
     path = model_path(args.model)
     if is_converted(path):

@@ -31,8 +31,8 @@ def execute(args: argparse.Namespace) -> None:
 
 def _of_machine() -> dict[str, Any]:
     from .. import native
+    from ..models import builtin_models
     from ..registry import backends
-    from ..upscale import builtin_models
 
     return {
         "machine": describe_machine(),
@@ -84,7 +84,7 @@ def _machine_sections(report: dict[str, Any]) -> Sections:
 
 
 def _of_model(name: str) -> dict[str, Any]:
-    from ..upscale import builtin_models, model_path
+    from ..models import builtin_models, model_path
 
     with stage(BAD_INPUT):
         path = model_path(name)

@@ -18,7 +18,7 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
     """The model as the options ask for it, and what a report says of it."""
     import torch
 
-    from ..upscale import configure, load_model
+    from ..models import configure, load_model
 
     # The float model runs on torch's own threads: as many for one as for the other.
     threads = args.threads or torch.get_num_threads()

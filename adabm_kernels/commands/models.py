@@ -12,7 +12,7 @@ from .common import print_columns, to_json
 def execute(args: argparse.Namespace) -> None:
     """List the built-in models: scale, bits, size, and their figures on Set5 as `adabm eval` measures them."""
     from ..checkpoint import read_header
-    from ..upscale import DEFAULT_MODEL, builtin_models, figures_path
+    from ..models import DEFAULT_MODEL, builtin_models, figures_path
 
     figures = json.loads(figures_path().read_text(encoding="utf-8"))
     models = {}

@@ -33,7 +33,7 @@ def execute(args: argparse.Namespace) -> None:
 @keeping_imports()
 def _models(args: argparse.Namespace) -> dict[str, ConvertedNetwork]:
     """The model that is asked for, or all built-in ones, by name."""
-    from ..upscale import builtin_models, load_model
+    from ..models import builtin_models, load_model
 
     return {name: load_model(name) for name in ([args.model] if args.model is not None else builtin_models())}
 
