@@ -43,6 +43,9 @@ class FakeModel(nn.Module):
     def set_threads(self, threads):
         self.settings["threads"] = threads
 
+    def bytes_per_pixel(self):
+        return 290
+
     def image_offsets(self, x, learn=False):
         return torch.zeros(len(x), dtype=torch.int32)
 

@@ -470,9 +470,9 @@ import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
 from adabm_kernels import cli
-from adabm_kernels.upscaling import patchwise
+from adabm_kernels.upscaling import cutting
 import adabm_kernels.models
-patchwise.JOINED_PIXELS = 0
+cutting.JOINED_PIXELS = 0
 class Slow(FakeModel):
     def forward(self, x, offset=None):
         if len(self.seen) == 3:

@@ -21,7 +21,7 @@ from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.models import builtin_models, load_model
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.upscale import upscale
-from adabm_kernels.upscaling import interpolation, patchwise
+from adabm_kernels.upscaling import cutting, interpolation
 from adabm_kernels.upscaling.flat import Rect
 from adabm_kernels.upscaling.interpolation import keeps_colours
 from adabm_kernels.upscaling.patchwise import Patchwise
@@ -185,7 +185,7 @@ def drawn_pictures(draw):
 def test_windows_of_any_picture_change_nothing(rows, tile, joined, bits):
     model = few_bits()
     whole = upscale(rows, model, bits=bits, tile=0)
-    with mock.patch.object(patchwise, "JOINED_PIXELS", joined):
+    with mock.patch.object(cutting, "JOINED_PIXELS", joined):
         assert np.array_equal(upscale(rows, model, bits=bits, tile=tile), whole)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ..images import MAX_PIXELS
-from .patchwise import SMALLEST_TILE, Beside, Patchwise, Progress
+from .cutting import SMALLEST_TILE, Beside
+from .patchwise import Patchwise, Progress
 from .resampling import Resampler, resample
 from .sizes import Size, Steps
 from .windows import spans
