@@ -17,7 +17,7 @@ from fake_model import FakeModel
 from shared import shared_path
 from small import repeating_edsr, small_edsr
 
-from adabm_kernels import checkpoint, cli
+from adabm_kernels import checkpoint
 from adabm_kernels import evaluate as evaluation
 from adabm_kernels.commands import evaluate
 from adabm_kernels.models import _ASSETS
@@ -241,7 +241,7 @@ def test_want_of_memory_names_the_remedy(folder, model, adabm):
 
 
 def test_protocols_of_the_parser_are_those_of_the_library():
-    assert cli.PROTOCOLS == evaluation.PROTOCOLS
+    assert evaluate.PROTOCOLS == evaluation.PROTOCOLS
 
 
 @needs_builtin

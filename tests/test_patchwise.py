@@ -403,10 +403,10 @@ def test_memory_makes_windows_smaller():
     layout = Layout(4000, 3000, 3)
     free = network.windows(3000, 4000, layout)
     assert free[1][0].stop <= default_tile(model.spec.radius) + 2 * network.halo
-    needed = network._bytes(*free, layout)
+    needed = network.cutting.needed_bytes(*free, layout)
     bound = Patchwise(model, max_memory=int(needed * 0.8))
     tight = bound.windows(3000, 4000, layout)
-    assert tight[1][0].stop < free[1][0].stop and bound._bytes(*tight, layout) <= bound.max_memory
+    assert tight[1][0].stop < free[1][0].stop and bound.cutting.needed_bytes(*tight, layout) <= bound.max_memory
 
 
 class OtherBitsForAlpha(FakeModel):

@@ -8,9 +8,32 @@ from typing import Any
 
 from ..files import check_target
 from ..machine import cpu_name
+from . import arguments
 from .common import BAD_INPUT, FAILED, STDOUT, Progress, check_json, print_columns, print_table, stage, timed, to_json, write_json
 
+SUMMARY = "time a model here, or measure what layers are planned by"
+
+ISAS = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx")
 RUNS = 7
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_model(parser, " or a converted model's file")
+    parser.add_argument(
+        "--size", metavar="PIXELS", type=arguments.integer(8, 4096), default=192, help="side of the picture (default: %(default)s)"
+    )
+    parser.add_argument("--tune", action="store_true", help="measure the times of all tiles and keep them for this machine")
+    parser.add_argument(
+        "--isa", action="append", choices=ISAS, help="with --tune: the instruction set, may be repeated (default: the one in use)"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="F",
+        type=arguments.path,
+        help="with --tune: the file to write (default: one in your cache folder)",
+    )
+    arguments.add_json_file(parser)
 
 
 def execute(args: argparse.Namespace) -> None:

@@ -6,7 +6,14 @@ import argparse
 import json
 from typing import Any
 
+from . import arguments
 from .common import print_columns, to_json
+
+SUMMARY = "list the built-in models with their figures"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_json_flag(parser)
 
 
 def execute(args: argparse.Namespace) -> None:

@@ -6,10 +6,27 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from . import arguments
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, check_json, keeping_imports, stage, to_json, write_json
 
 if TYPE_CHECKING:
     from ..nn import ConvertedNetwork
+
+SUMMARY = "measure a GPU for a model's layers, or compile kernels for one"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="NAME|PATH", help="whose layers to measure (default: all built-in models)")
+    add(
+        "--minutes",
+        metavar="N",
+        type=arguments.number(0),
+        help="stop after so long; the same command goes on (default: at the end)",
+    )
+    add("--prefill", metavar="sm_XY", help="compile Triton's kernels for this architecture instead, such as sm_90; needs no GPU")
+    add("--into", metavar="DIR", type=arguments.path, help="with --prefill: the folder of the cache (default: Triton's own)")
+    arguments.add_json_file(parser)
 
 
 def execute(args: argparse.Namespace) -> None:

@@ -104,10 +104,10 @@ class Cutting:
         """The bytes that these windows need, 0 where they are allowed."""
         if self.max_memory is None or layout is None:
             return 0
-        needed = self._bytes(*found, layout)
+        needed = self.needed_bytes(*found, layout)
         return needed if needed > self.max_memory else 0
 
-    def _bytes(self, rows: list[Span], columns: list[Span], layout: Layout) -> int:
+    def needed_bytes(self, rows: list[Span], columns: list[Span], layout: Layout) -> int:
         """What the process will hold at most: `_bytes_beside` and one batch."""
         largest = math.prod(max(span.length for span in axis) for axis in (rows, columns))
         batch = max(largest, min(self.batch_pixels, layout.width * layout.height))

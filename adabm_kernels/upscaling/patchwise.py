@@ -16,7 +16,6 @@ import torch
 from ..config import ConvertConfig
 from ..nn.graph import recorded_by_default
 from ..nn.lanes import Lane, lanes
-from ..nn.memory import bytes_per_pixel
 from ..regions import Depths
 from .blocks import Blocks
 from .cutting import SMALLEST_TILE, Beside, Cutting
@@ -481,7 +480,7 @@ class FloatPatchwise(Patchwise):
     def __init__(self, network: torch.nn.Module, converted: Patchwise):
         self.__dict__ |= converted.__dict__
         self.model = network.eval().to(converted._device(), memory_format=torch.channels_last)
-        self._halo = converted.halo
+        self._halo, self._converted = converted.halo, converted
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
         return super().tensor(x.contiguous(memory_format=torch.channels_last))
@@ -504,7 +503,7 @@ class FloatPatchwise(Patchwise):
         return 1
 
     def _bytes_per_pixel(self) -> int:
-        return bytes_per_pixel(self.model)
+        return self._converted._bytes_per_pixel()
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None, origin: tuple[int, int]) -> torch.Tensor:
         with torch.no_grad():
