@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..resize import imresize
+from ..evaluation.resize import imresize
 
 SIDE = 48  # pixels
 COLOURS = 6  # that a picture may use
