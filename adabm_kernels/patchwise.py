@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from . import machine
 from .config import ConvertConfig
 from .flat import Rect, patch_side, spread
 from .interpolation import find_smooth_pixels, interpolate, interpolate_results, keeps_colours
-from .machine import resident_bytes
 from .nn.graph import recorded_by_default
 from .nn.lanes import Lane, lanes
 from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
@@ -181,7 +181,7 @@ class Patchwise:
 
     def _bytes_beside(self, rows: list[Span], layout: Layout) -> int:
         """What the process holds now, and will hold for these windows beside a batch of them."""
-        return resident_bytes() + _RESERVE + self.beside.fixed + self.held_bytes(rows, layout)
+        return machine.resident_bytes() + _RESERVE + self.beside.fixed + self.held_bytes(rows, layout)
 
     def held_bytes(self, rows: list[Span], layout: Layout) -> int:
         """Two bands of output, what is made of them, and the rows they are made from."""

@@ -225,7 +225,11 @@ def test_frames_from_and_to_named_pipes(empty_folder, model, adabm, options):
     with ThreadPoolExecutor(2) as pool:
         pool.submit(Path("pipe").write_bytes, data)
         larger = pool.submit(Path("larger").read_bytes)
-        status, out, err = adabm("upscale", *options, "pipe", "-o", "larger")
+        try:
+            status, out, err = adabm("upscale", *options, "pipe", "-o", "larger")
+        finally:
+            for name in ("pipe", "larger"):  # whoever waits for the other end of a pipe that the command never opened waits no longer
+                os.close(os.open(name, os.O_RDWR | os.O_NONBLOCK))
     assert (status, err) == (0, "") and rows(out)["frames"] == "2, 7x6 -> 28x24"
     assert len(larger.result()) >= 2 * 28 * 24 * 3 and not Path("larger").is_file()
 
