@@ -28,8 +28,8 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def own_memory(monkeypatch):
-    """What tests before this one have left in the process is not counted where memory is bounded: a command that runs in this process
-    may hold as much as in one of its own."""
+    """What tests before this one have left in the process is not counted where memory is bounded: a command that runs in this
+    process may hold as much as in one of its own."""
     resident_bytes = machine.resident_bytes
     before = resident_bytes()
     monkeypatch.setattr(machine, "resident_bytes", lambda: max(resident_bytes() - before, 0))

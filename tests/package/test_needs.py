@@ -18,6 +18,6 @@ def test_what_tests_need_is_there(name: str) -> None:
 
 def test_what_is_missing_is_named_with_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NEEDS, "abacus", Need("an abacus", lambda: False, "sums", "a shop"))
-    reason = "an abacus is not there (a shop), which the tests of this need: sums"
+    reason = "missing: an abacus (a shop); not tested without: sums"
     assert why_missing("abacus") == reason
     assert needs("abacus").mark.args == (True,) and needs("abacus").mark.kwargs == {"reason": reason}
