@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..machine import resident_bytes
+from .. import machine
 from .picture import from_to
 from .windows import Span, patches, spans
 
@@ -119,7 +119,7 @@ class Cutting:
 
     def _bytes_beside(self, rows: list[Span], layout: Layout) -> int:
         """What the process holds now, and will hold for these windows beside a batch of them."""
-        return resident_bytes() + RESERVE + self.beside.fixed + self.held_bytes(rows, layout)
+        return machine.resident_bytes() + RESERVE + self.beside.fixed + self.held_bytes(rows, layout)
 
     def _joined_pixels(self, rows: list[Span], layout: Layout | None) -> int:
         """The most pixels that windows may have as one where the picture comes in these rows; 0 where they stay apart."""

@@ -19,6 +19,7 @@ import torch
 from command_line import ENVIRONMENT, HELPERS, names, rows, run_process
 from fake_model import FakeModel
 
+from adabm_kernels import machine
 from adabm_kernels.images import EXTENSIONS, Layout, PictureWriter, open_picture
 from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.upscale import upscale
@@ -256,6 +257,13 @@ BAD = {
         "WebP holds at most 16383",
     ),
 }
+
+
+def test_what_the_process_holds_already_counts_towards_max_memory(empty_folder, model, adabm, monkeypatch):
+    save("in.png")
+    monkeypatch.setattr(machine, "resident_bytes", lambda: 3 << 30)
+    status, out, err = adabm("upscale", "in.png")
+    assert (status, out) == (2, "") and "--max-memory must be at least 3.1 GB" in err and "got 2.0 GB" in err
 
 
 @pytest.mark.parametrize("case", BAD)

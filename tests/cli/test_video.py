@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import ENVIRONMENT, HELPERS, names, rows
+from needs import needs
 
 from adabm_kernels.commands.video import MATRICES, Stream, _read_y4m
 from adabm_kernels.commands.yuv import from_rgb, to_rgb
@@ -129,7 +130,7 @@ def test_a_pipe_from_and_to(empty_folder):
     assert np.allclose([plane.mean() for plane in luma], means, atol=1)  # in order
 
 
-@pytest.mark.skipif(FFMPEG is None, reason="ffmpeg is not installed")
+@needs("ffmpeg")
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv444p10le", "yuva444p", "gray"])
 def test_frames_from_and_to_ffmpeg(empty_folder, model, adabm, pixel_format):
     """Frames that ffmpeg makes, upscaled; it reads them again, in order, with their colours."""
@@ -225,7 +226,11 @@ def test_frames_from_and_to_named_pipes(empty_folder, model, adabm, options):
     with ThreadPoolExecutor(2) as pool:
         pool.submit(Path("pipe").write_bytes, data)
         larger = pool.submit(Path("larger").read_bytes)
-        status, out, err = adabm("upscale", *options, "pipe", "-o", "larger")
+        try:
+            status, out, err = adabm("upscale", *options, "pipe", "-o", "larger")
+        finally:
+            for name in ("pipe", "larger"):  # nobody waits for a command that opened neither
+                os.close(os.open(name, os.O_RDWR | os.O_NONBLOCK))
     assert (status, err) == (0, "") and rows(out)["frames"] == "2, 7x6 -> 28x24"
     assert len(larger.result()) >= 2 * 28 * 24 * 3 and not Path("larger").is_file()
 

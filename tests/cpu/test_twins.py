@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from needs import needs, processor_has
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/include"]
@@ -68,30 +69,21 @@ def test_neon_equals_its_scalar_twin(tmp_path):
     run(*emulator, str(program), "neon")
 
 
-def processor_has(*names: str) -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return flags.issuperset(names)
-
-
+@needs("avx2")
 def test_avxvnni_equals_its_scalar_twin(tmp_path):
     """In AVX512-VNNI's encoding where the processor has that, else with its product made of AVX2's."""
-    if not processor_has("avx2", "fma"):
-        pytest.skip("this processor lacks AVX2")
     flags = VNNI_ON_256_BITS if processor_has("avx512_vnni", "avx512vl") else VNNI_ON_AVX2
     run(str(build(compiler("g++"), "avxvnni", flags, tmp_path)), "avxvnni")
 
 
+@needs("avx2")
 def test_avx2_equals_its_scalar_twin(tmp_path):
-    if not processor_has("avx2", "fma"):
-        pytest.skip("this processor lacks AVX2")
     run(str(build(compiler("g++"), "avx2", ["-mavx2", "-mfma"], tmp_path)), "avx2")
 
 
+@needs("simde")
 def test_avx512vnni_equals_its_scalar_twin_in_portable_code(tmp_path):
     """On any x86 processor: SIMDe computes what each of AVX-512's intrinsics is defined to."""
-    if not Path("/usr/include/simde/x86/avx512.h").exists():
-        pytest.skip("SIMDe is not installed")
     if platform.machine() != "x86_64":
         pytest.skip("the kernels multiply and add in one rounding with x86's FMA")
     text = (ROOT / "csrc/cpu/tile_avx512vnni.cpp").read_text()

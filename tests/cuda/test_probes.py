@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cuda_library import CSRC, FLAGS, HOST, ROOT, driver, host_library
 from host_card import HostCard
+from needs import needs
 
 probes = pytest.importorskip("probes", reason="benchmarks are not beside the tests")
 HOPPER = {"major": 9, "shared_limit": 227 << 10}
@@ -73,7 +74,7 @@ def test_what_a_launch_fails_with_is_said(library: probes.Library) -> None:
         library.call("adabm_probe_warp_products_cuda", args)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@needs("nvcc")
 def test_the_library_for_a_card_is_built(tmp_path: Path) -> None:
     target = tmp_path / "carried" / "libadabm_probe.so"
     probes.build(target)

@@ -6,10 +6,10 @@ import os
 import shutil
 import subprocess
 
-import pytest
+from needs import needs
 
 CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+needs_browser = needs("chromium")
 
 
 def chromium(folder, page, script, *options):

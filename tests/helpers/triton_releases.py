@@ -28,12 +28,21 @@ NEWEST = max(BESIDE, key=lambda version: [int(part) for part in version.split(".
 OTHERS = BESIDE + _listed("TRITONS_ALL")
 
 
+def _folder(version: str) -> Path:
+    return ROOT / ".venv" / f"triton-{version}"
+
+
+def is_installed(version: str) -> bool:
+    """Whether a release lies beside that of the environment."""
+    return (_folder(version) / "triton").exists()
+
+
 def folder_of(version: str) -> Path | None:
     """Where a release lies, None for that of the environment. Skips where it is not there."""
     if version == OWN:
         return None
-    folder = ROOT / ".venv" / f"triton-{version}"
-    if not (folder / "triton").exists():
+    folder = _folder(version)
+    if not is_installed(version):
         pytest.skip(f"no {folder.relative_to(ROOT)}, which `make {'test' if version in BESIDE else 'test-all'}` installs")
     return folder
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from needs import needs
 
 from adabm_kernels.commands.video import _read_y4m
 from adabm_kernels.commands.yuv import from_rgb, to_rgb
@@ -118,7 +119,7 @@ def test_alpha_of_frames_is_kept():
     assert rgba.shape == (3, 4, 4) and np.array_equal(from_rgb(rgba, stream)[3], planes[3])
 
 
-@pytest.mark.skipif(FFMPEG is None, reason="ffmpeg is not installed")
+@needs("ffmpeg")
 @pytest.mark.parametrize(("location", "kind"), [("left", "C420mpeg2"), ("center", "C420jpeg"), ("topleft", "C420paldv")])
 def test_ffmpeg_calls_these_sitings_so(location, kind):
     source = ["-f", "lavfi", "-i", "testsrc2=size=8x8:duration=0.1", "-pix_fmt", "yuv420p"]

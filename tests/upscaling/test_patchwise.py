@@ -14,10 +14,9 @@ from command_line import ENVIRONMENT, HELPERS
 from fake_model import FakeModel
 from small import one_thread, small_edsr  # noqa: F401
 
-from adabm_kernels import ConvertConfig, convert_model
+from adabm_kernels import ConvertConfig, convert_model, machine
 from adabm_kernels.evaluation.metrics import psnr
 from adabm_kernels.images import Layout
-from adabm_kernels.machine import resident_bytes
 from adabm_kernels.models import _ASSETS, load_model
 from adabm_kernels.nn.layer_times import layer_times
 from adabm_kernels.upscale import upscale, upscale_file, upscale_many
@@ -119,7 +118,7 @@ def test_rows_together_are_bounded_by_memory(model):
         network = Patchwise(model, tile=100, max_memory=1 << 40)
         rows, _ = network.windows(3000, 400, layout)
         bands = 2 * rows[count - 1].last * network.scale**2 * layout.row_bytes
-        network.max_memory = resident_bytes() + cutting.RESERVE + bands + (rows[count - 1].stop + 40) * 400 * pixel
+        network.max_memory = machine.resident_bytes() + cutting.RESERVE + bands + (rows[count - 1].stop + 40) * 400 * pixel
         groups, joined = network.cutting.groups(rows, 400, layout)
         assert [row for group in groups for row in group] == rows and joined <= cutting.JOINED_PIXELS
         assert max(map(len, groups)) == count

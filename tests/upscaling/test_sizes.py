@@ -13,6 +13,7 @@ from fake_model import FakeModel
 from shared import shared_path
 from small import one_thread, small_edsr  # noqa: F401 - a fixture
 
+from adabm_kernels import machine
 from adabm_kernels.commands.video import Stream, from_rgb
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
@@ -198,7 +199,7 @@ def test_memory_is_counted_with_the_filter_and_all_passes():
     for asked, count in (({}, 1), ({"scale": 4.5}, 1), ({"scale": 12}, 2)):
         free = Enlarger(Patchwise(model), Size(**asked))
         assert [network.beside.fixed for network, _ in free._stages(layout)] == [0] * count
-        needed = cutting.resident_bytes() + (1 << 29)
+        needed = machine.resident_bytes() + (1 << 29)
         bound = Enlarger(Patchwise(model, max_memory=needed), Size(**asked))
         stages = bound._stages(layout)
         assert bound.check(layout) == bound.output(layout) and len(stages) == count
@@ -208,9 +209,9 @@ def test_memory_is_counted_with_the_filter_and_all_passes():
         if steps.resized:
             held += Resampler.held_bytes(Layout(*steps.made, 3), *steps.size)
             assert stages[-1][0].beside.share == pytest.approx(steps.size[0] * steps.size[1] / (steps.made[0] * steps.made[1]))
-        assert held + cutting.resident_bytes() <= needed
+        assert held + machine.resident_bytes() <= needed
     with pytest.raises(ValueError, match="max_memory must be at least"):
-        Enlarger(Patchwise(model, max_memory=cutting.resident_bytes() + (70 << 20)), Size(scale=12)).check(layout)
+        Enlarger(Patchwise(model, max_memory=machine.resident_bytes() + (70 << 20)), Size(scale=12)).check(layout)
 
 
 # ---- the command line
