@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from .video import Stream
+    from .streams import Stream
 
 
 def to_rgb(planes: list[np.ndarray], stream: Stream) -> np.ndarray:
