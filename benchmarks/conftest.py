@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pretend
 import pytest
 import torch
 from gpu_place import commit
+from turns import THREADS
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from adabm_kernels import native  # noqa: E402
-
-THREADS = torch.get_num_threads()
+from adabm_kernels import native
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,9 +1,13 @@
-"""Times of several cases that take turns, so that what else a machine does meets all alike."""
+"""Times of several cases that take turns, so that what else a machine does meets all alike, and the threads they may take."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+
+import torch
+
+THREADS = torch.get_num_threads()  # before anything changes them
 
 
 def in_turns(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -25,7 +25,7 @@ class Slots:
 
 # Issue slots of a warp of the CUDA kernels: for each product of 32 bytes of its pixels with its outputs, and for each of its
 # results on its way out as codes in straight lines (docs/gpu_cuda.md; the general form takes several times as many). Read off their
-# machine code as it is executed (benchmarks/issue_slots.py, nvcc 13.0; held to it by tests/test_sass.py). producer: of a warp that
+# machine code as it is executed (benchmarks/gpu/issue_slots.py, nvcc 13.0; held to it by test_sass.py). producer: of a warp that
 # brings a tile of 9.0 in, for each 32 bytes of a pixel.
 SLOTS_WGMMA, SLOTS_MMA_SYNC = Slots(product=4, result=11, producer=170), Slots(product=33, result=19)
 PIXELS = 512 * 512  # of an image: more change nothing

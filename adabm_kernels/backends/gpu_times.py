@@ -1,4 +1,4 @@
-"""Times of convolutions on cards by both GPU backends, which go before what is counted; made by benchmarks/tune_choice.py."""
+"""Times of convolutions on cards by both GPU backends, which go before what is counted; made by benchmarks/gpu/tune_choice.py."""
 
 from __future__ import annotations
 

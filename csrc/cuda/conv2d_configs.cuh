@@ -2,7 +2,7 @@
 // needs less time by the count in `choose`, or adabm_conv2d_args.config names one.
 //
 // Provenance: no row has been timed. Rows and their order follow the arithmetic of docs/notes_hopper.md and from what nvcc 13.0
-// says about registers; benchmarks/bench_gpu_hopper.py times every row on a card, and its figures belong here.
+// says about registers; benchmarks/gpu/bench_gpu_hopper.py times every row on a card, and its figures belong here.
 #pragma once
 
 #include <algorithm>

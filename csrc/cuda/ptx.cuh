@@ -1,7 +1,7 @@
 // Every instruction that the kernels do not get from plain C++, once: its device form and its host twin.
 //
 // Shared memory is an address here, not a pointer, and global memory is read and written by functions: the host runtime
-// (tests/cuda_host) sees every access that way. Collectives involve all 32 lanes of a warp.
+// (tests/helpers/cuda_host) sees every access that way. Collectives involve all 32 lanes of a warp.
 #pragma once
 
 #include <cuda_runtime.h>

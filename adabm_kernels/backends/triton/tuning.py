@@ -14,7 +14,7 @@ from typing import Any
 from ...files import user_path
 from .. import amd, tables
 
-TABLE = Path(__file__).with_name("tuning.json")  # written by benchmarks/tune_triton.py; absent until something was measured
+TABLE = Path(__file__).with_name("tuning.json")  # written by benchmarks/gpu/tune_triton.py; absent until something was measured
 # Of the convolution: a program for each tile, and programs that keep the weights and take tile after tile (persistent.py).
 FORMS = TILES, PERSISTENT = "tiles", "persistent"
 

@@ -1,0 +1,121 @@
+"""Instruction sets that this processor may lack, against their scalar twin: compiled for where they belong, run by what can."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/include"]
+NAMES = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx")
+GCC_HEADER_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+# AVX-VNNI's products have the same meaning as those that AVX512-VNNI has on 256 bits, which this encodes them as.
+VNNI_ON_256_BITS = [
+    "-mavx2",
+    "-mfma",
+    "-mavx512vl",
+    "-mavx512vnni",
+    "-D__AVXVNNI__",
+    "-D_mm256_dpbusd_avx_epi32=_mm256_dpbusd_epi32",
+    "-D_mm256_dpwssd_avx_epi32=_mm256_dpwssd_epi32",
+]
+VNNI_ON_AVX2 = ["-mavx2", "-mfma", "-D__AVXVNNI__", "-include", f"{ROOT}/tests/cpu/native/vnni_on_avx2.h"]
+# Its assembly as the intrinsics that SIMDe knows.
+PORTABLE_PRODUCTS = {
+    'asm("vpdpbusd %2,%1,%0" : "+v"(acc) : "v"(codes), "v"(weights));': "acc = _mm512_dpbusd_epi32(acc, codes, weights);",
+    'asm("vpdpwssd %2,%1,%0" : "+v"(acc) : "v"(codes), "v"(weights));': "acc = _mm512_dpwssd_epi32(acc, codes, weights);",
+    'asm volatile("vpdpbusd %1,%1,%0" : "+v"(c[v]) : "v"(ones));': "c[v] = _mm512_dpbusd_epi32(c[v], ones, ones);",
+}
+
+
+def compiler(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def build(cxx: str, name: str, flags: list[str], folder: Path, source_of_it: Path | None = None) -> Path:
+    """The comparison as a program; the other instruction sets are compiled without their flags and so are empty."""
+    objects, program = [], folder / "kernel_twins"
+    sources = {other: ROOT / "csrc" / "cpu" / f"tile_{other}.cpp" for other in NAMES}
+    if source_of_it is not None:
+        sources[name] = source_of_it
+    for source in [*sources.values(), ROOT / "tests/cpu/native/kernel_twins.cpp"]:
+        extra = [*flags, *GCC_HEADER_NOISE] if source.stem == f"tile_{name}" else []
+        objects.append(str(folder / f"{source.stem}.o"))
+        subprocess.run([cxx, *FLAGS, *extra, "-c", str(source), "-o", objects[-1]], check=True)
+    subprocess.run([cxx, "-static", *objects, "-o", str(program)], check=True)
+    return program
+
+
+def run(*command: str) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{command[-1]}: " in result.stdout and " 0 failures" in result.stdout
+
+
+def test_neon_equals_its_scalar_twin(tmp_path):
+    if platform.machine() == "aarch64":
+        emulator, cxx = [], compiler("g++")
+    else:
+        emulator, cxx = ["qemu-aarch64-static"], compiler("aarch64-linux-gnu-g++")
+    program = build(cxx, "neon", ["-march=armv8.2-a+dotprod"], tmp_path)
+    if emulator and not shutil.which(emulator[0]):
+        pytest.skip(f"compiled, but {emulator[0]} is not installed to run it")
+    run(*emulator, str(program), "neon")
+
+
+def processor_has(*names: str) -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return flags.issuperset(names)
+
+
+def test_avxvnni_equals_its_scalar_twin(tmp_path):
+    """In AVX512-VNNI's encoding where the processor has that, else with its product made of AVX2's."""
+    if not processor_has("avx2", "fma"):
+        pytest.skip("this processor lacks AVX2")
+    flags = VNNI_ON_256_BITS if processor_has("avx512_vnni", "avx512vl") else VNNI_ON_AVX2
+    run(str(build(compiler("g++"), "avxvnni", flags, tmp_path)), "avxvnni")
+
+
+def test_avx2_equals_its_scalar_twin(tmp_path):
+    if not processor_has("avx2", "fma"):
+        pytest.skip("this processor lacks AVX2")
+    run(str(build(compiler("g++"), "avx2", ["-mavx2", "-mfma"], tmp_path)), "avx2")
+
+
+def test_avx512vnni_equals_its_scalar_twin_in_portable_code(tmp_path):
+    """On any x86 processor: SIMDe computes what each of AVX-512's intrinsics is defined to."""
+    if not Path("/usr/include/simde/x86/avx512.h").exists():
+        pytest.skip("SIMDe is not installed")
+    if platform.machine() != "x86_64":
+        pytest.skip("the kernels multiply and add in one rounding with x86's FMA")
+    text = (ROOT / "csrc/cpu/tile_avx512vnni.cpp").read_text()
+    for assembly, intrinsic in PORTABLE_PRODUCTS.items():
+        assert text.count(assembly) == 1
+        text = text.replace(assembly, intrinsic)
+    source = tmp_path / "tile_avx512vnni.cpp"
+    source.write_text(text)
+    wanted = [f"-D__AVX512{part}__" for part in ("BW", "VL", "DQ", "VNNI")]
+    flags = ["-O0", "-mfma", "-w", f"-I{ROOT}/tests/cpu/native/on_simde", *wanted]
+    run(str(build(compiler("g++"), "avx512vnni", flags, tmp_path, source)), "avx512vnni")
+
+
+def test_amx_equals_its_scalar_twin_in_portable_code(tmp_path):
+    """With the matrix unit in plain C++, and the scalar kernels for those of AVX512-VNNI."""
+    text, instruction = (ROOT / "csrc/cpu/tile_amx.cpp").read_text(), 'asm volatile("ldtilecfg %0" ::"m"(config));'
+    assert text.count(instruction) == 1
+    source = tmp_path / "tile_amx.cpp"
+    source.write_text(text.replace(instruction, "amx_in_c::load_config(&config);"))
+    wanted = ["-D__AMX_TILE__", "-D__AMX_INT8__", "-Dkernels_avx512vnni=kernels_scalar", "-w"]
+    run(str(build(compiler("g++"), "amx", [f"-I{ROOT}/tests/cpu/native/amx_in_c", *wanted], tmp_path, source)), "amx")
+
+
+def test_a_kernel_that_is_not_there_is_named(tmp_path):
+    program = build(compiler("g++"), "none", [], tmp_path)
+    result = subprocess.run([str(program), "neon" if platform.machine() != "aarch64" else "avx2"], capture_output=True, text=True)
+    assert result.returncode == 2 and "no kernels named" in result.stdout

@@ -1,0 +1,29 @@
+"""Report pages in a browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+CHROMIUM = shutil.which("chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+def chromium(folder, page, script, *options):
+    """Open the page with a script that runs before its own ones; the completed process. The page is `page.html` in the folder."""
+    head = "<script>const errors = []; addEventListener('error', e => errors.push(e.message));</script>"
+    tail = f"<script>addEventListener('load', () => {{ {script} }});</script></body>"
+    (folder / "page.html").write_text(page.replace("<head>", f"<head>{head}").replace("</body>", tail), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command += [
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1000,1400",
+        "--force-device-scale-factor=1",
+    ]
+    environment = {**os.environ, "HOME": str(folder)}
+    command += [*options, (folder / "page.html").as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
