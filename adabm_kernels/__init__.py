@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 # `backends` and `upscale` name a function here and a module below: bound now, so that a later import of the module does
 # not take the function's place. Neither imports torch.
 from . import backends as _backends_package  # noqa: F401
+from .models import builtin_models
 from .registration import register_with_torch
 from .registry import backends
-from .upscale import builtin_models, upscale, upscale_file, upscale_many
+from .upscale import upscale, upscale_file, upscale_many
 
 __version__ = "0.1.0"
 register_with_torch()

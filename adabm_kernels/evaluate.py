@@ -5,7 +5,6 @@ The conventions are the field's; docs/evaluation.md states them all and says wha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,63 +15,33 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import windows
 from .calibration.plausibility import check_reading, looked_at
-from .images import list_images, read_image
-from .metrics import psnr_y, ssim_y
+from .evaluation.metrics import psnr_y, ssim_y
+from .evaluation.pairs import Pair, find_pairs
+from .evaluation.resize import imresize
+from .images import read_image
 from .networks.checkpoints import load_state
 from .networks.convention import AS_READ, Convention
 from .networks.detect import detect, float_network, to_float_state
+from .nn.graph import recorded_by_default
 from .quantize import MAX_BITS, to_pixels
-from .resize import imresize
-from .upscale import run
+from .upscaling import windows
+
+__all__ = [
+    "EvaluationReport",
+    "Figures",
+    "ImageResult",
+    "Pair",
+    "bit_operations",
+    "evaluate",
+    "find_pairs",
+    "load_float",
+    "patches",
+]
 
 PROTOCOLS = ("whole", "patch96")
 FLOAT_BITS = 32  # of weights and activations that are not quantised
-MIN_SIDE = 11  # pixels that the window of SSIM needs after shaving
 FIGURES = ("psnr_y", "ssim_y", "mean_bits", "computed_share", "bits_with_zeros", "gbitops_per_mp")
-
-# What data sets append to a name to say which side of a pair it is: babyx4, babyLR, baby_LRBI_x4, img_001_SRF_4_LR, 0801_gt.
-_SIDE = r"(?:[ _.-](?i:HR|GT|LR|LRBI|bicubic|x{scale}|SRF[ _.-]?{scale})|HR|LR|(?i:x{scale}))$"
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """One test picture. hr: the original, a file or uint8 [H, W, 3]. lr: its low-resolution form likewise, None to make it."""
-
-    name: str
-    hr: Path | np.ndarray
-    lr: Path | np.ndarray | None = None
-
-    def read(self, scale: int) -> tuple[np.ndarray, np.ndarray]:
-        """(HR [scale*h, scale*w, 3], LR [h, w, 3]), both uint8; HR loses at most scale - 1 rows and columns at its end.
-
-        Grey pictures become colour, transparency is dropped. LR is made with MATLAB's bicubic `imresize` where there is none.
-        Raises OSError and ValueError for a file that cannot be read, ValueError when the sizes do not belong together or the
-        picture is too small to be measured.
-        """
-        hr, lr = self.check(scale)
-        return hr, imresize(hr, 1 / scale) if lr is None else lr
-
-    def check(self, scale: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """What `read` reads and raises, before LR is made."""
-        hr = self._pixels("HR", self.hr)
-        h, w = (side // scale for side in hr.shape[:2])
-        if min(h, w) * scale - 2 * scale < MIN_SIDE:
-            least = MIN_SIDE + 2 * scale
-            raise ValueError(f"HR of '{self.name}' must be at least {least} pixels a side at scale {scale}, got {_size(hr)}")
-        hr = hr[: h * scale, : w * scale]
-        lr = None if self.lr is None else self._pixels("LR", self.lr)
-        if lr is not None and lr.shape[:2] != (h, w):
-            raise ValueError(f"LR of '{self.name}' must be {w}x{h}, its HR divided by the scale {scale}, got {_size(lr)}")
-        return hr, lr
-
-    def _pixels(self, side: str, picture: Path | np.ndarray) -> np.ndarray:
-        if not isinstance(picture, np.ndarray):
-            return read_image(picture)
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"{side} of '{self.name}' must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
-        return picture
 
 
 @dataclass(frozen=True)
@@ -148,35 +117,6 @@ class EvaluationReport:
                 for image in self.images
             ],
         }
-
-
-def find_pairs(hr: str | Path, lr: str | Path | None, scale: int, *, names: tuple[str, str] = ("hr", "lr")) -> list[Pair]:
-    """The pictures of a folder with their low-resolution forms, by name.
-
-    hr, lr: folders of PNG and JPEG files; without `lr` each low-resolution picture is made from the original. Two files belong
-    together when their names are equal without the suffix, or are after what data sets add has been taken off their ends: "_HR",
-    "_GT", "_LR", "_LRBI", "_bicubic", "_x4", "_SRF_4" (with the scale in place of 4), also "HR", "LR" and "x4" without the dash.
-    Further files in `lr` are left alone.
-    names: what the caller calls the folders, for messages.
-    Raises ValueError for a folder without pictures, for two files of one name, and for an original without partner, which it
-    names.
-    """
-    originals = _by_name(list_images(hr, names[0]), scale, names[0])
-    if lr is None:
-        return [Pair(name, path) for name, path in originals.items()]
-    files = list_images(lr, names[1])
-    exact = {path.stem: path for path in files}
-    small = _by_name(files, scale, names[1])
-    pairs = []
-    for name, path in originals.items():
-        partner = exact.get(path.stem, small.get(name))
-        if partner is None:
-            raise ValueError(
-                f"{names[1]} must hold a picture for each in {names[0]}, and '{lr}' has none for '{path.name}' "
-                f"(looked for '{name}', '{name}x{scale}', '{name}_LR' and the like)"
-            )
-        pairs.append(Pair(name, path, partner))
-    return pairs
 
 
 def evaluate(
@@ -263,6 +203,12 @@ def load_float(
     network.load_state_dict(to_float_state(state, found))
     network.found = found
     return network
+
+
+def run(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """One forward without gradients: [N, 3, H, W] -> float32 [N, 3, s*H, s*W], not clamped."""
+    with torch.no_grad(), recorded_by_default():
+        return model(x.to(torch.float32))
 
 
 class _Method:
@@ -379,25 +325,3 @@ def bit_operations(spec: Any, pixels: int, weight_bits: dict[str, int], act_bits
         conv.products * pixels * weight_bits.get(conv.name, FLOAT_BITS) * act_bits.get(conv.name, FLOAT_BITS)
         for conv in spec.convs()
     )
-
-
-def _by_name(files: list[Path], scale: int, argument: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in files:
-        name = _bare_name(path.stem, scale)
-        if name in found:
-            # Two originals may differ in what is taken off alone, such as photo and photo_HR.
-            raise ValueError(f"{argument} must hold one picture of a name, got '{found[name].name}' and '{path.name}'")
-        found[name] = path
-    return found
-
-
-def _bare_name(stem: str, scale: int) -> str:
-    pattern = re.compile(_SIDE.format(scale=scale))
-    while (shorter := pattern.sub("", stem)) != stem and shorter:
-        stem = shorter
-    return stem
-
-
-def _size(picture: np.ndarray) -> str:
-    return f"{picture.shape[1]}x{picture.shape[0]}"

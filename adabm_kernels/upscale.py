@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .registry import device_for
-from .sizes import Size
+from . import models
+from .models import DEFAULT_MODEL, check_settings, configure, did_you_mean, is_converted_module
+from .upscaling.sizes import Size
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -22,14 +23,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from .batch import Outcome
-    from .enlarge import Enlarger
     from .images import Layout
     from .nn.lanes import Lane
-    from .picture import Patch
+    from .upscaling.batch import Outcome
+    from .upscaling.enlarge import Enlarger
+    from .upscaling.picture import Patch
 
-DEFAULT_MODEL = "edsr_x4_w4a4"
-_ASSETS = Path(__file__).parent / "assets"
 _CUTTING = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")  # of `patchwise.Patchwise`
 _SETTINGS = ("bits", "depth", "backend", "device", "threads", "graph", "scale", "width", "height", "fit", "progress", *_CUTTING)
 _END = object()  # what comes after the last image
@@ -179,9 +178,9 @@ def upscale_file(
     Returns what was done: layout of the source, steps to the output's size, patches, mean_bits, seconds. Raises as `upscale` does,
     and OSError when the target cannot be written.
     """
-    from .batch import Task, check_metadata, upscale_files
     from .images import EXTENSIONS, MAX_PIXELS, check_output
     from .images.writer import check_quality
+    from .upscaling.batch import Task, check_metadata, upscale_files
 
     check_settings(settings.get("bits"), settings.get("threads"), settings.get("depth"))
     size = _take_size(settings)
@@ -218,12 +217,12 @@ def prepare(
     """The model with these settings, ready for pictures of any size; see `upscale` and, for max_pixels, `upscale_file`."""
     if unknown := [name for name in cutting if name not in _CUTTING]:
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}{did_you_mean(unknown[0], _SETTINGS)}")
-    is_module = _is_module(model)
-    from .enlarge import Enlarger
+    is_module = is_converted_module(model)
     from .images import MAX_PIXELS
-    from .patchwise import Patchwise
+    from .upscaling.enlarge import Enlarger
+    from .upscaling.patchwise import Patchwise
 
-    model = model if is_module else load_model(model)
+    model = model if is_module else models.load_model(model)
     configure(model, bits, backend, threads, device, depth, graph)
     return Enlarger(Patchwise(model, **cutting), size, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
 
@@ -231,128 +230,6 @@ def prepare(
 def _take_size(settings: dict[str, Any]) -> Size:
     """The size that keyword arguments ask for, taken out of them."""
     return Size(**{name: settings.pop(name, None) for name in ("scale", "width", "height", "fit")})
-
-
-def builtin_models() -> dict[str, Path]:
-    """Names of the models shipped with the package and where their files are."""
-    return {path.stem: path for path in sorted(_ASSETS.glob("*.safetensors"))}
-
-
-def figures_path() -> Path:
-    """The figures of the built-in models, JSON by name."""
-    return _ASSETS / "figures.json"
-
-
-def load_model(name_or_path: str | os.PathLike) -> torch.nn.Module:
-    """Converted model by built-in name or by path; FileNotFoundError says which names there are."""
-    from .checkpoint import load
-
-    return load(model_path(name_or_path))
-
-
-def model_path(name_or_path: str | os.PathLike) -> Path:
-    """The file of a model by built-in name or by path; FileNotFoundError says which names there are, and what is nearest."""
-    builtin = builtin_models()
-    path = builtin.get(os.fspath(name_or_path), Path(name_or_path))
-    if not path.is_file():
-        names = ", ".join(builtin) or "none in this installation"
-        beside = map(str, path.parent.glob("*.safetensors"))
-        hint = did_you_mean(os.fspath(name_or_path), [*builtin, *beside])
-        raise FileNotFoundError(f"model must be a built-in model ({names}) or an existing file, got '{name_or_path}'{hint}")
-    return path
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'NAME'?)" with the known name that is nearest in spelling, nothing where none is near."""
-    import difflib
-
-    by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f" (did you mean '{by_lower[near[0]]}'?)" if near else ""
-
-
-def check_settings(bits: str | int | None, threads: int | None, depth: str | int | None = None) -> None:
-    """Refuse impossible settings before anything is read or loaded."""
-    if bits is not None and bits != "auto" and (isinstance(bits, bool) or bits not in range(2, 9)):
-        raise ValueError(f"bits must be 'auto' or an integer from 2 to 8, got {bits!r}")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads must be an integer of at least 1, got {threads!r}")
-    if depth not in (None, "auto", "full") and (type(depth) is not int or depth < 0):
-        raise ValueError(f"depth must be 'auto', 'full' or a number of blocks, got {depth!r}")
-
-
-def configure(
-    model: torch.nn.Module,
-    bits: str | int | None,
-    backend: str | None,
-    threads: int | None,
-    device: str | None = None,
-    depth: str | int | None = None,
-    graph: bool | None = None,
-) -> None:
-    """Set what is not None on a converted model; what it has already is left alone, and so are the graphs it recorded.
-
-    Raises ValueError for no device and for a depth that the model cannot have, RuntimeError when a device or the backend cannot run
-    here, or where graphs are asked for and the model is not on a CUDA device.
-    """
-    if threads is not None:
-        model.set_threads(threads)
-    if device is not None:
-        _move(model, _device(device))
-    if backend is not None:
-        model.set_backend(backend)
-        place = device_for(backend) if device is None else None
-        if place is not None and next(model.buffers()).device.type != place:  # "cuda" alone is the current card
-            model.to(place)
-    if bits is not None:
-        model.set_bits(bits)
-    if depth is not None:
-        try:
-            model.set_depth(depth)
-        except ValueError as error:  # which names its function, where callers name an argument or an option
-            raise ValueError(str(error).removeprefix("set_depth: ")) from error
-    if graph is not None:
-        place = next(model.buffers()).device
-        if graph and place.type != "cuda":
-            raise RuntimeError(f"graph must be left out or False unless the model is on a CUDA device, it is on {place}")
-        model.set_graph(graph)
-
-
-def _move(model: torch.nn.Module, device: torch.device) -> None:
-    """Where the model is not there yet: a move forgets what was recorded. "cuda" without a number is the current card."""
-    import torch
-
-    here = next(model.buffers()).device
-    number = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
-    if here.type != device.type or (here.type == "cuda" and here.index != number):
-        model.to(device)
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be one of torch's, such as 'cpu', 'cuda' or 'cuda:1', got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu' or 'cuda', got {name!r}")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        from .machine import gpu_name
-
-        raise RuntimeError(f"device {name!r} cannot be used: {f'{count} cards are there' if count else gpu_name()}")
-    return device
-
-
-def run(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """One forward without gradients: [N, 3, H, W] -> float32 [N, 3, s*H, s*W], not clamped."""
-    import torch
-
-    from .nn.graph import recorded_by_default
-
-    with torch.no_grad(), recorded_by_default():
-        return model(x.to(torch.float32))
 
 
 def _upscaled(taken: Any, network: Enlarger, progress: Any, record: list[Patch] | None) -> Any:
@@ -428,15 +305,3 @@ def _is_array(image: Any) -> bool:
     import numpy as np
 
     return isinstance(image, np.ndarray)
-
-
-def _is_module(model: Any) -> bool:
-    if isinstance(model, str | os.PathLike):
-        return False
-    import torch
-
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a built-in name, a path or a module from load or convert_model, got {type(model).__name__}")
-    if not hasattr(model, "set_backend"):
-        raise TypeError(f"model must be a converted one, a module from load or convert_model, got {type(model).__name__}")
-    return True

@@ -53,5 +53,5 @@ def adabm(capsys):
 def model(monkeypatch):
     """The stand-in for a converted model, in place of every model that commands load by name or path."""
     fake = FakeModel()
-    monkeypatch.setattr(importlib.import_module("adabm_kernels.upscale"), "load_model", lambda name: fake)
+    monkeypatch.setattr(importlib.import_module("adabm_kernels.models"), "load_model", lambda name: fake)
     return fake

@@ -18,8 +18,8 @@ from PIL import Image
 from adabm_kernels import ConvertConfig, convert_model, load, save
 from adabm_kernels.calibrate import calibrate
 from adabm_kernels.config import DEFAULT_STEPS
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.networks.checkpoints import load_state
-from adabm_kernels.resize import imresize
 
 
 def main() -> None:

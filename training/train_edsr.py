@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
-from adabm_kernels.resize import imresize
 
 SHRINKS = (1.0, 0.8, 0.6)  # each photograph is also used smaller: more detail per pixel than the photograph itself has
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..resize import imresize
+from ..evaluation.resize import imresize
 
 SIDE = 48  # pixels
 COLOURS = 6  # that a picture may use

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..evaluation.resize import imresize
 from ..networks.convention import CHANNEL_ORDERS, MEAN_SHIFTS, RGB_RANGES, Convention
 from ..networks.detect import Detected, float_network, reread, to_float_state
 from ..networks.edsr import EDSRSpec
-from ..resize import imresize
 
 CROPS = 6  # that are looked at, those with most detail
 LOOKED_AT = 24  # pictures at most that they are chosen from

@@ -8,9 +8,32 @@ from typing import Any
 
 from ..files import check_target
 from ..machine import cpu_name
+from . import arguments
 from .common import BAD_INPUT, FAILED, STDOUT, Progress, check_json, print_columns, print_table, stage, timed, to_json, write_json
 
+SUMMARY = "time a model here, or measure what layers are planned by"
+
+ISAS = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx")
 RUNS = 7
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_model(parser, " or a converted model's file")
+    parser.add_argument(
+        "--size", metavar="PIXELS", type=arguments.integer(8, 4096), default=192, help="side of the picture (default: %(default)s)"
+    )
+    parser.add_argument("--tune", action="store_true", help="measure the times of all tiles and keep them for this machine")
+    parser.add_argument(
+        "--isa", action="append", choices=ISAS, help="with --tune: the instruction set, may be repeated (default: the one in use)"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="F",
+        type=arguments.path,
+        help="with --tune: the file to write (default: one in your cache folder)",
+    )
+    arguments.add_json_file(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -22,7 +45,7 @@ def execute(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{option} goes with --tune")
         check_json(args.json, args.output, args.model)
         if args.tune:
-            from ..tile_times import own_path
+            from ..planning.times import own_path
 
             target = args.output or own_path()
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +57,9 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _tune(args: argparse.Namespace) -> dict[str, Any]:
-    from .. import native, tile_times
-    from ..tune_tiles import measure_tiles
+    from .. import native
+    from ..planning import times as tile_times
+    from ..tuning.tiles import measure_tiles
 
     with stage(BAD_INPUT), Progress() as progress:
         if args.output is not None and args.output.exists():
@@ -67,10 +91,10 @@ def _tune_row(row: dict[str, Any]) -> tuple[str, ...]:
 def _bench(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    from ..models import configure, load_model
     from ..nn.graph import recorded_by_default
     from ..nn.network import format_plan
     from ..nn.timing import wait_for
-    from ..upscale import configure, load_model
 
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -119,8 +143,8 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
 def _planned_by() -> str:
     """Whose times layers are planned by here, and which tiles these leave out."""
     from .. import native
-    from ..tile_times import tile_times
-    from ..tiles import TILES
+    from ..planning.tiles import TILES
+    from ..planning.times import tile_times
 
     times = tile_times(native.planning_isa())
     missing = [tile.name for tile in TILES if tile.name not in times.costs]

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import MOST_DEPTH_LOSS
 from ..files import check_target
 from ..machine import cpu_name, describe_machine, describe_versions
-from . import weights
+from . import arguments, weights
 from .blocks import residual_in_words
 from .common import (
     BAD_INPUT,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from ..networks.detect import Detected
     from ..nn import ConvertedNetwork
 
+SUMMARY = "make a converted model of float weights"
+
 CONFIG_OPTIONS = (
     "weight_bits",
     "act_bits",
@@ -58,6 +61,104 @@ CHECKED_SIDE = 96  # low-resolution pixels of each at most, from its middle
 OWN_PICTURES = 100  # at most, that are also looked at before they are shrunk
 OWN_SIDE = 192  # pixels of each at most, from its middle
 FEW_PICTURES = 16  # with fewer, the percentiles that image thresholds are taken from are single pictures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--weights",
+        metavar="W",
+        type=arguments.path,
+        required=True,
+        help="checkpoint of float weights: .pt, .pth, .ckpt, .safetensors",
+    )
+    add(
+        "--images",
+        metavar="DIR",
+        type=arguments.path,
+        required=True,
+        help="folder of about 100 low-resolution pictures, PNG or JPEG; photographs with --downscale",
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="M",
+        type=arguments.path,
+        required=True,
+        help="model to write, .safetensors; M.resume keeps progress",
+    )
+    add("--overwrite", action="store_true", help="replace an existing output")
+    add(
+        "--downscale",
+        metavar="F",
+        type=arguments.number(1),
+        default=1,
+        help="first shrink the pictures F times by MATLAB's bicubic",
+    )
+    add("--weight-bits", metavar="2..8", type=arguments.integer(2, 8), default=4, help="bits of the weights (default: %(default)s)")
+    add(
+        "--act-bits",
+        metavar="4..6",
+        type=_act_bits,
+        default=4,
+        help="base bits of the activations, up to two less or more by image and layer (default: %(default)s)",
+    )
+    add(
+        "--quantize",
+        choices=("full", "body"),
+        default="full",
+        help="all convolutions, or those of the residual blocks (default: %(default)s)",
+    )
+    add(
+        "--recipe",
+        choices=("best", "paper"),
+        default="best",
+        help="everything the kernels allow, or AdaBM as published (default: %(default)s)",
+    )
+    add("--steps", metavar="N", type=arguments.integer(0), help="steps of fine-tuning, 0 for none (default: as the recipe suits)")
+    add(
+        "--tolerance",
+        metavar="SHARE",
+        type=arguments.share,
+        help="end fine-tuning, before --steps, once 50 steps lower its loss by less than this share, such as 0.02 (default: never)",
+    )
+    add(
+        "--candidates", metavar="K", type=arguments.integer(1), help="fine-tune on the most detailed of K random crops (default: 1)"
+    )
+    add(
+        "--target-bits",
+        metavar="B",
+        type=arguments.number(1),
+        help="mean bits to choose layers for (default: somewhat below --act-bits)",
+    )
+    add("--objective", choices=("bits", "latency"), help="what layers save: bits, or measured time (default: bits)")
+    add(
+        "--depths",
+        choices=("auto", "none"),
+        default="auto",
+        help="make tiles of pictures that hardly bend without the network's blocks, or none (default: auto, with recipe best)",
+    )
+    add(
+        "--depth-loss",
+        metavar="DB",
+        type=arguments.number(0, MOST_DEPTH_LOSS),
+        help="by which the result may lie further from the float network for more of these tiles (default: 0)",
+    )
+    add(
+        "--residual",
+        choices=("auto", "float32", "int16"),
+        default="auto",
+        help="what features beside the codes are held in; int16 halves their bytes (default: auto, int16 with recipe best)",
+    )
+    add(
+        "--start", metavar="MODEL", type=arguments.path, help="a converted model of the same network, whose bit maps are taken over"
+    )
+    add("--select", metavar="N", type=arguments.integer(1), help="use only the N most informative pictures")
+    add("--device", default="auto", help="where torch computes: auto, cpu or cuda (default: auto, a GPU where torch finds one)")
+    add("--seed", metavar="S", type=arguments.integer(0), help="of every random choice (default: 1)")
+    add("--threads", metavar="N", type=arguments.integer(1), help="CPU threads (default: as many as torch would use)")
+    arguments.add_reading(parser)
+    arguments.add_json_file(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -255,7 +356,7 @@ class _Pictures:
         return rgb
 
     def _shrunk(self, rgb: np.ndarray) -> np.ndarray:
-        from ..resize import imresize
+        from ..evaluation.resize import imresize
 
         factor = self.downscale
         if factor == 1:
@@ -357,8 +458,8 @@ def _report(
 
 def _psnr_to_float(model: ConvertedNetwork, pictures: list[torch.Tensor]) -> float:
     """Mean over the pictures of the PSNR in dB, RGB in 0..255, both outputs clamped and not rounded."""
-    from ..metrics import psnr
-    from ..upscale import run
+    from ..evaluate import run
+    from ..evaluation.metrics import psnr
 
     teacher = model.float_model()
     values = [psnr(run(model, x).clamp(0, 255), run(teacher, x).clamp(0, 255), 255.0) for x in pictures]
@@ -413,3 +514,9 @@ def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> Non
     print()
     layers = [(layer["name"], f"{layer['weight_bits']}", f"{layer['mean_bits']:.2f}") for layer in report["layers"]]
     print_columns([("layer", "weight bits", "mean bits"), *layers])
+
+
+def _act_bits(text: str) -> int:
+    if text not in ("4", "5", "6"):
+        raise argparse.ArgumentTypeError(f"must be 4, 5 or 6 (images and layers add up to 2 or take them off), got '{text}'")
+    return int(text)

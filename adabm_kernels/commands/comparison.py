@@ -11,8 +11,8 @@ from .common import timed
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..enlarge import Enlarger
     from ..images import Layout
+    from ..upscaling.enlarge import Enlarger
 
 # Both models are repeated until one of these is reached; the median needs few runs, a large image long ones.
 RUNS = 5
@@ -28,10 +28,10 @@ def compare(network: Enlarger, float_model: Any, rows: np.ndarray, layout: Layou
     """
     import torch
 
-    from ..enlarge import Enlarger
-    from ..metrics import psnr
+    from ..evaluation.metrics import psnr
     from ..nn.timing import wait_for
-    from ..patchwise import FloatPatchwise
+    from ..upscaling.enlarge import Enlarger
+    from ..upscaling.patchwise import FloatPatchwise
 
     x = network.network.picture_tensor(rows, layout)
     floats = Enlarger(FloatPatchwise(float_model, network.network), network.size, max_pixels=network.max_pixels)

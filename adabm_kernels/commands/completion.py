@@ -6,6 +6,12 @@ import argparse
 
 from .common import FAILED, CommandError
 
+SUMMARY = "print what makes a shell complete adabm's options"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh"), help="shell to write the completion for")
+
 
 def execute(args: argparse.Namespace) -> None:
     """Print the completion script of a shell: `adabm completion bash > ~/.local/share/bash-completion/completions/adabm`."""

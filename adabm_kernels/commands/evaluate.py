@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..machine import describe_machine, describe_versions
-from . import weights
+from . import arguments, weights
 from .common import BAD_INPUT, FAILED, STDOUT, Progress, check_json, print_columns, print_table, stage, to_json, write_json
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from ..evaluate import EvaluationReport
 
+SUMMARY = "measure a model on test pictures"
+
+PROTOCOLS = ("whole", "patch96")  # those of evaluate.py, which imports torch
 CONVENTIONS = {
     "psnr_y": "dB, luma of ITU-R BT.601 in 16..235 as MATLAB's rgb2ycbcr, peak 255, scale pixels shaved, outputs rounded to 8 bits",
     "ssim_y": "mean over the same pixels, Gaussian window 11x11 with sigma 1.5 inside the picture, K1 0.01, K2 0.03",
@@ -32,6 +35,28 @@ _COLUMNS = {  # headings and formats
     "bits_with_zeros": ("with zeros", ".2f"),
     "gbitops_per_mp": ("GBitOPs/MP", ".0f"),
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_model(parser, ", a converted model's file, or float weights to measure them alone", device=False)
+    parser.add_argument(
+        "--data", metavar="HR_DIR", type=arguments.path, required=True, help="folder of original pictures, PNG or JPEG"
+    )
+    parser.add_argument(
+        "--lr",
+        metavar="LR_DIR",
+        type=arguments.path,
+        help="folder of their low-resolution forms (default: made by MATLAB's bicubic)",
+    )
+    parser.add_argument("--scale", metavar="N", type=arguments.integer(1), help="the scale you expect (default: the model's)")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="whole",
+        help="pictures as a whole, or the 96-pixel patches of AdaBM's code (default: %(default)s)",
+    )
+    arguments.add_reading(parser)
+    arguments.add_json_file(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -85,7 +110,7 @@ def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple
     """(the model, where it computes in words): a converted one, or the float network of a checkpoint, checked on the pictures."""
     from ..checkpoint import is_converted
     from ..evaluate import load_float
-    from ..upscale import configure, load_model, model_path
+    from ..models import configure, load_model, model_path
 
     path = model_path(args.model)
     if is_converted(path):

@@ -9,12 +9,20 @@ from typing import Any
 
 from ..config import BestTuning
 from ..machine import describe_machine, describe_versions
+from . import arguments
 from .blocks import exit_in_words, residual_in_words
 from .calibrate import CONFIG_OPTIONS, TUNING_OPTIONS
 from .common import BAD_INPUT, command_line, option, print_table, stage, to_json
 from .weights import READING_OPTIONS, word
 
+SUMMARY = "show the machine and the backends, or a model"
+
 Sections = dict[str, list[tuple[str, str]]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="NAME|PATH", nargs="?", help="built-in model or a converted model's file")
+    arguments.add_json_flag(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -31,8 +39,8 @@ def execute(args: argparse.Namespace) -> None:
 
 def _of_machine() -> dict[str, Any]:
     from .. import native
+    from ..models import builtin_models
     from ..registry import backends
-    from ..upscale import builtin_models
 
     return {
         "machine": describe_machine(),
@@ -84,7 +92,7 @@ def _machine_sections(report: dict[str, Any]) -> Sections:
 
 
 def _of_model(name: str) -> dict[str, Any]:
-    from ..upscale import builtin_models, model_path
+    from ..models import builtin_models, model_path
 
     with stage(BAD_INPUT):
         path = model_path(name)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..sizes import Size
+from ..upscaling.sizes import Size
 from .common import keeping_imports
 
 if TYPE_CHECKING:
-    from ..enlarge import Enlarger
-    from ..patchwise import Patchwise
+    from ..upscaling.enlarge import Enlarger
+    from ..upscaling.patchwise import Patchwise
 
 
 @keeping_imports()
@@ -18,14 +18,14 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
     """The model as the options ask for it, and what a report says of it."""
     import torch
 
-    from ..upscale import configure, load_model
+    from ..models import configure, load_model
 
     # The float model runs on torch's own threads: as many for one as for the other.
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     model = load_model(args.model)
     configure(model, args.bits, args.backend, threads, args.device, args.depth, args.graph)
-    from ..patchwise import Patchwise
+    from ..upscaling.patchwise import Patchwise
 
     names = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")
     try:
@@ -42,6 +42,6 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
 def load_enlarger(args: argparse.Namespace, size: Size) -> tuple[Enlarger, dict[str, Any]]:
     """The same for outputs of the size that the options ask for."""
     network, settings = load_network(args)
-    from ..enlarge import Enlarger
+    from ..upscaling.enlarge import Enlarger
 
     return Enlarger(network, size, max_pixels=args.max_pixels), settings

@@ -6,13 +6,20 @@ import argparse
 import json
 from typing import Any
 
+from . import arguments
 from .common import print_columns, to_json
+
+SUMMARY = "list the built-in models with their figures"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_json_flag(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
     """List the built-in models: scale, bits, size, and their figures on Set5 as `adabm eval` measures them."""
     from ..checkpoint import read_header
-    from ..upscale import DEFAULT_MODEL, builtin_models, figures_path
+    from ..models import DEFAULT_MODEL, builtin_models, figures_path
 
     figures = json.loads(figures_path().read_text(encoding="utf-8"))
     models = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import naming
-from ..sizes import Size, is_label
+from ..upscaling.sizes import Size, is_label
 from .common import STDOUT
 from .pipes import piped, shown
 

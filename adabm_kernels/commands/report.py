@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target, write_file
+from . import arguments
 from .blocks import block_rows
 from .common import BAD_INPUT, FAILED, Progress, print_table, stage
 from .comparison import compare
@@ -18,7 +20,33 @@ if TYPE_CHECKING:
 
     from ..images import Layout
 
+SUMMARY = "a page that shows a picture's bits, times and quality"
+
 _TILE = 96  # as AdaBM's patches: small enough to see where the bits go
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "input", metavar="IMAGE", type=arguments.input_path, help="picture to upscale; a pipe or '-' for standard input"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=arguments.path,
+        default=Path("report.html"),
+        help="page to write (default: %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
+    arguments.add_model(parser, " or a converted model's file")
+    arguments.add_windows(parser, "96")
+    parser.add_argument(
+        "--max-pixels",
+        metavar="N",
+        type=arguments.integer(1),
+        default=4_000_000,
+        help="refuse larger pictures (default: %(default)s)",
+    )
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -42,11 +70,11 @@ def execute(args: argparse.Namespace) -> None:
         network, settings = load_network(args)
         network.windows(layout.height, layout.width, layout)
 
-    from ..batch import bits_with_zeros, computed_share, mean_bits
-    from ..bitmap import bit_map
-    from ..enlarge import Enlarger, enlarged
     from ..nn.layer_times import layer_times
-    from ..report import Report
+    from ..report.bitmap import bit_map
+    from ..report.page import Report
+    from ..upscaling.batch import bits_with_zeros, computed_share, mean_bits
+    from ..upscaling.enlarge import Enlarger, enlarged
 
     memory = f"not enough memory for a report on {layout.width}x{layout.height} pixels"
     with stage(FAILED, memory), Progress() as bar:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..sizes import Size, Steps
+from ..upscaling.sizes import Size, Steps
 
 
 def asked_size(args: argparse.Namespace) -> Size:

@@ -6,10 +6,27 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from . import arguments
 from .common import BAD_INPUT, FAILED, STDOUT, CommandError, check_json, keeping_imports, stage, to_json, write_json
 
 if TYPE_CHECKING:
     from ..nn import ConvertedNetwork
+
+SUMMARY = "measure a GPU for a model's layers, or compile kernels for one"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="NAME|PATH", help="whose layers to measure (default: all built-in models)")
+    add(
+        "--minutes",
+        metavar="N",
+        type=arguments.number(0),
+        help="stop after so long; the same command goes on (default: at the end)",
+    )
+    add("--prefill", metavar="sm_XY", help="compile Triton's kernels for this architecture instead, such as sm_90; needs no GPU")
+    add("--into", metavar="DIR", type=arguments.path, help="with --prefill: the folder of the cache (default: Triton's own)")
+    arguments.add_json_file(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -33,7 +50,7 @@ def execute(args: argparse.Namespace) -> None:
 @keeping_imports()
 def _models(args: argparse.Namespace) -> dict[str, ConvertedNetwork]:
     """The model that is asked for, or all built-in ones, by name."""
-    from ..upscale import builtin_models, load_model
+    from ..models import builtin_models, load_model
 
     return {name: load_model(name) for name in ([args.model] if args.model is not None else builtin_models())}
 
@@ -51,7 +68,7 @@ def _tune(args: argparse.Namespace) -> dict[str, Any]:
     with stage(BAD_INPUT):
         if reason := why_no_gpu():
             raise CommandError(f"tune measures a GPU, and there is none here: {reason} (--prefill needs none)", BAD_INPUT)
-        from .. import tune_gpu
+        from ..tuning import gpu as tune_gpu
 
         if reason := tune_gpu.why_not("triton"):
             raise CommandError(f"tune measures how Triton's kernels are launched: {reason}", BAD_INPUT)
@@ -70,9 +87,9 @@ def measure(
 ) -> dict[str, Any]:
     """Measures what of the models' layers is not measured yet, for so many minutes; returns the report. why_no_cuda: why there is
     no choice between backends to be measured."""
-    from .. import tune_gpu
     from ..backends import gpu_times
     from ..backends.triton import tuning
+    from ..tuning import gpu as tune_gpu
 
     clock, source = tune_gpu.Clock(minutes), tune_gpu.place()
     launches, choices = tune_gpu.Launches(), tune_gpu.Choices()
@@ -99,7 +116,7 @@ def _alike(models: Iterable[ConvertedNetwork]) -> list[Any]:
 
 
 def _report(launches: Any, choices: Any, why_no_cuda: str, source: dict[str, str]) -> dict[str, Any]:
-    from ..tune_gpu import SIZES
+    from ..tuning.gpu import SIZES
 
     gains = {side: launches.gained(side) for side in SIZES}
     return {
@@ -139,7 +156,7 @@ def _lines(report: dict[str, Any], launches_path: Any, times_path: Any) -> list[
 
 def _prefill(args: argparse.Namespace) -> dict[str, Any]:
     with stage(BAD_INPUT):
-        from ..prefill import capability_of, prefill
+        from ..tuning.prefill import capability_of, prefill
 
         try:
             capability = capability_of(args.prefill)

@@ -15,22 +15,88 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
-from ..sizes import Size, Steps
-from . import video
+from ..upscaling.sizes import MOST_SCALE, MOST_SIDE, Size, Steps
+from . import arguments, video
 from .blocks import block_rows, percent
 from .common import BAD_INPUT, FAILED, CommandError, Progress, one_line, print_table, stage, to_json
 from .comparison import compare
 from .loading import load_enlarger
-from .outputs import Plan, Planned, Rest, check_suffix, find_inputs, is_folder, plan_outputs
+from .outputs import DEFAULT_SUFFIX, FORMATS, Plan, Planned, Rest, check_suffix, find_inputs, is_folder, plan_outputs
 from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_stdout
 from .sizes import asked_size, in_figures, in_words
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..batch import Outcome, Task
-    from ..enlarge import Enlarger
     from ..images import Layout
+    from ..upscaling.batch import Outcome, Task
+    from ..upscaling.enlarge import Enlarger
+
+SUMMARY = "upscale pictures, folders or frames of a video"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "inputs",
+        metavar="IN",
+        type=arguments.input_path,
+        nargs="+",
+        help="pictures or folders of them; a pipe or '-' for standard input",
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="OUT",
+        action=arguments.Output,
+        type=arguments.named,
+        help="file, folder (what ends in '/' or has no suffix) or '-' for standard output "
+        "(default: IN_x4.png beside a file, IN_x4 beside a folder, '-' for a pipe)",
+    )
+    parser.set_defaults(output_is_folder=False)
+    add("--format", choices=("keep", *FORMATS), help="of the output where OUT does not say it (default: png)")
+    add("--quality", metavar="1..100", type=arguments.integer(1, 100), help="of JPEG and WebP (default: 95)")
+    add("--suffix", default=DEFAULT_SUFFIX, help="what output names add to the input's (default: %(default)s)")
+    add(
+        "--existing",
+        choices=("replace", "skip", "refuse"),
+        default="replace",
+        help="what to do about outputs that exist; skip goes on with an interrupted folder (default: %(default)s)",
+    )
+    arguments.add_model(parser, " or a converted model's file")
+    arguments.add_windows(parser)
+    add("--tta", action="store_true", help="mean over the eight flips and turns of every window: eight times the work")
+    add("--strict", action="store_true", help="refuse damaged pictures of which no row is missing (default: read and warn)")
+    add(
+        "--metadata",
+        choices=("keep", "strip"),
+        default="keep",
+        help="EXIF, XMP, IPTC and texts of the input; its colours always stay (default: %(default)s)",
+    )
+    add(
+        "--max-pixels",
+        metavar="N",
+        type=arguments.integer(1),
+        default=arguments.MAX_PIXELS,
+        help="refuse larger pictures, and outputs of more than the model's scale squared times as many (default: %(default)s)",
+    )
+    add("--compare", action="store_true", help="time the float PyTorch model on the same input and compare")
+    size = parser.add_argument_group("size of the output (default: the model's scale times the picture)").add_argument
+    size("--scale", metavar="N", type=arguments.number(1, MOST_SCALE), help="so many times as wide and high, such as 2 or 1.5")
+    size("--width", metavar="W", type=arguments.integer(1, MOST_SIDE), help="pixels across; the height follows unless it is given")
+    size("--height", metavar="H", type=arguments.integer(1, MOST_SIDE), help="pixels down; the width follows unless it is given")
+    size("--fit", metavar="WxH", type=arguments.size, help="the largest of the picture's shape that this rectangle holds")
+    frames = parser.add_argument_group("frames of a video")
+    frames.add_argument("--y4m", action="store_true", help="IN and OUT are YUV4MPEG2 streams, as from ffmpeg -f yuv4mpegpipe")
+    frames.add_argument(
+        "--raw", metavar="WxH", type=arguments.size, help="IN and OUT are raw frames of this size, ffmpeg -f rawvideo"
+    )
+    frames.add_argument("--pix-fmt", choices=video.PIXEL_FORMATS, help="of raw frames (default: rgb24)")
+    frames.add_argument("--matrix", choices=video.MATRICES, help="of y4m colours (default: bt709 from 720 rows, else bt601)")
+    arguments.add_json_flag(parser)
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="say on stderr what becomes of each picture")
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -105,7 +171,7 @@ def _check_output(planned: Planned, layout: Layout) -> None:
 
 
 def _tasks(plan: list[Planned], data: bytes | None) -> Iterator[Task]:
-    from ..batch import Task
+    from ..upscaling.batch import Task
 
     for planned in plan:
         yield Task(planned.source if data is None else data, planned.target, planned.format, shown(planned.source))
@@ -263,8 +329,8 @@ def _many(
 
 def _upscaled(args: argparse.Namespace, tasks: Iterator[Task], network: Enlarger, count: int) -> Iterator[Outcome]:
     """What became of each task, with a bar on stderr: of windows for one picture, of pictures for many."""
-    from ..batch import upscale_files
     from ..images.writer import DEFAULT_QUALITY
+    from ..upscaling.batch import upscale_files
 
     with Progress(args.quiet) as bar:
         done = 0

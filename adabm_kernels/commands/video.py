@@ -273,7 +273,7 @@ def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> 
 
     Raises IncompleteStream where a frame is not whole, after those before it.
     """
-    from .. import batch
+    from ..upscaling import batch
 
     layout, end = _layout(stream), object()
     # Pools wait for their threads as they close, and so for the producer, if `source` were not stopped before them.

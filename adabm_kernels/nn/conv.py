@@ -12,6 +12,8 @@ import torch
 
 from .. import native, ops
 from ..ops import library
+from ..planning.layer import LayerPlan, plan_layer
+from ..planning.times import tile_times
 from ..quantize import (
     MAX_BITS,
     MIN_BITS,
@@ -27,8 +29,6 @@ from ..quantize import (
 )
 from ..registry import ConvShape
 from ..simulate import SimulatedConv2d
-from ..tile_times import tile_times
-from ..tiles import LayerPlan, plan_layer
 from .contexts import WithoutParameters
 
 

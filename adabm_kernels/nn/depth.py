@@ -11,10 +11,10 @@ import torch
 from .. import native
 from ..exits import ExitParameters, border_weights
 from ..networks.spec import ConvSpec, NetworkSpec
+from ..planning.layer import plan_layer
+from ..planning.times import tile_times
 from ..quantize import MAX_BITS, act_grid, act_steps
 from ..regions import MAX_DEPTH, Depths, Region
-from ..tile_times import tile_times
-from ..tiles import plan_layer
 from .conv import IntegerConv2d, shuffle_order
 
 EASY, HARD = (0, 0), (1, MAX_DEPTH)  # depths of tiles without blocks, and of those with them

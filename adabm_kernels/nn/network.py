@@ -17,20 +17,21 @@ from torch.nn import functional as F
 from .. import native, ops
 from ..config import ConvertConfig
 from ..exits import ExitParameters
-from ..measure import bits_by_rule, image_offsets
+from ..image_bits import bits_by_rule, image_offsets
 from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
+from ..planning.tiles import tile_products
 from ..quantize import MAX_BITS, MIN_BITS, check_fraction, padded_channels, to_pixels
 from ..regions import MAX_DEPTH, Depths, as_tiles, flat_length, pixels_of_tiles
 from ..registry import GPU_BACKENDS, Choice, Problem, check_device, choose
-from ..tiles import tile_products
 from . import contexts
 from .bits import RunningThresholds
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .depth import EVERYWHERE, LinearExit, Places, radius, tail_specs
 from .graph import Graphs, recorded_by_default, records_by_default
 from .lanes import in_order, lanes
+from .memory import bytes_per_pixel
 from .tail import CollapsedConv2d
 from .timing import conv_seconds
 from .workspace import Workspace
@@ -667,6 +668,10 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
     def _finished(self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
         y = self._forward(x, self._by_name(table), as_pixels, origin)
         return to_pixels(y) if as_pixels and y.dtype != torch.uint8 else y
+
+    def bytes_per_pixel(self) -> int:
+        """About what a forward pass holds for each low-resolution pixel of its input."""
+        return bytes_per_pixel(self)
 
     @contextmanager
     def lending_output(self) -> Iterator[None]:

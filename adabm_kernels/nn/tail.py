@@ -6,9 +6,9 @@ import torch
 
 from .. import native
 from ..networks.collapse import CollapsedTail
+from ..planning.layer import plan_layer
+from ..planning.times import tile_times
 from ..quantize import act_grid, act_steps, rest_range
-from ..tile_times import tile_times
-from ..tiles import plan_layer
 from .conv import IntegerConv2d, shuffle_order
 
 

@@ -14,7 +14,7 @@ import torch
 from ..backends import devices
 from ..backends.call import FEATURES, Conv
 from ..exits import MAX_BEND
-from ..measure import bits_by_rule, image_offsets, measure_images
+from ..image_bits import bits_by_rule, image_offsets, measure_images
 from ..quantize import CODE_CHANNELS
 from ..regions import MAX_DEPTH, as_tiles, flat_length
 from .checks import (

@@ -6,7 +6,7 @@ input are base + image offset + layer offset. Parameter names are those of the a
 dicts load unchanged.
 """
 
-from .bits import LUMA, image_measure, image_offsets, soft_image_offsets
+from ..image_bits import LUMA, image_measure, image_offsets, soft_image_offsets
 from .conv import END_BITS, SimulatedConv2d
 from .edsr import SimulatedEDSR
 from .network import SimulatedNetwork

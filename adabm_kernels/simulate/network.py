@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from ..config import ConvertConfig
 from ..exits import ExitParameters, exit_output, tile_depths
+from ..image_bits import image_measure, image_offsets, soft_image_offsets
 from ..networks.collapse import collapse
 from ..networks.detect import Detected, detect, to_float_state, to_simulated_state
 from ..networks.spec import RESIDUAL_FRACTION, NetworkSpec
 from ..quantize import MOST_FIXED, check_fraction, round_ste
 from ..regions import MAX_DEPTH, Depths, Region
-from .bits import image_measure, image_offsets, soft_image_offsets
 from .conv import SimulatedConv2d, moved
 
 

@@ -21,9 +21,9 @@ SHARED = ROOT.parent / "shared" / "data"
 
 from adabm_kernels import ConvertConfig, convert_model  # noqa: E402
 from adabm_kernels.calibrate import calibrate  # noqa: E402
-from adabm_kernels.metrics import psnr, psnr_y  # noqa: E402
+from adabm_kernels.evaluation.metrics import psnr, psnr_y  # noqa: E402
+from adabm_kernels.evaluation.resize import imresize  # noqa: E402
 from adabm_kernels.networks.checkpoints import load_state  # noqa: E402
-from adabm_kernels.resize import imresize  # noqa: E402
 from adabm_kernels.simulate import SimulatedEDSR  # noqa: E402
 
 

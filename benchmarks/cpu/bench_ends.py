@@ -14,8 +14,8 @@ from turns import THREADS
 
 from adabm_kernels import native, ops
 from adabm_kernels.backends import cpu
+from adabm_kernels.planning.tiles import DIRECT, TILES
 from adabm_kernels.quantize import MAX_BITS
-from adabm_kernels.tiles import DIRECT, TILES
 
 SIZE, CHANNELS, BITS = 96, 64, 8
 # outputs, pixels a side of the kernel, PixelShuffle, kernels of their own at the border

@@ -14,8 +14,8 @@ from shared import shared_path
 from turns import THREADS
 
 from adabm_kernels import ConvertConfig, convert_model, load
+from adabm_kernels.models import builtin_models
 from adabm_kernels.networks.checkpoints import load_state
-from adabm_kernels.upscale import builtin_models
 
 SIZE = 192
 NETWORKS = ("edsr_baseline_x4", "edsr_r8f64_x2", "srresnet_r8f64_x4")

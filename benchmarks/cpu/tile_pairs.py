@@ -7,9 +7,9 @@ An operand beyond 8 bits counts twice: as two digits (a product for each pair of
 both split) or as a word of 16 bits (two products' time, whichever operand outgrew its byte). The mean over the model's 3x3
 convolutions between as many channels.
 
-The estimate is the planner's formula (adabm_kernels/tile_times.py): for tiles of bytes with kernels their measured terms. In the
-others a product takes what it takes in those, by how it is summed, and one of words twice that of whole sums; all else takes the
-direct form's time and, for each transformed code an output, as much as on average in those tiles, twice for words. Nothing is
+The estimate is the planner's formula (adabm_kernels/planning/times.py): for tiles of bytes with kernels their measured terms. In
+the others a product takes what it takes in those, by how it is summed, and one of words twice that of whole sums; all else takes
+the direct form's time and, for each transformed code an output, as much as on average in those tiles, twice for words. Nothing is
 timed.
 """
 
@@ -20,8 +20,9 @@ from itertools import product
 
 import numpy as np
 
-from adabm_kernels import load, tiles
-from adabm_kernels.tile_times import KINDS, KINDS_OF_ISA, TileTimes, tile_times
+from adabm_kernels import load
+from adabm_kernels.planning import exact, tiles
+from adabm_kernels.planning.times import KINDS, KINDS_OF_ISA, TileTimes, tile_times
 
 LINES = {1: tiles.F1, 2: tiles.F2, 3: tiles.F3, 4: tiles.F4}
 OF_BYTES = ((1, 1), (2, 1), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4))  # with kernels, as have
@@ -52,7 +53,7 @@ def code_range(pair: Pair, bits: int) -> np.ndarray:
 
 def products(pair: Pair, bits: int, weights: np.ndarray, words: bool = False) -> float:
     """Of one layer, its weights [K, C, 3, 3] and codes of so many bits."""
-    transformed = tiles.transformed_weights(tile_of(pair), weights.transpose(2, 3, 1, 0))
+    transformed = exact.transformed_weights(tile_of(pair), weights.transpose(2, 3, 1, 0))
     flat = transformed.reshape(*transformed.shape[:2], -1)
     weight_digits = np.where((flat.min(2) >= -128) & (flat.max(2) <= 127), 1, 2)
     code_digits = np.where(code_range(pair, bits) <= tiles.CODE_MAX, 1, 2)
@@ -66,7 +67,7 @@ def nanoseconds(pair: Pair, bits: int, weights: np.ndarray, words: bool, times: 
 
     kinds = {KINDS[0]: 1.0}
     if times.isa in KINDS_OF_ISA and not words:
-        kinds = tiles.layer_sums(tiles.DIRECT if pair == (1, 1) else tile_of(pair), weights).kinds(bits)
+        kinds = exact.layer_sums(tiles.DIRECT if pair == (1, 1) else tile_of(pair), weights).kinds(bits)
 
     def predict(tile: str, count: float) -> float:
         return sum(part * times.time(tile, kind, count, channels, outputs, False) for kind, part in kinds.items() if part)

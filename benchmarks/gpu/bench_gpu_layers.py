@@ -17,9 +17,9 @@ import torch
 from problems import ConvInstance, ConvProblem, bell_codes, instantiate, set_weights
 from torch.nn import functional as F
 
-from adabm_kernels import tune_gpu
 from adabm_kernels.quantize import pack_codes, unpack_codes
 from adabm_kernels.registry import GPU_BACKENDS, Problem, choose
+from adabm_kernels.tuning import gpu as tune_gpu
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 REPLAYS = tune_gpu.REPLAYS

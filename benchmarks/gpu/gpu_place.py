@@ -14,6 +14,6 @@ def commit() -> str:
 
 
 def place() -> dict[str, str]:
-    from adabm_kernels import tune_gpu  # `commit` is asked for where torch is not loaded
+    from adabm_kernels.tuning import gpu as tune_gpu  # `commit` is asked for where torch is not loaded
 
     return tune_gpu.place() | {"commit": commit()}

@@ -149,9 +149,9 @@ def _pretend_backends() -> None:
     cuda._place = lambda x: (0, None)
     devices.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
     devices.why_not_cuda = devices.why_not_triton = lambda device: ""
-    import adabm_kernels.tune_gpu
+    import adabm_kernels.tuning.gpu
 
-    adabm_kernels.tune_gpu.backend_module = lambda name: stand_in if name in GPU_BACKENDS else reference
+    adabm_kernels.tuning.gpu.backend_module = lambda name: stand_in if name in GPU_BACKENDS else reference
     ConvertedNetwork._replay = lambda self, x, offset, as_pixels, origin: self._finished(
         x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin
     )

@@ -3,8 +3,8 @@
     python benchmarks/gpu/tune_choice.py            # into this user's table, as `adabm tune` does for a model
     python benchmarks/gpu/tune_choice.py --package  # into adabm_kernels/backends/gpu_times.json
 
-See adabm_kernels/tune_gpu.py: one image, every width that a layer's codes are stored in, inside CUDA graphs; both backends' results
-are compared first. Needs a card that both can use.
+See adabm_kernels/tuning/gpu.py: one image, every width that a layer's codes are stored in, inside CUDA graphs; both backends'
+results are compared first. Needs a card that both can use.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import keep  # noqa: E402
 from bench_gpu_networks import layers_of_networks  # noqa: E402
 from gpu_place import place  # noqa: E402
 
-from adabm_kernels import tune_gpu  # noqa: E402
 from adabm_kernels.backends import gpu_times  # noqa: E402
+from adabm_kernels.tuning import gpu as tune_gpu  # noqa: E402
 
 
 def tune(path: Path) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/gpu/tune_triton.py            # into this user's table, as `adabm tune` does for a model
     python benchmarks/gpu/tune_triton.py --package  # into adabm_kernels/backends/triton/tuning.json
 
-See adabm_kernels/tune_gpu.py. An entry says where and when it was measured, and how long the heuristic's config took.
+See adabm_kernels/tuning/gpu.py. An entry says where and when it was measured, and how long the heuristic's config took.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import keep  # noqa: E402
 from bench_gpu_networks import layers_of_networks  # noqa: E402
 from gpu_place import place  # noqa: E402
 
-from adabm_kernels import tune_gpu  # noqa: E402
 from adabm_kernels.backends.triton import tuning  # noqa: E402
+from adabm_kernels.tuning import gpu as tune_gpu  # noqa: E402
 
 
 def tune(path: Path) -> None:

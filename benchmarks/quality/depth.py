@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from adabm_kernels.evaluation.metrics import ssim_y
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.images import Layout, list_images, read_image
 from adabm_kernels.machine import describe_machine
-from adabm_kernels.metrics import ssim_y
+from adabm_kernels.models import load_model
 from adabm_kernels.nn import ConvertedNetwork
-from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.quantize import to_pixels
-from adabm_kernels.resize import imresize
-from adabm_kernels.upscale import load_model
+from adabm_kernels.upscaling.patchwise import Patchwise
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 

@@ -19,14 +19,14 @@ import numpy as np
 import PIL.Image
 import torch
 
-from adabm_kernels import patchwise
-from adabm_kernels.batch import Task, mean_bits, upscale_files
-from adabm_kernels.enlarge import Enlarger
+from adabm_kernels.evaluation.metrics import psnr
 from adabm_kernels.images import MAX_PIXELS, Layout
 from adabm_kernels.machine import cpu_name
-from adabm_kernels.metrics import psnr
-from adabm_kernels.patchwise import Patchwise
-from adabm_kernels.upscale import load_model
+from adabm_kernels.models import load_model
+from adabm_kernels.upscaling import cutting
+from adabm_kernels.upscaling.batch import Task, mean_bits, upscale_files
+from adabm_kernels.upscaling.enlarge import Enlarger
+from adabm_kernels.upscaling.patchwise import Patchwise
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -90,7 +90,7 @@ def compare(args: argparse.Namespace, rgb: np.ndarray) -> None:
 def seam(args: argparse.Namespace) -> None:
     model, rgb = load_model(args.model), photograph(args)
     layout = Layout(rgb.shape[1], rgb.shape[0], 3)
-    patchwise.JOINED_PIXELS = 0  # else windows of the same bits are one, whatever their halo
+    cutting.JOINED_PIXELS = 0  # else windows of the same bits are one, whatever their halo
     for bits in (3, 4, 6, 8):
         model.set_bits(bits)
         whole = torch.from_numpy(Patchwise(model, tile=0).array(rgb, layout).astype(np.float64))
@@ -152,8 +152,8 @@ def startup(args: argparse.Namespace) -> None:
     code = """
 import sys
 from adabm_kernels import cli
-import adabm_kernels.upscale
-module = sys.modules["adabm_kernels.upscale"]
+import adabm_kernels.models
+module = sys.modules["adabm_kernels.models"]
 load = module.load_model
 def loaded(name):
     model = load(name)

@@ -29,10 +29,10 @@ from adabm_kernels import convert_model, machine  # noqa: E402
 from adabm_kernels.calibrate import calibrate  # noqa: E402
 from adabm_kernels.calibration.images import most_informative  # noqa: E402
 from adabm_kernels.config import BestTuning, ConvertConfig  # noqa: E402
-from adabm_kernels.metrics import psnr_y  # noqa: E402
+from adabm_kernels.evaluation.metrics import psnr_y  # noqa: E402
+from adabm_kernels.evaluation.resize import imresize  # noqa: E402
 from adabm_kernels.networks.checkpoints import load_state  # noqa: E402
 from adabm_kernels.networks.detect import detect  # noqa: E402
-from adabm_kernels.resize import imresize  # noqa: E402
 
 TIMED_SIDE = 192  # pixels of the image that is timed
 TIMED_ROUNDS = 20

@@ -18,8 +18,9 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from adabm_kernels.images import read_image
-from adabm_kernels.smooth import REACH, bends, enlarge, phases, rules
-from adabm_kernels.upscale import load_model, upscale
+from adabm_kernels.models import load_model
+from adabm_kernels.upscale import upscale
+from adabm_kernels.upscaling.smooth import REACH, bends, enlarge, phases, rules
 
 CLASSES = (0, 2, 4, 8, 12, 16, 24, 32, 48, 510)
 NEAR = 2

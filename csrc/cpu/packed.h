@@ -48,7 +48,8 @@ constexpr int kDepths = 13;  // of 1, 2, 4, ... quads
 constexpr size_t kPackedHeaderBytes = 1024;  // a multiple of 64, so that panels stay aligned
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes, "the header has outgrown its place");
 
-// F(outputs, kernel) along one axis: B^T and G of adabm_kernels/tiles.py. F(1, 3) has one tap for codes and three for weights.
+// F(outputs, kernel) along one axis: B^T and G of adabm_kernels/planning/tiles.py. F(1, 3) has one tap for codes and three for
+// weights.
 struct Line {
   int outputs, kernel, taps;
   int run;  // kernel columns that accumulate within a tap: 3 for F(1, 3), else 1

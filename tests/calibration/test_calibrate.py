@@ -19,11 +19,11 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.calibration.made import drawn_pictures, made_pictures
 from adabm_kernels.calibration.ranges import best_act_range, published_weight_range
 from adabm_kernels.config import ConvertConfig
-from adabm_kernels.metrics import psnr_y
+from adabm_kernels.evaluation.metrics import psnr_y
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.networks.detect import adabm_name
 from adabm_kernels.quantize import fake_quantize_act, fake_quantize_weight
-from adabm_kernels.resize import imresize
 from adabm_kernels.simulate import image_measure
 
 SET5 = ("baby", "bird", "butterfly", "head", "woman")

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from adabm_kernels.calibrate import calibrate
 from adabm_kernels.config import ConvertConfig
-from adabm_kernels.metrics import psnr, psnr_y
+from adabm_kernels.evaluation.metrics import psnr, psnr_y
 from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.networks.detect import detect, float_network, to_float_state
 from adabm_kernels.networks.edsr import EDSR

@@ -23,7 +23,7 @@ from with_exits import an_exit, with_exit
 
 from adabm_kernels import ConvertConfig, cli, convert_model, save
 from adabm_kernels.commands import comparison
-from adabm_kernels.upscale import _ASSETS
+from adabm_kernels.models import _ASSETS
 
 RGB = np.random.default_rng(3).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 LARGE = RGB.repeat(4, 0).repeat(4, 1)
@@ -320,12 +320,12 @@ import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
 from adabm_kernels import cli
-import adabm_kernels.upscale
+import adabm_kernels.models
 class Slow(FakeModel):
     def forward(self, x, offset=None):
         print("computing", flush=True)
         time.sleep(60)
-sys.modules["adabm_kernels.upscale"].load_model = lambda name: Slow()
+sys.modules["adabm_kernels.models"].load_model = lambda name: Slow()
 sys.exit(cli.main())
 """
     process = subprocess.Popen(
@@ -430,7 +430,7 @@ def test_info_and_models_tell_of_an_exit(empty_folder, adabm, monkeypatch):
         assert status == 0 and f"  easy tiles        {words}\n" in out
         found = json.loads(adabm("info", f"{name}.safetensors", "--json")[1])["exit"]
         assert found == ({"unit": 90, "tile": 8, "threshold": 60} if name == "with" else None)
-    monkeypatch.setattr(sys.modules["adabm_kernels.upscale"], "_ASSETS", empty_folder)
+    monkeypatch.setattr(sys.modules["adabm_kernels.models"], "_ASSETS", empty_folder)
     Path("figures.json").write_text("{}")
     status, out, _ = adabm("models")
     table = {line.split()[0]: line.split() for line in out.split("\n\n")[0].splitlines()}

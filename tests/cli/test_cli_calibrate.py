@@ -22,11 +22,11 @@ from adabm_kernels import checkpoint
 from adabm_kernels.calibration import residual as calibration_residual
 from adabm_kernels.commands import calibrate, common
 from adabm_kernels.config import DEFAULT_STEPS, BestTuning
-from adabm_kernels.metrics import psnr
+from adabm_kernels.evaluation.metrics import psnr
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.networks.convention import Convention
 from adabm_kernels.networks.detect import detect, float_network
 from adabm_kernels.networks.rdn import RDNSpec
-from adabm_kernels.resize import imresize
 from adabm_kernels.simulate import SimulatedNetwork
 
 RNG = np.random.default_rng(7)

@@ -14,10 +14,10 @@ from small import one_thread, small_edsr  # noqa: F401
 from with_exits import TILE, an_exit, pictures, with_exit
 
 from adabm_kernels import ConvertConfig, convert_model, load, save, upscale, upscale_file
-from adabm_kernels.batch import bits_with_zeros, computed_share, mean_bits
-from adabm_kernels.bitmap import BLOCK_COLOURS, bit_map
-from adabm_kernels.picture import Patch
+from adabm_kernels.report.bitmap import BLOCK_COLOURS, bit_map
 from adabm_kernels.upscale import upscale_many
+from adabm_kernels.upscaling.batch import bits_with_zeros, computed_share, mean_bits
+from adabm_kernels.upscaling.picture import Patch
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,12 @@ import torch
 from elsewhere import DEVICE, Elsewhere
 from small import one_thread  # noqa: F401
 
-from adabm_kernels.bitmap import bit_map
 from adabm_kernels.images import Layout
+from adabm_kernels.models import builtin_models, load_model
 from adabm_kernels.nn import layer_times, timing
-from adabm_kernels.patchwise import FloatPatchwise, Patchwise
-from adabm_kernels.upscale import builtin_models, load_model
+from adabm_kernels.report.bitmap import bit_map
+from adabm_kernels.upscale import upscale
+from adabm_kernels.upscaling.patchwise import FloatPatchwise, Patchwise
 
 RNG = np.random.default_rng(7)
 pytestmark = pytest.mark.skipif("edsr_x4_w4a4" not in builtin_models(), reason="the built-in model's file is not there")
@@ -27,8 +28,7 @@ pytestmark = pytest.mark.skipif("edsr_x4_w4a4" not in builtin_models(), reason="
 @pytest.fixture
 def there(empty_folder: Path, adabm: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Runs a command that takes its model to DEVICE, in a folder with two pictures, and gives what it printed."""
-    upscale = importlib.import_module("adabm_kernels.upscale")
-    monkeypatch.setattr(upscale, "device_for", lambda backend: DEVICE.type)
+    monkeypatch.setattr(importlib.import_module("adabm_kernels.models"), "device_for", lambda backend: DEVICE.type)
     for name, channels in (("rgb.png", 3), ("rgba.png", 4)):
         PIL.Image.fromarray(RNG.integers(0, 256, (20, 24, channels), dtype=np.uint8)).save(empty_folder / name)
 
@@ -45,9 +45,8 @@ def there(empty_folder: Path, adabm: Callable, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("argv", [("rgb.png",), ("rgba.png", "--tile", "16"), ("rgb.png", "--tta")], ids=" ".join)
 def test_upscale(there: Callable, empty_folder: Path, argv: tuple[str, ...]) -> None:
     there("upscale", *argv, "-o", "there.png")
-    upscale = importlib.import_module("adabm_kernels.upscale")
     options = {"tile": 16} if "--tile" in argv else {"tta": "--tta" in argv}
-    here = upscale.upscale(argv[0], "edsr_x4_w4a4", backend="reference", device="cpu", **options)
+    here = upscale(argv[0], "edsr_x4_w4a4", backend="reference", device="cpu", **options)
     with PIL.Image.open("there.png") as image:
         assert np.array_equal(np.asarray(image), np.asarray(here))
 

@@ -17,12 +17,12 @@ from fake_model import FakeModel
 from shared import shared_path
 from small import repeating_edsr, small_edsr
 
-from adabm_kernels import checkpoint, cli
+from adabm_kernels import checkpoint
 from adabm_kernels import evaluate as evaluation
 from adabm_kernels.commands import evaluate
-from adabm_kernels.upscale import _ASSETS
+from adabm_kernels.models import _ASSETS
 
-UPSCALE = sys.modules["adabm_kernels.upscale"]
+MODELS = sys.modules["adabm_kernels.models"]
 RNG = np.random.default_rng(3)
 needs_builtin = pytest.mark.skipif(
     not (_ASSETS / "edsr_x4_w4a4.safetensors").is_file(), reason="the built-in model's file is not there"
@@ -46,8 +46,8 @@ def model(monkeypatch):
     """The fake model in place of every converted model; m is its file."""
     fake = FakeModel()
     fake.config = SimpleNamespace(to_dict=lambda: {"weight_bits": 4})
-    monkeypatch.setattr(UPSCALE, "load_model", lambda name: fake)
-    monkeypatch.setattr(UPSCALE, "model_path", lambda name: name)
+    monkeypatch.setattr(MODELS, "load_model", lambda name: fake)
+    monkeypatch.setattr(MODELS, "model_path", lambda name: name)
     monkeypatch.setattr(checkpoint, "is_converted", lambda path: path == "m")
     return fake
 
@@ -241,7 +241,7 @@ def test_want_of_memory_names_the_remedy(folder, model, adabm):
 
 
 def test_protocols_of_the_parser_are_those_of_the_library():
-    assert cli.PROTOCOLS == evaluation.PROTOCOLS
+    assert evaluate.PROTOCOLS == evaluation.PROTOCOLS
 
 
 @needs_builtin

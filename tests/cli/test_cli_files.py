@@ -15,12 +15,12 @@ from command_line import ENVIRONMENT, HELPERS, names, rows
 
 from adabm_kernels.images import EXTENSIONS, open_picture
 
-UPSCALE = sys.modules["adabm_kernels.upscale"]
+MODELS = sys.modules["adabm_kernels.models"]
 RGB = np.random.default_rng(6).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 LARGE = RGB.repeat(4, 0).repeat(4, 1)
 RAW = os.fsdecode(b"caf\xe9")  # Latin-1, which is no UTF-8
 
-needs_builtin = pytest.mark.skipif(not UPSCALE.builtin_models(), reason="the built-in models' files are not there")
+needs_builtin = pytest.mark.skipif(not MODELS.builtin_models(), reason="the built-in models' files are not there")
 
 
 def save(*paths, array=RGB):
@@ -87,7 +87,7 @@ def test_raw_names_of_a_picture_on_its_own(empty_folder, model, adabm):
 @needs_builtin
 def test_every_command_prints_and_reads_raw_names(empty_folder, adabm):
     model = f"{RAW}.safetensors"
-    Path(model).write_bytes(UPSCALE.builtin_models()["edsr_x4_w4a4"].read_bytes())
+    Path(model).write_bytes(MODELS.builtin_models()["edsr_x4_w4a4"].read_bytes())
     save(f"{RAW}/{RAW}.png", array=RGB.repeat(8, 0).repeat(8, 1))
     for argv in (
         ["info", model],
@@ -111,7 +111,7 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
 from adabm_kernels import cli
-sys.modules["adabm_kernels.upscale"].load_model = lambda name: FakeModel()
+sys.modules["adabm_kernels.models"].load_model = lambda name: FakeModel()
 for argv in (["naïve.png"], ["日本.png", "-v"], ["naïve.png", "--json"], ["日本.jpg"]):
     print(cli.main(["upscale", *argv]))
 """
@@ -307,7 +307,7 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
 from adabm_kernels import cli
-sys.modules["adabm_kernels.upscale"].load_model = lambda name: FakeModel()
+sys.modules["adabm_kernels.models"].load_model = lambda name: FakeModel()
 sys.exit(cli.main())
 """
 

@@ -19,18 +19,19 @@ import torch
 from command_line import ENVIRONMENT, HELPERS, names, rows, run_process
 from fake_model import FakeModel
 
-from adabm_kernels import batch
-from adabm_kernels.enlarge import Enlarger
 from adabm_kernels.images import EXTENSIONS, Layout, PictureWriter, open_picture
 from adabm_kernels.nn.conv import IntegerConv2d
-from adabm_kernels.patchwise import Patchwise
-from adabm_kernels.sizes import Size
+from adabm_kernels.upscale import upscale
+from adabm_kernels.upscaling import batch
+from adabm_kernels.upscaling.enlarge import Enlarger
+from adabm_kernels.upscaling.patchwise import Patchwise
+from adabm_kernels.upscaling.sizes import Size
 
-UPSCALE = sys.modules["adabm_kernels.upscale"]
+MODELS = sys.modules["adabm_kernels.models"]
 RGB = np.random.default_rng(6).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 LARGE = RGB.repeat(4, 0).repeat(4, 1)
 
-needs_builtin = pytest.mark.skipif(not UPSCALE.builtin_models(), reason="the built-in models' files are not there")
+needs_builtin = pytest.mark.skipif(not MODELS.builtin_models(), reason="the built-in models' files are not there")
 
 
 def save(path, array=RGB, **options):
@@ -148,7 +149,7 @@ def test_json_and_verbose(photos, model, adabm):
 
 @needs_builtin
 def test_what_was_flat_is_told(empty_folder, adabm):
-    photo = np.array(PIL.Image.open(UPSCALE._ASSETS / "sample.png").convert("RGB"))[:60, :80]
+    photo = np.array(PIL.Image.open(MODELS._ASSETS / "sample.png").convert("RGB"))[:60, :80]
     save("in.png", np.concatenate([np.full((240, 80, 3), 255, np.uint8), photo]))
     status, out, err = adabm("upscale", "in.png", "-o", "out.png", "--json", "--verbose", "--smooth", "network")
     flat = 80 * (240 - 19 - 16)  # as far as a pixel sees, and a tile
@@ -328,7 +329,7 @@ def test_profile_and_resolution_are_carried_over(empty_folder, model, adabm, suf
 @needs_builtin
 @pytest.mark.parametrize("cutting", [{}, {"tile": 16}], ids=["whole", "windows"])
 def test_self_ensemble_is_that_of_python_and_in_integers(empty_folder, adabm, monkeypatch, cutting):
-    photo = np.array(PIL.Image.open(UPSCALE._ASSETS / "sample.png").convert("RGB"))[60:84, 50:110]
+    photo = np.array(PIL.Image.open(MODELS._ASSETS / "sample.png").convert("RGB"))[60:84, 50:110]
     save("in.png", photo)
     seen = []
 
@@ -342,7 +343,7 @@ def test_self_ensemble_is_that_of_python_and_in_integers(empty_folder, adabm, mo
     once = len(seen)
     assert adabm("upscale", "in.png", "-o", "eight.png", "-q", "--tta", *options) == (0, "", "")
     assert once and len(seen) == 9 * once and set(seen) == {torch.uint8}
-    want = UPSCALE.upscale(photo, "edsr_x4_w4a4", tta=True, **cutting)
+    want = upscale(photo, "edsr_x4_w4a4", tta=True, **cutting)
     assert np.array_equal(read("eight.png"), want) and not np.array_equal(read("one.png"), want)
 
 
@@ -414,8 +415,8 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
 from adabm_kernels import cli
-import adabm_kernels.upscale
-sys.modules["adabm_kernels.upscale"].load_model = lambda name: FakeModel()
+import adabm_kernels.models
+sys.modules["adabm_kernels.models"].load_model = lambda name: FakeModel()
 sys.exit(cli.main())
 """
     command = [sys.executable, "-c", code, HELPERS, "upscale", "-", "--format", "tif"]
@@ -437,7 +438,7 @@ def test_a_full_disk_leaves_nothing(empty_folder, adabm, monkeypatch):
         def forward(self, x, offset=None):
             return super().forward(x) + 40 * torch.sin(torch.arange(x.shape[3] * 4.0))
 
-    monkeypatch.setattr(UPSCALE, "load_model", lambda name: Noise())
+    monkeypatch.setattr(MODELS, "load_model", lambda name: Noise())
     save("in.png", noise)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -468,16 +469,17 @@ def test_interrupted_while_writing_bands(empty_folder, stop):
 import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
-from adabm_kernels import cli, patchwise
-import adabm_kernels.upscale
-patchwise.JOINED_PIXELS = 0
+from adabm_kernels import cli
+from adabm_kernels.upscaling import cutting
+import adabm_kernels.models
+cutting.JOINED_PIXELS = 0
 class Slow(FakeModel):
     def forward(self, x, offset=None):
         if len(self.seen) == 3:
             print("computing", flush=True)
             time.sleep(60)
         return super().forward(x)
-sys.modules["adabm_kernels.upscale"].load_model = lambda name: Slow()
+sys.modules["adabm_kernels.models"].load_model = lambda name: Slow()
 sys.exit(cli.main())
 """
     process = subprocess.Popen(

@@ -33,8 +33,8 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
 from adabm_kernels import cli
-import adabm_kernels.upscale
-sys.modules["adabm_kernels.upscale"].load_model = lambda name: FakeModel()
+import adabm_kernels.models
+sys.modules["adabm_kernels.models"].load_model = lambda name: FakeModel()
 sys.exit(cli.main())
 """,
     HELPERS,

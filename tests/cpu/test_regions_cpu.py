@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from adabm_kernels import native
 from adabm_kernels.backends import cpu, reference
 from adabm_kernels.backends.call import Conv
+from adabm_kernels.planning.tiles import DIRECT, TILES
 from adabm_kernels.quantize import act_grid, from_fixed, to_pixels
 from adabm_kernels.regions import Depths, Region, tiles_of
-from adabm_kernels.tiles import DIRECT, TILES
 
 ISAS = runnable_isas()
 pytestmark = pytest.mark.skipif(not ISAS, reason="the CPU library was not built")

@@ -13,13 +13,16 @@ import torch
 from elsewhere import DEVICE, Elsewhere
 from problems import bell_codes, runnable_isas
 
-from adabm_kernels import load, ops, tile_times, tune_tiles
+from adabm_kernels import load, ops
+from adabm_kernels.models import builtin_models
 from adabm_kernels.native import ISAS
 from adabm_kernels.nn import timing
 from adabm_kernels.nn.layer_times import layer_times
-from adabm_kernels.tile_times import KINDS, Cost, TileTimes
-from adabm_kernels.tiles import TILES, plan_layer
-from adabm_kernels.upscale import builtin_models
+from adabm_kernels.planning import times as tile_times
+from adabm_kernels.planning.layer import plan_layer
+from adabm_kernels.planning.tiles import TILES
+from adabm_kernels.planning.times import KINDS, Cost, TileTimes
+from adabm_kernels.tuning import tiles as tune_tiles
 
 NAMES = [tile.name for tile in TILES]
 
@@ -184,8 +187,9 @@ def test_adabm_bench_says_which_tiles_are_never_planned(monkeypatch) -> None:
 
 def test_adabm_bench_times_a_model_where_it_is(adabm, empty_folder, monkeypatch) -> None:
     asked = []
-    upscale = importlib.import_module("adabm_kernels.upscale")
-    monkeypatch.setattr(upscale, "_device", lambda name: asked.append(name) or torch.device(name))
+    monkeypatch.setattr(
+        importlib.import_module("adabm_kernels.models"), "_device", lambda name: asked.append(name) or torch.device(name)
+    )
     monkeypatch.setattr(timing, "REPEATS", 1)
     with Elsewhere():
         status, out, err = adabm("bench", "--size", 8, "--threads", 1, "--device", DEVICE, "--backend", "reference", "--json", "-")

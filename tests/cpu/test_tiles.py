@@ -13,9 +13,11 @@ from problems import ConvProblem, bell_codes, collapsed, instantiate, runnable_i
 
 from adabm_kernels import native, ops
 from adabm_kernels.backends import cpu
+from adabm_kernels.planning.exact import Sums, transformed_weights
+from adabm_kernels.planning.layer import plan_layer
+from adabm_kernels.planning.tiles import TILES, takes_kn2row, tile_products
+from adabm_kernels.planning.times import KINDS, Cost, TileTimes, tile_times
 from adabm_kernels.quantize import act_grid, weight_integers
-from adabm_kernels.tile_times import KINDS, Cost, TileTimes, tile_times
-from adabm_kernels.tiles import TILES, Sums, plan_layer, takes_kn2row, tile_products, transformed_weights
 
 # Of a processor on which a product takes as long in every tile of bytes; those of words were not measured on it.
 _BYTES = {"direct": 87.95, "F(2x1)": 125.04, "F(2x2)": 171.66, "F(2x3)": 183.67, "F(2x4)": 170.6}

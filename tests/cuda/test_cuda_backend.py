@@ -17,7 +17,7 @@ from adabm_kernels.backends import cuda
 from adabm_kernels.backends.call import Conv
 from adabm_kernels.backends.cuda import _place as real_place
 from adabm_kernels.config import ConvertConfig
-from adabm_kernels.measure import bits_by_rule, image_offsets, measure_images
+from adabm_kernels.image_bits import bits_by_rule, image_offsets, measure_images
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec

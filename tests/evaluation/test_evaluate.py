@@ -22,9 +22,9 @@ from with_exits import an_exit, pictures, with_exit
 from adabm_kernels import ConvertConfig, convert_model
 from adabm_kernels import evaluate as module
 from adabm_kernels.evaluate import EvaluationReport, Figures, ImageResult, Pair, bit_operations, evaluate, find_pairs, patches
-from adabm_kernels.metrics import psnr_y, ssim_y
+from adabm_kernels.evaluation.metrics import psnr_y, ssim_y
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.networks.edsr import EDSRSpec
-from adabm_kernels.resize import imresize
 
 RNG = np.random.default_rng(5)
 PICTURE = RNG.integers(0, 256, (40, 48, 3), dtype=np.uint8)

@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from shared import shared_path
 
-from adabm_kernels import metrics
-from adabm_kernels.metrics import psnr, psnr_y, rgb_to_y, ssim_y
-from adabm_kernels.resize import imresize
+from adabm_kernels.evaluation import metrics
+from adabm_kernels.evaluation.metrics import psnr, psnr_y, rgb_to_y, ssim_y
+from adabm_kernels.evaluation.resize import imresize
 
 PICTURES = hnp.arrays(np.uint8, st.tuples(st.integers(11, 20), st.integers(11, 20), st.just(3)))
 RNG = np.random.default_rng(0)

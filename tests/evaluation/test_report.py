@@ -12,10 +12,11 @@ import pytest
 from browser import chromium, needs_browser
 from command_line import names
 
-from adabm_kernels.bitmap import COLOURS, bit_map, colour, group_name, ink
 from adabm_kernels.images import open_picture
-from adabm_kernels.picture import Patch
-from adabm_kernels.upscale import _ASSETS, load_model, upscale
+from adabm_kernels.models import _ASSETS, load_model
+from adabm_kernels.report.bitmap import COLOURS, bit_map, colour, group_name, ink
+from adabm_kernels.upscale import upscale
+from adabm_kernels.upscaling.picture import Patch
 
 needs_builtin = pytest.mark.skipif(
     not (_ASSETS / "edsr_x4_w6a6.safetensors").is_file(), reason="the built-in model's file is not there"

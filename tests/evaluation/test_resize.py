@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from shared import shared_path
 
-from adabm_kernels.resize import imresize
+from adabm_kernels.evaluation.resize import imresize
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

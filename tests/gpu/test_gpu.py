@@ -12,7 +12,7 @@ from adabm_kernels import ConvertConfig, native, ops
 from adabm_kernels.backends import cuda
 from adabm_kernels.backends.call import Conv
 from adabm_kernels.backends.structs import conv2d_args
-from adabm_kernels.measure import measure_images
+from adabm_kernels.image_bits import measure_images
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.quantize import act_grid, pack_codes, to_pixels, unpack_codes

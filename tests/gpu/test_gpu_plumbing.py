@@ -29,12 +29,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from adabm_kernels import ConvertConfig, convert_model, ops, registry
 from adabm_kernels.backends import devices, gpu_times
 from adabm_kernels.backends.counted import ConvShape
+from adabm_kernels.models import configure
 from adabm_kernels.nn import ConvertedNetwork, graph, lanes, network
 from adabm_kernels.nn.graph import _RECORDING
 from adabm_kernels.nn.workspace import Workspace
 from adabm_kernels.quantize import act_grid, pack_codes, packed_pitch, padded_channels, storage_bits, to_pixels, unpack_codes
 from adabm_kernels.registry import GPU_BACKENDS, Choice, Problem, choose, device_for
-from adabm_kernels.upscale import configure, upscale
+from adabm_kernels.upscale import upscale
 
 
 def converted(name: str = "edsr", quantize: str = "full") -> torch.nn.Module:

@@ -18,12 +18,14 @@ import pytest
 import torch
 from small import small_edsr
 
-from adabm_kernels import ConvertConfig, convert_model, files, machine, prefill, save, tune_gpu
+from adabm_kernels import ConvertConfig, convert_model, files, machine, save
 from adabm_kernels.backends import devices, gpu_times, reference
 from adabm_kernels.commands import tune
 from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.ops import library
 from adabm_kernels.quantize import padded_channels
+from adabm_kernels.tuning import gpu as tune_gpu
+from adabm_kernels.tuning import prefill
 
 pytestmark = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
 PLACE = {"card": "a card", "date": "2026-01-02", "triton": "3", "torch": "2", "adabm": "1"}
@@ -360,7 +362,7 @@ def test_what_cannot_be_asked_for(argv: list[str], message: str, adabm: Callable
 def test_the_command_hands_on_what_it_is_asked_for(adabm: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys.modules["adabm_kernels.upscale"], "load_model", lambda name: f"model {name}")
+    monkeypatch.setattr(sys.modules["adabm_kernels.models"], "load_model", lambda name: f"model {name}")
     monkeypatch.setattr(devices, "why_no_gpu", lambda: "")
     monkeypatch.setattr(tune_gpu, "why_not", lambda backend: {"triton": "", "cuda": "no library"}[backend])
     monkeypatch.setattr(tune, "measure", lambda *given: asked.append(given[:2] + given[3:]) or {"launches": {}})
@@ -421,7 +423,7 @@ import sys
 import torch, triton
 from triton import knobs
 import adabm_kernels
-from adabm_kernels import prefill
+from adabm_kernels.tuning import prefill
 seen = []
 knobs.compilation.listener = lambda *, src, cache_hit, **rest: seen.append((src.name, cache_hit))
 model = adabm_kernels.load(sys.argv[1])

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from adabm_kernels.networks.edsr import EDSRSpec
+from adabm_kernels.nn.memory import bytes_per_pixel
 
 
 class FakeModel(nn.Module):
@@ -42,6 +43,9 @@ class FakeModel(nn.Module):
 
     def set_threads(self, threads):
         self.settings["threads"] = threads
+
+    def bytes_per_pixel(self):
+        return bytes_per_pixel(self)
 
     def image_offsets(self, x, learn=False):
         return torch.zeros(len(x), dtype=torch.int32)

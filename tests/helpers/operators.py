@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adabm_kernels import native
 from adabm_kernels.nn.conv import IntegerConv2d
+from adabm_kernels.planning.layer import plan_layer
+from adabm_kernels.planning.times import tile_times
 from adabm_kernels.quantize import act_grid
 from adabm_kernels.regions import Depths, Region, tiles_of
-from adabm_kernels.tile_times import tile_times
-from adabm_kernels.tiles import plan_layer
 
 BACKENDS = ["reference"] if native.why_missing("cpu") else ["cpu", "reference"]
 backend = pytest.mark.parametrize("backend", BACKENDS)

@@ -9,9 +9,10 @@ import torch
 from adabm_kernels import native
 from adabm_kernels.backends.call import Conv
 from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters
+from adabm_kernels.planning.layer import plan_layer
+from adabm_kernels.planning.tiles import DIRECT, MIN_BITS
+from adabm_kernels.planning.times import tile_times
 from adabm_kernels.quantize import act_grid, padded_channels, to_fixed, weight_integers
-from adabm_kernels.tile_times import tile_times
-from adabm_kernels.tiles import DIRECT, MIN_BITS, plan_layer
 
 
 @dataclass(frozen=True)

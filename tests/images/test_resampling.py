@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adabm_kernels.evaluation.resize import taps
 from adabm_kernels.images import Layout
-from adabm_kernels.resampling import Resampler, resample
-from adabm_kernels.resize import taps
+from adabm_kernels.upscaling.resampling import Resampler, resample
 
 RNG = np.random.default_rng(11)
 

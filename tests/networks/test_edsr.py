@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from shared import shared_path
 
-from adabm_kernels.metrics import psnr_y
+from adabm_kernels.evaluation.metrics import psnr_y
 from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.networks.detect import detect, to_float_state
 from adabm_kernels.networks.edsr import DIV2K_PIXELS, EDSR, EDSRSpec

@@ -18,12 +18,12 @@ from adabm_kernels.calibration import plausibility
 from adabm_kernels.calibration.plausibility import WrongReading, check_reading, looked_at
 from adabm_kernels.commands.weights import misreading
 from adabm_kernels.evaluate import load_float
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.images import read_image
+from adabm_kernels.models import _ASSETS
 from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.networks.convention import Convention
 from adabm_kernels.networks.detect import detect
-from adabm_kernels.resize import imresize
-from adabm_kernels.upscale import _ASSETS
 
 MEAN = torch.tensor([0.4488, 0.4371, 0.4040])
 PAPER = ConvertConfig(recipe="paper")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adabm_kernels.measure import image_measure, measure_images
+from adabm_kernels.image_bits import image_measure, measure_images
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (2, 2), (33, 48)])

@@ -17,9 +17,9 @@ from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
-from adabm_kernels.patchwise import Patchwise
 from adabm_kernels.quantize import to_pixels
 from adabm_kernels.regions import Depths
+from adabm_kernels.upscaling.patchwise import Patchwise
 
 W6A6 = {"act_bits": 6, "weight_bits": 6}
 # Of each its specification, the settings, and the side of its tiles, which may be as small as an upsampler lets them be.

@@ -21,7 +21,7 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.checkpoint import HEADER_KEY, load, save
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
-from adabm_kernels.measure import measure_images
+from adabm_kernels.image_bits import measure_images
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.nn.bits import RunningThresholds
 

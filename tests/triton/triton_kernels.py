@@ -25,7 +25,7 @@ from adabm_kernels.backends import reference
 from adabm_kernels.backends.devices import interpreting
 from adabm_kernels.backends.triton import conv2d as kernels
 from adabm_kernels.backends.triton import launch, probe
-from adabm_kernels.measure import bits_by_rule, image_measure, image_offsets
+from adabm_kernels.image_bits import bits_by_rule, image_measure, image_offsets
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.nn import network

@@ -8,15 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import one_thread, small_edsr  # noqa: F401
 
-from adabm_kernels import ConvertConfig, convert_model, patchwise
-from adabm_kernels.flat import Rect, busy, patch_side, spread
+from adabm_kernels import ConvertConfig, convert_model
 from adabm_kernels.images import Layout
+from adabm_kernels.models import _ASSETS, load_model
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
-from adabm_kernels.patchwise import Patchwise, reach
-from adabm_kernels.upscale import _ASSETS, load_model, upscale
+from adabm_kernels.upscale import upscale
+from adabm_kernels.upscaling import cutting, patchwise
+from adabm_kernels.upscaling.flat import Rect, busy, patch_side, spread
+from adabm_kernels.upscaling.patchwise import Patchwise, reach
 
 SIDE = 96
 NAMES = ["edsr", "edsr-staged", "rdn", "srresnet", "builtin"]
@@ -118,7 +120,7 @@ def test_no_pixel_and_no_decision_changes(models, name, kind, parts, monkeypatch
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_picture(models, kind, channels, depth, joined, monkeypatch):
     """Grey, alpha that varies within windows, and 16 bits."""
-    monkeypatch.setattr(patchwise, "JOINED_PIXELS", joined)
+    monkeypatch.setattr(cutting, "JOINED_PIXELS", joined)
     rows = picture(kind)
     rows = rows[..., :1] if channels < 3 else rows
     if channels in (2, 4):
@@ -276,5 +278,5 @@ def test_memory_is_that_of_windows():
     model = FakeModel()
     model.full, model.spec = True, RDNSpec(4, 16, 8, 64, 64)
     side = model.scale * patch_side(model.spec.radius)
-    assert patchwise._PATCHES * side**2 * 3 < patchwise._RESERVE
+    assert patchwise._PATCHES * side**2 * 3 < cutting.RESERVE
     assert Patchwise(model, smooth="network")._skip_radius(Layout(4000, 3000, 3)) == model.spec.radius

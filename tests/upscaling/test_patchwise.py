@@ -14,13 +14,16 @@ from command_line import ENVIRONMENT, HELPERS
 from fake_model import FakeModel
 from small import one_thread, small_edsr  # noqa: F401
 
-from adabm_kernels import ConvertConfig, convert_model, patchwise
+from adabm_kernels import ConvertConfig, convert_model
+from adabm_kernels.evaluation.metrics import psnr
 from adabm_kernels.images import Layout
 from adabm_kernels.machine import resident_bytes
-from adabm_kernels.metrics import psnr
+from adabm_kernels.models import _ASSETS, load_model
 from adabm_kernels.nn.layer_times import layer_times
-from adabm_kernels.patchwise import Patchwise, bytes_per_pixel, default_tile
-from adabm_kernels.upscale import _ASSETS, load_model, upscale, upscale_file, upscale_many
+from adabm_kernels.upscale import upscale, upscale_file, upscale_many
+from adabm_kernels.upscaling import cutting, patchwise
+from adabm_kernels.upscaling.cutting import default_tile
+from adabm_kernels.upscaling.patchwise import Patchwise
 
 RNG = np.random.default_rng(5)
 SAMPLE = _ASSETS / "sample.png"
@@ -56,7 +59,7 @@ def watch(monkeypatch, model, seen):
 @pytest.mark.parametrize("size", [(40, 70), (33, 21), (90, 64)], ids=str)
 @pytest.mark.parametrize("tile", [16, 24])
 def test_full_halo_leaves_no_difference(model, size, tile, joined, monkeypatch):
-    monkeypatch.setattr(patchwise, "JOINED_PIXELS", joined)
+    monkeypatch.setattr(cutting, "JOINED_PIXELS", joined)
     rgb = picture(*size)
     for bits in (2, 4, 8):
         whole = upscale(rgb, model, bits=bits, tile=0)
@@ -76,7 +79,7 @@ def test_neighbours_of_the_same_bits_are_computed_as_one(model, monkeypatch, cha
     outputs, records, widths = [], [], []
     watch(monkeypatch, model, lambda x, offset: widths[-1].extend([x.shape[3]] * len(x)))
     for joined in (0, 1 << 20):
-        monkeypatch.setattr(patchwise, "JOINED_PIXELS", joined)
+        monkeypatch.setattr(cutting, "JOINED_PIXELS", joined)
         records.append([])
         widths.append([])
         outputs.append(upscale(rgb, model, bits="auto", tile=16, halo=model.spec.radius, record=records[-1]))
@@ -92,7 +95,7 @@ def test_rows_of_windows_are_computed_as_one_too(model, monkeypatch):
     watch(monkeypatch, model, lambda x, offset: shapes.append(tuple(x.shape[2:])))
     radius = model.spec.radius
     for joined in (0, 80 * 96, 1 << 20):
-        monkeypatch.setattr(patchwise, "JOINED_PIXELS", joined)
+        monkeypatch.setattr(cutting, "JOINED_PIXELS", joined)
         shapes.clear()
         records.append([])
         outputs.append(upscale(rgb, model, bits="auto", tile=48, halo=radius, record=records[-1], smooth="network"))
@@ -111,16 +114,16 @@ def test_rows_of_windows_are_computed_as_one_too(model, monkeypatch):
 
 def test_rows_together_are_bounded_by_memory(model):
     """As many rows of windows as one window across the picture may have, with its output, and never less than one."""
-    layout, pixel = Layout(400, 3000, 3), bytes_per_pixel(model)
+    layout, pixel = Layout(400, 3000, 3), model.bytes_per_pixel()
     for count in (1, 3, 9):
         network = Patchwise(model, tile=100, max_memory=1 << 40)
         rows, _ = network.windows(3000, 400, layout)
         bands = 2 * rows[count - 1].last * network.scale**2 * layout.row_bytes
-        network.max_memory = resident_bytes() + patchwise._RESERVE + bands + (rows[count - 1].stop + 40) * 400 * pixel
-        groups, joined = network._groups(rows, 400, layout)
-        assert [row for group in groups for row in group] == rows and joined <= patchwise.JOINED_PIXELS
+        network.max_memory = resident_bytes() + cutting.RESERVE + bands + (rows[count - 1].stop + 40) * 400 * pixel
+        groups, joined = network.cutting.groups(rows, 400, layout)
+        assert [row for group in groups for row in group] == rows and joined <= cutting.JOINED_PIXELS
         assert max(map(len, groups)) == count
-    assert network._groups(rows, 1 << 20)[0] == [[row] for row in rows]
+    assert network.cutting.groups(rows, 1 << 20)[0] == [[row] for row in rows]
 
 
 def test_radius_is_that_of_an_impulse():
@@ -399,10 +402,10 @@ def test_memory_makes_windows_smaller():
     layout = Layout(4000, 3000, 3)
     free = network.windows(3000, 4000, layout)
     assert free[1][0].stop <= default_tile(model.spec.radius) + 2 * network.halo
-    needed = network._bytes(*free, layout)
+    needed = network.cutting.needed_bytes(*free, layout)
     bound = Patchwise(model, max_memory=int(needed * 0.8))
     tight = bound.windows(3000, 4000, layout)
-    assert tight[1][0].stop < free[1][0].stop and bound._bytes(*tight, layout) <= bound.max_memory
+    assert tight[1][0].stop < free[1][0].stop and bound.cutting.needed_bytes(*tight, layout) <= bound.max_memory
 
 
 class OtherBitsForAlpha(FakeModel):
@@ -425,7 +428,7 @@ def test_results_wait_for_their_alpha_alone(monkeypatch, kind):
 
     monkeypatch.setattr(patchwise, "joined_windows", joined)
     monkeypatch.setattr(Patchwise, "_store", stored)
-    monkeypatch.setattr(patchwise, "BATCH_PIXELS", {"cpu": 1})
+    monkeypatch.setattr(cutting, "BATCH_PIXELS", {"cpu": 1})
     slope = np.linspace(1, 255, 96).astype(np.uint8)[None, :, None].repeat(40, 0)
     rgba = np.random.default_rng(0).integers(1, 256, (40, 96, 4), np.uint8) if kind == "noise" else slope.repeat(4, 2)
     model = OtherBitsForAlpha()
@@ -440,7 +443,7 @@ def test_memory_of_a_forward_pass_is_estimated(model):
     y = model(x)
     held = sum(buffer.numel() * buffer.element_size() for buffer in model._workspace._buffers.values())
     held += x.numel() * 4 + y.numel() * 4
-    assert held <= 64 * 64 * bytes_per_pixel(model) * 1.1
+    assert held <= 64 * 64 * model.bytes_per_pixel() * 1.1
 
 
 @pytest.mark.parametrize(("scale", "width"), [(4, 600), (3.5, 600), (14, 150)], ids=["own", "resized", "two-passes"])
@@ -450,9 +453,9 @@ def test_memory_does_not_grow_with_the_picture(tmp_path, scale, width):
 import sys
 sys.path.insert(0, sys.argv[1])
 from fake_model import FakeModel
-from adabm_kernels import patchwise
 from adabm_kernels.upscale import upscale_file
-patchwise.JOINED_PIXELS = 1 << 18  # far less than either picture has
+from adabm_kernels.upscaling import cutting
+cutting.JOINED_PIXELS = 1 << 18  # far less than either picture has
 class Forgetful(FakeModel):
     def forward(self, x, offset):
         self.seen.clear()

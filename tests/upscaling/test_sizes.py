@@ -13,18 +13,19 @@ from fake_model import FakeModel
 from shared import shared_path
 from small import one_thread, small_edsr  # noqa: F401 - a fixture
 
-from adabm_kernels import patchwise
 from adabm_kernels.commands.video import Stream, from_rgb
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
-from adabm_kernels.enlarge import Enlarger
+from adabm_kernels.evaluation.metrics import psnr
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.images import Layout, PictureWriter, open_picture
-from adabm_kernels.metrics import psnr
-from adabm_kernels.patchwise import Patchwise
-from adabm_kernels.resampling import Resampler
-from adabm_kernels.resize import imresize
-from adabm_kernels.sizes import Size, Steps
-from adabm_kernels.upscale import builtin_models, upscale, upscale_file, upscale_many
+from adabm_kernels.models import builtin_models
+from adabm_kernels.upscale import upscale, upscale_file, upscale_many
+from adabm_kernels.upscaling import cutting
+from adabm_kernels.upscaling.enlarge import Enlarger
+from adabm_kernels.upscaling.patchwise import Patchwise
+from adabm_kernels.upscaling.resampling import Resampler
+from adabm_kernels.upscaling.sizes import Size, Steps
 
 RNG = np.random.default_rng(3)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -169,7 +170,7 @@ def test_images_tensors_and_many(tmp_path):
 @pytest.mark.parametrize("channels", [3, 4])
 def test_no_window_and_no_band_shows(monkeypatch, asked, channels):
     """Cut into windows that stay apart, at fixed bits: the whole picture's output, bit for bit."""
-    monkeypatch.setattr(patchwise, "JOINED_PIXELS", 0)
+    monkeypatch.setattr(cutting, "JOINED_PIXELS", 0)
     config = ConvertConfig(batch=1, steps=0)
     photo = imresize(RNG.integers(0, 256, (12, 9, 3), dtype=np.uint8), 8)
     model = convert_model(small_edsr(), [torch.from_numpy(photo).permute(2, 0, 1)[None].float()], config, check=False)
@@ -197,7 +198,7 @@ def test_memory_is_counted_with_the_filter_and_all_passes():
     for asked, count in (({}, 1), ({"scale": 4.5}, 1), ({"scale": 12}, 2)):
         free = Enlarger(Patchwise(model), Size(**asked))
         assert [network.beside.fixed for network, _ in free._stages(layout)] == [0] * count
-        needed = patchwise.resident_bytes() + (1 << 29)
+        needed = cutting.resident_bytes() + (1 << 29)
         bound = Enlarger(Patchwise(model, max_memory=needed), Size(**asked))
         stages = bound._stages(layout)
         assert bound.check(layout) == bound.output(layout) and len(stages) == count
@@ -207,9 +208,9 @@ def test_memory_is_counted_with_the_filter_and_all_passes():
         if steps.resized:
             held += Resampler.held_bytes(Layout(*steps.made, 3), *steps.size)
             assert stages[-1][0].beside.share == pytest.approx(steps.size[0] * steps.size[1] / (steps.made[0] * steps.made[1]))
-        assert held + patchwise.resident_bytes() <= needed
+        assert held + cutting.resident_bytes() <= needed
     with pytest.raises(ValueError, match="max_memory must be at least"):
-        Enlarger(Patchwise(model, max_memory=patchwise.resident_bytes() + (70 << 20)), Size(scale=12)).check(layout)
+        Enlarger(Patchwise(model, max_memory=cutting.resident_bytes() + (70 << 20)), Size(scale=12)).check(layout)
 
 
 # ---- the command line

@@ -14,16 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import one_thread  # noqa: F401
 
-from adabm_kernels import interpolation, native, patchwise
+from adabm_kernels import native
 from adabm_kernels.backends import cpu
-from adabm_kernels.flat import Rect
-from adabm_kernels.interpolation import keeps_colours
-from adabm_kernels.metrics import psnr, ssim_y
+from adabm_kernels.evaluation.metrics import psnr, ssim_y
+from adabm_kernels.evaluation.resize import imresize
+from adabm_kernels.models import builtin_models, load_model
 from adabm_kernels.networks.edsr import EDSRSpec
-from adabm_kernels.patchwise import Patchwise
-from adabm_kernels.resize import imresize
-from adabm_kernels.smooth import REACH, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
-from adabm_kernels.upscale import builtin_models, load_model, upscale
+from adabm_kernels.upscale import upscale
+from adabm_kernels.upscaling import cutting, interpolation
+from adabm_kernels.upscaling.flat import Rect
+from adabm_kernels.upscaling.interpolation import keeps_colours
+from adabm_kernels.upscaling.patchwise import Patchwise
+from adabm_kernels.upscaling.smooth import REACH, Smooth, enlarge, find_smooth, interpolate_reference, phases, rules
 
 MODELS = [pytest.param(name, id=name) for name in builtin_models()]
 FEW_BITS = "edsr_x4_w4a4"
@@ -183,7 +185,7 @@ def drawn_pictures(draw):
 def test_windows_of_any_picture_change_nothing(rows, tile, joined, bits):
     model = few_bits()
     whole = upscale(rows, model, bits=bits, tile=0)
-    with mock.patch.object(patchwise, "JOINED_PIXELS", joined):
+    with mock.patch.object(cutting, "JOINED_PIXELS", joined):
         assert np.array_equal(upscale(rows, model, bits=bits, tile=tile), whole)
 
 

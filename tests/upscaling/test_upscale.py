@@ -14,19 +14,20 @@ import pytest
 import torch
 from fake_model import FakeModel
 
+from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.images import Layout, PictureWriter
+from adabm_kernels.models import builtin_models, load_model
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
-from adabm_kernels.resize import imresize
-from adabm_kernels.upscale import builtin_models, load_model, upscale, upscale_file, upscale_many
+from adabm_kernels.upscale import upscale, upscale_file, upscale_many
 
-MODULE = sys.modules["adabm_kernels.upscale"]
-PACKAGE = Path(MODULE.__file__).parent
+MODELS = sys.modules["adabm_kernels.models"]
+PACKAGE = Path(MODELS.__file__).parent
 RNG = np.random.default_rng(2)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
 LARGE = RGB.repeat(4, 0).repeat(4, 1)
 
 needs_builtin = pytest.mark.skipif(
-    not (MODULE._ASSETS / "edsr_x4_w4a4.safetensors").is_file(), reason="the built-in model's file is not there"
+    not (MODELS._ASSETS / "edsr_x4_w4a4.safetensors").is_file(), reason="the built-in model's file is not there"
 )
 
 
@@ -205,7 +206,7 @@ def test_missing_model_names_the_built_in_ones(monkeypatch, tmp_path):
     (tmp_path / "b.safetensors").touch()
     (tmp_path / "a.safetensors").touch()
     (tmp_path / "sample.png").touch()
-    monkeypatch.setattr(MODULE, "_ASSETS", tmp_path)
+    monkeypatch.setattr(MODELS, "_ASSETS", tmp_path)
     assert builtin_models() == {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
     with pytest.raises(FileNotFoundError, match=r"built-in model \(a, b\)"):
         load_model("c")
@@ -270,7 +271,7 @@ def test_public_names_stay_functions_whatever_is_imported():
 @needs_builtin
 def test_builtin_models_upscale_the_sample():
     assert {"edsr_x4_w4a4", "edsr_x4_w6a6"} <= builtin_models().keys()
-    sample = MODULE._ASSETS / "sample.png"
+    sample = MODELS._ASSETS / "sample.png"
     with PIL.Image.open(sample) as image:
         small = image.convert("RGB")
     large = upscale(sample)
@@ -290,7 +291,7 @@ def test_builtin_model_takes_every_size(size):
 @needs_builtin
 def test_fixed_bits_change_the_result():
     model = load_model("edsr_x4_w4a4")
-    crop = np.array(PIL.Image.open(MODULE._ASSETS / "sample.png").convert("RGB"))[:48, :48]
+    crop = np.array(PIL.Image.open(MODELS._ASSETS / "sample.png").convert("RGB"))[:48, :48]
     results = [upscale(crop, model, bits=bits) for bits in (2, 8)]
     assert not np.array_equal(*results)
 

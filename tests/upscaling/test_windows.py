@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adabm_kernels.windows import Span, patches, spans
+from adabm_kernels.upscaling.windows import Span, patches, spans
 
 
 @given(size=st.integers(1, 3000), tile=st.integers(1, 400), halo=st.integers(0, 60))

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...measure import LUMA
+from ...image_bits import LUMA
 from . import launch
 
 RED, GREEN, BLUE = (tl.constexpr(weight / 255) for weight in LUMA)

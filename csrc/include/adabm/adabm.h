@@ -67,7 +67,7 @@ enum {
 /* Ways to compute a convolution: directly, or by tiles F(2, 3) along the rows times F(1|2|3|4, 3) along the columns, or by F(4, 3) along
  * both on operands of 16 bits, or for kernels of 5x5 by F(2, 5) along both on operands of 16 bits, or for few outputs, and kernels of
  * 3, 9 or 15 rows, by F(4, 3) along the rows with the kernel's columns as outputs, or by F(3, 3) along the rows times F(3|4, 3) along
- * the columns (adabm_kernels/tiles.py). */
+ * the columns (adabm_kernels/planning/tiles.py). */
 enum {
   ADABM_TILE_DIRECT = 0,
   ADABM_TILE_F2X1 = 1,

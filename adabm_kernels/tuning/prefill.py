@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from .backends import devices
-from .backends.rates import RATES
-from .nn import ConvertedNetwork
-from .registry import Problem, choose
+from ..backends import devices
+from ..backends.rates import RATES
+from ..nn import ConvertedNetwork
+from ..registry import Problem, choose
 
 # Kernels differ by the class of an image's size (tuning.shape_class), by whether strides are multiples of 16, and by nothing else
 # of its size. Here is every class that `adabm tune` measures (tune_gpu.SIZES), and of those that it leaves to the heuristic a
@@ -105,7 +105,7 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
     import triton
     from triton import knobs
 
-    from .backends.triton import launch, tuning
+    from ..backends.triton import launch, tuning
 
     def listen(*, src: Any, metadata: dict[str, Any], cache_hit: bool, **_: Any) -> None:
         (forms.found if cache_hit else forms.compiled).append(src.name)
@@ -138,7 +138,7 @@ def _kernels() -> list[Any]:
     """Every function of Triton in backends/triton, each of which keeps what it was compiled to for a device."""
     from triton.runtime.jit import JITFunction
 
-    from .backends import triton as backend
+    from ..backends import triton as backend
 
     prefix = f"{backend.__name__}."
     modules = [module for name, module in sys.modules.items() if name.startswith(prefix)]
@@ -150,7 +150,7 @@ def _driver(capability: int) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.backends.driver import DriverBase
 
-    from .backends.triton import launch
+    from ..backends.triton import launch
 
     class Utils:
         """What a driver is asked of a binary and of the card."""

@@ -12,7 +12,7 @@ from string import Template
 
 from .bitmap import BLOCKS, COLOURS, Area, BitMap, colour, ink, legend
 
-_TEMPLATE = Path(__file__).parent / "assets" / "report.html"
+_TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 MEAN = "mean over the layers"
 
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import user_path, write_file
-from .machine import cpu_name, version
+from ..files import user_path, write_file
+from ..machine import cpu_name, version
 
 FORMAT = 1
-SHIPPED = Path(__file__).parent / "assets" / "tile_times.json"
-# How products are summed (tiles.Sums): AVX2's kernels differ in it, the others' do not.
+SHIPPED = Path(__file__).parents[1] / "assets" / "tile_times.json"
+# How products are summed (exact.Sums): AVX2's kernels differ in it, the others' do not.
 KINDS = ("whole", "few", "pairs", "widened")
 FEW = 4  # sums of a run in the layers that "few" stands for
 KINDS_OF_ISA = {"avx2": KINDS}

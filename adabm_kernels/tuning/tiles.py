@@ -9,11 +9,12 @@ from datetime import date
 import numpy as np
 import torch
 
-from . import native, ops
-from .backends import cpu
-from .quantize import MAX_BITS, MIN_BITS, act_grid, padded_channels
-from .tile_times import KINDS, KINDS_OF_ISA, Cost, TileTimes, provenance
-from .tiles import CODE_MAX, DIRECT, TILES, Tile, lanes_of, layer_products, layer_sums
+from .. import native, ops
+from ..backends import cpu
+from ..planning.exact import layer_products, layer_sums
+from ..planning.tiles import CODE_MAX, DIRECT, TILES, Tile, lanes_of
+from ..planning.times import KINDS, KINDS_OF_ISA, Cost, TileTimes, provenance
+from ..quantize import MAX_BITS, MIN_BITS, act_grid, padded_channels
 
 HEIGHT, WIDTH = 48, 96  # pixels of the timed layers
 SHAPES = ((64, 64), (32, 64), (64, 32), (128, 64), (64, 128))  # channels to outputs

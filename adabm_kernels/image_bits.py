@@ -52,6 +52,16 @@ def image_offsets(measure: torch.Tensor, lower: torch.Tensor, upper: torch.Tenso
     return (measure > upper).to(torch.int32) - (measure < lower).to(torch.int32)
 
 
+def soft_image_offsets(measure: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+    """`image_offsets` as floats whose gradient is that of a tanh through both thresholds (AdaBM, section 3.3).
+
+    Thresholds that coincide would make the tanh infinitely steep: their distance counts as at least 1e-3 of the measure.
+    """
+    half = torch.clamp((upper - lower) / 2, min=1e-3)
+    soft = torch.tanh((measure - (upper + lower) / 2) / half)
+    return soft - soft.detach() + image_offsets(measure, lower, upper).to(soft.dtype)
+
+
 def bits_by_rule(rules: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Bits of each layer's codes for each image, int32 [L, N]: clamp(base + follows * offset, 2, 8).
 

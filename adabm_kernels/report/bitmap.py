@@ -13,7 +13,7 @@ import PIL.Image
 import PIL.ImageDraw
 import torch
 
-from .picture import Patch
+from ..upscaling.picture import Patch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

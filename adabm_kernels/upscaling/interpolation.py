@@ -8,16 +8,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from . import native
-from .backends import cpu
+from .. import native
+from ..backends import cpu
+from ..networks.colours import gives_back_colours
 from .flat import Rect
-from .networks.colours import gives_back_colours
 from .picture import Rows, Window, kept_by, part_of
 from .pixels import colour_channels, network_images
 from .smooth import Rule, Smooth, find_smooth, interpolate_reference, phases
 
 if TYPE_CHECKING:
-    from .images import Layout
+    from ..images import Layout
     from .windows import Span
 
 _PARTS = 64  # of a level: by these, colours multiplied by their alpha are compared

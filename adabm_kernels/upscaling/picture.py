@@ -13,7 +13,7 @@ from .smooth import Smooth
 from .windows import Span
 
 if TYPE_CHECKING:
-    from .images import Layout
+    from ..images import Layout
 
 
 @dataclass(frozen=True)

@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .config import ConvertConfig
-from .flat import Rect, patch_side, spread
+from ..config import ConvertConfig
+from ..nn.graph import recorded_by_default
+from ..nn.lanes import Lane, lanes
+from ..regions import Depths
+from .blocks import Blocks
+from .cutting import SMALLEST_TILE, Beside, Cutting
+from .flat import patch_side, spread
 from .interpolation import find_smooth_pixels, interpolate, interpolate_results, keeps_colours
-from .machine import resident_bytes
-from .nn.graph import recorded_by_default
-from .nn.lanes import Lane, lanes
 from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
-from .pixels import luma, network_images, network_planes
-from .regions import Depths
+from .pixels import network_images, network_planes, write_pixels
 from .smooth import rules
-from .windows import Span, patches, spans
+from .windows import Span
 
 if TYPE_CHECKING:
-    from .images import Layout
+    from ..images import Layout
 
 Progress = Callable[[int, int, str], None]  # called with (done, in all, doing what)
 
 PROTOCOLS = ("halo", "paper")
 SMOOTH = ("auto", "interpolate", "network")
-TILE_HALOS = 48  # tile by halo: (1 + 2 / 48)^2 is 1.085, so that overlapping costs 9 % at most
-SMALLEST_TILE = 16
-TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLEST_TILE)  # to fall back to when memory is short
-BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # low-resolution pixels that a batch of small windows may have
-JOINED_PIXELS = 1 << 20  # low-resolution pixels that windows computed as one may have
-_BLOCK = 16  # output rows that are clamped and rounded at a time, so that they stay in the cache
-_RESERVE = 64 << 20  # bytes for what the codecs hold
 _PATCHES = 8  # of one colour that are remembered
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What is held beside a picture's windows for what comes before and after them. fixed: bytes. share: for each byte of a band of
-    output."""
-
-    fixed: int = 0
-    share: float = 0.0
 
 
 class Patchwise:
@@ -139,77 +123,34 @@ class Patchwise:
 
     # ---- where to cut
 
+    @property
+    def cutting(self) -> Cutting:
+        """How pictures are cut with the network where and as it is now."""
+        return Cutting(
+            scale=self.scale,
+            radius=self._radius,
+            tile=self.tile,
+            halo=self.halo,
+            grid=self._alignment(),
+            paper=self.protocol == "paper",
+            device=self._device().type,
+            # A self-ensemble holds a sum and a turned output beside the network's.
+            bytes_per_pixel=self._bytes_per_pixel() + (24 * self.scale**2 if self.tta else 0),
+            max_memory=self.max_memory,
+            beside=self.beside,
+        )
+
     def windows(self, height: int, width: int, layout: Layout | None = None) -> tuple[list[Span], list[Span]]:
-        """Rows and columns of the windows. layout: of the picture, for a tile that max_memory allows."""
-        if self.protocol == "paper":
-            found = patches(height), patches(width)
-        else:
-            tile = self.tile
-            if tile is None:
-                tile = default_tile(min(self.halo, self._radius))
-                smaller = iter([t for t in TILES if t < tile])
-                while self._too_much(self._cut(height, width, tile), layout) and (following := next(smaller, None)):
-                    tile = following
-            found = self._cut(height, width, tile)
-        if needed := self._too_much(found, layout):
-            window = "x".join(str(max(span.length for span in axis)) for axis in reversed(found))
-            raise ValueError(
-                f"max_memory must be at least {format_bytes(needed)} for {width}x{height} pixels in windows of {window}, "
-                f"got {format_bytes(self.max_memory)}"
-            )
-        return found
-
-    def _cut(self, height: int, width: int, tile: int) -> tuple[list[Span], list[Span]]:
-        return spans(height, tile, self.halo, self._alignment()), spans(width, tile, self.halo, self._alignment())
-
-    def _too_much(self, found: tuple[list[Span], list[Span]], layout: Layout | None) -> int:
-        """The bytes that these windows need, 0 where they are allowed."""
-        if self.max_memory is None or layout is None:
-            return 0
-        needed = self._bytes(*found, layout)
-        return needed if needed > self.max_memory else 0
-
-    def _bytes(self, rows: list[Span], columns: list[Span], layout: Layout) -> int:
-        """What the process will hold at most: `_bytes_beside` and one batch."""
-        largest = math.prod(max(span.length for span in axis) for axis in (rows, columns))
-        batch = max(largest, min(self._batch_pixels(), layout.width * layout.height))
-        return self._bytes_beside(rows, layout) + batch * self._bytes_per_pixel(layout)
-
-    def _bytes_per_pixel(self, layout: Layout) -> int:
-        """What a batch holds for each of its pixels: with alpha also what was made of the colours, until alpha is there too."""
-        return bytes_per_pixel(self.model, self.tta) + (12 * self.scale**2 if layout.alpha else 0)
-
-    def _bytes_beside(self, rows: list[Span], layout: Layout) -> int:
-        """What the process holds now, and will hold for these windows beside a batch of them."""
-        return resident_bytes() + _RESERVE + self.beside.fixed + self.held_bytes(rows, layout)
+        """See `Cutting.windows`."""
+        return self.cutting.windows(height, width, layout)
 
     def held_bytes(self, rows: list[Span], layout: Layout) -> int:
-        """Two bands of output, what is made of them, and the rows they are made from."""
-        largest = max(span.length for span in rows)
-        kept = max(span.last - span.first for span in rows)
-        bands = min(2, len(rows)) * kept * self.scale**2 * layout.row_bytes
-        return int(bands * (1 + self.beside.share)) + 2 * largest * layout.row_bytes
+        """See `Cutting.held_bytes`."""
+        return self.cutting.held_bytes(rows, layout)
 
-    def _groups(self, rows: list[Span], width: int, layout: Layout | None = None) -> tuple[list[list[Span]], int]:
-        """Rows of windows that are computed together, as many as could be one window across the picture, and the most pixels that
-        windows may have as one, 0 where they stay apart."""
-        for count in range(len(rows), 0, -1):
-            groups = [rows[first : first + count] for first in range(0, len(rows), count)]
-            joined = self._joined_pixels([from_to(group[0], group[-1]) for group in groups], layout)
-            if max(group[-1].stop - group[0].start for group in groups) * width <= joined:
-                break
-        return groups, joined
-
-    def _joined_pixels(self, rows: list[Span], layout: Layout | None) -> int:
-        """The most pixels that windows may have as one where the picture comes in these rows; 0 where they stay apart."""
-        if self.protocol == "paper" or self._device().type != "cpu":  # elsewhere windows of one shape make batches
-            return 0
-        if self.max_memory is None or layout is None:
-            return JOINED_PIXELS
-        return min(JOINED_PIXELS, (self.max_memory - self._bytes_beside(rows, layout)) // self._bytes_per_pixel(layout))
-
-    def _batch_pixels(self) -> int:
-        return BATCH_PIXELS.get(self._device().type, BATCH_PIXELS["cpu"])
+    def _bytes_per_pixel(self) -> int:
+        """What a forward pass holds for each low-resolution pixel."""
+        return self.model.bytes_per_pixel()
 
     def _device(self) -> torch.device:
         tensor = next(self.model.buffers(), None)
@@ -248,7 +189,7 @@ class Patchwise:
         fully quantised network sees the upper eight; its output has sixteen.
         """
         rows, columns = self.windows(layout.height, layout.width, layout)
-        groups, joined = self._groups(rows, layout.width, layout)
+        groups, joined = self.cutting.groups(rows, layout.width, layout)
         held = np.empty((0, layout.width, layout.channels), layout.dtype)
         top, done = 0, 0
         picture = Picture(layout, self.interpolates, self._skip_radius(layout), joined, {}, record)
@@ -363,7 +304,7 @@ class Patchwise:
 
         What a network makes of colours is held until it has made alpha, so few windows whose alpha varies are under way at a time.
         """
-        most = self._batch_pixels()
+        most = self.cutting.batch_pixels
         for some in self._under_way(windows, most):
             groups: dict[tuple, list[tuple[Window, int]]] = {}
             for window in some:
@@ -408,7 +349,7 @@ class Patchwise:
         mean_bits = float(self.model.mean_bits(None, offset=offset)[0])
         flat = [sum(cell.overlap(place).area for place in window.flat) for cell in window.cells]
         computed = max(sum(cell.area for cell in window.cells) - sum(flat), 1)
-        blocks = _Blocks(self.grid, depths, window) if self.grid > 1 else None
+        blocks = Blocks(self.grid, depths, window) if self.grid > 1 else None
         return [
             Patch(
                 cell.top, cell.left, cell.bottom - cell.top, cell.right - cell.left, int(offset), mean_bits,
@@ -426,24 +367,9 @@ class Patchwise:
         results = [window.results[i] for i in range(len(window.offsets))]
         top, bottom = s * (rows.first - rows.start), s * (rows.last - rows.start)
         left, right = s * (columns.first - columns.start), s * (columns.last - columns.start)
-        factor = np.float32(1 if layout.depth == 8 else 257)
-        for first in range(top, bottom, _BLOCK):
-            part = slice(first, min(first + _BLOCK, bottom)), slice(left, right)
-            place = target[first - top : part[0].stop - top]
-            colours = results[0][part]
-            if colours.dtype == np.uint8:
-                place[...] = colours
-                continue
-            if window.varies:
-                opacity = np.clip(luma(results[1][part]), 0, 255)
-                place[..., -1] = np.rint(opacity * factor)
-                seen = opacity * factor > 0.5  # else it is rounded to none, which has no colour
-                colours = np.where(seen[..., None], colours * 255 / np.where(seen, opacity, 1)[..., None], 0)
-            elif window.opacity is not None:
-                place[..., -1] = window.opacity
-            colours = np.clip(luma(colours)[..., None] if layout.grey else colours, 0, 255)
-            colours *= factor
-            place[..., : colours.shape[2]] = np.rint(colours, out=colours)
+        place = slice(top, bottom), slice(left, right)
+        opacity = results[1][place] if window.varies else window.opacity
+        write_pixels(results[0][place], opacity, target, layout)
         window.results.clear()
 
     # ---- what is smooth
@@ -487,7 +413,7 @@ class Patchwise:
         rows, columns = self.windows(*x.shape[2:])
         if len(rows) == len(columns) == 1:
             return self.forward(x, self._decide(x), (0, 0))
-        groups, joined = self._groups(rows, x.shape[3])
+        groups, joined = self.cutting.groups(rows, x.shape[3])
         if joined and len(x) > 1:  # each has neighbours of its own with the same bits
             return torch.cat([self.tensor(image) for image in x.split(1)])
         s = self.scale
@@ -548,57 +474,13 @@ class Patchwise:
         return total.div_(8)
 
 
-class _Blocks:
-    """Where a window had blocks computed, by tiles of the picture's grid.
-
-    Parts that were not computed at all, since they are interpolated, have none. depths: of the tiles of what was computed; None
-    where all of that has all blocks."""
-
-    def __init__(self, tile: int, depths: Depths | None, window: Window):
-        rows, columns = window.rows, window.columns
-        self._tile, self._first = tile, (rows.start // tile, columns.start // tile)
-        self._seen = Rect(rows.start, rows.stop, columns.start, columns.stop)
-        counts = [-(-span.stop // tile) - span.start // tile for span in (rows, columns)]
-        self._hard = np.full(counts, window.needed is not None) if depths is None else depths.values[0].numpy() > 0
-
-    def pixels(self, cell: Rect) -> int:
-        """Pixels of a cell that had blocks computed."""
-        seen = cell.overlap(self._seen)
-        if seen.area == 0:
-            return 0
-        rows, columns = self._sizes(seen.top, seen.bottom), self._sizes(seen.left, seen.right)
-        return int(rows @ self._part(seen).astype(np.int64) @ columns)
-
-    def tiles(self, cell: Rect) -> np.ndarray:
-        """See Patch.depths."""
-        tile, seen = self._tile, cell.overlap(self._seen)
-        top, left = cell.top // tile, cell.left // tile
-        found = np.zeros((-(-cell.bottom // tile) - top, -(-cell.right // tile) - left), np.float32)
-        if seen.area:
-            part = self._part(seen)
-            row, column = seen.top // tile - top, seen.left // tile - left
-            found[row : row + part.shape[0], column : column + part.shape[1]] = part
-        return found
-
-    def _part(self, place: Rect) -> np.ndarray:
-        """Which of the tiles of a place, none of which is empty, had blocks computed."""
-        ends = (place.top, place.bottom), (place.left, place.right)
-        index = [slice(a // self._tile - at, -(-b // self._tile) - at) for (a, b), at in zip(ends, self._first, strict=True)]
-        return self._hard[tuple(index)]
-
-    def _sizes(self, first: int, last: int) -> np.ndarray:
-        """Of each tile of an axis, how many of its pixels are in first..last."""
-        edges = np.arange(first // self._tile, -(-last // self._tile) + 1) * self._tile
-        return np.diff(edges.clip(first, last))
-
-
 class FloatPatchwise(Patchwise):
     """A float network in the windows of a converted one, in channels_last, which torch computes fastest on a CPU."""
 
     def __init__(self, network: torch.nn.Module, converted: Patchwise):
         self.__dict__ |= converted.__dict__
         self.model = network.eval().to(converted._device(), memory_format=torch.channels_last)
-        self._halo = converted.halo
+        self._halo, self._converted = converted.halo, converted
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
         return super().tensor(x.contiguous(memory_format=torch.channels_last))
@@ -620,6 +502,9 @@ class FloatPatchwise(Patchwise):
     def grid(self) -> int:
         return 1
 
+    def _bytes_per_pixel(self) -> int:
+        return self._converted._bytes_per_pixel()
+
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None, origin: tuple[int, int]) -> torch.Tensor:
         with torch.no_grad():
             return self.model(x)
@@ -635,34 +520,6 @@ def reach(model: Any) -> int:
     depths, the rest of a tile in it and the pixels around that, which decide together."""
     grid = tile_grid(model)
     return model.spec.radius if grid == 1 else max(model.spec.radius + grid, model.exit.kernel // 2)
-
-
-def default_tile(halo: int) -> int:
-    """Pixels a side that a window keeps, so that a halo costs at most 9 % more pixels."""
-    return max(TILE_HALOS * halo, 256)
-
-
-def bytes_per_pixel(model: Any, tta: bool = False) -> int:
-    """About what a forward pass holds for each low-resolution pixel: features, codes, input and output."""
-    spec, s = model.spec, model.scale
-    channels = spec.channels
-    held = 2 * 4 * channels + 3 * channels  # float features and their codes
-    if hasattr(spec, "growth"):  # RDN: two wide buffers, the codes of one, and those of all blocks
-        wide = channels + spec.layers * spec.growth
-        held += 2 * 4 * wide + wide + spec.blocks * channels
-        if getattr(model, "quantizes_early", False):  # a buffer of codes for each layer
-            held += sum(channels + layer * spec.growth for layer in range(1, spec.layers))
-    if getattr(model, "collapsed", None) is None:
-        held += 2 * channels * s**2 * (1 if getattr(model, "full", True) else 4)  # the stages of the upsampler
-    return held + 12 + 12 * s**2 * (3 if tta else 1)
-
-
-def format_bytes(count: float) -> str:
-    """A number of bytes in words: "1.5 GB"."""
-    for unit, size in (("GB", 1 << 30), ("MB", 1 << 20)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def _check_integer(name: str, value: int | None, least: int) -> None:

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ..images import Layout, PictureReader, PictureWriter, open_picture
+from ..images.writer import DEFAULT_QUALITY
 from .enlarge import Enlarger
-from .images import Layout, PictureReader, PictureWriter, open_picture
-from .images.writer import DEFAULT_QUALITY
 from .patchwise import Progress
 from .picture import Patch
 from .sizes import Steps

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..evaluation.resize import cubic
 from .flat import Rect
-from .resize import cubic
 
 REACH = 2  # low-resolution pixels on either side that cubic interpolation reads
 _ROWS = 16  # low-resolution rows that are worked on at a time, so that they stay in the cache

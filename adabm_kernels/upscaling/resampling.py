@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .resize import taps
+from ..evaluation.resize import taps
 
 if TYPE_CHECKING:
-    from .images import Layout
+    from ..images import Layout
 
 # Weights and samples are whole numbers of some unit, and a double's 53 bits hold every sum of their products: weights have 22 bits
 # and add up to 1.25 in size at most, in each of the two directions. Of samples of 8 bits both directions are one such sum; others

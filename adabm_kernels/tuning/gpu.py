@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from .backends import devices, gpu_times, tables
-from .backends.call import Conv
-from .machine import triton_version, version
-from .nn.conv import IntegerConv2d
-from .quantize import pack_codes, padded_channels, storage_bits
-from .registry import GPU_BACKENDS, Problem, choose
+from ..backends import devices, gpu_times, tables
+from ..backends.call import Conv
+from ..machine import triton_version, version
+from ..nn.conv import IntegerConv2d
+from ..quantize import pack_codes, padded_channels, storage_bits
+from ..registry import GPU_BACKENDS, Problem, choose
 
 SIZES = (512, 128, 64)  # sides of the images, the most telling first: more pixels than 2^16 change nothing (tuning.shape_class)
 SIDE = 256  # for the choice between backends
@@ -101,7 +101,7 @@ def capability() -> int | str:
 
 def backend_module(name: str) -> Any:
     """Of adabm_kernels.backends."""
-    return importlib.import_module(f".backends.{name}", __package__)
+    return importlib.import_module(f"..backends.{name}", __package__)
 
 
 # ---- a layer
@@ -199,7 +199,7 @@ class Launches:
 def kinds_of(convs: Iterable[IntegerConv2d], sizes: Sequence[int] = SIZES, counted: bool = True) -> list[Kind]:
     """The shape classes of layers on images of these sizes, those first that take most of the time. counted: whether the layers are
     those of one model, which has so many of each."""
-    from .backends.triton import tuning
+    from ..backends.triton import tuning
 
     kinds: dict[str, Kind] = {}
     for side in sizes:
@@ -229,7 +229,7 @@ def tune_launches(
     say: is told what was found. most: candidates of each kind, None for all. found: of an earlier call, which this adds to.
     Raises OSError naming the path, before anything is measured, where the table cannot be written.
     """
-    from .backends.triton import tuning
+    from ..backends.triton import tuning
 
     tables.check(path)
     found = found or Launches()
@@ -251,7 +251,7 @@ def tune_launches(
 
 def candidates_for(kind: Kind) -> list[Any]:
     """The configs to try for a kind of layer, the heuristic's first: those whose form can compute it (tuning.Config)."""
-    from .backends.triton import conv2d, tuning
+    from ..backends.triton import conv2d, tuning
 
     layout = conv2d.Layout.of(tuple(kind.conv.weight.shape), ones=kind.conv.shape.ones)
 
@@ -268,7 +268,7 @@ def _goes_on(entry: dict[str, Any], source: dict[str, str]) -> bool:
 
 def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds) -> dict[str, Any]:
     """The entry of a kind of layer, with the candidates from the entry's on tried for as long as the clock lets them."""
-    from .backends.triton import tuning
+    from ..backends.triton import tuning
 
     bits, guess = bits_of(kind.conv), candidates[0]
     bench, tried, best = Bench(kind.conv, "triton", kind.side, bits), entry.get("tried", 0), guess
@@ -385,7 +385,7 @@ def tune_choices(
     again: those too that the table has. Raises RuntimeError where one of the backends cannot run, OSError naming the path where the
     table cannot be written.
     """
-    from .backends.triton import tuning
+    from ..backends.triton import tuning
 
     for backend in GPU_BACKENDS:
         choose(Problem("cuda"), backend)

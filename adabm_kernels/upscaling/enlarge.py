@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .images import MAX_PIXELS
-from .patchwise import SMALLEST_TILE, Beside, Patchwise, Progress
+from ..images import MAX_PIXELS
+from .cutting import SMALLEST_TILE, Beside
+from .patchwise import Patchwise, Progress
 from .resampling import Resampler, resample
 from .sizes import Size, Steps
 from .windows import spans
 
 if TYPE_CHECKING:
-    from .images import Layout
-    from .nn.lanes import Lane
+    from ..images import Layout
+    from ..nn.lanes import Lane
     from .picture import Patch
 
 _BAND_BYTES = 8 << 20  # of a picture that goes to the filter without a network

@@ -1,0 +1,220 @@
+"""What the commands take: types of arguments, and the groups of options that several of them have."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..models import DEFAULT_MODEL
+from .common import STDOUT
+
+BITS = ("auto", *map(str, range(2, 9)))
+DEPTHS = ("auto", "full")  # or a number of blocks
+BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")
+MAX_PIXELS = 178_956_970  # images.MAX_PIXELS, which would load numpy
+_STANDARD_INPUT = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")  # other names of "-"
+_STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
+def add_windows(parser: argparse.ArgumentParser, tile: str = "48 halos, less where memory asks for it") -> None:
+    """How a picture is cut into windows. tile: in words, their default size."""
+    add = parser.add_argument
+    add("--tile", metavar="N", type=integer(0), help=f"pixels a side of the windows; 0 for the whole picture (default: {tile})")
+    add(
+        "--halo",
+        metavar="N",
+        type=integer(0),
+        help="pixels around them that are computed too (default: as many as leave no seam)",
+    )
+    add(
+        "--protocol",
+        choices=("halo", "paper"),
+        default="halo",
+        help="windows with a halo, or AdaBM's 96x96 patches without one (default: %(default)s)",
+    )
+    add(
+        "--smooth",
+        choices=("auto", "interpolate", "network"),
+        default="auto",
+        help="smooth areas by cubic interpolation, where few bits draw stripes, or by the network; auto interpolates if the "
+        "network leaves colours as they are (default: %(default)s)",
+    )
+    add(
+        "--max-memory",
+        metavar="SIZE",
+        type=memory,
+        default="2G",
+        help="what the process may hold, such as 1.5G or 800M (default: %(default)s)",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser, others: str, device: bool = True) -> None:
+    """A model, and how and where it is computed. others: in words, what else than a built-in model it may be."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME|PATH",
+        default=DEFAULT_MODEL,
+        help=f"built-in model (`adabm info` lists them){others} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bits",
+        metavar="auto|2..8",
+        default="auto",
+        type=bits,
+        help="bit-width of the adaptive layers: decided per image and layer, or one for all (default: auto)",
+    )
+    parser.add_argument(
+        "--depth",
+        metavar="auto|full|N",
+        default="auto",
+        type=depth,
+        help="residual blocks that are computed: all but in easy tiles of the picture, if the model has an exit for them; all "
+        "everywhere; or this many everywhere, 0 or all (default: auto)",
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="where to compute (default: %(default)s)")
+    if device:
+        parser.add_argument("--device", metavar="NAME", help="torch's name of the device, such as cpu or cuda:1 (default: cpu)")
+    parser.add_argument("--threads", metavar="N", type=integer(1), help="CPU threads (default: as many as torch would use)")
+    parser.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        help="on a CUDA device, record forward passes and replay them (default: a shape that comes twice, where it can be)",
+    )
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """What float weights do not tell of their network: see weights.py."""
+    group = parser.add_argument_group("float weights, where they do not tell it themselves")
+    add = group.add_argument
+    add("--res-scale", metavar="R", type=number(0), help="residual scale: 0.1 for the largest EDSR (default: 1)")
+    add("--rgb-range", type=int, choices=(1, 255), help="of their pixels (default: as weights and layout say, else 255)")
+    add(
+        "--mean-shift",
+        metavar="none|div2k|R,G,B",
+        type=mean_shift,
+        help="colour that an EDSR subtracts and adds again, in parts of the range (default: as weights and layout say)",
+    )
+    add("--channel-order", choices=("rgb", "bgr"), help="bgr for a network trained on pictures as OpenCV reads them (default: rgb)")
+    add("--weights-key", metavar="KEY", help="which of several networks in the file, such as params_ema")
+    add("--no-check", action="store_true", help="go on where the float network is no good at upscaling the pictures, shrunk")
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """For commands that write no report into a file."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def add_json_file(parser: argparse.ArgumentParser) -> None:
+    """For commands whose report may be kept."""
+    parser.add_argument(
+        "--json", metavar="F", type=path, help=f"also write the figures as JSON; '{STDOUT}' prints them instead of a table"
+    )
+
+
+class Output(argparse.Action):
+    """A path, and whether it is written as a folder, with a slash at its end, which paths do not keep."""
+
+    def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        args.output = STDOUT if value in _STANDARD_OUTPUT else Path(value)
+        args.output_is_folder = value.endswith(("/", os.sep)) and args.output != STDOUT
+
+
+def input_path(text: str) -> Path:
+    """A path that is read, `STDOUT` for every name of standard input."""
+    return STDOUT if text in _STANDARD_INPUT else path(text)
+
+
+def path(text: str) -> Path:
+    """A path, which must be named."""
+    return Path(named(text))
+
+
+def named(text: str) -> str:
+    """The text, which must not be empty."""
+    if not text:  # as of a variable of the shell that is not set; a path would take it for the current folder
+        raise argparse.ArgumentTypeError("must name a file or a folder, got ''")
+    return text
+
+
+def bits(text: str) -> str | int:
+    """ "auto" or 2..8."""
+    if text not in BITS:
+        raise argparse.ArgumentTypeError(f"must be 'auto' or an integer from 2 to 8, got '{text}'")
+    return text if text == "auto" else int(text)
+
+
+def depth(text: str) -> str | int:
+    """ "auto", "full" or a number of blocks."""
+    if text not in DEPTHS and not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be 'auto', 'full' or a number of blocks, got '{text}'")
+    return text if text in DEPTHS else int(text)
+
+
+def memory(text: str) -> int:
+    """Bytes, of a size such as 1.5G or 800M."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"must be a size such as 1.5G or 800M, got '{text}'")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+def size(text: str) -> tuple[int, int]:
+    """Width and height, of WIDTHxHEIGHT."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT such as 1920x1080, got '{text}'")
+    return int(found[1]), int(found[2])
+
+
+def integer(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an integer within these limits."""
+    rule = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"must be an integer {rule}, got '{text}'")
+        return int(text)
+
+    return parse
+
+
+def number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """The type of a finite number within these limits."""
+    rule = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most):
+            raise argparse.ArgumentTypeError(f"must be a number {rule}, got '{text}'")
+        return value
+
+    return parse
+
+
+def mean_shift(text: str) -> str | tuple[float, ...]:
+    """ "none", "div2k" or a colour of three numbers in 0..1."""
+    if text in ("none", "div2k"):
+        return text
+    try:
+        colour = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        colour = ()
+    if len(colour) != 3 or not all(0 <= value <= 1 for value in colour):
+        raise argparse.ArgumentTypeError(f"must be 'none', 'div2k' or three numbers in 0..1 such as 0.45,0.44,0.4, got '{text}'")
+    return colour
+
+
+def share(text: str) -> float:
+    """A number of at least 0 and below 1."""
+    value = number(0)(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0 and below 1, got '{text}'")
+    return value

@@ -1,0 +1,141 @@
+"""Models by name: those that come with the package, files of others, and how a loaded one is set."""
+
+# The package imports a function from here eagerly: nothing heavy may be imported at the top.
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .registry import device_for
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_MODEL = "edsr_x4_w4a4"
+_ASSETS = Path(__file__).parent / "assets"
+
+
+def builtin_models() -> dict[str, Path]:
+    """Names of the models shipped with the package and where their files are."""
+    return {path.stem: path for path in sorted(_ASSETS.glob("*.safetensors"))}
+
+
+def figures_path() -> Path:
+    """The figures of the built-in models, JSON by name."""
+    return _ASSETS / "figures.json"
+
+
+def load_model(name_or_path: str | os.PathLike) -> torch.nn.Module:
+    """Converted model by built-in name or by path; FileNotFoundError says which names there are."""
+    from .checkpoint import load
+
+    return load(model_path(name_or_path))
+
+
+def model_path(name_or_path: str | os.PathLike) -> Path:
+    """The file of a model by built-in name or by path; FileNotFoundError says which names there are, and what is nearest."""
+    builtin = builtin_models()
+    path = builtin.get(os.fspath(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        names = ", ".join(builtin) or "none in this installation"
+        beside = map(str, path.parent.glob("*.safetensors"))
+        hint = did_you_mean(os.fspath(name_or_path), [*builtin, *beside])
+        raise FileNotFoundError(f"model must be a built-in model ({names}) or an existing file, got '{name_or_path}'{hint}")
+    return path
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean 'NAME'?)" with the known name that is nearest in spelling, nothing where none is near."""
+    import difflib
+
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f" (did you mean '{by_lower[near[0]]}'?)" if near else ""
+
+
+def check_settings(bits: str | int | None, threads: int | None, depth: str | int | None = None) -> None:
+    """Refuse impossible settings before anything is read or loaded."""
+    if bits is not None and bits != "auto" and (isinstance(bits, bool) or bits not in range(2, 9)):
+        raise ValueError(f"bits must be 'auto' or an integer from 2 to 8, got {bits!r}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads must be an integer of at least 1, got {threads!r}")
+    if depth not in (None, "auto", "full") and (type(depth) is not int or depth < 0):
+        raise ValueError(f"depth must be 'auto', 'full' or a number of blocks, got {depth!r}")
+
+
+def configure(
+    model: torch.nn.Module,
+    bits: str | int | None,
+    backend: str | None,
+    threads: int | None,
+    device: str | None = None,
+    depth: str | int | None = None,
+    graph: bool | None = None,
+) -> None:
+    """Set what is not None on a converted model; what it has already is left alone, and so are the graphs it recorded.
+
+    Raises ValueError for no device and for a depth that the model cannot have, RuntimeError when a device or the backend cannot run
+    here, or where graphs are asked for and the model is not on a CUDA device.
+    """
+    if threads is not None:
+        model.set_threads(threads)
+    if device is not None:
+        _move(model, _device(device))
+    if backend is not None:
+        model.set_backend(backend)
+        place = device_for(backend) if device is None else None
+        if place is not None and next(model.buffers()).device.type != place:  # "cuda" alone is the current card
+            model.to(place)
+    if bits is not None:
+        model.set_bits(bits)
+    if depth is not None:
+        try:
+            model.set_depth(depth)
+        except ValueError as error:  # which names its function, where callers name an argument or an option
+            raise ValueError(str(error).removeprefix("set_depth: ")) from error
+    if graph is not None:
+        place = next(model.buffers()).device
+        if graph and place.type != "cuda":
+            raise RuntimeError(f"graph must be left out or False unless the model is on a CUDA device, it is on {place}")
+        model.set_graph(graph)
+
+
+def _move(model: torch.nn.Module, device: torch.device) -> None:
+    """Where the model is not there yet: a move forgets what was recorded. "cuda" without a number is the current card."""
+    import torch
+
+    here = next(model.buffers()).device
+    number = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    if here.type != device.type or (here.type == "cuda" and here.index != number):
+        model.to(device)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one of torch's, such as 'cpu', 'cuda' or 'cuda:1', got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {name!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        from .machine import gpu_name
+
+        raise RuntimeError(f"device {name!r} cannot be used: {f'{count} cards are there' if count else gpu_name()}")
+    return device
+
+
+def is_converted_module(model: Any) -> bool:
+    if isinstance(model, str | os.PathLike):
+        return False
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a built-in name, a path or a module from load or convert_model, got {type(model).__name__}")
+    if not hasattr(model, "set_backend"):
+        raise TypeError(f"model must be a converted one, a module from load or convert_model, got {type(model).__name__}")
+    return True

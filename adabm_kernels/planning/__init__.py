@@ -1,0 +1,1 @@
+"""Which exact tile computes a layer, and how long tiles take. Torch is not needed here."""

@@ -1,0 +1,1 @@
+"""The page that `adabm report` writes."""

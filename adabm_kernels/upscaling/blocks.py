@@ -1,0 +1,54 @@
+"""Where a window had the blocks of its network computed, for networks that leave them out in easy tiles of a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..regions import Depths
+from .flat import Rect
+from .picture import Window
+
+
+class Blocks:
+    """Where a window had blocks computed, by tiles of the picture's grid.
+
+    Parts that were not computed at all, since they are interpolated, have none. depths: of the tiles of what was computed; None
+    where all of that has all blocks.
+    """
+
+    def __init__(self, tile: int, depths: Depths | None, window: Window):
+        rows, columns = window.rows, window.columns
+        self._tile, self._first = tile, (rows.start // tile, columns.start // tile)
+        self._seen = Rect(rows.start, rows.stop, columns.start, columns.stop)
+        counts = [-(-span.stop // tile) - span.start // tile for span in (rows, columns)]
+        self._hard = np.full(counts, window.needed is not None) if depths is None else depths.values[0].numpy() > 0
+
+    def pixels(self, cell: Rect) -> int:
+        """Pixels of a cell that had blocks computed."""
+        seen = cell.overlap(self._seen)
+        if seen.area == 0:
+            return 0
+        rows, columns = self._sizes(seen.top, seen.bottom), self._sizes(seen.left, seen.right)
+        return int(rows @ self._part(seen).astype(np.int64) @ columns)
+
+    def tiles(self, cell: Rect) -> np.ndarray:
+        """See Patch.depths."""
+        tile, seen = self._tile, cell.overlap(self._seen)
+        top, left = cell.top // tile, cell.left // tile
+        found = np.zeros((-(-cell.bottom // tile) - top, -(-cell.right // tile) - left), np.float32)
+        if seen.area:
+            part = self._part(seen)
+            row, column = seen.top // tile - top, seen.left // tile - left
+            found[row : row + part.shape[0], column : column + part.shape[1]] = part
+        return found
+
+    def _part(self, place: Rect) -> np.ndarray:
+        """Which of the tiles of a place, none of which is empty, had blocks computed."""
+        ends = (place.top, place.bottom), (place.left, place.right)
+        index = [slice(a // self._tile - at, -(-b // self._tile) - at) for (a, b), at in zip(ends, self._first, strict=True)]
+        return self._hard[tuple(index)]
+
+    def _sizes(self, first: int, last: int) -> np.ndarray:
+        """Of each tile of an axis, how many of its pixels are in first..last."""
+        edges = np.arange(first // self._tile, -(-last // self._tile) + 1) * self._tile
+        return np.diff(edges.clip(first, last))

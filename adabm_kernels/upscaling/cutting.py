@@ -1,0 +1,143 @@
+"""How pictures are cut into windows: how large these are, which of them are computed together, and what that takes of memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..machine import resident_bytes
+from .picture import from_to
+from .windows import Span, patches, spans
+
+if TYPE_CHECKING:
+    from ..images import Layout
+
+TILE_HALOS = 48  # tile by halo: (1 + 2 / 48)^2 is 1.085, so that overlapping costs 9 % at most
+SMALLEST_TILE = 16
+TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLEST_TILE)  # to fall back to when memory is short
+BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # low-resolution pixels that a batch of small windows may have
+JOINED_PIXELS = 1 << 20  # low-resolution pixels that windows computed as one may have
+RESERVE = 64 << 20  # bytes for what the codecs hold
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is held beside a picture's windows for what comes before and after them. fixed: bytes. share: for each byte of a band of
+    output."""
+
+    fixed: int = 0
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How a network's pictures are cut, on the device where it is.
+
+    scale: of the network. radius: of its receptive field. tile: low-resolution pixels a side that a window keeps, 0 for the whole
+    picture, None for `default_tile` or less where max_memory asks for it. halo: pixels around them that are computed too. grid:
+    windows begin at multiples of so many pixels. paper: AdaBM's patches take the place of windows. device: the type of the device.
+    bytes_per_pixel: what a forward pass holds for each low-resolution pixel. max_memory: bytes that the process may hold, None for
+    no bound. beside: what is held beside the windows.
+    """
+
+    scale: int
+    radius: int
+    tile: int | None
+    halo: int
+    grid: int
+    paper: bool
+    device: str
+    bytes_per_pixel: int
+    max_memory: int | None
+    beside: Beside
+
+    @property
+    def batch_pixels(self) -> int:
+        """Low-resolution pixels that a batch of small windows may have."""
+        return BATCH_PIXELS.get(self.device, BATCH_PIXELS["cpu"])
+
+    def windows(self, height: int, width: int, layout: Layout | None = None) -> tuple[list[Span], list[Span]]:
+        """Rows and columns of the windows. layout: of the picture, for a tile that max_memory allows.
+
+        Raises ValueError where max_memory does not allow the smallest tile.
+        """
+        if self.paper:
+            found = patches(height), patches(width)
+        elif self.tile is not None:
+            found = self._cut(height, width, self.tile)
+        else:
+            tile = default_tile(min(self.halo, self.radius))
+            found = self._cut(height, width, tile)
+            smaller = iter([t for t in TILES if t < tile])
+            while self._too_much(found, layout) and (following := next(smaller, None)):
+                found = self._cut(height, width, following)
+        if self.max_memory is not None and (needed := self._too_much(found, layout)):
+            window = "x".join(str(max(span.length for span in axis)) for axis in reversed(found))
+            raise ValueError(
+                f"max_memory must be at least {format_bytes(needed)} for {width}x{height} pixels in windows of {window}, "
+                f"got {format_bytes(self.max_memory)}"
+            )
+        return found
+
+    def groups(self, rows: list[Span], width: int, layout: Layout | None = None) -> tuple[list[list[Span]], int]:
+        """Rows of windows that are computed together, as many as could be one window across the picture, and the most pixels that
+        windows may have as one, 0 where they stay apart."""
+        for count in range(len(rows), 0, -1):
+            groups = [rows[first : first + count] for first in range(0, len(rows), count)]
+            joined = self._joined_pixels([from_to(group[0], group[-1]) for group in groups], layout)
+            if max(group[-1].stop - group[0].start for group in groups) * width <= joined:
+                break
+        return groups, joined
+
+    def held_bytes(self, rows: list[Span], layout: Layout) -> int:
+        """Two bands of output, what is made of them, and the rows they are made from."""
+        largest = max(span.length for span in rows)
+        kept = max(span.last - span.first for span in rows)
+        bands = min(2, len(rows)) * kept * self.scale**2 * layout.row_bytes
+        return int(bands * (1 + self.beside.share)) + 2 * largest * layout.row_bytes
+
+    def _cut(self, height: int, width: int, tile: int) -> tuple[list[Span], list[Span]]:
+        return spans(height, tile, self.halo, self.grid), spans(width, tile, self.halo, self.grid)
+
+    def _too_much(self, found: tuple[list[Span], list[Span]], layout: Layout | None) -> int:
+        """The bytes that these windows need, 0 where they are allowed."""
+        if self.max_memory is None or layout is None:
+            return 0
+        needed = self.needed_bytes(*found, layout)
+        return needed if needed > self.max_memory else 0
+
+    def needed_bytes(self, rows: list[Span], columns: list[Span], layout: Layout) -> int:
+        """What the process will hold at most: `_bytes_beside` and one batch."""
+        largest = math.prod(max(span.length for span in axis) for axis in (rows, columns))
+        batch = max(largest, min(self.batch_pixels, layout.width * layout.height))
+        return self._bytes_beside(rows, layout) + batch * self._bytes_per_pixel(layout)
+
+    def _bytes_per_pixel(self, layout: Layout) -> int:
+        """What a batch holds for each of its pixels: with alpha also what was made of the colours, until alpha is there too."""
+        return self.bytes_per_pixel + (12 * self.scale**2 if layout.alpha else 0)
+
+    def _bytes_beside(self, rows: list[Span], layout: Layout) -> int:
+        """What the process holds now, and will hold for these windows beside a batch of them."""
+        return resident_bytes() + RESERVE + self.beside.fixed + self.held_bytes(rows, layout)
+
+    def _joined_pixels(self, rows: list[Span], layout: Layout | None) -> int:
+        """The most pixels that windows may have as one where the picture comes in these rows; 0 where they stay apart."""
+        if self.paper or self.device != "cpu":  # elsewhere windows of one shape make batches
+            return 0
+        if self.max_memory is None or layout is None:
+            return JOINED_PIXELS
+        return min(JOINED_PIXELS, (self.max_memory - self._bytes_beside(rows, layout)) // self._bytes_per_pixel(layout))
+
+
+def default_tile(halo: int) -> int:
+    """Pixels a side that a window keeps, so that a halo costs at most 9 % more pixels."""
+    return max(TILE_HALOS * halo, 256)
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes in words: "1.5 GB"."""
+    for unit, size in (("GB", 1 << 30), ("MB", 1 << 20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
