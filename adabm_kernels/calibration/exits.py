@@ -85,7 +85,7 @@ def fit_exit(
     with torch.device("meta"):  # no random weights are drawn
         teacher = float_network(model.spec)
     teacher.load_state_dict(model.float_state(), assign=True)
-    teacher.to(device, memory_format=torch.channels_last).eval()
+    teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch leaves it out of its types
     crops = take_crops(network, pictures, config.depth_tile, config.seed)
     if not crops:
         return None, {"share": 0.0}

@@ -25,11 +25,12 @@ def image_thresholds(images: Sequence[torch.Tensor], config: ConvertConfig) -> t
 
     images: batches [N, 3, H, W] in 0..255.
     """
-    thresholds = None
+    thresholds: tuple[float, float] | None = None
     for batch in images:
         measure, quantile = image_measure(batch), config.image_percentile / 100
-        new = tuple(float(torch.quantile(measure, q)) for q in (quantile, 1 - quantile))
+        new = float(torch.quantile(measure, quantile)), float(torch.quantile(measure, 1 - quantile))
         thresholds = average(thresholds, new, config.ema_beta)
+    assert thresholds is not None, "there is at least one batch"
     return thresholds
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -55,9 +56,11 @@ class Observer:
             set_range(self.model.quantized_convs()[0], 0.0, 255 * self.model.pixel_unit())
 
 
-def average(past: tuple[float, ...] | None, new: tuple[float, ...], beta: float) -> tuple[float, ...]:
-    """Exponential moving average with weight `beta` of the past; the first value stands for itself."""
-    return new if past is None else tuple(beta * a + (1 - beta) * b for a, b in zip(past, new, strict=True))
+def average(past: tuple[float, float] | None, new: tuple[float, float], beta: float) -> tuple[float, float]:
+    """Exponential moving average of both ends with weight `beta` of the past; the first values stand for themselves."""
+    if past is None:
+        return new
+    return beta * past[0] + (1 - beta) * new[0], beta * past[1] + (1 - beta) * new[1]
 
 
 def set_range(conv: SimulatedConv2d, lower: float, upper: float) -> None:
@@ -175,9 +178,9 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
 
             for _ in range(2):
                 if least < 0 < upper:
-                    lower = min((least * f for f in SEARCHED), key=lambda tried, upper=upper: error(tried, upper))
+                    lower = min((least * f for f in SEARCHED), key=partial(error, upper=upper))
                 if most > 0 and most * SEARCHED[0] > lower:
-                    upper = min((most * f for f in SEARCHED), key=lambda tried, lower=lower: error(lower, tried))
+                    upper = min((most * f for f in SEARCHED), key=partial(error, lower))
         set_range(conv, lower, upper)
 
     convs = model.quantized_convs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class PaperCycle(Tuning):
                 {"params": layers, "lr": tuning.lr_layer_map},
                 {"params": [model.measure_l, model.measure_u], "lr": tuning.lr_image_map},
             ]
-        self.optimizers = {kind: torch.optim.Adam(group) for kind, group in groups.items()}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {kind: torch.optim.Adam(group) for kind, group in groups.items()}
         model.set_compute_dtype(compute_dtype(device_of(model)))
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -115,11 +116,11 @@ class PaperCycle(Tuning):
 
 def _feature_distance(features: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:
     """Mean over blocks and images of the L2 distance, each block's features scaled to norm 1 over the batch, per image."""
-    total, images = 0.0, features[0].shape[0]
+    distances, images = [], features[0].shape[0]
     for a, b in zip(features, teacher, strict=True):
         difference = a / a.norm().clamp(min=1e-12) - b / b.norm().clamp(min=1e-12)
-        total = total + difference.flatten(1).norm(dim=1).sum()
-    return total / (images * images * len(features))
+        distances.append(difference.flatten(1).norm(dim=1).sum())
+    return reduce(torch.add, distances) / (images * images * len(features))
 
 
 class JointTuning(Tuning):
@@ -220,5 +221,7 @@ def compute_dtype(device: torch.device) -> torch.dtype | None:
 def make_tuning(model: SimulatedNetwork) -> Tuning:
     """The fine-tuning that the settings of the network ask for."""
     config = model.config
-    kind = PaperCycle if config.recipe == "paper" else JointTuning
-    return kind(model, config.tuning, config.steps)
+    if isinstance(config.tuning, PaperTuning):
+        return PaperCycle(model, config.tuning, config.steps)
+    assert config.tuning is not None, "a config without one has the defaults of its recipe"
+    return JointTuning(model, config.tuning, config.steps)

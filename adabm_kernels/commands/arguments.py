@@ -21,28 +21,35 @@ _STANDARD_INPUT = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")  # other names 
 _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
-def add_windows(parser: argparse.ArgumentParser, tile: str = "48 halos, less where memory asks for it") -> None:
+def add_windows(
+    parser: argparse.ArgumentParser, tile: str = "48 radii of the receptive field, less where memory asks for it"
+) -> None:
     """How a picture is cut into windows. tile: in words, their default size."""
     add = parser.add_argument
-    add("--tile", metavar="N", type=integer(0), help=f"pixels a side of the windows; 0 for the whole picture (default: {tile})")
+    add(
+        "--tile",
+        metavar="N",
+        type=integer(0),
+        help=f"pixels a side of the windows that a picture is cut into; 0 for the whole (default: {tile})",
+    )
     add(
         "--halo",
         metavar="N",
         type=integer(0),
-        help="pixels around them that are computed too (default: as many as leave no seam)",
+        help="pixels around each window that are computed too, so that windows join (default: as many as leave no seam)",
     )
     add(
         "--protocol",
         choices=("halo", "paper"),
         default="halo",
-        help="windows with a halo, or AdaBM's 96x96 patches without one (default: %(default)s)",
+        help="how a picture is cut: windows with a halo, or AdaBM's 96x96 patches without one (default: %(default)s)",
     )
     add(
         "--smooth",
         choices=("auto", "interpolate", "network"),
         default="auto",
-        help="smooth areas by cubic interpolation, where few bits draw stripes, or by the network; auto interpolates if the "
-        "network leaves colours as they are (default: %(default)s)",
+        help="how smooth areas are made, where few bits draw stripes: by cubic interpolation or by the network; auto "
+        "interpolates if the network leaves colours as they are (default: %(default)s)",
     )
     add(
         "--max-memory",
@@ -59,7 +66,7 @@ def add_model(parser: argparse.ArgumentParser, others: str, device: bool = True)
         "--model",
         metavar="NAME|PATH",
         default=DEFAULT_MODEL,
-        help=f"built-in model (`adabm info` lists them){others} (default: %(default)s)",
+        help=f"built-in model (`adabm models` lists them){others} (default: %(default)s)",
     )
     parser.add_argument(
         "--bits",
@@ -73,8 +80,8 @@ def add_model(parser: argparse.ArgumentParser, others: str, device: bool = True)
         metavar="auto|full|N",
         default="auto",
         type=depth,
-        help="residual blocks that are computed: all but in easy tiles of the picture, if the model has an exit for them; all "
-        "everywhere; or this many everywhere, 0 or all (default: auto)",
+        help="residual blocks that are computed: auto leaves them out in easy tiles of the picture, where the model has an exit "
+        "for these; full computes all everywhere, 0 none (default: auto)",
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="where to compute (default: %(default)s)")
     if device:
@@ -83,7 +90,7 @@ def add_model(parser: argparse.ArgumentParser, others: str, device: bool = True)
     parser.add_argument(
         "--graph",
         action=argparse.BooleanOptionalAction,
-        help="on a CUDA device, record forward passes and replay them (default: a shape that comes twice, where it can be)",
+        help="on a CUDA device, record forward passes and replay them (default: a shape that comes three times, where it can be)",
     )
 
 
@@ -92,7 +99,12 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("float weights, where they do not tell it themselves")
     add = group.add_argument
     add("--res-scale", metavar="R", type=number(0), help="residual scale: 0.1 for the largest EDSR (default: 1)")
-    add("--rgb-range", type=int, choices=(1, 255), help="of their pixels (default: as weights and layout say, else 255)")
+    add(
+        "--rgb-range",
+        type=int,
+        choices=(1, 255),
+        help="of the pixels that they are for, 0..1 or 0..255 (default: as weights and layout say, else 255)",
+    )
     add(
         "--mean-shift",
         metavar="none|div2k|R,G,B",
@@ -101,7 +113,11 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
     add("--channel-order", choices=("rgb", "bgr"), help="bgr for a network trained on pictures as OpenCV reads them (default: rgb)")
     add("--weights-key", metavar="KEY", help="which of several networks in the file, such as params_ema")
-    add("--no-check", action="store_true", help="go on where the float network is no good at upscaling the pictures, shrunk")
+    add(
+        "--no-check",
+        action="store_true",
+        help="leave out the check that the float network upscales some of the pictures, shrunk, as a network should",
+    )
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:

@@ -131,31 +131,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.number(1),
         help="mean bits to choose layers for (default: somewhat below --act-bits)",
     )
-    add("--objective", choices=("bits", "latency"), help="what layers save: bits, or measured time (default: bits)")
+    add("--objective", choices=("bits", "latency"), help="what the choice of layers saves: bits, or measured time (default: bits)")
     add(
         "--depths",
         choices=("auto", "none"),
         default="auto",
-        help="make tiles of pictures that hardly bend without the network's blocks, or none (default: auto, with recipe best)",
+        help="auto finds when a tile of a picture bends so little that it is made without the network's blocks, none leaves that "
+        "out (default: auto, with recipe best)",
     )
     add(
         "--depth-loss",
         metavar="DB",
         type=arguments.number(0, MOST_DEPTH_LOSS),
-        help="by which the result may lie further from the float network for more of these tiles (default: 0)",
+        help="dB by which the result may lie further from the float network, for more tiles without blocks (default: 0)",
     )
     add(
         "--residual",
         choices=("auto", "float32", "int16"),
         default="auto",
-        help="what features beside the codes are held in; int16 halves their bytes (default: auto, int16 with recipe best)",
+        help="how features that pass the blocks by are held; int16 halves their bytes (default: auto, int16 with recipe best)",
     )
     add(
         "--start", metavar="MODEL", type=arguments.path, help="a converted model of the same network, whose bit maps are taken over"
     )
     add("--select", metavar="N", type=arguments.integer(1), help="use only the N most informative pictures")
     add("--device", default="auto", help="where torch computes: auto, cpu or cuda (default: auto, a GPU where torch finds one)")
-    add("--seed", metavar="S", type=arguments.integer(0), help="of every random choice (default: 1)")
+    add("--seed", metavar="S", type=arguments.integer(0), help="number that every random choice begins with (default: 1)")
     add("--threads", metavar="N", type=arguments.integer(1), help="CPU threads (default: as many as torch would use)")
     arguments.add_reading(parser)
     arguments.add_json_file(parser)

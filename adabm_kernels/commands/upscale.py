@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: IN_x4.png beside a file, IN_x4 beside a folder, '-' for a pipe)",
     )
     parser.set_defaults(output_is_folder=False)
-    add("--format", choices=("keep", *FORMATS), help="of the output where OUT does not say it (default: png)")
-    add("--quality", metavar="1..100", type=arguments.integer(1, 100), help="of JPEG and WebP (default: 95)")
+    add("--format", choices=("keep", *FORMATS), help="format of the output where OUT does not say it (default: png)")
+    add("--quality", metavar="1..100", type=arguments.integer(1, 100), help="quality of JPEG and WebP (default: 95)")
     add("--suffix", default=DEFAULT_SUFFIX, help="what output names add to the input's (default: %(default)s)")
     add(
         "--existing",
@@ -92,8 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frames.add_argument(
         "--raw", metavar="WxH", type=arguments.size, help="IN and OUT are raw frames of this size, ffmpeg -f rawvideo"
     )
-    frames.add_argument("--pix-fmt", choices=PIXEL_FORMATS, help="of raw frames (default: rgb24)")
-    frames.add_argument("--matrix", choices=MATRICES, help="of y4m colours (default: bt709 from 720 rows, else bt601)")
+    frames.add_argument("--pix-fmt", choices=PIXEL_FORMATS, help="pixel format of raw frames (default: rgb24)")
+    frames.add_argument("--matrix", choices=MATRICES, help="matrix of y4m colours (default: bt709 from 720 rows, else bt601)")
     arguments.add_json_flag(parser)
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")

@@ -19,10 +19,11 @@ _MOST_BYTES = 16 << 20  # of a value
 
 
 class Value(NamedTuple):
-    """kind: its type. data: as in a file with the low byte first. below: the directory it refers to, or None."""
+    """kind: its type. length: how many values of that type. data: as in a file with the low byte first. below: the directory it
+    refers to, or None."""
 
     kind: int
-    count: int
+    length: int
     data: bytes
     below: dict[int, Value] | None = None
 

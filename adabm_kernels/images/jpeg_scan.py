@@ -6,6 +6,7 @@ blocks brighter than white, and show what results. Codes are only counted here, 
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ class _Frame(NamedTuple):
         return max(across for across, _ in self.factors.values()), max(down for _, down in self.factors.values())
 
 
-def fault(data: bytes | memoryview, most_bytes: int | None = None) -> str | None:
+def fault(data: bytes | memoryview | mmap.mmap, most_bytes: int | None = None) -> str | None:
     """What is wrong with the coded data of a JPEG file, None where it is right or of a kind that is not looked at.
 
     most_bytes: of it that are looked at from the start, None for all. It takes half a millisecond a kilobyte.
@@ -74,7 +75,7 @@ def fault(data: bytes | memoryview, most_bytes: int | None = None) -> str | None
         return None
 
 
-def _faults(data: bytes | memoryview, most_bytes: int | None) -> Iterator[str]:
+def _faults(data: bytes | memoryview | mmap.mmap, most_bytes: int | None) -> Iterator[str]:
     tables, frame, left, place = _Tables(), None, most_bytes, 2
     while True:
         while data[place] != 0xFF:
@@ -161,7 +162,7 @@ def _scan_faults(data: bytes, header: bytes, frame: _Frame, tables: _Tables, *, 
 def _piece_fault(data: bytes, blocks: list[_Block], units: int, *, last: bool, whole: bool) -> str | None:
     """Of the data between two restarts, which has so many units of blocks."""
     bytes_ = np.frombuffer(data + b"\xff\xff\xff", np.uint8).astype(np.uint32)
-    windows = memoryview((bytes_[:-2] << 16) | (bytes_[1:-1] << 8) | bytes_[2:])  # 24 bits from each byte on
+    windows = ((bytes_[:-2] << 16) | (bytes_[1:-1] << 8) | bytes_[2:]).data  # 24 bits from each byte on
     place, means = 0, [0] * _MOST_COMPONENTS
     try:
         for _ in range(units):
@@ -216,4 +217,4 @@ def _codes(table: bytes, first: bool) -> memoryview:
             code += 1
         code <<= 1
         place += count
-    return memoryview(found)
+    return found.data

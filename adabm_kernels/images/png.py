@@ -5,11 +5,13 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 
 from .formats import Layout
 
+deflate: ModuleType
 try:  # made for x86-64 and ARM alone; zlib gives files of the same size in four times the time
     from isal import isal_zlib as deflate
 except ImportError:
@@ -68,7 +70,7 @@ class PngStream:
         left, above = around[1:, :-pixel], around[:-1, pixel:]
         # (left + above) / 2 rounded down, without a ninth bit
         mean = left & above
-        mean += (left ^ above) >> 1
+        np.add(mean, (left ^ above) >> 1, out=mean)
         lines[:, 0] = _AVERAGE
         np.subtract(rows, mean, out=lines[:, 1:])
         self._above = around[-1].copy()

@@ -96,7 +96,7 @@ class PictureWriter:
             else:
                 self._save_whole(self._bands[0] if len(self._bands) == 1 else np.concatenate(self._bands))
             if not isinstance(self._path, str | os.PathLike):
-                self._send()
+                self._send(self._path)
 
     def _losses(self) -> list[str]:
         layout = self.layout
@@ -188,11 +188,11 @@ class PictureWriter:
         if self.format == "TIFF" and exif is not None and not big:
             tiff.add_exif(self._file, exif)
 
-    def _send(self) -> None:
+    def _send(self, stream: BinaryIO) -> None:
         self._file.seek(0)
         while chunk := self._file.read(1 << 20):
-            self._path.write(chunk)
-        self._path.flush()
+            stream.write(chunk)
+        stream.flush()
 
 
 _FORMATS = {8: "uchar", 16: "ushort"}
