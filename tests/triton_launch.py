@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.compiler.compiler import LazyDict
 
-from adabm_kernels.backends.triton import conv2d, depths, launch, measure, quantize
+from adabm_kernels.backends.triton import conv2d, depths, image_bits, launch, quantize
 from adabm_kernels.quantize import act_grid
 
 launches: list[tuple] = []
@@ -120,8 +120,8 @@ def test_kernels_of_the_image_are_kept_for_each_size(monkeypatch: pytest.MonkeyP
     small, large = copied(torch.rand(1, 3, 4, 5), 0), copied(torch.rand(1, 3, 4, 6), 0)
     pixels, map_ = torch.zeros(1, 4, 5, 4, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8)
     calls = [
-        lambda: measure.image_measure(small),
-        lambda: measure.image_measure(large),
+        lambda: image_bits.image_measure(small),
+        lambda: image_bits.image_measure(large),
         lambda: depths.tile_depths_out(copied(pixels, 0), 8, 0, 0, 5, 1, 0, copied(map_, 0)),
         lambda: depths.tile_depths_out(copied(pixels, 0), 8, 0, 0, 6, 1, 0, copied(map_, 0)),
     ]

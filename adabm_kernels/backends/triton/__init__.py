@@ -13,7 +13,7 @@ if interpreting():
 
 from .conv2d import conv2d_out, conv2d_pixels_out, pack, ready_conv2d_out
 from .depths import tile_depths_out
-from .measure import image_measure, layer_bits
+from .image_bits import image_measure, layer_bits
 from .quantize import quantize_out, ready_quantize_out
 
 __all__ = [
