@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .backends import CHOICES as BACKENDS
 from .commands import bench, calibrate, completion, evaluate, info, models, report, tune, upscale
 from .commands.common import STDOUT, CommandError, one_line
 from .commands.outputs import DEFAULT_SUFFIX, FORMATS
@@ -29,7 +30,6 @@ from .machine import version
 from .sizes import MOST_SCALE, MOST_SIDE
 from .upscale import DEFAULT_MODEL, did_you_mean
 
-BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")
 BITS = ("auto", *map(str, range(2, 9)))
 DEPTHS = ("auto", "full")  # or a number of blocks
 ISAS = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx")

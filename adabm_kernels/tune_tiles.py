@@ -11,6 +11,7 @@ import torch
 
 from . import native, ops
 from .backends import cpu
+from .backends.call import Packing
 from .quantize import MAX_BITS, MIN_BITS, act_grid, padded_channels
 from .tile_times import KINDS, KINDS_OF_ISA, Cost, TileTimes, provenance
 from .tiles import CODE_MAX, DIRECT, TILES, Tile, lanes_of, layer_products, layer_sums
@@ -121,7 +122,7 @@ class _Timed:
             x_q,
             bits_of,
             weight,
-            cpu.pack(weight, tuple(index)),
+            cpu.pack(weight, Packing(tuple(index))),
             torch.ones(7, outputs),
             torch.zeros(classes, classes, outputs),
         )

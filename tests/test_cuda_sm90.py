@@ -15,6 +15,7 @@ from test_cuda_conv2d import by_class
 import adabm_kernels
 from adabm_kernels import native, ops
 from adabm_kernels.backends import cuda, reference
+from adabm_kernels.backends.call import Outputs
 from adabm_kernels.backends.counted import on_wgmma
 from adabm_kernels.backends.cuda import _place as real_place
 from adabm_kernels.config import ConvertConfig
@@ -123,7 +124,7 @@ def reference_of(call: CudaCall, instance: ConvInstance, packed: bool, **place) 
     want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
     if packed and want_q is not None:
         want_q = unpack_codes(want_q, instance.out_bits)
-    reference.conv2d_out(conv_of(instance, **place), 1, want_y, want_q)
+    reference.conv2d_out(conv_of(instance, **place), Outputs(want_y, want_q))
     return want_y, want_q
 
 
