@@ -8,11 +8,8 @@ import warnings
 from dataclasses import dataclass, field
 
 from . import native
-from .backends import counted, devices, gpu_times
+from .backends import BACKENDS, GPU_BACKENDS, counted, devices, gpu_times
 from .backends.counted import ConvShape
-
-BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
-GPU_BACKENDS = ("cuda", "triton")
 
 
 @dataclass(frozen=True)

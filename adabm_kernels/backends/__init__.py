@@ -1,0 +1,64 @@
+"""The backends: one table of their names and of what each can do, and the way to its kernels. Loading this loads none of them.
+
+A backend is a module of this folder that implements `call.Kernels`, or more of it where the table says so. The registry chooses
+among the names here, the operators check against the abilities here, and the command line offers the names.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from .call import Kernels
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a backend can do.
+
+    device: the type of the devices whose tensors it computes on, "any" for all that torch knows. packed_codes: several codes a byte
+    (quantize.pack_codes). int16_features: features of 16 bits (quantize.to_fixed). pixels: images of bytes in place of floats.
+    depths: a region of the pixels, by the depth of tiles. residual_blocks: two convolutions in one piece (call.ResidualBlocks).
+    many_grids: codes of the same features on several grids in one pass (call.ManyGrids).
+    """
+
+    name: str
+    device: str
+    packed_codes: bool = False
+    int16_features: bool = False
+    pixels: bool = False
+    depths: bool = False
+    residual_blocks: bool = False
+    many_grids: bool = False
+
+
+# Fastest first.
+TABLE = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "cuda", "cuda", packed_codes=True, int16_features=True, pixels=True, depths=True, residual_blocks=True, many_grids=True
+        ),
+        Backend("triton", "cuda", packed_codes=True, int16_features=True, pixels=True, depths=True),
+        Backend("cpu", "cpu", int16_features=True, pixels=True, depths=True),
+        Backend("reference", "any", packed_codes=True, int16_features=True, pixels=True, depths=True),
+    )
+}
+BACKENDS = tuple(TABLE)
+GPU_BACKENDS = tuple(name for name, backend in TABLE.items() if backend.device == "cuda")
+# As a user is offered them: what every machine has comes first.
+CHOICES = ("auto", *(name for name in BACKENDS if name not in GPU_BACKENDS), *reversed(GPU_BACKENDS))
+
+
+def having(ability: str) -> tuple[str, ...]:
+    """Names of the backends with an ability, one of the fields of `Backend`."""
+    return tuple(name for name, backend in TABLE.items() if getattr(backend, ability))
+
+
+@functools.cache
+def kernels(name: str) -> Kernels:
+    """The module of a backend, imported when it is first asked for: one may need what is not installed."""
+    return cast("Kernels", importlib.import_module(f".{name}", __name__))

@@ -1,8 +1,15 @@
-"""What all backends are called with."""
+"""What all backends are called with, and what they must offer: records of arguments, and the protocols of a backend's module.
+
+Arguments have been checked by ops/checks.py: types, shapes, that all tensors are on one device, and that outputs are dense or
+slices of channels. A call is made ready once for all calls with tensors of the same sizes, strides, types and device and with the
+same settings; what is then called for each of them takes the tensors alone, and holds none between calls.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
 
 import torch
 
@@ -11,9 +18,24 @@ ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}  # ADABM_ACT_* of csrc/include/
 FEATURES = {"float32": torch.float32, "int16": torch.int16}  # how y and the residual are stored, in the order of ADABM_FEATURES_*
 
 
-class Conv(NamedTuple):
-    """What a convolution reads, as `ops.conv2d_out` describes it. region: the numbers of `regions.Region`, none without a depth.
-    features: one of FEATURES, of the residual and y; fraction: of int16 (quantize.to_fixed), else 0."""
+@dataclass(frozen=True)
+class Place:
+    """Which pixels a call writes: all without a depth, else those that a region picks by the depth of each tile.
+
+    depth: uint8 [N, rows, columns] or flat (`regions.Depths.values`). region: the numbers of a `regions.Region`.
+    """
+
+    depth: torch.Tensor | None = None
+    region: tuple[int, ...] = ()
+
+
+EVERYWHERE = Place()
+
+
+@dataclass(frozen=True)
+class Conv:
+    """What a convolution reads, as `ops.conv2d_out` describes it. features: one of FEATURES, of the residual and y; fraction: of
+    int16 (quantize.to_fixed), else 0. threads: of the CPU library, 0 for as many as torch has."""
 
     x_q: torch.Tensor
     x_bits: torch.Tensor
@@ -28,15 +50,218 @@ class Conv(NamedTuple):
     box_filter: bool
     activation: str
     shuffle: int
-    depth: torch.Tensor | None = None
-    region: tuple[int, ...] = ()
     features: str = "float32"
     fraction: int = 0
+    packed_codes: bool = False
+    threads: int = 0
+    place: Place = EVERYWHERE
 
     @property
     def tensors(self) -> dict[str, torch.Tensor | None]:
-        """By name."""
-        return dict(zip(self._fields[:10], self[:10], strict=True)) | {"depth": self.depth}
+        """By name, in the order in which `RunConv2d` takes them."""
+        return {
+            "x_q": self.x_q,
+            "x_bits": self.x_bits,
+            "weight": self.weight,
+            "packed": self.packed,
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "slope": self.slope,
+            "residual": self.residual,
+            "out_grid": self.out_grid,
+            "out_bits": self.out_bits,
+            "depth": self.place.depth,
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is no tensor, by name, but the region."""
+        return {
+            "box_filter": self.box_filter,
+            "activation": self.activation,
+            "shuffle": self.shuffle,
+            "features": self.features,
+            "fraction": self.fraction,
+            "packed_codes": self.packed_codes,
+            "threads": self.threads,
+        }
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the results of a convolution go; at least one is given.
+
+    y: float32 or int16 features, int32 accumulators, or pixels of uint8. It may be the residual; where it is not contiguous it is a
+    slice of the channels of wider features, and a residual then has its strides. y_q: uint8 codes.
+    """
+
+    y: torch.Tensor | None = None
+    y_q: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What a quantisation reads, as `ops.quantize_out` describes it. threads: as in `Conv`."""
+
+    x: torch.Tensor
+    shift: torch.Tensor | None
+    grid: torch.Tensor
+    bits: torch.Tensor
+    fraction: int = 0
+    packed_codes: bool = False
+    start: int = 0
+    threads: int = 0
+    place: Place = EVERYWHERE
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is no tensor, by name, but the region."""
+        return {"fraction": self.fraction, "packed_codes": self.packed_codes, "start": self.start, "threads": self.threads}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of several code buffers that the same features are quantised into: as in `Quantization`."""
+
+    grid: torch.Tensor
+    bits: torch.Tensor
+    y_q: torch.Tensor
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class DepthRule:
+    """How `ops.tile_depths` gives tiles their depths. threads: as in `Conv`."""
+
+    tile: int
+    top: int
+    left: int
+    threshold: int
+    deep: int
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What decides the form of packed weights: the tile for each bit-width 2..8, which the CPU library takes (tiles.LayerPlan), and
+    the box filter and the factor of the PixelShuffle, which GPU kernels do."""
+
+    tile_for_bits: tuple[int, ...] = (0,) * 7
+    box_filter: bool = False
+    shuffle: int = 1
+
+
+class RunConv2d(Protocol):
+    """A convolution that was made ready. Not all tensors are there in each; those that are, are in every call."""
+
+    def __call__(
+        self,
+        x_q: torch.Tensor,
+        x_bits: torch.Tensor,
+        weight: torch.Tensor,
+        packed: torch.Tensor,
+        alpha: torch.Tensor,
+        beta: torch.Tensor,
+        slope: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        out_grid: torch.Tensor | None,
+        out_bits: torch.Tensor | None,
+        depth: torch.Tensor | None,
+        y: torch.Tensor | None,
+        y_q: torch.Tensor | None,
+        /,
+    ) -> None: ...
+
+
+class RunQuantize(Protocol):
+    """A quantisation that was made ready."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        shift: torch.Tensor | None,
+        grid: torch.Tensor,
+        bits: torch.Tensor,
+        depth: torch.Tensor | None,
+        y_q: torch.Tensor,
+        /,
+    ) -> None: ...
+
+
+class RunResblock(Protocol):
+    """A residual block that was made ready: the tensors of each convolution (`Conv.tensors`), and the outputs."""
+
+    def __call__(
+        self,
+        first: Sequence[torch.Tensor | None],
+        second: Sequence[torch.Tensor | None],
+        y: torch.Tensor | None,
+        y_q: torch.Tensor | None,
+        /,
+    ) -> None: ...
+
+
+class Kernels(Protocol):
+    """What the module of every backend offers. Kernels are launched on the current stream of the tensors' device, and nothing but
+    `pack` waits for it."""
+
+    def pack(self, weight: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """uint8 on the weights' device, of any shape: what the convolution gets as `packed` for these int8 weights, [K, R, S, C] or
+        with a kernel by border class [R, S, K, R, S, C]."""
+
+    def conv2d_out(self, conv: Conv, to: Outputs) -> None:
+        """See ops.conv2d_out and, for pixels, ops.conv2d_pixels_out."""
+
+    def ready_conv2d_out(self, conv: Conv, to: Outputs) -> RunConv2d:
+        """`conv2d_out`, made ready."""
+
+    def quantize_out(self, read: Quantization, y_q: torch.Tensor) -> None:
+        """See ops.quantize_out."""
+
+    def ready_quantize_out(self, read: Quantization, y_q: torch.Tensor) -> RunQuantize:
+        """`quantize_out`, made ready."""
+
+    def tile_depths_out(self, x_q: torch.Tensor, rule: DepthRule, depth: torch.Tensor) -> None:
+        """See ops.tile_depths; depth: uint8 [N, rows, columns]."""
+
+    def image_measure(self, x: torch.Tensor) -> torch.Tensor:
+        """See ops.image_measure."""
+
+    def layer_bits(self, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
+        """See ops.layer_bits."""
+
+
+class ResidualBlocks(Protocol):
+    """What a backend with `residual_blocks` offers besides."""
+
+    def why_not_resblock(self, *convs: tuple[torch.Tensor, bool]) -> str:
+        """Why two convolutions, each (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they can."""
+
+    def ready_resblock_out(self, first: Conv, second: Conv, to: Outputs) -> RunResblock:
+        """See ops.resblock_out. The second's codes, which the first makes, are not looked at."""
+
+
+class ManyGrids(Protocol):
+    """What a backend with `many_grids` offers besides."""
+
+    def quantize_many_out(self, x: torch.Tensor, targets: Sequence[Target], packed_codes: bool) -> None:
+        """See ops.quantize_many_out."""
+
+
+ABILITIES: dict[str, type] = {"residual_blocks": ResidualBlocks, "many_grids": ManyGrids}  # by the field of backends.Backend
+
+
+def run_conv2d(run: RunConv2d, conv: Conv, to: Outputs) -> None:
+    """The call that a convolution was made ready for."""
+    run(
+        conv.x_q, conv.x_bits, conv.weight, conv.packed, conv.alpha, conv.beta, conv.slope, conv.residual, conv.out_grid,
+        conv.out_bits, conv.place.depth, to.y, to.y_q,
+    )  # fmt: skip
+
+
+def run_quantize(run: RunQuantize, read: Quantization, y_q: torch.Tensor) -> None:
+    """The call that a quantisation was made ready for."""
+    run(read.x, read.shift, read.grid, read.bits, read.place.depth, y_q)
 
 
 def pitch(tensor: torch.Tensor) -> int:
@@ -47,6 +272,12 @@ def pitch(tensor: torch.Tensor) -> int:
     return tensor.shape[3] if tensor.is_contiguous() else tensor.stride(2)
 
 
+@overload
+def dense(tensor: torch.Tensor) -> torch.Tensor: ...
+@overload
+def dense(tensor: None) -> None: ...
+@overload
+def dense(tensor: torch.Tensor | None) -> torch.Tensor | None: ...
 def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """The tensor, contiguous."""
     return None if tensor is None else tensor.contiguous()

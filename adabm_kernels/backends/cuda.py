@@ -9,8 +9,20 @@ import torch
 
 from .. import native
 from . import structs
-from .call import Conv, dense
-from .structs import conv2d_args, weights
+from .call import (
+    Conv,
+    DepthRule,
+    Outputs,
+    Packing,
+    Quantization,
+    RunConv2d,
+    RunQuantize,
+    RunResblock,
+    Target,
+    dense,
+    run_conv2d,
+    run_quantize,
+)
 
 
 def _place(x: torch.Tensor) -> tuple[int, int]:
@@ -20,43 +32,45 @@ def _place(x: torch.Tensor) -> tuple[int, int]:
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
-def pack(weight: torch.Tensor, box_filter: bool, shuffle: int) -> torch.Tensor:
-    """The packed form of int8 [K, R, S, C] (or [R, S, K, R, S, C], a kernel per border class) for one box_filter and shuffle.
-
-    Returns uint8 [bytes] on the device of the weights; they are brought to the host and back, so not inside a CUDA graph.
-    """
+def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """See call.Kernels: for one box_filter and shuffle. Weights are brought to the host and back, so not inside a CUDA graph."""
     on_host = weight.cpu().contiguous()
-    args = weights(on_host)
+    args = structs.weights(on_host)
     size = ctypes.c_uint64()
-    native.library("cuda").call("adabm_pack_bytes_cuda", args, box_filter, shuffle, size)
+    native.library("cuda").call("adabm_pack_bytes_cuda", args, packing.box_filter, packing.shuffle, size)
     packed = torch.empty(size.value, dtype=torch.uint8)
-    native.library("cuda").call("adabm_pack_cuda", args, box_filter, shuffle, packed.data_ptr())
+    native.library("cuda").call("adabm_pack_cuda", args, packing.box_filter, packing.shuffle, packed.data_ptr())
     return packed.to(weight.device)
 
 
-def _aligned(conv: Conv) -> Conv:
-    """With codes that begin at a multiple of 16 bytes, as the kernels need; images of a batch taken by themselves need not."""
-    x_q = conv.x_q.contiguous()
-    return conv._replace(x_q=x_q if x_q.data_ptr() % 16 == 0 else x_q.clone())
+def _aligned(x_q: torch.Tensor) -> torch.Tensor:
+    """Codes that begin at a multiple of 16 bytes, as the kernels need; images of a batch taken by themselves need not."""
+    x_q = x_q.contiguous()
+    return x_q if x_q.data_ptr() % 16 == 0 else x_q.clone()
 
 
-def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
-    """See ops.conv2d_out; an int32 y takes the accumulators."""
-    packing = (native.PACKED_X | native.PACKED_Y) if packed_codes else 0
-    # Copies made here come back to the allocator of this stream, which the kernel is ahead on.
-    struct, _held = conv2d_args(_aligned(conv), y, y_q, packed_codes=packing, border_kernels=conv.weight.dim() == 6)
-    native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(conv.x_q))
+def conv2d_out(conv: Conv, to: Outputs) -> None:
+    """See call.Kernels."""
+    run_conv2d(ready_conv2d_out(conv, to), conv, to)
 
 
-def conv2d_pixels_out(conv: Conv, _threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:
-    """See ops.conv2d_pixels_out."""
-    settings = {"packed_codes": native.PACKED_X if packed_codes else 0, "border_kernels": conv.weight.dim() == 6}
-    struct, _held = conv2d_args(_aligned(conv), None, None, y_image=image.data_ptr(), **settings)
-    native.library("cuda").call("adabm_conv2d_cuda", struct, *_place(conv.x_q))
+def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
+    """See call.Kernels: fills in addresses."""
+    made = native.PACKED_X if to.y is not None and to.y.dtype == torch.uint8 else native.PACKED_X | native.PACKED_Y
+    settings = {"packed_codes": made if conv.packed_codes else 0, "border_kernels": conv.weight.dim() == 6}
+    fill = structs.ready_conv2d_args(conv, to, **settings)
+
+    def run(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q) -> None:
+        x_q = _aligned(x_q)
+        # Copies come back to the allocator of this stream, which the kernel is ahead on.
+        args, _held = fill(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q)
+        native.library("cuda").call("adabm_conv2d_cuda", args, *_place(x_q))
+
+    return run
 
 
 def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
-    """Why two convolutions, each (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they can. Waits."""
+    """See call.ResidualBlocks. Waits."""
     device = native.Device()
     try:
         index, _ = _place(convs[0][0])
@@ -74,64 +88,58 @@ def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
     return ""
 
 
-def resblock_out(first: Conv, second: Conv, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
-    """See ops.resblock_out; the second's codes, which the first makes, are not looked at."""
-    packed_x, packed_y = (native.PACKED_X, native.PACKED_Y) if packed_codes else (0, 0)
-    a, _held_a = conv2d_args(_aligned(first), None, None, packed_codes=packed_x)
-    b, _held_b = conv2d_args(second, y, y_q, packed_codes=packed_y)
-    b.x_q, b.x_bits = None, a.out_bits
-    native.library("cuda").call("adabm_resblock_cuda", a, b, *_place(first.x_q))
+def ready_resblock_out(first: Conv, second: Conv, to: Outputs) -> RunResblock:
+    """See call.ResidualBlocks: fills in addresses."""
+    packed_x, packed_y = (native.PACKED_X, native.PACKED_Y) if first.packed_codes else (0, 0)
+    fill_first = structs.ready_conv2d_args(first, Outputs(), packed_codes=packed_x)
+    fill_second = structs.ready_conv2d_args(second, to, packed_codes=packed_y)
+
+    def run(first, second, y, y_q) -> None:
+        x_q = _aligned(first[0])
+        a, _held_a = fill_first(x_q, *first[1:], None, None)
+        b, _held_b = fill_second(*second, y, y_q)
+        b.x_q, b.x_bits = None, a.out_bits
+        native.library("cuda").call("adabm_resblock_cuda", a, b, *_place(x_q))
+
+    return run
 
 
 def _target(y_q: torch.Tensor, packed_codes: bool, start: int) -> dict[str, int]:
     return {"packed_codes": native.PACKED_Y, "y_start": start} if packed_codes else {"y_channels": y_q.shape[3]}
 
 
-def quantize_out(
-    x: torch.Tensor,
-    shift: torch.Tensor | None,
-    grid: torch.Tensor,
-    bits: torch.Tensor,
-    threads: int,
-    y_q: torch.Tensor,
-    *,
-    packed_codes: bool = False,
-    start: int = 0,
-    fraction: int = 0,
-    depth: torch.Tensor | None = None,
-    region: Sequence[int] = (),
-) -> None:
-    """See ops.quantize_out."""
-    place = _target(y_q, packed_codes, start) | {"region": structs.region(depth, region)}
-    struct, _held = structs.quantize_args(x, shift, grid, bits, y_q, fraction, **place)
-    native.library("cuda").call("adabm_quantize_cuda", struct, *_place(x))
+def quantize_out(read: Quantization, y_q: torch.Tensor) -> None:
+    """See call.Kernels."""
+    run_quantize(ready_quantize_out(read, y_q), read, y_q)
 
 
-def quantize_many_out(
-    x: torch.Tensor,
-    grids: list[torch.Tensor],
-    bits: list[torch.Tensor],
-    starts: list[int],
-    y_q: list[torch.Tensor],
-    packed_codes: bool = False,
-) -> None:
-    """See ops.quantize_many_out."""
+def ready_quantize_out(read: Quantization, y_q: torch.Tensor) -> RunQuantize:
+    """See call.Kernels: fills in addresses."""
+    fill = structs.ready_quantize_args(read, y_q, **_target(y_q, read.packed_codes, read.start))
+
+    def run(x, shift, grid, bits, depth, y_q) -> None:
+        args, _held = fill(x, shift, grid, bits, depth, y_q)
+        native.library("cuda").call("adabm_quantize_cuda", args, *_place(x))
+
+    return run
+
+
+def quantize_many_out(x: torch.Tensor, targets: Sequence[Target], packed_codes: bool) -> None:
+    """See call.ManyGrids."""
     parts = []
-    for grid, own_bits, start, codes in zip(grids, bits, starts, y_q, strict=True):
-        parts.append(structs.quantize_args(x, None, grid, own_bits, codes, **_target(codes, packed_codes, start)))
+    for target in targets:
+        settings = _target(target.y_q, packed_codes, target.start)
+        parts.append(structs.quantize_args(Quantization(x, None, target.grid, target.bits), target.y_q, **settings))
     for first in range(0, len(parts), native.MAX_TARGETS):
-        targets = [struct for struct, _held in parts[first : first + native.MAX_TARGETS]]
-        array = (native.QuantizeArgs * len(targets))(*targets)
-        native.library("cuda").call("adabm_quantize_many_cuda", array, len(targets), *_place(x))
+        made = [struct for struct, _held in parts[first : first + native.MAX_TARGETS]]
+        array = (native.QuantizeArgs * len(made))(*made)
+        native.library("cuda").call("adabm_quantize_many_cuda", array, len(made), *_place(x))
 
 
-def tile_depths_out(
-    x_q: torch.Tensor, tile: int, top: int, left: int, threshold: int, deep: int, _threads: int, depth: torch.Tensor
-) -> None:
-    """See ops.tile_depths."""
+def tile_depths_out(x_q: torch.Tensor, rule: DepthRule, depth: torch.Tensor) -> None:
+    """See call.Kernels."""
     pixels = x_q if x_q.data_ptr() % 4 == 0 else x_q.clone()  # the kernel loads a pixel as one word
-    args = structs.depths_args(pixels, tile, top, left, threshold, deep, depth)
-    native.library("cuda").call("adabm_depths_cuda", args, *_place(x_q))
+    native.library("cuda").call("adabm_depths_cuda", structs.depths_args(pixels, rule, depth), *_place(x_q))
 
 
 def _image_bits(x: torch.Tensor, **outputs: int | None) -> None:
@@ -155,14 +163,14 @@ def _image_bits(x: torch.Tensor, **outputs: int | None) -> None:
 
 
 def image_measure(x: torch.Tensor) -> torch.Tensor:
-    """See ops.image_measure."""
+    """See call.Kernels."""
     measure = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     _image_bits(x, measure=measure.data_ptr())
     return measure
 
 
 def layer_bits(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
-    """See ops.layer_bits."""
+    """See call.Kernels."""
     rules = dense(rules)
     bits = torch.empty(rules.shape[0], x.shape[0], dtype=torch.int32, device=x.device)
     pointers = {"lower": lower, "upper": upper, "rules": rules, "bits": bits}

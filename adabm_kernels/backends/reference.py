@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 
 from ..exits import tile_bends
+from ..measure import bits_by_rule, image_offsets, measure_images
 from ..quantize import (
     MAX_BITS,
     MIN_BITS,
@@ -20,7 +21,7 @@ from ..quantize import (
     unpack_codes,
 )
 from ..regions import Depths, Region, as_tiles
-from .call import Conv
+from .call import Conv, DepthRule, Outputs, Packing, Place, Quantization, RunConv2d, RunQuantize
 
 
 def fma32(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -147,46 +148,58 @@ def _values(conv: Conv, features: torch.Tensor) -> torch.Tensor:
     return from_fixed(features, conv.fraction) if conv.features == "int16" else features
 
 
-def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
+def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Nothing: the reference takes the weights as they are."""
     return torch.empty(0, dtype=torch.uint8, device=weight.device)
 
 
-def conv2d_out(conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
-    """See ops.conv2d_out; an int32 y takes the accumulators."""
-    if packed_codes:
-        conv = conv._replace(x_q=unpack_codes(conv.x_q, conv.x_bits))
+def conv2d_out(conv: Conv, to: Outputs) -> None:
+    """See call.Kernels; pixels are made of floats."""
+    y, y_q = to.y, to.y_q
+    if y is not None and y.dtype == torch.uint8:
+        floats = y.to(torch.float32)
+        conv2d_out(conv, Outputs(floats, y_q))
+        y.copy_(to_pixels(floats))
+        return
+    if conv.packed_codes:
+        conv = replace(conv, x_q=unpack_codes(conv.x_q, conv.x_bits))
     out = "codes" if y is None else "acc" if y.dtype == torch.int32 else "float" if y_q is None else "both"
     value, codes = conv2d(conv, out)
-    computed, passed = _pixels(conv.depth, conv.region, *conv.x_q.shape[:3], conv.shuffle)
+    computed, passed = _pixels(conv.place, *conv.x_q.shape[:3], conv.shuffle)
     passes = passed is not None and bool(passed.any())
     handed = value.new_zeros(1, 1, 1, conv.weight.shape[-4]) if conv.residual is None else conv.residual
     if y_q is not None:
         if passes:
             handed_q = codes_of(_values(conv, handed).expand(len(conv.x_q), -1, -1, -1), conv.out_grid, conv.out_bits)
             codes = torch.where(passed, handed_q, codes)
-        _put(y_q, codes, computed, passed, conv.out_bits if packed_codes else None)
+        _put(y_q, codes, computed, passed, conv.out_bits if conv.packed_codes else None)
     if y is not None:
         value = torch.where(passed, handed, value) if passes else value
         y.copy_(value if computed is None else torch.where(computed | passed, value, y))
 
 
-def conv2d_pixels_out(conv: Conv, _threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:
-    """See ops.conv2d_pixels_out."""
-    y = image.to(torch.float32)
-    conv2d_out(conv, _threads, y, None, packed_codes)
-    image.copy_(to_pixels(y))
+def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
+    """See call.Kernels."""
+    settings, region = conv.settings, conv.place.region
+
+    def run(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q) -> None:
+        tensors = (x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits)
+        conv2d_out(Conv(*tensors, **settings, place=Place(depth, region)), Outputs(y, y_q))
+
+    return run
 
 
 def _pixels(
-    depth: torch.Tensor | None, numbers: Sequence[int], images: int, height: int, width: int, factor: int = 1
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    place: Place, images: int, height: int, width: int, factor: int = 1
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
     """Masks [N, factor*height, factor*width, 1] of the pixels that a region computes and passes on; None for all and none."""
+    depth, numbers = place.depth, place.region
     if depth is None:
         return None, None
     values = as_tiles(depth, images, height, width, *numbers[:3]) if depth.dim() == 1 else depth
     masks = Region.of(numbers).masks(Depths(values, *numbers[:3]), height, width)
-    return tuple(mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[..., None] for mask in masks)
+    computed, passed = (mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[..., None] for mask in masks)
+    return computed, passed
 
 
 def _put(
@@ -199,36 +212,42 @@ def _put(
     y_q.copy_(codes if packed is None else pack_codes(codes, packed))
 
 
-def quantize_out(
-    x: torch.Tensor,
-    shift: torch.Tensor | None,
-    grid: torch.Tensor,
-    bits: torch.Tensor,
-    threads: int,
-    y_q: torch.Tensor,
-    packed_codes: bool = False,
-    start: int = 0,
-    fraction: int = 0,
-    depth: torch.Tensor | None = None,
-    region: Sequence[int] = (),
-) -> None:
-    """See ops.quantize_out."""
-    _check_bits("quantize: bits", bits)
-    x = x.permute(0, 2, 3, 1)
-    x = from_fixed(x, fraction) if x.dtype == torch.int16 else x
-    codes = codes_of(x if shift is None else x - shift, grid, bits)
-    masks = _pixels(depth, region, *x.shape[:3])
-    if not packed_codes:
+def quantize_out(read: Quantization, y_q: torch.Tensor) -> None:
+    """See call.Kernels."""
+    _check_bits("quantize: bits", read.bits)
+    x = read.x.permute(0, 2, 3, 1)
+    x = from_fixed(x, read.fraction) if x.dtype == torch.int16 else x
+    codes = codes_of(x if read.shift is None else x - read.shift, read.grid, read.bits)
+    masks = _pixels(read.place, *x.shape[:3])
+    if not read.packed_codes:
         _put(y_q, F.pad(codes[..., : x.shape[3]], (0, y_q.shape[3] - x.shape[3])), *masks, None)
         return
-    whole = unpack_codes(y_q, bits)
-    whole[..., start : start + codes.shape[3]] = codes
-    _put(y_q, whole, *masks, bits)
+    whole = unpack_codes(y_q, read.bits)
+    whole[..., read.start : read.start + codes.shape[3]] = codes
+    _put(y_q, whole, *masks, read.bits)
 
 
-def tile_depths_out(
-    x_q: torch.Tensor, tile: int, top: int, left: int, threshold: int, deep: int, _threads: int, depth: torch.Tensor
-) -> None:
-    """See ops.tile_depths."""
-    hard = tile_bends(x_q.permute(0, 3, 1, 2), tile, top, left) > threshold
-    depth.copy_(hard * deep)
+def ready_quantize_out(read: Quantization, y_q: torch.Tensor) -> RunQuantize:
+    """See call.Kernels."""
+    settings, region = read.settings, read.place.region
+
+    def run(x, shift, grid, bits, depth, y_q) -> None:
+        quantize_out(Quantization(x, shift, grid, bits, **settings, place=Place(depth, region)), y_q)
+
+    return run
+
+
+def tile_depths_out(x_q: torch.Tensor, rule: DepthRule, depth: torch.Tensor) -> None:
+    """See call.Kernels."""
+    hard = tile_bends(x_q.permute(0, 3, 1, 2), rule.tile, rule.top, rule.left) > rule.threshold
+    depth.copy_(hard * rule.deep)
+
+
+def image_measure(x: torch.Tensor) -> torch.Tensor:
+    """See call.Kernels."""
+    return measure_images(x)
+
+
+def layer_bits(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
+    """See call.Kernels."""
+    return bits_by_rule(rules, image_offsets(measure_images(x), lower, upper))

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..backends import CHOICES as BACKEND_CHOICES
 from ..models import DEFAULT_MODEL
 from .common import STDOUT
 
 BITS = ("auto", *map(str, range(2, 9)))
 DEPTHS = ("auto", "full")  # or a number of blocks
-BACKENDS = ("auto", "cpu", "reference", "triton", "cuda")
 MAX_PIXELS = 178_956_970  # images.MAX_PIXELS, which would load numpy
 _STANDARD_INPUT = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")  # other names of "-"
 _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
@@ -83,7 +83,7 @@ def add_model(parser: argparse.ArgumentParser, others: str, device: bool = True)
         help="residual blocks that are computed: auto leaves them out in easy tiles of the picture, where the model has an exit "
         "for these; full computes all everywhere, 0 none (default: auto)",
     )
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="where to compute (default: %(default)s)")
+    parser.add_argument("--backend", choices=BACKEND_CHOICES, default="auto", help="where to compute (default: %(default)s)")
     if device:
         parser.add_argument("--device", metavar="NAME", help="torch's name of the device, such as cpu or cuda:1 (default: cpu)")
     parser.add_argument("--threads", metavar="N", type=integer(1), help="CPU threads (default: as many as torch would use)")

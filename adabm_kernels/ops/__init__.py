@@ -7,15 +7,20 @@ fraction is given with them, int16 in units of 2^-fraction (quantize.to_fixed).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
+from ..backends import BACKENDS, having
+from ..backends.call import Packing, ResidualBlocks
 from ..regions import as_tiles
 from . import library
-from .checks import BACKENDS, INT16_FEATURES, MAX_SHUFFLE, OUTPUTS, PACKED_CODES, QUANTIZE_MANY, RESBLOCKS, WIDTHS
+from .checks import MAX_SHUFFLE, OUTPUTS, WIDTHS
+
+# Names of the backends with an ability (backends.TABLE).
+PACKED_CODES, QUANTIZE_MANY, RESBLOCKS = having("packed_codes"), having("many_grids"), having("residual_blocks")
 
 __all__ = [
-    "INT16_FEATURES",
     "MAX_SHUFFLE",
     "OUTPUTS",
     "PACKED_CODES",
@@ -57,10 +62,7 @@ def pack_weights(
         whole = len(tile_for_bits) == WIDTHS and all(type(tile) is int for tile in tile_for_bits)
         require("weight", weight.device.type == "cpu", "in main memory for backend 'cpu'", weight.device)
         require("tile_for_bits", whole, f"{WIDTHS} whole numbers", tile_for_bits)
-        return library.backend_module(backend).pack(weight, tile_for_bits)
-    if backend == "cuda":
-        return library.backend_module(backend).pack(weight, box_filter, shuffle)
-    return library.backend_module(backend).pack(weight, box_filter)
+    return library.backend_module(backend).pack(weight, Packing(tuple(tile_for_bits), box_filter, shuffle))
 
 
 def conv2d(
@@ -208,7 +210,7 @@ def why_not_resblock(backend: str, *convs: tuple[torch.Tensor, bool]) -> str:
     """Why `resblock_out` cannot compute two convolutions, each (weight, box_filter), on a backend; empty where it can."""
     if backend not in RESBLOCKS:
         return f"backend {backend!r} computes convolutions one by one"
-    return library.backend_module(backend).why_not_resblock(*convs)
+    return cast(ResidualBlocks, library.backend_module(backend)).why_not_resblock(*convs)
 
 
 def resblock_out(
@@ -285,7 +287,7 @@ def quantize_out(
 ) -> None:
     """`quantize` into uint8 y_q [N, H, W, C or more], contiguous or a slice of the channels of a contiguous tensor.
 
-    Channels of y_q beyond those of x become 0.
+    y_q must share no memory with x. Channels of y_q beyond those of x become 0.
     packed_codes: y_q is all of a buffer [N, H, W, C4] of `quantize.pack_codes`, and the codes are its channels from `start`, a
     multiple of 4; those behind them become 0 up to the next multiple of 4 and, where that is C4, to the end of the pixel.
     depth, region: as in `conv2d_out`; no pixels are passed on. Raises as `quantize`.

@@ -6,29 +6,26 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..backends import devices
-from ..backends.call import ACTIVATIONS, FEATURES, Conv
+from ..backends import BACKENDS, devices, having
+from ..backends.call import ACTIVATIONS, FEATURES, Conv, Outputs, Place, Quantization, Target
 from ..quantize import CODE_CHANNELS, MAX_BITS, MAX_FRACTION, MIN_BITS, MIN_FRACTION, padded_channels
 from ..regions import MAX_TILE, NUMBERS, flat_length, passes_on, tiles_of
 
 OUTPUTS = ("codes", "float", "both", "acc")
 MAX_SHUFFLE = 16
 WIDTHS = MAX_BITS - MIN_BITS + 1
-BACKENDS = ("cuda", "triton", "cpu", "reference")  # each a module in backends/
-RESBLOCKS = ("cuda",)  # backends that have residual blocks in one piece
-QUANTIZE_MANY = ("cuda",)  # backends that quantise on several grids in one pass
-PACKED_CODES = ("cuda", "triton", "reference")  # backends that know several codes a byte
-INT16_FEATURES = ("cuda", "triton", "cpu", "reference")  # backends that know features of 16 bits
-MAKES_READY = ("triton", "cpu")  # backends that make calls ready once for all of a signature (ready.py)
+Shape = tuple[int, ...]
 
 
 def require(condition: bool, message: Callable[[], str]) -> None:
+    """Raises RuntimeError with the message where the condition does not hold."""
     # torch._check says the same, at ten times the price: it runs some thirty times a layer.
     if not condition:
         raise RuntimeError(message())
 
 
-def expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple) -> None:
+def expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Shape) -> None:
+    """The tensor must have this type and shape."""
     require(tensor.dtype == dtype, lambda: f"{name} must be {dtype}, got {tensor.dtype}")
     require(tuple(tensor.shape) == tuple(shape), lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
 
@@ -58,10 +55,14 @@ def check_place(operator: str, backend: str, packed_codes: bool, first: str, ten
         backend != "triton" or device.type == "cuda" or devices.interpreting(),
         lambda: f"{operator}: backend 'triton' needs tensors on a CUDA device, {first} is on {device}",
     )
-    require(
-        not packed_codes or backend in PACKED_CODES,
-        lambda: f"{operator}: packed_codes needs a backend of {PACKED_CODES}, got {backend!r}",
-    )
+    if packed_codes:
+        check_ability(operator, backend, "packed_codes", "packed_codes needs")
+
+
+def check_ability(operator: str, backend: str, ability: str, what_needs: str) -> None:
+    """The backend must have an ability (backends.having), which the call needs."""
+    able = having(ability)
+    require(backend in able, lambda: f"{operator}: {what_needs} a backend of {able}, got {backend!r}")
 
 
 def check_features(operator: str, features: str, fraction: int, backend: str) -> None:
@@ -72,26 +73,15 @@ def check_features(operator: str, features: str, fraction: int, backend: str) ->
         least <= fraction <= most,
         lambda: f"{operator}: fraction must be {f'{least}..{most}' if most else 0} with {features} features, got {fraction}",
     )
-    require(
-        features == "float32" or backend in INT16_FEATURES,
-        lambda: f"{operator}: features of int16 need a backend of {INT16_FEATURES}, got {backend!r}",
-    )
+    if features != "float32":
+        check_ability(operator, backend, "int16_features", "features of int16 need")
 
 
-def split_conv(args: tuple) -> tuple[Conv, tuple]:
-    """What the convolution reads, without a region, and the arguments behind it."""
-    count = Conv._fields.index("depth")
-    return Conv(*args[:count]), args[count:]
-
-
-def without_codes(args: tuple) -> tuple:
-    """The arguments of conv2d_pixels with an out_grid and out_bits of None where Conv has them."""
-    return (*args[:8], None, None, *args[8:])
-
-
-def conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threads: int) -> tuple[tuple, tuple]:
-    """Checks every argument and returns (shape of y, shape of y_q)."""
-    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, _, activation, shuffle, *_ = conv
+def conv2d_outputs(conv: Conv, out: str, backend: str) -> tuple[Shape, Shape]:
+    """Checks every argument but the place and returns (shape of y, shape of y_q)."""
+    x_q, x_bits, weight, packed, alpha, beta = conv.x_q, conv.x_bits, conv.weight, conv.packed, conv.alpha, conv.beta
+    slope, residual, out_grid, out_bits = conv.slope, conv.residual, conv.out_grid, conv.out_bits
+    activation, shuffle, packed_codes, threads = conv.activation, conv.shuffle, conv.packed_codes, conv.threads
     require(x_q.dim() == 4, lambda: f"conv2d: x_q must be [N, H, W, C4], got shape {list(x_q.shape)}")
     require(
         weight.dim() in (4, 6),
@@ -116,7 +106,9 @@ def conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threa
     expect("conv2d: beta", beta, torch.float32, (*classes, k))
     require(activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
     require(out in OUTPUTS, lambda: f"conv2d: out must be one of {OUTPUTS}, got {out!r}")
-    check_place("conv2d", backend, packed_codes, "x_q", conv.tensors)
+    tensors = conv.tensors
+    del tensors["depth"]  # which check_region looks at
+    check_place("conv2d", backend, packed_codes, "x_q", tensors)
     require(
         not packed_codes or x_q.is_contiguous(),
         lambda: f"conv2d: x_q must be contiguous with packed_codes, got strides {x_q.stride()}",
@@ -130,7 +122,8 @@ def conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threa
     size = (n, h * shuffle, w * shuffle)
     channels = k // shuffle**2
     if activation == "prelu":
-        require(slope is not None, lambda: "conv2d: activation 'prelu' needs slope")
+        if slope is None:
+            raise RuntimeError("conv2d: activation 'prelu' needs slope")
         expect("conv2d: slope", slope, torch.float32, (k,))
     check_features("conv2d", conv.features, conv.fraction, backend)
     if conv.features != "float32":
@@ -139,16 +132,18 @@ def conv2d_outputs(conv: Conv, out: str, packed_codes: bool, backend: str, threa
     if residual is not None:
         expect("conv2d: residual", residual, FEATURES[conv.features], (*size, channels))
     if out in ("codes", "both"):
-        require(out_grid is not None and out_bits is not None, lambda: f"conv2d: out={out!r} needs out_grid and out_bits")
+        if out_grid is None or out_bits is None:
+            raise RuntimeError(f"conv2d: out={out!r} needs out_grid and out_bits")
         expect("conv2d: out_grid", out_grid, torch.float32, (WIDTHS, 2))
         expect("conv2d: out_bits", out_bits, torch.int32, (n,))
-    y = (*size, channels) if out != "codes" else (0,)
-    y_q = (*size, padded_channels(channels)) if out in ("codes", "both") else (0,)
+    y: Shape = (*size, channels) if out != "codes" else (0,)
+    y_q: Shape = (*size, padded_channels(channels)) if out in ("codes", "both") else (0,)
     return y, y_q
 
 
-def check_region(operator: str, depth: torch.Tensor | None, region: Sequence[int], like: torch.Tensor, size: Sequence[int]) -> None:
-    """depth, region: those of the operator. like: a tensor on the device they must be on. size: images, rows and columns."""
+def check_region(operator: str, place: Place, like: torch.Tensor, size: Sequence[int]) -> None:
+    """like: a tensor on the device that the depths must be on. size: images, rows and columns."""
+    depth, region = place.depth, place.region
     count = 0 if depth is None else NUMBERS
     require(len(region) == count, lambda: f"{operator}: region must be {count} numbers (regions.Region), got {list(region)}")
     if depth is None:
@@ -158,7 +153,7 @@ def check_region(operator: str, depth: torch.Tensor | None, region: Sequence[int
     reaches = region[7], region[10]
     require(all(0 <= reach <= tile for reach in reaches), lambda: f"{operator}: reaches must be 0..{tile}, the tile, got {reaches}")
     if depth.dim() == 1:
-        shape = (flat_length(*size, tile, *before),)
+        shape: Shape = (flat_length(size[0], size[1], size[2], tile, *before),)
     else:
         shape = size[0], *(tiles_of(length, tile, lacking) for length, lacking in zip(size[1:], before, strict=True))
     expect(f"{operator}: depth", depth, torch.uint8, shape)
@@ -166,20 +161,26 @@ def check_region(operator: str, depth: torch.Tensor | None, region: Sequence[int
     require(depth.device == like.device, lambda: f"{operator}: depth must be on {like.device}, got {depth.device}")
 
 
+def check_depths(operator: str, backend: str, place: Place) -> None:
+    """The backend must know regions where there is one."""
+    if place.depth is not None:
+        check_ability(operator, backend, "depths", "depth needs")
+
+
 def check_tiles(operator: str, tile: int, top: int, left: int) -> None:
+    """How images lie in tiles (regions.Depths)."""
     require(
         1 <= tile <= MAX_TILE and 0 <= top < tile and 0 <= left < tile,
         lambda: f"{operator}: tile must be 1..{MAX_TILE}, and top and left 0..tile - 1, got {tile}, {top} and {left}",
     )
 
 
-def check_conv2d_out(conv, accumulate, features, fraction, packed_codes, backend, threads, depth, region, y, y_q):
-    """Checks every argument; the convolution with its features and its region, whose residual is y where it accumulates."""
-    conv = conv._replace(features=features, fraction=fraction)
-    residual, shuffle = conv.residual, conv.shuffle
-    check_region("conv2d_out", depth, region, conv.x_q, conv.x_q.shape[:3])
+def check_conv2d_out(conv: Conv, to: Outputs, accumulate: bool, backend: str) -> None:
+    """Checks every argument. The residual of `conv` is not yet y where it accumulates."""
+    residual, shuffle, features, packed_codes, y, y_q = conv.residual, conv.shuffle, conv.features, conv.packed_codes, to.y, to.y_q
+    check_region("conv2d_out", conv.place, conv.x_q, conv.x_q.shape[:3])
     require(
-        not passes_on(region) or shuffle == 1,
+        not passes_on(conv.place.region) or shuffle == 1,
         lambda: f"conv2d_out: pixels are passed on only without a shuffle, got {shuffle}",
     )
     require(y is not None or y_q is not None, lambda: "conv2d_out: one of y and y_q must be given")
@@ -188,7 +189,8 @@ def check_conv2d_out(conv, accumulate, features, fraction, packed_codes, backend
         lambda: "conv2d_out: accumulate needs y, and takes the place of residual",
     )
     out = "both" if y is not None and y_q is not None else "float" if y_q is None else "codes"
-    shapes = conv2d_outputs(conv, out, packed_codes, backend, threads)
+    shapes = conv2d_outputs(conv, out, backend)
+    check_depths("conv2d_out", backend, conv.place)
     check_place("conv2d_out", backend, packed_codes, "x_q", {"x_q": conv.x_q, "y": y, "y_q": y_q})
     if y_q is not None:
         expect("conv2d_out: y_q", y_q, torch.uint8, shapes[1])
@@ -202,11 +204,8 @@ def check_conv2d_out(conv, accumulate, features, fraction, packed_codes, backend
         if not y.is_contiguous():
             expect_slice("conv2d_out: y", y)
             require(shuffle == 1, lambda: f"conv2d_out: y must be contiguous with a shuffle, got shuffle={shuffle}")
-            require(
-                residual is None or residual.stride() == y.stride(),
-                lambda: f"conv2d_out: residual must have the strides of y, {y.stride()}, got {residual.stride()}",
-            )
-    return conv._replace(residual=y if accumulate else residual, depth=depth, region=tuple(region))
+            if residual is not None and residual.stride() != y.stride():
+                raise RuntimeError(f"conv2d_out: residual must have the strides of y, {y.stride()}, got {residual.stride()}")
 
 
 def ready_apart(
@@ -245,6 +244,19 @@ def ready_apart(
     return check
 
 
+def ready_apart_from_x(operator: str, x: torch.Tensor, y_q: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """A check for all calls with tensors of these sizes and strides, as it must be made at each: a function of (x, y_q), which
+    must share no memory."""
+    x_bytes, q_bytes = _extent(x), _extent(y_q)
+
+    def check(x: torch.Tensor, y_q: torch.Tensor) -> None:
+        x_at, q_at = x.data_ptr(), y_q.data_ptr()
+        if q_at < x_at + x_bytes and x_at < q_at + q_bytes:
+            raise RuntimeError(_overlap(operator, "y_q", y_q, "x", x))
+
+    return check
+
+
 def _extent(tensor: torch.Tensor) -> int:
     """Bytes from the first element to the end of the last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -266,67 +278,62 @@ def _overlap(operator: str, name: str, tensor: torch.Tensor, other_name: str, ot
     return f"{operator}: {name} must share no memory with {other_name}{but}, got an overlap of {shared} bytes"
 
 
-def check_conv2d_pixels_out(*args):
-    """Checks every argument; the convolution with its region, and the settings behind it."""
-    conv, (packed_codes, backend, threads, depth, region, image) = split_conv(without_codes(args))
-    shape, _ = conv2d_outputs(conv, "float", packed_codes, backend, threads)
-    check_region("conv2d_pixels_out", depth, region, conv.x_q, conv.x_q.shape[:3])
-    require(not passes_on(region), lambda: "conv2d_pixels_out: region must pass no pixels on")
+def check_conv2d_pixels(conv: Conv, backend: str) -> Shape:
+    """Checks every argument but the place and returns the shape of the image."""
+    shape, _ = conv2d_outputs(conv, "float", backend)
+    check_ability("conv2d_pixels", backend, "pixels", "pixels need")
+    return shape
+
+
+def check_conv2d_pixels_out(conv: Conv, image: torch.Tensor, backend: str) -> None:
+    """Checks every argument."""
+    shape = check_conv2d_pixels(conv, backend)
+    check_region("conv2d_pixels_out", conv.place, conv.x_q, conv.x_q.shape[:3])
+    check_depths("conv2d_pixels_out", backend, conv.place)
+    require(not passes_on(conv.place.region), lambda: "conv2d_pixels_out: region must pass no pixels on")
     expect("conv2d_pixels_out: image", image, torch.uint8, shape)
     require(image.is_contiguous(), lambda: "conv2d_pixels_out: image must be contiguous")
-    check_place("conv2d_pixels_out", backend, packed_codes, "x_q", {"x_q": conv.x_q, "image": image})
-    return conv._replace(depth=depth, region=tuple(region)), packed_codes, backend, threads, image
+    check_place("conv2d_pixels_out", backend, conv.packed_codes, "x_q", {"x_q": conv.x_q, "image": image})
 
 
-def resblock_convs(
-    x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
-    beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
-):  # fmt: skip
-    """Both convolutions of a block."""
-    first = Conv(x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
-    # The codes in the middle, which no tensor holds, have the shape of x_q.
-    second = Conv(
-        x_q, inner_bits, weight2, packed2, alpha2, beta2, None, y if accumulate else residual, out_grid, out_bits, box_filter2,
-        "none", 1, depth, tuple(region), features, fraction,
-    )  # fmt: skip
-    return first, second
-
-
-def check_resblock(
-    x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
-    beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
-):  # fmt: skip
-    require(backend in RESBLOCKS, lambda: f"resblock_out: backend must be one of {RESBLOCKS}, got {backend!r}")
-    first = Conv(x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1)
-    conv2d_outputs(first, "codes", packed_codes, backend, 0)
+def check_resblock(first: Conv, second: Conv, to: Outputs, accumulate: bool, backend: str) -> None:
+    """Checks every argument. The codes in the middle, which no tensor holds, have the shape of x_q, which stands for them."""
+    able = having("residual_blocks")
+    require(backend in able, lambda: f"resblock_out: backend must be one of {able}, got {backend!r}")
+    conv2d_outputs(first, "codes", backend)
+    weight = first.weight
     require(
         weight.dim() == 4 and weight.shape[0] == weight.shape[-1],
         lambda: f"resblock_out: weight must have as many outputs as inputs, got shape {list(weight.shape)}",
     )
-    second = Conv(x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1)
-    check_conv2d_out(second, accumulate, features, fraction, packed_codes, backend, 0, depth, region, y, y_q)
+    check_conv2d_out(second, to, accumulate, backend)
 
 
-def check_quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads):
+def check_quantize(read: Quantization, backend: str) -> Shape:
+    """Checks every argument but the place and the start, and returns the shape of the codes."""
+    x, shift = read.x, read.shift
     require(x.dim() == 4, lambda: f"quantize: x must be [N, C, H, W], got shape {list(x.shape)}")
     n, c, h, w = x.shape
     require(n * c * h * w > 0, lambda: f"quantize: x must not be empty, got shape {list(x.shape)}")
     require(x.dtype in FEATURES.values(), lambda: f"quantize: x must be torch.float32 or torch.int16, got {x.dtype}")
-    check_features("quantize", "int16" if x.dtype == torch.int16 else "float32", fraction, backend)
+    check_features("quantize", "int16" if x.dtype == torch.int16 else "float32", read.fraction, backend)
     require(x.dtype == torch.float32 or shift is None, lambda: f"quantize: shift must be None with x of {x.dtype}")
-    expect("quantize: grid", grid, torch.float32, (WIDTHS, 2))
-    expect("quantize: bits", bits, torch.int32, (n,))
+    expect("quantize: grid", read.grid, torch.float32, (WIDTHS, 2))
+    expect("quantize: bits", read.bits, torch.int32, (n,))
     if shift is not None:
         expect("quantize: shift", shift, torch.float32, (c,))
-    check_place("quantize", backend, packed_codes, "x", {"x": x, "shift": shift, "grid": grid, "bits": bits})
-    require(threads >= 0, lambda: f"quantize: threads must be 0 (as torch) or more, got {threads}")
+    check_place("quantize", backend, read.packed_codes, "x", {"x": x, "shift": shift, "grid": read.grid, "bits": read.bits})
+    require(read.threads >= 0, lambda: f"quantize: threads must be 0 (as torch) or more, got {read.threads}")
     return n, h, w, padded_channels(c)
 
 
-def check_quantize_out(x, shift, grid, bits, fraction, packed_codes, start, backend, threads, depth, region, y_q):
-    n, h, w, _ = check_quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads)
-    check_region("quantize_out", depth, region, x, (n, h, w))
-    require(not passes_on(region), lambda: "quantize_out: region must pass no pixels on")
+def check_quantize_out(read: Quantization, y_q: torch.Tensor, backend: str) -> None:
+    """Checks every argument."""
+    x, start, packed_codes = read.x, read.start, read.packed_codes
+    n, h, w, _ = check_quantize(read, backend)
+    check_region("quantize_out", read.place, x, (n, h, w))
+    check_depths("quantize_out", backend, read.place)
+    require(not passes_on(read.place.region), lambda: "quantize_out: region must pass no pixels on")
     check_place("quantize_out", backend, packed_codes, "x", {"x": x, "y_q": y_q})
     held = start + x.shape[1]
     require(y_q.dim() == 4 and y_q.shape[3] >= held, lambda: f"quantize_out: y_q must hold {held} channels")
@@ -348,18 +355,21 @@ def check_quantize_out(x, shift, grid, bits, fraction, packed_codes, start, back
         expect_slice("quantize_out: y_q", y_q)
 
 
-def check_quantize_many_out(x, grids, bits, packed_codes, starts, backend, threads, y_q):
-    counts = [len(tensors) for tensors in (grids, bits, starts, y_q)]
+def many_targets(
+    x: torch.Tensor, grids: Sequence[torch.Tensor], bits: Sequence[torch.Tensor], starts: Sequence[int], y_q: Sequence[torch.Tensor]
+) -> list[Target]:
+    """The targets of quantize_many_out. Checks that there are as many of each, and the type of x."""
+    counts = [len(grids), len(bits), len(starts), len(y_q)]
     require(
         counts[0] > 0 and len(set(counts)) == 1,
         lambda: f"quantize_many_out: as many grids, bits, starts and y_q must be given, and at least one, got {counts}",
     )
     require(x.dtype == torch.float32, lambda: f"quantize_many_out: x must be torch.float32, got {x.dtype}")
-    for target in zip(grids, bits, starts, y_q, strict=True):
-        check_quantize_out(x, None, *target[:2], 0, packed_codes, target[2], backend, threads, None, (), target[3])
+    return [Target(*target) for target in zip(grids, bits, y_q, starts, strict=True)]
 
 
-def check_images(operator, x, backend):
+def check_images(operator: str, x: torch.Tensor, backend: str) -> None:
+    """x must be images as `image_measure` takes them."""
     require(
         x.dim() == 4 and x.shape[1] == 3 and x.numel() > 0,
         lambda: f"{operator}: x must be [N, 3, H, W] and not empty, got shape {list(x.shape)}",
@@ -368,7 +378,8 @@ def check_images(operator, x, backend):
     check_place(operator, backend, False, "x", {"x": x})
 
 
-def check_layer_bits(x, lower, upper, rules, backend):
+def check_layer_bits(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, rules: torch.Tensor, backend: str) -> None:
+    """Checks every argument."""
     check_images("layer_bits", x, backend)
     check_place("layer_bits", backend, False, "x", {"x": x, "lower": lower, "upper": upper, "rules": rules})
     expect("layer_bits: lower", lower, torch.float32, ())

@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import operator
-import sys
 from collections.abc import Callable
-from types import ModuleType
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 
-from ..backends import devices
-from ..backends.call import FEATURES, Conv
+from ..backends import TABLE, devices, kernels, launches
+from ..backends.call import (
+    FEATURES,
+    Conv,
+    DepthRule,
+    Kernels,
+    ManyGrids,
+    Outputs,
+    Place,
+    Quantization,
+    ResidualBlocks,
+    RunConv2d,
+    RunQuantize,
+    Target,
+)
 from ..exits import MAX_BEND
-from ..image_bits import bits_by_rule, image_offsets, measure_images
 from ..quantize import CODE_CHANNELS
 from ..regions import MAX_DEPTH, as_tiles, flat_length
 from .checks import (
-    MAKES_READY,
-    QUANTIZE_MANY,
+    Shape,
     check_conv2d_out,
+    check_conv2d_pixels,
     check_conv2d_pixels_out,
     check_images,
     check_layer_bits,
     check_place,
     check_quantize,
-    check_quantize_many_out,
     check_quantize_out,
     check_resblock,
     check_tiles,
     conv2d_outputs,
     expect,
+    many_targets,
     ready_apart,
+    ready_apart_from_x,
     require,
-    resblock_convs,
-    split_conv,
-    without_codes,
 )
 from .ready import READY, keep, signature
 
 _LIB = torch.library.Library("adabm", "DEF")
 # Compilers may change no strides on the way in: y and y_q are written where they lie. Torch before 2.7 has no such tag.
-TAGS = tuple(getattr(torch.Tag, name) for name in ("pt2_compliant_tag", "needs_exact_strides") if hasattr(torch.Tag, name))
+TAGS = tuple(tag for name, tag in torch.Tag.__members__.items() if name in ("pt2_compliant_tag", "needs_exact_strides"))
 # What a convolution reads (backends/call.py, Conv), in the order of the schemas.
 _TABLES = "Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, Tensor? residual"
 _GRID, _FORM = "Tensor? out_grid, Tensor? out_bits", "bool box_filter, str activation, int shuffle"
@@ -95,89 +102,73 @@ _LIB.define("image_measure(Tensor x, str backend) -> Tensor", tags=TAGS)
 _LIB.define("layer_bits(Tensor x, Tensor lower, Tensor upper, Tensor rules, str backend) -> Tensor", tags=TAGS)
 
 
-@functools.cache
-def backend_module(backend: str) -> ModuleType:
-    # On first use: importing the package loads no backend that it may not need.
-    return importlib.import_module(f"..backends.{backend}", __package__)
-
-
-def _packing(packed_codes: bool) -> dict[str, bool]:
-    # Only backends in PACKED_CODES take the argument.
-    return {"packed_codes": True} if packed_codes else {}
-
-
-def _held_in(fraction: int) -> dict[str, int]:
-    # Backends that know no features of 16 bits do not take the argument.
-    return {"fraction": fraction} if fraction else {}
-
-
-def _empty_outputs(conv, out, y, y_q):
-    """(y, y_q) of these shapes; what `out` does not ask for has none and is empty."""
-    y_dtype, device = torch.int32 if out == "acc" else FEATURES[conv.features], conv.x_q.device
-    return torch.empty(y, dtype=y_dtype, device=device), torch.empty(y_q, dtype=torch.uint8, device=device)
+def backend_module(backend: str) -> Kernels:
+    """See backends.kernels."""
+    return kernels(backend)
 
 
 # Layers call these operators at every forward pass, so that arguments are checked once for each signature (ready.py). For an
 # operator X, `_ready_X` checks the arguments of the first call of a signature and returns a function that runs this call and all
 # later ones of that signature; `_X` looks this function up, or has it made, and calls it. The function is kept for as long as the
-# signature and would keep alive any tensor it held, so it must hold none.
+# signature and would keep alive any tensor it held, so it must hold none. Records (backends/call.py) are built where it is made.
 
 
-_TUNING = f"{__package__.rpartition('.')[0]}.backends.triton.tuning"
-
-
-def _launched(tensor: torch.Tensor) -> tuple[bool, int]:
+def _launched(backend: str, tensor: torch.Tensor) -> tuple[bool, int] | None:
     """What calls of backend "triton" depend on beside tensors and settings: whether they are interpreted, which check_place asks,
-    and the generation of what decides how they are launched (tuning.forget_launches), 0 before Triton is imported."""
-    generation = getattr(sys.modules.get(_TUNING), "generation", 0)
-    return not tensor.is_cuda and devices.interpreting(), generation
+    and the generation of what decides how they are launched."""
+    if backend != "triton":
+        return None
+    return not tensor.is_cuda and devices.interpreting(), launches.generation
 
 
-def _ready_conv(conv: Conv, threads: int, packed_codes: bool, backend: str, y, y_q) -> Callable[..., None]:
-    """What runs a checked convolution: a function of the ten tensors in front of Conv, depth, y and y_q. A uint8 y takes pixels."""
-    packing = _packing(packed_codes)
-    if backend in MAKES_READY:
-        return backend_module(backend).ready_conv2d_out(conv, threads, y, y_q, **packing)
-    before, region, behind = conv[10:13], conv.region, (conv.features, conv.fraction)
-    pixels = y is not None and y.dtype == torch.uint8
-
-    def run(*tensors):
-        *read, depth, y, y_q = tensors
-        conv, module = Conv(*read, *before, depth, region, *behind), backend_module(backend)
-        if pixels:
-            module.conv2d_pixels_out(conv, threads, y, **packing)
-        else:
-            module.conv2d_out(conv, threads, y, y_q, **packing)
-
-    return run
+def _empty_outputs(conv: Conv, out: str, y: Shape, y_q: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, y_q) of these shapes; what `out` does not ask for has none and is empty."""
+    y_dtype, device = torch.int32 if out == "acc" else FEATURES[conv.features], conv.x_q.device
+    return torch.empty(y, dtype=y_dtype, device=device), torch.empty(y_q, dtype=torch.uint8, device=device)
 
 
-def _ready_into(operator: str, conv: Conv, threads: int, packed_codes: bool, backend: str, y, y_q, y_name: str = "y"):
-    """`_ready_conv` for outputs that the caller gives."""
-    run = _ready_conv(conv, threads, packed_codes, backend, y, y_q)
-    check = ready_apart(operator, conv.x_q, conv.residual, y, y_q, y_name)
+def _ready_into(operator: str, conv: Conv, to: Outputs, backend: str, y_name: str = "y") -> RunConv2d:
+    """What runs a checked convolution into outputs that the caller gives."""
+    run = backend_module(backend).ready_conv2d_out(conv, to)
+    check = ready_apart(operator, conv.x_q, conv.residual, to.y, to.y_q, y_name)
 
-    def run_apart(*tensors):
-        check(tensors[0], tensors[7], tensors[11], tensors[12])
-        run(*tensors)
+    def run_apart(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q) -> None:
+        check(x_q, residual, y, y_q)
+        run(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q)
 
     return run_apart
 
 
-def _conv2d(*args):
-    key = "conv2d", signature(args[:10]), args[10:], args[17] == "triton" and _launched(args[0])
-    return (READY.get(key) or keep(key, _ready_conv2d(args)))(*args[:10])
+def _conv2d_arguments(
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out, features,
+    fraction, packed_codes, backend, threads,
+) -> tuple[Conv, str, str]:  # fmt: skip
+    """The arguments of conv2d: the convolution, what is wanted of it, and the backend."""
+    conv = Conv(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, features,
+        fraction, packed_codes, threads,
+    )  # fmt: skip
+    return conv, out, backend
 
 
-def _ready_conv2d(args):
-    conv, (out, features, fraction, packed_codes, backend, threads) = split_conv(args)
-    conv = conv._replace(features=features, fraction=fraction)
-    y_shape, q_shape = conv2d_outputs(conv, out, packed_codes, backend, threads)
+def _conv2d(
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out, features,
+    fraction, packed_codes, backend, threads,
+):  # fmt: skip
+    tensors = x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits
+    settings = box_filter, activation, shuffle, out, features, fraction, packed_codes, backend, threads
+    key = "conv2d", signature(tensors), settings, _launched(backend, x_q)
+    return (READY.get(key) or keep(key, _ready_conv2d(*_conv2d_arguments(*tensors, *settings))))(*tensors)
+
+
+def _ready_conv2d(conv: Conv, out: str, backend: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    y_shape, q_shape = conv2d_outputs(conv, out, backend)
     y, y_q = _empty_outputs(conv, out, y_shape, q_shape)
     wants_y, wants_q, y_dtype, device = out != "codes", out in ("codes", "both"), y.dtype, y.device
-    run_into = _ready_conv(conv, threads, packed_codes, backend, y if wants_y else None, y_q if wants_q else None)
+    to = Outputs(y if wants_y else None, y_q if wants_q else None)
+    run_into = backend_module(backend).ready_conv2d_out(conv, to)
 
-    def run(*tensors):
+    def run(*tensors: Any) -> tuple[torch.Tensor, torch.Tensor]:
         y = torch.empty(y_shape, dtype=y_dtype, device=device)
         y_q = torch.empty(q_shape, dtype=torch.uint8, device=device)
         run_into(*tensors, None, y if wants_y else None, y_q if wants_q else None)
@@ -186,103 +177,165 @@ def _ready_conv2d(args):
     return run
 
 
-def _conv2d_fake(*args):
-    conv, (out, features, fraction, *settings) = split_conv(args)
-    conv = conv._replace(features=features, fraction=fraction)
-    return _empty_outputs(conv, out, *conv2d_outputs(conv, out, *settings))
+def _conv2d_fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    conv, out, backend = _conv2d_arguments(*args)
+    return _empty_outputs(conv, out, *conv2d_outputs(conv, out, backend))
 
 
-def _conv2d_out(*args):
-    read, settings, (depth, region, y, y_q) = args[:10], args[10:19], args[19:]
-    key = "conv2d_out", signature((*read, depth, y, y_q)), settings, tuple(region), args[17] == "triton" and _launched(args[0])
-    run = READY.get(key) or keep(key, _ready_conv2d_out(args))
-    run(*args[:7], y if args[13] else args[7], *args[8:10], depth, y, y_q)
+def _conv2d_out_arguments(
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, accumulate,
+    features, fraction, packed_codes, backend, threads, depth, region, y, y_q,
+) -> tuple[Conv, Outputs, bool, str]:  # fmt: skip
+    """The arguments of conv2d_out: the convolution, its outputs, whether y holds the residual, and the backend."""
+    conv = Conv(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, features,
+        fraction, packed_codes, threads, Place(depth, tuple(region)),
+    )  # fmt: skip
+    return conv, Outputs(y, y_q), accumulate, backend
 
 
-def _ready_conv2d_out(args):
-    conv, rest = split_conv(args)
-    *_, packed_codes, backend, threads, _depth, _region, y, y_q = rest
-    conv = check_conv2d_out(conv, *rest)
-    return _ready_into("conv2d_out", conv, threads, packed_codes, backend, y, y_q)
+def _conv2d_out(
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, accumulate,
+    features, fraction, packed_codes, backend, threads, depth, region, y, y_q,
+):  # fmt: skip
+    tensors = x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q
+    settings = box_filter, activation, shuffle, accumulate, features, fraction, packed_codes, backend, threads
+    key = "conv2d_out", signature(tensors), settings, tuple(region), _launched(backend, x_q)
+    run = READY.get(key)
+    if run is None:
+        run = keep(key, _ready_conv2d_out(*_conv2d_out_arguments(*tensors[:10], *settings, depth, region, y, y_q)))
+    residual = y if accumulate else residual
+    run(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q)
 
 
-def _conv2d_out_fake(*args):
-    conv, rest = split_conv(args)
-    check_conv2d_out(conv, *rest)
+def _ready_conv2d_out(conv: Conv, to: Outputs, accumulate: bool, backend: str) -> RunConv2d:
+    check_conv2d_out(conv, to, accumulate, backend)
+    return _ready_into("conv2d_out", replace(conv, residual=to.y) if accumulate else conv, to, backend)
 
 
-def _conv2d_pixels_empty(*args):
+def _conv2d_out_fake(*args: Any) -> None:
+    check_conv2d_out(*_conv2d_out_arguments(*args))
+
+
+def _conv2d_pixels_arguments(
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
+    depth=None, region=(),
+) -> tuple[Conv, str]:  # fmt: skip
+    """The arguments of conv2d_pixels and, but the image, of conv2d_pixels_out: the convolution and the backend."""
+    conv = Conv(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, None, None, box_filter, activation, shuffle,
+        packed_codes=packed_codes, threads=threads, place=Place(depth, tuple(region)),
+    )  # fmt: skip
+    return conv, backend
+
+
+def _conv2d_pixels_empty(*args: Any) -> torch.Tensor:
     """Checks every argument; the output."""
-    conv, settings = split_conv(without_codes(args))
-    shape, _ = conv2d_outputs(conv, "float", *settings)
-    return torch.empty(shape, dtype=torch.uint8, device=conv.x_q.device)
+    conv, backend = _conv2d_pixels_arguments(*args)
+    return torch.empty(check_conv2d_pixels(conv, backend), dtype=torch.uint8, device=conv.x_q.device)
 
 
-def _conv2d_pixels(*args):
+def _conv2d_pixels(*args: Any) -> torch.Tensor:
     image = _conv2d_pixels_empty(*args)
-    conv, (packed_codes, backend, threads) = split_conv(without_codes(args))
-    backend_module(backend).conv2d_pixels_out(conv, threads, image, **_packing(packed_codes))
+    conv, backend = _conv2d_pixels_arguments(*args)
+    backend_module(backend).conv2d_out(conv, Outputs(image))
     return image
 
 
-def _conv2d_pixels_out(*args):
-    read, settings, (depth, region, image) = args[:8], args[8:14], args[14:]
-    launched = args[12] == "triton" and _launched(args[0])
-    key = "conv2d_pixels_out", signature((*read, depth, image)), settings, tuple(region), launched
-    run = READY.get(key) or keep(key, _ready_conv2d_pixels_out(args))
-    run(*read, None, None, depth, image, None)
+def _conv2d_pixels_out(
+    x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
+    depth, region, image,
+):  # fmt: skip
+    tensors = x_q, x_bits, weight, packed, alpha, beta, slope, residual, depth, image
+    settings = box_filter, activation, shuffle, packed_codes, backend, threads
+    key = "conv2d_pixels_out", signature(tensors), settings, tuple(region), _launched(backend, x_q)
+    run = READY.get(key)
+    if run is None:
+        conv, backend = _conv2d_pixels_arguments(*tensors[:8], *settings, depth, region)
+        run = keep(key, _ready_conv2d_pixels_out(conv, image, backend))
+    run(x_q, x_bits, weight, packed, alpha, beta, slope, residual, None, None, depth, image, None)
 
 
-def _ready_conv2d_pixels_out(args):
-    conv, packed_codes, backend, threads, image = check_conv2d_pixels_out(*args)
-    return _ready_into("conv2d_pixels_out", conv, threads, packed_codes, backend, image, None, "image")
+def _ready_conv2d_pixels_out(conv: Conv, image: torch.Tensor, backend: str) -> RunConv2d:
+    check_conv2d_pixels_out(conv, image, backend)
+    return _ready_into("conv2d_pixels_out", conv, Outputs(image), backend, "image")
 
 
-def _conv2d_pixels_out_fake(*args):
-    check_conv2d_pixels_out(*args)
+def _conv2d_pixels_out_fake(*args: Any) -> None:
+    *read, image = args
+    conv, backend = _conv2d_pixels_arguments(*read)
+    check_conv2d_pixels_out(conv, image, backend)
 
 
-_RESBLOCK_TENSORS = operator.itemgetter(*range(7), *range(9, 15), 16, 17, 18, 24, 26, 27)
-_RESBLOCK_SETTINGS = operator.itemgetter(7, 8, 15, *range(19, 24))
+def _resblock_arguments(
+    x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
+    beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
+) -> tuple[Conv, Conv, Outputs, bool, str]:  # fmt: skip
+    """The arguments of resblock_out: both convolutions, the outputs, whether y holds the residual, and the backend."""
+    first = Conv(
+        x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1,
+        packed_codes=packed_codes,
+    )  # fmt: skip
+    # The codes in the middle, which no tensor holds, have the shape of x_q.
+    second = Conv(
+        x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1, features,
+        fraction, packed_codes, place=Place(depth, tuple(region)),
+    )  # fmt: skip
+    return first, second, Outputs(y, y_q), accumulate, backend
 
 
-def _resblock_out(*args):
-    key = "resblock_out", signature(_RESBLOCK_TENSORS(args)), _RESBLOCK_SETTINGS(args), tuple(args[25])
-    packed_codes, backend, y, y_q = args[22], args[23], *args[26:]
-    check = READY.get(key)
-    if check is None:
-        check_resblock(*args)
-        check = keep(key, ready_apart("resblock_out", args[0], args[16], y, y_q))
-    check(args[0], args[16], y, y_q)
-    backend_module(backend).resblock_out(*resblock_convs(*args), y, y_q, **_packing(packed_codes))
+def _resblock_out(
+    x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
+    beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
+):  # fmt: skip
+    first = x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, None
+    second = x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, depth
+    settings = box_filter, activation, box_filter2, accumulate, features, fraction, packed_codes, backend
+    key = "resblock_out", signature((*first, *second, y, y_q)), settings, tuple(region)
+    run = READY.get(key)
+    if run is None:
+        arguments = _resblock_arguments(
+            x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2,
+            alpha2, beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth,
+            region, y, y_q,
+        )  # fmt: skip
+        run = keep(key, _ready_resblock_out(*arguments))
+    run(first, second, y, y_q)
 
 
-def _ready_quantization(x, shift, grid, bits, fraction, packed_codes, start, backend, threads, depth, region, y_q):
-    """What runs a checked quantisation: a function of (x, shift, grid, bits, depth, y_q)."""
-    settings = ({"packed_codes": True, "start": start} if packed_codes else {}) | _held_in(fraction)
-    if backend in MAKES_READY:
-        place = {"depth": depth, "region": region}
-        return backend_module(backend).ready_quantize_out(x, shift, grid, bits, threads, y_q, **settings, **place)
+def _ready_resblock_out(first: Conv, second: Conv, to: Outputs, accumulate: bool, backend: str) -> Callable[..., None]:
+    check_resblock(first, second, to, accumulate, backend)
+    # As elsewhere, a residual that y holds is not looked at here: no codes are where it is.
+    check = ready_apart("resblock_out", first.x_q, second.residual, to.y, to.y_q)
+    second = replace(second, residual=to.y) if accumulate else second
+    run_block = cast(ResidualBlocks, backend_module(backend)).ready_resblock_out(first, second, to)
 
-    def run(x, shift, grid, bits, depth, y_q):
-        place = {} if depth is None else {"depth": depth, "region": region}
-        backend_module(backend).quantize_out(x, shift, grid, bits, threads, y_q, **settings, **place)
+    def run(first, second, y, y_q) -> None:
+        check(first[0], second[7], y, y_q)
+        run_block(first, (*second[:7], y, *second[8:]) if accumulate else second, y, y_q)
 
     return run
 
 
-def _quantize(*args):
-    key = "quantize", signature(args[:4]), args[4:], args[6] == "triton" and _launched(args[0])
-    return (READY.get(key) or keep(key, _ready_quantize(args)))(*args[:4])
+def _resblock_out_fake(*args: Any) -> None:
+    check_resblock(*_resblock_arguments(*args))
 
 
-def _ready_quantize(args):
-    x, shift, grid, bits, fraction, packed_codes, backend, threads = args
-    shape = check_quantize(*args)
-    into = x.new_empty(shape, dtype=torch.uint8)
-    run_into = _ready_quantization(x, shift, grid, bits, fraction, packed_codes, 0, backend, threads, None, (), into)
+def _quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads):
+    settings = fraction, packed_codes, backend, threads
+    key = "quantize", signature((x, shift, grid, bits)), settings, _launched(backend, x)
+    run = READY.get(key)
+    if run is None:
+        read = Quantization(x, shift, grid, bits, fraction, packed_codes, threads=threads)
+        run = keep(key, _ready_quantize(read, backend))
+    return run(x, shift, grid, bits)
 
-    def run(x, shift, grid, bits):
+
+def _ready_quantize(read: Quantization, backend: str) -> Callable[..., torch.Tensor]:
+    shape = check_quantize(read, backend)
+    run_into = backend_module(backend).ready_quantize_out(read, read.x.new_empty(shape, dtype=torch.uint8))
+
+    def run(x, shift, grid, bits) -> torch.Tensor:
         y_q = x.new_empty(shape, dtype=torch.uint8)
         run_into(x, shift, grid, bits, None, y_q)
         return y_q
@@ -291,29 +344,65 @@ def _ready_quantize(args):
 
 
 def _quantize_fake(x, shift, grid, bits, fraction, packed_codes, backend, threads):
-    return x.new_empty(check_quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads), dtype=torch.uint8)
+    read = Quantization(x, shift, grid, bits, fraction, packed_codes, threads=threads)
+    return x.new_empty(check_quantize(read, backend), dtype=torch.uint8)
 
 
-def _quantize_out(*args):
-    tensors = (*args[:4], args[9], args[11])
-    key = "quantize_out", signature(tensors), args[4:9], tuple(args[10]), args[7] == "triton" and _launched(args[0])
-    (READY.get(key) or keep(key, _ready_quantize_out(args)))(*tensors)
+def _quantize_out(x, shift, grid, bits, fraction, packed_codes, start, backend, threads, depth, region, y_q):
+    settings = fraction, packed_codes, start, backend, threads
+    key = "quantize_out", signature((x, shift, grid, bits, depth, y_q)), settings, tuple(region), _launched(backend, x)
+    run = READY.get(key)
+    if run is None:
+        read = Quantization(x, shift, grid, bits, fraction, packed_codes, start, threads, Place(depth, tuple(region)))
+        run = keep(key, _ready_quantize_out(read, y_q, backend))
+    run(x, shift, grid, bits, depth, y_q)
 
 
-def _ready_quantize_out(args):
-    check_quantize_out(*args)
-    return _ready_quantization(*args)
+def _ready_quantize_out(read: Quantization, y_q: torch.Tensor, backend: str) -> RunQuantize:
+    check_quantize_out(read, y_q, backend)
+    check = ready_apart_from_x("quantize_out", read.x, y_q)
+    run_into = backend_module(backend).ready_quantize_out(read, y_q)
+
+    def run(x, shift, grid, bits, depth, y_q) -> None:
+        check(x, y_q)
+        run_into(x, shift, grid, bits, depth, y_q)
+
+    return run
 
 
-def _quantize_many_out(x, grids, bits, packed_codes, starts, backend, threads, y_q):
-    check_quantize_many_out(x, grids, bits, packed_codes, starts, backend, threads, y_q)
-    module = backend_module(backend)
-    if backend in QUANTIZE_MANY:
-        return module.quantize_many_out(x, grids, bits, starts, y_q, **_packing(packed_codes))
-    for grid, own_bits, start, codes in zip(grids, bits, starts, y_q, strict=True):
-        packing = {"packed_codes": True, "start": start} if packed_codes else {}
-        module.quantize_out(x, None, grid, own_bits, threads, codes, **packing)
-    return None
+def _quantize_out_fake(x, shift, grid, bits, fraction, packed_codes, start, backend, threads, depth, region, y_q):
+    read = Quantization(x, shift, grid, bits, fraction, packed_codes, start, threads, Place(depth, tuple(region)))
+    check_quantize_out(read, y_q, backend)
+
+
+def _many_arguments(
+    x, grids, bits, packed_codes, starts, backend, threads, y_q
+) -> tuple[torch.Tensor, list[Target], Quantization, str]:
+    """Checks every argument of quantize_many_out; x, the targets, what is common to their quantisations, and the backend."""
+    targets = many_targets(x, grids, bits, starts, y_q)
+    first = Quantization(x, None, targets[0].grid, targets[0].bits, 0, packed_codes, threads=threads)
+    for target in targets:
+        check_quantize_out(_quantization_of(first, target), target.y_q, backend)
+    return x, targets, first, backend
+
+
+def _quantization_of(like: Quantization, target: Target) -> Quantization:
+    return replace(like, grid=target.grid, bits=target.bits, start=target.start)
+
+
+def _quantize_many_out(*args: Any) -> None:
+    x, targets, like, backend = _many_arguments(*args)
+    for target in targets:
+        ready_apart_from_x("quantize_many_out", x, target.y_q)(x, target.y_q)
+    if TABLE[backend].many_grids:
+        cast(ManyGrids, backend_module(backend)).quantize_many_out(x, targets, like.packed_codes)
+        return
+    for target in targets:
+        backend_module(backend).quantize_out(_quantization_of(like, target), target.y_q)
+
+
+def _quantize_many_out_fake(*args: Any) -> None:
+    _many_arguments(*args)
 
 
 def _tile_depths_empty(x_q, tile, top, left, threshold, deep, backend, threads):
@@ -330,21 +419,16 @@ def _tile_depths_empty(x_q, tile, top, left, threshold, deep, backend, threads):
     return x_q.new_zeros(flat_length(n, h, w, tile, top, left))
 
 
-def _tile_depths(*args):
-    depth = _tile_depths_empty(*args)
-    x_q, tile, top, left, threshold, deep, backend, threads = args
+def _tile_depths(x_q, tile, top, left, threshold, deep, backend, threads):
+    depth = _tile_depths_empty(x_q, tile, top, left, threshold, deep, backend, threads)
     tiles = as_tiles(depth, *x_q.shape[:3], tile, top, left)
-    backend_module(backend).tile_depths_out(x_q, tile, top, left, threshold, deep, threads, tiles)
+    backend_module(backend).tile_depths_out(x_q, DepthRule(tile, top, left, threshold, deep, threads), tiles)
     return depth
 
 
 def _image_measure(x, backend):
     check_images("image_measure", x, backend)
-    return _measured(x, backend)
-
-
-def _measured(x, backend):
-    return getattr(backend_module(backend), "image_measure", measure_images)(x)
+    return backend_module(backend).image_measure(x)
 
 
 def _image_measure_fake(x, backend):
@@ -354,10 +438,7 @@ def _image_measure_fake(x, backend):
 
 def _layer_bits(x, lower, upper, rules, backend):
     check_layer_bits(x, lower, upper, rules, backend)
-    own = getattr(backend_module(backend), "layer_bits", None)
-    if own is not None:
-        return own(x, lower, upper, rules)
-    return bits_by_rule(rules, image_offsets(_measured(x, backend), lower, upper))
+    return backend_module(backend).layer_bits(x, lower, upper, rules)
 
 
 def _layer_bits_fake(x, lower, upper, rules, backend):
@@ -402,10 +483,10 @@ torch.library.register_fake("adabm::conv2d", _conv2d_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_out", _conv2d_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_pixels", _conv2d_pixels_empty, lib=_LIB)
 torch.library.register_fake("adabm::conv2d_pixels_out", _conv2d_pixels_out_fake, lib=_LIB)
-torch.library.register_fake("adabm::resblock_out", check_resblock, lib=_LIB)
+torch.library.register_fake("adabm::resblock_out", _resblock_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::quantize", _quantize_fake, lib=_LIB)
-torch.library.register_fake("adabm::quantize_out", check_quantize_out, lib=_LIB)
-torch.library.register_fake("adabm::quantize_many_out", check_quantize_many_out, lib=_LIB)
+torch.library.register_fake("adabm::quantize_out", _quantize_out_fake, lib=_LIB)
+torch.library.register_fake("adabm::quantize_many_out", _quantize_many_out_fake, lib=_LIB)
 torch.library.register_fake("adabm::tile_depths", _tile_depths_empty, lib=_LIB)
 torch.library.register_fake("adabm::image_measure", _image_measure_fake, lib=_LIB)
 torch.library.register_fake("adabm::layer_bits", _layer_bits_fake, lib=_LIB)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import importlib
 import math
 import statistics
 import time
@@ -19,8 +18,8 @@ from typing import Any
 
 import torch
 
-from ..backends import devices, gpu_times, tables
-from ..backends.call import Conv
+from ..backends import devices, gpu_times, kernels, tables
+from ..backends.call import Conv, Kernels, Outputs
 from ..machine import triton_version, version
 from ..nn.conv import IntegerConv2d
 from ..quantize import pack_codes, padded_channels, storage_bits
@@ -99,9 +98,9 @@ def capability() -> int | str:
     return 10 * major + minor
 
 
-def backend_module(name: str) -> Any:
+def backend_module(name: str) -> Kernels:
     """Of adabm_kernels.backends."""
-    return importlib.import_module(f"..backends.{name}", __package__)
+    return kernels(name)
 
 
 # ---- a layer
@@ -124,17 +123,17 @@ class Bench:
             self.result = torch.zeros(*size, padded_channels(conv.out_channels), dtype=torch.uint8, device=x_q.device)
         else:
             self.result = torch.zeros(*size, conv.out_channels, device=x_q.device)
-        self._outputs = (None, self.result) if leaves_codes(conv) else (self.result, None)
+        self._outputs = Outputs(y_q=self.result) if leaves_codes(conv) else Outputs(self.result)
         self._conv = Conv(
             x_q, bits_of, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, None, *after, layer.box_filter,
-            layer.activation, layer.shuffle,
+            layer.activation, layer.shuffle, packed_codes=True,
         )  # fmt: skip
         # The backend itself: what is measured needs no checks of the operators.
         self._module = backend_module(backend)
 
     def run(self) -> None:
         """Computes `result`."""
-        self._module.conv2d_out(self._conv, 0, *self._outputs, packed_codes=True)
+        self._module.conv2d_out(self._conv, self._outputs)
 
     def fresh(self) -> torch.Tensor:
         """A copy of `result`, computed over zeros."""

@@ -11,6 +11,7 @@ import torch
 
 from .. import native, ops
 from ..backends import cpu
+from ..backends.call import Packing
 from ..planning.exact import layer_products, layer_sums
 from ..planning.tiles import CODE_MAX, DIRECT, TILES, Tile, lanes_of
 from ..planning.times import KINDS, KINDS_OF_ISA, Cost, TileTimes, provenance
@@ -122,7 +123,7 @@ class _Timed:
             x_q,
             bits_of,
             weight,
-            cpu.pack(weight, tuple(index)),
+            cpu.pack(weight, Packing(tuple(index))),
             torch.ones(7, outputs),
             torch.zeros(classes, classes, outputs),
         )

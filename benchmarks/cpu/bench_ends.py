@@ -14,6 +14,7 @@ from turns import THREADS
 
 from adabm_kernels import native, ops
 from adabm_kernels.backends import cpu
+from adabm_kernels.backends.call import Packing
 from adabm_kernels.planning.tiles import DIRECT, TILES
 from adabm_kernels.quantize import MAX_BITS
 
@@ -52,7 +53,7 @@ def integer_layer(name: str, tile_index: int, size: int, backend: str = "cpu") -
     g = torch.Generator().manual_seed(1)
     x_q = torch.randint(0, 2**BITS, (1, size, size, CHANNELS), dtype=torch.uint8, generator=g)
     tables = torch.ones(MAX_BITS - 1, outputs), torch.zeros(classes, classes, outputs)
-    packed = cpu.pack(weight, (0,) * 6 + (tile_index,))
+    packed = cpu.pack(weight, Packing((0,) * 6 + (tile_index,)))
     y = torch.empty(1, size * shuffle, size * shuffle, outputs // shuffle**2)
     bits = torch.tensor([BITS], dtype=torch.int32)
     return lambda: ops.conv2d_out(x_q, bits, weight, packed, *tables, y=y, shuffle=shuffle, backend=backend, threads=THREADS), y

@@ -14,6 +14,7 @@ from bench_network import network
 from problems import ConvProblem, instantiate
 
 from adabm_kernels import native, ops
+from adabm_kernels.backends.call import Outputs
 from adabm_kernels.backends.structs import conv2d_args
 from adabm_kernels.quantize import act_grid
 
@@ -31,7 +32,7 @@ def operators() -> dict[str, Callable[[], object]]:
     grid = {"out_grid": instance.out_grid, "out_bits": instance.out_bits}
     features, codes, codes_grid = residual.permute(0, 3, 1, 2), torch.empty_like(x_q), act_grid(-2.0, 3.0)
     conv = instance.conv("cpu")
-    struct, held = conv2d_args(conv, y, y_q, isa=native.isa(), threads=1)
+    struct, held = conv2d_args(conv, Outputs(y, y_q), isa=native.isa(), threads=1)
     return {
         "kernel": lambda held=held: native.library("cpu").call("adabm_conv2d_cpu", struct),
         "conv2d_out": lambda: layer.into(x_q, bits, y=y, y_q=y_q, residual=residual, **grid),

@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from adabm_kernels import native
 from adabm_kernels.backends import cpu, reference
-from adabm_kernels.backends.call import Conv
+from adabm_kernels.backends.call import Conv, Outputs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests" / "helpers")]
@@ -37,7 +38,7 @@ def layer(side: int, bits: int, isa: str) -> Conv:
 
 def check(conv: Conv) -> None:
     y, y_q = conv.residual.clone(), torch.empty_like(conv.x_q)
-    cpu.conv2d_out(conv._replace(residual=y), THREADS, y, y_q)
+    cpu.conv2d_out(replace(conv, residual=y, threads=THREADS), Outputs(y, y_q))
     want, want_q = reference.conv2d(conv, "both")
     assert torch.equal(y, want) and torch.equal(y_q, want_q)
 
@@ -61,7 +62,8 @@ def main() -> None:
                     for name, of_features in convs.items():
                         check(of_features)
                         y_q = torch.empty_like(conv.x_q)
-                        cases[name] = lambda c=of_features, y_q=y_q: cpu.conv2d_out(c, THREADS, c.residual, y_q)
+                        given = replace(of_features, threads=THREADS)
+                        cases[name] = lambda c=given, y_q=y_q: cpu.conv2d_out(c, Outputs(c.residual, y_q))
                     seconds = in_turns(cases, args.rounds)
                 median, least = ({name: f(s) for name, s in seconds.items()} for f in (statistics.median, min))
                 times = " | ".join(f"{1000 * median[name]:.2f} ({1000 * least[name]:.2f})" for name in cases)

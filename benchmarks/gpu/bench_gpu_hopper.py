@@ -20,7 +20,7 @@ from problems import ConvProblem, bell_codes, instantiate, set_weights
 
 from adabm_kernels import native, ops
 from adabm_kernels.backends import cuda
-from adabm_kernels.backends.call import Conv
+from adabm_kernels.backends.call import Conv, Outputs
 from adabm_kernels.backends.structs import conv2d_args
 from adabm_kernels.quantize import act_grid, to_pixels
 
@@ -80,7 +80,7 @@ def configured(layer, config: int, *tensors: torch.Tensor | None, **settings) ->
     x_q, bits, residual, out_grid, out_bits, y, y_q = tensors
     tables = (layer.weight, layer.packed, layer.alpha, layer.beta, None)
     conv = Conv(x_q, bits, *tables, residual, out_grid, out_bits, layer.box_filter, layer.activation, 1)
-    return conv2d_args(conv, y, y_q, config=config, **settings)
+    return conv2d_args(conv, Outputs(y, y_q), config=config, **settings)
 
 
 def named(kernel: str, config: int) -> str:

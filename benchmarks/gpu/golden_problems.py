@@ -28,7 +28,7 @@ from problems import ConvInstance, ConvProblem, bell_codes, instantiate, set_wei
 
 from adabm_kernels import native, ops  # noqa: E402
 from adabm_kernels.backends import reference, structs  # noqa: E402
-from adabm_kernels.backends.call import FEATURES, Conv  # noqa: E402
+from adabm_kernels.backends.call import EVERYWHERE, FEATURES, Conv, DepthRule, Outputs, Place, Quantization  # noqa: E402
 from adabm_kernels.quantize import act_grid, packed_pitch, padded_channels, to_fixed  # noqa: E402
 from adabm_kernels.regions import Depths, Region, tiles_of  # noqa: E402
 
@@ -78,14 +78,14 @@ def instance_of(problem: ConvProblem, seed: int, signed: bool, fraction: int | N
     return instance
 
 
-def conv_of(instance: ConvInstance, packed: bool, place: dict[str, Any], fraction: int | None = None) -> Conv:
+def conv_of(instance: ConvInstance, packed: bool, place: Place, fraction: int | None = None) -> Conv:
     """What backends take, with a `packed` that stands for the weights. fraction: of features of 16 bits, None for float32."""
     layer = instance.layer
     x_q = reference.pack_codes(instance.x_q, instance.bits) if packed else instance.x_q
     tables = (layer.weight, torch.zeros(1, dtype=torch.uint8), layer.alpha, layer.beta, layer.slope)
     codes = (instance.residual, instance.out_grid, instance.out_bits)
     features = {} if fraction is None else {"features": "int16", "fraction": fraction}
-    return Conv(x_q, instance.bits, *tables, *codes, layer.box_filter, layer.activation, layer.shuffle, **place, **features)
+    return Conv(x_q, instance.bits, *tables, *codes, layer.box_filter, layer.activation, layer.shuffle, place=place, **features)
 
 
 def outputs_of(conv: Conv, which: str) -> dict[str, torch.Tensor]:
@@ -102,21 +102,21 @@ def outputs_of(conv: Conv, which: str) -> dict[str, torch.Tensor]:
 
 def compute(conv: Conv, packed: bool, outputs: dict[str, torch.Tensor]) -> None:
     """The reference's answers, in place."""
+    conv = replace(conv, packed_codes=packed)
     if "y" in outputs or "y_q" in outputs:
-        reference.conv2d_out(conv, 0, outputs.get("y"), outputs.get("y_q"), packed_codes=packed)
+        reference.conv2d_out(conv, Outputs(outputs.get("y"), outputs.get("y_q")))
     if packed and "y_q" in outputs:
         keep_beyond(outputs["y_q"], conv.out_bits)
     if "y_acc" in outputs:
-        reference.conv2d_out(conv._replace(residual=None), 0, outputs["y_acc"], None, packed_codes=packed)
+        reference.conv2d_out(replace(conv, residual=None), Outputs(outputs["y_acc"]))
     if "y_image" in outputs:
-        reference.conv2d_pixels_out(conv, 0, outputs["y_image"], packed_codes=packed)
+        reference.conv2d_out(conv, Outputs(outputs["y_image"]))
 
 
 def fields_of(conv: Conv, packing: int, outputs: dict[str, torch.Tensor], names: Tensors, **settings: Any) -> dict[str, Any]:
     """The struct of the call. names: of every tensor in it."""
-    args, _held = structs.conv2d_args(
-        conv, outputs.get("y"), outputs.get("y_q"), packed_codes=packing, border_kernels=conv.weight.dim() == 6, **settings
-    )
+    to = Outputs(outputs.get("y"), outputs.get("y_q"))
+    args, _held = structs.conv2d_args(conv, to, packed_codes=packing, border_kernels=conv.weight.dim() == 6, **settings)
     for name in ("y_acc", "y_image"):
         setattr(args, name, structs.pointer(outputs.get(name)))
     fields = described(args, names)
@@ -133,13 +133,13 @@ def inputs_of(*named: Tensors) -> dict[str, np.ndarray]:
     return {name: array for tensors in named for name, array in arrays(tensors).items() if not name.startswith("packed")}
 
 
-def depths(images: int, height: int, width: int) -> dict[str, Any]:
+def depths(images: int, height: int, width: int) -> Place:
     """A map with tiles of every kind, and a region with pixels that are computed, passed on and left out."""
     tile, top, left = 8, 3, 5
     g = torch.Generator().manual_seed(0)
     values = torch.randint(0, 4, (images, tiles_of(height, tile, top), tiles_of(width, tile, left)), dtype=torch.uint8, generator=g)
     region = Region(own=(2, 255), near=(1, 255), reach=2, passed=(3, 255), pass_reach=3)
-    return {"depth": values, "region": tuple(region.numbers(Depths(values, tile, top, left)))}
+    return Place(values, tuple(region.numbers(Depths(values, tile, top, left))))
 
 
 def convolution(
@@ -154,18 +154,18 @@ def convolution(
         g, most = torch.Generator().manual_seed(5), 2 ** (problem.weight_bits - 1)
         instance.layer.weight = torch.randint(-most, most, (r, s, k, r, s, c), generator=g).to(torch.int8)
         instance.layer.box_filter, instance.layer.beta = False, torch.randn(r, s, k, generator=g)
-    place = depths(len(problem.bits), problem.height, problem.width) if region else {}
+    place = depths(len(problem.bits), problem.height, problem.width) if region else EVERYWHERE
     conv = conv_of(instance, packed, place, fraction)
     made, started = outputs_of(conv, outputs), {}
     if in_place:
         made["y"] = started["y"] = conv.residual
         started = arrays({"y": conv.residual.clone()})
-        conv = conv._replace(residual=made["y"])
+        conv = replace(conv, residual=made["y"])
     names = tensors_of(conv) | made  # y before the residual of the same name where they are one
     packing = (native.PACKED_X | (native.PACKED_Y if "q" in outputs else 0)) if packed else 0
     fields = fields_of(conv, packing, made, names)
-    compute(conv._replace(residual=conv.residual.clone() if in_place else conv.residual), packed, made)
-    inputs = inputs_of(tensors_of(conv._replace(residual=None) if in_place else conv))
+    compute(replace(conv, residual=conv.residual.clone() if in_place else conv.residual), packed, made)
+    inputs = inputs_of(tensors_of(replace(conv, residual=None) if in_place else conv))
     return Golden(
         family,
         "adabm_conv2d_cuda",
@@ -186,13 +186,13 @@ def residual_block(
     first = instance_of(replace(problem, residual=False), 0, True)
     between = tuple(first.out_bits.tolist())
     second = instance_of(replace(problem, bits=between, out_bits=problem.bits, activation="none", residual=True), 1, True, fraction)
-    place = depths(len(problem.bits), problem.height, problem.width) if region else {}
-    a, b = conv_of(first, packed, {}), conv_of(second, False, place, fraction)
+    place = depths(len(problem.bits), problem.height, problem.width) if region else EVERYWHERE
+    a, b = conv_of(first, packed, EVERYWHERE), conv_of(second, False, place, fraction)
     inner = torch.empty_like(b.x_q)
-    middle = a if not region else a._replace(depth=b.depth, region=(*b.region[:8], 0, 255, 0))
-    unpacked = middle._replace(x_q=first.x_q)
-    reference.conv2d_out(unpacked, 0, None, inner.zero_())  # what is passed on in the middle is the codes of 0
-    b = b._replace(x_q=inner)
+    middle = a if not region else replace(a, place=Place(place.depth, (*place.region[:8], 0, 255, 0)))
+    unpacked = replace(middle, x_q=first.x_q)
+    reference.conv2d_out(unpacked, Outputs(y_q=inner.zero_()))  # what is passed on in the middle is the codes of 0
+    b = replace(b, x_q=inner)
     made = outputs_of(b, outputs)
     names = tensors_of(b, "2") | tensors_of(a) | made
     fields = [fields_of(a, native.PACKED_X if packed else 0, {}, names)]
@@ -207,7 +207,7 @@ def residual_block(
 def compute_second(conv: Conv, packed: bool, outputs: dict[str, torch.Tensor]) -> None:
     """As `compute`, where only what comes out is packed."""
     if packed:
-        conv = conv._replace(x_q=reference.pack_codes(conv.x_q, conv.x_bits))
+        conv = replace(conv, x_q=reference.pack_codes(conv.x_q, conv.x_bits))
     compute(conv, packed, outputs)
 
 
@@ -229,16 +229,15 @@ def quantisation(
     x = x.permute(0, 3, 1, 2) if strided else x.permute(0, 3, 1, 2).contiguous()
     grid, offset = act_grid(-1.5, 2.25), torch.randn(channels, generator=g) if shift else None
     y_q = poisoned((3, height, width, padded_channels(channels)), torch.uint8)
-    place = depths(3, height, width) if region else {}
-    if place:
-        place["region"] = (*place["region"][:8], 1, 0, 0)  # a quantisation passes nothing on
+    place = depths(3, height, width) if region else EVERYWHERE
+    if region:
+        place = replace(place, region=(*place.region[:8], 1, 0, 0))  # a quantisation passes nothing on
+    read = Quantization(x, offset, grid, bits, fraction or 0, packed, place=place)
     settings = {"packed_codes": native.PACKED_Y} if packed else {"y_channels": y_q.shape[3]}
-    settings |= {"region": structs.region(place.get("depth"), place.get("region", ()))}
-    args, _held = structs.quantize_args(x, offset, grid, bits, y_q, fraction or 0, **settings)
-    names: Tensors = {"x": x, "shift": offset, "grid": grid, "bits": bits, "y_q": y_q, "depth": place.get("depth")}
+    args, _held = structs.quantize_args(read, y_q, **settings)
+    names: Tensors = {"x": x, "shift": offset, "grid": grid, "bits": bits, "y_q": y_q, "depth": place.depth}
     fields = described(args, names)
-    packing: dict[str, Any] = {"packed_codes": True, "start": 0} if packed else {}
-    reference.quantize_out(x, offset, grid, bits, 0, y_q, fraction=fraction or 0, **packing, **place)
+    reference.quantize_out(read, y_q)
     if packed:
         keep_beyond(y_q, bits)
     memory = x.permute(0, 2, 3, 1) if strided else x
@@ -257,10 +256,11 @@ def quantisation_many(targets: int, channels: int = 64) -> Golden:
         grid, bits = act_grid(-1.0 - i, 2.0), torch.tensor([2 + i % 7, 8 - i % 7], dtype=torch.int32)
         y_q = poisoned((2, 18, 37, channels), torch.uint8)
         names |= {f"grid{i}": grid, f"bits{i}": bits, f"y_q{i}": y_q}
-        args, kept = structs.quantize_args(x, None, grid, bits, y_q, y_channels=channels)
+        read = Quantization(x, None, grid, bits)
+        args, kept = structs.quantize_args(read, y_q, y_channels=channels)
         held.append(kept)
         made.append(("QuantizeArgs", described(args, names)))
-        reference.quantize_out(x, None, grid, bits, 0, y_q)
+        reference.quantize_out(read, y_q)
         wanted[f"y_q{i}"] = y_q
     inputs = arrays({name: tensor for name, tensor in names.items() if name not in wanted} | {"x": x.permute(0, 2, 3, 1)})
     return Golden("quantize", "adabm_quantize_many_cuda", made, inputs, arrays(wanted))
@@ -272,8 +272,9 @@ def tile_depths() -> Golden:
     x_q //= torch.tensor([1, 8, 40], dtype=torch.uint8).view(3, 1, 1, 1)
     tile, top, left, threshold, deep = 24, 3, 7, 30, 16
     depth = poisoned((3, tiles_of(50, tile, top), tiles_of(60, tile, left)), torch.uint8)
-    fields = described(structs.depths_args(x_q, tile, top, left, threshold, deep, depth), {"x_q": x_q, "depth": depth})
-    reference.tile_depths_out(x_q, tile, top, left, threshold, deep, 0, depth)
+    rule = DepthRule(tile, top, left, threshold, deep)
+    fields = described(structs.depths_args(x_q, rule, depth), {"x_q": x_q, "depth": depth})
+    reference.tile_depths_out(x_q, rule, depth)
     return Golden("depths", "adabm_depths_cuda", [("DepthsArgs", fields)], arrays({"x_q": x_q}), arrays({"depth": depth}))
 
 

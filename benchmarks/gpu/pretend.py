@@ -113,35 +113,45 @@ def _pretend_torch() -> None:
 def _pretend_backends() -> None:
     from adabm_kernels import native
     from adabm_kernels.backends import cuda, devices, reference
-    from adabm_kernels.backends.call import Conv
+    from adabm_kernels.backends.call import Conv, Outputs, Place, Quantization, RunResblock, Target
     from adabm_kernels.nn import ConvertedNetwork
     from adabm_kernels.ops import library as operators
     from adabm_kernels.registry import GPU_BACKENDS
 
-    def resblock_out(first: Conv, second: Conv, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False):
-        inner = torch.zeros_like(first.x_q)
-        if second.depth is not None:  # zeros wherever no result is computed
-            first = first._replace(depth=second.depth, region=(*second.region[:8], 0, 255, 0))
-        reference.conv2d_out(first, 0, None, inner, packed_codes=packed_codes)
-        reference.conv2d_out(second._replace(x_q=inner), 0, y, y_q, packed_codes=packed_codes)
+    def ready_resblock_out(first: Conv, second: Conv, to: Outputs) -> RunResblock:
+        middle, region = first.settings, second.place.region
+        end = second.settings
 
-    def quantize_many_out(x: torch.Tensor, grids: list, bits: list, starts: list, y_q: list, packed_codes: bool = False) -> None:
-        for grid, own_bits, start, codes in zip(grids, bits, starts, y_q, strict=True):
-            packing = {"packed_codes": True, "start": start} if packed_codes else {}
-            reference.quantize_out(x, None, grid, own_bits, 0, codes, **packing)
+        def run(first_tensors, second_tensors, y, y_q) -> None:
+            *a, _ = first_tensors
+            *b, depth = second_tensors
+            inner = torch.zeros_like(a[0])
+            # Zeros wherever no result is computed.
+            inner_place = Place() if depth is None else Place(depth, (*region[:8], 0, 255, 0))
+            reference.conv2d_out(Conv(*a, **middle, place=inner_place), Outputs(y_q=inner))
+            reference.conv2d_out(Conv(inner, *b[1:], **end, place=Place(depth, region)), Outputs(y, y_q))
+
+        return run
+
+    def quantize_many_out(x: torch.Tensor, targets: list[Target], packed_codes: bool) -> None:
+        for target in targets:
+            read = Quantization(x, None, target.grid, target.bits, packed_codes=packed_codes, start=target.start)
+            reference.quantize_out(read, target.y_q)
 
     module, library, why_missing = operators.backend_module, native.library, native.why_missing
     stand_in = SimpleNamespace(
-        pack=lambda weight, *settings: cuda.pack(weight, *settings) if len(settings) == 2 else torch.zeros(1, dtype=torch.uint8),
+        pack=cuda.pack,
         conv2d_out=reference.conv2d_out,
-        conv2d_pixels_out=reference.conv2d_pixels_out,
+        ready_conv2d_out=reference.ready_conv2d_out,
         tile_depths_out=reference.tile_depths_out,
         quantize_out=reference.quantize_out,
+        ready_quantize_out=reference.ready_quantize_out,
         quantize_many_out=quantize_many_out,
-        resblock_out=resblock_out,
+        ready_resblock_out=ready_resblock_out,
+        image_measure=reference.image_measure,
+        layer_bits=reference.layer_bits,
         why_not_resblock=lambda *convs: "" if all(weight.shape[1:] == (3, 3, 64) for weight, _ in convs) else "not 64 channels",
     )
-    operators.MAKES_READY = ("cpu",)
     operators.backend_module = lambda name: stand_in if name in GPU_BACKENDS else module(name)
     # What calls the library itself gets that of the tests, which runs the kernels' sources on the CPU.
     native.library = lambda name: _host_library() if name == "cuda" else library(name)

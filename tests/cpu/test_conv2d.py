@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from drawn import drawn_problems
@@ -11,7 +13,7 @@ from problems import PROBLEMS, ConvProblem, half_units, instantiate, int16_featu
 
 from adabm_kernels import native
 from adabm_kernels.backends import cpu, reference
-from adabm_kernels.backends.call import Conv
+from adabm_kernels.backends.call import Conv, Outputs
 from adabm_kernels.quantize import MAX_FRACTION, MIN_FRACTION, to_pixels
 
 ISAS = runnable_isas()
@@ -42,7 +44,8 @@ def check_int16(conv: Conv, isa: str, threads: int = 1) -> None:
                 continue
             y = (conv.residual.clone() if in_place else torch.full_like(want_y, 21846)) if features else None
             y_q = torch.full_like(want_q, 171) if codes else None
-            cpu.conv2d_out(conv._replace(residual=y) if in_place else conv, threads, y, y_q)
+            given = replace(conv, residual=y) if in_place else conv
+            cpu.conv2d_out(replace(given, threads=threads), Outputs(y, y_q))
             assert y is None or torch.equal(y, want_y)
             assert y_q is None or torch.equal(y_q, want_q)
 
@@ -69,7 +72,7 @@ def test_int16_features_round_half_to_even_and_saturate(isa: str, fraction: int,
     conv = int16_features(half_units(outputs, activation, fraction).conv("cpu"), fraction)
     conv.residual[:, ::2] = torch.randint(-32768, 32768, conv.residual[:, ::2].shape, generator=torch.Generator().manual_seed(1))
     check_int16(conv, isa)
-    check_int16(conv._replace(residual=None), isa, threads=2)
+    check_int16(replace(conv, residual=None), isa, threads=2)
 
 
 @pytest.mark.parametrize("threads", [2, 5])

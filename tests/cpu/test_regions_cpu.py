@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from adabm_kernels import native
 from adabm_kernels.backends import cpu, reference
-from adabm_kernels.backends.call import Conv
+from adabm_kernels.backends.call import Conv, Outputs, Packing, Place, Quantization
 from adabm_kernels.planning.tiles import DIRECT, TILES
 from adabm_kernels.quantize import act_grid, from_fixed, to_pixels
 from adabm_kernels.regions import Depths, Region, tiles_of
@@ -51,21 +52,26 @@ def placed(conv: Conv, region: Region, grid: tuple[int, int, int]) -> Conv:
     at = depths(*conv.x_q.shape[:3], grid)
     # With tiles of a few pixels a reach is at most a tile.
     region = Region(region.own, region.near, min(region.reach, at.tile), region.passed, min(region.pass_reach, at.tile))
-    return conv._replace(depth=at.values, region=tuple(region.numbers(at)))
+    return replace(conv, place=Place(at.values, tuple(region.numbers(at))))
 
 
 def values(conv: Conv, features: torch.Tensor) -> torch.Tensor:
     return from_fixed(features, conv.fraction) if conv.features == "int16" else features
 
 
+def masks_of(conv: Conv) -> tuple[torch.Tensor, torch.Tensor]:
+    numbers = conv.place.region
+    return Region.of(numbers).masks(Depths(conv.place.depth, *numbers[:3]), *conv.x_q.shape[1:3])
+
+
 def with_garbage(conv: Conv) -> Conv:
     """The same with the largest byte for all codes that no computed pixel reads: they may be of a layer with more bits."""
-    computed, _ = Region.of(conv.region).masks(Depths(conv.depth, *conv.region[:3]), *conv.x_q.shape[1:3])
+    computed, _ = masks_of(conv)
     *_, r, s, c = conv.weight.shape
     read = F.max_pool2d(computed[:, None].float(), (r, s), 1, (r // 2, s // 2))[:, 0] > 0
     x_q = conv.x_q.clone()
     x_q[..., :c] = torch.where(read[..., None], x_q[..., :c], 255)
-    return conv._replace(x_q=x_q)
+    return replace(conv, x_q=x_q)
 
 
 class Wanted:
@@ -73,8 +79,8 @@ class Wanted:
 
     def __init__(self, conv: Conv) -> None:
         self.conv = conv
-        self.acc, _ = reference.conv2d(conv._replace(residual=None), "acc")
-        alone = conv._replace(residual=None)
+        self.acc, _ = reference.conv2d(replace(conv, residual=None), "acc")
+        alone = replace(conv, residual=None)
         self.of = {True: reference.conv2d(conv, "both"), False: reference.conv2d(alone, "both")}
         zeros = torch.zeros_like(conv.residual)
         self.passed = {True: conv.residual, False: zeros}
@@ -85,13 +91,12 @@ class Wanted:
 
     def masks(self, conv: Conv) -> tuple[torch.Tensor, torch.Tensor]:
         r = conv.shuffle
-        masks = Region.of(conv.region).masks(Depths(conv.depth, *conv.region[:3]), *conv.x_q.shape[1:3])
-        return tuple(mask.repeat_interleave(r, 1).repeat_interleave(r, 2)[..., None] for mask in masks)
+        return tuple(mask.repeat_interleave(r, 1).repeat_interleave(r, 2)[..., None] for mask in masks_of(conv))
 
     def check(self, conv: Conv, threads: int, floats: bool, codes: bool, *, in_place: bool = False, beside: int = 0) -> None:
         """beside: channels of the features beside those of y. in_place: y holds the residual."""
         computed, passed = self.masks(conv)
-        with_residual, passes = conv.residual is not None or in_place, conv.region[8] <= conv.region[9]
+        with_residual, passes = conv.residual is not None or in_place, conv.place.region[8] <= conv.place.region[9]
         value, value_codes = self.of[with_residual]
         k = value.shape[3]
         y = y_q = None
@@ -100,12 +105,12 @@ class Wanted:
             before[..., :k] = conv.residual if in_place else -123
             y = before.clone()[..., :k]
             if beside and not in_place and with_residual:
-                conv = conv._replace(residual=torch.zeros_like(before)[..., :k].copy_(conv.residual))
-            conv = conv._replace(residual=y) if in_place else conv
+                conv = replace(conv, residual=torch.zeros_like(before)[..., :k].copy_(conv.residual))
+            conv = replace(conv, residual=y) if in_place else conv
         if codes:
             codes_before = torch.full(value_codes.shape, 251, dtype=torch.uint8)
             y_q = codes_before.clone()
-        cpu.conv2d_out(with_garbage(conv), threads, y, y_q)
+        cpu.conv2d_out(replace(with_garbage(conv), threads=threads), Outputs(y, y_q))
         if floats:
             want = before.clone()
             want[..., :k] = torch.where(computed, value, torch.where(passed, self.passed[with_residual], before[..., :k]))
@@ -119,13 +124,13 @@ class Wanted:
     def check_sums(self, conv: Conv, threads: int) -> None:
         shape = self.of[False][0].shape
         y = torch.full(shape, -123, dtype=torch.int32)
-        cpu.conv2d_out(with_garbage(conv), threads, y, None)
+        cpu.conv2d_out(replace(with_garbage(conv), threads=threads), Outputs(y))
         assert torch.equal(y, torch.where(self.masks(conv)[0], self.acc, -123))
 
     def check_pixels(self, conv: Conv, threads: int) -> None:
         value = self.of[conv.residual is not None][0]
         image = torch.full(value.shape, 251, dtype=torch.uint8)
-        cpu.conv2d_pixels_out(conv, threads, image)
+        cpu.conv2d_out(replace(conv, threads=threads), Outputs(image))
         assert torch.equal(image, torch.where(self.masks(conv)[0], to_pixels(value), 251).to(torch.uint8))
 
 
@@ -149,7 +154,7 @@ def made(problem: ConvProblem, tile: int = 0, most_bits: int = 8) -> Conv:
 def made_collapsed(tile: int, borders: bool, outputs: int, shuffle: int) -> Conv:
     layer = collapsed(26, 41, 12, outputs, shuffle, (8, 3), borders)
     x_q, bits, weight, alpha, beta = layer["tables"]
-    packed = cpu.pack(weight, (tile,) * 7)
+    packed = cpu.pack(weight, Packing((tile,) * 7))
     out_bits = torch.tensor([4, 8], dtype=torch.int32)
     return Conv(
         x_q, bits, weight, packed, alpha, beta, None, layer["residual"], act_grid(-2.0, 3.0), out_bits, False, "none", shuffle
@@ -213,7 +218,7 @@ def test_a_convolution_writes_its_region_alone(kind: str, isa: str) -> None:
     with native.force_isa(isa):
         for at, (grid, region) in enumerate(some(kind, REGIONS)):
             threads, conv = (1, 3)[at % 2], placed(want.conv, region, grid)
-            alone = conv._replace(residual=None)
+            alone = replace(conv, residual=None)
             want.check(conv, threads, floats=True, codes=True)
             want.check(alone, threads, floats=False, codes=True)
             want.check(conv, threads, floats=False, codes=True)
@@ -236,7 +241,7 @@ def test_pixels_that_are_passed_on_get_the_residual_or_zero(kind: str, features:
             want.check(conv, threads, floats=False, codes=True)
             want.check(conv, threads, floats=True, codes=False, beside=beside[2])
             want.check(conv, threads, floats=True, codes=True, in_place=True, beside=beside[at % 2])
-            alone = conv._replace(residual=None)
+            alone = replace(conv, residual=None)
             want.check(alone, threads, floats=True, codes=True)
             want.check(alone, threads, floats=False, codes=True)
             want.check(alone, threads, floats=True, codes=False, beside=beside[2])
@@ -249,9 +254,9 @@ def test_the_reference_keeps_to_the_region(kind: str) -> None:
     for region in (PASSING["block"], PASSING["nothing-but"]) if want.conv.shuffle == 1 else REGIONS.values():
         conv = placed(want.conv, region, GRIDS[1])
         computed, passed = want.masks(conv)
-        for with_residual, given in ((True, conv), (False, conv._replace(residual=None))):
+        for with_residual, given in ((True, conv), (False, replace(conv, residual=None))):
             y, y_q = (torch.full(value.shape, 99, dtype=value.dtype) for value in want.of[True])
-            reference.conv2d_out(given, 1, y, y_q)
+            reference.conv2d_out(given, Outputs(y, y_q))
             handed = want.passed[with_residual], want.passed_codes[with_residual]
             for got, value, passed_on in zip((y, y_q), want.of[with_residual], handed, strict=True):
                 assert torch.equal(got, torch.where(computed, value, torch.where(passed, passed_on, 99)).to(value.dtype))
@@ -270,10 +275,11 @@ def test_quantisation_writes_its_region_alone(features: str, isa: str) -> None:
             for region in REGIONS.values():
                 at = depths(3, 29, 43, grid)
                 region = Region(region.own, region.near, min(region.reach, at.tile))
-                place = {"depth": at.values, "region": region.numbers(at)}
+                place = Place(at.values, tuple(region.numbers(at)))
                 for shift in shifts:
                     wide = [torch.full((3, 29, 43, 16), 251, dtype=torch.uint8) for _ in range(2)]
+                    given = Quantization(read, shift, act_grid(-2.0, 3.0), bits, fraction, threads=3, place=place)
                     with native.force_isa(isa):
-                        cpu.quantize_out(read, shift, act_grid(-2.0, 3.0), bits, 3, wide[0][..., :12], fraction=fraction, **place)
-                    reference.quantize_out(read, shift, act_grid(-2.0, 3.0), bits, 3, wide[1][..., :12], fraction=fraction, **place)
+                        cpu.quantize_out(given, wide[0][..., :12])
+                    reference.quantize_out(given, wide[1][..., :12])
                     assert torch.equal(*wide)

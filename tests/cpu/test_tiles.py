@@ -13,6 +13,7 @@ from problems import ConvProblem, bell_codes, collapsed, instantiate, runnable_i
 
 from adabm_kernels import native, ops
 from adabm_kernels.backends import cpu
+from adabm_kernels.backends.call import Packing
 from adabm_kernels.planning.exact import Sums, transformed_weights
 from adabm_kernels.planning.layer import plan_layer
 from adabm_kernels.planning.tiles import TILES, takes_kn2row, tile_products
@@ -261,23 +262,23 @@ def test_both_grids_and_mixed_batches_by_their_plans(isa: str, grid: str, weight
 def test_the_library_refuses_tiles_that_are_not_exact() -> None:
     weight = torch.full((16, 3, 3, 4), 15, dtype=torch.int8)
     with pytest.raises(ValueError, match=r"tile_for_bits\[6\] = 1 is not exact: 8-bit codes transform to 510"):
-        cpu.pack(weight, (1,) * 7)
+        cpu.pack(weight, Packing((1,) * 7))
     with pytest.raises(ValueError, match="tile 2 needs more than 4 bytes: a weight of output 0 transforms to 540"):
-        cpu.pack(weight * 4, (2,) + (0,) * 6)
+        cpu.pack(weight * 4, Packing((2,) + (0,) * 6))
     with pytest.raises(ValueError, match=r"tile_for_bits\[0\] = 2 is for kernels of 3x3, not of 1x1"):
-        cpu.pack(weight[:, :1, :1].contiguous(), (2,) + (0,) * 6)
+        cpu.pack(weight[:, :1, :1].contiguous(), Packing((2,) + (0,) * 6))
     with pytest.raises(ValueError, match=r"tile_for_bits\[6\] = 6 is for kernels of 5x5, not of 3x3"):
-        cpu.pack(weight, (0,) * 6 + (6,))
+        cpu.pack(weight, Packing((0,) * 6 + (6,)))
     heavy = torch.full((16, 5, 5, 4), 35, dtype=torch.int8)
     assert 35 * 31**2 > 2**15 - 1 >= 34 * 31**2
     with pytest.raises(ValueError, match="tile 6 needs more than 16 bits: a weight of output 0 transforms to 33635"):
-        cpu.pack(heavy, (6,) * 7)
-    cpu.pack(heavy - 1, (6,) * 7)
-    cpu.pack(weight, (7,) * 7)
+        cpu.pack(heavy, Packing((6,) * 7))
+    cpu.pack(heavy - 1, Packing((6,) * 7))
+    cpu.pack(weight, Packing((7,) * 7))
     many = torch.zeros(22, 3, 3, 4, dtype=torch.int8)
     for few, shape in ((heavy, "16 outputs of 5x5"), (many, "22 outputs of 3x3")):
         with pytest.raises(ValueError, match=rf"tile_for_bits\[0\] = 7 is for kernels of 3, 9 or 15 rows .* not for {shape}"):
-            cpu.pack(few, (7,) * 7)
+            cpu.pack(few, Packing((7,) * 7))
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
@@ -292,7 +293,7 @@ def test_kernels_of_5x5_in_tiles_give_the_direct_result(isa: str, borders: bool)
         x_q, bits, weight, alpha, beta = layer["tables"]
         grid = {"out_grid": act_grid(-2.0, 3.0), "out_bits": torch.tensor([4, 8], dtype=torch.int32)}
         for tile in (6, 0):
-            packed = cpu.pack(weight, (0,) * 6 + (tile,))
+            packed = cpu.pack(weight, Packing((0,) * 6 + (tile,)))
             for threads in (1, 3):
                 for out, residual in (("both", layer["residual"]), ("acc", None), ("float", None)):
                     options = {"residual": residual, "out": out, "shuffle": shuffle, "activation": "relu", "threads": threads}

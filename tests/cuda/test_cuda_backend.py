@@ -14,7 +14,7 @@ from small import one_thread  # noqa: F401
 import adabm_kernels
 from adabm_kernels import ops
 from adabm_kernels.backends import cuda
-from adabm_kernels.backends.call import Conv
+from adabm_kernels.backends.call import Conv, Outputs, Quantization, RunConv2d, RunQuantize, Target
 from adabm_kernels.backends.cuda import _place as real_place
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.image_bits import bits_by_rule, image_offsets, measure_images
@@ -23,15 +23,19 @@ from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.nn import network
+from adabm_kernels.ops import ready
 from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack_codes
 from adabm_kernels.registry import Choice
 
 
 @pytest.fixture(autouse=True)
 def on_host() -> Iterator[None]:
+    """Calls are made ready anew in each test, as some put other functions in the backend's place."""
     host_library()
+    ready.READY.clear()
     with cuda_on_host():
         yield
+    ready.READY.clear()
 
 
 # ---- quantisation
@@ -212,8 +216,14 @@ def test_bytes_of_a_dense_block(early: bool, monkeypatch: pytest.MonkeyPatch) ->
     def count(*tensors: torch.Tensor | None) -> None:
         counted[0] += counting[0] * sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
-    def conv2d_out(conv: Conv, threads: int, *outputs: torch.Tensor | None) -> None:
-        count(conv.x_q, conv.residual, *outputs)
+    def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
+        return lambda *tensors: count(tensors[0], tensors[7], *tensors[11:])
+
+    def ready_quantize_out(read: Quantization, y_q: torch.Tensor) -> RunQuantize:
+        return lambda *tensors: count(tensors[0], tensors[5])
+
+    def quantize_many_out(x: torch.Tensor, targets: list[Target], packed_codes: bool) -> None:
+        count(x, *(target.y_q for target in targets))
 
     def run_blocks(*args):
         counting[0] = True
@@ -223,9 +233,8 @@ def test_bytes_of_a_dense_block(early: bool, monkeypatch: pytest.MonkeyPatch) ->
 
     real = model._run_blocks
     monkeypatch.setattr(model, "_run_blocks", run_blocks)
-    monkeypatch.setattr(cuda, "conv2d_out", conv2d_out)
-    monkeypatch.setattr(cuda, "quantize_out", lambda x, shift, grid, bits, threads, y_q: count(x, y_q))
-    monkeypatch.setattr(cuda, "quantize_many_out", lambda x, grids, bits, starts, y_q: count(x, *y_q))
+    for stand_in in (ready_conv2d_out, ready_quantize_out, quantize_many_out):
+        monkeypatch.setattr(cuda, stand_in.__name__, stand_in)
     model(images[0])
     groups = layers + 1  # of c channels, the block's input and each layer's
     read_by_convolutions = sum(range(1, groups + 1))

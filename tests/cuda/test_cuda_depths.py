@@ -12,6 +12,7 @@ from tile_pictures import PLACES, THRESHOLDS, pictures
 
 from adabm_kernels import ops
 from adabm_kernels.backends import cuda
+from adabm_kernels.backends.call import DepthRule
 from adabm_kernels.regions import tiles_of
 
 
@@ -31,7 +32,7 @@ def found(x_q: torch.Tensor, tile: int, top: int, left: int, threshold: int, dee
     sizes = (tiles_of(size, tile, before) for size, before in zip(x_q.shape[1:3], (top, left), strict=True))
     depth = torch.full((len(x_q), *sizes), POISON, dtype=torch.uint8)
     with buffers([x_q], [depth]):
-        cuda.tile_depths_out(x_q, tile, top, left, threshold, deep, 1, depth)
+        cuda.tile_depths_out(x_q, DepthRule(tile, top, left, threshold, deep), depth)
     return depth
 
 

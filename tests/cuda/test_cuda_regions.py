@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from problems import ConvInstance, ConvProblem, instantiate
 
 from adabm_kernels import ops
 from adabm_kernels.backends import reference
+from adabm_kernels.backends.call import Outputs
 from adabm_kernels.quantize import act_grid, unpack_codes
 from adabm_kernels.regions import EVERY, Depths, Region, tiles_of
 
@@ -208,8 +210,8 @@ def test_an_image_of_bytes_with_pixels_that_are_shuffled(depth: int, major: int)
     image = torch.full(call.y_acc.shape, POISON, dtype=torch.uint8)
     want, want_acc = image.clone(), call.y_acc.clone()
     conv = conv_of(instance, depths, region)
-    reference.conv2d_pixels_out(conv, 1, want)
-    reference.conv2d_out(conv, 1, want_acc, None)
+    reference.conv2d_out(conv, Outputs(want))
+    reference.conv2d_out(conv, Outputs(want_acc))
     call.args.y_image = image.data_ptr()
     with on(major), buffers([*call.read, call.packed], [image, call.y_acc]):
         host_library().call("adabm_conv2d_cuda", call.args, 0, None)
@@ -223,7 +225,7 @@ def test_the_first_layer_whose_few_channels_are_unfolded(region: str) -> None:
     instance, depths = instantiate(problem), depths_of(problem)
     call = conv2d_call(instance, outputs="yq", depths=depths, region=REGIONS[region])
     want_y, want_q = call.y.clone(), call.y_q.clone()
-    reference.conv2d_out(conv_of(instance, depths, REGIONS[region]), 1, want_y, want_q)
+    reference.conv2d_out(conv_of(instance, depths, REGIONS[region]), Outputs(want_y, want_q))
     call.run()
     assert_equal(call.y, want_y)
     assert_equal(call.y_q, want_q)
@@ -255,7 +257,7 @@ STRAIGHT_BLOCK = dataclasses.replace(BLOCK, channels=64, outputs=64)
 def two_calls_of(first: ConvInstance, second: ConvInstance, depths: Depths, inner: Region) -> None:
     """Gives the second what the first makes of a region of its own, within poison."""
     second.x_q = torch.full_like(second.x_q, POISON)
-    reference.conv2d_out(conv_of(first, depths, inner), 1, None, second.x_q)
+    reference.conv2d_out(conv_of(first, depths, inner), Outputs(y_q=second.x_q))
 
 
 def check_block(
@@ -339,14 +341,15 @@ def test_operators_hand_regions_over() -> None:
     first, second, _ = block(BLOCK)
     two_calls_of(first, second, depths, dataclasses.replace(region, passed=EVERY))
     want = second.residual.clone()
-    reference.conv2d_out(conv_of(second, depths, region)._replace(residual=want), 1, want, None)
+    reference.conv2d_out(replace(conv_of(second, depths, region), residual=want), Outputs(want))
     place = {"depth": depths.values, "region": region.numbers(depths), "accumulate": True, "backend": "cuda"}
     a, b = (conv_of(instance) for instance in (first, second))
+    of_a, of_b = ((conv.weight, conv.packed, conv.alpha, conv.beta) for conv in (a, b))
     with driver(**HOPPER, multiprocessors=2):
         got = second.residual.clone()
-        ops.conv2d_out(second.x_q, second.bits, *b[2:6], box_filter=b.box_filter, y=got, **place)
+        ops.conv2d_out(second.x_q, second.bits, *of_b, box_filter=b.box_filter, y=got, **place)
         assert_equal(got, want)
         got = second.residual.clone()
         tables = {"activation": "relu", "box_filters": (a.box_filter, b.box_filter)}
-        ops.resblock_out(first.x_q, first.bits, a[2:6], b[2:6], first.out_grid, first.out_bits, y=got, **tables, **place)
+        ops.resblock_out(first.x_q, first.bits, of_a, of_b, first.out_grid, first.out_bits, y=got, **tables, **place)
         assert_equal(got, want)

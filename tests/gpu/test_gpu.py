@@ -10,7 +10,7 @@ from small import poison_empty
 import adabm_kernels
 from adabm_kernels import ConvertConfig, native, ops
 from adabm_kernels.backends import cuda
-from adabm_kernels.backends.call import Conv
+from adabm_kernels.backends.call import Conv, Outputs
 from adabm_kernels.backends.structs import conv2d_args
 from adabm_kernels.image_bits import measure_images
 from adabm_kernels.networks.detect import float_network
@@ -121,11 +121,11 @@ def test_every_configuration_equals_the_reference(kernel: str) -> None:
         tables = [(i.layer.weight, i.layer.packed, i.layer.alpha, i.layer.beta, None) for i in (first, second)]
         end = (first.out_grid, first.out_bits, first.layer.box_filter, "relu", 1)
         conv = Conv(first.x_q, first.bits, *tables[0], None, *end)
-        a, _ = conv2d_args(conv, None, None if kernel == "resblock" else got, config=config)
+        a, _ = conv2d_args(conv, Outputs(y_q=None if kernel == "resblock" else got), config=config)
         place = cuda._place(got)
         if kernel == "resblock":
             outputs_of = (second.residual, None, None, second.layer.box_filter, "none", 1)
-            b, _ = conv2d_args(Conv(inner, first.out_bits, *tables[1], *outputs_of), got, None)
+            b, _ = conv2d_args(Conv(inner, first.out_bits, *tables[1], *outputs_of), Outputs(got))
             b.x_q, b.x_bits = None, a.out_bits
             native.library("cuda").call("adabm_resblock_cuda", a, b, *place)
         else:

@@ -55,13 +55,13 @@ class Card:
         return self.times.get(config, self.default) / 1e3
 
     def module(self, name: str) -> SimpleNamespace:
-        def conv2d_out(conv: Any, threads: int, y: Any, y_q: Any, packed_codes: bool) -> None:
+        def conv2d_out(conv: Any, to: Any) -> None:
             config = self.tuning._forced
             if name == "triton" and config is not None and self.refuses(config):
                 raise ValueError("out of resource: shared memory\nmore of it")
-            reference.conv2d_out(conv, threads, y, y_q, packed_codes=packed_codes)
+            reference.conv2d_out(conv, to)
             if name == "triton" and self.wrong in (config, "any"):
-                (y_q if y is None else y).add_(1)
+                (to.y_q if to.y is None else to.y).add_(1)
 
         return SimpleNamespace(conv2d_out=conv2d_out)
 
@@ -156,7 +156,7 @@ def test_calls_made_ready_go_by_what_is_known_now(
     """Without anybody's clearing the cache of checked calls."""
     tuning, used = card.tuning, []
 
-    def ready_conv2d_out(conv: Any, *settings: Any, **packing: Any) -> Callable[..., None]:
+    def ready_conv2d_out(conv: Any, to: Any) -> Callable[..., None]:
         config = tuning.conv2d_config(90, conv.x_q.shape[3], 3, 16, 64)
         return lambda *tensors: used.append(config)
 

@@ -13,7 +13,7 @@ from problems import ConvInstance, ConvProblem, instantiate, int16_features
 
 from adabm_kernels import native
 from adabm_kernels.backends import cuda, reference
-from adabm_kernels.backends.call import Conv
+from adabm_kernels.backends.call import Conv, Outputs, Packing, Place
 from adabm_kernels.backends.structs import conv2d_args
 from adabm_kernels.quantize import pack_codes, padded_channels, unpack_codes
 from adabm_kernels.regions import Depths, Region
@@ -34,7 +34,7 @@ def cuda_on_host() -> Iterator[None]:
 def pack_weights(weight: torch.Tensor, box_filter: bool, shuffle: int) -> torch.Tensor:
     """The packed form for the GPU of int8 [K, R, S, C] or [R, S, K, R, S, C]."""
     with cuda_on_host():
-        return cuda.pack(weight, box_filter, shuffle)
+        return cuda.pack(weight, Packing(box_filter=box_filter, shuffle=shuffle))
 
 
 def by_class(kernel: int, height: int, width: int, channels: int, outputs: int, bits: tuple[int, ...], **settings) -> ConvInstance:
@@ -90,7 +90,9 @@ def conv_of(
         layer.shuffle,
     )
     conv = conv if fraction is None else int16_features(conv, fraction)
-    return conv if depths is None or region is None else conv._replace(depth=depths.values, region=tuple(region.numbers(depths)))
+    if depths is None or region is None:
+        return conv
+    return replace(conv, place=Place(depths.values, tuple(region.numbers(depths))))
 
 
 def conv2d_call(
@@ -117,9 +119,9 @@ def conv2d_call(
     conv = conv_of(instance, depths, region, fraction)
     packed = conv.packed
     if packed_x:
-        conv = conv._replace(x_q=pack_codes(instance.x_q, instance.bits))
+        conv = replace(conv, x_q=pack_codes(instance.x_q, instance.bits))
     packing = packed_x * native.PACKED_X + packed_y * native.PACKED_Y
-    args, held = conv2d_args(conv, y, y_q, packed_codes=packing, border_kernels=layer.weight.dim() == 6)
+    args, held = conv2d_args(conv, Outputs(y, y_q), packed_codes=packing, border_kernels=layer.weight.dim() == 6)
     args.y_acc = None if y_acc is None else y_acc.data_ptr()
     read = [t for t in held if t is not None and t is not y and t is not y_q and t is not packed]
     return CudaCall(args, read, packed, y, y_q, y_acc)
@@ -161,7 +163,7 @@ def reference_of(call: CudaCall, instance: ConvInstance, packed: bool, **place) 
     want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
     if packed and want_q is not None:
         want_q = unpack_codes(want_q, instance.out_bits)
-    reference.conv2d_out(conv_of(instance, **place), 1, want_y, want_q)
+    reference.conv2d_out(conv_of(instance, **place), Outputs(want_y, want_q))
     return want_y, want_q
 
 

@@ -73,7 +73,7 @@ def int16_features(conv: Conv, fraction: int) -> Conv:
     """The convolution with features of 16 bits; its residual, where it has floats, becomes what they hold of it."""
     floats = conv.residual is not None and conv.residual.dtype == torch.float32
     residual = to_fixed(conv.residual, fraction) if floats else conv.residual
-    return conv._replace(residual=residual, features="int16", fraction=fraction)
+    return replace(conv, residual=residual, features="int16", fraction=fraction)
 
 
 def random_parameters(p: ConvProblem, generator: torch.Generator, extreme: bool = False) -> ConvParameters:

@@ -152,7 +152,7 @@ def use_triton(folder: str | None, cache: str) -> None:
 
 def compile_kernel(name: str, capability: int | str, build: Callable[..., Any] | None = None) -> Any:
     """A form of CONV2D or OTHERS for a compute capability, 90 for 9.0; or what `build` makes of the arguments of `_compile`."""
-    from adabm_kernels.backends.triton import conv2d, depths, measure, quantize, tuning
+    from adabm_kernels.backends.triton import conv2d, depths, image_bits, quantize, tuning
 
     wanted, products = 0, {}
     if name in CONV2D:
@@ -192,20 +192,20 @@ def compile_kernel(name: str, capability: int | str, build: Callable[..., Any] |
         types |= {"x": "*i16" if int16 else "*fp32", "step": SCALES["step"]}
         absent = {"shift": not constants["SHIFT"], "step": not int16} | dict.fromkeys(("depth", *REGION[:8]), not with_depth)
     elif name.startswith("measure"):
-        kernel, absent = measure.measure_kernel, {}
+        kernel, absent = image_bits.measure_kernel, {}
         types = {"x": "*fp32", "partial": "*fp32", "height": "i32", "width": "i32"}
         types |= {f"stride_{axis}": "i32" for axis in "nchw"}
-        constants = {"WIDE": False, "BLOCK": measure.BLOCK, "num_warps": 4, "enable_fp_fusion": False} | OTHERS[name]
+        constants = {"WIDE": False, "BLOCK": image_bits.BLOCK, "num_warps": 4, "enable_fp_fusion": False} | OTHERS[name]
     elif name == "tile_depths":
         kernel, absent = depths.tile_depths_kernel, {}
         types = {"x_q": "*u8", "depth": "*u8"}
         types |= dict.fromkeys(("height", "width", "rows", "columns", "tile", "top", "left", "threshold", "deep"), "i32")
         constants = {"BLOCK": depths.BLOCK, "num_warps": 4}
     else:
-        kernel = measure.decide_kernel
+        kernel = image_bits.decide_kernel
         types = dict.fromkeys(("partial", "measure", "lower", "upper"), "*fp32") | {"rules": "*i32", "bits": "*i32"}
         types |= dict.fromkeys(("tiles", "pixels", "layers"), "i32")
-        constants = {"BITS": True, "STEPS": 1, "LAYERS": 64, "BLOCK": measure.BLOCK, "num_warps": 4, "enable_fp_fusion": False}
+        constants = {"BITS": True, "STEPS": 1, "LAYERS": 64, "BLOCK": image_bits.BLOCK, "num_warps": 4, "enable_fp_fusion": False}
         constants |= OTHERS[name]
         absent = {"measure": constants["BITS"]} | dict.fromkeys(("lower", "upper", "rules", "bits"), not constants["BITS"])
     missing = [key for key, gone in absent.items() if gone]

@@ -153,7 +153,8 @@ def test_the_fake_of_a_residual_block_checks_its_region() -> None:
 def test_a_residual_block_shares_no_memory_with_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """In front of its kernel, which only a card has."""
     ran = []
-    monkeypatch.setattr(library, "backend_module", lambda backend: SimpleNamespace(resblock_out=lambda *args: ran.append(args)))
+    stand_in = SimpleNamespace(ready_resblock_out=lambda *convs: lambda *args: ran.append(args))
+    monkeypatch.setattr(library, "backend_module", lambda backend: stand_in)
     x_q, bits = CODES, torch.tensor([4], dtype=torch.int32)
     conv = torch.zeros(8, 3, 3, 8, dtype=torch.int8), torch.zeros(0, dtype=torch.uint8), torch.ones(7, 8), torch.zeros(4, 4, 8)
     grid = {"out_grid": act_grid(0, 1), "out_bits": bits}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from small import poison_empty, small_edsr
 
 from adabm_kernels import ConvertConfig, convert_model, ops
 from adabm_kernels.backends import reference
+from adabm_kernels.backends.call import Outputs
 from adabm_kernels.backends.devices import interpreting
 from adabm_kernels.backends.triton import conv2d as kernels
 from adabm_kernels.backends.triton import launch, probe
@@ -142,7 +144,8 @@ def check_int16(instance: ConvInstance, fraction: int, packed: bool) -> None:
             continue
         y = (conv.residual.clone() if in_place else torch.full_like(want_y, POISON_INT16)) if features else None
         y_q = torch.full_like(want_q, 171) if codes else None
-        kernels.conv2d_out(conv._replace(x_q=x_q, residual=y if in_place else conv.residual), 0, y, y_q, packed)
+        given = replace(conv, x_q=x_q, residual=y if in_place else conv.residual, packed_codes=packed)
+        kernels.conv2d_out(given, Outputs(y, y_q))
         assert y is None or torch.equal(y, want_y)
         assert y_q is None or torch.equal(y_q, as_written(want_q, y_q, conv.out_bits) if packed else want_q)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.compiler.compiler import LazyDict
 
-from adabm_kernels.backends.triton import conv2d, depths, launch, measure, quantize
+from adabm_kernels.backends.call import DepthRule, Outputs, Packing, Quantization
+from adabm_kernels.backends.triton import conv2d, depths, image_bits, launch, quantize
 from adabm_kernels.quantize import act_grid
 
 launches: list[tuple] = []
@@ -67,15 +69,15 @@ def driver():
 def conv_run():
     instance = instantiate(ConvProblem("launched", 4, 5, 8, 8, residual=True, activation="prelu"))
     instance.layer.slope = torch.rand(8)
-    conv = instance.conv("reference")._replace(packed=conv2d.pack(instance.layer.weight, False))
+    conv = replace(instance.conv("reference"), packed=conv2d.pack(instance.layer.weight, Packing()))
     y, y_q = torch.empty(1, 4, 5, 8), torch.empty(1, 4, 5, 8, dtype=torch.uint8)
-    return conv2d.ready_conv2d_out(conv, 0, y, y_q), (*conv[:10], None, y, y_q), (7, 8, 11, 12)
+    return conv2d.ready_conv2d_out(conv, Outputs(y, y_q)), (*conv.tensors.values(), y, y_q), (7, 8, 11, 12)
 
 
 def quantize_run():
     x, bits, y_q = torch.rand(1, 8, 4, 5), torch.tensor([4], dtype=torch.int32), torch.empty(1, 4, 5, 8, dtype=torch.uint8)
     tensors = x, torch.rand(8), act_grid(0.0, 1.0), bits, None, y_q
-    return quantize.ready_quantize_out(*tensors[:4], 0, y_q), tensors, (0, 1, 5)
+    return quantize.ready_quantize_out(Quantization(*tensors[:4]), y_q), tensors, (0, 1, 5)
 
 
 def copied(tensor: torch.Tensor | None, by: int) -> torch.Tensor | None:
@@ -120,10 +122,10 @@ def test_kernels_of_the_image_are_kept_for_each_size(monkeypatch: pytest.MonkeyP
     small, large = copied(torch.rand(1, 3, 4, 5), 0), copied(torch.rand(1, 3, 4, 6), 0)
     pixels, map_ = torch.zeros(1, 4, 5, 4, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8)
     calls = [
-        lambda: measure.image_measure(small),
-        lambda: measure.image_measure(large),
-        lambda: depths.tile_depths_out(copied(pixels, 0), 8, 0, 0, 5, 1, 0, copied(map_, 0)),
-        lambda: depths.tile_depths_out(copied(pixels, 0), 8, 0, 0, 6, 1, 0, copied(map_, 0)),
+        lambda: image_bits.image_measure(small),
+        lambda: image_bits.image_measure(large),
+        lambda: depths.tile_depths_out(copied(pixels, 0), DepthRule(8, 0, 0, 5, 1), copied(map_, 0)),
+        lambda: depths.tile_depths_out(copied(pixels, 0), DepthRule(8, 0, 0, 6, 1), copied(map_, 0)),
     ]
     first, again = [], []
     for seen in (first, again):

@@ -3,7 +3,7 @@
 import torch
 
 from .. import reference
-from ..call import Conv
+from ..call import Conv, Outputs, Packing
 from ..devices import interpreting
 
 if interpreting():
@@ -11,14 +11,13 @@ if interpreting():
 
     install()
 
-from .conv2d import conv2d_out, conv2d_pixels_out, pack, ready_conv2d_out
+from .conv2d import conv2d_out, pack, ready_conv2d_out
 from .depths import tile_depths_out
-from .measure import image_measure, layer_bits
+from .image_bits import image_measure, layer_bits
 from .quantize import quantize_out, ready_quantize_out
 
 __all__ = [
     "conv2d_out",
-    "conv2d_pixels_out",
     "image_measure",
     "layer_bits",
     "pack",
@@ -37,7 +36,7 @@ def probe(device: torch.device) -> None:
     bits = torch.full((1,), 8, dtype=torch.int32, device=device)
     tables = torch.ones(7, 4, device=device), torch.zeros(4, 4, 4, device=device)
     y = torch.empty(1, 3, 4, 4, dtype=torch.int32, device=device)
-    conv = Conv(x_q, bits, weight, pack(weight, False), *tables, None, None, None, None, False, "none", 1)
-    conv2d_out(conv, 0, y, None)
+    conv = Conv(x_q, bits, weight, pack(weight, Packing()), *tables, None, None, None, None, False, "none", 1)
+    conv2d_out(conv, Outputs(y))
     if not torch.equal(y, reference.accumulate(x_q, weight, False)):
         raise RuntimeError("a small convolution gives wrong results")

@@ -9,7 +9,6 @@ could happen (255 * SUM |m| fits int32).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ import triton.language as tl
 
 from ...quantize import packed_pitch, padded_channels
 from ...regions import NUMBERS, passes_on
-from ..call import ACTIVATIONS, Conv, dense, pitch
+from ..call import ACTIVATIONS, Conv, Outputs, Packing, RunConv2d, dense, pitch, run_conv2d
 from ..rates import rates
 from . import launch, tuning
 from .codes import bits_at, part_of
@@ -78,14 +77,14 @@ class Layout:
         return tuple(at)
 
 
-def pack(weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
-    """The packed form of int8 [K, R, S, C] (or [R, S, K, R, S, C], a kernel per border class): see Layout. uint8, on its device.
+def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """See call.Kernels, and Layout.
 
     Under `box_filter` the integers are 2k' + 1: where they fit int8 they are packed themselves, else k' and a row of ones.
     """
     weight = weight.to(torch.int32)
     ones = False
-    if box_filter:
+    if packing.box_filter:
         ones = bool(weight.min() < -64 or weight.max() > 63)
         weight = weight if ones else 2 * weight + 1
     layout = Layout.of(tuple(weight.shape), ones=ones)
@@ -396,16 +395,14 @@ def kernel_of(constants: dict[str, Any]) -> Any:
     return conv2d_kernel if "BY_CLASS" in constants else persistent_kernel
 
 
-def conv2d_out(conv: Conv, threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False) -> None:
-    """See ops.conv2d_out; an int32 y takes the accumulators, a uint8 y pixels."""
-    ready_conv2d_out(conv, threads, y, y_q, packed_codes)(*conv[:10], conv.depth, y, y_q)
+def conv2d_out(conv: Conv, to: Outputs) -> None:
+    """See call.Kernels."""
+    run_conv2d(ready_conv2d_out(conv, to), conv, to)
 
 
-def ready_conv2d_out(
-    conv: Conv, _threads: int, y: torch.Tensor | None, y_q: torch.Tensor | None, packed_codes: bool = False
-) -> Callable[..., None]:
-    """`conv2d_out` for all calls with tensors of these sizes, strides and types on this device: a function of the ten tensors of
-    Conv, depth, y and y_q."""
+def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
+    """See call.Kernels: decides how it is launched."""
+    y, depth, region = to.y, conv.place.depth, conv.place.region
     x_q, residual = conv.x_q, conv.residual
     n, h, w, _ = x_q.shape
     launch.check("conv2d", "x_q", x_q, h * w * conv.shuffle**2)
@@ -418,16 +415,16 @@ def ready_conv2d_out(
         conv.packed.numel(),
         activation=conv.activation,
         shuffle=conv.shuffle,
-        packed_codes=packed_codes,
+        packed_codes=conv.packed_codes,
         y=0 if y is None else OUTPUTS[y.dtype],
         y_pitch=0 if held is None else pitch(held),
-        codes=y_q is not None,
+        codes=to.y_q is not None,
         residual=residual is not None,
-        depth=conv.depth is not None,
-        passes=passes_on(conv.region),
+        depth=depth is not None,
+        passes=passes_on(region),
     )
     scales = (2.0**conv.fraction, 2.0**-conv.fraction) if conv.features == "int16" else (None, None)
-    numbers = (None,) * NUMBERS if conv.depth is None else conv.region
+    numbers = (None,) * NUMBERS if depth is None else region
     launch.check_programs("conv2d", x_q.device, programs, constants["num_warps"])
     again = launch.Again(kernel_of(constants), (programs, n), constants)
 
@@ -442,8 +439,3 @@ def ready_conv2d_out(
             )
 
     return run
-
-
-def conv2d_pixels_out(conv: Conv, threads: int, image: torch.Tensor, packed_codes: bool = False) -> None:
-    """See ops.conv2d_pixels_out."""
-    conv2d_out(conv, threads, image, None, packed_codes)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ...regions import tiles_of
+from ..call import DepthRule
 from . import launch
 
 BLOCK = 512  # pixels that a program looks at before it asks whether it has seen enough
@@ -47,14 +48,12 @@ def tile_depths_kernel(x_q, depth, height, width, rows, columns, tile, top, left
     tl.store(depth + image * rows * columns + index, tl.where(bend > threshold, deep, 0).to(tl.uint8))
 
 
-def tile_depths_out(
-    x_q: torch.Tensor, tile: int, top: int, left: int, threshold: int, deep: int, _threads: int, depth: torch.Tensor
-) -> None:
-    """See ops.tile_depths: one launch."""
+def tile_depths_out(x_q: torch.Tensor, rule: DepthRule, depth: torch.Tensor) -> None:
+    """See call.Kernels: one launch."""
     n, h, w, _ = x_q.shape
     launch.check("tile_depths", "x_q", x_q, h * w)
-    rows, columns = tiles_of(h, tile, top), tiles_of(w, tile, left)
+    rows, columns = tiles_of(h, rule.tile, rule.top), tiles_of(w, rule.tile, rule.left)
     launch.check_programs("tile_depths", x_q.device, rows * columns, 4)
     with launch.on(x_q):
-        numbers = h, w, rows, columns, tile, top, left, threshold, deep
+        numbers = h, w, rows, columns, rule.tile, rule.top, rule.left, rule.threshold, rule.deep
         launch.run(tile_depths_kernel, (rows * columns, n), (x_q, depth), numbers, BLOCK=BLOCK, num_warps=4)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 import triton
 import triton.language as tl
 
 from ...quantize import padded_channels
-from ..call import dense, pitch
+from ..call import Quantization, RunQuantize, dense, pitch, run_quantize
 from . import launch, tuning
 from .codes import bits_at, store_codes, to_codes
 from .regions import any_of, marks_of
@@ -61,39 +59,14 @@ def quantize_kernel(x, step, shift, grid, bits, y_q, width, pixels, stride_n, st
                 PACKED)  # fmt: skip
 
 
-def quantize_out(
-    x: torch.Tensor,
-    shift: torch.Tensor | None,
-    grid: torch.Tensor,
-    bits: torch.Tensor,
-    threads: int,
-    y_q: torch.Tensor,
-    packed_codes: bool = False,
-    start: int = 0,
-    fraction: int = 0,
-    depth: torch.Tensor | None = None,
-    region: Sequence[int] = (),
-) -> None:
-    """See ops.quantize_out."""
-    run = ready_quantize_out(x, shift, grid, bits, threads, y_q, packed_codes, start, fraction, depth, region)
-    run(x, shift, grid, bits, depth, y_q)
+def quantize_out(read: Quantization, y_q: torch.Tensor) -> None:
+    """See call.Kernels."""
+    run_quantize(ready_quantize_out(read, y_q), read, y_q)
 
 
-def ready_quantize_out(
-    x: torch.Tensor,
-    shift: torch.Tensor | None,
-    grid: torch.Tensor,
-    bits: torch.Tensor,
-    _threads: int,
-    y_q: torch.Tensor,
-    packed_codes: bool = False,
-    start: int = 0,
-    fraction: int = 0,
-    depth: torch.Tensor | None = None,
-    region: Sequence[int] = (),
-) -> Callable[..., None]:
-    """`quantize_out` for all calls with tensors of these sizes, strides and types on this device: a function of (x, shift, grid,
-    bits, depth, y_q)."""
+def ready_quantize_out(read: Quantization, y_q: torch.Tensor) -> RunQuantize:
+    """See call.Kernels: decides how it is launched."""
+    x, start, packed_codes = read.x, read.start, read.packed_codes
     n, c, h, w = x.shape
     launch.check("quantize", "x", x, h * w)
     channels, y_pitch = y_q.shape[3], pitch(y_q)
@@ -101,12 +74,12 @@ def ready_quantize_out(
     last = packed_codes and start + fill == channels
     axis = -(-(-(-channels // 16) * 16 - start if last else fill) // 16) * 16
     reach = sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
-    numbers = (None,) * COMPUTED_NUMBERS if depth is None else tuple(region[:COMPUTED_NUMBERS])
+    numbers = (None,) * COMPUTED_NUMBERS if read.place.depth is None else read.place.region[:COMPUTED_NUMBERS]
     constants = {
-        "C": c, "SHIFT": shift is not None, "CHANNELS": channels, "PITCH": y_pitch, "START": start, "FILL": fill, "AXIS": axis,
+        "C": c, "SHIFT": read.shift is not None, "CHANNELS": channels, "PITCH": y_pitch, "START": start, "FILL": fill, "AXIS": axis,
         "PACKED": packed_codes, "WIDE": max(reach, h * w * y_pitch) > launch.NARROW,
     }  # fmt: skip
-    step = 2.0**-fraction if x.dtype == torch.int16 else None
+    step = 2.0**-read.fraction if x.dtype == torch.int16 else None
     config = tuning.quantize_config(axis)
     programs = -(-h * w // config.block_m) * -(-axis // config.block_n)
     launch.check_programs("quantize", x.device, programs, config.num_warps)

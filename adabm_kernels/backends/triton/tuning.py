@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import user_path
-from .. import amd, tables
+from .. import amd, launches, tables
 
 TABLE = Path(__file__).with_name("tuning.json")  # written by benchmarks/gpu/tune_triton.py; absent until something was measured
 # Of the convolution: a program for each tile, and programs that keep the weights and take tile after tile (persistent.py).
@@ -81,18 +81,12 @@ def always(config: Config) -> Iterator[None]:
         forget_launches()
 
 
-# How often that has changed which decides about launches. Calls that were made ready in another generation are made ready again
-# (ops/library.py).
-generation = 0
-
-
 def forget_launches() -> None:
     """What decides about launches has changed: those of every call are decided anew, as they are for a call that is new."""
-    global generation
     from . import conv2d
 
     conv2d.conv2d_launch.cache_clear()
-    generation += 1
+    launches.changed()
 
 
 def candidates(outputs: int, pixels: int, capability: int | str = 80) -> list[Config]:

@@ -76,7 +76,14 @@ def _partial_sums(x: torch.Tensor) -> torch.Tensor:
     return partial
 
 
-def _decide(x, measure, lower, upper, rules, bits) -> None:
+def _decide(
+    x: torch.Tensor,
+    measure: torch.Tensor | None,
+    rule: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    bits: torch.Tensor | None = None,
+) -> None:
+    """Fills measure [N] or, by a rule (lower, upper, rules), bits [L, N]."""
+    lower, upper, rules = rule or (None, None, None)
     n, _, h, w = x.shape
     with launch.on(x):
         partial = _partial_sums(x)
@@ -89,14 +96,14 @@ def _decide(x, measure, lower, upper, rules, bits) -> None:
 
 
 def image_measure(x: torch.Tensor) -> torch.Tensor:
-    """See ops.image_measure. Luma and gradients in float32, sums of 1024 pixels too, sums of those in float64."""
+    """See call.Kernels. Luma and gradients in float32, sums of 1024 pixels too, sums of those in float64."""
     measure = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    _decide(x, measure, None, None, None, None)
+    _decide(x, measure)
     return measure
 
 
 def layer_bits(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
-    """See ops.layer_bits: two launches."""
+    """See call.Kernels: two launches."""
     bits = torch.empty(rules.shape[0], x.shape[0], dtype=torch.int32, device=x.device)
-    _decide(x, None, lower, upper, rules.contiguous(), bits)
+    _decide(x, None, (lower, upper, rules.contiguous()), bits)
     return bits
