@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import native, ops
+from ..graph.nodes import Affine, ColourShift, Node
 from ..ops import library
 from ..quantize import (
     MAX_BITS,
@@ -393,6 +394,19 @@ class AdaptiveConv2d(IntegerConv2d):
             self.set_rest(
                 AdaptiveConv2d(replace(parameters, **second), gain=gain, shuffle=shuffle), parameters.lower, parameters.upper
             )
+
+    def take_pixels(self, before: Node | None) -> None:
+        """Keep what the codes of pixels are made with where they are this convolution's input: `pixel_grid`, and `pixel_shift`,
+        float32 [C] or None. before: what stands between the pixels and the convolution, an Affine with a divisor or a ColourShift.
+        """
+        p, shift = self.parameters_, self.parameters_.input_shift
+        unit = before.divisor if isinstance(before, Affine) and before.divisor is not None else 1.0
+        if isinstance(before, ColourShift):
+            # What pixels lack to be what the codes stand for.
+            mean = torch.tensor(before.mean, dtype=torch.float32) * -before.sign
+            shift = mean if shift is None else mean + shift
+        self.register_buffer("pixel_shift", shift)
+        self.register_buffer("pixel_grid", act_grid(p.lower * unit, p.upper * unit))
 
     @property
     def bit_range(self) -> tuple[int, int]:
