@@ -127,7 +127,8 @@ class _Compiler:
         for name, parts in self.parts.items():
             longer = any(len(other) > len(parts) and other[: len(parts)] == parts for other in self.parts.values())
             begins = any(self.parts.get(one) == parts[: len(self.parts.get(one, ()))] for one in read if one in self.parts)
-            free = len(set(parts)) == len(parts) > 1 and not any(part in homes or part in self.source.stream for part in parts)
+            taken = homes.keys() | self.source.stream | {self.source.x, self.source.y}
+            free = len(set(parts)) == len(parts) > 1 and taken.isdisjoint(parts)
             if longer or not begins or not free:
                 continue
             store, start = Store("features", self.channels(name), self.extents[name]), 0
@@ -175,10 +176,10 @@ class _Compiler:
 
     def _wanted(self) -> set[str]:
         """The tensors whose features are read."""
-        wanted = {self.source.y, *self.waiting}
+        wanted = {*self.parts_of(self.source.y), *self.waiting}
         for item in self.source.items:
             if isinstance(item, Layer):
-                wanted |= {item.residual} if item.residual is not None else set()
+                wanted |= set() if item.residual is None else set(self.parts_of(item.residual))
                 direct = self.direct.get(self.parts_of(item.inputs[0])[0]) is item
                 wanted |= set() if direct and item.conv.rest is None else set(self.parts_of(item.inputs[0]))
             elif not isinstance(item, Concat):
@@ -201,10 +202,11 @@ class _Compiler:
                     self._layer(item, first if item.pairs else None)
             elif not isinstance(item, Concat):
                 self._node(item)
+        y = self._features_of(source.y)
         if source.easy is not None:
             pixels = self._pixels()
-            self._add(ExitStep(pixels.codes, pixels.bits, self.features[source.y]), source.easy)
-        return self._bound()
+            self._add(ExitStep(pixels.codes, pixels.bits, y), source.easy)
+        return self._bound(self.features[source.x], y)
 
     def _add(self, step: Step, place: Place | None = None) -> None:
         if place not in self.places:
@@ -236,14 +238,14 @@ class _Compiler:
     def _layer(self, layer: Layer, first: Layer | None) -> None:
         opening = layer if first is None else first
         reader = self.codes[opening.name] if first is not None else self._codes_of(opening)
-        residual = None if layer.residual is None else self.features[layer.residual]
+        residual = None if layer.residual is None else self._features_of(layer.residual)
         stream = not self.source.stream.isdisjoint((layer.name, layer.residual))
         left = self._left(layer, reader)
         if self._is_fresh(layer.name):
-            y = Ref(Store("features", layer.conv.out_channels, self.extents[layer.name], True), 0, layer.conv.out_channels)
+            y = self._fresh(layer.name)
             output = layer.name == self.source.y and layer.name not in self._read_again()
             self._add(FreshStep(layer.conv, layer.bits, reader.codes, y, left, residual, output), layer.place)
-            self.features[layer.name] = y
+            self._keep(layer.name, y)
         else:
             following = self.direct.get(layer.name)
             y_q = None if following is None else self.codes[following.name]
@@ -263,12 +265,12 @@ class _Compiler:
         """The codes of the second digit of a layer's input."""
         if layer.conv.rest is None:
             return None
-        (name,) = self.parts_of(layer.inputs[0])
+        name = layer.inputs[0]
         left = code_store(self.channels(name), self.extents[name])
         rest = self.source.items[self.source.items.index(layer) + 1 :]
         keep = any(name in item.inputs for item in rest)
         place = self.layers[name].place if name in self.layers else None
-        self._add(LeaveStep(self.features[name], layer.conv, layer.bits, reader.codes, left, keep), place)
+        self._add(LeaveStep(self._features_of(name), layer.conv, layer.bits, reader.codes, left, keep), place)
         return left
 
     def _target(self, layer: Layer, residual: Ref | None) -> Ref:
@@ -283,20 +285,28 @@ class _Compiler:
         self.features[layer.name] = home
         return home
 
+    def _features_of(self, name: str) -> Ref:
+        """The features of a tensor, those of a concatenation put together in fresh memory."""
+        if name not in self.parts:
+            return self.features[name]
+        y = self._fresh(name)
+        self._add(FloatStep(Concat(name, self.parts[name]), [self.features[part] for part in self.parts[name]], y))
+        return y
+
+    def _fresh(self, name: str) -> Ref:
+        return Ref(Store("features", self.channels(name), self.extents[name], True), 0, self.channels(name))
+
     def _node(self, node: Node) -> None:
-        y = Ref(Store("features", self.channels(node.name), self.extents[node.name], True), 0, self.channels(node.name))
-        inputs = []
-        for name in node.inputs:
-            if name in self.parts:
-                self._node(Concat(f"{node.name} reads {name}", self.parts[name]))
-                name = f"{node.name} reads {name}"
-            inputs.append(self.features[name])
+        inputs, y = [self._features_of(name) for name in node.inputs], self._fresh(node.name)
         self._add(FloatStep(node, inputs, y))
-        self.features[node.name] = y
-        if node.name in self.homes:
-            self.features[node.name] = self.homes[node.name]
-            self._add(CopyStep(y, self.features[node.name]))
+        self._keep(node.name, y)
         self._after(node.name)
+
+    def _keep(self, name: str, y: Ref) -> None:
+        """Features that were made in fresh memory lie there, or beside others where layers read them together."""
+        self.features[name] = self.homes.get(name, y)
+        if name in self.homes:
+            self._add(CopyStep(y, self.features[name]))
 
     def _after(self, name: str) -> None:
         """Codes that are made as soon as a tensor is there."""
@@ -309,7 +319,7 @@ class _Compiler:
 
     # ---- memory
 
-    def _bound(self) -> Program:
+    def _bound(self, x: Ref, y: Ref) -> Program:
         """The program, whose stores share buffers as far as their lives allow."""
         self._share_buffers()
         ats: dict[tuple[object, ...], int] = {}
@@ -319,7 +329,6 @@ class _Compiler:
                 memory = (id(store),) if store.fresh else (store.buffer, store.kind, store.width, store.extent)
                 ref.whole = ats.setdefault((*memory, 0, store.width), len(ats))
                 ref.at = ats.setdefault((*memory, ref.start, ref.stop), len(ats))
-        x, y = self.features[self.source.x], self.features[self.source.y]
         x.at = ats.setdefault((id(x.store), 0, x.store.width), len(ats))
         return Program(self._with_drops(y.at), x.at, y.at, len(ats), self.places)
 
@@ -391,15 +400,8 @@ def compile_steps(source: Source) -> Program:
     return _Compiler(source).compile()
 
 
-def can_quantize_early(source: Source) -> bool:
-    """Whether slices of codes begin at whole groups of them when all are made as soon as features are there."""
-    return _aligned(replace(source, early=True))
-
-
-def can_pack(source: Source) -> bool:
-    """Whether slices of codes begin at whole groups of them when they are made only where they must be."""
-    return _aligned(replace(source, early=False))
-
-
-def _aligned(source: Source) -> bool:
-    return all(start % CODE_CHANNELS == 0 for waiting in _Compiler(source).waiting.values() for _, start, _ in waiting)
+def slices_aligned(source: Source, early: bool) -> bool:
+    """Whether slices of codes begin at whole groups of them: where all codes are made as soon as features are there, or else only
+    those of parts that do not lie side by side."""
+    waiting = _Compiler(replace(source, early=early)).waiting.values()
+    return all(start % CODE_CHANNELS == 0 for readers in waiting for _, start, _ in readers)

@@ -24,13 +24,13 @@ from ..quantize import check_fraction, to_pixels
 from ..registry import GPU_BACKENDS, Choice, Problem, check_device, choose
 from . import contexts, float_nodes
 from .bits import DecidesBits, RunningThresholds
-from .compile import Layer, Source, can_pack, can_quantize_early, compile_steps
+from .compile import Layer, Source, compile_steps, slices_aligned
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .depth import DecidesDepths, LinearExit, Places, places_of
 from .graph import Graphs, recorded_by_default, records_by_default
 from .lanes import in_order, lanes
 from .plan_table import format_plan, plan_rows
-from .steps import Reader, Run
+from .steps import Program, Reader, Run
 from .tail import CollapsedConv2d
 from .workspace import Workspace
 
@@ -98,7 +98,9 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         self._requested = "auto"
         self.choice = Choice("reference")  # as the convolutions begin
         self.register_buffer("bit_rules", self._rules(), persistent=False)
-        self._sources, self._programs = self._layers(), []
+        self._sources = self._layers()
+        self._early, self._packable = (slices_aligned(self._sources[0], early) for early in (True, False))
+        self._programs: list[Program] = []
         self._compiled_for: tuple[bool, ...] = ()
         self.set_backend("auto")
 
@@ -151,7 +153,9 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def _linear_exit(self, parameters: ExitParameters) -> LinearExit:
         """The filter of easy tiles."""
-        if not self.spec.skips_blocks:
+        graph = self.spec.graph()
+        pairs = len(residual_pairs(self._items)) == len(properties.residual_blocks(graph))
+        if not (pairs and properties.skips_blocks(graph)):
             raise ValueError(f"{type(self).__name__}: exit must be None: only residual blocks can be left out tile by tile")
         if not self.full or self.config.chosen("input_range") != "pixels":
             raise ValueError(f"{type(self).__name__}: exit must be None unless pixels are codes of 8 bits")
@@ -197,7 +201,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
     @property
     def quantizes_early(self) -> bool:
         """Whether features become codes for all layers that read them as soon as they are there."""
-        return self.choice.backend in ops.QUANTIZE_MANY and can_quantize_early(self._sources[0])
+        return self.choice.backend in ops.QUANTIZE_MANY and self._early
 
     def _image(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
         """Where the last convolution of the upsampler writes pixels: uint8 [N, r*H, r*W, C], for the caller."""
@@ -225,7 +229,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         device = str(self._device())  # with the number of a card: cards may differ
         choice = choose(Problem(device), backend)  # every time: the device and the environment may be others than they were
         on_gpu = choice.backend in GPU_BACKENDS
-        packed_codes = on_gpu and choice.backend in ops.PACKED_CODES and can_pack(self._sources[0])
+        packed_codes = on_gpu and choice.backend in ops.PACKED_CODES and self._packable
         # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
         convs = self.convs()
         choices = [choose(Problem(device, conv.shape), backend) if on_gpu else choice for conv in convs]

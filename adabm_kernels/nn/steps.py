@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..graph.nodes import Node
-from ..quantize import padded_channels
+from ..quantize import from_fixed, padded_channels
 from ..regions import Depths, Region
 from . import float_nodes
 from .conv import AdaptiveConv2d, IntegerConv2d
@@ -87,6 +87,12 @@ class Run:
                 whole = tensors[ref.whole] = self.network._buffer(store.buffer, shape, dtype, like.device)
             found = tensors[ref.at] = whole if ref.at == ref.whole else whole[..., ref.start : ref.stop]
         return found
+
+    def floats(self, ref: Ref) -> torch.Tensor:
+        """Features as float32."""
+        x = self.tensors[ref.at]
+        assert x is not None
+        return x if x.dtype != torch.int16 or self.fraction is None else from_fixed(x, self.fraction)
 
     def side_by_side(self, ref: Ref) -> torch.Tensor:
         """A tensor, or several that were written next to one another."""
@@ -253,7 +259,7 @@ class FreshStep(Step):
         conv, tensors, place = self.conv, run.tensors, run.placed[self.place]
         x_q, bits = tensors[self.x.at], run.bits[self.bits]
         image = run.network._image(conv, x_q) if self.output and run.as_pixels else None
-        added = {} if self.residual is None else {"residual": tensors[self.residual.at].contiguous()}
+        added = {} if self.residual is None else {"residual": run.floats(self.residual).contiguous()}
         if image is not None and self.left is None:
             conv.pixels_into(x_q, bits, image, **added, **place)
             tensors[self.y.at] = image
@@ -316,7 +322,7 @@ class FloatStep(Step):
         return [self.y]
 
     def run(self, run: Run) -> None:
-        given = [run.tensors[ref.at].permute(0, 3, 1, 2) for ref in self.inputs]
+        given = [run.floats(ref).permute(0, 3, 1, 2) for ref in self.inputs]
         run.tensors[self.y.at] = float_nodes.evaluate(self.node, given, run.network._plain).permute(0, 2, 3, 1)
 
 
