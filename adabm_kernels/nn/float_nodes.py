@@ -48,7 +48,7 @@ def evaluate(node: Node, inputs: Sequence[torch.Tensor], values: Values) -> torc
         case Activation():
             return getattr(F, node.function)(x, **dict(node.settings))
         case Add():
-            terms = [term if (f := node.factor(i)) == 1 else term * f for i, term in enumerate(inputs)]
+            terms = [term if node.factor(i) == 1 else term * node.factor(i) for i, term in enumerate(inputs)]
             return sum(terms[1:], terms[0])
         case Multiply():
             return x * inputs[1]
