@@ -13,6 +13,7 @@ from ..config import ConvertConfig
 from ..measure import bits_by_rule, image_offsets
 from ..quantize import MAX_BITS, MIN_BITS
 from ..registry import Choice
+from .conv import AdaptiveConv2d
 
 
 class RunningThresholds(nn.Module):
@@ -22,6 +23,12 @@ class RunningThresholds(nn.Module):
     (`ConvertConfig.image_percentile`). momentum: 0 leaves the thresholds as calibrated; see `set_running_thresholds` of
     ConvertedNetwork for the formula. Any number of threads may call it at once, but a compiled caller only one at a time.
     """
+
+    calibrated: torch.Tensor
+    least: torch.Tensor
+    most: torch.Tensor
+    quantiles: torch.Tensor
+    current: torch.Tensor
 
     # How far a threshold may move from its calibrated value, as factors: a long run of odd images must not undo the calibration.
     BOUNDS = (2 / 3, 3 / 2)
@@ -101,9 +108,12 @@ class DecidesBits(nn.Module):
     measure_upper: torch.Tensor
     bit_rules: torch.Tensor
     _running: RunningThresholds
-    _adaptive: nn.ModuleDict
+    _adaptive: nn.ModuleDict  # of the quantised convolutions, in the order they run
     _bits: str | int
     _counted: set[str]
+
+    def _quantized(self) -> list[AdaptiveConv2d]:
+        return list(self._adaptive.values())  # type: ignore[arg-type]
 
     def _check(self, x: torch.Tensor | None, offset: torch.Tensor | None) -> None:
         raise NotImplementedError
@@ -181,9 +191,7 @@ class DecidesBits(nn.Module):
     def _rules(self) -> torch.Tensor:
         """int32 [L, 2] of measure.bits_by_rule for the layers in the order they run."""
         fixed = self._bits if self._bits != "auto" else None
-        rules = [
-            (fixed, 0) if fixed is not None and conv.name in self._counted else conv.bit_rule for conv in self._adaptive.values()
-        ]
+        rules = [(fixed, 0) if fixed is not None and conv.name in self._counted else conv.bit_rule for conv in self._quantized()]
         return torch.tensor(rules, dtype=torch.int32, device="cpu")
 
     def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
@@ -198,7 +206,7 @@ class DecidesBits(nn.Module):
         return bits_by_rule(self.bit_rules, self._offsets(x, learn))
 
     def _by_name(self, table: torch.Tensor) -> dict[str, torch.Tensor]:
-        return dict(zip((conv.name for conv in self._adaptive.values()), table.unbind(), strict=True))
+        return dict(zip((conv.name for conv in self._quantized()), table.unbind(), strict=True))
 
     def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each.

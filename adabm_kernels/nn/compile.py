@@ -356,12 +356,12 @@ class _Compiler:
                 if store.fresh or store.buffer:
                     continue
                 size = store.width * store.extent[1] ** 2
-                added = step.residual if isinstance(step, ConvStep) and ref is step.y else None
-                if added is not None and _in_place(added, ref) and lives[id(added.store)][1] == i:
-                    store.buffer = added.store.buffer
-                    step.accumulate = True
-                    handed_on.add(id(added.store))
-                    continue
+                if isinstance(step, ConvStep) and ref is step.y and step.residual is not None:
+                    added = step.residual.store
+                    if _in_place(step.residual, ref) and lives[id(added)][1] == i:
+                        store.buffer, step.accumulate = added.buffer, True
+                        handed_on.add(id(added))
+                        continue
                 unused = sorted(free.setdefault(store.kind, []), key=lambda name: sizes[name])
                 fitting = [name for name in unused if sizes[name] >= size] or unused[-1:]
                 store.buffer = fitting[0] if fitting else f"{store.kind}{sum(name.startswith(store.kind) for name in sizes)}"

@@ -66,7 +66,19 @@ class IntegerConv2d(WithoutParameters):
         self.backend, self.threads, self.packed_codes = "reference", 0, False
         self.rest: IntegerConv2d | None = None
 
-    bit_range = (MAX_BITS, MAX_BITS)
+    weight: torch.Tensor
+    alpha: torch.Tensor
+    beta: torch.Tensor
+    slope: torch.Tensor | None
+    grid: torch.Tensor
+    packed: torch.Tensor
+    pixel_grid: torch.Tensor  # of those that read pixels (`AdaptiveConv2d.take_pixels`)
+    pixel_shift: torch.Tensor | None
+
+    @property
+    def bit_range(self) -> tuple[int, int]:
+        """Fewest and most bits that an image's codes can have here."""
+        return MAX_BITS, MAX_BITS
 
     def extra_repr(self) -> str:
         *_, k, r, s, c = self.weight.shape

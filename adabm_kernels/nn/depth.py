@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,18 +84,18 @@ def places_of(items: Sequence[Item], pairs: Sequence[tuple[FusedConv, FusedConv]
     stages = [next(item for item in convs if item.conv.key == conv.name) for conv in tail]
     for i, (stage, conv) in enumerate(zip(stages, tail, strict=True)):
         if i == len(tail) - 1:
-            computed[stage.name] = Place(Region(own=HARD), conv.scale)
+            computed[stage.name] = Place(Region(own=HARD), int(conv.scale))
             break
         following = tail[i + 1]
         left = radius(tail[i + 1 :])
-        computed[stage.name] = Place(Region(near=HARD, reach=math.ceil(left * conv.scale)), conv.scale)
-        read[stage.name] = Place(Region(near=HARD, reach=math.ceil(left * following.scale)), following.scale)
+        computed[stage.name] = Place(Region(near=HARD, reach=math.ceil(left * conv.scale)), int(conv.scale))
+        read[stage.name] = Place(Region(near=HARD, reach=math.ceil(left * following.scale)), int(following.scale))
     return Places(computed, read, Place(Region(own=HARD)), Place(Region(own=EASY)))
 
 
 def radius(convs: Sequence[ConvSpec]) -> float:
     """Low-resolution pixels on each side that an output of these convolutions depends on."""
-    return sum(conv.kernel // 2 / conv.scale for conv in convs)
+    return sum(float(conv.kernel // 2 / conv.scale) for conv in convs)
 
 
 class DecidesDepths(nn.Module):
@@ -151,8 +152,8 @@ class DecidesDepths(nn.Module):
             return None
         with torch.no_grad():
             depths = self._depths(self._codes_of_pixels(x), origin)
-        n, _, *size = x.shape
-        return replace(depths, values=as_tiles(depths.values, n, *size, depths.tile, *origin))
+        n, _, h, w = x.shape
+        return replace(depths, values=as_tiles(depths.values, n, h, w, depths.tile, *origin))
 
     def computed_share(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """The share of each image's pixels that have blocks computed, float32 [N] in 0..1. Raises as `forward`."""
@@ -165,14 +166,15 @@ class DecidesDepths(nn.Module):
 
     def _exits(self, x: torch.Tensor) -> bool:
         """Whether tiles of images of this size may have no blocks: the filter needs room for all its border classes."""
-        return self.varies_depth and all(side >= self.exit.kernel for side in x.shape[2:])
+        return self.exit is not None and self.varies_depth and all(side >= self.exit.kernel for side in x.shape[2:])
 
     def _depths(self, pixels: torch.Tensor, origin: tuple[int, int]) -> Depths:
         """From the codes of the pixels: flat."""
-        tile, (top, left) = self.exit.tile, origin
+        assert self.exit is not None
+        tile, threshold, (n, h, w, _), (top, left) = self.exit.tile, self.exit.threshold, pixels.shape, origin
         if self._depth == 0:
-            values = pixels.new_zeros(flat_length(*pixels.shape[:3], tile, top, left))
+            values = pixels.new_zeros(flat_length(n, h, w, tile, top, left))
         else:
-            place = {"top": top, "left": left, "flat": True, "backend": self.choice.backend, "threads": self._threads}
-            values = ops.tile_depths(pixels, tile, self.exit.threshold, self.deep, **place)
+            on: dict[str, Any] = {"backend": self.choice.backend, "threads": self._threads}
+            values = ops.tile_depths(pixels, tile, threshold, self.deep, top=top, left=left, flat=True, **on)
         return Depths(values, tile, top, left)

@@ -25,7 +25,7 @@ from ..graph.nodes import (
     Resize,
 )
 
-Values = Callable[[str], torch.Tensor | None]  # what a network learnt and keeps in floats, by key
+Values = Callable[[str], Any]  # what a network learnt and keeps in floats, a tensor by key, or None
 
 
 def evaluate(node: Node, inputs: Sequence[torch.Tensor], values: Values) -> torch.Tensor:
@@ -34,8 +34,8 @@ def evaluate(node: Node, inputs: Sequence[torch.Tensor], values: Values) -> torc
     match node:
         case Conv():
             x = x.contiguous(memory_format=torch.channels_last)
-            settings = {"stride": node.stride, "padding": node.padding, "dilation": node.dilation, "groups": node.groups}
-            return F.conv2d(x, values(f"{node.key}.weight"), values(f"{node.key}.bias"), **settings)
+            weight, bias = values(f"{node.key}.weight"), values(f"{node.key}.bias")
+            return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
         case BatchNorm():
             gain, shift = (value.float().view(1, -1, 1, 1) for value in gain_and_shift(node, values))
             return x * gain + shift

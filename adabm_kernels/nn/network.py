@@ -16,7 +16,7 @@ from ..config import ConvertConfig
 from ..exits import ExitParameters
 from ..graph import properties
 from ..graph.fuse import FusedConv, fuse, residual_pairs
-from ..graph.nodes import Conv
+from ..graph.nodes import Conv, Node
 from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
@@ -118,27 +118,31 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def _conv(self, fused: FusedConv) -> AdaptiveConv2d:
         gain, shift = float_nodes.folded(fused, self._plain)
-        activation = "none" if fused.activation is None else fused.activation.function
-        settings = {"activation": activation, "slope": float_nodes.slopes(fused, self._plain), "shuffle": fused.shuffle}
-        conv = AdaptiveConv2d(self.parameters_by_name[fused.conv.key], gain=gain, shift=shift, **settings)
+        conv = AdaptiveConv2d(
+            self.parameters_by_name[fused.conv.key],
+            activation="none" if fused.activation is None else fused.activation.function,
+            slope=float_nodes.slopes(fused, self._plain),
+            gain=gain,
+            shift=shift,
+            shuffle=fused.shuffle,
+        )
         if fused.inputs[0] in self.spec.graph().inputs:
             conv.take_pixels(fused.before)
         return conv
 
     def conv(self, name: str) -> AdaptiveConv2d:
         """An integer convolution by its AdaBM name."""
-        return self._adaptive[name.replace(".", "_")]
+        return self._adaptive[name.replace(".", "_")]  # type: ignore[return-value]
 
     def convs(self) -> list[IntegerConv2d]:
         """The integer convolutions in the order they run."""
-        found = list(self._adaptive.values())
-        found += [conv for conv in (self.collapsed, self.easy) if conv is not None]
+        found = [*self._quantized(), *(conv for conv in (self.collapsed, self.easy) if conv is not None)]
         return [digit for conv in found for digit in (conv, conv.rest) if digit is not None]
 
     def _collapsed_tail(self) -> CollapsedConv2d | None:
         """The upsampler as one convolution, where the settings and the network allow it."""
-        found = properties.linear_upsampler(self.spec.graph()) if self.full and self.float_state is not None else None
-        if self.config.tail == "staged" or found is None:
+        found, state = properties.linear_upsampler(self.spec.graph()), self.float_state
+        if self.config.tail == "staged" or found is None or state is None or not self.full:
             if self.config.tail == "collapsed":
                 raise ValueError(
                     f"{type(self).__name__}: tail='collapsed' needs a fully quantised network with a staged tail without "
@@ -146,8 +150,9 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
                 )
             return None
         names, shuffles = found
-        stages = [(self.float_state[f"{name}.weight"], self.float_state[f"{name}.bias"]) for name in names]
+        stages = [(state[f"{name}.weight"], state[f"{name}.bias"]) for name in names]
         first, last = self.parameters_by_name[names[0]], self._items[-1]
+        assert isinstance(last, FusedConv)
         _, shift = float_nodes.folded(last, self._plain)
         return CollapsedConv2d(collapse(stages, shuffles), first.lower, first.upper, shift, first.digits)
 
@@ -170,9 +175,8 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         graph, items = self.spec.graph(), self._items
         pairs = residual_pairs(items)
         self._pairs = [(self.conv(first.conv.key), self.conv(second.conv.key)) for first, second in pairs]
-        places, numbers = Places(), {conv.name: i for i, conv in enumerate(self._adaptive.values())}
-        if self.easy is not None:
-            places = places_of(items, pairs, self.spec)
+        numbers = {conv.name: i for i, conv in enumerate(self._quantized())}
+        places = Places() if self.easy is None else places_of(items, pairs, self.spec)
         seconds = {second.name for _, second in pairs}
 
         def layer(item: FusedConv) -> Layer:
@@ -180,15 +184,16 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
             at = {"place": places.computed.get(item.name), "after": places.read.get(item.name)}
             return Layer(item.name, item.inputs, self.conv(key), numbers[key], pairs=item.name in seconds, **at)
 
-        layers = [layer(item) if isinstance(item, FusedConv) else item for item in items]
+        layers: list[Layer | Node] = [layer(item) if isinstance(item, FusedConv) else item for item in items]
         channels = {name: extent.channels for name, extent in properties.extents(graph).items()}
         source = Source(layers, graph.inputs[0], graph.outputs[0], channels, properties.stream(graph), easy=places.easy)
         if self.collapsed is None:
             return [source]
-        tail = [i for i, item in enumerate(layers) if isinstance(item, Layer) and item.conv.name in self.spec.tail_names]
-        first = layers[tail[0]]
-        whole = Layer(source.y, first.inputs, self.collapsed, first.bits, places.collapsed)
-        return [source, replace(source, items=[*layers[: tail[0]], whole])]
+        at, first = next(
+            (i, item) for i, item in enumerate(items) if isinstance(item, FusedConv) and item.conv.key == self.spec.tail_names[0]
+        )
+        whole = Layer(source.y, first.inputs, self.collapsed, numbers[first.conv.key], places.collapsed)
+        return [source, replace(source, items=[*layers[:at], whole])]
 
     def _compile(self) -> None:
         """Compile anew where the backend would have another program."""
@@ -483,14 +488,14 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
             return torch.empty(shape, dtype=dtype, device=device)
         return self._workspace.get(name, shape, dtype, device)
 
-    def _pixel_codes(self, conv: AdaptiveConv2d, x: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
+    def _pixel_codes(self, conv: IntegerConv2d, x: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
         """The codes of pixels x float32 [N, 3, H, W] that a convolution reads, uint8 [N, H, W, 4]. bits: None for the most."""
         if bits is None:
             bits = torch.full((x.shape[0],), conv.bit_range[1], dtype=torch.int32, device=x.device)
         return self._quantize(x, conv.pixel_grid, bits, shift=conv.pixel_shift)
 
     def _codes_of_pixels(self, x: torch.Tensor) -> torch.Tensor:
-        return self._pixel_codes(next(iter(self._adaptive.values())), x)
+        return self._pixel_codes(self._quantized()[0], x)
 
     def _quantize(self, x: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor, **settings: Any) -> torch.Tensor:
         """Codes [N, H, W, C4] of floats [N, C, H, W] of any strides."""
@@ -514,11 +519,11 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def _quantize_for(self, x: torch.Tensor, readers: list[Reader], buffers: list[torch.Tensor], bits: list[torch.Tensor]) -> None:
         """Codes of features [N, H, W, C] for several convolutions, each into its channels of a buffer."""
-        place = {"y_q": buffers, "starts": [reader.start for reader in readers]}
-        if not self.packed_codes:
-            place = {"y_q": [buffer[..., reader.start : reader.end] for buffer, reader in zip(buffers, readers, strict=True)]}
+        starts = [reader.start for reader in readers] if self.packed_codes else None
+        if starts is None:
+            buffers = [buffer[..., reader.start : reader.end] for buffer, reader in zip(buffers, readers, strict=True)]
         grids = [reader.conv.grid for reader in readers]
-        ops.quantize_many_out(x.permute(0, 3, 1, 2), grids, bits, **place, **self._running_on())
+        ops.quantize_many_out(x.permute(0, 3, 1, 2), grids, bits, buffers, starts=starts, **self._running_on())
 
     def _running_on(self) -> dict[str, Any]:
         return {"packed_codes": self.packed_codes, "backend": self.choice.backend, "threads": self._threads}

@@ -12,7 +12,7 @@ from ..graph.nodes import Node
 from ..quantize import from_fixed, padded_channels
 from ..regions import Depths, Region
 from . import float_nodes
-from .conv import AdaptiveConv2d, IntegerConv2d
+from .conv import IntegerConv2d
 
 if TYPE_CHECKING:
     from .network import ConvertedNetwork
@@ -66,7 +66,7 @@ class Run:
     def __init__(self, network: ConvertedNetwork, program: Program, bits: Sequence[torch.Tensor], as_pixels: bool):
         self.network, self.fraction, self.bits, self.as_pixels = network, network.fraction, bits, as_pixels
         self.origin, self.exits = (0, 0), False
-        self.tensors: list[torch.Tensor | None] = [None] * program.count
+        self.tensors: list[Any] = [None] * program.count  # a tensor where it has been made
         self.places, self.placed = program.places, [EVERYWHERE] * len(program.places)
 
     def set_depths(self, depths: Depths) -> None:
@@ -91,15 +91,13 @@ class Run:
     def floats(self, ref: Ref) -> torch.Tensor:
         """Features as float32."""
         x = self.tensors[ref.at]
-        assert x is not None
         return x if x.dtype != torch.int16 or self.fraction is None else from_fixed(x, self.fraction)
 
     def side_by_side(self, ref: Ref) -> torch.Tensor:
         """A tensor, or several that were written next to one another."""
         found, whole = self.tensors[ref.at], self.tensors[ref.whole]
-        if found is None and whole is not None:
+        if found is None:
             found = self.tensors[ref.at] = whole[..., ref.start : ref.stop]
-        assert found is not None
         return found
 
 
@@ -127,7 +125,7 @@ class Reader:
 
     end: None to the end, with the padding channels."""
 
-    conv: Any  # an IntegerConv2d
+    conv: IntegerConv2d
     bits: int
     codes: Ref
     start: int = 0
@@ -182,8 +180,9 @@ class LeaveStep(Step):
     def run(self, run: Run) -> None:
         x, codes = run.tensors[self.x.at], run.tensors[self.codes.at]
         left = self.conv.leave(x.clone() if self.keep else x, codes, run.fraction if x.dtype == torch.int16 else None)
-        network, grid = run.network, self.conv.rest.grid
-        network._quantize_into(left, grid, run.bits[self.bits], run.target(self.left, codes), **run.placed[self.place])
+        rest = self.conv.rest
+        assert rest is not None
+        run.network._quantize_into(left, rest.grid, run.bits[self.bits], run.target(self.left, codes), **run.placed[self.place])
 
 
 @dataclass(eq=False)
@@ -195,7 +194,7 @@ class ConvStep(Step):
     second: the convolution that runs in one piece with this one, and which of the bits are its.
     """
 
-    conv: AdaptiveConv2d
+    conv: IntegerConv2d
     bits: int
     x: Ref
     y: Ref | None
@@ -203,7 +202,7 @@ class ConvStep(Step):
     residual: Ref | None = None
     accumulate: bool = False
     stream: bool = False
-    second: tuple[AdaptiveConv2d, int] | None = None
+    second: tuple[IntegerConv2d, int] | None = None
 
     def reads(self) -> list[Ref]:
         return [ref for ref in (self.x, self.residual) if ref is not None]
@@ -214,7 +213,7 @@ class ConvStep(Step):
     def run(self, run: Run) -> None:
         conv, reader, tensors = self.conv, self.reader, run.tensors
         x_q, bits = tensors[self.x.at], run.bits[self.bits]
-        outputs = dict(run.placed[self.place])
+        outputs: dict[str, Any] = dict(run.placed[self.place])
         if self.y is not None:
             outputs["y"] = run.target(self.y, x_q, conv.shuffle)
         if reader is not None:
@@ -259,7 +258,7 @@ class FreshStep(Step):
         conv, tensors, place = self.conv, run.tensors, run.placed[self.place]
         x_q, bits = tensors[self.x.at], run.bits[self.bits]
         image = run.network._image(conv, x_q) if self.output and run.as_pixels else None
-        added = {} if self.residual is None else {"residual": run.floats(self.residual).contiguous()}
+        added: dict[str, Any] = {} if self.residual is None else {"residual": run.floats(self.residual).contiguous()}
         if image is not None and self.left is None:
             conv.pixels_into(x_q, bits, image, **added, **place)
             tensors[self.y.at] = image
@@ -301,10 +300,12 @@ class ExitStep(Step):
         if not run.exits:
             return
         x_q, y, bits, place = run.tensors[self.x.at], run.tensors[self.y.at], run.bits[self.bits], run.placed[self.place]
+        easy = run.network.easy
+        assert easy is not None
         if y.dtype == torch.uint8:
-            run.network.easy.pixels_into(x_q, bits, y, **place)
+            easy.pixels_into(x_q, bits, y, **place)
         else:
-            run.network.easy.into(x_q, bits, y=y, **place)
+            easy.into(x_q, bits, y=y, **place)
 
 
 @dataclass(eq=False)
