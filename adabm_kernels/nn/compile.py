@@ -1,4 +1,4 @@
-"""A network's convolutions and float nodes as a list of steps over the operators: who writes what where, and which buffers.
+"""A network's convolutions and float nodes as a list of steps over the operators: who makes which codes and features, and when.
 
 A quantised convolution reads codes on a grid of its own. The convolution before it writes them in its epilogue where it can; else
 they are made of features that lie in a buffer. Features are written only where something reads them.
@@ -7,16 +7,16 @@ they are made of features that lie in a buffer. Features are written only where 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ..graph.nodes import Concat, Node
 from ..quantize import CODE_CHANNELS
+from .buffers import bind
 from .conv import IntegerConv2d
 from .steps import (
     ConvStep,
     CopyStep,
     DepthStep,
-    DropStep,
     ExitStep,
     FloatStep,
     FreshStep,
@@ -79,14 +79,11 @@ class Source:
         return replace(self, items=items)
 
 
-@dataclass
 class _Compiler:
-    source: Source
-    steps: list[Step] = field(default_factory=list)
-    places: list[Place | None] = field(default_factory=lambda: [None])
-
-    def __post_init__(self) -> None:
-        source = self.source
+    def __init__(self, source: Source):
+        self.source = source
+        self.steps: list[Step] = []
+        self.places: list[Place | None] = [None]
         self.layers = {item.name: item for item in source.items if isinstance(item, Layer)}
         self.parts: dict[str, tuple[str, ...]] = {}  # of every concatenation, without those among them
         self.extents: dict[str, Extent] = {source.x: (source.x, 1)}
@@ -123,13 +120,13 @@ class _Compiler:
     def _homes(self) -> dict[str, Ref]:
         """Places side by side for the parts of concatenations that layers read, of the widest that begins with the same."""
         homes: dict[str, Ref] = {}
-        read = {layer.inputs[0] for layer in self.layers.values()}
+        read = [self.parts[layer.inputs[0]] for layer in self.layers.values() if layer.inputs[0] in self.parts]
         for name, parts in self.parts.items():
             longer = any(len(other) > len(parts) and other[: len(parts)] == parts for other in self.parts.values())
-            begins = any(self.parts.get(one) == parts[: len(self.parts.get(one, ()))] for one in read if one in self.parts)
+            helps = any(parts[: len(one)] == one for one in read)
             taken = homes.keys() | self.source.stream | {self.source.x, self.source.y}
             free = len(set(parts)) == len(parts) > 1 and taken.isdisjoint(parts)
-            if longer or not begins or not free:
+            if longer or not helps or not free:
                 continue
             store, start = Store("features", self.channels(name), self.extents[name]), 0
             for part in parts:
@@ -206,7 +203,7 @@ class _Compiler:
         if source.easy is not None:
             pixels = self._pixels()
             self._add(ExitStep(pixels.codes, pixels.bits, y), source.easy)
-        return self._bound(self.features[source.x], y)
+        return bind(self.steps, self.places, self.features[source.x], y)
 
     def _add(self, step: Step, place: Place | None = None) -> None:
         if place not in self.places:
@@ -268,7 +265,7 @@ class _Compiler:
         name = layer.inputs[0]
         left = code_store(self.channels(name), self.extents[name])
         rest = self.source.items[self.source.items.index(layer) + 1 :]
-        keep = any(name in item.inputs for item in rest)
+        keep = any(name in self.parts_of(one) for item in rest for one in item.inputs)
         place = self.layers[name].place if name in self.layers else None
         self._add(LeaveStep(self._features_of(name), layer.conv, layer.bits, reader.codes, left, keep), place)
         return left
@@ -316,83 +313,6 @@ class _Compiler:
             readers.append(Reader(known.conv, known.bits, known.codes, start, end))
         for group in [readers] if self.source.early and readers else [[reader] for reader in readers]:
             self._add(QuantizeStep(self.features[name], group), self._read_at(name))
-
-    # ---- memory
-
-    def _bound(self, x: Ref, y: Ref) -> Program:
-        """The program, whose stores share buffers as far as their lives allow."""
-        self._share_buffers()
-        ats: dict[tuple[object, ...], int] = {}
-        for step in self.steps:
-            for ref in (*step.reads(), *step.writes()):
-                store = ref.store
-                memory = (id(store),) if store.fresh else (store.buffer, store.kind, store.width, store.extent)
-                ref.whole = ats.setdefault((*memory, 0, store.width), len(ats))
-                ref.at = ats.setdefault((*memory, ref.start, ref.stop), len(ats))
-        x.at = ats.setdefault((id(x.store), 0, x.store.width), len(ats))
-        return Program(self._with_drops(y.at), x.at, y.at, len(ats), self.places)
-
-    def _lives(self) -> dict[int, tuple[int, int]]:
-        """The first and the last step that a store is used in, by its id."""
-        lives: dict[int, tuple[int, int]] = {}
-        for i, step in enumerate(self.steps):
-            for ref in (*step.reads(), *step.writes()):
-                lives[id(ref.store)] = lives.get(id(ref.store), (i, i))[0], i
-        return lives
-
-    def _share_buffers(self) -> None:
-        """Give every store that is not fresh a buffer, and have sums made in place where what is added to is read no more.
-
-        A store takes the smallest free buffer of its kind that holds it, or the largest, which then grows.
-        """
-        lives = self._lives()
-        done: set[int] = set()
-        sizes: dict[str, int] = {}
-        free: dict[str, list[str]] = {}
-        for i, step in enumerate(self.steps):
-            handed_on: set[int] = set()
-            for ref in step.writes():
-                store = ref.store
-                if store.fresh or store.buffer:
-                    continue
-                size = store.width * store.extent[1] ** 2
-                if isinstance(step, ConvStep) and ref is step.y and step.residual is not None:
-                    added = step.residual.store
-                    if _in_place(step.residual, ref) and lives[id(added)][1] == i:
-                        store.buffer, step.accumulate = added.buffer, True
-                        handed_on.add(id(added))
-                        continue
-                unused = sorted(free.setdefault(store.kind, []), key=lambda name: sizes[name])
-                fitting = [name for name in unused if sizes[name] >= size] or unused[-1:]
-                store.buffer = fitting[0] if fitting else f"{store.kind}{sum(name.startswith(store.kind) for name in sizes)}"
-                sizes[store.buffer] = max(size, sizes.get(store.buffer, 0))
-                if fitting:
-                    free[store.kind].remove(store.buffer)
-            for ref in (*step.reads(), *step.writes()):
-                store = ref.store
-                if not store.fresh and lives[id(store)][1] == i and id(store) not in handed_on | done:
-                    free[store.kind].append(store.buffer)
-                    done.add(id(store))
-
-    def _with_drops(self, kept: int) -> list[Step]:
-        """The steps, and behind each the end of fresh tensors that nothing reads after it."""
-        lives = self._lives()
-        done: set[int] = set()
-        steps: list[Step] = []
-        for i, step in enumerate(self.steps):
-            steps.append(step)
-            fresh = {ref.at for ref in step.reads() if ref.store.fresh and lives[id(ref.store)][1] == i and ref.at != kept}
-            if ats := sorted(fresh - done):
-                steps.append(DropStep(ats))
-                done |= fresh
-        return steps
-
-
-def _in_place(added: Ref, to: Ref) -> bool:
-    """Whether a sum can be made where its first term lies."""
-    one, other = added.store, to.store
-    alike = (one.kind, one.width, one.extent) == (other.kind, other.width, other.extent)
-    return alike and not one.fresh and (added.start, added.stop) == (to.start, to.stop)
 
 
 def compile_steps(source: Source) -> Program:

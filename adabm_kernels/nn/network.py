@@ -177,7 +177,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         self._pairs = [(self.conv(first.conv.key), self.conv(second.conv.key)) for first, second in pairs]
         numbers = {conv.name: i for i, conv in enumerate(self._quantized())}
         places = Places() if self.easy is None else places_of(items, pairs, self.spec)
-        seconds = {second.name for _, second in pairs}
+        seconds = {second.name for first, second in pairs if self.conv(first.conv.key).rest is None}
 
         def layer(item: FusedConv) -> Layer:
             key = item.conv.key
