@@ -15,6 +15,8 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.simulate import SimulatedNetwork
 
+STREAM = ("stream0", "stream1")  # buffers of the features that pass the blocks by
+
 
 def held_by(value: torch.Tensor, fraction: int) -> np.ndarray:
     """int16 in units of 2^-fraction by the formula of docs/numerics.md, in float64, where the product is exact too."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from features_int16 import converted, images, int16_residual, simulated, wanted
+from features_int16 import STREAM, converted, images, int16_residual, simulated, wanted
 from operators import BACKENDS, QUANTIZE, fake_outputs, order, place, prepared, settings_of
 from problems import ConvProblem, instantiate
 from small import one_thread, small_edsr  # noqa: F401
@@ -268,13 +268,13 @@ def test_a_state_dict_carries_the_unit() -> None:
 def test_features_are_kept_in_half_the_bytes() -> None:
     def buffers(model: ConvertedNetwork) -> dict[str, torch.Tensor]:
         model(images())
-        return {key[0]: buffer for key, buffer in model._workspace._buffers.items() if key[0] in ("skip", "feature")}
+        return {key[0]: buffer for key, buffer in model._workspace._buffers.items() if key[0] in STREAM}
 
     sim = copy.deepcopy(simulated())
     sim.fraction = None
     narrow, wide = buffers(converted(BACKENDS[0])), buffers(convert_model(sim))
-    assert {name: buffer.dtype for name, buffer in narrow.items()} == {"skip": torch.int16, "feature": torch.int16}
-    assert {name: buffer.dtype for name, buffer in wide.items()} == {"skip": torch.float32, "feature": torch.float32}
+    assert {name: buffer.dtype for name, buffer in narrow.items()} == dict.fromkeys(STREAM, torch.int16)
+    assert {name: buffer.dtype for name, buffer in wide.items()} == dict.fromkeys(STREAM, torch.float32)
     assert all(2 * narrow[name].nbytes == wide[name].nbytes > 0 for name in wide)
 
 

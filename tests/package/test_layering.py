@@ -29,7 +29,7 @@ FLOORS = [
     {"ops", "simulate"},
     {"registry"},
     {"backends"},
-    {"native", "image_bits", "planning", "evaluation"},
+    {"native", "image_bits", "planning", "evaluation", "parameters"},
     # The ground: knows nothing of the rest.
     {"graph", "networks", "quantize", "config", "images", "files", "machine", "regions", "exits"},
 ]
