@@ -142,7 +142,7 @@ class GraphModule(nn.Module):
         """The module of a node. Raises KeyError where it has none."""
         found: Any = self
         for part in self._paths[name]:
-            found = getattr(found, part)
+            found = found._modules[part]  # a tenth of the time of getattr
         return found
 
     def forward(self, *inputs: torch.Tensor) -> Any:
