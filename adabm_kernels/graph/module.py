@@ -173,30 +173,7 @@ class GraphModule(nn.Module):
         """The tensor of a node from its inputs."""
         if node.name in self._paths:
             return self.layer(node.name)(*inputs)
-        x = inputs[0]
-        match node:
-            case Add():
-                terms = [one if node.factor(i) == 1 else one * node.factor(i) for i, one in enumerate(inputs)]
-                return sum(terms[1:], terms[0])
-            case Concat():
-                return torch.cat(inputs, 1)
-            case Activation():
-                return getattr(F, node.function)(x, **dict(node.settings))
-            case PixelShuffle():
-                return F.pixel_shuffle(x, node.factor)
-            case PixelUnshuffle():
-                return F.pixel_unshuffle(x, node.factor)
-            case Affine():
-                return _affine(node, x)
-            case Multiply():
-                return x * inputs[1]
-            case Resize():
-                return F.interpolate(x, scale_factor=node.factor, mode=node.mode, align_corners=node.align_corners)
-            case Pool():
-                return getattr(F, node.function)(x, **dict(node.settings))
-            case Float():
-                return self._call(node, inputs)
-        raise TypeError(f"GraphModule: '{node.name}' is a {type(node).__name__}, which it cannot compute")
+        return self._call(node, inputs) if isinstance(node, Float) else computed(node, inputs)
 
     def _call(self, node: Float, inputs: list[torch.Tensor]) -> torch.Tensor:
         def given(value: Any) -> Any:
@@ -213,6 +190,32 @@ class GraphModule(nn.Module):
         for part in node.target.removeprefix("torch.").split("."):
             function = getattr(function, part)
         return function(*given(node.arguments), **settings)
+
+
+def computed(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """The tensor of a node that learns nothing. Raises TypeError for one that does, and for a `Float`."""
+    x = inputs[0]
+    match node:
+        case Add():
+            terms = [one if node.factor(i) == 1 else one * node.factor(i) for i, one in enumerate(inputs)]
+            return sum(terms[1:], terms[0])
+        case Concat():
+            return torch.cat(inputs, 1)
+        case Activation():
+            return getattr(F, node.function)(x, **dict(node.settings))
+        case PixelShuffle():
+            return F.pixel_shuffle(x, node.factor)
+        case PixelUnshuffle():
+            return F.pixel_unshuffle(x, node.factor)
+        case Affine():
+            return _affine(node, x)
+        case Multiply():
+            return x * inputs[1]
+        case Resize():
+            return F.interpolate(x, scale_factor=node.factor, mode=node.mode, align_corners=node.align_corners)
+        case Pool():
+            return getattr(F, node.function)(x, **dict(node.settings))
+    raise TypeError(f"computed: '{node.name}' is a {type(node).__name__}, which cannot be computed without what it learnt")
 
 
 def _declared(node: Node) -> int:
