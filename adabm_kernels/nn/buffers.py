@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .steps import ConvStep, DropStep, Place, Program, Ref, Step
+from .steps import ConvStep, DropStep, Place, Program, Slice, Step
 
 Lives = dict[int, tuple[int, int]]  # by the id of a store, the first and the last step that it is used in
 
 
-def bind(steps: Sequence[Step], places: list[Place | None], x: Ref, y: Ref) -> Program:
+def bind(steps: Sequence[Step], places: list[Place | None], x: Slice, y: Slice) -> Program:
     """The program of steps whose references do not say yet where in memory they lie. x, y: the input and the output."""
     lives = _lives(steps)
     _share_buffers(steps, lives)
     ats: dict[tuple[object, ...], int] = {}
     for step in steps:
-        for ref in (*step.reads(), *step.writes()):
-            store = ref.store
+        for held in (*step.reads(), *step.writes()):
+            store = held.store
             memory = (id(store),) if store.fresh else (store.buffer, store.kind, store.width, store.extent)
-            ref.whole = ats.setdefault((*memory, 0, store.width), len(ats))
-            ref.at = ats.setdefault((*memory, ref.start, ref.stop), len(ats))
+            held.whole = ats.setdefault((*memory, 0, store.width), len(ats))
+            held.at = ats.setdefault((*memory, held.start, held.stop), len(ats))
     x.at = ats.setdefault((id(x.store), 0, x.store.width), len(ats))
     return Program(_with_drops(steps, lives, y.at), x.at, y.at, len(ats), places)
 
@@ -27,8 +27,8 @@ def bind(steps: Sequence[Step], places: list[Place | None], x: Ref, y: Ref) -> P
 def _lives(steps: Sequence[Step]) -> Lives:
     lives: Lives = {}
     for i, step in enumerate(steps):
-        for ref in (*step.reads(), *step.writes()):
-            lives[id(ref.store)] = lives.get(id(ref.store), (i, i))[0], i
+        for held in (*step.reads(), *step.writes()):
+            lives[id(held.store)] = lives.get(id(held.store), (i, i))[0], i
     return lives
 
 
@@ -41,13 +41,13 @@ def _share_buffers(steps: Sequence[Step], lives: Lives) -> None:
     free: dict[str, list[str]] = {}
     gone: set[int] = set()  # stores whose buffers are free again, or another's
     for i, step in enumerate(steps):
-        for ref in step.writes():
-            store = ref.store
+        for held in step.writes():
+            store = held.store
             if store.fresh or store.buffer:
                 continue
-            if isinstance(step, ConvStep) and ref is step.y and step.residual is not None:
+            if isinstance(step, ConvStep) and held is step.y and step.residual is not None:
                 added = step.residual.store
-                if _in_place(step.residual, ref) and lives[id(added)][1] == i:
+                if _in_place(step.residual, held) and lives[id(added)][1] == i:
                     store.buffer, step.accumulate = added.buffer, True
                     gone.add(id(added))
                     continue
@@ -58,14 +58,14 @@ def _share_buffers(steps: Sequence[Step], lives: Lives) -> None:
             sizes[store.buffer] = max(size, sizes.get(store.buffer, 0))
             if fitting:
                 free[store.kind].remove(store.buffer)
-        for ref in (*step.reads(), *step.writes()):
-            store = ref.store
+        for held in (*step.reads(), *step.writes()):
+            store = held.store
             if not store.fresh and lives[id(store)][1] == i and id(store) not in gone:
                 free[store.kind].append(store.buffer)
                 gone.add(id(store))
 
 
-def _in_place(added: Ref, to: Ref) -> bool:
+def _in_place(added: Slice, to: Slice) -> bool:
     """Whether a sum can be made where its first term lies."""
     one, other = added.store, to.store
     alike = (one.kind, one.width, one.extent) == (other.kind, other.width, other.extent)
@@ -78,7 +78,7 @@ def _with_drops(steps: Sequence[Step], lives: Lives, kept: int) -> list[Step]:
     gone = {kept}
     for i, step in enumerate(steps):
         found.append(step)
-        fresh = {ref.at for ref in step.reads() if ref.store.fresh and lives[id(ref.store)][1] == i} - gone
+        fresh = {held.at for held in step.reads() if held.store.fresh and lives[id(held.store)][1] == i} - gone
         if fresh:
             found.append(DropStep(sorted(fresh)))
             gone |= fresh

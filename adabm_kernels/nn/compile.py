@@ -25,7 +25,7 @@ from .steps import (
     Program,
     QuantizeStep,
     Reader,
-    Ref,
+    Slice,
     Step,
     Store,
     code_store,
@@ -93,7 +93,7 @@ class _Compiler:
             self.extents[item.name] = self._extent(item)
         self.codes: dict[str, Reader] = {}  # the codes that each layer reads, by the layer
         self.direct: dict[str, Layer] = {}  # the layer whose codes a layer writes
-        self.features: dict[str, Ref] = {}
+        self.features: dict[str, Slice] = {}
         self.homes = {} if source.early else self._homes()
         # Layers whose codes are made of a tensor as soon as it is there, and the channels of their input that it is.
         self.waiting: dict[str, list[tuple[Layer, int, int | None]]] = {}
@@ -117,9 +117,9 @@ class _Compiler:
             return of, factor * item.conv.shuffle
         return (of, factor) if isinstance(item, Concat) else (item.name, 1)
 
-    def _homes(self) -> dict[str, Ref]:
+    def _homes(self) -> dict[str, Slice]:
         """Places side by side for the parts of concatenations that layers read, of the widest that begins with the same."""
-        homes: dict[str, Ref] = {}
+        homes: dict[str, Slice] = {}
         read = [self.parts[layer.inputs[0]] for layer in self.layers.values() if layer.inputs[0] in self.parts]
         for name, parts in self.parts.items():
             longer = any(len(other) > len(parts) and other[: len(parts)] == parts for other in self.parts.values())
@@ -130,21 +130,21 @@ class _Compiler:
                 continue
             store, start = Store("features", self.channels(name), self.extents[name]), 0
             for part in parts:
-                homes[part] = Ref(store, start, start := start + self.channels(part))
+                homes[part] = Slice(store, start, start := start + self.channels(part))
         return homes
 
-    def _side_by_side(self, parts: tuple[str, ...]) -> Ref | None:
+    def _side_by_side(self, parts: tuple[str, ...]) -> Slice | None:
         """Where parts lie next to one another, in their order."""
-        refs = [self.homes.get(part) for part in parts]
-        first = refs[0]
+        slices = [self.homes.get(part) for part in parts]
+        first = slices[0]
         if first is None:
             return None
         at = first.start
-        for ref in refs:
-            if ref is None or ref.store is not first.store or ref.start != at:
+        for held in slices:
+            if held is None or held.store is not first.store or held.start != at:
                 return None
-            at = ref.stop
-        return Ref(first.store, first.start, at)
+            at = held.stop
+        return Slice(first.store, first.start, at)
 
     def _plan_codes(self, layer: Layer) -> None:
         """Decide who makes the codes of a layer's input."""
@@ -187,7 +187,7 @@ class _Compiler:
 
     def compile(self) -> Program:
         source = self.source
-        self.features[source.x] = Ref(Store("pixels", self.channels(source.x), (source.x, 1), True), 0, self.channels(source.x))
+        self.features[source.x] = Slice(Store("pixels", self.channels(source.x), (source.x, 1), True), 0, self.channels(source.x))
         self._after(source.x)
         first: Layer | None = None
         for item, following in zip(source.items, [*source.items[1:], None], strict=True):
@@ -258,7 +258,7 @@ class _Compiler:
     def _read_again(self) -> set[str]:
         return {name for item in self.source.items for name in item.inputs}
 
-    def _left(self, layer: Layer, reader: Reader) -> Ref | None:
+    def _left(self, layer: Layer, reader: Reader) -> Slice | None:
         """The codes of the second digit of a layer's input."""
         if layer.conv.rest is None:
             return None
@@ -270,7 +270,7 @@ class _Compiler:
         self._add(LeaveStep(self._features_of(name), layer.conv, layer.bits, reader.codes, left, keep), place)
         return left
 
-    def _target(self, layer: Layer, residual: Ref | None) -> Ref:
+    def _target(self, layer: Layer, residual: Slice | None) -> Slice:
         """Where a layer writes its features."""
         home = self.homes.get(layer.name)
         if home is None:
@@ -278,11 +278,11 @@ class _Compiler:
             channels, start, width = layer.conv.out_channels, 0, layer.conv.out_channels
             if residual is not None:  # kernels want both in memory alike
                 start, width = residual.start, residual.store.width
-            home = Ref(Store(kind, width, self.extents[layer.name]), start, start + channels)
+            home = Slice(Store(kind, width, self.extents[layer.name]), start, start + channels)
         self.features[layer.name] = home
         return home
 
-    def _features_of(self, name: str) -> Ref:
+    def _features_of(self, name: str) -> Slice:
         """The features of a tensor, those of a concatenation put together in fresh memory."""
         if name not in self.parts:
             return self.features[name]
@@ -290,8 +290,8 @@ class _Compiler:
         self._add(FloatStep(Concat(name, self.parts[name]), [self.features[part] for part in self.parts[name]], y))
         return y
 
-    def _fresh(self, name: str) -> Ref:
-        return Ref(Store("features", self.channels(name), self.extents[name], True), 0, self.channels(name))
+    def _fresh(self, name: str) -> Slice:
+        return Slice(Store("features", self.channels(name), self.extents[name], True), 0, self.channels(name))
 
     def _node(self, node: Node) -> None:
         inputs, y = [self._features_of(name) for name in node.inputs], self._fresh(node.name)
@@ -299,7 +299,7 @@ class _Compiler:
         self._keep(node.name, y)
         self._after(node.name)
 
-    def _keep(self, name: str, y: Ref) -> None:
+    def _keep(self, name: str, y: Slice) -> None:
         """Features that were made in fresh memory lie there, or beside others where layers read them together."""
         self.features[name] = self.homes.get(name, y)
         if name in self.homes:

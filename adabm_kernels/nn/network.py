@@ -15,18 +15,20 @@ from .. import native, ops
 from ..config import ConvertConfig
 from ..exits import ExitParameters
 from ..graph import properties
+from ..graph.fold import folded, slopes
 from ..graph.fuse import FusedConv, fuse, residual_pairs
-from ..graph.nodes import Conv, Node
+from ..graph.nodes import ColourShift, Conv, Node
 from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import check_fraction, to_pixels
 from ..registry import GPU_BACKENDS, Choice, Problem, check_device, choose
-from . import contexts, float_nodes
+from . import contexts
 from .bits import DecidesBits, RunningThresholds
 from .compile import Layer, Source, compile_steps, slices_aligned
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .depth import DecidesDepths, LinearExit, Places, places_of
+from .float_nodes import colour_key
 from .graph import Graphs, recorded_by_default, records_by_default
 from .lanes import in_order, lanes
 from .memory import bytes_per_pixel
@@ -114,15 +116,16 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
             if isinstance(node, Conv) and node.key in fused:
                 self._adaptive[node.key.replace(".", "_")] = self._conv(fused[node.key])
         for item in self._items:
-            for key, value in ({} if isinstance(item, FusedConv) else float_nodes.kept_constants(item)).items():
-                self.register_buffer(key.replace(".", "_"), value, persistent=False)
+            if isinstance(item, ColourShift):
+                colour = item.sign * torch.tensor(item.mean, dtype=torch.float32)
+                self.register_buffer(colour_key(item).replace(".", "_"), colour, persistent=False)
 
     def _conv(self, fused: FusedConv) -> AdaptiveConv2d:
-        gain, shift = float_nodes.folded(fused, self._plain)
+        gain, shift = folded(fused, self._plain)
         conv = AdaptiveConv2d(
             self.parameters_by_name[fused.conv.key],
             activation="none" if fused.activation is None else fused.activation.function,
-            slope=float_nodes.slopes(fused, self._plain),
+            slope=slopes(fused, self._plain),
             gain=gain,
             shift=shift,
             shuffle=fused.shuffle,
@@ -154,7 +157,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         stages = [(state[f"{name}.weight"], state[f"{name}.bias"]) for name in names]
         first, last = self.parameters_by_name[names[0]], self._items[-1]
         assert isinstance(last, FusedConv)
-        _, shift = float_nodes.folded(last, self._plain)
+        _, shift = folded(last, self._plain)
         return CollapsedConv2d(collapse(stages, shuffles), first.lower, first.upper, shift, first.digits)
 
     def _linear_exit(self, parameters: ExitParameters) -> LinearExit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -37,7 +37,7 @@ class Store:
 
 
 @dataclass(eq=False)
-class Ref:
+class Slice:
     """Channels start..stop of a store. at, whole: the places in `Run.tensors` of these and of all channels of the buffer."""
 
     store: Store
@@ -73,31 +73,31 @@ class Run:
         """What is computed from here on depends on the depths of tiles."""
         self.placed = [EVERYWHERE if place is None else place.arguments(depths) for place in self.places]
 
-    def target(self, ref: Ref, like: torch.Tensor, factor: int = 1) -> torch.Tensor:
+    def target(self, held: Slice, like: torch.Tensor, factor: int = 1) -> torch.Tensor:
         """Where to write a tensor on the pixels of `like` [N, H, W, ...], `factor` times as many a side."""
         tensors = self.tensors
-        found = tensors[ref.at]
+        found = tensors[held.at]
         if found is None:
-            whole, store = tensors[ref.whole], ref.store
+            whole, store = tensors[held.whole], held.store
             if whole is None:
                 n, h, w, _ = like.shape
                 dtype = torch.uint8 if store.kind == "codes" else torch.float32
                 dtype = torch.int16 if store.kind == "stream" and self.fraction is not None else dtype
                 shape = n, h * factor, w * factor, store.width
-                whole = tensors[ref.whole] = self.network._buffer(store.buffer, shape, dtype, like.device)
-            found = tensors[ref.at] = whole if ref.at == ref.whole else whole[..., ref.start : ref.stop]
+                whole = tensors[held.whole] = self.network._buffer(store.buffer, shape, dtype, like.device)
+            found = tensors[held.at] = whole if held.at == held.whole else whole[..., held.start : held.stop]
         return found
 
-    def floats(self, ref: Ref) -> torch.Tensor:
+    def floats(self, held: Slice) -> torch.Tensor:
         """Features as float32."""
-        x = self.tensors[ref.at]
+        x = self.tensors[held.at]
         return x if x.dtype != torch.int16 or self.fraction is None else from_fixed(x, self.fraction)
 
-    def side_by_side(self, ref: Ref) -> torch.Tensor:
+    def side_by_side(self, held: Slice) -> torch.Tensor:
         """A tensor, or several that were written next to one another."""
-        found, whole = self.tensors[ref.at], self.tensors[ref.whole]
+        found, whole = self.tensors[held.at], self.tensors[held.whole]
         if found is None:
-            found = self.tensors[ref.at] = whole[..., ref.start : ref.stop]
+            found = self.tensors[held.at] = whole[..., held.start : held.stop]
         return found
 
 
@@ -107,13 +107,14 @@ class Step:
 
     place: int = field(default=0, kw_only=True)
 
-    def reads(self) -> list[Ref]:
-        """What must still be there."""
-        return []
+    READS: ClassVar[tuple[str, ...]] = ("x",)  # fields that say where lies what must still be there
+    WRITES: ClassVar[tuple[str, ...]] = ("y",)  # and what may not lie where anything does that is read here or later
 
-    def writes(self) -> list[Ref]:
-        """What may not lie where anything does that is read here or later."""
-        return []
+    def reads(self) -> list[Slice]:
+        return _slices(self, self.READS)
+
+    def writes(self) -> list[Slice]:
+        return _slices(self, self.WRITES)
 
     def run(self, run: Run) -> None:
         raise NotImplementedError
@@ -127,23 +128,26 @@ class Reader:
 
     conv: IntegerConv2d
     bits: int
-    codes: Ref
+    codes: Slice
     start: int = 0
     end: int | None = None
+
+
+def _slices(step: Step, fields: tuple[str, ...]) -> list[Slice]:
+    found: list[Any] = []
+    for value in (getattr(step, name) for name in fields):
+        found += value if isinstance(value, list) else [value]
+    return [one.codes if isinstance(one, Reader) else one for one in found if one is not None]
 
 
 @dataclass(eq=False)
 class QuantizeStep(Step):
     """Codes of features for one convolution, or for several at once."""
 
-    x: Ref
+    x: Slice
     readers: list[Reader]
 
-    def reads(self) -> list[Ref]:
-        return [self.x]
-
-    def writes(self) -> list[Ref]:
-        return [reader.codes for reader in self.readers]
+    WRITES = ("readers",)
 
     def run(self, run: Run) -> None:
         network, x, first = run.network, run.side_by_side(self.x), self.readers[0]
@@ -155,27 +159,24 @@ class QuantizeStep(Step):
         if len(buffers) > 1:
             network._quantize_for(x, self.readers, buffers, bits)
         else:
-            held = {"fraction": run.fraction} if x.dtype == torch.int16 else {}
-            place = run.placed[self.place]
-            network._quantize_into(x, first.conv.grid, bits[0], buffers[0], first.start, first.end, **held, **place)
+            settings = {"fraction": run.fraction} if x.dtype == torch.int16 else {}
+            settings |= run.placed[self.place]
+            network._quantize_into(x, first.conv.grid, bits[0], buffers[0], first.start, first.end, **settings)
 
 
 @dataclass(eq=False)
 class LeaveStep(Step):
     """Codes of what the first digit leaves of features, which it takes the place of unless `keep`."""
 
-    x: Ref
+    x: Slice
     conv: IntegerConv2d
     bits: int
-    codes: Ref
-    left: Ref
+    codes: Slice
+    left: Slice
     keep: bool
 
-    def reads(self) -> list[Ref]:
-        return [self.x, self.codes]
-
-    def writes(self) -> list[Ref]:
-        return [self.left]
+    READS = ("x", "codes")
+    WRITES = ("left",)
 
     def run(self, run: Run) -> None:
         x, codes = run.tensors[self.x.at], run.tensors[self.codes.at]
@@ -189,26 +190,23 @@ class LeaveStep(Step):
 class ConvStep(Step):
     """An integer convolution, or a residual block of two in one piece, into buffers.
 
-    y, y_q: where features and codes go, of which one may be None. reader: what reads the codes. residual: what is added; None where
-    nothing is, or where it lies in y already (`accumulate`). stream: the features, or the residual, pass the blocks by.
-    second: the convolution that runs in one piece with this one, and which of the bits are its.
+    y: where features go. reader: what reads codes, and where they go. One of both may be None. residual: what is added, which lies
+    in y already with `accumulate`. stream: the features, or the residual, pass the blocks by. second: the convolution that runs in
+    one piece with this one, and which of the bits are its.
     """
 
     conv: IntegerConv2d
     bits: int
-    x: Ref
-    y: Ref | None
+    x: Slice
+    y: Slice | None
     reader: Reader | None
-    residual: Ref | None = None
+    residual: Slice | None = None
     accumulate: bool = False
     stream: bool = False
     second: tuple[IntegerConv2d, int] | None = None
 
-    def reads(self) -> list[Ref]:
-        return [ref for ref in (self.x, self.residual) if ref is not None]
-
-    def writes(self) -> list[Ref]:
-        return [ref for ref in (self.y, None if self.reader is None else self.reader.codes) if ref is not None]
+    READS = ("x", "residual")
+    WRITES = ("y", "reader")
 
     def run(self, run: Run) -> None:
         conv, reader, tensors = self.conv, self.reader, run.tensors
@@ -242,17 +240,13 @@ class FreshStep(Step):
 
     conv: IntegerConv2d
     bits: int
-    x: Ref
-    y: Ref
-    left: Ref | None
-    residual: Ref | None
+    x: Slice
+    y: Slice
+    left: Slice | None
+    residual: Slice | None
     output: bool
 
-    def reads(self) -> list[Ref]:
-        return [ref for ref in (self.x, self.left, self.residual) if ref is not None]
-
-    def writes(self) -> list[Ref]:
-        return [self.y]
+    READS = ("x", "left", "residual")
 
     def run(self, run: Run) -> None:
         conv, tensors, place = self.conv, run.tensors, run.placed[self.place]
@@ -275,10 +269,9 @@ class FreshStep(Step):
 class DepthStep(Step):
     """The depths of tiles, from the codes of the pixels."""
 
-    x: Ref
+    x: Slice
 
-    def reads(self) -> list[Ref]:
-        return [self.x]
+    WRITES = ()
 
     def run(self, run: Run) -> None:
         if run.exits:
@@ -289,12 +282,12 @@ class DepthStep(Step):
 class ExitStep(Step):
     """The filter of easy tiles, from the codes of the pixels into the output."""
 
-    x: Ref
+    x: Slice
     bits: int
-    y: Ref
+    y: Slice
 
-    def reads(self) -> list[Ref]:
-        return [self.x, self.y]
+    READS = ("x", "y")
+    WRITES = ()
 
     def run(self, run: Run) -> None:
         if not run.exits:
@@ -313,32 +306,24 @@ class FloatStep(Step):
     """A node in floats, by torch: features [N, H, W, C] of any strides in fresh memory."""
 
     node: Node
-    inputs: list[Ref]
-    y: Ref
+    inputs: list[Slice]
+    y: Slice
 
-    def reads(self) -> list[Ref]:
-        return self.inputs
-
-    def writes(self) -> list[Ref]:
-        return [self.y]
+    READS = ("inputs",)
 
     def run(self, run: Run) -> None:
-        given = [run.floats(ref).permute(0, 3, 1, 2) for ref in self.inputs]
-        run.tensors[self.y.at] = float_nodes.evaluate(self.node, given, run.network._plain).permute(0, 2, 3, 1)
+        given = [run.floats(held).permute(0, 3, 1, 2) for held in self.inputs]
+        y = float_nodes.evaluate(self.node, given, run.network._plain)
+        y = y.clone() if any(y is x for x in given) else y  # a buffer that it lies in may be another's soon
+        run.tensors[self.y.at] = y.permute(0, 2, 3, 1)
 
 
 @dataclass(eq=False)
 class CopyStep(Step):
     """Features to where they lie beside others."""
 
-    x: Ref
-    y: Ref
-
-    def reads(self) -> list[Ref]:
-        return [self.x]
-
-    def writes(self) -> list[Ref]:
-        return [self.y]
+    x: Slice
+    y: Slice
 
     def run(self, run: Run) -> None:
         x = run.tensors[self.x.at]
@@ -350,6 +335,9 @@ class DropStep(Step):
     """Gives fresh tensors back that nothing reads any more."""
 
     ats: list[int]
+
+    READS = ()
+    WRITES = ()
 
     def run(self, run: Run) -> None:
         for at in self.ats:
@@ -377,7 +365,7 @@ class Program:
         return run.tensors[self.y].permute(0, 3, 1, 2)
 
 
-def code_store(channels: int, extent: tuple[str, int], fresh: bool = False) -> Ref:
+def code_store(channels: int, extent: tuple[str, int], fresh: bool = False) -> Slice:
     """All channels of a store of codes."""
     width = padded_channels(channels)
-    return Ref(Store("codes", width, extent, fresh), 0, width)
+    return Slice(Store("codes", width, extent, fresh), 0, width)
