@@ -39,7 +39,7 @@ __all__ = [
     "patches",
 ]
 
-PROTOCOLS = ("whole", "patch96")
+PROTOCOLS = ("whole", "paper")
 FLOAT_BITS = 32  # of weights and activations that are not quantised
 FIGURES = ("psnr_y", "ssim_y", "mean_bits", "computed_share", "bits_with_zeros", "gbitops_per_mp")
 
@@ -133,20 +133,21 @@ def evaluate(
         float network of this package (`networks`), which is measured alone. Bicubic always is. Its settings (backend, threads,
         bits, depth) stay as they are.
     pairs: at least one test picture (`find_pairs`); each is read twice, first of all to check it.
-    protocol: "whole" pictures; or "patch96", the protocol of AdaBM's code: patches of 96 low-resolution pixels, each with its own
-        bits and without a halo; the last of a row or column reaches to the end of the picture (up to 191 pixels).
-        The float network takes the same patches.
+    protocol: "whole" pictures; or "paper" (once "patch96"), the protocol of AdaBM's code: patches of 96 low-resolution pixels, each
+        with its own bits and without a halo; the last of a row or column reaches to the end of the picture (up to 191 pixels). The
+        float network takes the same patches.
     scale: the scale that is expected; another one of the model is an error.
     progress: called with (pictures done, pictures in all, name of the next one).
 
-    PSNR and SSIM are those of `metrics` with `scale` pixels shaved and outputs rounded to 8 bits. A picture's mean bits are
-    `model.mean_bits`, averaged over its patches; so are `model.computed_share`, for a network that may leave out blocks, and the
-    product of both. Bit operations sum, over all convolutions as published and over all patches, multiplications times bits of the
-    weights times bits of the activations, 32 each where they are not quantised; of pixels without blocks, those of the exit's
+    PSNR and SSIM are those of `evaluation.metrics` with `scale` pixels shaved and outputs rounded to 8 bits. A picture's mean bits
+    are `model.mean_bits`, averaged over its patches; so are `model.computed_share`, for a network that may leave out blocks, and
+    the product of both. Bit operations sum, over all convolutions as published and over all patches, multiplications times bits of
+    the weights times bits of the activations, 32 each where they are not quantised; of pixels without blocks, those of the exit's
     filter are all that counts.
     Raises TypeError and ValueError naming the argument, the rule and the value, and OSError for a file that cannot be read; all
     pictures are checked before any is computed.
     """
+    protocol = "paper" if protocol == "patch96" else protocol
     if protocol not in PROTOCOLS:
         raise ValueError(f"evaluate: protocol must be one of {', '.join(map(repr, PROTOCOLS))}, got {protocol!r}")
     methods = _methods(model)
@@ -278,7 +279,7 @@ def _float_method(network: nn.Module) -> _Method:
 def _measure(methods: dict[str, _Method], spec: Any, pair: Pair, protocol: str) -> ImageResult:
     hr, lr = pair.read(spec.scale)
     h, w = lr.shape[:2]
-    parts = patches(h, w) if protocol == "patch96" else [(slice(0, h), slice(0, w))]
+    parts = patches(h, w) if protocol == "paper" else [(slice(0, h), slice(0, w))]
     figures = {}
     for name, method in methods.items():
         sr, cost = _upscale(method, spec, pair.name, lr, parts)

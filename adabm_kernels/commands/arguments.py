@@ -24,7 +24,14 @@ _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 def add_windows(parser: argparse.ArgumentParser, tile: str = "48 halos, less where memory asks for it") -> None:
     """How a picture is cut into windows. tile: in words, their default size."""
     add = parser.add_argument
-    add("--tile", metavar="N", type=integer(0), help=f"pixels a side of the windows; 0 for the whole picture (default: {tile})")
+    add(
+        "--window",
+        "--tile",
+        dest="tile",
+        metavar="N",
+        type=integer(0),
+        help=f"pixels a side of the windows; 0 for the whole picture (default: {tile})",
+    )
     add(
         "--halo",
         metavar="N",
@@ -104,6 +111,19 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--no-check", action="store_true", help="go on where the float network is no good at upscaling the pictures, shrunk")
 
 
+def add_existing(parser: argparse.ArgumentParser) -> None:
+    """What becomes of an output that exists, for commands with one output."""
+    parser.add_argument(
+        "--existing",
+        choices=("replace", "refuse"),
+        default="refuse",
+        help="what to do about an output that exists (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_const", dest="existing", const="replace", help="the same as --existing replace"
+    )
+
+
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
     """For commands that write no report into a file."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -112,7 +132,12 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 def add_json_file(parser: argparse.ArgumentParser) -> None:
     """For commands whose report may be kept."""
     parser.add_argument(
-        "--json", metavar="F", type=path, help=f"also write the figures as JSON; '{STDOUT}' prints them instead of a table"
+        "--json",
+        metavar="F",
+        nargs="?",
+        const=STDOUT,
+        type=path,
+        help=f"print one JSON object instead of a table; with a file, write it there beside the table ('{STDOUT}' prints it too)",
     )
 
 

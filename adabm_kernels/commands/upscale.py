@@ -369,7 +369,7 @@ def _target(args: argparse.Namespace, task: Task) -> str:
 
 def _memory(layout: Any) -> str:
     what = "the picture" if layout is None else f"{layout.width}x{layout.height} pixels"
-    return f"not enough memory to upscale {what} (a smaller --tile or --max-memory needs less)"
+    return f"not enough memory to upscale {what} (a smaller --window or --max-memory needs less)"
 
 
 def _say(args: argparse.Namespace, outcome: Outcome) -> None:
