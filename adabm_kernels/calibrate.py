@@ -119,7 +119,7 @@ def calibrate(
     if start is not None and not isinstance(start, (SimulatedNetwork, ConvertedNetwork)):
         raise TypeError(f"calibrate: start must be a calibrated or converted network, got {type(start).__name__}")
     if isinstance(model, nn.Module):
-        state = model.state_dict()
+        state: Mapping[str, Any] = model.state_dict()
         if res_scale is None:
             res_scale = res_scale_of(model)
     elif isinstance(model, Mapping):

@@ -179,14 +179,14 @@ class ConvertConfig:
         self._require("quantize", self.quantize in ("full", "body"), "'full' or 'body'")
         self._require("tail", self.tail in ("auto", "staged", "collapsed"), "'auto', 'staged' or 'collapsed'")
         self._require("recipe", self.recipe in ("best", "paper"), "'best' or 'paper'")
-        if self.tuning is None:
-            object.__setattr__(self, "tuning", TUNINGS[self.recipe]())
-        if not isinstance(self.tuning, TUNINGS[self.recipe]):
+        tuning = TUNINGS[self.recipe]() if self.tuning is None else self.tuning
+        object.__setattr__(self, "tuning", tuning)
+        if not isinstance(tuning, TUNINGS[self.recipe]):
             raise TypeError(
-                f"ConvertConfig: tuning must be {TUNINGS[self.recipe].__name__} for recipe {self.recipe!r}, got {self.tuning!r}"
+                f"ConvertConfig: tuning must be {TUNINGS[self.recipe].__name__} for recipe {self.recipe!r}, got {tuning!r}"
             )
-        for field in fields(self.tuning):
-            value, whole = getattr(self.tuning, field.name), type(field.default) is int
+        for field in fields(tuning):
+            value, whole = getattr(tuning, field.name), type(field.default) is int
             number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
             if not number or not whole <= value < math.inf:
                 rule = "a whole number, at least 1" if whole else "a finite number, at least 0"
@@ -264,9 +264,14 @@ class ConvertConfig:
     def from_dict(cls, values: dict[str, Any]) -> ConvertConfig:
         """The inverse of `to_dict`; absent fields keep their defaults. Raises as ConvertConfig does, and for unknown fields."""
         tuning, recipe = values.get("tuning"), values.get("recipe", cls.recipe)
-        kind = TUNINGS[recipe] if isinstance(tuning, dict) and recipe in tuple(TUNINGS) else None
-        for what, given, known in (("fields", values, cls), ("fields of tuning", tuning, kind)):
-            unknown = sorted(set(given) - {field.name for field in fields(known)}) if known else []
-            if unknown:
-                raise ValueError(f"ConvertConfig: unknown {what} {unknown}")
-        return cls(**values | ({"tuning": kind(**tuning)} if kind else {}))
+        _refuse_unknown("fields", values, cls)
+        if isinstance(tuning, dict) and recipe in tuple(TUNINGS):
+            _refuse_unknown("fields of tuning", tuning, TUNINGS[recipe])
+            values = values | {"tuning": TUNINGS[recipe](**tuning)}
+        return cls(**values)
+
+
+def _refuse_unknown(what: str, given: dict[str, Any], known: type) -> None:
+    unknown = sorted(set(given) - {field.name for field in fields(known)})
+    if unknown:
+        raise ValueError(f"ConvertConfig: unknown {what} {unknown}")

@@ -60,7 +60,7 @@ def convert_model(
             raise ValueError("convert_model: calibration must be left out: the model is calibrated already")
         return _from_simulated(model)
     if isinstance(model, nn.Module):
-        state = model.state_dict()
+        state: Mapping[str, Any] = model.state_dict()
         if res_scale is None:
             res_scale = res_scale_of(model)
     elif isinstance(model, Mapping):

@@ -95,7 +95,8 @@ class EvaluationReport:
     def mean(self, method: str, figure: str) -> float | None:
         """The plain mean over the pictures of one of FIGURES, None where the method has no such figure."""
         values = [image.value(method, figure) for image in self.images]
-        return None if None in values else fmean(values)
+        known = [value for value in values if value is not None]
+        return fmean(known) if len(known) == len(values) else None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values: "mean" and "images", by method and figure."""
@@ -151,7 +152,7 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise ValueError(f"evaluate: protocol must be one of {', '.join(map(repr, PROTOCOLS))}, got {protocol!r}")
     methods = _methods(model)
-    spec = model.spec
+    spec: Any = model.spec
     if scale is not None and scale != spec.scale:
         raise ValueError(f"evaluate: scale must be that of the model, {spec.scale}, got {scale!r}")
     pairs = list(pairs)
@@ -200,7 +201,7 @@ def load_float(
         )
     rgb = (picture if isinstance(picture, np.ndarray) else read_image(picture) for picture in looked_at(pictures))
     check_reading(state, found, (torch.from_numpy(pixels).permute(2, 0, 1) for pixels in rgb))
-    network = float_network(found.spec)
+    network: Any = float_network(found.spec)
     network.load_state_dict(to_float_state(state, found))
     network.found = found
     return network
@@ -218,7 +219,7 @@ class _Method:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         weight_bits: dict[str, int],
         bits: Callable[[torch.Tensor], tuple[float, dict[str, int]]],
         share: Callable[[torch.Tensor], float] | None = None,
@@ -250,7 +251,7 @@ class _Method:
         return torch.from_numpy(planes)[None].to(self.device)
 
 
-def _methods(model: nn.Module) -> dict[str, _Method]:
+def _methods(model: Any) -> dict[str, _Method]:
     if not isinstance(model, nn.Module) or not hasattr(model, "spec"):
         raise TypeError(
             f"evaluate: model must be a converted network or a float network of adabm_kernels.networks, got {type(model).__name__}"
@@ -270,7 +271,7 @@ def _methods(model: nn.Module) -> dict[str, _Method]:
     return methods
 
 
-def _float_method(network: nn.Module) -> _Method:
+def _float_method(network: Any) -> _Method:
     # channels_last is what torch computes float convolutions fastest in on a CPU.
     network = network.eval().to(memory_format=torch.channels_last)
     return _Method(network, {}, lambda x: (float(FLOAT_BITS), {}))

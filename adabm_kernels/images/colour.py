@@ -102,7 +102,7 @@ def grey_profile(icc: bytes) -> bytes | None:
     curve = tags.get(b"gTRC")
     if curve is None or curve[:4] not in (b"curv", b"para"):
         return None
-    kept = {name: tags[name] for name in (b"desc", b"cprt", b"wtpt") if name in tags}
+    kept: dict[bytes, bytes] = {name: tags[name] for name in (b"desc", b"cprt", b"wtpt") if name in tags}
     return _assemble({**kept, b"kTRC": curve}, b"GRAY", version=icc[8:12])
 
 
@@ -112,7 +112,7 @@ def rgb_profile(icc: bytes) -> bytes | None:
     curve = tags.get(b"kTRC")
     if curve is None or curve[:4] not in (b"curv", b"para"):
         return None
-    kept = {name: tags[name] for name in (b"desc", b"cprt") if name in tags}
+    kept: dict[bytes, bytes] = {name: tags[name] for name in (b"desc", b"cprt") if name in tags}
     return _assemble({**kept, **_rgb_tags(_SRGB, curve)}, b"RGB ", version=icc[8:12])
 
 

@@ -22,7 +22,7 @@ class Value(NamedTuple):
     """kind: its type. data: as in a file with the low byte first. below: the directory it refers to, or None."""
 
     kind: int
-    count: int
+    count: int  # type: ignore[assignment]  # which a tuple has as a method
     data: bytes
     below: dict[int, Value] | None = None
 

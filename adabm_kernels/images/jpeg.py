@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ _WHOLE_DPI = 0.02  # how far it may be from a whole number, which is what inches
 _APP0, _APP1 = 0xE0, 0xE1
 
 
-def damage(data: bytes | memoryview, thorough: bool = False) -> str | None:
+def damage(data: bytes | memoryview | mmap.mmap, thorough: bool = False) -> str | None:
     """What is wrong with the data of a JPEG file that can be read nevertheless, None where nothing is seen.
 
     All of it is seen as libjpeg sees it, and its beginning more closely (jpeg_scan.py), or all of it where thorough. JPEG has no
@@ -32,7 +33,7 @@ def damage(data: bytes | memoryview, thorough: bool = False) -> str | None:
     return _words_of_libjpeg(data) or jpeg_scan.fault(data, None if thorough else _CLOSELY_BYTES)
 
 
-def lacks_only_end(data: bytes | memoryview) -> bool:
+def lacks_only_end(data: bytes | memoryview | mmap.mmap) -> bool:
     """Whether a file without an end marker has all of its picture."""
     words = _words_of_libjpeg(bytes(data) + _END)
     return words is None or words.endswith(_BEFORE_END)

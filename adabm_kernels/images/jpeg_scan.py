@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -161,7 +161,8 @@ def _scan_faults(data: bytes, header: bytes, frame: _Frame, tables: _Tables, *, 
 def _piece_fault(data: bytes, blocks: list[_Block], units: int, *, last: bool, whole: bool) -> str | None:
     """Of the data between two restarts, which has so many units of blocks."""
     bytes_ = np.frombuffer(data + b"\xff\xff\xff", np.uint8).astype(np.uint32)
-    windows = memoryview((bytes_[:-2] << 16) | (bytes_[1:-1] << 8) | bytes_[2:])  # 24 bits from each byte on
+    words: Any = (bytes_[:-2] << 16) | (bytes_[1:-1] << 8) | bytes_[2:]
+    windows = memoryview(words)  # 24 bits from each byte on
     place, means = 0, [0] * _MOST_COMPONENTS
     try:
         for _ in range(units):
@@ -216,4 +217,4 @@ def _codes(table: bytes, first: bool) -> memoryview:
             code += 1
         code <<= 1
         place += count
-    return memoryview(found)
+    return memoryview(found)  # type: ignore[arg-type]

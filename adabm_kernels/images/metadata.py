@@ -52,8 +52,8 @@ def metadata_of(
 
 def orientation_of(exif: bytes | None) -> int:
     """How a picture is to be turned by its EXIF, 1 (not at all) to 8."""
-    order = order_of(exif or b"")
-    if order is None:
+    order = None if exif is None else order_of(exif)
+    if exif is None or order is None:
         return 1
     try:
         entries = _entries(exif, struct.unpack_from(f"{order}I", exif, 4)[0], order)

@@ -77,7 +77,8 @@ def format_of(start: bytes) -> str:
     if format == "PNG" and start[12:16] == b"CgBI":
         raise ValueError("it is what Apple's tools make of a PNG in an app (CgBI), and no PNG any more; make it one again first")
     if format == "PNG" and len(start) >= 24:
-        _check_size(*struct.unpack(">II", start[16:24]), max_pixels=None)  # libpng reports a width of 0 as a damaged header
+        width, height = struct.unpack(">II", start[16:24])
+        _check_size(width, height, None)  # libpng reports a width of 0 as a damaged header
     if format == "TIFF" and tiff.is_camera_raw(start):
         tiff.refuse_raw()
     return format
@@ -328,10 +329,11 @@ def _open_lab(source: str | os.PathLike | bytes, page: int, findings: Findings) 
             image = TiffImageFile(file)
             image.seek(page)
             image.load()
-            profiles = (PIL.ImageCms.createProfile(space) for space in ("LAB", "sRGB"))
-            rgb = PIL.ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+            lab, srgb = PIL.ImageCms.createProfile("LAB"), PIL.ImageCms.createProfile("sRGB")
+            rgb = PIL.ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         except (*_PILLOW_ERRORS, PIL.ImageCms.PyCMSError) as error:
             raise ValueError(f"the file is truncated or damaged ({error})") from error
+    assert rgb is not None, "a new image is made unless it is asked to change this one"
     findings.notes.append(_LAB_NOTE)
     array = to_array(rgb)
     return array, replace(layout_of(rgb, array), icc=None)

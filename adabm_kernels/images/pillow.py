@@ -52,9 +52,9 @@ def to_array(image: PIL.Image.Image) -> np.ndarray:
 
 def layout_of(image: PIL.Image.Image, array: np.ndarray) -> Layout:
     """The kind of the array that `to_array` made of a Pillow image, with the image's colours, resolution, EXIF and XMP."""
-    dpi = tuple(map(float, image.info.get("dpi", (0, 0))))  # 0 is a BMP's word for none
+    across, down = map(float, image.info.get("dpi", (0, 0)))  # 0 is a BMP's word for none
     if image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS:
-        dpi = dpi[::-1]
+        across, down = down, across
     height, width, channels = array.shape
     info = image.info
     chromaticities = info.get("chromaticity")
@@ -66,7 +66,7 @@ def layout_of(image: PIL.Image.Image, array: np.ndarray) -> Layout:
         height,
         channels,
         icc=fitting_profile(info.get("icc_profile"), channels < 3)[0],
-        dpi=plausible(dpi),
+        dpi=plausible((across, down)),
         colour=None if colour == Colour() else colour,
         metadata=metadata,
     )

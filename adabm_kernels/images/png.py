@@ -13,7 +13,7 @@ from .formats import Layout
 try:  # made for x86-64 and ARM alone; zlib gives files of the same size in four times the time
     from isal import isal_zlib as deflate
 except ImportError:
-    deflate = zlib
+    deflate = zlib  # type: ignore[misc]
 
 _LEVEL = 1
 _AVERAGE = 3  # filter type: a byte less the mean of its left and its upper neighbour
@@ -68,7 +68,7 @@ class PngStream:
         left, above = around[1:, :-pixel], around[:-1, pixel:]
         # (left + above) / 2 rounded down, without a ninth bit
         mean = left & above
-        mean += (left ^ above) >> 1
+        np.add(mean, (left ^ above) >> 1, out=mean)
         lines[:, 0] = _AVERAGE
         np.subtract(rows, mean, out=lines[:, 1:])
         self._above = around[-1].copy()

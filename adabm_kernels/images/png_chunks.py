@@ -42,7 +42,8 @@ class Facts:
 
 def facts(file: BinaryIO) -> Facts:
     """Read a PNG file, whose signature was seen, from chunk to chunk."""
-    found, colours, text_bytes = Facts(), {}, 0
+    found, text_bytes = Facts(), 0
+    colours: dict[bytes, bytes] = {}
     file.seek(8)
     while True:
         head = file.read(_HEAD_BYTES)

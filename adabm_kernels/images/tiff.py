@@ -126,6 +126,7 @@ def add_exif(file: BinaryIO, exif: bytes) -> None:
     file.seek(0)
     header = file.read(8)
     order = ifd.order_of(header)
+    assert order is not None, "libvips has written a TIFF"
     there = ifd.read_tags(file, struct.unpack(f"{order}I", header[4:])[0], order)
     end = file.seek(0, os.SEEK_END)
     start = end + end % 2
@@ -170,7 +171,8 @@ class _Reader:
         self._first = struct.unpack_from(f"{self._order}{'Q' if self._big else 'I'}", header, 8 if self._big else 4)[0]
 
     def chain(self) -> Iterator[tuple[dict[int, tuple[int, ...]], frozenset[int]]]:
-        start, seen = self._first, set()
+        start = self._first
+        seen: set[int] = set()
         while start and start not in seen and len(seen) < _MOST_DIRECTORIES:
             seen.add(start)
             values, tags, start = self.directory(start)

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -190,9 +190,10 @@ class PictureWriter:
 
     def _send(self) -> None:
         self._file.seek(0)
+        target = cast("BinaryIO", self._path)
         while chunk := self._file.read(1 << 20):
-            self._path.write(chunk)
-        self._path.flush()
+            target.write(chunk)
+        target.flush()
 
 
 _FORMATS = {8: "uchar", 16: "ushort"}
