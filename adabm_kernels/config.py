@@ -179,7 +179,7 @@ class ConvertConfig:
         self._require("quantize", self.quantize in ("full", "body"), "'full' or 'body'")
         self._require("tail", self.tail in ("auto", "staged", "collapsed"), "'auto', 'staged' or 'collapsed'")
         self._require("recipe", self.recipe in ("best", "paper"), "'best' or 'paper'")
-        tuning = TUNINGS[self.recipe]() if self.tuning is None else self.tuning
+        tuning: PaperTuning | BestTuning = TUNINGS[self.recipe]() if self.tuning is None else self.tuning
         object.__setattr__(self, "tuning", tuning)
         if not isinstance(tuning, TUNINGS[self.recipe]):
             raise TypeError(

@@ -68,7 +68,7 @@ class Epochs:
 
     def next(self) -> torch.Tensor:
         """The next batch."""
-        crops = []
+        crops: list[torch.Tensor] = []
         while len(crops) < self.size:
             if not self.order:
                 self.order = list(range(len(self.images)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -67,7 +69,8 @@ def _drawing(random: np.random.Generator, side: int = SIDE, scale: int = 1) -> n
     side *= scale
     image = Image.new("RGB", (side, side), background)
     draw = ImageDraw.Draw(image)
-    for kind, colour in zip((draw.rectangle, draw.ellipse, draw.ellipse, draw.line), colours, strict=False):
+    kinds: tuple[Any, ...] = (draw.rectangle, draw.ellipse, draw.ellipse, draw.line)
+    for kind, colour in zip(kinds, colours, strict=False):
         left, top = (int(value) for value in random.integers(0, side // 2, 2))
         right, bottom = (int(value) for value in random.integers(side // 2, side, 2))
         outline = {} if kind == draw.line or random.random() < 0.5 else {"outline": (0, 0, 0), "width": 1 + scale // 2}

@@ -28,7 +28,7 @@ def image_thresholds(images: Sequence[torch.Tensor], config: ConvertConfig) -> t
     thresholds = None
     for batch in images:
         measure, quantile = image_measure(batch), config.image_percentile / 100
-        new = tuple(float(torch.quantile(measure, q)) for q in (quantile, 1 - quantile))
+        new = float(torch.quantile(measure, quantile)), float(torch.quantile(measure, 1 - quantile))
         thresholds = average(thresholds, new, config.ema_beta)
     return thresholds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -39,7 +40,8 @@ class Observer:
             raise ValueError(f"calibrate: model computes NaN or infinite values: the input of {conv.name!r} holds some")
         if self.config.chosen("act_ranges") == "percentile":
             share = self.config.range_percentile
-            lower, upper = (float(v) for v in np.percentile(x.cpu().numpy().ravel(), [100 - share, share]))
+            low_high = np.percentile(x.cpu().numpy().ravel(), [100 - share, share])
+            lower, upper = float(low_high[0]), float(low_high[1])
         elif self.config.chosen("act_ranges") == "omse":
             low, up = best_act_range(sample(x), torch.tensor(lower), torch.tensor(upper), self.config.act_bits, SHRINKS[:90])
             lower, upper = float(low), float(up)
@@ -175,9 +177,9 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
 
             for _ in range(2):
                 if least < 0 < upper:
-                    lower = min((least * f for f in SEARCHED), key=lambda tried, upper=upper: error(tried, upper))
+                    lower = min((least * f for f in SEARCHED), key=functools.partial(error, upper=upper))
                 if most > 0 and most * SEARCHED[0] > lower:
-                    upper = min((most * f for f in SEARCHED), key=lambda tried, lower=lower: error(lower, tried))
+                    upper = min((most * f for f in SEARCHED), key=functools.partial(error, lower))
         set_range(conv, lower, upper)
 
     convs = model.quantized_convs()

@@ -77,7 +77,7 @@ class PaperCycle(Tuning):
                 {"params": layers, "lr": tuning.lr_layer_map},
                 {"params": [model.measure_l, model.measure_u], "lr": tuning.lr_image_map},
             ]
-        self.optimizers = {kind: torch.optim.Adam(group) for kind, group in groups.items()}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {kind: torch.optim.Adam(group) for kind, group in groups.items()}
         model.set_compute_dtype(compute_dtype(device_of(model)))
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -115,7 +115,7 @@ class PaperCycle(Tuning):
 
 def _feature_distance(features: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:
     """Mean over blocks and images of the L2 distance, each block's features scaled to norm 1 over the batch, per image."""
-    total, images = 0.0, features[0].shape[0]
+    total, images = features[0].new_zeros(()), features[0].shape[0]
     for a, b in zip(features, teacher, strict=True):
         difference = a / a.norm().clamp(min=1e-12) - b / b.norm().clamp(min=1e-12)
         total = total + difference.flatten(1).norm(dim=1).sum()
@@ -220,5 +220,7 @@ def compute_dtype(device: torch.device) -> torch.dtype | None:
 def make_tuning(model: SimulatedNetwork) -> Tuning:
     """The fine-tuning that the settings of the network ask for."""
     config = model.config
-    kind = PaperCycle if config.recipe == "paper" else JointTuning
-    return kind(model, config.tuning, config.steps)
+    if isinstance(config.tuning, PaperTuning):
+        return PaperCycle(model, config.tuning, config.steps)
+    assert config.tuning is not None, "which a ConvertConfig fills in"
+    return JointTuning(model, config.tuning, config.steps)
