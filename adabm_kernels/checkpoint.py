@@ -163,7 +163,7 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
         scalars = {key: ({"weight_grid": "odd", "digits": 1} | header["convs"][name])[key] for key in _SCALARS}
         held: dict[str, Any] = {key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}
         _check_shapes(f"conv.{name}.", held, {"codes": (conv.channels_out, conv.channels_in, conv.kernel, conv.kernel)})
-        optional = {key: tensors.get(f"conv.{name}.{key}") for key in _OPTIONAL}
+        optional: dict[str, Any] = {key: tensors.get(f"conv.{name}.{key}") for key in _OPTIONAL}
         convs[name] = ConvParameters(name, **scalars, **held, **optional)
     return {
         "spec": spec,

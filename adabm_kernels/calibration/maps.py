@@ -25,11 +25,12 @@ def image_thresholds(images: Sequence[torch.Tensor], config: ConvertConfig) -> t
 
     images: batches [N, 3, H, W] in 0..255.
     """
-    thresholds = None
+    thresholds: tuple[float, float] | None = None
     for batch in images:
         measure, quantile = image_measure(batch), config.image_percentile / 100
         new = float(torch.quantile(measure, quantile)), float(torch.quantile(measure, 1 - quantile))
         thresholds = average(thresholds, new, config.ema_beta)
+    assert thresholds is not None, "there are images"
     return thresholds
 
 

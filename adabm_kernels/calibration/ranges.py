@@ -57,9 +57,12 @@ class Observer:
             set_range(self.model.quantized_convs()[0], 0.0, 255 * self.model.pixel_unit())
 
 
-def average(past: tuple[float, ...] | None, new: tuple[float, ...], beta: float) -> tuple[float, ...]:
+def average(past: tuple[float, float] | None, new: tuple[float, float], beta: float) -> tuple[float, float]:
     """Exponential moving average with weight `beta` of the past; the first value stands for itself."""
-    return new if past is None else tuple(beta * a + (1 - beta) * b for a, b in zip(past, new, strict=True))
+    if past is None:
+        return new
+    first, second = (beta * a + (1 - beta) * b for a, b in zip(past, new, strict=True))
+    return first, second
 
 
 def set_range(conv: SimulatedConv2d, lower: float, upper: float) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -169,7 +169,7 @@ class Kind:
     """The layers of one shape class. count: how many of a model's layers are of it, 0 where that means nothing."""
 
     key: str
-    conv: IntegerConv2d
+    conv: Any  # an IntegerConv2d
     side: int
     count: int
     outputs: int
@@ -362,7 +362,7 @@ def layers_of(convs: Iterable[IntegerConv2d]) -> dict[str, tuple[IntegerConv2d, 
     for conv in convs:
         low, high = conv.bit_range
         for bits in range(low, high + 1):
-            found.setdefault(gpu_times.key(capability(), conv.shape, storage_bits(bits)), (conv, bits))
+            found.setdefault(gpu_times.key(cast(int, capability()), conv.shape, storage_bits(bits)), (conv, bits))
     return found
 
 
