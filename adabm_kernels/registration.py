@@ -99,9 +99,10 @@ class _ThenRegister(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = module.__spec__.loader = self._loader  # nothing of this stays
+        spec: Any = module.__spec__
+        module.__loader__ = spec.loader = self._loader  # nothing of this stays
         self._loader.exec_module(module)
-        module.__spec__._initializing = False  # all of it has been executed
+        spec._initializing = False  # all of it has been executed
         self._hook.register()
 
     def __getattr__(self, name: str) -> Any:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("report.html"),
         help="page to write (default: %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
+    arguments.add_existing(parser)
     arguments.add_model(parser, " or a converted model's file")
     arguments.add_windows(parser, "96")
     parser.add_argument(
@@ -57,8 +57,8 @@ def execute(args: argparse.Namespace) -> None:
         if args.output.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"--output must end in .html, got '{args.output}'")
         check_target(args.output)
-        if args.output.exists() and not args.overwrite:
-            raise ValueError(f"--output must not exist yet (--overwrite replaces it), got '{args.output}'")
+        if args.output.exists() and args.existing == "refuse":
+            raise ValueError(f"--output must not exist yet without --existing replace, got '{args.output}'")
         source = read_pipe(args.input) if piped(args.input) else args.input
         reader = open_picture(source, max_pixels=args.max_pixels, name=shown(args.input))
         rows, layout = reader.read(reader.layout.height), reader.layout
@@ -95,7 +95,7 @@ def execute(args: argparse.Namespace) -> None:
         larger = enlarged(layout, network.scale)
         blocks = block_rows(computed_share(patches), bits_with_zeros(patches), settings["depth"])
         page = Report(
-            title=f"{args.input.name if source is args.input else shown(args.input)}, upscaled {network.scale} times",
+            title=f"{shown(args.input) if isinstance(source, bytes) else args.input.name}, upscaled {network.scale} times",
             model=settings["model"],
             scale=network.scale,
             before=_encoded(rows, layout),

@@ -61,7 +61,7 @@ class Stream:
     @property
     def planes(self) -> list[tuple[int, ...]]:
         """Shapes of what makes a frame, in order."""
-        if self.y4m is None:
+        if self.subsampling is None:
             return [(self.height, self.width, PIXEL_FORMATS[self.pixel_format][1])]
         down, across = self.subsampling
         chroma = [(-(-self.height // down), -(-self.width // across))] * 2 if down else []
