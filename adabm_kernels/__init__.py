@@ -1,6 +1,7 @@
 """Integer convolutions with run-time bit-widths for AdaBM super-resolution networks.
 
-Importing this loads no torch and, where torch is loaded, registers the operators `torch.ops.adabm.*`; it does nothing else.
+Importing this loads no torch and, where torch is loaded, registers the operators `torch.ops.adabm.*`. Beside that it only lets old
+names of modules be imported.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 # not take the function's place. Neither imports torch.
 from . import backends as _backends_package  # noqa: F401
 from .models import builtin_models
-from .registration import register_with_torch
+from .registration import keep_old_names, register_with_torch
 from .registry import backends
 from .upscale import upscale, upscale_file, upscale_many
 
 __version__ = "0.1.0"
 register_with_torch()
+keep_old_names()
 
 _HOMES = {"ConvertConfig": "config", "convert_model": "convert", "load": "checkpoint", "save": "checkpoint"}
 __all__ = [

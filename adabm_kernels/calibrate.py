@@ -35,7 +35,7 @@ from .calibration.tune import device_of, make_tuning
 from .config import ConvertConfig
 from .files import write_file
 from .networks.convention import Convention
-from .networks.detect import check_whole, detect, res_scale_of
+from .networks.detect import Detected, check_whole, detect, res_scale_of
 from .nn import ConvertedNetwork
 from .simulate import SimulatedNetwork
 
@@ -66,6 +66,7 @@ def calibrate(
     resume: str | Path | None = None,
     device: torch.device | str = "cpu",
     own_resolution: Iterable[torch.Tensor | str | Path] | None = None,
+    found: Detected | None = None,
 ) -> SimulatedNetwork:
     """Choose every range, threshold and offset of a quantised network from images, and fine-tune it for `config.steps` steps.
 
@@ -89,6 +90,8 @@ def calibrate(
         may go on elsewhere.
     own_resolution: pictures as they are, as `images` takes them, where `images` are shrunk ones. Only the exit of easy tiles is
         chosen on them too; they are read after `images`.
+    found: what `networks.detect.detect` has found in this state dict, which is then not searched again, and res_scale, rgb_range,
+        mean_shift, channel_order and weights_key say nothing.
 
     Recipe "paper": weight ranges with the least squared error; activation ranges and image thresholds as moving averages over
     batches through the float network; layer offsets of -1 and +1 for the layers whose standard deviation lies outside the
@@ -116,19 +119,19 @@ def calibrate(
     if start is not None and not isinstance(start, (SimulatedNetwork, ConvertedNetwork)):
         raise TypeError(f"calibrate: start must be a calibrated or converted network, got {type(start).__name__}")
     if isinstance(model, nn.Module):
-        state = model.state_dict()
+        state: Mapping[str, Any] = model.state_dict()
         if res_scale is None:
             res_scale = res_scale_of(model)
     elif isinstance(model, Mapping):
         state = model
     else:
         raise TypeError(f"calibrate: model must be a torch.nn.Module or a state dict, got {type(model).__name__}")
-    res_scale = 1.0 if res_scale is None else res_scale
-    try:
-        convention = Convention(rgb_range, mean_shift, channel_order)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"calibrate: {error}") from error
-    found = detect(state, res_scale, convention=convention, weights_key=weights_key)
+    if found is None:
+        try:
+            convention = Convention(rgb_range, mean_shift, channel_order)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"calibrate: {error}") from error
+        found = detect(state, 1.0 if res_scale is None else res_scale, convention=convention, weights_key=weights_key)
     if found.calibrated:
         raise ValueError("calibrate: model must be a float network, and this one is calibrated already")
     if isinstance(model, nn.Module):
@@ -142,7 +145,7 @@ def calibrate(
     windows = samples.read_images(images, config.patch, rng)
     if check:
         check_reading(state, found, looked_at(windows))
-    simulated = SimulatedNetwork.from_float(state, config, res_scale, found)
+    simulated = SimulatedNetwork.from_float(state, config, found=found)
     taken = None if start is None else _maps_of(start, simulated)
     simulated.to(device)
     own = []

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         known = isinstance(error, CommandError)
         message = str(error) if known else f"unexpected {type(error).__name__}: {error} (--traceback shows where)"
         print(f"adabm: error: {one_line(message)}", file=sys.stderr)
-        return error.status if known else 1
+        return error.status if isinstance(error, CommandError) else 1
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import nn
 from .calibrate import calibrate
 from .config import ConvertConfig
 from .networks.convention import Convention
-from .networks.detect import check_modules, check_whole, detect, res_scale_of, unwrap
+from .networks.detect import check_modules, check_whole, detect, res_scale_of
 from .nn import ConvertedNetwork, from_simulated
 from .nn.contexts import as_imported
 from .simulate import SimulatedNetwork
@@ -60,7 +60,7 @@ def convert_model(
             raise ValueError("convert_model: calibration must be left out: the model is calibrated already")
         return _from_simulated(model)
     if isinstance(model, nn.Module):
-        state = model.state_dict()
+        state: Mapping[str, Any] = model.state_dict()
         if res_scale is None:
             res_scale = res_scale_of(model)
     elif isinstance(model, Mapping):
@@ -72,9 +72,8 @@ def convert_model(
     res_scale = 1.0 if res_scale is None else res_scale
     if not isinstance(config, ConvertConfig):
         raise TypeError(f"convert_model: config must be a ConvertConfig, got {type(config).__name__}")
-    reading = {"rgb_range": rgb_range, "mean_shift": mean_shift, "channel_order": channel_order}
     try:
-        convention = Convention(**reading)
+        convention = Convention(rgb_range, mean_shift, channel_order)
     except (TypeError, ValueError) as error:
         raise type(error)(f"convert_model: {error}") from error
     found = detect(state, res_scale, convention=convention, weights_key=weights_key)
@@ -85,7 +84,7 @@ def convert_model(
     if found.calibrated:
         if calibration is not None:
             raise ValueError("convert_model: calibration must be left out: the state dict is calibrated already")
-        return _from_simulated(SimulatedNetwork.from_state(unwrap(state, weights_key), config, res_scale))
+        return _from_simulated(SimulatedNetwork.from_state(state, config, found=found))
     if calibration is None:
         raise ValueError(
             "convert_model: calibration is needed for a float network: pass low-resolution images, as float tensors "
@@ -96,8 +95,7 @@ def convert_model(
             "convert_model: config.tail='collapsed' needs a fully quantised network with a staged tail without activations, got "
             f"quantize={config.quantize!r} for {found.spec}"
         )
-    settings = reading | {"res_scale": res_scale, "weights_key": weights_key, "check": check, "device": device}
-    return _from_simulated(calibrate(state, calibration, config, progress, **settings))
+    return _from_simulated(calibrate(state, calibration, config, progress, check=check, device=device, found=found))
 
 
 def _from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:

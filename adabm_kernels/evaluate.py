@@ -39,7 +39,7 @@ __all__ = [
     "patches",
 ]
 
-PROTOCOLS = ("whole", "patch96")
+PROTOCOLS = ("whole", "paper")
 FLOAT_BITS = 32  # of weights and activations that are not quantised
 FIGURES = ("psnr_y", "ssim_y", "mean_bits", "computed_share", "bits_with_zeros", "gbitops_per_mp")
 
@@ -95,7 +95,8 @@ class EvaluationReport:
     def mean(self, method: str, figure: str) -> float | None:
         """The plain mean over the pictures of one of FIGURES, None where the method has no such figure."""
         values = [image.value(method, figure) for image in self.images]
-        return None if None in values else fmean(values)
+        known = [value for value in values if value is not None]
+        return fmean(known) if len(known) == len(values) else None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values: "mean" and "images", by method and figure."""
@@ -133,24 +134,25 @@ def evaluate(
         float network of this package (`networks`), which is measured alone. Bicubic always is. Its settings (backend, threads,
         bits, depth) stay as they are.
     pairs: at least one test picture (`find_pairs`); each is read twice, first of all to check it.
-    protocol: "whole" pictures; or "patch96", the protocol of AdaBM's code: patches of 96 low-resolution pixels, each with its own
-        bits and without a halo; the last of a row or column reaches to the end of the picture (up to 191 pixels).
-        The float network takes the same patches.
+    protocol: "whole" pictures; or "paper" (once "patch96"), the protocol of AdaBM's code: patches of 96 low-resolution pixels, each
+        with its own bits and without a halo; the last of a row or column reaches to the end of the picture (up to 191 pixels). The
+        float network takes the same patches.
     scale: the scale that is expected; another one of the model is an error.
     progress: called with (pictures done, pictures in all, name of the next one).
 
-    PSNR and SSIM are those of `metrics` with `scale` pixels shaved and outputs rounded to 8 bits. A picture's mean bits are
-    `model.mean_bits`, averaged over its patches; so are `model.computed_share`, for a network that may leave out blocks, and the
-    product of both. Bit operations sum, over all convolutions as published and over all patches, multiplications times bits of the
-    weights times bits of the activations, 32 each where they are not quantised; of pixels without blocks, those of the exit's
+    PSNR and SSIM are those of `evaluation.metrics` with `scale` pixels shaved and outputs rounded to 8 bits. A picture's mean bits
+    are `model.mean_bits`, averaged over its patches; so are `model.computed_share`, for a network that may leave out blocks, and
+    the product of both. Bit operations sum, over all convolutions as published and over all patches, multiplications times bits of
+    the weights times bits of the activations, 32 each where they are not quantised; of pixels without blocks, those of the exit's
     filter are all that counts.
     Raises TypeError and ValueError naming the argument, the rule and the value, and OSError for a file that cannot be read; all
     pictures are checked before any is computed.
     """
+    protocol = "paper" if protocol == "patch96" else protocol
     if protocol not in PROTOCOLS:
         raise ValueError(f"evaluate: protocol must be one of {', '.join(map(repr, PROTOCOLS))}, got {protocol!r}")
     methods = _methods(model)
-    spec = model.spec
+    spec: Any = model.spec
     if scale is not None and scale != spec.scale:
         raise ValueError(f"evaluate: scale must be that of the model, {spec.scale}, got {scale!r}")
     pairs = list(pairs)
@@ -199,7 +201,7 @@ def load_float(
         )
     rgb = (picture if isinstance(picture, np.ndarray) else read_image(picture) for picture in looked_at(pictures))
     check_reading(state, found, (torch.from_numpy(pixels).permute(2, 0, 1) for pixels in rgb))
-    network = float_network(found.spec)
+    network: Any = float_network(found.spec)
     network.load_state_dict(to_float_state(state, found))
     network.found = found
     return network
@@ -217,7 +219,7 @@ class _Method:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         weight_bits: dict[str, int],
         bits: Callable[[torch.Tensor], tuple[float, dict[str, int]]],
         share: Callable[[torch.Tensor], float] | None = None,
@@ -249,7 +251,7 @@ class _Method:
         return torch.from_numpy(planes)[None].to(self.device)
 
 
-def _methods(model: nn.Module) -> dict[str, _Method]:
+def _methods(model: Any) -> dict[str, _Method]:
     if not isinstance(model, nn.Module) or not hasattr(model, "spec"):
         raise TypeError(
             f"evaluate: model must be a converted network or a float network of adabm_kernels.networks, got {type(model).__name__}"
@@ -269,7 +271,7 @@ def _methods(model: nn.Module) -> dict[str, _Method]:
     return methods
 
 
-def _float_method(network: nn.Module) -> _Method:
+def _float_method(network: Any) -> _Method:
     # channels_last is what torch computes float convolutions fastest in on a CPU.
     network = network.eval().to(memory_format=torch.channels_last)
     return _Method(network, {}, lambda x: (float(FLOAT_BITS), {}))
@@ -278,7 +280,7 @@ def _float_method(network: nn.Module) -> _Method:
 def _measure(methods: dict[str, _Method], spec: Any, pair: Pair, protocol: str) -> ImageResult:
     hr, lr = pair.read(spec.scale)
     h, w = lr.shape[:2]
-    parts = patches(h, w) if protocol == "patch96" else [(slice(0, h), slice(0, w))]
+    parts = patches(h, w) if protocol == "paper" else [(slice(0, h), slice(0, w))]
     figures = {}
     for name, method in methods.items():
         sr, cost = _upscale(method, spec, pair.name, lr, parts)

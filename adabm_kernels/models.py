@@ -13,6 +13,8 @@ from .registry import device_for
 if TYPE_CHECKING:
     import torch
 
+    from .nn import ConvertedNetwork
+
 DEFAULT_MODEL = "edsr_x4_w4a4"
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -27,7 +29,7 @@ def figures_path() -> Path:
     return _ASSETS / "figures.json"
 
 
-def load_model(name_or_path: str | os.PathLike) -> torch.nn.Module:
+def load_model(name_or_path: str | os.PathLike) -> ConvertedNetwork:
     """Converted model by built-in name or by path; FileNotFoundError says which names there are."""
     from .checkpoint import load
 
@@ -66,7 +68,7 @@ def check_settings(bits: str | int | None, threads: int | None, depth: str | int
 
 
 def configure(
-    model: torch.nn.Module,
+    model: ConvertedNetwork,
     bits: str | int | None,
     backend: str | None,
     threads: int | None,
@@ -96,9 +98,9 @@ def configure(
         except ValueError as error:  # which names its function, where callers name an argument or an option
             raise ValueError(str(error).removeprefix("set_depth: ")) from error
     if graph is not None:
-        place = next(model.buffers()).device
-        if graph and place.type != "cuda":
-            raise RuntimeError(f"graph must be left out or False unless the model is on a CUDA device, it is on {place}")
+        here = next(model.buffers()).device
+        if graph and here.type != "cuda":
+            raise RuntimeError(f"graph must be left out or False unless the model is on a CUDA device, it is on {here}")
         model.set_graph(graph)
 
 

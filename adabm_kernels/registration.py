@@ -1,4 +1,6 @@
-"""The operators are there as soon as this package and torch are both imported, in whatever order; the package loads no torch.
+"""What importing the package leaves with Python's import: the operators for torch, and the old names of modules.
+
+The operators are there as soon as this package and torch are both imported, in whatever order; the package loads no torch.
 
 A program that torch.export or AOTInductor wrote names its operators only: `import adabm_kernels` must be all that a process needs
 to run one. torch has no hook of the kind but its entry points `torch.backends`, which would load the package into every process
@@ -18,6 +20,28 @@ from typing import Any
 
 PACKAGE = __package__
 OPERATORS = f"{PACKAGE}.ops"
+
+
+# The modules of version 0.1.0 that have another place since, each with where its names are now. The next version drops them.
+MOVED = {
+    **{name: (f"upscaling.{name}",) for name in ("batch", "enlarge", "flat", "interpolation", "picture", "pixels")},
+    **{name: (f"upscaling.{name}",) for name in ("resampling", "sizes", "smooth", "windows")},
+    "patchwise": ("upscaling.patchwise", "upscaling.cutting"),
+    "metrics": ("evaluation.metrics",),
+    "resize": ("evaluation.resize",),
+    "bitmap": ("report.bitmap",),
+    "measure": ("image_bits",),
+    "tiles": ("planning.tiles", "planning.exact", "planning.layer"),
+    "tile_times": ("planning.times",),
+    "tune_tiles": ("tuning.tiles",),
+    "tune_gpu": ("tuning.gpu",),
+    "prefill": ("tuning.prefill",),
+}
+
+
+def keep_old_names() -> None:
+    """Let the old names of modules be imported, with a DeprecationWarning; they are looked for when nothing else was found."""
+    sys.meta_path.append(_OldNames())
 
 
 def register_with_torch() -> None:
@@ -75,9 +99,10 @@ class _ThenRegister(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = module.__spec__.loader = self._loader  # nothing of this stays
+        spec: Any = module.__spec__
+        module.__loader__ = spec.loader = self._loader  # nothing of this stays
         self._loader.exec_module(module)
-        module.__spec__._initializing = False  # all of it has been executed
+        spec._initializing = False  # all of it has been executed
         self._hook.register()
 
     def __getattr__(self, name: str) -> Any:
@@ -87,3 +112,28 @@ class _ThenRegister(Loader):
 def _loading(name: str) -> bool:
     """Whether a module's code is being executed."""
     return getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False)
+
+
+class _OldNames(MetaPathFinder, Loader):
+    """Finds modules by their old names: such a module has nothing of its own and hands on the names of those in its place."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        package, _, old = name.rpartition(".")
+        return ModuleSpec(name, self) if package == PACKAGE and old in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        homes = [f"{PACKAGE}.{home}" for home in MOVED[module.__name__.rpartition(".")[2]]]
+        text = f"{module.__name__} is now {' and '.join(homes)}, and its old name will go with the next version"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        found = [importlib.import_module(home) for home in homes]
+
+        def names() -> list[str]:
+            return sorted({name for home in found for name in dir(home)})
+
+        def attribute(name: str) -> Any:
+            for home in found:
+                if hasattr(home, name):
+                    return getattr(home, name)
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+        module.__dict__.update(__doc__=text, __getattr__=attribute, __dir__=names)

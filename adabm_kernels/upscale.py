@@ -9,7 +9,7 @@ import itertools
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,8 @@ def upscale(
     check_settings(bits, threads, depth)
     size = Size(scale, width, height, fit)
     taken = _take(image)
-    settings = {"bits": bits, "depth": depth, "backend": backend, "device": device, "threads": threads, "graph": graph}
-    network = prepare(model, size=size, **settings, **cutting)
+    given = {"bits": bits, "depth": depth, "backend": backend, "device": device, "threads": threads, "graph": graph}
+    network = prepare(model, size=size, **given, **cutting)  # type: ignore[arg-type]
     return _upscaled(taken, network, progress, record)
 
 
@@ -111,7 +111,7 @@ def upscale_many(
     size = _take_size(settings)
     network = prepare(model, size=size, **settings)
     lanes = network.lanes(in_flight)
-    total = len(images) if hasattr(images, "__len__") else None
+    total = len(images) if isinstance(images, Sized) else None
     with ThreadPoolExecutor(1, "adabm decode") as pool:
         source = iter(images)
 
@@ -194,7 +194,7 @@ def upscale_file(
     task = Task(Path(source), target, EXTENSIONS[target.suffix.lower()], os.fspath(source))
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     network = prepare(model, size=size, max_pixels=limit, **settings)
-    options = {"max_pixels": limit, "quality": quality, "strict": strict, "metadata": metadata}
+    options: dict[str, Any] = {"max_pixels": limit, "quality": quality, "strict": strict, "metadata": metadata}
     (outcome,) = upscale_files([task], network, **options, progress=lambda task: progress)
     if outcome.error is not None:
         raise outcome.error
@@ -222,9 +222,11 @@ def prepare(
     from .upscaling.enlarge import Enlarger
     from .upscaling.patchwise import Patchwise
 
-    model = model if is_module else models.load_model(model)
-    configure(model, bits, backend, threads, device, depth, graph)
-    return Enlarger(Patchwise(model, **cutting), size, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
+    loaded: Any = model
+    if not is_module:
+        loaded = models.load_model(loaded)
+    configure(loaded, bits, backend, threads, device, depth, graph)
+    return Enlarger(Patchwise(loaded, **cutting), size, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
 
 
 def _take_size(settings: dict[str, Any]) -> Size:

@@ -27,7 +27,9 @@ def add_windows(
     """How a picture is cut into windows. tile: in words, their default size."""
     add = parser.add_argument
     add(
+        "--window",
         "--tile",
+        dest="tile",
         metavar="N",
         type=integer(0),
         help=f"pixels a side of the windows that a picture is cut into; 0 for the whole (default: {tile})",
@@ -120,6 +122,19 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_existing(parser: argparse.ArgumentParser) -> None:
+    """What becomes of an output that exists, for commands with one output."""
+    parser.add_argument(
+        "--existing",
+        choices=("replace", "refuse"),
+        default="refuse",
+        help="what to do about an output that exists (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_const", dest="existing", const="replace", help="the same as --existing replace"
+    )
+
+
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
     """For commands that write no report into a file."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -128,7 +143,12 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 def add_json_file(parser: argparse.ArgumentParser) -> None:
     """For commands whose report may be kept."""
     parser.add_argument(
-        "--json", metavar="F", type=path, help=f"also write the figures as JSON; '{STDOUT}' prints them instead of a table"
+        "--json",
+        metavar="F",
+        nargs="?",
+        const=STDOUT,
+        type=path,
+        help=f"print one JSON object instead of a table; with a file, write it there beside the table ('{STDOUT}' prints it too)",
     )
 
 

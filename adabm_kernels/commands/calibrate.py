@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="model to write, .safetensors; M.resume keeps progress",
     )
-    add("--overwrite", action="store_true", help="replace an existing output")
+    arguments.add_existing(parser)
     add(
         "--downscale",
         metavar="F",
@@ -195,13 +195,13 @@ def execute(args: argparse.Namespace) -> None:
     try:
         with stage(FAILED, bad_input=BAD_INPUT), Progress() as progress:
             chosen = pictures if args.select is None else pictures.most_informative(args.select)
+            own = pictures.own_resolution() if args.downscale > 1 and config.finds_exit else None
             settings = weights.given(args) | {"check": not args.no_check, "start": start, "resume": kept, "device": device}
-            settings["own_resolution"] = pictures.own_resolution() if args.downscale > 1 and config.finds_exit else None
             with weights.misread(f"--weights '{args.weights}'"):
-                simulated = calibrate(state, chosen, config, progress, **settings)
+                simulated = calibrate(state, chosen, config, progress, own_resolution=own, found=found, **settings)
             model = convert_model(simulated)
             model.provenance = _provenance(args, pictures, threads, device, simulated.report)
-            if args.output.exists() and not args.overwrite:
+            if args.output.exists() and args.existing == "refuse":
                 raise FileExistsError(
                     f"cannot write '{args.output}': it has appeared during the run; move it away and run the same command, "
                     "which goes on from here"
@@ -234,8 +234,8 @@ def _check_output(args: argparse.Namespace) -> None:
     if args.output.exists():
         if args.weights.exists() and os.path.samefile(args.output, args.weights):
             raise ValueError(f"--output must not be the weights themselves, got '{args.output}'")
-        if not args.overwrite:
-            raise ValueError(f"--output must not exist yet (--overwrite replaces it), got '{args.output}'")
+        if args.existing == "refuse":
+            raise ValueError(f"--output must not exist yet without --existing replace, got '{args.output}'")
 
 
 def _config(args: argparse.Namespace) -> ConvertConfig:

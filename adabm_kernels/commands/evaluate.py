@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "measure a model on test pictures"
 
-PROTOCOLS = ("whole", "patch96")  # those of evaluate.py, which imports torch
+PROTOCOLS = ("whole", "paper")  # those of evaluate.py, which imports torch
 CONVENTIONS = {
     "psnr_y": "dB, luma of ITU-R BT.601 in 16..235 as MATLAB's rgb2ycbcr, peak 255, scale pixels shaved, outputs rounded to 8 bits",
     "ssim_y": "mean over the same pixels, Gaussian window 11x11 with sigma 1.5 inside the picture, K1 0.01, K2 0.03",
@@ -51,12 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", metavar="N", type=arguments.integer(1), help="the scale you expect (default: the model's)")
     parser.add_argument(
         "--protocol",
+        type=_protocol,
         choices=PROTOCOLS,
         default="whole",
-        help="pictures as a whole, or the 96-pixel patches of AdaBM's code (default: %(default)s)",
+        help="pictures as a whole, or AdaBM's 96x96 patches (default: %(default)s)",
     )
     arguments.add_reading(parser)
     arguments.add_json_file(parser)
+
+
+def _protocol(text: str) -> str:
+    """By its name, or by its old one."""
+    return "paper" if text == "patch96" else text
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -79,7 +85,7 @@ def execute(args: argparse.Namespace) -> None:
         if args.scale not in (None, model.spec.scale):
             raise ValueError(f"--scale must be that of the model, {model.spec.scale}, got {args.scale}")
         pairs = find_pairs(args.data, args.lr, model.spec.scale, names=("--data", "--lr"))
-    memory = "not enough memory for the pictures as a whole (--protocol patch96 needs less)"
+    memory = "not enough memory for the pictures as a whole (--protocol paper needs less)"
     with stage(FAILED, memory, bad_input=BAD_INPUT), Progress() as progress:
         report = evaluate(model, pairs, protocol=args.protocol, progress=progress)
 
@@ -140,7 +146,7 @@ def _print(report: EvaluationReport, document: dict[str, Any]) -> None:
     fixed += "" if document["depth"] == "auto" else f", depth {document['depth']}"
     protocols = {
         "whole": "whole pictures",
-        "patch96": f"patches of 96 LR pixels, {sum(image.patches for image in report.images)} in all",
+        "paper": f"patches of 96 LR pixels, {sum(image.patches for image in report.images)} in all",
     }
     print_table(
         [

@@ -31,7 +31,7 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
     try:
         network = Patchwise(model, **{name: getattr(args, name) for name in names})
     except ValueError as error:
-        raise ValueError(f"--{error}") from error
+        raise ValueError(f"--{error}".replace("--tile", "--window", 1)) from error
     backend = model.backend_summary()
     settings = {"model": args.model, "backend": backend, "threads": threads, "bits": args.bits, "depth": args.depth}
     settings |= {"halo": network.halo, "protocol": args.protocol, "tta": args.tta}

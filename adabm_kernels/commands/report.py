@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("report.html"),
         help="page to write (default: %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
+    arguments.add_existing(parser)
     arguments.add_model(parser, " or a converted model's file")
     arguments.add_windows(parser, "96")
     parser.add_argument(
@@ -57,8 +57,8 @@ def execute(args: argparse.Namespace) -> None:
         if args.output.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"--output must end in .html, got '{args.output}'")
         check_target(args.output)
-        if args.output.exists() and not args.overwrite:
-            raise ValueError(f"--output must not exist yet (--overwrite replaces it), got '{args.output}'")
+        if args.output.exists() and args.existing == "refuse":
+            raise ValueError(f"--output must not exist yet without --existing replace, got '{args.output}'")
         source = read_pipe(args.input) if piped(args.input) else args.input
         reader = open_picture(source, max_pixels=args.max_pixels, name=shown(args.input))
         rows, layout = reader.read(reader.layout.height), reader.layout

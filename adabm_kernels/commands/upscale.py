@@ -24,6 +24,7 @@ from .loading import load_enlarger
 from .outputs import DEFAULT_SUFFIX, FORMATS, Plan, Planned, Rest, check_suffix, find_inputs, is_folder, plan_outputs
 from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_stdout
 from .sizes import asked_size, in_figures, in_words
+from .streams import MATRICES, PIXEL_FORMATS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,8 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frames.add_argument(
         "--raw", metavar="WxH", type=arguments.size, help="IN and OUT are raw frames of this size, ffmpeg -f rawvideo"
     )
-    frames.add_argument("--pix-fmt", choices=video.PIXEL_FORMATS, help="pixel format of raw frames (default: rgb24)")
-    frames.add_argument("--matrix", choices=video.MATRICES, help="matrix of y4m colours (default: bt709 from 720 rows, else bt601)")
+    frames.add_argument("--pix-fmt", choices=PIXEL_FORMATS, help="pixel format of raw frames (default: rgb24)")
+    frames.add_argument("--matrix", choices=MATRICES, help="matrix of y4m colours (default: bt709 from 720 rows, else bt601)")
     arguments.add_json_flag(parser)
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
@@ -368,7 +369,7 @@ def _target(args: argparse.Namespace, task: Task) -> str:
 
 def _memory(layout: Any) -> str:
     what = "the picture" if layout is None else f"{layout.width}x{layout.height} pixels"
-    return f"not enough memory to upscale {what} (a smaller --tile or --max-memory needs less)"
+    return f"not enough memory to upscale {what} (a smaller --window or --max-memory needs less)"
 
 
 def _say(args: argparse.Namespace, outcome: Outcome) -> None:

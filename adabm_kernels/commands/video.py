@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import itertools
 import os
-import re
 import select
 import sys
 import threading
@@ -15,17 +13,18 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..files import PartialFile, check_target, naming
 from .blocks import block_rows
-from .common import BAD_INPUT, FAILED, STDOUT, CommandError, Progress, print_table, stage, to_json
+from .common import BAD_INPUT, FAILED, STDOUT, Progress, print_table, stage, to_json
 from .loading import load_enlarger
 from .outputs import DEFAULT_SUFFIX
 from .pipes import open_source, open_target, piped, refuse_terminal
 from .sizes import asked_size, in_figures, in_words
+from .streams import PIXEL_FORMATS, IncompleteStream, Stream, read_frames, read_y4m
 from .yuv import from_rgb, to_rgb
 
 if TYPE_CHECKING:
@@ -33,16 +32,6 @@ if TYPE_CHECKING:
 
     from ..images import Layout
 
-PIXEL_FORMATS = {"rgb24": ("<u1", 3), "rgb48le": ("<u2", 3), "gray": ("<u1", 1), "rgba": ("<u1", 4)}
-MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # K_R, K_B of ITU-R BT.601, 709, 2020
-_HD_ROWS = 720  # from here video is BT.709 unless --matrix says otherwise
-# Luma rows and columns of a chroma sample.
-_SUBSAMPLING = {"410": (4, 4), "411": (1, 4), "420": (2, 2), "422": (1, 2), "444": (1, 1), "mono": (0, 0)}
-# Where the first chroma sample lies, in half luma rows and columns from the first luma sample, as FFmpeg takes and writes the words
-# of a header. For more than 8 bits these tell no siting: it is that of H.264 and H.265, which such frames come from and go to.
-_SITINGS = {"410": (3, 3), "420": (1, 1), "420jpeg": (1, 1), "420mpeg2": (1, 0), "420paldv": (0, 0)}
-_DEEP_SITINGS = {"420": (1, 0)}
-_LONGEST_HEADER = 4096
 _READ_BYTES = 1 << 16  # that a pipe holds
 _POLL_SECONDS = 0.1
 _COSTS = ("mean_bits", "computed_share", "bits_with_zeros")  # functions of `batch`
@@ -58,7 +47,7 @@ def execute(args: argparse.Namespace) -> None:
             _check(args)
             size = asked_size(args)
             source = _Source(stack.enter_context(open_source(args.inputs[0])))
-            stream = _read_y4m(source, args.matrix) if args.y4m else _raw(args)
+            stream = read_y4m(source, args.matrix) if args.y4m else _raw(args)
             if (pixels := stream.width * stream.height) > args.max_pixels:
                 got = f"{stream.width}x{stream.height} = {pixels}"
                 raise ValueError(f"frames must have at most {args.max_pixels} pixels (--max-pixels), got {got} pixels")
@@ -147,13 +136,6 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"OUT must not be the input file itself, got '{args.output}'")
 
 
-class IncompleteStream(CommandError):
-    """The stream ends within a frame or is damaged. complete: how many frames came before, which are upscaled all the same."""
-
-    def __init__(self, message: str, complete: int):
-        super().__init__(f"{message}: {complete or 'no'} {'frames were' if complete > 1 else 'frame was'} complete", FAILED)
-
-
 class _Source(io.BufferedReader):
     """What comes from a file or a pipe, until `stop`: a read that waits for a quiet producer then sees the end of the stream."""
 
@@ -180,92 +162,9 @@ class _Stoppable(io.RawIOBase):
         return 0
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Frames of one kind. y4m: the header's words without width and height, None for raw RGB frames. alpha: of y4m frames.
-
-    subsampling: luma rows and columns of a chroma sample, (0, 0) without chroma, None for RGB. siting: where
-    the first of them lies, in half luma rows and columns from the first luma sample. depth: bits of a sample.
-    """
-
-    width: int
-    height: int
-    pixel_format: str = "rgb24"
-    y4m: tuple[str, ...] | None = None
-    subsampling: tuple[int, int] | None = None
-    depth: int = 8
-    full_range: bool = False
-    luma: tuple[float, float] = MATRICES["bt601"]
-    siting: tuple[int, int] = (0, 0)
-    alpha: bool = False
-
-    def header(self) -> bytes:
-        return b"" if self.y4m is None else " ".join(["YUV4MPEG2", f"W{self.width}", f"H{self.height}", *self.y4m]).encode() + b"\n"
-
-    @property
-    def dtype(self) -> str:
-        return PIXEL_FORMATS[self.pixel_format][0] if self.y4m is None else ("<u1" if self.depth == 8 else "<u2")
-
-    @property
-    def planes(self) -> list[tuple[int, ...]]:
-        """Shapes of what makes a frame, in order."""
-        if self.y4m is None:
-            return [(self.height, self.width, PIXEL_FORMATS[self.pixel_format][1])]
-        down, across = self.subsampling
-        chroma = [(-(-self.height // down), -(-self.width // across))] * 2 if down else []
-        return [(self.height, self.width), *chroma, *([(self.height, self.width)] if self.alpha else [])]
-
-
 def _raw(args: argparse.Namespace) -> Stream:
     width, height = args.raw
     return Stream(width, height, args.pix_fmt or "rgb24")
-
-
-def _read_y4m(source: BinaryIO, matrix: str | None) -> Stream:
-    """The stream that a YUV4MPEG2 header announces (its words are those of the yuv4mpeg(5) manual and of FFmpeg)."""
-    line = source.readline(_LONGEST_HEADER)
-    words = line.decode("ascii", "replace").split()
-    if not words or words[0] != "YUV4MPEG2" or not line.endswith(b"\n"):
-        raise ValueError("--y4m must be given a YUV4MPEG2 stream (ffmpeg -f yuv4mpegpipe), and this is none")
-    fields = {word[0]: word[1:] for word in words[1:] if word[0] != "X"}
-    try:
-        width, height = int(fields["W"]), int(fields["H"])
-    except (KeyError, ValueError) as error:
-        raise ValueError("--y4m must be given a stream with width and height in its header") from error
-    if min(width, height) < 1:
-        raise ValueError(f"--y4m must be given frames of at least one pixel, got {width}x{height}")
-    if fields.get("I", "p") not in ("p", "?"):
-        raise ValueError(f"--y4m must be given progressive frames, got interlacing 'I{fields['I']}' (ffmpeg -vf yadif)")
-    kind = fields.get("C") or next((word[7:].lower() for word in words if word.startswith("XYSCSS=")), "420")
-    known = re.fullmatch(r"(410|411|420|422|444|mono)(?:p?(9|10|12|14|16))?|(420)(?:jpeg|mpeg2|paldv)|(444)alpha", kind)
-    if known is None:
-        raise ValueError(f"--y4m must be given colour space 410, 411, 420, 422, 444 or mono of 8 to 16 bits, got 'C{kind}'")
-    matrix = matrix or ("bt709" if height >= _HD_ROWS else "bt601")
-    kept = tuple(word for word in words[1:] if word[0] not in "WH")
-    full = "XCOLORRANGE=FULL" in map(str.upper, words)
-    depth, chroma = int(known[2] or 8), known[1] or known[3] or known[4]
-    siting = (_SITINGS if depth == 8 else _DEEP_SITINGS).get(kind if known[3] else chroma, (0, 0))
-    return Stream(width, height, "", kept, _SUBSAMPLING[chroma], depth, full, MATRICES[matrix], siting, known[4] is not None)
-
-
-def _frames(source: BinaryIO, stream: Stream) -> Iterator[list[np.ndarray]]:
-    """The planes of each frame. Raises IncompleteStream at what is no whole frame."""
-    import numpy as np
-
-    for count in itertools.count():
-        try:
-            line = b"FRAME\n" if stream.y4m is None else source.readline(_LONGEST_HEADER)
-            sizes = [int(np.prod(shape)) * np.dtype(stream.dtype).itemsize for shape in stream.planes]
-            data = [source.read(size) for size in sizes] if re.match(rb"FRAME[ \r\n]", line) else []
-        except OSError as error:
-            raise IncompleteStream(f"cannot read frame {count + 1}: {error.strerror or error}", count) from error
-        if not any(data) and (not line or stream.y4m is None):
-            return
-        if not data and not b"FRAME".startswith(line[:5]):
-            raise IncompleteStream(f"frame {count + 1} does not begin with FRAME", count)
-        if list(map(len, data)) != sizes:
-            raise IncompleteStream(f"the stream ends within frame {count + 1}", count)
-        yield [np.frombuffer(part, stream.dtype).reshape(shape) for part, shape in zip(data, stream.planes, strict=True)]
 
 
 def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> Iterator[tuple[bytes, dict[str, float | None]]]:
@@ -283,7 +182,7 @@ def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> 
         ExitStack() as stack,
     ):
         stack.callback(source.stop)
-        frames = _frames(source, stream)
+        frames = read_frames(source, stream)
 
         def following() -> Any:
             planes = next(frames, end)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from .video import Stream
+    from .streams import Stream
 
 
 def to_rgb(planes: list[np.ndarray], stream: Stream) -> np.ndarray:
@@ -54,8 +55,9 @@ def from_rgb(rgb: np.ndarray, stream: Stream) -> list[np.ndarray]:
     (k_r, k_b), k_g = stream.luma, 1 - sum(stream.luma)
     y = _mixed([rgb[..., channel] for channel in range(3)], [k * luma_span / most for k in (k_r, k_g, k_b)], black)
     planes = [y]
-    if stream.subsampling[0]:
-        (down, across), (top, left) = stream.subsampling, stream.siting
+    assert stream.subsampling is not None, "frames of y4m have luma"
+    (down, across), (top, left) = stream.subsampling, stream.siting
+    if down:
         # Sums of integers: the mean of equal pixels is exact.
         means, rows = _summed(rgb.astype(np.uint16 if most == 255 else np.int32), down, top, 0)
         channels = [_summed(means[..., channel], across, left, 1) for channel in range(3)]
@@ -92,6 +94,7 @@ def _chroma(plane: np.ndarray, stream: Stream, scale: float) -> np.ndarray:
     """A chroma plane at every luma sample, float32 [H, W], 0 where it has no colour."""
     import numpy as np
 
+    assert stream.subsampling is not None, "frames of y4m have luma"
     (down, across), (top, left) = stream.subsampling, stream.siting
     # Integers, 22 bits at most, which float32 holds exactly: between equal samples nothing changes.
     sums = plane.astype(np.uint16 if stream.depth == 8 else np.int32)
@@ -143,10 +146,8 @@ def _summed(plane: np.ndarray, factor: int, siting: int, axis: int) -> tuple[np.
         plane = np.pad(plane, [(before, max(after, 0)) if axis == i else (0, 0) for i in range(plane.ndim)], mode="edge")
     samples = np.moveaxis(plane, axis, 0)
     least = min(weights.values())
-    total = 0
-    for i, weight in weights.items():
-        some = samples[before + i :: factor][:count]
-        total = total + (some if weight == least else some * (weight // least))
+    parts = ((samples[before + i :: factor][:count], weight // least) for i, weight in weights.items())
+    total = functools.reduce(np.add, (some if times == 1 else some * times for some, times in parts))
     return np.moveaxis(total, 0, axis), sum(weights.values()) // least
 
 

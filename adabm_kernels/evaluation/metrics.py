@@ -32,7 +32,8 @@ def psnr_y(sr: np.ndarray, hr: np.ndarray, shave: int) -> float:
 
     sr, hr: uint8 [H, W, 3]. Raises TypeError and ValueError unless they are, have one size, and pixels are left.
     """
-    return psnr(*_shaved_luma("psnr_y", sr, hr, shave, 1))
+    a, b = _shaved_luma("psnr_y", sr, hr, shave, 1)
+    return psnr(a, b)
 
 
 def ssim_y(sr: np.ndarray, hr: np.ndarray, shave: int) -> float:

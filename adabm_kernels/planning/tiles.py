@@ -83,7 +83,8 @@ class Tile:
 
 
 def _line(outputs: int, codes: list, weights: list, sums: list, denominator: int) -> Line:
-    return Line(outputs, *(np.array(table, dtype=np.int64) for table in (codes, weights, sums)), denominator)
+    b_t, g, a_t = (np.array(table, dtype=np.int64) for table in (codes, weights, sums))
+    return Line(outputs, b_t, g, a_t, denominator)
 
 
 _POINTS = {0: [1, 0, 0], 1: [1, 1, 1], -1: [1, -1, 1], 2: [1, 2, 4], -2: [1, -2, 4], math.inf: [0, 0, 1]}  # rows of G

@@ -60,15 +60,17 @@ class SimulatedNetwork(nn.Module, ABC):
         return nn.Conv2d(conv.channels_in, conv.channels_out, conv.kernel, padding=conv.kernel // 2, bias=conv.bias)
 
     @classmethod
-    def from_state(cls, state_dict: Mapping[str, Any], config: ConvertConfig, res_scale: float = 1.0) -> SimulatedNetwork:
+    def from_state(
+        cls, state_dict: Mapping[str, Any], config: ConvertConfig, res_scale: float = 1.0, found: Detected | None = None
+    ) -> SimulatedNetwork:
         """A calibrated network from its state dict, as the authors' implementation or `state_dict()` gives it.
 
         A state dict does not reveal its bit-widths: `config` must be the one it was calibrated with, except that
         `adaptive=False` may be asked of adaptive weights. Raises ValueError when the state dict is not calibrated, when
         it disagrees with `config`, or when a range is empty. Features of 16 bits are those of the state dict, unless
-        `config.residual` is "float32".
+        `config.residual` is "float32". found: what the state dict has been read as, where that is known.
         """
-        found = detect(state_dict, res_scale)
+        found = detect(state_dict, res_scale) if found is None else found
         if not found.calibrated:
             raise ValueError("from_state: the state dict holds float weights without ranges: calibrate it first")
         if found.quantize != config.quantize:

@@ -70,7 +70,7 @@ def busy(pixels: np.ndarray, kept: Rect, radius: int) -> Rect | None:
         rows[above + 1 : first + len(block)] |= down.reshape(len(down), -1).any(1)
         values[1:] |= across.any(0)
         values |= down.any(0)
-    y, x = rows.nonzero()[0], values.any(1).nonzero()[0]
+    y, x = np.flatnonzero(rows), np.flatnonzero(values.any(1))
     if not len(y):
         return None
     reached = Rect(top + y[0] - radius, top + y[-1] + radius + 1, left + x[0] - radius, left + x[-1] + radius + 1)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -85,8 +85,10 @@ class Patchwise:
         _check_integer("max_memory", max_memory, 1)
         if tile and tile < SMALLEST_TILE:
             raise ValueError(f"tile must be 0 for the whole picture or at least {SMALLEST_TILE}, got {tile}")
-        self.model, self.scale, self.tile, self.protocol, self.tta = model, model.scale, tile, protocol, tta
-        self._halo, self._radius = halo, model.spec.radius
+        self.model: Any = model  # a ConvertedNetwork; the float network in its windows for FloatPatchwise
+        self.scale: int = self.model.scale
+        self.tile, self.protocol, self.tta = tile, protocol, tta
+        self._halo, self._radius = halo, int(self.model.spec.radius)
         self.max_memory, self.smooth = max_memory, smooth
         config = getattr(model, "config", ConvertConfig())
         self.rules = rules(min(config.weight_bits, config.act_bits))
@@ -268,7 +270,8 @@ class Patchwise:
         computed = [kept if found is None else found.computed() for found in smooth]
         # A varying alpha and its colours are computed together: all of both, unless neither needs it.
         needed = computed[0] if not varies or not any(computed) else kept
-        return Window(row, column, [kept], offsets, opacity, varies, needed, *([found] if found else [] for found in smooth))
+        colours, *alpha = ([found] if found else [] for found in smooth)
+        return Window(row, column, [kept], offsets, opacity, varies, needed, colours, alpha[0] if alpha else [])
 
     def _run(self, windows: list[Window], held: Rows, first: int, picture: Picture, out: np.ndarray) -> Iterator[int]:
         """Compute windows into `out`, whose first row is low-resolution row `first`; yields how many were finished."""
@@ -280,7 +283,12 @@ class Patchwise:
             images = [network_images(held.window(window.rows, window.columns), layout, window.varies)[i] for window, i in batch]
             x, origin = torch.from_numpy(np.stack(images)).to(self._device()), self._origin(batch[0][0])
             with lending():
-                y = forward(x, torch.cat([window.offsets[i] for window, i in batch]), origin).permute(0, 2, 3, 1).cpu().numpy()
+                y = (
+                    forward(x, torch.cat([cast(torch.Tensor, window.offsets[i]) for window, i in batch]), origin)
+                    .permute(0, 2, 3, 1)
+                    .cpu()
+                    .numpy()
+                )
             seconds = (time.perf_counter() - start) / len(batch)
             for at, ((window, i), result) in enumerate(zip(batch, y, strict=True)):
                 window.results[i] = result
@@ -295,8 +303,8 @@ class Patchwise:
             if finished:
                 yield finished
 
-    def _decide(self, x: torch.Tensor) -> torch.Tensor:
-        """int32 [1]: the bits more or less of a window, by what it keeps."""
+    def _decide(self, x: torch.Tensor) -> torch.Tensor | None:
+        """int32 [1]: the bits more or less of a window, by what it keeps; None of a float network."""
         return self.model.image_offsets(x, learn=True)
 
     def _batches(self, windows: list[Window]) -> Iterator[list[tuple[Window, int]]]:
@@ -309,7 +317,7 @@ class Patchwise:
             groups: dict[tuple, list[tuple[Window, int]]] = {}
             for window in some:
                 for i, offset in enumerate(window.offsets):
-                    alike = window.rows.length, window.columns.length, int(offset), self._origin(window)
+                    alike = window.rows.length, window.columns.length, int(cast(torch.Tensor, offset)), self._origin(window)
                     groups.setdefault(alike, []).append((window, i))
             for (height, width, *_), members in groups.items():
                 size = max(most // (height * width), 1)
@@ -320,7 +328,8 @@ class Patchwise:
     def _under_way(windows: list[Window], most: int) -> Iterator[list[Window]]:
         """All windows whose alpha does not vary, then the others in groups of one or of at most so many pixels."""
         yield [window for window in windows if not window.varies]
-        some, total = [], 0
+        some: list[Window] = []
+        total = 0
         for window in windows:
             if not window.varies:
                 continue
@@ -346,6 +355,7 @@ class Patchwise:
     def _patches(self, window: Window, seconds: float, depths: Depths | None) -> list[Patch]:
         """The windows that one was made of. depths: of the tiles of what was computed, None where all have all blocks."""
         offset = window.offsets[0]
+        assert offset is not None, "a converted network decides on every window"
         mean_bits = float(self.model.mean_bits(None, offset=offset)[0])
         flat = [sum(cell.overlap(place).area for place in window.flat) for cell in window.cells]
         computed = max(sum(cell.area for cell in window.cells) - sum(flat), 1)
@@ -392,7 +402,7 @@ class Patchwise:
 
     def _patch(self, pixel: np.ndarray, window: Window, picture: Picture) -> np.ndarray:
         """What the network makes of a patch of one colour with the bits of a window: see `flat.spread`."""
-        key = pixel.tobytes(), tuple(map(int, window.offsets)), window.varies
+        key = pixel.tobytes(), tuple(int(cast(torch.Tensor, offset)) for offset in window.offsets), window.varies
         if key not in picture.patches:
             side = patch_side(picture.radius)
             pixels = np.broadcast_to(pixel, (side, side, len(pixel)))
@@ -437,7 +447,7 @@ class Patchwise:
         planes, alpha = network_planes(rows, layout)
         return torch.from_numpy((planes if alpha is None else planes * alpha)[None]).to(self._device())
 
-    def forward(self, x: torch.Tensor, offset: torch.Tensor, origin: tuple[int, int]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, offset: torch.Tensor | None, origin: tuple[int, int]) -> torch.Tensor:
         """One batch of windows with the bits they got, int32 [N]. origin: where they begin in the grid of tiles."""
         with torch.no_grad(), recorded_by_default():
             return self._ensemble(x, offset, origin) if self.tta else self.model(x, offset, **self._from(origin))
@@ -458,14 +468,14 @@ class Patchwise:
         plain = layout.depth == 8 and not layout.alpha and not layout.grey
         return plain and not self.tta and (self._device().type != "cpu" or getattr(self.model, "full", False))
 
-    def _ensemble(self, x: torch.Tensor, offset: torch.Tensor, origin: tuple[int, int]) -> torch.Tensor:
-        total = None
+    def _ensemble(self, x: torch.Tensor, offset: torch.Tensor | None, origin: tuple[int, int]) -> torch.Tensor:
+        total: Any = None
         for turned in (False, True):
             for axes in ((), (2,), (3,), (2, 3)):
                 seen = x.flip(axes) if axes else x
                 # The tiles are those of the picture, turned with it.
-                start = [-(x.shape[axis] + at) % self.grid if axis in axes else at for axis, at in zip((2, 3), origin, strict=True)]
-                place = self._from(tuple(reversed(start)) if turned else tuple(start))
+                top, left = (-(x.shape[a] + at) % self.grid if a in axes else at for a, at in zip((2, 3), origin, strict=True))
+                place = self._from((left, top) if turned else (top, left))
                 y = self.model((seen.transpose(2, 3) if turned else seen).contiguous(), offset, **place)
                 y = y.transpose(2, 3) if turned else y
                 y = y.flip(axes) if axes else y
@@ -479,7 +489,8 @@ class FloatPatchwise(Patchwise):
 
     def __init__(self, network: torch.nn.Module, converted: Patchwise):
         self.__dict__ |= converted.__dict__
-        self.model = network.eval().to(converted._device(), memory_format=torch.channels_last)
+        self.model = network.eval()
+        self.model.to(converted._device(), memory_format=torch.channels_last)
         self._halo, self._converted = converted.halo, converted
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:

@@ -125,7 +125,8 @@ class Window:
             return False
         if self.varies or other.varies or self.opacity != other.opacity:  # a varying alpha has bits of its own
             return False
-        if self.offsets[0] is not None and not torch.equal(self.offsets[0], other.offsets[0]):
+        own, others = self.offsets[0], other.offsets[0]
+        if own is not None and others is not None and not torch.equal(own, others):
             return False
         if (self.needed is None) != (other.needed is None):  # what needs no computing would lie within the rectangle of both
             return False

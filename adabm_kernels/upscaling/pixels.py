@@ -27,7 +27,7 @@ def luma(colours: np.ndarray) -> np.ndarray:
 def network_images(pixels: np.ndarray, layout: Layout, varies: bool) -> list[np.ndarray]:
     """What the network gets, float32 [3, h, w] in 0..255 each: the colours, or where alpha varies these times alpha, and alpha."""
     seen, alpha = network_planes(pixels, layout)
-    return [seen * alpha, np.repeat(alpha * 255, 3, 0)] if varies else [seen]
+    return [seen * alpha, np.repeat(alpha * 255, 3, 0)] if varies and alpha is not None else [seen]
 
 
 def network_planes(pixels: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray | None]:

@@ -75,13 +75,14 @@ class Size:
 
     def of(self, width: int, height: int, factor: int) -> tuple[int, int]:
         """Width and height of the output for a picture of this width and height. factor: the network's scale."""
-        if self.width is not None or self.height is not None:
-            across = self.width or _rounded(Fraction(width * self.height, height))
-            return across, self.height or _rounded(Fraction(height * self.width, width))
+        if self.width is not None:
+            return self.width, self.height or _rounded(Fraction(height * self.width, width))
+        if self.height is not None:
+            return _rounded(Fraction(width * self.height, height)), self.height
         if self.fit is not None:
             scale = min(Fraction(self.fit[0], width), Fraction(self.fit[1], height))
         else:
-            scale = factor if self.scale is None else Fraction(str(self.scale))
+            scale = Fraction(factor) if self.scale is None else Fraction(str(self.scale))
         return _rounded(width * scale), _rounded(height * scale)
 
     def steps(self, width: int, height: int, factor: int) -> Steps:

@@ -70,7 +70,7 @@ class Smooth:
     def computed(self) -> Rect | None:
         """A rectangle with all pixels that are not interpolated throughout; None where there are none."""
         rest = _spread(self.shares < self.rule.full)
-        y, x = rest.any(1).nonzero()[0], rest.any(0).nonzero()[0]
+        y, x = np.flatnonzero(rest.any(1)), np.flatnonzero(rest.any(0))
         if not len(y):
             return None
         return Rect(*map(int, (y[0], y[-1] + 1, x[0], x[-1] + 1))).moved(self.place.top, self.place.left)

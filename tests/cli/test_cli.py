@@ -253,7 +253,7 @@ def test_compare_without_float_weights_is_refused_before_the_work(folder, model,
     assert not model.seen and names(folder) == ["in.png"]
 
 
-NO_MEMORY = "adabm: error: not enough memory to upscale 7x5 pixels (a smaller --tile or --max-memory needs less)\n"
+NO_MEMORY = "adabm: error: not enough memory to upscale 7x5 pixels (a smaller --window or --max-memory needs less)\n"
 FAILURES = {
     "kernel": (RuntimeError("conv2d: something\n  broke"), 1, "adabm: error: conv2d: something broke\n"),
     "torch memory": (

@@ -421,10 +421,10 @@ def test_failure_while_running_keeps_the_state(folder, fake, adabm, case):
 def test_an_existing_output_is_kept_unless_asked(folder, fake, adabm):
     Path("m.safetensors").write_bytes(b"old")
     status, out, err = adabm(*COMMAND)
-    want = "adabm: error: --output must not exist yet (--overwrite replaces it), got 'm.safetensors'\n"
+    want = "adabm: error: --output must not exist yet without --existing replace, got 'm.safetensors'\n"
     assert (status, out, err) == (2, "", want)
     assert Path("m.safetensors").read_bytes() == b"old" and not fake.calls
-    assert adabm(*COMMAND, "--overwrite")[0] == 0
+    assert adabm(*COMMAND, "--existing", "replace")[0] == 0
     adabm_kernels.load("m.safetensors")
 
 

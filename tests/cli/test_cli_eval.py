@@ -108,6 +108,7 @@ def test_json_beside_the_table_and_instead_of_it(folder, model, adabm):
     written = json.loads((folder / "figures.json").read_text())
     status, out, _ = adabm("eval", "--model", "m", "--data", "hr", "--json", "-")
     assert status == 0 and json.loads(out) == written
+    assert adabm("eval", "--model", "m", "--data", "hr", "--json")[1] == out
     assert written["protocol"] == "whole" and written["scale"] == 4 and written["lr"] == "bicubic"
     assert written["mean"]["converted"]["mean_bits"] == 3.75 and written["mean"]["bicubic"]["mean_bits"] is None
     assert [image["name"] for image in written["images"]] == ["a", "b"]
@@ -235,7 +236,7 @@ def test_want_of_memory_names_the_remedy(folder, model, adabm):
         raise MemoryError
 
     model.forward = fail
-    want = "adabm: error: not enough memory for the pictures as a whole (--protocol patch96 needs less)\n"
+    want = "adabm: error: not enough memory for the pictures as a whole (--protocol paper needs less)\n"
     assert adabm("eval", "--model", "m", "--data", "hr", "--json", "f.json") == (1, "", want)
     assert names(folder) == ["hr", "lr"]
 

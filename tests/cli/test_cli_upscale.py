@@ -242,7 +242,7 @@ BAD = {
         ["in.png", "-o", "-", "--json"],
         "--json must be left out where the picture goes to standard output",
     ),
-    "tile": (None, ["in.png", "--tile", "7"], "--tile must be 0 for the whole picture or at least 16, got 7"),
+    "tile": (None, ["in.png", "--window", "7"], "--window must be 0 for the whole picture or at least 16, got 7"),
     "paper": (None, ["in.png", "--protocol", "paper", "--halo", "3"], "--halo must be left out with protocol 'paper'"),
     "memory": (None, ["in.png", "--max-memory", "1M"], "--max-memory must be at least"),
     "memory word": (None, ["in.png", "--max-memory", "much"], "must be a size such as 1.5G or 800M, got 'much'"),

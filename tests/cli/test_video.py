@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from command_line import ENVIRONMENT, HELPERS, names, rows
 
-from adabm_kernels.commands.video import MATRICES, Stream, _read_y4m
+from adabm_kernels.commands.streams import MATRICES, Stream, read_y4m
 from adabm_kernels.commands.yuv import from_rgb, to_rgb
 
 RNG = np.random.default_rng(8)
@@ -316,6 +316,6 @@ def test_a_terminal_is_not_filled(empty_folder, model, adabm, monkeypatch):
 
 def test_high_definition_is_bt709_unless_said_otherwise():
     header = b"YUV4MPEG2 W1280 H720\n"
-    assert _read_y4m(io.BytesIO(header), None).luma == MATRICES["bt709"]
-    assert _read_y4m(io.BytesIO(header), "bt2020").luma == MATRICES["bt2020"]
-    assert _read_y4m(io.BytesIO(b"YUV4MPEG2 W720 H576\n"), None).luma == MATRICES["bt601"]
+    assert read_y4m(io.BytesIO(header), None).luma == MATRICES["bt709"]
+    assert read_y4m(io.BytesIO(header), "bt2020").luma == MATRICES["bt2020"]
+    assert read_y4m(io.BytesIO(b"YUV4MPEG2 W720 H576\n"), None).luma == MATRICES["bt601"]

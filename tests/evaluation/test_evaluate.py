@@ -110,7 +110,7 @@ class PartlyEasy(Constant):
 
 def test_pixels_without_blocks_count_as_zero_bits_and_by_the_exit_s_filter():
     model, lr = PartlyEasy(float_weights=False), np.zeros((200, 100, 3), np.uint8)
-    report = evaluate(model, [Pair("a", np.zeros((800, 400, 3), np.uint8), lr)], protocol="patch96")
+    report = evaluate(model, [Pair("a", np.zeros((800, 400, 3), np.uint8), lr)], protocol="paper")
     figures, shares = report.images[0].figures["converted"], [100 / 9600, 100 / 10400]
     assert figures.mean_bits == (96 + 104) / 2
     assert figures.computed_share == pytest.approx(sum(shares) / 2)
@@ -335,7 +335,7 @@ def test_smallest_picture():
 
 def test_bad_arguments():
     pair = Pair("a", PICTURE)
-    with pytest.raises(ValueError, match="evaluate: protocol must be one of 'whole', 'patch96', got 'patch'"):
+    with pytest.raises(ValueError, match="evaluate: protocol must be one of 'whole', 'paper', got 'patch'"):
         evaluate(FakeModel(), [pair], protocol="patch")
     with pytest.raises(ValueError, match="evaluate: scale must be that of the model, 4, got 2"):
         evaluate(FakeModel(), [pair], scale=2)

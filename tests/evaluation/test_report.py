@@ -200,7 +200,7 @@ def test_bad_input(empty_folder, adabm):
     Path("there.html").write_text("old")
     for argv, message in {
         ("in.png", "-o", "a.txt"): "--output must end in .html, got 'a.txt'",
-        ("in.png", "-o", "there.html"): "--output must not exist yet (--overwrite replaces it), got 'there.html'",
+        ("in.png", "-o", "there.html"): "--output must not exist yet without --existing replace, got 'there.html'",
         ("in.png", "-o", "no/a.html"): "cannot write 'no/a.html': the folder 'no' does not exist",
         ("clear.png", "-o", "a.html"): "IMAGE must have a pixel that is not transparent, got 'clear.png'",
         ("absent.png", "-o", "a.html"): "cannot read 'absent.png'",

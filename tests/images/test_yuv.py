@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adabm_kernels.commands.video import _read_y4m
+from adabm_kernels.commands.streams import read_y4m
 from adabm_kernels.commands.yuv import from_rgb, to_rgb
 
 FFMPEG = shutil.which("ffmpeg")
@@ -31,7 +31,7 @@ SITINGS = {
 
 
 def stream_of(kind, width=SIDE, height=SIDE):
-    return _read_y4m(io.BytesIO(f"YUV4MPEG2 W{width} H{height} Ip {kind}\n".encode()), None)
+    return read_y4m(io.BytesIO(f"YUV4MPEG2 W{width} H{height} Ip {kind}\n".encode()), None)
 
 
 def enlarged(stream):
@@ -126,5 +126,5 @@ def test_ffmpeg_calls_these_sitings_so(location, kind):
         [FFMPEG, "-v", "error", *source, "-chroma_sample_location", location, "-f", "yuv4mpegpipe", "-"],
         check=True, capture_output=True,
     )  # fmt: skip
-    stream = _read_y4m(io.BytesIO(done.stdout), None)
+    stream = read_y4m(io.BytesIO(done.stdout), None)
     assert kind in stream.y4m and stream.siting == tuple(int(2 * offset) for offset in SITINGS[kind][0])

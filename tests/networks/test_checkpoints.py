@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from small import repeating_edsr, small_edsr
 from torch import nn
 
-from adabm_kernels import ConvertConfig, convert_model
+from adabm_kernels import ConvertConfig, convert_model, networks
+from adabm_kernels.calibrate import calibrate
 from adabm_kernels.networks.checkpoints import candidates, load_state
 from adabm_kernels.networks.detect import detect, float_network, to_float_state, unwrap
 from adabm_kernels.networks.edsr import EDSRSpec
@@ -38,6 +39,21 @@ def read(checkpoint, **settings):
 
 def same(got, want):
     return got.keys() == want.keys() and all(torch.equal(got[key], want[key].float()) for key in want)
+
+
+# ---- conversions
+
+
+def test_a_conversion_looks_for_the_network_once(monkeypatch):
+    """What was found travels on, from a checkpoint of float weights and from a calibrated state dict."""
+    looked, chosen = [], networks.detect._chosen
+    monkeypatch.setattr(networks.detect, "_chosen", lambda *given: looked.append(given[1]) or chosen(*given))
+    config = ConvertConfig(recipe="paper", steps=0)
+    convert_model({"generator": float_state()}, [torch.rand(1, 3, 32, 32) * 255], config, weights_key="generator")
+    assert looked == ["generator"]
+    calibrated = calibrate(float_state(), [torch.rand(1, 3, 32, 32) * 255], config, check=False).state_dict()
+    looked.clear()
+    assert convert_model({"generator": calibrated}, config=config).spec == SPEC and looked == [None]
 
 
 # ---- files

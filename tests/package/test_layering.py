@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -38,9 +40,13 @@ SHARED_GROUND = {"files", "graph", "regions"}
 # What these may import at module level of all that is installed: importing the package stays inert.
 LIGHT = {"__init__", "__main__", "cli", "commands", "models", "upscale", "native", "registry", "config", "files", "machine"}
 LIGHT |= {"registration", "upscaling.__init__", "upscaling.sizes"}
+# Arrows that are left out where circles are looked for: the one module asks the other late, when both are loaded.
+LATE = {("backends.devices", "backends.triton.__init__"), ("backends.triton.tuning", "backends.triton.conv2d")}
+MOST_FLAT = 18  # modules that lie in no room, beside __init__ and __main__
 HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm"}
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Dotted name below the package -> file: "nn.conv", "__init__", "backends.__init__"."""
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
@@ -65,6 +71,51 @@ def imports(name: str, tree: ast.AST) -> Iterator[str]:
                 # `from . import native` names a module, `from .native import isa` a thing inside one.
                 inside = ".".join([*base, alias.name])
                 yield (inside if inside in modules() or f"{inside}.__init__" in modules() else ".".join(base) or "__init__")
+
+
+@functools.cache
+def arrows() -> dict[str, set[str]]:
+    """Every module with all modules that it imports anywhere in it, also for types alone."""
+    found = {}
+    for name, path in modules().items():
+        targets = set(imports(name, ast.parse(path.read_text())))
+        found[name] = {target if target in modules() else f"{target}.__init__" for target in targets} - {name}
+    return found
+
+
+def room(name: str) -> str:
+    """The folder of the package that a module lies in; the module itself where it lies flat."""
+    return name.split(".")[0]
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Some names that need each other, in their order, the first once more at the end; none where there are no such."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) in (["b", "c", "b"], ["c", "b", "c"])
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_no_modules_need_each_other() -> None:
+    assert circle({name: {target for target in targets if (name, target) not in LATE} for name, targets in arrows().items()}) == []
+
+
+def test_no_rooms_need_each_other() -> None:
+    rooms: dict[str, set[str]] = {}
+    for name, targets in arrows().items():
+        rooms.setdefault(room(name), set()).update({room(target) for target in targets} - {room(name)})
+    assert circle(rooms) == []
+
+
+def test_few_modules_lie_flat() -> None:
+    flat = {name for name in modules() if "." not in name} - {"__init__", "__main__"}
+    assert len(flat) <= MOST_FLAT, sorted(flat)
 
 
 def test_the_walk_sees_every_form_of_import() -> None:

@@ -13,7 +13,8 @@ from fake_model import FakeModel
 from shared import shared_path
 from small import one_thread, small_edsr  # noqa: F401 - a fixture
 
-from adabm_kernels.commands.video import Stream, from_rgb
+from adabm_kernels.commands.streams import Stream
+from adabm_kernels.commands.yuv import from_rgb
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
 from adabm_kernels.evaluation.metrics import psnr
