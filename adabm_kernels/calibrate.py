@@ -290,25 +290,26 @@ class _Run:
             rng.setstate(kept["rng"])
             self.losses, self.stages = kept["losses"], kept["stages"]
             self.resumed_at = tuning.done
-        windows = self.windows
+        windows, settings = self.windows, config.tuning
+        assert settings is not None, "which a ConvertConfig fills in"
         if config.recipe == "best":
-            windows = [*windows, *drawn_pictures(len(windows) // IMAGES_A_DRAWING, max(config.tuning.patch, SIDE), config.seed)]
-        queue = samples.Epochs(windows, config.tuning.patch, config.tuning.batch, rng, tuning.candidates)
+            windows = [*windows, *drawn_pictures(len(windows) // IMAGES_A_DRAWING, max(settings.patch, SIDE), config.seed)]
+        queue = samples.Epochs(windows, settings.patch, settings.batch, rng, tuning.candidates)
         if kept is not None:
             queue.order = kept["order"]
         others = self.total - config.steps
         self.done = others - self.last_work + tuning.done
         clock = saved = time.perf_counter()
 
-        def keep() -> None:
+        def keep(path: Path) -> None:
             tuned = tree_map_only(torch.Tensor, torch.Tensor.cpu, tuning.state())
             state = {"identity": identity, "config": config.to_dict(), "tuning": tuned, "rng": rng.getstate()}
             buffer = io.BytesIO()
             torch.save(state | {"order": queue.order, "losses": self.losses, "stages": self.stages}, buffer)
-            write_file(resume, buffer.getvalue())
+            write_file(path, buffer.getvalue())
 
         if resume is not None and kept is None:
-            keep()
+            keep(resume)
         whole = True  # no step is half done: what is kept then continues exactly
         try:
             while tuning.done < tuning.end:
@@ -322,11 +323,11 @@ class _Run:
                 self.total = others + tuning.end
                 clock = self.advance("fine-tuning", clock)
                 if resume is not None and clock - saved > SAVE_EVERY:
-                    keep()
+                    keep(resume)
                     saved = clock
         except KeyboardInterrupt:
             if resume is not None and whole:
-                keep()
+                keep(resume)
             raise
         finally:
             tuning.finish()
@@ -362,7 +363,7 @@ class _Run:
 @contextmanager
 def _interrupted_afterwards() -> Iterator[None]:
     """Ctrl-C and whatever else Python handles as a signal waits for the end of this context; a second one comes through at once."""
-    handlers = {}
+    handlers: dict[int, Callable] = {}
     if threading.current_thread() is threading.main_thread():  # no other thread has signals
         handlers = {number: handler for number in (SIGINT, SIGTERM) if callable(handler := signal.getsignal(number))}
     waiting: list[tuple[Callable, tuple]] = []

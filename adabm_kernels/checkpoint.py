@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,7 +60,7 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
     header = {
         "format": FORMAT_VERSION,
         "network": model.spec.network,
-        "spec": asdict(model.spec),
+        "spec": asdict(cast(Any, model.spec)),
         "config": model.config.to_dict(),
         "thresholds": model.thresholds,
         "convs": convs,
@@ -161,10 +161,10 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     for name, conv in spec.quantized(config.quantize).items():
         # Files of before the second grid and the second digit do not name theirs.
         scalars = {key: ({"weight_grid": "odd", "digits": 1} | header["convs"][name])[key] for key in _SCALARS}
-        held = {key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}
-        held |= {key: tensors.get(f"conv.{name}.{key}") for key in _OPTIONAL}
+        held: dict[str, Any] = {key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}
         _check_shapes(f"conv.{name}.", held, {"codes": (conv.channels_out, conv.channels_in, conv.kernel, conv.kernel)})
-        convs[name] = ConvParameters(name, **scalars, **held)
+        optional: dict[str, Any] = {key: tensors.get(f"conv.{name}.{key}") for key in _OPTIONAL}
+        convs[name] = ConvParameters(name, **scalars, **held, **optional)
     return {
         "spec": spec,
         "config": config,

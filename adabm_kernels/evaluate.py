@@ -259,15 +259,19 @@ def _methods(model: Any) -> dict[str, _Method]:
     if not hasattr(model, "layer_bits"):
         return {"float": _float_method(model)}
 
-    def bits(x: torch.Tensor) -> tuple[float, dict[str, int]]:
-        layers = {name: int(value[0]) * model.parameters_by_name[name].digits for name, value in model.layer_bits(x).items()}
-        return float(model.mean_bits(x)[0]), layers
+    converted: Any = model
 
-    weight_bits = {name: conv.weight_bits for name, conv in model.parameters_by_name.items()}
-    share = (lambda x: float(model.computed_share(x)[0])) if model.varies_depth else None
-    methods = {"converted": _Method(model, weight_bits, bits, share)}
-    if model.float_state is not None:
-        methods["float"] = _float_method(model.float_model())
+    def bits(x: torch.Tensor) -> tuple[float, dict[str, int]]:
+        layers = {
+            name: int(value[0]) * converted.parameters_by_name[name].digits for name, value in converted.layer_bits(x).items()
+        }
+        return float(converted.mean_bits(x)[0]), layers
+
+    weight_bits = {name: conv.weight_bits for name, conv in converted.parameters_by_name.items()}
+    share = (lambda x: float(converted.computed_share(x)[0])) if converted.varies_depth else None
+    methods = {"converted": _Method(converted, weight_bits, bits, share)}
+    if converted.float_state is not None:
+        methods["float"] = _float_method(converted.float_model())
     return methods
 
 

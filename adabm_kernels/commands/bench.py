@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -101,17 +102,17 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
     with stage(BAD_INPUT):
         model = load_model(args.model)
         configure(model, args.bits, args.backend, threads, args.device, args.depth, args.graph)
-        float_model = model.float_model() if model.float_state is not None else None
+        float_model: Any = model.float_model() if model.float_state is not None else None
     device = model._device()
     x = (torch.rand(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 255).to(device)
     with stage(FAILED, f"not enough memory for {args.size}x{args.size} pixels"), torch.no_grad(), recorded_by_default():
         rows = model.plan_rows(args.size)
-        seconds = _median(lambda: (model(x), wait_for(device)))
+        seconds = _median(lambda: model(x), lambda: wait_for(device))
         float_seconds = None
         if float_model is not None:
             float_model = float_model.to(device, memory_format=torch.channels_last)
             pixels = x.contiguous(memory_format=torch.channels_last)
-            float_seconds = _median(lambda: (float_model(pixels), wait_for(device)))
+            float_seconds = _median(lambda: float_model(pixels), lambda: wait_for(device))
     report = {
         "model": args.model,
         "size": args.size,
@@ -152,6 +153,10 @@ def _planned_by() -> str:
     return where + (f", without {', '.join(missing)}: adabm bench --tune measures them" if missing else "")
 
 
-def _median(call: Any) -> float:
-    call()
-    return median(timed(call)[1] for _ in range(RUNS))
+def _median(call: Callable[[], Any], wait: Callable[[], None]) -> float:
+    def once() -> None:
+        call()
+        wait()
+
+    once()
+    return median(timed(once)[1] for _ in range(RUNS))

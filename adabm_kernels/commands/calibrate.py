@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..config import MOST_DEPTH_LOSS
 from ..files import check_target
@@ -340,7 +340,7 @@ class _Pictures:
                 raise ValueError(f"--select must be at most the number of pictures, {len(self.files)}, got {count}")
         pictures = list(self)
         chosen = most_informative([picture[0].float() for picture in pictures], count)
-        self.files, self.middles = ([values[i] for i in chosen] for values in (self.files, self.middles))
+        self.files, self.middles = [self.files[i] for i in chosen], [self.middles[i] for i in chosen]
         return [pictures[i] for i in chosen]
 
     def _read(self, path: Path) -> np.ndarray:
@@ -433,7 +433,7 @@ def _report(
     return {
         "output": str(args.output),
         "bytes": args.output.stat().st_size,
-        "network": {"network": model.spec.network, **asdict(model.spec)},
+        "network": {"network": model.spec.network, **asdict(cast(Any, model.spec))},
         "settings": config.to_dict(),
         "run": run,
         "psnr_db": _psnr_to_float(model, checked),

@@ -37,11 +37,19 @@ def compare(network: Enlarger, float_model: Any, rows: np.ndarray, layout: Layou
     floats = Enlarger(FloatPatchwise(float_model, network.network), network.size, max_pixels=network.max_pixels)
     want = floats.tensor(x)
     wait_for(x.device)
-    converted, float_times, start = [], [], time.perf_counter()
+    converted: list[float] = []
+    float_times: list[float] = []
+    start = time.perf_counter()
+
+    def run(network: Enlarger) -> Any:
+        y = network.tensor(x)
+        wait_for(x.device)
+        return y
+
     while len(float_times) < RUNS and (not float_times or time.perf_counter() - start < SECONDS):
-        (y, _), seconds = timed(lambda: (network.tensor(x), wait_for(x.device)))
+        y, seconds = timed(lambda: run(network))
         converted.append(seconds)
-        float_times.append(timed(lambda: (floats.tensor(x), wait_for(x.device)))[1])
+        float_times.append(timed(lambda: run(floats))[1])
     db = float(psnr(y.clamp(0, 255).cpu(), want.clamp(0, 255).cpu(), 255.0))
     return {
         "seconds": median(converted),

@@ -11,8 +11,6 @@ from . import arguments, weights
 from .common import BAD_INPUT, FAILED, STDOUT, Progress, check_json, print_columns, print_table, stage, to_json, write_json
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ..evaluate import EvaluationReport
 
 SUMMARY = "measure a model on test pictures"
@@ -112,7 +110,7 @@ def execute(args: argparse.Namespace) -> None:
         _print(report, document)
 
 
-def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple[nn.Module, str]:
+def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple[Any, str]:
     """(the model, where it computes in words): a converted one, or the float network of a checkpoint, checked on the pictures."""
     from ..checkpoint import is_converted
     from ..evaluate import load_float
@@ -135,7 +133,7 @@ def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple
     settings = {"convention": weights.convention(args), "weights_key": args.weights_key}
     settings |= {"pictures": [] if args.no_check else pictures}
     with weights.misread(f"--model '{path}'"), weights.in_options():
-        network = load_float(path, 1.0 if args.res_scale is None else args.res_scale, **settings)
+        network: Any = load_float(path, 1.0 if args.res_scale is None else args.res_scale, **settings)
     return network, ", ".join(filter(None, [weights.source(network.found), "PyTorch float32"]))
 
 

@@ -95,7 +95,7 @@ def execute(args: argparse.Namespace) -> None:
         larger = enlarged(layout, network.scale)
         blocks = block_rows(computed_share(patches), bits_with_zeros(patches), settings["depth"])
         page = Report(
-            title=f"{args.input.name if source is args.input else shown(args.input)}, upscaled {network.scale} times",
+            title=f"{shown(args.input) if isinstance(source, bytes) else args.input.name}, upscaled {network.scale} times",
             model=settings["model"],
             scale=network.scale,
             before=_encoded(rows, layout),

@@ -186,11 +186,11 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
     if outcome.error is not None:
         raise _failure(outcome) from outcome.error
     _say(args, outcome)
-    layout = outcome.layout
+    layout, steps = outcome.made()
     report = {
         "input": task.name,
         "output": _target(args, task),
-        **in_figures(layout.width, layout.height, outcome.steps),
+        **in_figures(layout.width, layout.height, steps),
         **settings,
         "patches": len(outcome.patches),
         **_costs(outcome),
@@ -202,7 +202,7 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
     if float_model is not None:
         with stage(FAILED, _memory(layout)):
             report |= compare(network, float_model, *_read_again(task, args.max_pixels))
-    _print(args, report, _rows(report, outcome.steps))
+    _print(args, report, _rows(report, steps))
 
 
 def _read_again(task: Task, max_pixels: int) -> tuple[np.ndarray, Layout]:
@@ -220,7 +220,7 @@ def _rows(report: dict[str, Any], steps: Steps) -> list[tuple[str, str]]:
     single = "one run" if compared else "first run"  # the first also warms up
     runs = single if report["runs"] == 1 else f"median of {report['runs']} runs"
     rows = [
-        ("image", in_words(*report["input_size"], steps)),
+        ("image", in_words(report["input_size"][0], report["input_size"][1], steps)),
         ("model", report["model"]),
         ("backend", report["backend"]),
         ("mean bits", _bits(report["mean_bits"], report["bits"], steps)),
@@ -297,9 +297,9 @@ def _many(
             name = f"'{outcome.task.name}': " if outcome.stage == "compute" else ""
             errors.append({"input": outcome.task.name, "error": one_line(f"{name}{_failure(outcome)}")})
             continue
-        layout = outcome.layout
-        image = {"input": outcome.task.name, "output": str(outcome.task.target)}
-        image |= in_figures(layout.width, layout.height, outcome.steps)
+        layout, steps = outcome.made()
+        image: dict[str, Any] = {"input": outcome.task.name, "output": str(outcome.task.target)}
+        image |= in_figures(layout.width, layout.height, steps)
         image |= _costs(outcome) | {"flat_pixels": outcome.flat_pixels, "seconds": outcome.seconds, "warnings": outcome.warnings}
         images.append(image)
         _say(args, outcome)
@@ -351,6 +351,7 @@ def _upscaled(args: argparse.Namespace, tasks: Iterator[Task], network: Enlarger
 def _failure(outcome: Outcome) -> BaseException:
     """The error of a picture as one sentence with its exit status."""
     error = outcome.error
+    assert error is not None, "it failed"
     known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError)
     if not known or isinstance(error, BrokenPipeError):
         return error
@@ -375,18 +376,18 @@ def _memory(layout: Any) -> str:
 def _say(args: argparse.Namespace, outcome: Outcome) -> None:
     """With --verbose, what became of a picture, on stderr."""
     if args.verbose:
-        target, layout = _target(args, outcome.task), outcome.layout
+        target, (layout, steps) = _target(args, outcome.task), outcome.made()
         count = len(outcome.patches)
         windows = f"{count} window{'s' if count > 1 else ''}"
         if outcome.mean_bits is None:
-            windows = "transparent everywhere" if outcome.steps.passes else "the network was not needed"
+            windows = "transparent everywhere" if steps.passes else "the network was not needed"
         else:
-            windows += f", mean bits {_bits(outcome.mean_bits, args.bits, outcome.steps)}"
+            windows += f", mean bits {_bits(outcome.mean_bits, args.bits, steps)}"
         if outcome.computed_share is not None:
             windows += f", {percent(outcome.computed_share)} with blocks"
         if outcome.flat_pixels:
             windows += f", {_share(outcome.flat_pixels, layout.width * layout.height)} not computed"
-        windows += f", {in_words(layout.width, layout.height, outcome.steps)}"
+        windows += f", {in_words(layout.width, layout.height, steps)}"
         print(f"{outcome.task.name} -> {target}: {windows}, {outcome.seconds:.3f} s", file=sys.stderr)
 
 

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from statistics import fmean
@@ -140,10 +140,11 @@ class _Source(io.BufferedReader):
     """What comes from a file or a pipe, until `stop`: a read that waits for a quiet producer then sees the end of the stream."""
 
     def __init__(self, file: BinaryIO):
-        super().__init__(_Stoppable(file.fileno()), _READ_BYTES)
+        self._stoppable = _Stoppable(file.fileno())
+        super().__init__(self._stoppable, _READ_BYTES)
 
     def stop(self) -> None:
-        self.raw.stopped.set()
+        self._stoppable.stopped.set()
 
 
 class _Stoppable(io.RawIOBase):
@@ -155,7 +156,7 @@ class _Stoppable(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self.stopped.is_set():
             if select.select([self._descriptor], [], [], _POLL_SECONDS)[0]:
                 return os.readv(self._descriptor, [buffer])
@@ -167,7 +168,9 @@ def _raw(args: argparse.Namespace) -> Stream:
     return Stream(width, height, args.pix_fmt or "rgb24")
 
 
-def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> Iterator[tuple[bytes, dict[str, float | None]]]:
+def _upscaled(
+    source: _Source, stream: Stream, larger: Stream, network: Any
+) -> Generator[tuple[bytes, dict[str, float | None]], None, None]:
     """The bytes of every frame of the larger stream and, by name, its _COSTS; frames are read and packed while one is computed.
 
     Raises IncompleteStream where a frame is not whole, after those before it.
@@ -185,10 +188,11 @@ def _upscaled(source: _Source, stream: Stream, larger: Stream, network: Any) -> 
         frames = read_frames(source, stream)
 
         def following() -> Any:
-            planes = next(frames, end)
+            planes: Any = next(frames, end)
             return planes if planes is end else (planes[0] if stream.y4m is None else to_rgb(planes, stream))
 
-        coming, packed, incomplete = reading.submit(following), deque(), None
+        coming, incomplete = reading.submit(following), None
+        packed: deque[tuple[Future, dict[str, float | None]]] = deque()
         while True:
             try:
                 rows = coming.result()

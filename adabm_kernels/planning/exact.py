@@ -156,13 +156,15 @@ def direct_sums(weights: np.ndarray, kn2row: bool = False) -> Sums:
 
 
 def tile_sums(tile: Tile, fit: Fit) -> Sums:
-    shares = fit.transformed
-    if fit.parts.max() > 1:
-        shares = np.ceil(np.abs(shares) / fit.parts[..., None, None].astype(shares.dtype)) * np.sign(shares)
+    """Those of a tile of bytes."""
+    shares, of_taps = fit.transformed, fit.parts
+    assert shares is not None and of_taps is not None, "a tile of bytes"
+    if of_taps.max() > 1:
+        shares = np.ceil(np.abs(shares) / of_taps[..., None, None].astype(shares.dtype)) * np.sign(shares)
     if tile.columns is F1:  # the kernel columns accumulate as one run
-        sums, parts = Sums.of(shares.reshape(len(shares), -1, shares.shape[-1]), tile.reach.max(1)), fit.parts[:, 0]
+        sums, parts = Sums.of(shares.reshape(len(shares), -1, shares.shape[-1]), tile.reach.max(1)), of_taps[:, 0]
     else:
-        sums, parts = Sums.of(shares.reshape(tile.reach.size, *shares.shape[2:]), tile.reach.reshape(-1)), fit.parts.reshape(-1)
+        sums, parts = Sums.of(shares.reshape(tile.reach.size, *shares.shape[2:]), tile.reach.reshape(-1)), of_taps.reshape(-1)
     return Sums(sums.largest, sums.quads, parts / parts.sum())
 
 

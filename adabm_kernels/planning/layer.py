@@ -87,5 +87,5 @@ def plan_layer(
         none = "" if tiles else f"no tile is for a kernel of {kernel_h}x{kernel_w}"
         why = none or "; ".join([*filter(None, refused), *unmeasured]) or "no tile is faster"
         reasons.append(why if best[1] == DIRECT.name else "")
-    picoseconds, tiles, products = zip(*chosen, strict=True)
-    return LayerPlan(tiles, tuple(reasons), products, picoseconds, largest, times.isa)
+    picoseconds, names, products = zip(*chosen, strict=True)
+    return LayerPlan(names, tuple(reasons), products, picoseconds, largest, times.isa)

@@ -90,7 +90,7 @@ def save(path: Path, tables: Mapping[str, TileTimes]) -> None:
     Raises OSError naming the path where it cannot be written.
     """
     try:
-        held = read(path) | tables
+        held = {**read(path), **tables}
     except ValueError:
         held = dict(tables)
     text = {

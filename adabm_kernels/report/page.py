@@ -69,7 +69,7 @@ class Report:
 
     def _patch_row(self, index: int) -> str:
         bits, patch = self.bits, self.bits.patches[index]
-        plain = (f"{patch.x}, {patch.y}", f"{patch.width}x{patch.height}", f"{patch.seconds * 1e3:.1f}")
+        plain: tuple[str, ...] = (f"{patch.x}, {patch.y}", f"{patch.width}x{patch.height}", f"{patch.seconds * 1e3:.1f}")
         if bits.tile is not None:
             plain += (f"{100 * bits.of(BLOCKS)[index]:.0f} %",)
         cells = "".join(f"<td>{text}</td>" for text in plain)

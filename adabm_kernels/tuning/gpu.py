@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -110,7 +110,7 @@ def backend_module(name: str) -> Any:
 class Bench:
     """One layer on the card, codes to codes (floats where three channels leave), one image of side x side codes of `bits` bits."""
 
-    def __init__(self, conv: IntegerConv2d, backend: str, side: int, bits: int):
+    def __init__(self, conv: Any, backend: str, side: int, bits: int):
         channels, size = conv.weight.shape[-1], (1, side * conv.shuffle, side * conv.shuffle)
         g = torch.Generator().manual_seed(0)
         codes = torch.zeros(1, side, side, padded_channels(channels), dtype=torch.uint8)
@@ -119,14 +119,14 @@ class Bench:
         layer = copy.deepcopy(conv).cuda()
         layer.set_backend(backend, 0)
         x_q, bits_of = pack_codes(codes, widths).cuda(), widths.cuda()
-        after = (layer.grid, bits_of) if leaves_codes(conv) else (None, None)
+        grid, out_bits = (layer.grid, bits_of) if leaves_codes(conv) else (None, None)
         if leaves_codes(conv):
             self.result = torch.zeros(*size, padded_channels(conv.out_channels), dtype=torch.uint8, device=x_q.device)
         else:
             self.result = torch.zeros(*size, conv.out_channels, device=x_q.device)
         self._outputs = (None, self.result) if leaves_codes(conv) else (self.result, None)
         self._conv = Conv(
-            x_q, bits_of, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, None, *after, layer.box_filter,
+            x_q, bits_of, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, None, grid, out_bits, layer.box_filter,
             layer.activation, layer.shuffle,
         )  # fmt: skip
         # The backend itself: what is measured needs no checks of the operators.
@@ -169,7 +169,7 @@ class Kind:
     """The layers of one shape class. count: how many of a model's layers are of it, 0 where that means nothing."""
 
     key: str
-    conv: IntegerConv2d
+    conv: Any  # an IntegerConv2d
     side: int
     count: int
     outputs: int
@@ -212,7 +212,7 @@ def kinds_of(convs: Iterable[IntegerConv2d], sizes: Sequence[int] = SIZES, count
     return sorted(kinds.values(), key=lambda kind: (largest[kind.side], -max(kind.count, 1) * kind.conv.weight[0].numel()))
 
 
-def _shape(conv: IntegerConv2d, side: int) -> tuple[int | str, int, int, int, int]:
+def _shape(conv: Any, side: int) -> tuple[int | str, int, int, int, int]:
     """(capability, padded channels, kernel, outputs, pixels) of a layer on side x side pixels, as tuning.shape_class has them."""
     _, r, _, c = conv.weight.shape[-4:]
     axis = -(-conv.out_channels // 16) * 16 if leaves_codes(conv) else conv.out_channels  # as conv2d_launch has it
@@ -362,7 +362,7 @@ def layers_of(convs: Iterable[IntegerConv2d]) -> dict[str, tuple[IntegerConv2d, 
     for conv in convs:
         low, high = conv.bit_range
         for bits in range(low, high + 1):
-            found.setdefault(gpu_times.key(capability(), conv.shape, storage_bits(bits)), (conv, bits))
+            found.setdefault(gpu_times.key(cast(int, capability()), conv.shape, storage_bits(bits)), (conv, bits))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,7 @@ class _Timed:
             torch.ones(7, outputs),
             torch.zeros(classes, classes, outputs),
         )
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "y_q": torch.empty(1, HEIGHT, WIDTH, padded_channels(outputs), dtype=torch.uint8),
             "out_grid": act_grid(0.0, 1.0),
             "out_bits": bits_of,

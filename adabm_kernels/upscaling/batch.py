@@ -47,7 +47,7 @@ class Outcome:
     steps: Steps | None = None
     patches: list[Patch] = field(default_factory=list)
     seconds: float = 0.0
-    error: Exception | None = None
+    error: BaseException | None = None
     stage: str = "read"
     warnings: list[str] = field(default_factory=list)
 
@@ -55,6 +55,11 @@ class Outcome:
     def mean_bits(self) -> float | None:
         """See the function of that name."""
         return mean_bits(self.patches)
+
+    def made(self) -> tuple[Layout, Steps]:
+        """The kind of the picture and how it got its size, once it was computed."""
+        assert self.layout is not None and self.steps is not None, "the picture was computed"
+        return self.layout, self.steps
 
     @property
     def computed_share(self) -> float | None:

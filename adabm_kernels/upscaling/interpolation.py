@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -24,7 +24,7 @@ _PARTS = 64  # of a level: by these, colours multiplied by their alpha are compa
 _KEEPS: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
-def keeps_colours(model: torch.nn.Module) -> bool:
+def keeps_colours(model: Any) -> bool:
     """Whether the float network of a converted model gives back flat colours as they are; no for a model without float weights.
 
     Networks that only upscale do, to one level; one that changes colours or contrast does not, and interpolation would show in it.

@@ -58,7 +58,7 @@ class Patchwise:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Any,
         *,
         tile: int | None = None,
         halo: int | None = None,
@@ -86,9 +86,9 @@ class Patchwise:
         if tile and tile < SMALLEST_TILE:
             raise ValueError(f"tile must be 0 for the whole picture or at least {SMALLEST_TILE}, got {tile}")
         self.model: Any = model  # a ConvertedNetwork; the float network in its windows for FloatPatchwise
-        self.scale: int = self.model.scale
+        self.scale: int = model.scale
+        self._halo, self._radius = halo, model.spec.radius
         self.tile, self.protocol, self.tta = tile, protocol, tta
-        self._halo, self._radius = halo, int(self.model.spec.radius)
         self.max_memory, self.smooth = max_memory, smooth
         config = getattr(model, "config", ConvertConfig())
         self.rules = rules(min(config.weight_bits, config.act_bits))
@@ -270,8 +270,8 @@ class Patchwise:
         computed = [kept if found is None else found.computed() for found in smooth]
         # A varying alpha and its colours are computed together: all of both, unless neither needs it.
         needed = computed[0] if not varies or not any(computed) else kept
-        colours, *alpha = ([found] if found else [] for found in smooth)
-        return Window(row, column, [kept], offsets, opacity, varies, needed, colours, alpha[0] if alpha else [])
+        parts = [[found] if found else [] for found in smooth]
+        return Window(row, column, [kept], offsets, opacity, varies, needed, parts[0], parts[1] if varies else [])
 
     def _run(self, windows: list[Window], held: Rows, first: int, picture: Picture, out: np.ndarray) -> Iterator[int]:
         """Compute windows into `out`, whose first row is low-resolution row `first`; yields how many were finished."""

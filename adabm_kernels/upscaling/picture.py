@@ -133,7 +133,8 @@ class Window:
         self.rows, self.columns = rows, columns
         self.cells += other.cells
         self.smooth += other.smooth
-        self.needed = None if self.needed is None else self.needed.union(other.needed)
+        if self.needed is not None and other.needed is not None:
+            self.needed = self.needed.union(other.needed)
         return True
 
     def shrink(self, picture: Picture) -> None:
