@@ -83,7 +83,7 @@ def fit_exit(
     config, scale = model.config, model.spec.scale
     network = from_simulated(model.cpu())  # the integers are many times as fast as their simulation
     with torch.device("meta"):  # no random weights are drawn
-        teacher: Any = float_network(model.spec)
+        teacher = float_network(model.spec)
     teacher.load_state_dict(model.float_state(), assign=True)
     teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch leaves it out of its types
     crops = take_crops(network, pictures, config.depth_tile, config.seed)

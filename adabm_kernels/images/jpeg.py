@@ -30,7 +30,7 @@ def damage(data: bytes | memoryview | mmap.mmap, thorough: bool = False) -> str 
     All of it is seen as libjpeg sees it, and its beginning more closely (jpeg_scan.py), or all of it where thorough. JPEG has no
     checksums: damage whose bits are a picture too is not seen.
     """
-    return _words_of_libjpeg(data) or jpeg_scan.fault(memoryview(data), None if thorough else _CLOSELY_BYTES)
+    return _words_of_libjpeg(data) or jpeg_scan.fault(data, None if thorough else _CLOSELY_BYTES)
 
 
 def lacks_only_end(data: bytes | memoryview | mmap.mmap) -> bool:

@@ -15,7 +15,7 @@ deflate: ModuleType
 try:  # made for x86-64 and ARM alone; zlib gives files of the same size in four times the time
     from isal import isal_zlib as deflate
 except ImportError:
-    deflate = zlib  # type: ignore[misc]
+    deflate = zlib
 
 _LEVEL = 1
 _AVERAGE = 3  # filter type: a byte less the mean of its left and its upper neighbour
