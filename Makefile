@@ -1,4 +1,4 @@
-# make demo | test | test-all | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
+# make demo | lint | test | test-all | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
 # test-all takes the long sweeps too, and builds the Triton kernels with every release of Triton that they are known to work with.
 PYTHON ?= python3
 VENV := .venv
@@ -13,17 +13,19 @@ TRITONS := 3.5.1 3.9.0
 TRITONS_ALL := $(TRITONS) 3.6.0 3.8.0
 endif
 
+# A process for each core, a file of tests in one of them: what a file's tests share is made once. Networks of tests are so small that
+# threads of theirs would only wait for one another.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
 demo: $(VENV)/.package
 	@mkdir -p out
 	$(BIN)/adabm upscale adabm_kernels/assets/sample.png -o out/sample_x4.png --compare
 
-test: $(VENV)/.test $(TRITONS:%=$(VENV)/triton-%/.installed)
-	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+test: lint $(TRITONS:%=$(VENV)/triton-%/.installed)
+	$(PYTEST)
 
-test-all: $(VENV)/.test $(TRITONS_ALL:%=$(VENV)/triton-%/.installed)
-	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m "slow or not slow"
+test-all: lint $(TRITONS_ALL:%=$(VENV)/triton-%/.installed)
+	$(PYTEST) -m "slow or not slow"
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/results/latest.json
@@ -31,6 +33,7 @@ bench: $(VENV)/.bench
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf $(VENV) build out *.egg-info adabm_kernels/_lib

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import ConvProblem, bell_codes, collapsed, instantiate, runnable_isas, set_tile, set_weights
+from problems import ConvInstance, ConvProblem, bell_codes, collapsed, instantiate, runnable_isas, set_tile, set_weights
 
 from adabm_kernels import native, ops
 from adabm_kernels.backends import cpu
@@ -20,6 +22,7 @@ from adabm_kernels.planning.tiles import TILES, takes_kn2row, tile_products
 from adabm_kernels.planning.times import KINDS, Cost, TileTimes, tile_times
 from adabm_kernels.quantize import act_grid, weight_integers
 
+ISAS = runnable_isas()
 # Of a processor on which a product takes as long in every tile of bytes; those of words were not measured on it.
 _BYTES = {"direct": 87.95, "F(2x1)": 125.04, "F(2x2)": 171.66, "F(2x3)": 183.67, "F(2x4)": 170.6}
 VNNI = TileTimes("avx512vnni", {tile: {KINDS[0]: Cost(4.3379, beside, beside)} for tile, beside in _BYTES.items()}, 83.29, {})
@@ -176,13 +179,21 @@ def test_the_products_of_a_tile_are_those_of_its_transforms() -> None:
     assert tile_products("direct", 5, 5) == 25
 
 
+def check_isas(instance: ConvInstance, isas: Sequence[str], threads: Sequence[int] = (1,)) -> None:
+    """Accumulators, floats and codes of these instruction sets are the reference's, which is asked once for all."""
+    want, want_acc = instance.run("reference", "both"), instance.run("reference", "acc")[0]
+    for isa in isas:
+        for count in threads:
+            assert all(map(torch.equal, instance.run("cpu", "both", isa, count), want)), (isa, count)
+        assert torch.equal(instance.run("cpu", "acc", isa)[0], want_acc), isa
+
+
 TILE_BITS = {1: 7, 2: 6, 3: 4, 4: 3, 5: 8, 8: 3, 9: 2}  # the most that each tile of the header can take
 
 
-@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
+@pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
 @pytest.mark.parametrize("tile", TILE_BITS)
-@pytest.mark.parametrize("isa", runnable_isas())
-def test_every_tile_gives_the_direct_result(isa: str, tile: int) -> None:
+def test_every_tile_gives_the_direct_result(tile: int) -> None:
     growth = np.abs(np.kron(TILES[tile].rows.weights, TILES[tile].columns.weights)).sum(1).max()
     most = 24 if TILES[tile].words else min(24, 4 * 127 // growth)  # at most four bytes
     # Widths of less than a tile, of a group of them and of several; odd heights; channels that end within a vector.
@@ -196,14 +207,12 @@ def test_every_tile_gives_the_direct_result(isa: str, tile: int) -> None:
                 instance = instantiate(problem, seed=width)
                 instance.layer.weight.clamp_(-most, most)
                 set_tile(instance, TILES[tile].name, bits)
-                for got, want in zip(instance.run("cpu", "both", isa), instance.run("reference", "both"), strict=True):
-                    assert torch.equal(got, want)
-                assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
+                check_isas(instance, ISAS)
 
 
-@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
+@pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
 @pytest.mark.parametrize("tile", [tile for tile in TILE_BITS if not TILES[tile].words])
-@pytest.mark.parametrize("isa", runnable_isas())
+@pytest.mark.parametrize("isa", ISAS)
 def test_sums_of_16_bits_hold_the_largest_codes_of_every_tap(isa: str, tile: int) -> None:
     """Weights that are heavy in one tap and light in the others, so that every tap has a depth of its own."""
     bits = TILE_BITS[tile]
@@ -216,8 +225,8 @@ def test_sums_of_16_bits_hold_the_largest_codes_of_every_tap(isa: str, tile: int
         assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
 
 
-@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
-@pytest.mark.parametrize("isa", runnable_isas())
+@pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bits", [2, 7, 8])
 def test_the_largest_codes_and_weights_do_not_wrap_in_f4x4(isa: str, bits: int) -> None:
     for channels, extreme_sign in ((114, -128), (64, 127)):
@@ -227,8 +236,8 @@ def test_the_largest_codes_and_weights_do_not_wrap_in_f4x4(isa: str, bits: int) 
         assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
 
 
-@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
-@pytest.mark.parametrize("isa", runnable_isas())
+@pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
+@pytest.mark.parametrize("isa", ISAS)
 def test_rows_of_tiles_do_not_depend_on_the_bands_of_threads(isa: str) -> None:
     """Heights that are no multiple of four rows, images of a batch in tiles of two rows and of four."""
     for height in (1, 2, 3, 5, 11, 30):
@@ -242,8 +251,8 @@ def test_rows_of_tiles_do_not_depend_on_the_bands_of_threads(isa: str) -> None:
                 assert torch.equal(got, expected)
 
 
-@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
-@pytest.mark.parametrize("isa", runnable_isas())
+@pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("weight_bits", [4, 6, 8])
 @pytest.mark.parametrize("grid", ["odd", "signed"])
 def test_both_grids_and_mixed_batches_by_their_plans(isa: str, grid: str, weight_bits: int) -> None:
@@ -252,13 +261,10 @@ def test_both_grids_and_mixed_batches_by_their_plans(isa: str, grid: str, weight
     for planned_for in (isa, VNNI.isa):
         set_weights(instance, bell_codes(weight_bits, 68, 68), grid, planned_for)
         assert weight_bits == 8 or planned_for != VNNI.isa or len(set(instance.layer.plan.tile)) >= 2
-        for threads in (1, 3):
-            for got, want in zip(instance.run("cpu", "both", isa, threads), instance.run("reference", "both"), strict=True):
-                assert torch.equal(got, want)
-        assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
+        check_isas(instance, (isa,), threads=(1, 3))
 
 
-@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
+@pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
 def test_the_library_refuses_tiles_that_are_not_exact() -> None:
     weight = torch.full((16, 3, 3, 4), 15, dtype=torch.int8)
     with pytest.raises(ValueError, match=r"tile_for_bits\[6\] = 1 is not exact: 8-bit codes transform to 510"):
@@ -281,10 +287,9 @@ def test_the_library_refuses_tiles_that_are_not_exact() -> None:
             cpu.pack(few, Packing((7,) * 7))
 
 
-@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
-@pytest.mark.parametrize("isa", runnable_isas())
+@pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
 @pytest.mark.parametrize("borders", [False, True])
-def test_kernels_of_5x5_in_tiles_give_the_direct_result(isa: str, borders: bool) -> None:
+def test_kernels_of_5x5_in_tiles_give_the_direct_result(borders: bool) -> None:
     # From a single inner pixel to several groups of tiles; odd sizes; panels that a PixelShuffle parts, and whole ones.
     shapes = [(5, 5, 16, 12, 2), (6, 7, 9, 48, 4), (9, 83, 13, 27, 3), (12, 40, 64, 64, 1), (7, 6, 20, 64, 2), (5, 41, 68, 70, 1)]
     shapes += [] if borders else [(1, 1, 8, 16, 1), (2, 3, 8, 20, 1), (4, 1, 4, 5, 1)]
@@ -292,21 +297,19 @@ def test_kernels_of_5x5_in_tiles_give_the_direct_result(isa: str, borders: bool)
         layer = collapsed(height, width, channels, outputs, shuffle, (8, 3), borders)
         x_q, bits, weight, alpha, beta = layer["tables"]
         grid = {"out_grid": act_grid(-2.0, 3.0), "out_bits": torch.tensor([4, 8], dtype=torch.int32)}
-        for tile in (6, 0):
-            packed = cpu.pack(weight, Packing((0,) * 6 + (tile,)))
-            for threads in (1, 3):
-                for out, residual in (("both", layer["residual"]), ("acc", None), ("float", None)):
-                    options = {"residual": residual, "out": out, "shuffle": shuffle, "activation": "relu", "threads": threads}
-                    options |= grid if out == "both" else {}
-                    with native.force_isa(isa):
-                        got = ops.conv2d(x_q, bits, weight, packed, alpha, beta, backend="cpu", **options)
-                    want = ops.conv2d(x_q, bits, weight, packed, alpha, beta, backend="reference", **options)
-                    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+        forms = {tile: cpu.pack(weight, Packing((0,) * 6 + (tile,))) for tile in (6, 0)}
+        for out, residual in (("both", layer["residual"]), ("acc", None), ("float", None)):
+            options = {"residual": residual, "out": out, "shuffle": shuffle, "activation": "relu"}
+            options |= grid if out == "both" else {}
+            want = ops.conv2d(x_q, bits, weight, forms[0], alpha, beta, backend="reference", **options)
+            for isa, (tile, packed), threads in itertools.product(ISAS, forms.items(), (1, 3)):
+                with native.force_isa(isa):
+                    got = ops.conv2d(x_q, bits, weight, packed, alpha, beta, backend="cpu", threads=threads, **options)
+                assert all(map(torch.equal, got, want)), (isa, tile, threads)
 
 
-@pytest.mark.skipif(not runnable_isas(), reason="the CPU library was not built")
-@pytest.mark.parametrize("isa", runnable_isas())
-def test_few_outputs_by_kernel_columns_give_the_reference(isa: str) -> None:
+@pytest.mark.skipif(not ISAS, reason="the CPU library was not built")
+def test_few_outputs_by_kernel_columns_give_the_reference() -> None:
     """kn2row, and by tiles along the rows: where it is taken and where it is just not, groups of pixels and less than one, both
     grids."""
     taken = [(k, s) for s in (1, 3, 5, 9) for k in range(1, 70) if takes_kn2row(k, s)]
@@ -318,15 +321,15 @@ def test_few_outputs_by_kernel_columns_give_the_reference(isa: str) -> None:
             instance = instantiate(problem, seed=width)
             codes = instance.layer.weight.permute(0, 3, 1, 2).to(torch.int64)
             for grid in ("odd", "signed"):
-                set_weights(instance, codes, grid, isa)
-                for tile in [TILES[0]] + [TILES[7]] * TILES[7].takes(outputs, kernel, kernel, False):
-                    set_tile(instance, tile.name, 8)
-                    for threads in (1, 3):
-                        for got, want in zip(
-                            instance.run("cpu", "both", isa, threads), instance.run("reference", "both"), strict=True
-                        ):
-                            assert torch.equal(got, want)
-                    assert torch.equal(instance.run("cpu", "acc", isa)[0], instance.run("reference", "acc")[0])
+                forms = {}  # of the weights, as plans choose between them
+                for isa in ISAS:
+                    set_weights(instance, codes, grid, isa)
+                    forms.setdefault(instance.layer.box_filter, isa)
+                for planned_for in forms.values():
+                    set_weights(instance, codes, grid, planned_for)
+                    for tile in [TILES[0]] + [TILES[7]] * TILES[7].takes(outputs, kernel, kernel, False):
+                        set_tile(instance, tile.name, 8)
+                        check_isas(instance, ISAS, threads=(1, 3))
 
 
 def test_a_layer_of_few_outputs_is_planned_by_the_lanes_it_takes() -> None:

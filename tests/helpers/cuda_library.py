@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import shutil
 import subprocess
@@ -59,8 +60,10 @@ def host_library() -> native.Library:
     ninja = pytest.importorskip("ninja")
     work = ROOT / "build" / "cuda_host"
     work.mkdir(parents=True, exist_ok=True)
-    (work / "build.ninja").write_text(_ninja_file(cxx))
-    done = subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(work)], capture_output=True, text=True)
+    with open(work / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests may run in several processes
+        (work / "build.ninja").write_text(_ninja_file(cxx))
+        done = subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(work)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return native.Library(work / "libadabm_cuda_host.so", native._ENTRIES["cuda"])
 

@@ -96,8 +96,16 @@ FORMS = (*triton_compiled.CONV2D, *triton_compiled.OTHERS)
 # what a tile stores before its products and loads behind them.
 OTHER_STACK = 64
 Build = tuple[str, str, int]  # release of Triton, form, compute capability
-# What `make test` builds with the releases beside that of the environment.
-FEW = [(form, capability) for form in ("body", "residual_int16", "box", "tail", "depths_residual") for capability in (80, 90, 120)]
+# What `make test` builds: with the release of the environment all forms for these architectures, for the others few and those that
+# may put words away; with the releases beside it few for three of them.
+ARCHITECTURES = (80, 90, 100, 120)
+FEW = ("body", "residual_int16", "box", "tail", "depths_residual")
+
+
+def _often(version: str, form: str, capability: int) -> bool:
+    if version != OWN:
+        return version in BESIDE and form in FEW and capability in (80, 90, 120)
+    return capability in ARCHITECTURES or form in FEW or (form, capability) in triton_compiled.STACK
 
 
 def _builds() -> Iterator:
@@ -106,9 +114,8 @@ def _builds() -> Iterator:
             for capability in triton_compiled.MULTIPROCESSORS:
                 if form in triton_compiled.ONLY and (version != OWN or capability not in triton_compiled.ONLY[form]):
                     continue
-                often = version == OWN or (version in BESIDE and (form, capability) in FEW)
                 build = version, form, capability
-                marks = [] if often else [pytest.mark.slow]
+                marks = [] if _often(*build) else [pytest.mark.slow]
                 yield pytest.param(version, build, marks=marks, id=f"{form}-sm{capability}-triton{version}")
 
 

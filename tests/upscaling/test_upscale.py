@@ -188,7 +188,7 @@ def test_a_backend_that_cannot_run_says_why():
         (PIL.Image.new("I;16", (2, 2)), ValueError, "image: mode I;16 has more than 8 bits"),
         (PIL.Image.new("RGB", (0, 2)), ValueError, "image: it must have at least one pixel"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__),
 )
 def test_other_input_is_refused_before_a_model_is_loaded(image, error, message):
     with pytest.raises(error, match=message):
