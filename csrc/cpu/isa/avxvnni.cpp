@@ -1,6 +1,6 @@
 // AVX-VNNI: vpdpbusd on 256 bits, in processors without AVX-512. It multiplies 8-bit codes exactly: 32-bit sums, no saturation.
 #include "adabm/adabm.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
 #include <immintrin.h>
@@ -15,8 +15,8 @@ inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m2
   sums = _mm256_dpwssd_avx_epi32(sums, codes, weights);
 }
 
-#include "cpu/interpolate.inc"
-#include "cpu/ymm.inc"
+#include "cpu/isa/interpolate.inc"
+#include "cpu/isa/ymm.inc"
 
 int64_t peak(int64_t rounds) {
   __m256i c[kPixels * 2] = {}, one = _mm256_set1_epi16(1);

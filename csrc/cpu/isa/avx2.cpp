@@ -4,7 +4,7 @@
 // are added there before they are widened, at two instructions for 32 products instead of three. Where a single one can saturate,
 // codes and weights are widened first.
 #include "adabm/adabm.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
@@ -22,8 +22,8 @@ inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m2
   asm("vpmaddwd %3,%2,%1\n\tvpaddd %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
 }
 
-#include "cpu/interpolate.inc"
-#include "cpu/ymm.inc"
+#include "cpu/isa/interpolate.inc"
+#include "cpu/isa/ymm.inc"
 
 inline __attribute__((always_inline)) __m256i dot(__m256i acc, __m256i codes, __m256i weights, __m256i factor) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, weights), factor));

@@ -1,4 +1,4 @@
-// What one instruction set provides. Declarations only: the files tile_*.cpp are compiled with different instruction
+// What one instruction set provides. Declarations only: the files beside this one are compiled with different instruction
 // sets, and an inline function shared between them could be linked in from the wrong one.
 #pragma once
 

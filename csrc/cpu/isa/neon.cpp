@@ -2,7 +2,7 @@
 // 128 * SUM w is added, which costs one more product for all pixels of a block together.
 #include "adabm/adabm.h"
 #include "adabm/quant_math.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 #if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
@@ -13,7 +13,7 @@ namespace {
 constexpr int kPixels = 4;
 constexpr int kVectors = kPanel / 4;
 
-#include "cpu/portable.inc"
+#include "cpu/isa/portable.inc"
 
 int64_t peak(int64_t rounds) {
   int32x4_t c[kPixels * kVectors] = {};
@@ -134,9 +134,9 @@ void epilogue_of(const EpilogueArgs& a) {
 
 void epilogue(const EpilogueArgs& a) { a.features.int16 ? epilogue_of<int16_t>(a) : epilogue_of<float>(a); }
 
-#include "cpu/transforms.inc"
-#include "cpu/interpolate.inc"
-#include "cpu/words.inc"
+#include "cpu/isa/transforms.inc"
+#include "cpu/isa/interpolate.inc"
+#include "cpu/isa/words.inc"
 
 // Words have no dot product: each channel of a pair is multiplied by the lane that holds it.
 template <int Tiles>

@@ -1,7 +1,7 @@
 // Portable kernels: the twin that every other instruction set is tested against, and what runs where there is none.
 #include "adabm/adabm.h"
 #include "adabm/quant_math.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 namespace adabm {
 namespace {
@@ -25,15 +25,15 @@ void product(const ProductArgs& a) {
   }
 }
 
-#include "cpu/portable.inc"
+#include "cpu/isa/portable.inc"
 
 void epilogue(const EpilogueArgs& a) {
   for (int m = 0; m < a.pixels; m++) a.features.int16 ? epilogue_lanes<int16_t>(a, m, 0, a.lanes) : epilogue_lanes<float>(a, m, 0, a.lanes);
 }
 
-#include "cpu/transforms.inc"
-#include "cpu/interpolate.inc"
-#include "cpu/words.inc"
+#include "cpu/isa/transforms.inc"
+#include "cpu/isa/interpolate.inc"
+#include "cpu/isa/words.inc"
 
 void word_product(const WordProductArgs& a) {
   const int outputs = a.panels * kPanel;

@@ -1,6 +1,6 @@
 // AVX512-VNNI: vpdpbusd multiplies 64 unsigned codes by 64 signed weights into 16 sums.
 #include "adabm/adabm.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #include <immintrin.h>
@@ -25,8 +25,8 @@ inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* x) {
   return _mm512_set1_epi32(four);
 }
 
-#include "cpu/interpolate.inc"
-#include "cpu/transforms.inc"
+#include "cpu/isa/interpolate.inc"
+#include "cpu/isa/transforms.inc"
 
 int64_t peak(int64_t rounds) {
   __m512i c[kMaxVectors] = {};
@@ -377,7 +377,7 @@ void quantize_row_of(const QuantizeArgs& a) {
 
 void quantize_row(const QuantizeArgs& a) { a.features.int16 ? quantize_row_of<int16_t>(a) : quantize_row_of<float>(a); }
 
-#include "cpu/words.inc"
+#include "cpu/isa/words.inc"
 
 constexpr int kWordTiles = 6;  // with four panels 24 sums, as in product
 
@@ -504,7 +504,7 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
   }
 }
 
-#include "cpu/full.inc"
+#include "cpu/isa/untile_epilogue.inc"
 
 }  // namespace
 
