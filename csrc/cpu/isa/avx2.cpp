@@ -338,24 +338,26 @@ void row_product(const RowProductArgs& a) {
 }  // namespace
 
 const Kernels* kernels_avx2() {
-  static const Kernels kernels = {"avx2",
-                                  {0, 3 * kPixels, 3 * kPixels, 3 * kPixels, 3 * kPixels},
-                                  {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
-                                  peak,
-                                  product,
-                                  row_product,
-                                  pixel_sums,
-                                  gather_columns,
-                                  slide,
-                                  quantize_row,
-                                  transform,
-                                  untile_epilogue,
-                                  word_transform,
-                                  word_transform_rows,
-                                  word_row_product<1, word_product>,
-                                  interpolate_tile,
-                                  nullptr,
-                                  nullptr};
+  static const Kernels kernels = {
+      .name = "avx2",
+      .pixels = {0, 3 * kPixels, 3 * kPixels, 3 * kPixels, 3 * kPixels},
+      .tiles = {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
+      .peak = peak,
+      .product = product,
+      .row_product = row_product,
+      .pixel_sums = pixel_sums,
+      .gather_columns = gather_columns,
+      .slide = slide,
+      .quantize_row = quantize_row,
+      .transform = transform,
+      .untile_epilogue = untile_epilogue,
+      .word_transform = word_transform,
+      .word_transform_rows = word_transform_rows,
+      .word_row_product = word_row_product<1, word_product>,
+      .interpolate_tile = interpolate_tile,
+      .enter = nullptr,
+      .leave = nullptr,
+  };
   return &kernels;
 }
 

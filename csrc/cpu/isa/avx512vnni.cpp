@@ -509,24 +509,26 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
 }  // namespace
 
 const Kernels* kernels_avx512vnni() {
-  static const Kernels kernels = {"avx512vnni",
-                                  {0, 16, 12, 8, 6},
-                                  {{0, 12, 6, 4, 3}, {0, 8, 4, 2, 2}},
-                                  peak,
-                                  product,
-                                  row_product,
-                                  pixel_sums,
-                                  gather_columns,
-                                  slide,
-                                  quantize_row,
-                                  transform,
-                                  untile_epilogue,
-                                  word_transform,
-                                  word_transform_rows,
-                                  word_row_product<kMaxPanels, word_product>,
-                                  interpolate_tile,
-                                  nullptr,
-                                  nullptr};
+  static const Kernels kernels = {
+      .name = "avx512vnni",
+      .pixels = {0, 16, 12, 8, 6},
+      .tiles = {{0, 12, 6, 4, 3}, {0, 8, 4, 2, 2}},
+      .peak = peak,
+      .product = product,
+      .row_product = row_product,
+      .pixel_sums = pixel_sums,
+      .gather_columns = gather_columns,
+      .slide = slide,
+      .quantize_row = quantize_row,
+      .transform = transform,
+      .untile_epilogue = untile_epilogue,
+      .word_transform = word_transform,
+      .word_transform_rows = word_transform_rows,
+      .word_row_product = word_row_product<kMaxPanels, word_product>,
+      .interpolate_tile = interpolate_tile,
+      .enter = nullptr,
+      .leave = nullptr,
+  };
   return &kernels;
 }
 

@@ -76,24 +76,26 @@ void product(const ProductArgs& a) {
 }  // namespace
 
 const Kernels* kernels_avxvnni() {
-  static const Kernels kernels = {"avxvnni",
-                                  {0, kPixels, kPixels, kPixels, kPixels},
-                                  {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
-                                  peak,
-                                  product,
-                                  row_product_by_taps<product>,
-                                  pixel_sums,
-                                  gather_columns,
-                                  slide,
-                                  quantize_row,
-                                  transform,
-                                  untile_epilogue,
-                                  word_transform,
-                                  word_transform_rows,
-                                  word_row_product<1, word_product>,
-                                  interpolate_tile,
-                                  nullptr,
-                                  nullptr};
+  static const Kernels kernels = {
+      .name = "avxvnni",
+      .pixels = {0, kPixels, kPixels, kPixels, kPixels},
+      .tiles = {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
+      .peak = peak,
+      .product = product,
+      .row_product = row_product_by_taps<product>,
+      .pixel_sums = pixel_sums,
+      .gather_columns = gather_columns,
+      .slide = slide,
+      .quantize_row = quantize_row,
+      .transform = transform,
+      .untile_epilogue = untile_epilogue,
+      .word_transform = word_transform,
+      .word_transform_rows = word_transform_rows,
+      .word_row_product = word_row_product<1, word_product>,
+      .interpolate_tile = interpolate_tile,
+      .enter = nullptr,
+      .leave = nullptr,
+  };
   return &kernels;
 }
 

@@ -155,6 +155,7 @@ struct InterpolateArgs {
   int y_pitch;
 };
 
+// Tables of these are filled by name, in the order in which the fields stand here.
 struct Kernels {
   const char* name;
   int pixels[kMaxPanels + 1];  // pixels of a full block of product, by its number of panels; [0] unused

@@ -57,24 +57,26 @@ void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
 }  // namespace
 
 const Kernels* kernels_scalar() {
-  static const Kernels kernels = {"scalar",
-                                  {0, 4, 4, 4, 4},
-                                  {{0, 4, 4, 4, 4}, {0, 4, 4, 4, 4}},
-                                  nullptr,
-                                  product,
-                                  row_product_by_taps<product>,
-                                  pixel_sums,
-                                  gather_columns,
-                                  slide,
-                                  quantize_row,
-                                  transform,
-                                  untile_epilogue,
-                                  word_transform,
-                                  word_transform_rows,
-                                  word_row_product<kMaxPanels, word_product>,
-                                  interpolate_tile,
-                                  nullptr,
-                                  nullptr};
+  static const Kernels kernels = {
+      .name = "scalar",
+      .pixels = {0, 4, 4, 4, 4},
+      .tiles = {{0, 4, 4, 4, 4}, {0, 4, 4, 4, 4}},
+      .peak = nullptr,
+      .product = product,
+      .row_product = row_product_by_taps<product>,
+      .pixel_sums = pixel_sums,
+      .gather_columns = gather_columns,
+      .slide = slide,
+      .quantize_row = quantize_row,
+      .transform = transform,
+      .untile_epilogue = untile_epilogue,
+      .word_transform = word_transform,
+      .word_transform_rows = word_transform_rows,
+      .word_row_product = word_row_product<kMaxPanels, word_product>,
+      .interpolate_tile = interpolate_tile,
+      .enter = nullptr,
+      .leave = nullptr,
+  };
   return &kernels;
 }
 
