@@ -34,7 +34,7 @@ ISA_SOURCES = {
     "cpu/isa/amx.cpp": ["-mamx-tile", "-mamx-int8"],
     "cpu/isa/avx512vnni.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
 }
-_CUDA = ("pack.cpp", "tensor_map.cpp", "api.cu", "quantize.cu", "depths.cu", "image_bits.cu", "conv2d.cu")
+_CUDA = ("pack.cpp", "tensor_map.cpp", "device.cu", "quantize.cu", "depths.cu", "image_bits.cu", "conv2d.cu")
 CUDA_SOURCES = [*COMMON, *(f"cuda/{name}" for name in _CUDA)]
 # Machine code for these, and PTX of the last for newer ones.
 CUDA_ARCHITECTURES = ("80", "86", "89", "90")
