@@ -22,19 +22,19 @@ ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 COMMON = ["common/status.cpp", "common/rules.cpp"]
 _CONV2D = ("spans", "bands", "convolution", "conv2d", "conv2d_direct", "conv2d_tiled", "conv2d_kn2row")
-_CPU = ("isa", "thread_pool", "pack", *_CONV2D, "quantize", "depths", "interpolate", "peak")
+_CPU = ("isa/choose", "thread_pool", "pack", *_CONV2D, "quantize", "depths", "interpolate", "peak")
 CPU_SOURCES = [*COMMON, *(f"cpu/{name}.cpp" for name in _CPU)]
 # One instruction set per file; nothing else is compiled with these flags.
 # A file whose flags the compiler or the processor family does not know is built without: it then provides nothing.
 ISA_SOURCES = {
-    "cpu/tile_scalar.cpp": [],
-    "cpu/tile_neon.cpp": ["-march=armv8.2-a+dotprod"],
-    "cpu/tile_avx2.cpp": ["-mavx2", "-mfma"],
-    "cpu/tile_avxvnni.cpp": ["-mavx2", "-mfma", "-mavxvnni"],
-    "cpu/tile_amx.cpp": ["-mamx-tile", "-mamx-int8"],
-    "cpu/tile_avx512vnni.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
+    "cpu/isa/scalar.cpp": [],
+    "cpu/isa/neon.cpp": ["-march=armv8.2-a+dotprod"],
+    "cpu/isa/avx2.cpp": ["-mavx2", "-mfma"],
+    "cpu/isa/avxvnni.cpp": ["-mavx2", "-mfma", "-mavxvnni"],
+    "cpu/isa/amx.cpp": ["-mamx-tile", "-mamx-int8"],
+    "cpu/isa/avx512vnni.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
 }
-_CUDA = ("pack.cpp", "tensor_map.cpp", "api.cu", "quantize.cu", "depths.cu", "image_bits.cu", "conv2d.cu")
+_CUDA = ("pack.cpp", "tensor_map.cpp", "device.cu", "quantize.cu", "depths.cu", "image_bits.cu", "conv2d.cu")
 CUDA_SOURCES = [*COMMON, *(f"cuda/{name}" for name in _CUDA)]
 # Machine code for these, and PTX of the last for newer ones.
 CUDA_ARCHITECTURES = ("80", "86", "89", "90")
@@ -54,7 +54,8 @@ NVCC_TARGETS = [
 ]
 SM90A_TARGET = "-gencode=arch=compute_90a,code=sm_90a"
 # Without contraction every backend rounds where the written formula rounds.
-CXX_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+# Tables are filled by name, as C++20 has it and every compiler here knows already; clang warns of that.
+CXX_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-c++20-designator"]
 GCC_HEADER_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12 warns inside its own intrinsics
 
 

@@ -89,7 +89,7 @@ def _line(outputs: int, codes: list, weights: list, sums: list, denominator: int
 
 _POINTS = {0: [1, 0, 0], 1: [1, 1, 1], -1: [1, -1, 1], 2: [1, 2, 4], -2: [1, -2, 4], math.inf: [0, 0, 1]}  # rows of G
 
-# The transforms are those of csrc/cpu/transforms.inc.
+# The transforms are those of csrc/cpu/isa/transforms.inc.
 F1 = _line(1, np.eye(3).tolist(), np.eye(3).tolist(), [[1, 1, 1]], 1)
 F2 = _line(
     2,

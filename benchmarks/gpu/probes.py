@@ -46,7 +46,7 @@ TARGETS = [
 SOURCES = {
     HERE / "probe_wgmma.cu": ["-gencode=arch=compute_90a,code=sm_90a"],
     HERE / "probe_mma.cu": TARGETS,
-    CSRC / "cuda" / "api.cu": TARGETS,
+    CSRC / "cuda" / "device.cu": TARGETS,
     CSRC / "common" / "status.cpp": TARGETS,
 }
 # A tile of 34 pixels a row and 18 rows, as conv2d_sm90 has it: 16 bytes of a pixel together, planes of 16 channels, and what starts

@@ -2,7 +2,7 @@
 #include "common/rules.h"
 #include "common/status.h"
 #include "cpu/convolution.h"
-#include "cpu/isa.h"
+#include "cpu/isa/choose.h"
 #include "cpu/thread_pool.h"
 
 namespace adabm {

@@ -6,7 +6,7 @@
 
 #include "cpu/bands.h"
 #include "cpu/features.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 #include "cpu/packed.h"
 #include "cpu/spans.h"
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "adabm/adabm.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 namespace adabm {
 

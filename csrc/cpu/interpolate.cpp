@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "common/status.h"
-#include "cpu/isa.h"
+#include "cpu/isa/choose.h"
 #include "cpu/thread_pool.h"
 
 namespace {

@@ -17,7 +17,7 @@
 
 #include "adabm/adabm.h"
 #include "common/rules.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 namespace adabm {
 

@@ -1,6 +1,6 @@
 // How fast the processor multiplies where nothing else hinders it: what benchmarks measure the kernels against.
 #include "common/status.h"
-#include "cpu/isa.h"
+#include "cpu/isa/choose.h"
 #include "cpu/thread_pool.h"
 
 extern "C" adabm_status adabm_peak_cpu(int32_t isa, int32_t threads, int64_t rounds, int64_t* macs) {

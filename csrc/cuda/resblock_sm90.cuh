@@ -9,7 +9,10 @@
 // of 0.
 #pragma once
 
-#include "cuda/conv2d_sm90.cuh"
+#include "cuda/epilogue_general_sm90.cuh"
+#include "cuda/epilogue_sm90.cuh"
+#include "cuda/producer_sm90.cuh"
+#include "cuda/products_sm90.cuh"
 
 namespace adabm {
 namespace cuda {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/conv2d_configs.cuh"
-#include "cuda/conv2d_sm80.cuh"
+#include "cuda/conv2d_params.cuh"
 #include "cuda/ptx_sm90.cuh"
 
 namespace adabm {

@@ -41,11 +41,11 @@ def compiler(name: str) -> str:
 def build(cxx: str, name: str, flags: list[str], folder: Path, source_of_it: Path | None = None) -> Path:
     """The comparison as a program; the other instruction sets are compiled without their flags and so are empty."""
     objects, program = [], folder / "kernel_twins"
-    sources = {other: ROOT / "csrc" / "cpu" / f"tile_{other}.cpp" for other in NAMES}
+    sources = {other: ROOT / "csrc" / "cpu" / "isa" / f"{other}.cpp" for other in NAMES}
     if source_of_it is not None:
         sources[name] = source_of_it
     for source in [*sources.values(), ROOT / "tests/cpu/native/kernel_twins.cpp"]:
-        extra = [*flags, *GCC_HEADER_NOISE] if source.stem == f"tile_{name}" else []
+        extra = [*flags, *GCC_HEADER_NOISE] if source.stem == name else []
         objects.append(str(folder / f"{source.stem}.o"))
         subprocess.run([cxx, *FLAGS, *extra, "-c", str(source), "-o", objects[-1]], check=True)
     subprocess.run([cxx, "-static", *objects, "-o", str(program)], check=True)
@@ -86,11 +86,11 @@ def test_avx512vnni_equals_its_scalar_twin_in_portable_code(tmp_path):
     """On any x86 processor: SIMDe computes what each of AVX-512's intrinsics is defined to."""
     if platform.machine() != "x86_64":
         pytest.skip("the kernels multiply and add in one rounding with x86's FMA")
-    text = (ROOT / "csrc/cpu/tile_avx512vnni.cpp").read_text()
+    text = (ROOT / "csrc/cpu/isa/avx512vnni.cpp").read_text()
     for assembly, intrinsic in PORTABLE_PRODUCTS.items():
         assert text.count(assembly) == 1
         text = text.replace(assembly, intrinsic)
-    source = tmp_path / "tile_avx512vnni.cpp"
+    source = tmp_path / "avx512vnni.cpp"
     source.write_text(text)
     wanted = [f"-D__AVX512{part}__" for part in ("BW", "VL", "DQ", "VNNI")]
     flags = ["-O0", "-mfma", "-w", f"-I{ROOT}/tests/cpu/native/on_simde", *wanted]
@@ -99,9 +99,9 @@ def test_avx512vnni_equals_its_scalar_twin_in_portable_code(tmp_path):
 
 def test_amx_equals_its_scalar_twin_in_portable_code(tmp_path):
     """With the matrix unit in plain C++, and the scalar kernels for those of AVX512-VNNI."""
-    text, instruction = (ROOT / "csrc/cpu/tile_amx.cpp").read_text(), 'asm volatile("ldtilecfg %0" ::"m"(config));'
+    text, instruction = (ROOT / "csrc/cpu/isa/amx.cpp").read_text(), 'asm volatile("ldtilecfg %0" ::"m"(config));'
     assert text.count(instruction) == 1
-    source = tmp_path / "tile_amx.cpp"
+    source = tmp_path / "amx.cpp"
     source.write_text(text.replace(instruction, "amx_in_c::load_config(&config);"))
     wanted = ["-D__AMX_TILE__", "-D__AMX_INT8__", "-Dkernels_avx512vnni=kernels_scalar", "-w"]
     run(str(build(compiler("g++"), "amx", [f"-I{ROOT}/tests/cpu/native/amx_in_c", *wanted], tmp_path, source)), "amx")

@@ -129,25 +129,25 @@ def test_a_compiler_is_found_and_stale_libraries_do_not_survive(tree: Tree) -> N
     assert tree.libraries() == ["libadabm_cpu.so"]
     assert (tree.lib / "libadabm_cpu.so").read_text() == ""
     commands = tree.log()
-    for source in (tree.root / "csrc" / "cpu").glob("*.cpp"):
+    for source in (tree.root / "csrc" / "cpu").rglob("*.cpp"):
         assert str(source) in commands
     for line in commands.splitlines():
         assert "-march=native" not in line
-        # One instruction set per file: only the tiles see its flags. On nothing at all they are tried first.
-        assert "-mavx2" not in line or "tile_avx" in line or os.devnull in line
-        assert "-mavxvnni" not in line or "tile_avxvnni" in line or os.devnull in line
-        assert "-mavx512f" not in line or "tile_avx512" in line or os.devnull in line
+        # One instruction set per file: only those in cpu/isa see its flags. On nothing at all they are tried first.
+        assert "-mavx2" not in line or "isa/avx" in line or os.devnull in line
+        assert "-mavxvnni" not in line or "isa/avxvnni" in line or os.devnull in line
+        assert "-mavx512f" not in line or "isa/avx512" in line or os.devnull in line
 
 
 def test_only_what_changed_is_compiled_again(tree: Tree) -> None:
     tree.tool("g++")
     assert tree.build().returncode == 0
     tree.log()
-    changed = tree.root / "csrc" / "cpu" / "isa.cpp"
+    changed = tree.root / "csrc" / "cpu" / "isa" / "choose.cpp"
     changed.write_text(changed.read_text() + "\n")
     assert tree.build().returncode == 0
     compiled = [line for line in tree.log().splitlines() if " -c " in line]
-    assert len(compiled) == 1 and "isa.cpp" in compiled[0]
+    assert len(compiled) == 1 and "choose.cpp" in compiled[0]
     assert tree.build(CXXFLAGS="-DOTHER").returncode == 0
     compiled = [line for line in tree.log().splitlines() if " -c " in line]
     assert len(compiled) > 1 and all("-DOTHER" in line for line in compiled)

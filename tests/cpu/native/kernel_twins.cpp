@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "adabm/adabm.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 using namespace adabm;
 

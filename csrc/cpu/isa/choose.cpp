@@ -1,4 +1,4 @@
-#include "cpu/isa.h"
+#include "cpu/isa/choose.h"
 
 #include "common/status.h"
 

@@ -1,6 +1,6 @@
 // AVX512-VNNI: vpdpbusd multiplies 64 unsigned codes by 64 signed weights into 16 sums.
 #include "adabm/adabm.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #include <immintrin.h>
@@ -25,8 +25,8 @@ inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* x) {
   return _mm512_set1_epi32(four);
 }
 
-#include "cpu/interpolate.inc"
-#include "cpu/transforms.inc"
+#include "cpu/isa/interpolate.inc"
+#include "cpu/isa/transforms.inc"
 
 int64_t peak(int64_t rounds) {
   __m512i c[kMaxVectors] = {};
@@ -377,7 +377,7 @@ void quantize_row_of(const QuantizeArgs& a) {
 
 void quantize_row(const QuantizeArgs& a) { a.features.int16 ? quantize_row_of<int16_t>(a) : quantize_row_of<float>(a); }
 
-#include "cpu/words.inc"
+#include "cpu/isa/words.inc"
 
 constexpr int kWordTiles = 6;  // with four panels 24 sums, as in product
 
@@ -504,29 +504,31 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
   }
 }
 
-#include "cpu/full.inc"
+#include "cpu/isa/untile_epilogue.inc"
 
 }  // namespace
 
 const Kernels* kernels_avx512vnni() {
-  static const Kernels kernels = {"avx512vnni",
-                                  {0, 16, 12, 8, 6},
-                                  {{0, 12, 6, 4, 3}, {0, 8, 4, 2, 2}},
-                                  peak,
-                                  product,
-                                  row_product,
-                                  pixel_sums,
-                                  gather_columns,
-                                  slide,
-                                  quantize_row,
-                                  transform,
-                                  untile_epilogue,
-                                  word_transform,
-                                  word_transform_rows,
-                                  word_row_product<kMaxPanels, word_product>,
-                                  interpolate_tile,
-                                  nullptr,
-                                  nullptr};
+  static const Kernels kernels = {
+      .name = "avx512vnni",
+      .pixels = {0, 16, 12, 8, 6},
+      .tiles = {{0, 12, 6, 4, 3}, {0, 8, 4, 2, 2}},
+      .peak = peak,
+      .product = product,
+      .row_product = row_product,
+      .pixel_sums = pixel_sums,
+      .gather_columns = gather_columns,
+      .slide = slide,
+      .quantize_row = quantize_row,
+      .transform = transform,
+      .untile_epilogue = untile_epilogue,
+      .word_transform = word_transform,
+      .word_transform_rows = word_transform_rows,
+      .word_row_product = word_row_product<kMaxPanels, word_product>,
+      .interpolate_tile = interpolate_tile,
+      .enter = nullptr,
+      .leave = nullptr,
+  };
   return &kernels;
 }
 

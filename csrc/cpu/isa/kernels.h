@@ -1,4 +1,4 @@
-// What one instruction set provides. Declarations only: the files tile_*.cpp are compiled with different instruction
+// What one instruction set provides. Declarations only: the files beside this one are compiled with different instruction
 // sets, and an inline function shared between them could be linked in from the wrong one.
 #pragma once
 
@@ -155,6 +155,7 @@ struct InterpolateArgs {
   int y_pitch;
 };
 
+// Tables of these are filled by name, in the order in which the fields stand here.
 struct Kernels {
   const char* name;
   int pixels[kMaxPanels + 1];  // pixels of a full block of product, by its number of panels; [0] unused

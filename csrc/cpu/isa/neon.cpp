@@ -2,7 +2,7 @@
 // 128 * SUM w is added, which costs one more product for all pixels of a block together.
 #include "adabm/adabm.h"
 #include "adabm/quant_math.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 #if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
@@ -13,7 +13,7 @@ namespace {
 constexpr int kPixels = 4;
 constexpr int kVectors = kPanel / 4;
 
-#include "cpu/portable.inc"
+#include "cpu/isa/portable.inc"
 
 int64_t peak(int64_t rounds) {
   int32x4_t c[kPixels * kVectors] = {};
@@ -134,9 +134,9 @@ void epilogue_of(const EpilogueArgs& a) {
 
 void epilogue(const EpilogueArgs& a) { a.features.int16 ? epilogue_of<int16_t>(a) : epilogue_of<float>(a); }
 
-#include "cpu/transforms.inc"
-#include "cpu/interpolate.inc"
-#include "cpu/words.inc"
+#include "cpu/isa/transforms.inc"
+#include "cpu/isa/interpolate.inc"
+#include "cpu/isa/words.inc"
 
 // Words have no dot product: each channel of a pair is multiplied by the lane that holds it.
 template <int Tiles>
@@ -187,24 +187,26 @@ void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
 }  // namespace
 
 const Kernels* kernels_neon() {
-  static const Kernels kernels = {"neon",
-                                  {0, kPixels, kPixels, kPixels, kPixels},
-                                  {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
-                                  peak,
-                                  product,
-                                  row_product_by_taps<product>,
-                                  pixel_sums,
-                                  gather_columns,
-                                  slide,
-                                  quantize_row,
-                                  transform,
-                                  untile_epilogue,
-                                  word_transform,
-                                  word_transform_rows,
-                                  word_row_product<1, word_product>,
-                                  interpolate_tile,
-                                  nullptr,
-                                  nullptr};
+  static const Kernels kernels = {
+      .name = "neon",
+      .pixels = {0, kPixels, kPixels, kPixels, kPixels},
+      .tiles = {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
+      .peak = peak,
+      .product = product,
+      .row_product = row_product_by_taps<product>,
+      .pixel_sums = pixel_sums,
+      .gather_columns = gather_columns,
+      .slide = slide,
+      .quantize_row = quantize_row,
+      .transform = transform,
+      .untile_epilogue = untile_epilogue,
+      .word_transform = word_transform,
+      .word_transform_rows = word_transform_rows,
+      .word_row_product = word_row_product<1, word_product>,
+      .interpolate_tile = interpolate_tile,
+      .enter = nullptr,
+      .leave = nullptr,
+  };
   return &kernels;
 }
 

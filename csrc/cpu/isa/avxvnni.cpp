@@ -1,6 +1,6 @@
 // AVX-VNNI: vpdpbusd on 256 bits, in processors without AVX-512. It multiplies 8-bit codes exactly: 32-bit sums, no saturation.
 #include "adabm/adabm.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
 #include <immintrin.h>
@@ -15,8 +15,8 @@ inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m2
   sums = _mm256_dpwssd_avx_epi32(sums, codes, weights);
 }
 
-#include "cpu/interpolate.inc"
-#include "cpu/ymm.inc"
+#include "cpu/isa/interpolate.inc"
+#include "cpu/isa/ymm.inc"
 
 int64_t peak(int64_t rounds) {
   __m256i c[kPixels * 2] = {}, one = _mm256_set1_epi16(1);
@@ -76,24 +76,26 @@ void product(const ProductArgs& a) {
 }  // namespace
 
 const Kernels* kernels_avxvnni() {
-  static const Kernels kernels = {"avxvnni",
-                                  {0, kPixels, kPixels, kPixels, kPixels},
-                                  {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
-                                  peak,
-                                  product,
-                                  row_product_by_taps<product>,
-                                  pixel_sums,
-                                  gather_columns,
-                                  slide,
-                                  quantize_row,
-                                  transform,
-                                  untile_epilogue,
-                                  word_transform,
-                                  word_transform_rows,
-                                  word_row_product<1, word_product>,
-                                  interpolate_tile,
-                                  nullptr,
-                                  nullptr};
+  static const Kernels kernels = {
+      .name = "avxvnni",
+      .pixels = {0, kPixels, kPixels, kPixels, kPixels},
+      .tiles = {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
+      .peak = peak,
+      .product = product,
+      .row_product = row_product_by_taps<product>,
+      .pixel_sums = pixel_sums,
+      .gather_columns = gather_columns,
+      .slide = slide,
+      .quantize_row = quantize_row,
+      .transform = transform,
+      .untile_epilogue = untile_epilogue,
+      .word_transform = word_transform,
+      .word_transform_rows = word_transform_rows,
+      .word_row_product = word_row_product<1, word_product>,
+      .interpolate_tile = interpolate_tile,
+      .enter = nullptr,
+      .leave = nullptr,
+  };
   return &kernels;
 }
 

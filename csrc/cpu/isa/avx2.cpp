@@ -4,7 +4,7 @@
 // are added there before they are widened, at two instructions for 32 products instead of three. Where a single one can saturate,
 // codes and weights are widened first.
 #include "adabm/adabm.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
@@ -22,8 +22,8 @@ inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m2
   asm("vpmaddwd %3,%2,%1\n\tvpaddd %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
 }
 
-#include "cpu/interpolate.inc"
-#include "cpu/ymm.inc"
+#include "cpu/isa/interpolate.inc"
+#include "cpu/isa/ymm.inc"
 
 inline __attribute__((always_inline)) __m256i dot(__m256i acc, __m256i codes, __m256i weights, __m256i factor) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, weights), factor));
@@ -338,24 +338,26 @@ void row_product(const RowProductArgs& a) {
 }  // namespace
 
 const Kernels* kernels_avx2() {
-  static const Kernels kernels = {"avx2",
-                                  {0, 3 * kPixels, 3 * kPixels, 3 * kPixels, 3 * kPixels},
-                                  {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
-                                  peak,
-                                  product,
-                                  row_product,
-                                  pixel_sums,
-                                  gather_columns,
-                                  slide,
-                                  quantize_row,
-                                  transform,
-                                  untile_epilogue,
-                                  word_transform,
-                                  word_transform_rows,
-                                  word_row_product<1, word_product>,
-                                  interpolate_tile,
-                                  nullptr,
-                                  nullptr};
+  static const Kernels kernels = {
+      .name = "avx2",
+      .pixels = {0, 3 * kPixels, 3 * kPixels, 3 * kPixels, 3 * kPixels},
+      .tiles = {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
+      .peak = peak,
+      .product = product,
+      .row_product = row_product,
+      .pixel_sums = pixel_sums,
+      .gather_columns = gather_columns,
+      .slide = slide,
+      .quantize_row = quantize_row,
+      .transform = transform,
+      .untile_epilogue = untile_epilogue,
+      .word_transform = word_transform,
+      .word_transform_rows = word_transform_rows,
+      .word_row_product = word_row_product<1, word_product>,
+      .interpolate_tile = interpolate_tile,
+      .enter = nullptr,
+      .leave = nullptr,
+  };
   return &kernels;
 }
 

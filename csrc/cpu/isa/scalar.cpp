@@ -1,7 +1,7 @@
 // Portable kernels: the twin that every other instruction set is tested against, and what runs where there is none.
 #include "adabm/adabm.h"
 #include "adabm/quant_math.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 namespace adabm {
 namespace {
@@ -25,15 +25,15 @@ void product(const ProductArgs& a) {
   }
 }
 
-#include "cpu/portable.inc"
+#include "cpu/isa/portable.inc"
 
 void epilogue(const EpilogueArgs& a) {
   for (int m = 0; m < a.pixels; m++) a.features.int16 ? epilogue_lanes<int16_t>(a, m, 0, a.lanes) : epilogue_lanes<float>(a, m, 0, a.lanes);
 }
 
-#include "cpu/transforms.inc"
-#include "cpu/interpolate.inc"
-#include "cpu/words.inc"
+#include "cpu/isa/transforms.inc"
+#include "cpu/isa/interpolate.inc"
+#include "cpu/isa/words.inc"
 
 void word_product(const WordProductArgs& a) {
   const int outputs = a.panels * kPanel;
@@ -57,24 +57,26 @@ void untile_epilogue(const UntileArgs& u, const EpilogueArgs& e) {
 }  // namespace
 
 const Kernels* kernels_scalar() {
-  static const Kernels kernels = {"scalar",
-                                  {0, 4, 4, 4, 4},
-                                  {{0, 4, 4, 4, 4}, {0, 4, 4, 4, 4}},
-                                  nullptr,
-                                  product,
-                                  row_product_by_taps<product>,
-                                  pixel_sums,
-                                  gather_columns,
-                                  slide,
-                                  quantize_row,
-                                  transform,
-                                  untile_epilogue,
-                                  word_transform,
-                                  word_transform_rows,
-                                  word_row_product<kMaxPanels, word_product>,
-                                  interpolate_tile,
-                                  nullptr,
-                                  nullptr};
+  static const Kernels kernels = {
+      .name = "scalar",
+      .pixels = {0, 4, 4, 4, 4},
+      .tiles = {{0, 4, 4, 4, 4}, {0, 4, 4, 4, 4}},
+      .peak = nullptr,
+      .product = product,
+      .row_product = row_product_by_taps<product>,
+      .pixel_sums = pixel_sums,
+      .gather_columns = gather_columns,
+      .slide = slide,
+      .quantize_row = quantize_row,
+      .transform = transform,
+      .untile_epilogue = untile_epilogue,
+      .word_transform = word_transform,
+      .word_transform_rows = word_transform_rows,
+      .word_row_product = word_row_product<kMaxPanels, word_product>,
+      .interpolate_tile = interpolate_tile,
+      .enter = nullptr,
+      .leave = nullptr,
+  };
   return &kernels;
 }
 

@@ -1,7 +1,7 @@
 // AMX: a matrix unit that multiplies 16 pixels of 64 unsigned codes by 64 signed weights of 16 outputs at a time. Products of the direct
 // form alone: it takes fewer cycles than what an exact tile does around its own. Everything else is that of AVX512-VNNI.
 #include "adabm/adabm.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 // Older Clang leaves out the underscore between the two words.
 #if (defined(__AMX_TILE__) && defined(__AMX_INT8__)) || (defined(__AMXTILE__) && defined(__AMXINT8__))

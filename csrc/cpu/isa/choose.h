@@ -1,7 +1,7 @@
 // Chooses among the instruction sets that were built and that the processor has.
 #pragma once
 
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 namespace adabm {
 
