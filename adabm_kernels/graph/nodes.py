@@ -170,6 +170,14 @@ class Concat(Node):
 
 
 @dataclass(frozen=True)
+class Slice(Node):
+    """Channels start..stop of its input, without the last."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class PixelShuffle(Node):
     """[N, C r^2, H, W] -> [N, C, r H, r W], as torch's. factor: r."""
 
@@ -203,10 +211,10 @@ class Pool(Node):
 
 @dataclass(frozen=True)
 class Float(Node):
-    """Any other call that stays in floats.
+    """Any other call that stays in floats, or that gives a size of a tensor to such a call.
 
-    target: what is called: the name of a function of torch or torch.nn.functional ("torch.flatten"), or of a method of the first
-    input (".mean"). arguments, settings: by position and by keyword; `Ref(i)` stands for input i, `Key(k)` for a value of the state
+    target: what is called: the full name of a function ("torch.flatten", "torch.ops.aten.mean.dim", "_operator.floordiv"), or of a
+    method of the first input (".mean"). arguments, settings: by position and by keyword; `Ref(i)` stands for input i, `Key(k)` for a value of the state
     dict. shapes: of the keys.
     """
 

@@ -1,0 +1,99 @@
+"""The calls of torch that a module makes, recorded by torch.export or by torch.fx."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+LARGEST_MULTIPLE = 64  # of the sides of pictures, that is tried for modules which divide them
+SMALLEST_SIDE = 16  # that a graph is asked to hold for: smaller sides are special cases of too many calls
+
+
+@dataclass
+class Recording:
+    """The calls that a module makes.
+
+    nodes: in order. outputs: tensors that it gives. constants: nodes that stand for values of the module, by their key.
+    """
+
+    nodes: list[fx.Node]
+    outputs: list[Any]
+    x: fx.Node
+    constants: dict[fx.Node, tuple[str, torch.Tensor]]
+    multiple: int = 1
+
+
+def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by key; those that have several keys under each."""
+    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+
+
+def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
+    """What torch.export records with batch, height and width left open. grows: the size of x is free."""
+    multiple = 1
+    while True:
+        if grows:
+            x = x.new_zeros(2, x.shape[1], *(size // multiple * multiple + multiple for size in (64, 96)))
+        least = [min(-(-SMALLEST_SIDE // multiple), size // multiple) for size in x.shape[2:]]
+        sides = [multiple * torch.export.Dim(name, min=size) for name, size in zip(("rows", "columns"), least, strict=True)]
+        dims = {0: torch.export.Dim("batch"), 2: sides[0], 3: sides[1]}
+        try:
+            program = torch.export.export(module, (x,), dynamic_shapes=(dims,), strict=False)
+            break
+        except Exception as error:
+            # "rows = 2*_rows" among the fixes that torch suggests: the module divides the picture.
+            factors = [int(factor) for factor in re.findall(r"= (\d+)\*_", str(error))]
+            if "Constraints violated" not in str(error) or multiple >= LARGEST_MULTIPLE:
+                raise
+            larger = math.lcm(multiple, *factors)
+            multiple = larger if larger > multiple else 2 * multiple
+    signature = program.graph_signature
+    values = program.constants | tensors(module)
+    keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    nodes = list(program.graph.nodes)
+    constants = {node: (keys[node.name], values[keys[node.name]]) for node in nodes if node.name in keys}
+    outputs = list(nodes[-1].args[0])[-len(signature.user_outputs) :]
+    placeholder = next(node for node in nodes if node.name in signature.user_inputs)
+    return Recording(nodes, outputs, placeholder, constants, multiple)
+
+
+class _Tracer(fx.Tracer):
+    """Looks into every module but those that ask tensors for their number of dimensions."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.modules.batchnorm._BatchNorm)
+
+
+class _Recorder(fx.Interpreter):
+    """Notes of what shape and dtype every value is."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "get_attr":
+            n.meta["held"] = value
+        n.meta["val"] = value.to("meta") if isinstance(value, torch.Tensor) else value
+        return value
+
+
+def symbolic(module: nn.Module, x: torch.Tensor) -> Recording:
+    """What torch.fx records. Raises ValueError where that is not what the module computes."""
+    parameters = list(inspect.signature(module.forward).parameters.values())[1:]
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    graph = _Tracer().trace(module, defaults)
+    recorded = fx.GraphModule(module, graph)
+    given = _Recorder(recorded).run(x.clone(), *defaults.values())
+    for one, other in zip(*map(pytree.tree_leaves, (given, module(x.clone()))), strict=True):
+        if not (torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other):
+            raise ValueError("torch.fx records other values than the module computes")
+    nodes, own = list(graph.nodes), tensors(module)
+    attributes = [node for node in nodes if node.op == "get_attr"]
+    constants = {node: (node.target if node.target in own else "", node.meta["held"]) for node in attributes}
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    return Recording(nodes, pytree.tree_leaves(nodes[-1].args[0]), inputs[0], constants)
