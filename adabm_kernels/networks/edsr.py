@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..graph.nodes import Activation, Add, ColourShift, Graph, Node, PixelShuffle
-from .spec import ConvSpec, NetworkSpec
+from ..graph.builder import Builder
+from ..graph.nodes import ColourShift, Graph
+from .spec import NetworkSpec, stages
 
 # The mean colour of DIV2K, (0.4488, 0.4371, 0.4040), times 255 in float32: what published weights carry.
 DIV2K_PIXELS = (114.44400024414062, 111.46049499511719, 103.02000427246094)
@@ -27,8 +28,6 @@ class EDSRSpec(NetworkSpec):
     """
 
     network = "edsr"
-    skips_blocks = True
-    residual_stream = True
 
     scale: int
     blocks: int
@@ -48,58 +47,21 @@ class EDSRSpec(NetworkSpec):
         if self.tail not in ("staged", "single"):
             raise ValueError(f"EDSRSpec: tail must be 'staged' or 'single', got {self.tail!r}")
 
-    @property
-    def linear_upsampler(self) -> bool:
-        return self.tail == "staged"
-
-    @property
-    def shuffles(self) -> tuple[int, ...]:
-        """PixelShuffle factors of the tail, in order."""
-        if self.tail == "single":
-            return (self.scale,)
-        return {2: (2,), 3: (3,), 4: (2, 2)}[self.scale]
-
-    @property
-    def tail_names(self) -> tuple[str, ...]:
-        """AdaBM names of the upsampler's convolutions in the order they run."""
-        stages = tuple(f"tail.0.{2 * i}" for i in range(len(self.shuffles)))
-        return (*stages, "tail.1") if self.tail == "staged" else stages
-
-    def convs(self) -> tuple[ConvSpec, ...]:
-        c = self.channels
-        blocks = [ConvSpec(f"body.{i}.conv{j}", c, c, 3, "adaptive", body=True) for i in range(self.blocks) for j in (1, 2)]
-        tail, scale = [], 1
-        for name, r in zip(self.tail_names, self.shuffles, strict=False):
-            tail.append(ConvSpec(name, c, (3 if self.tail == "single" else c) * r * r, 3, "end", scale))
-            scale *= r
-        if self.tail == "staged":
-            tail.append(ConvSpec("tail.1", c, 3, 3, "end", scale))
-        return (ConvSpec("head.0", 3, c, 3, "end"), *blocks, ConvSpec(f"body.{self.blocks}", c, c, 3, "adaptive"), *tail)
-
-
-def edsr_graph(spec: EDSRSpec) -> Graph:
-    """The network under AdaBM's names: convolutions, and the keys of their weights, are those of `spec.convs()`."""
-    convs = {conv.name: conv for conv in spec.convs()}
-    nodes: list[Node] = []
-
-    def add(node: Node) -> str:
-        nodes.append(node)
-        return node.name
-
-    def conv(name: str, x: str) -> str:
-        return add(convs[name].node(x))
-
-    x = add(ColourShift("sub_mean", ("x",), "sub_mean", -1, spec.mean)) if spec.mean_shift else "x"
-    first = y = conv("head.0", x)
-    for i in range(spec.blocks):
-        inner = add(Activation(f"body.{i}.act", (conv(f"body.{i}.conv1", y),), "relu"))
-        y = add(Add(f"body.{i}", (conv(f"body.{i}.conv2", inner), y), (spec.res_scale, 1.0)))
-    y = add(Add("body", (conv(f"body.{spec.blocks}", y), first)))
-    for name, factor in zip(spec.tail_names, [*spec.shuffles, 1], strict=False):
-        y = conv(name, y)
-        y = add(PixelShuffle(f"{name}.shuffle", (y,), factor)) if factor > 1 else y
-    y = add(ColourShift("add_mean", (y,), "add_mean", 1, spec.mean)) if spec.mean_shift else y
-    return Graph(tuple(nodes), outputs=(y,))
+    def build(self) -> Graph:
+        b, c, shift = Builder(), self.channels, self.mean_shift
+        x = b.add(ColourShift("sub_mean", ("x",), "sub_mean", -1, self.mean)) if shift else "x"
+        first = y = b.conv("head.0", x, (3, c), role="end")
+        for i in range(self.blocks):
+            inner = b.relu(f"body.{i}.act", b.conv(f"body.{i}.conv1", y, (c, c), body=True))
+            y = b.sum(f"body.{i}", b.conv(f"body.{i}.conv2", inner, (c, c), body=True), y, self.res_scale)
+        y = b.sum("body", b.conv(f"body.{self.blocks}", y, (c, c)), first)
+        single = self.tail == "single"
+        for i, factor in enumerate((self.scale,) if single else stages(self.scale)):
+            name = f"tail.0.{2 * i}"
+            y = b.conv(name, y, (c, (3 if single else c) * factor**2), role="end")
+            y = b.shuffle(f"{name}.shuffle", y, factor)
+        y = y if single else b.conv("tail.1", y, (c, 3), role="end")
+        return b.graph(b.add(ColourShift("add_mean", (y,), "add_mean", 1, self.mean)) if shift else y)
 
 
 class MeanShift(nn.Module):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..graph.nodes import Activation, Add, Concat, Graph, Node, PixelShuffle
-from .spec import ConvSpec, NetworkSpec
+from ..graph.builder import Builder
+from ..graph.nodes import Concat, Graph
+from .spec import NetworkSpec, stages
 
 
 @dataclass(frozen=True)
@@ -32,63 +33,27 @@ class RDNSpec(NetworkSpec):
             raise ValueError(f"RDNSpec: scale must be 2, 3 or 4, got {self.scale}")
         self.check_sizes("blocks", "layers", "growth", "channels")
 
-    @property
-    def linear_upsampler(self) -> bool:
-        return True
-
-    @property
-    def shuffles(self) -> tuple[int, ...]:
-        """PixelShuffle factors of the upsampler, in order."""
-        return (2, 2) if self.scale == 4 else (self.scale,)
-
-    @property
-    def tail_names(self) -> tuple[str, ...]:
-        """Names of the upsampler's convolutions in the order they run."""
-        return tuple(f"UPNet.{2 * i}" for i in range(len(self.shuffles) + 1))
-
-    def convs(self) -> tuple[ConvSpec, ...]:
-        c, g = self.channels, self.growth
-        convs = [ConvSpec("SFENet1", 3, c, 3, "end"), ConvSpec("SFENet2", c, c, 3, "end")]
+    def build(self) -> Graph:
+        b, c, g = Builder(), self.channels, self.growth
+        first = b.conv("SFENet1", "x", (3, c), role="end")
+        y, blocks = b.conv("SFENet2", first, (c, c), role="end"), []
         for i in range(self.blocks):
-            dense = (ConvSpec(f"RDBs.{i}.convs.{j}.conv.0", c + j * g, g, 3, "adaptive", body=True) for j in range(self.layers))
-            convs += [*dense, ConvSpec(f"RDBs.{i}.LFF", c + self.layers * g, c, 1, "fixed", body=True)]
-        convs.append(ConvSpec("GFF.0", self.blocks * c, c, 1, "adaptive", body=True))
-        convs.append(ConvSpec("GFF.1", c, c, 3, "adaptive", body=True))
-        scale = 1
-        for i, r in enumerate(self.shuffles):
-            convs.append(ConvSpec(f"UPNet.{2 * i}", c if i == 0 else g, g * r * r, 3, "end", scale))
-            scale *= r
-        return (*convs, ConvSpec(self.tail_names[-1], g, 3, 3, "end", scale))
-
-
-def rdn_graph(spec: RDNSpec) -> Graph:
-    """The network under AdaBM's names: convolutions, and the keys of their weights, are those of `spec.convs()`."""
-    convs = {conv.name: conv for conv in spec.convs()}
-    nodes: list[Node] = []
-
-    def add(node: Node) -> str:
-        nodes.append(node)
-        return node.name
-
-    def conv(name: str, x: str) -> str:
-        return add(convs[name].node(x))
-
-    first = conv("SFENet1", "x")
-    y, blocks = conv("SFENet2", first), []
-    for i in range(spec.blocks):
-        dense = y
-        for j in range(spec.layers):
-            name = f"RDBs.{i}.convs.{j}"
-            new = add(Activation(f"{name}.act", (conv(f"{name}.conv.0", dense),), "relu"))
-            dense = add(Concat(name, (dense, new)))
-        y = add(Add(f"RDBs.{i}", (conv(f"RDBs.{i}.LFF", dense), y)))
-        blocks.append(y)
-    y = conv("GFF.1", conv("GFF.0", add(Concat("RDBs", tuple(blocks)))))
-    y = add(Add("GFF", (y, first)))
-    for name, factor in zip(spec.tail_names, [*spec.shuffles, 1], strict=True):
-        y = conv(name, y)
-        y = add(PixelShuffle(f"{name}.shuffle", (y,), factor)) if factor > 1 else y
-    return Graph(tuple(nodes), outputs=(y,))
+            dense = y
+            for j in range(self.layers):
+                name = f"RDBs.{i}.convs.{j}"
+                new = b.relu(f"{name}.act", b.conv(f"{name}.conv.0", dense, (c + j * g, g), body=True))
+                dense = b.add(Concat(name, (dense, new)))
+            fused = b.conv(f"RDBs.{i}.LFF", dense, (c + self.layers * g, c), 1, role="fixed", body=True)
+            y = b.sum(f"RDBs.{i}", fused, y)
+            blocks.append(y)
+        fused = b.conv("GFF.0", b.add(Concat("RDBs", tuple(blocks))), (self.blocks * c, c), 1, body=True)
+        y = b.sum("GFF", b.conv("GFF.1", fused, (c, c), body=True), first)
+        factors = stages(self.scale)
+        for i, factor in enumerate(factors):
+            name = f"UPNet.{2 * i}"
+            y = b.conv(name, y, (g if i else c, g * factor**2), role="end")
+            y = b.shuffle(f"{name}.shuffle", y, factor)
+        return b.graph(b.conv(f"UPNet.{2 * len(factors)}", y, (g, 3), role="end"))
 
 
 class _DenseLayer(nn.Module):

@@ -1,42 +1,14 @@
-"""What the networks have in common: a list of their convolutions."""
+"""What the specifications of the networks have in common."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from functools import cached_property
 
-from ..graph.nodes import Conv
+from ..graph import properties
+from ..graph.nodes import Graph, PixelShuffle
+from ..graph.properties import ConvSpec
 
-
-@dataclass(frozen=True)
-class ConvSpec:
-    """One convolution of a network, stride 1, "same" zero padding.
-
-    name: its key in AdaBM state dicts. channels_in, channels_out, kernel: its shape. role: "adaptive" where image and layer
-    decide the bits of its input, "fixed" at the base bits, "end" (first, last, upsampler) at 8 bits. scale: its resolution
-    relative to the low-resolution image. bias: whether it has one. body: quantised even when only the body is.
-    """
-
-    name: str
-    channels_in: int
-    channels_out: int
-    kernel: int
-    role: str
-    scale: int = 1
-    bias: bool = True
-    body: bool = False
-
-    @property
-    def products(self) -> int:
-        """Multiplications for each pixel of the low-resolution image."""
-        return self.channels_in * self.channels_out * self.kernel**2 * self.scale**2
-
-    def node(self, x: str) -> Conv:
-        """The convolution of the tensor `x` in a graph."""
-        padding = (self.kernel // 2, self.kernel // 2)
-        sizes = {"kernel": (self.kernel, self.kernel), "padding": padding, "bias": self.bias}
-        return Conv(self.name, (x,), self.name, self.channels_in, self.channels_out, role=self.role, body=self.body, **sizes)
-
+__all__ = ["MAX_BLOCKS", "MAX_CHANNELS", "RESIDUAL_FRACTION", "ConvSpec", "NetworkSpec", "stages"]
 
 RESIDUAL_FRACTION = "residual_fraction"  # in state dicts: float32 [1], of features that are held in 16 bits (quantize.to_fixed)
 
@@ -45,14 +17,72 @@ MAX_BLOCKS = 1000  # or layers of a block
 MAX_CHANNELS = 1 << 16  # of the kernels
 
 
+def stages(scale: int) -> tuple[int, ...]:
+    """PixelShuffle factors, in order, of an upsampler in stages by 2, 3 or 4."""
+    return (2, 2) if scale == 4 else (scale,)
+
+
 class NetworkSpec:
-    """Base of the specifications of the networks: dataclasses with a `scale`, a `res_scale` and `convs()`."""
+    """Base of the specifications of the networks: dataclasses with a `scale`, a `res_scale` and the graph of the network.
+
+    What else is asked of a specification is read off the graph.
+    """
 
     network: str
     scale: int
     res_scale: float = 1.0
-    skips_blocks = False  # whether tiles of an image can go without its blocks (exits.py)
-    residual_stream = False  # whether its blocks add to features of one width, which can be held in 16 bits
+
+    def build(self) -> Graph:
+        """The network under AdaBM's names."""
+        raise NotImplementedError
+
+    def graph(self) -> Graph:
+        """The network under AdaBM's names, built once."""
+        return self._graph
+
+    def convs(self) -> tuple[ConvSpec, ...]:
+        """Every convolution in the order it runs."""
+        return self._convs
+
+    @cached_property
+    def _graph(self) -> Graph:
+        return self.build()
+
+    @cached_property
+    def _convs(self) -> tuple[ConvSpec, ...]:
+        return properties.convs(self._graph)
+
+    @cached_property
+    def radius(self) -> int:
+        """Low-resolution pixels on each side that an output pixel depends on: the receptive field's radius."""
+        return properties.radius(self._graph)
+
+    @cached_property
+    def skips_blocks(self) -> bool:
+        """Whether tiles of an image can go without its blocks (exits.py)."""
+        return properties.skips_blocks(self._graph)
+
+    @cached_property
+    def residual_stream(self) -> bool:
+        """Whether its blocks add to features of one width, which can be held in 16 bits."""
+        return bool(properties.stream(self._graph))
+
+    @cached_property
+    def linear_upsampler(self) -> bool:
+        """Whether the upsampler is several convolutions without activations between them: it can then be computed as one."""
+        return properties.linear_upsampler(self._graph) is not None
+
+    @cached_property
+    def shuffles(self) -> tuple[int, ...]:
+        """PixelShuffle factors of the upsampler, in order."""
+        return tuple(node.factor for node in self._graph.nodes if isinstance(node, PixelShuffle))
+
+    @cached_property
+    def tail_names(self) -> tuple[str, ...]:
+        """Names of the upsampler's convolutions in the order they run."""
+        tail = properties.needed(self._graph, self._graph.outputs, (properties.upsampler_input(self._graph),))
+        names = {node.name for node in tail}
+        return tuple(conv.name for conv in self._convs if conv.name in names)
 
     def check_sizes(self, *names: str) -> None:
         """ValueError for a number of blocks, layers or channels that is none, or that no network has."""
@@ -60,11 +90,6 @@ class NetworkSpec:
             value, most = getattr(self, name), MAX_BLOCKS if name in ("blocks", "layers") else MAX_CHANNELS
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"{type(self).__name__}: {name} must be an integer from 1 to {most}, got {value!r}")
-
-    @property
-    def linear_upsampler(self) -> bool:
-        """Whether the upsampler is several convolutions without activations between them: it can then be computed as one."""
-        return False
 
     def why_float_residual(self, quantize: str) -> str:
         """Why the features beside the codes cannot be held in 16 bits, with `ConvertConfig.quantize`; empty where they can."""
@@ -76,15 +101,6 @@ class NetworkSpec:
         """ValueError unless the features beside the codes can be held in 16 bits, with `ConvertConfig.quantize`."""
         if why := self.why_float_residual(quantize):
             raise ValueError(f"residual must be 'auto' or 'float32' here, got 'int16': {why}")
-
-    def convs(self) -> tuple[ConvSpec, ...]:
-        """Every convolution in the order it runs."""
-        raise NotImplementedError
-
-    @property
-    def radius(self) -> int:
-        """Low-resolution pixels on each side that an output pixel depends on: the receptive field's radius."""
-        return math.ceil(sum(conv.kernel // 2 / conv.scale for conv in self.convs()))
 
     def quantized(self, quantize: str) -> dict[str, ConvSpec]:
         """The convolutions that `ConvertConfig.quantize` ("full" or "body") quantises, by name in the order they run."""

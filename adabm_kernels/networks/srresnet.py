@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..graph.nodes import Activation, Add, Affine, BatchNorm, Graph, Node, PixelShuffle
-from .spec import ConvSpec, NetworkSpec
+from ..graph.builder import Builder
+from ..graph.nodes import Activation, Affine, BatchNorm, Graph
+from .spec import NetworkSpec, stages
 
 BATCH_NORM_EPS = 1e-5
 UNIT_RANGE = "unit_range"  # a buffer of one element that says so in the state dicts of networks which compute in 0..1
@@ -24,8 +25,6 @@ class SRResNetSpec(NetworkSpec):
     """
 
     network = "srresnet"
-    skips_blocks = True
-    residual_stream = True
 
     scale: int
     blocks: int
@@ -42,57 +41,31 @@ class SRResNetSpec(NetworkSpec):
         if self.slopes not in (1, self.channels):
             raise ValueError(f"SRResNetSpec: slopes must be 1 or {self.channels}, the channels, got {self.slopes}")
 
-    @property
-    def shuffles(self) -> tuple[int, ...]:
-        """PixelShuffle factors of the upsampler, in order."""
-        return (2, 2) if self.scale == 4 else (self.scale,)
+    def build(self) -> Graph:
+        b, c, bias = Builder(), self.channels, self.bias
 
-    def convs(self) -> tuple[ConvSpec, ...]:
-        c, bias = self.channels, self.bias
-        blocks = [
-            ConvSpec(f"body.{i}.conv{j}", c, c, 3, "adaptive", bias=False, body=True) for i in range(self.blocks) for j in (1, 2)
-        ]
-        tail, scale = [], 1
-        for i, r in enumerate(self.shuffles):
-            tail.append(ConvSpec(f"tail.0.{3 * i}", c, c * r * r, 3, "end", scale, bias))
-            scale *= r
-        tail.append(ConvSpec("tail.1", c, 3, 9, "end", scale, bias))
-        last = ConvSpec(f"body.{self.blocks}", c, c, 3, "adaptive", bias=False)
-        return (ConvSpec("head.0", 3, c, 9, "end", bias=bias), *blocks, last, *tail)
+        def norm(name: str, x: str) -> str:
+            return b.add(BatchNorm(name, (x,), name, c, BATCH_NORM_EPS))
 
+        def prelu(name: str, x: str) -> str:
+            return b.add(Activation(name, (x,), "prelu", key=name, slopes=self.slopes))
 
-def srresnet_graph(spec: SRResNetSpec) -> Graph:
-    """The network under AdaBM's names: convolutions, and the keys of their weights, are those of `spec.convs()`."""
-    convs = {conv.name: conv for conv in spec.convs()}
-    nodes: list[Node] = []
-
-    def add(node: Node) -> str:
-        nodes.append(node)
-        return node.name
-
-    def conv(name: str, x: str) -> str:
-        return add(convs[name].node(x))
-
-    def norm(name: str, x: str) -> str:
-        return add(BatchNorm(name, (x,), name, spec.channels, BATCH_NORM_EPS))
-
-    def prelu(name: str, x: str) -> str:
-        return add(Activation(name, (x,), "prelu", key=name, slopes=spec.slopes))
-
-    x = add(Affine("to_range", ("x",), divisor=255.0)) if spec.unit_range else "x"
-    first = y = prelu("head.1", conv("head.0", x))
-    for i in range(spec.blocks):
-        inner = prelu(f"body.{i}.act", norm(f"body.{i}.bn1", conv(f"body.{i}.conv1", y)))
-        inner = norm(f"body.{i}.bn2", conv(f"body.{i}.conv2", inner))
-        y = add(Add(f"body.{i}.add", (inner, y), (spec.res_scale, 1.0)))
-    y = norm(f"body.{spec.blocks + 1}", conv(f"body.{spec.blocks}", y))
-    y = add(Add("body", (y, first)))
-    for i, factor in enumerate(spec.shuffles):
-        y = add(PixelShuffle(f"tail.0.{3 * i + 1}", (conv(f"tail.0.{3 * i}", y),), factor))
-        y = prelu(f"tail.0.{3 * i + 2}", y)
-    y = conv("tail.1", y)
-    y = add(Affine("from_range", (y,), gain=(127.5,), shift=(1.0,), first="shift")) if spec.unit_range else y
-    return Graph(tuple(nodes), outputs=(y,), buffers={UNIT_RANGE: (1,)} if spec.unit_range else {})
+        x = b.add(Affine("to_range", ("x",), divisor=255.0)) if self.unit_range else "x"
+        first = y = prelu("head.1", b.conv("head.0", x, (3, c), 9, role="end", bias=bias))
+        for i in range(self.blocks):
+            name = f"body.{i}"
+            inner = norm(f"{name}.bn1", b.conv(f"{name}.conv1", y, (c, c), bias=False, body=True))
+            inner = b.conv(f"{name}.conv2", prelu(f"{name}.act", inner), (c, c), bias=False, body=True)
+            y = b.sum(f"{name}.add", norm(f"{name}.bn2", inner), y, self.res_scale)
+        y = norm(f"body.{self.blocks + 1}", b.conv(f"body.{self.blocks}", y, (c, c), bias=False))
+        y = b.sum("body", y, first)
+        for i, factor in enumerate(stages(self.scale)):
+            y = b.conv(f"tail.0.{3 * i}", y, (c, c * factor**2), role="end", bias=bias)
+            y = prelu(f"tail.0.{3 * i + 2}", b.shuffle(f"tail.0.{3 * i + 1}", y, factor))
+        y = b.conv("tail.1", y, (c, 3), 9, role="end", bias=bias)
+        if not self.unit_range:
+            return b.graph(y)
+        return b.graph(b.add(Affine("from_range", (y,), (127.5,), (1.0,), first="shift")), {UNIT_RANGE: (1,)})
 
 
 class _ResBlock(nn.Module):

@@ -1,0 +1,371 @@
+"""What the structure of a graph says: sizes of tensors, work, reach, residual blocks, upsampler. Names of nodes play no part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from .nodes import (
+    Activation,
+    Add,
+    Affine,
+    BatchNorm,
+    ColourShift,
+    Concat,
+    Conv,
+    Float,
+    Graph,
+    Linear,
+    Multiply,
+    Node,
+    PixelShuffle,
+    PixelUnshuffle,
+    Pool,
+    Resize,
+)
+
+# What changes each value by itself, but for the whole picture or for its channel: nothing around it is read.
+POINTWISE = (Activation, Affine, BatchNorm, ColourShift)
+COLLAPSED_RADIUS = 2  # pixels that a collapsed upsampler may reach (networks/collapse.py)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Size of a tensor [N, channels, scale * H, scale * W] of a network of pictures [N, C, H, W].
+
+    scale: 0 where rows and columns do not grow with the picture.
+    """
+
+    channels: int
+    scale: Fraction = Fraction(1)
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One convolution of a network that can be quantised: stride 1, one group, "same" zero padding.
+
+    name: its key in AdaBM state dicts. channels_in, channels_out, kernel: its shape. role: "adaptive" where image and layer
+    decide the bits of its input, "fixed" at the base bits, "end" (first, last, upsampler) at 8 bits. scale: its resolution
+    relative to the low-resolution image. bias: whether it has one. body: quantised even when only the body is.
+    """
+
+    name: str
+    channels_in: int
+    channels_out: int
+    kernel: int
+    role: str
+    scale: int | Fraction = 1
+    bias: bool = True
+    body: bool = False
+
+    @property
+    def products(self) -> int | Fraction:
+        """Multiplications for each pixel of the low-resolution image."""
+        return self.channels_in * self.channels_out * self.kernel**2 * self.scale**2
+
+
+@dataclass(frozen=True)
+class ResidualBlock:
+    """output = entry + factor * f(entry), and f holds no such sum itself.
+
+    entry: a tensor. inner: names of the nodes of f, in order. output: name of the `Add`. chain: every node of f reads nothing but
+    the one before it, the first one the entry, and nothing else reads them.
+    """
+
+    entry: str
+    inner: tuple[str, ...]
+    output: str
+    chain: bool
+
+
+def extents(graph: Graph, channels: Mapping[str, int] | None = None) -> dict[str, Extent]:
+    """The size of every tensor but of those that a `Float` makes, and what is made of such alone.
+
+    channels: of the inputs; default 3 for each. Raises ValueError where rows and columns change by different factors.
+    """
+    found = {name: Extent((channels or {}).get(name, 3)) for name in graph.inputs}
+    for node in graph.nodes:
+        if known := [found[name] for name in node.inputs if name in found]:
+            extent = _extent(node, known)
+            if extent is not None:
+                found[node.name] = extent
+    return found
+
+
+def _extent(node: Node, inputs: list[Extent]) -> Extent | None:
+    x = inputs[0]
+    match node:
+        case Conv():
+            return Extent(node.channels_out, x.scale / _both(node, node.stride))
+        case Linear():
+            return Extent(node.channels_out, x.scale)
+        case Add() | Multiply():
+            return Extent(max(one.channels for one in inputs), max(one.scale for one in inputs))
+        case Concat():
+            whole = len(inputs) == len(node.inputs)
+            return Extent(sum(one.channels for one in inputs), x.scale) if whole else None
+        case PixelShuffle():
+            return Extent(x.channels // node.factor**2, x.scale * node.factor)
+        case PixelUnshuffle():
+            return Extent(x.channels * node.factor**2, x.scale / node.factor)
+        case Resize():
+            return Extent(x.channels, x.scale * Fraction(node.factor))
+        case Pool():
+            settings = dict(node.settings)
+            if node.function.startswith("adaptive"):
+                return Extent(x.channels, Fraction(0))
+            return Extent(x.channels, x.scale / _both(node, settings.get("stride") or settings["kernel_size"]))
+        case Float():
+            return None
+    return x
+
+
+def _both(node: Node, sizes: int | tuple[int, int]) -> int:
+    """One number for rows and columns."""
+    if isinstance(sizes, int):
+        return sizes
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"extents: strides of '{node.name}' must be the same for rows and columns, got {sizes}")
+    return sizes[0]
+
+
+def convs(graph: Graph) -> tuple[ConvSpec, ...]:
+    """The convolutions that can be quantised, in the order they run: those of stride 1, one group and a square kernel that keep the
+    size."""
+    sizes = extents(graph)
+    return tuple(
+        ConvSpec(
+            node.key,
+            node.channels_in,
+            node.channels_out,
+            node.kernel[0],
+            node.role,
+            _whole(sizes[node.name].scale) if node.name in sizes else 1,
+            node.bias,
+            node.body,
+        )
+        for node in graph.nodes
+        if isinstance(node, Conv) and _keeps_size(node)
+    )
+
+
+def _keeps_size(node: Conv) -> bool:
+    rows, columns = node.kernel
+    plain = node.stride == node.dilation == (1, 1) and node.groups == 1
+    return plain and rows == columns and rows % 2 == 1 and node.padding == (rows // 2, rows // 2)
+
+
+def _whole(value: Fraction) -> int | Fraction:
+    return int(value) if value.denominator == 1 else value
+
+
+def products(graph: Graph) -> int | Fraction:
+    """Multiplications of convolutions and linear layers for each pixel of the input."""
+    sizes, total = extents(graph), Fraction(0)
+    for node in graph.nodes:
+        if isinstance(node, (Conv, Linear)) and node.name in sizes:
+            taps = math.prod(node.kernel) if isinstance(node, Conv) else 1
+            groups = node.groups if isinstance(node, Conv) else 1
+            total += node.channels_in // groups * node.channels_out * taps * sizes[node.name].scale ** 2
+    return _whole(total)
+
+
+def radius(graph: Graph) -> int:
+    """Pixels of the input on each side that an output pixel depends on: the receptive field's radius.
+
+    Raises ValueError where a node reads the whole picture or does what cannot be told.
+    """
+    sizes, reach = extents(graph), {name: Fraction(0) for name in graph.inputs}
+    for node in graph.nodes:
+        reach[node.name] = max(reach[name] for name in node.inputs)
+        steps = _reach(node)
+        if steps is None:
+            raise ValueError(f"radius: what '{node.name}' reads of its input cannot be told from the graph")
+        if steps:
+            reach[node.name] += steps / sizes[node.x].scale
+    return math.ceil(max(reach[name] for name in graph.outputs))
+
+
+def _reach(node: Node) -> Fraction | None:
+    """Pixels of its first input on each side that a node reads; None where all, or where that is unknown."""
+    match node:
+        case Conv():
+            axes = zip(node.kernel, node.dilation, node.stride, strict=True)
+            return Fraction(max(size // 2 * dilation + stride - 1 for size, dilation, stride in axes))
+        case PixelUnshuffle():
+            return Fraction(node.factor - 1)
+        case Resize():
+            return Fraction(node.mode != "nearest")
+        case Pool():
+            sizes = dict(node.settings).get("kernel_size")
+            if node.function.startswith("adaptive") or sizes is None:
+                return None
+            return Fraction(sizes if isinstance(sizes, int) else max(sizes)) - 1
+        case Float():
+            return None
+    return Fraction(0)
+
+
+def readers(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """For every tensor the names of the nodes that read it, in order."""
+    found: dict[str, tuple[str, ...]] = dict.fromkeys([*graph.inputs, *(node.name for node in graph.nodes)], ())
+    for node in graph.nodes:
+        for name in dict.fromkeys(node.inputs):
+            found[name] += (node.name,)
+    return found
+
+
+def needed(graph: Graph, names: Iterable[str], given: Iterable[str] = ()) -> tuple[Node, ...]:
+    """The nodes that compute these tensors from tensors that are given, in order."""
+    wanted, given, found = set(names), set(given), []
+    for node in reversed(graph.nodes):
+        if node.name in wanted and node.name not in given:
+            found.append(node)
+            wanted |= set(node.inputs)
+    return tuple(reversed(found))
+
+
+class _Ancestry:
+    """Which tensors depend on which: a set of bits for each, one bit a tensor, by its place among the nodes."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.place = {node.name: i for i, node in enumerate(graph.nodes)}
+        self.above: dict[str, int] = dict.fromkeys(graph.inputs, 0)  # what a tensor is made of, itself among it
+        for i, node in enumerate(graph.nodes):
+            bits = 1 << i
+            for name in node.inputs:
+                bits |= self.above[name]
+            self.above[node.name] = bits
+
+    def depends(self, name: str, on: str) -> bool:
+        """Whether a tensor is made of a node's, or is that."""
+        return on in self.place and bool(self.above[name] >> self.place[on] & 1)
+
+    def between(self, entry: str, last: str) -> tuple[str, ...]:
+        """The nodes that depend on `entry`, and on which `last` depends, with `last` and without `entry`, in order."""
+        start, stop = self.place[entry] + 1, self.place[last] + 1
+        nodes = self.graph.nodes[start:stop]
+        return tuple(node.name for node in nodes if self.depends(node.name, entry) and self.depends(last, node.name))
+
+
+@dataclass(frozen=True)
+class _Residual:
+    """A sum of features and of what was made of them."""
+
+    skip: str
+    inner: str
+    output: str
+
+
+def _residual_sums(graph: Graph, ancestry: _Ancestry) -> list[_Residual]:
+    """Every `Add` of two tensors of which one is made of the other, which is taken as it is and is no picture: it lies behind a
+    convolution."""
+    conv_bits = sum(1 << i for i, node in enumerate(graph.nodes) if isinstance(node, Conv))
+    found = []
+    for node in graph.nodes:
+        if not isinstance(node, Add) or len(node.inputs) != 2:
+            continue
+        for i, skip in enumerate(node.inputs):
+            inner = node.inputs[1 - i]
+            features = bool(ancestry.above[skip] & conv_bits)
+            if inner != skip and features and node.factor(i) == 1 and ancestry.depends(inner, skip):
+                found.append(_Residual(skip, inner, node.name))
+                break
+    return found
+
+
+def stream(graph: Graph) -> frozenset[str]:
+    """The features that pass the residual blocks by: what a residual sum takes as it is, and every such sum.
+
+    Empty where one of them is also a part of wider features (`Concat`), or where they are not all of one size: they cannot then be
+    held in one buffer.
+    """
+    sums = _residual_sums(graph, _Ancestry(graph))
+    names = {name for one in sums for name in (one.skip, one.output)}
+    sizes, reading = extents(graph), readers(graph)
+    concatenated = any(isinstance(graph[reader], Concat) for name in names for reader in reading[name])
+    return frozenset() if concatenated or len({sizes.get(name) for name in names}) > 1 else frozenset(names)
+
+
+def residual_blocks(graph: Graph) -> tuple[ResidualBlock, ...]:
+    """The innermost residual sums of a graph, in the order they run: those around others are no blocks."""
+    ancestry, reading = _Ancestry(graph), readers(graph)
+    sums = _residual_sums(graph, ancestry)
+    outputs, found = {one.output for one in sums}, []
+    for one in sums:
+        inner = ancestry.between(one.skip, one.inner)
+        if outputs.isdisjoint(inner):
+            chain = all(graph[name].inputs == (before,) for before, name in pairwise((one.skip, *inner)))
+            chain = chain and all(reading[before] == (name,) for before, name in pairwise((*inner, one.output)))
+            found.append(ResidualBlock(one.skip, inner, one.output, chain))
+    return tuple(found)
+
+
+def skips_blocks(graph: Graph) -> bool:
+    """Whether a part of a picture can go without the blocks: each is a chain that adds to what the one before it gave, and nothing
+    but the next one reads that."""
+    blocks, reading = residual_blocks(graph), readers(graph)
+    for block, following in pairwise(blocks):
+        if following.entry != block.output or len(reading[block.output]) != 2:
+            return False
+    return bool(blocks) and all(block.chain for block in blocks)
+
+
+def upsampler_input(graph: Graph) -> str:
+    """The features that the upsampler begins with: of them and of the picture all that follows is made.
+
+    They are what the convolution before a `PixelShuffle` reads, or what a `Resize` reads, of the first for which this holds; where
+    there is none, what the last convolution reads.
+    """
+    features: set[str] = set()  # tensors behind a convolution
+    last = graph.inputs[0]
+    for node in graph.nodes:
+        behind = not features.isdisjoint(node.inputs)
+        if behind and (isinstance(node, PixelShuffle) or (isinstance(node, Resize) and node.factor > 1)):
+            entry = _before_conv(graph, node.x) if isinstance(node, PixelShuffle) else node.x
+            after = {node.name for node in needed(graph, graph.outputs, (entry,))}
+            if not any(node.name in after and node.name in features for node in needed(graph, (entry,))):
+                return entry
+        if behind or isinstance(node, Conv):
+            features.add(node.name)
+        last = node.x if isinstance(node, Conv) else last
+    return last
+
+
+def _before_conv(graph: Graph, name: str) -> str:
+    """What the convolution reads that a tensor is made of, value by value."""
+    while isinstance(graph[name], POINTWISE):
+        name = graph[name].x
+    return graph[name].x if isinstance(graph[name], Conv) else name
+
+
+def linear_upsampler(graph: Graph) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+    """(names of its convolutions, factor of the `PixelShuffle` after each but the last) of an upsampler of several 3x3 convolutions
+    without activations between them, which can be computed as one; None where it is another."""
+    x = upsampler_input(graph)
+    names: list[str] = []
+    factors: list[int] = []
+    reach, scale, ended = Fraction(0), 1, False
+    for node in needed(graph, graph.outputs, (x,)):
+        stage = len(names) - len(factors)
+        if node.inputs != (x,) or ended:
+            return None
+        x = node.name
+        if isinstance(node, Conv) and stage == 0:
+            if node.kernel != (3, 3) or not node.bias or not _keeps_size(node):
+                return None
+            names.append(node.key)
+            reach += Fraction(1, scale)
+        elif isinstance(node, PixelShuffle) and stage == 1:
+            factors.append(node.factor)
+            scale *= node.factor
+        elif isinstance(node, ColourShift) and stage == 1:
+            ended = True
+        else:
+            return None
+    whole = len(names) == len(factors) + 1 > 1 and reach <= COLLAPSED_RADIUS
+    return (tuple(names), tuple(factors)) if whole else None
