@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from .nodes import Activation, Add, Affine, BatchNorm, Concat, Conv, Float, Key, Linear, Multiply, Node
+from .nodes import Activation, Add, Affine, BatchNorm, ColourShift, Concat, Conv, Float, Key, Linear, Multiply, Node
 from .nodes import PixelShuffle, PixelUnshuffle, Pool, Ref, Resize, Slice
 from .recording import Recording, tensors
 
@@ -218,10 +218,10 @@ class Lowering:
 
     def _constant(self, call: _Call, given: list[_Constant]) -> Any:
         """What a call gives that reads values of the module alone."""
+        if call.name in IDENTITIES and call.node.meta["val"].dtype == given[0].tensor.dtype:
+            return _Constant(given[0].tensor.clone()) if call.name in COPIES else given[0]
         if call.writes and given and given[0].key:
             raise ValueError(f"trace: {call.where} changes '{given[0].key}', so that every call gives something else")
-        if call.name in IDENTITIES and call.node.meta["val"].dtype == given[0].tensor.dtype:
-            return given[0]
         args, kwargs = pytree.tree_map_only(_Constant, lambda one: one.tensor, (call.args, call.kwargs))
         target = call.node.target
         made = getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
@@ -319,7 +319,8 @@ class Lowering:
                 return Ref(inputs.setdefault(value.name, len(inputs)))
             if isinstance(value, _Constant):
                 key = value.key or _free(f"{name}.constant", lambda key: key in self.own or key in self.state)
-                self.state[key], shapes[key] = value.tensor, tuple(value.tensor.shape)
+                self.state[key] = value.tensor if value.key else value.tensor.clone()  # a later call may write into it
+                shapes[key] = tuple(value.tensor.shape)
                 return Key(key)
             return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
@@ -358,7 +359,8 @@ def _target(node: fx.Node) -> str:
         return f"torch.ops.{space}.{name}.{target._overloadname}"
     if isinstance(target, str):
         return "." + (target.rstrip("_") if not target.endswith("__") else target)
-    return fx.node._get_qualified_name(target)
+    name = fx.node._get_qualified_name(target)
+    return name if "." in name else f"builtins.{name}"
 
 
 def _pair(sizes: Any) -> tuple[int, int]:
@@ -391,6 +393,8 @@ def _conv(to: Lowering, call: _Call) -> _Value | None:
         padding = tuple(both // 2 for both in total)
         if any(both % 2 for both in total):  # torch puts the odd row and column behind
             x = to.other(call, "torch.nn.functional.pad", (x, (0, total[1] % 2, 0, total[0] % 2)))
+    if kernel == (1, 1) and bias is not None and _is_colour_shift(call, weight.tensor):
+        return _colour_shift(to, call, weight.tensor, bias.tensor)
     name, groups = to.name(call, Conv), call.get("groups", 1)
     return to.add(
         Conv,
@@ -407,6 +411,19 @@ def _conv(to: Lowering, call: _Call) -> _Value | None:
         groups=groups,
         bias=bias is not None,
     )
+
+
+def _is_colour_shift(call: _Call, weight: torch.Tensor) -> bool:
+    plain = _pair(call.get("stride", 1)) == (1, 1) and not any(_pair(call.get("padding", 0)))
+    return plain and weight.shape[:2] == (3, 3) and torch.equal(weight.flatten(1), torch.eye(3).to(weight))
+
+
+def _colour_shift(to: Lowering, call: _Call, weight: torch.Tensor, bias: torch.Tensor) -> _Value:
+    """The convolution that adds a mean colour, as published networks do."""
+    name, sign = to.name(call, ColourShift), 1 if bias.sum() > 0 else -1
+    key = to.key(call, name, weight=weight, bias=bias)
+    mean = tuple((sign * bias.detach().double()).tolist())
+    return to.add(ColourShift, call, call.input, name=name, key=key, sign=sign, mean=mean)
 
 
 @_rule("linear")

@@ -107,6 +107,8 @@ def _extent(node: Node, inputs: list[Extent]) -> Extent | None:
         case Concat():
             whole = len(inputs) == len(node.inputs)
             return Extent(sum(one.channels for one in inputs), x.scale) if whole else None
+        case Slice():
+            return Extent(node.stop - node.start, x.scale)
         case PixelShuffle():
             return Extent(x.channels // node.factor**2, x.scale * node.factor)
         case PixelUnshuffle():

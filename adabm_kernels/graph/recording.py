@@ -12,7 +12,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-LARGEST_MULTIPLE = 64  # of the sides of pictures, that is tried for modules which divide them
+LARGEST_MULTIPLE = 64  # of the sides of pictures, that is looked for where modules divide them
+LARGEST_SIDE = 600  # up to which conditions on sizes are tried
 SMALLEST_SIDE = 16  # that a graph is asked to hold for: smaller sides are special cases of too many calls
 
 
@@ -28,6 +29,7 @@ class Recording:
     x: fx.Node
     constants: dict[fx.Node, tuple[str, torch.Tensor]]
     multiple: int = 1
+    recorder: str = "torch.export"
 
 
 def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -37,23 +39,19 @@ def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
     """What torch.export records with batch, height and width left open. grows: the size of x is free."""
+    least = [min(SMALLEST_SIDE, size) for size in x.shape[2:]]
+    rows, columns = (torch.export.Dim(name, min=size) for name, size in zip(("rows", "columns"), least, strict=True))
     multiple = 1
-    while True:
+    try:
+        program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch"), 2: rows, 3: columns},), strict=False)
+    except Exception as error:
+        multiple = _multiple(str(error))
+        if not multiple:
+            raise
         if grows:
-            x = x.new_zeros(2, x.shape[1], *(size // multiple * multiple + multiple for size in (64, 96)))
-        least = [min(-(-SMALLEST_SIDE // multiple), size // multiple) for size in x.shape[2:]]
-        sides = [multiple * torch.export.Dim(name, min=size) for name, size in zip(("rows", "columns"), least, strict=True)]
-        dims = {0: torch.export.Dim("batch"), 2: sides[0], 3: sides[1]}
-        try:
-            program = torch.export.export(module, (x,), dynamic_shapes=(dims,), strict=False)
-            break
-        except Exception as error:
-            # "rows = 2*_rows" among the fixes that torch suggests: the module divides the picture.
-            factors = [int(factor) for factor in re.findall(r"= (\d+)\*_", str(error))]
-            if "Constraints violated" not in str(error) or multiple >= LARGEST_MULTIPLE:
-                raise
-            larger = math.lcm(multiple, *factors)
-            multiple = larger if larger > multiple else 2 * multiple
+            x = x.new_zeros(2, x.shape[1], *(multiple * (size // multiple + 1) for size in (64, 96)))
+        open_sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)  # under the conditions that `multiple` meets
+        program = torch.export.export(module, (x,), dynamic_shapes=(open_sizes,), strict=False)
     signature = program.graph_signature
     values = program.constants | tensors(module)
     keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
@@ -61,7 +59,27 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
     constants = {node: (keys[node.name], values[keys[node.name]]) for node in nodes if node.name in keys}
     outputs = list(nodes[-1].args[0])[-len(signature.user_outputs) :]
     placeholder = next(node for node in nodes if node.name in signature.user_inputs)
+    if any(isinstance(placeholder.meta["val"].shape[dim], int) for dim in (0, 2, 3)):
+        raise ValueError("what it computes depends on the size of the picture")
     return Recording(nodes, outputs, placeholder, constants, multiple)
+
+
+def _multiple(message: str) -> int:
+    """The smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes: conditions that it
+    finds violated for some sizes, or that it cannot prove. 0 for none."""
+    conditions = re.findall(r"generated guard (.*)\.$", message, re.MULTILINE)
+    codes = [compile(re.sub(r"L\['\w+'\]\.size\(\)", "size", text), "guard", "eval") for text in conditions]
+    names = {"__builtins__": {}, "max": max, "min": min, "Max": max, "Min": min, "IntInfinity": lambda: math.inf}
+
+    def holds(size: tuple[int, ...]) -> bool:
+        return all(eval(code, names, {"size": size}) for code in codes)
+
+    for multiple in range(1, LARGEST_MULTIPLE + 1 if codes else 1):
+        sides = [multiple * times for times in range(-(-SMALLEST_SIDE // multiple), -(-LARGEST_SIDE // multiple))]
+        pairs = [(rows, columns) for rows in sides for columns in (rows, sides[0], sides[-1], sides[len(sides) // 3])]
+        if all(holds((batch, 0, *pair)) and holds((batch, 0, *pair[::-1])) for pair in pairs for batch in (1, 2, 3)):
+            return multiple
+    return 0
 
 
 class _Tracer(fx.Tracer):
@@ -96,4 +114,4 @@ def symbolic(module: nn.Module, x: torch.Tensor) -> Recording:
     attributes = [node for node in nodes if node.op == "get_attr"]
     constants = {node: (node.target if node.target in own else "", node.meta["held"]) for node in attributes}
     inputs = [node for node in nodes if node.op == "placeholder"]
-    return Recording(nodes, pytree.tree_leaves(nodes[-1].args[0]), inputs[0], constants)
+    return Recording(nodes, pytree.tree_leaves(nodes[-1].args[0]), inputs[0], constants, recorder="torch.fx")

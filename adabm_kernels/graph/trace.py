@@ -13,7 +13,7 @@ from torch import nn
 
 from .lowering import Lowering
 from .nodes import Activation, Affine, BatchNorm, Conv, Graph, Node, PixelShuffle
-from .passes import merge_factors, remove_dead
+from .passes import merge_affines, merge_factors, remove_dead
 from .recording import export, symbolic
 
 ROLES = ("adaptive", "fixed", "end")
@@ -24,12 +24,13 @@ class Traced:
     """A module as data.
 
     graph: what it computes, from "x" [N, C, H, W]. state: the values that the graph reads, float32 (integers as they are), under
-    the module's own keys where it has them. multiple: H and W are multiples of it.
+    the module's own keys where it has them. multiple: H and W are multiples of it. recorder: "torch.export" or "torch.fx".
     """
 
     graph: Graph
     state: dict[str, torch.Tensor]
     multiple: int = 1
+    recorder: str = "torch.export"
 
 
 def trace(
@@ -62,12 +63,12 @@ def trace(
                 raise ValueError(f"trace: {_place(module, error)}: {_reason(error)}") from error
         lowering = Lowering(module, recording)
         outputs = lowering.run()
-    graph = remove_dead(merge_factors(Graph(tuple(lowering.nodes.values()), outputs=outputs)))
+    graph = merge_affines(merge_factors(remove_dead(Graph(tuple(lowering.nodes.values()), outputs=outputs))))
     if not any(isinstance(node, Conv) for node in graph.nodes):
         raise ValueError(f"trace: {type(module).__name__} must have a convolution on the way to its outputs, but has none")
     graph = _with_roles(graph, lowering.finer, roles or {})
     state = {key: _as_float32(lowering.state[key]) for key in graph.parameters()}
-    return Traced(graph, state, recording.multiple)
+    return Traced(graph, state, recording.multiple, recording.recorder)
 
 
 def _check_module(module: nn.Module) -> None:
