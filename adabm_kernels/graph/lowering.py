@@ -166,6 +166,7 @@ class Lowering:
         self.finer: set[str] = set()
         self.own = tensors(module)
         self.keys: dict[int, list[str]] = {}
+        self.own_prefixes = list(dict.fromkeys(key.rpartition(".")[0] for key in self.own))
         for key, tensor in self.own.items():
             self.keys.setdefault(id(tensor), []).append(key)
         self.values: dict[fx.Node, Any] = {node: _Constant(tensor, key) for node, (key, tensor) in recording.constants.items()}
@@ -302,7 +303,7 @@ class Lowering:
             found = {key[: -len(part) - 1] for key in self.keys.get(id(tensor), ()) if key.endswith(f".{part}")}
             owners = found if owners is None else owners & found
         if owners:
-            key = call.place if call.place in owners else min(owners)
+            key = next(key for key in self.own_prefixes if key in owners)  # the first of several names of a layer
         else:
             key = _free(name, lambda key: any(f"{key}.{part}" in self.own or f"{key}.{part}" in self.state for part in given))
         self.state.update({f"{key}.{part}": tensor for part, tensor in given.items()})
