@@ -24,7 +24,7 @@ from adabm_kernels.calibrate import calibrate  # noqa: E402
 from adabm_kernels.metrics import psnr, psnr_y  # noqa: E402
 from adabm_kernels.networks.checkpoints import load_state  # noqa: E402
 from adabm_kernels.resize import imresize  # noqa: E402
-from adabm_kernels.simulate import SimulatedEDSR  # noqa: E402
+from adabm_kernels.simulate import SimulatedNetwork  # noqa: E402
 
 
 def tensor(image: np.ndarray) -> torch.Tensor:
@@ -39,10 +39,10 @@ def picture(y: torch.Tensor) -> np.ndarray:
     return y[0].permute(1, 2, 0).clamp(0, 255).round().to(torch.uint8).numpy()
 
 
-def simulate(weights: Path, config: ConvertConfig, original: bool) -> SimulatedEDSR:
+def simulate(weights: Path, config: ConvertConfig, original: bool) -> SimulatedNetwork:
     state = load_state(weights)
     if original:
-        return SimulatedEDSR.from_state(state, config)
+        return SimulatedNetwork.from_state(state, config)
     images = [tensor(imresize(read(path), 0.5)) for path in sorted((SHARED / "images" / "calib").glob("*.png"))]
     return calibrate(state, images, config)
 

@@ -15,7 +15,7 @@ from adabm_kernels.networks.detect import adabm_name, detect, float_network, to_
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
-from adabm_kernels.simulate import SimulatedEDSR
+from adabm_kernels.simulate import SimulatedNetwork
 
 SPECS = st.builds(
     EDSRSpec,
@@ -35,7 +35,7 @@ def float_state(spec=SPEC):
 
 def calibrated_state(spec=SPEC, **config):
     """Ranges of no meaning: only keys and shapes are looked at."""
-    state = SimulatedEDSR.from_float(float_state(spec), ConvertConfig(**{"recipe": "paper"} | config)).state_dict()
+    state = SimulatedNetwork.from_float(float_state(spec), ConvertConfig(**{"recipe": "paper"} | config)).state_dict()
     return {key: torch.nan_to_num(value, nan=1.0) for key, value in state.items()}
 
 

@@ -262,7 +262,7 @@ def trained_like():
     edsr = repeating_edsr(channels=8)
     with torch.no_grad():
         for block in edsr.body[:-1]:
-            conv1, _, conv2 = block.body
+            conv1, conv2 = block.body
             for colour in range(3):
                 conv1.weight[colour, colour, 1] = torch.tensor([-1.0, 2.0, -1.0])
                 conv1.bias[colour] = -30

@@ -277,6 +277,9 @@ class Graph:
             object.__setattr__(self, "_names", found)
         return found
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        return self
+
     def readers(self, name: str) -> tuple[Node, ...]:
         """The nodes that read a tensor, in order."""
         return tuple(node for node in self.nodes if name in node.inputs)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ..files import utf8_name
-from .layouts import ANCHORS
+from .known import ANCHORS
+from .layouts import listed
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".pkl")
 DEPTH = 4  # dictionaries in dictionaries that are looked into
@@ -83,7 +84,7 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _numpy_numbers() -> list[tuple[Any, str]]:
+def _numpy_numbers() -> list[Any]:
     """What a NumPy number such as the best PSNR is made of in a file: no objects of Python, which could be anything."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"}
@@ -214,9 +215,3 @@ def equal(a: Candidate, b: Candidate) -> bool:
     return a.state.keys() == b.state.keys() and all(
         value.shape == b.state[key].shape and torch.equal(value, b.state[key]) for key, value in a.state.items()
     )
-
-
-def listed(keys: list[str], most: int = 8) -> str:
-    """Keys in quotes, the first ones of many."""
-    shown = ", ".join(repr(key) for key in keys[:most])
-    return shown + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 
-from .edsr import DIV2K_PIXELS, EDSRSpec
 from .spec import NetworkSpec
+
+# The mean colour of DIV2K, (0.4488, 0.4371, 0.4040), times 255 in float32: what published weights carry.
+DIV2K_PIXELS = (114.44400024414062, 111.46049499511719, 103.02000427246094)
 
 RGB_RANGES = (1, 255)
 CHANNEL_ORDERS = ("rgb", "bgr")
 MEAN_SHIFTS = ("none", "div2k")
 UNIT_MEAN = 2.0  # a mean colour below this is one of pixels in 0..1; in 0..255 it would be black
 
-SHIFTS = ("sub_mean.", "add_mean.")  # what keys of a mean shift begin with
+SHIFTS = ("sub_mean.", "add_mean.")  # what keys of a mean shift begin with, under AdaBM's names
 _SIZES = {"sub_mean.weight": 9, "sub_mean.bias": 3, "add_mean.weight": 9, "add_mean.bias": 3}
 _NOTHING = torch.empty(0)
 
@@ -68,6 +70,12 @@ class Convention:
 
 
 AS_READ = Convention()  # nothing is said beside the weights
+
+
+def mean_shift(pixels: tuple[float, float, float], rgb_range: float = 255) -> dict[str, torch.Tensor]:
+    """The weights that subtract and add a colour in 0..255, in a network whose pixels have that range."""
+    mean, one = torch.tensor(pixels) * (rgb_range / 255), torch.eye(3).view(3, 3, 1, 1)
+    return {"sub_mean.weight": one, "sub_mean.bias": -mean, "add_mean.weight": one, "add_mean.bias": mean}
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ def fold(
     one = torch.eye(3, dtype=torch.float64)
     before, after = (one, one) if shift is None else (shift.before, shift.after)
     extra = torch.zeros(3, dtype=torch.float64)
-    if isinstance(spec, EDSRSpec) and spec.mean_shift and shift is not None:
+    if spec.mean_shift and shift is not None:
         mean = torch.tensor(spec.mean, dtype=torch.float64)
         own = mean.flip(0) if bgr else mean
         extra = extra if shift.same(shift.plus * gain, own) else shift.plus * gain - own

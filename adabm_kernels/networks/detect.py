@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,25 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoints import Candidate, candidates, equal, listed
+from ..graph.nodes import Activation, BatchNorm, ColourShift
+from .checkpoints import Candidate, candidates, equal
 from .convention import AS_READ, SHIFTS, Convention, Shift, fold, reading
-from .edsr import EDSR, EDSRSpec, MeanShift
-from .layouts import Layout, adabm_name, count, layout_of, why_not
-from .rdn import RDN, RDNSpec
-from .spec import RESIDUAL_FRACTION, NetworkSpec
-from .srresnet import BATCH_NORM_EPS, UNIT_RANGE, SRResNet, SRResNetSpec
+from .float_network import float_network as float_network
+from .float_network import float_shapes
+from .known import KNOWN, NETWORKS, NONE_OF_THEM, SUPPORTED, layout_of, why_not
+from .known import SPECS as SPECS
+from .layouts import Layout, adabm_name, listed
+from .spec import RESIDUAL_FRACTION, UNIT_RANGE, NetworkSpec
 
-FLOAT_NETWORKS = {"edsr": EDSR, "rdn": RDN, "srresnet": SRResNet}
-SPECS = {"edsr": EDSRSpec, "rdn": RDNSpec, "srresnet": SRResNetSpec}
 NO_SKIP = "no layer can be skipped, as the network is built anew from its weights: replace this one"
-KNOWN = (
-    "known are EDSR ('head.0.weight' with 'body.0.body.0.weight' or 'body.0.conv1.weight'; or 'conv_first.weight' with "
-    "'body.0.conv1.weight' and 'conv_after_body.weight'), RDN ('SFENet1.weight' with 'RDBs.0.convs.0.conv.0.weight', or "
-    "'sfe1.weight' with 'rdbs.0.layers.0.conv.weight') and SRResNet with BatchNorm ('body.0.bn1.weight' with 'head.0.weight' or "
-    "'conv_in.weight', or 'trunk.0.rcb.0.weight'), for x2, x3 and x4 and pictures of three colours"
-)
-# Layers of torch that compute what the weights mean here, and those that compute nothing in eval mode.
-_LAYERS = {"edsr": (nn.ReLU,), "rdn": (nn.ReLU,), "srresnet": (nn.PReLU, nn.BatchNorm2d, nn.SyncBatchNorm)}
+# Layers of torch that compute what an activation of a graph does, and those that compute nothing in eval mode.
+_ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU}
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NEUTRAL_FILES = ("torch.nn.modules.container", "torch.nn.modules.loss")
 _COUNTER = ".num_batches_tracked"  # of BatchNorm: an integer, of no use here
@@ -39,7 +33,7 @@ _COUNTER = ".num_batches_tracked"  # of BatchNorm: an integer, of no use here
 class Detected:
     """What a state dict turned out to hold.
 
-    spec: hyper-parameters of the network (EDSRSpec, RDNSpec or SRResNetSpec).
+    spec: hyper-parameters of the network, of a class in `known.NETWORKS`.
     layout: names of its parts (layouts.py): "adabm", the names of the authors' implementation; "edsr_pytorch" (`body.0.body.0`,
         `body.0.body.2`); "basicsr" and "mmagic", an EDSR with `conv_first`, `conv_after_body`, `upsample.0`, `conv_last`, whose
         mean shift is not among its weights; "yjn870", an RDN with `sfe1` and `rdbs`; "conv_in", an SRResNet with `conv_in`,
@@ -114,13 +108,13 @@ def _chosen(
             errors.append((bool(why_not(candidate.state)), error))
     if not fits:
         raise max(errors, key=lambda known: known[0])[1]
-    labels = {candidate.label for candidate, _ in fits}
+    fitting = {candidate.label for candidate, _ in fits}
     # BasicSR saves a network and its average side by side, and reads the average.
-    fits = [fit for fit in fits if not (fit[0].label.endswith("params") and f"{fit[0].label}_ema" in labels)]
+    fits = [fit for fit in fits if not (fit[0].label.endswith("params") and f"{fit[0].label}_ema" in fitting)]
     others = [fit for fit in fits[1:] if not equal(fit[0], fits[0][0])]
     if others:
-        labels = listed([candidate.label or "the checkpoint itself" for candidate, _ in fits])
-        raise ValueError(f"detect: the checkpoint holds several networks, {labels}: name one of them as weights_key")
+        several = listed([candidate.label or "the checkpoint itself" for candidate, _ in fits])
+        raise ValueError(f"detect: the checkpoint holds several networks, {several}: name one of them as weights_key")
     return fits[0]
 
 
@@ -132,12 +126,18 @@ def reread(state_dict: Mapping[str, Any], found: Detected, res_scale: float, con
     return replace(other, spec=_with_mean(other, given))
 
 
+def _kind(state: Mapping[str, torch.Tensor]) -> type[NetworkSpec] | None:
+    """The network that weights under AdaBM's names look like, None where it is none that is known."""
+    return next((kind for kind in NETWORKS if kind.fits(state)), None)
+
+
 def _spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_scale: float) -> NetworkSpec:
     """Hyper-parameters read off keys and shapes. state: under AdaBM names. given: as the user's checkpoint has it."""
+    kind = _kind(state)
+    if kind is None:
+        raise ValueError(f"detect: {NONE_OF_THEM}: {KNOWN}; got {listed(list(given))}")
     try:
-        if "SFENet1.weight" in state:
-            return _rdn_spec(state)
-        return _srresnet_spec(state, res_scale) if _is_srresnet(state) else _edsr_spec(state, given, res_scale)
+        return kind.read(state, res_scale)
     except ValueError as error:  # of the specification itself, too: sizes of zero
         raise ValueError(f"detect: {str(error).removeprefix('detect: ')}") from error
 
@@ -145,8 +145,7 @@ def _spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_sc
 def _recognised(given: dict[str, torch.Tensor], res_scale: float, convention: Convention) -> Detected:
     """What a state dict without wrappers holds."""
     if other := why_not(given):
-        supported = "what is supported: EDSR, RDN and SRResNet with BatchNorm, for x2, x3 and x4"
-        raise ValueError(f"detect: the state dict is that of {other} ({supported})")
+        raise ValueError(f"detect: the state dict is that of {other} (what is supported: {SUPPORTED})")
     layout = layout_of(given)
     state = _prepared(given, layout, convention)
     _check_kind(state, {new: old for old, new in layout.rename(given).items()})
@@ -155,7 +154,7 @@ def _recognised(given: dict[str, torch.Tensor], res_scale: float, convention: Co
     first = next(iter(spec.quantized("full")))
     quantize = None if not calibrated else "full" if f"{first}.lower_a" in state else "body"
     adaptive = calibrated and ("measure_l" in state or any(key.endswith(".measure_layer") for key in state))
-    own = {adabm_name(key): key for key in float_shapes(spec)} if layout.name == "edsr_pytorch" else {}
+    own = {adabm_name(key): key for key in float_shapes(spec)} if layout.published else {}
     own |= {new: old for old, new in layout.rename(given).items()}
     _check_keys(state, _allowed(spec, state, quantize, adaptive), own, spec)
     for key, value in given.items():
@@ -176,16 +175,8 @@ def _prepared(given: dict[str, torch.Tensor], layout: Layout, convention: Conven
         state.pop(UNIT_RANGE, None)
     if convention.mean_shift is not None:
         state = {key: value for key, value in state.items() if not key.startswith(SHIFTS)}
-    blocks = count(state, r"body\.(\d+)\.conv1\.")
-    if not blocks or _is_srresnet(state):
-        return state
-    if convention.mean_shift not in (None, "none"):
-        shifts = {"sub_mean": MeanShift(-1), "add_mean": MeanShift(1)}  # by which colour, `reading` says
-        state |= {f"{name}.{key}": value for name, shift in shifts.items() for key, value in shift.state_dict().items()}
-    convs = ["head.0", *(f"body.{i}.conv{j}" for i in range(blocks) for j in (1, 2)), f"body.{blocks}"]
-    if not any(f"{name}.bias" in state for name in convs):  # built with bias=False up to its upsampler, as CADyQ's float networks
-        state |= {f"{n}.bias": torch.zeros(w.shape[:1]) for n in convs if (w := state.get(f"{n}.weight")) is not None}
-    return state
+    kind = _kind(state)
+    return state if kind is None else kind.completed(state, convention.mean_shift not in (None, "none"))
 
 
 def _read(found: Detected, given: dict[str, torch.Tensor]) -> tuple[float, Shift | None]:
@@ -200,11 +191,10 @@ def _with_mean(found: Detected, given: dict[str, torch.Tensor]) -> NetworkSpec:
     if found.calibrated and convention.settings:
         name, value = next(iter(convention.settings.items()))
         raise ValueError(f"detect: {name} must be left out for a calibrated network, whose ranges hold in 0..255, got {value!r}")
-    if not isinstance(spec, EDSRSpec):
+    if not spec.takes_mean_shift:
         if convention.mean_shift not in (None, "none"):
             raise ValueError(
-                f"detect: mean_shift must be left out for an {FLOAT_NETWORKS[spec.network].__name__}, which has none here, got "
-                f"{convention.mean_shift!r}"
+                f"detect: mean_shift must be left out for an {spec.title}, which has none here, got {convention.mean_shift!r}"
             )
         return spec
     rgb_range, shift = _read(found, given)
@@ -216,7 +206,7 @@ def _with_mean(found: Detected, given: dict[str, torch.Tensor]) -> NetworkSpec:
             f"{given['sub_mean.bias'].tolist()} and {given['add_mean.bias'].tolist()}"
         )
     mean = shift.pixels(rgb_range)
-    return replace(spec, mean=mean[::-1] if convention.channel_order == "bgr" else mean)
+    return replace(spec, mean=mean[::-1] if convention.channel_order == "bgr" else mean)  # type: ignore[type-var]
 
 
 def res_scale_of(model: nn.Module) -> float | None:
@@ -249,8 +239,11 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
     A state dict does not tell a ReLU from a GELU or a stride of 1 from one of 2. Layers of the user's own classes cannot be judged.
     Raises ValueError naming the layer, what it is and what is supported.
     """
-    name_of = FLOAT_NETWORKS[spec.network].__name__
-    layers = (nn.Conv2d, nn.PixelShuffle, *_LAYERS[spec.network])
+    nodes = spec.graph().nodes
+    eps = {node.eps for node in nodes if isinstance(node, BatchNorm)}
+    functions = dict.fromkeys(node.function for node in nodes if isinstance(node, Activation))
+    activations = [_ACTIVATIONS[function] for function in functions if function in _ACTIVATIONS]
+    layers: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.PixelShuffle, *activations, *(_NORMS if eps else ()))
     for name, layer in model.named_modules():
         reason = ""
         if isinstance(layer, nn.Conv2d) and type(layer).forward is nn.Conv2d.forward:
@@ -262,27 +255,24 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
             if wrong:
                 reason = f"a convolution with {', '.join(wrong)}: it must have stride 1 and zero padding of half its kernel"
         elif isinstance(layer, layers):
-            if getattr(layer, "eps", BATCH_NORM_EPS) != BATCH_NORM_EPS:
-                reason = f"a {type(layer).__name__} with eps={layer.eps:g}: it must be {BATCH_NORM_EPS:g}"
+            if isinstance(layer, _NORMS) and layer.eps not in eps:
+                reason = f"a {type(layer).__name__} with eps={layer.eps:g}: it must be {min(eps):g}"
         elif type(layer).__module__.startswith("torch.nn.modules"):
             if not isinstance(layer, _NEUTRAL) and not type(layer).__module__.startswith(_NEUTRAL_FILES):
                 kinds = ", ".join(kind.__name__ for kind in layers)
                 reason = f"a {type(layer).__name__}, and its layers must be {kinds}"
         if reason:
-            raise ValueError(f"detect: layer {name!r} is not supported in this {name_of}: it is {reason}; {NO_SKIP} ({KNOWN})")
-
-
-def float_network(spec: NetworkSpec) -> nn.Module:
-    """The float network of a specification, with random weights, in eval mode."""
-    return FLOAT_NETWORKS[spec.network](spec).eval()
+            raise ValueError(f"detect: layer {name!r} is not supported in this {spec.title}: it is {reason}; {NO_SKIP} ({KNOWN})")
 
 
 def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
     """AdaBM keys of the values that a converted network keeps in float: all but the quantised convolutions and mean shifts."""
     quantized = {f"{name}.{part}" for name in spec.quantized(quantize) for part in ("weight", "bias")}
+    graph = spec.graph()
+    shifts = {key for node in graph.nodes if isinstance(node, ColourShift) for key in node.parameters()}
+    left_out = {*quantized, *shifts, *graph.buffers}  # of the last two `spec` says it already
     names = (adabm_name(key) for key in float_shapes(spec))
-    settings = (*SHIFTS, UNIT_RANGE)  # `spec` says it already
-    return [name for name in names if name not in quantized and not name.endswith(_COUNTER) and not name.startswith(settings)]
+    return [name for name in names if name not in left_out and not name.endswith(_COUNTER)]
 
 
 def to_float_state(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch.Tensor]:
@@ -311,12 +301,6 @@ def _named(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch
     return fold(state, detected.spec, *_read(detected, given), detected.convention.channel_order)
 
 
-def float_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
-    """The shape of every value in the state dict of `float_network(spec)`."""
-    with torch.device("meta"):
-        return {key: tuple(value.shape) for key, value in FLOAT_NETWORKS[spec.network](spec).state_dict().items()}
-
-
 def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | None, adaptive: bool) -> dict[str, list]:
     """Key -> shapes that it may have."""
     allowed: dict[str, list] = {adabm_name(key): [shape] for key, shape in float_shapes(spec).items()}
@@ -341,7 +325,7 @@ def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | 
 
 def _check_kind(state: dict[str, torch.Tensor], own: dict[str, str]) -> None:
     """Refuse networks of the known kinds for other pictures or scales. own: what the user's checkpoint calls a key."""
-    for key in ("head.0.weight", "SFENet1.weight"):
+    for key in dict.fromkeys(kind.anchor for kind in NETWORKS):
         if key in state and state[key].ndim == 4 and state[key].shape[1] != 3:
             colours = state[key].shape[1]
             what = "grey pictures" if colours == 1 else f"pictures of {colours} channels"
@@ -349,103 +333,8 @@ def _check_kind(state: dict[str, torch.Tensor], own: dict[str, str]) -> None:
                 f"detect: the network is one for {what} ({own[key]!r} takes {colours} channel{'s' if colours > 1 else ''}): "
                 "supported are networks for three colours, RGB"
             )
-    stages = ("tail.0.4.weight", "tail.0.6.weight" if _is_srresnet(state) else "", "UPNet.6.weight")
-    third = next((key for key in stages if key in state), None)
-    single = state.get("tail.0.0.weight")
-    if "tail.1.weight" not in state and single is not None and single.ndim == 4 and single.shape[0] == 3 * 8**2:
-        third = "tail.0.0.weight"
-    if third:
+    if third := next((key for kind in NETWORKS if (key := kind.of_scale_8(state))), ""):
         raise ValueError(f"detect: the network is one for x8 (its {own[third]!r} says so): supported are x2, x3 and x4")
-
-
-# ---- RDN
-
-
-def _rdn_spec(state: dict[str, torch.Tensor]) -> RDNSpec:
-    blocks = count(state, r"RDBs\.(\d+)\.")
-    layers = count(state, r"RDBs\.0\.convs\.(\d+)\.")
-    first, up = state.get("RDBs.0.convs.0.conv.0.weight"), state.get("UPNet.0.weight")
-    if not blocks or not layers or any(w is None or w.ndim != 4 for w in (first, up)):
-        raise ValueError(
-            "detect: the state dict looks like an RDN ('SFENet1.weight') but lacks 'RDBs.0.convs.0.conv.0.weight' or "
-            f"'UPNet.0.weight', got {listed(list(state))}"
-        )
-    growth, channels = first.shape[:2]
-    if "UPNet.4.weight" in state:
-        scale = 4
-    else:
-        per_scale = {growth * scale**2: scale for scale in (2, 3)}
-        if up.shape[0] not in per_scale:
-            rule = " or ".join(map(str, per_scale))
-            raise ValueError(f"detect: 'UPNet.0.weight' must have {rule} output channels, got {up.shape[0]}")
-        scale = per_scale[up.shape[0]]
-    return RDNSpec(scale, blocks, layers, growth, channels)
-
-
-# ---- SRResNet
-
-
-def _is_srresnet(state: dict[str, torch.Tensor]) -> bool:
-    return any(re.match(r"body\.\d+\.bn1\.", key) for key in state)
-
-
-def _srresnet_spec(state: dict[str, torch.Tensor], res_scale: float) -> SRResNetSpec:
-    for key, axes in (("head.0.weight", 4), ("head.1.weight", 1), ("tail.0.0.weight", 4)):
-        if key not in state or state[key].ndim != axes:
-            raise ValueError(f"detect: the state dict looks like an SRResNet ('body.0.bn1') but lacks {key!r} with {axes} axes")
-    channels, up = state["head.0.weight"].shape[0], state["tail.0.0.weight"].shape[0]
-    if "tail.0.3.weight" in state:
-        scale = 4
-    else:
-        per_scale = {channels * scale**2: scale for scale in (2, 3)}
-        if up not in per_scale:
-            rule = " or ".join(map(str, per_scale))
-            raise ValueError(f"detect: 'tail.0.0.weight' must have {rule} output channels, got {up}")
-        scale = per_scale[up]
-    return SRResNetSpec(
-        scale=scale,
-        blocks=count(state, r"body\.(\d+)\.conv1\."),
-        channels=channels,
-        bias="head.0.bias" in state,
-        slopes=state["head.1.weight"].numel(),
-        unit_range=UNIT_RANGE in state,
-        res_scale=res_scale,
-    )
-
-
-# ---- EDSR
-
-
-def _edsr_spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_scale: float) -> EDSRSpec:
-    blocks = count(state, r"body\.(\d+)\.conv1\.weight$")
-    if "head.0.weight" not in state or state["head.0.weight"].ndim != 4 or not blocks:
-        raise ValueError(f"detect: not an EDSR, RDN or SRResNet state dict: {KNOWN}; got {listed(list(given))}")
-    return EDSRSpec(
-        scale=_edsr_scale(state),
-        blocks=blocks,
-        channels=state["head.0.weight"].shape[0],
-        mean_shift=any(key.startswith(SHIFTS) for key in state),
-        tail="staged" if "tail.1.weight" in state else "single",
-        res_scale=res_scale,
-    )
-
-
-def _edsr_scale(state: dict[str, torch.Tensor]) -> int:
-    first = state.get("tail.0.0.weight")
-    if first is None or first.ndim != 4:
-        raise ValueError("detect: the scale cannot be read: 'tail.0.0.weight' is missing or not a convolution's weight")
-    channels_out, channels_in = first.shape[:2]
-    if "tail.1.weight" not in state:
-        per_scale = {3 * scale**2: scale for scale in (2, 3, 4)}
-        rule = "12, 27 or 48"
-    elif "tail.0.2.weight" in state:
-        return 4
-    else:
-        per_scale = {channels_in * scale**2: scale for scale in (2, 3)}
-        rule = " or ".join(map(str, per_scale))
-    if channels_out not in per_scale:
-        raise ValueError(f"detect: 'tail.0.0.weight' must have {rule} output channels, got {channels_out}")
-    return per_scale[channels_out]
 
 
 def _check_keys(
@@ -453,7 +342,7 @@ def _check_keys(
 ) -> None:
     """own: what the user's checkpoint calls a key."""
     wrong = [
-        f"{own[key]!r} has shape {tuple(state[key].shape)}, expected {' or '.join(map(str, shapes))}"
+        f"{own.get(key, key)!r} has shape {tuple(state[key].shape)}, expected {' or '.join(map(str, shapes))}"
         + _why_shape(tuple(state[key].shape), shapes)
         for key, shapes in allowed.items()
         if key in state and tuple(state[key].shape) not in shapes
@@ -462,10 +351,8 @@ def _check_keys(
     unexpected = [own.get(key, key) for key in state if key not in allowed]
     problems = [f"{what} {listed(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys] + wrong
     if problems:
-        name = FLOAT_NETWORKS[spec.network].__name__
-        raise ValueError(
-            f"detect: the state dict does not fit the {name} its keys describe: " + "; ".join(problems) + f" ({KNOWN})"
-        )
+        what = "; ".join(problems)
+        raise ValueError(f"detect: the state dict does not fit the {spec.title} its keys describe: {what} ({KNOWN})")
 
 
 def _why_shape(got: tuple[int, ...], shapes: list[tuple[int, ...]]) -> str:

@@ -1,19 +1,53 @@
-"""EDSR (Lim et al., CVPRW 2017) in float: the smallest module that its published state dicts load into unchanged."""
+"""EDSR (Lim et al., CVPRW 2017): its graph, and how its state dicts are recognised."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from ..graph.builder import Builder
+from ..graph.module import MeanShift as MeanShift
 from ..graph.nodes import ColourShift, Graph
+from .convention import DIV2K_PIXELS, SHIFTS
+from .convention import mean_shift as shift_by
+from .float_network import FloatNetwork
+from .layouts import Layout, State, count, matches, parts_renamed, scale_of
 from .spec import NetworkSpec, stages
 
-# The mean colour of DIV2K, (0.4488, 0.4371, 0.4040), times 255 in float32: what published weights carry.
-DIV2K_PIXELS = (114.44400024414062, 111.46049499511719, 103.02000427246094)
+
+def _basicsr(state: State) -> dict[str, str]:
+    blocks = count(state, r"body\.(\d+)\.")
+    parts = {"conv_first": "head.0", "conv_after_body": f"body.{blocks}", "conv_last": "tail.1"}
+    return parts_renamed(
+        state,
+        parts,
+        {
+            r"upsample\.(\d+)\.upsample_conv(?=\.)": lambda m: f"tail.0.{2 * int(m[1])}",  # mmagic
+            r"upsample(?=\.)": lambda m: "tail.0",
+        },
+    )
+
+
+def _is_basicsr(state: State) -> bool:
+    return "conv_after_body.weight" in state and matches(state, r"body\.\d+\.conv1\.")
+
+
+_BASICSR = ("conv_first.weight",)
+LAYOUTS = (
+    Layout(
+        "mmagic",
+        _BASICSR,
+        lambda state: _is_basicsr(state) and matches(state, r"upsample\.\d+\.upsample_conv\."),
+        _basicsr,
+        1,
+        lambda state: shift_by(DIV2K_PIXELS, 1),
+    ),
+    Layout("basicsr", _BASICSR, _is_basicsr, _basicsr, 255, lambda state: shift_by(DIV2K_PIXELS)),
+    Layout("edsr_pytorch", ("head.0.weight",), lambda state: matches(state, r"body\.\d+\.body\.[02]\."), published=True),
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +62,14 @@ class EDSRSpec(NetworkSpec):
     """
 
     network = "edsr"
+    title = called = "EDSR"
+    known_by = (
+        "'head.0.weight' with 'body.0.body.0.weight' or 'body.0.conv1.weight'; or 'conv_first.weight' with 'body.0.conv1.weight' "
+        "and 'conv_after_body.weight'"
+    )
+    anchor = "head.0.weight"
+    layouts = LAYOUTS
+    takes_mean_shift = True
 
     scale: int
     blocks: int
@@ -47,6 +89,9 @@ class EDSRSpec(NetworkSpec):
         if self.tail not in ("staged", "single"):
             raise ValueError(f"EDSRSpec: tail must be 'staged' or 'single', got {self.tail!r}")
 
+    def published(self, name: str) -> str:
+        return re.sub(r"^(body\.\d+)\.conv([12])$", lambda m: f"{m[1]}.body.{2 * int(m[2]) - 2}", name)
+
     def build(self) -> Graph:
         b, c, shift = Builder(), self.channels, self.mean_shift
         x = b.add(ColourShift("sub_mean", ("x",), "sub_mean", -1, self.mean)) if shift else "x"
@@ -63,58 +108,49 @@ class EDSRSpec(NetworkSpec):
         y = y if single else b.conv("tail.1", y, (c, 3), role="end")
         return b.graph(b.add(ColourShift("add_mean", (y,), "add_mean", 1, self.mean)) if shift else y)
 
+    @classmethod
+    def fits(cls, state: State) -> bool:
+        first, blocks = state.get("head.0.weight"), count(state, r"body\.(\d+)\.conv1\.")
+        conv1 = blocks > 0 and matches(state, r"body\.\d+\.conv1\.weight$")
+        return conv1 and first is not None and first.ndim == 4 and not matches(state, r"body\.\d+\.bn1\.")
 
-class MeanShift(nn.Module):
-    """Add (`sign=1`) or subtract (`sign=-1`) a colour in 0..255, stored as the 1x1 convolution published weights carry."""
-
-    def __init__(self, sign: int, mean: tuple[float, float, float] = DIV2K_PIXELS):
-        super().__init__()
-        # Numbers, not arithmetic on tensors: on the meta device, where shapes are taken, that imports torch's whole compiler.
-        identity = [[float(i == j) for j in range(3)] for i in range(3)]
-        self.register_buffer("weight", torch.tensor(identity).view(3, 3, 1, 1))
-        self.register_buffer("bias", torch.tensor([sign * value for value in mean]))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.conv2d(x, self.weight, self.bias)
-
-
-class ResBlock(nn.Module):
-    """x + res_scale * conv(relu(conv(x))), [N, channels, H, W] -> the same shape."""
-
-    def __init__(self, channels: int, res_scale: float):
-        super().__init__()
-        self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(), conv3x3(channels, channels))
-        self.res_scale = res_scale
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.body(x)
-        return x + (y if self.res_scale == 1 else y * self.res_scale)
-
-
-class EDSR(nn.Module):
-    """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped."""
-
-    def __init__(self, spec: EDSRSpec):
-        super().__init__()
-        self.spec = spec
-        c = spec.channels
-        if spec.mean_shift:
-            self.sub_mean, self.add_mean = MeanShift(-1, spec.mean), MeanShift(1, spec.mean)
-        self.head = nn.Sequential(conv3x3(3, c))
-        self.body = nn.Sequential(*[ResBlock(c, spec.res_scale) for _ in range(spec.blocks)], conv3x3(c, c))
-        if spec.tail == "single":
-            self.tail = nn.Sequential(nn.Sequential(conv3x3(c, 3 * spec.scale**2), nn.PixelShuffle(spec.scale)))
+    @classmethod
+    def read(cls, state: State, res_scale: float) -> EDSRSpec:
+        first = state.get("tail.0.0.weight")
+        if first is None or first.ndim != 4:
+            raise ValueError("the scale cannot be read: 'tail.0.0.weight' is missing or not a convolution's weight")
+        staged = "tail.1.weight" in state
+        if staged and "tail.0.2.weight" in state:
+            scale = 4
         else:
-            stages = [m for r in spec.shuffles for m in (conv3x3(c, c * r * r), nn.PixelShuffle(r))]
-            self.tail = nn.Sequential(nn.Sequential(*stages), conv3x3(c, 3))
+            channels, scales = (first.shape[1], (2, 3)) if staged else (3, (2, 3, 4))
+            scale = scale_of(state, "tail.0.0.weight", channels, scales)
+        return cls(
+            scale=scale,
+            blocks=count(state, r"body\.(\d+)\.conv1\.weight$"),
+            channels=state["head.0.weight"].shape[0],
+            mean_shift=any(key.startswith(SHIFTS) for key in state),
+            tail="staged" if staged else "single",
+            res_scale=res_scale,
+        )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.spec.mean_shift:
-            x = self.sub_mean(x)
-        x = self.head(x)
-        x = self.tail(x + self.body(x))
-        return self.add_mean(x) if self.spec.mean_shift else x
+    @classmethod
+    def of_scale_8(cls, state: State) -> str:
+        single = state.get("tail.0.0.weight")
+        if "tail.1.weight" not in state and single is not None and single.ndim == 4 and single.shape[0] == 3 * 8**2:
+            return "tail.0.0.weight"
+        return "tail.0.4.weight" if "tail.0.4.weight" in state else ""
+
+    @classmethod
+    def completed(cls, state: State, mean_shift: bool) -> dict[str, torch.Tensor]:
+        """With a mean shift, by which colour `reading` says, and biases of zero: CADyQ has none before the upsampler."""
+        whole = dict(state) | (shift_by(DIV2K_PIXELS) if mean_shift else {})
+        blocks = count(state, r"body\.(\d+)\.conv1\.")
+        convs = ["head.0", *(f"body.{i}.conv{j}" for i in range(blocks) for j in (1, 2)), f"body.{blocks}"]
+        if not any(f"{name}.bias" in state for name in convs):
+            whole |= {f"{n}.bias": torch.zeros(w.shape[:1]) for n in convs if (w := state.get(f"{n}.weight")) is not None}
+        return whole
 
 
-def conv3x3(c: int, k: int) -> nn.Conv2d:
-    return nn.Conv2d(c, k, 3, padding=1)
+class EDSR(FloatNetwork):
+    """The float network of an `EDSRSpec`."""

@@ -1,15 +1,27 @@
-"""RDN (Zhang et al., CVPR 2018) in float: the smallest module that its state dicts load into unchanged."""
+"""RDN (Zhang et al., CVPR 2018): its graph, and how its state dicts are recognised."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from ..graph.builder import Builder
 from ..graph.nodes import Concat, Graph
+from .float_network import FloatNetwork
+from .layouts import Layout, State, count, listed, parts_renamed, scale_of
 from .spec import NetworkSpec, stages
+
+
+def _yjn870(state: State) -> dict[str, str]:
+    stages = count(state, r"upscale\.(\d+)\.")
+    parts = {"sfe1": "SFENet1", "sfe2": "SFENet2", "gff": "GFF", "upscale": "UPNet", "output": f"UPNet.{stages + 1}"}
+    return parts_renamed(
+        state,
+        parts,
+        {
+            r"rdbs\.(\d+)\.layers\.(\d+)\.conv(?=\.)": lambda m: f"RDBs.{m[1]}.convs.{m[2]}.conv.0",
+            r"rdbs\.(\d+)\.lff(?=\.)": lambda m: f"RDBs.{m[1]}.LFF",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,10 @@ class RDNSpec(NetworkSpec):
     """
 
     network = "rdn"
+    title = called = "RDN"
+    known_by = "'SFENet1.weight' with 'RDBs.0.convs.0.conv.0.weight', or 'sfe1.weight' with 'rdbs.0.layers.0.conv.weight'"
+    anchor = "SFENet1.weight"
+    layouts = (Layout("yjn870", ("sfe1.weight",), lambda state: "sfe1.weight" in state, _yjn870, 1),)
 
     scale: int
     blocks: int
@@ -55,50 +71,28 @@ class RDNSpec(NetworkSpec):
             y = b.shuffle(f"{name}.shuffle", y, factor)
         return b.graph(b.conv(f"UPNet.{2 * len(factors)}", y, (g, 3), role="end"))
 
+    @classmethod
+    def fits(cls, state: State) -> bool:
+        return "SFENet1.weight" in state
 
-class _DenseLayer(nn.Module):
-    """x -> (x, relu(conv(x))) along the channels."""
+    @classmethod
+    def read(cls, state: State, res_scale: float) -> RDNSpec:
+        blocks = count(state, r"RDBs\.(\d+)\.")
+        layers = count(state, r"RDBs\.0\.convs\.(\d+)\.")
+        first, up = state.get("RDBs.0.convs.0.conv.0.weight"), state.get("UPNet.0.weight")
+        if not blocks or not layers or first is None or first.ndim != 4 or up is None or up.ndim != 4:
+            raise ValueError(
+                "the state dict looks like an RDN ('SFENet1.weight') but lacks 'RDBs.0.convs.0.conv.0.weight' or 'UPNet.0.weight', "
+                f"got {listed(list(state))}"
+            )
+        growth, channels = first.shape[:2]
+        scale = 4 if "UPNet.4.weight" in state else scale_of(state, "UPNet.0.weight", growth)
+        return cls(scale, blocks, layers, growth, channels)
 
-    def __init__(self, channels: int, growth: int):
-        super().__init__()
-        self.conv = nn.Sequential(nn.Conv2d(channels, growth, 3, padding=1), nn.ReLU())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((x, self.conv(x)), 1)
-
-
-class _DenseBlock(nn.Module):
-    """[N, G0, H, W] -> the same shape: dense layers, a 1x1 fusion, the block's input added."""
-
-    def __init__(self, spec: RDNSpec):
-        super().__init__()
-        c, g = spec.channels, spec.growth
-        self.convs = nn.Sequential(*[_DenseLayer(c + j * g, g) for j in range(spec.layers)])
-        self.LFF = nn.Conv2d(c + spec.layers * g, c, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.LFF(self.convs(x)) + x
+    @classmethod
+    def of_scale_8(cls, state: State) -> str:
+        return "UPNet.6.weight" if "UPNet.6.weight" in state else ""
 
 
-class RDN(nn.Module):
-    """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped."""
-
-    def __init__(self, spec: RDNSpec):
-        super().__init__()
-        self.spec = spec
-        c, g = spec.channels, spec.growth
-        self.SFENet1, self.SFENet2 = nn.Conv2d(3, c, 3, padding=1), nn.Conv2d(c, c, 3, padding=1)
-        self.RDBs = nn.ModuleList([_DenseBlock(spec) for _ in range(spec.blocks)])
-        self.GFF = nn.Sequential(nn.Conv2d(spec.blocks * c, c, 1), nn.Conv2d(c, c, 3, padding=1))
-        stages = []
-        for i, r in enumerate(spec.shuffles):
-            stages += [nn.Conv2d(c if i == 0 else g, g * r * r, 3, padding=1), nn.PixelShuffle(r)]
-        self.UPNet = nn.Sequential(*stages, nn.Conv2d(g, 3, 3, padding=1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first = self.SFENet1(x)
-        x, features = self.SFENet2(first), []
-        for block in self.RDBs:
-            x = block(x)
-            features.append(x)
-        return self.UPNet(self.GFF(torch.cat(features, 1)) + first)
+class RDN(FloatNetwork):
+    """The float network of an `RDNSpec`."""

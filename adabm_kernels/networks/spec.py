@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import torch
+
 from ..graph import properties
 from ..graph.nodes import Graph, PixelShuffle
 from ..graph.properties import ConvSpec
+from .layouts import MAX_BLOCKS, MAX_CHANNELS, Layout, State
 
-__all__ = ["MAX_BLOCKS", "MAX_CHANNELS", "RESIDUAL_FRACTION", "ConvSpec", "NetworkSpec", "stages"]
+__all__ = ["RESIDUAL_FRACTION", "UNIT_RANGE", "ConvSpec", "NetworkSpec", "stages"]
 
 RESIDUAL_FRACTION = "residual_fraction"  # in state dicts: float32 [1], of features that are held in 16 bits (quantize.to_fixed)
-
-# No network has nearly as many; a damaged or hostile file must not have a network built that takes minutes and gigabytes.
-MAX_BLOCKS = 1000  # or layers of a block
-MAX_CHANNELS = 1 << 16  # of the kernels
+UNIT_RANGE = "unit_range"  # a buffer of one element that says so in the state dicts of networks which compute in 0..1
 
 
 def stages(scale: int) -> tuple[int, ...]:
@@ -25,16 +25,53 @@ def stages(scale: int) -> tuple[int, ...]:
 class NetworkSpec:
     """Base of the specifications of the networks: dataclasses with a `scale`, a `res_scale` and the graph of the network.
 
-    What else is asked of a specification is read off the graph.
+    What else is asked of a specification is read off the graph. Class attributes and methods say how the network is recognised.
+    network, title: as files and messages call it. called, known_by: in messages, what is supported, and by which keys.
+    anchor: key of the first convolution's weight under AdaBM's names. layouts: names of public implementations.
+    takes_mean_shift: it can subtract a mean colour, its fields `mean_shift` and `mean`.
     """
 
     network: str
+    title: str
+    called: str
+    known_by: str
+    anchor: str
+    layouts: tuple[Layout, ...] = ()
+    takes_mean_shift = False
+
     scale: int
+    blocks: int
     res_scale: float = 1.0
+    mean_shift: bool = False
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @classmethod
+    def fits(cls, state: State) -> bool:
+        """Whether weights under AdaBM's names look like this network's."""
+        raise NotImplementedError
+
+    @classmethod
+    def read(cls, state: State, res_scale: float) -> NetworkSpec:
+        """The hyper-parameters of weights that look like this network's. Raises ValueError where they cannot be told."""
+        raise NotImplementedError
+
+    @classmethod
+    def of_scale_8(cls, state: State) -> str:
+        """The key of a weight that only a network of this kind for x8 has; empty where there is none."""
+        return ""
+
+    @classmethod
+    def completed(cls, state: State, mean_shift: bool) -> dict[str, torch.Tensor]:
+        """Weights that look like this network's, with those that a state dict may leave out. mean_shift: one is asked for."""
+        return dict(state)
 
     def build(self) -> Graph:
         """The network under AdaBM's names."""
         raise NotImplementedError
+
+    def published(self, name: str) -> str:
+        """What published state dicts call the part that the graph calls `name`."""
+        return name
 
     def graph(self) -> Graph:
         """The network under AdaBM's names, built once."""

@@ -1,18 +1,76 @@
-"""SRResNet (Ledig et al., CVPR 2017) in float: the smallest module that AdaBM's state dicts load into unchanged."""
+"""SRResNet (Ledig et al., CVPR 2017): its graph, and how its state dicts are recognised."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from ..graph.builder import Builder
 from ..graph.nodes import Activation, Affine, BatchNorm, Graph
-from .spec import NetworkSpec, stages
+from .float_network import FloatNetwork
+from .layouts import Layout, State, count, matches, parts_renamed, scale_of
+from .spec import UNIT_RANGE, NetworkSpec, stages
 
 BATCH_NORM_EPS = 1e-5
-UNIT_RANGE = "unit_range"  # a buffer of one element that says so in the state dicts of networks which compute in 0..1
+
+
+def _conv_in(state: State) -> dict[str, str]:
+    blocks = count(state, r"body\.(\d+)\.")
+    parts = {"conv_in": "head.0", "prelu_in": "head.1", "conv_mid": f"body.{blocks}", "bn_mid": f"body.{blocks + 1}"}
+    return parts_renamed(
+        state,
+        parts | {"conv_out": "tail.1"},
+        {
+            r"up\.(\d+)\.(conv|prelu)(?=\.)": lambda m: f"tail.0.{3 * int(m[1]) + 2 * (m[2] == 'prelu')}",
+            r"(body\.\d+)\.prelu(?=\.)": lambda m: f"{m[1]}.act",
+        },
+    )
+
+
+def _twtygqyy(state: State) -> dict[str, str]:
+    blocks = count(state, r"residual\.(\d+)\.")
+    parts = {"conv_input": "head.0", "conv_mid": f"body.{blocks}", "bn_mid": f"body.{blocks + 1}", "conv_output": "tail.1"}
+    return parts_renamed(state, parts, {r"residual(?=\.)": lambda m: "body", r"upscale4x(?=\.)": lambda m: "tail.0"})
+
+
+def _lornatang(state: State) -> dict[str, str]:
+    blocks, layers = count(state, r"trunk\.(\d+)\."), {"0": "conv1", "1": "bn1", "2": "act", "3": "conv2", "4": "bn2"}
+    parts = {"conv_block3": "tail.1", "conv3": "tail.1", "conv_block1": "head", "conv1": "head"}
+    return parts_renamed(
+        state,
+        parts,
+        {
+            r"(?:conv_block2|conv2)\.([01])(?=\.)": lambda m: f"body.{blocks + int(m[1])}",
+            r"trunk\.(\d+)\.rcb\.([0-4])(?=\.)": lambda m: f"body.{m[1]}.{layers[m[2]]}",
+            r"upsampling\.(\d+)\.upsample_block\.([02])(?=\.)": lambda m: f"tail.0.{3 * int(m[1]) + int(m[2])}",
+        },
+    )
+
+
+def _slopes_of_twtygqyy(state: State) -> dict[str, torch.Tensor]:
+    """Its activations are LeakyReLUs of one slope."""
+    slope, blocks, stages_end = torch.tensor([0.2]), count(state, r"body\.(\d+)\.conv1\."), count(state, r"tail\.0\.(\d+)\.")
+    names = ["head.1", *(f"body.{i}.act" for i in range(blocks)), *(f"tail.0.{i + 2}" for i in range(0, stages_end, 3))]
+    return {f"{name}.weight": slope for name in names}
+
+
+def _is_twtygqyy(state: State) -> bool:
+    return "conv_input.weight" in state and matches(state, r"residual\.\d+\.bn1\.")
+
+
+_LORNATANG = ("conv_block1.0.weight", "conv1.0.weight")
+LAYOUTS = (
+    Layout(
+        "conv_in",
+        ("conv_in.weight",),
+        lambda state: "conv_in.weight" in state,
+        _conv_in,
+        constants=lambda state: {UNIT_RANGE: torch.ones(1)},
+    ),
+    Layout("lornatang", _LORNATANG, lambda state: matches(state, r"trunk\.\d+\.rcb\."), _lornatang, 1),
+    Layout("twtygqyy", ("conv_input.weight",), _is_twtygqyy, _twtygqyy, 1, _slopes_of_twtygqyy),
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +83,11 @@ class SRResNetSpec(NetworkSpec):
     """
 
     network = "srresnet"
+    title = "SRResNet"
+    called = "SRResNet with BatchNorm"
+    known_by = "'body.0.bn1.weight' with 'head.0.weight' or 'conv_in.weight', or 'trunk.0.rcb.0.weight'"
+    anchor = "head.0.weight"
+    layouts = LAYOUTS
 
     scale: int
     blocks: int
@@ -67,43 +130,33 @@ class SRResNetSpec(NetworkSpec):
             return b.graph(y)
         return b.graph(b.add(Affine("from_range", (y,), (127.5,), (1.0,), first="shift")), {UNIT_RANGE: (1,)})
 
+    @classmethod
+    def fits(cls, state: State) -> bool:
+        return matches(state, r"body\.\d+\.bn1\.")
 
-class _ResBlock(nn.Module):
-    """x + res_scale * bn2(conv2(prelu(bn1(conv1(x)))))."""
+    @classmethod
+    def read(cls, state: State, res_scale: float) -> SRResNetSpec:
+        for key, axes in (("head.0.weight", 4), ("head.1.weight", 1), ("tail.0.0.weight", 4)):
+            if key not in state or state[key].ndim != axes:
+                raise ValueError(f"the state dict looks like an SRResNet ('body.0.bn1') but lacks {key!r} with {axes} axes")
+        channels = state["head.0.weight"].shape[0]
+        return cls(
+            scale=4 if "tail.0.3.weight" in state else scale_of(state, "tail.0.0.weight", channels),
+            blocks=count(state, r"body\.(\d+)\.conv1\."),
+            channels=channels,
+            bias="head.0.bias" in state,
+            slopes=state["head.1.weight"].numel(),
+            unit_range=UNIT_RANGE in state,
+            res_scale=res_scale,
+        )
 
-    def __init__(self, spec: SRResNetSpec):
-        super().__init__()
-        c = spec.channels
-        self.conv1, self.conv2 = (nn.Conv2d(c, c, 3, padding=1, bias=False) for _ in range(2))
-        self.act = nn.PReLU(spec.slopes)
-        self.bn1, self.bn2 = nn.BatchNorm2d(c, BATCH_NORM_EPS), nn.BatchNorm2d(c, BATCH_NORM_EPS)
-        self.res_scale = spec.res_scale
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
-        return x + y * self.res_scale
+    @classmethod
+    def of_scale_8(cls, state: State) -> str:
+        return "tail.0.6.weight" if cls.fits(state) and "tail.0.6.weight" in state else ""
 
 
-class SRResNet(nn.Module):
-    """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped. Use it after `.eval()`."""
-
-    def __init__(self, spec: SRResNetSpec):
-        super().__init__()
-        self.spec = spec
-        c, bias = spec.channels, spec.bias
-        self.head = nn.Sequential(nn.Conv2d(3, c, 9, padding=4, bias=bias), nn.PReLU(spec.slopes))
-        blocks = [_ResBlock(spec) for _ in range(spec.blocks)]
-        self.body = nn.Sequential(*blocks, nn.Conv2d(c, c, 3, padding=1, bias=False), nn.BatchNorm2d(c, BATCH_NORM_EPS))
-        stages = []
-        for r in spec.shuffles:
-            stages += [nn.Conv2d(c, c * r * r, 3, padding=1, bias=bias), nn.PixelShuffle(r), nn.PReLU(spec.slopes)]
-        self.tail = nn.Sequential(nn.Sequential(*stages), nn.Conv2d(c, 3, 9, padding=4, bias=bias))
-        if spec.unit_range:
-            self.register_buffer(UNIT_RANGE, torch.ones(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.head(to_range(x, self.spec))
-        return from_range(self.tail(x + self.body(x)), self.spec)
+class SRResNet(FloatNetwork):
+    """The float network of an `SRResNetSpec`."""
 
 
 def to_range(x: torch.Tensor, spec: SRResNetSpec) -> torch.Tensor:

@@ -8,19 +8,13 @@ dicts load unchanged.
 
 from .bits import LUMA, image_measure, image_offsets, soft_image_offsets
 from .conv import END_BITS, SimulatedConv2d
-from .edsr import SimulatedEDSR
 from .network import SimulatedNetwork
-from .rdn import SimulatedRDN
-from .srresnet import SimulatedSRResNet
 
 __all__ = [
     "END_BITS",
     "LUMA",
     "SimulatedConv2d",
-    "SimulatedEDSR",
     "SimulatedNetwork",
-    "SimulatedRDN",
-    "SimulatedSRResNet",
     "image_measure",
     "image_offsets",
     "soft_image_offsets",

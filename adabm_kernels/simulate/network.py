@@ -1,10 +1,11 @@
-"""What the simulated networks have in common."""
+"""A network as AdaBM simulates it: its graph, computed with quantised convolutions."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.nn import functional as F
 
 from ..config import ConvertConfig
 from ..exits import ExitParameters, exit_output, tile_depths
+from ..graph.module import GraphModule, Step, layer_of, steps
+from ..graph.nodes import Activation, Affine, BatchNorm, ColourShift, Conv, Graph, Node
+from ..graph.properties import linear_upsampler, needed, readers, residual_blocks, skips_blocks, stream, upsampler_input
 from ..networks.collapse import collapse
 from ..networks.detect import Detected, detect, to_float_state, to_simulated_state
 from ..networks.spec import RESIDUAL_FRACTION, NetworkSpec
@@ -22,23 +26,24 @@ from .bits import image_measure, image_offsets, soft_image_offsets
 from .conv import SimulatedConv2d, moved
 
 
-class SimulatedNetwork(nn.Module, ABC):
+class SimulatedNetwork(GraphModule):
     """A network computing with few bits: [N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped.
 
-    Each image of a batch decides its own bits. Works in float32 and, after `.double()`, in float64.
+    Each image of a batch decides its own bits. Works in float32 and, after `.double()`, in float64. Parameters are called as in the
+    authors' implementation. A weight is quantised before the BatchNorm that follows it, which computes in float.
     float_weights: the float network it was made from, under the names that the float module loads strictly. report: what
     `calibrate` says of itself. fraction: of the features of 16 bits that pass the blocks by (`held`). exit: makes the output of
     easy tiles, where no block is computed (exits.py); None for no such tiles.
     """
 
-    KINDS: dict[str, type[SimulatedNetwork]] = {}
-
-    def __init_subclass__(cls, network: str, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        SimulatedNetwork.KINDS[network] = cls
-
     def __init__(self, spec: NetworkSpec, config: ConvertConfig, weight_grid: str = "odd"):
-        super().__init__()
+        quantized = spec.quantized(config.quantize)
+
+        def layer(node: Node) -> nn.Module | None:
+            conv = quantized.get(node.name)
+            return layer_of(node) if conv is None else SimulatedConv2d(conv, config, weight_grid)
+
+        super().__init__(spec.graph(), layer=layer)
         self.spec, self.config, self.weight_grid = spec, config, weight_grid
         self.float_weights: dict[str, torch.Tensor] = {}
         self.report: dict[str, Any] = {}
@@ -47,17 +52,15 @@ class SimulatedNetwork(nn.Module, ABC):
         self._watch: Callable[[torch.Tensor], None] | None = None
         self.register_buffer(RESIDUAL_FRACTION, None)
         self._collapsed: torch.Tensor | None = None
-        self._convs = {conv.name: conv for conv in spec.convs()}
-        self._quantized = spec.quantized(config.quantize)
+        self._quantized = tuple(quantized)
         if config.adaptive:
             self.measure_l, self.measure_u = (nn.Parameter(torch.full((1,), float("nan"))) for _ in range(2))
+        self._structure = _structure_of(self.graph)
+        self.train(False)
 
-    def _conv(self, name: str) -> nn.Conv2d:
-        """The convolution of that name, simulated where the settings quantise it."""
-        conv = self._convs[name]
-        if name in self._quantized:
-            return SimulatedConv2d(conv, self.config, self.weight_grid)
-        return nn.Conv2d(conv.channels_in, conv.channels_out, conv.kernel, padding=conv.kernel // 2, bias=conv.bias)
+    def train(self, mode: bool = True) -> SimulatedNetwork:
+        """Fine-tuning, too, uses the trained statistics of the BatchNorms."""
+        return super().train(False)
 
     @classmethod
     def from_state(cls, state_dict: Mapping[str, Any], config: ConvertConfig, res_scale: float = 1.0) -> SimulatedNetwork:
@@ -87,7 +90,7 @@ class SimulatedNetwork(nn.Module, ABC):
                 "calibration chooses"
             )
         signed = any(key.endswith(".scale_w") for key in state)
-        model = cls.KINDS[found.spec.network](found.spec, config, "signed" if signed else "odd")
+        model = cls(found.spec, config, "signed" if signed else "odd")
         for conv in model.quantized_convs():
             _check_ranges(state, conv)
             shape = torch.empty_like(state[f"{conv.name}.{conv.range_name}"], dtype=torch.float32)
@@ -111,7 +114,7 @@ class SimulatedNetwork(nn.Module, ABC):
         found: what the state dict has been read as, where that is known.
         """
         found = detect(state_dict, res_scale) if found is None else found
-        model = cls.KINDS[found.spec.network](found.spec, config, config.chosen("weight_grid"))
+        model = cls(found.spec, config, config.chosen("weight_grid"))
         model.load_state_dict(model.state_dict() | to_simulated_state(state_dict, found))
         model.float_weights = to_float_state(state_dict, found)
         for conv in model.quantized_convs():
@@ -125,11 +128,13 @@ class SimulatedNetwork(nn.Module, ABC):
 
     def pixel_shift(self) -> torch.Tensor | None:
         """What the network adds to each colour before the first convolution, float32 [3], None where nothing."""
-        return None
+        shifts = [self.layer(node.name).bias for node in self._structure.before if isinstance(node, ColourShift)]
+        return sum(shifts[1:], shifts[0].clone()) if shifts else None
 
     def pixel_unit(self) -> float:
         """The value, before the first convolution, of one step of a pixel."""
-        return 1.0
+        units = [(node.gain or (1.0,))[0] / (node.divisor or 1) for node in self._structure.before if isinstance(node, Affine)]
+        return math.prod(units)
 
     @property
     def fraction(self) -> int | None:
@@ -190,8 +195,7 @@ class SimulatedNetwork(nn.Module, ABC):
 
     def quantized_convs(self) -> list[SimulatedConv2d]:
         """The quantised convolutions in the order they run."""
-        found = {module.name: module for module in self.modules() if isinstance(module, SimulatedConv2d)}
-        return [found[name] for name in self._quantized]
+        return [self.layer(name) for name in self._quantized]
 
     def upsampler_convs(self) -> list[SimulatedConv2d]:
         """The quantised convolutions of the upsampler."""
@@ -199,8 +203,13 @@ class SimulatedNetwork(nn.Module, ABC):
         return convs[max(i for i, conv in enumerate(convs) if not conv.end) + 1 :]
 
     def body_biases(self) -> list[torch.Tensor]:
-        """The biases that follow the quantised convolutions of the body: what fine-tuning may shift."""
-        return [conv.bias for conv in self.quantized_convs() if not conv.end and conv.bias is not None]
+        """The biases that follow the convolutions of the body: what fine-tuning may shift. They are those of a BatchNorm after the
+        convolution where there is one, else those of the quantised convolutions themselves."""
+        found = []
+        for conv, norm in self._structure.body:
+            if norm or conv in self._quantized:
+                found.append(self.layer(norm or conv).bias)
+        return [bias for bias in found if bias is not None]
 
     def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
         """Let the quantised convolutions multiply in this dtype, None for that of their input."""
@@ -218,18 +227,30 @@ class SimulatedNetwork(nn.Module, ABC):
 
     @contextmanager
     def float_mode(self) -> Iterator[SimulatedNetwork]:
-        """Inside this context the network computes in float, at full depth: the teacher of its own calibration."""
-        before = [conv.quantized for conv in self.quantized_convs()]
+        """Inside this context the network computes in float, at full depth: the teacher of its own calibration.
+
+        The BatchNorms, too, have the biases of the float network: fine-tuning moves them, and the teacher must stay where it is.
+        """
+        convs = self.quantized_convs()
+        before = [conv.quantized for conv in convs]
         in_float, self._float_residual = self._float_residual, True
+        norms = {norm: self.layer(norm).bias for _, norm in self._structure.body if norm}
+        learned = {norm: bias.detach().clone() for norm, bias in norms.items()}
         try:
-            for conv in self.quantized_convs():
+            with torch.no_grad():
+                for norm, bias in norms.items():
+                    bias.copy_(self.float_weights.get(f"{self.spec.published(norm)}.bias", bias))
+            for conv in convs:
                 conv.quantized = False
             with self.full_depth():
                 yield self
         finally:
             self._float_residual = in_float
-            for conv, quantized in zip(self.quantized_convs(), before, strict=True):
+            for conv, quantized in zip(convs, before, strict=True):
                 conv.quantized = quantized
+            with torch.no_grad():
+                for norm, bias in norms.items():
+                    bias.copy_(learned[norm])
 
     def image_offsets(self, x: torch.Tensor) -> torch.Tensor:
         """Bits that each image gets more or less: int32 [N], zeros when the network is not adaptive; float with a gradient
@@ -263,7 +284,6 @@ class SimulatedNetwork(nn.Module, ABC):
             return torch.ones(x.shape[0], device=x.device)
         return _computed(depths, x).to(torch.float32).mean((1, 2, 3))
 
-    @abstractmethod
     def trunk(
         self, x: torch.Tensor, image_offset: torch.Tensor, computed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -271,16 +291,45 @@ class SimulatedNetwork(nn.Module, ABC):
 
         computed: [N, 1, H, W], 1 where blocks are computed and 0 where they add nothing; None for everywhere.
         """
+        values = {self.graph.inputs[0]: x}
+        self.run(values, self._structure.trunk, self._few_bits(image_offset, computed))
+        return values[self._structure.entry], [values[name] for name in self._structure.blocks]
 
-    @abstractmethod
     def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
         """The upsampler: [N, C, H, W] -> [N, 3, scale*H, scale*W]."""
+        values = {self._structure.entry: feature}
+        self.run(values, self._structure.upsampler, self._few_bits(image_offset))
+        return values[self.graph.outputs[0]]
+
+    def _few_bits(
+        self, image_offset: torch.Tensor, computed: torch.Tensor | None = None
+    ) -> Callable[[Node, list[torch.Tensor]], torch.Tensor]:
+        """How the nodes are computed; see `trunk`."""
+
+        def compute(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+            if node.name in self._quantized:
+                value = self.layer(node.name)(inputs[0], image_offset)
+            else:
+                value = self.compute(node, inputs)
+            if computed is not None and node.name in self._structure.masked:
+                value = value * computed
+            return self.held(value) if node.name in self._structure.stream else value
+
+        return compute
 
     def preview(self, x: torch.Tensor) -> torch.Tensor:
-        """The output, in some order of its values and up to a constant, as cheaply as its differences can be had: what
-        fine-tuning compares. The upsampler computes in float: its 8 bits lose next to nothing, at many times the pixels."""
+        """The output, in some order of its values and up to a constant, as cheaply as its differences can be had: what fine-tuning
+        compares. The upsampler computes in float: its 8 bits lose next to nothing, at many times the pixels.
+
+        Without activations it is one convolution, a tenth of the work and right but for the outer two pixels. With activations its
+        first convolution is enough, which shows the directions of the features that the rest can see, at a seventh of the work.
+        """
         offset = self.image_offsets(x)
         feature = self.trunk(x.contiguous(memory_format=torch.channels_last), offset)[0]
+        weight = self._preview_weight(x.device)
+        if weight is not None:
+            dtype = self.quantized_convs()[0].compute_dtype or feature.dtype
+            return F.conv2d(feature.to(dtype), weight.to(dtype), padding=weight.shape[-1] // 2).to(feature.dtype)
         ends = [conv for conv in self.quantized_convs() if conv.end and conv.quantized]
         try:
             for conv in ends:
@@ -290,23 +339,25 @@ class SimulatedNetwork(nn.Module, ABC):
             for conv in ends:
                 conv.quantized = True
 
-    def collapsed_preview(self, x: torch.Tensor, names: tuple[str, ...], shuffles: tuple[int, ...]) -> torch.Tensor:
-        """`preview` where the upsampler has no activation: its float form as one convolution, a tenth of the work, right but for
-        the outer two pixels. names, shuffles: its convolutions and the PixelShuffle after each."""
+    def _preview_weight(self, device: torch.device) -> torch.Tensor | None:
+        """Of the one convolution that the upsampler is previewed as, None where that is the upsampler as it is."""
+        linear = linear_upsampler(self.graph)
+        if linear is None:
+            curved = any(isinstance(node, Activation) for node, _ in self._structure.upsampler)
+            return self.float_weights[f"{self.spec.tail_names[0]}.weight"] if curved else None
         if self._collapsed is None:
-            stages = [tuple(self.float_weights[f"{name}.{key}"].cpu() for key in ("weight", "bias")) for name in names]
+            names, shuffles = linear
+            stages = [(self.float_weights[f"{name}.weight"].cpu(), self.float_weights[f"{name}.bias"].cpu()) for name in names]
             inner = collapse(stages, shuffles).weight[2, 2]
-            self._collapsed = inner.float().contiguous(memory_format=torch.channels_last).to(x.device)
-        feature = self.trunk(x.contiguous(memory_format=torch.channels_last), self.image_offsets(x))[0]
-        dtype = self.quantized_convs()[-1].compute_dtype or feature.dtype
-        return F.conv2d(feature.to(dtype), self._collapsed.to(dtype), padding=2).to(feature.dtype)
+            self._collapsed = inner.float().contiguous(memory_format=torch.channels_last).to(device)
+        return self._collapsed
 
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The output and the features after each block. Raises ValueError unless x is floating point [N, 3, H, W]."""
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise ValueError(f"{type(self).__name__}: x must be floating point [N, 3, H, W], got {x.dtype} {tuple(x.shape)}")
+            raise ValueError(f"Simulated{self.spec.title}: x must be floating point [N, 3, H, W], got {x.dtype} {tuple(x.shape)}")
         offset, depths = self.image_offsets(x), self.depths(x)
-        if depths is None:
+        if depths is None or self.exit is None:
             feature, blocks = self.trunk(x, offset)
             return self.upsample(feature, offset), blocks
         # The exit's pixels are its own; what the network makes beside them reads the features there as they are.
@@ -315,24 +366,58 @@ class SimulatedNetwork(nn.Module, ABC):
         whole = computed.repeat_interleave(self.spec.scale, 2).repeat_interleave(self.spec.scale, 3)
         return torch.where(whole, self.upsample(feature, offset), exit_output(self.exit, x)), blocks
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # one picture
         """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W]. Raises ValueError unless x is floating point [N, 3, H, W]."""
         return self.features(x)[0]
 
 
-def run(module: nn.Module, x: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
-    """Call a module that may be a simulated convolution."""
-    return module(x, image_offset) if isinstance(module, SimulatedConv2d) else module(x)
+@dataclass(frozen=True)
+class _Structure:
+    """Of the graph of a network.
+
+    before: the nodes between its input and its first convolution. body: names of each convolution that is no end, and of the
+    BatchNorm that alone reads it, or "". trunk, upsampler: plans up to `entry`, which the upsampler begins with, and from there.
+    blocks: the features after each residual block. stream: those that are held. masked: what adds nothing where blocks are not
+    computed: what a block's convolutions read of one another, and what it gives.
+    """
+
+    before: tuple[Node, ...]
+    body: tuple[tuple[str, str], ...]
+    entry: str
+    trunk: list[Step]
+    upsampler: list[Step]
+    blocks: tuple[str, ...]
+    stream: frozenset[str]
+    masked: frozenset[str]
+
+
+def _structure_of(graph: Graph) -> _Structure:
+    entry, found, reading = upsampler_input(graph), residual_blocks(graph), readers(graph)
+    blocks = tuple(block.output for block in found)
+    first = next(node for node in graph.nodes if isinstance(node, Conv))
+    body = []
+    for conv in graph.nodes:
+        if isinstance(conv, Conv) and conv.role != "end":
+            after = reading[conv.name]
+            body.append((conv.name, after[0] if len(after) == 1 and isinstance(graph[after[0]], BatchNorm) else ""))
+    masked = {block.inner[-1] for block in found}
+    for block in found:
+        masked |= {node.x for name in block.inner if isinstance(node := graph[name], Conv) and node.x != block.entry}
+    return _Structure(
+        before=needed(graph, first.inputs),
+        body=tuple(body),
+        entry=entry,
+        trunk=steps(needed(graph, (entry, *blocks)), (entry, *blocks)),
+        upsampler=steps(needed(graph, graph.outputs, (entry,)), graph.outputs),
+        blocks=blocks,
+        stream=stream(graph),
+        masked=frozenset(masked if skips_blocks(graph) else ()),
+    )
 
 
 def _computed(depths: Depths, x: torch.Tensor) -> torch.Tensor:
     """Where images [N, 3, H, W] have blocks computed: bool [N, 1, H, W]."""
     return Region(own=(1, MAX_DEPTH)).masks(depths, *x.shape[2:])[0][:, None]
-
-
-def masked(inner: torch.Tensor, computed: torch.Tensor | None) -> torch.Tensor:
-    """What a convolution of a block gives, where the block is computed, and zeros elsewhere (see `trunk`)."""
-    return inner if computed is None else inner * computed
 
 
 def _check_ranges(state: Mapping[str, torch.Tensor], conv: SimulatedConv2d) -> None:

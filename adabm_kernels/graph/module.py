@@ -1,0 +1,235 @@
+"""A graph as an `nn.Module`: parameters under the names of published state dicts, and nodes that are computed in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .nodes import (
+    Activation,
+    Add,
+    Affine,
+    BatchNorm,
+    ColourShift,
+    Concat,
+    Conv,
+    Float,
+    Graph,
+    Key,
+    Linear,
+    Multiply,
+    Node,
+    PixelShuffle,
+    PixelUnshuffle,
+    Pool,
+    Ref,
+    Resize,
+)
+
+Step = tuple[Node, tuple[str, ...]]  # a node, and the tensors that nothing reads after it
+
+
+class Parts(nn.Module):
+    """Modules by name, as `nn.ModuleDict`; those that are numbered also by number, as `nn.ModuleList`, even with gaps."""
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, slice) or (isinstance(key, int) and key < 0):
+            return list(self)[key]
+        return self._modules[str(key)]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return self.children()
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+class MeanShift(nn.Module):
+    """Add (`sign=1`) or subtract (`sign=-1`) a colour in 0..255, stored as the 1x1 convolution published weights carry."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, sign: int, mean: tuple[float, ...]):
+        super().__init__()
+        # Numbers, not arithmetic on tensors: on the meta device, where shapes are taken, that imports torch's whole compiler.
+        identity = [[float(i == j) for j in range(3)] for i in range(3)]
+        self.register_buffer("weight", torch.tensor(identity).view(3, 3, 1, 1))
+        self.register_buffer("bias", torch.tensor([sign * value for value in mean]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight, self.bias)
+
+
+def layer_of(node: Node) -> nn.Module | None:
+    """The layer of torch that a node is, with fresh parameters; None for one that learns nothing, or whose values have no layer."""
+    match node:
+        case Conv():
+            sizes = (node.kernel, node.stride, node.padding, node.dilation)
+            return nn.Conv2d(node.channels_in, node.channels_out, *sizes, groups=node.groups, bias=node.bias)
+        case Linear():
+            return nn.Linear(node.channels_in, node.channels_out, node.bias)
+        case BatchNorm():
+            return nn.BatchNorm2d(node.channels, node.eps)
+        case ColourShift():
+            return MeanShift(node.sign, node.mean)
+        case Activation() if node.slopes:
+            return nn.PReLU(node.slopes)
+    return None
+
+
+def steps(nodes: Iterable[Node], outputs: Iterable[str]) -> list[Step]:
+    """The nodes, each with the tensors that can be let go after it: those that no later one reads and that are no output."""
+    nodes, kept, found = list(nodes), set(outputs), []
+    for node in reversed(nodes):
+        found.append((node, tuple(name for name in dict.fromkeys(node.inputs) if name not in kept)))
+        kept.update(node.inputs)
+    return found[::-1]
+
+
+class GraphModule(nn.Module):
+    """A graph and its parameters: what the graph calls its inputs -> its output, or a tuple of several.
+
+    names: the name of a module for the key of a node, which parameters begin with; default the key itself. layer: the module of a
+    node, see `layer_of`. Modules are declared as people do, so that state dicts have the order of published ones: mean shifts,
+    then convolutions, activations and norms, and numbered ones by number.
+    """
+
+    def __init__(
+        self, graph: Graph, names: Callable[[str], str] = str, layer: Callable[[Node], nn.Module | None] = layer_of
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self._steps = steps(graph.nodes, graph.outputs)
+        self._paths: dict[str, list[str]] = {}  # of the layers, by the name of their node
+        self._values: dict[str, str] = {}  # names of the parameters of nodes that have no layer, by key
+        for key, shape in graph.buffers.items():
+            self.register_buffer(key, torch.ones(shape))
+        known: set[str] = set()
+        made: dict[str, Any]
+        for node in sorted(graph.nodes, key=_declared):
+            if isinstance(node, Float):
+                self._values |= {key: names(key) for key, _ in node.shapes}
+                made = {names(key): nn.Parameter(torch.zeros(shape)) for key, shape in node.shapes if names(key) not in known}
+            elif node.parameters():
+                name = names(node.key)  # type: ignore[attr-defined]  # every node that learns has a key
+                self._paths[node.name] = name.split(".")
+                made = {} if name in known else {name: layer(node)}
+            else:
+                made = {}
+            for name, value in made.items():
+                self._register(name, value)
+            known |= made.keys()
+
+    def _register(self, name: str, value: nn.Module | nn.Parameter) -> None:
+        """Put a module or parameter at a dotted name, in containers that are made where there are none."""
+        *parents, leaf = name.split(".")
+        place: nn.Module = self
+        for part in parents:
+            if part not in place._modules:
+                _put(place, part, Parts())
+            place = getattr(place, part)
+        if isinstance(value, nn.Parameter):
+            place.register_parameter(leaf, value)
+        else:
+            _put(place, leaf, value)
+
+    def layer(self, name: str) -> Any:
+        """The module of a node. Raises KeyError where it has none."""
+        found: Any = self
+        for part in self._paths[name]:
+            found = getattr(found, part)
+        return found
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        values = dict(zip(self.graph.inputs, inputs, strict=True))
+        self.run(values, self._steps, self.compute)
+        outputs = tuple(values[name] for name in self.graph.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    @staticmethod
+    def run(values: dict[str, torch.Tensor], plan: list[Step], compute: Callable[[Node, list[torch.Tensor]], torch.Tensor]) -> None:
+        """Compute the nodes of a plan (`steps`) from the tensors in `values`, which then holds what is kept."""
+        for node, unread in plan:
+            values[node.name] = compute(node, [values[name] for name in node.inputs])
+            for name in unread:
+                del values[name]
+
+    def compute(self, node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """The tensor of a node from its inputs."""
+        if node.name in self._paths:
+            return self.layer(node.name)(*inputs)
+        if isinstance(node, Float):
+            return self._call(node, inputs)
+        return function_of(node, inputs)
+
+    def _call(self, node: Float, inputs: list[torch.Tensor]) -> torch.Tensor:
+        def given(value: Any) -> Any:
+            if isinstance(value, Ref):
+                return inputs[value.index]
+            if isinstance(value, Key):
+                return self.get_parameter(self._values[value.name])
+            return type(value)(given(one) for one in value) if isinstance(value, (tuple, list)) else value
+
+        settings = {name: given(value) for name, value in node.settings}
+        if node.target.startswith("."):
+            return getattr(inputs[0], node.target[1:])(*given(node.arguments), **settings)
+        function: Any = torch
+        for part in node.target.removeprefix("torch.").split("."):
+            function = getattr(function, part)
+        return function(*given(node.arguments), **settings)
+
+
+def function_of(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What a node that learns nothing computes of its inputs. Raises TypeError for another node."""
+    x = inputs[0]
+    match node:
+        case Add():
+            terms = [one if node.factor(i) == 1 else one * node.factor(i) for i, one in enumerate(inputs)]
+            return sum(terms[1:], terms[0])
+        case Concat():
+            return torch.cat(list(inputs), 1)
+        case Activation() | Pool():
+            return getattr(F, node.function)(x, **dict(node.settings))
+        case PixelShuffle():
+            return F.pixel_shuffle(x, node.factor)
+        case PixelUnshuffle():
+            return F.pixel_unshuffle(x, node.factor)
+        case Affine():
+            return _affine(node, x)
+        case Multiply():
+            return x * inputs[1]
+        case Resize():
+            return F.interpolate(x, scale_factor=node.factor, mode=node.mode, align_corners=node.align_corners)
+    raise TypeError(f"function_of: '{node.name}' is a {type(node).__name__}, which no function of its inputs alone computes")
+
+
+def _affine(node: Affine, x: torch.Tensor) -> torch.Tensor:
+    def constants(values: tuple[float, ...]) -> Any:
+        return values[0] if len(values) == 1 else x.new_tensor(values).view(-1, 1, 1)
+
+    if node.first == "shift" and node.shift is not None:
+        x = x + constants(node.shift)
+    x = x if node.divisor is None else x / node.divisor
+    x = x if node.gain is None else x * constants(node.gain)
+    return x if node.first == "shift" or node.shift is None else x + constants(node.shift)
+
+
+def _declared(node: Node) -> int:
+    """The place of a node among those whose modules are declared."""
+    kinds: tuple[tuple[type[Node], ...], ...] = ((ColourShift,), (Conv, Linear, Float), (Activation,), (BatchNorm,))
+    return next((i for i, kind in enumerate(kinds) if isinstance(node, kind)), len(kinds))
+
+
+def _put(place: nn.Module, name: str, module: nn.Module) -> None:
+    """Add a module; numbered ones stay in the order of their numbers."""
+    before = next(reversed(place._modules), "")
+    place.add_module(name, module)
+    if before.isdecimal() and name.isdecimal() and int(name) < int(before):
+        numbered = sorted((key for key in place._modules if key.isdecimal()), key=int)
+        for key in numbered:
+            place._modules[key] = place._modules.pop(key)

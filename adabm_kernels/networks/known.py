@@ -1,0 +1,71 @@
+"""The networks that are known, and their layouts."""
+
+from __future__ import annotations
+
+from .edsr import EDSRSpec
+from .layouts import Layout, State, matches
+from .rdn import RDNSpec
+from .spec import NetworkSpec
+from .srresnet import SRResNetSpec
+
+NETWORKS: tuple[type[NetworkSpec], ...] = (EDSRSpec, RDNSpec, SRResNetSpec)  # a new network has its row here
+SPECS = {spec.network: spec for spec in NETWORKS}
+ADABM = Layout("adabm", tuple(spec.anchor for spec in NETWORKS), lambda state: True)
+LAYOUTS = (*(layout for spec in NETWORKS for layout in spec.layouts), ADABM)
+
+
+def _in_words(words: list[str], last: str = "and") -> str:
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+SIZES = "for x2, x3 and x4"
+SUPPORTED = f"{_in_words([spec.called for spec in NETWORKS])}, {SIZES}"
+KNOWN = f"known are {_in_words([f'{spec.called} ({spec.known_by})' for spec in NETWORKS])}, {SIZES} and pictures of three colours"
+NONE_OF_THEM = f"not an {_in_words([spec.title for spec in NETWORKS], 'or')} state dict"
+
+# Networks of other kinds that people bring, by a key of theirs, and what keeps them from being converted.
+_OTHERS = (
+    (
+        r"(conv_hr|HRconv|upconv1|upsample1\.upsample_conv)\.weight$",
+        r"conv_after_body\.",
+        "an MSRResNet (the SRResNet of BasicSR and mmagic) or a network built like it, which adds a bilinear enlargement of the "
+        "picture to its output and has no convolution after its blocks: the integer networks do otherwise",
+    ),
+    (
+        r"(model\.)?1\.sub\.\d+\.(RDB1\.|res\.)",
+        None,
+        "an SRResNet or RRDBNet in the layout of BasicSR before 2020, whose upsampler has activations and a convolution more than "
+        "the integer networks have",
+    ),
+    (r"(RRDB_trunk\.\d+\.|body\.\d+\.rdb1\.)", None, "an RRDBNet (ESRGAN, Real-ESRGAN)"),
+    (
+        r"conv_block1\.conv_block\.0\.",
+        None,
+        "an SRResNet of sgrvinod's tutorial, which ends in a tanh and takes pixels normalised by ImageNet's mean and deviation: "
+        "the integer networks compute neither",
+    ),
+    (r"residual\.\d+\.in1\.", None, "an SRResNet with InstanceNorm, which depends on the picture: only BatchNorm is supported"),
+    (r"body\.\d+\..*conv_du\.", None, "an RCAN, whose channel attention depends on the picture"),
+    (r"pre_process\.\d+\.", None, "an MDSR, which has an upsampler for each of several scales"),
+    (r"layers\.\d+\.residual_group\.", None, "a SwinIR or HAT"),
+    (r"body\.\d+\.(bitsel\d|quant_act\d)\.", None, "a network that CADyQ has quantised: convert the float weights instead"),
+)
+
+
+# Of the first convolutions of these.
+_OTHER_ANCHORS = ("conv_block1.conv_block.0.weight",)
+# The first convolution of every layout: what a network is found by in a checkpoint that holds more.
+ANCHORS = tuple(dict.fromkeys([*(anchor for layout in LAYOUTS for anchor in layout.anchors), *_OTHER_ANCHORS]))
+
+
+def layout_of(state: State) -> Layout:
+    """The layout of a state dict without wrappers; "adabm" where it is none that is known."""
+    return next(layout for layout in LAYOUTS if layout.fits(state))
+
+
+def why_not(state: State) -> str:
+    """In words, which known network this is that cannot be converted, and why; empty where it is none of those."""
+    for pattern, without, words in _OTHERS:
+        if matches(state, pattern) and not (without and matches(state, without)):
+            return words
+    return ""
