@@ -9,8 +9,29 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from adabm_kernels.graph.nodes import Activation, Add, Affine, BatchNorm, ColourShift, Concat, Conv, Float, Graph, Key, Linear
-from adabm_kernels.graph.nodes import Multiply, Node, PixelShuffle, PixelUnshuffle, Pool, Ref, Resize, Slice
+from adabm_kernels.graph.nodes import (
+    Activation,
+    Add,
+    Affine,
+    BatchNorm,
+    BorderConv,
+    ColourShift,
+    Concat,
+    Conv,
+    Float,
+    Graph,
+    Key,
+    Linear,
+    Multiply,
+    Node,
+    PixelShuffle,
+    PixelUnshuffle,
+    Pool,
+    Ref,
+    Resize,
+    Slice,
+)
+from adabm_kernels.networks.collapse import border_conv
 
 
 def evaluate(graph: Graph, state: Mapping[str, torch.Tensor], *inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -28,10 +49,14 @@ def compute(node: Node, inputs: list[Any], state: Mapping[str, torch.Tensor]) ->
         case Conv():
             bias = state[f"{node.key}.bias"] if node.bias else None
             return F.conv2d(x, state[f"{node.key}.weight"], bias, node.stride, node.padding, node.dilation, node.groups)
+        case BorderConv():
+            return border_conv(x, state[f"{node.key}.weight"], state[f"{node.key}.bias"], node.scale)
         case Linear():
             return F.linear(x, state[f"{node.key}.weight"], state[f"{node.key}.bias"] if node.bias else None)
         case BatchNorm():
-            mean, variance, weight, bias = (state[f"{node.key}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+            mean, variance, weight, bias = (
+                state[f"{node.key}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+            )
             return F.batch_norm(x, mean, variance, weight, bias, eps=node.eps)
         case ColourShift():
             return F.conv2d(x, state[f"{node.key}.weight"], state[f"{node.key}.bias"])

@@ -43,7 +43,9 @@ class UNet(nn.Module):
         super().__init__()
 
         def double(c: int, k: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(c, k, 3, padding=1), nn.BatchNorm2d(k), nn.ReLU(True), nn.Conv2d(k, k, 3, padding="same"), nn.GELU())
+            return nn.Sequential(
+                nn.Conv2d(c, k, 3, padding=1), nn.BatchNorm2d(k), nn.ReLU(True), nn.Conv2d(k, k, 3, padding="same"), nn.GELU()
+            )
 
         self.down = nn.ModuleList([double(3, 4), double(4, 8), double(8, 8)])
         self.up = nn.ModuleList([nn.ConvTranspose2d(8, 8, 2, 2), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)])
@@ -61,7 +63,7 @@ class UNet(nn.Module):
 
 
 class DnCNN(nn.Module):
-    """Zhang et al. 2017: the network computes the noise, which is taken away. Pictures are padded to multiples of 4, and cut again."""
+    """Zhang et al. 2017: the network computes the noise, which is taken away. Pictures are padded to multiples of 4 and cut."""
 
     def __init__(self) -> None:
         super().__init__()

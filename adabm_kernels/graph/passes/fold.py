@@ -42,15 +42,16 @@ def fold_affine(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tens
     """With scales and shifts, mean colours among them, in the convolutions before or behind them.
 
     Before them: what alone reads a convolution, or the PixelShuffle that alone reads one. Behind them: what only convolutions read.
-    These pad with zeros, not with shifted ones: a shift goes into those without padding, and stays before the others; of one that is
-    scaled after it, the scale goes.
+    These pad with zeros, not with shifted ones: a shift goes into those without padding, and stays before the others; of one that
+    is scaled after it, the scale goes.
     """
     while True:
         edit = _Edit(graph, state)
         for node in graph.nodes:
             numbers = _numbers(node, state)
-            if numbers is not None and not edit.touched.intersection((node.name, *node.inputs)):
-                _ = edit.fold_before(node, *numbers) or edit.fold_behind(node, *numbers)
+            free = edit.touched.isdisjoint((node.name, *node.inputs))
+            if numbers is not None and free and not edit.fold_before(node, *numbers):
+                edit.fold_behind(node, *numbers)
         if not edit.touched:
             return graph, dict(state)
         graph, state = edit.result()
@@ -92,7 +93,8 @@ class _Edit:
         source = self.nodes.get(node.x)
         if not self.only_reader(node) or source is None:
             return False
-        conv, times = source, 1
+        conv: Node | None = source
+        times = 1
         if isinstance(source, PixelShuffle) and self.only_reader(source):
             conv, times = self.nodes.get(source.x), source.factor**2
         if not isinstance(conv, Conv) or conv.name in self.touched:
@@ -122,18 +124,19 @@ class _Edit:
 
     def scale_outputs(self, layer: Conv | Linear, gain: torch.Tensor, shift: torch.Tensor) -> None:
         def changed(weight: torch.Tensor, bias: torch.Tensor) -> Numbers:
-            return weight * gain.view(-1, *[1] * (weight.ndim - 1)), bias * gain + shift
+            scale = gain.to(weight.device)
+            return weight * scale.view(-1, *[1] * (weight.ndim - 1)), bias * scale + shift.to(weight.device)
 
         self._change(layer, changed)
 
     def scale_inputs(self, conv: Conv, gain: torch.Tensor, shift: torch.Tensor) -> None:
         def changed(weight: torch.Tensor, bias: torch.Tensor) -> Numbers:
-            # [C] -> [K, C / groups, 1, 1]: each group of outputs reads channels of its own.
-            gains, shifts = (
-                one.expand(conv.channels_in).view(conv.groups, 1, -1).expand(-1, conv.channels_out // conv.groups, -1).flatten(0, 1)
-                for one in (gain, shift)
-            )
-            return weight * gains[..., None, None], bias + (weight * shifts[..., None, None]).sum((1, 2, 3))
+            def shaped(numbers: torch.Tensor) -> torch.Tensor:
+                """[C] -> [K, C / groups, 1, 1]: each group of outputs reads channels of its own."""
+                groups = numbers.to(weight.device).expand(conv.channels_in).view(conv.groups, -1)
+                return groups.repeat_interleave(conv.channels_out // conv.groups, 0)[..., None, None]
+
+            return weight * shaped(gain), bias + (weight * shaped(shift)).sum((1, 2, 3))
 
         self._change(conv, changed)
 
@@ -142,7 +145,8 @@ class _Edit:
         weight, key = self.state[f"{layer.key}.weight"], layer.key
         old = self.state[f"{key}.bias"] if layer.bias else weight.new_zeros(layer.channels_out)
         if any(self.users[f"{key}.{part}"] > 1 for part in ("weight", "bias")):
-            key = next(f"{layer.name}_folded{i or ''}" for i in range(len(self.state) + 1) if f"{layer.name}_folded{i or ''}.weight" not in self.state)
+            names = (f"{layer.name}_folded{i or ''}" for i in range(len(self.state) + 1))
+            key = next(name for name in names if f"{name}.weight" not in self.state)
         values = changed(weight.double(), old.double())
         for part, value in zip(("weight", "bias"), values, strict=True):
             self.users[f"{layer.key}.{part}"] -= 1
