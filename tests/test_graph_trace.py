@@ -9,17 +9,17 @@ import pytest
 import torch
 import traced_modules
 from graph_values import evaluate
+from published_networks import EDSR, RDN, SRResNet
 from small import one_thread  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from adabm_kernels.graph import recording
-from adabm_kernels.graph.nodes import Add, Conv, Float, Graph
+from adabm_kernels.graph.nodes import Add, Conv, Graph
 from adabm_kernels.graph.trace import Traced, trace
-from adabm_kernels.networks.edsr import EDSR, EDSRSpec
-from adabm_kernels.networks.rdn import RDN, RDNSpec
-from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
+from adabm_kernels.networks.edsr import EDSRSpec
+from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.srresnet import SRResNetSpec
 
 MODULES = {
     "resnext": (traced_modules.ResNeXt, 1),
@@ -86,7 +86,9 @@ def structure(graph: Graph) -> list[Any]:
     found: list[Any] = []
     for node in graph.nodes:
         inputs: Any = [numbers[name] for name in node.inputs]
-        fields = {key: value for key, value in vars(node).items() if key not in ("name", "inputs", "key", "role", "body", "factors")}
+        fields = {
+            key: value for key, value in vars(node).items() if key not in ("name", "inputs", "key", "role", "body", "factors")
+        }
         if isinstance(node, Add):
             inputs = sorted((number, node.factor(i)) for i, number in enumerate(inputs))
         numbers[node.name] = len(numbers)
@@ -106,7 +108,7 @@ def structure(graph: Graph) -> list[Any]:
     ids=["edsr_x4", "edsr_x3_single", "rdn_x4", "srresnet_x4_unit_range", "srresnet_x3"],
 )
 def test_known_networks_give_the_graphs_of_their_builders(module: Any) -> None:
-    traced, built = trace(module.eval()), module.spec.graph
+    traced, built = trace(module.eval()), module.spec.graph()
     assert structure(traced.graph) == structure(built)
     ends = [[node.role == "end" for node in graph.nodes if isinstance(node, Conv)] for graph in (traced.graph, built)]
     if isinstance(module, RDN):
@@ -208,7 +210,11 @@ def test_roles_follow_the_rule_or_what_is_given() -> None:
     found = roles(trace(rrdb, roles={"conv_body": "fixed"}))
     assert {name for name, role in found.items() if role == "end"} == {"conv_first", "conv_up", "conv_last"}
     assert found["conv_body"] == "fixed" and found["body.0.1.convs.2"] == "adaptive"
-    assert [name for name, role in roles(trace(made(traced_modules.Detector))).items() if role == "end"] == ["stem.0", "boxes", "scores"]
+    assert [name for name, role in roles(trace(made(traced_modules.Detector))).items() if role == "end"] == [
+        "stem.0",
+        "boxes",
+        "scores",
+    ]
     with pytest.raises(ValueError, match=r"must name convolutions of the graph, got \['nothing'\]"):
         trace(rrdb, roles={"nothing": "end"})
     with pytest.raises(ValueError, match="one of adaptive, fixed, end, got 'last'"):

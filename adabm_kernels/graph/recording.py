@@ -43,7 +43,9 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
     rows, columns = (torch.export.Dim(name, min=size) for name, size in zip(("rows", "columns"), least, strict=True))
     multiple = 1
     try:
-        program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch"), 2: rows, 3: columns},), strict=False)
+        program = torch.export.export(
+            module, (x,), dynamic_shapes=({0: torch.export.Dim("batch"), 2: rows, 3: columns},), strict=False
+        )
     except Exception as error:
         multiple = _multiple(str(error))
         if not multiple:
@@ -65,8 +67,10 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
 
 
 def _multiple(message: str) -> int:
-    """The smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes: conditions that it
-    finds violated for some sizes, or that it cannot prove. 0 for none."""
+    """The smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes; 0 for none.
+
+    The conditions in it are violated for some sizes, or could not be proved: they are tried for many sizes.
+    """
     conditions = re.findall(r"generated guard (.*)\.$", message, re.MULTILINE)
     codes = [compile(re.sub(r"L\['\w+'\]\.size\(\)", "size", text), "guard", "eval") for text in conditions]
     names = {"__builtins__": {}, "max": max, "min": min, "Max": max, "Min": min, "IntInfinity": lambda: math.inf}

@@ -1,4 +1,4 @@
-"""Any nn.Module as a graph: torch.export records the calls of torch that it makes, torch.fx where that fails; each becomes a node."""
+"""Any nn.Module as a graph: torch.export records the calls of torch that it makes, or torch.fx; each becomes a node."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ class Traced:
     recorder: str = "torch.export"
 
 
-def trace(
-    module: nn.Module, example_inputs: Any = None, *, channels: int = 3, roles: Mapping[str, str] | None = None
-) -> Traced:
+def trace(module: nn.Module, example_inputs: Any = None, *, channels: int = 3, roles: Mapping[str, str] | None = None) -> Traced:
     """What a module in eval mode computes of pictures [N, C, H, W] of any number and size, as a graph.
 
     example_inputs: one floating-point tensor, or a tuple of it; None for one of `channels` channels. roles: of convolutions by the
@@ -123,7 +121,10 @@ def _reason(error: Exception) -> str:
 
 
 def _with_roles(graph: Graph, finer: set[str], given: Mapping[str, str]) -> Graph:
-    """Convolutions with the roles that the rule of `trace` says, or that are given. finer: tensors with more rows than the picture."""
+    """With the roles of convolutions that the rule of `trace` says, or that are given.
+
+    finer: tensors with more rows than the picture.
+    """
     convs = {node.name for node in graph.nodes if isinstance(node, Conv)}
     if unknown := set(given) - convs:
         raise ValueError(f"trace: roles must name convolutions of the graph, got {sorted(unknown)}")
