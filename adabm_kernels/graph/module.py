@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from .nodes import (
     Pool,
     Ref,
     Resize,
+    Slice,
 )
 
 Step = tuple[Node, tuple[str, ...]]  # a node, and the tensors that nothing reads after it
@@ -178,8 +180,9 @@ class GraphModule(nn.Module):
         settings = {name: given(value) for name, value in node.settings}
         if node.target.startswith("."):
             return getattr(inputs[0], node.target[1:])(*given(node.arguments), **settings)
-        function: Any = torch
-        for part in node.target.removeprefix("torch.").split("."):
+        place, *parts = node.target.split(".")
+        function: Any = importlib.import_module(place)
+        for part in parts:
             function = getattr(function, part)
         return function(*given(node.arguments), **settings)
 
@@ -195,6 +198,8 @@ def computed(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
             return torch.cat(list(inputs), 1)
         case Activation() | Pool():
             return getattr(F, node.function)(x, **dict(node.settings))
+        case Slice():
+            return x[:, node.start : node.stop]
         case PixelShuffle():
             return F.pixel_shuffle(x, node.factor)
         case PixelUnshuffle():

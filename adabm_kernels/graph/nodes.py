@@ -68,6 +68,26 @@ class Conv(Node):
 
 
 @dataclass(frozen=True)
+class BorderConv(Node):
+    """A convolution whose kernel depends on how near to the border a pixel lies, and the PixelShuffle behind it: an upsampler that
+    has been collapsed into one (networks/collapse.py).
+
+    scale: factor of the PixelShuffle. classes: of pixels, for rows and for columns: the first ones, those inside, the last ones;
+    the kernels have as many rows and columns.
+    """
+
+    key: str
+    channels_in: int
+    channels_out: int
+    scale: int
+    classes: int = 5
+
+    def parameters(self) -> dict[str, Shape]:
+        first = (self.classes, self.classes, self.channels_out * self.scale**2)
+        return {f"{self.key}.weight": (*first, self.channels_in, self.classes, self.classes), f"{self.key}.bias": first}
+
+
+@dataclass(frozen=True)
 class Linear(Node):
     """x [..., C] times `key`.weight [K, C], plus `key`.bias [K] with `bias`."""
 
@@ -170,6 +190,14 @@ class Concat(Node):
 
 
 @dataclass(frozen=True)
+class Slice(Node):
+    """Channels start..stop of its input, without the last."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class PixelShuffle(Node):
     """[N, C r^2, H, W] -> [N, C, r H, r W], as torch's. factor: r."""
 
@@ -203,11 +231,11 @@ class Pool(Node):
 
 @dataclass(frozen=True)
 class Float(Node):
-    """Any other call that stays in floats.
+    """Any other call that stays in floats, or that gives a size of a tensor to such a call.
 
-    target: what is called: the name of a function of torch or torch.nn.functional ("torch.flatten"), or of a method of the first
-    input (".mean"). arguments, settings: by position and by keyword; `Ref(i)` stands for input i, `Key(k)` for a value of the state
-    dict. shapes: of the keys.
+    target: what is called: the full name of a function ("torch.flatten", "torch.ops.aten.mean.dim", "_operator.floordiv"), or of a
+    method of the first input (".mean"). arguments, settings: by position and by keyword; `Ref(i)` stands for input i, `Key(k)` for
+    a value of the state dict. shapes: of the keys.
     """
 
     target: str = ""

@@ -13,6 +13,7 @@ from .nodes import (
     Add,
     Affine,
     BatchNorm,
+    BorderConv,
     ColourShift,
     Concat,
     Conv,
@@ -25,6 +26,7 @@ from .nodes import (
     PixelUnshuffle,
     Pool,
     Resize,
+    Slice,
 )
 
 # What changes each value by itself, but for the whole picture or for its channel: nothing around it is read.
@@ -100,6 +102,8 @@ def _extent(node: Node, inputs: list[Extent]) -> Extent | None:
     match node:
         case Conv():
             return Extent(node.channels_out, x.scale / _both(node, node.stride))
+        case BorderConv():
+            return Extent(node.channels_out, x.scale * node.scale)
         case Linear():
             return Extent(node.channels_out, x.scale)
         case Add() | Multiply():
@@ -107,6 +111,8 @@ def _extent(node: Node, inputs: list[Extent]) -> Extent | None:
         case Concat():
             whole = len(inputs) == len(node.inputs)
             return Extent(sum(one.channels for one in inputs), x.scale) if whole else None
+        case Slice():
+            return Extent(node.stop - node.start, x.scale)
         case PixelShuffle():
             return Extent(x.channels // node.factor**2, x.scale * node.factor)
         case PixelUnshuffle():
@@ -195,6 +201,8 @@ def _reach(node: Node) -> Fraction | None:
         case Conv():
             axes = zip(node.kernel, node.dilation, node.stride, strict=True)
             return Fraction(max(size // 2 * dilation + stride - 1 for size, dilation, stride in axes))
+        case BorderConv():
+            return Fraction(node.classes // 2)
         case PixelUnshuffle():
             return Fraction(node.factor - 1)
         case Resize():

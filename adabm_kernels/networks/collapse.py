@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
+
+from ..graph.nodes import BorderConv, Conv, Graph
+from ..graph.properties import linear_upsampler, needed, upsampler_input
 
 RADIUS = 2  # of the collapsed kernel, low-resolution pixels: two 3x3 stages and one at each finer resolution reach no further
 CLASSES = 2 * RADIUS + 1  # per axis: first, second, inner, last but one, last pixel
@@ -71,3 +74,47 @@ def _adjoint(linear: Callable[[torch.Tensor], torch.Tensor], seed: torch.Tensor,
     x = torch.zeros(seed.shape[0], channels, *seed.shape[2:], dtype=seed.dtype, requires_grad=True)
     with torch.enable_grad():
         return torch.autograd.grad(linear(x), x, seed)[0]
+
+
+def collapse_linear_upsampler(graph: Graph, state: Mapping[str, torch.Tensor]) -> tuple[Graph, dict[str, torch.Tensor]]:
+    """A graph and its state with an upsampler of several convolutions, without activations between them, as one `BorderConv`.
+
+    Other graphs stay as they are. The weights keep the dtype of those that they are made of. Pictures must then have at least
+    SMALLEST pixels a side.
+    """
+    found = linear_upsampler(graph)
+    if found is None:
+        return graph, dict(state)
+    keys, factors = found
+    entry = upsampler_input(graph)
+    chain = needed(graph, graph.outputs, (entry,))
+    last = max(i for i, node in enumerate(chain) if isinstance(node, Conv))
+    weights = [(state[f"{key}.weight"], state[f"{key}.bias"]) for key in keys]
+    tail = collapse(weights, factors)
+    first = next(node for node in chain if isinstance(node, Conv))
+    colours = tail.weight.shape[2] // tail.scale**2
+    key = f"{first.key}.collapsed"
+    node = BorderConv(chain[last].name, (entry,), key, first.channels_in, colours, tail.scale, CLASSES)
+    gone = {one.name for one in chain[: last + 1]}
+    nodes = [one for one in graph.nodes if one.name not in gone]
+    place = 1 + max((i for i, one in enumerate(nodes) if one.name == entry), default=-1)
+    whole = replace(graph, nodes=(*nodes[:place], node, *nodes[place:]))
+    dtype, kept = weights[0][0].dtype, whole.parameters().keys() | (state.keys() - graph.parameters().keys())
+    values = {f"{key}.weight": tail.weight.to(dtype), f"{key}.bias": tail.bias.to(dtype)}
+    return whole, {name: value for name, value in (dict(state) | values).items() if name in kept}
+
+
+def border_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: int) -> torch.Tensor:
+    """What a `BorderConv` computes: each border class of pixels by its own kernel, then a PixelShuffle. [N, C, H, W], both sides at
+    least SMALLEST -> [N, colours, scale*H, scale*W]."""
+    classes = weight.shape[0]
+    rows, columns = (
+        torch.tensor([min(i, classes // 2) if i < size - classes // 2 else i - size + classes for i in range(size)])
+        for size in x.shape[2:]
+    )
+    y = x.new_zeros(x.shape[0], weight.shape[2], *x.shape[2:])
+    for i in range(classes):
+        for j in range(classes):
+            computed = F.conv2d(x, weight[i, j], bias[i, j], padding=classes // 2)
+            y = torch.where((rows == i)[:, None] & (columns == j), computed, y)
+    return F.pixel_shuffle(y, scale)

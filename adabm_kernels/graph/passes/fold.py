@@ -1,0 +1,160 @@
+"""Passes that move constants into the weights beside them. They compute in float64 and round to the dtype of the weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+
+from ..nodes import Affine, BatchNorm, ColourShift, Conv, Graph, Linear, Node, PixelShuffle
+from ..properties import readers
+from .simplify import redirect
+
+State = Mapping[str, torch.Tensor]
+Numbers = tuple[torch.Tensor, torch.Tensor]  # a gain and a shift, float64, one for each channel
+
+
+def fold_batch_norm(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
+    """With each BatchNorm that alone reads a convolution or a linear layer in the weights of that.
+
+    w' = w * weight / sqrt(running_var + eps), b' = (b - running_mean) * weight / sqrt(running_var + eps) + bias.
+    """
+    edit = _Edit(graph, state)
+    for norm in graph.nodes:
+        if isinstance(norm, BatchNorm) and edit.only_reader(norm):
+            layer = edit.nodes.get(norm.x)
+            if isinstance(layer, (Conv, Linear)):
+                edit.scale_outputs(layer, *_norm_numbers(norm, state))
+                edit.instead[norm.name] = layer.name
+    return edit.result()
+
+
+def _norm_numbers(norm: BatchNorm, state: State) -> Numbers:
+    parts = ("weight", "bias", "running_mean", "running_var")
+    weight, bias, mean, variance = (state[f"{norm.key}.{part}"].double() for part in parts)
+    gain = weight / torch.sqrt(variance + norm.eps)
+    return gain, bias - mean * gain
+
+
+def fold_affine(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
+    """With scales and shifts, mean colours among them, in the convolutions before or behind them.
+
+    Before them: what alone reads a convolution, or the PixelShuffle that alone reads one. Behind them: what only convolutions read.
+    These pad with zeros, not with shifted ones: a shift goes into those without padding, and stays before the others; of one that
+    is scaled after it, the scale goes.
+    """
+    while True:
+        edit = _Edit(graph, state)
+        for node in graph.nodes:
+            numbers = _numbers(node, state)
+            free = edit.touched.isdisjoint((node.name, *node.inputs))
+            if numbers is not None and free and not edit.fold_before(node, *numbers):
+                edit.fold_behind(node, *numbers)
+        if not edit.touched:
+            return graph, dict(state)
+        graph, state = edit.result()
+
+
+def _numbers(node: Node, state: State) -> Numbers | None:
+    """What a node multiplies and adds, one number or one for each channel; None where it does something else."""
+    if isinstance(node, ColourShift):
+        weight, bias = (state[f"{node.key}.{part}"].double() for part in ("weight", "bias"))
+        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+        return (torch.ones_like(bias), bias) if torch.equal(weight.flatten(1), identity) else None
+    if not isinstance(node, Affine):
+        return None
+    gain, shift = (torch.tensor(values, dtype=torch.float64) for values in (node.gain or (1.0,), node.shift or (0.0,)))
+    shift = shift * gain if node.first == "shift" else shift
+    return gain / (node.divisor or 1), shift / (node.divisor or 1) if node.first == "shift" else shift
+
+
+class _Edit:
+    """A graph and its state while a pass changes them.
+
+    instead: nodes that go, and what is read in their place. touched: nodes that have been folded, or folded into.
+    """
+
+    def __init__(self, graph: Graph, state: State) -> None:
+        self.graph, self.state = graph, dict(state)
+        self.nodes = {node.name: node for node in graph.nodes}
+        self.readers = readers(graph)
+        self.users = Counter(key for node in graph.nodes for key in node.parameters())
+        self.instead: dict[str, str] = {}
+        self.touched: set[str] = set()
+
+    def only_reader(self, node: Node) -> bool:
+        """Whether nothing else sees what a node reads."""
+        return self.readers[node.x] == (node.name,) and node.x not in self.graph.outputs
+
+    def fold_before(self, node: Node, gain: torch.Tensor, shift: torch.Tensor) -> bool:
+        """Fold a node into the convolution before it, where that can be."""
+        source = self.nodes.get(node.x)
+        if not self.only_reader(node) or source is None:
+            return False
+        conv: Node | None = source
+        times = 1
+        if isinstance(source, PixelShuffle) and self.only_reader(source):
+            conv, times = self.nodes.get(source.x), source.factor**2
+        if not isinstance(conv, Conv) or conv.name in self.touched:
+            return False
+        self.scale_outputs(conv, *(one if len(one) == 1 else one.repeat_interleave(times) for one in (gain, shift)))
+        self.instead[node.name] = source.name
+        self.touched |= {node.name, source.name, conv.name}
+        return True
+
+    def fold_behind(self, node: Node, gain: torch.Tensor, shift: torch.Tensor) -> bool:
+        """Fold a node into the convolutions behind it, or of a padded one its scale, where that can be."""
+        convs = [conv for name in self.readers[node.name] if isinstance(conv := self.nodes[name], Conv)]
+        if not convs or len(convs) < len(self.readers[node.name]) or node.name in self.graph.outputs:
+            return False
+        if self.touched.intersection(conv.name for conv in convs):
+            return False
+        if shift.any() and any(conv.padding != (0, 0) for conv in convs):
+            if not (isinstance(node, Affine) and node.first == "shift" and (node.gain or node.divisor)):
+                return False
+            self.nodes[node.name], shift = Affine(node.name, node.inputs, shift=node.shift), torch.zeros(1, dtype=torch.float64)
+        else:
+            self.instead[node.name] = node.x
+        for conv in convs:
+            self.scale_inputs(conv, gain, shift)
+        self.touched |= {node.name, *(conv.name for conv in convs)}
+        return True
+
+    def scale_outputs(self, layer: Conv | Linear, gain: torch.Tensor, shift: torch.Tensor) -> None:
+        def changed(weight: torch.Tensor, bias: torch.Tensor) -> Numbers:
+            scale = gain.to(weight.device)
+            return weight * scale.view(-1, *[1] * (weight.ndim - 1)), bias * scale + shift.to(weight.device)
+
+        self._change(layer, changed)
+
+    def scale_inputs(self, conv: Conv, gain: torch.Tensor, shift: torch.Tensor) -> None:
+        def changed(weight: torch.Tensor, bias: torch.Tensor) -> Numbers:
+            def shaped(numbers: torch.Tensor) -> torch.Tensor:
+                """[C] -> [K, C / groups, 1, 1]: each group of outputs reads channels of its own."""
+                groups = numbers.to(weight.device).expand(conv.channels_in).view(conv.groups, -1)
+                return groups.repeat_interleave(conv.channels_out // conv.groups, 0)[..., None, None]
+
+            return weight * shaped(gain), bias + (weight * shaped(shift)).sum((1, 2, 3))
+
+        self._change(conv, changed)
+
+    def _change(self, layer: Conv | Linear, changed: Callable[[torch.Tensor, torch.Tensor], Numbers]) -> None:
+        """New weights for a layer, under keys of its own where others use the old ones too."""
+        weight, key = self.state[f"{layer.key}.weight"], layer.key
+        old = self.state[f"{key}.bias"] if layer.bias else weight.new_zeros(layer.channels_out)
+        if any(self.users[f"{key}.{part}"] > 1 for part in ("weight", "bias")):
+            names = (f"{layer.name}_folded{i or ''}" for i in range(len(self.state) + 1))
+            key = next(name for name in names if f"{name}.weight" not in self.state)
+        values = changed(weight.double(), old.double())
+        for part, value in zip(("weight", "bias"), values, strict=True):
+            self.users[f"{layer.key}.{part}"] -= 1
+            self.state[f"{key}.{part}"] = value.to(weight.dtype)
+        self.nodes[layer.name] = replace(layer, key=key, bias=True)
+
+    def result(self) -> tuple[Graph, dict[str, torch.Tensor]]:
+        """The graph without what has been folded, and the state without what it no longer reads."""
+        graph = redirect(replace(self.graph, nodes=tuple(self.nodes[node.name] for node in self.graph.nodes)), self.instead)
+        gone = self.graph.parameters().keys() - graph.parameters().keys()
+        return graph, {key: value for key, value in self.state.items() if key not in gone}

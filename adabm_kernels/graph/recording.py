@@ -1,0 +1,121 @@
+"""The calls of torch that a module makes, recorded by torch.export or by torch.fx."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+LARGEST_MULTIPLE = 64  # of the sides of pictures, that is looked for where modules divide them
+LARGEST_SIDE = 600  # up to which conditions on sizes are tried
+SMALLEST_SIDE = 16  # that a graph is asked to hold for: smaller sides are special cases of too many calls
+
+
+@dataclass
+class Recording:
+    """The calls that a module makes.
+
+    nodes: in order. outputs: tensors that it gives. constants: nodes that stand for values of the module, by their key.
+    """
+
+    nodes: list[fx.Node]
+    outputs: list[Any]
+    x: fx.Node
+    constants: dict[fx.Node, tuple[str, torch.Tensor]]
+    multiple: int = 1
+    recorder: str = "torch.export"
+
+
+def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by key; those that have several keys under each."""
+    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+
+
+def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
+    """What torch.export records with batch, height and width left open. grows: the size of x is free."""
+    least = [min(SMALLEST_SIDE, size) for size in x.shape[2:]]
+    rows, columns = (torch.export.Dim(name, min=size) for name, size in zip(("rows", "columns"), least, strict=True))
+    multiple = 1
+    try:
+        program = torch.export.export(
+            module, (x,), dynamic_shapes=({0: torch.export.Dim("batch"), 2: rows, 3: columns},), strict=False
+        )
+    except Exception as error:
+        multiple = _multiple(str(error))
+        if not multiple:
+            raise
+        if grows:
+            x = x.new_zeros(2, x.shape[1], *(multiple * (size // multiple + 1) for size in (64, 96)))
+        open_sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)  # under the conditions that `multiple` meets
+        program = torch.export.export(module, (x,), dynamic_shapes=(open_sizes,), strict=False)
+    signature = program.graph_signature
+    values = program.constants | tensors(module)
+    keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    nodes = list(program.graph.nodes)
+    constants = {node: (keys[node.name], values[keys[node.name]]) for node in nodes if node.name in keys}
+    outputs = list(nodes[-1].args[0])[-len(signature.user_outputs) :]
+    placeholder = next(node for node in nodes if node.name in signature.user_inputs)
+    if any(isinstance(placeholder.meta["val"].shape[dim], int) for dim in (0, 2, 3)):
+        raise ValueError("what it computes depends on the size of the picture")
+    return Recording(nodes, outputs, placeholder, constants, multiple)
+
+
+def _multiple(message: str) -> int:
+    """The smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes; 0 for none.
+
+    The conditions in it are violated for some sizes, or could not be proved: they are tried for many sizes.
+    """
+    conditions = re.findall(r"generated guard (.*)\.$", message, re.MULTILINE)
+    codes = [compile(re.sub(r"L\['\w+'\]\.size\(\)", "size", text), "guard", "eval") for text in conditions]
+    names = {"__builtins__": {}, "max": max, "min": min, "Max": max, "Min": min, "IntInfinity": lambda: math.inf}
+
+    def holds(size: tuple[int, ...]) -> bool:
+        return all(eval(code, names, {"size": size}) for code in codes)
+
+    for multiple in range(1, LARGEST_MULTIPLE + 1 if codes else 1):
+        sides = [multiple * times for times in range(-(-SMALLEST_SIDE // multiple), -(-LARGEST_SIDE // multiple))]
+        pairs = [(rows, columns) for rows in sides for columns in (rows, sides[0], sides[-1], sides[len(sides) // 3])]
+        if all(holds((batch, 0, *pair)) and holds((batch, 0, *pair[::-1])) for pair in pairs for batch in (1, 2, 3)):
+            return multiple
+    return 0
+
+
+class _Tracer(fx.Tracer):
+    """Looks into every module but those that ask tensors for their number of dimensions."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.modules.batchnorm._BatchNorm)
+
+
+class _Recorder(fx.Interpreter):
+    """Notes of what shape and dtype every value is."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "get_attr":
+            n.meta["held"] = value
+        n.meta["val"] = value.to("meta") if isinstance(value, torch.Tensor) else value
+        return value
+
+
+def symbolic(module: nn.Module, x: torch.Tensor) -> Recording:
+    """What torch.fx records. Raises ValueError where that is not what the module computes."""
+    parameters = list(inspect.signature(module.forward).parameters.values())[1:]
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    graph = _Tracer().trace(module, defaults)
+    recorded = fx.GraphModule(module, graph)
+    given = _Recorder(recorded).run(x.clone(), *defaults.values())
+    for one, other in zip(*map(pytree.tree_leaves, (given, module(x.clone()))), strict=True):
+        if not (torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other):
+            raise ValueError("torch.fx records other values than the module computes")
+    nodes, own = list(graph.nodes), tensors(module)
+    attributes = [node for node in nodes if node.op == "get_attr"]
+    constants = {node: (node.target if node.target in own else "", node.meta["held"]) for node in attributes}
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    return Recording(nodes, pytree.tree_leaves(nodes[-1].args[0]), inputs[0], constants, recorder="torch.fx")

@@ -1,0 +1,160 @@
+"""Any nn.Module as a graph: torch.export records the calls of torch that it makes, or torch.fx; each becomes a node."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .lowering import Lowering
+from .nodes import Activation, Affine, BatchNorm, Conv, Graph, Node, PixelShuffle
+from .passes import merge_affines, merge_factors, remove_dead
+from .recording import export, symbolic
+
+ROLES = ("adaptive", "fixed", "end")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A module as data.
+
+    graph: what it computes, from "x" [N, C, H, W]. state: the values that the graph reads, float32 (integers as they are), under
+    the module's own keys where it has them. multiple: H and W are multiples of it. recorder: "torch.export" or "torch.fx".
+    """
+
+    graph: Graph
+    state: dict[str, torch.Tensor]
+    multiple: int = 1
+    recorder: str = "torch.export"
+
+
+def trace(module: nn.Module, example_inputs: Any = None, *, channels: int = 3, roles: Mapping[str, str] | None = None) -> Traced:
+    """What a module in eval mode computes of pictures [N, C, H, W] of any number and size, as a graph.
+
+    example_inputs: one floating-point tensor, or a tuple of it; None for one of `channels` channels. roles: of convolutions by the
+    name of their node, where they are not to be what the rule says: convolutions are "end" that have none before or none behind
+    them, that compute more pixels than the picture has, or whose values a PixelShuffle spreads over more than it has; all others
+    are "adaptive" and "body".
+
+    Nodes are called by the path of the module that makes them: "body.0.conv1". Calls that no kind of node describes become
+    `Float`. Constants that only depend on the module are computed now; a scale or a shift that it learns becomes a constant too.
+    The graph computes the same to the last bit: for pictures whose sides are at least 16 and multiples of `Traced.multiple`.
+
+    Raises TypeError for what is no module or no tensor; ValueError, with the place in the module, for training mode, control flow
+    that depends on values or sizes, several inputs, outputs that are no tensors, complex or integer parameters, values that change
+    from call to call, and modules without convolutions.
+    """
+    _check_module(module)
+    x = _example(module, example_inputs, channels)
+    with torch.no_grad():
+        try:
+            recording = export(module, x, example_inputs is None)
+        except Exception as error:  # torch.export raises errors of many kinds
+            try:
+                recording = symbolic(module, x)
+            except Exception:
+                raise ValueError(f"trace: {_place(module, error)}: {_reason(error)}") from error
+        lowering = Lowering(module, recording)
+        outputs = lowering.run()
+    graph = merge_affines(merge_factors(remove_dead(Graph(tuple(lowering.nodes.values()), outputs=outputs))))
+    if not any(isinstance(node, Conv) for node in graph.nodes):
+        raise ValueError(f"trace: {type(module).__name__} must have a convolution on the way to its outputs, but has none")
+    graph = _with_roles(graph, lowering.finer, roles or {})
+    state = {key: _as_float32(lowering.state[key]) for key in graph.parameters()}
+    return Traced(graph, state, recording.multiple, recording.recorder)
+
+
+def _check_module(module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"trace: module must be an nn.Module, got {type(module).__name__}")
+    for path, part in module.named_modules():
+        if part.training:
+            raise ValueError(f"trace: '{path}' ({type(part).__name__}) is in training mode: call .eval() on the module first")
+    for name, value in module.named_parameters():
+        if not value.is_floating_point():
+            raise ValueError(f"trace: parameters must be real floating-point numbers, but '{name}' is {value.dtype}")
+    parameters = inspect.signature(module.forward).parameters.values()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    if len(needed) > 1:
+        raise ValueError(f"trace: {type(module).__name__} must take one tensor, but its forward needs {needed}")
+
+
+def _example(module: nn.Module, given: Any, channels: int) -> torch.Tensor:
+    like = next(module.parameters(), torch.zeros(()))
+    if given is None:
+        return torch.rand(2, channels, 64, 96).to(like)
+    if isinstance(given, (tuple, list)):
+        if len(given) != 1:
+            raise ValueError(f"trace: example_inputs must be one tensor, got {len(given)} inputs")
+        given = given[0]
+    if not isinstance(given, torch.Tensor):
+        raise TypeError(f"trace: example_inputs must be a tensor, got {type(given).__name__}")
+    if given.ndim != 4 or not given.is_floating_point():
+        raise ValueError(f"trace: example_inputs must be floating point [N, C, H, W], got {given.dtype} {tuple(given.shape)}")
+    return given if given.shape[0] > 1 else torch.cat([given, given])  # a batch of 1 would be taken for a constant
+
+
+def _place(module: nn.Module, error: BaseException) -> str:
+    """The innermost part of the module in which an error arose: "'body.0' (ResBlock)"."""
+    paths = {id(part): path for path, part in module.named_modules()}
+    place, cause = "", error
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            place = paths.get(id(frame.f_locals.get("self")), place)
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    return f"'{place}' ({type(module.get_submodule(place)).__name__})"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "data-dependent" in text:
+        return f"control flow depends on the values of a tensor ({text.splitlines()[0]})"
+    if "Constraints violated" in text:
+        rules = [line.strip(" -") for line in text.splitlines() if line.startswith("  - ")]
+        return f"what it computes depends on the size of the picture ({' '.join(rules) or text.splitlines()[0]})"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _with_roles(graph: Graph, finer: set[str], given: Mapping[str, str]) -> Graph:
+    """With the roles of convolutions that the rule of `trace` says, or that are given.
+
+    finer: tensors with more rows than the picture.
+    """
+    convs = {node.name for node in graph.nodes if isinstance(node, Conv)}
+    if unknown := set(given) - convs:
+        raise ValueError(f"trace: roles must name convolutions of the graph, got {sorted(unknown)}")
+    if wrong := [role for role in given.values() if role not in ROLES]:
+        raise ValueError(f"trace: a role must be one of {', '.join(ROLES)}, got {wrong[0]!r}")
+    behind: set[str] = set()  # tensors that a convolution is before
+    for node in graph.nodes:
+        if node.name in convs or not behind.isdisjoint(node.inputs):
+            behind.add(node.name)
+    before: set[str] = set()  # tensors that a convolution is behind
+    spread: set[str] = set()  # tensors that a PixelShuffle spreads, value by value
+    for node in reversed(graph.nodes):
+        if node.name in convs or node.name in before:
+            before.update(node.inputs)
+        if isinstance(node, PixelShuffle) and node.name in finer:
+            spread.add(node.x)
+        elif isinstance(node, (Activation, Affine, BatchNorm)) and node.name in spread:
+            spread.add(node.x)
+
+    def with_role(node: Node) -> Node:
+        if not isinstance(node, Conv):
+            return node
+        inner = node.x in behind and node.name in before
+        usual = "adaptive" if inner and node.name not in finer | spread else "end"
+        role = given.get(node.name, usual)
+        return replace(node, role=role, body=role != "end")
+
+    return replace(graph, nodes=tuple(map(with_role, graph.nodes)))
+
+
+def _as_float32(value: torch.Tensor) -> torch.Tensor:
+    value = value.detach()
+    return value.to(torch.float32) if value.is_floating_point() else value
