@@ -1,4 +1,4 @@
-// AMX's tile registers and the instructions that tile_amx.cpp uses, in plain C++, for processors without them: as Intel's manual
+// AMX's tile registers and the instructions that isa/amx.cpp uses, in plain C++, for processors without them: as Intel's manual
 // (Software Developer's Manual, volume 2) defines them, with a check of every shape.
 #pragma once
 

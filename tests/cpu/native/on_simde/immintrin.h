@@ -1,5 +1,5 @@
 // AVX-512 in portable C++ for the twins of tests/cpu/test_twins.py, in place of the compiler's header of this name: SIMDe, and what it
-// lacks of the intrinsics that csrc/cpu/tile_avx512vnni.cpp uses.
+// lacks of the intrinsics that csrc/cpu/isa/avx512vnni.cpp uses.
 #pragma once
 
 #include <cmath>
