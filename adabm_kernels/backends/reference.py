@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ..exits import tile_bends
-from ..measure import bits_by_rule, image_offsets, measure_images
+from ..image_bits import bits_by_rule, image_offsets, measure_images
 from ..quantize import (
     MAX_BITS,
     MIN_BITS,
