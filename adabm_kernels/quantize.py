@@ -9,8 +9,11 @@ Weights lie on one of two grids, each with int8 codes k':
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
+
+Bound = TypeVar("Bound", torch.Tensor, float)
 
 MIN_BITS, MAX_BITS = 2, 8
 WEIGHT_GRIDS = ("odd", "signed")
@@ -92,7 +95,7 @@ def fake_quantize_act(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor,
     return _FakeQuantizeAct.apply(x, lower, upper, bits)
 
 
-def rest_range(lower: torch.Tensor | float, upper: torch.Tensor | float) -> torch.Tensor | float:
+def rest_range(lower: Bound, upper: Bound) -> Bound:
     """Half a step of the 8-bit grid: what its codes leave of the values in lower..upper lies in -half..half."""
     return (upper - lower) / (2 * (2**MAX_BITS - 1))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,13 +35,6 @@ Step = tuple[Node, tuple[str, ...]]  # a node, and the tensors that nothing read
 
 class Parts(nn.Module):
     """Modules by name, as `nn.ModuleDict`; those that are numbered also by number, as `nn.ModuleList`, even with gaps."""
-
-    def put(self, name: str, module: nn.Module) -> None:
-        before = next(reversed(self._modules), "")
-        self.add_module(name, module)
-        if before > "" and all(key.isdecimal() for key in (before, name)) and int(name) < int(before):
-            for key in sorted(self._modules, key=int):
-                self._modules[key] = self._modules.pop(key)
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, slice) or (isinstance(key, int) and key < 0):
@@ -111,48 +104,45 @@ class GraphModule(nn.Module):
     ) -> None:
         super().__init__()
         self.graph = graph
+        self._steps = steps(graph.nodes, graph.outputs)
+        self._paths: dict[str, list[str]] = {}  # of the layers, by the name of their node
+        self._values: dict[str, str] = {}  # names of the parameters of nodes that have no layer, by key
         for key, shape in graph.buffers.items():
             self.register_buffer(key, torch.ones(shape))
-        self._paths: dict[str, list[str]] = {}  # of the layers, by the name of their node
-        self._values: dict[str, str] = {}  # names of the parameters that calls of functions take, by key
         known: set[str] = set()
+        made: dict[str, Any]
         for node in sorted(graph.nodes, key=_declared):
             if isinstance(node, Float):
                 self._values |= {key: names(key) for key, _ in node.shapes}
+                made = {names(key): nn.Parameter(torch.zeros(shape)) for key, shape in node.shapes if names(key) not in known}
             elif node.parameters():
-                name = names(node.key)  # type: ignore[attr-defined]
+                name = names(node.key)  # type: ignore[attr-defined]  # every node that learns has a key
                 self._paths[node.name] = name.split(".")
-                if name not in known:
-                    self._put(name, layer(node))
-                    known.add(name)
-        self._put_values()
-        self._steps = steps(graph.nodes, graph.outputs)
+                made = {} if name in known else {name: layer(node)}
+            else:
+                made = {}
+            for name, value in made.items():
+                self._register(name, value)
+            known |= made.keys()
 
-    def _owner(self, name: str) -> tuple[Any, str]:
-        """The container of a dotted name, made where it is not there, and the last part of the name."""
+    def _register(self, name: str, value: nn.Module | nn.Parameter) -> None:
+        """Put a module or parameter at a dotted name, in containers that are made where there are none."""
         *parents, leaf = name.split(".")
-        place: Any = self
+        place: nn.Module = self
         for part in parents:
             if part not in place._modules:
-                _put_into(place, part, Parts())
-            place = place._modules[part]
-        return place, leaf
-
-    def _put(self, name: str, module: nn.Module | None) -> None:
-        place, leaf = self._owner(name)
-        _put_into(place, leaf, module)
-
-    def _put_values(self) -> None:
-        shapes = {key: shape for node in self.graph.nodes if isinstance(node, Float) for key, shape in node.shapes}
-        for key, name in self._values.items():
-            place, leaf = self._owner(name)
-            place.register_parameter(leaf, nn.Parameter(torch.zeros(shapes[key])))
+                _put(place, part, Parts())
+            place = getattr(place, part)
+        if isinstance(value, nn.Parameter):
+            place.register_parameter(leaf, value)
+        else:
+            _put(place, leaf, value)
 
     def layer(self, name: str) -> Any:
-        """The module of a node, None where it has none."""
-        found: Any = None
-        for part in self._paths.get(name, ()):
-            found = getattr(self if found is None else found, part)
+        """The module of a node. Raises KeyError where it has none."""
+        found: Any = self
+        for part in self._paths[name]:
+            found = found._modules[part]  # a tenth of the time of getattr
         return found
 
     def forward(self, *inputs: torch.Tensor) -> Any:
@@ -173,7 +163,9 @@ class GraphModule(nn.Module):
         """The tensor of a node from its inputs."""
         if node.name in self._paths:
             return self.layer(node.name)(*inputs)
-        return self._call(node, inputs) if isinstance(node, Float) else computed(node, inputs)
+        if isinstance(node, Float):
+            return self._call(node, inputs)
+        return computed(node, inputs)
 
     def _call(self, node: Float, inputs: list[torch.Tensor]) -> torch.Tensor:
         def given(value: Any) -> Any:
@@ -192,7 +184,7 @@ class GraphModule(nn.Module):
         return function(*given(node.arguments), **settings)
 
 
-def computed(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+def computed(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """The tensor of a node that learns nothing. Raises TypeError for one that does, and for a `Float`."""
     x = inputs[0]
     match node:
@@ -200,8 +192,8 @@ def computed(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
             terms = [one if node.factor(i) == 1 else one * node.factor(i) for i, one in enumerate(inputs)]
             return sum(terms[1:], terms[0])
         case Concat():
-            return torch.cat(inputs, 1)
-        case Activation():
+            return torch.cat(list(inputs), 1)
+        case Activation() | Pool():
             return getattr(F, node.function)(x, **dict(node.settings))
         case PixelShuffle():
             return F.pixel_shuffle(x, node.factor)
@@ -213,22 +205,7 @@ def computed(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
             return x * inputs[1]
         case Resize():
             return F.interpolate(x, scale_factor=node.factor, mode=node.mode, align_corners=node.align_corners)
-        case Pool():
-            return getattr(F, node.function)(x, **dict(node.settings))
-    raise TypeError(f"computed: '{node.name}' is a {type(node).__name__}, which cannot be computed without what it learnt")
-
-
-def _declared(node: Node) -> int:
-    """The place of a node among those whose modules are declared."""
-    kinds: tuple[tuple[type[Node], ...], ...] = ((ColourShift,), (Conv, Linear, Float), (Activation,), (BatchNorm,))
-    return next((i for i, kind in enumerate(kinds) if isinstance(node, kind)), len(kinds))
-
-
-def _put_into(place: nn.Module, name: str, module: nn.Module | None) -> None:
-    if isinstance(place, Parts):
-        place.put(name, module)
-    else:
-        place.add_module(name, module)
+    raise TypeError(f"computed: '{node.name}' is a {type(node).__name__}, which no function of its inputs alone computes")
 
 
 def _affine(node: Affine, x: torch.Tensor) -> torch.Tensor:
@@ -240,3 +217,19 @@ def _affine(node: Affine, x: torch.Tensor) -> torch.Tensor:
     x = x if node.divisor is None else x / node.divisor
     x = x if node.gain is None else x * constants(node.gain)
     return x if node.first == "shift" or node.shift is None else x + constants(node.shift)
+
+
+def _declared(node: Node) -> int:
+    """The place of a node among those whose modules are declared."""
+    kinds: tuple[tuple[type[Node], ...], ...] = ((ColourShift,), (Conv, Linear, Float), (Activation,), (BatchNorm,))
+    return next((i for i, kind in enumerate(kinds) if isinstance(node, kind)), len(kinds))
+
+
+def _put(place: nn.Module, name: str, module: nn.Module) -> None:
+    """Add a module; numbered ones stay in the order of their numbers."""
+    before = next(reversed(place._modules), "")
+    place.add_module(name, module)
+    if before.isdecimal() and name.isdecimal() and int(name) < int(before):
+        numbered = sorted((key for key in place._modules if key.isdecimal()), key=int)
+        for key in numbered:
+            place._modules[key] = place._modules.pop(key)

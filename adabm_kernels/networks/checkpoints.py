@@ -84,7 +84,7 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _numpy_numbers() -> list[tuple[Any, str]]:
+def _numpy_numbers() -> list[Any]:
     """What a NumPy number such as the best PSNR is made of in a file: no objects of Python, which could be anything."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 RADIUS = 2  # of the collapsed kernel, low-resolution pixels: two 3x3 stages and one at each finer resolution reach no further
@@ -67,7 +66,7 @@ def collapse(convs: Sequence[tuple[torch.Tensor, torch.Tensor]], shuffles: Seque
     return CollapsedTail(weight, bias, scale)
 
 
-def _adjoint(linear: nn.Module, seed: torch.Tensor, channels: int) -> torch.Tensor:
+def _adjoint(linear: Callable[[torch.Tensor], torch.Tensor], seed: torch.Tensor, channels: int) -> torch.Tensor:
     """Gradient of <linear(x), seed> with respect to x, for each image of `seed`."""
     x = torch.zeros(seed.shape[0], channels, *seed.shape[2:], dtype=seed.dtype, requires_grad=True)
     with torch.enable_grad():

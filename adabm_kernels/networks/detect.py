@@ -108,13 +108,13 @@ def _chosen(
             errors.append((bool(why_not(candidate.state)), error))
     if not fits:
         raise max(errors, key=lambda known: known[0])[1]
-    labels = {candidate.label for candidate, _ in fits}
+    fitting = {candidate.label for candidate, _ in fits}
     # BasicSR saves a network and its average side by side, and reads the average.
-    fits = [fit for fit in fits if not (fit[0].label.endswith("params") and f"{fit[0].label}_ema" in labels)]
+    fits = [fit for fit in fits if not (fit[0].label.endswith("params") and f"{fit[0].label}_ema" in fitting)]
     others = [fit for fit in fits[1:] if not equal(fit[0], fits[0][0])]
     if others:
-        labels = listed([candidate.label or "the checkpoint itself" for candidate, _ in fits])
-        raise ValueError(f"detect: the checkpoint holds several networks, {labels}: name one of them as weights_key")
+        several = listed([candidate.label or "the checkpoint itself" for candidate, _ in fits])
+        raise ValueError(f"detect: the checkpoint holds several networks, {several}: name one of them as weights_key")
     return fits[0]
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from ..graph.builder import Builder
-from ..graph.module import MeanShift as MeanShift
 from ..graph.nodes import ColourShift, Graph
 from .convention import DIV2K_PIXELS, SHIFTS
 from .convention import mean_shift as shift_by

@@ -29,6 +29,9 @@ class SimulatedConv2d(nn.Conv2d):
     [1], whose rounded value in -1..1 is added to the bits. Ranges start as NaN.
     """
 
+    shift_a: torch.Tensor | None
+    digits_a: torch.Tensor | None
+
     def __init__(self, spec: ConvSpec, config: ConvertConfig, weight_grid: str = "odd"):
         super().__init__(spec.channels_in, spec.channels_out, spec.kernel, padding=spec.kernel // 2, bias=spec.bias)
         self.spec, self.name, self.end, self.config = spec, spec.name, spec.role == "end", config
@@ -94,7 +97,7 @@ class SimulatedConv2d(nn.Conv2d):
             self.float_weights = moved(fn, weight), None if bias is None else moved(fn, bias)
         return super()._apply(fn, recurse)
 
-    def forward(self, x: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """x: [N, C, H, W]. image_offset: [N] (see `bits`). Returns [N, K, H, W] of the dtype of x."""
         if not self.quantized:
             weight, bias = (self.weight, self.bias) if self.float_weights is None else self.float_weights

@@ -52,10 +52,10 @@ class SimulatedNetwork(GraphModule):
         self._watch: Callable[[torch.Tensor], None] | None = None
         self.register_buffer(RESIDUAL_FRACTION, None)
         self._collapsed: torch.Tensor | None = None
-        self._quantized = tuple(quantized)
+        self._quantized = quantized
         if config.adaptive:
             self.measure_l, self.measure_u = (nn.Parameter(torch.full((1,), float("nan"))) for _ in range(2))
-        self._parts = _parts(self.graph)
+        self._structure = _structure_of(self.graph)
         self.train(False)
 
     def train(self, mode: bool = True) -> SimulatedNetwork:
@@ -128,12 +128,12 @@ class SimulatedNetwork(GraphModule):
 
     def pixel_shift(self) -> torch.Tensor | None:
         """What the network adds to each colour before the first convolution, float32 [3], None where nothing."""
-        shifts = [self.layer(node.name).bias for node in self._parts.before if isinstance(node, ColourShift)]
+        shifts = [self.layer(node.name).bias for node in self._structure.before if isinstance(node, ColourShift)]
         return sum(shifts[1:], shifts[0].clone()) if shifts else None
 
     def pixel_unit(self) -> float:
         """The value, before the first convolution, of one step of a pixel."""
-        units = [(node.gain or (1.0,))[0] / (node.divisor or 1) for node in self._parts.before if isinstance(node, Affine)]
+        units = [(node.gain or (1.0,))[0] / (node.divisor or 1) for node in self._structure.before if isinstance(node, Affine)]
         return math.prod(units)
 
     @property
@@ -206,7 +206,7 @@ class SimulatedNetwork(GraphModule):
         """The biases that follow the convolutions of the body: what fine-tuning may shift. They are those of a BatchNorm after the
         convolution where there is one, else those of the quantised convolutions themselves."""
         found = []
-        for conv, norm in self._parts.body:
+        for conv, norm in self._structure.body:
             if norm or conv in self._quantized:
                 found.append(self.layer(norm or conv).bias)
         return [bias for bias in found if bias is not None]
@@ -234,7 +234,7 @@ class SimulatedNetwork(GraphModule):
         convs = self.quantized_convs()
         before = [conv.quantized for conv in convs]
         in_float, self._float_residual = self._float_residual, True
-        norms = {norm: self.layer(norm).bias for _, norm in self._parts.body if norm}
+        norms = {norm: self.layer(norm).bias for _, norm in self._structure.body if norm}
         learned = {norm: bias.detach().clone() for norm, bias in norms.items()}
         try:
             with torch.no_grad():
@@ -292,13 +292,13 @@ class SimulatedNetwork(GraphModule):
         computed: [N, 1, H, W], 1 where blocks are computed and 0 where they add nothing; None for everywhere.
         """
         values = {self.graph.inputs[0]: x}
-        self.run(values, self._parts.trunk, self._few_bits(image_offset, computed))
-        return values[self._parts.entry], [values[name] for name in self._parts.blocks]
+        self.run(values, self._structure.trunk, self._few_bits(image_offset, computed))
+        return values[self._structure.entry], [values[name] for name in self._structure.blocks]
 
-    def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
-        """The upsampler: [N, C, H, W] -> [N, 3, scale*H, scale*W]."""
-        values = {self._parts.entry: feature}
-        self.run(values, self._parts.upsampler, self._few_bits(image_offset))
+    def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The upsampler: [N, C, H, W] and the picture that it is made of -> [N, 3, scale*H, scale*W]."""
+        values = {self._structure.entry: feature, self.graph.inputs[0]: x}
+        self.run(values, self._structure.upsampler, self._few_bits(image_offset))
         return values[self.graph.outputs[0]]
 
     def _few_bits(
@@ -311,9 +311,9 @@ class SimulatedNetwork(GraphModule):
                 value = self.layer(node.name)(inputs[0], image_offset)
             else:
                 value = self.compute(node, inputs)
-            if computed is not None and node.name in self._parts.masked:
+            if computed is not None and node.name in self._structure.masked:
                 value = value * computed
-            return self.held(value) if node.name in self._parts.stream else value
+            return self.held(value) if node.name in self._structure.stream else value
 
         return compute
 
@@ -334,19 +334,19 @@ class SimulatedNetwork(GraphModule):
         try:
             for conv in ends:
                 conv.quantized = False
-            return self.upsample(feature, offset)
+            return self.upsample(feature, offset, x)
         finally:
             for conv in ends:
                 conv.quantized = True
 
     def _preview_weight(self, device: torch.device) -> torch.Tensor | None:
         """Of the one convolution that the upsampler is previewed as, None where that is the upsampler as it is."""
-        linear = linear_upsampler(self.graph)
-        if linear is None:
-            curved = any(isinstance(node, Activation) for node, _ in self._parts.upsampler)
-            return self.float_weights[f"{self.spec.tail_names[0]}.weight"] if curved else None
+        if self._structure.linear is None:
+            curved = any(isinstance(node, Activation) for node, _ in self._structure.upsampler)
+            return self.float_weights[f"{self.spec.published(self.spec.tail_names[0])}.weight"] if curved else None
         if self._collapsed is None:
-            names, shuffles = linear
+            names, shuffles = self._structure.linear
+            names = tuple(map(self.spec.published, names))
             stages = [(self.float_weights[f"{name}.weight"].cpu(), self.float_weights[f"{name}.bias"].cpu()) for name in names]
             inner = collapse(stages, shuffles).weight[2, 2]
             self._collapsed = inner.float().contiguous(memory_format=torch.channels_last).to(device)
@@ -357,28 +357,28 @@ class SimulatedNetwork(GraphModule):
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise ValueError(f"Simulated{self.spec.title}: x must be floating point [N, 3, H, W], got {x.dtype} {tuple(x.shape)}")
         offset, depths = self.image_offsets(x), self.depths(x)
-        if depths is None:
+        if depths is None or self.exit is None:
             feature, blocks = self.trunk(x, offset)
-            return self.upsample(feature, offset), blocks
+            return self.upsample(feature, offset, x), blocks
         # The exit's pixels are its own; what the network makes beside them reads the features there as they are.
         computed = _computed(depths, x)
         feature, blocks = self.trunk(x, offset, computed.to(x.dtype))
         whole = computed.repeat_interleave(self.spec.scale, 2).repeat_interleave(self.spec.scale, 3)
-        return torch.where(whole, self.upsample(feature, offset), exit_output(self.exit, x)), blocks
+        return torch.where(whole, self.upsample(feature, offset, x), exit_output(self.exit, x)), blocks
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # one picture
         """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W]. Raises ValueError unless x is floating point [N, 3, H, W]."""
         return self.features(x)[0]
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _Structure:
     """Of the graph of a network.
 
     before: the nodes between its input and its first convolution. body: names of each convolution that is no end, and of the
     BatchNorm that alone reads it, or "". trunk, upsampler: plans up to `entry`, which the upsampler begins with, and from there.
-    blocks: the features after each residual block. stream: those that are held. masked: what adds nothing where blocks are not
-    computed: what a block's convolutions read of one another, and what it gives.
+    linear: see `linear_upsampler`. blocks: the features after each residual block. stream: those that are held. masked: what adds
+    nothing where blocks are not computed: what a block's convolutions read of one another, and what it gives.
     """
 
     before: tuple[Node, ...]
@@ -386,12 +386,13 @@ class _Parts:
     entry: str
     trunk: list[Step]
     upsampler: list[Step]
+    linear: tuple[tuple[str, ...], tuple[int, ...]] | None
     blocks: tuple[str, ...]
     stream: frozenset[str]
     masked: frozenset[str]
 
 
-def _parts(graph: Graph) -> _Parts:
+def _structure_of(graph: Graph) -> _Structure:
     entry, found, reading = upsampler_input(graph), residual_blocks(graph), readers(graph)
     blocks = tuple(block.output for block in found)
     first = next(node for node in graph.nodes if isinstance(node, Conv))
@@ -403,12 +404,13 @@ def _parts(graph: Graph) -> _Parts:
     masked = {block.inner[-1] for block in found}
     for block in found:
         masked |= {node.x for name in block.inner if isinstance(node := graph[name], Conv) and node.x != block.entry}
-    return _Parts(
+    return _Structure(
         before=needed(graph, first.inputs),
         body=tuple(body),
         entry=entry,
         trunk=steps(needed(graph, (entry, *blocks)), (entry, *blocks)),
         upsampler=steps(needed(graph, graph.outputs, (entry,)), graph.outputs),
+        linear=linear_upsampler(graph),
         blocks=blocks,
         stream=stream(graph),
         masked=frozenset(masked if skips_blocks(graph) else ()),
