@@ -21,7 +21,7 @@ from .networks.detect import SPECS, adabm_name, float_shapes, plain_keys
 from .networks.spec import NetworkSpec
 from .nn import ConvertedNetwork
 from .nn.contexts import as_imported
-from .nn.conv import ConvParameters
+from .parameters import ConvParameters
 from .quantize import check_fraction
 
 FORMAT_VERSION = 6

@@ -20,10 +20,11 @@ from adabm_kernels import native, ops
 from adabm_kernels.calibrate import calibrate
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
+from adabm_kernels.graph.module import MeanShift
 from adabm_kernels.images import read_image
 from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.networks.detect import adabm_name, check_modules, float_network
-from adabm_kernels.networks.edsr import EDSR, EDSRSpec, MeanShift
+from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.spec import NetworkSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec

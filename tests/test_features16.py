@@ -243,6 +243,8 @@ def test_quantize_names_what_is_wrong(changes: dict[str, Any], message: str) -> 
 
 # ---- networks
 
+STREAM = ("stream0", "stream1")  # buffers of the features that pass the blocks by
+
 
 def images(height: int = 24, width: int = 24, count: int = 2) -> torch.Tensor:
     """Noise on the left and a slope on the right: float32 [count, 3, height, width] in 0..255."""
@@ -319,13 +321,13 @@ def test_a_state_dict_carries_the_unit() -> None:
 def test_features_are_kept_in_half_the_bytes() -> None:
     def buffers(model: ConvertedNetwork) -> dict[str, torch.Tensor]:
         model(images())
-        return {key[0]: buffer for key, buffer in model._workspace._buffers.items() if key[0] in ("skip", "feature")}
+        return {key[0]: buffer for key, buffer in model._workspace._buffers.items() if key[0] in STREAM}
 
     sim = copy.deepcopy(simulated())
     sim.fraction = None
     narrow, wide = buffers(converted(BACKENDS[0])), buffers(convert_model(sim))
-    assert {name: buffer.dtype for name, buffer in narrow.items()} == {"skip": torch.int16, "feature": torch.int16}
-    assert {name: buffer.dtype for name, buffer in wide.items()} == {"skip": torch.float32, "feature": torch.float32}
+    assert {name: buffer.dtype for name, buffer in narrow.items()} == dict.fromkeys(STREAM, torch.int16)
+    assert {name: buffer.dtype for name, buffer in wide.items()} == dict.fromkeys(STREAM, torch.float32)
     assert all(2 * narrow[name].nbytes == wide[name].nbytes > 0 for name in wide)
 
 

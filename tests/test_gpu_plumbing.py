@@ -534,6 +534,7 @@ def test_slices_quantised_early_give_the_same_and_compile(quantize: str, monkeyp
     assert not model.quantizes_early
     want = model(x)
     monkeypatch.setattr(type(model), "quantizes_early", True)
+    model.set_backend("auto")
     assert torch.equal(model(x), want)
     assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), want)
 
@@ -807,11 +808,11 @@ def test_what_changes_a_forward_forgets_its_graphs(recorder: type[Recorder], mon
     ):
         change()
         plain = copy.deepcopy(model)
-        want = plain._forward(x, plain._by_name(plain._bit_table(x, learn=False)))
+        want = plain._forward(x, plain._bit_table(x, learn=False))
         for _ in range(2):
             # As on a card: the check of the device is all that is left out.
             table = model._bit_table(x, learn=False)
-            got = model._graphs.run(lambda x, table: model._forward(x, model._by_name(table)), x, table)
+            got = model._graphs.run(model._forward, x, table)
             assert torch.equal(got, want)
         assert len(recorder.made) == count
 
@@ -861,7 +862,7 @@ def test_graphs_serve_features_of_16_bits(recorder: type[Recorder]) -> None:
                 y = model._finished(x, model._bit_table(x, learn=False), False, (0, 0))
                 found = {key[0]: (key[1], buffer.dtype) for key, buffer in model._workspace._buffers.items()}
             kind = torch.float32 if model.fraction is None else torch.int16
-            assert found["skip"] == found["feature"] == (kind, kind)
+            assert all(found[name] == (kind, kind) for name in features16.STREAM)
             return y
 
         return graphs.run(forward, x, kind=str(model.fraction))
@@ -870,7 +871,7 @@ def test_graphs_serve_features_of_16_bits(recorder: type[Recorder]) -> None:
         for model, own in zip(models, want, strict=True):
             assert torch.equal(model(x), own[i]) and torch.equal(recorded(model, x), own[i])
     assert len(recorder.made) == 4  # two sizes of two models
-    assert {key[1] for key in buffers if key[0] == "skip"} == {torch.float32, torch.int16}
+    assert {key[1] for key in buffers if key[0] == features16.STREAM[0]} == {torch.float32, torch.int16}
 
 
 def test_buffers_of_a_recording_are_its_own() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adabm_kernels.graph.builder import Builder
-from adabm_kernels.graph.module import GraphModule, function_of, steps
+from adabm_kernels.graph.module import GraphModule, computed, steps
 from adabm_kernels.graph.nodes import (
     Activation,
     Add,
@@ -147,7 +147,7 @@ def test_what_nodes_compute(node: Node, want: Any) -> None:
     assert torch.equal(module(x, y), want(x, y)) and not module.state_dict()
     if not isinstance(node, Float):
         given = {"x": x, "y": y}
-        assert torch.equal(function_of(node, [given[name] for name in node.inputs]), want(x, y))
+        assert torch.equal(computed(node, [given[name] for name in node.inputs]), want(x, y))
 
 
 def test_layers_and_values_under_the_names_that_are_asked_for() -> None:
@@ -169,5 +169,5 @@ def test_tensors_are_let_go_after_their_last_reader() -> None:
     b = Builder()
     y = b.sum("sum", b.relu("b", b.relu("a", "x")), "x")
     assert [unread for _, unread in steps(b.nodes, [y])] == [(), ("a",), ("b", "x")]
-    with pytest.raises(TypeError, match="function_of: 'c' is a Conv, which no function of its inputs alone computes"):
-        function_of(Conv("c", ("x",), "c", 1, 1), [image()])
+    with pytest.raises(TypeError, match="computed: 'c' is a Conv, which no function of its inputs alone computes"):
+        computed(Conv("c", ("x",), "c", 1, 1), [image()])

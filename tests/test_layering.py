@@ -33,7 +33,7 @@ FLOORS = [
     {"backends"},
     {"native", "measure"},
     {"tiles"},
-    {"tile_times", "smooth", "pixels", "resampling"},
+    {"tile_times", "smooth", "pixels", "resampling", "parameters"},
     # The ground: knows nothing of the rest.
     {"graph", "networks", "metrics", "quantize", "resize", "config", "images", "files", "machine", "windows", "flat", "sizes"}
     | {"regions", "exits"},

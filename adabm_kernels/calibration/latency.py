@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..nn.conv import AdaptiveConv2d, ConvParameters
+from ..nn.conv import AdaptiveConv2d
+from ..nn.from_simulated import conv_parameters
 from ..nn.timing import conv_seconds
 from ..quantize import MAX_BITS, MIN_BITS
 from ..registry import Problem, choose
@@ -24,7 +25,7 @@ def layer_times(model: SimulatedNetwork) -> dict[str, dict[int, float]]:
     for simulated in model.quantized_convs():
         if not simulated.adaptive:
             continue
-        conv = AdaptiveConv2d(ConvParameters.from_simulated(simulated), activation="relu")
+        conv = AdaptiveConv2d(conv_parameters(simulated), activation="relu")
         conv.set_backend(backend, torch.get_num_threads())
         times[simulated.name] = {}
         for bits in range(MIN_BITS, MAX_BITS + 1):

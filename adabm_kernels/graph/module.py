@@ -174,7 +174,7 @@ class GraphModule(nn.Module):
         """The module of a node. Raises KeyError where it has none."""
         found: Any = self
         for part in self._paths[name]:
-            found = getattr(found, part)
+            found = found._modules[part]  # a tenth of the time of getattr
         return found
 
     def forward(self, *inputs: torch.Tensor) -> Any:
@@ -197,7 +197,7 @@ class GraphModule(nn.Module):
             return self.layer(node.name)(*inputs)
         if isinstance(node, Float):
             return self._call(node, inputs)
-        return function_of(node, inputs)
+        return computed(node, inputs)
 
     def _call(self, node: Float, inputs: list[torch.Tensor]) -> torch.Tensor:
         def given(value: Any) -> Any:
@@ -217,8 +217,8 @@ class GraphModule(nn.Module):
         return function(*given(node.arguments), **settings)
 
 
-def function_of(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What a node that learns nothing computes of its inputs. Raises TypeError for another node."""
+def computed(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensor of a node that learns nothing. Raises TypeError for one that does, and for a `Float`."""
     x = inputs[0]
     match node:
         case Add():
@@ -240,7 +240,7 @@ def function_of(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
             return x * inputs[1]
         case Resize():
             return F.interpolate(x, scale_factor=node.factor, mode=node.mode, align_corners=node.align_corners)
-    raise TypeError(f"function_of: '{node.name}' is a {type(node).__name__}, which no function of its inputs alone computes")
+    raise TypeError(f"computed: '{node.name}' is a {type(node).__name__}, which no function of its inputs alone computes")
 
 
 def _affine(node: Affine, x: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from ..graph.nodes import BorderConv, Conv, Graph
+from ..graph.properties import COLLAPSED_RADIUS as RADIUS
 from ..graph.properties import linear_upsampler, needed, upsampler_input
 
-RADIUS = 2  # of the collapsed kernel, low-resolution pixels: two 3x3 stages and one at each finer resolution reach no further
 CLASSES = 2 * RADIUS + 1  # per axis: first, second, inner, last but one, last pixel
 SMALLEST = 2 * RADIUS + 1  # images with a shorter side have pixels of two classes at once
 

@@ -12,8 +12,6 @@ from .float_network import FloatNetwork
 from .layouts import Layout, State, count, matches, parts_renamed, scale_of
 from .spec import UNIT_RANGE, NetworkSpec, stages
 
-BATCH_NORM_EPS = 1e-5
-
 
 def _conv_in(state: State) -> dict[str, str]:
     blocks = count(state, r"body\.(\d+)\.")
@@ -98,8 +96,6 @@ class SRResNetSpec(NetworkSpec):
     res_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4):
-            raise ValueError(f"SRResNetSpec: scale must be 2, 3 or 4, got {self.scale}")
         self.check_sizes("blocks", "channels")
         if self.slopes not in (1, self.channels):
             raise ValueError(f"SRResNetSpec: slopes must be 1 or {self.channels}, the channels, got {self.slopes}")
@@ -108,7 +104,7 @@ class SRResNetSpec(NetworkSpec):
         b, c, bias = Builder(), self.channels, self.bias
 
         def norm(name: str, x: str) -> str:
-            return b.add(BatchNorm(name, (x,), name, c, BATCH_NORM_EPS))
+            return b.add(BatchNorm(name, (x,), name, c))
 
         def prelu(name: str, x: str) -> str:
             return b.add(Activation(name, (x,), "prelu", key=name, slopes=self.slopes))
@@ -157,13 +153,3 @@ class SRResNetSpec(NetworkSpec):
 
 class SRResNet(FloatNetwork):
     """The float network of an `SRResNetSpec`."""
-
-
-def to_range(x: torch.Tensor, spec: SRResNetSpec) -> torch.Tensor:
-    """Pixels in 0..255 as the weights expect them."""
-    return x / 255 if spec.unit_range else x
-
-
-def from_range(y: torch.Tensor, spec: SRResNetSpec) -> torch.Tensor:
-    """What the weights give, as pixels in 0..255."""
-    return (y + 1) * 127.5 if spec.unit_range else y

@@ -1,4 +1,4 @@
-"""Thresholds of the image measure that follow the images they see."""
+"""Bits of images and layers, and thresholds of the image measure that follow the images they see."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import ops
+from ..config import ConvertConfig
+from ..measure import bits_by_rule, image_offsets
+from ..quantize import MAX_BITS, MIN_BITS
+from ..registry import Choice
+from .conv import AdaptiveConv2d
+
 
 class RunningThresholds(nn.Module):
     """Image thresholds that follow the images of inference: running estimates of the two quantiles that calibration took.
@@ -16,6 +23,12 @@ class RunningThresholds(nn.Module):
     (`ConvertConfig.image_percentile`). momentum: 0 leaves the thresholds as calibrated; see `set_running_thresholds` of
     ConvertedNetwork for the formula. Any number of threads may call it at once, but a compiled caller only one at a time.
     """
+
+    calibrated: torch.Tensor
+    least: torch.Tensor
+    most: torch.Tensor
+    quantiles: torch.Tensor
+    current: torch.Tensor
 
     # How far a threshold may move from its calibrated value, as factors: a long run of odd images must not undo the calibration.
     BOUNDS = (2 / 3, 3 / 2)
@@ -83,3 +96,130 @@ class RunningThresholds(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._lock = threading.Lock()
+
+
+class DecidesBits(nn.Module):
+    """The part of a converted network that says how many bits the codes of every image have in every layer."""
+
+    thresholds: tuple[float, float] | None
+    config: ConvertConfig
+    choice: Choice
+    measure_lower: torch.Tensor
+    measure_upper: torch.Tensor
+    bit_rules: torch.Tensor
+    _running: RunningThresholds
+    _adaptive: nn.ModuleDict  # of the quantised convolutions, in the order they run
+    _bits: str | int
+    _counted: set[str]
+
+    def _quantized(self) -> list[AdaptiveConv2d]:
+        return list(self._adaptive.values())  # type: ignore[arg-type]
+
+    def _check(self, x: torch.Tensor | None, offset: torch.Tensor | None) -> None:
+        raise NotImplementedError
+
+    def _forget_graphs(self) -> None:
+        raise NotImplementedError
+
+    def set_bits(self, bits: str | int = "auto") -> None:
+        """ "auto": every image and layer decides; 2..8: that many in all layers but the 8-bit ends. Raises ValueError otherwise."""
+        if bits != "auto" and (isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS):
+            raise ValueError(f"set_bits: bits must be 'auto' or {MIN_BITS}..{MAX_BITS}, got {bits!r}")
+        if bits != self._bits:
+            self._bits = bits
+            self.bit_rules.copy_(self._rules())
+            self._forget_graphs()
+
+    def set_running_thresholds(self, momentum: float = 0.0, start: tuple[float, float] | None = None) -> None:
+        """Let the image thresholds follow the images of inference; 0 (the default) goes back to the calibrated ones.
+
+        Calibration sets the thresholds to the quantiles q = p and 1 - p of the measure over its images, p being
+        `config.image_percentile` / 100 (AdaBM, section 3.2). With a momentum above 0 every image that a forward pass sees, in
+        the order of its batch, is judged by the thresholds as they stand, and then moves each threshold t, calibrated as t0, by
+
+            t  <-  clip(t + momentum * |t0| * (q - [measure < t]), 2/3 * t0, 3/2 * t0)
+
+        which is at rest where a share q of the measures lies below t: the running estimate of that quantile (stochastic
+        approximation, Robbins and Monro, Ann. Math. Stat. 1951). Where the two would cross, both become their mean. No image moves
+        a threshold by more than momentum * |t0|: a smaller momentum follows more slowly and trembles less.
+
+        The decision of an image then depends on those before it, no longer on it alone. `layer_bits`, `mean_bits` and
+        `image_offsets` say what the next forward pass would do and move nothing; nor do images while `set_bits` is not "auto".
+        Momentum and thresholds are saved with the model. start: thresholds to begin at, within those bounds; None for the present
+        ones, which are the calibrated ones unless it is on already. Threads may share the model: each image moves the thresholds
+        once, in the order of arrival; under torch.compile, which knows no locks, one thread at a time.
+
+        Raises ValueError unless momentum is a number in 0..1, 0 for a network that is not adaptive, and start is in bounds.
+        """
+        number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
+        if not number or not 0 <= momentum <= 1:
+            raise ValueError(f"set_running_thresholds: momentum must be a number in 0..1, got {momentum!r}")
+        if self.thresholds is None:
+            if momentum or start is not None:
+                raise ValueError("set_running_thresholds: momentum must be 0: this network is not adaptive and has no thresholds")
+            return
+        self._running.set(float(momentum), start)
+        self._forget_graphs()
+
+    @property
+    def running_thresholds(self) -> tuple[float, float] | None:
+        """(lower, upper) of the image measure as they stand, None where they do not run."""
+        running = self.thresholds is not None and self._running.momentum > 0
+        return tuple(self._running.current.tolist()) if running else None
+
+    @property
+    def running_momentum(self) -> float:
+        """The momentum of `set_running_thresholds`, 0 where the thresholds do not run."""
+        return 0.0 if self.thresholds is None else self._running.momentum
+
+    def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
+        """Bits that each image gets more or less, int32 [N] of -1..1. learn: running thresholds follow, as in a forward pass.
+
+        Raises as `forward`.
+        """
+        self._check(x, None)
+        return self._offsets(x, learn)
+
+    def _offsets(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
+        if self.thresholds is None or self._bits != "auto":
+            return torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
+        measures = ops.image_measure(x, backend=self.choice.backend)
+        if self._running.momentum > 0:
+            return self._running.offsets(measures, learn)
+        return image_offsets(measures, self.measure_lower, self.measure_upper)
+
+    def _rules(self) -> torch.Tensor:
+        """int32 [L, 2] of measure.bits_by_rule for the layers in the order they run."""
+        fixed = self._bits if self._bits != "auto" else None
+        rules = [(fixed, 0) if fixed is not None and conv.name in self._counted else conv.bit_rule for conv in self._quantized()]
+        return torch.tensor(rules, dtype=torch.int32, device="cpu")
+
+    def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
+        """Bits of the input codes of every integer convolution, int32 [L, N]: device data that nothing on the host waits for.
+
+        offset: of the images, where it is known, on any device.
+        """
+        if offset is not None:
+            return bits_by_rule(self.bit_rules, offset.to(self.bit_rules.device))
+        if self.thresholds is not None and self._bits == "auto" and self._running.momentum == 0:
+            return ops.layer_bits(x, self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend)
+        return bits_by_rule(self.bit_rules, self._offsets(x, learn))
+
+    def _by_name(self, table: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip((conv.name for conv in self._quantized()), table.unbind(), strict=True))
+
+    def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each.
+
+        offset: int32 [N], what `image_offsets` gives for x, where that is known; x is then not looked at. Raises as `forward`.
+        """
+        self._check(x if offset is None else None, offset)
+        return self._by_name(self._bit_table(x, learn=False, offset=offset))
+
+    def mean_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean activation bits over the convolutions of the body, float32 [N] (first, last and upsampler are not counted).
+
+        offset: see `layer_bits`.
+        """
+        counted = [bits for name, bits in self.layer_bits(x, offset=offset).items() if name in self._counted]
+        return torch.stack(counted).sum(0).to(torch.float32) / len(counted)

@@ -3,122 +3,32 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .. import native, ops
+from ..graph.nodes import Affine, ColourShift, Node
 from ..ops import library
+from ..parameters import ConvParameters
 from ..quantize import (
     MAX_BITS,
-    MIN_BITS,
-    WEIGHT_GRIDS,
     act_grid,
     act_steps,
     from_fixed,
     rest_range,
     valid_tap_sums,
-    weight_codes,
     weight_integers,
     weight_step,
 )
 from ..registry import ConvShape
-from ..simulate import SimulatedConv2d
 from ..tile_times import tile_times
 from ..tiles import LayerPlan, plan_layer
 from .contexts import WithoutParameters
 
-
-@dataclass(frozen=True)
-class ConvParameters:
-    """A calibrated convolution, as checkpoints hold it.
-
-    codes: int8 [K, C, R, S], k' of quantize.weight_codes. weight_upper: float32 [1] or [K], the weight's range, above 0.
-    weight_grid: "odd" or "signed", which integers the codes stand for (quantize.weight_integers).
-    bias: float32 [K]. lower, upper: range of the input. act_bits: base bits, 2..8. layer_offset: -1, 0 or 1.
-    adaptive: whether offsets apply. weight_bits: 2..8. input_shift: float32 [C] or None, what was added to each channel of the
-    input after the range was taken: the codes are those of the input without it. digits: 8-bit codes of the input, 1 or 2.
-
-    Raises ValueError naming the field, its rule and the value.
-    """
-
-    name: str
-    codes: torch.Tensor
-    weight_bits: int
-    weight_upper: torch.Tensor
-    bias: torch.Tensor
-    lower: float
-    upper: float
-    act_bits: int
-    layer_offset: int
-    adaptive: bool
-    weight_grid: str = "odd"
-    input_shift: torch.Tensor | None = None
-    digits: int = 1
-
-    def __post_init__(self) -> None:
-        codes, upper, bias, shift = self.codes, self.weight_upper, self.bias, self.input_shift
-        widths = (MIN_BITS, MAX_BITS)
-        for name, low, high in (("weight_bits", *widths), ("act_bits", *widths), ("layer_offset", -1, 1), ("digits", 1, 2)):
-            value = getattr(self, name)
-            self._require(name, type(value) is int and low <= value <= high, f"a whole number in {low}..{high}")
-        self._require("adaptive", type(self.adaptive) is bool, "true or false")
-        self._require("weight_grid", self.weight_grid in WEIGHT_GRIDS, f"one of {WEIGHT_GRIDS}")
-        self._require("codes", codes.dtype == torch.int8 and codes.dim() == 4 and codes.numel() > 0, "int8 [K, C, R, S]")
-        k, c, most = codes.shape[0], codes.shape[1], 2 ** (self.weight_bits - 1) - 1
-        self._require("codes", -most - 1 <= codes.min() and codes.max() <= most, f"in {-most - 1}..{most}")
-        positive = _finite(upper, (1,), (k,)) and bool((upper > 0).all())
-        self._require("weight_upper", positive, f"finite float32 [1] or [{k}], above 0")
-        self._require("bias", _finite(bias, (k,)), f"finite float32 [{k}]")
-        self._require("input_shift", shift is None or _finite(shift, (c,)), f"finite float32 [{c}], or None")
-        for name in ("lower", "upper"):
-            value = getattr(self, name)
-            self._require(name, type(value) in (int, float) and math.isfinite(value), "a finite number")
-        self._require("lower", self.lower < self.upper, f"below upper, {self.upper}")
-
-    def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            seen = repr(value := getattr(self, name))
-            if isinstance(value, torch.Tensor):
-                span = f", {value.min():g}..{value.max():g}" if value.numel() else ""
-                seen = f"{value.dtype} {list(value.shape)}{span}"
-            raise ValueError(f"ConvParameters: {name} of '{self.name}' must be {rule}, got {seen}")
-
-    @classmethod
-    def from_simulated(cls, conv: SimulatedConv2d) -> ConvParameters:
-        """What checkpoints hold of one calibrated convolution."""
-        with torch.no_grad():
-            weight, upper = conv.weight.float(), conv.weight_range.float()
-            return cls(
-                name=conv.name,
-                codes=weight_codes(weight, upper, conv.weight_bits, conv.weight_grid),
-                weight_bits=conv.weight_bits,
-                weight_upper=upper.reshape(-1).clone(),
-                bias=weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.float().clone(),
-                lower=conv.lower_a.item(),
-                upper=conv.upper_a.item(),
-                act_bits=conv.act_bits,
-                layer_offset=conv.layer_offset,
-                adaptive=conv.adaptive,
-                weight_grid=conv.weight_grid,
-                input_shift=None if conv.shift_a is None else conv.shift_a.float().clone(),
-                digits=conv.digits,
-            )
-
-    @property
-    def bit_range(self) -> tuple[int, int]:
-        """Fewest and most bits that an image's codes can have here when images decide."""
-        if not self.adaptive:
-            return self.act_bits, self.act_bits
-        base = self.act_bits + self.layer_offset
-        return max(base - 1, MIN_BITS), min(base + 1, MAX_BITS)
-
-
-def _finite(values: torch.Tensor, *shapes: tuple[int, ...]) -> bool:
-    return values.dtype == torch.float32 and tuple(values.shape) in shapes and bool(values.isfinite().all())
+__all__ = ["AdaptiveConv2d", "ConvParameters", "IntegerConv2d", "shuffle_order"]
 
 
 class IntegerConv2d(WithoutParameters):
@@ -156,7 +66,19 @@ class IntegerConv2d(WithoutParameters):
         self.backend, self.threads, self.packed_codes = "reference", 0, False
         self.rest: IntegerConv2d | None = None
 
-    bit_range = (MAX_BITS, MAX_BITS)
+    weight: torch.Tensor
+    alpha: torch.Tensor
+    beta: torch.Tensor
+    slope: torch.Tensor | None
+    grid: torch.Tensor
+    packed: torch.Tensor
+    pixel_grid: torch.Tensor  # of those that read pixels (`AdaptiveConv2d.take_pixels`)
+    pixel_shift: torch.Tensor | None
+
+    @property
+    def bit_range(self) -> tuple[int, int]:
+        """Fewest and most bits that an image's codes can have here."""
+        return MAX_BITS, MAX_BITS
 
     def extra_repr(self) -> str:
         *_, k, r, s, c = self.weight.shape
@@ -393,6 +315,19 @@ class AdaptiveConv2d(IntegerConv2d):
             self.set_rest(
                 AdaptiveConv2d(replace(parameters, **second), gain=gain, shuffle=shuffle), parameters.lower, parameters.upper
             )
+
+    def take_pixels(self, before: Node | None) -> None:
+        """Keep what the codes of pixels are made with where they are this convolution's input: `pixel_grid`, and `pixel_shift`,
+        float32 [C] or None. before: what stands between the pixels and the convolution, an Affine with a divisor or a ColourShift.
+        """
+        p, shift = self.parameters_, self.parameters_.input_shift
+        unit = before.divisor if isinstance(before, Affine) and before.divisor is not None else 1.0
+        if isinstance(before, ColourShift):
+            # What pixels lack to be what the codes stand for.
+            mean = torch.tensor(before.mean, dtype=torch.float32) * -before.sign
+            shift = mean if shift is None else mean + shift
+        self.register_buffer("pixel_shift", shift)
+        self.register_buffer("pixel_grid", act_grid(p.lower * unit, p.upper * unit))
 
     @property
     def bit_range(self) -> tuple[int, int]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
-from .. import native
+from .. import native, ops
 from ..exits import ExitParameters, border_weights
+from ..graph.fuse import FusedConv, Item
 from ..networks.spec import ConvSpec, NetworkSpec
 from ..quantize import MAX_BITS, act_grid, act_steps
-from ..regions import MAX_DEPTH, Depths, Region
+from ..regions import MAX_DEPTH, Depths, Region, as_tiles, flat_length, pixels_of_tiles
+from ..registry import Choice
 from ..tile_times import tile_times
 from ..tiles import plan_layer
 from .conv import IntegerConv2d, shuffle_order
+from .steps import Place
 
 EASY, HARD = (0, 0), (1, MAX_DEPTH)  # depths of tiles without blocks, and of those with them
 
@@ -44,70 +49,132 @@ class LinearExit(IntegerConv2d):
 
 @dataclass(frozen=True)
 class Places:
-    """Where the layers of a residual network compute, as arguments of the operators; everywhere where there are no depths.
+    """Where the layers of a residual network compute in pictures with tiles of two depths.
 
-    Blocks are for hard tiles, which read the features of their easy neighbours as the head left them, and zeros there between the
-    two convolutions of a block. reach: low-resolution pixels around a hard tile that the upsampler reads, so that the convolution
-    that closes the body is computed that far, and features of the head one pixel further.
+    computed, read: by the tensor that a layer computes, where it does, and where what it computes is read. collapsed: of the whole
+    upsampler as one convolution. easy: of the filter of easy tiles. What is missing is computed everywhere.
     """
 
-    depths: Depths | None
-    reach: int
-
-    def _at(self, region: Region, factor: int = 1) -> dict[str, Any]:
-        if self.depths is None:
-            return {}
-        depths = self.depths.enlarged(factor) if factor > 1 else self.depths
-        return {"depth": depths.values, "region": region.numbers(depths)}
-
-    def head(self) -> dict[str, Any]:
-        """Of the convolution before the body, whose features all others read."""
-        return self._at(Region(near=HARD, reach=self.reach + 1))
-
-    def inside(self) -> dict[str, Any]:
-        """Of a block's first convolution."""
-        return self._at(Region(own=HARD, passed=HARD, pass_reach=1))
-
-    def block(self, end: bool) -> dict[str, Any]:
-        """Of a block's second convolution, or of both in one; it also hands on the features around hard tiles. end: whether it is
-        the first block, which copies all features that will be read, or the last, which makes all codes that the closing
-        convolution reads."""
-        return self._at(Region(own=HARD, passed=HARD, pass_reach=self.reach + 1 if end else 1))
-
-    def closing(self) -> dict[str, Any]:
-        """Of the convolution that closes the body."""
-        return self._at(Region(near=HARD, reach=self.reach))
-
-    def stage(self, convs: list[ConvSpec], index: int) -> dict[str, Any]:
-        """Of a convolution of the upsampler, whose convolutions are given in the order they run."""
-        factor = convs[index].scale
-        if index == len(convs) - 1:
-            return self._at(Region(own=HARD), factor)
-        return self._at(Region(near=HARD, reach=math.ceil(radius(convs[index + 1 :]) * factor)), factor)
-
-    def read(self, convs: list[ConvSpec], index: int) -> dict[str, Any]:
-        """Where the output of a convolution of the upsampler, not its last, is read, at the resolution of the next one."""
-        factor = convs[index + 1].scale
-        return self._at(Region(near=HARD, reach=math.ceil(radius(convs[index + 1 :]) * factor)), factor)
-
-    def collapsed(self) -> dict[str, Any]:
-        """Of the whole upsampler as one convolution."""
-        return self._at(Region(own=HARD))
-
-    def easy(self) -> dict[str, Any]:
-        """Of the filter of easy tiles."""
-        return self._at(Region(own=EASY))
+    computed: Mapping[str, Place] = field(default_factory=dict)
+    read: Mapping[str, Place] = field(default_factory=dict)
+    collapsed: Place | None = None
+    easy: Place | None = None
 
 
-EVERYWHERE = Places(None, 0)
+def places_of(items: Sequence[Item], pairs: Sequence[tuple[FusedConv, FusedConv]], spec: NetworkSpec) -> Places:
+    """Blocks are for hard tiles, which read the features of their easy neighbours as the convolution before the body left them, and
+    zeros there between the two convolutions of a block.
+
+    reach: low-resolution pixels around a hard tile that the upsampler reads, so that the convolution that closes the body is
+    computed that far, and features of the one before the body one pixel further. The second convolution of a block, or both in
+    one, also hands on the features around hard tiles: the first block copies all that will be read, the last one makes all codes
+    that the closing convolution reads.
+    """
+    convs = [item for item in items if isinstance(item, FusedConv)]
+    tail = [conv for conv in spec.convs() if conv.name in spec.tail_names]
+    reach = math.ceil(radius(tail))
+    computed = {pairs[0][0].inputs[0]: Place(Region(near=HARD, reach=reach + 1))}
+    for i, (first, second) in enumerate(pairs):
+        end = i in (0, len(pairs) - 1)
+        computed[first.name] = Place(Region(own=HARD, passed=HARD, pass_reach=1))
+        computed[second.name] = Place(Region(own=HARD, passed=HARD, pass_reach=reach + 1 if end else 1))
+    closing = next(conv for conv in convs if conv.inputs[0] == pairs[-1][1].name)
+    computed[closing.name] = Place(Region(near=HARD, reach=reach))
+    read: dict[str, Place] = {}
+    stages = [next(item for item in convs if item.conv.key == conv.name) for conv in tail]
+    for i, (stage, conv) in enumerate(zip(stages, tail, strict=True)):
+        if i == len(tail) - 1:
+            computed[stage.name] = Place(Region(own=HARD), int(conv.scale))
+            break
+        following = tail[i + 1]
+        left = radius(tail[i + 1 :])
+        computed[stage.name] = Place(Region(near=HARD, reach=math.ceil(left * conv.scale)), int(conv.scale))
+        read[stage.name] = Place(Region(near=HARD, reach=math.ceil(left * following.scale)), int(following.scale))
+    return Places(computed, read, Place(Region(own=HARD)), Place(Region(own=EASY)))
 
 
-def radius(convs: list[ConvSpec]) -> float:
+def radius(convs: Sequence[ConvSpec]) -> float:
     """Low-resolution pixels on each side that an output of these convolutions depends on."""
-    return sum(conv.kernel // 2 / conv.scale for conv in convs)
+    return sum(float(conv.kernel // 2 / conv.scale) for conv in convs)
 
 
-def tail_specs(spec: NetworkSpec) -> list[ConvSpec]:
-    """The convolutions of the upsampler, in the order they run."""
-    convs = list(spec.convs())
-    return convs[max(i for i, conv in enumerate(convs) if conv.role != "end") + 1 :]
+class DecidesDepths(nn.Module):
+    """The part of a converted network that says which tiles have its blocks computed."""
+
+    spec: NetworkSpec
+    exit: ExitParameters | None
+    easy: LinearExit | None
+    choice: Choice
+    _depth: str | int
+    _threads: int
+
+    def _check(self, x: torch.Tensor | None, offset: torch.Tensor | None, origin: tuple[int, int] = (0, 0)) -> None:
+        raise NotImplementedError
+
+    def _forget_graphs(self) -> None:
+        raise NotImplementedError
+
+    def _codes_of_pixels(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    @property
+    def deep(self) -> int:
+        """The depth of tiles with all blocks: their number, or the most that a depth can be."""
+        return min(getattr(self.spec, "blocks", 1), MAX_DEPTH)
+
+    def set_depth(self, depth: str | int = "auto") -> None:
+        """ "auto": easy tiles have no blocks computed, as calibration found; "full", or the number of the network's blocks: all
+        tiles have all blocks; 0: no tile has any. Images with fewer pixels a side than the exit's filter have all blocks computed
+        at any depth. Raises ValueError for another depth, and for 0 where the network has no exit."""
+        blocks = getattr(self.spec, "blocks", 0)
+        known = depth in ("auto", "full") or (type(depth) is int and depth in (0, blocks))
+        if not known:
+            raise ValueError(f"set_depth: depth must be 'auto', 'full', 0 or {blocks}, the blocks of this network, got {depth!r}")
+        if depth == 0 and self.exit is None:
+            raise ValueError("set_depth: depth must be 'auto' or 'full' for a model without an exit for easy tiles, got 0")
+        depth = "full" if depth == blocks else depth
+        if depth != self._depth:
+            self._depth = depth
+            self._forget_graphs()
+
+    @property
+    def varies_depth(self) -> bool:
+        """Whether some tiles may have no blocks computed."""
+        return self.easy is not None and self._depth != "full"
+
+    def tile_depths(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> Depths | None:
+        """The depth of each tile of images, as the next forward pass would have them; None where all tiles have all blocks.
+
+        origin: rows and columns of pixels that the first tiles of x lack. Raises as `forward`.
+        """
+        self._check(x, None, origin)
+        if not self._exits(x):
+            return None
+        with torch.no_grad():
+            depths = self._depths(self._codes_of_pixels(x), origin)
+        n, _, h, w = x.shape
+        return replace(depths, values=as_tiles(depths.values, n, h, w, depths.tile, *origin))
+
+    def computed_share(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """The share of each image's pixels that have blocks computed, float32 [N] in 0..1. Raises as `forward`."""
+        depths = self.tile_depths(x, origin=origin)
+        if depths is None:
+            return x.new_ones(x.shape[0])
+        sizes = [pixels_of_tiles(size, depths.tile, at) for size, at in zip(x.shape[2:], origin, strict=True)]
+        rows, columns = (torch.tensor(size, dtype=torch.float64, device=x.device) for size in sizes)
+        return ((depths.values > 0).double() @ columns @ rows / (x.shape[2] * x.shape[3])).float()
+
+    def _exits(self, x: torch.Tensor) -> bool:
+        """Whether tiles of images of this size may have no blocks: the filter needs room for all its border classes."""
+        return self.exit is not None and self.varies_depth and all(side >= self.exit.kernel for side in x.shape[2:])
+
+    def _depths(self, pixels: torch.Tensor, origin: tuple[int, int]) -> Depths:
+        """From the codes of the pixels: flat."""
+        assert self.exit is not None
+        tile, threshold, (n, h, w, _), (top, left) = self.exit.tile, self.exit.threshold, pixels.shape, origin
+        if self._depth == 0:
+            values = pixels.new_zeros(flat_length(n, h, w, tile, top, left))
+        else:
+            on: dict[str, Any] = {"backend": self.choice.backend, "threads": self._threads}
+            values = ops.tile_depths(pixels, tile, threshold, self.deep, top=top, left=left, flat=True, **on)
+        return Depths(values, tile, top, left)

@@ -1,10 +1,8 @@
-"""What the converted networks have in common: settings, bits, plan, buffers, and the way in and out."""
+"""A network on integer convolutions: its graph, compiled to steps over the operators."""
 
 from __future__ import annotations
 
-import math
 import reprlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,31 +10,34 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .. import native, ops
 from ..config import ConvertConfig
 from ..exits import ExitParameters
-from ..measure import bits_by_rule, image_offsets
+from ..graph import properties
+from ..graph.fold import folded, slopes
+from ..graph.fuse import FusedConv, fuse, residual_pairs
+from ..graph.nodes import ColourShift, Conv, Node
 from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
-from ..quantize import MAX_BITS, MIN_BITS, check_fraction, padded_channels, to_pixels
-from ..regions import MAX_DEPTH, Depths, as_tiles, flat_length, pixels_of_tiles
+from ..quantize import check_fraction, to_pixels
 from ..registry import GPU_BACKENDS, Choice, Problem, check_device, choose
-from ..tiles import tile_products
 from . import contexts
-from .bits import RunningThresholds
+from .bits import DecidesBits, RunningThresholds
+from .compile import Layer, Source, compile_steps, slices_aligned
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
-from .depth import EVERYWHERE, LinearExit, Places, radius, tail_specs
+from .depth import DecidesDepths, LinearExit, Places, places_of
+from .float_nodes import colour_key
 from .graph import Graphs, recorded_by_default, records_by_default
 from .lanes import in_order, lanes
+from .plan_table import format_plan, plan_rows
+from .steps import Program, Reader, Run
 from .tail import CollapsedConv2d
-from .timing import conv_seconds
 from .workspace import Workspace
 
 
-class ConvertedNetwork(contexts.WithoutParameters, ABC):
+class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
     """A network with integer convolutions: float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], not clamped.
 
     parameters: the quantised convolutions by name. floats: by name, what is left in float: weight and bias of the other
@@ -83,8 +84,9 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         for key, value in self.floats.items():
             self.register_buffer(key.replace(".", "_"), value)
         self._adaptive = nn.ModuleDict()
-        self._tail_specs = tail_specs(spec)
         self._counted = {conv.name for conv in spec.convs() if conv.role != "end"}
+        two_digits = [name for name, held in self.parameters_by_name.items() if held.digits == 2]
+        self._items = fuse(spec.graph(), self.parameters_by_name, two_digits)
         self._build()
         self.collapsed = self._collapsed_tail()
         self.exit = exit
@@ -98,137 +100,116 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         self._requested = "auto"
         self.choice = Choice("reference")  # as the convolutions begin
         self.register_buffer("bit_rules", self._rules(), persistent=False)
+        self._sources = self._layers()
+        self._early, self._packable = (slices_aligned(self._sources[0], early) for early in (True, False))
+        self._programs: list[Program] = []
+        self._compiled_for: tuple[bool, ...] = ()
         self.set_backend("auto")
-
-    # ---- what a network adds
-
-    @abstractmethod
-    def _build(self) -> None:
-        """Make every integer convolution with `_add`, in the order they run."""
-
-    @abstractmethod
-    def _forward(
-        self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False, origin: tuple[int, int] = (0, 0)
-    ) -> torch.Tensor:
-        """[N, 3, scale*H, scale*W] from x and, by name, the bits of each convolution's input codes, int32 [N].
-
-        as_pixels: as uint8 where the last convolution is one on integers, which can write them; floats all the same elsewhere.
-        origin: rows and columns that the first tiles of x lack."""
-
-    def _linear_exit(self, parameters: ExitParameters) -> LinearExit:
-        """The filter of easy tiles, where the network knows them."""
-        raise ValueError(f"{type(self).__name__}: exit must be None: only residual blocks can be left out tile by tile")
 
     # ---- convolutions
 
-    def _add(self, name: str, **settings: Any) -> None:
-        """The integer convolution of that name; settings: see AdaptiveConv2d."""
-        self._adaptive[name.replace(".", "_")] = AdaptiveConv2d(self.parameters_by_name[name], **settings)
+    def _build(self) -> None:
+        """Make every integer convolution, in the order of the graph, and keep what nodes in floats need."""
+        fused = {item.conv.key: item for item in self._items if isinstance(item, FusedConv)}
+        for node in self.spec.graph().nodes:
+            if isinstance(node, Conv) and node.key in fused:
+                self._adaptive[node.key.replace(".", "_")] = self._conv(fused[node.key])
+        for item in self._items:
+            if isinstance(item, ColourShift):
+                colour = item.sign * torch.tensor(item.mean, dtype=torch.float32)
+                self.register_buffer(colour_key(item).replace(".", "_"), colour, persistent=False)
+
+    def _conv(self, fused: FusedConv) -> AdaptiveConv2d:
+        gain, shift = folded(fused, self._plain)
+        conv = AdaptiveConv2d(
+            self.parameters_by_name[fused.conv.key],
+            activation="none" if fused.activation is None else fused.activation.function,
+            slope=slopes(fused, self._plain),
+            gain=gain,
+            shift=shift,
+            shuffle=fused.shuffle,
+        )
+        if fused.inputs[0] in self.spec.graph().inputs:
+            conv.take_pixels(fused.before)
+        return conv
 
     def conv(self, name: str) -> AdaptiveConv2d:
         """An integer convolution by its AdaBM name."""
-        return self._adaptive[name.replace(".", "_")]
+        return self._adaptive[name.replace(".", "_")]  # type: ignore[return-value]
 
     def convs(self) -> list[IntegerConv2d]:
         """The integer convolutions in the order they run."""
-        found = list(self._adaptive.values())
-        found += [conv for conv in (self.collapsed, self.easy) if conv is not None]
+        found = [*self._quantized(), *(conv for conv in (self.collapsed, self.easy) if conv is not None)]
         return [digit for conv in found for digit in (conv, conv.rest) if digit is not None]
-
-    def _collapsible(self) -> tuple[tuple[str, ...], tuple[int, ...], torch.Tensor] | None:
-        """(names, shuffles, float64 [3] shift) of an upsampler without activations, None where there is none."""
-        return None
 
     def _collapsed_tail(self) -> CollapsedConv2d | None:
         """The upsampler as one convolution, where the settings and the network allow it."""
-        found = self._collapsible() if self.full and self.float_state is not None else None
-        if self.config.tail == "staged" or found is None:
+        found, state = properties.linear_upsampler(self.spec.graph()), self.float_state
+        if self.config.tail == "staged" or found is None or state is None or not self.full:
             if self.config.tail == "collapsed":
                 raise ValueError(
                     f"{type(self).__name__}: tail='collapsed' needs a fully quantised network with a staged tail without "
                     "activations, and its float weights"
                 )
             return None
-        names, shuffles, shift = found
-        stages = [(self.float_state[f"{name}.weight"], self.float_state[f"{name}.bias"]) for name in names]
-        first = self.parameters_by_name[names[0]]
+        names, shuffles = found
+        stages = [(state[f"{name}.weight"], state[f"{name}.bias"]) for name in names]
+        first, last = self.parameters_by_name[names[0]], self._items[-1]
+        assert isinstance(last, FusedConv)
+        _, shift = folded(last, self._plain)
         return CollapsedConv2d(collapse(stages, shuffles), first.lower, first.upper, shift, first.digits)
 
-    def _upsample(self, names: tuple[str, ...], like: torch.Tensor) -> list[IntegerConv2d]:
-        """The convolutions of the upsampler for images of the size of the codes `like`."""
-        if self.collapsed is not None and all(side >= SMALLEST for side in like.shape[1:3]):
-            return [self.collapsed]
-        return [self.conv(name) for name in names]
+    def _linear_exit(self, parameters: ExitParameters) -> LinearExit:
+        """The filter of easy tiles."""
+        graph = self.spec.graph()
+        pairs = len(residual_pairs(self._items)) == len(properties.residual_blocks(graph))
+        if not (pairs and properties.skips_blocks(graph)):
+            raise ValueError(f"{type(self).__name__}: exit must be None: only residual blocks can be left out tile by tile")
+        if not self.full or self.config.chosen("input_range") != "pixels":
+            raise ValueError(f"{type(self).__name__}: exit must be None unless pixels are codes of 8 bits")
+        if parameters.scale != self.scale:
+            raise ValueError(f"{type(self).__name__}: exit must be of scale {self.scale}, got one of scale {parameters.scale}")
+        return LinearExit(parameters)
 
-    def _run_into_tail(
-        self,
-        last: AdaptiveConv2d,
-        codes: torch.Tensor,
-        last_bits: torch.Tensor,
-        skip: torch.Tensor,
-        tail: list[IntegerConv2d],
-        bits: torch.Tensor,
-        buffer: str,
-        as_pixels: bool,
-        places: Places = EVERYWHERE,
-        pixels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """[N, 3, scale*H, scale*W] from the codes of the last convolution before the upsampler, whose result adds to `skip`.
+    # ---- steps
 
-        buffer: name of the codes of the upsampler's input. as_pixels: as uint8. places: where layers compute. pixels: the codes of
-        the picture, for its easy tiles."""
-        wide = self._codes(buffer, codes, self.spec.channels)
-        first = tail[0]
-        feature = None if first.rest is None else self._features("feature", codes, self.spec.channels)
-        closing, outputs = places.closing(), {"y": feature, "y_q": wide, "fraction": self.fraction}
-        last.into(codes, last_bits, residual=skip, out_grid=first.grid, out_bits=bits, **outputs, **closing)
-        stages = [places.collapsed()] if len(tail) == 1 and first is self.collapsed else self._stages(places)
-        left = None
-        if feature is not None:
-            left = self._codes("left", codes, self.spec.channels)
-            self._quantize_into(first.leave(feature, wide, self.fraction), first.rest.grid, bits, left, **closing)
-        y = self._run_tail(tail, stages, wide, left, bits, as_pixels, places)
-        if places.depths is not None:
-            if y.dtype == torch.uint8:
-                self.easy.pixels_into(pixels, bits, y, **places.easy())
-            else:
-                self.easy.into(pixels, bits, y=y, **places.easy())
-        return y.permute(0, 3, 1, 2)
+    def _layers(self) -> list[Source]:
+        """What is compiled: the network, and after it, where there is one, the network with its collapsed upsampler."""
+        graph, items = self.spec.graph(), self._items
+        pairs = residual_pairs(items)
+        self._pairs = [(self.conv(first.conv.key), self.conv(second.conv.key)) for first, second in pairs]
+        numbers = {conv.name: i for i, conv in enumerate(self._quantized())}
+        places = Places() if self.easy is None else places_of(items, pairs, self.spec)
+        seconds = {second.name for first, second in pairs if self.conv(first.conv.key).rest is None}
 
-    def _stages(self, places: Places) -> list[dict[str, Any]]:
-        """Where each convolution of the upsampler computes."""
-        return [places.stage(self._tail_specs, i) for i in range(len(self._tail_specs))]
+        def layer(item: FusedConv) -> Layer:
+            key = item.conv.key
+            at = {"place": places.computed.get(item.name), "after": places.read.get(item.name)}
+            return Layer(item.name, item.inputs, self.conv(key), numbers[key], pairs=item.name in seconds, **at)
 
-    def _run_tail(
-        self,
-        tail: list[IntegerConv2d],
-        stages: list[dict[str, Any]],
-        codes: torch.Tensor,
-        left: torch.Tensor | None,
-        bits: torch.Tensor,
-        as_pixels: bool,
-        places: Places,
-    ) -> torch.Tensor:
-        """[N, scale*H, scale*W, 3] from the codes of the upsampler's input. stages: where each convolution computes, of the places.
-        left: codes of what the first ones leave, or None. as_pixels: as uint8."""
-        for i, (conv, following, place) in enumerate(zip(tail, tail[1:], stages, strict=False)):
-            narrow, codes = codes, self._codes(f"tail{i}", codes, conv.out_channels, conv.shuffle)
-            if left is None:
-                conv.into(narrow, bits, y_q=codes, out_grid=following.grid, out_bits=bits, **place)
-            else:
-                y = conv.two_digits(narrow, left, bits, self._output(conv, narrow), **place)
-                self._quantize_into(y, following.grid, bits, codes, **places.read(self._tail_specs, i))
-                left = None
-        conv, place = tail[-1], stages[-1]
-        image = self._image(conv, codes) if as_pixels else None
-        if image is not None and left is None:
-            conv.pixels_into(codes, bits, image, **place)
-            return image
-        y = self._output(conv, codes)
-        if left is not None:
-            return conv.two_digits(codes, left, bits, y, image, **place)
-        conv.into(codes, bits, y=y, **place)
-        return y
+        layers: list[Layer | Node] = [layer(item) if isinstance(item, FusedConv) else item for item in items]
+        channels = {name: extent.channels for name, extent in properties.extents(graph).items()}
+        source = Source(layers, graph.inputs[0], graph.outputs[0], channels, properties.stream(graph), easy=places.easy)
+        if self.collapsed is None:
+            return [source]
+        at, first = next(
+            (i, item) for i, item in enumerate(items) if isinstance(item, FusedConv) and item.conv.key == self.spec.tail_names[0]
+        )
+        whole = Layer(source.y, first.inputs, self.collapsed, numbers[first.conv.key], places.collapsed)
+        return [source, replace(source, items=[*layers[:at], whole])]
+
+    def _compile(self) -> None:
+        """Compile anew where the backend would have another program."""
+        wanted = self.quantizes_early, not self.why_not_fused
+        if wanted == self._compiled_for:
+            return
+        early, fused = self._compiled_for = wanted
+        self._programs = [compile_steps(replace(source.in_pairs(fused), early=early)) for source in self._sources]
+
+    @property
+    def quantizes_early(self) -> bool:
+        """Whether features become codes for all layers that read them as soon as they are there."""
+        return self.choice.backend in ops.QUANTIZE_MANY and self._early
 
     def _image(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
         """Where the last convolution of the upsampler writes pixels: uint8 [N, r*H, r*W, C], for the caller."""
@@ -256,7 +237,7 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         device = str(self._device())  # with the number of a card: cards may differ
         choice = choose(Problem(device), backend)  # every time: the device and the environment may be others than they were
         on_gpu = choice.backend in GPU_BACKENDS
-        packed_codes = on_gpu and choice.backend in ops.PACKED_CODES and self._packable()
+        packed_codes = on_gpu and choice.backend in ops.PACKED_CODES and self._packable
         # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
         convs = self.convs()
         choices = [choose(Problem(device, conv.shape), backend) if on_gpu else choice for conv in convs]
@@ -269,6 +250,9 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         for conv, each in zip(convs, choices, strict=True):
             conv.set_backend(each.backend, self._threads)
             conv.packed_codes = packed_codes
+        reasons = (first.why_not_with(second) for first, second in self._pairs)
+        self.why_not_fused = next((reason for reason in reasons if reason), "")  # why blocks are not computed in one piece
+        self._compile()
         return choice
 
     def set_graph(self, graph: bool | None = None) -> None:
@@ -284,10 +268,6 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         if graph is not self._graph:
             self._graph = graph
             self._forget_graphs()
-
-    def _packable(self) -> bool:
-        """Whether the code buffers can hold several codes a byte: slices of them must begin at multiples of 4 channels."""
-        return True
 
     def _forget_graphs(self) -> None:
         self._graphs.clear()
@@ -305,128 +285,6 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         self._threads = threads
         for conv in self.convs():
             conv.threads = threads
-
-    def set_bits(self, bits: str | int = "auto") -> None:
-        """ "auto": every image and layer decides; 2..8: that many in all layers but the 8-bit ends. Raises ValueError otherwise."""
-        if bits != "auto" and (isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS):
-            raise ValueError(f"set_bits: bits must be 'auto' or {MIN_BITS}..{MAX_BITS}, got {bits!r}")
-        if bits != self._bits:
-            self._bits = bits
-            self.bit_rules.copy_(self._rules())
-            self._forget_graphs()
-
-    @property
-    def deep(self) -> int:
-        """The depth of tiles with all blocks: their number, or the most that a depth can be."""
-        return min(getattr(self.spec, "blocks", 1), MAX_DEPTH)
-
-    def set_depth(self, depth: str | int = "auto") -> None:
-        """ "auto": easy tiles have no blocks computed, as calibration found; "full", or the number of the network's blocks: all
-        tiles have all blocks; 0: no tile has any. Images with fewer pixels a side than the exit's filter have all blocks computed
-        at any depth. Raises ValueError for another depth, and for 0 where the network has no exit."""
-        blocks = getattr(self.spec, "blocks", 0)
-        known = depth in ("auto", "full") or (type(depth) is int and depth in (0, blocks))
-        if not known:
-            raise ValueError(f"set_depth: depth must be 'auto', 'full', 0 or {blocks}, the blocks of this network, got {depth!r}")
-        if depth == 0 and self.exit is None:
-            raise ValueError("set_depth: depth must be 'auto' or 'full' for a model without an exit for easy tiles, got 0")
-        depth = "full" if depth == blocks else depth
-        if depth != self._depth:
-            self._depth = depth
-            self._forget_graphs()
-
-    @property
-    def varies_depth(self) -> bool:
-        """Whether some tiles may have no blocks computed."""
-        return self.easy is not None and self._depth != "full"
-
-    def tile_depths(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> Depths | None:
-        """The depth of each tile of images, as the next forward pass would have them; None where all tiles have all blocks.
-
-        origin: rows and columns of pixels that the first tiles of x lack. Raises as `forward`.
-        """
-        self._check(x, None, origin)
-        if not self._exits(x):
-            return None
-        with torch.no_grad():
-            depths = self._depths(self._pixel_codes(x), origin)
-        n, _, *size = x.shape
-        return replace(depths, values=as_tiles(depths.values, n, *size, depths.tile, *origin))
-
-    def computed_share(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """The share of each image's pixels that have blocks computed, float32 [N] in 0..1. Raises as `forward`."""
-        depths = self.tile_depths(x, origin=origin)
-        if depths is None:
-            return x.new_ones(x.shape[0])
-        sizes = [pixels_of_tiles(size, depths.tile, at) for size, at in zip(x.shape[2:], origin, strict=True)]
-        rows, columns = (torch.tensor(size, dtype=torch.float64, device=x.device) for size in sizes)
-        return ((depths.values > 0).double() @ columns @ rows / (x.shape[2] * x.shape[3])).float()
-
-    def _exits(self, x: torch.Tensor) -> bool:
-        """Whether tiles of images of this size may have no blocks: the filter needs room for all its border classes."""
-        return self.varies_depth and all(side >= self.exit.kernel for side in x.shape[2:])
-
-    def _depths(self, pixels: torch.Tensor, origin: tuple[int, int]) -> Depths:
-        """From the codes of the pixels: flat."""
-        tile, (top, left) = self.exit.tile, origin
-        if self._depth == 0:
-            values = pixels.new_zeros(flat_length(*pixels.shape[:3], tile, top, left))
-        else:
-            place = {"top": top, "left": left, "flat": True, "backend": self.choice.backend, "threads": self._threads}
-            values = ops.tile_depths(pixels, tile, self.exit.threshold, self.deep, **place)
-        return Depths(values, tile, top, left)
-
-    def _places(self, x: torch.Tensor, pixels: torch.Tensor, origin: tuple[int, int]) -> Places:
-        """Where the layers compute. pixels: the codes of x."""
-        if not self._exits(x):
-            return EVERYWHERE
-        return Places(self._depths(pixels, origin), math.ceil(radius(self._tail_specs)))
-
-    def _pixel_codes(self, x: torch.Tensor) -> torch.Tensor:
-        """The codes of the pixels that the first convolution reads, uint8 [N, H, W, 4]; of networks with an exit."""
-        raise NotImplementedError
-
-    def set_running_thresholds(self, momentum: float = 0.0, start: tuple[float, float] | None = None) -> None:
-        """Let the image thresholds follow the images of inference; 0 (the default) goes back to the calibrated ones.
-
-        Calibration sets the thresholds to the quantiles q = p and 1 - p of the measure over its images, p being
-        `config.image_percentile` / 100 (AdaBM, section 3.2). With a momentum above 0 every image that a forward pass sees, in
-        the order of its batch, is judged by the thresholds as they stand, and then moves each threshold t, calibrated as t0, by
-
-            t  <-  clip(t + momentum * |t0| * (q - [measure < t]), 2/3 * t0, 3/2 * t0)
-
-        which is at rest where a share q of the measures lies below t: the running estimate of that quantile (stochastic
-        approximation, Robbins and Monro, Ann. Math. Stat. 1951). Where the two would cross, both become their mean. No image moves
-        a threshold by more than momentum * |t0|: a smaller momentum follows more slowly and trembles less.
-
-        The decision of an image then depends on those before it, no longer on it alone. `layer_bits`, `mean_bits` and
-        `image_offsets` say what the next forward pass would do and move nothing; nor do images while `set_bits` is not "auto".
-        Momentum and thresholds are saved with the model. start: thresholds to begin at, within those bounds; None for the present
-        ones, which are the calibrated ones unless it is on already. Threads may share the model: each image moves the thresholds
-        once, in the order of arrival; under torch.compile, which knows no locks, one thread at a time.
-
-        Raises ValueError unless momentum is a number in 0..1, 0 for a network that is not adaptive, and start is in bounds.
-        """
-        number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
-        if not number or not 0 <= momentum <= 1:
-            raise ValueError(f"set_running_thresholds: momentum must be a number in 0..1, got {momentum!r}")
-        if self.thresholds is None:
-            if momentum or start is not None:
-                raise ValueError("set_running_thresholds: momentum must be 0: this network is not adaptive and has no thresholds")
-            return
-        self._running.set(float(momentum), start)
-        self._forget_graphs()
-
-    @property
-    def running_thresholds(self) -> tuple[float, float] | None:
-        """(lower, upper) of the image measure as they stand, None where they do not run."""
-        running = self.thresholds is not None and self._running.momentum > 0
-        return tuple(self._running.current.tolist()) if running else None
-
-    @property
-    def running_momentum(self) -> float:
-        """The momentum of `set_running_thresholds`, 0 where the thresholds do not run."""
-        return 0.0 if self.thresholds is None else self._running.momentum
 
     def backend_summary(self) -> str:
         """The backend in words: "cpu (avx512vnni, 2 threads)", "cuda, 2 of 39 convolutions on triton"."""
@@ -495,94 +353,7 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
 
     def plan_rows(self, measure: int = 0) -> list[dict[str, str]]:
         """The rows of `plan`: column name -> cell. Raises as `plan`."""
-        if isinstance(measure, bool) or not isinstance(measure, int) or (measure != 0 and measure < SMALLEST):
-            raise ValueError(f"plan: measure must be 0 or a side of at least {SMALLEST} pixels, got {measure!r}")
-        rows, known = [], {}
-        for conv in self.convs():
-            plan, shape = conv.plan, tuple(conv.weight.shape)
-            for bits in range(conv.bit_range[0], conv.bit_range[1] + 1):
-                i = bits - MIN_BITS
-                split = plan.products_for_bits[i] / tile_products(plan.tile[i], *shape[-3:-1])
-                rows.append(
-                    {
-                        "layer": conv.name,
-                        "bits": f"{bits}",
-                        "tile": plan.tile[i],
-                        "parts": f"{split:.2f}",
-                        "products": f"{plan.products_for_bits[i]:.2f}",
-                        f"predicted ns ({plan.isa})": f"{plan.picoseconds[i] / 1e3:.1f}",
-                    }
-                )
-                if measure:
-                    key = (shape, plan.tile[i], plan.products_for_bits[i], conv.box_filter, bits)
-                    if key not in known:
-                        known[key] = self._measured(conv, bits, measure)
-                    rows[-1]["measured ns"] = f"{known[key] / measure**2 * 1e9:.1f}"
-                rows[-1]["why direct"] = plan.why_direct[i]
-        return rows
-
-    def _measured(self, conv: IntegerConv2d, bits: int, side: int) -> float:
-        threads, conv.threads = conv.threads, 1
-        try:
-            return conv_seconds(conv, bits, side)
-        finally:
-            conv.threads = threads
-
-    # ---- bits
-
-    def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N] of -1..1. learn: running thresholds follow, as in a forward pass.
-
-        Raises as `forward`.
-        """
-        self._check(x, None)
-        return self._offsets(x, learn)
-
-    def _offsets(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
-        if self.thresholds is None or self._bits != "auto":
-            return torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
-        measures = ops.image_measure(x, backend=self.choice.backend)
-        if self._running.momentum > 0:
-            return self._running.offsets(measures, learn)
-        return image_offsets(measures, self.measure_lower, self.measure_upper)
-
-    def _rules(self) -> torch.Tensor:
-        """int32 [L, 2] of measure.bits_by_rule for the layers in the order they run."""
-        fixed = self._bits if self._bits != "auto" else None
-        rules = [
-            (fixed, 0) if fixed is not None and conv.name in self._counted else conv.bit_rule for conv in self._adaptive.values()
-        ]
-        return torch.tensor(rules, dtype=torch.int32, device="cpu")
-
-    def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Bits of the input codes of every integer convolution, int32 [L, N]: device data that nothing on the host waits for.
-
-        offset: of the images, where it is known, on any device.
-        """
-        if offset is not None:
-            return bits_by_rule(self.bit_rules, offset.to(self.bit_rules.device))
-        if self.thresholds is not None and self._bits == "auto" and self._running.momentum == 0:
-            return ops.layer_bits(x, self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend)
-        return bits_by_rule(self.bit_rules, self._offsets(x, learn))
-
-    def _by_name(self, table: torch.Tensor) -> dict[str, torch.Tensor]:
-        return dict(zip((conv.name for conv in self._adaptive.values()), table.unbind(), strict=True))
-
-    def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each.
-
-        offset: int32 [N], what `image_offsets` gives for x, where that is known; x is then not looked at. Raises as `forward`.
-        """
-        self._check(x if offset is None else None, offset)
-        return self._by_name(self._bit_table(x, learn=False, offset=offset))
-
-    def mean_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean activation bits over the convolutions of the body, float32 [N] (first, last and upsampler are not counted).
-
-        offset: see `layer_bits`.
-        """
-        counted = [bits for name, bits in self.layer_bits(x, offset=offset).items() if name in self._counted]
-        return torch.stack(counted).sum(0).to(torch.float32) / len(counted)
+        return plan_rows(self.convs(), measure)
 
     # ---- forward
 
@@ -665,7 +436,7 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
                 raise ValueError(f"{name}: offset must be int32 [{'N' if x is None else len(x)}], got {_seen(offset)}")
 
     def _finished(self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
-        y = self._forward(x, self._by_name(table), as_pixels, origin)
+        y = self._forward(x, table, as_pixels, origin)
         return to_pixels(y) if as_pixels and y.dtype != torch.uint8 else y
 
     @contextmanager
@@ -702,25 +473,32 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
             return self._graphs.run(forward, *given, kind=kind)
         return self._graphs.launch_then_record(forward, launched, *given, kind=kind)
 
-    def _codes(self, name: str, like: torch.Tensor, channels: int, factor: int = 1) -> torch.Tensor:
-        """A code buffer for `channels` on the pixels of the codes `like`, `factor` times as many a side."""
-        n, h, w, _ = like.shape
-        shape = (n, h * factor, w * factor, padded_channels(channels))
-        return self._buffer(name, shape, torch.uint8, like.device)
+    def _forward(
+        self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool = False, origin: tuple[int, int] = (0, 0)
+    ) -> torch.Tensor:
+        """[N, 3, scale*H, scale*W] from x and the bits of each convolution's input codes, int32 [L, N].
 
-    def _floats(self, name: str, like: torch.Tensor, channels: int) -> torch.Tensor:
-        """A float buffer for `channels` features on the pixels of the codes (or features) `like`."""
-        return self._buffer(name, (*like.shape[:3], channels), torch.float32, like.device)
-
-    def _features(self, name: str, like: torch.Tensor, channels: int) -> torch.Tensor:
-        """A buffer as `_floats` gives, of what the features that pass the blocks by are held in: float32, or int16."""
-        dtype = torch.float32 if self.fraction is None else torch.int16
-        return self._buffer(name, (*like.shape[:3], channels), dtype, like.device)
+        as_pixels: as uint8 where the last convolution is one on integers, which can write them; floats all the same elsewhere.
+        origin: rows and columns that the first tiles of x lack."""
+        collapses = self.collapsed is not None and all(side >= SMALLEST for side in x.shape[2:])
+        program = self._programs[1 if collapses else 0]
+        run = Run(self, program, table.unbind(), as_pixels)
+        run.origin, run.exits = origin, self._exits(x)
+        return program.run(run, x)
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         if torch.compiler.is_compiling():  # the compiler plans memory itself
             return torch.empty(shape, dtype=dtype, device=device)
         return self._workspace.get(name, shape, dtype, device)
+
+    def _pixel_codes(self, conv: IntegerConv2d, x: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
+        """The codes of pixels x float32 [N, 3, H, W] that a convolution reads, uint8 [N, H, W, 4]. bits: None for the most."""
+        if bits is None:
+            bits = torch.full((x.shape[0],), conv.bit_range[1], dtype=torch.int32, device=x.device)
+        return self._quantize(x, conv.pixel_grid, bits, shift=conv.pixel_shift)
+
+    def _codes_of_pixels(self, x: torch.Tensor) -> torch.Tensor:
+        return self._pixel_codes(self._quantized()[0], x)
 
     def _quantize(self, x: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor, **settings: Any) -> torch.Tensor:
         """Codes [N, H, W, C4] of floats [N, C, H, W] of any strides."""
@@ -734,13 +512,21 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         y_q: torch.Tensor,
         start: int = 0,
         end: int | None = None,
-        **place: Any,
+        **settings: Any,
     ) -> None:
         """Codes of features [N, H, W, C], which may be a slice of wider ones, into channels start..end of a code buffer.
 
-        place: depth and region, where not everywhere."""
+        settings: fraction of int16 features; depth and region, where not everywhere."""
         target = {"y_q": y_q, "start": start} if self.packed_codes else {"y_q": y_q[..., start:end]}
-        ops.quantize_out(x.permute(0, 3, 1, 2), grid, bits, **target, **place, **self._running_on())
+        ops.quantize_out(x.permute(0, 3, 1, 2), grid, bits, **target, **settings, **self._running_on())
+
+    def _quantize_for(self, x: torch.Tensor, readers: list[Reader], buffers: list[torch.Tensor], bits: list[torch.Tensor]) -> None:
+        """Codes of features [N, H, W, C] for several convolutions, each into its channels of a buffer."""
+        starts = [reader.start for reader in readers] if self.packed_codes else None
+        if starts is None:
+            buffers = [buffer[..., reader.start : reader.end] for buffer, reader in zip(buffers, readers, strict=True)]
+        grids = [reader.conv.grid for reader in readers]
+        ops.quantize_many_out(x.permute(0, 3, 1, 2), grids, bits, buffers, starts=starts, **self._running_on())
 
     def _running_on(self) -> dict[str, Any]:
         return {"packed_codes": self.packed_codes, "backend": self.choice.backend, "threads": self._threads}
@@ -749,10 +535,6 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         """What is left in float, by its AdaBM key; None where the network has no such thing."""
         return getattr(self, key.replace(".", "_"), None)
 
-    def _float_conv(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        weight = self._plain(f"{name}.weight")
-        return F.conv2d(x, weight, self._plain(f"{name}.bias"), padding=weight.shape[2] // 2)
-
     def float_model(self) -> nn.Module:
         """The float network this one was made from. Raises ValueError when its weights were not kept."""
         if self.float_state is None:
@@ -760,72 +542,6 @@ class ConvertedNetwork(contexts.WithoutParameters, ABC):
         model = float_network(self.spec)
         model.load_state_dict(self.float_state)
         return model
-
-
-class ConvertedResidualNetwork(ConvertedNetwork):
-    """A network whose body is residual blocks `body.N` of two convolutions `conv1` and `conv2` (EDSR, SRResNet)."""
-
-    def _blocks(self) -> list[tuple[AdaptiveConv2d, AdaptiveConv2d]]:
-        convs = self._adaptive._modules  # at every forward pass: `conv` costs four times as much
-        return [(convs[f"body_{i}_conv1"], convs[f"body_{i}_conv2"]) for i in range(self.spec.blocks)]
-
-    def set_backend(self, backend: str = "auto", *, graph: bool | None = None) -> Choice:
-        choice = super().set_backend(backend, graph=graph)
-        reasons = (conv1.why_not_with(conv2) for conv1, conv2 in self._blocks())
-        self.why_not_fused = next((reason for reason in reasons if reason), "")  # why blocks are not computed in one piece
-        return choice
-
-    set_backend.__doc__ = ConvertedNetwork.set_backend.__doc__
-
-    def _run_blocks(self, skip, codes, blocks, bits, last_grid, last_bits, places=EVERYWHERE):
-        """The residual blocks, from the features `skip` and their codes: returns the features (a buffer) and, if `last_grid`
-        is given, their codes on it. places: where they compute."""
-        channels = self.spec.channels
-        feature = self._features("feature", codes, channels)
-        ends, between = places.block(end=True), places.block(end=False)
-        inner = after = None
-        if self.why_not_fused:
-            inner, inside = self._codes("inner", codes, channels), places.inside()
-            after = self._codes("codes", codes, channels)
-        for i, (conv1, conv2) in enumerate(blocks):
-            bits1, bits2 = bits[conv1.name], bits[conv2.name]
-            if i + 1 < len(blocks):
-                following = blocks[i + 1][0]
-                grid, next_bits = following.grid, bits[following.name]
-            else:
-                grid, next_bits = last_grid, last_bits
-            outputs = {"y": feature, "out_grid": grid, "out_bits": next_bits, "fraction": self.fraction}
-            outputs |= {"residual": skip} if i == 0 else {"accumulate": True}
-            outputs |= ends if i in (0, len(blocks) - 1) else between
-            if self.why_not_fused:
-                conv1.into(codes, bits1, y_q=inner, out_grid=conv2.grid, out_bits=bits2, **inside)
-                codes = None if grid is None else after
-                conv2.into(inner, bits2, y_q=codes, **outputs)
-            else:
-                # Codes go from buffer to buffer: tiles read what their neighbours would overwrite.
-                given, codes = codes, None if grid is None else self._codes(("fused", "codes")[i % 2], codes, channels)
-                conv1.into_with(conv2, given, bits1, bits2, y_q=codes, **outputs)
-        return feature, codes
-
-    def _forward(
-        self, x: torch.Tensor, bits: Mapping[str, torch.Tensor], as_pixels: bool = False, origin: tuple[int, int] = (0, 0)
-    ) -> torch.Tensor:
-        if not self.full:
-            return self._forward_body(x, self._blocks(), bits)
-        return self._forward_full(x, self._blocks(), bits, as_pixels, origin)
-
-    def _linear_exit(self, parameters: ExitParameters) -> LinearExit:
-        if not self.full or self.config.chosen("input_range") != "pixels":
-            raise ValueError(f"{type(self).__name__}: exit must be None unless pixels are codes of 8 bits")
-        if parameters.scale != self.scale:
-            raise ValueError(f"{type(self).__name__}: exit must be of scale {self.scale}, got one of scale {parameters.scale}")
-        return LinearExit(parameters)
-
-    @abstractmethod
-    def _forward_full(self, x, blocks, bits, as_pixels, origin) -> torch.Tensor: ...
-
-    @abstractmethod
-    def _forward_body(self, x, blocks, bits) -> torch.Tensor: ...
 
 
 def _seen(value: Any) -> str:
@@ -837,8 +553,13 @@ def _seen(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}{layout}"
 
 
-def format_plan(rows: list[dict[str, str]]) -> str:
-    """The rows of a plan as a table: a heading first, cells padded to the width of their columns."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+class ConvertedEDSR(ConvertedNetwork, network="edsr"):
+    """EDSR with integer convolutions."""
+
+
+class ConvertedRDN(ConvertedNetwork, network="rdn"):
+    """RDN with integer convolutions."""
+
+
+class ConvertedSRResNet(ConvertedNetwork, network="srresnet"):
+    """SRResNet with integer convolutions."""

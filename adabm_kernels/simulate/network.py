@@ -52,7 +52,7 @@ class SimulatedNetwork(GraphModule):
         self._watch: Callable[[torch.Tensor], None] | None = None
         self.register_buffer(RESIDUAL_FRACTION, None)
         self._collapsed: torch.Tensor | None = None
-        self._quantized = tuple(quantized)
+        self._quantized = quantized
         if config.adaptive:
             self.measure_l, self.measure_u = (nn.Parameter(torch.full((1,), float("nan"))) for _ in range(2))
         self._structure = _structure_of(self.graph)
@@ -295,9 +295,9 @@ class SimulatedNetwork(GraphModule):
         self.run(values, self._structure.trunk, self._few_bits(image_offset, computed))
         return values[self._structure.entry], [values[name] for name in self._structure.blocks]
 
-    def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
-        """The upsampler: [N, C, H, W] -> [N, 3, scale*H, scale*W]."""
-        values = {self._structure.entry: feature}
+    def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The upsampler: [N, C, H, W] and the picture that it is made of -> [N, 3, scale*H, scale*W]."""
+        values = {self._structure.entry: feature, self.graph.inputs[0]: x}
         self.run(values, self._structure.upsampler, self._few_bits(image_offset))
         return values[self.graph.outputs[0]]
 
@@ -334,19 +334,19 @@ class SimulatedNetwork(GraphModule):
         try:
             for conv in ends:
                 conv.quantized = False
-            return self.upsample(feature, offset)
+            return self.upsample(feature, offset, x)
         finally:
             for conv in ends:
                 conv.quantized = True
 
     def _preview_weight(self, device: torch.device) -> torch.Tensor | None:
         """Of the one convolution that the upsampler is previewed as, None where that is the upsampler as it is."""
-        linear = linear_upsampler(self.graph)
-        if linear is None:
+        if self._structure.linear is None:
             curved = any(isinstance(node, Activation) for node, _ in self._structure.upsampler)
-            return self.float_weights[f"{self.spec.tail_names[0]}.weight"] if curved else None
+            return self.float_weights[f"{self.spec.published(self.spec.tail_names[0])}.weight"] if curved else None
         if self._collapsed is None:
-            names, shuffles = linear
+            names, shuffles = self._structure.linear
+            names = tuple(map(self.spec.published, names))
             stages = [(self.float_weights[f"{name}.weight"].cpu(), self.float_weights[f"{name}.bias"].cpu()) for name in names]
             inner = collapse(stages, shuffles).weight[2, 2]
             self._collapsed = inner.float().contiguous(memory_format=torch.channels_last).to(device)
@@ -359,12 +359,12 @@ class SimulatedNetwork(GraphModule):
         offset, depths = self.image_offsets(x), self.depths(x)
         if depths is None or self.exit is None:
             feature, blocks = self.trunk(x, offset)
-            return self.upsample(feature, offset), blocks
+            return self.upsample(feature, offset, x), blocks
         # The exit's pixels are its own; what the network makes beside them reads the features there as they are.
         computed = _computed(depths, x)
         feature, blocks = self.trunk(x, offset, computed.to(x.dtype))
         whole = computed.repeat_interleave(self.spec.scale, 2).repeat_interleave(self.spec.scale, 3)
-        return torch.where(whole, self.upsample(feature, offset), exit_output(self.exit, x)), blocks
+        return torch.where(whole, self.upsample(feature, offset, x), exit_output(self.exit, x)), blocks
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # one picture
         """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W]. Raises ValueError unless x is floating point [N, 3, H, W]."""
@@ -377,8 +377,8 @@ class _Structure:
 
     before: the nodes between its input and its first convolution. body: names of each convolution that is no end, and of the
     BatchNorm that alone reads it, or "". trunk, upsampler: plans up to `entry`, which the upsampler begins with, and from there.
-    blocks: the features after each residual block. stream: those that are held. masked: what adds nothing where blocks are not
-    computed: what a block's convolutions read of one another, and what it gives.
+    linear: see `linear_upsampler`. blocks: the features after each residual block. stream: those that are held. masked: what adds
+    nothing where blocks are not computed: what a block's convolutions read of one another, and what it gives.
     """
 
     before: tuple[Node, ...]
@@ -386,6 +386,7 @@ class _Structure:
     entry: str
     trunk: list[Step]
     upsampler: list[Step]
+    linear: tuple[tuple[str, ...], tuple[int, ...]] | None
     blocks: tuple[str, ...]
     stream: frozenset[str]
     masked: frozenset[str]
@@ -409,6 +410,7 @@ def _structure_of(graph: Graph) -> _Structure:
         entry=entry,
         trunk=steps(needed(graph, (entry, *blocks)), (entry, *blocks)),
         upsampler=steps(needed(graph, graph.outputs, (entry,)), graph.outputs),
+        linear=linear_upsampler(graph),
         blocks=blocks,
         stream=stream(graph),
         masked=frozenset(masked if skips_blocks(graph) else ()),

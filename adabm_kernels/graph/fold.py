@@ -1,0 +1,48 @@
+"""What follows a convolution as numbers for each of its outputs: gains, shifts and slopes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .fuse import FusedConv
+from .nodes import Affine, BatchNorm, ColourShift, Node
+
+Values = Callable[[str], Any]  # what a network learnt, a tensor by key, or None
+
+
+def gain_and_shift(node: Node, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
+    """x * gain + shift, which a BatchNorm, an Affine or a ColourShift is: float64, one number or one for each channel."""
+    match node:
+        case BatchNorm():
+            parts = ("weight", "bias", "running_mean", "running_var")
+            weight, bias, mean, var = (values(f"{node.key}.{part}").double() for part in parts)
+            gain = weight / torch.sqrt(var + node.eps)
+            return gain, bias - mean * gain
+        case ColourShift():
+            return torch.ones(1, dtype=torch.float64), node.sign * torch.tensor(node.mean, dtype=torch.float32).double()
+        case Affine():
+            gain = torch.tensor(node.gain or (1.0,), dtype=torch.float64) / (node.divisor or 1.0)
+            shift = torch.tensor(node.shift or (0.0,), dtype=torch.float64)
+            return gain, shift * gain if node.first == "shift" else shift
+    raise TypeError(f"gain_and_shift: node must be a BatchNorm, an Affine or a ColourShift, got a {type(node).__name__}")
+
+
+def folded(fused: FusedConv, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gain, shift), float64 [K], of all that follows a convolution up to its activation: gain * y + shift."""
+    k = fused.conv.channels_out
+    gain, shift = torch.ones(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
+    for node in fused.affine:
+        own_gain, own_shift = (value.repeat_interleave(k // len(value)) for value in gain_and_shift(node, values))
+        gain, shift = gain * own_gain, shift * own_gain + own_shift
+    return gain * fused.factor, shift * fused.factor
+
+
+def slopes(fused: FusedConv, values: Values) -> torch.Tensor | None:
+    """Slopes of the PReLU that follows a convolution, [K]; None without one."""
+    if fused.activation is None or fused.activation.function != "prelu":
+        return None
+    weight = values(f"{fused.activation.key}.weight")
+    return weight.repeat_interleave(fused.conv.channels_out // len(weight))

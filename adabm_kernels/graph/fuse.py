@@ -1,0 +1,118 @@
+"""Convolutions and the nodes that one kernel computes together with them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from .nodes import Activation, Add, Affine, BatchNorm, ColourShift, Conv, Graph, Node, PixelShuffle
+
+
+@dataclass(frozen=True)
+class FusedConv:
+    """A convolution with what follows it: activation(factor * affine(convolution)), shuffled, plus a residual.
+
+    name: of the tensor that it computes. inputs: its input and, where it has one, the residual. before: the node between an input
+    of the network and the convolution, which the codes of the pixels make up for; None where there is none. affine: BatchNorm,
+    Affine and ColourShift nodes in their order. shuffle: factor of the PixelShuffle, wherever it stands behind the convolution.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    conv: Conv
+    before: Node | None = None
+    affine: tuple[Node, ...] = ()
+    activation: Activation | None = None
+    shuffle: int = 1
+    factor: float = 1.0
+
+    @property
+    def residual(self) -> str | None:
+        """The tensor that is added to the result."""
+        return self.inputs[1] if len(self.inputs) > 1 else None
+
+
+Item = FusedConv | Node
+
+
+def fuse(graph: Graph, quantized: Collection[str], without_residual: Collection[str] = ()) -> tuple[Item, ...]:
+    """The nodes of a graph in an order in which they can be computed, with the convolutions of the keys `quantized` fused.
+
+    Nodes join the convolution before them as long as nothing else reads what lies in between. without_residual: convolutions that
+    no Add joins. Raises ValueError for a convolution that the integer kernels do not compute.
+    """
+    reads = [name for node in graph.nodes for name in node.inputs] + list(graph.outputs)
+    items: dict[str, Item] = {}  # by the tensor that they compute
+    for node in graph.nodes:
+        if isinstance(node, Conv) and node.key in quantized:
+            _check(node)
+            items[node.name] = _after_pixels(graph, FusedConv(node.name, node.inputs, node))
+            continue
+        order = list(items)
+        alone = [name for name in node.inputs if name in items and reads.count(name) == 1]
+        for name in sorted(alone, key=order.index, reverse=True):  # of two convolutions that are added, the one computed last
+            item = items[name]
+            joined = _joined(item, node, name, without_residual) if isinstance(item, FusedConv) else None
+            if joined is not None:
+                del items[name]
+                items[node.name] = joined
+                break
+        else:
+            items[node.name] = node
+    read = {name for item in items.values() for name in item.inputs} | set(graph.outputs)
+    return tuple(item for name, item in items.items() if name in read)  # without what codes of pixels make up for
+
+
+def _check(conv: Conv) -> None:
+    padding = tuple(size // 2 for size in conv.kernel)
+    if (conv.stride, conv.dilation, conv.padding, conv.groups) != ((1, 1), (1, 1), padding, 1):
+        raise ValueError(
+            f"fuse: a quantised convolution must have stride 1, dilation 1, groups 1 and padding {padding}, got '{conv.name}' with "
+            f"stride {conv.stride}, dilation {conv.dilation}, groups {conv.groups} and padding {conv.padding}"
+        )
+
+
+def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:
+    """The convolution, on the network's input itself where one node that codes of pixels can make up for lies in between."""
+    name = conv.inputs[0]
+    node = None if name in graph.inputs else graph[name]
+    scales = isinstance(node, Affine) and node.divisor is not None and node.shift is None
+    if node is None or node.inputs[0] not in graph.inputs or not (scales or isinstance(node, ColourShift)):
+        return conv
+    return replace(conv, before=node, inputs=node.inputs)
+
+
+def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection[str]) -> FusedConv | None:
+    """The convolution that computes `name` with a node that reads it, or None where kernels do not compute them together."""
+    changes: dict[str, object] = {}
+    if conv.residual is not None:
+        return None
+    if isinstance(node, (BatchNorm, Affine, ColourShift)) and conv.activation is None:
+        changes["affine"] = (*conv.affine, node)
+    elif isinstance(node, Activation) and node.function in ("relu", "prelu") and conv.activation is None and not node.settings:
+        changes["activation"] = node
+    elif isinstance(node, PixelShuffle) and conv.shuffle == 1:
+        changes["shuffle"] = node.factor
+    elif isinstance(node, Add) and len(node.inputs) == 2 and conv.conv.key not in without_residual:
+        own = node.inputs.index(name)
+        factor = node.factor(own)
+        if node.factor(1 - own) != 1 or (factor != 1 and conv.activation is not None):
+            return None
+        changes |= {"inputs": (*conv.inputs, node.inputs[1 - own]), "factor": factor}
+    else:
+        return None
+    return replace(conv, name=node.name, **changes)  # type: ignore[arg-type]
+
+
+def residual_pairs(items: tuple[Item, ...]) -> list[tuple[FusedConv, FusedConv]]:
+    """Convolutions that follow one another, of which the second alone reads the first and adds the first one's input: residual
+    blocks of two convolutions, in their order."""
+    reads = [name for item in items for name in item.inputs]
+    pairs = []
+    for first, second in zip(items, items[1:], strict=False):
+        if not (isinstance(first, FusedConv) and isinstance(second, FusedConv)):
+            continue
+        plain = first.residual is None and second.activation is None and first.shuffle == second.shuffle == 1
+        if plain and second.inputs == (first.name, first.inputs[0]) and reads.count(first.name) == 1 and first.before is None:
+            pairs.append((first, second))
+    return pairs

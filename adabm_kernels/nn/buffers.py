@@ -1,0 +1,85 @@
+"""Buffers of a compiled network: tensors share memory as far as their lives allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .steps import ConvStep, DropStep, Place, Program, Slice, Step
+
+Lives = dict[int, tuple[int, int]]  # by the id of a store, the first and the last step that it is used in
+
+
+def bind(steps: Sequence[Step], places: list[Place | None], x: Slice, y: Slice) -> Program:
+    """The program of steps whose references do not say yet where in memory they lie. x, y: the input and the output."""
+    lives = _lives(steps)
+    _share_buffers(steps, lives)
+    ats: dict[tuple[object, ...], int] = {}
+    for step in steps:
+        for held in (*step.reads(), *step.writes()):
+            store = held.store
+            memory = (id(store),) if store.fresh else (store.buffer, store.kind, store.width, store.extent)
+            held.whole = ats.setdefault((*memory, 0, store.width), len(ats))
+            held.at = ats.setdefault((*memory, held.start, held.stop), len(ats))
+    x.at = ats.setdefault((id(x.store), 0, x.store.width), len(ats))
+    return Program(_with_drops(steps, lives, y.at), x.at, y.at, len(ats), places)
+
+
+def _lives(steps: Sequence[Step]) -> Lives:
+    lives: Lives = {}
+    for i, step in enumerate(steps):
+        for held in (*step.reads(), *step.writes()):
+            lives[id(held.store)] = lives.get(id(held.store), (i, i))[0], i
+    return lives
+
+
+def _share_buffers(steps: Sequence[Step], lives: Lives) -> None:
+    """Give every store that is not fresh a buffer, and have sums made in place where what is added to is read no more.
+
+    A store takes the smallest free buffer of its kind that holds it, or the largest, which then grows.
+    """
+    sizes: dict[str, int] = {}
+    free: dict[str, list[str]] = {}
+    gone: set[int] = set()  # stores whose buffers are free again, or another's
+    for i, step in enumerate(steps):
+        for held in step.writes():
+            store = held.store
+            if store.fresh or store.buffer:
+                continue
+            if isinstance(step, ConvStep) and held is step.y and step.residual is not None:
+                added = step.residual.store
+                if _in_place(step.residual, held) and lives[id(added)][1] == i:
+                    store.buffer, step.accumulate = added.buffer, True
+                    gone.add(id(added))
+                    continue
+            size = store.width * store.extent[1] ** 2
+            unused = sorted(free.setdefault(store.kind, []), key=lambda name: sizes[name])
+            fitting = [name for name in unused if sizes[name] >= size] or unused[-1:]
+            store.buffer = fitting[0] if fitting else f"{store.kind}{sum(name.startswith(store.kind) for name in sizes)}"
+            sizes[store.buffer] = max(size, sizes.get(store.buffer, 0))
+            if fitting:
+                free[store.kind].remove(store.buffer)
+        for held in (*step.reads(), *step.writes()):
+            store = held.store
+            if not store.fresh and lives[id(store)][1] == i and id(store) not in gone:
+                free[store.kind].append(store.buffer)
+                gone.add(id(store))
+
+
+def _in_place(added: Slice, to: Slice) -> bool:
+    """Whether a sum can be made where its first term lies."""
+    one, other = added.store, to.store
+    alike = (one.kind, one.width, one.extent) == (other.kind, other.width, other.extent)
+    return alike and not one.fresh and (added.start, added.stop) == (to.start, to.stop)
+
+
+def _with_drops(steps: Sequence[Step], lives: Lives, kept: int) -> list[Step]:
+    """The steps, and behind each the end of fresh tensors that nothing reads after it, but for the one at `kept`."""
+    found: list[Step] = []
+    gone = {kept}
+    for i, step in enumerate(steps):
+        found.append(step)
+        fresh = {held.at for held in step.reads() if held.store.fresh and lives[id(held.store)][1] == i} - gone
+        if fresh:
+            found.append(DropStep(sorted(fresh)))
+            gone |= fresh
+    return found

@@ -1,0 +1,327 @@
+"""A network's convolutions and float nodes as a list of steps over the operators: who makes which codes and features, and when.
+
+A quantised convolution reads codes on a grid of its own. The convolution before it writes them in its epilogue where it can; else
+they are made of features that lie in a buffer. Features are written only where something reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..graph.nodes import Concat, Node
+from ..quantize import CODE_CHANNELS
+from .buffers import bind
+from .conv import IntegerConv2d
+from .steps import (
+    ConvStep,
+    CopyStep,
+    DepthStep,
+    ExitStep,
+    FloatStep,
+    FreshStep,
+    LeaveStep,
+    Place,
+    Program,
+    QuantizeStep,
+    Reader,
+    Slice,
+    Step,
+    Store,
+    code_store,
+)
+
+Extent = tuple[str, int]  # what a tensor's rows and columns derive from, and by which factor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An integer convolution in a network.
+
+    name: of the tensor that it computes. inputs: what it reads and, where it has one, the residual. bits: which of the bits are its
+    input's. place, after: where it computes, and where its output is read. pairs: whether it runs in one piece with the layer
+    before it, as the second of a residual block.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    conv: IntegerConv2d
+    bits: int
+    place: Place | None = None
+    after: Place | None = None
+    pairs: bool = False
+
+    @property
+    def residual(self) -> str | None:
+        return self.inputs[1] if len(self.inputs) > 1 else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is compiled: layers and float nodes in an order in which they can be computed.
+
+    x, y: names of the input and the output. channels: of every tensor that a node or the input gives. stream: tensors that pass the
+    residual blocks by. early: whether codes are made as soon as features are there, for all that read them. easy: where the filter
+    of easy tiles computes, None for a network without.
+    """
+
+    items: Sequence[Layer | Node]
+    x: str
+    y: str
+    channels: Mapping[str, int]
+    stream: frozenset[str] = frozenset()
+    early: bool = False
+    easy: Place | None = None
+
+    def in_pairs(self, fused: bool) -> Source:
+        """The same with residual blocks in one piece, or not."""
+        items = [item if fused or not isinstance(item, Layer) else replace(item, pairs=False) for item in self.items]
+        return replace(self, items=items)
+
+
+class _Compiler:
+    def __init__(self, source: Source):
+        self.source = source
+        self.steps: list[Step] = []
+        self.places: list[Place | None] = [None]
+        self.layers = {item.name: item for item in source.items if isinstance(item, Layer)}
+        self.parts: dict[str, tuple[str, ...]] = {}  # of every concatenation, without those among them
+        self.extents: dict[str, Extent] = {source.x: (source.x, 1)}
+        for item in source.items:
+            if isinstance(item, Concat):
+                self.parts[item.name] = tuple(part for name in item.inputs for part in self.parts_of(name))
+            self.extents[item.name] = self._extent(item)
+        self.codes: dict[str, Reader] = {}  # the codes that each layer reads, by the layer
+        self.direct: dict[str, Layer] = {}  # the layer whose codes a layer writes
+        self.features: dict[str, Slice] = {}
+        self.homes = {} if source.early else self._homes()
+        # Layers whose codes are made of a tensor as soon as it is there, and the channels of their input that it is.
+        self.waiting: dict[str, list[tuple[Layer, int, int | None]]] = {}
+        for layer in self.layers.values():
+            self._plan_codes(layer)
+        self.wanted = self._wanted()
+
+    # ---- what is read
+
+    def parts_of(self, name: str) -> tuple[str, ...]:
+        return self.parts.get(name, (name,))
+
+    def channels(self, name: str) -> int:
+        if name in self.parts:
+            return sum(self.channels(part) for part in self.parts[name])
+        return self.layers[name].conv.out_channels if name in self.layers else self.source.channels[name]
+
+    def _extent(self, item: Layer | Node) -> Extent:
+        of, factor = self.extents[item.inputs[0]]
+        if isinstance(item, Layer):
+            return of, factor * item.conv.shuffle
+        return (of, factor) if isinstance(item, Concat) else (item.name, 1)
+
+    def _homes(self) -> dict[str, Slice]:
+        """Places side by side for the parts of concatenations that layers read, of the widest that begins with the same."""
+        homes: dict[str, Slice] = {}
+        read = [self.parts[layer.inputs[0]] for layer in self.layers.values() if layer.inputs[0] in self.parts]
+        for name, parts in self.parts.items():
+            longer = any(len(other) > len(parts) and other[: len(parts)] == parts for other in self.parts.values())
+            helps = any(parts[: len(one)] == one for one in read)
+            taken = homes.keys() | self.source.stream | {self.source.x, self.source.y}
+            free = len(set(parts)) == len(parts) > 1 and taken.isdisjoint(parts)
+            if longer or not helps or not free:
+                continue
+            store, start = Store("features", self.channels(name), self.extents[name]), 0
+            for part in parts:
+                homes[part] = Slice(store, start, start := start + self.channels(part))
+        return homes
+
+    def _side_by_side(self, parts: tuple[str, ...]) -> Slice | None:
+        """Where parts lie next to one another, in their order."""
+        slices = [self.homes.get(part) for part in parts]
+        first = slices[0]
+        if first is None:
+            return None
+        at = first.start
+        for held in slices:
+            if held is None or held.store is not first.store or held.start != at:
+                return None
+            at = held.stop
+        return Slice(first.store, first.start, at)
+
+    def _plan_codes(self, layer: Layer) -> None:
+        """Decide who makes the codes of a layer's input."""
+        name = layer.inputs[0]
+        parts = self.parts_of(name)
+        codes = code_store(self.channels(name), self.extents[name], parts == (self.source.x,))
+        self.codes[layer.name] = Reader(layer.conv, layer.bits, codes)
+        if len(parts) == 1:
+            if not self._is_fresh(parts[0]) and parts[0] not in self.direct:
+                self.direct[parts[0]] = layer
+            elif self.source.early and parts[0] != self.source.x:
+                self.waiting.setdefault(parts[0], []).append((layer, 0, None))
+            return
+        if self._side_by_side(parts) is None:
+            start = 0
+            for part in parts:
+                stop = start + self.channels(part)
+                last = stop == self.channels(name)
+                self.waiting.setdefault(part, []).append((layer, start, None if last else stop))
+                start = stop
+
+    def _is_fresh(self, name: str) -> bool:
+        """Whether features are made in fresh memory: by torch, or by a convolution that gives the output or has two digits."""
+        layer = self.layers.get(name)
+        return layer is None or name == self.source.y or layer.conv.rest is not None
+
+    def _wanted(self) -> set[str]:
+        """The tensors whose features are read."""
+        wanted = {*self.parts_of(self.source.y), *self.waiting}
+        for item in self.source.items:
+            if isinstance(item, Layer):
+                wanted |= set() if item.residual is None else set(self.parts_of(item.residual))
+                direct = self.direct.get(self.parts_of(item.inputs[0])[0]) is item
+                wanted |= set() if direct and item.conv.rest is None else set(self.parts_of(item.inputs[0]))
+            elif not isinstance(item, Concat):
+                wanted |= {part for name in item.inputs for part in self.parts_of(name)}
+        return wanted
+
+    # ---- steps
+
+    def compile(self) -> Program:
+        source = self.source
+        self.features[source.x] = Slice(Store("pixels", self.channels(source.x), (source.x, 1), True), 0, self.channels(source.x))
+        self._after(source.x)
+        first: Layer | None = None
+        for item, following in zip(source.items, [*source.items[1:], None], strict=True):
+            if isinstance(item, Layer):
+                if isinstance(following, Layer) and following.pairs:
+                    first = item
+                    self._codes_of(item)
+                else:
+                    self._layer(item, first if item.pairs else None)
+            elif not isinstance(item, Concat):
+                self._node(item)
+        y = self._features_of(source.y)
+        if source.easy is not None:
+            pixels = self._pixels()
+            self._add(ExitStep(pixels.codes, pixels.bits, y), source.easy)
+        return bind(self.steps, self.places, self.features[source.x], y)
+
+    def _add(self, step: Step, place: Place | None = None) -> None:
+        if place not in self.places:
+            self.places.append(place)
+        step.place = self.places.index(place)
+        self.steps.append(step)
+
+    def _pixels(self) -> Reader:
+        """The codes of the picture."""
+        layer = next(layer for layer in self.layers.values() if layer.inputs[0] == self.source.x)
+        return self.codes[layer.name]
+
+    def _codes_of(self, layer: Layer) -> Reader:
+        """The codes of a layer's input, which are there after this."""
+        reader, parts = self.codes[layer.name], self.parts_of(layer.inputs[0])
+        made = self.direct.get(parts[0]) is layer or any(one is layer for part in parts for one, *_ in self.waiting.get(part, ()))
+        if not made:
+            x = self.features[parts[0]] if len(parts) == 1 else self._side_by_side(parts)
+            assert x is not None
+            self._add(QuantizeStep(x, [reader]), self._read_at(parts[0]))
+            if self.source.easy is not None and parts == (self.source.x,):
+                self._add(DepthStep(reader.codes))
+        return reader
+
+    def _read_at(self, name: str) -> Place | None:
+        """Where a tensor is read, of a layer that computes at places."""
+        return self.layers[name].after if name in self.layers else None
+
+    def _layer(self, layer: Layer, first: Layer | None) -> None:
+        opening = layer if first is None else first
+        reader = self.codes[opening.name] if first is not None else self._codes_of(opening)
+        residual = None if layer.residual is None else self._features_of(layer.residual)
+        stream = not self.source.stream.isdisjoint((layer.name, layer.residual))
+        left = self._left(layer, reader)
+        if self._is_fresh(layer.name):
+            y = self._fresh(layer.name)
+            output = layer.name == self.source.y and layer.name not in self._read_again()
+            self._add(FreshStep(layer.conv, layer.bits, reader.codes, y, left, residual, output), layer.place)
+            self._keep(layer.name, y)
+        else:
+            following = self.direct.get(layer.name)
+            y_q = None if following is None else self.codes[following.name]
+            features = self._target(layer, residual) if layer.name in self.wanted else None
+            second = None if first is None else (layer.conv, layer.bits)
+            step = ConvStep(opening.conv, opening.bits, reader.codes, features, y_q, residual, stream=stream, second=second)
+            if features is not None and residual is not None and features.store.width != residual.store.width:
+                self._add(CopyStep(residual, features))  # kernels want both in memory alike
+                step.residual, step.accumulate = features, True
+            self._add(step, layer.place)
+        self._after(layer.name)
+
+    def _read_again(self) -> set[str]:
+        return {name for item in self.source.items for name in item.inputs}
+
+    def _left(self, layer: Layer, reader: Reader) -> Slice | None:
+        """The codes of the second digit of a layer's input."""
+        if layer.conv.rest is None:
+            return None
+        name = layer.inputs[0]
+        left = code_store(self.channels(name), self.extents[name])
+        rest = self.source.items[self.source.items.index(layer) + 1 :]
+        keep = any(name in self.parts_of(one) for item in rest for one in item.inputs)
+        place = self.layers[name].place if name in self.layers else None
+        self._add(LeaveStep(self._features_of(name), layer.conv, layer.bits, reader.codes, left, keep), place)
+        return left
+
+    def _target(self, layer: Layer, residual: Slice | None) -> Slice:
+        """Where a layer writes its features."""
+        home = self.homes.get(layer.name)
+        if home is None:
+            kind = "stream" if layer.name in self.source.stream else "features"
+            channels, start, width = layer.conv.out_channels, 0, layer.conv.out_channels
+            if residual is not None:  # kernels want both in memory alike
+                start, width = residual.start, residual.store.width
+            home = Slice(Store(kind, width, self.extents[layer.name]), start, start + channels)
+        self.features[layer.name] = home
+        return home
+
+    def _features_of(self, name: str) -> Slice:
+        """The features of a tensor, those of a concatenation put together in fresh memory."""
+        if name not in self.parts:
+            return self.features[name]
+        y = self._fresh(name)
+        self._add(FloatStep(Concat(name, self.parts[name]), [self.features[part] for part in self.parts[name]], y))
+        return y
+
+    def _fresh(self, name: str) -> Slice:
+        return Slice(Store("features", self.channels(name), self.extents[name], True), 0, self.channels(name))
+
+    def _node(self, node: Node) -> None:
+        inputs, y = [self._features_of(name) for name in node.inputs], self._fresh(node.name)
+        self._add(FloatStep(node, inputs, y))
+        self._keep(node.name, y)
+        self._after(node.name)
+
+    def _keep(self, name: str, y: Slice) -> None:
+        """Features that were made in fresh memory lie there, or beside others where layers read them together."""
+        self.features[name] = self.homes.get(name, y)
+        if name in self.homes:
+            self._add(CopyStep(y, self.features[name]))
+
+    def _after(self, name: str) -> None:
+        """Codes that are made as soon as a tensor is there."""
+        readers = []
+        for layer, start, end in self.waiting.get(name, ()):
+            known = self.codes[layer.name]
+            readers.append(Reader(known.conv, known.bits, known.codes, start, end))
+        for group in [readers] if self.source.early and readers else [[reader] for reader in readers]:
+            self._add(QuantizeStep(self.features[name], group), self._read_at(name))
+
+
+def compile_steps(source: Source) -> Program:
+    """The steps of a network, and the buffers that they work in."""
+    return _Compiler(source).compile()
+
+
+def slices_aligned(source: Source, early: bool) -> bool:
+    """Whether slices of codes begin at whole groups of them: where all codes are made as soon as features are there, or else only
+    those of parts that do not lie side by side."""
+    waiting = _Compiler(replace(source, early=early)).waiting.values()
+    return all(start % CODE_CHANNELS == 0 for readers in waiting for _, start, _ in readers)

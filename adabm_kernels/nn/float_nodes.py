@@ -1,0 +1,33 @@
+"""Nodes of a graph in floats, beside integer convolutions."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from ..graph.fold import Values, gain_and_shift
+from ..graph.module import computed
+from ..graph.nodes import Activation, BatchNorm, ColourShift, Conv, Node
+
+
+def evaluate(node: Node, inputs: list[torch.Tensor], values: Values) -> torch.Tensor:
+    """What a node computes of tensors [N, C, H, W]. Raises TypeError for a node that is not known here."""
+    x = inputs[0]
+    match node:
+        case Conv():
+            x = x.contiguous(memory_format=torch.channels_last)
+            weight, bias = values(f"{node.key}.weight"), values(f"{node.key}.bias")
+            return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
+        case BatchNorm():
+            gain, shift = (value.float().view(1, -1, 1, 1) for value in gain_and_shift(node, values))
+            return x * gain + shift
+        case ColourShift():
+            return x + values(colour_key(node)).view(1, -1, 1, 1)
+        case Activation(function="prelu"):
+            return F.prelu(x, values(f"{node.key}.weight"))
+    return computed(node, inputs)
+
+
+def colour_key(node: ColourShift) -> str:
+    """The key of what a network keeps of a shift, on its device: the signed colour, float32 [3]."""
+    return f"{node.name}.shift"

@@ -1,0 +1,371 @@
+"""The steps of a compiled network, each of which runs one kernel or one node in floats, and what they work on in a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ..graph.nodes import Node
+from ..quantize import from_fixed, padded_channels
+from ..regions import Depths, Region
+from . import float_nodes
+from .conv import IntegerConv2d
+
+if TYPE_CHECKING:
+    from .network import ConvertedNetwork
+
+EVERYWHERE: dict[str, Any] = {}  # where a layer computes, as arguments of the operators
+
+
+@dataclass(eq=False)
+class Store:
+    """Memory of a tensor, or of several side by side along the channels: [N, H, W, width].
+
+    kind: "codes", "features" (float32), or "stream" for features that pass the blocks by. width: channels. extent: tells sizes
+    apart: (name of the tensor that they derive from, factor). fresh: made anew in each forward pass, not in a buffer. buffer: the
+    buffer that it lies in, which others may use before and after it.
+    """
+
+    kind: str
+    width: int
+    extent: tuple[str, int]
+    fresh: bool = False
+    buffer: str = ""
+
+
+@dataclass(eq=False)
+class Slice:
+    """Channels start..stop of a store. at, whole: the places in `Run.tensors` of these and of all channels of the buffer."""
+
+    store: Store
+    start: int
+    stop: int
+    at: int = -1
+    whole: int = -1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer computes in a picture with tiles of several depths, at `factor` times the resolution of the tiles."""
+
+    region: Region
+    factor: int = 1
+
+    def arguments(self, depths: Depths) -> dict[str, Any]:
+        """As the operators take it."""
+        depths = depths.enlarged(self.factor) if self.factor > 1 else depths
+        return {"depth": depths.values, "region": self.region.numbers(depths)}
+
+
+class Run:
+    """One forward pass: tensors by their places, bits of every convolution's input codes, and what was asked for."""
+
+    def __init__(self, network: ConvertedNetwork, program: Program, bits: Sequence[torch.Tensor], as_pixels: bool):
+        self.network, self.fraction, self.bits, self.as_pixels = network, network.fraction, bits, as_pixels
+        self.origin, self.exits = (0, 0), False
+        self.tensors: list[Any] = [None] * program.count  # a tensor where it has been made
+        self.places, self.placed = program.places, [EVERYWHERE] * len(program.places)
+
+    def set_depths(self, depths: Depths) -> None:
+        """What is computed from here on depends on the depths of tiles."""
+        self.placed = [EVERYWHERE if place is None else place.arguments(depths) for place in self.places]
+
+    def target(self, held: Slice, like: torch.Tensor, factor: int = 1) -> torch.Tensor:
+        """Where to write a tensor on the pixels of `like` [N, H, W, ...], `factor` times as many a side."""
+        tensors = self.tensors
+        found = tensors[held.at]
+        if found is None:
+            whole, store = tensors[held.whole], held.store
+            if whole is None:
+                n, h, w, _ = like.shape
+                dtype = torch.uint8 if store.kind == "codes" else torch.float32
+                dtype = torch.int16 if store.kind == "stream" and self.fraction is not None else dtype
+                shape = n, h * factor, w * factor, store.width
+                whole = tensors[held.whole] = self.network._buffer(store.buffer, shape, dtype, like.device)
+            found = tensors[held.at] = whole if held.at == held.whole else whole[..., held.start : held.stop]
+        return found
+
+    def floats(self, held: Slice) -> torch.Tensor:
+        """Features as float32."""
+        x = self.tensors[held.at]
+        return x if x.dtype != torch.int16 or self.fraction is None else from_fixed(x, self.fraction)
+
+    def side_by_side(self, held: Slice) -> torch.Tensor:
+        """A tensor, or several that were written next to one another."""
+        found, whole = self.tensors[held.at], self.tensors[held.whole]
+        if found is None:
+            found = self.tensors[held.at] = whole[..., held.start : held.stop]
+        return found
+
+
+@dataclass(eq=False)
+class Step:
+    """What a forward pass does next. place: number of where it computes, 0 for everywhere."""
+
+    place: int = field(default=0, kw_only=True)
+
+    READS: ClassVar[tuple[str, ...]] = ("x",)  # fields that say where lies what must still be there
+    WRITES: ClassVar[tuple[str, ...]] = ("y",)  # and what may not lie where anything does that is read here or later
+
+    def reads(self) -> list[Slice]:
+        return _slices(self, self.READS)
+
+    def writes(self) -> list[Slice]:
+        return _slices(self, self.WRITES)
+
+    def run(self, run: Run) -> None:
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Reader:
+    """Codes that a convolution reads: the convolution, which of the bits are its, and where the codes lie in its input.
+
+    end: None to the end, with the padding channels."""
+
+    conv: IntegerConv2d
+    bits: int
+    codes: Slice
+    start: int = 0
+    end: int | None = None
+
+
+def _slices(step: Step, fields: tuple[str, ...]) -> list[Slice]:
+    found: list[Any] = []
+    for value in (getattr(step, name) for name in fields):
+        found += value if isinstance(value, list) else [value]
+    return [one.codes if isinstance(one, Reader) else one for one in found if one is not None]
+
+
+@dataclass(eq=False)
+class QuantizeStep(Step):
+    """Codes of features for one convolution, or for several at once."""
+
+    x: Slice
+    readers: list[Reader]
+
+    WRITES = ("readers",)
+
+    def run(self, run: Run) -> None:
+        network, x, first = run.network, run.side_by_side(self.x), self.readers[0]
+        if first.codes.store.fresh:
+            run.tensors[first.codes.at] = network._pixel_codes(first.conv, x.permute(0, 3, 1, 2), run.bits[first.bits])
+            return
+        buffers = [run.target(reader.codes, x) for reader in self.readers]
+        bits = [run.bits[reader.bits] for reader in self.readers]
+        if len(buffers) > 1:
+            network._quantize_for(x, self.readers, buffers, bits)
+        else:
+            settings = {"fraction": run.fraction} if x.dtype == torch.int16 else {}
+            settings |= run.placed[self.place]
+            network._quantize_into(x, first.conv.grid, bits[0], buffers[0], first.start, first.end, **settings)
+
+
+@dataclass(eq=False)
+class LeaveStep(Step):
+    """Codes of what the first digit leaves of features, which it takes the place of unless `keep`."""
+
+    x: Slice
+    conv: IntegerConv2d
+    bits: int
+    codes: Slice
+    left: Slice
+    keep: bool
+
+    READS = ("x", "codes")
+    WRITES = ("left",)
+
+    def run(self, run: Run) -> None:
+        x, codes = run.tensors[self.x.at], run.tensors[self.codes.at]
+        left = self.conv.leave(x.clone() if self.keep else x, codes, run.fraction if x.dtype == torch.int16 else None)
+        rest = self.conv.rest
+        assert rest is not None
+        run.network._quantize_into(left, rest.grid, run.bits[self.bits], run.target(self.left, codes), **run.placed[self.place])
+
+
+@dataclass(eq=False)
+class ConvStep(Step):
+    """An integer convolution, or a residual block of two in one piece, into buffers.
+
+    y: where features go. reader: what reads codes, and where they go. One of both may be None. residual: what is added, which lies
+    in y already with `accumulate`. stream: the features, or the residual, pass the blocks by. second: the convolution that runs in
+    one piece with this one, and which of the bits are its.
+    """
+
+    conv: IntegerConv2d
+    bits: int
+    x: Slice
+    y: Slice | None
+    reader: Reader | None
+    residual: Slice | None = None
+    accumulate: bool = False
+    stream: bool = False
+    second: tuple[IntegerConv2d, int] | None = None
+
+    READS = ("x", "residual")
+    WRITES = ("y", "reader")
+
+    def run(self, run: Run) -> None:
+        conv, reader, tensors = self.conv, self.reader, run.tensors
+        x_q, bits = tensors[self.x.at], run.bits[self.bits]
+        outputs: dict[str, Any] = dict(run.placed[self.place])
+        if self.y is not None:
+            outputs["y"] = run.target(self.y, x_q, conv.shuffle)
+        if reader is not None:
+            outputs["y_q"] = run.target(reader.codes, x_q, conv.shuffle)
+            outputs["out_grid"], outputs["out_bits"] = reader.conv._buffers["grid"], run.bits[reader.bits]
+        if self.accumulate:
+            outputs["accumulate"] = True
+        elif self.residual is not None:
+            residual = tensors[self.residual.at]
+            outputs["residual"] = residual.contiguous() if self.residual.store.fresh else residual
+        if self.stream:
+            outputs["fraction"] = run.fraction
+        if self.second is None:
+            conv.into(x_q, bits, **outputs)
+        else:
+            second, second_bits = self.second
+            conv.into_with(second, x_q, bits, run.bits[second_bits], **outputs)
+
+
+@dataclass(eq=False)
+class FreshStep(Step):
+    """An integer convolution into fresh memory: one that gives the output, or whose input has two digits.
+
+    left: codes of the second digit. output: whether it gives the output of the network, which may be asked for as pixels.
+    """
+
+    conv: IntegerConv2d
+    bits: int
+    x: Slice
+    y: Slice
+    left: Slice | None
+    residual: Slice | None
+    output: bool
+
+    READS = ("x", "left", "residual")
+
+    def run(self, run: Run) -> None:
+        conv, tensors, place = self.conv, run.tensors, run.placed[self.place]
+        x_q, bits = tensors[self.x.at], run.bits[self.bits]
+        image = run.network._image(conv, x_q) if self.output and run.as_pixels else None
+        added: dict[str, Any] = {} if self.residual is None else {"residual": run.floats(self.residual).contiguous()}
+        if image is not None and self.left is None:
+            conv.pixels_into(x_q, bits, image, **added, **place)
+            tensors[self.y.at] = image
+            return
+        y = run.network._output(conv, x_q)
+        if self.left is None:
+            conv.into(x_q, bits, y=y, **added, **place)
+        else:
+            y = conv.two_digits(x_q, tensors[self.left.at], bits, y, image, **place)
+        tensors[self.y.at] = y
+
+
+@dataclass(eq=False)
+class DepthStep(Step):
+    """The depths of tiles, from the codes of the pixels."""
+
+    x: Slice
+
+    WRITES = ()
+
+    def run(self, run: Run) -> None:
+        if run.exits:
+            run.set_depths(run.network._depths(run.tensors[self.x.at], run.origin))
+
+
+@dataclass(eq=False)
+class ExitStep(Step):
+    """The filter of easy tiles, from the codes of the pixels into the output."""
+
+    x: Slice
+    bits: int
+    y: Slice
+
+    READS = ("x", "y")
+    WRITES = ()
+
+    def run(self, run: Run) -> None:
+        if not run.exits:
+            return
+        x_q, y, bits, place = run.tensors[self.x.at], run.tensors[self.y.at], run.bits[self.bits], run.placed[self.place]
+        easy = run.network.easy
+        assert easy is not None
+        if y.dtype == torch.uint8:
+            easy.pixels_into(x_q, bits, y, **place)
+        else:
+            easy.into(x_q, bits, y=y, **place)
+
+
+@dataclass(eq=False)
+class FloatStep(Step):
+    """A node in floats, by torch: features [N, H, W, C] of any strides in fresh memory."""
+
+    node: Node
+    inputs: list[Slice]
+    y: Slice
+
+    READS = ("inputs",)
+
+    def run(self, run: Run) -> None:
+        given = [run.floats(held).permute(0, 3, 1, 2) for held in self.inputs]
+        y = float_nodes.evaluate(self.node, given, run.network._plain)
+        y = y.clone() if any(y is x for x in given) else y  # a buffer that it lies in may be another's soon
+        run.tensors[self.y.at] = y.permute(0, 2, 3, 1)
+
+
+@dataclass(eq=False)
+class CopyStep(Step):
+    """Features to where they lie beside others."""
+
+    x: Slice
+    y: Slice
+
+    def run(self, run: Run) -> None:
+        x = run.tensors[self.x.at]
+        run.target(self.y, x).copy_(x)
+
+
+@dataclass(eq=False)
+class DropStep(Step):
+    """Gives fresh tensors back that nothing reads any more."""
+
+    ats: list[int]
+
+    READS = ()
+    WRITES = ()
+
+    def run(self, run: Run) -> None:
+        for at in self.ats:
+            run.tensors[at] = None
+
+
+@dataclass(eq=False)
+class Program:
+    """A compiled network: steps in order, the places of its input and output among the tensors, and how many of these there are.
+
+    places: where steps compute, by number; None for everywhere.
+    """
+
+    steps: list[Step]
+    x: int
+    y: int
+    count: int
+    places: list[Place | None]
+
+    def run(self, run: Run, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] from x, in floats, or as pixels where the last convolution writes them."""
+        run.tensors[self.x] = x.permute(0, 2, 3, 1)
+        for step in self.steps:
+            step.run(run)
+        return run.tensors[self.y].permute(0, 3, 1, 2)
+
+
+def code_store(channels: int, extent: tuple[str, int], fresh: bool = False) -> Slice:
+    """All channels of a store of codes."""
+    width = padded_channels(channels)
+    return Slice(Store("codes", width, extent, fresh), 0, width)

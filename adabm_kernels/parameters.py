@@ -1,0 +1,78 @@
+"""What checkpoints hold of one calibrated convolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .quantize import MAX_BITS, MIN_BITS, WEIGHT_GRIDS
+
+
+@dataclass(frozen=True)
+class ConvParameters:
+    """A calibrated convolution, as checkpoints hold it.
+
+    codes: int8 [K, C, R, S], k' of quantize.weight_codes. weight_upper: float32 [1] or [K], the weight's range, above 0.
+    weight_grid: "odd" or "signed", which integers the codes stand for (quantize.weight_integers).
+    bias: float32 [K]. lower, upper: range of the input. act_bits: base bits, 2..8. layer_offset: -1, 0 or 1.
+    adaptive: whether offsets apply. weight_bits: 2..8. input_shift: float32 [C] or None, what was added to each channel of the
+    input after the range was taken: the codes are those of the input without it. digits: 8-bit codes of the input, 1 or 2.
+
+    Raises ValueError naming the field, its rule and the value.
+    """
+
+    name: str
+    codes: torch.Tensor
+    weight_bits: int
+    weight_upper: torch.Tensor
+    bias: torch.Tensor
+    lower: float
+    upper: float
+    act_bits: int
+    layer_offset: int
+    adaptive: bool
+    weight_grid: str = "odd"
+    input_shift: torch.Tensor | None = None
+    digits: int = 1
+
+    def __post_init__(self) -> None:
+        codes, upper, bias, shift = self.codes, self.weight_upper, self.bias, self.input_shift
+        widths = (MIN_BITS, MAX_BITS)
+        for name, low, high in (("weight_bits", *widths), ("act_bits", *widths), ("layer_offset", -1, 1), ("digits", 1, 2)):
+            value = getattr(self, name)
+            self._require(name, type(value) is int and low <= value <= high, f"a whole number in {low}..{high}")
+        self._require("adaptive", type(self.adaptive) is bool, "true or false")
+        self._require("weight_grid", self.weight_grid in WEIGHT_GRIDS, f"one of {WEIGHT_GRIDS}")
+        self._require("codes", codes.dtype == torch.int8 and codes.dim() == 4 and codes.numel() > 0, "int8 [K, C, R, S]")
+        k, c, most = codes.shape[0], codes.shape[1], 2 ** (self.weight_bits - 1) - 1
+        self._require("codes", -most - 1 <= codes.min() and codes.max() <= most, f"in {-most - 1}..{most}")
+        positive = _finite(upper, (1,), (k,)) and bool((upper > 0).all())
+        self._require("weight_upper", positive, f"finite float32 [1] or [{k}], above 0")
+        self._require("bias", _finite(bias, (k,)), f"finite float32 [{k}]")
+        self._require("input_shift", shift is None or _finite(shift, (c,)), f"finite float32 [{c}], or None")
+        for name in ("lower", "upper"):
+            value = getattr(self, name)
+            self._require(name, type(value) in (int, float) and math.isfinite(value), "a finite number")
+        self._require("lower", self.lower < self.upper, f"below upper, {self.upper}")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            seen = repr(value := getattr(self, name))
+            if isinstance(value, torch.Tensor):
+                span = f", {value.min():g}..{value.max():g}" if value.numel() else ""
+                seen = f"{value.dtype} {list(value.shape)}{span}"
+            raise ValueError(f"ConvParameters: {name} of '{self.name}' must be {rule}, got {seen}")
+
+    @property
+    def bit_range(self) -> tuple[int, int]:
+        """Fewest and most bits that an image's codes can have here when images decide."""
+        if not self.adaptive:
+            return self.act_bits, self.act_bits
+        base = self.act_bits + self.layer_offset
+        return max(base - 1, MIN_BITS), min(base + 1, MAX_BITS)
+
+
+def _finite(values: torch.Tensor, *shapes: tuple[int, ...]) -> bool:
+    return values.dtype == torch.float32 and tuple(values.shape) in shapes and bool(values.isfinite().all())
