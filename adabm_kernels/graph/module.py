@@ -15,6 +15,7 @@ from .nodes import (
     Add,
     Affine,
     BatchNorm,
+    BorderConv,
     ColourShift,
     Concat,
     Conv,
@@ -67,12 +68,41 @@ class MeanShift(nn.Module):
         return F.conv2d(x, self.weight, self.bias)
 
 
+class BorderConv2d(nn.Module):
+    """A `BorderConv`: [N, C, H, W], both sides at least `classes` -> [N, channels_out, scale*H, scale*W].
+
+    It computes every pixel with every kernel, and takes what is the pixel's own.
+    """
+
+    def __init__(self, node: BorderConv):
+        super().__init__()
+        self.scale, self.classes = node.scale, node.classes
+        weight, bias = node.parameters().values()
+        self.weight, self.bias = nn.Parameter(torch.zeros(weight)), nn.Parameter(torch.zeros(bias))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = (self._classes(size).to(x.device) for size in x.shape[2:])
+        y = x.new_zeros(x.shape[0], self.weight.shape[2], *x.shape[2:])
+        for i in range(self.classes):
+            for j in range(self.classes):
+                computed = F.conv2d(x, self.weight[i, j], self.bias[i, j], padding=self.classes // 2)
+                y = torch.where((rows == i)[:, None] & (columns == j), computed, y)
+        return F.pixel_shuffle(y, self.scale)
+
+    def _classes(self, size: int) -> torch.Tensor:
+        """The class of each of `size` rows or columns."""
+        border = self.classes // 2
+        return torch.tensor([min(i, border) if i < size - border else i - size + self.classes for i in range(size)])
+
+
 def layer_of(node: Node) -> nn.Module | None:
     """The layer of torch that a node is, with fresh parameters; None for one that learns nothing, or whose values have no layer."""
     match node:
         case Conv():
             sizes = (node.kernel, node.stride, node.padding, node.dilation)
             return nn.Conv2d(node.channels_in, node.channels_out, *sizes, groups=node.groups, bias=node.bias)
+        case BorderConv():
+            return BorderConv2d(node)
         case Linear():
             return nn.Linear(node.channels_in, node.channels_out, node.bias)
         case BatchNorm():
@@ -226,7 +256,7 @@ def _affine(node: Affine, x: torch.Tensor) -> torch.Tensor:
 
 def _declared(node: Node) -> int:
     """The place of a node among those whose modules are declared."""
-    kinds: tuple[tuple[type[Node], ...], ...] = ((ColourShift,), (Conv, Linear, Float), (Activation,), (BatchNorm,))
+    kinds: tuple[tuple[type[Node], ...], ...] = ((ColourShift,), (Conv, BorderConv, Linear, Float), (Activation,), (BatchNorm,))
     return next((i for i, kind in enumerate(kinds) if isinstance(node, kind)), len(kinds))
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from ..fold import gain_and_shift
 from ..nodes import Affine, BatchNorm, ColourShift, Conv, Graph, Linear, Node, PixelShuffle
 from ..properties import readers
 from .simplify import redirect
@@ -26,16 +27,9 @@ def fold_batch_norm(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.
         if isinstance(norm, BatchNorm) and edit.only_reader(norm):
             layer = edit.nodes.get(norm.x)
             if isinstance(layer, (Conv, Linear)):
-                edit.scale_outputs(layer, *_norm_numbers(norm, state))
+                edit.scale_outputs(layer, *gain_and_shift(norm, state.__getitem__))
                 edit.instead[norm.name] = layer.name
     return edit.result()
-
-
-def _norm_numbers(norm: BatchNorm, state: State) -> Numbers:
-    parts = ("weight", "bias", "running_mean", "running_var")
-    weight, bias, mean, variance = (state[f"{norm.key}.{part}"].double() for part in parts)
-    gain = weight / torch.sqrt(variance + norm.eps)
-    return gain, bias - mean * gain
 
 
 def fold_affine(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
@@ -61,13 +55,10 @@ def _numbers(node: Node, state: State) -> Numbers | None:
     """What a node multiplies and adds, one number or one for each channel; None where it does something else."""
     if isinstance(node, ColourShift):
         weight, bias = (state[f"{node.key}.{part}"].double() for part in ("weight", "bias"))
-        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-        return (torch.ones_like(bias), bias) if torch.equal(weight.flatten(1), identity) else None
-    if not isinstance(node, Affine):
-        return None
-    gain, shift = (torch.tensor(values, dtype=torch.float64) for values in (node.gain or (1.0,), node.shift or (0.0,)))
-    shift = shift * gain if node.first == "shift" else shift
-    return gain / (node.divisor or 1), shift / (node.divisor or 1) if node.first == "shift" else shift
+        mean = node.sign * torch.tensor(node.mean, dtype=torch.float64)
+        if not (torch.equal(weight.flatten(1), torch.eye(3).to(weight)) and torch.equal(bias, mean.to(bias))):
+            return None
+    return gain_and_shift(node, state.__getitem__) if isinstance(node, (Affine, ColourShift)) else None
 
 
 class _Edit:
