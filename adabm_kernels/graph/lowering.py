@@ -202,7 +202,13 @@ class Lowering:
         values = tuple(map(plain, call.args if arguments is None else arguments))
         named = () if arguments is not None else call.kwargs.items()
         settings = tuple((key, plain(value)) for key, value in named if key != "inplace")
-        self.nodes[name] = Float(name, tuple(inputs), function or _target(call.node), values, settings, tuple(shapes.items()))
+        function = function or _target(call.node)
+        if function.startswith("."):
+            if isinstance(values[0], Ref):
+                values = values[1:]  # the first input
+            else:
+                function = f"torch.Tensor{function}"
+        self.nodes[name] = Float(name, tuple(inputs), function, values, settings, tuple(shapes.items()))
         made = self._value(name, call.node.meta.get("val"))
         if _is_view(call.node, True) and call.args and isinstance(call.args[0], Value):
             made.memory = call.args[0].memory
