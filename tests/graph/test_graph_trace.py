@@ -30,6 +30,8 @@ MODULES = {
     "span": (traced_modules.SPAN, 1),
     "detector": (traced_modules.Detector, 1),
     "window_attention": (traced_modules.WindowAttention, 4),
+    "attention": (traced_modules.Attention, 1),
+    "one_layer": (lambda: nn.Conv2d(3, 4, 3), 1),
     "oddments": (traced_modules.Oddments, 1),
 }
 
