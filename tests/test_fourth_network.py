@@ -79,4 +79,5 @@ def test_it_is_recognised_calibrated_and_converted(quantize: str) -> None:
         with sim.float_mode():
             assert torch.equal(sim(x), want)
         assert torch.equal(again(x), got) and not torch.equal(got, want) and got.shape == (1, 3, 64, 72)
-        assert (convert_model(sim)(x) - got).abs().max() < 0.1
+        integers = convert_model(sim)(x)
+        assert (integers - sim.double()(x.double())).abs().mean() < 1e-3

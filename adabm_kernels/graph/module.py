@@ -128,7 +128,8 @@ class GraphModule(nn.Module):
 
     names: the name of a module for the key of a node, which parameters begin with; default the key itself. layer: the module of a
     node, see `layer_of`. Modules are declared as people do, so that state dicts have the order of published ones: mean shifts,
-    then convolutions, activations and norms, and numbered ones by number.
+    then convolutions, activations and norms, and numbered ones by number. Its methods have long names, as modules may be called
+    `layer` or `run`.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class GraphModule(nn.Module):
         known: set[str] = set()
         made: dict[str, Any]
         for node in sorted(graph.nodes, key=_declared):
+            made = {}
             if isinstance(node, Float):
                 self._values |= {key: names(key) for key, _ in node.shapes}
                 made = {names(key): nn.Parameter(torch.zeros(shape)) for key, shape in node.shapes if names(key) not in known}
@@ -151,8 +153,6 @@ class GraphModule(nn.Module):
                 name = names(node.key)  # type: ignore[attr-defined]  # every node that learns has a key
                 self._paths[node.name] = name.split(".")
                 made = {} if name in known else {name: layer(node)}
-            else:
-                made = {}
             for name, value in made.items():
                 self._register(name, value)
             known |= made.keys()
@@ -170,7 +170,7 @@ class GraphModule(nn.Module):
         else:
             _put(place, leaf, value)
 
-    def layer(self, name: str) -> Any:
+    def layer_named(self, name: str) -> Any:
         """The module of a node. Raises KeyError where it has none."""
         found: Any = self
         for part in self._paths[name]:
@@ -179,22 +179,24 @@ class GraphModule(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         values = dict(zip(self.graph.inputs, inputs, strict=True))
-        self.run(values, self._steps, self.compute)
+        self.run_steps(values, self._steps, self.compute_node)
         outputs = tuple(values[name] for name in self.graph.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     @staticmethod
-    def run(values: dict[str, torch.Tensor], plan: list[Step], compute: Callable[[Node, list[torch.Tensor]], torch.Tensor]) -> None:
+    def run_steps(
+        values: dict[str, torch.Tensor], plan: list[Step], compute: Callable[[Node, list[torch.Tensor]], torch.Tensor]
+    ) -> None:
         """Compute the nodes of a plan (`steps`) from the tensors in `values`, which then holds what is kept."""
         for node, unread in plan:
             values[node.name] = compute(node, [values[name] for name in node.inputs])
             for name in unread:
                 del values[name]
 
-    def compute(self, node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+    def compute_node(self, node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
         """The tensor of a node from its inputs."""
         if node.name in self._paths:
-            return self.layer(node.name)(*inputs)
+            return self.layer_named(node.name)(*inputs)
         if isinstance(node, Float):
             return self._call(node, inputs)
         return computed(node, inputs)
