@@ -148,6 +148,10 @@ REFUSED = {
     "part in training": (lambda: _training(Small()), "'inner.0' (Conv2d) is in training mode"),
     "control flow": (lambda: Small(lambda self, x, y: y if y.mean() > 0 else -y), "'' (Small): control flow depends on the values"),
     "size": (lambda: Small(lambda self, x, y: y if x.shape[2] > 40 else -y), "'' (Small): what it computes depends on the size"),
+    "large size": (
+        lambda: Small(lambda self, x, y: y if x.shape[3] < 2000 else -y),
+        "'' (Small): what it computes depends on the size",
+    ),
     "two inputs": (Two, "Two must take one tensor, but its forward needs ['x', 'y']"),
     "a number": (lambda: Small(lambda self, x, y: (y, 3)), "outputs of Small must be tensors, but number 1"),
     "no convolution": (lambda: Small(conv=False), "must have a convolution"),

@@ -135,14 +135,15 @@ class _Edit:
         """New weights for a layer, under keys of its own where others use the old ones too."""
         weight, key = self.state[f"{layer.key}.weight"], layer.key
         old = self.state[f"{key}.bias"] if layer.bias else weight.new_zeros(layer.channels_out)
-        if any(self.users[f"{key}.{part}"] > 1 for part in ("weight", "bias")):
+        if any(self.users[name] > (name in layer.parameters()) for name in (f"{key}.weight", f"{key}.bias")):
             names = (f"{layer.name}_folded{i or ''}" for i in range(len(self.state) + 1))
             key = next(name for name in names if f"{name}.weight" not in self.state)
         values = changed(weight.double(), old.double())
+        self.users.subtract(layer.parameters().keys())
         for part, value in zip(("weight", "bias"), values, strict=True):
-            self.users[f"{layer.key}.{part}"] -= 1
             self.state[f"{key}.{part}"] = value.to(weight.dtype)
         self.nodes[layer.name] = replace(layer, key=key, bias=True)
+        self.users.update(self.nodes[layer.name].parameters().keys())
 
     def result(self) -> tuple[Graph, dict[str, torch.Tensor]]:
         """The graph without what has been folded, and the state without what it no longer reads."""
