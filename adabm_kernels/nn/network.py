@@ -403,7 +403,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def _run(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
         self._check(x, offset, origin)
-        return contexts.run(self._compute, x, offset, as_pixels, origin)
+        return contexts.run(self, self._compute, x, offset, as_pixels, origin)
 
     def _compute(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
         if not torch.compiler.is_compiling() and (self._graph or self._records_by_default(x)):
@@ -427,9 +427,13 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         if origin != (0, 0) and not (pair and all(type(at) is int and 0 <= at < tile for at in origin)):
             raise ValueError(f"{name}: origin must be two whole numbers in 0..{tile - 1}, less than a tile, got {origin!r}")
         if x is not None or offset is None:
-            images = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.dim() == 4 and x.layout == torch.strided
-            images = images and not x.is_nested
-            if not images or x.shape[1] != 3 or x.numel() == 0:
+            if not (
+                isinstance(x, torch.Tensor)
+                and (x.dtype, x.dim(), x.layout) == (torch.float32, 4, torch.strided)
+                and not x.is_nested
+                and x.shape[1] == 3
+                and x.numel() > 0
+            ):
                 raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {_seen(x)}")
         if offset is not None:
             bits = isinstance(offset, torch.Tensor) and offset.dtype == torch.int32 and offset.dim() == 1
