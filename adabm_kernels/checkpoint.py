@@ -83,7 +83,7 @@ def load(path: str | Path) -> ConvertedNetwork:
         header = json.loads(text)
         parts = _parts(header, tensors)
         provenance = dict(header.get("provenance", {}))
-    model = ConvertedNetwork.KINDS[parts["spec"].network](**parts).eval()
+    model = ConvertedNetwork.KINDS.get(parts["spec"].network, ConvertedNetwork)(**parts).eval()
     model.provenance = provenance
     if "running" in header:
         with _explained(path):

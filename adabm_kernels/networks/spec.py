@@ -28,7 +28,7 @@ class NetworkSpec:
     What else is asked of a specification is read off the graph. Class attributes and methods say how the network is recognised.
     network, title: as files and messages call it. called, known_by: in messages, what is supported, and by which keys.
     anchor: key of the first convolution's weight under AdaBM's names. layouts: names of public implementations.
-    takes_mean_shift: it can subtract a mean colour, its fields `mean_shift` and `mean`.
+    takes_mean_shift: it can subtract a mean colour, its fields `mean_shift` and `mean`. scales: that there are networks for.
     """
 
     network: str
@@ -38,6 +38,7 @@ class NetworkSpec:
     anchor: str
     layouts: tuple[Layout, ...] = ()
     takes_mean_shift = False
+    scales: tuple[int, ...] = (2, 3, 4)
 
     scale: int
     blocks: int
@@ -130,6 +131,8 @@ class NetworkSpec:
 
     def why_float_residual(self, quantize: str) -> str:
         """Why the features beside the codes cannot be held in 16 bits, with `ConvertConfig.quantize`; empty where they can."""
+        if not properties.residual_blocks(self._graph):
+            return f"an {self.title} has no residual blocks that features could pass by"
         if not self.residual_stream:
             return f"the features of an {self.network.upper()} are slices of wider ones"
         return "" if quantize == "full" else "with quantize='body' convolutions in float read and write them"

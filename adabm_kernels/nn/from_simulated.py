@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
     """The converted network that computes what a calibrated one simulates, on the CPU."""
     state, names = model.state_dict(), plain_keys(model.spec, model.config.quantize)
-    converted = ConvertedNetwork.KINDS[model.spec.network](
+    converted = ConvertedNetwork.KINDS.get(model.spec.network, ConvertedNetwork)(
         model.spec,
         model.config,
         {conv.name: conv_parameters(conv) for conv in model.quantized_convs()},
