@@ -11,6 +11,7 @@ from ..graph.nodes import Activation, Graph, Resize
 from .layouts import Layout, State, count, matches
 from .spec import NetworkSpec
 
+
 def _realesrgan(state: State) -> dict[str, str]:
     """Convolutions and activations, which take turns in the published list, under names of their own."""
 

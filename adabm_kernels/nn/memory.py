@@ -14,8 +14,8 @@ _BYTES = {"codes": 1, "features": 4, "stream": 4, "pixels": 4}
 
 
 def bytes_per_pixel(program: Program, scales: Mapping[str, Fraction]) -> int:
-    """What a forward pass holds at most for each low-resolution pixel: its input, the buffers, which stay, and what is made in fresh
-    memory while it is read.
+    """What a forward pass holds at most for each low-resolution pixel: its input, the buffers, which stay, and what is made in
+    fresh memory while it is read.
 
     scales: of the tensors of the network, as many times as many rows as the input has. What kernels hold for a moment is not in it.
     """
