@@ -144,7 +144,7 @@ class Device(_Struct):
     ]
 
 
-_ENTRIES = {
+_ENTRIES: dict[str, dict[str, list[Any]]] = {
     "cpu": {
         "adabm_isa_cpu": [c_int32, POINTER(c_int32), POINTER(c_int32)],
         "adabm_pack_bytes_cpu": [POINTER(Weights), POINTER(c_uint64)],
@@ -312,7 +312,7 @@ def kernel_configs(kernel: str) -> list[dict[str, int]]:
     config = KernelConfig(count=1)
     while len(found) < config.count:
         library("cuda").call("adabm_config_cuda", KERNELS[kernel], len(found), config)
-        found.append({name: getattr(config, name) for name, _ in KernelConfig._fields_[2:]})
+        found.append({field[0]: getattr(config, field[0]) for field in KernelConfig._fields_[2:]})
     return found
 
 

@@ -153,7 +153,7 @@ def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
     from .triton import conv2d
 
     side, channels = round(PIXELS**0.5), padded_channels(shape.channels)
-    weight = (shape.outputs, shape.kernel_h, shape.kernel_w, shape.channels)
+    weight: tuple[int, ...] = (shape.outputs, shape.kernel_h, shape.kernel_w, shape.channels)
     if shape.border_kernels:
         weight = (shape.kernel_h, shape.kernel_w, *weight)
     group = shape.outputs // shape.shuffle**2

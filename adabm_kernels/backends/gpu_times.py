@@ -51,8 +51,9 @@ def times(capability: int, shape: ConvShape) -> tuple[dict[str, float], str] | N
     from ..quantize import storage_bits
 
     low, high = shape.bits
-    entries = [measured().get(key(capability, shape, storage_bits(bits))) for bits in range(low, high + 1)]
-    if None in entries:
+    keys = [key(capability, shape, storage_bits(bits)) for bits in range(low, high + 1)]
+    if not all(name in measured() for name in keys):
         return None
+    entries = [measured()[name] for name in keys]
     means = {backend: sum(entry["us"][backend] for entry in entries) / len(entries) for backend in WORK}
     return means, "; ".join(sorted({f"{entry['card']}, {entry['date']}" for entry in entries}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -119,6 +120,7 @@ def conv2d(conv: Conv, out: str) -> tuple[torch.Tensor, torch.Tensor]:
     """See ops.conv2d."""
     _check_bits("conv2d: x_bits", conv.x_bits)
     if out in ("codes", "both"):
+        assert conv.out_bits is not None
         _check_bits("conv2d: out_bits", conv.out_bits)
     by_class = conv.weight.dim() == 6
     acc = (accumulate_by_class if by_class else accumulate)(conv.x_q, conv.weight, conv.box_filter)
@@ -131,6 +133,7 @@ def conv2d(conv: Conv, out: str) -> tuple[torch.Tensor, torch.Tensor]:
     if conv.activation == "relu":
         value = torch.where(value > 0, value, 0.0)  # of NaN 0, as in the kernels
     elif conv.activation == "prelu":
+        assert conv.slope is not None
         value = torch.where(value < 0, value * conv.slope, value)
     value = pixel_shuffle(value, conv.shuffle)
     if conv.residual is not None:
@@ -139,8 +142,14 @@ def conv2d(conv: Conv, out: str) -> tuple[torch.Tensor, torch.Tensor]:
     if conv.features == "int16":  # what is made of it is of what it holds
         y = to_fixed(value, conv.fraction)
         value = from_fixed(y, conv.fraction)
-    codes = codes_of(value, conv.out_grid, conv.out_bits) if out in ("codes", "both") else nothing
+    codes = _output_codes(conv, value) if out in ("codes", "both") else nothing
     return (y if out in ("float", "both") else y.new_empty(0)), codes
+
+
+def _output_codes(conv: Conv, value: torch.Tensor) -> torch.Tensor:
+    """The codes of float32 values on the grid of the convolution's output."""
+    assert conv.out_grid is not None and conv.out_bits is not None
+    return codes_of(value, conv.out_grid, conv.out_bits)
 
 
 def _values(conv: Conv, features: torch.Tensor) -> torch.Tensor:
@@ -165,17 +174,17 @@ def conv2d_out(conv: Conv, to: Outputs) -> None:
         conv = replace(conv, x_q=unpack_codes(conv.x_q, conv.x_bits))
     out = "codes" if y is None else "acc" if y.dtype == torch.int32 else "float" if y_q is None else "both"
     value, codes = conv2d(conv, out)
-    computed, passed = _pixels(conv.place, *conv.x_q.shape[:3], conv.shuffle)
-    passes = passed is not None and bool(passed.any())
+    masks = _masks(conv.place, conv.x_q.shape, conv.shuffle)
+    passed = masks[1] if masks is not None and masks[1].any() else None
     handed = value.new_zeros(1, 1, 1, conv.weight.shape[-4]) if conv.residual is None else conv.residual
     if y_q is not None:
-        if passes:
-            handed_q = codes_of(_values(conv, handed).expand(len(conv.x_q), -1, -1, -1), conv.out_grid, conv.out_bits)
+        if passed is not None:
+            handed_q = _output_codes(conv, _values(conv, handed).expand(len(conv.x_q), -1, -1, -1))
             codes = torch.where(passed, handed_q, codes)
-        _put(y_q, codes, computed, passed, conv.out_bits if conv.packed_codes else None)
+        _put(y_q, codes, masks, conv.out_bits if conv.packed_codes else None)
     if y is not None:
-        value = torch.where(passed, handed, value) if passes else value
-        y.copy_(value if computed is None else torch.where(computed | passed, value, y))
+        value = value if passed is None else torch.where(passed, handed, value)
+        y.copy_(value if masks is None else torch.where(masks[0] | masks[1], value, y))
 
 
 def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
@@ -189,26 +198,28 @@ def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
     return run
 
 
-def _pixels(
-    place: Place, images: int, height: int, width: int, factor: int = 1
-) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
-    """Masks [N, factor*height, factor*width, 1] of the pixels that a region computes and passes on; None for all and none."""
+def _masks(place: Place, shape: Sequence[int], factor: int = 1) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Masks [N, factor*H, factor*W, 1] of the pixels that a region computes and passes on; None where every pixel is computed.
+
+    shape: begins with N, H and W.
+    """
     depth, numbers = place.depth, place.region
     if depth is None:
-        return None, None
+        return None
+    images, height, width = shape[:3]
     values = as_tiles(depth, images, height, width, *numbers[:3]) if depth.dim() == 1 else depth
-    masks = Region.of(numbers).masks(Depths(values, *numbers[:3]), height, width)
+    masks = Region.of(list(numbers)).masks(Depths(values, *numbers[:3]), height, width)
     computed, passed = (mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[..., None] for mask in masks)
     return computed, passed
 
 
 def _put(
-    y_q: torch.Tensor, codes: torch.Tensor, computed: torch.Tensor | None, passed: torch.Tensor | None, packed: torch.Tensor | None
+    y_q: torch.Tensor, codes: torch.Tensor, masks: tuple[torch.Tensor, torch.Tensor] | None, packed: torch.Tensor | None
 ) -> None:
     """Codes into a buffer where a region has them; packed: their bits, where the buffer holds several a byte."""
-    if computed is not None:
+    if masks is not None:
         there = y_q if packed is None else unpack_codes(y_q, packed)
-        codes = torch.where(computed | passed, codes, there)
+        codes = torch.where(masks[0] | masks[1], codes, there)
     y_q.copy_(codes if packed is None else pack_codes(codes, packed))
 
 
@@ -218,13 +229,13 @@ def quantize_out(read: Quantization, y_q: torch.Tensor) -> None:
     x = read.x.permute(0, 2, 3, 1)
     x = from_fixed(x, read.fraction) if x.dtype == torch.int16 else x
     codes = codes_of(x if read.shift is None else x - read.shift, read.grid, read.bits)
-    masks = _pixels(read.place, *x.shape[:3])
+    masks = _masks(read.place, x.shape)
     if not read.packed_codes:
-        _put(y_q, F.pad(codes[..., : x.shape[3]], (0, y_q.shape[3] - x.shape[3])), *masks, None)
+        _put(y_q, F.pad(codes[..., : x.shape[3]], (0, y_q.shape[3] - x.shape[3])), masks, None)
         return
     whole = unpack_codes(y_q, read.bits)
     whole[..., read.start : read.start + codes.shape[3]] = codes
-    _put(y_q, whole, *masks, read.bits)
+    _put(y_q, whole, masks, read.bits)
 
 
 def ready_quantize_out(read: Quantization, y_q: torch.Tensor) -> RunQuantize:

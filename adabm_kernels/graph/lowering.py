@@ -151,7 +151,7 @@ class Lowering:
 
     def name(self, call: Call, kind: type[Node]) -> str:
         """The path of the module that makes the call, with the name of the function where it makes several."""
-        path = call.place if call.leaf and kind is not Float else f"{call.place}.{call.name}".strip(".")
+        path = call.place if call.leaf and call.place and kind is not Float else f"{call.place}.{call.name}".strip(".")
         return _free(path, lambda name: name in self.nodes or name == "x")
 
     def add(self, kind: type[Node], call: Call, *inputs: Value, name: str = "", **fields: Any) -> Value:
@@ -202,7 +202,13 @@ class Lowering:
         values = tuple(map(plain, call.args if arguments is None else arguments))
         named = () if arguments is not None else call.kwargs.items()
         settings = tuple((key, plain(value)) for key, value in named if key != "inplace")
-        self.nodes[name] = Float(name, tuple(inputs), function or _target(call.node), values, settings, tuple(shapes.items()))
+        function = function or _target(call.node)
+        if function.startswith("."):
+            if isinstance(values[0], Ref):
+                values = values[1:]  # the first input
+            else:
+                function = f"torch.Tensor{function}"
+        self.nodes[name] = Float(name, tuple(inputs), function, values, settings, tuple(shapes.items()))
         made = self._value(name, call.node.meta.get("val"))
         if _is_view(call.node, True) and call.args and isinstance(call.args[0], Value):
             made.memory = call.args[0].memory
@@ -222,17 +228,22 @@ def _hint(size: int | torch.SymInt) -> int:
 def _random(call: Call) -> bool:
     if call.name == "dropout":
         return bool(call.get("train", call.get("training", True)))
+    if call.name == "scaled_dot_product_attention":
+        return call.get("dropout_p", 0) > 0
     return torch.Tag.nondeterministic_seeded in getattr(call.node.target, "tags", ())
 
 
 def _target(node: fx.Node) -> str:
-    """The `target` of a `Float`. What writes in place is called by its other form."""
+    """The `target` of a `Float`. What writes in place is called by its other form; views may be copies, as what makes tensors
+    contiguous is left out."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         space, name = target._schema.name.split("::")
         name = name[:-1] if target._schema.is_mutable and name.endswith("_") else name
+        name = "reshape" if target is torch.ops.aten.view.default else name
         return f"torch.ops.{space}.{name}.{target._overloadname}"
     if isinstance(target, str):
+        target = "reshape" if target == "view" else target
         return "." + (target.rstrip("_") if not target.endswith("__") else target)
     name = fx.node._get_qualified_name(target)
     return name if "." in name else f"builtins.{name}"

@@ -15,6 +15,7 @@ from .nodes import (
     Add,
     Affine,
     BatchNorm,
+    BorderConv,
     ColourShift,
     Concat,
     Conv,
@@ -67,12 +68,41 @@ class MeanShift(nn.Module):
         return F.conv2d(x, self.weight, self.bias)
 
 
+class BorderConv2d(nn.Module):
+    """A `BorderConv`: [N, C, H, W], both sides at least `classes` -> [N, channels_out, scale*H, scale*W].
+
+    It computes every pixel with every kernel, and takes what is the pixel's own.
+    """
+
+    def __init__(self, node: BorderConv):
+        super().__init__()
+        self.scale, self.classes = node.scale, node.classes
+        weight, bias = node.parameters().values()
+        self.weight, self.bias = nn.Parameter(torch.zeros(weight)), nn.Parameter(torch.zeros(bias))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = (self._classes(size).to(x.device) for size in x.shape[2:])
+        y = x.new_zeros(x.shape[0], self.weight.shape[2], *x.shape[2:])
+        for i in range(self.classes):
+            for j in range(self.classes):
+                computed = F.conv2d(x, self.weight[i, j], self.bias[i, j], padding=self.classes // 2)
+                y = torch.where((rows == i)[:, None] & (columns == j), computed, y)
+        return F.pixel_shuffle(y, self.scale)
+
+    def _classes(self, size: int) -> torch.Tensor:
+        """The class of each of `size` rows or columns."""
+        border = self.classes // 2
+        return torch.tensor([min(i, border) if i < size - border else i - size + self.classes for i in range(size)])
+
+
 def layer_of(node: Node) -> nn.Module | None:
     """The layer of torch that a node is, with fresh parameters; None for one that learns nothing, or whose values have no layer."""
     match node:
         case Conv():
             sizes = (node.kernel, node.stride, node.padding, node.dilation)
             return nn.Conv2d(node.channels_in, node.channels_out, *sizes, groups=node.groups, bias=node.bias)
+        case BorderConv():
+            return BorderConv2d(node)
         case Linear():
             return nn.Linear(node.channels_in, node.channels_out, node.bias)
         case BatchNorm():
@@ -98,7 +128,8 @@ class GraphModule(nn.Module):
 
     names: the name of a module for the key of a node, which parameters begin with; default the key itself. layer: the module of a
     node, see `layer_of`. Modules are declared as people do, so that state dicts have the order of published ones: mean shifts,
-    then convolutions, activations and norms, and numbered ones by number.
+    then convolutions, activations and norms, and numbered ones by number. Its methods have long names, as modules may be called
+    `layer` or `run`.
     """
 
     def __init__(
@@ -114,6 +145,7 @@ class GraphModule(nn.Module):
         known: set[str] = set()
         made: dict[str, Any]
         for node in sorted(graph.nodes, key=_declared):
+            made = {}
             if isinstance(node, Float):
                 self._values |= {key: names(key) for key, _ in node.shapes}
                 made = {names(key): nn.Parameter(torch.zeros(shape)) for key, shape in node.shapes if names(key) not in known}
@@ -121,8 +153,6 @@ class GraphModule(nn.Module):
                 name = names(node.key)  # type: ignore[attr-defined]  # every node that learns has a key
                 self._paths[node.name] = name.split(".")
                 made = {} if name in known else {name: layer(node)}
-            else:
-                made = {}
             for name, value in made.items():
                 self._register(name, value)
             known |= made.keys()
@@ -140,7 +170,7 @@ class GraphModule(nn.Module):
         else:
             _put(place, leaf, value)
 
-    def layer(self, name: str) -> Any:
+    def layer_named(self, name: str) -> Any:
         """The module of a node. Raises KeyError where it has none."""
         found: Any = self
         for part in self._paths[name]:
@@ -149,22 +179,24 @@ class GraphModule(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         values = dict(zip(self.graph.inputs, inputs, strict=True))
-        self.run(values, self._steps, self.compute)
+        self.run_steps(values, self._steps, self.compute_node)
         outputs = tuple(values[name] for name in self.graph.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     @staticmethod
-    def run(values: dict[str, torch.Tensor], plan: list[Step], compute: Callable[[Node, list[torch.Tensor]], torch.Tensor]) -> None:
+    def run_steps(
+        values: dict[str, torch.Tensor], plan: list[Step], compute: Callable[[Node, list[torch.Tensor]], torch.Tensor]
+    ) -> None:
         """Compute the nodes of a plan (`steps`) from the tensors in `values`, which then holds what is kept."""
         for node, unread in plan:
             values[node.name] = compute(node, [values[name] for name in node.inputs])
             for name in unread:
                 del values[name]
 
-    def compute(self, node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+    def compute_node(self, node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
         """The tensor of a node from its inputs."""
         if node.name in self._paths:
-            return self.layer(node.name)(*inputs)
+            return self.layer_named(node.name)(*inputs)
         if isinstance(node, Float):
             return self._call(node, inputs)
         return computed(node, inputs)
@@ -226,7 +258,7 @@ def _affine(node: Affine, x: torch.Tensor) -> torch.Tensor:
 
 def _declared(node: Node) -> int:
     """The place of a node among those whose modules are declared."""
-    kinds: tuple[tuple[type[Node], ...], ...] = ((ColourShift,), (Conv, Linear, Float), (Activation,), (BatchNorm,))
+    kinds: tuple[tuple[type[Node], ...], ...] = ((ColourShift,), (Conv, BorderConv, Linear, Float), (Activation,), (BatchNorm,))
     return next((i for i, kind in enumerate(kinds) if isinstance(node, kind)), len(kinds))
 
 

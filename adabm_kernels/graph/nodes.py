@@ -234,8 +234,8 @@ class Float(Node):
     """Any other call that stays in floats, or that gives a size of a tensor to such a call.
 
     target: what is called: the full name of a function ("torch.flatten", "torch.ops.aten.mean.dim", "_operator.floordiv"), or of a
-    method of the first input (".mean"). arguments, settings: by position and by keyword; `Ref(i)` stands for input i, `Key(k)` for
-    a value of the state dict. shapes: of the keys.
+    method of the first input (".mean"), which is then no argument. arguments, settings: by position and by keyword; `Ref(i)` stands
+    for input i, `Key(k)` for a value of the state dict. shapes: of the keys.
     """
 
     target: str = ""

@@ -31,7 +31,9 @@ from .nodes import (
 
 # What changes each value by itself, but for the whole picture or for its channel: nothing around it is read.
 POINTWISE = (Activation, Affine, BatchNorm, ColourShift)
-COLLAPSED_RADIUS = 2  # pixels that a collapsed upsampler may reach (networks/collapse.py)
+# Of the kernel of a collapsed upsampler (networks/collapse.py), pixels: two 3x3 stages and one at each finer resolution reach no
+# further.
+COLLAPSED_RADIUS = 2
 
 
 @dataclass(frozen=True)

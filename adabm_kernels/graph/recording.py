@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 LARGEST_MULTIPLE = 64  # of the sides of pictures, that is looked for where modules divide them
-LARGEST_SIDE = 600  # up to which conditions on sizes are tried
+MANY_SIDES, LARGE_SIDES = 600, (1000, 10000, 100000)  # conditions on sizes are tried for all up to the one, and for the others
 SMALLEST_SIDE = 16  # that a graph is asked to hold for: smaller sides are special cases of too many calls
 
 
@@ -79,7 +79,8 @@ def _multiple(message: str) -> int:
         return all(eval(code, names, {"size": size}) for code in codes)
 
     for multiple in range(1, LARGEST_MULTIPLE + 1 if codes else 1):
-        sides = [multiple * times for times in range(-(-SMALLEST_SIDE // multiple), -(-LARGEST_SIDE // multiple))]
+        sides = [multiple * times for times in range(-(-SMALLEST_SIDE // multiple), -(-MANY_SIDES // multiple))]
+        sides += [multiple * (side // multiple) for side in LARGE_SIDES]
         pairs = [(rows, columns) for rows in sides for columns in (rows, sides[0], sides[-1], sides[len(sides) // 3])]
         if all(holds((batch, 0, *pair)) and holds((batch, 0, *pair[::-1])) for pair in pairs for batch in (1, 2, 3)):
             return multiple

@@ -130,15 +130,15 @@ def _with_roles(graph: Graph, finer: set[str], given: Mapping[str, str]) -> Grap
         raise ValueError(f"trace: roles must name convolutions of the graph, got {sorted(unknown)}")
     if wrong := [role for role in given.values() if role not in ROLES]:
         raise ValueError(f"trace: a role must be one of {', '.join(ROLES)}, got {wrong[0]!r}")
-    behind: set[str] = set()  # tensors that a convolution is before
+    made: set[str] = set()  # tensors that are made of what a convolution gives
     for node in graph.nodes:
-        if node.name in convs or not behind.isdisjoint(node.inputs):
-            behind.add(node.name)
-    before: set[str] = set()  # tensors that a convolution is behind
+        if node.name in convs or not made.isdisjoint(node.inputs):
+            made.add(node.name)
+    read: set[str] = set()  # tensors that a convolution reads, and those that these are made of
     spread: set[str] = set()  # tensors that a PixelShuffle spreads, value by value
     for node in reversed(graph.nodes):
-        if node.name in convs or node.name in before:
-            before.update(node.inputs)
+        if node.name in convs or node.name in read:
+            read.update(node.inputs)
         if isinstance(node, PixelShuffle) and node.name in finer:
             spread.add(node.x)
         elif isinstance(node, (Activation, Affine, BatchNorm)) and node.name in spread:
@@ -147,7 +147,7 @@ def _with_roles(graph: Graph, finer: set[str], given: Mapping[str, str]) -> Grap
     def with_role(node: Node) -> Node:
         if not isinstance(node, Conv):
             return node
-        inner = node.x in behind and node.name in before
+        inner = node.x in made and node.name in read
         usual = "adaptive" if inner and node.name not in finer | spread else "end"
         role = given.get(node.name, usual)
         return replace(node, role=role, body=role != "end")

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from ..graph.nodes import BorderConv, Conv, Graph
+from ..graph.properties import COLLAPSED_RADIUS as RADIUS
 from ..graph.properties import linear_upsampler, needed, upsampler_input
 
-RADIUS = 2  # of the collapsed kernel, low-resolution pixels: two 3x3 stages and one at each finer resolution reach no further
 CLASSES = 2 * RADIUS + 1  # per axis: first, second, inner, last but one, last pixel
 SMALLEST = 2 * RADIUS + 1  # images with a shorter side have pixels of two classes at once
 
@@ -102,19 +102,3 @@ def collapse_linear_upsampler(graph: Graph, state: Mapping[str, torch.Tensor]) -
     dtype, kept = weights[0][0].dtype, whole.parameters().keys() | (state.keys() - graph.parameters().keys())
     values = {f"{key}.weight": tail.weight.to(dtype), f"{key}.bias": tail.bias.to(dtype)}
     return whole, {name: value for name, value in (dict(state) | values).items() if name in kept}
-
-
-def border_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: int) -> torch.Tensor:
-    """What a `BorderConv` computes: each border class of pixels by its own kernel, then a PixelShuffle. [N, C, H, W], both sides at
-    least SMALLEST -> [N, colours, scale*H, scale*W]."""
-    classes = weight.shape[0]
-    rows, columns = (
-        torch.tensor([min(i, classes // 2) if i < size - classes // 2 else i - size + classes for i in range(size)])
-        for size in x.shape[2:]
-    )
-    y = x.new_zeros(x.shape[0], weight.shape[2], *x.shape[2:])
-    for i in range(classes):
-        for j in range(classes):
-            computed = F.conv2d(x, weight[i, j], bias[i, j], padding=classes // 2)
-            y = torch.where((rows == i)[:, None] & (columns == j), computed, y)
-    return F.pixel_shuffle(y, scale)

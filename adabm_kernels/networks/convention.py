@@ -72,7 +72,7 @@ class Convention:
 AS_READ = Convention()  # nothing is said beside the weights
 
 
-def mean_shift(pixels: tuple[float, float, float], rgb_range: float = 255) -> dict[str, torch.Tensor]:
+def shift_weights(pixels: tuple[float, float, float], rgb_range: float = 255) -> dict[str, torch.Tensor]:
     """The weights that subtract and add a colour in 0..255, in a network whose pixels have that range."""
     mean, one = torch.tensor(pixels) * (rgb_range / 255), torch.eye(3).view(3, 3, 1, 1)
     return {"sub_mean.weight": one, "sub_mean.bias": -mean, "add_mean.weight": one, "add_mean.bias": mean}

@@ -10,8 +10,7 @@ import torch
 
 from ..graph.builder import Builder
 from ..graph.nodes import ColourShift, Graph
-from .convention import DIV2K_PIXELS, SHIFTS
-from .convention import mean_shift as shift_by
+from .convention import DIV2K_PIXELS, SHIFTS, shift_weights
 from .float_network import FloatNetwork
 from .layouts import Layout, State, count, matches, parts_renamed, scale_of
 from .spec import NetworkSpec, stages
@@ -42,9 +41,9 @@ LAYOUTS = (
         lambda state: _is_basicsr(state) and matches(state, r"upsample\.\d+\.upsample_conv\."),
         _basicsr,
         1,
-        lambda state: shift_by(DIV2K_PIXELS, 1),
+        lambda state: shift_weights(DIV2K_PIXELS, 1),
     ),
-    Layout("basicsr", _BASICSR, _is_basicsr, _basicsr, 255, lambda state: shift_by(DIV2K_PIXELS)),
+    Layout("basicsr", _BASICSR, _is_basicsr, _basicsr, 255, lambda state: shift_weights(DIV2K_PIXELS)),
     Layout("edsr_pytorch", ("head.0.weight",), lambda state: matches(state, r"body\.\d+\.body\.[02]\."), published=True),
 )
 
@@ -82,8 +81,6 @@ class EDSRSpec(NetworkSpec):
         object.__setattr__(self, "mean", tuple(self.mean))  # a list where it comes from JSON
         if len(self.mean) != 3 or not all(isinstance(value, float) and math.isfinite(value) for value in self.mean):
             raise ValueError(f"EDSRSpec: mean must be three finite numbers, got {self.mean}")
-        if self.scale not in (2, 3, 4):
-            raise ValueError(f"EDSRSpec: scale must be 2, 3 or 4, got {self.scale}")
         self.check_sizes("blocks", "channels")
         if self.tail not in ("staged", "single"):
             raise ValueError(f"EDSRSpec: tail must be 'staged' or 'single', got {self.tail!r}")
@@ -143,7 +140,7 @@ class EDSRSpec(NetworkSpec):
     @classmethod
     def completed(cls, state: State, mean_shift: bool) -> dict[str, torch.Tensor]:
         """With a mean shift, by which colour `reading` says, and biases of zero: CADyQ has none before the upsampler."""
-        whole = dict(state) | (shift_by(DIV2K_PIXELS) if mean_shift else {})
+        whole = dict(state) | (shift_weights(DIV2K_PIXELS) if mean_shift else {})
         blocks = count(state, r"body\.(\d+)\.conv1\.")
         convs = ["head.0", *(f"body.{i}.conv{j}" for i in range(blocks) for j in (1, 2)), f"body.{blocks}"]
         if not any(f"{name}.bias" in state for name in convs):

@@ -59,11 +59,8 @@ _OTHERS = (
     (r"layers\.\d+\.residual_group\.", None, "a SwinIR or HAT"),
     (r"body\.\d+\.(bitsel\d|quant_act\d)\.", None, "a network that CADyQ has quantised: convert the float weights instead"),
 )
-
-
-# Of the first convolutions of these.
 _OTHER_ANCHORS = ("conv_block1.conv_block.0.weight",)
-# The first convolution of every layout: what a network is found by in a checkpoint that holds more.
+# The weight of the first convolution in every layout, and in these: what a network is found by in a checkpoint that holds more.
 ANCHORS = tuple(dict.fromkeys([*(anchor for layout in LAYOUTS for anchor in layout.anchors), *_OTHER_ANCHORS]))
 
 

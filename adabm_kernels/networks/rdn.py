@@ -45,8 +45,6 @@ class RDNSpec(NetworkSpec):
     channels: int = 64
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4):
-            raise ValueError(f"RDNSpec: scale must be 2, 3 or 4, got {self.scale}")
         self.check_sizes("blocks", "layers", "growth", "channels")
 
     def build(self) -> Graph:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from ..graph import properties
-from ..graph.nodes import Graph, PixelShuffle
+from ..graph.nodes import Concat, Graph, PixelShuffle
 from ..graph.properties import ConvSpec
 from .layouts import MAX_BLOCKS, MAX_CHANNELS, Layout, State
 
@@ -79,7 +79,7 @@ class NetworkSpec:
         return self._graph
 
     def convs(self) -> tuple[ConvSpec, ...]:
-        """Every convolution in the order it runs."""
+        """Every convolution that can be quantised, in the order they run."""
         return self._convs
 
     @cached_property
@@ -123,7 +123,9 @@ class NetworkSpec:
         return tuple(conv.name for conv in self._convs if conv.name in names)
 
     def check_sizes(self, *names: str) -> None:
-        """ValueError for a number of blocks, layers or channels that is none, or that no network has."""
+        """ValueError for a scale that no network has, and for numbers of blocks, layers or channels that are none or too large."""
+        if self.scale not in (2, 3, 4):
+            raise ValueError(f"{type(self).__name__}: scale must be 2, 3 or 4, got {self.scale}")
         for name in names:
             value, most = getattr(self, name), MAX_BLOCKS if name in ("blocks", "layers") else MAX_CHANNELS
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
@@ -134,7 +136,9 @@ class NetworkSpec:
         if not properties.residual_blocks(self._graph):
             return f"an {self.title} has no residual blocks that features could pass by"
         if not self.residual_stream:
-            return f"the features of an {self.network.upper()} are slices of wider ones"
+            sliced = any(isinstance(node, Concat) for node in self._graph.nodes)
+            what = "are slices of wider ones" if sliced else "do not all pass its blocks by"
+            return f"the features of an {self.network.upper()} {what}"
         return "" if quantize == "full" else "with quantize='body' convolutions in float read and write them"
 
     def check_int16_residual(self, quantize: str) -> None:

@@ -96,8 +96,6 @@ class SRResNetSpec(NetworkSpec):
     res_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4):
-            raise ValueError(f"SRResNetSpec: scale must be 2, 3 or 4, got {self.scale}")
         self.check_sizes("blocks", "channels")
         if self.slopes not in (1, self.channels):
             raise ValueError(f"SRResNetSpec: slopes must be 1 or {self.channels}, the channels, got {self.slopes}")

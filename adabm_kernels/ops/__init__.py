@@ -334,7 +334,8 @@ def tile_depths(
     RuntimeError naming the argument, the rule and the value.
     """
     depth = torch.ops.adabm.tile_depths(x_q, tile, top, left, threshold, deep, backend, threads)
-    return depth if flat else as_tiles(depth, *x_q.shape[:3], tile, top, left)
+    images, height, width, _ = x_q.shape
+    return depth if flat else as_tiles(depth, images, height, width, tile, top, left)
 
 
 def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:

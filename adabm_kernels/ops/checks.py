@@ -43,7 +43,9 @@ def expect_slice(name: str, tensor: torch.Tensor) -> None:
 def check_place(operator: str, backend: str, packed_codes: bool, first: str, tensors: dict[str, torch.Tensor | None]) -> None:
     """All tensors on one device, which the backend can compute on; `first` names the one that decides."""
     require(backend in BACKENDS, lambda: f"{operator}: backend must be one of {BACKENDS}, got {backend!r}")
-    device = tensors[first].device
+    decides = tensors[first]
+    assert decides is not None
+    device = decides.device
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != device:
             raise RuntimeError(f"{operator}: {name} must be on the device of {first}, {device}, got {tensor.device}")
@@ -229,7 +231,13 @@ def ready_apart(
             y_end = y_at + y_bytes
             if y_at < x_at + x_bytes and x_at < y_end:
                 raise RuntimeError(_overlap(operator, y_name, y, "x_q", x_q))
-            if residual is not y and y_at < r_at + r_bytes and r_at < y_end and not _interleave(y, residual):
+            if (
+                residual is not None
+                and residual is not y
+                and y_at < r_at + r_bytes
+                and r_at < y_end
+                and not _interleave(y, residual)
+            ):
                 raise RuntimeError(_overlap(operator, y_name, y, "residual", residual))
         if y_q is not None:
             q_at = y_q.data_ptr()
@@ -238,7 +246,7 @@ def ready_apart(
                 raise RuntimeError(_overlap(operator, "y_q", y_q, "x_q", x_q))
             if y is not None and q_at < y_end and y_at < q_end:
                 raise RuntimeError(_overlap(operator, "y_q", y_q, "y", y))
-            if q_at < r_at + r_bytes and r_at < q_end:
+            if residual is not None and q_at < r_at + r_bytes and r_at < q_end:
                 raise RuntimeError(_overlap(operator, "y_q", y_q, "residual", residual))
 
     return check

@@ -168,10 +168,15 @@ def _ready_conv2d(conv: Conv, out: str, backend: str) -> Callable[..., tuple[tor
     to = Outputs(y if wants_y else None, y_q if wants_q else None)
     run_into = backend_module(backend).ready_conv2d_out(conv, to)
 
-    def run(*tensors: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         y = torch.empty(y_shape, dtype=y_dtype, device=device)
         y_q = torch.empty(q_shape, dtype=torch.uint8, device=device)
-        run_into(*tensors, None, y if wants_y else None, y_q if wants_q else None)
+        run_into(
+            x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, None, y if wants_y else None,
+            y_q if wants_q else None,
+        )  # fmt: skip
         return y, y_q
 
     return run

@@ -130,7 +130,7 @@ class SimulatedNetwork(GraphModule):
 
     def pixel_shift(self) -> torch.Tensor | None:
         """What the network adds to each colour before the first convolution, float32 [3], None where nothing."""
-        shifts = [self.layer(node.name).bias for node in self._structure.before if isinstance(node, ColourShift)]
+        shifts = [self.layer_named(node.name).bias for node in self._structure.before if isinstance(node, ColourShift)]
         return sum(shifts[1:], shifts[0].clone()) if shifts else None
 
     def pixel_unit(self) -> float:
@@ -197,7 +197,7 @@ class SimulatedNetwork(GraphModule):
 
     def quantized_convs(self) -> list[SimulatedConv2d]:
         """The quantised convolutions in the order they run."""
-        return [self.layer(name) for name in self._quantized]
+        return [self.layer_named(name) for name in self._quantized]
 
     def upsampler_convs(self) -> list[SimulatedConv2d]:
         """The quantised convolutions of the upsampler."""
@@ -210,7 +210,7 @@ class SimulatedNetwork(GraphModule):
         found = []
         for conv, norm in self._structure.body:
             if norm or conv in self._quantized:
-                found.append(self.layer(norm or conv).bias)
+                found.append(self.layer_named(norm or conv).bias)
         return [bias for bias in found if bias is not None]
 
     def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
@@ -236,7 +236,7 @@ class SimulatedNetwork(GraphModule):
         convs = self.quantized_convs()
         before = [conv.quantized for conv in convs]
         in_float, self._float_residual = self._float_residual, True
-        norms = {norm: self.layer(norm).bias for _, norm in self._structure.body if norm}
+        norms = {norm: self.layer_named(norm).bias for _, norm in self._structure.body if norm}
         learned = {norm: bias.detach().clone() for norm, bias in norms.items()}
         try:
             with torch.no_grad():
@@ -294,13 +294,13 @@ class SimulatedNetwork(GraphModule):
         computed: [N, 1, H, W], 1 where blocks are computed and 0 where they add nothing; None for everywhere.
         """
         values = {self.graph.inputs[0]: x}
-        self.run(values, self._structure.trunk, self._few_bits(image_offset, computed))
+        self.run_steps(values, self._structure.trunk, self._few_bits(image_offset, computed))
         return values[self._structure.entry], [values[name] for name in self._structure.blocks]
 
     def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The upsampler: [N, C, H, W] and the picture that it is made of -> [N, 3, scale*H, scale*W]."""
         values = {self._structure.entry: feature, self.graph.inputs[0]: x}
-        self.run(values, self._structure.upsampler, self._few_bits(image_offset))
+        self.run_steps(values, self._structure.upsampler, self._few_bits(image_offset))
         return values[self.graph.outputs[0]]
 
     def _few_bits(
@@ -310,9 +310,9 @@ class SimulatedNetwork(GraphModule):
 
         def compute(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
             if node.name in self._quantized:
-                value = self.layer(node.name)(inputs[0], image_offset)
+                value = self.layer_named(node.name)(inputs[0], image_offset)
             else:
-                value = self.compute(node, inputs)
+                value = self.compute_node(node, inputs)
             if computed is not None and node.name in self._structure.masked:
                 value = value * computed
             return self.held(value) if node.name in self._structure.stream else value

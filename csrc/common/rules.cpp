@@ -1,3 +1,4 @@
+// The rules of adabm.h that both libraries check: sizes, kernels, activations, regions. What they are for: common/rules.h.
 #include "common/rules.h"
 
 #include "common/status.h"

@@ -1,3 +1,4 @@
+// The message of a thread's last failure, and the entries that every library has: ABI version and last error.
 #include "common/status.h"
 
 #include <cstdarg>

@@ -1,3 +1,4 @@
+// How the rows of a convolution are cut into bands (cpu/bands.h); cpu/conv2d.cpp hands these to threads.
 #include "cpu/bands.h"
 
 #include <limits>

@@ -1,3 +1,5 @@
+// What all ways to compute a convolution share: its tables, its border classes, and how a block of accumulators leaves
+// (cpu/convolution.h). The ways themselves: cpu/conv2d_direct.cpp, cpu/conv2d_tiled.cpp and cpu/conv2d_kn2row.cpp.
 #include "cpu/convolution.h"
 
 #include <algorithm>

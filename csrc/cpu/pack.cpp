@@ -1,3 +1,5 @@
+// Packs the weights of a layer for the CPU kernels: in panels of 16 outputs, as they are or transformed for a tile. The form, and
+// what is kept beside the weights: cpu/packed.h.
 #include <algorithm>
 #include <array>
 #include <cstdlib>

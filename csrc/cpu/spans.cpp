@@ -1,3 +1,4 @@
+// Finds the spans of a region (cpu/spans.h) from the depths of tiles.
 #include "cpu/spans.h"
 
 #include <cstddef>

@@ -1,3 +1,4 @@
+// The pool of threads (cpu/thread_pool.h): how work is handed out and how workers sleep.
 #include "cpu/thread_pool.h"
 
 #include <pthread.h>

@@ -384,21 +384,21 @@ ADABM_DEVICE OutputTile outputs_of(const Conv2dParams& p, int tile) {
 }
 
 // Results of the sums of a tile that has straight lines.
-ADABM_DEVICE void straight_results(const Conv2dParams& p, Lines lines, const Place& at, const OutputTile& outputs, int image, const ImageForm& form,
+ADABM_DEVICE void straight_results(const Conv2dParams& p, Straight lines, const Place& at, const OutputTile& outputs, int image, const ImageForm& form,
                                    int32_t (&acc)[2][8][4], const int32_t (&box)[2][4]) {
   const Pixels pixels = own_pixels(p, at, outputs);
   // No sum exceeds what the weights of one sign make of the highest code. A reach of 0, which is unknown, becomes the largest number.
   const uint32_t reach = ptx::load_constant(&header_of(p)->reach);
   const bool small = reach - 1 < (1u << (22 - form.bits)) - 1;
   Residuals residuals = {};
-  if (lines != Lines::kCodes) residuals = first_residuals(p, own_features(p, outputs, image), pixels);
+  if (lines != Straight::kCodes) residuals = first_residuals(p, own_features(p, outputs, image), pixels);
   make_floats<8>(form.with_box, small, acc, box);
-  if (lines == Lines::kCodes)
-    straight_lines<Lines::kCodes>(p, outputs, image, form.bits, pixels, residuals, acc);
-  else if (lines == Lines::kFloats)
-    straight_lines<Lines::kFloats>(p, outputs, image, form.bits, pixels, residuals, acc);
+  if (lines == Straight::kCodes)
+    straight_lines<Straight::kCodes>(p, outputs, image, form.bits, pixels, residuals, acc);
+  else if (lines == Straight::kFloat32)
+    straight_lines<Straight::kFloat32>(p, outputs, image, form.bits, pixels, residuals, acc);
   else
-    straight_lines<Lines::kInt16>(p, outputs, image, form.bits, pixels, residuals, acc);
+    straight_lines<Straight::kInt16>(p, outputs, image, form.bits, pixels, residuals, acc);
 }
 
 // Blocks whose registers fit a multiprocessor. The compiler for compute capability 9.0, where few layers come here, needs more than the
@@ -424,7 +424,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) conv2d_sm80(const __grid_co
   // In `packed`, which is less than 4 GB.
   const uint32_t weights = static_cast<uint32_t>(f.offset) + ((p.border_kernels ? at.kernel : 0) * p.tiling.tiles + output) * static_cast<uint32_t>(f.tile_bytes);
   const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
-  Lines lines = Lines::kGeneral;
+  Straight lines = Straight::kNone;
   if (kWide && p.straight && at.shape == kInner && !by_pixel) lines = straight_form(p, image);
   int32_t acc[2][kTiles][4], box[2][4];
   const int order = kWide ? run_shift(lines) : 2;
@@ -450,7 +450,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) conv2d_sm80(const __grid_co
   form = form_of(p, same_image);
   const OutputTile outputs = outputs_of(p, output);
   if constexpr (kWide) {
-    if (lines != Lines::kGeneral) return straight_results(p, lines, at, outputs, image, form, acc, box);
+    if (lines != Straight::kNone) return straight_results(p, lines, at, outputs, image, form, acc, box);
   }
   ptx::sync_block();  // what is made of the sums takes the place of the codes
   general_form<kTiles>(p, by_pixel, at, outputs, image, form.bits, form.with_box, acc, box);

@@ -105,7 +105,7 @@ ADABM_DEVICE void store_part_image(const Conv2dParams& p, const Tile& at, const 
                                    int image, uint32_t thread, uint32_t staged) {
   const int r = ptx::opaque(p.shuffle), row_pixels = p.width * r, count = ptx::opaque(outputs.count);
   uint8_t* y = p.y_image + static_cast<int64_t>(image) * p.height * r * row_pixels * p.tiling.group;
-  const Divider by_count(count);
+  const BlockDivisor by_count(count);
 #pragma unroll 1
   for (int unit = static_cast<int>(thread); unit < Part<kRows>::kPixels * count; unit += kGroupThreads) {
     const int pixel = by_count.quotient(unit), output = by_count.rest(unit);
@@ -127,7 +127,7 @@ ADABM_DEVICE void store_part_codes(const Conv2dParams& p, const Tile& at, const 
   const int own = outputs.subs > 1 || outputs.count > group ? group : outputs.count, word_codes = 32 / storage;
   const int first_word = outputs.channel / word_codes, words = (own + word_codes - 1) / word_codes;
   const int pixel_words = outputs.subs * words;
-  const Divider by_pixel_words(pixel_words), by_words(words);
+  const BlockDivisor by_pixel_words(pixel_words), by_words(words);
 #pragma unroll 1
   for (int unit = static_cast<int>(thread); unit < Part<kRows>::kPixels * pixel_words; unit += kGroupThreads) {
     const int pixel = by_pixel_words.quotient(unit), in_pixel = by_pixel_words.rest(unit), sub = by_words.quotient(in_pixel), word = by_words.rest(in_pixel);

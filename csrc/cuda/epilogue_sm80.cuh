@@ -18,11 +18,11 @@ namespace cuda {
 // Bytes behind the codes of a pixel on their way out, which keep rows of 8-byte words on different banks.
 constexpr int kStagePad = 8;
 
-// Which form a tile takes: the general one or straight lines.
-enum class Lines { kGeneral, kCodes, kFloats, kInt16 };
+// The straight form that a tile takes, by what is read and written besides codes; none where it takes the general one.
+enum class Straight { kNone, kCodes, kFloat32, kInt16 };
 
 // log2 of the neighbouring outputs of a thread: codes alone take what makes 16 bytes, features what makes 16 bytes of int16.
-ADABM_DEVICE int run_shift(Lines lines) { return lines == Lines::kGeneral ? 2 : lines == Lines::kCodes ? 4 : 3; }
+ADABM_DEVICE int run_shift(Straight lines) { return lines == Straight::kNone ? 2 : lines == Straight::kCodes ? 4 : 3; }
 
 // The output of a tile, of those in column `column` of the j-th eight columns of a product, where threads have runs of 2^run_shift. A
 // thread has columns 2 q and 2 q + 1 of every eight, q being its number in a group of four: taken in order they are its runs, which
@@ -47,14 +47,14 @@ ADABM_DEVICE uint32_t whole_sum(bool with_box, int32_t acc, int32_t box) {
 }
 
 // Of a tile that may take straight lines.
-ADABM_DEVICE Lines straight_form(const Conv2dParams& p, int image) {
+ADABM_DEVICE Straight straight_form(const Conv2dParams& p, int image) {
   bool relu_of_codes = p.activation == ADABM_ACT_NONE;  // whether none is needed, or codes can be taken first
   if (p.y_q) {
     const CodeGrid grid = code_grid(p.out_grid, image_bits(p.out_bits, image), p.y_unit);
-    if (!grid.exact) return Lines::kGeneral;
+    if (!grid.exact) return Straight::kNone;
     relu_of_codes |= grid.scale > 0.0f;
   }
-  return p.y_int16 ? Lines::kInt16 : p.y || p.residual || !relu_of_codes ? Lines::kFloats : Lines::kCodes;
+  return p.y_int16 ? Straight::kInt16 : p.y || p.residual || !relu_of_codes ? Straight::kFloat32 : Straight::kCodes;
 }
 
 // ---- straight lines
@@ -244,10 +244,10 @@ ADABM_DEVICE void store_sixteens(uint8_t* to, int pitch, int storage, const Pixe
 }
 
 // Results of a tile whose sums are floats, from registers to memory. residuals: the first ones, with features.
-template <Lines kLines>
+template <Straight kForm>
 ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& outputs, int image, int bits, Pixels pixels,
                                  Residuals residuals, const int32_t (&acc)[2][8][4]) {
-  constexpr bool kFeatures = kLines != Lines::kCodes, kInt16 = kLines == Lines::kInt16;
+  constexpr bool kFeatures = kForm != Straight::kCodes, kInt16 = kForm == Straight::kInt16;
   // Outputs are taken eight at a time; the next eight are beside them, or behind those of the other threads.
   constexpr int kRun = 8, kNext = kFeatures ? 32 : 8;
   const int first_output = threadIdx.x % 4 * (kFeatures ? 8 : 16);
@@ -369,7 +369,7 @@ ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const Outp
   uint8_t* y_q = p.y_q + static_cast<int64_t>(image) * p.height * p.shuffle * row_pixels * code_channels;
   const int sub_words = outputs.subs * words;
   const uint32_t infos = ptx::shared_base() + kTilePixels * kPitch;
-  const Divider by_pixel(sub_words), by_sub(words);
+  const BlockDivisor by_pixel(sub_words), by_sub(words);
 #pragma unroll 1
   for (int unit = threadIdx.x; unit < kTilePixels * sub_words; unit += kThreads) {
     const int pixel = by_pixel.quotient(unit), in_pixel = by_pixel.rest(unit);

@@ -25,7 +25,7 @@ struct Halo {
   int inner, outer;              // the first pixel in the image, which may lie outside
   int inner_size, outer_size;    // of the image
   int inner_bytes, outer_bytes;  // from one pixel to the next, from one line to the next
-  Divider line;                  // of pixels by number, line after line
+  BlockDivisor line;                  // of pixels by number, line after line
 
   ADABM_DEVICE Halo(int across, int lines, int inner_size, int outer_size, int inner_bytes, int outer_bytes)
       : across(across), lines(lines), inner(0), outer(0), inner_size(inner_size), outer_size(outer_size), inner_bytes(inner_bytes),

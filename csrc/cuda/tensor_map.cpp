@@ -1,3 +1,4 @@
+// Makes the map of a tensor for the copy engine, by the driver's function for it, which is found at run time (cuda/tensor_map.h).
 #include "cuda/tensor_map.h"
 
 #include <cstring>

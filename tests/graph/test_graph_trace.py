@@ -30,6 +30,8 @@ MODULES = {
     "span": (traced_modules.SPAN, 1),
     "detector": (traced_modules.Detector, 1),
     "window_attention": (traced_modules.WindowAttention, 4),
+    "attention": (traced_modules.Attention, 1),
+    "one_layer": (lambda: nn.Conv2d(3, 4, 3), 1),
     "oddments": (traced_modules.Oddments, 1),
 }
 
@@ -146,6 +148,10 @@ REFUSED = {
     "part in training": (lambda: _training(Small()), "'inner.0' (Conv2d) is in training mode"),
     "control flow": (lambda: Small(lambda self, x, y: y if y.mean() > 0 else -y), "'' (Small): control flow depends on the values"),
     "size": (lambda: Small(lambda self, x, y: y if x.shape[2] > 40 else -y), "'' (Small): what it computes depends on the size"),
+    "large size": (
+        lambda: Small(lambda self, x, y: y if x.shape[3] < 2000 else -y),
+        "'' (Small): what it computes depends on the size",
+    ),
     "two inputs": (Two, "Two must take one tensor, but its forward needs ['x', 'y']"),
     "a number": (lambda: Small(lambda self, x, y: (y, 3)), "outputs of Small must be tensors, but number 1"),
     "no convolution": (lambda: Small(conv=False), "must have a convolution"),

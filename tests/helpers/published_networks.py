@@ -122,7 +122,7 @@ class _ResBlock(nn.Module):
         c = spec.channels
         self.conv1, self.conv2 = (nn.Conv2d(c, c, 3, padding=1, bias=False) for _ in range(2))
         self.act = nn.PReLU(spec.slopes)
-        self.bn1, self.bn2 = nn.BatchNorm2d(c, 1e-5), nn.BatchNorm2d(c, 1e-5)
+        self.bn1, self.bn2 = nn.BatchNorm2d(c), nn.BatchNorm2d(c)
         self.res_scale = spec.res_scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -139,7 +139,7 @@ class SRResNet(nn.Module):
         c, bias = spec.channels, spec.bias
         self.head = nn.Sequential(nn.Conv2d(3, c, 9, padding=4, bias=bias), nn.PReLU(spec.slopes))
         blocks = [_ResBlock(spec) for _ in range(spec.blocks)]
-        self.body = nn.Sequential(*blocks, nn.Conv2d(c, c, 3, padding=1, bias=False), nn.BatchNorm2d(c, 1e-5))
+        self.body = nn.Sequential(*blocks, nn.Conv2d(c, c, 3, padding=1, bias=False), nn.BatchNorm2d(c))
         stages = []
         for r in spec.shuffles:
             stages += [nn.Conv2d(c, c * r * r, 3, padding=1, bias=bias), nn.PixelShuffle(r), nn.PReLU(spec.slopes)]

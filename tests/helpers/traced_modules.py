@@ -205,3 +205,17 @@ class Oddments(nn.Module):
         y = self.norm(F.avg_pool2d(y, 3, 1, 1))
         y = F.pixel_unshuffle(F.pixel_shuffle(y, 2), 2)[:, 2:6].clone().mul_(2).relu_()
         return y, F.interpolate(y, size=x.shape[2:], mode="bicubic")
+
+
+class Attention(nn.Module):
+    """Attention between all pixels: views that need contiguous memory, and several values from one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention = nn.Conv2d(3, 8, 3, 4, 1), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        y = x.flatten(2).transpose(1, 2)
+        y = F.scaled_dot_product_attention(*[self.attention(y, y, y)[0]] * 3).transpose(1, 2).contiguous().view(x.shape)
+        return x + y * y.max(1, keepdim=True).values

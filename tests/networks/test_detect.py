@@ -251,6 +251,15 @@ def test_several_defects_are_told_at_once():
     assert "'head.0.bias' has shape (9,), expected (8,)" in str(error.value)
 
 
+def test_biases_that_are_left_out_are_named_as_the_network_calls_them():
+    """CADyQ's float networks have none before the upsampler: zeros of the shape of the weights stand for them."""
+    state = {adabm_name(key): value for key, value in float_state().items()}
+    state = {key: value for key, value in state.items() if key.startswith("tail") or not key.endswith(".bias") or "mean" in key}
+    assert detect(state).spec == SPEC
+    with pytest.raises(ValueError, match=r"'body.2.bias' has shape \(16,\), expected \(8,\)"):
+        detect(state | {"body.2.weight": torch.zeros(16, 8, 3, 3)})
+
+
 def test_the_reason_of_another_shape_is_told():
     state = float_state() | {"body.0.body.0.weight": torch.zeros(8, 2, 3, 3), "body.1.body.2.weight": torch.zeros(8, 8, 5, 5)}
     with pytest.raises(ValueError) as error:

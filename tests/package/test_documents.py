@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
-PAGES += [ROOT / "adabm_kernels" / "assets" / "README.md", ROOT / "tests" / "helpers" / "cuda_host" / "README.md"]
+PAGES += [ROOT / folder / "README.md" for folder in ("adabm_kernels/assets", "tests", "tests/helpers/cuda_host")]
 INDEX = ROOT / "docs" / "README.md"
 pytestmark = pytest.mark.skipif(not INDEX.exists(), reason="the documents are not beside the tests")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -19,13 +21,13 @@ def bits_at(bits, image):
 interpreted_as = "cuda"  # the maker whose form of the kernels Triton's interpreter computes; tests also set it to "hip"
 
 
-def assembles(_semantic=None):
+def assembles(_semantic: Any = None) -> bool:
     """Whether a kernel is built for cards that take PTX, as the compiler that builds it says: known while it is built, and for
     the architecture that is asked for, which need not be that of a card of this machine. The interpreter has no compiler."""
     return (_semantic.builder.options.backend_name if _semantic is not None else interpreted_as) == "cuda"
 
 
-assembles.__triton_builtin__ = True  # Triton then calls it as the kernel is built
+assembles.__triton_builtin__ = True  # type: ignore[attr-defined]  # Triton then calls it as the kernel is built
 
 
 @triton.constexpr_function

@@ -25,6 +25,7 @@ from .codes import bits_at, part_of
 from .epilogue import PATCH_WIDTH, finish
 from .persistent import persistent_kernel, why_not
 from .regions import COMPUTED, any_of, marks_of
+from .tiles import codes_at, outputs_at, pixels_of_tile
 
 STORED = (8, 4, 2)
 FEATURES, ACCUMULATORS, PIXELS = 1, 2, 3
@@ -124,16 +125,7 @@ def _products(acc, box, x_q, row, column, valid, height, width, weights, kernel,
     for step in range(R * BLOCKS):
         r, first = step // BLOCKS, step % BLOCKS * BLOCK_K
         k = first + tl.arange(0, BLOCK_K)
-        from_row = row + (r - R // 2)
-        inside = valid & (from_row >= 0) & (from_row < height)
-        if PITCH % BLOCK_K == 0:  # a block lies in one pixel
-            from_column = column + (first // PITCH - S // 2)
-            inside_k = (inside & (from_column >= 0) & (from_column < width))[:, None]
-        else:
-            from_column = column[:, None] + (k // PITCH - S // 2)[None, :]
-            inside_k = inside[:, None] & (from_column >= 0) & (from_column < width) & (k < S * PITCH)[None, :]
-        at = (from_row * width + column - S // 2) * PITCH
-        codes = tl.load(x_q + at[:, None] + k[None, :], mask=inside_k, other=0)
+        codes = codes_at(x_q, row, column, valid, height, width, r, first, k, R, S, PITCH, BLOCK_K)
         from_weights = output[None, :] * (R * ROW) + r * ROW + k[:, None]
         known_k = known[None, :] & (k < ROW)[:, None]
         for part in tl.static_range(8 // STORED):
@@ -203,31 +195,6 @@ def _class_part(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: 
     return top, left, h, w, r * S + s, tile
 
 
-@triton.jit
-def _pixels(tile, top, left, height, width, PATCHES: tl.constexpr, BLOCK_M: tl.constexpr):
-    """(row, column, whether it is one) of the pixels [M] of a tile, of the height x width pixels at top, left."""
-    position = tl.arange(0, BLOCK_M)
-    if PATCHES:
-        across = tl.cdiv(width, PATCH_WIDTH)
-        row = tile // across * (BLOCK_M // PATCH_WIDTH) + position // PATCH_WIDTH
-        column = tile % across * PATCH_WIDTH + position % PATCH_WIDTH
-        valid = (row < height) & (column < width)
-    else:
-        position += tile * BLOCK_M
-        row, column, valid = top + position // width, left + position % width, position < height * width
-    return row, column, valid
-
-
-@triton.jit
-def _outputs(axis, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, AXIS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(sub-pixel, channel in it, whether there is one, its number) of the outputs [N] at these places of GROUPS times AXIS."""
-    sub, channel = axis // AXIS, axis % AXIS
-    known = (sub < GROUPS) & (channel < CHANNELS)
-    if CHANNELS == AXIS and GROUPS * AXIS % BLOCK_N == 0:
-        known = tl.full((BLOCK_N,), True, tl.int1)  # which the compiler does not find out, and keeps a mask of
-    return sub, channel, known, tl.where(known, sub * CHANNELS + channel, 0)
-
-
 # Layers differ in where their bits lie in the table of all layers, and in their region: that is no reason to compile anew, nor is
 # the size of images.
 @triton.jit(
@@ -262,7 +229,7 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     top, left, h, w, kernel = 0, 0, height, width, 0
     if BY_CLASS:
         top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
-    row, column, valid = _pixels(tile, top, left, h, w, PATCHES, BLOCK_M)
+    row, column, valid = pixels_of_tile(tile, top, left, h, w, PATCHES, BLOCK_M)
     computed = valid
     if depth is not None:
         marks = marks_of(depth, image, row, column, height, width, valid, depth_tile, depth_top, depth_left, own_least, own_most,
@@ -272,7 +239,7 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
             return
     if WIDE:
         row, column = row.to(tl.int64), column.to(tl.int64)
-    sub, channel, known, output = _outputs(first + tl.arange(0, BLOCK_N), CHANNELS, GROUPS, AXIS, BLOCK_N)
+    sub, channel, known, output = outputs_at(first + tl.arange(0, BLOCK_N), CHANNELS, GROUPS, AXIS, BLOCK_N)
 
     bits = bits_at(x_bits, image)
     codes = x_q + image.to(tl.int64) * height * width * C4
@@ -293,12 +260,12 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
         tile = tl.program_id(0) // N_BLOCKS + nothing
         if CHANNELS != AXIS or GROUPS * AXIS % BLOCK_N != 0:
             axis = first + nothing * BLOCK_N + tl.arange(0, BLOCK_N)
-            sub, channel, known, output = _outputs(axis, CHANNELS, GROUPS, AXIS, BLOCK_N)
+            sub, channel, known, output = outputs_at(axis, CHANNELS, GROUPS, AXIS, BLOCK_N)
         if BY_CLASS:
             top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
     else:  # a program has more to keep then, and takes more registers where it finds all of it anew
         tile += nothing
-    row, column, inside = _pixels(tile, top, left, h, w, PATCHES, BLOCK_M)
+    row, column, inside = pixels_of_tile(tile, top, left, h, w, PATCHES, BLOCK_M)
     if depth is None:
         valid, computed = inside, inside
     if WIDE:
@@ -371,6 +338,7 @@ def conv2d_launch(
         options |= tuning.most_registers(capability, config)
     blocks = -(-(shuffle**2) * axis // block_n)
     if persistent:
+        assert isinstance(capability, int)  # why_not_persistent refuses others
         constants = {name: value for name, value in constants.items() if name in persistent_kernel.arg_names}
         # As many programs as the card has room for, among its images.
         tiles = min(tiles, max(1, config.programs * rates(capability).multiprocessors // (n * blocks)))

@@ -82,7 +82,9 @@ def run(
     """Launch a kernel whose parameters are tensors, numbers and constants in this order; `Again` where all but addresses is as in a
     launch before."""
     types = tuple([None if tensor is None else tensor.dtype for tensor in tensors])
-    _again(kernel, grid, tuple(constants.items()), tensors[0].device, types, numbers)(tensors, (*tensors, *numbers))
+    first = tensors[0]
+    assert first is not None
+    _again(kernel, grid, tuple(constants.items()), first.device, types, numbers)(tensors, (*tensors, *numbers))
 
 
 # Compute capability -> shared memory that one block can have, bytes (CUDA C++ Programming Guide, technical specifications).

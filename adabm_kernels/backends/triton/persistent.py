@@ -14,6 +14,7 @@ import triton.language as tl
 from .codes import bits_at, part_of
 from .epilogue import PATCH_WIDTH, finish
 from .regions import COMPUTED, any_of, marks_of
+from .tiles import codes_at, outputs_at, pixels_of_patch
 
 # Operands of products that a program keeps at most: all are there by name in the compiled code.
 MOST_KEPT = 18
@@ -50,7 +51,7 @@ def _kept(weights, output, known, K: tl.constexpr, C4: tl.constexpr, R: tl.const
         at = output[None, :] * (R * ROW) + block // BLOCKS * ROW + k[:, None]
         mask = known[None, :] & (k < ROW)[:, None]
         for part in tl.static_range(8 // STORED):
-            kept = kept + (tl.load(weights + part * (K * R * ROW) + at, mask=mask, other=0),)
+            kept = kept + (tl.load(weights + part * (K * R * ROW) + at, mask=mask, other=0),)  # type: ignore[assignment]
     return kept
 
 
@@ -63,16 +64,8 @@ def _products(acc, kept, x_q, row, column, computed, height, width, C4: tl.const
     PARTS: tl.constexpr = 8 // STORED
     for block in tl.static_range(R * BLOCKS):
         k = block % BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
-        from_row = row + (block // BLOCKS - R // 2)
-        inside = computed & (from_row >= 0) & (from_row < height)
-        if PITCH % BLOCK_K == 0:  # a block lies in one pixel
-            from_column = column + (block % BLOCKS * BLOCK_K // PITCH - S // 2)
-            inside_k = (inside & (from_column >= 0) & (from_column < width))[:, None]
-        else:
-            from_column = column[:, None] + (k // PITCH - S // 2)[None, :]
-            inside_k = inside[:, None] & (from_column >= 0) & (from_column < width) & (k < S * PITCH)[None, :]
-        at = (from_row * width + column - S // 2) * PITCH
-        codes = tl.load(x_q + at[:, None] + k[None, :], mask=inside_k, other=0)
+        codes = codes_at(x_q, row, column, computed, height, width, block // BLOCKS, block % BLOCKS * BLOCK_K, k, R, S, PITCH,
+                         BLOCK_K)  # fmt: skip
         for part in tl.static_range(PARTS):
             acc = tl.dot(part_of(codes, STORED, part), kept[block * PARTS + part], acc, out_dtype=tl.int32)
     return acc
@@ -90,12 +83,7 @@ def _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out
     CHANNELS: tl.constexpr = K // GROUPS
     N_BLOCKS: tl.constexpr = (GROUPS * AXIS + BLOCK_N - 1) // BLOCK_N
     first = tl.program_id(0) % N_BLOCKS * BLOCK_N
-    axis = first + tl.arange(0, BLOCK_N)
-    sub, channel = axis // AXIS, axis % AXIS
-    known = (sub < GROUPS) & (channel < CHANNELS)
-    if CHANNELS == AXIS and GROUPS * AXIS % BLOCK_N == 0:
-        known = tl.full((BLOCK_N,), True, tl.int1)  # which the compiler does not find out, and keeps a mask of
-    output = tl.where(known, sub * CHANNELS + channel, 0)
+    sub, channel, known, output = outputs_at(first + tl.arange(0, BLOCK_N), CHANNELS, GROUPS, AXIS, BLOCK_N)
     kept = _kept(packed.to(tl.pointer_type(tl.int8)) + AT, output, known, K, C4, R, S, STORED, BLOCK_K)
     # From every code that is stored in 8 bits 128 is taken, outside the image too.
     taken = (128 if STORED == 8 else 0) * tl.load(packed.to(tl.pointer_type(tl.int32)) + output, mask=known, other=0)
@@ -104,9 +92,7 @@ def _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out
     tiles = across * tl.cdiv(height, BLOCK_M // PATCH_WIDTH)
     position = tl.arange(0, BLOCK_M)
     for tile in tl.range(tl.program_id(0) // N_BLOCKS, tiles, tl.num_programs(0) // N_BLOCKS, num_stages=1):
-        row = tile // across * (BLOCK_M // PATCH_WIDTH) + position // PATCH_WIDTH
-        column = tile % across * PATCH_WIDTH + position % PATCH_WIDTH
-        valid = (row < height) & (column < width)
+        row, column, valid = pixels_of_patch(tile, position, across, height, width, BLOCK_M)
         computed, turns, products = valid, 1, 1
         if depth is not None:
             marks = marks_of(depth, image, row, column, height, width, valid, depth_tile, depth_top, depth_left, own_least,

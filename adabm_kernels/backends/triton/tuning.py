@@ -125,7 +125,7 @@ def heuristic(outputs: int, pixels: int, capability: int | str = 80) -> Config:
     return Config(block_m, block_n, 8, 1) if large else Config(block_m // 2, block_n, 4, 1)
 
 
-def most_registers(capability: int, config: Config) -> dict[str, int]:
+def most_registers(capability: int | str, config: Config) -> dict[str, int]:
     """The option that keeps a thread of a convolution to 128 registers, so that sixteen warps have room on a multiprocessor.
 
     On 9.0, where ptxas takes some more unless it is told. Elsewhere it keeps to them by itself or, from Triton 3.7 on, does not and

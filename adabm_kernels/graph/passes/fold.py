@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from ..fold import gain_and_shift
 from ..nodes import Affine, BatchNorm, ColourShift, Conv, Graph, Linear, Node, PixelShuffle
 from ..properties import readers
 from .simplify import redirect
@@ -26,16 +27,9 @@ def fold_batch_norm(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.
         if isinstance(norm, BatchNorm) and edit.only_reader(norm):
             layer = edit.nodes.get(norm.x)
             if isinstance(layer, (Conv, Linear)):
-                edit.scale_outputs(layer, *_norm_numbers(norm, state))
+                edit.scale_outputs(layer, *gain_and_shift(norm, state.__getitem__))
                 edit.instead[norm.name] = layer.name
     return edit.result()
-
-
-def _norm_numbers(norm: BatchNorm, state: State) -> Numbers:
-    parts = ("weight", "bias", "running_mean", "running_var")
-    weight, bias, mean, variance = (state[f"{norm.key}.{part}"].double() for part in parts)
-    gain = weight / torch.sqrt(variance + norm.eps)
-    return gain, bias - mean * gain
 
 
 def fold_affine(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
@@ -61,13 +55,10 @@ def _numbers(node: Node, state: State) -> Numbers | None:
     """What a node multiplies and adds, one number or one for each channel; None where it does something else."""
     if isinstance(node, ColourShift):
         weight, bias = (state[f"{node.key}.{part}"].double() for part in ("weight", "bias"))
-        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-        return (torch.ones_like(bias), bias) if torch.equal(weight.flatten(1), identity) else None
-    if not isinstance(node, Affine):
-        return None
-    gain, shift = (torch.tensor(values, dtype=torch.float64) for values in (node.gain or (1.0,), node.shift or (0.0,)))
-    shift = shift * gain if node.first == "shift" else shift
-    return gain / (node.divisor or 1), shift / (node.divisor or 1) if node.first == "shift" else shift
+        mean = node.sign * torch.tensor(node.mean, dtype=torch.float64)
+        if not (torch.equal(weight.flatten(1), torch.eye(3).to(weight)) and torch.equal(bias, mean.to(bias))):
+            return None
+    return gain_and_shift(node, state.__getitem__) if isinstance(node, (Affine, ColourShift)) else None
 
 
 class _Edit:
@@ -144,14 +135,15 @@ class _Edit:
         """New weights for a layer, under keys of its own where others use the old ones too."""
         weight, key = self.state[f"{layer.key}.weight"], layer.key
         old = self.state[f"{key}.bias"] if layer.bias else weight.new_zeros(layer.channels_out)
-        if any(self.users[f"{key}.{part}"] > 1 for part in ("weight", "bias")):
+        if any(self.users[name] > (name in layer.parameters()) for name in (f"{key}.weight", f"{key}.bias")):
             names = (f"{layer.name}_folded{i or ''}" for i in range(len(self.state) + 1))
             key = next(name for name in names if f"{name}.weight" not in self.state)
         values = changed(weight.double(), old.double())
+        self.users.subtract(layer.parameters().keys())
         for part, value in zip(("weight", "bias"), values, strict=True):
-            self.users[f"{layer.key}.{part}"] -= 1
             self.state[f"{key}.{part}"] = value.to(weight.dtype)
         self.nodes[layer.name] = replace(layer, key=key, bias=True)
+        self.users.update(self.nodes[layer.name].parameters().keys())
 
     def result(self) -> tuple[Graph, dict[str, torch.Tensor]]:
         """The graph without what has been folded, and the state without what it no longer reads."""

@@ -73,7 +73,7 @@ def merge_affines(graph: Graph) -> Graph:
         if len(reading[before.name]) > 1 or before.name in graph.outputs:
             continue
         if before.shift is None and after.gain is None and after.divisor is None:
-            nodes[node.name] = replace(before, name=node.name, shift=after.shift)
+            nodes[node.name] = replace(before, name=node.name, shift=after.shift, first="gain")
         elif before.gain is None and before.divisor is None and after.shift is None and after.divisor is None:
             nodes[node.name] = Affine(node.name, before.inputs, gain=after.gain, shift=before.shift, first="shift")
     return remove_dead(replace(graph, nodes=tuple(nodes.values())))

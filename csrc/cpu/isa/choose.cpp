@@ -1,3 +1,5 @@
+// Which instruction set computes: the fastest that was built and that the processor and the operating system allow, or the one that
+// is asked for. Every one is a file beside this one, which fills a table of kernels (cpu/isa/kernels.h).
 #include "cpu/isa/choose.h"
 
 #include "common/status.h"
