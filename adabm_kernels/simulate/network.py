@@ -379,8 +379,9 @@ class _Structure:
 
     before: the nodes between its input and its first convolution. body: names of each convolution that is no end, and of the
     BatchNorm that alone reads it, or "". trunk, upsampler: plans up to `entry`, which the upsampler begins with, and from there.
-    linear: see `linear_upsampler`. blocks: the features after each residual block, or `entry` where there is none. stream: those that are held. masked: what adds
-    nothing where blocks are not computed: what a block's convolutions read of one another, and what it gives.
+    linear: see `linear_upsampler`. blocks: the features after each residual block, or `entry` where there is none. stream: those
+    that are held. masked: what adds nothing where blocks are not computed: what a block's convolutions read of one another, and
+    what it gives.
     """
 
     before: tuple[Node, ...]
