@@ -48,8 +48,6 @@ class SRVGGSpec(NetworkSpec):
     channels: int = 64
 
     def __post_init__(self) -> None:
-        if self.scale not in self.scales:
-            raise ValueError(f"SRVGGSpec: scale must be 1, 2, 3 or 4, got {self.scale}")
         self.check_sizes("layers", "channels")
 
     def build(self) -> Graph:

@@ -355,7 +355,10 @@ class SimulatedNetwork(GraphModule):
         return self._collapsed
 
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The output and the features after each block, or before the upsampler where there is none. Raises ValueError unless x is floating point [N, 3, H, W]."""
+        """The output and the features after each block, or before the upsampler where there is no block.
+
+        Raises ValueError unless x is floating point [N, 3, H, W].
+        """
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise ValueError(f"Simulated{self.spec.title}: x must be floating point [N, 3, H, W], got {x.dtype} {tuple(x.shape)}")
         offset, depths = self.image_offsets(x), self.depths(x)
