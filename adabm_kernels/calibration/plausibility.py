@@ -82,8 +82,11 @@ def check_reading(state_dict: Mapping[str, Any], found: Detected, pictures: Iter
     """Raise WrongReading where a float network is likely not meant as it has been read.
 
     state_dict: what `found` was detected from. pictures: float32 [3, h, w] in 0..255. Those too small to be shrunk, and pictures of
-    noise, which nothing can be compared on, are passed over; with no others there is no check.
+    noise, which nothing can be compared on, are passed over; with no others there is no check, and none of a network that keeps the
+    size: shrunk pictures do not say what it is for.
     """
+    if found.spec.scale == 1:
+        return
     crops = _crops(pictures, found.spec.scale)
     if not crops:
         return

@@ -38,7 +38,7 @@ class Detected:
         `body.0.body.2`); "basicsr" and "mmagic", an EDSR with `conv_first`, `conv_after_body`, `upsample.0`, `conv_last`, whose
         mean shift is not among its weights; "yjn870", an RDN with `sfe1` and `rdbs`; "conv_in", an SRResNet with `conv_in`,
         `conv_mid`, `up.0.conv`, `conv_out` that computes in 0..1; "lornatang" (`trunk.0.rcb.0`) and "twtygqyy"
-        (`residual.0.conv1`), SRResNets too.
+        (`residual.0.conv1`), SRResNets too; "realesrgan", an SRVGGNetCompact, whose convolutions and slopes take turns in `body`.
     calibrated: it carries quantisation ranges (`lower_a`, `upper_a`, `upper_w` or `scale_w`).
     quantize: "full" or "body" as in `ConvertConfig`, None when not calibrated.
     adaptive: it carries image thresholds and layer offsets (`measure_l`, `measure_u`, `measure_layer`).

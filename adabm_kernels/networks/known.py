@@ -7,18 +7,27 @@ from .layouts import Layout, State, matches
 from .rdn import RDNSpec
 from .spec import NetworkSpec
 from .srresnet import SRResNetSpec
+from .srvgg import SRVGGSpec
 
-NETWORKS: tuple[type[NetworkSpec], ...] = (EDSRSpec, RDNSpec, SRResNetSpec)  # a new network has its row here
+NETWORKS: tuple[type[NetworkSpec], ...] = (EDSRSpec, RDNSpec, SRResNetSpec, SRVGGSpec)  # a new network has its row here
 SPECS = {spec.network: spec for spec in NETWORKS}
 ADABM = Layout("adabm", tuple(spec.anchor for spec in NETWORKS), lambda state: True)
 LAYOUTS = (*(layout for spec in NETWORKS for layout in spec.layouts), ADABM)
 
 
 def _in_words(words: list[str], last: str = "and") -> str:
-    return f"{', '.join(words[:-1])} {last} {words[-1]}"
+    return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-SIZES = "for x2, x3 and x4"
+def _sizes() -> str:
+    """The scales of most networks, and those that some have beside them."""
+    usual = _in_words([f"x{scale}" for scale in NetworkSpec.scales])
+    others = [(spec, [scale for scale in spec.scales if scale not in NetworkSpec.scales]) for spec in NETWORKS]
+    words = [f"{spec.title} for {_in_words([f'x{scale}' for scale in more])} too" for spec, more in others if more]
+    return f"for {usual}" + (f" ({'; '.join(words)})" if words else "")
+
+
+SIZES = _sizes()
 SUPPORTED = f"{_in_words([spec.called for spec in NETWORKS])}, {SIZES}"
 KNOWN = f"known are {_in_words([f'{spec.called} ({spec.known_by})' for spec in NETWORKS])}, {SIZES} and pictures of three colours"
 NONE_OF_THEM = f"not an {_in_words([spec.title for spec in NETWORKS], 'or')} state dict"

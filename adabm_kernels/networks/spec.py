@@ -28,7 +28,7 @@ class NetworkSpec:
     What else is asked of a specification is read off the graph. Class attributes and methods say how the network is recognised.
     network, title: as files and messages call it. called, known_by: in messages, what is supported, and by which keys.
     anchor: key of the first convolution's weight under AdaBM's names. layouts: names of public implementations.
-    takes_mean_shift: it can subtract a mean colour, its fields `mean_shift` and `mean`.
+    takes_mean_shift: it can subtract a mean colour, its fields `mean_shift` and `mean`. scales: that there are networks for.
     """
 
     network: str
@@ -38,6 +38,7 @@ class NetworkSpec:
     anchor: str
     layouts: tuple[Layout, ...] = ()
     takes_mean_shift = False
+    scales: tuple[int, ...] = (2, 3, 4)
 
     scale: int
     blocks: int
@@ -123,8 +124,9 @@ class NetworkSpec:
 
     def check_sizes(self, *names: str) -> None:
         """ValueError for a scale that no network has, and for numbers of blocks, layers or channels that are none or too large."""
-        if self.scale not in (2, 3, 4):
-            raise ValueError(f"{type(self).__name__}: scale must be 2, 3 or 4, got {self.scale}")
+        if self.scale not in self.scales:
+            *most, last = self.scales
+            raise ValueError(f"{type(self).__name__}: scale must be {', '.join(map(str, most))} or {last}, got {self.scale}")
         for name in names:
             value, most = getattr(self, name), MAX_BLOCKS if name in ("blocks", "layers") else MAX_CHANNELS
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
@@ -132,6 +134,8 @@ class NetworkSpec:
 
     def why_float_residual(self, quantize: str) -> str:
         """Why the features beside the codes cannot be held in 16 bits, with `ConvertConfig.quantize`; empty where they can."""
+        if not properties.residual_blocks(self._graph):
+            return f"an {self.title} has no residual blocks that features could pass by"
         if not self.residual_stream:
             sliced = any(isinstance(node, Concat) for node in self._graph.nodes)
             what = "are slices of wider ones" if sliced else "do not all pass its blocks by"

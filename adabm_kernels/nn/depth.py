@@ -128,6 +128,8 @@ class DecidesDepths(nn.Module):
         at any depth. Raises ValueError for another depth, and for 0 where the network has no exit."""
         blocks = getattr(self.spec, "blocks", 0)
         known = depth in ("auto", "full") or (type(depth) is int and depth in (0, blocks))
+        if not known and not blocks:
+            raise ValueError(f"set_depth: depth must be 'auto' or 'full' for a network without blocks, got {depth!r}")
         if not known:
             raise ValueError(f"set_depth: depth must be 'auto', 'full', 0 or {blocks}, the blocks of this network, got {depth!r}")
         if depth == 0 and self.exit is None:

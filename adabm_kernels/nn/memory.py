@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+
+from ..graph.nodes import Add, Affine, BatchNorm
+from .steps import DropStep, FloatStep, LeaveStep, Program, Step, Store
+
+# Of a value. Features that pass the blocks by may be half as wide, and codes on a GPU may lie two in a byte.
+_BYTES = {"codes": 1, "features": 4, "stream": 4, "pixels": 4}
 
 
-def bytes_per_pixel(network: Any) -> int:
-    """About what a forward pass holds for each low-resolution pixel: features, codes, input and output."""
-    spec, s = network.spec, network.scale
-    channels = spec.channels
-    held = 2 * 4 * channels + 3 * channels  # float features and their codes
-    if hasattr(spec, "growth"):  # RDN: two wide buffers, the codes of one, and those of all blocks
-        wide = channels + spec.layers * spec.growth
-        held += 2 * 4 * wide + wide + spec.blocks * channels
-        if getattr(network, "quantizes_early", False):  # a buffer of codes for each layer
-            held += sum(channels + layer * spec.growth for layer in range(1, spec.layers))
-    if getattr(network, "collapsed", None) is None:
-        held += 2 * channels * s**2 * (1 if getattr(network, "full", True) else 4)  # the stages of the upsampler
-    return held + 12 + 12 * s**2
+def bytes_per_pixel(program: Program, scales: Mapping[str, Fraction]) -> int:
+    """What a forward pass holds at most for each low-resolution pixel: its input, the buffers, which stay, and what is made in
+    fresh memory while it is read.
+
+    scales: of the tensors of the network, as many times as many rows as the input has. What kernels hold for a moment is not in it.
+    """
+
+    def size(store: Store) -> Fraction:
+        name, factor = store.extent
+        return _BYTES[store.kind] * store.width * (scales[name] * factor) ** 2
+
+    buffers: dict[str, Fraction] = {}
+    fresh: dict[int, Store] = {}  # by their place among the tensors, while they live
+    peak: Fraction | int = 0
+    for step in program.steps:
+        for held in (*step.reads(), *step.writes()):
+            if held.store.fresh:
+                fresh[held.at] = held.store
+            else:
+                buffers[held.store.buffer] = max(size(held.store), buffers.get(held.store.buffer, Fraction(0)))
+        peak = max(peak, sum(map(size, [*fresh.values(), *_passing(step)])))
+        for at in step.ats if isinstance(step, DropStep) else ():
+            if at != program.x:  # which the caller holds
+                del fresh[at]
+    return math.ceil(peak + sum(buffers.values()))
+
+
+def _passing(step: Step) -> list[Store]:
+    """What torch makes on the way, of the size of these: a product before it is added to, a copy of what must stay as it is."""
+    if isinstance(step, FloatStep) and isinstance(step.node, (Add, Affine, BatchNorm)):
+        return [step.y.store]
+    return [step.x.store] if isinstance(step, LeaveStep) and step.keep else []

@@ -445,8 +445,9 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         return to_pixels(y) if as_pixels and y.dtype != torch.uint8 else y
 
     def bytes_per_pixel(self) -> int:
-        """About what a forward pass holds for each low-resolution pixel of its input."""
-        return bytes_per_pixel(self)
+        """About what a forward pass holds for each low-resolution pixel of its input, one whose sides are at least SMALLEST."""
+        scales = {name: extent.scale for name, extent in properties.extents(self.spec.graph()).items()}
+        return bytes_per_pixel(self._programs[-1], scales)
 
     @contextmanager
     def lending_output(self) -> Iterator[None]:

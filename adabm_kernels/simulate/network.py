@@ -355,7 +355,10 @@ class SimulatedNetwork(GraphModule):
         return self._collapsed
 
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The output and the features after each block. Raises ValueError unless x is floating point [N, 3, H, W]."""
+        """The output and the features after each block, or before the upsampler where there is no block.
+
+        Raises ValueError unless x is floating point [N, 3, H, W].
+        """
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise ValueError(f"Simulated{self.spec.title}: x must be floating point [N, 3, H, W], got {x.dtype} {tuple(x.shape)}")
         offset, depths = self.image_offsets(x), self.depths(x)
@@ -379,8 +382,9 @@ class _Structure:
 
     before: the nodes between its input and its first convolution. body: names of each convolution that is no end, and of the
     BatchNorm that alone reads it, or "". trunk, upsampler: plans up to `entry`, which the upsampler begins with, and from there.
-    linear: see `linear_upsampler`. blocks: the features after each residual block. stream: those that are held. masked: what adds
-    nothing where blocks are not computed: what a block's convolutions read of one another, and what it gives.
+    linear: see `linear_upsampler`. blocks: the features after each residual block, or `entry` where there is none. stream: those
+    that are held. masked: what adds nothing where blocks are not computed: what a block's convolutions read of one another, and
+    what it gives.
     """
 
     before: tuple[Node, ...]
@@ -396,7 +400,7 @@ class _Structure:
 
 def _structure_of(graph: Graph) -> _Structure:
     entry, found, reading = upsampler_input(graph), residual_blocks(graph), readers(graph)
-    blocks = tuple(block.output for block in found)
+    blocks = tuple(block.output for block in found) or (entry,)
     first = next(node for node in graph.nodes if isinstance(node, Conv))
     body = []
     for conv in graph.nodes:

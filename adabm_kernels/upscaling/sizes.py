@@ -89,14 +89,15 @@ class Size:
         """How a picture of this width and height gets its size.
 
         The network enlarges it as often as it takes to reach the larger of both factors, or four fifths of it, and at least once:
-        the rest is a filter's. An output that is smaller than the picture, and no side of it larger, is made by the filter alone.
+        the rest is a filter's. A network that keeps the size runs once. An output that is smaller than the picture, and no side of
+        it larger, is made by the filter alone.
         """
         size = self.of(width, height, factor)
         if size != (width, height) and size[0] <= width and size[1] <= height:
             return Steps(0, (width, height), size)
         needed = max(Fraction(size[0], width), Fraction(size[1], height))
         passes = 1
-        while needed > factor**passes * _FILTERED:
+        while factor > 1 and needed > factor**passes * _FILTERED:
             passes += 1
         return Steps(passes, (width * factor**passes, height * factor**passes), size)
 

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from adabm_kernels.networks.edsr import EDSRSpec
-from adabm_kernels.nn.memory import bytes_per_pixel
 
 
 class FakeModel(nn.Module):
@@ -45,7 +44,7 @@ class FakeModel(nn.Module):
         self.settings["threads"] = threads
 
     def bytes_per_pixel(self):
-        return bytes_per_pixel(self)
+        return 290
 
     def image_offsets(self, x, learn=False):
         return torch.zeros(len(x), dtype=torch.int32)

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.networks.float_network import float_network
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
+from adabm_kernels.networks.srvgg import SRVGGSpec
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,6 +48,7 @@ NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "edsr": lambda: small_edsr(blocks=1),
     "rdn": lambda: RDN(RDNSpec(scale=2, blocks=2, layers=2, channels=8, growth=4)).eval(),
     "srresnet": lambda: SRResNet(SRResNetSpec(scale=2, blocks=1, channels=8)).eval(),
+    "srvgg": lambda: float_network(SRVGGSpec(scale=2, layers=1, channels=8)),
 }
 
 
