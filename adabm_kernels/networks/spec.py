@@ -96,6 +96,11 @@ class NetworkSpec:
         return properties.radius(self._graph)
 
     @cached_property
+    def takes_any_range(self) -> bool:
+        """Whether weights for pixels of one range are those for another but for a factor on biases (convention.fold)."""
+        return properties.takes_any_range(self._graph)
+
+    @cached_property
     def skips_blocks(self) -> bool:
         """Whether tiles of an image can go without its blocks (exits.py)."""
         return properties.skips_blocks(self._graph)
