@@ -10,6 +10,7 @@ import torch
 from .fuse import FusedConv
 from .nodes import Affine, BatchNorm, ColourShift, Node
 
+LEAKY_SLOPE = 0.01  # of torch's leaky_relu, where nothing is said
 Values = Callable[[str], Any]  # what a network learnt, a tensor by key, or None
 
 
@@ -41,8 +42,11 @@ def folded(fused: FusedConv, values: Values) -> tuple[torch.Tensor, torch.Tensor
 
 
 def slopes(fused: FusedConv, values: Values) -> torch.Tensor | None:
-    """Slopes of the PReLU that follows a convolution, [K]; None without one."""
-    if fused.activation is None or fused.activation.function != "prelu":
+    """Slopes of the PReLU that follows a convolution, [K], or of the leaky ReLU, which has one for all; None without either."""
+    node, k = fused.activation, fused.conv.channels_out
+    if node is None or fused.function != "prelu":
         return None
-    weight = values(f"{fused.activation.key}.weight")
-    return weight.repeat_interleave(fused.conv.channels_out // len(weight))
+    if node.function == "leaky_relu":
+        return torch.full((k,), float(dict(node.settings).get("negative_slope", LEAKY_SLOPE)))
+    weight = values(f"{node.key}.weight")
+    return weight.repeat_interleave(k // len(weight))

@@ -7,6 +7,13 @@ from dataclasses import dataclass, replace
 
 from .nodes import Activation, Add, Affine, BatchNorm, ColourShift, Conv, Graph, Node, PixelShuffle
 
+# What an epilogue computes for an activation of a node, and the settings that the node may have.
+_EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
+    "relu": ("relu", frozenset()),
+    "prelu": ("prelu", frozenset()),
+    "leaky_relu": ("prelu", frozenset({"negative_slope"})),
+}
+
 
 @dataclass(frozen=True)
 class FusedConv:
@@ -30,6 +37,11 @@ class FusedConv:
     def residual(self) -> str | None:
         """The tensor that is added to the result."""
         return self.inputs[1] if len(self.inputs) > 1 else None
+
+    @property
+    def function(self) -> str:
+        """The activation as the operators know it: "none", "relu" or "prelu", which a leaky ReLU is with one slope for all."""
+        return "none" if self.activation is None else _EPILOGUES[self.activation.function][0]
 
 
 Item = FusedConv | Node
@@ -82,6 +94,11 @@ def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:
     return replace(conv, before=node, inputs=node.inputs)
 
 
+def _in_epilogue(node: Activation) -> bool:
+    """Whether kernels compute an activation together with the convolution before it."""
+    return node.function in _EPILOGUES and _EPILOGUES[node.function][1].issuperset(dict(node.settings))
+
+
 def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection[str]) -> FusedConv | None:
     """The convolution that computes `name` with a node that reads it, or None where kernels do not compute them together."""
     changes: dict[str, object] = {}
@@ -89,7 +106,7 @@ def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection
         return None
     if isinstance(node, (BatchNorm, Affine, ColourShift)) and conv.activation is None:
         changes["affine"] = (*conv.affine, node)
-    elif isinstance(node, Activation) and node.function in ("relu", "prelu") and conv.activation is None and not node.settings:
+    elif isinstance(node, Activation) and conv.activation is None and _in_epilogue(node):
         changes["activation"] = node
     elif isinstance(node, PixelShuffle) and conv.shuffle == 1:
         changes["shuffle"] = node.factor

@@ -5,11 +5,12 @@ from __future__ import annotations
 from .edsr import EDSRSpec
 from .layouts import Layout, State, matches
 from .rdn import RDNSpec
+from .rrdb import RRDBSpec
 from .spec import NetworkSpec
 from .srresnet import SRResNetSpec
 from .srvgg import SRVGGSpec
 
-NETWORKS: tuple[type[NetworkSpec], ...] = (EDSRSpec, RDNSpec, SRResNetSpec, SRVGGSpec)  # a new network has its row here
+NETWORKS: tuple[type[NetworkSpec], ...] = (EDSRSpec, RDNSpec, SRResNetSpec, SRVGGSpec, RRDBSpec)  # a new network has its row here
 SPECS = {spec.network: spec for spec in NETWORKS}
 ADABM = Layout("adabm", tuple(spec.anchor for spec in NETWORKS), lambda state: True)
 LAYOUTS = (*(layout for spec in NETWORKS for layout in spec.layouts), ADABM)
@@ -36,17 +37,16 @@ NONE_OF_THEM = f"not an {_in_words([spec.title for spec in NETWORKS], 'or')} sta
 _OTHERS = (
     (
         r"(conv_hr|HRconv|upconv1|upsample1\.upsample_conv)\.weight$",
-        r"conv_after_body\.",
+        r"(conv_after_body\.|body\.\d+\.rdb1\.|RRDB_trunk\.)",
         "an MSRResNet (the SRResNet of BasicSR and mmagic) or a network built like it, which adds a bilinear enlargement of the "
         "picture to its output and has no convolution after its blocks: the integer networks do otherwise",
     ),
     (
-        r"(model\.)?1\.sub\.\d+\.(RDB1\.|res\.)",
+        r"(model\.)?1\.sub\.\d+\.res\.",
         None,
-        "an SRResNet or RRDBNet in the layout of BasicSR before 2020, whose upsampler has activations and a convolution more than "
+        "an SRResNet in the layout of BasicSR before 2020, whose upsampler has activations and a convolution more than "
         "the integer networks have",
     ),
-    (r"(RRDB_trunk\.\d+\.|body\.\d+\.rdb1\.)", None, "an RRDBNet (ESRGAN, Real-ESRGAN)"),
     (
         r"conv_block1\.conv_block\.0\.",
         None,

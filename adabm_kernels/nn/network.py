@@ -124,7 +124,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         gain, shift = folded(fused, self.plain_tensor)
         conv = AdaptiveConv2d(
             self.parameters_by_name[fused.conv.key],
-            activation="none" if fused.activation is None else fused.activation.function,
+            activation=fused.function,
             slope=slopes(fused, self.plain_tensor),
             gain=gain,
             shift=shift,

@@ -1,0 +1,109 @@
+"""RRDBNet (Wang et al., "ESRGAN", ECCVW 2018; "Real-ESRGAN", ICCVW 2021): its graph, and how its state dicts are recognised."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..graph.builder import Builder
+from ..graph.nodes import Activation, Concat, Graph, Resize
+from .layouts import Layout, State, count, listed, matches, parts_renamed
+from .spec import NetworkSpec
+
+DENSE_BLOCKS, LAYERS = 3, 5  # dense blocks of a block, and convolutions of each
+FACTOR = 0.2  # on what a block and a dense block add, and the slope of every LeakyReLU
+
+_FIRST_BLOCK = "blocks.0.dense.0.convs.0.weight"
+
+
+def _dense(found: re.Match[str]) -> str:
+    """The name of a convolution that published names number from 1, from its numbers."""
+    block, dense, conv = map(int, found.groups())
+    return f"blocks.{block}.dense.{dense - 1}.convs.{conv - 1}"
+
+
+def _realesrgan(state: State) -> dict[str, str]:
+    parts = {"conv_first": "stem", "conv_body": "trunk", "conv_up1": "up.0", "conv_up2": "up.1", "conv_hr": "fine", "conv_last": "last"}
+    return parts_renamed(state, parts, {r"body\.(\d+)\.rdb([1-3])\.conv([1-5])(?=\.)": _dense})
+
+
+def _esrgan(state: State) -> dict[str, str]:
+    parts = {"conv_first": "stem", "trunk_conv": "trunk", "upconv1": "up.0", "upconv2": "up.1", "HRconv": "fine", "conv_last": "last"}
+    return parts_renamed(state, parts, {r"RRDB_trunk\.(\d+)\.RDB([1-3])\.conv([1-5])(?=\.)": _dense})
+
+
+def _old_esrgan(state: State) -> dict[str, str]:
+    """Numbered as in one list, in which the convolution after the blocks comes as the last of them."""
+    trunk = f"1.sub.{count(state, r'1[.]sub[.]([0-9]+)[.]') - 1}"
+    parts = {"0": "stem", trunk: "trunk", "3": "up.0", "6": "up.1", "8": "fine", "10": "last"}
+    return parts_renamed(state, parts, {r"1\.sub\.(\d+)\.RDB([1-3])\.conv([1-5])\.0(?=\.)": _dense})
+
+
+LAYOUTS = (
+    Layout("realesrgan_rrdb", ("conv_first.weight",), lambda state: "body.0.rdb1.conv1.weight" in state, _realesrgan, 1),
+    Layout("esrgan", ("conv_first.weight",), lambda state: "RRDB_trunk.0.RDB1.conv1.weight" in state, _esrgan, 1),
+    Layout("esrgan_old", ("1.sub.0.RDB1.conv1.0.weight",), lambda state: "1.sub.0.RDB1.conv1.0.weight" in state, _old_esrgan, 1),
+)
+
+
+@dataclass(frozen=True)
+class RRDBSpec(NetworkSpec):
+    """Hyper-parameters of one RRDBNet.
+
+    scale: 4. blocks: residual in residual dense blocks, of three dense blocks with five convolutions each. channels: features
+    between the blocks. growth: channels that each convolution of a dense block adds, but for the last.
+    """
+
+    network = "rrdb"
+    title = called = "RRDBNet"
+    known_by = (
+        "'conv_first.weight' with 'body.0.rdb1.conv1.weight' or 'RRDB_trunk.0.RDB1.conv1.weight', or 'model.0.weight' with "
+        "'model.1.sub.0.RDB1.conv1.0.weight'"
+    )
+    anchor = "stem.weight"
+    scales = (4,)
+    layouts = LAYOUTS
+
+    scale: int
+    blocks: int
+    channels: int = 64
+    growth: int = 32
+
+    def __post_init__(self) -> None:
+        self.check_sizes("blocks", "channels", "growth")
+
+    def build(self) -> Graph:
+        b, c, g = Builder(), self.channels, self.growth
+
+        def leaky(name: str, x: str) -> str:
+            return b.add(Activation(f"{name}.act", (x,), "leaky_relu", (("negative_slope", FACTOR),)))
+
+        first = y = b.conv("stem", "x", (3, c), role="end")
+        for i in range(self.blocks):
+            entry = y
+            for j in range(DENSE_BLOCKS):
+                name, dense = f"blocks.{i}.dense.{j}", y
+                for k in range(LAYERS - 1):
+                    conv = f"{name}.convs.{k}"
+                    new = leaky(conv, b.conv(conv, dense, (c + k * g, g), body=True))
+                    dense = b.add(Concat(f"{conv}.dense", (dense, new)))
+                last = b.conv(f"{name}.convs.{LAYERS - 1}", dense, (c + (LAYERS - 1) * g, c), body=True)
+                y = b.sum(name, last, y, FACTOR)
+            y = b.sum(f"blocks.{i}", y, entry, FACTOR)
+        y = b.sum("blocks", b.conv("trunk", y, (c, c), body=True), first)
+        for i in range(2):
+            enlarged = b.add(Resize(f"up.{i}.enlarged", (y,), 2))
+            y = leaky(f"up.{i}", b.conv(f"up.{i}", enlarged, (c, c), role="end"))
+        y = leaky("fine", b.conv("fine", y, (c, c), role="end"))
+        return b.graph(b.conv("last", y, (c, 3), role="end"))
+
+    @classmethod
+    def fits(cls, state: State) -> bool:
+        return "stem.weight" in state and matches(state, r"blocks\.\d+\.dense\.\d+\.convs\.")
+
+    @classmethod
+    def read(cls, state: State, res_scale: float) -> RRDBSpec:
+        first = state.get(_FIRST_BLOCK)
+        if first is None or first.ndim != 4:
+            raise ValueError(f"the state dict looks like an RRDBNet but lacks the first of its blocks, got {listed(list(state))}")
+        return cls(4, count(state, r"blocks\.(\d+)\."), first.shape[1], first.shape[0])
