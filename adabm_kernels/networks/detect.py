@@ -22,7 +22,7 @@ from .spec import RESIDUAL_FRACTION, UNIT_RANGE, NetworkSpec
 
 NO_SKIP = "no layer can be skipped, as the network is built anew from its weights: replace this one"
 # Layers of torch that compute what an activation of a graph does, and those that compute nothing in eval mode.
-_ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU}
+_ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "leaky_relu": nn.LeakyReLU}
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NEUTRAL_FILES = ("torch.nn.modules.container", "torch.nn.modules.loss")
@@ -38,7 +38,8 @@ class Detected:
         `body.0.body.2`); "basicsr" and "mmagic", an EDSR with `conv_first`, `conv_after_body`, `upsample.0`, `conv_last`, whose
         mean shift is not among its weights; "yjn870", an RDN with `sfe1` and `rdbs`; "conv_in", an SRResNet with `conv_in`,
         `conv_mid`, `up.0.conv`, `conv_out` that computes in 0..1; "lornatang" (`trunk.0.rcb.0`) and "twtygqyy"
-        (`residual.0.conv1`), SRResNets too; "realesrgan", an SRVGGNetCompact, whose convolutions and slopes take turns in `body`.
+        (`residual.0.conv1`), SRResNets too; "realesrgan", an SRVGGNetCompact, whose convolutions and slopes take turns in `body`;
+        "realesrgan_rrdb" (`body.0.rdb1`), "esrgan" (`RRDB_trunk.0.RDB1`) and "esrgan_old" (`model.1.sub.0.RDB1`), RRDBNets.
     calibrated: it carries quantisation ranges (`lower_a`, `upper_a`, `upper_w` or `scale_w`).
     quantize: "full" or "body" as in `ConvertConfig`, None when not calibrated.
     adaptive: it carries image thresholds and layer offsets (`measure_l`, `measure_u`, `measure_layer`).
@@ -241,6 +242,7 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
     """
     nodes = spec.graph().nodes
     eps = {node.eps for node in nodes if isinstance(node, BatchNorm)}
+    slopes = {dict(node.settings).get("negative_slope") for node in nodes if isinstance(node, Activation)} - {None}
     functions = dict.fromkeys(node.function for node in nodes if isinstance(node, Activation))
     activations = [_ACTIVATIONS[function] for function in functions if function in _ACTIVATIONS]
     layers: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.PixelShuffle, *activations, *(_NORMS if eps else ()))
@@ -257,6 +259,8 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
         elif isinstance(layer, layers):
             if isinstance(layer, _NORMS) and layer.eps not in eps:
                 reason = f"a {type(layer).__name__} with eps={layer.eps:g}: it must be {min(eps):g}"
+            elif isinstance(layer, nn.LeakyReLU) and layer.negative_slope not in slopes:
+                reason = f"a LeakyReLU with negative_slope={layer.negative_slope:g}: it must be {min(slopes):g}"
         elif type(layer).__module__.startswith("torch.nn.modules"):
             if not isinstance(layer, _NEUTRAL) and not type(layer).__module__.startswith(_NEUTRAL_FILES):
                 kinds = ", ".join(kind.__name__ for kind in layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .edsr import EDSRSpec
 from .layouts import Layout, State, matches
 from .rdn import RDNSpec
@@ -21,11 +23,18 @@ def _in_words(words: list[str], last: str = "and") -> str:
 
 
 def _sizes() -> str:
-    """The scales of most networks, and those that some have beside them."""
-    usual = _in_words([f"x{scale}" for scale in NetworkSpec.scales])
-    others = [(spec, [scale for scale in spec.scales if scale not in NetworkSpec.scales]) for spec in NETWORKS]
-    words = [f"{spec.title} for {_in_words([f'x{scale}' for scale in more])} too" for spec, more in others if more]
-    return f"for {usual}" + (f" ({'; '.join(words)})" if words else "")
+    """The scales of most networks, those that some have beside them, and those of networks that have fewer."""
+
+    def listed(scales: Iterable[int]) -> str:
+        return _in_words([f"x{scale}" for scale in scales])
+
+    usual, words = NetworkSpec.scales, []
+    for spec in NETWORKS:
+        if not set(usual) <= set(spec.scales):
+            words.append(f"{spec.title} for {listed(spec.scales)} alone")
+        elif more := [scale for scale in spec.scales if scale not in usual]:
+            words.append(f"{spec.title} for {listed(more)} too")
+    return f"for {listed(usual)}" + (f" ({'; '.join(words)})" if words else "")
 
 
 SIZES = _sizes()

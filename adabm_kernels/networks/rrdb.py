@@ -23,19 +23,19 @@ def _dense(found: re.Match[str]) -> str:
 
 
 def _realesrgan(state: State) -> dict[str, str]:
-    parts = {"conv_first": "stem", "conv_body": "trunk", "conv_up1": "up.0", "conv_up2": "up.1", "conv_hr": "fine", "conv_last": "last"}
+    parts = {"conv_first": "stem", "conv_body": "after_blocks", "conv_up1": "up.0", "conv_up2": "up.1", "conv_hr": "fine", "conv_last": "last"}
     return parts_renamed(state, parts, {r"body\.(\d+)\.rdb([1-3])\.conv([1-5])(?=\.)": _dense})
 
 
 def _esrgan(state: State) -> dict[str, str]:
-    parts = {"conv_first": "stem", "trunk_conv": "trunk", "upconv1": "up.0", "upconv2": "up.1", "HRconv": "fine", "conv_last": "last"}
+    parts = {"conv_first": "stem", "trunk_conv": "after_blocks", "upconv1": "up.0", "upconv2": "up.1", "HRconv": "fine", "conv_last": "last"}
     return parts_renamed(state, parts, {r"RRDB_trunk\.(\d+)\.RDB([1-3])\.conv([1-5])(?=\.)": _dense})
 
 
 def _old_esrgan(state: State) -> dict[str, str]:
     """Numbered as in one list, in which the convolution after the blocks comes as the last of them."""
     trunk = f"1.sub.{count(state, r'1[.]sub[.]([0-9]+)[.]') - 1}"
-    parts = {"0": "stem", trunk: "trunk", "3": "up.0", "6": "up.1", "8": "fine", "10": "last"}
+    parts = {"0": "stem", trunk: "after_blocks", "3": "up.0", "6": "up.1", "8": "fine", "10": "last"}
     return parts_renamed(state, parts, {r"1\.sub\.(\d+)\.RDB([1-3])\.conv([1-5])\.0(?=\.)": _dense})
 
 
@@ -90,7 +90,7 @@ class RRDBSpec(NetworkSpec):
                 last = b.conv(f"{name}.convs.{LAYERS - 1}", dense, (c + (LAYERS - 1) * g, c), body=True)
                 y = b.sum(name, last, y, FACTOR)
             y = b.sum(f"blocks.{i}", y, entry, FACTOR)
-        y = b.sum("blocks", b.conv("trunk", y, (c, c), body=True), first)
+        y = b.sum("blocks", b.conv("after_blocks", y, (c, c), body=True), first)
         for i in range(2):
             enlarged = b.add(Resize(f"up.{i}.enlarged", (y,), 2))
             y = leaky(f"up.{i}", b.conv(f"up.{i}", enlarged, (c, c), role="end"))

@@ -130,8 +130,9 @@ class NetworkSpec:
     def check_sizes(self, *names: str) -> None:
         """ValueError for a scale that no network has, and for numbers of blocks, layers or channels that are none or too large."""
         if self.scale not in self.scales:
-            *others, last = self.scales
-            raise ValueError(f"{type(self).__name__}: scale must be {', '.join(map(str, others))} or {last}, got {self.scale}")
+            *others, last = map(str, self.scales)
+            rule = f"{', '.join(others)} or {last}" if others else last
+            raise ValueError(f"{type(self).__name__}: scale must be {rule}, got {self.scale}")
         for name in names:
             value, most = getattr(self, name), MAX_BLOCKS if name in ("blocks", "layers") else MAX_CHANNELS
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:

@@ -1,7 +1,8 @@
 """A network's convolutions and float nodes as a list of steps over the operators: who makes which codes and features, and when.
 
 A quantised convolution reads codes on a grid of its own. The convolution before it writes them in its epilogue where it can; else
-they are made of features that lie in a buffer. Features are written only where something reads them.
+they are made of features that lie in a buffer. Features are written only where something reads them. Of features that are enlarged
+by repeating pixels, the codes are repeated, which is the same and a quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..graph.nodes import Concat, Node
+from ..graph.nodes import Concat, Node, Resize
 from ..quantize import CODE_CHANNELS
 from .buffers import bind
 from .conv import IntegerConv2d
@@ -25,6 +26,7 @@ from .steps import (
     Program,
     QuantizeStep,
     Reader,
+    RepeatStep,
     Slice,
     Step,
     Store,
@@ -86,12 +88,14 @@ class _Compiler:
         self.places: list[Place | None] = [None]
         self.layers = {item.name: item for item in source.items if isinstance(item, Layer)}
         self.parts: dict[str, tuple[str, ...]] = {}  # of every concatenation, without those among them
+        self.repeated = {item.name: item for item in source.items if isinstance(item, Resize) and self._repeats_codes(item)}
         self.extents: dict[str, Extent] = {source.x: (source.x, 1)}
         for item in source.items:
             if isinstance(item, Concat):
                 self.parts[item.name] = tuple(part for name in item.inputs for part in self.parts_of(name))
             self.extents[item.name] = self._extent(item)
         self.codes: dict[str, Reader] = {}  # the codes that each layer reads, by the layer
+        self.enlarged: dict[str, Slice] = {}  # where those are repeated that a layer reads, by the layer
         self.direct: dict[str, Layer] = {}  # the layer whose codes a layer writes
         self.features: dict[str, Slice] = {}
         self.homes = {} if source.early else self._homes()
@@ -106,6 +110,23 @@ class _Compiler:
     def parts_of(self, name: str) -> tuple[str, ...]:
         return self.parts.get(name, (name,))
 
+    def _repeats_codes(self, node: Resize) -> bool:
+        """Whether only convolutions of one digit read pixels that are repeated, of features that are there as they are.
+
+        Not where tiles have depths: the place where codes are made would be at another resolution than where they are read."""
+        if self.source.easy is not None or node.mode != "nearest" or node.factor != int(node.factor):
+            return False
+        if node.x in self.parts or node.x == self.source.x:
+            return False
+        reading = [item for item in self.source.items if node.name in item.inputs]
+        layers = [item for item in reading if isinstance(item, Layer) and item.conv.rest is None and item.residual != node.name]
+        return node.name != self.source.y and len(layers) == len(reading)
+
+    def coded(self, layer: Layer) -> str:
+        """The tensor that the codes of a layer's input are made of."""
+        name = layer.inputs[0]
+        return self.repeated[name].x if name in self.repeated else name
+
     def channels(self, name: str) -> int:
         if name in self.parts:
             return sum(self.channels(part) for part in self.parts[name])
@@ -115,6 +136,8 @@ class _Compiler:
         of, factor = self.extents[item.inputs[0]]
         if isinstance(item, Layer):
             return of, factor * item.conv.shuffle
+        if item.name in self.repeated:
+            return of, factor * int(self.repeated[item.name].factor)
         return (of, factor) if isinstance(item, Concat) else (item.name, 1)
 
     def _homes(self) -> dict[str, Slice]:
@@ -148,10 +171,12 @@ class _Compiler:
 
     def _plan_codes(self, layer: Layer) -> None:
         """Decide who makes the codes of a layer's input."""
-        name = layer.inputs[0]
+        name = self.coded(layer)
         parts = self.parts_of(name)
         codes = code_store(self.channels(name), self.extents[name], parts == (self.source.x,))
         self.codes[layer.name] = Reader(layer.conv, layer.bits, codes)
+        if name != layer.inputs[0]:
+            self.enlarged[layer.name] = code_store(self.channels(name), self.extents[layer.inputs[0]])
         if len(parts) == 1:
             if not self._is_fresh(parts[0]) and parts[0] not in self.direct:
                 self.direct[parts[0]] = layer
@@ -177,9 +202,10 @@ class _Compiler:
         for item in self.source.items:
             if isinstance(item, Layer):
                 wanted |= set() if item.residual is None else set(self.parts_of(item.residual))
-                direct = self.direct.get(self.parts_of(item.inputs[0])[0]) is item
-                wanted |= set() if direct and item.conv.rest is None else set(self.parts_of(item.inputs[0]))
-            elif not isinstance(item, Concat):
+                parts = self.parts_of(self.coded(item))
+                direct = self.direct.get(parts[0]) is item
+                wanted |= set() if direct and item.conv.rest is None else set(parts)
+            elif not isinstance(item, Concat) and item.name not in self.repeated:
                 wanted |= {part for name in item.inputs for part in self.parts_of(name)}
         return wanted
 
@@ -194,10 +220,10 @@ class _Compiler:
             if isinstance(item, Layer):
                 if isinstance(following, Layer) and following.pairs:
                     first = item
-                    self._codes_of(item)
+                    self._make_codes(item)
                 else:
                     self._layer(item, first if item.pairs else None)
-            elif not isinstance(item, Concat):
+            elif not isinstance(item, Concat) and item.name not in self.repeated:
                 self._node(item)
         y = self._features_of(source.y)
         if source.easy is not None:
@@ -216,9 +242,9 @@ class _Compiler:
         layer = next(layer for layer in self.layers.values() if layer.inputs[0] == self.source.x)
         return self.codes[layer.name]
 
-    def _codes_of(self, layer: Layer) -> Reader:
-        """The codes of a layer's input, which are there after this."""
-        reader, parts = self.codes[layer.name], self.parts_of(layer.inputs[0])
+    def _make_codes(self, layer: Layer) -> None:
+        """Have the codes that a layer reads made, where they are not yet."""
+        reader, parts = self.codes[layer.name], self.parts_of(self.coded(layer))
         made = self.direct.get(parts[0]) is layer or any(one is layer for part in parts for one, *_ in self.waiting.get(part, ()))
         if not made:
             x = self.features[parts[0]] if len(parts) == 1 else self._side_by_side(parts)
@@ -226,7 +252,13 @@ class _Compiler:
             self._add(QuantizeStep(x, [reader]), self._read_at(parts[0]))
             if self.source.easy is not None and parts == (self.source.x,):
                 self._add(DepthStep(reader.codes))
-        return reader
+        if layer.name in self.enlarged:
+            factor = int(self.repeated[layer.inputs[0]].factor)
+            self._add(RepeatStep(reader.codes, self.enlarged[layer.name], factor))
+
+    def _read_by(self, layer: Layer) -> Slice:
+        """The codes that a layer reads."""
+        return self.enlarged.get(layer.name, self.codes[layer.name].codes)
 
     def _read_at(self, name: str) -> Place | None:
         """Where a tensor is read, of a layer that computes at places."""
@@ -234,21 +266,23 @@ class _Compiler:
 
     def _layer(self, layer: Layer, first: Layer | None) -> None:
         opening = layer if first is None else first
-        reader = self.codes[opening.name] if first is not None else self._codes_of(opening)
+        if first is None:
+            self._make_codes(opening)
+        x_q = self._read_by(opening)
         residual = None if layer.residual is None else self._features_of(layer.residual)
         stream = not self.source.stream.isdisjoint((layer.name, layer.residual))
-        left = self._left(layer, reader)
+        left = self._left(layer, x_q)
         if self._is_fresh(layer.name):
             y = self._fresh(layer.name)
             output = layer.name == self.source.y and layer.name not in self._read_again()
-            self._add(FreshStep(layer.conv, layer.bits, reader.codes, y, left, residual, output), layer.place)
+            self._add(FreshStep(layer.conv, layer.bits, x_q, y, left, residual, output), layer.place)
             self._keep(layer.name, y)
         else:
             following = self.direct.get(layer.name)
             y_q = None if following is None else self.codes[following.name]
             features = self._target(layer, residual) if layer.name in self.wanted else None
             second = None if first is None else (layer.conv, layer.bits)
-            step = ConvStep(opening.conv, opening.bits, reader.codes, features, y_q, residual, stream=stream, second=second)
+            step = ConvStep(opening.conv, opening.bits, x_q, features, y_q, residual, stream=stream, second=second)
             if features is not None and residual is not None and features.store.width != residual.store.width:
                 self._add(CopyStep(residual, features))  # kernels want both in memory alike
                 step.residual, step.accumulate = features, True
@@ -258,7 +292,7 @@ class _Compiler:
     def _read_again(self) -> set[str]:
         return {name for item in self.source.items for name in item.inputs}
 
-    def _left(self, layer: Layer, reader: Reader) -> Slice | None:
+    def _left(self, layer: Layer, x_q: Slice) -> Slice | None:
         """The codes of the second digit of a layer's input."""
         if layer.conv.rest is None:
             return None
@@ -267,7 +301,7 @@ class _Compiler:
         rest = self.source.items[self.source.items.index(layer) + 1 :]
         keep = any(name in self.parts_of(one) for item in rest for one in item.inputs)
         place = self.layers[name].place if name in self.layers else None
-        self._add(LeaveStep(self._features_of(name), layer.conv, layer.bits, reader.codes, left, keep), place)
+        self._add(LeaveStep(self._features_of(name), layer.conv, layer.bits, x_q, left, keep), place)
         return left
 
     def _target(self, layer: Layer, residual: Slice | None) -> Slice:

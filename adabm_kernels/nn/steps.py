@@ -213,6 +213,21 @@ class QuantizeStep(Step):
 
 
 @dataclass(eq=False)
+class RepeatStep(Step):
+    """Codes [N, H, W, C4] with every pixel `factor` times a side: those of features that are enlarged by repeating pixels."""
+
+    x: Slice
+    y: Slice
+    factor: int
+
+    def run(self, run: Run) -> None:
+        x = run.tensors[self.x.at]
+        n, h, w, c = x.shape
+        y = run.target(self.y, x, self.factor)
+        y.view(n, h, self.factor, w, self.factor, c).copy_(x.view(n, h, 1, w, 1, c))
+
+
+@dataclass(eq=False)
 class LeaveStep(Step):
     """Codes of what the first digit leaves of features, which it takes the place of unless `keep`."""
 

@@ -1,0 +1,163 @@
+"""RRDBNet: its graph against the published module written out, its names, and codes of repeated pixels."""
+
+import re
+
+import pytest
+import torch
+from shared import shared_path
+from small import images, one_thread  # noqa: F401
+from torch import nn
+from torch.nn import functional as F
+
+from adabm_kernels import ConvertConfig, convert_model, load, save, upscale
+from adabm_kernels.calibrate import calibrate
+from adabm_kernels.networks.checkpoints import load_state
+from adabm_kernels.networks.detect import detect
+from adabm_kernels.networks.rrdb import RRDBSpec
+from adabm_kernels.nn.steps import FloatStep, RepeatStep
+
+SPEC = RRDBSpec(scale=4, blocks=1, channels=8, growth=4)
+
+
+class DenseBlock(nn.Module):
+    def __init__(self, channels: int, growth: int):
+        super().__init__()
+        for i in range(1, 6):
+            outputs = growth if i < 5 else channels
+            self.add_module(f"conv{i}", nn.Conv2d(channels + (i - 1) * growth, outputs, 3, 1, 1))
+        self.lrelu = nn.LeakyReLU(negative_slope=0.2, inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x1 = self.lrelu(self.conv1(x))
+        x2 = self.lrelu(self.conv2(torch.cat((x, x1), 1)))
+        x3 = self.lrelu(self.conv3(torch.cat((x, x1, x2), 1)))
+        x4 = self.lrelu(self.conv4(torch.cat((x, x1, x2, x3), 1)))
+        return self.conv5(torch.cat((x, x1, x2, x3, x4), 1)) * 0.2 + x
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, growth: int):
+        super().__init__()
+        self.rdb1, self.rdb2, self.rdb3 = (DenseBlock(channels, growth) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rdb3(self.rdb2(self.rdb1(x))) * 0.2 + x
+
+
+class RRDBNet(nn.Module):
+    """As BasicSR writes it: [N, 3, H, W] in 0..1 -> [N, 3, 4*H, 4*W]."""
+
+    def __init__(self, blocks: int, channels: int, growth: int):
+        super().__init__()
+        self.conv_first = nn.Conv2d(3, channels, 3, 1, 1)
+        self.body = nn.Sequential(*[Block(channels, growth) for _ in range(blocks)])
+        self.conv_body, self.conv_up1, self.conv_up2, self.conv_hr = (nn.Conv2d(channels, channels, 3, 1, 1) for _ in range(4))
+        self.conv_last = nn.Conv2d(channels, 3, 3, 1, 1)
+        self.lrelu = nn.LeakyReLU(negative_slope=0.2, inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        feat = self.conv_first(x)
+        feat = feat + self.conv_body(self.body(feat))
+        feat = self.lrelu(self.conv_up1(F.interpolate(feat, scale_factor=2, mode="nearest")))
+        feat = self.lrelu(self.conv_up2(F.interpolate(feat, scale_factor=2, mode="nearest")))
+        return self.conv_last(self.lrelu(self.conv_hr(feat)))
+
+
+@pytest.fixture(scope="module")
+def network() -> RRDBNet:
+    torch.manual_seed(0)
+    return RRDBNet(SPEC.blocks, SPEC.channels, SPEC.growth).eval()
+
+
+def of_2018(key: str) -> str:
+    """The name that ESRGAN's first public code gives a weight."""
+    names = {"conv_first": "0", "conv_body": "1.sub.1", "conv_up1": "3", "conv_up2": "6", "conv_hr": "8", "conv_last": "10"}
+    name, part = key.rsplit(".", 1)
+    inner = re.sub(r"body\.(\d+)\.rdb(\d)\.conv(\d)", r"1.sub.\1.RDB\2.conv\3.0", name)
+    return f"model.{names.get(name, inner)}.{part}"
+
+
+def of_2019(key: str) -> str:
+    """The name that its later code gives it."""
+    names = {"conv_body": "trunk_conv", "conv_up1": "upconv1", "conv_up2": "upconv2", "conv_hr": "HRconv"}
+    name, part = key.rsplit(".", 1)
+    inner = re.sub(r"body(.*)rdb", r"RRDB_trunk\1RDB", name)
+    return f"{names.get(name, inner)}.{part}"
+
+
+@pytest.mark.parametrize(
+    "named, layout", [(str, "realesrgan_rrdb"), (of_2018, "esrgan_old"), (of_2019, "esrgan")], ids=["realesrgan", "2018", "2019"]
+)
+def test_the_graph_computes_what_the_published_module_does(network, named, layout):
+    state, x = {named(key): value for key, value in network.state_dict().items()}, images(2, 3, 7, 9)
+    found = detect(state)
+    assert (found.spec, found.layout) == (SPEC, layout)
+    model = convert_model(state, [images(1, 3, 16, 17)], ConvertConfig(recipe="paper", batch=1), check=False)
+    with torch.no_grad():
+        want, got = network(x / 255) * 255, model.float_model()(x)
+    # Sums of a few hundred float32 products of pixels up to 255.
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("quantize, digits", [("full", 1), ("full", 2), ("body", 1)])
+def test_integers_are_those_of_the_reference_and_of_the_file(network, quantize, digits, tmp_path):
+    config = ConvertConfig(6, 6, recipe="best", batch=1, quantize=quantize, tail_digits=digits, layer_map="deviation")
+    simulated = calibrate(network, [images(1, 3, 16, 17)], config, check=False)
+    model, x = convert_model(simulated), images(2, 3, 20, 18)
+    assert simulated.exit is None and simulated.fraction is None
+    want = model(x)
+    with torch.no_grad():
+        assert (want - simulated(x)).abs().mean() < 0.05
+    save(model, tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(x), want) and loaded.spec == model.spec
+    loaded.set_backend("reference")
+    assert torch.equal(loaded(x), want)
+    assert torch.equal(upscale(x, model, tile=16, halo=model.spec.radius, bits=4), upscale(x, model, tile=0, bits=4))
+
+    # Codes are repeated where the layer has one digit, features where it has two or computes in floats.
+    steps = model._programs[0].steps
+    repeated = sum(isinstance(step, RepeatStep) for step in steps)
+    floats = [step.node.name for step in steps if isinstance(step, FloatStep)]
+    assert repeated == {("full", 1): 2, ("full", 2): 1, ("body", 1): 0}[quantize, digits]
+    assert sum(name.endswith(".enlarged") for name in floats) == 2 - repeated
+    assert not any(name.endswith(".act") and name.startswith("blocks.") for name in floats)
+
+
+def test_repeated_codes_are_those_of_repeated_features(network, monkeypatch):
+    state, x = network.state_dict(), images(2, 3, 20, 18)
+    config = ConvertConfig(recipe="paper", batch=1)
+    simulated = calibrate(state, [images(1, 3, 16, 17)], config, check=False)
+    want = convert_model(simulated)(x)
+    monkeypatch.setattr("adabm_kernels.nn.compile._Compiler._repeats_codes", lambda *_: False)
+    plain = convert_model(simulated)
+    assert not any(isinstance(step, RepeatStep) for step in plain._programs[0].steps)
+    assert torch.equal(plain(x), want)
+
+
+def test_modules_with_another_slope_are_refused(network):
+    config = ConvertConfig(recipe="paper", batch=1)
+    other = RRDBNet(1, 8, 4).eval()
+    other.body[0].rdb2.lrelu.negative_slope = 0.1
+    with pytest.raises(ValueError, match="'body.0.rdb2.lrelu' is not supported .* a LeakyReLU with negative_slope=0.1: it must be 0.2"):
+        convert_model(other, [images(1, 3, 16, 17)], config, check=False)
+
+
+def test_what_is_no_such_network(network):
+    state = network.state_dict()
+    for edit, message in [
+        ({"conv_first.weight": torch.zeros(8, 12, 3, 3)}, "'conv_first.weight' takes 12 channels"),
+        ({"body.0.rdb1.conv2.weight": torch.zeros(4, 9, 3, 3)}, "'body.0.rdb1.conv2.weight' has shape .4, 9, 3, 3., expected"),
+        ({"conv_up3.weight": torch.zeros(8, 8, 3, 3)}, "unexpected 'conv_up3.weight'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            detect(state | edit)
+    with pytest.raises(ValueError, match="missing"):
+        detect({key: value for key, value in state.items() if key != "conv_hr.weight"})
+    with pytest.raises(ValueError, match="RRDBSpec: scale must be 4, got 2"):
+        RRDBSpec(2, 1)
+
+
+def test_the_published_file():
+    found = detect(load_state(shared_path("data", "weights", "realesrgan_x4plus_anime_6b.pt")))
+    assert (found.spec, found.layout, found.calibrated) == (RRDBSpec(4, 6, 64, 32), "realesrgan_rrdb", False)
