@@ -23,12 +23,26 @@ def _dense(found: re.Match[str]) -> str:
 
 
 def _realesrgan(state: State) -> dict[str, str]:
-    parts = {"conv_first": "stem", "conv_body": "after_blocks", "conv_up1": "up.0", "conv_up2": "up.1", "conv_hr": "fine", "conv_last": "last"}
+    parts = {
+        "conv_first": "stem",
+        "conv_body": "after_blocks",
+        "conv_up1": "up.0",
+        "conv_up2": "up.1",
+        "conv_hr": "fine",
+        "conv_last": "last",
+    }
     return parts_renamed(state, parts, {r"body\.(\d+)\.rdb([1-3])\.conv([1-5])(?=\.)": _dense})
 
 
 def _esrgan(state: State) -> dict[str, str]:
-    parts = {"conv_first": "stem", "trunk_conv": "after_blocks", "upconv1": "up.0", "upconv2": "up.1", "HRconv": "fine", "conv_last": "last"}
+    parts = {
+        "conv_first": "stem",
+        "trunk_conv": "after_blocks",
+        "upconv1": "up.0",
+        "upconv2": "up.1",
+        "HRconv": "fine",
+        "conv_last": "last",
+    }
     return parts_renamed(state, parts, {r"RRDB_trunk\.(\d+)\.RDB([1-3])\.conv([1-5])(?=\.)": _dense})
 
 

@@ -395,8 +395,6 @@ def test_a_convention_that_cannot_be_is_named(convention, message):
         (lambda: upconv("upconv1"), "an MSRResNet .the SRResNet of BasicSR and mmagic.*adds a bilinear enlargement"),
         (lambda: upconv("upsample1.upsample_conv"), "an MSRResNet"),
         (lambda: {"1.sub.0.res.0.weight": torch.zeros(8, 8, 3, 3)}, "in the layout of BasicSR before 2020"),
-        (lambda: {"model.0.weight": torch.zeros(8, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.weight": torch.ones(1)}, "before 2020"),
-        (lambda: {"conv_first.weight": torch.zeros(8, 3, 3, 3), "body.0.rdb1.conv1.weight": torch.ones(1)}, "an RRDBNet"),
         (lambda: {"conv_block1.conv_block.0.weight": torch.zeros(8, 3, 9, 9)}, "ends in a tanh"),
         (lambda: {"conv_input.weight": torch.ones(1), "residual.0.in1.weight": torch.ones(8)}, "InstanceNorm"),
         (lambda: plain_state() | {"body.0.body.0.body.3.conv_du.0.weight": torch.ones(1)}, "an RCAN, whose channel attention"),

@@ -139,7 +139,9 @@ def test_modules_with_another_slope_are_refused(network):
     config = ConvertConfig(recipe="paper", batch=1)
     other = RRDBNet(1, 8, 4).eval()
     other.body[0].rdb2.lrelu.negative_slope = 0.1
-    with pytest.raises(ValueError, match="'body.0.rdb2.lrelu' is not supported .* a LeakyReLU with negative_slope=0.1: it must be 0.2"):
+    with pytest.raises(
+        ValueError, match="'body.0.rdb2.lrelu' is not supported .* a LeakyReLU with negative_slope=0.1: it must be 0.2"
+    ):
         convert_model(other, [images(1, 3, 16, 17)], config, check=False)
 
 

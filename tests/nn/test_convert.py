@@ -26,6 +26,7 @@ from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.networks.detect import adabm_name, check_modules, float_network
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.rrdb import RRDBSpec
 from adabm_kernels.networks.spec import NetworkSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.networks.srvgg import SRVGGSpec
@@ -82,6 +83,7 @@ CASES = [
     other(SRResNetSpec(4, 2, 8), act_bits=6, weight_bits=6, residual="int16"),
     other(SRVGGSpec(4, 2, 8)),
     other(SRVGGSpec(1, 2, 6), quantize="body", recipe="best"),
+    other(RRDBSpec(4, 1, 6, 4), act_bits=6, weight_bits=6),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -256,6 +258,10 @@ def what_follows(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
     part, _, leaf = name.rpartition(".")
     if spec.network == "srvgg":
         return After(one, zero, slopes(sim.acts[leaf]) if name not in spec.tail_names else None)
+    if spec.network == "rrdb":
+        if name.endswith("convs.4"):
+            return After(one * 0.2, zero)
+        return After(one, zero, None if name in ("stem", "after_blocks", "last") else zero + 0.2)
     if name == "head.0":
         return After(one, zero, slopes(sim.head[1]))
     if name == "tail.1":
