@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from .fuse import FusedConv
-from .nodes import Affine, BatchNorm, ColourShift, Node
+from .nodes import Activation, Affine, BatchNorm, ColourShift, Node
 
-LEAKY_SLOPE = 0.01  # of torch's leaky_relu, where nothing is said
 Values = Callable[[str], Any]  # what a network learnt, a tensor by key, or None
 
 
@@ -41,12 +40,17 @@ def folded(fused: FusedConv, values: Values) -> tuple[torch.Tensor, torch.Tensor
     return gain * fused.factor, shift * fused.factor
 
 
+def leaky_slope(node: Activation) -> float:
+    """The slope of a leaky ReLU below zero; torch's own where nothing is said."""
+    return float(dict(node.settings).get("negative_slope", 0.01))
+
+
 def slopes(fused: FusedConv, values: Values) -> torch.Tensor | None:
     """Slopes of the PReLU that follows a convolution, [K], or of the leaky ReLU, which has one for all; None without either."""
     node, k = fused.activation, fused.conv.channels_out
     if node is None or fused.function != "prelu":
         return None
     if node.function == "leaky_relu":
-        return torch.full((k,), float(dict(node.settings).get("negative_slope", LEAKY_SLOPE)))
+        return torch.full((k,), leaky_slope(node))
     weight = values(f"{node.key}.weight")
     return weight.repeat_interleave(k // len(weight))

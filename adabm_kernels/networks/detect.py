@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..graph.fold import leaky_slope
 from ..graph.nodes import Activation, BatchNorm, ColourShift
 from .checkpoints import Candidate, candidates, equal
 from .convention import AS_READ, SHIFTS, Convention, Shift, fold, reading
@@ -242,7 +243,7 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
     """
     nodes = spec.graph().nodes
     eps = {node.eps for node in nodes if isinstance(node, BatchNorm)}
-    slopes = {dict(node.settings).get("negative_slope") for node in nodes if isinstance(node, Activation)} - {None}
+    slopes = {leaky_slope(node) for node in nodes if isinstance(node, Activation) and node.function == "leaky_relu"}
     functions = dict.fromkeys(node.function for node in nodes if isinstance(node, Activation))
     activations = [_ACTIVATIONS[function] for function in functions if function in _ACTIVATIONS]
     layers: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.PixelShuffle, *activations, *(_NORMS if eps else ()))
@@ -333,6 +334,8 @@ def _check_kind(state: dict[str, torch.Tensor], own: dict[str, str]) -> None:
         if key in state and state[key].ndim == 4 and state[key].shape[1] != 3:
             colours = state[key].shape[1]
             what = "grey pictures" if colours == 1 else f"pictures of {colours} channels"
+            if colours in (12, 48):
+                what = f"pixels side by side as {colours} channels (pixel_unshuffle), such as an RRDBNet for x2 or x1"
             raise ValueError(
                 f"detect: the network is one for {what} ({own[key]!r} takes {colours} channel{'s' if colours > 1 else ''}): "
                 "supported are networks for three colours, RGB"

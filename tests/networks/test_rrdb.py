@@ -148,7 +148,10 @@ def test_modules_with_another_slope_are_refused(network):
 def test_what_is_no_such_network(network):
     state = network.state_dict()
     for edit, message in [
-        ({"conv_first.weight": torch.zeros(8, 12, 3, 3)}, "'conv_first.weight' takes 12 channels"),
+        (
+            {"conv_first.weight": torch.zeros(8, 12, 3, 3)},
+            "side by side as 12 channels .pixel_unshuffle., such as an RRDBNet .* .'conv_first.weight' takes 12 channels",
+        ),
         ({"body.0.rdb1.conv2.weight": torch.zeros(4, 9, 3, 3)}, "'body.0.rdb1.conv2.weight' has shape .4, 9, 3, 3., expected"),
         ({"conv_up3.weight": torch.zeros(8, 8, 3, 3)}, "unexpected 'conv_up3.weight'"),
     ]:
