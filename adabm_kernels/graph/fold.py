@@ -51,6 +51,6 @@ def slopes(fused: FusedConv, values: Values) -> torch.Tensor | None:
     if node is None or fused.function != "prelu":
         return None
     if node.function == "leaky_relu":
-        return torch.full((k,), leaky_slope(node))
+        return torch.full((k,), leaky_slope(node), dtype=torch.float32)
     weight = values(f"{node.key}.weight")
     return weight.repeat_interleave(k // len(weight))

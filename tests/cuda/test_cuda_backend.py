@@ -21,6 +21,7 @@ from adabm_kernels.image_bits import bits_by_rule, image_offsets, measure_images
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.rrdb import RRDBSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.nn import network
 from adabm_kernels.ops import ready
@@ -174,6 +175,7 @@ NETWORKS = {
     "rdn_body": (RDNSpec(2, 2, 3, growth=4, channels=8), {"quantize": "body"}),
     "rdn_odd": (RDNSpec(2, 2, 2, growth=6, channels=8), {}),  # its slices do not begin at multiples of 4
     "srresnet": (SRResNetSpec(2, 1, 8), {"act_bits": 4}),
+    "rrdb": (RRDBSpec(4, 1, 8, 4), {}),
 }
 
 

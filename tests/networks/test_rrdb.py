@@ -14,6 +14,7 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.networks.detect import detect
 from adabm_kernels.networks.rrdb import RRDBSpec
+from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.nn.steps import FloatStep, RepeatStep
 
 SPEC = RRDBSpec(scale=4, blocks=1, channels=8, growth=4)
@@ -100,7 +101,7 @@ def test_the_graph_computes_what_the_published_module_does(network, named, layou
 
 
 @pytest.mark.parametrize("quantize, digits", [("full", 1), ("full", 2), ("body", 1)])
-def test_integers_are_those_of_the_reference_and_of_the_file(network, quantize, digits, tmp_path):
+def test_integers_are_those_of_the_reference_and_of_the_file(network, quantize, digits, tmp_path, monkeypatch):
     config = ConvertConfig(6, 6, recipe="best", batch=1, quantize=quantize, tail_digits=digits, layer_map="deviation")
     simulated = calibrate(network, [images(1, 3, 16, 17)], config, check=False)
     model, x = convert_model(simulated), images(2, 3, 20, 18)
@@ -111,8 +112,10 @@ def test_integers_are_those_of_the_reference_and_of_the_file(network, quantize, 
     save(model, tmp_path / "model.safetensors")
     loaded = load(tmp_path / "model.safetensors")
     assert torch.equal(loaded(x), want) and loaded.spec == model.spec
-    loaded.set_backend("reference")
-    assert torch.equal(loaded(x), want)
+    for early in (False, True):
+        monkeypatch.setattr(ConvertedNetwork, "quantizes_early", early)
+        loaded.set_backend("reference")
+        assert torch.equal(loaded(x), want)
     assert torch.equal(upscale(x, model, tile=16, halo=model.spec.radius, bits=4), upscale(x, model, tile=0, bits=4))
 
     # Codes are repeated where the layer has one digit, features where it has two or computes in floats.

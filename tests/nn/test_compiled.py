@@ -14,6 +14,7 @@ from adabm_kernels.graph.fuse import FusedConv, fuse, residual_pairs
 from adabm_kernels.graph.nodes import Activation, Add, Affine, BatchNorm, Concat, Conv, Graph, Multiply, Node, PixelShuffle
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.rrdb import RRDBSpec
 from adabm_kernels.networks.spec import NetworkSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
@@ -216,6 +217,7 @@ EVERY = [
     EDSRSpec(2, 2, 8, tail="single"),
     RDNSpec(3, 3, 2, 4, 8),
     SRResNetSpec(4, 2, 8),
+    RRDBSpec(4, 1, 8, 4),
     MadeUp(),
     MadeUp(odd=5),
 ]
