@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..graph.fold import leaky_slope
-from ..graph.nodes import Activation, BatchNorm, ColourShift
+from ..graph.nodes import Activation, BatchNorm, ColourShift, Resize
 from .checkpoints import Candidate, candidates, equal
 from .convention import AS_READ, SHIFTS, Convention, Shift, fold, reading
 from .float_network import float_network as float_network
@@ -244,9 +244,11 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
     nodes = spec.graph().nodes
     eps = {node.eps for node in nodes if isinstance(node, BatchNorm)}
     slopes = {leaky_slope(node) for node in nodes if isinstance(node, Activation) and node.function == "leaky_relu"}
+    resizes = {(node.mode, node.factor) for node in nodes if isinstance(node, Resize)}
     functions = dict.fromkeys(node.function for node in nodes if isinstance(node, Activation))
     activations = [_ACTIVATIONS[function] for function in functions if function in _ACTIVATIONS]
     layers: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.PixelShuffle, *activations, *(_NORMS if eps else ()))
+    layers += (nn.Upsample,) if resizes else ()
     for name, layer in model.named_modules():
         reason = ""
         if isinstance(layer, nn.Conv2d) and type(layer).forward is nn.Conv2d.forward:
@@ -260,6 +262,9 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
         elif isinstance(layer, layers):
             if isinstance(layer, _NORMS) and layer.eps not in eps:
                 reason = f"a {type(layer).__name__} with eps={layer.eps:g}: it must be {min(eps):g}"
+            elif isinstance(layer, nn.Upsample) and (layer.mode, layer.scale_factor) not in resizes:
+                rule = " or ".join(f"{mode} by {factor:g}" for mode, factor in sorted(resizes))
+                reason = f"an Upsample, {layer.mode} by {layer.scale_factor}: it must be {rule}"
             elif isinstance(layer, nn.LeakyReLU) and layer.negative_slope not in slopes:
                 reason = f"a LeakyReLU with negative_slope={layer.negative_slope:g}: it must be {min(slopes):g}"
         elif type(layer).__module__.startswith("torch.nn.modules"):

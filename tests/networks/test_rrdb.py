@@ -1,5 +1,6 @@
 """RRDBNet: its graph against the published module written out, its names, and codes of repeated pixels."""
 
+import copy
 import re
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from adabm_kernels import ConvertConfig, convert_model, load, save, upscale
 from adabm_kernels.calibrate import calibrate
 from adabm_kernels.networks.checkpoints import load_state
-from adabm_kernels.networks.detect import detect
+from adabm_kernels.networks.detect import check_modules, detect
 from adabm_kernels.networks.rrdb import RRDBSpec
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.nn.steps import FloatStep, RepeatStep
@@ -138,14 +139,25 @@ def test_repeated_codes_are_those_of_repeated_features(network, monkeypatch):
     assert torch.equal(plain(x), want)
 
 
-def test_modules_with_another_slope_are_refused(network):
-    config = ConvertConfig(recipe="paper", batch=1)
-    other = RRDBNet(1, 8, 4).eval()
-    other.body[0].rdb2.lrelu.negative_slope = 0.1
-    with pytest.raises(
-        ValueError, match="'body.0.rdb2.lrelu' is not supported .* a LeakyReLU with negative_slope=0.1: it must be 0.2"
-    ):
-        convert_model(other, [images(1, 3, 16, 17)], config, check=False)
+@pytest.mark.parametrize(
+    "layer, message",
+    [
+        (nn.LeakyReLU(0.2), ""),
+        (nn.Upsample(scale_factor=2), ""),
+        (nn.LeakyReLU(0.1), "a LeakyReLU with negative_slope=0.1: it must be 0.2"),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), "an Upsample, bilinear by 2.0: it must be nearest by 2"),
+        (nn.Upsample(scale_factor=4), "an Upsample, nearest by 4.0: it must be nearest by 2"),
+        (nn.ReLU(), "a ReLU, and its layers must be Conv2d, PixelShuffle, LeakyReLU, Upsample"),
+    ],
+)
+def test_layers_of_torch_that_compute_otherwise_are_refused(network, layer, message):
+    other = copy.deepcopy(network)
+    other.another = layer
+    if not message:
+        check_modules(other, SPEC)
+        return
+    with pytest.raises(ValueError, match=f"'another' is not supported in this RRDBNet: it is {message}"):
+        check_modules(other, SPEC)
 
 
 def test_what_is_no_such_network(network):
