@@ -22,6 +22,7 @@ from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
+from adabm_kernels.networks.srvgg import SRVGGSpec
 from adabm_kernels.nn import network
 from adabm_kernels.ops import ready
 from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack_codes
@@ -174,6 +175,7 @@ NETWORKS = {
     "rdn_body": (RDNSpec(2, 2, 3, growth=4, channels=8), {"quantize": "body"}),
     "rdn_odd": (RDNSpec(2, 2, 2, growth=6, channels=8), {}),  # its slices do not begin at multiples of 4
     "srresnet": (SRResNetSpec(2, 1, 8), {"act_bits": 4}),
+    "srvgg": (SRVGGSpec(3, 1, 8), {}),  # its last convolution is added to what lies behind its PixelShuffle
 }
 
 
