@@ -33,6 +33,7 @@ from .nodes import (
 POINTWISE = (Activation, Affine, BatchNorm, ColourShift)
 # Of the kernel of a collapsed upsampler (networks/collapse.py), pixels: two 3x3 stages and one at each finer resolution reach no
 # further.
+HOMOGENEOUS = ("relu", "leaky_relu", "prelu")  # activations for which act(c v) = c act(v), c above 0
 COLLAPSED_RADIUS = 2
 
 
@@ -286,6 +287,15 @@ def _residual_sums(graph: Graph, ancestry: _Ancestry) -> list[_Residual]:
                 found.append(_Residual(skip, inner, node.name))
                 break
     return found
+
+
+def takes_any_range(graph: Graph) -> bool:
+    """Whether the network gives c times its output for c times its input, where all constants that it adds are c times theirs, too:
+    weights for pixels in 0..1 are then weights for 0..255 but for a factor on those constants."""
+    return not any(
+        isinstance(node, (Multiply, Float)) or (isinstance(node, Activation) and node.function not in HOMOGENEOUS)
+        for node in graph.nodes
+    )
 
 
 def stream(graph: Graph) -> frozenset[str]:

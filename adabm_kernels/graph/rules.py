@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from .calls import Call, Constant, Value
@@ -19,14 +20,12 @@ from .nodes import (
     Conv,
     Linear,
     Multiply,
+    Node,
     PixelShuffle,
     PixelUnshuffle,
     Pool,
     Resize,
 )
-
-if TYPE_CHECKING:
-    from .lowering import Lowering
 
 # Settings of element-wise functions, and what they are where a call does not say.
 ACTIVATIONS: dict[str, dict[str, Any]] = {
@@ -40,7 +39,40 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
 SLICES = ("chunk", "split", "narrow", "slice")
 COMMUTING = ("add", "sub", "rsub", "mul", "cat")  # what may take a constant first
 
-_Rule = Callable[["Lowering", Call], Any]
+
+class MakesNodes(Protocol):
+    """What the rules ask of the graph that is being made."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose calls were recorded."""
+
+    @property
+    def own(self) -> Mapping[str, torch.Tensor]:
+        """The parameters and buffers of the module, by key."""
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The values that the nodes so far read, by key: a rule adds to them."""
+
+    def name(self, call: Call, kind: type[Node]) -> str:
+        """A free name for a node of this kind that computes what the call gives."""
+
+    def key(self, name: str, **parts: torch.Tensor | None) -> str:
+        """Puts values into the state, under the keys of the layer that has them all or else under `name`. Returns what comes
+        before the part in these keys."""
+
+    def add(self, kind: type[Node], call: Call, *inputs: Value, name: str = "", **fields: Any) -> Value:
+        """Adds a node that computes what the call gives. fields: those of the node beside its name and inputs."""
+
+    def slice(self, call: Call, x: Value, start: int, stop: int) -> Value:
+        """Adds a node that takes channels start..stop of x."""
+
+    def other(self, call: Call, function: str = "", arguments: tuple[Any, ...] | None = None) -> Value:
+        """Adds the call as it is, as a `Float`. function, arguments: others in place of those that it has."""
+
+
+_Rule = Callable[[MakesNodes, Call], Any]
 RULES: dict[str, _Rule] = {}
 
 
@@ -74,7 +106,7 @@ def _tensor(part: Constant | None) -> torch.Tensor | None:
 
 
 @_rule("conv2d")
-def _conv(to: Lowering, call: Call) -> Value | None:
+def _conv(to: MakesNodes, call: Call) -> Value | None:
     x, weight, bias = call.input, call.get("weight"), call.get("bias")
     if not _learned(weight, bias) or x.channels is None:
         return None
@@ -109,7 +141,7 @@ def _is_colour_shift(call: Call, weight: torch.Tensor) -> bool:
     return plain and weight.shape[:2] == (3, 3) and torch.equal(weight.flatten(1), torch.eye(3).to(weight))
 
 
-def _colour_shift(to: Lowering, call: Call, weight: torch.Tensor, bias: torch.Tensor) -> Value:
+def _colour_shift(to: MakesNodes, call: Call, weight: torch.Tensor, bias: torch.Tensor) -> Value:
     """The convolution that adds a mean colour, as published networks do."""
     name, sign = to.name(call, ColourShift), 1 if bias.sum() > 0 else -1
     key = to.key(name, weight=weight, bias=bias)
@@ -118,7 +150,7 @@ def _colour_shift(to: Lowering, call: Call, weight: torch.Tensor, bias: torch.Te
 
 
 @_rule("linear")
-def _linear(to: Lowering, call: Call) -> Value | None:
+def _linear(to: MakesNodes, call: Call) -> Value | None:
     weight, bias = call.get("weight"), call.get("bias")
     if not _learned(weight, bias):
         return None
@@ -129,7 +161,7 @@ def _linear(to: Lowering, call: Call) -> Value | None:
 
 
 @_rule("batch_norm")
-def _batch_norm(to: Lowering, call: Call) -> Value | None:
+def _batch_norm(to: MakesNodes, call: Call) -> Value | None:
     parts, eps = {part: call.get(part) for part in ("weight", "bias", "running_mean", "running_var")}, call.get("eps", 1e-5)
     if call.node.op == "call_module":
         norm = to.module.get_submodule(call.place)
@@ -149,7 +181,7 @@ def _batch_norm(to: Lowering, call: Call) -> Value | None:
 
 
 @_rule(*ACTIVATIONS)
-def _activation(to: Lowering, call: Call) -> Value | None:
+def _activation(to: MakesNodes, call: Call) -> Value | None:
     settings = {name: call.get(name, value) for name, value in ACTIVATIONS[call.name].items()}
     if call.get("scale", 1) != 1 or call.get("input_scale", 1) != 1:  # of what torch computes like an elu
         return None
@@ -158,7 +190,7 @@ def _activation(to: Lowering, call: Call) -> Value | None:
 
 
 @_rule("clamp")
-def _clamp(to: Lowering, call: Call) -> Value | None:
+def _clamp(to: MakesNodes, call: Call) -> Value | None:
     least, most = call.get("min"), call.get("max")
     if least == 0 and most is None:
         return to.add(Activation, call, call.input, function="relu")
@@ -168,7 +200,7 @@ def _clamp(to: Lowering, call: Call) -> Value | None:
 
 
 @_rule("prelu")
-def _prelu(to: Lowering, call: Call) -> Value | None:
+def _prelu(to: MakesNodes, call: Call) -> Value | None:
     slopes = call.get("weight")
     if not _learned(slopes):
         return None
@@ -195,7 +227,7 @@ def _numbers(value: Any, x: Value, call: Call) -> tuple[float, ...] | None:
 
 
 @_rule("add", "sub", "rsub")
-def _sum(to: Lowering, call: Call) -> Value | None:
+def _sum(to: MakesNodes, call: Call) -> Value | None:
     a, b, alpha = call.args[0], call.get("other", call.args[1]), call.get("alpha", 1)
     signs = {"add": (1.0, 1.0), "sub": (1.0, -1.0), "rsub": (-1.0, 1.0)}[call.name]
     if alpha != 1:
@@ -214,12 +246,12 @@ def _sum(to: Lowering, call: Call) -> Value | None:
 
 
 @_rule("neg")
-def _negative(to: Lowering, call: Call) -> Value | None:
+def _negative(to: MakesNodes, call: Call) -> Value | None:
     return to.add(Affine, call, call.input, gain=(-1.0,))
 
 
 @_rule("mul")
-def _product(to: Lowering, call: Call) -> Value | None:
+def _product(to: MakesNodes, call: Call) -> Value | None:
     a, b = call.args[0], call.get("other", call.args[1])
     if isinstance(a, Value) and isinstance(b, Value):
         same = a.shape is not None and a.shape == b.shape and a.dtype == b.dtype
@@ -230,7 +262,7 @@ def _product(to: Lowering, call: Call) -> Value | None:
 
 
 @_rule("div")
-def _quotient(to: Lowering, call: Call) -> Value | None:
+def _quotient(to: MakesNodes, call: Call) -> Value | None:
     x, other = call.args[0], call.get("other", call.args[1])
     numbers = _numbers(other, x, call) if isinstance(x, Value) and x.shape is not None else None
     if numbers is None or len(numbers) > 1 or call.get("rounding_mode") is not None:
@@ -239,7 +271,7 @@ def _quotient(to: Lowering, call: Call) -> Value | None:
 
 
 @_rule("cat")
-def _concat(to: Lowering, call: Call) -> Value | None:
+def _concat(to: MakesNodes, call: Call) -> Value | None:
     parts, dim = call.get("tensors", call.args[0] if call.args else ()), call.get("dim", 0)
     if not all(isinstance(part, Value) and part.channels for part in parts) or dim not in (1, -3):
         return None
@@ -247,7 +279,7 @@ def _concat(to: Lowering, call: Call) -> Value | None:
 
 
 @_rule(*SLICES)
-def _slices(to: Lowering, call: Call) -> Any:
+def _slices(to: MakesNodes, call: Call) -> Any:
     x, channels = call.input, call.input.channels
     if channels is None or call.get("dim", 0) not in (1, -3):
         return None
@@ -269,17 +301,17 @@ def _slices(to: Lowering, call: Call) -> Any:
 
 
 @_rule("pixel_shuffle")
-def _shuffle(to: Lowering, call: Call) -> Value | None:
+def _shuffle(to: MakesNodes, call: Call) -> Value | None:
     return to.add(PixelShuffle, call, call.input, factor=call.get("upscale_factor")) if call.input.channels else None
 
 
 @_rule("pixel_unshuffle")
-def _unshuffle(to: Lowering, call: Call) -> Value | None:
+def _unshuffle(to: MakesNodes, call: Call) -> Value | None:
     return to.add(PixelUnshuffle, call, call.input, factor=call.get("downscale_factor")) if call.input.channels else None
 
 
 @_rule("interpolate", "upsample_nearest2d", "upsample_bilinear2d")
-def _resize(to: Lowering, call: Call) -> Value | None:
+def _resize(to: MakesNodes, call: Call) -> Value | None:
     mode = call.get("mode", "nearest") if call.name == "interpolate" else call.name.removeprefix("upsample_").removesuffix("2d")
     factors = call.get("scale_factor", call.get("scale_factors"))
     factors = (factors, factors) if _is_number(factors) else tuple(factors or ())
@@ -291,7 +323,7 @@ def _resize(to: Lowering, call: Call) -> Value | None:
 
 
 @_rule("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
-def _pool(to: Lowering, call: Call) -> Value | None:
+def _pool(to: MakesNodes, call: Call) -> Value | None:
     if call.get("return_indices") or call.input.channels is None:
         return None
     settings = {name: _plain(value) for name, value in call.arguments.items() if name not in ("input", "return_indices")}

@@ -162,8 +162,14 @@ def fold(
     The networks are positively homogeneous but for what they add: with all of that times c they map c x to c y. So a range of
     pixels is a factor on biases and on the means and biases of BatchNorms. Linear maps of colours go into the first and last
     convolutions, next to which they stand. Only the mean colour stays apart: behind it the first convolution pads with zeros.
+    Raises ValueError for another range of a network with an activation that is not so.
     """
     gain = 255 / rgb_range
+    if gain != 1 and not spec.takes_any_range:
+        raise ValueError(
+            f"detect: rgb_range must be 255 for a network of this kind, {spec.called}: of an activation that is neither a ReLU nor "
+            f"one with slopes, biases do not take up the range; got {rgb_range:g}"
+        )
     bgr = channel_order == "bgr"
     first, last = spec.convs()[0].name, spec.convs()[-1].name
     folded = {key: value for key, value in state.items() if not key.startswith(SHIFTS)}

@@ -96,6 +96,11 @@ class NetworkSpec:
         return properties.radius(self._graph)
 
     @cached_property
+    def takes_any_range(self) -> bool:
+        """Whether weights for pixels of one range are those for another but for a factor on biases (convention.fold)."""
+        return properties.takes_any_range(self._graph)
+
+    @cached_property
     def skips_blocks(self) -> bool:
         """Whether tiles of an image can go without its blocks (exits.py)."""
         return properties.skips_blocks(self._graph)
@@ -125,8 +130,8 @@ class NetworkSpec:
     def check_sizes(self, *names: str) -> None:
         """ValueError for a scale that no network has, and for numbers of blocks, layers or channels that are none or too large."""
         if self.scale not in self.scales:
-            *most, last = self.scales
-            raise ValueError(f"{type(self).__name__}: scale must be {', '.join(map(str, most))} or {last}, got {self.scale}")
+            *others, last = self.scales
+            raise ValueError(f"{type(self).__name__}: scale must be {', '.join(map(str, others))} or {last}, got {self.scale}")
         for name in names:
             value, most = getattr(self, name), MAX_BLOCKS if name in ("blocks", "layers") else MAX_CHANNELS
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:

@@ -93,8 +93,8 @@ def make_ordinary(module: nn.Module) -> None:
                     part._buffers[name] = buffer.clone()
 
 
-def run(compute: Compute, x: torch.Tensor, offset: torch.Tensor | None, *rest: Any) -> torch.Tensor:
-    """compute(x, offset, *rest), a method of a network, as it is outside of inference mode and autocast, and without gradients.
+def run(model: nn.Module, compute: Compute, x: torch.Tensor, offset: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+    """compute(x, offset, *rest), by a method of `model`, as it is outside of inference mode and autocast, and without gradients.
 
     Buffers that a network keeps are then ordinary tensors wherever it is called first, and its float layers compute alike. What
     asks for a derivative gets a RuntimeError when it comes to it, and torch.vmap is a batch of batches.
@@ -102,17 +102,17 @@ def run(compute: Compute, x: torch.Tensor, offset: torch.Tensor | None, *rest: A
     if not torch.compiler.is_compiling():
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
-                return run(compute, x, offset, *rest)
+                return run(model, compute, x, offset, *rest)
         recorded = x.requires_grad and torch.is_grad_enabled()
-        if recorded or forward_ad._current_level >= 0 or _transformed(compute):
-            return _Opaque.apply(x, offset, compute, rest)
+        if recorded or forward_ad._current_level >= 0 or _transformed(model):
+            return _Opaque.apply(x, offset, model, compute, rest)
     elif torch._C._are_functorch_transforms_active():
         raise RuntimeError(
-            f"{type(compute.__self__).__name__}: torch.compile cannot look through a transform of torch.func around the model: "
+            f"{type(model).__name__}: torch.compile cannot look through a transform of torch.func around the model: "
             "leave the transform uncompiled"
         )
     elif x.requires_grad and torch.is_grad_enabled():
-        raise _no_derivative(compute)
+        raise _no_derivative(model)
     return _plainly(compute, x, offset, *rest)
 
 
@@ -125,11 +125,11 @@ def _plainly(compute: Compute, x: torch.Tensor, offset: torch.Tensor | None, *re
         return compute(x, offset, *rest)
 
 
-def _transformed(compute: Compute) -> bool:
+def _transformed(model: nn.Module) -> bool:
     """Whether the call is inside a transform of torch.func. Raises RuntimeError for one that cannot be."""
     if not torch._C._are_functorch_transforms_active():
         return False
-    model, functorch = compute.__self__, torch._C._functorch
+    functorch = torch._C._functorch
     if any(map(functorch.is_functorch_wrapped_tensor, model.buffers())):
         raise RuntimeError(
             f"{type(model).__name__}: torch.func can transform x and offset, not the tensors of the model, which depend on "
@@ -148,40 +148,39 @@ class _Opaque(torch.autograd.Function):
     """A forward pass that differentiation cannot look into."""
 
     @staticmethod
-    def forward(x: torch.Tensor, offset: torch.Tensor | None, compute: Compute, rest: tuple) -> torch.Tensor:
+    def forward(x: torch.Tensor, offset: torch.Tensor | None, model: nn.Module, compute: Compute, rest: tuple) -> torch.Tensor:
         y = _plainly(compute, x, offset, *rest)
         return y.data  # no view: torch lets nobody write into the views that such a function returns
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-        ctx.compute = inputs[2]
+        ctx.model = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        raise _no_derivative(ctx.compute)
+        raise _no_derivative(ctx.model)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise _no_derivative(ctx.compute)
+        raise _no_derivative(ctx.model)
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple, x: torch.Tensor, offset: torch.Tensor | None, compute: Compute, rest: tuple
+        info: Any, in_dims: tuple, x: torch.Tensor, offset: torch.Tensor | None, model: nn.Module, compute: Compute, rest: tuple
     ) -> tuple[torch.Tensor, int]:
-        x, offset = (_batched(value, dim, info.batch_size) for value, dim in zip((x, offset), in_dims[:2], strict=True))
-        return _Opaque.apply(x, offset, compute, rest).unflatten(0, (info.batch_size, -1)), 0
+        images = _batched(x, in_dims[0], info.batch_size)
+        offsets = None if offset is None else _batched(offset, in_dims[1], info.batch_size)
+        return _Opaque.apply(images, offsets, model, compute, rest).unflatten(0, (info.batch_size, -1)), 0
 
 
-def _batched(value: torch.Tensor | None, dim: int | None, count: int) -> torch.Tensor | None:
+def _batched(value: torch.Tensor, dim: int | None, count: int) -> torch.Tensor:
     """The `count` batches of a mapped tensor, or `count` times one that is not mapped, as one batch."""
-    if value is None:
-        return None
     return (value.expand(count, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
 
 
-def _no_derivative(compute: Compute) -> RuntimeError:
+def _no_derivative(model: nn.Module) -> RuntimeError:
     return RuntimeError(
-        f"{type(compute.__self__).__name__} has no derivative: it computes in integers. Differentiate the network that "
+        f"{type(model).__name__} has no derivative: it computes in integers. Differentiate the network that "
         "model.float_model() gives, or pass x.detach() where no gradient is meant to go through the model"
     )
 
@@ -212,7 +211,7 @@ def _exporting_to_onnx() -> bool:
 
 
 # What torch.compiler.assume_constant_result does, which would import the compiler: it takes torch's own function for False.
-_exporting_to_onnx._dynamo_marked_constant = True
+_exporting_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 NO_SCRIPT = (
     "cannot hold a converted model, whose plan and kernels are Python's: use torch.export.export, and torch.export.save for a file"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -29,6 +29,18 @@ from ..registry import ConvShape
 from .contexts import WithoutParameters
 
 __all__ = ["AdaptiveConv2d", "ConvParameters", "IntegerConv2d", "shuffle_order"]
+
+
+class ConvSettings(TypedDict):
+    """What every operator is told of a convolution beside its tables: see ops.conv2d."""
+
+    slope: torch.Tensor | None
+    box_filter: bool
+    activation: str
+    shuffle: int
+    packed_codes: bool
+    backend: str
+    threads: int
 
 
 class IntegerConv2d(WithoutParameters):
@@ -66,6 +78,7 @@ class IntegerConv2d(WithoutParameters):
         self.backend, self.threads, self.packed_codes = "reference", 0, False
         self.rest: IntegerConv2d | None = None
 
+    _buffers: dict[str, Any]  # the tensors below by their names, for what runs so often that the look-up of attributes counts
     weight: torch.Tensor
     alpha: torch.Tensor
     beta: torch.Tensor
@@ -132,8 +145,9 @@ class IntegerConv2d(WithoutParameters):
         out_bits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See ops.conv2d: codes [N, H, W, C4] in (packed where `packed_codes` is set), (y, y_q) out."""
-        outputs = {"residual": residual, "out_grid": out_grid, "out_bits": out_bits, "out": out}
-        return ops.conv2d(x_q, bits, *self._tables(), **outputs, **self._settings())
+        return ops.conv2d(
+            x_q, bits, *self._tables(), residual=residual, out_grid=out_grid, out_bits=out_bits, out=out, **self._settings()
+        )
 
     def into(
         self,
@@ -199,14 +213,18 @@ class IntegerConv2d(WithoutParameters):
             y, _ = self(x_q, bits)
         else:
             self.into(x_q, bits, y=y, **place)
+        rest = self.rest
+        assert rest is not None
         if image is not None:
-            self.rest.pixels_into(left_q, bits, image, residual=y, **place)
+            rest.pixels_into(left_q, bits, image, residual=y, **place)
             return image
-        self.rest.into(left_q, bits, y=y, accumulate=True, **place)
+        rest.into(left_q, bits, y=y, accumulate=True, **place)
         if self.late == "relu":
             y.clamp_(min=0)
         elif self.late == "prelu":
-            y = torch.where(y < 0, y * self.slope[: y.shape[3]], y)
+            slope = self.slope
+            assert slope is not None
+            y = torch.where(y < 0, y * slope[: y.shape[3]], y)
         return y
 
     def why_not_with(self, second: IntegerConv2d) -> str:
@@ -226,18 +244,17 @@ class IntegerConv2d(WithoutParameters):
     ) -> None:
         """This convolution and then the `second`, as one, into outputs of the second: see ops.resblock_out. fraction: as in
         `into`."""
-        settings = {"slope": self.slope, "activation": self.activation, "packed_codes": self.packed_codes, "backend": self.backend}
         boxes = (self.box_filter, second.box_filter)
         ops.resblock_out(
-            x_q, bits, self._tables(), second._tables(), second.grid, inner_bits, box_filters=boxes, **settings, **outputs,
-            **_held_in(fraction),
+            x_q, bits, self._tables(), second._tables(), second.grid, inner_bits, slope=self.slope, box_filters=boxes,
+            activation=self.activation, packed_codes=self.packed_codes, backend=self.backend, **outputs, **_held_in(fraction),
         )  # fmt: skip
 
-    def _tables(self) -> tuple[torch.Tensor, ...]:
+    def _tables(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         held = self._buffers
         return held["weight"], held["packed"], held["alpha"], held["beta"]
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> ConvSettings:
         return {
             "slope": self._buffers["slope"],
             "box_filter": self.box_filter,
@@ -310,11 +327,9 @@ class AdaptiveConv2d(IntegerConv2d):
         self.parameters_ = parameters
         if parameters.digits == 2:
             half = rest_range(parameters.lower, parameters.upper)
-            second = {"digits": 1, "lower": -half, "upper": half, "bias": torch.zeros_like(parameters.bias)}
-            gain = gain[torch.argsort(order)]
-            self.set_rest(
-                AdaptiveConv2d(replace(parameters, **second), gain=gain, shuffle=shuffle), parameters.lower, parameters.upper
-            )
+            second = replace(parameters, digits=1, lower=-half, upper=half, bias=torch.zeros_like(parameters.bias))
+            rest = AdaptiveConv2d(second, gain=gain[torch.argsort(order)], shuffle=shuffle)
+            self.set_rest(rest, parameters.lower, parameters.upper)
 
     def take_pixels(self, before: Node | None) -> None:
         """Keep what the codes of pixels are made with where they are this convolution's input: `pixel_grid`, and `pixel_shift`,

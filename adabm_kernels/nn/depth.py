@@ -153,7 +153,7 @@ class DecidesDepths(nn.Module):
         if not self._exits(x):
             return None
         with torch.no_grad():
-            depths = self._depths(self._codes_of_pixels(x), origin)
+            depths = self.depths_from_codes(self._codes_of_pixels(x), origin)
         n, _, h, w = x.shape
         return replace(depths, values=as_tiles(depths.values, n, h, w, depths.tile, *origin))
 
@@ -170,8 +170,9 @@ class DecidesDepths(nn.Module):
         """Whether tiles of images of this size may have no blocks: the filter needs room for all its border classes."""
         return self.exit is not None and self.varies_depth and all(side >= self.exit.kernel for side in x.shape[2:])
 
-    def _depths(self, pixels: torch.Tensor, origin: tuple[int, int]) -> Depths:
-        """From the codes of the pixels: flat."""
+    def depths_from_codes(self, pixels: torch.Tensor, origin: tuple[int, int]) -> Depths:
+        """The depths of tiles, in the flat form, from the codes of the pixels uint8 [N, H, W, 4]. origin: rows and columns that
+        the first tiles lack."""
         assert self.exit is not None
         tile, threshold, (n, h, w, _), (top, left) = self.exit.tile, self.exit.threshold, pixels.shape, origin
         if self._depth == 0:

@@ -66,6 +66,7 @@ class Lane:
     def hand_out(self, y: Any, done: torch.cuda.Event | None) -> Any:
         """y, made inside before `done`, for use on the calling thread's stream: this waits for it, and y's memory for this."""
         if self.stream is not None and isinstance(y, torch.Tensor):
+            assert done is not None  # as `finish` gives it where there is a stream
             here = torch.cuda.current_stream(self.stream.device)
             here.wait_event(done)
             y.record_stream(here)
@@ -106,7 +107,7 @@ def in_order(function: Callable[..., torch.Tensor], inputs: Iterable[tuple], lan
             break
         with lane:
             try:
-                y = function(*given)
+                y: torch.Tensor | Exception = function(*given)
             except Exception as error:
                 y = error
             under_way.append((lane, y, lane.finish(*given)))

@@ -121,11 +121,11 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
                 self.register_buffer(colour_key(item).replace(".", "_"), colour, persistent=False)
 
     def _conv(self, fused: FusedConv) -> AdaptiveConv2d:
-        gain, shift = folded(fused, self._plain)
+        gain, shift = folded(fused, self.plain_tensor)
         conv = AdaptiveConv2d(
             self.parameters_by_name[fused.conv.key],
             activation="none" if fused.activation is None else fused.activation.function,
-            slope=slopes(fused, self._plain),
+            slope=slopes(fused, self.plain_tensor),
             gain=gain,
             shift=shift,
             shuffle=fused.shuffle,
@@ -157,7 +157,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         stages = [(state[f"{name}.weight"], state[f"{name}.bias"]) for name in names]
         first, last = self.parameters_by_name[names[0]], self._items[-1]
         assert isinstance(last, FusedConv)
-        _, shift = folded(last, self._plain)
+        _, shift = folded(last, self.plain_tensor)
         return CollapsedConv2d(collapse(stages, shuffles), first.lower, first.upper, shift, first.digits)
 
     def _linear_exit(self, parameters: ExitParameters) -> LinearExit:
@@ -212,17 +212,17 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         """Whether features become codes for all layers that read them as soon as they are there."""
         return self.choice.backend in ops.QUANTIZE_MANY and self._early
 
-    def _image(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
+    def image_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
         """Where the last convolution of the upsampler writes pixels: uint8 [N, r*H, r*W, C], for the caller."""
         n, h, w, _ = codes.shape
         return codes.new_empty(n, h * conv.shuffle, w * conv.shuffle, conv.out_channels)
 
-    def _output(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
+    def output_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
         """Where a convolution of the upsampler writes: float32 [N, r*H, r*W, C], for the caller unless `lending_output`."""
         n, h, w, _ = codes.shape
         shape = (n, h * conv.shuffle, w * conv.shuffle, conv.out_channels)
         if not torch.compiler.is_compiling() and self._workspace.holds_output:
-            return self._buffer("output", shape, torch.float32, codes.device)
+            return self.work_buffer("output", shape, torch.float32, codes.device)
         return torch.empty(shape, dtype=torch.float32, device=codes.device)
 
     # ---- settings
@@ -403,7 +403,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def _run(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
         self._check(x, offset, origin)
-        return contexts.run(self._compute, x, offset, as_pixels, origin)
+        return contexts.run(self, self._compute, x, offset, as_pixels, origin)
 
     def _compute(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
         if not torch.compiler.is_compiling() and (self._graph or self._records_by_default(x)):
@@ -427,9 +427,13 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         if origin != (0, 0) and not (pair and all(type(at) is int and 0 <= at < tile for at in origin)):
             raise ValueError(f"{name}: origin must be two whole numbers in 0..{tile - 1}, less than a tile, got {origin!r}")
         if x is not None or offset is None:
-            images = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.dim() == 4 and x.layout == torch.strided
-            images = images and not x.is_nested
-            if not images or x.shape[1] != 3 or x.numel() == 0:
+            if not (
+                isinstance(x, torch.Tensor)
+                and (x.dtype, x.dim(), x.layout) == (torch.float32, 4, torch.strided)
+                and not x.is_nested
+                and x.shape[1] == 3
+                and x.numel() > 0
+            ):
                 raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {_seen(x)}")
         if offset is not None:
             bits = isinstance(offset, torch.Tensor) and offset.dtype == torch.int32 and offset.dim() == 1
@@ -492,25 +496,28 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         run.origin, run.exits = origin, self._exits(x)
         return program.run(run, x)
 
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, room: int = 0) -> torch.Tensor:
+    def work_buffer(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, room: int = 0
+    ) -> torch.Tensor:
+        """Memory that the network keeps between calls, with arbitrary contents: see `Workspace.get`."""
         if torch.compiler.is_compiling():  # the compiler plans memory itself
             return torch.empty(shape, dtype=dtype, device=device)
         return self._workspace.get(name, shape, dtype, device, room)
 
-    def _pixel_codes(self, conv: IntegerConv2d, x: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
+    def pixel_codes(self, conv: IntegerConv2d, x: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
         """The codes of pixels x float32 [N, 3, H, W] that a convolution reads, uint8 [N, H, W, 4]. bits: None for the most."""
         if bits is None:
             bits = torch.full((x.shape[0],), conv.bit_range[1], dtype=torch.int32, device=x.device)
         return self._quantize(x, conv.pixel_grid, bits, shift=conv.pixel_shift)
 
     def _codes_of_pixels(self, x: torch.Tensor) -> torch.Tensor:
-        return self._pixel_codes(self._quantized()[0], x)
+        return self.pixel_codes(self._quantized()[0], x)
 
     def _quantize(self, x: torch.Tensor, grid: torch.Tensor, bits: torch.Tensor, **settings: Any) -> torch.Tensor:
         """Codes [N, H, W, C4] of floats [N, C, H, W] of any strides."""
         return ops.quantize(x, grid, bits, **self._running_on(), **settings)
 
-    def _quantize_into(
+    def quantize_into(
         self,
         x: torch.Tensor,
         grid: torch.Tensor,
@@ -526,7 +533,9 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         target = {"y_q": y_q, "start": start} if self.packed_codes else {"y_q": y_q[..., start:end]}
         ops.quantize_out(x.permute(0, 3, 1, 2), grid, bits, **target, **settings, **self._running_on())
 
-    def _quantize_for(self, x: torch.Tensor, readers: list[Reader], buffers: list[torch.Tensor], bits: list[torch.Tensor]) -> None:
+    def quantize_many_into(
+        self, x: torch.Tensor, readers: list[Reader], buffers: list[torch.Tensor], bits: list[torch.Tensor]
+    ) -> None:
         """Codes of features [N, H, W, C] for several convolutions, each into its channels of a buffer."""
         starts = [reader.start for reader in readers] if self.packed_codes else None
         if starts is None:
@@ -537,7 +546,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
     def _running_on(self) -> dict[str, Any]:
         return {"packed_codes": self.packed_codes, "backend": self.choice.backend, "threads": self._threads}
 
-    def _plain(self, key: str) -> torch.Tensor | None:
+    def plain_tensor(self, key: str) -> torch.Tensor | None:
         """What is left in float, by its AdaBM key; None where the network has no such thing."""
         return getattr(self, key.replace(".", "_"), None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -14,9 +14,6 @@ from ..quantize import from_fixed, padded_channels
 from ..regions import Depths, Region
 from . import float_nodes
 from .conv import IntegerConv2d
-
-if TYPE_CHECKING:
-    from .network import ConvertedNetwork
 
 EVERYWHERE: dict[str, Any] = {}  # where a layer computes, as arguments of the operators
 
@@ -68,10 +65,63 @@ class Place:
         return {"depth": depths.values, "region": self.region.numbers(depths)}
 
 
+class RunsSteps(Protocol):
+    """What the steps ask of the network that runs them."""
+
+    @property
+    def fraction(self) -> int | None:
+        """The fraction of the features that pass the blocks by, where those are int16 (quantize.to_fixed); None where float32."""
+
+    @property
+    def easy(self) -> IntegerConv2d | None:
+        """The filter of easy tiles, from the codes of the pixels to the output; None where every tile has all blocks computed."""
+
+    def work_buffer(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, room: int = 0
+    ) -> torch.Tensor:
+        """Memory by its name, which holds whatever the last one to ask for that name has left there."""
+
+    def image_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
+        """Where the convolution that gives the output writes pixels, uint8 [N, r*H, r*W, C], from codes [N, H, W, C4]."""
+
+    def output_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
+        """Where a convolution writes features that are in no buffer, float32 [N, r*H, r*W, C], from codes [N, H, W, C4]."""
+
+    def pixel_codes(self, conv: IntegerConv2d, x: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
+        """The codes of pixels x float32 [N, 3, H, W] that a convolution reads, uint8 [N, H, W, 4]. bits: int32 [N], or None for
+        the most that the convolution can have."""
+
+    def quantize_into(
+        self,
+        x: torch.Tensor,
+        grid: torch.Tensor,
+        bits: torch.Tensor,
+        y_q: torch.Tensor,
+        start: int = 0,
+        end: int | None = None,
+        **settings: Any,
+    ) -> None:
+        """Makes codes of features [N, H, W, C], on int32 [N] bits, in channels start..end of a buffer of codes.
+
+        settings: the fraction of int16 features; depth and region, where not everywhere."""
+
+    def quantize_many_into(
+        self, x: torch.Tensor, readers: list[Reader], buffers: list[torch.Tensor], bits: list[torch.Tensor]
+    ) -> None:
+        """Makes codes of the same features [N, H, W, C] for several convolutions, each in its own buffer and on its own bits."""
+
+    def depths_from_codes(self, pixels: torch.Tensor, origin: tuple[int, int]) -> Depths:
+        """The depths of tiles, from the codes of the pixels uint8 [N, H, W, 4]. origin: rows and columns that the first tiles of
+        the images lack."""
+
+    def plain_tensor(self, key: str) -> torch.Tensor | None:
+        """What is left in float, by its AdaBM key; None where the network has no such thing."""
+
+
 class Run:
     """One forward pass: tensors by their places, bits of every convolution's input codes, and what was asked for."""
 
-    def __init__(self, network: ConvertedNetwork, program: Program, bits: Sequence[torch.Tensor], as_pixels: bool):
+    def __init__(self, network: RunsSteps, program: Program, bits: Sequence[torch.Tensor], as_pixels: bool):
         self.network, self.fraction, self.bits, self.as_pixels = network, network.fraction, bits, as_pixels
         self.origin, self.exits = (0, 0), False
         self.tensors: list[Any] = [None] * program.count  # a tensor where it has been made
@@ -93,7 +143,7 @@ class Run:
                 dtype = torch.int16 if store.kind == "stream" and self.fraction is not None else dtype
                 shape = n, h * factor, w * factor, store.width
                 room = math.prod(shape) // store.values * store.most
-                whole = tensors[held.whole] = self.network._buffer(store.buffer, shape, dtype, like.device, room)
+                whole = tensors[held.whole] = self.network.work_buffer(store.buffer, shape, dtype, like.device, room)
             found = tensors[held.at] = whole if held.at == held.whole else whole[..., held.start : held.stop]
         return found
 
@@ -161,16 +211,16 @@ class QuantizeStep(Step):
     def run(self, run: Run) -> None:
         network, x, first = run.network, run.side_by_side(self.x), self.readers[0]
         if first.codes.store.fresh:
-            run.tensors[first.codes.at] = network._pixel_codes(first.conv, x.permute(0, 3, 1, 2), run.bits[first.bits])
+            run.tensors[first.codes.at] = network.pixel_codes(first.conv, x.permute(0, 3, 1, 2), run.bits[first.bits])
             return
         buffers = [run.target(reader.codes, x) for reader in self.readers]
         bits = [run.bits[reader.bits] for reader in self.readers]
         if len(buffers) > 1:
-            network._quantize_for(x, self.readers, buffers, bits)
+            network.quantize_many_into(x, self.readers, buffers, bits)
         else:
             settings = {"fraction": run.fraction} if x.dtype == torch.int16 else {}
             settings |= run.placed[self.place]
-            network._quantize_into(x, first.conv.grid, bits[0], buffers[0], first.start, first.end, **settings)
+            network.quantize_into(x, first.conv.grid, bits[0], buffers[0], first.start, first.end, **settings)
 
 
 @dataclass(eq=False)
@@ -192,7 +242,7 @@ class LeaveStep(Step):
         left = self.conv.leave(x.clone() if self.keep else x, codes, run.fraction if x.dtype == torch.int16 else None)
         rest = self.conv.rest
         assert rest is not None
-        run.network._quantize_into(left, rest.grid, run.bits[self.bits], run.target(self.left, codes), **run.placed[self.place])
+        run.network.quantize_into(left, rest.grid, run.bits[self.bits], run.target(self.left, codes), **run.placed[self.place])
 
 
 @dataclass(eq=False)
@@ -260,13 +310,13 @@ class FreshStep(Step):
     def run(self, run: Run) -> None:
         conv, tensors, place = self.conv, run.tensors, run.placed[self.place]
         x_q, bits = tensors[self.x.at], run.bits[self.bits]
-        image = run.network._image(conv, x_q) if self.output and run.as_pixels else None
+        image = run.network.image_for(conv, x_q) if self.output and run.as_pixels else None
         added: dict[str, Any] = {} if self.residual is None else {"residual": run.floats(self.residual).contiguous()}
         if image is not None and self.left is None:
             conv.pixels_into(x_q, bits, image, **added, **place)
             tensors[self.y.at] = image
             return
-        y = run.network._output(conv, x_q)
+        y = run.network.output_for(conv, x_q)
         if self.left is None:
             conv.into(x_q, bits, y=y, **added, **place)
         else:
@@ -284,7 +334,7 @@ class DepthStep(Step):
 
     def run(self, run: Run) -> None:
         if run.exits:
-            run.set_depths(run.network._depths(run.tensors[self.x.at], run.origin))
+            run.set_depths(run.network.depths_from_codes(run.tensors[self.x.at], run.origin))
 
 
 @dataclass(eq=False)
@@ -322,7 +372,7 @@ class FloatStep(Step):
 
     def run(self, run: Run) -> None:
         given = [run.floats(held).permute(0, 3, 1, 2) for held in self.inputs]
-        y = float_nodes.evaluate(self.node, given, run.network._plain)
+        y = float_nodes.evaluate(self.node, given, run.network.plain_tensor)
         y = y.clone() if any(y is x for x in given) else y  # a buffer that it lies in may be another's soon
         run.tensors[self.y.at] = y.permute(0, 2, 3, 1)
 

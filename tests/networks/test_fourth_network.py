@@ -14,6 +14,7 @@ from adabm_kernels.convert import convert_model
 from adabm_kernels.graph.builder import Builder
 from adabm_kernels.graph.nodes import Activation, Add, Graph, Resize
 from adabm_kernels.networks import detect as detection
+from adabm_kernels.networks.convention import fold
 from adabm_kernels.networks.float_network import float_network
 from adabm_kernels.networks.layouts import State, count
 from adabm_kernels.networks.spec import NetworkSpec, stages
@@ -32,6 +33,7 @@ class BesideSpec(NetworkSpec):
     scale: int
     blocks: int
     channels: int
+    inner: str = "relu"
 
     def build(self) -> Graph:
         b, c = Builder(), self.channels
@@ -41,7 +43,7 @@ class BesideSpec(NetworkSpec):
 
         y = leaky("stem.act", b.conv("stem", "x", (3, c), role="end"))
         for i in range(self.blocks):
-            inner = b.relu(f"blocks.{i}.act", b.conv(f"blocks.{i}.conv1", y, (c, c), body=True))
+            inner = b.add(Activation(f"blocks.{i}.act", (b.conv(f"blocks.{i}.conv1", y, (c, c), body=True),), self.inner))
             y = b.sum(f"blocks.{i}", b.conv(f"blocks.{i}.conv2", inner, (c, c), body=True), y)
         for i, factor in enumerate(stages(self.scale)):
             y = b.shuffle(f"up.{i}.shuffle", b.conv(f"up.{i}", y, (c, c * factor**2), role="end"), factor)
@@ -81,3 +83,17 @@ def test_it_is_recognised_calibrated_and_converted(quantize: str) -> None:
         assert torch.equal(again(x), got) and not torch.equal(got, want) and got.shape == (1, 3, 64, 72)
         integers = convert_model(sim)(x)
         assert (integers - sim.double()(x.double())).abs().mean() < 1e-3
+
+
+def test_biases_take_up_a_range_behind_homogeneous_activations_alone() -> None:
+    relu, silu = BesideSpec(2, 1, 4), BesideSpec(2, 1, 4, "silu")
+    assert relu.takes_any_range and not silu.takes_any_range
+    state, x = float_network(relu).state_dict(), torch.rand(1, 3, 8, 8)
+    network = float_network(relu)
+    network.load_state_dict(fold(state, relu, 1.0, None, "rgb"))
+    with torch.no_grad():
+        want = float_network(relu)
+        want.load_state_dict(state)
+        torch.testing.assert_close(network(x * 255), want(x) * 255)
+    with pytest.raises(ValueError, match="rgb_range must be 255 for a network of this kind, Beside: .* got 1"):
+        fold(state, silu, 1.0, None, "rgb")

@@ -115,7 +115,7 @@ def node_by_node(model: ConvertedNetwork, x: torch.Tensor) -> torch.Tensor:
                 y = layer.two_digits(codes, ops.quantize(left, layer.rest.grid, bits, backend="reference"), bits)
             tensors[node.name] = y.permute(0, 3, 1, 2)
         else:
-            tensors[node.name] = evaluate(node, [tensors[name] for name in node.inputs], model._plain)
+            tensors[node.name] = evaluate(node, [tensors[name] for name in node.inputs], model.plain_tensor)
     return tensors[graph.outputs[0]]
 
 
