@@ -51,7 +51,7 @@ def _share_buffers(steps: Sequence[Step], lives: Lives) -> None:
                     store.buffer, step.accumulate = added.buffer, True
                     gone.add(id(added))
                     continue
-            size = store.width * store.extent[1] ** 2
+            size = store.values
             unused = sorted(free.setdefault(store.kind, []), key=lambda name: sizes[name])
             fitting = [name for name in unused if sizes[name] >= size] or unused[-1:]
             store.buffer = fitting[0] if fitting else f"{store.kind}{sum(name.startswith(store.kind) for name in sizes)}"
@@ -63,6 +63,18 @@ def _share_buffers(steps: Sequence[Step], lives: Lives) -> None:
             if not store.fresh and lives[id(store)][1] == i and id(store) not in gone:
                 free[store.kind].append(store.buffer)
                 gone.add(id(store))
+    _make_room(steps)
+
+
+def _make_room(steps: Sequence[Step]) -> None:
+    """Have each buffer made as large as it will have to be, or the first forward pass would hold what it outgrows beside it."""
+    stores = [held.store for step in steps for held in step.writes() if not held.store.fresh]
+    most: dict[tuple[str, str], int] = {}  # by the buffer, and what sizes derive from
+    for store in stores:
+        key = store.buffer, store.extent[0]
+        most[key] = max(store.values, most.get(key, 0))
+    for store in stores:
+        store.most = most[store.buffer, store.extent[0]]
 
 
 def _in_place(added: Slice, to: Slice) -> bool:

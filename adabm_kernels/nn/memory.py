@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from ..graph.nodes import Add, Affine, BatchNorm
-from .steps import DropStep, FloatStep, LeaveStep, Program, Step, Store
+from .steps import DropStep, FloatStep, FreshStep, LeaveStep, Program, Step, Store
 
 # Of a value. Features that pass the blocks by may be half as wide, and codes on a GPU may lie two in a byte.
 _BYTES = {"codes": 1, "features": 4, "stream": 4, "pixels": 4}
@@ -41,7 +41,13 @@ def bytes_per_pixel(program: Program, scales: Mapping[str, Fraction]) -> int:
 
 
 def _passing(step: Step) -> list[Store]:
-    """What torch makes on the way, of the size of these: a product before it is added to, a copy of what must stay as it is."""
+    """What torch makes on the way, of the size of these."""
     if isinstance(step, FloatStep) and isinstance(step.node, (Add, Affine, BatchNorm)):
-        return [step.y.store]
-    return [step.x.store] if isinstance(step, LeaveStep) and step.keep else []
+        return [step.y.store]  # a product before it is added to
+    if isinstance(step, LeaveStep):  # what the codes stand for, and a copy of what must stay as it is
+        return [step.x.store] * (2 if step.keep or step.x.store.kind == "stream" else 1)
+    if isinstance(step, FreshStep):
+        copied = [step.residual.store] if step.residual is not None and step.residual.store.fresh else []
+        # Of two digits, torch computes the PReLU: which values are negative, their products, and the result.
+        return copied + [step.y.store] * (3 if step.left is not None and step.conv.late == "prelu" else 0)
+    return []

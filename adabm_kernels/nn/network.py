@@ -496,11 +496,13 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         run.origin, run.exits = origin, self._exits(x)
         return program.run(run, x)
 
-    def work_buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def work_buffer(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, room: int = 0
+    ) -> torch.Tensor:
         """Memory that the network keeps between calls, with arbitrary contents: see `Workspace.get`."""
         if torch.compiler.is_compiling():  # the compiler plans memory itself
             return torch.empty(shape, dtype=dtype, device=device)
-        return self._workspace.get(name, shape, dtype, device)
+        return self._workspace.get(name, shape, dtype, device, room)
 
     def pixel_codes(self, conv: IntegerConv2d, x: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
         """The codes of pixels x float32 [N, 3, H, W] that a convolution reads, uint8 [N, H, W, 4]. bits: None for the most."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -23,7 +24,8 @@ class Store:
 
     kind: "codes", "features" (float32), or "stream" for features that pass the blocks by. width: channels. extent: tells sizes
     apart: (name of the tensor that they derive from, factor). fresh: made anew in each forward pass, not in a buffer. buffer: the
-    buffer that it lies in, which others may use before and after it.
+    buffer that it lies in, which others may use before and after it. most: values, for each pixel of the tensor that its extent
+    derives from, of the largest that lies there.
     """
 
     kind: str
@@ -31,6 +33,12 @@ class Store:
     extent: tuple[str, int]
     fresh: bool = False
     buffer: str = ""
+    most: int = 0
+
+    @property
+    def values(self) -> int:
+        """Values for each pixel of the tensor that its extent derives from."""
+        return self.width * self.extent[1] ** 2
 
 
 @dataclass(eq=False)
@@ -68,7 +76,9 @@ class RunsSteps(Protocol):
     def easy(self) -> IntegerConv2d | None:
         """The filter of easy tiles, from the codes of the pixels to the output; None where every tile has all blocks computed."""
 
-    def work_buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def work_buffer(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, room: int = 0
+    ) -> torch.Tensor:
         """Memory by its name, which holds whatever the last one to ask for that name has left there."""
 
     def image_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
@@ -132,7 +142,8 @@ class Run:
                 dtype = torch.uint8 if store.kind == "codes" else torch.float32
                 dtype = torch.int16 if store.kind == "stream" and self.fraction is not None else dtype
                 shape = n, h * factor, w * factor, store.width
-                whole = tensors[held.whole] = self.network.work_buffer(store.buffer, shape, dtype, like.device)
+                room = math.prod(shape) // store.values * store.most
+                whole = tensors[held.whole] = self.network.work_buffer(store.buffer, shape, dtype, like.device, room)
             found = tensors[held.at] = whole if held.at == held.whole else whole[..., held.start : held.stop]
         return found
 

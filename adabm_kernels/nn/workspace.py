@@ -17,8 +17,11 @@ class Workspace(threading.local):
         self._buffers: dict[tuple, torch.Tensor] = {}
         self.holds_output = False  # whether the calling thread's network writes its output into a buffer too
 
-    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """A tensor of this shape with arbitrary contents, valid until the next `get` of the same name on this thread."""
+    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, room: int = 0) -> torch.Tensor:
+        """A tensor of this shape with arbitrary contents, valid until the next `get` of the same name on this thread.
+
+        room: values that the buffer will have to hold, where that is more.
+        """
         # Work on two streams may overlap though one thread asked for both.
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
         key, count = (name, dtype, device, stream), math.prod(shape)
@@ -26,9 +29,9 @@ class Workspace(threading.local):
             # Fake, traced or wrapped tensors mean nothing to the calls that follow.
             return torch.empty(shape, dtype=dtype, device=device)
         buffer = self._buffers.get(key)
-        if buffer is None or buffer.numel() < count:
+        if buffer is None or buffer.numel() < max(count, room):
             with torch.inference_mode(False):  # a tensor of inference mode could not be written outside of it
-                buffer = self._buffers[key] = torch.empty(count, dtype=dtype, device=device)
+                buffer = self._buffers[key] = torch.empty(max(count, room), dtype=dtype, device=device)
         return buffer[:count].view(shape)
 
     def clear(self) -> None:

@@ -23,6 +23,7 @@ from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.rrdb import RRDBSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
+from adabm_kernels.networks.srvgg import SRVGGSpec
 from adabm_kernels.nn import network
 from adabm_kernels.ops import ready
 from adabm_kernels.quantize import act_grid, pack_codes, padded_channels, unpack_codes
@@ -176,6 +177,7 @@ NETWORKS = {
     "rdn_odd": (RDNSpec(2, 2, 2, growth=6, channels=8), {}),  # its slices do not begin at multiples of 4
     "srresnet": (SRResNetSpec(2, 1, 8), {"act_bits": 4}),
     "rrdb": (RRDBSpec(4, 1, 8, 4), {}),
+    "srvgg": (SRVGGSpec(3, 1, 8), {}),  # its last convolution is added to what lies behind its PixelShuffle
 }
 
 

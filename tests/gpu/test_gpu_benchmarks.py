@@ -85,7 +85,7 @@ def test_a_network_is_measured_on_the_backend_that_it_is_proven_on() -> None:
     )
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(SCRIPTS), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run([sys.executable, "-c", run], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -122,7 +122,8 @@ RECORDED = {
 
 def test_the_table_of_a_recorded_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("measure_gpu", BENCHMARKS / "measure_gpu.py")
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location("measure_gpu", SCRIPTS / "measure_gpu.py")
     measure_gpu = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(measure_gpu)
     lines = measure_gpu.table(json.loads(json.dumps(RECORDED))).splitlines()

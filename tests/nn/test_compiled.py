@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +18,7 @@ from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.rrdb import RRDBSpec
 from adabm_kernels.networks.spec import NetworkSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
+from adabm_kernels.networks.srvgg import SRVGGSpec
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters
 from adabm_kernels.nn.float_nodes import evaluate
@@ -218,6 +220,7 @@ EVERY = [
     RDNSpec(3, 3, 2, 4, 8),
     SRResNetSpec(4, 2, 8),
     RRDBSpec(4, 1, 8, 4),
+    SRVGGSpec(3, 2, 8),
     MadeUp(),
     MadeUp(odd=5),
 ]
@@ -252,6 +255,28 @@ def test_a_buffer_is_used_again_only_when_nothing_reads_it_any_more(
         monkeypatch.setattr(ConvertedNetwork, "quantizes_early", early)
         model.set_backend("reference")
         check_lives(model._programs[0])
+
+
+def bytes_held(model: ConvertedNetwork, x: torch.Tensor) -> int:
+    """What torch holds at most for a first forward pass, the input among it."""
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.no_grad(), torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        model(x)
+    changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return x.nbytes + max(itertools.accumulate(changes))
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the reference holds more on the way")
+@pytest.mark.parametrize("quantize", ["full", "body"])
+@pytest.mark.parametrize("spec", EVERY, ids=lambda spec: f"{spec.network}-{spec.scale}")
+def test_what_a_forward_pass_holds_is_known(spec: NetworkSpec, quantize: str) -> None:
+    """Also in the first one, whose buffers are made at once as large as they will have to be."""
+    if quantize == "body" and not spec.quantized("body"):
+        pytest.skip("it has no body")
+    model, x = network(spec, "cpu", quantize), torch.rand(1, 3, 64, 64) * 255
+    estimate = model.bytes_per_pixel()
+    small = 16384  # bytes of tensors that do not grow with the picture, weights as torch's convolutions want them among these
+    assert 0.7 * estimate <= (bytes_held(model, x) - small) / 64**2 <= estimate
 
 
 def test_sums_are_made_in_place_where_what_is_added_to_is_read_no_more() -> None:
