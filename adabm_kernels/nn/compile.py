@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..graph.nodes import Concat, Node, Resize
+from ..graph.nodes import Add, Concat, Node, Resize
+from ..graph.properties import POINTWISE
 from ..quantize import CODE_CHANNELS
 from .buffers import bind
 from .conv import IntegerConv2d
@@ -138,7 +139,8 @@ class _Compiler:
             return of, factor * item.conv.shuffle
         if item.name in self.repeated:
             return of, factor * int(self.repeated[item.name].factor)
-        return (of, factor) if isinstance(item, Concat) else (item.name, 1)
+        alike = isinstance(item, Add) and len({self.extents[name] for name in item.inputs}) == 1
+        return (of, factor) if alike or isinstance(item, (Concat, *POINTWISE)) else (item.name, 1)
 
     def _homes(self) -> dict[str, Slice]:
         """Places side by side for the parts of concatenations that layers read, of the widest that begins with the same."""
