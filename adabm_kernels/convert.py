@@ -50,6 +50,9 @@ def convert_model(
     device: where torch calibrates, "cpu" or "cuda"; the converted network is on the CPU.
     progress: called while it calibrates, with (work done, work in all, what is being done); the unit is about a second.
 
+    Its `report` says what became of the network, in plain values: "layers", the quantised convolutions with their bits; "skipped",
+    the names of those that are not; "floats", by name, what is computed in floats between them, and why; "backend"; "calibration".
+
     Raises TypeError or ValueError naming the argument, the rule and the value.
     """
     if isinstance(model, ConvertedNetwork):
@@ -113,6 +116,7 @@ def _from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
             for conv in quantized.values()
         ],
         "skipped": [conv.name for conv in model.spec.convs() if conv.name not in quantized],
+        "floats": converted.in_floats(),
         "backend": converted.choice,
         "calibration": model.report,
     }

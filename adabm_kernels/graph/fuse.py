@@ -94,7 +94,7 @@ def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:
     return replace(conv, before=node, inputs=node.inputs)
 
 
-def _in_epilogue(node: Activation) -> bool:
+def folds(node: Activation) -> bool:
     """Whether kernels compute an activation together with the convolution before it."""
     return node.function in _EPILOGUES and _EPILOGUES[node.function][1].issuperset(dict(node.settings))
 
@@ -106,7 +106,7 @@ def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection
         return None
     if isinstance(node, (BatchNorm, Affine, ColourShift)) and conv.activation is None:
         changes["affine"] = (*conv.affine, node)
-    elif isinstance(node, Activation) and conv.activation is None and _in_epilogue(node):
+    elif isinstance(node, Activation) and conv.activation is None and folds(node):
         changes["activation"] = node
     elif isinstance(node, PixelShuffle) and conv.shuffle == 1:
         changes["shuffle"] = node.factor

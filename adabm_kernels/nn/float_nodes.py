@@ -6,8 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from ..graph.fold import Values, gain_and_shift
+from ..graph.fuse import folds
 from ..graph.module import computed
-from ..graph.nodes import Activation, BatchNorm, ColourShift, Conv, Node
+from ..graph.nodes import Activation, Add, Affine, BatchNorm, ColourShift, Concat, Conv, Node, PixelShuffle
 
 
 def evaluate(node: Node, inputs: list[torch.Tensor], values: Values) -> torch.Tensor:
@@ -31,3 +32,19 @@ def evaluate(node: Node, inputs: list[torch.Tensor], values: Values) -> torch.Te
 def colour_key(node: ColourShift) -> str:
     """The key of what a network keeps of a shift, on its device: the signed colour, float32 [3]."""
     return f"{node.name}.shift"
+
+
+def why_in_floats(node: Node) -> str:
+    """Why no integer kernel computes a node, as what a report says of it."""
+    match node:
+        case Conv():
+            return "the settings leave this convolution in floats (quantize='body')"
+        case Activation() if not folds(node):
+            return f"integer kernels have no {node.function}"
+        case Add():
+            return "a sum that no convolution takes in as its residual"
+        case Concat():
+            return "its parts are put side by side for what reads them in floats"
+        case Activation() | Affine() | BatchNorm() | ColourShift() | PixelShuffle():
+            return "no convolution in integers stands right before it"
+    return f"integer kernels have no {type(node).__name__}"

@@ -28,12 +28,12 @@ from .bits import DecidesBits, RunningThresholds
 from .compile import Layer, Source, compile_steps, slices_aligned
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .depth import DecidesDepths, LinearExit, Places, places_of
-from .float_nodes import colour_key
+from .float_nodes import colour_key, why_in_floats
 from .graph import Graphs, recorded_by_default, records_by_default
 from .lanes import in_order, lanes
 from .memory import bytes_per_pixel
 from .plan_table import format_plan, plan_rows
-from .steps import Program, Reader, Run
+from .steps import FloatStep, Program, Reader, Run
 from .tail import CollapsedConv2d
 from .workspace import Workspace
 
@@ -549,6 +549,11 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
     def plain_tensor(self, key: str) -> torch.Tensor | None:
         """What is left in float, by its AdaBM key; None where the network has no such thing."""
         return getattr(self, key.replace(".", "_"), None)
+
+    def in_floats(self) -> dict[str, str]:
+        """The parts that are computed in floats between the integer convolutions, by name in the order they run, and why."""
+        nodes = (step.node for step in self._programs[-1].steps if isinstance(step, FloatStep))
+        return {node.name: why_in_floats(node) for node in nodes}
 
     def float_model(self) -> nn.Module:
         """The float network this one was made from. Raises ValueError when its weights were not kept."""

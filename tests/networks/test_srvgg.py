@@ -86,6 +86,7 @@ def test_a_network_without_blocks_says_so():
     with pytest.raises(ValueError, match="residual must .* an SRVGGNetCompact has no residual blocks that features could pass by"):
         calibrate(state, [images(1, 3, 16, 17)], config, check=False)
     model = convert_model(state, [images(1, 3, 16, 17)], ConvertConfig(recipe="paper", batch=1), check=False)
+    assert model.report["floats"] == {"enlarged": "integer kernels have no Resize"}
     with pytest.raises(ValueError, match="depth must be 'auto' or 'full' for a network without blocks, got 2"):
         model.set_depth(2)
 

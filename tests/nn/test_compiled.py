@@ -21,7 +21,7 @@ from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.networks.srvgg import SRVGGSpec
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters
-from adabm_kernels.nn.float_nodes import evaluate
+from adabm_kernels.nn.float_nodes import evaluate, why_in_floats
 from adabm_kernels.nn.steps import ConvStep, Program, QuantizeStep
 from adabm_kernels.quantize import to_pixels
 
@@ -295,3 +295,20 @@ def test_concatenations_are_slices_and_their_codes_are_made_once() -> None:
     block = [("features1", 0, 12, 0), ("features1", 0, 16, 0)]
     assert [read[1:] for read in reads[1:]] == [(0, 12, 0), (0, 16, 0), (0, 8, 0), (0, 12, 0), (0, 16, 0), (0, 8, 8)]
     assert reads[1:3] == block and len({read[0] for read in reads[1:]}) <= 2
+
+
+@pytest.mark.parametrize(
+    ("node", "why"),
+    [
+        (conv("c", "x", 3, 4), "the settings leave this convolution in floats (quantize='body')"),
+        (Activation("a", ("x",), "relu"), "no convolution in integers stands right before it"),
+        (Activation("a", ("x",), "silu"), "integer kernels have no silu"),
+        (Add("s", ("x", "y")), "a sum that no convolution takes in as its residual"),
+        (Concat("t", ("x", "y")), "its parts are put side by side for what reads them in floats"),
+        (PixelShuffle("p", ("x",), 2), "no convolution in integers stands right before it"),
+        (Multiply("m", ("x", "y")), "integer kernels have no Multiply"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_what_stays_in_floats_has_a_reason(node: Node, why: str) -> None:
+    assert why_in_floats(node) == why
