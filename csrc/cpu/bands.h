@@ -1,4 +1,12 @@
 // The rows of a convolution as its kernels and threads take them: rows that are computed together, and bands of them.
+//
+// A tile of F(m, 3) along the rows gives m rows at once, so rows come in groups of m; the last group has fewer, and the rows that a
+// layer with kernels of its own at the border has there are computed alone. A thread takes whole groups. Bands are shorter than an
+// equal share, eight for each thread, since threads are seldom equally fast: other work slows some of them down, and whoever is
+// done first takes the next band.
+//
+// Where only a region of the image is computed (cpu/spans.h) rows differ in what they cost. Bands then have equal costs and not
+// equal numbers of rows, and a group whose rows have different columns computes all columns that any of them has.
 #pragma once
 
 #include <cstdint>

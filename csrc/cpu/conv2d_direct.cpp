@@ -1,4 +1,9 @@
 // Direct convolution: the products of all taps of a block of pixels accumulate in registers.
+//
+// Nothing is copied where all pixels under a block lie inside the image: a row of the kernel is one run of bytes from an offset on,
+// as the channels of its taps are adjacent in codes and in weights alike, and neighbouring pixels read almost the same bytes. A block
+// at the border has its surroundings copied, with codes of 0 outside. Several blocks leave through the epilogue together, which needs
+// fewer calls and has the residual of the next ones on its way while products run.
 #include <algorithm>
 #include <cstring>
 

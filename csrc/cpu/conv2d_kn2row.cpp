@@ -1,4 +1,8 @@
 // Convolution to few outputs with the kernel's columns as outputs too: kernel_columns_out of packed.h.
+//
+// Three outputs fill 3 of the 16 lanes of a panel. With the nine columns of a 9x9 kernel they are 27, which fill two panels but for
+// five lanes, and the kernel left is 9x1: a ninth of the steps. A product then belongs to the pixel as many columns away as its
+// column of the kernel is from the middle one, and a last pass adds up what belongs to each pixel (`gather_columns`).
 #include <algorithm>
 #include <cstring>
 

@@ -1,5 +1,17 @@
 // Convolution by tiles. Codes are transformed for a group of tiles at a time, few enough that they and the sums stay in the nearest
 // caches; a row of tiles gives two, three or four rows of outputs.
+//
+// For F(2, 3) x F(3, 3), one group:
+//
+//     codes 4 x 5 a tile      transform          products            back along rows      back along columns, epilogue
+//     of one channel     ->   20 taps, each  ->  tap by tap,     ->  in registers    ->   6 pixels a tile leave as features
+//     after the other         a plane of         a small matrix      (row_product)        or codes (untile_epilogue)
+//                             tiles x channels   product each
+//
+// Transformed codes are shifted so that the least of them is 0 and fit in bytes, which is what few bits buy: with 4 bits this tile
+// has 20 products for 6 outputs where the direct form has 54. What the shift adds to the sums is known from the weights alone, and
+// the sums start from its negative (`start_offset` in cpu/packed.h). All of it is exact in integers, the divisions too: the
+// planner has proved that nothing leaves its range (adabm_kernels/planning/exact.py).
 #include <algorithm>
 
 #include "common/status.h"

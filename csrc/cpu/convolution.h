@@ -1,4 +1,22 @@
 // One convolution being computed: where its rows go and how a finished block of accumulators leaves.
+//
+// The work is divided three times, each time so that what is read again is still near:
+//
+//   call  ->  bands of rows      one after the other for each thread (cpu/bands.h)
+//   band  ->  groups of rows     those of one tile: one row in the direct form, two to four in tiles
+//   group ->  blocks of pixels   as many as have their sums in registers (cpu/isa/kernels.h)
+//
+// A block goes through the same stations in every form: codes are brought into the order in which products read them, products
+// are summed in 32 bits, and the epilogue turns the sums into what the call asks for (features, codes of the next layer, pixels),
+// without a trip through memory that is not the nearest cache. The forms differ in the first two stations alone:
+//
+//   conv2d_direct.cpp   reads the codes where they lie, a tap at a time, and copies them only at the border of the image
+//   conv2d_tiled.cpp    transforms the codes of a group of tiles; sums are transformed back on their way out
+//   conv2d_kn2row.cpp   for few outputs: takes the columns of the kernel as outputs too, and adds them up where they belong
+//
+// The image has no border in memory. Zeros around it would be wrong anyway: a code of 0 stands for the least value of the grid and
+// not for the value 0. Products at the border take codes of 0 for the missing pixels, which add nothing, and `beta`, which differs
+// by border class, holds the offset of the grid times the weights of those taps alone that lie inside (docs/numerics.md).
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,8 @@
 // The depth of each tile: whether the image bends there by more than a threshold.
+//
+// The second difference of neighbouring pixels along rows and along columns is 0 on flat colours and on even slopes, however steep:
+// those are what a small filter upscales as well as the whole network (docs/depth.md). The largest one of the pixels of a tile, in
+// any colour, is compared with the threshold. Neighbours may lie in other tiles; at the border of the image a pixel is its own.
 #include <algorithm>
 #include <vector>
 

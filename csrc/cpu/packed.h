@@ -1,6 +1,10 @@
 // The packed form of one layer's weights: a header, then for each tile in use its panels, then for each bit-width that uses a
 // tile other than direct the sums its accumulators start from.
 //
+// Weights are packed once and read by every block of pixels, so they lie in the order in which a block reads them, from the first
+// byte to the last, and one instruction takes 64 of them: four channels of 16 outputs, which is what a dot product of bytes
+// multiplies by four codes that it has 16 times over.
+//
 //   kernel, block of up to 4 panels, product tap, channel quad, panel:  [16 outputs][4 channels] int8, 64 bytes, aligned
 //
 // where the product taps of the direct form are the kernel's, or with kn2row its rows, and those of a tile on bytes are [column

@@ -1,4 +1,15 @@
 // Where a region of an image is: strips of rows that are alike, and in each the columns that are computed and passed on.
+//
+// A region is given by a map of tiles, each with a depth, and by which depths it takes (adabm_region in adabm.h). Kernels work on
+// runs of columns, so the map is turned once for each call into strips:
+//
+//     . . # # # . #      # : tiles that are computed        strip of 8 rows: columns 16..39 and 48..55
+//     . . # # # . #                                          the same rows again: the same strip goes on
+//     . . . # . . .                                          strip of 8 rows: columns 24..31
+//
+// Rows of pixels in the same row of tiles are alike, and so are neighbouring rows of tiles with the same tiles in them: a picture
+// has few strips. A convolution also computes pixels around the tiles as far as later layers read them, which makes strips that
+// begin and end within a row of tiles.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,11 @@
 // AVX512-VNNI: vpdpbusd multiplies 64 unsigned codes by 64 signed weights into 16 sums.
+//
+// There are 32 registers. A block holds up to 24 sums in them, which leaves four for the weights of a step and some for codes: one
+// load brings four codes of a pixel 16 times over. Codes are unsigned and weights signed, as the instruction has it, and it sums its
+// four products in 32 bits, so that nothing overflows between. Every sum of a block waits for its own products alone, and with 24 of
+// them the instruction's latency never shows.
+//
+// Tiles on bytes are multiplied by the same instruction, tiles on words by vpdpwssd, which has half as many products.
 #include "adabm/adabm.h"
 #include "cpu/isa/kernels.h"
 

@@ -1,5 +1,19 @@
 // What one instruction set provides. Declarations only: the files beside this one are compiled with different instruction
 // sets, and an inline function shared between them could be linked in from the wrong one.
+//
+// The heart is `product`, a block of pixels times a block of outputs whose sums stay in registers:
+//
+//                 panel 0      panel 1      ...        a panel: 16 outputs, one register of 32-bit sums (two on AVX2)
+//     pixel 0   [ 16 sums ]  [ 16 sums ]
+//     pixel 1   [ 16 sums ]  [ 16 sums ]               in each step four channels of a pixel, 16 times over in a register,
+//       ...                                            meet 64 weights: four channels of 16 outputs
+//
+// In a step every weight that was loaded serves all pixels of the block, and every code all its panels. With 6 pixels and 4 panels,
+// 24 products take 4 loads of weights and 6 of codes. More of either would spill sums to memory; that is what kMaxVectors bounds,
+// and `Kernels::pixels` says which block is the best for each number of panels.
+//
+// A tile multiplies the same way: `transform` writes the codes of many tiles tap by tap, each tap is a small matrix product of its
+// own (`row_product`), and `untile_epilogue` turns the products of a tile's taps back into pixels.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,8 @@
 // Portable kernels: the twin that every other instruction set is tested against, and what runs where there is none.
+//
+// It is written to be read beside the vector forms: one output at a time, in plain loops over taps, channels and outputs. What it
+// computes is what they compute to the last bit. Sums of integers do not depend on their order; that of every float operation of the
+// epilogue is part of the contract (docs/numerics.md).
 #include "adabm/adabm.h"
 #include "adabm/quant_math.h"
 #include "cpu/isa/kernels.h"
