@@ -41,7 +41,6 @@ class NetworkSpec:
     scales: tuple[int, ...] = (2, 3, 4)
 
     scale: int
-    blocks: int
     res_scale: float = 1.0
     mean_shift: bool = False
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -99,6 +98,11 @@ class NetworkSpec:
     def takes_any_range(self) -> bool:
         """Whether weights for pixels of one range are those for another but for a factor on biases (convention.fold)."""
         return properties.takes_any_range(self._graph)
+
+    @cached_property
+    def block_count(self) -> int:
+        """How many residual blocks the network is made of; 0 where it has none."""
+        return len(properties.residual_blocks(self._graph))
 
     @cached_property
     def skips_blocks(self) -> bool:

@@ -120,13 +120,13 @@ class DecidesDepths(nn.Module):
     @property
     def deep(self) -> int:
         """The depth of tiles with all blocks: their number, or the most that a depth can be."""
-        return min(getattr(self.spec, "blocks", 1), MAX_DEPTH)
+        return min(self.spec.block_count, MAX_DEPTH)
 
     def set_depth(self, depth: str | int = "auto") -> None:
         """ "auto": easy tiles have no blocks computed, as calibration found; "full", or the number of the network's blocks: all
         tiles have all blocks; 0: no tile has any. Images with fewer pixels a side than the exit's filter have all blocks computed
         at any depth. Raises ValueError for another depth, and for 0 where the network has no exit."""
-        blocks = getattr(self.spec, "blocks", 0)
+        blocks = self.spec.block_count
         known = depth in ("auto", "full") or (type(depth) is int and depth in (0, blocks))
         if not known and not blocks:
             raise ValueError(f"set_depth: depth must be 'auto' or 'full' for a network without blocks, got {depth!r}")

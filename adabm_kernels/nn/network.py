@@ -32,13 +32,14 @@ from .float_nodes import colour_key, why_in_floats
 from .graph import Graphs, recorded_by_default, records_by_default
 from .lanes import in_order, lanes
 from .memory import bytes_per_pixel
+from .model import ConvertedModel
 from .plan_table import format_plan, plan_rows
 from .steps import FloatStep, Program, Reader, Run
 from .tail import CollapsedConv2d
 from .workspace import Workspace
 
 
-class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
+class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, ConvertedModel):
     """A network with integer convolutions: float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], not clamped.
 
     parameters: the quantised convolutions by name. floats: by name, what is left in float: weight and bias of the other
@@ -548,7 +549,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def plain_tensor(self, key: str) -> torch.Tensor | None:
         """What is left in float, by its AdaBM key; None where the network has no such thing."""
-        return getattr(self, key.replace(".", "_"), None)
+        return self._buffers.get(key.replace(".", "_"))
 
     def in_floats(self) -> dict[str, str]:
         """The parts that are computed in floats between the integer convolutions, by name in the order they run, and why."""

@@ -277,7 +277,7 @@ class SimulatedNetwork(GraphModule):
         exit's filter, too."""
         if self.exit is None or self._full_depth or min(x.shape[2:]) < self.exit.kernel:
             return None
-        return tile_depths(x.detach(), self.exit, min(self.spec.blocks, MAX_DEPTH))
+        return tile_depths(x.detach(), self.exit, min(self.spec.block_count, MAX_DEPTH))
 
     def mean_depth(self, x: torch.Tensor) -> torch.Tensor:
         """Share of the blocks that are computed, mean over the pixels of each image: float32 [N]."""
