@@ -298,7 +298,7 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, con
   if (kForm != Straight::kCodes && (kUsual || p.residual)) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      float(&two)[2] = values[k / 2][k % 2];
+      float (&two)[2] = values[k / 2][k % 2];
       const uint32_t* words = ahead.row(first + k / 2) + k % 2 * (ahead.kRowWords / 2);
       if constexpr (kBiased)
         two[0] = ptx::float_of_half<0>(words[0]) + two[0], two[1] = ptx::float_of_half<1>(words[0]) + two[1];
@@ -319,7 +319,7 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, con
   if (kForm != Straight::kCodes && (kUsual || p.y)) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      const float(&two)[2] = values[k / 2][k % 2];
+      const float (&two)[2] = values[k / 2][k % 2];
       if ((kUsual && !cut_columns(kGroups)) || (written >> (kUsual ? k % 2 : 2 * first + k) & 1)) {
         if (kForm == Straight::kInt16)
           ptx::store_global(reinterpret_cast<uint32_t*>(to.at(k % 2)), kBiased ? pack_biased(two[0], two[1]) : pack_features(two[0], two[1]));
@@ -349,7 +349,8 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, con
 // border, there are a residual, features, ordinary codes and no activation, and 16-bit features may be bounded after their codes are made.
 template <Straight kForm, int kGroups>
 ADABM_DEVICE bool is_usual(const Conv2dParams& p, const LayerValues& v, const StripPixels& s) {
-  const bool whole = !s.border && s.rows == kGroups && (cut_columns(kGroups) || s.columns == kStripColumns), unbounded = kForm != Straight::kInt16 || codes_need_no_clamp(v.grid);
+  const bool whole = !s.border && s.rows == kGroups && (cut_columns(kGroups) || s.columns == kStripColumns),
+             unbounded = kForm != Straight::kInt16 || codes_need_no_clamp(v.grid);
   return kForm != Straight::kCodes &&
          !ptx::any_lane(!(whole && unbounded && p.residual && p.y && v.codes == Codes::kOrdinary && p.activation == ADABM_ACT_NONE));
 }
@@ -382,8 +383,7 @@ ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, con
 
 // The residual of a strip that the products are being made of, on its way to registers.
 template <Straight kForm, int kGroups>
-ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread,
-                            Ahead<kForm, kGroups>& ahead) {
+ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread, Ahead<kForm, kGroups>& ahead) {
   if (kForm == Straight::kCodes) return;
   ahead.place = FeaturePlace<kForm>(p, s, outputs, image, thread);
   if (!p.residual) return;

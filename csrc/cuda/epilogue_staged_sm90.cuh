@@ -107,7 +107,7 @@ ADABM_DEVICE uint32_t four_codes(const float (&values)[kFour], const CodeGrid& g
 // Results of this warpgroup's strips of a tile, in vectors, in the order of docs/numerics.md. staged: of the warpgroup.
 template <int kOwn>
 ADABM_DEVICE void four_epilogue(const Conv2dParams& p, const Tile& at, const OutputTile& outputs, int image, int bits, int consumer,
-                                  const int32_t (&acc)[kOwn][4 * kStripRows], uint32_t thread, uint32_t staged) {
+                                const int32_t (&acc)[kOwn][4 * kStripRows], uint32_t thread, uint32_t staged) {
   const int lane = static_cast<int>(thread) % 32, in_tile = static_cast<int>(thread) / 32 * kWarpOutputs + lane / 8 * kFour;
   if (!ptx::any_lane(in_tile < outputs.count)) return;
   const bool wanted = in_tile < outputs.count;
@@ -193,8 +193,8 @@ ADABM_DEVICE void four_epilogue(const Conv2dParams& p, const Tile& at, const Out
 #pragma unroll
         for (int m = 0; m < FourRows::kRows; m++, y += feature_step)
           if (m < rows)
-            ptx::store_global(reinterpret_cast<ptx::Words4*>(y), ptx::Words4{{ptx::bits_of(values[m][0]), ptx::bits_of(values[m][1]),
-                                                                              ptx::bits_of(values[m][2]), ptx::bits_of(values[m][3])}});
+            ptx::store_global(reinterpret_cast<ptx::Words4*>(y),
+                              ptx::Words4{{ptx::bits_of(values[m][0]), ptx::bits_of(values[m][1]), ptx::bits_of(values[m][2]), ptx::bits_of(values[m][3])}});
       }
       if (!codes) continue;
       if (shrunk) for_values(values, [&](float& value, int, int) { value *= v.shrink; });

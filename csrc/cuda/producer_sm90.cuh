@@ -28,8 +28,8 @@ struct Halo {
   BlockDivisor line;                  // of pixels by number, line after line
 
   ADABM_DEVICE Halo(int across, int lines, int inner_size, int outer_size, int inner_bytes, int outer_bytes)
-      : across(across), lines(lines), inner(0), outer(0), inner_size(inner_size), outer_size(outer_size), inner_bytes(inner_bytes),
-        outer_bytes(outer_bytes), line(across) {}
+      : across(across), lines(lines), inner(0), outer(0), inner_size(inner_size), outer_size(outer_size), inner_bytes(inner_bytes), outer_bytes(outer_bytes),
+        line(across) {}
   ADABM_DEVICE int pixels() const { return across * lines; }
   // Of the first pixel, in bytes.
   ADABM_DEVICE int64_t offset() const { return static_cast<int64_t>(outer) * outer_bytes + inner * inner_bytes; }
@@ -193,8 +193,7 @@ ADABM_DEVICE void unpack_codes(const Halo& h, const Offsets& offsets, bool insid
         ptx::Words4 rows[kPlanes];
         bytes_of_codes<kPlanes, kStorage>(words[i], rows);
 #pragma unroll
-        for (int plane = 0; plane < kPlanes; plane++)
-          ptx::store_shared(to + plane * plane_bytes + (first + i) * kGroupThreads * kRowBytes, rows[plane]);
+        for (int plane = 0; plane < kPlanes; plane++) ptx::store_shared(to + plane * plane_bytes + (first + i) * kGroupThreads * kRowBytes, rows[plane]);
       }
   }
 }
@@ -209,8 +208,7 @@ struct Image {
   Route route;
   ADABM_DEVICE Image(const Conv2dParams& p, int image, bool tensor)
       : codes(p.x_q + static_cast<int64_t>(image) * (p.height * p.width * p.code_channels)),  // an image has less than 2^31 bytes
-        storage(storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X)),
-        pitch(pixel_bytes(p.code_channels, storage)) {
+        storage(storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X)), pitch(pixel_bytes(p.code_channels, storage)) {
     const bool wide = p.code_channels % kStepBytes == 0;
     if (storage == 8)
       route = tensor ? Route::kTensor : pitch % kRowBytes == 0 ? Route::kBytes : Route::kBytesNarrow;

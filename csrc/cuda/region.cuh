@@ -61,9 +61,7 @@ ADABM_DEVICE Rectangle tiles_around(const RegionParams& p, const Rectangle& pixe
           tile_of(p, p.region.left + end_column - 1) + 1};
 }
 
-ADABM_DEVICE const uint8_t* depths_of(const RegionParams& p, int image) {
-  return p.region.depth + static_cast<int64_t>(image) * p.rows * p.columns;
-}
+ADABM_DEVICE const uint8_t* depths_of(const RegionParams& p, int image) { return p.region.depth + static_cast<int64_t>(image) * p.rows * p.columns; }
 
 ADABM_DEVICE bool any_tile(const RegionParams& p, const uint8_t* depths, const Rectangle& tiles, int least, int most) {
 #pragma unroll 1

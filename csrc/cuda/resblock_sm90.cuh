@@ -24,13 +24,10 @@ constexpr int kOutRows = kStripRows - 2, kMiddlePlanes = 2 * kResidentSteps;
 struct BlockTile {
   int columns, out_columns, middle_pixels, middle_plane_bytes, middle_bytes;
   ADABM_HD constexpr explicit BlockTile(int strips)
-      : columns(strips * kStripColumns),
-        out_columns(columns - 2),
-        middle_pixels(columns * kStripRows),
+      : columns(strips * kStripColumns), out_columns(columns - 2), middle_pixels(columns * kStripRows),
         // The last strip of the second convolution reads two pixels past the last row. Two more are 2 modulo 8: neighbouring
         // planes, other banks.
-        middle_plane_bytes((middle_pixels + 2) * kRowBytes),
-        middle_bytes(kMiddlePlanes * middle_plane_bytes) {}
+        middle_plane_bytes((middle_pixels + 2) * kRowBytes), middle_bytes(kMiddlePlanes * middle_plane_bytes) {}
 };
 
 struct ResblockParams {
@@ -97,8 +94,8 @@ ADABM_DEVICE LayerValues middle_values(const Conv2dParams& p, int image, int bit
 
 // The codes of one strip of the middle, where the second convolution's products read them; 0 outside the image.
 template <int kStrips>
-ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip, const LayerValues& v, uint32_t channels, const int32_t (&acc)[4 * kStripRows], uint32_t thread,
-                               uint32_t middle) {
+ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip, const LayerValues& v, uint32_t channels, const int32_t (&acc)[4 * kStripRows],
+                               uint32_t thread, uint32_t middle) {
   constexpr BlockTile kTile(kStrips);
   const uint32_t plane = thread / 32;
   const int first_column = at.column + strip * kStripColumns, column = first_column + static_cast<int>(thread % 4 * 2);
