@@ -1,9 +1,26 @@
 // Implicit-GEMM convolution on mma.sync: pixels are the rows of A, outputs the columns of B, channels times taps the depth.
 //
-// A block of four warps computes 128 pixels times up to 64 outputs. All taps of a chunk of channels read one tile of codes with its
-// halo, kept in shared memory as [channel / 16 bytes][pixel][16 bytes]: a tap is an offset, and eight neighbouring pixels are 128
-// bytes in a row, which ldmatrix reads without conflict. Weights come in stages by asynchronous copies. 4-bit codes differ only in
-// the matrix instruction and in how many channels 16 bytes are, so one text serves both and half the bytes make half the work.
+// A block of four warps computes 128 pixels times up to 64 outputs; a warp has 32 of the pixels and all outputs.
+//
+//   shared memory:  codes, one or more tiles with their halo        weights, three stages
+//                   plane 0: |pixel 0: 16 bytes|pixel 1|...         stage: |slice|slice|slice|
+//                   plane 1: |pixel 0: 16 bytes|pixel 1|...         slice: [2][outputs][16 bytes] (layout.h)
+//
+// All taps of a chunk of channels read one tile of codes. A tap is an offset there, and eight neighbouring pixels are 128 bytes in a row,
+// which ldmatrix reads without a bank conflict for any tap. This is why codes lie by planes and not by pixels: with pixels of 64 bytes,
+// eight rows of 16 bytes would meet some banks four times.
+//
+// What is copied runs two stages ahead of what is multiplied:
+//
+//   issue     s0  s1  s2  s3  s4  ...         cp.async: codes when a chunk begins, weights for every stage
+//   multiply          s0  s1  s2  ...         one wait and one barrier a stage
+//
+// 4-bit codes differ only in the matrix instruction and in how many channels 16 bytes are, so one text serves both widths, and half the
+// bytes make half the work of every kind. Which width an image takes is decided here, by its bits in device memory, and never on the
+// host. Weights that are odd are packed as k' with m = 2k' + 1; one more column of products, with ones, adds the sum of the codes.
+//
+// Two loops: multiply_rows for the usual 3 columns of taps and 64 outputs, a row of the kernel a stage, all addresses sums; multiply for
+// everything else. What the block makes of the sums is epilogue_sm80.cuh; counts and reasons are in docs/gpu_cuda.md, "One block".
 #pragma once
 
 #include <cstdint>

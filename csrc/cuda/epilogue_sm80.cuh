@@ -1,9 +1,22 @@
 // What the kernels on mma.sync make of the sums of a tile: scale and bias, activation, residual, features, codes, in the order of
 // docs/numerics.md.
 //
-// Two ways. Straight lines, where a tile's 64 outputs are whole and nothing rare is asked for: which outputs meet in a thread is
-// chosen when the weights are copied (output_of), so that a thread has 16 or 8 neighbouring ones of each of its four pixels, and writes
-// them from registers, 16 bytes at a time. Everything else takes the general form, whose loops keep it short.
+// A matrix product leaves its sums where it likes: a thread has columns 2 q and 2 q + 1 of every eight, for four pixels. Stored as they
+// are, two bytes would go here and two there. But which output a column is can be chosen freely, when the weights are copied to shared
+// memory (output_of), at no cost:
+//
+//   column of the product          0  1 | 2  3 | 4  5 | 6  7 | 8  9 | 10 11 | ...
+//   thread of a group of four      0      1      2      3      0      1
+//   output, taken in order         0  1 | 2  3 | 4  5 | 6  7 | 8  9 | ...     two neighbours a thread
+//   output, with runs of 16        0  1 | 16 17| 32 33| 48 49| 2  3 | ...     sixteen neighbours a thread: a 16-byte store of codes
+//
+// Two ways out of this. Straight lines, where a tile's 64 outputs are whole and nothing rare is asked for: results go from registers to
+// memory 16 bytes at a time, with no branch on pixels or outputs; codes alone take runs of 16, features runs of 8, which are 16 bytes of
+// int16. Everything else takes the general form: sums go to shared memory, 16 outputs at a time, since only there a loop can count
+// through them, and it is short instead of fast.
+//
+// Sums begin at the bits of kAnchor, so that one subtraction makes a float of them; the packed weights say whether they can be so large
+// that it must be a conversion. docs/gpu_cuda.md, "Straight lines", counts what each of these saves.
 #pragma once
 
 #include <cstdint>

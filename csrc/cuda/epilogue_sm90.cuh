@@ -1,8 +1,22 @@
 // What the kernels of compute capability 9.0 make of the sums of a strip: activation, residual, features, codes, pixels.
 //
+// A strip is 8 columns by 16 rows of pixels and 64 outputs; its four warps have 16 outputs each. A thread has, of every row, two
+// neighbouring outputs at two neighbouring pixels:
+//
+//   one row of a strip, one warp:     pixel   0  1 | 2  3 | 4  5 | 6  7
+//                        outputs 0, 1         t0   | t1   | t2   | t3        rows of A are permuted when the weights are loaded
+//                        outputs 2, 3         t4   | t5   | t6   | t7        (fragment in products_sm90.cuh), so that the two outputs
+//                           ...                                             of a thread are neighbours
+//                        outputs 14, 15       t28  | t29  | t30  | t31
+//
+// Features are stored from there: 8 bytes of float32 or 4 of int16, whose neighbours the warp's other threads store at the same time.
+// Codes are smaller, so they go through shared memory first: two codes of a pixel are a unit, those of a warp are 16 bytes of the pixel,
+// which stmatrix puts side by side (stage_units), and 16 bytes leave at once (store_units).
+//
 // The straight form: 64 outputs whose features and codes lie as the vector instructions want them, one instruction after the other for
-// all sums of a thread, and what differs between launches is a branch for 16 values at most. It takes strips cut off by the image and
-// along its border too. Everything else takes the general form (epilogue_general_sm90.cuh).
+// all sums of a thread; what differs between launches is a branch for 16 values at most. It takes strips cut off by the image and along
+// its border too, and has a form without any branch for the usual strip (is_usual). The residual is on its way while the products are made
+// (Ahead). Everything else takes the general form (epilogue_general_sm90.cuh). What this costs is counted in docs/notes_hopper.md.
 #pragma once
 
 #include "cuda/epilogue.cuh"

@@ -1,9 +1,23 @@
 // How the kernels of compute capability 9.0 bring tiles of codes into shared memory, ahead of the warpgroups that multiply.
 //
+// A ring of stages, each with two barriers:
+//
+//        wait empty -> fill -> arrive full          the producer, stage after stage
+//   ring: [ stage 0 ][ stage 1 ][ stage 2 ] ->
+//        wait full -> fence -> products -> arrive empty        the consumers, behind it
+//
 // A stage is handed over when what is in it has landed, not a stage later: copies of threads arrive at its barrier by themselves
 // (cp_async_arrive), the copy engine counts its bytes there, and codes that threads unpack are there when these arrive. The producer
 // never waits for its own copies, so it cannot make the fence that must stand between them and products. Whoever waits for a stage
 // makes it, behind the wait (Ring::wait_full). docs/gpu_cuda.md has the rules of PTX ISA behind this.
+//
+// Three routes, by how the codes of an image are stored (Route):
+//   the copy engine: one thread starts a box for every 16 channels, and what lies outside the image arrives as zeros;
+//   bytes: each of 128 threads stays with 16 channels of one column and goes from line to line, so that a source is a sum;
+//   4 or 2 bits: a thread takes whole pixels and turns words into rows of bytes on the way, several loaded before the first is unpacked.
+//
+// Where a pixel's source lies is the same for all tiles of an image relative to the tile's first one. Such offsets are kept in registers
+// where they are few (PixelOffsets), and a tile inside the image takes a form without any test (kInside, `inside`).
 #pragma once
 
 #include "cuda/tile_sm90.cuh"
