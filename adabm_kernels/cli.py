@@ -48,9 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     if not argv:
         parser.print_help(sys.stderr)
         return 2
-    args = parser.parse_args(argv, argparse.Namespace(argv=argv))
+    args = parser.parse_args(argv, argparse.Namespace(argv=argv, quiet=False))
     try:
-        with _plain_warnings(getattr(args, "quiet", False)):
+        with _plain_warnings(args.quiet):
             args.execute(args)
         if sys.stdout is not None:  # closed by a shell's >&-
             sys.stdout.flush()

@@ -23,6 +23,8 @@ from .images import read_image
 from .networks.checkpoints import load_state
 from .networks.convention import AS_READ, Convention
 from .networks.detect import detect, float_network, to_float_state
+from .networks.float_network import FloatNetwork
+from .nn import ConvertedModel
 from .nn.graph import recorded_by_default
 from .quantize import MAX_BITS, to_pixels
 from .upscaling import windows
@@ -251,27 +253,23 @@ class _Method:
         return torch.from_numpy(planes)[None].to(self.device)
 
 
-def _methods(model: Any) -> dict[str, _Method]:
-    if not isinstance(model, nn.Module) or not hasattr(model, "spec"):
+def _methods(model: nn.Module) -> dict[str, _Method]:
+    if isinstance(model, FloatNetwork):
+        return {"float": _float_method(model)}
+    if not isinstance(model, ConvertedModel):
         raise TypeError(
             f"evaluate: model must be a converted network or a float network of adabm_kernels.networks, got {type(model).__name__}"
         )
-    if not hasattr(model, "layer_bits"):
-        return {"float": _float_method(model)}
-
-    converted: Any = model
 
     def bits(x: torch.Tensor) -> tuple[float, dict[str, int]]:
-        layers = {
-            name: int(value[0]) * converted.parameters_by_name[name].digits for name, value in converted.layer_bits(x).items()
-        }
-        return float(converted.mean_bits(x)[0]), layers
+        layers = {name: int(value[0]) * model.parameters_by_name[name].digits for name, value in model.layer_bits(x).items()}
+        return float(model.mean_bits(x)[0]), layers
 
-    weight_bits = {name: conv.weight_bits for name, conv in converted.parameters_by_name.items()}
-    share = (lambda x: float(converted.computed_share(x)[0])) if converted.varies_depth else None
-    methods = {"converted": _Method(converted, weight_bits, bits, share)}
-    if converted.float_state is not None:
-        methods["float"] = _float_method(converted.float_model())
+    weight_bits = {name: conv.weight_bits for name, conv in model.parameters_by_name.items()}
+    share = (lambda x: float(model.computed_share(x)[0])) if model.varies_depth else None
+    methods = {"converted": _Method(model, weight_bits, bits, share)}
+    if model.float_state is not None:
+        methods["float"] = _float_method(model.float_model())
     return methods
 
 

@@ -19,8 +19,8 @@ from .regions import Depths, tiles_of
 
 MAX_BEND = 510  # levels of 255 by which a picture can bend
 MAX_KERNEL = 15  # of the kernels
-# Pixels a side of a tile. At least as many as the features that the largest known upsampler reads around hard tiles, SRResNet's;
-# no more than a window that is cut from a picture should have around it.
+# Pixels a side of a tile. At least as many as any network reads around hard tiles; most read a few, SRResNet's 4
+# (`NetworkSpec.least_tile`). No more than a window that is cut from a picture should have around it.
 TILES = (4, 256)
 MAX_UNIT = 1 << 20
 
@@ -70,7 +70,9 @@ class ExitParameters:
         """Raise ValueError where these are no exit of the network of that `NetworkSpec` and `ConvertConfig`."""
         self._require("scale", self.scale == spec.scale, f"that of the network, {spec.scale}", self.scale)
         if not spec.skips_blocks:
-            raise ValueError(f"ExitParameters: {spec.network} networks have no exit: they use what every block makes at the end")
+            raise ValueError(f"ExitParameters: a network of this kind, {spec.title}, has no exit: {spec.why_full_depth}")
+        least = max(TILES[0], spec.least_tile)
+        self._require("tile", self.tile >= least, f"at least {least} for this network, which reads so far around tiles", self.tile)
         if not config.exact_pixels:
             raise ValueError("ExitParameters: a network has no exit unless quantize is 'full' and input_range 'pixels'")
 

@@ -138,6 +138,8 @@ def is_converted_module(model: Any) -> bool:
 
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a built-in name, a path or a module from load or convert_model, got {type(model).__name__}")
-    if not hasattr(model, "set_backend"):
+    from .nn import ConvertedModel
+
+    if not isinstance(model, ConvertedModel):
         raise TypeError(f"model must be a converted one, a module from load or convert_model, got {type(model).__name__}")
     return True

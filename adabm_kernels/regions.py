@@ -62,6 +62,17 @@ def as_tiles(flat: torch.Tensor, images: int, height: int, width: int, tile: int
     return flat[:-1].view(images, tiles_of(height, tile, top), tiles_of(width, tile, left))
 
 
+def pixel_depths(depths: Depths, images: int, height: int, width: int) -> torch.Tensor:
+    """The depth of every pixel, [N, height, width], of flat depths."""
+    rows, columns = tiles_of(height, depths.tile, depths.top), tiles_of(width, depths.tile, depths.left)
+    row, column = (
+        (torch.arange(size, device=depths.values.device) + before) // depths.tile
+        for size, before in ((height, depths.top), (width, depths.left))
+    )
+    image = torch.arange(images, device=depths.values.device)
+    return depths.values[(image[:, None, None] * rows + row[:, None]) * columns + column]
+
+
 @dataclass(frozen=True)
 class Region:
     """Pixels that a layer computes, and pixels that it passes on.

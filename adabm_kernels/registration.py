@@ -132,8 +132,8 @@ class _OldNames(MetaPathFinder, Loader):
 
         def attribute(name: str) -> Any:
             for home in found:
-                if hasattr(home, name):
-                    return getattr(home, name)
+                if name in vars(home):
+                    return vars(home)[name]
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
         module.__dict__.update(__doc__=text, __getattr__=attribute, __dir__=names)

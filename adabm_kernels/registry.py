@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass, field
 
 from . import native
-from .backends import BACKENDS, GPU_BACKENDS, counted, devices, gpu_times
+from .backends import BACKENDS, GPU_BACKENDS, cards, counted, devices, gpu_times
 from .backends.counted import ConvShape
 
 
@@ -54,7 +54,7 @@ def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
     if backend == "cuda":
         return devices.why_not_cuda(device)
     if backend == "triton":
-        if devices.interpreting() and not asked:
+        if cards.interpreting() and not asked:
             return "TRITON_INTERPRET=1: its interpreter runs only when asked for"
         return devices.why_not_triton(device)
     if backend == "cpu":
@@ -87,7 +87,7 @@ def device_for(backend: str) -> str | None:
     "auto" decides."""
     backend, _ = _asked_for(backend)
     if backend in GPU_BACKENDS:
-        return "cpu" if backend == "triton" and devices.interpreting() else "cuda"
+        return "cpu" if backend == "triton" and cards.interpreting() else "cuda"
     return None
 
 
@@ -122,7 +122,7 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
 
 def _choose_by_shape(device: str, shape: ConvShape) -> Choice:
     """Between the GPU backends, both of which can run there: by measured times where there are any, else by what was counted."""
-    major, minor = devices.capability(device)
+    major, minor = cards.capability(device)
     capability = 10 * major + minor
     found = gpu_times.times(capability, shape)
     if found is not None:

@@ -157,11 +157,11 @@ def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
     if shape.border_kernels:
         weight = (shape.kernel_h, shape.kernel_w, *weight)
     group = shape.outputs // shape.shuffle**2
-    # Three channels are colours: they leave as floats.
-    outputs = {"y": conv2d.FEATURES if group <= 3 else 0, "y_pitch": group if group <= 3 else 0, "codes": group > 3}
+    colours = group <= 3  # they leave as floats
     constants, programs = conv2d.conv2d_launch(
         capability, (1, side, side, channels), weight, conv2d.Layout.of(weight, ones=shape.ones).offsets()[-1], activation="none",
-        shuffle=shape.shuffle, packed_codes=True, residual=False, **outputs,
+        shuffle=shape.shuffle, packed_codes=True, residual=False,
+        y=conv2d.FEATURES if colours else 0, y_pitch=group if colours else 0, codes=not colours,
     )  # fmt: skip
     stored = storage_bits(bits)
     m, n, k = constants["BLOCK_M"], constants["BLOCK_N"], constants[f"BLOCK_K_{stored}"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
 
 from .. import native
 from ..machine import triton_version
-from . import amd
+from . import amd, cards
 
 OLDEST_TRITON = (3, 5)
 KINDS = ("cpu", "cuda", "meta")  # types of devices; on "meta" tensors have shapes alone
@@ -42,18 +41,6 @@ def platform_name() -> str:
     return f"CUDA {torch.version.cuda}" if torch.version.hip is None else f"ROCm {torch.version.hip}"
 
 
-def amd_architecture(index: int | None) -> str:
-    """The architecture, as "gfx942", of the card of AMD with this index (None: the current one). For a torch for ROCm."""
-    return _amd_architecture(card(None) if index is None else index)
-
-
-@functools.cache
-def _amd_architecture(index: int) -> str:
-    import torch
-
-    return amd.short_name(torch.cuda.get_device_properties(index).gcnArchName)
-
-
 def why_no_triton() -> str:
     """Why Triton cannot be used at all, GPU or not; empty where it can."""
     found = triton_version()
@@ -64,24 +51,11 @@ def why_no_triton() -> str:
     return ""
 
 
-def interpreting() -> bool:
-    """Whether Triton's interpreter, for tests, is on: kernels then run on the CPU, very slowly."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def card(device: str | None) -> int:
-    """Index of the card that a device names, as "cuda:1" does; of the current one where it names none ("cuda", None)."""
-    import torch
-
-    index = device.partition(":")[2] if device else ""
-    return int(index) if index else torch.cuda.current_device()
-
-
 def why_not_triton(device: str | None) -> str:
     """Why the Triton kernels cannot compute on tensors of a device (None: on any); empty where they can."""
     if why_no_triton():
         return why_no_triton()
-    if interpreting():
+    if cards.interpreting():
         return "" if device in (None, "cpu") else "TRITON_INTERPRET=1 runs kernels on the CPU only"
     if why_no_gpu():
         return why_no_gpu()
@@ -90,7 +64,7 @@ def why_not_triton(device: str | None) -> str:
     import torch
 
     try:
-        return _why_not_on(card(device))
+        return _why_not_on(cards.card(device))
     except torch.OutOfMemoryError as error:  # asked again the next time
         return f"triton cannot be tried: {_first_line(error)}"
 
@@ -101,7 +75,7 @@ def _why_not_on(index: int) -> str:
 
     name = torch.cuda.get_device_name(index)
     if torch.version.hip is not None:
-        found = amd_architecture(index)
+        found = cards.amd_architecture(index)
         if found not in amd.ARCHITECTURES:
             return f"{name} is a {found}, the kernels are built for {', '.join(amd.ARCHITECTURES)}"
     else:
@@ -134,7 +108,7 @@ def why_not_cuda(device: str | None) -> str:
         return why_no_gpu()
     if device is not None and not device.startswith("cuda"):
         return f"the tensors are on {device}"
-    return _why_no_kernels_on(card(device))
+    return _why_no_kernels_on(cards.card(device))
 
 
 @functools.cache
@@ -144,13 +118,6 @@ def _why_no_kernels_on(index: int) -> str:
     except (RuntimeError, ValueError) as error:  # another architecture, a driver too old
         return _first_line(error)
     return ""
-
-
-def capability(device: str | None) -> tuple[int, int]:
-    """Compute capability of the card of NVIDIA that a device names (card)."""
-    import torch
-
-    return torch.cuda.get_device_capability(card(device))
 
 
 def _first_line(error: BaseException) -> str:

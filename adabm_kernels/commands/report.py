@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..files import check_target, write_file
 from . import arguments
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..images import Layout
+    from ..nn import ConvertedNetwork
 
 SUMMARY = "a page that shows a picture's bits, times and quality"
 
@@ -80,17 +81,18 @@ def execute(args: argparse.Namespace) -> None:
     with stage(FAILED, memory), Progress() as bar:
         network.array(rows, layout)  # warms up, so that the times below are those of a running program
         patches: list = []
-        with layer_times(network.model) as layer_seconds:
+        model = cast("ConvertedNetwork", network.model)  # as it was loaded
+        with layer_times(model) as layer_seconds:
             out = network.array(rows, layout, record=patches, progress=bar)
         compared = None
-        if network.model.float_state is not None:
-            enlarger, teacher = Enlarger(network), network.model.float_model()
+        if model.float_state is not None:
+            enlarger, teacher = Enlarger(network), model.float_model()
             compared = compare(enlarger, teacher, rows, layout)
-        bits = bit_map(network.model, patches, layout.width, layout.height)
+        bits = bit_map(model, patches, layout.width, layout.height)
         weights = [patch.height * patch.width for patch in bits.patches]
         layer_bits = {
             name: _weighted(values.cpu().tolist(), weights)
-            for name, values in network.model.layer_bits(None, offset=_offsets(bits.patches)).items()
+            for name, values in model.layer_bits(None, offset=_offsets(bits.patches)).items()
         }
         larger = enlarged(layout, network.scale)
         blocks = block_rows(computed_share(patches), bits_with_zeros(patches), settings["depth"])
@@ -104,7 +106,7 @@ def execute(args: argparse.Namespace) -> None:
             bits=bits,
             layer_seconds={name: seconds for name, seconds in layer_seconds.items() if seconds},
             layer_bits=layer_bits,
-            plan=network.model.plan(),
+            plan=model.plan(),
         )
     with stage(FAILED):
         write_file(args.output, page.to_html().encode(errors="backslashreplace"))

@@ -62,7 +62,8 @@ def _blur(plane: np.ndarray) -> np.ndarray:
 def _shaved_luma(name: str, sr: np.ndarray, hr: np.ndarray, shave: int, least: int) -> list[np.ndarray]:
     for key, image in (("sr", sr), ("hr", hr)):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            raise TypeError(f"{name}: {key} must be a uint8 array, got {getattr(image, 'dtype', type(image).__name__)}")
+            seen = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+            raise TypeError(f"{name}: {key} must be a uint8 array, got {seen}")
     if sr.shape != hr.shape or sr.ndim != 3 or sr.shape[2] != 3:
         raise ValueError(f"{name}: sr and hr must be [H, W, 3] of one size, got {sr.shape} and {hr.shape}")
     if isinstance(shave, bool) or not isinstance(shave, int) or shave < 0:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 
 from .nodes import (
     Activation,
@@ -74,16 +73,14 @@ class ConvSpec:
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """output = entry + factor * f(entry), and f holds no such sum itself.
+    """output = entry + factor * f(entry).
 
-    entry: a tensor. inner: names of the nodes of f, in order. output: name of the `Add`. chain: every node of f reads nothing but
-    the one before it, the first one the entry, and nothing else reads them.
+    entry: a tensor. inner: names of the nodes of f, in order. output: name of the `Add`.
     """
 
     entry: str
     inner: tuple[str, ...]
     output: str
-    chain: bool
 
 
 def extents(graph: Graph, channels: Mapping[str, int] | None = None) -> dict[str, Extent]:
@@ -157,11 +154,12 @@ def convs(graph: Graph) -> tuple[ConvSpec, ...]:
             node.body,
         )
         for node in graph.nodes
-        if isinstance(node, Conv) and _keeps_size(node)
+        if isinstance(node, Conv) and keeps_size(node)
     )
 
 
-def _keeps_size(node: Conv) -> bool:
+def keeps_size(node: Conv) -> bool:
+    """Whether a convolution can be quantised: stride 1, one group and a square kernel with as much around it as it needs."""
     rows, columns = node.kernel
     plain = node.stride == node.dilation == (1, 1) and node.groups == 1
     return plain and rows == columns and rows % 2 == 1 and node.padding == (rows // 2, rows // 2)
@@ -190,7 +188,7 @@ def radius(graph: Graph) -> int:
     sizes, reach = extents(graph), {name: Fraction(0) for name in graph.inputs}
     for node in graph.nodes:
         reach[node.name] = max(reach[name] for name in node.inputs)
-        steps = _reach(node)
+        steps = reach_of(node)
         if steps is None:
             raise ValueError(f"radius: what '{node.name}' reads of its input cannot be told from the graph")
         if steps:
@@ -198,7 +196,7 @@ def radius(graph: Graph) -> int:
     return math.ceil(max(reach[name] for name in graph.outputs))
 
 
-def _reach(node: Node) -> Fraction | None:
+def reach_of(node: Node) -> Fraction | None:
     """Pixels of its first input on each side that a node reads; None where all, or where that is unknown."""
     match node:
         case Conv():
@@ -239,7 +237,7 @@ def needed(graph: Graph, names: Iterable[str], given: Iterable[str] = ()) -> tup
     return tuple(reversed(found))
 
 
-class _Ancestry:
+class Ancestry:
     """Which tensors depend on which: a set of bits for each, one bit a tensor, by its place among the nodes."""
 
     def __init__(self, graph: Graph) -> None:
@@ -264,7 +262,7 @@ class _Ancestry:
 
 
 @dataclass(frozen=True)
-class _Residual:
+class ResidualSum:
     """A sum of features and of what was made of them."""
 
     skip: str
@@ -272,7 +270,7 @@ class _Residual:
     output: str
 
 
-def _residual_sums(graph: Graph, ancestry: _Ancestry) -> list[_Residual]:
+def residual_sums(graph: Graph, ancestry: Ancestry) -> list[ResidualSum]:
     """Every `Add` of two tensors of which one is made of the other, which is taken as it is and is no picture: it lies behind a
     convolution."""
     conv_bits = sum(1 << i for i, node in enumerate(graph.nodes) if isinstance(node, Conv))
@@ -284,7 +282,7 @@ def _residual_sums(graph: Graph, ancestry: _Ancestry) -> list[_Residual]:
             inner = node.inputs[1 - i]
             features = bool(ancestry.above[skip] & conv_bits)
             if inner != skip and features and node.factor(i) == 1 and ancestry.depends(inner, skip):
-                found.append(_Residual(skip, inner, node.name))
+                found.append(ResidualSum(skip, inner, node.name))
                 break
     return found
 
@@ -304,7 +302,7 @@ def stream(graph: Graph) -> frozenset[str]:
     Empty where one of them is also a part of wider features (`Concat`), or where they are not all of one size: they cannot then be
     held in one buffer.
     """
-    sums = _residual_sums(graph, _Ancestry(graph))
+    sums = residual_sums(graph, Ancestry(graph))
     names = {name for one in sums for name in (one.skip, one.output)}
     sizes, reading = extents(graph), readers(graph)
     concatenated = any(isinstance(graph[reader], Concat) for name in names for reader in reading[name])
@@ -313,26 +311,11 @@ def stream(graph: Graph) -> frozenset[str]:
 
 def residual_blocks(graph: Graph) -> tuple[ResidualBlock, ...]:
     """The innermost residual sums of a graph, in the order they run: those around others are no blocks."""
-    ancestry, reading = _Ancestry(graph), readers(graph)
-    sums = _residual_sums(graph, ancestry)
-    outputs, found = {one.output for one in sums}, []
-    for one in sums:
-        inner = ancestry.between(one.skip, one.inner)
-        if outputs.isdisjoint(inner):
-            chain = all(graph[name].inputs == (before,) for before, name in pairwise((one.skip, *inner)))
-            chain = chain and all(reading[before] == (name,) for before, name in pairwise((*inner, one.output)))
-            found.append(ResidualBlock(one.skip, inner, one.output, chain))
-    return tuple(found)
-
-
-def skips_blocks(graph: Graph) -> bool:
-    """Whether a part of a picture can go without the blocks: each is a chain that adds to what the one before it gave, and nothing
-    but the next one reads that."""
-    blocks, reading = residual_blocks(graph), readers(graph)
-    for block, following in pairwise(blocks):
-        if following.entry != block.output or len(reading[block.output]) != 2:
-            return False
-    return bool(blocks) and all(block.chain for block in blocks)
+    ancestry = Ancestry(graph)
+    sums = residual_sums(graph, ancestry)
+    outputs = {one.output for one in sums}
+    found = (ResidualBlock(one.skip, ancestry.between(one.skip, one.inner), one.output) for one in sums)
+    return tuple(block for block in found if outputs.isdisjoint(block.inner))
 
 
 def upsampler_input(graph: Graph) -> str:
@@ -376,7 +359,7 @@ def linear_upsampler(graph: Graph) -> tuple[tuple[str, ...], tuple[int, ...]] | 
             return None
         x = node.name
         if isinstance(node, Conv) and stage == 0:
-            if node.kernel != (3, 3) or not node.bias or not _keeps_size(node):
+            if node.kernel != (3, 3) or not node.bias or not keeps_size(node):
                 return None
             names.append(node.key)
             reach += Fraction(1, scale)

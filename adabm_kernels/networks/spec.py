@@ -9,6 +9,7 @@ import torch
 from ..graph import properties
 from ..graph.nodes import Concat, Graph, PixelShuffle
 from ..graph.properties import ConvSpec
+from ..graph.trunk import Trunk, least_tile, trunk
 from .layouts import MAX_BLOCKS, MAX_CHANNELS, Layout, State
 
 __all__ = ["RESIDUAL_FRACTION", "UNIT_RANGE", "ConvSpec", "NetworkSpec", "stages"]
@@ -41,7 +42,6 @@ class NetworkSpec:
     scales: tuple[int, ...] = (2, 3, 4)
 
     scale: int
-    blocks: int
     res_scale: float = 1.0
     mean_shift: bool = False
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -101,9 +101,34 @@ class NetworkSpec:
         return properties.takes_any_range(self._graph)
 
     @cached_property
+    def block_count(self) -> int:
+        """How many residual blocks the network is made of, those that tiles can go without where there are such; 0 for none."""
+        return len(properties.residual_blocks(self._graph) if self.trunk is None else self.trunk.blocks)
+
+    @cached_property
+    def _trunk(self) -> tuple[Trunk | None, str]:
+        return trunk(self._graph)
+
+    @property
+    def trunk(self) -> Trunk | None:
+        """The blocks that tiles of an image can go without (exits.py); None where they need all of the network."""
+        return self._trunk[0]
+
+    @property
     def skips_blocks(self) -> bool:
-        """Whether tiles of an image can go without its blocks (exits.py)."""
-        return properties.skips_blocks(self._graph)
+        """Whether tiles of an image can go without its blocks."""
+        return self.trunk is not None
+
+    @property
+    def why_full_depth(self) -> str:
+        """Why tiles of an image cannot go without its blocks, in a sentence that begins with "it" or with a part; empty where they
+        can."""
+        return self._trunk[1]
+
+    @cached_property
+    def least_tile(self) -> int:
+        """Pixels a side of the smallest tiles that can go without blocks; 0 where none can."""
+        return 0 if self.trunk is None else least_tile(self._graph, self.trunk)
 
     @cached_property
     def residual_stream(self) -> bool:

@@ -1,6 +1,7 @@
 """Networks on integer convolutions."""
 
 from .from_simulated import from_simulated
+from .model import ConvertedModel
 from .network import ConvertedEDSR, ConvertedNetwork, ConvertedRDN, ConvertedSRResNet
 
-__all__ = ["ConvertedEDSR", "ConvertedNetwork", "ConvertedRDN", "ConvertedSRResNet", "from_simulated"]
+__all__ = ["ConvertedModel", "ConvertedEDSR", "ConvertedNetwork", "ConvertedRDN", "ConvertedSRResNet", "from_simulated"]

@@ -8,7 +8,7 @@ by repeating pixels, the codes are repeated, which is the same and a quarter of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..graph.nodes import Add, Concat, Node, Resize
 from ..graph.properties import POINTWISE
@@ -16,6 +16,7 @@ from ..quantize import CODE_CHANNELS
 from .buffers import bind
 from .conv import IntegerConv2d
 from .steps import (
+    BlockSumStep,
     ConvStep,
     CopyStep,
     DepthStep,
@@ -42,8 +43,8 @@ class Layer:
     """An integer convolution in a network.
 
     name: of the tensor that it computes. inputs: what it reads and, where it has one, the residual. bits: which of the bits are its
-    input's. place, after: where it computes, and where its output is read. pairs: whether it runs in one piece with the layer
-    before it, as the second of a residual block.
+    input's. place: where it computes. pairs: whether it runs in one piece with the layer before it, as the second of a residual
+    block.
     """
 
     name: str
@@ -51,7 +52,6 @@ class Layer:
     conv: IntegerConv2d
     bits: int
     place: Place | None = None
-    after: Place | None = None
     pairs: bool = False
 
     @property
@@ -65,7 +65,8 @@ class Source:
 
     x, y: names of the input and the output. channels: of every tensor that a node or the input gives. stream: tensors that pass the
     residual blocks by. early: whether codes are made as soon as features are there, for all that read them. easy: where the filter
-    of easy tiles computes, None for a network without.
+    of easy tiles computes, None for a network without. read: of tensors where they are read; those that are not there are read
+    everywhere. sums: by sums that are nodes what they are in easy tiles.
     """
 
     items: Sequence[Layer | Node]
@@ -75,6 +76,8 @@ class Source:
     stream: frozenset[str] = frozenset()
     early: bool = False
     easy: Place | None = None
+    read: Mapping[str, Place] = field(default_factory=dict)
+    sums: Mapping[str, str] = field(default_factory=dict)
 
     def in_pairs(self, fused: bool) -> Source:
         """The same with residual blocks in one piece, or not."""
@@ -112,10 +115,8 @@ class _Compiler:
         return self.parts.get(name, (name,))
 
     def _repeats_codes(self, node: Resize) -> bool:
-        """Whether only convolutions of one digit read pixels that are repeated, of features that are there as they are.
-
-        Not where tiles have depths: the place where codes are made would be at another resolution than where they are read."""
-        if self.source.easy is not None or node.mode != "nearest" or node.factor != int(node.factor):
+        """Whether only convolutions of one digit read pixels that are repeated, of features that are there as they are."""
+        if node.mode != "nearest" or node.factor != int(node.factor):
             return False
         if node.x in self.parts or node.x == self.source.x:
             return False
@@ -263,8 +264,8 @@ class _Compiler:
         return self.enlarged.get(layer.name, self.codes[layer.name].codes)
 
     def _read_at(self, name: str) -> Place | None:
-        """Where a tensor is read, of a layer that computes at places."""
-        return self.layers[name].after if name in self.layers else None
+        """Where a tensor is read, of a network that computes at places."""
+        return self.source.read.get(name)
 
     def _layer(self, layer: Layer, first: Layer | None) -> None:
         opening = layer if first is None else first
@@ -302,8 +303,7 @@ class _Compiler:
         left = code_store(self.channels(name), self.extents[name])
         rest = self.source.items[self.source.items.index(layer) + 1 :]
         keep = any(name in self.parts_of(one) for item in rest for one in item.inputs)
-        place = self.layers[name].place if name in self.layers else None
-        self._add(LeaveStep(self._features_of(name), layer.conv, layer.bits, x_q, left, keep), place)
+        self._add(LeaveStep(self._features_of(name), layer.conv, layer.bits, x_q, left, keep), self._read_at(name))
         return left
 
     def _target(self, layer: Layer, residual: Slice | None) -> Slice:
@@ -331,7 +331,10 @@ class _Compiler:
 
     def _node(self, node: Node) -> None:
         inputs, y = [self._features_of(name) for name in node.inputs], self._fresh(node.name)
-        self._add(FloatStep(node, inputs, y))
+        if node.name in self.source.sums:
+            self._add(BlockSumStep(node, inputs, y, self._features_of(self.source.sums[node.name])))
+        else:
+            self._add(FloatStep(node, inputs, y))
         self._keep(node.name, y)
         self._after(node.name)
 

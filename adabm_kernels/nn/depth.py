@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from torch import nn
 from .. import native, ops
 from ..exits import ExitParameters, border_weights
 from ..graph.fuse import FusedConv, Item
-from ..networks.spec import ConvSpec, NetworkSpec
+from ..graph.nodes import Graph
+from ..graph.properties import extents, reach_of, stream
+from ..graph.trunk import Trunk, reaches
+from ..networks.spec import NetworkSpec
 from ..planning.layer import plan_layer
 from ..planning.times import tile_times
 from ..quantize import MAX_BITS, act_grid, act_steps
@@ -51,51 +55,48 @@ class LinearExit(IntegerConv2d):
 class Places:
     """Where the layers of a residual network compute in pictures with tiles of two depths.
 
-    computed, read: by the tensor that a layer computes, where it does, and where what it computes is read. collapsed: of the whole
-    upsampler as one convolution. easy: of the filter of easy tiles. What is missing is computed everywhere.
+    computed, read: by the tensor that a layer computes, where it does, and by any tensor, where it is read. sums: by the sum that
+    ends a block and is computed in floats, what it is in easy tiles. collapsed: of the whole upsampler as one convolution. easy: of
+    the filter of easy tiles. What is missing is computed everywhere.
     """
 
     computed: Mapping[str, Place] = field(default_factory=dict)
     read: Mapping[str, Place] = field(default_factory=dict)
+    sums: Mapping[str, str] = field(default_factory=dict)
     collapsed: Place | None = None
     easy: Place | None = None
 
 
-def places_of(items: Sequence[Item], pairs: Sequence[tuple[FusedConv, FusedConv]], spec: NetworkSpec) -> Places:
-    """Blocks are for hard tiles, which read the features of their easy neighbours as the convolution before the body left them, and
-    zeros there between the two convolutions of a block.
+def places_of(items: Sequence[Item], graph: Graph, found: Trunk) -> Places:
+    """Blocks are for hard tiles, which read the features of their easy neighbours as what comes before the blocks left them, and
+    nothing there of what the convolutions of a block make.
 
-    reach: low-resolution pixels around a hard tile that the upsampler reads, so that the convolution that closes the body is
-    computed that far, and features of the one before the body one pixel further. The second convolution of a block, or both in
-    one, also hands on the features around hard tiles: the first block copies all that will be read, the last one makes all codes
-    that the closing convolution reads.
+    What lies before and behind the blocks is computed around hard tiles as far as it is read (`reaches`). A convolution in a block
+    also hands on, around hard tiles, the features that it adds to, and zeros where it adds to none. Where every block's last
+    convolution adds to one buffer in place, the features around hard tiles stay there: the first block copies all that will be
+    read, the last one makes all codes that are read behind it, and those between hand on what the next block reads.
     """
-    convs = [item for item in items if isinstance(item, FusedConv)]
-    tail = [conv for conv in spec.convs() if conv.name in spec.tail_names]
-    reach = math.ceil(radius(tail))
-    computed = {pairs[0][0].inputs[0]: Place(Region(near=HARD, reach=reach + 1))}
-    for i, (first, second) in enumerate(pairs):
-        end = i in (0, len(pairs) - 1)
-        computed[first.name] = Place(Region(own=HARD, passed=HARD, pass_reach=1))
-        computed[second.name] = Place(Region(own=HARD, passed=HARD, pass_reach=reach + 1 if end else 1))
-    closing = next(conv for conv in convs if conv.inputs[0] == pairs[-1][1].name)
-    computed[closing.name] = Place(Region(near=HARD, reach=reach))
-    read: dict[str, Place] = {}
-    stages = [next(item for item in convs if item.conv.key == conv.name) for conv in tail]
-    for i, (stage, conv) in enumerate(zip(stages, tail, strict=True)):
-        if i == len(tail) - 1:
-            computed[stage.name] = Place(Region(own=HARD), int(conv.scale))
-            break
-        following = tail[i + 1]
-        left = radius(tail[i + 1 :])
-        computed[stage.name] = Place(Region(near=HARD, reach=math.ceil(left * conv.scale)), int(conv.scale))
-        read[stage.name] = Place(Region(near=HARD, reach=math.ceil(left * following.scale)), int(following.scale))
-    return Places(computed, read, Place(Region(own=HARD)), Place(Region(own=EASY)))
+    need, sizes, inner = reaches(graph, found), extents(graph), found.inner
+    convs = {item.name: item for item in items if isinstance(item, FusedConv)}
+    in_place = bool(stream(graph)) and all(output in convs for output in found.outputs)
+    first, last = found.blocks[0].output, found.blocks[-1].output
 
+    def near(name: str, scale: Fraction) -> Place:
+        reach = math.ceil(need[name] * scale)
+        return Place(Region(near=HARD, reach=reach) if reach else Region(own=HARD), int(scale))
 
-def radius(convs: Sequence[ConvSpec]) -> float:
-    """Low-resolution pixels on each side that an output of these convolutions depends on."""
-    return sum(float(conv.kernel // 2 / conv.scale) for conv in convs)
+    computed = {}
+    for name, item in convs.items():
+        if item.conv.name not in inner:
+            computed[name] = near(name, sizes[item.inputs[0]].scale)
+            continue
+        reach = math.ceil(need[name])
+        if in_place and name in found.outputs and name not in (first, last):
+            reach = max(math.ceil(steps) for node in graph.nodes if name in node.inputs and (steps := reach_of(node)) is not None)
+        computed[name] = Place(Region(own=HARD, passed=HARD, pass_reach=reach) if reach else Region(own=HARD))
+    read = {name: near(name, sizes[name].scale) for name in need}
+    sums = {name: block.entry for name, block in found.outputs.items() if name not in convs}
+    return Places(computed, read, sums, Place(Region(own=HARD)), Place(Region(own=EASY)))
 
 
 class DecidesDepths(nn.Module):
@@ -120,13 +121,13 @@ class DecidesDepths(nn.Module):
     @property
     def deep(self) -> int:
         """The depth of tiles with all blocks: their number, or the most that a depth can be."""
-        return min(getattr(self.spec, "blocks", 1), MAX_DEPTH)
+        return min(self.spec.block_count, MAX_DEPTH)
 
     def set_depth(self, depth: str | int = "auto") -> None:
         """ "auto": easy tiles have no blocks computed, as calibration found; "full", or the number of the network's blocks: all
         tiles have all blocks; 0: no tile has any. Images with fewer pixels a side than the exit's filter have all blocks computed
         at any depth. Raises ValueError for another depth, and for 0 where the network has no exit."""
-        blocks = getattr(self.spec, "blocks", 0)
+        blocks = self.spec.block_count
         known = depth in ("auto", "full") or (type(depth) is int and depth in (0, blocks))
         if not known and not blocks:
             raise ValueError(f"set_depth: depth must be 'auto' or 'full' for a network without blocks, got {depth!r}")

@@ -14,7 +14,15 @@ import torch
 from .lanes import current_lane
 
 Function = Callable[..., torch.Tensor]
-_default = threading.local()
+
+
+class _Default(threading.local):
+    """Whether a thread is in a block of `recorded_by_default`."""
+
+    on = False
+
+
+_default = _Default()
 _RECORDING = threading.Lock()  # one at a time in a process: torch waits for the device first, which breaks a recording under way
 
 
@@ -36,7 +44,7 @@ def recorded_by_default() -> Iterator[None]:
 
 def records_by_default() -> bool:
     """Whether the calling thread is in such a block."""
-    return getattr(_default, "on", False)
+    return _default.on
 
 
 class CudaGraph:

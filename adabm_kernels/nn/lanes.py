@@ -11,12 +11,19 @@ from typing import Any
 
 import torch
 
-_current = threading.local()
+
+class _Current(threading.local):
+    """Of each thread the lane that it is in."""
+
+    lane = 0
+
+
+_current = _Current()
 
 
 def current_lane() -> int:
     """The lane that the calling thread is in, 0 outside of all."""
-    return getattr(_current, "lane", 0)
+    return _current.lane
 
 
 @functools.cache

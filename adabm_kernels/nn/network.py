@@ -32,13 +32,14 @@ from .float_nodes import colour_key, why_in_floats
 from .graph import Graphs, recorded_by_default, records_by_default
 from .lanes import in_order, lanes
 from .memory import bytes_per_pixel
+from .model import ConvertedModel
 from .plan_table import format_plan, plan_rows
 from .steps import FloatStep, Program, Reader, Run
 from .tail import CollapsedConv2d
 from .workspace import Workspace
 
 
-class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
+class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, ConvertedModel):
     """A network with integer convolutions: float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], not clamped.
 
     parameters: the quantised convolutions by name. floats: by name, what is left in float: weight and bias of the other
@@ -162,10 +163,15 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def _linear_exit(self, parameters: ExitParameters) -> LinearExit:
         """The filter of easy tiles."""
-        graph = self.spec.graph()
-        pairs = len(residual_pairs(self._items)) == len(properties.residual_blocks(graph))
-        if not (pairs and properties.skips_blocks(graph)):
-            raise ValueError(f"{type(self).__name__}: exit must be None: only residual blocks can be left out tile by tile")
+        if self.spec.trunk is None:
+            raise ValueError(f"{type(self).__name__}: exit must be None for a network of this kind: {self.spec.why_full_depth}")
+        if digits := [conv.name for conv in self._quantized() if conv.rest is not None and conv.name in self.spec.trunk.inner]:
+            raise ValueError(
+                f"{type(self).__name__}: exit must be None where a block's input has two digits, as that of {digits[0]!r}"
+            )
+        if self.spec.least_tile > parameters.tile:
+            rule = f"tiles of at least {self.spec.least_tile} pixels a side, which this network reads around tiles"
+            raise ValueError(f"{type(self).__name__}: exit must have {rule}, got {parameters.tile}")
         if not self.full or self.config.chosen("input_range") != "pixels":
             raise ValueError(f"{type(self).__name__}: exit must be None unless pixels are codes of 8 bits")
         if parameters.scale != self.scale:
@@ -180,17 +186,21 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         pairs = residual_pairs(items)
         self._pairs = [(self.conv(first.conv.key), self.conv(second.conv.key)) for first, second in pairs]
         numbers = {conv.name: i for i, conv in enumerate(self._quantized())}
-        places = Places() if self.easy is None else places_of(items, pairs, self.spec)
+        blocks = None if self.easy is None else self.spec.trunk
+        places = Places() if blocks is None else places_of(items, graph, blocks)
         seconds = {second.name for first, second in pairs if self.conv(first.conv.key).rest is None}
 
         def layer(item: FusedConv) -> Layer:
             key = item.conv.key
-            at = {"place": places.computed.get(item.name), "after": places.read.get(item.name)}
-            return Layer(item.name, item.inputs, self.conv(key), numbers[key], pairs=item.name in seconds, **at)
+            place = places.computed.get(item.name)
+            return Layer(item.name, item.inputs, self.conv(key), numbers[key], place, pairs=item.name in seconds)
 
         layers: list[Layer | Node] = [layer(item) if isinstance(item, FusedConv) else item for item in items]
         channels = {name: extent.channels for name, extent in properties.extents(graph).items()}
-        source = Source(layers, graph.inputs[0], graph.outputs[0], channels, properties.stream(graph), easy=places.easy)
+        source = Source(
+            layers, graph.inputs[0], graph.outputs[0], channels, properties.stream(graph),
+            easy=places.easy, read=places.read, sums=places.sums,
+        )  # fmt: skip
         if self.collapsed is None:
             return [source]
         at, first = next(
@@ -548,7 +558,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def plain_tensor(self, key: str) -> torch.Tensor | None:
         """What is left in float, by its AdaBM key; None where the network has no such thing."""
-        return getattr(self, key.replace(".", "_"), None)
+        return self._buffers.get(key.replace(".", "_"))
 
     def in_floats(self) -> dict[str, str]:
         """The parts that are computed in floats between the integer convolutions, by name in the order they run, and why."""

@@ -11,7 +11,7 @@ import torch
 
 from ..graph.nodes import Node
 from ..quantize import from_fixed, padded_channels
-from ..regions import Depths, Region
+from ..regions import Depths, Region, pixel_depths
 from . import float_nodes
 from .conv import IntegerConv2d
 
@@ -124,11 +124,13 @@ class Run:
     def __init__(self, network: RunsSteps, program: Program, bits: Sequence[torch.Tensor], as_pixels: bool):
         self.network, self.fraction, self.bits, self.as_pixels = network, network.fraction, bits, as_pixels
         self.origin, self.exits = (0, 0), False
+        self.depths: Depths | None = None
         self.tensors: list[Any] = [None] * program.count  # a tensor where it has been made
         self.places, self.placed = program.places, [EVERYWHERE] * len(program.places)
 
     def set_depths(self, depths: Depths) -> None:
-        """What is computed from here on depends on the depths of tiles."""
+        """What is computed from here on depends on the depths of tiles, in the flat form."""
+        self.depths = depths
         self.placed = [EVERYWHERE if place is None else place.arguments(depths) for place in self.places]
 
     def target(self, held: Slice, like: torch.Tensor, factor: int = 1) -> torch.Tensor:
@@ -366,7 +368,8 @@ class ExitStep(Step):
     def run(self, run: Run) -> None:
         if not run.exits:
             return
-        x_q, y, bits, place = run.tensors[self.x.at], run.tensors[self.y.at], run.bits[self.bits], run.placed[self.place]
+        x_q, bits, place = run.tensors[self.x.at], run.bits[self.bits], run.placed[self.place]
+        y = run.tensors[self.y.at] = run.tensors[self.y.at].contiguous()  # torch may have made it
         easy = run.network.easy
         assert easy is not None
         if y.dtype == torch.uint8:
@@ -390,6 +393,20 @@ class FloatStep(Step):
         y = float_nodes.evaluate(self.node, given, run.network.plain_tensor)
         y = y.clone() if any(y is x for x in given) else y  # a buffer that it lies in may be another's soon
         run.tensors[self.y.at] = y.permute(0, 2, 3, 1)
+
+
+@dataclass(eq=False)
+class BlockSumStep(FloatStep):
+    """The sum that ends a block, in floats: in easy tiles what it adds to. entry: that, one of the inputs."""
+
+    entry: Slice
+
+    def run(self, run: Run) -> None:
+        super().run(run)
+        if run.depths is not None:
+            y = run.tensors[self.y.at]
+            hard = pixel_depths(run.depths, *y.shape[:3])[..., None] > 0
+            run.tensors[self.y.at] = torch.where(hard, y, run.floats(self.entry))
 
 
 @dataclass(eq=False)

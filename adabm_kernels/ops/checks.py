@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..backends import BACKENDS, devices, having
+from ..backends import BACKENDS, cards, having
 from ..backends.call import ACTIVATIONS, FEATURES, Conv, Outputs, Place, Quantization, Target
 from ..quantize import CODE_CHANNELS, MAX_BITS, MAX_FRACTION, MIN_BITS, MIN_FRACTION, padded_channels
 from ..regions import MAX_TILE, NUMBERS, flat_length, passes_on, tiles_of
@@ -54,7 +54,7 @@ def check_place(operator: str, backend: str, packed_codes: bool, first: str, ten
         lambda: f"{operator}: backend 'cpu' needs tensors in main memory, {first} is on {device}",
     )
     require(
-        backend != "triton" or device.type == "cuda" or devices.interpreting(),
+        backend != "triton" or device.type == "cuda" or cards.interpreting(),
         lambda: f"{operator}: backend 'triton' needs tensors on a CUDA device, {first} is on {device}",
     )
     if packed_codes:

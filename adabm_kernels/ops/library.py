@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from ..backends import TABLE, devices, kernels, launches
+from ..backends import TABLE, cards, devices, kernels, launches
 from ..backends.call import (
     FEATURES,
     Conv,
@@ -118,7 +118,7 @@ def _launched(backend: str, tensor: torch.Tensor) -> tuple[bool, int] | None:
     and the generation of what decides how they are launched."""
     if backend != "triton":
         return None
-    return not tensor.is_cuda and devices.interpreting(), launches.generation
+    return not tensor.is_cuda and cards.interpreting(), launches.generation
 
 
 def _empty_outputs(conv: Conv, out: str, y: Shape, y_q: Shape) -> tuple[torch.Tensor, torch.Tensor]:

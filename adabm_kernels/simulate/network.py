@@ -16,7 +16,8 @@ from ..config import ConvertConfig
 from ..exits import ExitParameters, exit_output, tile_depths
 from ..graph.module import GraphModule, Step, layer_of, steps
 from ..graph.nodes import Activation, Affine, BatchNorm, ColourShift, Conv, Graph, Node
-from ..graph.properties import linear_upsampler, needed, readers, residual_blocks, skips_blocks, stream, upsampler_input
+from ..graph.properties import convs, linear_upsampler, needed, readers, residual_blocks, stream, upsampler_input
+from ..graph.trunk import stopped, trunk
 from ..image_bits import image_measure, image_offsets, soft_image_offsets
 from ..networks.collapse import collapse
 from ..networks.detect import Detected, detect, to_float_state, to_simulated_state
@@ -277,7 +278,7 @@ class SimulatedNetwork(GraphModule):
         exit's filter, too."""
         if self.exit is None or self._full_depth or min(x.shape[2:]) < self.exit.kernel:
             return None
-        return tile_depths(x.detach(), self.exit, min(self.spec.blocks, MAX_DEPTH))
+        return tile_depths(x.detach(), self.exit, min(self.spec.block_count, MAX_DEPTH))
 
     def mean_depth(self, x: torch.Tensor) -> torch.Tensor:
         """Share of the blocks that are computed, mean over the pixels of each image: float32 [N]."""
@@ -383,8 +384,7 @@ class _Structure:
     before: the nodes between its input and its first convolution. body: names of each convolution that is no end, and of the
     BatchNorm that alone reads it, or "". trunk, upsampler: plans up to `entry`, which the upsampler begins with, and from there.
     linear: see `linear_upsampler`. blocks: the features after each residual block, or `entry` where there is none. stream: those
-    that are held. masked: what adds nothing where blocks are not computed: what a block's convolutions read of one another, and
-    what it gives.
+    that are held. masked: what is nothing where blocks are not computed (graph/trunk.py).
     """
 
     before: tuple[Node, ...]
@@ -407,9 +407,7 @@ def _structure_of(graph: Graph) -> _Structure:
         if isinstance(conv, Conv) and conv.role != "end":
             after = reading[conv.name]
             body.append((conv.name, after[0] if len(after) == 1 and isinstance(graph[after[0]], BatchNorm) else ""))
-    masked = {block.inner[-1] for block in found}
-    for block in found:
-        masked |= {node.x for name in block.inner if isinstance(node := graph[name], Conv) and node.x != block.entry}
+    skipped, _ = trunk(graph)
     return _Structure(
         before=needed(graph, first.inputs),
         body=tuple(body),
@@ -419,7 +417,7 @@ def _structure_of(graph: Graph) -> _Structure:
         linear=linear_upsampler(graph),
         blocks=blocks,
         stream=stream(graph),
-        masked=frozenset(masked if skips_blocks(graph) else ()),
+        masked=frozenset() if skipped is None else stopped(graph, skipped, [conv.name for conv in convs(graph)]),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from ..backends import devices, gpu_times, kernels, tables
+from ..backends import cards, gpu_times, kernels, tables
 from ..backends.call import Conv, Kernels, Outputs
 from ..machine import triton_version, version
 from ..nn.conv import IntegerConv2d
@@ -93,7 +93,7 @@ def place() -> dict[str, str]:
 def capability() -> int | str:
     """Of the current card, 90 for 9.0, or on a card of AMD its architecture, "gfx942"."""
     if torch.version.hip is not None:
-        return devices.amd_architecture(None)
+        return cards.amd_architecture(None)
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
 

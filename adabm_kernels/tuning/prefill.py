@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..backends import devices
+from ..backends import cards, devices, launches
 from ..backends.rates import RATES
 from ..nn import ConvertedNetwork
 from ..registry import Problem, choose
@@ -58,7 +58,7 @@ def prefill(
     """
     if reason := devices.why_no_triton():
         raise RuntimeError(f"prefill needs Triton: {reason}")
-    if devices.interpreting():
+    if cards.interpreting():
         raise RuntimeError("prefill needs Triton's compiler, and TRITON_INTERPRET=1 is set")
     forms = Forms()
     with pretended(capability, forms, say), _cache_in(into):
@@ -105,7 +105,7 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
     import triton
     from triton import knobs
 
-    from ..backends.triton import launch, tuning
+    from ..backends.triton import launch
 
     def listen(*, src: Any, metadata: dict[str, Any], cache_hit: bool, **_: Any) -> None:
         (forms.found if cache_hit else forms.compiled).append(src.name)
@@ -113,24 +113,24 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
 
     def forget() -> None:
         """What calls made ready, launches and Triton's kernels know of the card before."""
-        tuning.forget_launches()
+        launches.changed()
         launch.forget_compiled()
         for kernel in _kernels():
             kernel.device_caches.clear()
 
     driver = triton.runtime.driver
-    before = driver._active, knobs.compilation.listener, launch.capability, devices.interpreting
+    before = driver._active, knobs.compilation.listener, launch.capability, cards.interpreting
     driver.set_active(_driver(capability))
     knobs.compilation.listener = listen
     launch.capability = lambda device: capability
-    devices.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
+    cards.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
     forget()
     try:
         choose(Problem("cpu"), "triton")
         yield
     finally:
         driver.set_active(before[0])
-        knobs.compilation.listener, launch.capability, devices.interpreting = before[1:]
+        knobs.compilation.listener, launch.capability, cards.interpreting = before[1:]
         forget()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from ..config import ConvertConfig
+from ..nn import ConvertedModel
 from ..nn.graph import recorded_by_default
 from ..nn.lanes import Lane, lanes
 from ..regions import Depths
@@ -58,7 +58,7 @@ class Patchwise:
 
     def __init__(
         self,
-        model: Any,
+        model: ConvertedModel,
         *,
         tile: int | None = None,
         halo: int | None = None,
@@ -85,13 +85,12 @@ class Patchwise:
         _check_integer("max_memory", max_memory, 1)
         if tile and tile < SMALLEST_TILE:
             raise ValueError(f"tile must be 0 for the whole picture or at least {SMALLEST_TILE}, got {tile}")
-        self.model: Any = model  # a ConvertedNetwork; the float network in its windows for FloatPatchwise
+        self.model = model
         self.scale: int = model.scale
         self._halo, self._radius = halo, model.spec.radius
         self.tile, self.protocol, self.tta = tile, protocol, tta
         self.max_memory, self.smooth = max_memory, smooth
-        config = getattr(model, "config", ConvertConfig())
-        self.rules = rules(min(config.weight_bits, config.act_bits))
+        self.rules = rules(min(model.config.weight_bits, model.config.act_bits))
         self.beside = Beside()
 
     def with_beside(self, beside: Beside) -> Patchwise:
@@ -158,6 +157,18 @@ class Patchwise:
         tensor = next(self.model.buffers(), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
+    def _learns(self) -> bool:
+        """Whether thresholds follow the images in their order."""
+        return self.model.running_thresholds is not None
+
+    def _in_integers(self) -> bool:
+        """Whether pixels are those of integers throughout: the floats of a "body" network depend on how they are summed."""
+        return self.model.full
+
+    def _lending_output(self) -> AbstractContextManager[None]:
+        """In the block, what a forward pass returns may be overwritten by the next one."""
+        return self.model.lending_output()
+
     @property
     def threads(self) -> int:
         """How many threads compute on a CPU."""
@@ -165,7 +176,7 @@ class Patchwise:
 
     def lanes(self, in_flight: int | None) -> list[Lane]:
         """Lanes for so many pictures at once; for None two on a CUDA device, where nothing asks for one after the other."""
-        running = getattr(self.model, "running_thresholds", None) is not None
+        running = self._learns()
         if in_flight is None:
             in_flight = 2 if self._device().type == "cuda" and self.max_memory is None and not running else 1
         if running and in_flight != 1:
@@ -276,13 +287,12 @@ class Patchwise:
     def _run(self, windows: list[Window], held: Rows, first: int, picture: Picture, out: np.ndarray) -> Iterator[int]:
         """Compute windows into `out`, whose first row is low-resolution row `first`; yields how many were finished."""
         layout = picture.layout
-        lending = getattr(self.model, "lending_output", nullcontext)
         forward = self.forward_pixels if self._finishes(layout) else self.forward
         for batch in self._batches(windows):
             start, finished = time.perf_counter(), 0
             images = [network_images(held.window(window.rows, window.columns), layout, window.varies)[i] for window, i in batch]
             x, origin = torch.from_numpy(np.stack(images)).to(self._device()), self._origin(batch[0][0])
-            with lending():
+            with self._lending_output():
                 y = (
                     forward(x, torch.cat([cast(torch.Tensor, window.offsets[i]) for window, i in batch]), origin)
                     .permute(0, 2, 3, 1)
@@ -393,8 +403,7 @@ class Patchwise:
 
     def _skip_radius(self, layout: Layout) -> int:
         """The receptive field's radius where a window may shrink to what needs computing, else 0."""
-        integer = getattr(self.model, "full", False)  # the floats of a "body" network depend on how they are summed
-        if not integer or self.protocol == "paper" or self.tile == 0:
+        if not self._in_integers() or self.protocol == "paper" or self.tile == 0:
             return 0
         radius = self.reach
         wide = min(layout.height, layout.width) >= patch_side(radius)  # else a flat patch sees the borders of both sides at once
@@ -466,7 +475,7 @@ class Patchwise:
         Where its last convolution is one of torch, on a CPU `_store` makes pixels of the floats and looks at each value once.
         """
         plain = layout.depth == 8 and not layout.alpha and not layout.grey
-        return plain and not self.tta and (self._device().type != "cpu" or getattr(self.model, "full", False))
+        return plain and not self.tta and (self._device().type != "cpu" or self._in_integers())
 
     def _ensemble(self, x: torch.Tensor, offset: torch.Tensor | None, origin: tuple[int, int]) -> torch.Tensor:
         total: Any = None
@@ -489,8 +498,8 @@ class FloatPatchwise(Patchwise):
 
     def __init__(self, network: torch.nn.Module, converted: Patchwise):
         self.__dict__ |= converted.__dict__
-        self.model = network.eval()
-        self.model.to(converted._device(), memory_format=torch.channels_last)
+        self.network = network.eval()
+        self.network.to(converted._device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
         self._halo, self._converted = converted.halo, converted
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
@@ -501,7 +510,16 @@ class FloatPatchwise(Patchwise):
         return torch.get_num_threads()
 
     def _device(self) -> torch.device:
-        return next(iter(self.model.parameters()), torch.empty(0)).device
+        return next(iter(self.network.parameters()), torch.empty(0)).device
+
+    def _learns(self) -> bool:
+        return False
+
+    def _in_integers(self) -> bool:
+        return False
+
+    def _lending_output(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def _decide(self, x: torch.Tensor) -> torch.Tensor | None:
         return None
@@ -518,19 +536,19 @@ class FloatPatchwise(Patchwise):
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None, origin: tuple[int, int]) -> torch.Tensor:
         with torch.no_grad():
-            return self.model(x)
+            return self.network(x)
 
 
-def tile_grid(model: Any) -> int:
+def tile_grid(model: ConvertedModel) -> int:
     """Pixels a side of the tiles of a network that have a depth of their own; 1 where all have the same."""
-    return model.exit.tile if getattr(model, "varies_depth", False) else 1
+    return model.exit.tile if model.varies_depth and model.exit is not None else 1
 
 
-def reach(model: Any) -> int:
+def reach(model: ConvertedModel) -> int:
     """How far a pixel of the output sees, in low-resolution pixels: the radius of the receptive field and, with tiles of several
     depths, the rest of a tile in it and the pixels around that, which decide together."""
     grid = tile_grid(model)
-    return model.spec.radius if grid == 1 else max(model.spec.radius + grid, model.exit.kernel // 2)
+    return model.spec.radius if grid == 1 or model.exit is None else max(model.spec.radius + grid, model.exit.kernel // 2)
 
 
 def _check_integer(name: str, value: int | None, least: int) -> None:

@@ -112,7 +112,7 @@ def _pretend_torch() -> None:
 
 def _pretend_backends() -> None:
     from adabm_kernels import native
-    from adabm_kernels.backends import cuda, devices, reference
+    from adabm_kernels.backends import cards, cuda, devices, reference
     from adabm_kernels.backends.call import Conv, Outputs, Place, Quantization, RunResblock, Target
     from adabm_kernels.nn import ConvertedNetwork
     from adabm_kernels.ops import library as operators
@@ -157,7 +157,7 @@ def _pretend_backends() -> None:
     native.library = lambda name: _host_library() if name == "cuda" else library(name)
     native.why_missing = lambda name: "" if name == "cuda" else why_missing(name)
     cuda._place = lambda x: (0, None)
-    devices.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
+    cards.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
     devices.why_not_cuda = devices.why_not_triton = lambda device: ""
     import adabm_kernels.tuning.gpu
 

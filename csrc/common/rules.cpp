@@ -9,10 +9,9 @@ constexpr int kMaxShuffle = 16;
 
 void check_rules(const adabm_weights& w) {
   ADABM_REQUIRE(w.struct_bytes == sizeof(adabm_weights), "struct_bytes must be %zu, got %u", sizeof(adabm_weights), w.struct_bytes);
-  ADABM_REQUIRE(w.out_channels > 0 && w.channels > 0, "out_channels and channels must be positive, got %d and %d", w.out_channels,
+  ADABM_REQUIRE(w.out_channels > 0 && w.channels > 0, "out_channels and channels must be positive, got %d and %d", w.out_channels, w.channels);
+  ADABM_REQUIRE(w.out_channels <= 1 << 16 && w.channels <= 1 << 16, "out_channels and channels must be at most 65536, got %d and %d", w.out_channels,
                 w.channels);
-  ADABM_REQUIRE(w.out_channels <= 1 << 16 && w.channels <= 1 << 16, "out_channels and channels must be at most 65536, got %d and %d",
-                w.out_channels, w.channels);
   ADABM_REQUIRE(w.kernel_h > 0 && w.kernel_h % 2 && w.kernel_h <= kMaxKernel && w.kernel_w > 0 && w.kernel_w % 2 && w.kernel_w <= kMaxKernel,
                 "kernel must be odd and at most %d a side, got %dx%d", kMaxKernel, w.kernel_h, w.kernel_w);
   ADABM_REQUIRE(w.border_kernels == 0 || w.border_kernels == 1, "border_kernels must be 0 or 1, got %d", w.border_kernels);
@@ -42,8 +41,7 @@ void check_features(const char* of, int format, int fraction) {
 }  // namespace
 
 void check_rules(const adabm_conv2d_args& a) {
-  ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0, "batch, height and width must be positive, got %d, %d, %d", a.batch, a.height,
-                a.width);
+  ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0, "batch, height and width must be positive, got %d, %d, %d", a.batch, a.height, a.width);
   ADABM_REQUIRE(static_cast<int64_t>(a.batch) * a.height < INT32_MAX, "batch times height must fit 31 bits, got %d and %d", a.batch, a.height);
   ADABM_REQUIRE(a.height <= 1 << 20 && a.width <= 1 << 20, "height and width must be at most 2^20, got %d and %d", a.height, a.width);
   ADABM_REQUIRE(a.x_q && a.x_bits && a.alpha && a.beta, "x_q, x_bits, alpha and beta must not be null");
@@ -54,8 +52,8 @@ void check_rules(const adabm_conv2d_args& a) {
   ADABM_REQUIRE(a.activation >= 0 && a.activation <= ADABM_ACT_PRELU, "activation must be 0..2, got %d", a.activation);
   ADABM_REQUIRE(a.activation != ADABM_ACT_PRELU || a.slope, "PReLU needs slope");
   ADABM_REQUIRE(a.shuffle >= 1 && a.shuffle <= kMaxShuffle, "shuffle must be 1..%d, got %d", kMaxShuffle, a.shuffle);
-  ADABM_REQUIRE(a.out_channels % (a.shuffle * a.shuffle) == 0, "shuffle must be positive and its square divide out_channels %d, got %d",
-                a.out_channels, a.shuffle);
+  ADABM_REQUIRE(a.out_channels % (a.shuffle * a.shuffle) == 0, "shuffle must be positive and its square divide out_channels %d, got %d", a.out_channels,
+                a.shuffle);
   ADABM_REQUIRE(!a.y_pitch || (a.shuffle == 1 && a.y_pitch >= a.out_channels && a.y_pitch < 1 << 20),
                 "y_pitch must be 0, or out_channels %d..2^20 without shuffle, got %d with shuffle %d", a.out_channels, a.y_pitch, a.shuffle);
   check_features("y_", a.y_format, a.y_fraction);
@@ -63,13 +61,12 @@ void check_rules(const adabm_conv2d_args& a) {
                 "y_format must be 0 (float32) with y_acc, y_image, y_pitch or a shuffle above 1, got %d", a.y_format);
   check_region(a.region);
   ADABM_REQUIRE(!passes_on(a.region) || (a.shuffle == 1 && !a.y_acc && !a.y_image),
-                "pixels are passed on, region.pass_least..pass_most %d..%d, only with shuffle 1 and no y_acc or y_image",
-                a.region.pass_least, a.region.pass_most);
+                "pixels are passed on, region.pass_least..pass_most %d..%d, only with shuffle 1 and no y_acc or y_image", a.region.pass_least,
+                a.region.pass_most);
 }
 
 void check_rules(const adabm_depths_args& a) {
-  ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0, "batch, height and width must be positive, got %d, %d, %d", a.batch, a.height,
-                a.width);
+  ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0, "batch, height and width must be positive, got %d, %d, %d", a.batch, a.height, a.width);
   ADABM_REQUIRE(static_cast<int64_t>(a.batch) * a.height < INT32_MAX, "batch times height must fit 31 bits, got %d and %d", a.batch, a.height);
   ADABM_REQUIRE(a.height <= 1 << 20 && a.width <= 1 << 20, "height and width must be at most 2^20, got %d and %d", a.height, a.width);
   check_tiles("", a.tile, a.top, a.left);
@@ -79,8 +76,8 @@ void check_rules(const adabm_depths_args& a) {
 }
 
 void check_rules(adabm_quantize_args& a) {
-  ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0 && a.channels > 0,
-                "batch, height, width and channels must be positive, got %d, %d, %d, %d", a.batch, a.height, a.width, a.channels);
+  ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0 && a.channels > 0, "batch, height, width and channels must be positive, got %d, %d, %d, %d", a.batch,
+                a.height, a.width, a.channels);
   const int dense = (a.channels + 3) / 4 * 4;
   a.y_channels = a.y_channels ? a.y_channels : dense;
   a.y_pitch = a.y_pitch ? a.y_pitch : dense;
@@ -92,8 +89,7 @@ void check_rules(adabm_quantize_args& a) {
   ADABM_REQUIRE(a.x_format == ADABM_FEATURES_FLOAT32 || !a.shift, "shift must be null where x_format is 1 (int16)");
   ADABM_REQUIRE(a.x && a.grid && a.bits && a.y_q, "x, grid, bits and y_q must not be null");
   check_region(a.region);
-  ADABM_REQUIRE(!passes_on(a.region), "region.pass_least must be above pass_most where codes are made, got %d and %d", a.region.pass_least,
-                a.region.pass_most);
+  ADABM_REQUIRE(!passes_on(a.region), "region.pass_least must be above pass_most where codes are made, got %d and %d", a.region.pass_least, a.region.pass_most);
 }
 
 }  // namespace adabm

@@ -19,8 +19,8 @@ class Error : public std::exception {
   char message_[512];
 };
 
-#define ADABM_REQUIRE(condition, ...) \
-  do {                                \
+#define ADABM_REQUIRE(condition, ...)                                            \
+  do {                                                                           \
     if (!(condition)) throw ::adabm::Error(ADABM_INVALID_ARGUMENT, __VA_ARGS__); \
   } while (0)
 

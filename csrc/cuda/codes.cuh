@@ -1,4 +1,18 @@
-// Codes of 2, 4 and 8 bits in 32-bit words: how many bits a code takes, and from one width to another. The first code is lowest.
+// Codes of 2, 4 and 8 bits in 32-bit words: how many bits a code takes in memory, and how codes go from one width to another.
+//
+// The first code of a word is lowest. A pixel is a whole number of words, so a pixel's last word may end in codes that are zeros.
+//
+//   bits of a word:  31      24 23      16 15       8 7        0
+//   8 bits:         | code 3   | code 2   | code 1   | code 0   |
+//   4 bits:         | c7 | c6  | c5 | c4  | c3 | c2  | c1 | c0  |
+//   2 bits:         |f|e|d|c   |b|a|9|8   |7|6|5|4   |3|2|1|0   |
+//
+// Widths are changed for a whole word at once: moving the upper half away from the lower one and masking doubles the room of every code,
+// and each further step does so within the halves. Two steps make four bytes of four nibbles, and the same steps in the other order take
+// them back. No code is looked at by itself.
+//
+// A value becomes a code by a sum with kAnchor, 1.5 * 2^23: the unit in the last place is 1 there, so the sum rounds half to even, and the
+// code stands in its low bits. Conversions between floats and integers run at a quarter of that rate.
 #pragma once
 
 #include <cstdint>

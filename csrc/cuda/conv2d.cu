@@ -60,7 +60,8 @@ Conv2dParams parameters(const adabm_conv2d_args& a) {
     for (int box = 0; box <= (a.box_filter != 0); box++)
       if (static_cast<int64_t>(a.packed_bytes) == bytes + box * kBoxBytes) p.four_bits = form, p.box = box, known = true;
   }
-  ADABM_REQUIRE(known, "packed_bytes must be %lld or, with 4-bit weights, %lld for these sizes%s, got %llu: packed was made for others or not by adabm_pack_cuda",
+  ADABM_REQUIRE(known,
+                "packed_bytes must be %lld or, with 4-bit weights, %lld for these sizes%s, got %llu: packed was made for others or not by adabm_pack_cuda",
                 static_cast<long long>(p.forms[1].offset), static_cast<long long>(bytes),
                 a.box_filter ? ", or 128 more where box_filter needs the sum of the codes" : "", static_cast<unsigned long long>(a.packed_bytes));
 
@@ -108,8 +109,7 @@ Conv2dParams checked(const adabm_conv2d_args& a) {
   weights.out_channels = a.out_channels, weights.channels = a.channels, weights.kernel_h = a.kernel_h, weights.kernel_w = a.kernel_w;
   check_rules(weights);
   ADABM_REQUIRE(a.packed && reinterpret_cast<uintptr_t>(a.packed) % 16 == 0, "packed must be 16-byte aligned and not null");
-  ADABM_REQUIRE(reinterpret_cast<uintptr_t>(a.x_q) % 16 == 0 && reinterpret_cast<uintptr_t>(a.y_q) % 4 == 0,
-                "x_q must be 16-byte and y_q 4-byte aligned");
+  ADABM_REQUIRE(reinterpret_cast<uintptr_t>(a.x_q) % 16 == 0 && reinterpret_cast<uintptr_t>(a.y_q) % 4 == 0, "x_q must be 16-byte and y_q 4-byte aligned");
   ADABM_REQUIRE(a.packed_codes >= 0 && a.packed_codes <= (ADABM_PACKED_X | ADABM_PACKED_Y), "packed_codes must be 0..3, got %d", a.packed_codes);
   ADABM_REQUIRE(!a.border_kernels || (a.height >= a.kernel_h && a.width >= a.kernel_w),
                 "height and width must be at least the kernel's %dx%d with border_kernels, got %dx%d", a.kernel_h, a.kernel_w, a.height, a.width);
@@ -161,7 +161,8 @@ extern "C" adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, cons
     for (const adabm_conv2d_args* args : {first, second})
       ADABM_REQUIRE(args && args->struct_bytes == sizeof(adabm_conv2d_args), "first and second must be structs of %zu bytes", sizeof(adabm_conv2d_args));
     adabm_conv2d_args a = *first, b = *second;
-    ADABM_REQUIRE(!a.y && !a.y_q && !a.y_acc && !a.y_image && !a.residual, "the first convolution must have no output and no residual: its codes stay on the chip");
+    ADABM_REQUIRE(!a.y && !a.y_q && !a.y_acc && !a.y_image && !a.residual,
+                  "the first convolution must have no output and no residual: its codes stay on the chip");
     ADABM_REQUIRE(a.y_format == ADABM_FEATURES_FLOAT32, "the first convolution's y_format must be %d (float32), which its codes are made of, got %d",
                   ADABM_FEATURES_FLOAT32, a.y_format);
     ADABM_REQUIRE(!a.region.depth, "the first convolution's region.depth must be null: a region is the second's alone");

@@ -1,9 +1,26 @@
 // Implicit-GEMM convolution on mma.sync: pixels are the rows of A, outputs the columns of B, channels times taps the depth.
 //
-// A block of four warps computes 128 pixels times up to 64 outputs. All taps of a chunk of channels read one tile of codes with its
-// halo, kept in shared memory as [channel / 16 bytes][pixel][16 bytes]: a tap is an offset, and eight neighbouring pixels are 128
-// bytes in a row, which ldmatrix reads without conflict. Weights come in stages by asynchronous copies. 4-bit codes differ only in
-// the matrix instruction and in how many channels 16 bytes are, so one text serves both and half the bytes make half the work.
+// A block of four warps computes 128 pixels times up to 64 outputs; a warp has 32 of the pixels and all outputs.
+//
+//   shared memory:  codes, one or more tiles with their halo        weights, three stages
+//                   plane 0: |pixel 0: 16 bytes|pixel 1|...         stage: |slice|slice|slice|
+//                   plane 1: |pixel 0: 16 bytes|pixel 1|...         slice: [2][outputs][16 bytes] (layout.h)
+//
+// All taps of a chunk of channels read one tile of codes. A tap is an offset there, and eight neighbouring pixels are 128 bytes in a row,
+// which ldmatrix reads without a bank conflict for any tap. This is why codes lie by planes and not by pixels: with pixels of 64 bytes,
+// eight rows of 16 bytes would meet some banks four times.
+//
+// What is copied runs two stages ahead of what is multiplied:
+//
+//   issue     s0  s1  s2  s3  s4  ...         cp.async: codes when a chunk begins, weights for every stage
+//   multiply          s0  s1  s2  ...         one wait and one barrier a stage
+//
+// 4-bit codes differ only in the matrix instruction and in how many channels 16 bytes are, so one text serves both widths, and half the
+// bytes make half the work of every kind. Which width an image takes is decided here, by its bits in device memory, and never on the
+// host. Weights that are odd are packed as k' with m = 2k' + 1; one more column of products, with ones, adds the sum of the codes.
+//
+// Two loops: multiply_rows for the usual 3 columns of taps and 64 outputs, a row of the kernel a stage, all addresses sums; multiply for
+// everything else. What the block makes of the sums is epilogue_sm80.cuh; counts and reasons are in docs/gpu_cuda.md, "One block".
 #pragma once
 
 #include <cstdint>
@@ -48,9 +65,7 @@ struct Walk {
   // In bytes from the image's first pixel; only of pixels inside does it mean anything. It counts from there and not from the halo's first
   // one: the halo may begin several long rows above the image, and a pixel then lies farther than 2^31 bytes behind it. An image has less
   // than 2^31 codes.
-  ADABM_DEVICE uint32_t offset(uint32_t width, uint32_t pitch) const {
-    return (static_cast<uint32_t>(row) * width + static_cast<uint32_t>(column)) * pitch;
-  }
+  ADABM_DEVICE uint32_t offset(uint32_t width, uint32_t pitch) const { return (static_cast<uint32_t>(row) * width + static_cast<uint32_t>(column)) * pitch; }
 };
 
 // Whether a pixel lies inside the image.
@@ -66,8 +81,7 @@ ADABM_DEVICE ptx::Words4 widen_codes(int bits, int storage, const ptx::Words2& w
 
 // Brings one chunk of channels of the tile and its halo into shared memory, as codes of `bits`, 8 or 4; zeros outside the image.
 template <bool kUnfolds>
-ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form& f, int bits, const uint8_t* image, int storage, int chunk,
-                             uint32_t to) {
+ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form& f, int bits, const uint8_t* image, int storage, int chunk, uint32_t to) {
   const int thread = ptx::thread_index();
   const int pitch = pixel_bytes(p.code_channels, storage), source_row_bytes = kRowBytes * storage / bits;
   const int halo_columns = at.columns + p.taps_w - 1, first_row = at.row - p.kernel_h / 2, first_column = at.column - p.taps_w / 2;
@@ -137,9 +151,7 @@ ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form&
 }
 
 // Bytes of shared memory of the tiles of codes; as many that the one being filled is not the one being read.
-ADABM_HD inline int code_buffers(const Form& f) {
-  return f.chunks == 1 ? 1 : f.slices > f.stage_slices ? 2 : 3;
-}
+ADABM_HD inline int code_buffers(const Form& f) { return f.chunks == 1 ? 1 : f.slices > f.stage_slices ? 2 : 3; }
 
 // Where the i-th 16 bytes of a stage's weights come from, in bytes: within a slice [2][outputs][16 bytes], outputs in the order in
 // which columns of products take them.
@@ -234,8 +246,8 @@ struct Matrices {
 // The products of the widest tile, an inner one, by kernels of three columns and more than one row: a row of them at a time, which is one
 // stage of weights. Those of 4 bits may be with the sums of the codes.
 template <int kBits>
-ADABM_DEVICE void multiply_rows(const Conv2dParams& p, const Place& at, bool with_box, const uint8_t* image, int storage, uint32_t weights,
-                                int run_shift, int32_t (&acc)[2][8][4], int32_t (&box)[2][4]) {
+ADABM_DEVICE void multiply_rows(const Conv2dParams& p, const Place& at, bool with_box, const uint8_t* image, int storage, uint32_t weights, int run_shift,
+                                int32_t (&acc)[2][8][4], int32_t (&box)[2][4]) {
   constexpr int kSteps = 3, kWeightBytes = kMaxTileOutputs * kSliceBytes, kStageBytes = kSteps * kWeightBytes;
   static_assert(kWeightBytes == kThreads * kRowBytes && kStages == 3, "");
   Form f = p.forms[kBits == 4];
@@ -292,8 +304,8 @@ ADABM_DEVICE void multiply_rows(const Conv2dParams& p, const Place& at, bool wit
 
 // The same by any kernel and of any tile, a step at a time. kBits: 8, 4, or 0 for either in one loop, which is less code and more branches.
 template <int kTiles, int kBits>
-ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const ImageForm& form, const uint8_t* image, int storage, uint32_t weights,
-                           int run_shift, int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
+ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const ImageForm& form, const uint8_t* image, int storage, uint32_t weights, int run_shift,
+                           int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
   constexpr int kPlaneBytes = kTiles * 8 * kRowBytes, kWeightBytes = 2 * kPlaneBytes;  // of a slice
   const bool four_bits = kBits == 0 ? takes_four_bits(form) : kBits == 4;
   const Form& f = p.forms[four_bits];
@@ -422,7 +434,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) conv2d_sm80(const __grid_co
   const uint8_t* x = behind(p.x_q, p.x_image, image);
   const Form& f = p.forms[form.four_bits];
   // In `packed`, which is less than 4 GB.
-  const uint32_t weights = static_cast<uint32_t>(f.offset) + ((p.border_kernels ? at.kernel : 0) * p.tiling.tiles + output) * static_cast<uint32_t>(f.tile_bytes);
+  const uint32_t weights =
+      static_cast<uint32_t>(f.offset) + ((p.border_kernels ? at.kernel : 0) * p.tiling.tiles + output) * static_cast<uint32_t>(f.tile_bytes);
   const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
   Straight lines = Straight::kNone;
   if (kWide && p.straight && at.shape == kInner && !by_pixel) lines = straight_form(p, image);

@@ -1,13 +1,26 @@
 // Implicit-GEMM convolution on wgmma (sm_90a): weights are the rows of A; pixels the columns of B, in shared memory.
 //
-// A strip is 8 columns by 16 rows of pixels, 128 columns of one product. Tiles of some strips (conv2d_configs.cuh) lie in shared
-// memory with their halo as [channel / 16][pixel][16 bytes], where a tap is an offset of the descriptor. One warpgroup produces: it
-// brings tiles in, ahead of two that multiply. A block stays on the chip and takes tile after tile.
+// Weights are A because A has 64 rows, and B up to 256 columns: 64 outputs are a usual layer, and there are always pixels enough. The tile
+// of codes and its strips are described in tile_sm90.cuh.
 //
-// Two forms. Up to 64 channels and 3x3: all weights of 64 outputs are 72 registers of each thread, loaded once; each warpgroup
-// takes every second strip of a tile, so that one stores results while the other multiplies. Otherwise a stage is 32 channels of
-// the tile and their weights, which all strips read from shared memory while they are there: a warpgroup keeps the sums of both its
-// strips.
+// A block has three warpgroups and stays on the chip, taking tile after tile of all images:
+//
+//   producer     | tile 0 | tile 1 | tile 2 | tile 3 ...     brings codes (and weights) into a ring of stages (producer_sm90.cuh)
+//   consumer 0            | products | results | products ...
+//   consumer 1                | products | results | ...
+//
+// A stage is handed over by two barriers in shared memory, "full" and "empty" (Ring), and nothing else is waited for: there is no barrier
+// of the whole block after the start. The producer gives its registers to the consumers, who need them for sums and weights.
+//
+// Two forms, by where the weights are:
+//   resident: 3x3 and up to 64 channels. The weights of 64 outputs are 72 registers of each thread, loaded once for all tiles. A stage is a
+//     whole tile; each consumer takes every second strip of it, so that one stores results while the other multiplies.
+//   staged: everything else. A stage is 32 channels of the tile and their weights, which all strips read while they are there; a consumer
+//     keeps the sums of all its strips until the last stage. With a box (weights k' of m = 2k' + 1) the products are made twice and once
+//     more with ones, which adds up to 2k' + 1 without wider weights.
+//
+// Branches around products are taken on votes: what the compiler does not know to be the same for a warp would make it wait for every
+// product by itself. Counts and what was tried are in docs/notes_hopper.md.
 #pragma once
 
 #include <type_traits>

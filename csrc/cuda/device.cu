@@ -17,8 +17,8 @@ __global__ void probe(int) {}
 void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // it must not stick to the caller's next launch
-  const bool here = error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver || error == cudaErrorNoKernelImageForDevice ||
-                    error == cudaErrorInvalidDeviceFunction;
+  const bool here =
+      error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver || error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
   throw Error(here ? ADABM_UNSUPPORTED : ADABM_INTERNAL, "%s: %s", what, cudaGetErrorString(error));
 }
 
@@ -43,8 +43,8 @@ void DeviceScope::check_pointer(const void* pointer, const char* name) const {
   check_cuda(cudaPointerGetAttributes(&attributes, pointer), "cudaPointerGetAttributes");
   ADABM_REQUIRE(attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged,
                 "%s must be device memory of device %d, got memory of the host", name, device_);
-  ADABM_REQUIRE(attributes.type == cudaMemoryTypeManaged || attributes.device == device_, "%s must be memory of device %d, got memory of device %d",
-                name, device_, attributes.device);
+  ADABM_REQUIRE(attributes.type == cudaMemoryTypeManaged || attributes.device == device_, "%s must be memory of device %d, got memory of device %d", name,
+                device_, attributes.device);
 }
 
 }  // namespace adabm
@@ -82,8 +82,8 @@ extern "C" adabm_status adabm_usable_cuda(int32_t device) {
       int minor = 0;
       cudaGetLastError();
       cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-      throw adabm::Error(ADABM_UNSUPPORTED, "the library holds no kernels for device %d of compute capability %d.%d: they are built for 8.0 and newer",
-                         device, scope.compute_major(), minor);
+      throw adabm::Error(ADABM_UNSUPPORTED, "the library holds no kernels for device %d of compute capability %d.%d: they are built for 8.0 and newer", device,
+                         scope.compute_major(), minor);
     }
     adabm::check_cuda(error, "cudaFuncGetAttributes");
   });

@@ -113,7 +113,8 @@ ADABM_DEVICE void store_part_image(const Conv2dParams& p, const Tile& at, const 
     if (!at_pixel.inside || !(written >> pixel & 1)) continue;
     const int o = outputs.first + output, sub = p.by_group.quotient(o), sub_row = p.by_shuffle.quotient(sub);
     const int out = (at_pixel.row * r + sub_row) * row_pixels + at_pixel.column * r + sub - sub_row * r;
-    ptx::store_global(y + static_cast<int64_t>(out) * p.tiling.group + o - sub * p.tiling.group, ptx::load_shared<uint8_t>(Part<kRows>::code(staged, pixel, output)));
+    ptx::store_global(y + static_cast<int64_t>(out) * p.tiling.group + o - sub * p.tiling.group,
+                      ptx::load_shared<uint8_t>(Part<kRows>::code(staged, pixel, output)));
   }
 }
 
@@ -240,8 +241,7 @@ ADABM_DEVICE void general_epilogue(const Conv2dParams& p, bool computed, bool by
         for_rows([&](int m, float&) {
           if (there(m)) ptx::store_global(p.y_acc + feature + m * step, sums[m]);
         });
-      if (codes)
-        for_rows([&](int m, float& value) { ptx::store_shared(place + 8 * m * kStagedPitch, quantize_low_byte(value, scale, offset, top)); });
+      if (codes) for_rows([&](int m, float& value) { ptx::store_shared(place + 8 * m * kStagedPitch, quantize_low_byte(value, scale, offset, top)); });
     }
     if (!codes) {
       ptx::sync_warp();  // before the next part takes the place

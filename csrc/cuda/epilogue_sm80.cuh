@@ -1,9 +1,22 @@
 // What the kernels on mma.sync make of the sums of a tile: scale and bias, activation, residual, features, codes, in the order of
 // docs/numerics.md.
 //
-// Two ways. Straight lines, where a tile's 64 outputs are whole and nothing rare is asked for: which outputs meet in a thread is
-// chosen when the weights are copied (output_of), so that a thread has 16 or 8 neighbouring ones of each of its four pixels, and writes
-// them from registers, 16 bytes at a time. Everything else takes the general form, whose loops keep it short.
+// A matrix product leaves its sums where it likes: a thread has columns 2 q and 2 q + 1 of every eight, for four pixels. Stored as they
+// are, two bytes would go here and two there. But which output a column is can be chosen freely, when the weights are copied to shared
+// memory (output_of), at no cost:
+//
+//   column of the product          0  1 | 2  3 | 4  5 | 6  7 | 8  9 | 10 11 | ...
+//   thread of a group of four      0      1      2      3      0      1
+//   output, taken in order         0  1 | 2  3 | 4  5 | 6  7 | 8  9 | ...     two neighbours a thread
+//   output, with runs of 16        0  1 | 16 17| 32 33| 48 49| 2  3 | ...     sixteen neighbours a thread: a 16-byte store of codes
+//
+// Two ways out of this. Straight lines, where a tile's 64 outputs are whole and nothing rare is asked for: results go from registers to
+// memory 16 bytes at a time, with no branch on pixels or outputs; codes alone take runs of 16, features runs of 8, which are 16 bytes of
+// int16. Everything else takes the general form: sums go to shared memory, 16 outputs at a time, since only there a loop can count
+// through them, and it is short instead of fast.
+//
+// Sums begin at the bits of kAnchor, so that one subtraction makes a float of them; the packed weights say whether they can be so large
+// that it must be a conversion. docs/gpu_cuda.md, "Straight lines", counts what each of these saves.
 #pragma once
 
 #include <cstdint>
@@ -86,8 +99,8 @@ ADABM_DEVICE Pixels own_pixels(const Conv2dParams& p, const Place& at, const Out
   const int first = pixel_of(0), first_row = at.row + (first >> at.shift), first_column = at.column + (first & (at.columns - 1));
   pixels.first = (first_row * r + sub_row) * row_pixels + first_column * r + outputs.sub - sub_row * r;
   pixels.inside = 0xf, pixels.classes = p.border_kernels ? static_cast<uint32_t>(at.kernel) * 0x01010101u : 0u;
-  const bool one_class = p.border_kernels || (at.row >= pad_h && at.row + at.rows + pad_h <= p.height && at.column >= pad_w &&
-                                              at.column + at.columns + pad_w <= p.width);
+  const bool one_class =
+      p.border_kernels || (at.row >= pad_h && at.row + at.rows + pad_h <= p.height && at.column >= pad_w && at.column + at.columns + pad_w <= p.width);
   if (!one_class || at.row + at.rows > at.end_row || at.column + at.columns > at.end_column) {
     pixels.inside = one_class ? 0 : 16;
 #pragma unroll 1
@@ -212,7 +225,10 @@ struct Packing {
   uint32_t low;             // bytes of the first word, of the first and the last four codes
 
   ADABM_DEVICE explicit Packing(int storage)
-      : next(ptx::opaque(1u << storage)), next_two(ptx::opaque(storage == 2 ? 16u : 0u)), low(ptx::opaque(storage == 8 ? 0x5410u : storage == 4 ? 0x6240u : 0x7720u)) {}
+      // clang-format off: one choice a line would stand far to the right
+      : next(ptx::opaque(1u << storage)), next_two(ptx::opaque(storage == 2 ? 16u : 0u)),
+        low(ptx::opaque(storage == 8 ? 0x5410u : storage == 4 ? 0x6240u : 0x7720u)) {}
+  // clang-format on
 
   // The second word is for codes of 8 bits; those of 2 bits are in the low half of the first.
   ADABM_DEVICE ptx::Words2 pack(const uint32_t (&pairs)[4]) const {
@@ -245,8 +261,8 @@ ADABM_DEVICE void store_sixteens(uint8_t* to, int pitch, int storage, const Pixe
 
 // Results of a tile whose sums are floats, from registers to memory. residuals: the first ones, with features.
 template <Straight kForm>
-ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& outputs, int image, int bits, Pixels pixels,
-                                 Residuals residuals, const int32_t (&acc)[2][8][4]) {
+ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& outputs, int image, int bits, Pixels pixels, Residuals residuals,
+                                 const int32_t (&acc)[2][8][4]) {
   constexpr bool kFeatures = kForm != Straight::kCodes, kInt16 = kForm == Straight::kInt16;
   // Outputs are taken eight at a time; the next eight are beside them, or behind those of the other threads.
   constexpr int kRun = 8, kNext = kFeatures ? 32 : 8;
@@ -317,8 +333,7 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
         const int next = 4 * run + m + 2;
         if (next < 8) {
 #pragma unroll
-          for (int half = 0; half < 2; half++)
-            load_residual(p, place, pixels, next % 4, next / 4 * kNext * 4 + half * 16, residuals.words[m % 2 * 2 + half]);
+          for (int half = 0; half < 2; half++) load_residual(p, place, pixels, next % 4, next / 4 * kNext * 4 + half * 16, residuals.words[m % 2 * 2 + half]);
         }
         if (p.y && pixels.has(m)) {
           uint8_t* pixel = behind(static_cast<uint8_t*>(p.y) + place.first + run * kNext * 4, place.pitch, pixels.at(m));
@@ -461,8 +476,8 @@ ADABM_DEVICE void general_form(const Conv2dParams& p, bool by_pixel, const Place
         for (int m = 0; m < 4; m++)
 #pragma unroll
           for (int half = 0; half < 2; half++)
-            ptx::store_shared(sums + (2 * m + half) * kSumsBytes,
-                              ptx::Words2{{static_cast<uint32_t>(acc[m / 2][2 * k + half][m % 2 * 2]), static_cast<uint32_t>(acc[m / 2][2 * k + half][m % 2 * 2 + 1])}});
+            ptx::store_shared(sums + (2 * m + half) * kSumsBytes, ptx::Words2{{static_cast<uint32_t>(acc[m / 2][2 * k + half][m % 2 * 2]),
+                                                                               static_cast<uint32_t>(acc[m / 2][2 * k + half][m % 2 * 2 + 1])}});
       }
     const int in_tile = four * 16 + quarter * 4, wanted = outputs.count - in_tile, o = outputs.first + in_tile;
     float alphas[4], slopes[4];

@@ -1,8 +1,22 @@
 // What the kernels of compute capability 9.0 make of the sums of a strip: activation, residual, features, codes, pixels.
 //
+// A strip is 8 columns by 16 rows of pixels and 64 outputs; its four warps have 16 outputs each. A thread has, of every row, two
+// neighbouring outputs at two neighbouring pixels:
+//
+//   one row of a strip, one warp:     pixel   0  1 | 2  3 | 4  5 | 6  7
+//                        outputs 0, 1         t0   | t1   | t2   | t3        rows of A are permuted when the weights are loaded
+//                        outputs 2, 3         t4   | t5   | t6   | t7        (fragment in products_sm90.cuh), so that the two outputs
+//                           ...                                             of a thread are neighbours
+//                        outputs 14, 15       t28  | t29  | t30  | t31
+//
+// Features are stored from there: 8 bytes of float32 or 4 of int16, whose neighbours the warp's other threads store at the same time.
+// Codes are smaller, so they go through shared memory first: two codes of a pixel are a unit, those of a warp are 16 bytes of the pixel,
+// which stmatrix puts side by side (stage_units), and 16 bytes leave at once (store_units).
+//
 // The straight form: 64 outputs whose features and codes lie as the vector instructions want them, one instruction after the other for
-// all sums of a thread, and what differs between launches is a branch for 16 values at most. It takes strips cut off by the image and
-// along its border too. Everything else takes the general form (epilogue_general_sm90.cuh).
+// all sums of a thread; what differs between launches is a branch for 16 values at most. It takes strips cut off by the image and along
+// its border too, and has a form without any branch for the usual strip (is_usual). The residual is on its way while the products are made
+// (Ahead). Everything else takes the general form (epilogue_general_sm90.cuh). What this costs is counted in docs/notes_hopper.md.
 #pragma once
 
 #include "cuda/epilogue.cuh"
@@ -298,7 +312,7 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, con
   if (kForm != Straight::kCodes && (kUsual || p.residual)) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      float(&two)[2] = values[k / 2][k % 2];
+      float (&two)[2] = values[k / 2][k % 2];
       const uint32_t* words = ahead.row(first + k / 2) + k % 2 * (ahead.kRowWords / 2);
       if constexpr (kBiased)
         two[0] = ptx::float_of_half<0>(words[0]) + two[0], two[1] = ptx::float_of_half<1>(words[0]) + two[1];
@@ -319,7 +333,7 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, con
   if (kForm != Straight::kCodes && (kUsual || p.y)) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      const float(&two)[2] = values[k / 2][k % 2];
+      const float (&two)[2] = values[k / 2][k % 2];
       if ((kUsual && !cut_columns(kGroups)) || (written >> (kUsual ? k % 2 : 2 * first + k) & 1)) {
         if (kForm == Straight::kInt16)
           ptx::store_global(reinterpret_cast<uint32_t*>(to.at(k % 2)), kBiased ? pack_biased(two[0], two[1]) : pack_features(two[0], two[1]));
@@ -349,7 +363,8 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, con
 // border, there are a residual, features, ordinary codes and no activation, and 16-bit features may be bounded after their codes are made.
 template <Straight kForm, int kGroups>
 ADABM_DEVICE bool is_usual(const Conv2dParams& p, const LayerValues& v, const StripPixels& s) {
-  const bool whole = !s.border && s.rows == kGroups && (cut_columns(kGroups) || s.columns == kStripColumns), unbounded = kForm != Straight::kInt16 || codes_need_no_clamp(v.grid);
+  const bool whole = !s.border && s.rows == kGroups && (cut_columns(kGroups) || s.columns == kStripColumns),
+             unbounded = kForm != Straight::kInt16 || codes_need_no_clamp(v.grid);
   return kForm != Straight::kCodes &&
          !ptx::any_lane(!(whole && unbounded && p.residual && p.y && v.codes == Codes::kOrdinary && p.activation == ADABM_ACT_NONE));
 }
@@ -382,8 +397,7 @@ ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, con
 
 // The residual of a strip that the products are being made of, on its way to registers.
 template <Straight kForm, int kGroups>
-ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread,
-                            Ahead<kForm, kGroups>& ahead) {
+ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread, Ahead<kForm, kGroups>& ahead) {
   if (kForm == Straight::kCodes) return;
   ahead.place = FeaturePlace<kForm>(p, s, outputs, image, thread);
   if (!p.residual) return;

@@ -1,8 +1,14 @@
 // What the kernel whose weights pass through shared memory makes of the sums of a strip (conv2d_sm90.cuh).
 //
-// A thread's sums are two outputs, eight apart, at neighbouring pixels. They go through shared memory, four rows of the strip at a time,
-// within a warp: a lane then has four neighbouring outputs, 16 bytes of features, at the same pixel of every row. What follows stands in
-// the code once, in a loop over these parts, whatever registers the sums were in.
+// A thread's sums are two outputs, eight apart, at neighbouring pixels, and it has those of up to two strips. One instruction after the
+// other for all of them, as in epilogue_sm90.cuh, would be too long a text for kernels with shuffles and borders of every kind. So they go
+// through shared memory, four rows of the strip at a time, within a warp:
+//
+//   registers: outputs o, o + 8          shared memory, a pixel in 80 bytes          a lane: 4 outputs, the same pixel
+//   at pixels 2 q, 2 q + 1       -->     | 16 outputs, 4 bytes each | 16 unused | -->  of each of the four rows
+//
+// A lane then has four neighbouring outputs, 16 bytes of features, at the same pixel of every row; with 80 bytes a pixel neither stores
+// nor loads meet a bank twice. What follows stands in the code once, in a loop over these parts, whatever registers the sums were in.
 //
 // Two forms. In vectors: all outputs lie in fours as they do in memory, so that the four values of a pixel are read and written at once,
 // a PixelShuffle included. Tiles along a border with kernels of its own, strips cut off by the image and pixels with border classes
@@ -107,7 +113,7 @@ ADABM_DEVICE uint32_t four_codes(const float (&values)[kFour], const CodeGrid& g
 // Results of this warpgroup's strips of a tile, in vectors, in the order of docs/numerics.md. staged: of the warpgroup.
 template <int kOwn>
 ADABM_DEVICE void four_epilogue(const Conv2dParams& p, const Tile& at, const OutputTile& outputs, int image, int bits, int consumer,
-                                  const int32_t (&acc)[kOwn][4 * kStripRows], uint32_t thread, uint32_t staged) {
+                                const int32_t (&acc)[kOwn][4 * kStripRows], uint32_t thread, uint32_t staged) {
   const int lane = static_cast<int>(thread) % 32, in_tile = static_cast<int>(thread) / 32 * kWarpOutputs + lane / 8 * kFour;
   if (!ptx::any_lane(in_tile < outputs.count)) return;
   const bool wanted = in_tile < outputs.count;
@@ -193,8 +199,8 @@ ADABM_DEVICE void four_epilogue(const Conv2dParams& p, const Tile& at, const Out
 #pragma unroll
         for (int m = 0; m < FourRows::kRows; m++, y += feature_step)
           if (m < rows)
-            ptx::store_global(reinterpret_cast<ptx::Words4*>(y), ptx::Words4{{ptx::bits_of(values[m][0]), ptx::bits_of(values[m][1]),
-                                                                              ptx::bits_of(values[m][2]), ptx::bits_of(values[m][3])}});
+            ptx::store_global(reinterpret_cast<ptx::Words4*>(y),
+                              ptx::Words4{{ptx::bits_of(values[m][0]), ptx::bits_of(values[m][1]), ptx::bits_of(values[m][2]), ptx::bits_of(values[m][3])}});
       }
       if (!codes) continue;
       if (shrunk) for_values(values, [&](float& value, int, int) { value *= v.shrink; });

@@ -29,18 +29,13 @@ class DeviceScope {
 
 // One launch; nothing waits for it. Parameters travel by value.
 template <class Parameters>
-void launch(void (*kernel)(Parameters), const char* name, dim3 grid, dim3 block, uint32_t shared_bytes, void* stream,
-            const Parameters& parameters) {
+void launch(void (*kernel)(Parameters), const char* name, dim3 grid, dim3 block, uint32_t shared_bytes, void* stream, const Parameters& parameters) {
   constexpr uint32_t kWithoutAsking = 48 << 10;
   if (shared_bytes > kWithoutAsking)
-    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
-               name);
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), name);
 #if defined(__CUDACC__)
   void* arguments[] = {const_cast<Parameters*>(&parameters)};
-  check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, arguments, shared_bytes,
-                              static_cast<cudaStream_t>(stream)),
-             name);
+  check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, arguments, shared_bytes, static_cast<cudaStream_t>(stream)), name);
 #else
   check_cuda(cuda_host::launch(kernel, grid, block, shared_bytes, stream, parameters), name);
 #endif

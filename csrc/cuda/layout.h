@@ -1,5 +1,22 @@
-// How the convolution is cut up, for the packing, the launcher and the kernel alike: which outputs a block computes, and in which
-// order it takes the weights.
+// How a convolution is cut up, for the packing on the host, the launcher and the kernels alike: which outputs a block computes, and in
+// which order the weights lie in memory.
+//
+// The idea: a kernel never computes where a weight is. It walks through the packed bytes from first to last, because they lie in the order
+// in which products take them.
+//
+//   packed:   | header | 8-bit form | 4-bit form, where the weights fit |
+//   a form:   | kernel of border class 0 | class 1 | ...        one class where borders have no kernels of their own
+//   a class:  | output tile 0 | output tile 1 | ...             at most 64 outputs each
+//   a tile:   | chunk 0 | chunk 1 | ...                         `planes` rows of 16 bytes of every pixel's channels
+//   a chunk:  | step, tap 0 | step, tap 1 | ...                 slices: what one matrix product reads
+//   a slice:  | 16 bytes of output 0 | of output 1 | ... |      the first 16 bytes of channels,
+//             | 16 bytes of output 0 | of output 1 | ... |      and the second
+//
+// Rows have 16 bytes because ldmatrix and the descriptors of wgmma both read matrices of eight such rows. A slice takes 32 bytes of every
+// output, so that it is 32 channels of 8 bits or 64 of 4: the same bytes, half the products.
+//
+// A tile of outputs never shares a word of packed codes with another: with a PixelShuffle it holds whole sub-pixels, or 64 channels of
+// one. Blocks can then store codes of 2 and 4 bits without asking one another.
 #pragma once
 
 #include <cstdint>

@@ -122,7 +122,8 @@ extern "C" adabm_status adabm_pack_cuda(const adabm_weights* weights, int32_t bo
     const Layout l = layout(*weights, box_filter, shuffle);
     uint8_t* out = static_cast<uint8_t*>(packed);
     std::memset(out, 0, static_cast<size_t>(l.bytes));
-    const PackedHeader header = {kPackedMagic, ADABM_ABI_VERSION, {box_filter && !l.lifted, box_filter || l.four_bits == FourBits::kHalved}, reach(*weights, box_filter)};
+    const PackedHeader header = {
+        kPackedMagic, ADABM_ABI_VERSION, {box_filter && !l.lifted, box_filter || l.four_bits == FourBits::kHalved}, reach(*weights, box_filter)};
     std::memcpy(out, &header, sizeof header);
     pack_form(*weights, l, 8, shuffle, out + l.forms[0].offset);
     if (l.four_bits != FourBits::kNone) pack_form(*weights, l, 4, shuffle, out + l.forms[1].offset);

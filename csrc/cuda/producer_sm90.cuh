@@ -1,9 +1,23 @@
 // How the kernels of compute capability 9.0 bring tiles of codes into shared memory, ahead of the warpgroups that multiply.
 //
+// A ring of stages, each with two barriers:
+//
+//        wait empty -> fill -> arrive full          the producer, stage after stage
+//   ring: [ stage 0 ][ stage 1 ][ stage 2 ] ->
+//        wait full -> fence -> products -> arrive empty        the consumers, behind it
+//
 // A stage is handed over when what is in it has landed, not a stage later: copies of threads arrive at its barrier by themselves
 // (cp_async_arrive), the copy engine counts its bytes there, and codes that threads unpack are there when these arrive. The producer
 // never waits for its own copies, so it cannot make the fence that must stand between them and products. Whoever waits for a stage
 // makes it, behind the wait (Ring::wait_full). docs/gpu_cuda.md has the rules of PTX ISA behind this.
+//
+// Three routes, by how the codes of an image are stored (Route):
+//   the copy engine: one thread starts a box for every 16 channels, and what lies outside the image arrives as zeros;
+//   bytes: each of 128 threads stays with 16 channels of one column and goes from line to line, so that a source is a sum;
+//   4 or 2 bits: a thread takes whole pixels and turns words into rows of bytes on the way, several loaded before the first is unpacked.
+//
+// Where a pixel's source lies is the same for all tiles of an image relative to the tile's first one. Such offsets are kept in registers
+// where they are few (PixelOffsets), and a tile inside the image takes a form without any test (kInside, `inside`).
 #pragma once
 
 #include "cuda/tile_sm90.cuh"
@@ -28,8 +42,8 @@ struct Halo {
   BlockDivisor line;                  // of pixels by number, line after line
 
   ADABM_DEVICE Halo(int across, int lines, int inner_size, int outer_size, int inner_bytes, int outer_bytes)
-      : across(across), lines(lines), inner(0), outer(0), inner_size(inner_size), outer_size(outer_size), inner_bytes(inner_bytes),
-        outer_bytes(outer_bytes), line(across) {}
+      : across(across), lines(lines), inner(0), outer(0), inner_size(inner_size), outer_size(outer_size), inner_bytes(inner_bytes), outer_bytes(outer_bytes),
+        line(across) {}
   ADABM_DEVICE int pixels() const { return across * lines; }
   // Of the first pixel, in bytes.
   ADABM_DEVICE int64_t offset() const { return static_cast<int64_t>(outer) * outer_bytes + inner * inner_bytes; }
@@ -193,8 +207,7 @@ ADABM_DEVICE void unpack_codes(const Halo& h, const Offsets& offsets, bool insid
         ptx::Words4 rows[kPlanes];
         bytes_of_codes<kPlanes, kStorage>(words[i], rows);
 #pragma unroll
-        for (int plane = 0; plane < kPlanes; plane++)
-          ptx::store_shared(to + plane * plane_bytes + (first + i) * kGroupThreads * kRowBytes, rows[plane]);
+        for (int plane = 0; plane < kPlanes; plane++) ptx::store_shared(to + plane * plane_bytes + (first + i) * kGroupThreads * kRowBytes, rows[plane]);
       }
   }
 }
@@ -209,8 +222,7 @@ struct Image {
   Route route;
   ADABM_DEVICE Image(const Conv2dParams& p, int image, bool tensor)
       : codes(p.x_q + static_cast<int64_t>(image) * (p.height * p.width * p.code_channels)),  // an image has less than 2^31 bytes
-        storage(storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X)),
-        pitch(pixel_bytes(p.code_channels, storage)) {
+        storage(storage_bits(image_bits(p.x_bits, image), p.packed_codes & ADABM_PACKED_X)), pitch(pixel_bytes(p.code_channels, storage)) {
     const bool wide = p.code_channels % kStepBytes == 0;
     if (storage == 8)
       route = tensor ? Route::kTensor : pitch % kRowBytes == 0 ? Route::kBytes : Route::kBytesNarrow;

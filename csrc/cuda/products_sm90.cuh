@@ -18,8 +18,8 @@ ADABM_DEVICE void fragment(uint32_t (&a)[4], int width, Read&& read) {
 
 // acc = the products of one strip with all weights, once they are waited for.
 template <int kColumns>
-ADABM_DEVICE void multiply_resident(int32_t (&acc)[kColumns / 2], const uint32_t (&a)[kResidentSteps][kResidentTaps][4], uint64_t strip,
-                                    uint32_t plane_bytes, int row_pixels) {
+ADABM_DEVICE void multiply_resident(int32_t (&acc)[kColumns / 2], const uint32_t (&a)[kResidentSteps][kResidentTaps][4], uint64_t strip, uint32_t plane_bytes,
+                                    int row_pixels) {
   ptx::wgmma_fence();
   const uint32_t start = static_cast<uint32_t>(strip);  // moves within the lower half of a descriptor
 #pragma unroll
@@ -33,9 +33,7 @@ ADABM_DEVICE void multiply_resident(int32_t (&acc)[kColumns / 2], const uint32_t
 }
 
 // The descriptor of what begins `offset` units of 16 bytes behind: within the lower half.
-ADABM_DEVICE uint64_t moved(uint64_t descriptor, uint32_t offset) {
-  return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + offset);
-}
+ADABM_DEVICE uint64_t moved(uint64_t descriptor, uint32_t offset) { return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + offset); }
 
 }  // namespace sm90
 }  // namespace cuda

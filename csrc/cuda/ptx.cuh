@@ -390,8 +390,7 @@ ADABM_DEVICE void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
     for (int m = 0; m < 4; m++)
       for (int r = 0; r < 8; r++) {
         const void* bytes = cuda_host::shared_read("ldmatrix_x4", static_cast<Lane*>(lanes[m * 8 + r])->row, 16, 16);
-        for (int q = 0; q < 4; q++)
-          std::memcpy(static_cast<Lane*>(lanes[r * 4 + q])->out + m, static_cast<const char*>(bytes) + q * 4, 4);
+        for (int q = 0; q < 4; q++) std::memcpy(static_cast<Lane*>(lanes[r * 4 + q])->out + m, static_cast<const char*>(bytes) + q * 4, 4);
       }
   });
 #endif
@@ -412,10 +411,8 @@ inline void mma_twin(const char* name, int32_t (&d)[4], const uint32_t (&a)[4], 
       const Lane& l = *static_cast<Lane*>(lanes[i]);
       const int group = i / 4, quarter = i % 4;
       for (int c = 0; c < kCodes; c++) {
-        for (int r = 0; r < 4; r++)
-          left[group + r % 2 * 8][(r / 2 * 4 + quarter) * kCodes + c] = l.a[r] >> (c * kBits) & ((1 << kBits) - 1);
-        for (int r = 0; r < 2; r++)
-          right[group][(r * 4 + quarter) * kCodes + c] = static_cast<int32_t>(l.b[r] << (32 - (c + 1) * kBits)) >> (32 - kBits);
+        for (int r = 0; r < 4; r++) left[group + r % 2 * 8][(r / 2 * 4 + quarter) * kCodes + c] = l.a[r] >> (c * kBits) & ((1 << kBits) - 1);
+        for (int r = 0; r < 2; r++) right[group][(r * 4 + quarter) * kCodes + c] = static_cast<int32_t>(l.b[r] << (32 - (c + 1) * kBits)) >> (32 - kBits);
       }
     }
     for (int i = 0; i < 32; i++)
@@ -430,17 +427,14 @@ inline void mma_twin(const char* name, int32_t (&d)[4], const uint32_t (&a)[4], 
 #endif
 
 // `begins` are the registers that the products are added to.
-#define ADABM_MMA(shape_and_types, begins) \
-  "mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " begins ";"
+#define ADABM_MMA(shape_and_types, begins) "mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " begins ";"
 #define ADABM_MMA_U8S8 "m16n8k32.row.col.s32.u8.s8.s32"
 #define ADABM_MMA_U4S4 "m16n8k64.row.col.s32.u4.s4.s32"
 #define ADABM_MMA_INPUTS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])
 #define ADABM_MMA_ADDS "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : ADABM_MMA_INPUTS
-#define ADABM_MMA_BEGINS \
-  "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : ADABM_MMA_INPUTS, "r"(first), "r"(first), "r"(first), "r"(first)
+#define ADABM_MMA_BEGINS "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : ADABM_MMA_INPUTS, "r"(first), "r"(first), "r"(first), "r"(first)
 // A predicate inside the instruction: around it, a branch would copy the accumulators back and forth.
-#define ADABM_MMA_IF(shape_and_types) \
-  "{ .reg .pred p; setp.ne.b32 p, %10, 0; @p " ADABM_MMA(shape_and_types, "{%0, %1, %2, %3}") " }"
+#define ADABM_MMA_IF(shape_and_types) "{ .reg .pred p; setp.ne.b32 p, %10, 0; @p " ADABM_MMA(shape_and_types, "{%0, %1, %2, %3}") " }"
 
 // d[16x8] += a[16xK] b[Kx8], a of unsigned and b of signed numbers: bytes, K = 32, or numbers of 4 bits, K = 64. The latter is one
 // instruction on sm_80..89 only.

@@ -66,8 +66,7 @@ ADABM_DEVICE void cp_async_arrive(uint32_t barrier) {
 // A multiple of 16 bytes from global to shared memory, both aligned to 16, by the copy engine; they count for the barrier's phase.
 ADABM_DEVICE void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
 #if defined(__CUDACC__)
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared), "l"(global),
-               "r"(bytes), "r"(barrier)
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared), "l"(global), "r"(bytes), "r"(barrier)
                : "memory");
 #else
   cuda_host::bulk_copy(shared, global, bytes, barrier);
@@ -88,8 +87,8 @@ using TensorMap = cuda_host::TensorMap;
 // __grid_constant__ parameter.
 ADABM_DEVICE void tensor_copy(uint32_t shared, const TensorMap& map, int c, int w, int h, int n, uint32_t barrier) {
 #if defined(__CUDACC__)
-  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared),
-               "l"(&map), "r"(c), "r"(w), "r"(h), "r"(n), "r"(barrier)
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared), "l"(&map),
+               "r"(c), "r"(w), "r"(h), "r"(n), "r"(barrier)
                : "memory");
 #else
   cuda_host::tensor_copy(shared, map, {c, w, h, n}, barrier);
@@ -201,8 +200,8 @@ ADABM_DEVICE void store_matrices_transposed(uint32_t column, const uint32_t (&ma
   static_assert(kCount == 2 || kCount == 4, "");
 #if defined(__CUDACC__)
   if constexpr (kCount == 4)
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(column), "r"(matrices[0]), "r"(matrices[1]),
-                 "r"(matrices[2]), "r"(matrices[3])
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(column), "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]),
+                 "r"(matrices[3])
                  : "memory");
   else
     asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(column), "r"(matrices[0]), "r"(matrices[1]) : "memory");
@@ -214,8 +213,7 @@ ADABM_DEVICE void store_matrices_transposed(uint32_t column, const uint32_t (&ma
   cuda_host::warp_collective("store_matrices_transposed", &lane, [](void* const* lanes) {
     for (int i = 0; i < 8 * kCount; i++) {
       uint16_t bytes[8];
-      for (int row = 0; row < 8; row++)
-        bytes[row] = static_cast<uint16_t>(static_cast<Lane*>(lanes[row * 4 + i % 8 / 2])->matrices[i / 8] >> (i % 2 * 16));
+      for (int row = 0; row < 8; row++) bytes[row] = static_cast<uint16_t>(static_cast<Lane*>(lanes[row * 4 + i % 8 / 2])->matrices[i / 8] >> (i % 2 * 16));
       std::memcpy(cuda_host::shared_write("store_matrices_transposed", static_cast<Lane*>(lanes[i])->column, 16, 16), bytes, 16);
     }
   });
@@ -286,6 +284,7 @@ template <int kColumns>
 ADABM_DEVICE void wgmma_s8u8(int32_t (&d)[kColumns / 2], const uint32_t (&a)[4], uint64_t descriptor, int accumulate) {
   static_assert(kColumns == 128 || kColumns == 112, "");
 #if defined(__CUDACC__)
+  // clang-format off: eight or sixteen registers a line
   if constexpr (kColumns == 128)
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\nwgmma.mma_async.sync.aligned.m64n128k32.s32.s8.u8 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
@@ -317,6 +316,7 @@ ADABM_DEVICE void wgmma_s8u8(int32_t (&d)[kColumns / 2], const uint32_t (&a)[4],
                  "+r"(d[40]), "+r"(d[41]), "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]),
                  "+r"(d[48]), "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]), "+r"(d[55])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(accumulate));
+  // clang-format on
 #else
   cuda_host::product("wgmma_s8u8", d, kColumns, a, descriptor, accumulate);
 #endif
@@ -327,6 +327,7 @@ template <int kColumns>
 ADABM_DEVICE void wgmma_s8u8(int32_t (&d)[kColumns / 2], uint64_t a, uint64_t descriptor, int accumulate) {
   static_assert(kColumns == 128, "");
 #if defined(__CUDACC__)
+  // clang-format off: eight or sixteen registers a line
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k32.s32.s8.u8 {"
                "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
@@ -342,6 +343,7 @@ ADABM_DEVICE void wgmma_s8u8(int32_t (&d)[kColumns / 2], uint64_t a, uint64_t de
                "+r"(d[48]), "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]), "+r"(d[55]),
                "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), "+r"(d[60]), "+r"(d[61]), "+r"(d[62]), "+r"(d[63])
                : "l"(a), "l"(descriptor), "r"(accumulate));
+  // clang-format on
 #else
   cuda_host::product("wgmma_s8u8", d, kColumns, a, descriptor, accumulate);
 #endif

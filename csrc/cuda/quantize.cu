@@ -107,8 +107,8 @@ void add(QuantizeParams& p, adabm_quantize_args a) {
   ADABM_REQUIRE(!a.packed_codes || a.y_channels == 0, "y_channels must be 0 with packed codes, got %d", a.y_channels);
   check_rules(a);
   ADABM_REQUIRE(a.packed_codes ? a.y_start >= 0 && a.y_start % 4 == 0 && a.y_pitch % 4 == 0 && a.y_start <= a.y_pitch - a.y_channels : a.y_start == 0,
-                "y_start must be 0 or, with packed codes, a multiple of 4 with room for %d channels in a y_pitch that is one too, got %d with %d",
-                a.channels, a.y_start, a.y_pitch);
+                "y_start must be 0 or, with packed codes, a multiple of 4 with room for %d channels in a y_pitch that is one too, got %d with %d", a.channels,
+                a.y_start, a.y_pitch);
   const uintptr_t place = reinterpret_cast<uintptr_t>(a.y_q);
   ADABM_REQUIRE(!a.packed_codes || place % 4 == 0, "y_q must be 4-byte aligned with packed codes");
   ADABM_REQUIRE(static_cast<int64_t>(a.height) * a.width <= INT32_MAX / a.y_pitch, "an image must have less than 2^31 codes, got %dx%d with %d a pixel",
@@ -126,7 +126,8 @@ void run(const adabm_quantize_args* args, int count, int device, void* stream) {
     const adabm_quantize_args& b = args[i];
     ADABM_REQUIRE(b.struct_bytes == sizeof(adabm_quantize_args), "args[%d] must be a struct of %zu bytes", i, sizeof(adabm_quantize_args));
     const bool same = b.x == a.x && b.shift == a.shift && b.batch == a.batch && b.height == a.height && b.width == a.width && b.channels == a.channels &&
-                      b.x_format == a.x_format && b.x_fraction == a.x_fraction && b.stride_n == a.stride_n && b.stride_h == a.stride_h && b.stride_w == a.stride_w && b.stride_c == a.stride_c;
+                      b.x_format == a.x_format && b.x_fraction == a.x_fraction && b.stride_n == a.stride_n && b.stride_h == a.stride_h &&
+                      b.stride_w == a.stride_w && b.stride_c == a.stride_c;
     ADABM_REQUIRE(count == 1 || !b.region.depth, "args[%d].region.depth must be null where codes are made on several grids", i);
     ADABM_REQUIRE(same, "args[%d] must have the x, its format, shift, sizes and strides of args[0]", i);
     add(p, b);

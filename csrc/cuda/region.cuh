@@ -1,5 +1,23 @@
 // What a region (adabm_region) says of pixels, read from the map of depths in device memory while a kernel runs: nothing on the host
-// depends on what the map holds.
+// depends on what the map holds, so that a recorded graph stays right for every picture.
+//
+// The map has a byte for each square of `tile` pixels, which is called a tile here; a kernel's own tiles are rectangles of pixels. The
+// picture may begin within the first tile (`top`, `left`).
+//
+//        left                          One pixel is computed where the depth of its own tile is in own_least..own_most and some tile
+//      +--+-----+-----+                with a depth in near_least..near_most has a pixel at most `reach` away. It is passed on, to
+//  top |  :     |     |                become the residual or 0, where it is not computed and a tile with a depth in
+//      |..+-----+-----+                pass_least..pass_most is at most pass_reach away. Else it is left as it is.
+//      |  |  0  |  16 |
+//      +--+-----+-----+
+//
+// Both questions are about rectangles of tiles, which tiles_around finds by one product with the reciprocal of the side. A block asks them
+// for its whole rectangle first (share_of): most are computed everywhere, or nowhere and end at once. Only where a rectangle is mixed
+// does anyone ask for single pixels (pixel_use). Where a kernel for rectangles that are computed everywhere is faster, two launches share
+// them (TilesTaken).
+//
+// share_inside is asked by all lanes of a warp together. Its answer is a vote, because what follows from a vote is known to the compiler
+// to be the same for all lanes, and branches on it cost no reconvergence.
 #pragma once
 
 #include <cstdint>
@@ -61,9 +79,7 @@ ADABM_DEVICE Rectangle tiles_around(const RegionParams& p, const Rectangle& pixe
           tile_of(p, p.region.left + end_column - 1) + 1};
 }
 
-ADABM_DEVICE const uint8_t* depths_of(const RegionParams& p, int image) {
-  return p.region.depth + static_cast<int64_t>(image) * p.rows * p.columns;
-}
+ADABM_DEVICE const uint8_t* depths_of(const RegionParams& p, int image) { return p.region.depth + static_cast<int64_t>(image) * p.rows * p.columns; }
 
 ADABM_DEVICE bool any_tile(const RegionParams& p, const uint8_t* depths, const Rectangle& tiles, int least, int most) {
 #pragma unroll 1

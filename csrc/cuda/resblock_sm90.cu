@@ -34,8 +34,8 @@ Kernel kernel_of(int row, std::index_sequence<kRow...>) {
 }
 
 bool resident(const Conv2dParams& p) {
-  return (p.code_channels + kStepBytes - 1) / kStepBytes == kResidentSteps && p.tiling.tiles == 1 && p.kernel_h == 3 && p.kernel_w == 3 &&
-         p.shuffle == 1 && !p.border_kernels;
+  return (p.code_channels + kStepBytes - 1) / kStepBytes == kResidentSteps && p.tiling.tiles == 1 && p.kernel_h == 3 && p.kernel_w == 3 && p.shuffle == 1 &&
+         !p.border_kernels;
 }
 
 void cut(Conv2dParams& p, const TileConfig& config) {

@@ -1,12 +1,22 @@
 // A whole residual block in one kernel (sm_90a): convolution, activation, codes, convolution, residual, next codes. The codes in
 // the middle never leave the chip.
 //
-// Both convolutions are 64 to 64 channels, 3x3, with their weights in registers: one warpgroup has those of the first, another
-// those of the second, a third brings tiles in. The first writes the middle codes of a tile of 32 x 16 pixels (or other widths:
-// conv2d_configs.cuh) into shared memory, where the second finds them in the layout that its products read, and makes 30 x 14
-// results of them; meanwhile the first is at the next tile. What neighbouring tiles share is computed by both: 512 + 448 products
-// for 420 pixels instead of 420 + 420. Where the second has a region, the middle codes of pixels that it does not compute are those
-// of 0.
+// Both convolutions are 64 to 64 channels, 3x3, with their weights in registers. Each of the three warpgroups has one task:
+//
+//   producer   | tile 0 | tile 1 | tile 2 ...              codes from memory into a ring of stages
+//   first               | tile 0 | tile 1 | tile 2 ...     products, then middle codes into a second ring
+//   second                       | tile 0 | tile 1 ...     products of the middle codes, then residual, features and codes
+//
+// A tile of four strips (other widths: conv2d_configs.cuh):
+//
+//   input 34 x 18  ->  middle 32 x 16  ->  results 30 x 14       columns x rows; each convolution loses a pixel on every side
+//
+// The first writes the middle codes where the second's products read them, in planes of 16 channels as tile_sm90.cuh describes. What
+// neighbouring tiles share is computed by both: 512 + 448 products for 420 pixels instead of 420 + 420. That is the price for not
+// writing the middle codes to memory and reading them again.
+//
+// Where the second has a region, the middle codes of pixels that it does not compute are those of 0, as if the first had had the same
+// region and passed zeros on (docs/gpu_cuda.md, "Regions").
 #pragma once
 
 #include "cuda/epilogue_general_sm90.cuh"
@@ -24,13 +34,10 @@ constexpr int kOutRows = kStripRows - 2, kMiddlePlanes = 2 * kResidentSteps;
 struct BlockTile {
   int columns, out_columns, middle_pixels, middle_plane_bytes, middle_bytes;
   ADABM_HD constexpr explicit BlockTile(int strips)
-      : columns(strips * kStripColumns),
-        out_columns(columns - 2),
-        middle_pixels(columns * kStripRows),
+      : columns(strips * kStripColumns), out_columns(columns - 2), middle_pixels(columns * kStripRows),
         // The last strip of the second convolution reads two pixels past the last row. Two more are 2 modulo 8: neighbouring
         // planes, other banks.
-        middle_plane_bytes((middle_pixels + 2) * kRowBytes),
-        middle_bytes(kMiddlePlanes * middle_plane_bytes) {}
+        middle_plane_bytes((middle_pixels + 2) * kRowBytes), middle_bytes(kMiddlePlanes * middle_plane_bytes) {}
 };
 
 struct ResblockParams {
@@ -97,8 +104,8 @@ ADABM_DEVICE LayerValues middle_values(const Conv2dParams& p, int image, int bit
 
 // The codes of one strip of the middle, where the second convolution's products read them; 0 outside the image.
 template <int kStrips>
-ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip, const LayerValues& v, uint32_t channels, const int32_t (&acc)[4 * kStripRows], uint32_t thread,
-                               uint32_t middle) {
+ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip, const LayerValues& v, uint32_t channels, const int32_t (&acc)[4 * kStripRows],
+                               uint32_t thread, uint32_t middle) {
   constexpr BlockTile kTile(kStrips);
   const uint32_t plane = thread / 32;
   const int first_column = at.column + strip * kStripColumns, column = first_column + static_cast<int>(thread % 4 * 2);

@@ -45,9 +45,9 @@ ptx::TensorMap map_of_codes(const uint8_t* x_q, int batch, int height, int width
   const cuuint32_t box[] = {kRowBytes, static_cast<cuuint32_t>(columns), static_cast<cuuint32_t>(rows), 1}, steps[] = {1, 1, 1, 1};
   static_assert(sizeof(ptx::TensorMap) == sizeof(CUtensorMap) && alignof(ptx::TensorMap) >= 64, "");
   ptx::TensorMap map;
-  const CUresult result = encode()(reinterpret_cast<CUtensorMap*>(&map), CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, const_cast<uint8_t*>(x_q), sizes, strides, box, steps,
-                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE,
-                                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode()(reinterpret_cast<CUtensorMap*>(&map), CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, const_cast<uint8_t*>(x_q), sizes, strides, box, steps,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) throw Error(ADABM_INTERNAL, "cuTensorMapEncodeTiled: error %d", static_cast<int>(result));
   return map;
 }

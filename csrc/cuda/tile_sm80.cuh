@@ -1,4 +1,18 @@
-// Tiles of the convolution on mma.sync: which pixels a block computes, and where they lie in shared memory.
+// Tiles of the convolution on mma.sync: which 128 pixels a block computes, and where they lie in shared memory.
+//
+// Inner pixels are cut into tiles of 16 x 8 or 8 x 16, whichever takes fewer. Columns are a power of two, so that a pixel's row and column
+// are a shift and a mask of its number, and so that eight neighbouring numbers, which is what one ldmatrix reads, lie side by side.
+//
+//   without border kernels            with border kernels of a 3x3 kernel (the collapsed upsampler)
+//   +------+------+------+            c--------row---------c      c: a corner of one pixel
+//   | tile | tile | tile |            |+------+------+----+|      row: lines of `edge` pixels along the top and the bottom
+//   +------+------+------+            ||inner |inner |    |col    col: the same along both sides
+//   | tile | tile | cut off           ||      |      |    ||
+//   +------+------+------+            c--------------------c
+//
+// A kernel of its own for each class of border pixels means that a tile has one class throughout, which is why borders have tiles of one
+// row, one column or one pixel. They are numbered behind the inner ones in the same launch: first all of rows, then columns, then corners.
+// There are few of them, and place_tile finds theirs by counting where inner tiles take a reciprocal.
 #pragma once
 
 #include "cuda/conv2d_params.cuh"

@@ -1,4 +1,23 @@
 // Tiles and strips of the kernels of compute capability 9.0: which pixels they are, and how those lie in shared memory.
+//
+// The product wgmma takes 64 outputs by up to 256 pixels, and reads the pixels from shared memory by a descriptor: a first address, a
+// stride from one group of eight pixels to the next, and a stride from one 16 bytes of channels to the next. A strip is what one such
+// product takes here, 8 columns by 16 rows.
+//
+//   a tile of two strips with the halo of a 3x3 kernel, one plane (16 bytes of every pixel):
+//
+//     row -1   x|xxxxxxxx|xxxxxxxx|x      halo_columns = 18 pixels in a row
+//     row 0    x|00000000|11111111|x      a group of strip 0 is eight pixels side by side: 128 bytes
+//     row 1    x|00000000|11111111|x      the next group is one row of the tile further: the stride of the descriptor
+//      ...
+//     row 16   x|xxxxxxxx|xxxxxxxx|x
+//
+// A tap of the kernel is the same strip, begun some pixels later: it only moves the first address. So the tile lies in memory once, all
+// taps read it in place, and there is no im2col. The next 16 channels are the next plane.
+//
+// Borders with kernels of their own are one strip along the border: groups of eight follow one another along it, and a tile along a column
+// lies upright, column by column, so that its groups too are 128 bytes in a row. Tile holds these strides; everything that follows goes by
+// them and does not ask how a tile lies.
 #pragma once
 
 #include "cuda/conv2d_configs.cuh"

@@ -19,7 +19,8 @@ import torch
 from small import small_edsr
 
 from adabm_kernels import ConvertConfig, convert_model, files, machine, save
-from adabm_kernels.backends import devices, gpu_times, reference
+from adabm_kernels.backends import cards, devices, gpu_times, reference
+from adabm_kernels.backends.launches import changed
 from adabm_kernels.commands import tune
 from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.ops import library
@@ -134,7 +135,7 @@ def test_an_entry_decides_how_a_layer_is_launched(card: Card, model: torch.nn.Mo
     from adabm_kernels.backends.triton import conv2d
 
     asked: list[tuple] = []
-    card.tuning.forget_launches()
+    changed()
     for conv in model.convs():
         _, r, _, c = conv.weight.shape[-4:]
         codes, channels = tune_gpu.leaves_codes(conv), conv.out_channels
@@ -146,7 +147,7 @@ def test_an_entry_decides_how_a_layer_is_launched(card: Card, model: torch.nn.Mo
                 activation="none", shuffle=conv.shuffle, packed_codes=True, y=0 if codes else 1, y_pitch=0 if codes else channels,
                 codes=codes, residual=False,
             )  # fmt: skip
-        card.tuning.forget_launches()
+        changed()
         assert card.tuning.shape_class(*asked[0]) in card.tuning.read_table(card.tuning.user_table())
 
 
@@ -161,7 +162,7 @@ def test_calls_made_ready_go_by_what_is_known_now(
         return lambda *tensors: used.append(config)
 
     monkeypatch.setattr(library, "backend_module", lambda name: SimpleNamespace(ready_conv2d_out=ready_conv2d_out))
-    monkeypatch.setattr(devices, "interpreting", lambda: True)
+    monkeypatch.setattr(cards, "interpreting", lambda: True)
     conv = copy.deepcopy(model.convs()[0])
     channels = padded_channels(conv.weight.shape[-1])
     conv.backend, key = "triton", tuning.shape_class(90, channels, 3, 16, 64)
@@ -407,7 +408,7 @@ def test_every_config_that_a_table_can_bring_is_compiled() -> None:
 
 def test_the_model_is_left_as_it_is(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[torch.nn.Module] = []
-    monkeypatch.setattr(devices, "interpreting", lambda: False)
+    monkeypatch.setattr(cards, "interpreting", lambda: False)
     monkeypatch.setattr(prefill, "pretended", lambda *given: nullcontext())
     monkeypatch.setattr(type(model), "set_backend", lambda self, *given, **named: passed.append(self))
     monkeypatch.setattr(prefill, "_pass", lambda model, size: passed.append(model))

@@ -10,6 +10,7 @@ from adabm_kernels.graph import properties
 from adabm_kernels.graph.builder import Builder
 from adabm_kernels.graph.nodes import Activation, Add, Concat, Conv, Float, Graph, Pool, Resize
 from adabm_kernels.graph.properties import Extent
+from adabm_kernels.graph.trunk import trunk
 from adabm_kernels.networks.edsr import EDSRSpec
 from adabm_kernels.networks.rdn import RDNSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
@@ -61,13 +62,13 @@ def test_what_passes_the_blocks_by() -> None:
 
 def test_blocks() -> None:
     first, *_, last = properties.residual_blocks(SPECS["edsr"].graph())
-    assert first == properties.ResidualBlock("head.0", ("body.0.conv1", "body.0.act", "body.0.conv2"), "body.0", True)
+    assert first == properties.ResidualBlock("head.0", ("body.0.conv1", "body.0.act", "body.0.conv2"), "body.0")
     assert (last.entry, last.output) == ("body.1", "body.2")
     first, last = properties.residual_blocks(SPECS["srresnet"].graph())
     assert first.inner == tuple(f"body.0.{part}" for part in ("conv1", "bn1", "act", "conv2", "bn2"))
-    assert (first.entry, last.entry, last.output, last.chain) == ("head.1", "body.0.add", "body.1.add", True)
+    assert (first.entry, last.entry, last.output) == ("head.1", "body.0.add", "body.1.add")
     blocks = properties.residual_blocks(SPECS["rdn"].graph())
-    assert [(one.entry, one.output, one.chain) for one in blocks] == [("SFENet2", "RDBs.0", False), ("RDBs.0", "RDBs.1", False)]
+    assert [(one.entry, one.output) for one in blocks] == [("SFENet2", "RDBs.0"), ("RDBs.0", "RDBs.1")]
     assert len(blocks[0].inner) == 3 * 3 + 1
 
 
@@ -95,7 +96,7 @@ def test_a_network_with_the_enlarged_picture_beside_it() -> None:
     y = b.relu("up", b.shuffle("shuffle", b.conv("tail", y, (4, 16)), 2))
     big = b.add(Resize("big", ("x",), 2, "bilinear", False))
     graph = b.graph(b.add(Add("sum", (b.conv("last", y, (4, 3)), big))))
-    assert properties.stream(graph) == {"first", "block"} and properties.skips_blocks(graph)
+    assert properties.stream(graph) == {"first", "block"} and trunk(graph)[0] is not None
     assert properties.upsampler_input(graph) == "block" and properties.linear_upsampler(graph) is None
     assert properties.extents(graph)["sum"] == Extent(3, Fraction(2))
     assert properties.radius(graph) == 1 + 2 + 1 + 1
@@ -111,7 +112,7 @@ def test_a_network_that_goes_down_and_up_again() -> None:
     assert properties.products(graph) == 9 * (4 + 4 * 8 / 4 + 12)
     assert properties.upsampler_input(graph) == "both" and properties.residual_blocks(graph) == ()
     assert [conv.name for conv in properties.convs(graph)] == ["top", "last"]
-    assert not properties.skips_blocks(graph) and not properties.stream(graph)
+    assert trunk(graph) == (None, "it has no residual blocks") and not properties.stream(graph)
 
 
 def test_what_cannot_be_told_is_refused() -> None:

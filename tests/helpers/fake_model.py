@@ -1,18 +1,23 @@
 """A stand-in with the interface of a converted model: files and command line are tested apart from the kernels."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 
+from adabm_kernels.config import ConvertConfig
 from adabm_kernels.networks.edsr import EDSRSpec
+from adabm_kernels.nn import ConvertedModel
 
 
-class FakeModel(nn.Module):
+class FakeModel(ConvertedModel):
     """Repeats each pixel `scale` times, and remembers what was set and what it saw."""
 
     scale = 4
-    varies_depth = False
+    config = ConvertConfig()
+    full = varies_depth = False
+    exit = running_thresholds = None
     threads = 2
 
     def __init__(self, float_weights=True, backend_reason=None):
@@ -43,16 +48,19 @@ class FakeModel(nn.Module):
     def set_threads(self, threads):
         self.settings["threads"] = threads
 
+    def lending_output(self):
+        return nullcontext()
+
     def bytes_per_pixel(self):
         return 290
 
     def image_offsets(self, x, learn=False):
         return torch.zeros(len(x), dtype=torch.int32)
 
-    def mean_bits(self, x, offset=None):
+    def mean_bits(self, x, *, offset=None):
         return torch.full((len(x if offset is None else offset),), 3.75)
 
-    def layer_bits(self, x, offset=None):
+    def layer_bits(self, x, *, offset=None):
         """5 bits everywhere, but 3 in the first convolution, for every image."""
         count = len(x if offset is None else offset)
         return {name: torch.full((count,), 3 if name == "head.0" else 5) for name in self.parameters_by_name}

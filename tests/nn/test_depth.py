@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from attentive import AttentiveSpec, attentive_is_known
 from small import one_thread, poison_empty  # noqa: F401
 from with_exits import TILE, an_exit, pictures, with_exit
 
@@ -15,6 +17,8 @@ from adabm_kernels.exits import border_weights, exit_output
 from adabm_kernels.images import Layout
 from adabm_kernels.networks.detect import float_network
 from adabm_kernels.networks.edsr import EDSRSpec
+from adabm_kernels.networks.rrdb import RRDBSpec
+from adabm_kernels.networks.spec import NetworkSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.quantize import to_pixels
@@ -23,7 +27,7 @@ from adabm_kernels.upscaling.patchwise import Patchwise
 
 W6A6 = {"act_bits": 6, "weight_bits": 6}
 # Of each its specification, the settings, and the side of its tiles, which may be as small as an upsampler lets them be.
-FORMS = {
+FORMS: dict[str, tuple[NetworkSpec, dict[str, Any], int]] = {
     "x2": (EDSRSpec(2, 3, 8), {}, TILE),
     "x4-w6a6": (EDSRSpec(4, 3, 8), W6A6, TILE),
     "x3-staged": (EDSRSpec(3, 3, 8), {"tail": "staged"}, TILE),
@@ -32,12 +36,15 @@ FORMS = {
     "x2-one-block": (EDSRSpec(2, 1, 8), {}, 4),
     "srresnet-x2": (SRResNetSpec(2, 2, 8, unit_range=True), {}, 4),
     "srresnet-x4-w6a6": (SRResNetSpec(4, 2, 8, bias=True, slopes=8), W6A6, TILE),
+    "rrdb-x4": (RRDBSpec(4, 2, 8, 4), {}, 4),
+    "rrdb-x4-w6a6": (RRDBSpec(4, 1, 8, 4), W6A6, TILE),
+    "attentive-x2": (AttentiveSpec(2, 2, 8), {}, TILE),
     "x2-int16": (EDSRSpec(2, 3, 8), {"residual": "int16"}, TILE),
     "srresnet-x4-w6a6-int16": (SRResNetSpec(4, 2, 8), W6A6 | {"residual": "int16"}, TILE),
 }
 
 
-def random_network(spec: EDSRSpec | SRResNetSpec) -> torch.nn.Module:
+def random_network(spec: NetworkSpec) -> torch.nn.Module:
     torch.manual_seed(1)
     network = float_network(spec)
     for module in network.modules():
@@ -53,10 +60,11 @@ def random_network(spec: EDSRSpec | SRResNetSpec) -> torch.nn.Module:
 def networks() -> dict[str, ConvertedNetwork]:
     """Small random networks, converted, by name."""
     calibration = [torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(3)).float()]
-    return {
-        name: convert_model(random_network(spec), calibration, ConvertConfig(**settings, depths="none"), check=False)
-        for name, (spec, settings, _) in FORMS.items()
-    }
+    with attentive_is_known():
+        return {
+            name: convert_model(random_network(spec), calibration, ConvertConfig(**settings, depths="none"), check=False)
+            for name, (spec, settings, _) in FORMS.items()
+        }
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -40,8 +40,6 @@ SHARED_GROUND = {"files", "graph", "regions"}
 # What these may import at module level of all that is installed: importing the package stays inert.
 LIGHT = {"__init__", "__main__", "cli", "commands", "models", "upscale", "native", "registry", "config", "files", "machine"}
 LIGHT |= {"registration", "upscaling.__init__", "upscaling.sizes"}
-# Arrows that are left out where circles are looked for: the one module asks the other late, when both are loaded.
-LATE = {("backends.devices", "backends.triton.__init__"), ("backends.triton.tuning", "backends.triton.conv2d")}
 MOST_FLAT = 18  # modules that lie in no room, beside __init__ and __main__
 HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm"}
 
@@ -103,7 +101,7 @@ def test_a_circle_is_found() -> None:
 
 
 def test_no_modules_need_each_other() -> None:
-    assert circle({name: {target for target in targets if (name, target) not in LATE} for name, targets in arrows().items()}) == []
+    assert circle(arrows()) == []
 
 
 def test_no_rooms_need_each_other() -> None:

@@ -18,7 +18,7 @@ import torch
 from triton_releases import all_passed, run_kernel_tests
 
 from adabm_kernels import registry
-from adabm_kernels.backends import amd, devices
+from adabm_kernels.backends import amd, cards, devices
 from adabm_kernels.registry import Choice, Problem, choose
 
 pytestmark = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
@@ -57,7 +57,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     }
     for name, value in pretended.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    asked = (devices._why_not_on, devices._amd_architecture)
+    asked = (devices._why_not_on, cards._amd_architecture)
     for function in asked:
         function.cache_clear()
     yield facts
@@ -129,7 +129,7 @@ def test_a_grid_of_more_threads_than_a_card_of_amd_counts_is_named(card: dict[st
         launch.check_programs("conv2d", place, most, 4)
     launch.check_programs("conv2d", torch.device("cpu"), most, 4)
     card["arch"] = "gfx1100"
-    devices._amd_architecture.cache_clear()
+    cards._amd_architecture.cache_clear()
     launch.check_programs("conv2d", place, most, 4)  # waves of 32
 
 

@@ -8,7 +8,7 @@ from small import poison_empty
 from tile_pictures import PLACES, THRESHOLDS, pictures
 
 from adabm_kernels import ops
-from adabm_kernels.backends.devices import interpreting
+from adabm_kernels.backends.cards import interpreting
 from adabm_kernels.backends.triton import depths, launch
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")

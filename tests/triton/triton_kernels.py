@@ -22,9 +22,9 @@ from problems import PROBLEMS, ConvInstance, ConvProblem, half_units, instantiat
 from small import poison_empty, small_edsr
 
 from adabm_kernels import ConvertConfig, convert_model, ops
-from adabm_kernels.backends import reference
+from adabm_kernels.backends import launches, reference
 from adabm_kernels.backends.call import Outputs
-from adabm_kernels.backends.devices import interpreting
+from adabm_kernels.backends.cards import interpreting
 from adabm_kernels.backends.triton import conv2d as kernels
 from adabm_kernels.backends.triton import launch, probe
 from adabm_kernels.image_bits import bits_by_rule, image_measure, image_offsets
@@ -459,9 +459,9 @@ def test_tiles_of_a_region_can_be_cut_small_or_large(tile: dict[str, int], monke
     reach = min(tile["tile"], 3)
     region = Region(own=(1, 3), near=(2, 2), reach=reach, passed=(3, 3), pass_reach=reach)
     problem = ConvProblem("cut", 7, 11, 5, 6, bits=(4, 4), residual=True)
-    kernels.tuning.forget_launches()
+    launches.changed()
     want, got = on_both(problem, place(region, 2, 7, 11, **tile))
-    kernels.tuning.forget_launches()
+    launches.changed()
     assert all(map(torch.equal, got, want))
 
 

@@ -4,7 +4,7 @@ import torch
 
 from .. import reference
 from ..call import Conv, Outputs, Packing
-from ..devices import interpreting
+from ..cards import interpreting
 
 if interpreting():
     from .interpret import install

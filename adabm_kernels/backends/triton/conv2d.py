@@ -8,7 +8,6 @@ could happen (255 * SUM |m| fits int32).
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ import triton.language as tl
 
 from ...quantize import packed_pitch, padded_channels
 from ...regions import NUMBERS, passes_on
+from .. import launches
 from ..call import ACTIVATIONS, Conv, Outputs, Packing, RunConv2d, dense, pitch, run_conv2d
 from ..rates import rates
 from . import launch, tuning
@@ -297,7 +297,7 @@ def _block_k(row: int, pitch: int) -> int:
     return min((64, 32), key=lambda block: -(-row // block) * block)
 
 
-@functools.lru_cache(4096)
+@launches.remembered(4096)
 def conv2d_launch(
     capability: int | str, x_q: tuple[int, ...], weight: tuple[int, ...], packed_bytes: int, *, activation: str, shuffle: int,
     packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool, depth: bool = False, passes: bool = False,

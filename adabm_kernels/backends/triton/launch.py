@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import amd, devices
+from .. import amd, cards
 
 MOST_IMAGES = 65535  # of a grid's second axis
 MOST_PIXELS = 2**31 - 2**12  # of an image: positions are 32 bits, and tiles reach a little further
@@ -30,7 +30,7 @@ def check_programs(operator: str, device: torch.device, programs: int, warps: in
     """Raises ValueError for more programs along the first axis of a grid, each of so many warps, than a card of AMD counts."""
     if device.type != "cuda" or torch.version.hip is None:
         return
-    name = devices.amd_architecture(device.index)
+    name = cards.amd_architecture(device.index)
     threads = programs * warps * amd.ARCHITECTURES[name].lanes
     if threads > MOST_THREADS:
         raise ValueError(f"{operator}: an image must take at most {MOST_THREADS} threads on {name}, got {threads}")
@@ -101,6 +101,6 @@ def capability(device: torch.device) -> int | str:
     if device.type != "cuda":
         return 80
     if torch.version.hip is not None:
-        return devices.amd_architecture(device.index)
+        return cards.amd_architecture(device.index)
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor

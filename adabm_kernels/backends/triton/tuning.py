@@ -73,20 +73,12 @@ def always(config: Config) -> Iterator[None]:
     """In the block every convolution of the process is launched so, whatever the tables say: for measuring, on one thread."""
     global _forced
     before, _forced = _forced, config
-    forget_launches()
+    launches.changed()
     try:
         yield
     finally:
         _forced = before
-        forget_launches()
-
-
-def forget_launches() -> None:
-    """What decides about launches has changed: those of every call are decided anew, as they are for a call that is new."""
-    from . import conv2d
-
-    conv2d.conv2d_launch.cache_clear()
-    launches.changed()
+        launches.changed()
 
 
 def candidates(outputs: int, pixels: int, capability: int | str = 80) -> list[Config]:
@@ -162,7 +154,7 @@ def write_entries(path: Path, entries: dict[str, tuple[Config, dict[str, Any]]])
     """Adds entries, {shape class: (config, where it comes from)}, to a table (tables.add). Calls from then on go by them."""
     tables.add(path, {key: {"config": asdict(config), **source} for key, (config, source) in entries.items()}, _whole)
     measured.cache_clear()
-    forget_launches()
+    launches.changed()
 
 
 def _whole(entry: dict[str, Any]) -> bool:

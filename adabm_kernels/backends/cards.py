@@ -1,0 +1,40 @@
+"""Which card a device is, and whether Triton's interpreter takes its place. Imports torch only when asked."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from . import amd
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter, for tests, is on: kernels then run on the CPU, very slowly."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def card(device: str | None) -> int:
+    """Index of the card that a device names, as "cuda:1" does; of the current one where it names none ("cuda", None)."""
+    import torch
+
+    index = device.partition(":")[2] if device else ""
+    return int(index) if index else torch.cuda.current_device()
+
+
+def capability(device: str | None) -> tuple[int, int]:
+    """Compute capability of the card of NVIDIA that a device names (card)."""
+    import torch
+
+    return torch.cuda.get_device_capability(card(device))
+
+
+def amd_architecture(index: int | None) -> str:
+    """The architecture, as "gfx942", of the card of AMD with this index (None: the current one). For a torch for ROCm."""
+    return _amd_architecture(card(None) if index is None else index)
+
+
+@functools.cache
+def _amd_architecture(index: int) -> str:
+    import torch
+
+    return amd.short_name(torch.cuda.get_device_properties(index).gcnArchName)

@@ -1,0 +1,185 @@
+"""The residual blocks that tiles of a picture can go without, and how far around tiles that have them everything else is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from .fuse import FusedConv, fuse
+from .nodes import Activation, Add, Affine, BatchNorm, ColourShift, Concat, Conv, Graph, Multiply, Node, Slice
+from .properties import (
+    COLLAPSED_RADIUS,
+    Ancestry,
+    Extent,
+    ResidualBlock,
+    ResidualSum,
+    extents,
+    keeps_size,
+    linear_upsampler,
+    reach_of,
+    readers,
+    residual_sums,
+    upsampler_input,
+)
+
+# What a block may be made of beside convolutions: what each pixel is made of is at the same pixel.
+_IN_PLACE = (Activation, Add, Affine, BatchNorm, ColourShift, Concat, Multiply, Slice)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Residual blocks that follow one another: each adds to what the one before it gave, and nothing else reads that.
+
+    blocks: in their order; one may hold others. Without all of them a network is computed by their entry alone.
+    """
+
+    blocks: tuple[ResidualBlock, ...]
+
+    @property
+    def entry(self) -> str:
+        """The tensor that the first block adds to."""
+        return self.blocks[0].entry
+
+    @property
+    def inner(self) -> frozenset[str]:
+        """Names of all nodes within the blocks, without those that end them."""
+        return frozenset(name for block in self.blocks for name in block.inner)
+
+    @property
+    def outputs(self) -> dict[str, ResidualBlock]:
+        """The blocks by the tensors that they give."""
+        return {block.output: block for block in self.blocks}
+
+
+def trunk(graph: Graph) -> tuple[Trunk | None, str]:
+    """The blocks that a part of a picture can go without, and "", or None, and in a sentence why it needs all that there is.
+
+    They are the outermost sums of features and of what is made of them that follow one another. A single one around several such
+    sums, or around one of the same tensor, and a convolution besides is a body: the blocks are then those within.
+    """
+    chain = _chain(graph)
+    if not chain:
+        return None, "it has no residual blocks"
+    return (None, why) if (why := _why_not(graph, chain)) else (Trunk(chain), "")
+
+
+def _chain(graph: Graph) -> tuple[ResidualBlock, ...]:
+    ancestry = Ancestry(graph)
+    sums = residual_sums(graph, ancestry)
+    inner = {one.output: ancestry.between(one.skip, one.inner) for one in sums}
+    around = {one.output: {other.output for other in sums if one.output in inner[other.output]} for one in sums}
+    chain = _longest([one for one in sums if not around[one.output]])
+    while len(chain) == 1:
+        outer, level = chain[0], around[chain[0].output] | {chain[0].output}
+        within = _longest([one for one in sums if around[one.output] == level])
+        besides = set(inner[outer.output]).difference(*([*inner[one.output], one.output] for one in within))
+        closed = any(isinstance(graph[name], Conv) for name in besides)
+        if not within or not closed or (len(within) == 1 and within[0].skip != outer.skip):
+            break
+        chain = within
+    return tuple(ResidualBlock(one.skip, inner[one.output], one.output) for one in chain)
+
+
+def _longest(sums: Sequence[ResidualSum]) -> list[ResidualSum]:
+    """The longest chain of sums of which each takes as it is what the one before it gave."""
+    best: list[ResidualSum] = []
+    chains: dict[str, list[ResidualSum]] = {}  # by the tensor that they end with
+    for one in sums:
+        chains[one.output] = [*chains.get(one.skip, []), one]
+        if len(chains[one.output]) > len(best):
+            best = chains[one.output]
+    return best
+
+
+def _why_not(graph: Graph, blocks: tuple[ResidualBlock, ...]) -> str:
+    sizes, reading = extents(graph), readers(graph)
+    if sizes.get(blocks[0].entry, Extent(0, Fraction(0))).scale != 1:
+        return "its blocks compute at another resolution than the picture's"
+    for block, following in pairwise(blocks):
+        if not set(reading[block.output]) <= {*following.inner, following.output}:
+            return "it uses what every block makes at the end"
+    for block in blocks:
+        inner = set(block.inner)
+        for node in map(graph.__getitem__, block.inner):
+            if not (keeps_size(node) if isinstance(node, Conv) else isinstance(node, _IN_PLACE)):
+                return f"'{node.name}' in a block is neither a convolution that can be quantised nor computed pixel by pixel"
+            if not set(node.inputs) <= {block.entry, *inner}:
+                return f"'{node.name}' in a block reads what was made outside of it"
+            if not set(reading[node.name]) <= {*inner, block.output}:
+                return f"'{node.name}' in a block is read outside of it"
+        if set(reading[block.inner[-1]]) != {block.output}:
+            return f"'{block.inner[-1]}', which a block adds, is read by others, too"
+    inside = {name for block in blocks for name in (*block.inner, block.output)}
+    for node in graph.nodes:
+        if node.name in inside:
+            continue
+        if node.name not in sizes or sizes[node.name].scale < 1 or sizes[node.name].scale.denominator != 1:
+            return f"'{node.name}' is not computed at a multiple of the picture's resolution"
+        if reach_of(node) is None:
+            return f"what '{node.name}' reads of the picture cannot be told"
+    return ""
+
+
+def reaches(graph: Graph, found: Trunk) -> Mapping[str, Fraction]:
+    """How far around tiles with blocks the tensors behind a convolution are read, in pixels of the picture; 0 where in these tiles
+    alone.
+
+    Within blocks convolutions compute in these tiles alone and give nothing elsewhere; the sum that ends a block is what it adds to
+    there. What lies before and behind the blocks is computed as far as it is read.
+    """
+    sizes, need = extents(graph), {name: Fraction(0) for name in (*graph.inputs, *(node.name for node in graph.nodes))}
+    inner, outputs = found.inner, found.outputs
+
+    def read(name: str, far: Fraction) -> None:
+        need[name] = max(need[name], far)
+
+    if linear_upsampler(graph) is not None:  # which may be computed as one convolution, of so many pixels
+        read(upsampler_input(graph), Fraction(COLLAPSED_RADIUS))
+    for node in reversed(graph.nodes):
+        if node.name in outputs:
+            read(outputs[node.name].entry, need[node.name])
+            continue
+        for name in node.inputs:
+            read(name, _read_of(node, sizes[name].scale, Fraction(0) if _stops(node, inner) else need[node.name]))
+    features: set[str] = set()
+    for node in graph.nodes:
+        if isinstance(node, Conv) or not features.isdisjoint(node.inputs):
+            features.add(node.name)
+    return {name: far for name, far in need.items() if name in features}
+
+
+def stopped(graph: Graph, found: Trunk, quantized: Collection[str]) -> frozenset[str]:
+    """The tensors that are nothing where blocks are not computed: what a convolution of a block gives, with what is computed
+    together with it (`fuse`) but without what is added to that, and what a block adds.
+
+    quantized: keys of the convolutions in integers.
+    """
+    names = {block.inner[-1] for block in found.blocks}
+    for item in fuse(graph, quantized):
+        if isinstance(item, FusedConv) and item.conv.name in found.inner:
+            own = [name for name in graph[item.name].inputs if name != item.residual]
+            names.add(item.name if item.residual is None else own[0])
+    return frozenset(names)
+
+
+def _stops(node: Node, inner: frozenset[str]) -> bool:
+    """Whether a node computes in tiles with blocks alone."""
+    return isinstance(node, Conv) and node.name in inner
+
+
+def _read_of(node: Node, scale: Fraction, far: Fraction) -> Fraction:
+    """How far a node reads its input, of that scale, where what it makes is read so far: in whole pixels of the input."""
+    steps = reach_of(node)
+    assert steps is not None
+    return (math.ceil(far * scale) + math.ceil(steps)) / scale
+
+
+def least_tile(graph: Graph, found: Trunk) -> int:
+    """Pixels a side that tiles must have at least: what is read around one is in its neighbours."""
+    return max(1, math.ceil(max(reaches(graph, found).values())))
+
+
+__all__ = ["Trunk", "least_tile", "reaches", "stopped", "trunk"]
