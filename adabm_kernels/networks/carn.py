@@ -35,7 +35,7 @@ def _repeated(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """CARN-M has the same residual block three times in each cascading one: it is written out."""
     found = dict(state)
     for key, value in state.items():
-        if (m := re.match(r"(cascade\.\d\.blocks)\.0(\..*)", key)) and f"{m[1]}.1.convs.0.weight" not in state:
+        if (m := re.match(r"(cascade\.\d\.blocks)\.0(\..*)", key)) and not matches(state, rf"{m[1]}\.[12]\."):
             found |= {f"{m[1]}.{j}{m[2]}": value for j in range(1, STAGES)}
     return found
 

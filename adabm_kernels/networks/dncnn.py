@@ -100,7 +100,8 @@ class DnCNNSpec(NetworkSpec):
                 "a DnCNN of 7 convolutions cannot be told from an IRCNN, whose convolutions are dilated, which the integer networks "
                 "compute not"
             )
-        first_bias = "denoise.convs.0.bias" in state
+        bias = "denoise.convs.1.bias" in state
+        first_bias = bias or "denoise.convs.0.bias" in state
         # The eps of KAIR and of the authors' code, whose first convolutions have biases, and of SaoYan's, which has none.
         eps = (1e-4 if first_bias else 1e-5) if norm else 0.0
-        return cls(1, layers, first.shape[0], eps, first_bias, "denoise.convs.1.bias" in state)
+        return cls(1, layers, first.shape[0], eps, first_bias, bias)

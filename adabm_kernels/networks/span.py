@@ -26,6 +26,12 @@ def _renamed(state: State) -> dict[str, str]:
     return parts_renamed(state, parts, blocks)
 
 
+def _published(name: str) -> str:
+    """What the authors call a convolution of the graph."""
+    block = re.sub(r"spab\.(\d)\.convs\.(\d)", lambda m: f"block_{int(m[1]) + 1}.c{int(m[2]) + 1}_r", name)
+    return {"stem": "conv_1", "after": "conv_2"}.get(name, block)
+
+
 def _as_one(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A Conv3XC, which is one of 1x1, 3x3 and 1x1 in a row beside one of 1x1, as the one of 3x3 that it computes.
 
@@ -38,7 +44,8 @@ def _as_one(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             continue
         for part in parts:
             del found[f"{name}.{part}"]
-        made = _collapsed(name, parts) if "sk.weight" in parts else (parts.get("eval_conv.weight"), parts.get("eval_conv.bias"))
+        evaluated = all(part.startswith("eval_conv.") for part in parts)
+        made = (parts.get("eval_conv.weight"), parts.get("eval_conv.bias")) if evaluated else _collapsed(name, parts)
         found |= {f"{name}.{part}": value for part, value in zip(("weight", "bias"), made, strict=True) if value is not None}
     return found | {UNIT_RANGE: torch.ones(1)}
 
@@ -50,7 +57,7 @@ def _collapsed(name: str, parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
     k, c = (sizes[0] + (0, 0))[:2]
     inner, outer = ((sizes[i] + (0,))[0] for i in (1, 2)) if len(sizes) == 4 else (0, 0)
     if sizes != [(k, c, 1, 1), (inner, c, 1, 1), (outer, inner, 3, 3), (k, outer, 1, 1)]:
-        raise ValueError(f"{name!r} must be convolutions of 1x1, 3x3 and 1x1 beside one of 1x1, got weights of {sizes}")
+        raise ValueError(f"detect: {_published(name)!r} must be convolutions of 1x1, 3x3 and 1x1 beside one of 1x1, got weights of {sizes}")
     sk, first, middle, last = (weight.double().flatten(2) for weight in weights if weight is not None)
     whole = torch.einsum("ko,oit,ic->kct", last[..., 0], middle, first[..., 0])
     whole[..., 4] += sk[..., 0]

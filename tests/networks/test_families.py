@@ -170,7 +170,7 @@ def test_a_span_that_was_saved_after_training():
     alone = {key: value for key, value in state.items() if not key.startswith(tuple(whole))} | evaluated
     assert torch.equal(in_float(alone, x), want)
     broken = state | {"block_2.c1_r.conv.1.weight": torch.zeros(16, 8, 3, 3)}
-    with pytest.raises(ValueError, match="'spab.1.convs.0' must be convolutions of 1x1, 3x3 and 1x1 beside one of 1x1, got"):
+    with pytest.raises(ValueError, match="'block_2.c1_r' must be convolutions of 1x1, 3x3 and 1x1 beside one of 1x1, got"):
         detect(broken)
 
 
@@ -194,20 +194,20 @@ def test_no_family_is_taken_for_another(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wrong_keys_are_named(family):
     state, key = published(family).state_dict(), key_of(family)
-    with pytest.raises(ValueError, match=r"^detect: .*unexpected 'attention.weight'"):
+    with pytest.raises(ValueError, match=r"^detect: (.*unexpected 'attention.weight'|not an EDSR)"):
         detect(state | {"attention.weight": torch.zeros(1)}, weights_key=key)
-    for gone in state:
-        if not gone.endswith(("num_batches_tracked", "no_norm")) and "eval_conv" not in gone:
+    keys = [name for name in state if not name.endswith(("num_batches_tracked", "no_norm")) and "eval_conv" not in name]
+    for gone in dict.fromkeys([*keys[:3], *keys[3::4], *keys[-3:]]):
+        if gone != "trunk.1.conv.weight":  # a VDSR of one layer less is one
             with pytest.raises(ValueError, match=r"^detect: "):
                 detect({name: value for name, value in state.items() if name != gone}, weights_key=key)
         for value in (torch.zeros(()), torch.zeros(3, 5), state[gone].flatten(0)):
-            if value.shape != state[gone].shape and "eval_conv" not in gone:
+            if value.shape != state[gone].shape:
                 with pytest.raises(ValueError, match=r"^detect: "):
                     detect(state | {gone: value}, weights_key=key)
 
 
-@pytest.mark.parametrize("quantize", ["full", "body"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, quantize", [*((family, "full") for family in FAMILIES), ("span", "body"), ("fsrcnn", "body")])
 def test_integers_are_those_of_the_simulation_and_of_the_file(family, quantize, tmp_path):
     config = ConvertConfig(6, 6, recipe="best", batch=1, quantize=quantize)
     key = key_of(family)
@@ -270,5 +270,5 @@ def test_networks_that_look_like_these():
     with pytest.raises(ValueError, match="cannot be told from an IRCNN"):
         detect(ircnn)
     noise_level = published("dncnn").state_dict() | {"model.0.weight": torch.zeros(8, 4, 3, 3)}
-    with pytest.raises(ValueError, match="one for pictures of 4 channels .'model.0.weight' takes 4"):
+    with pytest.raises(ValueError, match="one for pictures of 4 channels .'0.weight' takes 4"):
         detect(noise_level)
