@@ -119,10 +119,11 @@ def looked_at(pictures: Sequence[Any]) -> list[Any]:
 def _others(state_dict: Mapping[str, Any], found: Detected) -> list[tuple[Detected, Reading]]:
     """Every other usual reading that gives another network, and what to say to get it."""
     own, edsr = found.convention, isinstance(found.spec, EDSRSpec)
+    any_range = found.spec.takes_any_range or found.spec.says_range
     scales = [found.spec.res_scale, *(s for s in (1.0, 0.1) if edsr and s != found.spec.res_scale)]
-    ranges = [own.rgb_range, *(r for r in (None, *RGB_RANGES) if found.spec.takes_any_range and r != own.rgb_range)]
+    ranges = [own.rgb_range, *(r for r in (None, *RGB_RANGES) if any_range and r != own.rgb_range)]
     shifts = [own.mean_shift, *(m for m in (None, *MEAN_SHIFTS) if edsr and m != own.mean_shift)]
-    orders = [own.channel_order, *(o for o in CHANNEL_ORDERS if o != own.channel_order)]
+    orders = [own.channel_order, *(o for o in CHANNEL_ORDERS if found.spec.any_order and o != own.channel_order)]
     seen, others = {_fingerprint(state_dict, found)}, []
     for scale, rgb_range, shift, order in sorted(product(scales, ranges, shifts, orders), key=lambda r: _changed(r, found)):
         convention = Convention(rgb_range, shift, order)

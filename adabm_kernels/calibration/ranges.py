@@ -52,7 +52,7 @@ class Observer:
         """Write the ranges into the network."""
         for conv in self.model.quantized_convs():
             set_range(conv, *self.ranges[conv.name])
-        if self.config.exact_pixels:
+        if self.config.exact_pixels and self.model.reads_pixels:
             set_range(self.model.quantized_convs()[0], 0.0, 255 * self.model.pixel_unit())
 
 

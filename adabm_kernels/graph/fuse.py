@@ -88,8 +88,8 @@ def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:
     """The convolution, on the network's input itself where one node that codes of pixels can make up for lies in between."""
     name = conv.inputs[0]
     node = None if name in graph.inputs else graph[name]
-    scales = isinstance(node, Affine) and node.divisor is not None and node.shift is None
-    if node is None or node.inputs[0] not in graph.inputs or not (scales or isinstance(node, ColourShift)):
+    plain = isinstance(node, Affine) and node.gain is None and node.first == "gain"
+    if node is None or node.inputs[0] not in graph.inputs or not (plain or isinstance(node, ColourShift)):
         return conv
     return replace(conv, before=node, inputs=node.inputs)
 

@@ -19,17 +19,21 @@ from .nodes import (
     ColourShift,
     Concat,
     Conv,
+    Crop,
+    Deviation,
     Float,
     Graph,
     Key,
     Linear,
     Multiply,
     Node,
+    Pad,
     PixelShuffle,
     PixelUnshuffle,
     Pool,
     Ref,
     Resize,
+    ResizeLike,
     Slice,
 )
 
@@ -241,7 +245,17 @@ def computed(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         case Multiply():
             return x * inputs[1]
         case Resize():
-            return F.interpolate(x, scale_factor=node.factor, mode=node.mode, align_corners=node.align_corners)
+            settings = {"align_corners": node.align_corners, "antialias": node.antialias}
+            return F.interpolate(x, scale_factor=node.factor, mode=node.mode, **settings)
+        case ResizeLike():
+            return F.interpolate(x, inputs[1].shape[2:], mode="bilinear", align_corners=False)
+        case Pad():
+            return _padded(node, x)
+        case Crop():
+            rows, columns = (node.factor * side for side in inputs[1].shape[2:])
+            return x[:, :, :rows, :columns]
+        case Deviation():
+            return (x - x.mean((2, 3), keepdim=True)).square().mean((2, 3), keepdim=True).sqrt()
     raise TypeError(f"computed: '{node.name}' is a {type(node).__name__}, which no function of its inputs alone computes")
 
 
@@ -254,6 +268,15 @@ def _affine(node: Affine, x: torch.Tensor) -> torch.Tensor:
     x = x if node.divisor is None else x / node.divisor
     x = x if node.gain is None else x * constants(node.gain)
     return x if node.first == "shift" or node.shift is None else x + constants(node.shift)
+
+
+def _padded(node: Pad, x: torch.Tensor) -> torch.Tensor:
+    for axis, side in ((3, x.shape[3]), (2, x.shape[2])):
+        more = -(-max(side, node.least) // node.multiple) * node.multiple - side
+        if more:
+            edges = (0, more, 0, 0) if axis == 3 else (0, 0, 0, more)
+            x = F.pad(x, edges, mode="reflect" if more < side else "replicate")
+    return x
 
 
 def _declared(node: Node) -> int:

@@ -47,7 +47,8 @@ class Conv(Node):
     """A convolution of [N, C, H, W] with zeros around: `key`.weight [K, C / groups, R, S] and, with `bias`, `key`.bias [K].
 
     kernel, stride, dilation, padding: rows, columns. role: "adaptive" where image and layer decide the bits of its input,
-    "fixed" at the base bits, "end" (first, last, upsampler) at 8 bits. body: quantised even when only the body is.
+    "fixed" at the base bits, "end" (first, last, upsampler) at 8 bits, "float" where it is never quantised. body: quantised even
+    when only the body is.
     """
 
     key: str
@@ -213,11 +214,47 @@ class PixelUnshuffle(Node):
 
 @dataclass(frozen=True)
 class Resize(Node):
-    """[N, C, H, W] -> [N, C, factor H, factor W]. mode: "nearest" or "bilinear" (with `align_corners`)."""
+    """[N, C, H, W] -> [N, C, factor H, factor W]. mode: "nearest", "bilinear" or "bicubic" (the last two with `align_corners`).
+
+    antialias: as torch's, with which "bicubic" is that of MATLAB and Pillow (Keys, a = -0.5) and without which a is -0.75.
+    """
 
     factor: float = 2
     mode: str = "nearest"
     align_corners: bool | None = None
+    antialias: bool = False
+
+
+@dataclass(frozen=True)
+class ResizeLike(Node):
+    """Its first input [N, C, h, w] at the rows and columns of its second, bilinear without `align_corners`."""
+
+    arity: ClassVar[int | None] = 2
+
+
+@dataclass(frozen=True)
+class Pad(Node):
+    """Rows and columns behind the picture, mirrored ones, so that both sides are multiples of `multiple` and at least `least`.
+
+    Where a picture is too small to be mirrored, its last row or column is repeated.
+    """
+
+    multiple: int = 1
+    least: int = 1
+
+
+@dataclass(frozen=True)
+class Crop(Node):
+    """The first `factor` H rows and `factor` W columns of its first input, of a second input [N, C, H, W]."""
+
+    factor: int = 1
+
+    arity: ClassVar[int | None] = 2
+
+
+@dataclass(frozen=True)
+class Deviation(Node):
+    """The standard deviation of each channel over the picture, without Bessel's correction: [N, C, H, W] -> [N, C, 1, 1]."""
 
 
 @dataclass(frozen=True)

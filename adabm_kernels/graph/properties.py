@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,6 +16,7 @@ from .nodes import (
     ColourShift,
     Concat,
     Conv,
+    Deviation,
     Float,
     Graph,
     Linear,
@@ -25,6 +26,7 @@ from .nodes import (
     PixelUnshuffle,
     Pool,
     Resize,
+    ResizeLike,
     Slice,
 )
 
@@ -119,6 +121,10 @@ def _extent(node: Node, inputs: list[Extent]) -> Extent | None:
             return Extent(x.channels * node.factor**2, x.scale / node.factor)
         case Resize():
             return Extent(x.channels, x.scale * Fraction(node.factor))
+        case ResizeLike():
+            return Extent(x.channels, inputs[-1].scale)
+        case Deviation():
+            return Extent(x.channels, Fraction(0))
         case Pool():
             settings = dict(node.settings)
             if node.function.startswith("adaptive"):
@@ -140,7 +146,7 @@ def _both(node: Node, sizes: int | tuple[int, int]) -> int:
 
 def convs(graph: Graph) -> tuple[ConvSpec, ...]:
     """The convolutions that can be quantised, in the order they run: those of stride 1, one group and a square kernel that keep the
-    size."""
+    size, but for those whose role is to stay in floats."""
     sizes = extents(graph)
     return tuple(
         ConvSpec(
@@ -154,7 +160,7 @@ def convs(graph: Graph) -> tuple[ConvSpec, ...]:
             node.body,
         )
         for node in graph.nodes
-        if isinstance(node, Conv) and keeps_size(node)
+        if isinstance(node, Conv) and node.role != "float" and keeps_size(node)
     )
 
 
@@ -180,15 +186,15 @@ def products(graph: Graph) -> int | Fraction:
     return _whole(total)
 
 
-def radius(graph: Graph) -> int:
+def radius(graph: Graph, apart: Collection[str] = ()) -> int:
     """Pixels of the input on each side that an output pixel depends on: the receptive field's radius.
 
-    Raises ValueError where a node reads the whole picture or does what cannot be told.
+    apart: names of nodes that are taken to read no further than their inputs do. Raises ValueError where a node reads the whole picture or does what cannot be told.
     """
     sizes, reach = extents(graph), {name: Fraction(0) for name in graph.inputs}
     for node in graph.nodes:
         reach[node.name] = max(reach[name] for name in node.inputs)
-        steps = reach_of(node)
+        steps = Fraction(0) if node.name in apart else reach_of(node)
         if steps is None:
             raise ValueError(f"radius: what '{node.name}' reads of its input cannot be told from the graph")
         if steps:
@@ -207,15 +213,22 @@ def reach_of(node: Node) -> Fraction | None:
         case PixelUnshuffle():
             return Fraction(node.factor - 1)
         case Resize():
-            return Fraction(node.mode != "nearest")
+            return Fraction({"nearest": 0, "bilinear": 1, "bicubic": 2}[node.mode])
+        case ResizeLike():
+            return Fraction(1)
         case Pool():
             sizes = dict(node.settings).get("kernel_size")
             if node.function.startswith("adaptive") or sizes is None:
                 return None
             return Fraction(sizes if isinstance(sizes, int) else max(sizes)) - 1
-        case Float():
+        case Float() | Deviation():
             return None
     return Fraction(0)
+
+
+def grid(graph: Graph) -> int:
+    """Pixels of the input that a network takes together: a picture that is cut elsewhere than at multiples of them is another."""
+    return math.prod(node.factor for node in graph.nodes if isinstance(node, PixelUnshuffle))
 
 
 def readers(graph: Graph) -> dict[str, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..files import utf8_name
-from .known import ANCHORS
+from .known import ANCHORS, by_scale
 from .layouts import listed
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".pkl")
@@ -176,7 +176,15 @@ def _inside(path: tuple[str, ...], tensors: dict[str, torch.Tensor]) -> list[Can
         state = {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
         left_out = tuple(key for key in named if not key.startswith(prefix))
         found.append(Candidate(".".join([*path, *prefix.split(".")[:-1]]), state, left_out))
-    return [candidate for candidate in found if candidate.state]
+    return [one for candidate in found if candidate.state for one in _for_each_scale(candidate)]
+
+
+def _for_each_scale(candidate: Candidate) -> list[Candidate]:
+    """The networks of several scales that one state dict holds or does for; the candidate itself where it is one network."""
+    scales = by_scale(candidate.state)
+    return [replace(candidate, label=f"{candidate.label}.{name}".lstrip("."), state=state) for name, state in scales.items()] or [
+        candidate
+    ]
 
 
 def _without_weight_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .spec import NetworkSpec
+from .spec import UNIT_RANGE, NetworkSpec
 
 # The mean colour of DIV2K, (0.4488, 0.4371, 0.4040), times 255 in float32: what published weights carry.
 DIV2K_PIXELS = (114.44400024414062, 111.46049499511719, 103.02000427246094)
@@ -164,7 +164,7 @@ def fold(
     convolutions, next to which they stand. Only the mean colour stays apart: behind it the first convolution pads with zeros.
     Raises ValueError for another range of a network with an activation that is not so.
     """
-    gain = 255 / rgb_range
+    gain = 1.0 if UNIT_RANGE in spec.graph().buffers else 255 / rgb_range
     if gain != 1 and not spec.takes_any_range:
         raise ValueError(
             f"detect: rgb_range must be 255 for a network of this kind, {spec.called}: of an activation that is neither a ReLU nor "
@@ -189,7 +189,9 @@ def fold(
         swap = one.flip(0)
         before, after, extra = before @ swap, swap @ after, swap @ extra
     if not torch.equal(before, one):
-        folded[f"{first}.weight"] = torch.einsum("kcrs,cd->kdrs", folded[f"{first}.weight"].double(), before).float()
+        weight = folded[f"{first}.weight"].double()
+        together = torch.eye(weight.shape[1] // 3, dtype=torch.float64)  # pixels of a colour that are taken side by side
+        folded[f"{first}.weight"] = torch.einsum("kcrs,cd->kdrs", weight, torch.kron(before, together)).float()
     for part in ("weight", "bias"):
         key = f"{last}.{part}"
         if key in folded and not torch.equal(after, one):

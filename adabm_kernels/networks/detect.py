@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..graph.fold import leaky_slope
-from ..graph.nodes import Activation, BatchNorm, ColourShift, Resize
+from ..graph.nodes import Activation, BatchNorm, ColourShift, Conv, Node, PixelUnshuffle, Pool, Resize
 from .checkpoints import Candidate, candidates, equal
 from .convention import AS_READ, SHIFTS, Convention, Shift, fold, reading
 from .float_network import float_network as float_network
@@ -24,6 +24,8 @@ from .spec import RESIDUAL_FRACTION, UNIT_RANGE, NetworkSpec
 NO_SKIP = "no layer can be skipped, as the network is built anew from its weights: replace this one"
 # Layers of torch that compute what an activation of a graph does, and those that compute nothing in eval mode.
 _ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "leaky_relu": nn.LeakyReLU}
+_ACTIVATIONS |= {"sigmoid": nn.Sigmoid, "silu": nn.SiLU, "tanh": nn.Tanh}
+_OTHER_LAYERS: dict[type[Node], type[nn.Module]] = {PixelUnshuffle: nn.PixelUnshuffle, Pool: nn.AdaptiveAvgPool2d}
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NEUTRAL_FILES = ("torch.nn.modules.container", "torch.nn.modules.loss")
@@ -115,8 +117,11 @@ def _chosen(
     fits = [fit for fit in fits if not (fit[0].label.endswith("params") and f"{fit[0].label}_ema" in fitting)]
     others = [fit for fit in fits[1:] if not equal(fit[0], fits[0][0])]
     if others:
-        several = listed([candidate.label or "the checkpoint itself" for candidate, _ in fits])
-        raise ValueError(f"detect: the checkpoint holds several networks, {several}: name one of them as weights_key")
+        several = [candidate.label or "the checkpoint itself" for candidate, _ in fits]
+        scales = all(label.split(".")[-1] in ("x2", "x3", "x4") for label in several)
+        what = "is a network for each of several scales" if scales else "holds several networks"
+        names = listed(sorted(several) if scales else several)
+        raise ValueError(f"detect: the checkpoint {what}, {names}: name one of them as weights_key")
     return fits[0]
 
 
@@ -174,7 +179,10 @@ def _prepared(given: dict[str, torch.Tensor], layout: Layout, convention: Conven
     """Weights under AdaBM names with what the layout and the convention add to them and take away."""
     state = layout.apply(given)
     if convention.rgb_range is not None:
+        kind = _kind(state)
         state.pop(UNIT_RANGE, None)
+        if kind is not None and kind.says_range and convention.rgb_range == 1:
+            state[UNIT_RANGE] = torch.ones(1)
     if convention.mean_shift is not None:
         state = {key: value for key, value in state.items() if not key.startswith(SHIFTS)}
     kind = _kind(state)
@@ -193,10 +201,15 @@ def _with_mean(found: Detected, given: dict[str, torch.Tensor]) -> NetworkSpec:
     if found.calibrated and convention.settings:
         name, value = next(iter(convention.settings.items()))
         raise ValueError(f"detect: {name} must be left out for a calibrated network, whose ranges hold in 0..255, got {value!r}")
+    if convention.channel_order != "rgb" and not spec.any_order:
+        raise ValueError(
+            f"detect: channel_order must be 'rgb' for a network that takes the brightness or subtracts a colour of its own, "
+            f"{spec.called}, got {convention.channel_order!r}"
+        )
     if not spec.takes_mean_shift:
         if convention.mean_shift not in (None, "none"):
             raise ValueError(
-                f"detect: mean_shift must be left out for an {spec.title}, which has none here, got {convention.mean_shift!r}"
+                f"detect: mean_shift must be left out for {spec.article} {spec.title}, which has none here, got {convention.mean_shift!r}"
             )
         return spec
     rgb_range, shift = _read(found, given)
@@ -249,6 +262,9 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
     activations = [_ACTIVATIONS[function] for function in functions if function in _ACTIVATIONS]
     layers: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.PixelShuffle, *activations, *(_NORMS if eps else ()))
     layers += (nn.Upsample,) if resizes else ()
+    layers += tuple(layer for kind, layer in _OTHER_LAYERS.items() if any(isinstance(node, kind) for node in nodes))
+    layers += tuple(getattr(nn, name) for name in spec.module_layers)
+    forms = _forms(nodes) | spec.module_forms
     for name, layer in model.named_modules():
         reason = ""
         if isinstance(layer, nn.Conv2d) and type(layer).forward is nn.Conv2d.forward:
@@ -257,7 +273,8 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
             wrong = [f"{key}={getattr(layer, key)!r}" for key, value in rules.items() if getattr(layer, key) != value]
             if layer.padding not in ((k // 2, k // 2), "same"):
                 wrong.append(f"padding={layer.padding}")
-            if wrong:
+            form = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
+            if wrong and (layer.padding_mode != "zeros" or form not in forms):
                 reason = f"a convolution with {', '.join(wrong)}: it must have stride 1 and zero padding of half its kernel"
         elif isinstance(layer, layers):
             if isinstance(layer, _NORMS) and layer.eps not in eps:
@@ -273,6 +290,12 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
                 reason = f"a {type(layer).__name__}, and its layers must be {kinds}"
         if reason:
             raise ValueError(f"detect: layer {name!r} is not supported in this {spec.title}: it is {reason}; {NO_SKIP} ({KNOWN})")
+
+
+def _forms(nodes: Iterable[Node]) -> frozenset[tuple]:
+    """Kernel, stride, padding, dilation and groups of the convolutions of a graph."""
+    convs = (node for node in nodes if isinstance(node, Conv))
+    return frozenset((node.kernel, node.stride, node.padding, node.dilation, node.groups) for node in convs)
 
 
 def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
@@ -335,12 +358,14 @@ def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | 
 
 def _check_kind(state: dict[str, torch.Tensor], own: dict[str, str]) -> None:
     """Refuse networks of the known kinds for other pictures or scales. own: what the user's checkpoint calls a key."""
-    for key in dict.fromkeys(kind.anchor for kind in NETWORKS):
-        if key in state and state[key].ndim == 4 and state[key].shape[1] != 3:
+    found = _kind(state)
+    kinds, allowed = (NETWORKS, (3,)) if found is None else ((found,), found.inputs)
+    for key in dict.fromkeys(kind.anchor for kind in kinds):
+        if key in state and state[key].ndim == 4 and state[key].shape[1] not in allowed:
             colours = state[key].shape[1]
             what = "grey pictures" if colours == 1 else f"pictures of {colours} channels"
             if colours in (12, 48):
-                what = f"pixels side by side as {colours} channels (pixel_unshuffle), such as an RRDBNet for x2 or x1"
+                what = f"pixels side by side as {colours} channels (pixel_unshuffle)"
             raise ValueError(
                 f"detect: the network is one for {what} ({own[key]!r} takes {colours} channel{'s' if colours > 1 else ''}): "
                 "supported are networks for three colours, RGB"

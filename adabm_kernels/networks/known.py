@@ -4,15 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+
+from .carn import CARNSpec
+from .dncnn import DnCNNSpec
 from .edsr import EDSRSpec
+from .espcn import ESPCNSpec
+from .fsrcnn import FSRCNNSpec
+from .imdn import IMDNSpec
 from .layouts import Layout, State, matches
 from .rdn import RDNSpec
+from .rfdn import RFDNSpec
 from .rrdb import RRDBSpec
+from .span import SPANSpec
 from .spec import NetworkSpec
 from .srresnet import SRResNetSpec
 from .srvgg import SRVGGSpec
+from .vdsr import VDSRSpec
 
-NETWORKS: tuple[type[NetworkSpec], ...] = (EDSRSpec, RDNSpec, SRResNetSpec, SRVGGSpec, RRDBSpec)  # a new network has its row here
+NETWORKS: tuple[type[NetworkSpec], ...] = (  # a new network has its row here
+    EDSRSpec,
+    RDNSpec,
+    SRResNetSpec,
+    SRVGGSpec,
+    RRDBSpec,
+    SPANSpec,
+    IMDNSpec,
+    RFDNSpec,
+    CARNSpec,
+    VDSRSpec,
+    DnCNNSpec,
+    ESPCNSpec,
+    FSRCNNSpec,
+)
 SPECS = {spec.network: spec for spec in NETWORKS}
 ADABM = Layout("adabm", tuple(spec.anchor for spec in NETWORKS), lambda state: True)
 LAYOUTS = (*(layout for spec in NETWORKS for layout in spec.layouts), ADABM)
@@ -71,6 +95,11 @@ _OTHERS = (
 _OTHER_ANCHORS = ("conv_block1.conv_block.0.weight",)
 # The weight of the first convolution in every layout, and in these: what a network is found by in a checkpoint that holds more.
 ANCHORS = tuple(dict.fromkeys([*(anchor for layout in LAYOUTS for anchor in layout.anchors), *_OTHER_ANCHORS]))
+
+
+def by_scale(state: State) -> dict[str, dict[str, torch.Tensor]]:
+    """The state dicts of the networks for each scale that one is, by "x2" and so on; none where it is that of one network."""
+    return layout_of(state).by_scale(state)
 
 
 def layout_of(state: State) -> Layout:

@@ -28,6 +28,14 @@ def nothing(state: State) -> dict[str, torch.Tensor]:
     return {}
 
 
+def unchanged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return state
+
+
+def one_scale(state: State) -> dict[str, dict[str, torch.Tensor]]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Layout:
     """How an implementation calls the parts of a network, and what it does beside its weights: the range of pixels that it computes
@@ -36,7 +44,9 @@ class Layout:
     name: see `Detected.layout`. anchors: keys of the first convolution's weight, by which a network is found in a checkpoint that
     holds more. fits: whether a state dict without wrappers is of this layout. rename: the AdaBM name of each of its keys.
     rgb_range: of the pixels that it computes with, None where its weights say it. constants: what its code has, from weights under
-    AdaBM names. published: its names are those of the float network here.
+    AdaBM names. folded: what its weights are in the graph, where that computes the same in fewer steps or of other colours.
+    by_scale: the state dicts of the networks for each scale, by "x2" and so on, where its weights are several such or do not say
+    which; none where they are one. published: its names are those of the float network here.
     """
 
     name: str
@@ -45,12 +55,14 @@ class Layout:
     rename: Callable[[State], dict[str, str]] = as_adabm
     rgb_range: float | None = None
     constants: Callable[[State], dict[str, torch.Tensor]] = nothing
+    folded: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = unchanged
+    by_scale: Callable[[State], dict[str, dict[str, torch.Tensor]]] = one_scale
     published: bool = False
 
     def apply(self, state: State) -> dict[str, torch.Tensor]:
         """The weights under their AdaBM names, with the values that its code adds to them."""
         renamed = {new: state[old] for old, new in self.rename(state).items()}
-        return renamed | self.constants(renamed)
+        return self.folded(renamed | self.constants(renamed))
 
 
 def count(state: State, pattern: str) -> int:
@@ -90,6 +102,24 @@ def parts_renamed(state: State, parts: Mapping[str, str], patterns: Mapping[str,
         return key
 
     return {key: rename(key) for key in state}
+
+
+SCALES = (2, 3, 4)
+
+
+def with_each_scale(state: State) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights that do for every scale, with a mark of each; none where they have a mark."""
+    if any(f"scale_{scale}" in state for scale in SCALES):
+        return {}
+    return {f"x{scale}": {**state, f"scale_{scale}": torch.ones(1)} for scale in SCALES}
+
+
+def scale_said(state: State) -> int:
+    """The scale that a mark says. Raises ValueError where there is none, or several."""
+    found = [scale for scale in SCALES if f"scale_{scale}" in state]
+    if len(found) != 1:
+        raise ValueError(f"the weights must have one mark of their scale, 'scale_2', 'scale_3' or 'scale_4', got {len(found)}")
+    return found[0]
 
 
 def scale_of(state: State, key: str, channels: int, scales: tuple[int, ...] = (2, 3)) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import isqrt
 
 from ..graph.builder import Builder
-from ..graph.nodes import Activation, Concat, Graph, Resize
+from ..graph.nodes import Activation, Concat, Crop, Graph, Pad, PixelUnshuffle, Resize
 from .layouts import Layout, State, count, listed, matches, parts_renamed
 from .spec import NetworkSpec
 
@@ -22,34 +23,37 @@ def _dense(found: re.Match[str]) -> str:
     return f"blocks.{block}.dense.{dense - 1}.convs.{conv - 1}"
 
 
+def _up(found: re.Match[str]) -> str:
+    return f"up.{int(found[1]) - 1}"
+
+
 def _realesrgan(state: State) -> dict[str, str]:
     parts = {
         "conv_first": "stem",
         "conv_body": "after_blocks",
-        "conv_up1": "up.0",
-        "conv_up2": "up.1",
         "conv_hr": "fine",
         "conv_last": "last",
     }
-    return parts_renamed(state, parts, {r"body\.(\d+)\.rdb([1-3])\.conv([1-5])(?=\.)": _dense})
+    return parts_renamed(state, parts, {r"body\.(\d+)\.rdb([1-3])\.conv([1-5])(?=\.)": _dense, r"conv_up([1-9])(?=\.)": _up})
 
 
 def _esrgan(state: State) -> dict[str, str]:
     parts = {
         "conv_first": "stem",
         "trunk_conv": "after_blocks",
-        "upconv1": "up.0",
-        "upconv2": "up.1",
         "HRconv": "fine",
         "conv_last": "last",
     }
-    return parts_renamed(state, parts, {r"RRDB_trunk\.(\d+)\.RDB([1-3])\.conv([1-5])(?=\.)": _dense})
+    return parts_renamed(state, parts, {r"RRDB_trunk\.(\d+)\.RDB([1-3])\.conv([1-5])(?=\.)": _dense, r"upconv([1-9])(?=\.)": _up})
 
 
 def _old_esrgan(state: State) -> dict[str, str]:
-    """Numbered as in one list, in which the convolution after the blocks comes as the last of them."""
+    """Numbered as in one list, in which the convolution after the blocks comes as the last of them, and with each that enlarges what
+    is no layer with weights."""
     trunk = f"1.sub.{count(state, r'1[.]sub[.]([0-9]+)[.]') - 1}"
-    parts = {"0": "stem", trunk: "after_blocks", "3": "up.0", "6": "up.1", "8": "fine", "10": "last"}
+    ups = (count(state, r"(\d+)\.(?:weight|bias)$") - 5) // 3
+    parts = {"0": "stem", trunk: "after_blocks", f"{3 * ups + 2}": "fine", f"{3 * ups + 4}": "last"}
+    parts |= {f"{3 * i + 3}": f"up.{i}" for i in range(ups)}
     return parts_renamed(state, parts, {r"1\.sub\.(\d+)\.RDB([1-3])\.conv([1-5])\.0(?=\.)": _dense})
 
 
@@ -64,8 +68,9 @@ LAYOUTS = (
 class RRDBSpec(NetworkSpec):
     """Hyper-parameters of one RRDBNet.
 
-    scale: 4. blocks: residual in residual dense blocks, of three dense blocks with five convolutions each. channels: features
-    between the blocks. growth: channels that each convolution of a dense block adds, but for the last.
+    scale: 1, 2 or 4. blocks: residual in residual dense blocks, of three dense blocks with five convolutions each. channels: features
+    between the blocks. growth: channels that each convolution of a dense block adds, but for the last. unshuffle: so many pixels a
+    side become channels of one (1, 2 or 4), behind which the picture is enlarged so much more: Real-ESRGAN's networks for x2 and x1.
     """
 
     network = "rrdb"
@@ -75,16 +80,20 @@ class RRDBSpec(NetworkSpec):
         "'model.1.sub.0.RDB1.conv1.0.weight'"
     )
     anchor = "stem.weight"
-    scales = (4,)
+    scales = (1, 2, 4)
+    inputs = (3, 12, 48)
     layouts = LAYOUTS
 
     scale: int
     blocks: int
     channels: int = 64
     growth: int = 32
+    unshuffle: int = 1
 
     def __post_init__(self) -> None:
         self.check_sizes("blocks", "channels", "growth")
+        if self.unshuffle not in (1, 2, 4):
+            raise ValueError(f"RRDBSpec: unshuffle must be 1, 2 or 4, got {self.unshuffle}")
 
     def build(self) -> Graph:
         b, c, g = Builder(), self.channels, self.growth
@@ -92,7 +101,10 @@ class RRDBSpec(NetworkSpec):
         def leaky(name: str, x: str) -> str:
             return b.add(Activation(f"{name}.act", (x,), "leaky_relu", (("negative_slope", FACTOR),)))
 
-        first = y = b.conv("stem", "x", (3, c), role="end")
+        x, factor = "x", self.unshuffle
+        if factor > 1:
+            x = b.add(PixelUnshuffle("unshuffled", (b.add(Pad("padded", ("x",), factor)),), factor))
+        first = y = b.conv("stem", x, (3 * factor**2, c), role="end")
         for i in range(self.blocks):
             entry = y
             for j in range(DENSE_BLOCKS):
@@ -105,11 +117,13 @@ class RRDBSpec(NetworkSpec):
                 y = b.sum(name, last, y, FACTOR)
             y = b.sum(f"blocks.{i}", y, entry, FACTOR)
         y = b.sum("blocks", b.conv("after_blocks", y, (c, c)), first)
-        for i in range(2):
+        ups = (self.scale * factor).bit_length() - 1
+        for i in range(ups):
             enlarged = b.add(Resize(f"up.{i}.enlarged", (y,), 2))
             y = leaky(f"up.{i}", b.conv(f"up.{i}", enlarged, (c, c), role="end"))
-        y = leaky("fine", b.conv("fine", y, (c, c), role="end"))
-        return b.graph(b.conv("last", y, (c, 3), role="end"))
+        y = leaky("fine", b.conv("fine", y, (c, c), role="end" if ups else "adaptive"))
+        y = b.conv("last", y, (c, 3), role="end")
+        return b.graph(y if factor == 1 else b.add(Crop("cropped", (y, "x"), self.scale)))
 
     @classmethod
     def fits(cls, state: State) -> bool:
@@ -120,4 +134,10 @@ class RRDBSpec(NetworkSpec):
         first = state.get(_FIRST_BLOCK)
         if first is None or first.ndim != 4:
             raise ValueError(f"the state dict looks like an RRDBNet but lacks the first of its blocks, got {listed(list(state))}")
-        return cls(4, count(state, r"blocks\.(\d+)\."), first.shape[1], first.shape[0])
+        stem, ups = state["stem.weight"], count(state, r"up\.(\d+)\.")
+        unshuffle = isqrt(stem.shape[1] // 3) if stem.ndim == 4 else 1
+        scale = 2 ** min(ups, 9) // unshuffle
+        if scale not in cls.scales:
+            raise ValueError(f"an RRDBNet must be for x1, x2 or x4, got one that enlarges {ups} times by 2 what takes {unshuffle} pixels "
+                             "a side as one")
+        return cls(scale, count(state, r"blocks\.(\d+)\."), first.shape[1], first.shape[0], unshuffle)

@@ -30,6 +30,9 @@ class NetworkSpec:
     network, title: as files and messages call it. called, known_by: in messages, what is supported, and by which keys.
     anchor: key of the first convolution's weight under AdaBM's names. layouts: names of public implementations.
     takes_mean_shift: it can subtract a mean colour, its fields `mean_shift` and `mean`. scales: that there are networks for.
+    inputs: channels that the first convolution may have. says_range: its graph has nodes for pixels in 0..1, as its field
+    `unit_range` says, since biases cannot take them up. module_layers, module_forms: layers of torch, and kernels, strides, paddings, dilations and groups of convolutions, in modules of
+    its kind that its graph has not. article: before the title.
     """
 
     network: str
@@ -40,6 +43,11 @@ class NetworkSpec:
     layouts: tuple[Layout, ...] = ()
     takes_mean_shift = False
     scales: tuple[int, ...] = (2, 3, 4)
+    inputs: tuple[int, ...] = (3,)
+    says_range = False
+    module_layers: tuple[str, ...] = ()
+    module_forms: frozenset[tuple] = frozenset()
+    article = "an"
 
     scale: int
     res_scale: float = 1.0
@@ -82,6 +90,16 @@ class NetworkSpec:
         """Every convolution that can be quantised, in the order they run."""
         return self._convs
 
+    @property
+    def any_order(self) -> bool:
+        """Whether it may have been trained on pictures with red and blue exchanged."""
+        return True
+
+    @property
+    def attention(self) -> tuple[str, ...]:
+        """Names of the nodes that weigh features by all of the picture: what they read is not of the receptive field."""
+        return ()
+
     @cached_property
     def _graph(self) -> Graph:
         return self.build()
@@ -93,7 +111,12 @@ class NetworkSpec:
     @cached_property
     def radius(self) -> int:
         """Low-resolution pixels on each side that an output pixel depends on: the receptive field's radius."""
-        return properties.radius(self._graph)
+        return properties.radius(self._graph, self.attention)
+
+    @cached_property
+    def grid(self) -> int:
+        """Low-resolution pixels a side that it takes together: windows begin at multiples of them."""
+        return properties.grid(self._graph)
 
     @cached_property
     def takes_any_range(self) -> bool:
@@ -166,11 +189,11 @@ class NetworkSpec:
     def why_float_residual(self, quantize: str) -> str:
         """Why the features beside the codes cannot be held in 16 bits, with `ConvertConfig.quantize`; empty where they can."""
         if not properties.residual_blocks(self._graph):
-            return f"an {self.title} has no residual blocks that features could pass by"
+            return f"{self.article} {self.title} has no residual blocks that features could pass by"
         if not self.residual_stream:
             sliced = any(isinstance(node, Concat) for node in self._graph.nodes)
             what = "are slices of wider ones" if sliced else "do not all pass its blocks by"
-            return f"the features of an {self.network.upper()} {what}"
+            return f"the features of {self.article} {self.network.upper()} {what}"
         return "" if quantize == "full" else "with quantize='body' convolutions in float read and write them"
 
     def check_int16_residual(self, quantize: str) -> None:

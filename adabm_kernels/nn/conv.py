@@ -333,7 +333,7 @@ class AdaptiveConv2d(IntegerConv2d):
 
     def take_pixels(self, before: Node | None) -> None:
         """Keep what the codes of pixels are made with where they are this convolution's input: `pixel_grid`, and `pixel_shift`,
-        float32 [C] or None. before: what stands between the pixels and the convolution, an Affine with a divisor or a ColourShift.
+        float32 [C] or None. before: what stands between the pixels and the convolution, an Affine without a gain or a ColourShift.
         """
         p, shift = self.parameters_, self.parameters_.input_shift
         unit = before.divisor if isinstance(before, Affine) and before.divisor is not None else 1.0
@@ -341,6 +341,9 @@ class AdaptiveConv2d(IntegerConv2d):
             # What pixels lack to be what the codes stand for.
             mean = torch.tensor(before.mean, dtype=torch.float32) * -before.sign
             shift = mean if shift is None else mean + shift
+        elif isinstance(before, Affine) and before.shift is not None:
+            added = torch.tensor(before.shift, dtype=torch.float32)
+            shift = (-added if shift is None else shift - added) * unit
         self.register_buffer("pixel_shift", shift)
         self.register_buffer("pixel_grid", act_grid(p.lower * unit, p.upper * unit))
 

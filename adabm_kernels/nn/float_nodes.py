@@ -37,6 +37,10 @@ def colour_key(node: ColourShift) -> str:
 def why_in_floats(node: Node) -> str:
     """Why no integer kernel computes a node, as what a report says of it."""
     match node:
+        case Conv() if node.role == "float":
+            return "it is one of the few products of an attention or of a picture's colours"
+        case Conv() if node.groups != 1:
+            return "integer kernels have no convolution in groups"
         case Conv():
             return "the settings leave this convolution in floats (quantize='body')"
         case Activation() if not folds(node):

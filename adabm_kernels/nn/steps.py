@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from ..graph.nodes import Node
+from ..graph.nodes import Crop, Node
+from ..graph.nodes import Slice as SliceNode
 from ..quantize import from_fixed, padded_channels
 from ..regions import Depths, Region, pixel_depths
 from . import float_nodes
@@ -391,7 +392,8 @@ class FloatStep(Step):
     def run(self, run: Run) -> None:
         given = [run.floats(held).permute(0, 3, 1, 2) for held in self.inputs]
         y = float_nodes.evaluate(self.node, given, run.network.plain_tensor)
-        y = y.clone() if any(y is x for x in given) else y  # a buffer that it lies in may be another's soon
+        if any(y is x for x in given) or isinstance(self.node, (Crop, SliceNode)):
+            y = y if self.inputs[0].store.fresh else y.clone()  # a buffer that it lies in may be another's soon
         run.tensors[self.y.at] = y.permute(0, 2, 3, 1)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..config import ConvertConfig
 from ..exits import ExitParameters, exit_output, tile_depths
 from ..graph.module import GraphModule, Step, layer_of, steps
-from ..graph.nodes import Activation, Affine, BatchNorm, ColourShift, Conv, Graph, Node
+from ..graph.nodes import Activation, Affine, BatchNorm, ColourShift, Conv, Graph, Node, Pad, PixelUnshuffle
 from ..graph.properties import convs, linear_upsampler, needed, readers, residual_blocks, stream, upsampler_input
 from ..graph.trunk import stopped, trunk
 from ..image_bits import image_measure, image_offsets, soft_image_offsets
@@ -123,15 +123,26 @@ class SimulatedNetwork(GraphModule):
         for conv in model.quantized_convs():
             bias = None if conv.bias is None else conv.bias.detach().clone()
             conv.float_weights = (conv.weight.detach().clone(), bias)
-        if model.config.exact_pixels:
+        if model.config.exact_pixels and model.reads_pixels:
             model.quantized_convs()[0].shift_a = model.pixel_shift()
         if config.quantize == "full" and config.digits == 2:
             model.upsampler_convs()[0].digits_a = torch.full((1,), 2.0)
         return model.eval()
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether the codes of the first convolution can be the pixels: those of the picture, wherever they lie, or the same in
+        another unit and on another zero, which the convolution's own codes make up for."""
+        before = self._structure.before
+        scaled = [isinstance(node, Affine) and node.shift is None for node in before]
+        moved = all(one or isinstance(node, (Pad, PixelUnshuffle)) for node, one in zip(before, scaled, strict=True))
+        return moved or len(before) == 1 and isinstance(before[0], (Affine, ColourShift))
+
     def pixel_shift(self) -> torch.Tensor | None:
         """What the network adds to each colour before the first convolution, float32 [3], None where nothing."""
-        shifts = [self.layer_named(node.name).bias for node in self._structure.before if isinstance(node, ColourShift)]
+        before = self._structure.before
+        shifts = [self.layer_named(node.name).bias for node in before if isinstance(node, ColourShift)]
+        shifts += [torch.tensor(node.shift) for node in before if isinstance(node, Affine) and node.shift is not None]
         return sum(shifts[1:], shifts[0].clone()) if shifts else None
 
     def pixel_unit(self) -> float:

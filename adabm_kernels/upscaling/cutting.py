@@ -36,7 +36,7 @@ class Cutting:
 
     scale: of the network. radius: of its receptive field. tile: low-resolution pixels a side that a window keeps, 0 for the whole
     picture, None for `default_tile` or less where max_memory asks for it. halo: pixels around them that are computed too. grid:
-    windows begin at multiples of so many pixels. paper: AdaBM's patches take the place of windows. device: the type of the device.
+    windows begin at multiples of so many pixels, but for the last. phase: all of them do at multiples of so many. paper: AdaBM's patches take the place of windows. device: the type of the device.
     bytes_per_pixel: what a forward pass holds for each low-resolution pixel. max_memory: bytes that the process may hold, None for
     no bound. beside: what is held beside the windows.
     """
@@ -46,6 +46,7 @@ class Cutting:
     tile: int | None
     halo: int
     grid: int
+    phase: int
     paper: bool
     device: str
     bytes_per_pixel: int
@@ -98,7 +99,7 @@ class Cutting:
         return int(bands * (1 + self.beside.share)) + 2 * largest * layout.row_bytes
 
     def _cut(self, height: int, width: int, tile: int) -> tuple[list[Span], list[Span]]:
-        return spans(height, tile, self.halo, self.grid), spans(width, tile, self.halo, self.grid)
+        return spans(height, tile, self.halo, self.grid, self.phase), spans(width, tile, self.halo, self.grid, self.phase)
 
     def _too_much(self, found: tuple[list[Span], list[Span]], layout: Layout | None) -> int:
         """The bytes that these windows need, 0 where they are allowed."""

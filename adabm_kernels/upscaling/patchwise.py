@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -113,10 +114,11 @@ class Patchwise:
     @property
     def halo(self) -> int:
         """Pixels around a window that are computed too."""
+        phase = self.model.spec.grid
         if self._halo is not None:
-            return self._halo
+            return -(-self._halo // phase) * phase
         # On a GPU in whole tiles, so that windows begin at the same place in one and can be computed together.
-        grid = self._alignment()
+        grid = math.lcm(self._alignment(), phase)
         return -(-self.reach // grid) * grid
 
     def _alignment(self) -> int:
@@ -133,6 +135,7 @@ class Patchwise:
             tile=self.tile,
             halo=self.halo,
             grid=self._alignment(),
+            phase=self.model.spec.grid,
             paper=self.protocol == "paper",
             device=self._device().type,
             # A self-ensemble holds a sum and a turned output beside the network's.
@@ -404,6 +407,8 @@ class Patchwise:
     def _skip_radius(self, layout: Layout) -> int:
         """The receptive field's radius where a window may shrink to what needs computing, else 0."""
         if not self._in_integers() or self.protocol == "paper" or self.tile == 0:
+            return 0
+        if self.model.spec.grid > 1 or self.model.spec.attention:  # what a window gives depends on where it begins, or on all of it
             return 0
         radius = self.reach
         wide = min(layout.height, layout.width) >= patch_side(radius)  # else a flat patch sees the borders of both sides at once

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from adabm_kernels import ConvertConfig, convert_model, load, save, upscale
 from adabm_kernels.calibrate import calibrate
 from adabm_kernels.networks.checkpoints import load_state
-from adabm_kernels.networks.detect import check_modules, detect
+from adabm_kernels.networks.convention import Convention
+from adabm_kernels.networks.detect import check_modules, detect, float_network, to_float_state
 from adabm_kernels.networks.rrdb import RRDBSpec
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.nn.steps import FloatStep, RepeatStep
@@ -47,18 +48,19 @@ class Block(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """As BasicSR writes it: [N, 3, H, W] in 0..1 -> [N, 3, 4*H, 4*W]."""
+    """As BasicSR writes it: [N, 3, H, W] in 0..1 -> [N, 3, scale*H, scale*W], H and W multiples of 4 / scale."""
 
-    def __init__(self, blocks: int, channels: int, growth: int):
+    def __init__(self, blocks: int, channels: int, growth: int, scale: int = 4):
         super().__init__()
-        self.conv_first = nn.Conv2d(3, channels, 3, 1, 1)
+        self.unshuffle = 4 // scale
+        self.conv_first = nn.Conv2d(3 * self.unshuffle**2, channels, 3, 1, 1)
         self.body = nn.Sequential(*[Block(channels, growth) for _ in range(blocks)])
         self.conv_body, self.conv_up1, self.conv_up2, self.conv_hr = (nn.Conv2d(channels, channels, 3, 1, 1) for _ in range(4))
         self.conv_last = nn.Conv2d(channels, 3, 3, 1, 1)
         self.lrelu = nn.LeakyReLU(negative_slope=0.2, inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        feat = self.conv_first(x)
+        feat = self.conv_first(F.pixel_unshuffle(x, self.unshuffle))
         feat = feat + self.conv_body(self.body(feat))
         feat = self.lrelu(self.conv_up1(F.interpolate(feat, scale_factor=2, mode="nearest")))
         feat = self.lrelu(self.conv_up2(F.interpolate(feat, scale_factor=2, mode="nearest")))
@@ -99,6 +101,70 @@ def test_the_graph_computes_what_the_published_module_does(network, named, layou
         want, got = network(x / 255) * 255, model.float_model()(x)
     # Sums of a few hundred float32 products of pixels up to 255.
     torch.testing.assert_close(got, want, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("named", [str, of_2018, of_2019], ids=["realesrgan", "2018", "2019"])
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_networks_that_take_pixels_side_by_side(scale, order, named):
+    """Also of sides that are no multiples of them, where the picture is mirrored at its end."""
+    torch.manual_seed(scale)
+    network = RRDBNet(1, 8, 4, scale).eval()
+    state, factor = {named(key): value for key, value in network.state_dict().items()}, 4 // scale
+    found = detect(state, convention=Convention(channel_order=order))
+    assert found.spec == RRDBSpec(scale, 1, 8, 4, factor) and found.spec.grid == factor
+    model = float_network(found.spec)
+    model.load_state_dict(to_float_state(state, found))
+    for height, width in [(8, 12), (9, 11)]:
+        x = images(2, 3, height, width)
+        more = [-side % factor for side in (width, height)]
+        given = F.pad(x.flip(1) if order == "bgr" else x, (0, more[0], 0, more[1]), mode="reflect")
+        with torch.no_grad():
+            want, got = network(given / 255)[:, :, : scale * height, : scale * width] * 255, model(x)
+        torch.testing.assert_close(got, want.flip(1) if order == "bgr" else want, rtol=0, atol=2e-3)
+    assert model(images(1, 3, 1, 1)).shape == (1, 3, scale, scale)
+
+
+@pytest.mark.parametrize("ups", [0, 1])
+def test_networks_of_2018_that_enlarge_less(ups):
+    torch.manual_seed(ups)
+    network, x = RRDBNet(1, 8, 4).eval(), images(1, 3, 7, 9)
+    state = {of_2018(key): value for key, value in network.state_dict().items()}
+    moved = {"model.8.": f"model.{3 * ups + 2}.", "model.10.": f"model.{3 * ups + 4}."}
+    gone = [f"model.{3 * i}." for i in range(ups + 1, 3)]
+    kept = {key: value for key, value in state.items() if not key.startswith(tuple(gone))}
+    kept = {next((key.replace(a, b) for a, b in moved.items() if key.startswith(a)), key): value for key, value in kept.items()}
+    found = detect(kept)
+    assert found.spec == RRDBSpec(2**ups, 1, 8, 4)
+    feat = network.conv_first(x / 255)
+    feat = feat + network.conv_body(network.body(feat))
+    if ups:
+        feat = network.lrelu(network.conv_up1(F.interpolate(feat, scale_factor=2)))
+    want = network.conv_last(network.lrelu(network.conv_hr(feat))) * 255
+    model = float_network(found.spec)
+    model.load_state_dict(to_float_state(kept, found))
+    torch.testing.assert_close(model(x), want, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_windows_begin_where_pixels_are_taken_together(scale, tmp_path):
+    torch.manual_seed(0)
+    config = ConvertConfig(6, 6, recipe="best", batch=1)
+    simulated = calibrate(RRDBNet(1, 8, 4, scale).eval().state_dict(), [images(1, 3, 24, 28)], config, check=False)
+    model, x = convert_model(simulated), images(2, 3, 50, 97)
+    with torch.no_grad():
+        assert (model(x) - simulated(x)).abs().mean() < 0.05
+    first = simulated.quantized_convs()[0]
+    assert (first.lower_a.item(), first.upper_a.item()) == (0, 255)  # its codes are the pixels
+    save(model, tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors")
+    loaded.set_backend("reference")
+    assert torch.equal(loaded(x), model(x)) and loaded.spec == model.spec
+    whole = upscale(x, model, tile=0, bits=4)
+    assert whole.shape == (2, 3, 50 * scale, 97 * scale)
+    assert torch.equal(upscale(x, model, tile=16, halo=model.spec.radius, bits=4), whole)
+    picture = x[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
+    assert (upscale(picture, model, tile=16, bits=4) == upscale(picture, model, tile=0, bits=4)).all()
 
 
 @pytest.mark.parametrize("quantize, digits", [("full", 1), ("full", 2), ("body", 1)])
@@ -163,19 +229,17 @@ def test_layers_of_torch_that_compute_otherwise_are_refused(network, layer, mess
 def test_what_is_no_such_network(network):
     state = network.state_dict()
     for edit, message in [
-        (
-            {"conv_first.weight": torch.zeros(8, 12, 3, 3)},
-            "side by side as 12 channels .pixel_unshuffle., such as an RRDBNet .* .'conv_first.weight' takes 12 channels",
-        ),
+        ({"conv_first.weight": torch.zeros(8, 27, 3, 3)}, "pictures of 27 channels .'conv_first.weight' takes 27 channels"),
+        ({"conv_first.weight": torch.zeros(8, 48, 3, 3), "conv_up3.weight": torch.zeros(1)}, "missing 'up.2.bias'; .*'conv_up3.weight'"),
         ({"body.0.rdb1.conv2.weight": torch.zeros(4, 9, 3, 3)}, "'body.0.rdb1.conv2.weight' has shape .4, 9, 3, 3., expected"),
-        ({"conv_up3.weight": torch.zeros(8, 8, 3, 3)}, "unexpected 'conv_up3.weight'"),
+        ({"conv_up3.weight": torch.zeros(8, 8, 3, 3)}, "an RRDBNet must be for x1, x2 or x4, got one that enlarges 3 times by 2"),
     ]:
         with pytest.raises(ValueError, match=message):
             detect(state | edit)
     with pytest.raises(ValueError, match="missing"):
         detect({key: value for key, value in state.items() if key != "conv_hr.weight"})
-    with pytest.raises(ValueError, match="RRDBSpec: scale must be 4, got 2"):
-        RRDBSpec(2, 1)
+    with pytest.raises(ValueError, match="RRDBSpec: scale must be 1, 2 or 4, got 3"):
+        RRDBSpec(3, 1)
 
 
 def test_the_published_file():

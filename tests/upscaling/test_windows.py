@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from adabm_kernels.upscaling.windows import Span, patches, spans
 
 
-@given(size=st.integers(1, 3000), tile=st.integers(1, 400), halo=st.integers(0, 60))
-def test_windows_cover_an_axis_once_with_their_halo(size, tile, halo):
-    found = spans(size, tile, halo)
+@given(size=st.integers(1, 3000), tile=st.integers(1, 400), halo=st.integers(0, 60), phase=st.sampled_from([1, 2, 4]))
+def test_windows_cover_an_axis_once_with_their_halo(size, tile, halo, phase):
+    halo = -(-halo // phase) * phase
+    found = spans(size, tile, halo, phase=phase)
     assert found[0].first == 0 and found[-1].last == size
     assert all(a.last == b.first for a, b in zip(found, found[1:], strict=False))
-    assert len({span.stop - span.start for span in found}) == 1
+    assert len({span.length for span in found[:-1]}) <= 1 and 0 <= found[0].length - found[-1].length < phase
+    assert all(span.start % phase == 0 for span in found)
     for span in found:
         assert 0 <= span.start <= span.first < span.last <= span.stop <= size
         assert span.start == 0 or span.first - span.start >= halo
