@@ -29,7 +29,7 @@ FLOORS = [
     {"ops", "simulate"},
     {"registry"},
     {"backends"},
-    {"native", "image_bits", "planning", "evaluation", "parameters"},
+    {"native", "image_bits", "planning", "evaluation", "parameters", "importers"},
     # The ground: knows nothing of the rest.
     {"graph", "networks", "quantize", "config", "images", "files", "machine", "regions", "exits"},
 ]
@@ -43,7 +43,7 @@ LIGHT |= {"registration", "upscaling.__init__", "upscaling.sizes"}
 # Arrows that are left out where circles are looked for: the one module asks the other late, when both are loaded.
 LATE = {("backends.devices", "backends.triton.__init__"), ("backends.triton.tuning", "backends.triton.conv2d")}
 MOST_FLAT = 18  # modules that lie in no room, beside __init__ and __main__
-HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm"}
+HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm", "onnx"}
 
 
 @functools.cache
