@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ class Weights:
     """What a file holds.
 
     state: a checkpoint, or the state dict of the known network in a graph. res_scale: that of the graph; None where the file has
-    none. other: a graph that is no known network, whose `state` is empty.
+    none. other: a graph that is no known network, whose `state` is empty. resized: what a graph resizes the result of its known
+    network by at its end; that is left out.
     """
 
     state: dict[str, Any]
     res_scale: float | None = None
     other: Imported | None = None
+    resized: float = 1.0
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -55,7 +58,7 @@ def read_weights(path: str | Path) -> Weights:
         raise FileNotFoundError(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Weights({}, None, imported) if known is None else Weights(known.state, known.res_scale)
+    return Weights({}, None, imported) if known is None else Weights(known.state, known.res_scale, resized=known.resized)
 
 
 def read_known(path: str | Path) -> tuple[dict[str, Any], float]:
@@ -69,7 +72,18 @@ def read_known(path: str | Path) -> tuple[dict[str, Any], float]:
             f"{path}: the graph, of {len(read.other.graph.nodes)} nodes, is none of {SUPPORTED}; in Python "
             "convert_model(read_network(path), ...) takes any"
         )
+    _tell_of_resizing(path, read)
     return read.state, 1.0 if read.res_scale is None else read.res_scale
+
+
+def _tell_of_resizing(path: str | Path, read: Weights) -> None:
+    """Warn of a file whose results have another size than those of its network."""
+    if read.resized != 1:
+        warnings.warn(
+            f"{path}: read without its last layer, which resizes what the network makes by {read.resized:g}; other sizes than the "
+            "network's own are asked for when a picture is upscaled",
+            stacklevel=3,
+        )
 
 
 def files_of(path: Path) -> list[Path]:
@@ -113,6 +127,7 @@ def read_network(
             if value is not None:
                 raise ValueError(f"read_network: {name} must be left out for a graph that is no known network, got {value!r}")
         return _module(read.other, convention)
+    _tell_of_resizing(path, read)
     own = 1.0 if read.res_scale is None else read.res_scale
     found = detect(read.state, own if res_scale is None else res_scale, convention=convention, weights_key=weights_key)
     network = float_network(found.spec)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..graph.fold import leaky_slope
-from ..graph.nodes import Activation, Add, Affine, BatchNorm, Conv, Graph, Node, PixelShuffle, Resize
+from ..graph.nodes import Activation, Add, Affine, BatchNorm, Conv, Float, Graph, Node, PixelShuffle, Resize
 from ..graph.passes import fold_batch_norm
 from ..graph.properties import extents, readers
 from ..networks.convention import fold
@@ -30,16 +30,37 @@ _SHIFTS = ("sub_mean", "add_mean")
 
 @dataclass(frozen=True)
 class Known:
-    """A known network in a file: its weights as a state dict, which `networks.detect` reads as any other, and its residual scale."""
+    """A known network in a file: its weights as a state dict, which `networks.detect` reads as any other, and its residual scale.
+
+    resized: what the file resizes the result by at its end, which is no part of the network.
+    """
 
     state: dict[str, torch.Tensor]
     res_scale: float
+    resized: float = 1.0
 
 
 def recognised(imported: Imported) -> Known | None:
-    """The known network that a graph is; None where it is another."""
+    """The known network that a graph is, or that it resizes the result of; None where it is another."""
     if imported.channels != 3:
         return None
+    found, last = _recognised(imported), imported.graph[imported.graph.outputs[0]]
+    if found is None and (factor := _resizes_by(last)) is not None and last.x not in imported.graph.inputs:
+        nodes = tuple(node for node in imported.graph.nodes if node is not last)
+        inner = replace(imported, graph=replace(imported.graph, nodes=nodes, outputs=(last.x,)))
+        found = _recognised(inner)
+        found = None if found is None else replace(found, resized=factor)
+    return found
+
+
+def _resizes_by(node: Node) -> float | None:
+    """The factor of a node that resizes pictures; None for others."""
+    if isinstance(node, Float) and node.target == "torch.nn.functional.interpolate":
+        return float(dict(node.settings)["scale_factor"])
+    return float(node.factor) if isinstance(node, Resize) else None
+
+
+def _recognised(imported: Imported) -> Known | None:
     whole = _Colours.none(imported.graph)
     for colours in (whole, _Colours.around(imported)):
         if colours is None or (graph := normal(colours.graph, 3)) is None:
