@@ -22,12 +22,14 @@ register_with_torch()
 keep_old_names()
 
 _HOMES = {"ConvertConfig": "config", "convert_model": "convert", "load": "checkpoint", "save": "checkpoint"}
+_HOMES |= {"read_network": "importers.reading"}
 __all__ = [
     "ConvertConfig",
     "backends",
     "builtin_models",
     "convert_model",
     "load",
+    "read_network",
     "save",
     "upscale",
     "upscale_file",
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from .checkpoint import load, save
     from .config import ConvertConfig
     from .convert import convert_model
+    from .importers.reading import read_network
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from .evaluation.metrics import psnr_y, ssim_y
 from .evaluation.pairs import Pair, find_pairs
 from .evaluation.resize import imresize
 from .images import read_image
-from .networks.checkpoints import load_state
+from .importers.reading import read_known
 from .networks.convention import AS_READ, Convention
 from .networks.detect import detect, float_network, to_float_state
 from .networks.float_network import FloatNetwork
@@ -176,24 +176,26 @@ def evaluate(
 
 def load_float(
     path: str | Path,
-    res_scale: float = 1.0,
+    res_scale: float | None = None,
     *,
     convention: Convention = AS_READ,
     weights_key: str | None = None,
     pictures: Sequence[Path | np.ndarray] = (),
 ) -> nn.Module:
-    """The float network in a checkpoint, recognised by its keys (networks/detect.py), for RGB in 0..255.
+    """The float network in a checkpoint, recognised by its keys (networks/detect.py), or in a file of ncnn or ONNX, recognised by
+    its graph (importers/recognise.py), for RGB in 0..255.
 
     Its `found` says what it was recognised as, and in which part of the file.
 
-    res_scale, convention, weights_key: what the weights do not reveal, see `detect`. pictures: originals, files or uint8 [H, W, 3],
+    res_scale, convention, weights_key: what the weights do not reveal, see `detect`; None for the residual scale that the graph has,
+    or 1. pictures: originals, files or uint8 [H, W, 3],
     on which it is checked that the network upscales (calibration/plausibility.py); none for no check.
     Raises FileNotFoundError, and ValueError for a file that holds no known network or an already calibrated one, and WrongReading,
     a ValueError, where the check says that the network is likely meant otherwise.
     """
-    state = load_state(path)
+    state, own = read_known(path)
     try:
-        found = detect(state, res_scale, convention=convention, weights_key=weights_key)
+        found = detect(state, own if res_scale is None else res_scale, convention=convention, weights_key=weights_key)
     except (TypeError, ValueError) as error:
         raise ValueError(f"load_float: {path} holds no network that is known here: {error}") from error
     if found.calibrated:

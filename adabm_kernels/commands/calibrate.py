@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         type=arguments.path,
         required=True,
-        help="checkpoint of float weights: .pt, .pth, .ckpt, .safetensors",
+        help="float weights: .pt, .pth, .ckpt, .safetensors, ncnn's .param with its .bin beside it, .onnx",
     )
     add(
         "--images",
@@ -271,13 +271,13 @@ def _device(name: str) -> str:
 def _float_state(args: argparse.Namespace) -> tuple[dict[str, Any], Detected]:
     """(the checkpoint, what the network in it is)"""
     from ..checkpoint import is_converted
-    from ..networks.checkpoints import load_state
+    from ..importers.reading import read_known
     from ..networks.detect import detect
 
     if is_converted(args.weights):
         raise ValueError(f"--weights must be float weights, and '{args.weights}' is a converted model already")
-    state = load_state(args.weights)
-    res_scale = 1.0 if args.res_scale is None else args.res_scale
+    state, res_scale = read_known(args.weights)
+    res_scale = res_scale if args.res_scale is None else args.res_scale
     try:
         with weights.in_options():
             found = detect(state, res_scale, convention=weights.convention(args), weights_key=args.weights_key)
@@ -394,12 +394,16 @@ def _provenance(
     args: argparse.Namespace, pictures: _Pictures, threads: int, device: torch.device, report: dict[str, Any]
 ) -> dict[str, Any]:
     """All that a run with these settings (`ConvertConfig`) needs to be repeated, without the paths of this machine."""
-    with open(args.weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    from ..importers.reading import files_of
+
+    digest = hashlib.sha256()
+    for path in files_of(args.weights):
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
     versions = describe_versions()
     return {
         "command": "calibrate",
-        "weights": {"file": args.weights.name, "sha256": digest},
+        "weights": {"file": args.weights.name, "sha256": digest.hexdigest()},
         "images": {"folder": args.images.resolve().name, "count": pictures.count, "sha256": pictures.digest},
         "downscale": args.downscale,
         "select": args.select,

@@ -133,7 +133,7 @@ def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple
     settings = {"convention": weights.convention(args), "weights_key": args.weights_key}
     settings |= {"pictures": [] if args.no_check else pictures}
     with weights.misread(f"--model '{path}'"), weights.in_options():
-        network: Any = load_float(path, 1.0 if args.res_scale is None else args.res_scale, **settings)
+        network: Any = load_float(path, args.res_scale, **settings)
     return network, ", ".join(filter(None, [weights.source(network.found), "PyTorch float32"]))
 
 

@@ -93,13 +93,13 @@ def extents(graph: Graph, channels: Mapping[str, int] | None = None) -> dict[str
     found = {name: Extent((channels or {}).get(name, 3)) for name in graph.inputs}
     for node in graph.nodes:
         if known := [found[name] for name in node.inputs if name in found]:
-            extent = _extent(node, known)
+            extent = extent_of(node, known)
             if extent is not None:
                 found[node.name] = extent
     return found
 
 
-def _extent(node: Node, inputs: list[Extent]) -> Extent | None:
+def extent_of(node: Node, inputs: list[Extent]) -> Extent | None:
     x = inputs[0]
     match node:
         case Conv():

@@ -29,7 +29,7 @@ FLOORS = [
     {"ops", "simulate"},
     {"registry"},
     {"backends"},
-    {"native", "image_bits", "planning", "evaluation", "parameters"},
+    {"native", "image_bits", "planning", "evaluation", "parameters", "importers"},
     # The ground: knows nothing of the rest.
     {"graph", "networks", "quantize", "config", "images", "files", "machine", "regions", "exits"},
 ]
@@ -41,7 +41,7 @@ SHARED_GROUND = {"files", "graph", "regions"}
 LIGHT = {"__init__", "__main__", "cli", "commands", "models", "upscale", "native", "registry", "config", "files", "machine"}
 LIGHT |= {"registration", "upscaling.__init__", "upscaling.sizes"}
 MOST_FLAT = 18  # modules that lie in no room, beside __init__ and __main__
-HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm"}
+HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm", "onnx"}
 
 
 @functools.cache

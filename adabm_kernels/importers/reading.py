@@ -1,0 +1,155 @@
+"""Float networks in files of any kind that is read: checkpoints of torch, ncnn and ONNX."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..graph.module import GraphModule
+from ..graph.nodes import Affine, Graph
+from ..networks.checkpoints import load_state
+from ..networks.convention import Convention, fold
+from ..networks.detect import detect, float_network, to_float_state
+from ..networks.known import SUPPORTED
+from .making import Imported
+from .ncnn_layers import bin_of, read_ncnn
+from .onnx_operators import read_onnx
+from .recognise import recognised
+
+_RANGES = ("to_range", "from_range")
+SUFFIXES = (".param", ".onnx")  # of files that hold a graph
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds.
+
+    state: a checkpoint, or the state dict of the known network in a graph. res_scale: that of the graph; None where the file has
+    none. other: a graph that is no known network, whose `state` is empty. resized: what a graph resizes the result of its known
+    network by at its end; that is left out.
+    """
+
+    state: dict[str, Any]
+    res_scale: float | None = None
+    other: Imported | None = None
+    resized: float = 1.0
+
+
+def read_weights(path: str | Path) -> Weights:
+    """The weights in a file: a checkpoint (networks/checkpoints.py), a .param of ncnn with its .bin beside it, or ONNX.
+
+    The .bin of a .param beside it stands for both. Raises FileNotFoundError, and ValueError with the place in the file.
+    """
+    path = _with_graph(Path(path))
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        return Weights(load_state(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        imported = (read_ncnn if suffix == ".param" else read_onnx)(path)
+        known = recognised(imported)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Weights({}, None, imported) if known is None else Weights(known.state, known.res_scale, resized=known.resized)
+
+
+def read_known(path: str | Path) -> tuple[dict[str, Any], float]:
+    """(checkpoint or state dict, residual scale of the graph or 1) of a file, as `networks.detect.detect` takes them.
+
+    Raises as `read_weights` does, and ValueError for a graph that is no known network.
+    """
+    read = read_weights(path)
+    if read.other is not None:
+        raise ValueError(
+            f"{path}: the graph, of {len(read.other.graph.nodes)} nodes, is none of {SUPPORTED}; in Python "
+            "convert_model(read_network(path), ...) takes any"
+        )
+    _tell_of_resizing(path, read)
+    return read.state, 1.0 if read.res_scale is None else read.res_scale
+
+
+def _tell_of_resizing(path: str | Path, read: Weights) -> None:
+    """Warn of a file whose results have another size than those of its network."""
+    if read.resized != 1:
+        warnings.warn(
+            f"{path}: read without its last layer, which resizes what the network makes by {read.resized:g}; other sizes than the "
+            "network's own are asked for when a picture is upscaled",
+            stacklevel=3,
+        )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that hold the weights of a path: the .bin beside a .param, too."""
+    path = _with_graph(path)
+    return [path, bin_of(path)] if path.suffix.lower() == ".param" else [path]
+
+
+def _with_graph(path: Path) -> Path:
+    """The .param that a .bin belongs to, where it lies beside it."""
+    param = path.with_suffix(".param")
+    return param if path.suffix.lower() == ".bin" and param.is_file() else path
+
+
+def read_network(
+    path: str | Path,
+    *,
+    res_scale: float | None = None,
+    rgb_range: float | None = None,
+    mean_shift: str | tuple[float, float, float] | None = None,
+    channel_order: str = "rgb",
+    weights_key: str | None = None,
+) -> nn.Module:
+    """The float network in a file, [N, 3, H, W] in 0..255 -> [N, 3, s*H, s*W]: what `convert_model` takes.
+
+    path: a checkpoint (.pt, .pth, .ckpt, .safetensors, ...), a .param of ncnn whose .bin lies beside it, or an .onnx, which needs
+        the package onnx.
+    res_scale, rgb_range, mean_shift, channel_order, weights_key: what the file does not tell, see `convert_model`. By default the
+        residual scale is that of the graph where the file has one, and the range of pixels that of the known network: 0..1 for
+        those of Real-ESRGAN.
+
+    A graph that is no known network comes as a module that computes it, which `convert_model` traces; rgb_range=1 says that it
+    takes and gives pixels in 0..1, and mean_shift and channel_order must be left out. No code in a file is run.
+
+    Raises FileNotFoundError, TypeError and ValueError naming the file, what in it, and the rule.
+    """
+    convention = Convention(rgb_range, mean_shift, channel_order)
+    read = read_weights(path)
+    if read.other is not None:
+        for name, value in (("mean_shift", mean_shift), ("weights_key", weights_key), ("res_scale", res_scale)):
+            if value is not None:
+                raise ValueError(f"read_network: {name} must be left out for a graph that is no known network, got {value!r}")
+        return _module(read.other, convention)
+    _tell_of_resizing(path, read)
+    own = 1.0 if read.res_scale is None else read.res_scale
+    found = detect(read.state, own if res_scale is None else res_scale, convention=convention, weights_key=weights_key)
+    network = float_network(found.spec)
+    network.load_state_dict(to_float_state(read.state, found))
+    return network
+
+
+def _module(imported: Imported, convention: Convention) -> nn.Module:
+    graph = imported.graph
+    if convention.channel_order != "rgb":
+        raise ValueError(f"read_network: channel_order must be 'rgb' for a graph that is no known network, got {convention.channel_order!r}")
+    if convention.rgb_range == 1:
+        graph = _in_pixels(graph)
+    module = GraphModule(graph)
+    module.load_state_dict(imported.state)
+    return module.eval()
+
+
+def _in_pixels(graph: Graph) -> Graph:
+    """A network of pixels in 0..1 as one of 0..255."""
+    taken, (picture,), (output,) = {node.name for node in graph.nodes}, graph.inputs, graph.outputs
+    first, last = (next(name for name in (f"{base}{'_' * i}" for i in range(len(taken) + 1)) if name not in taken) for base in _RANGES)
+    nodes = [replace(node, inputs=tuple(first if name == picture else name for name in node.inputs)) for node in graph.nodes]
+    ends = Affine(first, (picture,), divisor=255.0), Affine(last, (output,), gain=(255.0,))
+    return replace(graph, nodes=(ends[0], *nodes, ends[1]), outputs=(last,))
