@@ -35,8 +35,9 @@ def convert_model(
 ) -> ConvertedNetwork:
     """A copy of `model` that computes with integer convolutions and the bit-widths AdaBM chooses at run time.
 
-    model: a float EDSR, RDN, SRResNet, SRVGGNetCompact or RRDBNet or its state dict (recognised by its keys, networks/detect.py), a
-        checkpoint that holds one, a calibrated AdaBM state dict, or a SimulatedNetwork. The user's own class is fine; only its
+    model: a float EDSR, RDN, SRResNet, SRVGGNetCompact, RRDBNet, SPAN, IMDN, RFDN, CARN, VDSR, DnCNN, ESPCN or FSRCNN or its state
+        dict (recognised by its keys, networks/detect.py), a checkpoint that holds one, a calibrated AdaBM state dict, or a
+        SimulatedNetwork. The user's own class is fine; only its
         state dict is read, and layers of torch that compute something else than those of the recognised network are refused by
         name.
     calibration: low-resolution images, float tensors [N, 3, H, W] in 0..255 or paths; needed for a float network, and

@@ -163,6 +163,8 @@ def evaluate(
     for pair in pairs:
         if not isinstance(pair, Pair):
             raise TypeError(f"evaluate: pairs must hold Pair, got {type(pair).__name__}")
+        if spec.scale == 1 and pair.lr is None:
+            raise ValueError(f"evaluate: pairs must have both pictures for a network for x1, '{pair.name}' has an original alone")
         pair.check(spec.scale)
     images = []
     for index, pair in enumerate(pairs):

@@ -82,6 +82,8 @@ def execute(args: argparse.Namespace) -> None:
         model, backend = _load(args, threads, pictures)
         if args.scale not in (None, model.spec.scale):
             raise ValueError(f"--scale must be that of the model, {model.spec.scale}, got {args.scale}")
+        if model.spec.scale == 1 and args.lr is None:
+            raise ValueError("--lr must name a folder for a model for x1: what it is to mend cannot be made of the originals")
         pairs = find_pairs(args.data, args.lr, model.spec.scale, names=("--data", "--lr"))
     memory = "not enough memory for the pictures as a whole (--protocol paper needs less)"
     with stage(FAILED, memory, bad_input=BAD_INPUT), Progress() as progress:

@@ -95,9 +95,10 @@ def execute(args: argparse.Namespace) -> None:
             for name, values in model.layer_bits(None, offset=_offsets(bits.patches)).items()
         }
         larger = enlarged(layout, network.scale)
+        done = f"upscaled {network.scale} times" if network.scale > 1 else "computed at its own size"
         blocks = block_rows(computed_share(patches), bits_with_zeros(patches), settings["depth"])
         page = Report(
-            title=f"{shown(args.input) if isinstance(source, bytes) else args.input.name}, upscaled {network.scale} times",
+            title=f"{shown(args.input) if isinstance(source, bytes) else args.input.name}, {done}",
             model=settings["model"],
             scale=network.scale,
             before=_encoded(rows, layout),

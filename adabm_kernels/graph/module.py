@@ -245,8 +245,8 @@ def computed(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         case Multiply():
             return x * inputs[1]
         case Resize():
-            settings = {"align_corners": node.align_corners, "antialias": node.antialias}
-            return F.interpolate(x, scale_factor=node.factor, mode=node.mode, **settings)
+            corners, smooth = node.align_corners, node.antialias
+            return F.interpolate(x, scale_factor=node.factor, mode=node.mode, align_corners=corners, antialias=smooth)
         case ResizeLike():
             return F.interpolate(x, inputs[1].shape[2:], mode="bilinear", align_corners=False)
         case Pad():

@@ -189,7 +189,8 @@ def products(graph: Graph) -> int | Fraction:
 def radius(graph: Graph, apart: Collection[str] = ()) -> int:
     """Pixels of the input on each side that an output pixel depends on: the receptive field's radius.
 
-    apart: names of nodes that are taken to read no further than their inputs do. Raises ValueError where a node reads the whole picture or does what cannot be told.
+    apart: names of nodes that are taken to read no further than their inputs do. Raises ValueError where another reads the whole
+    picture or does what cannot be told.
     """
     sizes, reach = extents(graph), {name: Fraction(0) for name in graph.inputs}
     for node in graph.nodes:

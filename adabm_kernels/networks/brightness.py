@@ -1,7 +1,7 @@
 """Networks of the brightness alone, as networks of RGB: what their weights are then, and how the colours join.
 
-Such a network takes and gives Y, a sum of the colours with weights `parts` and an offset, and leaves Cb and Cr to bicubic. R, G and B
-all hold Y with the same factor `gain`, so that with Y' in place of Y a picture changes by gain * (Y' - Y) in each colour.
+Such a network takes and gives Y, a sum of the colours with weights `parts` and an offset, and leaves Cb and Cr to bicubic. R, G and
+B all hold Y with the same factor `gain`, so that with Y' in place of Y a picture changes by gain * (Y' - Y) in each colour.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Brightness:
 
     @property
     def shift(self) -> float:
-        """What pixels in 0..1 lack for a sum without an offset to be Y. It is added before the first convolution, as that pads Y with
-        zeros."""
+        """What pixels in 0..1 lack for a sum without an offset to be Y. It is added before the first convolution, which pads Y
+        with zeros."""
         return self.offset / sum(self.parts)
 
 

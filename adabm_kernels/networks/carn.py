@@ -43,7 +43,7 @@ def _repeated(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _by_scale(state: State) -> dict[str, dict[str, torch.Tensor]]:
     """The published files have an upsampler for each scale."""
     rest = {key: value for key, value in state.items() if not re.match(r"upsample\.up[234]\.", key)}
-    found = {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
     for scale in SCALES:
         part = f"upsample.up{scale}."
         own = {f"upsample.up.{key[len(part) :]}": value for key, value in state.items() if key.startswith(part)}
@@ -99,7 +99,8 @@ class CARNSpec(NetworkSpec):
             return b.relu(name, b.sum(f"{name}.sum", y, x))
 
         def cascade(name: str, x: str) -> str:
-            parts, y = (x,), x
+            parts: tuple[str, ...] = (x,)
+            y = x
             for j in range(STAGES):
                 inner = residual(f"{name}.blocks.{j}", y) if name else cascade(f"cascade.{j}", y)
                 parts = (*parts, inner)

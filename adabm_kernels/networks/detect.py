@@ -209,7 +209,8 @@ def _with_mean(found: Detected, given: dict[str, torch.Tensor]) -> NetworkSpec:
     if not spec.takes_mean_shift:
         if convention.mean_shift not in (None, "none"):
             raise ValueError(
-                f"detect: mean_shift must be left out for {spec.article} {spec.title}, which has none here, got {convention.mean_shift!r}"
+                f"detect: mean_shift must be left out for {spec.article} {spec.title}, which has none here, got "
+                f"{convention.mean_shift!r}"
             )
         return spec
     rgb_range, shift = _read(found, given)

@@ -97,8 +97,8 @@ class DnCNNSpec(NetworkSpec):
         norm = any(key.startswith("denoise.norms.") for key in state)
         if layers == 5 and not norm:
             raise ValueError(
-                "a DnCNN of 7 convolutions cannot be told from an IRCNN, whose convolutions are dilated, which the integer networks "
-                "compute not"
+                "a DnCNN of 7 convolutions cannot be told from an IRCNN, whose convolutions are dilated, as those of the integer "
+                "networks are not"
             )
         bias = "denoise.convs.1.bias" in state
         first_bias = bias or "denoise.convs.0.bias" in state

@@ -28,7 +28,8 @@ def _in_turns(start: int) -> object:
 
 
 def _renamed(lists: tuple[str, ...], last: str, state: State) -> dict[str, str]:
-    renamed, start = {}, 0
+    renamed: dict[str, str] = {}
+    start = 0
     for part in lists:
         pattern = re.compile(rf"{part}\.(\d+)\.")
         renamed |= {key: pattern.sub(_in_turns(start), key) for key in state if pattern.match(key)}  # type: ignore[call-overload]
@@ -37,11 +38,11 @@ def _renamed(lists: tuple[str, ...], last: str, state: State) -> dict[str, str]:
 
 
 def shuffled(weight: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
-    """The weight of the convolution that with a PixelShuffle behind it is a transposed convolution, whose outputs are `stride` times
-    as many as its inputs.
+    """The weight of the convolution that with a PixelShuffle behind it is a transposed convolution, whose outputs are `stride`
+    times as many as its inputs, a side.
 
-    weight: [C, K, R, R] of the transposed one. Returns [K * stride^2, C, S, S], S odd. Output stride * q + r of it reads input q + t
-    by its tap r + padding - stride * t.
+    weight: [C, K, R, R] of the transposed one. Returns [K * stride^2, C, S, S], S odd. Output stride * q + r of it reads input
+    q + t by its tap r + padding - stride * t.
     """
     c, k, taps, _ = weight.shape
     half = max((padding + stride - 1) // stride, (taps - 1 - padding) // stride)
@@ -90,8 +91,8 @@ LAYOUTS = (
 class FSRCNNSpec(NetworkSpec):
     """Hyper-parameters of one FSRCNN, whose transposed convolution of 9x9 is computed as one of 5x5 or 3x3 and a PixelShuffle.
 
-    scale: 2, 3 or 4. layers: convolutions between the shrinking and the expanding one. channels, inner: features outside and between
-    these two. brightness: it makes the brightness alone, and bicubic the colours.
+    scale: 2, 3 or 4. layers: convolutions between the shrinking and the expanding one. channels, inner: features outside of these
+    two and between them. brightness: it makes the brightness alone, and bicubic the colours.
     """
 
     network = "fsrcnn"

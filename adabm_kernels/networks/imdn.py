@@ -39,8 +39,8 @@ class IMDNSpec(NetworkSpec):
     """Hyper-parameters of one IMDN.
 
     scale: 2, 3 or 4. blocks: of four convolutions each. channels: features. squeezed: those inside of the attention over channels,
-    which reads mean and deviation of each over the picture, and of a window where the picture is cut. unit_range: the weights expect
-    pixels in 0..1.
+    which reads mean and deviation of each over the picture, and of a window where the picture is cut. unit_range: the weights
+    expect pixels in 0..1.
     """
 
     network = "imdn"

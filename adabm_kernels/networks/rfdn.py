@@ -39,7 +39,7 @@ class RFDNSpec(NetworkSpec):
     """Hyper-parameters of one RFDN.
 
     scale: 2, 3 or 4. blocks: of three steps each. channels: features. squeezed: those inside of the attention over places, which
-    reads about a hundred pixels around, less at the border of a window. unit_range: the weights expect pixels in 0..1.
+    reads more than a hundred pixels around, and no further than its window. unit_range: the weights expect pixels in 0..1.
     """
 
     network = "rfdn"

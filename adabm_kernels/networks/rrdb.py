@@ -55,8 +55,8 @@ def _esrgan(state: State) -> dict[str, str]:
 
 
 def _old_esrgan(state: State) -> dict[str, str]:
-    """Numbered as in one list, in which the convolution after the blocks comes as the last of them, and with each that enlarges what
-    is no layer with weights."""
+    """Numbered as in one list, in which the convolution after the blocks comes as the last of them, and each that enlarges stands
+    between layers without weights."""
     trunk = f"1.sub.{count(state, r'1[.]sub[.]([0-9]+)[.]') - 1}"
     ups = (count(state, r"(\d+)\.(?:weight|bias)$") - 5) // 3
     parts = {"0": "stem", trunk: "after_blocks", f"{3 * ups + 2}": "fine", f"{3 * ups + 4}": "last"}
@@ -75,9 +75,9 @@ LAYOUTS = (
 class RRDBSpec(NetworkSpec):
     """Hyper-parameters of one RRDBNet.
 
-    scale: 1, 2 or 4. blocks: residual in residual dense blocks, of three dense blocks with five convolutions each. channels: features
-    between the blocks. growth: channels that each convolution of a dense block adds, but for the last. unshuffle: so many pixels a
-    side become channels of one (1, 2 or 4), behind which the picture is enlarged so much more: Real-ESRGAN's networks for x2 and x1.
+    scale: 1, 2 or 4. blocks: residual in residual dense blocks, of three dense blocks with five convolutions each. channels:
+    features between the blocks. growth: channels that each convolution of a dense block adds, but for the last. unshuffle: so many
+    pixels a side become channels of one (1, 2 or 4), and the picture is enlarged so much more behind: Real-ESRGAN for x2 and x1.
     """
 
     network = "rrdb"
@@ -145,6 +145,6 @@ class RRDBSpec(NetworkSpec):
         unshuffle = isqrt(stem.shape[1] // 3) if stem.ndim == 4 else 1
         scale = 2 ** min(ups, 9) // unshuffle
         if scale not in cls.scales:
-            raise ValueError(f"an RRDBNet must be for x1, x2 or x4, got one that enlarges {ups} times by 2 what takes {unshuffle} pixels "
-                             "a side as one")
+            taken = f"takes {unshuffle}x{unshuffle} pixels as one and enlarges {ups} times by 2"
+            raise ValueError(f"an RRDBNet must be for x1, x2 or x4, got one that {taken}")
         return cls(scale, count(state, r"blocks\.(\d+)\."), first.shape[1], first.shape[0], unshuffle)

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from ..graph.builder import Builder
 from ..graph.nodes import Activation, Affine, Concat, Graph, Multiply
@@ -57,7 +56,8 @@ def _collapsed(name: str, parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
     k, c = (sizes[0] + (0, 0))[:2]
     inner, outer = ((sizes[i] + (0,))[0] for i in (1, 2)) if len(sizes) == 4 else (0, 0)
     if sizes != [(k, c, 1, 1), (inner, c, 1, 1), (outer, inner, 3, 3), (k, outer, 1, 1)]:
-        raise ValueError(f"detect: {_published(name)!r} must be convolutions of 1x1, 3x3 and 1x1 beside one of 1x1, got weights of {sizes}")
+        rule = "convolutions of 1x1, 3x3 and 1x1 beside one of 1x1"
+        raise ValueError(f"detect: {_published(name)!r} must be {rule}, got weights of {sizes}")
     sk, first, middle, last = (weight.double().flatten(2) for weight in weights if weight is not None)
     whole = torch.einsum("ko,oit,ic->kct", last[..., 0], middle, first[..., 0])
     whole[..., 4] += sk[..., 0]
@@ -143,5 +143,5 @@ class SPANSpec(NetworkSpec):
     def read(cls, state: State, res_scale: float) -> SPANSpec:
         first, last = state[_FIRST], state.get("last.weight")
         if first.ndim != 4 or last is None or last.ndim != 4:
-            raise ValueError(f"the state dict looks like a SPAN but lacks its first or its last convolution, got {listed(list(state))}")
+            raise ValueError(f"the state dict looks like a SPAN but lacks its first or last convolution, got {listed(list(state))}")
         return cls(scale_of(state, "last.weight", 3, cls.scales), len(first), NO_NORM not in state, UNIT_RANGE in state)

@@ -31,8 +31,8 @@ class NetworkSpec:
     anchor: key of the first convolution's weight under AdaBM's names. layouts: names of public implementations.
     takes_mean_shift: it can subtract a mean colour, its fields `mean_shift` and `mean`. scales: that there are networks for.
     inputs: channels that the first convolution may have. says_range: its graph has nodes for pixels in 0..1, as its field
-    `unit_range` says, since biases cannot take them up. module_layers, module_forms: layers of torch, and kernels, strides, paddings, dilations and groups of convolutions, in modules of
-    its kind that its graph has not. article: before the title.
+    `unit_range` says, since biases cannot take them up. module_layers, module_forms: layers of torch, and kernels, strides,
+    paddings, dilations and groups of convolutions, in modules of its kind that its graph has not. article: before the title.
     """
 
     network: str

@@ -100,5 +100,5 @@ class VDSRSpec(NetworkSpec):
     def read(cls, state: State, res_scale: float) -> VDSRSpec:
         layers, first = count(state, r"vdsr\.(\d+)\.") - 2, state[_FIRST]
         if layers < 1 or first.ndim != 4:
-            raise ValueError(f"the state dict looks like a VDSR but lacks its first or its last convolution, got {listed(list(state))}")
+            raise ValueError(f"the state dict looks like a VDSR but lacks its first or last convolution, got {listed(list(state))}")
         return cls(scale_said(state), layers, first.shape[0], "vdsr.0.bias" in state, MARK in state)

@@ -36,9 +36,9 @@ class Cutting:
 
     scale: of the network. radius: of its receptive field. tile: low-resolution pixels a side that a window keeps, 0 for the whole
     picture, None for `default_tile` or less where max_memory asks for it. halo: pixels around them that are computed too. grid:
-    windows begin at multiples of so many pixels, but for the last. phase: all of them do at multiples of so many. paper: AdaBM's patches take the place of windows. device: the type of the device.
-    bytes_per_pixel: what a forward pass holds for each low-resolution pixel. max_memory: bytes that the process may hold, None for
-    no bound. beside: what is held beside the windows.
+    windows begin at multiples of so many pixels, but for the last. phase: all of them do at multiples of so many. paper: AdaBM's
+    patches take the place of windows. device: the type of the device. bytes_per_pixel: what a forward pass holds for each
+    low-resolution pixel. max_memory: bytes that the process may hold, None for no bound. beside: what is held beside the windows.
     """
 
     scale: int

@@ -25,7 +25,7 @@ class Span:
 
 
 def spans(size: int, tile: int, halo: int, grid: int = 1, phase: int = 1) -> list[Span]:
-    """Windows of one axis, in order, all of one length but for what `phase` takes off the last; what they keep covers the axis once.
+    """Windows of one axis, in order, of one length but for what `phase` takes off the last; what they keep covers the axis once.
 
     tile: pixels that one keeps at most, somewhat more where its length is rounded up to a multiple of 4 and `grid`; those at the
     ends keep the halo that lies at the border too. halo: pixels computed on either side of what is kept; at the border of the

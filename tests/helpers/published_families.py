@@ -225,7 +225,7 @@ class VDSR(nn.Module):
 class DnCNN(nn.Module):
     """norm: eps of the BatchNorms, 0 for none. biases: of the first convolution, and of the others."""
 
-    def __init__(self, colours: int = 3, layers: int = 2, c: int = 8, norm: float = 0, biases: tuple = (True, True), name: str = "model"):
+    def __init__(self, colours: int = 3, layers: int = 2, c: int = 8, norm: float = 0, biases=(True, True), name="model"):
         super().__init__()
         modules: list[nn.Module] = [conv(colours, c, bias=biases[0]), nn.ReLU()]
         for _ in range(layers):

@@ -230,9 +230,15 @@ def test_what_is_no_such_network(network):
     state = network.state_dict()
     for edit, message in [
         ({"conv_first.weight": torch.zeros(8, 27, 3, 3)}, "pictures of 27 channels .'conv_first.weight' takes 27 channels"),
-        ({"conv_first.weight": torch.zeros(8, 48, 3, 3), "conv_up3.weight": torch.zeros(1)}, "missing 'up.2.bias'; .*'conv_up3.weight'"),
+        (
+            {"conv_first.weight": torch.zeros(8, 48, 3, 3), "conv_up3.weight": torch.zeros(1)},
+            "missing 'up.2.bias'; .*'conv_up3.weight'",
+        ),
         ({"body.0.rdb1.conv2.weight": torch.zeros(4, 9, 3, 3)}, "'body.0.rdb1.conv2.weight' has shape .4, 9, 3, 3., expected"),
-        ({"conv_up3.weight": torch.zeros(8, 8, 3, 3)}, "an RRDBNet must be for x1, x2 or x4, got one that enlarges 3 times by 2"),
+        (
+            {"conv_up3.weight": torch.zeros(8, 8, 3, 3)},
+            "an RRDBNet must be for x1, x2 or x4, got one that takes 1x1",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             detect(state | edit)
