@@ -76,12 +76,25 @@ def fuse(graph: Graph, quantized: Collection[str], without_residual: Collection[
 
 
 def _check(conv: Conv) -> None:
+    if why := why_not_integer(conv):
+        raise ValueError(f"fuse: a quantised convolution must be one that integer kernels compute, got '{conv.name}': {why}")
+
+
+def why_not_integer(conv: Conv) -> str:
+    """Why no integer kernel computes a convolution; empty where one does."""
     padding = tuple(size // 2 for size in conv.kernel)
-    if (conv.stride, conv.dilation, conv.padding, conv.groups) != ((1, 1), (1, 1), padding, 1):
-        raise ValueError(
-            f"fuse: a quantised convolution must have stride 1, dilation 1, groups 1 and padding {padding}, got '{conv.name}' with "
-            f"stride {conv.stride}, dilation {conv.dilation}, groups {conv.groups} and padding {conv.padding}"
+    if (conv.stride, conv.dilation, conv.padding, conv.groups) != ((1, 1), (1, 1), padding, 1) or not _square(conv):
+        return (
+            f"integer kernels have stride 1, dilation 1, one group, an odd square kernel and half of it as padding, this one has "
+            f"stride {conv.stride}, dilation {conv.dilation}, {conv.groups} group(s), a kernel of {conv.kernel} and padding "
+            f"{conv.padding}"
         )
+    return ""
+
+
+def _square(conv: Conv) -> bool:
+    rows, columns = conv.kernel
+    return rows == columns and rows % 2 == 1
 
 
 def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:

@@ -87,9 +87,10 @@ class ResidualBlock:
 
 
 def extents(graph: Graph, channels: Mapping[str, int] | None = None) -> dict[str, Extent]:
-    """The size of every tensor but of those that a `Float` makes, and what is made of such alone.
+    """The size of every tensor but of those that a `Float` makes or whose rows and columns have become smaller by different factors,
+    and of what is made of such alone.
 
-    channels: of the inputs; default 3 for each. Raises ValueError where rows and columns change by different factors.
+    channels: of the inputs; default 3 for each.
     """
     found = {name: Extent((channels or {}).get(name, 3)) for name in graph.inputs}
     for node in graph.nodes:
@@ -104,7 +105,7 @@ def _extent(node: Node, inputs: list[Extent]) -> Extent | None:
     x = inputs[0]
     match node:
         case Conv():
-            return Extent(node.channels_out, x.scale / _both(node, node.stride))
+            return _smaller(node.channels_out, x, node.stride)
         case BorderConv():
             return Extent(node.channels_out, x.scale * node.scale)
         case Linear():
@@ -126,25 +127,22 @@ def _extent(node: Node, inputs: list[Extent]) -> Extent | None:
             settings = dict(node.settings)
             if node.function.startswith("adaptive"):
                 return Extent(x.channels, Fraction(0))
-            return Extent(x.channels, x.scale / _both(node, settings.get("stride") or settings["kernel_size"]))
+            return _smaller(x.channels, x, settings.get("stride") or settings["kernel_size"])
         case Float():
             return None
     return x
 
 
-def _both(node: Node, sizes: int | tuple[int, int]) -> int:
-    """One number for rows and columns."""
-    if isinstance(sizes, int):
-        return sizes
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"extents: strides of '{node.name}' must be the same for rows and columns, got {sizes}")
-    return sizes[0]
+def _smaller(channels: int, x: Extent, strides: int | tuple[int, ...]) -> Extent | None:
+    """The extent of what has a row and a column for every `strides` of x; None where those are two numbers."""
+    both = (strides,) if isinstance(strides, int) else strides
+    return Extent(channels, x.scale / both[0]) if len(set(both)) == 1 else None
 
 
-def convs(graph: Graph) -> tuple[ConvSpec, ...]:
+def convs(graph: Graph, channels: Mapping[str, int] | None = None) -> tuple[ConvSpec, ...]:
     """The convolutions that can be quantised, in the order they run: those of stride 1, one group and a square kernel that keep the
-    size."""
-    sizes = extents(graph)
+    size. channels: of the inputs, as `extents` takes them."""
+    sizes = extents(graph, channels)
     return tuple(
         ConvSpec(
             node.key,

@@ -63,14 +63,14 @@ class Layer:
 class Source:
     """What is compiled: layers and float nodes in an order in which they can be computed.
 
-    x, y: names of the input and the output. channels: of every tensor that a node or the input gives. stream: tensors that pass the
-    residual blocks by. early: whether codes are made as soon as features are there, for all that read them. easy: where the filter
+    x, outputs: names of the input and of what the network gives. channels: of the tensors [N, C, H, W] that nodes and the input give,
+    as far as they are known. stream: tensors that pass the residual blocks by. early: whether codes are made as soon as features are there, for all that read them. easy: where the filter
     of easy tiles computes, None for a network without.
     """
 
     items: Sequence[Layer | Node]
     x: str
-    y: str
+    outputs: tuple[str, ...]
     channels: Mapping[str, int]
     stream: frozenset[str] = frozenset()
     early: bool = False
@@ -93,7 +93,9 @@ class _Compiler:
         self.extents: dict[str, Extent] = {source.x: (source.x, 1)}
         for item in source.items:
             if isinstance(item, Concat):
-                self.parts[item.name] = tuple(part for name in item.inputs for part in self.parts_of(name))
+                parts = tuple(part for name in item.inputs for part in self.parts_of(name))
+                if all(part in self.layers or part in source.channels for part in parts):
+                    self.parts[item.name] = parts
             self.extents[item.name] = self._extent(item)
         self.codes: dict[str, Reader] = {}  # the codes that each layer reads, by the layer
         self.enlarged: dict[str, Slice] = {}  # where those are repeated that a layer reads, by the layer
@@ -121,7 +123,7 @@ class _Compiler:
             return False
         reading = [item for item in self.source.items if node.name in item.inputs]
         layers = [item for item in reading if isinstance(item, Layer) and item.conv.rest is None and item.residual != node.name]
-        return node.name != self.source.y and len(layers) == len(reading)
+        return node.name not in self.source.outputs and len(layers) == len(reading)
 
     def coded(self, layer: Layer) -> str:
         """The tensor that the codes of a layer's input are made of."""
@@ -131,7 +133,7 @@ class _Compiler:
     def channels(self, name: str) -> int:
         if name in self.parts:
             return sum(self.channels(part) for part in self.parts[name])
-        return self.layers[name].conv.out_channels if name in self.layers else self.source.channels[name]
+        return self.layers[name].conv.out_channels if name in self.layers else self.source.channels.get(name, 0)
 
     def _extent(self, item: Layer | Node) -> Extent:
         of, factor = self.extents[item.inputs[0]]
@@ -149,7 +151,7 @@ class _Compiler:
         for name, parts in self.parts.items():
             longer = any(len(other) > len(parts) and other[: len(parts)] == parts for other in self.parts.values())
             helps = any(parts[: len(one)] == one for one in read)
-            taken = homes.keys() | self.source.stream | {self.source.x, self.source.y}
+            taken = homes.keys() | self.source.stream | {self.source.x, *self.source.outputs}
             free = len(set(parts)) == len(parts) > 1 and taken.isdisjoint(parts)
             if longer or not helps or not free:
                 continue
@@ -196,18 +198,18 @@ class _Compiler:
     def _is_fresh(self, name: str) -> bool:
         """Whether features are made in fresh memory: by torch, or by a convolution that gives the output or has two digits."""
         layer = self.layers.get(name)
-        return layer is None or name == self.source.y or layer.conv.rest is not None
+        return layer is None or name in self.source.outputs or layer.conv.rest is not None
 
     def _wanted(self) -> set[str]:
         """The tensors whose features are read."""
-        wanted = {*self.parts_of(self.source.y), *self.waiting}
+        wanted = {part for name in self.source.outputs for part in self.parts_of(name)} | self.waiting.keys()
         for item in self.source.items:
             if isinstance(item, Layer):
                 wanted |= set() if item.residual is None else set(self.parts_of(item.residual))
                 parts = self.parts_of(self.coded(item))
                 direct = self.direct.get(parts[0]) is item
                 wanted |= set() if direct and item.conv.rest is None else set(parts)
-            elif not isinstance(item, Concat) and item.name not in self.repeated:
+            elif item.name not in self.parts and item.name not in self.repeated:
                 wanted |= {part for name in item.inputs for part in self.parts_of(name)}
         return wanted
 
@@ -225,13 +227,13 @@ class _Compiler:
                     self._make_codes(item)
                 else:
                     self._layer(item, first if item.pairs else None)
-            elif not isinstance(item, Concat) and item.name not in self.repeated:
+            elif item.name not in self.parts and item.name not in self.repeated:
                 self._node(item)
-        y = self._features_of(source.y)
+        ys = [self._features_of(name) for name in source.outputs]
         if source.easy is not None:
             pixels = self._pixels()
-            self._add(ExitStep(pixels.codes, pixels.bits, y), source.easy)
-        return bind(self.steps, self.places, self.features[source.x], y)
+            self._add(ExitStep(pixels.codes, pixels.bits, ys[0]), source.easy)
+        return bind(self.steps, self.places, self.features[source.x], ys)
 
     def _add(self, step: Step, place: Place | None = None) -> None:
         if place not in self.places:
@@ -276,7 +278,7 @@ class _Compiler:
         left = self._left(layer, x_q)
         if self._is_fresh(layer.name):
             y = self._fresh(layer.name)
-            output = layer.name == self.source.y and layer.name not in self._read_again()
+            output = layer.name in self.source.outputs and layer.name not in self._read_again()
             self._add(FreshStep(layer.conv, layer.bits, x_q, y, left, residual, output), layer.place)
             self._keep(layer.name, y)
         else:
@@ -301,7 +303,8 @@ class _Compiler:
         name = layer.inputs[0]
         left = code_store(self.channels(name), self.extents[name])
         rest = self.source.items[self.source.items.index(layer) + 1 :]
-        keep = any(name in self.parts_of(one) for item in rest for one in item.inputs)
+        later = [*self.source.outputs, *(one for item in rest for one in item.inputs)]
+        keep = any(name in self.parts_of(one) for one in later)
         place = self.layers[name].place if name in self.layers else None
         self._add(LeaveStep(self._features_of(name), layer.conv, layer.bits, x_q, left, keep), place)
         return left

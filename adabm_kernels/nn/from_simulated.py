@@ -22,13 +22,18 @@ def from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
         model.spec,
         model.config,
         {conv.name: conv_parameters(conv) for conv in model.quantized_convs()},
-        {name: state[name].detach().float().clone() for name in names},
+        {name: _plain(state[model.spec.simulated_name(name)]) for name in names},
         (model.measure_l.item(), model.measure_u.item()) if model.config.adaptive else None,
         {key: value.clone() for key, value in model.float_state().items()},
         model.exit,
         model.fraction,
     )
     return converted.eval()
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    value = value.detach().clone()
+    return value.float() if value.is_floating_point() else value
 
 
 @torch.no_grad()
