@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from .nodes import Activation, Add, Affine, BatchNorm, ColourShift, Conv, Graph, Node, PixelShuffle
 
+MOST_PRODUCTS = (2**31 - 1) // 255**2  # of one output: codes of 8 bits, and weights of 8 bits and a sign
 # What an epilogue computes for an activation of a node, and the settings that the node may have.
 _EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
     "relu": ("relu", frozenset()),
@@ -82,19 +84,10 @@ def _check(conv: Conv) -> None:
 
 def why_not_integer(conv: Conv) -> str:
     """Why no integer kernel computes a convolution; empty where one does."""
-    padding = tuple(size // 2 for size in conv.kernel)
-    if (conv.stride, conv.dilation, conv.padding, conv.groups) != ((1, 1), (1, 1), padding, 1) or not _square(conv):
-        return (
-            f"integer kernels have stride 1, dilation 1, one group, an odd square kernel and half of it as padding, this one has "
-            f"stride {conv.stride}, dilation {conv.dilation}, {conv.groups} group(s), a kernel of {conv.kernel} and padding "
-            f"{conv.padding}"
-        )
+    products = math.prod(conv.kernel) * conv.channels_in // conv.groups
+    if products > MOST_PRODUCTS:
+        return f"sums of {products} products of 8 bits could overflow 32 bits: integer kernels add up at most {MOST_PRODUCTS}"
     return ""
-
-
-def _square(conv: Conv) -> bool:
-    rows, columns = conv.kernel
-    return rows == columns and rows % 2 == 1
 
 
 def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
+from .fuse import why_not_integer
 from .nodes import (
     Activation,
     Add,
@@ -50,11 +51,12 @@ class Extent:
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """One convolution of a network that can be quantised: stride 1, one group, "same" zero padding.
+    """One convolution of a network that can be quantised.
 
-    name: its key in AdaBM state dicts. channels_in, channels_out, kernel: its shape. role: "adaptive" where image and layer
-    decide the bits of its input, "fixed" at the base bits, "end" (first, last, upsampler) at 8 bits. scale: its resolution
-    relative to the low-resolution image. bias: whether it has one. body: quantised even when only the body is.
+    name: its key in AdaBM state dicts. channels_in, channels_out: its shape. kernel: rows of its kernel, and columns unless those
+    are given. role: "adaptive" where image and layer decide the bits of its input, "fixed" at the base bits, "end" (first, last,
+    upsampler) at 8 bits. scale: its resolution relative to the low-resolution image. bias: whether it has one. body: quantised even
+    when only the body is. stride, dilation, padding: of rows and columns; padding None for half the kernel.
     """
 
     name: str
@@ -65,11 +67,21 @@ class ConvSpec:
     scale: int | Fraction = 1
     bias: bool = True
     body: bool = False
+    columns: int | None = None
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] | None = None
+    groups: int = 1
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Rows and columns of the kernel."""
+        return self.kernel, self.kernel if self.columns is None else self.columns
 
     @property
     def products(self) -> int | Fraction:
         """Multiplications for each pixel of the low-resolution image."""
-        return self.channels_in * self.channels_out * self.kernel**2 * self.scale**2
+        return self.channels_in // self.groups * self.channels_out * math.prod(self.sizes) * self.scale**2
 
 
 @dataclass(frozen=True)
@@ -140,8 +152,7 @@ def _smaller(channels: int, x: Extent, strides: int | tuple[int, ...]) -> Extent
 
 
 def convs(graph: Graph, channels: Mapping[str, int] | None = None) -> tuple[ConvSpec, ...]:
-    """The convolutions that can be quantised, in the order they run: those of stride 1, one group and a square kernel that keep the
-    size. channels: of the inputs, as `extents` takes them."""
+    """The convolutions that can be quantised, in the order they run. channels: of the inputs, as `extents` takes them."""
     sizes = extents(graph, channels)
     return tuple(
         ConvSpec(
@@ -153,9 +164,14 @@ def convs(graph: Graph, channels: Mapping[str, int] | None = None) -> tuple[Conv
             _whole(sizes[node.name].scale) if node.name in sizes else 1,
             node.bias,
             node.body,
+            node.kernel[1],
+            node.stride,
+            node.dilation,
+            node.padding,
+            node.groups,
         )
         for node in graph.nodes
-        if isinstance(node, Conv) and _keeps_size(node)
+        if isinstance(node, Conv) and not why_not_integer(node)
     )
 
 

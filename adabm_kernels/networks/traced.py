@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..graph import properties
-from ..graph.nodes import Graph
+from ..graph.fuse import why_not_integer
+from ..graph.nodes import Conv, Float, Graph, Linear
 from ..graph.outputs import ONE_TENSOR, Layout, arranged, checked_layout
 from ..graph.passes import linears_as_convs, own_keys, simplify, with_roles
 from .float_network import FloatNetwork
@@ -117,6 +118,18 @@ class GraphSpec(NetworkSpec):
     def skips_blocks(self) -> bool:  # type: ignore[override]
         """Easy tiles are for pictures in 0..255 alone."""
         return False
+
+    def layers_in_floats(self, quantize: str) -> dict[str, str]:
+        """The layers with weights that are left in floats though the settings quantise them, by place, and why."""
+        quantized, found = self.quantized(quantize), {}
+        for node in self.definition.nodes:
+            if isinstance(node, Conv) and node.key not in quantized and (quantize == "full" or node.body):
+                found[node.key] = self.kept_float.get(node.key) or why_not_integer(node)
+            elif isinstance(node, Linear):
+                found[node.key] = f"a linear layer of a tensor of {node.dims or 'an unknown number of'} dimensions"
+            elif isinstance(node, Float) and node.shapes:
+                found[node.name] = f"integer kernels have no {node.target}"
+        return found
 
     def own_name(self, key: str) -> str:
         """Keys are the module's own."""

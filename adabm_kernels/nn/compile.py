@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..graph.nodes import Add, Concat, Node, Resize
+from ..graph.nodes import Add, Concat, Conv, Node, Pool, Resize
 from ..graph.properties import POINTWISE
 from ..quantize import CODE_CHANNELS
 from .buffers import bind
@@ -82,6 +82,32 @@ class Source:
         return replace(self, items=items)
 
 
+Changes = tuple[tuple[int, int], ...]  # of rows and of columns: size -> (size - 1 + the first) // the second + 1
+
+
+def _changes(item: Layer | Node) -> Changes | None:
+    """How what a layer, a convolution in floats or a pool computes differs in size from what it reads; None where it is another
+    node, or its settings do not say."""
+    if isinstance(item, Layer):
+        axes = item.conv.geometry.axes(*item.conv.weight.shape[-3:-1])
+        return tuple((axis.before + axis.after - axis.extent + 1, axis.stride) for axis in axes)
+    if isinstance(item, Conv):
+        sizes = zip(item.kernel, item.stride, item.dilation, item.padding, strict=True)
+    elif isinstance(item, Pool) and "kernel_size" in (settings := dict(item.settings)) and not settings.get("ceil_mode"):
+        kernel = _both(settings["kernel_size"])
+        found = [kernel, _both(settings.get("stride") or kernel)]
+        found += [_both(settings.get(name, usual)) for name, usual in (("dilation", 1), ("padding", 0))]
+        sizes = zip(*found, strict=True)
+    else:
+        return None
+    return tuple((2 * padding - dilation * (kernel - 1), stride) for kernel, stride, dilation, padding in sizes)
+
+
+def _both(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Rows and columns of a setting that is one number for both, or two."""
+    return (sizes, sizes) if isinstance(sizes, int) else (sizes[0], sizes[-1])
+
+
 class _Compiler:
     def __init__(self, source: Source):
         self.source = source
@@ -91,6 +117,7 @@ class _Compiler:
         self.parts: dict[str, tuple[str, ...]] = {}  # of every concatenation, without those among them
         self.repeated = {item.name: item for item in source.items if isinstance(item, Resize) and self._repeats_codes(item)}
         self.extents: dict[str, Extent] = {source.x: (source.x, 1)}
+        self.smaller: dict[tuple[Extent, Changes], Extent] = {}  # what is made of tensors by the same change of size
         for item in source.items:
             if isinstance(item, Concat):
                 parts = tuple(part for name in item.inputs for part in self.parts_of(name))
@@ -137,8 +164,11 @@ class _Compiler:
 
     def _extent(self, item: Layer | Node) -> Extent:
         of, factor = self.extents[item.inputs[0]]
-        if isinstance(item, Layer):
-            return of, factor * item.conv.shuffle
+        changes = _changes(item)
+        if changes is not None:
+            same = all(stride == 1 and change == 0 for change, stride in changes)
+            at = (of, factor) if same else self.smaller.setdefault(((of, factor), changes), (item.name, 1))
+            return at[0], at[1] * (item.conv.shuffle if isinstance(item, Layer) else 1)
         if item.name in self.repeated:
             return of, factor * int(self.repeated[item.name].factor)
         alike = isinstance(item, Add) and len({self.extents[name] for name in item.inputs}) == 1

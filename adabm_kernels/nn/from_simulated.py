@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..networks.detect import plain_keys
+from ..networks.spec import ConvSpec
 from ..parameters import ConvParameters
-from ..quantize import weight_codes
+from ..quantize import Geometry, weight_codes
 from .network import ConvertedNetwork
 
 if TYPE_CHECKING:
@@ -54,4 +55,10 @@ def conv_parameters(conv: SimulatedConv2d) -> ConvParameters:
         weight_grid=conv.weight_grid,
         input_shift=None if conv.shift_a is None else conv.shift_a.float().clone(),
         digits=conv.digits,
+        geometry=geometry_of(conv.spec),
     )
+
+
+def geometry_of(spec: ConvSpec) -> Geometry:
+    """How the kernel of a convolution goes over its input."""
+    return Geometry(spec.stride, spec.dilation, spec.groups, spec.padding)

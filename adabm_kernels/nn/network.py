@@ -226,12 +226,12 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
     def image_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
         """Where the last convolution of the upsampler writes pixels: uint8 [N, r*H, r*W, C], for the caller."""
         n, h, w, _ = codes.shape
-        return codes.new_empty(n, h * conv.shuffle, w * conv.shuffle, conv.out_channels)
+        return codes.new_empty(n, *conv.out_size(h, w), conv.out_channels)
 
     def output_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
         """Where a convolution of the upsampler writes: float32 [N, r*H, r*W, C], for the caller unless `lending_output`."""
         n, h, w, _ = codes.shape
-        shape = (n, h * conv.shuffle, w * conv.shuffle, conv.out_channels)
+        shape = (n, *conv.out_size(h, w), conv.out_channels)
         if not torch.compiler.is_compiling() and self._workspace.holds_output:
             # Of several outputs none may lie where another does.
             name = "output" if len(self.spec.graph().outputs) == 1 else f"output of {conv.name}"
@@ -255,6 +255,8 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
         convs = self.convs()
         choices = [choose(Problem(device, conv.shape), backend) if on_gpu else choice for conv in convs]
+        choices = [each if not (why := conv.why_not(each.backend)) else Choice("reference", each.rejected | {each.backend: why})
+                   for conv, each in zip(convs, choices, strict=True)]
         asked = self._graph if graph is None else graph
         wanted = choice.backend, asked, [(each.backend, packed_codes) for each in choices]
         if wanted != (self.choice.backend, self._graph, [(conv.backend, conv.packed_codes) for conv in convs]):

@@ -131,17 +131,18 @@ class Run:
         """What is computed from here on depends on the depths of tiles."""
         self.placed = [EVERYWHERE if place is None else place.arguments(depths) for place in self.places]
 
-    def target(self, held: Slice, like: torch.Tensor, factor: int = 1) -> torch.Tensor:
-        """Where to write a tensor on the pixels of `like` [N, H, W, ...], `factor` times as many a side."""
+    def target(self, held: Slice, like: torch.Tensor, factor: int = 1, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Where to write a tensor on the pixels of `like` [N, H, W, ...], `factor` times as many a side, or of another size."""
         tensors = self.tensors
         found = tensors[held.at]
         if found is None:
             whole, store = tensors[held.whole], held.store
             if whole is None:
                 n, h, w, _ = like.shape
+                rows, columns = (h * factor, w * factor) if size is None else size
                 dtype = torch.uint8 if store.kind == "codes" else torch.float32
                 dtype = torch.int16 if store.kind == "stream" and self.fraction is not None else dtype
-                shape = n, h * factor, w * factor, store.width
+                shape = n, rows, columns, store.width
                 room = math.prod(shape) // store.values * store.most
                 whole = tensors[held.whole] = self.network.work_buffer(store.buffer, shape, dtype, like.device, room)
             found = tensors[held.at] = whole if held.at == held.whole else whole[..., held.start : held.stop]
@@ -293,10 +294,11 @@ class ConvStep(Step):
         conv, reader, tensors = self.conv, self.reader, run.tensors
         x_q, bits = tensors[self.x.at], run.bits[self.bits]
         outputs: dict[str, Any] = dict(run.placed[self.place])
+        size = conv.out_size(x_q.shape[1], x_q.shape[2]) if conv.geometry_numbers else None
         if self.y is not None:
-            outputs["y"] = run.target(self.y, x_q, conv.shuffle)
+            outputs["y"] = run.target(self.y, x_q, conv.shuffle, size)
         if reader is not None:
-            outputs["y_q"] = run.target(reader.codes, x_q, conv.shuffle)
+            outputs["y_q"] = run.target(reader.codes, x_q, conv.shuffle, size)
             outputs["out_grid"], outputs["out_bits"] = reader.conv._buffers["grid"], run.bits[reader.bits]
         if self.accumulate:
             outputs["accumulate"] = True
