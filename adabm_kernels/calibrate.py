@@ -225,9 +225,7 @@ class Pictures:
 class _Run:
     """The stages of one calibration, with their time and progress."""
 
-    def __init__(
-        self, model: SimulatedNetwork, data: Pictures | Tensors, rng: random.Random, progress: Progress | None
-    ):
+    def __init__(self, model: SimulatedNetwork, data: Pictures | Tensors, rng: random.Random, progress: Progress | None):
         self.model, self.config, self.data, self.rng, self.progress = model, model.config, data, rng, progress
         self.stages: dict[str, float] = {}
         self.losses: list[dict[str, float]] = []

@@ -50,7 +50,9 @@ def _kept_float(spec: GraphSpec, state: dict[str, torch.Tensor], module: nn.Modu
     def look(name: str):
         def hook(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
             if len(given[0]) != len(x):
-                found[name] = f"its input has {len(given[0]) / len(x):g} times as many images as the network's: bits are those of images"
+                found[name] = (
+                    f"its input has {len(given[0]) / len(x):g} times as many images as the network's: bits are those of images"
+                )
 
         return hook
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -14,10 +14,12 @@ from ..graph.fuse import why_not_integer
 from ..graph.nodes import Conv, Float, Graph, Linear
 from ..graph.outputs import ONE_TENSOR, Layout, arranged, checked_layout
 from ..graph.passes import linears_as_convs, own_keys, simplify, with_roles
+from ..graph.stored import from_plain, to_plain
 from .float_network import FloatNetwork
 from .spec import NetworkSpec
 
 Sizes = tuple[int, int]
+DTYPES = ("int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,45 @@ class GraphSpec(NetworkSpec):
         kept = {key: value.float() if value.is_floating_point() else value for key, value in kept.items()}
         dtypes = {key: str(value.dtype).removeprefix("torch.") for key, value in kept.items() if not value.is_floating_point()}
         return cls(graph, channels, dtypes=dtypes, **settings), kept
+
+    def stored(self) -> dict[str, Any]:
+        """Every field as plain values that JSON holds. Raises ValueError for a graph that calls what files do not hold."""
+        try:
+            definition = to_plain(self.definition)
+        except ValueError as error:
+            raise ValueError(f"save: the graph of a traced module cannot be written: {error}") from error
+        return {
+            "definition": definition,
+            "input_channels": self.input_channels,
+            "multiple": self.multiple,
+            "size": self.size,
+            "layout": self.layout,
+            "dtypes": dict(self.dtypes),
+            "kept_float": dict(self.kept_float),
+        }
+
+    @classmethod
+    def of_stored(cls, values: Any) -> GraphSpec:
+        """The inverse of `stored`. Raises ValueError, TypeError or KeyError for anything else."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ValueError(f"spec must have the fields {sorted(names)}")
+        definition, size = from_plain(values["definition"]), values["size"]
+        texts = {}
+        for name in ("dtypes", "kept_float"):
+            texts[name] = values[name]
+            if not isinstance(values[name], dict) or not all(isinstance(one, str) for one in values[name].values()):
+                raise ValueError(f"{name} must be an object of texts, got {values[name]!r}")
+        if unknown := set(texts["dtypes"].values()) - set(DTYPES):
+            raise ValueError(f"dtypes must be of {', '.join(DTYPES)}, got {sorted(unknown)}")
+        return cls(
+            definition,
+            values["input_channels"],
+            values["multiple"],
+            tuple(size) if isinstance(size, list) else size,
+            checked_layout(values["layout"], len(definition.outputs)),
+            **texts,
+        )
 
     def build(self) -> Graph:
         return self.definition

@@ -203,7 +203,9 @@ class DecidesBits(nn.Module):
             return bits_by_rule(self.bit_rules, offset.to(self.bit_rules.device))
         assert x is not None  # which may be left out only where an offset is given
         if self.thresholds is not None and self._bits == "auto" and self._running.momentum == 0:
-            return ops.layer_bits(as_colours(x), self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend)
+            return ops.layer_bits(
+                as_colours(x), self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend
+            )
         return bits_by_rule(self.bit_rules, self._offsets(x, learn))
 
     def _by_name(self, table: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -255,8 +255,10 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
         convs = self.convs()
         choices = [choose(Problem(device, conv.shape), backend) if on_gpu else choice for conv in convs]
-        choices = [each if not (why := conv.why_not(each.backend)) else Choice("reference", each.rejected | {each.backend: why})
-                   for conv, each in zip(convs, choices, strict=True)]
+        choices = [
+            each if not (why := conv.why_not(each.backend)) else Choice("reference", each.rejected | {each.backend: why})
+            for conv, each in zip(convs, choices, strict=True)
+        ]
         asked = self._graph if graph is None else graph
         wanted = choice.backend, asked, [(each.backend, packed_codes) for each in choices]
         if wanted != (self.choice.backend, self._graph, [(conv.backend, conv.packed_codes) for conv in convs]):
