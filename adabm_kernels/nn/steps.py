@@ -409,6 +409,22 @@ class FloatStep(Step):
 
 
 @dataclass(eq=False)
+class ClampStep(Step):
+    """Features kept in bounds, in place."""
+
+    y: Slice
+    bounds: tuple[float, float]
+
+    READS = ("y",)
+
+    def run(self, run: Run) -> None:
+        y = run.tensors[self.y.at]
+        if y.dtype != torch.uint8:  # pixels are in bounds of their own
+            lower, upper = self.bounds
+            y.clamp_(lower, None if math.isinf(upper) else upper)
+
+
+@dataclass(eq=False)
 class CopyStep(Step):
     """Features to where they lie beside others."""
 
