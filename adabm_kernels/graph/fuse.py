@@ -157,7 +157,13 @@ def residual_pairs(items: tuple[Item, ...]) -> list[tuple[FusedConv, FusedConv]]
     for first, second in zip(items, items[1:], strict=False):
         if not (isinstance(first, FusedConv) and isinstance(second, FusedConv)):
             continue
-        plain = first.residual is None and first.clamp is None and second.clamp is None and second.activation is None and first.shuffle == second.shuffle == 1
+        plain = (
+            first.residual is None
+            and first.clamp is None
+            and second.clamp is None
+            and second.activation is None
+            and first.shuffle == second.shuffle == 1
+        )
         if plain and second.inputs == (first.name, first.inputs[0]) and reads.count(first.name) == 1 and first.before is None:
             pairs.append((first, second))
     return pairs

@@ -67,9 +67,9 @@ class Layer:
 class Source:
     """What is compiled: layers and float nodes in an order in which they can be computed.
 
-    x, outputs: names of the input and of what the network gives. channels: of the tensors [N, C, H, W] that nodes and the input give,
-    as far as they are known. stream: tensors that pass the residual blocks by. early: whether codes are made as soon as features are there, for all that read them. easy: where the filter
-    of easy tiles computes, None for a network without.
+    x, outputs: names of the input and of what the network gives. channels: of the tensors [N, C, H, W] that nodes and the input
+    give, as far as they are known. stream: tensors that pass the residual blocks by. early: whether codes are made as soon as
+    features are there, for all that read them. easy: where the filter of easy tiles computes, None for a network without.
     """
 
     items: Sequence[Layer | Node]

@@ -602,8 +602,8 @@ def _seen(value: Any) -> str:
 
 
 class ConvertedGraph(ConvertedNetwork, network="graph"):
-    """A traced network with integer convolutions: float32 [N, C, H, W] of the range it was calibrated for -> what the module gives, a
-    tensor, or tuples, lists and dicts of tensors, in float32 (networks/traced.py)."""
+    """A traced network with integer convolutions: float32 [N, C, H, W] of the range it was calibrated for -> what the module gives,
+    a tensor, or tuples, lists and dicts of tensors, in float32 (networks/traced.py)."""
 
     def _names_of(self, keys: Iterable[str]) -> dict[str, str]:
         """Parts of modules may be called as anything is called here, and two keys may differ in their dots alone."""

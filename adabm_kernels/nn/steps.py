@@ -386,8 +386,8 @@ class ExitStep(Step):
 
 @dataclass(eq=False)
 class FloatStep(Step):
-    """A node in floats, by torch, in fresh memory: features [N, H, W, C] of any strides where it gives [N, C, H, W], else whatever it
-    gives."""
+    """A node in floats, by torch, in fresh memory: features [N, H, W, C] of any strides where it gives [N, C, H, W], else whatever
+    it gives."""
 
     node: Node
     inputs: list[Slice]

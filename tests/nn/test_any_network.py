@@ -44,7 +44,9 @@ class Mobile(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.keys = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
-        self.graph = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 2, dilation=2, groups=8), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 1))
+        self.graph = nn.Sequential(
+            nn.Conv2d(8, 8, 3, 1, 2, dilation=2, groups=8), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 1)
+        )
         self.norm, self.features, self.spec = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
         self.scale_, self.last = nn.Parameter(torch.tensor([0.3, 3.0])), nn.Linear(8, 5)
 
@@ -167,3 +169,246 @@ def test_a_file_holds_the_graph(name: str, tmp_path: Path) -> None:
     assert pytree.tree_structure(ours) == pytree.tree_structure(theirs)
     for one, other in zip(*map(pytree.tree_leaves, (ours, theirs)), strict=True):
         torch.testing.assert_close(one, other)
+
+
+# ---- what stays in floats, and what is refused
+
+
+class Small(nn.Module):
+    """A convolution, and what is done with its result."""
+
+    def __init__(self, forward: Any = None):
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(3, 4, 3, padding=1), forward
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.conv(x) if self.function is None else self.function(self.conv(x))
+
+
+class TwoInputs(Small):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.conv(x) + y
+
+
+def given(*size: int) -> list[torch.Tensor]:
+    return [torch.rand(2, *(size or (3, 16, 16)), generator=torch.Generator().manual_seed(0))]
+
+
+QUICK = ConvertConfig(recipe="paper", batch=2)
+REFUSED: dict[str, tuple[Any, Any, str]] = {
+    "training": (lambda: Small().train(), given(), r"'' \(Small\) is in training mode: call .eval\(\) on the module first"),
+    "two inputs": (TwoInputs, given(), r"TwoInputs must take one tensor, but its forward needs \['x', 'y'\]"),
+    "control flow": (
+        lambda: Small(lambda y: y if y.sum() > 0 else -y),
+        given(),
+        r"'' \(Small\): control flow depends on the values of a tensor",
+    ),
+    "no convolution": (lambda: nn.Sequential(nn.ReLU()), given(), "Sequential must have a convolution on the way to its outputs"),
+    "a number": (lambda: Small(lambda y: (y, 3)), given(), "outputs of Small must be tensors, but number 1"),
+    "no data": (Small, None, r"calibration is needed for a float network: pass floating-point tensors \[N, C, H, W\]"),
+    "a tensor": (Small, given()[0], r"calibration must be an iterable of .*, got Tensor \(put it into a list\)"),
+    "empty": (Small, [], "calibration must hold at least one tensor, got none"),
+    "a path": (Small, ["photo.png"], r"calibration\[0\] must be one of floating-point tensors .*, got str"),
+    "a pair": (
+        Small,
+        [(given()[0], given()[0])],
+        r"calibration\[0\] must be one of .*, got tuple of 2: a module with one input is",
+    ),
+    "bytes": (Small, [given()[0].byte()], r"calibration\[0\] must be floating point .*, got torch.uint8 \(2, 3, 16, 16\)"),
+    "three dimensions": (Small, [given()[0][0]], r"calibration\[0\] must be floating point .*, got torch.float32 \(3, 16, 16\)"),
+    "other channels": (Small, [*given(), *given(1, 16, 16)], r"calibration\[1\] must have 3 channels as those before it, got 1"),
+    "channels of another module": (Small, given(5, 16, 16), r"'conv' \(Conv2d\): .*expected input.* to have 3 channels"),
+    "infinite": (Small, [given()[0] / 0], r"calibration\[0\] must be finite, and holds NaN or infinite values"),
+    "sides": (
+        traced_modules.UNet,
+        given(3, 18, 16),
+        r"(sides that are multiples of 4, got 18x16|Sizes of tensors must match|depends on the size)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_converted_is_said_in_a_sentence(what: str) -> None:
+    module, calibration, message = REFUSED[what]
+    made = module()
+    made = made if what == "training" else made.eval()
+    with pytest.raises((ValueError, TypeError), match=message):
+        convert_model(made, calibration, QUICK)
+
+
+def test_what_stays_in_floats_is_named_and_strict_refuses_it() -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 80 * 64, 3)).eval()
+    model = convert_model(wide, given(3, 160, 128), QUICK)
+    why = "sums of 40960 products of 8 bits could overflow 32 bits"
+    assert list(model.report["floats"]) == ["1", "3"] and model.report["skipped"] == ["3"]
+    assert model.report["floats"]["1"] == "integer kernels have no silu" and why in model.report["floats"]["3"]
+    assert [layer["name"] for layer in model.report["layers"]] == ["0"]
+    with pytest.raises(ValueError, match=f"strict must be False where layers stay in floats, here '3': {why}"):
+        convert_model(wide, given(3, 160, 128), QUICK, strict=True)
+    # It depends on the size of its input.
+    with pytest.raises(ValueError, match="x must have 160x128 rows and columns, the size that the module .*, got 16x16"):
+        model(given()[0])
+    with pytest.raises(ValueError, match=r"x must be float32 \[N, 3, H, W\] and not empty, got torch.float32 \(2, 1, 16, 16\)"):
+        model(given(1, 16, 16)[0])
+    with pytest.raises(ValueError, match=r"pixels\(\) is for super-resolution networks"):
+        model.pixels(given(3, 160, 128)[0])
+
+
+def test_a_picture_is_not_upscaled_by_a_classifier() -> None:
+    with pytest.raises(ValueError, match="model must be a super-resolution network of pixels in 0..255, this one is"):
+        adabm_kernels.upscale(torch.rand(3, 32, 32) * 255, converted("classifier"))
+
+
+def test_sides_must_be_multiples_and_data_are_cut_to_them() -> None:
+    model = converted("unet")
+    with pytest.raises(ValueError, match="x must have sides that are multiples of 4, got 30x32"):
+        model(torch.rand(1, 3, 30, 32))
+    spec = simulated("unet").spec
+    assert spec.local and spec.multiple == 4 and not simulated("classifier").spec.local
+    cut = Tensors([torch.rand(3, 31, 45)], spec)
+    assert cut.items[0].shape == (3, 28, 44)
+    import random
+
+    rng = random.Random(0)
+    assert [tuple(batch.shape) for batch in cut.batches(26, 4, rng)] == [(1, 3, 24, 24)]
+    whole = Tensors([torch.rand(3, 31, 45), torch.rand(3, 20, 20), torch.rand(3, 31, 45)], simulated("classifier").spec)
+    shapes = sorted(tuple(batch.shape) for batch in whole.batches(26, 4, rng))
+    assert shapes == [(1, 3, 20, 20), (2, 3, 31, 45)]
+    assert whole.first(whole.batches(26, 4, rng), 1).shape == (1, 3, 31, 45)
+    queue = whole.queue(26, 2, rng, 1)
+    assert sum(len(queue.next()) for _ in range(2)) == 3 and queue.order == []
+
+
+def test_a_known_network_is_traced_where_that_is_asked_for() -> None:
+    from small import small_edsr
+
+    edsr, x = small_edsr(), [torch.rand(2, 3, 16, 16) * 255]
+    assert convert_model(edsr, x, QUICK).spec.network == "edsr"
+    model = convert_model(edsr, x, QUICK, traced=True)
+    assert model.spec.network == "graph" and model(x[0]).shape == (2, 3, 32, 32)
+    for arguments, message in (
+        ({"traced": "yes"}, "traced must be True, False or None, got 'yes'"),
+        ({"strict": True}, "strict must be False for a known network"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            convert_model(edsr, x, QUICK, **arguments)
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module to be traced, got a state dict"):
+        convert_model(edsr.state_dict(), x, QUICK, traced=True)
+    with pytest.raises(ValueError, match="not an EDSR"):
+        convert_model(Small().eval(), x, QUICK, traced=False)
+    with pytest.raises(ValueError, match="config.input_range must be 'auto' for a traced module, got 'pixels'"):
+        convert_model(Small().eval(), x, replace(QUICK, input_range="pixels"))
+
+
+def test_fine_tuning_brings_all_outputs_nearer() -> None:
+    """Outputs of very different sizes and numbers of values."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.small, self.large = nn.Conv2d(8, 2, 1), nn.Conv2d(8, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            y = F.relu(self.inner(F.relu(self.first(x))))
+            return {"small": self.small(y).mean((2, 3)) / 100, "large": self.large(y) * 100}
+
+    torch.manual_seed(0)
+    module, x = Heads().eval(), given(3, 24, 24) * 4
+    quick = ConvertConfig(weight_bits=2, act_bits=4, batch=4)
+    with torch.no_grad():
+        want = module(x[0])
+    errors = []
+    for steps in (0, 60):
+        got = convert_model(module, x, replace(quick, steps=steps))(x[0])
+        errors.append({name: float((got[name] - want[name]).norm() / want[name].norm()) for name in want})
+    assert errors[1]["small"] < errors[0]["small"] and errors[1]["large"] < errors[0]["large"]
+
+
+# ---- files that are not what `save` wrote
+
+
+def changed(header: dict[str, Any], what: str) -> None:
+    nodes = header["spec"]["definition"]["nodes"]
+    calls = [node for node in nodes if node["kind"] == "Float"]
+    pools = [node for node in nodes if node["kind"] == "Pool"]
+    match what:
+        case "a call":
+            calls[0]["target"] = "os.system"
+        case "a method":
+            calls[0]["target"] = ".__class__"
+        case "an operator":
+            calls[0]["target"] = "torch.ops.aten.from_file.default"
+        case "an attribute":
+            calls[0] |= {"target": "builtins.getattr", "arguments": [{"ref": 0}, "__class__"]}
+        case "a function":
+            pools[0]["function"] = "warnings.warn"
+        case "a kind":
+            nodes[0]["kind"] = "Node"
+        case "a field":
+            nodes[0]["bias"] = 1
+        case "a reference":
+            calls[0]["arguments"] = [{"ref": 7}]
+        case "a layout":
+            header["spec"]["layout"] = ["tuple", [0, 0]]
+        case "a shape":
+            next(node for node in nodes if node["kind"] == "Conv")["channels_in"] = 1 << 40
+        case "a dtype":
+            header["spec"]["dtypes"] = {"x": "storage"}
+        case "a deep value":
+            value: Any = 1
+            for _ in range(2000):
+                value = [value]
+            calls[0]["arguments"] = value
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("a call", "'os.system' is no call that files hold"),
+        ("a method", "'.__class__' is no call that files hold"),
+        ("an operator", "from_file.default' is no call that files hold"),
+        ("an attribute", "'builtins.getattr' is no call that files hold"),
+        ("a function", "a pool must be one of"),
+        ("a kind", "a node must be an object of a known kind"),
+        ("a field", "a value must be true or false, got '1'"),
+        ("a reference", "must refer to inputs that it has"),
+        ("a layout", "layout must name each of 1 outputs once and in order"),
+        ("a shape", "must have shape"),
+        ("a dtype", "dtypes must be of int64"),
+        ("a deep value", "nested too deeply|recursion"),
+    ],
+)
+def test_a_changed_file_is_refused(what: str, message: str, tmp_path: Path) -> None:
+    save(converted("classifier"), tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()[HEADER_KEY])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    changed(header, what)
+    save_file(tensors, tmp_path / "m.safetensors", {HEADER_KEY: json.dumps(header)})
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "m.safetensors")
+
+
+def test_a_graph_comes_back_as_it_was_and_unlisted_calls_are_not_written(tmp_path: Path) -> None:
+    arguments = (Ref(0), (1, -1), [2.5, None], slice(None, 3), ..., torch.float16, float("-inf"), torch.device("cpu"))
+    node = Float("f", ("x",), "torch.ops.aten.where.self", arguments, (("dim", 1),))
+    graph = Graph((node,), outputs=("f",), buffers={"b": (1, 2)})
+    assert from_plain(json.loads(json.dumps(to_plain(graph)))) == graph
+    other = Graph((replace(node, target="torch.fft.fft"),), outputs=("f",))
+    with pytest.raises(ValueError, match="'f': 'torch.fft.fft' is no call that files hold"):
+        to_plain(other)
+    model = convert_model(Small(lambda y: torch.fft.fft(y).real).eval(), given(), QUICK)
+    with pytest.raises(ValueError, match="save: the graph of a traced module cannot be written: .*fft"):
+        save(model, tmp_path / "m.safetensors")
+
+
+def test_layers_that_share_weights_have_ranges_of_their_own() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), conv, nn.Sigmoid(), conv, nn.Conv2d(4, 1, 1)).eval()
+    model = convert_model(module, given(), QUICK)
+    assert list(model.parameters_by_name) == ["0", "1", "1_1", "4"]
+    assert model.parameters_by_name["1"].lower != model.parameters_by_name["1_1"].lower
+    assert isinstance(model.spec, GraphSpec) and model(given()[0]).shape == (2, 1, 14, 14)
