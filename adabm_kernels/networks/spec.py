@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -10,7 +13,7 @@ from ..graph import properties
 from ..graph.nodes import Concat, Graph, PixelShuffle
 from ..graph.properties import ConvSpec
 from ..graph.trunk import Trunk, least_tile, trunk
-from .layouts import MAX_BLOCKS, MAX_CHANNELS, Layout, State
+from .layouts import MAX_BLOCKS, MAX_CHANNELS, Layout, State, adabm_name
 
 __all__ = ["RESIDUAL_FRACTION", "UNIT_RANGE", "ConvSpec", "NetworkSpec", "stages"]
 
@@ -48,6 +51,10 @@ class NetworkSpec:
     module_layers: tuple[str, ...] = ()
     module_forms: frozenset[tuple] = frozenset()
     article = "an"
+    input_channels: int = 3
+    takes_pixels = True
+    dtypes: Mapping[str, str] = MappingProxyType({})
+    kept_float: Mapping[str, str] = MappingProxyType({})
 
     scale: int
     res_scale: float = 1.0
@@ -81,6 +88,21 @@ class NetworkSpec:
     def published(self, name: str) -> str:
         """What published state dicts call the part that the graph calls `name`."""
         return name
+
+    def own_name(self, key: str) -> str:
+        """What the graph calls a value that the float network's state dict calls `key`."""
+        return adabm_name(key)
+
+    def simulated_name(self, key: str) -> str:
+        """What a simulation calls the part that the graph calls `key`."""
+        return key
+
+    def arranged(self, outputs: Any) -> Any:
+        """What the network hands out of what its graph gives."""
+        return outputs
+
+    def check_size(self, rows: int, columns: int, what: str) -> None:
+        """Raises ValueError for pictures of a size that the network does not take. what: begins the message."""
 
     def graph(self) -> Graph:
         """The network under AdaBM's names, built once."""
@@ -203,4 +225,5 @@ class NetworkSpec:
 
     def quantized(self, quantize: str) -> dict[str, ConvSpec]:
         """The convolutions that `ConvertConfig.quantize` ("full" or "body") quantises, by name in the order they run."""
-        return {conv.name: conv for conv in self.convs() if quantize == "full" or conv.body}
+        convs = (conv for conv in self.convs() if conv.name not in self.kept_float)
+        return {conv.name: conv for conv in convs if quantize == "full" or conv.body}
