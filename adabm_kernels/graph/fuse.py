@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from .nodes import Activation, Add, Affine, BatchNorm, ColourShift, Conv, Graph, Node, PixelShuffle
 
+MOST_PRODUCTS = (2**31 - 1) // 255**2  # of one output: codes of 8 bits, and weights of 8 bits and a sign
 # What an epilogue computes for an activation of a node, and the settings that the node may have.
 _EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
     "relu": ("relu", frozenset()),
@@ -76,12 +78,16 @@ def fuse(graph: Graph, quantized: Collection[str], without_residual: Collection[
 
 
 def _check(conv: Conv) -> None:
-    padding = tuple(size // 2 for size in conv.kernel)
-    if (conv.stride, conv.dilation, conv.padding, conv.groups) != ((1, 1), (1, 1), padding, 1):
-        raise ValueError(
-            f"fuse: a quantised convolution must have stride 1, dilation 1, groups 1 and padding {padding}, got '{conv.name}' with "
-            f"stride {conv.stride}, dilation {conv.dilation}, groups {conv.groups} and padding {conv.padding}"
-        )
+    if why := why_not_integer(conv):
+        raise ValueError(f"fuse: a quantised convolution must be one that integer kernels compute, got '{conv.name}': {why}")
+
+
+def why_not_integer(conv: Conv) -> str:
+    """Why no integer kernel computes a convolution; empty where one does."""
+    products = math.prod(conv.kernel) * conv.channels_in // conv.groups
+    if products > MOST_PRODUCTS:
+        return f"sums of {products} products of 8 bits could overflow 32 bits: integer kernels add up at most {MOST_PRODUCTS}"
+    return ""
 
 
 def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:
