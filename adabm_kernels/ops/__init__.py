@@ -95,19 +95,23 @@ def _numbers(weight: torch.Tensor, stride: Numbers, dilation: Numbers, groups: i
     return Geometry.given(stride, dilation, groups, padding).numbers(*weight.shape[-3:-1])
 
 
-def choose_tiles(weight: torch.Tensor, most_bits: int = MAX_BITS, *, box_filter: bool = False) -> tuple[int, ...]:
+def choose_tiles(
+    weight: torch.Tensor, most_bits: int = MAX_BITS, *, box_filter: bool = False, geometry: Geometry = PLAIN
+) -> tuple[int, ...]:
     """What `pack_weights` takes as `tile_for_bits`: for codes of 2..8 bits the tile with the least predicted time on this machine,
     of those that are exact for these weights (planning/layer.py has the reasons). All zeros, the direct form, is always right.
 
-    weight: as for `pack_weights`. most_bits: the most bits that codes will have, 2..8. Raises ValueError naming the argument, the
-    rule and the value, also where an accumulator could leave int32.
+    weight, box_filter, geometry: as for `pack_weights`; other geometries than plain ones are computed directly. most_bits: the most
+    bits that codes will have, 2..8. Raises ValueError naming the argument, the rule and the value, also where an accumulator could
+    leave int32.
     """
     if weight.dtype != torch.int8 or weight.dim() not in (4, 6):
         raise ValueError(f"choose_tiles: weight must be {_WEIGHT_FORM}, got {weight.dtype} {list(weight.shape)}")
     if type(most_bits) is not int or not MIN_BITS <= most_bits <= MAX_BITS:
         raise ValueError(f"choose_tiles: most_bits must be a whole number in {MIN_BITS}..{MAX_BITS}, got {most_bits!r}")
     integers = weight.movedim(-1, -3).cpu().numpy()
-    plan = plan_layer("weight", integers, most_bits, times=tile_times(native.planning_isa()), box_filter=box_filter)
+    plain, times = geometry.is_plain(*weight.shape[-3:-1]), tile_times(native.planning_isa())
+    plan = plan_layer("weight", integers, most_bits, times=times, box_filter=box_filter, plain=plain)
     return plan.tile_for_bits
 
 
