@@ -12,9 +12,11 @@ from types import ModuleType
 import pytest
 import torch
 from problems import ConvProblem, random_parameters
+from torch.nn import functional as F
 
 from adabm_kernels import ops, quantize
 from adabm_kernels.nn.conv import AdaptiveConv2d
+from adabm_kernels.quantize import Geometry
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE, PAGE = ROOT / "examples" / "own_layer.py", ROOT / "docs" / "ops.md"
@@ -83,17 +85,40 @@ def test_the_page_shows_the_example_as_it_is() -> None:
     assert lines[0] == lines[1]
 
 
-@pytest.mark.parametrize("grid", ["odd", "signed"])
-def test_tiles_and_tables_are_those_of_a_converted_layer(grid: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    parameters = random_parameters(ConvProblem("tables", 5, 5, 20, 24), generator)
-    layer = AdaptiveConv2d(replace(parameters, weight_grid=grid))
-    integers = quantize.weight_integers(parameters.codes, grid)
-    w_step = quantize.weight_step(parameters.weight_upper.double(), parameters.weight_bits, grid)
-    steps = quantize.act_steps(parameters.lower, parameters.upper)
-    alpha, beta = quantize.conv_tables(integers, w_step, parameters.bias.double(), parameters.lower, steps)
-    assert torch.equal(alpha.float(), layer.alpha) and torch.equal(beta.float(), layer.beta)
-    assert ops.choose_tiles(layer.weight, box_filter=layer.box_filter) == layer.plan.tile_for_bits
+@pytest.mark.parametrize(
+    "geometry",
+    [Geometry(), Geometry(groups=4), Geometry(stride=(2, 1), padding=(2, 1)), Geometry(dilation=(2, 2), groups=20, padding=(1, 2))],
+    ids=["plain", "groups", "strided", "depthwise, dilated"],
+)
+def test_tables_make_the_float_convolution_of_what_codes_stand_for(geometry: Geometry) -> None:
+    g = torch.Generator().manual_seed(0)
+    channels, outputs, lower, upper = 20, 40, -1.5, 2.25
+    codes = torch.randint(-8, 8, (outputs, channels // geometry.groups, 3, 3), generator=g)
+    w_step, bias = torch.rand(outputs, generator=g).double(), torch.randn(outputs, generator=g).double()
+    steps, bits = quantize.act_steps(lower, upper), torch.tensor([3, 6], dtype=torch.int32)
+    alpha, beta = quantize.conv_tables(codes, w_step, bias, lower, steps, geometry)
+    x_q = (torch.rand(2, 7, 6, channels, generator=g) * torch.tensor([8, 64]).view(2, 1, 1, 1)).to(torch.uint8)
+    settings = {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups, "padding": geometry.padding}
+    weight, empty = codes.permute(0, 2, 3, 1).to(torch.int8).contiguous(), torch.empty(0, dtype=torch.uint8)
+    y, _ = ops.conv2d(x_q, bits, weight, empty, alpha.float(), beta.float(), backend="reference", **settings)
+
+    rows, columns = geometry.axes(3, 3)
+    conv = {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups}
+    conv["padding"] = (rows.before, columns.before)
+    scaled = steps[bits.long() - 2].view(2, 1, 1, 1) * x_q.permute(0, 3, 1, 2)
+    integers = codes * w_step.view(-1, 1, 1, 1)
+    products, constant = (F.conv2d(values, integers, **conv) for values in (scaled, torch.full_like(scaled, lower)))
+    constant += bias.view(-1, 1, 1)
+    bound = 2.0**-24 * (3 * products.abs() + 2 * constant.abs()) * (1 + 2.0**-20)  # docs/numerics.md; the last factor for u^2
+    assert ((y.permute(0, 3, 1, 2) - products - constant).abs() <= bound).all()
+
+
+@pytest.mark.parametrize(("grid", "geometry"), [("odd", Geometry()), ("signed", Geometry()), ("signed", Geometry(stride=(2, 2)))])
+def test_tiles_are_those_of_a_converted_layer(grid: str, geometry: Geometry) -> None:
+    parameters = random_parameters(ConvProblem("tiles", 5, 5, 20, 24), torch.Generator().manual_seed(0))
+    layer = AdaptiveConv2d(replace(parameters, weight_grid=grid, geometry=geometry))
+    tiles = ops.choose_tiles(layer.weight, box_filter=layer.box_filter, geometry=geometry)
+    assert tiles == layer.plan.tile_for_bits and any(tiles) == (geometry == Geometry())
 
 
 @pytest.mark.parametrize(
