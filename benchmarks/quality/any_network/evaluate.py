@@ -28,8 +28,11 @@ from train import IMAGES
 
 import adabm_kernels
 from adabm_kernels import ConvertConfig
-from adabm_kernels.calibrate import calibrate
+from adabm_kernels.calibrate import calibrate_graph
+from adabm_kernels.calibration.tensors import Tensors, read_tensors
+from adabm_kernels.calibration.tracing import traced_spec
 from adabm_kernels.machine import describe_machine
+from adabm_kernels.simulate import SimulatedGraph
 
 SETTINGS = {"W4A4": (4, 4), "W6A6": (6, 6)}
 TEST_SEED, CALIBRATION_SEED = 7, 5
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=400, help="test scenes")
     parser.add_argument("--train-photographs", type=Path, default=IMAGES / "calib", help="of the scenes to calibrate on")
     parser.add_argument("--photographs", type=Path, default=IMAGES / "bsd100", help="of the test scenes")
+    parser.add_argument("--calibration", type=int, default=CALIBRATION, help="scenes to calibrate on")
     parser.add_argument("--rounds", type=int, default=15, help="timed runs of each case")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
@@ -74,7 +78,7 @@ def measured(task: Task, name: str, args: argparse.Namespace) -> dict[str, Any]:
         return task.score([model(x) for x in inputs], targets)
 
     drawn = scenes(args.train_photographs, trained=True, seed=CALIBRATION_SEED)
-    calibration = list(task.draw(drawn, CALIBRATION, task.side)[0].split(1))
+    calibration = list(task.draw(drawn, args.calibration, task.side)[0].split(1))
     parameters = sum(p.numel() for p in network.parameters())
     found: dict[str, Any] = {"title": task.title, "metric": task.metric, "float": score(network), "parameters": parameters}
     found |= {"settings": {}, "seconds": {}}
@@ -83,7 +87,9 @@ def measured(task: Task, name: str, args: argparse.Namespace) -> dict[str, Any]:
         weight_bits, act_bits = SETTINGS[setting]
         began = time.perf_counter()
         with torch.enable_grad():
-            simulated = calibrate(network, calibration, ConvertConfig(weight_bits, act_bits, steps=args.steps))
+            data = read_tensors(calibration)
+            graph = SimulatedGraph.of_graph(*traced_spec(network, data), ConvertConfig(weight_bits, act_bits, steps=args.steps))
+            simulated = calibrate_graph(graph, Tensors(data, graph.spec))
         converted[setting] = model = adabm_kernels.convert_model(simulated)
         took = time.perf_counter() - began
         check(model, inputs[0][:CHECKED])
