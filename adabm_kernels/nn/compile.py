@@ -207,10 +207,11 @@ class _Compiler:
         """Decide who makes the codes of a layer's input."""
         name = self.coded(layer)
         parts = self.parts_of(name)
-        codes = code_store(self.channels(name), self.extents[name], parts == (self.source.x,))
+        channels = layer.conv.weight.shape[-1] * layer.conv.geometry.groups
+        codes = code_store(channels, self.extents[name], parts == (self.source.x,))
         self.codes[layer.name] = Reader(layer.conv, layer.bits, codes)
         if name != layer.inputs[0]:
-            self.enlarged[layer.name] = code_store(self.channels(name), self.extents[layer.inputs[0]])
+            self.enlarged[layer.name] = code_store(channels, self.extents[layer.inputs[0]])
         if len(parts) == 1:
             if not self._is_fresh(parts[0]) and parts[0] not in self.direct:
                 self.direct[parts[0]] = layer

@@ -14,6 +14,11 @@ from ..graph.fuse import folds, why_not_integer
 from ..graph.module import call_float, computed
 from ..graph.nodes import Activation, Add, Affine, BatchNorm, ColourShift, Concat, Conv, Float, Linear, Node, PixelShuffle, Slice
 
+_VIEWS = frozenset(
+    "view reshape flatten unflatten permute transpose unsqueeze squeeze expand expand_as contiguous t T mT movedim swapaxes detach "
+    "select slice chunk split split_with_sizes unbind narrow getitem view_as reshape_as alias clone to getattr".split()
+)
+_SIZES = frozenset("sym_size size numel sym_numel floordiv mod".split())
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -57,6 +62,17 @@ def colour_key(node: ColourShift) -> str:
     return f"{node.name}.shift"
 
 
+def _called(node: Float) -> str:
+    """The function that a node calls, without its place and without what tells its variants apart."""
+    parts = node.target.split(".")
+    return parts[3] if node.target.startswith("torch.ops.") else parts[-1]
+
+
+def computes(node: Node) -> bool:
+    """Whether a node computes values, and does not only say how tensors are looked at or what sizes they have."""
+    return not isinstance(node, Float) or _called(node) not in _VIEWS | _SIZES
+
+
 def why_in_floats(node: Node, kept: Mapping[str, str] = _NONE) -> str:
     """Why no integer kernel computes a node, as what a report says of it. kept: convolutions that are left in floats, and why."""
     match node:
@@ -66,7 +82,7 @@ def why_in_floats(node: Node, kept: Mapping[str, str] = _NONE) -> str:
         case Linear():
             return "a linear layer of a tensor of another number of dimensions than 2 to 4"
         case Float():
-            return f"integer kernels have no {node.target.removeprefix('torch.ops.').lstrip('.')}"
+            return f"integer kernels have no {_called(node)}"
         case Activation() if not folds(node):
             return f"integer kernels have no {node.function}"
         case Add():

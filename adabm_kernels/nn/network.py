@@ -28,7 +28,7 @@ from .bits import DecidesBits, RunningThresholds
 from .compile import Layer, Source, compile_steps, slices_aligned
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .depth import DecidesDepths, LinearExit, Places, places_of
-from .float_nodes import colour_key, why_in_floats
+from .float_nodes import colour_key, computes, why_in_floats
 from .graph import Graphs, recorded_by_default, records_by_default
 from .lanes import in_order, lanes
 from .memory import bytes_per_pixel
@@ -197,9 +197,14 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
             at = {"place": places.computed.get(item.name), "after": places.read.get(item.name)}
             return Layer(item.name, item.inputs, self.conv(key), numbers[key], pairs=item.name in seconds, **at)
 
-        layers: list[Layer | Node] = [layer(item) if isinstance(item, FusedConv) else item for item in items]
         given = {graph.inputs[0]: self.spec.input_channels}
         channels = {name: extent.channels for name, extent in properties.extents(graph, given).items()}
+        for item in items:  # what floats give that a graph does not describe
+            if isinstance(item, FusedConv):
+                channels.setdefault(item.inputs[0], item.conv.channels_in)
+                if item.residual is not None:
+                    channels.setdefault(item.residual, item.conv.channels_out // item.shuffle**2)
+        layers: list[Layer | Node] = [layer(item) if isinstance(item, FusedConv) else item for item in items]
         stream = frozenset() if self.spec.why_float_residual("full") else properties.stream(graph)
         source = Source(layers, graph.inputs[0], graph.outputs, channels, stream, easy=places.easy)
         if self.collapsed is None:
@@ -573,7 +578,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
     def in_floats(self) -> dict[str, str]:
         """The parts that are computed in floats between the integer convolutions, by name in the order they run, and why."""
         nodes = (step.node for step in self._programs[-1].steps if isinstance(step, FloatStep))
-        return {node.name: why_in_floats(node, self.spec.kept_float) for node in nodes}
+        return {node.name: why_in_floats(node, self.spec.kept_float) for node in nodes if computes(node)}
 
     def float_model(self) -> nn.Module:
         """The float network this one was made from. Raises ValueError when its weights were not kept."""
