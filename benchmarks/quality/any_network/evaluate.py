@@ -114,7 +114,7 @@ def measured(task: Task, name: str, args: argparse.Namespace) -> dict[str, Any]:
 def check(model: nn.Module, x: torch.Tensor) -> None:
     """The kernels against the integer reference."""
     got = model(x)
-    backend = model.backend
+    backend = model.choice.backend
     model.set_backend("reference")
     want = model(x)
     model.set_backend(backend)
