@@ -13,7 +13,7 @@ SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 
 def as_colours(x: torch.Tensor) -> torch.Tensor:
-    """What is measured of images [N, C, H, W]: themselves where C is 3, else [N, 3, H, W] whose luma is the mean of the channels."""
+    """What is measured of images [N, C, H, W]: themselves where C is 3, else [N, 3, H, W] of the mean of the channels."""
     return x if x.shape[1] == 3 else x.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
 
 

@@ -45,7 +45,7 @@ TABLE = {
             "cuda", "cuda", packed_codes=True, int16_features=True, pixels=True, depths=True, residual_blocks=True, many_grids=True
         ),
         Backend("triton", "cuda", packed_codes=True, int16_features=True, pixels=True, depths=True),
-        Backend("cpu", "cpu", int16_features=True, pixels=True, depths=True),
+        Backend("cpu", "cpu", int16_features=True, pixels=True, depths=True, any_geometry=True),
         Backend("reference", "any", packed_codes=True, int16_features=True, pixels=True, depths=True, any_geometry=True),
     )
 }

@@ -19,7 +19,7 @@ _EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
 
 @dataclass(frozen=True)
 class FusedConv:
-    """A convolution with what follows it: activation(factor * affine(convolution)), shuffled, plus a residual.
+    """A convolution with what follows it: activation(factor * affine(convolution)), shuffled, plus a residual, clamped.
 
     name: of the tensor that it computes. inputs: its input and, where it has one, the residual. before: the node between an input
     of the network and the convolution, which the codes of the pixels make up for; None where there is none. affine: BatchNorm,
@@ -34,6 +34,7 @@ class FusedConv:
     activation: Activation | None = None
     shuffle: int = 1
     factor: float = 1.0
+    clamp: tuple[float, float] | None = None
 
     @property
     def residual(self) -> str | None:
@@ -49,7 +50,9 @@ class FusedConv:
 Item = FusedConv | Node
 
 
-def fuse(graph: Graph, quantized: Collection[str], without_residual: Collection[str] = ()) -> tuple[Item, ...]:
+def fuse(
+    graph: Graph, quantized: Collection[str], without_residual: Collection[str] = (), clamps: bool = False
+) -> tuple[Item, ...]:
     """The nodes of a graph in an order in which they can be computed, with the convolutions of the keys `quantized` fused.
 
     Nodes join the convolution before them as long as nothing else reads what lies in between. without_residual: convolutions that
@@ -67,6 +70,8 @@ def fuse(graph: Graph, quantized: Collection[str], without_residual: Collection[
         for name in sorted(alone, key=order.index, reverse=True):  # of two convolutions that are added, the one computed last
             item = items[name]
             joined = _joined(item, node, name, without_residual) if isinstance(item, FusedConv) else None
+            if joined is None and clamps and isinstance(item, FusedConv):
+                joined = _clamped(item, node)
             if joined is not None:
                 del items[name]
                 items[node.name] = joined
@@ -108,7 +113,7 @@ def folds(node: Activation) -> bool:
 def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection[str]) -> FusedConv | None:
     """The convolution that computes `name` with a node that reads it, or None where kernels do not compute them together."""
     changes: dict[str, object] = {}
-    if conv.residual is not None:
+    if conv.residual is not None or conv.clamp is not None:
         return None
     if isinstance(node, (BatchNorm, Affine, ColourShift)) and conv.activation is None:
         changes["affine"] = (*conv.affine, node)
@@ -127,6 +132,23 @@ def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection
     return replace(conv, name=node.name, **changes)  # type: ignore[arg-type]
 
 
+def _clamped(conv: FusedConv, node: Node) -> FusedConv | None:
+    """The convolution with the bounds that a node which reads it keeps its result in; None for another node."""
+    if not isinstance(node, Activation) or conv.clamp is not None:
+        return None
+    settings = dict(node.settings)
+    match node.function:
+        case "relu":
+            bounds = (0.0, math.inf)
+        case "relu6":
+            bounds = (0.0, 6.0)
+        case "hardtanh":
+            bounds = (float(settings.get("min_val", -1.0)), float(settings.get("max_val", 1.0)))
+        case _:
+            return None
+    return replace(conv, name=node.name, clamp=bounds)
+
+
 def residual_pairs(items: tuple[Item, ...]) -> list[tuple[FusedConv, FusedConv]]:
     """Convolutions that follow one another, of which the second alone reads the first and adds the first one's input: residual
     blocks of two convolutions, in their order."""
@@ -135,7 +157,13 @@ def residual_pairs(items: tuple[Item, ...]) -> list[tuple[FusedConv, FusedConv]]
     for first, second in zip(items, items[1:], strict=False):
         if not (isinstance(first, FusedConv) and isinstance(second, FusedConv)):
             continue
-        plain = first.residual is None and second.activation is None and first.shuffle == second.shuffle == 1
+        plain = (
+            first.residual is None
+            and first.clamp is None
+            and second.clamp is None
+            and second.activation is None
+            and first.shuffle == second.shuffle == 1
+        )
         if plain and second.inputs == (first.name, first.inputs[0]) and reads.count(first.name) == 1 and first.before is None:
             pairs.append((first, second))
     return pairs

@@ -99,8 +99,8 @@ class ResidualBlock:
 
 
 def extents(graph: Graph, channels: Mapping[str, int] | None = None) -> dict[str, Extent]:
-    """The size of every tensor but of those that a `Float` makes or whose rows and columns have become smaller by different factors,
-    and of what is made of such alone.
+    """The size of every tensor but of those that a `Float` makes, of those whose rows and columns have become smaller by different
+    factors, and of what is made of such alone.
 
     channels: of the inputs; default 3 for each.
     """

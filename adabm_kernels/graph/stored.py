@@ -23,24 +23,25 @@ _POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
 # Functions without effects beside what they give. The same names are those of operators, functions and methods of torch.
 _FUNCTIONS = frozenset(
     """
-    _log_softmax _native_batch_norm_legit_no_training _softmax _to_copy abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-    adaptive_max_pool1d adaptive_max_pool2d add addcdiv addcmul addmm alias amax amin arange argmax argmin atan atan2 avg_pool1d
-    avg_pool2d avg_pool3d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bmm broadcast_to cat ceil celu channel_shuffle chunk
-    clamp clamp_max clamp_min clip clone concat constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-    conv_transpose3d convolution cos cosine_similarity cumprod cumsum detach diagonal diff div einsum elu embedding eq erf exp expand
-    expand_as expm1 flatten flip float floor floor_divide floordiv fmod full full_like gather ge gelu getitem glu greater grid_sample
-    grid_sampler grid_sampler_2d group_norm gt hardshrink hardsigmoid hardswish hardtanh index index_select instance_norm interpolate
-    isinf isnan layer_norm le leaky_relu lerp less linear linspace log log10 log1p log2 log_softmax logical_and logical_not logical_or
-    logsigmoid logsumexp lt masked_fill matmul max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean min minimum
-    mish mm mod movedim mul multi_head_attention_forward nan_to_num narrow native_group_norm native_layer_norm ne neg new_full new_ones
-    new_zeros norm normalize numel one_hot ones ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal
-    reflection_pad1d reflection_pad2d relu relu6 remainder repeat repeat_interleave replication_pad1d replication_pad2d reshape
-    reshape_as roll round rsqrt rsub scalar_tensor scaled_dot_product_attention select select_scatter selu sigmoid sign silu sin size
-    slice slice_scatter softmax softmin softplus softshrink softsign split split_with_sizes sqrt square squeeze stack std std_mean sub
-    sum swapaxes sym_max sym_min sym_numel sym_size t tan tanh tensor_split threshold tile to topk transpose tril triu true_divide
-    truediv type_as unbind unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d upsample_nearest_exact2d upsample_trilinear3d var var_mean vector_norm view view_as where
-    zeros zeros_like
+    _log_softmax _native_batch_norm_legit_no_training _softmax _to_copy abs adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d add addcdiv addcmul addmm alias amax amin arange argmax argmin
+    atan atan2 avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bmm broadcast_to cat ceil
+    celu channel_shuffle chunk clamp clamp_max clamp_min clip clone concat constant_pad_nd contiguous conv1d conv2d conv3d
+    conv_transpose1d conv_transpose2d conv_transpose3d convolution cos cosine_similarity cumprod cumsum detach diagonal diff div
+    einsum elu embedding eq erf exp expand expand_as expm1 flatten flip float floor floor_divide floordiv fmod full full_like
+    gather ge gelu getitem glu greater grid_sample grid_sampler grid_sampler_2d group_norm gt hardshrink hardsigmoid hardswish
+    hardtanh index index_select instance_norm interpolate isinf isnan layer_norm le leaky_relu lerp less linear linspace log
+    log10 log1p log2 log_softmax logical_and logical_not logical_or logsigmoid logsumexp lt masked_fill matmul max max_pool1d
+    max_pool2d max_pool2d_with_indices max_pool3d maximum mean min minimum mish mm mod movedim mul multi_head_attention_forward
+    nan_to_num narrow native_group_norm native_layer_norm ne neg new_full new_ones new_zeros norm normalize numel one_hot ones
+    ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad1d reflection_pad2d relu relu6
+    remainder repeat repeat_interleave replication_pad1d replication_pad2d reshape reshape_as roll round rsqrt rsub
+    scalar_tensor scaled_dot_product_attention select select_scatter selu sigmoid sign silu sin size slice slice_scatter softmax
+    softmin softplus softshrink softsign split split_with_sizes sqrt square squeeze stack std std_mean sub sum swapaxes sym_max
+    sym_min sym_numel sym_size t tan tanh tensor_split threshold tile to topk transpose tril triu true_divide truediv type_as
+    unbind unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_nearest_exact2d upsample_trilinear3d var var_mean vector_norm view view_as
+    where zeros zeros_like
     """.split()
 )
 _PLACES = ("torch.", "torch.nn.functional.", "torch.Tensor.", "torch._C._nn.", "torch.linalg.", "torch.functional.")

@@ -24,8 +24,8 @@ class Traced:
 
     graph: what it computes, from "x" [N, C, H, W]. state: the values that the graph reads, float32 (integers as they are), under
     the module's own keys where it has them. multiple: H and W are multiples of it. recorder: "torch.export" or "torch.fx". size: H
-    and W where the graph holds for no others. layout: how the module hands the outputs out (outputs.py). finer: tensors with more rows
-    than the input.
+    and W where the graph holds for no others. layout: how the module hands the outputs out (outputs.py). finer: tensors with more
+    rows than the input.
     """
 
     graph: Graph

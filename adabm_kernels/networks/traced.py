@@ -26,9 +26,10 @@ DTYPES = ("int64", "int32", "int16", "int8", "uint8", "bool")
 class GraphSpec(NetworkSpec):
     """A network as a graph: of pictures or features [N, input_channels, H, W] of any range, with any tensors as outputs.
 
-    definition: its graph, with one input and every convolution called by its key (`of_graph` sees to that). multiple: H and W must be multiples of it. size: (H, W) where it takes no other, None where it takes any. layout: how the outputs
-    of the graph are handed out. dtypes: of values that are no floats, by key ("int64", "bool"). kept_float: convolutions that stay
-    in floats, and why.
+    definition: its graph, with one input and every convolution called by its key (`of_graph` sees to that). multiple: H and W must
+    be multiples of it. size: (H, W) where it takes no other, None where it takes any. layout: how the outputs of the graph are
+    handed out. dtypes: of values that are no floats, by key ("int64", "bool"). kept_float: convolutions that stay in floats, and
+    why.
     """
 
     network = "graph"
@@ -71,7 +72,8 @@ class GraphSpec(NetworkSpec):
 
         state: values by key, as `graph.trace` gives them. channels: of the input. finer: tensors with more rows than the input,
         which convolutions are ends by; None for those that the graph tells. settings: further fields. The graph is simplified,
-        linear layers become convolutions, and those that share weights get a copy each, since their inputs have ranges of their own.
+        linear layers become convolutions, and convolutions that share weights get a copy each, since their inputs have ranges of
+        their own.
         """
         given = {graph.inputs[0]: channels}
         if finer is None:
@@ -135,7 +137,7 @@ class GraphSpec(NetworkSpec):
 
     @cached_property
     def scale(self) -> int:  # type: ignore[override]  # a property of the graph, not a field
-        """Rows of the output for each row of the input, where there is one output and that is a whole number of at least 1; else 1."""
+        """Rows of the output for each row of the input, where there is one output and that is a whole number; else 1."""
         sizes = properties.extents(self.definition, {self.definition.inputs[0]: self.input_channels})
         last = sizes.get(self.definition.outputs[0]) if len(self.definition.outputs) == 1 else None
         return int(last.scale) if last is not None and last.scale.denominator == 1 and last.scale >= 1 else 1

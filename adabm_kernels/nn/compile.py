@@ -16,6 +16,7 @@ from ..quantize import CODE_CHANNELS
 from .buffers import bind
 from .conv import IntegerConv2d
 from .steps import (
+    ClampStep,
     ConvStep,
     CopyStep,
     DepthStep,
@@ -43,7 +44,8 @@ class Layer:
 
     name: of the tensor that it computes. inputs: what it reads and, where it has one, the residual. bits: which of the bits are its
     input's. place, after: where it computes, and where its output is read. pairs: whether it runs in one piece with the layer
-    before it, as the second of a residual block.
+    before it, as the second of a residual block. clamp: bounds that its features are kept in.
+    grid: range of its input, where that is asked for.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Layer:
     place: Place | None = None
     after: Place | None = None
     pairs: bool = False
+    clamp: tuple[float, float] | None = None
+    grid: tuple[float, float] | None = None
 
     @property
     def residual(self) -> str | None:
@@ -63,9 +67,9 @@ class Layer:
 class Source:
     """What is compiled: layers and float nodes in an order in which they can be computed.
 
-    x, outputs: names of the input and of what the network gives. channels: of the tensors [N, C, H, W] that nodes and the input give,
-    as far as they are known. stream: tensors that pass the residual blocks by. early: whether codes are made as soon as features are there, for all that read them. easy: where the filter
-    of easy tiles computes, None for a network without.
+    x, outputs: names of the input and of what the network gives. channels: of the tensors [N, C, H, W] that nodes and the input
+    give, as far as they are known. stream: tensors that pass the residual blocks by. early: whether codes are made as soon as
+    features are there, for all that read them. easy: where the filter of easy tiles computes, None for a network without.
     """
 
     items: Sequence[Layer | Node]
@@ -213,7 +217,7 @@ class _Compiler:
         if name != layer.inputs[0]:
             self.enlarged[layer.name] = code_store(channels, self.extents[layer.inputs[0]])
         if len(parts) == 1:
-            if not self._is_fresh(parts[0]) and parts[0] not in self.direct:
+            if not self._is_fresh(parts[0]) and parts[0] not in self.direct and self._within(parts[0], layer):
                 self.direct[parts[0]] = layer
             elif self.source.early and parts[0] != self.source.x:
                 self.waiting.setdefault(parts[0], []).append((layer, 0, None))
@@ -225,6 +229,11 @@ class _Compiler:
                 last = stop == self.channels(name)
                 self.waiting.setdefault(part, []).append((layer, start, None if last else stop))
                 start = stop
+
+    def _within(self, name: str, reader: Layer) -> bool:
+        """Whether codes of features that are not yet kept in their bounds are those of features that are: the grid lies within."""
+        bounds, grid = self.layers[name].clamp, reader.grid
+        return bounds is None or (grid is not None and bounds[0] <= grid[0] and grid[1] <= bounds[1])
 
     def _is_fresh(self, name: str) -> bool:
         """Whether features are made in fresh memory: by torch, or by a convolution that gives the output or has two digits."""
@@ -311,6 +320,8 @@ class _Compiler:
             y = self._fresh(layer.name)
             output = layer.name in self.source.outputs and layer.name not in self._read_again()
             self._add(FreshStep(layer.conv, layer.bits, x_q, y, left, residual, output), layer.place)
+            if layer.clamp is not None:
+                self._add(ClampStep(y, layer.clamp))
             self._keep(layer.name, y)
         else:
             following = self.direct.get(layer.name)
@@ -322,6 +333,8 @@ class _Compiler:
                 self._add(CopyStep(residual, features))  # kernels want both in memory alike
                 step.residual, step.accumulate = features, True
             self._add(step, layer.place)
+            if layer.clamp is not None and features is not None:
+                self._add(ClampStep(features, layer.clamp))
         self._after(layer.name)
 
     def _read_again(self) -> set[str]:

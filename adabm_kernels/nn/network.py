@@ -90,7 +90,9 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         self._counted = {conv.name for conv in spec.convs() if conv.role != "end"}.intersection(self.parameters_by_name)
         self._counted = self._counted or set(self.parameters_by_name)
         two_digits = [name for name, held in self.parameters_by_name.items() if held.digits == 2]
-        self._items = fuse(spec.graph(), self.parameters_by_name, two_digits)
+        self._stream = frozenset() if spec.why_float_residual("full") else properties.stream(spec.graph())
+        # Features of 16 bits are those of a sum itself, before any bounds.
+        self._items = fuse(spec.graph(), self.parameters_by_name, two_digits, clamps=not self._stream)
         self._build()
         self.collapsed = self._collapsed_tail()
         self.exit = exit
@@ -195,7 +197,9 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         def layer(item: FusedConv) -> Layer:
             key = item.conv.key
             at = {"place": places.computed.get(item.name), "after": places.read.get(item.name)}
-            return Layer(item.name, item.inputs, self.conv(key), numbers[key], pairs=item.name in seconds, **at)
+            grid = self.parameters_by_name[key].lower, self.parameters_by_name[key].upper
+            kept = {"clamp": item.clamp, "grid": grid}
+            return Layer(item.name, item.inputs, self.conv(key), numbers[key], pairs=item.name in seconds, **at, **kept)
 
         given = {graph.inputs[0]: self.spec.input_channels}
         channels = {name: extent.channels for name, extent in properties.extents(graph, given).items()}
@@ -205,8 +209,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
                 if item.residual is not None:
                     channels.setdefault(item.residual, item.conv.channels_out // item.shuffle**2)
         layers: list[Layer | Node] = [layer(item) if isinstance(item, FusedConv) else item for item in items]
-        stream = frozenset() if self.spec.why_float_residual("full") else properties.stream(graph)
-        source = Source(layers, graph.inputs[0], graph.outputs, channels, stream, easy=places.easy)
+        source = Source(layers, graph.inputs[0], graph.outputs, channels, self._stream, easy=places.easy)
         if self.collapsed is None:
             return [source]
         at, first = next(
@@ -599,8 +602,8 @@ def _seen(value: Any) -> str:
 
 
 class ConvertedGraph(ConvertedNetwork, network="graph"):
-    """A traced network with integer convolutions: float32 [N, C, H, W] of the range it was calibrated for -> what the module gives, a
-    tensor, or tuples, lists and dicts of tensors, in float32 (networks/traced.py)."""
+    """A traced network with integer convolutions: float32 [N, C, H, W] of the range it was calibrated for -> what the module gives,
+    a tensor, or tuples, lists and dicts of tensors, in float32 (networks/traced.py)."""
 
     def _names_of(self, keys: Iterable[str]) -> dict[str, str]:
         """Parts of modules may be called as anything is called here, and two keys may differ in their dots alone."""

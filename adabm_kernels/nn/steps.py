@@ -386,8 +386,8 @@ class ExitStep(Step):
 
 @dataclass(eq=False)
 class FloatStep(Step):
-    """A node in floats, by torch, in fresh memory: features [N, H, W, C] of any strides where it gives [N, C, H, W], else whatever it
-    gives."""
+    """A node in floats, by torch, in fresh memory: features [N, H, W, C] of any strides where it gives [N, C, H, W], else whatever
+    it gives."""
 
     node: Node
     inputs: list[Slice]
@@ -406,6 +406,22 @@ class FloatStep(Step):
                 y = y.clone()  # a buffer that it lies in may be another's soon
             y = y.permute(0, 2, 3, 1) if _is_features(y) else y
         run.tensors[self.y.at] = y
+
+
+@dataclass(eq=False)
+class ClampStep(Step):
+    """Features kept in bounds, in place."""
+
+    y: Slice
+    bounds: tuple[float, float]
+
+    READS = ("y",)
+
+    def run(self, run: Run) -> None:
+        y = run.tensors[self.y.at]
+        if y.dtype != torch.uint8:  # pixels are in bounds of their own
+            lower, upper = self.bounds
+            y.clamp_(lower, None if math.isinf(upper) else upper)
 
 
 @dataclass(eq=False)
