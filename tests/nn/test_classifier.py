@@ -85,3 +85,10 @@ def test_a_classifier_is_as_good_in_integers_as_simulated(trained: Tiny, bits: i
     # What lies beside a boundary of two classes falls to either side with a rounding.
     assert (of_simulated != of_integers).sum() <= 2
     assert of_integers.sum() >= of_float.sum() - 4
+
+
+def test_layers_of_every_geometry_can_be_timed(trained: Tiny) -> None:
+    converted = convert_model(trained, stripes(2, 1000)[0].split(1), ConvertConfig(adaptive=False, steps=0))
+    rows = converted.plan_rows(measure=SIDE)
+    assert {row["layer"] for row in rows} == {layer["name"] for layer in converted.report["layers"]}
+    assert all(float(row["measured ns"]) > 0 for row in rows)
