@@ -389,3 +389,24 @@ def valid_tap_sums(weights: torch.Tensor, geometry: Geometry = PLAIN) -> torch.T
         for axis in geometry.axes(*weights.shape[2:])
     )
     return torch.stack([torch.stack([taps[:, a:b, c:d].sum((1, 2)) for c, d in cols]) for a, b in rows])
+
+
+def conv_tables(
+    integers: torch.Tensor,
+    w_step: torch.Tensor,
+    bias: torch.Tensor,
+    lower: float | torch.Tensor,
+    steps: torch.Tensor,
+    geometry: Geometry = PLAIN,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tables by which accumulators become floats (docs/numerics.md, epilogue): float64, to be rounded once to float32.
+
+    integers: the m of the weights, [K, C / groups, R, S]. w_step: the value of the integer 1, float64 [K]. bias: float64 [K].
+    lower: where the range of the input begins, a number, or float64 [C] (of one group) or [K, C / groups] where that differs from
+    channel to channel. steps: the step of the input's codes for 2..8 bits, float64 [7] (`act_steps`).
+
+    Returns alpha [7, K] and beta [classes of rows, classes of columns, K], indexed by `Axis.border_class`: the result is
+    acc * alpha + beta.
+    """
+    lowers = torch.as_tensor(lower, dtype=torch.float64).expand(integers.shape[:2])
+    return steps[:, None] * w_step, bias + w_step * valid_tap_sums(lowers[:, :, None, None] * integers, geometry)

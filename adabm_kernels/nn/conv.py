@@ -21,10 +21,10 @@ from ..quantize import (
     Geometry,
     act_grid,
     act_steps,
+    conv_tables,
     from_fixed,
     rest_range,
     shuffle_order,
-    valid_tap_sums,
     weight_integers,
     weight_step,
 )
@@ -345,12 +345,14 @@ class AdaptiveConv2d(IntegerConv2d):
             lowers = lowers + parameters.input_shift
         # Each output has the channels of its group, which is that of its place in torch's order.
         of_outputs = lowers.view(geometry.groups, -1)[order // (k // geometry.groups)]
+        steps = act_steps(parameters.lower, parameters.upper)
+        alpha, beta = conv_tables(integers, scale, bias, of_outputs, steps, geometry)
         super().__init__(
             parameters.name,
             plan,
             operand.permute(0, 2, 3, 1),
-            act_steps(parameters.lower, parameters.upper)[:, None] * scale * gain,
-            gain * (bias + scale * valid_tap_sums(of_outputs[:, :, None, None] * integers, geometry)) + shift,
+            alpha * gain,
+            gain * beta + shift,
             act_grid(parameters.lower, parameters.upper),
             slope=None if slope is None else slope[order],
             box_filter=box_filter,

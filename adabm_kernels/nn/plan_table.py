@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..networks.collapse import SMALLEST
 from ..planning.tiles import tile_products
 from ..quantize import MIN_BITS
@@ -30,10 +32,11 @@ def plan_rows(convs: list[IntegerConv2d], measure: int = 0) -> list[dict[str, st
                 }
             )
             if measure:
-                key = (shape, plan.tile[i], plan.products_for_bits[i], conv.box_filter, bits)
+                key = (shape, conv.geometry_numbers, plan.tile[i], plan.products_for_bits[i], conv.box_filter, bits)
                 if key not in known:
                     known[key] = _measured(conv, bits, measure)
-                rows[-1]["measured ns"] = f"{known[key] / measure**2 * 1e9:.1f}"
+                outputs = math.prod(conv.out_size(measure, measure)) // conv.shuffle**2
+                rows[-1]["measured ns"] = f"{known[key] / outputs * 1e9:.1f}"
             rows[-1]["why direct"] = plan.why_direct[i]
     return rows
 

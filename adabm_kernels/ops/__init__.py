@@ -11,9 +11,12 @@ from typing import cast
 
 import torch
 
+from .. import native
 from ..backends import BACKENDS, having
 from ..backends.call import Packing, ResidualBlocks
-from ..quantize import PLAIN, Geometry
+from ..planning.layer import plan_layer
+from ..planning.times import tile_times
+from ..quantize import MAX_BITS, MIN_BITS, PLAIN, Geometry
 from ..regions import as_tiles
 from . import library
 from .checks import MAX_SHUFFLE, OUTPUTS, WIDTHS, why_not_geometry
@@ -30,6 +33,7 @@ __all__ = [
     "PACKED_CODES",
     "QUANTIZE_MANY",
     "RESBLOCKS",
+    "choose_tiles",
     "conv2d",
     "conv2d_out",
     "conv2d_pixels",
@@ -45,6 +49,8 @@ __all__ = [
     "why_not_geometry",
     "why_not_resblock",
 ]
+
+_WEIGHT_FORM = "int8 [K, R, S, C] or [R, S, K, R, S, C]"
 
 
 def pack_weights(
@@ -66,9 +72,8 @@ def pack_weights(
         if not holds:
             raise ValueError(f"pack_weights: {name} must be {rule}, got {seen}")
 
-    form = "int8 [K, R, S, C] or [R, S, K, R, S, C]"
     require("backend", backend in BACKENDS, f"one of {BACKENDS}", repr(backend))
-    require("weight", weight.dtype == torch.int8 and weight.dim() in (4, 6), form, f"{weight.dtype} {list(weight.shape)}")
+    require("weight", weight.dtype == torch.int8 and weight.dim() in (4, 6), _WEIGHT_FORM, f"{weight.dtype} {list(weight.shape)}")
     plain = geometry.is_plain(*weight.shape[-3:-1])
     require("geometry", weight.dim() == 4 or plain, "plain with a kernel for each border class", geometry)
     require("groups", weight.shape[-4] % geometry.groups == 0, f"a divisor of {weight.shape[-4]} outputs", geometry.groups)
@@ -88,6 +93,26 @@ def _numbers(weight: torch.Tensor, stride: Numbers, dilation: Numbers, groups: i
         if all(side % 2 for side in weight.shape[-3:-1]):
             return ()
     return Geometry.given(stride, dilation, groups, padding).numbers(*weight.shape[-3:-1])
+
+
+def choose_tiles(
+    weight: torch.Tensor, most_bits: int = MAX_BITS, *, box_filter: bool = False, geometry: Geometry = PLAIN
+) -> tuple[int, ...]:
+    """What `pack_weights` takes as `tile_for_bits`: for codes of 2..8 bits the tile with the least predicted time on this machine,
+    of those that are exact for these weights (planning/layer.py has the reasons). All zeros, the direct form, is always right.
+
+    weight, box_filter, geometry: as for `pack_weights`; other geometries than plain ones are computed directly. most_bits: the most
+    bits that codes will have, 2..8. Raises ValueError naming the argument, the rule and the value, also where an accumulator could
+    leave int32.
+    """
+    if weight.dtype != torch.int8 or weight.dim() not in (4, 6):
+        raise ValueError(f"choose_tiles: weight must be {_WEIGHT_FORM}, got {weight.dtype} {list(weight.shape)}")
+    if type(most_bits) is not int or not MIN_BITS <= most_bits <= MAX_BITS:
+        raise ValueError(f"choose_tiles: most_bits must be a whole number in {MIN_BITS}..{MAX_BITS}, got {most_bits!r}")
+    integers = weight.movedim(-1, -3).cpu().numpy()
+    plain, times = geometry.is_plain(*weight.shape[-3:-1]), tile_times(native.planning_isa())
+    plan = plan_layer("weight", integers, most_bits, times=times, box_filter=box_filter, plain=plain)
+    return plan.tile_for_bits
 
 
 def conv2d(

@@ -23,6 +23,7 @@ BESIDES = [
     "Makefile",
     "benchmarks",
     "docs",
+    "examples",
     "tests",
     "training",
     *(path.name for path in ROOT.glob("requirements*.txt")),

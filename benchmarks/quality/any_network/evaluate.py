@@ -1,0 +1,166 @@
+"""What conversion costs and brings four networks of other tasks: `python evaluate.py --weights DIR`, after `train.py --out DIR`.
+
+For each network and each setting of bits: the task's metric of the float network, of the simulation and of the converted network,
+over the same test scenes; mean bits; and the time of one picture against PyTorch float32 in the faster of its two memory formats,
+as a ratio of medians of runs in turns. Before a network is timed its result is held to the integer reference. Scenes for tests are
+drawn over `../shared/data/images/bsd100` beside the checkout (`--photographs`), with digits that no network was trained on;
+calibration takes scenes of the kind that the network was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from scenes import scenes
+from tasks import TASKS, Task
+from torch import nn
+from train import IMAGES
+
+import adabm_kernels
+from adabm_kernels import ConvertConfig
+from adabm_kernels.calibrate import calibrate_graph
+from adabm_kernels.calibration.tensors import Tensors, read_tensors
+from adabm_kernels.calibration.tracing import traced_spec
+from adabm_kernels.machine import describe_machine
+from adabm_kernels.simulate import SimulatedGraph
+
+SETTINGS = {"W4A4": (4, 4), "W6A6": (6, 6)}
+TEST_SEED, CALIBRATION_SEED = 7, 5
+TEST_BATCH, CALIBRATION = 20, 100
+CHECKED = 2  # pictures that are held to the reference
+PAUSE = 0.05  # seconds, after which the threads of the case before have stopped spinning
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(TASKS), metavar="NAME", help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of NAME.pt, as train.py writes them")
+    parser.add_argument("--bits", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="BITS", help=", ".join(SETTINGS))
+    parser.add_argument("--steps", type=int, default=0, help="of fine-tuning")
+    parser.add_argument("--scenes", type=int, default=400, help="test scenes")
+    parser.add_argument("--train-photographs", type=Path, default=IMAGES / "calib", help="of the scenes to calibrate on")
+    parser.add_argument("--photographs", type=Path, default=IMAGES / "bsd100", help="of the test scenes")
+    parser.add_argument("--calibration", type=int, default=CALIBRATION, help="scenes to calibrate on")
+    parser.add_argument("--rounds", type=int, default=15, help="timed runs of each case")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    figures: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": describe_machine(), "threads": args.threads}
+    figures |= {"torch": torch.__version__, "scenes": args.scenes, "steps": args.steps, "networks": {}}
+    for name in args.names:
+        figures["networks"][name] = measured(TASKS[name], name, args)
+        print_table(figures["networks"][name])
+        if args.out:
+            args.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+@torch.no_grad()
+def measured(task: Task, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one network."""
+    network = task.network().eval()
+    network.load_state_dict(torch.load(args.weights / f"{name}.pt", weights_only=True))
+    tests = scenes(args.photographs, trained=False, seed=TEST_SEED)
+    batches = [task.draw(tests, TEST_BATCH, task.side) for _ in range(args.scenes // TEST_BATCH)]
+    inputs, targets = [x for x, _ in batches], [target for _, target in batches]
+
+    def score(model: Callable[[torch.Tensor], Any]) -> float:
+        return task.score([model(x) for x in inputs], targets)
+
+    drawn = scenes(args.train_photographs, trained=True, seed=CALIBRATION_SEED)
+    calibration = list(task.draw(drawn, args.calibration, task.side)[0].split(1))
+    parameters = sum(p.numel() for p in network.parameters())
+    found: dict[str, Any] = {"title": task.title, "metric": task.metric, "float": score(network), "parameters": parameters}
+    found |= {"settings": {}, "seconds": {}}
+    converted = {}
+    for setting in args.bits:
+        weight_bits, act_bits = SETTINGS[setting]
+        began = time.perf_counter()
+        with torch.enable_grad():
+            data = read_tensors(calibration)
+            graph = SimulatedGraph.of_graph(*traced_spec(network, data), ConvertConfig(weight_bits, act_bits, steps=args.steps))
+            simulated = calibrate_graph(graph, Tensors(data, graph.spec))
+        converted[setting] = model = adabm_kernels.convert_model(simulated)
+        took = time.perf_counter() - began
+        check(model, inputs[0][:CHECKED])
+        model.set_threads(args.threads)
+        found["settings"][setting] = {
+            "simulated": score(simulated),
+            "integer": score(model),
+            "mean_bits": float(torch.cat([model.mean_bits(x) for x in inputs]).mean()),
+            "in_floats": model.report["floats"],
+            "calibration_seconds": took,
+        }
+        found["backend"] = model.backend_summary()
+    for side in task.timed:
+        x = task.draw(tests, 1, side)[0]
+        found["seconds"][side] = seconds = in_turns(cases(network, converted, x), args.rounds)
+        least = min(seconds["float32"], seconds["float32, channels_last"])
+        for setting in args.bits:
+            found["settings"][setting][f"time_{side}"] = seconds[setting] / least
+    return found
+
+
+def check(model: nn.Module, x: torch.Tensor) -> None:
+    """The kernels against the integer reference."""
+    got = model(x)
+    backend = model.choice.backend
+    model.set_backend("reference")
+    want = model(x)
+    model.set_backend(backend)
+    pairs = zip(*(value if isinstance(value, tuple) else (value,) for value in (got, want)), strict=True)
+    if not all(torch.equal(one, other) for one, other in pairs):
+        raise AssertionError(f"the result of backend {backend} is not that of the reference")
+
+
+def cases(network: nn.Module, converted: dict[str, nn.Module], x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """What is timed, by name."""
+    last = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    found: dict[str, Callable[[], object]] = {"float32": lambda: network(x), "float32, channels_last": lambda: last(x_last)}
+    return found | {name: partial(model, x) for name, model in converted.items()}
+
+
+def in_turns(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each case in turns; each runs once untimed before, since what lay in the caches was another's."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds + 2):
+        for name, case in cases.items():
+            time.sleep(PAUSE)
+            case()
+            start = time.perf_counter()
+            case()
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def print_table(found: dict[str, Any]) -> None:
+    sides = list(found["seconds"])
+    faster = {side: min(("float32", "float32, channels_last"), key=found["seconds"][side].__getitem__) for side in sides}
+    print(f"\n{found['title']}, {found['parameters'] / 1e3:.0f} thousand parameters, {found['backend']}")
+    times = [f"{side}x{side}: {1000 * found['seconds'][side][faster[side]]:.1f} ms in {faster[side]}" for side in sides]
+    print(f"PyTorch, {'; '.join(times)}")
+    heads = " | ".join(f"time, {side}x{side}" for side in sides)
+    print(f"| | {found['metric']}: float | simulated | integer | mean bits | {heads} |")
+    print("|---" * (5 + len(sides)) + "|")
+    for setting, row in found["settings"].items():
+        times = [f"{row[f'time_{side}']:.2f}" for side in sides]
+        scores = [f"{value:.2f}" for value in (found["float"], row["simulated"], row["integer"], row["mean_bits"])]
+        print(f"| {setting} | {' | '.join([*scores, *times])} |", flush=True)
+        for part, why in row["in_floats"].items():
+            print(f"  in floats: {part}: {why}")
+
+
+if __name__ == "__main__":
+    main()
