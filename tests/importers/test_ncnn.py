@@ -269,7 +269,10 @@ DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
     "unknown": (lambda t: _edited(t, "ReLU", "Softplus"), r"layer 'one' \(Softplus\) is of a type that is not read"),
     "cycle": (lambda t: _edited(t, "1 1 first y", "1 1 y y"), r"line 5 of the .param: blob 'y' is read before a layer makes it"),
     "twice": (lambda t: _edited(t, "1 1 first y", "1 1 first first"), r"line 5 of the .param: blob 'first' is made twice"),
-    "outputs": (lambda t: _edited(t, "6=108", "6=1080000000"), r"layer 'c' \(Convolution\): it needs 4320000000 bytes .* has 448 left"),
+    "outputs": (
+        lambda t: _edited(t, "6=108", "6=1080000000"),
+        r"layer 'c' \(Convolution\): it needs 4320000000 bytes .* has 448 left",
+    ),
     "less": (lambda t: _edited(t, "6=108", "6=-108"), r"layer 'c' \(Convolution\): its -108 weights are no multiple"),
     "divides": (lambda t: _edited(t, "6=108", "6=107"), r"its 107 weights are no multiple of 4 outputs and a kernel of 3x3"),
     "none": (lambda t: _edited(t, "0=4 1=3", "0=0 1=3"), r"outputs must be a multiple of its 1 groups, got 0"),

@@ -197,7 +197,8 @@ def chain(*kinds: tuple) -> list:
     """Nodes one behind the other: (kind, further inputs, attributes)."""
     names = ["c", *(f"t{i}" for i in range(len(kinds) - 1)), "y"]
     return [
-        helper.make_node(kind, [names[i], *inputs], [names[i + 1]], **attributes) for i, (kind, inputs, attributes) in enumerate(kinds)
+        helper.make_node(kind, [names[i], *inputs], [names[i + 1]], **attributes)
+        for i, (kind, inputs, attributes) in enumerate(kinds)
     ]
 
 
@@ -276,7 +277,10 @@ OPERATORS: dict[str, tuple[list, dict[str, np.ndarray]]] = {
     ),
     "reshaped_dcr": (
         chain(
-            ("Conv", ["w"], {}), ("Reshape", ["six"], {}), ("Transpose", [], {"perm": [0, 3, 4, 1, 5, 2]}), ("Reshape", ["back"], {})
+            ("Conv", ["w"], {}),
+            ("Reshape", ["six"], {}),
+            ("Transpose", [], {"perm": [0, 3, 4, 1, 5, 2]}),
+            ("Reshape", ["back"], {}),
         ),
         {"w": draw(12, 4, 1, 1), "six": ints(1, 2, 2, 3, 8, 12), "back": ints(1, 3, 16, 24)},
     ),
