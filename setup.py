@@ -21,8 +21,18 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 COMMON = ["common/status.cpp", "common/rules.cpp"]
-_CONV2D = ("spans", "bands", "convolution", "conv2d", "conv2d_direct", "conv2d_tiled", "conv2d_kn2row")
-_CPU = ("isa/choose", "thread_pool", "pack", *_CONV2D, "quantize", "depths", "interpolate", "peak")
+_CONV2D = (
+    "spans",
+    "bands",
+    "convolution",
+    "conv2d",
+    "conv2d_direct",
+    "conv2d_general",
+    "conv2d_depthwise",
+    "conv2d_tiled",
+    "conv2d_kn2row",
+)
+_CPU = ("isa/choose", "thread_pool", "pack", "general", "sums16", *_CONV2D, "quantize", "depths", "interpolate", "peak")
 CPU_SOURCES = [*COMMON, *(f"cpu/{name}.cpp" for name in _CPU)]
 # One instruction set per file; nothing else is compiled with these flags.
 # A file whose flags the compiler or the processor family does not know is built without: it then provides nothing.

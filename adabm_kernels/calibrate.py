@@ -31,13 +31,14 @@ from .calibration.made import SIDE, drawn_pictures
 from .calibration.plausibility import check_reading, looked_at
 from .calibration.ranges import Observer, clip_ranges, search_ranges, set_weight_ranges
 from .calibration.residual import fraction_for, largest_feature
+from .calibration.tensors import Tensors
 from .calibration.tune import device_of, make_tuning
 from .config import ConvertConfig
 from .files import write_file
 from .networks.convention import Convention
 from .networks.detect import Detected, check_whole, detect, res_scale_of
 from .nn import ConvertedNetwork
-from .simulate import SimulatedNetwork
+from .simulate import SimulatedGraph, SimulatedNetwork
 
 BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos
 SEARCH_IMAGES = 24  # that searched ranges look at
@@ -151,21 +152,35 @@ def calibrate(
     own = []
     if own_resolution is not None:
         own = samples.read_images(own_resolution, config.patch, random.Random(config.seed), "own_resolution")
-    run = _Run(simulated, windows, rng, progress)
-    resume = None if resume is None else Path(resume)
-    identity = _identity(config, windows, simulated, taken) if resume is not None else ""
-    kept = _load_run(resume, identity, config) if resume is not None and resume.exists() else None
-    with torch.no_grad(), _repeatable(device):
-        if kept is None:
-            run.ranges_and_maps(taken)
-        if config.steps:
-            run.tune(kept, resume, identity)
-        if run.fixes_residual:
-            run.fix_residual()
-        if run.finds_exit:
-            run.find_exit([own, windows] if own else [windows])
+    run = _Run(simulated, Pictures(windows, config), rng, progress)
+    run.all_stages(taken, None if resume is None else Path(resume), [own, windows] if own else [windows])
     simulated.report = run.report() | {"weights": {"source": found.source, "left_out": list(found.left_out)}}
     return simulated.cpu().eval()
+
+
+def calibrate_graph(
+    model: SimulatedGraph,
+    data: Tensors,
+    progress: Progress | None = None,
+    *,
+    resume: str | Path | None = None,
+    device: torch.device | str = "cpu",
+) -> SimulatedGraph:
+    """The same for a traced network, in place, from the data that it was made for: as `calibrate`, but that the range of its input
+    is found as all others are, and fine-tuning compares all outputs, each in units of its size.
+
+    model: with float weights in place. Raises ValueError for activations that are NaN or infinite, a `resume` file of another run,
+    and a device that torch cannot use here.
+    """
+    device = checked_device(device)
+    model.to(device)
+    rng = random.Random(model.config.seed)
+    run = _Run(model, data, rng, progress)
+    model.measure_outputs(run.batches)
+    run.all_stages(None, None if resume is None else Path(resume), [])
+    model.report = run.report() | {"weights": {"source": "", "left_out": []}}
+    model.cpu().eval()
+    return model
 
 
 def checked_device(device: torch.device | str) -> torch.device:
@@ -185,17 +200,39 @@ def _repeatable(device: torch.device) -> AbstractContextManager:
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
+class Pictures:
+    """The calibration images of a super-resolution network, [3, h, w] in 0..255."""
+
+    def __init__(self, items: list[torch.Tensor], config: ConvertConfig):
+        self.items, self.config = items, config
+
+    def batches(self, patch: int, size: int, rng: random.Random) -> list[torch.Tensor]:
+        """See `samples.batches`."""
+        return samples.batches(self.items, patch, size, rng)
+
+    def first(self, batches: list[torch.Tensor], count: int) -> torch.Tensor:
+        """See `samples.first`."""
+        return samples.first(batches, count)
+
+    def queue(self, patch: int, size: int, rng: random.Random, candidates: int) -> samples.Epochs:
+        """What fine-tuning takes its batches from, with pictures that the program draws where the recipe is "best"."""
+        items = self.items
+        if self.config.recipe == "best":
+            items = [*items, *drawn_pictures(len(items) // IMAGES_A_DRAWING, max(patch, SIDE), self.config.seed)]
+        return samples.Epochs(items, patch, size, rng, candidates)
+
+
 class _Run:
     """The stages of one calibration, with their time and progress."""
 
-    def __init__(self, model: SimulatedNetwork, windows: list[torch.Tensor], rng: random.Random, progress: Progress | None):
-        self.model, self.config, self.windows, self.rng, self.progress = model, model.config, windows, rng, progress
+    def __init__(self, model: SimulatedNetwork, data: Pictures | Tensors, rng: random.Random, progress: Progress | None):
+        self.model, self.config, self.data, self.rng, self.progress = model, model.config, data, rng, progress
         self.stages: dict[str, float] = {}
         self.losses: list[dict[str, float]] = []
         self.resumed_at = 0
         self.done, self.started = 0, time.perf_counter()
         self.device = device_of(model)
-        self.batches = [batch.to(self.device) for batch in samples.batches(windows, self.config.patch, self.config.batch, rng)]
+        self.batches = [batch.to(self.device) for batch in data.batches(self.config.patch, self.config.batch, rng)]
         self.finds_exit = self.config.finds_exit and model.spec.skips_blocks
         self.exit_report: dict[str, Any] | None = None
         in_16_bits = self.config.chosen("residual") == "int16"
@@ -208,6 +245,21 @@ class _Run:
         else:
             self.total += self.config.bit_aware_clipping
         self.total += MAPS_WORK * (self.config.adaptive and self.config.chosen("layer_map") == "sensitivity")
+
+    def all_stages(self, taken: _Maps | None, resume: Path | None, pictures: list[list[torch.Tensor]]) -> None:
+        """Everything, or what a run that was interrupted has left. pictures: kinds of them that the exit is found with."""
+        config = self.config
+        identity = _identity(config, self.data.items, self.model, taken) if resume is not None else ""
+        kept = _load_run(resume, identity, config) if resume is not None and resume.exists() else None
+        with torch.no_grad(), _repeatable(self.device):
+            if kept is None:
+                self.ranges_and_maps(taken)
+            if config.steps:
+                self.tune(kept, resume, identity)
+            if self.fixes_residual:
+                self.fix_residual()
+            if self.finds_exit:
+                self.find_exit(pictures)
 
     def advance(self, stage: str, since: float, work: int = 1) -> float:
         now = time.perf_counter()
@@ -233,7 +285,7 @@ class _Run:
             model.measure_l.fill_(thresholds[0])
             model.measure_u.fill_(thresholds[1])
         searched, sensitive = config.chosen("act_ranges") == "search", config.chosen("layer_map") == "sensitivity"
-        batch = samples.first(self.batches, SEARCH_IMAGES)
+        batch = self.data.first(self.batches, SEARCH_IMAGES)
         if searched:
             search_ranges(model, batch)
             clock = self.advance("ranges", clock, SEARCH_WORK)
@@ -260,8 +312,10 @@ class _Run:
         """Offsets that lose least while the calibration images keep the budget of bits, or the time of such a network."""
         model, config = self.model, self.config
         layers = [conv for conv in model.quantized_convs() if conv.adaptive]
+        if not layers:
+            return {}
         generator = torch.Generator().manual_seed(config.seed)
-        damage = maps.sensitivities(model, samples.first(self.batches, PROBED_IMAGES), generator)
+        damage = maps.sensitivities(model, self.data.first(self.batches, PROBED_IMAGES), generator)
         base = {conv.name: conv.act_bits for conv in layers}
         counted = [conv for conv in model.quantized_convs() if not conv.end]
         image_offset = float(torch.cat([model.image_offsets(batch).float() for batch in self.batches]).mean())
@@ -290,11 +344,9 @@ class _Run:
             rng.setstate(kept["rng"])
             self.losses, self.stages = kept["losses"], kept["stages"]
             self.resumed_at = tuning.done
-        windows, settings = self.windows, config.tuning
+        settings = config.tuning
         assert settings is not None, "which a ConvertConfig fills in"
-        if config.recipe == "best":
-            windows = [*windows, *drawn_pictures(len(windows) // IMAGES_A_DRAWING, max(settings.patch, SIDE), config.seed)]
-        queue = samples.Epochs(windows, settings.patch, settings.batch, rng, tuning.candidates)
+        queue = self.data.queue(settings.patch, settings.batch, rng, tuning.candidates)
         if kept is not None:
             queue.order = kept["order"]
         others = self.total - config.steps
@@ -351,7 +403,7 @@ class _Run:
         return {
             "seconds": time.perf_counter() - self.started,
             "stages": [{"name": name, "seconds": seconds} for name, seconds in self.stages.items()],
-            "images": len(self.windows),
+            "images": len(self.data.items),
             "steps": len(self.losses),
             "resumed_at": self.resumed_at,
             "losses": self.losses,

@@ -17,17 +17,23 @@ from safetensors.torch import save as to_bytes
 from .config import ConvertConfig
 from .exits import ExitParameters
 from .files import utf8_name, write_file
-from .networks.detect import SPECS, adabm_name, float_shapes, plain_keys
+from .networks.detect import SPECS, float_shapes, plain_keys
 from .networks.spec import NetworkSpec
+from .networks.traced import GraphSpec
 from .nn import ConvertedNetwork
 from .nn.contexts import as_imported
+from .nn.from_simulated import geometry_of
 from .parameters import ConvParameters
 from .quantize import check_fraction
 
 FORMAT_VERSION = 6
-READABLE = (1, 2, 3, 4, 5, 6)  # 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit, 5 no fraction
+# 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit, 5 no fraction. 7 is that of traced networks, whose
+# graphs those that read up to 6 do not know.
+READABLE = (1, 2, 3, 4, 5, 6, 7)
+GRAPH_VERSION = 7
 FIRST_WITH_EXIT, FIRST_WITH_FRACTION = 5, 6
 HEADER_KEY = "adabm"
+KNOWN = (*SPECS, GraphSpec.network)
 _SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive", "weight_grid", "digits")
 _TENSORS = ("codes", "weight_upper", "bias")
 _OPTIONAL = ("input_shift",)
@@ -39,7 +45,8 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
 
     include_float: keep the float weights it was made from, so that `float_model` works after loading.
     Raises TypeError unless model is a converted model, ValueError when the float weights are to be left out and its collapsed
-    tail is made from them, OSError when the file cannot be written.
+    tail is made from them, or when it is of a traced module that calls what files do not hold (docs/any_network.md), OSError when
+    the file cannot be written.
     """
     if not isinstance(model, ConvertedNetwork):
         raise TypeError(f"save: model must be a converted model (convert_model), got {type(model).__name__}")
@@ -58,9 +65,9 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
     if model.exit is not None:
         tensors |= {f"exit.{key}": getattr(model.exit, key) for key in _EXIT_TENSORS}
     header = {
-        "format": FORMAT_VERSION,
+        "format": GRAPH_VERSION if isinstance(model.spec, GraphSpec) else FORMAT_VERSION,
         "network": model.spec.network,
-        "spec": asdict(cast(Any, model.spec)),
+        "spec": model.spec.stored() if isinstance(model.spec, GraphSpec) else asdict(cast(Any, model.spec)),
         "config": model.config.to_dict(),
         "thresholds": model.thresholds,
         "convs": convs,
@@ -143,28 +150,28 @@ def _explained(path: Path) -> Iterator[None]:
 def _check_version(header: dict[str, Any]) -> None:
     if header["format"] not in READABLE:
         raise ValueError(f"its format is {header['format']!r}, and this version reads {READABLE[0]} to {READABLE[-1]}")
-    if header["network"] not in SPECS:
-        raise ValueError(f"its network is {header['network']!r}, and this version knows {', '.join(map(repr, SPECS))}")
+    if header["network"] not in KNOWN:
+        raise ValueError(f"its network is {header['network']!r}, and this version knows {', '.join(map(repr, KNOWN))}")
 
 
 def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What the file holds, as arguments of ConvertedNetwork."""
     _check_version(header)
-    spec, config = SPECS[header["network"]](**header["spec"]), ConvertConfig.from_dict(header["config"])
+    spec, config = _spec(header), ConvertConfig.from_dict(header["config"])
     fraction, shapes = _fraction(header, spec, config), float_shapes(spec)
     float_state = _section(tensors, "float.") or None
     if float_state is not None:
         _check_shapes("float.", float_state, shapes)
     plain, kept = _section(tensors, "plain."), plain_keys(spec, config.quantize)
-    _check_shapes("plain.", plain, {name: shape for key, shape in shapes.items() if (name := adabm_name(key)) in kept})
+    _check_shapes("plain.", plain, {name: shape for key, shape in shapes.items() if (name := spec.own_name(key)) in kept})
     convs = {}
     for name, conv in spec.quantized(config.quantize).items():
         # Files of before the second grid and the second digit do not name theirs.
         scalars = {key: ({"weight_grid": "odd", "digits": 1} | header["convs"][name])[key] for key in _SCALARS}
         held: dict[str, Any] = {key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}
-        _check_shapes(f"conv.{name}.", held, {"codes": (conv.channels_out, conv.channels_in, conv.kernel, conv.kernel)})
+        _check_shapes(f"conv.{name}.", held, {"codes": (conv.channels_out, conv.channels_in // conv.groups, *conv.sizes)})
         optional: dict[str, Any] = {key: tensors.get(f"conv.{name}.{key}") for key in _OPTIONAL}
-        convs[name] = ConvParameters(name, **scalars, **held, **optional)
+        convs[name] = ConvParameters(name, **scalars, **held, **optional, geometry=geometry_of(conv))
     return {
         "spec": spec,
         "config": config,
@@ -175,6 +182,15 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
         "exit": _exit(header, tensors, spec, config),
         "fraction": fraction,
     }
+
+
+def _spec(header: dict[str, Any]) -> NetworkSpec:
+    if header["network"] != GraphSpec.network:
+        return SPECS[header["network"]](**header["spec"])
+    try:
+        return GraphSpec.of_stored(header["spec"])
+    except RecursionError as error:
+        raise ValueError("its graph is nested too deeply") from error
 
 
 def _fraction(header: dict[str, Any], spec: NetworkSpec, config: ConvertConfig) -> int | None:

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .calibrate import calibrate
+from .calibrate import calibrate, calibrate_graph
+from .calibration.tensors import HINT, Tensors, read_tensors
+from .calibration.tracing import traced_spec
 from .config import ConvertConfig
+from .graph.nodes import Conv
 from .networks.convention import Convention
 from .networks.detect import check_modules, check_whole, detect, res_scale_of
 from .nn import ConvertedNetwork, from_simulated
 from .nn.contexts import as_imported
-from .simulate import SimulatedNetwork
+from .simulate import SimulatedGraph, SimulatedNetwork
 
 
 @as_imported()
@@ -30,6 +33,8 @@ def convert_model(
     channel_order: str = "rgb",
     weights_key: str | None = None,
     check: bool = True,
+    traced: bool | None = None,
+    strict: bool = False,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> ConvertedNetwork:
@@ -38,15 +43,20 @@ def convert_model(
     model: a float EDSR, RDN, SRResNet, SRVGGNetCompact or RRDBNet or its state dict (recognised by its keys, networks/detect.py), a
         checkpoint that holds one, a calibrated AdaBM state dict, or a SimulatedNetwork. The user's own class is fine; only its
         state dict is read, and layers of torch that compute something else than those of the recognised network are refused by
-        name.
+        name. Or any other module with convolutions, in eval mode, of one tensor [N, C, H, W]: it is traced (docs/any_network.md).
     calibration: low-resolution images, float tensors [N, 3, H, W] in 0..255 or paths; needed for a float network, and
         refused for a calibrated one. They are drawn as the rest runs, with torch as it is when it is imported
         (nn.contexts.as_imported): a generator finds float32 as the default dtype, the CPU as the default device, no autocast.
+        For a traced module, tensors [N, C, H, W] of the channels, range and size that it takes.
     config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedNetwork its own is taken.
     res_scale: the network's residual scale, which its state dict does not reveal; default the `res_scale` of a module's blocks,
         else 1.
     rgb_range, mean_shift, channel_order, weights_key, check: see `calibrate`. The converted network takes and gives RGB in 0..255
         whatever the convention of the weights, and so does its `float_model()`.
+    traced: None traces a module that is none of the known networks, unless one of the arguments before says something of such a
+        network; True traces any module, False none. A traced network is given and gives what the module is given and gives.
+    strict: for a traced module, a layer with weights that would stay in floats is an error that names it, its place and the reason;
+        without it that is said in the report under "floats".
     device: where torch calibrates, "cpu" or "cuda"; the converted network is on the CPU.
     progress: called while it calibrates, with (work done, work in all, what is being done); the unit is about a second.
 
@@ -57,6 +67,8 @@ def convert_model(
     """
     if isinstance(model, ConvertedNetwork):
         raise ValueError("convert_model: model is converted already")
+    if traced is not None and not isinstance(traced, bool):
+        raise TypeError(f"convert_model: traced must be True, False or None, got {traced!r}")
     if isinstance(model, SimulatedNetwork):
         if config is not None and config != model.config:
             raise ValueError("convert_model: config must be left out for a SimulatedNetwork, which has its own")
@@ -65,26 +77,42 @@ def convert_model(
         return _from_simulated(model)
     if isinstance(model, nn.Module):
         state: Mapping[str, Any] = model.state_dict()
-        if res_scale is None:
-            res_scale = res_scale_of(model)
     elif isinstance(model, Mapping):
         state = model
+        if traced:
+            raise TypeError("convert_model: model must be a torch.nn.Module to be traced, got a state dict")
     else:
         hint = " (torch.load(path, weights_only=True) reads a state dict)" if isinstance(model, (str, Path)) else ""
         raise TypeError(f"convert_model: model must be a torch.nn.Module or a state dict, got {type(model).__name__}{hint}")
     config = ConvertConfig() if config is None else config
-    res_scale = 1.0 if res_scale is None else res_scale
     if not isinstance(config, ConvertConfig):
         raise TypeError(f"convert_model: config must be a ConvertConfig, got {type(config).__name__}")
+    said = (res_scale, rgb_range, mean_shift, channel_order, weights_key) != (None, None, None, "rgb", None)
     try:
         convention = Convention(rgb_range, mean_shift, channel_order)
     except (TypeError, ValueError) as error:
         raise type(error)(f"convert_model: {error}") from error
-    found = detect(state, res_scale, convention=convention, weights_key=weights_key)
-    if isinstance(model, nn.Module):
-        check_whole(found)
-        if not found.calibrated:
-            check_modules(model, found.spec)
+    try:
+        if traced:
+            raise ValueError("traced=True was asked for")
+        if res_scale is None and isinstance(model, nn.Module):
+            res_scale = res_scale_of(model)
+        found = detect(state, 1.0 if res_scale is None else res_scale, convention=convention, weights_key=weights_key)
+        if isinstance(model, nn.Module):
+            check_whole(found)
+            if not found.calibrated:
+                check_modules(model, found.spec)
+    except ValueError as error:
+        if traced is False or said or not isinstance(model, nn.Module):
+            raise
+        try:
+            return _from_simulated(_calibrated_graph(model, calibration, config, strict, device, progress))
+        except ValueError as why:
+            if traced or not str(why).startswith("trace: "):
+                raise
+            raise ValueError(f"convert_model: the module cannot be traced ({why}), and it is no known network ({error})") from why
+    if strict:
+        raise ValueError("convert_model: strict must be False for a known network, whose layers in floats its settings decide")
     if found.calibrated:
         if calibration is not None:
             raise ValueError("convert_model: calibration must be left out: the state dict is calibrated already")
@@ -102,6 +130,33 @@ def convert_model(
     return _from_simulated(calibrate(state, calibration, config, progress, check=check, device=device, found=found))
 
 
+def _calibrated_graph(
+    module: nn.Module,
+    calibration: Iterable[Any] | None,
+    config: ConvertConfig,
+    strict: bool,
+    device: torch.device | str,
+    progress: Callable[[int, int, str], None] | None,
+) -> SimulatedGraph:
+    """A module that is none of the known networks, traced and calibrated."""
+    if calibration is None:
+        raise ValueError(f"convert_model: calibration is needed for a float network: pass {HINT} (about 100 are enough)")
+    for setting, usual in (("tail", "collapsed"), ("residual", "int16"), ("input_range", "pixels")):
+        if getattr(config, setting) == usual:
+            raise ValueError(f"convert_model: config.{setting} must be 'auto' for a traced module, got {usual!r}")
+    data = read_tensors(calibration)
+    spec, state = traced_spec(module, data)
+    if strict and (floats := spec.layers_in_floats(config.quantize)):
+        places = "; ".join(f"'{name}': {why}" for name, why in floats.items())
+        raise ValueError(f"convert_model: strict must be False where layers stay in floats, here {places}")
+    if not spec.quantized(config.quantize):
+        raise ValueError(
+            f"convert_model: {type(module).__name__} must have a convolution that can be quantised with "
+            f"quantize={config.quantize!r}, but has none"
+        )
+    return calibrate_graph(SimulatedGraph.of_graph(spec, state, config), Tensors(data, spec), progress, device=device)
+
+
 def _from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
     quantized = {conv.name: conv for conv in model.quantized_convs()}
     converted = from_simulated(model)
@@ -115,7 +170,7 @@ def _from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
             }
             for conv in quantized.values()
         ],
-        "skipped": [conv.name for conv in model.spec.convs() if conv.name not in quantized],
+        "skipped": [node.key for node in model.graph.nodes if isinstance(node, Conv) and node.key not in quantized],
         "floats": converted.in_floats(),
         "backend": converted.choice,
         "calibration": model.report,

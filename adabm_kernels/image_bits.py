@@ -12,11 +12,18 @@ LUMA = (0.299, 0.587, 0.114)
 SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 
+def as_colours(x: torch.Tensor) -> torch.Tensor:
+    """What is measured of images [N, C, H, W]: themselves where C is 3, else [N, 3, H, W] of the mean of the channels."""
+    return x if x.shape[1] == 3 else x.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
+
+
 def image_measure(x: torch.Tensor) -> torch.Tensor:
     """Detail of each image: the mean |Sobel gradient| of its luma over both directions and all pixels, times 1000.
 
-    x: [N, 3, H, W] float in 0..255. Returns [N] of the same dtype, 0 for a flat image. Borders are replicated.
+    x: [N, 3, H, W] float in 0..255, or of any range and other numbers of channels (`as_colours`): thresholds are calibrated in the
+    same units. Returns [N] of the same dtype, 0 for a flat image. Borders are replicated.
     """
+    x = as_colours(x)
     luma = F.conv2d(x / 255, torch.tensor(LUMA, dtype=x.dtype).to(x.device).view(1, 3, 1, 1))
     sobel = torch.tensor(SOBEL_X, dtype=x.dtype).to(x.device) / 8
     gradients = F.conv2d(F.pad(luma, (1, 1, 1, 1), mode="replicate"), torch.stack([sobel, sobel.T]).unsqueeze(1))

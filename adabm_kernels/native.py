@@ -12,7 +12,7 @@ from ctypes import POINTER, Structure, c_char, c_int32, c_int64, c_uint32, c_uin
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 11
+ABI_VERSION = 12
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5, "amx": 6}
 INVALID_ARGUMENT, UNSUPPORTED = 1, 2  # ADABM_* of adabm_status
@@ -30,6 +30,15 @@ class _Struct(Structure):
         super().__init__(struct_bytes=ctypes.sizeof(type(self)), **values)
 
 
+class Geometry(Structure):
+    """adabm_geometry, in the order of quantize.Geometry.numbers."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("stride_h", "stride_w", "dilation_h", "dilation_w", "groups")),
+        *((name, c_int32) for name in ("pad_top", "pad_left", "pad_bottom", "pad_right")),
+    ]
+
+
 class Weights(_Struct):
     """adabm_weights."""
 
@@ -38,6 +47,9 @@ class Weights(_Struct):
         *((name, c_int32) for name in ("out_channels", "channels", "kernel_h", "kernel_w", "border_kernels")),
         ("weight", c_void_p),
         ("tile_for_bits", c_int32 * 7),
+        ("box_filter", c_int32),
+        ("shuffle", c_int32),
+        ("geometry", Geometry),
     ]
 
 
@@ -66,6 +78,7 @@ class Conv2dArgs(_Struct):
         *((name, c_int32) for name in ("y_pitch", "packed_codes", "border_kernels", "config", "y_format", "y_fraction")),
         ("y_image", c_void_p),
         ("region", Region),
+        ("geometry", Geometry),
     ]
 
 

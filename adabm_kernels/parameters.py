@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
-from .quantize import MAX_BITS, MIN_BITS, WEIGHT_GRIDS
+from .quantize import MAX_BITS, MIN_BITS, PLAIN, WEIGHT_GRIDS, Geometry
 
 
 @dataclass(frozen=True)
 class ConvParameters:
     """A calibrated convolution, as checkpoints hold it.
 
-    codes: int8 [K, C, R, S], k' of quantize.weight_codes. weight_upper: float32 [1] or [K], the weight's range, above 0.
+    codes: int8 [K, C / groups, R, S], k' of quantize.weight_codes. weight_upper: float32 [1] or [K], the weight's range, above 0.
     weight_grid: "odd" or "signed", which integers the codes stand for (quantize.weight_integers).
     bias: float32 [K]. lower, upper: range of the input. act_bits: base bits, 2..8. layer_offset: -1, 0 or 1.
     adaptive: whether offsets apply. weight_bits: 2..8. input_shift: float32 [C] or None, what was added to each channel of the
     input after the range was taken: the codes are those of the input without it. digits: 8-bit codes of the input, 1 or 2.
+    geometry: stride, dilation, groups and padding.
 
     Raises ValueError naming the field, its rule and the value.
     """
@@ -36,6 +37,7 @@ class ConvParameters:
     weight_grid: str = "odd"
     input_shift: torch.Tensor | None = None
     digits: int = 1
+    geometry: Geometry = PLAIN
 
     def __post_init__(self) -> None:
         codes, upper, bias, shift = self.codes, self.weight_upper, self.bias, self.input_shift
@@ -46,7 +48,9 @@ class ConvParameters:
         self._require("adaptive", type(self.adaptive) is bool, "true or false")
         self._require("weight_grid", self.weight_grid in WEIGHT_GRIDS, f"one of {WEIGHT_GRIDS}")
         self._require("codes", codes.dtype == torch.int8 and codes.dim() == 4 and codes.numel() > 0, "int8 [K, C, R, S]")
-        k, c, most = codes.shape[0], codes.shape[1], 2 ** (self.weight_bits - 1) - 1
+        k, groups, most = codes.shape[0], self.geometry.groups, 2 ** (self.weight_bits - 1) - 1
+        self._require("codes", k % groups == 0, f"for a number of outputs that {groups} groups divide")
+        c = codes.shape[1] * groups
         self._require("codes", -most - 1 <= codes.min() and codes.max() <= most, f"in {-most - 1}..{most}")
         positive = _finite(upper, (1,), (k,)) and bool((upper > 0).all())
         self._require("weight_upper", positive, f"finite float32 [1] or [{k}], above 0")

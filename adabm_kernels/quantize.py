@@ -9,6 +9,8 @@ Weights lie on one of two grids, each with int8 codes k':
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -218,19 +220,172 @@ def unpack_codes(packed: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     return codes
 
 
+MAX_STEP = 2**10  # largest stride, dilation and padding of a convolution
+GEOMETRY_NUMBERS = 9
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A convolution along the rows or the columns: taps of the kernel, their distance, and the pixels of zeros around the image."""
+
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+
+    @property
+    def extent(self) -> int:
+        """Pixels from the first tap to the last one."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def most_missing(self) -> tuple[int, int]:
+        """How many taps an output can lack before the image and after it."""
+        return min(self.kernel, -(-self.before // self.dilation)), min(self.kernel, -(-self.after // self.dilation))
+
+    @property
+    def classes(self) -> int:
+        """Number of border classes; not all of them occur in each image."""
+        before, after = self.most_missing
+        return (before + 1) * (after + 1)
+
+    def outputs(self, size: int) -> int:
+        """Outputs along an axis of `size` pixels, below 1 where the kernel does not fit."""
+        return (size + self.before + self.after - self.extent) // self.stride + 1
+
+    def missing(self, position: int, size: int) -> tuple[int, int]:
+        """How many taps of the output at a position fall before the image and after it."""
+        first = position * self.stride - self.before
+        inside_from = min(max(-(first // self.dilation), 0), self.kernel)
+        inside_to = min(max((size - 1 - first) // self.dilation + 1, 0), self.kernel)
+        return inside_from, self.kernel - inside_to
+
+    def border_class(self, position: int, size: int) -> int:
+        """Class of the output at a position: taps missing before the image, times one more than can be missing after it, plus
+        taps missing after it."""
+        before, after = self.missing(position, size)
+        return before * (self.most_missing[1] + 1) + after
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a kernel goes over an image, with the meaning that torch.nn.functional.conv2d gives to these words.
+
+    stride, dilation: of rows and columns, 1..1024. groups: the channels are divided into so many groups, each of which makes its
+    share of the outputs; with a PixelShuffle the shares are those of the outputs in torch's order. padding: zeros around the image,
+    (rows, columns), or (top, left, bottom, right), 0..1024; None is "same": together extent - 1 zeros along each axis, of which an
+    even kernel has the odd one after the image, so that with stride 1 the output is as large as the image.
+
+    Raises ValueError naming the field, its rule and the value.
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    padding: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least, counts in (("stride", 1, (2,)), ("dilation", 1, (2,)), ("padding", 0, (2, 4))):
+            value = getattr(self, name)
+            if value is None and name == "padding":
+                continue
+            whole = isinstance(value, tuple) and len(value) in counts and all(type(number) is int for number in value)
+            if not whole or not all(least <= number <= MAX_STEP for number in value):
+                how_many = " or ".join(map(str, counts))
+                raise ValueError(f"{name} must be {how_many} whole numbers in {least}..{MAX_STEP}, got {value!r}")
+        if type(self.groups) is not int or self.groups < 1:
+            raise ValueError(f"groups must be a whole number of at least 1, got {self.groups!r}")
+
+    @classmethod
+    def given(
+        cls,
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        padding: int | Sequence[int] | None = None,
+    ) -> Geometry:
+        """Of arguments as torch takes them, where one number stands for rows and columns. Raises as the class."""
+        return cls(_pair(stride), _pair(dilation), groups, None if padding is None else _pair(padding))
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> Geometry:
+        """Of `numbers`."""
+        if len(numbers) not in (0, GEOMETRY_NUMBERS):
+            raise ValueError(f"geometry must be no numbers or {GEOMETRY_NUMBERS} (quantize.Geometry.numbers), got {list(numbers)}")
+        n = tuple(numbers)
+        return cls((n[0], n[1]), (n[2], n[3]), n[4], n[5:]) if n else PLAIN
+
+    def axes(self, kernel_h: int, kernel_w: int) -> tuple[Axis, Axis]:
+        """Rows and columns."""
+        sizes = kernel_h, kernel_w
+        if self.padding is None:
+            around = [dilation * (kernel - 1) for kernel, dilation in zip(sizes, self.dilation, strict=True)]
+            before = [total // 2 for total in around]
+            after = [total - first for total, first in zip(around, before, strict=True)]
+        else:
+            before, after = list(self.padding[:2]), list(self.padding[-2:])
+        row, column = (Axis(*of_axis) for of_axis in zip(sizes, self.stride, self.dilation, before, after, strict=True))
+        return row, column
+
+    def is_plain(self, kernel_h: int, kernel_w: int) -> bool:
+        """Whether it is what every backend computes for a kernel of this size: stride 1, taps side by side, one group, and half an
+        odd kernel of zeros on each side."""
+        if self.groups != 1:
+            return False
+        return all(
+            axis.stride == 1 and axis.kernel % 2 == 1 and (axis.dilation == 1 or axis.kernel == 1)
+            and axis.before == axis.after == axis.kernel // 2
+            for axis in self.axes(kernel_h, kernel_w)
+        )  # fmt: skip
+
+    def numbers(self, kernel_h: int, kernel_w: int) -> tuple[int, ...]:
+        """As the operators take it: stride, dilation, groups, and the zeros above, left, below and right; no numbers where it is
+        plain."""
+        if self.is_plain(kernel_h, kernel_w):
+            return ()
+        rows, columns = self.axes(kernel_h, kernel_w)
+        return (*self.stride, *self.dilation, self.groups, rows.before, columns.before, rows.after, columns.after)
+
+    def describe(self, kernel_h: int, kernel_w: int) -> str:
+        """What of it is not plain for a kernel of this size, in words; empty where all is."""
+        rows, columns = self.axes(kernel_h, kernel_w)
+        parts = [f"stride {self.stride[0]}x{self.stride[1]}"] if self.stride != (1, 1) else []
+        parts += [f"dilation {self.dilation[0]}x{self.dilation[1]}"] if self.dilation != (1, 1) else []
+        parts += [f"{self.groups} groups"] if self.groups != 1 else []
+        if not parts and not self.is_plain(kernel_h, kernel_w):
+            around = (rows.before, columns.before, rows.after, columns.after)
+            parts.append(f"a kernel of {kernel_h}x{kernel_w} with padding {around}")
+        return "" if self.is_plain(kernel_h, kernel_w) else ", ".join(parts)
+
+
+PLAIN = Geometry()
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def shuffle_order(outputs: int, factor: int) -> torch.Tensor:
+    """Index that brings torch's PixelShuffle order c * r^2 + sub-pixel into the stored one, sub-pixel * C + c."""
+    return torch.arange(outputs).view(outputs // factor**2, factor**2).T.reshape(-1)
+
+
 def border_class(position: int, size: int, pad: int) -> int:
-    """Class of one row (or column): which kernel rows fall outside, as cut_before * (pad + 1) + cut_after, each 0 .. pad."""
-    return max(0, pad - position) * (pad + 1) + max(0, position + pad - (size - 1))
+    """Class of one row (or column) of a plain convolution: which kernel rows fall outside, as cut_before * (pad + 1) + cut_after,
+    each 0 .. pad."""
+    return Axis(2 * pad + 1, 1, 1, pad, pad).border_class(position, size)
 
 
-def valid_tap_sums(weights: torch.Tensor) -> torch.Tensor:
+def valid_tap_sums(weights: torch.Tensor, geometry: Geometry = PLAIN) -> torch.Tensor:
     """Sum of the weights whose taps fall inside the image, per border class.
 
-    weights: [K, C, R, S], integers or float64. Returns int64 or float64 [(R//2 + 1)^2, (S//2 + 1)^2, K], indexed by
-    `border_class` of the row and column for a "same" padding of R//2 and S//2; class [0, 0] is the interior.
+    weights: [K, C, R, S], integers or float64; C those of a group. Returns int64 or float64 [classes of rows, classes of columns,
+    K], indexed by `Axis.border_class`; class [0, 0] is the interior. Plain geometry: [(R//2 + 1)^2, (S//2 + 1)^2, K].
     """
-    r, s = weights.shape[2:]
     taps = weights.sum(1, dtype=torch.float64 if weights.is_floating_point() else torch.int64)
-    rows = [(top, r - bottom) for top in range(r // 2 + 1) for bottom in range(r // 2 + 1)]
-    cols = [(left, s - right) for left in range(s // 2 + 1) for right in range(s // 2 + 1)]
+    rows, cols = (
+        [(first, axis.kernel - cut) for first in range(axis.most_missing[0] + 1) for cut in range(axis.most_missing[1] + 1)]
+        for axis in geometry.axes(*weights.shape[2:])
+    )
     return torch.stack([torch.stack([taps[:, a:b, c:d].sum((1, 2)) for c, d in cols]) for a, b in rows])

@@ -22,7 +22,8 @@ class Backend:
     device: the type of the devices whose tensors it computes on, "any" for all that torch knows. packed_codes: several codes a byte
     (quantize.pack_codes). int16_features: features of 16 bits (quantize.to_fixed). pixels: images of bytes in place of floats.
     depths: a region of the pixels, by the depth of tiles. residual_blocks: two convolutions in one piece (call.ResidualBlocks).
-    many_grids: codes of the same features on several grids in one pass (call.ManyGrids).
+    many_grids: codes of the same features on several grids in one pass (call.ManyGrids). any_geometry: convolutions that are not
+    plain (quantize.Geometry): with strides, dilation, groups, kernels of even size or any padding.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Backend:
     depths: bool = False
     residual_blocks: bool = False
     many_grids: bool = False
+    any_geometry: bool = False
 
 
 # Fastest first.
@@ -43,8 +45,8 @@ TABLE = {
             "cuda", "cuda", packed_codes=True, int16_features=True, pixels=True, depths=True, residual_blocks=True, many_grids=True
         ),
         Backend("triton", "cuda", packed_codes=True, int16_features=True, pixels=True, depths=True),
-        Backend("cpu", "cpu", int16_features=True, pixels=True, depths=True),
-        Backend("reference", "any", packed_codes=True, int16_features=True, pixels=True, depths=True),
+        Backend("cpu", "cpu", int16_features=True, pixels=True, depths=True, any_geometry=True),
+        Backend("reference", "any", packed_codes=True, int16_features=True, pixels=True, depths=True, any_geometry=True),
     )
 }
 BACKENDS = tuple(TABLE)

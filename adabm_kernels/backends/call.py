@@ -13,6 +13,8 @@ from typing import Any, Protocol, overload
 
 import torch
 
+from ..quantize import PLAIN, Axis, Geometry
+
 ACTIVATIONS = {"none": 0, "relu": 1, "prelu": 2}  # ADABM_ACT_* of csrc/include/adabm/adabm.h
 
 FEATURES = {"float32": torch.float32, "int16": torch.int16}  # how y and the residual are stored, in the order of ADABM_FEATURES_*
@@ -35,7 +37,8 @@ EVERYWHERE = Place()
 @dataclass(frozen=True)
 class Conv:
     """What a convolution reads, as `ops.conv2d_out` describes it. features: one of FEATURES, of the residual and y; fraction: of
-    int16 (quantize.to_fixed), else 0. threads: of the CPU library, 0 for as many as torch has."""
+    int16 (quantize.to_fixed), else 0. threads: of the CPU library, 0 for as many as torch has. geometry: other than plain only on a
+    backend with `any_geometry`."""
 
     x_q: torch.Tensor
     x_bits: torch.Tensor
@@ -55,6 +58,12 @@ class Conv:
     packed_codes: bool = False
     threads: int = 0
     place: Place = EVERYWHERE
+    geometry: Geometry = PLAIN
+
+    @property
+    def axes(self) -> tuple[Axis, Axis]:
+        """Rows and columns."""
+        return self.geometry.axes(*self.weight.shape[-3:-1])
 
     @property
     def tensors(self) -> dict[str, torch.Tensor | None]:
@@ -84,6 +93,7 @@ class Conv:
             "fraction": self.fraction,
             "packed_codes": self.packed_codes,
             "threads": self.threads,
+            "geometry": self.geometry,
         }
 
 
@@ -143,12 +153,14 @@ class DepthRule:
 
 @dataclass(frozen=True)
 class Packing:
-    """What decides the form of packed weights: the tile for each bit-width 2..8, which the CPU library takes (tiles.LayerPlan), and
-    the box filter and the factor of the PixelShuffle, which GPU kernels do."""
+    """What decides the form of packed weights: the tile for each bit-width 2..8 and the geometry, which the CPU library takes
+    (tiles.LayerPlan), and the box filter and the factor of the PixelShuffle, which GPU kernels do, and the CPU library with a
+    geometry that is not plain."""
 
     tile_for_bits: tuple[int, ...] = (0,) * 7
     box_filter: bool = False
     shuffle: int = 1
+    geometry: Geometry = PLAIN
 
 
 class RunConv2d(Protocol):

@@ -34,7 +34,7 @@ def _threads(asked: int) -> int:
 def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
     """See call.Kernels: for a tile for each bit-width. 64-byte aligned."""
     weight = weight.contiguous()
-    args = structs.weights(weight, tile_for_bits=tuple(packing.tile_for_bits))
+    args = structs.weights(weight, packing, tile_for_bits=tuple(packing.tile_for_bits))
     size = ctypes.c_uint64()
     native.library("cpu").call("adabm_pack_bytes_cpu", args, size)
     packed = _aligned_bytes(size.value)

@@ -35,7 +35,7 @@ def _place(x: torch.Tensor) -> tuple[int, int]:
 def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
     """See call.Kernels: for one box_filter and shuffle. Weights are brought to the host and back, so not inside a CUDA graph."""
     on_host = weight.cpu().contiguous()
-    args = structs.weights(on_host)
+    args = structs.weights(on_host, packing)
     size = ctypes.c_uint64()
     native.library("cuda").call("adabm_pack_bytes_cuda", args, packing.box_filter, packing.shuffle, size)
     packed = torch.empty(size.value, dtype=torch.uint8)

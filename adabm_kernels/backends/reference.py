@@ -13,10 +13,13 @@ from ..image_bits import bits_by_rule, image_offsets, measure_images
 from ..quantize import (
     MAX_BITS,
     MIN_BITS,
-    border_class,
+    PLAIN,
+    Axis,
+    Geometry,
     from_fixed,
     pack_codes,
     padded_channels,
+    shuffle_order,
     to_fixed,
     to_pixels,
     unpack_codes,
@@ -41,15 +44,25 @@ def fma32(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return torch.where((error != 0) & even, torch.nextafter(total, toward), total).to(torch.float32)
 
 
-def accumulate(x_q: torch.Tensor, weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
-    """SUM x_q * m over the valid taps, int32 [N, H, W, K]; m = weight, or 2 * weight + 1 with `box_filter`.
+def accumulate(
+    x_q: torch.Tensor, weight: torch.Tensor, box_filter: bool, geometry: Geometry = PLAIN, shuffle: int = 1
+) -> torch.Tensor:
+    """SUM x_q * m over the valid taps, int32 [N, H, W, K] of the output; m = weight, or 2 * weight + 1 with `box_filter`.
 
-    x_q: uint8 [N, H, W, C4]. weight: int8 [K, R, S, C]. Products of float64 integers are exact far beyond 2^31.
+    x_q: uint8 [N, H, W, C4]. weight: int8 [K, R, S, C / groups]. shuffle: of the PixelShuffle that the outputs are in the order of,
+    which decides their groups. Products of float64 integers are exact far beyond 2^31.
     """
     k, r, s, c = weight.shape
+    rows, columns = geometry.axes(r, s)
     integers = weight.permute(0, 3, 1, 2).to(torch.float64)
-    codes = x_q[..., :c].permute(0, 3, 1, 2).to(torch.float64)
-    sums = F.conv2d(codes, 2 * integers + 1 if box_filter else integers, padding=(r // 2, s // 2))
+    order = shuffle_order(k, shuffle).to(weight.device)
+    if geometry.groups > 1:  # which are those of outputs in torch's order
+        integers = integers[torch.argsort(order)]
+    codes = x_q[..., : c * geometry.groups].permute(0, 3, 1, 2).to(torch.float64)
+    codes = F.pad(codes, (columns.before, columns.after, rows.before, rows.after))
+    integers = 2 * integers + 1 if box_filter else integers
+    sums = F.conv2d(codes, integers, stride=geometry.stride, dilation=geometry.dilation, groups=geometry.groups)
+    sums = sums[:, order] if geometry.groups > 1 else sums
     return sums.permute(0, 2, 3, 1).to(torch.int32)
 
 
@@ -73,12 +86,13 @@ def accumulate_by_class(x_q: torch.Tensor, weight: torch.Tensor, box_filter: boo
     return acc
 
 
-def class_table(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """beta of every pixel: [rows, columns, K] by border class -> [height, width, K]."""
-    pad_h, pad_w = (round(size**0.5) - 1 for size in table.shape[:2])
-    rows = torch.tensor([border_class(i, height, pad_h) for i in range(height)], device=table.device)
-    columns = torch.tensor([border_class(i, width, pad_w) for i in range(width)], device=table.device)
-    return table[rows][:, columns]
+def class_table(table: torch.Tensor, axes: tuple[Axis, Axis], height: int, width: int) -> torch.Tensor:
+    """beta of every pixel of the output: [rows, columns, K] by border class -> [H, W, K]. height, width: of the image."""
+
+    def index(axis: Axis, size: int) -> torch.Tensor:
+        return torch.tensor([axis.border_class(i, size) for i in range(axis.outputs(size))], device=table.device)
+
+    return table[index(axes[0], height)][:, index(axes[1], width)]
 
 
 def kernel_table(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -123,12 +137,16 @@ def conv2d(conv: Conv, out: str) -> tuple[torch.Tensor, torch.Tensor]:
         assert conv.out_bits is not None
         _check_bits("conv2d: out_bits", conv.out_bits)
     by_class = conv.weight.dim() == 6
-    acc = (accumulate_by_class if by_class else accumulate)(conv.x_q, conv.weight, conv.box_filter)
+    if by_class:
+        acc = accumulate_by_class(conv.x_q, conv.weight, conv.box_filter)
+    else:
+        acc = accumulate(conv.x_q, conv.weight, conv.box_filter, conv.geometry, conv.shuffle)
     nothing = acc.new_empty(0, dtype=torch.uint8)
     if out == "acc":
         return pixel_shuffle(acc, conv.shuffle), nothing
     scale = conv.alpha[(conv.x_bits - MIN_BITS).long()].view(len(acc), 1, 1, -1)
-    table = (kernel_table if by_class else class_table)(conv.beta, *acc.shape[1:3])
+    size = conv.x_q.shape[1:3]
+    table = kernel_table(conv.beta, *size) if by_class else class_table(conv.beta, conv.axes, *size)
     value = fma32(acc.to(torch.float32), scale, table)
     if conv.activation == "relu":
         value = torch.where(value > 0, value, 0.0)  # of NaN 0, as in the kernels

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import native
-from .call import ACTIVATIONS, FEATURES, Conv, DepthRule, Outputs, Quantization, dense, pitch
+from .call import ACTIVATIONS, FEATURES, Conv, DepthRule, Outputs, Packing, Quantization, dense, pitch
 
 # Which field y fills, by its type.
 _Y_FIELDS = {torch.float32: "y", torch.int16: "y", torch.int32: "y_acc", torch.uint8: "y_image"}
@@ -19,11 +19,12 @@ def pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def weights(weight: torch.Tensor, **settings: Any) -> native.Weights:
-    """Contiguous int8 [K, R, S, C] or [R, S, K, R, S, C] as adabm_weights."""
+def weights(weight: torch.Tensor, packing: Packing, **settings: Any) -> native.Weights:
+    """Contiguous int8 [K, R, S, C / groups] or [R, S, K, R, S, C] as adabm_weights."""
     k, r, s, c = weight.shape[-4:]
-    sizes = {"out_channels": k, "channels": c, "kernel_h": r, "kernel_w": s, "border_kernels": weight.dim() == 6}
-    return native.Weights(**sizes, weight=weight.data_ptr(), **settings)
+    sizes = {"out_channels": k, "channels": c * packing.geometry.groups, "kernel_h": r, "kernel_w": s}
+    settings |= {"border_kernels": weight.dim() == 6, "box_filter": packing.box_filter, "shuffle": packing.shuffle}
+    return native.Weights(**sizes, weight=weight.data_ptr(), geometry=native.Geometry(*packing.geometry.numbers(r, s)), **settings)
 
 
 def region(depth: torch.Tensor | None, numbers: Sequence[int]) -> native.Region:
@@ -46,7 +47,7 @@ def conv2d_args(conv: Conv, to: Outputs, **settings: Any) -> tuple[native.Conv2d
         height=h,
         width=w,
         out_channels=weight.shape[-4],
-        channels=weight.shape[-1],
+        channels=weight.shape[-1] * conv.geometry.groups,
         kernel_h=weight.shape[-3],
         kernel_w=weight.shape[-2],
         x_q=x_q.data_ptr(),
@@ -67,6 +68,7 @@ def conv2d_args(conv: Conv, to: Outputs, **settings: Any) -> tuple[native.Conv2d
         y_format=list(FEATURES).index(conv.features),
         y_fraction=conv.fraction,
         region=region(conv.place.depth, conv.place.region),
+        geometry=native.Geometry(*conv.geometry.numbers(*weight.shape[-3:-1])),
         **({} if y is None else {_Y_FIELDS[y.dtype]: y.data_ptr()}),
         **settings,
     )

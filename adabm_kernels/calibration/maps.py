@@ -36,6 +36,8 @@ def image_thresholds(images: Sequence[torch.Tensor], config: ConvertConfig) -> t
 
 def layer_offsets_by_deviation(deviations: Mapping[str, list[float]], percentile: float) -> dict[str, int]:
     """-1 and +1 for the layers whose mean standard deviation lies outside the percentiles of all layers (AdaBM, section 3.2)."""
+    if not deviations:
+        return {}
     means = {name: float(np.mean(values)) for name, values in deviations.items()}
     low, high = np.percentile(list(means.values()), [percentile, 100 - percentile])
     return {name: int(mean > high) - int(mean < low) for name, mean in means.items()}
@@ -61,15 +63,17 @@ def sensitivities(model: SimulatedNetwork, batch: torch.Tensor, generator: torch
         return x + probe
 
     side = max(8, math.isqrt(PROBED_VALUES // sum(conv.weight.shape[1] for conv in layers))) if layers else 0
-    for image in _middle(batch, side).split(1):
+    for image in (_middle(batch, side) if model.spec.takes_pixels else batch).split(1):
         with torch.enable_grad(), before_each_conv(model, tap):
             y = model.preview(image)
         probes = [seen[conv.name][1] for conv in layers]
         squares = [torch.zeros(()) for _ in layers]
         for probe in range(PROBES):
             v = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1
-            gradients = torch.autograd.grad(y, probes, v, retain_graph=probe + 1 < PROBES)
-            squares = [square + gradient.square() for square, gradient in zip(squares, gradients, strict=True)]
+            # Of a traced network outputs may depend on a layer by what has no gradient.
+            gradients = torch.autograd.grad(y, probes, v, retain_graph=probe + 1 < PROBES, allow_unused=True)
+            pairs = zip(squares, gradients, strict=True)
+            squares = [square if gradient is None else square + gradient.square() for square, gradient in pairs]
         del y, probes, gradients
         # One layer and width at a time: the noise of all at once would be many times the network.
         for conv, square in zip(layers, squares, strict=True):

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from ..config import ConvertConfig
 from ..quantize import MAX_BITS, MIN_BITS, fake_quantize_act, fake_quantize_weight
@@ -30,8 +31,8 @@ class Observer:
     def update(self, batch: torch.Tensor) -> None:
         """Run one batch, float32 [N, 3, H, W]. Raises ValueError where the network computes NaN or infinite values."""
         with self.model.float_mode(), before_each_conv(self.model, self._observe):
-            y = self.model(batch)
-        if not y.isfinite().all():
+            outputs = tree_leaves(self.model(batch))
+        if not all(y.isfinite().all() for y in outputs):
             raise ValueError("calibrate: model computes NaN or infinite values: its output holds some")
 
     def _observe(self, conv: SimulatedConv2d, x: torch.Tensor) -> None:
@@ -52,7 +53,7 @@ class Observer:
         """Write the ranges into the network."""
         for conv in self.model.quantized_convs():
             set_range(conv, *self.ranges[conv.name])
-        if self.config.exact_pixels:
+        if self.config.exact_pixels and self.model.spec.takes_pixels:
             set_range(self.model.quantized_convs()[0], 0.0, 255 * self.model.pixel_unit())
 
 
@@ -184,11 +185,10 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
         set_range(conv, lower, upper)
 
     convs = model.quantized_convs()
-    first = convs[0] if convs[0].end else None
+    first = convs[0] if convs[0].end and model.spec.takes_pixels else None
     feature = _run_trunk(model, batch, search)
-    body = [i for i, conv in enumerate(convs) if not conv.end]
-    if body[-1] + 1 < len(convs):
-        search(convs[body[-1] + 1], feature)
+    if (following := model.after_trunk) is not None:
+        search(following, feature)
 
 
 def _run_trunk(model: SimulatedNetwork, batch: torch.Tensor, act: Callable[[SimulatedConv2d, torch.Tensor], None]) -> torch.Tensor:

@@ -103,8 +103,10 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
         model = load_model(args.model)
         configure(model, args.bits, args.backend, threads, args.device, args.depth, args.graph)
         float_model: Any = model.float_model() if model.float_state is not None else None
+        model.spec.check_size(args.size, args.size, "--size")
     device = model._device()
-    x = (torch.rand(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 255).to(device)
+    noise = torch.rand(1, model.spec.input_channels, args.size, args.size, generator=torch.Generator().manual_seed(0))
+    x = (noise * 255 if model.spec.takes_pixels else noise).to(device)
     with stage(FAILED, f"not enough memory for {args.size}x{args.size} pixels"), torch.no_grad(), recorded_by_default():
         rows = model.plan_rows(args.size)
         seconds = _median(lambda: model(x), lambda: wait_for(device))

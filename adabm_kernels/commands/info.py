@@ -163,7 +163,11 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shown(spec: dict[str, Any]) -> dict[str, Any]:
-    """A network's hyper-parameters without a mean colour that it does not shift by."""
+    """A network's hyper-parameters without a mean colour that it does not shift by; of a graph, how large it is."""
+    if "definition" in spec:
+        graph = spec["definition"]
+        sizes = {"nodes": len(graph["nodes"]), "outputs": len(graph["outputs"])}
+        return sizes | {key: spec[key] for key in ("input_channels", "multiple", "size")}
     return {key: value for key, value in spec.items() if key != "mean" or spec["mean_shift"]}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from .nodes import Activation, Add, Affine, BatchNorm, ColourShift, Conv, Graph, Node, PixelShuffle
 
+MOST_PRODUCTS = (2**31 - 1) // 255**2  # of one output: codes of 8 bits, and weights of 8 bits and a sign
 # What an epilogue computes for an activation of a node, and the settings that the node may have.
 _EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
     "relu": ("relu", frozenset()),
@@ -17,7 +19,7 @@ _EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
 
 @dataclass(frozen=True)
 class FusedConv:
-    """A convolution with what follows it: activation(factor * affine(convolution)), shuffled, plus a residual.
+    """A convolution with what follows it: activation(factor * affine(convolution)), shuffled, plus a residual, clamped.
 
     name: of the tensor that it computes. inputs: its input and, where it has one, the residual. before: the node between an input
     of the network and the convolution, which the codes of the pixels make up for; None where there is none. affine: BatchNorm,
@@ -32,6 +34,7 @@ class FusedConv:
     activation: Activation | None = None
     shuffle: int = 1
     factor: float = 1.0
+    clamp: tuple[float, float] | None = None
 
     @property
     def residual(self) -> str | None:
@@ -47,7 +50,9 @@ class FusedConv:
 Item = FusedConv | Node
 
 
-def fuse(graph: Graph, quantized: Collection[str], without_residual: Collection[str] = ()) -> tuple[Item, ...]:
+def fuse(
+    graph: Graph, quantized: Collection[str], without_residual: Collection[str] = (), clamps: bool = False
+) -> tuple[Item, ...]:
     """The nodes of a graph in an order in which they can be computed, with the convolutions of the keys `quantized` fused.
 
     Nodes join the convolution before them as long as nothing else reads what lies in between. without_residual: convolutions that
@@ -65,6 +70,8 @@ def fuse(graph: Graph, quantized: Collection[str], without_residual: Collection[
         for name in sorted(alone, key=order.index, reverse=True):  # of two convolutions that are added, the one computed last
             item = items[name]
             joined = _joined(item, node, name, without_residual) if isinstance(item, FusedConv) else None
+            if joined is None and clamps and isinstance(item, FusedConv):
+                joined = _clamped(item, node)
             if joined is not None:
                 del items[name]
                 items[node.name] = joined
@@ -76,12 +83,16 @@ def fuse(graph: Graph, quantized: Collection[str], without_residual: Collection[
 
 
 def _check(conv: Conv) -> None:
-    padding = tuple(size // 2 for size in conv.kernel)
-    if (conv.stride, conv.dilation, conv.padding, conv.groups) != ((1, 1), (1, 1), padding, 1):
-        raise ValueError(
-            f"fuse: a quantised convolution must have stride 1, dilation 1, groups 1 and padding {padding}, got '{conv.name}' with "
-            f"stride {conv.stride}, dilation {conv.dilation}, groups {conv.groups} and padding {conv.padding}"
-        )
+    if why := why_not_integer(conv):
+        raise ValueError(f"fuse: a quantised convolution must be one that integer kernels compute, got '{conv.name}': {why}")
+
+
+def why_not_integer(conv: Conv) -> str:
+    """Why no integer kernel computes a convolution; empty where one does."""
+    products = math.prod(conv.kernel) * conv.channels_in // conv.groups
+    if products > MOST_PRODUCTS:
+        return f"sums of {products} products of 8 bits could overflow 32 bits: integer kernels add up at most {MOST_PRODUCTS}"
+    return ""
 
 
 def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:
@@ -102,7 +113,7 @@ def folds(node: Activation) -> bool:
 def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection[str]) -> FusedConv | None:
     """The convolution that computes `name` with a node that reads it, or None where kernels do not compute them together."""
     changes: dict[str, object] = {}
-    if conv.residual is not None:
+    if conv.residual is not None or conv.clamp is not None:
         return None
     if isinstance(node, (BatchNorm, Affine, ColourShift)) and conv.activation is None:
         changes["affine"] = (*conv.affine, node)
@@ -121,6 +132,23 @@ def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection
     return replace(conv, name=node.name, **changes)  # type: ignore[arg-type]
 
 
+def _clamped(conv: FusedConv, node: Node) -> FusedConv | None:
+    """The convolution with the bounds that a node which reads it keeps its result in; None for another node."""
+    if not isinstance(node, Activation) or conv.clamp is not None:
+        return None
+    settings = dict(node.settings)
+    match node.function:
+        case "relu":
+            bounds = (0.0, math.inf)
+        case "relu6":
+            bounds = (0.0, 6.0)
+        case "hardtanh":
+            bounds = (float(settings.get("min_val", -1.0)), float(settings.get("max_val", 1.0)))
+        case _:
+            return None
+    return replace(conv, name=node.name, clamp=bounds)
+
+
 def residual_pairs(items: tuple[Item, ...]) -> list[tuple[FusedConv, FusedConv]]:
     """Convolutions that follow one another, of which the second alone reads the first and adds the first one's input: residual
     blocks of two convolutions, in their order."""
@@ -129,7 +157,13 @@ def residual_pairs(items: tuple[Item, ...]) -> list[tuple[FusedConv, FusedConv]]
     for first, second in zip(items, items[1:], strict=False):
         if not (isinstance(first, FusedConv) and isinstance(second, FusedConv)):
             continue
-        plain = first.residual is None and second.activation is None and first.shuffle == second.shuffle == 1
+        plain = (
+            first.residual is None
+            and first.clamp is None
+            and second.clamp is None
+            and second.activation is None
+            and first.shuffle == second.shuffle == 1
+        )
         if plain and second.inputs == (first.name, first.inputs[0]) and reads.count(first.name) == 1 and first.before is None:
             pairs.append((first, second))
     return pairs

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from .nodes import (
     Slice,
 )
 
+_ALL_FLOATS: Mapping[str, str] = MappingProxyType({})
 Step = tuple[Node, tuple[str, ...]]  # a node, and the tensors that nothing reads after it
 
 
@@ -66,6 +68,13 @@ class MeanShift(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(x, self.weight, self.bias)
+
+
+class Norm(nn.BatchNorm2d):
+    """A BatchNorm of tensors [N, C, ...] of any number of dimensions."""
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        pass
 
 
 class BorderConv2d(nn.Module):
@@ -106,7 +115,7 @@ def layer_of(node: Node) -> nn.Module | None:
         case Linear():
             return nn.Linear(node.channels_in, node.channels_out, node.bias)
         case BatchNorm():
-            return nn.BatchNorm2d(node.channels, node.eps)
+            return Norm(node.channels, node.eps)
         case ColourShift():
             return MeanShift(node.sign, node.mean)
         case Activation() if node.slopes:
@@ -127,13 +136,17 @@ class GraphModule(nn.Module):
     """A graph and its parameters: what the graph calls its inputs -> its output, or a tuple of several.
 
     names: the name of a module for the key of a node, which parameters begin with; default the key itself. layer: the module of a
-    node, see `layer_of`. Modules are declared as people do, so that state dicts have the order of published ones: mean shifts,
-    then convolutions, activations and norms, and numbered ones by number. Its methods have long names, as modules may be called
-    `layer` or `run`.
+    node, see `layer_of`. dtypes: of values of `Float` nodes that are no floats, by key; they are buffers. Modules are declared as
+    people do, so that state dicts have the order of published ones: mean shifts, then convolutions, activations and norms, and
+    numbered ones by number. Its methods have long names, as modules may be called `layer` or `run`.
     """
 
     def __init__(
-        self, graph: Graph, names: Callable[[str], str] = str, layer: Callable[[Node], nn.Module | None] = layer_of
+        self,
+        graph: Graph,
+        names: Callable[[str], str] = str,
+        layer: Callable[[Node], nn.Module | None] = layer_of,
+        dtypes: Mapping[str, str] = _ALL_FLOATS,
     ) -> None:
         super().__init__()
         self.graph = graph
@@ -148,7 +161,7 @@ class GraphModule(nn.Module):
             made = {}
             if isinstance(node, Float):
                 self._values |= {key: names(key) for key, _ in node.shapes}
-                made = {names(key): nn.Parameter(torch.zeros(shape)) for key, shape in node.shapes if names(key) not in known}
+                made = {names(key): _value(shape, dtypes.get(key)) for key, shape in node.shapes if names(key) not in known}
             elif node.parameters():
                 name = names(node.key)  # type: ignore[attr-defined]  # every node that learns has a key
                 self._paths[node.name] = name.split(".")
@@ -157,18 +170,32 @@ class GraphModule(nn.Module):
                 self._register(name, value)
             known |= made.keys()
 
-    def _register(self, name: str, value: nn.Module | nn.Parameter) -> None:
-        """Put a module or parameter at a dotted name, in containers that are made where there are none."""
+    def _register(self, name: str, value: nn.Module | torch.Tensor) -> None:
+        """Put a module, parameter or buffer at a dotted name, in containers that are made where there are none.
+
+        Past the methods of nn.Module, which refuse names that containers have as attributes of their own: "keys", "graph".
+        """
         *parents, leaf = name.split(".")
         place: nn.Module = self
         for part in parents:
             if part not in place._modules:
                 _put(place, part, Parts())
-            place = getattr(place, part)
-        if isinstance(value, nn.Parameter):
-            place.register_parameter(leaf, value)
-        else:
+            place = place._modules[part]  # type: ignore[assignment]
+        if isinstance(value, nn.Module):
             _put(place, leaf, value)
+        elif isinstance(value, nn.Parameter):
+            place._parameters[leaf] = value
+        else:
+            place._buffers[leaf] = value
+
+    def _value_named(self, name: str) -> torch.Tensor:
+        """A parameter or buffer by its dotted name."""
+        *parents, leaf = name.split(".")
+        place: Any = self
+        for part in parents:
+            place = place._modules[part]
+        found = place._parameters.get(leaf)
+        return place._buffers[leaf] if found is None else found
 
     def layer_named(self, name: str) -> Any:
         """The module of a node. Raises KeyError where it has none."""
@@ -198,25 +225,28 @@ class GraphModule(nn.Module):
         if node.name in self._paths:
             return self.layer_named(node.name)(*inputs)
         if isinstance(node, Float):
-            return self._call(node, inputs)
+            return call_float(node, inputs, lambda key: self._value_named(self._values[key]))
         return computed(node, inputs)
 
-    def _call(self, node: Float, inputs: list[torch.Tensor]) -> torch.Tensor:
-        def given(value: Any) -> Any:
-            if isinstance(value, Ref):
-                return inputs[value.index]
-            if isinstance(value, Key):
-                return self.get_parameter(self._values[value.name])
-            return type(value)(given(one) for one in value) if isinstance(value, (tuple, list)) else value
 
-        settings = {name: given(value) for name, value in node.settings}
-        if node.target.startswith("."):
-            return getattr(inputs[0], node.target[1:])(*given(node.arguments), **settings)
-        place, *parts = node.target.split(".")
-        function: Any = importlib.import_module(place)
-        for part in parts:
-            function = getattr(function, part)
-        return function(*given(node.arguments), **settings)
+def call_float(node: Float, inputs: Sequence[Any], values: Callable[[str], Any]) -> Any:
+    """What a `Float` computes of its inputs. values: those of the state dict, by key."""
+
+    def given(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return inputs[value.index]
+        if isinstance(value, Key):
+            return values(value.name)
+        return type(value)(given(one) for one in value) if isinstance(value, (tuple, list)) else value
+
+    settings = {name: given(value) for name, value in node.settings}
+    if node.target.startswith("."):
+        return getattr(inputs[0], node.target[1:])(*given(node.arguments), **settings)
+    place, *parts = node.target.split(".")
+    function: Any = importlib.import_module(place)
+    for part in parts:
+        function = getattr(function, part)
+    return function(*given(node.arguments), **settings)
 
 
 def computed(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -262,10 +292,15 @@ def _declared(node: Node) -> int:
     return next((i for i, kind in enumerate(kinds) if isinstance(node, kind)), len(kinds))
 
 
+def _value(shape: tuple[int, ...], dtype: str | None) -> torch.Tensor:
+    """Where a value of a `Float` is loaded: a parameter, or a buffer of a dtype that is no float."""
+    return nn.Parameter(torch.zeros(shape)) if dtype is None else torch.zeros(shape, dtype=getattr(torch, dtype))
+
+
 def _put(place: nn.Module, name: str, module: nn.Module) -> None:
     """Add a module; numbered ones stay in the order of their numbers."""
     before = next(reversed(place._modules), "")
-    place.add_module(name, module)
+    place._modules[name] = module
     if before.isdecimal() and name.isdecimal() and int(name) < int(before):
         numbered = sorted((key for key in place._modules if key.isdecimal()), key=int)
         for key in numbered:

@@ -89,12 +89,14 @@ class BorderConv(Node):
 
 @dataclass(frozen=True)
 class Linear(Node):
-    """x [..., C] times `key`.weight [K, C], plus `key`.bias [K] with `bias`."""
+    """x [..., C] times `key`.weight [K, C], plus `key`.bias [K] with `bias`. dims: how many dimensions x has; 0 where that is not
+    known."""
 
     key: str
     channels_in: int
     channels_out: int
     bias: bool = True
+    dims: int = 0
 
     def parameters(self) -> dict[str, Shape]:
         shapes: dict[str, Shape] = {f"{self.key}.weight": (self.channels_out, self.channels_in)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
+from .fuse import why_not_integer
 from .nodes import (
     Activation,
     Add,
@@ -50,11 +51,12 @@ class Extent:
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """One convolution of a network that can be quantised: stride 1, one group, "same" zero padding.
+    """One convolution of a network that can be quantised.
 
-    name: its key in AdaBM state dicts. channels_in, channels_out, kernel: its shape. role: "adaptive" where image and layer
-    decide the bits of its input, "fixed" at the base bits, "end" (first, last, upsampler) at 8 bits. scale: its resolution
-    relative to the low-resolution image. bias: whether it has one. body: quantised even when only the body is.
+    name: its key in AdaBM state dicts. channels_in, channels_out: its shape. kernel: rows of its kernel, and columns unless those
+    are given. role: "adaptive" where image and layer decide the bits of its input, "fixed" at the base bits, "end" (first, last,
+    upsampler) at 8 bits. scale: its resolution relative to the low-resolution image. bias: whether it has one. body: quantised even
+    when only the body is. stride, dilation, padding: of rows and columns; padding None for half the kernel.
     """
 
     name: str
@@ -65,11 +67,21 @@ class ConvSpec:
     scale: int | Fraction = 1
     bias: bool = True
     body: bool = False
+    columns: int | None = None
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] | None = None
+    groups: int = 1
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Rows and columns of the kernel."""
+        return self.kernel, self.kernel if self.columns is None else self.columns
 
     @property
     def products(self) -> int | Fraction:
         """Multiplications for each pixel of the low-resolution image."""
-        return self.channels_in * self.channels_out * self.kernel**2 * self.scale**2
+        return self.channels_in // self.groups * self.channels_out * math.prod(self.sizes) * self.scale**2
 
 
 @dataclass(frozen=True)
@@ -87,9 +99,10 @@ class ResidualBlock:
 
 
 def extents(graph: Graph, channels: Mapping[str, int] | None = None) -> dict[str, Extent]:
-    """The size of every tensor but of those that a `Float` makes, and what is made of such alone.
+    """The size of every tensor but of those that a `Float` makes, of those whose rows and columns have become smaller by different
+    factors, and of what is made of such alone.
 
-    channels: of the inputs; default 3 for each. Raises ValueError where rows and columns change by different factors.
+    channels: of the inputs; default 3 for each.
     """
     found = {name: Extent((channels or {}).get(name, 3)) for name in graph.inputs}
     for node in graph.nodes:
@@ -104,7 +117,7 @@ def extent_of(node: Node, inputs: list[Extent]) -> Extent | None:
     x = inputs[0]
     match node:
         case Conv():
-            return Extent(node.channels_out, x.scale / _both(node, node.stride))
+            return _smaller(node.channels_out, x, node.stride)
         case BorderConv():
             return Extent(node.channels_out, x.scale * node.scale)
         case Linear():
@@ -126,25 +139,21 @@ def extent_of(node: Node, inputs: list[Extent]) -> Extent | None:
             settings = dict(node.settings)
             if node.function.startswith("adaptive"):
                 return Extent(x.channels, Fraction(0))
-            return Extent(x.channels, x.scale / _both(node, settings.get("stride") or settings["kernel_size"]))
+            return _smaller(x.channels, x, settings.get("stride") or settings["kernel_size"])
         case Float():
             return None
     return x
 
 
-def _both(node: Node, sizes: int | tuple[int, int]) -> int:
-    """One number for rows and columns."""
-    if isinstance(sizes, int):
-        return sizes
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"extents: strides of '{node.name}' must be the same for rows and columns, got {sizes}")
-    return sizes[0]
+def _smaller(channels: int, x: Extent, strides: int | tuple[int, ...]) -> Extent | None:
+    """The extent of what has a row and a column for every `strides` of x; None where those are two numbers."""
+    both = (strides,) if isinstance(strides, int) else strides
+    return Extent(channels, x.scale / both[0]) if len(set(both)) == 1 else None
 
 
-def convs(graph: Graph) -> tuple[ConvSpec, ...]:
-    """The convolutions that can be quantised, in the order they run: those of stride 1, one group and a square kernel that keep the
-    size."""
-    sizes = extents(graph)
+def convs(graph: Graph, channels: Mapping[str, int] | None = None) -> tuple[ConvSpec, ...]:
+    """The convolutions that can be quantised, in the order they run. channels: of the inputs, as `extents` takes them."""
+    sizes = extents(graph, channels)
     return tuple(
         ConvSpec(
             node.key,
@@ -155,9 +164,14 @@ def convs(graph: Graph) -> tuple[ConvSpec, ...]:
             _whole(sizes[node.name].scale) if node.name in sizes else 1,
             node.bias,
             node.body,
+            node.kernel[1],
+            node.stride,
+            node.dilation,
+            node.padding,
+            node.groups,
         )
         for node in graph.nodes
-        if isinstance(node, Conv) and _keeps_size(node)
+        if isinstance(node, Conv) and not why_not_integer(node)
     )
 
 

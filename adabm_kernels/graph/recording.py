@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ SMALLEST_SIDE = 16  # that a graph is asked to hold for: smaller sides are speci
 class Recording:
     """The calls that a module makes.
 
-    nodes: in order. outputs: tensors that it gives. constants: nodes that stand for values of the module, by their key.
+    nodes: in order. outputs: tensors that it gives. constants: nodes that stand for values of the module, by their key. size: rows
+    and columns where it takes no others, None where it takes any. structure: what it gives, with the numbers of the outputs in
+    their places.
     """
 
     nodes: list[fx.Node]
@@ -30,6 +32,8 @@ class Recording:
     constants: dict[fx.Node, tuple[str, torch.Tensor]]
     multiple: int = 1
     recorder: str = "torch.export"
+    size: tuple[int, int] | None = None
+    structure: Any = 0
 
 
 def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -54,6 +58,19 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
             x = x.new_zeros(2, x.shape[1], *(multiple * (size // multiple + 1) for size in (64, 96)))
         open_sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)  # under the conditions that `multiple` meets
         program = torch.export.export(module, (x,), dynamic_shapes=(open_sizes,), strict=False)
+    recording = _read(program, module)
+    if any(isinstance(recording.x.meta["val"].shape[dim], int) for dim in (0, 2, 3)):
+        raise ValueError("what it computes depends on the size of the picture")
+    return replace(recording, multiple=multiple)
+
+
+def export_of_size(module: nn.Module, x: torch.Tensor) -> Recording:
+    """What torch.export records with only the batch left open: for pictures of the size of x."""
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    return replace(_read(program, module), size=(int(x.shape[2]), int(x.shape[3])))
+
+
+def _read(program: torch.export.ExportedProgram, module: nn.Module) -> Recording:
     signature = program.graph_signature
     values = program.constants | tensors(module)
     keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
@@ -61,9 +78,8 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
     constants = {node: (keys[node.name], values[keys[node.name]]) for node in nodes if node.name in keys}
     outputs = list(nodes[-1].args[0])[-len(signature.user_outputs) :]
     placeholder = next(node for node in nodes if node.name in signature.user_inputs)
-    if any(isinstance(placeholder.meta["val"].shape[dim], int) for dim in (0, 2, 3)):
-        raise ValueError("what it computes depends on the size of the picture")
-    return Recording(nodes, outputs, placeholder, constants, multiple)
+    spec = program.call_spec.out_spec
+    return Recording(nodes, outputs, placeholder, constants, structure=pytree.tree_unflatten(range(spec.num_leaves), spec))
 
 
 def _multiple(message: str) -> int:
@@ -119,4 +135,6 @@ def symbolic(module: nn.Module, x: torch.Tensor) -> Recording:
     attributes = [node for node in nodes if node.op == "get_attr"]
     constants = {node: (node.target if node.target in own else "", node.meta["held"]) for node in attributes}
     inputs = [node for node in nodes if node.op == "placeholder"]
-    return Recording(nodes, pytree.tree_leaves(nodes[-1].args[0]), inputs[0], constants, recorder="torch.fx")
+    outputs, spec = pytree.tree_flatten(nodes[-1].args[0])
+    structure = pytree.tree_unflatten(range(len(outputs)), spec)
+    return Recording(nodes, outputs, inputs[0], constants, recorder="torch.fx", structure=structure)

@@ -156,7 +156,8 @@ def _linear(to: MakesNodes, call: Call) -> Value | None:
         return None
     name, (channels_out, channels_in) = to.name(call, Linear), weight.tensor.shape
     key = to.key(name, weight=weight.tensor, bias=_tensor(bias))
-    fields = {"key": key, "channels_in": channels_in, "channels_out": channels_out, "bias": bias is not None}
+    dims = len(call.input.shape or ())
+    fields = {"key": key, "channels_in": channels_in, "channels_out": channels_out, "bias": bias is not None, "dims": dims}
     return to.add(Linear, call, call.input, name=name, **fields)
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from .lowering import Lowering
-from .nodes import Activation, Affine, BatchNorm, Conv, Graph, Node, PixelShuffle
-from .passes import merge_affines, merge_factors, remove_dead
-from .recording import export, symbolic
-
-ROLES = ("adaptive", "fixed", "end")
+from .nodes import Conv, Graph
+from .outputs import ONE_TENSOR, Layout, checked_layout, layout_of
+from .passes import merge_affines, merge_factors, remove_dead, with_roles
+from .recording import Recording, export, export_of_size, symbolic
 
 
 @dataclass(frozen=True)
@@ -24,22 +23,37 @@ class Traced:
     """A module as data.
 
     graph: what it computes, from "x" [N, C, H, W]. state: the values that the graph reads, float32 (integers as they are), under
-    the module's own keys where it has them. multiple: H and W are multiples of it. recorder: "torch.export" or "torch.fx".
+    the module's own keys where it has them. multiple: H and W are multiples of it. recorder: "torch.export" or "torch.fx". size: H
+    and W where the graph holds for no others. layout: how the module hands the outputs out (outputs.py). finer: tensors with more
+    rows than the input.
     """
 
     graph: Graph
     state: dict[str, torch.Tensor]
     multiple: int = 1
     recorder: str = "torch.export"
+    size: tuple[int, int] | None = None
+    layout: Layout = ONE_TENSOR
+    finer: frozenset[str] = frozenset()
 
 
-def trace(module: nn.Module, example_inputs: Any = None, *, channels: int = 3, roles: Mapping[str, str] | None = None) -> Traced:
+def trace(
+    module: nn.Module,
+    example_inputs: Any = None,
+    *,
+    channels: int = 3,
+    roles: Mapping[str, str] | None = None,
+    any_size: bool = True,
+) -> Traced:
     """What a module in eval mode computes of pictures [N, C, H, W] of any number and size, as a graph.
 
     example_inputs: one floating-point tensor, or a tuple of it; None for one of `channels` channels. roles: of convolutions by the
     name of their node, where they are not to be what the rule says: convolutions are "end" that have none before or none behind
     them, that compute more pixels than the picture has, or whose values a PixelShuffle spreads over more than it has; all others
     are "adaptive" and "body".
+
+    any_size: the graph must hold for pictures of other sizes than the example's; without it, one that cannot is for that size alone
+    (`Traced.size`).
 
     Nodes are called by the path of the module that makes them: "body.0.conv1". Calls that no kind of node describes become
     `Float`. Constants that only depend on the module are computed now; a scale or a shift that it learns becomes a constant too.
@@ -52,21 +66,33 @@ def trace(module: nn.Module, example_inputs: Any = None, *, channels: int = 3, r
     _check_module(module)
     x = _example(module, example_inputs, channels)
     with torch.no_grad():
-        try:
-            recording = export(module, x, example_inputs is None)
-        except Exception as error:  # torch.export raises errors of many kinds
-            try:
-                recording = symbolic(module, x)
-            except Exception:
-                raise ValueError(f"trace: {_place(module, error)}: {_reason(error)}") from error
+        recording = _recorded(module, x, example_inputs is None, any_size)
         lowering = Lowering(module, recording)
         outputs = lowering.run()
     graph = merge_affines(merge_factors(remove_dead(Graph(tuple(lowering.nodes.values()), outputs=outputs))))
     if not any(isinstance(node, Conv) for node in graph.nodes):
         raise ValueError(f"trace: {type(module).__name__} must have a convolution on the way to its outputs, but has none")
-    graph = _with_roles(graph, lowering.finer, roles or {})
+    try:
+        graph = with_roles(graph, lowering.finer, roles or {})
+        layout = checked_layout(layout_of(recording.structure), len(outputs))
+    except ValueError as error:
+        raise ValueError(f"trace: {type(module).__name__}: {error}") from None
     state = {key: _as_float32(lowering.state[key]) for key in graph.parameters()}
-    return Traced(graph, state, recording.multiple, recording.recorder)
+    return Traced(graph, state, recording.multiple, recording.recorder, recording.size, layout, frozenset(lowering.finer))
+
+
+def _recorded(module: nn.Module, x: torch.Tensor, grows: bool, any_size: bool) -> Recording:
+    """The calls that a module makes, by the first way of recording them that works. grows: the size of x is free."""
+    attempts: list[Callable[[], Recording]] = [lambda: export(module, x, grows), lambda: symbolic(module, x)]
+    if not any_size:
+        attempts.append(lambda: export_of_size(module, x))
+    errors: list[Exception] = []
+    for attempt in attempts:
+        try:
+            return attempt()
+        except Exception as error:  # torch.export raises errors of many kinds
+            errors.append(error)
+    raise ValueError(f"trace: {_place(module, errors[0])}: {_reason(errors[0])}") from errors[0]
 
 
 def _check_module(module: nn.Module) -> None:
@@ -118,41 +144,6 @@ def _reason(error: Exception) -> str:
         rules = [line.strip(" -") for line in text.splitlines() if line.startswith("  - ")]
         return f"what it computes depends on the size of the picture ({' '.join(rules) or text.splitlines()[0]})"
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def _with_roles(graph: Graph, finer: set[str], given: Mapping[str, str]) -> Graph:
-    """With the roles of convolutions that the rule of `trace` says, or that are given.
-
-    finer: tensors with more rows than the picture.
-    """
-    convs = {node.name for node in graph.nodes if isinstance(node, Conv)}
-    if unknown := set(given) - convs:
-        raise ValueError(f"trace: roles must name convolutions of the graph, got {sorted(unknown)}")
-    if wrong := [role for role in given.values() if role not in ROLES]:
-        raise ValueError(f"trace: a role must be one of {', '.join(ROLES)}, got {wrong[0]!r}")
-    made: set[str] = set()  # tensors that are made of what a convolution gives
-    for node in graph.nodes:
-        if node.name in convs or not made.isdisjoint(node.inputs):
-            made.add(node.name)
-    read: set[str] = set()  # tensors that a convolution reads, and those that these are made of
-    spread: set[str] = set()  # tensors that a PixelShuffle spreads, value by value
-    for node in reversed(graph.nodes):
-        if node.name in convs or node.name in read:
-            read.update(node.inputs)
-        if isinstance(node, PixelShuffle) and node.name in finer:
-            spread.add(node.x)
-        elif isinstance(node, (Activation, Affine, BatchNorm)) and node.name in spread:
-            spread.add(node.x)
-
-    def with_role(node: Node) -> Node:
-        if not isinstance(node, Conv):
-            return node
-        inner = node.x in made and node.name in read
-        usual = "adaptive" if inner and node.name not in finer | spread else "end"
-        role = given.get(node.name, usual)
-        return replace(node, role=role, body=role != "end")
-
-    return replace(graph, nodes=tuple(map(with_role, graph.nodes)))
 
 
 def _as_float32(value: torch.Tensor) -> torch.Tensor:

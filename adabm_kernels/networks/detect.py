@@ -281,7 +281,7 @@ def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
     graph = spec.graph()
     shifts = {key for node in graph.nodes if isinstance(node, ColourShift) for key in node.parameters()}
     left_out = {*quantized, *shifts, *graph.buffers}  # of the last two `spec` says it already
-    names = (adabm_name(key) for key in float_shapes(spec))
+    names = (spec.own_name(key) for key in float_shapes(spec))
     return [name for name in names if name not in left_out and not name.endswith(_COUNTER)]
 
 

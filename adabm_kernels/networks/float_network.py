@@ -17,14 +17,16 @@ class FloatNetwork(GraphModule):
     With random weights. One with BatchNorms is to be used after `.eval()`.
     """
 
+    spec: NetworkSpec
+
     KINDS: ClassVar[dict[str, type[FloatNetwork]]] = {}  # by the title of their specification
 
     def __init_subclass__(cls) -> None:
         FloatNetwork.KINDS[cls.__name__] = cls
 
     def __init__(self, spec: NetworkSpec):
-        super().__init__(spec.graph(), spec.published)
-        self.spec = spec
+        super().__init__(spec.graph(), spec.published, dtypes=spec.dtypes)
+        object.__setattr__(self, "spec", spec)  # past nn.Module, to which a part of the network may be called so
 
     @property
     def res_scale(self) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from ..graph import properties
 from ..graph.nodes import Concat, Graph, PixelShuffle
 from ..graph.properties import ConvSpec
-from .layouts import MAX_BLOCKS, MAX_CHANNELS, Layout, State
+from .layouts import MAX_BLOCKS, MAX_CHANNELS, Layout, State, adabm_name
 
 __all__ = ["RESIDUAL_FRACTION", "UNIT_RANGE", "ConvSpec", "NetworkSpec", "stages"]
 
@@ -39,6 +42,10 @@ class NetworkSpec:
     layouts: tuple[Layout, ...] = ()
     takes_mean_shift = False
     scales: tuple[int, ...] = (2, 3, 4)
+    input_channels: int = 3
+    takes_pixels = True
+    dtypes: Mapping[str, str] = MappingProxyType({})
+    kept_float: Mapping[str, str] = MappingProxyType({})
 
     scale: int
     blocks: int
@@ -73,6 +80,21 @@ class NetworkSpec:
     def published(self, name: str) -> str:
         """What published state dicts call the part that the graph calls `name`."""
         return name
+
+    def own_name(self, key: str) -> str:
+        """What the graph calls a value that the float network's state dict calls `key`."""
+        return adabm_name(key)
+
+    def simulated_name(self, key: str) -> str:
+        """What a simulation calls the part that the graph calls `key`."""
+        return key
+
+    def arranged(self, outputs: Any) -> Any:
+        """What the network hands out of what its graph gives."""
+        return outputs
+
+    def check_size(self, rows: int, columns: int, what: str) -> None:
+        """Raises ValueError for pictures of a size that the network does not take. what: begins the message."""
 
     def graph(self) -> Graph:
         """The network under AdaBM's names, built once."""
@@ -155,4 +177,5 @@ class NetworkSpec:
 
     def quantized(self, quantize: str) -> dict[str, ConvSpec]:
         """The convolutions that `ConvertConfig.quantize` ("full" or "body") quantises, by name in the order they run."""
-        return {conv.name: conv for conv in self.convs() if quantize == "full" or conv.body}
+        convs = (conv for conv in self.convs() if conv.name not in self.kept_float)
+        return {conv.name: conv for conv in convs if quantize == "full" or conv.body}

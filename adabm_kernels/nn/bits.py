@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import ops
 from ..config import ConvertConfig
-from ..image_bits import bits_by_rule, image_offsets
+from ..image_bits import as_colours, bits_by_rule, image_offsets
 from ..quantize import MAX_BITS, MIN_BITS
 from ..registry import Choice
 from .conv import AdaptiveConv2d
@@ -183,7 +183,7 @@ class DecidesBits(nn.Module):
     def _offsets(self, x: torch.Tensor, learn: bool) -> torch.Tensor:
         if self.thresholds is None or self._bits != "auto":
             return torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
-        measures = ops.image_measure(x, backend=self.choice.backend)
+        measures = ops.image_measure(as_colours(x), backend=self.choice.backend)
         if self._running.momentum > 0:
             return self._running.offsets(measures, learn)
         return image_offsets(measures, self.measure_lower, self.measure_upper)
@@ -203,7 +203,9 @@ class DecidesBits(nn.Module):
             return bits_by_rule(self.bit_rules, offset.to(self.bit_rules.device))
         assert x is not None  # which may be left out only where an offset is given
         if self.thresholds is not None and self._bits == "auto" and self._running.momentum == 0:
-            return ops.layer_bits(x, self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend)
+            return ops.layer_bits(
+                as_colours(x), self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend
+            )
         return bits_by_rule(self.bit_rules, self._offsets(x, learn))
 
     def _by_name(self, table: torch.Tensor) -> dict[str, torch.Tensor]:

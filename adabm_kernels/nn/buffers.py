@@ -9,8 +9,8 @@ from .steps import ConvStep, DropStep, Place, Program, Slice, Step
 Lives = dict[int, tuple[int, int]]  # by the id of a store, the first and the last step that it is used in
 
 
-def bind(steps: Sequence[Step], places: list[Place | None], x: Slice, y: Slice) -> Program:
-    """The program of steps whose references do not say yet where in memory they lie. x, y: the input and the output."""
+def bind(steps: Sequence[Step], places: list[Place | None], x: Slice, ys: Sequence[Slice]) -> Program:
+    """The program of steps whose references do not say yet where in memory they lie. x, ys: the input and the outputs."""
     lives = _lives(steps)
     _share_buffers(steps, lives)
     ats: dict[tuple[object, ...], int] = {}
@@ -21,7 +21,8 @@ def bind(steps: Sequence[Step], places: list[Place | None], x: Slice, y: Slice) 
             held.whole = ats.setdefault((*memory, 0, store.width), len(ats))
             held.at = ats.setdefault((*memory, held.start, held.stop), len(ats))
     x.at = ats.setdefault((id(x.store), 0, x.store.width), len(ats))
-    return Program(_with_drops(steps, lives, y.at), x.at, y.at, len(ats), places)
+    outputs = [y.at for y in ys]
+    return Program(_with_drops(steps, lives, outputs), x.at, outputs, len(ats), places)
 
 
 def _lives(steps: Sequence[Step]) -> Lives:
@@ -84,10 +85,10 @@ def _in_place(added: Slice, to: Slice) -> bool:
     return alike and not one.fresh and (added.start, added.stop) == (to.start, to.stop)
 
 
-def _with_drops(steps: Sequence[Step], lives: Lives, kept: int) -> list[Step]:
-    """The steps, and behind each the end of fresh tensors that nothing reads after it, but for the one at `kept`."""
+def _with_drops(steps: Sequence[Step], lives: Lives, kept: Sequence[int]) -> list[Step]:
+    """The steps, and behind each the end of fresh tensors that nothing reads after it, but for those at `kept`."""
     found: list[Step] = []
-    gone = {kept}
+    gone = set(kept)
     for i, step in enumerate(steps):
         found.append(step)
         fresh = {held.at for held in step.reads() if held.store.fresh and lives[id(held.store)][1] == i} - gone

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..graph.nodes import Add, Concat, Node, Resize
+from ..graph.nodes import Add, Concat, Conv, Node, Pool, Resize
 from ..graph.properties import POINTWISE
 from ..quantize import CODE_CHANNELS
 from .buffers import bind
 from .conv import IntegerConv2d
 from .steps import (
+    ClampStep,
     ConvStep,
     CopyStep,
     DepthStep,
@@ -43,7 +44,8 @@ class Layer:
 
     name: of the tensor that it computes. inputs: what it reads and, where it has one, the residual. bits: which of the bits are its
     input's. place, after: where it computes, and where its output is read. pairs: whether it runs in one piece with the layer
-    before it, as the second of a residual block.
+    before it, as the second of a residual block. clamp: bounds that its features are kept in.
+    grid: range of its input, where that is asked for.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Layer:
     place: Place | None = None
     after: Place | None = None
     pairs: bool = False
+    clamp: tuple[float, float] | None = None
+    grid: tuple[float, float] | None = None
 
     @property
     def residual(self) -> str | None:
@@ -63,14 +67,14 @@ class Layer:
 class Source:
     """What is compiled: layers and float nodes in an order in which they can be computed.
 
-    x, y: names of the input and the output. channels: of every tensor that a node or the input gives. stream: tensors that pass the
-    residual blocks by. early: whether codes are made as soon as features are there, for all that read them. easy: where the filter
-    of easy tiles computes, None for a network without.
+    x, outputs: names of the input and of what the network gives. channels: of the tensors [N, C, H, W] that nodes and the input
+    give, as far as they are known. stream: tensors that pass the residual blocks by. early: whether codes are made as soon as
+    features are there, for all that read them. easy: where the filter of easy tiles computes, None for a network without.
     """
 
     items: Sequence[Layer | Node]
     x: str
-    y: str
+    outputs: tuple[str, ...]
     channels: Mapping[str, int]
     stream: frozenset[str] = frozenset()
     early: bool = False
@@ -82,6 +86,32 @@ class Source:
         return replace(self, items=items)
 
 
+Changes = tuple[tuple[int, int], ...]  # of rows and of columns: size -> (size - 1 + the first) // the second + 1
+
+
+def _changes(item: Layer | Node) -> Changes | None:
+    """How what a layer, a convolution in floats or a pool computes differs in size from what it reads; None where it is another
+    node, or its settings do not say."""
+    if isinstance(item, Layer):
+        axes = item.conv.geometry.axes(*item.conv.weight.shape[-3:-1])
+        return tuple((axis.before + axis.after - axis.extent + 1, axis.stride) for axis in axes)
+    if isinstance(item, Conv):
+        sizes = zip(item.kernel, item.stride, item.dilation, item.padding, strict=True)
+    elif isinstance(item, Pool) and "kernel_size" in (settings := dict(item.settings)) and not settings.get("ceil_mode"):
+        kernel = _both(settings["kernel_size"])
+        found = [kernel, _both(settings.get("stride") or kernel)]
+        found += [_both(settings.get(name, usual)) for name, usual in (("dilation", 1), ("padding", 0))]
+        sizes = zip(*found, strict=True)
+    else:
+        return None
+    return tuple((2 * padding - dilation * (kernel - 1), stride) for kernel, stride, dilation, padding in sizes)
+
+
+def _both(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Rows and columns of a setting that is one number for both, or two."""
+    return (sizes, sizes) if isinstance(sizes, int) else (sizes[0], sizes[-1])
+
+
 class _Compiler:
     def __init__(self, source: Source):
         self.source = source
@@ -91,9 +121,12 @@ class _Compiler:
         self.parts: dict[str, tuple[str, ...]] = {}  # of every concatenation, without those among them
         self.repeated = {item.name: item for item in source.items if isinstance(item, Resize) and self._repeats_codes(item)}
         self.extents: dict[str, Extent] = {source.x: (source.x, 1)}
+        self.smaller: dict[tuple[Extent, Changes], Extent] = {}  # what is made of tensors by the same change of size
         for item in source.items:
             if isinstance(item, Concat):
-                self.parts[item.name] = tuple(part for name in item.inputs for part in self.parts_of(name))
+                parts = tuple(part for name in item.inputs for part in self.parts_of(name))
+                if all(part in self.layers or part in source.channels for part in parts):
+                    self.parts[item.name] = parts
             self.extents[item.name] = self._extent(item)
         self.codes: dict[str, Reader] = {}  # the codes that each layer reads, by the layer
         self.enlarged: dict[str, Slice] = {}  # where those are repeated that a layer reads, by the layer
@@ -121,7 +154,7 @@ class _Compiler:
             return False
         reading = [item for item in self.source.items if node.name in item.inputs]
         layers = [item for item in reading if isinstance(item, Layer) and item.conv.rest is None and item.residual != node.name]
-        return node.name != self.source.y and len(layers) == len(reading)
+        return node.name not in self.source.outputs and len(layers) == len(reading)
 
     def coded(self, layer: Layer) -> str:
         """The tensor that the codes of a layer's input are made of."""
@@ -131,12 +164,15 @@ class _Compiler:
     def channels(self, name: str) -> int:
         if name in self.parts:
             return sum(self.channels(part) for part in self.parts[name])
-        return self.layers[name].conv.out_channels if name in self.layers else self.source.channels[name]
+        return self.layers[name].conv.out_channels if name in self.layers else self.source.channels.get(name, 0)
 
     def _extent(self, item: Layer | Node) -> Extent:
         of, factor = self.extents[item.inputs[0]]
-        if isinstance(item, Layer):
-            return of, factor * item.conv.shuffle
+        changes = _changes(item)
+        if changes is not None:
+            same = all(stride == 1 and change == 0 for change, stride in changes)
+            at = (of, factor) if same else self.smaller.setdefault(((of, factor), changes), (item.name, 1))
+            return at[0], at[1] * (item.conv.shuffle if isinstance(item, Layer) else 1)
         if item.name in self.repeated:
             return of, factor * int(self.repeated[item.name].factor)
         alike = isinstance(item, Add) and len({self.extents[name] for name in item.inputs}) == 1
@@ -149,7 +185,7 @@ class _Compiler:
         for name, parts in self.parts.items():
             longer = any(len(other) > len(parts) and other[: len(parts)] == parts for other in self.parts.values())
             helps = any(parts[: len(one)] == one for one in read)
-            taken = homes.keys() | self.source.stream | {self.source.x, self.source.y}
+            taken = homes.keys() | self.source.stream | {self.source.x, *self.source.outputs}
             free = len(set(parts)) == len(parts) > 1 and taken.isdisjoint(parts)
             if longer or not helps or not free:
                 continue
@@ -175,12 +211,13 @@ class _Compiler:
         """Decide who makes the codes of a layer's input."""
         name = self.coded(layer)
         parts = self.parts_of(name)
-        codes = code_store(self.channels(name), self.extents[name], parts == (self.source.x,))
+        channels = layer.conv.weight.shape[-1] * layer.conv.geometry.groups
+        codes = code_store(channels, self.extents[name], parts == (self.source.x,))
         self.codes[layer.name] = Reader(layer.conv, layer.bits, codes)
         if name != layer.inputs[0]:
-            self.enlarged[layer.name] = code_store(self.channels(name), self.extents[layer.inputs[0]])
+            self.enlarged[layer.name] = code_store(channels, self.extents[layer.inputs[0]])
         if len(parts) == 1:
-            if not self._is_fresh(parts[0]) and parts[0] not in self.direct:
+            if not self._is_fresh(parts[0]) and parts[0] not in self.direct and self._within(parts[0], layer):
                 self.direct[parts[0]] = layer
             elif self.source.early and parts[0] != self.source.x:
                 self.waiting.setdefault(parts[0], []).append((layer, 0, None))
@@ -193,21 +230,26 @@ class _Compiler:
                 self.waiting.setdefault(part, []).append((layer, start, None if last else stop))
                 start = stop
 
+    def _within(self, name: str, reader: Layer) -> bool:
+        """Whether codes of features that are not yet kept in their bounds are those of features that are: the grid lies within."""
+        bounds, grid = self.layers[name].clamp, reader.grid
+        return bounds is None or (grid is not None and bounds[0] <= grid[0] and grid[1] <= bounds[1])
+
     def _is_fresh(self, name: str) -> bool:
         """Whether features are made in fresh memory: by torch, or by a convolution that gives the output or has two digits."""
         layer = self.layers.get(name)
-        return layer is None or name == self.source.y or layer.conv.rest is not None
+        return layer is None or name in self.source.outputs or layer.conv.rest is not None
 
     def _wanted(self) -> set[str]:
         """The tensors whose features are read."""
-        wanted = {*self.parts_of(self.source.y), *self.waiting}
+        wanted = {part for name in self.source.outputs for part in self.parts_of(name)} | self.waiting.keys()
         for item in self.source.items:
             if isinstance(item, Layer):
                 wanted |= set() if item.residual is None else set(self.parts_of(item.residual))
                 parts = self.parts_of(self.coded(item))
                 direct = self.direct.get(parts[0]) is item
                 wanted |= set() if direct and item.conv.rest is None else set(parts)
-            elif not isinstance(item, Concat) and item.name not in self.repeated:
+            elif item.name not in self.parts and item.name not in self.repeated:
                 wanted |= {part for name in item.inputs for part in self.parts_of(name)}
         return wanted
 
@@ -225,13 +267,13 @@ class _Compiler:
                     self._make_codes(item)
                 else:
                     self._layer(item, first if item.pairs else None)
-            elif not isinstance(item, Concat) and item.name not in self.repeated:
+            elif item.name not in self.parts and item.name not in self.repeated:
                 self._node(item)
-        y = self._features_of(source.y)
+        ys = [self._features_of(name) for name in source.outputs]
         if source.easy is not None:
             pixels = self._pixels()
-            self._add(ExitStep(pixels.codes, pixels.bits, y), source.easy)
-        return bind(self.steps, self.places, self.features[source.x], y)
+            self._add(ExitStep(pixels.codes, pixels.bits, ys[0]), source.easy)
+        return bind(self.steps, self.places, self.features[source.x], ys)
 
     def _add(self, step: Step, place: Place | None = None) -> None:
         if place not in self.places:
@@ -276,8 +318,10 @@ class _Compiler:
         left = self._left(layer, x_q)
         if self._is_fresh(layer.name):
             y = self._fresh(layer.name)
-            output = layer.name == self.source.y and layer.name not in self._read_again()
+            output = layer.name in self.source.outputs and layer.name not in self._read_again()
             self._add(FreshStep(layer.conv, layer.bits, x_q, y, left, residual, output), layer.place)
+            if layer.clamp is not None:
+                self._add(ClampStep(y, layer.clamp))
             self._keep(layer.name, y)
         else:
             following = self.direct.get(layer.name)
@@ -289,6 +333,8 @@ class _Compiler:
                 self._add(CopyStep(residual, features))  # kernels want both in memory alike
                 step.residual, step.accumulate = features, True
             self._add(step, layer.place)
+            if layer.clamp is not None and features is not None:
+                self._add(ClampStep(features, layer.clamp))
         self._after(layer.name)
 
     def _read_again(self) -> set[str]:
@@ -301,7 +347,8 @@ class _Compiler:
         name = layer.inputs[0]
         left = code_store(self.channels(name), self.extents[name])
         rest = self.source.items[self.source.items.index(layer) + 1 :]
-        keep = any(name in self.parts_of(one) for item in rest for one in item.inputs)
+        later = [*self.source.outputs, *(one for item in rest for one in item.inputs)]
+        keep = any(name in self.parts_of(one) for one in later)
         place = self.layers[name].place if name in self.layers else None
         self._add(LeaveStep(self._features_of(name), layer.conv, layer.bits, x_q, left, keep), place)
         return left

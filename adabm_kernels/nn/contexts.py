@@ -148,9 +148,10 @@ class _Opaque(torch.autograd.Function):
     """A forward pass that differentiation cannot look into."""
 
     @staticmethod
-    def forward(x: torch.Tensor, offset: torch.Tensor | None, model: nn.Module, compute: Compute, rest: tuple) -> torch.Tensor:
+    def forward(x: torch.Tensor, offset: torch.Tensor | None, model: nn.Module, compute: Compute, rest: tuple) -> Any:
         y = _plainly(compute, x, offset, *rest)
-        return y.data  # no view: torch lets nobody write into the views that such a function returns
+        # No views: torch lets nobody write into the views that such a function returns.
+        return tuple(one.data for one in y) if isinstance(y, tuple) else y.data
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -167,10 +168,13 @@ class _Opaque(torch.autograd.Function):
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple, x: torch.Tensor, offset: torch.Tensor | None, model: nn.Module, compute: Compute, rest: tuple
-    ) -> tuple[torch.Tensor, int]:
+    ) -> tuple[Any, Any]:
         images = _batched(x, in_dims[0], info.batch_size)
         offsets = None if offset is None else _batched(offset, in_dims[1], info.batch_size)
-        return _Opaque.apply(images, offsets, model, compute, rest).unflatten(0, (info.batch_size, -1)), 0
+        y = _Opaque.apply(images, offsets, model, compute, rest)
+        if isinstance(y, tuple):
+            return tuple(one.unflatten(0, (info.batch_size, -1)) for one in y), (0,) * len(y)
+        return y.unflatten(0, (info.batch_size, -1)), 0
 
 
 def _batched(value: torch.Tensor, dim: int | None, count: int) -> torch.Tensor:

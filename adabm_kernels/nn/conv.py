@@ -17,10 +17,13 @@ from ..planning.layer import LayerPlan, plan_layer
 from ..planning.times import tile_times
 from ..quantize import (
     MAX_BITS,
+    PLAIN,
+    Geometry,
     act_grid,
     act_steps,
     from_fixed,
     rest_range,
+    shuffle_order,
     valid_tap_sums,
     weight_integers,
     weight_step,
@@ -41,14 +44,20 @@ class ConvSettings(TypedDict):
     packed_codes: bool
     backend: str
     threads: int
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    padding: tuple[int, ...] | None
 
 
 class IntegerConv2d(WithoutParameters):
-    """A convolution of codes with the tables of its epilogue, on any backend; subclasses fill the tables.
+    """A convolution of codes with the tables of its epilogue; subclasses fill the tables.
 
-    weight: int8 [K, R, S, C] or [R, S, K, R, S, C]. alpha, beta, slope: see ops.conv2d; outputs sub-pixel first where `shuffle`
-    is above 1. grid: float32 [7, 2] of the input. plan: how to compute it. rest: where the input has two 8-bit digits, the same
-    convolution for the second one, the codes of what the first leaves; its result is added before the activation (`two_digits`).
+    weight: int8 [K, R, S, C / groups] or [R, S, K, R, S, C]. alpha, beta, slope: see ops.conv2d; outputs sub-pixel first where
+    `shuffle` is above 1. grid: float32 [7, 2] of the input. plan: how to compute it. rest: where the input has two 8-bit digits,
+    the same convolution for the second one, the codes of what the first leaves; its result is added before the activation
+    (`two_digits`). geometry: stride, dilation, groups and padding; where it is not plain, not every backend can compute it
+    (`why_not`).
     """
 
     def __init__(
@@ -64,9 +73,11 @@ class IntegerConv2d(WithoutParameters):
         box_filter: bool = False,
         activation: str = "none",
         shuffle: int = 1,
+        geometry: Geometry = PLAIN,
     ):
         super().__init__()
         self.name, self.plan = name, plan
+        self.geometry, self.geometry_numbers = geometry, geometry.numbers(*weight.shape[-3:-1])
         self.box_filter, self.activation, self.shuffle = box_filter, activation, shuffle
         self.register_buffer("weight", weight.to(torch.int8).contiguous())
         self.register_buffer("alpha", alpha.to(torch.float32).contiguous())
@@ -97,9 +108,10 @@ class IntegerConv2d(WithoutParameters):
         *_, k, r, s, c = self.weight.shape
         low, high = self.bit_range
         bits = f"{high}-bit" if low == high else f"{low}..{high}-bit"
-        settings = [f"{c} -> {k}", f"{r}x{s}", f"{bits} codes"]
+        settings = [f"{c * self.geometry.groups} -> {k}", f"{r}x{s}", f"{bits} codes"]
         settings += [self.activation] if self.activation != "none" else []
         settings += [f"shuffle {self.shuffle}"] if self.shuffle > 1 else []
+        settings += [self.geometry.describe(r, s)] if self.geometry_numbers else []
         return ", ".join(settings)
 
     @functools.cached_property
@@ -126,11 +138,22 @@ class IntegerConv2d(WithoutParameters):
         """Channels of the output, after the PixelShuffle."""
         return self.weight.shape[-4] // self.shuffle**2
 
+    def why_not(self, backend: str) -> str:
+        """Why a backend cannot compute this convolution; empty where it can."""
+        return ops.why_not_geometry(backend, self.geometry, self.weight.shape[-3:-1])
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the output of an image of this size, after the PixelShuffle."""
+        rows, columns = self.geometry.axes(*self.weight.shape[-3:-1])
+        return rows.outputs(height) * self.shuffle, columns.outputs(width) * self.shuffle
+
     def set_backend(self, backend: str, threads: int) -> None:
-        """Compute with a backend that the registry has chosen; packs the weights for it where needed."""
+        """Compute with a backend that the registry has chosen; packs the weights for it where needed. Raises ValueError where
+        `why_not` has a reason."""
         if backend != "reference" and (self.packed.numel() == 0 or self._packed_for != backend):
             with torch.inference_mode(False):  # it stays, and is used outside
-                self.packed = ops.pack_weights(backend, self.weight, self.plan.tile_for_bits, self.box_filter, self.shuffle)
+                form = self.plan.tile_for_bits, self.box_filter, self.shuffle, self.geometry
+                self.packed = ops.pack_weights(backend, self.weight, *form)
             self._packed_for = backend
         self.backend, self.threads = backend, threads
 
@@ -171,7 +194,7 @@ class IntegerConv2d(WithoutParameters):
         library.conv2d_out(
             x_q, bits, held["weight"], held["packed"], held["alpha"], held["beta"], held["slope"], residual, out_grid, out_bits,
             self.box_filter, self.activation, self.shuffle, accumulate, "float32" if fraction is None else "int16", fraction or 0,
-            self.packed_codes, self.backend, self.threads, depth, region, y, y_q,
+            self.packed_codes, self.backend, self.threads, depth, region, y, y_q, self.geometry_numbers,
         )  # fmt: skip
 
     def pixels(self, x_q: torch.Tensor, bits: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -229,6 +252,8 @@ class IntegerConv2d(WithoutParameters):
 
     def why_not_with(self, second: IntegerConv2d) -> str:
         """Why this convolution and the next cannot run as one; empty where `into_with` can."""
+        if self.geometry_numbers or second.geometry_numbers:
+            return "not both are of stride 1, without dilation and groups"
         if second.backend != self.backend:
             return f"one runs on {self.backend}, the other on {second.backend}"
         return ops.why_not_resblock(self.backend, (self.weight, self.box_filter), (second.weight, second.box_filter))
@@ -263,6 +288,10 @@ class IntegerConv2d(WithoutParameters):
             "packed_codes": self.packed_codes,
             "backend": self.backend,
             "threads": self.threads,
+            "stride": self.geometry.stride,
+            "dilation": self.geometry.dilation,
+            "groups": self.geometry.groups,
+            "padding": self.geometry.padding,
         }
 
 
@@ -299,9 +328,11 @@ class AdaptiveConv2d(IntegerConv2d):
         # (docs/numerics.md). The first saves that sum; the second is half as wide: it fits 8 bits at 8 bits, and its
         # transforms split less below. On the signed grid m is k'.
         forms = [(False, integers)] if grid == "signed" or parameters.weight_bits < 8 else []
-        forms += [(True, codes)] if grid == "odd" else []
-        times = tile_times(native.planning_isa())
-        plans = [plan_layer(parameters.name, w.numpy(), MAX_BITS, times=times, box_filter=box) for box, w in forms]
+        geometry, kernel = parameters.geometry, integers.shape[2:]
+        # Without plain geometry the sum of the codes is taken by products, which would double them.
+        forms += [(True, codes)] if grid == "odd" and (not forms or geometry.is_plain(*kernel)) else []
+        times, plain = tile_times(native.planning_isa()), geometry.is_plain(*kernel)
+        plans = [plan_layer(parameters.name, w.numpy(), MAX_BITS, times=times, box_filter=box, plain=plain) for box, w in forms]
         best = min(range(len(forms)), key=lambda i: plans[i].time(*parameters.bit_range))
         (box_filter, operand), plan = forms[best], plans[best]
         upper = parameters.weight_upper.to(torch.float64).reshape(-1).expand(k)[order]
@@ -309,20 +340,23 @@ class AdaptiveConv2d(IntegerConv2d):
         gain = torch.ones(k, dtype=torch.float64) if gain is None else gain.to(torch.float64)[order]
         shift = torch.zeros(k, dtype=torch.float64) if shift is None else shift.to(torch.float64)[order]
         bias = parameters.bias.to(torch.float64)[order]
-        lowers = torch.full((integers.shape[1],), parameters.lower, dtype=torch.float64)
+        lowers = torch.full((integers.shape[1] * geometry.groups,), parameters.lower, dtype=torch.float64)
         if parameters.input_shift is not None:
             lowers = lowers + parameters.input_shift
+        # Each output has the channels of its group, which is that of its place in torch's order.
+        of_outputs = lowers.view(geometry.groups, -1)[order // (k // geometry.groups)]
         super().__init__(
             parameters.name,
             plan,
             operand.permute(0, 2, 3, 1),
             act_steps(parameters.lower, parameters.upper)[:, None] * scale * gain,
-            gain * (bias + scale * valid_tap_sums(lowers.view(1, -1, 1, 1) * integers)) + shift,
+            gain * (bias + scale * valid_tap_sums(of_outputs[:, :, None, None] * integers, geometry)) + shift,
             act_grid(parameters.lower, parameters.upper),
             slope=None if slope is None else slope[order],
             box_filter=box_filter,
             activation=activation,
             shuffle=shuffle,
+            geometry=geometry,
         )
         self.parameters_ = parameters
         if parameters.digits == 2:
@@ -354,8 +388,3 @@ class AdaptiveConv2d(IntegerConv2d):
         """(base, follows) of measure.bits_by_rule: the bits of the input codes, and 1 where the image may change them."""
         p = self.parameters_
         return (p.act_bits + p.layer_offset, 1) if p.adaptive else (p.act_bits, 0)
-
-
-def shuffle_order(outputs: int, factor: int) -> torch.Tensor:
-    """Index that brings torch's PixelShuffle order c * r^2 + sub-pixel into the stored one, sub-pixel * C + c."""
-    return torch.arange(outputs).view(outputs // factor**2, factor**2).T.reshape(-1)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
 from ..graph.fold import Values, gain_and_shift
-from ..graph.fuse import folds
-from ..graph.module import computed
-from ..graph.nodes import Activation, Add, Affine, BatchNorm, ColourShift, Concat, Conv, Node, PixelShuffle
+from ..graph.fuse import folds, why_not_integer
+from ..graph.module import call_float, computed
+from ..graph.nodes import Activation, Add, Affine, BatchNorm, ColourShift, Concat, Conv, Float, Linear, Node, PixelShuffle, Slice
+
+_VIEWS = frozenset(
+    "view reshape flatten unflatten permute transpose unsqueeze squeeze expand expand_as contiguous t T mT movedim swapaxes detach "
+    "select slice chunk split split_with_sizes unbind narrow getitem view_as reshape_as alias clone to getattr".split()
+)
+_SIZES = frozenset("sym_size size numel sym_numel floordiv mod".split())
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def evaluate(node: Node, inputs: list[torch.Tensor], values: Values) -> torch.Tensor:
-    """What a node computes of tensors [N, C, H, W]. Raises TypeError for a node that is not known here."""
+def evaluate(node: Node, inputs: list[Any], values: Values) -> Any:
+    """What a node computes of tensors [N, C, H, W], or of whatever other nodes give. Raises TypeError for a node that is not known
+    here."""
     x = inputs[0]
     match node:
         case Conv():
@@ -20,13 +32,29 @@ def evaluate(node: Node, inputs: list[torch.Tensor], values: Values) -> torch.Te
             weight, bias = values(f"{node.key}.weight"), values(f"{node.key}.bias")
             return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
         case BatchNorm():
-            gain, shift = (value.float().view(1, -1, 1, 1) for value in gain_and_shift(node, values))
+            numbers = gain_and_shift(node, values)
+            gain, shift = (value.float().view(1, -1, *[1] * (x.dim() - 2)) for value in numbers)
             return x * gain + shift
         case ColourShift():
             return x + values(colour_key(node)).view(1, -1, 1, 1)
         case Activation(function="prelu"):
             return F.prelu(x, values(f"{node.key}.weight"))
+        case Linear():
+            return F.linear(x, values(f"{node.key}.weight"), values(f"{node.key}.bias"))
+        case Float():
+            return call_float(node, inputs, values)
     return computed(node, inputs)
+
+
+def may_share_memory(node: Node) -> bool:
+    """Whether what a node gives may lie in the memory of what it reads."""
+    if not isinstance(node, Float):
+        return isinstance(node, Slice)
+    place, *parts = node.target.split(".")
+    if (place, *parts[:2]) != ("torch", "ops", "aten"):
+        return True
+    schema = getattr(getattr(torch.ops.aten, parts[2]), parts[3])._schema
+    return any(one.alias_info is not None for one in schema.returns)
 
 
 def colour_key(node: ColourShift) -> str:
@@ -34,11 +62,27 @@ def colour_key(node: ColourShift) -> str:
     return f"{node.name}.shift"
 
 
-def why_in_floats(node: Node) -> str:
-    """Why no integer kernel computes a node, as what a report says of it."""
+def _called(node: Float) -> str:
+    """The function that a node calls, without its place and without what tells its variants apart."""
+    parts = node.target.split(".")
+    return parts[3] if node.target.startswith("torch.ops.") else parts[-1]
+
+
+def computes(node: Node) -> bool:
+    """Whether a node computes values, and does not only say how tensors are looked at or what sizes they have."""
+    return not isinstance(node, Float) or _called(node) not in _VIEWS | _SIZES
+
+
+def why_in_floats(node: Node, kept: Mapping[str, str] = _NONE) -> str:
+    """Why no integer kernel computes a node, as what a report says of it. kept: convolutions that are left in floats, and why."""
     match node:
         case Conv():
-            return "the settings leave this convolution in floats (quantize='body')"
+            usual = why_not_integer(node) or "the settings leave this convolution in floats (quantize='body')"
+            return kept.get(node.key, usual)
+        case Linear():
+            return "a linear layer of a tensor of another number of dimensions than 2 to 4"
+        case Float():
+            return f"integer kernels have no {_called(node)}"
         case Activation() if not folds(node):
             return f"integer kernels have no {node.function}"
         case Add():

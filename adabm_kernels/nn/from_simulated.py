@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..networks.detect import plain_keys
+from ..networks.spec import ConvSpec
 from ..parameters import ConvParameters
-from ..quantize import weight_codes
+from ..quantize import Geometry, weight_codes
 from .network import ConvertedNetwork
 
 if TYPE_CHECKING:
@@ -22,13 +23,18 @@ def from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
         model.spec,
         model.config,
         {conv.name: conv_parameters(conv) for conv in model.quantized_convs()},
-        {name: state[name].detach().float().clone() for name in names},
+        {name: _plain(state[model.spec.simulated_name(name)]) for name in names},
         (model.measure_l.item(), model.measure_u.item()) if model.config.adaptive else None,
         {key: value.clone() for key, value in model.float_state().items()},
         model.exit,
         model.fraction,
     )
     return converted.eval()
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    value = value.detach().clone()
+    return value.float() if value.is_floating_point() else value
 
 
 @torch.no_grad()
@@ -49,4 +55,10 @@ def conv_parameters(conv: SimulatedConv2d) -> ConvParameters:
         weight_grid=conv.weight_grid,
         input_shift=None if conv.shift_a is None else conv.shift_a.float().clone(),
         digits=conv.digits,
+        geometry=geometry_of(conv.spec),
     )
+
+
+def geometry_of(spec: ConvSpec) -> Geometry:
+    """How the kernel of a convolution goes over its input."""
+    return Geometry(spec.stride, spec.dilation, spec.groups, spec.padding)

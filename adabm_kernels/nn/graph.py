@@ -60,9 +60,10 @@ class CudaGraph:
             self._graph = torch.cuda.CUDAGraph()
             with _RECORDING, torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
-        self.held_bytes = sum(x.nbytes for x in (*self._inputs, self._output))  # that no other graph of the pool may use
+        given = self._output if isinstance(self._output, tuple) else (self._output,)
+        self.held_bytes = sum(x.nbytes for x in (*self._inputs, *given))  # that no other graph of the pool may use
 
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+    def __call__(self, *inputs: torch.Tensor) -> Any:
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._busy)
@@ -70,7 +71,8 @@ class CudaGraph:
                 own.copy_(given)
                 own.record_stream(stream)  # it may be dropped, with the graph, before this stream has come to it
             self._graph.replay()
-            output = self._output.clone()
+            held = self._output
+            output = tuple(one.clone() for one in held) if isinstance(held, tuple) else held.clone()
             self._busy.record(stream)
         return output
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 _current = threading.local()
 
@@ -65,11 +66,13 @@ class Lane:
 
     def hand_out(self, y: Any, done: torch.cuda.Event | None) -> Any:
         """y, made inside before `done`, for use on the calling thread's stream: this waits for it, and y's memory for this."""
-        if self.stream is not None and isinstance(y, torch.Tensor):
+        given = [one for one in tree_leaves(y) if isinstance(one, torch.Tensor)] if self.stream is not None else []
+        if self.stream is not None and given:
             assert done is not None  # as `finish` gives it where there is a stream
             here = torch.cuda.current_stream(self.stream.device)
             here.wait_event(done)
-            y.record_stream(here)
+            for one in given:
+                one.record_stream(here)
         return y
 
 

@@ -28,7 +28,7 @@ from .bits import DecidesBits, RunningThresholds
 from .compile import Layer, Source, compile_steps, slices_aligned
 from .conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from .depth import DecidesDepths, LinearExit, Places, places_of
-from .float_nodes import colour_key, why_in_floats
+from .float_nodes import colour_key, computes, why_in_floats
 from .graph import Graphs, recorded_by_default, records_by_default
 from .lanes import in_order, lanes
 from .memory import bytes_per_pixel
@@ -82,12 +82,17 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
             self.register_buffer("measure_lower", torch.tensor(thresholds[0], dtype=torch.float32))
             self.register_buffer("measure_upper", torch.tensor(thresholds[1], dtype=torch.float32))
             self._running = RunningThresholds(thresholds, config.image_percentile)
+        self._plain_names = self._names_of(self.floats)  # of buffers, by key
         for key, value in self.floats.items():
-            self.register_buffer(key.replace(".", "_"), value)
+            self.register_buffer(self._plain_names[key], value)
+        self._conv_names = self._names_of(self.parameters_by_name)  # of modules, by key
         self._adaptive = nn.ModuleDict()
-        self._counted = {conv.name for conv in spec.convs() if conv.role != "end"}
+        self._counted = {conv.name for conv in spec.convs() if conv.role != "end"}.intersection(self.parameters_by_name)
+        self._counted = self._counted or set(self.parameters_by_name)
         two_digits = [name for name, held in self.parameters_by_name.items() if held.digits == 2]
-        self._items = fuse(spec.graph(), self.parameters_by_name, two_digits)
+        self._stream = frozenset() if spec.why_float_residual("full") else properties.stream(spec.graph())
+        # Features of 16 bits are those of a sum itself, before any bounds.
+        self._items = fuse(spec.graph(), self.parameters_by_name, two_digits, clamps=not self._stream)
         self._build()
         self.collapsed = self._collapsed_tail()
         self.exit = exit
@@ -114,11 +119,16 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         fused = {item.conv.key: item for item in self._items if isinstance(item, FusedConv)}
         for node in self.spec.graph().nodes:
             if isinstance(node, Conv) and node.key in fused:
-                self._adaptive[node.key.replace(".", "_")] = self._conv(fused[node.key])
-        for item in self._items:
-            if isinstance(item, ColourShift):
-                colour = item.sign * torch.tensor(item.mean, dtype=torch.float32)
-                self.register_buffer(colour_key(item).replace(".", "_"), colour, persistent=False)
+                self._adaptive[self._conv_names[node.key]] = self._conv(fused[node.key])
+        colours = [item for item in self._items if isinstance(item, ColourShift)]
+        self._plain_names |= self._names_of([colour_key(item) for item in colours])
+        for item in colours:
+            colour = item.sign * torch.tensor(item.mean, dtype=torch.float32)
+            self.register_buffer(self._plain_names[colour_key(item)], colour, persistent=False)
+
+    def _names_of(self, keys: Iterable[str]) -> dict[str, str]:
+        """What buffers and modules are called, by key: names have no dots."""
+        return {key: key.replace(".", "_") for key in keys}
 
     def _conv(self, fused: FusedConv) -> AdaptiveConv2d:
         gain, shift = folded(fused, self.plain_tensor)
@@ -136,7 +146,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def conv(self, name: str) -> AdaptiveConv2d:
         """An integer convolution by its AdaBM name."""
-        return self._adaptive[name.replace(".", "_")]  # type: ignore[return-value]
+        return self._adaptive[self._conv_names[name]]  # type: ignore[return-value]
 
     def convs(self) -> list[IntegerConv2d]:
         """The integer convolutions in the order they run."""
@@ -145,7 +155,8 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def _collapsed_tail(self) -> CollapsedConv2d | None:
         """The upsampler as one convolution, where the settings and the network allow it."""
-        found, state = properties.linear_upsampler(self.spec.graph()), self.float_state
+        found = properties.linear_upsampler(self.spec.graph()) if self.spec.linear_upsampler else None
+        state = self.float_state
         if self.config.tail == "staged" or found is None or state is None or not self.full:
             if self.config.tail == "collapsed":
                 raise ValueError(
@@ -186,17 +197,25 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         def layer(item: FusedConv) -> Layer:
             key = item.conv.key
             at = {"place": places.computed.get(item.name), "after": places.read.get(item.name)}
-            return Layer(item.name, item.inputs, self.conv(key), numbers[key], pairs=item.name in seconds, **at)
+            grid = self.parameters_by_name[key].lower, self.parameters_by_name[key].upper
+            kept = {"clamp": item.clamp, "grid": grid}
+            return Layer(item.name, item.inputs, self.conv(key), numbers[key], pairs=item.name in seconds, **at, **kept)
 
+        given = {graph.inputs[0]: self.spec.input_channels}
+        channels = {name: extent.channels for name, extent in properties.extents(graph, given).items()}
+        for item in items:  # what floats give that a graph does not describe
+            if isinstance(item, FusedConv):
+                channels.setdefault(item.inputs[0], item.conv.channels_in)
+                if item.residual is not None:
+                    channels.setdefault(item.residual, item.conv.channels_out // item.shuffle**2)
         layers: list[Layer | Node] = [layer(item) if isinstance(item, FusedConv) else item for item in items]
-        channels = {name: extent.channels for name, extent in properties.extents(graph).items()}
-        source = Source(layers, graph.inputs[0], graph.outputs[0], channels, properties.stream(graph), easy=places.easy)
+        source = Source(layers, graph.inputs[0], graph.outputs, channels, self._stream, easy=places.easy)
         if self.collapsed is None:
             return [source]
         at, first = next(
             (i, item) for i, item in enumerate(items) if isinstance(item, FusedConv) and item.conv.key == self.spec.tail_names[0]
         )
-        whole = Layer(source.y, first.inputs, self.collapsed, numbers[first.conv.key], places.collapsed)
+        whole = Layer(source.outputs[0], first.inputs, self.collapsed, numbers[first.conv.key], places.collapsed)
         return [source, replace(source, items=[*layers[:at], whole])]
 
     def _compile(self) -> None:
@@ -215,14 +234,16 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
     def image_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
         """Where the last convolution of the upsampler writes pixels: uint8 [N, r*H, r*W, C], for the caller."""
         n, h, w, _ = codes.shape
-        return codes.new_empty(n, h * conv.shuffle, w * conv.shuffle, conv.out_channels)
+        return codes.new_empty(n, *conv.out_size(h, w), conv.out_channels)
 
     def output_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
         """Where a convolution of the upsampler writes: float32 [N, r*H, r*W, C], for the caller unless `lending_output`."""
         n, h, w, _ = codes.shape
-        shape = (n, h * conv.shuffle, w * conv.shuffle, conv.out_channels)
+        shape = (n, *conv.out_size(h, w), conv.out_channels)
         if not torch.compiler.is_compiling() and self._workspace.holds_output:
-            return self.work_buffer("output", shape, torch.float32, codes.device)
+            # Of several outputs none may lie where another does.
+            name = "output" if len(self.spec.graph().outputs) == 1 else f"output of {conv.name}"
+            return self.work_buffer(name, shape, torch.float32, codes.device)
         return torch.empty(shape, dtype=torch.float32, device=codes.device)
 
     # ---- settings
@@ -242,6 +263,10 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
         # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
         convs = self.convs()
         choices = [choose(Problem(device, conv.shape), backend) if on_gpu else choice for conv in convs]
+        choices = [
+            each if not (why := conv.why_not(each.backend)) else Choice("reference", each.rejected | {each.backend: why})
+            for conv, each in zip(convs, choices, strict=True)
+        ]
         asked = self._graph if graph is None else graph
         wanted = choice.backend, asked, [(each.backend, packed_codes) for each in choices]
         if wanted != (self.choice.backend, self._graph, [(conv.backend, conv.packed_codes) for conv in convs]):
@@ -403,7 +428,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def _run(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
         self._check(x, offset, origin)
-        return contexts.run(self, self._compute, x, offset, as_pixels, origin)
+        return self.spec.arranged(contexts.run(self, self._compute, x, offset, as_pixels, origin))
 
     def _compute(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
         if not torch.compiler.is_compiling() and (self._graph or self._records_by_default(x)):
@@ -431,10 +456,12 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
                 isinstance(x, torch.Tensor)
                 and (x.dtype, x.dim(), x.layout) == (torch.float32, 4, torch.strided)
                 and not x.is_nested
-                and x.shape[1] == 3
+                and x.shape[1] == self.spec.input_channels
                 and x.numel() > 0
             ):
-                raise ValueError(f"{name}: x must be float32 [N, 3, H, W] and not empty, got {_seen(x)}")
+                wanted = f"float32 [N, {self.spec.input_channels}, H, W]"
+                raise ValueError(f"{name}: x must be {wanted} and not empty, got {_seen(x)}")
+            self.spec.check_size(x.shape[2], x.shape[3], f"{name}: x")
         if offset is not None:
             bits = isinstance(offset, torch.Tensor) and offset.dtype == torch.int32 and offset.dim() == 1
             if not bits or (x is not None and len(offset) != len(x)):
@@ -548,12 +575,13 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
     def plain_tensor(self, key: str) -> torch.Tensor | None:
         """What is left in float, by its AdaBM key; None where the network has no such thing."""
-        return getattr(self, key.replace(".", "_"), None)
+        name = self._plain_names.get(key)
+        return None if name is None else self._buffers[name]
 
     def in_floats(self) -> dict[str, str]:
         """The parts that are computed in floats between the integer convolutions, by name in the order they run, and why."""
         nodes = (step.node for step in self._programs[-1].steps if isinstance(step, FloatStep))
-        return {node.name: why_in_floats(node) for node in nodes}
+        return {node.name: why_in_floats(node, self.spec.kept_float) for node in nodes if computes(node)}
 
     def float_model(self) -> nn.Module:
         """The float network this one was made from. Raises ValueError when its weights were not kept."""
@@ -571,6 +599,31 @@ def _seen(value: Any) -> str:
         return f"a nested tensor of {value.dtype}"
     layout = "" if value.layout == torch.strided else f" of layout {value.layout}"
     return f"{value.dtype} {tuple(value.shape)}{layout}"
+
+
+class ConvertedGraph(ConvertedNetwork, network="graph"):
+    """A traced network with integer convolutions: float32 [N, C, H, W] of the range it was calibrated for -> what the module gives,
+    a tensor, or tuples, lists and dicts of tensors, in float32 (networks/traced.py)."""
+
+    def _names_of(self, keys: Iterable[str]) -> dict[str, str]:
+        """Parts of modules may be called as anything is called here, and two keys may differ in their dots alone."""
+        found: dict[str, str] = {}
+        taken: set[str] = set()
+        for key in keys:
+            name = "part_" + key.replace(".", "_")
+            while name in taken:
+                name += "_"
+            found[key] = name
+            taken.add(name)
+        return found
+
+    def pixels(self, x: torch.Tensor, offset: torch.Tensor | None = None, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """Raises ValueError: what a traced network gives need not be pixels."""
+        raise ValueError(f"{type(self).__name__}: pixels() is for super-resolution networks in 0..255: call the model itself")
+
+    def bytes_per_pixel(self) -> int:
+        """Raises ValueError: what is made of floats in between is not known."""
+        raise ValueError(f"{type(self).__name__}: bytes_per_pixel() is for super-resolution networks")
 
 
 class ConvertedEDSR(ConvertedNetwork, network="edsr"):

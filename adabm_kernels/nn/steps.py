@@ -131,17 +131,18 @@ class Run:
         """What is computed from here on depends on the depths of tiles."""
         self.placed = [EVERYWHERE if place is None else place.arguments(depths) for place in self.places]
 
-    def target(self, held: Slice, like: torch.Tensor, factor: int = 1) -> torch.Tensor:
-        """Where to write a tensor on the pixels of `like` [N, H, W, ...], `factor` times as many a side."""
+    def target(self, held: Slice, like: torch.Tensor, factor: int = 1, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Where to write a tensor on the pixels of `like` [N, H, W, ...], `factor` times as many a side, or of another size."""
         tensors = self.tensors
         found = tensors[held.at]
         if found is None:
             whole, store = tensors[held.whole], held.store
             if whole is None:
                 n, h, w, _ = like.shape
+                rows, columns = (h * factor, w * factor) if size is None else size
                 dtype = torch.uint8 if store.kind == "codes" else torch.float32
                 dtype = torch.int16 if store.kind == "stream" and self.fraction is not None else dtype
-                shape = n, h * factor, w * factor, store.width
+                shape = n, rows, columns, store.width
                 room = math.prod(shape) // store.values * store.most
                 whole = tensors[held.whole] = self.network.work_buffer(store.buffer, shape, dtype, like.device, room)
             found = tensors[held.at] = whole if held.at == held.whole else whole[..., held.start : held.stop]
@@ -151,6 +152,13 @@ class Run:
         """Features as float32."""
         x = self.tensors[held.at]
         return x if x.dtype != torch.int16 or self.fraction is None else from_fixed(x, self.fraction)
+
+    def given(self, held: Slice) -> Any:
+        """What a node in floats reads: features as float32 [N, C, H, W], all else as it was made."""
+        x = self.tensors[held.at]
+        if held.store.kind == "stream":
+            x = self.floats(held)
+        return x.permute(0, 3, 1, 2) if _is_features(x) else x
 
     def side_by_side(self, held: Slice) -> torch.Tensor:
         """A tensor, or several that were written next to one another."""
@@ -286,10 +294,11 @@ class ConvStep(Step):
         conv, reader, tensors = self.conv, self.reader, run.tensors
         x_q, bits = tensors[self.x.at], run.bits[self.bits]
         outputs: dict[str, Any] = dict(run.placed[self.place])
+        size = conv.out_size(x_q.shape[1], x_q.shape[2]) if conv.geometry_numbers else None
         if self.y is not None:
-            outputs["y"] = run.target(self.y, x_q, conv.shuffle)
+            outputs["y"] = run.target(self.y, x_q, conv.shuffle, size)
         if reader is not None:
-            outputs["y_q"] = run.target(reader.codes, x_q, conv.shuffle)
+            outputs["y_q"] = run.target(reader.codes, x_q, conv.shuffle, size)
             outputs["out_grid"], outputs["out_bits"] = reader.conv._buffers["grid"], run.bits[reader.bits]
         if self.accumulate:
             outputs["accumulate"] = True
@@ -377,7 +386,8 @@ class ExitStep(Step):
 
 @dataclass(eq=False)
 class FloatStep(Step):
-    """A node in floats, by torch: features [N, H, W, C] of any strides in fresh memory."""
+    """A node in floats, by torch, in fresh memory: features [N, H, W, C] of any strides where it gives [N, C, H, W], else whatever
+    it gives."""
 
     node: Node
     inputs: list[Slice]
@@ -385,11 +395,33 @@ class FloatStep(Step):
 
     READS = ("inputs",)
 
+    def __post_init__(self) -> None:
+        self.shares = float_nodes.may_share_memory(self.node)
+
     def run(self, run: Run) -> None:
-        given = [run.floats(held).permute(0, 3, 1, 2) for held in self.inputs]
+        given = [run.given(held) for held in self.inputs]
         y = float_nodes.evaluate(self.node, given, run.network.plain_tensor)
-        y = y.clone() if any(y is x for x in given) else y  # a buffer that it lies in may be another's soon
-        run.tensors[self.y.at] = y.permute(0, 2, 3, 1)
+        if isinstance(y, torch.Tensor):
+            if any(y is x for x in given) or (self.shares and any(not held.store.fresh for held in self.inputs)):
+                y = y.clone()  # a buffer that it lies in may be another's soon
+            y = y.permute(0, 2, 3, 1) if _is_features(y) else y
+        run.tensors[self.y.at] = y
+
+
+@dataclass(eq=False)
+class ClampStep(Step):
+    """Features kept in bounds, in place."""
+
+    y: Slice
+    bounds: tuple[float, float]
+
+    READS = ("y",)
+
+    def run(self, run: Run) -> None:
+        y = run.tensors[self.y.at]
+        if y.dtype != torch.uint8:  # pixels are in bounds of their own
+            lower, upper = self.bounds
+            y.clamp_(lower, None if math.isinf(upper) else upper)
 
 
 @dataclass(eq=False)
@@ -420,23 +452,37 @@ class DropStep(Step):
 
 @dataclass(eq=False)
 class Program:
-    """A compiled network: steps in order, the places of its input and output among the tensors, and how many of these there are.
+    """A compiled network: steps in order, the places of its input and outputs among the tensors, and how many of these there are.
 
     places: where steps compute, by number; None for everywhere.
     """
 
     steps: list[Step]
     x: int
-    y: int
+    ys: list[int]
     count: int
     places: list[Place | None]
 
-    def run(self, run: Run, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] from x, in floats, or as pixels where the last convolution writes them."""
+    def run(self, run: Run, x: torch.Tensor) -> Any:
+        """[N, C, H, W] from x, in floats, or as pixels where the last convolution writes them. Of several outputs a tuple, and
+        those that are no features as their nodes give them."""
         run.tensors[self.x] = x.permute(0, 2, 3, 1)
         for step in self.steps:
             step.run(run)
-        return run.tensors[self.y].permute(0, 3, 1, 2)
+        if len(self.ys) == 1:
+            return _handed_out(run.tensors[self.ys[0]])
+        return tuple(_handed_out(run.tensors[at]) for at in self.ys)
+
+
+def _is_features(x: Any) -> bool:
+    """Whether a value is features, which lie as [N, H, W, C] between the steps."""
+    return isinstance(x, torch.Tensor) and x.dim() == 4 and x.is_floating_point()
+
+
+def _handed_out(y: Any) -> Any:
+    """What a network gives of what lies there: features and pixels as [N, C, H, W]."""
+    pixels = isinstance(y, torch.Tensor) and y.dim() == 4 and y.dtype == torch.uint8
+    return y.permute(0, 3, 1, 2) if pixels or _is_features(y) else y
 
 
 def code_store(channels: int, extent: tuple[str, int], fresh: bool = False) -> Slice:

@@ -13,14 +13,18 @@ import torch
 
 from ..backends import BACKENDS, having
 from ..backends.call import Packing, ResidualBlocks
+from ..quantize import PLAIN, Geometry
 from ..regions import as_tiles
 from . import library
-from .checks import MAX_SHUFFLE, OUTPUTS, WIDTHS
+from .checks import MAX_SHUFFLE, OUTPUTS, WIDTHS, why_not_geometry
 
 # Names of the backends with an ability (backends.TABLE).
 PACKED_CODES, QUANTIZE_MANY, RESBLOCKS = having("packed_codes"), having("many_grids"), having("residual_blocks")
+ANY_GEOMETRY = having("any_geometry")
+Numbers = int | Sequence[int]
 
 __all__ = [
+    "ANY_GEOMETRY",
     "MAX_SHUFFLE",
     "OUTPUTS",
     "PACKED_CODES",
@@ -38,17 +42,24 @@ __all__ = [
     "quantize_out",
     "resblock_out",
     "tile_depths",
+    "why_not_geometry",
     "why_not_resblock",
 ]
 
 
 def pack_weights(
-    backend: str, weight: torch.Tensor, tile_for_bits: tuple[int, ...], box_filter: bool, shuffle: int
+    backend: str,
+    weight: torch.Tensor,
+    tile_for_bits: tuple[int, ...],
+    box_filter: bool,
+    shuffle: int,
+    geometry: Geometry = PLAIN,
 ) -> torch.Tensor:
-    """What `conv2d` takes as `packed` for int8 weights [K, R, S, C] or [R, S, K, R, S, C]: each backend has a form of its own.
+    """What `conv2d` takes as `packed` for int8 weights [K, R, S, C / groups] or [R, S, K, R, S, C]: each backend has a form of its
+    own.
 
     tile_for_bits: the tile that computes codes of 2..8 bits, seven indexes of tiles.TILES, for the CPU kernels (tiles.LayerPlan).
-    box_filter, shuffle: those of the convolution. Raises ValueError naming the argument, the rule and the value.
+    box_filter, shuffle, geometry: those of the convolution. Raises ValueError naming the argument, the rule and the value.
     """
 
     def require(name: str, holds: bool, rule: str, seen: object) -> None:
@@ -58,11 +69,25 @@ def pack_weights(
     form = "int8 [K, R, S, C] or [R, S, K, R, S, C]"
     require("backend", backend in BACKENDS, f"one of {BACKENDS}", repr(backend))
     require("weight", weight.dtype == torch.int8 and weight.dim() in (4, 6), form, f"{weight.dtype} {list(weight.shape)}")
+    plain = geometry.is_plain(*weight.shape[-3:-1])
+    require("geometry", weight.dim() == 4 or plain, "plain with a kernel for each border class", geometry)
+    require("groups", weight.shape[-4] % geometry.groups == 0, f"a divisor of {weight.shape[-4]} outputs", geometry.groups)
+    if why := why_not_geometry(backend, geometry, weight.shape[-3:-1]):
+        raise ValueError(f"pack_weights: {why}")
     if backend == "cpu":
         whole = len(tile_for_bits) == WIDTHS and all(type(tile) is int for tile in tile_for_bits)
         require("weight", weight.device.type == "cpu", "in main memory for backend 'cpu'", weight.device)
         require("tile_for_bits", whole, f"{WIDTHS} whole numbers", tile_for_bits)
-    return library.backend_module(backend).pack(weight, Packing(tuple(tile_for_bits), box_filter, shuffle))
+    packing = Packing(tuple(tile_for_bits), box_filter, shuffle, PLAIN if plain else geometry)
+    return library.backend_module(backend).pack(weight, packing)
+
+
+def _numbers(weight: torch.Tensor, stride: Numbers, dilation: Numbers, groups: int, padding: Numbers | None) -> tuple[int, ...]:
+    """The geometry of a convolution as the operators underneath take it."""
+    if padding is None and groups == 1 and stride in (1, (1, 1)) and dilation in (1, (1, 1)):
+        if all(side % 2 for side in weight.shape[-3:-1]):
+            return ()
+    return Geometry.given(stride, dilation, groups, padding).numbers(*weight.shape[-3:-1])
 
 
 def conv2d(
@@ -86,27 +111,35 @@ def conv2d(
     packed_codes: bool = False,
     backend: str = "cpu",
     threads: int = 0,
+    stride: Numbers = (1, 1),
+    dilation: Numbers = (1, 1),
+    groups: int = 1,
+    padding: Numbers | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integer convolution, stride 1, odd kernel, "same" zero padding, with its epilogue (formula: csrc/include/adabm/adabm.h).
+    """Integer convolution with zero padding and its epilogue (formula: csrc/include/adabm/adabm.h).
 
-    x_q: uint8 codes [N, H, W, C4], image n on x_bits[n] bits (int32 [N], 2..8). weight: int8 [K, R, S, C], the integers m,
+    x_q: uint8 codes [N, H, W, C4], image n on x_bits[n] bits (int32 [N], 2..8). weight: int8 [K, R, S, C / groups], the integers m,
     or k' with m = 2k' + 1 under `box_filter`;
     or [R, S, K, R, S, C], one kernel per border class of the pixel. packed: what `pack_weights` made of it for this
     backend (empty for the reference).
-    alpha: float32 [7, K], per bit-width of x_q. beta: float32 [(R//2+1)^2, (S//2+1)^2, K] by border class; [R, S, K] with a
-    kernel per class.
+    alpha: float32 [7, K], per bit-width of x_q. beta: float32 [classes of rows, classes of columns, K] by border class
+    (quantize.Axis.border_class), [(R//2+1)^2, (S//2+1)^2, K] where the geometry is plain; [R, S, K] with a kernel per class.
     slope: [K] for activation="prelu". residual: float32, shape of y. out_grid, out_bits: grid and bits of the output codes.
     out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store, 1..16.
     features: "float32"; or "int16" for y and the residual in units of 2^-fraction (`quantize.to_fixed`), fraction -16..24: the
     codes, too, are then of the value that y holds, or would hold. Not with "acc" or a shuffle.
     packed_codes: x_q and y_q are buffers of `quantize.pack_codes`. threads: 0 takes torch.get_num_threads().
+    stride, dilation, groups, padding: as in `quantize.Geometry`, or one number for rows and columns. Plain is stride 1, dilation 1,
+    one group and an odd kernel with half of it as padding, which padding=None gives; all else needs a backend of ANY_GEOMETRY and
+    a kernel for all pixels alike (`why_not_geometry`).
 
-    Returns (y, y_q): float32 (int16, or int32) [N, H*r, W*r, K/r^2] and uint8 [N, H*r, W*r, (K/r^2)4]; what was not asked for is
-    empty. Raises RuntimeError (from the dispatcher) or ValueError naming the argument, the rule and the value.
+    Returns (y, y_q): float32 (int16, or int32) [N, H'*r, W'*r, K/r^2] and uint8 [N, H'*r, W'*r, (K/r^2)4], with H' x W' the size
+    that torch.nn.functional.conv2d gives, H x W where the geometry is plain; what was not asked for is empty. Raises RuntimeError
+    (from the dispatcher) or ValueError naming the argument, the rule and the value.
     """
     return torch.ops.adabm.conv2d(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
-        features, fraction, packed_codes, backend, threads,
+        features, fraction, packed_codes, backend, threads, _numbers(weight, stride, dilation, groups, padding),
     )  # fmt: skip
 
 
@@ -135,18 +168,24 @@ def conv2d_out(
     threads: int = 0,
     depth: torch.Tensor | None = None,
     region: Sequence[int] = (),
+    stride: Numbers = (1, 1),
+    dilation: Numbers = (1, 1),
+    groups: int = 1,
+    padding: Numbers | None = None,
 ) -> None:
     """`conv2d` into tensors that exist already: float32 (or int16) y and uint8 y_q of the shapes it would return, at least one.
 
     y of float32 may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y and y_q must share
     no memory with each other, x_q and the residual, but y may be the residual.
     accumulate: y holds the residual and is added to. depth, region: which pixels are written, by the depth of each tile of the
-    images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`), and the numbers of a `regions.Region`; with y_q
+    images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`), and the numbers of a `regions.Region`, where the
+    output has the size of the image; with y_q
     alone, no residual and no pixels passed on the codes around those are arbitrary. Raises as `conv2d`.
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
         accumulate, features, fraction, packed_codes, backend, threads, depth, region, y, y_q,
+        _numbers(weight, stride, dilation, groups, padding),
     )  # fmt: skip
 
 
@@ -166,14 +205,19 @@ def conv2d_pixels(
     packed_codes: bool = False,
     backend: str = "cpu",
     threads: int = 0,
+    stride: Numbers = (1, 1),
+    dilation: Numbers = (1, 1),
+    groups: int = 1,
+    padding: Numbers | None = None,
 ) -> torch.Tensor:
-    """The floats of `conv2d` as pixels, uint8 [N, H*r, W*r, K/r^2]: clamped to 0..255, rounded half to even (quantize.to_pixels).
+    """The floats of `conv2d` as pixels, uint8 [N, H'*r, W'*r, K/r^2]: clamped to 0..255, rounded half to even (quantize.to_pixels).
 
     The kernels write them in place of floats; the reference makes them of floats. Raises as `conv2d`.
     """
     return torch.ops.adabm.conv2d_pixels(
-        x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads
-    )
+        x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
+        _numbers(weight, stride, dilation, groups, padding),
+    )  # fmt: skip
 
 
 def conv2d_pixels_out(
@@ -195,6 +239,10 @@ def conv2d_pixels_out(
     threads: int = 0,
     depth: torch.Tensor | None = None,
     region: Sequence[int] = (),
+    stride: Numbers = (1, 1),
+    dilation: Numbers = (1, 1),
+    groups: int = 1,
+    padding: Numbers | None = None,
 ) -> None:
     """`conv2d_pixels` into a contiguous image, uint8 of the shape it would return.
 
@@ -202,7 +250,7 @@ def conv2d_pixels_out(
     """
     torch.ops.adabm.conv2d_pixels_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
-        depth, region, image,
+        depth, region, image, _numbers(weight, stride, dilation, groups, padding),
     )  # fmt: skip
 
 

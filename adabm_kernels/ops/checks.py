@@ -8,7 +8,7 @@ import torch
 
 from ..backends import BACKENDS, devices, having
 from ..backends.call import ACTIVATIONS, FEATURES, Conv, Outputs, Place, Quantization, Target
-from ..quantize import CODE_CHANNELS, MAX_BITS, MAX_FRACTION, MIN_BITS, MIN_FRACTION, padded_channels
+from ..quantize import CODE_CHANNELS, MAX_BITS, MAX_FRACTION, MIN_BITS, MIN_FRACTION, PLAIN, Geometry, padded_channels
 from ..regions import MAX_TILE, NUMBERS, flat_length, passes_on, tiles_of
 
 OUTPUTS = ("codes", "float", "both", "acc")
@@ -67,6 +67,20 @@ def check_ability(operator: str, backend: str, ability: str, what_needs: str) ->
     require(backend in able, lambda: f"{operator}: {what_needs} a backend of {able}, got {backend!r}")
 
 
+def why_not_geometry(backend: str, geometry: Geometry, kernel: Sequence[int]) -> str:
+    """Why a backend cannot compute a convolution with this geometry and size of the kernel; empty where it can."""
+    able = having("any_geometry")
+    if backend in able or geometry.is_plain(*kernel):
+        return ""
+    return f"{geometry.describe(*kernel)} needs a backend of {able}, got {backend!r}"
+
+
+def check_geometry(operator: str, backend: str, geometry: Geometry, kernel: Sequence[int]) -> None:
+    """The backend must be able to compute it."""
+    why = why_not_geometry(backend, geometry, kernel)
+    require(not why, lambda: f"{operator}: {why}")
+
+
 def check_features(operator: str, features: str, fraction: int, backend: str) -> None:
     """features, fraction: how the operator stores its features (`quantize.to_fixed`)."""
     require(features in FEATURES, lambda: f"{operator}: features must be one of {tuple(FEATURES)}, got {features!r}")
@@ -93,7 +107,9 @@ def conv2d_outputs(conv: Conv, out: str, backend: str) -> tuple[Shape, Shape]:
     k, r, s, c = weight.shape[-4:]
     by_class = weight.dim() == 6
     require(n > 0 and h > 0 and w > 0, lambda: f"conv2d: x_q must not be empty, got shape {list(x_q.shape)}")
-    expect("conv2d: x_q", x_q, torch.uint8, (n, h, w, padded_channels(c)))
+    require(conv.geometry is not PLAIN or (r % 2 == 1 and s % 2 == 1), lambda: f"conv2d: the kernel must be odd, got {r}x{s}")
+    groups, plain = conv.geometry.groups, conv.geometry.is_plain(r, s)
+    expect("conv2d: x_q", x_q, torch.uint8, (n, h, w, padded_channels(c * groups)))
     expect("conv2d: x_bits", x_bits, torch.int32, (n,))
     expect("conv2d: weight", weight, torch.int8, (r, s, k, r, s, c) if by_class else (k, r, s, c))
     require(
@@ -103,14 +119,28 @@ def conv2d_outputs(conv: Conv, out: str, backend: str) -> tuple[Shape, Shape]:
     require(packed.dtype == torch.uint8, lambda: f"conv2d: packed must be uint8, got {packed.dtype}")
     require(packed.is_contiguous(), lambda: f"conv2d: packed must be contiguous, got strides {packed.stride()}")
     expect("conv2d: alpha", alpha, torch.float32, (WIDTHS, k))
-    require(r % 2 == 1 and s % 2 == 1, lambda: f"conv2d: the kernel must be odd, got {r}x{s}")
-    classes = (r, s) if by_class else ((r // 2 + 1) ** 2, (s // 2 + 1) ** 2)
+    require(
+        not by_class or plain,
+        lambda: f"conv2d: kernels by border class must be plain, got {conv.geometry.describe(r, s)}",
+    )
+    require(k % groups == 0, lambda: f"conv2d: groups must divide {k} outputs, got {groups}")
+    rows, columns = conv.axes
+    out_h, out_w = rows.outputs(h), columns.outputs(w)
+    require(
+        out_h > 0 and out_w > 0,
+        lambda: (
+            f"conv2d: a kernel of {rows.extent}x{columns.extent} pixels must fit the image with its padding, "
+            f"{h + rows.before + rows.after}x{w + columns.before + columns.after}"
+        ),
+    )
+    classes = (r, s) if by_class else (rows.classes, columns.classes)
     expect("conv2d: beta", beta, torch.float32, (*classes, k))
     require(activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
     require(out in OUTPUTS, lambda: f"conv2d: out must be one of {OUTPUTS}, got {out!r}")
     tensors = conv.tensors
     del tensors["depth"]  # which check_region looks at
     check_place("conv2d", backend, packed_codes, "x_q", tensors)
+    check_geometry("conv2d", backend, conv.geometry, (r, s))
     require(
         not packed_codes or x_q.is_contiguous(),
         lambda: f"conv2d: x_q must be contiguous with packed_codes, got strides {x_q.stride()}",
@@ -121,7 +151,7 @@ def conv2d_outputs(conv: Conv, out: str, backend: str) -> tuple[Shape, Shape]:
         k % shuffle**2 == 0,
         lambda: f"conv2d: shuffle^2 must divide {k} outputs, got shuffle={shuffle}",
     )
-    size = (n, h * shuffle, w * shuffle)
+    size = (n, out_h * shuffle, out_w * shuffle)
     channels = k // shuffle**2
     if activation == "prelu":
         if slope is None:
@@ -163,10 +193,18 @@ def check_region(operator: str, place: Place, like: torch.Tensor, size: Sequence
     require(depth.device == like.device, lambda: f"{operator}: depth must be on {like.device}, got {depth.device}")
 
 
-def check_depths(operator: str, backend: str, place: Place) -> None:
-    """The backend must know regions where there is one."""
-    if place.depth is not None:
-        check_ability(operator, backend, "depths", "depth needs")
+def check_depths(operator: str, backend: str, place: Place, conv: Conv | None = None) -> None:
+    """The backend must know regions where there is one, and the convolution give as many pixels as it reads."""
+    if place.depth is None:
+        return
+    check_ability(operator, backend, "depths", "depth needs")
+    if conv is not None:
+        size, (rows, columns) = conv.x_q.shape[1:3], conv.axes
+        given = rows.outputs(size[0]), columns.outputs(size[1])
+        require(
+            given == tuple(size),
+            lambda: f"{operator}: depth needs an output of the image's size, {size[0]}x{size[1]}, got {given[0]}x{given[1]}",
+        )
 
 
 def check_tiles(operator: str, tile: int, top: int, left: int) -> None:
@@ -192,7 +230,7 @@ def check_conv2d_out(conv: Conv, to: Outputs, accumulate: bool, backend: str) ->
     )
     out = "both" if y is not None and y_q is not None else "float" if y_q is None else "codes"
     shapes = conv2d_outputs(conv, out, backend)
-    check_depths("conv2d_out", backend, conv.place)
+    check_depths("conv2d_out", backend, conv.place, conv)
     check_place("conv2d_out", backend, packed_codes, "x_q", {"x_q": conv.x_q, "y": y, "y_q": y_q})
     if y_q is not None:
         expect("conv2d_out: y_q", y_q, torch.uint8, shapes[1])
@@ -297,7 +335,7 @@ def check_conv2d_pixels_out(conv: Conv, image: torch.Tensor, backend: str) -> No
     """Checks every argument."""
     shape = check_conv2d_pixels(conv, backend)
     check_region("conv2d_pixels_out", conv.place, conv.x_q, conv.x_q.shape[:3])
-    check_depths("conv2d_pixels_out", backend, conv.place)
+    check_depths("conv2d_pixels_out", backend, conv.place, conv)
     require(not passes_on(conv.place.region), lambda: "conv2d_pixels_out: region must pass no pixels on")
     expect("conv2d_pixels_out: image", image, torch.uint8, shape)
     require(image.is_contiguous(), lambda: "conv2d_pixels_out: image must be contiguous")

@@ -24,7 +24,7 @@ from ..backends.call import (
     Target,
 )
 from ..exits import MAX_BEND
-from ..quantize import CODE_CHANNELS
+from ..quantize import CODE_CHANNELS, Geometry
 from ..regions import MAX_DEPTH, as_tiles, flat_length
 from .checks import (
     Shape,
@@ -54,22 +54,25 @@ TAGS = tuple(tag for name, tag in torch.Tag.__members__.items() if name in ("pt2
 _TABLES = "Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, Tensor? residual"
 _GRID, _FORM = "Tensor? out_grid, Tensor? out_bits", "bool box_filter, str activation, int shuffle"
 _FEATURES = "str features, int fraction"  # how y and the residual are stored
+_GEOMETRY = "int[] geometry=[]"  # quantize.Geometry.numbers
 _PLACE = "Tensor? depth, int[] region"  # regions.Depths.values, flat or not, and regions.Region.numbers
 _LIB.define(
-    f"conv2d({_TABLES}, {_GRID}, {_FORM}, str out, {_FEATURES}, bool packed_codes, str backend, int threads) -> (Tensor, Tensor)",
+    f"conv2d({_TABLES}, {_GRID}, {_FORM}, str out, {_FEATURES}, bool packed_codes, str backend, int threads, "
+    f"{_GEOMETRY}) -> (Tensor, Tensor)",
     tags=TAGS,
 )
 _LIB.define(
     f"conv2d_out({_TABLES}, {_GRID}, {_FORM}, bool accumulate, {_FEATURES}, bool packed_codes, str backend, int threads, "
-    f"{_PLACE}, Tensor(a!)? y, Tensor(b!)? y_q) -> ()",
+    f"{_PLACE}, Tensor(a!)? y, Tensor(b!)? y_q, {_GEOMETRY}) -> ()",
     tags=TAGS,
 )
 _LIB.define(
-    f"conv2d_pixels({_TABLES}, {_FORM}, bool packed_codes, str backend, int threads) -> Tensor",
+    f"conv2d_pixels({_TABLES}, {_FORM}, bool packed_codes, str backend, int threads, {_GEOMETRY}) -> Tensor",
     tags=TAGS,
 )
 _LIB.define(
-    f"conv2d_pixels_out({_TABLES}, {_FORM}, bool packed_codes, str backend, int threads, {_PLACE}, Tensor(a!) image) -> ()",
+    f"conv2d_pixels_out({_TABLES}, {_FORM}, bool packed_codes, str backend, int threads, {_PLACE}, Tensor(a!) image, {_GEOMETRY}) "
+    "-> ()",
     tags=TAGS,
 )
 _LIB.define(
@@ -141,22 +144,22 @@ def _ready_into(operator: str, conv: Conv, to: Outputs, backend: str, y_name: st
 
 def _conv2d_arguments(
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out, features,
-    fraction, packed_codes, backend, threads,
+    fraction, packed_codes, backend, threads, geometry=(),
 ) -> tuple[Conv, str, str]:  # fmt: skip
     """The arguments of conv2d: the convolution, what is wanted of it, and the backend."""
     conv = Conv(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, features,
-        fraction, packed_codes, threads,
+        fraction, packed_codes, threads, geometry=Geometry.of(geometry),
     )  # fmt: skip
     return conv, out, backend
 
 
 def _conv2d(
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out, features,
-    fraction, packed_codes, backend, threads,
+    fraction, packed_codes, backend, threads, geometry=(),
 ):  # fmt: skip
     tensors = x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits
-    settings = box_filter, activation, shuffle, out, features, fraction, packed_codes, backend, threads
+    settings = box_filter, activation, shuffle, out, features, fraction, packed_codes, backend, threads, tuple(geometry)
     key = "conv2d", signature(tensors), settings, _launched(backend, x_q)
     return (READY.get(key) or keep(key, _ready_conv2d(*_conv2d_arguments(*tensors, *settings))))(*tensors)
 
@@ -189,26 +192,26 @@ def _conv2d_fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _conv2d_out_arguments(
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, accumulate,
-    features, fraction, packed_codes, backend, threads, depth, region, y, y_q,
+    features, fraction, packed_codes, backend, threads, depth, region, y, y_q, geometry=(),
 ) -> tuple[Conv, Outputs, bool, str]:  # fmt: skip
     """The arguments of conv2d_out: the convolution, its outputs, whether y holds the residual, and the backend."""
     conv = Conv(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, features,
-        fraction, packed_codes, threads, Place(depth, tuple(region)),
+        fraction, packed_codes, threads, Place(depth, tuple(region)), Geometry.of(geometry),
     )  # fmt: skip
     return conv, Outputs(y, y_q), accumulate, backend
 
 
 def _conv2d_out(
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, accumulate,
-    features, fraction, packed_codes, backend, threads, depth, region, y, y_q,
+    features, fraction, packed_codes, backend, threads, depth, region, y, y_q, geometry=(),
 ):  # fmt: skip
     tensors = x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q
     settings = box_filter, activation, shuffle, accumulate, features, fraction, packed_codes, backend, threads
-    key = "conv2d_out", signature(tensors), settings, tuple(region), _launched(backend, x_q)
+    key = "conv2d_out", signature(tensors), settings, tuple(region), tuple(geometry), _launched(backend, x_q)
     run = READY.get(key)
     if run is None:
-        run = keep(key, _ready_conv2d_out(*_conv2d_out_arguments(*tensors[:10], *settings, depth, region, y, y_q)))
+        run = keep(key, _ready_conv2d_out(*_conv2d_out_arguments(*tensors[:10], *settings, depth, region, y, y_q, geometry)))
     residual = y if accumulate else residual
     run(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q)
 
@@ -224,12 +227,12 @@ def _conv2d_out_fake(*args: Any) -> None:
 
 def _conv2d_pixels_arguments(
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
-    depth=None, region=(),
+    geometry=(), depth=None, region=(),
 ) -> tuple[Conv, str]:  # fmt: skip
     """The arguments of conv2d_pixels and, but the image, of conv2d_pixels_out: the convolution and the backend."""
     conv = Conv(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, None, None, box_filter, activation, shuffle,
-        packed_codes=packed_codes, threads=threads, place=Place(depth, tuple(region)),
+        packed_codes=packed_codes, threads=threads, place=Place(depth, tuple(region)), geometry=Geometry.of(geometry),
     )  # fmt: skip
     return conv, backend
 
@@ -249,10 +252,10 @@ def _conv2d_pixels(*args: Any) -> torch.Tensor:
 
 def _conv2d_pixels_out(
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
-    depth, region, image,
+    depth, region, image, geometry=(),
 ):  # fmt: skip
     tensors = x_q, x_bits, weight, packed, alpha, beta, slope, residual, depth, image
-    settings = box_filter, activation, shuffle, packed_codes, backend, threads
+    settings = box_filter, activation, shuffle, packed_codes, backend, threads, tuple(geometry)
     key = "conv2d_pixels_out", signature(tensors), settings, tuple(region), _launched(backend, x_q)
     run = READY.get(key)
     if run is None:
@@ -267,8 +270,8 @@ def _ready_conv2d_pixels_out(conv: Conv, image: torch.Tensor, backend: str) -> R
 
 
 def _conv2d_pixels_out_fake(*args: Any) -> None:
-    *read, image = args
-    conv, backend = _conv2d_pixels_arguments(*read)
+    read, (depth, region, image), geometry = args[:14], args[14:17], args[17:]
+    conv, backend = _conv2d_pixels_arguments(*read, *(geometry or [()]), depth, region)
     check_conv2d_pixels_out(conv, image, backend)
 
 

@@ -44,12 +44,13 @@ def plan_layer(
     *,
     times: TileTimes,
     box_filter: bool = False,
+    plain: bool = True,
 ) -> LayerPlan:
     """The plan of one layer: for every bit-width the exact tile with the least predicted time, of those that were measured.
 
     weights: [K, C, R, S], or [R, S, K, C, R, S] with kernels of their own at the border: the integers that are multiplied, m, or
     k' with m = 2k' + 1 under `box_filter`. most_bits: the most bits its codes can have, 2..8. times: of the instruction set it is
-    planned for.
+    planned for. plain: whether its geometry is (quantize.Geometry); others, whose C is that of a group, are computed directly.
     Raises ValueError when an accumulator could leave int32: the layer cannot be computed exactly.
     """
     weights = np.asarray(weights, dtype=np.int64)
@@ -59,17 +60,18 @@ def plan_layer(
         raise ValueError(f"plan_layer: '{name}' could reach a sum of {largest} with {most_bits}-bit codes, above {INT32_MAX}")
     outputs, channels, kernel_h, kernel_w = weights.shape[-4:]
     borders = weights.ndim > 4
-    tiles = [tile for tile in TILES[1:] if tile.takes(outputs, kernel_h, kernel_w, borders)]
+    tiles = [tile for tile in TILES[1:] if plain and tile.takes(outputs, kernel_h, kernel_w, borders)]
     measured = [tile for tile in tiles if tile.name in times.costs]
     unmeasured = [f"{tile.name} was not measured on {times.isa}" for tile in tiles if tile not in measured]
     inside = laid_out(weights[kernel_h // 2, kernel_w // 2] if borders else weights)
     fits = {tile.name: Fit.of(tile, inside) for tile in measured}
-    lanes = {tile.name: lanes_of(tile, outputs, kernel_w, borders) for tile in (DIRECT, *tiles)}
+    apart = borders or not plain  # the kernel's columns are no outputs
+    lanes = {tile.name: lanes_of(tile, outputs, kernel_w, apart) for tile in (DIRECT, *tiles)}
     sums = {}
     if times.isa in KINDS_OF_ISA:
         usable = [tile for tile in measured if fits[tile.name].packable and not tile.words]
         sums = {tile.name: tile_sums(tile, fits[tile.name]) for tile in usable}
-        sums[DIRECT.name] = direct_sums(laid_out(weights), not borders and takes_kn2row(outputs, kernel_w))
+        sums[DIRECT.name] = direct_sums(laid_out(weights), not apart and takes_kn2row(outputs, kernel_w))
 
     def predict(tile: Tile, bits: int) -> tuple[float, str, float]:
         """(picoseconds, tile, products)"""
@@ -84,7 +86,7 @@ def plan_layer(
         exact = [DIRECT, *(tile for tile, reason in zip(measured, refused, strict=False) if not reason)]
         best = min((predict(tile, bits) for tile in exact), key=lambda prediction: prediction[0])
         chosen.append(best)
-        none = "" if tiles else f"no tile is for a kernel of {kernel_h}x{kernel_w}"
+        none = "" if tiles else f"no tile is for a kernel of {kernel_h}x{kernel_w}" if plain else "tiles are for plain geometry"
         why = none or "; ".join([*filter(None, refused), *unmeasured]) or "no tile is faster"
         reasons.append(why if best[1] == DIRECT.name else "")
     picoseconds, names, products = zip(*chosen, strict=True)

@@ -9,11 +9,13 @@ dicts load unchanged.
 from ..image_bits import LUMA, image_measure, image_offsets, soft_image_offsets
 from .conv import END_BITS, SimulatedConv2d
 from .network import SimulatedNetwork
+from .traced import SimulatedGraph
 
 __all__ = [
     "END_BITS",
     "LUMA",
     "SimulatedConv2d",
+    "SimulatedGraph",
     "SimulatedNetwork",
     "image_measure",
     "image_offsets",

@@ -33,7 +33,10 @@ class SimulatedConv2d(nn.Conv2d):
     digits_a: torch.Tensor | None
 
     def __init__(self, spec: ConvSpec, config: ConvertConfig, weight_grid: str = "odd"):
-        super().__init__(spec.channels_in, spec.channels_out, spec.kernel, padding=spec.kernel // 2, bias=spec.bias)
+        rows, columns = spec.sizes
+        padding = (rows // 2, columns // 2) if spec.padding is None else spec.padding
+        sizes = (spec.sizes, spec.stride, padding, spec.dilation)
+        super().__init__(spec.channels_in, spec.channels_out, *sizes, groups=spec.groups, bias=spec.bias)
         self.spec, self.name, self.end, self.config = spec, spec.name, spec.role == "end", config
         self.quantized, self.weight_grid = True, weight_grid
         self.act_bits, self.weight_bits = (END_BITS, END_BITS) if self.end else (config.act_bits, config.weight_bits)
@@ -118,7 +121,8 @@ class SimulatedConv2d(nn.Conv2d):
     def _convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         dtype = x.dtype if self.compute_dtype is None else self.compute_dtype
         bias = None if bias is None else bias.to(dtype)
-        return F.conv2d(x.to(dtype), weight.to(dtype), bias, padding=self.padding).to(x.dtype)
+        sizes = (self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(x.to(dtype), weight.to(dtype), bias, *sizes).to(x.dtype)
 
 
 def moved(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ class SimulatedNetwork(GraphModule):
             conv = quantized.get(node.name)
             return layer_of(node) if conv is None else SimulatedConv2d(conv, config, weight_grid)
 
-        super().__init__(spec.graph(), layer=layer)
+        super().__init__(spec.graph(), spec.simulated_name, layer, spec.dtypes)
         self.spec, self.config, self.weight_grid = spec, config, weight_grid
         self.float_weights: dict[str, torch.Tensor] = {}
         self.report: dict[str, Any] = {}
@@ -55,12 +55,15 @@ class SimulatedNetwork(GraphModule):
         self._quantized = quantized
         if config.adaptive:
             self.measure_l, self.measure_u = (nn.Parameter(torch.full((1,), float("nan"))) for _ in range(2))
-        self._structure = _structure_of(self.graph)
+        self._structure = self._structured()
         self.train(False)
 
     def train(self, mode: bool = True) -> SimulatedNetwork:
         """Fine-tuning, too, uses the trained statistics of the BatchNorms."""
         return super().train(False)
+
+    def _structured(self) -> Structure:
+        return _structure_of(self.graph)
 
     @classmethod
     def from_state(
@@ -117,16 +120,20 @@ class SimulatedNetwork(GraphModule):
         """
         found = detect(state_dict, res_scale) if found is None else found
         model = cls(found.spec, config, config.chosen("weight_grid"))
-        model.load_state_dict(model.state_dict() | to_simulated_state(state_dict, found))
-        model.float_weights = to_float_state(state_dict, found)
-        for conv in model.quantized_convs():
-            bias = None if conv.bias is None else conv.bias.detach().clone()
-            conv.float_weights = (conv.weight.detach().clone(), bias)
+        model._take_float(to_simulated_state(state_dict, found), to_float_state(state_dict, found))
         if model.config.exact_pixels:
             model.quantized_convs()[0].shift_a = model.pixel_shift()
         if config.quantize == "full" and config.digits == 2:
             model.upsampler_convs()[0].digits_a = torch.full((1,), 2.0)
         return model.eval()
+
+    def _take_float(self, state: Mapping[str, torch.Tensor], float_weights: dict[str, torch.Tensor]) -> None:
+        """Values under the names of this module, and of the float network."""
+        self.load_state_dict(self.state_dict() | state)
+        self.float_weights = float_weights
+        for conv in self.quantized_convs():
+            bias = None if conv.bias is None else conv.bias.detach().clone()
+            conv.float_weights = (conv.weight.detach().clone(), bias)
 
     def pixel_shift(self) -> torch.Tensor | None:
         """What the network adds to each colour before the first convolution, float32 [3], None where nothing."""
@@ -204,6 +211,13 @@ class SimulatedNetwork(GraphModule):
         convs = self.quantized_convs()
         return convs[max(i for i, conv in enumerate(convs) if not conv.end) + 1 :]
 
+    @property
+    def after_trunk(self) -> SimulatedConv2d | None:
+        """The quantised convolution that reads what `trunk` gives; None where that is not quantised."""
+        convs = self.quantized_convs()
+        behind = max(i for i, conv in enumerate(convs) if not conv.end) + 1
+        return convs[behind] if behind < len(convs) else None
+
     def body_biases(self) -> list[torch.Tensor]:
         """The biases that follow the convolutions of the body: what fine-tuning may shift. They are those of a BatchNorm after the
         convolution where there is one, else those of the quantised convolutions themselves."""
@@ -241,7 +255,7 @@ class SimulatedNetwork(GraphModule):
         try:
             with torch.no_grad():
                 for norm, bias in norms.items():
-                    bias.copy_(self.float_weights.get(f"{self.spec.published(norm)}.bias", bias))
+                    bias.copy_(self.float_weights.get(f"{self.spec.published(self.graph[norm].key)}.bias", bias))
             for conv in convs:
                 conv.quantized = False
             with self.full_depth():
@@ -267,9 +281,10 @@ class SimulatedNetwork(GraphModule):
         return {conv.name: conv.bits(image_offset) for conv in self.quantized_convs()}
 
     def mean_bits(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean activation bits over the counted convolutions (all but the ends), float32 [N]."""
+        """Mean activation bits over the counted convolutions (all but the ends, where there are others), float32 [N]."""
         offsets = self.image_offsets(x)
-        bits = [conv.bits(offsets) for conv in self.quantized_convs() if not conv.end]
+        convs = self.quantized_convs()
+        bits = [conv.bits(offsets) for conv in [conv for conv in convs if not conv.end] or convs]
         return torch.stack(bits).sum(0).to(torch.float32) / len(bits)
 
     def depths(self, x: torch.Tensor) -> Depths | None:
@@ -377,7 +392,7 @@ class SimulatedNetwork(GraphModule):
 
 
 @dataclass(frozen=True)
-class _Structure:
+class Structure:
     """Of the graph of a network.
 
     before: the nodes between its input and its first convolution. body: names of each convolution that is no end, and of the
@@ -398,21 +413,26 @@ class _Structure:
     masked: frozenset[str]
 
 
-def _structure_of(graph: Graph) -> _Structure:
-    entry, found, reading = upsampler_input(graph), residual_blocks(graph), readers(graph)
-    blocks = tuple(block.output for block in found) or (entry,)
-    first = next(node for node in graph.nodes if isinstance(node, Conv))
-    body = []
+def body_of(graph: Graph) -> tuple[tuple[str, str], ...]:
+    """See `Structure.body`."""
+    reading, body = readers(graph), []
     for conv in graph.nodes:
         if isinstance(conv, Conv) and conv.role != "end":
             after = reading[conv.name]
             body.append((conv.name, after[0] if len(after) == 1 and isinstance(graph[after[0]], BatchNorm) else ""))
+    return tuple(body)
+
+
+def _structure_of(graph: Graph) -> Structure:
+    entry, found = upsampler_input(graph), residual_blocks(graph)
+    blocks = tuple(block.output for block in found) or (entry,)
+    first = next(node for node in graph.nodes if isinstance(node, Conv))
     masked = {block.inner[-1] for block in found}
     for block in found:
         masked |= {node.x for name in block.inner if isinstance(node := graph[name], Conv) and node.x != block.entry}
-    return _Structure(
+    return Structure(
         before=needed(graph, first.inputs),
-        body=tuple(body),
+        body=body_of(graph),
         entry=entry,
         trunk=steps(needed(graph, (entry, *blocks)), (entry, *blocks)),
         upsampler=steps(needed(graph, graph.outputs, (entry,)), graph.outputs),

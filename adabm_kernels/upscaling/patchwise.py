@@ -73,6 +73,11 @@ class Patchwise:
             if smooth == "interpolate":
                 raise ValueError("smooth must be 'auto' or 'network' with protocol 'paper', got 'interpolate'")
             smooth = "network"
+        if not model.spec.takes_pixels:
+            raise ValueError(
+                "model must be a super-resolution network of pixels in 0..255, this one is a traced module: call it in Python, on "
+                "tensors as it was calibrated with"
+            )
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}, got {protocol!r}")
         for name, value in (("tile", tile), ("halo", halo)):

@@ -1,11 +1,34 @@
 // The rules of adabm.h that both libraries check: sizes, kernels, activations, regions. What they are for: common/rules.h.
 #include "common/rules.h"
 
+#include "common/geometry.h"
 #include "common/status.h"
 
 namespace adabm {
 
 constexpr int kMaxShuffle = 16;
+
+namespace {
+
+void check_geometry(const adabm_geometry& g, int out_channels, int channels, int kernel_h, int kernel_w) {
+  const bool plain = is_plain(g);
+  ADABM_REQUIRE(kernel_h > 0 && kernel_h <= kMaxKernel && kernel_w > 0 && kernel_w <= kMaxKernel && (!plain || (kernel_h % 2 && kernel_w % 2)),
+                "kernel must be %s at most %d a side, got %dx%d", plain ? "odd and" : "positive and", kMaxKernel, kernel_h, kernel_w);
+  if (plain) return;
+  const auto in = [](int value, int least) { return value >= least && value <= ADABM_MAX_STEP; };
+  ADABM_REQUIRE(in(g.stride_h, 1) && in(g.stride_w, 1) && in(g.dilation_h, 1) && in(g.dilation_w, 1),
+                "geometry.stride and dilation must be 1..%d, got %dx%d and %dx%d", ADABM_MAX_STEP, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w);
+  ADABM_REQUIRE(in(g.pad_top, 0) && in(g.pad_left, 0) && in(g.pad_bottom, 0) && in(g.pad_right, 0),
+                "geometry.pad must be 0..%d, got %d, %d, %d, %d", ADABM_MAX_STEP, g.pad_top, g.pad_left, g.pad_bottom, g.pad_right);
+  ADABM_REQUIRE(g.groups >= 1 && channels % g.groups == 0 && out_channels % g.groups == 0,
+                "geometry.groups must divide channels %d and out_channels %d, got %d", channels, out_channels, g.groups);
+}
+
+}  // namespace
+
+void require_plain(const adabm_geometry& g) {
+  if (!is_plain(g)) throw Error(ADABM_UNSUPPORTED, "geometry must be plain (stride_h 0) on CUDA, got stride_h %d", g.stride_h);
+}
 
 void check_rules(const adabm_weights& w) {
   ADABM_REQUIRE(w.struct_bytes == sizeof(adabm_weights), "struct_bytes must be %zu, got %u", sizeof(adabm_weights), w.struct_bytes);
@@ -13,9 +36,13 @@ void check_rules(const adabm_weights& w) {
                 w.channels);
   ADABM_REQUIRE(w.out_channels <= 1 << 16 && w.channels <= 1 << 16, "out_channels and channels must be at most 65536, got %d and %d",
                 w.out_channels, w.channels);
-  ADABM_REQUIRE(w.kernel_h > 0 && w.kernel_h % 2 && w.kernel_h <= kMaxKernel && w.kernel_w > 0 && w.kernel_w % 2 && w.kernel_w <= kMaxKernel,
-                "kernel must be odd and at most %d a side, got %dx%d", kMaxKernel, w.kernel_h, w.kernel_w);
+  check_geometry(w.geometry, w.out_channels, w.channels, w.kernel_h, w.kernel_w);
   ADABM_REQUIRE(w.border_kernels == 0 || w.border_kernels == 1, "border_kernels must be 0 or 1, got %d", w.border_kernels);
+  if (is_plain(w.geometry)) return;
+  ADABM_REQUIRE(!w.border_kernels, "border_kernels must be 0 where the geometry is not plain, got %d", w.border_kernels);
+  ADABM_REQUIRE(w.box_filter == 0 || w.box_filter == 1, "box_filter must be 0 or 1, got %d", w.box_filter);
+  ADABM_REQUIRE(w.shuffle >= 1 && w.shuffle <= kMaxShuffle && w.out_channels % (w.shuffle * w.shuffle) == 0,
+                "shuffle must be 1..%d and its square divide out_channels %d, got %d", kMaxShuffle, w.out_channels, w.shuffle);
 }
 
 namespace {
@@ -46,6 +73,17 @@ void check_rules(const adabm_conv2d_args& a) {
                 a.width);
   ADABM_REQUIRE(static_cast<int64_t>(a.batch) * a.height < INT32_MAX, "batch times height must fit 31 bits, got %d and %d", a.batch, a.height);
   ADABM_REQUIRE(a.height <= 1 << 20 && a.width <= 1 << 20, "height and width must be at most 2^20, got %d and %d", a.height, a.width);
+  if (!is_plain(a.geometry)) {
+    check_geometry(a.geometry, a.out_channels, a.channels, a.kernel_h, a.kernel_w);
+    const Axes axes = axes_of(a.geometry, a.kernel_h, a.kernel_w);
+    const int out_height = axes.rows.outputs(a.height), out_width = axes.columns.outputs(a.width);
+    ADABM_REQUIRE(out_height > 0 && out_width > 0, "a kernel of %dx%d pixels must fit the image with its padding, %dx%d", axes.rows.extent(),
+                  axes.columns.extent(), a.height + axes.rows.before + axes.rows.after, a.width + axes.columns.before + axes.columns.after);
+    ADABM_REQUIRE(static_cast<int64_t>(a.batch) * out_height < INT32_MAX, "batch times rows of the output must fit 31 bits, got %d and %d",
+                  a.batch, out_height);
+    ADABM_REQUIRE(!a.region.depth || (out_height == a.height && out_width == a.width),
+                  "region needs an output of the image's size, %dx%d, got %dx%d", a.height, a.width, out_height, out_width);
+  }
   ADABM_REQUIRE(a.x_q && a.x_bits && a.alpha && a.beta, "x_q, x_bits, alpha and beta must not be null");
   ADABM_REQUIRE(a.y || a.y_q || a.y_acc || a.y_image, "one of y, y_q, y_acc and y_image must be given");
   ADABM_REQUIRE(!a.y_q || !a.y_image, "y_q and y_image must not both be given");

@@ -16,5 +16,7 @@ void check_rules(const adabm_conv2d_args& args);
 void check_rules(adabm_quantize_args& args);
 void check_rules(const adabm_depths_args& args);
 void check_rules(const adabm_weights& weights);
+// Throws where a geometry is not plain, which the kernels of the CUDA library are not for.
+void require_plain(const adabm_geometry& geometry);
 
 }  // namespace adabm

@@ -3,6 +3,8 @@
 
 #include <limits>
 
+#include "cpu/general.h"
+
 namespace adabm {
 namespace {
 
@@ -80,6 +82,8 @@ void Bands::group_rows(const std::vector<Strip>& strips, const Form& form) {
 }
 
 Bands::Bands(const adabm_conv2d_args& a, const PackedHeader& header) {
+  const Axes axes = axes_of(header.geometry, header.kernel_h, header.kernel_w);
+  const int height = axes.rows.outputs(a.height), width = axes.columns.outputs(a.width);
   std::vector<Form> forms;
   std::vector<size_t> ends;  // of each image's groups
   int64_t total = 0;
@@ -87,9 +91,9 @@ Bands::Bands(const adabm_conv2d_args& a, const PackedHeader& header) {
   for (int n = 0; n < a.batch; n++) {
     const int tile = header.tile_for_bits[a.x_bits[n] - ADABM_MIN_BITS];
     const bool direct = tile == ADABM_TILE_DIRECT;
-    forms.push_back({direct ? 1 : kTiles[tile].rows.outputs, direct || kTiles[tile].kn2row ? 1 : kTiles[tile].columns.outputs,
-                     header.border_kernels ? header.kernel_h / 2 : 0, a.height});
-    strips_.push_back(strips_of(a.region, n, a.height, a.width));
+    forms.push_back({by_two_rows(header) ? 2 : direct ? 1 : kTiles[tile].rows.outputs, direct || kTiles[tile].kn2row ? 1 : kTiles[tile].columns.outputs,
+                     header.border_kernels ? header.kernel_h / 2 : 0, height});
+    strips_.push_back(strips_of(a.region, n, height, width));
     const size_t first = groups_.size();
     group_rows(strips_[n], forms[n]);
     ends.push_back(groups_.size());
@@ -106,7 +110,7 @@ Bands::Bands(const adabm_conv2d_args& a, const PackedHeader& header) {
     const Strip* strip = strips_[n].data();
     Band band = {n, 0, 0, group, group};
     int64_t cost = 0;
-    for (int row = 0, end; row < a.height; row = end) {
+    for (int row = 0, end; row < height; row = end) {
       while (row >= strip->end_row) strip++;
       if (group < end_group && group->row == row) {
         end = row + group->rows;
@@ -121,7 +125,7 @@ Bands::Bands(const adabm_conv2d_args& a, const PackedHeader& header) {
       }
       band.end_row = end, band.end_group = group;
       if (!cost) band.first_row = end, band.first_group = group;
-      if (cost && (cost >= enough || end == a.height)) {
+      if (cost && (cost >= enough || end == height)) {
         bands_.push_back(band);
         band.first_row = end, band.first_group = group, cost = 0;
       }

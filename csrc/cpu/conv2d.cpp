@@ -1,4 +1,6 @@
 // The C entry of the convolution: checks every rule of the header, then hands bands of rows to the threads.
+#include <cstring>
+
 #include "common/rules.h"
 #include "common/status.h"
 #include "cpu/convolution.h"
@@ -23,6 +25,10 @@ const PackedHeader& checked_header(const adabm_conv2d_args& a) {
                     header.kernel_w == a.kernel_w,
                 "packed holds %dx%dx%dx%d weights, not out_channels x kernel_h x kernel_w x channels = %dx%dx%dx%d", header.out_channels,
                 header.kernel_h, header.kernel_w, header.channels, a.out_channels, a.kernel_h, a.kernel_w, a.channels);
+  ADABM_REQUIRE(is_plain(header.geometry) ? is_plain(a.geometry) : !std::memcmp(&header.geometry, &a.geometry, sizeof a.geometry),
+                "packed holds weights of another geometry");
+  ADABM_REQUIRE(!header.general() || (header.shuffle == a.shuffle && header.box_filter == a.box_filter),
+                "packed holds weights of shuffle %d and box_filter %d, not of %d and %d", header.shuffle, header.box_filter, a.shuffle, a.box_filter);
   return header;
 }
 
@@ -38,8 +44,9 @@ extern "C" adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args) {
     ADABM_REQUIRE(!a.packed_codes, "packed_codes must be 0 on the CPU, got %d", a.packed_codes);
     check_rules(a);
     const PackedHeader& header = checked_header(a);
+    const int64_t out_width = axes_of(header.geometry, header.kernel_h, header.kernel_w).columns.outputs(a.width);
     ADABM_REQUIRE(static_cast<int64_t>(a.width) * header.quads() * 4 * header.kernel_h < INT32_MAX &&
-                      static_cast<int64_t>(a.width) * (header.out_channels + 3 * a.shuffle * a.shuffle) < INT32_MAX,
+                      out_width * (header.out_channels + 3 * a.shuffle * a.shuffle) < INT32_MAX,
                   "width %d is too large for %d to %d channels", a.width, header.channels, header.out_channels);
     ADABM_REQUIRE(!header.border_kernels || (a.height >= header.kernel_h && a.width >= header.kernel_w),
                   "height and width must be at least the kernel's %dx%d with border_kernels, got %dx%d", header.kernel_h, header.kernel_w,

@@ -1,5 +1,6 @@
 // What all ways to compute a convolution share: its tables, its border classes, and how a block of accumulators leaves
-// (cpu/convolution.h). The ways themselves: cpu/conv2d_direct.cpp, cpu/conv2d_tiled.cpp and cpu/conv2d_kn2row.cpp.
+// (cpu/convolution.h). The ways themselves: cpu/conv2d_direct.cpp, cpu/conv2d_tiled.cpp and cpu/conv2d_kn2row.cpp, and where the
+// geometry is not plain cpu/conv2d_general.cpp and cpu/conv2d_depthwise.cpp.
 #include "cpu/convolution.h"
 
 #include <algorithm>
@@ -13,12 +14,14 @@ Scratch& thread_scratch() {
   return scratch;
 }
 
-int border_class(int position, int size, int pad) {
-  return std::max(0, pad - position) * (pad + 1) + std::max(0, position + pad - (size - 1));
-}
-
 int kernel_class(int position, int size, int pad) {
   return position < pad ? position : std::max(pad, position + 2 * pad + 1 - size);
+}
+
+Stretch stretch_of(const Axis& columns, int width, bool rows_inside, int column, int end) {
+  const int first = columns.first_inner(), end_inner = columns.end_inner(width);
+  if (!rows_inside || column >= end_inner) return {false, end - column};
+  return column < first ? Stretch{false, std::min(first, end) - column} : Stretch{true, std::min(end_inner, end) - column};
 }
 
 namespace {
@@ -72,6 +75,8 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
       features(feature_format(args.y_format, args.y_fraction)),
       exact(args.y || args.y_acc || args.y_image || args.residual || passes_on(args.region)),
       bands(args, h) {
+  axes = axes_of(h.geometry, h.kernel_h, h.kernel_w);
+  out_height = axes.rows.outputs(a.height), out_width = axes.columns.outputs(a.width);
   pixel_bytes = h.quads() * 4;
   row_bytes = a.width * pixel_bytes;
   box_stride = (a.width + 2 * kPanel - 1) / kPanel * kPanel;
@@ -83,8 +88,8 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
   y_lane.resize(h.out_channels), q_lane.resize(h.out_channels);
   for (int o = 0; o < h.out_channels; o++) {
     const int c = o % out_channels, j = o / out_channels % r, i = o / out_channels / r;
-    y_lane[o] = (i * a.width * r + j) * out_channels + c;
-    q_lane[o] = (i * a.width * r + j) * code_channels + c;
+    y_lane[o] = (i * out_width * r + j) * out_channels + c;
+    q_lane[o] = (i * out_width * r + j) * code_channels + c;
   }
   if (!contiguous) {
     y_runs = runs_of(y_lane), q_runs = runs_of(q_lane);
@@ -93,7 +98,7 @@ Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const 
 }
 
 const int32_t* Convolution::box_rows(int image, const RowGroup& group, Span columns) const {
-  if (!a.box_filter) return nullptr;
+  if (!a.box_filter || header.general()) return nullptr;
   Scratch& s = thread_scratch();
   const int pad_h = header.kernel_h / 2, pad_w = header.kernel_w / 2;
   s.box.resize(std::max(s.box.size(), static_cast<size_t>(group.rows) * box_stride));
@@ -134,7 +139,8 @@ void Convolution::run_band(const Band& band) const {
 }
 
 void Convolution::run_groups(const Band& band) const {
-  const Part all = {band.image, band.first_group, band.end_group, {0, a.width}};
+  const Part all = {band.image, band.first_group, band.end_group, {0, out_width}};
+  if (header.general()) return header.depthwise() ? run_depthwise(all) : run_general(all);
   const int tile = header.tile_for_bits[a.x_bits[band.image] - ADABM_MIN_BITS], pad = header.kernel_w / 2;
   const bool tiled = tile != ADABM_TILE_DIRECT;
   if (kTiles[tile].kn2row) return run_kn2row_tiled(all);
@@ -185,13 +191,13 @@ void Convolution::pass_zeros_on(ptrdiff_t pixel, int pixels, const QuantizeArgs&
 
 RowOutput::RowOutput(const Convolution& c, int image, int row, const Spans& written) : c_(c), written_(written) {
   const adabm_conv2d_args& a = c.a;
-  const int K = c.header.out_channels, pad_h = c.header.kernel_h / 2, pad_w = c.header.kernel_w / 2;
+  const int K = c.header.out_channels;
   const bool own = c.header.border_kernels;
-  const int row_class = own ? kernel_class(row, a.height, pad_h) : border_class(row, a.height, pad_h);
-  const int column_classes = own ? c.header.kernel_w : (pad_w + 1) * (pad_w + 1);
+  const int row_class = own ? kernel_class(row, a.height, c.header.kernel_h / 2) : c.axes.rows.border_class(row, a.height);
+  const int column_classes = own ? c.header.kernel_w : c.axes.columns.classes();
   row_beta_ = a.beta + static_cast<ptrdiff_t>(row_class) * column_classes * K;
   row_alpha_ = a.alpha + static_cast<ptrdiff_t>(a.x_bits[image] - ADABM_MIN_BITS) * K;
-  out_row_ = (static_cast<ptrdiff_t>(image) * a.height + row) * a.shuffle * a.width * a.shuffle;
+  out_row_ = (static_cast<ptrdiff_t>(image) * c.out_height + row) * a.shuffle * c.out_width * a.shuffle;
   e_.activation = a.activation, e_.features = c.features;
   e_.y_stride = a.shuffle * c.y_pitch, e_.q_stride = a.shuffle * c.code_channels;
   e_.beta = beta_;
@@ -231,10 +237,10 @@ void RowOutput::write(const UntileArgs& products, int first_panel, int column, i
 void RowOutput::write_pixels(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box) {
   const adabm_conv2d_args& a = c_.a;
   const int K = c_.header.out_channels, first = first_panel * kPanel, pad = c_.header.kernel_w / 2;
-  const bool inner = column >= pad && column + pixels + pad <= a.width;
+  const bool inner = column >= c_.axes.columns.first_inner() && column + pixels <= c_.axes.columns.end_inner(a.width);
   if (inner) std::fill_n(beta_, pixels, row_beta_ + static_cast<ptrdiff_t>(c_.header.border_kernels ? pad : 0) * K + first);
   for (int m = 0; !inner && m < pixels; m++) {
-    const int at = c_.header.border_kernels ? kernel_class(column + m, a.width, pad) : border_class(column + m, a.width, pad);
+    const int at = c_.header.border_kernels ? kernel_class(column + m, a.width, pad) : c_.axes.columns.border_class(column + m, a.width);
     beta_[m] = row_beta_ + static_cast<ptrdiff_t>(at) * K + first;
   }
   const ptrdiff_t y_at = out_row_ * c_.y_pitch + column * e_.y_stride;
@@ -275,7 +281,7 @@ void RowOutput::finish() const {
   const int channels = c_.code_channels - c_.out_channels, r = a.shuffle;
   for (int i = 0; i < r; i++)
     for (const Span& span : written_) {
-      uint8_t* at = a.y_q + (out_row_ + (static_cast<ptrdiff_t>(i) * a.width + span.begin) * r) * c_.code_channels + c_.out_channels;
+      uint8_t* at = a.y_q + (out_row_ + (static_cast<ptrdiff_t>(i) * c_.out_width + span.begin) * r) * c_.code_channels + c_.out_channels;
       for (int m = 0; m < span.columns() * r; m++, at += c_.code_channels) std::memset(at, 0, channels);
     }
 }

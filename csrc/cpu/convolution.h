@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/geometry.h"
 #include "cpu/bands.h"
 #include "cpu/features.h"
 #include "cpu/isa/kernels.h"
@@ -24,6 +25,7 @@ constexpr int kSparePixels = 4096 / (sizeof(int32_t) * kMaxPanels * kPanel);
 // Scratch of one thread; grows to what the layers' channels and widths ask for and stays.
 struct Scratch {
   std::vector<uint8_t> patch, codes;  // copied from the image's border; transformed
+  std::vector<uint8_t> zeros;  // a row that is outside the image
   std::vector<int32_t> box, pixel_sums;
   // Of kn2row: the rows of a tile, of each a group of pixels and the columns beside it.
   alignas(64) int32_t columns[kMaxTileOutputs][(kMaxBlockPixels + kMaxKernel) * kMaxPanels * kPanel];
@@ -41,6 +43,8 @@ struct Convolution {
   const adabm_conv2d_args& a;
   const Kernels& kernels;
   const PackedHeader& header;
+  Axes axes;
+  int out_height, out_width;   // before a PixelShuffle
   int row_bytes, pixel_bytes;  // of x_q
   int box_stride;              // of box_rows: the width and the vector that may begin in its last column
   int out_channels, code_channels;  // of one output pixel in y, and in codes
@@ -78,6 +82,9 @@ struct Convolution {
   // without box_filter.
   const int32_t* box_rows(int image, const RowGroup& group, Span columns) const;
   void run_direct(const Part& part) const;
+  // Where the geometry is not plain.
+  void run_general(const Part& part) const;
+  void run_depthwise(const Part& part) const;
   // With border_kernels: one of the outer columns, whose pixels have one kernel in common where rows are not outer ones too.
   void run_outer_column(const Part& part, int column) const;
   void run_outer_pixels(int image, int first_row, int end_row, int column) const;
@@ -90,11 +97,18 @@ struct Convolution {
   void pass_zeros_on(ptrdiff_t pixel, int pixels, const QuantizeArgs& grid) const;
 };
 
+// Outputs of a row from `column` on, at most `end - column`, which all have their taps inside the image, or at its border. rows_inside:
+// whether the kernel's rows are.
+struct Stretch {
+  bool inner;
+  int pixels;
+};
+Stretch stretch_of(const Axis& columns, int width, bool rows_inside, int column, int end);
+
 // Copies the rows and columns under a block into `patch`, zeros where they fall outside the image.
 void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, int row, int column, int rows, int columns,
                 uint8_t* patch);
 
-int border_class(int position, int size, int pad);
 // Which of the kernels of a layer with border_kernels a row or column takes.
 int kernel_class(int position, int size, int pad);
 

@@ -1,14 +1,15 @@
 // Packs the weights of a layer for the CPU kernels: in panels of 16 outputs, as they are or transformed for a tile. The form, and
 // what is kept beside the weights: cpu/packed.h.
 #include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include "common/rules.h"
 #include "common/status.h"
+#include "cpu/general.h"
 #include "cpu/packed.h"
+#include "cpu/sums16.h"
 
 namespace adabm {
 
@@ -132,6 +133,10 @@ PackedHeader layout(const adabm_weights& w) {
   h.magic = kPackedMagic, h.version = ADABM_ABI_VERSION;
   h.out_channels = w.out_channels, h.channels = w.channels, h.kernel_h = w.kernel_h, h.kernel_w = w.kernel_w;
   h.border_kernels = w.border_kernels;
+  if (!is_plain(w.geometry)) {
+    lay_out_general(w, h);
+    return h;
+  }
   const int lanes = kernel_columns_out(h).panels();
   const bool columns_fit = !w.border_kernels && lanes <= kMaxPanels;
   h.kn2row = columns_fit && lanes < h.panels() * w.kernel_w;
@@ -271,9 +276,6 @@ void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed,
   }
 }
 
-// The largest sums of 2^n quads, [n].
-using Sums = std::array<int64_t, kDepths>;
-
 // Those of the products of each of a tile's taps in 16 bits, [column tap * kMaxRowTaps + row tap], for 1-bit codes, from the
 // actual weights.
 std::vector<Sums> largest_sums(const PackedHeader& h, int tile, const int8_t* packed) {
@@ -289,39 +291,15 @@ std::vector<Sums> largest_sums(const PackedHeader& h, int tile, const int8_t* pa
     }
   reach.resize(taps / run, 1), tap_of.resize(taps / run, 0);
   std::vector<Sums> sums(kMaxTaps * kMaxRowTaps, Sums{});
-  std::vector<int> above(count), below(count);
   const size_t kernel_bytes = panel_bytes(h, taps) * h.panels();
   for (int b = 0; b < (direct ? h.kernels() : 1); b++, packed += kernel_bytes)
     for (int first = 0; first < taps; first += run)
       for (int o = 0; o < h.out_channels; o++) {
         const int panel = o / kPanel / kMaxPanels * kMaxPanels;
         const ptrdiff_t quad_bytes = static_cast<ptrdiff_t>(std::min(kMaxPanels, h.panels() - panel)) * kPanel * 4;
-        for (int pair = 0; pair < 4; pair += 2) {
-          const int8_t* w = packed + weight_offset(h, taps, o, first, pair);
-          for (int q = 0; q < count; q++, w += quad_bytes) {
-            above[q] = std::max<int>(w[0], 0) + std::max<int>(w[1], 0);
-            below[q] = above[q] - w[0] - w[1];
-          }
-          for (int n = 0, left = count; n < kDepths; n++) {
-            int largest = 0;
-            for (int q = 0; q < left; q++) largest = std::max({largest, above[q], below[q]});
-            int64_t& sum = sums[tap_of[first / run]][n];
-            sum = std::max(sum, static_cast<int64_t>(largest) * reach[first / run]);
-            if (left == 1) continue;
-            for (int q = 0; q < left / 2; q++) above[q] = above[2 * q] + above[2 * q + 1], below[q] = below[2 * q] + below[2 * q + 1];
-            if (left % 2) above[left / 2] = above[left - 1], below[left / 2] = below[left - 1];
-            left = (left + 1) / 2;
-          }
-        }
+        add_largest_sums(packed + weight_offset(h, taps, o, first, 0), quad_bytes, count, reach[first / run], sums[tap_of[first / run]]);
       }
   return sums;
-}
-
-// PackedHeader::depth for codes of so many bits.
-uint16_t sum_depth(const Sums& sums, int bits) {
-  int fits = 0;
-  while (fits < kDepths && sums[fits] * ((1 << bits) - 1) <= INT16_MAX) fits++;
-  return static_cast<uint16_t>(fits ? 1 << (fits - 1) : 0);
 }
 
 }  // namespace
@@ -342,6 +320,7 @@ extern "C" adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packe
     std::memset(packed, 0, header.bytes);
     std::memcpy(packed, &header, sizeof header);
     int8_t* base = static_cast<int8_t*>(packed);
+    if (header.general()) return adabm::pack_general(*weights, *static_cast<adabm::PackedHeader*>(packed), base);
     if (header.tile_offset[ADABM_TILE_DIRECT]) adabm::pack_direct(*weights, header, base + header.tile_offset[ADABM_TILE_DIRECT]);
     for (int tile = 1; tile < ADABM_TILE_COUNT; tile++)
       if (header.tile_offset[tile])

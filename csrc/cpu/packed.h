@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "adabm/adabm.h"
+#include "common/geometry.h"
 #include "common/rules.h"
 #include "cpu/isa/kernels.h"
 
@@ -38,10 +39,17 @@ struct PackedHeader {
   // power of two; 0 where a single quad can overflow.
   uint16_t depth[ADABM_BIT_WIDTHS][kMaxTaps][kMaxRowTaps];
   uint16_t direct_depth[ADABM_BIT_WIDTHS];  // the same of the direct form, whose taps are summed alike
+  // Where the geometry is not plain, which has a direct form of its own (cpu/general.h).
+  adabm_geometry geometry;
+  int32_t shuffle, box_filter;  // those of the convolution
+  int32_t weight_parts;         // bytes whose sum is a weight
 
   int quads() const { return (channels + 3) / 4; }
   int panels() const { return (out_channels + kPanel - 1) / kPanel; }
   int kernels() const { return border_kernels ? kernel_h * kernel_w : 1; }
+  bool general() const { return !is_plain(geometry); }
+  // Every output has one channel.
+  bool depthwise() const { return general() && geometry.groups == channels; }
 };
 
 constexpr int kDepths = 13;  // of 1, 2, 4, ... quads

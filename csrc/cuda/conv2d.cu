@@ -102,6 +102,7 @@ uint32_t shared_bytes(const Conv2dParams& p) {
 // What the kernels need, once every rule holds that does not need the device.
 Conv2dParams checked(const adabm_conv2d_args& a) {
   check_rules(a);
+  require_plain(a.geometry);
   // The rules of the weights that were packed.
   adabm_weights weights = {};
   weights.struct_bytes = sizeof weights, weights.border_kernels = a.border_kernels;

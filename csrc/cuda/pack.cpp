@@ -62,6 +62,7 @@ struct Layout {
 
 Layout layout(const adabm_weights& w, int box_filter, int shuffle) {
   check_rules(w);
+  require_plain(w.geometry);
   ADABM_REQUIRE(box_filter == 0 || box_filter == 1, "box_filter must be 0 or 1, got %d", box_filter);
   ADABM_REQUIRE(shuffle >= 1 && shuffle <= 16 && w.out_channels % (shuffle * shuffle) == 0,
                 "shuffle must be 1..16 and its square divide out_channels %d, got %d", w.out_channels, shuffle);

@@ -62,14 +62,13 @@ def by_border_class(backend: str) -> dict[str, Any]:
 def order(operator: str, arguments: dict[str, Any]) -> tuple:
     """The arguments by position, as the operator's schema wants them."""
     schema = getattr(torch.ops.adabm, operator).default._schema
-    everywhere = {"depth": None, "region": [], "features": "float32", "fraction": 0}
+    everywhere = {"depth": None, "region": [], "geometry": [], "features": "float32", "fraction": 0}
     return tuple((everywhere | arguments)[argument.name] for argument in schema.arguments)
 
 
 def outputs(problem: ConvProblem, y: bool, y_q: bool) -> dict[str, torch.Tensor | None]:
     """Poisoned tensors for ops.conv2d_out."""
-    size = (len(problem.bits), problem.height * problem.shuffle, problem.width * problem.shuffle)
-    channels = problem.outputs // problem.shuffle**2
+    size, channels = problem.out_size, problem.outputs // problem.shuffle**2
     return {
         "y": torch.full((*size, channels), -1e9) if y else None,
         "y_q": torch.full((*size, -(-channels // 4) * 4), 171, dtype=torch.uint8) if y_q else None,

@@ -12,7 +12,7 @@ from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters
 from adabm_kernels.planning.layer import plan_layer
 from adabm_kernels.planning.tiles import DIRECT, MIN_BITS
 from adabm_kernels.planning.times import tile_times
-from adabm_kernels.quantize import act_grid, padded_channels, to_fixed, weight_integers
+from adabm_kernels.quantize import PLAIN, Geometry, act_grid, padded_channels, to_fixed, weight_integers
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,18 @@ class ConvProblem:
     shuffle: int = 1
     lower: float = -1.5
     upper: float = 2.25
+    geometry: Geometry = PLAIN
+    kernel_w: int | None = None  # where the kernel is no square
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        return self.kernel, self.kernel_w or self.kernel
+
+    @property
+    def out_size(self) -> tuple[int, int, int]:
+        """Images, rows and columns of the output."""
+        rows, columns = self.geometry.axes(*self.kernel_size)
+        return len(self.bits), rows.outputs(self.height) * self.shuffle, columns.outputs(self.width) * self.shuffle
 
     def __str__(self) -> str:
         bits = "".join(map(str, self.bits))
@@ -66,7 +78,8 @@ class ConvInstance:
         layer = self.layer
         layer.set_backend(backend, 1)
         tables = (self.x_q, self.bits, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, self.residual)
-        return Conv(*tables, self.out_grid, self.out_bits, layer.box_filter, layer.activation, layer.shuffle)
+        settings = layer.box_filter, layer.activation, layer.shuffle
+        return Conv(*tables, self.out_grid, self.out_bits, *settings, geometry=layer.geometry)
 
 
 def int16_features(conv: Conv, fraction: int) -> Conv:
@@ -79,7 +92,7 @@ def int16_features(conv: Conv, fraction: int) -> Conv:
 def random_parameters(p: ConvProblem, generator: torch.Generator, extreme: bool = False) -> ConvParameters:
     """Random weights over the whole grid; `extreme`: only its two ends, where saturation would show."""
     low, high = -(2 ** (p.weight_bits - 1)), 2 ** (p.weight_bits - 1) - 1
-    shape = (p.outputs, p.channels, p.kernel, p.kernel)
+    shape = (p.outputs, p.channels // p.geometry.groups, *p.kernel_size)
     if extreme:
         codes = torch.where(torch.rand(shape, generator=generator) < 0.5, low, high)
         codes[0], codes[-1] = low, high
@@ -96,6 +109,7 @@ def random_parameters(p: ConvProblem, generator: torch.Generator, extreme: bool 
         act_bits=max(p.bits),
         layer_offset=0,
         adaptive=False,
+        geometry=p.geometry,
     )
 
 
@@ -117,8 +131,7 @@ def instantiate(p: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvIns
         codes = (torch.rand(shape, generator=g) * top).to(torch.int64)
     x_q = torch.zeros(n, p.height, p.width, padded_channels(p.channels), dtype=torch.uint8)
     x_q[..., : p.channels] = codes.to(torch.uint8)
-    size = (n, p.height * p.shuffle, p.width * p.shuffle, p.outputs // p.shuffle**2)
-    residual = torch.randn(size, generator=g) if p.residual else None
+    residual = torch.randn(*p.out_size, p.outputs // p.shuffle**2, generator=g) if p.residual else None
     out_bits = torch.tensor(p.out_bits or p.bits, dtype=torch.int32)
     return ConvInstance(layer, x_q, torch.tensor(p.bits, dtype=torch.int32), residual, act_grid(-2.0, 3.0), out_bits)
 
@@ -208,4 +221,31 @@ PROBLEMS = [
     ConvProblem("one_row", 1, 30, 16, 32, bits=(6,)),
     ConvProblem("one_column", 30, 1, 16, 32, kernel=9, bits=(2,)),
     ConvProblem("wide_input", 3, 8, 512, 64, bits=(8,)),
+]
+
+# Strides, dilation, groups, kernels of even size and padding: for backends with any_geometry.
+GEOMETRIES = [
+    ConvProblem("stride_two", 13, 18, 20, 64, bits=(4, 8), activation="relu", residual=True, geometry=Geometry(stride=(2, 2))),
+    ConvProblem("stride_rows", 9, 40, 8, 70, bits=(5,), out_bits=(7,), geometry=Geometry(stride=(3, 1), padding=(0, 2))),
+    ConvProblem("patches", 12, 20, 3, 48, kernel=4, weight_bits=8, bits=(8,), geometry=Geometry(stride=(4, 4), padding=(0, 0))),
+    ConvProblem("dilated", 12, 25, 16, 64, bits=(3, 6), residual=True, geometry=Geometry(dilation=(2, 2))),
+    ConvProblem("dilated_rows", 9, 14, 6, 13, kernel=5, kernel_w=3, bits=(8,), geometry=Geometry(dilation=(3, 1))),
+    ConvProblem("even", 7, 23, 12, 20, kernel=2, bits=(4,), geometry=Geometry()),
+    ConvProblem("uneven_padding", 6, 9, 10, 16, kernel=3, kernel_w=4, bits=(7,), geometry=Geometry(padding=(4, 0, 1, 5))),
+    ConvProblem("one_by_one_strided", 9, 9, 24, 32, kernel=1, bits=(4, 8), geometry=Geometry(stride=(2, 3), padding=(0, 0))),
+    ConvProblem("two_groups", 8, 21, 32, 128, bits=(4, 6), activation="prelu", residual=True, geometry=Geometry(groups=2)),
+    ConvProblem("many_groups", 6, 13, 48, 48, bits=(2, 8), activation="relu", geometry=Geometry(groups=8)),
+    ConvProblem("odd_groups", 5, 17, 30, 50, weight_bits=7, bits=(6,), geometry=Geometry(groups=5, stride=(1, 2), padding=(1, 1))),
+    ConvProblem("box_groups", 5, 9, 12, 24, weight_bits=8, bits=(8, 5), geometry=Geometry(groups=3)),
+    ConvProblem("shuffled_groups", 5, 11, 8, 64, bits=(4,), shuffle=2, geometry=Geometry(groups=4)),
+    ConvProblem("depthwise", 11, 27, 64, 64, bits=(4, 8), activation="relu", residual=True, geometry=Geometry(groups=64)),
+    ConvProblem("depthwise_odd", 7, 30, 37, 37, weight_bits=8, bits=(8, 7), activation="prelu", geometry=Geometry(groups=37)),
+    ConvProblem("depthwise_wide", 5, 80, 80, 80, kernel=5, bits=(6,), residual=True, geometry=Geometry(groups=80)),
+    ConvProblem("depthwise_strided", 12, 19, 32, 32, bits=(5, 8), geometry=Geometry((2, 2), groups=32, padding=(1, 1))),
+    ConvProblem("depthwise_dilated", 9, 20, 18, 18, weight_bits=6, bits=(8,), geometry=Geometry(dilation=(2, 3), groups=18)),
+    ConvProblem("depthwise_even", 6, 7, 20, 20, kernel=2, kernel_w=4, bits=(8,), geometry=Geometry(groups=20)),
+    ConvProblem("multiplier", 6, 12, 10, 30, bits=(4, 8), residual=True, geometry=Geometry(groups=10)),
+    ConvProblem("multiplier_shuffled", 5, 6, 12, 48, bits=(8,), weight_bits=8, shuffle=2, geometry=Geometry(groups=12)),
+    ConvProblem("depthwise_row", 1, 33, 16, 16, bits=(8,), geometry=Geometry(groups=16)),
+    ConvProblem("depthwise_column", 33, 1, 16, 16, bits=(8,), geometry=Geometry(groups=16)),
 ]

@@ -3,7 +3,9 @@ backend lacks."""
 
 from __future__ import annotations
 
+import functools
 import inspect
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from adabm_kernels import ops
 from adabm_kernels.backends import BACKENDS, CHOICES, TABLE, devices, kernels
 from adabm_kernels.backends.call import ABILITIES, Kernels
-from adabm_kernels.quantize import act_grid
+from adabm_kernels.quantize import Geometry, act_grid
 from adabm_kernels.regions import NUMBERS
 
 
@@ -61,6 +63,34 @@ CALLS = {
         lambda: ops.conv2d_out(CODES, BITS, *LAYER, y=torch.zeros(1, 4, 5, 4), backend="reference", **PLACE),
     ),
 }
+
+
+STRIDED = {"stride": 2, "padding": 0}
+
+
+@pytest.mark.parametrize("backend", TABLE)
+def test_backends_say_why_they_cannot_compute_a_geometry(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        ops.why_not_geometry(backend, Geometry(), (3, 3)) == ops.why_not_geometry(backend, Geometry(padding=(1, 1)), (3, 3)) == ""
+    )
+    asked = Geometry((2, 1), (1, 3), 2, (1, 0)), (3, 3)
+    why = rf"stride 2x1, dilation 1x3, 2 groups needs a backend of \(.*\), got '{backend}'"
+    if TABLE[backend].any_geometry:
+        assert ops.why_not_geometry(backend, *asked) == ""
+        monkeypatch.setitem(TABLE, backend, replace(TABLE[backend], any_geometry=False))
+    assert re.fullmatch(why, ops.why_not_geometry(backend, *asked))
+    with pytest.raises(ValueError, match=f"pack_weights: {why}"):
+        ops.pack_weights(backend, torch.zeros(4, 3, 3, 4, dtype=torch.int8), (0,) * 7, False, 1, asked[0])
+
+
+def test_a_geometry_that_a_backend_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = functools.partial(ops.conv2d, CODES, BITS, *LAYER, backend="reference", **STRIDED)
+    ops.library.READY.clear()
+    assert call()[0].shape == (1, 2, 3, 4)
+    ops.library.READY.clear()
+    monkeypatch.setitem(TABLE, "reference", replace(TABLE["reference"], any_geometry=False))
+    with pytest.raises(RuntimeError, match=r"conv2d: stride 2x2 needs a backend of \(.*\), got 'reference'"):
+        call()
 
 
 @pytest.mark.parametrize("ability", CALLS)

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -15,6 +15,8 @@ from adabm_kernels.backends.reference import codes_of, fma32
 from adabm_kernels.quantize import (
     MAX_BITS,
     MIN_BITS,
+    Axis,
+    Geometry,
     act_grid,
     act_steps,
     border_class,
@@ -334,3 +336,65 @@ def test_an_unknown_weight_grid_is_named() -> None:
     ):
         with pytest.raises(ValueError, match=r"grid must be one of \('odd', 'signed'\), got 'od'"):
             call()
+
+
+# ---- geometry
+
+
+@SETTINGS
+@given(
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.none() | st.tuples(*[st.integers(0, 9)] * 2) | st.tuples(*[st.integers(0, 9)] * 4),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+)
+def test_border_classes_of_any_geometry_have_the_taps_inside(kernel, stride, dilation, padding, size) -> None:
+    """By torch's convolution of an image of ones, whose padding is zero."""
+    geometry = Geometry(stride, dilation, 1, padding)
+    rows, columns = geometry.axes(*kernel)
+    assume(rows.outputs(size[0]) > 0 and columns.outputs(size[1]) > 0)
+    g = torch.Generator().manual_seed(0)
+    weights = torch.randint(-9, 10, (3, 2, *kernel), generator=g)
+    ones = F.pad(torch.ones(1, 2, *size, dtype=torch.float64), (columns.before, columns.after, rows.before, rows.after))
+    want = F.conv2d(ones, weights.double(), stride=stride, dilation=dilation)[0].permute(1, 2, 0)
+    table = valid_tap_sums(weights, geometry)
+    assert table.shape == (rows.classes, columns.classes, 3)
+    at = [[axis.border_class(i, n) for i in range(axis.outputs(n))] for axis, n in zip((rows, columns), size, strict=True)]
+    assert torch.equal(table[at[0]][:, at[1]].double(), want)
+    if padding is None and stride == (1, 1):
+        assert (rows.outputs(size[0]), columns.outputs(size[1])) == size
+
+
+def test_plain_geometry_is_told_however_it_is_written() -> None:
+    for geometry in (Geometry(), Geometry(padding=(1, 2)), Geometry(padding=(1, 2, 1, 2)), Geometry.given(1, 1, 1, (1, 2))):
+        assert geometry.is_plain(3, 5) and geometry.numbers(3, 5) == () and geometry.describe(3, 5) == ""
+    assert Geometry(dilation=(1, 4)).is_plain(3, 1)  # a kernel of one column has no distance between columns
+    other = {
+        Geometry(stride=(1, 2)): "stride 1x2",
+        Geometry.given(dilation=2, groups=3): "dilation 2x2, 3 groups",
+        Geometry(padding=(0, 1)): "a kernel of 3x3 with padding (0, 1, 0, 1)",
+    }
+    for geometry, words in other.items():
+        assert not geometry.is_plain(3, 3) and geometry.describe(3, 3) == words
+        assert Geometry.of(geometry.numbers(3, 3)).numbers(3, 3) == geometry.numbers(3, 3)
+    assert Axis(4, 1, 1, 1, 2).outputs(9) == 9 and Geometry().numbers(4, 4) == (1, 1, 1, 1, 1, 1, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stride": (0, 1)}, r"stride must be 2 whole numbers in 1..1024, got \(0, 1\)"),
+        ({"stride": (1.5, 1)}, r"stride must be 2 whole numbers in 1..1024, got \(1.5, 1\)"),
+        ({"dilation": (1, 1025)}, r"dilation must be 2 whole numbers in 1..1024, got \(1, 1025\)"),
+        ({"dilation": (1,)}, r"dilation must be 2 whole numbers in 1..1024, got \(1,\)"),
+        ({"padding": (1, -1)}, r"padding must be 2 or 4 whole numbers in 0..1024, got \(1, -1\)"),
+        ({"padding": (1, 1, 1)}, r"padding must be 2 or 4 whole numbers in 0..1024, got \(1, 1, 1\)"),
+        ({"groups": 0}, "groups must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_a_wrong_geometry_is_named(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        Geometry(**changes)
+    with pytest.raises(ValueError, match="geometry must be no numbers or 9"):
+        Geometry.of((1, 1))

@@ -335,6 +335,37 @@ void row_product(const RowProductArgs& a) {
   a.rows == 3 ? row_product_of_rows<3>(a) : row_product_of_rows<2>(a);
 }
 
+// All quads of a kernel together in 16 bits.
+struct WholeSum {
+  __m256i pairs = _mm256_setzero_si256();
+  inline __attribute__((always_inline)) void add(__m256i codes, __m256i weights) { pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes, weights)); }
+  inline __attribute__((always_inline)) __m256i total() const { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+};
+
+// Each quad's two pairs of products in 16 bits.
+struct PairSum {
+  __m256i sum = _mm256_setzero_si256();
+  inline __attribute__((always_inline)) void add(__m256i codes, __m256i weights) { sum = dot(sum, codes, weights, _mm256_set1_epi16(1)); }
+  inline __attribute__((always_inline)) __m256i total() const { return sum; }
+};
+
+// Codes and weights widened first, as even and odd bytes.
+struct WideSum {
+  __m256i sum = _mm256_setzero_si256();
+  inline __attribute__((always_inline)) void add(__m256i codes, __m256i weights) {
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(weights, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(weights, 8));
+    sum = _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+  }
+  inline __attribute__((always_inline)) __m256i total() const { return sum; }
+};
+
+template <bool Below>
+void depthwise_strip(const DepthwiseArgs& a, const Strip& strip) {
+  if (a.depth >= a.parts * a.columns * a.row_quads) return depthwise_of<WholeSum, Below>(a, strip);
+  a.depth ? depthwise_of<PairSum, Below>(a, strip) : depthwise_of<WideSum, Below>(a, strip);
+}
+
 }  // namespace
 
 const Kernels* kernels_avx2() {
@@ -344,6 +375,7 @@ const Kernels* kernels_avx2() {
       .tiles = {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
       .peak = peak,
       .product = product,
+      .depthwise = depthwise,
       .row_product = row_product,
       .pixel_sums = pixel_sums,
       .gather_columns = gather_columns,

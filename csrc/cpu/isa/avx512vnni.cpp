@@ -83,6 +83,84 @@ void product(const ProductArgs& a) {
   }
 }
 
+// Dwords first in the order from which unpacking, which works within 128-bit lanes, makes four vectors of 16 outputs each.
+inline __attribute__((always_inline)) void interleave(const uint8_t* const* rows, ptrdiff_t at, int panels, uint8_t* out) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __mmask64 mask = panels == kMaxPanels ? ~0ull : (1ull << panels * kPanel) - 1;
+  __m512i r[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) r[i] = _mm512_permutexvar_epi32(order, _mm512_maskz_loadu_epi8(mask, rows[i] + at));
+  const __m512i low = _mm512_unpacklo_epi8(r[0], r[1]), low_below = _mm512_unpacklo_epi8(r[2], r[3]);
+  const __m512i high = _mm512_unpackhi_epi8(r[0], r[1]), high_below = _mm512_unpackhi_epi8(r[2], r[3]);
+  _mm512_store_si512(out, _mm512_unpacklo_epi16(low, low_below));
+  if (panels > 1) _mm512_store_si512(out + 64, _mm512_unpackhi_epi16(low, low_below));
+  if (panels > 2) _mm512_store_si512(out + 128, _mm512_unpacklo_epi16(high, high_below));
+  if (panels > 3) _mm512_store_si512(out + 192, _mm512_unpackhi_epi16(high, high_below));
+}
+
+struct Strip;
+template <bool Below>
+void depthwise_strip(const DepthwiseArgs& a, const Strip& strip);
+
+#include "cpu/isa/depthwise.inc"
+
+// Kernels of up to kHeldTaps columns and four rows: the weights of 16 outputs stay in registers, and codes go from one pixel to the
+// next.
+template <bool Below, int Columns>
+void depthwise_held(const DepthwiseArgs& a, const Strip& strip) {
+  const int outputs = a.panels * kPanel;
+  for (int panel = 0; panel < a.panels; panel++) {
+    __m512i w[Columns], below[Columns], codes[Columns];
+    const uint8_t* x = strip.codes + panel * 64;
+#pragma GCC unroll 5
+    for (int s = 0; s < Columns; s++) {
+      w[s] = _mm512_load_si512(a.w + (s * a.panels + panel) * 64);
+      if (Below) below[s] = _mm512_slli_epi32(w[s], 8);
+      if (s) codes[s] = _mm512_load_si512(x), x += strip.column;
+    }
+    int32_t* const acc = a.acc + strip.first * outputs + panel * kPanel;
+    int32_t* const acc_below = Below ? a.below + strip.first * outputs + panel * kPanel : nullptr;
+    for (int m = 0; m < strip.pixels; m++, x += strip.column) {
+#pragma GCC unroll 5
+      for (int s = 1; s < Columns; s++) codes[s - 1] = codes[s];
+      codes[Columns - 1] = _mm512_load_si512(x);
+      __m512i sum = _mm512_setzero_si512(), sum_below = sum;
+#pragma GCC unroll 5
+      for (int s = 0; s < Columns; s++) {
+        sum = dot(sum, codes[s], w[s]);
+        if (Below) sum_below = dot(sum_below, codes[s], below[s]);
+      }
+      _mm512_store_si512(acc + m * outputs, sum);
+      if (Below) _mm512_store_si512(acc_below + m * outputs, sum_below);
+    }
+  }
+}
+
+template <bool Below>
+void depthwise_strip(const DepthwiseArgs& a, const Strip& strip) {
+  if (a.parts == 1 && a.row_quads == 1 && strip.pixel == strip.column) {
+    if (a.columns == 3) return depthwise_held<Below, 3>(a, strip);
+    if (a.columns == 5) return depthwise_held<Below, 5>(a, strip);
+  }
+  const int outputs = a.panels * kPanel, taps = a.columns * a.row_quads;
+  const ptrdiff_t tap = outputs * 4;
+  for (int panel = 0; panel < a.panels; panel++)
+    for (int m = 0; m < strip.pixels; m++) {
+      const uint8_t* const x = strip.codes + m * strip.pixel + panel * 64;
+      const int8_t* w = a.w + panel * 64;
+      __m512i sum = _mm512_setzero_si512(), sum_below = sum;
+      for (int part = 0; part < a.parts; part++)
+        for (int t = 0; t < taps; t++, w += tap) {
+          const __m512i codes = _mm512_load_si512(x + t * tap), weights = _mm512_load_si512(w);
+          sum = dot(sum, codes, weights);
+          if (Below) sum_below = dot(sum_below, codes, _mm512_slli_epi32(weights, 8));
+        }
+      const ptrdiff_t at = static_cast<ptrdiff_t>(strip.first + m) * outputs + panel * kPanel;
+      _mm512_store_si512(a.acc + at, sum);
+      if (Below) _mm512_store_si512(a.below + at, sum_below);
+    }
+}
+
 // The sums of both inner row taps stay in registers, are combined there (transform_sums<2> of cpu/transforms.inc), and take up the
 // outer taps: half of the products' stores and all of the transform along the rows are saved.
 template <int Tiles, int Panels>
@@ -515,6 +593,7 @@ const Kernels* kernels_avx512vnni() {
       .tiles = {{0, 12, 6, 4, 3}, {0, 8, 4, 2, 2}},
       .peak = peak,
       .product = product,
+      .depthwise = depthwise,
       .row_product = row_product,
       .pixel_sums = pixel_sums,
       .gather_columns = gather_columns,

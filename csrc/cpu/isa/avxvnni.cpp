@@ -73,6 +73,17 @@ void product(const ProductArgs& a) {
     }
 }
 
+struct DotSum {
+  __m256i sum = _mm256_setzero_si256();
+  inline __attribute__((always_inline)) void add(__m256i codes, __m256i weights) { sum = _mm256_dpbusd_avx_epi32(sum, codes, weights); }
+  inline __attribute__((always_inline)) __m256i total() const { return sum; }
+};
+
+template <bool Below>
+void depthwise_strip(const DepthwiseArgs& a, const Strip& strip) {
+  depthwise_of<DotSum, Below>(a, strip);
+}
+
 }  // namespace
 
 const Kernels* kernels_avxvnni() {
@@ -82,6 +93,7 @@ const Kernels* kernels_avxvnni() {
       .tiles = {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
       .peak = peak,
       .product = product,
+      .depthwise = depthwise,
       .row_product = row_product_by_taps<product>,
       .pixel_sums = pixel_sums,
       .gather_columns = gather_columns,

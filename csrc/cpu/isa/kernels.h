@@ -19,6 +19,7 @@ constexpr int kMaxTileKernel = 5;  // pixels a side
 constexpr int kMaxTaps = kMaxTileOutputs + 2;  // F(2, 5) has as many
 constexpr int kCubicTaps = 5;      // of each phase of an interpolation, at most 4 of them other than 0
 constexpr int kLinearTaps = 3;
+constexpr int kMaxDepthwiseKernel = 15;  // pixels a side
 constexpr int kMaxParts = 4;       // bytes whose sum is a transformed weight
 
 // acc[pixel][panel * 16 + lane] = start[panel * 16 + lane] + SUM over taps and channels of x * w, for `pixels` x `panels` * 16
@@ -35,6 +36,23 @@ struct ProductArgs {
   int depth;                  // quads whose products of two channels sum up within 16 bits, see PackedHeader; 0: not even one
   const int32_t* start;       // [panels * 16], 64-byte aligned, or null for 0
   int32_t* acc;               // [pixels][panels * 16], 64-byte aligned
+};
+
+// Products of a convolution in which every output has one channel: acc[pixel][lane] = SUM over kernel rows, columns and parts of
+// code * w, each lane on its own. `rows` are the image's rows under the kernel, at the first pixel's first column and the first lane's
+// code; panels * 16 codes of each tap are read. With `below` the sums of the row below come with them, whose kernel is one row further
+// down: row_quads is then 1, and the fourth row of each quad of weights is 0.
+struct DepthwiseArgs {
+  const uint8_t* const* rows;  // [row_quads * 4]
+  int row_quads, columns;      // of the kernel
+  int parts;                   // of a weight, whose sum it is
+  ptrdiff_t column_stride, pixel_stride;  // bytes from one kernel column, and one output, to the next
+  const int8_t* w;             // [part][column][row quad][panels][16][4 rows]
+  int pixels, panels;
+  bool eight_bits;             // codes above 127 occur
+  int depth;                   // quads of rows whose products of two rows sum up within 16 bits, as that of ProductArgs
+  int32_t* acc;                // [pixels][panels * 16], 64-byte aligned
+  int32_t* below;              // the same, or null
 };
 
 // How features lie in memory: float32, or int16 in units of 2^-fraction.
@@ -163,6 +181,7 @@ struct Kernels {
   // Multiplies and adds in registers alone; returns how many times in a round. Null where there is nothing to measure.
   int64_t (*peak)(int64_t rounds);
   void (*product)(const ProductArgs&);
+  void (*depthwise)(const DepthwiseArgs&);
   void (*row_product)(const RowProductArgs&);
   // sums[j] = SUM of the bytes of pixel j.
   void (*pixel_sums)(const uint8_t* row, int width, int pixel_bytes, int32_t* sums);

@@ -85,6 +85,54 @@ void product_bits(const ProductArgs& a) {
 
 void product(const ProductArgs& a) { a.eight_bits ? product_bits<true>(a) : product_bits<false>(a); }
 
+// Words of codes times words of weights, row by row of the kernel: those of a quad lie four bytes apart, as vld4 takes them.
+template <int Pixels>
+void depthwise_block(const DepthwiseArgs& a, int first_row, int panel, int pixel, int32_t* acc) {
+  const int lanes = a.panels * kPanel;
+  int32x4_t c[Pixels][kVectors];
+#pragma GCC unroll 4
+  for (int m = 0; m < Pixels; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) c[m][v] = vdupq_n_s32(0);
+  const int8_t* w = a.w + panel * 64;
+  for (int part = 0; part < a.parts; part++)
+    for (int s = 0; s < a.columns; s++)
+      for (int q = 0; q < a.row_quads; q++, w += lanes * 4) {
+        const int8x16x4_t quad = vld4q_s8(w);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) {
+          if (r < first_row) continue;
+          const int8x16_t weights = quad.val[r - first_row];
+          const int16x8_t low = vmovl_s8(vget_low_s8(weights)), high = vmovl_s8(vget_high_s8(weights));
+          const uint8_t* x = a.rows[q * 4 + r] + pixel * a.pixel_stride + s * a.column_stride + panel * kPanel;
+#pragma GCC unroll 4
+          for (int m = 0; m < Pixels; m++) {
+            const uint8x16_t codes = vld1q_u8(x + m * a.pixel_stride);
+            const int16x8_t low_codes = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(codes)));
+            const int16x8_t high_codes = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(codes)));
+            c[m][0] = vmlal_s16(c[m][0], vget_low_s16(low_codes), vget_low_s16(low));
+            c[m][1] = vmlal_s16(c[m][1], vget_high_s16(low_codes), vget_high_s16(low));
+            c[m][2] = vmlal_s16(c[m][2], vget_low_s16(high_codes), vget_low_s16(high));
+            c[m][3] = vmlal_s16(c[m][3], vget_high_s16(high_codes), vget_high_s16(high));
+          }
+        }
+      }
+#pragma GCC unroll 4
+  for (int m = 0; m < Pixels; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) vst1q_s32(acc + (pixel + m) * lanes + panel * kPanel + v * 4, c[m][v]);
+}
+
+void depthwise(const DepthwiseArgs& a) {
+  for (int first_row = 0; first_row < (a.below ? 2 : 1); first_row++)
+    for (int panel = 0; panel < a.panels; panel++) {
+      int32_t* const acc = first_row ? a.below : a.acc;
+      int m = 0;
+      for (; m + 4 <= a.pixels; m += 4) depthwise_block<4>(a, first_row, panel, m, acc);
+      for (; m < a.pixels; m++) depthwise_block<1>(a, first_row, panel, m, acc);
+    }
+}
+
 // Four features, from and to memory. Storing int16 gives back what it holds.
 inline __attribute__((always_inline)) float32x4_t load_features(const FeatureFormat&, const float* at) { return vld1q_f32(at); }
 inline __attribute__((always_inline)) float32x4_t load_features(const FeatureFormat& format, const int16_t* at) {
@@ -193,6 +241,7 @@ const Kernels* kernels_neon() {
       .tiles = {{0, kPixels, kPixels, kPixels, kPixels}, {0, kPixels, kPixels, kPixels, kPixels}},
       .peak = peak,
       .product = product,
+      .depthwise = depthwise,
       .row_product = row_product_by_taps<product>,
       .pixel_sums = pixel_sums,
       .gather_columns = gather_columns,

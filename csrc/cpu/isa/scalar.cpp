@@ -25,6 +25,7 @@ void product(const ProductArgs& a) {
   }
 }
 
+#include "cpu/isa/depthwise_portable.inc"
 #include "cpu/isa/portable.inc"
 
 void epilogue(const EpilogueArgs& a) {
@@ -63,6 +64,7 @@ const Kernels* kernels_scalar() {
       .tiles = {{0, 4, 4, 4, 4}, {0, 4, 4, 4, 4}},
       .peak = nullptr,
       .product = product,
+      .depthwise = depthwise,
       .row_product = row_product_by_taps<product>,
       .pixel_sums = pixel_sums,
       .gather_columns = gather_columns,

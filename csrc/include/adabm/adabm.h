@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define ADABM_ABI_VERSION 11
+#define ADABM_ABI_VERSION 12
 #define ADABM_MIN_BITS 2
 #define ADABM_MAX_BITS 8
 #define ADABM_BIT_WIDTHS 7
@@ -91,13 +91,29 @@ ADABM_API const char* adabm_last_error(void);
  * use it: for AMX that is asked for at the first call that may need it. */
 ADABM_API adabm_status adabm_isa_cpu(int32_t isa, int32_t* built, int32_t* present);
 
+#define ADABM_MAX_STEP 1024
+
+/* How a kernel goes over an image. Where stride_h is 0 the rest is not read and the geometry is plain: stride 1, taps side by side, one
+ * group, and kernel / 2 zeros around the image, of a kernel with odd sides. Otherwise tap (r, s) of output (i, j) lies on pixel
+ * (i * stride_h - pad_top + r * dilation_h, j * stride_w - pad_left + s * dilation_w), zero outside the image, and the output has
+ * (H + pad_top + pad_bottom - dilation_h * (R - 1) - 1) / stride_h + 1 rows, columns likewise. Group g has channels g * C / groups on, and
+ * of the outputs those from g * K / groups on as they are before a PixelShuffle: o % (K / r^2) * r^2 + o / (K / r^2) for output o. */
+typedef struct {
+  int32_t stride_h, stride_w;     /* 1..ADABM_MAX_STEP, or stride_h 0 */
+  int32_t dilation_h, dilation_w; /* 1..ADABM_MAX_STEP */
+  int32_t groups;                 /* divides channels and out_channels */
+  int32_t pad_top, pad_left, pad_bottom, pad_right; /* 0..ADABM_MAX_STEP */
+} adabm_geometry;
+
 typedef struct {
   uint32_t struct_bytes; /* sizeof(adabm_weights) */
   int32_t out_channels, channels; /* at most 2^16 */
-  int32_t kernel_h, kernel_w;     /* odd, at most 15 */
-  int32_t border_kernels;                    /* 1: a kernel of its own for every border class of the pixel, see below */
-  const int8_t* weight;                      /* [K, R, S, C], or [R, S, K, R, S, C] with border_kernels */
+  int32_t kernel_h, kernel_w;     /* at most 15; odd where the geometry is plain */
+  int32_t border_kernels;                    /* 1: a kernel of its own for every border class of the pixel, see below; plain geometry */
+  const int8_t* weight;                      /* [K, R, S, C / groups], or [R, S, K, R, S, C] with border_kernels */
   int32_t tile_for_bits[ADABM_BIT_WIDTHS];   /* ADABM_TILE_* for codes of 2..8 bits; refused where it would not be exact */
+  int32_t box_filter, shuffle;               /* those of the convolution; read where the geometry is not plain */
+  adabm_geometry geometry;
 } adabm_weights;
 
 /* Bytes of the packed form, which depend on the weights where there are tiles, and the packing itself; `packed` is 64-byte aligned. */
@@ -119,7 +135,7 @@ typedef struct {
   int32_t pass_least, pass_most, pass_reach;                  /* convolutions only */
 } adabm_region;
 
-/* Integer convolution, stride 1, odd kernel, "same" zero padding of the codes (padding = kernel / 2), fused epilogue:
+/* Integer convolution with zero padding of the codes and a fused epilogue:
  *
  *   acc  = SUM x_q * w                        (times 2, plus SUM x_q, where box_filter is set: the weights are then 2w + 1)
  *   v    = fma(float(acc), alpha[bits][o], beta[row class][column class][o])
@@ -128,8 +144,11 @@ typedef struct {
  *   v    = what int16 holds of it             where y_format is ADABM_FEATURES_INT16
  *   code = clamp(round_half_even(fma(v, out_grid[out_bits][0], out_grid[out_bits][1])), 0, 2^out_bits - 1)
  *
- * in float32. `alpha` has a row per bit-width of the input codes; border classes are quantize.border_class in
- * adabm_kernels/quantize.py. With shuffle r > 1 the output has size [H*r, W*r] and out_channels / r^2 channels: output
+ * in float32. `alpha` has a row per bit-width of the input codes; border classes are Axis.border_class of adabm_kernels/quantize.py: the
+ * taps that an output lacks before the image, times one more than can be missing after it, plus those that it lacks after it. As many can
+ * be missing as there are taps in the padding: R' = min(R, ceil(pad_top / dilation_h)) before and so on, R / 2 on each side where the
+ * geometry is plain. H and W are those of the output in what follows, which equal the image's there. With shuffle r > 1 the output has
+ * size [H*r, W*r] and out_channels / r^2 channels: output
  * o = (i*r + j) * (out_channels / r^2) + c goes to channel c of pixel (y*r + i, x*r + j). Any of y, y_q, y_acc may be
  * null, not all. residual may be the same memory as y.
  *
@@ -150,7 +169,8 @@ typedef struct {
   int32_t activation;       /* ADABM_ACT_* */
   int32_t shuffle;          /* 1..16 */
   const float* alpha;       /* [7, K] */
-  const float* beta;        /* [(R/2+1)^2, (S/2+1)^2, K], or [R, S, K] with border_kernels */
+  const float* beta;        /* [classes of rows, classes of columns, K], (R/2+1)^2 x (S/2+1)^2 of them where the geometry is plain; or
+                               [R, S, K] with border_kernels */
   const float* slope;       /* [K], PReLU only */
   const void* residual;     /* shape of y, or null; float32 or int16 by y_format */
   const float* out_grid;    /* [7, 2], where y_q is given */
@@ -167,7 +187,9 @@ typedef struct {
                                shuffle above 1 */
   int32_t y_fraction;       /* of ADABM_FEATURES_INT16, else 0 */
   uint8_t* y_image;         /* not with y_q or y_pitch: [N, H*r, W*r, K/r^2], clamp(round_half_even(v), 0, 255) */
-  adabm_region region;      /* of pixels that are passed on v is the residual, or 0 without one; not with shuffle above 1, y_acc or y_image */
+  adabm_region region;      /* of pixels that are passed on v is the residual, or 0 without one; not with shuffle above 1, y_acc or y_image;
+                               only where the output has the size of the image */
+  adabm_geometry geometry;  /* that of the weights; plain on CUDA */
 } adabm_conv2d_args;
 
 ADABM_API adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args);

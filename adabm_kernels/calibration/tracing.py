@@ -1,0 +1,67 @@
+"""A module that is none of the known networks, as a specification, checked against the module on calibration data."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from ..graph.trace import trace
+from ..networks.float_network import float_network
+from ..networks.traced import GraphSpec
+
+TOLERANCE = 1e-3  # of the largest value of an output: convolutions that are fused or ordered otherwise round otherwise
+
+
+def traced_spec(module: nn.Module, data: list[torch.Tensor]) -> tuple[GraphSpec, dict[str, torch.Tensor]]:
+    """(the specification, its values) of a module for tensors as those in `data`, float32 [C, h, w].
+
+    Raises TypeError and ValueError for what cannot be traced (`graph.trace`), and for a graph that computes something else than the
+    module.
+    """
+    module = _in_float32(module)
+    example = data[0][None]
+    traced = trace(module, example, any_size=False)
+    settings = {"multiple": traced.multiple, "size": traced.size, "layout": traced.layout, "finer": traced.finer}
+    spec, state = GraphSpec.of_graph(traced.graph, traced.state, channels=example.shape[1], **settings)
+    spec = replace(spec, kept_float=_kept_float(spec, state, module, torch.cat([example, example])))
+    return spec, state
+
+
+def _in_float32(module: nn.Module) -> nn.Module:
+    """The module, or a copy of it on the CPU and in float32 where it is not that."""
+    if not isinstance(module, nn.Module):
+        return module
+    tensors = [*module.parameters(), *module.buffers()]
+    usual = all(one.device.type == "cpu" and (one.dtype == torch.float32 or not one.is_floating_point()) for one in tensors)
+    return module if usual else copy.deepcopy(module).cpu().float()
+
+
+def _kept_float(spec: GraphSpec, state: dict[str, torch.Tensor], module: nn.Module, x: torch.Tensor) -> dict[str, str]:
+    """Convolutions that cannot be quantised, and why: those whose input is no batch of as many images as x, which are given bits of
+    their own. Raises ValueError where the graph computes something else than the module."""
+    network = float_network(spec)
+    network.load_state_dict(state)
+    found: dict[str, str] = {}
+
+    def look(name: str):
+        def hook(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            if len(given[0]) != len(x):
+                found[name] = (
+                    f"its input has {len(given[0]) / len(x):g} times as many images as the network's: bits are those of images"
+                )
+
+        return hook
+
+    for conv in spec.convs():
+        network.layer_named(conv.name).register_forward_pre_hook(look(conv.name))
+    with torch.no_grad():
+        ours, theirs = tree_leaves(network(x)), tree_leaves(module(x.clone()))
+    for one, other in zip(ours, theirs, strict=True):
+        size = float(other.abs().max()) if other.numel() else 0.0
+        if one.shape != other.shape or not float((one - other).abs().amax()) <= TOLERANCE * max(size, 1e-30):
+            raise ValueError(f"trace: the graph of {type(module).__name__} computes something else than the module")
+    return found
