@@ -36,7 +36,7 @@ from ..graph.passes import merge_affines, merge_factors, remove_dead
 from ..graph.properties import Extent, extent_of
 from ..networks.layouts import MAX_CHANNELS, shortened
 
-MAX_NODES = 20_000  # the largest networks for pictures have a tenth
+MAX_NODES = 5_000  # an RRDBNet of 23 blocks, the largest of the known ones, has a thousand, and two thousand lines in ncnn
 MAX_CONSTANTS = 1 << 20  # factors and shifts of channels, which become numbers of Python
 MAX_SCALE = 64  # of a tensor to the picture, and of the picture to a tensor
 MAX_KERNEL = 255
@@ -221,7 +221,9 @@ class Making:
         for part, values in (("gain", gain), ("shift", shift)):
             if values is not None:
                 if values.size not in (1, self.extent(x).channels):
-                    raise ValueError(f"numbers must be 1 or {self.extent(x).channels}, the channels of the input, got {values.size}")
+                    raise ValueError(
+                        f"numbers must be 1 or {self.extent(x).channels}, the channels of the input, got {values.size}"
+                    )
                 numbers = tuple(self._checked(values).astype(np.float64).ravel().tolist())
                 given[part] = numbers[:1] if len(set(numbers)) == 1 else numbers
                 self._constants += len(given[part])
@@ -277,7 +279,9 @@ class Making:
         if any(size < 1 for size in sizes) or sum(sizes) != self.extent(x).channels:
             raise ValueError(f"parts must have {self.extent(x).channels} channels together, got {sizes[:8]}")
         starts = np.cumsum([0, *sizes]).tolist()
-        return [self.slice(f"{name}.{i}", x, start, start + size) for i, (start, size) in enumerate(zip(starts, sizes, strict=False))]
+        return [
+            self.slice(f"{name}.{i}", x, start, start + size) for i, (start, size) in enumerate(zip(starts, sizes, strict=False))
+        ]
 
     def shuffle(self, name: str, x: str, factor: int, blocks_first: bool = False) -> str:
         """[N, C r^2, H, W] -> [N, C, r H, r W]. blocks_first: channels are numbered by the place in the square first, and by C then."""
@@ -301,7 +305,9 @@ class Making:
         if not blocks_first or channels == 1:
             return y
         if channels * factor**2 > MAX_SCALE:
-            raise ValueError(f"channels that are numbered by their place first must be {MAX_SCALE} at most, got {channels * factor**2}")
+            raise ValueError(
+                f"channels that are numbered by their place first must be {MAX_SCALE} at most, got {channels * factor**2}"
+            )
         order = np.arange(channels * factor**2).reshape(channels, -1).T.ravel().tolist()
         return self.concat(f"{name}.ordered", [self.slice(f"{name}.{i}", y, i, i + 1) for i in order])
 
@@ -411,7 +417,9 @@ class Making:
         self._copied += 4 * self.state[f"{conv.key}.weight"].numel()
         if self._copied > self._read:
             raise ValueError("weights of one convolution are put into other orders too often")
-        parts = {part: self.state[f"{conv.key}.{part}"].numpy()[order] for part in (("weight", "bias") if conv.bias else ("weight",))}
+        parts = {
+            part: self.state[f"{conv.key}.{part}"].numpy()[order] for part in (("weight", "bias") if conv.bias else ("weight",))
+        }
         name = self._free(f"{conv.name}_ordered")
         return self._add(replace(conv, name=name, key=self.learn(name, **parts)))
 

@@ -331,10 +331,10 @@ def _crop(to: _Reader, layer: Layer) -> list[str | np.ndarray]:
         start, stop, _ = slice(int(starts[0]), int(ends[0])).indices(channels)
         return [to.making.slice(layer.name, x, start, stop)]
     places = {key: layer.integer(key) for key in (0, 1, 6, 7)}
-    if any(places.values()) or any(layer.integer(key) not in (0, _REST) for key in (3, 4)):
+    if any(places.values()) or any(layer.integer(key) != _REST for key in (3, 4)):
         raise ValueError("it must cut channels alone, and not rows or columns")
-    start, size = layer.integer(2), layer.integer(5)
-    stop = start + size if size not in (0, _REST) else channels - layer.integer(8)
+    start, size, stop = layer.integer(2), layer.integer(5), channels - layer.integer(8)
+    stop = stop if size == _REST else min(start + size, stop)
     return [to.making.slice(layer.name, x, start, stop)]
 
 

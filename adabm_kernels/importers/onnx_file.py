@@ -16,7 +16,15 @@ OPSETS = (11, 25)  # of ONNX's own operators; those that are read did not change
 MOST_FILE = 2 << 30  # bytes: a protocol buffer holds no more
 _HOW_TO_GET = "reading ONNX needs the package onnx: pip install onnx"
 _RAW = {1: "<f4", 10: "<f2", 11: "<f8", 6: "<i4", 7: "<i8", 9: "?", 16: "<u2"}  # types of ONNX, as they lie in bytes
-_FIELDS = {1: "float_data", 10: "int32_data", 11: "double_data", 6: "int32_data", 7: "int64_data", 9: "int32_data", 16: "int32_data"}
+_FIELDS = {
+    1: "float_data",
+    10: "int32_data",
+    11: "double_data",
+    6: "int32_data",
+    7: "int64_data",
+    9: "int32_data",
+    16: "int32_data",
+}
 _EXTERNAL = 1  # TensorProto.EXTERNAL
 
 
@@ -28,7 +36,9 @@ def read_model(path: Path) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(_HOW_TO_GET) from error
     if path.stat().st_size > MOST_FILE:
-        raise ValueError(f"it must have {MOST_FILE >> 30} GiB at most, with larger weights beside it, got {path.stat().st_size} bytes")
+        raise ValueError(
+            f"it must have {MOST_FILE >> 30} GiB at most, with larger weights beside it, got {path.stat().st_size} bytes"
+        )
     model = onnx.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())

@@ -18,7 +18,14 @@ from .onnx_file import Values, read_model
 
 _FLOATS = (1, 10, 11, 16)  # types of ONNX: float32, float16, float64, bfloat16
 _SMALL = 4096  # values of a constant that arithmetic is done with
-_ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Mish": "mish", "HardSwish": "hardswish", "Softsign": "softsign"}
+_ACTIVATIONS = {
+    "Relu": "relu",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "Mish": "mish",
+    "HardSwish": "hardswish",
+    "Softsign": "softsign",
+}
 _IN_FLOATS = {"Abs": "torch.abs", "Exp": "torch.exp", "Log": "torch.log", "Sqrt": "torch.sqrt", "Erf": "torch.erf"}
 _RESIZES = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 _PADS = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}
@@ -614,7 +621,9 @@ def _pad(to: _Reader, node: _Node) -> list[Any]:
     value = to.number(node, 2, node.number("value"))
     axes = [axis % 4 for axis in to.numbers(node, 3)] or list(range(4))
     if len(pads) != 2 * len(axes) or mode not in _PADS:
-        raise ValueError(f"it must pad rows and columns with a number, the nearest pixel or reflected ones, got mode '{shortened(mode)}'")
+        raise ValueError(
+            f"it must pad rows and columns with a number, the nearest pixel or reflected ones, got mode '{shortened(mode)}'"
+        )
     sides = {axis: (pads[i], pads[i + len(axes)]) for i, axis in enumerate(axes)}
     if any(any(sides.get(axis, (0, 0))) for axis in (0, 1)):
         raise ValueError("it must pad rows and columns alone")
@@ -625,13 +634,17 @@ def _pad(to: _Reader, node: _Node) -> list[Any]:
 def _resize(to: _Reader, node: _Node) -> list[Any]:
     x, mode = to.tensor(node), node.text("mode", "nearest")
     if mode not in _RESIZES or node.integer("antialias") or node.integer("exclude_outside"):
-        raise ValueError(f"it must resize to the nearest pixel, linear or cubic, without antialiasing, got mode '{shortened(mode)}'")
+        raise ValueError(
+            f"it must resize to the nearest pixel, linear or cubic, without antialiasing, got mode '{shortened(mode)}'"
+        )
     scale, place = to.making.extent(x).scale, 1 if node.kind == "Upsample" else 2
     axes = list(node.integers("axes")) or list(range(4))
     if node.has(3):
         wanted = to.sizes(to.value(node, 3)) or ()
         named = dict(zip([axis % 4 for axis in axes], wanted, strict=False))
-        rows, columns = (to.factor(named[axis], symbol, scale) if axis in named else Fraction(1) for axis, symbol in ((2, "H"), (3, "W")))
+        rows, columns = (
+            to.factor(named[axis], symbol, scale) if axis in named else Fraction(1) for axis, symbol in ((2, "H"), (3, "W"))
+        )
         others = all(named.get(axis) in (None, to.shape(x)[axis], Dim("", Fraction(1))) for axis in (0, 1))
     else:
         scales = to.constant(node, place).ravel().tolist()
@@ -712,7 +725,12 @@ def _identity(to: _Reader, node: _Node) -> list[Any]:
 def _constant(to: _Reader, node: _Node) -> list[Any]:
     if "value" in node.attributes:
         return to.made(to.files.array(node.attributes["value"].t))
-    for name, kind in (("value_int", np.int64), ("value_ints", np.int64), ("value_float", np.float32), ("value_floats", np.float32)):
+    for name, kind in (
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+    ):
         if name in node.attributes:
             attribute = node.attributes[name]
             given: Any = {"value_int": attribute.i, "value_ints": list(attribute.ints), "value_float": attribute.f}.get(name)

@@ -138,7 +138,9 @@ def read_network(
 def _module(imported: Imported, convention: Convention) -> nn.Module:
     graph = imported.graph
     if convention.channel_order != "rgb":
-        raise ValueError(f"read_network: channel_order must be 'rgb' for a graph that is no known network, got {convention.channel_order!r}")
+        raise ValueError(
+            f"read_network: channel_order must be 'rgb' for a graph that is no known network, got {convention.channel_order!r}"
+        )
     if convention.rgb_range == 1:
         graph = _in_pixels(graph)
     module = GraphModule(graph)
@@ -149,7 +151,9 @@ def _module(imported: Imported, convention: Convention) -> nn.Module:
 def _in_pixels(graph: Graph) -> Graph:
     """A network of pixels in 0..1 as one of 0..255."""
     taken, (picture,), (output,) = {node.name for node in graph.nodes}, graph.inputs, graph.outputs
-    first, last = (next(name for name in (f"{base}{'_' * i}" for i in range(len(taken) + 1)) if name not in taken) for base in _RANGES)
+    first, last = (
+        next(name for name in (f"{base}{'_' * i}" for i in range(len(taken) + 1)) if name not in taken) for base in _RANGES
+    )
     nodes = [replace(node, inputs=tuple(first if name == picture else name for name in node.inputs)) for node in graph.nodes]
     ends = Affine(first, (picture,), divisor=255.0), Affine(last, (output,), gain=(255.0,))
     return replace(graph, nodes=(ends[0], *nodes, ends[1]), outputs=(last,))

@@ -65,7 +65,14 @@ def _old_esrgan(state: State) -> dict[str, str]:
 
 
 LAYOUTS = (
-    Layout("realesrgan_rrdb", ("conv_first.weight",), lambda state: "body.0.rdb1.conv1.weight" in state, _realesrgan, 1, original=_as_realesrgan),
+    Layout(
+        "realesrgan_rrdb",
+        ("conv_first.weight",),
+        lambda state: "body.0.rdb1.conv1.weight" in state,
+        _realesrgan,
+        1,
+        original=_as_realesrgan,
+    ),
     Layout("esrgan", ("conv_first.weight",), lambda state: "RRDB_trunk.0.RDB1.conv1.weight" in state, _esrgan, 1),
     Layout("esrgan_old", ("1.sub.0.RDB1.conv1.0.weight",), lambda state: "1.sub.0.RDB1.conv1.0.weight" in state, _old_esrgan, 1),
 )

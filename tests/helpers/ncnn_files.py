@@ -133,7 +133,9 @@ def _node(writer: Writer, node: Node, inputs: list[str], state: dict[str, torch.
             writer.layer("Reorg", name, x, blob, p0=node.factor)
         case Resize():
             kind = 1 if node.mode == "nearest" else 2
-            writer.layer("Interp", name, x, blob, p0=kind, p1=float(node.factor), p2=float(node.factor), p6=bool(node.align_corners))
+            writer.layer(
+                "Interp", name, x, blob, p0=kind, p1=float(node.factor), p2=float(node.factor), p6=bool(node.align_corners)
+            )
         case BatchNorm():
             writer.layer("BatchNorm", name, x, blob, p0=node.channels, p1=node.eps)
             for part in ("weight", "running_mean", "running_var", "bias"):
