@@ -82,9 +82,10 @@ def test_what_is_nothing_without_blocks() -> None:
 def _block(part: str) -> Graph:
     """A network of one block with something in it, before it or behind it."""
     b = Builder()
-    y = entry = b.conv(
-        "head", b.add(PixelUnshuffle("apart", ("x",))) if part == "coarse" else "x", (12 if part == "coarse" else 3, 4)
-    )
+    if part == "coarse":
+        y = entry = b.conv("head", b.add(PixelUnshuffle("apart", ("x",))), (12, 4))
+    else:
+        y = entry = b.conv("head", "x", (3, 4))
     y = b.conv("c1", y, (4, 4))
     if part == "pool":
         y = b.add(Pool("pool", (y,), "avg_pool2d", (("kernel_size", 3), ("stride", 1), ("padding", 1))))
