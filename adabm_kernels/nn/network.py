@@ -168,9 +168,8 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         inner = self.spec.trunk.inner
         if digits := [conv.name for conv in self._quantized() if conv.rest is not None and conv.name in inner]:
             raise ValueError(f"{type(self).__name__}: exit must be None where an input in a block has two digits: '{digits[0]}'")
-        if self.spec.least_tile > parameters.tile:
-            rule = f"tiles of at least {self.spec.least_tile} pixels a side, which this network reads around tiles"
-            raise ValueError(f"{type(self).__name__}: exit must have {rule}, got {parameters.tile}")
+        if why := self.spec.why_larger_tiles(parameters.tile):
+            raise ValueError(f"{type(self).__name__}: exit: {why}")
         if not self.full or self.config.chosen("input_range") != "pixels":
             raise ValueError(f"{type(self).__name__}: exit must be None unless pixels are codes of 8 bits")
         if parameters.scale != self.scale:
