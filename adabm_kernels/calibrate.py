@@ -233,8 +233,9 @@ class _Run:
         self.done, self.started = 0, time.perf_counter()
         self.device = device_of(model)
         self.batches = [batch.to(self.device) for batch in data.batches(self.config.patch, self.config.batch, rng)]
-        self.finds_exit = self.config.finds_exit and model.spec.skips_blocks
-        self.exit_report: dict[str, Any] | None = None
+        why = model.spec.why_full_depth or model.spec.why_larger_tiles(self.config.depth_tile)
+        self.finds_exit = self.config.finds_exit and not why
+        self.exit_report: dict[str, Any] | None = {"share": 0.0, "why": why} if self.config.finds_exit and why else None
         in_16_bits = self.config.chosen("residual") == "int16"
         self.fixes_residual = in_16_bits and not model.spec.why_float_residual(self.config.quantize)
         self.residual_report: dict[str, Any] | None = None

@@ -71,8 +71,8 @@ class ExitParameters:
         self._require("scale", self.scale == spec.scale, f"that of the network, {spec.scale}", self.scale)
         if not spec.skips_blocks:
             raise ValueError(f"ExitParameters: a network of this kind, {spec.title}, has no exit: {spec.why_full_depth}")
-        least = max(TILES[0], spec.least_tile)
-        self._require("tile", self.tile >= least, f"at least {least} for this network, which reads so far around tiles", self.tile)
+        if why := spec.why_larger_tiles(self.tile):
+            raise ValueError(f"ExitParameters: {why}")
         if not config.exact_pixels:
             raise ValueError("ExitParameters: a network has no exit unless quantize is 'full' and input_range 'pixels'")
 

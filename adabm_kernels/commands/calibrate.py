@@ -482,7 +482,7 @@ def _easy_tiles(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     """What the table says of the exit, where one was looked for."""
     if found is None:
         return []
-    said = "none"
+    said = f"none: {found['why']}" if "why" in found else "none"
     if "threshold" in found:
         gain = found["psnr_db"] - found["psnr_without_db"]
         bends = f"those that bend by {found['threshold']} levels at most"

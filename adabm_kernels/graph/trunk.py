@@ -60,27 +60,32 @@ def trunk(graph: Graph) -> tuple[Trunk | None, str]:
     They are the outermost sums of features and of what is made of them that follow one another. A single one around several such
     sums, or around one of the same tensor, and a convolution besides is a body: the blocks are then those within.
     """
-    chain = _chain(graph)
+    chain, beside = _chain(graph)
     if not chain:
         return None, "it has no residual blocks"
+    if beside >= len(chain):
+        return None, "its residual blocks do not follow one another"
     return (None, why) if (why := _why_not(graph, chain)) else (Trunk(chain), "")
 
 
-def _chain(graph: Graph) -> tuple[ResidualBlock, ...]:
+def _chain(graph: Graph) -> tuple[tuple[ResidualBlock, ...], int]:
+    """The blocks, and how many sums there are beside them that are in no other."""
     ancestry = Ancestry(graph)
     sums = residual_sums(graph, ancestry)
     inner = {one.output: ancestry.between(one.skip, one.inner) for one in sums}
     around = {one.output: {other.output for other in sums if one.output in inner[other.output]} for one in sums}
-    chain = _longest([one for one in sums if not around[one.output]])
+    level = [one for one in sums if not around[one.output]]
+    chain = _longest(level)
     while len(chain) == 1:
-        outer, level = chain[0], around[chain[0].output] | {chain[0].output}
-        within = _longest([one for one in sums if around[one.output] == level])
+        outer, ends = chain[0], around[chain[0].output] | {chain[0].output}
+        inside = [one for one in sums if around[one.output] == ends]
+        within = _longest(inside)
         besides = set(inner[outer.output]).difference(*([*inner[one.output], one.output] for one in within))
         closed = any(isinstance(graph[name], Conv) for name in besides)
         if not within or not closed or (len(within) == 1 and within[0].skip != outer.skip):
             break
-        chain = within
-    return tuple(ResidualBlock(one.skip, inner[one.output], one.output) for one in chain)
+        chain, level = within, inside
+    return tuple(ResidualBlock(one.skip, inner[one.output], one.output) for one in chain), len(level) - len(chain)
 
 
 def _longest(sums: Sequence[ResidualSum]) -> list[ResidualSum]:

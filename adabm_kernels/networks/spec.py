@@ -175,6 +175,12 @@ class NetworkSpec:
         """Pixels a side of the smallest tiles that can go without blocks; 0 where none can."""
         return 0 if self.trunk is None else least_tile(self._graph, self.trunk)
 
+    def why_larger_tiles(self, side: int) -> str:
+        """Why tiles of `side` pixels cannot go without blocks, in a sentence; empty where they can."""
+        if side >= self.least_tile:
+            return ""
+        return f"tiles must have at least {self.least_tile} pixels a side, which this network reads around tiles, got {side}"
+
     @cached_property
     def residual_stream(self) -> bool:
         """Whether its blocks add to features of one width, which can be held in 16 bits."""

@@ -176,13 +176,11 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         """The filter of easy tiles."""
         if self.spec.trunk is None:
             raise ValueError(f"{type(self).__name__}: exit must be None for a network of this kind: {self.spec.why_full_depth}")
-        if digits := [conv.name for conv in self._quantized() if conv.rest is not None and conv.name in self.spec.trunk.inner]:
-            raise ValueError(
-                f"{type(self).__name__}: exit must be None where a block's input has two digits, as that of {digits[0]!r}"
-            )
-        if self.spec.least_tile > parameters.tile:
-            rule = f"tiles of at least {self.spec.least_tile} pixels a side, which this network reads around tiles"
-            raise ValueError(f"{type(self).__name__}: exit must have {rule}, got {parameters.tile}")
+        inner = self.spec.trunk.inner
+        if digits := [conv.name for conv in self._quantized() if conv.rest is not None and conv.name in inner]:
+            raise ValueError(f"{type(self).__name__}: exit must be None where an input in a block has two digits: '{digits[0]}'")
+        if why := self.spec.why_larger_tiles(parameters.tile):
+            raise ValueError(f"{type(self).__name__}: exit: {why}")
         if not self.full or self.config.chosen("input_range") != "pixels":
             raise ValueError(f"{type(self).__name__}: exit must be None unless pixels are codes of 8 bits")
         if parameters.scale != self.scale:

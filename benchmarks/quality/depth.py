@@ -1,7 +1,8 @@
 """What tiles without blocks save and cost: `python benchmarks/quality/depth.py pictures|budgets|shares|drawings MODEL [FOLDER...]`.
 
-pictures: every picture of the folders, taken as it is: time at the model's own depths against full depth, in turns, and PSNR to
-the float network of both and of the network alone (full depth, nothing interpolated), over all and by classes of detail.
+pictures: every picture of the folders, taken as it is or cut (--crop), and drawings (--drawn): time at the model's own depths
+against full depth, in turns, and PSNR to the float network of both and of the network alone (full depth, nothing interpolated),
+over all and by classes of detail.
 budgets: the same for several thresholds of what an easy tile is, and for the models `--beside` it, of the same float network,
 at full depth, with their own bits and with 8; `--figure` draws it. drawings: SSIM of drawings, texts and gradients, made four
 times as large and shrunk by bicubic, of the model, of bicubic and of the float network. shares: time against the share of easy
@@ -14,7 +15,7 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--every", type=int, default=1, help="take only every so many pictures of a folder")
+    parser.add_argument("--crop", type=int, default=0, help="take only so many pixels a side of a picture, from its middle")
+    parser.add_argument("--drawn", type=int, default=0, help="look at so many drawings of each kind, too")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each case")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--beside", nargs="+", default=[], metavar="MODEL", help="budgets: other models of the same network")
@@ -98,14 +101,29 @@ class Folder:
     shares: dict[str, list[float]]
 
 
+def looked_at(scale: int, args: argparse.Namespace) -> dict[str, Iterator[np.ndarray]]:
+    """The pictures by the name of their folder, uint8 [H, W, 3]: those in folders or their middles, and drawn ones, shrunk."""
+
+    def middle(rgb: np.ndarray) -> np.ndarray:
+        rows, columns = (slice(max(size - args.crop, 0) // 2, max(size - args.crop, 0) // 2 + args.crop) for size in rgb.shape[:2])
+        return np.ascontiguousarray(rgb[rows, columns]) if args.crop else rgb
+
+    def read(folder: Path) -> Iterator[np.ndarray]:
+        return (middle(read_image(path)) for path in list_images(folder, "FOLDER")[:: args.every])
+
+    found = {folder.name: read(folder) for folder in args.folders}
+    for kind, make in (KINDS if args.drawn else {}).items():
+        found[kind] = (imresize(make(np.random.default_rng(seed), DRAWN_SIDE), 1 / scale) for seed in range(args.drawn))
+    return found
+
+
 def measure(model: ConvertedNetwork, networks: dict[str, Patchwise], args: argparse.Namespace) -> list[Folder]:
     """Every picture through every network."""
     float_model, scale = model.float_model().to(memory_format=torch.channels_last), model.scale
     found = []
-    for folder in args.folders:
-        one = Folder(folder.name, [], *({name: [] for name in networks} for _ in range(4)))
-        for path in list_images(folder, "FOLDER")[:: args.every]:
-            rgb = read_image(path)
+    for folder, pictures in looked_at(scale, args).items():
+        one = Folder(folder, [], *({name: [] for name in networks} for _ in range(4)))
+        for rgb in pictures:
             layout = Layout(rgb.shape[1], rgb.shape[0], 3)
             x = torch.from_numpy(rgb.transpose(2, 0, 1).copy())[None].float()
             with torch.no_grad():
@@ -232,7 +250,7 @@ def drawings(model: ConvertedNetwork, args: argparse.Namespace) -> dict:
     network = Patchwise(model)
     figures: dict[str, dict[str, float]] = {}
     print("| | bicubic | this model | float network |\n|---|---|---|---|")
-    for kind, make in (("shapes", draw_shapes), ("text", draw_text), ("gradient", draw_gradient)):
+    for kind, make in KINDS.items():
         found: dict[str, list[float]] = {"bicubic": [], "model": [], "float": []}
         for seed in range(DRAWN):
             high = make(np.random.default_rng(seed), DRAWN_SIDE)
@@ -276,6 +294,9 @@ def draw_gradient(random: np.random.Generator, side: int) -> np.ndarray:
     corners, share = random.integers(0, 256, (2, 2, 3)).astype(np.float64), np.linspace(0, 1, side)
     rows = corners[0] * (1 - share[:, None, None]) + corners[1] * share[:, None, None]
     return np.rint(rows[:, :1] * (1 - share[:, None]) + rows[:, 1:] * share[:, None]).astype(np.uint8)
+
+
+KINDS = {"shapes": draw_shapes, "text": draw_text, "gradient": draw_gradient}
 
 
 def shares(model: ConvertedNetwork, args: argparse.Namespace) -> dict:

@@ -152,6 +152,8 @@ def test_the_table_says_which_tiles_are_easy(folder, fake, adabm, monkeypatch):
     )
     found = {"share": 0.0}
     assert rows(adabm(*COMMAND, "--overwrite")[1].split("\n\n")[0])["easy tiles"] == "none"
+    found["why"] = "it has no residual blocks"
+    assert rows(adabm(*COMMAND, "--overwrite")[1].split("\n\n")[0])["easy tiles"] == "none: it has no residual blocks"
 
 
 def test_features_of_16_bits_are_asked_for_and_told_of(folder, adabm):

@@ -63,7 +63,7 @@ def test_the_float_model_goes_where_the_converted_one_is() -> None:
     model = load_model("edsr_x4_w4a4")
     with Elsewhere():
         floats = FloatPatchwise(model.float_model(), Patchwise(model.to(DEVICE)))
-        assert {parameter.device for parameter in floats.model.parameters()} == {DEVICE}
+        assert {parameter.device for parameter in floats.network.parameters()} == {DEVICE}
 
 
 def test_a_layer_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import torch
 from cuda_calls import cuda_on_host
 from cuda_library import buffers, host_library, policy
 from problems import PROBLEMS, ConvProblem, instantiate
-from small import one_thread  # noqa: F401
+from small import one_thread, poison_empty  # noqa: F401
+from with_exits import an_exit, pictures, with_exit
 
 import adabm_kernels
 from adabm_kernels import ops
@@ -199,6 +200,27 @@ def test_networks_equal_the_reference_on_a_mixed_batch(name: str, monkeypatch: p
         for conv in model.convs():
             conv.packed_codes = packed
         assert torch.equal(model(x), want)
+
+
+@pytest.mark.parametrize("name", ["edsr", "rrdb"])
+@pytest.mark.parametrize("packed", [False, True], ids=["bytes", "packed"])
+def test_networks_with_easy_tiles_equal_the_reference(name: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, settings = NETWORKS[name]
+    torch.manual_seed(0)
+    images, x = [torch.rand(1, 3, 16, 18) * 255], pictures(14, 17)
+    config = ConvertConfig(batch=1, depths="none", **settings)
+    whole = adabm_kernels.convert_model(float_network(spec), images, config, check=False)
+    model = with_exit(whole, an_exit(spec.scale, tile=4), "reference")
+    assert 0.2 < model.computed_share(x).mean() < 0.9
+    offset = torch.tensor([-1, 1], dtype=torch.int32)
+    want = model(x, offset, origin=(3, 2))
+    monkeypatch.setattr(network, "choose", lambda problem, requested: Choice("cuda"))
+    model.set_backend("cuda")
+    model.packed_codes = packed
+    for conv in model.convs():
+        conv.packed_codes = packed
+    poison_empty(monkeypatch)
+    assert torch.equal(model(x, offset, origin=(3, 2)), want)
 
 
 @pytest.mark.parametrize("early", [False, True], ids=["layer_by_layer", "early"])

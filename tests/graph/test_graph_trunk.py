@@ -79,12 +79,26 @@ def test_what_is_nothing_without_blocks() -> None:
     assert found == {f"blocks.0.{name}" for name in ("wide", "relu", "second", "last", "gate", "gated")}
 
 
+def test_blocks_side_by_side_are_none() -> None:
+    """As CARN cascades them."""
+    b = Builder()
+    y = gathered = b.conv("head", "x", (3, 4))
+    for i in range(3):
+        inner = b.conv(f"{i}.c2", b.relu(f"{i}.r", b.conv(f"{i}.c1", y, (4, 4))), (4, 4))
+        block = b.relu(f"{i}.act", b.sum(f"{i}.sum", inner, y))
+        gathered = b.add(Concat(f"{i}.all", (gathered, block)))
+        y = b.conv(f"{i}.joined", gathered, (4 * (i + 2), 4), 1)
+    graph = b.graph(b.conv("last", b.shuffle("shuffle", b.conv("up", y, (4, 16)), 2), (4, 3)))
+    assert trunk(graph) == (None, "its residual blocks do not follow one another")
+
+
 def _block(part: str) -> Graph:
     """A network of one block with something in it, before it or behind it."""
     b = Builder()
-    y = entry = b.conv(
-        "head", b.add(PixelUnshuffle("apart", ("x",))) if part == "coarse" else "x", (12 if part == "coarse" else 3, 4)
-    )
+    if part == "coarse":
+        y = entry = b.conv("head", b.add(PixelUnshuffle("apart", ("x",))), (12, 4))
+    else:
+        y = entry = b.conv("head", "x", (3, 4))
     y = b.conv("c1", y, (4, 4))
     if part == "pool":
         y = b.add(Pool("pool", (y,), "avg_pool2d", (("kernel_size", 3), ("stride", 1), ("padding", 1))))

@@ -17,8 +17,8 @@ from adabm_kernels.networks.spec import NetworkSpec
 
 @dataclass(frozen=True)
 class AttentiveSpec(NetworkSpec):
-    """[N, 3, H, W] -> [N, 3, 2*H, 2*W]. A block: a convolution with a SiLU, two that are added and joined, pixel attention (Zhao et al.,
-    ECCVW 2020) over all. The bilinear picture is added to the output."""
+    """[N, 3, H, W] -> [N, 3, 2*H, 2*W]. A block: a convolution with a SiLU, two that are added and joined, and pixel attention
+    (Zhao et al., ECCVW 2020) over all. The bilinear picture is added to the output."""
 
     network = "attentive"
     title = called = "Attentive"

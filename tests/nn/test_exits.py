@@ -253,8 +253,9 @@ def test_an_exit_belongs_to_a_scale_and_to_networks_that_can_go_without_blocks()
     with pytest.raises(ValueError, match="a network of this kind, RDN, has no exit: it uses what every block makes at the end"):
         rdn.exit = an_exit(scale=2)
     srresnet = SimulatedNetwork.from_float(SRResNet(SRResNetSpec(4, 1, 4)).state_dict(), ConvertConfig())
-    with pytest.raises(ValueError, match="tile must be 4..256, got 3"):
-        srresnet.exit = an_exit(scale=4, tile=3)
+    object.__setattr__(srresnet.spec, "least_tile", 9)
+    with pytest.raises(ValueError, match="tiles must have at least 9 pixels a side, which this network reads around tiles, got 8"):
+        srresnet.exit = an_exit(scale=4, tile=8)
     body = SimulatedNetwork.from_float(small_edsr().state_dict(), ConvertConfig(quantize="body"))
     with pytest.raises(ValueError, match="ExitParameters: a network has no exit unless quantize is 'full' and input"):
         body.exit = an_exit(scale=2)
@@ -410,7 +411,8 @@ def test_images_smaller_than_a_tile_give_none():
 
 def test_rdn_has_none():
     torch.manual_seed(0)
-    assert calibrate(RDN(RDNSpec(2, 2, 2, 3, 5)), [noise(20, 20)[None]], ConvertConfig(), check=False).exit is None
+    found = calibrate(RDN(RDNSpec(2, 2, 2, 3, 5)), [noise(20, 20)[None]], ConvertConfig(), check=False)
+    assert found.exit is None and found.report["exit"] == {"share": 0.0, "why": "it uses what every block makes at the end"}
 
 
 def test_pictures_at_their_own_resolution_decide_too(monkeypatch):
