@@ -22,14 +22,22 @@ from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
 from adabm_kernels.graph.module import MeanShift
 from adabm_kernels.images import read_image
+from adabm_kernels.networks.carn import CARNSpec
 from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.networks.detect import adabm_name, check_modules, float_network
+from adabm_kernels.networks.dncnn import DnCNNSpec
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.networks.espcn import ESPCNSpec
+from adabm_kernels.networks.fsrcnn import FSRCNNSpec
+from adabm_kernels.networks.imdn import IMDNSpec
 from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.rfdn import RFDNSpec
 from adabm_kernels.networks.rrdb import RRDBSpec
+from adabm_kernels.networks.span import SPANSpec
 from adabm_kernels.networks.spec import NetworkSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.networks.srvgg import SRVGGSpec
+from adabm_kernels.networks.vdsr import VDSRSpec
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.nn.conv import AdaptiveConv2d, ConvParameters, IntegerConv2d
 from adabm_kernels.quantize import act_grid
@@ -85,6 +93,19 @@ CASES = [
     other(SRVGGSpec(1, 2, 6), quantize="body", recipe="best"),
     other(RRDBSpec(4, 1, 6, 4), act_bits=6, weight_bits=6),
 ]
+OTHERS = {
+    "span": SPANSpec(2, 5),
+    "span_without_norm": SPANSpec(1, 4, norm=False),
+    "imdn": IMDNSpec(2, 2, 8, 2),
+    "rfdn": RFDNSpec(3, 1, 6, 2),
+    "carn": CARNSpec(2, 4),
+    "carn_m": CARNSpec(3, 4, 2, 2, efficient=True, mean_shift=False),
+    "vdsr": VDSRSpec(2, 2, 5, brightness=True),
+    "dncnn": DnCNNSpec(1, 2, 6, 1e-4),
+    "espcn": ESPCNSpec(3, 6, 5, brightness=True),
+    "fsrcnn": FSRCNNSpec(4, 1, 6, 4, brightness=True),
+    "rrdb_unshuffled": RRDBSpec(1, 1, 4, 3, 4),
+}  # by the name of a network, with what tells several apart
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -262,6 +283,8 @@ def what_follows(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
         if name.endswith("convs.4"):
             return After(one * 0.2, zero)
         return After(one, zero, None if name in ("stem", "after_blocks", "last") else zero + 0.2)
+    if spec.network in OTHERS:  # RRDBNets have a case of their own above
+        return what_follows_in(sim, name, one, zero)
     if name == "head.0":
         return After(one, zero, slopes(sim.head[1]))
     if name == "tail.1":
@@ -275,6 +298,34 @@ def what_follows(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
     if leaf == "conv1":
         return After(*norm(block["bn1"]), slopes(block["act"]))
     return After(*norm(block["bn2"], spec.res_scale))
+
+
+def what_follows_in(sim: SimulatedNetwork, name: str, one: torch.Tensor, zero: torch.Tensor) -> After:
+    """The same in the networks of `OTHERS`."""
+    spec, leaf = sim.spec, name.rpartition(".")[2]
+    slope, gain, shift = None, one, zero
+    if spec.network in ("imdn", "rfdn"):
+        leaky = name == "merge" or ".given." in name or (spec.network == "imdn" and ".convs." in name and leaf != "3")
+        slope = zero + 0.05 if leaky else None
+    elif spec.network == "carn":
+        first = ".convs." in name and (leaf == "0" or (spec.efficient and leaf == "1"))
+        slope = zero if first or "merge" in name or name.startswith("up.") else None
+        mean = MeanShift(1, spec.mean).bias.double()
+        shift = zero + mean if name == "last" and spec.mean_shift else zero
+    elif spec.network == "vdsr":
+        slope = zero if int(leaf) <= spec.layers else None
+    elif spec.network == "dncnn":
+        last = int(leaf) > spec.layers
+        slope, gain = (None, -one) if last else (zero, one)
+        if 0 < int(leaf) <= spec.layers:
+            norm = sim.denoise.norms[leaf]
+            gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            shift = norm.bias.double() - norm.running_mean.double() * gain
+    elif spec.network == "fsrcnn":
+        slope = sim.fsrcnn.acts[leaf].weight.double() if leaf != "last" else None
+    if name == spec.tail_names[-1] and getattr(spec, "unit_range", False):
+        gain = one * 255
+    return After(gain, shift, slope)
 
 
 def check_step(step: Step, model: ConvertedNetwork, sim: SimulatedNetwork, offset: torch.Tensor) -> int:
@@ -372,7 +423,8 @@ def check_layers(model: ConvertedNetwork, sim: SimulatedNetwork, x: torch.Tensor
             value = value - given["shift"].double().view(1, 3, 1, 1)
             error = HALF_ULP * value.abs()
         parameters = grids.get(given["grid"].data_ptr(), steps[0].conv.parameters_)
-        unit = 255 if i == 0 and getattr(sim.spec, "unit_range", False) and sim.config.quantize == "full" else 1
+        own = given["grid"].data_ptr() in grids or isinstance(sim.spec, SPANSpec) and sim.spec.norm  # and not that of pixels
+        unit = 255 if i == 0 and not own and getattr(sim.spec, "unit_range", False) and sim.config.quantize == "full" else 1
         lower, upper = parameters.lower * unit, parameters.upper * unit
         assert torch.equal(given["grid"], act_grid(lower, upper))
         check_codes(codes, value, error, lower, upper, given["bits"])
@@ -383,6 +435,13 @@ def check_layers(model: ConvertedNetwork, sim: SimulatedNetwork, x: torch.Tensor
 def test_every_layer_agrees_with_the_simulation(case: Case) -> None:
     if case.config.digits == 2:  # two convolutions for one: tests/nn/test_digits.py
         case = replace(case, config=replace(case.config, tail_digits=1))
+    check_layers(converted(case), simulated(case), images())
+
+
+@needs_cpu
+@pytest.mark.parametrize("spec", OTHERS.values(), ids=OTHERS)
+def test_every_layer_of_other_networks_agrees_with_the_simulation(spec: NetworkSpec) -> None:
+    case = other(spec, recipe="best", tail_digits=1)
     check_layers(converted(case), simulated(case), images())
 
 
