@@ -285,7 +285,8 @@ def computed(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
             rows, columns = (node.factor * side for side in inputs[1].shape[2:])
             return x[:, :, :rows, :columns]
         case Deviation():
-            return (x - x.mean((2, 3), keepdim=True)).square().mean((2, 3), keepdim=True).sqrt()
+            # Not quite 0, where the gradient would be infinite.
+            return x.var((2, 3), correction=0, keepdim=True).clamp(min=1e-30).sqrt()
     raise TypeError(f"computed: '{node.name}' is a {type(node).__name__}, which no function of its inputs alone computes")
 
 

@@ -329,14 +329,29 @@ def takes_any_range(graph: Graph) -> bool:
 def stream(graph: Graph) -> frozenset[str]:
     """The features that pass the residual blocks by: what a residual sum takes as it is, and every such sum.
 
-    Empty where one of them is also a part of wider features (`Concat`), or where they are not all of one size: they cannot then be
-    held in one buffer.
+    Empty where one of them is also a part of wider features (`Concat`), where they are not all of one size, or where no convolution
+    makes one of them together with what follows it, as an activation of a sum: they cannot then be held in one buffer.
     """
     sums = residual_sums(graph, Ancestry(graph))
     names = {name for one in sums for name in (one.skip, one.output)}
     sizes, reading = extents(graph), readers(graph)
     concatenated = any(isinstance(graph[reader], Concat) for name in names for reader in reading[name])
-    return frozenset() if concatenated or len({sizes.get(name) for name in names}) > 1 else frozenset(names)
+    apart = concatenated or len({sizes.get(name) for name in names}) > 1 or not all(_of_conv(graph, name) for name in names)
+    return frozenset() if apart else frozenset(names)
+
+
+def _of_conv(graph: Graph, name: str) -> bool:
+    """Whether a convolution gives a tensor, with what changes each value by itself or with what is added behind it."""
+    node = graph[name]
+    made = node.inputs if isinstance(node, Add) else (name,)
+    return any(isinstance(graph[_before(graph, one)], Conv) for one in made if one not in graph.inputs)
+
+
+def _before(graph: Graph, name: str) -> str:
+    """The tensor that another is made of, value by value."""
+    while isinstance(graph[name], POINTWISE) and graph[name].x not in graph.inputs:
+        name = graph[name].x
+    return name
 
 
 def residual_blocks(graph: Graph) -> tuple[ResidualBlock, ...]:
@@ -371,8 +386,7 @@ def upsampler_input(graph: Graph) -> str:
 
 def _before_conv(graph: Graph, name: str) -> str:
     """What the convolution reads that a tensor is made of, value by value."""
-    while isinstance(graph[name], POINTWISE):
-        name = graph[name].x
+    name = _before(graph, name)
     return graph[name].x if isinstance(graph[name], Conv) else name
 
 

@@ -43,7 +43,8 @@ COLOURS = "colours"  # key of the convolution that takes the brightness out of a
 
 def reads_brightness(state: Mapping[str, torch.Tensor], first: str) -> bool:
     """Whether a network takes one channel, by the weight of its first convolution."""
-    return first in state and state[first].ndim == 4 and state[first].shape[1] == 1
+    weight = state.get(first)
+    return weight is not None and weight.ndim == 4 and weight.shape[1] == 1 and weight.is_floating_point()
 
 
 def of_colours(state: dict[str, torch.Tensor], first: str, of: Brightness) -> dict[str, torch.Tensor]:

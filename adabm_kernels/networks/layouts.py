@@ -68,10 +68,13 @@ class Layout:
 
 
 def count(state: State, pattern: str) -> int:
-    """One more than the largest index that the pattern finds at the start of a key. ValueError where no network has so many."""
+    """One more than the largest index that the pattern finds at the start of a key. ValueError where no network has so many, or this
+    one has not: of each part it must have a weight."""
     largest, key = max(((int(m[1]), m[0]) for m in (re.match(pattern, key) for key in state) if m), default=(-1, ""))
     if largest >= MAX_BLOCKS:
         raise ValueError(f"detect: parts of a network are numbered below {MAX_BLOCKS}, got {shortened(key)!r}")
+    if largest > len(state):
+        raise ValueError(f"detect: parts of a network of {len(state)} values are numbered below that, got {shortened(key)!r}")
     return 1 + largest
 
 

@@ -122,8 +122,8 @@ class SPANSpec(NetworkSpec):
             for j in range(LAYERS):
                 name = f"spab.{i}.convs.{j}"
                 y = b.conv(name, y, (c, c), body=True)
-                kept += [y] if j == 0 else []
                 y = b.add(Activation(f"{name}.act", (y,), "silu")) if j + 1 < LAYERS else y
+                kept += [y] if j == 0 else []  # the activation of the authors' code changes in place what it reads
             weigh = b.add(Activation(f"spab.{i}.sigmoid", (y,), "sigmoid"))
             weigh = b.add(Affine(f"spab.{i}.attention", (weigh,), shift=(-0.5,)))
             y = b.add(Multiply(f"spab.{i}", (b.sum(f"spab.{i}.sum", y, entry), weigh)))

@@ -17,6 +17,7 @@ from adabm_kernels import ops
 from adabm_kernels.graph.fold import folded, slopes
 from adabm_kernels.graph.fuse import FusedConv, fuse
 from adabm_kernels.graph.module import MeanShift
+from adabm_kernels.networks.span import SPANSpec
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.nn.conv import ConvParameters, IntegerConv2d
 from adabm_kernels.quantize import act_grid
@@ -150,6 +151,8 @@ def of_published(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
         if name.endswith("convs.4"):
             return After(one * 0.2, zero)
         return After(one, zero, None if name in ("stem", "after_blocks", "last") else zero + 0.2)
+    if spec.network in ("span", "imdn", "rfdn", "carn", "vdsr", "dncnn", "espcn", "fsrcnn"):
+        return what_follows_in(sim, name, one, zero)
     if name == "head.0":
         return After(one, zero, slopes(sim.head[1]))
     if name == "tail.1":
@@ -183,6 +186,34 @@ def of_graph(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
 
 def what_follows(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
     return (of_graph if sim.spec.network == "graph" else of_published)(sim, conv)
+
+
+def what_follows_in(sim: SimulatedNetwork, name: str, one: torch.Tensor, zero: torch.Tensor) -> After:
+    """The same in networks whose activations and factors follow from the names of their convolutions."""
+    spec, leaf = sim.spec, name.rpartition(".")[2]
+    slope, gain, shift = None, one, zero
+    if spec.network in ("imdn", "rfdn"):
+        leaky = name == "merge" or ".given." in name or (spec.network == "imdn" and ".convs." in name and leaf != "3")
+        slope = zero + 0.05 if leaky else None
+    elif spec.network == "carn":
+        first = ".convs." in name and (leaf == "0" or (spec.efficient and leaf == "1"))
+        slope = zero if first or "merge" in name or name.startswith("up.") else None
+        mean = MeanShift(1, spec.mean).bias.double()
+        shift = zero + mean if name == "last" and spec.mean_shift else zero
+    elif spec.network == "vdsr":
+        slope = zero if int(leaf) <= spec.layers else None
+    elif spec.network == "dncnn":
+        last = int(leaf) > spec.layers
+        slope, gain = (None, -one) if last else (zero, one)
+        if 0 < int(leaf) <= spec.layers:
+            norm = sim.denoise.norms[leaf]
+            gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            shift = norm.bias.double() - norm.running_mean.double() * gain
+    elif spec.network == "fsrcnn":
+        slope = sim.fsrcnn.acts[leaf].weight.double() if leaf != "last" else None
+    if name == spec.tail_names[-1] and getattr(spec, "unit_range", False):
+        gain = one * 255
+    return After(gain, shift, slope)
 
 
 def check_step(step: Step, model: ConvertedNetwork, sim: SimulatedNetwork, offset: torch.Tensor) -> int:
@@ -282,7 +313,8 @@ def check_layers(model: ConvertedNetwork, sim: SimulatedNetwork, x: torch.Tensor
             value = value - given["shift"].double().view(1, -1, 1, 1)
             error = HALF_ULP * value.abs()
         parameters = grids.get(given["grid"].data_ptr(), steps[0].conv.parameters_)
-        unit = 255 if i == 0 and getattr(sim.spec, "unit_range", False) and sim.config.quantize == "full" else 1
+        own = given["grid"].data_ptr() in grids or isinstance(sim.spec, SPANSpec) and sim.spec.norm  # and not that of pixels
+        unit = 255 if i == 0 and not own and getattr(sim.spec, "unit_range", False) and sim.config.quantize == "full" else 1
         lower, upper = parameters.lower * unit, parameters.upper * unit
         assert torch.equal(given["grid"], act_grid(lower, upper))
         check_codes(codes, value, error, lower, upper, given["bits"])

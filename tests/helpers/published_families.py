@@ -35,7 +35,7 @@ class SPAB(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         first = self.c1_r(x)
-        y = self.c3_r(F.silu(self.c2_r(F.silu(first))))
+        y = self.c3_r(F.silu(self.c2_r(F.silu(first, inplace=True)), inplace=True))
         return (y + x) * (torch.sigmoid(y) - 0.5), first
 
 

@@ -265,6 +265,15 @@ def test_readings_that_a_network_cannot_have():
         check(network, x, network(x.flip(1) / 255).flip(1) * 255, channel_order="bgr")
 
 
+@pytest.mark.parametrize(
+    "family, key", [("imdn", "IMDB998.c1.weight"), ("rfdn", "B998.c1_r.weight"), ("vdsr", "trunk.998.conv.weight")]
+)
+def test_blocks_that_are_numbered_higher_than_there_are_weights(family, key):
+    state = published(family).state_dict() | {key: torch.zeros(8, 8, 3, 3)}
+    with pytest.raises(ValueError, match=r"parts of a network of \d+ values are numbered below that, got '"):
+        detect(state, weights_key=key_of(family))
+
+
 def test_networks_that_look_like_these():
     ircnn = made(functools.partial(DnCNN, layers=5)).state_dict()
     with pytest.raises(ValueError, match="cannot be told from an IRCNN"):

@@ -20,14 +20,22 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.config import ConvertConfig
 from adabm_kernels.convert import convert_model
 from adabm_kernels.images import read_image
+from adabm_kernels.networks.carn import CARNSpec
 from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.networks.detect import adabm_name, check_modules, float_network
+from adabm_kernels.networks.dncnn import DnCNNSpec
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
+from adabm_kernels.networks.espcn import ESPCNSpec
+from adabm_kernels.networks.fsrcnn import FSRCNNSpec
+from adabm_kernels.networks.imdn import IMDNSpec
 from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.rfdn import RFDNSpec
 from adabm_kernels.networks.rrdb import RRDBSpec
+from adabm_kernels.networks.span import SPANSpec
 from adabm_kernels.networks.spec import NetworkSpec
 from adabm_kernels.networks.srresnet import SRResNetSpec
 from adabm_kernels.networks.srvgg import SRVGGSpec
+from adabm_kernels.networks.vdsr import VDSRSpec
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.nn.conv import AdaptiveConv2d
 from adabm_kernels.simulate import SimulatedNetwork, image_measure
@@ -81,6 +89,19 @@ CASES = [
     other(SRVGGSpec(1, 2, 6), quantize="body", recipe="best"),
     other(RRDBSpec(4, 1, 6, 4), act_bits=6, weight_bits=6),
 ]
+OTHERS = {
+    "span": SPANSpec(2, 5),
+    "span_without_norm": SPANSpec(1, 4, norm=False),
+    "imdn": IMDNSpec(2, 2, 8, 2),
+    "rfdn": RFDNSpec(3, 1, 6, 2),
+    "carn": CARNSpec(2, 4),
+    "carn_m": CARNSpec(3, 4, 2, 2, efficient=True, mean_shift=False),
+    "vdsr": VDSRSpec(2, 2, 5, brightness=True),
+    "dncnn": DnCNNSpec(1, 2, 6, 1e-4),
+    "espcn": ESPCNSpec(3, 6, 5, brightness=True),
+    "fsrcnn": FSRCNNSpec(4, 1, 6, 4, brightness=True),
+    "rrdb_unshuffled": RRDBSpec(1, 1, 4, 3, 4),
+}  # by the name of a network, with what tells several apart
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -135,6 +156,13 @@ def converted(case: Case, backend: str = BACKENDS[0]) -> ConvertedNetwork:
 def test_every_layer_agrees_with_the_simulation(case: Case) -> None:
     if case.config.digits == 2:  # two convolutions for one: tests/nn/test_digits.py
         case = replace(case, config=replace(case.config, tail_digits=1))
+    check_layers(converted(case), simulated(case), images())
+
+
+@needs_cpu
+@pytest.mark.parametrize("spec", OTHERS.values(), ids=OTHERS)
+def test_every_layer_of_other_networks_agrees_with_the_simulation(spec: NetworkSpec) -> None:
+    case = other(spec, recipe="best", tail_digits=1)
     check_layers(converted(case), simulated(case), images())
 
 
