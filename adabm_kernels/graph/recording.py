@@ -23,8 +23,8 @@ class Recording:
     """The calls that a module makes.
 
     nodes: in order. outputs: tensors that it gives. constants: nodes that stand for values of the module, by their key. size: rows
-    and columns where it takes no others, None where it takes any. smallest: side that it takes. structure: what it gives, with the numbers of the outputs in
-    their places.
+    and columns where it takes no others, None where it takes any. smallest: side that it takes. structure: what it gives, with the
+    numbers of the outputs in their places.
     """
 
     nodes: list[fx.Node]
@@ -91,8 +91,8 @@ def _read(program: torch.export.ExportedProgram, module: nn.Module) -> Recording
 
 
 def _multiple(message: str, most: int) -> tuple[int, int]:
-    """(the smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes, from which side
-    on); (0, 0) for none.
+    """(the smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes, and from which
+    side on); (0, 0) for none.
 
     The conditions in it are violated for some sizes, or could not be proved: they are tried for many sizes. most: that the smallest
     side may be.

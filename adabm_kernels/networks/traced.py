@@ -21,9 +21,9 @@ from .spec import NetworkSpec
 Sizes = tuple[int, int]
 # Calls that look at nothing far away, among them those that compute sizes.
 _LOCAL_CALLS = frozenset(
-    "pad constant_pad_nd reflection_pad2d replication_pad2d conv_transpose2d upsample_bilinear2d upsample_bicubic2d upsample_nearest2d "
-    "add sub mul div neg abs sigmoid tanh relu softplus exp clamp where gt lt ge le maximum minimum sqrt pow square getitem slice cat "
-    "sym_size size floordiv mod chunk split to contiguous clone".split()
+    "pad constant_pad_nd reflection_pad2d replication_pad2d conv_transpose2d upsample_bilinear2d upsample_bicubic2d "
+    "upsample_nearest2d add sub mul div neg abs sigmoid tanh relu softplus exp clamp where gt lt ge le maximum minimum sqrt pow "
+    "square getitem slice cat sym_size size floordiv mod chunk split to contiguous clone".split()
 )
 DTYPES = ("int64", "int32", "int16", "int8", "uint8", "bool")
 
