@@ -25,7 +25,7 @@ class Traced:
     graph: what it computes, from "x" [N, C, H, W]. state: the values that the graph reads, float32 (integers as they are), under
     the module's own keys where it has them. multiple: H and W are multiples of it. recorder: "torch.export" or "torch.fx". size: H
     and W where the graph holds for no others. layout: how the module hands the outputs out (outputs.py). finer: tensors with more
-    rows than the input.
+    rows than the input. smallest: side that it holds for, where that is more than 16.
     """
 
     graph: Graph
@@ -35,6 +35,7 @@ class Traced:
     size: tuple[int, int] | None = None
     layout: Layout = ONE_TENSOR
     finer: frozenset[str] = frozenset()
+    smallest: int = 1
 
 
 def trace(
@@ -78,7 +79,7 @@ def trace(
     except ValueError as error:
         raise ValueError(f"trace: {type(module).__name__}: {error}") from None
     state = {key: _as_float32(lowering.state[key]) for key in graph.parameters()}
-    return Traced(graph, state, recording.multiple, recording.recorder, recording.size, layout, frozenset(lowering.finer))
+    return Traced(graph, state, recording.multiple, recording.recorder, recording.size, layout, frozenset(lowering.finer), recording.smallest)
 
 
 def _recorded(module: nn.Module, x: torch.Tensor, grows: bool, any_size: bool) -> Recording:

@@ -29,7 +29,7 @@ class GraphSpec(NetworkSpec):
     definition: its graph, with one input and every convolution called by its key (`of_graph` sees to that). multiple: H and W must
     be multiples of it. size: (H, W) where it takes no other, None where it takes any. layout: how the outputs of the graph are
     handed out. dtypes: of values that are no floats, by key ("int64", "bool"). kept_float: convolutions that stay in floats, and
-    why.
+    why. smallest: that a side may be.
     """
 
     network = "graph"
@@ -45,6 +45,7 @@ class GraphSpec(NetworkSpec):
     layout: Layout = ONE_TENSOR
     dtypes: Mapping[str, str] = field(default_factory=dict)
     kept_float: Mapping[str, str] = field(default_factory=dict)
+    smallest: int = 1
 
     def __post_init__(self) -> None:
         if len(self.definition.inputs) != 1:
@@ -53,6 +54,8 @@ class GraphSpec(NetworkSpec):
             raise ValueError(f"GraphSpec: input_channels must be a whole number of at least 1, got {self.input_channels!r}")
         if type(self.multiple) is not int or self.multiple < 1:
             raise ValueError(f"GraphSpec: multiple must be a whole number of at least 1, got {self.multiple!r}")
+        if type(self.smallest) is not int or self.smallest < 1:
+            raise ValueError(f"GraphSpec: smallest must be a whole number of at least 1, got {self.smallest!r}")
         size = self.size
         if size is not None and not (isinstance(size, tuple) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
             raise ValueError(f"GraphSpec: size must be rows and columns of at least 1, or None, got {size!r}")
@@ -100,6 +103,7 @@ class GraphSpec(NetworkSpec):
             "layout": self.layout,
             "dtypes": dict(self.dtypes),
             "kept_float": dict(self.kept_float),
+            "smallest": self.smallest,
         }
 
     @classmethod
@@ -123,6 +127,7 @@ class GraphSpec(NetworkSpec):
             tuple(size) if isinstance(size, list) else size,
             checked_layout(values["layout"], len(definition.outputs)),
             **texts,
+            smallest=values["smallest"],
         )
 
     def build(self) -> Graph:
@@ -196,6 +201,8 @@ class GraphSpec(NetworkSpec):
                 f"{what} must have {self.size[0]}x{self.size[1]} rows and columns, the size that the module was traced with and "
                 f"depends on, got {rows}x{columns}"
             )
+        if min(rows, columns) < self.smallest:
+            raise ValueError(f"{what} must have sides of at least {self.smallest}, got {rows}x{columns}")
         if rows % self.multiple or columns % self.multiple:
             raise ValueError(f"{what} must have sides that are multiples of {self.multiple}, got {rows}x{columns}")
 
