@@ -227,6 +227,22 @@ def _numbers(value: Any, x: Value, call: Call) -> tuple[float, ...] | None:
     return tuple(value.tensor.detach().double().flatten().tolist())
 
 
+def _alike(a: Value, b: Value, call: Call) -> bool:
+    """Whether two tensors that a call reads have the same type and the same sizes, so that neither is repeated.
+
+    Sizes that are written differently are the same where the module can run at no others: features of an eighth of the picture's
+    size, and those of a sixteenth that were enlarged.
+    """
+    if a.shape is None or b.shape is None or a.dtype != b.dtype or len(a.shape) != len(b.shape):
+        return False
+    if a.shape == b.shape:
+        return True
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # which brings sympy
+
+    given = [node.meta["val"].shape for node in call.node.all_input_nodes]
+    return len(given) == 2 and all(statically_known_true(one == other) for one, other in zip(*given, strict=True))
+
+
 @_rule("add", "sub", "rsub")
 def _sum(to: MakesNodes, call: Call) -> Value | None:
     a, b, alpha = call.args[0], call.get("other", call.args[1]), call.get("alpha", 1)
@@ -236,7 +252,7 @@ def _sum(to: MakesNodes, call: Call) -> Value | None:
             return None
         signs = (1.0, signs[1] * alpha)
     if isinstance(a, Value) and isinstance(b, Value):
-        if a.shape is None or a.shape != b.shape or a.dtype != b.dtype:
+        if not _alike(a, b, call):
             return None
         return to.add(Add, call, a, b, factors=() if signs == (1.0, 1.0) else signs)
     x, constant, sign, other = (a, b, *signs) if isinstance(a, Value) else (b, a, *signs[::-1])
@@ -255,8 +271,7 @@ def _negative(to: MakesNodes, call: Call) -> Value | None:
 def _product(to: MakesNodes, call: Call) -> Value | None:
     a, b = call.args[0], call.get("other", call.args[1])
     if isinstance(a, Value) and isinstance(b, Value):
-        same = a.shape is not None and a.shape == b.shape and a.dtype == b.dtype
-        return to.add(Multiply, call, a, b) if same else None
+        return to.add(Multiply, call, a, b) if _alike(a, b, call) else None
     x, constant = (a, b) if isinstance(a, Value) else (b, a)
     numbers = _numbers(constant, x, call)
     return None if numbers is None or x.shape is None else to.add(Affine, call, x, gain=numbers)

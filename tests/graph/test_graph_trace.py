@@ -244,3 +244,22 @@ def test_deep_networks_are_traced(layers: int) -> None:
     traced = trace(module)
     assert len(traced.graph.nodes) == 3 * layers
     assert_same(traced, module, ((1, 3, 8, 9),))
+
+
+class Pyramid(nn.Module):
+    """Adds features of half the size to enlarged ones of a quarter: sizes that are equal and written differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.lateral = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.lateral(x) + F.interpolate(self.second(x), scale_factor=2, mode="nearest")
+
+
+def test_sums_of_sizes_that_must_be_equal_are_sums() -> None:
+    module = made(Pyramid)
+    traced = trace(module)
+    assert isinstance(traced.graph.nodes[-1], Add)
+    assert_same(traced, module)
