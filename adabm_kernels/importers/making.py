@@ -128,7 +128,7 @@ class Making:
     def transposed_conv(
         self, name: str, x: str, weight: np.ndarray, bias: np.ndarray | None, window: Window, groups: int = 1, more: int = 0
     ) -> str:
-        """A transposed convolution, computed in floats. weight: [C, K / groups, R, S]; more: rows and columns that are added behind."""
+        """A transposed convolution, computed in floats. weight: [C, K / groups, R, S]; more: rows and columns added behind."""
         inputs, outputs = weight.shape[0], weight.shape[1] * groups
         padding = window.even
         if inputs != self.extent(x).channels or inputs % groups:
@@ -236,7 +236,10 @@ class Making:
         return self._add(Affine(self._free(name), (x,), given.get("gain"), given.get("shift"), divisor))
 
     def with_constant(self, name: str, operator: str, a: str | np.ndarray, b: str | np.ndarray) -> str:
-        """A tensor and a constant, of one value or one for each channel. operator: "add", "sub" (a - b), "rsub" (b - a), "mul", "div"."""
+        """A tensor and a constant of one value, or one for each channel.
+
+        operator: "add", "sub" (a - b), "rsub" (b - a), "mul", "div".
+        """
         if isinstance(a, np.ndarray):
             if isinstance(b, np.ndarray):
                 raise ValueError("its inputs are constants")
@@ -284,7 +287,7 @@ class Making:
         ]
 
     def shuffle(self, name: str, x: str, factor: int, blocks_first: bool = False) -> str:
-        """[N, C r^2, H, W] -> [N, C, r H, r W]. blocks_first: channels are numbered by the place in the square first, and by C then."""
+        """[N, C r^2, H, W] -> [N, C, r H, r W]. blocks_first: channels are numbered by place, then by C."""
         channels = self.extent(x).channels
         if not 1 <= factor <= MAX_SCALE or channels % factor**2:
             raise ValueError(f"a shuffle by {factor} needs channels that {factor}^2 divides, but the input has {channels}")

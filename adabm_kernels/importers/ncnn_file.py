@@ -104,7 +104,8 @@ def _layer(words: list[str]) -> Layer:
     inputs, outputs = map(int, words[2:4])
     if len(words) < 4 + inputs + outputs:
         raise ValueError(f"the layer must name {inputs} inputs and {outputs} outputs, but {len(words) - 4} words follow")
-    blobs, settings = words[4 : 4 + inputs + outputs], {}
+    blobs = words[4 : 4 + inputs + outputs]
+    settings: dict[int, float | tuple[float, ...]] = {}
     for word in words[4 + inputs + outputs :]:
         key, equals, text = word.partition("=")
         sign = key[:1] == "-"

@@ -44,7 +44,7 @@ Sizes = tuple[Dim, ...]
 
 @dataclass(frozen=True)
 class _Spread:
-    """A tensor that has been taken for one of six axes, on the way to a shuffle of pixels. order: of the axes, once it is changed."""
+    """A tensor taken for one of six axes, on the way to a shuffle of pixels. order: of the axes, once it is changed."""
 
     x: str
     sizes: Sizes
@@ -584,7 +584,12 @@ def _same(to: _Reader, size: Dim, own: Dim, axis: int) -> bool:
     return not size.symbol and own.symbol in to.sides and size.factor == to.sides[own.symbol] * own.factor > 0
 
 
-_SHUFFLES = {(0, 1, 4, 2, 5, 3): (2, 3), (0, 3, 4, 1, 5, 2): (1, 2), (0, 1, 3, 5, 2, 4): (3, 5)}  # the axes of the square's sides
+# The axes of the square's sides, by the order that six axes are brought into.
+_SHUFFLES: dict[tuple[int, ...], tuple[int, int]] = {
+    (0, 1, 4, 2, 5, 3): (2, 3),
+    (0, 3, 4, 1, 5, 2): (1, 2),
+    (0, 1, 3, 5, 2, 4): (3, 5),
+}
 
 
 def _gathered(to: _Reader, node: _Node, spread: _Spread, wanted: Sizes) -> str:
@@ -621,9 +626,7 @@ def _pad(to: _Reader, node: _Node) -> list[Any]:
     value = to.number(node, 2, node.number("value"))
     axes = [axis % 4 for axis in to.numbers(node, 3)] or list(range(4))
     if len(pads) != 2 * len(axes) or mode not in _PADS:
-        raise ValueError(
-            f"it must pad rows and columns with a number, the nearest pixel or reflected ones, got mode '{shortened(mode)}'"
-        )
+        raise ValueError(f"it must pad with a number, the nearest pixel or reflected ones, got mode '{shortened(mode)}'")
     sides = {axis: (pads[i], pads[i + len(axes)]) for i, axis in enumerate(axes)}
     if any(any(sides.get(axis, (0, 0))) for axis in (0, 1)):
         raise ValueError("it must pad rows and columns alone")
@@ -634,26 +637,25 @@ def _pad(to: _Reader, node: _Node) -> list[Any]:
 def _resize(to: _Reader, node: _Node) -> list[Any]:
     x, mode = to.tensor(node), node.text("mode", "nearest")
     if mode not in _RESIZES or node.integer("antialias") or node.integer("exclude_outside"):
-        raise ValueError(
-            f"it must resize to the nearest pixel, linear or cubic, without antialiasing, got mode '{shortened(mode)}'"
-        )
+        raise ValueError(f"it must resize to nearest, linear or cubic, without antialiasing, got mode '{shortened(mode)}'")
     scale, place = to.making.extent(x).scale, 1 if node.kind == "Upsample" else 2
     axes = list(node.integers("axes")) or list(range(4))
     if node.has(3):
         wanted = to.sizes(to.value(node, 3)) or ()
         named = dict(zip([axis % 4 for axis in axes], wanted, strict=False))
-        rows, columns = (
-            to.factor(named[axis], symbol, scale) if axis in named else Fraction(1) for axis, symbol in ((2, "H"), (3, "W"))
+        sides = {"H": named.get(2), "W": named.get(3)}
+        rows, columns = (Fraction(1) if size is None else to.factor(size, side, scale) for side, size in sides.items())
+        others = len(wanted) == len(axes) and all(
+            named.get(axis) in (None, to.shape(x)[axis], Dim("", Fraction(1))) for axis in (0, 1)
         )
-        others = all(named.get(axis) in (None, to.shape(x)[axis], Dim("", Fraction(1))) for axis in (0, 1))
     else:
         scales = to.constant(node, place).ravel().tolist()
         if not all(math.isfinite(one) and 0 < one < 1e6 for one in scales):
             raise ValueError(f"its factors must be above 0, got {scales[:4]}")
-        named = dict(zip([axis % 4 for axis in axes], scales, strict=False))
-        rows, columns = (Fraction(named.get(axis, 1)).limit_denominator(1000) for axis in (2, 3))
-        others = all(named.get(axis, 1) == 1 for axis in (0, 1))
-    if rows != columns or not others or len(named) != len(axes):
+        factors = dict(zip([axis % 4 for axis in axes], scales, strict=False))
+        rows, columns = (Fraction(factors.get(axis, 1)).limit_denominator(1000) for axis in (2, 3))
+        others = all(factors.get(axis, 1) == 1 for axis in (0, 1)) and len(scales) == len(axes)
+    if rows != columns or not others:
         raise ValueError(f"it must resize rows and columns by one factor, got {float(rows):g} and {float(columns):g}")
     _check_places(node, mode, rows)
     corners = None if mode == "nearest" else node.text("coordinate_transformation_mode", "") == "align_corners"

@@ -126,7 +126,7 @@ def _candidates(kind: type[NetworkSpec], graph: Graph, folded: Graph) -> Iterato
 
 
 def _outlines_agree(known: Graph, graph: Graph) -> bool:
-    """Whether two graphs may be one but for their number of blocks: they shuffle and resize alike, and have the same activations."""
+    """Whether two graphs may be one but for their number of blocks: they shuffle and resize alike, and have its activations."""
 
     def ends(of: Graph) -> list[str]:
         return sorted(f"{type(node).__name__} {node.factor}" for node in of.nodes if isinstance(node, (PixelShuffle, Resize)))
@@ -244,7 +244,7 @@ def _plain_norm(norm: BatchNorm, bias: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _named(spec: NetworkSpec, matched: _Matched, colours: _Colours, imported: Imported) -> Known | None:
-    """The weights under the names of the file where these are those of a known layout of this network, else under published ones."""
+    """The weights under the names of the file where these are those of a known layout, else under published ones."""
     whole = colours.completed(spec, matched.weights)
     if whole is None:
         return None
@@ -331,7 +331,7 @@ class _Colours:
             return None
         (before, minus), (after, plus) = self.before, self.after
         values = {"sub_mean": (before, minus), "add_mean": (after, plus)}
-        shift = {}
+        shift: dict[str, torch.Tensor] = {}
         for name, (matrix, vector) in values.items():
             shift |= {f"{name}.weight": matrix.float().view(3, 3, 1, 1), f"{name}.bias": vector.float()}
         whole = weights | shift

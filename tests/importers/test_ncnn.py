@@ -271,7 +271,7 @@ DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
     "twice": (lambda t: _edited(t, "1 1 first y", "1 1 first first"), r"line 5 of the .param: blob 'first' is made twice"),
     "outputs": (
         lambda t: _edited(t, "6=108", "6=1080000000"),
-        r"layer 'c' \(Convolution\): it needs 4320000000 bytes .* has 448 left",
+        r"'c' \(Convolution\): it needs 4320000000 bytes .* has 448 left",
     ),
     "less": (lambda t: _edited(t, "6=108", "6=-108"), r"layer 'c' \(Convolution\): its -108 weights are no multiple"),
     "divides": (lambda t: _edited(t, "6=108", "6=107"), r"its 107 weights are no multiple of 4 outputs and a kernel of 3x3"),

@@ -1,4 +1,4 @@
-"""ONNX: networks that torch exports come back as they were, operators compute what ONNX says, and damage is told in one sentence."""
+"""ONNX: networks that torch exports come back as they were, operators compute what ONNX says, damage is one sentence."""
 
 from __future__ import annotations
 
@@ -123,6 +123,15 @@ def test_other_networks_are_modules_that_compute_the_same(make: type[nn.Module],
         read_network(path, mean_shift="none")
 
 
+def test_other_networks_convert_as_the_modules_they_were(tmp_path: Path) -> None:
+    network, pictures = DenseBlock().eval(), [torch.rand(1, 6, 24, 20, generator=torch.Generator().manual_seed(0))]
+    read = read_network(exported(network, tmp_path / "n.onnx", channels=6))
+    settings = {"calibration": pictures, "config": ConvertConfig(batch=1, steps=0)}
+    want, got = convert_model(network, **settings), convert_model(read, **settings)
+    assert len(got.report["layers"]) == len(want.report["layers"]) == 3
+    assert torch.equal(got(pictures[0]), want(pictures[0]))
+
+
 def test_half_precision_and_values_in_a_file_of_their_own(tmp_path: Path) -> None:
     network = Compact().eval()
     model = load(exported(network, tmp_path / "n.onnx"))
@@ -195,11 +204,10 @@ def ints(*values: int) -> np.ndarray:
 
 def chain(*kinds: tuple) -> list:
     """Nodes one behind the other: (kind, further inputs, attributes)."""
-    names = ["c", *(f"t{i}" for i in range(len(kinds) - 1)), "y"]
-    return [
-        helper.make_node(kind, [names[i], *inputs], [names[i + 1]], **attributes)
-        for i, (kind, inputs, attributes) in enumerate(kinds)
-    ]
+    names, nodes = ["c", *(f"t{i}" for i in range(len(kinds) - 1)), "y"], []
+    for i, (kind, inputs, attributes) in enumerate(kinds):
+        nodes.append(helper.make_node(kind, [names[i], *inputs], [names[i + 1]], **attributes))
+    return nodes
 
 
 SIZED = [  # the picture's own sizes times 2, as older exporters write them
