@@ -224,7 +224,7 @@ class Making:
                     raise ValueError(
                         f"numbers must be 1 or {self.extent(x).channels}, the channels of the input, got {values.size}"
                     )
-                numbers = tuple(self._checked(values).astype(np.float64).ravel().tolist())
+                numbers = tuple(map(shortest, self._checked(values).ravel()))
                 given[part] = numbers[:1] if len(set(numbers)) == 1 else numbers
                 self._constants += len(given[part])
         if self._constants > MAX_CONSTANTS:
@@ -258,7 +258,7 @@ class Making:
             case "mul":
                 return self.affine(name, a, gain=b)
         if b.size == 1:
-            return self.affine(name, a, divisor=float(b.ravel()[0]))
+            return self.affine(name, a, divisor=shortest(b.ravel()[0]))
         if not b.all():
             raise ValueError("it divides by 0")
         return self.affine(name, a, gain=1 / b.astype(np.float64))
@@ -453,6 +453,11 @@ class Making:
             self._counts[name] = self._counts.get(name, 0) + 1
             tried = f"{name}_{self._counts[name]}"
         return tried
+
+
+def shortest(value: Any) -> float:
+    """The decimal number that a float32 stands for, 0.2 and not 0.20000000298; other numbers as they are."""
+    return float(str(value)) if isinstance(value, np.float32) else float(value)
 
 
 def _parts(key: str) -> tuple[str, ...]:

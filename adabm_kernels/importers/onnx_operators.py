@@ -13,7 +13,7 @@ import numpy as np
 
 from ..graph.nodes import Key, Ref
 from ..networks.layouts import shortened
-from .making import Imported, Making, Window
+from .making import Imported, Making, Window, shortest
 from .onnx_file import Values, read_model
 
 _FLOATS = (1, 10, 11, 16)  # types of ONNX: float32, float16, float64, bfloat16
@@ -87,7 +87,7 @@ class _Node:
         return int(self.attributes[name].i) if name in self.attributes else default
 
     def number(self, name: str, default: float = 0.0) -> float:
-        return float(self.attributes[name].f) if name in self.attributes else default
+        return shortest(np.float32(self.attributes[name].f)) if name in self.attributes else default
 
     def text(self, name: str, default: str) -> str:
         return self.attributes[name].s.decode("utf-8", "replace") if name in self.attributes else default
@@ -189,7 +189,7 @@ class _Reader:
         value = self.constant(node, index)
         if value.size != 1:
             raise ValueError(f"its input {index} must be one number, got {value.size}")
-        return float(value.ravel()[0])
+        return shortest(value.ravel()[0])
 
     def floats(self, node: _Node, index: int, rank: int) -> np.ndarray:
         """A constant of floats with so many axes."""
@@ -374,22 +374,17 @@ def _activation_with_settings(to: _Reader, node: _Node) -> list[Any]:
     x, alpha = _one(to, node), node.number("alpha", 0.01 if node.kind == "LeakyRelu" else 1.0)
     match node.kind:
         case "LeakyRelu":
-            made = to.making.activation(node.name, x, "leaky_relu", negative_slope=_short(alpha))
+            made = to.making.activation(node.name, x, "leaky_relu", negative_slope=alpha)
         case "Elu":
-            made = to.making.activation(node.name, x, "elu", alpha=_short(alpha))
+            made = to.making.activation(node.name, x, "elu", alpha=alpha)
         case "Gelu":
             made = to.making.activation(node.name, x, "gelu", approximate=node.text("approximate", "none"))
         case "Softplus":
             made = to.making.activation(node.name, x, "softplus", beta=1.0, threshold=20.0)
         case _:
-            gain, shift = (np.array([_short(node.number(one, value))]) for one, value in (("alpha", 0.2), ("beta", 0.5)))
+            gain, shift = (np.array([node.number(one, value)]) for one, value in (("alpha", 0.2), ("beta", 0.5)))
             made = to.making.clamp(node.name, to.making.affine(f"{node.name}.scaled", x, gain, shift), 0.0, 1.0)
     return _like(to, made, x)
-
-
-def _short(value: float) -> float:
-    """The decimal number that a float32 stands for: 0.2, and not 0.20000000298."""
-    return float(f"{value:.7g}") if math.isfinite(value) else value
 
 
 @_rule("PRelu")
@@ -402,7 +397,7 @@ def _prelu(to: _Reader, node: _Node) -> list[Any]:
 def _clip(to: _Reader, node: _Node) -> list[Any]:
     x = _one(to, node)
     least, most = to.number(node, 1, node.number("min", -math.inf)), to.number(node, 2, node.number("max", math.inf))
-    return _like(to, to.making.clamp(node.name, x, _short(least), _short(most) if most < 3e38 else math.inf), x)
+    return _like(to, to.making.clamp(node.name, x, least, most if most < 3e38 else math.inf), x)
 
 
 @_rule(*_IN_FLOATS)
