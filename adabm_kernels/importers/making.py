@@ -444,7 +444,7 @@ class Making:
         return values
 
     def _free(self, name: str) -> str:
-        return self._numbered(shortened(name), lambda tried: tried in self.nodes or tried == "x")
+        return self._numbered(shown(name), lambda tried: tried in self.nodes or tried == "x")
 
     def _numbered(self, name: str, taken: Callable[[str], bool]) -> str:
         """The name, or with a number behind it where that is taken; a file may give all its layers the same."""
@@ -460,13 +460,18 @@ def shortest(value: Any) -> float:
     return float(str(value)) if isinstance(value, np.float32) else float(value)
 
 
+def shown(name: str) -> str:
+    """A name of a file for messages, of one line and not too long."""
+    return shortened("".join(letter if letter.isprintable() else "?" for letter in name[:200]))
+
+
 def _parts(key: str) -> tuple[str, ...]:
     return tuple(f"{key}.{part}" for part in ("weight", "bias", "running_mean"))
 
 
 def _plain(name: str) -> str:
     """A name that a module may have, whatever the file calls it."""
-    name = re.sub(r"\W+", "_", shortened(name), flags=re.ASCII).strip("_")
+    name = re.sub(r"\W+", "_", shown(name), flags=re.ASCII).strip("_")
     return f"layer_{name}" if not name or name in _TAKEN or not name[0].isalpha() else name
 
 

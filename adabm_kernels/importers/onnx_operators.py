@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..graph.nodes import Key, Ref
-from ..networks.layouts import shortened
-from .making import Imported, Making, Window, shortest
+from .making import Imported, Making, Window, shortest, shown
 from .onnx_file import Values, read_model
 
 _FLOATS = (1, 10, 11, 16)  # types of ONNX: float32, float16, float64, bfloat16
@@ -67,8 +66,8 @@ def read_onnx(path: Path) -> Imported:
             unknown.setdefault(kind, node.name)
     if unknown:
         (kind, name), *more = unknown.items()
-        others = f"; nor are {', '.join(shortened(one) for one, _ in more[:8])}" if more else ""
-        raise ValueError(f"node '{shortened(name)}' ({shortened(kind)}) is of a kind that is not read{others}")
+        others = f"; nor are {', '.join(shown(one) for one, _ in more[:8])}" if more else ""
+        raise ValueError(f"node '{shown(name)}' ({shown(kind)}) is of a kind that is not read{others}")
     return _Reader(model, Values(path)).read()
 
 
@@ -81,7 +80,7 @@ class _Node:
         self.attributes = {attribute.name: attribute for attribute in node.attribute}
 
     def __str__(self) -> str:
-        return f"node '{shortened(self.name)}' ({self.kind})"
+        return f"node '{shown(self.name)}' ({self.kind})"
 
     def integer(self, name: str, default: int = 0) -> int:
         return int(self.attributes[name].i) if name in self.attributes else default
@@ -133,13 +132,13 @@ class _Reader:
             node = _Node(proto, number)
             try:
                 if missing := [name for name in node.inputs if name and name not in self.values]:
-                    raise ValueError(f"it reads '{shortened(missing[0])}' before a node makes it")
+                    raise ValueError(f"it reads '{shown(missing[0])}' before a node makes it")
                 made = _RULES[node.kind](self, node)
                 if len(made) < len([name for name in node.outputs if name]):
                     raise ValueError(f"it has {len(made)} outputs here, got {len(node.outputs)}")
                 for name, value in zip(node.outputs, made, strict=False):
                     if name in self.values:
-                        raise ValueError(f"it makes '{shortened(name)}', which there is already")
+                        raise ValueError(f"it makes '{shown(name)}', which there is already")
                     if name:
                         self.values[name] = value
             except (ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
@@ -518,7 +517,7 @@ def _slice(to: _Reader, node: _Node) -> list[Any]:
 def _depth_to_space(to: _Reader, node: _Node) -> list[Any]:
     mode = node.text("mode", "DCR")
     if mode not in ("DCR", "CRD"):
-        raise ValueError(f"its mode must be DCR or CRD, got '{shortened(mode)}'")
+        raise ValueError(f"its mode must be DCR or CRD, got '{shown(mode)}'")
     return [to.making.shuffle(node.name, to.tensor(node), node.integer("blocksize"), mode == "DCR")]
 
 
@@ -621,7 +620,7 @@ def _pad(to: _Reader, node: _Node) -> list[Any]:
     value = to.number(node, 2, node.number("value"))
     axes = [axis % 4 for axis in to.numbers(node, 3)] or list(range(4))
     if len(pads) != 2 * len(axes) or mode not in _PADS:
-        raise ValueError(f"it must pad with a number, the nearest pixel or reflected ones, got mode '{shortened(mode)}'")
+        raise ValueError(f"it must pad with a number, the nearest pixel or reflected ones, got mode '{shown(mode)}'")
     sides = {axis: (pads[i], pads[i + len(axes)]) for i, axis in enumerate(axes)}
     if any(any(sides.get(axis, (0, 0))) for axis in (0, 1)):
         raise ValueError("it must pad rows and columns alone")
@@ -632,7 +631,7 @@ def _pad(to: _Reader, node: _Node) -> list[Any]:
 def _resize(to: _Reader, node: _Node) -> list[Any]:
     x, mode = to.tensor(node), node.text("mode", "nearest")
     if mode not in _RESIZES or node.integer("antialias") or node.integer("exclude_outside"):
-        raise ValueError(f"it must resize to nearest, linear or cubic, without antialiasing, got mode '{shortened(mode)}'")
+        raise ValueError(f"it must resize to nearest, linear or cubic, without antialiasing, got mode '{shown(mode)}'")
     scale, place = to.making.extent(x).scale, 1 if node.kind == "Upsample" else 2
     axes = list(node.integers("axes")) or list(range(4))
     if node.has(3):
@@ -672,7 +671,7 @@ def _check_places(node: _Node, mode: str, factor: Fraction) -> None:
             return
         raise ValueError(f"it takes other pixels than the nearest ones of torch (places '{places}', rounding '{rounding}')")
     if places not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        raise ValueError(f"its places must be 'half_pixel' or 'align_corners', got '{shortened(places)}'")
+        raise ValueError(f"its places must be 'half_pixel' or 'align_corners', got '{shown(places)}'")
     if mode == "cubic" and not math.isclose(node.number("cubic_coeff_a", -0.75), -0.75):
         raise ValueError(f"its cubic must be that of torch, of -0.75, got {node.number('cubic_coeff_a'):g}")
 

@@ -138,7 +138,7 @@ def read_network(
 class ReadNetwork(GraphModule):
     """A network of a file that is no known one, as a module of one tensor."""
 
-    def forward(self, x: torch.Tensor) -> Any:
+    def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]  # tracing asks what it takes
         return super().forward(x)
 
 
