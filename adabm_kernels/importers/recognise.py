@@ -18,8 +18,8 @@ from ..graph.passes import fold_batch_norm
 from ..graph.properties import extents, readers
 from ..networks.convention import fold
 from ..networks.detect import detect
-from ..networks.known import NETWORKS
-from ..networks.spec import NetworkSpec
+from ..networks.known import IN_UNIT_RANGE, NETWORKS
+from ..networks.spec import UNIT_RANGE, NetworkSpec
 from .making import Imported
 from .matching import Numbering, normal, without_batch_norms
 
@@ -244,7 +244,7 @@ def _plain_norm(norm: BatchNorm, bias: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _named(spec: NetworkSpec, matched: _Matched, colours: _Colours, imported: Imported) -> Known | None:
-    """The weights under the names of the file where these are those of a known layout, else under published ones."""
+    """The weights under the names of the file where these are those of a known layout, else under AdaBM's."""
     whole = colours.completed(spec, matched.weights)
     if whole is None:
         return None
@@ -254,11 +254,20 @@ def _named(spec: NetworkSpec, matched: _Matched, colours: _Colours, imported: Im
         with suppress(ValueError):
             if len(own) == len(imported.state) and detect(own, spec.res_scale).spec == spec:
                 return Known(own, spec.res_scale)
-    layout = next((layout for layout in spec.layouts if layout.original is not None), None)
     named_so = all(imported.names.get(given, "").endswith(known) for known, given in matched.convs.items())
-    if layout is not None and layout.original is not None and not (colours.scaled or named_so):
-        weights = {layout.original(key): value for key, value in weights.items()}
+    if _computes_in_unit_range(spec) and not (colours.scaled or named_so):
+        if spec.takes_any_range:
+            weights = weights | {IN_UNIT_RANGE: torch.ones(1)}
+        elif UNIT_RANGE not in weights and "unit_range" in (field.name for field in fields(spec)):  # type: ignore[arg-type]
+            spec, weights = replace(spec, unit_range=True), weights | {UNIT_RANGE: torch.ones(1)}  # type: ignore[type-var]
     return Known(weights, spec.res_scale) if detect(weights, spec.res_scale).spec == spec else None
+
+
+def _computes_in_unit_range(spec: NetworkSpec) -> bool:
+    """Whether all public weights of a network are for pixels in 0..1. Where there are some under the names of its graph, these are
+    for 0..255."""
+    public = spec.anchor in spec.known_by
+    return not public and {layout.rgb_range for layout in spec.layouts} == {1}
 
 
 # ---- what is done to colours around it

@@ -36,8 +36,7 @@ class Layout:
     name: see `Detected.layout`. anchors: keys of the first convolution's weight, by which a network is found in a checkpoint that
     holds more. fits: whether a state dict without wrappers is of this layout. rename: the AdaBM name of each of its keys.
     rgb_range: of the pixels that it computes with, None where its weights say it. constants: what its code has, from weights under
-    AdaBM names. published: its names are those of the float network here. original: the contrary of `rename`, for one key, of the
-    layout whose names weights are given that come without any (importers/recognise.py); None for the others.
+    AdaBM names. published: its names are those of the float network here.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Layout:
     rgb_range: float | None = None
     constants: Callable[[State], dict[str, torch.Tensor]] = nothing
     published: bool = False
-    original: Callable[[str], str] | None = None
 
     def apply(self, state: State) -> dict[str, torch.Tensor]:
         """The weights under their AdaBM names, with the values that its code adds to them."""
