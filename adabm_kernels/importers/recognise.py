@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..graph.fold import leaky_slope
-from ..graph.nodes import Activation, Add, Affine, BatchNorm, Conv, Float, Graph, Node, PixelShuffle, Resize
+from ..graph.nodes import Activation, Add, Affine, BatchNorm, Conv, Float, Graph, Node, PixelShuffle, PixelUnshuffle, Resize
 from ..graph.passes import fold_batch_norm
 from ..graph.properties import extents, readers
 from ..networks.convention import fold
@@ -24,6 +24,7 @@ from .making import Imported
 from .matching import Numbering, normal, without_batch_norms
 
 MOST_NODES = 200_000  # of all graphs of known networks together that one file is compared with
+MOST_WIDTHS = 8  # numbers of channels that a field may stand for
 MOST_LAYERS = 64  # of a dense block
 _SHIFTS = ("sub_mean", "add_mean")
 
@@ -86,20 +87,21 @@ def _recognised(imported: Imported) -> Known | None:
 
 
 def _candidates(kind: type[NetworkSpec], graph: Graph, folded: Graph) -> Iterator[NetworkSpec]:
-    """Specifications of one network that a graph may have, by its convolutions and the size of its output."""
+    """Specifications of one network that a graph may have, by its convolutions and the size of its output.
+
+    Fields are tried that are called as those of several networks, those that are true or false, and whole numbers: what the
+    convolutions of the graph have of channels, or of groups.
+    """
     convs = [node for node in folded.nodes if isinstance(node, Conv)]
     extent = extents(graph).get(graph.outputs[0])
     if extent is None or not convs or extent.channels != 3 or extent.scale not in kind.scales:
         return
-    widths: dict[int, int] = {}
-    for conv in convs:
-        widths[conv.channels_out] = widths.get(conv.channels_out, 0) + 1
+    widths = [width for width, _ in Counter(conv.channels_out for conv in convs).most_common(MOST_WIDTHS)]
     slopes = [node.slopes for node in graph.nodes if isinstance(node, Activation) and node.slopes]
     factors = {factor for node in graph.nodes if isinstance(node, Add) for factor in node.factors}
     known: dict[str, list[Any]] = {
         "scale": [int(extent.scale)],
         "channels": [convs[0].channels_out],
-        "growth": sorted(widths, key=widths.__getitem__, reverse=True)[:8],
         "mean_shift": [False],
         "tail": ["staged", "single"],
         "slopes": list(dict.fromkeys([*slopes[:1], 1, convs[0].channels_out])),
@@ -111,11 +113,19 @@ def _candidates(kind: type[NetworkSpec], graph: Graph, folded: Graph) -> Iterato
         if field.name in counted:
             continue
         if field.name in known:
-            names.append(field.name)
-            values.append(known[field.name])
+            may_be = known[field.name]
         elif isinstance(field.default, bool):
-            names.append(field.name)
-            values.append([field.default, not field.default])
+            may_be = [field.default, not field.default]
+        elif field.type in ("int", int):
+            others = {
+                "groups": {conv.groups for conv in convs},
+                "unshuffle": {node.factor for node in graph.nodes if isinstance(node, PixelUnshuffle)},
+            }
+            may_be = next(([1, *sorted(found - {1})] for name, found in others.items() if name in field.name), widths)
+        else:
+            continue
+        names.append(field.name)
+        values.append(may_be)
     for combination in itertools.product(*values):
         settings = dict(zip(names, combination, strict=True))
         try:
