@@ -189,9 +189,9 @@ def load_float(
 
     Its `found` says what it was recognised as, and in which part of the file.
 
-    res_scale, convention, weights_key: what the weights do not reveal, see `detect`; None for the residual scale that the graph has,
-    or 1. pictures: originals, files or uint8 [H, W, 3],
-    on which it is checked that the network upscales (calibration/plausibility.py); none for no check.
+    res_scale, convention, weights_key: what the weights do not reveal, see `detect`; a residual scale of None is that of the graph,
+    or 1. pictures: originals, files or uint8 [H, W, 3], on which it is checked that the network upscales
+    (calibration/plausibility.py); none for no check.
     Raises FileNotFoundError, and ValueError for a file that holds no known network or an already calibrated one, and WrongReading,
     a ValueError, where the check says that the network is likely meant otherwise.
     """

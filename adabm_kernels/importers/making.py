@@ -128,7 +128,7 @@ class Making:
     def transposed_conv(
         self, name: str, x: str, weight: np.ndarray, bias: np.ndarray | None, window: Window, groups: int = 1, more: int = 0
     ) -> str:
-        """A transposed convolution, computed in floats. weight: [C, K / groups, R, S]; more: rows and columns that are added behind."""
+        """A transposed convolution, computed in floats. weight: [C, K / groups, R, S]; more: rows and columns added behind."""
         inputs, outputs = weight.shape[0], weight.shape[1] * groups
         padding = window.even
         if inputs != self.extent(x).channels or inputs % groups:
@@ -224,7 +224,7 @@ class Making:
                     raise ValueError(
                         f"numbers must be 1 or {self.extent(x).channels}, the channels of the input, got {values.size}"
                     )
-                numbers = tuple(self._checked(values).astype(np.float64).ravel().tolist())
+                numbers = tuple(map(shortest, self._checked(values).ravel()))
                 given[part] = numbers[:1] if len(set(numbers)) == 1 else numbers
                 self._constants += len(given[part])
         if self._constants > MAX_CONSTANTS:
@@ -236,7 +236,10 @@ class Making:
         return self._add(Affine(self._free(name), (x,), given.get("gain"), given.get("shift"), divisor))
 
     def with_constant(self, name: str, operator: str, a: str | np.ndarray, b: str | np.ndarray) -> str:
-        """A tensor and a constant, of one value or one for each channel. operator: "add", "sub" (a - b), "rsub" (b - a), "mul", "div"."""
+        """A tensor and a constant of one value, or one for each channel.
+
+        operator: "add", "sub" (a - b), "rsub" (b - a), "mul", "div".
+        """
         if isinstance(a, np.ndarray):
             if isinstance(b, np.ndarray):
                 raise ValueError("its inputs are constants")
@@ -255,7 +258,7 @@ class Making:
             case "mul":
                 return self.affine(name, a, gain=b)
         if b.size == 1:
-            return self.affine(name, a, divisor=float(b.ravel()[0]))
+            return self.affine(name, a, divisor=shortest(b.ravel()[0]))
         if not b.all():
             raise ValueError("it divides by 0")
         return self.affine(name, a, gain=1 / b.astype(np.float64))
@@ -284,7 +287,7 @@ class Making:
         ]
 
     def shuffle(self, name: str, x: str, factor: int, blocks_first: bool = False) -> str:
-        """[N, C r^2, H, W] -> [N, C, r H, r W]. blocks_first: channels are numbered by the place in the square first, and by C then."""
+        """[N, C r^2, H, W] -> [N, C, r H, r W]. blocks_first: channels are numbered by place, then by C."""
         channels = self.extent(x).channels
         if not 1 <= factor <= MAX_SCALE or channels % factor**2:
             raise ValueError(f"a shuffle by {factor} needs channels that {factor}^2 divides, but the input has {channels}")
@@ -441,7 +444,7 @@ class Making:
         return values
 
     def _free(self, name: str) -> str:
-        return self._numbered(shortened(name), lambda tried: tried in self.nodes or tried == "x")
+        return self._numbered(shown(name), lambda tried: tried in self.nodes or tried == "x")
 
     def _numbered(self, name: str, taken: Callable[[str], bool]) -> str:
         """The name, or with a number behind it where that is taken; a file may give all its layers the same."""
@@ -452,13 +455,23 @@ class Making:
         return tried
 
 
+def shortest(value: Any) -> float:
+    """The decimal number that a float32 stands for, 0.2 and not 0.20000000298; other numbers as they are."""
+    return float(str(value)) if isinstance(value, np.float32) else float(value)
+
+
+def shown(name: str) -> str:
+    """A name of a file for messages, of one line and not too long."""
+    return shortened("".join(letter if letter.isprintable() else "?" for letter in name[:200]))
+
+
 def _parts(key: str) -> tuple[str, ...]:
     return tuple(f"{key}.{part}" for part in ("weight", "bias", "running_mean"))
 
 
 def _plain(name: str) -> str:
     """A name that a module may have, whatever the file calls it."""
-    name = re.sub(r"\W+", "_", shortened(name), flags=re.ASCII).strip("_")
+    name = re.sub(r"\W+", "_", shown(name), flags=re.ASCII).strip("_")
     return f"layer_{name}" if not name or name in _TAKEN or not name[0].isalpha() else name
 
 

@@ -15,15 +15,15 @@ _SLOPED = ("relu", "leaky_relu", "prelu")
 
 
 def normal(graph: Graph, channels: int) -> Graph | None:
-    """The graph as it is compared: constants merged, concatenations of concatenations taken apart. None where that would not end."""
+    """The graph as it is compared: constants merged, nested concatenations taken apart. None where those have too many parts."""
     parts: dict[str, int] = {}
+    total = 0
     for node in graph.nodes:
         if isinstance(node, Concat):
             parts[node.name] = sum(parts.get(name, 1) for name in node.inputs)
-            if sum(parts.values()) > MOST_PARTS if parts[node.name] > 1000 else False:
+            total += parts[node.name]
+            if total > MOST_PARTS:
                 return None
-    if sum(parts.values()) > MOST_PARTS:
-        return None
     return remove_dead(split_concats(merge_affines(merge_factors(graph)), {name: channels for name in graph.inputs}))
 
 

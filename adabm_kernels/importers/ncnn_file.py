@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..networks.layouts import shortened
-from .making import MAX_NODES
+from .making import MAX_NODES, shown
 
 MAGIC = "7767517"
 MOST_TEXT = 64 << 20  # bytes of a .param; the largest networks for pictures have some hundred kilobytes
@@ -34,7 +33,7 @@ class Layer:
     settings: Mapping[int, float | tuple[float, ...]]
 
     def __str__(self) -> str:
-        return f"layer '{shortened(self.name)}' ({shortened(self.kind)})"
+        return f"layer '{shown(self.name)}' ({shown(self.kind)})"
 
     def number(self, key: int, default: float = 0.0) -> float:
         """A setting that is one number."""
@@ -65,7 +64,7 @@ def read_layers(path: Path) -> list[Layer]:
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no .param in text: byte {error.start} is no UTF-8 (a .param.bin is not read)") from error
     if not lines or lines[0].strip() != MAGIC:
-        first = shortened(lines[0].strip()) if lines else ""
+        first = shown(lines[0].strip()) if lines else ""
         raise ValueError(f"the first line of a .param must be {MAGIC}, got '{first}'")
     counts = lines[1].split() if len(lines) > 1 else []
     if len(counts) != 2 or not all(_is_count(word) for word in counts):
@@ -81,10 +80,10 @@ def read_layers(path: Path) -> list[Layer]:
         try:
             layer = _layer(words)
             if unknown := [blob for blob in layer.inputs if blob not in made]:
-                raise ValueError(f"blob '{shortened(unknown[0])}' is read before a layer makes it")
+                raise ValueError(f"blob '{shown(unknown[0])}' is read before a layer makes it")
             for blob in layer.outputs:
                 if blob in made:
-                    raise ValueError(f"blob '{shortened(blob)}' is made twice")
+                    raise ValueError(f"blob '{shown(blob)}' is made twice")
                 made.add(blob)
         except ValueError as error:
             raise ValueError(f"line {number} of the .param: {error}") from error
@@ -104,25 +103,26 @@ def _layer(words: list[str]) -> Layer:
     inputs, outputs = map(int, words[2:4])
     if len(words) < 4 + inputs + outputs:
         raise ValueError(f"the layer must name {inputs} inputs and {outputs} outputs, but {len(words) - 4} words follow")
-    blobs, settings = words[4 : 4 + inputs + outputs], {}
+    blobs = words[4 : 4 + inputs + outputs]
+    settings: dict[int, float | tuple[float, ...]] = {}
     for word in words[4 + inputs + outputs :]:
         key, equals, text = word.partition("=")
         sign = key[:1] == "-"
         if not equals or not _is_count(key[sign:]):
-            raise ValueError(f"a setting must be a number, '=' and a value, got '{shortened(word)}'")
+            raise ValueError(f"a setting must be a number, '=' and a value, got '{shown(word)}'")
         if not sign:
             settings[int(key)] = _value(text)
         elif int(key) <= _ARRAYS:
             settings[_ARRAYS - int(key)] = _array(text)
         else:
-            raise ValueError(f"settings are numbered from 0, arrays from {_ARRAYS} down, got '{shortened(word)}'")
+            raise ValueError(f"settings are numbered from 0, arrays from {_ARRAYS} down, got '{shown(word)}'")
     return Layer(words[0], words[1], tuple(blobs[:inputs]), tuple(blobs[inputs:]), settings)
 
 
 def _array(text: str) -> tuple[float, ...]:
     count, *values = text.split(",")
     if not _is_count(count) or int(count) != len(values):
-        raise ValueError(f"an array must have the {shortened(count)} values that it says, got {len(values)}")
+        raise ValueError(f"an array must have the {shown(count)} values that it says, got {len(values)}")
     return tuple(map(_value, values))
 
 
@@ -132,7 +132,7 @@ def _value(text: str) -> float:
     except ValueError:
         value = math.nan
     if not abs(value) <= _LARGEST:
-        raise ValueError(f"a value must be a finite number, got '{shortened(text)}'")
+        raise ValueError(f"a value must be a finite number, got '{shown(text)}'")
     return value
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..networks.layouts import shortened
-from .making import Imported, Making, Window
+from .making import Imported, Making, Window, shown
 from .ncnn_file import Layer, Weights, read_layers
 
 _SAME_UPPER, _SAME_LOWER = -233, -234
@@ -29,7 +28,7 @@ def read_ncnn(path: Path) -> Imported:
     unknown = list(dict.fromkeys(layer.kind for layer in layers if layer.kind not in _RULES))
     if unknown:
         first = next(layer for layer in layers if layer.kind in unknown)
-        more = f"; nor are {', '.join(map(shortened, unknown[1:8]))}" if unknown[1:] else ""
+        more = f"; nor are {', '.join(map(shown, unknown[1:8]))}" if unknown[1:] else ""
         raise ValueError(f"{first} is of a type that is not read{more}")
     if not bin_of(path).is_file():
         raise FileNotFoundError(f"its weights are missing: '{bin_of(path).name}' must lie beside it")
@@ -63,7 +62,7 @@ class _Reader:
         ends = [blob for blob in self.blobs if blob not in read]
         outputs = [tensor for blob in ends if isinstance(tensor := self.blobs[blob], str) and tensor != "x"]
         if len(outputs) != 1:
-            raise ValueError(f"the network must have one output, got {len(outputs)}: {', '.join(map(shortened, ends[:8]))}")
+            raise ValueError(f"the network must have one output, got {len(outputs)}: {', '.join(map(shown, ends[:8]))}")
         return replace(self.making.result(outputs[0]), names={})  # which are no names of state dicts
 
     def tensor(self, layer: Layer, index: int = 0) -> str:
@@ -72,7 +71,7 @@ class _Reader:
             raise ValueError(f"it must have {index + 1} inputs or more, got {len(layer.inputs)}")
         value = self.blobs[layer.inputs[index]]
         if not isinstance(value, str):
-            raise ValueError(f"its input '{shortened(layer.inputs[index])}' is a constant")
+            raise ValueError(f"its input '{shown(layer.inputs[index])}' is a constant")
         return value
 
     def tensors(self, layer: Layer) -> list[str]:

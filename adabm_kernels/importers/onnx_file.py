@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..networks.layouts import shortened
-from .making import MAX_NODES
+from .making import MAX_NODES, shown
 
 OPSETS = (11, 25)  # of ONNX's own operators; those that are read did not change between
 MOST_FILE = 2 << 30  # bytes: a protocol buffer holds no more
@@ -67,7 +66,7 @@ class Values:
         found: dict[str, np.ndarray] = {}
         for tensor in tensors:
             if tensor.name in found:
-                raise ValueError(f"two tensors are called '{shortened(tensor.name)}'")
+                raise ValueError(f"two tensors are called '{shown(tensor.name)}'")
             found[tensor.name] = self.array(tensor)
         return found
 
@@ -76,7 +75,7 @@ class Values:
         try:
             return self._array(tensor)
         except ValueError as error:
-            raise ValueError(f"tensor '{shortened(tensor.name)}': {error}") from error
+            raise ValueError(f"tensor '{shown(tensor.name)}': {error}") from error
 
     def _array(self, tensor: Any) -> np.ndarray:
         kind, shape = tensor.data_type, tuple(tensor.dims)
@@ -109,19 +108,19 @@ class Values:
         name, offset, size = said.get("location", ""), said.get("offset", "0"), said.get("length", "")
         file = self.folder / name
         if not name or "\0" in name or Path(name).is_absolute() or not file.resolve().is_relative_to(self.folder):
-            raise ValueError(f"its values must be in a file beside the model, got '{shortened(name)}'")
+            raise ValueError(f"its values must be in a file beside the model, got '{shown(name)}'")
         if not file.is_file():
-            raise ValueError(f"its values are in '{shortened(name)}', which is missing beside the model")
+            raise ValueError(f"its values are in '{shown(name)}', which is missing beside the model")
         numbers = [offset, size or str(count * kind.itemsize)]
         if not all(text.isascii() and text.isdecimal() and len(text) < 20 for text in numbers):
-            raise ValueError(f"offset and length must be numbers of bytes, got {shortened(offset)} and {shortened(size)}")
+            raise ValueError(f"offset and length must be numbers of bytes, got {shown(offset)} and {shown(size)}")
         start, length = map(int, numbers)
         whole = file.stat().st_size
         if length != count * kind.itemsize or start + length > whole:
-            raise ValueError(f"it must be {count * kind.itemsize} bytes of '{shortened(name)}', got {length} at {start} of {whole}")
+            raise ValueError(f"it must be {count * kind.itemsize} bytes of '{shown(name)}', got {length} at {start} of {whole}")
         left = self.outside.get(file, whole) - length
         if left < 0:
-            raise ValueError(f"tensors must be parts of '{shortened(name)}', and together they are larger")
+            raise ValueError(f"tensors must be parts of '{shown(name)}', and together they are larger")
         self.outside[file] = left
         return np.fromfile(file, kind, count, offset=start)
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..graph.nodes import Key, Ref
-from ..networks.layouts import shortened
-from .making import Imported, Making, Window
+from .making import Imported, Making, Window, shortest, shown
 from .onnx_file import Values, read_model
 
 _FLOATS = (1, 10, 11, 16)  # types of ONNX: float32, float16, float64, bfloat16
@@ -44,7 +43,7 @@ Sizes = tuple[Dim, ...]
 
 @dataclass(frozen=True)
 class _Spread:
-    """A tensor that has been taken for one of six axes, on the way to a shuffle of pixels. order: of the axes, once it is changed."""
+    """A tensor taken for one of six axes, on the way to a shuffle of pixels. order: of the axes, once it is changed."""
 
     x: str
     sizes: Sizes
@@ -67,8 +66,8 @@ def read_onnx(path: Path) -> Imported:
             unknown.setdefault(kind, node.name)
     if unknown:
         (kind, name), *more = unknown.items()
-        others = f"; nor are {', '.join(shortened(one) for one, _ in more[:8])}" if more else ""
-        raise ValueError(f"node '{shortened(name)}' ({shortened(kind)}) is of a kind that is not read{others}")
+        others = f"; nor are {', '.join(shown(one) for one, _ in more[:8])}" if more else ""
+        raise ValueError(f"node '{shown(name)}' ({shown(kind)}) is of a kind that is not read{others}")
     return _Reader(model, Values(path)).read()
 
 
@@ -81,13 +80,13 @@ class _Node:
         self.attributes = {attribute.name: attribute for attribute in node.attribute}
 
     def __str__(self) -> str:
-        return f"node '{shortened(self.name)}' ({self.kind})"
+        return f"node '{shown(self.name)}' ({self.kind})"
 
     def integer(self, name: str, default: int = 0) -> int:
         return int(self.attributes[name].i) if name in self.attributes else default
 
     def number(self, name: str, default: float = 0.0) -> float:
-        return float(self.attributes[name].f) if name in self.attributes else default
+        return shortest(np.float32(self.attributes[name].f)) if name in self.attributes else default
 
     def text(self, name: str, default: str) -> str:
         return self.attributes[name].s.decode("utf-8", "replace") if name in self.attributes else default
@@ -133,13 +132,13 @@ class _Reader:
             node = _Node(proto, number)
             try:
                 if missing := [name for name in node.inputs if name and name not in self.values]:
-                    raise ValueError(f"it reads '{shortened(missing[0])}' before a node makes it")
+                    raise ValueError(f"it reads '{shown(missing[0])}' before a node makes it")
                 made = _RULES[node.kind](self, node)
                 if len(made) < len([name for name in node.outputs if name]):
                     raise ValueError(f"it has {len(made)} outputs here, got {len(node.outputs)}")
                 for name, value in zip(node.outputs, made, strict=False):
                     if name in self.values:
-                        raise ValueError(f"it makes '{shortened(name)}', which there is already")
+                        raise ValueError(f"it makes '{shown(name)}', which there is already")
                     if name:
                         self.values[name] = value
             except (ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
@@ -189,7 +188,7 @@ class _Reader:
         value = self.constant(node, index)
         if value.size != 1:
             raise ValueError(f"its input {index} must be one number, got {value.size}")
-        return float(value.ravel()[0])
+        return shortest(value.ravel()[0])
 
     def floats(self, node: _Node, index: int, rank: int) -> np.ndarray:
         """A constant of floats with so many axes."""
@@ -374,22 +373,17 @@ def _activation_with_settings(to: _Reader, node: _Node) -> list[Any]:
     x, alpha = _one(to, node), node.number("alpha", 0.01 if node.kind == "LeakyRelu" else 1.0)
     match node.kind:
         case "LeakyRelu":
-            made = to.making.activation(node.name, x, "leaky_relu", negative_slope=_short(alpha))
+            made = to.making.activation(node.name, x, "leaky_relu", negative_slope=alpha)
         case "Elu":
-            made = to.making.activation(node.name, x, "elu", alpha=_short(alpha))
+            made = to.making.activation(node.name, x, "elu", alpha=alpha)
         case "Gelu":
             made = to.making.activation(node.name, x, "gelu", approximate=node.text("approximate", "none"))
         case "Softplus":
             made = to.making.activation(node.name, x, "softplus", beta=1.0, threshold=20.0)
         case _:
-            gain, shift = (np.array([_short(node.number(one, value))]) for one, value in (("alpha", 0.2), ("beta", 0.5)))
+            gain, shift = (np.array([node.number(one, value)]) for one, value in (("alpha", 0.2), ("beta", 0.5)))
             made = to.making.clamp(node.name, to.making.affine(f"{node.name}.scaled", x, gain, shift), 0.0, 1.0)
     return _like(to, made, x)
-
-
-def _short(value: float) -> float:
-    """The decimal number that a float32 stands for: 0.2, and not 0.20000000298."""
-    return float(f"{value:.7g}") if math.isfinite(value) else value
 
 
 @_rule("PRelu")
@@ -402,7 +396,7 @@ def _prelu(to: _Reader, node: _Node) -> list[Any]:
 def _clip(to: _Reader, node: _Node) -> list[Any]:
     x = _one(to, node)
     least, most = to.number(node, 1, node.number("min", -math.inf)), to.number(node, 2, node.number("max", math.inf))
-    return _like(to, to.making.clamp(node.name, x, _short(least), _short(most) if most < 3e38 else math.inf), x)
+    return _like(to, to.making.clamp(node.name, x, least, most if most < 3e38 else math.inf), x)
 
 
 @_rule(*_IN_FLOATS)
@@ -523,7 +517,7 @@ def _slice(to: _Reader, node: _Node) -> list[Any]:
 def _depth_to_space(to: _Reader, node: _Node) -> list[Any]:
     mode = node.text("mode", "DCR")
     if mode not in ("DCR", "CRD"):
-        raise ValueError(f"its mode must be DCR or CRD, got '{shortened(mode)}'")
+        raise ValueError(f"its mode must be DCR or CRD, got '{shown(mode)}'")
     return [to.making.shuffle(node.name, to.tensor(node), node.integer("blocksize"), mode == "DCR")]
 
 
@@ -584,7 +578,12 @@ def _same(to: _Reader, size: Dim, own: Dim, axis: int) -> bool:
     return not size.symbol and own.symbol in to.sides and size.factor == to.sides[own.symbol] * own.factor > 0
 
 
-_SHUFFLES = {(0, 1, 4, 2, 5, 3): (2, 3), (0, 3, 4, 1, 5, 2): (1, 2), (0, 1, 3, 5, 2, 4): (3, 5)}  # the axes of the square's sides
+# The axes of the square's sides, by the order that six axes are brought into.
+_SHUFFLES: dict[tuple[int, ...], tuple[int, int]] = {
+    (0, 1, 4, 2, 5, 3): (2, 3),
+    (0, 3, 4, 1, 5, 2): (1, 2),
+    (0, 1, 3, 5, 2, 4): (3, 5),
+}
 
 
 def _gathered(to: _Reader, node: _Node, spread: _Spread, wanted: Sizes) -> str:
@@ -621,9 +620,7 @@ def _pad(to: _Reader, node: _Node) -> list[Any]:
     value = to.number(node, 2, node.number("value"))
     axes = [axis % 4 for axis in to.numbers(node, 3)] or list(range(4))
     if len(pads) != 2 * len(axes) or mode not in _PADS:
-        raise ValueError(
-            f"it must pad rows and columns with a number, the nearest pixel or reflected ones, got mode '{shortened(mode)}'"
-        )
+        raise ValueError(f"it must pad with a number, the nearest pixel or reflected ones, got mode '{shown(mode)}'")
     sides = {axis: (pads[i], pads[i + len(axes)]) for i, axis in enumerate(axes)}
     if any(any(sides.get(axis, (0, 0))) for axis in (0, 1)):
         raise ValueError("it must pad rows and columns alone")
@@ -634,26 +631,25 @@ def _pad(to: _Reader, node: _Node) -> list[Any]:
 def _resize(to: _Reader, node: _Node) -> list[Any]:
     x, mode = to.tensor(node), node.text("mode", "nearest")
     if mode not in _RESIZES or node.integer("antialias") or node.integer("exclude_outside"):
-        raise ValueError(
-            f"it must resize to the nearest pixel, linear or cubic, without antialiasing, got mode '{shortened(mode)}'"
-        )
+        raise ValueError(f"it must resize to nearest, linear or cubic, without antialiasing, got mode '{shown(mode)}'")
     scale, place = to.making.extent(x).scale, 1 if node.kind == "Upsample" else 2
     axes = list(node.integers("axes")) or list(range(4))
     if node.has(3):
         wanted = to.sizes(to.value(node, 3)) or ()
         named = dict(zip([axis % 4 for axis in axes], wanted, strict=False))
-        rows, columns = (
-            to.factor(named[axis], symbol, scale) if axis in named else Fraction(1) for axis, symbol in ((2, "H"), (3, "W"))
+        sides = {"H": named.get(2), "W": named.get(3)}
+        rows, columns = (Fraction(1) if size is None else to.factor(size, side, scale) for side, size in sides.items())
+        others = len(wanted) == len(axes) and all(
+            named.get(axis) in (None, to.shape(x)[axis], Dim("", Fraction(1))) for axis in (0, 1)
         )
-        others = all(named.get(axis) in (None, to.shape(x)[axis], Dim("", Fraction(1))) for axis in (0, 1))
     else:
         scales = to.constant(node, place).ravel().tolist()
         if not all(math.isfinite(one) and 0 < one < 1e6 for one in scales):
             raise ValueError(f"its factors must be above 0, got {scales[:4]}")
-        named = dict(zip([axis % 4 for axis in axes], scales, strict=False))
-        rows, columns = (Fraction(named.get(axis, 1)).limit_denominator(1000) for axis in (2, 3))
-        others = all(named.get(axis, 1) == 1 for axis in (0, 1))
-    if rows != columns or not others or len(named) != len(axes):
+        factors = dict(zip([axis % 4 for axis in axes], scales, strict=False))
+        rows, columns = (Fraction(factors.get(axis, 1)).limit_denominator(1000) for axis in (2, 3))
+        others = all(factors.get(axis, 1) == 1 for axis in (0, 1)) and len(scales) == len(axes)
+    if rows != columns or not others:
         raise ValueError(f"it must resize rows and columns by one factor, got {float(rows):g} and {float(columns):g}")
     _check_places(node, mode, rows)
     corners = None if mode == "nearest" else node.text("coordinate_transformation_mode", "") == "align_corners"
@@ -675,7 +671,7 @@ def _check_places(node: _Node, mode: str, factor: Fraction) -> None:
             return
         raise ValueError(f"it takes other pixels than the nearest ones of torch (places '{places}', rounding '{rounding}')")
     if places not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        raise ValueError(f"its places must be 'half_pixel' or 'align_corners', got '{shortened(places)}'")
+        raise ValueError(f"its places must be 'half_pixel' or 'align_corners', got '{shown(places)}'")
     if mode == "cubic" and not math.isclose(node.number("cubic_coeff_a", -0.75), -0.75):
         raise ValueError(f"its cubic must be that of torch, of -0.75, got {node.number('cubic_coeff_a'):g}")
 

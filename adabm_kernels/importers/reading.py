@@ -13,7 +13,7 @@ from torch import nn
 from ..graph.module import GraphModule
 from ..graph.nodes import Affine, Graph
 from ..networks.checkpoints import load_state
-from ..networks.convention import Convention, fold
+from ..networks.convention import Convention
 from ..networks.detect import detect, float_network, to_float_state
 from ..networks.known import SUPPORTED
 from .making import Imported
@@ -135,6 +135,13 @@ def read_network(
     return network
 
 
+class ReadNetwork(GraphModule):
+    """A network of a file that is no known one, as a module of one tensor."""
+
+    def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]  # tracing asks what it takes
+        return super().forward(x)
+
+
 def _module(imported: Imported, convention: Convention) -> nn.Module:
     graph = imported.graph
     if convention.channel_order != "rgb":
@@ -143,7 +150,7 @@ def _module(imported: Imported, convention: Convention) -> nn.Module:
         )
     if convention.rgb_range == 1:
         graph = _in_pixels(graph)
-    module = GraphModule(graph)
+    module = ReadNetwork(graph)
     module.load_state_dict(imported.state)
     return module.eval()
 
@@ -151,9 +158,13 @@ def _module(imported: Imported, convention: Convention) -> nn.Module:
 def _in_pixels(graph: Graph) -> Graph:
     """A network of pixels in 0..1 as one of 0..255."""
     taken, (picture,), (output,) = {node.name for node in graph.nodes}, graph.inputs, graph.outputs
-    first, last = (
-        next(name for name in (f"{base}{'_' * i}" for i in range(len(taken) + 1)) if name not in taken) for base in _RANGES
-    )
+    first, last = (_free(base, taken) for base in _RANGES)
     nodes = [replace(node, inputs=tuple(first if name == picture else name for name in node.inputs)) for node in graph.nodes]
     ends = Affine(first, (picture,), divisor=255.0), Affine(last, (output,), gain=(255.0,))
     return replace(graph, nodes=(ends[0], *nodes, ends[1]), outputs=(last,))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 
 from ..graph.fold import leaky_slope
-from ..graph.nodes import Activation, Add, Affine, BatchNorm, Conv, Float, Graph, Node, PixelShuffle, Resize
+from ..graph.nodes import Activation, Add, Affine, BatchNorm, Conv, Float, Graph, Node, PixelShuffle, PixelUnshuffle, Resize
 from ..graph.passes import fold_batch_norm
 from ..graph.properties import extents, readers
 from ..networks.convention import fold
 from ..networks.detect import detect
-from ..networks.known import NETWORKS
-from ..networks.spec import NetworkSpec
+from ..networks.known import IN_UNIT_RANGE, NETWORKS
+from ..networks.spec import UNIT_RANGE, NetworkSpec
 from .making import Imported
 from .matching import Numbering, normal, without_batch_norms
 
 MOST_NODES = 200_000  # of all graphs of known networks together that one file is compared with
+MOST_WIDTHS = 8  # numbers of channels that a field may stand for
 MOST_LAYERS = 64  # of a dense block
 _SHIFTS = ("sub_mean", "add_mean")
 
@@ -86,20 +87,21 @@ def _recognised(imported: Imported) -> Known | None:
 
 
 def _candidates(kind: type[NetworkSpec], graph: Graph, folded: Graph) -> Iterator[NetworkSpec]:
-    """Specifications of one network that a graph may have, by its convolutions and the size of its output."""
+    """Specifications of one network that a graph may have, by its convolutions and the size of its output.
+
+    Fields are tried that are called as those of several networks, those that are true or false, and whole numbers: what the
+    convolutions of the graph have of channels, or of groups.
+    """
     convs = [node for node in folded.nodes if isinstance(node, Conv)]
     extent = extents(graph).get(graph.outputs[0])
     if extent is None or not convs or extent.channels != 3 or extent.scale not in kind.scales:
         return
-    widths: dict[int, int] = {}
-    for conv in convs:
-        widths[conv.channels_out] = widths.get(conv.channels_out, 0) + 1
+    widths = [width for width, _ in Counter(conv.channels_out for conv in convs).most_common(MOST_WIDTHS)]
     slopes = [node.slopes for node in graph.nodes if isinstance(node, Activation) and node.slopes]
     factors = {factor for node in graph.nodes if isinstance(node, Add) for factor in node.factors}
     known: dict[str, list[Any]] = {
         "scale": [int(extent.scale)],
         "channels": [convs[0].channels_out],
-        "growth": sorted(widths, key=widths.__getitem__, reverse=True)[:8],
         "mean_shift": [False],
         "tail": ["staged", "single"],
         "slopes": list(dict.fromkeys([*slopes[:1], 1, convs[0].channels_out])),
@@ -111,11 +113,19 @@ def _candidates(kind: type[NetworkSpec], graph: Graph, folded: Graph) -> Iterato
         if field.name in counted:
             continue
         if field.name in known:
-            names.append(field.name)
-            values.append(known[field.name])
+            may_be = known[field.name]
         elif isinstance(field.default, bool):
-            names.append(field.name)
-            values.append([field.default, not field.default])
+            may_be = [field.default, not field.default]
+        elif field.type in ("int", int):
+            others = {
+                "groups": {conv.groups for conv in convs},
+                "unshuffle": {node.factor for node in graph.nodes if isinstance(node, PixelUnshuffle)},
+            }
+            may_be = next(([1, *sorted(found - {1})] for name, found in others.items() if name in field.name), widths)
+        else:
+            continue
+        names.append(field.name)
+        values.append(may_be)
     for combination in itertools.product(*values):
         settings = dict(zip(names, combination, strict=True))
         try:
@@ -126,7 +136,7 @@ def _candidates(kind: type[NetworkSpec], graph: Graph, folded: Graph) -> Iterato
 
 
 def _outlines_agree(known: Graph, graph: Graph) -> bool:
-    """Whether two graphs may be one but for their number of blocks: they shuffle and resize alike, and have the same activations."""
+    """Whether two graphs may be one but for their number of blocks: they shuffle and resize alike, and have its activations."""
 
     def ends(of: Graph) -> list[str]:
         return sorted(f"{type(node).__name__} {node.factor}" for node in of.nodes if isinstance(node, (PixelShuffle, Resize)))
@@ -244,7 +254,7 @@ def _plain_norm(norm: BatchNorm, bias: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _named(spec: NetworkSpec, matched: _Matched, colours: _Colours, imported: Imported) -> Known | None:
-    """The weights under the names of the file where these are those of a known layout of this network, else under published ones."""
+    """The weights under the names of the file where these are those of a known layout, else under AdaBM's."""
     whole = colours.completed(spec, matched.weights)
     if whole is None:
         return None
@@ -254,11 +264,20 @@ def _named(spec: NetworkSpec, matched: _Matched, colours: _Colours, imported: Im
         with suppress(ValueError):
             if len(own) == len(imported.state) and detect(own, spec.res_scale).spec == spec:
                 return Known(own, spec.res_scale)
-    layout = next((layout for layout in spec.layouts if layout.original is not None), None)
     named_so = all(imported.names.get(given, "").endswith(known) for known, given in matched.convs.items())
-    if layout is not None and layout.original is not None and not (colours.scaled or named_so):
-        weights = {layout.original(key): value for key, value in weights.items()}
+    if _computes_in_unit_range(spec) and not (colours.scaled or named_so):
+        if spec.takes_any_range:
+            weights = weights | {IN_UNIT_RANGE: torch.ones(1)}
+        elif UNIT_RANGE not in weights and "unit_range" in (field.name for field in fields(spec)):  # type: ignore[arg-type]
+            spec, weights = replace(spec, unit_range=True), weights | {UNIT_RANGE: torch.ones(1)}  # type: ignore[type-var]
     return Known(weights, spec.res_scale) if detect(weights, spec.res_scale).spec == spec else None
+
+
+def _computes_in_unit_range(spec: NetworkSpec) -> bool:
+    """Whether all public weights of a network are for pixels in 0..1. Where there are some under the names of its graph, these are
+    for 0..255."""
+    public = spec.anchor in spec.known_by
+    return not public and {layout.rgb_range for layout in spec.layouts} == {1}
 
 
 # ---- what is done to colours around it
@@ -331,7 +350,7 @@ class _Colours:
             return None
         (before, minus), (after, plus) = self.before, self.after
         values = {"sub_mean": (before, minus), "add_mean": (after, plus)}
-        shift = {}
+        shift: dict[str, torch.Tensor] = {}
         for name, (matrix, vector) in values.items():
             shift |= {f"{name}.weight": matrix.float().view(3, 3, 1, 1), f"{name}.bias": vector.float()}
         whole = weights | shift

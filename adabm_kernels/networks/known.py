@@ -39,7 +39,13 @@ NETWORKS: tuple[type[NetworkSpec], ...] = (  # a new network has its row here
 )
 SPECS = {spec.network: spec for spec in NETWORKS}
 ADABM = Layout("adabm", tuple(spec.anchor for spec in NETWORKS), lambda state: True)
-LAYOUTS = (*(layout for spec in NETWORKS for layout in spec.layouts), ADABM)
+IN_UNIT_RANGE = "in_unit_range"  # a mark in state dicts under AdaBM's names of networks of pixels in 0..1 (importers/)
+UNIT = Layout("adabm_unit", (), lambda state: IN_UNIT_RANGE in state, lambda state: _unmarked(state), 1)
+LAYOUTS = (UNIT, *(layout for spec in NETWORKS for layout in spec.layouts), ADABM)
+
+
+def _unmarked(state: State) -> dict[str, str]:
+    return {key: name for key, name in ADABM.rename(state).items() if key != IN_UNIT_RANGE}
 
 
 def _in_words(words: list[str], last: str = "and") -> str:

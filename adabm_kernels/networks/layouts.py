@@ -46,8 +46,7 @@ class Layout:
     rgb_range: of the pixels that it computes with, None where its weights say it. constants: what its code has, from weights under
     AdaBM names. folded: what its weights are in the graph, where that computes the same in fewer steps or of other colours.
     by_scale: the state dicts of the networks for each scale, by "x2" and so on, where its weights are several such or do not say
-    which; none where they are one. published: its names are those of the float network here. original: the contrary of `rename`,
-    for one key, of the layout whose names weights are given that come without any (importers/recognise.py); None for the others.
+    which; none where they are one. published: its names are those of the float network here.
     """
 
     name: str
@@ -59,7 +58,6 @@ class Layout:
     folded: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = unchanged
     by_scale: Callable[[State], dict[str, dict[str, torch.Tensor]]] = one_scale
     published: bool = False
-    original: Callable[[str], str] | None = None
 
     def apply(self, state: State) -> dict[str, torch.Tensor]:
         """The weights under their AdaBM names, with the values that its code adds to them."""

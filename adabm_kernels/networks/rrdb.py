@@ -27,21 +27,14 @@ def _up(found: re.Match[str]) -> str:
     return f"up.{int(found[1]) - 1}"
 
 
-_REALESRGAN = {"conv_first": "stem", "conv_body": "after_blocks", "conv_hr": "fine", "conv_last": "last"}
-
-
 def _realesrgan(state: State) -> dict[str, str]:
-    return parts_renamed(state, _REALESRGAN, {r"body\.(\d+)\.rdb([1-3])\.conv([1-5])(?=\.)": _dense, r"conv_up([1-9])(?=\.)": _up})
-
-
-def _as_realesrgan(key: str) -> str:
-    """The name that Real-ESRGAN gives a weight."""
-    part, _, ending = key.rpartition(".")
-    if found := re.fullmatch(r"blocks\.(\d+)\.dense\.(\d)\.convs\.(\d)", part):
-        return f"body.{found[1]}.rdb{int(found[2]) + 1}.conv{int(found[3]) + 1}.{ending}"
-    if found := re.fullmatch(r"up\.(\d)", part):
-        return f"conv_up{int(found[1]) + 1}.{ending}"
-    return f"{next(name for name, own in _REALESRGAN.items() if own == part)}.{ending}"
+    parts = {
+        "conv_first": "stem",
+        "conv_body": "after_blocks",
+        "conv_hr": "fine",
+        "conv_last": "last",
+    }
+    return parts_renamed(state, parts, {r"body\.(\d+)\.rdb([1-3])\.conv([1-5])(?=\.)": _dense, r"conv_up([1-9])(?=\.)": _up})
 
 
 def _esrgan(state: State) -> dict[str, str]:
@@ -65,14 +58,7 @@ def _old_esrgan(state: State) -> dict[str, str]:
 
 
 LAYOUTS = (
-    Layout(
-        "realesrgan_rrdb",
-        ("conv_first.weight",),
-        lambda state: "body.0.rdb1.conv1.weight" in state,
-        _realesrgan,
-        1,
-        original=_as_realesrgan,
-    ),
+    Layout("realesrgan_rrdb", ("conv_first.weight",), lambda state: "body.0.rdb1.conv1.weight" in state, _realesrgan, 1),
     Layout("esrgan", ("conv_first.weight",), lambda state: "RRDB_trunk.0.RDB1.conv1.weight" in state, _esrgan, 1),
     Layout("esrgan_old", ("1.sub.0.RDB1.conv1.0.weight",), lambda state: "1.sub.0.RDB1.conv1.0.weight" in state, _old_esrgan, 1),
 )

@@ -21,17 +21,12 @@ def _realesrgan(state: State) -> dict[str, str]:
     return {key: re.sub(r"^body\.(\d+)\.", rename, key) for key in state}
 
 
-def _in_one_list(key: str) -> str:
-    """The published name of a weight."""
-    return re.sub(r"^(conv|act)s\.(\d+)(?=\.)", lambda found: f"body.{2 * int(found[2]) + (found[1] == 'act')}", key)
-
-
 def _is_realesrgan(state: State) -> bool:
     return matches(state, r"body\.0\.weight$") and matches(state, r"body\.1\.weight$") and not matches(state, r"head\.")
 
 
 # Found by its first PReLU: in other networks, too, the weight of a convolution is called `body.0.weight` behind some prefix.
-_REALESRGAN = Layout("realesrgan", ("body.1.weight",), _is_realesrgan, _realesrgan, rgb_range=1, original=_in_one_list)
+_REALESRGAN = Layout("realesrgan", ("body.1.weight",), _is_realesrgan, _realesrgan, rgb_range=1)
 
 
 @dataclass(frozen=True)

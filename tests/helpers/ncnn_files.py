@@ -1,4 +1,4 @@
-"""Writes graphs as ncnn's files, as its documentation describes them ("param and model file structure"): for tests of reading them."""
+"""Writes graphs as ncnn's files, as its documentation describes them ("param and model file structure"), for tests."""
 
 from __future__ import annotations
 

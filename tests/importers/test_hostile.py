@@ -31,7 +31,7 @@ def _ncnn() -> tuple[str, bytes]:
 
 
 def _onnx() -> bytes:
-    weight = np.ones((3, 3, 3, 3), np.float32)
+    values = {"w": np.ones((3, 3, 3, 3), np.float32), "f": np.array([1, 1, 2, 2], np.float32), "s": np.float32(2)}
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
@@ -41,10 +41,7 @@ def _onnx() -> bytes:
         "network",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [
-            numpy_helper.from_array(v, n)
-            for n, v in (("w", weight), ("f", np.array([1, 1, 2, 2], np.float32)), ("s", np.float32(2)))
-        ],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
 

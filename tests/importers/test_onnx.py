@@ -1,4 +1,4 @@
-"""ONNX: networks that torch exports come back as they were, operators compute what ONNX says, and damage is told in one sentence."""
+"""ONNX: networks that torch exports come back as they were, operators compute what ONNX says, damage is one sentence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from traced_modules import Compact, DenseBlock, UNet
 from adabm_kernels import ConvertConfig, convert_model, read_network
 from adabm_kernels.importers.onnx_operators import read_onnx
 from adabm_kernels.importers.reading import read_known, read_weights
-from adabm_kernels.networks.detect import detect
+from adabm_kernels.networks.detect import detect, to_float_state
 
 GENERATOR = np.random.default_rng(3)
 
@@ -34,6 +34,12 @@ def exported(network: nn.Module, path: Path, opset: int = 17, open_sizes: bool =
             network, (torch.rand(1, channels, 12, 16),), path, dynamo=False, opset_version=opset, input_names=["x"], **axes
         )
     return path
+
+
+def as_checkpoint(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a network as they are read of its state dict, for pixels in 0..255."""
+    state = network.state_dict()
+    return to_float_state(state, detect(state))
 
 
 # ---- networks
@@ -123,6 +129,15 @@ def test_other_networks_are_modules_that_compute_the_same(make: type[nn.Module],
         read_network(path, mean_shift="none")
 
 
+def test_other_networks_convert_as_the_modules_they_were(tmp_path: Path) -> None:
+    network, pictures = DenseBlock().eval(), [torch.rand(1, 6, 24, 20, generator=torch.Generator().manual_seed(0))]
+    read = read_network(exported(network, tmp_path / "n.onnx", channels=6))
+    settings = {"calibration": pictures, "config": ConvertConfig(batch=1, steps=0)}
+    want, got = convert_model(network, **settings), convert_model(read, **settings)
+    assert len(got.report["layers"]) == len(want.report["layers"]) == 3
+    assert torch.equal(got(pictures[0]), want(pictures[0]))
+
+
 def test_half_precision_and_values_in_a_file_of_their_own(tmp_path: Path) -> None:
     network = Compact().eval()
     model = load(exported(network, tmp_path / "n.onnx"))
@@ -139,9 +154,7 @@ def test_half_precision_and_values_in_a_file_of_their_own(tmp_path: Path) -> Non
             offset, data = offset + len(raw), data + raw
     (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
     (tmp_path / "n.data").write_bytes(data)
-    state, _ = read_known(tmp_path / "n.onnx")
-    want = network.half().float().state_dict()
-    assert same({key: value for key, value in state.items()}, want)
+    assert same(read_network(tmp_path / "n.onnx").state_dict(), as_checkpoint(network.half().float()))
 
 
 @pytest.mark.parametrize("open_sizes", [False, True])
@@ -150,8 +163,7 @@ def test_torch_s_newer_exporter(open_sizes: bool, tmp_path: Path) -> None:
     network = Compact().eval()
     sizes = {"dynamic_shapes": ({2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)},)} if open_sizes else {}
     torch.onnx.export(network, (torch.rand(1, 3, 12, 16),), str(tmp_path / "n.onnx"), dynamo=True, verbose=False, **sizes)
-    state, _ = read_known(tmp_path / "n.onnx")
-    assert detect(state).layout == "realesrgan" and same(state, network.state_dict())
+    assert same(read_network(tmp_path / "n.onnx").state_dict(), as_checkpoint(network))
 
 
 def test_the_package_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,11 +207,10 @@ def ints(*values: int) -> np.ndarray:
 
 def chain(*kinds: tuple) -> list:
     """Nodes one behind the other: (kind, further inputs, attributes)."""
-    names = ["c", *(f"t{i}" for i in range(len(kinds) - 1)), "y"]
-    return [
-        helper.make_node(kind, [names[i], *inputs], [names[i + 1]], **attributes)
-        for i, (kind, inputs, attributes) in enumerate(kinds)
-    ]
+    names, nodes = ["c", *(f"t{i}" for i in range(len(kinds) - 1)), "y"], []
+    for i, (kind, inputs, attributes) in enumerate(kinds):
+        nodes.append(helper.make_node(kind, [names[i], *inputs], [names[i + 1]], **attributes))
+    return nodes
 
 
 SIZED = [  # the picture's own sizes times 2, as older exporters write them
