@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from .commands import bench, calibrate, completion, evaluate, info, models, report, tune, upscale
-from .commands.common import FAILED, CommandError, lacks_memory, one_line
+from .commands.common import FAILED, CommandError, check_address_space, lacks_memory, one_line
 from .machine import version
 from .models import did_you_mean
 
+_WITHOUT_TORCH = (completion.execute,)
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 COMMANDS: dict[str, Any] = {
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv, argparse.Namespace(argv=argv))
     try:
         with _plain_warnings(getattr(args, "quiet", False)):
+            if args.execute not in _WITHOUT_TORCH:
+                check_address_space()
             args.execute(args)
         return _flushed()
     except KeyboardInterrupt as stop:

@@ -30,6 +30,7 @@ _ARGUMENTS = re.compile(
 _WANT_OF_MEMORY = re.compile(
     r"allocate memory|failed to map segment|cannot (create|allocate) [\w ]*mapping|can't start new thread|std::bad_alloc|out of memory"
 )
+_TORCH_BYTES = 640 << 20  # of address space that torch for processors takes to be imported and to compute a little
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 
 
@@ -59,9 +60,26 @@ def stage(status: int, memory: str = "not enough memory", *, bad_input: int | No
         out_of_memory = lacks_memory(error)
         if isinstance(error, ImportError) and not out_of_memory:
             raise
-        if bad_input is not None and isinstance(error, ValueError | FileNotFoundError | PermissionError):
+        if out_of_memory:
+            status = FAILED
+        elif bad_input is not None and isinstance(error, ValueError | FileNotFoundError | PermissionError):
             status = bad_input
         raise CommandError(memory if out_of_memory else as_options(str(error)), status) from error
+
+
+def check_address_space() -> None:
+    """MemoryError where this process may have less address space than torch's libraries take, whose loader would abort it."""
+    if os.name != "posix":
+        return
+    import mmap
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return
+    try:
+        mmap.mmap(-1, _TORCH_BYTES).close()
+    except OSError as error:
+        raise MemoryError("not enough address space for torch") from error
 
 
 def lacks_memory(error: BaseException) -> bool:
