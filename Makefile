@@ -1,10 +1,13 @@
-# make demo | lint | test | test-all | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
+# make demo | lint | test | test-all | fuzz | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
+# fuzz takes MINUTES, 10 unless it is told.
 # test-all takes the long sweeps too, and builds the Triton kernels with every release of Triton that they are known to work with.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all bench lint clean
+MINUTES ?= 10
+
+.PHONY: demo test test-all fuzz bench lint clean
 
 # Releases of Triton beside the one of requirements-test.txt, each in a folder of its own (0.6 to 1 GB): the oldest that the kernels
 # need and the newest; test-all takes those between too. Triton comes for Linux alone.
@@ -26,6 +29,9 @@ test: lint $(TRITONS:%=$(VENV)/triton-%/.installed)
 
 test-all: lint $(TRITONS_ALL:%=$(VENV)/triton-%/.installed)
 	$(PYTEST) -m "slow or not slow"
+
+fuzz: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/results/latest.json

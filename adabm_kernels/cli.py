@@ -84,8 +84,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _occupy_closed_streams() -> None:
-    """Lead descriptors 0 to 2 that are closed, as by a shell's >&- or under cron, to nowhere: else the next file that is opened would
-    take such a number, and what libraries print would go into it. What is printed to a closed stream is lost."""
+    """Lead descriptors 0 to 2 that are closed, as by a shell's >&- or under cron, to nowhere.
+
+    Else the next file that is opened would take such a number, and what libraries print would go into it. What is printed to a
+    closed stream is lost.
+    """
     for number in range(3):
         try:
             os.fstat(number)

@@ -15,7 +15,8 @@ class ConvParameters:
 
     codes: int8 [K, C, R, S], k' of quantize.weight_codes. weight_upper: float32 [1] or [K], the weight's range, above 0.
     weight_grid: "odd" or "signed", which integers the codes stand for (quantize.weight_integers).
-    bias: float32 [K]. lower, upper: range of the input, two different float32 values whose grids float32 holds. act_bits: base bits, 2..8. layer_offset: -1, 0 or 1.
+    bias: float32 [K]. lower, upper: range of the input, two different float32 values whose grids float32 holds. act_bits: base
+    bits, 2..8. layer_offset: -1, 0 or 1.
     adaptive: whether offsets apply. weight_bits: 2..8. input_shift: float32 [C] or None, what was added to each channel of the
     input after the range was taken: the codes are those of the input without it. digits: 8-bit codes of the input, 1 or 2.
 

@@ -28,7 +28,8 @@ _ARGUMENTS = re.compile(
 
 
 _WANT_OF_MEMORY = re.compile(
-    r"allocate memory|failed to map segment|cannot (create|allocate) [\w ]*mapping|can't start new thread|std::bad_alloc|out of memory"
+    r"allocate memory|failed to map segment|cannot (create|allocate) [\w ]*mapping|can't start new thread|std::bad_alloc"
+    r"|out of memory"
 )
 _TORCH_BYTES = 640 << 20  # of address space that torch for processors takes to be imported and to compute a little
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed

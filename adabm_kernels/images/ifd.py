@@ -34,8 +34,10 @@ def order_of(header: bytes) -> str | None:
 
 
 def read_tags(file: BinaryIO, start: int, order: str, wanted: Iterable[int] | None = None) -> dict[int, Value]:
-    """A directory and those below it. wanted: tags that are read, None for all. Values that are cut are left out, and those that make
-    all of them too long: in a hostile file they lie one over the other."""
+    """A directory and those below it. wanted: tags that are read, None for all.
+
+    Values that are cut are left out, and those that make all of them too long: in a hostile file they lie one over the other.
+    """
     return _Tags(file, order).read(start, wanted)
 
 

@@ -73,7 +73,11 @@ def facts(file: BinaryIO) -> Facts:
             continue
         if name in _TEXT:
             text_bytes += len(data)
-            if text_bytes <= _MOST_TEXT_BYTES and unpacked < _MOST_UNPACKED_TEXTS * _MOST_UNPACKED_BYTES and not data.startswith(_XMP):
+            if (
+                text_bytes <= _MOST_TEXT_BYTES
+                and unpacked < _MOST_UNPACKED_TEXTS * _MOST_UNPACKED_BYTES
+                and not data.startswith(_XMP)
+            ):
                 readable, size = _readable(name, data)
                 unpacked += size
                 found.text += [(name, data)] if readable else []

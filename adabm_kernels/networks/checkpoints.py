@@ -20,7 +20,7 @@ from .layouts import listed, shortened
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".pkl")
 DEPTH = 4  # dictionaries in dictionaries that are looked into
-# What a checkpoint may hold: several times as much as the largest that is known, and little enough to be looked through in a second.
+# What a checkpoint may hold: several times as much as the largest that is known, and little enough to look through in a second.
 MOST_TENSORS = 20_000  # in one dictionary
 MOST_NETWORKS = 8  # that are looked at, where none is named
 _MOST_PREFIXES = 64  # of networks in one dictionary

@@ -106,8 +106,8 @@ def _chosen(
                 raise ValueError(f"detect: weights_key must be left out for a checkpoint without parts, got {key!r}")
             raise ValueError(f"detect: weights_key must name one part of the checkpoint, of {listed(labels)}, got {key!r}")
         return named[0], recognise(named[0].state)
-    if len(named := [c.label for c in found if c.has_anchor]) > MOST_NETWORKS:
-        raise ValueError(f"detect: the checkpoint holds many networks, {listed(named)}: name one of them as weights_key")
+    if len(many := [c.label for c in found if c.has_anchor]) > MOST_NETWORKS:
+        raise ValueError(f"detect: the checkpoint holds many networks, {listed(many)}: name one of them as weights_key")
     fits, errors = [], []
     for candidate in found[:MOST_NETWORKS]:
         try:

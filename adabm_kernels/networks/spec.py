@@ -138,8 +138,8 @@ class NetworkSpec:
         return math.prod(getattr(self, field.name) for field in fields(cast(Any, self)) if field.name in ("blocks", "layers"))
 
     def check_sizes(self, *names: str) -> None:
-        """ValueError for fields of another type, for a scale that no network has, for numbers of blocks, layers or channels that are
-        none or too large, and for a residual scale that is negative or no finite float32."""
+        """ValueError for fields of another type, for a scale that no network has, for numbers of blocks, layers or channels that
+        are none or too large, and for a residual scale that is negative or no finite float32."""
         for field in fields(cast(Any, self)):
             value, kinds = getattr(self, field.name), _KINDS.get(str(field.type))
             if kinds is not None and type(value) not in kinds:

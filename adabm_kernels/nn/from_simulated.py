@@ -32,7 +32,8 @@ def from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
 
 
 def _thresholds(model: SimulatedNetwork) -> tuple[float, float]:
-    """Of the image measure. Two that fine-tuning has led past one another decide the same of all images but those on one of them."""
+    """Of the image measure, in order: where fine-tuning led them past one another, they decide the same of all images but those
+    whose measure is one of them."""
     lower, upper = sorted((model.measure_l.item(), model.measure_u.item()))
     return lower, upper
 

@@ -93,7 +93,9 @@ with PartialFile(sys.argv[1]) as partial:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no locks of files")
-def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", _WRITER, tmp_path / name], env=ENVIRONMENT, stdout=subprocess.PIPE) for name in "ab"
     ]

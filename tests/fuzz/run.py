@@ -1,5 +1,7 @@
-"""`python tests/fuzz/run.py --minutes 30`: every fuzzer in turns for that long, each input another one. What fails is shrunk, printed
-and kept under build/fuzz, where the next run begins. Writes a table of the inputs tried."""
+"""`python tests/fuzz/run.py --minutes 30`: every fuzzer in turns for that long, each input another one.
+
+What fails is shrunk, printed and kept under build/fuzz, where the next run begins. Prints a table of the inputs tried.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fuzzed, and with what: for each parser a strategy of inputs, and a check that fails where one is not taken as it should be.
+"""What is fuzzed, and with what: for each parser a strategy of inputs, and a check that fails where one is taken wrongly.
 
 A parser either reads its input, and what it read is then used, or refuses it with an exception that its documentation names, in one
 short line. It takes no longer than SECONDS and holds no more memory than the input asks for. `tests/fuzz/test_fuzz.py` tries a few
@@ -59,7 +59,7 @@ MAX_PIXELS = 1 << 16
 
 @dataclass(frozen=True)
 class Target:
-    """inputs: what is tried. check: raises AssertionError, or whatever the parser should not have raised. examples: of a short run."""
+    """inputs: what is tried. check: raises AssertionError, or what the parser should not have raised. examples: of a short run."""
 
     inputs: st.SearchStrategy[Any]
     check: Callable[[Any], None]
@@ -375,7 +375,8 @@ def checkpoints() -> Target:
         whole.append((buffer.getvalue(), ".pt"))
     whole.append((to_bytes(state), ".safetensors"))
     operation = st.sampled_from([bytes([code]) for code in range(256)]) | st.sampled_from(
-        [b"cos\nsystem\n", b"ctorch\nload\n", b"X\x03\0\0\0abc", b"K\x01", b"]", b"}", b"(", b"t", b"R", b"b", b"q\0", b"h\0", b"\x85",
+        [b"cos\nsystem\n", b"ctorch\nload\n", b"X\x03\0\0\0abc", b"K\x01", b"]", b"}", b"(", b"t", b"R", b"b", b"q\0", b"h\0",
+         b"\x85",
          b"\x8a\x08" + b"\xff" * 8, b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"cbuiltins\neval\n"]
     )  # fmt: skip
     pickles = st.lists(operation, max_size=30).map(lambda parts: (b"\x80\x02" + b"".join(parts) + b".", ".pt"))
@@ -435,7 +436,9 @@ def check_table(data: bytes) -> None:
 @target
 def y4m() -> Target:
     """Streams of frames of YUV4MPEG2."""
-    size = st.sampled_from(["1", "2", "7", "16", "0", "-1", "1_6", "1e3", "", "99999999999999999999", "9" * 5000, "٣", "+4", "0x10"])
+    size = st.sampled_from(
+        ["1", "2", "7", "16", "0", "-1", "1_6", "1e3", "", "9" * 20, "9" * 5000, "٣", "+4", "0x10"]
+    )
     word = st.sampled_from(
         ["F25:1", "Ip", "It", "A1:1", "C420", "C420jpeg", "C444alpha", "Cmono", "C422p10", "C420p16", "C999", "XYSCSS=420MPEG2",
          "XCOLORRANGE=FULL", "X" + "y" * 5000, "W8", "H8", "\x00", "\xff"]
@@ -501,7 +504,9 @@ def pictures() -> list[bytes]:
 def picture_files() -> Target:
     """Pictures of every format with bytes changed."""
     return Target(
-        st.tuples(st.integers(0, 100), byte_changes), lambda given: check_picture(changed(pictures()[given[0] % len(pictures())], given[1])), 150
+        st.tuples(st.integers(0, 100), byte_changes),
+        lambda given: check_picture(changed(pictures()[given[0] % len(pictures())], given[1])),
+        150,
     )
 
 
@@ -571,8 +576,10 @@ _OPTIONS = [
     "--depth-loss", "--target-bits", "--model", "--backend", "--device", "-o", "--json", "--y4m", "--weights", "--images", "--data",
 ]  # fmt: skip
 _VALUES = [
-    "", "-", "0", "-1", "1", "4", "1_0", "٣", "1e400", "1e-400", "nan", "inf", "9" * 30, "9" * 5000, "9" * 400 + "G", "0x10", "1,2,3",
-    "nan,0,0", "1x1", "0x0", "9" * 5000 + "x1", "auto", "\x1b[2J", "/", "/nowhere/at/all", ".", "..", "\udce9", "a\x00b", "cpu", "cuda:99",
+    "", "-", "0", "-1", "1", "4", "1_0", "٣", "1e400", "1e-400", "nan", "inf", "9" * 30, "9" * 5000, "9" * 400 + "G", "0x10",
+    "1,2,3",
+    "nan,0,0", "1x1", "0x0", "9" * 5000 + "x1", "auto", "\x1b[2J", "/", "/nowhere/at/all", ".", "..", "\udce9", "a\x00b", "cpu",
+    "cuda:99",
     "cuda:" + "9" * 5000, "{scale}", "{scale.__class__}", "png", "exe",
 ]  # fmt: skip
 

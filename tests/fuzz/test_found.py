@@ -74,7 +74,8 @@ STATES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "long names": (lambda: edsr() | {f"{'x' * 1_000_000}{i}": T for i in range(20)}, "unexpected 'x{60}\\.\\.\\.'"),
     "weights of another shape by the thousand": (
         lambda: {key: torch.ones(4, 4, 5, 5) for i in range(900) for key in (f"body.{i}.body.0.weight", f"body.{i}.body.2.weight")}
-        | {"head.0.weight": torch.ones(4, 3, 3, 3), "tail.0.0.weight": torch.ones(16, 4, 3, 3), "tail.1.weight": torch.ones(3, 4, 3, 3)},
+        | {"head.0.weight": torch.ones(4, 3, 3, 3), "tail.0.0.weight": torch.ones(16, 4, 3, 3)}
+        | {"tail.1.weight": torch.ones(3, 4, 3, 3)},
         "; 1792 more \\(known",
     ),
 }  # fmt: skip
@@ -168,7 +169,7 @@ MODELS: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]
         lambda h, t: h["convs"]["head.0"].update(lower=1.0, upper=1.0 + 1e-12),
         "below upper, .* in float32 too",
     ),
-    "range too narrow for a grid": (lambda h, t: h["convs"]["head.0"].update(lower=0.0, upper=1e-44), "scale and offset float32 holds"),
+    "range too narrow": (lambda h, t: h["convs"]["head.0"].update(lower=0.0, upper=1e-44), "scale and offset float32 holds"),
     "integer range of 400 digits": (lambda h, t: h["convs"]["head.0"].update(upper=10**400), "a whole number of 401 digits"),
     "weights that make alpha infinite": (
         lambda h, t: t.update({"conv.head.0.weight_upper": torch.full_like(t["conv.head.0.weight_upper"], 3e38)}),
@@ -220,7 +221,12 @@ def test_whole_thresholds_are_numbers_like_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text, message",
-    [(DEEP, "nested too deeply"), ('{"a":' * 100_000, "nested too deeply"), ("1" * 5000, "5000 digits"), (f"[{10**400}]", "401 digits")],
+    [
+        (DEEP, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ("1" * 5000, "5000 digits"),
+        (f"[{10**400}]", "401 digits"),
+    ],
     ids=["lists", "objects", "5000 digits", "10^400"],
 )
 def test_json_that_no_parser_can_hold(tmp_path: Path, text: str, message: str) -> None:
@@ -303,7 +309,9 @@ def test_a_frame_header_without_an_end_is_refused(size: int) -> None:
 
 
 def bmp(width: int, height: int, *, core: bool = False) -> bytes:
-    head = struct.pack("<IHHHH", 12, width, height, 1, 24) if core else struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
+    head = (
+        struct.pack("<IHHHH", 12, width, height, 1, 24) if core else struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
+    )
     return b"BM" + struct.pack("<IHHI", 14 + len(head) + 64, 0, 0, 14 + len(head)) + head + bytes(64)
 
 
