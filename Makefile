@@ -30,7 +30,17 @@ test: lint $(TRITONS:%=$(VENV)/triton-%/.installed)
 test-all: lint $(TRITONS_ALL:%=$(VENV)/triton-%/.installed)
 	$(PYTEST) -m "slow or not slow"
 
-fuzz: $(VENV)/.test
+# The package is built again whenever a source of the native libraries is newer.
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+
+# The C interface and its fuzzer, with sanitizers; without a compiler the parsers alone are fuzzed.
+SANITIZED := g++ -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
+build/fuzz/abi: tests/fuzz/native/abi.cpp $(SOURCES) | $(VENV)/.test
+	CXX="$(SANITIZED)" CXXFLAGS=-O1 ADABM_CUDA=off $(BIN)/python setup.py -q build_ext --build-lib build/fuzz/lib --build-temp build/fuzz/tmp
+	$(SANITIZED) -std=c++17 -O1 -ffp-contract=off -DADABM_FUZZ_MAIN -Icsrc/include $< -o $@ \
+		-Lbuild/fuzz/lib/adabm_kernels/_lib -l:libadabm_cpu.so '-Wl,-rpath,$$ORIGIN/lib/adabm_kernels/_lib'
+
+fuzz: $(VENV)/.test $(if $(shell command -v g++),build/fuzz/abi)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
 
 bench: $(VENV)/.bench
@@ -44,9 +54,6 @@ lint: $(VENV)/.test
 
 clean:
 	rm -rf $(VENV) build out *.egg-info adabm_kernels/_lib
-
-# The package is built again whenever a source of the native libraries is newer.
-SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 $(VENV)/.requirements: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -6,6 +6,7 @@ What fails is shrunk, printed and kept under build/fuzz, where the next run begi
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 import traceback
@@ -23,6 +24,11 @@ from targets import TARGETS, Target  # noqa: E402
 
 FOUND = Path("build/fuzz")
 A_TURN = 200  # inputs
+NATIVE = FOUND / "abi"  # tests/fuzz/native/abi.cpp, as `make fuzz` builds it
+NATIVE_SECONDS = 20  # of a turn
+
+
+KNOWN = [*TARGETS, *(["c_interface"] if NATIVE.exists() else [])]
 
 
 @dataclass
@@ -58,13 +64,26 @@ def turn(name: str, target: Target, tried: Tried) -> None:
     tried.seconds += time.perf_counter() - start
 
 
+def native_turn(tried: Tried) -> None:
+    """Some more inputs for the C interface; what fails is in build/fuzz/abi.failed."""
+    start = time.perf_counter()
+    seed = str(time.time_ns())
+    done = subprocess.run([NATIVE.resolve(), seed, str(NATIVE_SECONDS)], cwd=FOUND, capture_output=True, text=True)
+    tried.seconds += time.perf_counter() - start
+    if done.returncode:
+        tried.failures.append(f"seed {seed}: {done.stderr}")
+        print(f"the C interface: {tried.failures[-1]}", file=sys.stderr)
+    else:
+        tried.inputs += int(done.stdout.split()[0])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(KNOWN)} (default: all)")
     args = parser.parse_args()
-    chosen = args.targets or list(TARGETS)
-    if unknown := set(chosen) - set(TARGETS):
+    chosen = args.targets or KNOWN
+    if unknown := set(chosen) - set(KNOWN):
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     tried = {name: Tried() for name in chosen}
     end = time.monotonic() + 60 * args.minutes
@@ -73,7 +92,10 @@ def main() -> int:
         name = min((name for name in chosen if not tried[name].failures), key=lambda name: tried[name].seconds, default=None)
         if name is None:
             break
-        turn(name, TARGETS[name](), tried[name])
+        if name == "c_interface":
+            native_turn(tried[name])
+        else:
+            turn(name, TARGETS[name](), tried[name])
     print("| target | inputs | seconds | failures |\n|---|---:|---:|---:|")
     for name, found in tried.items():
         print(f"| {name.replace('_', ' ')} | {found.inputs} | {found.seconds:.0f} | {len(found.failures)} |")

@@ -216,6 +216,17 @@ def test_whole_thresholds_are_numbers_like_others(tmp_path: Path) -> None:
     assert model(torch.zeros(1, 3, 8, 8)).isfinite().all()
 
 
+def test_what_a_file_says_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    escape = "\x1b[2J\x07\x9b"
+    path = changed_model(tmp_path / "m.safetensors", lambda h, t: h["config"].update(recipe=escape))
+    status, shown, _ = targets.run("info", path)
+    assert status == 0 and "\\x1b[2J\\x07\\x9b" in shown
+    assert not any(ord(character) < 32 and character != "\n" or 127 <= ord(character) < 160 for character in shown)
+    path = changed_model(tmp_path / "m.safetensors", lambda h, t: h.update(network=escape))
+    status, _, errors = targets.run("info", path)
+    assert status == 2 and "\x1b" not in errors and len(errors.splitlines()) == 1
+
+
 # ---- JSON
 
 
