@@ -1,10 +1,13 @@
-# make demo | lint | test | test-all | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
+# make demo | lint | test | test-all | fuzz | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
+# fuzz takes MINUTES, 10 unless it is told.
 # test-all takes the long sweeps too, and builds the Triton kernels with every release of Triton that they are known to work with.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all bench lint clean
+MINUTES ?= 10
+
+.PHONY: demo test test-all fuzz bench lint clean
 
 # Releases of Triton beside the one of requirements-test.txt, each in a folder of its own (0.6 to 1 GB): the oldest that the kernels
 # need and the newest; test-all takes those between too. Triton comes for Linux alone.
@@ -27,6 +30,19 @@ test: lint $(TRITONS:%=$(VENV)/triton-%/.installed)
 test-all: lint $(TRITONS_ALL:%=$(VENV)/triton-%/.installed)
 	$(PYTEST) -m "slow or not slow"
 
+# The package is built again whenever a source of the native libraries is newer.
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+
+# The C interface and its fuzzer, with sanitizers; without a compiler the parsers alone are fuzzed.
+SANITIZED := g++ -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
+build/fuzz/abi: tests/fuzz/native/abi.cpp $(SOURCES) | $(VENV)/.test
+	CXX="$(SANITIZED)" CXXFLAGS=-O1 ADABM_CUDA=off $(BIN)/python setup.py -q build_ext --build-lib build/fuzz/lib --build-temp build/fuzz/tmp
+	$(SANITIZED) -std=c++17 -O1 -ffp-contract=off -DADABM_FUZZ_MAIN -Icsrc/include $< -o $@ \
+		-Lbuild/fuzz/lib/adabm_kernels/_lib -l:libadabm_cpu.so '-Wl,-rpath,$$ORIGIN/lib/adabm_kernels/_lib'
+
+fuzz: $(VENV)/.test $(if $(shell command -v g++),build/fuzz/abi)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
+
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/results/latest.json
 	$(BIN)/python benchmarks/report.py benchmarks/results/latest.json
@@ -38,9 +54,6 @@ lint: $(VENV)/.test
 
 clean:
 	rm -rf $(VENV) build out *.egg-info adabm_kernels/_lib
-
-# The package is built again whenever a source of the native libraries is newer.
-SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 $(VENV)/.requirements: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,11 +15,13 @@ from ..graph import properties
 from ..graph.nodes import Concat, Graph, PixelShuffle
 from ..graph.properties import ConvSpec
 from ..graph.trunk import Trunk, least_tile, trunk
+from ..quantize import finite_float32
 from .layouts import MAX_BLOCKS, MAX_CHANNELS, Layout, State, adabm_name
 
 __all__ = ["RESIDUAL_FRACTION", "UNIT_RANGE", "ConvSpec", "NetworkSpec", "stages"]
 
 RESIDUAL_FRACTION = "residual_fraction"  # in state dicts: float32 [1], of features that are held in 16 bits (quantize.to_fixed)
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "str": (str,), "float": (int, float)}
 UNIT_RANGE = "unit_range"  # a buffer of one element that says so in the state dicts of networks which compute in 0..1
 
 
@@ -203,8 +207,20 @@ class NetworkSpec:
         names = {node.name for node in tail}
         return tuple(conv.name for conv in self._convs if conv.name in names)
 
+    @property
+    def repeated(self) -> int:
+        """Blocks, and layers of each: a network has at least as many weights. Nothing is built to tell it."""
+        return math.prod(getattr(self, field.name) for field in fields(cast(Any, self)) if field.name in ("blocks", "layers"))
+
     def check_sizes(self, *names: str) -> None:
-        """ValueError for a scale that no network has, and for numbers of blocks, layers or channels that are none or too large."""
+        """ValueError for fields of another type, for a scale that no network has, for numbers of blocks, layers or channels that
+        are none or too large, and for a residual scale that is negative or no finite float32."""
+        for field in fields(cast(Any, self)):
+            value, kinds = getattr(self, field.name), _KINDS.get(str(field.type))
+            if kinds is not None and type(value) not in kinds:
+                raise ValueError(f"{type(self).__name__}: {field.name} must be {field.type}, got {value!r}")
+        if not (finite_float32(self.res_scale) and self.res_scale >= 0):
+            raise ValueError(f"{type(self).__name__}: res_scale must be a finite float32 of at least 0, got {self.res_scale!r}")
         if self.scale not in self.scales:
             *others, last = map(str, self.scales)
             rule = f"{', '.join(others)} or {last}" if others else last

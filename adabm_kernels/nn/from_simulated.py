@@ -24,7 +24,7 @@ def from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
         model.config,
         {conv.name: conv_parameters(conv) for conv in model.quantized_convs()},
         {name: _plain(state[model.spec.simulated_name(name)]) for name in names},
-        (model.measure_l.item(), model.measure_u.item()) if model.config.adaptive else None,
+        _thresholds(model) if model.config.adaptive else None,
         {key: value.clone() for key, value in model.float_state().items()},
         model.exit,
         model.fraction,
@@ -35,6 +35,13 @@ def from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
 def _plain(value: torch.Tensor) -> torch.Tensor:
     value = value.detach().clone()
     return value.float() if value.is_floating_point() else value
+
+
+def _thresholds(model: SimulatedNetwork) -> tuple[float, float]:
+    """Of the image measure, in order: where fine-tuning led them past one another, they decide the same of all images but those
+    whose measure is one of them."""
+    lower, upper = sorted((model.measure_l.item(), model.measure_u.item()))
+    return lower, upper
 
 
 @torch.no_grad()
