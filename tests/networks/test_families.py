@@ -266,7 +266,7 @@ def test_readings_that_a_network_cannot_have():
 
 
 @pytest.mark.parametrize(
-    "family, key", [("imdn", "IMDB998.c1.weight"), ("rfdn", "B998.c1_r.weight"), ("vdsr", "trunk.998.conv.weight")]
+    "family, key", [("imdn", "IMDB998.c1.weight"), ("rfdn", "B998.c5.bias"), ("vdsr", "trunk.998.conv.weight")]
 )
 def test_blocks_that_are_numbered_higher_than_there_are_weights(family, key):
     state = published(family).state_dict() | {key: torch.zeros(8, 8, 3, 3)}
