@@ -174,7 +174,7 @@ def test_a_span_that_was_saved_after_training():
         detect(broken)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *NETWORKS])
+@pytest.mark.parametrize("family", dict.fromkeys([*FAMILIES, *NETWORKS]))
 def test_no_family_is_taken_for_another(family):
     """Under the names of the authors, and under those of the graph."""
     state = (published(family) if family in FAMILIES else NETWORKS[family]()).state_dict()
