@@ -79,8 +79,8 @@ def _too_many(key: str) -> ValueError:
 
 
 def count(state: State, pattern: str) -> int:
-    """One more than the largest index that the pattern finds at the start of a key. ValueError where no network has so many, or this
-    one has not: of each part it must have a weight."""
+    """One more than the largest index that the pattern finds at the start of a key. ValueError where no network has so many, or
+    this one has fewer values than that."""
     largest, key = max(((int(m[1]), m[0]) for m in (re.match(pattern, key) for key in state) if m), default=(-1, ""))
     if largest >= MAX_BLOCKS:
         raise _too_many(key)

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from adabm_kernels.networks.dncnn import DnCNNSpec
 from adabm_kernels.networks.edsr import EDSR, EDSRSpec
 from adabm_kernels.networks.float_network import float_network
 from adabm_kernels.networks.rdn import RDN, RDNSpec
 from adabm_kernels.networks.srresnet import SRResNet, SRResNetSpec
 from adabm_kernels.networks.srvgg import SRVGGSpec
+from adabm_kernels.networks.vdsr import VDSRSpec
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,6 +51,8 @@ NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "rdn": lambda: RDN(RDNSpec(scale=2, blocks=2, layers=2, channels=8, growth=4)).eval(),
     "srresnet": lambda: SRResNet(SRResNetSpec(scale=2, blocks=1, channels=8)).eval(),
     "srvgg": lambda: float_network(SRVGGSpec(scale=2, layers=1, channels=8)),
+    "vdsr": lambda: float_network(VDSRSpec(scale=2, layers=1, channels=8)),
+    "dncnn": lambda: float_network(DnCNNSpec(scale=1, layers=1, channels=8)),
 }
 
 
