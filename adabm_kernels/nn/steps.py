@@ -125,6 +125,7 @@ class Run:
         self.network, self.fraction, self.bits, self.as_pixels = network, network.fraction, bits, as_pixels
         self.origin, self.exits = (0, 0), False
         self.depths: Depths | None = None
+        self._hard: torch.Tensor | None = None
         self.tensors: list[Any] = [None] * program.count  # a tensor where it has been made
         self.places, self.placed = program.places, [EVERYWHERE] * len(program.places)
 
@@ -132,6 +133,15 @@ class Run:
         """What is computed from here on depends on the depths of tiles, in the flat form."""
         self.depths = depths
         self.placed = [EVERYWHERE if place is None else place.arguments(depths) for place in self.places]
+
+    def hard(self, like: torch.Tensor) -> torch.Tensor:
+        """Whether pixels have blocks computed: bool of the shape of `like`, features [N, H, W, C], of all channels in memory. It is
+        made once for all blocks."""
+        assert self.depths is not None
+        if self._hard is None or self._hard.shape != like.shape:
+            pixels = pixel_depths(self.depths, *like.shape[:3])[..., None] > 0
+            self._hard = pixels.expand(like.shape).contiguous()
+        return self._hard
 
     def target(self, held: Slice, like: torch.Tensor, factor: int = 1, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Where to write a tensor on the pixels of `like` [N, H, W, ...], `factor` times as many a side, or of another size."""
@@ -437,8 +447,7 @@ class BlockSumStep(FloatStep):
         super().run(run)
         if run.depths is not None:
             y = run.tensors[self.y.at]
-            hard = pixel_depths(run.depths, *y.shape[:3])[..., None] > 0
-            run.tensors[self.y.at] = torch.where(hard, y, run.floats(self.entry))
+            torch.where(run.hard(y), y, run.floats(self.entry), out=y)  # fresh memory costs as much as the sum
 
 
 @dataclass(eq=False)

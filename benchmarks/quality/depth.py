@@ -111,10 +111,11 @@ def looked_at(scale: int, args: argparse.Namespace) -> dict[str, Iterator[np.nda
     def read(folder: Path) -> Iterator[np.ndarray]:
         return (middle(read_image(path)) for path in list_images(folder, "FOLDER")[:: args.every])
 
+    def drawn(make: Callable[[np.random.Generator, int], np.ndarray]) -> Iterator[np.ndarray]:
+        return (imresize(make(np.random.default_rng(seed), DRAWN_SIDE), 1 / scale) for seed in range(args.drawn))
+
     found = {folder.name: read(folder) for folder in args.folders}
-    for kind, make in (KINDS if args.drawn else {}).items():
-        found[kind] = (imresize(make(np.random.default_rng(seed), DRAWN_SIDE), 1 / scale) for seed in range(args.drawn))
-    return found
+    return found | {kind: drawn(make) for kind, make in KINDS.items() if args.drawn}
 
 
 def measure(model: ConvertedNetwork, networks: dict[str, Patchwise], args: argparse.Namespace) -> list[Folder]:
