@@ -23,8 +23,8 @@ class Recording:
     """The calls that a module makes.
 
     nodes: in order. outputs: tensors that it gives. constants: nodes that stand for values of the module, by their key. size: rows
-    and columns where it takes no others, None where it takes any. smallest: side that it takes. structure: what it gives, with the numbers of the outputs in
-    their places.
+    and columns where it takes no others, None where it takes any. smallest: side that it takes. structure: what it gives, with the
+    numbers of the outputs in their places.
     """
 
     nodes: list[fx.Node]
@@ -49,9 +49,7 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
     rows, columns = (torch.export.Dim(name, min=size) for name, size in zip(("rows", "columns"), least, strict=True))
     multiple, smallest = 1, 1
     try:
-        program = torch.export.export(
-            module, (x,), dynamic_shapes=({0: torch.export.Dim("batch"), 2: rows, 3: columns},), strict=False
-        )
+        program = _exported(module, x, {0: torch.export.Dim("batch"), 2: rows, 3: columns})
     except Exception as error:
         multiple, smallest = _multiple(str(error), LARGE_SIDES[0] if grows else min(x.shape[2:]))
         if not multiple:
@@ -59,7 +57,7 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
         if grows:
             x = x.new_zeros(2, x.shape[1], *(multiple * (max(size, smallest) // multiple + 1) for size in (64, 96)))
         open_sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)  # under the conditions that `multiple` meets
-        program = torch.export.export(module, (x,), dynamic_shapes=(open_sizes,), strict=False)
+        program = _exported(module, x, open_sizes)
     recording = _read(program, module)
     if any(isinstance(recording.x.meta["val"].shape[dim], int) for dim in (0, 2, 3)):
         raise ValueError("what it computes depends on the size of the picture")
@@ -68,8 +66,16 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
 
 def export_of_size(module: nn.Module, x: torch.Tensor) -> Recording:
     """What torch.export records with only the batch left open: for pictures of the size of x."""
-    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    program = _exported(module, x, {0: torch.export.Dim("batch")})
     return replace(_read(program, module), size=(int(x.shape[2]), int(x.shape[3])))
+
+
+def _exported(module: nn.Module, x: torch.Tensor, sizes: dict[int, Any]) -> torch.export.ExportedProgram:
+    """sizes: those of x that are left open."""
+    first = next(iter(inspect.signature(module.forward).parameters.values()), None)
+    several = first is not None and first.kind is first.VAR_POSITIONAL
+    shapes: tuple[Any, ...] = ((sizes,),) if several else (sizes,)
+    return torch.export.export(module, (x,), dynamic_shapes=shapes, strict=False)
 
 
 def _read(program: torch.export.ExportedProgram, module: nn.Module) -> Recording:
@@ -85,8 +91,8 @@ def _read(program: torch.export.ExportedProgram, module: nn.Module) -> Recording
 
 
 def _multiple(message: str, most: int) -> tuple[int, int]:
-    """(the smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes, from which side
-    on); (0, 0) for none.
+    """(the smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes, and from which
+    side on); (0, 0) for none.
 
     The conditions in it are violated for some sizes, or could not be proved: they are tried for many sizes. most: that the smallest
     side may be.

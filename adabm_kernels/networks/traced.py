@@ -11,7 +11,7 @@ import torch
 
 from ..graph import properties
 from ..graph.fuse import why_not_integer
-from ..graph.nodes import Conv, Float, Graph, Linear
+from ..graph.nodes import Conv, Float, Graph, Linear, Node, Pool, called
 from ..graph.outputs import ONE_TENSOR, Layout, arranged, checked_layout
 from ..graph.passes import linears_as_convs, own_keys, simplify, with_roles
 from ..graph.stored import from_plain, to_plain
@@ -19,6 +19,12 @@ from .float_network import FloatNetwork
 from .spec import NetworkSpec
 
 Sizes = tuple[int, int]
+# Calls that look at nothing far away, among them those that compute sizes.
+_LOCAL_CALLS = frozenset(
+    "pad constant_pad_nd reflection_pad2d replication_pad2d conv_transpose2d upsample_bilinear2d upsample_bicubic2d "
+    "upsample_nearest2d add sub mul div neg abs sigmoid tanh relu softplus exp clamp where gt lt ge le maximum minimum sqrt pow "
+    "square getitem slice cat sym_size size floordiv mod chunk split to contiguous clone".split()
+)
 DTYPES = ("int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -150,12 +156,7 @@ class GraphSpec(NetworkSpec):
     @property
     def local(self) -> bool:
         """Whether every output value depends on a part of the input alone, so that crops of pictures are pictures to it."""
-        if self.size is not None:
-            return False
-        try:
-            return self.radius >= 0
-        except (ValueError, KeyError):
-            return False
+        return self.size is None and all(map(_is_local, self.definition.nodes))
 
     @property
     def linear_upsampler(self) -> bool:  # type: ignore[override]
@@ -205,6 +206,13 @@ class GraphSpec(NetworkSpec):
             raise ValueError(f"{what} must have sides of at least {self.smallest}, got {rows}x{columns}")
         if rows % self.multiple or columns % self.multiple:
             raise ValueError(f"{what} must have sides that are multiples of {self.multiple}, got {rows}x{columns}")
+
+
+def _is_local(node: Node) -> bool:
+    """Whether a node computes each value from values near it."""
+    if isinstance(node, Float):
+        return called(node) in _LOCAL_CALLS
+    return not isinstance(node, Linear) and not (isinstance(node, Pool) and node.function.startswith("adaptive"))
 
 
 class TracedNetwork(FloatNetwork):
