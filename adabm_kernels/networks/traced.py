@@ -13,7 +13,7 @@ from ..graph import properties
 from ..graph.fuse import why_not_integer
 from ..graph.nodes import Conv, Float, Graph, Linear, Node, Pool, called
 from ..graph.outputs import ONE_TENSOR, Layout, arranged, checked_layout
-from ..graph.passes import linears_as_convs, own_keys, simplify, with_roles
+from ..graph.passes import linears_as_convs, own_keys, simplify, transposed_as_convs, with_roles
 from ..graph.stored import from_plain, to_plain
 from .float_network import FloatNetwork
 from .spec import NetworkSpec
@@ -81,13 +81,13 @@ class GraphSpec(NetworkSpec):
 
         state: values by key, as `graph.trace` gives them. channels: of the input. finer: tensors with more rows than the input,
         which convolutions are ends by; None for those that the graph tells. settings: further fields. The graph is simplified,
-        linear layers become convolutions, and convolutions that share weights get a copy each, since their inputs have ranges of
+        linear layers and transposed convolutions become convolutions, and convolutions that share weights get a copy each, since their inputs have ranges of
         their own.
         """
         given = {graph.inputs[0]: channels}
         if finer is None:
             finer = [name for name, extent in properties.extents(graph, given).items() if extent.scale > 1]
-        graph, state = linears_as_convs(simplify(graph, given), state)
+        graph, state = transposed_as_convs(*linears_as_convs(simplify(graph, given), state))
         graph = with_roles(graph, finer, {})
         graph, state = own_keys(graph, state)
         kept = {key: value.detach().cpu() for key, value in state.items() if key in graph.parameters()}

@@ -189,6 +189,7 @@ class _Compiler:
             # What floats give would be copied there: for one layer that reads it, its codes are made of it where it is.
             helps = len(helped) > 1 or (len(helped) == 1 and self.layers.keys() >= set(parts))
             taken = homes.keys() | self.source.stream | {self.source.x, *self.source.outputs}
+            taken |= {layer.name for layer in self.layers.values() if layer.conv.shuffle > 1}  # kernels shuffle into no slices
             free = len(set(parts)) == len(parts) > 1 and taken.isdisjoint(parts)
             if longer or not helps or not free:
                 continue
@@ -361,7 +362,7 @@ class _Compiler:
         if home is None:
             kind = "stream" if layer.name in self.source.stream else "features"
             channels, start, width = layer.conv.out_channels, 0, layer.conv.out_channels
-            if residual is not None:  # kernels want both in memory alike
+            if residual is not None and layer.conv.shuffle == 1:  # kernels want both in memory alike, and shuffle into no slices
                 start, width = residual.start, residual.store.width
             home = Slice(Store(kind, width, self.extents[layer.name]), start, start + channels)
         self.features[layer.name] = home

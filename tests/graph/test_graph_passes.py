@@ -311,3 +311,51 @@ def test_passes_keep_the_outputs_of_random_graphs(graph: Graph, seed: int) -> No
         for want, got in zip(wanted, evaluate(after, values, x), strict=True):
             assert torch.equal(want, got) or want.abs().max() > 2**40
     assert passes.simplify(passes.simplify(graph)) == passes.simplify(graph)
+
+
+# Kernel, stride, padding and output padding, of rows and columns.
+TRANSPOSED = [(2, 2, 0, 0), (4, 2, 1, 0), (3, 2, 1, 1), (3, 1, 1, 0), (5, 3, 1, 0), ((2, 4), 2, (0, 1), 0), (1, 2, 0, 1)]
+
+
+@pytest.mark.parametrize("sizes", TRANSPOSED, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_transposed_convolutions_become_convolutions(sizes: tuple, bias: bool) -> None:
+    torch.manual_seed(0)
+    kernel, stride, padding, more = sizes
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ConvTranspose2d(4, 6, kernel, stride, padding, more, bias=bias)
+    )
+    traced = trace(module.eval())
+    graph, state = passes.transposed_as_convs(traced.graph, traced.state)
+    kinds = [type(node) for node in graph.nodes]
+    assert kinds == [Conv, Conv] + [PixelShuffle] * (stride > 1) and graph.outputs == traced.graph.outputs
+    assert state.keys() >= graph.parameters().keys() and [node.key for node in graph.nodes[:2]] == ["0", "1"]
+    x = torch.rand(2, 3, 7, 5, dtype=torch.float64)
+    (got,) = evaluate(graph, {key: value.double() for key, value in state.items()}, x)
+    want = module.double()(x)
+    assert torch.allclose(got, want, rtol=0, atol=1e-12) and got.shape == want.shape
+
+
+class Shared(torch.nn.Module):
+    """Layers that no convolution takes the place of, and one of which two others share the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.rand(3, 3, 2, 2))
+        self.grouped, self.dilated = torch.nn.ConvTranspose2d(3, 3, 2, 2, groups=3), torch.nn.ConvTranspose2d(3, 3, 2, dilation=2)
+        self.cropped = torch.nn.ConvTranspose2d(3, 3, 3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.conv_transpose2d(x, self.weight, stride=2)
+        x = self.cropped(self.dilated(self.grouped(x)))
+        return torch.nn.functional.conv2d(torch.nn.functional.conv_transpose2d(x, self.weight, stride=2), self.weight)
+
+
+def test_transposed_convolutions_that_must_stay_stay_and_shared_weights_are_kept() -> None:
+    module = Shared().eval()
+    traced = trace(module)
+    graph, state = passes.transposed_as_convs(traced.graph, traced.state)
+    assert [type(node) for node in graph.nodes].count(PixelShuffle) == 2
+    x = torch.rand(1, 3, 6, 5, dtype=torch.float64)
+    (got,) = evaluate(graph, {key: value.double() for key, value in state.items()}, x)
+    assert torch.allclose(got, module.double()(x), rtol=0, atol=1e-12)

@@ -58,6 +58,23 @@ class Mobile(nn.Module):
         return [self.last(pooled), y]
 
 
+class Decoder(nn.Module):
+    """Enlarges by transposed convolutions what is then put beside other features, or added to some that lie beside others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, 2, 1)
+        self.up, self.finer = nn.ConvTranspose2d(12, 8, 4, 2, 1), nn.ConvTranspose2d(12, 8, 2, 2, bias=False)
+        self.both, self.other, self.last = nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.first(x))
+        y = F.relu(self.down(x))
+        z = torch.cat([self.up(y), x], 1)
+        z = torch.cat([self.both(z), self.other(z)], 1)
+        return self.last(F.relu(z)) + self.last(torch.cat([z[:, 8:] + self.finer(y), x], 1))
+
+
 @dataclass(frozen=True)
 class Kind:
     """A module and what is asked of it. size: of its input. crops: whether parts of the data stand for the whole."""
@@ -73,6 +90,7 @@ KINDS = {
     "denoiser": Kind(traced_modules.DnCNN),
     "unet": Kind(traced_modules.UNet, recipe="best"),
     "detector": Kind(traced_modules.Detector, (3, 30, 34)),
+    "decoder": Kind(Decoder, recipe="best"),
     "mobile": Kind(Mobile, (4, 32, 28), recipe="best"),
 }
 each_kind = pytest.mark.parametrize("name", KINDS)

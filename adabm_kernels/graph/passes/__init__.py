@@ -6,6 +6,7 @@ from .keys import own_keys
 from .linear import linears_as_convs
 from .roles import with_roles
 from .simplify import common_reads, merge_affines, merge_factors, remove_dead, remove_identities, simplify, split_concats
+from .transposed import transposed_as_convs
 
 __all__ = [
     "common_reads",
@@ -19,5 +20,6 @@ __all__ = [
     "remove_identities",
     "simplify",
     "split_concats",
+    "transposed_as_convs",
     "with_roles",
 ]
