@@ -145,6 +145,8 @@ def _explained(path: Path) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"load: {path} is not a model that this version can read: {what}") from error
+    except RecursionError as error:
+        raise ValueError(f"load: {path} is not a model that this version can read: its header is nested too deeply") from error
 
 
 def _check_version(header: dict[str, Any]) -> None:
@@ -187,10 +189,7 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
 def _spec(header: dict[str, Any]) -> NetworkSpec:
     if header["network"] != GraphSpec.network:
         return SPECS[header["network"]](**header["spec"])
-    try:
-        return GraphSpec.of_stored(header["spec"])
-    except RecursionError as error:
-        raise ValueError("its graph is nested too deeply") from error
+    return GraphSpec.of_stored(header["spec"])
 
 
 def _fraction(header: dict[str, Any], spec: NetworkSpec, config: ConvertConfig) -> int | None:

@@ -49,7 +49,7 @@ class Tensors:
     """The calibration data of one traced network. crops: every output is local, so that parts of the data stand for the whole."""
 
     def __init__(self, data: list[torch.Tensor], spec: GraphSpec):
-        self.multiple, self.crops = spec.multiple, spec.local
+        self.multiple, self.smallest, self.crops = spec.multiple, spec.smallest, spec.local
         self.items = [self._cut(item) if self.crops else item for item in data]
         for index, item in enumerate(self.items):
             spec.check_size(item.shape[1], item.shape[2], f"calibrate: tensor {index} of calibration")
@@ -60,7 +60,8 @@ class Tensors:
         return item[:, :rows, :columns]
 
     def _side(self, patch: int) -> int:
-        return max(patch // self.multiple, 1) * self.multiple
+        least = -(-self.smallest // self.multiple)
+        return max(patch // self.multiple, least) * self.multiple
 
     def batches(self, patch: int, size: int, rng: random.Random) -> list[torch.Tensor]:
         """All data in random order: [N, C, h, w] with N up to `size`; crops of up to `patch` a side where those stand for all."""

@@ -25,7 +25,7 @@ def traced_spec(module: nn.Module, data: list[torch.Tensor]) -> tuple[GraphSpec,
     module = _in_float32(module)
     example = data[0][None]
     traced = trace(module, example, any_size=False)
-    settings = {"multiple": traced.multiple, "size": traced.size, "layout": traced.layout, "finer": traced.finer}
+    settings = {name: getattr(traced, name) for name in ("multiple", "size", "layout", "finer", "smallest")}
     spec, state = GraphSpec.of_graph(traced.graph, traced.state, channels=example.shape[1], **settings)
     spec = replace(spec, kept_float=_kept_float(spec, state, module, torch.cat([example, example])))
     return spec, state

@@ -251,6 +251,12 @@ class Float(Node):
         return dict(self.shapes)
 
 
+def called(node: Float) -> str:
+    """The function that a node calls, without its place and without what tells its variants apart: "mean"."""
+    parts = node.target.split(".")
+    return parts[3] if node.target.startswith("torch.ops.") else parts[-1]
+
+
 @dataclass(frozen=True)
 class Ref:
     """In the arguments of a `Float`: input `index` of the node."""

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 LARGEST_MULTIPLE = 64  # of the sides of pictures, that is looked for where modules divide them
 MANY_SIDES, LARGE_SIDES = 600, (1000, 10000, 100000)  # conditions on sizes are tried for all up to the one, and for the others
 SMALLEST_SIDE = 16  # that a graph is asked to hold for: smaller sides are special cases of too many calls
+SMALLEST_SIDES = (17, 32, 33, 64, 65, 128, 129, 256)  # from which on it may hold: below, what is halved often has one row
 
 
 @dataclass
@@ -22,8 +23,8 @@ class Recording:
     """The calls that a module makes.
 
     nodes: in order. outputs: tensors that it gives. constants: nodes that stand for values of the module, by their key. size: rows
-    and columns where it takes no others, None where it takes any. structure: what it gives, with the numbers of the outputs in
-    their places.
+    and columns where it takes no others, None where it takes any. smallest: side that it takes. structure: what it gives, with the
+    numbers of the outputs in their places.
     """
 
     nodes: list[fx.Node]
@@ -33,6 +34,7 @@ class Recording:
     multiple: int = 1
     recorder: str = "torch.export"
     size: tuple[int, int] | None = None
+    smallest: int = 1
     structure: Any = 0
 
 
@@ -45,29 +47,35 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
     """What torch.export records with batch, height and width left open. grows: the size of x is free."""
     least = [min(SMALLEST_SIDE, size) for size in x.shape[2:]]
     rows, columns = (torch.export.Dim(name, min=size) for name, size in zip(("rows", "columns"), least, strict=True))
-    multiple = 1
+    multiple, smallest = 1, 1
     try:
-        program = torch.export.export(
-            module, (x,), dynamic_shapes=({0: torch.export.Dim("batch"), 2: rows, 3: columns},), strict=False
-        )
+        program = _exported(module, x, {0: torch.export.Dim("batch"), 2: rows, 3: columns})
     except Exception as error:
-        multiple = _multiple(str(error))
+        multiple, smallest = _multiple(str(error), LARGE_SIDES[0] if grows else min(x.shape[2:]))
         if not multiple:
             raise
         if grows:
-            x = x.new_zeros(2, x.shape[1], *(multiple * (size // multiple + 1) for size in (64, 96)))
+            x = x.new_zeros(2, x.shape[1], *(multiple * (max(size, smallest) // multiple + 1) for size in (64, 96)))
         open_sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)  # under the conditions that `multiple` meets
-        program = torch.export.export(module, (x,), dynamic_shapes=(open_sizes,), strict=False)
+        program = _exported(module, x, open_sizes)
     recording = _read(program, module)
     if any(isinstance(recording.x.meta["val"].shape[dim], int) for dim in (0, 2, 3)):
         raise ValueError("what it computes depends on the size of the picture")
-    return replace(recording, multiple=multiple)
+    return replace(recording, multiple=multiple, smallest=smallest)
 
 
 def export_of_size(module: nn.Module, x: torch.Tensor) -> Recording:
     """What torch.export records with only the batch left open: for pictures of the size of x."""
-    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    program = _exported(module, x, {0: torch.export.Dim("batch")})
     return replace(_read(program, module), size=(int(x.shape[2]), int(x.shape[3])))
+
+
+def _exported(module: nn.Module, x: torch.Tensor, sizes: dict[int, Any]) -> torch.export.ExportedProgram:
+    """sizes: those of x that are left open."""
+    first = next(iter(inspect.signature(module.forward).parameters.values()), None)
+    several = first is not None and first.kind is first.VAR_POSITIONAL
+    shapes: tuple[Any, ...] = ((sizes,),) if several else (sizes,)
+    return torch.export.export(module, (x,), dynamic_shapes=shapes, strict=False)
 
 
 def _read(program: torch.export.ExportedProgram, module: nn.Module) -> Recording:
@@ -82,10 +90,12 @@ def _read(program: torch.export.ExportedProgram, module: nn.Module) -> Recording
     return Recording(nodes, outputs, placeholder, constants, structure=pytree.tree_unflatten(range(spec.num_leaves), spec))
 
 
-def _multiple(message: str) -> int:
-    """The smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes; 0 for none.
+def _multiple(message: str, most: int) -> tuple[int, int]:
+    """(the smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes, and from which
+    side on); (0, 0) for none.
 
-    The conditions in it are violated for some sizes, or could not be proved: they are tried for many sizes.
+    The conditions in it are violated for some sizes, or could not be proved: they are tried for many sizes. most: that the smallest
+    side may be.
     """
     conditions = re.findall(r"generated guard (.*)\.$", message, re.MULTILINE)
     codes = [compile(re.sub(r"L\['\w+'\]\.size\(\)", "size", text), "guard", "eval") for text in conditions]
@@ -94,13 +104,17 @@ def _multiple(message: str) -> int:
     def holds(size: tuple[int, ...]) -> bool:
         return all(eval(code, names, {"size": size}) for code in codes)
 
-    for multiple in range(1, LARGEST_MULTIPLE + 1 if codes else 1):
-        sides = [multiple * times for times in range(-(-SMALLEST_SIDE // multiple), -(-MANY_SIDES // multiple))]
+    def meets(multiple: int, smallest: int) -> bool:
+        sides = [multiple * times for times in range(-(-smallest // multiple), -(-MANY_SIDES // multiple))]
         sides += [multiple * (side // multiple) for side in LARGE_SIDES]
         pairs = [(rows, columns) for rows in sides for columns in (rows, sides[0], sides[-1], sides[len(sides) // 3])]
-        if all(holds((batch, 0, *pair)) and holds((batch, 0, *pair[::-1])) for pair in pairs for batch in (1, 2, 3)):
-            return multiple
-    return 0
+        return all(holds((batch, 0, *pair)) and holds((batch, 0, *pair[::-1])) for pair in pairs for batch in (1, 2, 3))
+
+    for multiple in range(1, LARGEST_MULTIPLE + 1 if codes else 1):
+        for smallest in (SMALLEST_SIDE, *(side for side in SMALLEST_SIDES if side <= most)):
+            if meets(multiple, smallest):
+                return multiple, smallest if smallest > SMALLEST_SIDE else 1
+    return 0, 0
 
 
 class _Tracer(fx.Tracer):
@@ -121,20 +135,32 @@ class _Recorder(fx.Interpreter):
         return value
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Whether two results of a module are equal, to the last bit."""
+    pairs = zip(*map(pytree.tree_leaves, (a, b)), strict=True)
+    return all(torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other for one, other in pairs)
+
+
 def symbolic(module: nn.Module, x: torch.Tensor) -> Recording:
-    """What torch.fx records. Raises ValueError where that is not what the module computes."""
+    """What torch.fx records: for the size of x alone where it is not what the module computes of tensors twice as large too, or
+    where that takes none. Raises ValueError where it is not what the module computes."""
     parameters = list(inspect.signature(module.forward).parameters.values())[1:]
     defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
     graph = _Tracer().trace(module, defaults)
     recorded = fx.GraphModule(module, graph)
     given = _Recorder(recorded).run(x.clone(), *defaults.values())
-    for one, other in zip(*map(pytree.tree_leaves, (given, module(x.clone()))), strict=True):
-        if not (torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other):
-            raise ValueError("torch.fx records other values than the module computes")
+    if not _same(given, module(x.clone())):
+        raise ValueError("torch.fx records other values than the module computes")
+    larger = x.repeat(1, 1, 2, 2)
+    try:
+        any_size = _same(recorded(larger.clone(), *defaults.values()), module(larger))
+    except Exception:  # of whatever kind the module has for wrong sizes
+        any_size = False
     nodes, own = list(graph.nodes), tensors(module)
     attributes = [node for node in nodes if node.op == "get_attr"]
     constants = {node: (node.target if node.target in own else "", node.meta["held"]) for node in attributes}
     inputs = [node for node in nodes if node.op == "placeholder"]
+    size = None if any_size else (int(x.shape[2]), int(x.shape[3]))
     outputs, spec = pytree.tree_flatten(nodes[-1].args[0])
     structure = pytree.tree_unflatten(range(len(outputs)), spec)
-    return Recording(nodes, outputs, inputs[0], constants, recorder="torch.fx", structure=structure)
+    return Recording(nodes, outputs, inputs[0], constants, recorder="torch.fx", structure=structure, size=size)

@@ -25,7 +25,7 @@ class Traced:
     graph: what it computes, from "x" [N, C, H, W]. state: the values that the graph reads, float32 (integers as they are), under
     the module's own keys where it has them. multiple: H and W are multiples of it. recorder: "torch.export" or "torch.fx". size: H
     and W where the graph holds for no others. layout: how the module hands the outputs out (outputs.py). finer: tensors with more
-    rows than the input.
+    rows than the input. smallest: side that it holds for, where that is more than 16.
     """
 
     graph: Graph
@@ -35,6 +35,7 @@ class Traced:
     size: tuple[int, int] | None = None
     layout: Layout = ONE_TENSOR
     finer: frozenset[str] = frozenset()
+    smallest: int = 1
 
 
 def trace(
@@ -67,6 +68,8 @@ def trace(
     x = _example(module, example_inputs, channels)
     with torch.no_grad():
         recording = _recorded(module, x, example_inputs is None, any_size)
+        if not any_size and recording.size is None and not _takes_larger(module, x, recording.multiple):
+            recording.size = (int(x.shape[2]), int(x.shape[3]))
         lowering = Lowering(module, recording)
         outputs = lowering.run()
     graph = merge_affines(merge_factors(remove_dead(Graph(tuple(lowering.nodes.values()), outputs=outputs))))
@@ -78,7 +81,9 @@ def trace(
     except ValueError as error:
         raise ValueError(f"trace: {type(module).__name__}: {error}") from None
     state = {key: _as_float32(lowering.state[key]) for key in graph.parameters()}
-    return Traced(graph, state, recording.multiple, recording.recorder, recording.size, layout, frozenset(lowering.finer))
+    return Traced(
+        graph, state, recording.multiple, recording.recorder, recording.size, layout, frozenset(lowering.finer), recording.smallest
+    )
 
 
 def _recorded(module: nn.Module, x: torch.Tensor, grows: bool, any_size: bool) -> Recording:
@@ -93,6 +98,15 @@ def _recorded(module: nn.Module, x: torch.Tensor, grows: bool, any_size: bool) -
         except Exception as error:  # torch.export raises errors of many kinds
             errors.append(error)
     raise ValueError(f"trace: {_place(module, errors[0])}: {_reason(errors[0])}") from errors[0]
+
+
+def _takes_larger(module: nn.Module, x: torch.Tensor, multiple: int) -> bool:
+    """Whether a module takes tensors that are a little larger: what was recorded may leave that to checks as it runs."""
+    try:
+        module(torch.nn.functional.pad(x[:1], (0, multiple, 0, multiple)))
+    except Exception:  # of whatever kind the module has for wrong sizes
+        return False
+    return True
 
 
 def _check_module(module: nn.Module) -> None:

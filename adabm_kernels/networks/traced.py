@@ -11,7 +11,7 @@ import torch
 
 from ..graph import properties
 from ..graph.fuse import why_not_integer
-from ..graph.nodes import Conv, Float, Graph, Linear
+from ..graph.nodes import Conv, Float, Graph, Linear, Node, Pool, called
 from ..graph.outputs import ONE_TENSOR, Layout, arranged, checked_layout
 from ..graph.passes import linears_as_convs, own_keys, simplify, with_roles
 from ..graph.stored import from_plain, to_plain
@@ -19,6 +19,12 @@ from .float_network import FloatNetwork
 from .spec import NetworkSpec
 
 Sizes = tuple[int, int]
+# Calls that look at nothing far away, among them those that compute sizes.
+_LOCAL_CALLS = frozenset(
+    "pad constant_pad_nd reflection_pad2d replication_pad2d conv_transpose2d upsample_bilinear2d upsample_bicubic2d "
+    "upsample_nearest2d add sub mul div neg abs sigmoid tanh relu softplus exp clamp where gt lt ge le maximum minimum sqrt pow "
+    "square getitem slice cat sym_size size floordiv mod chunk split to contiguous clone".split()
+)
 DTYPES = ("int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -29,7 +35,7 @@ class GraphSpec(NetworkSpec):
     definition: its graph, with one input and every convolution called by its key (`of_graph` sees to that). multiple: H and W must
     be multiples of it. size: (H, W) where it takes no other, None where it takes any. layout: how the outputs of the graph are
     handed out. dtypes: of values that are no floats, by key ("int64", "bool"). kept_float: convolutions that stay in floats, and
-    why.
+    why. smallest: that a side may be.
     """
 
     network = "graph"
@@ -45,6 +51,7 @@ class GraphSpec(NetworkSpec):
     layout: Layout = ONE_TENSOR
     dtypes: Mapping[str, str] = field(default_factory=dict)
     kept_float: Mapping[str, str] = field(default_factory=dict)
+    smallest: int = 1
 
     def __post_init__(self) -> None:
         if len(self.definition.inputs) != 1:
@@ -53,6 +60,8 @@ class GraphSpec(NetworkSpec):
             raise ValueError(f"GraphSpec: input_channels must be a whole number of at least 1, got {self.input_channels!r}")
         if type(self.multiple) is not int or self.multiple < 1:
             raise ValueError(f"GraphSpec: multiple must be a whole number of at least 1, got {self.multiple!r}")
+        if type(self.smallest) is not int or self.smallest < 1:
+            raise ValueError(f"GraphSpec: smallest must be a whole number of at least 1, got {self.smallest!r}")
         size = self.size
         if size is not None and not (isinstance(size, tuple) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
             raise ValueError(f"GraphSpec: size must be rows and columns of at least 1, or None, got {size!r}")
@@ -100,6 +109,7 @@ class GraphSpec(NetworkSpec):
             "layout": self.layout,
             "dtypes": dict(self.dtypes),
             "kept_float": dict(self.kept_float),
+            "smallest": self.smallest,
         }
 
     @classmethod
@@ -123,6 +133,7 @@ class GraphSpec(NetworkSpec):
             tuple(size) if isinstance(size, list) else size,
             checked_layout(values["layout"], len(definition.outputs)),
             **texts,
+            smallest=values["smallest"],
         )
 
     def build(self) -> Graph:
@@ -145,12 +156,7 @@ class GraphSpec(NetworkSpec):
     @property
     def local(self) -> bool:
         """Whether every output value depends on a part of the input alone, so that crops of pictures are pictures to it."""
-        if self.size is not None:
-            return False
-        try:
-            return self.radius >= 0
-        except (ValueError, KeyError):
-            return False
+        return self.size is None and all(map(_is_local, self.definition.nodes))
 
     @property
     def linear_upsampler(self) -> bool:  # type: ignore[override]
@@ -196,8 +202,17 @@ class GraphSpec(NetworkSpec):
                 f"{what} must have {self.size[0]}x{self.size[1]} rows and columns, the size that the module was traced with and "
                 f"depends on, got {rows}x{columns}"
             )
+        if min(rows, columns) < self.smallest:
+            raise ValueError(f"{what} must have sides of at least {self.smallest}, got {rows}x{columns}")
         if rows % self.multiple or columns % self.multiple:
             raise ValueError(f"{what} must have sides that are multiples of {self.multiple}, got {rows}x{columns}")
+
+
+def _is_local(node: Node) -> bool:
+    """Whether a node computes each value from values near it."""
+    if isinstance(node, Float):
+        return called(node) in _LOCAL_CALLS
+    return not isinstance(node, Linear) and not (isinstance(node, Pool) and node.function.startswith("adaptive"))
 
 
 class TracedNetwork(FloatNetwork):

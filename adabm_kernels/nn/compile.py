@@ -184,7 +184,9 @@ class _Compiler:
         read = [self.parts[layer.inputs[0]] for layer in self.layers.values() if layer.inputs[0] in self.parts]
         for name, parts in self.parts.items():
             longer = any(len(other) > len(parts) and other[: len(parts)] == parts for other in self.parts.values())
-            helps = any(parts[: len(one)] == one for one in read)
+            helped = [one for one in read if parts[: len(one)] == one]
+            # What floats give would be copied there: for one layer that reads it, its codes are made of it where it is.
+            helps = len(helped) > 1 or (len(helped) == 1 and self.layers.keys() >= set(parts))
             taken = homes.keys() | self.source.stream | {self.source.x, *self.source.outputs}
             free = len(set(parts)) == len(parts) > 1 and taken.isdisjoint(parts)
             if longer or not helps or not free:

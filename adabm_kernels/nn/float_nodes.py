@@ -12,7 +12,21 @@ from torch.nn import functional as F
 from ..graph.fold import Values, gain_and_shift
 from ..graph.fuse import folds, why_not_integer
 from ..graph.module import call_float, computed
-from ..graph.nodes import Activation, Add, Affine, BatchNorm, ColourShift, Concat, Conv, Float, Linear, Node, PixelShuffle, Slice
+from ..graph.nodes import (
+    Activation,
+    Add,
+    Affine,
+    BatchNorm,
+    ColourShift,
+    Concat,
+    Conv,
+    Float,
+    Linear,
+    Node,
+    PixelShuffle,
+    Slice,
+    called,
+)
 
 _VIEWS = frozenset(
     "view reshape flatten unflatten permute transpose unsqueeze squeeze expand expand_as contiguous t T mT movedim swapaxes detach "
@@ -62,15 +76,9 @@ def colour_key(node: ColourShift) -> str:
     return f"{node.name}.shift"
 
 
-def _called(node: Float) -> str:
-    """The function that a node calls, without its place and without what tells its variants apart."""
-    parts = node.target.split(".")
-    return parts[3] if node.target.startswith("torch.ops.") else parts[-1]
-
-
 def computes(node: Node) -> bool:
     """Whether a node computes values, and does not only say how tensors are looked at or what sizes they have."""
-    return not isinstance(node, Float) or _called(node) not in _VIEWS | _SIZES
+    return not isinstance(node, Float) or called(node) not in _VIEWS | _SIZES
 
 
 def why_in_floats(node: Node, kept: Mapping[str, str] = _NONE) -> str:
@@ -82,7 +90,7 @@ def why_in_floats(node: Node, kept: Mapping[str, str] = _NONE) -> str:
         case Linear():
             return "a linear layer of a tensor of another number of dimensions than 2 to 4"
         case Float():
-            return f"integer kernels have no {_called(node)}"
+            return f"integer kernels have no {called(node)}"
         case Activation() if not folds(node):
             return f"integer kernels have no {node.function}"
         case Add():

@@ -7,10 +7,14 @@
 
 namespace adabm {
 
+// Pixels whose sums leave together: those of two rows and the codes under them stay in the nearest cache.
+constexpr int kTogether = 32;
+static_assert(kTogether <= kMaxBlockPixels, "they must fit the scratch");
+
 // Of kernels of up to three rows two rows of outputs are computed together: the codes under both are four rows, a quad.
 void Convolution::run_depthwise(const Part& part) const {
   Scratch& s = thread_scratch();
-  const int image = part.image, R = header.kernel_h, S = header.kernel_w, row_slots = row_quads(header) * 4;
+  const int image = part.image, row_slots = row_quads(header) * 4;
   const Axis &rows = axes.rows, &columns = axes.columns;
   const uint8_t* const x = a.x_q + static_cast<ptrdiff_t>(image) * a.height * row_bytes;
   const uint8_t* const end_of_codes = a.x_q + static_cast<ptrdiff_t>(a.batch) * a.height * row_bytes;
@@ -18,69 +22,59 @@ void Convolution::run_depthwise(const Part& part) const {
   const std::vector<PanelRun> blocks = panel_runs(header);
   // Output o reads channel o, so that codes are used where they lie.
   const bool in_place = header.out_channels == header.channels && a.shuffle == 1;
-  const ptrdiff_t pixel_stride = static_cast<ptrdiff_t>(columns.stride) * pixel_bytes;
-  const ptrdiff_t column_stride = static_cast<ptrdiff_t>(columns.dilation) * pixel_bytes;
   const uint8_t* pointers[(kMaxKernel + 3) / 4 * 4];
 
   DepthwiseArgs d = {};
-  d.rows = pointers, d.row_quads = row_slots / 4, d.columns = S, d.parts = header.weight_parts;
+  d.rows = pointers, d.row_quads = row_slots / 4, d.columns = header.kernel_w, d.parts = header.weight_parts;
+  d.pixel_step = columns.stride, d.column_step = columns.dilation;
   d.eight_bits = a.x_bits[image] == 8, d.depth = header.direct_depth[a.x_bits[image] - ADABM_MIN_BITS];
   int32_t* const acc[2] = {s.acc, s.products};
+  s.zeros.resize(std::max(s.zeros.size(), static_cast<size_t>(row_bytes) + kMaxPanels * kPanel));
 
   for (const RowGroup* group = part.begin; group < part.end; group++) {
     Rows out(*this, image, *group);
-    const int top = rows.first_pixel(group->row), used = R + group->rows - 1;  // rows of codes under the group
+    const int top = rows.first_pixel(group->row), used = header.kernel_h + group->rows - 1;  // rows of codes under the group
     const auto row_at = [&](int r) {
       const int i = top + r * rows.dilation;
       return i < 0 || i >= a.height ? nullptr : x + static_cast<ptrdiff_t>(i) * row_bytes;
     };
-    // The taps of some pixels as the lanes of a block read them, zeros outside the image: [pixel][row][column][lane].
-    const auto gather = [&](int column, int pixels, const PanelRun& block) {
-      const int lanes = block.panels * kPanel, first_lane = block.first_panel * kPanel;
-      const int exist = std::min(lanes, header.out_channels - first_lane);
-      s.patch.assign(static_cast<size_t>(pixels) * used * S * lanes, 0);
-      uint8_t* to = s.patch.data();
-      for (int m = 0; m < pixels; m++)
-        for (int r = 0; r < used; r++)
-          for (int t = 0; t < S; t++, to += lanes) {
-            const int j = columns.first_pixel(column + m) + t * columns.dilation;
-            const uint8_t* const row = row_at(r);
-            if (!row || j < 0 || j >= a.width) continue;
-            const uint8_t* const pixel = row + static_cast<ptrdiff_t>(j) * pixel_bytes;
-            if (in_place) std::memcpy(to, pixel + first_lane, exist);
-            for (int o = 0; !in_place && o < exist; o++) to[o] = pixel[group_of(header, first_lane + o)];
-          }
-      for (int r = 0; r < row_slots; r++) pointers[r] = s.patch.data() + static_cast<ptrdiff_t>(std::min(r, used - 1)) * S * lanes;
-      d.column_stride = lanes, d.pixel_stride = static_cast<ptrdiff_t>(used) * S * lanes;
-    };
-
     for (const PanelRun& block : blocks) {
+      const int lanes = block.panels * kPanel, first_lane = block.first_panel * kPanel, exist = std::min(lanes, header.out_channels - first_lane);
       d.panels = block.panels, d.w = weights + block.weights;
       for (const Span& span : *group->spans)
-        for (int first = span.begin; first < span.end; first += kMaxBlockPixels) {
-          const int end = std::min(first + kMaxBlockPixels, span.end);
+        for (int first = span.begin; first < span.end; first += kTogether) {
+          const int end = std::min(first + kTogether, span.end), last = columns.first_pixel(end - 1) + columns.extent();
+          const int under = std::max(0, columns.first_pixel(first)), end_under = std::min(last, a.width);
+          d.first_column = columns.first_pixel(first), d.width = a.width, d.column_bytes = pixel_bytes, d.pixels = end - first;
           for (int n = 0; n < group->rows; n++) out.output[n].prefetch(block.first_panel, block.panels, first, end - first);
-          for (int column = first; column < end; column += d.pixels) {
-            const Stretch stretch = stretch_of(columns, a.width, true, column, end);
-            d.pixels = stretch.pixels;
-            const ptrdiff_t at = static_cast<ptrdiff_t>(columns.first_pixel(column)) * pixel_bytes + block.first_panel * kPanel;
-            const ptrdiff_t bytes = (d.pixels - 1) * pixel_stride + (S - 1) * column_stride + block.panels * kPanel;
-            bool inner = stretch.inner && in_place;
-            for (int r = 0; inner && r < used; r++) inner = !row_at(r) || row_at(r) + at + bytes <= end_of_codes;
-            if (inner) {
-              s.zeros.resize(std::max(s.zeros.size(), static_cast<size_t>(bytes)));
-              for (int r = 0; r < row_slots; r++) {
-                const uint8_t* const row = row_at(std::min(r, used - 1));
-                pointers[r] = row ? row + at : s.zeros.data();
-              }
-              d.column_stride = column_stride, d.pixel_stride = pixel_stride;
-            } else {
-              gather(column, d.pixels, block);
+          // The last lanes of the last pixel may lie beyond the codes.
+          bool readable = in_place;
+          for (int r = 0; readable && r < used && first_lane + lanes > pixel_bytes; r++)
+            readable = !row_at(r) || row_at(r) + static_cast<ptrdiff_t>(end_under - 1) * pixel_bytes + first_lane + lanes <= end_of_codes;
+          if (readable) {
+            for (int r = 0; r < row_slots; r++) {
+              const uint8_t* const row = row_at(std::min(r, used - 1));
+              pointers[r] = row ? row + first_lane : s.zeros.data();
             }
-            const ptrdiff_t done = static_cast<ptrdiff_t>(column - first) * block.panels * kPanel;
-            d.acc = acc[0] + done, d.below = group->rows > 1 ? acc[1] + done : nullptr;
-            kernels.depthwise(d);
+          } else {
+            // Lanes of their own in columns of their own, from the first one under the pixels on.
+            const int copied = std::max(0, end_under - under);
+            s.patch.assign(static_cast<size_t>(used) * copied * lanes + 1, 0);
+            uint8_t* to = s.patch.data();
+            for (int r = 0; r < row_slots; r++) pointers[r] = to + static_cast<ptrdiff_t>(std::min(r, used - 1)) * copied * lanes;
+            for (int r = 0; r < used; r++) {
+              const uint8_t* const row = row_at(r);
+              for (int j = under; j < end_under; j++, to += lanes) {
+                if (!row) continue;
+                const uint8_t* const pixel = row + static_cast<ptrdiff_t>(j) * pixel_bytes;
+                if (in_place) std::memcpy(to, pixel + first_lane, exist);
+                for (int o = 0; !in_place && o < exist; o++) to[o] = pixel[group_of(header, first_lane + o)];
+              }
+            }
+            d.first_column -= under, d.width = copied, d.column_bytes = lanes;
           }
+          d.acc = acc[0], d.below = group->rows > 1 ? acc[1] : nullptr;
+          kernels.depthwise(d);
           for (int n = 0; n < group->rows; n++)
             out.output[n].write({1, end - first, block.panels, acc[n], acc[n], false, 0}, block.first_panel, first, end - first, nullptr);
         }

@@ -357,10 +357,7 @@ def changed(header: dict[str, Any], what: str) -> None:
         case "a dtype":
             header["spec"]["dtypes"] = {"x": "storage"}
         case "a deep value":
-            value: Any = 1
-            for _ in range(2000):
-                value = [value]
-            calls[0]["arguments"] = value
+            calls[0]["arguments"] = "DEEP"
 
 
 @pytest.mark.parametrize(
@@ -377,7 +374,7 @@ def changed(header: dict[str, Any], what: str) -> None:
         ("a layout", "layout must name each of 1 outputs once and in order"),
         ("a shape", "must have shape"),
         ("a dtype", "dtypes must be of int64"),
-        ("a deep value", "nested too deeply|recursion"),
+        ("a deep value", "its header is nested too deeply"),
     ],
 )
 def test_a_changed_file_is_refused(what: str, message: str, tmp_path: Path) -> None:
@@ -386,7 +383,8 @@ def test_a_changed_file_is_refused(what: str, message: str, tmp_path: Path) -> N
         header = json.loads(file.metadata()[HEADER_KEY])
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     changed(header, what)
-    save_file(tensors, tmp_path / "m.safetensors", {HEADER_KEY: json.dumps(header)})
+    text = json.dumps(header).replace('"DEEP"', "[" * 5000 + "]" * 5000)
+    save_file(tensors, tmp_path / "m.safetensors", {HEADER_KEY: text})
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "m.safetensors")
 

@@ -39,14 +39,16 @@ struct ProductArgs {
 };
 
 // Products of a convolution in which every output has one channel: acc[pixel][lane] = SUM over kernel rows, columns and parts of
-// code * w, each lane on its own. `rows` are the image's rows under the kernel, at the first pixel's first column and the first lane's
-// code; panels * 16 codes of each tap are read. With `below` the sums of the row below come with them, whose kernel is one row further
-// down: row_quads is then 1, and the fourth row of each quad of weights is 0.
+// code * w, each lane on its own. Tap s of pixel m is on column first_column + m * pixel_step + s * column_step of the rows, and 0
+// where there is no such column; panels * 16 codes of each are read. With `below` the sums of the row below come with them, whose
+// kernel is one row further down: row_quads is then 1, and the fourth row of each quad of weights is 0.
 struct DepthwiseArgs {
-  const uint8_t* const* rows;  // [row_quads * 4]
+  const uint8_t* const* rows;  // [row_quads * 4]: the first lane's code in column 0 of each
+  ptrdiff_t column_bytes;      // from one column to the next
+  int first_column, width;     // columns 0..width - 1 exist
+  int pixel_step, column_step;
   int row_quads, columns;      // of the kernel
   int parts;                   // of a weight, whose sum it is
-  ptrdiff_t column_stride, pixel_stride;  // bytes from one kernel column, and one output, to the next
   const int8_t* w;             // [part][column][row quad][panels][16][4 rows]
   int pixels, panels;
   bool eight_bits;             // codes above 127 occur

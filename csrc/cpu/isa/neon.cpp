@@ -86,51 +86,42 @@ void product_bits(const ProductArgs& a) {
 void product(const ProductArgs& a) { a.eight_bits ? product_bits<true>(a) : product_bits<false>(a); }
 
 // Words of codes times words of weights, row by row of the kernel: those of a quad lie four bytes apart, as vld4 takes them.
-template <int Pixels>
-void depthwise_block(const DepthwiseArgs& a, int first_row, int panel, int pixel, int32_t* acc) {
+void depthwise_pixel(const DepthwiseArgs& a, int first_row, int panel, int pixel, int32_t* acc) {
   const int lanes = a.panels * kPanel;
-  int32x4_t c[Pixels][kVectors];
+  int32x4_t c[kVectors];
 #pragma GCC unroll 4
-  for (int m = 0; m < Pixels; m++)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) c[m][v] = vdupq_n_s32(0);
+  for (int v = 0; v < kVectors; v++) c[v] = vdupq_n_s32(0);
   const int8_t* w = a.w + panel * 64;
   for (int part = 0; part < a.parts; part++)
-    for (int s = 0; s < a.columns; s++)
+    for (int s = 0; s < a.columns; s++) {
+      const int column = a.first_column + pixel * a.pixel_step + s * a.column_step;
+      const bool exists = column >= 0 && column < a.width;
       for (int q = 0; q < a.row_quads; q++, w += lanes * 4) {
+        if (!exists) continue;
         const int8x16x4_t quad = vld4q_s8(w);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) {
           if (r < first_row) continue;
           const int8x16_t weights = quad.val[r - first_row];
           const int16x8_t low = vmovl_s8(vget_low_s8(weights)), high = vmovl_s8(vget_high_s8(weights));
-          const uint8_t* x = a.rows[q * 4 + r] + pixel * a.pixel_stride + s * a.column_stride + panel * kPanel;
-#pragma GCC unroll 4
-          for (int m = 0; m < Pixels; m++) {
-            const uint8x16_t codes = vld1q_u8(x + m * a.pixel_stride);
-            const int16x8_t low_codes = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(codes)));
-            const int16x8_t high_codes = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(codes)));
-            c[m][0] = vmlal_s16(c[m][0], vget_low_s16(low_codes), vget_low_s16(low));
-            c[m][1] = vmlal_s16(c[m][1], vget_high_s16(low_codes), vget_high_s16(low));
-            c[m][2] = vmlal_s16(c[m][2], vget_low_s16(high_codes), vget_low_s16(high));
-            c[m][3] = vmlal_s16(c[m][3], vget_high_s16(high_codes), vget_high_s16(high));
-          }
+          const uint8x16_t codes = vld1q_u8(a.rows[q * 4 + r] + column * a.column_bytes + panel * kPanel);
+          const int16x8_t low_codes = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(codes)));
+          const int16x8_t high_codes = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(codes)));
+          c[0] = vmlal_s16(c[0], vget_low_s16(low_codes), vget_low_s16(low));
+          c[1] = vmlal_s16(c[1], vget_high_s16(low_codes), vget_high_s16(low));
+          c[2] = vmlal_s16(c[2], vget_low_s16(high_codes), vget_low_s16(high));
+          c[3] = vmlal_s16(c[3], vget_high_s16(high_codes), vget_high_s16(high));
         }
       }
+    }
 #pragma GCC unroll 4
-  for (int m = 0; m < Pixels; m++)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) vst1q_s32(acc + (pixel + m) * lanes + panel * kPanel + v * 4, c[m][v]);
+  for (int v = 0; v < kVectors; v++) vst1q_s32(acc + pixel * lanes + panel * kPanel + v * 4, c[v]);
 }
 
 void depthwise(const DepthwiseArgs& a) {
   for (int first_row = 0; first_row < (a.below ? 2 : 1); first_row++)
-    for (int panel = 0; panel < a.panels; panel++) {
-      int32_t* const acc = first_row ? a.below : a.acc;
-      int m = 0;
-      for (; m + 4 <= a.pixels; m += 4) depthwise_block<4>(a, first_row, panel, m, acc);
-      for (; m < a.pixels; m++) depthwise_block<1>(a, first_row, panel, m, acc);
-    }
+    for (int panel = 0; panel < a.panels; panel++)
+      for (int m = 0; m < a.pixels; m++) depthwise_pixel(a, first_row, panel, m, first_row ? a.below : a.acc);
 }
 
 // Four features, from and to memory. Storing int16 gives back what it holds.
