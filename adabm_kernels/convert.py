@@ -83,7 +83,7 @@ def convert_model(
         if traced:
             raise TypeError("convert_model: model must be a torch.nn.Module to be traced, got a state dict")
     else:
-        hint = " (torch.load(path, weights_only=True) reads a state dict)" if isinstance(model, (str, Path)) else ""
+        hint = " (adabm_kernels.read_network(path) reads the network in a file)" if isinstance(model, (str, Path)) else ""
         raise TypeError(f"convert_model: model must be a torch.nn.Module or a state dict, got {type(model).__name__}{hint}")
     config = ConvertConfig() if config is None else config
     if not isinstance(config, ConvertConfig):

@@ -181,8 +181,11 @@ class Making:
             return self.activation(name, x, "relu")
         if (least, most) == (0, 6):
             return self.activation(name, x, "relu6")
-        if not least <= most or math.isinf(least) or math.isinf(most):
-            raise ValueError(f"it must hold its input between two finite numbers, or above 0, got {least:g} and {most:g}")
+        if not least <= most or math.isinf(least) and math.isinf(most):
+            raise ValueError(f"it must hold its input above a number, below one, or between two, got {least:g} and {most:g}")
+        if math.isinf(least) or math.isinf(most):
+            ends = {side: end for side, end in (("min", least), ("max", most)) if math.isfinite(end)}
+            return self.other(name, (x,), "torch.clamp", (Ref(0),), ends, self.extent(x))
         return self.activation(name, x, "hardtanh", min_val=least, max_val=most)
 
     def prelu(self, name: str, x: str, slopes: np.ndarray) -> str:
@@ -206,6 +209,9 @@ class Making:
         raise ValueError(f"it adds tensors of different sizes, {self._sizes(inputs)}")
 
     def multiply(self, name: str, a: str, b: str) -> str:
+        for x, factor in ((a, self.nodes.get(b)), (b, self.nodes.get(a))):
+            if isinstance(factor, Activation) and factor.function == "sigmoid" and factor.x == x:
+                return self.activation(name, x, "silu")
         if self.extent(a) == self.extent(b):
             return self._add(Multiply(self._free(name), (a, b)))
         return self._broadcast(name, (a, b), "torch.mul")

@@ -220,8 +220,13 @@ def _elu(to: _Reader, layer: Layer) -> list[str | np.ndarray]:
 
 @_rule("Clip")
 def _clip(to: _Reader, layer: Layer) -> list[str | np.ndarray]:
-    least, most = layer.number(0, -3.4e38), layer.number(1, 3.4e38)
-    return [to.making.clamp(layer.name, to.tensor(layer), least, np.inf if most > 3e38 else most)]
+    least, most = layer.number(0, -np.inf), layer.number(1, np.inf)
+    return [to.making.clamp(layer.name, to.tensor(layer), _open(least), _open(most))]
+
+
+def _open(end: float) -> float:
+    """The end of a range; infinite where it is the largest float32."""
+    return float(np.copysign(np.inf, end)) if abs(end) > 3e38 else end
 
 
 def _hard_swish(to: _Reader, name: str, x: str, alpha: float, beta: float) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from .making import MAX_NODES, shown
 
 OPSETS = (11, 25)  # of ONNX's own operators; those that are read did not change between
+MOST_VALUES = 4 * MAX_NODES
 MOST_FILE = 2 << 30  # bytes: a protocol buffer holds no more
 _HOW_TO_GET = "reading ONNX needs the package onnx: pip install onnx"
 _RAW = {1: "<f4", 10: "<f2", 11: "<f8", 6: "<i4", 7: "<i8", 9: "?", 16: "<u2"}  # types of ONNX, as they lie in bytes
@@ -51,6 +52,8 @@ def read_model(path: Path) -> Any:
         raise ValueError(f"its operators must be of version {OPSETS[0]} to {OPSETS[1]}, got {version}")
     if len(model.graph.node) > MAX_NODES:
         raise ValueError(f"a network must have {MAX_NODES} nodes at most, got {len(model.graph.node)}")
+    if len(model.graph.initializer) > MOST_VALUES:
+        raise ValueError(f"a network must have {MOST_VALUES} values at most, got {len(model.graph.initializer)}")
     return model
 
 

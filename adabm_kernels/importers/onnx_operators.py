@@ -396,7 +396,7 @@ def _prelu(to: _Reader, node: _Node) -> list[Any]:
 def _clip(to: _Reader, node: _Node) -> list[Any]:
     x = _one(to, node)
     least, most = to.number(node, 1, node.number("min", -math.inf)), to.number(node, 2, node.number("max", math.inf))
-    return _like(to, to.making.clamp(node.name, x, least, most if most < 3e38 else math.inf), x)
+    return _like(to, to.making.clamp(node.name, x, least if least > -3e38 else -math.inf, most if most < 3e38 else math.inf), x)
 
 
 @_rule(*_IN_FLOATS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from .onnx_operators import read_onnx
 from .recognise import recognised
 
 _RANGES = ("to_range", "from_range")
+MOST_WORDS = 1500  # letters of a message: a hostile file may have lists of a million sizes
 SUFFIXES = (".param", ".onnx")  # of files that hold a graph
 
 
@@ -57,7 +59,7 @@ def read_weights(path: str | Path) -> Weights:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {textwrap.shorten(str(error), MOST_WORDS, placeholder=' ...')}") from error
     return Weights({}, None, imported) if known is None else Weights(known.state, known.res_scale, resized=known.resized)
 
 

@@ -181,6 +181,7 @@ LAYERS: dict[str, Case] = {
     "gelu": (_one("GELU", p0=1), lambda x: F.gelu(x, approximate="tanh")),
     "elu": (_one("ELU", p0=0.5), lambda x: F.elu(x, 0.5)),
     "clip": (_one("Clip", p0=-0.5, p1=1.5), lambda x: x.clamp(-0.5, 1.5)),
+    "clip_below": (_one("Clip", p1=0.5), lambda x: x.clamp(max=0.5)),
     "relu6": (_one("Clip", p0=0.0, p1=6.0), F.relu6),
     "hard_swish": (_one("HardSwish", p0=1 / 6, p1=0.5), F.hardswish),
     "hard_sigmoid": (_one("HardSigmoid", p0=1 / 6, p1=0.5), F.hardsigmoid),

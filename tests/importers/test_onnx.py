@@ -239,6 +239,7 @@ OPERATORS: dict[str, tuple[list, dict[str, np.ndarray]]] = {
     "relu6": ([node("Clip", "a", "b")], {"a": np.float32(0), "b": np.float32(6)}),
     "clip": ([node("Clip", "a", "b")], {"a": np.float32(-0.5), "b": np.float32(0.75)}),
     "clip_above": ([node("Clip", "a")], {"a": np.float32(0)}),
+    "clip_below": ([node("Clip", "", "b")], {"b": np.float32(0.5)}),
     "sigmoid": ([node("Sigmoid")], {}),
     "tanh": ([node("Tanh")], {}),
     "elu": ([node("Elu", alpha=0.5)], {}),

@@ -361,7 +361,7 @@ def errors() -> list[tuple[str, type[Exception], str, dict[str, Any]]]:
     missing = {key: value for key, value in state.items() if key != "body.0.body.2.bias"}
     broken = state | {"tail.1.weight": state["tail.1.weight"] * float("nan")}
     return [
-        ("a path", TypeError, r"a state dict, got str \(torch.load\(path, weights_only=True\) reads", {"model": "edsr.pt"}),
+        ("a path", TypeError, r"a state dict, got str \(adabm_kernels.read_network\(path\) reads the", {"model": "edsr.pt"}),
         (
             "no calibration",
             ValueError,
