@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from .calibration import images as samples
 from .calibration import maps
+from .calibration.equalize import apply_factors, equalize
 from .calibration.exits import fit_exit
 from .calibration.made import SIDE, drawn_pictures
 from .calibration.plausibility import check_reading, looked_at
@@ -42,7 +43,7 @@ from .simulate import SimulatedNetwork
 BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos
 SEARCH_IMAGES = 24  # that searched ranges look at
 PROBED_IMAGES = 8  # that sensitivities look at
-SEARCH_WORK, MAPS_WORK, EXIT_WORK = 3, 3, 6  # in steps of the progress
+SEARCH_WORK, MAPS_WORK, EXIT_WORK, EQUALIZE_WORK = 3, 3, 6, 6  # in steps of the progress
 IMAGES_A_DRAWING = 5  # images of fine-tuning for one drawing or text made by the program: photographs hold few outlines
 SAVE_EVERY = 30.0  # seconds between two saves of a run that can be resumed
 
@@ -207,6 +208,9 @@ class _Run:
             self.total += SEARCH_WORK * (1 + self.config.adaptive)
         else:
             self.total += self.config.bit_aware_clipping
+        self.factors: torch.Tensor | None = None
+        self.equalize_report: dict[str, float] | None = None
+        self.total += EQUALIZE_WORK * model.equalized
         self.total += MAPS_WORK * (self.config.adaptive and self.config.chosen("layer_map") == "sensitivity")
 
     def advance(self, stage: str, since: float, work: int = 1) -> float:
@@ -220,6 +224,9 @@ class _Run:
     def ranges_and_maps(self, taken: _Maps | None) -> None:
         model, config = self.model, self.config
         clock = time.perf_counter()
+        if model.equalized:
+            self.factors, self.equalize_report = equalize(model, samples.first(self.batches, PROBED_IMAGES), self._generator())
+            clock = self.advance("equalize", clock, EQUALIZE_WORK)
         set_weight_ranges(model)
         observer = Observer(model)
         for batch in self.batches:
@@ -256,12 +263,14 @@ class _Run:
             clip_ranges(model, self.batches[0])
             self.advance("clipping", clock)
 
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed)
+
     def _allocate(self) -> dict[str, int]:
         """Offsets that lose least while the calibration images keep the budget of bits, or the time of such a network."""
         model, config = self.model, self.config
         layers = [conv for conv in model.quantized_convs() if conv.adaptive]
-        generator = torch.Generator().manual_seed(config.seed)
-        damage = maps.sensitivities(model, samples.first(self.batches, PROBED_IMAGES), generator)
+        damage = maps.sensitivities(model, samples.first(self.batches, PROBED_IMAGES), self._generator())
         base = {conv.name: conv.act_bits for conv in layers}
         counted = [conv for conv in model.quantized_convs() if not conv.end]
         image_offset = float(torch.cat([model.image_offsets(batch).float() for batch in self.batches]).mean())
@@ -285,6 +294,9 @@ class _Run:
         if kept is None:
             tuning = make_tuning(self.model)
         else:
+            if kept["factors"] is not None:
+                self.factors, self.equalize_report = kept["factors"].to(self.device), kept["equalized"]
+                apply_factors(self.model, self.factors)
             tuning = make_tuning(_loaded(self.model, kept["tuning"]["model"]))
             tuning.restore(kept["tuning"])
             rng.setstate(kept["rng"])
@@ -305,6 +317,7 @@ class _Run:
             tuned = tree_map_only(torch.Tensor, torch.Tensor.cpu, tuning.state())
             state = {"identity": identity, "config": config.to_dict(), "tuning": tuned, "rng": rng.getstate()}
             buffer = io.BytesIO()
+            state |= {"factors": None if self.factors is None else self.factors.cpu(), "equalized": self.equalize_report}
             torch.save(state | {"order": queue.order, "losses": self.losses, "stages": self.stages}, buffer)
             write_file(path, buffer.getvalue())
 
@@ -355,6 +368,7 @@ class _Run:
             "steps": len(self.losses),
             "resumed_at": self.resumed_at,
             "losses": self.losses,
+            "equalized": self.equalize_report,
             "residual": self.residual_report,
             "exit": self.exit_report,
         }

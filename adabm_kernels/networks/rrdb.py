@@ -77,6 +77,7 @@ class RRDBSpec(NetworkSpec):
     anchor = "stem.weight"
     scales = (4,)
     layouts = LAYOUTS
+    sharpens = True
 
     scale: int
     blocks: int

@@ -29,6 +29,8 @@ class NetworkSpec:
     network, title: as files and messages call it. called, known_by: in messages, what is supported, and by which keys.
     anchor: key of the first convolution's weight under AdaBM's names. layouts: names of public implementations.
     takes_mean_shift: it can subtract a mean colour, its fields `mean_shift` and `mean`. scales: that there are networks for.
+    sharpens: its networks are trained to sharpen, against a discriminator. They amplify what rounding leaves, and their channels
+    reach differently far: `calibrate` with recipe "best" then takes more care (ConvertConfig.equalize).
     """
 
     network: str
@@ -38,6 +40,7 @@ class NetworkSpec:
     anchor: str
     layouts: tuple[Layout, ...] = ()
     takes_mean_shift = False
+    sharpens = False
     scales: tuple[int, ...] = (2, 3, 4)
 
     scale: int

@@ -175,6 +175,13 @@ class SimulatedNetwork(GraphModule):
             self._watch = before
 
     @property
+    def equalized(self) -> bool:
+        """Whether calibration multiplies channels by factors (`ConvertConfig.equalize`): weights, the teacher's among them, are
+        then those of a network that computes the same."""
+        config = self.config
+        return config.equalize == "on" or (config.equalize == "auto" and config.recipe == "best" and self.spec.sharpens)
+
+    @property
     def exit(self) -> ExitParameters | None:
         return self._exit
 
@@ -325,6 +332,7 @@ class SimulatedNetwork(GraphModule):
 
         Without activations it is one convolution, a tenth of the work and right but for the outer two pixels. With activations its
         first convolution is enough, which shows the directions of the features that the rest can see, at a seventh of the work.
+        Networks whose channels have factors (`equalized`) are shown whole: the published weights do not fit those features.
         """
         offset = self.image_offsets(x)
         feature = self.trunk(x.contiguous(memory_format=torch.channels_last), offset)[0]
@@ -343,6 +351,8 @@ class SimulatedNetwork(GraphModule):
 
     def _preview_weight(self, device: torch.device) -> torch.Tensor | None:
         """Of the one convolution that the upsampler is previewed as, None where that is the upsampler as it is."""
+        if self.equalized:
+            return None
         if self._structure.linear is None:
             curved = any(isinstance(node, Activation) for node, _ in self._structure.upsampler)
             return self.float_weights[f"{self.spec.published(self.spec.tail_names[0])}.weight"] if curved else None
