@@ -32,6 +32,7 @@ from .calibration.made import SIDE, drawn_pictures
 from .calibration.plausibility import check_reading, looked_at
 from .calibration.ranges import Observer, clip_ranges, search_ranges, set_weight_ranges
 from .calibration.residual import fraction_for, largest_feature
+from .calibration.rounding import fit_rounding
 from .calibration.tune import device_of, make_tuning
 from .config import ConvertConfig
 from .files import write_file
@@ -43,7 +44,7 @@ from .simulate import SimulatedNetwork
 BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos
 SEARCH_IMAGES = 24  # that searched ranges look at
 PROBED_IMAGES = 8  # that sensitivities look at
-SEARCH_WORK, MAPS_WORK, EXIT_WORK, EQUALIZE_WORK = 3, 3, 6, 6  # in steps of the progress
+SEARCH_WORK, MAPS_WORK, EXIT_WORK, EQUALIZE_WORK, ROUNDING_WORK = 3, 3, 6, 6, 6  # in steps of the progress
 IMAGES_A_DRAWING = 5  # images of fine-tuning for one drawing or text made by the program: photographs hold few outlines
 SAVE_EVERY = 30.0  # seconds between two saves of a run that can be resumed
 
@@ -210,7 +211,7 @@ class _Run:
             self.total += self.config.bit_aware_clipping
         self.factors: torch.Tensor | None = None
         self.equalize_report: dict[str, float] | None = None
-        self.total += EQUALIZE_WORK * model.equalized
+        self.total += (EQUALIZE_WORK + ROUNDING_WORK * (model.weight_grid == "signed")) * model.equalized
         self.total += MAPS_WORK * (self.config.adaptive and self.config.chosen("layer_map") == "sensitivity")
 
     def advance(self, stage: str, since: float, work: int = 1) -> float:
@@ -223,9 +224,12 @@ class _Run:
 
     def ranges_and_maps(self, taken: _Maps | None) -> None:
         model, config = self.model, self.config
+        energies: dict[str, torch.Tensor] = {}
         clock = time.perf_counter()
         if model.equalized:
-            self.factors, self.equalize_report = equalize(model, samples.first(self.batches, PROBED_IMAGES), self._generator())
+            found = equalize(model, self._looked_at(PROBED_IMAGES), self._generator())
+            self.factors, energies = found.factors, found.energies
+            self.equalize_report = {"before": found.before, "after": found.after}
             clock = self.advance("equalize", clock, EQUALIZE_WORK)
         set_weight_ranges(model)
         observer = Observer(model)
@@ -240,9 +244,9 @@ class _Run:
             model.measure_l.fill_(thresholds[0])
             model.measure_u.fill_(thresholds[1])
         searched, sensitive = config.chosen("act_ranges") == "search", config.chosen("layer_map") == "sensitivity"
-        batch = samples.first(self.batches, SEARCH_IMAGES)
+        batch = self._looked_at(SEARCH_IMAGES)
         if searched:
-            search_ranges(model, batch)
+            search_ranges(model, batch, energies)
             clock = self.advance("ranges", clock, SEARCH_WORK)
         if config.adaptive:
             if taken is not None:
@@ -257,11 +261,23 @@ class _Run:
             if sensitive:
                 clock = self.advance("bit maps", clock, MAPS_WORK)
         if searched and config.adaptive:
-            search_ranges(model, batch)
-            self.advance("ranges", clock, SEARCH_WORK)
+            search_ranges(model, batch, energies)
+            clock = self.advance("ranges", clock, SEARCH_WORK)
         elif config.bit_aware_clipping and not searched:
             clip_ranges(model, self.batches[0])
-            self.advance("clipping", clock)
+            clock = self.advance("clipping", clock)
+        if model.equalized and model.weight_grid == "signed":
+            fit_rounding(model, batch, self._generator())
+            self.advance("rounding", clock, ROUNDING_WORK)
+
+    def _looked_at(self, count: int) -> torch.Tensor:
+        """Images that ranges and sensitivities are taken from: the first ones, of which drawings take every third place for a
+        network that sharpens: outlines bring features several times as large as photographs do."""
+        if not self.model.equalized:
+            return samples.first(self.batches, count)
+        photos = samples.first(self.batches, count - count // 3)
+        drawn = drawn_pictures(count // 3, max(photos.shape[2:]), self.config.seed)
+        return samples.first([photos, torch.stack(drawn).to(self.device)], count)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.config.seed)
@@ -270,7 +286,7 @@ class _Run:
         """Offsets that lose least while the calibration images keep the budget of bits, or the time of such a network."""
         model, config = self.model, self.config
         layers = [conv for conv in model.quantized_convs() if conv.adaptive]
-        damage = maps.sensitivities(model, samples.first(self.batches, PROBED_IMAGES), self._generator())
+        damage = maps.sensitivities(model, self._looked_at(PROBED_IMAGES), self._generator())
         base = {conv.name: conv.act_bits for conv in layers}
         counted = [conv for conv in model.quantized_convs() if not conv.end]
         image_offset = float(torch.cat([model.image_offsets(batch).float() for batch in self.batches]).mean())

@@ -5,27 +5,33 @@ an activation gives c times its output for c times its input, a channel can be m
 convolution that makes it and divided by it in those that read it (Meller et al., "Same, Same But Different", ICML 2019; Nagel et
 al., "Data-Free Quantization", ICCV 2019). Here the factors minimise the noise at the output of the network, to which codes as well
 as weights contribute, each by what it is amplified by on the way.
+
+Behind a PReLU a factor may be negative, too: with a slope a above 0, -a PReLU(-v) of the slope 1/a is PReLU(v) of the slope a. A
+channel that reaches further below zero than above is turned round: codes have one range for all channels, of which every channel
+leaves unused what only others need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from ..graph.channels import FIXED, scalable_channels
-from ..graph.nodes import Conv
-from ..graph.properties import needed, upsampler_input
+from ..graph.nodes import Activation, Conv, Graph
+from ..graph.properties import needed, readers, upsampler_input
 from ..simulate import SimulatedConv2d, SimulatedNetwork
 from .hooks import before_each_conv
 
 PROBES = 4  # random projections of the output that sensitivities are averaged over
-STEPS = 400  # of Adam on the logarithms of the factors, a few milliseconds each
-RATE = 0.03
+STEPS = 200  # of Adam on the logarithms of the factors, a few milliseconds each
+RATE = 0.05
 SHARPNESS = 24  # of the smooth maximum over channels: within 13 % of the largest of twenty equal ones
 FLOOR = 1e-3  # of the widest channel's extent: what a channel without values is taken to reach
+WEIGHTS = 0.05  # what is left of the noise of weights once they are rounded together (calibration/rounding.py) and fine-tuned
+LEAST_SLOPE = 0.05  # of a PReLU whose channels are turned round: the slope becomes its inverse
 MOST = 6.0  # magnitude of the logarithm of a factor
 
 
@@ -33,14 +39,13 @@ MOST = 6.0  # magnitude of the logarithm of a factor
 class _Layer:
     """What is known of one quantised convolution in the float network.
 
-    read, made: classes of its channels, int64 [C] and [K]. above, below: how far its input reaches over and under zero, float32
-    [C]. power: mean square of its input, [C]. at_input, at_output: the energy at the output of the network of noise of variance 1
-    in each value of a channel, [C] and [K]. weight: its largest magnitude over the kernel, [K, C]. taps: of the kernel.
+    read: classes of its input channels, int64 [C]. above, below: how far its input reaches over and under zero, the mean over
+    images, float32 [C]. power: mean square of its input, [C]. at_input, at_output: the energy at the output of the network of noise
+    of variance 1 in each value of a channel, [C] and [K]. weight: its largest magnitude over the kernel, [K, C]. taps: of that.
     """
 
     conv: SimulatedConv2d
     read: torch.Tensor
-    made: torch.Tensor
     above: torch.Tensor
     below: torch.Tensor
     power: torch.Tensor
@@ -48,6 +53,12 @@ class _Layer:
     at_output: torch.Tensor
     weight: torch.Tensor
     taps: int
+
+    def with_turned(self, turned: list[int]) -> _Layer:
+        """The same with the channels of these classes turned round."""
+        swapped = torch.isin(self.read, torch.tensor(turned, device=self.read.device, dtype=self.read.dtype))
+        above, below = torch.where(swapped, self.below, self.above), torch.where(swapped, self.above, self.below)
+        return replace(self, above=above, below=below)
 
     def noise(self, log_factors: torch.Tensor) -> torch.Tensor:
         """The energy of its rounding at the output of the network, by the factors of all classes."""
@@ -57,7 +68,7 @@ class _Layer:
         codes = (step.square() / 12 * self.at_input * (-2 * factors).exp()).sum()
         steps = _largest(self.weight.log() - factors).exp() / (2.0 ** (self.conv.weight_bits - 1) - 1)
         read = self.taps * (self.power * (2 * factors).exp()).sum()
-        return codes + (steps.square() / 12 * self.at_output).sum() * read
+        return codes + WEIGHTS * (steps.square() / 12 * self.at_output).sum() * read
 
 
 def _largest(logarithms: torch.Tensor) -> torch.Tensor:
@@ -65,14 +76,30 @@ def _largest(logarithms: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(SHARPNESS * logarithms, -1) / SHARPNESS
 
 
-def equalize(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+@dataclass(frozen=True)
+class Equalized:
+    """What was found by `equalize`.
+
+    factors: float32, one for each class of `scalable_channels`, see `apply_factors`. energies: of every quantised convolution, by
+    name, the energy at the output of the network of noise of variance 1 in each value of an input channel, float32 [C]. before,
+    after: the predicted energy of the noise of few bits.
+    """
+
+    factors: torch.Tensor
+    energies: dict[str, torch.Tensor]
+    before: float
+    after: float
+
+
+def equalize(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Generator) -> Equalized:
     """Multiply channels by the factors with which few bits lose least, in the weights and the teacher's weights.
 
-    batch: float32 [N, 3, H, W] in 0..255. generator: of the projections, on the CPU. Returns the factors as `apply_factors` takes
-    them, and the predicted energy of the noise as "before" and "after".
+    batch: float32 [N, 3, H, W] in 0..255. generator: of the projections, on the CPU.
     """
     classes = scalable_channels(model.graph)
     layers = _looked_at(model, classes, batch, generator)
+    turned = _turned(model, classes, layers)
+    layers = [layer.with_turned(turned) for layer in layers]
     count = 1 + max((one for channels in classes.values() for one in channels), default=FIXED)
     device = batch.device
     free = torch.zeros(count, dtype=torch.bool, device=device)
@@ -88,8 +115,6 @@ def equalize(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Gene
         return torch.stack([layer.noise(factors) for layer in layers]).sum().clamp(min=1e-30)
 
     before = float(total().detach())
-    if not free.any():
-        return torch.ones_like(logarithms), {"before": before, "after": before}
     with torch.enable_grad():
         optimizer = torch.optim.Adam([logarithms], lr=RATE)
         for step in range(STEPS):
@@ -99,9 +124,38 @@ def equalize(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Gene
             optimizer.step()
     with torch.no_grad():
         factors = torch.where(free, logarithms, torch.zeros(())).clamp(-MOST, MOST).exp()
-        after = float(total())
+        factors[turned] *= -1
+        energies = {layer.conv.name: layer.at_input / factors[layer.read].square() for layer in layers}
         apply_factors(model, factors)
-        return factors, {"before": before, "after": after}
+        return Equalized(factors, energies, before, float(total()))
+
+
+def _turnable(graph: Graph) -> list[Activation]:
+    """The PReLUs with a slope for each channel between one convolution and others, which alone read what lies in between."""
+    reading = readers(graph)
+    keys = Counter(node.key for node in graph.nodes if isinstance(node, (Conv, Activation)))
+    found = []
+    for node in graph.nodes:
+        if isinstance(node, Activation) and node.function == "prelu" and node.slopes > 1 and node.name not in graph.outputs:
+            conv = None if node.x in graph.inputs else graph[node.x]
+            alone = isinstance(conv, Conv) and reading[conv.name] == (node.name,) and keys[conv.key] == keys[node.key] == 1
+            if alone and all(isinstance(graph[name], Conv) for name in reading[node.name]):
+                found.append(node)
+    return found
+
+
+def _turned(model: SimulatedNetwork, classes: dict[str, tuple[int, ...]], layers: list[_Layer]) -> list[int]:
+    """The classes of channels that reach further below zero than above, and can be turned round."""
+    found: list[int] = []
+    reach = {layer.conv.name: layer for layer in layers}
+    for node in _turnable(model.graph):
+        slope = model.layer_named(node.name).weight
+        behind = [reach[conv.name] for conv in model.graph.readers(node.name) if conv.name in reach]
+        if behind:
+            below, above = (torch.stack([getattr(layer, side) for layer in behind]).amax(0) for side in ("below", "above"))
+            turned = (below > above) & (slope > LEAST_SLOPE)
+            found += [one for one, turn in zip(classes[node.name], turned.tolist(), strict=True) if turn and one != FIXED]
+    return found
 
 
 def _collapsed(model: SimulatedNetwork) -> list[str]:
@@ -115,14 +169,20 @@ def _collapsed(model: SimulatedNetwork) -> list[str]:
 def apply_factors(model: SimulatedNetwork, factors: torch.Tensor) -> None:
     """Multiply what convolutions make by the factor of its class, and undo it where convolutions read it.
 
-    factors: float32, positive, one for each class of `scalable_channels`; that of FIXED is 1.
+    factors: float32, one for each class of `scalable_channels`; that of FIXED is 1. Negative ones, only of classes of `_turnable`,
+    are of what the activation makes.
     """
     classes = scalable_channels(model.graph)
+    slopes = {node.x: model.layer_named(node.name).weight for node in _turnable(model.graph)}
     for node in model.graph.nodes:
         if not isinstance(node, Conv):
             continue
         layer = model.layer_named(node.name)
         read, made = (factors[list(classes[name])].to(layer.weight) for name in (node.x, node.name))
+        if node.name in slopes:
+            slope = slopes[node.name]
+            made = torch.where(made < 0, made * slope, made)
+            slope.copy_(torch.where(made < 0, 1 / slope, slope))
 
         def scaled(
             weight: torch.Tensor,
@@ -154,9 +214,8 @@ def _looked_at(
     sums: dict[str, dict[str, torch.Tensor]] = {name: {} for name in convs}
     probes: dict[tuple[str, str], torch.Tensor] = {}
 
-    def add(name: str, what: str, value: torch.Tensor, join: Callable[..., torch.Tensor] = torch.add) -> None:
-        before = sums[name].get(what)
-        sums[name][what] = value if before is None else join(before, value)
+    def add(name: str, what: str, value: torch.Tensor) -> None:
+        sums[name][what] = sums[name].get(what, 0) + value
 
     def probed(key: tuple[str, str], value: torch.Tensor) -> torch.Tensor:
         probes[key] = torch.zeros_like(value, requires_grad=True)
@@ -164,8 +223,8 @@ def _looked_at(
 
     def look(conv: SimulatedConv2d, x: torch.Tensor) -> torch.Tensor:
         values = x.detach()
-        add(conv.name, "above", values.amax((0, 2, 3)).clamp(min=0), torch.maximum)
-        add(conv.name, "below", (-values.amin((0, 2, 3))).clamp(min=0), torch.maximum)
+        add(conv.name, "above", values.amax((0, 2, 3)).clamp(min=0) / len(batch))
+        add(conv.name, "below", (-values.amin((0, 2, 3))).clamp(min=0) / len(batch))
         add(conv.name, "power", values.square().mean((0, 2, 3)) / len(batch))
         return probed((conv.name, "at_input"), x)
 
@@ -196,7 +255,6 @@ def _layer(conv: SimulatedConv2d, node: Conv, classes: dict[str, tuple[int, ...]
     return _Layer(
         conv=conv,
         read=torch.tensor(classes[node.x], device=device),
-        made=torch.tensor(classes[node.name], device=device),
         above=found["above"].clamp(min=floor),
         below=found["below"].clamp(min=floor),
         power=found["power"],

@@ -181,7 +181,8 @@ class JointTuning(Tuning):
         with torch.no_grad(), self.model.float_mode():
             teacher = self.model.preview(batch)
         with torch.enable_grad():
-            loss = F.mse_loss(self.model.preview(batch), teacher)
+            distance = _seen_distance if self.model.equalized else F.mse_loss
+            loss = distance(self.model.preview(batch), teacher)
             self.optimizer.zero_grad()
             loss.backward()
         self.optimizer.step()
@@ -202,6 +203,14 @@ class JointTuning(Tuning):
         before, after = (sum(part) / span for part in (self.losses[:span], self.losses[span:]))
         if after > before + math.log1p(-self.tuning.tolerance):
             self.falls_at, self.end = self.done, self.done + self.tuning.cooldown
+
+
+def _seen_distance(picture: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of two pictures as they are shown, clamped to 0..255; what lies outside and should lie inside has a
+    gradient all the same."""
+    wanted = teacher.clamp(0, 255)
+    error = picture - wanted
+    return torch.where((wanted == 255) & (error > 0) | (wanted == 0) & (error < 0), 0.0, error).square().mean()
 
 
 class _Adam(torch.optim.Adam):
