@@ -41,7 +41,8 @@ from .networks.detect import Detected, check_whole, detect, res_scale_of
 from .nn import ConvertedNetwork
 from .simulate import SimulatedNetwork
 
-BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos
+BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos.
+# Networks that sharpen have all they may have.
 SEARCH_IMAGES = 24  # that searched ranges look at
 PROBED_IMAGES = 8  # that sensitivities look at
 SEARCH_WORK, MAPS_WORK, EXIT_WORK, EQUALIZE_WORK, ROUNDING_WORK = 3, 3, 6, 6, 6  # in steps of the progress
@@ -290,7 +291,8 @@ class _Run:
         base = {conv.name: conv.act_bits for conv in layers}
         counted = [conv for conv in model.quantized_convs() if not conv.end]
         image_offset = float(torch.cat([model.image_offsets(batch).float() for batch in self.batches]).mean())
-        target = config.act_bits - BUDGET_MARGIN if config.target_bits is None else config.target_bits
+        margin = 0 if model.equalized else BUDGET_MARGIN
+        target = config.act_bits - margin if config.target_bits is None else config.target_bits
         fixed = sum(conv.act_bits for conv in counted if not conv.adaptive)
         budget = target * len(counted) - fixed - image_offset * len(layers)
         bits = {conv.name: {b: float(b) for b in damage[conv.name]} for conv in layers}

@@ -194,13 +194,12 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor, energies: Mappin
     convs = model.quantized_convs()
     first = convs[0] if convs[0].end else None
     feature = _run_trunk(model, batch, search)
-    body = [i for i, conv in enumerate(convs) if not conv.end]
-    if body[-1] + 1 < len(convs):
-        search(convs[body[-1] + 1], feature)
+    tail = [conv for conv in convs if conv.name in model.spec.tail_names]
+    if tail:
+        search(tail[0], feature)
     if model.equalized:
-        rest = convs[body[-1] + 2 :]
         few, offsets = batch[:ENLARGED], model.image_offsets(batch[:ENLARGED])
-        with before_each_conv(model, lambda conv, x: search(conv, x) if conv in rest else None):
+        with before_each_conv(model, lambda conv, x: search(conv, x) if conv in tail[1:] else None):
             model.upsample(feature[:ENLARGED], offsets, few)
 
 

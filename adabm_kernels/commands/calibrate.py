@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import re
 import warnings
@@ -54,6 +55,7 @@ CONFIG_OPTIONS = (
     "depths",
     "depth_loss",
     "residual",
+    "equalize",
 )  # named as in ConvertConfig
 TUNING_OPTIONS = ("tolerance", "candidates")  # named as in BestTuning
 CHECKED_PICTURES = 16  # at most, that the final PSNR is measured on
@@ -150,6 +152,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "int16"),
         default="auto",
         help="how features that pass the blocks by are held; int16 halves their bytes (default: auto, int16 with recipe best)",
+    )
+    add(
+        "--equalize",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="factors on channels that let few bits lose less (default: auto, on with recipe best for Real-ESRGAN's networks)",
     )
     add(
         "--start", metavar="MODEL", type=arguments.path, help="a converted model of the same network, whose bit maps are taken over"
@@ -474,6 +482,14 @@ def _residual(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     return [("residual", f"{residual_in_words(found['fraction'])} (the largest over the pictures is {found['largest']:.6g})")]
 
 
+def _equalized(found: dict[str, float] | None) -> list[tuple[str, str]]:
+    """What the table says of factors on channels."""
+    if found is None:
+        return []
+    gain = 10 * math.log10(max(found["before"], 1e-30) / max(found["after"], 1e-30))
+    return [("equalize", f"factors on channels, {gain:.1f} dB less noise of few bits predicted")]
+
+
 def _easy_tiles(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     """What the table says of the exit, where one was looked for."""
     if found is None:
@@ -506,6 +522,7 @@ def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> Non
             ("pictures", f"{len(offsets)} of '{args.images}'{shrunk}"),
             ("time", f"{seconds:.0f} s ({stages}{resumed})"),
             ("mean bits", f"{report['mean_bits']:.2f} over the pictures ({shares})"),
+            *_equalized(run.get("equalized")),
             *_residual(run.get("residual")),
             *_easy_tiles(run.get("exit")),
             ("PSNR", f"{report['psnr_db']:.2f} dB (converted against float, {report['psnr_pictures']} calibration pictures)"),

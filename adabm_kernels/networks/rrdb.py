@@ -105,7 +105,8 @@ class RRDBSpec(NetworkSpec):
                 last = b.conv(f"{name}.convs.{LAYERS - 1}", dense, (c + (LAYERS - 1) * g, c), body=True)
                 y = b.sum(name, last, y, FACTOR)
             y = b.sum(f"blocks.{i}", y, entry, FACTOR)
-        y = b.sum("blocks", b.conv("after_blocks", y, (c, c)), first)
+        # Its input spans thousands, and all that the blocks have added goes through it: few bits cost more here than anywhere.
+        y = b.sum("blocks", b.conv("after_blocks", y, (c, c), role="end"), first)
         for i in range(2):
             enlarged = b.add(Resize(f"up.{i}.enlarged", (y,), 2))
             y = leaky(f"up.{i}", b.conv(f"up.{i}", enlarged, (c, c), role="end"))

@@ -126,11 +126,22 @@ def test_options_reach_the_library(folder, fake, adabm):
     got = {name: getattr(call["config"], name) for name in calibrate.CONFIG_OPTIONS}
     assert got == {
         "weight_bits": 6, "act_bits": 5, "quantize": "body", "steps": 7, "recipe": "paper", "seed": 3, "target_bits": 5.5,
-        "objective": "bits", "depths": "auto", "depth_loss": 0.0, "residual": "auto",
+        "objective": "bits", "depths": "auto", "depth_loss": 0.0, "residual": "auto", "equalize": "auto",
     }  # fmt: skip
     assert call["res_scale"] == 0.5 and call["resume"] == Path("m.safetensors.resume")
     assert adabm_kernels.load("m.safetensors").config == call["config"]
     assert rows(out)["settings"] == "W6A5 body, recipe paper, 7 steps, seed 3"
+
+
+def test_the_table_says_what_factors_on_channels_bring(folder, fake, adabm, monkeypatch):
+    def calibrated(*args, **settings):
+        simulated = fake(*args, **settings)
+        simulated.report["equalized"] = {"before": 20.0, "after": 2.0}
+        return simulated
+
+    monkeypatch.setattr(library, "calibrate", calibrated)
+    said = rows(adabm(*COMMAND, "--equalize", "on")[1].split("\n\n")[0])["equalize"]
+    assert said == "factors on channels, 10.0 dB less noise of few bits predicted"
 
 
 def test_options_of_depths(folder, fake, adabm):
@@ -543,6 +554,7 @@ BAD_INPUT = {
     "device": (None, [*COMMAND, "--device", "gpu"], "calibrate: device must be one that torch can use here, got 'gpu': "),
     "recipe": (None, [*COMMAND, "--recipe", "good"], "--recipe: invalid choice: 'good'"),
     "residual": (None, [*COMMAND, "--residual", "half"], "--residual: invalid choice: 'half'"),
+    "equalize": (None, [*COMMAND, "--equalize", "yes"], "--equalize: invalid choice: 'yes'"),
     "residual of a body": (
         None,
         [*COMMAND, "--residual", "int16", "--quantize", "body"],
