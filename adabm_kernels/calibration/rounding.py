@@ -16,7 +16,8 @@ from ..quantize import weight_step
 from ..simulate import SimulatedConv2d, SimulatedNetwork
 from .hooks import before_each_conv
 
-PIXELS = 12_288  # of the images that are looked at, several for each unknown of a row
+PIXELS = 4096  # of the images that are looked at, several for each unknown of a row
+BLOCK = 64  # columns that are rounded before the others are told
 RIDGE = 0.01  # of the mean square of the inputs, added to every square: inputs that hardly vary are left alone
 
 
@@ -65,10 +66,14 @@ def round_columns(aimed: torch.Tensor, square: torch.Tensor, bits: int) -> torch
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(square[order][:, order]))
     factor = torch.linalg.cholesky(inverse, upper=True)
     integers = torch.empty_like(left)
-    for i in range(left.shape[1]):
-        integers[:, i] = left[:, i].round().clamp(-most, most - 1)
-        error = (left[:, i] - integers[:, i]) / factor[i, i]
-        left[:, i:] -= error[:, None] * factor[i, i:]
+    for start in range(0, left.shape[1], BLOCK):
+        stop = min(start + BLOCK, left.shape[1])
+        errors = torch.empty_like(left[:, start:stop])
+        for i in range(start, stop):
+            integers[:, i] = left[:, i].round().clamp(-most, most - 1)
+            errors[:, i - start] = error = (left[:, i] - integers[:, i]) / factor[i, i]
+            left[:, i:stop] -= error[:, None] * factor[i, i:stop]
+        left[:, stop:] -= errors @ factor[start:stop, stop:]
     return integers[:, order.argsort()]
 
 

@@ -101,10 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--act-bits",
         metavar="4..6",
-        type=_act_bits,
+        type=arguments.integer(2, 8),
         default=4,
         help="base bits of the activations, up to two less or more by image and layer (default: %(default)s)",
     )
+    add("--fixed", action="store_true", help="give every image and layer these --act-bits, which may then be 2 to 8")
     add(
         "--quantize",
         choices=("full", "body"),
@@ -251,7 +252,10 @@ def _config(args: argparse.Namespace) -> ConvertConfig:
     from ..config import DEFAULT_STEPS, BestTuning, ConvertConfig
 
     steps = {"steps": DEFAULT_STEPS[args.recipe]}
-    given = {name: value for name in CONFIG_OPTIONS if (value := getattr(args, name)) is not None}
+    if not args.fixed and not 4 <= args.act_bits <= 6:
+        rule = "4, 5 or 6 without --fixed (images and layers add up to 2 or take them off)"
+        raise ValueError(f"--act-bits must be {rule}, got {args.act_bits}")
+    given = {"adaptive": not args.fixed} | {name: value for name in CONFIG_OPTIONS if (value := getattr(args, name)) is not None}
     tuning = {name: value for name in TUNING_OPTIONS if (value := getattr(args, name)) is not None}
     if tuning and args.recipe != "best":
         name = next(iter(tuning))
@@ -532,9 +536,3 @@ def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> Non
     print()
     layers = [(layer["name"], f"{layer['weight_bits']}", f"{layer['mean_bits']:.2f}") for layer in report["layers"]]
     print_columns([("layer", "weight bits", "mean bits"), *layers])
-
-
-def _act_bits(text: str) -> int:
-    if text not in ("4", "5", "6"):
-        raise argparse.ArgumentTypeError(f"must be 4, 5 or 6 (images and layers add up to 2 or take them off), got '{text}'")
-    return int(text)

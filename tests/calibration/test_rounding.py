@@ -33,6 +33,15 @@ def test_inputs_that_go_together_share_what_is_rounded(bits: int) -> None:
     assert lost(got) < 0.5 * lost(aimed.round().clamp(-most, most - 1))
 
 
+def test_blocks_of_columns_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(200, 20, generator=generator).double()
+    aimed = torch.randn(6, 20, generator=generator).double() * 4
+    want = round_columns(aimed, inputs.T @ inputs, 4)
+    monkeypatch.setattr("adabm_kernels.calibration.rounding.BLOCK", 6)
+    assert torch.equal(round_columns(aimed, inputs.T @ inputs, 4), want)
+
+
 def test_inputs_that_do_not_go_together_are_rounded_one_by_one() -> None:
     aimed = torch.randn(6, 12, generator=torch.Generator().manual_seed(0)).double() * 4
     assert torch.equal(round_columns(aimed, torch.eye(12).double(), 4), aimed.round().clamp(-8, 7))

@@ -144,6 +144,13 @@ def test_the_table_says_what_factors_on_channels_bring(folder, fake, adabm, monk
     assert said == "factors on channels, 10.0 dB less noise of few bits predicted"
 
 
+def test_fixed_bits_may_be_eight(folder, fake, adabm):
+    status, out, _ = adabm(*COMMAND, "--fixed", "--act-bits", 8, "--weight-bits", 6)
+    assert status == 0 and rows(out)["settings"].startswith("W6A8 full")
+    (call,) = fake.calls
+    assert (call["config"].adaptive, call["config"].act_bits) == (False, 8)
+
+
 def test_options_of_depths(folder, fake, adabm):
     assert adabm(*COMMAND, "--depths", "none")[0] == adabm(*COMMAND, "--overwrite", "--depth-loss", 0.25)[0] == 0
     none, lossy = (call["config"] for call in fake.calls)
@@ -529,7 +536,8 @@ BAD_INPUT = {
         for name in ("m.safetensors", "m.safetensors.resume", "w.pt", "s.safetensors", "photos/a.png")
     },
     "weight bits": (None, [*COMMAND, "--weight-bits", "9"], "--weight-bits: must be an integer from 2 to 8, got '9'"),
-    "act bits": (None, [*COMMAND, "--act-bits", "8"], "--act-bits: must be 4, 5 or 6 (images and layers add up to 2"),
+    "act bits": (None, [*COMMAND, "--act-bits", "8"], "--act-bits must be 4, 5 or 6 without --fixed (images and "),
+    "fixed act bits": (None, [*COMMAND, "--fixed", "--act-bits", "9"], "--act-bits: must be an integer from 2 to 8, got '9'"),
     "target bits": (None, [*COMMAND, "--target-bits", "7"], "--target-bits must be within 1 of act_bits, got 7"),
     "rgb range": (None, [*COMMAND, "--rgb-range", "2"], "--rgb-range: invalid choice: 2"),
     "mean shift": (
