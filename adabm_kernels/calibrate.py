@@ -26,11 +26,13 @@ from torch.utils._pytree import tree_map_only
 
 from .calibration import images as samples
 from .calibration import maps
+from .calibration.equalize import apply_factors, equalize
 from .calibration.exits import fit_exit
 from .calibration.made import SIDE, drawn_pictures
 from .calibration.plausibility import check_reading, looked_at
 from .calibration.ranges import Observer, clip_ranges, search_ranges, set_weight_ranges
 from .calibration.residual import fraction_for, largest_feature
+from .calibration.rounding import fit_rounding
 from .calibration.tensors import Tensors
 from .calibration.tune import device_of, make_tuning
 from .config import ConvertConfig
@@ -40,10 +42,11 @@ from .networks.detect import Detected, check_whole, detect, res_scale_of
 from .nn import ConvertedNetwork
 from .simulate import SimulatedGraph, SimulatedNetwork
 
-BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos
+BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos.
+# Networks that sharpen have all they may have.
 SEARCH_IMAGES = 24  # that searched ranges look at
 PROBED_IMAGES = 8  # that sensitivities look at
-SEARCH_WORK, MAPS_WORK, EXIT_WORK = 3, 3, 6  # in steps of the progress
+SEARCH_WORK, MAPS_WORK, EXIT_WORK, EQUALIZE_WORK, ROUNDING_WORK = 3, 3, 6, 6, 6  # in steps of the progress
 IMAGES_A_DRAWING = 5  # images of fine-tuning for one drawing or text made by the program: photographs hold few outlines
 SAVE_EVERY = 30.0  # seconds between two saves of a run that can be resumed
 
@@ -245,6 +248,9 @@ class _Run:
             self.total += SEARCH_WORK * (1 + self.config.adaptive)
         else:
             self.total += self.config.bit_aware_clipping
+        self.factors: torch.Tensor | None = None
+        self.equalize_report: dict[str, float] | None = None
+        self.total += (EQUALIZE_WORK + ROUNDING_WORK * (model.weight_grid == "signed")) * model.equalized
         self.total += MAPS_WORK * (self.config.adaptive and self.config.chosen("layer_map") == "sensitivity")
 
     def all_stages(self, taken: _Maps | None, resume: Path | None, pictures: list[list[torch.Tensor]]) -> None:
@@ -272,7 +278,13 @@ class _Run:
 
     def ranges_and_maps(self, taken: _Maps | None) -> None:
         model, config = self.model, self.config
+        energies: dict[str, torch.Tensor] = {}
         clock = time.perf_counter()
+        if model.equalized:
+            found = equalize(model, self._looked_at(PROBED_IMAGES), self._generator())
+            self.factors, energies = found.factors, found.energies
+            self.equalize_report = {"before": found.before, "after": found.after}
+            clock = self.advance("equalize", clock, EQUALIZE_WORK)
         set_weight_ranges(model)
         observer = Observer(model)
         for batch in self.batches:
@@ -286,9 +298,9 @@ class _Run:
             model.measure_l.fill_(thresholds[0])
             model.measure_u.fill_(thresholds[1])
         searched, sensitive = config.chosen("act_ranges") == "search", config.chosen("layer_map") == "sensitivity"
-        batch = self.data.first(self.batches, SEARCH_IMAGES)
+        batch = self._looked_at(SEARCH_IMAGES)
         if searched:
-            search_ranges(model, batch)
+            search_ranges(model, batch, energies)
             clock = self.advance("ranges", clock, SEARCH_WORK)
         if config.adaptive:
             if taken is not None:
@@ -303,11 +315,26 @@ class _Run:
             if sensitive:
                 clock = self.advance("bit maps", clock, MAPS_WORK)
         if searched and config.adaptive:
-            search_ranges(model, batch)
-            self.advance("ranges", clock, SEARCH_WORK)
+            search_ranges(model, batch, energies)
+            clock = self.advance("ranges", clock, SEARCH_WORK)
         elif config.bit_aware_clipping and not searched:
             clip_ranges(model, self.batches[0])
-            self.advance("clipping", clock)
+            clock = self.advance("clipping", clock)
+        if model.equalized and model.weight_grid == "signed":
+            fit_rounding(model, batch, self._generator())
+            self.advance("rounding", clock, ROUNDING_WORK)
+
+    def _looked_at(self, count: int) -> torch.Tensor:
+        """Images that ranges and sensitivities are taken from: the first ones, of which drawings take every third place for a
+        network that sharpens: outlines bring features several times as large as photographs do."""
+        if not self.model.equalized:
+            return self.data.first(self.batches, count)
+        photos = samples.first(self.batches, count - count // 3)
+        drawn = drawn_pictures(count // 3, max(photos.shape[2:]), self.config.seed)
+        return samples.first([photos, torch.stack(drawn).to(self.device)], count)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed)
 
     def _allocate(self) -> dict[str, int]:
         """Offsets that lose least while the calibration images keep the budget of bits, or the time of such a network."""
@@ -315,12 +342,12 @@ class _Run:
         layers = [conv for conv in model.quantized_convs() if conv.adaptive]
         if not layers:
             return {}
-        generator = torch.Generator().manual_seed(config.seed)
-        damage = maps.sensitivities(model, self.data.first(self.batches, PROBED_IMAGES), generator)
+        damage = maps.sensitivities(model, self._looked_at(PROBED_IMAGES), self._generator())
         base = {conv.name: conv.act_bits for conv in layers}
         counted = [conv for conv in model.quantized_convs() if not conv.end]
         image_offset = float(torch.cat([model.image_offsets(batch).float() for batch in self.batches]).mean())
-        target = config.act_bits - BUDGET_MARGIN if config.target_bits is None else config.target_bits
+        margin = 0 if model.equalized else BUDGET_MARGIN
+        target = config.act_bits - margin if config.target_bits is None else config.target_bits
         fixed = sum(conv.act_bits for conv in counted if not conv.adaptive)
         budget = target * len(counted) - fixed - image_offset * len(layers)
         bits = {conv.name: {b: float(b) for b in damage[conv.name]} for conv in layers}
@@ -341,6 +368,9 @@ class _Run:
             tuning = make_tuning(self.model)
         else:
             try:
+                if kept["factors"] is not None:
+                    self.factors, self.equalize_report = kept["factors"].to(self.device), kept["equalized"]
+                    apply_factors(self.model, self.factors)
                 tuning = make_tuning(_loaded(self.model, kept["tuning"]["model"]))
                 tuning.restore(kept["tuning"])
                 rng.setstate(kept["rng"])
@@ -361,6 +391,7 @@ class _Run:
             tuned = tree_map_only(torch.Tensor, torch.Tensor.cpu, tuning.state())
             state = {"identity": identity, "config": config.to_dict(), "tuning": tuned, "rng": rng.getstate()}
             buffer = io.BytesIO()
+            state |= {"factors": None if self.factors is None else self.factors.cpu(), "equalized": self.equalize_report}
             torch.save(state | {"order": queue.order, "losses": self.losses, "stages": self.stages}, buffer)
             write_file(path, buffer.getvalue())
 
@@ -411,6 +442,7 @@ class _Run:
             "steps": len(self.losses),
             "resumed_at": self.resumed_at,
             "losses": self.losses,
+            "equalized": self.equalize_report,
             "residual": self.residual_report,
             "exit": self.exit_report,
         }

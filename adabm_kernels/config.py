@@ -110,6 +110,9 @@ class ConvertConfig:
     residual: how the features that pass the blocks by are held between layers: "float32", or "int16", half the bytes, in units of
         a power of two that `calibrate` chooses for the network (docs/numerics.md). Only for an EDSR or SRResNet and quantize
         "full"; "auto" is "int16" there with recipe "best", else "float32".
+    equalize: multiply channels by factors that let few bits lose less and leave the float network as it is
+        (calibration/equalize.py): "on", "off", or "auto", which is "on" with recipe "best" for networks that sharpen
+        (NetworkSpec.sharpens), else "off".
     target_bits: with "sensitivity", the mean bits over the counted convolutions and the calibration images; None for
         act_bits - 0.45.
     objective: with "sensitivity", what that budget saves: "bits", or "latency", the time on this machine of the network that
@@ -151,6 +154,7 @@ class ConvertConfig:
     input_range: str = "auto"
     tail_digits: int = 0
     residual: str = "auto"
+    equalize: str = "auto"
     weight_ranges: str = "omse"
     range_percentile: float = 99.0
     image_percentile: float = 10.0
@@ -204,6 +208,7 @@ class ConvertConfig:
         self._require("layer_map", self.layer_map in maps, "'auto', 'deviation' or 'sensitivity'")
         self._require("input_range", self.input_range in ("auto", "observed", "pixels"), "'auto', 'observed' or 'pixels'")
         self._require("residual", self.residual in ("auto", "float32", "int16"), "'auto', 'float32' or 'int16'")
+        self._require("equalize", self.equalize in ("auto", "on", "off"), "'auto', 'on' or 'off'")
         if self.residual == "int16" and self.quantize != "full":
             raise ValueError(
                 f"ConvertConfig: residual must be 'auto' or 'float32' with quantize={self.quantize!r}, whose convolutions in float "

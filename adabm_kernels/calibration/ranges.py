@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from .hooks import before_each_conv
 SHRINKS = [1 - i / 100 for i in range(100)]  # factors that bit-aware clipping tries on a range
 SEARCHED = torch.linspace(0.2, 1, 41).tolist()  # factors that a searched range tries on either end
 ROOM = 1.25  # beyond the values seen: what two digits hold is so fine that other images need not be clipped
+ENLARGED = 6  # images whose enlarged features are looked at, which take many times the memory
 SAMPLE = 1 << 15  # activations of one layer that a search looks at: torch starts no threads for so few
 
 
@@ -155,11 +156,15 @@ def clip_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
     _run_trunk(model, batch, clip)
 
 
-def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
+def search_ranges(model: SimulatedNetwork, batch: torch.Tensor, energies: Mapping[str, torch.Tensor] | None = None) -> None:
     """Layer by layer, on its input in the quantised network, the two ends with the least squared error on the layer's bits.
 
+    energies: by the name of a convolution, what an error counts in each of its input channels, float32 [C]; those that have none
+    count all channels alike.
+
     Each end is searched with the other held, twice. The first convolution of the network keeps its range,
-    pixels; that of the upsampler, whose input has rare large values, is searched like the others.
+    pixels; that of the upsampler, whose input has rare large values, is searched like the others. Those behind it keep what was
+    observed, but for a network whose channels have factors.
     """
 
     def search(conv: SimulatedConv2d, x: torch.Tensor) -> None:
@@ -170,12 +175,15 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
             set_range(conv, least * ROOM, most * ROOM)
             return
         values, bits = sample(x), layer_bits(conv)
+        energy = None if energies is None else energies.get(conv.name)
+        counts = None if energy is None else sample(energy.view(1, -1, 1, 1).expand_as(x))
         lower, upper = least, most
         if most - least > max(abs(least), abs(most)) * 2.0**-20:
 
             def error(lower: float, upper: float) -> float:
                 rounded = fake_quantize_act(values, torch.tensor([lower]), torch.tensor([upper]), bits)
-                return float((values - rounded).square().mean())
+                squares = (values - rounded).square()
+                return float((squares if counts is None else squares * counts).mean())
 
             for _ in range(2):
                 if least < 0 < upper:
@@ -189,6 +197,11 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
     feature = _run_trunk(model, batch, search)
     if (following := model.after_trunk) is not None:
         search(following, feature)
+    if model.equalized:
+        few, offsets = batch[:ENLARGED], model.image_offsets(batch[:ENLARGED])
+        tail = [conv for conv in convs if conv.name in model.spec.tail_names]
+        with before_each_conv(model, lambda conv, x: search(conv, x) if conv in tail[1:] else None):
+            model.upsample(feature[:ENLARGED], offsets, few)
 
 
 def _run_trunk(model: SimulatedNetwork, batch: torch.Tensor, act: Callable[[SimulatedConv2d, torch.Tensor], None]) -> torch.Tensor:

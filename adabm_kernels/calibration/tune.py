@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..config import BestTuning, PaperTuning
 from ..quantize import weight_step
-from ..simulate import SimulatedNetwork
+from ..simulate import SimulatedConv2d, SimulatedNetwork
 
 
 class Tuning(ABC):
@@ -137,13 +137,15 @@ class JointTuning(Tuning):
         # From here on rates fall: at once, or once the loss has settled, at the latest so that all ends with `steps`.
         self.falls_at = max(steps - tuning.cooldown, 0) if tuning.tolerance else 0
         self.losses: list[float] = []  # logarithms, of as many steps as are compared
-        groups = []
+        groups, shares = [], {}
         for conv in model.quantized_convs():
             if conv.end:
                 continue
             with torch.no_grad():
                 step = float(weight_step(conv.weight_range, conv.weight_bits, conv.weight_grid).mean())
                 width = float(conv.upper_a - conv.lower_a)
+                if model.equalized:
+                    shares |= _shares(conv)
             # On a finer grid the weights start nearer to where they belong, and restless ones cost more: measured at 4 and 6 bits.
             finer = 2.0 ** (-0.8 * max(conv.weight_bits - 4, 0))
             groups.append(_group([conv.weight], tuning.lr_weight * step * finer))
@@ -155,18 +157,21 @@ class JointTuning(Tuning):
         for group in groups:
             for parameter in group["params"]:
                 parameter.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.optimizer = _Adam(groups, shares)
         model.set_compute_dtype(compute_dtype(device_of(model)))
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"joint": self.optimizer}
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"falls_at": self.falls_at, "losses": self.losses}
+        shares = list(self.optimizer.shares.values())
+        return super().state() | {"falls_at": self.falls_at, "losses": self.losses, "shares": shares}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         self.falls_at, self.losses = state["falls_at"], state["losses"]
+        for share, kept in zip(self.optimizer.shares.values(), state["shares"], strict=True):
+            share.copy_(kept)
 
     def step(self, batch: torch.Tensor) -> dict[str, float]:
         fallen = max(self.done - self.falls_at, 0) / (self.end - self.falls_at)
@@ -176,7 +181,8 @@ class JointTuning(Tuning):
         with torch.no_grad(), self.model.float_mode():
             teacher = self.model.preview(batch)
         with torch.enable_grad():
-            loss = F.mse_loss(self.model.preview(batch), teacher)
+            distance = _seen_distance if self.model.equalized else F.mse_loss
+            loss = distance(self.model.preview(batch), teacher)
             self.optimizer.zero_grad()
             loss.backward()
         self.optimizer.step()
@@ -197,6 +203,42 @@ class JointTuning(Tuning):
         before, after = (sum(part) / span for part in (self.losses[:span], self.losses[span:]))
         if after > before + math.log1p(-self.tuning.tolerance):
             self.falls_at, self.end = self.done, self.done + self.tuning.cooldown
+
+
+def _seen_distance(picture: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of two pictures as they are shown, clamped to 0..255; what lies outside and should lie inside has a
+    gradient all the same."""
+    wanted = teacher.clamp(0, 255)
+    error = picture - wanted
+    return torch.where((wanted == 255) & (error > 0) | (wanted == 0) & (error < 0), 0.0, error).square().mean()
+
+
+class _Adam(torch.optim.Adam):
+    """Adam whose steps some parameters take times a factor for each of their values.
+
+    shares: the factors, by parameter.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], shares: dict[torch.Tensor, torch.Tensor]):
+        super().__init__(groups, betas=(0.9, 0.99))
+        self.shares = shares
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # there is no closure
+        before = {parameter: parameter.clone() for parameter in self.shares}
+        super().step()
+        for parameter, share in self.shares.items():
+            parameter.copy_(torch.lerp(before[parameter], parameter, share))
+
+
+def _shares(conv: SimulatedConv2d) -> dict[torch.Tensor, torch.Tensor]:
+    """What each output channel takes of the step of its layer: as much as its weights reach, against the mean. Factors on channels
+    (calibration/equalize.py) make some reach a hundred times as far as others."""
+    share = conv.weight_range / conv.weight_range.mean()
+    found: dict[torch.Tensor, torch.Tensor] = {conv.weight: share, conv.weight_range: share}
+    if conv.bias is not None:
+        found[conv.bias] = share.view(-1)
+    return found
 
 
 def _group(parameters: Iterable[torch.Tensor], rate: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import re
 import warnings
@@ -54,6 +55,7 @@ CONFIG_OPTIONS = (
     "depths",
     "depth_loss",
     "residual",
+    "equalize",
 )  # named as in ConvertConfig
 TUNING_OPTIONS = ("tolerance", "candidates")  # named as in BestTuning
 CHECKED_PICTURES = 16  # at most, that the final PSNR is measured on
@@ -99,10 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--act-bits",
         metavar="4..6",
-        type=_act_bits,
+        type=arguments.integer(2, 8),
         default=4,
         help="base bits of the activations, up to two less or more by image and layer (default: %(default)s)",
     )
+    add("--fixed", action="store_true", help="give every image and layer these --act-bits, which may then be 2 to 8")
     add(
         "--quantize",
         choices=("full", "body"),
@@ -150,6 +153,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "int16"),
         default="auto",
         help="how features that pass the blocks by are held; int16 halves their bytes (default: auto, int16 with recipe best)",
+    )
+    add(
+        "--equalize",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="factors on channels that let few bits lose less (default: auto, on with recipe best for Real-ESRGAN's networks)",
     )
     add(
         "--start", metavar="MODEL", type=arguments.path, help="a converted model of the same network, whose bit maps are taken over"
@@ -243,7 +252,10 @@ def _config(args: argparse.Namespace) -> ConvertConfig:
     from ..config import DEFAULT_STEPS, BestTuning, ConvertConfig
 
     steps = {"steps": DEFAULT_STEPS[args.recipe]}
-    given = {name: value for name in CONFIG_OPTIONS if (value := getattr(args, name)) is not None}
+    if not args.fixed and not 4 <= args.act_bits <= 6:
+        rule = "4, 5 or 6 without --fixed (images and layers add up to 2 or take them off)"
+        raise ValueError(f"--act-bits must be {rule}, got {args.act_bits}")
+    given = {"adaptive": not args.fixed} | {name: value for name in CONFIG_OPTIONS if (value := getattr(args, name)) is not None}
     tuning = {name: value for name in TUNING_OPTIONS if (value := getattr(args, name)) is not None}
     if tuning and args.recipe != "best":
         name = next(iter(tuning))
@@ -478,6 +490,14 @@ def _residual(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     return [("residual", f"{residual_in_words(found['fraction'])} (the largest over the pictures is {found['largest']:.6g})")]
 
 
+def _equalized(found: dict[str, float] | None) -> list[tuple[str, str]]:
+    """What the table says of factors on channels."""
+    if found is None:
+        return []
+    gain = 10 * math.log10(max(found["before"], 1e-30) / max(found["after"], 1e-30))
+    return [("equalize", f"factors on channels, {gain:.1f} dB less noise of few bits predicted")]
+
+
 def _easy_tiles(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     """What the table says of the exit, where one was looked for."""
     if found is None:
@@ -510,6 +530,7 @@ def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> Non
             ("pictures", f"{len(offsets)} of '{args.images}'{shrunk}"),
             ("time", f"{seconds:.0f} s ({stages}{resumed})"),
             ("mean bits", f"{report['mean_bits']:.2f} over the pictures ({shares})"),
+            *_equalized(run.get("equalized")),
             *_residual(run.get("residual")),
             *_easy_tiles(run.get("exit")),
             ("PSNR", f"{report['psnr_db']:.2f} dB (converted against float, {report['psnr_pictures']} calibration pictures)"),
@@ -519,9 +540,3 @@ def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> Non
     print()
     layers = [(layer["name"], f"{layer['weight_bits']}", f"{layer['mean_bits']:.2f}") for layer in report["layers"]]
     print_columns([("layer", "weight bits", "mean bits"), *layers])
-
-
-def _act_bits(text: str) -> int:
-    if text not in ("4", "5", "6"):
-        raise argparse.ArgumentTypeError(f"must be 4, 5 or 6 (images and layers add up to 2 or take them off), got '{text}'")
-    return int(text)

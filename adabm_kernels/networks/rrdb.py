@@ -83,6 +83,7 @@ class RRDBSpec(NetworkSpec):
     scales = (1, 2, 4)
     inputs = (3, 12, 48)
     layouts = LAYOUTS
+    sharpens = True
 
     scale: int
     blocks: int
@@ -116,7 +117,8 @@ class RRDBSpec(NetworkSpec):
                 last = b.conv(f"{name}.convs.{LAYERS - 1}", dense, (c + (LAYERS - 1) * g, c), body=True)
                 y = b.sum(name, last, y, FACTOR)
             y = b.sum(f"blocks.{i}", y, entry, FACTOR)
-        y = b.sum("blocks", b.conv("after_blocks", y, (c, c)), first)
+        # Its input spans thousands, and all that the blocks have added goes through it: few bits cost more here than anywhere.
+        y = b.sum("blocks", b.conv("after_blocks", y, (c, c), role="end"), first)
         ups = (self.scale * factor).bit_length() - 1
         for i in range(ups):
             enlarged = b.add(Resize(f"up.{i}.enlarged", (y,), 2))

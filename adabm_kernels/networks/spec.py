@@ -40,6 +40,8 @@ class NetworkSpec:
     inputs: channels that the first convolution may have. says_range: its graph has nodes for pixels in 0..1, as its field
     `unit_range` says, since biases cannot take them up. module_layers, module_forms: layers of torch, and kernels, strides,
     paddings, dilations and groups of convolutions, in modules of its kind that its graph has not. article: before the title.
+    sharpens: its networks are trained to sharpen, against a discriminator. They amplify what rounding leaves, and their channels
+    reach differently far: `calibrate` with recipe "best" then takes more care (ConvertConfig.equalize).
     """
 
     network: str
@@ -49,6 +51,7 @@ class NetworkSpec:
     anchor: str
     layouts: tuple[Layout, ...] = ()
     takes_mean_shift = False
+    sharpens = False
     scales: tuple[int, ...] = (2, 3, 4)
     inputs: tuple[int, ...] = (3,)
     says_range = False

@@ -42,6 +42,7 @@ class SRVGGSpec(NetworkSpec):
     anchor = "convs.0.weight"
     scales = (1, 2, 3, 4)
     layouts = (_REALESRGAN,)
+    sharpens = True
 
     scale: int
     layers: int

@@ -105,8 +105,11 @@ class SimulatedConv2d(nn.Conv2d):
         if not self.quantized:
             weight, bias = (self.weight, self.bias) if self.float_weights is None else self.float_weights
             return self._convolve(x, weight.to(x.dtype), bias)
-        bits = self.bits(image_offset).to(x.dtype).view(-1, 1, 1, 1)
-        return self._convolve(self._quantized(x, bits), self.quantized_weight(), self.bias)
+        return self._convolve(self.rounded_input(x, image_offset), self.quantized_weight(), self.bias)
+
+    def rounded_input(self, x: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
+        """The input on its grid, float, the shape of x. image_offset: [N] (see `bits`)."""
+        return self._quantized(x, self.bits(image_offset).to(x.dtype).view(-1, 1, 1, 1))
 
     def _quantized(self, x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
         if self.digits == 2:

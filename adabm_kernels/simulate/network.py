@@ -194,6 +194,13 @@ class SimulatedNetwork(GraphModule):
             self._watch = before
 
     @property
+    def equalized(self) -> bool:
+        """Whether calibration multiplies channels by factors (`ConvertConfig.equalize`): weights, the teacher's among them, are
+        then those of a network that computes the same."""
+        config = self.config
+        return config.equalize == "on" or (config.equalize == "auto" and config.recipe == "best" and self.spec.sharpens)
+
+    @property
     def exit(self) -> ExitParameters | None:
         return self._exit
 
@@ -226,9 +233,8 @@ class SimulatedNetwork(GraphModule):
     @property
     def after_trunk(self) -> SimulatedConv2d | None:
         """The quantised convolution that reads what `trunk` gives; None where that is not quantised."""
-        convs = self.quantized_convs()
-        behind = max(i for i, conv in enumerate(convs) if not conv.end) + 1
-        return convs[behind] if behind < len(convs) else None
+        tail = [conv for conv in self.quantized_convs() if conv.name in self.spec.tail_names]
+        return tail[0] if tail else None
 
     def body_biases(self) -> list[torch.Tensor]:
         """The biases that follow the convolutions of the body: what fine-tuning may shift. They are those of a BatchNorm after the
@@ -352,6 +358,7 @@ class SimulatedNetwork(GraphModule):
 
         Without activations it is one convolution, a tenth of the work and right but for the outer two pixels. With activations its
         first convolution is enough, which shows the directions of the features that the rest can see, at a seventh of the work.
+        Networks whose channels have factors (`equalized`) are shown whole: the published weights do not fit those features.
         """
         offset = self.image_offsets(x)
         feature = self.trunk(x.contiguous(memory_format=torch.channels_last), offset)[0]
@@ -370,6 +377,8 @@ class SimulatedNetwork(GraphModule):
 
     def _preview_weight(self, device: torch.device) -> torch.Tensor | None:
         """Of the one convolution that the upsampler is previewed as, None where that is the upsampler as it is."""
+        if self.equalized:
+            return None
         if self._structure.linear is None:
             curved = any(isinstance(node, Activation) for node, _ in self._structure.upsampler)
             return self.float_weights[f"{self.spec.published(self.spec.tail_names[0])}.weight"] if curved else None

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from baselines import Forward
 
+from adabm_kernels.graph.nodes import Activation, Add, Concat, Conv, PixelShuffle, Resize
 from adabm_kernels.networks.collapse import RADIUS, collapse
 from adabm_kernels.networks.edsr import EDSR
+from adabm_kernels.networks.float_network import FloatNetwork
 from adabm_kernels.networks.srresnet import SRResNet
 
 
@@ -101,18 +103,54 @@ def _srresnet(graph: _Graph, model: SRResNet) -> str:
     return graph.affine(x, "from_range", 127.5, 127.5) if spec.unit_range else x
 
 
-def onnx_graph(model: EDSR | SRResNet, size: int, collapsed: bool) -> bytes:
-    """The network as an ONNX model with input "x" [1, 3, size, size] in 0..255."""
+def _by_nodes(graph: _Graph, model: FloatNetwork) -> str:
+    """SRVGGNetCompact and RRDBNet, node by node of their own graph."""
+    made = {"x": "x"}
+    for node in model.spec.graph().nodes:
+        x = made[node.x]
+        match node:
+            case Conv():
+                y = graph.conv(x, model.spec.published(node.key))
+            case Activation(function="prelu"):
+                y = graph.prelu(x, model.spec.published(node.key))
+            case Activation(function="leaky_relu"):
+                y = graph.add("LeakyRelu", [x], alpha=dict(node.settings)["negative_slope"])
+            case Concat():
+                y = graph.add("Concat", [made[name] for name in node.inputs], axis=1)
+            case PixelShuffle():
+                y = graph.shuffle(x, node.factor)
+            case Resize(mode="nearest"):
+                scales = graph.constant(f"{node.name}.scales", np.array([1, 1, node.factor, node.factor]))
+                settings = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+                y = graph.add("Resize", [x, "", scales], mode="nearest", **settings)
+            case Add():
+                terms = [made[name] for name in node.inputs]
+                for i, term in enumerate(terms):
+                    if node.factor(i) != 1:
+                        terms[i] = graph.add("Mul", [term, graph.constant(f"{node.name}.factor{i}", np.array(node.factor(i)))])
+                y = graph.add("Add", terms)
+            case _:
+                raise TypeError(f"no ONNX form of '{node.name}', a {type(node).__name__}, is written here")
+        made[node.name] = y
+    return made[model.spec.graph().outputs[0]]
+
+
+def onnx_graph(model: FloatNetwork, size: int | tuple[int, int], collapsed: bool) -> bytes:
+    """The network as an ONNX model with input "x" [1, 3, rows, columns] in 0..255. size: rows and columns, or a number for both."""
     from onnx import TensorProto, checker, helper
 
     graph = _Graph(model)
-    y = _srresnet(graph, model) if isinstance(model, SRResNet) else _edsr(graph, model, collapsed)
-    shape, scale = [1, 3, size, size], model.spec.scale
+    if isinstance(model, SRResNet):
+        y = _srresnet(graph, model)
+    else:
+        y = _edsr(graph, model, collapsed) if isinstance(model, EDSR) else _by_nodes(graph, model)
+    rows, columns = (size, size) if isinstance(size, int) else size
+    scale = model.spec.scale
     made = helper.make_graph(
         graph.nodes,
         model.spec.network,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(y, TensorProto.FLOAT, [1, 3, size * scale, size * scale])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, rows, columns])],
+        [helper.make_tensor_value_info(y, TensorProto.FLOAT, [1, 3, rows * scale, columns * scale])],
         graph.tensors,
     )
     result = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -121,12 +159,14 @@ def onnx_graph(model: EDSR | SRResNet, size: int, collapsed: bool) -> bytes:
 
 
 def quantized(model: bytes, calibration: torch.Tensor) -> bytes:
-    """The same with QDQ pairs: unsigned activations, signed weights with a scale for each output channel."""
+    """The same with QDQ pairs: unsigned activations, signed weights with a scale for each output channel.
+
+    calibration: images [N, 3, rows, columns] of the size of the model."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches = iter([{"x": calibration.numpy()}])
+            self.batches = iter([{"x": image.numpy()} for image in calibration.split(1)])
 
         def get_next(self) -> dict | None:
             return next(self.batches, None)

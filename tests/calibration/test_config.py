@@ -53,6 +53,7 @@ def test_adaptive_base_bits_that_do_not_fit(base, needed):
         ("depth_tile", 18, "depth_tile must be one of 8, 12, 16, 24, 32, 48, got 18"),
         ("depth_tile", 68, "depth_tile must be one of 8, 12, 16, 24, 32, 48, got 68"),
         ("residual", "int8", "residual must be 'auto', 'float32' or 'int16', got 'int8'"),
+        ("equalize", "yes", "equalize must be 'auto', 'on' or 'off', got 'yes'"),
         ("depth_loss", -0.1, "depth_loss must be in 0..10, got -0.1"),
         ("depth_loss", float("nan"), "depth_loss must be in 0..10, got nan"),
         ("batch", -1, "batch must be at least 1, got -1"),

@@ -126,11 +126,29 @@ def test_options_reach_the_library(folder, fake, adabm):
     got = {name: getattr(call["config"], name) for name in calibrate.CONFIG_OPTIONS}
     assert got == {
         "weight_bits": 6, "act_bits": 5, "quantize": "body", "steps": 7, "recipe": "paper", "seed": 3, "target_bits": 5.5,
-        "objective": "bits", "depths": "auto", "depth_loss": 0.0, "residual": "auto",
+        "objective": "bits", "depths": "auto", "depth_loss": 0.0, "residual": "auto", "equalize": "auto",
     }  # fmt: skip
     assert call["res_scale"] == 0.5 and call["resume"] == Path("m.safetensors.resume")
     assert adabm_kernels.load("m.safetensors").config == call["config"]
     assert rows(out)["settings"] == "W6A5 body, recipe paper, 7 steps, seed 3"
+
+
+def test_the_table_says_what_factors_on_channels_bring(folder, fake, adabm, monkeypatch):
+    def calibrated(*args, **settings):
+        simulated = fake(*args, **settings)
+        simulated.report["equalized"] = {"before": 20.0, "after": 2.0}
+        return simulated
+
+    monkeypatch.setattr(library, "calibrate", calibrated)
+    said = rows(adabm(*COMMAND, "--equalize", "on")[1].split("\n\n")[0])["equalize"]
+    assert said == "factors on channels, 10.0 dB less noise of few bits predicted"
+
+
+def test_fixed_bits_may_be_eight(folder, fake, adabm):
+    status, out, _ = adabm(*COMMAND, "--fixed", "--act-bits", 8, "--weight-bits", 6)
+    assert status == 0 and rows(out)["settings"].startswith("W6A8 full")
+    (call,) = fake.calls
+    assert (call["config"].adaptive, call["config"].act_bits) == (False, 8)
 
 
 def test_options_of_depths(folder, fake, adabm):
@@ -520,7 +538,8 @@ BAD_INPUT = {
         for name in ("m.safetensors", "m.safetensors.resume", "w.pt", "s.safetensors", "photos/a.png")
     },
     "weight bits": (None, [*COMMAND, "--weight-bits", "9"], "--weight-bits: must be an integer from 2 to 8, got '9'"),
-    "act bits": (None, [*COMMAND, "--act-bits", "8"], "--act-bits: must be 4, 5 or 6 (images and layers add up to 2"),
+    "act bits": (None, [*COMMAND, "--act-bits", "8"], "--act-bits must be 4, 5 or 6 without --fixed (images and "),
+    "fixed act bits": (None, [*COMMAND, "--fixed", "--act-bits", "9"], "--act-bits: must be an integer from 2 to 8, got '9'"),
     "target bits": (None, [*COMMAND, "--target-bits", "7"], "--target-bits must be within 1 of act_bits, got 7"),
     "rgb range": (None, [*COMMAND, "--rgb-range", "2"], "--rgb-range: invalid choice: 2"),
     "mean shift": (
@@ -545,6 +564,7 @@ BAD_INPUT = {
     "device": (None, [*COMMAND, "--device", "gpu"], "calibrate: device must be one that torch can use here, got 'gpu': "),
     "recipe": (None, [*COMMAND, "--recipe", "good"], "--recipe: invalid choice: 'good'"),
     "residual": (None, [*COMMAND, "--residual", "half"], "--residual: invalid choice: 'half'"),
+    "equalize": (None, [*COMMAND, "--equalize", "yes"], "--equalize: invalid choice: 'yes'"),
     "residual of a body": (
         None,
         [*COMMAND, "--residual", "int16", "--quantize", "body"],

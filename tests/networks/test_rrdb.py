@@ -185,11 +185,12 @@ def test_integers_are_those_of_the_reference_and_of_the_file(network, quantize, 
         assert torch.equal(loaded(x), want)
     assert torch.equal(upscale(x, model, tile=16, halo=model.spec.radius, bits=4), upscale(x, model, tile=0, bits=4))
 
-    # Codes are repeated where the layer has one digit, features where it has two or computes in floats.
+    # Codes are repeated, features where the layer computes in floats. Two digits has the convolution behind the blocks alone.
+    assert [conv.name for conv in simulated.quantized_convs() if conv.digits == 2] == ["after_blocks"] * (digits - 1)
     steps = model._programs[0].steps
     repeated = sum(isinstance(step, RepeatStep) for step in steps)
     floats = [step.node.name for step in steps if isinstance(step, FloatStep)]
-    assert repeated == {("full", 1): 2, ("full", 2): 1, ("body", 1): 0}[quantize, digits]
+    assert repeated == {("full", 1): 2, ("full", 2): 2, ("body", 1): 0}[quantize, digits]
     assert sum(name.endswith(".enlarged") for name in floats) == 2 - repeated
     assert not any(name.endswith(".act") and name.startswith("blocks.") for name in floats)
 
