@@ -45,7 +45,10 @@ class Detected:
         mean shift is not among its weights; "yjn870", an RDN with `sfe1` and `rdbs`; "conv_in", an SRResNet with `conv_in`,
         `conv_mid`, `up.0.conv`, `conv_out` that computes in 0..1; "lornatang" (`trunk.0.rcb.0`) and "twtygqyy"
         (`residual.0.conv1`), SRResNets too; "realesrgan", an SRVGGNetCompact, whose convolutions and slopes take turns in `body`;
-        "realesrgan_rrdb" (`body.0.rdb1`), "esrgan" (`RRDB_trunk.0.RDB1`) and "esrgan_old" (`model.1.sub.0.RDB1`), RRDBNets.
+        "realesrgan_rrdb" (`body.0.rdb1`), "esrgan" (`RRDB_trunk.0.RDB1`) and "esrgan_old" (`model.1.sub.0.RDB1`), RRDBNets;
+        "span", "imdn", "rfdn" and "carn", of these networks; "lornatang_vdsr" (`trunk.0.conv`) and "twtygqyy_vdsr"
+        (`residual_layer.0.conv`); "kair" (`model.0`) and "dncnn" (`dncnn.0`), DnCNNs; "yjn870_espcn" and "yjn870_fsrcnn"
+        (`first_part.0`), "lornatang_espcn" (`feature_maps.0`) and "lornatang_fsrcnn" (`feature_extraction.0`).
     calibrated: it carries quantisation ranges (`lower_a`, `upper_a`, `upper_w` or `scale_w`).
     quantize: "full" or "body" as in `ConvertConfig`, None when not calibrated.
     adaptive: it carries image thresholds and layer offsets (`measure_l`, `measure_u`, `measure_layer`).
