@@ -49,8 +49,15 @@ def made(kind: type[nn.Module], *args: Any) -> nn.Module:
     return module
 
 
-def assert_same(traced: Traced, module: nn.Module, sizes: tuple[tuple[int, ...], ...] = ((1, 3, 32, 56), (3, 3, 44, 36))) -> None:
-    """The outputs of the graph are those of the module in float64, to the last bit."""
+SIZES = ((1, 3, 32, 56), (3, 3, 44, 36))
+# Of the sums of the attention between 14 x 8 pixels, twice, with 8 channels: in which order torch adds them up depends on the processor
+# and on which of its algorithms takes the call, and the graph calls another one than the module.
+ATTENTION_TERMS = 4 * (14 * 8 + 8)
+
+
+def assert_same(traced: Traced, module: nn.Module, sizes: tuple[tuple[int, ...], ...] = SIZES, terms: int = 0) -> None:
+    """The outputs of the graph are those of the module in float64, to the last bit, or where `terms` numbers are added up in an
+    order that torch chooses within a rounding of the largest output for each."""
     assert traced.state.keys() == traced.graph.parameters().keys()
     module.double()
     with torch.no_grad():
@@ -58,7 +65,7 @@ def assert_same(traced: Traced, module: nn.Module, sizes: tuple[tuple[int, ...],
             x = torch.rand(size, dtype=torch.float64)
             got = evaluate(traced.graph, traced.state, x.clone())
             for one, want in zip(got, pytree.tree_leaves(module(x)), strict=True):
-                assert torch.equal(one, want)
+                assert torch.equal(one, want) or (one - want).abs().max() <= terms * 2.0**-53 * want.abs().max()
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -67,7 +74,7 @@ def test_the_graph_computes_what_the_module_does(name: str) -> None:
     module = made(kind)
     traced = trace(module)
     assert (traced.recorder, traced.multiple) == ("torch.export", multiple)
-    assert_same(traced, module)
+    assert_same(traced, module, terms=ATTENTION_TERMS if name == "attention" else 0)
 
 
 @pytest.mark.parametrize("name", ["resnext", "unet", "compact", "rrdbnet", "span", "detector", "oddments"])
