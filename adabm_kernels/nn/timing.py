@@ -22,7 +22,7 @@ def wait_for(device: torch.device) -> None:
 def conv_seconds(conv: IntegerConv2d, bits: int, side: int) -> float:
     """Seconds of one pass over a side x side image of codes of `bits` bits, codes to codes, on the layer's backend and threads: the
     median of REPEATS."""
-    channels, device = conv.weight.shape[-1], conv.weight.device
+    channels, device = conv.weight.shape[-1] * conv.geometry.groups, conv.weight.device
     x = torch.zeros(1, side, side, padded_channels(channels), dtype=torch.uint8, device=device)
     bits_of, seconds = torch.full((1,), bits, dtype=torch.int32, device=device), []
     for _ in range(REPEATS + 2):
