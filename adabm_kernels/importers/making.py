@@ -93,6 +93,7 @@ class Making:
         self.names: dict[str, str] = {}
         self.channels = _within("the channels of the input", channels, 1, MAX_CHANNELS)
         self.extents: dict[str, Extent] = {"x": Extent(channels)}
+        self.inexact: set[str] = set()  # tensors whose sides are the picture's times a number, less or more some pixels
         self._constants = 0
         self._read, self._copied = 0, 0  # bytes of weights, and those that were put into another order
         self._counts: dict[str, int] = {}  # of names that several have
@@ -404,6 +405,8 @@ class Making:
             raise ValueError(f"sizes must be 1/{MAX_SCALE} to {MAX_SCALE} times the picture's, got {float(extent.scale):g}")
         self.nodes[node.name] = node
         self.extents[node.name] = extent
+        if extent.scale and (not _keeps_multiples(node) or not self.inexact.isdisjoint(node.inputs)):
+            self.inexact.add(node.name)
         return node.name
 
     def _broadcast(self, name: str, inputs: tuple[str, ...], function: str) -> str:
@@ -459,6 +462,19 @@ class Making:
             self._counts[name] = self._counts.get(name, 0) + 1
             tried = f"{name}_{self._counts[name]}"
         return tried
+
+
+def _keeps_multiples(node: Node) -> bool:
+    """Whether a picture whose sides are multiples of the stride has just a part of them left."""
+    if isinstance(node, Conv):
+        axes = zip(node.kernel, node.stride, node.dilation, node.padding, strict=True)
+        return all(-stride <= 2 * pad - dilation * (size - 1) - 1 <= -1 for size, stride, dilation, pad in axes)
+    if isinstance(node, Pool) and not node.function.startswith("adaptive"):
+        given = dict(node.settings)
+        ends = zip(given["kernel_size"], given["stride"], given["padding"], strict=True)
+        left = [(2 * pad - size, stride) for size, stride, pad in ends]
+        return all(-2 * stride < over <= -stride if given["ceil_mode"] else -stride <= over <= -1 for over, stride in left)
+    return not (isinstance(node, Float) and node.target == "torch.nn.functional.pad")
 
 
 def shortest(value: Any) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 
 from ..graph.fold import gain_and_shift
-from ..graph.nodes import Activation, Add, Affine, BatchNorm, Concat, Conv, Graph, Multiply, Node, Resize
+from ..graph.nodes import Activation, Add, Affine, BatchNorm, Concat, Conv, Graph, Multiply, Node, Pool, Resize
 from ..graph.passes import merge_affines, merge_factors, remove_dead, split_concats
 from ..graph.properties import readers
 
@@ -107,6 +107,11 @@ def _kind(node: Node) -> Hashable:
             return ("affine", *(tuple(map(_rounded, values[:1] if len(set(values)) == 1 else values)) for values in numbers))
         case BatchNorm():
             return ("norm", node.channels, _rounded(node.eps))
+        case Pool():
+            usual = {"padding": (0, 0), "ceil_mode": False, "count_include_pad": True}
+            given = {"stride": dict(node.settings).get("kernel_size")} | usual | dict(node.settings)
+            both = {name: (value, value) if type(value) is int else value for name, value in given.items()}
+            return (node.function, tuple(sorted(both.items())))
         case Resize():
             return ("resize", float(node.factor), node.mode, bool(node.align_corners))
     return (type(node).__name__, repr(replace(node, name="", inputs=tuple("" for _ in node.inputs))))

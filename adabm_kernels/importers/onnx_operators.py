@@ -32,7 +32,10 @@ _PADS = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}
 
 @dataclass(frozen=True)
 class Dim:
-    """One size: `factor` times the picture's rows "H", columns "W" or pictures "N"; a plain number where symbol is ""."""
+    """One size: `factor` times the picture's rows "H", columns "W" or pictures "N"; a plain number where symbol is "".
+
+    Other symbols are of tensors whose sides are no multiples of the picture's.
+    """
 
     symbol: str
     factor: Fraction
@@ -43,7 +46,7 @@ Sizes = tuple[Dim, ...]
 
 @dataclass(frozen=True)
 class _Spread:
-    """A tensor taken for one of six axes, on the way to a shuffle of pixels. order: of the axes, once it is changed."""
+    """A tensor taken for one of five or six axes, on the way to a shuffle of pixels. order: of the axes, once it is changed."""
 
     x: str
     sizes: Sizes
@@ -232,12 +235,14 @@ class _Reader:
 
     def shape(self, x: str) -> Sizes:
         extent = self.making.extent(x)
-        ends = [Dim("H", extent.scale), Dim("W", extent.scale)] if extent.scale else [Dim("", Fraction(1))] * 2
+        sides = (f"H of {x}", f"W of {x}") if x in self.making.inexact else ("H", "W")
+        ends = [Dim(side, extent.scale) for side in sides] if extent.scale else [Dim("", Fraction(1))] * 2
         return (Dim("N", Fraction(1)), Dim("", Fraction(extent.channels)), *(ends if self.ranks.get(x, 4) == 4 else ()))
 
-    def factor(self, size: Dim, symbol: str, scale: Fraction) -> Fraction:
-        """How often a tensor of this scale goes into a size."""
-        whole = Fraction(self.sides[symbol]) * scale
+    def factor(self, size: Dim, axis: int, x: str) -> Fraction:
+        """How often a tensor goes into a size, along an axis."""
+        symbol, scale = self.shape(x)[axis].symbol, self.making.extent(x).scale
+        whole = Fraction(self.sides.get(symbol, 0)) * scale
         if size.symbol == symbol and scale:
             return size.factor / scale
         if size.symbol == "" and whole > 0:
@@ -531,7 +536,7 @@ def _transpose(to: _Reader, node: _Node) -> list[Any]:
     value, order = to.value(node, 0), node.integers("perm")
     if isinstance(value, np.ndarray):
         return to.made(np.ascontiguousarray(np.transpose(value, order or None)), value)
-    if not isinstance(value, _Spread) or value.order or sorted(order) != list(range(6)):
+    if not isinstance(value, _Spread) or value.order or len(value.sizes) != 6 or sorted(order) != list(range(6)):
         raise ValueError("it exchanges axes otherwise than a shuffle of pixels does")
     return [replace(value, order=tuple(order))]
 
@@ -546,7 +551,10 @@ def _reshape(to: _Reader, node: _Node) -> list[Any]:
             raise ValueError("a constant must have sizes that are numbers")
         return to.made(np.ascontiguousarray(value).reshape([int(size.factor) for size in wanted]), value)
     if isinstance(value, _Spread):
-        return [_gathered(to, node, value, wanted)]
+        if value.order:
+            return [_gathered(to, node, value, wanted)]
+        own = value.sizes
+        return [_Spread(value.x, tuple(own[i] if size == Dim("", Fraction(0)) else size for i, size in enumerate(wanted)))]
     if isinstance(value, tuple):
         return [value]
     rank = to.ranks.get(value, 4)
@@ -588,6 +596,9 @@ _SHUFFLES: dict[tuple[int, ...], tuple[int, int]] = {
 
 def _gathered(to: _Reader, node: _Node, spread: _Spread, wanted: Sizes) -> str:
     """A shuffle of pixels, or its contrary, of which this is the last step."""
+    one = Dim("", Fraction(1))
+    if len(wanted) == 6 and wanted[2:4] == (one, one):  # which are squeezed afterwards
+        return _with_rank(to, _gathered(to, node, spread, (*wanted[:2], *wanted[4:])), 6)
     sides = _SHUFFLES.get(spread.order)
     factors = {spread.sizes[axis] for axis in sides or ()}
     if sides is None or len(factors) != 1 or len(wanted) != 4 or not spread.sizes[sides[0]].symbol == wanted[1].symbol == "":
@@ -632,13 +643,12 @@ def _resize(to: _Reader, node: _Node) -> list[Any]:
     x, mode = to.tensor(node), node.text("mode", "nearest")
     if mode not in _RESIZES or node.integer("antialias") or node.integer("exclude_outside"):
         raise ValueError(f"it must resize to nearest, linear or cubic, without antialiasing, got mode '{shown(mode)}'")
-    scale, place = to.making.extent(x).scale, 1 if node.kind == "Upsample" else 2
+    place = 1 if node.kind == "Upsample" else 2
     axes = list(node.integers("axes")) or list(range(4))
     if node.has(3):
         wanted = to.sizes(to.value(node, 3)) or ()
         named = dict(zip([axis % 4 for axis in axes], wanted, strict=False))
-        sides = {"H": named.get(2), "W": named.get(3)}
-        rows, columns = (Fraction(1) if size is None else to.factor(size, side, scale) for side, size in sides.items())
+        rows, columns = (to.factor(named[axis], axis, x) if axis in named else Fraction(1) for axis in (2, 3))
         others = len(wanted) == len(axes) and all(
             named.get(axis) in (None, to.shape(x)[axis], Dim("", Fraction(1))) for axis in (0, 1)
         )
@@ -774,6 +784,11 @@ def _axes(to: _Reader, node: _Node) -> list[Any]:
     value, axes = to.value(node, 0), to.numbers(node, 1, "axes")
     if isinstance(value, tuple):
         return [value]
+    if isinstance(value, str) and (to.ranks.get(value, 4), node.kind, axes) == (4, "Unsqueeze", [3]):
+        own = to.shape(value)
+        return [_Spread(value, (*own[:3], Dim("", Fraction(1)), own[3]))]
+    if isinstance(value, str) and (to.ranks.get(value, 4), node.kind, axes) == (6, "Squeeze", [2, 3]):
+        return [_with_rank(to, value, 4)]
     if len(axes) > 6 or isinstance(value, _Spread):
         raise ValueError("it changes axes otherwise than is read here")
     if isinstance(value, np.ndarray):

@@ -201,10 +201,9 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
 
         def layer(item: FusedConv) -> Layer:
             key = item.conv.key
-            place = places.computed.get(item.name)
-            grid = self.parameters_by_name[key].lower, self.parameters_by_name[key].upper
-            kept = {"clamp": item.clamp, "grid": grid}
-            return Layer(item.name, item.inputs, self.conv(key), numbers[key], place, pairs=item.name in seconds, **kept)
+            place, held = places.computed.get(item.name), self.parameters_by_name[key]
+            grid = held.lower, held.upper
+            return Layer(item.name, item.inputs, self.conv(key), numbers[key], place, item.name in seconds, item.clamp, grid)
 
         given = {graph.inputs[0]: self.spec.input_channels}
         channels = {name: extent.channels for name, extent in properties.extents(graph, given).items()}

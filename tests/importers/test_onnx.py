@@ -173,6 +173,48 @@ def test_the_package_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: p
         read_weights(tmp_path / "n.onnx")
 
 
+@pytest.mark.parametrize("open_sizes", [False, True])
+def test_sizes_that_are_no_multiples_of_the_picture_s_are_refused(open_sizes: bool, tmp_path: Path) -> None:
+    """An attention over places, as RFDN has it: 12 rows become 5, which are resized to 12."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, stride=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * nn.functional.interpolate(self.conv(x), x.shape[2:], mode="bilinear")
+
+    path = exported(Attention(), tmp_path / "n.onnx", open_sizes=open_sizes)
+    with pytest.raises(ValueError, match=r"node '/Resize' \(Resize\): its size must be that of the picture times a number"):
+        read_onnx(path)
+
+
+class Gathered(nn.Module):
+    """Squares of pixels side by side, by torch's function or as BasicSR writes it."""
+
+    def __init__(self, written_out: bool) -> None:
+        super().__init__()
+        self.conv, self.written_out = nn.Conv2d(12, 3, 3, padding=1), written_out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.written_out:
+            return self.conv(torch.pixel_unshuffle(x, 2))
+        n, c, rows, columns = x.size()
+        squares = x.view(n, c, rows // 2, 2, columns // 2, 2).permute(0, 1, 3, 5, 2, 4)
+        return self.conv(squares.reshape(n, c * 4, rows // 2, columns // 2))
+
+
+@pytest.mark.parametrize("open_sizes", [False, True])
+@pytest.mark.parametrize("written_out", [False, True])
+def test_exported_squares_of_pixels_are_one_node(written_out: bool, open_sizes: bool, tmp_path: Path) -> None:
+    network, x = Gathered(written_out).eval(), images(2, 3, 12, 16)
+    read = read_onnx(exported(network, tmp_path / "n.onnx", open_sizes=open_sizes))
+    assert [type(node).__name__ for node in read.graph.nodes] == ["PixelUnshuffle", "Conv"]
+    with torch.no_grad():
+        assert torch.equal(computed(read, x), network(x))
+
+
 # ---- operators: behind a convolution of 3 to 4 channels, as a network must have one
 
 
