@@ -56,7 +56,7 @@ def convert_model(
     traced: None traces a module that is none of the known networks, unless one of the arguments before says something of such a
         network; True traces any module, False none. A traced network is given and gives what the module is given and gives.
     strict: for a traced module, a layer with weights that would stay in floats is an error that names it, its place and the reason;
-        without it that is said in the report under "floats".
+        without it that is said in the report under "floats". Of a known network the settings alone decide.
     device: where torch calibrates, "cpu" or "cuda"; the converted network is on the CPU.
     progress: called while it calibrates, with (work done, work in all, what is being done); the unit is about a second.
 
@@ -111,8 +111,6 @@ def convert_model(
             if traced or not str(why).startswith("trace: "):
                 raise
             raise ValueError(f"convert_model: the module cannot be traced ({why}), and it is no known network ({error})") from why
-    if strict:
-        raise ValueError("convert_model: strict must be False for a known network, whose layers in floats its settings decide")
     if found.calibrated:
         if calibration is not None:
             raise ValueError("convert_model: calibration must be left out: the state dict is calibrated already")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
+import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +37,8 @@ from .nodes import (
     Slice,
 )
 
+# Where what a `Float` calls is looked up; torch.compile follows no import.
+_ROOTS: Mapping[str, Any] = {"torch": torch, "_operator": operator, "math": math, "builtins": builtins}
 _ALL_FLOATS: Mapping[str, str] = MappingProxyType({})
 Step = tuple[Node, tuple[str, ...]]  # a node, and the tensors that nothing reads after it
 
@@ -243,7 +248,7 @@ def call_float(node: Float, inputs: Sequence[Any], values: Callable[[str], Any])
     if node.target.startswith("."):
         return getattr(inputs[0], node.target[1:])(*given(node.arguments), **settings)
     place, *parts = node.target.split(".")
-    function: Any = importlib.import_module(place)
+    function: Any = _ROOTS[place] if place in _ROOTS else importlib.import_module(place)
     for part in parts:
         function = getattr(function, part)
     return function(*given(node.arguments), **settings)

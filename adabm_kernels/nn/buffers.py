@@ -91,7 +91,8 @@ def _with_drops(steps: Sequence[Step], lives: Lives, kept: Sequence[int]) -> lis
     gone = set(kept)
     for i, step in enumerate(steps):
         found.append(step)
-        fresh = {held.at for held in step.reads() if held.store.fresh and lives[id(held.store)][1] == i} - gone
+        last = [held for held in step.reads() if held.store.fresh and lives[id(held.store)][1] == i]
+        fresh = {at for held in last for at in (held.at, held.whole)} - gone
         if fresh:
             found.append(DropStep(sorted(fresh)))
             gone |= fresh

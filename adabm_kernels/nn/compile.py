@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..graph.nodes import Add, Concat, Conv, Node, Pool, Resize
+from ..graph.nodes import Slice as Channels
 from ..graph.properties import POINTWISE
 from ..quantize import CODE_CHANNELS
 from .buffers import bind
@@ -362,7 +363,8 @@ class _Compiler:
         if home is None:
             kind = "stream" if layer.name in self.source.stream else "features"
             channels, start, width = layer.conv.out_channels, 0, layer.conv.out_channels
-            if residual is not None and layer.conv.shuffle == 1:  # kernels want both in memory alike, and shuffle into no slices
+            # Kernels want both in memory alike, and shuffle into no slices.
+            if residual is not None and not residual.store.fresh and layer.conv.shuffle == 1:
                 start, width = residual.start, residual.store.width
             home = Slice(Store(kind, width, self.extents[layer.name]), start, start + channels)
         self.features[layer.name] = home
@@ -380,13 +382,19 @@ class _Compiler:
         return Slice(Store("features", self.channels(name), self.extents[name], True), 0, self.channels(name))
 
     def _node(self, node: Node) -> None:
+        if isinstance(node, Channels) and node.name not in self.source.outputs and node.x not in self.parts:
+            whole = self.features[node.x]
+            if whole.store.kind != "stream":
+                self._keep(node.name, Slice(whole.store, whole.start + node.start, whole.start + node.stop))
+                self._after(node.name)
+                return
         inputs, y = [self._features_of(name) for name in node.inputs], self._fresh(node.name)
         self._add(FloatStep(node, inputs, y))
         self._keep(node.name, y)
         self._after(node.name)
 
     def _keep(self, name: str, y: Slice) -> None:
-        """Features that were made in fresh memory lie there, or beside others where layers read them together."""
+        """Features lie where they were made, or beside others where layers read them together."""
         self.features[name] = self.homes.get(name, y)
         if name in self.homes:
             self._add(CopyStep(y, self.features[name]))

@@ -30,9 +30,9 @@ from ..graph.nodes import (
 
 _VIEWS = frozenset(
     "view reshape flatten unflatten permute transpose unsqueeze squeeze expand expand_as contiguous t T mT movedim swapaxes detach "
-    "select slice chunk split split_with_sizes unbind narrow getitem view_as reshape_as alias clone to getattr".split()
+    "select slice chunk split split_with_sizes unbind narrow getitem view_as reshape_as alias clone to size numel".split()
 )
-_SIZES = frozenset("sym_size size numel sym_numel floordiv mod".split())
+_OF_NUMBERS = ("_operator.", "math.", "builtins.")  # of tensors, what is recorded is the operator of torch
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -78,7 +78,9 @@ def colour_key(node: ColourShift) -> str:
 
 def computes(node: Node) -> bool:
     """Whether a node computes values, and does not only say how tensors are looked at or what sizes they have."""
-    return not isinstance(node, Float) or called(node) not in _VIEWS | _SIZES
+    if not isinstance(node, Float):
+        return True
+    return called(node) not in _VIEWS and not node.target.startswith(_OF_NUMBERS) and not called(node).startswith("sym_")
 
 
 def why_in_floats(node: Node, kept: Mapping[str, str] = _NONE) -> str:

@@ -36,7 +36,7 @@ def bytes_per_pixel(program: Program, scales: Mapping[str, Fraction]) -> int:
         peak = max(peak, sum(map(size, [*fresh.values(), *_passing(step)])))
         for at in step.ats if isinstance(step, DropStep) else ():
             if at != program.x:  # which the caller holds
-                del fresh[at]
+                fresh.pop(at, None)  # the whole of what has been read in parts may not be among them
     return math.ceil(peak + sum(buffers.values()))
 
 

@@ -196,10 +196,10 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters):
 
         def layer(item: FusedConv) -> Layer:
             key = item.conv.key
-            at = {"place": places.computed.get(item.name), "after": places.read.get(item.name)}
-            grid = self.parameters_by_name[key].lower, self.parameters_by_name[key].upper
-            kept = {"clamp": item.clamp, "grid": grid}
-            return Layer(item.name, item.inputs, self.conv(key), numbers[key], pairs=item.name in seconds, **at, **kept)
+            held = self.parameters_by_name[key]
+            at = places.computed.get(item.name), places.read.get(item.name)
+            grid = held.lower, held.upper
+            return Layer(item.name, item.inputs, self.conv(key), numbers[key], *at, item.name in seconds, item.clamp, grid)
 
         given = {graph.inputs[0]: self.spec.input_channels}
         channels = {name: extent.channels for name, extent in properties.extents(graph, given).items()}

@@ -150,18 +150,18 @@ class Run:
 
     def floats(self, held: Slice) -> torch.Tensor:
         """Features as float32."""
-        x = self.tensors[held.at]
+        x = self.side_by_side(held)
         return x if x.dtype != torch.int16 or self.fraction is None else from_fixed(x, self.fraction)
 
     def given(self, held: Slice) -> Any:
         """What a node in floats reads: features as float32 [N, C, H, W], all else as it was made."""
-        x = self.tensors[held.at]
+        x = self.side_by_side(held)
         if held.store.kind == "stream":
             x = self.floats(held)
         return x.permute(0, 3, 1, 2) if _is_features(x) else x
 
     def side_by_side(self, held: Slice) -> torch.Tensor:
-        """A tensor, or several that were written next to one another."""
+        """A tensor, a part of its channels, or several that were written next to one another."""
         found, whole = self.tensors[held.at], self.tensors[held.whole]
         if found is None:
             found = self.tensors[held.at] = whole[..., held.start : held.stop]
@@ -261,7 +261,7 @@ class LeaveStep(Step):
     WRITES = ("left",)
 
     def run(self, run: Run) -> None:
-        x, codes = run.tensors[self.x.at], run.tensors[self.codes.at]
+        x, codes = run.side_by_side(self.x), run.tensors[self.codes.at]
         left = self.conv.leave(x.clone() if self.keep else x, codes, run.fraction if x.dtype == torch.int16 else None)
         rest = self.conv.rest
         assert rest is not None
@@ -303,7 +303,7 @@ class ConvStep(Step):
         if self.accumulate:
             outputs["accumulate"] = True
         elif self.residual is not None:
-            residual = tensors[self.residual.at]
+            residual = run.side_by_side(self.residual)
             outputs["residual"] = residual.contiguous() if self.residual.store.fresh else residual
         if self.stream:
             outputs["fraction"] = run.fraction
@@ -432,7 +432,7 @@ class CopyStep(Step):
     y: Slice
 
     def run(self, run: Run) -> None:
-        x = run.tensors[self.x.at]
+        x = run.side_by_side(self.x)
         run.target(self.y, x).copy_(x)
 
 

@@ -121,8 +121,8 @@ class SimulatedConv2d(nn.Conv2d):
     def _convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         dtype = x.dtype if self.compute_dtype is None else self.compute_dtype
         bias = None if bias is None else bias.to(dtype)
-        sizes = (self.stride, self.padding, self.dilation, self.groups)
-        return F.conv2d(x.to(dtype), weight.to(dtype), bias, *sizes).to(x.dtype)
+        y = F.conv2d(x.to(dtype), weight.to(dtype), bias, self.stride, self.padding, self.dilation, self.groups)
+        return y.to(x.dtype)
 
 
 def moved(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,7 @@ class SimulatedNetwork(GraphModule):
 
     def _take_float(self, state: Mapping[str, torch.Tensor], float_weights: dict[str, torch.Tensor]) -> None:
         """Values under the names of this module, and of the float network."""
-        self.load_state_dict(self.state_dict() | state)
+        self.load_state_dict({**self.state_dict(), **state})
         self.float_weights = float_weights
         for conv in self.quantized_convs():
             bias = None if conv.bias is None else conv.bias.detach().clone()
@@ -251,11 +251,12 @@ class SimulatedNetwork(GraphModule):
         before = [conv.quantized for conv in convs]
         in_float, self._float_residual = self._float_residual, True
         norms = {norm: self.layer_named(norm).bias for _, norm in self._structure.body if norm}
+        keys = {node.name: node.key for node in self.graph.nodes if isinstance(node, BatchNorm)}
         learned = {norm: bias.detach().clone() for norm, bias in norms.items()}
         try:
             with torch.no_grad():
                 for norm, bias in norms.items():
-                    bias.copy_(self.float_weights.get(f"{self.spec.published(self.graph[norm].key)}.bias", bias))
+                    bias.copy_(self.float_weights.get(f"{self.spec.published(keys[norm])}.bias", bias))
             for conv in convs:
                 conv.quantized = False
             with self.full_depth():

@@ -198,6 +198,26 @@ def test_what_kernels_cannot_compute_together_stays_apart(nodes: list[Node], wan
     assert fused(graph)["c"].name == wanted
 
 
+@pytest.mark.parametrize(
+    "nodes, bounds",
+    [
+        ([Add("s", ("c", "y")), Activation("r", ("s",), "relu")], (0, float("inf"))),
+        ([Activation("r", ("c",), "relu6")], (0, 6)),
+        ([Activation("r", ("c",), "hardtanh", (("min_val", -2.0), ("max_val", 0.5)))], (-2, 0.5)),
+        ([Activation("r", ("c",), "relu")], None),  # which the epilogue computes
+        ([Activation("r", ("c",), "silu")], None),
+    ],
+    ids=["residual", "relu6", "hardtanh", "relu", "silu"],
+)
+def test_bounds_join_the_convolution_before_them(nodes: list[Node], bounds: tuple[float, float] | None) -> None:
+    graph = Graph((conv("y", "x", 3, 8), conv("c", "y", 8, 8), *nodes), outputs=("r",))
+    items = fuse(graph, names(graph), clamps=True)
+    joined = next(item for item in items if isinstance(item, FusedConv) and item.conv.name == "c")
+    assert joined.clamp == bounds and (joined.name == "r" or nodes[0].function == "silu")
+    plain = next(item for item in fuse(graph, names(graph)) if isinstance(item, FusedConv) and item.conv.name == "c")
+    assert plain.clamp is None
+
+
 def test_only_convolutions_of_the_kernels_are_quantised() -> None:
     graph = Graph((Conv("c", ("x",), "c", 4000, 8),), outputs=("c",))
     with pytest.raises(ValueError, match="got 'c': sums of 36000 products of 8 bits could overflow 32 bits"):
