@@ -81,8 +81,8 @@ class GraphSpec(NetworkSpec):
 
         state: values by key, as `graph.trace` gives them. channels: of the input. finer: tensors with more rows than the input,
         which convolutions are ends by; None for those that the graph tells. settings: further fields. The graph is simplified,
-        linear layers and transposed convolutions become convolutions, and convolutions that share weights get a copy each, since their inputs have ranges of
-        their own.
+        linear layers and transposed convolutions become convolutions, and those that share weights get a copy each, since their
+        inputs have ranges of their own.
         """
         given = {graph.inputs[0]: channels}
         if finer is None:

@@ -363,7 +363,7 @@ class _Compiler:
         if home is None:
             kind = "stream" if layer.name in self.source.stream else "features"
             channels, start, width = layer.conv.out_channels, 0, layer.conv.out_channels
-            # Kernels want a sum and what they add in memory alike, and shuffle into no slices.
+            # Kernels want both in memory alike, and shuffle into no slices.
             if residual is not None and not residual.store.fresh and layer.conv.shuffle == 1:
                 start, width = residual.start, residual.store.width
             home = Slice(Store(kind, width, self.extents[layer.name]), start, start + channels)

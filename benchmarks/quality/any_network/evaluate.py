@@ -35,7 +35,7 @@ from adabm_kernels.calibration.tracing import traced_spec
 from adabm_kernels.machine import describe_machine
 from adabm_kernels.simulate import SimulatedGraph
 
-SETTINGS = {"W4A4": (4, 4), "W6A6": (6, 6)}
+SETTINGS = {"W4A4": (4, 4, 0), "W4A4-tuned": (4, 4, 200), "W6A6": (6, 6, 0)}  # bits of weights and activations, steps of tuning
 TEST_SEED, CALIBRATION_SEED = 7, 5
 TEST_BATCH, CALIBRATION = 20, 100
 CHECKED = 2  # pictures that are held to the reference
@@ -48,7 +48,6 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(TASKS), metavar="NAME", help=f"of {', '.join(TASKS)}")
     parser.add_argument("--weights", type=Path, required=True, help="folder of NAME.pt, as train.py writes them")
     parser.add_argument("--bits", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="BITS", help=", ".join(SETTINGS))
-    parser.add_argument("--steps", type=int, default=0, help="of fine-tuning")
     parser.add_argument("--scenes", type=int, default=400, help="test scenes")
     parser.add_argument("--train-photographs", type=Path, default=IMAGES / "calib", help="of the scenes to calibrate on")
     parser.add_argument("--photographs", type=Path, default=IMAGES / "bsd100", help="of the test scenes")
@@ -60,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     figures: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": describe_machine(), "threads": args.threads}
-    figures |= {"torch": torch.__version__, "scenes": args.scenes, "steps": args.steps, "networks": {}}
+    figures |= {"torch": torch.__version__, "scenes": args.scenes, "networks": {}}
     for name in args.names:
         figures["networks"][name] = measured(TASKS[name], name, args)
         print_table(figures["networks"][name], args.clock)
@@ -87,11 +86,11 @@ def measured(task: Task, name: str, args: argparse.Namespace) -> dict[str, Any]:
     found |= {"settings": {}, "seconds": {}}
     converted = {}
     for setting in args.bits:
-        weight_bits, act_bits = SETTINGS[setting]
+        weight_bits, act_bits, steps = SETTINGS[setting]
         began = time.perf_counter()
         with torch.enable_grad():
             data = read_tensors(calibration)
-            graph = SimulatedGraph.of_graph(*traced_spec(network, data), ConvertConfig(weight_bits, act_bits, steps=args.steps))
+            graph = SimulatedGraph.of_graph(*traced_spec(network, data), ConvertConfig(weight_bits, act_bits, steps=steps))
             simulated = calibrate_graph(graph, Tensors(data, graph.spec))
         converted[setting] = model = adabm_kernels.convert_model(simulated)
         took = time.perf_counter() - began
