@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="photographs")
     parser.add_argument("--patch", type=int, default=48)
     parser.add_argument("--crop", type=int, default=32, help="side of the crops of fine-tuning")
+    parser.add_argument("--lr-weight", type=float)
     parser.add_argument("--equalize", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--fixed", action="store_true", help="no bits by image and layer, and up to 8")
     parser.add_argument("--target-bits", type=float)
@@ -74,7 +75,7 @@ def main() -> None:
         steps=args.steps,
         adaptive=not args.fixed,
         patch=args.patch,
-        tuning=BestTuning(patch=args.crop),
+        tuning=BestTuning(patch=args.crop, **({} if args.lr_weight is None else {"lr_weight": args.lr_weight})),
         equalize=args.equalize,
         target_bits=args.target_bits,
     )
