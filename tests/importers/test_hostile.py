@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,12 @@ from adabm_kernels.importers.reading import read_weights
 
 FOLDER = Path(tempfile.mkdtemp(prefix="adabm-hostile-"))
 NUMBERS = ["0", "-1", "1", "2", "7", "1000000000", "-233", "4294967296", "99999999999999999999", "1e30", "nan", "-23303=9,1", ""]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def emptied():
+    yield
+    shutil.rmtree(FOLDER)
 
 
 def _ncnn() -> tuple[str, bytes]:
