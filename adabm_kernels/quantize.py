@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -371,8 +371,8 @@ class Geometry:
 PLAIN = Geometry()
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else cast(tuple[int, int], tuple(value))  # how many there are is checked later
 
 
 def shuffle_order(outputs: int, factor: int) -> torch.Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Hashable
 from dataclasses import replace
 
 from ..graph.fold import gain_and_shift
-from ..graph.nodes import Activation, Add, Affine, BatchNorm, Concat, Conv, Graph, Multiply, Node, Pool, Resize
+from ..graph.nodes import Activation, Add, Affine, BatchNorm, Concat, Conv, Crop, Graph, Multiply, Node, Pad, Pool, Resize
 from ..graph.passes import merge_affines, merge_factors, remove_dead, split_concats
+from ..graph.passes.simplify import redirect
 from ..graph.properties import readers
 
 MOST_PARTS = 100_000  # of all concatenations together, once those of others are taken apart
@@ -24,6 +25,8 @@ def normal(graph: Graph, channels: int) -> Graph | None:
             total += parts[node.name]
             if total > MOST_PARTS:
                 return None
+    # Networks that shuffle pixels into channels pad what does not divide and cut it off again, which files do not hold.
+    graph = redirect(graph, {node.name: node.x for node in graph.nodes if isinstance(node, (Crop, Pad))})
     return remove_dead(split_concats(merge_affines(merge_factors(graph)), {name: channels for name in graph.inputs}))
 
 

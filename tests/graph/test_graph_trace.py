@@ -50,8 +50,8 @@ def made(kind: type[nn.Module], *args: Any) -> nn.Module:
 
 
 SIZES = ((1, 3, 32, 56), (3, 3, 44, 36))
-# Of the sums of the attention between 14 x 8 pixels, twice, with 8 channels: in which order torch adds them up depends on the processor
-# and on which of its algorithms takes the call, and the graph calls another one than the module.
+# Of the sums of the attention between 14 x 8 pixels, twice, with 8 channels: in which order torch adds them up depends on the
+# processor and on which of its algorithms takes the call, and the graph calls another one than the module.
 ATTENTION_TERMS = 4 * (14 * 8 + 8)
 
 
