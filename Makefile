@@ -33,14 +33,17 @@ test-all: lint $(TRITONS_ALL:%=$(VENV)/triton-%/.installed)
 # The package is built again whenever a source of the native libraries is newer.
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-# The C interface and its fuzzer, with sanitizers; without a compiler the parsers alone are fuzzed.
-SANITIZED := g++ -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
-build/fuzz/abi: tests/fuzz/native/abi.cpp $(SOURCES) | $(VENV)/.test
-	CXX="$(SANITIZED)" CXXFLAGS=-O1 ADABM_CUDA=off $(BIN)/python setup.py -q build_ext --build-lib build/fuzz/lib --build-temp build/fuzz/tmp
-	$(SANITIZED) -std=c++17 -O1 -ffp-contract=off -DADABM_FUZZ_MAIN -Icsrc/include $< -o $@ \
-		-Lbuild/fuzz/lib/adabm_kernels/_lib -l:libadabm_cpu.so '-Wl,-rpath,$$ORIGIN/lib/adabm_kernels/_lib'
+# The fuzzer of the C interface, on the package's own library, and on the scalar kernels and all that is common with sanitizers:
+# without their flags the files of the other instruction sets hold nothing.
+FUZZER := g++ -std=c++17 -O1 -ffp-contract=off -DADABM_FUZZ_MAIN -Icsrc -Icsrc/include
+build/fuzz/abi: tests/fuzz/native/abi.cpp $(VENV)/.package
+	@mkdir -p $(@D)
+	$(FUZZER) $< -o $@ -Ladabm_kernels/_lib -l:libadabm_cpu.so -Wl,-rpath,$(CURDIR)/adabm_kernels/_lib
+build/fuzz/abi_sanitized: tests/fuzz/native/abi.cpp $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp csrc/cpu/isa/*.cpp)
+	@mkdir -p $(@D)
+	$(FUZZER) -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -pthread $^ -o $@
 
-fuzz: $(VENV)/.test $(if $(shell command -v g++),build/fuzz/abi)
+fuzz: $(VENV)/.test $(if $(shell command -v g++),build/fuzz/abi build/fuzz/abi_sanitized)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
 
 bench: $(VENV)/.bench

@@ -86,11 +86,13 @@ def check_address_space() -> None:
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error is want of memory or of address space, which torch and libvips report as RuntimeError, the loader of
     libraries as ImportError or OSError, and threads as RuntimeError."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, MemoryError) or _WANT_OF_MEMORY.search(str(seen)):
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:  # an error may be raised from itself
+        if isinstance(cause, MemoryError) or _WANT_OF_MEMORY.search(str(cause)):
             return True
-        seen = seen.__cause__
+        causes.append(cause)
+        cause = cause.__cause__
     return False
 
 

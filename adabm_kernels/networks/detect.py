@@ -12,14 +12,13 @@ from torch import nn
 
 from ..graph.fold import leaky_slope
 from ..graph.nodes import Activation, BatchNorm, ColourShift, Conv, Node, PixelUnshuffle, Pool, Resize
-from ..quantize import finite_float32
 from .checkpoints import MOST_NETWORKS, Candidate, candidates, equal, why_not_plain
 from .convention import AS_READ, SHIFTS, Convention, Shift, fold, reading
 from .float_network import float_network as float_network
 from .float_network import float_shapes
 from .known import KNOWN, NETWORKS, NONE_OF_THEM, SUPPORTED, layout_of, why_not
 from .known import SPECS as SPECS
-from .layouts import MAX_WEIGHT, Layout, adabm_name, check_numbers, listed, shortened
+from .layouts import MAX_WEIGHT, Layout, adabm_name, check_numbers, is_factor, listed, shortened
 from .spec import RESIDUAL_FRACTION, UNIT_RANGE, NetworkSpec
 
 NO_SKIP = "no layer can be skipped, as the network is built anew from its weights: replace this one"
@@ -81,15 +80,15 @@ def detect(
     res_scale: factor on the second convolution of each block, which weights do not reveal (EDSR and SRResNet); at least 0.
     convention: what else they do not reveal; a calibrated network is always of the default one.
     weights_key: which of several networks in the checkpoint is meant, as `Detected.source` names it, or the end of that.
-    Raises TypeError for a res_scale that is no number; ValueError when it is negative or not finite, when the network is not a
-    known one, when there are several, when keys are missing, unexpected or of another shape (it lists them), when a tensor has no
-    values of its own in floating point, when one is NaN, infinite or larger than MAX_WEIGHT, or when the convention is one that the
-    network cannot have.
+    Raises TypeError for a res_scale that is no number; ValueError when it is negative or above MAX_WEIGHT, when the network is
+    not a known one, when there are several, when keys are missing, unexpected or of another shape (it lists them), when a tensor
+    has no values of its own in floating point, when one is NaN, infinite or larger than MAX_WEIGHT, or when the convention is one
+    that the network cannot have.
     """
     if isinstance(res_scale, bool) or not isinstance(res_scale, (int, float)):
         raise TypeError(f"detect: res_scale must be a number, got {type(res_scale).__name__}")
-    if not (finite_float32(res_scale) and res_scale >= 0):
-        raise ValueError(f"detect: res_scale must be finite and at least 0, got {res_scale}")
+    if not is_factor(res_scale):
+        raise ValueError(f"detect: res_scale must be finite and at least 0, at most {MAX_WEIGHT:g}, got {res_scale}")
     chosen, found = _chosen(candidates(state_dict), weights_key, lambda state: _recognised(state, res_scale, convention))
     return replace(found, source=chosen.label, left_out=chosen.left_out)
 

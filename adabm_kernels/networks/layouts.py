@@ -17,6 +17,11 @@ MAX_WEIGHT = 1e9  # in magnitude: none that was trained comes near, and products
 _MOST_DIGITS = 6  # of a number in a name
 
 
+def is_factor(value: object) -> bool:
+    """Whether a value is a number from 0 to MAX_WEIGHT."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_WEIGHT
+
+
 def adabm_name(key: str) -> str:
     """The AdaBM name of a weight that EDSR-PyTorch calls `key`: `body.0.body.2.bias` is `body.0.conv2.bias`."""
     return re.sub(r"^(body\.\d+)\.body\.([02])\.", lambda m: f"{m[1]}.conv{1 + int(m[2]) // 2}.", key)

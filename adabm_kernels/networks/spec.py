@@ -15,8 +15,7 @@ from ..graph import properties
 from ..graph.nodes import Concat, Graph, PixelShuffle
 from ..graph.properties import ConvSpec
 from ..graph.trunk import Trunk, least_tile, trunk
-from ..quantize import finite_float32
-from .layouts import MAX_BLOCKS, MAX_CHANNELS, Layout, State, adabm_name
+from .layouts import MAX_BLOCKS, MAX_CHANNELS, MAX_WEIGHT, Layout, State, adabm_name, is_factor
 
 __all__ = ["RESIDUAL_FRACTION", "UNIT_RANGE", "ConvSpec", "NetworkSpec", "stages"]
 
@@ -217,13 +216,13 @@ class NetworkSpec:
 
     def check_sizes(self, *names: str) -> None:
         """ValueError for fields of another type, for a scale that no network has, for numbers of blocks, layers or channels that
-        are none or too large, and for a residual scale that is negative or no finite float32."""
+        are none or too large, and for a residual scale that is negative, NaN or too large."""
         for field in fields(cast(Any, self)):
             value, kinds = getattr(self, field.name), _KINDS.get(str(field.type))
             if kinds is not None and type(value) not in kinds:
                 raise ValueError(f"{type(self).__name__}: {field.name} must be {field.type}, got {value!r}")
-        if not (finite_float32(self.res_scale) and self.res_scale >= 0):
-            raise ValueError(f"{type(self).__name__}: res_scale must be a finite float32 of at least 0, got {self.res_scale!r}")
+        if not is_factor(self.res_scale):
+            raise ValueError(f"{type(self).__name__}: res_scale must be a number from 0 to {MAX_WEIGHT:g}, got {self.res_scale!r}")
         if self.scale not in self.scales:
             *others, last = map(str, self.scales)
             rule = f"{', '.join(others)} or {last}" if others else last

@@ -24,11 +24,12 @@ from targets import TARGETS, Target  # noqa: E402
 
 FOUND = Path("build/fuzz")
 A_TURN = 200  # inputs
-NATIVE = FOUND / "abi"  # tests/fuzz/native/abi.cpp, as `make fuzz` builds it
+# tests/fuzz/native/abi.cpp, as `make fuzz` builds it.
+NATIVE = {"c_interface": FOUND / "abi", "c_interface_sanitized": FOUND / "abi_sanitized"}
 NATIVE_SECONDS = 20  # of a turn
 
 
-KNOWN = [*TARGETS, *(["c_interface"] if NATIVE.exists() else [])]
+KNOWN = [*TARGETS, *(name for name, program in NATIVE.items() if program.exists())]
 
 
 @dataclass
@@ -64,11 +65,11 @@ def turn(name: str, target: Target, tried: Tried) -> None:
     tried.seconds += time.perf_counter() - start
 
 
-def native_turn(tried: Tried) -> None:
+def native_turn(program: Path, tried: Tried) -> None:
     """Some more inputs for the C interface; what fails is in build/fuzz/abi.failed."""
     start = time.perf_counter()
     seed = str(time.time_ns())
-    done = subprocess.run([NATIVE.resolve(), seed, str(NATIVE_SECONDS)], cwd=FOUND, capture_output=True, text=True)
+    done = subprocess.run([program.resolve(), seed, str(NATIVE_SECONDS)], cwd=FOUND, capture_output=True, text=True)
     tried.seconds += time.perf_counter() - start
     if done.returncode:
         tried.failures.append(f"seed {seed}: {done.stderr}")
@@ -92,8 +93,8 @@ def main() -> int:
         name = min((name for name in chosen if not tried[name].failures), key=lambda name: tried[name].seconds, default=None)
         if name is None:
             break
-        if name == "c_interface":
-            native_turn(tried[name])
+        if name in NATIVE:
+            native_turn(NATIVE[name], tried[name])
         else:
             turn(name, TARGETS[name](), tried[name])
     print("| target | inputs | seconds | failures |\n|---|---:|---:|---:|")

@@ -183,7 +183,7 @@ MODELS: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]
     "provenance of text": (lambda h, t: h.update(provenance="x"), "."),
     "an exit of a million filters": (
         lambda h, t: t.update({"exit.weight": torch.zeros(30_000, 3, 15, 15, dtype=torch.int8)}),
-        "exit.weight must have 12 filters",
+        "exit.weight must have at most 32400 values",
     ),
     "a long name": (lambda h, t: h["spec"].update({"x" * 1_000_000: 1}), "x{60}"),
 }  # fmt: skip
@@ -270,6 +270,12 @@ class Calls:
 
     def __reduce__(self) -> Any:
         return self.call
+
+
+def test_a_file_of_too_many_tensors_is_refused_before_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(to_bytes({f"x{i}": T[:0] for i in range(20_001)}))
+    message = refusal(lambda: load_state(tmp_path / "m.safetensors"), ValueError)
+    assert "must hold at most 20000 tensors in one dictionary" in message
 
 
 def test_an_archive_that_unpacks_into_far_more_is_not_unpacked(tmp_path: Path) -> None:
