@@ -7,6 +7,7 @@ Errors are one sentence on stderr. torch is imported inside the commands only, s
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -19,9 +20,12 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from .commands import bench, calibrate, completion, evaluate, info, models, report, tune, upscale
-from .commands.common import CommandError, one_line
+from .commands.common import FAILED, CommandError, check_address_space, lacks_memory, one_line
 from .machine import version
 from .models import did_you_mean
+
+_WITHOUT_TORCH = (completion.execute,)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 COMMANDS: dict[str, Any] = {
     "upscale": upscale,
@@ -41,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up like Ctrl-C
+        _occupy_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold what the encoding does not
@@ -51,10 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv, argparse.Namespace(argv=argv))
     try:
         with _plain_warnings(getattr(args, "quiet", False)):
+            if args.execute not in _WITHOUT_TORCH:
+                check_address_space()
             args.execute(args)
-        if sys.stdout is not None:  # closed by a shell's >&-
-            sys.stdout.flush()
-        return 0
+        return _flushed()
     except KeyboardInterrupt as stop:
         print(f"adabm: interrupted{f': {one_line(str(stop))}' if str(stop) else ''}", file=sys.stderr)
         return 130
@@ -65,10 +70,52 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if args.traceback:
             traceback.print_exc()
-        known = isinstance(error, CommandError)
-        message = str(error) if known else f"unexpected {type(error).__name__}: {error} (--traceback shows where)"
+        status = error.status if isinstance(error, CommandError) else FAILED
+        if isinstance(error, CommandError):
+            message = str(error)
+        elif isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:  # of what is printed
+            return _unwritten(error)
+        elif lacks_memory(error):
+            message = "not enough memory"
+        else:
+            message = f"unexpected {type(error).__name__}: {error} (--traceback shows where)"
         print(f"adabm: error: {one_line(message)}", file=sys.stderr)
-        return error.status if isinstance(error, CommandError) else 1
+        return status
+
+
+def _occupy_closed_streams() -> None:
+    """Lead descriptors 0 to 2 that are closed, as by a shell's >&- or under cron, to nowhere.
+
+    Else the next file that is opened would take such a number, and what libraries print would go into it. What is printed to a
+    closed stream is lost.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stderr is None:  # print would take standard output for it
+        sys.stderr = open(os.devnull, "w")
+
+
+def _flushed() -> int:
+    """The exit status once all of standard output is written: 1, after a sentence, where it cannot be."""
+    if sys.stdout is None:
+        return 0
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _unwritten(error)
+    return 0
+
+
+def _unwritten(error: OSError) -> int:
+    """The exit status where standard output cannot be written, after a sentence."""
+    print(f"adabm: error: cannot write standard output: {error.strerror or error}", file=sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would try once more
+    return FAILED
 
 
 @contextmanager

@@ -1,17 +1,23 @@
-"""Files that appear whole or not at all, and where this user's own lie."""
+"""Files that appear whole or not at all, what JSON in them says, and where this user's own lie."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any, BinaryIO
 
 _DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
+_PARTIAL = re.compile(r"\.adabm-[0-9a-f]{16}\.tmp")
+_MOST_DIGITS = 19  # of a whole number in JSON: more than 64 bits hold, and few enough for every function of numbers
+_tidied: set[Path] = set()
 
 
 def check_target(path: str | os.PathLike) -> Path:
@@ -70,6 +76,9 @@ class PartialFile:
     `file` is the open binary file, for reading and writing. An existing file is replaced, and nothing else: OSError where `path` is
     no regular file. Where it is a symbolic link, that is the file which it points to: the link stays. On any exception, an
     interruption included, the temporary file is removed. The contents are on the disk before the name is.
+
+    The temporary file is locked while its writer lives. What a writer left that was killed is removed when the next one writes
+    into the same folder, where the file system knows locks.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -77,14 +86,18 @@ class PartialFile:
 
     def __enter__(self) -> PartialFile:
         self.path = _replaced(self.path)
-        self.partial = self.path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
-        try:
-            # Mode "x" never follows or replaces another file, and gives the permissions the user's umask asks for.
-            self.file = open(self.partial, "x+b")
-        except BaseException:
-            self.partial.unlink(missing_ok=True)
-            raise
-        return self
+        _remove_abandoned(self.path.parent)
+        while True:
+            self.partial = self.path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
+            try:
+                # Mode "x" never follows or replaces another file, and gives the permissions the user's umask asks for.
+                self.file = open(self.partial, "x+b")
+            except BaseException:
+                self.partial.unlink(missing_ok=True)
+                raise
+            if not _lock(self.file) or self.partial.exists():
+                return self
+            self.file.close()  # another process took it for abandoned before it was locked
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
@@ -96,6 +109,34 @@ class PartialFile:
                 os.replace(self.partial, self.path)
         finally:
             self.partial.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Take the lock by which other processes see that this file has a living writer. False where another process has it, and where
+    there are no locks."""
+    if os.name != "posix":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of writers that live no more from a folder, once in the life of this process."""
+    place = Path(os.path.abspath(folder))
+    if place in _tidied:
+        return
+    _tidied.add(place)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _PARTIAL.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError), open(entry.path, "r+b") as file:
+                    if _lock(file):
+                        os.unlink(entry.path)
 
 
 def write_file(path: str | os.PathLike, data: bytes) -> None:
@@ -119,6 +160,24 @@ class naming:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise type(error)(f"cannot write '{self.path}': {error.strerror or error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON text says. NaN and Infinity, which Python writes, are read as floats.
+
+    Raises ValueError in words for everything that cannot be read: no JSON, nesting that is too deep, whole numbers that no machine
+    word holds.
+    """
+    try:
+        return json.loads(text, parse_int=_whole_number)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS + digits.startswith("-"):
+        raise ValueError(f"its JSON has a whole number of {len(digits)} digits, where at most {_MOST_DIGITS} are read")
+    return int(digits)
 
 
 def user_path(name: str) -> Path:

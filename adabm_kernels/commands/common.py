@@ -27,6 +27,14 @@ _ARGUMENTS = re.compile(
 )
 
 
+_WANT_OF_MEMORY = re.compile(
+    r"allocate memory|failed to map segment|cannot (create|allocate) [\w ]*mapping|can't start new thread|std::bad_alloc"
+    r"|out of memory"
+)
+_TORCH_BYTES = 640 << 20  # of address space that torch for processors takes to be imported and to compute a little
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+
+
 class CommandError(Exception):
     """A failure that is one sentence to the user, with the exit status it ends in."""
 
@@ -49,12 +57,43 @@ def stage(status: int, memory: str = "not enough memory", *, bad_input: int | No
         yield
     except BrokenPipeError:  # whose reader has gone: nobody is to be told
         raise
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        # torch reports a failed allocation as a RuntimeError.
-        out_of_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
-        if bad_input is not None and isinstance(error, ValueError | FileNotFoundError | PermissionError):
+    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        out_of_memory = lacks_memory(error)
+        if isinstance(error, ImportError) and not out_of_memory:
+            raise
+        if out_of_memory:
+            status = FAILED
+        elif bad_input is not None and isinstance(error, ValueError | FileNotFoundError | PermissionError):
             status = bad_input
         raise CommandError(memory if out_of_memory else as_options(str(error)), status) from error
+
+
+def check_address_space() -> None:
+    """MemoryError where this process may have less address space than torch's libraries take, whose loader would abort it."""
+    if os.name != "posix":
+        return
+    import mmap
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return
+    try:
+        mmap.mmap(-1, _TORCH_BYTES).close()
+    except OSError as error:
+        raise MemoryError("not enough address space for torch") from error
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error is want of memory or of address space, which torch and libvips report as RuntimeError, the loader of
+    libraries as ImportError or OSError, and threads as RuntimeError."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:  # an error may be raised from itself
+        if isinstance(cause, MemoryError) or _WANT_OF_MEMORY.search(str(cause)):
+            return True
+        causes.append(cause)
+        cause = cause.__cause__
+    return False
 
 
 def as_options(message: str) -> str:
@@ -100,15 +139,20 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space as one space."""
-    return " ".join(text.split())
+    """The text with every run of white space as one space, and `printable`."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes: what a file says may not steer a terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def print_table(rows: Sequence[tuple[str, str]], indent: str = "", file: TextIO | None = None) -> None:
     """Names and values in two columns, on standard output or in a file."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{indent}{name:<{width}}  {value}".rstrip(), file=file)
+        print(printable(f"{indent}{name:<{width}}  {value}".rstrip()), file=file)
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
@@ -116,7 +160,7 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
         cells = [f"{first:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))]
-        print("  ".join(cells).rstrip())
+        print(printable("  ".join(cells).rstrip()))
 
 
 @contextmanager
