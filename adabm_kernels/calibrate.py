@@ -285,10 +285,13 @@ class _Run:
         if kept is None:
             tuning = make_tuning(self.model)
         else:
-            tuning = make_tuning(_loaded(self.model, kept["tuning"]["model"]))
-            tuning.restore(kept["tuning"])
-            rng.setstate(kept["rng"])
-            self.losses, self.stages = kept["losses"], kept["stages"]
+            try:
+                tuning = make_tuning(_loaded(self.model, kept["tuning"]["model"]))
+                tuning.restore(kept["tuning"])
+                rng.setstate(kept["rng"])
+                self.losses, self.stages = kept["losses"], kept["stages"]
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+                raise ValueError(f"calibrate: resume={resume} is damaged ({type(error).__name__}): remove it") from error
             self.resumed_at = tuning.done
         windows, settings = self.windows, config.tuning
         assert settings is not None, "which a ConvertConfig fills in"
@@ -418,7 +421,9 @@ def _identity(config: ConvertConfig, windows: list[torch.Tensor], model: Simulat
 def _load_run(path: Path, identity: str, config: ConvertConfig) -> dict[str, Any]:
     try:
         kept = torch.load(path, weights_only=True)
-        other, of = kept["config"], kept["identity"]
+        other, of = dict(kept["config"]), kept["identity"]
+    except MemoryError:
+        raise
     except Exception as error:
         raise ValueError(f"calibrate: resume={path} is no state of a calibration ({type(error).__name__}): remove it") from error
     if of != identity:

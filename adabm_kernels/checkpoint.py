@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,18 +10,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 
+from . import native
 from .config import ConvertConfig
 from .exits import ExitParameters
-from .files import utf8_name, write_file
-from .networks.detect import SPECS, adabm_name, float_shapes, plain_keys
+from .files import parse_json, utf8_name, write_file
+from .networks.detect import SPECS, adabm_name, check_held, check_magnitude, float_shapes, plain_keys
+from .networks.layouts import shortened
 from .networks.spec import NetworkSpec
 from .nn import ConvertedNetwork
 from .nn.contexts import as_imported
 from .parameters import ConvParameters
-from .quantize import check_fraction
+from .quantize import check_fraction, finite_float32
+from .registry import Problem, choose
 
 FORMAT_VERSION = 6
 READABLE = (1, 2, 3, 4, 5, 6)  # 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit, 5 no fraction
@@ -31,6 +33,9 @@ HEADER_KEY = "adabm"
 _SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive", "weight_grid", "digits")
 _TENSORS = ("codes", "weight_upper", "bias")
 _OPTIONAL = ("input_shift",)
+_COUNTER = ".num_batches_tracked"  # of BatchNorm: the one value that is no float
+_EXIT_WEIGHTS = 48 * 3 * 15**2  # of the largest scale, in the largest filter
+_MOST_WORDS = 500  # characters of a message: what a file holds may be of any length
 _EXIT_SCALARS, _EXIT_TENSORS = ("unit", "tile", "threshold"), ("weight", "bias")
 
 
@@ -76,18 +81,22 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
 
 @as_imported()
 def load(path: str | Path) -> ConvertedNetwork:
-    """Read a converted model. Raises FileNotFoundError, or ValueError saying what the file is instead."""
+    """Read a converted model. Raises FileNotFoundError, or ValueError saying what the file is instead.
+
+    Whatever the file holds is checked before anything is made of it: types, shapes, orders and ranges, and that all numbers are
+    finite in float32. What is refused takes about a second at most, and memory in proportion to the file.
+    """
     path = Path(path)
+    native.isa(), choose(Problem("cpu"))  # what the environment says wrongly is not the file's fault
     text, tensors = _read(path, with_tensors=True)
-    with _explained(path):
-        header = json.loads(text)
+    with explained(path):
+        header = parse_json(text)
         parts = _parts(header, tensors)
-        provenance = dict(header.get("provenance", {}))
-    model = ConvertedNetwork.KINDS.get(parts["spec"].network, ConvertedNetwork)(**parts).eval()
-    model.provenance = provenance
-    if "running" in header:
-        with _explained(path):
-            model.set_running_thresholds(header["running"]["momentum"], tuple(header["running"]["thresholds"]))
+        provenance, running = dict(header.get("provenance", {})), _running(header)
+        model = ConvertedNetwork.KINDS.get(parts["spec"].network, ConvertedNetwork)(**parts).eval()
+        model.provenance = provenance
+        if running is not None:
+            model.set_running_thresholds(*running)
     return model
 
 
@@ -98,9 +107,11 @@ def read_header(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     text, _ = _read(path, with_tensors=False)
-    with _explained(path):
-        header = json.loads(text)
+    with explained(path):
+        header = parse_json(text)
         _check_version(header)
+        if not isinstance(header.get("provenance", {}), dict):
+            raise ValueError(f"provenance must be an object, got {header['provenance']!r}")
         return {"provenance": {}} | header
 
 
@@ -122,7 +133,9 @@ def _read(path: Path, with_tensors: bool) -> tuple[str, dict[str, torch.Tensor]]
             text = (file.metadata() or {}).get(HEADER_KEY)
             keys = list(file.keys())
             tensors = {key: file.get_tensor(key) for key in keys} if text and with_tensors else {}
-    except (SafetensorError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of types that this release of torch has not, too
         raise ValueError(f"load: {path} is {_what_else(path)}") from error
     if not text:
         kind = "a float checkpoint" if any(key.endswith("weight") for key in keys) else "a file of other tensors"
@@ -131,13 +144,13 @@ def _read(path: Path, with_tensors: bool) -> tuple[str, dict[str, torch.Tensor]]
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """What is wrong with a header, as one sentence."""
+def explained(path: Path) -> Iterator[None]:
+    """A block in which what is wrong with a model's file becomes ValueError, one sentence."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"load: {path} is not a model that this version can read: {what}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
+        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"load: {path} is not a model that this version can read: {shortened(what, _MOST_WORDS)}") from error
 
 
 def _check_version(header: dict[str, Any]) -> None:
@@ -151,12 +164,13 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     """What the file holds, as arguments of ConvertedNetwork."""
     _check_version(header)
     spec, config = SPECS[header["network"]](**header["spec"]), ConvertConfig.from_dict(header["config"])
+    check_held(spec, len(tensors))
     fraction, shapes = _fraction(header, spec, config), float_shapes(spec)
     float_state = _section(tensors, "float.") or None
     if float_state is not None:
-        _check_shapes("float.", float_state, shapes)
-    plain, kept = _section(tensors, "plain."), plain_keys(spec, config.quantize)
-    _check_shapes("plain.", plain, {name: shape for key, shape in shapes.items() if (name := adabm_name(key)) in kept})
+        _check_floats("float.", float_state, shapes)
+    plain, kept = _section(tensors, "plain."), dict.fromkeys(plain_keys(spec, config.quantize))
+    _check_floats("plain.", plain, {name: shape for key, shape in shapes.items() if (name := adabm_name(key)) in kept})
     convs = {}
     for name, conv in spec.quantized(config.quantize).items():
         # Files of before the second grid and the second digit do not name theirs.
@@ -201,7 +215,10 @@ def _exit(
     if not isinstance(scalars, dict):
         raise ValueError(f"exit must be an object or null, got {scalars!r}")
     held = {f"exit.{key}": scalars[key] for key in _EXIT_SCALARS if key in scalars} | tensors
-    found = ExitParameters(**{key: held[f"exit.{key}"] for key in (*_EXIT_SCALARS, *_EXIT_TENSORS)})
+    parts = {key: held[f"exit.{key}"] for key in (*_EXIT_SCALARS, *_EXIT_TENSORS)}
+    if parts["weight"].numel() > _EXIT_WEIGHTS:  # the filters for every border class, which are made of it, are far larger
+        raise ValueError(f"exit.weight must have at most {_EXIT_WEIGHTS} values, got {list(parts['weight'].shape)}")
+    found = ExitParameters(**parts)
     found.check_for(spec, config)
     return found
 
@@ -214,11 +231,32 @@ def _check_shapes(prefix: str, tensors: dict[str, torch.Tensor], shapes: dict[st
             raise ValueError(f"{prefix}{key} must have shape {list(shape)}, got {list(tensors[key].shape)}")
 
 
+def _check_floats(prefix: str, tensors: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise unless these are the values of those shapes and no others, finite float32."""
+    _check_shapes(prefix, tensors, shapes)
+    if others := sorted(tensors.keys() - shapes.keys()):
+        raise ValueError(f"it has no value {prefix}{shortened(others[0])}")
+    for key, value in tensors.items():
+        kind = torch.int64 if key.endswith(_COUNTER) else torch.float32
+        if value.dtype != kind:
+            raise ValueError(f"{prefix}{key} must be {kind}, got {value.dtype}")
+        check_magnitude(f"{prefix}{key}", value)
+
+
 def _thresholds(values: Any) -> tuple[float, float]:
-    numbers = isinstance(values, list) and all(type(value) in (int, float) and math.isfinite(value) for value in values)
-    if not numbers or len(values) != 2:
+    if not isinstance(values, list) or len(values) != 2 or not all(map(finite_float32, values)):
         raise ValueError(f"thresholds must be two finite numbers, got {values!r}")
-    return tuple(values)
+    lower, upper = map(float, values)
+    if lower > upper:
+        raise ValueError(f"thresholds must be the lower and the upper one in this order, got {values!r}")
+    return lower, upper
+
+
+def _running(header: dict[str, Any]) -> tuple[float, tuple[float, float]] | None:
+    """Momentum and thresholds of `set_running_thresholds`, where they are on."""
+    if "running" not in header:
+        return None
+    return header["running"]["momentum"], _thresholds(header["running"]["thresholds"])
 
 
 _HOW = (

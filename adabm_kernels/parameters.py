@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
-from .quantize import MAX_BITS, MIN_BITS, WEIGHT_GRIDS
+from .quantize import MAX_BITS, MIN_BITS, WEIGHT_GRIDS, act_grid, finite_float32
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,8 @@ class ConvParameters:
 
     codes: int8 [K, C, R, S], k' of quantize.weight_codes. weight_upper: float32 [1] or [K], the weight's range, above 0.
     weight_grid: "odd" or "signed", which integers the codes stand for (quantize.weight_integers).
-    bias: float32 [K]. lower, upper: range of the input. act_bits: base bits, 2..8. layer_offset: -1, 0 or 1.
+    bias: float32 [K]. lower, upper: range of the input, two different float32 values whose grids float32 holds. act_bits: base
+    bits, 2..8. layer_offset: -1, 0 or 1.
     adaptive: whether offsets apply. weight_bits: 2..8. input_shift: float32 [C] or None, what was added to each channel of the
     input after the range was taken: the codes are those of the input without it. digits: 8-bit codes of the input, 1 or 2.
 
@@ -53,9 +53,14 @@ class ConvParameters:
         self._require("bias", _finite(bias, (k,)), f"finite float32 [{k}]")
         self._require("input_shift", shift is None or _finite(shift, (c,)), f"finite float32 [{c}], or None")
         for name in ("lower", "upper"):
-            value = getattr(self, name)
-            self._require(name, type(value) in (int, float) and math.isfinite(value), "a finite number")
+            self._require(name, finite_float32(getattr(self, name)), "a finite number of float32")
         self._require("lower", self.lower < self.upper, f"below upper, {self.upper}")
+        ends = torch.tensor([self.lower, self.upper], dtype=torch.float32)
+        self._require("lower", bool(ends[0] < ends[1]), f"below upper, {self.upper}, in float32 too")
+        try:
+            act_grid(self.lower, self.upper)
+        except ValueError as error:
+            raise ValueError(f"ConvParameters: lower and upper of '{self.name}': {error}") from error
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:

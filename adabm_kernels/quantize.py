@@ -19,6 +19,7 @@ MIN_BITS, MAX_BITS = 2, 8
 WEIGHT_GRIDS = ("odd", "signed")
 MIN_FRACTION, MAX_FRACTION = -16, 24  # of features of 16 bits: powers of two that scale every float32 of use exactly
 MOST_FIXED = 2**15 - 1  # largest magnitude of an int16 feature
+MOST_FLOAT32 = 2.0**128 - 2.0**104  # largest finite float32
 CODE_CHANNELS = 4  # code tensors [N, H, W, C] hold C rounded up to a multiple of this: one 32-bit operand of a dot product
 
 
@@ -30,6 +31,11 @@ def round_ste(x: torch.Tensor) -> torch.Tensor:
 def to_pixels(y: torch.Tensor) -> torch.Tensor:
     """Floats in the units of pixels as uint8 of the same shape: clamped to 0..255, rounded half to even."""
     return y.clamp(0, 255).round_().to(torch.uint8)
+
+
+def finite_float32(value: object) -> bool:
+    """Whether a value is a number, and neither a truth value nor one that float32 makes infinite or NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST_FLOAT32
 
 
 def check_fraction(fraction: float) -> None:
@@ -154,14 +160,17 @@ def act_grid(lower: float, upper: float) -> torch.Tensor:
     """float32 [7, 2]: for bits 2..8, the pair (scale, offset) that turns a value x into its unrounded code scale * x + offset.
 
     scale = (2^bits - 1) / (upper - lower) and offset = -lower * scale, each rounded once from float64.
-    Raises ValueError unless lower < upper and both are finite.
+    Raises ValueError unless lower < upper and both are finite, and where a pair is not finite in float32.
     """
     lower, upper = float(lower), float(upper)
     if not (lower < upper and abs(lower) < float("inf") and abs(upper) < float("inf")):
         raise ValueError(f"act_grid: needs finite lower < upper, got lower={lower} and upper={upper}")
     levels = torch.tensor([2.0**b - 1 for b in range(MIN_BITS, MAX_BITS + 1)], dtype=torch.float64)
     scale = levels / (upper - lower)
-    return torch.stack([scale, -lower * scale], 1).to(torch.float32)
+    grid = torch.stack([scale, -lower * scale], 1).to(torch.float32)
+    if not grid.isfinite().all():
+        raise ValueError(f"act_grid: needs a range whose scale and offset float32 holds, got lower={lower} and upper={upper}")
+    return grid
 
 
 def act_steps(lower: float, upper: float) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..files import check_target, naming, write_file
+from ..files import check_target, naming, parse_json, write_file
 
 Entries = dict[str, dict[str, Any]]
 
@@ -21,7 +21,7 @@ def read(path: Path, whole: Callable[[dict[str, Any]], bool]) -> Entries:
     whole: whether an entry is; where it raises for one (a KeyError, TypeError, ValueError or AttributeError) that is not.
     """
     try:
-        table = json.loads(path.read_text()).items()
+        table = parse_json(path.read_text()).items()
     except (OSError, ValueError, AttributeError):
         return {}
     return {key: entry for key, entry in table if _holds(whole, entry)}
@@ -30,7 +30,7 @@ def read(path: Path, whole: Callable[[dict[str, Any]], bool]) -> Entries:
 def _holds(whole: Callable[[dict[str, Any]], bool], entry: dict[str, Any]) -> bool:
     try:
         return whole(entry)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError):
         return False
 
 

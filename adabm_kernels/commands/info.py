@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import BestTuning
 from ..machine import describe_machine, describe_versions
@@ -18,6 +19,7 @@ from .weights import READING_OPTIONS, word
 SUMMARY = "show the machine and the backends, or a model"
 
 Sections = dict[str, list[tuple[str, str]]]
+Read = TypeVar("Read")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +33,7 @@ def execute(args: argparse.Namespace) -> None:
     if args.json:
         print(to_json(report))
         return
-    sections = _machine_sections(report) if args.model is None else _model_sections(report)
+    sections = _machine_sections(report) if args.model is None else _of_file(report, _model_sections)
     for i, (title, rows) in enumerate(sections.items()):
         print("\n" * bool(i) + title)
         print_table(rows, indent="  ")
@@ -99,21 +101,32 @@ def _of_model(name: str) -> dict[str, Any]:
         from ..checkpoint import read_header
 
         header = read_header(path)
-    convs = header.pop("convs")
+    report = {"model": name, "path": str(path)} | header
+    convs = _of_file(report, lambda report: _bits_of(report.pop("convs")))
+    return report | {
+        "built_in": name in builtin_models(),
+        "bytes": path.stat().st_size,
+        "convolutions": convs,
+        "exit": header.get("exit"),  # which files of before the exits do not have
+        "fraction": header.get("fraction"),  # nor those of before features of 16 bits
+    }
+
+
+def _bits_of(convs: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """How many convolutions there are of each width."""
     bits: dict[str, int] = {}
     for conv in convs.values():
         key = f"{conv['weight_bits']}-bit weights, {_act_bits(conv)}"
         bits[key] = bits.get(key, 0) + 1
-    return {
-        "model": name,
-        "path": str(path),
-        "built_in": name in builtin_models(),
-        "bytes": path.stat().st_size,
-        "convolutions": bits,
-        "exit": None,  # which files of before the exits do not have
-        "fraction": None,  # nor those of before features of 16 bits
-        **header,
-    }
+    return bits
+
+
+def _of_file(report: dict[str, Any], read: Callable[[dict[str, Any]], Read]) -> Read:
+    """What is read of a model's report, with what its file says wrongly as one sentence."""
+    from ..checkpoint import explained
+
+    with stage(BAD_INPUT), explained(Path(report["path"])):
+        return read(report)
 
 
 def _act_bits(conv: dict[str, Any]) -> str:

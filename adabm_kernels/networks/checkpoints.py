@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from ..files import utf8_name
 from .known import ANCHORS
-from .layouts import listed
+from .layouts import listed, shortened
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".pkl")
 DEPTH = 4  # dictionaries in dictionaries that are looked into
+# What a checkpoint may hold: several times as much as the largest that is known, and little enough to look through in a second.
+MOST_TENSORS = 20_000  # in one dictionary
+MOST_NETWORKS = 8  # that are looked at, where none is named
+_MOST_PREFIXES = 64  # of networks in one dictionary
+_MOST_UNPACKED = 4  # times the size of a file that what is in it may have: torch compresses nothing
+_UNPACKED_BYTES = 1 << 24  # that any file may hold
 # Segments that DataParallel and torch.compile put into names, and counters that optimisers, averaging and profilers leave there.
 _SEGMENTS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
 _COUNTERS = re.compile(r"(^|\.)(n_averaged|step_counter|total_ops|total_params)$")
@@ -41,22 +49,29 @@ def load_state(path: str | Path) -> dict[str, Any]:
         known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         raise ValueError(f"load_state: a checkpoint ends in {known}, got {path}")
     if suffix == ".safetensors" or _is_safetensors(path):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
         try:
-            with utf8_name(path) as name:
-                return load_file(name)
-        except (SafetensorError, OSError) as error:
+            with utf8_name(path) as name, safe_open(name, framework="pt") as file:
+                keys = list(file.keys())
+                state = {key: file.get_tensor(key) for key in keys if len(keys) <= MOST_TENSORS}
+        except MemoryError:
+            raise
+        except Exception as error:  # of types that this release of torch has not, too
             raise ValueError(f"load_state: {path} is not a safetensors file ({error})") from error
+        _check_count(f"load_state: {path}", len(keys))
+        return state
     if _is_torchscript(path):
         raise ValueError(
             f"load_state: {path} is a TorchScript program, not a checkpoint of plain tensors: save its weights with "
             f"torch.save(torch.jit.load('{path.name}').state_dict(), 'weights.pt')"
         )
+    _check_unpacked(path)
     try:
         with torch.serialization.safe_globals(_numpy_numbers()):
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # on damaged files the unpickler raises almost anything: IndexError, struct.error, ...
         if classes := _foreign_classes(path, str(error)):
             raise ValueError(_how_to_save_anew(path, classes)) from error
@@ -65,6 +80,23 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"load_state: {path} holds a {type(state).__name__}, not a state dict")
     return state
+
+
+def _check_count(name: str, count: int) -> None:
+    if count > MOST_TENSORS:
+        raise ValueError(f"{name} must hold at most {MOST_TENSORS} tensors in one dictionary, got {count}")
+
+
+def _check_unpacked(path: Path) -> None:
+    """ValueError for an archive that holds far more than it has bytes: torch would unpack it into memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = sum(item.file_size for item in archive.infolist())
+    except Exception:  # of a damaged archive zipfile raises almost anything
+        return
+    size = path.stat().st_size
+    if held > max(_MOST_UNPACKED * size, _UNPACKED_BYTES):
+        raise ValueError(f"load_state: {path} must hold about as much as it has bytes, {size}, and {held} are packed into it")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -80,7 +112,7 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except Exception:  # of a damaged archive zipfile raises almost anything
         return False
 
 
@@ -105,11 +137,30 @@ def _foreign_classes(path: Path, message: str) -> list[str]:
     return found or re.findall(r"(?:GLOBAL|Unsupported class|got <class) '?([\w.]+)", message)[:1]
 
 
+_UNSAFE = "weights_only"  # what torch advises to turn off
+_MOST_WORDS = 300  # characters of torch's that are repeated
+
+
+# Of classes that hold values alone.
+_HARMLESS = re.compile(
+    r"argparse\.Namespace|collections\.(OrderedDict|defaultdict|Counter)|datetime\.\w+|pathlib\.\w*Path|_codecs\.encode|typing\.Any"
+    r"|numpy\.(ndarray|dtype|dtypes\.\w+|(_?core)\.multiarray\.(_reconstruct|scalar))"
+    r"|omegaconf\.(dictconfig\.DictConfig|listconfig\.ListConfig|base\.(Container)?Metadata|nodes\.\w+Node)"
+    r"|easydict\.EasyDict|addict\.addict\.Dict|yacs\.config\.CfgNode"
+)
+_NAMED = 8  # classes that a message lists
+
+
+def _in_words(classes: list[str]) -> str:
+    more = f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else ""
+    return ", ".join(map(shortened, classes[:_NAMED])) + more
+
+
 def _how_to_save_anew(path: Path, classes: list[str]) -> str:
-    names = ", ".join(classes)
-    allowed = names + (", numpy.dtype, *map(type, map(numpy.dtype, 'fdil?'))" if "numpy.ndarray" in classes else "")
+    names = _in_words(classes)
+    allowed = ", ".join(classes) + (", numpy.dtype, *map(type, map(numpy.dtype, 'fdil?'))" if "numpy.ndarray" in classes else "")
     modules = ", ".join(sorted({"torch", *(name.rpartition(".")[0] for name in classes if "." in name)}))
-    if any(name.startswith(("torch.nn.modules.", "__main__.")) for name in classes):
+    if not all(map(_HARMLESS.fullmatch, classes)):  # to allow any other class or function by its name may run what the file says
         how = "in the program that made it, save the weights of this network with torch.save(model.state_dict(), 'weights.pt')"
     else:
         how = (
@@ -124,8 +175,11 @@ def _plain(error: Exception) -> str:
     """The first line of torch's message, without colours and without its advice to run what is in the file."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     if found := re.search(r"WeightsUnpickler error:\s*(.+)", text):
-        return found[1]
-    return (text.splitlines() or [""])[0]
+        text = found[1]
+    elif _UNSAFE in text:
+        return "it needs more than plain tensors and numbers"
+    line = shortened((text.splitlines() or [""])[0], _MOST_WORDS)
+    return "it needs more than plain tensors and numbers" if _UNSAFE in line else line
 
 
 # ---- what is inside
@@ -142,6 +196,11 @@ class Candidate:
     state: dict[str, torch.Tensor]
     left_out: tuple[str, ...] = ()
 
+    @property
+    def has_anchor(self) -> bool:
+        """Whether the first convolution of a known network is among them."""
+        return any(anchor in self.state for anchor in ANCHORS)
+
 
 def candidates(checkpoint: Mapping[str, Any]) -> list[Candidate]:
     """Everything in a checkpoint that may be a network, at least one, what looks most like one first.
@@ -155,22 +214,53 @@ def candidates(checkpoint: Mapping[str, Any]) -> list[Candidate]:
     found = [candidate for path, tensors in _mappings(checkpoint) for candidate in _inside(path, tensors)]
     if not found:
         raise ValueError(f"state_dict must hold tensors by name, got other values at {listed(list(checkpoint))}")
-    return sorted(found, key=lambda c: (not any(anchor in c.state for anchor in ANCHORS), -len(c.state)))
+    return sorted(found, key=lambda c: (not c.has_anchor, -len(c.state)))
 
 
-def _mappings(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, torch.Tensor]]]:
-    tensors = {key: value.detach() for key, value in values.items() if isinstance(value, torch.Tensor)}
-    if tensors:
-        yield path, tensors
-    for key, value in values.items():
-        if isinstance(value, Mapping) and len(path) < DEPTH and all(isinstance(name, str) for name in value):
-            yield from _mappings(value, (*path, key))
+def _mappings(checkpoint: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, torch.Tensor]]]:
+    """The tensors of each dictionary and where it is, the outer ones first. One that stands in several places is looked at once:
+    dictionaries may hold one another, and themselves."""
+    seen = {id(checkpoint)}
+    coming: deque[tuple[tuple[str, ...], Mapping[str, Any]]] = deque([((), checkpoint)])
+    while coming:
+        path, values = coming.popleft()
+        tensors = {key: _alone(value) for key, value in values.items() if isinstance(value, torch.Tensor)}
+        _check_count("state_dict", len(tensors))
+        if tensors:
+            yield path, tensors
+        for key, value in values.items() if len(path) < DEPTH else ():
+            if isinstance(value, Mapping) and id(value) not in seen and all(isinstance(name, str) for name in value):
+                seen.add(id(value))
+                coming.append(((*path, key), value))
+
+
+def _alone(value: torch.Tensor) -> torch.Tensor:
+    """Without the graph of autograd, which what has no values yet cannot leave."""
+    return value if is_lazy(value) else value.detach()
+
+
+def why_not_plain(value: torch.Tensor) -> str:
+    """Why a tensor has no values of its own, one after the other in memory; empty where it has."""
+    if is_lazy(value):
+        return "it is not initialised"
+    if value.is_nested:
+        return "it is a nested tensor"
+    if value.layout != torch.strided:
+        return f"its layout is {value.layout}"
+    if value.is_quantized:
+        return f"it is quantised, {value.dtype}"
+    if value.is_meta:
+        return "it is on the device 'meta', without values"
+    held, asked = value.untyped_storage().nbytes(), value.numel() * value.element_size()
+    return "" if asked <= held else f"{asked} bytes of values are made of {held} bytes in memory"
 
 
 def _inside(path: tuple[str, ...], tensors: dict[str, torch.Tensor]) -> list[Candidate]:
     """The networks among named tensors: one for each prefix before the name of a first convolution, and all of them together."""
     named = _without_weight_norm({_SEGMENTS.sub(r"\1", key): value for key, value in tensors.items() if not _COUNTERS.search(key)})
     prefixes = {key[: -len(anchor)] for key in named for anchor in ANCHORS if key == anchor or key.endswith(f".{anchor}")}
+    if len(prefixes) > _MOST_PREFIXES:
+        raise ValueError(f"state_dict must hold at most {_MOST_PREFIXES} networks, got {listed(sorted(prefixes))}")
     found = []
     for prefix in sorted(prefixes | {_common_prefix(named)}):
         state = {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
@@ -196,6 +286,8 @@ def _without_weight_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 def _belong_together(magnitude: torch.Tensor, direction: torch.Tensor) -> bool:
     """Whether one is a factor for each slice of the other along some axes, or for all of it."""
+    if why_not_plain(magnitude) or why_not_plain(direction):
+        return False
     sizes = zip(magnitude.shape, direction.shape, strict=False)
     fits = magnitude.ndim in (0, direction.ndim) and all(size in (1, whole) for size, whole in sizes)
     return fits and magnitude.is_floating_point() and direction.is_floating_point()

@@ -12,13 +12,13 @@ from torch import nn
 
 from ..graph.fold import leaky_slope
 from ..graph.nodes import Activation, BatchNorm, ColourShift, Resize
-from .checkpoints import Candidate, candidates, equal
+from .checkpoints import MOST_NETWORKS, Candidate, candidates, equal, why_not_plain
 from .convention import AS_READ, SHIFTS, Convention, Shift, fold, reading
 from .float_network import float_network as float_network
 from .float_network import float_shapes
 from .known import KNOWN, NETWORKS, NONE_OF_THEM, SUPPORTED, layout_of, why_not
 from .known import SPECS as SPECS
-from .layouts import Layout, adabm_name, listed
+from .layouts import MAX_WEIGHT, Layout, adabm_name, check_numbers, is_factor, listed, shortened
 from .spec import RESIDUAL_FRACTION, UNIT_RANGE, NetworkSpec
 
 NO_SKIP = "no layer can be skipped, as the network is built anew from its weights: replace this one"
@@ -27,6 +27,8 @@ _ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "leaky_relu": nn.LeakyReLU}
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NEUTRAL_FILES = ("torch.nn.modules.container", "torch.nn.modules.loss")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SHOWN = 8  # weights of another shape that a message lists
 _COUNTER = ".num_batches_tracked"  # of BatchNorm: an integer, of no use here
 
 
@@ -73,14 +75,15 @@ def detect(
     res_scale: factor on the second convolution of each block, which weights do not reveal (EDSR and SRResNet); at least 0.
     convention: what else they do not reveal; a calibrated network is always of the default one.
     weights_key: which of several networks in the checkpoint is meant, as `Detected.source` names it, or the end of that.
-    Raises TypeError for a res_scale that is no number; ValueError when it is negative or not finite, when the network is not a
-    known one, when there are several, when keys are missing, unexpected or of another shape (it lists them), when a value is NaN,
-    infinite or not floating point, or when the convention is one that the network cannot have.
+    Raises TypeError for a res_scale that is no number; ValueError when it is negative or above MAX_WEIGHT, when the network is
+    not a known one, when there are several, when keys are missing, unexpected or of another shape (it lists them), when a tensor
+    has no values of its own in floating point, when one is NaN, infinite or larger than MAX_WEIGHT, or when the convention is one
+    that the network cannot have.
     """
     if isinstance(res_scale, bool) or not isinstance(res_scale, (int, float)):
         raise TypeError(f"detect: res_scale must be a number, got {type(res_scale).__name__}")
-    if not (math.isfinite(res_scale) and res_scale >= 0):
-        raise ValueError(f"detect: res_scale must be finite and at least 0, got {res_scale}")
+    if not is_factor(res_scale):
+        raise ValueError(f"detect: res_scale must be finite and at least 0, at most {MAX_WEIGHT:g}, got {res_scale}")
     chosen, found = _chosen(candidates(state_dict), weights_key, lambda state: _recognised(state, res_scale, convention))
     return replace(found, source=chosen.label, left_out=chosen.left_out)
 
@@ -102,8 +105,10 @@ def _chosen(
                 raise ValueError(f"detect: weights_key must be left out for a checkpoint without parts, got {key!r}")
             raise ValueError(f"detect: weights_key must name one part of the checkpoint, of {listed(labels)}, got {key!r}")
         return named[0], recognise(named[0].state)
+    if len(many := [c.label for c in found if c.has_anchor]) > MOST_NETWORKS:
+        raise ValueError(f"detect: the checkpoint holds many networks, {listed(many)}: name one of them as weights_key")
     fits, errors = [], []
-    for candidate in found:
+    for candidate in found[:MOST_NETWORKS]:
         try:
             fits.append((candidate, recognise(candidate.state)))
         except ValueError as error:
@@ -139,15 +144,27 @@ def _spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_sc
     if kind is None:
         raise ValueError(f"detect: {NONE_OF_THEM}: {KNOWN}; got {listed(list(given))}")
     try:
-        return kind.read(state, res_scale)
+        spec = kind.read(state, res_scale)
     except ValueError as error:  # of the specification itself, too: sizes of zero
         raise ValueError(f"detect: {str(error).removeprefix('detect: ')}") from error
+    check_held(spec, len(state))
+    return spec
+
+
+def check_held(spec: NetworkSpec, count: int) -> None:
+    """ValueError for a network of more blocks and layers than there are tensors, before anything of that size is built."""
+    if spec.repeated > count:
+        raise ValueError(f"detect: the {spec.title} must have at most as many blocks and layers as tensors, {count}, got {spec}")
 
 
 def _recognised(given: dict[str, torch.Tensor], res_scale: float, convention: Convention) -> Detected:
     """What a state dict without wrappers holds."""
+    check_numbers(given)
     if other := why_not(given):
         raise ValueError(f"detect: the state dict is that of {other} (what is supported: {SUPPORTED})")
+    for key, value in given.items():
+        if reason := why_not_plain(value):
+            raise ValueError(f"detect: {shortened(key)!r} must hold its own values in memory, one after the other: {reason}")
     layout = layout_of(given)
     state = _prepared(given, layout, convention)
     _check_kind(state, {new: old for old, new in layout.rename(given).items()})
@@ -164,10 +181,24 @@ def _recognised(given: dict[str, torch.Tensor], res_scale: float, convention: Co
             continue
         if not value.is_floating_point():
             raise ValueError(f"detect: {key!r} must hold floating-point values, got {value.dtype}")
-        if not torch.isfinite(value).all():
-            raise ValueError(f"detect: {key!r} holds NaN or infinite values")
+        if value.dtype not in _FLOATS:
+            raise ValueError(f"detect: {key!r} must hold floating-point values of 16, 32 or 64 bits, got {value.dtype}")
+        check_magnitude(f"detect: {key!r}", value)
+    if adaptive and (state["measure_l"] > state["measure_u"]).any():
+        ends = [state[key].item() for key in ("measure_l", "measure_u")]
+        raise ValueError(f"detect: 'measure_l' must not be above 'measure_u', got {ends[0]:g} and {ends[1]:g}")
     found = Detected(spec, layout.name, calibrated, quantize, adaptive, convention=convention)
     return replace(found, spec=_with_mean(found, given))
+
+
+def check_magnitude(name: str, values: torch.Tensor) -> None:
+    """ValueError for a value that is NaN, infinite or above MAX_WEIGHT in magnitude. name: what the message begins with."""
+    least, most = (float(end) for end in values.aminmax())
+    if math.isfinite(least) and math.isfinite(most):
+        if max(-least, most) > MAX_WEIGHT:
+            raise ValueError(f"{name} must hold values of at most {MAX_WEIGHT:g} in magnitude, got {least:g}..{most:g}")
+        return
+    raise ValueError(f"{name} holds NaN or infinite values")
 
 
 def _prepared(given: dict[str, torch.Tensor], layout: Layout, convention: Convention) -> dict[str, torch.Tensor]:
@@ -359,6 +390,7 @@ def _check_keys(
         for key, shapes in allowed.items()
         if key in state and tuple(state[key].shape) not in shapes
     ]
+    wrong[_SHOWN:] = [f"{len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
     missing = [own.get(key, key) for key in allowed if key not in state and not key.endswith(_COUNTER)]
     unexpected = [own.get(key, key) for key in state if key not in allowed]
     problems = [f"{what} {listed(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys] + wrong

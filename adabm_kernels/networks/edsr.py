@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from ..graph.builder import Builder
 from ..graph.nodes import ColourShift, Graph
 from .convention import DIV2K_PIXELS, SHIFTS, shift_weights
 from .float_network import FloatNetwork
-from .layouts import Layout, State, count, matches, parts_renamed, scale_of
+from .layouts import MAX_WEIGHT, Layout, State, count, matches, parts_renamed, scale_of
 from .spec import NetworkSpec, stages
 
 
@@ -79,8 +78,8 @@ class EDSRSpec(NetworkSpec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))  # a list where it comes from JSON
-        if len(self.mean) != 3 or not all(isinstance(value, float) and math.isfinite(value) for value in self.mean):
-            raise ValueError(f"EDSRSpec: mean must be three finite numbers, got {self.mean}")
+        if len(self.mean) != 3 or not all(isinstance(value, float) and abs(value) <= MAX_WEIGHT for value in self.mean):
+            raise ValueError(f"EDSRSpec: mean must be three numbers of at most {MAX_WEIGHT:g} in magnitude, got {self.mean}")
         self.check_sizes("blocks", "channels")
         if self.tail not in ("staged", "single"):
             raise ValueError(f"EDSRSpec: tail must be 'staged' or 'single', got {self.tail!r}")

@@ -13,6 +13,13 @@ State = Mapping[str, torch.Tensor]
 # No network has nearly as many; a damaged or hostile file must not have a network built that takes minutes and gigabytes.
 MAX_BLOCKS = 1000  # or layers of a block
 MAX_CHANNELS = 1 << 16  # of the kernels
+MAX_WEIGHT = 1e9  # in magnitude: none that was trained comes near, and products of a few stay finite in float32
+_MOST_DIGITS = 6  # of a number in a name
+
+
+def is_factor(value: object) -> bool:
+    """Whether a value is a number from 0 to MAX_WEIGHT."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_WEIGHT
 
 
 def adabm_name(key: str) -> str:
@@ -53,11 +60,22 @@ class Layout:
         return renamed | self.constants(renamed)
 
 
+def check_numbers(state: State) -> None:
+    """ValueError where a name has a number that no part of a network has."""
+    for key in state:
+        if re.search(rf"\d{{{_MOST_DIGITS + 1}}}", key):
+            raise _too_many(key)
+
+
+def _too_many(key: str) -> ValueError:
+    return ValueError(f"detect: parts of a network are numbered below {MAX_BLOCKS}, got {shortened(key)!r}")
+
+
 def count(state: State, pattern: str) -> int:
     """One more than the largest index that the pattern finds at the start of a key. ValueError where no network has so many."""
     largest, key = max(((int(m[1]), m[0]) for m in (re.match(pattern, key) for key in state) if m), default=(-1, ""))
     if largest >= MAX_BLOCKS:
-        raise ValueError(f"detect: parts of a network are numbered below {MAX_BLOCKS}, got {shortened(key)!r}")
+        raise _too_many(key)
     return 1 + largest
 
 
@@ -68,7 +86,7 @@ def shortened(key: str, most: int = 60) -> str:
 
 def listed(keys: list[str], most: int = 8) -> str:
     """Keys in quotes, the first ones of many."""
-    shown = ", ".join(repr(key) for key in keys[:most])
+    shown = ", ".join(repr(shortened(key)) for key in keys[:most])
     return shown + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 

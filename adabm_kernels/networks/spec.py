@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 
 from ..graph import properties
 from ..graph.nodes import Concat, Graph, PixelShuffle
 from ..graph.properties import ConvSpec
-from .layouts import MAX_BLOCKS, MAX_CHANNELS, Layout, State
+from .layouts import MAX_BLOCKS, MAX_CHANNELS, MAX_WEIGHT, Layout, State, is_factor
 
 __all__ = ["RESIDUAL_FRACTION", "UNIT_RANGE", "ConvSpec", "NetworkSpec", "stages"]
 
 RESIDUAL_FRACTION = "residual_fraction"  # in state dicts: float32 [1], of features that are held in 16 bits (quantize.to_fixed)
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "str": (str,), "float": (int, float)}
 UNIT_RANGE = "unit_range"  # a buffer of one element that says so in the state dicts of networks which compute in 0..1
 
 
@@ -127,8 +131,20 @@ class NetworkSpec:
         names = {node.name for node in tail}
         return tuple(conv.name for conv in self._convs if conv.name in names)
 
+    @property
+    def repeated(self) -> int:
+        """Blocks, and layers of each: a network has at least as many weights. Nothing is built to tell it."""
+        return math.prod(getattr(self, field.name) for field in fields(cast(Any, self)) if field.name in ("blocks", "layers"))
+
     def check_sizes(self, *names: str) -> None:
-        """ValueError for a scale that no network has, and for numbers of blocks, layers or channels that are none or too large."""
+        """ValueError for fields of another type, for a scale that no network has, for numbers of blocks, layers or channels that
+        are none or too large, and for a residual scale that is negative, NaN or too large."""
+        for field in fields(cast(Any, self)):
+            value, kinds = getattr(self, field.name), _KINDS.get(str(field.type))
+            if kinds is not None and type(value) not in kinds:
+                raise ValueError(f"{type(self).__name__}: {field.name} must be {field.type}, got {value!r}")
+        if not is_factor(self.res_scale):
+            raise ValueError(f"{type(self).__name__}: res_scale must be a number from 0 to {MAX_WEIGHT:g}, got {self.res_scale!r}")
         if self.scale not in self.scales:
             *others, last = map(str, self.scales)
             rule = f"{', '.join(others)} or {last}" if others else last

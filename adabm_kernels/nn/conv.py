@@ -66,6 +66,9 @@ class IntegerConv2d(WithoutParameters):
         shuffle: int = 1,
     ):
         super().__init__()
+        for table, values in {"alpha": alpha, "beta": beta, "slope": slope}.items():
+            if values is not None and not values.to(torch.float32).isfinite().all():
+                raise ValueError(f"{type(self).__name__}: {table} of '{name}' must be finite in float32, got {_span(values)}")
         self.name, self.plan = name, plan
         self.box_filter, self.activation, self.shuffle = box_filter, activation, shuffle
         self.register_buffer("weight", weight.to(torch.int8).contiguous())
@@ -354,6 +357,10 @@ class AdaptiveConv2d(IntegerConv2d):
         """(base, follows) of measure.bits_by_rule: the bits of the input codes, and 1 where the image may change them."""
         p = self.parameters_
         return (p.act_bits + p.layer_offset, 1) if p.adaptive else (p.act_bits, 0)
+
+
+def _span(values: torch.Tensor) -> str:
+    return f"{values.min():g}..{values.max():g}"
 
 
 def shuffle_order(outputs: int, factor: int) -> torch.Tensor:

@@ -23,12 +23,19 @@ def from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
         model.config,
         {conv.name: conv_parameters(conv) for conv in model.quantized_convs()},
         {name: state[name].detach().float().clone() for name in names},
-        (model.measure_l.item(), model.measure_u.item()) if model.config.adaptive else None,
+        _thresholds(model) if model.config.adaptive else None,
         {key: value.clone() for key, value in model.float_state().items()},
         model.exit,
         model.fraction,
     )
     return converted.eval()
+
+
+def _thresholds(model: SimulatedNetwork) -> tuple[float, float]:
+    """Of the image measure, in order: where fine-tuning led them past one another, they decide the same of all images but those
+    whose measure is one of them."""
+    lower, upper = sorted((model.measure_l.item(), model.measure_u.item()))
+    return lower, upper
 
 
 @torch.no_grad()

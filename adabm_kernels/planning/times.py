@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import user_path, write_file
+from ..files import parse_json, user_path, write_file
 from ..machine import cpu_name, version
 
 FORMAT = 1
@@ -116,7 +117,7 @@ def save(path: Path, tables: Mapping[str, TileTimes]) -> None:
 def read(path: Path) -> dict[str, TileTimes]:
     """The times in a file, by instruction set. Raises ValueError naming the file and what is wrong with it."""
     try:
-        text = json.loads(path.read_text())
+        text = parse_json(path.read_text())
         if text["format"] != FORMAT:
             raise ValueError(f"format {text['format']!r}, not {FORMAT}")
         return {name: _table(name, entry) for name, entry in text["isas"].items()}
@@ -128,7 +129,12 @@ def _table(isa: str, entry: dict[str, Any]) -> TileTimes:
     costs = {tile: {kind: Cost(*map(float, terms)) for kind, terms in kinds.items()} for tile, kinds in entry["tiles"].items()}
     if not all(kinds and set(kinds) <= set(KINDS) for kinds in costs.values()):
         raise ValueError(f"{isa} has kinds of sums beyond {', '.join(KINDS)}")
-    return TileTimes(isa, costs, float(entry["box"]), {key: str(value) for key, value in entry["measured"].items()})
+    if not all(0 <= term < math.inf for kinds in costs.values() for cost in kinds.values() for term in vars(cost).values()):
+        raise ValueError(f"{isa} has times that are negative or not finite")
+    box = float(entry["box"])
+    if not 0 <= box < math.inf:
+        raise ValueError(f"{isa} has a time of the box filter that is negative or not finite, {box}")
+    return TileTimes(isa, costs, box, {key: str(value) for key, value in entry["measured"].items()})
 
 
 def provenance() -> dict[str, str]:

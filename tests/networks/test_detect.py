@@ -308,8 +308,8 @@ def test_a_scale_that_is_not_supported(tail, outputs, rule):
     [
         ("x", TypeError, "res_scale must be a number, got str"),
         (True, TypeError, "res_scale must be a number, got bool"),
-        (-1.0, ValueError, "res_scale must be finite and at least 0, got -1.0"),
-        (float("nan"), ValueError, "res_scale must be finite and at least 0, got nan"),
+        (-1.0, ValueError, r"res_scale must be finite and at least 0, at most 1e\+09, got -1.0"),
+        (float("nan"), ValueError, r"res_scale must be finite and at least 0, at most 1e\+09, got nan"),
     ],
 )
 def test_a_residual_scale_that_cannot_be_is_named(value, error, message):

@@ -273,7 +273,7 @@ HEADER_ERRORS: list[tuple[str, Edit, str]] = [
     ("adaptive", conv_holds(adaptive=1), "adaptive of .* must be true or false, got 1"),
     ("weight_grid", conv_holds(weight_grid="x"), r"weight_grid of .* must be one of \('odd', 'signed'\), got 'x'"),
     ("crossed range", conv_holds(lower=9.0, upper=1.0), "lower of .* must be below upper, 1.0, got 9.0"),
-    ("range", conv_holds(upper=float("inf")), "upper of .* must be a finite number, got inf"),
+    ("range", conv_holds(upper=float("inf")), "upper of .* must be a finite number of float32, got inf"),
     ("few codes", conv_holds(codes=lambda x: x[:3]), r"codes must have shape \[6, 6, 3, 3\], got \[3, 6, 3, 3\]"),
     ("codes 2d", conv_holds(codes=lambda x: x[0, 0]), r"codes must have shape \[6, 6, 3, 3\], got \[3, 3\]"),
     ("float codes", conv_holds(codes=lambda x: x + 0.5), r"codes of .* must be int8 \[K, C, R, S\], got torch.float32"),
