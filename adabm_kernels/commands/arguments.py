@@ -18,6 +18,8 @@ BITS = ("auto", *map(str, range(2, 9)))
 DEPTHS = ("auto", "full")  # or a number of blocks
 MAX_PIXELS = 178_956_970  # images.MAX_PIXELS, which would load numpy
 _STANDARD_INPUT = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")  # other names of "-"
+_WHOLE = re.compile(r"[0-9]{1,19}")  # no more digits than 64 bits hold
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
@@ -186,14 +188,14 @@ def bits(text: str) -> str | int:
 
 def depth(text: str) -> str | int:
     """ "auto", "full" or a number of blocks."""
-    if text not in DEPTHS and not (text.isascii() and text.isdecimal()):
+    if text not in DEPTHS and not _WHOLE.fullmatch(text):
         raise argparse.ArgumentTypeError(f"must be 'auto', 'full' or a number of blocks, got '{text}'")
     return text if text in DEPTHS else int(text)
 
 
 def memory(text: str) -> int:
     """Bytes, of a size such as 1.5G or 800M."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not found or float(found[1]) <= 0:
         raise argparse.ArgumentTypeError(f"must be a size such as 1.5G or 800M, got '{text}'")
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
@@ -201,7 +203,7 @@ def memory(text: str) -> int:
 
 def size(text: str) -> tuple[int, int]:
     """Width and height, of WIDTHxHEIGHT."""
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    found = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
     if not found:
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT such as 1920x1080, got '{text}'")
     return int(found[1]), int(found[2])
@@ -212,7 +214,7 @@ def integer(least: int, most: int | None = None) -> Callable[[str], int]:
     rule = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        if not _WHOLE.fullmatch(text) or int(text) < least or (most is not None and int(text) > most):
             raise argparse.ArgumentTypeError(f"must be an integer {rule}, got '{text}'")
         return int(text)
 
@@ -224,10 +226,7 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
     rule = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
 
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
+        value = float(text) if _NUMBER.fullmatch(text) else math.nan
         if not (math.isfinite(value) and least <= value <= most):
             raise argparse.ArgumentTypeError(f"must be a number {rule}, got '{text}'")
         return value
@@ -239,10 +238,7 @@ def mean_shift(text: str) -> str | tuple[float, ...]:
     """ "none", "div2k" or a colour of three numbers in 0..1."""
     if text in ("none", "div2k"):
         return text
-    try:
-        colour = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        colour = ()
+    colour = tuple(float(part) if _NUMBER.fullmatch(part) else math.nan for part in text.split(","))
     if len(colour) != 3 or not all(0 <= value <= 1 for value in colour):
         raise argparse.ArgumentTypeError(f"must be 'none', 'div2k' or three numbers in 0..1 such as 0.45,0.44,0.4, got '{text}'")
     return colour

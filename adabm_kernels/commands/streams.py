@@ -23,6 +23,7 @@ _SUBSAMPLING = {"410": (4, 4), "411": (1, 4), "420": (2, 2), "422": (1, 2), "444
 _SITINGS = {"410": (3, 3), "420": (1, 1), "420jpeg": (1, 1), "420mpeg2": (1, 0), "420paldv": (0, 0)}
 _DEEP_SITINGS = {"420": (1, 0)}
 _LONGEST_HEADER = 4096
+_SIDE = re.compile(r"[0-9]{1,9}")  # a width or height in pixels
 
 
 class IncompleteStream(CommandError):
@@ -75,10 +76,9 @@ def read_y4m(source: BinaryIO, matrix: str | None) -> Stream:
     if not words or words[0] != "YUV4MPEG2" or not line.endswith(b"\n"):
         raise ValueError("--y4m must be given a YUV4MPEG2 stream (ffmpeg -f yuv4mpegpipe), and this is none")
     fields = {word[0]: word[1:] for word in words[1:] if word[0] != "X"}
-    try:
-        width, height = int(fields["W"]), int(fields["H"])
-    except (KeyError, ValueError) as error:
-        raise ValueError("--y4m must be given a stream with width and height in its header") from error
+    if not all(_SIDE.fullmatch(fields.get(name, "")) for name in "WH"):
+        raise ValueError("--y4m must be given a stream with width and height in its header")
+    width, height = int(fields["W"]), int(fields["H"])
     if min(width, height) < 1:
         raise ValueError(f"--y4m must be given frames of at least one pixel, got {width}x{height}")
     if fields.get("I", "p") not in ("p", "?"):
@@ -103,13 +103,16 @@ def read_frames(source: BinaryIO, stream: Stream) -> Iterator[list[np.ndarray]]:
         try:
             line = b"FRAME\n" if stream.y4m is None else source.readline(_LONGEST_HEADER)
             sizes = [int(np.prod(shape)) * np.dtype(stream.dtype).itemsize for shape in stream.planes]
-            data = [source.read(size) for size in sizes] if re.match(rb"FRAME[ \r\n]", line) else []
+            whole = re.match(rb"FRAME[ \r\n]", line) and line.endswith(b"\n")
+            data = [source.read(size) for size in sizes] if whole else []
         except OSError as error:
             raise IncompleteStream(f"cannot read frame {count + 1}: {error.strerror or error}", count) from error
         if not any(data) and (not line or stream.y4m is None):
             return
         if not data and not b"FRAME".startswith(line[:5]):
             raise IncompleteStream(f"frame {count + 1} does not begin with FRAME", count)
+        if len(line) == _LONGEST_HEADER:
+            raise IncompleteStream(f"the header of frame {count + 1} has no end within {_LONGEST_HEADER} bytes", count)
         if list(map(len, data)) != sizes:
             raise IncompleteStream(f"the stream ends within frame {count + 1}", count)
         yield [np.frombuffer(part, stream.dtype).reshape(shape) for part, shape in zip(data, stream.planes, strict=True)]

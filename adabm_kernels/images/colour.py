@@ -170,7 +170,9 @@ def _gamma_curve(gamma: float) -> bytes:
 
 
 def _xyz_tag(xyz: np.ndarray) -> bytes:
-    return b"XYZ " + bytes(4) + struct.pack(">3i", *(round(float(value) * 65536) for value in xyz))
+    """Three numbers of 32 bits, the nearest that these have where primaries that no light has lead beyond."""
+    most = 2**31 - 1
+    return b"XYZ " + bytes(4) + struct.pack(">3i", *(min(max(round(float(value) * 65536), -most), most) for value in xyz))
 
 
 def _assemble(tags: dict[bytes, bytes], space: bytes, version: bytes = b"\2\x10\0\0") -> bytes:

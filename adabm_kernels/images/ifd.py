@@ -15,7 +15,7 @@ ENTRY_BYTES = 12
 _LONG = 4
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # bytes of a value by type
 _WORDS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # bytes whose order is that of the file
-_MOST_BYTES = 16 << 20  # of a value
+_MOST_BYTES = 16 << 20  # of all values
 
 
 class Value(NamedTuple):
@@ -33,26 +33,41 @@ def order_of(header: bytes) -> str | None:
     return {b"II*\0": "<", b"MM\0*": ">"}.get(header[:4])
 
 
-def read_tags(file: BinaryIO, start: int, order: str, wanted: Iterable[int] | None = None, depth: int = 0) -> dict[int, Value]:
-    """A directory and those below it. wanted: tags that are read, None for all. Values that are cut or too long are left out."""
-    file.seek(start)
-    (count,) = struct.unpack(f"{order}H", file.read(2))
-    table, found = file.read(count * ENTRY_BYTES), {}
-    for tag, kind, length, inline in struct.iter_unpack(f"{order}HHI4s", table[: len(table) // ENTRY_BYTES * ENTRY_BYTES]):
-        size = _SIZES.get(kind, 0) * length
-        if (wanted is not None and tag not in wanted) or not 0 < size <= _MOST_BYTES:
-            continue
-        if tag in BELOW and size == 4:
-            if depth < 2:
-                below = read_tags(file, struct.unpack(f"{order}I", inline)[0], order, depth=depth + 1)
-                found[tag] = Value(_LONG, 1, b"", below)
-            continue
-        if size > 4:
-            file.seek(struct.unpack(f"{order}I", inline)[0])
-            inline = file.read(size)
-        if len(inline) >= size:
-            found[tag] = Value(kind, length, _ordered(inline[:size], kind, order))
-    return found
+def read_tags(file: BinaryIO, start: int, order: str, wanted: Iterable[int] | None = None) -> dict[int, Value]:
+    """A directory and those below it. wanted: tags that are read, None for all.
+
+    Values that are cut are left out, and those that make all of them too long: in a hostile file they lie one over the other.
+    """
+    return _Tags(file, order).read(start, wanted)
+
+
+class _Tags:
+    """Directories of one file, with what is left of the bytes that may be read of it."""
+
+    def __init__(self, file: BinaryIO, order: str):
+        self._file, self._order, self._left = file, order, _MOST_BYTES
+
+    def read(self, start: int, wanted: Iterable[int] | None, depth: int = 0) -> dict[int, Value]:
+        file, order = self._file, self._order
+        file.seek(start)
+        (count,) = struct.unpack(f"{order}H", file.read(2))
+        table, found = file.read(count * ENTRY_BYTES), {}
+        for tag, kind, length, inline in struct.iter_unpack(f"{order}HHI4s", table[: len(table) // ENTRY_BYTES * ENTRY_BYTES]):
+            size = _SIZES.get(kind, 0) * length
+            if (wanted is not None and tag not in wanted) or not 0 < size <= self._left:
+                continue
+            if tag in BELOW and size == 4:
+                if depth < 2:
+                    below = self.read(struct.unpack(f"{order}I", inline)[0], None, depth + 1)
+                    found[tag] = Value(_LONG, 1, b"", below)
+                continue
+            if size > 4:
+                file.seek(struct.unpack(f"{order}I", inline)[0])
+                inline = file.read(size)
+            self._left -= size
+            if len(inline) >= size:
+                found[tag] = Value(kind, length, _ordered(inline[:size], kind, order))
+        return found
 
 
 def written(tags: dict[int, Value], order: str, start: int) -> bytes:

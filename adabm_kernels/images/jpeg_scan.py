@@ -71,7 +71,7 @@ def fault(data: bytes | memoryview | mmap.mmap, most_bytes: int | None = None) -
     """
     try:
         return next(_faults(data, most_bytes), None)
-    except (struct.error, IndexError, KeyError, ValueError):  # headers, of which the decoder complains
+    except (struct.error, IndexError, KeyError, ValueError, ArithmeticError):  # headers, of which the decoder complains
         return None
 
 

@@ -33,7 +33,6 @@ _HEADER_BYTES = 1 << 12  # of a PNM, with its comments
 _J2K_SIZE = b"\xff\x4f\xff\x51"  # how a code stream of JPEG 2000 begins
 _J2K_CHANNELS = 40  # where it says how many there are
 _BMP_CORE_HEADER = struct.pack("<I", 12)  # of OS/2, with sizes of 16 bits
-_PILLOW_ERRORS = (OSError, SyntaxError, EOFError, struct.error, IndexError, RuntimeError)
 _NO_END = "it ends without its end marker (EOI), after all of its picture"
 _LAB_NOTE = "is in CIE Lab and becomes sRGB"
 
@@ -85,7 +84,7 @@ def format_of(start: bytes) -> str:
 
 
 def _check_size(width: int, height: int, max_pixels: int | None) -> None:
-    if not width or not height:
+    if width <= 0 or height <= 0:
         raise ValueError(f"it must have at least one pixel, its size is {width}x{height}")
     if max_pixels is not None and width * height > max_pixels:
         raise ValueError(f"it has {width}x{height} = {width * height} pixels, more than the limit of {max_pixels} (--max-pixels)")
@@ -288,9 +287,11 @@ def _open_pillow(opening: Opening) -> tuple[np.ndarray, Layout]:
         if format == "JPEG XL":  # which turns a picture by itself, whatever its EXIF says
             image.getexif().pop(ExifTags.Base.Orientation, None)
         array = to_array(image)
-    except _PILLOW_ERRORS as error:
-        raise ValueError(f"the file is truncated or damaged ({error})") from error
-    layout = layout_of(image, array)
+        layout = layout_of(image, array)
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # on damaged files Pillow raises almost anything
+        raise ValueError(f"the file is truncated or damaged ({error or type(error).__name__})") from error
     if format == "BMP" and layout.alpha and not array[..., -1].any():  # the bytes are there and say nothing
         array = array[..., :-1]
         layout = replace(layout, channels=layout.channels - 1)
@@ -331,8 +332,10 @@ def _open_lab(source: str | os.PathLike | bytes, page: int, findings: Findings) 
             image.load()
             lab, srgb = PIL.ImageCms.createProfile("LAB"), PIL.ImageCms.createProfile("sRGB")
             rgb = PIL.ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        except (*_PILLOW_ERRORS, PIL.ImageCms.PyCMSError) as error:
-            raise ValueError(f"the file is truncated or damaged ({error})") from error
+        except (ValueError, MemoryError):
+            raise
+        except Exception as error:  # on damaged files Pillow raises almost anything
+            raise ValueError(f"the file is truncated or damaged ({error or type(error).__name__})") from error
     assert rgb is not None, "only a change in place returns none"
     findings.notes.append(_LAB_NOTE)
     array = to_array(rgb)

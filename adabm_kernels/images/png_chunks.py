@@ -16,6 +16,8 @@ _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"pHYs": 9, b"acTL": 8}
 _MOST_TEXT_BYTES = 16 << 20  # of all texts together
 _MOST_UNPACKED_BYTES = 1 << 20  # of a text, Pillow's limit
+_MOST_UNPACKED_TEXTS = 64  # as large as that
+_MOST_FAULTS = 16  # that are named
 _MOST_PROFILE_BYTES = 16 << 20
 _PIECE = 1 << 20
 _XMP = b"XML:com.adobe.xmp\0"
@@ -42,7 +44,7 @@ class Facts:
 
 def facts(file: BinaryIO) -> Facts:
     """Read a PNG file, whose signature was seen, from chunk to chunk."""
-    found, text_bytes = Facts(), 0
+    found, text_bytes, unpacked = Facts(), 0, 0
     colours: dict[bytes, bytes] = {}
     file.seek(8)
     while True:
@@ -55,23 +57,30 @@ def facts(file: BinaryIO) -> Facts:
             break
         if not name[0] & 0x20:  # the decoder checks those that the pixels need
             if name == b"IHDR":
-                header = file.read(size)
-                found.bits = header[8] if header[9:10] == _BY_PALETTE else 0
-                size = 0
+                header = file.read(min(size, _HEAD_BYTES + 2))
+                found.bits = header[8] if header[9:] == _BY_PALETTE else 0
+                size -= len(header)
             elif name == b"PLTE":
                 found.palette = size // 3
             file.seek(size + 4, os.SEEK_CUR)
             continue
         data, good = _contents(file, name, size)
         if not good:
-            found.faults.append(f"the checksum of its chunk {name.decode('latin-1')} is wrong, which is left out")
+            if len(found.faults) < _MOST_FAULTS:
+                found.faults.append(f"the checksum of its chunk {name.decode('latin-1')} is wrong, which is left out")
             continue
         if len(data) < _LENGTHS.get(name, 0):
             continue
         if name in _TEXT:
             text_bytes += len(data)
-            if text_bytes <= _MOST_TEXT_BYTES and not data.startswith(_XMP) and _readable(name, data):
-                found.text.append((name, data))
+            if (
+                text_bytes <= _MOST_TEXT_BYTES
+                and unpacked < _MOST_UNPACKED_TEXTS * _MOST_UNPACKED_BYTES
+                and not data.startswith(_XMP)
+            ):
+                readable, size = _readable(name, data)
+                unpacked += size
+                found.text += [(name, data)] if readable else []
         elif name == b"eXIf":
             found.exif = data.removeprefix(b"Exif\0\0")
         elif name == b"iCCP":
@@ -111,21 +120,21 @@ def _contents(file: BinaryIO, name: bytes, size: int) -> tuple[bytes, bool]:
     return b"".join(parts), file.read(4) == struct.pack(">I", checksum)
 
 
-def _readable(name: bytes, data: bytes) -> bool:
-    """Whether a text is no larger uncompressed than other readers take."""
+def _readable(name: bytes, data: bytes) -> tuple[bool, int]:
+    """Whether a text is no larger uncompressed than other readers take, and how many bytes were uncompressed to tell."""
     keyword, _, rest = data.partition(b"\0")
     if name == b"zTXt":
         packed = rest[1:]
     elif name == b"iTXt" and rest[:1] == b"\1":
         packed = rest[2:].split(b"\0", 2)[-1]
     else:
-        return bool(keyword)
+        return bool(keyword), 0
     unpack = zlib.decompressobj()
     try:
-        unpack.decompress(packed, _MOST_UNPACKED_BYTES)
+        size = len(unpack.decompress(packed, _MOST_UNPACKED_BYTES))
     except zlib.error:
-        return False
-    return bool(keyword) and unpack.eof
+        return False, _MOST_UNPACKED_BYTES
+    return bool(keyword) and unpack.eof, size
 
 
 def _profile(data: bytes) -> bytes | None:

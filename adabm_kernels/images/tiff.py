@@ -21,6 +21,7 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, CIELAB, _SENSOR, _LINEAR_RAW = 0, 1, 2, 8,
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _MOST_DIRECTORIES = 4096
 _MOST_VALUES = 4096
+_MOST_BYTES = 16 << 20  # of all directories: in a hostile file they lie one over the other
 PREMULTIPLIED, ALPHA = 1, 2  # what an extra channel is; 0 is anything else
 
 
@@ -64,10 +65,10 @@ def directories(file: BinaryIO) -> list[Directory]:
         reader = _Reader(file)
         for page, (values, tags) in enumerate(reader.chain()):
             found.append(_directory(page, -1, values, tags))
-            for sub, start in enumerate(values.get(_SUB_DIRECTORIES, ())):
+            for sub, start in enumerate(values.get(_SUB_DIRECTORIES, ())[: _MOST_DIRECTORIES - len(found)]):
                 values_below, tags_below, _ = reader.directory(start)
                 found.append(_directory(page, sub, values_below, tags_below))
-    except (struct.error, ValueError, OSError):
+    except (struct.error, ValueError, OSError, OverflowError):
         pass
     return found
 
@@ -110,7 +111,7 @@ def exif_of(file: BinaryIO, page: int) -> bytes | None:
         if _DESCRIPTION in found and found[_DESCRIPTION].data.lstrip().startswith(_OF_PIXELS):
             del found[_DESCRIPTION]
         return ifd.as_exif(found) if found else None
-    except (struct.error, ValueError, OSError):
+    except (struct.error, ValueError, OSError, OverflowError):
         return None
 
 
@@ -161,7 +162,7 @@ class _Reader:
     """Directories of an open file. ValueError where it is no TIFF, or one without end."""
 
     def __init__(self, file: BinaryIO):
-        self._file = file
+        self._file, self._left = file, _MOST_BYTES
         file.seek(0)
         header = file.read(16)
         order = {b"II": "<", b"MM": ">"}.get(header[:2])
@@ -212,5 +213,8 @@ class _Reader:
         return struct.unpack(f"{self._order}{code}", self._read(place, struct.calcsize(f"<{code}")))[0]
 
     def _read(self, place: int, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise ValueError("directories without end")
         self._file.seek(place)
         return self._file.read(size)
