@@ -39,7 +39,14 @@ void check_features(const char* of, int format, int fraction) {
   ADABM_REQUIRE(fraction >= least && fraction <= most, "%sfraction must be %d..%d with %sformat %d, got %d", of, least, most, of, format, fraction);
 }
 
+size_t feature_bytes(int format) { return format == ADABM_FEATURES_INT16 ? 2 : 4; }
+
 }  // namespace
+
+void check_aligned(std::initializer_list<NamedPointer> pointers, size_t bytes) {
+  for (const NamedPointer& p : pointers)
+    ADABM_REQUIRE(reinterpret_cast<uintptr_t>(p.pointer) % bytes == 0, "%s must be aligned to its elements of %zu bytes", p.name, bytes);
+}
 
 void check_rules(const adabm_conv2d_args& a) {
   ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0, "batch, height and width must be positive, got %d, %d, %d", a.batch, a.height,
@@ -61,6 +68,10 @@ void check_rules(const adabm_conv2d_args& a) {
   check_features("y_", a.y_format, a.y_fraction);
   ADABM_REQUIRE(a.y_format == ADABM_FEATURES_FLOAT32 || (!a.y_acc && !a.y_image && !a.y_pitch && a.shuffle == 1),
                 "y_format must be 0 (float32) with y_acc, y_image, y_pitch or a shuffle above 1, got %d", a.y_format);
+  check_aligned({{a.x_bits, "x_bits"}, {a.alpha, "alpha"}, {a.beta, "beta"}, {a.y_acc, "y_acc"}}, 4);
+  if (a.activation == ADABM_ACT_PRELU) check_aligned({{a.slope, "slope"}}, 4);
+  if (a.y_q) check_aligned({{a.out_grid, "out_grid"}, {a.out_bits, "out_bits"}}, 4);
+  check_aligned({{a.residual, "residual"}, {a.y, "y"}}, feature_bytes(a.y_format));
   check_region(a.region);
   ADABM_REQUIRE(!passes_on(a.region) || (a.shuffle == 1 && !a.y_acc && !a.y_image),
                 "pixels are passed on, region.pass_least..pass_most %d..%d, only with shuffle 1 and no y_acc or y_image",
@@ -91,6 +102,8 @@ void check_rules(adabm_quantize_args& a) {
   check_features("x_", a.x_format, a.x_fraction);
   ADABM_REQUIRE(a.x_format == ADABM_FEATURES_FLOAT32 || !a.shift, "shift must be null where x_format is 1 (int16)");
   ADABM_REQUIRE(a.x && a.grid && a.bits && a.y_q, "x, grid, bits and y_q must not be null");
+  check_aligned({{a.x, "x"}}, feature_bytes(a.x_format));
+  check_aligned({{a.shift, "shift"}, {a.grid, "grid"}, {a.bits, "bits"}}, 4);
   check_region(a.region);
   ADABM_REQUIRE(!passes_on(a.region), "region.pass_least must be above pass_most where codes are made, got %d and %d", a.region.pass_least,
                 a.region.pass_most);

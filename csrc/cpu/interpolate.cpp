@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/rules.h"
 #include "common/status.h"
 #include "cpu/isa/choose.h"
 #include "cpu/thread_pool.h"
@@ -96,6 +97,9 @@ extern "C" adabm_status adabm_interpolate_cpu(const adabm_interpolate_args* args
     ADABM_REQUIRE(a.scale >= 1 && a.scale <= 16, "scale must be 1..16, got %d", a.scale);
     ADABM_REQUIRE(a.element == 1 || a.element == 2 || a.element == 4, "element must be 1, 2 or 4 bytes, got %d", a.element);
     ADABM_REQUIRE(a.x && a.shares && a.cubic && a.linear && a.y, "x, shares, cubic, linear and y must not be null");
+    adabm::check_aligned({{a.x, "x"}, {a.y, "y"}}, a.element);
+    adabm::check_aligned({{a.shares, "shares"}}, 2);
+    adabm::check_aligned({{a.cubic, "cubic"}, {a.linear, "linear"}}, 4);
     ADABM_REQUIRE(a.x_height > 0 && a.x_width > 0, "x_height and x_width must be positive, got %d and %d", a.x_height, a.x_width);
     const int64_t bottom = static_cast<int64_t>(a.top) + a.height, right = static_cast<int64_t>(a.left) + a.width;
     ADABM_REQUIRE(a.top >= 0 && a.left >= 0 && bottom <= a.x_height && right <= a.x_width,

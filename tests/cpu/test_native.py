@@ -475,12 +475,39 @@ def test_null_structs_and_misplaced_memory_are_refused() -> None:
         library.call("adabm_pack_cpu", call.weights, None)
     with pytest.raises(ValueError, match="packed must be 64-byte aligned"):
         library.call("adabm_pack_cpu", call.weights, call.aligned(call.packed_bytes + 64) + 4)
-    for entry in ("conv2d", "quantize"):
+    for entry in ("conv2d", "quantize", "depths", "interpolate"):
         with pytest.raises(ValueError, match="args must be a struct of"):
             library.call(f"adabm_{entry}_cpu", None)
     call.conv2d.packed += 4
     with pytest.raises(ValueError, match="packed must be 64-byte aligned and hold a header"):
         ENTRIES["conv2d"](call)
+
+
+@needs_cpu
+@pytest.mark.parametrize("int16", [False, True])
+@pytest.mark.parametrize(
+    "entry, fields",
+    [
+        ("conv2d", ("x_bits", "alpha", "beta", "slope", "residual", "out_grid", "out_bits", "y", "y_acc")),
+        ("quantize", ("x", "grid", "bits")),
+        ("interpolate", ("x", "y", "shares", "cubic", "linear")),
+    ],
+)
+def test_pointers_are_aligned_to_their_elements(entry: str, fields: tuple[str, ...], int16: bool) -> None:
+    for field in fields:
+        call = Call()
+        if int16:
+            call.use_int16()
+        call.interpolate.element = 2 if int16 else 4
+        struct = getattr(call, entry)
+        call.conv2d.activation = 2
+        if getattr(struct, field) is None:  # y_acc, with int16
+            continue
+        element = 2 if field == "shares" or (int16 and field in ("x", "y", "residual")) else 4
+        for offset in range(1, element):
+            setattr(struct, field, call.aligned(4096) + offset)
+            with pytest.raises(ValueError, match=f"{field} must be aligned to its elements of {element} bytes"):
+                ENTRIES[entry](call)
 
 
 @needs_cpu

@@ -3,7 +3,7 @@
  * Conventions: every entry returns a status; the message of the last failure on the calling thread is in
  * adabm_last_error(). Entries keep no pointer and throw nothing; those of the CUDA library that take a stream allocate nothing, those of
  * the CPU library only scratch memory that each thread keeps, as large as one band of the widest layer asks for.
- * Tensors are dense, row major. Codes are unsigned bytes [N, H, W, C4] with C4 = C rounded up to a multiple of 4 and the
+ * Pointers to elements of 2 and 4 bytes are aligned to these. Tensors are dense, row major. Codes are unsigned bytes [N, H, W, C4] with C4 = C rounded up to a multiple of 4 and the
  * padding channels holding 0. Tables for run-time bit-widths have one row for each of 2, 3, ..., 8 bits.
  */
 #ifndef ADABM_ADABM_H_
