@@ -1,10 +1,13 @@
-# make demo | lint | test | test-all | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
+# make demo | lint | test | test-all | fuzz | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
+# fuzz takes MINUTES, 10 unless it is told.
 # test-all takes the long sweeps too, and builds the Triton kernels with every release of Triton that they are known to work with.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all bench lint clean
+MINUTES ?= 10
+
+.PHONY: demo test test-all fuzz bench lint clean
 
 # Releases of Triton beside the one of requirements-test.txt, each in a folder of its own (0.6 to 1 GB): the oldest that the kernels
 # need and the newest; test-all takes those between too. Triton comes for Linux alone.
@@ -27,6 +30,22 @@ test: lint $(TRITONS:%=$(VENV)/triton-%/.installed)
 test-all: lint $(TRITONS_ALL:%=$(VENV)/triton-%/.installed)
 	$(PYTEST) -m "slow or not slow"
 
+# The package is built again whenever a source of the native libraries is newer.
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+
+# The fuzzer of the C interface, on the package's own library, and on the scalar kernels and all that is common with sanitizers:
+# without their flags the files of the other instruction sets hold nothing.
+FUZZER := g++ -std=c++17 -O1 -ffp-contract=off -DADABM_FUZZ_MAIN -Icsrc -Icsrc/include
+build/fuzz/abi: tests/fuzz/native/abi.cpp $(VENV)/.package
+	@mkdir -p $(@D)
+	$(FUZZER) $< -o $@ -Ladabm_kernels/_lib -l:libadabm_cpu.so -Wl,-rpath,$(CURDIR)/adabm_kernels/_lib
+build/fuzz/abi_sanitized: tests/fuzz/native/abi.cpp $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp csrc/cpu/isa/*.cpp)
+	@mkdir -p $(@D)
+	$(FUZZER) -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -pthread $^ -o $@
+
+fuzz: $(VENV)/.test $(if $(shell command -v g++),build/fuzz/abi build/fuzz/abi_sanitized)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
+
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/results/latest.json
 	$(BIN)/python benchmarks/report.py benchmarks/results/latest.json
@@ -38,9 +57,6 @@ lint: $(VENV)/.test
 
 clean:
 	rm -rf $(VENV) build out *.egg-info adabm_kernels/_lib
-
-# The package is built again whenever a source of the native libraries is newer.
-SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 $(VENV)/.requirements: requirements.txt
 	$(PYTHON) -m venv $(VENV)
