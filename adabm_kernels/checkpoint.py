@@ -27,10 +27,7 @@ from .parameters import ConvParameters
 from .quantize import check_fraction
 
 FORMAT_VERSION = 6
-# 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit, 5 no fraction. 7 is that of traced networks, whose
-# graphs those that read up to 6 do not know.
-READABLE = (1, 2, 3, 4, 5, 6, 7)
-GRAPH_VERSION = 7
+READABLE = (1, 2, 3, 4, 5, 6)  # 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit, 5 no fraction
 FIRST_WITH_EXIT, FIRST_WITH_FRACTION = 5, 6
 HEADER_KEY = "adabm"
 KNOWN = (*SPECS, GraphSpec.network)
@@ -65,7 +62,7 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
     if model.exit is not None:
         tensors |= {f"exit.{key}": getattr(model.exit, key) for key in _EXIT_TENSORS}
     header = {
-        "format": GRAPH_VERSION if isinstance(model.spec, GraphSpec) else FORMAT_VERSION,
+        "format": FORMAT_VERSION,
         "network": model.spec.network,
         "spec": model.spec.stored() if isinstance(model.spec, GraphSpec) else asdict(cast(Any, model.spec)),
         "config": model.config.to_dict(),
