@@ -137,7 +137,8 @@ class JointTuning(Tuning):
         # From here on rates fall: at once, or once the loss has settled, at the latest so that all ends with `steps`.
         self.falls_at = max(steps - tuning.cooldown, 0) if tuning.tolerance else 0
         self.losses: list[float] = []  # logarithms, of as many steps as are compared
-        groups, shares = [], {}
+        groups: list[dict[str, Any]] = []
+        shares: dict[torch.Tensor, torch.Tensor] = {}
         for conv in model.quantized_convs():
             if conv.end:
                 continue

@@ -255,7 +255,9 @@ def _config(args: argparse.Namespace) -> ConvertConfig:
     if not args.fixed and not 4 <= args.act_bits <= 6:
         rule = "4, 5 or 6 without --fixed (images and layers add up to 2 or take them off)"
         raise ValueError(f"--act-bits must be {rule}, got {args.act_bits}")
-    given = {"adaptive": not args.fixed} | {name: value for name in CONFIG_OPTIONS if (value := getattr(args, name)) is not None}
+    given: dict[str, Any] = {"adaptive": not args.fixed} | {
+        name: value for name in CONFIG_OPTIONS if (value := getattr(args, name)) is not None
+    }
     tuning = {name: value for name in TUNING_OPTIONS if (value := getattr(args, name)) is not None}
     if tuning and args.recipe != "best":
         name = next(iter(tuning))
