@@ -195,12 +195,16 @@ def onnxruntime_forward(model: bytes, threads: int) -> Forward:
     return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
 
-def openvino_forward(model: bytes, threads: int) -> Forward:
+def openvino_forward(model: bytes, threads: int, shape: tuple[int, ...] = ()) -> Forward:
+    """shape: of the input, where it is another than the model says."""
     import openvino
 
     core = openvino.Core()
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(core.read_model(model), "CPU", options)
+    network = core.read_model(model)
+    if shape:
+        network.reshape(shape)
+    compiled = core.compile_model(network, "CPU", options)
     request = compiled.create_infer_request()
     return lambda x: torch.from_numpy(next(iter(request.infer({"x": x.numpy()}).values())))
 

@@ -171,7 +171,7 @@ def time_video(args: argparse.Namespace) -> dict[str, Any]:
     frames = moving(args.frames)
     with tempfile.TemporaryDirectory() as folder:
         rival = Path(folder) / "int8.onnx"
-        rival.write_bytes(int8(plain, (HEIGHT, WIDTH), [torch.from_numpy(frames[:1]).permute(0, 3, 1, 2).float()]))
+        rival.write_bytes(int8(plain, (SIZE, SIZE), [torch.from_numpy(frames[:1]).permute(0, 3, 1, 2).float()]))
         this, threads = [sys.executable, str(Path(__file__))], str(args.threads)
         upscale = [sys.executable, "-m", "adabm_kernels", "upscale", "--raw", f"{WIDTH}x{HEIGHT}", "-", "--threads", threads]
         programs = {path.stem: [*upscale, "--model", str(path), "--quiet"] for path in args.models}
@@ -216,7 +216,10 @@ def _feed(pipe: Any, data: bytes) -> None:
 
 def filter_frames(runtime: str, file: Path, threads: int) -> None:
     torch.set_num_threads(threads)
-    forward = torch_float32(published(file)) if runtime == "torch" else openvino_forward(file.read_bytes(), threads)
+    if runtime == "torch":
+        forward = torch_float32(published(file))
+    else:
+        forward = openvino_forward(file.read_bytes(), threads, (1, 3, HEIGHT, WIDTH))
     size = WIDTH * HEIGHT * 3
     with torch.inference_mode():
         while len(frame := sys.stdin.buffer.read(size)) == size:

@@ -75,8 +75,9 @@ class FakeCalibration:
                 conv.lower_a.fill_(-200.0)
                 conv.upper_a.fill_(255.0)
                 conv.weight_range.fill_(1.0)
-            simulated.measure_l.fill_(1.0)
-            simulated.measure_u.fill_(1e6)
+            if config.adaptive:
+                simulated.measure_l.fill_(1.0)
+                simulated.measure_u.fill_(1e6)
         stages = [{"name": "ranges", "seconds": 1.0}, {"name": "fine-tuning", "seconds": 2.0}]
         simulated.report = {"seconds": 3.2, "stages": stages, "images": 3, "steps": config.steps}
         return simulated
