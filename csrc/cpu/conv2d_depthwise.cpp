@@ -7,7 +7,7 @@
 
 namespace adabm {
 
-// Pixels whose sums leave together: those of two rows and the codes under them stay in the nearest cache.
+// Pixels whose sums leave together by way of memory: those of two rows and the codes under them stay in the nearest cache.
 constexpr int kTogether = 32;
 static_assert(kTogether <= kMaxBlockPixels, "they must fit the scratch");
 
@@ -28,6 +28,7 @@ void Convolution::run_depthwise(const Part& part) const {
   d.rows = pointers, d.row_quads = row_slots / 4, d.columns = header.kernel_w, d.parts = header.weight_parts;
   d.pixel_step = columns.stride, d.column_step = columns.dilation;
   d.eight_bits = a.x_bits[image] == 8, d.depth = header.direct_depth[a.x_bits[image] - ADABM_MIN_BITS];
+  const int together = kernels.depthwise_epilogue ? kMaxBlockPixels : kTogether;
   int32_t* const acc[2] = {s.acc, s.products};
   s.zeros.resize(std::max(s.zeros.size(), static_cast<size_t>(row_bytes) + kMaxPanels * kPanel));
 
@@ -42,8 +43,8 @@ void Convolution::run_depthwise(const Part& part) const {
       const int lanes = block.panels * kPanel, first_lane = block.first_panel * kPanel, exist = std::min(lanes, header.out_channels - first_lane);
       d.panels = block.panels, d.w = weights + block.weights;
       for (const Span& span : *group->spans)
-        for (int first = span.begin; first < span.end; first += kTogether) {
-          const int end = std::min(first + kTogether, span.end), last = columns.first_pixel(end - 1) + columns.extent();
+        for (int first = span.begin; first < span.end; first += together) {
+          const int end = std::min(first + together, span.end), last = columns.first_pixel(end - 1) + columns.extent();
           const int under = std::max(0, columns.first_pixel(first)), end_under = std::min(last, a.width);
           d.first_column = columns.first_pixel(first), d.width = a.width, d.column_bytes = pixel_bytes, d.pixels = end - first;
           for (int n = 0; n < group->rows; n++) out.output[n].prefetch(block.first_panel, block.panels, first, end - first);
@@ -74,6 +75,11 @@ void Convolution::run_depthwise(const Part& part) const {
             d.first_column -= under, d.width = copied, d.column_bytes = lanes;
           }
           d.acc = acc[0], d.below = group->rows > 1 ? acc[1] : nullptr;
+          if (kernels.depthwise_epilogue) {
+            const EpilogueArgs* const row = out.output[0].epilogue_of(block.first_panel, block.panels, first, d.pixels);
+            const EpilogueArgs* const below = d.below ? out.output[1].epilogue_of(block.first_panel, block.panels, first, d.pixels) : nullptr;
+            if (row && (below || !d.below) && kernels.depthwise_epilogue(d, *row, below)) continue;
+          }
           kernels.depthwise(d);
           for (int n = 0; n < group->rows; n++)
             out.output[n].write({1, end - first, block.panels, acc[n], acc[n], false, 0}, block.first_panel, first, end - first, nullptr);

@@ -234,18 +234,22 @@ void RowOutput::write(const UntileArgs& products, int first_panel, int column, i
   }
 }
 
-void RowOutput::write_pixels(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box) {
+void RowOutput::set_epilogue(int first_panel, int panels, int column, int pixels) {
   const adabm_conv2d_args& a = c_.a;
   const int K = c_.header.out_channels, first = first_panel * kPanel, pad = c_.header.kernel_w / 2;
-  const bool inner = column >= c_.axes.columns.first_inner() && column + pixels <= c_.axes.columns.end_inner(a.width);
-  if (inner) std::fill_n(beta_, pixels, row_beta_ + static_cast<ptrdiff_t>(c_.header.border_kernels ? pad : 0) * K + first);
-  for (int m = 0; !inner && m < pixels; m++) {
-    const int at = c_.header.border_kernels ? kernel_class(column + m, a.width, pad) : c_.axes.columns.border_class(column + m, a.width);
+  const Axis& columns = c_.axes.columns;
+  const int begin = std::min(std::max(columns.first_inner() - column, 0), pixels);
+  const int end = std::min(std::max(columns.end_inner(a.width) - column, begin), pixels);
+  const auto at_border = [&](int m) {
+    const int at = c_.header.border_kernels ? kernel_class(column + m, a.width, pad) : columns.border_class(column + m, a.width);
     beta_[m] = row_beta_ + static_cast<ptrdiff_t>(at) * K + first;
-  }
+  };
+  for (int m = 0; m < begin; m++) at_border(m);
+  std::fill_n(beta_ + begin, end - begin, row_beta_ + static_cast<ptrdiff_t>(c_.header.border_kernels ? pad : 0) * K + first);
+  for (int m = end; m < pixels; m++) at_border(m);
   const ptrdiff_t y_at = out_row_ * c_.y_pitch + column * e_.y_stride;
-  e_.acc = products.acc, e_.box = box, e_.pixels = pixels, e_.panels = products.panels;
-  e_.lanes = std::min(products.panels * kPanel, K - first);
+  e_.acc = nullptr, e_.box = nullptr, e_.pixels = pixels, e_.panels = panels;
+  e_.lanes = std::min(panels * kPanel, K - first);
   // Panels of one block may lie apart only where a PixelShuffle parts them.
   e_.together = a.shuffle == 1 || !c_.contiguous || c_.out_channels % kBlockOutputs == 0;
   e_.alpha = row_alpha_ + first;
@@ -255,7 +259,19 @@ void RowOutput::write_pixels(const UntileArgs& products, int first_panel, int co
   e_.y = feature_at(c_.features, a.y, y_at);
   e_.y_acc = a.y_acc ? a.y_acc + y_at : nullptr;
   e_.y_q = c_.codes ? c_.codes + out_row_ * c_.code_channels + column * e_.q_stride : nullptr;
+}
+
+void RowOutput::write_pixels(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box) {
+  set_epilogue(first_panel, products.panels, column, pixels);
+  e_.acc = products.acc, e_.box = box;
   c_.contiguous ? c_.kernels.untile_epilogue(products, e_) : write_parted(products, first_panel);
+}
+
+const EpilogueArgs* RowOutput::epilogue_of(int first_panel, int panels, int column, int pixels) {
+  const bool whole = std::any_of(written_.begin(), written_.end(), [&](Span span) { return span.begin <= column && column + pixels <= span.end; });
+  if (!whole || !c_.contiguous) return nullptr;
+  set_epilogue(first_panel, panels, column, pixels);
+  return &e_;
 }
 
 // Only outputs of a PixelShuffle, which are floats, lie so.

@@ -123,12 +123,15 @@ class RowOutput {
   // products: what UntileArgs takes; acc: scratch for the accumulators, or the products themselves where outputs is 1.
   // box: [pixels] or null.
   void write(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box);
+  // The epilogue of a block of pixels, whose sums are not yet anywhere; null where not all of them are written, or not side by side.
+  const EpilogueArgs* epilogue_of(int first_panel, int panels, int column, int pixels);
   // Zeros the padding channels of the row's codes.
   void finish() const;
 
  private:
   const Convolution& c_;
   const Spans& written_;
+  void set_epilogue(int first_panel, int panels, int column, int pixels);
   void write_pixels(const UntileArgs& products, int first_panel, int column, int pixels, const int32_t* box);
   void write_parted(const UntileArgs& products, int first_panel);
 

@@ -61,3 +61,17 @@ def test_extreme_codes_and_weights_neither_saturate_nor_overflow(weight_bits: in
 @given(problem=drawn_geometries(), seed=st.integers(0, 99))
 def test_any_geometry_equals_the_reference(problem: ConvProblem, seed: int) -> None:
     check(problem, ISAS, seed, threads=1 + seed % 3)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "prelu"])
+def test_results_that_are_not_finite_have_the_references_codes(activation: str) -> None:
+    """Of each channel on its own, with codes alone, on rising and on falling grids."""
+    problem = ConvProblem("special", 5, 9, 64, 64, bits=(4,), activation=activation, geometry=Geometry(groups=64))
+    instance = instantiate(problem)
+    ends = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 0.0, -0.0])
+    instance.layer.beta[..., : len(ends)], instance.layer.alpha[:, : len(ends)] = ends, 0
+    for sign in (1, -1):
+        instance.out_grid *= sign
+        want = instance.run("reference", "codes")[1]
+        for isa in ISAS:
+            assert torch.equal(instance.run("cpu", "codes", isa)[1], want)

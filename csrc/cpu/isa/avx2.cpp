@@ -383,6 +383,7 @@ const Kernels* kernels_avx2() {
       .quantize_row = quantize_row,
       .transform = transform,
       .untile_epilogue = untile_epilogue,
+      .depthwise_epilogue = nullptr,
       .word_transform = word_transform,
       .word_transform_rows = word_transform_rows,
       .word_row_product = word_row_product<1, word_product>,

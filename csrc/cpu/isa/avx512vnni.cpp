@@ -584,6 +584,99 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
 
 #include "cpu/isa/untile_epilogue.inc"
 
+// Kernels of three columns and at most four rows with the epilogue: two panels at a time, whose weights and codes of three columns stay
+// in registers. Of codes alone ReLU is taken last, as the code of 0 or more: all that follows it rises with its argument.
+template <bool Below, int Activation, bool CodesAlone>
+void depthwise_fused(const DepthwiseArgs& a, const EpilogueArgs* const (&e)[2]) {
+  constexpr int kRows = Below ? 2 : 1, kColumns = 3;
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i order_of_2 = _mm512_setr_epi32(0, 4, 0, 0, 1, 5, 0, 0, 2, 6, 0, 0, 3, 7, 0, 0);
+  const __m512 scale = _mm512_set1_ps(e[0]->scale), offset = _mm512_set1_ps(e[0]->offset), top = _mm512_set1_ps(e[0]->top);
+  const __m512i zero_code = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_max_ps(offset, _mm512_setzero_ps())));
+  const __m512i least = _mm512_set1_epi8(Activation == ADABM_ACT_RELU ? static_cast<char>(_mm_cvtsi128_si32(_mm512_castsi512_si128(zero_code))) : 0);
+  for (int panel = 0; panel < a.panels; panel += 2) {
+    const int lane = panel * kPanel;
+    const uint8_t* const rows[4] = {a.rows[0] + lane, a.rows[1] + lane, a.rows[2] + lane, a.rows[3] + lane};
+    __m512i w[kColumns][2], w_below[kColumns][2], codes[kColumns][2];
+#pragma GCC unroll 3
+    for (int s = 0; s < kColumns; s++)
+#pragma GCC unroll 2
+      for (int p = 0; p < 2; p++) {
+        w[s][p] = _mm512_load_si512(a.w + (s * a.panels + panel + p) * 64);
+        w_below[s][p] = _mm512_slli_epi32(w[s][p], 8);
+      }
+    const auto column = [&](int at, __m512i (&into)[2]) __attribute__((always_inline)) {
+      if (at < 0 || at >= a.width) {
+        into[0] = into[1] = _mm512_setzero_si512();
+        return;
+      }
+      __m512i r[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        const __m256i row = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[i] + at * a.column_bytes));
+        r[i] = _mm512_permutexvar_epi32(order_of_2, _mm512_castsi256_si512(row));
+      }
+      const __m512i first = _mm512_unpacklo_epi8(r[0], r[1]), second = _mm512_unpacklo_epi8(r[2], r[3]);
+      into[0] = _mm512_unpacklo_epi16(first, second), into[1] = _mm512_unpackhi_epi16(first, second);
+    };
+    const ptrdiff_t y_at = e[0]->y_lane[lane], q_at = e[0]->q_lane[lane];
+    column(a.first_column, codes[1]);
+    column(a.first_column + a.column_step, codes[2]);
+    for (int m = 0; m < a.pixels; m++) {
+#pragma GCC unroll 2
+      for (int p = 0; p < 2; p++) codes[0][p] = codes[1][p], codes[1][p] = codes[2][p];
+      column(a.first_column + (m + 2) * a.column_step, codes[2]);
+      __m512i values[kRows][2];
+#pragma GCC unroll 2
+      for (int row = 0; row < kRows; row++)
+#pragma GCC unroll 2
+        for (int p = 0; p < 2; p++) {
+          __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 3
+          for (int s = 0; s < kColumns; s++) sum = dot(sum, codes[s][p], row ? w_below[s][p] : w[s][p]);
+          __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(e[0]->alpha + lane + p * kPanel),
+                                     _mm512_loadu_ps(e[row]->beta[m] + lane + p * kPanel));
+          if (Activation == ADABM_ACT_RELU && !CodesAlone) v = _mm512_max_ps(v, _mm512_setzero_ps());
+          if (Activation == ADABM_ACT_PRELU)
+            v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, _mm512_loadu_ps(e[0]->slope + lane + p * kPanel));
+          const ptrdiff_t at = m * e[0]->y_stride + y_at + p * kPanel;
+          if (!CodesAlone && e[row]->residual) v = _mm512_add_ps(_mm512_loadu_ps(static_cast<const float*>(e[row]->residual) + at), v);
+          if (!CodesAlone && e[row]->y) _mm512_storeu_ps(static_cast<float*>(e[row]->y) + at, v);
+          // As in full_of.
+          values[row][p] = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_fmadd_ps(v, scale, offset)));
+        }
+      if (!CodesAlone && !e[0]->y_q) continue;
+      const __m512i words = _mm512_packs_epi32(values[0][0], values[0][1]), words_below = _mm512_packs_epi32(values[kRows - 1][0], values[kRows - 1][1]);
+      __m512i both = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words, words_below));
+      if (Activation == ADABM_ACT_RELU && CodesAlone) both = _mm512_max_epu8(both, least);
+      const ptrdiff_t at = m * e[0]->q_stride + q_at;
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(e[0]->y_q + at), _mm512_castsi512_si256(both));
+      if (Below) _mm256_storeu_si256(reinterpret_cast<__m256i*>(e[1]->y_q + at), _mm512_extracti64x4_epi64(both, 1));
+    }
+  }
+}
+
+template <int Activation>
+void depthwise_fused_rows(const DepthwiseArgs& a, const EpilogueArgs* const (&e)[2]) {
+  const bool rising = e[0]->scale > 0 && e[0]->scale <= 3.4028234e38f;
+  const bool codes_alone = e[0]->y_q && !e[0]->y && !e[0]->residual && rising;
+  if (e[1]) codes_alone ? depthwise_fused<true, Activation, true>(a, e) : depthwise_fused<true, Activation, false>(a, e);
+  else codes_alone ? depthwise_fused<false, Activation, true>(a, e) : depthwise_fused<false, Activation, false>(a, e);
+}
+
+bool depthwise_epilogue(const DepthwiseArgs& a, const EpilogueArgs& row, const EpilogueArgs* below) {
+  const bool kernel = a.columns == 3 && a.row_quads == 1 && a.parts == 1 && a.pixel_step == a.column_step;
+  const bool outputs = a.panels % 2 == 0 && row.lanes == a.panels * kPanel && row.together && !row.y_acc && !row.features.int16;
+  if (!kernel || !outputs) return false;
+  const EpilogueArgs* const e[2] = {&row, below};
+  switch (row.activation) {
+    case ADABM_ACT_RELU: depthwise_fused_rows<ADABM_ACT_RELU>(a, e); break;
+    case ADABM_ACT_PRELU: depthwise_fused_rows<ADABM_ACT_PRELU>(a, e); break;
+    default: depthwise_fused_rows<ADABM_ACT_NONE>(a, e);
+  }
+  return true;
+}
+
 }  // namespace
 
 const Kernels* kernels_avx512vnni() {
@@ -601,6 +694,7 @@ const Kernels* kernels_avx512vnni() {
       .quantize_row = quantize_row,
       .transform = transform,
       .untile_epilogue = untile_epilogue,
+      .depthwise_epilogue = depthwise_epilogue,
       .word_transform = word_transform,
       .word_transform_rows = word_transform_rows,
       .word_row_product = word_row_product<kMaxPanels, word_product>,

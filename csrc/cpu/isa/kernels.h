@@ -193,6 +193,9 @@ struct Kernels {
   void (*quantize_row)(const QuantizeArgs&);
   void (*transform)(const TransformArgs&);
   void (*untile_epilogue)(const UntileArgs&, const EpilogueArgs&);
+  // `depthwise` and the epilogue of its row, and of the one below where there is one, without sums in memory: acc and below of the
+  // first and acc of the others are not read. Returns false, and does nothing, where it is not for such arguments. May be null.
+  bool (*depthwise_epilogue)(const DepthwiseArgs&, const EpilogueArgs& row, const EpilogueArgs* below);
   // Of the tiles on words; at most kMaxPixels tiles at a time.
   void (*word_transform)(const TransformArgs&);
   // Along the rows alone: out[row tap][pixel][three][channel], the windows of `threes` begin 3 rows apart. `outputs` is not read.

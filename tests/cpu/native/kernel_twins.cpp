@@ -67,6 +67,33 @@ void check_product(const Kernels& twin, const Kernels& k) {
       }
 }
 
+// In both ways that pixels can lie: with columns in common, and without. Columns are missing on both sides.
+void check_depthwise(const Kernels& twin, const Kernels& k) {
+  for (int round = 0; round < 400; round++) {
+    const int panels = 1 + below(kMaxPanels), pixels = 1 + below(40), rows = 1 + below(9), row_quads = (rows + 3) / 4, bits = 2 + below(7);
+    const int columns = below(2) ? 3 : 1 + below(7), parts = below(3) ? 1 : 2, step = 1 + below(2), width = 1 + below(40), lanes = panels * kPanel;
+    const bool two_rows = rows <= 3 && below(2);
+    const int most = below(3) ? 1 + below(20) : 128, quads = parts * columns * row_quads;
+    Aligned<uint8_t> x(static_cast<size_t>(rows + 1) * width * lanes);
+    Aligned<int8_t> w(static_cast<size_t>(quads) * lanes * 4);
+    Aligned<int32_t> a(static_cast<size_t>(2) * pixels * lanes), b(a.count);
+    x.fill(bits == 8 ? 200 : 0, (1 << bits) - 1), w.fill(-most, std::min(most, 127));
+    for (size_t i = 0; i < w.count; i++)
+      if (i / (lanes * 4) % row_quads * 4 + i % 4 >= static_cast<size_t>(rows)) w.data()[i] = 0;
+    std::vector<const uint8_t*> pointers;
+    for (int r = 0; r < row_quads * 4; r++) pointers.push_back(x.data() + static_cast<ptrdiff_t>(std::min(r, rows)) * width * lanes);
+    DepthwiseArgs d = {};
+    d.rows = pointers.data(), d.column_bytes = lanes, d.first_column = below(7) - 3, d.width = width;
+    d.pixel_step = step, d.column_step = below(2) ? step : 1 + below(3), d.row_quads = row_quads, d.columns = columns, d.parts = parts;
+    d.w = w.data(), d.pixels = pixels, d.panels = panels, d.eight_bits = bits == 8, d.depth = depth_of((1 << bits) - 1, most);
+    for (auto& [kernels, out] : {std::pair<const Kernels&, Aligned<int32_t>&>(twin, a), {k, b}}) {
+      d.acc = out.data(), d.below = two_rows ? out.data() + static_cast<ptrdiff_t>(pixels) * lanes : nullptr;
+      kernels.depthwise(d);
+    }
+    expect(a == b, "depthwise", rows * 10 + columns, pixels, bits);
+  }
+}
+
 void check_row_product(const Kernels& twin, const Kernels& k, int rows) {
   for (int panels = 1; panels <= kMaxPanels; panels++)
     for (int tiles = 1; tiles <= k.tiles[rows - kMinTileRows][panels]; tiles++)
@@ -135,6 +162,61 @@ struct Outputs {
   Aligned<uint8_t> codes;
   Aligned<int32_t> sums;
 };
+
+// Products of a channel each and their epilogue in one, against one after the other; some results are not finite.
+void check_depthwise_epilogue(const Kernels& twin, const Kernels& k) {
+  for (int round = 0; k.depthwise_epilogue && round < 300; round++) {
+    const int panels = 2 + 2 * below(2), lanes = panels * kPanel, pixels = 1 + below(40), width = 1 + below(40), used = 4;
+    const bool two_rows = below(2);
+    Aligned<uint8_t> x(static_cast<size_t>(used) * width * lanes);
+    Aligned<int8_t> w(static_cast<size_t>(3) * lanes * 4);
+    Aligned<int32_t> sums(static_cast<size_t>(2) * pixels * lanes);
+    x.fill(0, 255), w.fill(-128, 127);
+    for (size_t i = 3; i < w.count; i += 4) w.data()[i] = 0;
+    std::vector<const uint8_t*> pointers;
+    for (int r = 0; r < 4; r++) pointers.push_back(x.data() + static_cast<ptrdiff_t>(r) * width * lanes);
+    DepthwiseArgs d = {};
+    d.rows = pointers.data(), d.column_bytes = lanes, d.first_column = below(4) - 2, d.width = width, d.pixel_step = d.column_step = 1 + below(2);
+    d.row_quads = 1, d.columns = 3, d.parts = 1, d.w = w.data(), d.pixels = pixels, d.panels = panels, d.eight_bits = true;
+    d.acc = sums.data(), d.below = two_rows ? sums.data() + static_cast<ptrdiff_t>(pixels) * lanes : nullptr;
+    Aligned<float> alpha(lanes), beta(lanes), beta_below(lanes), slope(lanes), residual(static_cast<size_t>(2) * pixels * lanes);
+    for (int i = 0; i < lanes; i++) {
+      alpha.data()[i] = real(0.001f), beta.data()[i] = real(9), beta_below.data()[i] = real(9), slope.data()[i] = real(1);
+      if (!below(20)) beta.data()[i] = below(2) ? NAN : below(2) ? INFINITY : -INFINITY;
+    }
+    for (size_t i = 0; i < residual.count; i++) residual.data()[i] = real(20);
+    std::vector<const float*> betas(pixels, beta.data()), betas_below(pixels, beta_below.data());
+    std::vector<int32_t> lane(lanes);
+    for (int i = 0; i < lanes; i++) lane[i] = i;
+    Outputs a(residual.count), b(residual.count);
+    const bool with_residual = !below(3), in_place = below(2);
+    const int wanted = 1 + below(3), activation = below(3), bits = 2 + below(7);
+    const float scale = below(9) ? 3.0f : -3.0f, offset = real(9);
+    for (auto& [kernels, out] : {std::pair<const Kernels&, Outputs&>(twin, a), {k, b}}) {
+      EpilogueArgs e[2] = {};
+      for (int row = 0; row < 2; row++) {
+        const ptrdiff_t at = static_cast<ptrdiff_t>(row) * pixels * lanes;
+        e[row].pixels = pixels, e[row].panels = panels, e[row].lanes = lanes, e[row].alpha = alpha.data(), e[row].slope = slope.data();
+        e[row].beta = row ? betas_below.data() : betas.data(), e[row].activation = activation, e[row].acc = sums.data() + at;
+        e[row].y_stride = e[row].q_stride = lanes, e[row].y_lane = e[row].q_lane = lane.data(), e[row].together = true;
+        e[row].scale = scale, e[row].offset = offset, e[row].top = static_cast<float>((1 << bits) - 1);
+        e[row].y = wanted & 1 ? out.y.data() + at : nullptr, e[row].y_q = wanted & 2 ? out.codes.data() + at : nullptr;
+        if (with_residual) e[row].residual = residual.data() + at;
+        if (with_residual && in_place && e[row].y) e[row].residual = std::memcpy(e[row].y, residual.data() + at, sizeof(float) * pixels * lanes);
+      }
+      if (kernels.depthwise_epilogue) {
+        expect(kernels.depthwise_epilogue(d, e[0], two_rows ? &e[1] : nullptr), "the form of depthwise_epilogue", panels, pixels, wanted);
+        continue;
+      }
+      kernels.depthwise(d);
+      for (int row = 0; row < (two_rows ? 2 : 1); row++) {
+        int32_t* const acc = sums.data() + static_cast<ptrdiff_t>(row) * pixels * lanes;
+        kernels.untile_epilogue({1, pixels, panels, acc, acc, false, 0}, e[row]);
+      }
+    }
+    expect(a == b, "depthwise_epilogue", panels, pixels, wanted);
+  }
+}
 
 // With outputs == 1 the epilogue alone, else the sums of a tile's products first; words: of a tile on words. int16: features in 16 bits,
 // of which some are too large for their fraction, some half way between two, some not finite.
@@ -296,11 +378,13 @@ int main(int count, char** arguments) {
     if (k && name == k->name) found = k;
   if (!found) return std::printf("no kernels named '%s' in this program\n", name.c_str()), 2;
   check_product(*kernels_scalar(), *found);
+  check_depthwise(*kernels_scalar(), *found);
   for (int rows : {2, 3}) check_row_product(*kernels_scalar(), *found, rows), check_transform(*kernels_scalar(), *found, rows);
   for (const bool int16 : {false, true}) {
     for (int outputs = 1; outputs <= kMaxTileOutputs; outputs++) check_epilogue(*kernels_scalar(), *found, outputs, false, int16);
     for (const int outputs : {2, 4}) check_epilogue(*kernels_scalar(), *found, outputs, true, int16);
   }
+  check_depthwise_epilogue(*kernels_scalar(), *found);
   for (const int outputs : {2, 4}) {
     check_word_row_product(*kernels_scalar(), *found, outputs);
     check_word_transform(*kernels_scalar(), *found, outputs);
