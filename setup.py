@@ -66,6 +66,12 @@ SM90A_TARGET = "-gencode=arch=compute_90a,code=sm_90a"
 # Without contraction every backend rounds where the written formula rounds.
 # Tables are filled by name, as C++20 has it and every compiler here knows already; clang warns of that.
 CXX_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-c++20-designator"]
+# What makes a fault in memory harder to use, each where the compiler and the processor family know it: checked copies, canaries in
+# frames that hold arrays, relocations that are read-only once the library is loaded, and a stack that runs no code. A system may have
+# set _FORTIFY_SOURCE already. Sanitizers check more than it does, and cannot see through its copies.
+STACK_PROTECTOR = ["-fstack-protector-strong"]
+FORTIFY_SOURCE = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"]
+HARDENED_LINK = ["-z,relro", "-z,now", "-z,noexecstack"]
 GCC_HEADER_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12 warns inside its own intrinsics
 
 
@@ -82,6 +88,12 @@ def knows(cxx: str, flags: list[str]) -> bool:
     """Whether the compiler takes these flags for the processors it compiles for."""
     command = [*shlex.split(cxx), *flags, "-Werror", "-x", "c++", "-fsyntax-only", os.devnull]
     return not flags or subprocess.run(command, capture_output=True).returncode == 0
+
+
+def hardened(cxx: str) -> list[str]:
+    """The flags of these that the compiler takes, for host code."""
+    fortified = [] if "-fsanitize" in cxx else FORTIFY_SOURCE
+    return [flag for flags in (STACK_PROTECTOR, fortified) if knows(cxx, ["-O2", *flags]) for flag in flags]
 
 
 def find_ninja() -> str:
@@ -106,7 +118,8 @@ def unserialised(command: str) -> str:
 
 def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
     """The build as text: object files beside the file itself, libraries in `out`."""
-    flags = " ".join([*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), f"-I{CSRC}", f"-I{CSRC}/include"])
+    hard = hardened(cxx)
+    flags = " ".join([*CXX_FLAGS, *hard, *shlex.split(os.environ.get("CXXFLAGS", "")), f"-I{CSRC}", f"-I{CSRC}/include"])
     gcc = "clang" not in subprocess.run([*shlex.split(cxx), "--version"], capture_output=True, text=True).stdout
     lines = [
         f"cxx = {cxx}",
@@ -116,7 +129,7 @@ def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        "  command = $cxx -shared -pthread -Wl,--no-undefined -o $out $in",
+        f"  command = $cxx -shared -pthread -Wl,--no-undefined {' '.join(f'-Wl,{option}' for option in HARDENED_LINK)} -o $out $in",
     ]
     objects = []
     for source in [*CPU_SOURCES, *ISA_SOURCES]:
@@ -126,14 +139,15 @@ def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
         lines += [f"build {objects[-1]}: compile {CSRC / source}", f"  isa = {' '.join(isa)}"]
     lines.append(f"build {out / 'libadabm_cpu.so'}: link {' '.join(objects)}")
     if nvcc:
-        compile_cuda = f"{nvcc} {' '.join(NVCC_FLAGS)} $targets -I{CSRC} -I{CSRC}/include -MMD -MF $out.d -x cu -c $in -o $out"
+        host = f"-Xcompiler={','.join(hard)}" if hard else ""
+        compile_cuda = f"{nvcc} {' '.join(NVCC_FLAGS)} {host} $targets -I{CSRC} -I{CSRC}/include -MMD -MF $out.d -x cu -c $in -o $out"
         lines += [
             "rule nvcc",
             f"  command = {unserialised(compile_cuda)}",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule nvlink",
-            f"  command = {nvcc} -shared -o $out $in",
+            f"  command = {nvcc} -shared -Xlinker={','.join(HARDENED_LINK)} -o $out $in",
         ]
         objects = []
         for source in [*CUDA_SOURCES, *SM90A_SOURCES]:
