@@ -1,7 +1,7 @@
-"""The backends: one table of their names and of what each can do, and the way to its kernels. Loading this loads none of them.
+"""The table of the backends' names and abilities, and the way to their kernels. Loading this module loads no backend.
 
-A backend is a module of this folder that implements `call.Kernels`, or more of it where the table says so. The registry chooses
-among the names here, the operators check against the abilities here, and the command line offers the names.
+A backend is a module of this folder that implements `call.Kernels`, and more than that where the table says so. The registry
+chooses among the names here, the operators check against the abilities here, and the command line offers the names.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 class Backend:
     """What a backend can do.
 
-    device: the type of the devices whose tensors it computes on, "any" for all that torch knows. packed_codes: several codes a byte
-    (quantize.pack_codes). int16_features: features of 16 bits (quantize.to_fixed). pixels: images of bytes in place of floats.
-    depths: a region of the pixels, by the depth of tiles. residual_blocks: two convolutions in one piece (call.ResidualBlocks).
-    many_grids: codes of the same features on several grids in one pass (call.ManyGrids). any_geometry: convolutions that are not
-    plain (quantize.Geometry): with strides, dilation, groups, kernels of even size or any padding.
+    device: the type of the devices whose tensors it computes on, or "any" for all that torch knows. packed_codes: it stores several
+    codes in a byte (quantize.pack_codes). int16_features: it takes features of 16 bits (quantize.to_fixed). pixels: it writes
+    images of bytes in place of floats. depths: it computes only a region of the pixels, by the depth of tiles. residual_blocks: it
+    computes two convolutions in one piece (call.ResidualBlocks). many_grids: it quantises features to codes on several grids in one
+    pass (call.ManyGrids). any_geometry: it computes convolutions that are not plain (quantize.Geometry): with strides, dilation,
+    groups, kernels of even size or any padding.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Backend:
     any_geometry: bool = False
 
 
-# Fastest first.
+# The fastest backend comes first.
 TABLE = {
     backend.name: backend
     for backend in (
@@ -51,16 +52,16 @@ TABLE = {
 }
 BACKENDS = tuple(TABLE)
 GPU_BACKENDS = tuple(name for name, backend in TABLE.items() if backend.device == "cuda")
-# As a user is offered them: what every machine has comes first.
+# The order in which a user is offered them: what every machine has comes first.
 CHOICES = ("auto", *(name for name in BACKENDS if name not in GPU_BACKENDS), *reversed(GPU_BACKENDS))
 
 
 def having(ability: str) -> tuple[str, ...]:
-    """Names of the backends with an ability, one of the fields of `Backend`."""
+    """Names of the backends that have an ability, which is one of the fields of `Backend`."""
     return tuple(name for name, backend in TABLE.items() if getattr(backend, ability))
 
 
 @functools.cache
 def kernels(name: str) -> Kernels:
-    """The module of a backend, imported when it is first asked for: one may need what is not installed."""
+    """The module of a backend. It is imported when it is first asked for, because a backend may need what is not installed."""
     return cast("Kernels", importlib.import_module(f".{name}", __name__))

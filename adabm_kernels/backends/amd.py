@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Architecture:
-    """lanes: of a wave, Triton's warp. shared: bytes of local data share that one workgroup can have. products: instructions that
-    multiply int8, "mfma", "wmma" or "dot4", the last without a matrix unit. family, cards: names in words."""
+    """An architecture of AMD.
+
+    lanes: of a wave, which is Triton's warp. shared: bytes of local data share that one workgroup can have. products: the
+    instructions that multiply int8: "mfma", "wmma", or "dot4" where there is no matrix unit. family, cards: their names in words.
+    """
 
     family: str
     cards: str
@@ -35,5 +38,5 @@ ARCHITECTURES = {
 
 
 def short_name(gcn_arch_name: str) -> str:
-    """What names the instructions: "gfx942" of "gfx942:sramecc+:xnack-", whose rest says how a card is set up."""
+    """The part of a name that tells the instructions: "gfx942" of "gfx942:sramecc+:xnack-". The rest says how a card is set up."""
     return gcn_arch_name.partition(":")[0]

@@ -1,8 +1,8 @@
-"""What all backends are called with, and what they must offer: records of arguments, and the protocols of a backend's module.
+"""What all backends are called with and what they must offer: records of arguments, and the protocols of a backend's module.
 
-Arguments have been checked by ops/checks.py: types, shapes, that all tensors are on one device, and that outputs are dense or
-slices of channels. A call is made ready once for all calls with tensors of the same sizes, strides, types and device and with the
-same settings; what is then called for each of them takes the tensors alone, and holds none between calls.
+The arguments have been checked by ops/checks.py: their types and shapes, that all tensors are on one device, and that outputs are
+dense or slices of channels. A call is made ready once, for all calls with the same settings and with tensors of the same sizes,
+strides, types and device. The function that this gives takes the tensors alone, and holds none between calls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FEATURES = {"float32": torch.float32, "int16": torch.int16}  # how y and the res
 class Place:
     """Which pixels a call writes: all without a depth, else those that a region picks by the depth of each tile.
 
-    depth: uint8 [N, rows, columns] or flat (`regions.Depths.values`). region: the numbers of a `regions.Region`.
+    depth: uint8 [N, rows, columns], or flat (`regions.Depths.values`). region: the numbers of a `regions.Region`.
     """
 
     depth: torch.Tensor | None = None
@@ -36,9 +36,11 @@ EVERYWHERE = Place()
 
 @dataclass(frozen=True)
 class Conv:
-    """What a convolution reads, as `ops.conv2d_out` describes it. features: one of FEATURES, of the residual and y; fraction: of
-    int16 (quantize.to_fixed), else 0. threads: of the CPU library, 0 for as many as torch has. geometry: other than plain only on a
-    backend with `any_geometry`."""
+    """What a convolution reads, as `ops.conv2d_out` describes it.
+
+    features: one of FEATURES, the type of the residual and y. fraction: that of int16 features (quantize.to_fixed), else 0.
+    threads: those of the CPU library, 0 for as many as torch has. geometry: other than plain only on a backend with `any_geometry`.
+    """
 
     x_q: torch.Tensor
     x_bits: torch.Tensor
@@ -62,12 +64,12 @@ class Conv:
 
     @property
     def axes(self) -> tuple[Axis, Axis]:
-        """Rows and columns."""
+        """The geometry's axes: rows, then columns."""
         return self.geometry.axes(*self.weight.shape[-3:-1])
 
     @property
     def tensors(self) -> dict[str, torch.Tensor | None]:
-        """By name, in the order in which `RunConv2d` takes them."""
+        """All tensors by name, in the order in which `RunConv2d` takes them."""
         return {
             "x_q": self.x_q,
             "x_bits": self.x_bits,
@@ -84,7 +86,7 @@ class Conv:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is no tensor, by name, but the region."""
+        """All arguments that are no tensors, by name, without the region."""
         return {
             "box_filter": self.box_filter,
             "activation": self.activation,
@@ -101,8 +103,8 @@ class Conv:
 class Outputs:
     """Where the results of a convolution go; at least one is given.
 
-    y: float32 or int16 features, int32 accumulators, or pixels of uint8. It may be the residual; where it is not contiguous it is a
-    slice of the channels of wider features, and a residual then has its strides. y_q: uint8 codes.
+    y: float32 or int16 features, int32 accumulators, or pixels of uint8. It may be the same tensor as the residual. Where it is not
+    contiguous, it is a slice of the channels of wider features, and a residual then has its strides. y_q: uint8 codes.
     """
 
     y: torch.Tensor | None = None
@@ -125,13 +127,13 @@ class Quantization:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is no tensor, by name, but the region."""
+        """All arguments that are no tensors, by name, without the region."""
         return {"fraction": self.fraction, "packed_codes": self.packed_codes, "start": self.start, "threads": self.threads}
 
 
 @dataclass(frozen=True)
 class Target:
-    """One of several code buffers that the same features are quantised into: as in `Quantization`."""
+    """One of several code buffers that the same features are quantised into. The fields are as in `Quantization`."""
 
     grid: torch.Tensor
     bits: torch.Tensor
@@ -153,9 +155,11 @@ class DepthRule:
 
 @dataclass(frozen=True)
 class Packing:
-    """What decides the form of packed weights: the tile for each bit-width 2..8 and the geometry, which the CPU library takes
-    (tiles.LayerPlan), and the box filter and the factor of the PixelShuffle, which GPU kernels do, and the CPU library with a
-    geometry that is not plain."""
+    """What decides the form of packed weights.
+
+    The CPU library goes by the tile for each bit-width 2..8 and by the geometry (tiles.LayerPlan). GPU kernels go by the box filter
+    and the factor of the PixelShuffle, and so does the CPU library where the geometry is not plain.
+    """
 
     tile_for_bits: tuple[int, ...] = (0,) * 7
     box_filter: bool = False
@@ -164,7 +168,8 @@ class Packing:
 
 
 class RunConv2d(Protocol):
-    """A convolution that was made ready. Not all tensors are there in each; those that are, are in every call."""
+    """A convolution that was made ready. Tensors that were absent when it was made ready are None in every call, and the others are
+    given in every call."""
 
     def __call__(
         self,
@@ -215,26 +220,26 @@ class RunResblock(Protocol):
 
 class Kernels(Protocol):
     """What the module of every backend offers. Kernels are launched on the current stream of the tensors' device, and nothing but
-    `pack` waits for it."""
+    `pack` waits for that stream."""
 
     def pack(self, weight: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """uint8 on the weights' device, of any shape: what the convolution gets as `packed` for these int8 weights, [K, R, S, C] or
-        with a kernel by border class [R, S, K, R, S, C]."""
+        """uint8 of any shape, on the weights' device: what the convolution gets as `packed` for these int8 weights, which are [K,
+        R, S, C] or, with a kernel by border class, [R, S, K, R, S, C]."""
 
     def conv2d_out(self, conv: Conv, to: Outputs) -> None:
         """See ops.conv2d_out and, for pixels, ops.conv2d_pixels_out."""
 
     def ready_conv2d_out(self, conv: Conv, to: Outputs) -> RunConv2d:
-        """`conv2d_out`, made ready."""
+        """Makes `conv2d_out` ready."""
 
     def quantize_out(self, read: Quantization, y_q: torch.Tensor) -> None:
         """See ops.quantize_out."""
 
     def ready_quantize_out(self, read: Quantization, y_q: torch.Tensor) -> RunQuantize:
-        """`quantize_out`, made ready."""
+        """Makes `quantize_out` ready."""
 
     def tile_depths_out(self, x_q: torch.Tensor, rule: DepthRule, depth: torch.Tensor) -> None:
-        """See ops.tile_depths; depth: uint8 [N, rows, columns]."""
+        """See ops.tile_depths. depth: uint8 [N, rows, columns]."""
 
     def image_measure(self, x: torch.Tensor) -> torch.Tensor:
         """See ops.image_measure."""
@@ -244,27 +249,28 @@ class Kernels(Protocol):
 
 
 class ResidualBlocks(Protocol):
-    """What a backend with `residual_blocks` offers besides."""
+    """What a backend with `residual_blocks` offers in addition."""
 
     def why_not_resblock(self, *convs: tuple[torch.Tensor, bool]) -> str:
-        """Why two convolutions, each (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they can."""
+        """Why two convolutions, each given as (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they
+        can."""
 
     def ready_resblock_out(self, first: Conv, second: Conv, to: Outputs) -> RunResblock:
-        """See ops.resblock_out. The second's codes, which the first makes, are not looked at."""
+        """See ops.resblock_out. The codes that `second` holds are not looked at, because the first convolution makes them."""
 
 
 class ManyGrids(Protocol):
-    """What a backend with `many_grids` offers besides."""
+    """What a backend with `many_grids` offers in addition."""
 
     def quantize_many_out(self, x: torch.Tensor, targets: Sequence[Target], packed_codes: bool) -> None:
         """See ops.quantize_many_out."""
 
 
-ABILITIES: dict[str, type] = {"residual_blocks": ResidualBlocks, "many_grids": ManyGrids}  # by the field of backends.Backend
+ABILITIES: dict[str, type] = {"residual_blocks": ResidualBlocks, "many_grids": ManyGrids}  # keys are fields of backends.Backend
 
 
 def run_conv2d(run: RunConv2d, conv: Conv, to: Outputs) -> None:
-    """The call that a convolution was made ready for."""
+    """Calls a convolution that was made ready, with the tensors of these arguments."""
     run(
         conv.x_q, conv.x_bits, conv.weight, conv.packed, conv.alpha, conv.beta, conv.slope, conv.residual, conv.out_grid,
         conv.out_bits, conv.place.depth, to.y, to.y_q,
@@ -272,14 +278,14 @@ def run_conv2d(run: RunConv2d, conv: Conv, to: Outputs) -> None:
 
 
 def run_quantize(run: RunQuantize, read: Quantization, y_q: torch.Tensor) -> None:
-    """The call that a quantisation was made ready for."""
+    """Calls a quantisation that was made ready, with the tensors of these arguments."""
     run(read.x, read.shift, read.grid, read.bits, read.place.depth, y_q)
 
 
 def pitch(tensor: torch.Tensor) -> int:
-    """Elements from one pixel of [N, H, W, C], contiguous or a slice of channels, to the next.
+    """Elements from one pixel of [N, H, W, C] to the next. The tensor is contiguous or a slice of channels.
 
-    Of a contiguous tensor one pixel wide the stride of the columns means nothing: torch lets it be any number.
+    In a contiguous tensor that is one pixel wide, the stride of the columns means nothing: torch lets it be any number.
     """
     return tensor.shape[3] if tensor.is_contiguous() else tensor.stride(2)
 
@@ -291,5 +297,5 @@ def dense(tensor: None) -> None: ...
 @overload
 def dense(tensor: torch.Tensor | None) -> torch.Tensor | None: ...
 def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """The tensor, contiguous."""
+    """The tensor itself where it is contiguous, else a contiguous copy; None for None."""
     return None if tensor is None else tensor.contiguous()

@@ -9,12 +9,12 @@ from . import amd
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter, for tests, is on: kernels then run on the CPU, very slowly."""
+    """Whether Triton's interpreter is on, as in tests: kernels then run on the CPU, very slowly."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def card(device: str | None) -> int:
-    """Index of the card that a device names, as "cuda:1" does; of the current one where it names none ("cuda", None)."""
+    """Index of the card that a device names, as "cuda:1" does, or of the current card where it names none ("cuda", None)."""
     import torch
 
     index = device.partition(":")[2] if device else ""
@@ -22,14 +22,14 @@ def card(device: str | None) -> int:
 
 
 def capability(device: str | None) -> tuple[int, int]:
-    """Compute capability of the card of NVIDIA that a device names (card)."""
+    """Compute capability of the card of NVIDIA that `card` finds for a device."""
     import torch
 
     return torch.cuda.get_device_capability(card(device))
 
 
 def amd_architecture(index: int | None) -> str:
-    """The architecture, as "gfx942", of the card of AMD with this index (None: the current one). For a torch for ROCm."""
+    """The architecture, such as "gfx942", of the card of AMD with this index (None: the current one). It needs a torch for ROCm."""
     return _amd_architecture(card(None) if index is None else index)
 
 

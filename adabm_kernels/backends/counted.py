@@ -1,10 +1,10 @@
 """What a convolution costs on a GPU, counted from the kernels' tiles: nothing here was measured, and nothing asks a card.
 
-For every pixel and bit-width three counts, each over what a multiprocessor does of it in a clock: products on its tensor cores,
-padding included; bytes that reach it from L2; bytes to and from its shared memory. The largest of the three is taken: no kernel
-is faster, and none of the others' work is hidden worse than that. What it leaves out: latencies, and the instructions besides.
-Those of the CUDA kernels are counted too (`Work.issued`); those of Triton's are not known, so that the choice between the two
-cannot weigh them. Rates are those of rates.py.
+There are three counts for every pixel and bit-width, each divided by what a multiprocessor does in a clock: products on its tensor
+cores, padding included; bytes that reach it from L2; and bytes to and from its shared memory. The cost is the largest of the three,
+because no kernel is faster, and a kernel hides the other two at best. The counts leave out latencies and all other instructions.
+The instructions of the CUDA kernels are counted too (`Work.issued`). Those of Triton's kernels are not known, so that the choice
+between the two cannot weigh them. The rates are those of rates.py.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class Slots:
     producer: int = 0
 
 
-# Issue slots of a warp of the CUDA kernels: for each product of 32 bytes of its pixels with its outputs, and for each of its
-# results on its way out as codes in straight lines (docs/gpu_cuda.md; the general form takes several times as many). Read off their
-# machine code as it is executed (benchmarks/gpu/issue_slots.py, nvcc 13.0; held to it by test_sass.py). producer: of a warp that
-# brings a tile of 9.0 in, for each 32 bytes of a pixel.
+# Issue slots of a warp of the CUDA kernels, for each product of 32 bytes of its pixels with its outputs, and for each of its
+# results that leaves as a code in the straight form (docs/gpu_cuda.md; the general form takes several times as many). They were
+# read off the machine code as it is executed (benchmarks/gpu/issue_slots.py, nvcc 13.0), and test_sass.py holds them to it.
+# producer: the slots of a warp that brings in a tile on 9.0, for each 32 bytes of a pixel.
 SLOTS_WGMMA, SLOTS_MMA_SYNC = Slots(product=4, result=11, producer=170), Slots(product=33, result=19)
-PIXELS = 512 * 512  # of an image: more change nothing
+PIXELS = 512 * 512  # pixels of an image; more of them change nothing
 
 
 @dataclass(frozen=True)
 class ConvShape:
-    """What of a convolution decides where it runs fastest.
+    """The properties of a convolution that decide where it runs fastest.
 
-    bits: fewest and most of its input's codes. four_bits: its weights fit 4 signed bits, as they are or as k' of m = 2k' + 1. ones:
-    the sum of the codes is to be added. border_kernels: a kernel by border class.
+    bits: fewest and most bits of its input's codes. four_bits: its weights fit 4 signed bits, as they are or as the k' of m = 2k' +
+    1. ones: the sum of the codes is to be added. border_kernels: it has a kernel by border class.
     """
 
     outputs: int
@@ -58,14 +58,14 @@ class ConvShape:
 
     @property
     def unfolds(self) -> bool:
-        """csrc/cuda/layout.h, unfolds."""
+        """The rule `unfolds` of csrc/cuda/layout.h."""
         return self.channels <= 4 and self.kernel_w > 1
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of a pixel of the input: clocks of a multiprocessor for products, for bytes from L2, for bytes of shared memory, and for
-    issuing all instructions, None where these were not counted."""
+    """Clocks of a multiprocessor for one pixel of the input: for products, for bytes from L2, for bytes of shared memory, and for
+    issuing all instructions, which is None where they were not counted."""
 
     products: float
     loaded: float
@@ -74,24 +74,24 @@ class Work:
 
     @property
     def clocks(self) -> float:
-        """The largest of what is counted of every backend."""
+        """The largest of the counts that every backend has."""
         return max(self.products, self.loaded, self.shared)
 
     @property
     def limit(self) -> str:
-        """What takes that long."""
+        """The name of the count that is largest."""
         counts = {"tensor cores": self.products, "loads from L2": self.loaded, "shared memory": self.shared}
         return max(counts, key=counts.__getitem__)
 
 
 def _work(products: float, loaded: float, shared: float, card: Rates, rate: int, slots: float | None = None) -> Work:
-    # What is loaded is also written to shared memory.
+    # Whatever is loaded is also written to shared memory.
     issued = None if slots is None else slots / SCHEDULERS
     return Work(products / rate, loaded / card.l2, (loaded + shared) / SHARED_BYTES, issued)
 
 
 def output_tiles(outputs: int, shuffle: int) -> tuple[int, int]:
-    """(tiles, outputs computed in each) of the CUDA kernels: csrc/cuda/layout.h, output_tiling."""
+    """The number of tiles and the outputs computed in each by the CUDA kernels (csrc/cuda/layout.h, output_tiling)."""
     subs = shuffle**2
     group = outputs // subs
     tiles_per_sub = -(-group // 64)
@@ -101,7 +101,7 @@ def output_tiles(outputs: int, shuffle: int) -> tuple[int, int]:
 
 
 def slices(shape: ConvShape, bits: int) -> int:
-    """Products of 32 bytes that a tile of the CUDA kernels takes in 8- or 4-bit form: csrc/cuda/layout.h, make_form."""
+    """Products of 32 bytes that a tile of the CUDA kernels takes in 8- or 4-bit form (csrc/cuda/layout.h, make_form)."""
     row = shape.kernel_w * 4 if shape.unfolds else -(-shape.channels * bits // 8)
     taps = shape.kernel_h * (1 if shape.unfolds else shape.kernel_w)
     planes = 2
@@ -111,44 +111,46 @@ def slices(shape: ConvShape, bits: int) -> int:
 
 
 def on_wgmma(shape: ConvShape) -> bool:
-    """Whether the CUDA library has a kernel of compute capability 9.0 for it: csrc/cuda/conv2d_sm90.cu, why_not_conv2d."""
+    """Whether the CUDA library has a kernel of compute capability 9.0 for the layer (csrc/cuda/conv2d_sm90.cu, why_not_conv2d)."""
     steps = -(-shape.channels // 32)
     enough = output_tiles(shape.outputs, shape.shuffle)[1] >= 48 and steps * shape.kernel_h * shape.kernel_w >= 9
     return not shape.unfolds and enough
 
 
 def cuda_work(capability: int, shape: ConvShape, bits: int) -> Work:
-    """A pixel by the CUDA library, codes of `bits` bits. capability: 90 for 9.0."""
+    """The work of the CUDA library for a pixel with codes of `bits` bits. capability: 90 for 9.0."""
     from ..quantize import packed_pitch, storage_bits
 
     card = rates(capability)
     tiles, width = output_tiles(shape.outputs, shape.shuffle)
     pitch = packed_pitch(shape.channels, storage_bits(bits))
     if capability == 90 and on_wgmma(shape):
-        # 16x32 pixels by 64 outputs; a product of 128 pixels by 32 bytes reads pixels from shared memory, and weights too unless
-        # they are held in registers.
+        # A tile is 16x32 pixels by 64 outputs. A product of 128 pixels by 32 bytes reads pixels from shared memory, and weights too
+        # unless they are held in registers.
         steps, taps = -(-shape.channels // 32), shape.kernel_h * shape.kernel_w
         resident = steps == 2 and shape.kernel_h == shape.kernel_w == 3 and not shape.border_kernels and not shape.ones
         halo = (16 + shape.kernel_h - 1) * (32 + shape.kernel_w - 1) / 512
         loaded = halo * pitch + (0 if resident else steps * taps * 32 * width / 512)
         shared = steps * taps * (32 + (0 if resident else 64 * 32 / 128))
-        # Of a strip of 128 pixels by 64 rows each of four warps has all products and 64 results a lane; four more bring tiles in.
+        # Four warps compute a strip of 128 pixels by 64 rows: each takes part in all products and has 64 results a lane. Four more
+        # warps bring tiles in.
         slots = SLOTS_WGMMA.product * steps * taps + SLOTS_WGMMA.result * 64 + SLOTS_WGMMA.producer * steps / 4
         return _work(tiles * steps * taps * 32 * 64, tiles * loaded, tiles * shared, card, card.int8, tiles * 4 * slots / 128)
     four = bits <= 4 and shape.four_bits and not shape.unfolds and capability // 10 == 8
     count = slices(shape, 4 if four else 8)
-    # 8x16 pixels; eight more columns of every product sum the codes. Each of four warps reads its 32 pixels and all weights.
+    # A tile is 8x16 pixels, and eight more columns of every product sum the codes. Each of four warps reads its 32 pixels and all
+    # weights.
     halo = (8 + shape.kernel_h - 1) * (16 + (1 if shape.unfolds else shape.kernel_w) - 1) / 128
     loaded = halo * pitch * (shape.kernel_w if shape.unfolds else 1) + count * 32 * width / 128
-    # Each of four warps has 32 pixels by all outputs: as many results a lane as there are outputs.
+    # Each of four warps has 32 pixels by all outputs, and so as many results a lane as there are outputs.
     slots = 4 * (SLOTS_MMA_SYNC.product * count * (width + 8) / 72 + SLOTS_MMA_SYNC.result * width) / 128
-    # A slice is one matrix instruction in either form: 64 codes of 4 bits take the time of 32 of 8.
+    # A slice is one matrix instruction in either form: 64 codes of 4 bits take the time of 32 codes of 8 bits.
     products, shared = tiles * count * 32 * (width + 8), tiles * count * (32 + width)
     return _work(products, tiles * loaded, shared, card, card.mma_sync, tiles * slots)
 
 
 def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
-    """A pixel by the Triton kernels, codes of `bits` bits, packed. Imports Triton. capability: 90 for 9.0."""
+    """The work of the Triton kernels for a pixel with packed codes of `bits` bits. Imports Triton. capability: 90 for 9.0."""
     from ..quantize import packed_pitch, padded_channels, storage_bits
     from .triton import conv2d
 
@@ -157,7 +159,7 @@ def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
     if shape.border_kernels:
         weight = (shape.kernel_h, shape.kernel_w, *weight)
     group = shape.outputs // shape.shuffle**2
-    colours = group <= 3  # they leave as floats
+    colours = group <= 3  # these outputs leave as floats
     constants, programs = conv2d.conv2d_launch(
         capability, (1, side, side, channels), weight, conv2d.Layout.of(weight, ones=shape.ones).offsets()[-1], activation="none",
         shuffle=shape.shuffle, packed_codes=True, residual=False,
@@ -173,8 +175,8 @@ def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
     loaded = shape.kernel_h * row + parts * read * n / m
     shared = read * warps_n + parts * read * n * warps_m / m
     if conv2d.kernel_of(constants) is conv2d.persistent_kernel:
-        # A tile's pixels with their border once, through the L1 cache, and weights once a program; every tap is written to shared
-        # memory all the same.
+        # A tile's pixels with their border come once, through the L1 cache, and weights come once for each program. Every tap is
+        # nevertheless written to shared memory.
         height, width = m // conv2d.PATCH_WIDTH.value, conv2d.PATCH_WIDTH.value
         halo = (height + shape.kernel_h - 1) * (width + shape.kernel_w - 1) / m
         shared += read - halo * packed_pitch(shape.channels, stored)
@@ -185,8 +187,8 @@ def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
 
 
 def _warps(m: int, n: int, warps: int, capability: int) -> tuple[int, int]:
-    """How often each weight, and each code, is read from shared memory: what of a tile is divided among warps (Triton's layout of
-    mma.sync, tiles of 16x8; on 9.0 by warpgroups of four, which share their reads of the weights)."""
+    """How often each weight, and each code, is read from shared memory, which depends on how a tile is divided among warps
+    (Triton's layout of mma.sync with tiles of 16x8; on 9.0 warpgroups of four warps, which share their reads of the weights)."""
     if capability == 90:
         return warps // 4, 1
     along_m = along_n = 1
@@ -207,12 +209,12 @@ def _by_bits(backend: str, capability: int, shape: ConvShape) -> list[Work]:
 
 
 def clocks(backend: str, capability: int, shape: ConvShape) -> float:
-    """The mean over the bit-widths of its codes, each alike."""
+    """The mean of the clocks for a pixel over the bit-widths of the layer's codes, each counted alike."""
     work = _by_bits(backend, capability, shape)
     return sum(each.clocks for each in work) / len(work)
 
 
 def described(backend: str, capability: int, shape: ConvShape) -> str:
-    """The same in words, and what it is that takes so long: "20.2 (tensor cores)"."""
+    """The clocks in words, with the name of what takes so long: "20.2 (tensor cores)"."""
     limits = dict.fromkeys(each.limit for each in _by_bits(backend, capability, shape))
     return f"{clocks(backend, capability, shape):.3g} ({', '.join(limits)})"

@@ -1,4 +1,4 @@
-"""The CPU library: packed weights, threads and instruction sets; no arithmetic."""
+"""The CPU library: packed weights, threads and instruction sets. No arithmetic is done here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _threads(asked: int) -> int:
 
 
 def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """See call.Kernels: for a tile for each bit-width. 64-byte aligned."""
+    """See call.Kernels. The weights are packed for the tile of each bit-width, and aligned to 64 bytes."""
     weight = weight.contiguous()
     args = structs.weights(weight, packing, tile_for_bits=tuple(packing.tile_for_bits))
     size = ctypes.c_uint64()
@@ -43,7 +43,7 @@ def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 
 def _aligned_bytes(count: int) -> torch.Tensor:
-    """uint8 [count] with arbitrary contents, 64-byte aligned."""
+    """uint8 [count] with arbitrary contents, aligned to 64 bytes."""
     room = torch.empty(count + ALIGNMENT, dtype=torch.uint8, device="cpu")
     return room[-room.data_ptr() % ALIGNMENT :][:count]
 
@@ -54,14 +54,14 @@ def conv2d_out(conv: Conv, to: Outputs) -> None:
 
 
 def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
-    """See call.Kernels: fills in addresses."""
+    """See call.Kernels. A call only fills in addresses."""
     fill, threads = structs.ready_conv2d_args(conv, to, threads=conv.threads), conv.threads
     call = native.library("cpu").call
 
     def run(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q) -> None:
-        # `pack` aligns what it makes; AOTInductor lays the constants of a program anywhere. A copy that stayed would miss constants
-        # that are replaced in place, and copying takes a three-hundredth of the time of a 64-channel layer on an image of 256
-        # pixels a side.
+        # `pack` aligns the weights, but AOTInductor lays the constants of a program anywhere. They are copied in each call, since a
+        # lasting copy would miss constants that are replaced in place. Copying takes a three-hundredth of the time of a 64-channel
+        # layer on an image of 256 pixels a side.
         if packed.data_ptr() % ALIGNMENT:
             packed = _aligned_bytes(packed.numel()).copy_(packed)
         args, _held = fill(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q)
@@ -79,7 +79,7 @@ def quantize_out(read: Quantization, y_q: torch.Tensor) -> None:
 
 
 def ready_quantize_out(read: Quantization, y_q: torch.Tensor) -> RunQuantize:
-    """See call.Kernels: fills in addresses."""
+    """See call.Kernels. A call only fills in addresses."""
     fill, threads = structs.ready_quantize_args(read, y_q, y_channels=y_q.shape[3], threads=read.threads), read.threads
     call = native.library("cpu").call
 
@@ -109,11 +109,12 @@ def interpolate(
     y: np.ndarray,
     threads: int = 0,
 ) -> None:
-    """Interpolate a part of a picture over what is in y, as smooth.interpolate_reference does, to the last bit.
+    """Interpolates a part of a picture into y, over what is there, with the same result as smooth.interpolate_reference to the last
+    bit.
 
-    x: [H, W, C] of uint8, uint16 or float32, of any strides. top, left: where in it the part begins. shares: int16 [h + 2, w + 2],
-    0..full. cubic, linear: float32 [scale, taps] of smooth.phases. y: [scale*h, scale*w, C] of x's type, in which the channels of a
-    pixel lie one after the other. Raises ValueError for arrays that are not like this.
+    x: [H, W, C] of uint8, uint16 or float32, with any strides. top, left: where in x the part begins. shares: int16 [h + 2, w + 2],
+    each 0..full. cubic, linear: float32 [scale, taps] of smooth.phases. y: [scale*h, scale*w, C] of x's type, in which the channels
+    of a pixel lie one after the other. Raises ValueError for arrays that are not like this.
     """
     scale, item = len(cubic), x.itemsize
     wanted = scale * (shares.shape[0] - 2), scale * (shares.shape[1] - 2), x.shape[2]

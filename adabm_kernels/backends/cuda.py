@@ -1,4 +1,4 @@
-"""The CUDA library: device, stream and workspace; no arithmetic."""
+"""The CUDA library: device, stream and workspace. No arithmetic is done here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def _place(x: torch.Tensor) -> tuple[int, int]:
 
 
 def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """See call.Kernels: for one box_filter and shuffle. Weights are brought to the host and back, so not inside a CUDA graph."""
+    """See call.Kernels. The weights are packed for one box_filter and shuffle. They are brought to the host and back, so this
+    cannot run inside a CUDA graph."""
     on_host = weight.cpu().contiguous()
     args = structs.weights(on_host, packing)
     size = ctypes.c_uint64()
@@ -44,7 +45,8 @@ def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 
 def _aligned(x_q: torch.Tensor) -> torch.Tensor:
-    """Codes that begin at a multiple of 16 bytes, as the kernels need; images of a batch taken by themselves need not."""
+    """The codes, copied where they do not begin at a multiple of 16 bytes, as the kernels need. Single images of a batch may begin
+    elsewhere."""
     x_q = x_q.contiguous()
     return x_q if x_q.data_ptr() % 16 == 0 else x_q.clone()
 
@@ -55,14 +57,14 @@ def conv2d_out(conv: Conv, to: Outputs) -> None:
 
 
 def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
-    """See call.Kernels: fills in addresses."""
+    """See call.Kernels. A call only fills in addresses."""
     made = native.PACKED_X if to.y is not None and to.y.dtype == torch.uint8 else native.PACKED_X | native.PACKED_Y
     settings = {"packed_codes": made if conv.packed_codes else 0, "border_kernels": conv.weight.dim() == 6}
     fill = structs.ready_conv2d_args(conv, to, **settings)
 
     def run(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q) -> None:
         x_q = _aligned(x_q)
-        # Copies come back to the allocator of this stream, which the kernel is ahead on.
+        # Copies go back to the allocator of this stream, on which the kernel runs before whatever takes their memory next.
         args, _held = fill(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q)
         native.library("cuda").call("adabm_conv2d_cuda", args, *_place(x_q))
 
@@ -70,7 +72,7 @@ def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
 
 
 def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
-    """See call.ResidualBlocks. Waits."""
+    """See call.ResidualBlocks. It waits for the device."""
     device = native.Device()
     try:
         index, _ = _place(convs[0][0])
@@ -89,7 +91,7 @@ def why_not_resblock(*convs: tuple[torch.Tensor, bool]) -> str:
 
 
 def ready_resblock_out(first: Conv, second: Conv, to: Outputs) -> RunResblock:
-    """See call.ResidualBlocks: fills in addresses."""
+    """See call.ResidualBlocks. A call only fills in addresses."""
     packed_x, packed_y = (native.PACKED_X, native.PACKED_Y) if first.packed_codes else (0, 0)
     fill_first = structs.ready_conv2d_args(first, Outputs(), packed_codes=packed_x)
     fill_second = structs.ready_conv2d_args(second, to, packed_codes=packed_y)
@@ -114,7 +116,7 @@ def quantize_out(read: Quantization, y_q: torch.Tensor) -> None:
 
 
 def ready_quantize_out(read: Quantization, y_q: torch.Tensor) -> RunQuantize:
-    """See call.Kernels: fills in addresses."""
+    """See call.Kernels. A call only fills in addresses."""
     fill = structs.ready_quantize_args(read, y_q, **_target(y_q, read.packed_codes, read.start))
 
     def run(x, shift, grid, bits, depth, y_q) -> None:

@@ -1,4 +1,4 @@
-"""What keeps GPU kernels from running on this machine. Imports torch and Triton only when asked."""
+"""The reasons why GPU kernels cannot run on this machine. Imports torch and Triton only when asked."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ..machine import triton_version
 from . import amd, cards
 
 OLDEST_TRITON = (3, 5)
-KINDS = ("cpu", "cuda", "meta")  # types of devices; on "meta" tensors have shapes alone
-OLDEST_CAPABILITY = (8, 0)  # int8 tensor-core instructions as the kernels use them: Ampere
+KINDS = ("cpu", "cuda", "meta")  # types of devices; a tensor on "meta" has a shape but no data
+OLDEST_CAPABILITY = (8, 0)  # the kernels use int8 instructions of tensor cores that Ampere was the first to have
 
 
 def why_no_backend(device: str) -> str:
@@ -20,7 +20,7 @@ def why_no_backend(device: str) -> str:
 
 
 def why_no_gpu() -> str:
-    """Why torch can use no GPU here, NVIDIA's or AMD's, both of which it calls "cuda"; empty where it can."""
+    """Why torch can use no GPU here, of NVIDIA or AMD, both of which it calls "cuda"; empty where it can."""
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:
@@ -29,13 +29,13 @@ def why_no_gpu() -> str:
         return ""
     try:
         torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:  # what torch found: no driver, one that is too old, no card
+    except (RuntimeError, AssertionError) as error:  # torch found no driver, one that is too old, or no card
         return f"no usable GPU: {_first_line(error)}"
     return f"torch {torch.__version__} with {platform_name()} finds no GPU"
 
 
 def platform_name() -> str:
-    """What torch reaches cards by, with its version: "CUDA 13.0" or "ROCm 6.4"."""
+    """The platform by which torch reaches cards, with its version: "CUDA 13.0" or "ROCm 6.4"."""
     import torch
 
     return f"CUDA {torch.version.cuda}" if torch.version.hip is None else f"ROCm {torch.version.hip}"
@@ -65,7 +65,7 @@ def why_not_triton(device: str | None) -> str:
 
     try:
         return _why_not_on(cards.card(device))
-    except torch.OutOfMemoryError as error:  # asked again the next time
+    except torch.OutOfMemoryError as error:  # the answer may be another one the next time
         return f"triton cannot be tried: {_first_line(error)}"
 
 
@@ -90,7 +90,8 @@ def _why_not_on(index: int) -> str:
         probe(torch.device("cuda", index))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # of no common class: an unknown architecture, a driver too old for Triton's code, no C compiler
+    # these errors have no common class: an unknown architecture, a driver too old for Triton's code, no C compiler
+    except Exception as error:
         why = _first_line(error) or type(error).__name__
         return f"triton {triton_version()} cannot run on {name} ({found}): {why}"
     return ""
@@ -115,7 +116,7 @@ def why_not_cuda(device: str | None) -> str:
 def _why_no_kernels_on(index: int) -> str:
     try:
         native.library("cuda").call("adabm_usable_cuda", index)
-    except (RuntimeError, ValueError) as error:  # another architecture, a driver too old
+    except (RuntimeError, ValueError) as error:  # another architecture, or a driver that is too old
         return _first_line(error)
     return ""
 

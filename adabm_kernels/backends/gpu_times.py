@@ -1,4 +1,5 @@
-"""Times of convolutions on cards by both GPU backends, which go before what is counted; made by benchmarks/gpu/tune_choice.py."""
+"""Measured times of convolutions on cards by both GPU backends, which take precedence over what is counted.
+benchmarks/gpu/tune_choice.py measures them."""
 
 from __future__ import annotations
 
@@ -10,17 +11,17 @@ from ..files import user_path
 from . import tables
 from .counted import WORK, ConvShape
 
-TABLE = Path(__file__).with_name("gpu_times.json")  # absent until something was measured
-SOURCE = ("card", "date")  # what an entry must say of where it comes from
+TABLE = Path(__file__).with_name("gpu_times.json")  # the file is absent until something was measured
+SOURCE = ("card", "date")  # fields in which an entry must say where it comes from
 
 
 def user_table() -> Path:
-    """What this user measured, which goes before the table of the package."""
+    """The file of what this user measured, which takes precedence over the table of the package."""
     return user_path("gpu_times.json")
 
 
 def key(capability: int, shape: ConvShape, stored: int) -> str:
-    """Of an entry: architecture, layer, and how many bits each code of its images is stored in (8, 4 or 2)."""
+    """The key of an entry: the architecture, the layer, and how many bits each code of its images is stored in (8, 4 or 2)."""
     flags = "-w4" * shape.four_bits + "-ones" * shape.ones + "-borders" * shape.border_kernels
     kernel = f"k{shape.kernel_h}x{shape.kernel_w}"
     return f"sm{capability}-c{shape.channels}-{kernel}-o{shape.outputs}-r{shape.shuffle}{flags}-s{stored}"
@@ -47,7 +48,8 @@ def _whole(entry: dict[str, Any]) -> bool:
 
 
 def times(capability: int, shape: ConvShape) -> tuple[dict[str, float], str] | None:
-    """({backend: microseconds, the mean over the bit-widths of its codes}, card and date); None where one of them has no entry."""
+    """Two values: {backend: microseconds, the mean over the bit-widths of its codes}, and the card and date. None where one of the
+    bit-widths has no entry."""
     from ..quantize import storage_bits
 
     low, high = shape.bits

@@ -1,4 +1,5 @@
-"""Whether calls that were made ready are launched as they would be now. Known without Triton, which alone has such a choice."""
+"""Tells whether a call that was made ready would be launched in the same way now. It needs no Triton, though Triton alone has such
+a choice."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ from typing import TypeVar
 
 Function = TypeVar("Function", bound=Callable)
 
-# How often that has changed which decides about launches: a call that was made ready in another generation is made ready again.
+# A generation ends whenever something changes that decides about launches. A call that was made ready in another generation is made
+# ready again.
 generation = 0
-_decided: list[Callable[[], None]] = []  # forget what was decided in the generation that ends
+_decided: list[Callable[[], None]] = []  # functions that forget what was decided in the generation that ends
 
 
 def remembered(most: int) -> Callable[[Function], Function]:
-    """A decorator of functions that decide about launches: what they return is remembered, for so many calls, in a generation."""
+    """A decorator for functions that decide about launches: their results for up to `most` different calls are remembered within a
+    generation."""
 
     def decorated(function: Function) -> Function:
         cached = functools.lru_cache(most)(function)

@@ -1,14 +1,14 @@
-"""What cards do in a clock: the one table of it, with its sources. Nothing here was measured by this project.
+"""What cards do in a clock: the one table of these rates, with its sources. Nothing here was measured by this project.
 
-8-bit rates are dense int8 operations a second of the data sheet / 2 / multiprocessors / boost clock, to the power of two that is
-meant. Bytes from L2 are what published microbenchmarks read, not the width of the way: see L2.
+An 8-bit rate is the data sheet's dense int8 operations a second / 2 / multiprocessors / boost clock, rounded to the power of two
+that is meant. Bytes from L2 are what published microbenchmarks read, not the width of the way (see L2).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-SHARED_BYTES = 128  # of a multiprocessor in a clock: the width of its way to shared memory
+SHARED_BYTES = 128  # bytes of a multiprocessor in a clock, the width of its way to shared memory
 # Each of a multiprocessor's schedulers issues one instruction of one warp in a clock (CUDA C++ Programming Guide, "Compute
 # Capabilities", the same from 8.0 to 12.0).
 SCHEDULERS = 4
@@ -16,7 +16,8 @@ SCHEDULERS = 4
 
 @dataclass(frozen=True)
 class L2:
-    """Bytes of a second that all multiprocessors of a card read from L2 together, by a published microbenchmark, at a clock."""
+    """Bytes a second that all multiprocessors of a card together read from L2 in a published microbenchmark, and the clock of the
+    card."""
 
     card: str
     bytes_a_second: float
@@ -25,13 +26,14 @@ class L2:
 
     @property
     def bytes_a_clock(self) -> float:
-        """Of a multiprocessor."""
+        """Bytes that one multiprocessor reads in a clock."""
         return self.bytes_a_second / self.multiprocessors / (self.gigahertz * 1e9)
 
 
-# github.com/te42kyfo/gpu-benches, commit 1c36d50 of 2024: gpu-l2-cache/*.txt, the plateau of data sets of 10 to 25 MB, which lie in
-# L2 and in no L1 cache; of the A40 gpu-cache/a40.txt at 2 to 5 MB, which is all that its L2 holds. Clocks are the cards' boost
-# clocks, which the files do not state: a card that ran slower did more in a clock. The way to a multiprocessor is 64 bytes wide.
+# The source is github.com/te42kyfo/gpu-benches, commit 1c36d50 of 2024: gpu-l2-cache/*.txt, the plateau of data sets of 10 to 25
+# MB, which lie in L2 and in no L1 cache; for the A40 it is gpu-cache/a40.txt at 2 to 5 MB, because its L2 holds no more. The clocks
+# are the cards' boost clocks, which the files do not state: a card that ran slower did more in a clock. The way to a multiprocessor
+# is 64 bytes wide.
 MEASURED_L2 = {
     80: L2("A100 80 GB", 5.42e12, 108, 1.41),
     86: L2("A40", 2.43e12, 84, 1.74),
@@ -42,11 +44,12 @@ MEASURED_L2 = {
 
 @dataclass(frozen=True)
 class Rates:
-    """A card of a compute capability.
+    """The rates of a card of one compute capability.
 
-    int8: 8-bit multiply-accumulates of a multiprocessor in a clock by the instructions that kernels use there; mma_sync: by
-    mma.sync where that is another number. 4-bit products, where there are any (8.x), are twice as many. memory: bytes a second.
-    l2: bytes that a multiprocessor gets from L2 in a clock (MEASURED_L2, rounded). assumed: what of it no source states.
+    int8: 8-bit multiply-accumulates of a multiprocessor in a clock, by the instructions that the kernels use there. mma_sync: the
+    same by mma.sync, where that is another number. 4-bit products, where there are any (8.x), are twice as many. memory: bytes a
+    second. l2: bytes that a multiprocessor gets from L2 in a clock (MEASURED_L2, rounded). assumed: the rates that no source
+    states.
     """
 
     card: str
@@ -61,7 +64,7 @@ class Rates:
 
     @property
     def memory_bytes(self) -> float:
-        """Of a multiprocessor in a clock, where all share the memory's rate."""
+        """Bytes of memory for one multiprocessor in a clock, where all multiprocessors share the memory's rate."""
         return self.memory / self.multiprocessors / (self.gigahertz * 1e9)
 
 
@@ -86,7 +89,7 @@ RATES = {
     90: Rates(
         "H200 SXM", "data sheet: 1979 T, by wgmma alone", 132, 1.83, 4.8e12, 4096, 2048, 37, "mma.sync is taken to run as on 8.0"
     ),
-    # 4.5 P of int8 is 8192 a clock, by tcgen05.mma, which no kernel here uses yet: PTX of 9.0 has mma.sync.
+    # 4.5 P of int8 is 8192 a clock, by tcgen05.mma. No kernel here uses that yet, because PTX of 9.0 has mma.sync only.
     100: Rates(
         "B200",
         "data sheet: 4.5 P by tcgen05, unused",
@@ -98,7 +101,7 @@ RATES = {
         37,
         "mma.sync is taken to run as on 8.0, its bytes from L2 are those of 9.0",
     ),
-    # 0.15 P is a thirtieth of what a B200 has by tcgen05, of which ptxas knows no int8 form here.
+    # 0.15 P is a thirtieth of what a B200 has by tcgen05. For this card ptxas knows no int8 form of tcgen05.
     103: Rates(
         "B300",
         "DataCrunch, B300 against B200: 0.15 P",
@@ -117,5 +120,5 @@ UNKNOWN = Rates("a card of another compute capability", "none", 80, 1.5, 0.9e12,
 
 
 def rates(capability: int) -> Rates:
-    """capability: 90 for 9.0."""
+    """The rates of a compute capability. capability: 90 for 9.0."""
     return RATES.get(capability, UNKNOWN)

@@ -1,4 +1,4 @@
-"""Integer arithmetic in plain torch: the definition of a correct result (docs/numerics.md). Slow, on any device."""
+"""Integer arithmetic in plain torch: the definition of a correct result (docs/numerics.md). It is slow, and runs on any device."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def fma32(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 def accumulate(
     x_q: torch.Tensor, weight: torch.Tensor, box_filter: bool, geometry: Geometry = PLAIN, shuffle: int = 1
 ) -> torch.Tensor:
-    """SUM x_q * m over the valid taps, int32 [N, H, W, K] of the output; m = weight, or 2 * weight + 1 with `box_filter`.
+    """SUM x_q * m over the valid taps, int32 [N, H, W, K] of the output. m is weight, or 2 * weight + 1 with `box_filter`.
 
-    x_q: uint8 [N, H, W, C4]. weight: int8 [K, R, S, C / groups]. shuffle: of the PixelShuffle that the outputs are in the order of,
-    which decides their groups. Products of float64 integers are exact far beyond 2^31.
+    x_q: uint8 [N, H, W, C4]. weight: int8 [K, R, S, C / groups]. shuffle: the factor of the PixelShuffle whose order the outputs
+    are in, which decides their groups. Products of float64 integers are exact far beyond 2^31.
     """
     k, r, s, c = weight.shape
     rows, columns = geometry.axes(r, s)
     integers = weight.permute(0, 3, 1, 2).to(torch.float64)
     order = shuffle_order(k, shuffle).to(weight.device)
-    if geometry.groups > 1:  # which are those of outputs in torch's order
+    if geometry.groups > 1:  # groups are those of outputs in torch's order
         integers = integers[torch.argsort(order)]
     codes = x_q[..., : c * geometry.groups].permute(0, 3, 1, 2).to(torch.float64)
     codes = F.pad(codes, (columns.before, columns.after, rows.before, rows.after))
@@ -73,7 +73,7 @@ def kernel_classes(size: int, kernel: int) -> list[tuple[int, int]]:
 
 
 def accumulate_by_class(x_q: torch.Tensor, weight: torch.Tensor, box_filter: bool) -> torch.Tensor:
-    """`accumulate` for weights [R, S, K, R, S, C]: every border class of pixels has its own kernel."""
+    """`accumulate` for weights [R, S, K, R, S, C], where every border class of pixels has a kernel of its own."""
     r, s, k = weight.shape[:3]
     n, h, w, _ = x_q.shape
     acc = torch.empty(n, h, w, k, dtype=torch.int32, device=x_q.device)
@@ -87,7 +87,8 @@ def accumulate_by_class(x_q: torch.Tensor, weight: torch.Tensor, box_filter: boo
 
 
 def class_table(table: torch.Tensor, axes: tuple[Axis, Axis], height: int, width: int) -> torch.Tensor:
-    """beta of every pixel of the output: [rows, columns, K] by border class -> [H, W, K]. height, width: of the image."""
+    """beta of every pixel of the output: [rows, columns, K] by border class becomes [H, W, K]. height, width: those of the
+    image."""
 
     def index(axis: Axis, size: int) -> torch.Tensor:
         return torch.tensor([axis.border_class(i, size) for i in range(axis.outputs(size))], device=table.device)
@@ -96,7 +97,7 @@ def class_table(table: torch.Tensor, axes: tuple[Axis, Axis], height: int, width
 
 
 def kernel_table(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """beta of every pixel: [R, S, K] by kernel class -> [height, width, K]."""
+    """beta of every pixel: [R, S, K] by kernel class becomes [height, width, K]."""
 
     def index(size: int, kernel: int) -> torch.Tensor:
         counts = torch.tensor([end - start for start, end in kernel_classes(size, kernel)], device=table.device)
@@ -149,7 +150,7 @@ def conv2d(conv: Conv, out: str) -> tuple[torch.Tensor, torch.Tensor]:
     table = kernel_table(conv.beta, *size) if by_class else class_table(conv.beta, conv.axes, *size)
     value = fma32(acc.to(torch.float32), scale, table)
     if conv.activation == "relu":
-        value = torch.where(value > 0, value, 0.0)  # of NaN 0, as in the kernels
+        value = torch.where(value > 0, value, 0.0)  # NaN becomes 0, as in the kernels
     elif conv.activation == "prelu":
         assert conv.slope is not None
         value = torch.where(value < 0, value * conv.slope, value)
@@ -157,7 +158,7 @@ def conv2d(conv: Conv, out: str) -> tuple[torch.Tensor, torch.Tensor]:
     if conv.residual is not None:
         value = _values(conv, conv.residual) + value
     y = value
-    if conv.features == "int16":  # what is made of it is of what it holds
+    if conv.features == "int16":  # what follows is computed from the value that the int16 holds
         y = to_fixed(value, conv.fraction)
         value = from_fixed(y, conv.fraction)
     codes = _output_codes(conv, value) if out in ("codes", "both") else nothing
@@ -176,12 +177,12 @@ def _values(conv: Conv, features: torch.Tensor) -> torch.Tensor:
 
 
 def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """Nothing: the reference takes the weights as they are."""
+    """See call.Kernels. It packs nothing: the reference takes the weights as they are."""
     return torch.empty(0, dtype=torch.uint8, device=weight.device)
 
 
 def conv2d_out(conv: Conv, to: Outputs) -> None:
-    """See call.Kernels; pixels are made of floats."""
+    """See call.Kernels. Pixels are rounded from floats."""
     y, y_q = to.y, to.y_q
     if y is not None and y.dtype == torch.uint8:
         floats = y.to(torch.float32)
@@ -217,7 +218,8 @@ def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
 
 
 def _masks(place: Place, shape: Sequence[int], factor: int = 1) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Masks [N, factor*H, factor*W, 1] of the pixels that a region computes and passes on; None where every pixel is computed.
+    """Masks [N, factor*H, factor*W, 1] of the pixels that a region computes and of those that it passes on; None where every pixel
+    is computed.
 
     shape: begins with N, H and W.
     """
@@ -234,7 +236,8 @@ def _masks(place: Place, shape: Sequence[int], factor: int = 1) -> tuple[torch.T
 def _put(
     y_q: torch.Tensor, codes: torch.Tensor, masks: tuple[torch.Tensor, torch.Tensor] | None, packed: torch.Tensor | None
 ) -> None:
-    """Codes into a buffer where a region has them; packed: their bits, where the buffer holds several a byte."""
+    """Writes codes into a buffer where a region has them. packed: the bits of the codes, where the buffer holds several codes a
+    byte."""
     if masks is not None:
         there = y_q if packed is None else unpack_codes(y_q, packed)
         codes = torch.where(masks[0] | masks[1], codes, there)

@@ -1,4 +1,4 @@
-"""Tensors to the C structs that the CPU and the CUDA library share; no arithmetic."""
+"""Turns tensors into the C structs that the CPU and the CUDA library share. No arithmetic is done here."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from .. import native
 from .call import ACTIVATIONS, FEATURES, Conv, DepthRule, Outputs, Packing, Quantization, dense, pitch
 
-# Which field y fills, by its type.
+# The field that y fills, by its type.
 _Y_FIELDS = {torch.float32: "y", torch.int16: "y", torch.int32: "y_acc", torch.uint8: "y_image"}
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
-    """Address of the first element, None for no tensor."""
+    """Address of the first element; None for no tensor."""
     return None if tensor is None else tensor.data_ptr()
 
 
 def weights(weight: torch.Tensor, packing: Packing, **settings: Any) -> native.Weights:
-    """Contiguous int8 [K, R, S, C / groups] or [R, S, K, R, S, C] as adabm_weights."""
+    """Contiguous weights int8 [K, R, S, C / groups] or [R, S, K, R, S, C] as adabm_weights."""
     k, r, s, c = weight.shape[-4:]
     sizes = {"out_channels": k, "channels": c * packing.geometry.groups, "kernel_h": r, "kernel_w": s}
     settings |= {"border_kernels": weight.dim() == 6, "box_filter": packing.box_filter, "shuffle": packing.shuffle}
@@ -28,15 +28,15 @@ def weights(weight: torch.Tensor, packing: Packing, **settings: Any) -> native.W
 
 
 def region(depth: torch.Tensor | None, numbers: Sequence[int]) -> native.Region:
-    """The numbers of a region as adabm_region; every pixel without a depth."""
+    """The numbers of a region as adabm_region. Without a depth it is the region of all pixels."""
     return native.Region() if depth is None else native.Region(depth.data_ptr(), *numbers)
 
 
 def conv2d_args(conv: Conv, to: Outputs, **settings: Any) -> tuple[native.Conv2dArgs, list[torch.Tensor | None]]:
-    """The arguments of ops.conv2d_out as adabm_conv2d_args, and what must live until the call is over."""
+    """The arguments of ops.conv2d_out as adabm_conv2d_args, and the tensors that must live until the call is over."""
     n, h, w, _ = conv.x_q.shape
     weight, residual, y, y_pitch = conv.weight, conv.residual, to.y, 0
-    if y is not None and not y.is_contiguous():  # a slice of wider features: the residual is one too, or there is none
+    if y is not None and not y.is_contiguous():  # y is a slice of wider features, and so is the residual, if there is one
         y_pitch = pitch(y)
     else:
         residual = dense(residual)
@@ -80,8 +80,9 @@ Filled = tuple[native.Conv2dArgs, tuple[torch.Tensor | None, ...] | None]
 
 
 def ready_conv2d_args(conv: Conv, to: Outputs, **settings: Any) -> Callable[..., Filled]:
-    """`conv2d_args` for all calls with tensors of these sizes, strides and types: a function of the tensors of call.RunConv2d that
-    gives the struct, and the copies that must live until the call is over, None where none were made."""
+    """`conv2d_args` for all calls with tensors of these sizes, strides and types. The result is a function that takes the tensors
+    of call.RunConv2d and gives the struct and the copies that must live until the call is over, which are None where none were
+    made."""
     struct, held = conv2d_args(conv, to, **settings)
     template, make = bytes(struct), native.Conv2dArgs.from_buffer_copy
     y_field = "y" if to.y is None else _Y_FIELDS[to.y.dtype]
@@ -111,7 +112,7 @@ def ready_conv2d_args(conv: Conv, to: Outputs, **settings: Any) -> Callable[...,
     def fill_with_copies(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q) -> Filled:
         x_q, x_bits, alpha, beta = dense(x_q), dense(x_bits), dense(alpha), dense(beta)
         slope, out_grid, out_bits = dense(slope), dense(out_grid), dense(out_bits)
-        if y is None or y.is_contiguous():  # else the residual has its strides
+        if y is None or y.is_contiguous():  # where y is a slice, the residual has its strides
             residual = dense(residual)
         args, _ = fill(x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, depth, y, y_q)
         return args, (x_q, x_bits, alpha, beta, slope, residual, out_grid, out_bits)
@@ -120,7 +121,7 @@ def ready_conv2d_args(conv: Conv, to: Outputs, **settings: Any) -> Callable[...,
 
 
 def quantize_args(read: Quantization, y_q: torch.Tensor, **settings: Any) -> tuple[native.QuantizeArgs, list[torch.Tensor | None]]:
-    """The arguments of ops.quantize_out as adabm_quantize_args, and what must live until the call is over."""
+    """The arguments of ops.quantize_out as adabm_quantize_args, and the tensors that must live until the call is over."""
     n, c, h, w = read.x.shape
     shift, grid, bits = dense(read.shift), dense(read.grid), dense(read.bits)
     stride_n, stride_c, stride_h, stride_w = read.x.stride()
@@ -151,8 +152,8 @@ FilledQuantization = tuple[native.QuantizeArgs, tuple[torch.Tensor | None, ...]]
 
 
 def ready_quantize_args(read: Quantization, y_q: torch.Tensor, **settings: Any) -> Callable[..., FilledQuantization]:
-    """`quantize_args` for all calls with tensors of these sizes, strides and types: a function of the tensors of call.RunQuantize
-    that gives the struct, and what must live until the call is over."""
+    """`quantize_args` for all calls with tensors of these sizes, strides and types. The result is a function that takes the tensors
+    of call.RunQuantize and gives the struct and the tensors that must live until the call is over."""
     struct, _held = quantize_args(read, y_q, **settings)
     template, make = bytes(struct), native.QuantizeArgs.from_buffer_copy
 

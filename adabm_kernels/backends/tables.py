@@ -1,4 +1,4 @@
-"""Tables of what was measured on cards, {key: entry}: one that comes with the package, and this user's, which goes before it.
+"""Tables of what was measured on cards, {key: entry}: one comes with the package, and this user's own takes precedence over it.
 
 Every entry says where it comes from. Files are replaced whole, so processes may read and write at once.
 """
@@ -16,9 +16,10 @@ Entries = dict[str, dict[str, Any]]
 
 
 def read(path: Path, whole: Callable[[dict[str, Any]], bool]) -> Entries:
-    """The entries of a table that are whole, {} for a file that is not there or not a table.
+    """The entries of a table that are complete. It is {} for a file that does not exist or is no table.
 
-    whole: whether an entry is; where it raises for one (a KeyError, TypeError, ValueError or AttributeError) that is not.
+    whole: tells whether an entry is complete. An entry for which it raises KeyError, TypeError, ValueError or AttributeError is
+    not.
     """
     try:
         table = parse_json(path.read_text()).items()
@@ -35,7 +36,8 @@ def _holds(whole: Callable[[dict[str, Any]], bool], entry: dict[str, Any]) -> bo
 
 
 def check(path: Path) -> None:
-    """Raises now, before anything is measured, the OSError naming the path that `add` would raise after it. Makes the folder."""
+    """Raises the OSError, naming the path, that `add` would raise, so that it comes before anything is measured. Makes the
+    folder."""
     _make_folder(path)
     check_target(path)
 
@@ -46,9 +48,9 @@ def _make_folder(path: Path) -> None:
 
 
 def add(path: Path, entries: Entries, whole: Callable[[dict[str, Any]], bool]) -> None:
-    """Adds entries to a table; readers see the old or the new one, whole.
+    """Adds entries to a table. Readers see the whole old table or the whole new one.
 
-    Of two processes that write at once the later keeps its own entries and those it had read. Raises OSError naming the path.
+    Where two processes write at once, the later one keeps its own entries and those it had read. Raises OSError naming the path.
     """
     table = read(path, whole) | entries
     _make_folder(path)

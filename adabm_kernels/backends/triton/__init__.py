@@ -1,4 +1,6 @@
-"""The backend in Triton: needs a GPU of compute capability 8.0 or newer, or Triton's interpreter. Imports Triton."""
+"""The backend in Triton, which needs a GPU of compute capability 8.0 or newer, or Triton's interpreter. Importing it imports
+Triton.
+"""
 
 import torch
 
@@ -30,7 +32,10 @@ __all__ = [
 
 
 def probe(device: torch.device) -> None:
-    """Compiles and runs a small convolution on a device. Raises whatever keeps it from running, RuntimeError for a wrong result."""
+    """Compiles and runs a small convolution on a device.
+
+    Raises whatever error keeps it from running, and RuntimeError where the result is wrong.
+    """
     weight = torch.arange(-72, 72, dtype=torch.int8, device=device).view(4, 3, 3, 4)
     x_q = torch.arange(48, dtype=torch.uint8, device=device).view(1, 3, 4, 4)
     bits = torch.full((1,), 8, dtype=torch.int32, device=device)

@@ -1,9 +1,9 @@
-"""Integer convolution with its epilogue: implicit GEMM over codes as they lie in memory, pixels by outputs.
+"""The integer convolution with its epilogue, as an implicit GEMM of pixels by outputs over the codes as they lie in memory.
 
-The reduction runs over the rows of the kernel and, in each, over the bytes of S neighbouring pixels, which are contiguous. Codes
-of 4 and 2 bits are taken apart in registers: part p of each byte meets the weights of every 8/s-th channel, of which `pack` keeps
-a copy in that order. Sums saturate on tensor cores where the contract lets them wrap; conversion refuses layers in which either
-could happen (255 * SUM |m| fits int32).
+The reduction runs over the rows of the kernel and, in each row, over the bytes of S neighbouring pixels, which are contiguous.
+Codes of 4 and 2 bits are taken apart in registers: part p of each byte meets the weights of every 8/s-th channel, and `pack` keeps
+a copy of the weights in that order. Sums saturate on tensor cores where the contract lets them wrap. Conversion refuses every layer
+in which either could happen, so 255 * SUM |m| fits int32.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ OUTPUTS = {torch.float32: FEATURES, torch.int16: FEATURES, torch.int32: ACCUMULA
 class Layout:
     """Where things lie in the packed weights of a layer.
 
-    int32 [classes, rows]: sums of each row's weights over all taps; then, for codes stored in 8, 4 and 2 bits in turn, int8
-    [classes, 8/s, rows, R, row bytes]: for part p of a byte, byte i of pixel t in a row of the kernel holds the weight of tap t
-    and channel i * 8/s + p. rows: the K outputs and, with `ones`, one more of ones, whose result is the sum of the codes.
+    First come int32 [classes, rows], the sums of each row's weights over all taps. Then, for codes stored in 8, 4 and 2 bits in
+    turn, follow int8 [classes, 8/s, rows, R, row bytes]: for part p of a byte, byte i of pixel t in a row of the kernel holds the
+    weight of tap t and channel i * 8/s + p. The rows are the K outputs and, with `ones`, one more row of ones, whose result is the
+    sum of the codes.
     """
 
     outputs: int
@@ -50,7 +51,9 @@ class Layout:
 
     @classmethod
     def of(cls, weight: tuple[int, ...], packed_bytes: int | None = None, ones: bool = False) -> Layout:
-        """For a weight of shape [K, R, S, C] or [R, S, K, R, S, C]; from the size of its packed form, whether it has `ones`."""
+        """The layout for a weight of shape [K, R, S, C] or [R, S, K, R, S, C]. Where packed_bytes, the size of its packed form, is
+        given, that tells whether there is a row of ones.
+        """
         k, r, s, c = weight[-4:]
         layouts = [cls(k, c, r, s, r * s if len(weight) == 6 else 1, ones) for ones in ((False, True) if packed_bytes else (ones,))]
         return next(layout for layout in layouts if packed_bytes in (None, layout.offsets()[-1]))
@@ -60,18 +63,18 @@ class Layout:
         return self.outputs + self.ones
 
     def pitch(self, stored: int) -> int:
-        """Bytes of a pixel whose codes are stored in so many bits."""
+        """Bytes of a pixel whose codes are stored in `stored` bits each."""
         return packed_pitch(self.channels, stored)
 
     def row_bytes(self, stored: int) -> int:
-        """Bytes of the weights of one row of the kernel: a multiple of 16, so that vectors can be loaded."""
+        """Bytes of the weights of one row of the kernel. It is a multiple of 16, so that vectors can be loaded."""
         return -(-self.kernel_w * self.pitch(stored) // 16) * 16
 
     def part_bytes(self, stored: int) -> int:
         return self.rows * self.kernel_h * self.row_bytes(stored)
 
     def offsets(self) -> tuple[int, ...]:
-        """First byte of the weights for each of STORED, and past the last."""
+        """The first byte of the weights for each entry of STORED, and the byte past the last."""
         at = [-(-self.classes * self.rows * 4 // 16) * 16]
         for stored in STORED:
             at.append(at[-1] + self.classes * (8 // stored) * self.part_bytes(stored))
@@ -81,7 +84,8 @@ class Layout:
 def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
     """See call.Kernels, and Layout.
 
-    Under `box_filter` the integers are 2k' + 1: where they fit int8 they are packed themselves, else k' and a row of ones.
+    Under `box_filter` the integers are 2k' + 1. Where all of them fit int8 they are packed themselves; elsewhere k' is packed, with
+    a row of ones.
     """
     weight = weight.to(torch.int32)
     ones = False
@@ -112,10 +116,12 @@ def pack(weight: torch.Tensor, packing: Packing) -> torch.Tensor:
 def _products(acc, box, x_q, row, column, valid, height, width, weights, kernel, output, known, K: tl.constexpr,
               C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ONES: tl.constexpr, STORED: tl.constexpr,
               BLOCK_K: tl.constexpr):  # fmt: skip
-    """acc [M, N] plus the products of one image's codes, stored in STORED bits; box [M, 16] plus their sums.
+    """Returns acc [M, N] plus the products of one image's codes, which are stored in STORED bits, and box [M, 16] plus the codes'
+    sums.
 
-    row, column, valid: [M] pixels of outputs. weights: the first for these codes (Layout). kernel: class of the pixels. output,
-    known: [N]. Codes stored in 8 bits count as 128 less, those outside the image too.
+    row, column, valid: [M] pixels of outputs. weights: the address of the first weight for these codes (Layout). kernel: the border
+    class of the pixels. output, known: [N] numbers of the outputs, and which of them exist. Codes stored in 8 bits count as 128
+    less, and so do those outside the image.
     """
     PITCH: tl.constexpr = (C4 * STORED + 31) // 32 * 4
     ROW: tl.constexpr = (S * PITCH + 15) // 16 * 16
@@ -143,7 +149,9 @@ def _accumulate(acc, box, x_q, row, column, valid, height, width, bits, weights,
                 C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, ONES: tl.constexpr, PACKED: tl.constexpr, AT_8: tl.constexpr,
                 AT_4: tl.constexpr, AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr,
                 BLOCK_K_2: tl.constexpr):  # fmt: skip
-    """`_products` of codes as they are stored for `bits`. weights: the first of all (conv2d_kernel: AT_s, BLOCK_K_s)."""
+    """`_products` for codes stored as `bits` asks. weights: the address of the first of all weights. See conv2d_kernel for AT_s and
+    BLOCK_K_s.
+    """
     if PACKED:
         if bits <= 2:
             acc, box = _products(acc, box, x_q, row, column, valid, height, width, weights + AT_2, kernel, output, known, K,
@@ -162,7 +170,9 @@ def _accumulate(acc, box, x_q, row, column, valid, height, width, bits, weights,
 
 @triton.jit
 def _side(edge, size, PAD: tl.constexpr):
-    """(first, how many, class) of rows, or columns, at edge 0 .. 2 * PAD - 1; of the `size` between the edges where that is -1."""
+    """The first position, the number of positions and the class of the rows (or columns) at `edge`, a number in 0 .. 2 * PAD - 1.
+    Where `edge` is -1, they are those of the `size` positions between the edges.
+    """
     at_end = edge >= PAD
     first = tl.where(edge < 0, PAD, tl.where(at_end, edge + size, edge))
     return first, tl.where(edge < 0, size, 1), tl.where(edge < 0, PAD, tl.where(at_end, edge + 1, edge))
@@ -170,7 +180,8 @@ def _side(edge, size, PAD: tl.constexpr):
 
 @triton.jit
 def _class_part(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The tile's part of the image where pixels have a kernel by border class: (top, left, height, width, class, tile in it).
+    """The part of the image that a tile belongs to where pixels have a kernel by border class. Returns the part's top, left,
+    height, width and class, and the tile's number in it.
 
     Tiles are counted over the inner pixels first, then over each outer row, each outer column, and the corners one by one.
     """
@@ -195,8 +206,8 @@ def _class_part(tile, height, width, R: tl.constexpr, S: tl.constexpr, BLOCK_M: 
     return top, left, h, w, r * S + s, tile
 
 
-# Layers differ in where their bits lie in the table of all layers, and in their region: that is no reason to compile anew, nor is
-# the size of images.
+# Layers differ in where their bits lie in the table of all layers, in their region, and in the size of their images. None of this
+# is a reason to compile a kernel again.
 @triton.jit(
     do_not_specialize=["height", "width", "depth_tile", "depth_top", "depth_left", "own_least", "own_most", "near_least",
                        "near_most", "reach", "pass_least", "pass_most", "pass_reach"],
@@ -211,15 +222,14 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
                   PATCHES: tl.constexpr, WIDE: tl.constexpr, AXIS: tl.constexpr, AT_8: tl.constexpr, AT_4: tl.constexpr,
                   AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr, BLOCK_K_2: tl.constexpr,
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    """One tile of BLOCK_M pixels and BLOCK_N outputs of one image.
+    """Computes one tile of BLOCK_M pixels and BLOCK_N outputs of one image.
 
-    depth, depth_tile, ... pass_reach: the map of all images and the numbers of the region, None without one.
-    per_one, step: 2^fraction and its inverse where the features, those of y and the residual, are int16; None where float32.
-    Y: what y takes, 0 for nothing, FEATURES, ACCUMULATORS or PIXELS. AXIS: outputs of a sub-pixel and the padding their codes need.
-    PASSES: whether the region passes pixels on. PATCHES: whether the pixels are a patch, PATCH_WIDTH wide, or follow each other in
-    rows.
-    AT_s, BLOCK_K_s: for codes stored in s bits, the first byte of the weights and the block of the reduction. WIDE: an image has
-    more elements than 32 bits count.
+    depth, depth_tile, ... pass_reach: the map of all images and the numbers of the region; None without a region. per_one, step:
+    2^fraction and its inverse where the features (y and the residual) are int16; None where they are float32. Y: what is written to
+    y: 0 for nothing, FEATURES, ACCUMULATORS or PIXELS. AXIS: outputs of a sub-pixel, with the padding that their codes need.
+    PASSES: whether the region passes pixels on. PATCHES: whether the pixels of a tile are a patch, PATCH_WIDTH wide, or follow each
+    other in rows. AT_s, BLOCK_K_s: for codes stored in s bits, the first byte of the weights and the block of the reduction. WIDE:
+    whether an image has more elements than 32 bits count.
     """
     CHANNELS: tl.constexpr = K // (SHUFFLE * SHUFFLE)
     GROUPS: tl.constexpr = SHUFFLE * SHUFFLE
@@ -253,8 +263,8 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
         acc, box = _accumulate(acc, box, codes, row, column, computed, height, width, bits, weights, kernel, output, known, K,
                                C4, R, S, ONES, PACKED, AT_8, AT_4, AT_2, BLOCK_K_8, BLOCK_K_4, BLOCK_K_2)  # fmt: skip
 
-    # Pixels, and outputs where some are missing, are found anew for the results: kept through the products, in every layout of
-    # results, they would take twenty registers more. Programs are one along the third axis, which the compiler does not know.
+    # Pixels, and outputs where some are missing, are computed again for the results. Kept through the products, in every layout of
+    # results, they would take twenty registers more. There is one program along the third axis, which the compiler does not know.
     nothing = tl.num_programs(2) - 1
     if depth is None:
         tile = tl.program_id(0) // N_BLOCKS + nothing
@@ -263,7 +273,7 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
             sub, channel, known, output = outputs_at(axis, CHANNELS, GROUPS, AXIS, BLOCK_N)
         if BY_CLASS:
             top, left, h, w, kernel, tile = _class_part(tile, height, width, R, S, BLOCK_M)
-    else:  # a program has more to keep then, and takes more registers where it finds all of it anew
+    else:  # Here a program has more to keep, and takes more registers where it computes all of it again.
         tile += nothing
     row, column, inside = pixels_of_tile(tile, top, left, h, w, PATCHES, BLOCK_M)
     if depth is None:
@@ -271,7 +281,7 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
     if WIDE:
         row, column = row.to(tl.int64), column.to(tl.int64)
 
-    taken = 128  # from every code that is stored in 8 bits, outside the image too
+    taken = 128  # 128 is taken from every code that is stored in 8 bits, outside the image too
     if PACKED:
         taken = tl.where(bits > 4, 128, 0)
     sums = packed.to(tl.pointer_type(tl.int32)) + kernel * (K + ONES)
@@ -290,7 +300,9 @@ def conv2d_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_grid, o
 
 
 def _block_k(row: int, pitch: int) -> int:
-    """Block of a reduction over `row` bytes, `pitch` to a pixel: whole in a pixel where it can be, else what wastes least."""
+    """The block of a reduction over `row` bytes of pixels of `pitch` bytes each. It divides a pixel where some block can, and else
+    wastes the fewest bytes.
+    """
     for block in (64, 32):
         if pitch % block == 0:
             return block
@@ -302,11 +314,11 @@ def conv2d_launch(
     capability: int | str, x_q: tuple[int, ...], weight: tuple[int, ...], packed_bytes: int, *, activation: str, shuffle: int,
     packed_codes: bool, y: int, y_pitch: int, codes: bool, residual: bool, depth: bool = False, passes: bool = False,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
-    """(constants and options of the kernel, programs for an image) of a call with these shapes.
+    """The constants and options of the kernel, and the number of programs for each image, for a call with these shapes.
 
-    y: what it takes, 0 for nothing, else one of OUTPUTS. y_pitch: its elements from a pixel to the next, 0 where there is none.
-    depth: whether the call has one. Fewer tiles of depths then have a pixel of a program where its pixels are a patch. passes:
-    whether its region passes pixels on.
+    y: what is written to y: 0 for nothing, else one of OUTPUTS. y_pitch: elements of y from one pixel to the next, 0 where there is
+    no y. depth: whether the call has depths. A program's pixels are then a patch, because a patch meets fewer depth tiles. passes:
+    whether the region passes pixels on.
     """
     n, h, w, c4 = x_q
     layout = Layout.of(weight, packed_bytes)
@@ -321,7 +333,7 @@ def conv2d_launch(
     tiles = -(-h * w // block_m)
     if patches:
         tiles = -(-h // (block_m // PATCH_WIDTH.value)) * -(-w // PATCH_WIDTH.value)
-    elif by_class:  # as _class_part counts them
+    elif by_class:  # Tiles are counted as in _class_part.
         rows, columns = h - 2 * (r // 2), w - 2 * (s // 2)
         tiles = -(-rows * columns // block_m) + 2 * (r // 2) * -(-columns // block_m) + 2 * (s // 2) * -(-rows // block_m)
         tiles += 4 * (r // 2) * (s // 2)
@@ -334,19 +346,22 @@ def conv2d_launch(
         **{f"BLOCK_K_{stored}": _block_k(s * layout.pitch(stored), layout.pitch(stored)) for stored in STORED},
     }  # fmt: skip
     options = config.options()
-    if not by_class and not persistent and not (depth and constants["WIDE"]):  # by class fewer do, and these forms need more
+    # Kernels by border class have fewer patches, and the other two forms need more registers.
+    if not by_class and not persistent and not (depth and constants["WIDE"]):
         options |= tuning.most_registers(capability, config)
     blocks = -(-(shuffle**2) * axis // block_n)
     if persistent:
-        assert isinstance(capability, int)  # why_not_persistent refuses others
+        assert isinstance(capability, int)  # why_not_persistent refuses architectures that are no number
         constants = {name: value for name, value in constants.items() if name in persistent_kernel.arg_names}
-        # As many programs as the card has room for, among its images.
+        # There are as many programs as the card has room for, divided among its images.
         tiles = min(tiles, max(1, config.programs * rates(capability).multiprocessors // (n * blocks)))
     return constants | options, tiles * blocks
 
 
 def why_not_persistent(capability: int | str, layout: Layout, block_n: int) -> str:
-    """persistent.why_not of a layer, on a card of this compute capability, by so many outputs a program."""
+    """Why a layer is not for the persistent form (`persistent.why_not`) on a card of this compute capability, with block_n outputs
+    to a program; empty where it is.
+    """
     if isinstance(capability, str):
         return "its programs are counted for cards of NVIDIA"
     pitches = {stored: layout.pitch(stored) for stored in STORED}
@@ -359,7 +374,7 @@ def why_not_persistent(capability: int | str, layout: Layout, block_n: int) -> s
 
 
 def kernel_of(constants: dict[str, Any]) -> Any:
-    """The kernel that takes what `conv2d_launch` returned."""
+    """The kernel that takes what `conv2d_launch` returned: the persistent one or the one by tiles."""
     return conv2d_kernel if "BY_CLASS" in constants else persistent_kernel
 
 
@@ -369,12 +384,12 @@ def conv2d_out(conv: Conv, to: Outputs) -> None:
 
 
 def ready_conv2d_out(conv: Conv, to: Outputs) -> RunConv2d:
-    """See call.Kernels: decides how it is launched."""
+    """See call.Kernels. It also decides how the kernel is launched."""
     y, depth, region = to.y, conv.place.depth, conv.place.region
     x_q, residual = conv.x_q, conv.residual
     n, h, w, _ = x_q.shape
     launch.check("conv2d", "x_q", x_q, h * w * conv.shuffle**2)
-    own_pitch = y is None or y.is_contiguous()  # else a residual has the strides of y
+    own_pitch = y is None or y.is_contiguous()  # where y is a slice, the residual has the strides of y
     held = y if y is not None else residual if residual is None else residual.contiguous()  # the residual has the pitch of y
     constants, programs = conv2d_launch(
         launch.capability(x_q.device),

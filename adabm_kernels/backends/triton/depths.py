@@ -1,4 +1,4 @@
-"""The depth of each tile: whether the image bends there by more than a threshold."""
+"""The depth of each tile: a kernel that decides whether the image bends there by more than a threshold."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def _pixels(x, row, column, width, valid):
 
 @triton.jit(do_not_specialize=["height", "width", "rows", "columns", "tile", "top", "left", "threshold", "deep"])
 def tile_depths_kernel(x_q, depth, height, width, rows, columns, tile, top, left, threshold, deep, BLOCK: tl.constexpr):
-    """One tile of one image, BLOCK of its pixels at a time, until one bends by more than the threshold."""
+    """Decides about one tile of one image, looking at BLOCK of its pixels at a time until one bends by more than the threshold."""
     index, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    # In 64 bits, as a tile may reach beyond an image whose positions just fit 32.
+    # Positions have 64 bits, because a tile may reach beyond an image whose positions just fit 32.
     size = tl.cast(tile, tl.int64)
     first_row, first_column = index // columns * size - top, index % columns * size - left
     end_row, end_column = tl.minimum(first_row + size, height), tl.minimum(first_column + size, width)
@@ -49,7 +49,7 @@ def tile_depths_kernel(x_q, depth, height, width, rows, columns, tile, top, left
 
 
 def tile_depths_out(x_q: torch.Tensor, rule: DepthRule, depth: torch.Tensor) -> None:
-    """See call.Kernels: one launch."""
+    """See call.Kernels. It is one launch."""
     n, h, w, _ = x_q.shape
     launch.check("tile_depths", "x_q", x_q, h * w)
     rows, columns = tiles_of(h, rule.tile, rule.top), tiles_of(w, rule.tile, rule.left)

@@ -1,4 +1,4 @@
-"""The image measure, and the bits that it gives every layer, without the host seeing either."""
+"""The image measure, and the bits that it gives every layer; the host sees neither."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ...image_bits import LUMA
 from . import launch
 
 RED, GREEN, BLUE = (tl.constexpr(weight / 255) for weight in LUMA)
-BLOCK = 1024  # pixels to a program, and partial sums to a step of the second kernel
+BLOCK = 1024  # pixels of a program, and partial sums that the second kernel adds in one step
 
 
 @triton.jit
 def _luma(x, row, column, height, width, stride_c, stride_h, stride_w, valid):
-    """Luma in 0..1 of pixels [M], borders replicated."""
+    """Luma in 0..1 of pixels [M]; pixels outside the image take the value of the nearest one inside."""
     row = tl.minimum(tl.maximum(row, 0), height - 1)
     column = tl.minimum(tl.maximum(column, 0), width - 1)
     at = x + row * stride_h + column * stride_w
@@ -25,7 +25,9 @@ def _luma(x, row, column, height, width, stride_c, stride_h, stride_w, valid):
 
 @triton.jit(do_not_specialize=["height", "width"])
 def measure_kernel(x, partial, height, width, stride_n, stride_c, stride_h, stride_w, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """partial [N, tiles]: the sum of |Sobel gradients| times 8, both directions, over BLOCK pixels of an image."""
+    """Fills partial [N, tiles] with the sum of the absolute Sobel gradients in both directions, times 8, over BLOCK pixels of an
+    image.
+    """
     tile, image = tl.program_id(0), tl.program_id(1)
     pixel = tile * BLOCK + tl.arange(0, BLOCK)
     valid = pixel < height * width
@@ -48,13 +50,13 @@ def measure_kernel(x, partial, height, width, stride_n, stride_c, stride_h, stri
 @triton.jit(do_not_specialize=["tiles", "pixels", "layers"])
 def decide_kernel(partial, measure, lower, upper, rules, bits, tiles, pixels, layers, BITS: tl.constexpr, STEPS: tl.constexpr,
                   LAYERS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """measure [N], or where BITS is set bits [L, N], of one image from its partial sums."""
+    """Fills measure [N] or, where BITS is set, bits [L, N] for one image from its partial sums."""
     image = tl.program_id(0)
     sums = tl.zeros((BLOCK,), tl.float64)
     for step in range(STEPS):
         at = step * BLOCK + tl.arange(0, BLOCK)
         sums += tl.load(partial + image * tiles + at, mask=at < tiles, other=0.0).to(tl.float64)
-    found = (tl.sum(sums, 0) * 62.5 / pixels).to(tl.float32)  # 1000 / (2 directions * 8)
+    found = (tl.sum(sums, 0) * 62.5 / pixels).to(tl.float32)  # 62.5 is 1000 / (2 directions * 8)
     if BITS:
         offset = (found > tl.load(upper)).to(tl.int32) - (found < tl.load(lower)).to(tl.int32)
         layer = tl.arange(0, LAYERS)
@@ -82,7 +84,7 @@ def _decide(
     rule: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     bits: torch.Tensor | None = None,
 ) -> None:
-    """Fills measure [N] or, by a rule (lower, upper, rules), bits [L, N]."""
+    """Fills measure [N], or bits [L, N] where a rule (lower, upper, rules) is given."""
     lower, upper, rules = rule or (None, None, None)
     n, _, h, w = x.shape
     with launch.on(x):
@@ -96,14 +98,14 @@ def _decide(
 
 
 def image_measure(x: torch.Tensor) -> torch.Tensor:
-    """See call.Kernels. Luma and gradients in float32, sums of 1024 pixels too, sums of those in float64."""
+    """See call.Kernels. Luma, gradients and sums of 1024 pixels are computed in float32, and the sums of those sums in float64."""
     measure = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     _decide(x, measure)
     return measure
 
 
 def layer_bits(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
-    """See call.Kernels: two launches."""
+    """See call.Kernels. It is two launches."""
     bits = torch.empty(rules.shape[0], x.shape[0], dtype=torch.int32, device=x.device)
     _decide(x, None, (lower, upper, rules.contiguous()), bits)
     return bits

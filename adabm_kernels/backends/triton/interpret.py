@@ -1,8 +1,9 @@
 """What Triton's interpreter lacks for these kernels to compute on a CPU what they compute on a GPU.
 
-Its multiply-add rounds twice, its maximum and minimum are NaN where one operand is, it knows no inline assembly, and scalars bound
-no loop where NumPy takes no array of one element for a number. All are given here: the first as the reference computes it, the
-second as what is not NaN, the third for the few instructions that kernels of this folder contain.
+Its multiply-add rounds twice. Its maximum and minimum are NaN where one operand is. It knows no inline assembly. A scalar bounds no
+loop where NumPy does not take an array of one element for a number. This file supplies all four: a multiply-add as the reference
+computes it, a maximum and minimum that return the operand that is not NaN, and the few instructions of assembly that the kernels of
+this folder contain.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _fma(self: InterpreterBuilder, x: TensorHandle, y: TensorHandle, z: TensorHa
 def _inline_asm(
     self: InterpreterBuilder, asm: str, constraints: str, values: list[TensorHandle], types: list[Any], is_pure: bool, pack: int
 ) -> _Results:
-    """PTX on bytes, four to a 32-bit register: $0 is the result, $1, $2, ... are the arguments."""
+    """Computes inline PTX on bytes, four to a 32-bit register: $0 is the result, and $1, $2, ... are the arguments."""
     assert pack == 4 and len(types) == 1, "only byte-wise assembly with one result is used"
     shape = values[0].data.shape
     registers = {f"${i}": np.ascontiguousarray(v.data).reshape(-1).view(np.uint32) for i, v in enumerate(values, 1)}
@@ -51,14 +52,14 @@ def _inline_asm(
 
 
 def _patch_tensor(patch: Callable[..., None], tensor: Any, *scope: Any) -> None:
-    """What the interpreter does to tensors of the language, and that a scalar may bound a loop."""
+    """Applies the interpreter's own patch of tensors of the language, and lets a scalar bound a loop."""
     patch(tensor, *scope)
     bound = lambda self: self.handle.data.item()  # noqa: E731
     scope[0].set_attr(tensor, "__index__", bound) if scope else setattr(tensor, "__index__", bound)
 
 
 def install() -> None:
-    """Give them to the interpreter of this process."""
+    """Gives all of this to the interpreter of this process."""
     InterpreterBuilder.create_fma = _fma
     InterpreterBuilder.create_maxnumf = lambda self, x, y: self.binary_op(x, y, np.fmax)
     InterpreterBuilder.create_minnumf = lambda self, x, y: self.binary_op(x, y, np.fmin)

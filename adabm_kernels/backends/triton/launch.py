@@ -1,4 +1,4 @@
-"""What every launcher needs: the device, and the sizes that a launch can take."""
+"""What every launcher needs: the device, the sizes that one launch can take, and the repetition of a launch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import torch
 
 from .. import amd, cards
 
-MOST_IMAGES = 65535  # of a grid's second axis
-MOST_PIXELS = 2**31 - 2**12  # of an image: positions are 32 bits, and tiles reach a little further
-MOST_THREADS = 2**32 - 1  # along an axis of a grid on a card of AMD (HIP, hipModuleLaunchKernel); NVIDIA's count programs
+MOST_IMAGES = 65535  # programs along the second axis of a grid
+MOST_PIXELS = 2**31 - 2**12  # pixels of an image: positions have 32 bits, and tiles reach a little further
+# Threads along an axis of a grid on a card of AMD (HIP, hipModuleLaunchKernel). NVIDIA's cards limit programs instead.
+MOST_THREADS = 2**32 - 1
 NARROW = 2**31 - 1  # elements of an image that 32-bit offsets reach
 _HERE = contextlib.nullcontext()
 
 
 def check(operator: str, name: str, tensor: torch.Tensor, pixels: int) -> None:
-    """Raises ValueError for more images or pixels an image (of the input or output, whichever has more) than a launch can count."""
+    """Raises ValueError where there are more images, or more pixels in an image, than one launch can count. pixels: those of an
+    image of the input or of the output, whichever has more.
+    """
     if tensor.shape[0] > MOST_IMAGES:
         raise ValueError(f"{operator}: {name} must have at most {MOST_IMAGES} images, got {tensor.shape[0]}")
     if pixels > MOST_PIXELS:
@@ -27,7 +30,7 @@ def check(operator: str, name: str, tensor: torch.Tensor, pixels: int) -> None:
 
 
 def check_programs(operator: str, device: torch.device, programs: int, warps: int) -> None:
-    """Raises ValueError for more programs along the first axis of a grid, each of so many warps, than a card of AMD counts."""
+    """Raises ValueError where a card of AMD cannot count so many programs, each of `warps` warps, on the first axis of a grid."""
     if device.type != "cuda" or torch.version.hip is None:
         return
     name = cards.amd_architecture(device.index)
@@ -37,17 +40,18 @@ def check_programs(operator: str, device: torch.device, programs: int, warps: in
 
 
 def on(tensor: torch.Tensor) -> AbstractContextManager:
-    """The tensor's device is the current one inside the context: Triton launches there, on its current stream."""
+    """A context in which the tensor's device is the current one, because Triton launches there, on its current stream."""
     elsewhere = tensor.is_cuda and tensor.device.index != torch.cuda.current_device()
     return torch.cuda.device(tensor.device) if elsewhere else _HERE
 
 
 class Again:
-    """Launches of a kernel on one device with arguments of the same types, and the same sizes where it is compiled for those.
+    """Launches of one kernel on one device with arguments of the same types, and of the same sizes where the kernel is compiled for
+    these.
 
-    kernel: of triton.jit. grid: its programs, two numbers. constants: by name, in the order of the kernel's parameters, and its
-    options behind them. The first launch with addresses that are all multiples of 16 gives the compiled kernel, and those that
-    follow take it: looking it up costs Triton several times what the launch does.
+    kernel: a function of triton.jit. grid: the numbers of programs along its two axes. constants: the kernel's constants by name,
+    in the order of its parameters, and then its options. The first launch whose addresses are all multiples of 16 gives the
+    compiled kernel, and later launches use that one, because looking it up costs Triton several times what the launch does.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, int], constants: dict[str, Any]):
@@ -56,13 +60,15 @@ class Again:
         self._compiled: Any = None
 
     def __call__(self, tensors: tuple[torch.Tensor | None, ...], arguments: tuple[Any, ...]) -> None:
-        """tensors: those whose alignment the kernel is compiled for; arguments: all of them, tensors too, in their order."""
+        """Launches the kernel. tensors: those for whose alignment the kernel is compiled. arguments: all arguments in their order,
+        the tensors among them.
+        """
         aligned = not any([tensor is not None and tensor.data_ptr() & 15 for tensor in tensors])
         if aligned and self._compiled is not None:
             self._compiled(*arguments, *self._constants)
             return
         compiled = self._first(*arguments, **self._settings)
-        if aligned and compiled is not None:  # the interpreter compiles nothing
+        if aligned and compiled is not None:  # the interpreter compiles nothing and returns None
             self._compiled = compiled[self._grid]
 
 
@@ -72,32 +78,35 @@ def _again(kernel: Any, grid: tuple[int, int], constants: tuple[tuple[str, Any],
 
 
 def forget_compiled() -> None:
-    """Launches look their compiled kernels up again: devices are others."""
+    """Makes later launches look their compiled kernels up again, because the devices have changed."""
     _again.cache_clear()
 
 
 def run(
     kernel: Any, grid: tuple[int, int], tensors: tuple[torch.Tensor | None, ...], numbers: tuple[int, ...], **constants: Any
 ) -> None:
-    """Launch a kernel whose parameters are tensors, numbers and constants in this order; `Again` where all but addresses is as in a
-    launch before."""
+    """Launches a kernel whose parameters are tensors, numbers and constants in this order. Where everything but the addresses is as
+    in an earlier launch, the `Again` of that launch is used.
+    """
     types = tuple([None if tensor is None else tensor.dtype for tensor in tensors])
     first = tensors[0]
     assert first is not None
     _again(kernel, grid, tuple(constants.items()), first.device, types, numbers)(tensors, (*tensors, *numbers))
 
 
-# Compute capability -> shared memory that one block can have, bytes (CUDA C++ Programming Guide, technical specifications).
+# Bytes of shared memory that one block can have, by compute capability (CUDA C++ Programming Guide, technical specifications).
 _SHARED = {80: 163 << 10, 87: 163 << 10, 90: 227 << 10, 100: 227 << 10, 103: 227 << 10}
 
 
 def shared_bytes(capability: int) -> int:
-    """Shared memory that one block can have."""
-    return _SHARED.get(capability, 99 << 10)  # of 8.6, 8.9, 12.0 and 12.1
+    """Bytes of shared memory that one block can have. capability: 90 for 9.0."""
+    return _SHARED.get(capability, 99 << 10)  # the default is that of 8.6, 8.9, 12.0 and 12.1
 
 
 def capability(device: torch.device) -> int | str:
-    """Compute capability, 90 for 9.0, or on a card of AMD its architecture, "gfx942"; for the interpreter that of Ampere."""
+    """The compute capability of a device of NVIDIA, 90 for 9.0, or the architecture of a card of AMD, such as "gfx942". For the
+    interpreter it is that of Ampere.
+    """
     if device.type != "cuda":
         return 80
     if torch.version.hip is not None:

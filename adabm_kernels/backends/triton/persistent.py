@@ -1,9 +1,10 @@
-"""Integer convolution by programs that keep the weights: each loads those of all taps once, and then takes tile after tile.
+"""The integer convolution by programs that keep the weights: each program loads those of all taps once and then computes tile after
+tile.
 
 The compiler holds the weights in shared memory over the loop. Tiles are patches, PATCH_WIDTH pixels wide, whose pixels are loaded
-through the L1 cache: of the nine taps of a 3x3 kernel eight find theirs there. From L2 come a tile's pixels, with a border, and a
-share of the weights; the form of conv2d.py loads pixels and weights anew for every tap. Which is faster no count tells: the tuner
-tries both (tuning.candidates).
+through the L1 cache: of the nine taps of a 3x3 kernel, eight find their pixels there. L2 supplies only a tile's pixels with a
+border, and a share of the weights. The form of conv2d.py loads pixels and weights anew for every tap. No count tells which is
+faster, so the tuner tries both (tuning.candidates).
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from .epilogue import PATCH_WIDTH, finish
 from .regions import COMPUTED, any_of, marks_of
 from .tiles import codes_at, outputs_at, pixels_of_patch
 
-# Operands of products that a program keeps at most: all are there by name in the compiled code.
+# The most operands of products that a program keeps: each has a name of its own in the compiled code.
 MOST_KEPT = 18
 
 
 def why_not(by_class: bool, ones: bool, kept: dict[int, int], kept_bytes: int, shared: int) -> str:
     """Why a layer is not for this form; empty where it is.
 
-    by_class: kernels by border class. ones: the sum of the codes is needed. kept: by bits that codes are stored in, how many
-    operands hold the weights. kept_bytes: of the most of them. shared: bytes that a block can have.
+    by_class: whether the layer has kernels by border class. ones: whether the sum of the codes is needed. kept: how many operands
+    hold the weights, by the bits that codes are stored in. kept_bytes: the largest size of these operands. shared: bytes of shared
+    memory that a block can have.
     """
     if by_class:
         return "pixels have different weights by border class"
@@ -40,8 +42,8 @@ def why_not(by_class: bool, ones: bool, kept: dict[int, int], kept_bytes: int, s
 @triton.jit
 def _kept(weights, output, known, K: tl.constexpr, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STORED: tl.constexpr,
           BLOCK_K: tl.constexpr):  # fmt: skip
-    """Weights int8 [BLOCK_K, N] for codes stored in STORED bits, of each block of each row of the kernel and each part of a byte:
-    see conv2d.Layout. weights: the first of them."""
+    """Weights int8 [BLOCK_K, N] for codes stored in STORED bits: one operand for each block of each row of the kernel and each part
+    of a byte (conv2d.Layout). weights: the address of the first."""
     PITCH: tl.constexpr = (C4 * STORED + 31) // 32 * 4
     ROW: tl.constexpr = (S * PITCH + 15) // 16 * 16
     BLOCKS: tl.constexpr = (S * PITCH + BLOCK_K - 1) // BLOCK_K
@@ -58,7 +60,8 @@ def _kept(weights, output, known, K: tl.constexpr, C4: tl.constexpr, R: tl.const
 @triton.jit
 def _products(acc, kept, x_q, row, column, computed, height, width, C4: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
               STORED: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """acc [M, N] plus the products of the codes of pixels row, column [M], those that are `computed`, with the weights `_kept`."""
+    """acc [M, N] plus the products of the codes of those pixels at row, column [M] that are `computed` with the weights from
+    `_kept`."""
     PITCH: tl.constexpr = (C4 * STORED + 31) // 32 * 4
     BLOCKS: tl.constexpr = (S * PITCH + BLOCK_K - 1) // BLOCK_K
     PARTS: tl.constexpr = 8 // STORED
@@ -78,14 +81,15 @@ def _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out
            PACKED: tl.constexpr, Y: tl.constexpr, Y_PITCH: tl.constexpr, CODES: tl.constexpr, RESIDUAL: tl.constexpr,
            PASSES: tl.constexpr, WIDE: tl.constexpr, AXIS: tl.constexpr, AT: tl.constexpr, STORED: tl.constexpr,
            BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    """All tiles of this program of an image whose codes are stored in STORED bits. AT: first byte of the weights for these."""
+    """Computes all tiles of this program in an image whose codes are stored in STORED bits. AT: the first byte of the weights for
+    these."""
     GROUPS: tl.constexpr = SHUFFLE * SHUFFLE
     CHANNELS: tl.constexpr = K // GROUPS
     N_BLOCKS: tl.constexpr = (GROUPS * AXIS + BLOCK_N - 1) // BLOCK_N
     first = tl.program_id(0) % N_BLOCKS * BLOCK_N
     sub, channel, known, output = outputs_at(first + tl.arange(0, BLOCK_N), CHANNELS, GROUPS, AXIS, BLOCK_N)
     kept = _kept(packed.to(tl.pointer_type(tl.int8)) + AT, output, known, K, C4, R, S, STORED, BLOCK_K)
-    # From every code that is stored in 8 bits 128 is taken, outside the image too.
+    # 128 is subtracted from every code that is stored in 8 bits, outside the image too.
     taken = (128 if STORED == 8 else 0) * tl.load(packed.to(tl.pointer_type(tl.int32)) + output, mask=known, other=0)
     codes = x_q + image.to(tl.int64) * height * width * C4
     across = tl.cdiv(width, PATCH_WIDTH)
@@ -101,8 +105,8 @@ def _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out
             turns, products = any_of(valid).to(tl.int32), any_of(computed).to(tl.int32)
         if WIDE:
             row, column = row.to(tl.int64), column.to(tl.int64)
-        # Loops of at most one turn in place of conditions: from a loop the compiler moves out what does not change, and the weights
-        # would otherwise be written to shared memory for every tile.
+        # Loops of at most one turn stand here in place of conditions. The compiler moves out of a loop what does not change in it;
+        # without that, the weights would be written to shared memory for every tile.
         for _ in tl.range(0, turns, num_stages=1):
             acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
             if PASSES:
@@ -130,10 +134,11 @@ def persistent_kernel(x_q, x_bits, packed, alpha, beta, slope, residual, out_gri
                       RESIDUAL: tl.constexpr, PASSES: tl.constexpr, WIDE: tl.constexpr, AXIS: tl.constexpr, AT_8: tl.constexpr,
                       AT_4: tl.constexpr, AT_2: tl.constexpr, BLOCK_K_8: tl.constexpr, BLOCK_K_4: tl.constexpr,
                       BLOCK_K_2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    """The tiles that fall to a program, of BLOCK_M pixels and BLOCK_N outputs of one image: see conv2d.conv2d_kernel."""
+    """Computes the tiles that fall to one program, each of BLOCK_M pixels and BLOCK_N outputs of one image
+    (conv2d.conv2d_kernel)."""
     image = tl.program_id(1)
     bits = bits_at(x_bits, image)
-    # Bits are data, so the loop is there for each way to store codes; an image takes one of them.
+    # Bits are data, so a loop is compiled for each way to store codes, and an image takes one of them.
     if PACKED:
         if bits <= 2:
             _tiles(x_q, image, bits, packed, alpha, beta, slope, residual, out_grid, out_bits, y, y_q, height, width, per_one, step,

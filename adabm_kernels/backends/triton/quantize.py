@@ -1,4 +1,4 @@
-"""Features of any strides to codes, bytes or packed."""
+"""Features of any strides become codes, as bytes or packed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from . import launch, tuning
 from .codes import bits_at, store_codes, to_codes
 from .regions import any_of, marks_of
 
-COMPUTED_NUMBERS = 8  # the first of a region's: those behind them are about pixels that are passed on
+COMPUTED_NUMBERS = 8  # the first numbers of a region; those behind them are about pixels that are passed on
 
 
-# The numbers of a region and the place of its map differ from layer to layer: no reason to compile anew.
+# The numbers of a region and the place of its map differ from layer to layer, which is no reason to compile a kernel again.
 @triton.jit(
     do_not_specialize=["width", "pixels", "depth_tile", "depth_top", "depth_left", "own_least", "own_most", "near_least",
                        "near_most", "reach"],
@@ -26,10 +26,10 @@ def quantize_kernel(x, step, shift, grid, bits, y_q, width, pixels, stride_n, st
                     C: tl.constexpr, SHIFT: tl.constexpr, CHANNELS: tl.constexpr, PITCH: tl.constexpr, START: tl.constexpr,
                     FILL: tl.constexpr, AXIS: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
                     BLOCK_N: tl.constexpr):  # fmt: skip
-    """One tile of BLOCK_M pixels and BLOCK_N channels of one image. CHANNELS, PITCH, START, FILL, AXIS: see store_codes.
+    """Quantises one tile of BLOCK_M pixels and BLOCK_N channels of one image. CHANNELS, PITCH, START, FILL, AXIS: see store_codes.
 
-    step: value of the integer 1 where x is int16, None where it is float32.
-    depth, depth_tile, ... reach: the map of all images and the numbers of the region, None without one.
+    step: value of the integer 1 where x is int16, None where it is float32. depth, depth_tile, ... reach: the map of all images and
+    the numbers of the region; None without a region.
     """
     image = tl.program_id(1)
     N_BLOCKS: tl.constexpr = (AXIS + BLOCK_N - 1) // BLOCK_N
@@ -65,7 +65,7 @@ def quantize_out(read: Quantization, y_q: torch.Tensor) -> None:
 
 
 def ready_quantize_out(read: Quantization, y_q: torch.Tensor) -> RunQuantize:
-    """See call.Kernels: decides how it is launched."""
+    """See call.Kernels. It also decides how the kernel is launched."""
     x, start, packed_codes = read.x, read.start, read.packed_codes
     n, c, h, w = x.shape
     launch.check("quantize", "x", x, h * w)

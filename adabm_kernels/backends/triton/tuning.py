@@ -1,4 +1,4 @@
-"""How kernels are launched: entries that were measured, by architecture and kind of layer, and a heuristic for the rest."""
+"""How kernels are launched: by measured entries for each architecture and kind of layer, and by a heuristic for all else."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from typing import Any
 from ...files import user_path
 from .. import amd, launches, tables
 
-TABLE = Path(__file__).with_name("tuning.json")  # written by benchmarks/gpu/tune_triton.py; absent until something was measured
-# Of the convolution: a program for each tile, and programs that keep the weights and take tile after tile (persistent.py).
+# written by benchmarks/gpu/tune_triton.py; the file is absent until something was measured
+TABLE = Path(__file__).with_name("tuning.json")
+# The forms of the convolution: a program for each tile, and programs that keep the weights and compute tile after tile
+# (persistent.py).
 FORMS = TILES, PERSISTENT = "tiles", "persistent"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of pixels by outputs (or channels), warps of a block, stages of the software pipeline.
+    """How a kernel is launched: the tile of pixels by outputs (or channels), the warps of a block, and the stages of the software
+    pipeline.
 
-    form: of the convolution which of FORMS it takes, where that can compute the layer. programs: of PERSISTENT, for each
-    multiprocessor; 0 elsewhere.
+    form: which of FORMS a convolution takes, where that form can compute the layer. programs: for the form PERSISTENT, the number
+    of programs for each multiprocessor; 0 elsewhere.
     """
 
     block_m: int
@@ -35,17 +38,18 @@ class Config:
     programs: int = 0
 
     def options(self) -> dict[str, Any]:
-        """As a launch takes them."""
+        """The options as a launch takes them."""
         tile = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
-        # No multiply-add but those that a kernel asks for: floats equal the reference's.
+        # The compiler fuses no multiply-add that a kernel does not ask for, so that floats equal the reference's.
         return tile | {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
 
 
 def shape_class(capability: int | str, channels: int, kernel: int, outputs: int, pixels: int) -> str:
-    """The key of a table: architecture, padded input channels, kernel, and outputs and pixels of an image up to a power of two.
+    """The key of a table: the architecture, padded input channels, kernel, and the outputs and pixels of an image, rounded up to
+    powers of two.
 
-    capability: as launch.capability has it, 90 for 9.0, "gfx942" of AMD.
-    Pixels count up to 2^16: more fill any card.
+    capability: 90 for 9.0, "gfx942" for a card of AMD, as launch.capability gives it. Pixels count up to 2^16, because more fill
+    any card.
     """
     card = capability if isinstance(capability, str) else f"sm{capability}"
     return f"{card}-c{channels}-k{kernel}-o{_power(outputs)}-p{min(_power(pixels), 2**16)}"
@@ -56,7 +60,8 @@ def _power(n: int) -> int:
 
 
 def conv2d_config(capability: int | str, channels: int, kernel: int, outputs: int, pixels: int) -> Config:
-    """For a convolution of padded input channels by a kernel of so many rows to `outputs`, on images of `pixels`."""
+    """The config for a convolution of `channels` padded input channels with a kernel of `kernel` rows to `outputs`, on images of
+    `pixels` pixels."""
     if _forced is not None:
         return _forced
     entry = measured().get(shape_class(capability, channels, kernel, outputs, pixels))
@@ -70,7 +75,8 @@ _forced: Config | None = None
 
 @contextmanager
 def always(config: Config) -> Iterator[None]:
-    """In the block every convolution of the process is launched so, whatever the tables say: for measuring, on one thread."""
+    """Inside the block every convolution of the process is launched with this config, whatever the tables say. It is for measuring
+    on one thread."""
     global _forced
     before, _forced = _forced, config
     launches.changed()
@@ -82,10 +88,11 @@ def always(config: Config) -> Iterator[None]:
 
 
 def candidates(outputs: int, pixels: int, capability: int | str = 80) -> list[Config]:
-    """What is worth measuring for a convolution to `outputs`, on images of `pixels`: the heuristic's config, and then others, those
-    that differ from it least first."""
+    """The configs worth measuring for a convolution to `outputs` on images of `pixels` pixels: the heuristic's first, and then
+    others, beginning with those that differ least from it."""
     guess = heuristic(outputs, pixels, capability)
-    usual = itertools.product((32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (1, 2, 3, 4))  # one stage: loads through the L1 cache
+    # with one stage, loads go through the L1 cache
+    usual = itertools.product((32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (1, 2, 3, 4))
     kept = itertools.product((64, 128, 256), (32, 64), (4, 8), (1,), (PERSISTENT,), (1, 2, 3, 4))
     found = [Config(*tile) for tile in usual] + [Config(*tile) for tile in kept]
     found = [config for config in found if config.block_n <= max(16, 2 * _power(outputs))]
@@ -100,12 +107,14 @@ def candidates(outputs: int, pixels: int, capability: int | str = 80) -> list[Co
 
 
 def heuristic(outputs: int, pixels: int, capability: int | str = 80) -> Config:
-    """What nobody measured: a tile of 128x64 leaves 32 accumulators to a thread and fits more than once on a multiprocessor; small
-    images are cut finer, so that more of the card has work.
+    """The config for a layer that nobody measured.
 
-    On cards of AMD one stage: of a second one the codes wait in registers byte by byte, and are put together again with several
-    instructions a word. Workgroups that share a compute unit hide each other's loads there. On RDNA a lane has half the
-    accumulators, a quarter where products are no matrix instructions: with more some forms spill.
+    A tile of 128x64 leaves 32 accumulators to a thread and fits more than once on a multiprocessor. Small images are cut into
+    smaller tiles, so that more of the card has work.
+
+    Cards of AMD get one stage. The codes of a second stage would wait in registers byte by byte, and it takes several instructions
+    a word to put them together again. Workgroups that share a compute unit hide each other's loads there. On RDNA a lane has half
+    the accumulators, and a quarter where products have no matrix instructions: with more some forms spill.
     """
     block_n = min(max(16, _power(outputs)), 64)
     large = pixels >= 128 * 128
@@ -120,22 +129,22 @@ def heuristic(outputs: int, pixels: int, capability: int | str = 80) -> Config:
 def most_registers(capability: int | str, config: Config) -> dict[str, int]:
     """The option that keeps a thread of a convolution to 128 registers, so that sixteen warps have room on a multiprocessor.
 
-    On 9.0, where ptxas takes some more unless it is told. Elsewhere it keeps to them by itself or, from Triton 3.7 on, does not and
-    spills a dozen words with this option. Not where a thread has more than 32 accumulators: what it then needs besides would go
-    through local memory.
+    It is given on 9.0 only, where ptxas takes some more registers unless it is told. On other architectures the compiler keeps to
+    128 by itself or, from Triton 3.7 on, does not, and would spill a dozen words with this option. It is not given where a thread
+    has more than 32 accumulators, because the other values of such a thread would then go through local memory.
     """
     wanted = capability == 90 and config.block_m * config.block_n <= 32 * 32 * config.num_warps
     return {"maxnreg": 128} if wanted else {}
 
 
 def quantize_config(channels: int) -> Config:
-    """For `channels` channels, padded to a multiple of 16."""
+    """The config for a quantisation of `channels` channels, padded to a multiple of 16."""
     block_n = min(_power(channels), 64)
     return Config(2048 // block_n, block_n, 4, 1)
 
 
 def user_table() -> Path:
-    """What this user measured, which goes before the table of the package."""
+    """The file of what this user measured, which takes precedence over the table of the package."""
     return user_path("tuning.json")
 
 
@@ -146,12 +155,12 @@ def measured() -> tables.Entries:
 
 
 def read_table(path: Path) -> tables.Entries:
-    """The entries of a table whose configs are whole, {} for a file that is not there or not a table."""
+    """The entries of a table whose configs are complete. It is {} for a file that does not exist or is no table."""
     return tables.read(path, _whole)
 
 
 def write_entries(path: Path, entries: dict[str, tuple[Config, dict[str, Any]]]) -> None:
-    """Adds entries, {shape class: (config, where it comes from)}, to a table (tables.add). Calls from then on go by them."""
+    """Adds entries, {shape class: (config, where it comes from)}, to a table (tables.add). Later calls use them."""
     tables.add(path, {key: {"config": asdict(config), **source} for key, (config, source) in entries.items()}, _whole)
     measured.cache_clear()
     launches.changed()
