@@ -20,9 +20,7 @@ int64_t passed_cost(const Strip& strip, int rows) {
 
 }  // namespace
 
-int Bands::Form::most_rows(int row) const {
-  return row < outer_rows || row >= height - outer_rows ? 1 : std::min(rows, height - outer_rows - row);
-}
+int Bands::Form::most_rows(int row) const { return row < outer_rows || row >= height - outer_rows ? 1 : std::min(rows, height - outer_rows - row); }
 
 int64_t Bands::Form::cost(const Spans& spans) const {
   int64_t tiles = 0;
@@ -91,8 +89,10 @@ Bands::Bands(const adabm_conv2d_args& a, const PackedHeader& header) {
   for (int n = 0; n < a.batch; n++) {
     const int tile = header.tile_for_bits[a.x_bits[n] - ADABM_MIN_BITS];
     const bool direct = tile == ADABM_TILE_DIRECT;
-    forms.push_back({by_two_rows(header) ? 2 : direct ? 1 : kTiles[tile].rows.outputs, direct || kTiles[tile].kn2row ? 1 : kTiles[tile].columns.outputs,
-                     header.border_kernels ? header.kernel_h / 2 : 0, height});
+    forms.push_back({by_two_rows(header) ? 2
+                     : direct            ? 1
+                                         : kTiles[tile].rows.outputs,
+                     direct || kTiles[tile].kn2row ? 1 : kTiles[tile].columns.outputs, header.border_kernels ? header.kernel_h / 2 : 0, height});
     strips_.push_back(strips_of(a.region, n, height, width));
     const size_t first = groups_.size();
     group_rows(strips_[n], forms[n]);

@@ -11,8 +11,7 @@ namespace adabm {
 namespace {
 
 void check_bits(const int32_t* bits, int batch, const char* name) {
-  for (int n = 0; n < batch; n++)
-    ADABM_REQUIRE(bits[n] >= ADABM_MIN_BITS && bits[n] <= ADABM_MAX_BITS, "%s[%d] must be 2..8, got %d", name, n, bits[n]);
+  for (int n = 0; n < batch; n++) ADABM_REQUIRE(bits[n] >= ADABM_MIN_BITS && bits[n] <= ADABM_MAX_BITS, "%s[%d] must be 2..8, got %d", name, n, bits[n]);
 }
 
 const PackedHeader& checked_header(const adabm_conv2d_args& a) {
@@ -21,10 +20,9 @@ const PackedHeader& checked_header(const adabm_conv2d_args& a) {
   const PackedHeader& header = *static_cast<const PackedHeader*>(a.packed);
   ADABM_REQUIRE(header.magic == kPackedMagic && header.version == ADABM_ABI_VERSION && header.bytes == a.packed_bytes,
                 "packed was not made by adabm_pack_cpu of this version");
-  ADABM_REQUIRE(header.out_channels == a.out_channels && header.channels == a.channels && header.kernel_h == a.kernel_h &&
-                    header.kernel_w == a.kernel_w,
-                "packed holds %dx%dx%dx%d weights, not out_channels x kernel_h x kernel_w x channels = %dx%dx%dx%d", header.out_channels,
-                header.kernel_h, header.kernel_w, header.channels, a.out_channels, a.kernel_h, a.kernel_w, a.channels);
+  ADABM_REQUIRE(header.out_channels == a.out_channels && header.channels == a.channels && header.kernel_h == a.kernel_h && header.kernel_w == a.kernel_w,
+                "packed holds %dx%dx%dx%d weights, not out_channels x kernel_h x kernel_w x channels = %dx%dx%dx%d", header.out_channels, header.kernel_h,
+                header.kernel_w, header.channels, a.out_channels, a.kernel_h, a.kernel_w, a.channels);
   ADABM_REQUIRE(is_plain(header.geometry) ? is_plain(a.geometry) : !std::memcmp(&header.geometry, &a.geometry, sizeof a.geometry),
                 "packed holds weights of another geometry");
   ADABM_REQUIRE(!header.general() || (header.shuffle == a.shuffle && header.box_filter == a.box_filter),
@@ -49,8 +47,7 @@ extern "C" adabm_status adabm_conv2d_cpu(const adabm_conv2d_args* args) {
                       out_width * (header.out_channels + 3 * a.shuffle * a.shuffle) < INT32_MAX,
                   "width %d is too large for %d to %d channels", a.width, header.channels, header.out_channels);
     ADABM_REQUIRE(!header.border_kernels || (a.height >= header.kernel_h && a.width >= header.kernel_w),
-                  "height and width must be at least the kernel's %dx%d with border_kernels, got %dx%d", header.kernel_h, header.kernel_w,
-                  a.height, a.width);
+                  "height and width must be at least the kernel's %dx%d with border_kernels, got %dx%d", header.kernel_h, header.kernel_w, a.height, a.width);
     check_bits(a.x_bits, a.batch, "x_bits");
     if (a.y_q) check_bits(a.out_bits, a.batch, "out_bits");
     const Convolution conv(a, choose_kernels(a.isa), header);

@@ -10,8 +10,7 @@
 #include "cpu/convolution.h"
 
 namespace adabm {
-void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, int row, int column, int rows, int columns,
-                uint8_t* patch) {
+void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, int row, int column, int rows, int columns, uint8_t* patch) {
   const int before = std::min(std::max(0, -column), columns), end = std::max(before, std::min(columns, width - column));
   for (int i = 0; i < rows; i++, patch += columns * pixel_bytes) {
     if (row + i < 0 || row + i >= height) {

@@ -36,8 +36,10 @@ void Convolution::run_general(const Part& part) const {
       for (int r = 0; r < R; r++)
         for (int t = 0; t < S; t++, to += bytes) {
           const int i = top + r * rows.dilation, j = columns.first_pixel(column + m) + t * columns.dilation;
-          if (i < 0 || i >= a.height || j < 0 || j >= a.width) std::memset(to, 0, bytes);
-          else std::memcpy(to, x + static_cast<ptrdiff_t>(i) * row_bytes + static_cast<ptrdiff_t>(j) * pixel_bytes + channel, bytes);
+          if (i < 0 || i >= a.height || j < 0 || j >= a.width)
+            std::memset(to, 0, bytes);
+          else
+            std::memcpy(to, x + static_cast<ptrdiff_t>(i) * row_bytes + static_cast<ptrdiff_t>(j) * pixel_bytes + channel, bytes);
         }
   };
 

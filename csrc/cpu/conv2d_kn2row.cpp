@@ -117,7 +117,7 @@ void Convolution::run_kn2row_tiled(const Part& part) const {
           out.output[i].prefetch(0, header.panels(), column, pixels);
           kernels.gather_columns({s.columns[i], pitch, S, header.out_channels, pixels, true, i, s.acc});
           out.output[i].write({1, pixels, header.panels(), s.acc, s.acc, false, 0}, 0, column, pixels,
-                          box ? box + static_cast<ptrdiff_t>(i) * box_stride + column : nullptr);
+                              box ? box + static_cast<ptrdiff_t>(i) * box_stride + column : nullptr);
         }
       }
     }

@@ -100,9 +100,8 @@ void Convolution::run_tiled(const Part& part) const {
             p.w += static_cast<ptrdiff_t>(products) * p.quads * p.panels * kPanel * 4;
           }
           for (int i = 0; i < rows->rows; i++)
-            out.output[i].write({outputs, group, p.panels, s.products + i * p.row_stride, outputs > 1 ? s.acc : s.products + i * p.row_stride,
-                             table.words, i},
-                            first_panel, column, pixels, box ? box + static_cast<ptrdiff_t>(i) * box_stride + column : nullptr);
+            out.output[i].write({outputs, group, p.panels, s.products + i * p.row_stride, outputs > 1 ? s.acc : s.products + i * p.row_stride, table.words, i},
+                                first_panel, column, pixels, box ? box + static_cast<ptrdiff_t>(i) * box_stride + column : nullptr);
         }
       }
     }

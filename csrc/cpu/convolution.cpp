@@ -14,9 +14,7 @@ Scratch& thread_scratch() {
   return scratch;
 }
 
-int kernel_class(int position, int size, int pad) {
-  return position < pad ? position : std::max(pad, position + 2 * pad + 1 - size);
-}
+int kernel_class(int position, int size, int pad) { return position < pad ? position : std::max(pad, position + 2 * pad + 1 - size); }
 
 Stretch stretch_of(const Axis& columns, int width, bool rows_inside, int column, int end) {
   const int first = columns.first_inner(), end_inner = columns.end_inner(width);
@@ -33,8 +31,10 @@ std::vector<std::vector<Convolution::Run>> runs_of(const std::vector<int32_t>& l
   for (int o = 0; o < static_cast<int>(lanes.size()); o++) {
     if (o % kBlockOutputs == 0) runs.emplace_back();
     std::vector<Convolution::Run>& of_block = runs.back();
-    if (o % kBlockOutputs && lanes[o] == lanes[o - 1] + 1) of_block.back().length++;
-    else of_block.push_back({o % kBlockOutputs, 1, lanes[o]});
+    if (o % kBlockOutputs && lanes[o] == lanes[o - 1] + 1)
+      of_block.back().length++;
+    else
+      of_block.push_back({o % kBlockOutputs, 1, lanes[o]});
   }
   return runs;
 }
@@ -69,12 +69,8 @@ void set_grid(Args& to, const adabm_conv2d_args& a, int image) {
 }  // namespace
 
 Convolution::Convolution(const adabm_conv2d_args& args, const Kernels& k, const PackedHeader& h)
-    : a(args),
-      kernels(k),
-      header(h),
-      features(feature_format(args.y_format, args.y_fraction)),
-      exact(args.y || args.y_acc || args.y_image || args.residual || passes_on(args.region)),
-      bands(args, h) {
+    : a(args), kernels(k), header(h), features(feature_format(args.y_format, args.y_fraction)),
+      exact(args.y || args.y_acc || args.y_image || args.residual || passes_on(args.region)), bands(args, h) {
   axes = axes_of(h.geometry, h.kernel_h, h.kernel_w);
   out_height = axes.rows.outputs(a.height), out_width = axes.columns.outputs(a.width);
   pixel_bytes = h.quads() * 4;
@@ -145,9 +141,7 @@ void Convolution::run_groups(const Band& band) const {
   const bool tiled = tile != ADABM_TILE_DIRECT;
   if (kTiles[tile].kn2row) return run_kn2row_tiled(all);
   if (!header.border_kernels) return tiled ? run_tiled(all) : header.kn2row ? run_kn2row(all) : run_direct(all);
-  const auto end_above = [&](int row) {
-    return std::partition_point(all.begin, all.end, [&](const RowGroup& group) { return group.row < row; });
-  };
+  const auto end_above = [&](int row) { return std::partition_point(all.begin, all.end, [&](const RowGroup& group) { return group.row < row; }); };
   const RowGroup *const inner = end_above(header.kernel_h / 2), *const inner_end = end_above(a.height - header.kernel_h / 2);
   const Part inside = {band.image, inner, inner_end, {pad, a.width - pad}};
   run_direct({band.image, all.begin, inner, all.columns});

@@ -124,8 +124,7 @@ struct Stretch {
 Stretch stretch_of(const Axis& columns, int width, bool rows_inside, int column, int end);
 
 // Copies the rows and columns under a block into `patch`, zeros where they fall outside the image.
-void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, int row, int column, int rows, int columns,
-                uint8_t* patch);
+void copy_patch(const uint8_t* image, int height, int width, int pixel_bytes, int row, int column, int rows, int columns, uint8_t* patch);
 
 // Which of the kernels of a layer with border_kernels a row or column takes.
 int kernel_class(int position, int size, int pad);
@@ -163,7 +162,8 @@ class RowOutput {
 struct Convolution::Rows {
   RowOutput output[kMaxTileOutputs];
 
-  Rows(const Convolution& c, int image, const RowGroup& group) : output{of(c, image, group, 0), of(c, image, group, 1), of(c, image, group, 2), of(c, image, group, 3)} {}
+  Rows(const Convolution& c, int image, const RowGroup& group)
+      : output{of(c, image, group, 0), of(c, image, group, 1), of(c, image, group, 2), of(c, image, group, 3)} {}
 
  private:
   static RowOutput of(const Convolution& c, int image, const RowGroup& group, int i) {

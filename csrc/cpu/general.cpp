@@ -17,13 +17,9 @@ int group_of(const PackedHeader& h, int output) {
 
 namespace {
 
-int taps_of(const PackedHeader& h) {
-  return h.weight_parts * h.kernel_w * (h.depthwise() ? row_quads(h) : h.kernel_h);
-}
+int taps_of(const PackedHeader& h) { return h.weight_parts * h.kernel_w * (h.depthwise() ? row_quads(h) : h.kernel_h); }
 
-size_t run_bytes(const PackedHeader& h, const PanelRun& run) {
-  return static_cast<size_t>(taps_of(h)) * run.quads * run.panels * kPanel * 4;
-}
+size_t run_bytes(const PackedHeader& h, const PanelRun& run) { return static_cast<size_t>(taps_of(h)) * run.quads * run.panels * kPanel * 4; }
 
 }  // namespace
 

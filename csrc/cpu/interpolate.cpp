@@ -74,12 +74,10 @@ void interpolate_task(void* context, int task) {
     for (int row = 0; row < rows + 2; row++)
       for (int column = 0; column < columns + 2; column++)
         shares[row * t.x_pitch + column] =
-            static_cast<float>(a.shares[static_cast<ptrdiff_t>(top + row) * (a.width + 2) + left + column]) /
-            static_cast<float>(a.full);
+            static_cast<float>(a.shares[static_cast<ptrdiff_t>(top + row) * (a.width + 2) + left + column]) / static_cast<float>(a.full);
   }
   t.y_stride = a.y_stride_h, t.y_pitch = a.y_pitch;
-  t.y = static_cast<char*>(a.y) +
-        a.element * (static_cast<ptrdiff_t>(top) * a.scale * a.y_stride_h + static_cast<ptrdiff_t>(left) * a.scale * a.y_pitch);
+  t.y = static_cast<char*>(a.y) + a.element * (static_cast<ptrdiff_t>(top) * a.scale * a.y_stride_h + static_cast<ptrdiff_t>(left) * a.scale * a.y_pitch);
   job.kernels.interpolate_tile(t);
 }
 
@@ -87,12 +85,11 @@ void interpolate_task(void* context, int task) {
 
 extern "C" adabm_status adabm_interpolate_cpu(const adabm_interpolate_args* args) {
   return adabm::guarded([&] {
-    ADABM_REQUIRE(args && args->struct_bytes == sizeof(adabm_interpolate_args), "args must be a struct of %zu bytes",
-                  sizeof(adabm_interpolate_args));
+    ADABM_REQUIRE(args && args->struct_bytes == sizeof(adabm_interpolate_args), "args must be a struct of %zu bytes", sizeof(adabm_interpolate_args));
     const adabm_interpolate_args& a = *args;
     ADABM_REQUIRE(a.threads >= 1 && a.threads <= adabm::kMaxThreads, "threads must be 1..%d, got %d", adabm::kMaxThreads, a.threads);
-    ADABM_REQUIRE(a.height > 0 && a.width > 0 && a.height <= 1 << 20 && a.width <= 1 << 20,
-                  "height and width must be 1..2^20, got %d and %d", a.height, a.width);
+    ADABM_REQUIRE(a.height > 0 && a.width > 0 && a.height <= 1 << 20 && a.width <= 1 << 20, "height and width must be 1..2^20, got %d and %d", a.height,
+                  a.width);
     ADABM_REQUIRE(a.channels >= 1 && a.channels <= 4, "channels must be 1..4, got %d", a.channels);
     ADABM_REQUIRE(a.scale >= 1 && a.scale <= 16, "scale must be 1..16, got %d", a.scale);
     ADABM_REQUIRE(a.element == 1 || a.element == 2 || a.element == 4, "element must be 1, 2 or 4 bytes, got %d", a.element);
@@ -103,8 +100,7 @@ extern "C" adabm_status adabm_interpolate_cpu(const adabm_interpolate_args* args
     ADABM_REQUIRE(a.x_height > 0 && a.x_width > 0, "x_height and x_width must be positive, got %d and %d", a.x_height, a.x_width);
     const int64_t bottom = static_cast<int64_t>(a.top) + a.height, right = static_cast<int64_t>(a.left) + a.width;
     ADABM_REQUIRE(a.top >= 0 && a.left >= 0 && bottom <= a.x_height && right <= a.x_width,
-                  "what is interpolated must lie within x, %dx%d, got %dx%d from %d, %d", a.x_height, a.x_width, a.height, a.width, a.top,
-                  a.left);
+                  "what is interpolated must lie within x, %dx%d, got %dx%d from %d, %d", a.x_height, a.x_width, a.height, a.width, a.top, a.left);
     ADABM_REQUIRE(a.full > 0 && a.full <= INT16_MAX, "full must be 1..32767, got %d", a.full);
     ADABM_REQUIRE(a.y_pitch >= a.channels, "y_pitch must be at least channels %d, got %d", a.channels, a.y_pitch);
     const int across = (a.width + kColumns - 1) / kColumns, down = (a.height + kRows - 1) / kRows;

@@ -15,40 +15,35 @@ namespace adabm {
 
 namespace {
 
-// The outer taps come last.
-constexpr Line kF1 = {1, 3, 1, 3, {{1}}, {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
-constexpr Line kF2 = {2, 3, 4, 1, {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}}, {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}}};
-constexpr Line kF3 = {3,
-                      3,
-                      5,
-                      1,
+// Matrices are written as such: B^T for codes, then G for weights. The outer taps come last.
+// clang-format off
+constexpr Line kF1 = {1, 3, 1, 3,
+                      {{1}},
+                      {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
+constexpr Line kF2 = {2, 3, 4, 1,
+                      {{0, 1, 1, 0}, {0, -1, 1, 0}, {1, 0, -1, 0}, {0, -1, 0, 1}},
+                      {{1, 1, 1}, {1, -1, 1}, {1, 0, 0}, {0, 0, 1}}};
+constexpr Line kF3 = {3, 3, 5, 1,
                       {{0, -2, -1, 1, 0}, {0, 2, -3, 1, 0}, {0, -1, 0, 1, 0}, {2, -1, -2, 1, 0}, {0, 2, -1, -2, 1}},
                       {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, 0, 0}, {0, 0, 1}}};
-constexpr Line kF4 = {
-    4,
-    3,
-    6,
-    1,
-    {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
-    {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {1, 0, 0}, {0, 0, 1}}};
+constexpr Line kF4 = {4, 3, 6, 1,
+                      {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0},
+                       {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
+                      {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {1, 0, 0}, {0, 0, 1}}};
 
 // Factors of transform_word_sums are in the weights here, where they cost nothing.
-constexpr Line kF4OfWords = {
-    4,
-    3,
-    6,
-    1,
-    {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
-    {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {6, 0, 0}, {0, 0, 6}}};
+constexpr Line kF4OfWords = {4, 3, 6, 1,
+                             {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0},
+                              {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
+                             {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {6, 0, 0}, {0, 0, 6}}};
 
 // The same points, so the same B^T.
-constexpr Line kF2Of5Words = {
-    2,
-    5,
-    6,
-    1,
-    {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
-    {{1, 1, 1, 1, 1}, {1, -1, 1, -1, 1}, {1, 2, 4, 8, 16}, {1, -2, 4, -8, 16}, {6, 0, 0, 0, 0}, {0, 0, 0, 0, 12}}};
+constexpr Line kF2Of5Words = {2, 5, 6, 1,
+                              {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0},
+                               {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
+                              {{1, 1, 1, 1, 1}, {1, -1, 1, -1, 1}, {1, 2, 4, 8, 16}, {1, -2, 4, -8, 16},
+                               {6, 0, 0, 0, 0}, {0, 0, 0, 0, 12}}};
+// clang-format on
 
 }  // namespace
 
@@ -151,8 +146,7 @@ PackedHeader layout(const adabm_weights& w) {
                   "tile_for_bits[%d] = %d is for kernels of 3, 9 or 15 rows with at most %d outputs times columns, not for %d outputs of %dx%d", b, tile,
                   kMaxPanels * kPanel, w.out_channels, w.kernel_h, w.kernel_w);
     ADABM_REQUIRE(tile == ADABM_TILE_DIRECT || table.kn2row || (w.kernel_h == table.rows.kernel && w.kernel_w == table.rows.kernel),
-                  "tile_for_bits[%d] = %d is for kernels of %dx%d, not of %dx%d", b, tile, table.rows.kernel, table.rows.kernel, w.kernel_h,
-                  w.kernel_w);
+                  "tile_for_bits[%d] = %d is for kernels of %dx%d, not of %dx%d", b, tile, table.rows.kernel, table.rows.kernel, w.kernel_h, w.kernel_w);
     if (bytes) {
       for (int j = 0, largest; j < table.columns.taps; j++)
         for (int i = 0; i < table.rows.taps; i++) {
@@ -189,8 +183,7 @@ void pack_direct(const adabm_weights& w, const PackedHeader& h, int8_t* out) {
   for (int b = 0; b < h.kernels(); b++, out += panel_bytes(h, taps) * h.panels())
     for (int o = 0; o < w.out_channels; o++)
       for (int t = 0; t < taps; t++)
-        for (int c = 0; c < w.channels; c++)
-          out[weight_offset(h, taps, o, t, c)] = *from++;
+        for (int c = 0; c < w.channels; c++) out[weight_offset(h, taps, o, t, c)] = *from++;
 }
 
 void pack_tile(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* out) {
@@ -247,8 +240,7 @@ void pack_words(const adabm_weights& w, const PackedHeader& h, int tile, int8_t*
   for (int tap = 0; tap < taps / 2; tap++)
     for (int o = 0; o < w.out_channels; o++)
       for (int c = 0; c < w.channels; c++, value++) {
-        ADABM_REQUIRE(*value >= INT16_MIN && *value <= INT16_MAX, "tile %d needs more than 16 bits: a weight of output %d transforms to %d", tile, o,
-                      *value);
+        ADABM_REQUIRE(*value >= INT16_MIN && *value <= INT16_MAX, "tile %d needs more than 16 bits: a weight of output %d transforms to %d", tile, o, *value);
         pack_word(h, taps, o, tap, c, *value, out);
       }
 }
@@ -323,8 +315,7 @@ extern "C" adabm_status adabm_pack_cpu(const adabm_weights* weights, void* packe
     if (header.general()) return adabm::pack_general(*weights, *static_cast<adabm::PackedHeader*>(packed), base);
     if (header.tile_offset[ADABM_TILE_DIRECT]) adabm::pack_direct(*weights, header, base + header.tile_offset[ADABM_TILE_DIRECT]);
     for (int tile = 1; tile < ADABM_TILE_COUNT; tile++)
-      if (header.tile_offset[tile])
-        (adabm::kTiles[tile].words ? adabm::pack_words : adabm::pack_tile)(*weights, header, tile, base + header.tile_offset[tile]);
+      if (header.tile_offset[tile]) (adabm::kTiles[tile].words ? adabm::pack_words : adabm::pack_tile)(*weights, header, tile, base + header.tile_offset[tile]);
     std::vector<adabm::Sums> sums[ADABM_TILE_COUNT];
     for (int tile = 0; tile < ADABM_TILE_COUNT; tile++)
       if (header.tile_offset[tile] && !adabm::kTiles[tile].words)

@@ -89,8 +89,7 @@ int product_taps(const PackedHeader& header, int tile);
 // Where the weight of output `o`, tap `tap`, channel `c` stands in a tile's bytes.
 inline size_t weight_offset(const PackedHeader& header, int taps, int o, int tap, int c) {
   const int panel = o / kPanel, block = panel / kMaxPanels * kMaxPanels, panels = std::min(kMaxPanels, header.panels() - block);
-  return (static_cast<size_t>(block) * taps * header.quads() + (static_cast<size_t>(tap) * header.quads() + c / 4) * panels + panel - block) *
-             (kPanel * 4) +
+  return (static_cast<size_t>(block) * taps * header.quads() + (static_cast<size_t>(tap) * header.quads() + c / 4) * panels + panel - block) * (kPanel * 4) +
          (o % kPanel) * 4 + c % 4;
 }
 
@@ -109,8 +108,6 @@ inline PackedHeader form_of(const PackedHeader& header, int tile) {
   return columns_out ? kernel_columns_out(header) : header;
 }
 
-inline size_t panel_bytes(const PackedHeader& header, int taps) {
-  return static_cast<size_t>(taps) * header.quads() * kPanel * 4;
-}
+inline size_t panel_bytes(const PackedHeader& header, int taps) { return static_cast<size_t>(taps) * header.quads() * kPanel * 4; }
 
 }  // namespace adabm

@@ -14,8 +14,7 @@ extern "C" adabm_status adabm_peak_cpu(int32_t isa, int32_t threads, int64_t rou
       int64_t rounds;
     } work = {choose_kernels(isa), rounds};
     if (!work.kernels.peak) throw Error(ADABM_UNSUPPORTED, "instruction set %s has no products of its own to measure", work.kernels.name);
-    parallel_for(
-        threads, threads, [](void* context, int) { static_cast<Work*>(context)->kernels.peak(static_cast<Work*>(context)->rounds); }, &work);
+    parallel_for(threads, threads, [](void* context, int) { static_cast<Work*>(context)->kernels.peak(static_cast<Work*>(context)->rounds); }, &work);
     *macs = work.kernels.peak(1) * rounds * threads;
   });
 }

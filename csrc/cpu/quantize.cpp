@@ -36,14 +36,12 @@ void quantize_task(void* context, int task) {
 
 extern "C" adabm_status adabm_quantize_cpu(const adabm_quantize_args* args) {
   return adabm::guarded([&] {
-    ADABM_REQUIRE(args && args->struct_bytes == sizeof(adabm_quantize_args), "args must be a struct of %zu bytes",
-                  sizeof(adabm_quantize_args));
+    ADABM_REQUIRE(args && args->struct_bytes == sizeof(adabm_quantize_args), "args must be a struct of %zu bytes", sizeof(adabm_quantize_args));
     adabm_quantize_args a = *args;
     ADABM_REQUIRE(a.threads >= 1 && a.threads <= adabm::kMaxThreads, "threads must be 1..%d, got %d", adabm::kMaxThreads, a.threads);
     ADABM_REQUIRE(!a.packed_codes && !a.y_start, "packed_codes and y_start must be 0 on the CPU, got %d and %d", a.packed_codes, a.y_start);
     adabm::check_rules(a);
-    for (int n = 0; n < a.batch; n++)
-      ADABM_REQUIRE(a.bits[n] >= ADABM_MIN_BITS && a.bits[n] <= ADABM_MAX_BITS, "bits[%d] must be 2..8, got %d", n, a.bits[n]);
+    for (int n = 0; n < a.batch; n++) ADABM_REQUIRE(a.bits[n] >= ADABM_MIN_BITS && a.bits[n] <= ADABM_MAX_BITS, "bits[%d] must be 2..8, got %d", n, a.bits[n]);
     Job job = {a, adabm::choose_kernels(a.isa), {}};
     for (int n = 0; n < a.batch; n++) job.strips.push_back(adabm::strips_of(a.region, n, a.height, a.width));
     adabm::parallel_for(a.threads, a.batch * a.height, quantize_task, &job);

@@ -39,8 +39,10 @@ struct Map {
       const int64_t left = static_cast<int64_t>(j) * r.tile - r.left;
       const int begin = static_cast<int>(std::max<int64_t>(left - reach, 0));
       const int end = static_cast<int>(std::min<int64_t>(left + r.tile + reach, width));
-      if (!spans.empty() && spans.back().end >= begin) spans.back().end = end;
-      else spans.push_back({begin, end});
+      if (!spans.empty() && spans.back().end >= begin)
+        spans.back().end = end;
+      else
+        spans.push_back({begin, end});
     }
     return spans;
   }
@@ -78,8 +80,10 @@ Spans joined(const Spans& a, const Spans& b) {
   Spans both(a.size() + b.size()), spans;
   std::merge(a.begin(), a.end(), b.begin(), b.end(), both.begin(), [](Span x, Span y) { return x.begin < y.begin; });
   for (Span span : both)
-    if (!spans.empty() && spans.back().end >= span.begin) spans.back().end = std::max(spans.back().end, span.end);
-    else spans.push_back(span);
+    if (!spans.empty() && spans.back().end >= span.begin)
+      spans.back().end = std::max(spans.back().end, span.end);
+    else
+      spans.push_back(span);
   return spans;
 }
 
@@ -111,8 +115,10 @@ std::vector<Strip> strips_of(const adabm_region& r, int image, int height, int w
   for (const int end : ends) {
     Strip strip = {end, overlap(map.around(own, 0, row), map.around(near, r.reach, row)), {}};
     if (passes_on(r)) strip.passed = without(map.around(pass, r.pass_reach, row), strip.computed);
-    if (!strips.empty() && equal(strips.back().computed, strip.computed) && equal(strips.back().passed, strip.passed)) strips.back().end_row = end;
-    else strips.push_back(std::move(strip));
+    if (!strips.empty() && equal(strips.back().computed, strip.computed) && equal(strips.back().passed, strip.passed))
+      strips.back().end_row = end;
+    else
+      strips.push_back(std::move(strip));
     row = end;
   }
   return strips;

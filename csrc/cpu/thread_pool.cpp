@@ -54,8 +54,10 @@ class Pool {
     wake_.notify_all();
     drain();
     for (int spin = 0; running_.load(std::memory_order_acquire) > 0; spin++)
-      if (spin < kSpins) relax();
-      else std::this_thread::yield();
+      if (spin < kSpins)
+        relax();
+      else
+        std::this_thread::yield();
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 

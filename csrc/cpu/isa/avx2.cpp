@@ -57,7 +57,7 @@ inline __attribute__((always_inline)) __m256i resume(const int32_t* from) {
 // s = the 16-bit sums of the next `quads` quads of `Pixels` pixels and 16 outputs.
 template <int Pixels>
 inline __attribute__((always_inline)) void sum_products(const uint8_t* x, ptrdiff_t stride, const int8_t* w, ptrdiff_t w_stride, ptrdiff_t quads,
-                                                       __m256i (&s)[Pixels][2]) {
+                                                        __m256i (&s)[Pixels][2]) {
 #pragma GCC unroll 6
   for (int m = 0; m < Pixels; m++) s[m][0] = s[m][1] = _mm256_setzero_si256();
   for (const uint8_t* const end = x + 4 * quads; x < end; x += 4, w += w_stride) {
@@ -122,8 +122,7 @@ void product_block(const ProductArgs& a, int panel) {
   }
 #pragma GCC unroll 6
   for (int m = 0; m < Pixels; m++)
-    for (int h = 0; h < 2; h++)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(a.acc + (m * a.panels + panel) * kPanel + h * kLanes), c[m][h]);
+    for (int h = 0; h < 2; h++) _mm256_store_si256(reinterpret_cast<__m256i*>(a.acc + (m * a.panels + panel) * kPanel + h * kLanes), c[m][h]);
 }
 
 // Words of even and of odd bytes: each pair of products, of channels 0 and 2 and of 1 and 3, ends in 32 bits.
@@ -156,8 +155,7 @@ void product_block_wide(const ProductArgs& a, int panel) {
   }
 #pragma GCC unroll 6
   for (int m = 0; m < Pixels; m++)
-    for (int h = 0; h < 2; h++)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(a.acc + (m * a.panels + panel) * kPanel + h * kLanes), c[m][h]);
+    for (int h = 0; h < 2; h++) _mm256_store_si256(reinterpret_cast<__m256i*>(a.acc + (m * a.panels + panel) * kPanel + h * kLanes), c[m][h]);
 }
 
 template <int Pixels>
@@ -265,7 +263,8 @@ inline __attribute__((always_inline)) void add_sums(const __m256i (&s)[Tiles][2]
 
 // The same of the last inner tap, which are combined with those before on their way to memory. `into`: the first row.
 template <int Rows, int Tiles, bool First>
-inline __attribute__((always_inline)) void combine_sums(const __m256i (&s)[Tiles][2], const __m256i* start, int32_t* into, ptrdiff_t stride, ptrdiff_t row_stride) {
+inline __attribute__((always_inline)) void combine_sums(const __m256i (&s)[Tiles][2], const __m256i* start, int32_t* into, ptrdiff_t stride,
+                                                        ptrdiff_t row_stride) {
   const __m256i one = _mm256_set1_epi16(1);
 #pragma GCC unroll 6
   for (int m = 0; m < Tiles; m++)

@@ -328,12 +328,8 @@ struct Fixed {
   __m512 least, most, per_one, step, rounder, back;
 
   explicit Fixed(const FeatureFormat& format)
-      : least(_mm512_set1_ps(-32767 * format.step)),
-        most(_mm512_set1_ps(32767 * format.step)),
-        per_one(_mm512_set1_ps(format.per_one)),
-        step(_mm512_set1_ps(format.step)),
-        rounder(_mm512_set1_ps(12582912.0f)),
-        back(_mm512_set1_ps(-12582912.0f * format.step)) {}
+      : least(_mm512_set1_ps(-32767 * format.step)), most(_mm512_set1_ps(32767 * format.step)), per_one(_mm512_set1_ps(format.per_one)),
+        step(_mm512_set1_ps(format.step)), rounder(_mm512_set1_ps(12582912.0f)), back(_mm512_set1_ps(-12582912.0f * format.step)) {}
 
   // The integers that stand for v, each in 32 bits; v becomes what they hold. max gives its second operand where one is NaN.
   inline __attribute__((always_inline)) __m512i hold(__m512& v) const {
@@ -368,8 +364,7 @@ void epilogue_of(const EpilogueArgs& a) {
       __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), alpha, _mm512_maskz_loadu_ps(mask, a.beta[m] + p * kPanel));
       if (Activation == ADABM_ACT_RELU) v = _mm512_max_ps(v, _mm512_setzero_ps());
       if (Activation == ADABM_ACT_PRELU)
-        v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v,
-                               _mm512_maskz_loadu_ps(mask, a.slope + p * kPanel));
+        v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, _mm512_maskz_loadu_ps(mask, a.slope + p * kPanel));
       const ptrdiff_t y_at = m * a.y_stride + a.y_lane[p * kPanel];
       if constexpr (kFixed) {
         if (Residual) v = _mm512_fmadd_ps(Fixed::load(residual + y_at, mask), fixed.step, v);
@@ -426,16 +421,15 @@ void pixel_sums(const uint8_t* row, int width, int pixel_bytes, int32_t* sums) {
     const __m512i s23 = _mm512_add_epi32(_mm512_unpacklo_epi32(parts[2], parts[3]), _mm512_unpackhi_epi32(parts[2], parts[3]));
     const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(s01, s23), _mm512_unpackhi_epi64(s01, s23));
     const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-    _mm_mask_storeu_epi32(sums + j, static_cast<__mmask8>((1u << pixels) - 1),
-                          _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+    _mm_mask_storeu_epi32(sums + j, static_cast<__mmask8>((1u << pixels) - 1), _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
   }
 }
 
 template <class Feature>
 void quantize_row_of(const QuantizeArgs& a) {
   const __m512 scale = _mm512_set1_ps(a.scale), offset = _mm512_set1_ps(a.offset), top = _mm512_set1_ps(a.top);
-  const __m512i along = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                           _mm512_set1_epi32(static_cast<int>(a.stride_c)));
+  const __m512i along =
+      _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(static_cast<int>(a.stride_c)));
   for (int i = 0; i < a.width; i++) {
     const Feature* x = static_cast<const Feature*>(a.x) + i * a.stride_w;
     for (int c = 0; c < a.padded_channels; c += kPanel) {
@@ -449,8 +443,7 @@ void quantize_row_of(const QuantizeArgs& a) {
         for (int o = 0; a.stride_c != 1 && o < lanes; o++) apart[o] = x[(c + o) * a.stride_c];
         v = _mm512_mul_ps(Fixed::load(a.stride_c == 1 ? x + c : apart, mask), _mm512_set1_ps(a.features.step));
       } else {
-        v = a.stride_c == 1 ? _mm512_maskz_loadu_ps(mask, x + c)
-                            : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, along, x + c * a.stride_c, 4);
+        v = a.stride_c == 1 ? _mm512_maskz_loadu_ps(mask, x + c) : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, along, x + c * a.stride_c, 4);
       }
       if (a.shift) v = _mm512_sub_ps(v, _mm512_maskz_loadu_ps(mask, a.shift + c));
       const __m512 t = _mm512_min_ps(_mm512_max_ps(_mm512_fmadd_ps(v, scale, offset), _mm512_setzero_ps()), top);
@@ -612,7 +605,7 @@ void depthwise_fused(const DepthwiseArgs& a, const EpilogueArgs* const (&e)[2]) 
         w[s][p] = _mm512_load_si512(a.w + (s * a.panels + panel + p) * 64);
         w_below[s][p] = _mm512_slli_epi32(w[s][p], 8);
       }
-    const auto column = [&](int at, __m512i (&into)[2]) __attribute__((always_inline)) {
+    const auto column = [&](int at, __m512i(&into)[2]) __attribute__((always_inline)) {
       if (at < 0 || at >= a.width) {
         into[0] = into[1] = _mm512_setzero_si512();
         return;
@@ -641,8 +634,8 @@ void depthwise_fused(const DepthwiseArgs& a, const EpilogueArgs* const (&e)[2]) 
           __m512i sum = _mm512_setzero_si512();
 #pragma GCC unroll 3
           for (int s = 0; s < kColumns; s++) sum = dot(sum, codes[s][p], row ? w_below[s][p] : w[s][p]);
-          __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(e[0]->alpha + lane + p * kPanel),
-                                     _mm512_loadu_ps(e[row]->beta[m] + lane + p * kPanel));
+          __m512 v =
+              _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(e[0]->alpha + lane + p * kPanel), _mm512_loadu_ps(e[row]->beta[m] + lane + p * kPanel));
           if (Activation == ADABM_ACT_RELU && !CodesAlone) v = _mm512_max_ps(v, _mm512_setzero_ps());
           if (Activation == ADABM_ACT_PRELU)
             v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, _mm512_loadu_ps(e[0]->slope + lane + p * kPanel));
@@ -667,8 +660,10 @@ template <int Activation>
 void depthwise_fused_rows(const DepthwiseArgs& a, const EpilogueArgs* const (&e)[2]) {
   const bool rising = e[0]->scale > 0 && e[0]->scale <= 3.4028234e38f;
   const bool codes_alone = e[0]->y_q && !e[0]->y && !e[0]->residual && rising;
-  if (e[1]) codes_alone ? depthwise_fused<true, Activation, true>(a, e) : depthwise_fused<true, Activation, false>(a, e);
-  else codes_alone ? depthwise_fused<false, Activation, true>(a, e) : depthwise_fused<false, Activation, false>(a, e);
+  if (e[1])
+    codes_alone ? depthwise_fused<true, Activation, true>(a, e) : depthwise_fused<true, Activation, false>(a, e);
+  else
+    codes_alone ? depthwise_fused<false, Activation, true>(a, e) : depthwise_fused<false, Activation, false>(a, e);
 }
 
 bool depthwise_epilogue(const DepthwiseArgs& a, const EpilogueArgs& row, const EpilogueArgs* below) {

@@ -58,8 +58,7 @@ void product_block(const ProductArgs& a, int panel) {
   }
 #pragma GCC unroll 6
   for (int m = 0; m < Pixels; m++)
-    for (int h = 0; h < 2; h++)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(a.acc + (m * a.panels + panel) * kPanel + h * kLanes), c[m][h]);
+    for (int h = 0; h < 2; h++) _mm256_store_si256(reinterpret_cast<__m256i*>(a.acc + (m * a.panels + panel) * kPanel + h * kLanes), c[m][h]);
 }
 
 void product(const ProductArgs& a) {

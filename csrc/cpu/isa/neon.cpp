@@ -69,8 +69,7 @@ void product_block(const ProductArgs& a, int panel) {
 #pragma GCC unroll 4
   for (int m = 0; m < Pixels; m++)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++)
-      vst1q_s32(a.acc + (m * a.panels + panel) * kPanel + v * 4, EightBits ? vsubq_s32(c[m][v], missing[v]) : c[m][v]);
+    for (int v = 0; v < kVectors; v++) vst1q_s32(a.acc + (m * a.panels + panel) * kPanel + v * 4, EightBits ? vsubq_s32(c[m][v], missing[v]) : c[m][v]);
 }
 
 template <bool EightBits>
@@ -195,8 +194,7 @@ void word_product_block(const WordProductArgs& a) {
     for (int v = 0; v < kVectors; v++) {
       const int16x4x2_t weights = vld2_s16(reinterpret_cast<const int16_t*>(w) + v * 8);
 #pragma GCC unroll 4
-      for (int m = 0; m < Tiles; m++)
-        c[m][v] = vmlal_lane_s16(vmlal_lane_s16(c[m][v], weights.val[0], codes[m], 0), weights.val[1], codes[m], 1);
+      for (int m = 0; m < Tiles; m++) c[m][v] = vmlal_lane_s16(vmlal_lane_s16(c[m][v], weights.val[0], codes[m], 0), weights.val[1], codes[m], 1);
     }
   }
 #pragma GCC unroll 4

@@ -98,6 +98,8 @@ ADABM_API adabm_status adabm_isa_cpu(int32_t isa, int32_t* built, int32_t* prese
  * (i * stride_h - pad_top + r * dilation_h, j * stride_w - pad_left + s * dilation_w), zero outside the image, and the output has
  * (H + pad_top + pad_bottom - dilation_h * (R - 1) - 1) / stride_h + 1 rows, columns likewise. Group g has channels g * C / groups on, and
  * of the outputs those from g * K / groups on as they are before a PixelShuffle: o % (K / r^2) * r^2 + o / (K / r^2) for output o. */
+/* Comments beside fields are aligned by hand. */
+/* clang-format off */
 typedef struct {
   int32_t stride_h, stride_w;     /* 1..ADABM_MAX_STEP, or stride_h 0 */
   int32_t dilation_h, dilation_w; /* 1..ADABM_MAX_STEP */
@@ -344,6 +346,7 @@ typedef struct {
   const int32_t* rules;     /* [L, 2] */
   int32_t* bits;            /* [L, N] or null */
 } adabm_image_bits_args;
+/* clang-format on */
 
 ADABM_API adabm_status adabm_image_bits_cuda(const adabm_image_bits_args* args, int32_t device, void* stream);
 
