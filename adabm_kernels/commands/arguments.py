@@ -203,7 +203,8 @@ def memory(text: str) -> int:
 
 def size(text: str) -> tuple[int, int]:
     """Width and height, of WIDTHxHEIGHT."""
-    found = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
+    # Longer numbers cannot be meant; which is too large is checked later.
+    found = re.fullmatch(r"([1-9][0-9]{0,11})x([1-9][0-9]{0,11})", text)
     if not found:
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT such as 1920x1080, got '{text}'")
     return int(found[1]), int(found[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,6 +112,9 @@ def _chosen(
             raise ValueError(f"detect: weights_key must name one part of the checkpoint, of {listed(labels)}, got {key!r}")
         return named[0], recognise(named[0].state)
     if len(many := [c.label for c in found if c.has_anchor]) > MOST_NETWORKS:
+        if not many[0]:  # parts of a network may begin as networks do: the whole counts first
+            with suppress(ValueError):
+                return found[0], recognise(found[0].state)
         raise ValueError(f"detect: the checkpoint holds many networks, {listed(many)}: name one of them as weights_key")
     fits, errors = [], []
     for candidate in found[:MOST_NETWORKS]:
@@ -425,7 +429,8 @@ def _check_keys(
     problems = [f"{what} {listed(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys] + wrong
     if problems:
         what = "; ".join(problems)
-        raise ValueError(f"detect: the state dict does not fit the {spec.title} its keys describe: {what} ({KNOWN})")
+        known = f"{spec.called} is known by {spec.known_by}; {len(NETWORKS) - 1} other networks are known too"
+        raise ValueError(f"detect: the state dict does not fit the {spec.title} its keys describe: {what} ({known})")
 
 
 def _why_shape(got: tuple[int, ...], shapes: list[tuple[int, ...]]) -> str:

@@ -16,7 +16,7 @@ from ..config import ConvertConfig
 from ..exits import ExitParameters, exit_output, tile_depths
 from ..graph.module import GraphModule, Step, layer_of, steps
 from ..graph.nodes import Activation, Affine, BatchNorm, ColourShift, Conv, Graph, Node, Pad, PixelUnshuffle
-from ..graph.properties import convs, linear_upsampler, needed, readers, residual_blocks, stream, upsampler_input
+from ..graph.properties import convs, keeps_size, linear_upsampler, needed, readers, residual_blocks, stream, upsampler_input
 from ..graph.trunk import stopped, trunk
 from ..image_bits import image_measure, image_offsets, soft_image_offsets
 from ..networks.collapse import collapse
@@ -382,7 +382,9 @@ class SimulatedNetwork(GraphModule):
             return None
         if self._structure.linear is None:
             curved = any(isinstance(node, Activation) for node, _ in self._structure.upsampler)
-            return self.float_weights[f"{self.spec.published(self.spec.tail_names[0])}.weight"] if curved else None
+            name = self.spec.tail_names[0]
+            plain = all(keeps_size(node) for node in self.graph.nodes if isinstance(node, Conv) and node.key == name)
+            return self.float_weights[f"{self.spec.published(name)}.weight"] if curved and plain else None
         if self._collapsed is None:
             names, shuffles = self._structure.linear
             names = tuple(map(self.spec.published, names))
