@@ -162,6 +162,10 @@ def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
 class BuildNative(build_ext):
     """Replaces setuptools' compilation: the libraries are loaded with ctypes and are no Python extensions."""
 
+    def finalize_options(self) -> None:
+        self.build_temp = self.build_temp or str(ROOT / "build" / "native")  # builds with other flags are told another
+        super().finalize_options()
+
     def _lib(self) -> Path:
         inplace = self.inplace or getattr(self, "editable_mode", False)
         return (ROOT if inplace else Path(self.build_lib).resolve()) / "adabm_kernels" / "_lib"
@@ -195,7 +199,7 @@ class BuildNative(build_ext):
         nvcc = None if wanted == "off" else shutil.which(os.environ.get("NVCC", "nvcc"))
         if wanted == "on" and nvcc is None:
             raise SystemExit("setup.py: ADABM_CUDA=on needs nvcc, and none was found (PATH or NVCC)")
-        work = ROOT / "build" / "native"
+        work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
         (work / "build.ninja").write_text(ninja_file(cxx, nvcc, lib))
         self._ninja(work, lib / "libadabm_cpu.so")
