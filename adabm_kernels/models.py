@@ -50,7 +50,7 @@ def model_path(name_or_path: str | os.PathLike) -> Path:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """" (did you mean 'NAME'?)" with the known name that is nearest in spelling; empty where none is near."""
+    """ " (did you mean 'NAME'?)" with the known name that is nearest in spelling; empty where none is near."""
     import difflib
 
     by_lower = {name.lower(): name for name in known}

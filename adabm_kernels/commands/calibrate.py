@@ -58,11 +58,11 @@ CONFIG_OPTIONS = (
     "equalize",
 )  # named as in ConvertConfig
 TUNING_OPTIONS = ("tolerance", "candidates")  # named as in BestTuning
-CHECKED_PICTURES = 16  # at most, that the final PSNR is measured on
-CHECKED_SIDE = 96  # low-resolution pixels of each at most, from its middle
-OWN_PICTURES = 100  # at most, that are also looked at before they are shrunk
-OWN_SIDE = 192  # pixels of each at most, from its middle
-FEW_PICTURES = 16  # with fewer, the percentiles that image thresholds are taken from are single pictures
+CHECKED_PICTURES = 16  # the most pictures that the final PSNR is measured on
+CHECKED_SIDE = 96  # low-resolution pixels a side of each at most, from its middle
+OWN_PICTURES = 100  # the most pictures that are also looked at before they are shrunk
+OWN_SIDE = 192  # pixels a side of each at most, from its middle
+FEW_PICTURES = 16  # with fewer, single pictures decide the percentiles that image thresholds are taken from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
