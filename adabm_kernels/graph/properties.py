@@ -33,9 +33,9 @@ from .nodes import (
 
 # What changes each value by itself, but for the whole picture or for its channel: nothing around it is read.
 POINTWISE = (Activation, Affine, BatchNorm, ColourShift)
+HOMOGENEOUS = ("relu", "leaky_relu", "prelu")  # activations for which act(c v) = c act(v), c above 0
 # Of the kernel of a collapsed upsampler (networks/collapse.py), pixels: two 3x3 stages and one at each finer resolution reach no
 # further.
-HOMOGENEOUS = ("relu", "leaky_relu", "prelu")  # activations for which act(c v) = c act(v), c above 0
 COLLAPSED_RADIUS = 2
 
 
