@@ -16,7 +16,7 @@ from ..quantize import weight_step
 from ..simulate import SimulatedConv2d, SimulatedNetwork
 from .hooks import before_each_conv
 
-PIXELS = 4096  # of the images that are looked at, several for each unknown of a row
+PIXELS = 12288  # of the images that are looked at, several for each unknown of a row
 BLOCK = 64  # columns that are rounded before the others are told
 RIDGE = 0.01  # of the mean square of the inputs, added to every square: inputs that hardly vary are left alone
 
