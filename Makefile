@@ -1,4 +1,4 @@
-# make demo | lint | test | test-all | fuzz | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
+# make demo | lint | test | test-all | fuzz | sanitize | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
 # fuzz takes MINUTES, 10 unless it is told.
 # test-all takes the long sweeps too, and builds the Triton kernels with every release of Triton that they are known to work with.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 MINUTES ?= 10
 
-.PHONY: demo test test-all fuzz bench lint clean
+.PHONY: demo test test-all fuzz sanitize bench lint clean
 
 # Releases of Triton beside the one of requirements-test.txt, each in a folder of its own (0.6 to 1 GB): the oldest that the kernels
 # need and the newest; test-all takes those between too. Triton comes for Linux alone.
@@ -45,6 +45,10 @@ build/fuzz/abi_sanitized: tests/fuzz/native/abi.cpp $(wildcard csrc/common/*.cpp
 
 fuzz: $(VENV)/.test $(if $(shell command -v g++),build/fuzz/abi build/fuzz/abi_sanitized)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
+
+# Sanitizers for addresses, undefined behaviour, leaks and threads, and pages that may not be touched around every tensor.
+sanitize: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu/test_sanitizers.py tests/cpu/test_guard_pages.py -m "slow or not slow"
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/results/latest.json

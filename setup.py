@@ -67,8 +67,8 @@ SM90A_TARGET = "-gencode=arch=compute_90a,code=sm_90a"
 # Tables are filled by name, as C++20 has it and every compiler here knows already; clang warns of that.
 CXX_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-c++20-designator"]
 # What makes a fault in memory harder to use, each where the compiler and the processor family know it: checked copies, canaries in
-# frames that hold arrays, relocations that are read-only once the library is loaded, and a stack that runs no code. A system may have
-# set _FORTIFY_SOURCE already. Sanitizers check more than it does, and cannot see through its copies.
+# frames that hold arrays, relocations that are read-only once the library is loaded, and a stack that runs no code. A system may
+# have set _FORTIFY_SOURCE already. Sanitizers check more than it does, and cannot see through its copies.
 STACK_PROTECTOR = ["-fstack-protector-strong"]
 FORTIFY_SOURCE = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"]
 HARDENED_LINK = ["-z,relro", "-z,now", "-z,noexecstack"]
@@ -140,7 +140,8 @@ def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
     lines.append(f"build {out / 'libadabm_cpu.so'}: link {' '.join(objects)}")
     if nvcc:
         host = f"-Xcompiler={','.join(hard)}" if hard else ""
-        compile_cuda = f"{nvcc} {' '.join(NVCC_FLAGS)} {host} $targets -I{CSRC} -I{CSRC}/include -MMD -MF $out.d -x cu -c $in -o $out"
+        includes = f"-I{CSRC} -I{CSRC}/include -MMD -MF $out.d"
+        compile_cuda = f"{nvcc} {' '.join(NVCC_FLAGS)} {host} $targets {includes} -x cu -c $in -o $out"
         lines += [
             "rule nvcc",
             f"  command = {unserialised(compile_cuda)}",
@@ -160,6 +161,10 @@ def ninja_file(cxx: str, nvcc: str | None, out: Path) -> str:
 
 class BuildNative(build_ext):
     """Replaces setuptools' compilation: the libraries are loaded with ctypes and are no Python extensions."""
+
+    def finalize_options(self) -> None:
+        self.build_temp = self.build_temp or str(ROOT / "build" / "native")  # builds with other flags are told another
+        super().finalize_options()
 
     def _lib(self) -> Path:
         inplace = self.inplace or getattr(self, "editable_mode", False)
@@ -194,7 +199,7 @@ class BuildNative(build_ext):
         nvcc = None if wanted == "off" else shutil.which(os.environ.get("NVCC", "nvcc"))
         if wanted == "on" and nvcc is None:
             raise SystemExit("setup.py: ADABM_CUDA=on needs nvcc, and none was found (PATH or NVCC)")
-        work = ROOT / "build" / "native"
+        work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
         (work / "build.ninja").write_text(ninja_file(cxx, nvcc, lib))
         self._ninja(work, lib / "libadabm_cpu.so")

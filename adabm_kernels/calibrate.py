@@ -43,15 +43,15 @@ from .nn import ConvertedNetwork
 from .simulate import SimulatedGraph, SimulatedNetwork
 
 BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos.
-# Networks that sharpen have all they may have.
-SEARCH_IMAGES = 24  # that searched ranges look at
-PROBED_IMAGES = 8  # that sensitivities look at
+# Networks that sharpen get the whole base.
+SEARCH_IMAGES = 24  # images that searched ranges look at
+PROBED_IMAGES = 8  # images that sensitivities look at
 SEARCH_WORK, MAPS_WORK, EXIT_WORK, EQUALIZE_WORK, ROUNDING_WORK = 3, 3, 6, 6, 6  # in steps of the progress
-IMAGES_A_DRAWING = 5  # images of fine-tuning for one drawing or text made by the program: photographs hold few outlines
+IMAGES_A_DRAWING = 5  # images of fine-tuning for each drawing or text made by the program, since photographs hold few outlines
 SAVE_EVERY = 30.0  # seconds between two saves of a run that can be resumed
 
 Progress = Callable[[int, int, str], None]
-_Maps = tuple[tuple[float, float], dict[str, int]]  # image thresholds, layer offsets by name
+_Maps = tuple[tuple[float, float], dict[str, int]]  # image thresholds, and layer offsets by name
 
 
 def calibrate(
@@ -169,8 +169,8 @@ def calibrate_graph(
     resume: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> SimulatedGraph:
-    """The same for a traced network, in place, from the data that it was made for: as `calibrate`, but that the range of its input
-    is found as all others are, and fine-tuning compares all outputs, each in units of its size.
+    """Calibrates a traced network in place, from data that it takes. It works as `calibrate`, except that the range of its input is
+    found as all others are, and that fine-tuning compares all outputs, each in units of its size.
 
     model: with float weights in place. Raises ValueError for activations that are NaN or infinite, a `resume` file of another run,
     and a device that torch cannot use here.
@@ -197,7 +197,7 @@ def checked_device(device: torch.device | str) -> torch.device:
 
 
 def _repeatable(device: torch.device) -> AbstractContextManager:
-    """Inside this context convolutions on a GPU give the same result every time, float32 ones to float32's precision."""
+    """Inside this context convolutions on a GPU give the same result every time, and those in float32 have float32's precision."""
     if device.type != "cuda":
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
@@ -218,7 +218,7 @@ class Pictures:
         return samples.first(batches, count)
 
     def queue(self, patch: int, size: int, rng: random.Random, candidates: int) -> samples.Epochs:
-        """What fine-tuning takes its batches from, with pictures that the program draws where the recipe is "best"."""
+        """The source of the batches of fine-tuning, which include pictures that the program draws where the recipe is "best"."""
         items = self.items
         if self.config.recipe == "best":
             items = [*items, *drawn_pictures(len(items) // IMAGES_A_DRAWING, max(patch, SIDE), self.config.seed)]
@@ -242,7 +242,7 @@ class _Run:
         in_16_bits = self.config.chosen("residual") == "int16"
         self.fixes_residual = in_16_bits and not model.spec.why_float_residual(self.config.quantize)
         self.residual_report: dict[str, Any] | None = None
-        self.last_work = EXIT_WORK * self.finds_exit + len(self.batches) * self.fixes_residual  # after fine-tuning
+        self.last_work = EXIT_WORK * self.finds_exit + len(self.batches) * self.fixes_residual  # work after fine-tuning
         self.total = len(self.batches) + self.config.steps + self.last_work
         if self.config.chosen("act_ranges") == "search":
             self.total += SEARCH_WORK * (1 + self.config.adaptive)
@@ -254,7 +254,8 @@ class _Run:
         self.total += MAPS_WORK * (self.config.adaptive and self.config.chosen("layer_map") == "sensitivity")
 
     def all_stages(self, taken: _Maps | None, resume: Path | None, pictures: list[list[torch.Tensor]]) -> None:
-        """Everything, or what a run that was interrupted has left. pictures: kinds of them that the exit is found with."""
+        """Runs all stages, or those that an interrupted run has left. pictures: the kinds of pictures with which the exit is
+        found."""
         config = self.config
         identity = _identity(config, self.data.items, self.model, taken) if resume is not None else ""
         kept = _load_run(resume, identity, config) if resume is not None and resume.exists() else None
@@ -325,8 +326,8 @@ class _Run:
             self.advance("rounding", clock, ROUNDING_WORK)
 
     def _looked_at(self, count: int) -> torch.Tensor:
-        """Images that ranges and sensitivities are taken from: the first ones, of which drawings take every third place for a
-        network that sharpens: outlines bring features several times as large as photographs do."""
+        """The first images, which ranges and sensitivities are taken from. For a network that sharpens, drawings take every third
+        place, because outlines bring features several times as large as photographs do."""
         if not self.model.equalized:
             return self.data.first(self.batches, count)
         photos = samples.first(self.batches, count - count // 3)
@@ -337,7 +338,8 @@ class _Run:
         return torch.Generator().manual_seed(self.config.seed)
 
     def _allocate(self) -> dict[str, int]:
-        """Offsets that lose least while the calibration images keep the budget of bits, or the time of such a network."""
+        """The layer offsets that lose least while the calibration images keep the budget of bits, or the time of a network with
+        these bits."""
         model, config = self.model, self.config
         layers = [conv for conv in model.quantized_convs() if conv.adaptive]
         if not layers:
@@ -397,7 +399,7 @@ class _Run:
 
         if resume is not None and kept is None:
             keep(resume)
-        whole = True  # no step is half done: what is kept then continues exactly
+        whole = True  # no step is half done, so what is kept then continues exactly
         try:
             while tuning.done < tuning.end:
                 with _interrupted_afterwards():
@@ -420,7 +422,7 @@ class _Run:
             tuning.finish()
 
     def fix_residual(self) -> None:
-        """Choose the unit of features of 16 bits from all calibration images."""
+        """Chooses the unit of features of 16 bits from all calibration images."""
         clock, largest = time.perf_counter(), 0.0
         for batch in self.batches:
             largest = max(largest, largest_feature(self.model, batch))
@@ -429,7 +431,7 @@ class _Run:
         self.residual_report = {"largest": largest, "fraction": self.model.fraction}
 
     def find_exit(self, pictures: list[list[torch.Tensor]]) -> None:
-        """Give the network its exit, from crops of the kinds of pictures in turn and of made ones."""
+        """Gives the network its exit, from crops of the kinds of pictures in turn and of made ones."""
         clock = time.perf_counter()
         self.model.exit, self.exit_report = fit_exit(self.model, pictures, self.device)
         self.advance("exit", clock, EXIT_WORK)
@@ -450,9 +452,10 @@ class _Run:
 
 @contextmanager
 def _interrupted_afterwards() -> Iterator[None]:
-    """Ctrl-C and whatever else Python handles as a signal waits for the end of this context; a second one comes through at once."""
+    """Inside this context Ctrl-C, and any other signal that Python handles, waits for the end; a second signal comes through at
+    once."""
     handlers: dict[int, Callable] = {}
-    if threading.current_thread() is threading.main_thread():  # no other thread has signals
+    if threading.current_thread() is threading.main_thread():  # other threads get no signals
         handlers = {number: handler for number in (SIGINT, SIGTERM) if callable(handler := signal.getsignal(number))}
     waiting: list[tuple[Callable, tuple]] = []
 
@@ -495,7 +498,7 @@ def _maps_of(start: SimulatedNetwork | ConvertedNetwork, model: SimulatedNetwork
 
 
 def _identity(config: ConvertConfig, windows: list[torch.Tensor], model: SimulatedNetwork, taken: _Maps | None) -> str:
-    """Digest of all that decides the result."""
+    """A digest of everything that decides the result."""
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     digest.update(repr((model.spec, taken)).encode())
     for tensor in [*windows, *model.float_weights.values()]:

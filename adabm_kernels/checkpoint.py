@@ -29,26 +29,27 @@ from .quantize import check_fraction, finite_float32
 from .registry import Problem, choose
 
 FORMAT_VERSION = 6
-READABLE = (1, 2, 3, 4, 5, 6)  # 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit, 5 no fraction
+# Version 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit, and 5 no fraction.
+READABLE = (1, 2, 3, 4, 5, 6)
 FIRST_WITH_EXIT, FIRST_WITH_FRACTION = 5, 6
 HEADER_KEY = "adabm"
 KNOWN = (*SPECS, GraphSpec.network)
 _SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adaptive", "weight_grid", "digits")
 _TENSORS = ("codes", "weight_upper", "bias")
 _OPTIONAL = ("input_shift",)
-_COUNTER = ".num_batches_tracked"  # of BatchNorm: the one value that is no float
-_EXIT_WEIGHTS = 48 * 3 * 15**2  # of the largest scale, in the largest filter
-_MOST_WORDS = 500  # characters of a message: what a file holds may be of any length
+_COUNTER = ".num_batches_tracked"  # a value of BatchNorm, the only one that is no float
+_EXIT_WEIGHTS = 48 * 3 * 15**2  # those of the largest scale, in the largest filter
+_MOST_WORDS = 500  # the most characters of a message, since texts in a file may be of any length
 _EXIT_SCALARS, _EXIT_TENSORS = ("unit", "tile", "threshold"), ("weight", "bias")
 
 
 def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = True) -> None:
-    """Write a converted model with its `provenance`, whole or not at all; an existing file is replaced.
+    """Writes a converted model with its `provenance`, whole or not at all; an existing file is replaced.
 
-    include_float: keep the float weights it was made from, so that `float_model` works after loading.
-    Raises TypeError unless model is a converted model, ValueError when the float weights are to be left out and its collapsed
-    tail is made from them, or when it is of a traced module that calls what files do not hold (docs/any_network.md), OSError when
-    the file cannot be written.
+    include_float: whether to keep the float weights it was made from, so that `float_model` works after loading. Raises TypeError
+    unless model is a converted model. Raises ValueError where the float weights are to be left out but its collapsed tail is made
+    from them, and where the model was made of a traced module with calls that files do not hold (docs/any_network.md). Raises
+    OSError where the file cannot be written.
     """
     if not isinstance(model, ConvertedNetwork):
         raise TypeError(f"save: model must be a converted model (convert_model), got {type(model).__name__}")
@@ -85,13 +86,13 @@ def save(model: ConvertedNetwork, path: str | Path, *, include_float: bool = Tru
 
 @as_imported()
 def load(path: str | Path) -> ConvertedNetwork:
-    """Read a converted model. Raises FileNotFoundError, or ValueError saying what the file is instead.
+    """Reads a converted model. Raises FileNotFoundError, or ValueError saying what the file is instead.
 
     Whatever the file holds is checked before anything is made of it: types, shapes, orders and ranges, and that all numbers are
-    finite in float32. What is refused takes about a second at most, and memory in proportion to the file.
+    finite in float32. Refusing a file takes about a second at most, and memory in proportion to the file.
     """
     path = Path(path)
-    native.isa(), choose(Problem("cpu"))  # what the environment says wrongly is not the file's fault
+    native.isa(), choose(Problem("cpu"))  # errors in the environment are raised here, because they are not the file's fault
     text, tensors = _read(path, with_tensors=True)
     with explained(path):
         header = parse_json(text)
@@ -105,7 +106,7 @@ def load(path: str | Path) -> ConvertedNetwork:
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """What a converted model's file says of it, without its tensors: network, spec, config, thresholds, convs, provenance.
+    """The header of a converted model's file, without its tensors: network, spec, config, thresholds, convs, provenance.
 
     Raises as `load` does.
     """
@@ -149,7 +150,7 @@ def _read(path: Path, with_tensors: bool) -> tuple[str, dict[str, torch.Tensor]]
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """A block in which what is wrong with a model's file becomes ValueError, one sentence."""
+    """A block in which anything wrong with a model's file is raised as ValueError with one sentence."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
@@ -167,7 +168,7 @@ def _check_version(header: dict[str, Any]) -> None:
 
 
 def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What the file holds, as arguments of ConvertedNetwork."""
+    """The contents of the file as arguments of ConvertedNetwork."""
     _check_version(header)
     spec, config = _spec(header), ConvertConfig.from_dict(header["config"])
     check_held(spec, len(tensors))
@@ -181,7 +182,7 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     _check_floats("plain.", plain, {name: shapes[key] for name, key in names.items()}, dtypes)
     convs = {}
     for name, conv in spec.quantized(config.quantize).items():
-        # Files of before the second grid and the second digit do not name theirs.
+        # Files from before the signed grid and the second digit do not name theirs.
         scalars = {key: ({"weight_grid": "odd", "digits": 1} | header["convs"][name])[key] for key in _SCALARS}
         held: dict[str, Any] = {key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}
         _check_shapes(f"conv.{name}.", held, {"codes": (conv.channels_out, conv.channels_in // conv.groups, *conv.sizes)})
@@ -206,7 +207,7 @@ def _spec(header: dict[str, Any]) -> NetworkSpec:
 
 
 def _fraction(header: dict[str, Any], spec: NetworkSpec, config: ConvertConfig) -> int | None:
-    """Of features that are held in 16 bits. Raises KeyError and ValueError for one that cannot be."""
+    """The fraction of features that are held in 16 bits. Raises KeyError and ValueError for one that is impossible."""
     fraction = header["fraction"] if header["format"] >= FIRST_WITH_FRACTION else None
     if fraction is None:
         if config.residual == "int16":
@@ -222,7 +223,7 @@ def _fraction(header: dict[str, Any], spec: NetworkSpec, config: ConvertConfig) 
 def _exit(
     header: dict[str, Any], tensors: dict[str, torch.Tensor], spec: NetworkSpec, config: ConvertConfig
 ) -> ExitParameters | None:
-    """The exit of easy tiles, where there is one. Raises KeyError for what is missing, and as ExitParameters does."""
+    """The exit of easy tiles, where there is one. Raises KeyError for a missing value, and as ExitParameters does."""
     if header["format"] < FIRST_WITH_EXIT or header["exit"] is None:
         return None
     scalars = header["exit"]
@@ -230,7 +231,8 @@ def _exit(
         raise ValueError(f"exit must be an object or null, got {scalars!r}")
     held = {f"exit.{key}": scalars[key] for key in _EXIT_SCALARS if key in scalars} | tensors
     parts = {key: held[f"exit.{key}"] for key in (*_EXIT_SCALARS, *_EXIT_TENSORS)}
-    if parts["weight"].numel() > _EXIT_WEIGHTS:  # the filters for every border class, which are made of it, are far larger
+    # It is checked first, because the filters for every border class, which are made of it, are far larger.
+    if parts["weight"].numel() > _EXIT_WEIGHTS:
         raise ValueError(f"exit.weight must have at most {_EXIT_WEIGHTS} values, got {list(parts['weight'].shape)}")
     found = ExitParameters(**parts)
     found.check_for(spec, config)
@@ -248,7 +250,8 @@ def _check_shapes(prefix: str, tensors: dict[str, torch.Tensor], shapes: dict[st
 def _check_floats(
     prefix: str, tensors: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]], dtypes: Mapping[str, str]
 ) -> None:
-    """Raise unless these are the values of those shapes and no others, finite float32. dtypes: of those that are no floats."""
+    """Raises unless these are the values of those shapes and no others, all finite float32. dtypes: those of the values that are no
+    floats."""
     _check_shapes(prefix, tensors, shapes)
     if others := sorted(tensors.keys() - shapes.keys()):
         raise ValueError(f"it has no value {prefix}{shortened(others[0])}")
@@ -270,7 +273,7 @@ def _thresholds(values: Any) -> tuple[float, float]:
 
 
 def _running(header: dict[str, Any]) -> tuple[float, tuple[float, float]] | None:
-    """Momentum and thresholds of `set_running_thresholds`, where they are on."""
+    """Momentum and thresholds of `set_running_thresholds`, where they run; else None."""
     if "running" not in header:
         return None
     return header["running"]["momentum"], _thresholds(header["running"]["thresholds"])
@@ -287,7 +290,7 @@ def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 
 
 def _what_else(path: Path) -> str:
-    """In words, what a file that is no safetensors file may be."""
+    """What a file that is no safetensors file may be, in words."""
     with open(path, "rb") as file:
         start = file.read(4)
     if start[:2] == b"PK" or start[:1] == b"\x80":

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 MIN_BITS, MAX_BITS = 2, 8
-DEPTH_TILES = (8, 12, 16, 24, 32, 48)  # what kernels fill, and AdaBM's patches of 96 pixels hold a whole number of
-MAX_SEED = 2**63 - 2  # torch takes 64 bits, and the next one is used too
+DEPTH_TILES = (8, 12, 16, 24, 32, 48)  # kernels fill such tiles, and AdaBM's patches of 96 pixels hold a whole number of each
+MAX_SEED = 2**63 - 2  # torch takes 64 bits, and the next seed is used too
 MOST_DEPTH_LOSS = 10  # dB
 ADAPTIVE_SPREAD = 2  # an image offset and a layer offset of one bit each
 
@@ -62,7 +62,7 @@ class BestTuning:
 
 
 TUNINGS: dict[str, type[PaperTuning] | type[BestTuning]] = {"paper": PaperTuning, "best": BestTuning}
-AUTO = {  # what "auto" stands for
+AUTO = {  # the values that "auto" stands for
     "paper": {
         "weight_grid": "odd",
         "act_ranges": "minmax",
@@ -103,7 +103,7 @@ class ConvertConfig:
         "minmax" (auto for "paper"), "percentile" or "omse" (least squared error of the range shrunk by up to 90 %).
     layer_map: layer offsets by the spread of activations, "deviation" (auto for "paper"), or by measured "sensitivity" under a
         budget (auto for "best").
-    input_range: of the first convolution, where it is quantised: "observed" over the calibration images (auto for "paper"), or
+    input_range: that of the first convolution, where it is quantised: "observed" over the calibration images (auto for "paper"), or
         "pixels", whose 8 bits hold pixels exactly (auto for "best").
     tail_digits: 8-bit codes that the input of the upsampler is held in: 1, or 2, where the second holds what the first leaves;
         0 for what the recipe says: 2 for "best" from 6 bits on, where 8 bits begin to show, else 1.
@@ -120,13 +120,13 @@ class ConvertConfig:
     weight_ranges: on the odd grid: "omse" as published, "minmax" or "percentile".
     range_percentile: percentage of values below the upper end of a "percentile" range, 50..100.
     image_percentile: percentage of calibration images that get one bit less, and of those that get one more, 0..50.
-    layer_percentile: the same for layers, 0..50.
+    layer_percentile: percentage of layers that get one bit less, and of those that get one more, 0..50.
     ema_beta: weight of the past in the moving averages over calibration batches, 0..1.
     bit_aware_clipping: shrink activation ranges to the bits they will be quantised with.
     bac_beta: weight of the range before shrinking, 0..1.
     patch: calibration crops are at most this many low-resolution pixels a side.
     batch: images per calibration batch.
-    seed: of the crops and their order, 0..2^63-2.
+    seed: that of the crops and their order, 0..2^63-2.
     depths: "auto" lets `calibrate` find easy tiles of images, which a small filter makes without the network's blocks (exits.py),
         where the recipe is "best", quantize "full", input_range "pixels" and the network EDSR or SRResNet; "none" computes every
         block everywhere.
@@ -174,7 +174,7 @@ class ConvertConfig:
             if field.name in ("tuning", "target_bits"):
                 continue
             value, kind = getattr(self, field.name), type(field.default)
-            # To Python a bool is an int: here neither may stand for the other. A whole number may stand for a float.
+            # To Python a bool is an int, but here neither may stand for the other. A whole number may stand for a float.
             allowed = (int, float) if kind is float else kind
             if isinstance(value, bool) != (kind is bool) or not isinstance(value, allowed):
                 raise TypeError(f"ConvertConfig: {field.name} must be {kind.__name__}, got {value!r}")
@@ -241,7 +241,7 @@ class ConvertConfig:
             raise ValueError(f"ConvertConfig: {name} must be {rule}, got {getattr(self, name)!r}")
 
     def chosen(self, field: str) -> str:
-        """The value of a field of AUTO, such as `weight_grid`, where "auto" is what the recipe says."""
+        """The value of a field of AUTO, such as `weight_grid`, where "auto" stands for the recipe's value."""
         value = getattr(self, field)
         return AUTO[self.recipe][field] if value == "auto" else value
 
@@ -257,7 +257,7 @@ class ConvertConfig:
 
     @property
     def digits(self) -> int:
-        """The value of `tail_digits`, where 0 is what the recipe says."""
+        """The value of `tail_digits`, where 0 stands for the recipe's value."""
         return self.tail_digits or (2 if self.recipe == "best" and self.act_bits >= 6 else 1)
 
     def to_dict(self) -> dict[str, Any]:

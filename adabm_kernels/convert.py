@@ -1,4 +1,4 @@
-"""convert_model: a float or calibrated network in, one on integer convolutions out."""
+"""convert_model, which makes a network on integer convolutions of a float or calibrated network."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _calibrated_graph(
     device: torch.device | str,
     progress: Callable[[int, int, str], None] | None,
 ) -> SimulatedGraph:
-    """A module that is none of the known networks, traced and calibrated."""
+    """Traces and calibrates a module that is none of the known networks."""
     if calibration is None:
         raise ValueError(f"convert_model: calibration is needed for a float network: pass {HINT} (about 100 are enough)")
     for setting, usual in (("tail", "collapsed"), ("residual", "int16"), ("input_range", "pixels")):

@@ -42,16 +42,16 @@ __all__ = [
 ]
 
 PROTOCOLS = ("whole", "paper")
-FLOAT_BITS = 32  # of weights and activations that are not quantised
+FLOAT_BITS = 32  # bits of weights and activations that are not quantised
 FIGURES = ("psnr_y", "ssim_y", "mean_bits", "computed_share", "bits_with_zeros", "gbitops_per_mp")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one method achieves on one picture. bit_operations: of the whole picture; None, as mean_bits, for bicubic.
+    """What one method achieves on one picture. bit_operations: for the whole picture; None for bicubic, as mean_bits is.
 
-    computed_share: of the pixels, 0..1, that have the network's blocks computed. bits_with_zeros: mean bits, with 0 for the others.
-    Both are None for a network that leaves out no blocks.
+    computed_share: the share of the pixels, 0..1, that have the network's blocks computed. bits_with_zeros: the mean bits, where
+    the other pixels count 0. Both are None for a network that leaves out no blocks.
     """
 
     psnr_y: float
@@ -64,7 +64,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One picture's figures by method. width, height: of the output. patches: forwards it took."""
+    """One picture's figures by method. width, height: those of the output. patches: the number of forward passes."""
 
     name: str
     width: int
@@ -73,7 +73,7 @@ class ImageResult:
     figures: dict[str, Figures]
 
     def value(self, method: str, figure: str) -> float | None:
-        """One of FIGURES of a method; "gbitops_per_mp" is 1e9 bit operations for each million output pixels."""
+        """One of FIGURES for a method; "gbitops_per_mp" is 1e9 bit operations for each million output pixels."""
         found = self.figures[method]
         if figure != "gbitops_per_mp":
             return getattr(found, figure)
@@ -95,13 +95,13 @@ class EvaluationReport:
         return tuple(self.images[0].figures)
 
     def mean(self, method: str, figure: str) -> float | None:
-        """The plain mean over the pictures of one of FIGURES, None where the method has no such figure."""
+        """The plain mean over the pictures of one of FIGURES; None where the method has no such figure."""
         values = [image.value(method, figure) for image in self.images]
         known = [value for value in values if value is not None]
         return fmean(known) if len(known) == len(values) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values: "mean" and "images", by method and figure."""
+        """All figures as plain values: "mean" and "images", by method and figure."""
         return {
             "scale": self.scale,
             "protocol": self.protocol,
@@ -214,14 +214,14 @@ def load_float(
 
 
 def run(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """One forward without gradients: [N, 3, H, W] -> float32 [N, 3, s*H, s*W], not clamped."""
+    """One forward pass without gradients: [N, 3, H, W] -> float32 [N, 3, s*H, s*W], not clamped."""
     with torch.no_grad(), recorded_by_default():
         return model(x.to(torch.float32))
 
 
 class _Method:
-    """A network as the measurement sees it. bits: of a batch of one, the mean and those of each convolution's input by name.
-    share: of its pixels that have blocks computed; None for a network that leaves out none."""
+    """A network as the measurement sees it. bits: for a batch of one image, the mean bits, and the bits of each convolution's input
+    by name. share: the share of its pixels that have blocks computed; None for a network that leaves out none."""
 
     def __init__(
         self,
@@ -278,7 +278,7 @@ def _methods(model: nn.Module) -> dict[str, _Method]:
 
 
 def _float_method(network: Any) -> _Method:
-    # channels_last is what torch computes float convolutions fastest in on a CPU.
+    # With channels_last torch computes float convolutions fastest on a CPU.
     network = network.eval().to(memory_format=torch.channels_last)
     return _Method(network, {}, lambda x: (float(FLOAT_BITS), {}))
 
@@ -305,7 +305,7 @@ def patches(height: int, width: int) -> list[tuple[slice, slice]]:
 def _upscale(
     method: _Method, spec: Any, name: str, lr: np.ndarray, parts: list[tuple[slice, slice]]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """(the picture uint8, what of its Figures tells its cost)."""
+    """The picture, uint8, and those fields of its Figures that tell its cost."""
     h, w, s = *lr.shape[:2], spec.scale
     sr = np.empty((s * h, s * w, 3), np.uint8)
     costs = []
@@ -323,11 +323,11 @@ def _upscale(
 
 
 def bit_operations(spec: Any, pixels: int, weight_bits: dict[str, int], act_bits: dict[str, int]) -> int:
-    """Sum over the convolutions of multiplications * bits of the weights * bits of the activations.
+    """The sum over the convolutions of multiplications * bits of the weights * bits of the activations.
 
-    spec: of the network (`spec.convs()`). pixels: of the low-resolution image. weight_bits, act_bits: by name, 32 where absent.
-    Every output pixel counts all taps of the kernel; how the kernels save multiplications (tiles, the collapsed tail) does not
-    enter, so the figure compares with those of other work.
+    spec: that of the network (`spec.convs()`). pixels: those of the low-resolution image. weight_bits, act_bits: by name, 32 where
+    absent. Every output pixel counts all taps of the kernel. How the kernels save multiplications (tiles, the collapsed tail) does
+    not enter, so the figure compares with those of other work.
     """
     return sum(
         conv.products * pixels * weight_bits.get(conv.name, FLOAT_BITS) * act_bits.get(conv.name, FLOAT_BITS)

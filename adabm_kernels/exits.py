@@ -1,8 +1,8 @@
 """The exit of easy tiles: where a picture hardly bends, one small linear filter stands for the whole network.
 
 Without its blocks a super-resolution network is close to linear from the picture to the output, and where a picture is easy the
-blocks add less than the noise of few bits. So tiles have a depth, the number of blocks that are computed there: all of them, or
-none, where the output is the filter's. What decides is the largest bend of a tile (`tile_bends`). docs/depth.md has the evidence.
+blocks add less than the noise of few bits. So tiles have a depth, the number of blocks that are computed there: either all of them,
+or none, and then the filter makes the output. The largest bend of a tile (`tile_bends`) decides. docs/depth.md has the evidence.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch.nn import functional as F
 
 from .regions import Depths, tiles_of
 
-MAX_BEND = 510  # levels of 255 by which a picture can bend
-MAX_KERNEL = 15  # of the kernels
-# Pixels a side of a tile. At least as many as any network reads around hard tiles; most read a few, SRResNet's 4
-# (`NetworkSpec.least_tile`). No more than a window that is cut from a picture should have around it.
+MAX_BEND = 510  # the most that a picture can bend, in levels of 255
+MAX_KERNEL = 15  # the most pixels a side of the filter
+# Pixels a side of a tile. A tile must be at least as large as what any network reads around hard tiles; most read a few pixels,
+# SRResNet 4 (`NetworkSpec.least_tile`). It must be no larger than what a window cut from a picture should have around it.
 TILES = (4, 256)
 MAX_UNIT = 1 << 20
 
 
 @dataclass(frozen=True)
 class ExitParameters:
-    """The linear filter of easy tiles and what an easy tile is, as model files hold it.
+    """The linear filter of easy tiles and the rule that tells an easy tile, as model files hold them.
 
-    weight: int8 [3*scale^2, 3, R, R], R odd, 3..15: in units of 1/unit. Output o = colour * scale^2 + sub-pixel, as torch's
-    pixel_shuffle takes it. unit: 1..2^20. bias: float32 [3*scale^2], levels of 255. tile: low-resolution pixels a side, 4..256.
-    threshold: levels, 0..510: tiles that bend by no more have depth 0.
+    weight: int8 [3*scale^2, 3, R, R], R odd, 3..15, in units of 1/unit. Output o = colour * scale^2 + sub-pixel, as torch's
+    pixel_shuffle takes it. unit: 1..2^20. bias: float32 [3*scale^2], in levels of 255. tile: low-resolution pixels a side, 4..256.
+    threshold: 0..510 levels; tiles that bend by no more have depth 0.
 
     Raises ValueError naming the field, its rule and the value.
     """
@@ -67,7 +67,7 @@ class ExitParameters:
             raise ValueError(f"ExitParameters: {name} must be {rule}, got {seen}")
 
     def check_for(self, spec: Any, config: Any) -> None:
-        """Raise ValueError where these are no exit of the network of that `NetworkSpec` and `ConvertConfig`."""
+        """Raises ValueError where this is no exit of the network with that `NetworkSpec` and `ConvertConfig`."""
         self._require("scale", self.scale == spec.scale, f"that of the network, {spec.scale}", self.scale)
         if not spec.skips_blocks:
             raise ValueError(f"ExitParameters: a network of this kind, {spec.title}, has no exit: {spec.why_full_depth}")
@@ -101,16 +101,17 @@ def border_weights(parameters: ExitParameters) -> torch.Tensor:
 def fold_borders(weight: torch.Tensor) -> torch.Tensor:
     """A filter [K, 3, R, R] for each border class of the pixel, [R, R, K, 3, R, R]; see `border_weights`."""
     folds = _folds(weight.shape[2]).to(weight.dtype)
-    # By a matrix for each class of rows and columns.
+    # It is computed with a matrix for each class of rows and columns.
     return torch.einsum("iur,kcrs,jvs->ijkcuv", folds, weight, folds)
 
 
 def _folds(kernel: int) -> torch.Tensor:
-    """[class, tap, tap]: which taps of the whole kernel (last) a tap at a border stands for."""
+    """[class, tap, tap]: the taps of the whole kernel (last axis) that a tap at a border stands for."""
     pad = kernel // 2
     folds = torch.zeros(kernel, kernel, kernel)
     for position in range(kernel):
-        # Of the first rows, one in the middle and the last rows; a tap may be no further out than the image's first or last row.
+        # The positions are the first rows, one in the middle and the last rows. A tap may lie no further out than the image's first
+        # or last row.
         first = pad - position if position < pad else 0
         last = kernel - 1 if position <= pad else pad + (kernel - 1 - position)
         for tap in range(kernel):
@@ -119,15 +120,16 @@ def _folds(kernel: int) -> torch.Tensor:
 
 
 def exit_output(parameters: ExitParameters, x: torch.Tensor) -> torch.Tensor:
-    """What the filter makes of pixels, floats [N, 3, H, W] -> [N, 3, scale*H, scale*W]; the picture goes on as it ends."""
+    """The output of the filter for pixels, floats [N, 3, H, W] -> [N, 3, scale*H, scale*W]. Beyond its ends the picture repeats its
+    outermost pixels."""
     pad = parameters.kernel // 2
     y = F.conv2d(F.pad(x, [pad] * 4, mode="replicate"), parameters.weight.to(x) / parameters.unit, parameters.bias.to(x))
     return F.pixel_shuffle(y, parameters.scale)
 
 
 def pixel_bends(x: torch.Tensor) -> torch.Tensor:
-    """How much pixels [N, C, H, W] bend: int16 [N, H, W], their largest second difference along rows or columns and of any channel;
-    the picture goes on as it ends. Pixels are whole numbers; others are rounded, half to even."""
+    """How much pixels [N, C, H, W] bend: int16 [N, H, W], their largest second difference along rows or columns in any channel.
+    Beyond its ends the picture repeats its outermost pixels. Pixels are whole numbers; others are rounded half to even."""
     x = x.round().to(torch.int16)
     found = []
     for axis in (2, 3):
@@ -144,7 +146,7 @@ def tile_bends(x: torch.Tensor, tile: int, top: int = 0, left: int = 0) -> torch
     bends = pixel_bends(x)
     for axis, before in ((1, top), (2, left)):
         size = bends.shape[axis]
-        # Tiles may be far larger than the image: the pixels are cut where tiles end rather than padded to whole tiles.
+        # Tiles may be far larger than the image, so the pixels are cut where tiles end rather than padded to whole tiles.
         ends = [min(index * tile - before, size) for index in range(1, tiles_of(size, tile, before) + 1)]
         sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         bends = torch.stack([part.amax(axis) for part in bends.split(sizes, axis)], axis)

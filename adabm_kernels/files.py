@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, what JSON in them says, and where this user's own lie."""
+"""Files that appear whole or not at all, the reading of JSON, and the place of this user's own files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any, BinaryIO
 
 _DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
 _PARTIAL = re.compile(r"\.adabm-[0-9a-f]{16}\.tmp")
-_MOST_DIGITS = 19  # of a whole number in JSON: more than 64 bits hold, and few enough for every function of numbers
+_MOST_DIGITS = 19  # the most digits of a whole number in JSON: more than 64 bits hold, and few enough for every function of numbers
 _tidied: set[Path] = set()
 
 
 def check_target(path: str | os.PathLike) -> Path:
-    """Raise now the OSError that writing `path` would raise after the work: it is a folder, a device or a pipe, or in a folder that
-    cannot be written. Of a link what it points to is looked at."""
+    """Raises now the OSError that writing `path` would raise after the work: where it is a folder, a device or a pipe, or lies in a
+    folder that cannot be written. For a link, the file that it points to is checked."""
     path = Path(path)
     with naming(path):
         file = _replaced(path)
@@ -34,7 +34,8 @@ def check_target(path: str | os.PathLike) -> Path:
 
 
 def _replaced(path: Path) -> Path:
-    """The file that writing `path` replaces or makes: of a link what it points to. OSError where that is no file."""
+    """The file that writing `path` replaces or makes; for a link, the file that it points to. Raises OSError where that is no
+    file."""
     if path.is_dir():
         raise IsADirectoryError("it is a folder")
     if path.exists() and not path.is_file():
@@ -42,13 +43,14 @@ def _replaced(path: Path) -> Path:
     if not path.is_symlink():
         return path
     file = Path(os.path.realpath(path))
-    if file.is_symlink():  # links in a circle
+    if file.is_symlink():  # the links form a circle
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     return file
 
 
 def is_pipe(path: str | os.PathLike) -> bool:
-    """Whether a path is read once from front to end, and gives its file no name: a pipe, a socket, a device, an open descriptor."""
+    """Whether a path can be read only once from front to end, and gives its file no name: a pipe, a socket, a device, an open
+    descriptor."""
     if os.path.dirname(os.path.abspath(path)) in _DESCRIPTORS:
         return True
     try:
@@ -60,7 +62,8 @@ def is_pipe(path: str | os.PathLike) -> bool:
 
 @contextmanager
 def utf8_name(path: str | os.PathLike) -> Iterator[str]:
-    """A name of an existing file for libraries that know only UTF-8: where its own is not, that of an open descriptor."""
+    """A name of an existing file for libraries that know only UTF-8. Where the file's own name is not UTF-8, it is that of an open
+    descriptor."""
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError:
@@ -73,12 +76,12 @@ def utf8_name(path: str | os.PathLike) -> Iterator[str]:
 class PartialFile:
     """A file under a temporary name beside `path`, which takes that name when the block ends without an exception.
 
-    `file` is the open binary file, for reading and writing. An existing file is replaced, and nothing else: OSError where `path` is
-    no regular file. Where it is a symbolic link, that is the file which it points to: the link stays. On any exception, an
-    interruption included, the temporary file is removed. The contents are on the disk before the name is.
+    `file` is the open binary file, for reading and writing. Only an existing regular file is replaced: OSError where `path` is
+    something else. Where `path` is a symbolic link, the file that it points to is replaced, and the link stays. On any exception,
+    an interruption included, the temporary file is removed. The contents are on the disk before the name is.
 
-    The temporary file is locked while its writer lives. What a writer left that was killed is removed when the next one writes
-    into the same folder, where the file system knows locks.
+    The temporary file is locked while its writer lives. Where the file system knows locks, the next writer into the same folder
+    removes what a killed writer has left.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -90,14 +93,14 @@ class PartialFile:
         while True:
             self.partial = self.path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
             try:
-                # Mode "x" never follows or replaces another file, and gives the permissions the user's umask asks for.
+                # Mode "x" never follows or replaces another file, and gives the permissions that the user's umask asks for.
                 self.file = open(self.partial, "x+b")
             except BaseException:
                 self.partial.unlink(missing_ok=True)
                 raise
             if not _lock(self.file) or self.partial.exists():
                 return self
-            self.file.close()  # another process took it for abandoned before it was locked
+            self.file.close()  # another process removed it as abandoned before it was locked
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
@@ -112,8 +115,8 @@ class PartialFile:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Take the lock by which other processes see that this file has a living writer. False where another process has it, and where
-    there are no locks."""
+    """Takes the lock by which other processes see that this file has a living writer. Returns False where another process has it,
+    and where there are no locks."""
     if os.name != "posix":
         return False
     import fcntl
@@ -126,7 +129,7 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of writers that live no more from a folder, once in the life of this process."""
+    """Removes from a folder the temporary files of writers that are no longer alive, once in the life of this process."""
     place = Path(os.path.abspath(folder))
     if place in _tidied:
         return
@@ -140,7 +143,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def write_file(path: str | os.PathLike, data: bytes) -> None:
-    """Write `data` to a file that appears whole or not at all (PartialFile).
+    """Writes `data` to a file that appears whole or not at all (PartialFile).
 
     Raises OSError naming the path when the file system refuses.
     """
@@ -149,7 +152,7 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
 
 
 class naming:
-    """A block whose OSErrors say that this file could not be written."""
+    """A block in which every OSError is raised again with a message that this file could not be written."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = path
@@ -163,10 +166,10 @@ class naming:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON text says. NaN and Infinity, which Python writes, are read as floats.
+    """The value of JSON text. NaN and Infinity, which Python writes, are read as floats.
 
-    Raises ValueError in words for everything that cannot be read: no JSON, nesting that is too deep, whole numbers that no machine
-    word holds.
+    Raises ValueError in words for everything that cannot be read: text that is no JSON, nesting that is too deep, and whole numbers
+    that no machine word holds.
     """
     try:
         return json.loads(text, parse_int=_whole_number)
@@ -181,5 +184,5 @@ def _whole_number(digits: str) -> int:
 
 
 def user_path(name: str) -> Path:
-    """The file of that name of this user: adabm_kernels/NAME in $XDG_CACHE_HOME, or in ~/.cache."""
+    """The path of this user's file of that name: adabm_kernels/NAME in $XDG_CACHE_HOME, or in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adabm_kernels" / name

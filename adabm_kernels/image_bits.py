@@ -13,7 +13,8 @@ SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 
 def as_colours(x: torch.Tensor) -> torch.Tensor:
-    """What is measured of images [N, C, H, W]: themselves where C is 3, else [N, 3, H, W] of the mean of the channels."""
+    """Images of three channels for the image measure, from images [N, C, H, W]: these themselves where C is 3, else [N, 3, H, W]
+    whose channels are all the mean of the C channels."""
     return x if x.shape[1] == 3 else x.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
 
 
@@ -33,8 +34,8 @@ def image_measure(x: torch.Tensor) -> torch.Tensor:
 def measure_images(x: torch.Tensor) -> torch.Tensor:
     """`image_measure` of [N, 3, H, W] in 0..255, float32 [N], equal to it up to the rounding of its sums.
 
-    On a CPU it runs in numpy: torch's own threads keep a core busy for a while after every operation they share, which made
-    the kernels that follow a third slower than the measure is worth.
+    On a CPU it runs in numpy. Torch's own threads keep a core busy for a while after every operation they share, which slowed the
+    kernels that follow by a third, more than the measure is worth.
     """
     if x.device.type != "cpu":
         return image_measure(x)
@@ -62,7 +63,7 @@ def image_offsets(measure: torch.Tensor, lower: torch.Tensor, upper: torch.Tenso
 def soft_image_offsets(measure: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
     """`image_offsets` as floats whose gradient is that of a tanh through both thresholds (AdaBM, section 3.3).
 
-    Thresholds that coincide would make the tanh infinitely steep: their distance counts as at least 1e-3 of the measure.
+    Thresholds that coincide would make the tanh infinitely steep, so their distance counts as at least 1e-3 of the measure.
     """
     half = torch.clamp((upper - lower) / 2, min=1e-3)
     soft = torch.tanh((measure - (upper + lower) / 2) / half)

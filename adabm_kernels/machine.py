@@ -11,7 +11,7 @@ from typing import Any
 
 
 def describe_machine() -> dict[str, Any]:
-    """system, cpu and gpu in words, and the number of cores this process may use. Imports torch to ask for the GPU."""
+    """The system, cpu and gpu in words, and the number of cores that this process may use. Imports torch to ask for the GPU."""
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu_name(),
@@ -52,7 +52,7 @@ def triton_version() -> str:
     if loaded := sys.modules.get("triton"):
         return loaded.__version__
     spec = find_spec("triton")
-    if spec is None or spec.origin is None:  # none, or a mere folder of that name
+    if spec is None or spec.origin is None:  # there is no module, or only a folder of that name
         return "not installed"
     line = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", Path(spec.origin).read_text(encoding="utf-8"), re.MULTILINE)
     if line:
@@ -63,7 +63,7 @@ def triton_version() -> str:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which a container can make fewer than the machine has."""
+    """The number of cores this process may run on, which a container can make smaller than that of the machine."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -73,22 +73,22 @@ def resident_bytes() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return 0  # no /proc outside Linux
+        return 0  # outside Linux there is no /proc
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker gives it where the system tells, else its architecture."""
+    """The processor's name as its maker gives it, where the system tells it; else its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
-        pass  # no /proc outside Linux
+        pass  # outside Linux there is no /proc
     return platform.processor() or platform.machine()
 
 
 def gpu_name() -> str:
-    """The cards of NVIDIA or AMD torch can use with their architectures, or why there is none."""
+    """The cards of NVIDIA or AMD that torch can use, with their architectures, or the reason why there is none."""
     import torch
 
     if torch.cuda.is_available():
@@ -100,7 +100,7 @@ def gpu_name() -> str:
 
 
 def _architecture(index: int) -> str:
-    """As the makers call it: "sm_90", or "gfx942" of a card of AMD."""
+    """The architecture of a card by its maker's name: "sm_90", or "gfx942" for a card of AMD."""
     import torch
 
     if torch.version.hip is not None:

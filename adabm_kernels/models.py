@@ -1,6 +1,6 @@
 """Models by name: those that come with the package, files of others, and how a loaded one is set."""
 
-# The package imports a function from here eagerly: nothing heavy may be imported at the top.
+# The package imports a function from here eagerly, so nothing heavy may be imported at the top.
 from __future__ import annotations
 
 import os
@@ -30,14 +30,15 @@ def figures_path() -> Path:
 
 
 def load_model(name_or_path: str | os.PathLike) -> ConvertedNetwork:
-    """Converted model by built-in name or by path; FileNotFoundError says which names there are."""
+    """The converted model with a built-in name or at a path. FileNotFoundError says which names there are."""
     from .checkpoint import load
 
     return load(model_path(name_or_path))
 
 
 def model_path(name_or_path: str | os.PathLike) -> Path:
-    """The file of a model by built-in name or by path; FileNotFoundError says which names there are, and what is nearest."""
+    """The file of the model with a built-in name or at a path. FileNotFoundError says which names there are, and which one is
+    nearest."""
     builtin = builtin_models()
     path = builtin.get(os.fspath(name_or_path), Path(name_or_path))
     if not path.is_file():
@@ -49,7 +50,7 @@ def model_path(name_or_path: str | os.PathLike) -> Path:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'NAME'?)" with the known name that is nearest in spelling, nothing where none is near."""
+    """ " (did you mean 'NAME'?)" with the known name that is nearest in spelling; empty where none is near."""
     import difflib
 
     by_lower = {name.lower(): name for name in known}
@@ -58,7 +59,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_settings(bits: str | int | None, threads: int | None, depth: str | int | None = None) -> None:
-    """Refuse impossible settings before anything is read or loaded."""
+    """Raises ValueError for impossible settings before anything is read or loaded."""
     if bits is not None and bits != "auto" and (isinstance(bits, bool) or bits not in range(2, 9)):
         raise ValueError(f"bits must be 'auto' or an integer from 2 to 8, got {bits!r}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
@@ -76,10 +77,11 @@ def configure(
     depth: str | int | None = None,
     graph: bool | None = None,
 ) -> None:
-    """Set what is not None on a converted model; what it has already is left alone, and so are the graphs it recorded.
+    """Applies the settings that are not None to a converted model. A setting that it has already is left alone, and so are the
+    graphs it recorded.
 
-    Raises ValueError for no device and for a depth that the model cannot have, RuntimeError when a device or the backend cannot run
-    here, or where graphs are asked for and the model is not on a CUDA device.
+    Raises ValueError for a device that does not exist and for a depth that the model cannot have, and RuntimeError when a device or
+    the backend cannot run here, or where graphs are asked for and the model is not on a CUDA device.
     """
     if threads is not None:
         model.set_threads(threads)
@@ -95,7 +97,7 @@ def configure(
     if depth is not None:
         try:
             model.set_depth(depth)
-        except ValueError as error:  # which names its function, where callers name an argument or an option
+        except ValueError as error:  # its message names its function, where callers name an argument or an option
             raise ValueError(str(error).removeprefix("set_depth: ")) from error
     if graph is not None:
         here = next(model.buffers()).device
@@ -105,7 +107,8 @@ def configure(
 
 
 def _move(model: torch.nn.Module, device: torch.device) -> None:
-    """Where the model is not there yet: a move forgets what was recorded. "cuda" without a number is the current card."""
+    """Moves the model where it is not there yet, because a move forgets what was recorded. "cuda" without a number is the current
+    card."""
     import torch
 
     here = next(model.buffers()).device

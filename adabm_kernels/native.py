@@ -15,16 +15,16 @@ from typing import Any
 ABI_VERSION = 12
 LIBRARIES = Path(__file__).parent / "_lib"
 ISAS = {"auto": 0, "scalar": 1, "neon": 2, "avx2": 3, "avxvnni": 4, "avx512vnni": 5, "amx": 6}
-INVALID_ARGUMENT, UNSUPPORTED = 1, 2  # ADABM_* of adabm_status
+INVALID_ARGUMENT, UNSUPPORTED = 1, 2  # ADABM_* values of adabm_status
 PACKED_X, PACKED_Y = 1, 2
-MAX_THREADS = 256  # of the CPU library
-MAX_TARGETS = 16  # of one quantisation
-MEASURE_BYTES = 512  # of workspace for each image
-KERNELS = {"resident": 0, "staged": 1, "resblock": 2}  # of compute capability 9.0, with configurations to choose among
+MAX_THREADS = 256  # the most threads of the CPU library
+MAX_TARGETS = 16  # the most targets of one quantisation
+MEASURE_BYTES = 512  # bytes of workspace for each image
+KERNELS = {"resident": 0, "staged": 1, "resblock": 2}  # kernels of compute capability 9.0 that have configurations to choose among
 
 
 class _Struct(Structure):
-    """A struct of csrc/include/adabm/adabm.h, where its fields are described; struct_bytes is filled in."""
+    """A struct of csrc/include/adabm/adabm.h, where its fields are described. struct_bytes is filled in."""
 
     def __init__(self, **values: Any):
         super().__init__(struct_bytes=ctypes.sizeof(type(self)), **values)
@@ -186,11 +186,11 @@ _ENTRIES: dict[str, dict[str, list[Any]]] = {
 
 
 class Unsupported(RuntimeError):
-    """What is right, but not on this machine or in this build (ADABM_UNSUPPORTED)."""
+    """A call is right, but not possible on this machine or in this build (ADABM_UNSUPPORTED)."""
 
 
 class Library:
-    """One loaded C library; `call(entry, ...)` raises what the entry's status says."""
+    """One loaded C library. `call(entry, ...)` raises the error that the entry's status stands for."""
 
     def __init__(self, path: Path, entries: dict[str, list]):
         self.path = path
@@ -207,7 +207,7 @@ class Library:
             self._entries[name] = entry
 
     def call(self, name: str, *args: Any) -> None:
-        """Run an entry. Raises ValueError for a broken rule, Unsupported for what cannot run here, RuntimeError otherwise."""
+        """Runs an entry. Raises ValueError for a broken rule, Unsupported for what cannot run here, and RuntimeError otherwise."""
         status = self._entries[name](*args)
         if status:
             error = {INVALID_ARGUMENT: ValueError, UNSUPPORTED: Unsupported}.get(status, RuntimeError)
@@ -227,7 +227,7 @@ def _load(name: str) -> tuple[Library | None, str]:
 
 
 def library(name: str) -> Library:
-    """The library "cpu" or "cuda". Raises RuntimeError with the reason where it cannot be had."""
+    """The library "cpu" or "cuda". Raises RuntimeError with the reason where it cannot be loaded."""
     found, reason = _load(name)
     if found is None:
         raise RuntimeError(f"{name}: {reason}")
@@ -235,12 +235,13 @@ def library(name: str) -> Library:
 
 
 def why_missing(name: str) -> str:
-    """Why a library cannot be had; an empty string where it can."""
+    """Why a library cannot be loaded; an empty string where it can."""
     return _load(name)[1]
 
 
 def isa_built_and_present(name: str) -> tuple[bool, bool]:
-    """Whether an instruction set of ISAS is in the CPU library, and whether the processor has it and this process may use it."""
+    """Two values: whether an instruction set of ISAS is in the CPU library, and whether the processor has it and this process may
+    use it."""
     built, present = c_int32(), c_int32()
     library("cpu").call("adabm_isa_cpu", ISAS[name], built, present)
     return bool(built.value), bool(present.value)
@@ -273,7 +274,7 @@ def isa() -> int:
 
 @contextmanager
 def force_isa(name: str) -> Iterator[None]:
-    """Use one instruction set inside the context, whatever ADABM_ISA says."""
+    """Inside the context one instruction set is used, whatever ADABM_ISA says."""
     global _forced_isa
     before, _forced_isa = _forced_isa, name
     try:
@@ -283,7 +284,7 @@ def force_isa(name: str) -> Iterator[None]:
 
 
 def isa_chosen() -> str:
-    """Name of the instruction set that calls will use. Raises RuntimeError or ValueError where they would."""
+    """Name of the instruction set that calls will use. Raises RuntimeError or ValueError where calls would raise it."""
     wanted = isa()
     if wanted == 0:
         return next(name for name in reversed(ISAS) if all(isa_built_and_present(name)))
@@ -316,10 +317,10 @@ def planning_isa() -> str:
 
 
 def kernel_configs(kernel: str) -> list[dict[str, int]]:
-    """The configurations of a kernel of KERNELS (adabm_config_cuda): tile_height and tile_width in pixels, stages,
+    """The configurations of a kernel of KERNELS (adabm_config_cuda), each with tile_height and tile_width in pixels, stages,
     middles, tensor_copies.
 
-    `Conv2dArgs.config` names one by its number, from 1 on. Raises RuntimeError where the CUDA library was not built.
+    `Conv2dArgs.config` gives the number of one, counted from 1. Raises RuntimeError where the CUDA library was not built.
     """
     found: list[dict[str, int]] = []
     config = KernelConfig(count=1)
@@ -349,7 +350,7 @@ def devices() -> list[dict[str, Any]]:
 
 
 def describe() -> dict[str, Any]:
-    """Facts for a report: what was built, what this machine has, what would run and why not."""
+    """Facts for a report: what was built, what this machine has, what would run, and why the rest would not."""
     facts: dict[str, Any] = {"abi_version": ABI_VERSION, "cpu_library": why_missing("cpu") or "loaded"}
     if not why_missing("cpu"):
         states = {name: isa_built_and_present(name) for name in list(ISAS)[1:]}

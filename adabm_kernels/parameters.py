@@ -1,4 +1,4 @@
-"""What checkpoints hold of one calibrated convolution."""
+"""The parameters of one calibrated convolution, as checkpoints hold them."""
 
 from __future__ import annotations
 

@@ -19,19 +19,19 @@ Bound = TypeVar("Bound", torch.Tensor, float)
 
 MIN_BITS, MAX_BITS = 2, 8
 WEIGHT_GRIDS = ("odd", "signed")
-MIN_FRACTION, MAX_FRACTION = -16, 24  # of features of 16 bits: powers of two that scale every float32 of use exactly
+MIN_FRACTION, MAX_FRACTION = -16, 24  # fractions of features of 16 bits, whose powers of two scale every float32 of use exactly
 MOST_FIXED = 2**15 - 1  # largest magnitude of an int16 feature
 MOST_FLOAT32 = 2.0**128 - 2.0**104  # largest finite float32
 CODE_CHANNELS = 4  # code tensors [N, H, W, C] hold C rounded up to a multiple of this: one 32-bit operand of a dot product
 
 
 def round_ste(x: torch.Tensor) -> torch.Tensor:
-    """round half to even; the gradient passes straight through."""
+    """Rounds half to even; the gradient passes straight through."""
     return x + (x.round() - x).detach()
 
 
 def to_pixels(y: torch.Tensor) -> torch.Tensor:
-    """Floats in the units of pixels as uint8 of the same shape: clamped to 0..255, rounded half to even."""
+    """Floats in the units of pixels as uint8 of the same shape, clamped to 0..255 and rounded half to even."""
     return y.clamp(0, 255).round_().to(torch.uint8)
 
 
@@ -41,28 +41,28 @@ def finite_float32(value: object) -> bool:
 
 
 def check_fraction(fraction: float) -> None:
-    """ValueError unless it is a whole number in MIN_FRACTION..MAX_FRACTION."""
+    """Raises ValueError unless the fraction is a whole number in MIN_FRACTION..MAX_FRACTION."""
     number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
     if not number or fraction not in range(MIN_FRACTION, MAX_FRACTION + 1):
         raise ValueError(f"fraction must be a whole number in {MIN_FRACTION}..{MAX_FRACTION}, got {fraction!r}")
 
 
 def to_fixed(value: torch.Tensor, fraction: int) -> torch.Tensor:
-    """float32 features as int16 of the same shape, in units of 2^-fraction: rounded half to even, clamped to -32767..32767.
+    """float32 features as int16 of the same shape, in units of 2^-fraction, rounded half to even and clamped to -32767..32767.
 
-    fraction: MIN_FRACTION..MAX_FRACTION. The product with a power of two is exact, so there is one rounding. NaN gives -32767.
+    fraction: MIN_FRACTION..MAX_FRACTION. The product with a power of two is exact, so there is only one rounding. NaN gives -32767.
     """
     scaled = value.to(torch.float32) * 2.0**fraction
     return torch.where(scaled.isnan(), -MOST_FIXED, scaled.clamp(-MOST_FIXED, MOST_FIXED).round()).to(torch.int16)
 
 
 def from_fixed(stored: torch.Tensor, fraction: int) -> torch.Tensor:
-    """The values of int16 features in units of 2^-fraction: float32, exact."""
-    return stored.to(torch.float32).mul_(2.0**-fraction)  # in place: features are large
+    """The float32 values of int16 features in units of 2^-fraction, exactly."""
+    return stored.to(torch.float32).mul_(2.0**-fraction)  # in place, because features are large
 
 
 class _FakeQuantizeAct(torch.autograd.Function):
-    """The gradients that autograd would find with straight-through rounding, from a third of its intermediate tensors."""
+    """Computes the gradients that autograd would find with straight-through rounding, from a third of its intermediate tensors."""
 
     @staticmethod
     def forward(ctx, x, lower, upper, bits):
@@ -81,7 +81,8 @@ class _FakeQuantizeAct(torch.autograd.Function):
         grad_x = grad * inside
         grad_lower = grad_upper = grad_bits = None
         if any(ctx.needs_input_grad[1:]):
-            # d y / d upper: rounding error in levels inside, 1 above, 0 below; d y / d lower: its negative, 0 and 1.
+            # The derivative of y by upper is the rounding error in levels inside the range, 1 above it and 0 below it. The
+            # derivative by lower is the negative of that error, 0 and 1.
             error = (q - unit).div_(levels).mul_(grad)
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
                 total, over, within = error.sum(), (grad * above).sum(), grad_x.sum()
@@ -94,17 +95,17 @@ class _FakeQuantizeAct(torch.autograd.Function):
 
 
 def fake_quantize_act(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: torch.Tensor | float) -> torch.Tensor:
-    """Quantise and dequantise activations, in the order of operations of the published simulation.
+    """Quantises and dequantises activations, in the order of operations of the published simulation.
 
-    x: [N, ...] float. lower, upper: one element each. bits: a number, or a tensor of one element or [N, 1, ...].
-    Differentiable in x, lower, upper and bits (rounding is a straight-through estimate).
+    x: [N, ...] float. lower, upper: one element each. bits: a number, or a tensor of one element or [N, 1, ...]. Differentiable in
+    x, lower, upper and bits (rounding is a straight-through estimate).
     """
     lower, upper, bits = (torch.as_tensor(value, dtype=x.dtype).to(x.device) for value in (lower, upper, bits))
     return _FakeQuantizeAct.apply(x, lower, upper, bits)
 
 
 def rest_range(lower: Bound, upper: Bound) -> Bound:
-    """Half a step of the 8-bit grid: what its codes leave of the values in lower..upper lies in -half..half."""
+    """Half a step of the 8-bit grid: what codes leave of the values in lower..upper lies between minus this and this."""
     return (upper - lower) / (2 * (2**MAX_BITS - 1))
 
 
@@ -123,10 +124,10 @@ def weight_step(upper: torch.Tensor, bits: int, grid: str) -> torch.Tensor:
 
 
 def fake_quantize_weight(weight: torch.Tensor, upper: torch.Tensor, bits: int, grid: str = "odd") -> torch.Tensor:
-    """Quantise and dequantise weights; on the odd grid in the order of operations of the published simulation.
+    """Quantises and dequantises weights; on the odd grid in the order of operations of the published simulation.
 
-    weight: [K, C, R, S] float. upper: one element, or [K, 1, 1, 1] for one range per output channel.
-    Differentiable in weight and upper (rounding is a straight-through estimate). Raises as `weight_step`.
+    weight: [K, C, R, S] float. upper: one element, or [K, 1, 1, 1] for one range per output channel. Differentiable in weight and
+    upper (rounding is a straight-through estimate). Raises as `weight_step`.
     """
     _check_grid(grid)
     if grid == "signed":
@@ -161,8 +162,8 @@ def weight_integers(codes: torch.Tensor, grid: str = "odd") -> torch.Tensor:
 def act_grid(lower: float, upper: float) -> torch.Tensor:
     """float32 [7, 2]: for bits 2..8, the pair (scale, offset) that turns a value x into its unrounded code scale * x + offset.
 
-    scale = (2^bits - 1) / (upper - lower) and offset = -lower * scale, each rounded once from float64.
-    Raises ValueError unless lower < upper and both are finite, and where a pair is not finite in float32.
+    scale = (2^bits - 1) / (upper - lower) and offset = -lower * scale, each rounded once from float64. Raises ValueError unless
+    lower < upper and both are finite, and where a pair is not finite in float32.
     """
     lower, upper = float(lower), float(upper)
     if not (lower < upper and abs(lower) < float("inf") and abs(upper) < float("inf")):
@@ -182,7 +183,7 @@ def act_steps(lower: float, upper: float) -> torch.Tensor:
 
 
 def padded_channels(channels: int) -> int:
-    """Channels that a code tensor of `channels` channels holds."""
+    """The number of channels that a code tensor for `channels` channels holds, padding included."""
     return -(-channels // CODE_CHANNELS) * CODE_CHANNELS
 
 
@@ -197,12 +198,12 @@ def packed_pitch(channels: int, bits: int) -> int:
 
 
 def pack_codes(codes: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Codes as they are stored where several share a byte: uint8 [N, H, W, C4] -> a buffer of the same shape.
+    """Codes as they are stored where several share a byte: uint8 [N, H, W, C4] becomes a buffer of the same shape.
 
-    Image n begins at byte n * H * W * C4 whatever its bits; its pixel p lies at p * packed_pitch(C4, bits[n]) from there, and
-    byte i of a pixel holds channels i * k .. i * k + k - 1 from the low bits up, k = 8 / storage_bits(bits[n]). What a pixel's
-    bytes hold beyond its channels is 0; so is the rest of the image here, which kernels leave as it was.
-    bits: int32 [N], 2..8; a code of image n is below 2^bits[n].
+    Image n begins at byte n * H * W * C4 whatever its bits. Its pixel p lies at p * packed_pitch(C4, bits[n]) from there, and byte
+    i of a pixel holds channels i * k .. i * k + k - 1 from the low bits up, where k = 8 / storage_bits(bits[n]). The bytes of a
+    pixel hold 0 beyond its channels. The rest of the image is 0 here too, while kernels leave it as it was. bits: int32 [N], 2..8;
+    a code of image n is below 2^bits[n].
     """
     n, h, w, c4 = codes.shape
     packed = torch.zeros(n, h * w * c4, dtype=torch.uint8, device=codes.device)
@@ -235,7 +236,8 @@ GEOMETRY_NUMBERS = 9
 
 @dataclass(frozen=True)
 class Axis:
-    """A convolution along the rows or the columns: taps of the kernel, their distance, and the pixels of zeros around the image."""
+    """One axis of a convolution, rows or columns: the taps of the kernel, their distance, and the pixels of zeros around the
+    image."""
 
     kernel: int
     stride: int
@@ -255,12 +257,12 @@ class Axis:
 
     @property
     def classes(self) -> int:
-        """Number of border classes; not all of them occur in each image."""
+        """The number of border classes. Not all of them occur in each image."""
         before, after = self.most_missing
         return (before + 1) * (after + 1)
 
     def outputs(self, size: int) -> int:
-        """Outputs along an axis of `size` pixels, below 1 where the kernel does not fit."""
+        """The number of outputs along an axis of `size` pixels. It is below 1 where the kernel does not fit."""
         return (size + self.before + self.after - self.extent) // self.stride + 1
 
     def missing(self, position: int, size: int) -> tuple[int, int]:
@@ -271,20 +273,20 @@ class Axis:
         return inside_from, self.kernel - inside_to
 
     def border_class(self, position: int, size: int) -> int:
-        """Class of the output at a position: taps missing before the image, times one more than can be missing after it, plus
-        taps missing after it."""
+        """The class of the output at a position: the taps missing before the image, times one more than can be missing after it,
+        plus the taps missing after it."""
         before, after = self.missing(position, size)
         return before * (self.most_missing[1] + 1) + after
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a kernel goes over an image, with the meaning that torch.nn.functional.conv2d gives to these words.
+    """How a kernel goes over an image. The words mean what they mean for torch.nn.functional.conv2d.
 
-    stride, dilation: of rows and columns, 1..1024. groups: the channels are divided into so many groups, each of which makes its
+    stride, dilation: for rows and columns, 1..1024. groups: the channels are divided into so many groups, each of which makes its
     share of the outputs; with a PixelShuffle the shares are those of the outputs in torch's order. padding: zeros around the image,
-    (rows, columns), or (top, left, bottom, right), 0..1024; None is "same": together extent - 1 zeros along each axis, of which an
-    even kernel has the odd one after the image, so that with stride 1 the output is as large as the image.
+    (rows, columns) or (top, left, bottom, right), 0..1024. None is "same": extent - 1 zeros along each axis, half of them on either
+    side; an even kernel has the odd one after the image. With stride 1 the output is then as large as the image.
 
     Raises ValueError naming the field, its rule and the value.
     """
@@ -314,19 +316,19 @@ class Geometry:
         groups: int = 1,
         padding: int | Sequence[int] | None = None,
     ) -> Geometry:
-        """Of arguments as torch takes them, where one number stands for rows and columns. Raises as the class."""
+        """A geometry from arguments as torch takes them, where one number stands for rows and columns. Raises as the class."""
         return cls(_pair(stride), _pair(dilation), groups, None if padding is None else _pair(padding))
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> Geometry:
-        """Of `numbers`."""
+        """A geometry from the result of `numbers`."""
         if len(numbers) not in (0, GEOMETRY_NUMBERS):
             raise ValueError(f"geometry must be no numbers or {GEOMETRY_NUMBERS} (quantize.Geometry.numbers), got {list(numbers)}")
         n = tuple(numbers)
         return cls((n[0], n[1]), (n[2], n[3]), n[4], n[5:]) if n else PLAIN
 
     def axes(self, kernel_h: int, kernel_w: int) -> tuple[Axis, Axis]:
-        """Rows and columns."""
+        """The axes of the rows and of the columns."""
         sizes = kernel_h, kernel_w
         if self.padding is None:
             around = [dilation * (kernel - 1) for kernel, dilation in zip(sizes, self.dilation, strict=True)]
@@ -338,8 +340,8 @@ class Geometry:
         return row, column
 
     def is_plain(self, kernel_h: int, kernel_w: int) -> bool:
-        """Whether it is what every backend computes for a kernel of this size: stride 1, taps side by side, one group, and half an
-        odd kernel of zeros on each side."""
+        """Whether this is the geometry that every backend computes for a kernel of this size: stride 1, taps side by side, one
+        group, and half an odd kernel of zeros on each side."""
         if self.groups != 1:
             return False
         return all(
@@ -349,15 +351,15 @@ class Geometry:
         )  # fmt: skip
 
     def numbers(self, kernel_h: int, kernel_w: int) -> tuple[int, ...]:
-        """As the operators take it: stride, dilation, groups, and the zeros above, left, below and right; no numbers where it is
-        plain."""
+        """The geometry as the operators take it: stride, dilation, groups, and the zeros above, left, below and right. It is empty
+        where the geometry is plain."""
         if self.is_plain(kernel_h, kernel_w):
             return ()
         rows, columns = self.axes(kernel_h, kernel_w)
         return (*self.stride, *self.dilation, self.groups, rows.before, columns.before, rows.after, columns.after)
 
     def describe(self, kernel_h: int, kernel_w: int) -> str:
-        """What of it is not plain for a kernel of this size, in words; empty where all is."""
+        """The parts of the geometry that are not plain for a kernel of this size, in words; empty where all are."""
         rows, columns = self.axes(kernel_h, kernel_w)
         parts = [f"stride {self.stride[0]}x{self.stride[1]}"] if self.stride != (1, 1) else []
         parts += [f"dilation {self.dilation[0]}x{self.dilation[1]}"] if self.dilation != (1, 1) else []
@@ -381,8 +383,8 @@ def shuffle_order(outputs: int, factor: int) -> torch.Tensor:
 
 
 def border_class(position: int, size: int, pad: int) -> int:
-    """Class of one row (or column) of a plain convolution: which kernel rows fall outside, as cut_before * (pad + 1) + cut_after,
-    each 0 .. pad."""
+    """The class of one row (or column) of a plain convolution, which tells the kernel rows that fall outside: cut_before * (pad +
+    1) + cut_after, each 0 .. pad."""
     return Axis(2 * pad + 1, 1, 1, pad, pad).border_class(position, size)
 
 

@@ -1,8 +1,8 @@
-"""Where a layer computes: tiles of an image have a depth, and a layer takes those of some depths, with pixels around them.
+"""Where a layer computes: tiles of an image have a depth, and a layer computes those of some depths, with pixels around them.
 
-The depth of a tile is how many blocks of the network are computed there. A block, and each of the layers in it, is told by a
-`Region` which pixels it is for; kernels skip the rest. What a region means is defined by `Region.masks`, and the same in
-csrc/include/adabm/adabm.h.
+The depth of a tile is how many blocks of the network are computed there. A `Region` tells a block, and each of the layers in it,
+which pixels it is for, and kernels skip the rest. `Region.masks` defines what a region means, and csrc/include/adabm/adabm.h says
+the same.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-MAX_DEPTH = 255  # of a tile: depths are bytes
-MAX_TILE = 1 << 20  # pixels a side
+MAX_DEPTH = 255  # the largest depth of a tile, since depths are bytes
+MAX_TILE = 1 << 20  # the most pixels a side of a tile
 EVERY = (0, MAX_DEPTH)
 
 
@@ -23,8 +23,8 @@ class Depths:
     """The depth of every tile of an image, or of each image of a batch.
 
     values: uint8 [N, rows, columns], contiguous; or flat, as `as_tiles` takes them, where only operators read them. tile: pixels a
-    side of a tile, at the resolution of what is computed. top, left: rows and columns of pixels that the first tiles lack, as the
-    image begins within them, 0..tile - 1.
+    side of a tile, at the resolution of the layer. top, left: rows and columns of pixels that the first tiles lack, 0..tile - 1,
+    because the image begins within them.
     """
 
     values: torch.Tensor
@@ -38,32 +38,34 @@ class Depths:
 
 
 def tiles_of(size: int, tile: int, before: int = 0) -> int:
-    """How many tiles `size` pixels lie in, of which the first lacks `before`."""
+    """How many tiles `size` pixels lie in, where the first tile lacks `before` pixels."""
     return -(-(before + size) // tile)
 
 
 def pixels_of_tiles(size: int, tile: int, before: int = 0) -> list[int]:
-    """How many of `size` pixels lie in each tile, the first of which lacks `before`."""
+    """How many of `size` pixels lie in each tile, where the first tile lacks `before` pixels."""
     edges = [min(max(i * tile - before, 0), size) for i in range(tiles_of(size, tile, before) + 1)]
     return [last - first for first, last in zip(edges, edges[1:], strict=False)]
 
 
 def flat_length(images: int, height: int, width: int, tile: int, top: int = 0, left: int = 0) -> int:
-    """The length of flat depths: one more than there are tiles.
+    """The length of flat depths, which is the number of tiles plus one.
 
     Where torch traces with sizes that vary, it asks of every dimension of a tensor whether it is 1, and the traced program is then
-    good for that answer alone: rows and columns of tiles must not be dimensions, nor may their product be one.
+    valid for that answer alone. So rows and columns of tiles must not be dimensions, and their product alone must not be one
+    either.
     """
     return images * tiles_of(height, tile, top) * tiles_of(width, tile, left) + 1
 
 
 def as_tiles(flat: torch.Tensor, images: int, height: int, width: int, tile: int, top: int = 0, left: int = 0) -> torch.Tensor:
-    """[N, rows, columns] from depths [`flat_length`], which are those one after the other and a 0 that no tile has."""
+    """[N, rows, columns] from flat depths [`flat_length`], which hold the depths one after the other and then a 0 that belongs to
+    no tile."""
     return flat[:-1].view(images, tiles_of(height, tile, top), tiles_of(width, tile, left))
 
 
 def pixel_depths(depths: Depths, images: int, height: int, width: int) -> torch.Tensor:
-    """The depth of every pixel, [N, height, width], of flat depths."""
+    """The depth of every pixel, [N, height, width], from flat depths."""
     rows, columns = tiles_of(height, depths.tile, depths.top), tiles_of(width, depths.tile, depths.left)
     row, column = (
         (torch.arange(size, device=depths.values.device) + before) // depths.tile
@@ -80,7 +82,8 @@ class Region:
     A pixel is computed where the depth of its own tile is in `own` and a tile whose depth is in `near` has a pixel at most `reach`
     rows and columns away. It is passed on where it is not computed and a tile whose depth is in `passed` has a pixel at most
     `pass_reach` rows and columns away: its result is then the residual alone, or 0 where there is none. Other pixels are not
-    touched. own, near, passed: least and most. passed: None for no pixels. reach, pass_reach: at most a tile.
+    touched. own, near, passed: the least and the greatest depth. passed is None where no pixels are passed on. reach, pass_reach:
+    at most a tile.
     """
 
     own: tuple[int, int] = EVERY
@@ -96,13 +99,14 @@ class Region:
 
     @classmethod
     def of(cls, numbers: list[int]) -> Region:
-        """What `numbers` made, without the tile and where it begins."""
+        """A region from the result of `numbers`, without the tile and the place where it begins."""
         _, _, _, own_least, own_most, near_least, near_most, reach, pass_least, pass_most, pass_reach = numbers
         passed = (pass_least, pass_most) if pass_least <= pass_most else None
         return cls((own_least, own_most), (near_least, near_most), reach, passed, pass_reach)
 
     def masks(self, depths: Depths, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which pixels of [N, height, width] are computed, and which are passed on: bool, the definition."""
+        """Two masks, bool [N, height, width]: the pixels that are computed, and those that are passed on. This is the definition of
+        a region."""
         rows = depths.values.repeat_interleave(depths.tile, 1)[:, depths.top : depths.top + height]
         pixels = rows.repeat_interleave(depths.tile, 2)[:, :, depths.left : depths.left + width]
         computed = _within(pixels, self.own) & _around(_within(pixels, self.near), self.reach)
@@ -110,7 +114,7 @@ class Region:
         return computed, passed & ~computed
 
 
-NUMBERS = len(Region().numbers(Depths(torch.empty(0), 1)))  # of a region
+NUMBERS = len(Region().numbers(Depths(torch.empty(0), 1)))  # how many numbers a region has
 
 
 def passes_on(numbers: Sequence[int]) -> bool:

@@ -14,8 +14,8 @@ from .backends.counted import ConvShape
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to run: the device that holds the tensors, "cpu", "cuda:1" or "cuda" for the current card, and the convolution, None
-    for all else."""
+    """What is to run. device: the device that holds the tensors, "cpu", "cuda:1", or "cuda" for the current card. The convolution
+    is None for all other work."""
 
     device: str
     conv: ConvShape | None = None
@@ -23,7 +23,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether a backend can run on this machine at all, and if not, why."""
+    """Whether a backend can run on this machine at all, and the reason where it cannot."""
 
     name: str
     available: bool
@@ -32,7 +32,7 @@ class BackendStatus:
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that will run, and the reason for each other one that was thought of and will not."""
+    """The backend that will run, and the reason for each other backend that was considered and will not."""
 
     backend: str
     rejected: dict[str, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ def check_device(device: str) -> None:
 def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
     """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can.
 
-    asked: by name, not as "auto". A GPU backend may then be set before the model moves to the GPU.
+    asked: whether it was asked for by name, not as "auto". A GPU backend may then be set before the model moves to the GPU.
     """
     if asked and backend in GPU_BACKENDS and device == "cpu":
         device = None
@@ -77,14 +77,14 @@ def _warn_slow(reason: str) -> None:
 
 
 def _asked_for(backend: str) -> tuple[str, str]:
-    """The backend that counts, and what named it: "auto" leaves it to ADABM_BACKEND, where that is set."""
+    """The backend to use, and what named it: where ADABM_BACKEND is set, "auto" leaves the choice to it."""
     variable = os.environ.get("ADABM_BACKEND")
     return (variable, "ADABM_BACKEND") if backend == "auto" and variable else (backend, "backend")
 
 
 def device_for(backend: str) -> str | None:
-    """The type of device that a backend computes on that is asked for by name, also by ADABM_BACKEND, None where any will do or
-    "auto" decides."""
+    """The type of device that a backend computes on which is asked for by name, also by ADABM_BACKEND. None where any device will
+    do or "auto" decides."""
     backend, _ = _asked_for(backend)
     if backend in GPU_BACKENDS:
         return "cpu" if backend == "triton" and cards.interpreting() else "cuda"
@@ -92,11 +92,11 @@ def device_for(backend: str) -> str | None:
 
 
 def choose(problem: Problem, requested: str = "auto") -> Choice:
-    """The backend for a problem: on a GPU that both of its backends can use, the one that takes a convolution less time.
+    """The backend for a problem. On a GPU that both GPU backends can use, it is the one that needs less time for the convolution.
 
-    requested: a backend's name, or "auto": ADABM_BACKEND where set, else the fastest that can run. An explicit request
-    never falls back: RuntimeError with the reason where it cannot run, ValueError for an unknown name. RuntimeError, too, for a
-    device that no backend knows.
+    requested: a backend's name, or "auto", which stands for ADABM_BACKEND where that is set and else for the fastest backend that
+    can run. A backend that is named is never replaced: where it cannot run, RuntimeError gives the reason. Raises ValueError for an
+    unknown name, and RuntimeError for a device that no backend knows.
     """
     requested, source = _asked_for(requested)
     if requested not in ("auto", *BACKENDS):
@@ -121,7 +121,7 @@ def choose(problem: Problem, requested: str = "auto") -> Choice:
 
 
 def _choose_by_shape(device: str, shape: ConvShape) -> Choice:
-    """Between the GPU backends, both of which can run there: by measured times where there are any, else by what was counted."""
+    """Chooses between the GPU backends, both of which can run there, by measured times where there are any and else by counts."""
     major, minor = cards.capability(device)
     capability = 10 * major + minor
     found = gpu_times.times(capability, shape)
@@ -133,7 +133,7 @@ def _choose_by_shape(device: str, shape: ConvShape) -> Choice:
         times = {name: counted.clocks(name, capability, shape) for name in GPU_BACKENDS}
         figures = {name: counted.described(name, capability, shape) for name in GPU_BACKENDS}
         basis, unit = "counted, not measured", "clocks of a multiprocessor a pixel"
-    best = min(GPU_BACKENDS, key=times.__getitem__)  # of two that take as long, the one that compiles nothing at its first call
+    best = min(GPU_BACKENDS, key=times.__getitem__)  # where both take as long, the one that compiles nothing at its first call
     (other,) = set(GPU_BACKENDS) - {best}
     place = f"{shape}, on compute capability {major}.{minor}"
     return Choice(best, {other: f"{place}: {figures[other]} against {figures[best]} {unit} by {best}, {basis}"})

@@ -1,7 +1,7 @@
 """Upscale pictures, arrays, tensors and files with a converted model, of any size."""
 
-# The package imports its functions from here eagerly, so that `upscale` is the function and not this module: nothing heavy
-# may be imported at the top.
+# The package imports its functions from here eagerly, so that `upscale` is the function and not this module. Nothing heavy may
+# therefore be imported at the top.
 from __future__ import annotations
 
 import functools
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from .upscaling.enlarge import Enlarger
     from .upscaling.picture import Patch
 
-_CUTTING = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")  # of `patchwise.Patchwise`
+_CUTTING = ("tile", "halo", "protocol", "tta", "max_memory", "smooth")  # arguments of `patchwise.Patchwise`
 _SETTINGS = ("bits", "depth", "backend", "device", "threads", "graph", "scale", "width", "height", "fit", "progress", *_CUTTING)
-_END = object()  # what comes after the last image
+_END = object()  # stands for the end of the images
 
 
 def upscale(
@@ -136,7 +136,7 @@ def _one_by_one(read: Callable[[], Future], network: Enlarger) -> Iterator[Any]:
 
 
 def _side_by_side(read: Callable[[], Future], network: Enlarger, lanes: list[Lane]) -> Iterator[Any]:
-    """The same with one under way in each lane, on a thread of its own."""
+    """The same with several pictures under way, one in each lane, on a thread of its own."""
     from concurrent.futures import ThreadPoolExecutor
 
     def compute(coming: Future, lane: Lane) -> tuple[Lane, Any, Any]:
@@ -282,7 +282,7 @@ def _take(image: Any) -> tuple[np.ndarray, Layout, Callable[[np.ndarray], Any]] 
         raise ValueError(f"image must be [3, H, W] or [N, 3, H, W] and not empty, got shape {list(image.shape)}")
     if not torch.isfinite(image).all():
         raise ValueError("image must be finite, got NaN or infinite values")
-    # Whole numbers of 0 and 1 are a picture that is nearly black; anything between them is a picture in another unit.
+    # An array of only 0 and 1 is a picture that is nearly black. An array with values between them is a picture in another unit.
     if image.abs().max() <= 1 and bool(image.frac().any()):
         warnings.warn(
             f"image holds {image.min():.3g}..{image.max():.3g} only, where 0..255 is expected: multiply it by 255", stacklevel=3

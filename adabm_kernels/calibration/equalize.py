@@ -1,14 +1,14 @@
-"""Factors on channels that let few bits lose less, without changing what the float network computes.
+"""Factors on channels with which few bits lose less, and which do not change what the float network computes.
 
-A layer's codes have one range for all channels, so that a channel that reaches less far than the widest one has fewer levels. Where
-an activation gives c times its output for c times its input, a channel can be multiplied by a factor in the weights of the
-convolution that makes it and divided by it in those that read it (Meller et al., "Same, Same But Different", ICML 2019; Nagel et
-al., "Data-Free Quantization", ICCV 2019). Here the factors minimise the noise at the output of the network, to which codes as well
-as weights contribute, each by what it is amplified by on the way.
+A layer's codes have one range for all channels, so a channel that reaches less far than the widest one has fewer levels. Where an
+activation gives c times its output for c times its input, a channel can be multiplied by a factor in the weights of the convolution
+that makes it and divided by it in those that read it (Meller et al., "Same, Same But Different", ICML 2019; Nagel et al.,
+"Data-Free Quantization", ICCV 2019). Here the factors minimise the noise at the output of the network. Codes and weights both
+contribute to it, each amplified by the layers that follow.
 
 Behind a PReLU a factor may be negative, too: with a slope a above 0, -a PReLU(-v) of the slope 1/a is PReLU(v) of the slope a. A
-channel that reaches further below zero than above is turned round: codes have one range for all channels, of which every channel
-leaves unused what only others need.
+channel that reaches further below zero than above is turned round. As codes have one range for all channels, a part of the range
+that only some channels need is wasted on the others.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ from ..simulate import SimulatedConv2d, SimulatedNetwork
 from .hooks import before_each_conv
 
 PROBES = 4  # random projections of the output that sensitivities are averaged over
-STEPS = 200  # of Adam on the logarithms of the factors, a few milliseconds each
+STEPS = 200  # steps of Adam on the logarithms of the factors, a few milliseconds each
 RATE = 0.05
-SHARPNESS = 24  # of the smooth maximum over channels: within 13 % of the largest of twenty equal ones
-FLOOR = 1e-3  # of the widest channel's extent: what a channel without values is taken to reach
-WEIGHTS = 0.05  # what is left of the noise of weights once they are rounded together (calibration/rounding.py) and fine-tuned
-LEAST_SLOPE = 0.05  # of a PReLU whose channels are turned round: the slope becomes its inverse
-MOST = 6.0  # magnitude of the logarithm of a factor
+SHARPNESS = 24  # of the smooth maximum over channels, which is within 13 % of the largest where twenty are equal
+FLOOR = 1e-3  # extent that a channel without values is taken to have, as a share of the widest channel's
+# the share of the noise of weights that is left once they are rounded together (calibration/rounding.py) and fine-tuned
+WEIGHTS = 0.05
+LEAST_SLOPE = 0.05  # the least slope of a PReLU whose channels are turned round, which becomes its inverse
+MOST = 6.0  # the largest magnitude of the logarithm of a factor
 
 
 @dataclass(frozen=True)
 class _Layer:
     """What is known of one quantised convolution in the float network.
 
-    read: classes of its input channels, int64 [C]. above, below: how far its input reaches over and under zero, the mean over
-    images, float32 [C]. power: mean square of its input, [C]. at_input, at_output: the energy at the output of the network of noise
-    of variance 1 in each value of a channel, [C] and [K]. weight: its largest magnitude over the kernel, [K, C]. taps: of that.
+    read: classes of its input channels, int64 [C]. above, below: how far its input reaches above and below zero, the mean over
+    images, float32 [C]. power: mean square of its input, [C]. at_input, at_output: the energy at the output of the network that
+    noise of variance 1 in each value of a channel causes, [C] and [K]. weight: the largest magnitude of the weights over the
+    kernel, [K, C]. taps: the number of taps of the kernel.
     """
 
     conv: SimulatedConv2d
@@ -55,13 +57,13 @@ class _Layer:
     taps: int
 
     def with_turned(self, turned: list[int]) -> _Layer:
-        """The same with the channels of these classes turned round."""
+        """The same record with the channels of these classes turned round."""
         swapped = torch.isin(self.read, torch.tensor(turned, device=self.read.device, dtype=self.read.dtype))
         above, below = torch.where(swapped, self.below, self.above), torch.where(swapped, self.above, self.below)
         return replace(self, above=above, below=below)
 
     def noise(self, log_factors: torch.Tensor) -> torch.Tensor:
-        """The energy of its rounding at the output of the network, by the factors of all classes."""
+        """The energy that its rounding causes at the output of the network, by the factors of all classes."""
         factors = log_factors[self.read]
         width = _largest(self.above.log() + factors).exp() + _largest(self.below.log() + factors).exp()
         step = width / (2.0 ** (self.conv.act_bits * self.conv.digits) - 1)
@@ -78,11 +80,11 @@ def _largest(logarithms: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Equalized:
-    """What was found by `equalize`.
+    """The result of `equalize`.
 
-    factors: float32, one for each class of `scalable_channels`, see `apply_factors`. energies: of every quantised convolution, by
-    name, the energy at the output of the network of noise of variance 1 in each value of an input channel, float32 [C]. before,
-    after: the predicted energy of the noise of few bits.
+    factors: float32, one for each class of `scalable_channels`, see `apply_factors`. energies: for every quantised convolution by
+    name, the energy at the output of the network that noise of variance 1 in each value of an input channel causes, float32 [C].
+    before, after: the predicted energy of the noise of few bits.
     """
 
     factors: torch.Tensor
@@ -92,9 +94,9 @@ class Equalized:
 
 
 def equalize(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Generator) -> Equalized:
-    """Multiply channels by the factors with which few bits lose least, in the weights and the teacher's weights.
+    """Multiplies channels by the factors with which few bits lose least, in the weights and in the teacher's weights.
 
-    batch: float32 [N, 3, H, W] in 0..255. generator: of the projections, on the CPU.
+    batch: float32 [N, 3, H, W] in 0..255. generator: draws the projections, on the CPU.
     """
     classes = scalable_channels(model.graph)
     layers = _looked_at(model, classes, batch, generator)
@@ -104,7 +106,7 @@ def equalize(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Gene
     device = batch.device
     free = torch.zeros(count, dtype=torch.bool, device=device)
     for layer in layers:
-        free[layer.read] = True  # others are read by no layer of few bits
+        free[layer.read] = True  # no layer of few bits reads the others
     for name in _collapsed(model):
         free[list(classes[name])] = False
     free[FIXED] = False
@@ -131,7 +133,8 @@ def equalize(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Gene
 
 
 def _turnable(graph: Graph) -> list[Activation]:
-    """The PReLUs with a slope for each channel between one convolution and others, which alone read what lies in between."""
+    """The PReLUs with a slope for each channel that stand between one convolution and others, where nothing else reads what lies in
+    between."""
     reading = readers(graph)
     keys = Counter(node.key for node in graph.nodes if isinstance(node, (Conv, Activation)))
     found = []
@@ -159,7 +162,8 @@ def _turned(model: SimulatedNetwork, classes: dict[str, tuple[int, ...]], layers
 
 
 def _collapsed(model: SimulatedNetwork) -> list[str]:
-    """What a collapsed upsampler reads, which is made of the published weights, and the tensors within."""
+    """The tensor that a collapsed upsampler, which is made of the published weights, reads, and the tensors within that
+    upsampler."""
     if not model.spec.linear_upsampler:
         return []
     entry = upsampler_input(model.graph)
@@ -167,10 +171,10 @@ def _collapsed(model: SimulatedNetwork) -> list[str]:
 
 
 def apply_factors(model: SimulatedNetwork, factors: torch.Tensor) -> None:
-    """Multiply what convolutions make by the factor of its class, and undo it where convolutions read it.
+    """Multiplies the output of convolutions by the factor of its class, and undoes this where convolutions read it.
 
-    factors: float32, one for each class of `scalable_channels`; that of FIXED is 1. Negative ones, only of classes of `_turnable`,
-    are of what the activation makes.
+    factors: float32, one for each class of `scalable_channels`; that of FIXED is 1. Factors may be negative only for classes of
+    `_turnable`, and then they apply to the output of the activation.
     """
     classes = scalable_channels(model.graph)
     slopes = {node.x: model.layer_named(node.name).weight for node in _turnable(model.graph)}
@@ -208,7 +212,7 @@ def _set(layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> N
 def _looked_at(
     model: SimulatedNetwork, classes: dict[str, tuple[int, ...]], batch: torch.Tensor, generator: torch.Generator
 ) -> list[_Layer]:
-    """What the float network shows of each quantised convolution on a batch, one image at a time."""
+    """What the float network shows of each quantised convolution on a batch, run one image at a time."""
     convs = {conv.name: conv for conv in model.quantized_convs()}
     nodes = {node.key: node for node in model.graph.nodes if isinstance(node, Conv) and node.key in convs}
     sums: dict[str, dict[str, torch.Tensor]] = {name: {} for name in convs}

@@ -23,18 +23,18 @@ from ..simulate import SimulatedNetwork
 from .made import made_pictures
 
 KERNEL = 7  # pixels a side of the filter; one of 5 lies 0.4 dB further from the float network
-PIXELS = 120_000  # that are looked at: a few per cent of what fine-tuning computes
-INNER = 32  # about so many pixels a side of a crop are looked at: more of them would be much alike
+PIXELS = 120_000  # pixels that are looked at: a few per cent of what fine-tuning computes
+INNER = 32  # pixels a side of a crop that are looked at, about: more of them would be much alike
 BORDER = 8  # pixels along the edges of a crop that are not looked at: there the float network sees the end of the crop
 BATCH = 8  # crops of one forward pass
-CLASSES = 10  # of detail, each of equally many tiles
-MARGIN = 0.8  # of the threshold found where nothing may be lost: the edges of pictures that are not seen here differ
+CLASSES = 10  # classes of detail, each of equally many tiles
+MARGIN = 0.8  # share of the threshold at which nothing is lost here, because the edges of unseen pictures differ
 CLASS_LOSS = 0.05  # dB by which a class of detail may lie further from the float network than without the exit
-ROUNDS = 6  # of reweighting
-RIDGE = 1e-6  # of the squares of the inputs
-LARGEST = 127  # of 8 bits, and of the taps in units
-UNITS = 7 / 8  # of the largest unit that fits: the least one that is tried
-MOST_MOVES = 1000  # of rounded taps
+ROUNDS = 6  # rounds of reweighting
+RIDGE = 1e-6  # relative to the squares of the inputs
+LARGEST = 127  # the largest weight of 8 bits, and of the taps in units
+UNITS = 7 / 8  # the least unit that is tried, as a share of the largest that fits
+MOST_MOVES = 1000  # the most moves of units between rounded taps
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Crop:
 
 @dataclass(frozen=True)
 class Tiles:
-    """What is known of each tile: float64 [tiles]. bend: the largest. detail: mean absolute gradient. network, exit: mean squared
-    distance of the network with few bits and of the exit's filter from the float network."""
+    """What is known of each tile, float64 [tiles]. bend: the largest bend. detail: the mean absolute gradient. network, exit: the
+    mean squared distance from the float network of the network with few bits, and of the exit's filter."""
 
     bend: torch.Tensor
     detail: torch.Tensor
@@ -72,16 +72,16 @@ class Tiles:
 def fit_exit(
     model: SimulatedNetwork, pictures: Sequence[Sequence[torch.Tensor]], device: torch.device
 ) -> tuple[ExitParameters | None, dict[str, Any]]:
-    """The exit of a calibrated network, None where no tile of the pictures is easy, and what is to be said of it.
+    """The exit of a calibrated network, or None where no tile of the pictures is easy, and a report in plain values.
 
-    model: its config says the side of the tiles and what they may lose; it is moved to the CPU. pictures: of each kind, float32
-    [3, h, w] in 0..255; crops of all kinds are looked at in turn, beside a few made ones (calibration/made.py). device: where the
+    model: its config gives the side of the tiles and what they may lose; it is moved to the CPU. pictures: for each kind, float32
+    [3, h, w] in 0..255. Crops of all kinds are looked at in turn, beside a few made ones (calibration/made.py). device: where the
     float network computes.
 
     Where the float network gives back flat colours as they are, so does the exit, exactly.
     """
     config, scale = model.config, model.spec.scale
-    network = from_simulated(model.cpu())  # the integers are many times as fast as their simulation
+    network = from_simulated(model.cpu())  # the integers run many times as fast as their simulation
     with torch.device("meta"):  # no random weights are drawn
         teacher = float_network(model.spec)
     teacher.load_state_dict(model.float_state(), assign=True)
@@ -122,9 +122,10 @@ def _psnr(errors: torch.Tensor) -> float:
 
 
 def take_crops(network: ConvertedNetwork, pictures: Sequence[Sequence[torch.Tensor]], tile: int, seed: int) -> list[Crop]:
-    """Crops of whole numbers at random places of made pictures, then of the kinds of pictures in turn, PIXELS in all; `y` is empty.
+    """Crops of whole numbers at random places of made pictures, then of the kinds of pictures in turn, PIXELS in all. `y` is left
+    empty.
 
-    A large picture gives several, after all others have given theirs. Pictures smaller than a tile give none.
+    A large picture gives several crops, after all others have given theirs. Pictures smaller than a tile give none.
     """
     rng, side = random.Random(seed), max(round(INNER / tile), 1) * tile + 2 * BORDER
     orders = []
@@ -151,9 +152,11 @@ def take_crops(network: ConvertedNetwork, pictures: Sequence[Sequence[torch.Tens
 def _outputs(
     crops: Sequence[Crop], network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], scale: int
 ) -> Iterator[tuple[Crop, torch.Tensor]]:
-    """Every crop with the sub-pixels that a network makes of it, float32 [3*scale^2, h, w]; crops of one size together.
+    """Yields every crop with the sub-pixels that a network makes of it, float32 [3*scale^2, h, w]. Crops of one size are computed
+    together.
 
-    network: of images [N, 3, h, w] and their bits more or less, int32 [N]."""
+    network: a function of images [N, 3, h, w] and of the bits that they get more or less, int32 [N].
+    """
     sizes: dict[torch.Size, list[Crop]] = {}
     for crop in crops:
         sizes.setdefault(crop.x.shape, []).append(crop)
@@ -171,22 +174,22 @@ def _outputs(
 def fit_filter(crops: Sequence[Crop], kernel: int, keeps: bool) -> tuple[torch.Tensor, int, torch.Tensor] | None:
     """The filter of `kernel` pixels a side that lies nearest to the float network where that is close to linear.
 
-    Least squares, each pixel weighted by how near the last solution came there. Returns ExitParameters' weight, unit and bias, None
-    where they do not fit 8 bits.
-    keeps: the taps of an output sum to 1 for its own colour and to 0 for the others, before and after rounding.
+    It is found by least squares, each pixel weighted by how near the last solution came there. Returns the weight, unit and bias of
+    ExitParameters, or None where they do not fit 8 bits. keeps: whether the taps of an output sum to 1 for its own colour and to 0
+    for the others, before and after rounding.
     """
     inputs, target = _equations(crops, kernel, keeps)
     weights = torch.ones(len(inputs), dtype=torch.float64)
     for _ in range(ROUNDS):
         square = inputs.T @ (inputs * weights[:, None])
         mixed = inputs.T @ (target * weights[:, None])
-        # The middle pixel's difference from itself is always zero: the least solution leaves its tap alone.
+        # The middle pixel's difference from itself is always zero, so the smallest solution leaves its tap alone.
         solution = torch.linalg.lstsq(square + RIDGE * square.diagonal().diag(), mixed, driver="gelsd").solution
         error = (inputs @ solution - target).square().mean(1)
         weights = 1 / (error + 1)
         weights /= weights.mean()
     taps, outputs = kernel**2, target.shape[1]
-    own = torch.eye(3, dtype=torch.float64).repeat_interleave(outputs // 3, 0)  # [outputs, 3]: the colour of each
+    own = torch.eye(3, dtype=torch.float64).repeat_interleave(outputs // 3, 0)  # [outputs, 3], the colour of each output
     sums = own if keeps else solution[3 * taps : 3 * taps + 3].T
     exact = solution[: 3 * taps].T.reshape(outputs, 3, taps)
     exact[:, :, taps // 2] = sums - exact.sum(2) + exact[:, :, taps // 2]
@@ -204,11 +207,11 @@ def fit_filter(crops: Sequence[Crop], kernel: int, keeps: bool) -> tuple[torch.T
 
 
 def _equations(crops: Sequence[Crop], kernel: int, keeps: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(inputs, target): float64 [pixels, columns] and [pixels, 3*s^2].
+    """Two values: the inputs, float64 [pixels, columns], and the targets, float64 [pixels, 3*s^2].
 
-    Columns: the differences of the pixels under the filter from the middle one of their colour. Where colours are kept, the target
-    is the difference from the middle pixel too: taps then sum to what they must whatever the solution is. Elsewhere, the middle
-    pixels of the three colours and a one follow.
+    The columns are the differences of the pixels under the filter from the middle one of their colour. Where colours are kept, the
+    target is the difference from the middle pixel too, so that taps sum to what they must whatever the solution is. Elsewhere three
+    columns with the middle pixels of the colours and one column of ones follow.
     """
     pad, inputs, target = kernel // 2, [], []
     for crop in crops:
@@ -227,12 +230,13 @@ def _equations(crops: Sequence[Crop], kernel: int, keeps: bool) -> tuple[torch.T
 
 
 def round_taps(exact: torch.Tensor, square: torch.Tensor) -> tuple[torch.Tensor, int] | None:
-    """Whole numbers for taps, float64 [outputs, 3, taps], in units of 1/unit: (float64 of the same shape, unit); None where no unit
-    lets them fit.
+    """Rounds taps, float64 [outputs, 3, taps], to whole numbers in units of 1/unit. Returns these, float64 of the same shape, and
+    the unit, or None where no unit lets them fit.
 
-    square: float64 [3*taps, 3*taps], the weighted squares of the inputs, by which an error of the taps costs. Units are tried from
-    the largest that fits 8 bits, at the borders of images too, down; the numbers of each colour sum to the nearest whole number of
-    units, exactly where that is one. Single units are then moved from tap to tap of a colour as long as that costs less.
+    square: float64 [3*taps, 3*taps], the weighted squares of the inputs, which give the cost of an error of the taps. Units are
+    tried downwards from the largest that fits 8 bits, also at the borders of images. The numbers of each colour sum to the nearest
+    whole number of units, exactly where the taps sum to one. Single units are then moved from tap to tap of a colour as long as
+    that costs less.
     """
     outputs, colours, taps = exact.shape
     kernel = math.isqrt(taps)
@@ -254,11 +258,12 @@ def round_taps(exact: torch.Tensor, square: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def _nearest(exact: torch.Tensor, unit: int) -> torch.Tensor:
-    """Whole numbers near the taps whose sums are right: those whose fraction is nearest to a half are rounded the other way."""
+    """Whole numbers near the taps, with the right sums. Where rounding misses a sum, the taps whose fraction is nearest to a half
+    are rounded the other way."""
     scaled = exact * unit
     numbers = scaled.round()
     wanted = (scaled.sum(2, keepdim=True).round() - numbers.sum(2, keepdim=True)).round()
-    # Where units lack, those that were rounded down most gain one, and the other way round.
+    # Where units lack, the taps that were rounded down most gain one, and where there are too many, those rounded up most lose one.
     gain = ((scaled - numbers) * wanted.sign()).masked_fill(numbers * wanted.sign() >= LARGEST, float("-inf"))
     order = gain.argsort(dim=2, descending=True, stable=True).argsort(2)
     return numbers + wanted.sign() * (order < wanted.abs())
@@ -268,7 +273,7 @@ def _moved(numbers: torch.Tensor, exact: torch.Tensor, unit: int, square: torch.
     outputs, colours, taps = numbers.shape
     diagonal = square.diagonal().view(colours, taps)
     blocks = torch.stack([square.view(colours, taps, colours, taps)[c, :, c] for c in range(colours)])
-    pairs = (diagonal[:, :, None] + diagonal[:, None] - 2 * blocks)[None]  # what moving a unit there and back costs, in itself
+    pairs = (diagonal[:, :, None] + diagonal[:, None] - 2 * blocks)[None]  # the cost of moving a unit by itself
     scaled = exact * unit
     for _ in range(MOST_MOVES):
         slope = 2 * ((numbers - scaled).flatten(1) @ square).view_as(numbers)
@@ -302,16 +307,16 @@ def measure_tiles(crops: Sequence[Crop], network: ConvertedNetwork, parameters: 
 
 
 def _gradients(x: torch.Tensor) -> torch.Tensor:
-    """Absolute differences from the pixels above and to the left, mean of the colours: [h, w]."""
+    """Absolute differences from the pixels above and to the left, averaged over the colours: [h, w]."""
     down, right = (F.pad(x.diff(dim=axis).abs().mean(0), pad) for axis, pad in ((1, [0, 0, 1, 0]), (2, [1, 0])))
     return down + right
 
 
 def choose_threshold(tiles: Tiles, loss: float) -> int | None:
-    """The largest bend up to which tiles may be the exit's, None where there is none.
+    """The largest bend up to which the exit may compute tiles, None where there is none.
 
-    Over all tiles their distance from the float network then grows by `loss` dB at most. Where that is 0, it grows by CLASS_LOSS at
-    most in each class of detail: what few bits do badly elsewhere is no reason to do worse here.
+    Over all tiles, their distance from the float network then grows by at most `loss` dB. Where `loss` is 0, it grows by at most
+    CLASS_LOSS in each class of detail: a loss by few bits in one class is no reason for a loss in another.
     """
     order = tiles.bend.argsort(stable=True)
     bends, network, gain = tiles.bend[order], tiles.network[order], (tiles.exit - tiles.network)[order]

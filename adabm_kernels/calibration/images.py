@@ -10,8 +10,8 @@ import torch
 
 from ..simulate import image_measure
 
-MIN_SIDE = 16  # pixels; in smaller images most features see the zero padding and ranges would be those of borders
-WINDOWS = 4  # crops a side that are kept of one image at most, so that photos of any size fit in memory
+MIN_SIDE = 16  # in images of fewer pixels a side, most features see the zero padding, and ranges would be those of borders
+WINDOWS = 4  # side of the part that is kept of an image, in crops, so that photos of any size fit in memory
 
 
 def read_images(
@@ -19,9 +19,8 @@ def read_images(
 ) -> list[torch.Tensor]:
     """Every image as float32 [3, h, w] in 0..255, cut to a random window of at most WINDOWS * `patch` pixels a side.
 
-    images: float or uint8 tensors [N, 3, H, W], or paths of pictures. Grey pictures become colour and alpha is dropped.
-    name: of the argument.
-    Raises TypeError and ValueError naming the image, the rule and the value.
+    images: float or uint8 tensors [N, 3, H, W], or paths of pictures. Grey pictures become colour and alpha is dropped. name: that
+    of the argument, for messages. Raises TypeError and ValueError naming the image, the rule and the value.
     """
     if isinstance(images, (str, Path, torch.Tensor)) or not isinstance(images, Iterable):
         hint = f" '{images}' (of a folder pass its pictures: Path(...).glob('*.png'))" if isinstance(images, (str, Path)) else ""
@@ -51,10 +50,10 @@ def batches(images: list[torch.Tensor], patch: int, size: int, rng: random.Rando
 
 
 class Epochs:
-    """Batches without end, [size, 3, h, w]: every image once per round, each time another crop, flip and rotation.
+    """Batches [size, 3, h, w] without end. Every image comes once per round, each time with another crop, flip and rotation.
 
-    candidates: random crops that are looked at for each that is used, the one with most detail (`image_measure`).
-    order: indices of the images that are still to come in this round; it and the generator are all the state there is.
+    candidates: the number of random crops from which each used one is chosen, as the one with most detail (`image_measure`). order:
+    indices of the images that are still to come in this round; it and the generator are the whole state.
     """
 
     def __init__(self, images: list[torch.Tensor], patch: int, size: int, rng: random.Random, candidates: int = 1):
@@ -62,7 +61,7 @@ class Epochs:
         self.order: list[int] = []
 
     def restart(self, seed: int) -> None:
-        """Begin again: the same seed gives the same batches."""
+        """Begins again: the same seed gives the same batches."""
         self.order.clear()
         self.rng.seed(seed)
 
@@ -93,7 +92,7 @@ def most_informative(images: list[torch.Tensor], count: int) -> list[int]:
     """Indices of the `count` images that cover the set best, most informative first.
 
     Each image is described by its detail (`image_measure`), mean colour, contrast and extremes, each in units of its spread over
-    the set; starting from the image with most detail, the one farthest from all chosen so far comes next (k-centre greedy,
+    the set. The first is the image with most detail; the next is always the one farthest from all chosen so far (k-centre greedy,
     Gonzalez 1985). A set of near-duplicates thus contributes one image.
     """
     if not 1 <= count <= len(images):
@@ -122,7 +121,7 @@ def _window(image: torch.Tensor, side: int, rng: random.Random) -> torch.Tensor:
 
 def _stack(crops: list[torch.Tensor]) -> torch.Tensor:
     h, w = (min(crop.shape[axis] for crop in crops) for axis in (1, 2))
-    # Channels last: the convolutions of torch on a CPU run twice as fast.
+    # Tensors are channels last, with which torch's convolutions on a CPU run twice as fast.
     return torch.stack([crop[:, :h, :w] for crop in crops]).contiguous(memory_format=torch.channels_last)
 
 

@@ -11,13 +11,13 @@ from ..quantize import MAX_BITS, MIN_BITS
 from ..registry import Problem, choose
 from ..simulate import SimulatedNetwork
 
-SIDE = 96  # pixels of the timed layers: the patches that the policy works on
+SIDE = 96  # pixels a side of the timed layers, as of the patches that the policy works on
 
 
 def layer_times(model: SimulatedNetwork) -> dict[str, dict[int, float]]:
-    """Seconds of every adaptive layer on one SIDE x SIDE image by the bits of its input: name -> {2..8: seconds}.
+    """Seconds of every adaptive layer on one SIDE x SIDE image, by the bits of its input: name -> {2..8: seconds}.
 
-    Measured with the kernels that the layer would run on, once for each different (shape, tile); see conv_seconds.
+    They are measured with the kernels that the layer would run on, once for each different (shape, tile); see conv_seconds.
     """
     backend = choose(Problem("cpu"), "auto").backend
     known: dict[tuple, float] = {}

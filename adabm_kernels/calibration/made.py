@@ -1,4 +1,4 @@
-"""Pictures made by the program: what photographs do not hold, but people upscale too."""
+"""Pictures made by the program, of kinds that photographs do not hold but people upscale too."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 
 from ..evaluation.resize import imresize
 
-SIDE = 48  # pixels
-COLOURS = 6  # that a picture may use
-SHRINK = 4  # times, of drawings whose edges are to be soft
+SIDE = 48  # pixels a side
+COLOURS = 6  # the most colours of a picture
+SHRINK = 4  # how much larger drawings are made whose edges are to be soft
 TEXT = "Sphinx of\nblack quartz,\njudge my vow\n0123456789"
 
 
 def made_pictures(seed: int) -> list[torch.Tensor]:
     """A flat colour, a gradient, a drawing and a text: float32 [3, SIDE, SIDE] each, whole numbers in 0..255.
 
-    The same for a seed wherever NumPy's generators and Pillow are the same. Other versions of Pillow may draw shapes with other
-    pixels, and the text depends on what draws Pillow's default font: a version of FreeType or, where Pillow was built without it, a
-    bitmap font.
+    A seed always gives the same pictures where NumPy's generators and Pillow are the same. Other versions of Pillow may draw shapes
+    with other pixels. The text also depends on what draws Pillow's default font: a version of FreeType or, where Pillow was built
+    without it, a bitmap font.
     """
     random = np.random.default_rng(seed)
     pictures = [_flat(random), _gradients(random), _drawing(random), _text(random)]
@@ -30,8 +30,8 @@ def made_pictures(seed: int) -> list[torch.Tensor]:
 def drawn_pictures(count: int, side: int, seed: int) -> list[torch.Tensor]:
     """Drawings and texts in turn: float32 [3, side, side] each, whole numbers in 0..255.
 
-    Every second pair is made as large as SHRINK times that and shrunk by bicubic, so that its edges are soft. What a seed gives
-    depends on the same versions as `made_pictures`.
+    Every second pair is drawn SHRINK times as large and shrunk by bicubic, so that its edges are soft. What a seed gives depends on
+    the same versions as `made_pictures`.
     """
     random, pictures = np.random.default_rng(seed), []
     for i in range(count):
@@ -54,7 +54,7 @@ def _flat(random: np.random.Generator) -> np.ndarray:
 
 
 def _gradients(random: np.random.Generator) -> np.ndarray:
-    """Colours from corner to corner."""
+    """A gradient of colours from corner to corner."""
     corners = np.array(_colours(random)[:4], np.float64).reshape(2, 2, 3)
     share = np.linspace(0, 1, SIDE)
     rows = corners[0] * (1 - share[:, None, None]) + corners[1] * share[:, None, None]
@@ -79,14 +79,14 @@ def _drawing(random: np.random.Generator, side: int = SIDE, scale: int = 1) -> n
 
 
 def _text(random: np.random.Generator, side: int = SIDE, scale: int = 1) -> np.ndarray:
-    """TEXT in Pillow's default font, whose letters are `scale` times as large: side * scale pixels a side."""
+    """TEXT in Pillow's default font, with letters `scale` times as large, on side * scale pixels a side."""
     from PIL import Image, ImageDraw, ImageFont
 
     background, colour, *_ = _colours(random)
     drawn = side * scale
     try:
         font = ImageFont.load_default() if scale == 1 else ImageFont.load_default(10 * scale)
-    except ImportError:  # a Pillow without FreeType has one size alone: its pixels are enlarged
+    except ImportError:  # a Pillow without FreeType has a font of one size, whose pixels are enlarged
         font, drawn = ImageFont.load_default(), side
     image = Image.new("RGB", (drawn, drawn), background)
     ImageDraw.Draw(image).multiline_text((2, 0), TEXT, fill=colour, spacing=1, font=font)

@@ -1,4 +1,4 @@
-"""Bit maps: image thresholds and layer offsets, as published or by measured sensitivity under a budget of bits or time."""
+"""Bit maps: image thresholds and layer offsets, either as published or by measured sensitivity under a budget of bits or time."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def layer_offsets_by_deviation(deviations: Mapping[str, list[float]], percentile
 def sensitivities(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Generator) -> dict[str, dict[int, float]]:
     """Squared output error that each adaptive layer's rounding causes, by its number of bits.
 
-    With r the gradient of a random projection v of the output with respect to a layer's input, E[(r * noise)^2] summed over
-    the input is the energy that independent noise there has at the output. One backward pass serves every layer; the noise is
-    what rounding the layer's actual input leaves at each width. Of images with more than PROBED_VALUES layer inputs the middle
-    is taken, which keeps memory bounded. Returns name -> {bits: energy per output value}.
+    With r the gradient of a random projection v of the output with respect to a layer's input, E[(r * noise)^2] summed over the
+    input is the energy at the output that independent noise in the input causes. One backward pass serves every layer. The noise is
+    what rounding the layer's actual input leaves at each width. Only the middle is used of images with more than PROBED_VALUES
+    layer inputs, which keeps memory bounded. Returns name -> {bits: energy per output value}.
     """
     layers = [conv for conv in model.quantized_convs() if conv.adaptive]
     energy = {conv.name: dict.fromkeys(range(MIN_BITS, MAX_BITS + 1), 0.0) for conv in layers}
@@ -70,12 +70,12 @@ def sensitivities(model: SimulatedNetwork, batch: torch.Tensor, generator: torch
         squares = [torch.zeros(()) for _ in layers]
         for probe in range(PROBES):
             v = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1
-            # Of a traced network outputs may depend on a layer by what has no gradient.
+            # In a traced network an output may depend on a layer through an operation without a gradient.
             gradients = torch.autograd.grad(y, probes, v, retain_graph=probe + 1 < PROBES, allow_unused=True)
             pairs = zip(squares, gradients, strict=True)
             squares = [square if gradient is None else square + gradient.square() for square, gradient in pairs]
         del y, probes, gradients
-        # One layer and width at a time: the noise of all at once would be many times the network.
+        # One layer and width is handled at a time, because the noise of all at once would be many times the network.
         for conv, square in zip(layers, squares, strict=True):
             x = seen.pop(conv.name)[0]
             for bits in energy[conv.name]:
@@ -86,7 +86,7 @@ def sensitivities(model: SimulatedNetwork, batch: torch.Tensor, generator: torch
 
 
 def _middle(batch: torch.Tensor, side: int) -> torch.Tensor:
-    """The middle of images [N, C, H, W] with at most side x side pixels; smaller ones as they are."""
+    """The middle of images [N, C, H, W] with at most side x side pixels; smaller images as they are."""
     h, w = batch.shape[-2:]
     if h * w <= side * side:
         return batch
@@ -99,9 +99,9 @@ def allocate(
 ) -> dict[str, int]:
     """The offset of each layer that minimises the summed damage while the summed cost stays within the budget.
 
-    damage, cost: layer -> {bits: value}. base: layer -> bits at offset 0. By dynamic programming over layers, exact up to the
-    rounding of each cost to a BINS-th of what the dearest choice costs above the cheapest. A budget below the cheapest choice
-    gives the cheapest choice.
+    damage, cost: layer -> {bits: value}. base: layer -> bits at offset 0. It works by dynamic programming over layers, and is exact
+    up to the rounding of each cost to one BINS-th of the cost between the cheapest and the dearest choice. A budget below the
+    cheapest choice gives the cheapest choice.
     """
     names = list(damage)
     choices = [[(o, min(max(base[name] + o, MIN_BITS), MAX_BITS)) for o in OFFSETS] for name in names]

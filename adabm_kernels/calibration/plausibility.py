@@ -1,8 +1,8 @@
-"""Whether a float network, as it has been read, upscales pictures at all: before hours of calibration, not after them.
+"""Checks that a float network, as it has been read, upscales pictures at all, before hours of calibration rather than after them.
 
 What weights do not tell (the residual scale, the range of pixels, the mean colour, the order of colours) is easily wrong, and a
 network read in the wrong convention gives noise or other colours. So a few pictures are shrunk, upscaled again by the float
-network, and compared with what they were and with bicubic.
+network, and compared with the originals and with bicubic.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ..networks.convention import CHANNEL_ORDERS, MEAN_SHIFTS, RGB_RANGES, Conve
 from ..networks.detect import Detected, float_network, reread, to_float_state
 from ..networks.edsr import EDSRSpec
 
-CROPS = 6  # that are looked at, those with most detail
-LOOKED_AT = 24  # pictures at most that they are chosen from
+CROPS = 6  # crops that are looked at, those with most detail
+LOOKED_AT = 24  # the most pictures that they are chosen from
 LEAST_SIDE, MOST_SIDE = 16, 32  # low-resolution pixels of a crop
-SHAVED = 4  # of them on each side that are not compared: the network sees the border of the crop there
+SHAVED = 4  # low-resolution pixels on each side that are not compared, where the network sees the border of the crop
 WORK = 4e11  # multiplications for all readings together, a few seconds: large networks see fewer crops
-NOISE = 0.6  # share of a crop's variance: where bicubic leaves more of it, the picture is noise and bicubic no reference
-ENOUGH_DB = 34.0  # what is asked for at most: on smooth pictures bicubic is as good as can be
+NOISE = 0.6  # where bicubic leaves a larger share of a crop's variance, the picture is noise and bicubic no reference
+ENOUGH_DB = 34.0  # the most that is asked for, because on smooth pictures bicubic is as good as can be
 GOOD_DB = 40.0  # from here on readings differ by less than calibration costs
-FAR_BELOW_DB = 4.0  # more than repeating every pixel loses
+FAR_BELOW_DB = 4.0  # repeating every pixel loses less than this
 BETTER_DB = {"rgb": 0.3, "bgr": 0.5}  # by which another reading must win; networks are nearly as good with red and blue exchanged
-EQUAL_DB = 0.05  # readings this close are as good as each other: the one with fewer changes is suggested
+EQUAL_DB = 0.05  # readings this close count as equal, and the one with fewer changes is suggested
 
 Reading = dict[str, Any]  # res_scale and the fields of Convention by name
 _WORDS = {
@@ -43,8 +43,8 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Crop:
-    """hr: float32 [3, s*h, s*w] in 0..255. lr: what it is shrunk to, [1, 3, h, w]. error: of bicubic, squared, for each pixel.
-    noise: whether bicubic leaves so much of it that it is no reference."""
+    """A crop of a picture. hr: float32 [3, s*h, s*w] in 0..255. lr: the shrunk crop, [1, 3, h, w]. error: that of bicubic, squared,
+    for each pixel. noise: whether bicubic leaves so much of the crop that it is no reference."""
 
     hr: torch.Tensor
     lr: torch.Tensor
@@ -53,10 +53,10 @@ class Crop:
 
 
 class WrongReading(ValueError):
-    """A float network that upscales pictures far worse than bicubic does, or worse than when it is read otherwise.
+    """A float network upscales pictures far worse than bicubic does, or worse than when it is read otherwise.
 
     psnr, bicubic: in dB on the shrunk pictures. suggested: what to say of the network beside its weights, by the names of the
-    arguments of `calibrate`, None where nothing that was tried helps; better: its PSNR.
+    arguments of `calibrate`; None where nothing that was tried helps. better: the PSNR with that reading.
     """
 
     def __init__(self, psnr: float, bicubic: float, suggested: Reading | None, better: float):
@@ -65,7 +65,7 @@ class WrongReading(ValueError):
         super().__init__(f"calibrate: {self.sentence(f'with {remedy}', 'check=False')}")
 
     def sentence(self, remedy: str, anyway: str) -> str:
-        """What is wrong. remedy: what to say to get the suggested reading. anyway: how to go on without the check."""
+        """What is wrong, in a sentence. remedy: how to get the suggested reading. anyway: how to go on without the check."""
         achieved = f"{self.psnr:.1f} dB where bicubic has {self.bicubic:.1f}"
         found = f"upscaling shrunk ones of these pictures, the float network has {achieved}"
         if self.suggested is None:
@@ -79,11 +79,11 @@ class WrongReading(ValueError):
 
 
 def check_reading(state_dict: Mapping[str, Any], found: Detected, pictures: Iterable[torch.Tensor]) -> None:
-    """Raise WrongReading where a float network is likely not meant as it has been read.
+    """Raises WrongReading where a float network was probably meant otherwise than it has been read.
 
-    state_dict: what `found` was detected from. pictures: float32 [3, h, w] in 0..255. Those too small to be shrunk, and pictures of
-    noise, which nothing can be compared on, are passed over; with no others there is no check, and none of a network that keeps the
-    size: shrunk pictures do not say what it is for.
+    state_dict: the weights that `found` was detected from. pictures: float32 [3, h, w] in 0..255. Pictures too small to be shrunk,
+    and pictures of noise, on which nothing can be compared, are passed over, and where no others are left, there is no check. A
+    network that keeps the size is not checked, because shrunk pictures do not show what it is for.
     """
     if found.spec.scale == 1:
         return
@@ -99,7 +99,8 @@ def check_reading(state_dict: Mapping[str, Any], found: Detected, pictures: Iter
     if psnr >= GOOD_DB:
         return
     far = psnr < wanted - FAR_BELOW_DB
-    # Another residual scale leaves nothing of the picture, another order of colours nearly all: half of the readings are left.
+    # With a wrong residual scale nothing of the picture is left, with a wrong order of colours nearly all. So half of the readings
+    # remain.
     others = [(other, changes) for other, changes in others if ("channel_order" if far else "res_scale") not in changes]
     tried = [(_psnr(state_dict, other, crops), changes) for other, changes in others]
     better = [t for t in tried if t[0] >= max(psnr + BETTER_DB[t[1].get("channel_order", "rgb")], wanted - 1)]
@@ -117,7 +118,7 @@ def looked_at(pictures: Sequence[Any]) -> list[Any]:
 
 
 def _others(state_dict: Mapping[str, Any], found: Detected) -> list[tuple[Detected, Reading]]:
-    """Every other usual reading that gives another network, and what to say to get it."""
+    """Every other usual reading that gives another network, and how to get it."""
     own, edsr = found.convention, isinstance(found.spec, EDSRSpec)
     any_range = found.spec.takes_any_range or found.spec.says_range
     scales = [found.spec.res_scale, *(s for s in (1.0, 0.1) if edsr and s != found.spec.res_scale)]
@@ -137,21 +138,21 @@ def _others(state_dict: Mapping[str, Any], found: Detected) -> list[tuple[Detect
 
 
 def _changed(reading: tuple, found: Detected) -> int:
-    """How many parts of a reading are not those of what was found."""
+    """How many parts of a reading differ from those of what was found."""
     own = found.convention
     said = (found.spec.res_scale, own.rgb_range, own.mean_shift, own.channel_order)
     return sum(a != b for a, b in zip(reading, said, strict=True))
 
 
 def _fingerprint(state_dict: Mapping[str, Any], found: Detected) -> tuple:
-    """Of the network as it is read: its spec and all that a reading changes in the first and last convolution."""
+    """What tells two readings apart: the spec, and all that a reading changes in the first and last convolution."""
     state = to_float_state(state_dict, found)
     ends = [conv.name for conv in (found.spec.convs()[0], found.spec.convs()[-1])]
     return found.spec, *(value.numpy().tobytes() for key, value in state.items() if key.startswith(tuple(ends)))
 
 
 def _psnr(state_dict: Mapping[str, Any], found: Detected, crops: list[Crop]) -> float:
-    """In dB over all crops and colours; outputs clamped."""
+    """PSNR in dB over all crops and colours, with outputs clamped."""
     with torch.device("meta"):  # no random weights are drawn, and the given ones are not copied
         network = float_network(found.spec)
     network.load_state_dict(to_float_state(state_dict, found), assign=True)
@@ -161,7 +162,7 @@ def _psnr(state_dict: Mapping[str, Any], found: Detected, crops: list[Crop]) -> 
 
 
 def _crops(pictures: Iterable[torch.Tensor], scale: int) -> list[Crop]:
-    """The middles of those pictures that bicubic finds hardest."""
+    """The middles of the pictures that bicubic finds hardest."""
     crops = (_crop(picture, scale) for picture in pictures if min(picture.shape[1:]) >= LEAST_SIDE * scale)
     usable = [crop for crop in crops if not crop.noise]
     return sorted(usable, key=lambda crop: -crop.error)[:CROPS]

@@ -16,8 +16,9 @@ from .hooks import before_each_conv
 
 SHRINKS = [1 - i / 100 for i in range(100)]  # factors that bit-aware clipping tries on a range
 SEARCHED = torch.linspace(0.2, 1, 41).tolist()  # factors that a searched range tries on either end
-ROOM = 1.25  # beyond the values seen: what two digits hold is so fine that other images need not be clipped
-ENLARGED = 6  # images whose enlarged features are looked at, which take many times the memory
+# two digits are so fine that the range can reach this much beyond the values seen, so that other images are not clipped
+ROOM = 1.25
+ENLARGED = 6  # images whose enlarged features, which take many times the memory, are looked at
 SAMPLE = 1 << 15  # activations of one layer that a search looks at: torch starts no threads for so few
 
 
@@ -59,7 +60,7 @@ class Observer:
 
 
 def average(past: tuple[float, float] | None, new: tuple[float, float], beta: float) -> tuple[float, float]:
-    """Exponential moving average of both ends with weight `beta` of the past; the first values stand for themselves."""
+    """Exponential moving average of both ends with weight `beta` of the past. The first values are taken as they are."""
     if past is None:
         return new
     return beta * past[0] + (1 - beta) * new[0], beta * past[1] + (1 - beta) * new[1]
@@ -88,10 +89,10 @@ def sample(x: torch.Tensor) -> torch.Tensor:
 
 
 def set_weight_ranges(model: SimulatedNetwork) -> None:
-    """Choose the range of every weight by the settings of the network.
+    """Chooses the range of every weight by the settings of the network.
 
-    As published, the search for least squared error starts at the largest (not the largest absolute) weight and quantises with
-    the base bit-width, even in the 8-bit layers.
+    As published, the search for least squared error starts at the largest (not the largest absolute) weight and quantises with the
+    base bit-width, even in the 8-bit layers.
     """
     config: ConvertConfig = model.config
     for conv in model.quantized_convs():
@@ -107,14 +108,14 @@ def set_weight_ranges(model: SimulatedNetwork) -> None:
 
 
 def published_weight_range(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """The range, of 50 from the largest weight downwards, with the least squared quantisation error: [1], positive."""
+    """The range with the least squared quantisation error, among 50 from the largest weight downwards: [1], positive."""
     most = _positive(weight.max())
     errors = [(weight - fake_quantize_weight(weight, most * s, bits)).square().mean() for s in SHRINKS[:50]]
     return most * SHRINKS[int(torch.stack(errors).argmin())]
 
 
 def best_channel_ranges(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """Per output channel the range on the signed grid with the least squared error: [K, 1, 1, 1], positive."""
+    """The range on the signed grid with the least squared error, for each output channel: [K, 1, 1, 1], positive."""
     dims = tuple(range(1, weight.ndim))
     most = weight.abs().amax(dims, keepdim=True).clamp(min=2.0**-60)
     best, error = most, torch.full_like(most, float("inf"))
@@ -135,15 +136,15 @@ def _positive(value: torch.Tensor) -> torch.Tensor:
 def best_act_range(
     x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int, shrinks: list[float] = SHRINKS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(lower, upper), of pairs from the given one towards zero, with the least squared error on x at `bits` bits."""
+    """(lower, upper) with the least squared error on x at `bits` bits, among pairs that shrink the given one towards zero."""
     errors = [(x - fake_quantize_act(x, lower * s, upper * s, bits)).square().mean() for s in shrinks]
     shrink = shrinks[int(torch.stack(errors).argmin())]
     return lower * shrink, upper * shrink
 
 
 def clip_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
-    """Bit-aware clipping (AdaBM): while one batch runs through the quantised network each layer in turn moves its range towards
-    the shrunken one with the least squared error on its own bits; the ends keep theirs."""
+    """Bit-aware clipping (AdaBM): one batch runs through the quantised network, and each layer in turn moves its range towards the
+    shrunken range with the least squared error at its own bits. The ends keep theirs."""
 
     def clip(conv: SimulatedConv2d, x: torch.Tensor) -> None:
         if conv.end:
@@ -157,14 +158,15 @@ def clip_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
 
 
 def search_ranges(model: SimulatedNetwork, batch: torch.Tensor, energies: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Layer by layer, on its input in the quantised network, the two ends with the least squared error on the layer's bits.
+    """Sets, layer by layer, the two ends of the range with the least squared error at the layer's bits, on the layer's input in the
+    quantised network.
 
-    energies: by the name of a convolution, what an error counts in each of its input channels, float32 [C]; those that have none
-    count all channels alike.
+    energies: by the name of a convolution, the weight of an error in each of its input channels, float32 [C]. A convolution that
+    has none weights all channels alike.
 
-    Each end is searched with the other held, twice. The first convolution of the network keeps its range,
-    pixels; that of the upsampler, whose input has rare large values, is searched like the others. Those behind it keep what was
-    observed, but for a network whose channels have factors.
+    Each end is searched with the other held, twice. The first convolution of the network keeps its range, that of pixels. That of
+    the upsampler, whose input has rare large values, is searched like the others. Those behind it keep the observed range, except
+    in a network whose channels have factors.
     """
 
     def search(conv: SimulatedConv2d, x: torch.Tensor) -> None:
@@ -205,6 +207,7 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor, energies: Mappin
 
 
 def _run_trunk(model: SimulatedNetwork, batch: torch.Tensor, act: Callable[[SimulatedConv2d, torch.Tensor], None]) -> torch.Tensor:
-    """The quantised network up to its upsampler, which holds 8-bit ends only and half of the work. Returns what enters that."""
+    """Runs the quantised network up to its upsampler, which holds only 8-bit ends and half of the work. Returns the upsampler's
+    input."""
     with before_each_conv(model, act):
         return model.trunk(batch, model.image_offsets(batch))[0]

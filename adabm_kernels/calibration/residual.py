@@ -9,12 +9,12 @@ import torch
 from ..quantize import MAX_FRACTION, MIN_FRACTION, MOST_FIXED
 from ..simulate import SimulatedNetwork
 
-# Noise and checkerboards of full contrast have larger features than any photograph: by how much, docs/numerics.md says.
+# Noise and checkerboards of full contrast have larger features than any photograph; docs/numerics.md says by how much.
 HEADROOM = 4
 
 
 def largest_feature(model: SimulatedNetwork, batch: torch.Tensor) -> float:
-    """The largest magnitude of the features that pass the blocks by, over a batch float32 [N, 3, H, W] and the quantised network.
+    """The largest magnitude of the features that pass the blocks by, in the quantised network over a batch float32 [N, 3, H, W].
 
     Raises ValueError where it is NaN or infinite.
     """

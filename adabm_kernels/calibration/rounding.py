@@ -1,10 +1,10 @@
-"""Weights rounded so that the output of their layer changes least, instead of each to its nearest level.
+"""Weights are rounded so that the output of their layer changes least, instead of each to its nearest level.
 
-Column by column, what rounding has changed is made up for in the columns that are still free, by how the inputs go together on the
+Columns are rounded one by one, and the columns that are still free make up for the change, by how the inputs vary together on the
 calibration images (Frantar et al., "GPTQ", ICLR 2023; Hassibi and Stork, "Optimal Brain Surgeon", 1993). The layer sees its input
-as the quantised network has it. What is left in the mean goes into the bias. The result is plain integers: kernels know nothing of
-it. Aiming at what the float network makes of its own input instead, so that the errors of the layers before are partly taken back,
-was worse: it amplifies them where the input hardly varies (docs/quality.md).
+as it is in the quantised network. The change of the mean that is left goes into the bias. The result is plain integers, and kernels
+know nothing of this. Aiming at the output of the float network for its own input instead, so that errors of earlier layers are
+partly taken back, was worse: it amplifies these errors where the input hardly varies (docs/quality.md).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ..quantize import weight_step
 from ..simulate import SimulatedConv2d, SimulatedNetwork
 from .hooks import before_each_conv
 
-PIXELS = 4096  # of the images that are looked at, several for each unknown of a row
-BLOCK = 64  # columns that are rounded before the others are told
-RIDGE = 0.01  # of the mean square of the inputs, added to every square: inputs that hardly vary are left alone
+PIXELS = 4096  # pixels of the images that are looked at, several for each unknown of a row
+BLOCK = 64  # columns that are rounded before the change is passed on to the others
+RIDGE = 0.01  # this share of the mean square of the inputs is added to every square, which leaves inputs alone that hardly vary
 
 
 def fit_rounding(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Generator) -> None:
-    """Round the weights of the body's convolutions on the signed grid, layer by layer, as their ranges are.
+    """Rounds the weights of the body's convolutions on the signed grid, layer by layer, with their present ranges.
 
-    batch: float32 [N, 3, H, W] in 0..255. generator: of the pixels that are looked at, on the CPU.
+    batch: float32 [N, 3, H, W] in 0..255. generator: draws the pixels that are looked at, on the CPU.
     """
     offset = model.image_offsets(batch)
 
@@ -38,9 +38,9 @@ def fit_rounding(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.
 
 @torch.no_grad()
 def fit_weights(conv: SimulatedConv2d, x: torch.Tensor, generator: torch.Generator) -> None:
-    """Choose the integers and the bias of a convolution on the signed grid; `conv.weight` then lies on the grid.
+    """Chooses the integers and the bias of a convolution on the signed grid; `conv.weight` then lies on the grid.
 
-    x: its input on its own grid, float32 [N, C, H, W]. generator: of the pixels that are looked at, on the CPU.
+    x: its input on its own grid, float32 [N, C, H, W]. generator: draws the pixels that are looked at, on the CPU.
     """
     weight, seen = conv.weight.flatten(1), _patches(x, conv.kernel_size[0], generator)
     mean = seen.mean(1, keepdim=True)
@@ -56,8 +56,8 @@ def fit_weights(conv: SimulatedConv2d, x: torch.Tensor, generator: torch.Generat
 
 
 def round_columns(aimed: torch.Tensor, square: torch.Tensor, bits: int) -> torch.Tensor:
-    """Integers of the signed grid for rows of numbers in steps of it, float64 [K, M]: those that change the products with inputs
-    little.
+    """Integers of the signed grid for rows of numbers, float64 [K, M], in steps of the grid. They are chosen so that the products
+    with the inputs change little.
 
     square: float64 [M, M], positive definite, the mean products of the inputs. Columns of large inputs come first.
     """
@@ -78,7 +78,7 @@ def round_columns(aimed: torch.Tensor, square: torch.Tensor, bits: int) -> torch
 
 
 def _patches(x: torch.Tensor, kernel: int, generator: torch.Generator) -> torch.Tensor:
-    """What a kernel reads at some pixels, float32 [C * kernel^2, pixels]."""
+    """The inputs that a kernel reads at some pixels, float32 [C * kernel^2, pixels]."""
     count = x.shape[0] * x.shape[2] * x.shape[3]
     chosen = torch.randperm(count, generator=generator)[:PIXELS].to(x.device)
     image, pixel = chosen // (x.shape[2] * x.shape[3]), chosen % (x.shape[2] * x.shape[3])

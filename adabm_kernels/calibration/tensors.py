@@ -1,4 +1,4 @@
-"""Calibration data of traced networks: tensors of any channels and range, whole, or in crops where every output is local."""
+"""Calibration data of traced networks: tensors of any channels and range, taken whole, or in crops where every output is local."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def _seen(tensor: torch.Tensor) -> str:
 
 
 class Tensors:
-    """The calibration data of one traced network. crops: every output is local, so that parts of the data stand for the whole."""
+    """The calibration data of one traced network. crops: whether every output is local, so that parts of the data can stand for the
+    whole."""
 
     def __init__(self, data: list[torch.Tensor], spec: GraphSpec):
         self.multiple, self.smallest, self.crops = spec.multiple, spec.smallest, spec.local
@@ -55,7 +56,7 @@ class Tensors:
             spec.check_size(item.shape[1], item.shape[2], f"calibrate: tensor {index} of calibration")
 
     def _cut(self, item: torch.Tensor) -> torch.Tensor:
-        """A tensor with sides that are multiples, where it is so large."""
+        """A tensor cut so that its sides are the multiples that the network needs, where it is large enough."""
         rows, columns = (size // self.multiple * self.multiple or size for size in item.shape[1:])
         return item[:, :rows, :columns]
 
@@ -64,7 +65,8 @@ class Tensors:
         return max(patch // self.multiple, least) * self.multiple
 
     def batches(self, patch: int, size: int, rng: random.Random) -> list[torch.Tensor]:
-        """All data in random order: [N, C, h, w] with N up to `size`; crops of up to `patch` a side where those stand for all."""
+        """All data in random order: [N, C, h, w] with N up to `size`, in crops of up to `patch` a side where those can stand for
+        the whole."""
         if self.crops:
             return samples.batches(self.items, self._side(patch), size, rng)
         return [self._stacked(chunk) for chunk in self._chunks(size, rng)]
@@ -77,7 +79,7 @@ class Tensors:
         return torch.cat([batch for batch in batches if tuple(batch.shape[1:]) == shape])[:count]
 
     def queue(self, patch: int, size: int, rng: random.Random, candidates: int) -> Any:
-        """What fine-tuning takes its batches from: see `samples.Epochs`."""
+        """The source of the batches of fine-tuning; see `Epochs`."""
         if self.crops:
             return samples.Epochs(self.items, self._side(patch), size, rng, candidates)
         return _Rounds(self, size, rng)
@@ -100,14 +102,15 @@ class Tensors:
 
 
 class _Rounds:
-    """Batches without end of whole tensors, every one once a round. order: what is still to come in this round."""
+    """Batches of whole tensors without end. Every tensor comes once a round. order: the tensors that are still to come in this
+    round."""
 
     def __init__(self, tensors: Tensors, size: int, rng: random.Random):
         self.tensors, self.size, self.rng = tensors, size, rng
         self.order: list[list[int]] = []
 
     def restart(self, seed: int) -> None:
-        """Begin again: the same seed gives the same batches."""
+        """Begins again: the same seed gives the same batches."""
         self.order.clear()
         self.rng.seed(seed)
 

@@ -1,4 +1,4 @@
-"""A module that is none of the known networks, as a specification, checked against the module on calibration data."""
+"""A module that is none of the known networks becomes a specification, which is checked against the module on calibration data."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..graph.trace import trace
 from ..networks.float_network import float_network
 from ..networks.traced import GraphSpec
 
-TOLERANCE = 1e-3  # of the largest value of an output: convolutions that are fused or ordered otherwise round otherwise
+TOLERANCE = 1e-3  # as a share of an output's largest value: convolutions that are fused or ordered otherwise round otherwise
 
 
 def traced_spec(module: nn.Module, data: list[torch.Tensor]) -> tuple[GraphSpec, dict[str, torch.Tensor]]:
-    """(the specification, its values) of a module for tensors as those in `data`, float32 [C, h, w].
+    """The specification of a module and its values, for tensors like those in `data`, float32 [C, h, w].
 
     Raises TypeError and ValueError for what cannot be traced (`graph.trace`), and for a graph that computes something else than the
     module.
@@ -34,7 +34,7 @@ def traced_spec(module: nn.Module, data: list[torch.Tensor]) -> tuple[GraphSpec,
 
 
 def _in_float32(module: nn.Module) -> nn.Module:
-    """The module, or a copy of it on the CPU and in float32 where it is not that."""
+    """The module itself, or a copy on the CPU and in float32 where it is not there or not of that dtype."""
     if not isinstance(module, nn.Module):
         return module
     tensors = [*module.parameters(), *module.buffers()]
@@ -43,8 +43,8 @@ def _in_float32(module: nn.Module) -> nn.Module:
 
 
 def _kept_float(spec: GraphSpec, state: dict[str, torch.Tensor], module: nn.Module, x: torch.Tensor) -> dict[str, str]:
-    """Convolutions that cannot be quantised, and why: those whose input is no batch of as many images as x, which are given bits of
-    their own. Raises ValueError where the graph computes something else than the module."""
+    """Convolutions that cannot be quantised, each with the reason: their input is no batch of as many images as x, so that bits
+    cannot be given by image. Raises ValueError where the graph computes something else than the module."""
     network: Any = float_network(spec)
     network.load_state_dict(state)
     found: dict[str, str] = {}

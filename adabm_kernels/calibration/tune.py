@@ -17,10 +17,10 @@ from ..simulate import SimulatedConv2d, SimulatedNetwork
 
 
 class Tuning(ABC):
-    """One fine-tuning run: `step(batch)` until `done` is `end`, then `finish()`; its state can be kept and restored.
+    """One fine-tuning run: `step(batch)` until `done` is `end`, then `finish()`. Its state can be kept and restored.
 
-    end: steps there will be, as far as is known: it may come nearer with a step. repeats: after how many steps the same batches
-    come again; 0 for never. candidates: crops to choose each crop from.
+    end: the number of steps, as far as is known; a step may make it smaller. repeats: after how many steps the same batches come
+    again; 0 for never. candidates: the number of crops from which each crop is chosen.
     """
 
     repeats = 0
@@ -34,7 +34,7 @@ class Tuning(ABC):
         """One update from crops [N, 3, h, w] in 0..255. Returns the parts of the loss by name."""
 
     def finish(self) -> None:
-        """Leave the network as it was found, but for its values."""
+        """Leaves the network as it was found, except for its values."""
         self.model.set_compute_dtype(None)
         self.model.requires_grad_(False)
 
@@ -55,11 +55,11 @@ class Tuning(ABC):
 
 
 class PaperCycle(Tuning):
-    """Weight ranges, activation ranges and bit maps in turn, an epoch each (AdaBM, section 3.3).
+    """Learns weight ranges, activation ranges and bit maps in turn, an epoch each (AdaBM, section 3.3).
 
-    Loss: L1 between the images, plus the distance of the normalised features of every block, plus, in the epochs of the bit
-    maps, the bits above the base bits. Every epoch sees the same crops in the same order: the authors' program seeds its
-    generators anew before each.
+    The loss is the L1 distance of the images, plus the distance of the normalised features of every block and, in the epochs of the
+    bit maps, the bits above the base bits. Every epoch sees the same crops in the same order, because the authors' program seeds
+    its generators anew before each.
     """
 
     KINDS = ("weight_ranges", "act_ranges", "bit_maps")
@@ -115,7 +115,8 @@ class PaperCycle(Tuning):
 
 
 def _feature_distance(features: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:
-    """Mean over blocks and images of the L2 distance, each block's features scaled to norm 1 over the batch, per image."""
+    """Mean over blocks and images of the L2 distance, where each block's features are scaled for each image to norm 1 over the
+    batch."""
     distances, images = [], features[0].shape[0]
     for a, b in zip(features, teacher, strict=True):
         difference = a / a.norm().clamp(min=1e-12) - b / b.norm().clamp(min=1e-12)
@@ -124,19 +125,20 @@ def _feature_distance(features: list[torch.Tensor], teacher: list[torch.Tensor])
 
 
 class JointTuning(Tuning):
-    """Recipe "best": everything that rounds is learned at once, the bits stay.
+    """Recipe "best": everything that rounds is learned at once, and the bits stay.
 
-    Weights move under a straight-through estimate (they settle on the best of their neighbouring levels), with their biases, the
-    range of each output channel and both ends of each activation range, each image on its own bits. Only the convolutions of
-    the body are tuned: the 8-bit ends lose next to nothing. Loss: mean squared distance of the images.
+    Weights are learned with a straight-through estimate (they settle on the best of their neighbouring levels), together with their
+    biases, the range of each output channel and both ends of each activation range, each image at its own bits. Only the
+    convolutions of the body are tuned, because the 8-bit ends lose next to nothing. The loss is the mean squared distance of the
+    images.
     """
 
     def __init__(self, model: SimulatedNetwork, tuning: BestTuning, steps: int):
         super().__init__(model, steps)
         self.tuning, self.candidates = tuning, tuning.candidates
-        # From here on rates fall: at once, or once the loss has settled, at the latest so that all ends with `steps`.
+        # From this step on rates fall: at once, or once the loss has settled, but early enough for all to end with `steps`.
         self.falls_at = max(steps - tuning.cooldown, 0) if tuning.tolerance else 0
-        self.losses: list[float] = []  # logarithms, of as many steps as are compared
+        self.losses: list[float] = []  # the logarithms of as many steps as are compared
         groups: list[dict[str, Any]] = []
         shares: dict[torch.Tensor, torch.Tensor] = {}
         for conv in model.quantized_convs():
@@ -147,7 +149,8 @@ class JointTuning(Tuning):
                 width = float(conv.upper_a - conv.lower_a)
                 if model.equalized:
                     shares |= _shares(conv)
-            # On a finer grid the weights start nearer to where they belong, and restless ones cost more: measured at 4 and 6 bits.
+            # On a finer grid the weights start nearer to where they belong, and restless weights cost more. This was measured at 4
+            # and 6 bits.
             finer = 2.0 ** (-0.8 * max(conv.weight_bits - 4, 0))
             groups.append(_group([conv.weight], tuning.lr_weight * step * finer))
             groups.append(_group([conv.weight_range], tuning.lr_weight_range * float(conv.weight_range.detach().mean())))
@@ -207,7 +210,7 @@ class JointTuning(Tuning):
 
 
 def _seen_distance(picture: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of two pictures as they are shown, clamped to 0..255; what lies outside and should lie inside has a
+    """Mean squared distance of two pictures as they are shown, clamped to 0..255. A value outside that should lie inside has a
     gradient all the same."""
     wanted = teacher.clamp(0, 255)
     error = picture - wanted
@@ -215,7 +218,7 @@ def _seen_distance(picture: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor
 
 
 class _Adam(torch.optim.Adam):
-    """Adam whose steps some parameters take times a factor for each of their values.
+    """Adam, where some parameters have a factor for the step of each of their values.
 
     shares: the factors, by parameter.
     """
@@ -233,8 +236,8 @@ class _Adam(torch.optim.Adam):
 
 
 def _shares(conv: SimulatedConv2d) -> dict[torch.Tensor, torch.Tensor]:
-    """What each output channel takes of the step of its layer: as much as its weights reach, against the mean. Factors on channels
-    (calibration/equalize.py) make some reach a hundred times as far as others."""
+    """The factor of each output channel on the step of its layer: how far its weights reach, relative to the mean. Factors on
+    channels (calibration/equalize.py) make some reach a hundred times as far as others."""
     share = conv.weight_range / conv.weight_range.mean()
     found: dict[torch.Tensor, torch.Tensor] = {conv.weight: share, conv.weight_range: share}
     if conv.bias is not None:
@@ -247,13 +250,13 @@ def _group(parameters: Iterable[torch.Tensor], rate: float) -> dict[str, Any]:
 
 
 def device_of(model: SimulatedNetwork) -> torch.device:
-    """Where a network lies and computes."""
+    """The device on which a network lies and computes."""
     return next(model.parameters()).device
 
 
 def compute_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the device multiplies it at least twice as fast as float32 (None: as the input); the values that fine-tuning
-    learns stay in float32."""
+    """bfloat16 where the device multiplies it at least twice as fast as float32, else None, which means the dtype of the input. The
+    values that fine-tuning learns stay in float32."""
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:

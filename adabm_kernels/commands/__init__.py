@@ -1,1 +1,1 @@
-"""What `adabm` does, one command a file; `cli.py` holds the parser and the exit statuses."""
+"""The commands of `adabm`, one in each file. `cli.py` holds the parser and the exit statuses."""

@@ -1,4 +1,4 @@
-"""What the commands take: types of arguments, and the groups of options that several of them have."""
+"""The arguments of the commands: their types, and the groups of options that several commands have."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..models import DEFAULT_MODEL
 from .common import STDOUT
 
 BITS = ("auto", *map(str, range(2, 9)))
-DEPTHS = ("auto", "full")  # or a number of blocks
-MAX_PIXELS = 178_956_970  # images.MAX_PIXELS, which would load numpy
+DEPTHS = ("auto", "full")  # a depth may also be a number of blocks
+MAX_PIXELS = 178_956_970  # equals images.MAX_PIXELS, whose module would load numpy
 _STANDARD_INPUT = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")  # other names of "-"
-_WHOLE = re.compile(r"[0-9]{1,19}")  # no more digits than 64 bits hold
+_WHOLE = re.compile(r"[0-9]{1,19}")  # at most as many digits as 64 bits hold
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
@@ -26,7 +26,7 @@ _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 def add_windows(
     parser: argparse.ArgumentParser, tile: str = "48 radii of the receptive field, less where memory asks for it"
 ) -> None:
-    """How a picture is cut into windows. tile: in words, their default size."""
+    """Adds the options about cutting a picture into windows. tile: their default size, in words."""
     add = parser.add_argument
     add(
         "--window",
@@ -99,7 +99,7 @@ def add_model(parser: argparse.ArgumentParser, others: str, device: bool = True)
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """What float weights do not tell of their network: see weights.py."""
+    """Adds the options for what float weights do not tell about their network (weights.py)."""
     group = parser.add_argument_group("float weights, where they do not tell it themselves")
     add = group.add_argument
     add("--res-scale", metavar="R", type=number(0), help="residual scale: 0.1 for the largest EDSR (default: 1)")
@@ -125,7 +125,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def add_existing(parser: argparse.ArgumentParser) -> None:
-    """What becomes of an output that exists, for commands with one output."""
+    """Adds the option for an output that exists already, for commands with one output."""
     parser.add_argument(
         "--existing",
         choices=("replace", "refuse"),
@@ -174,7 +174,7 @@ def path(text: str) -> Path:
 
 def named(text: str) -> str:
     """The text, which must not be empty."""
-    if not text:  # as of a variable of the shell that is not set; a path would take it for the current folder
+    if not text:  # a shell variable that is not set gives an empty text; a path would take it for the current folder
         raise argparse.ArgumentTypeError("must name a file or a folder, got ''")
     return text
 
@@ -203,7 +203,8 @@ def memory(text: str) -> int:
 
 def size(text: str) -> tuple[int, int]:
     """Width and height, of WIDTHxHEIGHT."""
-    found = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
+    # Longer numbers cannot be meant; which is too large is checked later.
+    found = re.fullmatch(r"([1-9][0-9]{0,11})x([1-9][0-9]{0,11})", text)
     if not found:
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT such as 1920x1080, got '{text}'")
     return int(found[1]), int(found[2])

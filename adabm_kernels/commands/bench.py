@@ -64,7 +64,7 @@ def _tune(args: argparse.Namespace) -> dict[str, Any]:
 
     with stage(BAD_INPUT), Progress() as progress:
         if args.output is not None and args.output.exists():
-            tile_times.read(args.output)  # a file of something else is not replaced
+            tile_times.read(args.output)  # this keeps a file of something else from being replaced
         isas = args.isa or [native.isa_chosen()]
         tables = {isa: measure_tiles(isa, progress) for isa in isas}
     path = args.output or tile_times.own_path()
@@ -144,7 +144,7 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _planned_by() -> str:
-    """Whose times layers are planned by here, and which tiles these leave out."""
+    """Whose times are used to plan layers here, and which tiles these times leave out."""
     from .. import native
     from ..planning.tiles import TILES
     from ..planning.times import tile_times

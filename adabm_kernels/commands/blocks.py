@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-MOST_FIXED = 2**15 - 1  # as in quantize.py, which imports torch
+MOST_FIXED = 2**15 - 1  # as in quantize.py, which would import torch
 
 
 def block_rows(share: float | None, with_zeros: float | None, depth: str | int, more: str = "") -> list[tuple[str, str]]:
@@ -21,7 +21,8 @@ def block_rows(share: float | None, with_zeros: float | None, depth: str | int, 
 
 
 def exit_in_words(found: dict[str, Any] | None) -> str:
-    """What tiles a model leaves the blocks out of. found: of the exit in its file, tile and threshold; None for a model without."""
+    """In which tiles a model computes no blocks, in words. found: the entry of the exit in its file, tile and threshold; None for a
+    model without one."""
     if found is None:
         return "none, all blocks are computed everywhere"
     side, levels = found["tile"], found["threshold"]
@@ -29,7 +30,7 @@ def exit_in_words(found: dict[str, Any] | None) -> str:
 
 
 def residual_in_words(fraction: int | None) -> str:
-    """What the features that pass the blocks by are held in. fraction: as in a model's file, None for floats."""
+    """How the features that pass the blocks by are held, in words. fraction: as in a model's file, None for floats."""
     if fraction is None:
         return "float32"
     unit = f"1/{2**fraction}" if fraction > 0 else f"{2**-fraction}"

@@ -58,11 +58,11 @@ CONFIG_OPTIONS = (
     "equalize",
 )  # named as in ConvertConfig
 TUNING_OPTIONS = ("tolerance", "candidates")  # named as in BestTuning
-CHECKED_PICTURES = 16  # at most, that the final PSNR is measured on
-CHECKED_SIDE = 96  # low-resolution pixels of each at most, from its middle
-OWN_PICTURES = 100  # at most, that are also looked at before they are shrunk
-OWN_SIDE = 192  # pixels of each at most, from its middle
-FEW_PICTURES = 16  # with fewer, the percentiles that image thresholds are taken from are single pictures
+CHECKED_PICTURES = 16  # the most pictures that the final PSNR is measured on
+CHECKED_SIDE = 96  # low-resolution pixels a side of each at most, from its middle
+OWN_PICTURES = 100  # the most pictures that are also looked at before they are shrunk
+OWN_SIDE = 192  # pixels a side of each at most, from its middle
+FEW_PICTURES = 16  # with fewer, single pictures decide the percentiles that image thresholds are taken from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -346,7 +346,7 @@ class _Pictures:
         yield from map(_tensor, self.parts)
 
     def most_informative(self, count: int) -> list[torch.Tensor]:
-        """Those that cover the set best (calibration/images.py); the others are left out from here on."""
+        """The images that cover the set best (calibration/images.py). The others are left out from here on."""
         from ..calibration.images import most_informative
 
         with stage(BAD_INPUT):
@@ -486,14 +486,14 @@ def _psnr_to_float(model: ConvertedNetwork, pictures: list[torch.Tensor]) -> flo
 
 
 def _residual(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """What the table says of features that are held in 16 bits."""
+    """The rows of the table about features that are held in 16 bits."""
     if found is None:
         return []
     return [("residual", f"{residual_in_words(found['fraction'])} (the largest over the pictures is {found['largest']:.6g})")]
 
 
 def _equalized(found: dict[str, float] | None) -> list[tuple[str, str]]:
-    """What the table says of factors on channels."""
+    """The rows of the table about factors on channels."""
     if found is None:
         return []
     gain = 10 * math.log10(max(found["before"], 1e-30) / max(found["after"], 1e-30))
@@ -501,7 +501,7 @@ def _equalized(found: dict[str, float] | None) -> list[tuple[str, str]]:
 
 
 def _easy_tiles(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """What the table says of the exit, where one was looked for."""
+    """The rows of the table about the exit, where one was looked for."""
     if found is None:
         return []
     said = f"none: {found['why']}" if "why" in found else "none"
@@ -516,7 +516,7 @@ def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> Non
     run, settings = report["run"], report["settings"]
     shrunk = "" if args.downscale == 1 else f", shrunk {args.downscale:g} times"
     stages = ", ".join(f"{stage['name']} {stage['seconds']:.0f} s" for stage in run["stages"])
-    seconds = report["provenance"]["seconds"]  # of all stages, also those before an interruption
+    seconds = report["provenance"]["seconds"]  # seconds of all stages, including those before an interruption
     resumed = f"; interrupted at step {run['resumed_at']}" if run.get("resumed_at") else ""
     offsets = [picture["offset"] for picture in report["pictures"]]
     shares = ", ".join(f"{offsets.count(value)} {words}" for value, words in ((-1, "one less"), (0, "as is"), (1, "one more")))

@@ -19,7 +19,7 @@ from ..files import check_target, write_file
 
 _BAR = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]"
 BAD_INPUT, FAILED = 2, 1  # exit statuses
-STDOUT = Path("-")  # as the file of --json
+STDOUT = Path("-")  # the FILE of --json that stands for standard output
 # Arguments of functions as their errors name them, that are options here.
 _ARGUMENTS = re.compile(
     r"^(?:max_memory|depth|graph|scale|width and height|width|height|fit)(?= must )"
@@ -31,8 +31,8 @@ _WANT_OF_MEMORY = re.compile(
     r"allocate memory|failed to map segment|cannot (create|allocate) [\w ]*mapping|can't start new thread|std::bad_alloc"
     r"|out of memory"
 )
-_TORCH_BYTES = 640 << 20  # of address space that torch for processors takes to be imported and to compute a little
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+_TORCH_BYTES = 640 << 20  # address space that torch for processors needs to be imported and to compute a little
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tab and line feed
 
 
 class CommandError(Exception):
@@ -55,7 +55,7 @@ def stage(status: int, memory: str = "not enough memory", *, bad_input: int | No
     """
     try:
         yield
-    except BrokenPipeError:  # whose reader has gone: nobody is to be told
+    except BrokenPipeError:  # the reader has gone, so nobody is to be told
         raise
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         out_of_memory = lacks_memory(error)
@@ -111,7 +111,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self._bar: Any = None
-        self._off = True if quiet or sys.stderr is None else None  # closed by a shell's 2>&-
+        self._off = True if quiet or sys.stderr is None else None  # a shell's 2>&- closes it
 
     def __enter__(self) -> Progress:
         return self

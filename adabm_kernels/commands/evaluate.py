@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _protocol(text: str) -> str:
-    """By its name, or by its old one."""
+    """A protocol by its name, or by its old name."""
     return "paper" if text == "patch96" else text
 
 

@@ -55,7 +55,7 @@ def _of_machine() -> dict[str, Any]:
 
 
 def _gpu_convolutions() -> dict[str, dict[str, str]]:
-    """Where layers of usual shapes run on a GPU that both GPU backends can use, and why; nothing elsewhere."""
+    """Where layers of usual shapes run on a GPU that both GPU backends can use, and why; empty elsewhere."""
     from ..registry import GPU_BACKENDS, ConvShape, Problem, backends, choose
 
     found = backends()
@@ -107,13 +107,13 @@ def _of_model(name: str) -> dict[str, Any]:
         "built_in": name in builtin_models(),
         "bytes": path.stat().st_size,
         "convolutions": convs,
-        "exit": header.get("exit"),  # which files of before the exits do not have
-        "fraction": header.get("fraction"),  # nor those of before features of 16 bits
+        "exit": header.get("exit"),  # files from before there were exits have none
+        "fraction": header.get("fraction"),  # files from before features of 16 bits have none
     }
 
 
 def _bits_of(convs: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """How many convolutions there are of each width."""
+    """How many convolutions have each bit-width."""
     bits: dict[str, int] = {}
     for conv in convs.values():
         key = f"{conv['weight_bits']}-bit weights, {_act_bits(conv)}"
@@ -122,7 +122,7 @@ def _bits_of(convs: dict[str, dict[str, Any]]) -> dict[str, int]:
 
 
 def _of_file(report: dict[str, Any], read: Callable[[dict[str, Any]], Read]) -> Read:
-    """What is read of a model's report, with what its file says wrongly as one sentence."""
+    """The result of `read` on a model's report. Anything wrong in the file is raised as one sentence."""
     from ..checkpoint import explained
 
     with stage(BAD_INPUT), explained(Path(report["path"])):
@@ -160,7 +160,7 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
     tuning, usual = config.get("tuning") or {}, asdict(BestTuning())
     options |= {name: tuning[name] for name in TUNING_OPTIONS if tuning.get(name, usual[name]) != usual[name]}
     options |= {"select": made.get("select"), "start": made.get("start")}
-    options |= {name: made.get(name) for name in READING_OPTIONS}  # files of before these options have res_scale alone
+    options |= {name: made.get(name) for name in READING_OPTIONS}  # files from before these options have res_scale alone
     options |= {"threads": made["threads"], "output": Path(report["path"]).name}
     given = {name: value for name, value in options.items() if value is not None}
     words = [part for name, value in given.items() for part in (option(name), word(value))]

@@ -40,7 +40,7 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
 
 
 def load_enlarger(args: argparse.Namespace, size: Size) -> tuple[Enlarger, dict[str, Any]]:
-    """The same for outputs of the size that the options ask for."""
+    """What `load_network` gives, for outputs of the size that the options ask for."""
     network, settings = load_network(args)
     from ..upscaling.enlarge import Enlarger
 

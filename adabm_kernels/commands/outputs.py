@@ -85,7 +85,7 @@ def find_inputs(args: argparse.Namespace) -> tuple[list[Input], Rest]:
 
 
 def _expanded(path: Path) -> list[Path]:
-    """What a pattern stands for where shells leave that to the program, as those of Windows do; any other path itself."""
+    """The paths that a pattern stands for where shells leave that to the program, as those of Windows do; any other path itself."""
     if not _EXPANDS_PATTERNS or not glob.has_magic(str(path)) or path.exists():
         return [path]
     return [Path(name) for name in sorted(glob.glob(str(path)))] or [path]
@@ -124,10 +124,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def plan_outputs(args: argparse.Namespace, inputs: list[Input], size: Size, scale: int) -> Plan:
-    """Where every picture goes. size, scale: of the outputs, and the model's.
-
-    Raises ValueError where two would go to one place, one would replace an input, or --existing refuse meets an existing file.
-    """
+    """The plan of where every picture goes. size, scale: that of the outputs, and that of the model."""
     pictures = [_planned(args, item, len(inputs) > 1, size, scale) for item in inputs]
     pictures, earlier = _without_outputs(pictures, args.suffix == DEFAULT_SUFFIX)
     sources = {os.path.realpath(planned.source): planned.source for planned in pictures}

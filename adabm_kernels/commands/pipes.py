@@ -19,7 +19,7 @@ def piped(path: Path | None) -> bool:
 
 
 def shown(path: Path, pipe: str = "standard input") -> str:
-    """What messages call an input, or an output where "-" is another `pipe`."""
+    """The name that messages give to an input, or to an output where "-" is another `pipe`."""
     return pipe if path == STDOUT else str(path)
 
 

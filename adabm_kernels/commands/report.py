@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "a page that shows a picture's bits, times and quality"
 
-_TILE = 96  # as AdaBM's patches: small enough to see where the bits go
+_TILE = 96  # as AdaBM's patches, which are small enough to show where the bits go
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,9 +79,9 @@ def execute(args: argparse.Namespace) -> None:
 
     memory = f"not enough memory for a report on {layout.width}x{layout.height} pixels"
     with stage(FAILED, memory), Progress() as bar:
-        network.array(rows, layout)  # warms up, so that the times below are those of a running program
+        network.array(rows, layout)  # this warms up, so that the times below are those of a running program
         patches: list = []
-        model = cast("ConvertedNetwork", network.model)  # as it was loaded
+        model = cast("ConvertedNetwork", network.model)  # with the type that it was loaded with
         with layer_times(model) as layer_seconds:
             out = network.array(rows, layout, record=patches, progress=bar)
         compared = None

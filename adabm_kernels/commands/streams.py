@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PIXEL_FORMATS = {"rgb24": ("<u1", 3), "rgb48le": ("<u2", 3), "gray": ("<u1", 1), "rgba": ("<u1", 4)}
 MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # K_R, K_B of ITU-R BT.601, 709, 2020
-_HD_ROWS = 720  # from here video is BT.709 unless --matrix says otherwise
+_HD_ROWS = 720  # from so many rows on, video is BT.709 unless --matrix says otherwise
 # Luma rows and columns of a chroma sample.
 _SUBSAMPLING = {"410": (4, 4), "411": (1, 4), "420": (2, 2), "422": (1, 2), "444": (1, 1), "mono": (0, 0)}
 # Where the first chroma sample lies, in half luma rows and columns from the first luma sample, as FFmpeg takes and writes the words

@@ -102,7 +102,7 @@ def measure(
     before = {key: entry["config"] for key, (_, entry) in launches.entries.items()}
     tune_gpu.tune_launches(kinds, tuning.user_table(), clock, say, source, found=launches)
     changed = any(entry["config"] != before.get(key) for key, (_, entry) in launches.entries.items())
-    if not why_no_cuda and changed:  # a minute more, rather than times by configs of before
+    if not why_no_cuda and changed:  # this takes a minute more, but times by earlier configs would be wrong
         choices = tune_gpu.tune_choices(convs, gpu_times.user_table(), tune_gpu.Clock(None), say, source)
     report = _report(launches, choices, why_no_cuda, source)
     for line in _lines(report, tuning.user_table(), gpu_times.user_table()):
@@ -130,7 +130,7 @@ def _report(launches: Any, choices: Any, why_no_cuda: str, source: dict[str, str
 
 
 def _lines(report: dict[str, Any], launches_path: Any, times_path: Any) -> list[str]:
-    """What was gained, what is left and where it is kept."""
+    """What was gained, what is left to measure, and where the results are kept, as lines of text."""
     lines = []
     if report["launches"]:
         entries = report["launches"].values()

@@ -1,1 +1,1 @@
-"""What an evaluation computes with: pictures made small as the literature does, and how far two pictures are apart."""
+"""The computations of an evaluation: shrinking pictures as the literature does, and measuring how far two pictures are apart."""

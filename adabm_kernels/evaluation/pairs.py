@@ -11,7 +11,7 @@ import numpy as np
 from ..images import list_images, read_image
 from .resize import imresize
 
-MIN_SIDE = 11  # pixels that the window of SSIM needs after shaving
+MIN_SIDE = 11  # pixels a side that the window of SSIM needs after shaving
 
 # What data sets append to a name to say which side of a pair it is: babyx4, babyLR, baby_LRBI_x4, img_001_SRF_4_LR, 0801_gt.
 _SIDE = r"(?:[ _.-](?i:HR|GT|LR|LRBI|bicubic|x{scale}|SRF[ _.-]?{scale})|HR|LR|(?i:x{scale}))$"
@@ -36,7 +36,7 @@ class Pair:
         return hr, imresize(hr, 1 / scale) if lr is None else lr
 
     def check(self, scale: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """What `read` reads and raises, before LR is made."""
+        """Returns and raises what `read` does, before LR is made."""
         hr = self._pixels("HR", self.hr)
         h, w = (side // scale for side in hr.shape[:2])
         if min(h, w) * scale - 2 * scale < MIN_SIDE:

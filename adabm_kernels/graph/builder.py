@@ -1,4 +1,4 @@
-"""Nodes put down one after the other, as a network computes them."""
+"""Builds a graph by adding nodes one after the other, as a network computes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Builder:
         return node.name
 
     def conv(self, name: str, x: str, channels: tuple[int, int], kernel: int = 3, **settings: Any) -> str:
-        """A convolution of stride 1 that keeps the size. channels: in, out. settings: further fields of `Conv`."""
+        """A convolution of stride 1 that keeps the size. channels: of the input, and of the output. settings: further fields of
+        `Conv`."""
         sizes, padding = (kernel, kernel), (kernel // 2, kernel // 2)
         return self.add(Conv(name, (x,), name, channels[0], channels[1], sizes, padding=padding, **settings))
 

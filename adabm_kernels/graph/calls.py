@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-# Arguments of functions, in order, where torch.fx records calls; those of operators are in their schemas.
+# The arguments of functions, in order, for calls that torch.fx records. Those of operators are in their schemas.
 ARGUMENTS = {
     "conv2d": "input weight bias stride padding dilation groups",
     "linear": "input weight bias",
@@ -41,10 +41,10 @@ OTHER_NAMES |= {"split_with_sizes": "split", "clamp_min": "clamp", "clip": "clam
 
 @dataclass(eq=False)
 class Value:
-    """A value that depends on the picture: what the node `name` computes.
+    """A value that depends on the picture, computed by the node `name`.
 
-    shape: of floating-point tensors, sizes as text; None for all else. channels: of [N, C, H, W]. memory: what it shares with its
-    views.
+    shape: for floating-point tensors, the sizes as text; None for all else. channels: those of [N, C, H, W]. memory: an object that
+    it shares with its views.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Value:
 
 @dataclass(eq=False)
 class Constant:
-    """A value of the module, or one that only depends on such. key: in its state dict, "" for none."""
+    """A value of the module, or one that depends on such values only. key: its key in the module's state dict, "" for none."""
 
     tensor: torch.Tensor
     key: str = ""
@@ -66,8 +66,9 @@ class Constant:
 class Call:
     """One recorded call.
 
-    place, leaf: path of the module that makes it, and whether that is a module of torch. name: of the function, without what tells
-    its variants apart. arguments: by name, as far as those are known. writes: whether it changes its first argument.
+    place, leaf: path of the module that makes it, and whether that is a module of torch. name: that of the function, without the
+    part that tells its variants apart. arguments: by name, as far as the names are known. writes: whether it changes its first
+    argument.
     """
 
     node: fx.Node
@@ -92,7 +93,7 @@ class Call:
 
 
 def call_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """A recorded call with its arguments, or with values in their place."""
+    """A recorded call with its arguments, or with values in place of these."""
     place, kind = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1]
     place = "" if place.startswith("_empty") else re.sub(r"@\d+", "", place)
     schema = getattr(node.target, "_schema", None)

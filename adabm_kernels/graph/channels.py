@@ -1,4 +1,5 @@
-"""Which channels of a graph can be multiplied by a factor without changing what the network computes, and which share one."""
+"""Which channels of a graph can be multiplied by a factor without changing what the network computes, and which channels share
+one."""
 
 from __future__ import annotations
 
@@ -24,13 +25,13 @@ FIXED = 0  # the class of channels that have to stay as they are
 
 
 def scalable_channels(graph: Graph, channels: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
-    """The class of each channel of every tensor: channels of one class can be multiplied by one positive factor, and those of the
+    """The class of each channel of every tensor. Channels of one class can be multiplied by one positive factor, and those of the
     class FIXED by none.
 
-    A factor is undone in the weights of the convolutions that read such channels, and comes from those of the convolutions that
-    make them. In between a network may only hold what gives c times its output for c times its input, channel by channel, and what
-    adds channels that have one factor. channels: of the inputs, as `extents` takes them. A tensor whose channels cannot be told is
-    left out; what it is made of is fixed.
+    A factor comes from the weights of the convolutions that make such channels, and is undone in the weights of the convolutions
+    that read them. In between, a network may only hold nodes that give c times their output for c times their input, channel by
+    channel, and nodes that add channels with one factor. channels: those of the inputs, as `extents` takes them. A tensor whose
+    channels cannot be told is left out, and the tensors that it is computed from are fixed.
     """
     ties = _Ties()
     found: dict[str, list[int]] = {}
@@ -52,7 +53,7 @@ def scalable_channels(graph: Graph, channels: Mapping[str, int] | None = None) -
 
 
 def _passed(node: Node, found: Mapping[str, list[int]], ties: _Ties) -> list[int] | None:
-    """The classes of what a node makes of channels with factors, None where it makes something else of them."""
+    """The classes of a node's output where it passes channels with factors on; None where it does something else with them."""
     inputs = [found[name] for name in node.inputs]
     if not all(inputs):
         return None
@@ -79,7 +80,7 @@ def _passed(node: Node, found: Mapping[str, list[int]], ties: _Ties) -> list[int
 
 
 class _Ties:
-    """Classes of channels, numbered from 1, that become one where they are tied; FIXED swallows what is tied to it."""
+    """Classes of channels, numbered from 1, that become one where they are tied. Classes that are tied to FIXED become FIXED."""
 
     def __init__(self) -> None:
         self.parents = [FIXED]

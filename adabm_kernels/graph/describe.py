@@ -11,10 +11,10 @@ from .properties import Extent, extents
 
 
 def describe(graph: Graph, channels: Mapping[str, int] | None = None) -> str:
-    """A line for each node: its name, what it is, what it reads, the size of its tensor for pictures of H x W, the role of a
-    convolution, and its multiplications for each pixel of the picture.
+    """A line for each node: its name, its kind, the tensors that it reads, the size of its tensor for pictures of H x W, the role
+    of a convolution, and its multiplications for each pixel of the picture.
 
-    channels: of the inputs, as `extents` takes them. Sizes that cannot be told are "?".
+    channels: those of the inputs, as `extents` takes them. Sizes that cannot be told are "?".
     """
     sizes = extents(graph, channels)
     rows = [("name", "kind", "reads", "size", "role", "products a pixel")]

@@ -1,4 +1,4 @@
-"""What follows a convolution as numbers for each of its outputs: gains, shifts and slopes."""
+"""The nodes behind a convolution as numbers for each of its outputs: gains, shifts and slopes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from .fuse import FusedConv
 from .nodes import Activation, Affine, BatchNorm, ColourShift, Node
 
-Values = Callable[[str], Any]  # what a network learnt, a tensor by key, or None
+Values = Callable[[str], Any]  # a function from a key to a tensor that the network learnt, or None
 
 
 def gain_and_shift(node: Node, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
-    """x * gain + shift, which a BatchNorm, an Affine or a ColourShift is: float64, one number or one for each channel."""
+    """The gain and the shift, with which a BatchNorm, an Affine or a ColourShift computes x * gain + shift. Each is float64, one
+    number or one for each channel."""
     match node:
         case BatchNorm():
             parts = ("weight", "bias", "running_mean", "running_var")
@@ -31,7 +32,8 @@ def gain_and_shift(node: Node, values: Values) -> tuple[torch.Tensor, torch.Tens
 
 
 def folded(fused: FusedConv, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
-    """(gain, shift), float64 [K], of all that follows a convolution up to its activation: gain * y + shift."""
+    """Gain and shift, float64 [K], of all nodes behind a convolution up to its activation: together they compute gain * y +
+    shift."""
     k = fused.conv.channels_out
     gain, shift = torch.ones(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
     for node in fused.affine:
@@ -41,12 +43,13 @@ def folded(fused: FusedConv, values: Values) -> tuple[torch.Tensor, torch.Tensor
 
 
 def leaky_slope(node: Activation) -> float:
-    """The slope of a leaky ReLU below zero; torch's own where nothing is said."""
+    """The slope of a leaky ReLU below zero, which is torch's default where the node says nothing."""
     return float(dict(node.settings).get("negative_slope", 0.01))
 
 
 def slopes(fused: FusedConv, values: Values) -> torch.Tensor | None:
-    """Slopes of the PReLU that follows a convolution, [K], or of the leaky ReLU, which has one for all; None without either."""
+    """Slopes [K] of the PReLU that follows a convolution, or of the leaky ReLU, which has one for all outputs; None without
+    either."""
     node, k = fused.activation, fused.conv.channels_out
     if node is None or fused.function != "prelu":
         return None

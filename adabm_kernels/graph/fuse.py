@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from .nodes import Activation, Add, Affine, BatchNorm, ColourShift, Conv, Graph, Node, PixelShuffle
 
-MOST_PRODUCTS = (2**31 - 1) // 255**2  # of one output: codes of 8 bits, and weights of 8 bits and a sign
-# What an epilogue computes for an activation of a node, and the settings that the node may have.
+# the most products of one output that fit int32: codes of 8 bits, and weights of 8 bits and a sign
+MOST_PRODUCTS = (2**31 - 1) // 255**2
+# By activation of a node, the function that an epilogue computes, and the settings that the node may have.
 _EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
     "relu": ("relu", frozenset()),
     "prelu": ("prelu", frozenset()),
@@ -19,11 +20,12 @@ _EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
 
 @dataclass(frozen=True)
 class FusedConv:
-    """A convolution with what follows it: activation(factor * affine(convolution)), shuffled, plus a residual, clamped.
+    """A convolution with the nodes that follow it: activation(factor * affine(convolution)), shuffled, plus a residual, clamped.
 
-    name: of the tensor that it computes. inputs: its input and, where it has one, the residual. before: the node between an input
-    of the network and the convolution, which the codes of the pixels make up for; None where there is none. affine: BatchNorm,
-    Affine and ColourShift nodes in their order. shuffle: factor of the PixelShuffle, wherever it stands behind the convolution.
+    name: that of the tensor that it computes. inputs: its input and, where it has one, the residual. before: the node between an
+    input of the network and the convolution, which the codes of the pixels make up for; None where there is none. affine:
+    BatchNorm, Affine and ColourShift nodes in their order. shuffle: factor of the PixelShuffle, wherever it stands behind the
+    convolution.
     """
 
     name: str
@@ -43,7 +45,7 @@ class FusedConv:
 
     @property
     def function(self) -> str:
-        """The activation as the operators know it: "none", "relu" or "prelu", which a leaky ReLU is with one slope for all."""
+        """The activation as the operators know it: "none", "relu" or "prelu". A leaky ReLU is "prelu" with one slope for all."""
         return "none" if self.activation is None else _EPILOGUES[self.activation.function][0]
 
 
@@ -53,10 +55,10 @@ Item = FusedConv | Node
 def fuse(
     graph: Graph, quantized: Collection[str], without_residual: Collection[str] = (), clamps: bool = False
 ) -> tuple[Item, ...]:
-    """The nodes of a graph in an order in which they can be computed, with the convolutions of the keys `quantized` fused.
+    """The nodes of a graph in an order in which they can be computed, where the convolutions with the keys `quantized` are fused.
 
-    Nodes join the convolution before them as long as nothing else reads what lies in between. without_residual: convolutions that
-    no Add joins. Raises ValueError for a convolution that the integer kernels do not compute.
+    A node joins the convolution before it as long as nothing else reads what lies in between. without_residual: convolutions that
+    no Add joins. clamps: whether clamps join too. Raises ValueError for a convolution that the integer kernels do not compute.
     """
     reads = [name for node in graph.nodes for name in node.inputs] + list(graph.outputs)
     items: dict[str, Item] = {}  # by the tensor that they compute
@@ -67,7 +69,8 @@ def fuse(
             continue
         order = list(items)
         alone = [name for name in node.inputs if name in items and reads.count(name) == 1]
-        for name in sorted(alone, key=order.index, reverse=True):  # of two convolutions that are added, the one computed last
+        # of two convolutions that are added, the one computed last takes the sum
+        for name in sorted(alone, key=order.index, reverse=True):
             item = items[name]
             joined = _joined(item, node, name, without_residual) if isinstance(item, FusedConv) else None
             if joined is None and clamps and isinstance(item, FusedConv):
@@ -79,7 +82,7 @@ def fuse(
         else:
             items[node.name] = node
     read = {name for item in items.values() for name in item.inputs} | set(graph.outputs)
-    return tuple(item for name, item in items.items() if name in read)  # without what codes of pixels make up for
+    return tuple(item for name, item in items.items() if name in read)  # without the nodes that codes of pixels make up for
 
 
 def _check(conv: Conv) -> None:
@@ -96,7 +99,8 @@ def why_not_integer(conv: Conv) -> str:
 
 
 def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:
-    """The convolution, on the network's input itself where one node that codes of pixels can make up for lies in between."""
+    """The convolution, reading the network's input itself where the only node in between is one that codes of pixels can make up
+    for."""
     name = conv.inputs[0]
     node = None if name in graph.inputs else graph[name]
     plain = isinstance(node, Affine) and node.gain is None and node.first == "gain"
@@ -111,7 +115,7 @@ def folds(node: Activation) -> bool:
 
 
 def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection[str]) -> FusedConv | None:
-    """The convolution that computes `name` with a node that reads it, or None where kernels do not compute them together."""
+    """The convolution that computes `name`, joined with a node that reads it; None where kernels do not compute them together."""
     changes: dict[str, object] = {}
     if conv.residual is not None or conv.clamp is not None:
         return None
@@ -133,7 +137,7 @@ def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection
 
 
 def _clamped(conv: FusedConv, node: Node) -> FusedConv | None:
-    """The convolution with the bounds that a node which reads it keeps its result in; None for another node."""
+    """The convolution with the bounds of a node that reads it and clamps its result; None for another node."""
     if not isinstance(node, Activation) or conv.clamp is not None:
         return None
     settings = dict(node.settings)
@@ -150,8 +154,8 @@ def _clamped(conv: FusedConv, node: Node) -> FusedConv | None:
 
 
 def residual_pairs(items: tuple[Item, ...]) -> list[tuple[FusedConv, FusedConv]]:
-    """Convolutions that follow one another, of which the second alone reads the first and adds the first one's input: residual
-    blocks of two convolutions, in their order."""
+    """Residual blocks of two convolutions, in their order: pairs where the second alone reads the first and adds the first one's
+    input."""
     reads = [name for item in items for name in item.inputs]
     pairs = []
     for first, second in zip(items, items[1:], strict=False):

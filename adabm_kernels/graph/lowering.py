@@ -1,4 +1,4 @@
-"""Recorded calls of torch as nodes of a graph, by the rules of rules.py; those that have no rule become a `Float`."""
+"""Turns recorded calls of torch into nodes of a graph, by the rules of rules.py. A call that has no rule becomes a `Float`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .nodes import Float, Key, Node, Ref, Slice
 from .recording import Recording, tensors
 from .rules import COMMUTING, RULES, SLICES
 
-# These give the tensor that they are given, unless they change its dtype.
+# Calls that return the tensor that they are given, unless they change its dtype.
 IDENTITIES = {"dropout", "feature_dropout", "alpha_dropout", "contiguous", "detach", "clone", "alias", "to", "_to_copy", "float"}
 IDENTITIES |= {"type_as", "lift_fresh_copy", "identity", "requires_grad"}
 COPIES = {"clone", "lift_fresh_copy", "_to_copy"}
 
 
 class Lowering:
-    """Makes the nodes of a graph of recorded calls, one after the other.
+    """Makes the nodes of a graph from recorded calls, one after the other.
 
     nodes: by name. state: the values that they read. finer: names of tensors with more rows than the picture.
     """
@@ -40,10 +40,10 @@ class Lowering:
         self.values: dict[fx.Node, Any] = {node: Constant(tensor, key) for node, (key, tensor) in recording.constants.items()}
         self.rows = _hint(recording.x.meta["val"].shape[2])
         self.values[recording.x] = x = self._value("x", recording.x.meta["val"])
-        self.holders: dict[int, list[fx.Node]] = {id(x.memory): [recording.x]}  # who has which memory
+        self.holders: dict[int, list[fx.Node]] = {id(x.memory): [recording.x]}  # by memory, the calls whose results lie in it
 
     def run(self) -> tuple[str, ...]:
-        """Make the nodes that the outputs depend on; returns the names of the outputs."""
+        """Makes the nodes that the outputs depend on, and returns the names of the outputs."""
         calls = [node for node in self.recording.nodes if node.op.startswith("call") or node.op == "get_attr"]
         for node in self._needed(calls):
             if node not in self.values:
@@ -58,7 +58,7 @@ class Lowering:
         return tuple(names)
 
     def _needed(self, calls: list[fx.Node]) -> list[fx.Node]:
-        """Calls that the outputs depend on, and those that write in place what these read."""
+        """The calls that the outputs depend on, and the calls that write in place what these read."""
         needed: set[fx.Node] = set()
         wanted = {one for one in self.recording.outputs if isinstance(one, fx.Node)}
         for node in reversed(calls):
@@ -90,7 +90,7 @@ class Lowering:
         return made
 
     def _constant(self, call: Call) -> Any:
-        """What a call gives that reads values of the module alone."""
+        """The result of a call that reads only values of the module."""
         first = call.args[0] if call.args else None
         if isinstance(first, Constant):
             if call.name in IDENTITIES and call.node.meta["val"].dtype == first.tensor.dtype:
@@ -103,7 +103,7 @@ class Lowering:
         return pytree.tree_map_only(torch.Tensor, lambda one: Constant(one.detach()), made)
 
     def _identity(self, call: Call) -> Value | None:
-        """What a call is given, where it gives just that."""
+        """The argument of a call that returns just this argument; None for another call."""
         x = call.args[0] if call.args else None
         if not isinstance(x, Value) or x.shape is None:
             return None
@@ -115,7 +115,7 @@ class Lowering:
         return replace(x, memory=object()) if call.name in COPIES else replace(x)
 
     def _by_rule(self, call: Call, given: Iterable[Value | Constant]) -> Any:
-        """What a rule makes of a call on floating-point tensors."""
+        """The result of the rule for a call on floating-point tensors."""
         if call.name not in RULES or any(isinstance(one, Value) and one.shape is None for one in given):
             return None
         if call.name not in COMMUTING and not isinstance(call.input, Value):
@@ -127,7 +127,8 @@ class Lowering:
         return made
 
     def _written(self, call: Call, made: Value) -> None:
-        """Whoever reads later what a call writes in place reads what the call gives; what shares its memory would not know."""
+        """Makes later readers of a tensor that a call writes in place read the call's result. Other tensors in the same memory
+        would not change with it."""
         old = call.args[0]
         if not isinstance(old, Value):
             raise ValueError(f"trace: {call.where} writes in place into a constant")
@@ -150,12 +151,12 @@ class Lowering:
         return Value(name, val.dtype, tuple(map(str, val.shape)), channels)
 
     def name(self, call: Call, kind: type[Node]) -> str:
-        """The path of the module that makes the call, with the name of the function where it makes several."""
+        """The path of the module that makes the call, followed by the name of the function where the module makes several calls."""
         path = call.place if call.leaf and call.place and kind is not Float else f"{call.place}.{call.name}".strip(".")
         return _free(path, lambda name: name in self.nodes or name == "x")
 
     def add(self, kind: type[Node], call: Call, *inputs: Value, name: str = "", **fields: Any) -> Value:
-        """A node that computes what the call gives."""
+        """A node that computes the result of the call."""
         name = name or self.name(call, kind)
         self.nodes[name] = kind(name, tuple(one.name for one in inputs), **fields)
         return self._value(name, call.node.meta.get("val"))
@@ -184,7 +185,7 @@ class Lowering:
         return key
 
     def other(self, call: Call, function: str = "", arguments: tuple[Any, ...] | None = None) -> Value:
-        """A call as it is: a `Float`. function, arguments: others in its place."""
+        """Adds the call as it is, as a `Float`. function, arguments: others in place of those that it has."""
         name = self.name(call, Float)
         inputs: dict[str, int] = {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -205,7 +206,7 @@ class Lowering:
         function = function or _target(call.node)
         if function.startswith("."):
             if isinstance(values[0], Ref):
-                values = values[1:]  # the first input
+                values = values[1:]  # without the first input
             else:
                 function = f"torch.Tensor{function}"
         self.nodes[name] = Float(name, tuple(inputs), function, values, settings, tuple(shapes.items()))
@@ -216,7 +217,7 @@ class Lowering:
 
 
 def _free(name: str, taken: Callable[[str], bool]) -> str:
-    """The name, or with a number behind it where that is taken."""
+    """The name itself, or with a number behind it where it is taken."""
     names = (name if i == 0 else f"{name}_{i}" for i in range(1 << 30))
     return next(one for one in names if not taken(one))
 
@@ -234,8 +235,8 @@ def _random(call: Call) -> bool:
 
 
 def _target(node: fx.Node) -> str:
-    """The `target` of a `Float`. What writes in place is called by its other form; views may be copies, as what makes tensors
-    contiguous is left out."""
+    """The `target` of a `Float`. A function that writes in place is replaced by its other form. Views may be copies, because calls
+    that make tensors contiguous are left out."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         space, name = target._schema.name.split("::")
@@ -250,6 +251,6 @@ def _target(node: fx.Node) -> str:
 
 
 def _is_view(call: fx.Node, unknown: bool) -> bool:
-    """Whether what a call gives may share memory with what it is given. unknown: what it is where no schema tells."""
+    """Whether the result of a call may share memory with its arguments. unknown: the answer where no schema tells."""
     schema = getattr(call.target, "_schema", None)
     return unknown if schema is None else any(one.alias_info is not None for one in schema.returns)

@@ -48,7 +48,7 @@ Step = tuple[Node, tuple[str, ...]]  # a node, and the tensors that nothing read
 
 
 class Parts(nn.Module):
-    """Modules by name, as `nn.ModuleDict`; those that are numbered also by number, as `nn.ModuleList`, even with gaps."""
+    """Modules by name, as in `nn.ModuleDict`. Numbered ones can also be read by number, as in `nn.ModuleList`, even with gaps."""
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, slice) or (isinstance(key, int) and key < 0):
@@ -63,14 +63,15 @@ class Parts(nn.Module):
 
 
 class MeanShift(nn.Module):
-    """Add (`sign=1`) or subtract (`sign=-1`) a colour in 0..255, stored as the 1x1 convolution published weights carry."""
+    """Adds (`sign=1`) or subtracts (`sign=-1`) a colour in 0..255, stored as the 1x1 convolution that published weights hold."""
 
     weight: torch.Tensor
     bias: torch.Tensor
 
     def __init__(self, sign: int, mean: tuple[float, ...]):
         super().__init__()
-        # Numbers, not arithmetic on tensors: on the meta device, where shapes are taken, that imports torch's whole compiler.
+        # Plain numbers are used here: on the meta device, where shapes are taken, arithmetic on tensors would import torch's whole
+        # compiler.
         identity = [[float(i == j) for j in range(3)] for i in range(3)]
         self.register_buffer("weight", torch.tensor(identity).view(3, 3, 1, 1))
         self.register_buffer("bias", torch.tensor([sign * value for value in mean]))
@@ -87,9 +88,9 @@ class Norm(nn.BatchNorm2d):
 
 
 class BorderConv2d(nn.Module):
-    """A `BorderConv`: [N, C, H, W], both sides at least `classes` -> [N, channels_out, scale*H, scale*W].
+    """Computes a `BorderConv`: [N, C, H, W], both sides at least `classes`, becomes [N, channels_out, scale*H, scale*W].
 
-    It computes every pixel with every kernel, and takes what is the pixel's own.
+    It computes every pixel with every kernel, and keeps the result of the pixel's own kernel.
     """
 
     def __init__(self, node: BorderConv):
@@ -114,7 +115,7 @@ class BorderConv2d(nn.Module):
 
 
 def layer_of(node: Node) -> nn.Module | None:
-    """The layer of torch that a node is, with fresh parameters; None for one that learns nothing, or whose values have no layer."""
+    """The layer of torch for a node, with fresh parameters; None for a node that learns nothing, or whose values have no layer."""
     match node:
         case Conv():
             sizes = (node.kernel, node.stride, node.padding, node.dilation)
@@ -133,7 +134,7 @@ def layer_of(node: Node) -> nn.Module | None:
 
 
 def steps(nodes: Iterable[Node], outputs: Iterable[str]) -> list[Step]:
-    """The nodes, each with the tensors that can be let go after it: those that no later one reads and that are no output."""
+    """The nodes, each with the tensors that can be released after it: those that no later node reads and that are no output."""
     nodes, kept, found = list(nodes), set(outputs), []
     for node in reversed(nodes):
         found.append((node, tuple(name for name in dict.fromkeys(node.inputs) if name not in kept)))
@@ -142,12 +143,13 @@ def steps(nodes: Iterable[Node], outputs: Iterable[str]) -> list[Step]:
 
 
 class GraphModule(nn.Module):
-    """A graph and its parameters: what the graph calls its inputs -> its output, or a tuple of several.
+    """A graph with its parameters, which computes the output, or a tuple of several, from the graph's inputs.
 
-    names: the name of a module for the key of a node, which parameters begin with; default the key itself. layer: the module of a
-    node, see `layer_of`. dtypes: of values of `Float` nodes that are no floats, by key; they are buffers. Modules are declared as
-    people do, so that state dicts have the order of published ones: mean shifts, then convolutions, activations and norms, and
-    numbered ones by number. Its methods have long names, as modules may be called `layer` or `run`.
+    names: gives the name of a module, with which its parameters begin, for the key of a node; by default the key itself. layer:
+    gives the module of a node, see `layer_of`. dtypes: by key, those of the values of `Float` nodes that are no floats; these
+    values are buffers. Modules are declared in the usual order, so that state dicts are ordered like published ones: mean shifts,
+    then convolutions, activations and norms, and numbered ones by number. Its methods have long names, because modules may be
+    called `layer` or `run`.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class GraphModule(nn.Module):
         super().__init__()
         self.graph = graph
         self._steps = steps(graph.nodes, graph.outputs)
-        self._paths: dict[str, list[str]] = {}  # of the layers, by the name of their node
+        self._paths: dict[str, list[str]] = {}  # the paths of the layers, by the name of their node
         self._values: dict[str, str] = {}  # names of the parameters of nodes that have no layer, by key
         for key, shape in graph.buffers.items():
             self.register_buffer(key, torch.ones(shape))
@@ -180,9 +182,9 @@ class GraphModule(nn.Module):
             known |= made.keys()
 
     def _register(self, name: str, value: nn.Module | torch.Tensor) -> None:
-        """Put a module, parameter or buffer at a dotted name, in containers that are made where there are none.
+        """Puts a module, parameter or buffer at a dotted name, and makes the containers that do not exist yet.
 
-        Past the methods of nn.Module, which refuse names that containers have as attributes of their own: "keys", "graph".
+        It bypasses the methods of nn.Module, which refuse names that containers have as attributes of their own: "keys", "graph".
         """
         *parents, leaf = name.split(".")
         place: nn.Module = self
@@ -210,7 +212,7 @@ class GraphModule(nn.Module):
         """The module of a node. Raises KeyError where it has none."""
         found: Any = self
         for part in self._paths[name]:
-            found = found._modules[part]  # a tenth of the time of getattr
+            found = found._modules[part]  # takes a tenth of the time of getattr
         return found
 
     def forward(self, *inputs: torch.Tensor) -> Any:
@@ -223,7 +225,7 @@ class GraphModule(nn.Module):
     def run_steps(
         values: dict[str, torch.Tensor], plan: list[Step], compute: Callable[[Node, list[torch.Tensor]], torch.Tensor]
     ) -> None:
-        """Compute the nodes of a plan (`steps`) from the tensors in `values`, which then holds what is kept."""
+        """Computes the nodes of a plan (`steps`) from the tensors in `values`, which afterwards holds the tensors that are kept."""
         for node, unread in plan:
             values[node.name] = compute(node, [values[name] for name in node.inputs])
             for name in unread:
@@ -239,7 +241,7 @@ class GraphModule(nn.Module):
 
 
 def call_float(node: Float, inputs: Sequence[Any], values: Callable[[str], Any]) -> Any:
-    """What a `Float` computes of its inputs. values: those of the state dict, by key."""
+    """The result of a `Float` for its inputs. values: those of the state dict, by key."""
 
     def given(value: Any) -> Any:
         if isinstance(value, Ref):
@@ -259,7 +261,7 @@ def call_float(node: Float, inputs: Sequence[Any], values: Callable[[str], Any])
 
 
 def computed(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The tensor of a node that learns nothing. Raises TypeError for one that does, and for a `Float`."""
+    """The tensor of a node that learns nothing. Raises TypeError for a node that learns, and for a `Float`."""
     x = inputs[0]
     match node:
         case Add():
@@ -290,7 +292,7 @@ def computed(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
             rows, columns = (node.factor * side for side in inputs[1].shape[2:])
             return x[:, :, :rows, :columns]
         case Deviation():
-            # Not quite 0, where the gradient would be infinite.
+            # The bound is not quite 0, where the gradient would be infinite.
             return x.var((2, 3), correction=0, keepdim=True).clamp(min=1e-30).sqrt()
     raise TypeError(f"computed: '{node.name}' is a {type(node).__name__}, which no function of its inputs alone computes")
 
@@ -316,13 +318,13 @@ def _padded(node: Pad, x: torch.Tensor) -> torch.Tensor:
 
 
 def _declared(node: Node) -> int:
-    """The place of a node among those whose modules are declared."""
+    """The rank of a node in the order in which modules are declared."""
     kinds: tuple[tuple[type[Node], ...], ...] = ((ColourShift,), (Conv, BorderConv, Linear, Float), (Activation,), (BatchNorm,))
     return next((i for i, kind in enumerate(kinds) if isinstance(node, kind)), len(kinds))
 
 
 def _value(shape: tuple[int, ...], dtype: str | None) -> torch.Tensor:
-    """Where a value of a `Float` is loaded: a parameter, or a buffer of a dtype that is no float."""
+    """A place to load a value of a `Float` into: a parameter, or a buffer where the dtype is no float."""
     return nn.Parameter(torch.zeros(shape)) if dtype is None else torch.zeros(shape, dtype=getattr(torch, dtype))
 
 

@@ -1,6 +1,6 @@
 """What a network is made of: nodes, each of which computes one tensor from tensors that others have computed.
 
-Nodes hold no values. What a node learns lies in a state dict beside the graph, under keys that begin with the node's `key`; the
+Nodes hold no values. What a node learns lies in a state dict beside the graph, under keys that begin with the node's `key`. The
 same graph is read with the weights of a teacher, of a simulation or of a converted network.
 """
 
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 class Node:
     """One tensor of a network, and how it is computed.
 
-    name: of the node and of the tensor that it computes; no other node has it. inputs: names of the tensors that it reads.
+    name: that of the node and of the tensor that it computes; no other node has it. inputs: names of the tensors that it reads.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Conv(Node):
-    """A convolution of [N, C, H, W] with zeros around: `key`.weight [K, C / groups, R, S] and, with `bias`, `key`.bias [K].
+    """A convolution of [N, C, H, W] with zeros around it: `key`.weight [K, C / groups, R, S] and, with `bias`, `key`.bias [K].
 
-    kernel, stride, dilation, padding: rows, columns. role: "adaptive" where image and layer decide the bits of its input,
-    "fixed" at the base bits, "end" (first, last, upsampler) at 8 bits, "float" where it is never quantised. body: quantised even
-    when only the body is.
+    kernel, stride, dilation, padding: for rows, then columns. role: "adaptive" where image and layer decide the bits of its input,
+    "fixed" where these are the base bits, "end" (first, last, upsampler) where they are 8, "float" where it is never quantised.
+    body: whether it is quantised even when only the body is.
     """
 
     key: str
@@ -70,11 +70,11 @@ class Conv(Node):
 
 @dataclass(frozen=True)
 class BorderConv(Node):
-    """A convolution whose kernel depends on how near to the border a pixel lies, and the PixelShuffle behind it: an upsampler that
-    has been collapsed into one (networks/collapse.py).
+    """A convolution whose kernel depends on how near to the border a pixel lies, with the PixelShuffle behind it: an upsampler that
+    has been collapsed into one convolution (networks/collapse.py).
 
-    scale: factor of the PixelShuffle. classes: of pixels, for rows and for columns: the first ones, those inside, the last ones;
-    the kernels have as many rows and columns.
+    scale: factor of the PixelShuffle. classes: the number of classes of pixels, for rows and for columns: the first ones, those
+    inside, and the last ones. The kernels have as many rows and columns.
     """
 
     key: str
@@ -90,7 +90,7 @@ class BorderConv(Node):
 
 @dataclass(frozen=True)
 class Linear(Node):
-    """x [..., C] times `key`.weight [K, C], plus `key`.bias [K] with `bias`. dims: how many dimensions x has; 0 where that is not
+    """x [..., C] times `key`.weight [K, C], plus `key`.bias [K] with `bias`. dims: the number of dimensions of x; 0 where it is not
     known."""
 
     key: str
@@ -119,10 +119,10 @@ class BatchNorm(Node):
 
 @dataclass(frozen=True)
 class Affine(Node):
-    """x * gain + shift with constants: one number for all channels, or one for each; None for gains of 1 and shifts of 0.
+    """x * gain + shift with constants, each one number for all channels or one for each; None for gains of 1 and shifts of 0.
 
-    divisor: x / divisor + shift instead, where the published formula divides: a float division is not the product with the
-    reciprocal. first: "gain" as above, or "shift" for (x + shift) * gain.
+    divisor: where the published formula divides, x / divisor + shift is computed instead, because a float division is not the
+    product with the reciprocal. first: "gain" as above, or "shift" for (x + shift) * gain.
     """
 
     gain: tuple[float, ...] | None = None
@@ -133,7 +133,7 @@ class Affine(Node):
 
 @dataclass(frozen=True)
 class ColourShift(Node):
-    """x plus (`sign` = 1) or less (-1) a mean colour in 0..255, kept in state dicts as the 1x1 convolution of published weights:
+    """Adds (`sign` = 1) or subtracts (-1) a mean colour in 0..255. State dicts hold it as the 1x1 convolution of published weights:
     `key`.weight, the identity [3, 3, 1, 1], and `key`.bias [3]."""
 
     key: str
@@ -218,7 +218,7 @@ class PixelUnshuffle(Node):
 class Resize(Node):
     """[N, C, H, W] -> [N, C, factor H, factor W]. mode: "nearest", "bilinear" or "bicubic" (the last two with `align_corners`).
 
-    antialias: as torch's, with which "bicubic" is that of MATLAB and Pillow (Keys, a = -0.5) and without which a is -0.75.
+    antialias: as torch's. With it "bicubic" is that of MATLAB and Pillow (Keys, a = -0.5); without it a is -0.75.
     """
 
     factor: float = 2
@@ -236,7 +236,7 @@ class ResizeLike(Node):
 
 @dataclass(frozen=True)
 class Pad(Node):
-    """Rows and columns behind the picture, mirrored ones, so that both sides are multiples of `multiple` and at least `least`.
+    """Adds rows and columns behind the picture, mirrored ones, so that both sides are multiples of `multiple` and at least `least`.
 
     Where a picture is too small to be mirrored, its last row or column is repeated.
     """
@@ -247,7 +247,7 @@ class Pad(Node):
 
 @dataclass(frozen=True)
 class Crop(Node):
-    """The first `factor` H rows and `factor` W columns of its first input, of a second input [N, C, H, W]."""
+    """The first `factor` H rows and `factor` W columns of its first input, where the second input is [N, C, H, W]."""
 
     factor: int = 1
 
@@ -261,8 +261,8 @@ class Deviation(Node):
 
 @dataclass(frozen=True)
 class Pool(Node):
-    """Pooling by the name of a function of torch.nn.functional: "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"; its settings as
-    keyword arguments, in order."""
+    """Pooling by the name of a function of torch.nn.functional: "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d". The settings are
+    its keyword arguments, in order."""
 
     function: str = "max_pool2d"
     settings: tuple[tuple[str, Any], ...] = ()
@@ -272,9 +272,9 @@ class Pool(Node):
 class Float(Node):
     """Any other call that stays in floats, or that gives a size of a tensor to such a call.
 
-    target: what is called: the full name of a function ("torch.flatten", "torch.ops.aten.mean.dim", "_operator.floordiv"), or of a
-    method of the first input (".mean"), which is then no argument. arguments, settings: by position and by keyword; `Ref(i)` stands
-    for input i, `Key(k)` for a value of the state dict. shapes: of the keys.
+    target: the full name of the function that is called ("torch.flatten", "torch.ops.aten.mean.dim", "_operator.floordiv"), or of a
+    method of the first input (".mean"), which is then no argument. arguments, settings: by position and by keyword. `Ref(i)` stands
+    for input i, `Key(k)` for a value of the state dict. shapes: those of the keys.
     """
 
     target: str = ""
@@ -289,21 +289,21 @@ class Float(Node):
 
 
 def called(node: Float) -> str:
-    """The function that a node calls, without its place and without what tells its variants apart: "mean"."""
+    """The function that a node calls, without its module and without the part that tells its variants apart: "mean"."""
     parts = node.target.split(".")
     return parts[3] if node.target.startswith("torch.ops.") else parts[-1]
 
 
 @dataclass(frozen=True)
 class Ref:
-    """In the arguments of a `Float`: input `index` of the node."""
+    """Stands in the arguments of a `Float` for input `index` of the node."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Key:
-    """In the arguments of a `Float`: a value of the state dict."""
+    """Stands in the arguments of a `Float` for a value of the state dict."""
 
     name: str
 
@@ -312,8 +312,8 @@ class Key:
 class Graph:
     """A network: nodes in an order in which each reads only inputs of the network and what earlier nodes have computed.
 
-    inputs: names of the tensors that it is given. outputs: of those that it gives. buffers: other keys of its state dict that no
-    node reads, with their shapes (marks such as "unit_range"). Raises ValueError for names that are taken or unknown.
+    inputs: names of the tensors that it is given. outputs: names of the tensors that it gives. buffers: other keys of its state
+    dict that no node reads, with their shapes (marks such as "unit_range"). Raises ValueError for names that are taken or unknown.
     """
 
     nodes: tuple[Node, ...]
@@ -350,7 +350,7 @@ class Graph:
         return tuple(node for node in self.nodes if name in node.inputs)
 
     def parameters(self) -> dict[str, Shape]:
-        """Keys and shapes of everything that the nodes learn, in the order of the nodes, each once; then the buffers."""
+        """Keys and shapes of everything that the nodes learn, each once, in the order of the nodes; then those of the buffers."""
         shapes: dict[str, Shape] = {}
         for node in self.nodes:
             shapes |= {key: shape for key, shape in node.parameters().items() if key not in shapes}

@@ -1,4 +1,4 @@
-"""How a network hands its tensors out: one tensor, or tuples, lists and dicts of tensors, in one another too."""
+"""How a network hands its tensors out: one tensor, or tuples, lists and dicts of tensors, which may be nested."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
-# The number of a tensor among the outputs of a graph, or a kind with its parts: ("tuple", (0, 1)), ("dict", (("boxes", 0), ...)).
+# A layout is the number of a tensor among the outputs of a graph, or a kind with its parts: ("tuple", (0, 1)), ("dict", (("boxes",
+# 0), ...)).
 Layout = Any
 ONE_TENSOR: Layout = 0
 MOST_DEPTH = 8
 
 
 def layout_of(structure: Any) -> Layout:
-    """The layout of what a network hands out, from that with the number of each tensor in the tensor's place.
+    """The layout of a network's output. structure: this output, with the number of each tensor in the tensor's place.
 
-    Raises ValueError for what is made of something else than tuples, lists and dicts.
+    Raises ValueError for anything that is not made of tuples, lists and dicts.
     """
 
     def walk(value: Any, place: str, depth: int) -> Layout:
@@ -33,7 +34,7 @@ def layout_of(structure: Any) -> Layout:
 
 
 def arranged(layout: Layout, tensors: Sequence[torch.Tensor]) -> Any:
-    """The tensors as the layout says, in plain tuples, lists and dicts."""
+    """The tensors arranged as the layout says, in plain tuples, lists and dicts."""
     if isinstance(layout, int):
         return tensors[layout]
     kind, parts = layout
@@ -53,7 +54,8 @@ def places(layout: Layout, place: str = "output") -> list[str]:
 
 
 def checked_layout(value: Any, count: int) -> Layout:
-    """A layout of `count` tensors as JSON gives it, with tuples for lists. Raises ValueError for anything else."""
+    """The layout of `count` tensors from the form that JSON gives it, with tuples in place of lists. Raises ValueError for anything
+    else."""
     seen: list[int] = []
 
     def walk(part: Any, depth: int) -> Layout:

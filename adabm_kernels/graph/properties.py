@@ -1,4 +1,5 @@
-"""What the structure of a graph says: sizes of tensors, work, reach, residual blocks, upsampler. Names of nodes play no part."""
+"""Facts that the structure of a graph tells: sizes of tensors, work, reach, residual blocks, upsampler. Names of nodes play no
+part."""
 
 from __future__ import annotations
 
@@ -31,11 +32,11 @@ from .nodes import (
     Slice,
 )
 
-# What changes each value by itself, but for the whole picture or for its channel: nothing around it is read.
+# Nodes that read nothing around a value: they change each value by itself, or by a number of the whole picture or channel.
 POINTWISE = (Activation, Affine, BatchNorm, ColourShift)
-# Of the kernel of a collapsed upsampler (networks/collapse.py), pixels: two 3x3 stages and one at each finer resolution reach no
+# Pixels of the kernel of a collapsed upsampler (networks/collapse.py): two 3x3 stages and one at each finer resolution reach no
 # further.
-HOMOGENEOUS = ("relu", "leaky_relu", "prelu")  # activations for which act(c v) = c act(v), c above 0
+HOMOGENEOUS = ("relu", "leaky_relu", "prelu")  # activations for which act(c v) = c act(v), with c above 0
 COLLAPSED_RADIUS = 2
 
 
@@ -54,10 +55,11 @@ class Extent:
 class ConvSpec:
     """One convolution of a network that can be quantised.
 
-    name: its key in AdaBM state dicts. channels_in, channels_out: its shape. kernel: rows of its kernel, and columns unless those
-    are given. role: "adaptive" where image and layer decide the bits of its input, "fixed" at the base bits, "end" (first, last,
-    upsampler) at 8 bits. scale: its resolution relative to the low-resolution image. bias: whether it has one. body: quantised even
-    when only the body is. stride, dilation, padding: of rows and columns; padding None for half the kernel.
+    name: its key in AdaBM state dicts. channels_in, channels_out: its shape. kernel: rows of its kernel, and also columns unless
+    those are given. role: "adaptive" where image and layer decide the bits of its input, "fixed" where these are the base bits,
+    "end" (first, last, upsampler) where they are 8. scale: its resolution relative to the low-resolution image. bias: whether it
+    has one. body: whether it is quantised even when only the body is. stride, dilation, padding: of rows and columns; a padding of
+    None is half the kernel.
     """
 
     name: str
@@ -87,7 +89,7 @@ class ConvSpec:
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """output = entry + factor * f(entry).
+    """A sum that computes output = entry + factor * f(entry).
 
     entry: a tensor. inner: names of the nodes of f, in order. output: name of the `Add`.
     """
@@ -98,10 +100,10 @@ class ResidualBlock:
 
 
 def extents(graph: Graph, channels: Mapping[str, int] | None = None) -> dict[str, Extent]:
-    """The size of every tensor but of those that a `Float` makes, of those whose rows and columns have become smaller by different
-    factors, and of what is made of such alone.
+    """The size of every tensor that can be told. Left out are tensors that a `Float` makes, those whose rows and columns have
+    become smaller by different factors, and those that are computed from such tensors alone.
 
-    channels: of the inputs; default 3 for each.
+    channels: those of the inputs; by default 3 for each.
     """
     found = {name: Extent((channels or {}).get(name, 3)) for name in graph.inputs}
     for node in graph.nodes:
@@ -149,15 +151,17 @@ def extent_of(node: Node, inputs: list[Extent]) -> Extent | None:
 
 
 def _smaller(channels: int, x: Extent, strides: int | tuple[int, ...]) -> Extent | None:
-    """The extent of what has a row and a column for every `strides` of x; None where those are two numbers."""
+    """The extent of a tensor that has a row and a column for every `strides` of x; None where `strides` is two different
+    numbers."""
     both = (strides,) if isinstance(strides, int) else strides
     return Extent(channels, x.scale / both[0]) if len(set(both)) == 1 else None
 
 
 def convs(graph: Graph, channels: Mapping[str, int] | None = None) -> tuple[ConvSpec, ...]:
-    """The convolutions that can be quantised, in the order they run, but for those whose role is to stay in floats.
+    """The convolutions that can be quantised, in the order they run, without those whose role is to stay in floats.
 
-    channels: of the inputs, as `extents` takes them."""
+    channels: those of the inputs, as `extents` takes them.
+    """
     sizes = extents(graph, channels)
     return tuple(
         ConvSpec(
@@ -181,7 +185,8 @@ def convs(graph: Graph, channels: Mapping[str, int] | None = None) -> tuple[Conv
 
 
 def keeps_size(node: Conv) -> bool:
-    """Whether a convolution can be quantised: stride 1, one group and a square kernel with as much around it as it needs."""
+    """Whether a convolution keeps the size and can be quantised: stride 1, one group, and a square kernel with the padding that it
+    needs."""
     rows, columns = node.kernel
     plain = node.stride == node.dilation == (1, 1) and node.groups == 1
     return plain and rows == columns and rows % 2 == 1 and node.padding == (rows // 2, rows // 2)
@@ -203,10 +208,10 @@ def products(graph: Graph) -> int | Fraction:
 
 
 def radius(graph: Graph, apart: Collection[str] = ()) -> int:
-    """Pixels of the input on each side that an output pixel depends on: the receptive field's radius.
+    """The receptive field's radius: pixels of the input on each side that an output pixel depends on.
 
-    apart: names of nodes that are taken to read no further than their inputs do. Raises ValueError where another reads the whole
-    picture or does what cannot be told.
+    apart: names of nodes that are taken to read no further than their inputs do. Raises ValueError where another node reads the
+    whole picture, or where its reach cannot be told.
     """
     sizes, reach = extents(graph), {name: Fraction(0) for name in graph.inputs}
     for node in graph.nodes:
@@ -220,7 +225,7 @@ def radius(graph: Graph, apart: Collection[str] = ()) -> int:
 
 
 def reach_of(node: Node) -> Fraction | None:
-    """Pixels of its first input on each side that a node reads; None where all, or where that is unknown."""
+    """Pixels of its first input on each side that a node reads; None where it reads all, or where the reach is unknown."""
     match node:
         case Conv():
             axes = zip(node.kernel, node.dilation, node.stride, strict=True)
@@ -244,7 +249,7 @@ def reach_of(node: Node) -> Fraction | None:
 
 
 def grid(graph: Graph) -> int:
-    """Pixels of the input that a network takes together: a picture that is cut elsewhere than at multiples of them is another."""
+    """Pixels a side of the groups of input pixels that a network handles together. A picture must be cut at multiples of it."""
     return math.prod(node.factor for node in graph.nodes if isinstance(node, PixelUnshuffle))
 
 
@@ -258,7 +263,7 @@ def readers(graph: Graph) -> dict[str, tuple[str, ...]]:
 
 
 def needed(graph: Graph, names: Iterable[str], given: Iterable[str] = ()) -> tuple[Node, ...]:
-    """The nodes that compute these tensors from tensors that are given, in order."""
+    """The nodes that compute these tensors from the given tensors, in order."""
     wanted, given, found = set(names), set(given), []
     for node in reversed(graph.nodes):
         if node.name in wanted and node.name not in given:
@@ -268,12 +273,13 @@ def needed(graph: Graph, names: Iterable[str], given: Iterable[str] = ()) -> tup
 
 
 class Ancestry:
-    """Which tensors depend on which: a set of bits for each, one bit a tensor, by its place among the nodes."""
+    """Which tensors depend on which: for each tensor a set of bits, with one bit for each tensor by its place among the nodes."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.place = {node.name: i for i, node in enumerate(graph.nodes)}
-        self.above: dict[str, int] = dict.fromkeys(graph.inputs, 0)  # what a tensor is made of, itself among it
+        # by tensor, the tensors that it is computed from, itself included
+        self.above: dict[str, int] = dict.fromkeys(graph.inputs, 0)
         for i, node in enumerate(graph.nodes):
             bits = 1 << i
             for name in node.inputs:
@@ -281,7 +287,7 @@ class Ancestry:
             self.above[node.name] = bits
 
     def depends(self, name: str, on: str) -> bool:
-        """Whether a tensor is made of a node's, or is that."""
+        """Whether a tensor is the tensor `on`, or is computed from it."""
         return on in self.place and bool(self.above[name] >> self.place[on] & 1)
 
     def between(self, entry: str, last: str) -> tuple[str, ...]:
@@ -293,7 +299,7 @@ class Ancestry:
 
 @dataclass(frozen=True)
 class ResidualSum:
-    """A sum of features and of what was made of them."""
+    """A sum of features and of a tensor that was computed from them."""
 
     skip: str
     inner: str
@@ -301,8 +307,8 @@ class ResidualSum:
 
 
 def residual_sums(graph: Graph, ancestry: Ancestry) -> list[ResidualSum]:
-    """Every `Add` of two tensors of which one is made of the other, which is taken as it is and is no picture: it lies behind a
-    convolution."""
+    """Every `Add` of two tensors of which one is computed from the other. The other is added as it is, and is no picture: it lies
+    behind a convolution."""
     conv_bits = sum(1 << i for i, node in enumerate(graph.nodes) if isinstance(node, Conv))
     found = []
     for node in graph.nodes:
@@ -318,8 +324,8 @@ def residual_sums(graph: Graph, ancestry: Ancestry) -> list[ResidualSum]:
 
 
 def takes_any_range(graph: Graph) -> bool:
-    """Whether the network gives c times its output for c times its input, where all constants that it adds are c times theirs, too:
-    weights for pixels in 0..1 are then weights for 0..255 but for a factor on those constants."""
+    """Whether the network gives c times its output for c times its input, where all constants that it adds are multiplied by c too.
+    Weights for pixels in 0..1 are then weights for 0..255, except for a factor on those constants."""
     return not any(
         isinstance(node, (Multiply, Float)) or (isinstance(node, Activation) and node.function not in HOMOGENEOUS)
         for node in graph.nodes
@@ -327,10 +333,11 @@ def takes_any_range(graph: Graph) -> bool:
 
 
 def stream(graph: Graph) -> frozenset[str]:
-    """The features that pass the residual blocks by: what a residual sum takes as it is, and every such sum.
+    """The features that pass the residual blocks by: the tensors that residual sums add as they are, and all these sums.
 
-    Empty where one of them is also a part of wider features (`Concat`), where they are not all of one size, or where no convolution
-    makes one of them together with what follows it, as an activation of a sum: they cannot then be held in one buffer.
+    They cannot be held in one buffer, and the result is empty, where one of them is also a part of wider features (`Concat`), where
+    they are not all of one size, or where no convolution computes one of them together with what follows it, as with an activation
+    of a sum.
     """
     sums = residual_sums(graph, Ancestry(graph))
     names = {name for one in sums for name in (one.skip, one.output)}
@@ -341,21 +348,21 @@ def stream(graph: Graph) -> frozenset[str]:
 
 
 def _of_conv(graph: Graph, name: str) -> bool:
-    """Whether a convolution gives a tensor, with what changes each value by itself or with what is added behind it."""
+    """Whether a convolution makes a tensor, possibly with nodes behind it that change each value by itself or add to it."""
     node = graph[name]
     made = node.inputs if isinstance(node, Add) else (name,)
     return any(isinstance(graph[_before(graph, one)], Conv) for one in made if one not in graph.inputs)
 
 
 def _before(graph: Graph, name: str) -> str:
-    """The tensor that another is made of, value by value."""
+    """The tensor that another tensor is computed from, value by value."""
     while isinstance(graph[name], POINTWISE) and graph[name].x not in graph.inputs:
         name = graph[name].x
     return name
 
 
 def residual_blocks(graph: Graph) -> tuple[ResidualBlock, ...]:
-    """The innermost residual sums of a graph, in the order they run: those around others are no blocks."""
+    """The innermost residual sums of a graph, in the order they run. Sums that contain others are no blocks."""
     ancestry = Ancestry(graph)
     sums = residual_sums(graph, ancestry)
     outputs = {one.output for one in sums}
@@ -364,10 +371,10 @@ def residual_blocks(graph: Graph) -> tuple[ResidualBlock, ...]:
 
 
 def upsampler_input(graph: Graph) -> str:
-    """The features that the upsampler begins with: of them and of the picture all that follows is made.
+    """The features that the upsampler begins with. Everything that follows is computed from them and from the picture.
 
-    They are what the convolution before a `PixelShuffle` reads, or what a `Resize` reads, of the first for which this holds; where
-    there is none, what the last convolution reads.
+    They are the input of the convolution before a `PixelShuffle`, or the input of a `Resize`, at the first of these for which this
+    holds. Where there is none, they are the input of the last convolution.
     """
     features: set[str] = set()  # tensors behind a convolution
     last = graph.inputs[0]
@@ -385,14 +392,14 @@ def upsampler_input(graph: Graph) -> str:
 
 
 def _before_conv(graph: Graph, name: str) -> str:
-    """What the convolution reads that a tensor is made of, value by value."""
+    """The input of the convolution from which a tensor is computed value by value."""
     name = _before(graph, name)
     return graph[name].x if isinstance(graph[name], Conv) else name
 
 
 def linear_upsampler(graph: Graph) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
-    """(names of its convolutions, factor of the `PixelShuffle` after each but the last) of an upsampler of several 3x3 convolutions
-    without activations between them, which can be computed as one; None where it is another."""
+    """Two values for an upsampler of several 3x3 convolutions without activations between them, which can be computed as one: the
+    names of its convolutions, and the factor of the `PixelShuffle` after each but the last. None for another upsampler."""
     x = upsampler_input(graph)
     names: list[str] = []
     factors: list[int] = []

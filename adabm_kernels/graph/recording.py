@@ -19,19 +19,21 @@ from torch.utils import _pytree as pytree
 
 _GRAPH = re.compile(r"^def forward\(self.*\n(?:(?: .*)?\n)*", re.MULTILINE)  # as torch prints one
 
-LARGEST_MULTIPLE = 64  # of the sides of pictures, that is looked for where modules divide them
-MANY_SIDES, LARGE_SIDES = 600, (1000, 10000, 100000)  # conditions on sizes are tried for all up to the one, and for the others
-SMALLEST_SIDE = 16  # that a graph is asked to hold for: smaller sides are special cases of too many calls
-SMALLEST_SIDES = (17, 32, 33, 64, 65, 128, 129, 256)  # from which on it may hold: below, what is halved often has one row
+LARGEST_MULTIPLE = 64  # the largest multiple of the sides of pictures that is tried for modules that divide sides
+# conditions on sizes are tried for all sides up to the first number, and for the other three
+MANY_SIDES, LARGE_SIDES = 600, (1000, 10000, 100000)
+SMALLEST_SIDE = 16  # the least side that a graph is asked to hold for, since smaller sides are special cases of too many calls
+# least sides that are tried next, since below them halved features often have one row
+SMALLEST_SIDES = (17, 32, 33, 64, 65, 128, 129, 256)
 
 
 @dataclass
 class Recording:
     """The calls that a module makes.
 
-    nodes: in order. outputs: tensors that it gives. constants: nodes that stand for values of the module, by their key. size: rows
-    and columns where it takes no others, None where it takes any. smallest: side that it takes. structure: what it gives, with the
-    numbers of the outputs in their places.
+    nodes: in order. outputs: the tensors that it gives. constants: by key, the nodes that stand for values of the module. size:
+    rows and columns where it takes no others, None where it takes any. smallest: the least side that it takes. structure: what it
+    gives, with the numbers of the outputs in place of these.
     """
 
     nodes: list[fx.Node]
@@ -46,12 +48,12 @@ class Recording:
 
 
 def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by key; those that have several keys under each."""
+    """Parameters and buffers by key. A tensor that has several keys stands under each of them."""
     return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
 
 
 def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
-    """What torch.export records with batch, height and width left open. grows: the size of x is free."""
+    """The recording by torch.export with batch, height and width left open. grows: whether the size of x is free."""
     least = [min(SMALLEST_SIDE, size) for size in x.shape[2:]]
     rows, columns = (torch.export.Dim(name, min=size) for name, size in zip(("rows", "columns"), least, strict=True))
     multiple, smallest = 1, 1
@@ -72,13 +74,13 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
 
 
 def export_of_size(module: nn.Module, x: torch.Tensor) -> Recording:
-    """What torch.export records with only the batch left open: for pictures of the size of x."""
+    """The recording by torch.export with only the batch left open, for pictures of the size of x."""
     program = _exported(module, x, {0: torch.export.Dim("batch")})
     return replace(_read(program, module), size=(int(x.shape[2]), int(x.shape[3])))
 
 
 def _exported(module: nn.Module, x: torch.Tensor, sizes: dict[int, Any]) -> torch.export.ExportedProgram:
-    """sizes: those of x that are left open."""
+    """The program that torch.export makes of the module. sizes: the sizes of x that are left open."""
     first = next(iter(inspect.signature(module.forward).parameters.values()), None)
     several = first is not None and first.kind is first.VAR_POSITIONAL
     shapes: tuple[Any, ...] = ((sizes,),) if several else (sizes,)
@@ -119,11 +121,11 @@ def _read(program: torch.export.ExportedProgram, module: nn.Module) -> Recording
 
 
 def _multiple(message: str, most: int) -> tuple[int, int]:
-    """(the smallest number whose multiples, as sides of pictures, meet what a message of torch.export asks of sizes, and from which
-    side on); (0, 0) for none.
+    """The smallest number whose multiples, as sides of pictures, meet the conditions on sizes in a message of torch.export, and the
+    side from which on they do; (0, 0) where there is none.
 
-    The conditions in it are violated for some sizes, or could not be proved: they are tried for many sizes. most: that the smallest
-    side may be.
+    The message lists conditions that some sizes violate or that could not be proved, and these are tried for many sizes. most: the
+    largest value that the least side may have.
     """
     conditions = re.findall(r"generated guard (.*)\.$", message, re.MULTILINE)
     codes = [compile(re.sub(r"L\['\w+'\]\.size\(\)", "size", text), "guard", "eval") for text in conditions]
@@ -146,14 +148,14 @@ def _multiple(message: str, most: int) -> tuple[int, int]:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into every module but those that ask tensors for their number of dimensions."""
+    """Looks into every module except those that ask tensors for their number of dimensions."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, nn.modules.batchnorm._BatchNorm)
 
 
 class _Recorder(fx.Interpreter):
-    """Notes of what shape and dtype every value is."""
+    """Notes the shape and dtype of every value."""
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -164,14 +166,14 @@ class _Recorder(fx.Interpreter):
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two results of a module are equal, to the last bit."""
+    """Whether two results of a module are equal to the last bit."""
     pairs = zip(*map(pytree.tree_leaves, (a, b)), strict=True)
     return all(torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other for one, other in pairs)
 
 
 def symbolic(module: nn.Module, x: torch.Tensor) -> Recording:
-    """What torch.fx records: for the size of x alone where it is not what the module computes of tensors twice as large too, or
-    where that takes none. Raises ValueError where it is not what the module computes."""
+    """The recording by torch.fx. It is for the size of x alone where it does not compute what the module computes of tensors twice
+    as large, or where the module takes none of these. Raises ValueError where it does not compute what the module computes."""
     parameters = list(inspect.signature(module.forward).parameters.values())[1:]
     defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
     graph = _Tracer().trace(module, defaults)
@@ -182,7 +184,7 @@ def symbolic(module: nn.Module, x: torch.Tensor) -> Recording:
     larger = x.repeat(1, 1, 2, 2)
     try:
         any_size = _same(recorded(larger.clone(), *defaults.values()), module(larger))
-    except Exception:  # of whatever kind the module has for wrong sizes
+    except Exception:  # a module may raise any kind of error for wrong sizes
         any_size = False
     nodes, own = list(graph.nodes), tensors(module)
     attributes = [node for node in nodes if node.op == "get_attr"]

@@ -1,4 +1,4 @@
-"""What becomes of recorded calls: one rule for each kind of call that a node describes."""
+"""The rules that turn recorded calls into nodes: one for each kind of call that a node describes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .nodes import (
     Resize,
 )
 
-# Settings of element-wise functions, and what they are where a call does not say.
+# Settings of element-wise functions, with the values that they have where a call does not give them.
 ACTIVATIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "softsign"), {}),
     "leaky_relu": {"negative_slope": 0.01},
@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
     "hardtanh": {"min_val": -1.0, "max_val": 1.0},
 }
 SLICES = ("chunk", "split", "narrow", "slice")
-COMMUTING = ("add", "sub", "rsub", "mul", "cat")  # what may take a constant first
+COMMUTING = ("add", "sub", "rsub", "mul", "cat")  # functions whose first argument may be a constant
 
 
 class MakesNodes(Protocol):
@@ -63,7 +63,7 @@ class MakesNodes(Protocol):
         before the part in these keys."""
 
     def add(self, kind: type[Node], call: Call, *inputs: Value, name: str = "", **fields: Any) -> Value:
-        """Adds a node that computes what the call gives. fields: those of the node beside its name and inputs."""
+        """Adds a node that computes what the call gives. fields: the fields of the node except its name and inputs."""
 
     def slice(self, call: Call, x: Value, start: int, stop: int) -> Value:
         """Adds a node that takes channels start..stop of x."""
@@ -77,7 +77,7 @@ RULES: dict[str, _Rule] = {}
 
 
 def _rule(*names: str) -> Callable[[_Rule], _Rule]:
-    """Registers what makes nodes of calls of these names; it returns None for those that stay a `Float`."""
+    """Registers a function that makes nodes for calls of these names. It returns None for a call that stays a `Float`."""
 
     def register(rule: _Rule) -> _Rule:
         RULES.update(dict.fromkeys(names, rule))
@@ -97,7 +97,7 @@ def _plain(value: Any) -> Any:
 
 
 def _learned(*parts: Any) -> bool:
-    """Whether a call takes these from the module, or goes without them."""
+    """Whether each of these arguments is a value of the module or is absent."""
     return all(part is None or isinstance(part, Constant) for part in parts)
 
 
@@ -142,7 +142,7 @@ def _is_colour_shift(call: Call, weight: torch.Tensor) -> bool:
 
 
 def _colour_shift(to: MakesNodes, call: Call, weight: torch.Tensor, bias: torch.Tensor) -> Value:
-    """The convolution that adds a mean colour, as published networks do."""
+    """A ColourShift for the convolution that adds a mean colour, as published networks have it."""
     name, sign = to.name(call, ColourShift), 1 if bias.sum() > 0 else -1
     key = to.key(name, weight=weight, bias=bias)
     mean = tuple((sign * bias.detach().double()).tolist())
@@ -184,7 +184,8 @@ def _batch_norm(to: MakesNodes, call: Call) -> Value | None:
 @_rule(*ACTIVATIONS)
 def _activation(to: MakesNodes, call: Call) -> Value | None:
     settings = {name: call.get(name, value) for name, value in ACTIVATIONS[call.name].items()}
-    if call.get("scale", 1) != 1 or call.get("input_scale", 1) != 1:  # of what torch computes like an elu
+    # torch computes some functions with these settings like an elu
+    if call.get("scale", 1) != 1 or call.get("input_scale", 1) != 1:
         return None
     function = "relu6" if call.name == "hardtanh" and tuple(settings.values()) == (0, 6) else call.name
     return to.add(Activation, call, call.input, function=function, settings=() if function == "relu6" else tuple(settings.items()))
@@ -215,7 +216,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(value: Any, x: Value, call: Call) -> tuple[float, ...] | None:
-    """One number for all channels of x, or one for each, where a constant is that."""
+    """A constant as one number for all channels of x, or one for each channel; None where it is neither."""
     if _is_number(value):
         return (float(value),)
     if not isinstance(value, Constant) or x.shape is None or call.node.meta["val"].dtype != x.dtype:
@@ -230,14 +231,14 @@ def _numbers(value: Any, x: Value, call: Call) -> tuple[float, ...] | None:
 def _alike(a: Value, b: Value, call: Call) -> bool:
     """Whether two tensors that a call reads have the same type and the same sizes, so that neither is repeated.
 
-    Sizes that are written differently are the same where the module can run at no others: features of an eighth of the picture's
-    size, and those of a sixteenth that were enlarged.
+    Sizes that are written differently are the same where the module can run at no others, for example features of an eighth of the
+    picture's size and features of a sixteenth that were enlarged.
     """
     if a.shape is None or b.shape is None or a.dtype != b.dtype or len(a.shape) != len(b.shape):
         return False
     if a.shape == b.shape:
         return True
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # which brings sympy
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # this imports sympy
 
     given = [node.meta["val"].shape for node in call.node.all_input_nodes]
     return len(given) == 2 and all(statically_known_true(one == other) for one, other in zip(*given, strict=True))

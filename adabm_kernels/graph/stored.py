@@ -1,6 +1,7 @@
-"""A graph as plain values that JSON holds, and back: for files, which are not trusted.
+"""Turns a graph into plain values that JSON holds, and back. It is for files, which are not trusted.
 
-What a `Float` calls is looked up by its name, and so are the functions of activations and pools: only names listed here are.
+The function that a `Float` calls is looked up by its name, and so are the functions of activations and pools. Only names that are
+listed here are found.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _KINDS: dict[str, type[Node]] = {
     name: kind for name, kind in vars(kinds).items() if isinstance(kind, type) and issubclass(kind, Node) and kind is not Node
 }
 _POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
-# Functions without effects beside what they give. The same names are those of operators, functions and methods of torch.
+# Functions that do nothing besides returning a result. Operators, functions and methods of torch have the same names.
 _FUNCTIONS = frozenset(
     """
     _log_softmax _native_batch_norm_legit_no_training _softmax _to_copy abs adaptive_avg_pool1d adaptive_avg_pool2d
@@ -54,7 +55,7 @@ _NAMED: dict[str, type] = {"dtype": torch.dtype, "memory_format": torch.memory_f
 
 
 def why_not_stored(target: str, arguments: tuple[Any, ...] = ()) -> str:
-    """Why a file does not hold a call of a target of a `Float`; empty where it does."""
+    """Why a file cannot hold a call of this `Float` target; empty where it can."""
     known = False
     if target.startswith("torch.ops.aten."):
         parts = target.removeprefix("torch.ops.aten.").split(".")
@@ -116,7 +117,8 @@ def _plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Graph:
-    """The inverse of `to_plain`. Raises ValueError, KeyError or TypeError for anything else, and for calls that are not listed."""
+    """The inverse of `to_plain`. Raises ValueError, KeyError or TypeError for any other value, and for calls that are not
+    listed."""
     _require(
         isinstance(value, dict) and set(value) == {"nodes", "inputs", "outputs", "buffers"}, "a graph must be an object", value
     )
@@ -221,7 +223,7 @@ def _pairs(of: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 _text, _whole, _number = _of(str, "text"), _of(int, "a whole number"), _of(float, "a number")
 _names, _whole_numbers = _tuple(_text), _tuple(_whole)
-# What may stand in a field of a node, by how the field is annotated.
+# The values that a field of a node may have, by the annotation of the field.
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "str": _text,
     "int": _whole,

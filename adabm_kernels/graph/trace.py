@@ -22,10 +22,10 @@ from .recording import Recording, export, export_of_size, symbolic
 class Traced:
     """A module as data.
 
-    graph: what it computes, from "x" [N, C, H, W]. state: the values that the graph reads, float32 (integers as they are), under
-    the module's own keys where it has them. multiple: H and W are multiples of it. recorder: "torch.export" or "torch.fx". size: H
-    and W where the graph holds for no others. layout: how the module hands the outputs out (outputs.py). finer: tensors with more
-    rows than the input. smallest: side that it holds for, where that is more than 16.
+    graph: computes what the module computes, from "x" [N, C, H, W]. state: the values that the graph reads, float32 (integers as
+    they are), under the module's own keys where it has them. multiple: H and W are multiples of it. recorder: "torch.export" or
+    "torch.fx". size: H and W where the graph holds for no others. layout: how the module hands the outputs out (outputs.py). finer:
+    tensors with more rows than the input. smallest: the least side that it holds for, where that is more than 16.
     """
 
     graph: Graph
@@ -46,23 +46,24 @@ def trace(
     roles: Mapping[str, str] | None = None,
     any_size: bool = True,
 ) -> Traced:
-    """What a module in eval mode computes of pictures [N, C, H, W] of any number and size, as a graph.
+    """A graph that computes what a module in eval mode computes of pictures [N, C, H, W] of any number and size.
 
-    example_inputs: one floating-point tensor, or a tuple of it; None for one of `channels` channels. roles: of convolutions by the
-    name of their node, where they are not to be what the rule says: convolutions are "end" that have none before or none behind
-    them, that compute more pixels than the picture has, or whose values a PixelShuffle spreads over more than it has; all others
-    are "adaptive" and "body".
+    example_inputs: one floating-point tensor, or a tuple of it; None for one of `channels` channels. roles: by the name of their
+    node, the roles of convolutions that are not to follow the rule. By the rule, a convolution is an "end" where there is none
+    before or none behind it, where it computes more pixels than the picture has, or where a PixelShuffle spreads its values over
+    more pixels than that. All others are "adaptive" and "body".
 
-    any_size: the graph must hold for pictures of other sizes than the example's; without it, one that cannot is for that size alone
-    (`Traced.size`).
+    any_size: whether the graph must hold for pictures of other sizes than the example's; without it, a graph that cannot is for
+    that size alone (`Traced.size`).
 
-    Nodes are called by the path of the module that makes them: "body.0.conv1". Calls that no kind of node describes become
-    `Float`. Constants that only depend on the module are computed now; a scale or a shift that it learns becomes a constant too.
-    The graph computes the same to the last bit: for pictures whose sides are at least 16 and multiples of `Traced.multiple`.
+    Nodes are called by the path of the module that makes them: "body.0.conv1". Calls that no kind of node describes become `Float`.
+    Constants that only depend on the module are computed now; a scale or a shift that it learns becomes a constant too. For
+    pictures whose sides are at least 16 and multiples of `Traced.multiple`, the graph computes the same as the module to the last
+    bit.
 
-    Raises TypeError for what is no module or no tensor; ValueError, with the place in the module, for training mode, control flow
-    that depends on values or sizes, several inputs, outputs that are no tensors, complex or integer parameters, values that change
-    from call to call, and modules without convolutions.
+    Raises TypeError for what is no module or no tensor, and ValueError, with the place in the module, for training mode, control
+    flow that depends on values or sizes, several inputs, outputs that are no tensors, complex or integer parameters, values that
+    change from call to call, and modules without convolutions.
     """
     _check_module(module)
     x = _example(module, example_inputs, channels)
@@ -87,7 +88,7 @@ def trace(
 
 
 def _recorded(module: nn.Module, x: torch.Tensor, grows: bool, any_size: bool) -> Recording:
-    """The calls that a module makes, by the first way of recording them that works. grows: the size of x is free."""
+    """The calls that a module makes, by the first way of recording them that works. grows: whether the size of x is free."""
     attempts: list[Callable[[], Recording]] = [lambda: export(module, x, grows), lambda: symbolic(module, x)]
     if not any_size:
         attempts.append(lambda: export_of_size(module, x))
@@ -101,10 +102,10 @@ def _recorded(module: nn.Module, x: torch.Tensor, grows: bool, any_size: bool) -
 
 
 def _takes_larger(module: nn.Module, x: torch.Tensor, multiple: int) -> bool:
-    """Whether a module takes tensors that are a little larger: what was recorded may leave that to checks as it runs."""
+    """Whether a module takes tensors that are a little larger. A recording may leave this to checks while it runs."""
     try:
         module(torch.nn.functional.pad(x[:1], (0, multiple, 0, multiple)))
-    except Exception:  # of whatever kind the module has for wrong sizes
+    except Exception:  # a module may raise any kind of error for wrong sizes
         return False
     return True
 
@@ -136,7 +137,7 @@ def _example(module: nn.Module, given: Any, channels: int) -> torch.Tensor:
         raise TypeError(f"trace: example_inputs must be a tensor, got {type(given).__name__}")
     if given.ndim != 4 or not given.is_floating_point():
         raise ValueError(f"trace: example_inputs must be floating point [N, C, H, W], got {given.dtype} {tuple(given.shape)}")
-    return given if given.shape[0] > 1 else torch.cat([given, given])  # a batch of 1 would be taken for a constant
+    return given if given.shape[0] > 1 else torch.cat([given, given])  # torch.export would take a batch of 1 for a constant
 
 
 def _place(module: nn.Module, error: BaseException) -> str:

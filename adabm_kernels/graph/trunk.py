@@ -1,4 +1,4 @@
-"""The residual blocks that tiles of a picture can go without, and how far around tiles that have them everything else is read."""
+"""The residual blocks that tiles of a picture can go without, and how far around tiles with blocks all other layers are read."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from .properties import (
     upsampler_input,
 )
 
-# What a block may be made of beside convolutions: what each pixel is made of is at the same pixel.
+# The nodes that a block may contain besides convolutions. Each computes a pixel only from the same pixel of its inputs.
 _IN_PLACE = (Activation, Add, Affine, BatchNorm, ColourShift, Concat, Multiply, Slice)
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """Residual blocks that follow one another: each adds to what the one before it gave, and nothing else reads that.
+    """Residual blocks that follow one another: each adds to the output of the one before it, and nothing else reads that output.
 
-    blocks: in their order; one may hold others. Without all of them a network is computed by their entry alone.
+    blocks: in their order; one may hold others. A network without any of them is computed by putting their entry in place of the
+    last output.
     """
 
     blocks: tuple[ResidualBlock, ...]
@@ -45,7 +46,7 @@ class Trunk:
 
     @property
     def inner(self) -> frozenset[str]:
-        """Names of all nodes within the blocks, without those that end them."""
+        """Names of all nodes within the blocks, without the nodes that end them."""
         return frozenset(name for block in self.blocks for name in block.inner)
 
     @property
@@ -55,10 +56,10 @@ class Trunk:
 
 
 def trunk(graph: Graph) -> tuple[Trunk | None, str]:
-    """The blocks that a part of a picture can go without, and "", or None, and in a sentence why it needs all that there is.
+    """Two values: the blocks that a part of a picture can go without, or None; and why there are none, in a sentence, or "".
 
-    They are the outermost sums of features and of what is made of them that follow one another. A single one around several such
-    sums, or around one of the same tensor, and a convolution besides is a body: the blocks are then those within.
+    The blocks are the outermost sums of features and of tensors computed from them that follow one another. A single one around
+    several such sums, or around one of the same tensor, and a convolution besides is a body: the blocks are then those within.
     """
     chain, beside = _chain(graph)
     if not chain:
@@ -69,7 +70,7 @@ def trunk(graph: Graph) -> tuple[Trunk | None, str]:
 
 
 def _chain(graph: Graph) -> tuple[tuple[ResidualBlock, ...], int]:
-    """The blocks, and how many sums there are beside them that are in no other."""
+    """The blocks, and the number of other sums that lie in no other sum."""
     ancestry = Ancestry(graph)
     sums = residual_sums(graph, ancestry)
     inner = {one.output: ancestry.between(one.skip, one.inner) for one in sums}
@@ -89,7 +90,7 @@ def _chain(graph: Graph) -> tuple[tuple[ResidualBlock, ...], int]:
 
 
 def _longest(sums: Sequence[ResidualSum]) -> list[ResidualSum]:
-    """The longest chain of sums of which each takes as it is what the one before it gave."""
+    """The longest chain of sums in which each adds, as it is, the result of the one before it."""
     best: list[ResidualSum] = []
     chains: dict[str, list[ResidualSum]] = {}  # by the tensor that they end with
     for one in sums:
@@ -129,11 +130,11 @@ def _why_not(graph: Graph, blocks: tuple[ResidualBlock, ...]) -> str:
 
 
 def reaches(graph: Graph, found: Trunk) -> Mapping[str, Fraction]:
-    """How far around tiles with blocks the tensors behind a convolution are read, in pixels of the picture; 0 where in these tiles
-    alone.
+    """How far around tiles with blocks the tensors behind a convolution are read, in pixels of the picture; 0 where they are read
+    in these tiles alone.
 
-    Within blocks convolutions compute in these tiles alone and give nothing elsewhere; the sum that ends a block is what it adds to
-    there. What lies before and behind the blocks is computed as far as it is read.
+    Within blocks, convolutions compute in these tiles alone and give nothing elsewhere; the sum that ends a block is there the
+    tensor that it adds to. Layers before and behind the blocks are computed as far as they are read.
     """
     sizes, need = extents(graph), {name: Fraction(0) for name in (*graph.inputs, *(node.name for node in graph.nodes))}
     inner, outputs = found.inner, found.outputs
@@ -141,7 +142,7 @@ def reaches(graph: Graph, found: Trunk) -> Mapping[str, Fraction]:
     def read(name: str, far: Fraction) -> None:
         need[name] = max(need[name], far)
 
-    if linear_upsampler(graph) is not None:  # which may be computed as one convolution, of so many pixels
+    if linear_upsampler(graph) is not None:  # the upsampler may be computed as one convolution, of so many pixels
         read(upsampler_input(graph), Fraction(COLLAPSED_RADIUS))
     for node in reversed(graph.nodes):
         if node.name in outputs:
@@ -157,8 +158,8 @@ def reaches(graph: Graph, found: Trunk) -> Mapping[str, Fraction]:
 
 
 def stopped(graph: Graph, found: Trunk, quantized: Collection[str]) -> frozenset[str]:
-    """The tensors that are nothing where blocks are not computed: what a convolution of a block gives, with what is computed
-    together with it (`fuse`) but without what is added to that, and what a block adds.
+    """The tensors that are zero where blocks are not computed: the output of a convolution of a block, together with the nodes that
+    are computed with it (`fuse`) but without what is added to that, and the tensor that a block adds.
 
     quantized: keys of the convolutions in integers.
     """
@@ -171,19 +172,20 @@ def stopped(graph: Graph, found: Trunk, quantized: Collection[str]) -> frozenset
 
 
 def _stops(node: Node, inner: frozenset[str]) -> bool:
-    """Whether a node computes in tiles with blocks alone."""
+    """Whether a node computes only in tiles with blocks."""
     return isinstance(node, Conv) and node.name in inner
 
 
 def _read_of(node: Node, scale: Fraction, far: Fraction) -> Fraction:
-    """How far a node reads its input, of that scale, where what it makes is read so far: in whole pixels of the input."""
+    """How far a node reads its input, which has this scale, where its output is read as far as `far`. It is a whole number of
+    pixels of the input."""
     steps = reach_of(node)
     assert steps is not None
     return (math.ceil(far * scale) + math.ceil(steps)) / scale
 
 
 def least_tile(graph: Graph, found: Trunk) -> int:
-    """Pixels a side that tiles must have at least: what is read around one is in its neighbours."""
+    """Pixels a side that tiles must have at least, so that everything read around a tile lies in its neighbours."""
     return max(1, math.ceil(max(reaches(graph, found).values())))
 
 

@@ -1,7 +1,5 @@
-"""What the numbers of a picture mean as colours: ICC profiles (ICC.1:2001-04), and what a PNG says instead of one.
-
-Profiles are read only as far as it takes to tell their kind and to keep a grey picture's tone curve.
-"""
+"""What the numbers of a picture mean as colours: ICC profiles (ICC.1:2001-04), and the chunks that a PNG may have in place of
+one."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ _PRIMARIES = {
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
 _SRGB = _PRIMARIES[1]
-_SRGB_TRANSFER, _LINEAR, _GAMMA_22, _GAMMA_28, _VIDEO = 13, 8, 4, 5, (1, 6, 14, 15)  # of H.273 too
+_SRGB_TRANSFER, _LINEAR, _GAMMA_22, _GAMMA_28, _VIDEO = 13, 8, 4, 5, (1, 6, 14, 15)  # the last also by H.273
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _KINDS = {b"GRAY": "grey", b"RGB ": "RGB", b"CMYK": "CMYK"}
@@ -72,7 +70,7 @@ class Colour:
         if primaries is not None and (grey or max(abs(a - b) for a, b in zip(primaries, _SRGB, strict=True)) < 0.001):
             primaries = None
         if primaries is None and usual_gamma:
-            return None  # how sRGB says itself to a reader that does not know its chunk
+            return None  # this is how sRGB is described to a reader that does not know its chunk
         curve = _transfer_curve(_SRGB_TRANSFER) if self.gamma is None else _gamma_curve(1 / self.gamma)
         return _profile(primaries or _SRGB, curve, grey)
 
@@ -158,7 +156,7 @@ def _transfer_curve(transfer: int) -> bytes:
     v = np.linspace(0, 1, 1024)
     if transfer == _SRGB_TRANSFER:
         light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
-    else:  # of video cameras
+    else:  # the curve of video cameras
         light = np.where(v < 0.081, v / 4.5, ((v + 0.099) / 1.099) ** (1 / 0.45))
     return b"curv" + bytes(4) + struct.pack(">I", len(v)) + np.round(light * 65535).astype(">u2").tobytes()
 
@@ -179,7 +177,7 @@ def _assemble(tags: dict[bytes, bytes], space: bytes, version: bytes = b"\2\x10\
     table, body, places = b"", b"", {}
     start = 132 + 12 * len(tags)
     for name, data in tags.items():
-        if data not in places:  # curves that are equal are there once
+        if data not in places:  # equal curves are stored once
             places[data] = start + len(body)
             body += data + bytes(-len(data) % 4)
         table += struct.pack(">4sII", name, places[data], len(data))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from .formats import EXTENSIONS, READ_ONLY, UNREAD, missing_package, sniff
 
-_PLAIN = ("PNG", "JPEG")  # what pictures for measuring and calibrating are kept in
+_PLAIN = ("PNG", "JPEG")  # the formats in which pictures for measuring and calibrating are kept
 _START_BYTES = 32
 
 
 @dataclass(frozen=True)
 class PassedOver:
-    """What looks like a picture and is not read. reason: a clause."""
+    """A file that looks like a picture and is not read. reason: a clause."""
 
     path: Path
     reason: str
@@ -23,7 +23,8 @@ class PassedOver:
 
 @dataclass
 class Listing:
-    """What a folder holds. pictures: files to read. passed_over: what else looks like a picture. others: how many other files."""
+    """The contents of a folder. pictures: files to read. passed_over: other files that look like pictures. others: the number of
+    all other files."""
 
     pictures: list[Path] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
@@ -79,7 +80,7 @@ def _no_file(path: Path) -> str | None:
     """Why a path leads to no file, as a clause; None where it does."""
     try:
         return None if stat.S_ISREG(os.stat(path).st_mode) else "it is no file"
-    except OSError as error:  # as in a folder that may be listed and not entered
+    except OSError as error:  # a folder may allow listing but not opening its files
         return "it is a link that leads nowhere" if os.path.islink(path) else f"it cannot be opened: {error.strerror}"
 
 

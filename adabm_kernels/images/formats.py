@@ -59,13 +59,14 @@ UNREAD = {
     ".jxr": "a JPEG XR picture",
     ".pcx": "a PCX picture",
 }
-_PACKAGES = {"HEIC": ("pillow_heif", "pillow-heif"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}  # as imported, as installed
+# the name to import, and the name to install
+_PACKAGES = {"HEIC": ("pillow_heif", "pillow-heif"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}
 READ = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIC, JPEG XL, JPEG 2000 and PNM"
-MAX_SIDE = {"JPEG": 65500, "WebP": 16383}  # of libjpeg and of the WebP format
-DEEP = ("PNG", "TIFF")  # hold 16 bits per channel
+MAX_SIDE = {"JPEG": 65500, "WebP": 16383}  # the limits of libjpeg and of the WebP format
+DEEP = ("PNG", "TIFF")  # formats that hold 16 bits per channel
 TRANSPARENT = ("PNG", "WebP", "TIFF")
-QUARTER_TURNS = range(5, 9)  # EXIF orientations that make columns of rows
-WHOLE = ("WebP", "BMP")  # are encoded from the whole picture in memory, not row by row
+QUARTER_TURNS = range(5, 9)  # EXIF orientations that turn rows into columns
+WHOLE = ("WebP", "BMP")  # formats that are encoded from the whole picture in memory, not row by row
 _LEAST_DPI, _MOST_DPI = 0.01, 1e6
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _UNREAD_STARTS = {
@@ -124,7 +125,8 @@ class Layout:
 
     @property
     def rgb_profile(self) -> bytes | None:
-        """The same for a format that stores grey as RGB; None, too, where a grey profile has no tone curve to be taken over."""
+        """The colour profile for a format that stores grey as RGB. None, too, where a grey profile has no tone curve that could be
+        taken over."""
         if self.icc is None or not self.grey:
             return self._made_profile(False) or self.icc
         return self._made_profile(False) or rgb_profile(self.icc)
@@ -137,7 +139,8 @@ class Layout:
 
 
 def missing_package(format: str) -> str | None:
-    """What is missing to read a format, as a clause that follows "it is" or "which is"; None where nothing is."""
+    """The package that is missing to read a format, as a clause that follows "it is" or "which is"; None where nothing is
+    missing."""
     module, package = _PACKAGES.get(format, (None, None))
     if module is None or importlib.util.find_spec(module) is not None:
         return None
@@ -176,7 +179,7 @@ def sniff(start: bytes) -> str | None:
 
 
 def unread(start: bytes) -> str | None:
-    """What a file that is not read here is by its first 32 bytes, with its article; None where that is not known."""
+    """The kind of a file that is not read here, by its first 32 bytes, with its article; None where that is not known."""
     if start[4:12] == b"ftypcrx ":
         return RAW
     return next((kind for begin, kind in _UNREAD_STARTS.items() if start.startswith(begin)), None)

@@ -10,12 +10,12 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 DESCRIBING = (270, 271, 272, 305, 306, 315, 33432)  # ImageDescription, Make, Model, Software, DateTime, Artist, Copyright
-BELOW = (34665, 34853, 40965)  # that refer to a directory: EXIF, GPS, and within EXIF the one of interoperability
+BELOW = (34665, 34853, 40965)  # tags that refer to a directory: EXIF, GPS, and within EXIF the one of interoperability
 ENTRY_BYTES = 12
 _LONG = 4
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # bytes of a value by type
 _WORDS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # bytes whose order is that of the file
-_MOST_BYTES = 16 << 20  # of all values
+_MOST_BYTES = 16 << 20  # the most bytes of all values together
 
 
 class Value(NamedTuple):
@@ -96,7 +96,7 @@ def as_exif(tags: dict[int, Value]) -> bytes:
 
 
 def of_exif(exif: bytes) -> dict[int, Value]:
-    """What EXIF says of how a picture came to be; struct.error or ValueError where it is none."""
+    """The values of EXIF that say how a picture came to be. Raises struct.error or ValueError where the bytes are no EXIF."""
     order = order_of(exif)
     if order is None:
         raise ValueError("no EXIF")

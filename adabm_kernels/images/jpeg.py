@@ -8,19 +8,19 @@ from collections.abc import Callable
 
 from . import jpeg_scan
 
-try:  # made for common machines alone; without it only a file that ends too early is noticed
+try:  # this package exists for common machines alone; without it only a file that ends too early is noticed
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"  # the markers SOI and EOI
-_SMALLEST = 1  # pixels a side: decodes an eighth of the size, for which all data must be read
+_SMALLEST = 1  # this decodes an eighth of the size, for which all data must be read
 TOO_SHORT = "Premature end of JPEG file"
-_SPOILS = ("Corrupt JPEG data", TOO_SHORT, "Inconsistent progression")  # what libjpeg says of damage
+_SPOILS = ("Corrupt JPEG data", TOO_SHORT, "Inconsistent progression")  # messages of libjpeg about damage
 _BEFORE_END = "extraneous bytes before marker 0xd9"
-_CLOSELY_BYTES = 16 << 10  # takes 10 ms at most
+_CLOSELY_BYTES = 16 << 10  # files up to this size take 10 ms at most
 _MOST_SEGMENT_BYTES = 65533
-_WHOLE_DPI = 0.02  # how far it may be from a whole number, which is what inches of pixels a metre are
+_WHOLE_DPI = 0.02  # how far a resolution may lie from a whole number that was converted to pixels a metre
 _APP0, _APP1 = 0xE0, 0xE1
 
 
@@ -50,7 +50,7 @@ def _words_of_libjpeg(data: bytes | memoryview | mmap.mmap) -> str | None:
             words = str(error)
         if words.startswith(_SPOILS):
             return words
-    return None  # it cannot tell, as for pictures of 12 bits
+    return None  # for some pictures it cannot tell, such as those of 12 bits
 
 
 def segments(exif: bytes | None, dpi: tuple[float, float] | None) -> bytes | None:

@@ -16,19 +16,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-_SEQUENTIAL = (0xC0, 0xC1)  # markers of frames in Huffman codes and in one go
+_SEQUENTIAL = (0xC0, 0xC1)  # markers of frames that are in Huffman codes and not progressive
 _OTHER_FRAMES = (0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xD0))
 _TABLES, _END, _SCAN, _STEPS, _RESTARTS = 0xC4, 0xD9, 0xDA, 0xDB, 0xDD
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_COEFFICIENTS = 64  # of a block
+_COEFFICIENTS = 64  # coefficients of a block
 # What a code does: bits that it takes, its value among them, and above them coefficients that it passes, or, of a mean, bits of its
 # value. The other two are more coefficients than any block has, so that they end it.
 _BITS, _ENDS, _NO_CODE = 8, 1 << 10, 1 << 12
-_WINDOW_BITS = 16  # the longest code
-_MOST_MEAN = 1024  # of a block of 8-bit values less 128, times 8
+_WINDOW_BITS = 16  # bits of the longest code
+_MOST_MEAN = 1024  # the largest mean of a block of 8-bit values less 128, times 8
 _MOST_COMPONENTS = 4
-_PADDING = (b"", b"\0", b"\xff")  # bytes of which some encoders put any number at the end
+_PADDING = (b"", b"\0", b"\xff")  # bytes that some encoders put at the end in any number
 
 
 class _Block(NamedTuple):
@@ -71,7 +71,7 @@ def fault(data: bytes | memoryview | mmap.mmap, most_bytes: int | None = None) -
     """
     try:
         return next(_faults(data, most_bytes), None)
-    except (struct.error, IndexError, KeyError, ValueError, ArithmeticError):  # headers, of which the decoder complains
+    except (struct.error, IndexError, KeyError, ValueError, ArithmeticError):  # the decoder complains about broken headers
         return None
 
 
@@ -90,7 +90,7 @@ def _faults(data: bytes | memoryview | mmap.mmap, most_bytes: int | None) -> Ite
         if marker == _TABLES:
             tables.codes |= _huffman_tables(segment)
         elif marker in _SEQUENTIAL:
-            if segment[0] != 8:  # bits
+            if segment[0] != 8:  # the number of bits
                 return
             height, width, count = struct.unpack_from(">HHB", segment, 1)
             parts = [segment[6 + 3 * index : 9 + 3 * index] for index in range(count)]
@@ -134,7 +134,7 @@ def _scan_faults(data: bytes, header: bytes, frame: _Frame, tables: _Tables, *, 
     """whole: whether the data is all of the scan's."""
     chosen = [(header[1 + 2 * index], header[2 + 2 * index]) for index in range(header[0])]
     across, down = frame.most
-    if len(chosen) == 1:  # blocks as they come, those left out that lie outside the picture
+    if len(chosen) == 1:  # blocks come in their order, and those outside the picture are left out
         factors = frame.factors[chosen[0][0]]
         units = -(-frame.width * factors[0] // (8 * across)) * -(-frame.height * factors[1] // (8 * down))
         blocks = [0]
@@ -160,9 +160,9 @@ def _scan_faults(data: bytes, header: bytes, frame: _Frame, tables: _Tables, *, 
 
 
 def _piece_fault(data: bytes, blocks: list[_Block], units: int, *, last: bool, whole: bool) -> str | None:
-    """Of the data between two restarts, which has so many units of blocks."""
+    """What is wrong with the data between two restarts, which has so many units of blocks."""
     bytes_ = np.frombuffer(data + b"\xff\xff\xff", np.uint8).astype(np.uint32)
-    windows = ((bytes_[:-2] << 16) | (bytes_[1:-1] << 8) | bytes_[2:]).data  # 24 bits from each byte on
+    windows = ((bytes_[:-2] << 16) | (bytes_[1:-1] << 8) | bytes_[2:]).data  # 24 bits, beginning at each byte
     place, means = 0, [0] * _MOST_COMPONENTS
     try:
         for _ in range(units):
@@ -183,7 +183,7 @@ def _piece_fault(data: bytes, blocks: list[_Block], units: int, *, last: bool, w
                     passed += code >> _BITS
                 if _COEFFICIENTS < passed < _ENDS or passed >= _NO_CODE:
                     return _no_picture(data, place, last and not whole)
-    except (IndexError, ValueError):  # beyond the end, or no code
+    except (IndexError, ValueError):  # the data is over, or this is no code
         return _no_picture(data, place, last and not whole)
     rest = data[(place + 7) >> 3 :]
     if last and not whole or len(set(rest)) <= 1 and rest[:1] in _PADDING:
@@ -200,7 +200,8 @@ def _no_picture(data: bytes, place: int, cut: bool) -> str | None:
 
 @lru_cache(32)
 def _codes(table: bytes, first: bool) -> memoryview:
-    """What the code does that the next 16 bits begin with, by these bits. first: whether codes are for the first coefficient."""
+    """The meaning of the code with which the next 16 bits begin, by these bits. first: whether codes are for the first
+    coefficient."""
     found = np.full(1 << _WINDOW_BITS, _NO_CODE << _BITS, np.uint32)
     code, place = 0, 16
     for length, count in enumerate(table[:16], 1):

@@ -1,4 +1,4 @@
-"""What a picture file says besides its pixels and colours: EXIF, XMP, IPTC and the texts of a PNG."""
+"""The contents of a picture file besides its pixels and colours: EXIF, XMP, IPTC and the texts of a PNG."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
 _EXIF_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x8769, 0xA002, 0xA003
 _THUMBNAIL_START, _THUMBNAIL_BYTES = 0x0201, 0x0202
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 0x011A, 0x011B, 0x0128, 2
-_RESOLUTION_PARTS = 1000  # of a dot per inch
+_RESOLUTION_PARTS = 1000  # parts of a dot per inch
 _SHORT, _LONG = 3, 4
-_ENTRY = 12  # bytes
+_ENTRY = 12  # bytes of an entry
 _PREFIX = b"Exif\0\0"
 _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)[2-8]""")
 # What such XMP describes are further pictures or a film behind the picture, which are not carried over.
@@ -51,7 +51,7 @@ def metadata_of(
 
 
 def orientation_of(exif: bytes | None) -> int:
-    """How a picture is to be turned by its EXIF, 1 (not at all) to 8."""
+    """How a picture is to be turned according to its EXIF, 1 (not at all) to 8."""
     order = None if exif is None else order_of(exif)
     if exif is None or order is None:
         return 1
@@ -91,7 +91,7 @@ def _upright_exif(exif: bytes, width: int, height: int, dpi: tuple[float, float]
 
 
 def _entries(data: bytes | bytearray, start: int, order: str) -> dict[int, int]:
-    """Where the entry of each tag of a directory begins."""
+    """The place where the entry of each tag of a directory begins."""
     count = struct.unpack_from(f"{order}H", data, start)[0]
     places = range(start + 2, start + 2 + _ENTRY * count, _ENTRY)
     return {struct.unpack_from(f"{order}H", data, place)[0]: place for place in places if place + _ENTRY <= len(data)}

@@ -25,14 +25,14 @@ _MM_PER_INCH = 25.4
 _KNOWN = ("b-w", "srgb", "rgb", "grey16", "rgb16")
 _LAB = ("lab", "labs", "labq")
 _LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload", "GIF": "gifload", "AVIF": "heifload"}
-_UNLIMITED = ("PNG", "JPEG", "TIFF", "AVIF")  # their loaders have limits of their own otherwise
+_UNLIMITED = ("PNG", "JPEG", "TIFF", "AVIF")  # the loaders of these formats have limits of their own, which are turned off
 _NO_ORIENTATION = ("AVIF", "GIF")  # AVIF turns a picture by itself, whatever its EXIF says
 _SAYS_DPI = ("JPEG", "TIFF")
-_BOXES_BYTES = 1 << 16  # of an AVIF file, which begins with what it says of its pixels
-_HEADER_BYTES = 1 << 12  # of a PNM, with its comments
-_J2K_SIZE = b"\xff\x4f\xff\x51"  # how a code stream of JPEG 2000 begins
-_J2K_CHANNELS = 40  # where it says how many there are
-_BMP_CORE_HEADER = struct.pack("<I", 12)  # of OS/2, with sizes of 16 bits
+_BOXES_BYTES = 1 << 16  # the first bytes of an AVIF file, which describe its pixels
+_HEADER_BYTES = 1 << 12  # the most bytes of the header of a PNM, with its comments
+_J2K_SIZE = b"\xff\x4f\xff\x51"  # the bytes with which a code stream of JPEG 2000 begins
+_J2K_CHANNELS = 40  # where it says how many channels there are
+_BMP_CORE_HEADER = struct.pack("<I", 12)  # the header of OS/2, with sizes of 16 bits
 _NO_END = "it ends without its end marker (EOI), after all of its picture"
 _LAB_NOTE = "is in CIE Lab and becomes sRGB"
 
@@ -103,7 +103,7 @@ def _open_vips(
     def loader(**options: Any) -> Any:
         if isinstance(source, bytes):
             return load(source, **options)
-        with open(source, "rb") as file:  # libvips takes no names that are not UTF-8; it duplicates the descriptor
+        with open(source, "rb") as file:  # libvips takes no names that are not UTF-8, but duplicates the descriptor
             return load(pyvips.Source.new_from_descriptor(file.fileno()), **options)
 
     # Beyond a truncated file, "error" also refuses a wrong checksum.
@@ -115,7 +115,7 @@ def _open_vips(
         if format == "JPEG" and (fault := _jpeg_fault(source, findings.thorough)) is not None:
             findings.faults.append(fault)
             if fault == _NO_END:
-                options["fail_on"] = "none"  # libvips then puts the end there itself
+                options["fail_on"] = "none"  # libvips then adds the missing end itself
                 image = loader(access="sequential", **options)
         if orientation is None:
             orientation = 1 if format in _NO_ORIENTATION else _field(image, "orientation") or 1
@@ -212,7 +212,7 @@ def _open_png(opening: Opening) -> tuple[Any, Layout]:
 
 
 def _largest_index(source: str | os.PathLike | bytes, bits: int) -> int:
-    """Of the pixels of a PNG with a palette, -1 where it is damaged. libvips gives colours only."""
+    """The largest index among the pixels of a PNG with a palette, -1 where it is damaged. libvips gives colours only."""
     pyvips = vips()
     with opened(source) as file:
         pixels = pyvips.SourceCustom()
@@ -275,16 +275,16 @@ def _open_pillow(opening: Opening) -> tuple[np.ndarray, Layout]:
     source, format = opening.source, opening.format
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
-        if format == "BMP":  # whose size is told before its pixels are looked for
+        if format == "BMP":  # its size is known before its pixels are looked for
             width, height = struct.unpack_from("<HH" if data[14:18] == _BMP_CORE_HEADER else "<ii", data, 18)
-            _check_size(width, abs(height), opening.max_pixels)  # rows from the top have a negative height
-        if (bits := _BITS.get(format, lambda data: 8)(data)) > 8:  # Pillow leaves out what is beyond without a word
+            _check_size(width, abs(height), opening.max_pixels)  # where rows are stored from the top, the height is negative
+        if (bits := _BITS.get(format, lambda data: 8)(data)) > 8:  # Pillow silently drops the bits beyond 8
             raise ValueError(f"it has {bits} bits per channel, and of {format} 8 are read; make it a PNG or TIFF file first")
         image = opener(format)(io.BytesIO(data))  # PIL.Image.open has a limit of its own
         _check_size(*image.size, opening.max_pixels)
         _say_pages(getattr(image, "n_frames", 1), opening.findings)
         image.load()
-        if format == "JPEG XL":  # which turns a picture by itself, whatever its EXIF says
+        if format == "JPEG XL":  # it turns a picture by itself, whatever its EXIF says
             image.getexif().pop(ExifTags.Base.Orientation, None)
         array = to_array(image)
         layout = layout_of(image, array)
@@ -292,21 +292,22 @@ def _open_pillow(opening: Opening) -> tuple[np.ndarray, Layout]:
         raise
     except Exception as error:  # on damaged files Pillow raises almost anything
         raise ValueError(f"the file is truncated or damaged ({error or type(error).__name__})") from error
-    if format == "BMP" and layout.alpha and not array[..., -1].any():  # the bytes are there and say nothing
+    # the bytes of alpha exist but are all zero, so they mean nothing
+    if format == "BMP" and layout.alpha and not array[..., -1].any():
         array = array[..., :-1]
         layout = replace(layout, channels=layout.channels - 1)
     return array, layout
 
 
 def _bits_of_pnm(data: bytes) -> int:
-    """By the largest value, the fourth word of the header, which bit maps lack."""
+    """Bits of a sample by the largest value, which is the fourth word of the header and is missing in bit maps."""
     words = re.sub(rb"#[^\r\n]*", b"", data[:_HEADER_BYTES]).split(maxsplit=4)[:4]
     largest = words[3] if len(words) == 4 and words[0] not in (b"P1", b"P4") else b"1"
     return int(largest).bit_length() if largest.isdigit() else 8
 
 
 def _bits_of_jpeg_2000(data: bytes) -> int:
-    """By the size marker (SIZ) of the code stream (ISO/IEC 15444-1, A.5.1): of its deepest channel."""
+    """Bits of a sample of the deepest channel, by the size marker (SIZ) of the code stream (ISO/IEC 15444-1, A.5.1)."""
     start = data.find(_J2K_SIZE)
     if start < 0 or len(data) < start + _J2K_CHANNELS + 2:
         return 8

@@ -52,7 +52,7 @@ def to_array(image: PIL.Image.Image) -> np.ndarray:
 
 def layout_of(image: PIL.Image.Image, array: np.ndarray) -> Layout:
     """The kind of the array that `to_array` made of a Pillow image, with the image's colours, resolution, EXIF and XMP."""
-    across, down = map(float, image.info.get("dpi", (0, 0)))  # 0 is a BMP's word for none
+    across, down = map(float, image.info.get("dpi", (0, 0)))  # in a BMP, 0 means that there is none
     if image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS:
         across, down = down, across
     height, width, channels = array.shape

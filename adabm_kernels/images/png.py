@@ -12,16 +12,16 @@ import numpy as np
 from .formats import Layout
 
 deflate: ModuleType
-try:  # made for x86-64 and ARM alone; zlib gives files of the same size in four times the time
+try:  # this package exists for x86-64 and ARM alone; zlib gives files of the same size in four times the time
     from isal import isal_zlib as deflate
 except ImportError:
     deflate = zlib
 
 _LEVEL = 1
-_AVERAGE = 3  # filter type: a byte less the mean of its left and its upper neighbour
-_BLOCK_BYTES = 1 << 20  # of rows that are filtered and compressed at a time
-_METRE = 1000 / 25.4  # inches
-_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels
+_AVERAGE = 3  # the filter type that subtracts from a byte the mean of its left and its upper neighbour
+_BLOCK_BYTES = 1 << 20  # bytes of rows that are filtered and compressed at a time
+_METRE = 1000 / 25.4  # inches in a metre
+_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by the number of channels
 
 
 class PngStream:
@@ -33,7 +33,7 @@ class PngStream:
     def __init__(self, layout: Layout, *, plain: bool = False):
         self._layout, self._plain = layout, plain
         self._deflate = zlib.compressobj(0) if plain else deflate.compressobj(_LEVEL)
-        self._above = np.zeros(1, np.uint8)  # the last row and zeros on its left
+        self._above = np.zeros(1, np.uint8)  # the last row, with zeros on its left
 
     def start(self) -> bytes:
         """Everything before the pixels."""
@@ -78,7 +78,7 @@ class PngStream:
 
 
 def _colour_chunks(layout: Layout) -> Iterator[tuple[bytes, bytes]]:
-    """In the order of their precedence."""
+    """The chunks about colours, in the order of their precedence."""
     if layout.colour is not None and layout.colour.cicp is not None:
         yield b"cICP", layout.colour.cicp
     if layout.icc is not None:

@@ -1,4 +1,4 @@
-"""What a PNG file says around its pixels (ISO/IEC 15948), read without decoding them."""
+"""The contents of a PNG file around its pixels (ISO/IEC 15948), read without decoding them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _READ = (b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"iCCP", b"pHYs", b"acTL",
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"pHYs": 9, b"acTL": 8}
 _MOST_TEXT_BYTES = 16 << 20  # of all texts together
-_MOST_UNPACKED_BYTES = 1 << 20  # of a text, Pillow's limit
-_MOST_UNPACKED_TEXTS = 64  # as large as that
-_MOST_FAULTS = 16  # that are named
+_MOST_UNPACKED_BYTES = 1 << 20  # the most bytes of a text, Pillow's limit
+_MOST_UNPACKED_TEXTS = 64  # the most texts of that size
+_MOST_FAULTS = 16  # the most faults that are named
 _MOST_PROFILE_BYTES = 16 << 20
 _PIECE = 1 << 20
 _XMP = b"XML:com.adobe.xmp\0"
 _HEAD_BYTES = 8
-_IHDR_START, _IHDR_END = 16, 33  # of its contents and of all of it
+_IHDR_START, _IHDR_END = 16, 33  # where its contents begin, and where all of it ends
 _BY_PALETTE = b"\3"
 
 
@@ -55,7 +55,7 @@ def facts(file: BinaryIO) -> Facts:
         size, name = struct.unpack(">I4s", head)
         if name == b"IEND":
             break
-        if not name[0] & 0x20:  # the decoder checks those that the pixels need
+        if not name[0] & 0x20:  # the decoder checks the chunks that the pixels need
             if name == b"IHDR":
                 header = file.read(min(size, _HEAD_BYTES + 2))
                 found.bits = header[8] if header[9:] == _BY_PALETTE else 0

@@ -17,7 +17,7 @@ from .vips import clear_errors, reason, vips
 
 MAX_PIXELS = 178_956_970  # 2^29 / 3, about where Pillow too refuses a picture as a decompression bomb
 _AHEAD_BYTES = 8 << 20
-_START_BYTES = 32  # tell the format
+_START_BYTES = 32  # first bytes of a file, which tell the format
 
 
 class PictureReader:
@@ -45,7 +45,7 @@ class PictureReader:
         self._say(self._notes)
         top, self._row = self._row, self._row + rows
         found = self._fetched(top, rows)
-        if self._row == self.layout.height:  # else it may yet turn out to be damaged beyond reading
+        if self._row == self.layout.height:  # until then it may still turn out to be damaged beyond reading
             self._say(self._faults)
         return found
 
@@ -53,7 +53,7 @@ class PictureReader:
         if isinstance(self._image, np.ndarray):
             return self._image[top : top + rows]
         pyvips = vips()
-        clear_errors()  # what another file left would be said of this one
+        clear_errors()  # messages about an earlier file would be taken for messages about this one
         try:
             data = pyvips.Region.new(self._image).fetch(0, top, self.layout.width, rows)
         except pyvips.Error as error:

@@ -14,15 +14,16 @@ from .formats import RAW
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 255, 256, 257, 258, 262
 _SAMPLES, _SUB_DIRECTORIES, _EXTRA = 277, 330, 338
 _DESCRIPTION, _DNG_VERSION = 270, 50706
-_OF_PIXELS = (b'{"shape', b"ImageJ=", b"<?xml", b"<OME")  # descriptions for programs, of an array that the output is not
+# beginnings of descriptions for programs, which describe an array that the output is not
+_OF_PIXELS = (b'{"shape', b"ImageJ=", b"<?xml", b"<OME")
 _NUMBERS = frozenset({_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SUB_DIRECTORIES, _EXTRA})
-_TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # of numbers
+_TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # types of numbers
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, CIELAB, _SENSOR, _LINEAR_RAW = 0, 1, 2, 8, 32803, 34892  # photometric interpretations
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _MOST_DIRECTORIES = 4096
 _MOST_VALUES = 4096
-_MOST_BYTES = 16 << 20  # of all directories: in a hostile file they lie one over the other
-PREMULTIPLIED, ALPHA = 1, 2  # what an extra channel is; 0 is anything else
+_MOST_BYTES = 16 << 20  # the most bytes of all directories, which may overlap in a hostile file
+PREMULTIPLIED, ALPHA = 1, 2  # meanings of an extra channel; 0 is any other
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def full_picture(found: list[Directory]) -> Directory | None:
 
 
 def pages(found: list[Directory]) -> int:
-    """How many pictures there are beside each other, at least 1."""
+    """The number of pictures that lie beside each other in the file, at least 1."""
     return max(sum(directory.sub < 0 and not (directory.reduced or directory.mask) for directory in found), 1)
 
 
@@ -99,7 +100,7 @@ def is_camera_raw(start: bytes) -> bool:
 
 
 def exif_of(file: BinaryIO, page: int) -> bytes | None:
-    """What a page says of how it came to be, as EXIF. None where it says nothing, and for a BigTIFF."""
+    """What a page says about how it came to be, as EXIF. None where it says nothing, and for a BigTIFF."""
     try:
         file.seek(0)
         order = ifd.order_of(file.read(4))

@@ -34,7 +34,7 @@ def clear_errors() -> None:
 
 
 def reason(error: Exception) -> str:
-    """What libvips says, as one line without the name of the operation."""
+    """The message of libvips, as one line without the name of the operation."""
     lines = [line.strip() for line in str(error).splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith("unable to "))) or "no reason given"
 

@@ -23,10 +23,10 @@ from .metadata import Metadata
 from .png import PngStream
 from .vips import clear_errors, reason, system_error, vips
 
-DEFAULT_QUALITY = 95  # of JPEG and WebP
-_BIG_TIFF = 3 << 30  # bytes of pixels: beyond it a file may not fit the 4 GB of plain TIFF
+DEFAULT_QUALITY = 95  # quality of JPEG and WebP
+_BIG_TIFF = 3 << 30  # bytes of pixels, beyond which a file may not fit the 4 GB of plain TIFF
 _MM_PER_INCH = 25.4
-_DPI_OF_NONE = 72.0  # what a TIFF, which must have one, says for a picture without
+_DPI_OF_NONE = 72.0  # a TIFF must have a resolution, and this stands for a picture without one
 
 
 class PictureWriter:
@@ -64,7 +64,7 @@ class PictureWriter:
         with ExitStack() as stack:
             if isinstance(self._path, str | os.PathLike):
                 stack.enter_context(naming(self._path))
-                with suppress(FileExistsError):  # where a file is in the folder's place, the next line says so
+                with suppress(FileExistsError):  # where a file has the folder's name, the next line says so
                     Path(self._path).parent.mkdir(parents=True)
                 self._file = stack.enter_context(PartialFile(self._path)).file
             else:
@@ -271,7 +271,7 @@ class _Encoder:
             yield png.end()
 
     def _pieces(self) -> Iterator[np.ndarray]:
-        """What is handed over, until its end or until it is aborted."""
+        """The pieces that are handed over, until the end or until writing is aborted."""
         while not self._aborted:
             try:
                 rows = self._waiting.get(timeout=0.1)

@@ -24,7 +24,7 @@ class Brightness:
 
     @property
     def gain(self) -> float:
-        """What one of Y is in each colour."""
+        """How much one unit of Y adds to each colour."""
         return 1 / sum(self.parts)
 
     @property
@@ -34,8 +34,9 @@ class Brightness:
         return self.offset / sum(self.parts)
 
 
-STUDIO = Brightness((65.481 / 255, 128.553 / 255, 24.966 / 255), 16 / 255)  # ITU-R BT.601 in 16..235, as MATLAB's rgb2ycbcr
-FULL = Brightness((0.299, 0.587, 0.114), 0.0)  # the same in 0..255: Y of a grey picture is the picture
+# ITU-R BT.601 in 16..235, as MATLAB's rgb2ycbcr computes it
+STUDIO = Brightness((65.481 / 255, 128.553 / 255, 24.966 / 255), 16 / 255)
+FULL = Brightness((0.299, 0.587, 0.114), 0.0)  # ITU-R BT.601 in 0..255, where Y of a grey picture is the picture
 
 MARK = "brightness"  # a buffer of one element in the state dicts of networks of the brightness
 COLOURS = "colours"  # key of the convolution that takes the brightness out of a picture
@@ -48,22 +49,20 @@ def reads_brightness(state: Mapping[str, torch.Tensor], first: str) -> bool:
 
 
 def of_colours(state: dict[str, torch.Tensor], first: str, of: Brightness) -> dict[str, torch.Tensor]:
-    """With the first convolution, of which `first` is the weight [K, 1, R, S], as one of RGB."""
+    """The state with the first convolution, of which `first` is the weight [K, 1, R, S], turned into a convolution of RGB."""
     parts = torch.tensor(of.parts, dtype=torch.float64).view(1, 3, 1, 1)
     return state | {first: (state[first].double() * parts).float()}
 
 
 def added_to_colours(state: dict[str, torch.Tensor], last: str, of: Brightness) -> dict[str, torch.Tensor]:
-    """With a last convolution `last` of what is added to Y as one of what is added to RGB."""
+    """The state with a last convolution `last`, whose output is added to Y, turned into one whose output is added to RGB."""
     found = {key: state[key] for key in (f"{last}.weight", f"{last}.bias") if key in state}
     return state | {key: (value.double() * of.gain).repeat(3, *[1] * (value.ndim - 1)).float() for key, value in found.items()}
 
 
 def beside_colours(state: dict[str, torch.Tensor], last: str, of: Brightness, rgb_range: float) -> dict[str, torch.Tensor]:
-    """With a last convolution `last` of Y as one of its share of each colour, and with the convolution that makes the rest of them.
-
-    rgb_range: of the pixels that this convolution is for.
-    """
+    """The state with a last convolution `last` of Y turned into one of its share of each colour, and with the convolution that
+    makes the rest of the colours."""
     parts = torch.tensor(of.parts, dtype=torch.float64)
     rest = torch.eye(3, dtype=torch.float64) - of.gain * parts
     found = {key: (state[key].double() * of.gain).float() for key in (f"{last}.weight", f"{last}.bias") if key in state}
@@ -72,7 +71,7 @@ def beside_colours(state: dict[str, torch.Tensor], last: str, of: Brightness, rg
 
 
 def brightness_of(b: Builder, x: str, of: Brightness, divisor: float | None = None) -> str:
-    """What the first convolution of `of_colours` reads of pixels in 0..255, or of 0..1 with a divisor of 255."""
+    """The input of the first convolution of `of_colours`, from pixels in 0..255, or in 0..1 with a divisor of 255."""
     return b.add(Affine("offset", (x,), None, (of.shift * (255 if divisor is None else 1),) * 3, divisor))
 
 

@@ -80,7 +80,7 @@ class CARNSpec(NetworkSpec):
     mean: tuple[float, float, float] = DIV2K_PIXELS
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))  # a list where it comes from JSON
+        object.__setattr__(self, "mean", tuple(self.mean))  # it is a list where it comes from JSON
         self.check_sizes("channels", "groups", "up_groups")
         if self.channels % self.groups or self.channels % self.up_groups:
             raise ValueError(f"CARNSpec: channels must be a multiple of the groups, got {self.channels} in {self.groups}")

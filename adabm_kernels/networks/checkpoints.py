@@ -19,17 +19,18 @@ from .known import ANCHORS, by_scale
 from .layouts import listed, shortened
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".pkl")
-DEPTH = 4  # dictionaries in dictionaries that are looked into
-# What a checkpoint may hold: several times as much as the largest that is known, and little enough to look through in a second.
-MOST_TENSORS = 20_000  # in one dictionary
-MOST_NETWORKS = 8  # that are looked at, where none is named
-_MOST_PREFIXES = 64  # of networks in one dictionary
-_MOST_UNPACKED = 4  # times the size of a file that what is in it may have: torch compresses nothing
-_UNPACKED_BYTES = 1 << 24  # that any file may hold
+DEPTH = 4  # levels of nested dictionaries that are looked into
+# The most that a checkpoint may hold: several times as much as the largest known one, and little enough to look through in a
+# second.
+MOST_TENSORS = 20_000  # tensors in one dictionary
+MOST_NETWORKS = 8  # networks that are looked at, where none is named
+_MOST_PREFIXES = 64  # name prefixes of networks in one dictionary
+_MOST_UNPACKED = 4  # times the size of a file that its contents may have, since torch compresses nothing
+_UNPACKED_BYTES = 1 << 24  # bytes that the contents of any file may have
 # Segments that DataParallel and torch.compile put into names, and counters that optimisers, averaging and profilers leave there.
 _SEGMENTS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
 _COUNTERS = re.compile(r"(^|\.)(n_averaged|step_counter|total_ops|total_params)$")
-_NORMED = {  # magnitude of a weight-normed weight -> its direction and its plain name
+_NORMED = {  # by the name of a weight-normed weight's magnitude, the names of its direction and of the plain weight
     ".weight_g": (".weight_v", ".weight"),
     ".parametrizations.weight.original0": (".parametrizations.weight.original1", ".weight"),
 }
@@ -117,7 +118,8 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _numpy_numbers() -> list[Any]:
-    """What a NumPy number such as the best PSNR is made of in a file: no objects of Python, which could be anything."""
+    """The classes from which a file builds a NumPy number, such as the best PSNR. None of them makes objects of Python, which could
+    be anything."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"}
     return [
@@ -131,24 +133,24 @@ def _foreign_classes(path: Path, message: str) -> list[str]:
     """The classes of Python that a file needs and that hold more than tensors, with their modules."""
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # a file of before PyTorch 1.6, of which torch's message names the first class, or a damaged one
+    except Exception:  # a file from before PyTorch 1.6, for which torch's message names the first class, or a damaged file
         found = []
     found = sorted(set(found) - {name for _, name in _numpy_numbers()})
     return found or re.findall(r"(?:GLOBAL|Unsupported class|got <class) '?([\w.]+)", message)[:1]
 
 
-_UNSAFE = "weights_only"  # what torch advises to turn off
-_MOST_WORDS = 300  # characters of torch's that are repeated
+_UNSAFE = "weights_only"  # the setting that torch advises to turn off
+_MOST_WORDS = 300  # the most characters of torch's message that are repeated
 
 
-# Of classes that hold values alone.
+# Names of classes that hold values alone.
 _HARMLESS = re.compile(
     r"argparse\.Namespace|collections\.(OrderedDict|defaultdict|Counter)|datetime\.\w+|pathlib\.\w*Path|_codecs\.encode|typing\.Any"
     r"|numpy\.(ndarray|dtype|dtypes\.\w+|(_?core)\.multiarray\.(_reconstruct|scalar))"
     r"|omegaconf\.(dictconfig\.DictConfig|listconfig\.ListConfig|base\.(Container)?Metadata|nodes\.\w+Node)"
     r"|easydict\.EasyDict|addict\.addict\.Dict|yacs\.config\.CfgNode"
 )
-_NAMED = 8  # classes that a message lists
+_NAMED = 8  # the most classes that a message lists
 
 
 def _in_words(classes: list[str]) -> str:
@@ -160,7 +162,7 @@ def _how_to_save_anew(path: Path, classes: list[str]) -> str:
     names = _in_words(classes)
     allowed = ", ".join(classes) + (", numpy.dtype, *map(type, map(numpy.dtype, 'fdil?'))" if "numpy.ndarray" in classes else "")
     modules = ", ".join(sorted({"torch", *(name.rpartition(".")[0] for name in classes if "." in name)}))
-    if not all(map(_HARMLESS.fullmatch, classes)):  # to allow any other class or function by its name may run what the file says
+    if not all(map(_HARMLESS.fullmatch, classes)):  # allowing any other class or function by its name may run what the file says
         how = "in the program that made it, save the weights of this network with torch.save(model.state_dict(), 'weights.pt')"
     else:
         how = (
@@ -302,7 +304,7 @@ def _belong_together(magnitude: torch.Tensor, direction: torch.Tensor) -> bool:
 
 
 def _common_prefix(state: Mapping[str, torch.Tensor]) -> str:
-    """What all names begin with that a module of the network is not called."""
+    """The part that all names begin with and that is no module of the network."""
     prefix = ""
     for part in ("model.", "net.", "generator."):
         if state and all(key.startswith(prefix + part) for key in state):

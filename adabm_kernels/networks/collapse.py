@@ -12,8 +12,8 @@ from ..graph.nodes import BorderConv, Conv, Graph
 from ..graph.properties import COLLAPSED_RADIUS as RADIUS
 from ..graph.properties import linear_upsampler, needed, upsampler_input
 
-CLASSES = 2 * RADIUS + 1  # per axis: first, second, inner, last but one, last pixel
-SMALLEST = 2 * RADIUS + 1  # images with a shorter side have pixels of two classes at once
+CLASSES = 2 * RADIUS + 1  # classes of an axis: first, second, inner, last but one, last pixel
+SMALLEST = 2 * RADIUS + 1  # in images with a shorter side, pixels would belong to two classes at once
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def collapse(convs: Sequence[tuple[torch.Tensor, torch.Tensor]], shuffles: Seque
     weight = torch.zeros(CLASSES, CLASSES, outputs, channels, CLASSES, CLASSES, dtype=torch.float64)
     at_zero = tail(torch.zeros(1, channels, n, n, dtype=torch.float64))[0]
     bias = torch.stack([torch.stack([at_zero[:, y, x] for x in rows]) for y in rows])
-    # The pixels of one group lie so far apart that their gradients do not overlap: one backward pass for all of them.
+    # The pixels of one group lie so far apart that their gradients do not overlap, so one backward pass serves all of them.
     groups = ((0, 2, 4), (1, 3))
     for group_y in groups:
         for group_x in groups:

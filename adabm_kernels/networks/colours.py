@@ -7,7 +7,7 @@ from torch import nn
 
 _PROBES = torch.tensor([[8.0, 8, 8], [60, 100, 140], [200, 170, 120], [250, 250, 250]])  # colours that a network is tried on
 _PROBE_SIDE = 16
-_KEPT = 3.0  # levels by which a colour may change: EDSR and SRResNet change them by one at most
+_KEPT = 3.0  # levels by which a colour may change; EDSR and SRResNet change them by at most one
 
 
 def gives_back_colours(network: nn.Module, scale: int) -> bool:

@@ -1,8 +1,4 @@
-"""What a network's own code does around its weights: the range of its pixels, its mean colour, the order of its colours.
-
-Weights do not tell it. The integer networks know one convention: RGB in 0..255 with an EDSR's mean colour subtracted and added. All
-others are folded into the weights, exactly up to float rounding, so that the same network comes out in that one.
-"""
+"""What a network's own code does around its weights: the range of its pixels, its mean colour, and the order of its colours."""
 
 from __future__ import annotations
 
@@ -20,9 +16,9 @@ DIV2K_PIXELS = (114.44400024414062, 111.46049499511719, 103.02000427246094)
 RGB_RANGES = (1, 255)
 CHANNEL_ORDERS = ("rgb", "bgr")
 MEAN_SHIFTS = ("none", "div2k")
-UNIT_MEAN = 2.0  # a mean colour below this is one of pixels in 0..1; in 0..255 it would be black
+UNIT_MEAN = 2.0  # a mean colour below this is one of pixels in 0..1, because in 0..255 it would be black
 
-SHIFTS = ("sub_mean.", "add_mean.")  # what keys of a mean shift begin with, under AdaBM's names
+SHIFTS = ("sub_mean.", "add_mean.")  # keys of a mean shift begin with these under AdaBM's names
 _SIZES = {"sub_mean.weight": 9, "sub_mean.bias": 3, "add_mean.weight": 9, "add_mean.bias": 3}
 _NOTHING = torch.empty(0)
 
@@ -69,7 +65,7 @@ class Convention:
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
 
 
-AS_READ = Convention()  # nothing is said beside the weights
+AS_READ = Convention()  # what is assumed where nothing is said beside the weights
 
 
 def shift_weights(pixels: tuple[float, float, float], rgb_range: float = 255) -> dict[str, torch.Tensor]:
@@ -80,11 +76,7 @@ def shift_weights(pixels: tuple[float, float, float], rgb_range: float = 255) ->
 
 @dataclass(frozen=True)
 class Shift:
-    """What an EDSR does to colours before its first and after its last convolution, in its own units, float64.
-
-    x -> before @ x + minus with minus [3] and before [3, 3]; y -> after @ y + plus. rtol: what the precision of the weights that
-    this was read from, float16 for one, leaves open.
-    """
+    """What an EDSR does to colours before its first and after its last convolution, in units of its own, float64."""
 
     before: torch.Tensor
     minus: torch.Tensor
@@ -119,7 +111,7 @@ class Shift:
         return 1 if 0 < float(self.mean.abs().max()) < UNIT_MEAN else 255
 
     def same(self, a: torch.Tensor, b: torch.Tensor) -> bool:
-        """Whether the weights' precision lets two values be one."""
+        """Whether two values are equal within the precision of the weights."""
         return torch.allclose(a, b, rtol=self.rtol, atol=self.rtol * float(b.abs().max()))
 
     @property
@@ -190,7 +182,7 @@ def fold(
         before, after, extra = before @ swap, swap @ after, swap @ extra
     if not torch.equal(before, one):
         weight = folded[f"{first}.weight"].double()
-        together = torch.eye(weight.shape[1] // 3, dtype=torch.float64)  # pixels of a colour that are taken side by side
+        together = torch.eye(weight.shape[1] // 3, dtype=torch.float64)  # one entry for each group of a pixel's three colours
         folded[f"{first}.weight"] = torch.einsum("kcrs,cd->kdrs", weight, torch.kron(before, together)).float()
     for part in ("weight", "bias"):
         key = f"{last}.{part}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from .layouts import MAX_WEIGHT, Layout, adabm_name, check_numbers, is_factor, l
 from .spec import RESIDUAL_FRACTION, UNIT_RANGE, NetworkSpec
 
 NO_SKIP = "no layer can be skipped, as the network is built anew from its weights: replace this one"
-# Layers of torch that compute what an activation of a graph does, and those that compute nothing in eval mode.
+# Layers of torch that compute the same as an activation of a graph, and layers that compute nothing in eval mode.
 _ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "leaky_relu": nn.LeakyReLU}
 _ACTIVATIONS |= {"sigmoid": nn.Sigmoid, "silu": nn.SiLU, "tanh": nn.Tanh}
 _OTHER_LAYERS: dict[type[Node], type[nn.Module]] = {PixelUnshuffle: nn.PixelUnshuffle, Pool: nn.AdaptiveAvgPool2d}
@@ -30,8 +31,8 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NEUTRAL_FILES = ("torch.nn.modules.container", "torch.nn.modules.loss")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_SHOWN = 8  # weights of another shape that a message lists
-_COUNTER = ".num_batches_tracked"  # of BatchNorm: an integer, of no use here
+_SHOWN = 8  # the most weights of another shape that a message lists
+_COUNTER = ".num_batches_tracked"  # an integer of BatchNorm, which is not used here
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ def _chosen(
             raise ValueError(f"detect: weights_key must name one part of the checkpoint, of {listed(labels)}, got {key!r}")
         return named[0], recognise(named[0].state)
     if len(many := [c.label for c in found if c.has_anchor]) > MOST_NETWORKS:
+        if not many[0]:  # parts of a network may begin as networks do: the whole counts first
+            with suppress(ValueError):
+                return found[0], recognise(found[0].state)
         raise ValueError(f"detect: the checkpoint holds many networks, {listed(many)}: name one of them as weights_key")
     fits, errors = [], []
     for candidate in found[:MOST_NETWORKS]:
@@ -121,7 +125,7 @@ def _chosen(
     if not fits:
         raise max(errors, key=lambda known: known[0])[1]
     fitting = {candidate.label for candidate, _ in fits}
-    # BasicSR saves a network and its average side by side, and reads the average.
+    # BasicSR saves a network and its running average side by side; it reads the average, and so does this.
     fits = [fit for fit in fits if not (fit[0].label.endswith("params") and f"{fit[0].label}_ema" in fitting)]
     others = [fit for fit in fits[1:] if not equal(fit[0], fits[0][0])]
     if others:
@@ -153,7 +157,7 @@ def _spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_sc
         raise ValueError(f"detect: {NONE_OF_THEM}: {KNOWN}; got {listed(list(given))}")
     try:
         spec = kind.read(state, res_scale)
-    except ValueError as error:  # of the specification itself, too: sizes of zero
+    except ValueError as error:  # the specification may raise it too, for sizes of zero
         raise ValueError(f"detect: {str(error).removeprefix('detect: ')}") from error
     check_held(spec, len(state))
     return spec
@@ -338,7 +342,7 @@ def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
     quantized = {f"{name}.{part}" for name in spec.quantized(quantize) for part in ("weight", "bias")}
     graph = spec.graph()
     shifts = {key for node in graph.nodes if isinstance(node, ColourShift) for key in node.parameters()}
-    left_out = {*quantized, *shifts, *graph.buffers}  # of the last two `spec` says it already
+    left_out = {*quantized, *shifts, *graph.buffers}  # `spec` holds the information of the last two
     names = (spec.own_name(key) for key in float_shapes(spec))
     return [name for name in names if name not in left_out and not name.endswith(_COUNTER)]
 
@@ -425,11 +429,12 @@ def _check_keys(
     problems = [f"{what} {listed(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys] + wrong
     if problems:
         what = "; ".join(problems)
-        raise ValueError(f"detect: the state dict does not fit the {spec.title} its keys describe: {what} ({KNOWN})")
+        known = f"{spec.called} is known by {spec.known_by}; {len(NETWORKS) - 1} other networks are known too"
+        raise ValueError(f"detect: the state dict does not fit the {spec.title} its keys describe: {what} ({known})")
 
 
 def _why_shape(got: tuple[int, ...], shapes: list[tuple[int, ...]]) -> str:
-    """In words, what a weight of another shape belongs to, where that can be told."""
+    """What a weight of another shape belongs to, in words, where that can be told."""
     if len(got) != 4 or len(shapes[0]) != 4 or 0 in got:
         return ""
     want = shapes[0]

@@ -29,7 +29,7 @@ def _renamed(prefix: str, state: State) -> dict[str, str]:
 
 
 def _of_colours(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One of grey pictures takes the brightness, and what it takes away from that, away from each colour."""
+    """A network of grey pictures takes the brightness, and what it subtracts from the brightness is subtracted from each colour."""
     if not reads_brightness(state, _FIRST):
         return state
     last = f"denoise.convs.{count(state, r'denoise[.]convs[.]([0-9]+)[.]') - 1}"
@@ -37,7 +37,8 @@ def _of_colours(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _is_list(prefix: str, state: State) -> bool:
-    """Whether all that is there is a list of convolutions and norms: of other networks, too, a part is called "model.0"."""
+    """Whether everything under the prefix is a list of convolutions and norms. Other networks, too, have a part that is called
+    "model.0"."""
     weights = [state.get(f"{prefix}{i}.weight") for i in (0, 2)]
     return all(w is not None and w.ndim == 4 for w in weights) and all(re.match(rf"{prefix}\d+\.[a-z_]+$", key) for key in state)
 
@@ -102,6 +103,6 @@ class DnCNNSpec(NetworkSpec):
             )
         bias = "denoise.convs.1.bias" in state
         first_bias = bias or "denoise.convs.0.bias" in state
-        # The eps of KAIR and of the authors' code, whose first convolutions have biases, and of SaoYan's, which has none.
+        # This is the eps of KAIR and of the authors' code, whose first convolutions have biases, and of SaoYan's, which has none.
         eps = (1e-4 if first_bias else 1e-5) if norm else 0.0
         return cls(1, layers, first.shape[0], eps, first_bias, bias)

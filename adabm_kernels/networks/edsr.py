@@ -77,7 +77,7 @@ class EDSRSpec(NetworkSpec):
     mean: tuple[float, float, float] = DIV2K_PIXELS
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))  # a list where it comes from JSON
+        object.__setattr__(self, "mean", tuple(self.mean))  # it is a list where it comes from JSON
         if len(self.mean) != 3 or not all(isinstance(value, float) and abs(value) <= MAX_WEIGHT for value in self.mean):
             raise ValueError(f"EDSRSpec: mean must be three numbers of at most {MAX_WEIGHT:g} in magnitude, got {self.mean}")
         self.check_sizes("blocks", "channels")
@@ -138,7 +138,8 @@ class EDSRSpec(NetworkSpec):
 
     @classmethod
     def completed(cls, state: State, mean_shift: bool) -> dict[str, torch.Tensor]:
-        """With a mean shift, by which colour `reading` says, and biases of zero: CADyQ has none before the upsampler."""
+        """The state with a mean shift of the colour that `reading` gives, and with biases of zero where there are none: CADyQ has
+        none before the upsampler."""
         whole = dict(state) | (shift_weights(DIV2K_PIXELS) if mean_shift else {})
         blocks = count(state, r"body\.(\d+)\.conv1\.")
         convs = ["head.0", *(f"body.{i}.conv{j}" for i in range(blocks) for j in (1, 2)), f"body.{blocks}"]

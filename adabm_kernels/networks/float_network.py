@@ -19,14 +19,14 @@ class FloatNetwork(GraphModule):
 
     spec: NetworkSpec
 
-    KINDS: ClassVar[dict[str, type[FloatNetwork]]] = {}  # by the title of their specification
+    KINDS: ClassVar[dict[str, type[FloatNetwork]]] = {}  # by the name of their specification's class
 
     def __init_subclass__(cls) -> None:
         FloatNetwork.KINDS[cls.__name__] = cls
 
     def __init__(self, spec: NetworkSpec):
         super().__init__(spec.graph(), spec.published, dtypes=spec.dtypes)
-        object.__setattr__(self, "spec", spec)  # past nn.Module, to which a part of the network may be called so
+        object.__setattr__(self, "spec", spec)  # bypasses nn.Module, because a part of the network may be called `spec`
 
     @property
     def res_scale(self) -> float:

@@ -14,7 +14,7 @@ from .layouts import Layout, State, count, listed, scale_said, with_each_scale
 from .spec import NetworkSpec
 
 _FIRST, _LAST = "fsrcnn.convs.0.weight", "fsrcnn.last"
-_KERNEL = 9  # of the transposed convolution
+_KERNEL = 9  # pixels a side of the transposed convolution's kernel
 
 
 def _in_turns(start: int) -> object:

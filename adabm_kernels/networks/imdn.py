@@ -12,8 +12,8 @@ from ..graph.nodes import Activation, Add, Affine, Concat, Deviation, Graph, Mul
 from .layouts import Layout, State, count, listed, matches, parts_renamed, scale_of
 from .spec import UNIT_RANGE, NetworkSpec
 
-LAYERS = 4  # convolutions of a block, of which each gives a part to the end of the block
-SLOPE = 0.05  # of every LeakyReLU
+LAYERS = 4  # convolutions of a block, each of which gives a part to the end of the block
+SLOPE = 0.05  # the slope of every LeakyReLU
 _SQUEEZE = "imdb.0.cca.0.weight"
 
 

@@ -22,7 +22,7 @@ from .srresnet import SRResNetSpec
 from .srvgg import SRVGGSpec
 from .vdsr import VDSRSpec
 
-NETWORKS: tuple[type[NetworkSpec], ...] = (  # a new network has its row here
+NETWORKS: tuple[type[NetworkSpec], ...] = (  # a new network gets its row here
     EDSRSpec,
     RDNSpec,
     SRResNetSpec,
@@ -39,7 +39,7 @@ NETWORKS: tuple[type[NetworkSpec], ...] = (  # a new network has its row here
 )
 SPECS = {spec.network: spec for spec in NETWORKS}
 ADABM = Layout("adabm", tuple(spec.anchor for spec in NETWORKS), lambda state: True)
-IN_UNIT_RANGE = "in_unit_range"  # a mark in state dicts under AdaBM's names of networks of pixels in 0..1 (importers/)
+IN_UNIT_RANGE = "in_unit_range"  # marks, in state dicts under AdaBM's names, a network of pixels in 0..1 (importers/)
 UNIT = Layout("adabm_unit", (), lambda state: IN_UNIT_RANGE in state, lambda state: _unmarked(state), 1)
 LAYOUTS = (UNIT, *(layout for spec in NETWORKS for layout in spec.layouts), ADABM)
 
@@ -72,7 +72,7 @@ SUPPORTED = f"{_in_words([spec.called for spec in NETWORKS])}, {SIZES}"
 KNOWN = f"known are {_in_words([f'{spec.called} ({spec.known_by})' for spec in NETWORKS])}, {SIZES} and pictures of three colours"
 NONE_OF_THEM = f"not an {_in_words([spec.title for spec in NETWORKS], 'or')} state dict"
 
-# Networks of other kinds that people bring, by a key of theirs, and what keeps them from being converted.
+# Other networks that people bring: a key that tells each of them, and the reason why it cannot be converted.
 _OTHERS = (
     (
         r"(conv_hr|HRconv|upconv1|upsample1\.upsample_conv)\.weight$",
@@ -99,7 +99,8 @@ _OTHERS = (
     (r"body\.\d+\.(bitsel\d|quant_act\d)\.", None, "a network that CADyQ has quantised: convert the float weights instead"),
 )
 _OTHER_ANCHORS = ("conv_block1.conv_block.0.weight",)
-# The weight of the first convolution in every layout, and in these: what a network is found by in a checkpoint that holds more.
+# The first convolution's weight under the names of every layout, and of the networks above. A network is found by it in a
+# checkpoint that holds more.
 ANCHORS = tuple(dict.fromkeys([*(anchor for layout in LAYOUTS for anchor in layout.anchors), *_OTHER_ANCHORS]))
 
 
@@ -114,7 +115,7 @@ def layout_of(state: State) -> Layout:
 
 
 def why_not(state: State) -> str:
-    """In words, which known network this is that cannot be converted, and why; empty where it is none of those."""
+    """Which known network this is that cannot be converted, and why, in words; empty where it is none of those."""
     for pattern, without, words in _OTHERS:
         if matches(state, pattern) and not (without and matches(state, without)):
             return words

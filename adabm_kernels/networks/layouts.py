@@ -1,4 +1,4 @@
-"""What public implementations call the parts of a network, and the names of AdaBM's authors for the same."""
+"""The names that public implementations give to the parts of a network, and the names of AdaBM's authors for the same parts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 State = Mapping[str, torch.Tensor]
 
-# No network has nearly as many; a damaged or hostile file must not have a network built that takes minutes and gigabytes.
-MAX_BLOCKS = 1000  # or layers of a block
-MAX_CHANNELS = 1 << 16  # of the kernels
-MAX_WEIGHT = 1e9  # in magnitude: none that was trained comes near, and products of a few stay finite in float32
-_MOST_DIGITS = 6  # of a number in a name
+# No network has nearly as many. A damaged or hostile file must not lead to a network that takes minutes and gigabytes to build.
+MAX_BLOCKS = 1000  # blocks of a network, or layers of a block
+MAX_CHANNELS = 1 << 16  # pixels a side of the kernels
+MAX_WEIGHT = 1e9  # the largest magnitude of a weight: no trained one comes near, and products of a few stay finite in float32
+_MOST_DIGITS = 6  # the most digits of a number in a name
 
 
 def is_factor(value: object) -> bool:

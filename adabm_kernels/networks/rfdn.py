@@ -13,8 +13,8 @@ from .imdn import leaky
 from .layouts import Layout, State, count, listed, matches, parts_renamed, scale_of
 from .spec import UNIT_RANGE, NetworkSpec
 
-STEPS = 3  # of a block, each of which gives a part to its end
-LEAST_SIDE = 15  # of a picture that the strided convolution and the pooling of the attention leave a pixel of
+STEPS = 3  # steps of a block, each of which gives a part to its end
+LEAST_SIDE = 15  # the least side of a picture of which the strided convolution and the pooling of the attention leave a pixel
 _ATTENTION = "rfdb.0.esa.in.weight"
 _ESA = {"conv1": "in", "conv_f": "near", "conv_max": "far.0", "conv2": "down", "conv3": "far.1", "conv3_": "far.2", "conv4": "out"}
 

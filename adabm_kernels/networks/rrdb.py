@@ -12,7 +12,7 @@ from .layouts import Layout, State, count, listed, matches, parts_renamed
 from .spec import NetworkSpec
 
 DENSE_BLOCKS, LAYERS = 3, 5  # dense blocks of a block, and convolutions of each
-FACTOR = 0.2  # on what a block and a dense block add, and the slope of every LeakyReLU
+FACTOR = 0.2  # the factor on what a block and a dense block add, and the slope of every LeakyReLU
 
 _FIRST_BLOCK = "blocks.0.dense.0.convs.0.weight"
 
@@ -117,7 +117,8 @@ class RRDBSpec(NetworkSpec):
                 last = b.conv(f"{name}.convs.{LAYERS - 1}", dense, (c + (LAYERS - 1) * g, c), body=True)
                 y = b.sum(name, last, y, FACTOR)
             y = b.sum(f"blocks.{i}", y, entry, FACTOR)
-        # Its input spans thousands, and all that the blocks have added goes through it: few bits cost more here than anywhere.
+        # Its input spans thousands of levels, and everything that the blocks have added goes through it, so few bits cost more here
+        # than anywhere.
         y = b.sum("blocks", b.conv("after_blocks", y, (c, c), role="end"), first)
         ups = (self.scale * factor).bit_length() - 1
         for i in range(ups):

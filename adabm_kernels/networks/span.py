@@ -26,7 +26,7 @@ def _renamed(state: State) -> dict[str, str]:
 
 
 def _published(name: str) -> str:
-    """What the authors call a convolution of the graph."""
+    """The name of the authors for a convolution of the graph."""
     block = re.sub(r"spab\.(\d)\.convs\.(\d)", lambda m: f"block_{int(m[1]) + 1}.c{int(m[2]) + 1}_r", name)
     return {"stem": "conv_1", "after": "conv_2"}.get(name, block)
 
@@ -93,7 +93,7 @@ class SPANSpec(NetworkSpec):
         ),
     )
     says_range = True
-    module_forms = frozenset({((3, 3), (1, 1), (0, 0), (1, 1), 1)})  # of a Conv3XC, whose input is padded before
+    module_forms = frozenset({((3, 3), (1, 1), (0, 0), (1, 1), 1)})  # those of a Conv3XC, whose input is padded beforehand
 
     scale: int
     channels: int = 48
@@ -123,7 +123,7 @@ class SPANSpec(NetworkSpec):
                 name = f"spab.{i}.convs.{j}"
                 y = b.conv(name, y, (c, c), body=True)
                 y = b.add(Activation(f"{name}.act", (y,), "silu")) if j + 1 < LAYERS else y
-                kept += [y] if j == 0 else []  # the activation of the authors' code changes in place what it reads
+                kept += [y] if j == 0 else []  # the activation of the authors' code changes its input in place
             weigh = b.add(Activation(f"spab.{i}.sigmoid", (y,), "sigmoid"))
             weigh = b.add(Affine(f"spab.{i}.attention", (weigh,), shift=(-0.5,)))
             y = b.add(Multiply(f"spab.{i}", (b.sum(f"spab.{i}.sum", y, entry), weigh)))

@@ -19,9 +19,10 @@ from .layouts import MAX_BLOCKS, MAX_CHANNELS, MAX_WEIGHT, Layout, State, adabm_
 
 __all__ = ["RESIDUAL_FRACTION", "UNIT_RANGE", "ConvSpec", "NetworkSpec", "stages"]
 
-RESIDUAL_FRACTION = "residual_fraction"  # in state dicts: float32 [1], of features that are held in 16 bits (quantize.to_fixed)
+# a float32 [1] in state dicts: the fraction of features that are held in 16 bits (quantize.to_fixed)
+RESIDUAL_FRACTION = "residual_fraction"
 _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "str": (str,), "float": (int, float)}
-UNIT_RANGE = "unit_range"  # a buffer of one element that says so in the state dicts of networks which compute in 0..1
+UNIT_RANGE = "unit_range"  # a buffer of one element in the state dicts of networks which compute in 0..1
 
 
 def stages(scale: int) -> tuple[int, ...]:
@@ -92,19 +93,19 @@ class NetworkSpec:
         raise NotImplementedError
 
     def published(self, name: str) -> str:
-        """What published state dicts call the part that the graph calls `name`."""
+        """The name that published state dicts give to the part that the graph calls `name`."""
         return name
 
     def own_name(self, key: str) -> str:
-        """What the graph calls a value that the float network's state dict calls `key`."""
+        """The graph's name for a value that the float network's state dict calls `key`."""
         return adabm_name(key)
 
     def simulated_name(self, key: str) -> str:
-        """What a simulation calls the part that the graph calls `key`."""
+        """The name that a simulation gives to the part that the graph calls `key`."""
         return key
 
     def arranged(self, outputs: Any) -> Any:
-        """What the network hands out of what its graph gives."""
+        """The output of the network, from the outputs of its graph."""
         return outputs
 
     def check_size(self, rows: int, columns: int, what: str) -> None:
@@ -148,12 +149,13 @@ class NetworkSpec:
 
     @cached_property
     def takes_any_range(self) -> bool:
-        """Whether weights for pixels of one range are those for another but for a factor on biases (convention.fold)."""
+        """Whether weights for pixels of one range are those for another range, except for a factor on biases (convention.fold)."""
         return properties.takes_any_range(self._graph)
 
     @cached_property
     def block_count(self) -> int:
-        """How many residual blocks the network is made of, those that tiles can go without where there are such; 0 for none."""
+        """How many residual blocks the network has: those that tiles can go without, where there are such; 0 where there is
+        none."""
         return len(properties.residual_blocks(self._graph) if self.trunk is None else self.trunk.blocks)
 
     @cached_property
@@ -194,7 +196,7 @@ class NetworkSpec:
 
     @cached_property
     def linear_upsampler(self) -> bool:
-        """Whether the upsampler is several convolutions without activations between them: it can then be computed as one."""
+        """Whether the upsampler is several convolutions without activations between them, so that it can be computed as one."""
         return properties.linear_upsampler(self._graph) is not None
 
     @cached_property

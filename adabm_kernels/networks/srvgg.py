@@ -25,7 +25,8 @@ def _is_realesrgan(state: State) -> bool:
     return matches(state, r"body\.0\.weight$") and matches(state, r"body\.1\.weight$") and not matches(state, r"head\.")
 
 
-# Found by its first PReLU: in other networks, too, the weight of a convolution is called `body.0.weight` behind some prefix.
+# The network is recognised by its first PReLU, because in other networks, too, `body.0.weight` behind some prefix is the weight of
+# a convolution.
 _REALESRGAN = Layout("realesrgan", ("body.1.weight",), _is_realesrgan, _realesrgan, rgb_range=1)
 
 

@@ -19,7 +19,7 @@ from .float_network import FloatNetwork
 from .spec import NetworkSpec
 
 Sizes = tuple[int, int]
-# Calls that look at nothing far away, among them those that compute sizes.
+# Calls that read nothing far away, among them those that compute sizes.
 _LOCAL_CALLS = frozenset(
     "pad constant_pad_nd reflection_pad2d replication_pad2d conv_transpose2d upsample_bilinear2d upsample_bicubic2d "
     "upsample_nearest2d add sub mul div neg abs sigmoid tanh relu softplus exp clamp where gt lt ge le maximum minimum sqrt pow "
@@ -77,12 +77,12 @@ class GraphSpec(NetworkSpec):
         finer: Collection[str] | None = None,
         **settings: Any,
     ) -> tuple[GraphSpec, dict[str, torch.Tensor]]:
-        """(the specification, the values under the keys of its graph) of any graph of one input.
+        """Two values for any graph of one input: the specification, and the values under the keys of its graph.
 
-        state: values by key, as `graph.trace` gives them. channels: of the input. finer: tensors with more rows than the input,
-        which convolutions are ends by; None for those that the graph tells. settings: further fields. The graph is simplified,
-        linear layers and transposed convolutions become convolutions, and those that share weights get a copy each, since their
-        inputs have ranges of their own.
+        state: values by key, as `graph.trace` gives them. channels: those of the input. finer: tensors with more rows than the
+        input, by which convolutions are ends; None for those that the graph tells. settings: further fields. The graph is
+        simplified, linear layers and transposed convolutions become convolutions, and convolutions that share weights get a copy
+        each, because their inputs have ranges of their own.
         """
         given = {graph.inputs[0]: channels}
         if finer is None:
@@ -155,7 +155,7 @@ class GraphSpec(NetworkSpec):
 
     @property
     def local(self) -> bool:
-        """Whether every output value depends on a part of the input alone, so that crops of pictures are pictures to it."""
+        """Whether every output value depends on a part of the input alone, so that a crop of a picture can stand for a picture."""
         return self.size is None and all(map(_is_local, self.definition.nodes))
 
     @property
@@ -192,7 +192,7 @@ class GraphSpec(NetworkSpec):
         return "a traced network holds the features beside the codes in float32"
 
     def arranged(self, outputs: Any) -> Any:
-        """What the graph gives, one tensor or a tuple of several, as the module hands it out."""
+        """The output of the module, arranged as the module does, from what the graph gives: one tensor or a tuple of several."""
         return arranged(self.layout, outputs if isinstance(outputs, tuple) else (outputs,))
 
     def check_size(self, rows: int, columns: int, what: str) -> None:

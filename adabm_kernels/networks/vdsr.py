@@ -28,7 +28,7 @@ def _twtygqyy(state: State) -> dict[str, str]:
 
 
 def _of_colours(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One of the brightness adds to it what it adds to each colour."""
+    """A network of the brightness adds to each colour what it adds to the brightness."""
     if not reads_brightness(state, _FIRST):
         return state
     last = f"vdsr.{count(state, r'vdsr[.]([0-9]+)[.]') - 1}"

@@ -1,4 +1,4 @@
-"""Networks on integer convolutions."""
+"""Networks that compute with integer convolutions."""
 
 from .from_simulated import from_simulated
 from .model import ConvertedModel

@@ -19,9 +19,9 @@ from .conv import AdaptiveConv2d
 class RunningThresholds(nn.Module):
     """Image thresholds that follow the images of inference: running estimates of the two quantiles that calibration took.
 
-    thresholds: the calibrated (lower, upper). percentile: the percentage of images below the one and above the other
-    (`ConvertConfig.image_percentile`). momentum: 0 leaves the thresholds as calibrated; see `set_running_thresholds` of
-    ConvertedNetwork for the formula. Any number of threads may call it at once, but a compiled caller only one at a time.
+    thresholds: the calibrated (lower, upper). percentile: the percentage of images below the lower and above the upper one
+    (`ConvertConfig.image_percentile`). momentum: 0 leaves the thresholds as calibrated; the formula is in `set_running_thresholds`
+    of ConvertedNetwork. Any number of threads may call it at once, but only one thread at a time where the caller is compiled.
     """
 
     calibrated: torch.Tensor
@@ -40,43 +40,44 @@ class RunningThresholds(nn.Module):
         self.ordered = thresholds[0] <= thresholds[1]
         self.momentum = 0.0
         self._lock = threading.Lock()
-        # float64: steps of a small momentum would vanish in the rounding of float32.
+        # They are float64, because steps of a small momentum would vanish in the rounding of float32.
         self.register_buffer("calibrated", start)
         self.register_buffer("least", ends.amin(0))
         self.register_buffer("most", ends.amax(0))
         self.register_buffer("quantiles", torch.tensor([percentile / 100, 1 - percentile / 100], dtype=torch.float64))
-        self.register_buffer("current", start.clone())  # never another's memory: a compiled caller writes into it
+        self.register_buffer("current", start.clone())  # a copy, because a compiled caller writes into this tensor
 
     def set(self, momentum: float, start: tuple[float, float] | None) -> None:
-        """Begin at `start`, or go on; momentum 0 goes back to the calibrated thresholds.
+        """Begins at `start`, or goes on from the present thresholds where that is None; momentum 0 goes back to the calibrated
+        ones.
 
         Raises ValueError for a start out of bounds.
         """
         with self._lock, torch.inference_mode(False), torch.no_grad():
             current = self.current if start is None else torch.tensor(start, dtype=torch.float64, device=self.current.device)
-            slack = 1e-12 * self.calibrated.abs()  # of float64, for what went through a file
+            slack = 1e-12 * self.calibrated.abs()  # for float64 values that went through a file
             if current.shape != (2,) or not ((current >= self.least - slack) & (current <= self.most + slack)).all():
                 bounds = f"{self.least.tolist()} and {self.most.tolist()}"
                 raise ValueError(f"set_running_thresholds: start must be (lower, upper) between {bounds}, got {start!r}")
             self.momentum, self.current = momentum, (current if momentum else self.calibrated).clone()
 
     def offsets(self, measures: torch.Tensor, learn: bool) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N], from the measures [N]: each image is judged by the thresholds that
-        those before it left. learn: keep what they leave."""
-        if torch.compiler.is_compiling():  # a compiler knows no locks, and of state only what is written in place
+        """Bits that each image gets more or less, int32 [N], from the measures [N]. Each image is judged by the thresholds that the
+        images before it left. learn: whether to keep the thresholds that these images leave."""
+        if torch.compiler.is_compiling():  # a compiler knows no locks, and keeps only state that is written in place
             offsets, left = self._follow(measures)
             if learn:
                 self.current.copy_(left)
             return offsets
-        # Thresholds that are kept must be ordinary tensors, which a compiled caller may write into.
+        # Thresholds that are kept must be ordinary tensors, because a compiled caller may write into them.
         with self._lock, torch.inference_mode(False), torch.no_grad():
             offsets, left = self._follow(measures)
             if learn:
-                self.current = left  # a new tensor: who holds the old one still holds a pair
+                self.current = left  # a new tensor, so that whoever holds the old one still holds a matching pair
         return offsets
 
     def _follow(self, measures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(offsets int32 [N], thresholds float64 [2] that the last image leaves)."""
+        """Two values: the offsets, int32 [N], and the thresholds, float64 [2], that the last image leaves."""
         current, offsets = self.current, []
         for measure in measures.double():
             offsets.append((measure > current[1]).to(torch.int32) - (measure < current[0]).to(torch.int32))
@@ -84,7 +85,7 @@ class RunningThresholds(nn.Module):
         return torch.stack(offsets), current
 
     def _step(self, current: torch.Tensor, measure: torch.Tensor, momentum: float) -> torch.Tensor:
-        # On the device, without a branch on values: the bits stay data.
+        # This runs on the device, without a branch on values, so that the bits stay data.
         moved = current + momentum * self.calibrated.abs() * (self.quantiles - (measure < current).double())
         moved = torch.minimum(torch.maximum(moved, self.least), self.most)
         # Estimates of quantiles that lie close may cross; their mean lies between the bounds of both.
@@ -108,7 +109,7 @@ class DecidesBits(nn.Module):
     measure_upper: torch.Tensor
     bit_rules: torch.Tensor
     _running: RunningThresholds
-    _adaptive: nn.ModuleDict  # of the quantised convolutions, in the order they run
+    _adaptive: nn.ModuleDict  # the quantised convolutions in the order they run
     _bits: str | int
     _counted: set[str]
 
@@ -122,7 +123,8 @@ class DecidesBits(nn.Module):
         raise NotImplementedError
 
     def set_bits(self, bits: str | int = "auto") -> None:
-        """ "auto": every image and layer decides; 2..8: that many in all layers but the 8-bit ends. Raises ValueError otherwise."""
+        """Sets how bits are decided. "auto": every image and layer decides. 2..8: that many in all layers but the 8-bit ends.
+        Raises ValueError otherwise."""
         if bits != "auto" and (isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS):
             raise ValueError(f"set_bits: bits must be 'auto' or {MIN_BITS}..{MAX_BITS}, got {bits!r}")
         if bits != self._bits:
@@ -131,25 +133,26 @@ class DecidesBits(nn.Module):
             self._forget_graphs()
 
     def set_running_thresholds(self, momentum: float = 0.0, start: tuple[float, float] | None = None) -> None:
-        """Let the image thresholds follow the images of inference; 0 (the default) goes back to the calibrated ones.
+        """Lets the image thresholds follow the images of inference; momentum 0 (the default) goes back to the calibrated ones.
 
         Calibration sets the thresholds to the quantiles q = p and 1 - p of the measure over its images, p being
-        `config.image_percentile` / 100 (AdaBM, section 3.2). With a momentum above 0 every image that a forward pass sees, in
-        the order of its batch, is judged by the thresholds as they stand, and then moves each threshold t, calibrated as t0, by
+        `config.image_percentile` / 100 (AdaBM, section 3.2). With a momentum above 0 every image that a forward pass sees, in the
+        order of its batch, is judged by the thresholds as they stand, and then moves each threshold t, calibrated as t0, by
 
-            t  <-  clip(t + momentum * |t0| * (q - [measure < t]), 2/3 * t0, 3/2 * t0)
+        t <- clip(t + momentum * |t0| * (q - [measure < t]), 2/3 * t0, 3/2 * t0)
 
-        which is at rest where a share q of the measures lies below t: the running estimate of that quantile (stochastic
-        approximation, Robbins and Monro, Ann. Math. Stat. 1951). Where the two would cross, both become their mean. No image moves
-        a threshold by more than momentum * |t0|: a smaller momentum follows more slowly and trembles less.
+        A threshold is at rest where a share q of the measures lies below it, so it is a running estimate of that quantile
+        (stochastic approximation, Robbins and Monro, Ann. Math. Stat. 1951). Where the two would cross, both become their mean. No
+        image moves a threshold by more than momentum * |t0|: with a smaller momentum it follows more slowly and trembles less.
 
-        The decision of an image then depends on those before it, no longer on it alone. `layer_bits`, `mean_bits` and
-        `image_offsets` say what the next forward pass would do and move nothing; nor do images while `set_bits` is not "auto".
-        Momentum and thresholds are saved with the model. start: thresholds to begin at, within those bounds; None for the present
-        ones, which are the calibrated ones unless it is on already. Threads may share the model: each image moves the thresholds
-        once, in the order of arrival; under torch.compile, which knows no locks, one thread at a time.
+        The decision about an image then depends on the images before it, no longer on it alone. `layer_bits`, `mean_bits` and
+        `image_offsets` say what the next forward pass would do and move nothing. Images move nothing either while `set_bits` is not
+        "auto". Momentum and thresholds are saved with the model. start: the thresholds to begin at, within the bounds of the
+        formula; None begins at the present ones, which are the calibrated ones unless the thresholds run already. Threads may share
+        the model: each image moves the thresholds once, in the order of arrival. Under torch.compile, which knows no locks, one
+        thread at a time may use it.
 
-        Raises ValueError unless momentum is a number in 0..1, 0 for a network that is not adaptive, and start is in bounds.
+        Raises ValueError unless momentum is a number in 0..1, and 0 for a network that is not adaptive, and start is in bounds.
         """
         number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
         if not number or not 0 <= momentum <= 1:
@@ -163,7 +166,7 @@ class DecidesBits(nn.Module):
 
     @property
     def running_thresholds(self) -> tuple[float, float] | None:
-        """(lower, upper) of the image measure as they stand, None where they do not run."""
+        """(lower, upper), the present thresholds of the image measure; None where they do not run."""
         running = self.thresholds is not None and self._running.momentum > 0
         return tuple(self._running.current.tolist()) if running else None
 
@@ -173,7 +176,8 @@ class DecidesBits(nn.Module):
         return 0.0 if self.thresholds is None else self._running.momentum
 
     def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N] of -1..1. learn: running thresholds follow, as in a forward pass.
+        """Bits that each image gets more or less, int32 [N] of -1..1. learn: whether running thresholds follow, as in a forward
+        pass.
 
         Raises as `forward`.
         """
@@ -189,19 +193,20 @@ class DecidesBits(nn.Module):
         return image_offsets(measures, self.measure_lower, self.measure_upper)
 
     def _rules(self) -> torch.Tensor:
-        """int32 [L, 2] of measure.bits_by_rule for the layers in the order they run."""
+        """int32 [L, 2], what measure.bits_by_rule takes, for the layers in the order they run."""
         fixed = self._bits if self._bits != "auto" else None
         rules = [(fixed, 0) if fixed is not None and conv.name in self._counted else conv.bit_rule for conv in self._quantized()]
         return torch.tensor(rules, dtype=torch.int32, device="cpu")
 
     def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Bits of the input codes of every integer convolution, int32 [L, N]: device data that nothing on the host waits for.
+        """Bits of the input codes of every integer convolution, int32 [L, N]. They are data on the device that nothing on the host
+        waits for.
 
-        offset: of the images, where it is known, on any device.
+        offset: that of the images where it is known, on any device.
         """
         if offset is not None:
             return bits_by_rule(self.bit_rules, offset.to(self.bit_rules.device))
-        assert x is not None  # which may be left out only where an offset is given
+        assert x is not None  # x may be left out only where an offset is given
         if self.thresholds is not None and self._bits == "auto" and self._running.momentum == 0:
             return ops.layer_bits(
                 as_colours(x), self.measure_lower, self.measure_upper, self.bit_rules, backend=self.choice.backend
@@ -214,7 +219,7 @@ class DecidesBits(nn.Module):
     def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each.
 
-        offset: int32 [N], what `image_offsets` gives for x, where that is known; x is then not looked at. Raises as `forward`.
+        offset: int32 [N], the result of `image_offsets` for x, where it is known; x is then not looked at. Raises as `forward`.
         """
         self._check(x if offset is None else None, offset)
         return self._by_name(self._bit_table(x, learn=False, offset=offset))

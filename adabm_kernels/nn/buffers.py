@@ -1,4 +1,4 @@
-"""Buffers of a compiled network: tensors share memory as far as their lives allow."""
+"""Buffers of a compiled network: tensors share memory where they are not needed at the same time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from .steps import ConvStep, DropStep, Place, Program, Slice, Step
 
-Lives = dict[int, tuple[int, int]]  # by the id of a store, the first and the last step that it is used in
+Lives = dict[int, tuple[int, int]]  # by the id of a store, the first and the last step that uses it
 
 
 def bind(steps: Sequence[Step], places: list[Place | None], x: Slice, ys: Sequence[Slice]) -> Program:
-    """The program of steps whose references do not say yet where in memory they lie. x, ys: the input and the outputs."""
+    """Makes a program of steps whose references do not yet say where in memory they lie. x, ys: the input and the outputs."""
     lives = _lives(steps)
     _share_buffers(steps, lives)
     ats: dict[tuple[object, ...], int] = {}
@@ -34,13 +34,13 @@ def _lives(steps: Sequence[Step]) -> Lives:
 
 
 def _share_buffers(steps: Sequence[Step], lives: Lives) -> None:
-    """Give every store that is not fresh a buffer, and have sums made in place where what is added to is read no more.
+    """Gives every store that is not fresh a buffer, and has a sum made in place where its first term is not read later.
 
-    A store takes the smallest free buffer of its kind that holds it, or the largest, which then grows.
+    A store takes the smallest free buffer of its kind that holds it, or else the largest, which then grows.
     """
     sizes: dict[str, int] = {}
     free: dict[str, list[str]] = {}
-    gone: set[int] = set()  # stores whose buffers are free again, or another's
+    gone: set[int] = set()  # stores whose buffers are free again, or belong to another store
     for i, step in enumerate(steps):
         for held in step.writes():
             store = held.store
@@ -68,9 +68,10 @@ def _share_buffers(steps: Sequence[Step], lives: Lives) -> None:
 
 
 def _make_room(steps: Sequence[Step]) -> None:
-    """Have each buffer made as large as it will have to be, or the first forward pass would hold what it outgrows beside it."""
+    """Has each buffer made as large as it will have to be at once. The first forward pass would otherwise hold outgrown buffers
+    besides."""
     stores = [held.store for step in steps for held in step.writes() if not held.store.fresh]
-    most: dict[tuple[str, str], int] = {}  # by the buffer, and what sizes derive from
+    most: dict[tuple[str, str], int] = {}  # by the buffer, and by the tensor that sizes derive from
     for store in stores:
         key = store.buffer, store.extent[0]
         most[key] = max(store.values, most.get(key, 0))
@@ -79,14 +80,14 @@ def _make_room(steps: Sequence[Step]) -> None:
 
 
 def _in_place(added: Slice, to: Slice) -> bool:
-    """Whether a sum can be made where its first term lies."""
+    """Whether a sum can be written to where its first term lies."""
     one, other = added.store, to.store
     alike = (one.kind, one.width, one.extent) == (other.kind, other.width, other.extent)
     return alike and not one.fresh and (added.start, added.stop) == (to.start, to.stop)
 
 
 def _with_drops(steps: Sequence[Step], lives: Lives, kept: Sequence[int]) -> list[Step]:
-    """The steps, and behind each the end of fresh tensors that nothing reads after it, but for those at `kept`."""
+    """The steps, each followed by the release of the fresh tensors that nothing reads after it, except those at `kept`."""
     found: list[Step] = []
     gone = set(kept)
     for i, step in enumerate(steps):

@@ -1,8 +1,9 @@
-"""A network's convolutions and float nodes as a list of steps over the operators: who makes which codes and features, and when.
+"""A network's convolutions and float nodes as a list of steps over the operators: which step makes which codes and features, and
+when.
 
-A quantised convolution reads codes on a grid of its own. The convolution before it writes them in its epilogue where it can; else
-they are made of features that lie in a buffer. Features are written only where something reads them. Of features that are enlarged
-by repeating pixels, the codes are repeated, which is the same and a quarter of the bytes.
+A quantised convolution reads codes on a grid of its own. The convolution before it writes these codes in its epilogue where it can;
+else they are made of features that lie in a buffer. Features are written only where something reads them. Where features are
+enlarged by repeating pixels, their codes are repeated instead, which gives the same result with a quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ from .steps import (
     code_store,
 )
 
-Extent = tuple[str, int]  # what a tensor's rows and columns derive from, and by which factor
+Extent = tuple[str, int]  # the tensor that a tensor's rows and columns derive from, and by which factor
 
 
 @dataclass(frozen=True)
 class Layer:
     """An integer convolution in a network.
 
-    name: of the tensor that it computes. inputs: what it reads and, where it has one, the residual. bits: which of the bits are its
-    input's. place: where it computes. pairs: whether it runs in one piece with the layer before it, as the second of a residual
-    block. clamp: bounds that its features are kept in. grid: range of its input, where that is asked for.
+    name: that of the tensor that it computes. inputs: the tensor that it reads and, where it has one, the residual. bits: the row
+    of its input's bits in the table of bits. place: where it computes. pairs: whether it runs in one piece with the layer before
+    it, as the second convolution of a residual block. clamp: bounds that its features are kept in. grid: the range of its input,
+    where that is asked for.
     """
 
     name: str
@@ -65,13 +67,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Source:
-    """What is compiled: layers and float nodes in an order in which they can be computed.
+    """The network that is compiled: layers and float nodes in an order in which they can be computed.
 
-    x, outputs: names of the input and of what the network gives. channels: of the tensors [N, C, H, W] that nodes and the input
-    give, as far as they are known. stream: tensors that pass the residual blocks by. early: whether codes are made as soon as
-    features are there, for all that read them. easy: where the filter of easy tiles computes, None for a network without. read: of
-    tensors where they are read; those that are not there are read everywhere. sums: by sums that are nodes what they are in easy
-    tiles.
+    x, outputs: names of the input and of the tensors that the network gives. channels: those of the tensors [N, C, H, W] that nodes
+    and the input give, as far as they are known. stream: the tensors that pass the residual blocks by. early: whether codes are
+    made as soon as features are there, for all layers that read them. easy: where the filter of easy tiles computes; None for a
+    network without one. read: by tensor, where it is read; a tensor that is missing here is read everywhere. sums: by each sum that
+    is a node, what it is in easy tiles.
     """
 
     items: Sequence[Layer | Node]
@@ -85,17 +87,17 @@ class Source:
     sums: Mapping[str, str] = field(default_factory=dict)
 
     def in_pairs(self, fused: bool) -> Source:
-        """The same with residual blocks in one piece, or not."""
+        """The same network with residual blocks in one piece, or not."""
         items = [item if fused or not isinstance(item, Layer) else replace(item, pairs=False) for item in self.items]
         return replace(self, items=items)
 
 
-Changes = tuple[tuple[int, int], ...]  # of rows and of columns: size -> (size - 1 + the first) // the second + 1
+Changes = tuple[tuple[int, int], ...]  # for rows and for columns, (a, b) of: a size becomes (size - 1 + a) // b + 1
 
 
 def _changes(item: Layer | Node) -> Changes | None:
-    """How what a layer, a convolution in floats or a pool computes differs in size from what it reads; None where it is another
-    node, or its settings do not say."""
+    """How the size of what a layer, a convolution in floats or a pool computes differs from the size of what it reads. None where
+    it is another node, or where its settings do not say."""
     if isinstance(item, Layer):
         axes = item.conv.geometry.axes(*item.conv.weight.shape[-3:-1])
         return tuple((axis.before + axis.after - axis.extent + 1, axis.stride) for axis in axes)
@@ -112,7 +114,7 @@ def _changes(item: Layer | Node) -> Changes | None:
 
 
 def _both(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Rows and columns of a setting that is one number for both, or two."""
+    """Rows and columns of a setting that is either one number for both or two numbers."""
     return (sizes, sizes) if isinstance(sizes, int) else (sizes[0], sizes[-1])
 
 
@@ -122,10 +124,11 @@ class _Compiler:
         self.steps: list[Step] = []
         self.places: list[Place | None] = [None]
         self.layers = {item.name: item for item in source.items if isinstance(item, Layer)}
-        self.parts: dict[str, tuple[str, ...]] = {}  # of every concatenation, without those among them
+        # the parts of every concatenation, with nested concatenations replaced by their parts
+        self.parts: dict[str, tuple[str, ...]] = {}
         self.repeated = {item.name: item for item in source.items if isinstance(item, Resize) and self._repeats_codes(item)}
         self.extents: dict[str, Extent] = {source.x: (source.x, 1)}
-        self.smaller: dict[tuple[Extent, Changes], Extent] = {}  # what is made of tensors by the same change of size
+        self.smaller: dict[tuple[Extent, Changes], Extent] = {}  # the extent of all tensors that arise by the same change of size
         for item in source.items:
             if isinstance(item, Concat):
                 parts = tuple(part for name in item.inputs for part in self.parts_of(name))
@@ -133,23 +136,24 @@ class _Compiler:
                     self.parts[item.name] = parts
             self.extents[item.name] = self._extent(item)
         self.codes: dict[str, Reader] = {}  # the codes that each layer reads, by the layer
-        self.enlarged: dict[str, Slice] = {}  # where those are repeated that a layer reads, by the layer
-        self.direct: dict[str, Layer] = {}  # the layer whose codes a layer writes
+        self.enlarged: dict[str, Slice] = {}  # where the repeated codes lie that a layer reads, by the layer
+        self.direct: dict[str, Layer] = {}  # by a layer, the layer whose codes it writes
         self.features: dict[str, Slice] = {}
         self.homes = {} if source.early else self._homes()
-        # Layers whose codes are made of a tensor as soon as it is there, and the channels of their input that it is.
+        # Layers whose codes are made of a tensor as soon as it is there, and which channels of their input it is.
         self.waiting: dict[str, list[tuple[Layer, int, int | None]]] = {}
         for layer in self.layers.values():
             self._plan_codes(layer)
         self.wanted = self._wanted()
 
-    # ---- what is read
+    # ---- who reads what
 
     def parts_of(self, name: str) -> tuple[str, ...]:
         return self.parts.get(name, (name,))
 
     def _repeats_codes(self, node: Resize) -> bool:
-        """Whether only convolutions of one digit read pixels that are repeated, of features that are there as they are."""
+        """Whether repeated pixels are read only by convolutions of one digit, and are repeated from features that exist as they
+        are."""
         if node.mode != "nearest" or node.factor != int(node.factor):
             return False
         if node.x in self.parts or node.x == self.source.x:
@@ -159,7 +163,7 @@ class _Compiler:
         return node.name not in self.source.outputs and len(layers) == len(reading)
 
     def coded(self, layer: Layer) -> str:
-        """The tensor that the codes of a layer's input are made of."""
+        """The tensor from whose features the codes of a layer's input are made."""
         name = layer.inputs[0]
         return self.repeated[name].x if name in self.repeated else name
 
@@ -181,16 +185,18 @@ class _Compiler:
         return (of, factor) if alike or isinstance(item, (Concat, *POINTWISE)) else (item.name, 1)
 
     def _homes(self) -> dict[str, Slice]:
-        """Places side by side for the parts of concatenations that layers read, of the widest that begins with the same."""
+        """Places side by side for the parts of concatenations that layers read. Of concatenations that begin with the same parts,
+        the widest counts."""
         homes: dict[str, Slice] = {}
         read = [self.parts[layer.inputs[0]] for layer in self.layers.values() if layer.inputs[0] in self.parts]
         for name, parts in self.parts.items():
             longer = any(len(other) > len(parts) and other[: len(parts)] == parts for other in self.parts.values())
             helped = [one for one in read if parts[: len(one)] == one]
-            # What floats give would be copied there: for one layer that reads it, its codes are made of it where it is.
+            # The result of a float node would have to be copied there. For a single layer that reads it, codes are made of it where
+            # it is.
             helps = len(helped) > 1 or (len(helped) == 1 and self.layers.keys() >= set(parts))
             taken = homes.keys() | self.source.stream | {self.source.x, *self.source.outputs}
-            taken |= {layer.name for layer in self.layers.values() if layer.conv.shuffle > 1}  # kernels shuffle into no slices
+            taken |= {layer.name for layer in self.layers.values() if layer.conv.shuffle > 1}  # kernels do not shuffle into slices
             free = len(set(parts)) == len(parts) > 1 and taken.isdisjoint(parts)
             if longer or not helps or not free:
                 continue
@@ -200,7 +206,7 @@ class _Compiler:
         return homes
 
     def _side_by_side(self, parts: tuple[str, ...]) -> Slice | None:
-        """Where parts lie next to one another, in their order."""
+        """The place where these parts lie next to one another in their order; None where they do not."""
         slices = [self.homes.get(part) for part in parts]
         first = slices[0]
         if first is None:
@@ -213,7 +219,7 @@ class _Compiler:
         return Slice(first.store, first.start, at)
 
     def _plan_codes(self, layer: Layer) -> None:
-        """Decide who makes the codes of a layer's input."""
+        """Decides which step makes the codes of a layer's input."""
         name = self.coded(layer)
         parts = self.parts_of(name)
         channels = layer.conv.weight.shape[-1] * layer.conv.geometry.groups
@@ -236,7 +242,8 @@ class _Compiler:
                 start = stop
 
     def _within(self, name: str, reader: Layer) -> bool:
-        """Whether codes of features that are not yet kept in their bounds are those of features that are: the grid lies within."""
+        """Whether the grid of a reader lies within the bounds of features. The codes are then the same before and after the
+        features are clamped to their bounds."""
         bounds, grid = self.layers[name].clamp, reader.grid
         return bounds is None or (grid is not None and bounds[0] <= grid[0] and grid[1] <= bounds[1])
 
@@ -292,7 +299,7 @@ class _Compiler:
         return self.codes[layer.name]
 
     def _make_codes(self, layer: Layer) -> None:
-        """Have the codes that a layer reads made, where they are not yet."""
+        """Has the codes that a layer reads made, where they are not yet."""
         reader, parts = self.codes[layer.name], self.parts_of(self.coded(layer))
         made = self.direct.get(parts[0]) is layer or any(one is layer for part in parts for one, *_ in self.waiting.get(part, ()))
         if not made:
@@ -310,7 +317,7 @@ class _Compiler:
         return self.enlarged.get(layer.name, self.codes[layer.name].codes)
 
     def _read_at(self, name: str) -> Place | None:
-        """Where a tensor is read, of a network that computes at places."""
+        """Where a tensor is read, in a network that computes at places."""
         return self.source.read.get(name)
 
     def _layer(self, layer: Layer, first: Layer | None) -> None:
@@ -335,7 +342,7 @@ class _Compiler:
             second = None if first is None else (layer.conv, layer.bits)
             step = ConvStep(opening.conv, opening.bits, x_q, features, y_q, residual, stream=stream, second=second)
             if features is not None and residual is not None and features.store.width != residual.store.width:
-                self._add(CopyStep(residual, features))  # kernels want both in memory alike
+                self._add(CopyStep(residual, features))  # kernels want both laid out alike in memory
                 step.residual, step.accumulate = features, True
             self._add(step, layer.place)
             if layer.clamp is not None and features is not None:
@@ -363,7 +370,7 @@ class _Compiler:
         if home is None:
             kind = "stream" if layer.name in self.source.stream else "features"
             channels, start, width = layer.conv.out_channels, 0, layer.conv.out_channels
-            # Kernels want both in memory alike, and shuffle into no slices.
+            # Kernels want a sum and the tensor that they add laid out alike in memory, and do not shuffle into slices.
             if residual is not None and not residual.store.fresh and layer.conv.shuffle == 1:
                 start, width = residual.start, residual.store.width
             home = Slice(Store(kind, width, self.extents[layer.name]), start, start + channels)
@@ -371,7 +378,7 @@ class _Compiler:
         return home
 
     def _features_of(self, name: str) -> Slice:
-        """The features of a tensor, those of a concatenation put together in fresh memory."""
+        """The features of a tensor. Those of a concatenation are put together in fresh memory."""
         if name not in self.parts:
             return self.features[name]
         y = self._fresh(name)
@@ -397,13 +404,13 @@ class _Compiler:
         self._after(node.name)
 
     def _keep(self, name: str, y: Slice) -> None:
-        """Features lie where they were made, or beside others where layers read them together."""
+        """Records that features lie where they were made, or copies them beside others where layers read them together."""
         self.features[name] = self.homes.get(name, y)
         if name in self.homes:
             self._add(CopyStep(y, self.features[name]))
 
     def _after(self, name: str) -> None:
-        """Codes that are made as soon as a tensor is there."""
+        """Has those codes made that are made as soon as a tensor is there."""
         readers = []
         for layer, start, end in self.waiting.get(name, ()):
             known = self.codes[layer.name]
@@ -418,7 +425,7 @@ def compile_steps(source: Source) -> Program:
 
 
 def slices_aligned(source: Source, early: bool) -> bool:
-    """Whether slices of codes begin at whole groups of them: where all codes are made as soon as features are there, or else only
-    those of parts that do not lie side by side."""
+    """Whether slices of codes begin at whole groups of codes. All slices count where all codes are made as soon as features are
+    there, and otherwise only those of parts that do not lie side by side."""
     waiting = _Compiler(replace(source, early=early)).waiting.values()
     return all(start % CODE_CHANNELS == 0 for readers in waiting for _, start, _ in readers)

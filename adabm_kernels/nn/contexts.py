@@ -1,4 +1,5 @@
-"""The contexts of torch that a network is made or called in: which it leaves, and which it refuses in a sentence."""
+"""The contexts of torch that a network may be made or called in: those that it leaves, and those that it refuses with a
+sentence."""
 
 from __future__ import annotations
 
@@ -21,12 +22,12 @@ _AUTOCAST = ("cpu", "cuda")  # types of devices that a network computes on
 
 @contextmanager
 def as_imported() -> Iterator[None]:
-    """Torch inside as it is when it is imported: what is made there is an ordinary tensor, on the CPU and of float32 where nothing
-    else is said, and gradients are recorded.
+    """Inside the block, torch is as it is when it is imported: new tensors are ordinary ones, on the CPU and of float32 where
+    nothing else is said, and gradients are recorded.
 
-    Models are made so, whatever surrounds the call: a tensor made in inference mode could not be changed outside of it, one made
-    under another default dtype would not fit the operators. Modes belong to the calling thread. The default dtype does not: where
-    it is another one, all threads see float32 until the last block of this kind has been left.
+    Models are made like this, whatever surrounds the call: a tensor made in inference mode could not be changed outside of it, and
+    one made under another default dtype would not fit the operators. Modes belong to the calling thread. The default dtype belongs
+    to the process: where it is another one, all threads see float32 until the last block of this kind has been left.
     """
     with ExitStack() as left:
         for context in (torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")):
@@ -39,12 +40,12 @@ def as_imported() -> Iterator[None]:
 
 
 class _DefaultDtype:
-    """The default dtype of the process, for blocks of several threads that overlap: each by itself would take the float32 that
-    another one has set for what it must restore."""
+    """The default dtype of the process, for overlapping blocks of several threads. A block by itself could find the float32 that
+    another block has set, and would restore that."""
 
     def __init__(self) -> None:
         self._lock, self._blocks = threading.Lock(), 0
-        self._before: torch.dtype | None = None  # what was found, where it was not float32
+        self._before: torch.dtype | None = None  # the dtype that was found, where it was not float32
 
     @contextmanager
     def float32(self) -> Iterator[None]:
@@ -68,8 +69,8 @@ _DEFAULT_DTYPE = _DefaultDtype()
 
 
 class WithoutParameters(nn.Module):
-    """A module of buffers that depend on one another: torch's tools for changing one (prune, parametrize) are refused, and a copy
-    shares none."""
+    """A module of buffers that depend on one another. It refuses torch's tools for changing one of them (prune, parametrize), and a
+    copy of it shares no buffer with it."""
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         raise TypeError(f"{type(self).__name__}: parameter {name!r} cannot be added: {_BUFFERS_ALONE}")
@@ -80,12 +81,12 @@ class WithoutParameters(nn.Module):
         super().__delattr__(name)
 
     def __copy__(self) -> WithoutParameters:
-        # A shallow one would share what settings change: buffers, layers, recorded graphs.
+        # A shallow copy would share what settings change: buffers, layers and recorded graphs.
         return copy.deepcopy(self)
 
 
 def make_ordinary(module: nn.Module) -> None:
-    """Buffers that were made in inference mode become ordinary tensors, which may be changed anywhere."""
+    """Turns buffers that were made in inference mode into ordinary tensors, which may be changed anywhere."""
     with torch.inference_mode(False):
         for part in module.modules():
             for name, buffer in part._buffers.items():
@@ -94,10 +95,12 @@ def make_ordinary(module: nn.Module) -> None:
 
 
 def run(model: nn.Module, compute: Compute, x: torch.Tensor, offset: torch.Tensor | None, *rest: Any) -> torch.Tensor:
-    """compute(x, offset, *rest), by a method of `model`, as it is outside of inference mode and autocast, and without gradients.
+    """Returns compute(x, offset, *rest), where `compute` is a method of `model`. It runs as outside of inference mode and autocast,
+    and without gradients.
 
-    Buffers that a network keeps are then ordinary tensors wherever it is called first, and its float layers compute alike. What
-    asks for a derivative gets a RuntimeError when it comes to it, and torch.vmap is a batch of batches.
+    Buffers that a network keeps are then ordinary tensors wherever it is first called, and its float layers always compute alike. A
+    derivative that is asked for through this call raises RuntimeError when it is computed, and torch.vmap computes a batch of
+    batches.
     """
     if not torch.compiler.is_compiling():
         if torch.is_inference_mode_enabled():
@@ -126,7 +129,7 @@ def _plainly(compute: Compute, x: torch.Tensor, offset: torch.Tensor | None, *re
 
 
 def _transformed(model: nn.Module) -> bool:
-    """Whether the call is inside a transform of torch.func. Raises RuntimeError for one that cannot be."""
+    """Whether the call is inside a transform of torch.func. Raises RuntimeError for a transform that is not supported."""
     if not torch._C._are_functorch_transforms_active():
         return False
     functorch = torch._C._functorch
@@ -150,7 +153,7 @@ class _Opaque(torch.autograd.Function):
     @staticmethod
     def forward(x: torch.Tensor, offset: torch.Tensor | None, model: nn.Module, compute: Compute, rest: tuple) -> Any:
         y = _plainly(compute, x, offset, *rest)
-        # No views: torch lets nobody write into the views that such a function returns.
+        # No view is returned, because torch lets nobody write into the views that such a function returns.
         return tuple(one.data for one in y) if isinstance(y, tuple) else y.data
 
     @staticmethod
@@ -178,7 +181,7 @@ class _Opaque(torch.autograd.Function):
 
 
 def _batched(value: torch.Tensor, dim: int | None, count: int) -> torch.Tensor:
-    """The `count` batches of a mapped tensor, or `count` times one that is not mapped, as one batch."""
+    """The `count` batches of a mapped tensor as one batch. A tensor that is not mapped is repeated `count` times."""
     return (value.expand(count, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
 
 
@@ -190,7 +193,7 @@ def _no_derivative(model: nn.Module) -> RuntimeError:
 
 
 def refuse_recorders(name: str, x: Any) -> None:
-    """What records a forward pass and cannot record this one: a RuntimeError that says what can."""
+    """Raises RuntimeError where a tool records a forward pass and cannot record this one. The message names a tool that can."""
     compiling = torch.compiler.is_compiling()
     if not compiling and type(x) is torch.Tensor and not torch._C._is_tracing():
         return  # a plain call, which should not pay for the rest
@@ -214,7 +217,8 @@ def _exporting_to_onnx() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-# What torch.compiler.assume_constant_result does, which would import the compiler: it takes torch's own function for False.
+# This is what torch.compiler.assume_constant_result does, without importing the compiler, which takes torch's own function for
+# False.
 _exporting_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 NO_SCRIPT = (

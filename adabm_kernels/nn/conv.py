@@ -1,4 +1,4 @@
-"""AdaptiveConv2d: one quantised convolution, its tables and its packed weights."""
+"""IntegerConv2d and AdaptiveConv2d: one quantised convolution, its tables and its packed weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["AdaptiveConv2d", "ConvParameters", "IntegerConv2d", "shuffle_order"]
 
 
 class ConvSettings(TypedDict):
-    """What every operator is told of a convolution beside its tables: see ops.conv2d."""
+    """What every operator is told of a convolution besides its tables (see ops.conv2d)."""
 
     slope: torch.Tensor | None
     box_filter: bool
@@ -53,11 +53,10 @@ class ConvSettings(TypedDict):
 class IntegerConv2d(WithoutParameters):
     """A convolution of codes with the tables of its epilogue; subclasses fill the tables.
 
-    weight: int8 [K, R, S, C / groups] or [R, S, K, R, S, C]. alpha, beta, slope: see ops.conv2d; outputs sub-pixel first where
-    `shuffle` is above 1. grid: float32 [7, 2] of the input. plan: how to compute it. rest: where the input has two 8-bit digits,
-    the same convolution for the second one, the codes of what the first leaves; its result is added before the activation
-    (`two_digits`). geometry: stride, dilation, groups and padding; where it is not plain, not every backend can compute it
-    (`why_not`).
+    weight: int8 [K, R, S, C / groups] or [R, S, K, R, S, C]. alpha, beta, slope: see ops.conv2d; outputs are ordered sub-pixel
+    first where `shuffle` is above 1. grid: float32 [7, 2] of the input. plan: how to compute it. rest: where the input has two
+    8-bit digits, the same convolution for the second digit, whose result is added before the activation (`two_digits`). geometry:
+    stride, dilation, groups and padding; where it is not plain, not every backend can compute it (`why_not`).
     """
 
     def __init__(
@@ -92,14 +91,14 @@ class IntegerConv2d(WithoutParameters):
         self.backend, self.threads, self.packed_codes = "reference", 0, False
         self.rest: IntegerConv2d | None = None
 
-    _buffers: dict[str, Any]  # the tensors below by their names, for what runs so often that the look-up of attributes counts
+    _buffers: dict[str, Any]  # the tensors below by their names, for code that runs so often that looking up attributes counts
     weight: torch.Tensor
     alpha: torch.Tensor
     beta: torch.Tensor
     slope: torch.Tensor | None
     grid: torch.Tensor
     packed: torch.Tensor
-    pixel_grid: torch.Tensor  # of those that read pixels (`AdaptiveConv2d.take_pixels`)
+    pixel_grid: torch.Tensor  # only where it reads pixels (`AdaptiveConv2d.take_pixels`)
     pixel_shift: torch.Tensor | None
 
     @property
@@ -119,10 +118,11 @@ class IntegerConv2d(WithoutParameters):
 
     @functools.cached_property
     def shape(self) -> ConvShape:
-        """What decides which GPU backend is faster."""
+        """The properties that decide which GPU backend is faster."""
         *_, k, r, s, c = self.weight.shape
         low, high = int(self.weight.min()), int(self.weight.max())
-        # docs/gpu_cuda.md: m as it is, or k' of an odd m = 2k' + 1; and where neither m nor its sum of codes is left out.
+        # See docs/gpu_cuda.md: m itself fits 4 bits, or k' of an odd m = 2k' + 1 does. The sum of the codes is needed only where
+        # 2k' + 1 does not fit 8 bits.
         odd = not self.box_filter and low >= -15 and high <= 15 and bool((self.weight % 2 != 0).all())
         return ConvShape(
             k,
@@ -151,10 +151,10 @@ class IntegerConv2d(WithoutParameters):
         return rows.outputs(height) * self.shuffle, columns.outputs(width) * self.shuffle
 
     def set_backend(self, backend: str, threads: int) -> None:
-        """Compute with a backend that the registry has chosen; packs the weights for it where needed. Raises ValueError where
-        `why_not` has a reason."""
+        """Computes from now on with a backend that the registry has chosen, and packs the weights for it where needed. Raises
+        ValueError where `why_not` has a reason."""
         if backend != "reference" and (self.packed.numel() == 0 or self._packed_for != backend):
-            with torch.inference_mode(False):  # it stays, and is used outside
+            with torch.inference_mode(False):  # the packed weights stay, and are used outside of inference mode
                 form = self.plan.tile_for_bits, self.box_filter, self.shuffle, self.geometry
                 self.packed = ops.pack_weights(backend, self.weight, *form)
             self._packed_for = backend
@@ -170,7 +170,7 @@ class IntegerConv2d(WithoutParameters):
         out_grid: torch.Tensor | None = None,
         out_bits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ops.conv2d: codes [N, H, W, C4] in (packed where `packed_codes` is set), (y, y_q) out."""
+        """See ops.conv2d. It takes codes [N, H, W, C4], packed where `packed_codes` is set, and returns (y, y_q)."""
         return ops.conv2d(
             x_q, bits, *self._tables(), residual=residual, out_grid=out_grid, out_bits=out_bits, out=out, **self._settings()
         )
@@ -190,9 +190,10 @@ class IntegerConv2d(WithoutParameters):
         depth: torch.Tensor | None = None,
         region: Sequence[int] = (),
     ) -> None:
-        """See ops.conv2d_out: the same, into tensors that exist. fraction: of y and the residual where they are int16, None where
-        they are float32. depth, region: where not everywhere."""
-        # Every layer of a body comes by here: the operator itself, arguments by position, and buffers that no attribute looks for.
+        """See ops.conv2d_out: `forward` into tensors that exist. fraction: that of y and the residual where they are int16, None
+        where they are float32. depth, region: given where not every pixel is computed."""
+        # Every layer of a body runs through here. So it calls the operator itself, with arguments by position and buffers from the
+        # dictionary.
         held = self._buffers
         library.conv2d_out(
             x_q, bits, held["weight"], held["packed"], held["alpha"], held["beta"], held["slope"], residual, out_grid, out_bits,
@@ -211,14 +212,14 @@ class IntegerConv2d(WithoutParameters):
         ops.conv2d_pixels_out(x_q, bits, *self._tables(), image=image, residual=residual, **place, **self._settings())
 
     def set_rest(self, rest: IntegerConv2d, lower: float, upper: float) -> None:
-        """Take two digits. lower, upper: range of the first."""
+        """Takes `rest` for the second of two digits. lower, upper: the range of the first digit."""
         self.rest, self.lower, self.step = rest, lower, act_steps(lower, upper)[-1].item()
         self.late, self.activation = self.activation, "none"
         rest.name = f"{rest.name}, second digit"
 
     def leave(self, x: torch.Tensor, x_q: torch.Tensor, fraction: int | None = None) -> torch.Tensor:
-        """What the codes x_q uint8 [N, H, W, C4] leave of the features x float32 [N, H, W, C], in place of these; in fresh memory
-        where they are int16, of a fraction."""
+        """What the codes x_q, uint8 [N, H, W, C4], leave of the features x. It overwrites x where that is float32 [N, H, W, C], and
+        is in fresh memory where x is int16 with a fraction."""
         values = x if fraction is None else from_fixed(x, fraction)
         return values.sub_(x_q[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))
 
@@ -233,8 +234,9 @@ class IntegerConv2d(WithoutParameters):
     ) -> torch.Tensor:
         """float32 [N, r*H, r*W, K/r^2] from the first and the second digit, uint8 [N, H, W, C4] each, of 8 bits.
 
-        y: where to. image: pixels of 8 bits to make of it, which are returned; only without an activation. place: as in `into`,
-        with a y."""
+        y: the tensor to write to, if any. image: pixels of 8 bits to write instead, which are returned; only without an activation.
+        place: as in `into`, only with a y.
+        """
         if y is None:
             y, _ = self(x_q, bits)
         else:
@@ -254,7 +256,7 @@ class IntegerConv2d(WithoutParameters):
         return y
 
     def why_not_with(self, second: IntegerConv2d) -> str:
-        """Why this convolution and the next cannot run as one; empty where `into_with` can."""
+        """Why this convolution and the next one cannot run as one; empty where `into_with` can run them."""
         if self.geometry_numbers or second.geometry_numbers:
             return "not both are of stride 1, without dilation and groups"
         if second.backend != self.backend:
@@ -270,7 +272,7 @@ class IntegerConv2d(WithoutParameters):
         fraction: int | None = None,
         **outputs: Any,
     ) -> None:
-        """This convolution and then the `second`, as one, into outputs of the second: see ops.resblock_out. fraction: as in
+        """Runs this convolution and then `second`, as one, into outputs of the second (see ops.resblock_out). fraction: as in
         `into`."""
         boxes = (self.box_filter, second.box_filter)
         ops.resblock_out(
@@ -299,7 +301,7 @@ class IntegerConv2d(WithoutParameters):
 
 
 def _held_in(fraction: int | None) -> dict[str, Any]:
-    """The features of a convolution as the operators are told of them."""
+    """The type of a convolution's features, as arguments of the operators."""
     return {} if fraction is None else {"features": "int16", "fraction": fraction}
 
 
@@ -327,12 +329,12 @@ class AdaptiveConv2d(IntegerConv2d):
         codes = parameters.codes[order]
         grid = parameters.weight_grid
         integers = weight_integers(codes, grid)
-        # On the odd grid, either multiply m = 2k' + 1 itself, or k' and let the kernel add the sum of the codes
-        # (docs/numerics.md). The first saves that sum; the second is half as wide: it fits 8 bits at 8 bits, and its
-        # transforms split less below. On the signed grid m is k'.
+        # On the odd grid there are two ways: multiply m = 2k' + 1 itself, or multiply k' and let the kernel add the sum of the
+        # codes (docs/numerics.md). The first saves that sum. In the second, numbers are half as wide: weights of 8 bits fit 8 bits,
+        # and transformed weights are split less often below. On the signed grid m is k'.
         forms = [(False, integers)] if grid == "signed" or parameters.weight_bits < 8 else []
         geometry, kernel = parameters.geometry, integers.shape[2:]
-        # Without plain geometry the sum of the codes is taken by products, which would double them.
+        # Without plain geometry the sum of the codes is computed by products, which would double the products.
         forms += [(True, codes)] if grid == "odd" and (not forms or geometry.is_plain(*kernel)) else []
         times, plain = tile_times(native.planning_isa()), geometry.is_plain(*kernel)
         plans = [plan_layer(parameters.name, w.numpy(), MAX_BITS, times=times, box_filter=box, plain=plain) for box, w in forms]
@@ -346,7 +348,7 @@ class AdaptiveConv2d(IntegerConv2d):
         lowers = torch.full((integers.shape[1] * geometry.groups,), parameters.lower, dtype=torch.float64)
         if parameters.input_shift is not None:
             lowers = lowers + parameters.input_shift
-        # Each output has the channels of its group, which is that of its place in torch's order.
+        # Each output reads the channels of its group, which is the group of its place in torch's order.
         of_outputs = lowers.view(geometry.groups, -1)[order // (k // geometry.groups)]
         steps = act_steps(parameters.lower, parameters.upper)
         alpha, beta = conv_tables(integers, scale, bias, of_outputs, steps, geometry)
@@ -371,13 +373,13 @@ class AdaptiveConv2d(IntegerConv2d):
             self.set_rest(rest, parameters.lower, parameters.upper)
 
     def take_pixels(self, before: Node | None) -> None:
-        """Keep what the codes of pixels are made with where they are this convolution's input: `pixel_grid`, and `pixel_shift`,
-        float32 [C] or None. before: what stands between the pixels and the convolution, an Affine without a gain or a ColourShift.
-        """
+        """Keeps the tensors that turn pixels into codes, where pixels are this convolution's input: `pixel_grid`, and
+        `pixel_shift`, which is float32 [C] or None. before: the node between the pixels and the convolution, if any, an Affine
+        without a gain or a ColourShift."""
         p, shift = self.parameters_, self.parameters_.input_shift
         unit = before.divisor if isinstance(before, Affine) and before.divisor is not None else 1.0
         if isinstance(before, ColourShift):
-            # What pixels lack to be what the codes stand for.
+            # This is subtracted from pixels to get the values that the codes stand for.
             mean = torch.tensor(before.mean, dtype=torch.float32) * -before.sign
             shift = mean if shift is None else mean + shift
         elif isinstance(before, Affine) and before.shift is not None:
@@ -393,7 +395,7 @@ class AdaptiveConv2d(IntegerConv2d):
 
     @property
     def bit_rule(self) -> tuple[int, int]:
-        """(base, follows) of measure.bits_by_rule: the bits of the input codes, and 1 where the image may change them."""
+        """(base, follows) of measure.bits_by_rule: the bits of the input codes, and 1 where the image may change them, else 0."""
         p = self.parameters_
         return (p.act_bits + p.layer_offset, 1) if p.adaptive else (p.act_bits, 0)
 

@@ -26,13 +26,14 @@ from ..registry import Choice
 from .conv import IntegerConv2d, shuffle_order
 from .steps import Place
 
-EASY, HARD = (0, 0), (1, MAX_DEPTH)  # depths of tiles without blocks, and of those with them
+EASY, HARD = (0, 0), (1, MAX_DEPTH)  # depths of tiles without blocks, and of tiles with them
 
 
 class LinearExit(IntegerConv2d):
-    """The filter of easy tiles on the codes of the pixels: what `exits.exit_output` computes, exact to the borders.
+    """The filter of easy tiles on the codes of the pixels. It computes what `exits.exit_output` computes, exactly, also at the
+    borders.
 
-    Images must have at least `parameters.kernel` pixels a side: pixels near the borders have kernels of their own.
+    Images must have at least `parameters.kernel` pixels a side, because pixels near the borders have kernels of their own.
     """
 
     def __init__(self, parameters: ExitParameters):
@@ -55,9 +56,9 @@ class LinearExit(IntegerConv2d):
 class Places:
     """Where the layers of a residual network compute in pictures with tiles of two depths.
 
-    computed, read: by the tensor that a layer computes, where it does, and by any tensor, where it is read. sums: by the sum that
-    ends a block and is computed in floats, what it is in easy tiles. collapsed: of the whole upsampler as one convolution. easy: of
-    the filter of easy tiles. What is missing is computed everywhere.
+    computed: by the tensor that a layer computes, where it computes. read: by any tensor, where it is read. sums: by each sum that
+    ends a block and is computed in floats, what it is in easy tiles. collapsed: the place of the whole upsampler as one
+    convolution. easy: the place of the filter of easy tiles. What is missing here is computed everywhere.
     """
 
     computed: Mapping[str, Place] = field(default_factory=dict)
@@ -68,13 +69,13 @@ class Places:
 
 
 def places_of(items: Sequence[Item], graph: Graph, found: Trunk) -> Places:
-    """Blocks are for hard tiles, which read the features of their easy neighbours as what comes before the blocks left them, and
-    nothing there of what the convolutions of a block make.
+    """Blocks are computed for hard tiles. These read the features of their easy neighbours as they were before the blocks, and read
+    there nothing that the convolutions of a block make.
 
-    What lies before and behind the blocks is computed around hard tiles as far as it is read (`reaches`). A convolution in a block
+    Layers before and behind the blocks are computed around hard tiles as far as they are read (`reaches`). A convolution in a block
     also hands on, around hard tiles, the features that it adds to, and zeros where it adds to none. Where every block's last
-    convolution adds to one buffer in place, the features around hard tiles stay there: the first block copies all that will be
-    read, the last one makes all codes that are read behind it, and those between hand on what the next block reads.
+    convolution adds to one buffer in place, the features around hard tiles stay there: the first block copies all of them that will
+    be read, the last one makes all codes that are read behind it, and those between hand on what the next block reads.
     """
     need, sizes, inner = reaches(graph, found), extents(graph), found.inner
     convs = {item.name: item for item in items if isinstance(item, FusedConv)}
@@ -120,13 +121,14 @@ class DecidesDepths(nn.Module):
 
     @property
     def deep(self) -> int:
-        """The depth of tiles with all blocks: their number, or the most that a depth can be."""
+        """The depth of tiles with all blocks: the number of blocks, or the most that a depth can be where that is less."""
         return min(self.spec.block_count, MAX_DEPTH)
 
     def set_depth(self, depth: str | int = "auto") -> None:
-        """ "auto": easy tiles have no blocks computed, as calibration found; "full", or the number of the network's blocks: all
-        tiles have all blocks; 0: no tile has any. Images with fewer pixels a side than the exit's filter have all blocks computed
-        at any depth. Raises ValueError for another depth, and for 0 where the network has no exit."""
+        """Sets the depth. "auto": easy tiles, which calibration tells by their bend, have no blocks computed. "full", or the number
+        of the network's blocks: all tiles have all blocks. 0: no tile has any. Images with fewer pixels a side than the exit's
+        filter have all blocks computed at any depth. Raises ValueError for another depth, and for 0 where the network has no
+        exit."""
         blocks = self.spec.block_count
         known = depth in ("auto", "full") or (type(depth) is int and depth in (0, blocks))
         if not known and not blocks:
@@ -146,7 +148,7 @@ class DecidesDepths(nn.Module):
         return self.easy is not None and self._depth != "full"
 
     def tile_depths(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> Depths | None:
-        """The depth of each tile of images, as the next forward pass would have them; None where all tiles have all blocks.
+        """The depth of each tile of images, as the next forward pass would choose them; None where all tiles have all blocks.
 
         origin: rows and columns of pixels that the first tiles of x lack. Raises as `forward`.
         """

@@ -33,13 +33,13 @@ _VIEWS = frozenset(
     "view reshape flatten unflatten permute transpose unsqueeze squeeze expand expand_as contiguous t T mT movedim swapaxes detach "
     "select slice chunk split split_with_sizes unbind narrow getitem view_as reshape_as alias clone to size numel".split()
 )
-_OF_NUMBERS = ("_operator.", "math.", "builtins.")  # of tensors, what is recorded is the operator of torch
+_OF_NUMBERS = ("_operator.", "math.", "builtins.")  # on tensors, the recorded operator is torch's
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def evaluate(node: Node, inputs: list[Any], values: Values) -> Any:
-    """What a node computes of tensors [N, C, H, W], or of whatever other nodes give. Raises TypeError for a node that is not known
-    here."""
+    """What a node computes of tensors [N, C, H, W], or of whatever other nodes give. Raises TypeError for a node that this function
+    does not know."""
     x = inputs[0]
     match node:
         case Conv():
@@ -62,7 +62,7 @@ def evaluate(node: Node, inputs: list[Any], values: Values) -> Any:
 
 
 def may_share_memory(node: Node) -> bool:
-    """Whether what a node gives may lie in the memory of what it reads."""
+    """Whether the result of a node may lie in the memory of what it reads."""
     if not isinstance(node, Float):
         return isinstance(node, (Crop, Slice))
     place, *parts = node.target.split(".")
@@ -73,19 +73,19 @@ def may_share_memory(node: Node) -> bool:
 
 
 def colour_key(node: ColourShift) -> str:
-    """The key of what a network keeps of a shift, on its device: the signed colour, float32 [3]."""
+    """The key under which a network keeps the signed colour of a shift, float32 [3], on its device."""
     return f"{node.name}.shift"
 
 
 def computes(node: Node) -> bool:
-    """Whether a node computes values, and does not only say how tensors are looked at or what sizes they have."""
+    """Whether a node computes values, rather than only saying how tensors are looked at or what sizes they have."""
     if not isinstance(node, Float):
         return True
     return called(node) not in _VIEWS and not node.target.startswith(_OF_NUMBERS) and not called(node).startswith("sym_")
 
 
 def why_in_floats(node: Node, kept: Mapping[str, str] = _NONE) -> str:
-    """Why no integer kernel computes a node, as what a report says of it. kept: convolutions that are left in floats, and why."""
+    """Why no integer kernel computes a node, in the words of a report. kept: why each convolution that is left in floats is."""
     match node:
         case Conv() if node.role == "float":
             return "it is one of the few products of an attention or of a picture's colours"

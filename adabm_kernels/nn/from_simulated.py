@@ -1,4 +1,4 @@
-"""A simulated network as integers."""
+"""Makes a converted network of a simulated one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def from_simulated(model: SimulatedNetwork) -> ConvertedNetwork:
-    """The converted network that computes what a calibrated one simulates, on the CPU."""
+    """The converted network, on the CPU, that computes what a calibrated simulation simulates."""
     state, names = model.state_dict(), plain_keys(model.spec, model.config.quantize)
     converted = ConvertedNetwork.KINDS.get(model.spec.network, ConvertedNetwork)(
         model.spec,
@@ -38,15 +38,15 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
 
 
 def _thresholds(model: SimulatedNetwork) -> tuple[float, float]:
-    """Of the image measure, in order: where fine-tuning led them past one another, they decide the same of all images but those
-    whose measure is one of them."""
+    """The thresholds of the image measure in ascending order. Where fine-tuning has led them past one another, the order changes
+    the decision only for images whose measure equals one of them."""
     lower, upper = sorted((model.measure_l.item(), model.measure_u.item()))
     return lower, upper
 
 
 @torch.no_grad()
 def conv_parameters(conv: SimulatedConv2d) -> ConvParameters:
-    """What checkpoints hold of one calibrated convolution."""
+    """The parameters that checkpoints hold of one calibrated convolution."""
     weight, upper = conv.weight.float(), conv.weight_range.float()
     return ConvParameters(
         name=conv.name,

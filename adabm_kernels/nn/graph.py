@@ -1,4 +1,4 @@
-"""CUDA graphs of a forward pass, one for each shape of its inputs, and when a pass is recorded where nobody asked."""
+"""CUDA graphs of a forward pass, one for each shape of its inputs, and when a pass is recorded though nobody asked for it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ class _Default(threading.local):
 
 
 _default = _Default()
-_RECORDING = threading.Lock()  # one at a time in a process: torch waits for the device first, which breaks a recording under way
+# one recording at a time in a process: torch waits for the device first, which breaks a recording under way
+_RECORDING = threading.Lock()
 
 
 @contextmanager
 def recorded_by_default() -> Iterator[None]:
-    """In the block, forward passes of the calling thread on a CUDA device are recorded where the model was not told otherwise: a
-    shape of inputs when it comes the third time (Graphs.launch_then_record).
+    """Inside the block, forward passes of the calling thread on a CUDA device are recorded, unless the model was told otherwise. A
+    shape of inputs is recorded when it comes the third time (Graphs.launch_then_record).
 
-    The assumption, which was not measured on a card: kernels launched one by one cost the host more than small layers cost the
-    card. Recording calls the function twice and waits for the device, so that a shape has to come more often than that to gain.
+    The assumption, which was not measured on a card, is that kernels launched one by one cost the host more than small layers cost
+    the card. Recording calls the function twice and waits for the device, so recording gains only for shapes that come more often
+    than that.
     """
     before = records_by_default()
     _default.on = True
@@ -48,11 +50,13 @@ def records_by_default() -> bool:
 
 
 class CudaGraph:
-    """`function` recorded on inputs like those given; a call copies its inputs in, replays, and returns a copy of the output.
+    """A recording of `function` on inputs like those given. A call copies its inputs in, replays the recording, and returns a copy
+    of the output.
 
-    pool: memory that graphs share (torch.cuda.graph_pool_handle()), which they may because `busy` lets only one run at a time: the
-    event of the last call, on whatever stream it was. aside: the stream that all graphs of a pool are recorded on, of the device of
-    the inputs; torch's own would be of the device that recorded first, and find nothing to record on another.
+    pool: memory that graphs share (torch.cuda.graph_pool_handle()). They may share it because `busy`, the event of the last call on
+    whatever stream it was, lets only one run at a time. aside: the stream that all graphs of a pool are recorded on, on the device
+    of the inputs. Torch's own stream would be on the device that recorded first, and would find nothing to record on another
+    device.
     """
 
     def __init__(
@@ -63,13 +67,13 @@ class CudaGraph:
             here = torch.cuda.current_stream()
             aside.wait_stream(here)
             with torch.cuda.stream(aside):
-                function(*self._inputs)  # compiles and loads kernels, which cannot be recorded
+                function(*self._inputs)  # this compiles and loads kernels, which cannot be recorded
             here.wait_stream(aside)
             self._graph = torch.cuda.CUDAGraph()
             with _RECORDING, torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
         given = self._output if isinstance(self._output, tuple) else (self._output,)
-        self.held_bytes = sum(x.nbytes for x in (*self._inputs, *given))  # that no other graph of the pool may use
+        self.held_bytes = sum(x.nbytes for x in (*self._inputs, *given))  # memory that no other graph of the pool may use
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         with torch.cuda.device(self._device):
@@ -77,7 +81,7 @@ class CudaGraph:
             stream.wait_event(self._busy)
             for own, given in zip(self._inputs, inputs, strict=True):
                 own.copy_(given)
-                own.record_stream(stream)  # it may be dropped, with the graph, before this stream has come to it
+                own.record_stream(stream)  # the tensor may be dropped, with the graph, before this stream has come to it
             self._graph.replay()
             held = self._output
             output = tuple(one.clone() for one in held) if isinstance(held, tuple) else held.clone()
@@ -86,25 +90,27 @@ class CudaGraph:
 
 
 class Graphs:
-    """The graphs of one model, for up to LIMIT shapes in each lane that hold MOST_BYTES together, and for one in any case.
+    """The graphs of one model. Each lane keeps those of up to LIMIT shapes, as long as they hold MOST_BYTES together, and one graph
+    in any case.
 
     A picture's windows have one shape, but begin at up to four places of the grid of tiles (first or last, of rows and of columns),
-    and come in batches of several sizes. What a graph holds for itself is its inputs and its output; all graphs of a lane share the
-    memory in between.
-    Any number of threads and streams may run them, those of a lane one at a time: lanes have memory of their own (lanes.Lane).
+    and come in batches of several sizes. A graph's own memory is its inputs and its output; all graphs of a lane share the memory
+    in between. Any number of threads and streams may run them, those of a lane one at a time, because each lane has memory of its
+    own (lanes.Lane).
     """
 
     LIMIT, MOST_BYTES = 32, 1 << 30
-    LAUNCHED = 2  # passes of a shape before one is recorded that nobody asked for: not those of a picture with two windows alike
-    SEEN = 256  # shapes that are remembered for having come
+    # Passes of a shape before one is recorded that nobody asked for. A picture with two equal windows is not worth a recording.
+    LAUNCHED = 2
+    SEEN = 256  # the most shapes that are remembered for having come
 
     def __init__(self) -> None:
         self._lanes: dict[int, OrderedDict[tuple, CudaGraph]] = {}
         self._lock = threading.Lock()
         self._shared: dict[tuple[torch.device, int], tuple[Any, torch.cuda.Event, torch.cuda.Stream]] = {}
-        self._came: OrderedDict[tuple, tuple[int, int]] = OrderedDict()  # how often and when last, of lanes and shapes
+        self._came: OrderedDict[tuple, tuple[int, int]] = OrderedDict()  # by lane and shape, how often and when last it came
         self._time = 0
-        self.failed = ""  # why a recording that nobody asked for failed; none is tried again until `clear`
+        self.failed = ""  # why a recording that nobody asked for failed; after that none is tried again until `clear`
 
     def run(self, function: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
         """function(*inputs), recorded when these shapes come for the first time since `clear`. kind: tells functions apart."""
@@ -119,11 +125,11 @@ class Graphs:
             return graphs[key](*inputs)
 
     def launch_then_record(self, function: Function, launched: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
-        """The same where nobody asked for it: launched(*inputs) the first LAUNCHED times that these shapes come in a lane, recorded
-        at the next. How many are best was not measured.
+        """The same as `run` where nobody asked for recording: launched(*inputs) runs the first LAUNCHED times that these shapes
+        come in a lane, and the next time is recorded. Which number is best was not measured.
 
-        Where as many graphs are kept as may be, a new one takes the place of the one that ran longest ago, but only if that did not
-        run since these shapes last came: shapes in turn, more than are kept, would otherwise be recorded anew every time. A
+        Where as many graphs are kept as may be, a new one takes the place of the one that ran longest ago, but only if that one did
+        not run since these shapes last came. More shapes in turn than are kept would otherwise be recorded anew every time. A
         recording that fails is warned of once, with the reason, and none is tried again until `clear`.
         """
         key, lane = _key(kind, inputs), current_lane()
@@ -133,7 +139,7 @@ class Graphs:
             if key not in graphs and count >= self.LAUNCHED and not self.failed and self._has_room(lane, before):
                 try:
                     graphs[key] = self._record(function, inputs, lane)
-                except Exception as error:  # of no common class: memory, a call that cannot be recorded, a driver
+                except Exception as error:  # these errors have no common class: memory, a call that cannot be recorded, a driver
                     self._give_up(error)
                 else:
                     self._drop_oldest(graphs)
@@ -143,7 +149,7 @@ class Graphs:
         return launched(*inputs)
 
     def _note(self, lane: int, key: tuple) -> tuple[int, int]:
-        """Note that a shape has come; returns how often and when it had come before."""
+        """Notes that a shape has come, and returns how often and when it had come before."""
         self._time += 1
         count, before = self._came.pop((lane, key), (0, 0))
         self._came[lane, key] = count + 1, self._time
@@ -152,15 +158,15 @@ class Graphs:
         return count, before
 
     def _has_room(self, lane: int, before: int) -> bool:
-        """Whether a shape that came `before` may be recorded."""
+        """Whether a shape that came last at time `before` may be recorded."""
         graphs = self._lanes[lane]
         held = [graph.held_bytes for graph in graphs.values()]
-        # What the new one holds is not known before it is there.
+        # How much the new graph holds is not known before it exists.
         room = len(held) < self.LIMIT and sum(held) + max(held, default=0) <= self.MOST_BYTES
         return room or self._came.get((lane, next(iter(graphs))), (0, 0))[1] < before
 
     def _drop_oldest(self, graphs: OrderedDict[tuple, CudaGraph]) -> None:
-        """Keep no more graphs of a lane than may be."""
+        """Drops graphs of a lane until no more are left than may be kept."""
         while len(graphs) > self.LIMIT or (len(graphs) > 1 and sum(g.held_bytes for g in graphs.values()) > self.MOST_BYTES):
             graphs.popitem(last=False)
 
@@ -171,7 +177,7 @@ class Graphs:
         self._shared.clear()
 
     def _give_up(self, error: Exception) -> None:
-        self._drop_all()  # what was recorded holds memory that the pass may need now
+        self._drop_all()  # the recorded graphs hold memory that the pass may need now
         self.failed = str(error).strip().partition("\n")[0] or type(error).__name__
         warnings.warn(
             f"forward passes are launched kernel by kernel from here on, since recording one as a CUDA graph failed: {self.failed} "
@@ -187,7 +193,7 @@ class Graphs:
         return CudaGraph(function, inputs, *self._shared[place])
 
     def clear(self) -> None:
-        """Forget what was recorded: the settings or the place of the model have changed."""
+        """Forgets all recordings, because the settings or the place of the model have changed."""
         with self._lock:
             self._drop_all()
             self._came.clear()

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Current(threading.local):
-    """Of each thread the lane that it is in."""
+    """For each thread, the lane that it is in."""
 
     lane = 0
 
@@ -23,21 +23,21 @@ _current = _Current()
 
 
 def current_lane() -> int:
-    """The lane that the calling thread is in, 0 outside of all."""
+    """The lane that the calling thread is in, 0 outside of all lanes."""
     return _current.lane
 
 
 @functools.cache
 def _stream(device: torch.device, lane: int) -> torch.cuda.Stream:
-    # Kept: buffers belong to streams, and would be made anew for each new one.
+    # Streams are kept, because buffers belong to streams and would be made anew for each new one.
     return torch.cuda.Stream(device)
 
 
 class Lane:
-    """A context in which the calling thread's work goes to a stream of its own on a CUDA device; on a CPU only a number.
+    """A context in which the calling thread's work goes to a stream of its own on a CUDA device. On a CPU it is only a number.
 
-    index: 1 or more. Work inside comes after what had been given to the stream that was current where the lane was made, and to the
-    one that was current when the context was entered. One thread at a time may be in a lane.
+    index: 1 or more. Work inside waits for the earlier work of two streams: the one that was current where the lane was made, and
+    the one that was current when the context was entered. One thread at a time may be in a lane.
     """
 
     def __init__(self, device: torch.device, index: int):
@@ -61,7 +61,8 @@ class Lane:
         _current.lane = self._outside
 
     def finish(self, *used: Any) -> torch.cuda.Event | None:
-        """The end of the work so far, which used tensors made outside: their memory stays until then."""
+        """Marks the end of the work so far, and returns its event. The memory of the tensors `used`, which were made outside, stays
+        until then."""
         if self.stream is None:
             return None
         for x in used:
@@ -72,10 +73,11 @@ class Lane:
         return done
 
     def hand_out(self, y: Any, done: torch.cuda.Event | None) -> Any:
-        """y, made inside before `done`, for use on the calling thread's stream: this waits for it, and y's memory for this."""
+        """Returns y, which was made inside before `done`, for use on the calling thread's stream. That stream waits for `done`, and
+        y's memory is kept until that stream has used it."""
         given = [one for one in tree_leaves(y) if isinstance(one, torch.Tensor)] if self.stream is not None else []
         if self.stream is not None and given:
-            assert done is not None  # as `finish` gives it where there is a stream
+            assert done is not None  # `finish` gives it wherever there is a stream
             here = torch.cuda.current_stream(self.stream.device)
             here.wait_event(done)
             for one in given:
@@ -91,10 +93,10 @@ def lanes(device: torch.device, count: int) -> list[Lane]:
 
 
 def in_order(function: Callable[..., torch.Tensor], inputs: Iterable[tuple], lanes: list[Lane]) -> Iterator[torch.Tensor]:
-    """function(*input) for all inputs in their order, each in the next lane, with one under way in each at most.
+    """Yields function(*input) for all inputs in their order. Each runs in the next lane, with at most one under way in each lane.
 
-    Nothing waits on the host: the caller's stream waits for a result when it is handed out. Errors come then too, those of `inputs`
-    after the results of what they gave.
+    Nothing waits on the host: the caller's stream waits for a result when it is handed out. Errors come then too. An error of
+    `inputs` comes after the results of the inputs before it.
     """
     under_way: deque[tuple[Lane, torch.Tensor | Exception, torch.cuda.Event | None]] = deque()
 

@@ -10,21 +10,23 @@ from typing import Any
 from .network import ConvertedNetwork
 from .timing import wait_for
 
-WAYS = ("forward", "into", "into_with", "pixels", "pixels_into")  # in which an integer convolution is run
+WAYS = ("forward", "into", "into_with", "pixels", "pixels_into")  # the methods by which an integer convolution is run
 
 
 @contextmanager
 def layer_times(model: ConvertedNetwork) -> Iterator[dict[str, float]]:
-    """In the block, the seconds that the integer convolutions of all forward passes took, by name; others must not run it.
+    """Inside the block, collects by name the seconds that each integer convolution took in all forward passes. Only one thread may
+    run the model.
 
-    A convolution's time includes its epilogue: activation, residual, and the codes of the next layer. Two that run as one share
-    their time equally. On a GPU every convolution is waited for, which makes the whole slower than it is.
+    A convolution's time includes its epilogue: activation, residual, and the codes of the next layer. Two convolutions that run as
+    one share their time equally. On a GPU every convolution is waited for, which makes the whole slower than it is without
+    measuring.
     """
     seconds: dict[str, float] = {conv.name: 0.0 for conv in model.convs()}
 
     def timed(name: str, call: Callable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
-            wait_for(model._device())  # for what lies between convolutions
+            wait_for(model._device())  # this waits for the work between convolutions
             start = time.perf_counter()
             result = call(*args, **kwargs)
             wait_for(model._device())

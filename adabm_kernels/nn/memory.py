@@ -1,4 +1,4 @@
-"""What a forward pass holds in memory."""
+"""How much memory a forward pass holds."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fractions import Fraction
 from ..graph.nodes import Add, Affine, BatchNorm
 from .steps import DropStep, FloatStep, FreshStep, LeaveStep, Program, Step, Store
 
-# Of a value. Features that pass the blocks by may be half as wide, and codes on a GPU may lie two in a byte.
+# Bytes of a value. Features that pass the blocks by may be half as wide, and codes on a GPU may lie two in a byte.
 _BYTES = {"codes": 1, "features": 4, "stream": 4, "pixels": 4}
 
 
 def bytes_per_pixel(program: Program, scales: Mapping[str, Fraction]) -> int:
-    """What a forward pass holds at most for each low-resolution pixel: its input, the buffers, which stay, and what is made in
-    fresh memory while it is read.
+    """The most bytes that a forward pass holds for each low-resolution pixel: its input, the buffers, which stay, and tensors in
+    fresh memory while they are read.
 
-    scales: of the tensors of the network, as many times as many rows as the input has. What kernels hold for a moment is not in it.
+    scales: by tensor of the network, its rows as a multiple of the input's. Memory that kernels hold for a moment is not counted.
     """
 
     def size(store: Store) -> Fraction:
@@ -35,19 +35,19 @@ def bytes_per_pixel(program: Program, scales: Mapping[str, Fraction]) -> int:
                 buffers[held.store.buffer] = max(size(held.store), buffers.get(held.store.buffer, Fraction(0)))
         peak = max(peak, sum(map(size, [*fresh.values(), *_passing(step)])))
         for at in step.ats if isinstance(step, DropStep) else ():
-            if at != program.x:  # which the caller holds
-                fresh.pop(at, None)  # the whole of what has been read in parts may not be among them
+            if at != program.x:  # the caller holds the input
+                fresh.pop(at, None)  # a tensor that has only been read in parts may not be here
     return math.ceil(peak + sum(buffers.values()))
 
 
 def _passing(step: Step) -> list[Store]:
-    """What torch makes on the way, of the size of these."""
+    """The tensors that torch makes on the way in a step, each as a store of its size."""
     if isinstance(step, FloatStep) and isinstance(step.node, (Add, Affine, BatchNorm)):
-        return [step.y.store]  # a product before it is added to
-    if isinstance(step, LeaveStep):  # what the codes stand for, and a copy of what must stay as it is
+        return [step.y.store]  # a product, before it is added to
+    if isinstance(step, LeaveStep):  # the values that the codes stand for, and a copy of what must stay as it is
         return [step.x.store] * (2 if step.keep or step.x.store.kind == "stream" else 1)
     if isinstance(step, FreshStep):
         copied = [step.residual.store] if step.residual is not None and step.residual.store.fresh else []
-        # Of two digits, torch computes the PReLU: which values are negative, their products, and the result.
+        # With two digits torch computes the PReLU: the mask of negative values, their products, and the result.
         return copied + [step.y.store] * (3 if step.left is not None and step.conv.late == "prelu" else 0)
     return []

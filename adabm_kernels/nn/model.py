@@ -1,4 +1,4 @@
-"""What upscaling and measuring ask of a converted network."""
+"""The interface of a converted network that upscaling and measuring use."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..regions import Depths
 class ConvertedModel(nn.Module):
     """A network of few bits: float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], not clamped.
 
-    `ConvertedNetwork` (nn/network.py) is the one that computes. parameters_by_name: of the quantised convolutions, each with its
+    `ConvertedNetwork` (nn/network.py) is the one that computes. parameters_by_name: the quantised convolutions, each with its
     `weight_bits` and `digits`. float_state: the float weights that it was made from, None where they were not kept. full: whether
-    all convolutions are quantised, so that its pixels do not depend on how floats are summed. exit: of easy tiles, or None.
+    all convolutions are quantised, so that its pixels do not depend on how floats are summed. exit: that of easy tiles, or None.
     """
 
     spec: NetworkSpec
@@ -51,7 +51,7 @@ class ConvertedModel(nn.Module):
         raise NotImplementedError
 
     def lending_output(self) -> AbstractContextManager[None]:
-        """In the block, what a forward pass returns may be overwritten by the next one."""
+        """Inside the block, the result of a forward pass may be overwritten by the next forward pass."""
         raise NotImplementedError
 
     def pixels(self, x: torch.Tensor, offset: torch.Tensor | None = None, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
@@ -79,5 +79,5 @@ class ConvertedModel(nn.Module):
         raise NotImplementedError
 
     def float_model(self) -> nn.Module:
-        """The float network that it was made from."""
+        """The float network that this network was made from."""
         raise NotImplementedError

@@ -42,11 +42,11 @@ from .workspace import Workspace
 class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, ConvertedModel):
     """A network with integer convolutions: float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], not clamped.
 
-    parameters: the quantised convolutions by name. floats: by name, what is left in float: weight and bias of the other
+    parameters: the quantised convolutions by name. floats: by name, the tensors that stay in float: weight and bias of the other
     convolutions, BatchNorms, slopes. thresholds: (lower, upper) of the image measure, None when the network is not adaptive.
     float_state: the float weights it was made from, for `float_model`, or None. exit: the filter of easy tiles, which have no
-    blocks computed, and what an easy tile is; None where every tile has all blocks. fraction: of the features that pass the blocks
-    by, where those are held as int16 (quantize.to_fixed), None where they are float32.
+    blocks computed, and the rule that tells which tiles are easy; None where every tile has all blocks. fraction: that of the
+    features that pass the blocks by, where they are held as int16 (quantize.to_fixed); None where they are float32.
     """
 
     KINDS: dict[str, type[ConvertedNetwork]] = {}
@@ -78,21 +78,21 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         self.full = config.quantize == "full"
         self.thresholds = thresholds
         self.report: dict[str, Any] = {}
-        self.provenance: dict[str, Any] = {}  # how the model was made, in plain values: kept in its file
+        self.provenance: dict[str, Any] = {}  # how the model was made, in plain values; it is kept in the model's file
         if thresholds is not None:
             self.register_buffer("measure_lower", torch.tensor(thresholds[0], dtype=torch.float32))
             self.register_buffer("measure_upper", torch.tensor(thresholds[1], dtype=torch.float32))
             self._running = RunningThresholds(thresholds, config.image_percentile)
-        self._plain_names = self._names_of(self.floats)  # of buffers, by key
+        self._plain_names = self._names_of(self.floats)  # names of buffers, by key
         for key, value in self.floats.items():
             self.register_buffer(self._plain_names[key], value)
-        self._conv_names = self._names_of(self.parameters_by_name)  # of modules, by key
+        self._conv_names = self._names_of(self.parameters_by_name)  # names of modules, by key
         self._adaptive = nn.ModuleDict()
         self._counted = {conv.name for conv in spec.convs() if conv.role != "end"}.intersection(self.parameters_by_name)
         self._counted = self._counted or set(self.parameters_by_name)
         two_digits = [name for name, held in self.parameters_by_name.items() if held.digits == 2]
         self._stream = frozenset() if spec.why_float_residual("full") else properties.stream(spec.graph())
-        # Features of 16 bits are those of a sum itself, before any bounds.
+        # Features of 16 bits hold a sum before any bounds are applied to it.
         self._items = fuse(spec.graph(), self.parameters_by_name, two_digits, clamps=not self._stream)
         self._build()
         self.collapsed = self._collapsed_tail()
@@ -100,12 +100,12 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         self.easy = None if exit is None else self._linear_exit(exit)
         self._workspace = Workspace()
         self._graphs = Graphs()
-        self._graph: bool | None = None  # what was asked for
+        self._graph: bool | None = None  # what set_graph was asked for
         self._bits: str | int = "auto"
         self._depth: str | int = "auto"
         self._threads = 0
         self._requested = "auto"
-        self.choice = Choice("reference")  # as the convolutions begin
+        self.choice = Choice("reference")  # the backend that convolutions begin with
         self.register_buffer("bit_rules", self._rules(), persistent=False)
         self._sources = self._layers()
         self._early, self._packable = (slices_aligned(self._sources[0], early) for early in (True, False))
@@ -116,7 +116,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     # ---- convolutions
 
     def _build(self) -> None:
-        """Make every integer convolution, in the order of the graph, and keep what nodes in floats need."""
+        """Makes every integer convolution, in the order of the graph, and keeps what nodes in floats need."""
         fused = {item.conv.key: item for item in self._items if isinstance(item, FusedConv)}
         for node in self.spec.graph().nodes:
             if isinstance(node, Conv) and node.key in fused:
@@ -128,7 +128,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
             self.register_buffer(self._plain_names[colour_key(item)], colour, persistent=False)
 
     def _names_of(self, keys: Iterable[str]) -> dict[str, str]:
-        """What buffers and modules are called, by key: names have no dots."""
+        """The names of buffers and modules, by key. A name holds no dots."""
         return {key: key.replace(".", "_") for key in keys}
 
     def _conv(self, fused: FusedConv) -> AdaptiveConv2d:
@@ -155,7 +155,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return [digit for conv in found for digit in (conv, conv.rest) if digit is not None]
 
     def _collapsed_tail(self) -> CollapsedConv2d | None:
-        """The upsampler as one convolution, where the settings and the network allow it."""
+        """The upsampler as one convolution, where the settings and the network allow it; else None."""
         found = properties.linear_upsampler(self.spec.graph()) if self.spec.linear_upsampler else None
         state = self.float_state
         if self.config.tail == "staged" or found is None or state is None or not self.full:
@@ -190,7 +190,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     # ---- steps
 
     def _layers(self) -> list[Source]:
-        """What is compiled: the network, and after it, where there is one, the network with its collapsed upsampler."""
+        """The sources to compile: the network, and after it, where there is one, the network with its collapsed upsampler."""
         graph, items = self.spec.graph(), self._items
         pairs = residual_pairs(items)
         self._pairs = [(self.conv(first.conv.key), self.conv(second.conv.key)) for first, second in pairs]
@@ -207,7 +207,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
 
         given = {graph.inputs[0]: self.spec.input_channels}
         channels = {name: extent.channels for name, extent in properties.extents(graph, given).items()}
-        for item in items:  # what floats give that a graph does not describe
+        for item in items:  # a graph does not describe the channels that floats give
             if isinstance(item, FusedConv):
                 channels.setdefault(item.inputs[0], item.conv.channels_in)
                 if item.residual is not None:
@@ -225,7 +225,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return [source, replace(source, items=[*layers[:at], whole])]
 
     def _compile(self) -> None:
-        """Compile anew where the backend would have another program."""
+        """Compiles the network anew where the backend needs another program."""
         wanted = self.quantizes_early, not self.why_not_fused
         if wanted == self._compiled_for:
             return
@@ -238,16 +238,16 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return self.choice.backend in ops.QUANTIZE_MANY and self._early
 
     def image_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
-        """Where the last convolution of the upsampler writes pixels: uint8 [N, r*H, r*W, C], for the caller."""
+        """Where the last convolution of the upsampler writes pixels: uint8 [N, r*H, r*W, C], which the caller keeps."""
         n, h, w, _ = codes.shape
         return codes.new_empty(n, *conv.out_size(h, w), conv.out_channels)
 
     def output_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
-        """Where a convolution of the upsampler writes: float32 [N, r*H, r*W, C], for the caller unless `lending_output`."""
+        """Where a convolution of the upsampler writes: float32 [N, r*H, r*W, C], which the caller keeps unless `lending_output`."""
         n, h, w, _ = codes.shape
         shape = (n, *conv.out_size(h, w), conv.out_channels)
         if not torch.compiler.is_compiling() and self._workspace.holds_output:
-            # Of several outputs none may lie where another does.
+            # Of several outputs, none may lie in the memory of another.
             name = "output" if len(self.spec.graph().outputs) == 1 else f"output of {conv.name}"
             return self.work_buffer(name, shape, torch.float32, codes.device)
         return torch.empty(shape, dtype=torch.float32, device=codes.device)
@@ -255,15 +255,15 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     # ---- settings
 
     def set_backend(self, backend: str = "auto", *, graph: bool | None = None) -> Choice:
-        """Compute with a backend of registry.BACKENDS, or the fastest that can run. Returns the choice with its reasons; on a GPU
-        that two backends can use, "auto" then decides for each convolution, by its shape: `choices`, by name.
+        """Computes from now on with a backend of registry.BACKENDS, or with the fastest one that can run. Returns the choice with
+        its reasons. On a GPU that two backends can use, "auto" then decides for each convolution by its shape (`choices`, by name).
 
         graph: see `set_graph`; None leaves it as it is.
 
-        Raises ValueError for an unknown name, RuntimeError with the reason when an explicit one cannot run.
+        Raises ValueError for an unknown name, and RuntimeError with the reason where a backend that was named cannot run.
         """
-        device = str(self._device())  # with the number of a card: cards may differ
-        choice = choose(Problem(device), backend)  # every time: the device and the environment may be others than they were
+        device = str(self._device())  # the name includes the number of the card, because cards may differ
+        choice = choose(Problem(device), backend)  # chosen every time, because the device and the environment may have changed
         on_gpu = choice.backend in GPU_BACKENDS
         packed_codes = on_gpu and choice.backend in ops.PACKED_CODES and self._packable
         # Codes lie alike for both GPU backends, so each convolution can run on the one that is faster for it.
@@ -276,7 +276,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         asked = self._graph if graph is None else graph
         wanted = choice.backend, asked, [(each.backend, packed_codes) for each in choices]
         if wanted != (self.choice.backend, self._graph, [(conv.backend, conv.packed_codes) for conv in convs]):
-            self._forget_graphs()  # before the weights that they read are packed anew
+            self._forget_graphs()  # before the weights that recorded passes read are packed anew
         self.choice, self._requested, self.packed_codes, self._graph = choice, backend, packed_codes, asked
         self.choices: dict[str, Choice] = {conv.name: each for conv, each in zip(convs, choices, strict=True)}
         for conv, each in zip(convs, choices, strict=True):
@@ -288,12 +288,12 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return choice
 
     def set_graph(self, graph: bool | None = None) -> None:
-        """Whether, on a CUDA device, a forward pass is recorded for every shape of x and replayed as a CUDA graph.
+        """Sets whether, on a CUDA device, a forward pass is recorded for every shape of x and replayed as a CUDA graph.
 
-        True: from the first pass on; where that cannot be, a forward pass raises. False: never. None, which is how a model begins:
+        True: from the first pass on; where recording fails, a forward pass raises. False: never. None, which is how a model begins:
         `forward` and `pixels` launch kernel by kernel; `forward_many`, `upscale` and the commands record a shape when it comes the
-        third time and, where that fails, warn once and launch. Inside torch.compile there is nothing to record, and it has no
-        effect. What is set already changes nothing. Raises TypeError for anything else.
+        third time and, where that fails, warn once and launch. Inside torch.compile there is nothing to record, and the setting has
+        no effect. Setting the present value again changes nothing. Raises TypeError for anything else.
         """
         if graph is not None and not isinstance(graph, bool):
             raise TypeError(f"set_graph: graph must be True, False or None, got {graph!r}")
@@ -310,7 +310,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return self._threads or min(torch.get_num_threads(), native.MAX_THREADS)
 
     def set_threads(self, threads: int) -> None:
-        """Threads of the CPU kernels: 1..256, or 0 for as many as torch uses. Raises ValueError otherwise."""
+        """Sets the threads of the CPU kernels: 1..256, or 0 for as many as torch uses. Raises ValueError otherwise."""
         most = native.MAX_THREADS
         if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= most:
             raise ValueError(f"set_threads: threads must be 1..{most}, or 0 for as many as torch uses, got {threads!r}")
@@ -335,7 +335,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     def _device(self) -> torch.device:
         return next(self._adaptive.buffers()).device
 
-    @torch.inference_mode(False)  # what is moved must be ordinary tensors
+    @torch.inference_mode(False)  # moved tensors must be ordinary ones
     def _apply(self, fn, recurse=True):
         try:
             probe = fn(self.bit_rules.new_zeros(0, dtype=torch.float32))
@@ -344,11 +344,12 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
                 raise
             name = type(self).__name__
             raise RuntimeError(f"{name} is on the device 'meta', where tensors hold nothing: none can leave it") from error
-        if probe.dtype != torch.float32:  # before anything is converted: what float16 has cut off does not come back
+        # checked before anything is converted, because what float16 has cut off does not come back
+        if probe.dtype != torch.float32:
             raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {probe.dtype}")
-        check_device(str(probe.device))  # before anything is moved
+        check_device(str(probe.device))  # checked before anything is moved
         super()._apply(fn, recurse)
-        if self._requested != "cpu" or self._device().type == "cpu":  # else the next call says that "cpu" cannot compute there
+        if self._requested != "cpu" or self._device().type == "cpu":  # otherwise the next call says that "cpu" cannot compute there
             self.set_backend(self._requested)
         self._forget_graphs()
         return self
@@ -360,7 +361,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         )
 
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> ConvertedNetwork:
-        """Raises TypeError: nothing could fill the tensors again."""
+        """Raises TypeError, because nothing could fill the tensors again."""
         raise TypeError(
             f"{type(self).__name__}: to_empty({device!r}) would lose the tensors, which nothing could fill again: "
             f"use .to({device!r})"
@@ -371,20 +372,20 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        contexts.make_ordinary(self)  # copied or read in inference mode
+        contexts.make_ordinary(self)  # they may have been copied or read in inference mode
 
     def plan(self, measure: int = 0) -> str:
-        """The plan of the CPU kernels as a table: for every integer convolution and each bit-width of its codes the tile, the
-        parts a transformed weight is split into, the 8-bit products an output and channel, the predicted nanoseconds of an output
-        pixel on one thread, and why it is direct.
+        """The plan of the CPU kernels as a table. For every integer convolution and each bit-width of its codes it has the tile,
+        the number of parts that a transformed weight is split into, the 8-bit products for each output and channel, the predicted
+        nanoseconds of an output pixel on one thread, and the reason where the form is direct.
 
-        measure: a side in pixels; adds the time measured on one thread over an image of that size, on the chosen backend. Raises
+        measure: a side in pixels. It adds the time measured on one thread over an image of that size, on the chosen backend. Raises
         ValueError unless it is 0 or at least 5, the smallest image of a collapsed tail.
         """
         return format_plan(self.plan_rows(measure))
 
     def plan_rows(self, measure: int = 0) -> list[dict[str, str]]:
-        """The rows of `plan`: column name -> cell. Raises as `plan`."""
+        """The rows of `plan`, each {column name: cell}. Raises as `plan`."""
         return plan_rows(self.convs(), measure)
 
     # ---- forward
@@ -401,23 +402,24 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return self._run(x, offset, as_pixels=False, origin=origin)
 
     def pixels(self, x: torch.Tensor, offset: torch.Tensor | None = None, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """The forward pass as pixels of 8 bits, uint8 [N, 3, scale*H, scale*W]: clamped to 0..255, rounded half to even.
+        """The forward pass as pixels of 8 bits, uint8 [N, 3, scale*H, scale*W], clamped to 0..255 and rounded half to even.
 
-        The same on every backend, and equal to `quantize.to_pixels` of what the forward pass gives. Where the last convolution is
-        one on integers, the CPU and the CUDA kernels write the pixels themselves: a fourth of the bytes, and a pass over them less.
-        Raises as `forward`.
+        The result is the same on every backend, and equals `quantize.to_pixels` of the result of the forward pass. Where the last
+        convolution is an integer convolution, the CPU and the CUDA kernels write the pixels themselves, which saves three of four
+        bytes and one pass over them. Raises as `forward`.
         """
         return self._run(x, offset, as_pixels=True, origin=origin)
 
     def forward_many(self, images: Iterable[torch.Tensor], in_flight: int = 2, *, pixels: bool = False) -> Iterator[torch.Tensor]:
-        """The forward pass of each of `images`, float32 [N, 3, H, W] of any shapes, in their order; with `pixels` that of `pixels`.
+        """The forward pass of each of `images`, float32 [N, 3, H, W] of any shapes, in their order. pixels: whether to return what
+        the method `pixels` returns.
 
-        in_flight: how many are under way at once on a CUDA device, at least 1, each on a stream with buffers of its own and, unless
-        graph=False was asked for (`set_graph`), recorded graphs of its own, for shapes that come three times in it: memory of that
-        many forward passes, for images too small to fill the card. On other devices one runs after the other. Nothing waits on the
-        host, but for the device when a shape is recorded: results are ordered on the stream of the caller, as those of `forward`
-        are. Running thresholds follow the images in their order.
-        Raises ValueError unless in_flight is an integer of at least 1, and as `forward` does when an image's turn comes.
+        in_flight: how many passes are under way at once on a CUDA device, at least 1. Each runs on a stream with buffers of its own
+        and, unless graph=False was asked for (`set_graph`), with recorded graphs of its own for shapes that come three times in it.
+        This takes the memory of that many forward passes, and is for images too small to fill the card. On other devices one pass
+        runs after the other. Nothing waits on the host, except for the device when a shape is recorded: results are ordered on the
+        stream of the caller, as those of `forward` are. Running thresholds follow the images in their order. Raises ValueError
+        unless in_flight is an integer of at least 1, and as `forward` does when an image's turn comes.
         """
 
         def function(x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
@@ -442,15 +444,16 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin)
 
     def _records_by_default(self, x: torch.Tensor) -> bool:
-        """Whether a pass is recorded though nobody asked: not inside a recording of the caller's, which it would be part of.
+        """Whether a pass is recorded though nobody asked. It is not inside a recording of the caller's, which the pass would become
+        a part of.
 
-        One that another thread has under way on another stream is not seen, and may break (docs/gpu_tuning.md).
+        A recording that another thread has under way on another stream is not seen, and may break (docs/gpu_tuning.md).
         """
         wanted = self._graph is None and records_by_default() and x.device.type == "cuda"
         return wanted and self.choice.backend in GPU_BACKENDS and not torch.cuda.is_current_stream_capturing()
 
     def _check(self, x: torch.Tensor | None, offset: torch.Tensor | None, origin: tuple[int, int] = (0, 0)) -> None:
-        """x may be None where an offset is given."""
+        """Checks the arguments of `forward`. x may be None where an offset is given."""
         name = type(self).__name__
         contexts.refuse_recorders(name, x)
         tile = 1 if self.exit is None else self.exit.tile
@@ -478,14 +481,14 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return to_pixels(y) if as_pixels and y.dtype != torch.uint8 else y
 
     def bytes_per_pixel(self) -> int:
-        """About what a forward pass holds for each low-resolution pixel of its input, one whose sides are at least SMALLEST."""
+        """About how many bytes a forward pass holds for each low-resolution pixel of an input whose sides are at least SMALLEST."""
         scales = {name: extent.scale for name, extent in properties.extents(self.spec.graph()).items()}
         return bytes_per_pixel(self._programs[-1], scales)
 
     @contextmanager
     def lending_output(self) -> Iterator[None]:
-        """In the block, what a forward pass of the calling thread returns may be overwritten by its next one in such a block: fresh
-        memory for large outputs costs about a twentieth of the pass."""
+        """Inside the block, what a forward pass of the calling thread returns may be overwritten by its next pass in such a block.
+        Fresh memory for large outputs costs about a twentieth of the pass."""
         before, self._workspace.holds_output = self._workspace.holds_output, True
         try:
             yield
@@ -495,14 +498,15 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     def _replay(self, x: torch.Tensor, offset: torch.Tensor | None, as_pixels: bool, origin: tuple[int, int]) -> torch.Tensor:
         if self._graph and x.device.type != "cuda":
             raise RuntimeError(f"{type(self).__name__}: graph=True needs images on a CUDA device, x is on {x.device}")
-        # Bits that are given come from outside; so do those of thresholds that learn: they are state, and a recorded pass must find
+        # Given bits come from outside. So do the bits by thresholds that learn, since these are state and a recorded pass must find
         # nothing changed.
         outside = offset is not None or (self.thresholds is not None and self._running.momentum > 0)
         given = (x, self._bit_table(x, learn=True, offset=offset)) if outside else (x,)
 
         def forward(x: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
-            # Only run to be recorded: the graph has memory of its own, and what launched passes of the thread left would be held
-            # beside it. Work that has yet to use that is on the stream that it was made on, whose allocator gives it out in order.
+            # This pass runs only to be recorded. The graph has memory of its own, and the buffers that launched passes of the
+            # thread have left would be held in addition. Work that has yet to use those is on the stream they were made on, whose
+            # allocator gives memory out in order.
             self._workspace.clear()
             with self._workspace.fresh():  # a graph keeps the addresses it was recorded with
                 return self._finished(x, self._bit_table(x, learn=False) if table is None else table, as_pixels, origin)
@@ -521,8 +525,9 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     ) -> torch.Tensor:
         """[N, 3, scale*H, scale*W] from x and the bits of each convolution's input codes, int32 [L, N].
 
-        as_pixels: as uint8 where the last convolution is one on integers, which can write them; floats all the same elsewhere.
-        origin: rows and columns that the first tiles of x lack."""
+        as_pixels: whether to return uint8, where the last convolution is an integer one and can write it; elsewhere floats are
+        returned all the same. origin: rows and columns that the first tiles of x lack.
+        """
         collapses = self.collapsed is not None and all(side >= SMALLEST for side in x.shape[2:])
         program = self._programs[1 if collapses else 0]
         run = Run(self, program, table.unbind(), as_pixels)
@@ -532,13 +537,14 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     def work_buffer(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, room: int = 0
     ) -> torch.Tensor:
-        """Memory that the network keeps between calls, with arbitrary contents: see `Workspace.get`."""
+        """Memory that the network keeps between calls, with arbitrary contents (see `Workspace.get`)."""
         if torch.compiler.is_compiling():  # the compiler plans memory itself
             return torch.empty(shape, dtype=dtype, device=device)
         return self._workspace.get(name, shape, dtype, device, room)
 
     def pixel_codes(self, conv: IntegerConv2d, x: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
-        """The codes of pixels x float32 [N, 3, H, W] that a convolution reads, uint8 [N, H, W, 4]. bits: None for the most."""
+        """The codes uint8 [N, H, W, 4] of pixels x, float32 [N, 3, H, W], that a convolution reads. bits: int32 [N], or None for
+        the most bits that it can have."""
         if bits is None:
             bits = torch.full((x.shape[0],), conv.bit_range[1], dtype=torch.int32, device=x.device)
         return self._quantize(x, conv.pixel_grid, bits, shift=conv.pixel_shift)
@@ -560,16 +566,17 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         end: int | None = None,
         **settings: Any,
     ) -> None:
-        """Codes of features [N, H, W, C], which may be a slice of wider ones, into channels start..end of a code buffer.
+        """Writes codes of features [N, H, W, C], which may be a slice of wider ones, into channels start..end of a code buffer.
 
-        settings: fraction of int16 features; depth and region, where not everywhere."""
+        settings: the fraction of int16 features; depth and region, where not every pixel is computed.
+        """
         target = {"y_q": y_q, "start": start} if self.packed_codes else {"y_q": y_q[..., start:end]}
         ops.quantize_out(x.permute(0, 3, 1, 2), grid, bits, **target, **settings, **self._running_on())
 
     def quantize_many_into(
         self, x: torch.Tensor, readers: list[Reader], buffers: list[torch.Tensor], bits: list[torch.Tensor]
     ) -> None:
-        """Codes of features [N, H, W, C] for several convolutions, each into its channels of a buffer."""
+        """Writes codes of features [N, H, W, C] for several convolutions, each into its channels of a buffer."""
         starts = [reader.start for reader in readers] if self.packed_codes else None
         if starts is None:
             buffers = [buffer[..., reader.start : reader.end] for buffer, reader in zip(buffers, readers, strict=True)]
@@ -580,12 +587,13 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return {"packed_codes": self.packed_codes, "backend": self.choice.backend, "threads": self._threads}
 
     def plain_tensor(self, key: str) -> torch.Tensor | None:
-        """What is left in float, by its AdaBM key; None where the network has no such thing."""
+        """A tensor that stays in float, by its AdaBM key; None where the network has no such tensor."""
         name = self._plain_names.get(key)
         return None if name is None else self._buffers[name]
 
     def in_floats(self) -> dict[str, str]:
-        """The parts that are computed in floats between the integer convolutions, by name in the order they run, and why."""
+        """The parts that are computed in floats between the integer convolutions, by name in the order they run, each with the
+        reason."""
         nodes = (step.node for step in self._programs[-1].steps if isinstance(step, FloatStep))
         return {node.name: why_in_floats(node, self.spec.kept_float) for node in nodes if computes(node)}
 
@@ -608,11 +616,15 @@ def _seen(value: Any) -> str:
 
 
 class ConvertedGraph(ConvertedNetwork, network="graph"):
-    """A traced network with integer convolutions: float32 [N, C, H, W] of the range it was calibrated for -> what the module gives,
-    a tensor, or tuples, lists and dicts of tensors, in float32 (networks/traced.py)."""
+    """A traced network with integer convolutions (networks/traced.py).
+
+    It takes float32 [N, C, H, W] of the range that it was calibrated for, and gives what the module gives: a tensor, or tuples,
+    lists and dicts of tensors, in float32.
+    """
 
     def _names_of(self, keys: Iterable[str]) -> dict[str, str]:
-        """Parts of modules may be called as anything is called here, and two keys may differ in their dots alone."""
+        """Unique names by key. Parts of modules may be called as anything is called here, and two keys may differ in their dots
+        alone."""
         found: dict[str, str] = {}
         taken: set[str] = set()
         for key in keys:
@@ -624,11 +636,11 @@ class ConvertedGraph(ConvertedNetwork, network="graph"):
         return found
 
     def pixels(self, x: torch.Tensor, offset: torch.Tensor | None = None, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """Raises ValueError: what a traced network gives need not be pixels."""
+        """Raises ValueError, because the output of a traced network need not be pixels."""
         raise ValueError(f"{type(self).__name__}: pixels() is for super-resolution networks in 0..255: call the model itself")
 
     def bytes_per_pixel(self) -> int:
-        """Raises ValueError: what is made of floats in between is not known."""
+        """Raises ValueError, because the sizes of the float tensors in between are not known."""
         raise ValueError(f"{type(self).__name__}: bytes_per_pixel() is for super-resolution networks")
 
 

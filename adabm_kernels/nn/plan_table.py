@@ -12,7 +12,7 @@ from .timing import conv_seconds
 
 
 def plan_rows(convs: list[IntegerConv2d], measure: int = 0) -> list[dict[str, str]]:
-    """What `ConvertedNetwork.plan` says of convolutions: column name -> cell, a row for each and each bit-width of its codes."""
+    """The rows of `ConvertedNetwork.plan`, each {column name: cell}: one for each convolution and each bit-width of its codes."""
     if isinstance(measure, bool) or not isinstance(measure, int) or (measure != 0 and measure < SMALLEST):
         raise ValueError(f"plan: measure must be 0 or a side of at least {SMALLEST} pixels, got {measure!r}")
     rows, known = [], {}

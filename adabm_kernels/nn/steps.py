@@ -1,4 +1,4 @@
-"""The steps of a compiled network, each of which runs one kernel or one node in floats, and what they work on in a forward pass."""
+"""The steps of a compiled network, and what they work on in a forward pass. Each step runs one kernel or one node in floats."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Store:
     """Memory of a tensor, or of several side by side along the channels: [N, H, W, width].
 
     kind: "codes", "features" (float32), or "stream" for features that pass the blocks by. width: channels. extent: tells sizes
-    apart: (name of the tensor that they derive from, factor). fresh: made anew in each forward pass, not in a buffer. buffer: the
-    buffer that it lies in, which others may use before and after it. most: values, for each pixel of the tensor that its extent
-    derives from, of the largest that lies there.
+    apart, as the name of the tensor that they derive from and a factor. fresh: whether it is made anew in each forward pass and
+    lies in no buffer. buffer: the buffer that it lies in, which others may use before and after it. most: the size of the largest
+    store in that buffer, in values for each pixel of the tensor that its extent derives from.
     """
 
     kind: str
@@ -43,7 +43,8 @@ class Store:
 
 @dataclass(eq=False)
 class Slice:
-    """Channels start..stop of a store. at, whole: the places in `Run.tensors` of these and of all channels of the buffer."""
+    """Channels start..stop of a store. at, whole: the places in `Run.tensors` of these channels and of all channels of the
+    buffer."""
 
     store: Store
     start: int
@@ -60,7 +61,7 @@ class Place:
     factor: int = 1
 
     def arguments(self, depths: Depths) -> dict[str, Any]:
-        """As the operators take it."""
+        """The place as the operators take it."""
         depths = depths.enlarged(self.factor) if self.factor > 1 else depths
         return {"depth": depths.values, "region": self.region.numbers(depths)}
 
@@ -74,18 +75,21 @@ class RunsSteps(Protocol):
 
     @property
     def easy(self) -> IntegerConv2d | None:
-        """The filter of easy tiles, from the codes of the pixels to the output; None where every tile has all blocks computed."""
+        """The filter of easy tiles, which computes the output from the codes of the pixels; None where every tile has all blocks
+        computed."""
 
     def work_buffer(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, room: int = 0
     ) -> torch.Tensor:
-        """Memory by its name, which holds whatever the last one to ask for that name has left there."""
+        """Memory by its name. It holds whatever the last one to ask for that name has left there."""
 
     def image_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
-        """Where the convolution that gives the output writes pixels, uint8 [N, r*H, r*W, C], from codes [N, H, W, C4]."""
+        """The tensor into which the convolution that gives the output writes pixels, uint8 [N, r*H, r*W, C], from codes [N, H, W,
+        C4]."""
 
     def output_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
-        """Where a convolution writes features that are in no buffer, float32 [N, r*H, r*W, C], from codes [N, H, W, C4]."""
+        """The tensor into which a convolution writes features that are in no buffer, float32 [N, r*H, r*W, C], from codes [N, H, W,
+        C4]."""
 
     def pixel_codes(self, conv: IntegerConv2d, x: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
         """The codes of pixels x float32 [N, 3, H, W] that a convolution reads, uint8 [N, H, W, 4]. bits: int32 [N], or None for
@@ -101,41 +105,42 @@ class RunsSteps(Protocol):
         end: int | None = None,
         **settings: Any,
     ) -> None:
-        """Makes codes of features [N, H, W, C], on int32 [N] bits, in channels start..end of a buffer of codes.
+        """Makes codes of features [N, H, W, C], with bits int32 [N], in channels start..end of a buffer of codes.
 
-        settings: the fraction of int16 features; depth and region, where not everywhere."""
+        settings: the fraction of int16 features; depth and region, where not every pixel is computed.
+        """
 
     def quantize_many_into(
         self, x: torch.Tensor, readers: list[Reader], buffers: list[torch.Tensor], bits: list[torch.Tensor]
     ) -> None:
-        """Makes codes of the same features [N, H, W, C] for several convolutions, each in its own buffer and on its own bits."""
+        """Makes codes of the same features [N, H, W, C] for several convolutions, each in its own buffer and with its own bits."""
 
     def depths_from_codes(self, pixels: torch.Tensor, origin: tuple[int, int]) -> Depths:
         """The depths of tiles, from the codes of the pixels uint8 [N, H, W, 4]. origin: rows and columns that the first tiles of
         the images lack."""
 
     def plain_tensor(self, key: str) -> torch.Tensor | None:
-        """What is left in float, by its AdaBM key; None where the network has no such thing."""
+        """A tensor that stays in float, by its AdaBM key; None where the network has no such tensor."""
 
 
 class Run:
-    """One forward pass: tensors by their places, bits of every convolution's input codes, and what was asked for."""
+    """One forward pass: tensors by their places, bits of every convolution's input codes, and whether pixels were asked for."""
 
     def __init__(self, network: RunsSteps, program: Program, bits: Sequence[torch.Tensor], as_pixels: bool):
         self.network, self.fraction, self.bits, self.as_pixels = network, network.fraction, bits, as_pixels
         self.origin, self.exits = (0, 0), False
         self.depths: Depths | None = None
         self._hard: torch.Tensor | None = None
-        self.tensors: list[Any] = [None] * program.count  # a tensor where it has been made
+        self.tensors: list[Any] = [None] * program.count  # each entry is a tensor once it has been made
         self.places, self.placed = program.places, [EVERYWHERE] * len(program.places)
 
     def set_depths(self, depths: Depths) -> None:
-        """What is computed from here on depends on the depths of tiles, in the flat form."""
+        """Makes everything that is computed from here on depend on the depths of tiles, which are in the flat form."""
         self.depths = depths
         self.placed = [EVERYWHERE if place is None else place.arguments(depths) for place in self.places]
 
     def hard(self, like: torch.Tensor) -> torch.Tensor:
-        """Whether pixels have blocks computed: bool of the shape of `like`, features [N, H, W, C], of all channels in memory. It is
+        """Which pixels have blocks computed: bool of the shape of `like`, features [N, H, W, C], with all channels in memory. It is
         made once for all blocks."""
         assert self.depths is not None
         if self._hard is None or self._hard.shape != like.shape:
@@ -144,7 +149,7 @@ class Run:
         return self._hard
 
     def target(self, held: Slice, like: torch.Tensor, factor: int = 1, size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Where to write a tensor on the pixels of `like` [N, H, W, ...], `factor` times as many a side, or of another size."""
+        """The tensor to write to, on the pixels of `like` [N, H, W, ...], with sides `factor` times as long or of another size."""
         tensors = self.tensors
         found = tensors[held.at]
         if found is None:
@@ -166,14 +171,14 @@ class Run:
         return x if x.dtype != torch.int16 or self.fraction is None else from_fixed(x, self.fraction)
 
     def given(self, held: Slice) -> Any:
-        """What a node in floats reads: features as float32 [N, C, H, W], all else as it was made."""
+        """The input of a node in floats: features as float32 [N, C, H, W], and everything else as it was made."""
         x = self.side_by_side(held)
         if held.store.kind == "stream":
             x = self.floats(held)
         return x.permute(0, 3, 1, 2) if _is_features(x) else x
 
     def side_by_side(self, held: Slice) -> torch.Tensor:
-        """A tensor, a part of its channels, or several that were written next to one another."""
+        """A tensor, a part of its channels, or several tensors that were written next to one another."""
         found, whole = self.tensors[held.at], self.tensors[held.whole]
         if found is None:
             found = self.tensors[held.at] = whole[..., held.start : held.stop]
@@ -182,12 +187,12 @@ class Run:
 
 @dataclass(eq=False)
 class Step:
-    """What a forward pass does next. place: number of where it computes, 0 for everywhere."""
+    """One step of a forward pass. place: the number of the place where it computes, 0 for everywhere."""
 
     place: int = field(default=0, kw_only=True)
 
-    READS: ClassVar[tuple[str, ...]] = ("x",)  # fields that say where lies what must still be there
-    WRITES: ClassVar[tuple[str, ...]] = ("y",)  # and what may not lie where anything does that is read here or later
+    READS: ClassVar[tuple[str, ...]] = ("x",)  # fields that name stores which must still hold their contents
+    WRITES: ClassVar[tuple[str, ...]] = ("y",)  # fields that name stores which may share no memory with what is read here or later
 
     def reads(self) -> list[Slice]:
         return _slices(self, self.READS)
@@ -201,9 +206,10 @@ class Step:
 
 @dataclass(eq=False)
 class Reader:
-    """Codes that a convolution reads: the convolution, which of the bits are its, and where the codes lie in its input.
+    """Codes that a convolution reads: the convolution, the row of its bits, and the channels of its input where the codes lie.
 
-    end: None to the end, with the padding channels."""
+    end: None for the end of the input, with the padding channels.
+    """
 
     conv: IntegerConv2d
     bits: int
@@ -221,7 +227,7 @@ def _slices(step: Step, fields: tuple[str, ...]) -> list[Slice]:
 
 @dataclass(eq=False)
 class QuantizeStep(Step):
-    """Codes of features for one convolution, or for several at once."""
+    """Makes codes of features for one convolution, or for several at once."""
 
     x: Slice
     readers: list[Reader]
@@ -245,7 +251,8 @@ class QuantizeStep(Step):
 
 @dataclass(eq=False)
 class RepeatStep(Step):
-    """Codes [N, H, W, C4] with every pixel `factor` times a side: those of features that are enlarged by repeating pixels."""
+    """Repeats every pixel of codes [N, H, W, C4] `factor` times a side. These are the codes of features that are enlarged by
+    repeating pixels."""
 
     x: Slice
     y: Slice
@@ -260,7 +267,7 @@ class RepeatStep(Step):
 
 @dataclass(eq=False)
 class LeaveStep(Step):
-    """Codes of what the first digit leaves of features, which it takes the place of unless `keep`."""
+    """Makes codes of what the first digit leaves of features. The rest overwrites the features unless `keep` is set."""
 
     x: Slice
     conv: IntegerConv2d
@@ -282,11 +289,11 @@ class LeaveStep(Step):
 
 @dataclass(eq=False)
 class ConvStep(Step):
-    """An integer convolution, or a residual block of two in one piece, into buffers.
+    """Runs an integer convolution, or a residual block of two in one piece, into buffers.
 
-    y: where features go. reader: what reads codes, and where they go. One of both may be None. residual: what is added, which lies
-    in y already with `accumulate`. stream: the features, or the residual, pass the blocks by. second: the convolution that runs in
-    one piece with this one, and which of the bits are its.
+    y: where features go. reader: the convolution that reads the codes, and where they go. One of the two may be None. residual:
+    what is added; with `accumulate` it lies in y already. stream: whether the features, or the residual, pass the blocks by.
+    second: the convolution that runs in one piece with this one, and the row of its bits.
     """
 
     conv: IntegerConv2d
@@ -328,7 +335,7 @@ class ConvStep(Step):
 
 @dataclass(eq=False)
 class FreshStep(Step):
-    """An integer convolution into fresh memory: one that gives the output, or whose input has two digits.
+    """Runs an integer convolution into fresh memory: one that gives the output, or whose input has two digits.
 
     left: codes of the second digit. output: whether it gives the output of the network, which may be asked for as pixels.
     """
@@ -362,7 +369,7 @@ class FreshStep(Step):
 
 @dataclass(eq=False)
 class DepthStep(Step):
-    """The depths of tiles, from the codes of the pixels."""
+    """Finds the depths of tiles from the codes of the pixels."""
 
     x: Slice
 
@@ -375,7 +382,7 @@ class DepthStep(Step):
 
 @dataclass(eq=False)
 class ExitStep(Step):
-    """The filter of easy tiles, from the codes of the pixels into the output."""
+    """Runs the filter of easy tiles, from the codes of the pixels into the output."""
 
     x: Slice
     bits: int
@@ -399,8 +406,8 @@ class ExitStep(Step):
 
 @dataclass(eq=False)
 class FloatStep(Step):
-    """A node in floats, by torch, in fresh memory: features [N, H, W, C] of any strides where it gives [N, C, H, W], else whatever
-    it gives."""
+    """Runs a node in floats, by torch, in fresh memory. It gives features [N, H, W, C] of any strides where the node gives [N, C,
+    H, W], and else whatever the node gives."""
 
     node: Node
     inputs: list[Slice]
@@ -416,14 +423,14 @@ class FloatStep(Step):
         y = float_nodes.evaluate(self.node, given, run.network.plain_tensor)
         if isinstance(y, torch.Tensor):
             if any(y is x for x in given) or (self.shares and any(not held.store.fresh for held in self.inputs)):
-                y = y.clone()  # a buffer that it lies in may be another's soon
+                y = y.clone()  # the buffer that it lies in may soon be another tensor's
             y = y.permute(0, 2, 3, 1) if _is_features(y) else y
         run.tensors[self.y.at] = y
 
 
 @dataclass(eq=False)
 class ClampStep(Step):
-    """Features kept in bounds, in place."""
+    """Clamps features to their bounds, in place."""
 
     y: Slice
     bounds: tuple[float, float]
@@ -439,7 +446,8 @@ class ClampStep(Step):
 
 @dataclass(eq=False)
 class BlockSumStep(FloatStep):
-    """The sum that ends a block, in floats: in easy tiles what it adds to. entry: that, one of the inputs."""
+    """Computes the sum that ends a block, in floats. In easy tiles the result is the input that the block adds to. entry: that
+    input."""
 
     entry: Slice
 
@@ -447,12 +455,13 @@ class BlockSumStep(FloatStep):
         super().run(run)
         if run.depths is not None:
             y = run.tensors[self.y.at]
-            torch.where(run.hard(y), y, run.floats(self.entry), out=y)  # fresh memory costs as much as the sum
+            # written in place, because fresh memory costs as much as the sum
+            torch.where(run.hard(y), y, run.floats(self.entry), out=y)
 
 
 @dataclass(eq=False)
 class CopyStep(Step):
-    """Features to where they lie beside others."""
+    """Copies features to where they lie beside others."""
 
     x: Slice
     y: Slice
@@ -478,7 +487,7 @@ class DropStep(Step):
 
 @dataclass(eq=False)
 class Program:
-    """A compiled network: steps in order, the places of its input and outputs among the tensors, and how many of these there are.
+    """A compiled network: steps in order, the places of its input and outputs among the tensors, and the number of tensors.
 
     places: where steps compute, by number; None for everywhere.
     """
@@ -490,8 +499,8 @@ class Program:
     places: list[Place | None]
 
     def run(self, run: Run, x: torch.Tensor) -> Any:
-        """[N, C, H, W] from x, in floats, or as pixels where the last convolution writes them. Of several outputs a tuple, and
-        those that are no features as their nodes give them."""
+        """Runs all steps and returns [N, C, H, W] from x, in floats, or as pixels where the last convolution writes them. Several
+        outputs are a tuple, and outputs that are no features are returned as their nodes give them."""
         run.tensors[self.x] = x.permute(0, 2, 3, 1)
         for step in self.steps:
             step.run(run)
@@ -506,12 +515,12 @@ def _is_features(x: Any) -> bool:
 
 
 def _handed_out(y: Any) -> Any:
-    """What a network gives of what lies there: features and pixels as [N, C, H, W]."""
+    """A tensor as the network returns it: features and pixels as [N, C, H, W]."""
     pixels = isinstance(y, torch.Tensor) and y.dim() == 4 and y.dtype == torch.uint8
     return y.permute(0, 3, 1, 2) if pixels or _is_features(y) else y
 
 
 def code_store(channels: int, extent: tuple[str, int], fresh: bool = False) -> Slice:
-    """All channels of a store of codes."""
+    """A slice of all channels of a new store of codes."""
     width = padded_channels(channels)
     return Slice(Store("codes", width, extent, fresh), 0, width)

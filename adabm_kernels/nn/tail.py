@@ -1,4 +1,4 @@
-"""The collapsed upsampler on integers."""
+"""The collapsed upsampler in integers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from .conv import IntegerConv2d, shuffle_order
 
 
 class CollapsedConv2d(IntegerConv2d):
-    """A collapsed tail on integers: codes of 8 bits times weights of 8 bits with a scale for each output.
+    """A collapsed tail in integers: codes of 8 bits are multiplied by weights of 8 bits, with a scale for each output.
 
-    lower, upper: range of the features. shift: float64 [colours] added to every pixel (the mean colour). digits: 8-bit codes of
-    the input, 1 or 2 (see IntegerConv2d.rest).
-    Images must have at least SMALLEST pixels a side.
+    lower, upper: range of the features. shift: float64 [colours] added to every pixel (the mean colour). digits: the number of
+    8-bit codes of an input value, 1 or 2 (see IntegerConv2d.rest). Images must have at least SMALLEST pixels a side.
     """
 
     BITS = 8

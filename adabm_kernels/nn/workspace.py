@@ -11,7 +11,8 @@ import torch
 
 
 class Workspace(threading.local):
-    """Named buffers, a set for each thread and CUDA stream; each grows to the largest size asked for and stays until `clear`."""
+    """Named buffers, with a set for each thread and CUDA stream. Each grows to the largest size asked for and stays until
+    `clear`."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple, torch.Tensor] = {}
@@ -20,13 +21,13 @@ class Workspace(threading.local):
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, room: int = 0) -> torch.Tensor:
         """A tensor of this shape with arbitrary contents, valid until the next `get` of the same name on this thread.
 
-        room: values that the buffer will have to hold, where that is more.
+        room: values that the buffer will have to hold, where that is more than the shape has.
         """
-        # Work on two streams may overlap though one thread asked for both.
+        # Work on two streams may overlap even where one thread asked for both.
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
         key, count = (name, dtype, device, stream), math.prod(shape)
         if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-            # Fake, traced or wrapped tensors mean nothing to the calls that follow.
+            # Fake, traced or wrapped tensors must not be kept, because they mean nothing to the calls that follow.
             return torch.empty(shape, dtype=dtype, device=device)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < max(count, room):
@@ -35,12 +36,12 @@ class Workspace(threading.local):
         return buffer[:count].view(shape)
 
     def clear(self) -> None:
-        """Give the calling thread's buffers back."""
+        """Frees the calling thread's buffers."""
         self._buffers.clear()
 
     @contextmanager
     def fresh(self) -> Iterator[None]:
-        """No buffers at first inside the context, on the calling thread; those made there are given back after it."""
+        """Inside the context the calling thread has no buffers at first. Those made there are freed after it."""
         kept, self._buffers = self._buffers, {}
         try:
             yield

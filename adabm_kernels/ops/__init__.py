@@ -61,7 +61,7 @@ def pack_weights(
     shuffle: int,
     geometry: Geometry = PLAIN,
 ) -> torch.Tensor:
-    """What `conv2d` takes as `packed` for int8 weights [K, R, S, C / groups] or [R, S, K, R, S, C]: each backend has a form of its
+    """What `conv2d` takes as `packed` for int8 weights [K, R, S, C / groups] or [R, S, K, R, S, C]. Each backend has a form of its
     own.
 
     tile_for_bits: the tile that computes codes of 2..8 bits, seven indexes of tiles.TILES, for the CPU kernels (tiles.LayerPlan).
@@ -98,12 +98,12 @@ def _numbers(weight: torch.Tensor, stride: Numbers, dilation: Numbers, groups: i
 def choose_tiles(
     weight: torch.Tensor, most_bits: int = MAX_BITS, *, box_filter: bool = False, geometry: Geometry = PLAIN
 ) -> tuple[int, ...]:
-    """What `pack_weights` takes as `tile_for_bits`: for codes of 2..8 bits the tile with the least predicted time on this machine,
-    of those that are exact for these weights (planning/layer.py has the reasons). All zeros, the direct form, is always right.
+    """What `pack_weights` takes as `tile_for_bits`: for codes of 2..8 bits, the tile with the least predicted time on this machine
+    among those that are exact for these weights (planning/layer.py has the reasons). All zeros, the direct form, is always right.
 
-    weight, box_filter, geometry: as for `pack_weights`; other geometries than plain ones are computed directly. most_bits: the most
-    bits that codes will have, 2..8. Raises ValueError naming the argument, the rule and the value, also where an accumulator could
-    leave int32.
+    weight, box_filter, geometry: as for `pack_weights`. A geometry that is not plain is computed directly. most_bits: the most bits
+    that codes will have, 2..8. Raises ValueError naming the argument, the rule and the value, also where an accumulator could leave
+    int32.
     """
     if weight.dtype != torch.int8 or weight.dim() not in (4, 6):
         raise ValueError(f"choose_tiles: weight must be {_WEIGHT_FORM}, got {weight.dtype} {list(weight.shape)}")
@@ -198,14 +198,14 @@ def conv2d_out(
     groups: int = 1,
     padding: Numbers | None = None,
 ) -> None:
-    """`conv2d` into tensors that exist already: float32 (or int16) y and uint8 y_q of the shapes it would return, at least one.
+    """`conv2d` into tensors that exist already, at least one of y, float32 (or int16), and y_q, uint8, of the shapes that it would
+    return.
 
     y of float32 may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y and y_q must share
-    no memory with each other, x_q and the residual, but y may be the residual.
-    accumulate: y holds the residual and is added to. depth, region: which pixels are written, by the depth of each tile of the
-    images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`), and the numbers of a `regions.Region`, where the
-    output has the size of the image; with y_q
-    alone, no residual and no pixels passed on the codes around those are arbitrary. Raises as `conv2d`.
+    no memory with each other, x_q and the residual, but y may be the residual. accumulate: y holds the residual and is added to.
+    depth, region: which pixels are written, where the output has the size of the image. depth is the depth of each tile of the
+    images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`); region is the numbers of a `regions.Region`. With
+    y_q alone, no residual and no pixels passed on, the codes around those pixels are arbitrary. Raises as `conv2d`.
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
@@ -235,9 +235,10 @@ def conv2d_pixels(
     groups: int = 1,
     padding: Numbers | None = None,
 ) -> torch.Tensor:
-    """The floats of `conv2d` as pixels, uint8 [N, H'*r, W'*r, K/r^2]: clamped to 0..255, rounded half to even (quantize.to_pixels).
+    """The floats of `conv2d` as pixels, uint8 [N, H'*r, W'*r, K/r^2], clamped to 0..255 and rounded half to even
+    (quantize.to_pixels).
 
-    The kernels write them in place of floats; the reference makes them of floats. Raises as `conv2d`.
+    The kernels write pixels in place of floats; the reference rounds floats. Raises as `conv2d`.
     """
     return torch.ops.adabm.conv2d_pixels(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
@@ -312,10 +313,10 @@ def resblock_out(
 ) -> None:
     """Two convolutions as `conv2d_out` computes them one after the other, with the codes between them kept on the chip.
 
-    first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: grid, float32 [7, 2], and bits, int32 [N], of the
-    codes between them. slope, activation: the first's; the second has none. features, fraction: of y and the residual. depth,
-    region: of the results, as in `conv2d_out`; the codes in the middle are those of 0 where no result is computed. y and y_q
-    as in `conv2d_out`. Raises as `conv2d`, and RuntimeError where `why_not_resblock` gives a reason.
+    first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: the grid, float32 [7, 2], and the bits, int32 [N],
+    of the codes between them. slope, activation: those of the first; the second has none. features, fraction: those of y and the
+    residual. depth, region: those of the results, as in `conv2d_out`; the codes between them are those of 0 where no result is
+    computed. y, y_q: as in `conv2d_out`. Raises as `conv2d`, and RuntimeError where `why_not_resblock` gives a reason.
     """
     torch.ops.adabm.resblock_out(
         x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,
@@ -334,11 +335,11 @@ def quantize(
     backend: str = "cpu",
     threads: int = 0,
 ) -> torch.Tensor:
-    """Codes of x - shift: float32 (or int16) [N, C, H, W] of any strides -> uint8 [N, H, W, C4].
+    """The codes of x - shift: float32 (or int16) [N, C, H, W] of any strides becomes uint8 [N, H, W, C4].
 
-    grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None. fraction: of an int16 x, which holds its
-    values in units of 2^-fraction and has no shift. packed_codes: as in `conv2d`.
-    Raises RuntimeError or ValueError naming the argument, the rule and the value.
+    grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None. fraction: for an int16 x, which holds its
+    values in units of 2^-fraction and has no shift. packed_codes: as in `conv2d`. Raises RuntimeError or ValueError naming the
+    argument, the rule and the value.
     """
     return torch.ops.adabm.quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads)
 
@@ -381,8 +382,8 @@ def quantize_many_out(
 ) -> None:
     """`quantize_out` of the same x into several code buffers, each with a grid, bits and a start of its own.
 
-    Backends of QUANTIZE_MANY read x once for all; the others do one after the other. Raises as `quantize`, and where there are not
-    as many grids as bits, starts and y_q, at least one.
+    Backends of QUANTIZE_MANY read x once for all; the others fill one buffer after the other. Raises as `quantize`, and where
+    grids, bits, starts and y_q are not equally many, at least one.
     """
     torch.ops.adabm.quantize_many_out(x, grids, bits, packed_codes, starts or [0] * len(grids), backend, threads, y_q)
 
@@ -402,9 +403,9 @@ def tile_depths(
     """The depth of each tile of images, by how much they bend (exits.tile_bends): uint8 [N, rows, columns] for `regions.Depths`.
 
     x_q: pixels as 8-bit codes, uint8 [N, H, W, 4], contiguous, the fourth channel 0. tile: pixels a side. threshold: 0..510; tiles
-    that bend by more get the depth `deep`, 1..255, the others 0. top, left: rows and columns that the first tiles lack. flat: as
-    the other operators take them too, and as programs traced for images of any size need them (regions.flat_length). Raises
-    RuntimeError naming the argument, the rule and the value.
+    that bend by more get the depth `deep`, 1..255, and the others 0. top, left: rows and columns that the first tiles lack. flat:
+    whether the depths are returned in the flat form (regions.flat_length), which the other operators take too and which programs
+    traced for images of any size need. Raises RuntimeError naming the argument, the rule and the value.
     """
     depth = torch.ops.adabm.tile_depths(x_q, tile, top, left, threshold, deep, backend, threads)
     images, height, width, _ = x_q.shape
@@ -412,7 +413,7 @@ def tile_depths(
 
 
 def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:
-    """`measure.image_measure` of float32 [N, 3, H, W] in 0..255 up to the rounding of its sums: float32 [N].
+    """`measure.image_measure` of float32 [N, 3, H, W] in 0..255, equal up to the rounding of its sums: float32 [N].
 
     Raises RuntimeError naming the argument, the rule and the value.
     """

@@ -19,19 +19,19 @@ Shape = tuple[int, ...]
 
 def require(condition: bool, message: Callable[[], str]) -> None:
     """Raises RuntimeError with the message where the condition does not hold."""
-    # torch._check says the same, at ten times the price: it runs some thirty times a layer.
+    # torch._check does the same at ten times the cost, and this runs some thirty times for each layer.
     if not condition:
         raise RuntimeError(message())
 
 
 def expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Shape) -> None:
-    """The tensor must have this type and shape."""
+    """Checks that the tensor has this type and shape."""
     require(tensor.dtype == dtype, lambda: f"{name} must be {dtype}, got {tensor.dtype}")
     require(tuple(tensor.shape) == tuple(shape), lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
 
 
 def expect_slice(name: str, tensor: torch.Tensor) -> None:
-    """[N, H, W, C] must be some channels of dense [N, H, W, more channels]."""
+    """Checks that a tensor [N, H, W, C] is a slice of the channels of a dense tensor [N, H, W, more channels]."""
     _, h, w, c = tensor.shape
     pitch = tensor.stride(2)
     dense = tensor.is_contiguous() or (pitch >= c and tensor.stride() == (h * w * pitch, w * pitch, pitch, 1))
@@ -41,7 +41,8 @@ def expect_slice(name: str, tensor: torch.Tensor) -> None:
 
 
 def check_place(operator: str, backend: str, packed_codes: bool, first: str, tensors: dict[str, torch.Tensor | None]) -> None:
-    """All tensors on one device, which the backend can compute on; `first` names the one that decides."""
+    """Checks that all tensors are on one device, which the backend can compute on. `first` names the tensor whose device
+    decides."""
     require(backend in BACKENDS, lambda: f"{operator}: backend must be one of {BACKENDS}, got {backend!r}")
     decides = tensors[first]
     assert decides is not None
@@ -62,7 +63,7 @@ def check_place(operator: str, backend: str, packed_codes: bool, first: str, ten
 
 
 def check_ability(operator: str, backend: str, ability: str, what_needs: str) -> None:
-    """The backend must have an ability (backends.having), which the call needs."""
+    """Checks that the backend has an ability (backends.having), which the call needs."""
     able = having(ability)
     require(backend in able, lambda: f"{operator}: {what_needs} a backend of {able}, got {backend!r}")
 
@@ -76,13 +77,13 @@ def why_not_geometry(backend: str, geometry: Geometry, kernel: Sequence[int]) ->
 
 
 def check_geometry(operator: str, backend: str, geometry: Geometry, kernel: Sequence[int]) -> None:
-    """The backend must be able to compute it."""
+    """Checks that the backend can compute a convolution with this geometry."""
     why = why_not_geometry(backend, geometry, kernel)
     require(not why, lambda: f"{operator}: {why}")
 
 
 def check_features(operator: str, features: str, fraction: int, backend: str) -> None:
-    """features, fraction: how the operator stores its features (`quantize.to_fixed`)."""
+    """Checks features and fraction, which say how the operator stores its features (`quantize.to_fixed`)."""
     require(features in FEATURES, lambda: f"{operator}: features must be one of {tuple(FEATURES)}, got {features!r}")
     least, most = (0, 0) if features == "float32" else (MIN_FRACTION, MAX_FRACTION)
     require(
@@ -94,7 +95,7 @@ def check_features(operator: str, features: str, fraction: int, backend: str) ->
 
 
 def conv2d_outputs(conv: Conv, out: str, backend: str) -> tuple[Shape, Shape]:
-    """Checks every argument but the place and returns (shape of y, shape of y_q)."""
+    """Checks every argument but the place, and returns the shapes of y and of y_q."""
     x_q, x_bits, weight, packed, alpha, beta = conv.x_q, conv.x_bits, conv.weight, conv.packed, conv.alpha, conv.beta
     slope, residual, out_grid, out_bits = conv.slope, conv.residual, conv.out_grid, conv.out_bits
     activation, shuffle, packed_codes, threads = conv.activation, conv.shuffle, conv.packed_codes, conv.threads
@@ -138,7 +139,7 @@ def conv2d_outputs(conv: Conv, out: str, backend: str) -> tuple[Shape, Shape]:
     require(activation in ACTIVATIONS, lambda: f"conv2d: activation must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
     require(out in OUTPUTS, lambda: f"conv2d: out must be one of {OUTPUTS}, got {out!r}")
     tensors = conv.tensors
-    del tensors["depth"]  # which check_region looks at
+    del tensors["depth"]  # check_region looks at it
     check_place("conv2d", backend, packed_codes, "x_q", tensors)
     check_geometry("conv2d", backend, conv.geometry, (r, s))
     require(
@@ -174,7 +175,8 @@ def conv2d_outputs(conv: Conv, out: str, backend: str) -> tuple[Shape, Shape]:
 
 
 def check_region(operator: str, place: Place, like: torch.Tensor, size: Sequence[int]) -> None:
-    """like: a tensor on the device that the depths must be on. size: images, rows and columns."""
+    """Checks the depths and the region of a place. like: a tensor on the device that the depths must be on. size: images, rows and
+    columns."""
     depth, region = place.depth, place.region
     count = 0 if depth is None else NUMBERS
     require(len(region) == count, lambda: f"{operator}: region must be {count} numbers (regions.Region), got {list(region)}")
@@ -194,7 +196,7 @@ def check_region(operator: str, place: Place, like: torch.Tensor, size: Sequence
 
 
 def check_depths(operator: str, backend: str, place: Place, conv: Conv | None = None) -> None:
-    """The backend must know regions where there is one, and the convolution give as many pixels as it reads."""
+    """Checks that the backend knows regions, where there is one, and that the convolution gives as many pixels as it reads."""
     if place.depth is None:
         return
     check_ability(operator, backend, "depths", "depth needs")
@@ -208,7 +210,7 @@ def check_depths(operator: str, backend: str, place: Place, conv: Conv | None = 
 
 
 def check_tiles(operator: str, tile: int, top: int, left: int) -> None:
-    """How images lie in tiles (regions.Depths)."""
+    """Checks how images lie in tiles (regions.Depths)."""
     require(
         1 <= tile <= MAX_TILE and 0 <= top < tile and 0 <= left < tile,
         lambda: f"{operator}: tile must be 1..{MAX_TILE}, and top and left 0..tile - 1, got {tile}, {top} and {left}",
@@ -216,7 +218,7 @@ def check_tiles(operator: str, tile: int, top: int, left: int) -> None:
 
 
 def check_conv2d_out(conv: Conv, to: Outputs, accumulate: bool, backend: str) -> None:
-    """Checks every argument. The residual of `conv` is not yet y where it accumulates."""
+    """Checks every argument. Where the convolution accumulates, the residual of `conv` is not yet y."""
     residual, shuffle, features, packed_codes, y, y_q = conv.residual, conv.shuffle, conv.features, conv.packed_codes, to.y, to.y_q
     check_region("conv2d_out", conv.place, conv.x_q, conv.x_q.shape[:3])
     require(
@@ -256,9 +258,12 @@ def ready_apart(
     y_q: torch.Tensor | None,
     y_name: str = "y",
 ) -> Callable[..., None]:
-    """A check for all calls with tensors of these sizes and strides, as it must be made at each: a function of (x_q, residual, y,
-    y_q), of which y and y_q must share no memory with each other nor with the two others, except that y may be the residual."""
-    # Codes of a pixel are written while its neighbours' results still need those that were there.
+    """A check that must be made at each call, for all calls with tensors of these sizes and strides.
+
+    It is a function of (x_q, residual, y, y_q). y and y_q must share no memory with each other or with the other two, except that y
+    may be the residual.
+    """
+    # The codes of a pixel are written while the results of its neighbours still need what was there before.
     x_bytes, r_bytes, y_bytes, q_bytes = (0 if t is None else _extent(t) for t in (x_q, residual, y, y_q))
 
     def check(x_q: torch.Tensor, residual: torch.Tensor | None, y: torch.Tensor | None, y_q: torch.Tensor | None) -> None:
@@ -291,7 +296,7 @@ def ready_apart(
 
 
 def ready_apart_from_x(operator: str, x: torch.Tensor, y_q: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """A check for all calls with tensors of these sizes and strides, as it must be made at each: a function of (x, y_q), which
+    """A check that must be made at each call, for all calls with tensors of these sizes and strides: a function of (x, y_q), which
     must share no memory."""
     x_bytes, q_bytes = _extent(x), _extent(y_q)
 
@@ -310,7 +315,8 @@ def _extent(tensor: torch.Tensor) -> int:
 
 
 def _interleave(y: torch.Tensor, residual: torch.Tensor) -> bool:
-    """Whether features [N, H, W, C] that begin or end among each other's are the same, or other channels of the same wider ones."""
+    """Whether two features [N, H, W, C], one of which begins or ends within the other, are the same or are different channels of
+    the same wider features."""
     apart, size = abs(y.data_ptr() - residual.data_ptr()), y.element_size()
     channels, pitch = y.shape[3] * size, y.stride(2) * size
     alike = y.dtype == residual.dtype and y.stride() == residual.stride()
@@ -343,7 +349,7 @@ def check_conv2d_pixels_out(conv: Conv, image: torch.Tensor, backend: str) -> No
 
 
 def check_resblock(first: Conv, second: Conv, to: Outputs, accumulate: bool, backend: str) -> None:
-    """Checks every argument. The codes in the middle, which no tensor holds, have the shape of x_q, which stands for them."""
+    """Checks every argument. No tensor holds the codes between the convolutions; x_q, which has their shape, stands for them."""
     able = having("residual_blocks")
     require(backend in able, lambda: f"resblock_out: backend must be one of {able}, got {backend!r}")
     conv2d_outputs(first, "codes", backend)
@@ -404,7 +410,7 @@ def check_quantize_out(read: Quantization, y_q: torch.Tensor, backend: str) -> N
 def many_targets(
     x: torch.Tensor, grids: Sequence[torch.Tensor], bits: Sequence[torch.Tensor], starts: Sequence[int], y_q: Sequence[torch.Tensor]
 ) -> list[Target]:
-    """The targets of quantize_many_out. Checks that there are as many of each, and the type of x."""
+    """The targets of quantize_many_out. Checks the type of x, and that grids, bits, starts and buffers are equally many."""
     counts = [len(grids), len(bits), len(starts), len(y_q)]
     require(
         counts[0] > 0 and len(set(counts)) == 1,
@@ -415,7 +421,7 @@ def many_targets(
 
 
 def check_images(operator: str, x: torch.Tensor, backend: str) -> None:
-    """x must be images as `image_measure` takes them."""
+    """Checks that x is images as `image_measure` takes them."""
     require(
         x.dim() == 4 and x.shape[1] == 3 and x.numel() > 0,
         lambda: f"{operator}: x must be [N, 3, H, W] and not empty, got shape {list(x.shape)}",

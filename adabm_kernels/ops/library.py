@@ -48,9 +48,9 @@ from .checks import (
 from .ready import READY, keep, signature
 
 _LIB = torch.library.Library("adabm", "DEF")
-# Compilers may change no strides on the way in: y and y_q are written where they lie. Torch before 2.7 has no such tag.
+# Compilers must not change strides on the way in, because y and y_q are written where they lie. Torch before 2.7 has no such tag.
 TAGS = tuple(tag for name, tag in torch.Tag.__members__.items() if name in ("pt2_compliant_tag", "needs_exact_strides"))
-# What a convolution reads (backends/call.py, Conv), in the order of the schemas.
+# The arguments of a convolution (backends/call.py, Conv), in the order of the schemas.
 _TABLES = "Tensor x_q, Tensor x_bits, Tensor weight, Tensor packed, Tensor alpha, Tensor beta, Tensor? slope, Tensor? residual"
 _GRID, _FORM = "Tensor? out_grid, Tensor? out_bits", "bool box_filter, str activation, int shuffle"
 _FEATURES = "str features, int fraction"  # how y and the residual are stored
@@ -110,28 +110,29 @@ def backend_module(backend: str) -> Kernels:
     return kernels(backend)
 
 
-# Layers call these operators at every forward pass, so that arguments are checked once for each signature (ready.py). For an
-# operator X, `_ready_X` checks the arguments of the first call of a signature and returns a function that runs this call and all
-# later ones of that signature; `_X` looks this function up, or has it made, and calls it. The function is kept for as long as the
-# signature and would keep alive any tensor it held, so it must hold none. Records (backends/call.py) are built where it is made.
+# Layers call these operators at every forward pass, so arguments are checked once for each signature (ready.py). For an operator X,
+# `_ready_X` checks the arguments of the first call of a signature and returns a function that runs this call and all later ones of
+# that signature. `_X` looks this function up, or has it made, and calls it. The function is kept for as long as the signature. It
+# would keep alive any tensor that it held, so it must hold none. The records (backends/call.py) are built where the function is
+# made.
 
 
 def _launched(backend: str, tensor: torch.Tensor) -> tuple[bool, int] | None:
-    """What calls of backend "triton" depend on beside tensors and settings: whether they are interpreted, which check_place asks,
-    and the generation of what decides how they are launched."""
+    """What calls of backend "triton" depend on besides tensors and settings: whether they are interpreted, which check_place asks,
+    and the generation of launches (backends/launches.py)."""
     if backend != "triton":
         return None
     return not tensor.is_cuda and cards.interpreting(), launches.generation
 
 
 def _empty_outputs(conv: Conv, out: str, y: Shape, y_q: Shape) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, y_q) of these shapes; what `out` does not ask for has none and is empty."""
+    """Empty y and y_q of these shapes. The one that `out` does not ask for has no elements."""
     y_dtype, device = torch.int32 if out == "acc" else FEATURES[conv.features], conv.x_q.device
     return torch.empty(y, dtype=y_dtype, device=device), torch.empty(y_q, dtype=torch.uint8, device=device)
 
 
 def _ready_into(operator: str, conv: Conv, to: Outputs, backend: str, y_name: str = "y") -> RunConv2d:
-    """What runs a checked convolution into outputs that the caller gives."""
+    """A function that runs a checked convolution into outputs that the caller gives."""
     run = backend_module(backend).ready_conv2d_out(conv, to)
     check = ready_apart(operator, conv.x_q, conv.residual, to.y, to.y_q, y_name)
 
@@ -146,7 +147,7 @@ def _conv2d_arguments(
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out, features,
     fraction, packed_codes, backend, threads, geometry=(),
 ) -> tuple[Conv, str, str]:  # fmt: skip
-    """The arguments of conv2d: the convolution, what is wanted of it, and the backend."""
+    """The convolution, the requested outputs and the backend, from the arguments of conv2d."""
     conv = Conv(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, features,
         fraction, packed_codes, threads, geometry=Geometry.of(geometry),
@@ -194,7 +195,7 @@ def _conv2d_out_arguments(
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, accumulate,
     features, fraction, packed_codes, backend, threads, depth, region, y, y_q, geometry=(),
 ) -> tuple[Conv, Outputs, bool, str]:  # fmt: skip
-    """The arguments of conv2d_out: the convolution, its outputs, whether y holds the residual, and the backend."""
+    """The convolution, its outputs, whether y holds the residual, and the backend, from the arguments of conv2d_out."""
     conv = Conv(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, features,
         fraction, packed_codes, threads, Place(depth, tuple(region)), Geometry.of(geometry),
@@ -229,7 +230,8 @@ def _conv2d_pixels_arguments(
     x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
     geometry=(), depth=None, region=(),
 ) -> tuple[Conv, str]:  # fmt: skip
-    """The arguments of conv2d_pixels and, but the image, of conv2d_pixels_out: the convolution and the backend."""
+    """The convolution and the backend, from the arguments of conv2d_pixels, or from those of conv2d_pixels_out without the
+    image."""
     conv = Conv(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, None, None, box_filter, activation, shuffle,
         packed_codes=packed_codes, threads=threads, place=Place(depth, tuple(region)), geometry=Geometry.of(geometry),
@@ -238,7 +240,7 @@ def _conv2d_pixels_arguments(
 
 
 def _conv2d_pixels_empty(*args: Any) -> torch.Tensor:
-    """Checks every argument; the output."""
+    """Checks every argument and returns an empty output."""
     conv, backend = _conv2d_pixels_arguments(*args)
     return torch.empty(check_conv2d_pixels(conv, backend), dtype=torch.uint8, device=conv.x_q.device)
 
@@ -280,12 +282,12 @@ def _resblock_arguments(
     x_q, x_bits, weight, packed, alpha, beta, slope, box_filter, activation, inner_grid, inner_bits, weight2, packed2, alpha2,
     beta2, box_filter2, residual, out_grid, out_bits, accumulate, features, fraction, packed_codes, backend, depth, region, y, y_q,
 ) -> tuple[Conv, Conv, Outputs, bool, str]:  # fmt: skip
-    """The arguments of resblock_out: both convolutions, the outputs, whether y holds the residual, and the backend."""
+    """Both convolutions, the outputs, whether y holds the residual, and the backend, from the arguments of resblock_out."""
     first = Conv(
         x_q, x_bits, weight, packed, alpha, beta, slope, None, inner_grid, inner_bits, box_filter, activation, 1,
         packed_codes=packed_codes,
     )  # fmt: skip
-    # The codes in the middle, which no tensor holds, have the shape of x_q.
+    # The codes between the convolutions, which no tensor holds, have the shape of x_q.
     second = Conv(
         x_q, inner_bits, weight2, packed2, alpha2, beta2, None, residual, out_grid, out_bits, box_filter2, "none", 1, features,
         fraction, packed_codes, place=Place(depth, tuple(region)),
@@ -314,7 +316,7 @@ def _resblock_out(
 
 def _ready_resblock_out(first: Conv, second: Conv, to: Outputs, accumulate: bool, backend: str) -> Callable[..., None]:
     check_resblock(first, second, to, accumulate, backend)
-    # As elsewhere, a residual that y holds is not looked at here: no codes are where it is.
+    # As elsewhere, a residual that y holds is not looked at here, since there are no codes in its memory.
     check = ready_apart("resblock_out", first.x_q, second.residual, to.y, to.y_q)
     second = replace(second, residual=to.y) if accumulate else second
     run_block = cast(ResidualBlocks, backend_module(backend)).ready_resblock_out(first, second, to)
@@ -387,7 +389,7 @@ def _quantize_out_fake(x, shift, grid, bits, fraction, packed_codes, start, back
 def _many_arguments(
     x, grids, bits, packed_codes, starts, backend, threads, y_q
 ) -> tuple[torch.Tensor, list[Target], Quantization, str]:
-    """Checks every argument of quantize_many_out; x, the targets, what is common to their quantisations, and the backend."""
+    """Checks every argument of quantize_many_out. Returns x, the targets, what their quantisations share, and the backend."""
     targets = many_targets(x, grids, bits, starts, y_q)
     first = Quantization(x, None, targets[0].grid, targets[0].bits, 0, packed_codes, threads=threads)
     for target in targets:
@@ -415,7 +417,7 @@ def _quantize_many_out_fake(*args: Any) -> None:
 
 
 def _tile_depths_empty(x_q, tile, top, left, threshold, deep, backend, threads):
-    """Checks every argument; the output."""
+    """Checks every argument and returns an empty output."""
     require(x_q.dim() == 4 and x_q.numel() > 0, lambda: f"tile_depths: x_q must be [N, H, W, 4], got shape {list(x_q.shape)}")
     n, h, w, _ = x_q.shape
     expect("tile_depths: x_q", x_q, torch.uint8, (n, h, w, CODE_CHANNELS))
@@ -471,7 +473,7 @@ IMPLEMENTATIONS = {
 
 
 def refusal(name: str) -> Callable[..., None]:
-    """What an operator does with tensors of a device that no backend knows: an error that names the argument and the device."""
+    """A function for tensors on a device that no backend knows. It raises an error that names the argument and the device."""
 
     def refused(*args):
         names = [argument.name for argument in getattr(torch.ops.adabm, name).default._schema.arguments]

@@ -1,6 +1,7 @@
-"""Calls made ready: what the checks read of a call is its signature, and a call of a known signature is not checked again.
+"""Calls made ready. The properties of a call that the checks read are its signature, and a call of a known signature is not checked
+again.
 
-Nothing of a tensor is kept but what the signature says of it: sizes, strides, type and device are read again at every call.
+Nothing of a tensor is kept but its signature: sizes, strides, type and device are read again at every call.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from typing import Any
 
 import torch
 
-# How many signatures are kept: a network makes some seven for each size of images. One more than these, and all are forgotten.
+# The most signatures that are kept. A network makes some seven for each size of images. When one more comes, all are forgotten.
 MOST = 1024
 
-# Signature -> what runs such a call, given its tensors.
+# By signature, the function that runs such a call when it is given the tensors.
 READY: dict[Hashable, Callable[..., Any]] = {}
 
 
 def signature(tensors: Iterable[torch.Tensor | None]) -> tuple:
-    """All that checks can ask of tensors but what is in them and where they lie.
+    """All properties of tensors that checks can ask for, except their contents and their addresses.
 
     A contiguous tensor needs no strides here: its shape determines them, except in dimensions of one element, where no address
     depends on them.
@@ -27,7 +28,7 @@ def signature(tensors: Iterable[torch.Tensor | None]) -> tuple:
 
 
 def keep(key: Hashable, run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run`, which calls with this signature will find in READY."""
+    """Keeps `run` in READY for calls with this signature, and returns it."""
     if len(READY) >= MOST:
         READY.clear()
     READY[key] = run

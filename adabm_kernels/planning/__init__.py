@@ -1,1 +1,1 @@
-"""Which exact tile computes a layer, and how long tiles take. Torch is not needed here."""
+"""Chooses the exact tile that computes each layer, and holds how long tiles take. Torch is not needed here."""

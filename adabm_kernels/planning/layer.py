@@ -13,10 +13,12 @@ from .times import KINDS, KINDS_OF_ISA, TileTimes
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """tile: name of the tile for codes of 2, 3, ..., 8 bits. why_direct: for each of them, why no faster tile was taken.
+    """The tile of a layer for every bit-width, with the prediction and the reason.
 
-    products_for_bits: 8-bit products per output and channel, split weights counted. picoseconds: predicted for one output pixel
-    on one thread (times.py). largest_sum: bound of |accumulator| at the most bits the layer can get. isa: planned for.
+    tile: the name of the tile for codes of 2, 3, ..., 8 bits. why_direct: for each of them, why no faster tile was taken.
+    products_for_bits: 8-bit products per output and channel, with those of split weights counted. picoseconds: predicted for one
+    output pixel on one thread (times.py). largest_sum: bound of |accumulator| at the most bits the layer can get. isa: the
+    instruction set it is planned for.
     """
 
     tile: tuple[str, ...]
@@ -27,7 +29,7 @@ class LayerPlan:
     isa: str
 
     def time(self, least_bits: int, most_bits: int) -> float:
-        """Predicted time, summed over the bit-widths least_bits..most_bits; comparable between plans of one layer."""
+        """Predicted time, summed over the bit-widths least_bits..most_bits. It is comparable between plans of one layer."""
         return sum(self.picoseconds[least_bits - MIN_BITS : most_bits - MIN_BITS + 1])
 
     @property
@@ -46,12 +48,13 @@ def plan_layer(
     box_filter: bool = False,
     plain: bool = True,
 ) -> LayerPlan:
-    """The plan of one layer: for every bit-width the exact tile with the least predicted time, of those that were measured.
+    """The plan of one layer: for every bit-width the exact tile with the least predicted time, among those that were measured.
 
-    weights: [K, C, R, S], or [R, S, K, C, R, S] with kernels of their own at the border: the integers that are multiplied, m, or
-    k' with m = 2k' + 1 under `box_filter`. most_bits: the most bits its codes can have, 2..8. times: of the instruction set it is
-    planned for. plain: whether its geometry is (quantize.Geometry); others, whose C is that of a group, are computed directly.
-    Raises ValueError when an accumulator could leave int32: the layer cannot be computed exactly.
+    weights: [K, C, R, S], or [R, S, K, C, R, S] with kernels of their own at the border. They are the integers m that are
+    multiplied, or k' with m = 2k' + 1 under `box_filter`. most_bits: the most bits its codes can have, 2..8. times: those of the
+    instruction set it is planned for. plain: whether its geometry is plain (quantize.Geometry). Layers with another geometry, whose
+    C is that of one group, are computed directly. Raises ValueError where an accumulator could leave int32: the layer could not be
+    computed exactly.
     """
     weights = np.asarray(weights, dtype=np.int64)
     integers = 2 * weights + 1 if box_filter else weights
@@ -65,7 +68,7 @@ def plan_layer(
     unmeasured = [f"{tile.name} was not measured on {times.isa}" for tile in tiles if tile not in measured]
     inside = laid_out(weights[kernel_h // 2, kernel_w // 2] if borders else weights)
     fits = {tile.name: Fit.of(tile, inside) for tile in measured}
-    apart = borders or not plain  # the kernel's columns are no outputs
+    apart = borders or not plain  # the kernel's columns are then no outputs
     lanes = {tile.name: lanes_of(tile, outputs, kernel_w, apart) for tile in (DIRECT, *tiles)}
     sums = {}
     if times.isa in KINDS_OF_ISA:

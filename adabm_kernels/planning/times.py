@@ -1,9 +1,10 @@
-"""Measured times of the tiles on an instruction set: what the planner chooses by. The data are in assets/tile_times.json, or, for
+"""Measured times of the tiles on an instruction set, by which the planner chooses. The data are in assets/tile_times.json or, for
 this machine alone, in the file that `adabm bench --tune` writes.
 
     time of an output pixel = products * product * C * L + entry * C + leave * K + box * C        (box: with a box filter)
 
-for C channels to K outputs in L lanes on one thread, in picoseconds; `products` per output and channel are those of LayerPlan.
+The time is in picoseconds on one thread, for C channels to K outputs in L lanes; `products` per output and channel are those of
+LayerPlan.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from ..machine import cpu_name, version
 
 FORMAT = 1
 SHIPPED = Path(__file__).parents[1] / "assets" / "tile_times.json"
-# How products are summed (exact.Sums): AVX2's kernels differ in it, the others' do not.
+# How products are summed (exact.Sums). It matters to AVX2's kernels only.
 KINDS = ("whole", "few", "pairs", "widened")
-FEW = 4  # sums of a run in the layers that "few" stands for
+FEW = 4  # the sums of a run in the layers that the kind "few" stands for
 KINDS_OF_ISA = {"avx2": KINDS}
-# What an instruction set without times of its own is planned with.
+# The instruction set whose times are used for one that has none of its own.
 STAND_INS = ("avx512vnni", "avx2")
 
 
@@ -44,7 +45,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class TileTimes:
-    """isa: the instruction set measured. costs: by tile and kind of sums (one of KINDS). measured: where and when, in words."""
+    """The times of one instruction set.
+
+    isa: the instruction set measured. costs: by tile and kind of sums (one of KINDS). measured: where and when, in words.
+    """
 
     isa: str
     costs: Mapping[str, Mapping[str, Cost]]
@@ -54,9 +58,9 @@ class TileTimes:
     def time(
         self, tile: str, kind: str, products: float, channels: int, outputs: int, box_filter: bool, lanes: float | None = None
     ) -> float:
-        """Picoseconds of an output pixel on one thread; a kind that was not measured counts as the nearest that was.
+        """Picoseconds of an output pixel on one thread. A kind that was not measured counts as the nearest one that was.
 
-        lanes: that are multiplied for the outputs, idle ones too; without it none is idle.
+        lanes: how many are multiplied for the outputs, idle ones included; None where no lane is idle.
         """
         kinds = self.costs[tile]
         cost = kinds[min(kinds, key=lambda measured: abs(KINDS.index(measured) - KINDS.index(kind)))]
@@ -70,8 +74,8 @@ def own_path() -> Path:
 
 
 def tile_times(isa: str) -> TileTimes:
-    """The times to plan with: this machine's own where they were measured with this version, else the shipped ones; those of
-    another instruction set where there are none."""
+    """The times to plan with: this machine's own where they were measured with this version, else the shipped ones, and those of
+    another instruction set where this one has none."""
     for name in (isa, *STAND_INS):
         table = _own(own_path(), name) or _shipped().get(name)
         if table is not None:
@@ -80,13 +84,13 @@ def tile_times(isa: str) -> TileTimes:
 
 
 def forget() -> None:
-    """Read the files again at the next use."""
+    """Makes the next use read the files again."""
     _own.cache_clear()
 
 
 def save(path: Path, tables: Mapping[str, TileTimes]) -> None:
-    """Write times, each instruction set's in place of what the file held of it; the file changes as a whole or not at all. One that
-    holds no times is replaced.
+    """Writes times to a file. Each instruction set's times replace those that the file held of it. The file changes as a whole or
+    not at all, and a file that holds no times is replaced.
 
     Raises OSError naming the path where it cannot be written.
     """
@@ -138,7 +142,7 @@ def _table(isa: str, entry: dict[str, Any]) -> TileTimes:
 
 
 def provenance() -> dict[str, str]:
-    """Machine and version of times that are measured now."""
+    """The machine and version to be stored with times that are measured now."""
     return {"cpu": cpu_name(), "version": version("adabm-kernels")}
 
 
@@ -149,7 +153,8 @@ def _shipped() -> dict[str, TileTimes]:
 
 @functools.cache
 def _own(path: Path, isa: str) -> TileTimes | None:
-    """This machine's own times of an instruction set; None, after a warning, where they are another machine's or version's."""
+    """This machine's own times of an instruction set. They are None, after a warning, where another machine or version measured
+    them."""
     if not path.exists():
         return None
     here = provenance()

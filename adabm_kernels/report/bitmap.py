@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MIN_BITS, MAX_BITS = 2, 8
 # 2..8 bits, from dark to light, told apart with any colour vision: seven steps of matplotlib's "cividis".
 COLOURS = ("#00224e", "#1f3b6e", "#4f576c", "#7d7c78", "#a59c74", "#d3c164", "#fee838")
-BLOCKS = "blocks"  # what `BitMap` shows beside groups of layers: the share of a network's blocks that was computed
+BLOCKS = "blocks"  # the name under which `BitMap` shows, beside groups of layers, the share of a network's blocks that was computed
 BLOCK_COLOURS = {"no blocks": COLOURS[0], "all blocks": COLOURS[-1]}
 _LEGEND = 28  # rows of pixels below the picture
 

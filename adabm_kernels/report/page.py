@@ -18,10 +18,7 @@ MEAN = "mean over the layers"
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows. before, after: encoded pictures with their MIME types. summary: names and values.
-
-    layer_seconds: by name, over all patches. layer_bits: by name, the mean over the patches. plan: text.
-    """
+    """The contents of the page. before, after: encoded pictures with their MIME types. summary: names and values."""
 
     title: str
     model: str

@@ -19,14 +19,13 @@ END_BITS = 8  # weights and activations of the first, last and upsampler convolu
 class SimulatedConv2d(nn.Conv2d):
     """A convolution that first rounds its input and weight to their grids; zeros pad the rounded input.
 
-    spec: its name, shape and role. weight_grid: "odd" or "signed" (quantize.py).
-    quantized: False computes the plain float convolution, with the weights of `float_weights` where those are set.
-    compute_dtype: the floats that the convolution multiplies (None: those of its input).
-    digits_a: float32 [1] or None, see `digits`.
-    Parameters: lower_a, upper_a [1], the range of the input (less `shift_a` where that is not None: float32 [C], what was added
-    to each of its channels before the convolution); that of the weight (`weight_range`) is upper_w, [1] or
-    [K, 1, 1, 1], on the odd grid and scale_w, [K, 1, 1, 1], on the signed one; on an adaptive convolution also measure_layer
-    [1], whose rounded value in -1..1 is added to the bits. Ranges start as NaN.
+    spec: its name, shape and role. weight_grid: "odd" or "signed" (quantize.py). quantized: False computes the plain float
+    convolution, with the weights of `float_weights` where those are set. compute_dtype: the float type that the convolution
+    multiplies in (None: that of its input). digits_a: float32 [1] or None, see `digits`. Parameters: lower_a, upper_a [1], the
+    range of the input. Where `shift_a` is not None (float32 [C], what was added to each of the input's channels before the
+    convolution), it is the range of the input less `shift_a`. The range of the weight (`weight_range`) is upper_w, [1] or [K, 1, 1,
+    1], on the odd grid and scale_w, [K, 1, 1, 1], on the signed one. An adaptive convolution also has measure_layer [1], whose
+    rounded value in -1..1 is added to the bits. Ranges start as NaN.
     """
 
     shift_a: torch.Tensor | None
@@ -53,7 +52,7 @@ class SimulatedConv2d(nn.Conv2d):
 
     @property
     def range_name(self) -> str:
-        """Name of the parameter that holds the range of the weight: which one a state dict has tells its grid."""
+        """Name of the parameter that holds the range of the weight. The name in a state dict tells the grid."""
         return "scale_w" if self.weight_grid == "signed" else "upper_w"
 
     @property
@@ -63,7 +62,7 @@ class SimulatedConv2d(nn.Conv2d):
 
     @property
     def digits(self) -> int:
-        """Codes of 8 bits that the input of an end is held in: 2 where a second one holds what the first leaves, else 1."""
+        """Codes of 8 bits that a value of an end's input is held in: 2 where a second code holds what the first leaves, else 1."""
         return 1 if self.digits_a is None else int(self.digits_a)
 
     @property
@@ -74,7 +73,7 @@ class SimulatedConv2d(nn.Conv2d):
     def bits(self, image_offset: torch.Tensor) -> torch.Tensor:
         """Bits of the input of each image, 2..8.
 
-        image_offset: int32 [N]; or float [N], which keeps its gradient. Returns the same dtype [N]; float with the gradient
+        image_offset: int32 [N]; or float [N], which keeps its gradient. Returns [N] of the same dtype, or float with the gradient
         of a tanh of `measure_layer` where that is learned (AdaBM, section 3.3).
         """
         if not self.adaptive:
@@ -86,15 +85,15 @@ class SimulatedConv2d(nn.Conv2d):
         bits = self.act_bits + offset + image_offset
         if not (bits.requires_grad and torch.is_grad_enabled()):
             return bits.clamp(MIN_BITS, MAX_BITS)
-        # The published code knows no bounds: where a bound binds, the gradient still says which way to go.
+        # The published code knows no bounds. The straight-through gradient still tells the direction where a bound binds.
         return bits - bits.detach() + bits.detach().clamp(MIN_BITS, MAX_BITS)
 
     def quantized_weight(self) -> torch.Tensor:
-        """The weight on its grid, float, the shape of `weight`."""
+        """The weight on its grid, as floats of the shape of `weight`."""
         return fake_quantize_weight(self.weight, self.weight_range, self.weight_bits, self.weight_grid)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        """`float_weights` goes to other devices too, in its own dtype."""
+        """Moves `float_weights` to other devices too, in its own dtype."""
         if self.float_weights is not None:
             weight, bias = self.float_weights
             self.float_weights = moved(fn, weight), None if bias is None else moved(fn, bias)
@@ -108,7 +107,7 @@ class SimulatedConv2d(nn.Conv2d):
         return self._convolve(self.rounded_input(x, image_offset), self.quantized_weight(), self.bias)
 
     def rounded_input(self, x: torch.Tensor, image_offset: torch.Tensor) -> torch.Tensor:
-        """The input on its grid, float, the shape of x. image_offset: [N] (see `bits`)."""
+        """The input on its grid, as floats of the shape of x. image_offset: [N] (see `bits`)."""
         return self._quantized(x, self.bits(image_offset).to(x.dtype).view(-1, 1, 1, 1))
 
     def _quantized(self, x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
@@ -129,5 +128,5 @@ class SimulatedConv2d(nn.Conv2d):
 
 
 def moved(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
-    """`value` where `fn`, of a module's `_apply`, puts its parameters; of the dtype it has."""
+    """`value` on the device where `fn`, which a module's `_apply` is given, puts its parameters, in the dtype that it has."""
     return fn(value).to(value.dtype)

@@ -16,7 +16,7 @@ from ..config import ConvertConfig
 from ..exits import ExitParameters, exit_output, tile_depths
 from ..graph.module import GraphModule, Step, layer_of, steps
 from ..graph.nodes import Activation, Affine, BatchNorm, ColourShift, Conv, Graph, Node, Pad, PixelUnshuffle
-from ..graph.properties import convs, linear_upsampler, needed, readers, residual_blocks, stream, upsampler_input
+from ..graph.properties import convs, keeps_size, linear_upsampler, needed, readers, residual_blocks, stream, upsampler_input
 from ..graph.trunk import stopped, trunk
 from ..image_bits import image_measure, image_offsets, soft_image_offsets
 from ..networks.collapse import collapse
@@ -30,11 +30,11 @@ from .conv import SimulatedConv2d, moved
 class SimulatedNetwork(GraphModule):
     """A network computing with few bits: [N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped.
 
-    Each image of a batch decides its own bits. Works in float32 and, after `.double()`, in float64. Parameters are called as in the
-    authors' implementation. A weight is quantised before the BatchNorm that follows it, which computes in float.
+    Each image of a batch decides its own bits. The network works in float32 and, after `.double()`, in float64. Parameters are
+    named as in the authors' implementation. A weight is quantised before the BatchNorm that follows it, which computes in float.
     float_weights: the float network it was made from, under the names that the float module loads strictly. report: what
-    `calibrate` says of itself. fraction: of the features of 16 bits that pass the blocks by (`held`). exit: makes the output of
-    easy tiles, where no block is computed (exits.py); None for no such tiles.
+    `calibrate` says of its work. fraction: that of the 16-bit features that pass the blocks by (`held`). exit: makes the output of
+    easy tiles, where no block is computed (exits.py); None where there are no such tiles.
     """
 
     def __init__(self, spec: NetworkSpec, config: ConvertConfig, weight_grid: str = "odd"):
@@ -60,7 +60,7 @@ class SimulatedNetwork(GraphModule):
         self.train(False)
 
     def train(self, mode: bool = True) -> SimulatedNetwork:
-        """Fine-tuning, too, uses the trained statistics of the BatchNorms."""
+        """Keeps the BatchNorms in evaluation mode: fine-tuning, too, uses their trained statistics."""
         return super().train(False)
 
     def _structured(self) -> Structure:
@@ -72,10 +72,10 @@ class SimulatedNetwork(GraphModule):
     ) -> SimulatedNetwork:
         """A calibrated network from its state dict, as the authors' implementation or `state_dict()` gives it.
 
-        A state dict does not reveal its bit-widths: `config` must be the one it was calibrated with, except that
-        `adaptive=False` may be asked of adaptive weights. Raises ValueError when the state dict is not calibrated, when
-        it disagrees with `config`, or when a range is empty. Features of 16 bits are those of the state dict, unless
-        `config.residual` is "float32". found: what the state dict has been read as, where that is known.
+        A state dict does not reveal its bit-widths: `config` must be the one it was calibrated with, except that `adaptive=False`
+        may be asked of adaptive weights. Features are of 16 bits where the state dict says so, unless `config.residual` is
+        "float32". found: what the state dict has been recognised as, where that is known. Raises ValueError when the state dict is
+        not calibrated, when it disagrees with `config`, or when a range is empty.
         """
         found = detect(state_dict, res_scale) if found is None else found
         if not found.calibrated:
@@ -117,7 +117,7 @@ class SimulatedNetwork(GraphModule):
     ) -> SimulatedNetwork:
         """The network with float weights in place and every range still NaN, for `calibrate` to fill.
 
-        found: what the state dict has been read as, where that is known.
+        found: what the state dict has been recognised as, where that is known.
         """
         found = detect(state_dict, res_scale) if found is None else found
         model = cls(found.spec, config, config.chosen("weight_grid"))
@@ -130,15 +130,15 @@ class SimulatedNetwork(GraphModule):
 
     @property
     def reads_pixels(self) -> bool:
-        """Whether the codes of the first convolution can be the pixels: those of the picture, wherever they lie, or the same in
-        another unit and on another zero, which the convolution's own codes make up for."""
+        """Whether the pixels can be the codes of the first convolution. They can where its input is pixels of the picture, moved to
+        whatever places, or pixels in another unit and on another zero, which the convolution's own codes make up for."""
         before = self._structure.before
         scaled = [isinstance(node, Affine) and node.shift is None for node in before]
         moved = all(one or isinstance(node, (Pad, PixelUnshuffle)) for node, one in zip(before, scaled, strict=True))
         return moved or len(before) == 1 and isinstance(before[0], (Affine, ColourShift))
 
     def _take_float(self, state: Mapping[str, torch.Tensor], float_weights: dict[str, torch.Tensor]) -> None:
-        """Values under the names of this module, and of the float network."""
+        """Takes values under the names of this module, and those of the float network."""
         self.load_state_dict({**self.state_dict(), **state})
         self.float_weights = float_weights
         for conv in self.quantized_convs():
@@ -146,7 +146,7 @@ class SimulatedNetwork(GraphModule):
             conv.float_weights = (conv.weight.detach().clone(), bias)
 
     def pixel_shift(self) -> torch.Tensor | None:
-        """What the network adds to each colour before the first convolution, float32 [3], None where nothing."""
+        """What the network adds to each colour before the first convolution, float32 [3]; None where it adds nothing."""
         before = self._structure.before
         shifts = [self.layer_named(node.name).bias for node in before if isinstance(node, ColourShift)]
         shifts += [torch.tensor(node.shift) for node in before if isinstance(node, Affine) and node.shift is not None]
@@ -159,13 +159,14 @@ class SimulatedNetwork(GraphModule):
 
     @property
     def fraction(self) -> int | None:
-        """The features that pass the blocks by are held as int16 in units of 2^-fraction (quantize.to_fixed); None for floats."""
+        """The fraction of the features that pass the blocks by, which are held as int16 in units of 2^-fraction
+        (quantize.to_fixed); None where they are floats."""
         buffer = getattr(self, RESIDUAL_FRACTION)
         return None if buffer is None else int(buffer)
 
     @fraction.setter
     def fraction(self, fraction: float | None) -> None:
-        """Raises ValueError for a fraction that is none, and for a network whose features cannot be held so."""
+        """Raises ValueError for a number that is no valid fraction, and for a network whose features cannot be held like this."""
         if fraction is None:
             setattr(self, RESIDUAL_FRACTION, None)
             return
@@ -174,9 +175,10 @@ class SimulatedNetwork(GraphModule):
         setattr(self, RESIDUAL_FRACTION, torch.full((1,), float(fraction), device=next(self.parameters()).device))
 
     def held(self, x: torch.Tensor) -> torch.Tensor:
-        """What the network holds of features x between its layers, of the shape and dtype of x; `trunk` asks for all of them.
+        """Features x as the network holds them between its layers, in the shape and dtype of x. `trunk` calls it for all of them.
 
-        Differentiable (rounding is a straight-through estimate)."""
+        It is differentiable (rounding is a straight-through estimate).
+        """
         if self._watch is not None:
             self._watch(x)
         fraction = None if self._float_residual else self.fraction
@@ -195,8 +197,8 @@ class SimulatedNetwork(GraphModule):
 
     @property
     def equalized(self) -> bool:
-        """Whether calibration multiplies channels by factors (`ConvertConfig.equalize`): weights, the teacher's among them, are
-        then those of a network that computes the same."""
+        """Whether calibration multiplies channels by factors (`ConvertConfig.equalize`). All weights, those of the teacher too, are
+        then weights of another network that computes the same."""
         config = self.config
         return config.equalize == "on" or (config.equalize == "auto" and config.recipe == "best" and self.spec.sharpens)
 
@@ -212,7 +214,7 @@ class SimulatedNetwork(GraphModule):
         self._exit = parameters
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        """`float_weights` goes to other devices too, in its own dtype."""
+        """Moves `float_weights` to other devices too, in its own dtype."""
         self.float_weights = {name: moved(fn, value) for name, value in self.float_weights.items()}
         self._collapsed = None
         return super()._apply(fn, recurse)
@@ -232,12 +234,12 @@ class SimulatedNetwork(GraphModule):
 
     @property
     def after_trunk(self) -> SimulatedConv2d | None:
-        """The quantised convolution that reads what `trunk` gives; None where that is not quantised."""
+        """The quantised convolution that reads the result of `trunk`; None where that convolution is not quantised."""
         tail = [conv for conv in self.quantized_convs() if conv.name in self.spec.tail_names]
         return tail[0] if tail else None
 
     def body_biases(self) -> list[torch.Tensor]:
-        """The biases that follow the convolutions of the body: what fine-tuning may shift. They are those of a BatchNorm after the
+        """The biases that follow the convolutions of the body, which fine-tuning may shift. They are those of a BatchNorm after the
         convolution where there is one, else those of the quantised convolutions themselves."""
         found = []
         for conv, norm in self._structure.body:
@@ -246,7 +248,7 @@ class SimulatedNetwork(GraphModule):
         return [bias for bias in found if bias is not None]
 
     def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
-        """Let the quantised convolutions multiply in this dtype, None for that of their input."""
+        """Makes the quantised convolutions multiply in this dtype; None stands for that of their input."""
         for conv in self.quantized_convs():
             conv.compute_dtype = dtype
 
@@ -261,9 +263,10 @@ class SimulatedNetwork(GraphModule):
 
     @contextmanager
     def float_mode(self) -> Iterator[SimulatedNetwork]:
-        """Inside this context the network computes in float, at full depth: the teacher of its own calibration.
+        """Inside this context the network computes in float, at full depth, as the teacher of its own calibration.
 
-        The BatchNorms, too, have the biases of the float network: fine-tuning moves them, and the teacher must stay where it is.
+        The BatchNorms, too, have the biases of the float network then: fine-tuning moves them, and the teacher must stay where it
+        is.
         """
         convs = self.quantized_convs()
         before = [conv.quantized for conv in convs]
@@ -307,14 +310,14 @@ class SimulatedNetwork(GraphModule):
         return torch.stack(bits).sum(0).to(torch.float32) / len(bits)
 
     def depths(self, x: torch.Tensor) -> Depths | None:
-        """The depth of each tile of images [N, 3, H, W], None where every block is computed everywhere: in images narrower than the
-        exit's filter, too."""
+        """The depth of each tile of images [N, 3, H, W]. None where every block is computed everywhere, which is also so in images
+        narrower than the exit's filter."""
         if self.exit is None or self._full_depth or min(x.shape[2:]) < self.exit.kernel:
             return None
         return tile_depths(x.detach(), self.exit, min(self.spec.block_count, MAX_DEPTH))
 
     def mean_depth(self, x: torch.Tensor) -> torch.Tensor:
-        """Share of the blocks that are computed, mean over the pixels of each image: float32 [N]."""
+        """The share of the blocks that are computed, averaged over the pixels of each image: float32 [N]."""
         depths = self.depths(x)
         if depths is None:
             return torch.ones(x.shape[0], device=x.device)
@@ -323,7 +326,8 @@ class SimulatedNetwork(GraphModule):
     def trunk(
         self, x: torch.Tensor, image_offset: torch.Tensor, computed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """All before the upsampler: (its input [N, C, H, W], the features after each block), as they are `held`.
+        """The part before the upsampler. Returns the upsampler's input [N, C, H, W] and the features after each block, as they are
+        `held`.
 
         computed: [N, 1, H, W], 1 where blocks are computed and 0 where they add nothing; None for everywhere.
         """
@@ -332,7 +336,7 @@ class SimulatedNetwork(GraphModule):
         return values[self._structure.entry], [values[name] for name in self._structure.blocks]
 
     def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The upsampler: [N, C, H, W] and the picture that it is made of -> [N, 3, scale*H, scale*W]."""
+        """The upsampler, from its input [N, C, H, W] and the picture x that this was computed from, to [N, 3, scale*H, scale*W]."""
         values = {self._structure.entry: feature, self.graph.inputs[0]: x}
         self.run_steps(values, self._structure.upsampler, self._few_bits(image_offset))
         return values[self.graph.outputs[0]]
@@ -340,7 +344,7 @@ class SimulatedNetwork(GraphModule):
     def _few_bits(
         self, image_offset: torch.Tensor, computed: torch.Tensor | None = None
     ) -> Callable[[Node, list[torch.Tensor]], torch.Tensor]:
-        """How the nodes are computed; see `trunk`."""
+        """A function that computes a node from its inputs; see `trunk` for the arguments."""
 
         def compute(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
             if node.name in self._quantized:
@@ -354,12 +358,14 @@ class SimulatedNetwork(GraphModule):
         return compute
 
     def preview(self, x: torch.Tensor) -> torch.Tensor:
-        """The output, in some order of its values and up to a constant, as cheaply as its differences can be had: what fine-tuning
-        compares. The upsampler computes in float: its 8 bits lose next to nothing, at many times the pixels.
+        """The output, in some order of its values and up to a constant, computed as cheaply as its differences can be. Fine-tuning
+        compares it. The upsampler computes in float here: its 8 bits lose next to nothing, but are simulated for many times the
+        pixels.
 
-        Without activations it is one convolution, a tenth of the work and right but for the outer two pixels. With activations its
-        first convolution is enough, which shows the directions of the features that the rest can see, at a seventh of the work.
-        Networks whose channels have factors (`equalized`) are shown whole: the published weights do not fit those features.
+        Without activations the upsampler is one convolution, which takes a tenth of the work and is right except for the outer two
+        pixels. With activations its first convolution is enough: it shows those directions of the features that the rest can see,
+        for a seventh of the work. Networks whose channels have factors (`equalized`) are computed whole, because the published
+        weights do not fit those features.
         """
         offset = self.image_offsets(x)
         feature = self.trunk(x.contiguous(memory_format=torch.channels_last), offset)[0]
@@ -377,12 +383,14 @@ class SimulatedNetwork(GraphModule):
                 conv.quantized = True
 
     def _preview_weight(self, device: torch.device) -> torch.Tensor | None:
-        """Of the one convolution that the upsampler is previewed as, None where that is the upsampler as it is."""
+        """The weight of the one convolution by which the upsampler is previewed; None where the upsampler itself is used."""
         if self.equalized:
             return None
         if self._structure.linear is None:
             curved = any(isinstance(node, Activation) for node, _ in self._structure.upsampler)
-            return self.float_weights[f"{self.spec.published(self.spec.tail_names[0])}.weight"] if curved else None
+            name = self.spec.tail_names[0]
+            plain = all(keeps_size(node) for node in self.graph.nodes if isinstance(node, Conv) and node.key == name)
+            return self.float_weights[f"{self.spec.published(name)}.weight"] if curved and plain else None
         if self._collapsed is None:
             names, shuffles = self._structure.linear
             names = tuple(map(self.spec.published, names))
@@ -402,7 +410,7 @@ class SimulatedNetwork(GraphModule):
         if depths is None or self.exit is None:
             feature, blocks = self.trunk(x, offset)
             return self.upsample(feature, offset, x), blocks
-        # The exit's pixels are its own; what the network makes beside them reads the features there as they are.
+        # The exit makes its own pixels. The part of the network that computes beside them reads the features there as they are.
         computed = _computed(depths, x)
         feature, blocks = self.trunk(x, offset, computed.to(x.dtype))
         whole = computed.repeat_interleave(self.spec.scale, 2).repeat_interleave(self.spec.scale, 3)
@@ -415,12 +423,12 @@ class SimulatedNetwork(GraphModule):
 
 @dataclass(frozen=True)
 class Structure:
-    """Of the graph of a network.
+    """The structure of the graph of a network.
 
-    before: the nodes between its input and its first convolution. body: names of each convolution that is no end, and of the
-    BatchNorm that alone reads it, or "". trunk, upsampler: plans up to `entry`, which the upsampler begins with, and from there.
-    linear: see `linear_upsampler`. blocks: the features after each residual block, or `entry` where there is none. stream: those
-    that are held. masked: what is nothing where blocks are not computed (graph/trunk.py).
+    before: the nodes between its input and its first convolution. body: the names of each convolution that is no end, and of the
+    BatchNorm that alone reads it, or "". trunk, upsampler: plans up to `entry`, with which the upsampler begins, and from there on.
+    linear: see `linear_upsampler`. blocks: the features after each residual block, or `entry` where there is none. stream: the
+    features that are held. masked: the features that are zero where blocks are not computed (graph/trunk.py).
     """
 
     before: tuple[Node, ...]
@@ -463,7 +471,7 @@ def _structure_of(graph: Graph) -> Structure:
 
 
 def _computed(depths: Depths, x: torch.Tensor) -> torch.Tensor:
-    """Where images [N, 3, H, W] have blocks computed: bool [N, 1, H, W]."""
+    """Which pixels of images [N, 3, H, W] have blocks computed: bool [N, 1, H, W]."""
     return Region(own=(1, MAX_DEPTH)).masks(depths, *x.shape[2:])[0][:, None]
 
 

@@ -1,4 +1,4 @@
-"""A network that is none of the known ones, as AdaBM simulates it."""
+"""The simulation of a network that is none of the known ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from .network import SimulatedNetwork, Structure, body_of
 
 
 class SimulatedGraph(SimulatedNetwork):
-    """A network that is none of the known ones (networks/traced.py), computing with few bits: what the module is given and gives.
+    """A network that is none of the known ones (networks/traced.py), computing with few bits. It takes and gives what the module
+    takes and gives.
 
-    It has no upsampler: `trunk` is all of it, and what fine-tuning compares are all outputs side by side, each divided by its size.
+    It has no upsampler: `trunk` is the whole network, and fine-tuning compares all outputs side by side, each divided by its size.
     output_sizes: root mean square of each output over the calibration data (`measure_outputs`).
     """
 
-    CONTRAST = 50.0  # size of the outputs that are compared: that of pictures in 0..255, which rates of losses were chosen for
+    # The size of the outputs that are compared. It is that of pictures in 0..255, for which the rates of losses were chosen.
+    CONTRAST = 50.0
 
     spec: GraphSpec
 
@@ -54,13 +56,14 @@ class SimulatedGraph(SimulatedNetwork):
         return None
 
     def _outputs(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """(what the graph gives, the features after each block)."""
+        """Two values: what the graph gives, and the features after each block."""
         values = {self.graph.inputs[0]: x}
         self.run_steps(values, self._structure.trunk, self._few_bits(self.image_offsets(x)))
         return [values[name] for name in self.graph.outputs], [values[name] for name in self._structure.blocks]
 
     def measure_outputs(self, batches: Iterable[torch.Tensor]) -> None:
-        """Take the size of every output from what the float network gives for batches. Raises ValueError where it is not finite."""
+        """Measures the size of every output from what the float network gives for batches. Raises ValueError where it is not
+        finite."""
         sums = [0.0] * len(self.output_sizes)
         counts = [0] * len(sums)
         with torch.no_grad(), self.float_mode():
@@ -74,7 +77,7 @@ class SimulatedGraph(SimulatedNetwork):
         self.output_sizes = [size or 1.0 for size in sizes]
 
     def _compared(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        """All outputs as one vector, in which each weighs as much as every other, however many values it has."""
+        """All outputs as one vector, in which each output weighs as much as every other, however many values it has."""
         total = sum(output.numel() for output in outputs)
         parts = []
         for output, size in zip(outputs, self.output_sizes, strict=True):
@@ -85,16 +88,16 @@ class SimulatedGraph(SimulatedNetwork):
     def trunk(
         self, x: torch.Tensor, image_offset: torch.Tensor, computed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """All of the network: (its outputs as `preview` gives them, the features after each residual block)."""
+        """The whole network. Returns its outputs as `preview` gives them, and the features after each residual block."""
         outputs, blocks = self._outputs(x)
         return self._compared(outputs), blocks
 
     def preview(self, x: torch.Tensor) -> torch.Tensor:
-        """All outputs as one vector, in which each weighs alike: what fine-tuning compares."""
+        """All outputs as one vector, in which each weighs alike. Fine-tuning compares it."""
         return self._compared(self._outputs(x)[0])
 
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """What `preview` gives, and the features after each residual block, or these outputs where there is none."""
+        """What `preview` gives, and the features after each residual block, or the same outputs where there is no block."""
         outputs, blocks = self._outputs(x)
         compared = self._compared(outputs)
         return compared, blocks or [compared[None]]

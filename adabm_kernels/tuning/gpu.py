@@ -26,12 +26,12 @@ from ..quantize import pack_codes, padded_channels, storage_bits
 from ..registry import GPU_BACKENDS, Problem, choose
 
 SIZES = (512, 128, 64)  # sides of the images, the most telling first: more pixels than 2^16 change nothing (tuning.shape_class)
-SIDE = 256  # for the choice between backends
-PROVEN_SIDE = 21  # on which a layer is first compared with the integer reference
-FIRST = 12  # candidates that every layer has measured before any has more
+SIDE = 256  # pixels a side for the choice between backends
+PROVEN_SIDE = 21  # pixels a side on which a layer is first compared with the integer reference
+FIRST = 12  # candidates that are measured for every layer before any layer has more measured
 REPLAYS = 10
-BITS = 4  # of the codes, where a layer can have them
-_SAME = ("card", "triton", "adabm")  # what an entry must have in common with a run that goes on behind it
+BITS = 4  # bits of the codes, where a layer can have them
+_SAME = ("card", "triton", "adabm")  # fields of an entry that must equal those of a run which continues it
 
 
 # ---- time
@@ -58,7 +58,7 @@ def recorded(work: Callable[[], object], warmups: int = 3) -> Callable[[], None]
 
 
 def milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
-    """Of one run of `work`, recorded: the median of `rounds` measurements, after three that do not count."""
+    """Milliseconds of one run of `work`, recorded: the median of `rounds` measurements, after three that do not count."""
     replay, times = recorded(work), []
     for _ in range(rounds + 3):
         start = time.perf_counter()
@@ -91,7 +91,7 @@ def place() -> dict[str, str]:
 
 
 def capability() -> int | str:
-    """Of the current card, 90 for 9.0, or on a card of AMD its architecture, "gfx942"."""
+    """The compute capability of the current card, 90 for 9.0, or the architecture of a card of AMD, "gfx942"."""
     if torch.version.hip is not None:
         return cards.amd_architecture(None)
     major, minor = torch.cuda.get_device_capability()
@@ -99,7 +99,7 @@ def capability() -> int | str:
 
 
 def backend_module(name: str) -> Kernels:
-    """Of adabm_kernels.backends."""
+    """The module of a backend."""
     return kernels(name)
 
 
@@ -128,7 +128,7 @@ class Bench:
             x_q, bits_of, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, None, grid, out_bits, layer.box_filter,
             layer.activation, layer.shuffle, packed_codes=True,
         )  # fmt: skip
-        # The backend itself: what is measured needs no checks of the operators.
+        # The backend is called directly, because what is measured needs no checks of the operators.
         self._module = backend_module(backend)
 
     def run(self) -> None:
@@ -155,7 +155,7 @@ def prove(conv: IntegerConv2d, backend: str, bits: int, side: int = PROVEN_SIDE)
 
 
 def bits_of(conv: IntegerConv2d) -> int:
-    """Of the codes that a layer is measured with: BITS, or what of its own is nearest."""
+    """Bits of the codes that a layer is measured with: BITS, or the nearest number that it can have."""
     low, high = conv.bit_range
     return min(max(BITS, low), high)
 
@@ -175,13 +175,13 @@ class Kind:
 
     @property
     def pixels(self) -> int:
-        """Of the image."""
+        """Pixels of the image."""
         return self.side**2
 
 
 @dataclass
 class Launches:
-    """What measuring found: {key: (kind, entry)} of the table, and how many kinds have candidates left."""
+    """The result of measuring: {key: (kind, entry)} of the table, and how many kinds have candidates left."""
 
     entries: dict[str, tuple[Kind, dict[str, Any]]] = field(default_factory=dict)
     unfinished: int = 0
@@ -214,7 +214,7 @@ def kinds_of(convs: Iterable[IntegerConv2d], sizes: Sequence[int] = SIZES, count
 def _shape(conv: Any, side: int) -> tuple[int | str, int, int, int, int]:
     """(capability, padded channels, kernel, outputs, pixels) of a layer on side x side pixels, as tuning.shape_class has them."""
     _, r, _, c = conv.weight.shape[-4:]
-    axis = -(-conv.out_channels // 16) * 16 if leaves_codes(conv) else conv.out_channels  # as conv2d_launch has it
+    axis = -(-conv.out_channels // 16) * 16 if leaves_codes(conv) else conv.out_channels  # as conv2d_launch computes it
     return capability(), padded_channels(c), r, conv.shuffle**2 * axis, side * side
 
 
@@ -261,7 +261,7 @@ def candidates_for(kind: Kind) -> list[Any]:
 
 
 def _goes_on(entry: dict[str, Any], source: dict[str, str]) -> bool:
-    """Whether an entry of a table was measured where and with what this run measures."""
+    """Whether an entry of a table was measured on the card, and with the versions, of this run."""
     return all(entry.get(name) == source[name] for name in _SAME)
 
 
@@ -275,7 +275,7 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
         prove(kind.conv, "triton", bits)
         want = bench.fresh()
         heuristic_us = us = milliseconds(bench.run) * 1e3
-    if tried:  # the card may be as warm or as cold as it likes: what was best is timed again beside what comes
+    if tried:  # the best so far is timed again beside new candidates, so that it does not matter how warm the card is
         best = tuning.Config(**entry["config"])
         with tuning.always(best):
             us = milliseconds(bench.run) * 1e3
@@ -286,7 +286,7 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
         tuning.write_entries(path, {kind.key: (best, figures | source)})
         return {"config": vars(best)} | figures | source
 
-    tried = max(tried, 1)  # the heuristic's
+    tried = max(tried, 1)  # the heuristic's candidate
     try:
         for config in candidates[tried:]:
             if clock.over:
@@ -295,7 +295,7 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
                 with tuning.always(config):
                     got = bench.fresh()
                     each = milliseconds(bench.run) * 1e3
-            except Exception as error:  # Triton's are of no common class: too much shared memory, too many registers
+            except Exception as error:  # Triton's errors have no common class: too much shared memory, too many registers
                 reason = _first_line(error)
                 reasons[reason] = reasons.get(reason, 0) + 1
                 tried += 1
@@ -309,7 +309,7 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
     except (KeyboardInterrupt, CardError):
         try:
             keep()
-        except OSError as error:  # which must not be all that is heard of
+        except OSError as error:  # this error must not be all that is reported
             say(f"{kind.key}: what was measured is lost: {error}")
         raise
     say(f"{kind.key}: {us:.1f} us with {described(best)}, {heuristic_us:.1f} us as it was; {tried} of {of} tried")

@@ -98,10 +98,7 @@ def _cache_in(folder: Path | None) -> Iterator[None]:
 
 @contextmanager
 def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iterator[None]:
-    """In the block Triton compiles for a card of this compute capability and launches nothing, on tensors in main memory.
-
-    Everything up to the launch is what a process with the card goes through, which is why the keys of its cache are the same.
-    """
+    """Inside the block Triton compiles for a card of this compute capability and launches nothing; tensors are in main memory."""
     import triton
     from triton import knobs
 
@@ -112,7 +109,7 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
         say(f"{'found' if cache_hit else 'compiled'} {src.name}, form {len(forms.found) + len(forms.compiled)}")
 
     def forget() -> None:
-        """What calls made ready, launches and Triton's kernels know of the card before."""
+        """Forgets what calls made ready, launches and Triton's kernels know of the card before."""
         launches.changed()
         launch.forget_compiled()
         for kernel in _kernels():
@@ -123,7 +120,7 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
     driver.set_active(_driver(capability))
     knobs.compilation.listener = listen
     launch.capability = lambda device: capability
-    cards.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
+    cards.interpreting = lambda: True  # this lets the operators of Triton take tensors in main memory
     forget()
     try:
         choose(Problem("cpu"), "triton")
@@ -163,7 +160,7 @@ def _driver(capability: int) -> Any:
             return found | {"multiprocessor_count": 1, "warpSize": 32}
 
     class Launcher:
-        """Of a kernel: launches nothing."""
+        """Stands for the launcher of a kernel, and launches nothing."""
 
         def __init__(self, src: Any, metadata: Any):
             pass

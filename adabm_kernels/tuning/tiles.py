@@ -20,9 +20,10 @@ from ..quantize import MAX_BITS, MIN_BITS, act_grid, padded_channels
 
 HEIGHT, WIDTH = 48, 96  # pixels of the timed layers
 SHAPES = ((64, 64), (32, 64), (64, 32), (128, 64), (64, 128))  # channels to outputs
-FEW_OUTPUTS = ((64, 3, 9), (32, 3, 9), (64, 16, 3), (128, 8, 3), (64, 3, 3))  # and kernel; of tiles for few outputs
+# channels, outputs and kernel of layers for the tiles for few outputs
+FEW_OUTPUTS = ((64, 3, 9), (32, 3, 9), (64, 16, 3), (128, 8, 3), (64, 3, 3))
 ROUNDS, REPEATS = 6, 3
-LEAST_PART = 0.25  # of a layer that a kind of sums is measured by
+LEAST_PART = 0.25  # the least part of a layer that a kind of sums must have to be measured by it
 Progress = Callable[[int, int, str], None]
 
 
@@ -69,7 +70,7 @@ def _cost(tile: Tile, kind: str, timed: list[_Timed], known: TileTimes) -> Cost:
         rest = sum(part * known_times[other] for other, part in others.items())
         times.append(max(layer.picoseconds - rest, LEAST_PART**2 * layer.picoseconds) / (1 - sum(others.values())))
     left, terms = list(range(3)), np.zeros(3)
-    while True:  # a term below 0 is noise: without it
+    while True:  # a term below 0 is noise, so the fit is repeated without it
         weighed = np.array(rows)[:, left] / np.array(times)[:, None]
         solved = np.linalg.lstsq(weighed, np.ones(len(times)), rcond=None)[0]
         if (solved >= 0).all():
@@ -101,7 +102,7 @@ def _summed(
             return
         for value in (1, 2, 3, 5, 8, 14, 30, 60, 90, 127):
             weight = np.zeros((outputs, channels, kernel, kernel), dtype=np.int64)
-            weight[:, :, 0, 0] = value  # which no transform makes larger
+            weight[:, :, 0, 0] = value  # no transform makes this weight larger
             unsplit = layer_products(tile, weight) == layer_products(tile, weight * 0)
             kinds = {kind: 1.0} if tile.words or isa not in KINDS_OF_ISA else layer_sums(tile, weight).kinds(bits)
             later = sum(kinds[other] for other in KINDS[KINDS.index(kind) + 1 :] if other in kinds)

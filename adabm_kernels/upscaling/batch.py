@@ -25,7 +25,8 @@ _WAITING = 2  # pictures whose encoding may be unfinished
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to upscale. source: a file, or the bytes of one. target: a file or a binary stream. format: of the target."""
+    """One picture to upscale. source: a file, or the bytes of one. target: a file or a binary stream. format: that of the
+    target."""
 
     source: Path | bytes
     target: Path | BinaryIO
@@ -104,7 +105,7 @@ def bits_with_zeros(patches: list[Patch]) -> float | None:
 
 
 def _varying(patches: list[Patch]) -> list[Patch]:
-    """Those of a network that may leave out blocks."""
+    """The patches of a network that may leave out blocks."""
     return [patch for patch in patches if patch.deep is not None]
 
 
@@ -146,7 +147,7 @@ def upscale_files(
 
 
 def _ahead(items: Iterator) -> Iterator:
-    """The same, each made while the one before it is worked on."""
+    """The items, each of which is made while the one before it is worked on."""
     held: deque = deque()
     for item in items:
         held.append(item)
@@ -157,7 +158,7 @@ def _ahead(items: Iterator) -> Iterator:
 
 @dataclass(frozen=True)
 class _Opening:
-    """How pictures are opened. strip: without their metadata."""
+    """How pictures are opened. strip: whether to leave out their metadata."""
 
     max_pixels: int
     strict: bool
@@ -207,7 +208,7 @@ def _upscale(
                 writer.write(band)
     except BaseException as error:
         outcome.error = error
-        bands.close()  # whose threads would otherwise live as long as the error
+        bands.close()  # its threads would otherwise live as long as the error
         try:
             writer.__exit__(type(error), error, error.__traceback__)
         except Exception as renamed:
@@ -222,7 +223,7 @@ def _settled(outcome: Outcome, encoding: Future | None) -> Outcome:
     if encoding is not None:
         outcome.error = encoding.exception()
     error: BaseException | None = outcome.error
-    while error is not None:  # its frames hold the open picture, and the error itself
+    while error is not None:  # the frames of the error hold the open picture, and the error itself
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
     return outcome

@@ -10,11 +10,7 @@ from .picture import Window
 
 
 class Blocks:
-    """Where a window had blocks computed, by tiles of the picture's grid.
-
-    Parts that were not computed at all, since they are interpolated, have none. depths: of the tiles of what was computed; None
-    where all of that has all blocks.
-    """
+    """The tiles of the picture's grid in which a window had blocks computed."""
 
     def __init__(self, tile: int, depths: Depths | None, window: Window):
         rows, columns = window.rows, window.columns
@@ -43,12 +39,12 @@ class Blocks:
         return found
 
     def _part(self, place: Rect) -> np.ndarray:
-        """Which of the tiles of a place, none of which is empty, had blocks computed."""
+        """Which tiles of a place had blocks computed; none of these tiles is empty."""
         ends = (place.top, place.bottom), (place.left, place.right)
         index = [slice(a // self._tile - at, -(-b // self._tile) - at) for (a, b), at in zip(ends, self._first, strict=True)]
         return self._hard[tuple(index)]
 
     def _sizes(self, first: int, last: int) -> np.ndarray:
-        """Of each tile of an axis, how many of its pixels are in first..last."""
+        """For each tile of an axis, how many of its pixels are in first..last."""
         edges = np.arange(first // self._tile, -(-last // self._tile) + 1) * self._tile
         return np.diff(edges.clip(first, last))

@@ -13,12 +13,13 @@ from .windows import Span, patches, spans
 if TYPE_CHECKING:
     from ..images import Layout
 
-TILE_HALOS = 48  # tile by halo: (1 + 2 / 48)^2 is 1.085, so that overlapping costs 9 % at most
+TILE_HALOS = 48  # Sides of a window in halos: (1 + 2 / 48)^2 is 1.085, so that overlapping costs 9 % at most.
 SMALLEST_TILE = 16
-TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLEST_TILE)  # to fall back to when memory is short
+# sides that are tried in turn when memory is short
+TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLEST_TILE)
 BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # low-resolution pixels that a batch of small windows may have
-JOINED_PIXELS = 1 << 20  # low-resolution pixels that windows computed as one may have
-RESERVE = 64 << 20  # bytes for what the codecs hold
+JOINED_PIXELS = 1 << 20  # the most low-resolution pixels of windows that are computed as one
+RESERVE = 64 << 20  # bytes that are left for the codecs
 
 
 @dataclass(frozen=True)
@@ -109,22 +110,23 @@ class Cutting:
         return needed if needed > self.max_memory else 0
 
     def needed_bytes(self, rows: list[Span], columns: list[Span], layout: Layout) -> int:
-        """What the process will hold at most: `_bytes_beside` and one batch."""
+        """The most bytes that the process will hold: `_bytes_beside` and one batch."""
         largest = math.prod(max(span.length for span in axis) for axis in (rows, columns))
         batch = max(largest, min(self.batch_pixels, layout.width * layout.height))
         return self._bytes_beside(rows, layout) + batch * self._bytes_per_pixel(layout)
 
     def _bytes_per_pixel(self, layout: Layout) -> int:
-        """What a batch holds for each of its pixels: with alpha also what was made of the colours, until alpha is there too."""
+        """Bytes that a batch holds for each of its pixels. With alpha, the enlarged colours are held too, until the enlarged alpha
+        is there."""
         return self.bytes_per_pixel + (12 * self.scale**2 if layout.alpha else 0)
 
     def _bytes_beside(self, rows: list[Span], layout: Layout) -> int:
-        """What the process holds now, and will hold for these windows beside a batch of them."""
+        """Bytes that the process holds now, and will hold for these windows besides a batch of them."""
         return machine.resident_bytes() + RESERVE + self.beside.fixed + self.held_bytes(rows, layout)
 
     def _joined_pixels(self, rows: list[Span], layout: Layout | None) -> int:
         """The most pixels that windows may have as one where the picture comes in these rows; 0 where they stay apart."""
-        if self.paper or self.device != "cpu":  # elsewhere windows of one shape make batches
+        if self.paper or self.device != "cpu":  # in all other cases windows of one shape make batches
             return 0
         if self.max_memory is None or layout is None:
             return JOINED_PIXELS

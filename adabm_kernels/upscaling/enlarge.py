@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..nn.lanes import Lane
     from .picture import Patch
 
-_BAND_BYTES = 8 << 20  # of a picture that goes to the filter without a network
+_BAND_BYTES = 8 << 20  # bytes of a picture that go to the filter at once, where there is no network
 
 
 class Enlarger:
@@ -37,7 +37,8 @@ class Enlarger:
         self.network, self.size, self.max_pixels = network, size or Size(), max_pixels
 
     def steps(self, width: int, height: int) -> Steps:
-        """How a picture of this width and height gets its size. Raises ValueError where that would have too many pixels."""
+        """The steps by which a picture of this width and height gets its size. Raises ValueError where the result would have too
+        many pixels."""
         steps = self.size.steps(width, height, self.network.scale)
         limit = self.max_pixels * self.network.scale**2
         if not self.size.own and max(steps.made[0] * steps.made[1], steps.size[0] * steps.size[1]) > limit:
@@ -78,7 +79,7 @@ class Enlarger:
         steps = self.steps(layout.width, layout.height)
         stages = self._stages(layout)
         counted = _Counted(progress, stages) if progress is not None and len(stages) > 1 else None
-        bands = _pieces(read, layout)  # which reads nothing where a pass takes its place
+        bands = _pieces(read, layout)  # this reads nothing where a pass takes its place
         for number, (network, each) in enumerate(stages):
             source = _reader(bands, each) if number else read
             told = progress if counted is None else counted.of(number)
@@ -150,7 +151,7 @@ def enlarged(layout: Layout, scale: int) -> Layout:
 
 
 def _reader(bands: Iterator[np.ndarray], layout: Layout) -> Callable[[int], np.ndarray]:
-    """What gives the next n rows of a picture that comes in bands."""
+    """A function that returns the next n rows of a picture that comes in bands."""
     held = np.empty((0, layout.width, layout.channels), layout.dtype)
 
     def read(count: int) -> np.ndarray:

@@ -1,9 +1,4 @@
-"""Where a picture has one colour: what a network of integers makes of it is the same everywhere and need not be computed again.
-
-A pixel of the output depends on the input within the receptive field's radius and on the borders of the picture that lie within
-it, which are padded with zeros. Where all of that has one colour, the output is that of a patch of this colour, as far from its
-borders.
-"""
+"""Where a picture has one colour, a network of integers gives the same result everywhere, and need not compute it again."""
 
 from __future__ import annotations
 
@@ -36,13 +31,13 @@ class Rect(NamedTuple):
         )
 
     def overlap(self, other: Rect) -> Rect:
-        """What both have, of area 0 where that is nothing."""
+        """The part that both rectangles share, of area 0 where there is none."""
         return Rect(
             max(self.top, other.top), min(self.bottom, other.bottom), max(self.left, other.left), min(self.right, other.right)
         )
 
     def outside(self, other: Rect) -> list[Rect]:
-        """What lies outside a rectangle within this one, as up to four."""
+        """The part of this rectangle outside another, as up to four rectangles."""
         parts = [
             Rect(self.top, other.top, self.left, self.right),
             Rect(other.bottom, self.bottom, self.left, self.right),
@@ -60,7 +55,7 @@ def busy(pixels: np.ndarray, kept: Rect, radius: int) -> Rect | None:
     top, left = max(kept.top - radius, 0), max(kept.left - radius, 0)
     seen = pixels[top : kept.bottom + radius, left : kept.right + radius]
     height, width, channels = seen.shape
-    rows, values = np.zeros(height, bool), np.zeros((width, channels), bool)  # that differ from those before them
+    rows, values = np.zeros(height, bool), np.zeros((width, channels), bool)  # those that differ from the ones before them
     for first in range(0, height, _BLOCK):
         block = seen[first : first + _BLOCK]
         across = block[:, 1:] != block[:, :-1]

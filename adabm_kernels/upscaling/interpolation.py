@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..images import Layout
     from .windows import Span
 
-_PARTS = 64  # of a level: by these, colours multiplied by their alpha are compared
+_PARTS = 64  # parts of a level by which colours multiplied by their alpha are compared
 _KEEPS: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -38,7 +38,7 @@ def keeps_colours(model: Any) -> bool:
 def find_smooth_pixels(
     held: Rows, row: Span, column: Span, layout: Layout, varies: bool, rules: tuple[Rule, Rule]
 ) -> list[Smooth | None]:
-    """Where a window is interpolated: its colours and, where alpha varies, its alpha. rules: for either."""
+    """Where a window is interpolated, for its colours and, where alpha varies, for its alpha. rules: one for either."""
     kept, seen = kept_by(row, column), Rect(row.start, row.stop, column.start, column.stop)
     pixels, unit = held.window(row, column), 1 if layout.depth == 8 else 257
     if not varies:

@@ -34,7 +34,7 @@ Progress = Callable[[int, int, str], None]  # called with (done, in all, doing w
 
 PROTOCOLS = ("halo", "paper")
 SMOOTH = ("auto", "interpolate", "network")
-_PATCHES = 8  # of one colour that are remembered
+_PATCHES = 8  # the most patches of one colour that are remembered
 
 
 class Patchwise:
@@ -100,7 +100,7 @@ class Patchwise:
         self.beside = Beside()
 
     def with_beside(self, beside: Beside) -> Patchwise:
-        """The same where this much is held beside its windows, which leaves less of max_memory to them."""
+        """The same settings with this much held besides the windows, which leaves less of max_memory to them."""
         other = copy.copy(self)
         other.beside = beside
         return other
@@ -122,7 +122,7 @@ class Patchwise:
         phase = self.model.spec.grid
         if self._halo is not None:
             return -(-self._halo // phase) * phase
-        # On a GPU in whole tiles, so that windows begin at the same place in one and can be computed together.
+        # On a GPU the halo is whole tiles, so that windows begin at the same place in a tile and can be computed together.
         grid = math.lcm(self._alignment(), phase)
         return -(-self.reach // grid) * grid
 
@@ -133,7 +133,7 @@ class Patchwise:
 
     @property
     def cutting(self) -> Cutting:
-        """How pictures are cut with the network where and as it is now."""
+        """How pictures are cut for the network on its present device."""
         return Cutting(
             scale=self.scale,
             radius=self._radius,
@@ -143,7 +143,7 @@ class Patchwise:
             phase=self.model.spec.grid,
             paper=self.protocol == "paper",
             device=self._device().type,
-            # A self-ensemble holds a sum and a turned output beside the network's.
+            # A self-ensemble holds a sum and a turned output in addition to the network's output.
             bytes_per_pixel=self._bytes_per_pixel() + (24 * self.scale**2 if self.tta else 0),
             max_memory=self.max_memory,
             beside=self.beside,
@@ -158,7 +158,7 @@ class Patchwise:
         return self.cutting.held_bytes(rows, layout)
 
     def _bytes_per_pixel(self) -> int:
-        """What a forward pass holds for each low-resolution pixel."""
+        """Bytes that a forward pass holds for each low-resolution pixel."""
         return self.model.bytes_per_pixel()
 
     def _device(self) -> torch.device:
@@ -170,11 +170,11 @@ class Patchwise:
         return self.model.running_thresholds is not None
 
     def _in_integers(self) -> bool:
-        """Whether pixels are those of integers throughout: the floats of a "body" network depend on how they are summed."""
+        """Whether all pixels are computed in integers. The floats of a "body" network depend on how they are summed."""
         return self.model.full
 
     def _lending_output(self) -> AbstractContextManager[None]:
-        """In the block, what a forward pass returns may be overwritten by the next one."""
+        """Inside the block, the result of a forward pass may be overwritten by the next one."""
         return self.model.lending_output()
 
     @property
@@ -271,7 +271,7 @@ class Patchwise:
                 interpolate(window, held, layout, group[0].first, out, s, self.threads)
 
     def _window(self, held: Rows, row: Span, column: Span, picture: Picture) -> Window | None:
-        """One window with the bits that it decides for; None for one that is transparent everywhere."""
+        """One window with the bits that it decides on; None for one that is transparent everywhere."""
         layout = picture.layout
         opacity, varies = None, False
         if layout.alpha:
@@ -287,7 +287,7 @@ class Patchwise:
             return Window(row, column, [kept], offsets, opacity, varies, needed)
         smooth = find_smooth_pixels(held, row, column, layout, varies, self.rules)
         computed = [kept if found is None else found.computed() for found in smooth]
-        # A varying alpha and its colours are computed together: all of both, unless neither needs it.
+        # A varying alpha and its colours are computed together: both completely, unless neither needs it.
         needed = computed[0] if not varies or not any(computed) else kept
         parts = [[found] if found else [] for found in smooth]
         return Window(row, column, [kept], offsets, opacity, varies, needed, parts[0], parts[1] if varies else [])
@@ -316,7 +316,7 @@ class Patchwise:
                     self._store(window, held, layout, part_of(out, window.kept, first, self.scale))
                     finished += len(window.cells)
             for window, i in batch:
-                if i in window.results:  # the next batch may overwrite what is lent
+                if i in window.results:  # the next batch may overwrite a result that is lent
                     window.results[i] = window.results[i].copy()
             if finished:
                 yield finished
@@ -360,11 +360,11 @@ class Patchwise:
         yield some
 
     def _origin(self, window: Window) -> tuple[int, int]:
-        """Where what is computed of a window begins in the grid of tiles."""
+        """Where the computed part of a window begins in the grid of tiles."""
         return window.rows.start % self.grid, window.columns.start % self.grid
 
     def _tile_depths(self, x: torch.Tensor, index: int, origin: tuple[int, int]) -> Depths | None:
-        """Those of one image of a batch, in main memory."""
+        """The depths of the tiles of one image of a batch, in main memory."""
         if self.grid == 1:
             return None
         depths = self.model.tile_depths(x[index : index + 1], origin=origin)
@@ -388,7 +388,7 @@ class Patchwise:
         ]  # fmt: skip
 
     def _store(self, window: Window, held: Rows, layout: Layout, target: np.ndarray) -> None:
-        """What a window keeps, rounded into its place; its results are let go."""
+        """Rounds the part that a window keeps into its place, and releases the window's results."""
         s, rows, columns = self.scale, window.rows, window.columns
         if window.varies:
             interpolate_results(window, held, layout, s, self.threads)
@@ -413,14 +413,16 @@ class Patchwise:
         """The receptive field's radius where a window may shrink to what needs computing, else 0."""
         if not self._in_integers() or self.protocol == "paper" or self.tile == 0:
             return 0
-        if self.model.spec.grid > 1 or self.model.spec.attention:  # what a window gives depends on where it begins, or on all of it
+        # the result for a window depends on where it begins, or on all of it
+        if self.model.spec.grid > 1 or self.model.spec.attention:
             return 0
         radius = self.reach
-        wide = min(layout.height, layout.width) >= patch_side(radius)  # else a flat patch sees the borders of both sides at once
+        # otherwise a flat patch would see the borders of both sides at once
+        wide = min(layout.height, layout.width) >= patch_side(radius)
         return radius if self.halo >= radius and (wide or self.interpolates) else 0
 
     def _patch(self, pixel: np.ndarray, window: Window, picture: Picture) -> np.ndarray:
-        """What the network makes of a patch of one colour with the bits of a window: see `flat.spread`."""
+        """The result of the network for a patch of one colour with the bits of a window (see `flat.spread`)."""
         key = pixel.tobytes(), tuple(int(cast(torch.Tensor, offset)) for offset in window.offsets), window.varies
         if key not in picture.patches:
             side = patch_side(picture.radius)
@@ -443,7 +445,7 @@ class Patchwise:
         if len(rows) == len(columns) == 1:
             return self.forward(x, self._decide(x), (0, 0))
         groups, joined = self.cutting.groups(rows, x.shape[3])
-        if joined and len(x) > 1:  # each has neighbours of its own with the same bits
+        if joined and len(x) > 1:  # each has its own neighbours with the same bits
             return torch.cat([self.tensor(image) for image in x.split(1)])
         s = self.scale
         y = x.new_empty(x.shape[0], 3, s * x.shape[2], s * x.shape[3])
@@ -472,7 +474,7 @@ class Patchwise:
             return self._ensemble(x, offset, origin) if self.tta else self.model(x, offset, **self._from(origin))
 
     def forward_pixels(self, x: torch.Tensor, offset: torch.Tensor, origin: tuple[int, int]) -> torch.Tensor:
-        """The same as pixels of 8 bits, uint8; not the mean of a self-ensemble."""
+        """The result of `forward` as pixels of 8 bits, uint8. It is not for the mean of a self-ensemble."""
         with torch.no_grad(), recorded_by_default():
             return self.model.pixels(x, offset, **self._from(origin))
 
@@ -480,10 +482,8 @@ class Patchwise:
         return {"origin": origin} if self.grid > 1 else {}
 
     def _finishes(self, layout: Layout) -> bool:
-        """Whether the network writes the pixels of a picture itself: colours of 8 bits that nothing is computed with afterwards.
-
-        Where its last convolution is one of torch, on a CPU `_store` makes pixels of the floats and looks at each value once.
-        """
+        """Whether the network writes the pixels of a picture itself: they are colours of 8 bits, and nothing is computed from them
+        afterwards."""
         plain = layout.depth == 8 and not layout.alpha and not layout.grey
         return plain and not self.tta and (self._device().type != "cpu" or self._in_integers())
 
@@ -492,13 +492,13 @@ class Patchwise:
         for turned in (False, True):
             for axes in ((), (2,), (3,), (2, 3)):
                 seen = x.flip(axes) if axes else x
-                # The tiles are those of the picture, turned with it.
+                # The tiles are those of the picture, and turn with it.
                 top, left = (-(x.shape[a] + at) % self.grid if a in axes else at for a, at in zip((2, 3), origin, strict=True))
                 place = self._from((left, top) if turned else (top, left))
                 y = self.model((seen.transpose(2, 3) if turned else seen).contiguous(), offset, **place)
                 y = y.transpose(2, 3) if turned else y
                 y = y.flip(axes) if axes else y
-                # A copy: the network's output may be a view of a buffer with other strides.
+                # This is a copy, because the network's output may be a view of a buffer with other strides.
                 total = y.contiguous(memory_format=torch.channels_last).clone() if total is None else total.add_(y)
         return total.div_(8)
 

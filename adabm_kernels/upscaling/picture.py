@@ -51,7 +51,7 @@ class Rows(NamedTuple):
     top: int
 
     def window(self, rows: Span, columns: Span) -> np.ndarray:
-        """What is computed of a window."""
+        """The computed part of a window."""
         return self.pixels[rows.start - self.top : rows.stop - self.top, columns.start : columns.stop]
 
     def part(self, place: Rect) -> np.ndarray:
@@ -128,7 +128,8 @@ class Window:
         own, others = self.offsets[0], other.offsets[0]
         if own is not None and others is not None and not torch.equal(own, others):
             return False
-        if (self.needed is None) != (other.needed is None):  # what needs no computing would lie within the rectangle of both
+        # a window that needs no computing would lie within the rectangle of both
+        if (self.needed is None) != (other.needed is None):
             return False
         self.rows, self.columns = rows, columns
         self.cells += other.cells
@@ -177,7 +178,7 @@ def joined_windows(windows: list[list[Window]], most: int) -> list[Window]:
 
 
 def from_to(first: Span, last: Span) -> Span:
-    """What two spans and all between them are as one."""
+    """One span over two spans and everything between them."""
     return Span(first.start, last.stop, first.first, last.last)
 
 
@@ -186,7 +187,7 @@ def _around(first: int, last: int, halo: int, size: int) -> Span:
 
 
 def kept_by(rows: Span, columns: Span) -> Rect:
-    """What a window keeps."""
+    """The rectangle that a window keeps."""
     return Rect(rows.first, rows.last, columns.first, columns.last)
 
 

@@ -1,4 +1,4 @@
-"""From the pixels of a picture to what the network gets, and from what it makes to the pixels of a larger one."""
+"""Turns the pixels of a picture into images for the network, and the network's results into the pixels of a larger picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def luma(colours: np.ndarray) -> np.ndarray:
 
 
 def network_images(pixels: np.ndarray, layout: Layout, varies: bool) -> list[np.ndarray]:
-    """What the network gets, float32 [3, h, w] in 0..255 each: the colours, or where alpha varies these times alpha, and alpha."""
+    """The images for the network, float32 [3, h, w] in 0..255 each: the colours or, where alpha varies, the colours times alpha,
+    and alpha."""
     seen, alpha = network_planes(pixels, layout)
     return [seen * alpha, np.repeat(alpha * 255, 3, 0)] if varies and alpha is not None else [seen]
 
@@ -40,12 +41,7 @@ def network_planes(pixels: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.n
 
 
 def write_pixels(colours: np.ndarray, opacity: np.ndarray | np.unsignedinteger | None, target: np.ndarray, layout: Layout) -> None:
-    """What the network made of a place, clamped and rounded into the place of a larger picture.
-
-    colours: [h, w, 3] floats in 0..255, multiplied by their alpha where that varies, or uint8 that are finished. opacity: what the
-    network made of an alpha that varies, [h, w, 3] floats in 0..255; the value of one that does not; None without alpha. target:
-    [h, w, channels] of the layout's type. Grey is the luma of the colours.
-    """
+    """Writes the network's result for a place, clamped and rounded, into the place of a larger picture."""
     if colours.dtype == np.uint8:
         target[...] = colours
         return
@@ -56,7 +52,7 @@ def write_pixels(colours: np.ndarray, opacity: np.ndarray | np.unsignedinteger |
         if isinstance(opacity, np.ndarray):
             alpha = np.clip(luma(opacity[rows]), 0, 255)
             place[..., -1] = np.rint(alpha * factor)
-            seen = alpha * factor > 0.5  # else it is rounded to none, which has no colour
+            seen = alpha * factor > 0.5  # elsewhere alpha is rounded to zero, and there is no colour
             part = np.where(seen[..., None], part * 255 / np.where(seen, alpha, 1)[..., None], 0)
         elif opacity is not None:
             place[..., -1] = opacity

@@ -16,14 +16,15 @@ from ..evaluation.resize import taps
 if TYPE_CHECKING:
     from ..images import Layout
 
-# Weights and samples are whole numbers of some unit, and a double's 53 bits hold every sum of their products: weights have 22 bits
-# and add up to 1.25 in size at most, in each of the two directions. Of samples of 8 bits both directions are one such sum; others
-# are rounded to 30 bits in between.
+# Weights and samples are whole numbers of some unit, and a double's 53 bits hold every sum of their products. Weights have 22 bits
+# and add up to at most 1.25 in size in each of the two directions. For samples of 8 bits both directions are one such sum; other
+# samples are rounded to 30 bits in between.
 _WEIGHTS = float(1 << 22)
 _SAMPLE_BITS = 30
-_OUTPUTS = 16  # that one matrix makes: more of them multiply more zeros, fewer are more products
-_ROWS = 64  # of the picture that are taken at a time
-# What BLAS multiplies on the calling thread: beside other work its threads wait for each other longer than all of this takes.
+_OUTPUTS = 16  # outputs of one matrix: with more of them it multiplies more zeros, with fewer there are more products
+_ROWS = 64  # rows of the picture that are taken at a time
+# BLAS multiplies matrices of this size on the calling thread. Beside other work its threads wait for each other longer than all of
+# this takes.
 _PRODUCTS = 1 << 18
 _STRIP = 16 * _OUTPUTS  # columns of the output that one thread makes on its own, in little memory
 _PADDING = 8  # doubles, a line of the cache: rows a power of two apart would share their places in it
@@ -46,7 +47,7 @@ def _blocks(size: int, new_size: int) -> Iterator[_Block]:
     """The weights of an axis; those of an output add up to exactly 1."""
     for first in range(0, new_size, _OUTPUTS):
         index, weight = taps(np.arange(first, min(first + _OUTPUTS, new_size)), size, new_size / size)
-        # Rounded sums rather than rounded weights: the last of them is 1.
+        # The sums are rounded rather than the weights, because the last sum is 1.
         exact = np.diff(np.rint(np.cumsum(weight, 1) * _WEIGHTS), axis=1, prepend=0) / _WEIGHTS
         low, high = int(index.min()), int(index.max()) + 1
         matrix = np.zeros((len(index), high - low))
@@ -111,16 +112,16 @@ class _Strip:
 
     def __init__(self, layout: Layout, across: list[_Block], down: list[_Block]):
         self._layout, self._across = layout, across
-        self._seen = slice(across[0].low, across[-1].high)  # of the picture
+        self._seen = slice(across[0].low, across[-1].high)  # a slice of the picture
         self._made = slice(across[0].first, across[-1].first + len(across[-1].matrix))
         self._width = self._made.stop - self._made.start
         self._most = 255 if layout.depth == 8 else 65535
-        self._unit = (1 << _SAMPLE_BITS) // (self._most + 1)  # what a step of the picture's values is as a rounded sample
+        self._unit = (1 << _SAMPLE_BITS) // (self._most + 1)  # one step of the picture's values, as a rounded sample
         self._coming = iter(down)
         self._next = next(self._coming, None)
         self._open: deque[tuple[_Block, np.ndarray]] = deque()  # with their sums so far, [outputs, channels, width and padding]
         self._row = 0
-        # Memory that is used again, as a page that is new costs as much as its pixels.
+        # This memory is used again, because a new page costs as much as computing its pixels.
         self._samples = np.empty((_ROWS, layout.channels, self._seen.stop - self._seen.start + _PADDING))
         self._resized = np.zeros((_ROWS, layout.channels, self._width + _PADDING))
         self._part = np.empty((_OUTPUTS, _PRODUCTS // _OUTPUTS))
@@ -198,7 +199,7 @@ class _Strip:
         x = sums[..., : self._width]
         if self._layout.alpha:
             colours, alpha = x[:, :-1], x[:, -1:]
-            seen = alpha > 0.5  # else it is rounded to none, which has no colour
+            seen = alpha > 0.5  # elsewhere alpha is rounded to zero, and there is no colour
             colours *= self._most
             colours /= np.where(seen, alpha, 1)
             colours *= seen

@@ -9,10 +9,10 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 MOST_SCALE = 1000
-MOST_SIDE = 2**31 - 1  # of a PNG
-# A further pass of the network costs many times all passes before it: a filter makes up for less than this.
+MOST_SIDE = 2**31 - 1  # the largest side of a PNG
+# A further pass of the network costs many times all passes before it. Where less than this is missing, a filter makes up for it.
 _FILTERED = Fraction(5, 4)
-_LABEL = re.compile(r"x\d+(\.\d+)?|[wh]\d+|\d+x\d+")  # what `Size.label` gives
+_LABEL = re.compile(r"x\d+(\.\d+)?|[wh]\d+|\d+x\d+")  # matches the results of `Size.label`
 
 
 class Steps(NamedTuple):
@@ -30,13 +30,7 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True)
 class Size:
-    """What an output's size is to be; without any of these the network's own, its scale times the picture's.
-
-    scale: times the picture's width and height, a number from 1 to 1000. width, height: in pixels; where only one is given the
-    other follows from the picture's shape. fit: (width, height) of a rectangle that the output fills as far as the picture's shape
-    allows. Sides are rounded to the nearest pixel, halves up, and have at least one. Decimals count as they are written: 15 times
-    1.1 is 16.5. Raises TypeError and ValueError naming the argument, the rule and the value.
-    """
+    """The size that an output is to have. Without any of these fields it is the network's own, its scale times the picture's."""
 
     scale: float | None = None
     width: int | None = None
@@ -86,12 +80,7 @@ class Size:
         return _rounded(width * scale), _rounded(height * scale)
 
     def steps(self, width: int, height: int, factor: int) -> Steps:
-        """How a picture of this width and height gets its size.
-
-        The network enlarges it as often as it takes to reach the larger of both factors, or four fifths of it, and at least once:
-        the rest is a filter's. A network that keeps the size runs once. An output that is smaller than the picture, and no side of
-        it larger, is made by the filter alone.
-        """
+        """The steps by which a picture of this width and height gets its size."""
         size = self.of(width, height, factor)
         if size != (width, height) and size[0] <= width and size[1] <= height:
             return Steps(0, (width, height), size)
@@ -102,7 +91,7 @@ class Size:
         return Steps(passes, (width * factor**passes, height * factor**passes), size)
 
     def label(self, factor: int) -> str:
-        """What names of outputs say of it: "x4", "x1.5", "1920x1080", "w1920", "h1080"."""
+        """The word for it in names of outputs: "x4", "x1.5", "1920x1080", "w1920", "h1080"."""
         if self.fit is not None or (self.width is not None and self.height is not None):
             return "{}x{}".format(*(self.fit or (self.width, self.height)))
         if self.width is not None:
@@ -128,5 +117,5 @@ def _check_side(name: str, side: Any, value: Any) -> None:
 
 
 def _rounded(side: Fraction) -> int:
-    """To the nearest pixel, halves up, at least one."""
+    """The side in whole pixels: rounded to the nearest, halves up, and at least one."""
     return max(int(side + Fraction(1, 2)), 1)

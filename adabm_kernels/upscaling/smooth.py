@@ -1,9 +1,4 @@
-"""Where a picture is smooth: cubic interpolation there lies nearer to the float network than a network of few bits does.
-
-A pixel is smooth where the picture hardly bends around it: flat colours, gradients, soft backgrounds. What a network adds to an
-interpolation there is less than the noise of its few bits, which is seen as stripes. Between what is smooth and what is not, the
-two are mixed. Thresholds and what they were measured on: docs/images.md.
-"""
+"""Where a picture is smooth, cubic interpolation lies nearer to the float network than a network of few bits does."""
 
 from __future__ import annotations
 
@@ -21,12 +16,7 @@ _ROWS = 16  # low-resolution rows that are worked on at a time, so that they sta
 
 
 class Rule(NamedTuple):
-    """What counts as smooth.
-
-    smooth, rough: levels of 255 by which a picture bends, its second difference: up to the one it is interpolated, from the other
-    on it is the network's. near: low-resolution pixels around one that count too. blur: low-resolution pixels around one that the
-    share of the interpolation is averaged over.
-    """
+    """The rule that decides what counts as smooth."""
 
     smooth: int
     rough: int
@@ -52,7 +42,7 @@ def rules(bits: int) -> tuple[Rule, Rule]:
     """
     rough = round(32 * 2 ** ((4 - bits) / 2))
     smooth = rough * 3 // 8
-    # An alpha is that of the picture to the last level where the interpolation sees one value only.
+    # An alpha equals that of the picture, to the last level, where the interpolation sees one value only.
     return Rule(smooth, rough, near=2, blur=2), Rule(smooth, rough, near=1, blur=0)
 
 

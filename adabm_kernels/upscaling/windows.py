@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 PATCH = 96  # low-resolution pixels a side, without overlap, as AdaBM's own test commands cut pictures
-_ALIGNMENT = 4  # widths the kernels' tiles fill; a window is at most this much larger than it must be
+_ALIGNMENT = 4  # the kernels' tiles fill multiples of this, and a window is at most this much larger than it must be
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ def spans(size: int, tile: int, halo: int, grid: int = 1, phase: int = 1) -> lis
     if not tile or size <= tile + 2 * halo:
         return [Span(0, size, 0, size)]
     count = -(-(size - 2 * halo) // tile)
-    length = -(-(size + 2 * halo * (count - 1)) // count)  # as even as they can be
+    length = -(-(size + 2 * halo * (count - 1)) // count)  # as even as possible
     alignment = math.lcm(_ALIGNMENT, grid, phase)
     length = min(-(-length // alignment) * alignment, size)
-    count = -(-(size - 2 * halo) // (length - 2 * halo))  # alignment may have made the last ones superfluous
+    count = -(-(size - 2 * halo) // (length - 2 * halo))  # alignment may have made the last windows superfluous
     starts = [min(i * (length - 2 * halo), size - length) for i in range(count)]
     cuts = [0, *(start + length - halo for start in starts[:-1]), size]
     starts[-1] = -(-starts[-1] // phase) * phase

@@ -2,10 +2,10 @@
 
 python benchmarks/cpu/geometries.py [--rounds 30] [--isa NAME]
 
-On one thread, in its processor time, to which other programs do not add, and the least of all turns, since they do push data out of
-the caches. Each turn makes several calls of one case, so that all find their own data there as after the layer before. Integers
-give the codes of the next layer after a ReLU, PyTorch the floats after one, in both layouts, of which the faster counts. Integers
-are held to the reference first.
+Times are processor time on one thread, to which other programs do not add, and the least of all turns counts, because other
+programs do push data out of the caches. Each turn makes several calls of one case, so that all find their own data there as after
+the layer before. Integers give the codes of the next layer after a ReLU. PyTorch gives the floats after one, in both layouts, of
+which the faster counts. Integers are held to the reference first.
 """
 
 from __future__ import annotations

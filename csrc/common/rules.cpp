@@ -127,6 +127,7 @@ void check_rules(const adabm_depths_args& a) {
 void check_rules(adabm_quantize_args& a) {
   ADABM_REQUIRE(a.batch > 0 && a.height > 0 && a.width > 0 && a.channels > 0, "batch, height, width and channels must be positive, got %d, %d, %d, %d", a.batch,
                 a.height, a.width, a.channels);
+  ADABM_REQUIRE(a.channels < 1 << 20, "channels must be below 2^20, got %d", a.channels);
   const int dense = (a.channels + 3) / 4 * 4;
   a.y_channels = a.y_channels ? a.y_channels : dense;
   a.y_pitch = a.y_pitch ? a.y_pitch : dense;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from guarded import guarded_bytes
 from problems import ConvProblem, instantiate, runnable_isas
 
 import adabm_kernels
@@ -297,6 +297,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("quantize", {"batch": 0}, "batch, height, width and channels must be positive, got 0, 4, 5, 5"),
     ("quantize", {"height": 0}, "batch, height, width and channels must be positive, got 2, 0, 5, 5"),
     ("quantize", {"width": -5}, "batch, height, width and channels must be positive, got 2, 4, -5, 5"),
+    ("quantize", {"channels": 2**31 - 1}, "channels must be below 2.20, got 2147483647"),
     ("quantize", {"channels": 0}, "batch, height, width and channels must be positive, got 2, 4, 5, 0"),
     ("quantize", {"batch": 2**20, "height": 2**20}, "batch times height must fit 31 bits"),
     ("quantize", {"stride_c": -1}, "stride_c must be 0..2.27-1, got -1"),
@@ -362,14 +363,9 @@ class GuardedCall(Call):
         super().__init__()
 
     def place(self, size: int, alignment: int) -> int:
-        page = mmap.PAGESIZE
-        pages = -(-size // page)
-        room = mmap.mmap(-1, (pages + 2) * page)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(room))
-        for guard in (start, start + (pages + 1) * page):
-            assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+        room, offset = guarded_bytes(size, alignment, "end" if self.at_end else "start")
         self.keep.append(room)
-        return (start + (pages + 1) * page - size) // alignment * alignment if self.at_end else start + page
+        return ctypes.addressof(ctypes.c_char.from_buffer(room)) + offset
 
     def array(self, array: np.ndarray) -> int:
         address = self.place(array.nbytes, array.itemsize)

@@ -60,10 +60,10 @@ def rdn() -> dict[str, torch.Tensor]:
 STATES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "a block of 20 digits": (lambda: edsr() | {f"body.{'9' * 20}.body.0.weight": T}, "numbered below 1000"),
     "a block of 5000 digits": (lambda: edsr() | {f"body.{'9' * 5000}.conv1.weight": T}, "numbered below 1000, got 'body.9{55}"),
-    "a last block alone": (lambda: edsr() | {"body.998.body.0.weight": T}, "at most as many blocks and layers as tensors"),
+    "a last block alone": (lambda: edsr() | {"body.998.body.0.weight": T}, "a network of 17 values are numbered below that"),
     "a million layers": (
         lambda: rdn() | {"RDBs.999.LFF.weight": T, "RDBs.0.convs.999.conv.0.weight": T},
-        "at most as many blocks and layers as tensors",
+        "a network of 20 values are numbered below that",
     ),
     "300,000 blocks": (lambda: {f"body.{i}.body.0.weight": T for i in range(300_000)}, "at most 20000 tensors"),
     "20,000 blocks": (lambda: {f"body.{i}.body.0.weight": T for i in range(20_000)}, "numbered below 1000"),
@@ -76,7 +76,7 @@ STATES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: {key: torch.ones(4, 4, 5, 5) for i in range(900) for key in (f"body.{i}.body.0.weight", f"body.{i}.body.2.weight")}
         | {"head.0.weight": torch.ones(4, 3, 3, 3), "tail.0.0.weight": torch.ones(16, 4, 3, 3)}
         | {"tail.1.weight": torch.ones(3, 4, 3, 3)},
-        "; 1792 more \\(known",
+        "; 1792 more \\(EDSR is known by",
     ),
 }  # fmt: skip
 

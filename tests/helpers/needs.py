@@ -79,6 +79,7 @@ NEEDS = {
     "arm": Need("a compiler and an emulator for ARM", _runs_arm, "NEON", f"{APT} g++-aarch64-linux-gnu qemu-user-static"),
     # Tools
     "g++": Need("g++", _program("g++"), "kernels on other processors, GPU kernels on the CPU, builds", f"{APT} g++"),
+    "readelf": Need("readelf", _program("readelf"), "that the libraries are hardened", f"{APT} binutils"),
     "make": Need("make", _program("make"), "the Makefile", f"{APT} make"),
     "nvcc": Need("nvcc", _program(os.environ.get("NVCC", "nvcc")), "the CUDA library, and what it spends", "NVIDIA's CUDA toolkit"),
     "cuobjdump": Need("cuobjdump and nvdisasm", _cuda_tools, "what GPU kernels are made of", "NVIDIA's CUDA toolkit, or Triton"),

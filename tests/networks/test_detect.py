@@ -266,7 +266,7 @@ def test_the_reason_of_another_shape_is_told():
         detect(state)
     assert "'body.0.body.0.weight' has shape (8, 2, 3, 3), expected (8, 8, 3, 3): a convolution in 4 groups" in str(error.value)
     assert "'body.1.body.2.weight' has shape (8, 8, 5, 5), expected (8, 8, 3, 3): a kernel of 5x5" in str(error.value)
-    assert "(known are EDSR ('head.0.weight' with" in str(error.value)
+    assert "(EDSR is known by 'head.0.weight' with" in str(error.value)
 
 
 def test_half_a_mean_shift_is_missing_the_other_half():

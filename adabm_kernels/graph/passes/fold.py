@@ -18,7 +18,7 @@ Numbers = tuple[torch.Tensor, torch.Tensor]  # a gain and a shift, float64, one 
 
 
 def fold_batch_norm(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
-    """With each BatchNorm that alone reads a convolution or a linear layer in the weights of that.
+    """A graph in which each BatchNorm that alone reads a convolution or a linear layer is folded into its weights.
 
     w' = w * weight / sqrt(running_var + eps), b' = (b - running_mean) * weight / sqrt(running_var + eps) + bias.
     """
@@ -33,11 +33,12 @@ def fold_batch_norm(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.
 
 
 def fold_affine(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
-    """With scales and shifts, mean colours among them, in the convolutions before or behind them.
+    """A graph in which scales and shifts, mean colours among them, are folded into the convolutions before or behind them.
 
-    Before them: what alone reads a convolution, or the PixelShuffle that alone reads one. Behind them: what only convolutions read.
-    These pad with zeros, not with shifted ones: a shift goes into those without padding, and stays before the others; of one that
-    is scaled after it, the scale goes.
+    A node is folded into the convolution before it where it alone reads that convolution, or the PixelShuffle that alone reads one.
+    It is folded into the convolutions behind it where only convolutions read it. These pad with zeros, not with shifted zeros. So a
+    shift goes into convolutions without padding only, and stays before the others; where a node scales and then shifts, its scale
+    is folded all the same.
     """
     while True:
         edit = _Edit(graph, state)
@@ -52,7 +53,7 @@ def fold_affine(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tens
 
 
 def _numbers(node: Node, state: State) -> Numbers | None:
-    """What a node multiplies and adds, one number or one for each channel; None where it does something else."""
+    """The numbers that a node multiplies by and adds, one or one for each channel; None where it does something else."""
     if isinstance(node, ColourShift):
         weight, bias = (state[f"{node.key}.{part}"].double() for part in ("weight", "bias"))
         mean = node.sign * torch.tensor(node.mean, dtype=torch.float64)
@@ -64,7 +65,8 @@ def _numbers(node: Node, state: State) -> Numbers | None:
 class _Edit:
     """A graph and its state while a pass changes them.
 
-    instead: nodes that go, and what is read in their place. touched: nodes that have been folded, or folded into.
+    instead: nodes that are removed, and the tensor that is read in place of each. touched: nodes that have been folded, or folded
+    into.
     """
 
     def __init__(self, graph: Graph, state: State) -> None:
@@ -76,11 +78,11 @@ class _Edit:
         self.touched: set[str] = set()
 
     def only_reader(self, node: Node) -> bool:
-        """Whether nothing else sees what a node reads."""
+        """Whether a node is the only reader of its input."""
         return self.readers[node.x] == (node.name,) and node.x not in self.graph.outputs
 
     def fold_before(self, node: Node, gain: torch.Tensor, shift: torch.Tensor) -> bool:
-        """Fold a node into the convolution before it, where that can be."""
+        """Folds a node into the convolution before it, where that is possible, and returns whether it was."""
         source = self.nodes.get(node.x)
         if not self.only_reader(node) or source is None:
             return False
@@ -96,7 +98,7 @@ class _Edit:
         return True
 
     def fold_behind(self, node: Node, gain: torch.Tensor, shift: torch.Tensor) -> bool:
-        """Fold a node into the convolutions behind it, or of a padded one its scale, where that can be."""
+        """Folds a node into the convolutions behind it, or only its scale where these are padded, and returns whether it did."""
         convs = [conv for name in self.readers[node.name] if isinstance(conv := self.nodes[name], Conv)]
         if not convs or len(convs) < len(self.readers[node.name]) or node.name in self.graph.outputs:
             return False
@@ -132,7 +134,7 @@ class _Edit:
         self._change(conv, changed)
 
     def _change(self, layer: Conv | Linear, changed: Callable[[torch.Tensor, torch.Tensor], Numbers]) -> None:
-        """New weights for a layer, under keys of its own where others use the old ones too."""
+        """Gives a layer new weights, under keys of its own where others use the old ones too."""
         weight, key = self.state[f"{layer.key}.weight"], layer.key
         old = self.state[f"{key}.bias"] if layer.bias else weight.new_zeros(layer.channels_out)
         if any(self.users[name] > (name in layer.parameters()) for name in (f"{key}.weight", f"{key}.bias")):
@@ -146,7 +148,7 @@ class _Edit:
         self.users.update(self.nodes[layer.name].parameters().keys())
 
     def result(self) -> tuple[Graph, dict[str, torch.Tensor]]:
-        """The graph without what has been folded, and the state without what it no longer reads."""
+        """The graph without the nodes that have been folded, and the state without the values that it no longer reads."""
         graph = redirect(replace(self.graph, nodes=tuple(self.nodes[node.name] for node in self.graph.nodes)), self.instead)
         gone = self.graph.parameters().keys() - graph.parameters().keys()
         return graph, {key: value for key, value in self.state.items() if key not in gone}

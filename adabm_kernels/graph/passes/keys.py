@@ -1,4 +1,4 @@
-"""Keys of layers that are theirs alone."""
+"""Gives every layer a key of its own."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ State = Mapping[str, torch.Tensor]
 
 
 def own_keys(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
-    """With a key of its own for every convolution and linear layer, by which its node is called too.
+    """A graph in which every convolution and linear layer has a key of its own, which is also the name of its node.
 
-    A layer that is used several times becomes several with a copy of its weights each. A node that is called as one of these keys
-    gives its name up, and its tensor is read by another name.
+    A layer that is used several times becomes several layers with a copy of its weights each. A node that has one of these keys for
+    its name gets another name.
     """
     taken, state = {one.name for one in graph.nodes} | set(graph.inputs), dict(state)
-    keys: dict[str, str] = {}  # of layers, by the name of their node
+    keys: dict[str, str] = {}  # by the name of their node, keys of layers
     for node in graph.nodes:
         if isinstance(node, (Conv, Linear)):
             # An input keeps its name.

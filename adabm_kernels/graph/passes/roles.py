@@ -11,7 +11,8 @@ ROLES = ("adaptive", "fixed", "end")
 
 
 def with_roles(graph: Graph, finer: Collection[str], given: Mapping[str, str]) -> Graph:
-    """With the roles of convolutions that the rule of `trace` says, or that are given by the name of their node.
+    """A graph in which convolutions have the roles that the rule of `trace` says, or those that are given by the name of their
+    node.
 
     finer: tensors with more rows than the input. Raises ValueError for other roles, and for names that are no convolution's.
     """
@@ -20,11 +21,11 @@ def with_roles(graph: Graph, finer: Collection[str], given: Mapping[str, str]) -
         raise ValueError(f"roles must name convolutions of the graph, got {sorted(unknown)}")
     if wrong := [role for role in given.values() if role not in ROLES]:
         raise ValueError(f"a role must be one of {', '.join(ROLES)}, got {wrong[0]!r}")
-    made: set[str] = set()  # tensors that are made of what a convolution gives
+    made: set[str] = set()  # tensors that are computed from the output of a convolution
     for node in graph.nodes:
         if node.name in convs or not made.isdisjoint(node.inputs):
             made.add(node.name)
-    read: set[str] = set()  # tensors that a convolution reads, and those that these are made of
+    read: set[str] = set()  # tensors that a convolution reads, and those that these are computed from
     spread: set[str] = set()  # tensors that a PixelShuffle spreads, value by value
     for node in reversed(graph.nodes):
         if node.name in convs or node.name in read:

@@ -1,4 +1,4 @@
-"""Passes that change no value, to the last bit: what is not needed goes, and what says the same is said once."""
+"""Passes that change no value, to the last bit: they remove nodes that are not needed, and merge nodes that compute the same."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ..properties import extents, needed, readers
 
 
 def simplify(graph: Graph, channels: Mapping[str, int] | None = None) -> Graph:
-    """All passes of this file, one after the other. channels: of the inputs, as `extents` takes them."""
+    """Applies all passes of this file, one after the other. channels: those of the inputs, as `extents` takes them."""
     return remove_dead(common_reads(split_concats(merge_affines(merge_factors(remove_identities(graph))), channels)))
 
 
 def remove_dead(graph: Graph) -> Graph:
-    """Without the nodes that no output depends on."""
+    """A graph without the nodes that no output depends on."""
     return replace(graph, nodes=needed(graph, graph.outputs))
 
 
 def remove_identities(graph: Graph) -> Graph:
-    """Without the nodes that give what they read: factors of 1, shifts of 0, concatenations of one tensor."""
+    """A graph without the nodes that give what they read: factors of 1, shifts of 0, concatenations of one tensor."""
     return redirect(graph, {node.name: node.x for node in graph.nodes if _is_identity(node)})
 
 
@@ -40,7 +40,8 @@ def _is_identity(node: Node) -> bool:
 
 
 def merge_factors(graph: Graph) -> Graph:
-    """With products by one number that an `Add` reads as its factors, but where two factors would have to be multiplied."""
+    """A graph in which products by one number that an `Add` reads are its factors, except where two factors would have to be
+    multiplied."""
 
     def number(name: str) -> float | None:
         product = by_name.get(name)
@@ -63,7 +64,8 @@ def merge_factors(graph: Graph) -> Graph:
 
 
 def merge_affines(graph: Graph) -> Graph:
-    """With one `Affine` for a scale and the shift that alone reads it, or for a shift and such a scale."""
+    """A graph with one `Affine` in place of a scale and the shift that alone reads it, or of a shift and the scale that alone reads
+    it."""
     nodes = {node.name: node for node in graph.nodes}
     reading = readers(graph)
     for node in graph.nodes:
@@ -80,12 +82,13 @@ def merge_affines(graph: Graph) -> Graph:
 
 
 def split_concats(graph: Graph, channels: Mapping[str, int] | None = None) -> Graph:
-    """With the parts of a concatenation in the place of the whole, where that is concatenated again or cut along its parts.
+    """A graph with the parts of a concatenation in place of the whole, where the whole is concatenated again or cut along its
+    parts.
 
-    channels: of the inputs, as `extents` takes them.
+    channels: those of the inputs, as `extents` takes them.
     """
     sizes = extents(graph, channels)
-    parts: dict[str, tuple[str, ...]] = {}  # of concatenations
+    parts: dict[str, tuple[str, ...]] = {}  # the parts of each concatenation
     nodes: list[Node] = []
     for node in graph.nodes:
         if isinstance(node, Concat):
@@ -98,7 +101,7 @@ def split_concats(graph: Graph, channels: Mapping[str, int] | None = None) -> Gr
 
 
 def _cut(node: Slice, channels: Mapping[str, int], parts: tuple[str, ...]) -> Node:
-    """A slice of a concatenation as one of a part, or as the parts that it consists of."""
+    """A slice of a concatenation as a slice of one part, or as the concatenation of the parts that it consists of."""
     start, inside = 0, []
     for part in parts:
         stop = start + channels[part]
@@ -112,7 +115,7 @@ def _cut(node: Slice, channels: Mapping[str, int], parts: tuple[str, ...]) -> No
 
 
 def common_reads(graph: Graph) -> Graph:
-    """With one node for those that compute the same of the same: each reads one tensor less."""
+    """A graph with one node in place of those that compute the same from the same, so that fewer tensors are read."""
     first: dict[str, str] = {}
     instead: dict[str, str] = {}
     for node in graph.nodes:
@@ -124,9 +127,10 @@ def common_reads(graph: Graph) -> Graph:
 
 
 def redirect(graph: Graph, instead: Mapping[str, str]) -> Graph:
-    """Without these nodes: who reads one reads the tensor that is named in its place, which is the same.
+    """A graph without the nodes in `instead`. A reader of one of them reads the tensor that is named in its place, which is equal.
 
-    Where one is an output, the node in its place takes its name; it stays where that is an input of the network or an output too.
+    Where a removed node is an output, the node in its place takes its name. It stays where that node is an input of the network or
+    an output too.
     """
 
     def last(name: str) -> str:

@@ -1,0 +1,39 @@
+"""Memory between two pages that end the process when they are touched."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import torch
+
+PLACES = ("start", "shifted", "end")
+
+
+def guarded_bytes(size: int, alignment: int, place: str) -> tuple[mmap.mmap, int]:
+    """Memory that lives as long as the first of the results, and the offset in it from which `size` bytes may be used.
+
+    place: "end" where they end at the second page (up to the alignment, a power of two), "start" where they begin at the first, and
+    "shifted" where they lie one alignment behind that, so that they are aligned to nothing more.
+    """
+    page = mmap.PAGESIZE
+    pages = -(-(size + alignment) // page)
+    room = mmap.mmap(-1, (pages + 2) * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    for guard in (start, start + (pages + 1) * page):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+    ends = ((pages + 1) * page - size) // alignment * alignment
+    return room, {"end": ends, "start": page, "shifted": page + alignment}[place]
+
+
+def guarded_empty(count: int, alignment: int, place: str) -> torch.Tensor:
+    """uint8 [count] of zeros in such memory."""
+    room, offset = guarded_bytes(count, alignment, place)
+    return torch.frombuffer(room, dtype=torch.uint8, count=count, offset=offset)
+
+
+def guarded(tensor: torch.Tensor, place: str, alignment: int = 0) -> torch.Tensor:
+    """A contiguous copy of a tensor in such memory; alignment: in bytes, that of its elements where it is 0."""
+    tensor = tensor.contiguous()
+    room = guarded_empty(tensor.nbytes, alignment or tensor.element_size(), place)
+    return room.view(tensor.dtype).view(tensor.shape).copy_(tensor)
