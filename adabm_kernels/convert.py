@@ -103,7 +103,7 @@ def convert_model(
             check_whole(found)
             if not found.calibrated:
                 check_modules(model, found.spec)
-    except ValueError as error:
+    except ValueError:
         if traced is False or said or not isinstance(model, nn.Module):
             raise
         try:
@@ -111,7 +111,8 @@ def convert_model(
         except ValueError as why:
             if traced or not str(why).startswith("trace: "):
                 raise
-            raise ValueError(f"convert_model: the module cannot be traced ({why}), and it is no known network ({error})") from why
+            reason = str(why).removeprefix("trace: ")
+            raise ValueError(f"convert_model: the module is no known network, and cannot be traced: {reason}") from why
     if found.calibrated:
         if calibration is not None:
             raise ValueError("convert_model: calibration must be left out: the state dict is calibrated already")

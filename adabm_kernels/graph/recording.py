@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
 import math
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+
+_GRAPH = re.compile(r"^def forward\(self.*\n(?:(?: .*)?\n)*", re.MULTILINE)  # as torch prints one
 
 LARGEST_MULTIPLE = 64  # the largest multiple of the sides of pictures that is tried for modules that divide sides
 # conditions on sizes are tried for all sides up to the first number, and for the other three
@@ -77,7 +84,28 @@ def _exported(module: nn.Module, x: torch.Tensor, sizes: dict[int, Any]) -> torc
     first = next(iter(inspect.signature(module.forward).parameters.values()), None)
     several = first is not None and first.kind is first.VAR_POSITIONAL
     shapes: tuple[Any, ...] = ((sizes,),) if several else (sizes,)
-    return torch.export.export(module, (x,), dynamic_shapes=shapes, strict=False)
+    with _graphs_unprinted():
+        return torch.export.export(module, (x,), dynamic_shapes=shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _graphs_unprinted() -> Iterator[None]:
+    """Where torch.export fails, it prints the graph so far and warns that a symbol has no code: this leaves both out. Callers try
+    further ways, and say where and why none works. What else is printed meanwhile comes when all is done."""
+    log, printed = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
+    log.addFilter(_says_more)
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    finally:
+        log.removeFilter(_says_more)
+        other = _GRAPH.sub("", printed.getvalue()).lstrip("\n")
+        if other and sys.stderr is not None:
+            sys.stderr.write(other)
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Unable to find user code")
 
 
 def _read(program: torch.export.ExportedProgram, module: nn.Module) -> Recording:

@@ -154,7 +154,7 @@ def _place(module: nn.Module, error: BaseException) -> str:
 def _reason(error: Exception) -> str:
     text = str(error)
     if "data-dependent" in text:
-        return f"control flow depends on the values of a tensor ({text.splitlines()[0]})"
+        return "control flow depends on the values of a tensor"
     if "Constraints violated" in text:
         rules = [line.strip(" -") for line in text.splitlines() if line.startswith("  - ")]
         return f"what it computes depends on the size of the picture ({' '.join(rules) or text.splitlines()[0]})"

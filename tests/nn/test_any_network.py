@@ -246,12 +246,14 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_converted_is_said_in_a_sentence(what: str) -> None:
+def test_what_cannot_be_converted_is_said_in_a_sentence(what: str, capfd: pytest.CaptureFixture[str]) -> None:
     module, calibration, message = REFUSED[what]
     made = module()
     made = made if what == "training" else made.eval()
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises((ValueError, TypeError), match=message) as error:
         convert_model(made, calibration, QUICK)
+    assert len(str(error.value)) < 300, "a sentence, without the keys of all known networks"
+    assert "def forward" not in "".join(capfd.readouterr()), "torch prints no graph"
 
 
 def test_what_stays_in_floats_is_named_and_strict_refuses_it() -> None:
