@@ -79,6 +79,7 @@ AUTO = {  # the values that "auto" stands for
     },
 }
 DEFAULT_STEPS = {"paper": 500, "best": 600}  # of `adabm calibrate`
+MOST_TUNED_BITS = 6  # of the codes of a network that sharpens: with more of them fine-tuning takes away more than it gives
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,21 @@ class ConvertConfig:
             _check_known("fields of tuning", tuning, kind)
             values = values | {"tuning": kind(**tuning)}
         return cls(**values)
+
+
+def usual_settings(recipe: str, sharpens: bool, fixed: bool | None = None, act_bits: int | None = None) -> dict[str, Any]:
+    """The fields of ConvertConfig that `adabm calibrate` fills in where its options do not say them.
+
+    sharpens: NetworkSpec.sharpens. Such a network amplifies what rounding leaves, so that recipe "best" gives it eight bits
+    everywhere and leaves its weights as they were rounded together; with few bits of codes it is fine-tuned as others are
+    (docs/quality.md has the figures). fixed, act_bits: what the options say of these, None for nothing.
+    """
+    if not sharpens or recipe != "best":
+        return {"weight_bits": 4, "act_bits": 4, "adaptive": not fixed, "steps": DEFAULT_STEPS[recipe]}
+    adaptive = fixed is False
+    act_bits = act_bits or (MOST_TUNED_BITS if adaptive else MAX_BITS)
+    steps = DEFAULT_STEPS[recipe] if act_bits <= MOST_TUNED_BITS else 0
+    return {"weight_bits": MAX_BITS, "act_bits": act_bits, "adaptive": adaptive, "steps": steps}
 
 
 def _check_known(what: str, given: dict[str, Any], kind: type[ConvertConfig] | type[PaperTuning] | type[BestTuning]) -> None:

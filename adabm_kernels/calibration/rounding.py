@@ -16,7 +16,7 @@ from ..quantize import weight_step
 from ..simulate import SimulatedConv2d, SimulatedNetwork
 from .hooks import before_each_conv
 
-PIXELS = 4096  # pixels of the images that are looked at, several for each unknown of a row
+PIXELS = 12288  # pixels of the images that are looked at, several for each unknown of a row
 BLOCK = 64  # columns that are rounded before the change is passed on to the others
 RIDGE = 0.01  # this share of the mean square of the inputs is added to every square, which leaves inputs alone that hardly vary
 

@@ -97,15 +97,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="first shrink the pictures F times by MATLAB's bicubic",
     )
-    add("--weight-bits", metavar="2..8", type=arguments.integer(2, 8), default=4, help="bits of the weights (default: %(default)s)")
+    add(
+        "--weight-bits",
+        metavar="2..8",
+        type=arguments.integer(2, 8),
+        help="bits of the weights (default: 4, and 8 for Real-ESRGAN's networks)",
+    )
     add(
         "--act-bits",
         metavar="4..6",
         type=arguments.integer(2, 8),
-        default=4,
-        help="base bits of the activations, up to two less or more by image and layer (default: %(default)s)",
+        help="base bits of the activations, up to two less or more by image and layer (default: 4, and 8 for Real-ESRGAN's "
+        "networks)",
     )
-    add("--fixed", action="store_true", help="give every image and layer these --act-bits, which may then be 2 to 8")
+    add(
+        "--fixed",
+        action=argparse.BooleanOptionalAction,
+        help="give every image and layer these --act-bits, which may then be 2 to 8 (default: only for Real-ESRGAN's networks)",
+    )
     add(
         "--quantize",
         choices=("full", "body"),
@@ -118,7 +127,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="everything the kernels allow, or AdaBM as published (default: %(default)s)",
     )
-    add("--steps", metavar="N", type=arguments.integer(0), help="steps of fine-tuning, 0 for none (default: as the recipe suits)")
+    steps = "steps of fine-tuning, 0 for none (default: as recipe and network suit)"
+    add("--steps", metavar="N", type=arguments.integer(0), help=steps)
     add(
         "--tolerance",
         metavar="SHARE",
@@ -178,7 +188,7 @@ def execute(args: argparse.Namespace) -> None:
     kept = args.output.with_name(f"{args.output.name}.resume")
     with stage(BAD_INPUT):
         _check_output(args)
-        config = _config(args)
+        _check_options(args)
         files = list_images(args.images, "--images")
         if not args.weights.is_file():
             raise ValueError(f"--weights must be an existing file, got '{args.weights}'")
@@ -197,6 +207,7 @@ def execute(args: argparse.Namespace) -> None:
     with stage(BAD_INPUT):
         device = checked_device(_device(args.device))
         state, found = _float_state(args)
+        config = _config(args, found.spec.sharpens)
         if config.residual == "int16" and (why := found.spec.why_float_residual(config.quantize)):
             raise ValueError(f"--residual must be auto or float32 for '{args.weights}', got int16: {why}")
         start = None if args.start is None else _start(args.start)
@@ -223,6 +234,7 @@ def execute(args: argparse.Namespace) -> None:
         with stage(FAILED):
             model.set_threads(threads)
             report = _report(args, config, model, pictures, simulated.report)
+            suited = _suited(args, config, found.spec.sharpens)
             if args.json not in (None, STDOUT):
                 write_json(args.json, report)
     except KeyboardInterrupt:
@@ -230,7 +242,7 @@ def execute(args: argparse.Namespace) -> None:
     if args.json == STDOUT:
         print(to_json(report))
     else:
-        _print(args, report, weights.source(found))
+        _print(args, report, weights.source(found), suited)
 
 
 # ---- input
@@ -247,17 +259,23 @@ def _check_output(args: argparse.Namespace) -> None:
             raise ValueError(f"--output must not exist yet without --existing replace, got '{args.output}'")
 
 
-def _config(args: argparse.Namespace) -> ConvertConfig:
-    """The settings, with what is wrong with them said in the names of the options."""
-    from ..config import DEFAULT_STEPS, BestTuning, ConvertConfig
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that suit no network, before anything is read."""
+    try:
+        _config(args, sharpens=True)
+    except ValueError:
+        _config(args, sharpens=False)
 
-    steps = {"steps": DEFAULT_STEPS[args.recipe]}
-    if not args.fixed and not 4 <= args.act_bits <= 6:
+
+def _config(args: argparse.Namespace, sharpens: bool) -> ConvertConfig:
+    """The settings, with what is wrong with them said in the names of the options. sharpens: NetworkSpec.sharpens."""
+    from ..config import BestTuning, ConvertConfig
+
+    usual = _usual(args, sharpens)
+    if usual["adaptive"] and args.act_bits is not None and not 4 <= args.act_bits <= 6:
         rule = "4, 5 or 6 without --fixed (images and layers add up to 2 or take them off)"
         raise ValueError(f"--act-bits must be {rule}, got {args.act_bits}")
-    given: dict[str, Any] = {"adaptive": not args.fixed} | {
-        name: value for name in CONFIG_OPTIONS if (value := getattr(args, name)) is not None
-    }
+    given: dict[str, Any] = {name: value for name in CONFIG_OPTIONS if (value := getattr(args, name)) is not None}
     tuning: dict[str, Any] = {name: value for name in TUNING_OPTIONS if (value := getattr(args, name)) is not None}
     if tuning and args.recipe != "best":
         name = next(iter(tuning))
@@ -265,13 +283,21 @@ def _config(args: argparse.Namespace) -> ConvertConfig:
     if tuning:
         given["tuning"] = BestTuning(**tuning)
     try:
-        config = ConvertConfig(**steps | given)
+        config = ConvertConfig(**usual | given)
     except (TypeError, ValueError) as error:
         raise ValueError(re.sub(r"^ConvertConfig: (\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))) from error
     if args.depth_loss is not None and not config.finds_exit:
         needed = "--depths auto, --recipe best and --quantize full"
         raise ValueError(f"--depth-loss must be left out without {needed}, which find easy tiles, got {args.depth_loss:g}")
     return config
+
+
+def _usual(args: argparse.Namespace, sharpens: bool) -> dict[str, Any]:
+    """What is filled in for options that were not given. An option that chooses bits by layer asks for such bits."""
+    from ..config import usual_settings
+
+    by_layer = args.target_bits is not None or args.objective == "latency" or args.start is not None
+    return usual_settings(args.recipe, sharpens, False if args.fixed is None and by_layer else args.fixed, args.act_bits)
 
 
 def _device(name: str) -> str:
@@ -512,7 +538,17 @@ def _easy_tiles(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     return [("easy tiles", said)]
 
 
-def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> None:
+def _suited(args: argparse.Namespace, config: ConvertConfig, sharpens: bool) -> str:
+    """In words, what was filled in because the network sharpens; "" for nothing."""
+    others, usual = _usual(args, sharpens=False), _usual(args, sharpens)
+    filled = [name for name in ("weight_bits", "act_bits", "steps") if getattr(args, name) is None and usual[name] != others[name]]
+    words = [f"--{name.replace('_', '-')} {getattr(config, name)}" for name in filled]
+    if args.fixed is None and usual["adaptive"] != others["adaptive"]:
+        words.append("--fixed")
+    return f"{' '.join(words)}, which suits a network that was trained to sharpen" if words else ""
+
+
+def _print(args: argparse.Namespace, report: dict[str, Any], source: str, suited: str) -> None:
     run, settings = report["run"], report["settings"]
     shrunk = "" if args.downscale == 1 else f", shrunk {args.downscale:g} times"
     stages = ", ".join(f"{stage['name']} {stage['seconds']:.0f} s" for stage in run["stages"])
@@ -529,6 +565,7 @@ def _print(args: argparse.Namespace, report: dict[str, Any], source: str) -> Non
             ("network", f"{report['network']['network']} x{report['network']['scale']}"),
             *([("weights", source)] if source else []),
             ("settings", f"{bits} {settings['quantize']}, recipe {settings['recipe']}, {tuned}, seed {settings['seed']}"),
+            *([("defaults", suited)] if suited else []),
             ("pictures", f"{len(offsets)} of '{args.images}'{shrunk}"),
             ("time", f"{seconds:.0f} s ({stages}{resumed})"),
             ("mean bits", f"{report['mean_bits']:.2f} over the pictures ({shares})"),

@@ -164,6 +164,7 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
     options |= {"threads": made["threads"], "output": Path(report["path"]).name}
     given = {name: value for name, value in options.items() if value is not None}
     words = [part for name, value in given.items() for part in (option(name), word(value))]
+    words += [] if (fixed := _fixed(report)) is None else ["--fixed" if fixed else "--no-fixed"]
     words += ["--no-check"] if made.get("no_check") else []
     return [
         ("command", command_line([made["command"], *words])),
@@ -173,6 +174,16 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {number}" for name, number in made["versions"].items())),
         ("time", f"{made['seconds']:.0f} s"),
     ]
+
+
+def _fixed(report: dict[str, Any]) -> bool | None:
+    """The option of `calibrate` that says whether bits are the same everywhere; None where it need not be given."""
+    from ..networks.known import SPECS
+
+    if not report["config"].get("adaptive", True):
+        return True
+    spec = SPECS.get(report["network"])
+    return False if spec is not None and spec.sharpens else None
 
 
 def _shown(spec: dict[str, Any]) -> dict[str, Any]:

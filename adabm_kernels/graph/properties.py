@@ -34,9 +34,9 @@ from .nodes import (
 
 # Nodes that read nothing around a value: they change each value by itself, or by a number of the whole picture or channel.
 POINTWISE = (Activation, Affine, BatchNorm, ColourShift)
-# Pixels of the kernel of a collapsed upsampler (networks/collapse.py): two 3x3 stages and one at each finer resolution reach no
-# further.
 HOMOGENEOUS = ("relu", "leaky_relu", "prelu")  # activations for which act(c v) = c act(v), with c above 0
+# The radius, in pixels, of the kernel of a collapsed upsampler (networks/collapse.py): two 3x3 stages and one at each finer
+# resolution reach no further.
 COLLAPSED_RADIUS = 2
 
 

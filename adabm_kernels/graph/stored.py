@@ -14,12 +14,29 @@ from typing import Any
 import torch
 
 from . import nodes as kinds
-from .nodes import Activation, Float, Graph, Key, Node, Pool, Ref
+from .nodes import (
+    Activation,
+    Add,
+    Affine,
+    Conv,
+    Crop,
+    Float,
+    Graph,
+    Key,
+    Node,
+    PixelShuffle,
+    PixelUnshuffle,
+    Pool,
+    Ref,
+    Resize,
+    Slice,
+)
 from .rules import ACTIVATIONS
 
 _KINDS: dict[str, type[Node]] = {
     name: kind for name, kind in vars(kinds).items() if isinstance(kind, type) and issubclass(kind, Node) and kind is not Node
 }
+_MODES = ("nearest", "bilinear", "bicubic")
 _POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
 # Functions that do nothing besides returning a result. Operators, functions and methods of torch have the same names.
 _FUNCTIONS = frozenset(
@@ -139,6 +156,10 @@ def _node(value: Any) -> Node:
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}
     _require(set(value) == {"kind", *fields}, f"a {kind.__name__} must have the fields {sorted(fields)}", sorted(value))
     node = kind(**{name: _CHECKS[of](value[name]) for name, of in fields.items()})
+    shapes = node.parameters().values()
+    held = all(size >= 0 for shape in shapes for size in shape) and all(math.prod(shape) < 1 << 48 for shape in shapes)
+    _require(held, f"'{node.name}' must have sizes from 0 on that memory can hold", value)
+    _check_numbers(node)
     if isinstance(node, Float):
         _require(not (why := why_not_stored(node.target, node.arguments)), f"'{node.name}': {why}", node.target)
         refs = [one.index for one in _leaves((node.arguments, node.settings)) if isinstance(one, Ref)]
@@ -150,6 +171,35 @@ def _node(value: Any) -> Node:
     if isinstance(node, Pool):
         _require(node.function in _POOLS, f"a pool must be one of {_POOLS}", node.function)
     return node
+
+
+def _finite(number: float) -> bool:
+    """Whether float32 holds a number as one that is neither infinite nor NaN."""
+    return abs(number) <= torch.finfo(torch.float32).max
+
+
+def _check_numbers(node: Node) -> None:
+    """Raises ValueError for a number in a node that its kind does not take."""
+    match node:
+        case Conv():
+            least = (*node.kernel, *node.stride, *node.dilation, node.groups, node.channels_in, node.channels_out)
+            holds = min(least) >= 1 and min(node.padding) >= 0 and node.channels_in % node.groups == 0
+            _require(holds, f"'{node.name}' must be a convolution of sizes, strides and groups from 1 on", node)
+        case PixelShuffle() | PixelUnshuffle() | Crop():
+            _require(node.factor >= 1, f"the factor of '{node.name}' must be at least 1", node.factor)
+        case Resize():
+            known = node.mode in _MODES and math.isfinite(node.factor) and node.factor > 0
+            _require(known, f"'{node.name}' must enlarge by a finite factor, {', '.join(_MODES)}", (node.factor, node.mode))
+        case Slice():
+            _require(
+                0 <= node.start < node.stop, f"'{node.name}' must begin at a channel and end behind it", (node.start, node.stop)
+            )
+        case Affine():
+            numbers = (*(node.gain or ()), *(node.shift or ()), node.divisor or 1.0)
+            holds = all(map(_finite, numbers)) and node.divisor != 0 and () not in (node.gain, node.shift)
+            _require(holds, f"'{node.name}' must have finite numbers and a divisor that is not 0", node)
+        case Add():
+            _require(all(map(_finite, node.factors)), f"the factors of '{node.name}' must be finite", node.factors)
 
 
 def _leaves(value: Any) -> list[Any]:

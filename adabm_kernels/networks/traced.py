@@ -168,6 +168,10 @@ class GraphSpec(NetworkSpec):
         """Easy tiles are for pictures in 0..255 alone."""
         return False
 
+    @property
+    def why_full_depth(self) -> str:
+        return "it is a traced network, and easy tiles are for super-resolution networks of pictures in 0..255"
+
     def layers_in_floats(self, quantize: str) -> dict[str, str]:
         """The layers with weights that are left in floats though the settings quantise them, by place, and why."""
         quantized, found = self.quantized(quantize), {}

@@ -421,11 +421,9 @@ class FloatStep(Step):
     def run(self, run: Run) -> None:
         given = [run.given(held) for held in self.inputs]
         y = float_nodes.evaluate(self.node, given, run.network.plain_tensor)
-        if isinstance(y, torch.Tensor):
-            if any(y is x for x in given) or (self.shares and any(not held.store.fresh for held in self.inputs)):
-                y = y.clone()  # the buffer that it lies in may soon be another tensor's
-            y = y.permute(0, 2, 3, 1) if _is_features(y) else y
-        run.tensors[self.y.at] = y
+        if any(y is x for x in given) or (self.shares and any(not held.store.fresh for held in self.inputs)):
+            y = _copied(y)  # the buffer that it lies in may soon be another tensor's
+        run.tensors[self.y.at] = y.permute(0, 2, 3, 1) if _is_features(y) else y
 
 
 @dataclass(eq=False)
@@ -512,6 +510,13 @@ class Program:
 def _is_features(x: Any) -> bool:
     """Whether a value is features, which lie as [N, H, W, C] between the steps."""
     return isinstance(x, torch.Tensor) and x.dim() == 4 and x.is_floating_point()
+
+
+def _copied(y: Any) -> Any:
+    """A copy of a tensor, or of each of several in a tuple or list; all else as it is."""
+    if isinstance(y, (tuple, list)):
+        return [_copied(one) for one in y]
+    return y.clone() if isinstance(y, torch.Tensor) else y
 
 
 def _handed_out(y: Any) -> Any:

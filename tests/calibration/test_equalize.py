@@ -232,3 +232,31 @@ def test_steps_of_a_channel_follow_its_reach() -> None:
         tuning.step(noise(1)[0])
     moved = (conv.weight - before).detach().abs().amax((1, 2, 3)) / reach
     assert float(moved.max() / moved.min()) < 1.5  # Adam's first step is its rate whatever the gradient
+
+
+# Interruption.
+
+
+def test_an_interrupted_run_goes_on_with_its_factors(tmp_path) -> None:
+    """Channels have factors and are turned round in what is kept, in the teacher's weights and slopes as well."""
+    network, images, path = scaled_channels(SRVGG), noise(3), tmp_path / "run.resume"
+    with torch.no_grad():
+        network.acts[0].weight.fill_(0.3)
+        network.convs[0].bias -= 3 * network.convs[0].weight.abs().sum((1, 2, 3)) * 255 / 2  # far below zero
+    config = ConvertConfig(6, 8, adaptive=False, steps=4, tuning=BestTuning(batch=1, patch=16), depths="none")
+    want = calibrate(network, images, config, check=False)
+
+    def interrupt(done: int, total: int, stage: str) -> None:
+        if stage == "fine-tuning" and done == total - 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(network, images, config, interrupt, resume=path, check=False)
+    assert float(torch.load(path)["factors"].min()) < 0
+    got = calibrate(network, images, config, resume=path, check=False)
+    assert got.report["resumed_at"] == 2 and got.report["equalized"] == want.report["equalized"]
+    assert got.state_dict().keys() == want.state_dict().keys()
+    assert all(torch.equal(value, want.state_dict()[key]) for key, value in got.state_dict().items())
+    with torch.no_grad(), got.float_mode(), want.float_mode():
+        assert torch.equal(got(images[0]), want(images[0]))
+        torch.testing.assert_close(got(images[0]), network(images[0]), rtol=1e-4, atol=1e-3)

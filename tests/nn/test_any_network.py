@@ -75,6 +75,20 @@ class Decoder(nn.Module):
         return self.last(F.relu(z)) + self.last(torch.cat([z[:, 8:] + self.finer(y), x], 1))
 
 
+class Halves(nn.Module):
+    """What a convolution gives is cut into halves of its columns, which are read when other features have taken its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, k, 3, padding=1) for c, k in ((3, 8), (8, 8), (8, 8), (8, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, third, last = self.convs
+        left, right = F.relu(first(x)).chunk(2, 3)
+        right = F.relu(third(F.relu(second(right))))
+        return last(F.relu(right) + third(F.relu(left)))
+
+
 @dataclass(frozen=True)
 class Kind:
     """A module and what is asked of it. size: of its input. crops: whether parts of the data stand for the whole."""
@@ -92,6 +106,7 @@ KINDS = {
     "detector": Kind(traced_modules.Detector, (3, 30, 34)),
     "decoder": Kind(Decoder, recipe="best"),
     "mobile": Kind(Mobile, (4, 32, 28), recipe="best"),
+    "halves": Kind(Halves),
 }
 each_kind = pytest.mark.parametrize("name", KINDS)
 
@@ -317,6 +332,19 @@ def test_a_known_network_is_traced_where_that_is_asked_for() -> None:
         convert_model(Small().eval(), x, replace(QUICK, input_range="pixels"))
 
 
+def test_a_traced_network_of_residual_blocks_has_no_easy_tiles() -> None:
+    class Block(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.conv(F.relu(x)[:, :3])
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Block(), Block(), nn.Conv2d(4, 3, 3, padding=1)).eval()
+    config = ConvertConfig(recipe="best", batch=2, patch=16)
+    model = convert_model(module, given(), config)
+    assert model.exit is None and model.spec.trunk is not None
+    assert "easy tiles are for super-resolution networks" in model.spec.why_full_depth
+
+
 def test_fine_tuning_brings_all_outputs_nearer() -> None:
     """Outputs of very different sizes and numbers of values."""
 
@@ -370,6 +398,10 @@ def changed(header: dict[str, Any], what: str) -> None:
             header["spec"]["layout"] = ["tuple", [0, 0]]
         case "a shape":
             next(node for node in nodes if node["kind"] == "Conv")["channels_in"] = 1 << 40
+        case "a negative size":
+            next(node for node in nodes if node["kind"] == "Conv")["channels_out"] = -1
+        case "a stride of 0":
+            next(node for node in nodes if node["kind"] == "Conv")["stride"] = [0, 1]
         case "a dtype":
             header["spec"]["dtypes"] = {"x": "storage"}
         case "a deep value":
@@ -389,8 +421,10 @@ def changed(header: dict[str, Any], what: str) -> None:
         ("a reference", "must refer to inputs that it has"),
         ("a layout", "layout must name each of 1 outputs once and in order"),
         ("a shape", "must have shape"),
+        ("a negative size", "must have sizes from 0 on"),
+        ("a stride of 0", "must be a convolution of sizes, strides and groups from 1 on"),
         ("a dtype", "dtypes must be of int64"),
-        ("a deep value", "its header is nested too deeply"),
+        ("a deep value", "its JSON is nested too deeply"),
     ],
 )
 def test_a_changed_file_is_refused(what: str, message: str, tmp_path: Path) -> None:
