@@ -16,6 +16,7 @@ from .config import ConvertConfig
 from .graph.nodes import Conv
 from .networks.convention import Convention
 from .networks.detect import check_modules, check_whole, detect, res_scale_of
+from .networks.known import NONE_OF_THEM
 from .nn import ConvertedNetwork, from_simulated
 from .nn.contexts import as_imported
 from .simulate import SimulatedGraph, SimulatedNetwork
@@ -103,7 +104,7 @@ def convert_model(
             check_whole(found)
             if not found.calibrated:
                 check_modules(model, found.spec)
-    except ValueError:
+    except ValueError as error:
         if traced is False or said or not isinstance(model, nn.Module):
             raise
         try:
@@ -111,8 +112,10 @@ def convert_model(
         except ValueError as why:
             if traced or not str(why).startswith("trace: "):
                 raise
-            reason = str(why).removeprefix("trace: ")
-            raise ValueError(f"convert_model: the module is no known network, and cannot be traced: {reason}") from why
+            why_not = str(why).removeprefix("trace: ")
+            if NONE_OF_THEM in str(error):
+                raise ValueError(f"convert_model: the module is no known network, and cannot be traced: {why_not}") from why
+            raise ValueError(f"convert_model: the module cannot be traced ({why}), and it is no known network ({error})") from why
     if found.calibrated:
         if calibration is not None:
             raise ValueError("convert_model: calibration must be left out: the state dict is calibrated already")

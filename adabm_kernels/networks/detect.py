@@ -154,7 +154,8 @@ def _spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_sc
     """Hyper-parameters read off keys and shapes. state: under AdaBM names. given: as the user's checkpoint has it."""
     kind = _kind(state)
     if kind is None:
-        raise ValueError(f"detect: {NONE_OF_THEM}: {KNOWN}; got {listed(list(given))}")
+        other = "of any other network convert_model takes the module itself, with its weights in it (docs/any_network.md)"
+        raise ValueError(f"detect: {NONE_OF_THEM}: {KNOWN}; got {listed(list(given))}; {other}")
     try:
         spec = kind.read(state, res_scale)
     except ValueError as error:  # the specification may raise it too, for sizes of zero
