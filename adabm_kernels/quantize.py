@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -306,7 +306,8 @@ class Geometry:
         padding: int | Sequence[int] | None = None,
     ) -> Geometry:
         """Of arguments as torch takes them, where one number stands for rows and columns. Raises as the class."""
-        return cls(_pair(stride), _pair(dilation), groups, None if padding is None else _pair(padding))
+        steps = cast(tuple[int, int], _numbers(stride)), cast(tuple[int, int], _numbers(dilation))
+        return cls(*steps, groups, None if padding is None else _numbers(padding))
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> Geometry:
@@ -362,7 +363,7 @@ class Geometry:
 PLAIN = Geometry()
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
+def _numbers(value: int | Sequence[int]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 

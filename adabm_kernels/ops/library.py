@@ -270,8 +270,9 @@ def _ready_conv2d_pixels_out(conv: Conv, image: torch.Tensor, backend: str) -> R
 
 
 def _conv2d_pixels_out_fake(*args: Any) -> None:
-    read, (depth, region, image), geometry = args[:14], args[14:17], args[17:]
-    conv, backend = _conv2d_pixels_arguments(*read, *(geometry or [()]), depth, region)
+    depth, region, image = args[14:17]
+    read: list[Any] = [*args[:14], args[17] if len(args) > 17 else (), depth, region]
+    conv, backend = _conv2d_pixels_arguments(*read)
     check_conv2d_pixels_out(conv, image, backend)
 
 
