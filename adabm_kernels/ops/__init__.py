@@ -90,7 +90,7 @@ def pack_weights(
 def _numbers(weight: torch.Tensor, stride: Numbers, dilation: Numbers, groups: int, padding: Numbers | None) -> tuple[int, ...]:
     """The geometry of a convolution as the operators underneath take it."""
     if padding is None and groups == 1 and stride in (1, (1, 1)) and dilation in (1, (1, 1)):
-        if all(side % 2 for side in weight.shape[-3:-1]):
+        if weight.dim() < 3 or weight.shape[-3] & weight.shape[-2] & 1:
             return ()
     return Geometry.given(stride, dilation, groups, padding).numbers(*weight.shape[-3:-1])
 

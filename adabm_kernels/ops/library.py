@@ -272,8 +272,8 @@ def _ready_conv2d_pixels_out(conv: Conv, image: torch.Tensor, backend: str) -> R
 
 
 def _conv2d_pixels_out_fake(*args: Any) -> None:
-    depth, region, image, *geometry = args[14:]
-    read: list[Any] = [*args[:14], geometry[0] if geometry else (), depth, region]
+    depth, region, image = args[14:17]
+    read: list[Any] = [*args[:14], args[17] if len(args) > 17 else (), depth, region]
     conv, backend = _conv2d_pixels_arguments(*read)
     check_conv2d_pixels_out(conv, image, backend)
 

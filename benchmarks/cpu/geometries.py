@@ -1,11 +1,11 @@
 """Depthwise, strided, grouped and dilated convolutions beside PyTorch float32, in turns, as the table of docs/performance.md.
 
-python benchmarks/cpu/geometries.py [--rounds 30] [--isa NAME]
+python benchmarks/cpu/geometries.py [--seconds 8] [--isa NAME]
 
-Times are processor time on one thread, to which other programs do not add, and the least of all turns counts, because other
-programs do push data out of the caches. Each turn makes several calls of one case, so that all find their own data there as after
-the layer before. Integers give the codes of the next layer after a ReLU. PyTorch gives the floats after one, in both layouts, of
-which the faster counts. Integers are held to the reference first.
+On one thread, in its processor time, to which other programs do not add, and the least of all turns, since they do push data out of
+the caches. Each turn makes several calls of one case, so that all find their own data there as after the layer before. Integers
+give the codes of the next layer after a ReLU, PyTorch the floats after one, in both layouts, of which the faster counts. Integers
+are held to the reference first.
 """
 
 from __future__ import annotations
@@ -92,16 +92,18 @@ def title(problem: ConvProblem) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="turns of each case")
+    parser.add_argument("--seconds", type=float, default=8, help="for each convolution, in at least 10 turns of its cases")
     parser.add_argument("--isa", default="auto", choices=list(native.ISAS), help="instruction set of the integers")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with native.force_isa(args.isa):
-        print(f"instruction set {native.isa_chosen()}, torch {torch.__version__}, least of {args.rounds} turns\n")
+        print(f"instruction set {native.isa_chosen()}, torch {torch.__version__}, least of all turns in {args.seconds:g} seconds\n")
     print("| convolution | codes, us | floats, us | PyTorch, us | PyTorch / codes | PyTorch / floats |\n|---|---|---|---|---|---|")
     for problem in PROBLEMS:
         with torch.inference_mode(), native.force_isa(args.isa):
-            seconds = in_turns(cases_of(problem, args.isa, 1), args.rounds, time.process_time)
+            cases = cases_of(problem, args.isa, 1)
+            once = sum(times[0] for times in in_turns(cases, 1).values())
+            seconds = in_turns(cases, max(10, round(args.seconds / once)), time.process_time)
         us = {name: min(times) / CALLS * 1e6 for name, times in seconds.items()}
         codes, floats, theirs = us["codes"], us["floats"], min(us["torch"], us["torch channels_last"])
         ratios = f"{theirs / codes:.2f} | {theirs / floats:.2f}"
