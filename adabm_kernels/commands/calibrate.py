@@ -107,7 +107,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--act-bits",
         metavar="4..6",
         type=arguments.integer(2, 8),
-        help="base bits of the activations, up to two less or more by image and layer (default: 4, and 8 for Real-ESRGAN's networks)",
+        help="base bits of the activations, up to two less or more by image and layer (default: 4, and 8 for Real-ESRGAN's "
+        "networks)",
     )
     add(
         "--fixed",
@@ -126,7 +127,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="everything the kernels allow, or AdaBM as published (default: %(default)s)",
     )
-    add("--steps", metavar="N", type=arguments.integer(0), help="steps of fine-tuning, 0 for none (default: as recipe and network suit)")
+    add(
+        "--steps",
+        metavar="N",
+        type=arguments.integer(0),
+        help="steps of fine-tuning, 0 for none (default: as recipe and network suit)",
+    )
     add(
         "--tolerance",
         metavar="SHARE",
