@@ -279,11 +279,10 @@ class _Run:
 
     def ranges_and_maps(self, taken: _Maps | None) -> None:
         model, config = self.model, self.config
-        energies: dict[str, torch.Tensor] = {}
         clock = time.perf_counter()
         if model.equalized:
             found = equalize(model, self._looked_at(PROBED_IMAGES), self._generator())
-            self.factors, energies = found.factors, found.energies
+            self.factors = found.factors
             self.equalize_report = {"before": found.before, "after": found.after}
             clock = self.advance("equalize", clock, EQUALIZE_WORK)
         set_weight_ranges(model)
@@ -301,7 +300,7 @@ class _Run:
         searched, sensitive = config.chosen("act_ranges") == "search", config.chosen("layer_map") == "sensitivity"
         batch = self._looked_at(SEARCH_IMAGES)
         if searched:
-            search_ranges(model, batch, energies)
+            search_ranges(model, batch)
             clock = self.advance("ranges", clock, SEARCH_WORK)
         if config.adaptive:
             if taken is not None:
@@ -316,7 +315,7 @@ class _Run:
             if sensitive:
                 clock = self.advance("bit maps", clock, MAPS_WORK)
         if searched and config.adaptive:
-            search_ranges(model, batch, energies)
+            search_ranges(model, batch)
             clock = self.advance("ranges", clock, SEARCH_WORK)
         elif config.bit_aware_clipping and not searched:
             clip_ranges(model, self.batches[0])

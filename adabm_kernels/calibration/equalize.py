@@ -82,13 +82,11 @@ def _largest(logarithms: torch.Tensor) -> torch.Tensor:
 class Equalized:
     """The result of `equalize`.
 
-    factors: float32, one for each class of `scalable_channels`, see `apply_factors`. energies: for every quantised convolution by
-    name, the energy at the output of the network that noise of variance 1 in each value of an input channel causes, float32 [C].
-    before, after: the predicted energy of the noise of few bits.
+    factors: float32, one for each class of `scalable_channels`, see `apply_factors`. before, after: the predicted energy of the
+    noise of few bits at the output of the network.
     """
 
     factors: torch.Tensor
-    energies: dict[str, torch.Tensor]
     before: float
     after: float
 
@@ -127,9 +125,8 @@ def equalize(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Gene
     with torch.no_grad():
         factors = torch.where(free, logarithms, torch.zeros(())).clamp(-MOST, MOST).exp()
         factors[turned] *= -1
-        energies = {layer.conv.name: layer.at_input / factors[layer.read].square() for layer in layers}
         apply_factors(model, factors)
-        return Equalized(factors, energies, before, float(total()))
+        return Equalized(factors, before, float(total()))
 
 
 def _turnable(graph: Graph) -> list[Activation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -157,12 +157,9 @@ def clip_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
     _run_trunk(model, batch, clip)
 
 
-def search_ranges(model: SimulatedNetwork, batch: torch.Tensor, energies: Mapping[str, torch.Tensor] | None = None) -> None:
+def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
     """Sets, layer by layer, the two ends of the range with the least squared error at the layer's bits, on the layer's input in the
     quantised network.
-
-    energies: by the name of a convolution, the weight of an error in each of its input channels, float32 [C]. A convolution that
-    has none weights all channels alike.
 
     Each end is searched with the other held, twice. The first convolution of the network keeps its range, that of pixels. That of
     the upsampler, whose input has rare large values, is searched like the others. Those behind it keep the observed range, except
@@ -177,15 +174,12 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor, energies: Mappin
             set_range(conv, least * ROOM, most * ROOM)
             return
         values, bits = sample(x), layer_bits(conv)
-        energy = None if energies is None else energies.get(conv.name)
-        counts = None if energy is None else sample(energy.view(1, -1, 1, 1).expand_as(x))
         lower, upper = least, most
         if most - least > max(abs(least), abs(most)) * 2.0**-20:
 
             def error(lower: float, upper: float) -> float:
                 rounded = fake_quantize_act(values, torch.tensor([lower]), torch.tensor([upper]), bits)
-                squares = (values - rounded).square()
-                return float((squares if counts is None else squares * counts).mean())
+                return float((values - rounded).square().mean())
 
             for _ in range(2):
                 if least < 0 < upper:

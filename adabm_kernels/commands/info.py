@@ -157,6 +157,7 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
     options = {"weights": made["weights"]["file"], "images": made["images"]["folder"]}
     options |= {"downscale": made["downscale"] if made["downscale"] != 1 else None}
     options |= {name: config.get(name) for name in CONFIG_OPTIONS}
+    options["depth_loss"] = config.get("depth_loss") or None  # refused, even as 0, of settings that find no easy tiles
     tuning, usual = config.get("tuning") or {}, asdict(BestTuning())
     options |= {name: tuning[name] for name in TUNING_OPTIONS if tuning.get(name, usual[name]) != usual[name]}
     options |= {"select": made.get("select"), "start": made.get("start")}

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from adabm_kernels import convert_model, save
-from adabm_kernels.calibrate import calibrate
+from adabm_kernels.calibrate import PROBED_IMAGES, SEARCH_IMAGES, calibrate
 from adabm_kernels.calibration.equalize import equalize
 from adabm_kernels.calibration.made import drawn_pictures
 from adabm_kernels.calibration.ranges import Observer, search_ranges, set_weight_ranges
@@ -109,30 +109,36 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     return 10 * math.log10(255**2 / float((a.clamp(0, 255) - b.clamp(0, 255)).square().mean()))
 
 
+STUDIED = ("ranges observed", "ranges searched", "factors on channels", "weights rounded together")
+
+
 @torch.no_grad()
 def study(state: Mapping[str, Any], photos: list[torch.Tensor], config: ConvertConfig, low: dict[str, torch.Tensor]) -> None:
-    side = config.patch
+    """Every step of STUDIED with all before it, on as many images as `calibrate` looks at."""
+    photos, side = photos[: SEARCH_IMAGES - SEARCH_IMAGES // 3], config.patch
     crops = [x[:, :, :side, :side] for x in photos]
-    batch = torch.cat([*crops, torch.stack(drawn_pictures(len(crops) // 3, side, config.seed))])
-    batch = batch.contiguous(memory_format=torch.channels_last)
-    for name in ("ranges observed", "ranges searched", "factors on channels", "weights rounded together"):
-        wide = name in ("ranges observed", "ranges searched")
-        model = SimulatedNetwork.from_float(state, replace(config, equalize="off" if wide else "on"))
+    drawn = list(torch.stack(drawn_pictures(SEARCH_IMAGES // 3, side, config.seed)).split(1))
+    batch = torch.cat([*crops, *drawn]).contiguous(memory_format=torch.channels_last)
+    probed = torch.cat([*crops[: PROBED_IMAGES - PROBED_IMAGES // 3], *drawn[: PROBED_IMAGES // 3]])
+    for number, name in enumerate(STUDIED):
+        has_factors = number >= STUDIED.index("factors on channels")
+        model = SimulatedNetwork.from_float(state, replace(config, equalize="on" if has_factors else "off"))
         model.requires_grad_(False)
-        energies = None if wide else equalize(model, batch[::4], torch.Generator().manual_seed(1)).energies
+        if has_factors:
+            equalize(model, probed, torch.Generator().manual_seed(config.seed))
         set_weight_ranges(model)
         observer = Observer(model)
         observer.update(batch)
         observer.store()
-        if name != "ranges observed":
-            search_ranges(model, batch, energies)
+        if number >= STUDIED.index("ranges searched"):
+            search_ranges(model, batch)
         with rounding(model, weights=False):
             codes = distance(model, low)
         if name == "weights rounded together":
-            fit_rounding(model, batch, torch.Generator().manual_seed(1))
+            fit_rounding(model, batch, torch.Generator().manual_seed(config.seed))
         with rounding(model, codes=False):
             weights = distance(model, low)
-        print(f"{name:26} weights {weights:6.2f} dB  codes {codes:6.2f} dB  both {distance(model, low):6.2f} dB", flush=True)
+        print(f"{name:24} weights {weights:6.2f} dB  codes {codes:6.2f} dB  both {distance(model, low):6.2f} dB", flush=True)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from adabm_kernels.evaluation.resize import imresize
 from adabm_kernels.networks.convention import Convention
 from adabm_kernels.networks.detect import detect, float_network
 from adabm_kernels.networks.rdn import RDNSpec
+from adabm_kernels.networks.srvgg import SRVGGSpec
 from adabm_kernels.simulate import SimulatedNetwork
 
 RNG = np.random.default_rng(7)
@@ -150,6 +151,34 @@ def test_fixed_bits_may_be_eight(folder, fake, adabm):
     assert status == 0 and rows(out)["settings"].startswith("W6A8 full")
     (call,) = fake.calls
     assert (call["config"].adaptive, call["config"].act_bits) == (False, 8)
+    again = shlex.split(rows(textwrap.dedent(adabm("info", "m.safetensors")[1].split("\nMade\n")[1]))["command"])
+    assert adabm(*again[1:], "--overwrite")[0] == 0 and fake.calls[1]["config"] == call["config"]
+
+
+@pytest.mark.parametrize(
+    ("options", "want", "said"),
+    [
+        ([], (8, 8, False, 0), "--weight-bits 8 --act-bits 8 --steps 0 --fixed"),
+        (["--steps", 9], (8, 8, False, 9), "--weight-bits 8 --act-bits 8 --fixed"),
+        (["--act-bits", 6], (8, 6, False, DEFAULT_STEPS["best"]), "--weight-bits 8 --fixed"),
+        (["--no-fixed"], (8, 6, True, DEFAULT_STEPS["best"]), "--weight-bits 8 --act-bits 6"),
+        (["--target-bits", 5.5], (8, 6, True, DEFAULT_STEPS["best"]), "--weight-bits 8 --act-bits 6"),
+        (["--weight-bits", 6, "--act-bits", 4, "--no-fixed", "--steps", 3], (6, 4, True, 3), None),
+        (["--recipe", "paper"], (4, 4, True, DEFAULT_STEPS["paper"]), None),
+    ],
+)
+def test_a_network_that_sharpens_has_other_defaults(folder, fake, adabm, options, want, said):
+    """They are told of, and the command that `info` prints has the same settings."""
+    torch.manual_seed(0)
+    torch.save(float_network(SRVGGSpec(scale=2, layers=1, channels=8)).state_dict(), "w.pt")
+    status, out, _ = adabm(*COMMAND, *options)
+    assert status == 0
+    config = fake.calls[0]["config"]
+    assert (config.weight_bits, config.act_bits, config.adaptive, config.steps) == want
+    told = rows(out.split("\n\n")[0]).get("defaults")
+    assert told == (said and f"{said}, which suits a network that was trained to sharpen")
+    again = shlex.split(rows(textwrap.dedent(adabm("info", "m.safetensors")[1].split("\nMade\n")[1]))["command"])
+    assert adabm(*again[1:], "--overwrite")[0] == 0 and fake.calls[1]["config"] == config
 
 
 def test_options_of_depths(folder, fake, adabm):
