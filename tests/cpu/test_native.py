@@ -247,6 +247,12 @@ def region(**changes: int) -> dict[str, native.Region]:
     return {"region": native.Region(**{"depth": 1, "tile": 8, "own_most": 255, "near_most": 255, "pass_least": 1} | changes)}
 
 
+def geometry(**changes: int) -> dict[str, native.Geometry]:
+    """Strides of two pixels, and half the kernel of zeros around."""
+    numbers = {"stride_h": 2, "stride_w": 2, "dilation_h": 1, "dilation_w": 1, "groups": 1, "pad_top": 1, "pad_left": 1}
+    return {"geometry": native.Geometry(**numbers | {"pad_bottom": 1, "pad_right": 1} | changes)}
+
+
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("weights", {"struct_bytes": 8}, "struct_bytes must be .*, got 8"),
     ("weights", {"out_channels": 0}, "out_channels and channels must be positive, got 0 and 5"),
@@ -316,6 +322,29 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
             ({"pass_reach": -2}, "region.reach and pass_reach must be 0..tile 8, got 0 and -2"),
         ]
     ],
+    *[
+        (entry, {"shuffle": 1} | geometry(**changes), message)
+        for entry in ("weights", "conv2d")
+        for changes, message in [
+            ({"stride_w": 0}, "geometry.stride and dilation must be 1..1024, got 2x0 and 1x1"),
+            ({"dilation_h": 1025}, "geometry.stride and dilation must be 1..1024, got 2x2 and 1025x1"),
+            ({"pad_left": -1}, "geometry.pad must be 0..1024, got 1, -1, 1, 1"),
+            ({"groups": 2}, "geometry.groups must divide channels 5 and out_channels 9, got 2"),
+            ({"groups": 0}, "geometry.groups must divide channels 5 and out_channels 9, got 0"),
+        ]
+    ],
+    ("weights", {"shuffle": 1, "kernel_h": 16} | geometry(), "kernel must be positive and at most 15 a side, got 16x3"),
+    ("weights", geometry(), "shuffle must be 1..16 and its square divide out_channels 9, got 0"),
+    ("weights", {"shuffle": 1, "box_filter": 2} | geometry(), "box_filter must be 0 or 1, got 2"),
+    ("weights", {"shuffle": 1, "border_kernels": 1} | geometry(), "border_kernels must be 0 where the geometry is not plain"),
+    (
+        "weights",
+        {"shuffle": 1, "tile_for_bits": (0, 0, 1, 0, 0, 0, 0)} | geometry(),
+        r"tile_for_bits\[2\] must be 0 where the geometry is not plain, got 1",
+    ),
+    ("conv2d", geometry(dilation_h=9), "a kernel of 19x3 pixels must fit the image with its padding, 6x7"),
+    ("conv2d", geometry() | region(), "region needs an output of the image's size, 4x5, got 2x3"),
+    ("conv2d", geometry(), "packed holds weights of another geometry"),
     ("conv2d", region(pass_most=3), "passed on, region.pass_least..pass_most 1..3, only with shuffle 1 and no y_acc or y_image"),
     ("quantize", region(pass_most=3), "region.pass_least must be above pass_most where codes are made, got 1 and 3"),
     *[

@@ -382,3 +382,12 @@ def test_tensors_in_main_memory_are_for_the_cpu(gpu: Callable[..., None]) -> Non
     choice = choose(Problem("cpu"))
     assert choice.backend == "cpu" and choice.rejected["cuda"] == "the tensors are on cpu"
     assert registry.backends()["cuda"].available
+
+
+def test_geometries_that_are_not_plain_are_refused_with_the_reason() -> None:
+    call = Call()
+    strided = native.Geometry(2, 2, 1, 1, 1, 1, 1, 1, 1)
+    call.weights.geometry, call.weights.shuffle, call.conv2d.geometry = strided, 1, strided
+    for run in (pack, lambda call: host_library().call("adabm_conv2d_cuda", call.conv2d, 0, None)):
+        with pytest.raises(native.Unsupported, match=r"geometry must be plain \(stride_h 0\) on CUDA, got stride_h 2"):
+            run(call)
