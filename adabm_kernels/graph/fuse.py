@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from .nodes import Activation, Add, Affine, BatchNorm, ColourShift, Conv, Graph, Node, PixelShuffle
 
-# the most products of one output that fit int32: codes of 8 bits, and weights of 8 bits and a sign
+# the most products of one output whose sum fits int32, with codes of 8 bits and weights of 8 bits and a sign
 MOST_PRODUCTS = (2**31 - 1) // 255**2
-# By activation of a node, the function that an epilogue computes, and the settings that the node may have.
+# For the activation of a node, the function that an epilogue computes, and the settings that the node may have.
 _EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
     "relu": ("relu", frozenset()),
     "prelu": ("prelu", frozenset()),

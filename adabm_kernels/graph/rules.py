@@ -115,7 +115,7 @@ def _conv(to: MakesNodes, call: Call) -> Value | None:
     if padding == "same":
         total = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
         padding = tuple(both // 2 for both in total)
-        if any(both % 2 for both in total):  # torch puts the odd row and column behind
+        if any(both % 2 for both in total):  # torch adds an odd row or column at the end
             x = to.other(call, "torch.nn.functional.pad", (x, (0, total[1] % 2, 0, total[0] % 2)))
     if kernel == (1, 1) and bias is not None and _is_colour_shift(call, weight.tensor):
         return _colour_shift(to, call, weight.tensor, bias.tensor)

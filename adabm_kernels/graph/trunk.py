@@ -143,7 +143,7 @@ def reaches(graph: Graph, found: Trunk) -> Mapping[str, Fraction]:
     def read(name: str, far: Fraction) -> None:
         need[name] = max(need[name], far)
 
-    if linear_upsampler(graph) is not None:  # the upsampler may be computed as one convolution, of so many pixels
+    if linear_upsampler(graph) is not None:  # the upsampler may be computed as one convolution with this radius
         read(upsampler_input(graph), Fraction(COLLAPSED_RADIUS))
     for node in reversed(graph.nodes):
         if node.name in outputs:

@@ -18,7 +18,7 @@ _PRIMARIES = {
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
 _SRGB = _PRIMARIES[1]
-_SRGB_TRANSFER, _LINEAR, _GAMMA_22, _GAMMA_28, _VIDEO = 13, 8, 4, 5, (1, 6, 14, 15)  # the last also by H.273
+_SRGB_TRANSFER, _LINEAR, _GAMMA_22, _GAMMA_28, _VIDEO = 13, 8, 4, 5, (1, 6, 14, 15)  # code points of H.273 for transfer functions
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _KINDS = {b"GRAY": "grey", b"RGB ": "RGB", b"CMYK": "CMYK"}

@@ -22,8 +22,9 @@ _TABLES, _END, _SCAN, _STEPS, _RESTARTS = 0xC4, 0xD9, 0xDA, 0xDB, 0xDD
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _COEFFICIENTS = 64  # coefficients of a block
-# What a code does: bits that it takes, its value among them, and above them coefficients that it passes, or, of a mean, bits of its
-# value. The other two are more coefficients than any block has, so that they end it.
+# The meaning of a code is one number. Its lowest _BITS bits say how many bits the code takes, with those of its value. The bits
+# above say how many coefficients it passes or, for a mean, how many bits its value has. _ENDS and _NO_CODE are more coefficients
+# than any block has, so that they end it.
 _BITS, _ENDS, _NO_CODE = 8, 1 << 10, 1 << 12
 _WINDOW_BITS = 16  # bits of the longest code
 _MOST_MEAN = 1024  # the largest mean of a block of 8-bit values less 128, times 8

@@ -17,7 +17,7 @@ _SHORT, _LONG = 3, 4
 _ENTRY = 12  # the bytes of an entry of a directory
 _PREFIX = b"Exif\0\0"
 _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)[2-8]""")
-# What such XMP describes are further pictures or a film behind the picture, which are not carried over.
+# XMP with one of these names describes further pictures or a film behind the picture, which are not carried over.
 _XMP_OF_ATTACHMENTS = (b"http://ns.google.com/photos/1.0/container/", b"http://ns.adobe.com/hdr-gain-map/1.0/")
 
 

@@ -162,7 +162,7 @@ class PictureWriter:
                 image.set_type(pyvips.GValue.blob_type, f"{name}-data", blob)
         exif = self._metadata.exif
         segments = jpeg.segments(exif, layout.dpi) if self.format == "JPEG" else None
-        # libvips states the resolution of a JPEG in EXIF that it makes itself, because EXIF can hold fractions of dots.
+        # libvips states the resolution of a JPEG in EXIF that it makes itself, which can hold fractions of dots.
         own_exif = layout.dpi is not None and segments is None
         options: dict[str, Any] = {"keep": "icc:xmp:iptc" + (":exif" if own_exif else "")}
         big = layout.row_bytes * layout.height > _BIG_TIFF

@@ -26,7 +26,7 @@ def normal(graph: Graph, channels: int) -> Graph | None:
             total += parts[node.name]
             if total > MOST_PARTS:
                 return None
-    # Networks that shuffle pixels into channels pad what does not divide and cut it off again, which files do not hold.
+    # Networks that shuffle pixels into channels pad sides that do not divide and cut the padding off again. Files lack it.
     graph = redirect(graph, {node.name: node.x for node in graph.nodes if isinstance(node, (Crop, Pad))})
     return remove_dead(split_concats(merge_affines(merge_factors(graph)), {name: channels for name in graph.inputs}))
 

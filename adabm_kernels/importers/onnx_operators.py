@@ -592,7 +592,7 @@ def _same(to: _Reader, size: Dim, own: Dim, axis: int) -> bool:
     return not size.symbol and own.symbol in to.sides and size.factor == to.sides[own.symbol] * own.factor > 0
 
 
-# The axes of the square's sides, by the order that six axes are brought into.
+# For each order into which six axes are brought, the axes of the square's sides.
 _SHUFFLES: dict[tuple[int, ...], tuple[int, int]] = {
     (0, 1, 4, 2, 5, 3): (2, 3),
     (0, 3, 4, 1, 5, 2): (1, 2),

@@ -37,7 +37,7 @@ class Brightness:
 
 # ITU-R BT.601 in 16..235, as MATLAB's rgb2ycbcr computes it
 STUDIO = Brightness((65.481 / 255, 128.553 / 255, 24.966 / 255), 16 / 255)
-FULL = Brightness((0.299, 0.587, 0.114), 0.0)  # ITU-R BT.601 in 0..255, where Y of a grey picture is the picture
+FULL = Brightness((0.299, 0.587, 0.114), 0.0)  # ITU-R BT.601 in 0..255, where Y equals a grey picture
 
 MARK = "brightness"  # the key of a buffer of one element, which marks networks of the brightness
 COLOURS = "colours"  # the key of the convolution that takes the brightness out of a picture

@@ -93,7 +93,7 @@ def _check_unpacked(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             held = sum(item.file_size for item in archive.infolist())
-    except Exception:  # of a damaged archive zipfile raises almost anything
+    except Exception:  # zipfile raises almost anything for a damaged archive
         return
     size = path.stat().st_size
     if held > max(_MOST_UNPACKED * size, _UNPACKED_BYTES):
@@ -114,7 +114,7 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
-    except Exception:  # of a damaged archive zipfile raises almost anything
+    except Exception:  # zipfile raises almost anything for a damaged archive
         return False
 
 

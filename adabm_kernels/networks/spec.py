@@ -43,8 +43,8 @@ class NetworkSpec:
     scales that such networks exist for.
     inputs: the numbers of channels that the first convolution may have. says_range: true where the graph has nodes for pixels in
     0..1, used as the field `unit_range` says, because biases cannot absorb the range of pixels.
-    module_layers: names of torch's layers that modules of this kind have and that the graph has not. module_forms: likewise, the
-    kernels, strides, paddings, dilations and groups of convolutions. article: the article before the title.
+    module_layers: the names of layers of torch that modules of this kind may have although the graph lacks them. module_forms:
+    likewise, the kernels, strides, paddings, dilations and groups of convolutions. article: the article before the title.
     sharpens: true where such networks are trained to sharpen, against a discriminator. They amplify the errors of rounding, and the
     values of their channels differ much in size: `calibrate` with recipe "best" then takes more care (ConvertConfig.equalize).
     """
