@@ -11,7 +11,7 @@ LUMA_OFFSET = 16.0
 
 
 def rgb_to_y(rgb: np.ndarray) -> np.ndarray:
-    """Luma, float64 [...] in 16..235, of [..., 3] in 0..255; not rounded."""
+    """The luma of [..., 3] in 0..255, as float64 [...] in 16..235 that is not rounded."""
     return np.asarray(rgb, np.float64) @ LUMA + LUMA_OFFSET
 
 
@@ -28,19 +28,21 @@ def psnr(a: Any, b: Any, peak: float = 255.0) -> float:
 
 
 def psnr_y(sr: np.ndarray, hr: np.ndarray, shave: int) -> float:
-    """PSNR of luma in dB, peak 255, without `shave` pixels on each side (EDSR and AdaBM shave `scale`).
+    """The PSNR of luma in dB with a peak of 255, without `shave` pixels on each side (EDSR and AdaBM shave `scale`).
 
-    sr, hr: uint8 [H, W, 3]. Raises TypeError and ValueError unless they are, have one size, and pixels are left.
+    sr, hr: uint8 [H, W, 3]. Raises TypeError for another type, and ValueError for other or different shapes and where no pixels are
+    left.
     """
     a, b = _shaved_luma("psnr_y", sr, hr, shave, 1)
     return psnr(a, b)
 
 
 def ssim_y(sr: np.ndarray, hr: np.ndarray, shave: int) -> float:
-    """Mean SSIM of luma in -1..1, without `shave` pixels on each side (Wang et al., IEEE TIP 2004).
+    """The mean SSIM of luma in -1..1, without `shave` pixels on each side (Wang et al., IEEE TIP 2004).
 
-    Gaussian window 11x11 with sigma 1.5, only where it fits inside the picture; K1 = 0.01, K2 = 0.03, peak 255.
-    sr, hr: uint8 [H, W, 3]. Raises TypeError and ValueError unless they are, have one size and 11 pixels a side remain.
+    The Gaussian window is 11x11 with sigma 1.5, and is used only where it fits inside the picture; K1 = 0.01, K2 = 0.03, peak 255.
+    sr, hr: uint8 [H, W, 3]. Raises TypeError for another type, and ValueError for other or different shapes and where fewer than 11
+    pixels a side are left.
     """
     a, b = _shaved_luma("ssim_y", sr, hr, shave, 11)
     mean_a, mean_b = _blur(a), _blur(b)

@@ -19,7 +19,8 @@ _SIDE = r"(?:[ _.-](?i:HR|GT|LR|LRBI|bicubic|x{scale}|SRF[ _.-]?{scale})|HR|LR|(
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One test picture. hr: the original, a file or uint8 [H, W, 3]. lr: its low-resolution form likewise, None to make it."""
+    """One test picture. hr: the original, as a file or uint8 [H, W, 3]. lr: the low-resolution form, likewise; None where it is to
+    be made of the original."""
 
     name: str
     hr: Path | np.ndarray
@@ -36,7 +37,8 @@ class Pair:
         return hr, imresize(hr, 1 / scale) if lr is None else lr
 
     def check(self, scale: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns and raises what `read` does, before LR is made."""
+        """Checks the pair before LR is made. Returns and raises what `read` does, except that LR is None where it is yet to be
+        made."""
         hr = self._pixels("HR", self.hr)
         h, w = (side // scale for side in hr.shape[:2])
         if min(h, w) * scale - 2 * scale < MIN_SIDE:

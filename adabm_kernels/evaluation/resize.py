@@ -1,4 +1,4 @@
-"""Bicubic resampling with the conventions of MATLAB's `imresize`, which super-resolution benchmarks are made with."""
+"""Bicubic resampling with the conventions of MATLAB's `imresize`, with which super-resolution benchmarks are made."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def cubic(x: np.ndarray) -> np.ndarray:
 
 
 def taps(outputs: np.ndarray, size: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Source indices and weights, both [outputs, taps], of some output samples, int64 [outputs] from 0, of an axis of `size`.
+    """The source indices and weights, [outputs, taps] each, of some output samples. outputs: the numbers of the samples from 0,
+    int64 [outputs]. size: the length of the source axis.
 
-    The middle of the source stays in the middle, the kernel widens when shrinking, and beyond its ends the source is mirrored.
+    The middle of the source stays in the middle, the kernel widens when shrinking, and the source is mirrored at its ends.
     """
     stretch = min(scale, 1.0)
     width = 4.0 / stretch
@@ -30,9 +31,9 @@ def taps(outputs: np.ndarray, size: int, scale: float) -> tuple[np.ndarray, np.n
 
 
 def imresize(image: np.ndarray, scale: float) -> np.ndarray:
-    """Resize [H, W] or [H, W, C] by `scale` to [ceil(H*scale), ceil(W*scale)(, C)], antialiased, borders mirrored.
+    """Resizes [H, W] or [H, W, C] by `scale` to [ceil(H*scale), ceil(W*scale)(, C)], antialiased and with mirrored borders.
 
-    uint8 stays uint8, rounded half up and clipped after each of the two passes (rows first); any other type gives float64.
+    uint8 stays uint8, and is rounded half up and clipped after each of the two passes (rows first); any other type gives float64.
     Raises ValueError unless scale > 0 and the image has at least one pixel.
     """
     if not scale > 0:

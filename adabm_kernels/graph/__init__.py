@@ -1,1 +1,1 @@
-"""A network as data: nodes over named tensors (nodes.py), which the float, the simulated and the integer network are read from."""
+"""A network as data: nodes over named tensors (nodes.py), from which the float, the simulated and the integer network are made."""

@@ -18,8 +18,8 @@ class Builder:
         return node.name
 
     def conv(self, name: str, x: str, channels: tuple[int, int], kernel: int = 3, **settings: Any) -> str:
-        """A convolution of stride 1 that keeps the size. channels: of the input, and of the output. settings: further fields of
-        `Conv`."""
+        """Adds a convolution of stride 1 that keeps the size. channels: the numbers of channels of the input and of the output.
+        settings: further fields of `Conv`."""
         sizes, padding = (kernel, kernel), (kernel // 2, kernel // 2)
         return self.add(Conv(name, (x,), name, channels[0], channels[1], sizes, padding=padding, **settings))
 
@@ -27,12 +27,12 @@ class Builder:
         return self.add(Activation(name, (x,), "relu"))
 
     def sum(self, name: str, inner: str, skip: str, factor: float = 1.0) -> str:
-        """inner * factor + skip."""
+        """Adds the sum inner * factor + skip."""
         return self.add(Add(name, (inner, skip), (factor, 1.0)))
 
     def shuffle(self, name: str, x: str, factor: int) -> str:
         return self.add(PixelShuffle(name, (x,), factor))
 
     def graph(self, output: str, buffers: dict[str, tuple[int, ...]] | None = None) -> Graph:
-        """The network from "x" to `output`."""
+        """The graph of all nodes so far, with the input "x" and the output `output`."""
         return Graph(tuple(self.nodes), outputs=(output,), buffers=buffers or {})

@@ -1,4 +1,4 @@
-"""Recorded calls of torch, and the values that they read and give."""
+"""Recorded calls of torch, with the values that they read and the values that they return."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-# The arguments of functions, in order, for calls that torch.fx records. Those of operators are in their schemas.
+# The arguments of functions, in order, for calls that torch.fx records. Operators have theirs in their schemas.
 ARGUMENTS = {
     "conv2d": "input weight bias stride padding dilation groups",
     "linear": "input weight bias",
@@ -41,10 +41,10 @@ OTHER_NAMES |= {"split_with_sizes": "split", "clamp_min": "clamp", "clip": "clam
 
 @dataclass(eq=False)
 class Value:
-    """A value that depends on the picture, computed by the node `name`.
+    """A value that depends on the picture and is computed by the node `name`.
 
-    shape: for floating-point tensors, the sizes as text; None for all else. channels: those of [N, C, H, W]. memory: an object that
-    it shares with its views.
+    shape: the sizes of a floating-point tensor, as text; None for any other value. channels: C where the value is [N, C, H, W].
+    memory: an object that all views of the same memory share.
     """
 
     name: str
@@ -56,7 +56,8 @@ class Value:
 
 @dataclass(eq=False)
 class Constant:
-    """A value of the module, or one that depends on such values only. key: its key in the module's state dict, "" for none."""
+    """A value of the module, or a value that depends only on such values. key: its key in the module's state dict; "" where it has
+    none."""
 
     tensor: torch.Tensor
     key: str = ""
@@ -66,9 +67,9 @@ class Constant:
 class Call:
     """One recorded call.
 
-    place, leaf: path of the module that makes it, and whether that is a module of torch. name: that of the function, without the
-    part that tells its variants apart. arguments: by name, as far as the names are known. writes: whether it changes its first
-    argument.
+    place: the path of the module that makes the call. leaf: true where that module is one of torch's own. name: the name of the
+    function, without the part that tells its variants apart. arguments: the arguments by name, as far as the names are known.
+    writes: true where the call changes its first argument.
     """
 
     node: fx.Node
@@ -93,7 +94,7 @@ class Call:
 
 
 def call_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """A recorded call with its arguments, or with values in place of these."""
+    """A recorded call. args, kwargs: its arguments, or the values that stand in their place."""
     place, kind = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1]
     place = "" if place.startswith("_empty") else re.sub(r"@\d+", "", place)
     schema = getattr(node.target, "_schema", None)

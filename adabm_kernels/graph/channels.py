@@ -1,5 +1,5 @@
-"""Which channels of a graph can be multiplied by a factor without changing what the network computes, and which channels share
-one."""
+"""Finds which channels of a graph can be multiplied by a factor without changing what the network computes, and which channels must
+share one factor."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ FIXED = 0  # the class of channels that have to stay as they are
 
 
 def scalable_channels(graph: Graph, channels: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
-    """The class of each channel of every tensor. Channels of one class can be multiplied by one positive factor, and those of the
-    class FIXED by none.
+    """The class of each channel of every tensor. All channels of one class can be multiplied by the same positive factor; those of
+    the class FIXED must stay as they are.
 
-    A factor comes from the weights of the convolutions that make such channels, and is undone in the weights of the convolutions
-    that read them. In between, a network may only hold nodes that give c times their output for c times their input, channel by
-    channel, and nodes that add channels with one factor. channels: those of the inputs, as `extents` takes them. A tensor whose
-    channels cannot be told is left out, and the tensors that it is computed from are fixed.
+    A factor is put into the weights of the convolutions that make such channels, and is undone in the weights of the convolutions
+    that read them. Between these, a network may only hold two kinds of nodes: nodes that give c times their output for c times
+    their input, channel by channel, and nodes that add channels with the same factor. channels: the number of channels of each
+    input, as `extents` takes them. A tensor whose channels are not known is left out, and the tensors that it is computed from are
+    fixed.
     """
     ties = _Ties()
     found: dict[str, list[int]] = {}
@@ -53,7 +54,8 @@ def scalable_channels(graph: Graph, channels: Mapping[str, int] | None = None) -
 
 
 def _passed(node: Node, found: Mapping[str, list[int]], ties: _Ties) -> list[int] | None:
-    """The classes of a node's output where it passes channels with factors on; None where it does something else with them."""
+    """The classes of a node's output channels where the node passes factors on; None where it does something else with its
+    channels."""
     inputs = [found[name] for name in node.inputs]
     if not all(inputs):
         return None

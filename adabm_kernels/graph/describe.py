@@ -1,4 +1,4 @@
-"""A graph as a table to read."""
+"""Shows a graph as a table."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .properties import Extent, extents
 
 
 def describe(graph: Graph, channels: Mapping[str, int] | None = None) -> str:
-    """A line for each node: its name, its kind, the tensors that it reads, the size of its tensor for pictures of H x W, the role
-    of a convolution, and its multiplications for each pixel of the picture.
+    """A table with one line for each node: its name, its kind, the tensors that it reads, the size of its tensor for pictures of H
+    x W, the role of a convolution, and its multiplications for each pixel of the picture.
 
-    channels: those of the inputs, as `extents` takes them. Sizes that cannot be told are "?".
+    channels: the number of channels of each input, as `extents` takes them. A size that is not known is shown as "?".
     """
     sizes = extents(graph, channels)
     rows = [("name", "kind", "reads", "size", "role", "products a pixel")]

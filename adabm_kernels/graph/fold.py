@@ -1,4 +1,4 @@
-"""The nodes behind a convolution as numbers for each of its outputs: gains, shifts and slopes."""
+"""Turns the nodes that follow a convolution into numbers for each of its outputs: gains, shifts and slopes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Values = Callable[[str], Any]  # a function from a key to a tensor that the netw
 
 
 def gain_and_shift(node: Node, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gain and the shift, with which a BatchNorm, an Affine or a ColourShift computes x * gain + shift. Each is float64, one
-    number or one for each channel."""
+    """The gain and the shift with which a BatchNorm, an Affine or a ColourShift computes x * gain + shift. Each is float64: one
+    number for all channels, or one for each."""
     match node:
         case BatchNorm():
             parts = ("weight", "bias", "running_mean", "running_var")
@@ -32,8 +32,8 @@ def gain_and_shift(node: Node, values: Values) -> tuple[torch.Tensor, torch.Tens
 
 
 def folded(fused: FusedConv, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gain and shift, float64 [K], of all nodes behind a convolution up to its activation: together they compute gain * y +
-    shift."""
+    """The gain and the shift, float64 [K] each, of all nodes between a convolution and its activation. Together these nodes compute
+    gain * y + shift from the convolution's output y."""
     k = fused.conv.channels_out
     gain, shift = torch.ones(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
     for node in fused.affine:
@@ -48,8 +48,8 @@ def leaky_slope(node: Activation) -> float:
 
 
 def slopes(fused: FusedConv, values: Values) -> torch.Tensor | None:
-    """Slopes [K] of the PReLU that follows a convolution, or of the leaky ReLU, which has one for all outputs; None without
-    either."""
+    """The slopes [K] of the PReLU or leaky ReLU that follows a convolution; a leaky ReLU has the same slope for all outputs. None
+    where neither follows."""
     node, k = fused.activation, fused.conv.channels_out
     if node is None or fused.function != "prelu":
         return None

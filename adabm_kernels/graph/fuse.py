@@ -1,4 +1,4 @@
-"""Convolutions and the nodes that one kernel computes together with them."""
+"""Joins each convolution with the nodes that one kernel computes together with it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from .nodes import Activation, Add, Affine, BatchNorm, ColourShift, Conv, Graph, Node, PixelShuffle
 
-# the most products of one output that fit int32: codes of 8 bits, and weights of 8 bits and a sign
+# the most products of one output whose sum fits int32, with codes of 8 bits and weights of 8 bits and a sign
 MOST_PRODUCTS = (2**31 - 1) // 255**2
-# By activation of a node, the function that an epilogue computes, and the settings that the node may have.
+# For the activation of a node, the function that an epilogue computes, and the settings that the node may have.
 _EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
     "relu": ("relu", frozenset()),
     "prelu": ("prelu", frozenset()),
@@ -22,9 +22,9 @@ _EPILOGUES: dict[str, tuple[str, frozenset[str]]] = {
 class FusedConv:
     """A convolution with the nodes that follow it: activation(factor * affine(convolution)), shuffled, plus a residual, clamped.
 
-    name: that of the tensor that it computes. inputs: its input and, where it has one, the residual. before: the node between an
-    input of the network and the convolution, which the codes of the pixels make up for; None where there is none. affine:
-    BatchNorm, Affine and ColourShift nodes in their order. shuffle: factor of the PixelShuffle, wherever it stands behind the
+    name: the name of the tensor that it computes. inputs: its input and, where it has one, the residual. before: the node between
+    an input of the network and the convolution, whose work the codes of the pixels do; None where there is none. affine: the
+    BatchNorm, Affine and ColourShift nodes, in their order. shuffle: the factor of the PixelShuffle, wherever it follows the
     convolution.
     """
 
@@ -40,12 +40,13 @@ class FusedConv:
 
     @property
     def residual(self) -> str | None:
-        """The tensor that is added to the result."""
+        """The name of the tensor that is added to the result; None where there is none."""
         return self.inputs[1] if len(self.inputs) > 1 else None
 
     @property
     def function(self) -> str:
-        """The activation as the operators know it: "none", "relu" or "prelu". A leaky ReLU is "prelu" with one slope for all."""
+        """The name of the activation for the operators: "none", "relu" or "prelu". A leaky ReLU is "prelu" with one slope for all
+        outputs."""
         return "none" if self.activation is None else _EPILOGUES[self.activation.function][0]
 
 
@@ -55,13 +56,14 @@ Item = FusedConv | Node
 def fuse(
     graph: Graph, quantized: Collection[str], without_residual: Collection[str] = (), clamps: bool = False
 ) -> tuple[Item, ...]:
-    """The nodes of a graph in an order in which they can be computed, where the convolutions with the keys `quantized` are fused.
+    """The nodes of a graph in an order in which they can be computed, with the convolutions whose keys are in `quantized` fused.
 
-    A node joins the convolution before it as long as nothing else reads what lies in between. without_residual: convolutions that
-    no Add joins. clamps: whether clamps join too. Raises ValueError for a convolution that the integer kernels do not compute.
+    A node is joined with the convolution before it unless another node reads a tensor between the two. without_residual: the
+    convolutions that no Add is joined with. clamps: whether clamps are joined too. Raises ValueError for a convolution that the
+    integer kernels do not compute.
     """
     reads = [name for node in graph.nodes for name in node.inputs] + list(graph.outputs)
-    items: dict[str, Item] = {}  # by the tensor that they compute
+    items: dict[str, Item] = {}  # the key is the tensor that an item computes
     for node in graph.nodes:
         if isinstance(node, Conv) and node.key in quantized:
             _check(node)
@@ -82,7 +84,7 @@ def fuse(
         else:
             items[node.name] = node
     read = {name for item in items.values() for name in item.inputs} | set(graph.outputs)
-    return tuple(item for name, item in items.items() if name in read)  # without the nodes that codes of pixels make up for
+    return tuple(item for name, item in items.items() if name in read)  # without the nodes whose work the codes of the pixels do
 
 
 def _check(conv: Conv) -> None:
@@ -91,7 +93,7 @@ def _check(conv: Conv) -> None:
 
 
 def why_not_integer(conv: Conv) -> str:
-    """Why no integer kernel computes a convolution; empty where one does."""
+    """The reason why no integer kernel computes a convolution; empty where one does."""
     products = math.prod(conv.kernel) * conv.channels_in // conv.groups
     if products > MOST_PRODUCTS:
         return f"sums of {products} products of 8 bits could overflow 32 bits: integer kernels add up at most {MOST_PRODUCTS}"
@@ -99,8 +101,8 @@ def why_not_integer(conv: Conv) -> str:
 
 
 def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:
-    """The convolution, reading the network's input itself where the only node in between is one that codes of pixels can make up
-    for."""
+    """The convolution, changed to read the network's input itself where the only node between the two is one whose work the codes
+    of the pixels can do."""
     name = conv.inputs[0]
     node = None if name in graph.inputs else graph[name]
     plain = isinstance(node, Affine) and node.gain is None and node.first == "gain"
@@ -110,12 +112,13 @@ def _after_pixels(graph: Graph, conv: FusedConv) -> FusedConv:
 
 
 def folds(node: Activation) -> bool:
-    """Whether kernels compute an activation together with the convolution before it."""
+    """Returns whether kernels compute an activation together with the convolution before it."""
     return node.function in _EPILOGUES and _EPILOGUES[node.function][1].issuperset(dict(node.settings))
 
 
 def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection[str]) -> FusedConv | None:
-    """The convolution that computes `name`, joined with a node that reads it; None where kernels do not compute them together."""
+    """The convolution that computes `name`, joined with a node that reads it; None where kernels do not compute the two
+    together."""
     changes: dict[str, object] = {}
     if conv.residual is not None or conv.clamp is not None:
         return None
@@ -137,7 +140,7 @@ def _joined(conv: FusedConv, node: Node, name: str, without_residual: Collection
 
 
 def _clamped(conv: FusedConv, node: Node) -> FusedConv | None:
-    """The convolution with the bounds of a node that reads it and clamps its result; None for another node."""
+    """The convolution with the bounds of the node that reads and clamps its result; None where the node is not a clamp."""
     if not isinstance(node, Activation) or conv.clamp is not None:
         return None
     settings = dict(node.settings)
@@ -154,8 +157,8 @@ def _clamped(conv: FusedConv, node: Node) -> FusedConv | None:
 
 
 def residual_pairs(items: tuple[Item, ...]) -> list[tuple[FusedConv, FusedConv]]:
-    """Residual blocks of two convolutions, in their order: pairs where the second alone reads the first and adds the first one's
-    input."""
+    """The residual blocks of two convolutions, in their order. In each pair only the second convolution reads the result of the
+    first, and it adds the first one's input."""
     reads = [name for item in items for name in item.inputs]
     pairs = []
     for first, second in zip(items, items[1:], strict=False):

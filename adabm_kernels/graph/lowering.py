@@ -24,7 +24,8 @@ COPIES = {"clone", "lift_fresh_copy", "_to_copy"}
 class Lowering:
     """Makes the nodes of a graph from recorded calls, one after the other.
 
-    nodes: by name. state: the values that they read. finer: names of tensors with more rows than the picture.
+    nodes: the nodes by name. state: the values that the nodes read, by key. finer: the names of tensors with more rows than the
+    picture.
     """
 
     def __init__(self, module: nn.Module, recording: Recording) -> None:
@@ -40,7 +41,7 @@ class Lowering:
         self.values: dict[fx.Node, Any] = {node: Constant(tensor, key) for node, (key, tensor) in recording.constants.items()}
         self.rows = _hint(recording.x.meta["val"].shape[2])
         self.values[recording.x] = x = self._value("x", recording.x.meta["val"])
-        self.holders: dict[int, list[fx.Node]] = {id(x.memory): [recording.x]}  # by memory, the calls whose results lie in it
+        self.holders: dict[int, list[fx.Node]] = {id(x.memory): [recording.x]}  # for each memory, the calls whose results lie in it
 
     def run(self) -> tuple[str, ...]:
         """Makes the nodes that the outputs depend on, and returns the names of the outputs."""
@@ -103,7 +104,7 @@ class Lowering:
         return pytree.tree_map_only(torch.Tensor, lambda one: Constant(one.detach()), made)
 
     def _identity(self, call: Call) -> Value | None:
-        """The argument of a call that returns just this argument; None for another call."""
+        """The argument of a call that returns this argument unchanged; None for another call."""
         x = call.args[0] if call.args else None
         if not isinstance(x, Value) or x.shape is None:
             return None
@@ -115,7 +116,7 @@ class Lowering:
         return replace(x, memory=object()) if call.name in COPIES else replace(x)
 
     def _by_rule(self, call: Call, given: Iterable[Value | Constant]) -> Any:
-        """The result of the rule for a call on floating-point tensors."""
+        """The result of the rule for a call on floating-point tensors; None where no rule applies."""
         if call.name not in RULES or any(isinstance(one, Value) and one.shape is None for one in given):
             return None
         if call.name not in COMMUTING and not isinstance(call.input, Value):
@@ -127,8 +128,8 @@ class Lowering:
         return made
 
     def _written(self, call: Call, made: Value) -> None:
-        """Makes later readers of a tensor that a call writes in place read the call's result. Other tensors in the same memory
-        would not change with it."""
+        """Makes later readers of a tensor that a call writes in place read the call's result. Raises ValueError where other tensors
+        in the same memory are read later, because they would not change with it, and for a constant."""
         old = call.args[0]
         if not isinstance(old, Value):
             raise ValueError(f"trace: {call.where} writes in place into a constant")
@@ -156,13 +157,13 @@ class Lowering:
         return _free(path, lambda name: name in self.nodes or name == "x")
 
     def add(self, kind: type[Node], call: Call, *inputs: Value, name: str = "", **fields: Any) -> Value:
-        """A node that computes the result of the call."""
+        """Adds a node that computes the result of the call."""
         name = name or self.name(call, kind)
         self.nodes[name] = kind(name, tuple(one.name for one in inputs), **fields)
         return self._value(name, call.node.meta.get("val"))
 
     def slice(self, call: Call, x: Value, start: int, stop: int) -> Value:
-        """Channels start..stop of x."""
+        """Adds a node that takes the channels `start` to `stop` - 1 of x."""
         assert x.shape is not None
         name = self.name(call, Slice)
         self.nodes[name] = Slice(name, (x.name,), start, stop)
@@ -171,7 +172,7 @@ class Lowering:
         return Value(name, x.dtype, (x.shape[0], str(stop - start), *x.shape[2:]), stop - start)
 
     def key(self, name: str, **parts: torch.Tensor | None) -> str:
-        """Puts values into the state under the names of a module that has them all, else of the node."""
+        """Puts values into the state, under the keys of a module that has all of them, or else under the name of the node."""
         given = {part: tensor for part, tensor in parts.items() if tensor is not None}
         owners: set[str] | None = None
         for part, tensor in given.items():
@@ -185,7 +186,7 @@ class Lowering:
         return key
 
     def other(self, call: Call, function: str = "", arguments: tuple[Any, ...] | None = None) -> Value:
-        """Adds the call as it is, as a `Float`. function, arguments: others in place of those that it has."""
+        """Adds the call as it is, as a `Float`. function, arguments: used in place of the call's own function and arguments."""
         name = self.name(call, Float)
         inputs: dict[str, int] = {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -217,7 +218,7 @@ class Lowering:
 
 
 def _free(name: str, taken: Callable[[str], bool]) -> str:
-    """The name itself, or with a number behind it where it is taken."""
+    """The name itself, or the name with a number appended where it is taken."""
     names = (name if i == 0 else f"{name}_{i}" for i in range(1 << 30))
     return next(one for one in names if not taken(one))
 
@@ -235,8 +236,8 @@ def _random(call: Call) -> bool:
 
 
 def _target(node: fx.Node) -> str:
-    """The `target` of a `Float`. A function that writes in place is replaced by its other form. Views may be copies, because calls
-    that make tensors contiguous are left out."""
+    """The `target` of a `Float`. A function that writes in place is replaced by its variant that does not. A view may become a
+    copy, because calls that make tensors contiguous are left out."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         space, name = target._schema.name.split("::")
@@ -251,6 +252,6 @@ def _target(node: fx.Node) -> str:
 
 
 def _is_view(call: fx.Node, unknown: bool) -> bool:
-    """Whether the result of a call may share memory with its arguments. unknown: the answer where no schema tells."""
+    """Returns whether the result of a call may share memory with its arguments. unknown: the answer where no schema tells."""
     schema = getattr(call.target, "_schema", None)
     return unknown if schema is None else any(one.alias_info is not None for one in schema.returns)

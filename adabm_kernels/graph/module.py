@@ -1,4 +1,4 @@
-"""A graph as an `nn.Module`: parameters under the names of published state dicts, and nodes that are computed in turn."""
+"""A graph as an `nn.Module`, with parameters under the names of published state dicts, which computes the nodes in turn."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ from .nodes import (
     Slice,
 )
 
-# Where what a `Float` calls is looked up; torch.compile follows no import.
+# Where the functions that `Float` nodes call are looked up; torch.compile follows no import.
 _ROOTS: Mapping[str, Any] = {"torch": torch, "_operator": operator, "math": math, "builtins": builtins}
 _ALL_FLOATS: Mapping[str, str] = MappingProxyType({})
 Step = tuple[Node, tuple[str, ...]]  # a node, and the tensors that nothing reads after it
 
 
 class Parts(nn.Module):
-    """Modules by name, as in `nn.ModuleDict`. Numbered ones can also be read by number, as in `nn.ModuleList`, even with gaps."""
+    """Modules by name, as in `nn.ModuleDict`. Those with a number as name can also be read by it, as in `nn.ModuleList`, even with
+    gaps."""
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, slice) or (isinstance(key, int) and key < 0):
@@ -81,7 +82,7 @@ class MeanShift(nn.Module):
 
 
 class Norm(nn.BatchNorm2d):
-    """A BatchNorm of tensors [N, C, ...] of any number of dimensions."""
+    """A BatchNorm of tensors [N, C, ...] with any number of dimensions."""
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         pass
@@ -90,7 +91,7 @@ class Norm(nn.BatchNorm2d):
 class BorderConv2d(nn.Module):
     """Computes a `BorderConv`: [N, C, H, W], both sides at least `classes`, becomes [N, channels_out, scale*H, scale*W].
 
-    It computes every pixel with every kernel, and keeps the result of the pixel's own kernel.
+    It computes every pixel with every kernel, and keeps the result of the kernel for the pixel's own border class.
     """
 
     def __init__(self, node: BorderConv):
@@ -115,7 +116,8 @@ class BorderConv2d(nn.Module):
 
 
 def layer_of(node: Node) -> nn.Module | None:
-    """The layer of torch for a node, with fresh parameters; None for a node that learns nothing, or whose values have no layer."""
+    """The layer of torch for a node, with fresh parameters; None for a node that learns nothing, or whose values belong to no
+    layer."""
     match node:
         case Conv():
             sizes = (node.kernel, node.stride, node.padding, node.dilation)
@@ -134,7 +136,7 @@ def layer_of(node: Node) -> nn.Module | None:
 
 
 def steps(nodes: Iterable[Node], outputs: Iterable[str]) -> list[Step]:
-    """The nodes, each with the tensors that can be released after it: those that no later node reads and that are no output."""
+    """The nodes, each with the tensors that can be released after it: tensors that no later node reads and that are not outputs."""
     nodes, kept, found = list(nodes), set(outputs), []
     for node in reversed(nodes):
         found.append((node, tuple(name for name in dict.fromkeys(node.inputs) if name not in kept)))
@@ -143,13 +145,13 @@ def steps(nodes: Iterable[Node], outputs: Iterable[str]) -> list[Step]:
 
 
 class GraphModule(nn.Module):
-    """A graph with its parameters, which computes the output, or a tuple of several, from the graph's inputs.
+    """A graph with its parameters, which computes the output, or a tuple of several outputs, from the graph's inputs.
 
     names: gives the name of a module, with which its parameters begin, for the key of a node; by default the key itself. layer:
-    gives the module of a node, see `layer_of`. dtypes: by key, those of the values of `Float` nodes that are no floats; these
-    values are buffers. Modules are declared in the usual order, so that state dicts are ordered like published ones: mean shifts,
-    then convolutions, activations and norms, and numbered ones by number. Its methods have long names, because modules may be
-    called `layer` or `run`.
+    gives the module of a node, see `layer_of`. dtypes: the dtypes of the values of `Float` nodes that are not floats, by key; these
+    values are buffers. Modules are declared in an order that makes state dicts like published ones: mean shifts first, then
+    convolutions, activations and norms; numbered modules follow their numbers. The methods of this class have long names, because
+    modules may be called `layer` or `run`.
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class GraphModule(nn.Module):
         self.graph = graph
         self._steps = steps(graph.nodes, graph.outputs)
         self._paths: dict[str, list[str]] = {}  # the paths of the layers, by the name of their node
-        self._values: dict[str, str] = {}  # names of the parameters of nodes that have no layer, by key
+        self._values: dict[str, str] = {}  # by key, the names of the parameters of nodes that have no layer
         for key, shape in graph.buffers.items():
             self.register_buffer(key, torch.ones(shape))
         known: set[str] = set()
@@ -184,7 +186,7 @@ class GraphModule(nn.Module):
     def _register(self, name: str, value: nn.Module | torch.Tensor) -> None:
         """Puts a module, parameter or buffer at a dotted name, and makes the containers that do not exist yet.
 
-        It bypasses the methods of nn.Module, which refuse names that containers have as attributes of their own: "keys", "graph".
+        It bypasses the methods of nn.Module, which refuse names that are also attributes of containers, such as "keys" and "graph".
         """
         *parents, leaf = name.split(".")
         place: nn.Module = self
@@ -209,7 +211,7 @@ class GraphModule(nn.Module):
         return place._buffers[leaf] if found is None else found
 
     def layer_named(self, name: str) -> Any:
-        """The module of a node. Raises KeyError where it has none."""
+        """The module of a node. Raises KeyError where the node has none."""
         found: Any = self
         for part in self._paths[name]:
             found = found._modules[part]  # takes a tenth of the time of getattr
@@ -232,7 +234,7 @@ class GraphModule(nn.Module):
                 del values[name]
 
     def compute_node(self, node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
-        """The tensor of a node from its inputs."""
+        """Computes the tensor of a node from its inputs."""
         if node.name in self._paths:
             return self.layer_named(node.name)(*inputs)
         if isinstance(node, Float):
@@ -241,7 +243,7 @@ class GraphModule(nn.Module):
 
 
 def call_float(node: Float, inputs: Sequence[Any], values: Callable[[str], Any]) -> Any:
-    """The result of a `Float` for its inputs. values: those of the state dict, by key."""
+    """The result of a `Float` for its inputs. values: gives the value of the state dict for a key."""
 
     def given(value: Any) -> Any:
         if isinstance(value, Ref):
@@ -324,12 +326,12 @@ def _declared(node: Node) -> int:
 
 
 def _value(shape: tuple[int, ...], dtype: str | None) -> torch.Tensor:
-    """A place to load a value of a `Float` into: a parameter, or a buffer where the dtype is no float."""
+    """A parameter into which a value of a `Float` can be loaded, or a buffer where the dtype is not a float."""
     return nn.Parameter(torch.zeros(shape)) if dtype is None else torch.zeros(shape, dtype=getattr(torch, dtype))
 
 
 def _put(place: nn.Module, name: str, module: nn.Module) -> None:
-    """Add a module; numbered ones stay in the order of their numbers."""
+    """Adds a module, and keeps numbered modules in the order of their numbers."""
     before = next(reversed(place._modules), "")
     place._modules[name] = module
     if before.isdecimal() and name.isdecimal() and int(name) < int(before):

@@ -17,13 +17,14 @@ Shape = tuple[int, ...]
 class Node:
     """One tensor of a network, and how it is computed.
 
-    name: that of the node and of the tensor that it computes; no other node has it. inputs: names of the tensors that it reads.
+    name: the name of the node and of the tensor that it computes; no other node has it. inputs: the names of the tensors that the
+    node reads.
     """
 
     name: str
     inputs: tuple[str, ...]
 
-    arity: ClassVar[int | None] = 1  # how many tensors it reads; None for any number from 1 on
+    arity: ClassVar[int | None] = 1  # how many tensors the node reads; None for any number from 1 on
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, tuple) or not all(isinstance(name, str) for name in self.inputs):
@@ -34,11 +35,11 @@ class Node:
 
     @property
     def x(self) -> str:
-        """The first of its inputs."""
+        """The name of the first input."""
         return self.inputs[0]
 
     def parameters(self) -> dict[str, Shape]:
-        """What the node learns: keys of a state dict, and the shape of each."""
+        """What the node learns: the keys of a state dict, and the shape of the value under each key."""
         return {}
 
 
@@ -46,9 +47,10 @@ class Node:
 class Conv(Node):
     """A convolution of [N, C, H, W] with zeros around it: `key`.weight [K, C / groups, R, S] and, with `bias`, `key`.bias [K].
 
-    kernel, stride, dilation, padding: for rows, then columns. role: "adaptive" where image and layer decide the bits of its input,
-    "fixed" where these are the base bits, "end" (first, last, upsampler) where they are 8, "float" where it is never quantised.
-    body: whether it is quantised even when only the body is.
+    kernel, stride, dilation, padding: two numbers each, for rows, then for columns. role: how the bits of the convolution's input
+    are chosen: "adaptive" where the image and the layer decide them, "fixed" where they are the base bits, "end" (first, last,
+    upsampler) where they are 8, "float" where the input is never quantised. body: true for a convolution that is quantised even
+    when only the body is.
     """
 
     key: str
@@ -70,11 +72,11 @@ class Conv(Node):
 
 @dataclass(frozen=True)
 class BorderConv(Node):
-    """A convolution whose kernel depends on how near to the border a pixel lies, with the PixelShuffle behind it: an upsampler that
-    has been collapsed into one convolution (networks/collapse.py).
+    """A convolution whose kernel depends on how near to the border a pixel lies, followed by a PixelShuffle. It computes an
+    upsampler that has been collapsed into one convolution (networks/collapse.py).
 
-    scale: factor of the PixelShuffle. classes: the number of classes of pixels, for rows and for columns: the first ones, those
-    inside, and the last ones. The kernels have as many rows and columns.
+    scale: the factor of the PixelShuffle. classes: the number of border classes along rows, and along columns: some for the first
+    pixels, one for all inner pixels, and some for the last pixels. The kernels have as many rows and columns.
     """
 
     key: str
@@ -90,8 +92,8 @@ class BorderConv(Node):
 
 @dataclass(frozen=True)
 class Linear(Node):
-    """x [..., C] times `key`.weight [K, C], plus `key`.bias [K] with `bias`. dims: the number of dimensions of x; 0 where it is not
-    known."""
+    """A linear layer: x [..., C] times `key`.weight [K, C], plus `key`.bias [K] where `bias` is true. dims: the number of
+    dimensions of x; 0 where it is not known."""
 
     key: str
     channels_in: int
@@ -106,7 +108,7 @@ class Linear(Node):
 
 @dataclass(frozen=True)
 class BatchNorm(Node):
-    """A BatchNorm in eval mode: (x - running_mean) / sqrt(running_var + eps) * weight + bias, for each of the channels."""
+    """A BatchNorm in eval mode, which computes (x - running_mean) / sqrt(running_var + eps) * weight + bias for each channel."""
 
     key: str
     channels: int
@@ -119,10 +121,11 @@ class BatchNorm(Node):
 
 @dataclass(frozen=True)
 class Affine(Node):
-    """x * gain + shift with constants, each one number for all channels or one for each; None for gains of 1 and shifts of 0.
+    """Computes x * gain + shift with constants. Each is one number for all channels or one number for each channel; None stands for
+    a gain of 1 or a shift of 0.
 
-    divisor: where the published formula divides, x / divisor + shift is computed instead, because a float division is not the
-    product with the reciprocal. first: "gain" as above, or "shift" for (x + shift) * gain.
+    divisor: where the published formula divides, x / divisor + shift is computed instead, because a float division does not round
+    like a product with the reciprocal. first: "gain" for the order above, or "shift" for (x + shift) * gain.
     """
 
     gain: tuple[float, ...] | None = None
@@ -133,8 +136,8 @@ class Affine(Node):
 
 @dataclass(frozen=True)
 class ColourShift(Node):
-    """Adds (`sign` = 1) or subtracts (-1) a mean colour in 0..255. State dicts hold it as the 1x1 convolution of published weights:
-    `key`.weight, the identity [3, 3, 1, 1], and `key`.bias [3]."""
+    """Adds (`sign` = 1) or subtracts (`sign` = -1) a mean colour in 0..255. State dicts hold it as the 1x1 convolution of published
+    weights: `key`.weight is the identity [3, 3, 1, 1], and `key`.bias [3] is the shift."""
 
     key: str
     sign: int
@@ -146,10 +149,11 @@ class ColourShift(Node):
 
 @dataclass(frozen=True)
 class Activation(Node):
-    """An element-wise function by its name in torch.nn.functional: "relu", "leaky_relu", "prelu", "relu6", "silu", "sigmoid", ...
+    """An element-wise function, given by its name in torch.nn.functional: "relu", "leaky_relu", "prelu", "relu6", "silu",
+    "sigmoid", ...
 
-    settings: keyword arguments of the function, in order. slopes: of a PReLU, whose `key`.weight [slopes] holds one slope for all
-    channels (1) or one for each.
+    settings: the keyword arguments of the function, in order. slopes: the number of slopes of a PReLU, which `key`.weight [slopes]
+    holds: one for all channels, or one for each channel. It is 0 for all other functions.
     """
 
     function: str
@@ -163,7 +167,8 @@ class Activation(Node):
 
 @dataclass(frozen=True)
 class Add(Node):
-    """The sum of its inputs, each times its factor, in their order. factors: one for each input; () for factors of 1."""
+    """The sum of the inputs, each multiplied by its factor, added in their order. factors: one for each input; () where all are
+    1."""
 
     factors: tuple[float, ...] = ()
 
@@ -187,14 +192,14 @@ class Multiply(Node):
 
 @dataclass(frozen=True)
 class Concat(Node):
-    """Its inputs side by side along the channels, in their order."""
+    """The inputs side by side along the channels, in their order."""
 
     arity: ClassVar[int | None] = None
 
 
 @dataclass(frozen=True)
 class Slice(Node):
-    """Channels start..stop of its input, without the last."""
+    """The channels `start` to `stop` - 1 of the input."""
 
     start: int
     stop: int
@@ -202,23 +207,25 @@ class Slice(Node):
 
 @dataclass(frozen=True)
 class PixelShuffle(Node):
-    """[N, C r^2, H, W] -> [N, C, r H, r W], as torch's. factor: r."""
+    """Turns [N, C r^2, H, W] into [N, C, r H, r W] as torch does. factor: r."""
 
     factor: int = 2
 
 
 @dataclass(frozen=True)
 class PixelUnshuffle(Node):
-    """[N, C, r H, r W] -> [N, C r^2, H, W], as torch's. factor: r."""
+    """Turns [N, C, r H, r W] into [N, C r^2, H, W] as torch does. factor: r."""
 
     factor: int = 2
 
 
 @dataclass(frozen=True)
 class Resize(Node):
-    """[N, C, H, W] -> [N, C, factor H, factor W]. mode: "nearest", "bilinear" or "bicubic" (the last two with `align_corners`).
+    """Turns [N, C, H, W] into [N, C, factor H, factor W]. mode: "nearest", "bilinear" or "bicubic" (the last two with
+    `align_corners`).
 
-    antialias: as torch's. With it "bicubic" is that of MATLAB and Pillow (Keys, a = -0.5); without it a is -0.75.
+    antialias: the setting of torch's `interpolate`. With it, "bicubic" is the kernel of MATLAB and Pillow (Keys, a = -0.5); without
+    it, a is -0.75.
     """
 
     factor: float = 2
@@ -229,14 +236,15 @@ class Resize(Node):
 
 @dataclass(frozen=True)
 class ResizeLike(Node):
-    """Its first input [N, C, h, w] at the rows and columns of its second, bilinear without `align_corners`."""
+    """The first input [N, C, h, w], resized to the rows and columns of the second input, bilinear without `align_corners`."""
 
     arity: ClassVar[int | None] = 2
 
 
 @dataclass(frozen=True)
 class Pad(Node):
-    """Adds rows and columns behind the picture, mirrored ones, so that both sides are multiples of `multiple` and at least `least`.
+    """Adds mirrored rows below and columns to the right of the picture, so that both sides are multiples of `multiple` and at least
+    `least`.
 
     Where a picture is too small to be mirrored, its last row or column is repeated.
     """
@@ -247,7 +255,7 @@ class Pad(Node):
 
 @dataclass(frozen=True)
 class Crop(Node):
-    """The first `factor` H rows and `factor` W columns of its first input, where the second input is [N, C, H, W]."""
+    """The first `factor` H rows and `factor` W columns of the first input, where the second input is [N, C, H, W]."""
 
     factor: int = 1
 
@@ -261,8 +269,8 @@ class Deviation(Node):
 
 @dataclass(frozen=True)
 class Pool(Node):
-    """Pooling by the name of a function of torch.nn.functional: "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d". The settings are
-    its keyword arguments, in order."""
+    """A pooling, given by the name of its function in torch.nn.functional: "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d". The
+    settings are the function's keyword arguments, in order."""
 
     function: str = "max_pool2d"
     settings: tuple[tuple[str, Any], ...] = ()
@@ -270,11 +278,12 @@ class Pool(Node):
 
 @dataclass(frozen=True)
 class Float(Node):
-    """Any other call that stays in floats, or that gives a size of a tensor to such a call.
+    """Any other call that stays in floats, or that computes a size of a tensor for such a call.
 
-    target: the full name of the function that is called ("torch.flatten", "torch.ops.aten.mean.dim", "_operator.floordiv"), or of a
-    method of the first input (".mean"), which is then no argument. arguments, settings: by position and by keyword. `Ref(i)` stands
-    for input i, `Key(k)` for a value of the state dict. shapes: those of the keys.
+    target: the full name of the function that is called ("torch.flatten", "torch.ops.aten.mean.dim", "_operator.floordiv"), or the
+    name of a method of the first input (".mean"), which is then left out of the arguments. arguments, settings: the arguments by
+    position and by keyword. In them `Ref(i)` stands for input i, and `Key(k)` for a value of the state dict. shapes: the keys that
+    the call reads, each with the shape of its value.
     """
 
     target: str = ""
@@ -310,10 +319,11 @@ class Key:
 
 @dataclass(frozen=True)
 class Graph:
-    """A network: nodes in an order in which each reads only inputs of the network and what earlier nodes have computed.
+    """A network as a list of nodes. Each node reads only inputs of the network and tensors that earlier nodes have computed.
 
-    inputs: names of the tensors that it is given. outputs: names of the tensors that it gives. buffers: other keys of its state
-    dict that no node reads, with their shapes (marks such as "unit_range"). Raises ValueError for names that are taken or unknown.
+    inputs: the names of the tensors that the network is given. outputs: the names of the tensors that it returns. buffers: further
+    keys of its state dict that no node reads (marks such as "unit_range"), with their shapes. Raises ValueError where two tensors
+    have one name, and for a name that no tensor has.
     """
 
     nodes: tuple[Node, ...]
@@ -350,7 +360,8 @@ class Graph:
         return tuple(node for node in self.nodes if name in node.inputs)
 
     def parameters(self) -> dict[str, Shape]:
-        """Keys and shapes of everything that the nodes learn, each once, in the order of the nodes; then those of the buffers."""
+        """The keys and shapes of everything that the nodes learn, each key once, in the order of the nodes; then those of the
+        buffers."""
         shapes: dict[str, Shape] = {}
         for node in self.nodes:
             shapes |= {key: shape for key, shape in node.parameters().items() if key not in shapes}

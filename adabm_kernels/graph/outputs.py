@@ -15,9 +15,9 @@ MOST_DEPTH = 8
 
 
 def layout_of(structure: Any) -> Layout:
-    """The layout of a network's output. structure: this output, with the number of each tensor in the tensor's place.
+    """The layout of a network's output. structure: this output, in which the number of each tensor stands in place of the tensor.
 
-    Raises ValueError for anything that is not made of tuples, lists and dicts.
+    Raises ValueError where the output is not made of tuples, lists and dicts.
     """
 
     def walk(value: Any, place: str, depth: int) -> Layout:
@@ -45,7 +45,7 @@ def arranged(layout: Layout, tensors: Sequence[torch.Tensor]) -> Any:
 
 
 def places(layout: Layout, place: str = "output") -> list[str]:
-    """Where each tensor of a layout stands, for messages: "output", "output[1]", "output['boxes']"."""
+    """The place of each tensor of a layout, for messages: "output", "output[1]", "output['boxes']"."""
     if isinstance(layout, int):
         return [place]
     kind, parts = layout
@@ -54,8 +54,8 @@ def places(layout: Layout, place: str = "output") -> list[str]:
 
 
 def checked_layout(value: Any, count: int) -> Layout:
-    """The layout of `count` tensors from the form that JSON gives it, with tuples in place of lists. Raises ValueError for anything
-    else."""
+    """The layout of `count` tensors, read from its form in JSON, which has lists in place of tuples. Raises ValueError for any
+    other value."""
     seen: list[int] = []
 
     def walk(part: Any, depth: int) -> Layout:

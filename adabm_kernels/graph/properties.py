@@ -1,5 +1,5 @@
-"""Facts that the structure of a graph tells: sizes of tensors, work, reach, residual blocks, upsampler. Names of nodes play no
-part."""
+"""What the structure of a graph tells about a network: the sizes of its tensors, the work, the reach, the residual blocks and the
+upsampler. The names of nodes play no part."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .nodes import (
     Slice,
 )
 
-# Nodes that read nothing around a value: they change each value by itself, or by a number of the whole picture or channel.
+# Nodes that do not read the neighbours of a value: they change each value by itself, or by a constant of the picture or channel.
 POINTWISE = (Activation, Affine, BatchNorm, ColourShift)
 HOMOGENEOUS = ("relu", "leaky_relu", "prelu")  # activations for which act(c v) = c act(v), with c above 0
 # The radius, in pixels, of the kernel of a collapsed upsampler (networks/collapse.py): two 3x3 stages and one at each finer
@@ -42,9 +42,9 @@ COLLAPSED_RADIUS = 2
 
 @dataclass(frozen=True)
 class Extent:
-    """Size of a tensor [N, channels, scale * H, scale * W] of a network of pictures [N, C, H, W].
+    """The size of a tensor [N, channels, scale * H, scale * W] in a network of pictures [N, C, H, W].
 
-    scale: 0 where rows and columns do not grow with the picture.
+    scale: the rows of the tensor for each row of the picture; 0 where rows and columns do not grow with the picture.
     """
 
     channels: int
@@ -55,11 +55,12 @@ class Extent:
 class ConvSpec:
     """One convolution of a network that can be quantised.
 
-    name: its key in AdaBM state dicts. channels_in, channels_out: its shape. kernel: rows of its kernel, and also columns unless
-    those are given. role: "adaptive" where image and layer decide the bits of its input, "fixed" where these are the base bits,
-    "end" (first, last, upsampler) where they are 8. scale: its resolution relative to the low-resolution image. bias: whether it
-    has one. body: whether it is quantised even when only the body is. stride, dilation, padding: of rows and columns; a padding of
-    None is half the kernel.
+    name: its key in AdaBM state dicts. channels_in, channels_out: how many channels it reads and makes. kernel: the rows of its
+    kernel, and also the columns unless `columns` is given. role: how the bits of its input are chosen: "adaptive" where the image
+    and the layer decide them, "fixed" where they are the base bits, "end" (first, last, upsampler) where they are 8. scale: its
+    resolution relative to the low-resolution image. bias: true where it has a bias. body: true where it is quantised even when only
+    the body is. stride, dilation, padding: two numbers each, for rows and for columns; a padding of None stands for half the
+    kernel.
     """
 
     name: str
@@ -83,7 +84,7 @@ class ConvSpec:
 
     @property
     def products(self) -> int | Fraction:
-        """Multiplications for each pixel of the low-resolution image."""
+        """The number of multiplications for each pixel of the low-resolution image."""
         return self.channels_in // self.groups * self.channels_out * math.prod(self.sizes) * self.scale**2
 
 
@@ -91,7 +92,7 @@ class ConvSpec:
 class ResidualBlock:
     """A sum that computes output = entry + factor * f(entry).
 
-    entry: a tensor. inner: names of the nodes of f, in order. output: name of the `Add`.
+    entry: the name of the tensor that f reads. inner: the names of the nodes of f, in order. output: the name of the `Add`.
     """
 
     entry: str
@@ -100,10 +101,10 @@ class ResidualBlock:
 
 
 def extents(graph: Graph, channels: Mapping[str, int] | None = None) -> dict[str, Extent]:
-    """The size of every tensor that can be told. Left out are tensors that a `Float` makes, those whose rows and columns have
-    become smaller by different factors, and those that are computed from such tensors alone.
+    """The size of every tensor whose size the graph tells. Three kinds are left out: tensors that a `Float` makes, tensors whose
+    rows and columns have become smaller by different factors, and tensors that are computed from such tensors alone.
 
-    channels: those of the inputs; by default 3 for each.
+    channels: the number of channels of each input; by default 3.
     """
     found = {name: Extent((channels or {}).get(name, 3)) for name in graph.inputs}
     for node in graph.nodes:
@@ -151,16 +152,16 @@ def extent_of(node: Node, inputs: list[Extent]) -> Extent | None:
 
 
 def _smaller(channels: int, x: Extent, strides: int | tuple[int, ...]) -> Extent | None:
-    """The extent of a tensor that has a row and a column for every `strides` of x; None where `strides` is two different
+    """The extent of a tensor that has one row and one column for every `strides` of x; None where `strides` is two different
     numbers."""
     both = (strides,) if isinstance(strides, int) else strides
     return Extent(channels, x.scale / both[0]) if len(set(both)) == 1 else None
 
 
 def convs(graph: Graph, channels: Mapping[str, int] | None = None) -> tuple[ConvSpec, ...]:
-    """The convolutions that can be quantised, in the order they run, without those whose role is to stay in floats.
+    """The convolutions that can be quantised, in the order they run. Convolutions with the role "float" are left out.
 
-    channels: those of the inputs, as `extents` takes them.
+    channels: the number of channels of each input, as `extents` takes them.
     """
     sizes = extents(graph, channels)
     return tuple(
@@ -185,8 +186,8 @@ def convs(graph: Graph, channels: Mapping[str, int] | None = None) -> tuple[Conv
 
 
 def keeps_size(node: Conv) -> bool:
-    """Whether a convolution keeps the size and can be quantised: stride 1, one group, and a square kernel with the padding that it
-    needs."""
+    """Returns whether a convolution keeps the size of its input and can be quantised. It then has stride 1, one group, and a square
+    kernel with the padding that this needs."""
     rows, columns = node.kernel
     plain = node.stride == node.dilation == (1, 1) and node.groups == 1
     return plain and rows == columns and rows % 2 == 1 and node.padding == (rows // 2, rows // 2)
@@ -197,7 +198,7 @@ def _whole(value: Fraction) -> int | Fraction:
 
 
 def products(graph: Graph) -> int | Fraction:
-    """Multiplications of convolutions and linear layers for each pixel of the input."""
+    """The number of multiplications in convolutions and linear layers for each pixel of the input."""
     sizes, total = extents(graph), Fraction(0)
     for node in graph.nodes:
         if isinstance(node, (Conv, Linear)) and node.name in sizes:
@@ -208,10 +209,10 @@ def products(graph: Graph) -> int | Fraction:
 
 
 def radius(graph: Graph, apart: Collection[str] = ()) -> int:
-    """The receptive field's radius: pixels of the input on each side that an output pixel depends on.
+    """The receptive field's radius: the number of input pixels on each side that an output pixel depends on.
 
-    apart: names of nodes that are taken to read no further than their inputs do. Raises ValueError where another node reads the
-    whole picture, or where its reach cannot be told.
+    apart: the names of nodes that are taken to read no further than their inputs do. Raises ValueError where another node reads the
+    whole picture, or where the reach of one is not known.
     """
     sizes, reach = extents(graph), {name: Fraction(0) for name in graph.inputs}
     for node in graph.nodes:
@@ -225,7 +226,8 @@ def radius(graph: Graph, apart: Collection[str] = ()) -> int:
 
 
 def reach_of(node: Node) -> Fraction | None:
-    """Pixels of its first input on each side that a node reads; None where it reads all, or where the reach is unknown."""
+    """The number of pixels of its first input that a node reads on each side; None where the node reads all of them, or where the
+    reach is unknown."""
     match node:
         case Conv():
             axes = zip(node.kernel, node.dilation, node.stride, strict=True)
@@ -249,12 +251,13 @@ def reach_of(node: Node) -> Fraction | None:
 
 
 def grid(graph: Graph) -> int:
-    """Pixels a side of the groups of input pixels that a network handles together. A picture must be cut at multiples of it."""
+    """The side, in pixels, of the groups of input pixels that a network handles together. A picture must be cut at multiples of
+    it."""
     return math.prod(node.factor for node in graph.nodes if isinstance(node, PixelUnshuffle))
 
 
 def readers(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """For every tensor the names of the nodes that read it, in order."""
+    """For each tensor, the names of the nodes that read it, in order."""
     found: dict[str, tuple[str, ...]] = dict.fromkeys([*graph.inputs, *(node.name for node in graph.nodes)], ())
     for node in graph.nodes:
         for name in dict.fromkeys(node.inputs):
@@ -263,7 +266,7 @@ def readers(graph: Graph) -> dict[str, tuple[str, ...]]:
 
 
 def needed(graph: Graph, names: Iterable[str], given: Iterable[str] = ()) -> tuple[Node, ...]:
-    """The nodes that compute these tensors from the given tensors, in order."""
+    """The nodes that compute the tensors `names` from the tensors `given`, in order."""
     wanted, given, found = set(names), set(given), []
     for node in reversed(graph.nodes):
         if node.name in wanted and node.name not in given:
@@ -273,12 +276,13 @@ def needed(graph: Graph, names: Iterable[str], given: Iterable[str] = ()) -> tup
 
 
 class Ancestry:
-    """Which tensors depend on which: for each tensor a set of bits, with one bit for each tensor by its place among the nodes."""
+    """Tells which tensors depend on which others. For each tensor it holds a set of bits, with one bit for each tensor by its place
+    among the nodes."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.place = {node.name: i for i, node in enumerate(graph.nodes)}
-        # by tensor, the tensors that it is computed from, itself included
+        # for each tensor, the tensors that it is computed from, itself included
         self.above: dict[str, int] = dict.fromkeys(graph.inputs, 0)
         for i, node in enumerate(graph.nodes):
             bits = 1 << i
@@ -287,11 +291,11 @@ class Ancestry:
             self.above[node.name] = bits
 
     def depends(self, name: str, on: str) -> bool:
-        """Whether a tensor is the tensor `on`, or is computed from it."""
+        """Returns whether the tensor `name` is the tensor `on`, or is computed from it."""
         return on in self.place and bool(self.above[name] >> self.place[on] & 1)
 
     def between(self, entry: str, last: str) -> tuple[str, ...]:
-        """The nodes that depend on `entry`, and on which `last` depends, with `last` and without `entry`, in order."""
+        """The nodes that depend on `entry` and on which `last` depends, in order. The result contains `last` but not `entry`."""
         start, stop = self.place[entry] + 1, self.place[last] + 1
         nodes = self.graph.nodes[start:stop]
         return tuple(node.name for node in nodes if self.depends(node.name, entry) and self.depends(last, node.name))
@@ -299,7 +303,8 @@ class Ancestry:
 
 @dataclass(frozen=True)
 class ResidualSum:
-    """A sum of features and of a tensor that was computed from them."""
+    """A sum of features and of a tensor that was computed from them. skip: the name of the features. inner: the name of the other
+    tensor. output: the name of the `Add`."""
 
     skip: str
     inner: str
@@ -307,8 +312,8 @@ class ResidualSum:
 
 
 def residual_sums(graph: Graph, ancestry: Ancestry) -> list[ResidualSum]:
-    """Every `Add` of two tensors of which one is computed from the other. The other is added as it is, and is no picture: it lies
-    behind a convolution."""
+    """Every `Add` of two tensors of which one is computed from the other. This other tensor is added as it is, and it is not the
+    picture: it comes after a convolution."""
     conv_bits = sum(1 << i for i, node in enumerate(graph.nodes) if isinstance(node, Conv))
     found = []
     for node in graph.nodes:
@@ -324,8 +329,8 @@ def residual_sums(graph: Graph, ancestry: Ancestry) -> list[ResidualSum]:
 
 
 def takes_any_range(graph: Graph) -> bool:
-    """Whether the network gives c times its output for c times its input, where all constants that it adds are multiplied by c too.
-    Weights for pixels in 0..1 are then weights for 0..255, except for a factor on those constants."""
+    """Returns whether the network gives c times its output for c times its input, once all constants that it adds are multiplied by
+    c too. Weights for pixels in 0..1 are then weights for 0..255, except for a factor on those constants."""
     return not any(
         isinstance(node, (Multiply, Float)) or (isinstance(node, Activation) and node.function not in HOMOGENEOUS)
         for node in graph.nodes
@@ -333,11 +338,11 @@ def takes_any_range(graph: Graph) -> bool:
 
 
 def stream(graph: Graph) -> frozenset[str]:
-    """The features that pass the residual blocks by: the tensors that residual sums add as they are, and all these sums.
+    """The features that bypass the residual blocks: the tensors that residual sums add as they are, and the results of these sums.
 
-    They cannot be held in one buffer, and the result is empty, where one of them is also a part of wider features (`Concat`), where
-    they are not all of one size, or where no convolution computes one of them together with what follows it, as with an activation
-    of a sum.
+    The result is empty where they cannot be held in one buffer: where one of them is also a part of wider features (`Concat`),
+    where they are not all of one size, or where no convolution computes one of them together with the nodes that follow it, as with
+    an activation after a sum.
     """
     sums = residual_sums(graph, Ancestry(graph))
     names = {name for one in sums for name in (one.skip, one.output)}
@@ -348,7 +353,8 @@ def stream(graph: Graph) -> frozenset[str]:
 
 
 def _of_conv(graph: Graph, name: str) -> bool:
-    """Whether a convolution makes a tensor, possibly with nodes behind it that change each value by itself or add to it."""
+    """Returns whether a convolution makes a tensor. Between the two there may be nodes that change each value by itself or add to
+    it."""
     node = graph[name]
     made = node.inputs if isinstance(node, Add) else (name,)
     return any(isinstance(graph[_before(graph, one)], Conv) for one in made if one not in graph.inputs)
@@ -362,7 +368,7 @@ def _before(graph: Graph, name: str) -> str:
 
 
 def residual_blocks(graph: Graph) -> tuple[ResidualBlock, ...]:
-    """The innermost residual sums of a graph, in the order they run. Sums that contain others are no blocks."""
+    """The innermost residual sums of a graph, in the order they run. A sum that contains other residual sums is not a block."""
     ancestry = Ancestry(graph)
     sums = residual_sums(graph, ancestry)
     outputs = {one.output for one in sums}
@@ -371,12 +377,12 @@ def residual_blocks(graph: Graph) -> tuple[ResidualBlock, ...]:
 
 
 def upsampler_input(graph: Graph) -> str:
-    """The features that the upsampler begins with. Everything that follows is computed from them and from the picture.
+    """The name of the features that the upsampler begins with. Everything that follows is computed from them and from the picture.
 
-    They are the input of the convolution before a `PixelShuffle`, or the input of a `Resize`, at the first of these for which this
-    holds. Where there is none, they are the input of the last convolution.
+    They are the input of the convolution before a `PixelShuffle`, or the input of a `Resize`: of the first such node for which this
+    holds. Where there is no such node, they are the input of the last convolution.
     """
-    features: set[str] = set()  # tensors behind a convolution
+    features: set[str] = set()  # tensors that are computed after a convolution
     last = graph.inputs[0]
     for node in graph.nodes:
         behind = not features.isdisjoint(node.inputs)
@@ -398,8 +404,9 @@ def _before_conv(graph: Graph, name: str) -> str:
 
 
 def linear_upsampler(graph: Graph) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
-    """Two values for an upsampler of several 3x3 convolutions without activations between them, which can be computed as one: the
-    names of its convolutions, and the factor of the `PixelShuffle` after each but the last. None for another upsampler."""
+    """The convolutions of an upsampler that can be computed as one: several 3x3 convolutions without activations between them.
+    Returns the names of these convolutions, and the factor of the `PixelShuffle` after each but the last; None for any other
+    upsampler."""
     x = upsampler_input(graph)
     names: list[str] = []
     factors: list[int] = []

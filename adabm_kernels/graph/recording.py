@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-_GRAPH = re.compile(r"^def forward\(self.*\n(?:(?: .*)?\n)*", re.MULTILINE)  # as torch prints one
+_GRAPH = re.compile(r"^def forward\(self.*\n(?:(?: .*)?\n)*", re.MULTILINE)  # as torch prints a graph
 
 LARGEST_MULTIPLE = 64  # the largest multiple of the sides of pictures that is tried for modules that divide sides
 # conditions on sizes are tried for all sides up to the first number, and for the other three
@@ -31,9 +31,9 @@ SMALLEST_SIDES = (17, 32, 33, 64, 65, 128, 129, 256)
 class Recording:
     """The calls that a module makes.
 
-    nodes: in order. outputs: the tensors that it gives. constants: by key, the nodes that stand for values of the module. size:
-    rows and columns where it takes no others, None where it takes any. smallest: the least side that it takes. structure: what it
-    gives, with the numbers of the outputs in place of these.
+    nodes: the calls, in order. outputs: the tensors that the module returns. constants: the nodes that stand for values of the
+    module, by key. size: the rows and columns where the module takes no other size; None where it takes any. smallest: the least
+    side that it takes. structure: what the module returns, with the number of each output in place of the output.
     """
 
     nodes: list[fx.Node]
@@ -48,12 +48,12 @@ class Recording:
 
 
 def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by key. A tensor that has several keys stands under each of them."""
+    """The parameters and buffers of a module, by key. A tensor that has several keys stands under each of them."""
     return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
 
 
 def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
-    """The recording by torch.export with batch, height and width left open. grows: whether the size of x is free."""
+    """Records a module by torch.export, with batch, height and width left open. grows: whether the size of x is free."""
     least = [min(SMALLEST_SIDE, size) for size in x.shape[2:]]
     rows, columns = (torch.export.Dim(name, min=size) for name, size in zip(("rows", "columns"), least, strict=True))
     multiple, smallest = 1, 1
@@ -74,7 +74,7 @@ def export(module: nn.Module, x: torch.Tensor, grows: bool) -> Recording:
 
 
 def export_of_size(module: nn.Module, x: torch.Tensor) -> Recording:
-    """The recording by torch.export with only the batch left open, for pictures of the size of x."""
+    """Records a module by torch.export, with only the batch left open, for pictures of the size of x."""
     program = _exported(module, x, {0: torch.export.Dim("batch")})
     return replace(_read(program, module), size=(int(x.shape[2]), int(x.shape[3])))
 
@@ -90,8 +90,9 @@ def _exported(module: nn.Module, x: torch.Tensor, sizes: dict[int, Any]) -> torc
 
 @contextlib.contextmanager
 def _graphs_unprinted() -> Iterator[None]:
-    """Where torch.export fails, it prints the graph so far and warns that a symbol has no code: this leaves both out. Callers try
-    further ways, and say where and why none works. What else is printed meanwhile comes when all is done."""
+    """Suppresses what torch.export prints where it fails: the graph so far, and a warning that a symbol has no code. Callers try
+    further ways of recording, and report where and why none of them works. Anything else that is printed meanwhile appears at the
+    end."""
     log, printed = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
     log.addFilter(_says_more)
     try:
@@ -122,9 +123,9 @@ def _read(program: torch.export.ExportedProgram, module: nn.Module) -> Recording
 
 def _multiple(message: str, most: int) -> tuple[int, int]:
     """The smallest number whose multiples, as sides of pictures, meet the conditions on sizes in a message of torch.export, and the
-    side from which on they do; (0, 0) where there is none.
+    smallest side from which they do; (0, 0) where there is no such number.
 
-    The message lists conditions that some sizes violate or that could not be proved, and these are tried for many sizes. most: the
+    The message lists conditions that some sizes violate or that could not be proved; they are tried for many sizes. most: the
     largest value that the least side may have.
     """
     conditions = re.findall(r"generated guard (.*)\.$", message, re.MULTILINE)
@@ -148,14 +149,14 @@ def _multiple(message: str, most: int) -> tuple[int, int]:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into every module except those that ask tensors for their number of dimensions."""
+    """Traces into every module except those that ask tensors for their number of dimensions."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, nn.modules.batchnorm._BatchNorm)
 
 
 class _Recorder(fx.Interpreter):
-    """Notes the shape and dtype of every value."""
+    """Records the shape and dtype of every value."""
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -166,14 +167,15 @@ class _Recorder(fx.Interpreter):
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two results of a module are equal to the last bit."""
+    """Returns whether two results of a module are equal to the last bit."""
     pairs = zip(*map(pytree.tree_leaves, (a, b)), strict=True)
     return all(torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other for one, other in pairs)
 
 
 def symbolic(module: nn.Module, x: torch.Tensor) -> Recording:
-    """The recording by torch.fx. It is for the size of x alone where it does not compute what the module computes of tensors twice
-    as large, or where the module takes none of these. Raises ValueError where it does not compute what the module computes."""
+    """Records a module by torch.fx. The recording is for the size of x alone where the module does not take tensors twice as large,
+    or where the recording computes something else from them. Raises ValueError where it does not compute what the module
+    computes."""
     parameters = list(inspect.signature(module.forward).parameters.values())[1:]
     defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
     graph = _Tracer().trace(module, defaults)

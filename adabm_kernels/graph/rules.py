@@ -41,7 +41,7 @@ COMMUTING = ("add", "sub", "rsub", "mul", "cat")  # functions whose first argume
 
 
 class MakesNodes(Protocol):
-    """What the rules ask of the graph that is being made."""
+    """What the rules need of the graph that is being made."""
 
     @property
     def module(self) -> nn.Module:
@@ -53,23 +53,23 @@ class MakesNodes(Protocol):
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
-        """The values that the nodes so far read, by key: a rule adds to them."""
+        """The values that the nodes read so far, by key; a rule adds to them."""
 
     def name(self, call: Call, kind: type[Node]) -> str:
-        """A free name for a node of this kind that computes what the call gives."""
+        """A free name for a node of this kind that computes the result of the call."""
 
     def key(self, name: str, **parts: torch.Tensor | None) -> str:
-        """Puts values into the state, under the keys of the layer that has them all or else under `name`. Returns what comes
-        before the part in these keys."""
+        """Puts values into the state, under the keys of the layer that has all of them, or else under `name`. Returns what comes
+        before the name of the part in these keys."""
 
     def add(self, kind: type[Node], call: Call, *inputs: Value, name: str = "", **fields: Any) -> Value:
-        """Adds a node that computes what the call gives. fields: the fields of the node except its name and inputs."""
+        """Adds a node that computes the result of the call. fields: the fields of the node except its name and inputs."""
 
     def slice(self, call: Call, x: Value, start: int, stop: int) -> Value:
-        """Adds a node that takes channels start..stop of x."""
+        """Adds a node that takes the channels `start` to `stop` - 1 of x."""
 
     def other(self, call: Call, function: str = "", arguments: tuple[Any, ...] | None = None) -> Value:
-        """Adds the call as it is, as a `Float`. function, arguments: others in place of those that it has."""
+        """Adds the call as it is, as a `Float`. function, arguments: used in place of the call's own function and arguments."""
 
 
 _Rule = Callable[[MakesNodes, Call], Any]
@@ -77,7 +77,8 @@ RULES: dict[str, _Rule] = {}
 
 
 def _rule(*names: str) -> Callable[[_Rule], _Rule]:
-    """Registers a function that makes nodes for calls of these names. It returns None for a call that stays a `Float`."""
+    """Registers a function that makes nodes for calls with these names. The function returns None for a call that stays a
+    `Float`."""
 
     def register(rule: _Rule) -> _Rule:
         RULES.update(dict.fromkeys(names, rule))
@@ -87,17 +88,17 @@ def _rule(*names: str) -> Callable[[_Rule], _Rule]:
 
 
 def _pair(sizes: Any) -> tuple[int, int]:
-    """Rows and columns of a setting that is one number for both, or two."""
+    """The numbers for rows and for columns of a setting, which is one number for both or two numbers."""
     return (sizes, sizes) if isinstance(sizes, int) else (sizes[0], sizes[-1])
 
 
 def _plain(value: Any) -> Any:
-    """A setting as a node holds it; lists become tuples."""
+    """A setting in the form in which a node holds it: lists become tuples."""
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def _learned(*parts: Any) -> bool:
-    """Whether each of these arguments is a value of the module or is absent."""
+    """Returns whether each of these arguments is a value of the module or is absent."""
     return all(part is None or isinstance(part, Constant) for part in parts)
 
 
@@ -114,7 +115,7 @@ def _conv(to: MakesNodes, call: Call) -> Value | None:
     if padding == "same":
         total = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
         padding = tuple(both // 2 for both in total)
-        if any(both % 2 for both in total):  # torch puts the odd row and column behind
+        if any(both % 2 for both in total):  # torch adds an odd row or column at the end
             x = to.other(call, "torch.nn.functional.pad", (x, (0, total[1] % 2, 0, total[0] % 2)))
     if kernel == (1, 1) and bias is not None and _is_colour_shift(call, weight.tensor):
         return _colour_shift(to, call, weight.tensor, bias.tensor)
@@ -216,7 +217,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(value: Any, x: Value, call: Call) -> tuple[float, ...] | None:
-    """A constant as one number for all channels of x, or one for each channel; None where it is neither."""
+    """A constant as one number for all channels of x, or as one for each channel; None where it is neither."""
     if _is_number(value):
         return (float(value),)
     if not isinstance(value, Constant) or x.shape is None or call.node.meta["val"].dtype != x.dtype:
@@ -229,10 +230,10 @@ def _numbers(value: Any, x: Value, call: Call) -> tuple[float, ...] | None:
 
 
 def _alike(a: Value, b: Value, call: Call) -> bool:
-    """Whether two tensors that a call reads have the same type and the same sizes, so that neither is repeated.
+    """Returns whether two tensors that a call reads have the same type and the same sizes, so that neither is broadcast.
 
-    Sizes that are written differently are the same where the module can run at no others, for example features of an eighth of the
-    picture's size and features of a sixteenth that were enlarged.
+    Sizes that are written differently are the same where the module can run with no others: for example, features of an eighth of
+    the picture's size, and features of a sixteenth that were enlarged.
     """
     if a.shape is None or b.shape is None or a.dtype != b.dtype or len(a.shape) != len(b.shape):
         return False

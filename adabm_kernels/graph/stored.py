@@ -1,7 +1,7 @@
 """Turns a graph into plain values that JSON holds, and back. It is for files, which are not trusted.
 
-The function that a `Float` calls is looked up by its name, and so are the functions of activations and pools. Only names that are
-listed here are found.
+The function that a `Float` calls is looked up by its name, and so are the functions of activations and pools. Only the names that
+are listed here are accepted.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _NAMED: dict[str, type] = {"dtype": torch.dtype, "memory_format": torch.memory_f
 
 
 def why_not_stored(target: str, arguments: tuple[Any, ...] = ()) -> str:
-    """Why a file cannot hold a call of this `Float` target; empty where it can."""
+    """The reason why a file cannot hold a call of this `Float` target; empty where it can."""
     known = False
     if target.startswith("torch.ops.aten."):
         parts = target.removeprefix("torch.ops.aten.").split(".")
@@ -92,7 +92,7 @@ def why_not_stored(target: str, arguments: tuple[Any, ...] = ()) -> str:
 
 
 def to_plain(graph: Graph) -> dict[str, Any]:
-    """A graph as dicts, lists, strings and numbers. Raises ValueError for a call that files do not hold."""
+    """A graph as dicts, lists, strings and numbers. Raises ValueError for a call that a file cannot hold."""
 
     def of(node: Node) -> dict[str, Any]:
         if isinstance(node, Float) and (why := why_not_stored(node.target, node.arguments)):
@@ -134,8 +134,8 @@ def _plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Graph:
-    """The inverse of `to_plain`. Raises ValueError, KeyError or TypeError for any other value, and for calls that are not
-    listed."""
+    """The graph that `to_plain` turned into `value`. Raises ValueError, KeyError or TypeError for any other value, and for calls
+    that are not listed."""
     _require(
         isinstance(value, dict) and set(value) == {"nodes", "inputs", "outputs", "buffers"}, "a graph must be an object", value
     )
@@ -174,7 +174,7 @@ def _node(value: Any) -> Node:
 
 
 def _finite(number: float) -> bool:
-    """Whether float32 holds a number as one that is neither infinite nor NaN."""
+    """Returns whether a number is finite in float32."""
     return abs(number) <= torch.finfo(torch.float32).max
 
 

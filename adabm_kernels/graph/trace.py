@@ -1,4 +1,5 @@
-"""Any nn.Module as a graph: torch.export records the calls of torch that it makes, or torch.fx; each becomes a node."""
+"""Turns any nn.Module into a graph. torch.export or torch.fx records the calls of torch that the module makes, and each call
+becomes a node."""
 
 from __future__ import annotations
 
@@ -22,10 +23,11 @@ from .recording import Recording, export, export_of_size, symbolic
 class Traced:
     """A module as data.
 
-    graph: computes what the module computes, from "x" [N, C, H, W]. state: the values that the graph reads, float32 (integers as
-    they are), under the module's own keys where it has them. multiple: H and W are multiples of it. recorder: "torch.export" or
-    "torch.fx". size: H and W where the graph holds for no others. layout: how the module hands the outputs out (outputs.py). finer:
-    tensors with more rows than the input. smallest: the least side that it holds for, where that is more than 16.
+    graph: computes what the module computes, from "x" [N, C, H, W]. state: the values that the graph reads, as float32 (integers
+    keep their type), under the module's own keys where the module has them. multiple: the number of which H and W must be
+    multiples. recorder: "torch.export" or "torch.fx". size: H and W where the graph holds for no others. layout: how the module
+    hands its outputs out (outputs.py). finer: the names of tensors with more rows than the input. smallest: the least side for
+    which the graph holds, where that is more than 16.
     """
 
     graph: Graph
@@ -46,24 +48,24 @@ def trace(
     roles: Mapping[str, str] | None = None,
     any_size: bool = True,
 ) -> Traced:
-    """A graph that computes what a module in eval mode computes of pictures [N, C, H, W] of any number and size.
+    """Makes a graph that computes what a module in eval mode computes of pictures [N, C, H, W] of any number and size.
 
-    example_inputs: one floating-point tensor, or a tuple of it; None for one of `channels` channels. roles: by the name of their
-    node, the roles of convolutions that are not to follow the rule. By the rule, a convolution is an "end" where there is none
-    before or none behind it, where it computes more pixels than the picture has, or where a PixelShuffle spreads its values over
-    more pixels than that. All others are "adaptive" and "body".
+    example_inputs: one floating-point tensor, or a tuple of one; None for a tensor of `channels` channels. roles: for the names of
+    some nodes, the roles of their convolutions, which then do not follow the rule. By the rule, a convolution is an "end" where no
+    convolution comes before it or none after it, where it computes more pixels than the picture has, or where a PixelShuffle
+    spreads its values over more pixels than that. All others are "adaptive" and "body".
 
-    any_size: whether the graph must hold for pictures of other sizes than the example's; without it, a graph that cannot is for
-    that size alone (`Traced.size`).
+    any_size: true where the graph must hold for pictures of other sizes than the example's. Without it, a graph that cannot do so
+    is made for that size alone (`Traced.size`).
 
     Nodes are called by the path of the module that makes them: "body.0.conv1". Calls that no kind of node describes become `Float`.
     Constants that only depend on the module are computed now; a scale or a shift that it learns becomes a constant too. For
     pictures whose sides are at least 16 and multiples of `Traced.multiple`, the graph computes the same as the module to the last
     bit.
 
-    Raises TypeError for what is no module or no tensor, and ValueError, with the place in the module, for training mode, control
-    flow that depends on values or sizes, several inputs, outputs that are no tensors, complex or integer parameters, values that
-    change from call to call, and modules without convolutions.
+    Raises TypeError for an argument that is not a module or a tensor, and ValueError, with the place in the module, for training
+    mode, control flow that depends on values or sizes, several inputs, outputs that are not tensors, complex or integer parameters,
+    values that change from call to call, and modules without convolutions.
     """
     _check_module(module)
     x = _example(module, example_inputs, channels)
@@ -88,7 +90,7 @@ def trace(
 
 
 def _recorded(module: nn.Module, x: torch.Tensor, grows: bool, any_size: bool) -> Recording:
-    """The calls that a module makes, by the first way of recording them that works. grows: whether the size of x is free."""
+    """Records the calls that a module makes, by the first way that works. grows: whether the size of x is free."""
     attempts: list[Callable[[], Recording]] = [lambda: export(module, x, grows), lambda: symbolic(module, x)]
     if not any_size:
         attempts.append(lambda: export_of_size(module, x))
@@ -102,7 +104,7 @@ def _recorded(module: nn.Module, x: torch.Tensor, grows: bool, any_size: bool) -
 
 
 def _takes_larger(module: nn.Module, x: torch.Tensor, multiple: int) -> bool:
-    """Whether a module takes tensors that are a little larger. A recording may leave this to checks while it runs."""
+    """Returns whether a module takes tensors that are a little larger. A recording may leave this to checks at run time."""
     try:
         module(torch.nn.functional.pad(x[:1], (0, multiple, 0, multiple)))
     except Exception:  # a module may raise any kind of error for wrong sizes

@@ -1,4 +1,5 @@
-"""The residual blocks that tiles of a picture can go without, and how far around tiles with blocks all other layers are read."""
+"""Finds the residual blocks that tiles of a picture can go without, and how far around the tiles with blocks the other layers are
+read."""
 
 from __future__ import annotations
 
@@ -31,10 +32,10 @@ _IN_PLACE = (Activation, Add, Affine, BatchNorm, ColourShift, Concat, Multiply, 
 
 @dataclass(frozen=True)
 class Trunk:
-    """Residual blocks that follow one another: each adds to the output of the one before it, and nothing else reads that output.
+    """Residual blocks that follow one another: each adds to the output of the block before it, and nothing else reads that output.
 
-    blocks: in their order; one may hold others. A network without any of them is computed by putting their entry in place of the
-    last output.
+    blocks: the blocks in their order; a block may contain others. A network without its blocks is computed by using the entry of
+    the first block in place of the output of the last.
     """
 
     blocks: tuple[ResidualBlock, ...]
@@ -46,20 +47,20 @@ class Trunk:
 
     @property
     def inner(self) -> frozenset[str]:
-        """Names of all nodes within the blocks, without the nodes that end them."""
+        """The names of all nodes within the blocks, except the nodes that end them."""
         return frozenset(name for block in self.blocks for name in block.inner)
 
     @property
     def outputs(self) -> dict[str, ResidualBlock]:
-        """The blocks by the tensors that they give."""
+        """For each tensor that a block gives, the block."""
         return {block.output: block for block in self.blocks}
 
 
 def trunk(graph: Graph) -> tuple[Trunk | None, str]:
-    """Two values: the blocks that a part of a picture can go without, or None; and why there are none, in a sentence, or "".
+    """The blocks that a part of a picture can go without, or None; and the reason why there are none, as a sentence, or "".
 
-    The blocks are the outermost sums of features and of tensors computed from them that follow one another. A single one around
-    several such sums, or around one of the same tensor, and a convolution besides is a body: the blocks are then those within.
+    The blocks are the outermost residual sums that follow one another. A single outermost sum is a body, and the blocks are the
+    sums within it, where it contains several such sums, or one that adds to the same tensor, and a convolution besides.
     """
     chain, beside = _chain(graph)
     if not chain:
@@ -70,7 +71,7 @@ def trunk(graph: Graph) -> tuple[Trunk | None, str]:
 
 
 def _chain(graph: Graph) -> tuple[tuple[ResidualBlock, ...], int]:
-    """The blocks, and the number of other sums that lie in no other sum."""
+    """The blocks, and the number of other outermost sums."""
     ancestry = Ancestry(graph)
     sums = residual_sums(graph, ancestry)
     inner = {one.output: ancestry.between(one.skip, one.inner) for one in sums}
@@ -90,9 +91,9 @@ def _chain(graph: Graph) -> tuple[tuple[ResidualBlock, ...], int]:
 
 
 def _longest(sums: Sequence[ResidualSum]) -> list[ResidualSum]:
-    """The longest chain of sums in which each adds, as it is, the result of the one before it."""
+    """The longest chain of sums in which each sum adds the result of the one before it unchanged."""
     best: list[ResidualSum] = []
-    chains: dict[str, list[ResidualSum]] = {}  # by the tensor that they end with
+    chains: dict[str, list[ResidualSum]] = {}  # the key is the tensor that a chain ends with
     for one in sums:
         chains[one.output] = [*chains.get(one.skip, []), one]
         if len(chains[one.output]) > len(best):
@@ -130,11 +131,11 @@ def _why_not(graph: Graph, blocks: tuple[ResidualBlock, ...]) -> str:
 
 
 def reaches(graph: Graph, found: Trunk) -> Mapping[str, Fraction]:
-    """How far around tiles with blocks the tensors behind a convolution are read, in pixels of the picture; 0 where they are read
-    in these tiles alone.
+    """For each tensor behind a convolution, how far around the tiles with blocks it is read, in pixels of the picture; 0 where it
+    is read in these tiles alone.
 
-    Within blocks, convolutions compute in these tiles alone and give nothing elsewhere; the sum that ends a block is there the
-    tensor that it adds to. Layers before and behind the blocks are computed as far as they are read.
+    Within blocks, convolutions compute in these tiles alone and give nothing elsewhere; there the sum that ends a block is the
+    tensor that it adds to. Layers before and after the blocks are computed as far as they are read.
     """
     sizes, need = extents(graph), {name: Fraction(0) for name in (*graph.inputs, *(node.name for node in graph.nodes))}
     inner, outputs = found.inner, found.outputs
@@ -142,7 +143,7 @@ def reaches(graph: Graph, found: Trunk) -> Mapping[str, Fraction]:
     def read(name: str, far: Fraction) -> None:
         need[name] = max(need[name], far)
 
-    if linear_upsampler(graph) is not None:  # the upsampler may be computed as one convolution, of so many pixels
+    if linear_upsampler(graph) is not None:  # the upsampler may be computed as one convolution with this radius
         read(upsampler_input(graph), Fraction(COLLAPSED_RADIUS))
     for node in reversed(graph.nodes):
         if node.name in outputs:
@@ -158,10 +159,10 @@ def reaches(graph: Graph, found: Trunk) -> Mapping[str, Fraction]:
 
 
 def stopped(graph: Graph, found: Trunk, quantized: Collection[str]) -> frozenset[str]:
-    """The tensors that are zero where blocks are not computed: the output of a convolution of a block, together with the nodes that
-    are computed with it (`fuse`) but without what is added to that, and the tensor that a block adds.
+    """The tensors that are zero where blocks are not computed: the output of a block's convolution, together with the nodes that
+    are computed with it (`fuse`) but before a residual is added, and the tensor that a block adds.
 
-    quantized: keys of the convolutions in integers.
+    quantized: the keys of the convolutions that are computed in integers.
     """
     names = {block.inner[-1] for block in found.blocks}
     for item in fuse(graph, quantized):
@@ -172,20 +173,20 @@ def stopped(graph: Graph, found: Trunk, quantized: Collection[str]) -> frozenset
 
 
 def _stops(node: Node, inner: frozenset[str]) -> bool:
-    """Whether a node computes only in tiles with blocks."""
+    """Returns whether a node computes only in tiles with blocks."""
     return isinstance(node, Conv) and node.name in inner
 
 
 def _read_of(node: Node, scale: Fraction, far: Fraction) -> Fraction:
-    """How far a node reads its input, which has this scale, where its output is read as far as `far`. It is a whole number of
-    pixels of the input."""
+    """How far a node reads its input, which has this scale, where its output is read as far as `far`. The result is a whole number
+    of pixels of the input."""
     steps = reach_of(node)
     assert steps is not None
     return (math.ceil(far * scale) + math.ceil(steps)) / scale
 
 
 def least_tile(graph: Graph, found: Trunk) -> int:
-    """Pixels a side that tiles must have at least, so that everything read around a tile lies in its neighbours."""
+    """The least side of tiles, in pixels, with which everything that is read around a tile lies in its neighbours."""
     return max(1, math.ceil(max(reaches(graph, found).values())))
 
 

@@ -1,4 +1,5 @@
-"""Pictures in and out: files read and written by rows, Pillow images, 8-bit arrays; colour, transparency and orientation."""
+"""Pictures in and out: files that are read and written by rows, Pillow images and 8-bit arrays, with their colours, transparency
+and orientation."""
 
 from .folder import PassedOver, find_pictures, list_images
 from .formats import EXTENSIONS, Layout

@@ -1,5 +1,5 @@
-"""What the numbers of a picture mean as colours: ICC profiles (ICC.1:2001-04), and the chunks that a PNG may have in place of
-one."""
+"""Tells which colours the numbers of a picture stand for: by an ICC profile (ICC.1:2001-04), or by the chunks that a PNG may have
+in place of one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PRIMARIES = {
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
 _SRGB = _PRIMARIES[1]
-_SRGB_TRANSFER, _LINEAR, _GAMMA_22, _GAMMA_28, _VIDEO = 13, 8, 4, 5, (1, 6, 14, 15)  # the last also by H.273
+_SRGB_TRANSFER, _LINEAR, _GAMMA_22, _GAMMA_28, _VIDEO = 13, 8, 4, 5, (1, 6, 14, 15)  # code points of H.273 for transfer functions
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _KINDS = {b"GRAY": "grey", b"RGB ": "RGB", b"CMYK": "CMYK"}
@@ -28,9 +28,9 @@ _KINDS = {b"GRAY": "grey", b"RGB ": "RGB", b"CMYK": "CMYK"}
 class Colour:
     """The chunks of a PNG that say what its colours are, without its profile.
 
-    gamma: of gAMA, the exponent of encoding (0.45455 for most). chromaticities: of cHRM, x and y of white, red, green and blue.
-    srgb: the rendering intent of sRGB. cicp: the four bytes of cICP. Each None where it is not there. Of several that disagree
-    cICP goes before the profile, the profile before sRGB, and that before the others (ISO/IEC 15948, 4.3).
+    gamma: the exponent of encoding in gAMA (0.45455 for most pictures). chromaticities: x and y of white, red, green and blue in
+    cHRM. srgb: the rendering intent in sRGB. cicp: the four bytes of cICP. Each is None where its chunk is missing. Where chunks
+    disagree, cICP has precedence over the profile, the profile over sRGB, and sRGB over the others (ISO/IEC 15948, 4.3).
     """
 
     gamma: float | None = None
@@ -39,7 +39,8 @@ class Colour:
     cicp: bytes | None = None
 
     def chunks(self, profile: bool) -> list[tuple[bytes, bytes]]:
-        """Names and contents of the chunks but for cICP. profile: whether one is written, beside which sRGB must not be."""
+        """The names and contents of the chunks except cICP. profile: true where a profile is written, beside which there must be no
+        sRGB chunk."""
         found = []
         if self.srgb is not None and not profile:
             found.append((b"sRGB", bytes([self.srgb])))
@@ -51,14 +52,15 @@ class Colour:
 
     @property
     def named(self) -> bool:
-        """Whether a profile can say the same."""
+        """Returns whether a profile can say the same as these chunks."""
         if self.cicp is None:
             return True
         curves = (_SRGB_TRANSFER, _LINEAR, _GAMMA_22, _GAMMA_28, *_VIDEO)
         return self.cicp[0] in _PRIMARIES and self.cicp[1] in curves
 
     def profile(self, grey: bool) -> bytes | None:
-        """The colour profile that says the same; None for sRGB, which needs none, and where none can say it (`named`)."""
+        """The colour profile that says the same as these chunks; None for sRGB, which needs none, and where no profile can say it
+        (`named`)."""
         if self.cicp is not None:
             if not self.named or (self.cicp[0], self.cicp[1]) == (1, _SRGB_TRANSFER):
                 return None
@@ -70,7 +72,7 @@ class Colour:
         if primaries is not None and (grey or max(abs(a - b) for a, b in zip(primaries, _SRGB, strict=True)) < 0.001):
             primaries = None
         if primaries is None and usual_gamma:
-            return None  # this is how sRGB is described to a reader that does not know its chunk
+            return None  # these chunks describe sRGB to a reader that does not know the sRGB chunk
         curve = _transfer_curve(_SRGB_TRANSFER) if self.gamma is None else _gamma_curve(1 / self.gamma)
         return _profile(primaries or _SRGB, curve, grey)
 
@@ -83,7 +85,8 @@ def profile_kind(icc: bytes) -> str | None:
 
 
 def fitting_profile(icc: bytes | None, grey: bool) -> tuple[bytes | None, str | None]:
-    """The profile if it is for such pixels; of one for RGB its tone curve, if they are grey. And why it is left out, if it is."""
+    """Returns a profile that fits the pixels, and the reason why the given profile is left out, as words that follow "a colour
+    profile that"; either may be None. For grey pixels, an RGB profile is replaced by a grey one with its tone curve."""
     if icc is None:
         return None, None
     kind, wanted = profile_kind(icc), "grey" if grey else "RGB"
@@ -95,7 +98,7 @@ def fitting_profile(icc: bytes | None, grey: bool) -> tuple[bytes | None, str | 
 
 
 def grey_profile(icc: bytes) -> bytes | None:
-    """A grey profile with the tone curve of an RGB one, None where that has no curve but tables."""
+    """A grey profile with the tone curve of an RGB profile; None where that has tables in place of a curve."""
     tags = _tags(icc)
     curve = tags.get(b"gTRC")
     if curve is None or curve[:4] not in (b"curv", b"para"):
@@ -105,7 +108,8 @@ def grey_profile(icc: bytes) -> bytes | None:
 
 
 def rgb_profile(icc: bytes) -> bytes | None:
-    """An RGB profile with the tone curve of a grey one, for grey pixels that are stored as RGB; None where it has no curve."""
+    """An RGB profile with the tone curve of a grey profile, for grey pixels that are stored as RGB; None where the grey profile has
+    no curve."""
     tags = _tags(icc)
     curve = tags.get(b"kTRC")
     if curve is None or curve[:4] not in (b"curv", b"para"):
@@ -140,7 +144,7 @@ def _rgb_tags(primaries: tuple[float, ...], curve: bytes) -> dict[bytes, bytes]:
 
 
 def _columns(primaries: tuple[float, ...]) -> np.ndarray:
-    """[3, 3], the X, Y and Z of the primaries in its columns, adapted to D50 by Bradford's transform."""
+    """A matrix [3, 3] whose columns are the X, Y and Z of the primaries, adapted to D50 by Bradford's transform."""
     xyz = np.array([(x / y, 1.0, (1 - x - y) / y) for x, y in zip(primaries[::2], primaries[1::2], strict=True)]).T
     white, colours = xyz[:, 0], xyz[:, 1:]
     scaled = colours * np.linalg.solve(colours, white)
@@ -168,7 +172,8 @@ def _gamma_curve(gamma: float) -> bytes:
 
 
 def _xyz_tag(xyz: np.ndarray) -> bytes:
-    """Three numbers of 32 bits, the nearest that these have where primaries that no light has lead beyond."""
+    """Three numbers as fixed-point numbers of 32 bits. A number outside their range, which primaries of no real colour lead to,
+    becomes the nearest in it."""
     most = 2**31 - 1
     return b"XYZ " + bytes(4) + struct.pack(">3i", *(min(max(round(float(value) * 65536), -most), most) for value in xyz))
 

@@ -1,4 +1,4 @@
-"""The pictures of a folder, and what of it is none or cannot be read."""
+"""Finds the pictures of a folder, and the files in it that are not pictures or cannot be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _START_BYTES = 32
 
 @dataclass(frozen=True)
 class PassedOver:
-    """A file that looks like a picture and is not read. reason: a clause."""
+    """A file that looks like a picture and is not read. reason: why not, as a clause."""
 
     path: Path
     reason: str
@@ -23,8 +23,8 @@ class PassedOver:
 
 @dataclass
 class Listing:
-    """The contents of a folder. pictures: files to read. passed_over: other files that look like pictures. others: the number of
-    all other files."""
+    """The contents of a folder. pictures: the files to read. passed_over: other files that look like pictures. others: the number
+    of all other files."""
 
     pictures: list[Path] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
@@ -32,10 +32,10 @@ class Listing:
 
 
 def find_pictures(folder: Path, left_out: Path | None = None) -> Listing:
-    """All that a folder and the folders in it hold, sorted by path. Hidden files and folders are left out, and links to folders are
-    not followed.
+    """Everything in a folder and in the folders within it, sorted by path. Hidden files and folders are left out, and links to
+    folders are not followed.
 
-    left_out: a folder within that is not searched, None where all are.
+    left_out: a folder within it that is not searched; None where all are searched.
     """
     found = Listing()
 
@@ -77,7 +77,7 @@ def _sort_in(path: Path, found: Listing) -> None:
 
 
 def _no_file(path: Path) -> str | None:
-    """Why a path leads to no file, as a clause; None where it does."""
+    """The reason why a path does not lead to a file, as a clause; None where it does."""
     try:
         return None if stat.S_ISREG(os.stat(path).st_mode) else "it is no file"
     except OSError as error:  # a folder may allow listing but not opening its files
@@ -85,7 +85,7 @@ def _no_file(path: Path) -> str | None:
 
 
 def _content(path: Path) -> str | None:
-    """The format of a file by its content, None where that is no picture or cannot be read."""
+    """The format of a file by its content; None where the file is not a picture or cannot be read."""
     if _no_file(path):
         return None
     try:
@@ -96,10 +96,11 @@ def _content(path: Path) -> str | None:
 
 
 def list_images(folder: str | os.PathLike, argument: str = "folder") -> list[Path]:
-    """The PNG and JPEG files of a folder (not of the folders in it), by name; hidden files are left out.
+    """The PNG and JPEG files of a folder (not of the folders in it), by name. Hidden files are left out.
 
-    argument: what the caller calls the folder, for messages. Raises ValueError when it is no folder, holds no such file, or holds
-    pictures in other formats or links that lead nowhere: figures over the rest would pass for figures over all.
+    argument: what the caller calls the folder, for messages. Raises ValueError for a path that is not a folder, for a folder
+    without such files, and for one that holds pictures in other formats or links that lead nowhere: figures for the rest would be
+    mistaken for figures for all pictures.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The file formats by name, and what each can hold."""
+"""The file formats by name, and what each of them can hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from .colour import Colour, rgb_profile
 from .metadata import Metadata
 
-# What is written, by suffix.
+# The formats that are written, by suffix.
 EXTENSIONS = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -22,7 +22,7 @@ EXTENSIONS = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
-# What is read besides, by suffix.
+# Further formats that are read, by suffix.
 READ_ONLY = {
     ".gif": "GIF",
     ".avif": "AVIF",
@@ -38,7 +38,7 @@ READ_ONLY = {
     ".ppm": "PNM",
     ".pnm": "PNM",
 }
-# Pictures that are not read, by suffix: a folder that holds one says so.
+# Kinds of pictures that are not read, by suffix. Where a folder holds one, a message names it.
 RAW = "a raw picture of a camera"
 UNREAD = {
     **dict.fromkeys((".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".nrw", ".3fr"), RAW),
@@ -59,7 +59,7 @@ UNREAD = {
     ".jxr": "a JPEG XR picture",
     ".pcx": "a PCX picture",
 }
-# the name to import, and the name to install
+# for each format, the package's name for import, and its name for installation
 _PACKAGES = {"HEIC": ("pillow_heif", "pillow-heif"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}
 READ = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIC, JPEG XL, JPEG 2000 and PNM"
 MAX_SIDE = {"JPEG": 65500, "WebP": 16383}  # the limits of libjpeg and of the WebP format
@@ -87,10 +87,10 @@ _UNREAD_STARTS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """The kind of a picture. channels: 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA. depth: 8 or 16 bits per channel.
+    """The kind of a picture. channels: 1 is grey, 2 grey with alpha, 3 RGB, 4 RGBA. depth: 8 or 16 bits per channel.
 
-    icc: its colour profile or None. dpi: horizontal and vertical resolution, None where it has none. colour: what a PNG says of its
-    colours without a profile, None for nothing. metadata: EXIF and its like, None without.
+    icc: the colour profile, or None. dpi: the horizontal and vertical resolution; None where the picture has none. colour: what a
+    PNG says of its colours without a profile; None where it says nothing. metadata: EXIF and similar; None where there is none.
     """
 
     width: int
@@ -120,19 +120,20 @@ class Layout:
 
     @property
     def profile(self) -> bytes | None:
-        """The colour profile for a format that says colours in no other way: `icc`, or one made from `colour` where that wins."""
+        """The colour profile for a format that describes colours only by profiles: `icc`, or a profile made from `colour` where
+        that has precedence."""
         return self._made_profile(self.grey) or self.icc
 
     @property
     def rgb_profile(self) -> bytes | None:
-        """The colour profile for a format that stores grey as RGB. None, too, where a grey profile has no tone curve that could be
-        taken over."""
+        """The colour profile for a format that stores grey as RGB. It is None, too, where a grey profile has no tone curve to take
+        over."""
         if self.icc is None or not self.grey:
             return self._made_profile(False) or self.icc
         return self._made_profile(False) or rgb_profile(self.icc)
 
     def _made_profile(self, grey: bool) -> bytes | None:
-        """One made from `colour` where that wins over `icc`."""
+        """The profile made from `colour`, where that has precedence over `icc`."""
         if self.colour is None or (self.icc is not None and self.colour.cicp is None):
             return None
         return self.colour.profile(grey)
@@ -148,12 +149,12 @@ def missing_package(format: str) -> str | None:
 
 
 def plausible(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
-    """A resolution, None for what none can be."""
+    """The resolution; None where no real resolution can have such a value."""
     return dpi if dpi is not None and all(_LEAST_DPI <= value <= _MOST_DPI for value in dpi) else None
 
 
 def sniff(start: bytes) -> str | None:
-    """The format of a file by its first 32 bytes, None for one that is not read here."""
+    """The format of a file by its first 32 bytes; None for a format that is not read here."""
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if start.startswith(b"\xff\xd8\xff"):

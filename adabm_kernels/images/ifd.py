@@ -1,4 +1,4 @@
-"""Directories of tags, as in TIFF and EXIF files (TIFF 6.0, 2), copied from one file into another."""
+"""Directories of tags, as TIFF and EXIF have them (TIFF 6.0, 2), copied from one file into another."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ DESCRIBING = (270, 271, 272, 305, 306, 315, 33432)  # ImageDescription, Make, Mo
 BELOW = (34665, 34853, 40965)  # tags that refer to a directory: EXIF, GPS, and within EXIF the one of interoperability
 ENTRY_BYTES = 12
 _LONG = 4
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # bytes of a value by type
-_WORDS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # bytes whose order is that of the file
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # for each type, the bytes of a value
+_WORDS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # for each type, the bytes of one number in the file's order
 _MOST_BYTES = 16 << 20  # the most bytes of all values together
 
 
 class Value(NamedTuple):
-    """kind: its type. length: how many values of that type. data: as in a file with the low byte first. below: the directory it
-    refers to, or None."""
+    """The value of a tag. kind: the number of its type. length: how many elements of that type it has. data: its bytes as in a file
+    with the low byte first. below: the directory that it refers to, or None."""
 
     kind: int
     length: int
@@ -29,20 +29,21 @@ class Value(NamedTuple):
 
 
 def order_of(header: bytes) -> str | None:
-    """The order of bytes by the first four of a file, as `struct` writes it; None for what is no TIFF, or a BigTIFF."""
+    """The order of bytes, as `struct` writes it, by the first four bytes of a file; None where the file is not a TIFF, and for a
+    BigTIFF."""
     return {b"II*\0": "<", b"MM\0*": ">"}.get(header[:4])
 
 
 def read_tags(file: BinaryIO, start: int, order: str, wanted: Iterable[int] | None = None) -> dict[int, Value]:
-    """A directory and those below it. wanted: tags that are read, None for all.
+    """Reads a directory and the directories below it. wanted: the tags that are read; None for all.
 
-    Values that are cut are left out, and those that make all of them too long: in a hostile file they lie one over the other.
+    Values that are cut off are left out, and so are values that would make the total too long: in a hostile file they may overlap.
     """
     return _Tags(file, order).read(start, wanted)
 
 
 class _Tags:
-    """Directories of one file, with what is left of the bytes that may be read of it."""
+    """Reads the directories of one file, and counts how many bytes may still be read from it."""
 
     def __init__(self, file: BinaryIO, order: str):
         self._file, self._order, self._left = file, order, _MOST_BYTES
@@ -71,7 +72,8 @@ class _Tags:
 
 
 def written(tags: dict[int, Value], order: str, start: int) -> bytes:
-    """A directory, the last of its chain, with all it refers to, as it stands in a file from `start` on."""
+    """The bytes of a directory, which is the last of its chain, and of everything that it refers to, as they stand in a file from
+    the place `start` on."""
     table, rest = struct.pack(f"{order}H", len(tags)), b""
     end = start + 2 + ENTRY_BYTES * len(tags) + 4
     for tag in sorted(tags):
@@ -91,7 +93,7 @@ def written(tags: dict[int, Value], order: str, start: int) -> bytes:
 
 
 def as_exif(tags: dict[int, Value]) -> bytes:
-    """Tags as the TIFF structure that EXIF is."""
+    """Tags as a TIFF structure, which is the form of EXIF."""
     return b"II*\0" + struct.pack("<I", 8) + written(tags, "<", 8)
 
 
@@ -104,6 +106,6 @@ def of_exif(exif: bytes) -> dict[int, Value]:
 
 
 def _ordered(data: bytes, kind: int, order: str) -> bytes:
-    """Values with the low byte first from, or into, a file of this order."""
+    """Converts values between the order with the low byte first and the order of a file; the two directions are the same."""
     word = _WORDS.get(kind, 1)
     return np.frombuffer(data, f">u{word}").astype(f"<u{word}").tobytes() if order == ">" and word > 1 else data

@@ -1,4 +1,4 @@
-"""JPEG files: whether their data is whole, and segments that libvips does not write as they were."""
+"""JPEG files: whether their data is complete and undamaged, and the segments that libvips would not write as they were."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ except ImportError:
     simplejpeg = None
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"  # the markers SOI and EOI
-_SMALLEST = 1  # this decodes an eighth of the size, for which all data must be read
+_SMALLEST = 1  # this decodes the picture at an eighth of its size, for which all data must be read
 TOO_SHORT = "Premature end of JPEG file"
-_SPOILS = ("Corrupt JPEG data", TOO_SHORT, "Inconsistent progression")  # messages of libjpeg about damage
+_SPOILS = ("Corrupt JPEG data", TOO_SHORT, "Inconsistent progression")  # the messages of libjpeg that tell of damage
 _BEFORE_END = "extraneous bytes before marker 0xd9"
 _CLOSELY_BYTES = 16 << 10  # files up to this size take 10 ms at most
 _MOST_SEGMENT_BYTES = 65533
@@ -25,16 +25,16 @@ _APP0, _APP1 = 0xE0, 0xE1
 
 
 def damage(data: bytes | memoryview | mmap.mmap, thorough: bool = False) -> str | None:
-    """What is wrong with the data of a JPEG file that can be read nevertheless, None where nothing is seen.
+    """Describes the damage in the data of a JPEG file that can be read nevertheless; None where none is seen.
 
-    All of it is seen as libjpeg sees it, and its beginning more closely (jpeg_scan.py), or all of it where thorough. JPEG has no
-    checksums: damage whose bits are a picture too is not seen.
+    All data is checked as libjpeg checks it. The beginning is also checked more closely (jpeg_scan.py), or all of it where
+    `thorough` is true. JPEG has no checksums: damage is not seen where the changed bits are valid too.
     """
     return _words_of_libjpeg(data) or jpeg_scan.fault(data, None if thorough else _CLOSELY_BYTES)
 
 
 def lacks_only_end(data: bytes | memoryview | mmap.mmap) -> bool:
-    """Whether a file without an end marker has all of its picture."""
+    """Returns whether a file without an end marker still has all of its picture."""
     words = _words_of_libjpeg(bytes(data) + _END)
     return words is None or words.endswith(_BEFORE_END)
 
@@ -50,12 +50,12 @@ def _words_of_libjpeg(data: bytes | memoryview | mmap.mmap) -> str | None:
             words = str(error)
         if words.startswith(_SPOILS):
             return words
-    return None  # for some pictures it cannot tell, such as those of 12 bits
+    return None  # the decoder cannot judge some pictures, such as those of 12 bits
 
 
 def segments(exif: bytes | None, dpi: tuple[float, float] | None) -> bytes | None:
-    """The segments that say the resolution and hold EXIF; None where there is nothing to say, where EXIF is larger than a segment,
-    and where the resolution is no whole number and there is no EXIF that would say it."""
+    """The segments that state the resolution and hold the EXIF. None where there is neither, where the EXIF is larger than a
+    segment, and where the resolution is not a whole number and there is no EXIF to state it."""
     body = b"" if exif is None else b"Exif\0\0" + exif
     whole = dpi is None or max(abs(value - round(value)) for value in dpi) < _WHOLE_DPI
     if len(body) > _MOST_SEGMENT_BYTES or (exif is None and (dpi is None or not whole)):
@@ -70,9 +70,9 @@ def _segment(kind: int, data: bytes) -> bytes:
 
 
 class Inserting:
-    """Takes a JPEG file piece by piece and hands it on with segments after its first marker.
+    """Takes a JPEG file piece by piece, and passes it on with segments inserted after its first marker.
 
-    Called with a piece it returns how many bytes it took, -1 where `write` failed: `error` is then what it failed with.
+    A call with a piece returns how many bytes it took, or -1 where `write` failed; `error` is then the exception.
     """
 
     def __init__(self, write: Callable[[bytes], int], segments: bytes):

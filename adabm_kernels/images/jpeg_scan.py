@@ -1,7 +1,7 @@
-"""Whether the coded data of a sequential JPEG is what an encoder could have written (ITU-T T.81, F.2).
+"""Checks whether the coded data of a sequential JPEG is what an encoder could have written (ITU-T T.81, F.2).
 
-Decoders take what comes: after a wrong bit they read other codes than were written, put coefficients outside their block, make
-blocks brighter than white, and show what results. Codes are only counted here, and the mean of each block followed.
+Decoders accept any data: after a wrong bit they read other codes than were written, put coefficients outside their block, make
+blocks brighter than white, and show the result. Here the codes are only counted, and the mean of each block is followed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-_SEQUENTIAL = (0xC0, 0xC1)  # markers of frames that are in Huffman codes and not progressive
+_SEQUENTIAL = (0xC0, 0xC1)  # the markers of frames with Huffman codes that are not progressive
 _OTHER_FRAMES = (0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xD0))
 _TABLES, _END, _SCAN, _STEPS, _RESTARTS = 0xC4, 0xD9, 0xDA, 0xDB, 0xDD
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _COEFFICIENTS = 64  # coefficients of a block
-# What a code does: bits that it takes, its value among them, and above them coefficients that it passes, or, of a mean, bits of its
-# value. The other two are more coefficients than any block has, so that they end it.
+# The meaning of a code is one number. Its lowest _BITS bits say how many bits the code takes, with those of its value. The bits
+# above say how many coefficients it passes or, for a mean, how many bits its value has. _ENDS and _NO_CODE are more coefficients
+# than any block has, so that they end it.
 _BITS, _ENDS, _NO_CODE = 8, 1 << 10, 1 << 12
 _WINDOW_BITS = 16  # bits of the longest code
 _MOST_MEAN = 1024  # the largest mean of a block of 8-bit values less 128, times 8
@@ -32,8 +33,9 @@ _PADDING = (b"", b"\0", b"\xff")  # bytes that some encoders put at the end in a
 
 
 class _Block(NamedTuple):
-    """What is known of each block of a unit. component: its place in the scan. first, others: codes of its first coefficient, which
-    is its mean, and of the others. most: that its mean can be, in steps of its quantisation."""
+    """What is known of each block of a unit. component: the place of its component in the scan. first: the codes of its first
+    coefficient, which is its mean. others: the codes of its other coefficients. most: the largest value of its mean, in
+    quantisation steps."""
 
     component: int
     first: memoryview
@@ -43,8 +45,9 @@ class _Block(NamedTuple):
 
 @dataclass
 class _Tables:
-    """What segments have said so far. codes: counts and symbols of each table of codes by its class and number. steps: of the mean,
-    by the number of the quantisation table. restarts: units of blocks between two, 0 without."""
+    """What the segments have said so far. codes: the counts and symbols of each table of codes, by the class and number of the
+    table. steps: the step of the mean, by the number of the quantisation table. restarts: the units of blocks between two restarts;
+    0 where there are none."""
 
     codes: dict[int, bytes] = field(default_factory=dict)
     steps: dict[int, int] = field(default_factory=dict)
@@ -52,7 +55,8 @@ class _Tables:
 
 
 class _Frame(NamedTuple):
-    """By a component's identifier: factors, its sampling across and down, and the number of its quantisation table in steps."""
+    """A frame: the size of the picture, and two values for each component by its identifier. factors: its sampling across and down.
+    steps: the number of its quantisation table."""
 
     width: int
     height: int
@@ -65,9 +69,10 @@ class _Frame(NamedTuple):
 
 
 def fault(data: bytes | memoryview | mmap.mmap, most_bytes: int | None = None) -> str | None:
-    """What is wrong with the coded data of a JPEG file, None where it is right or of a kind that is not looked at.
+    """Describes what is wrong with the coded data of a JPEG file; None where nothing is, and for kinds of data that are not
+    checked.
 
-    most_bytes: of it that are looked at from the start, None for all. It takes half a millisecond a kilobyte.
+    most_bytes: how many bytes from the start are checked; None for all. A kilobyte takes half a millisecond.
     """
     try:
         return next(_faults(data, most_bytes), None)
@@ -112,7 +117,7 @@ def _faults(data: bytes | memoryview | mmap.mmap, most_bytes: int | None) -> Ite
 
 
 def _huffman_tables(segment: bytes) -> dict[int, bytes]:
-    """Counts and symbols of each table by its class and number."""
+    """The counts and symbols of each table, by its class and number."""
     found = {}
     while segment:
         end = 17 + sum(segment[1:17])
@@ -121,7 +126,7 @@ def _huffman_tables(segment: bytes) -> dict[int, bytes]:
 
 
 def _first_steps(segment: bytes) -> dict[int, int]:
-    """The step of the mean of each quantisation table by its number."""
+    """For the number of each quantisation table, the step of the mean."""
     found = {}
     while segment:
         wide = segment[0] >> 4
@@ -131,7 +136,7 @@ def _first_steps(segment: bytes) -> dict[int, int]:
 
 
 def _scan_faults(data: bytes, header: bytes, frame: _Frame, tables: _Tables, *, whole: bool) -> Iterator[str]:
-    """whole: whether the data is all of the scan's."""
+    """The faults of one scan. whole: true where `data` is all the data of the scan."""
     chosen = [(header[1 + 2 * index], header[2 + 2 * index]) for index in range(header[0])]
     across, down = frame.most
     if len(chosen) == 1:  # blocks come in their order, and those outside the picture are left out
@@ -160,7 +165,7 @@ def _scan_faults(data: bytes, header: bytes, frame: _Frame, tables: _Tables, *, 
 
 
 def _piece_fault(data: bytes, blocks: list[_Block], units: int, *, last: bool, whole: bool) -> str | None:
-    """What is wrong with the data between two restarts, which has so many units of blocks."""
+    """Describes what is wrong with the data between two restarts, which holds `units` units of blocks; None where nothing is."""
     bytes_ = np.frombuffer(data + b"\xff\xff\xff", np.uint8).astype(np.uint32)
     windows = ((bytes_[:-2] << 16) | (bytes_[1:-1] << 8) | bytes_[2:]).data  # 24 bits, beginning at each byte
     place, means = 0, [0] * _MOST_COMPONENTS
@@ -192,7 +197,8 @@ def _piece_fault(data: bytes, blocks: list[_Block], units: int, *, last: bool, w
 
 
 def _no_picture(data: bytes, place: int, cut: bool) -> str | None:
-    """cut: whether the data goes on behind its last bytes, of which nothing can then be said."""
+    """Describes a fault at the bit `place`, from which the data is no picture. cut: true where the data continues after its last
+    bytes. The result is None where the fault may be due to that."""
     if cut and place >> 3 >= len(data) - 2:
         return None
     return "its data ends before its picture does" if place >> 3 >= len(data) else "its data holds codes that no encoder writes"
@@ -200,8 +206,8 @@ def _no_picture(data: bytes, place: int, cut: bool) -> str | None:
 
 @lru_cache(32)
 def _codes(table: bytes, first: bool) -> memoryview:
-    """The meaning of the code with which the next 16 bits begin, by these bits. first: whether codes are for the first
-    coefficient."""
+    """For each value of the next 16 bits, the meaning of the code with which they begin. first: true for the codes of first
+    coefficients."""
     found = np.full(1 << _WINDOW_BITS, _NO_CODE << _BITS, np.uint32)
     code, place = 0, 16
     for length, count in enumerate(table[:16], 1):

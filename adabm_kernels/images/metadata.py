@@ -1,4 +1,4 @@
-"""The contents of a picture file besides its pixels and colours: EXIF, XMP, IPTC and the texts of a PNG."""
+"""The contents of a picture file beside its pixels and colours: EXIF, XMP, IPTC and the texts of a PNG."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
 _EXIF_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x8769, 0xA002, 0xA003
 _THUMBNAIL_START, _THUMBNAIL_BYTES = 0x0201, 0x0202
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 0x011A, 0x011B, 0x0128, 2
-_RESOLUTION_PARTS = 1000  # parts of a dot per inch
+_RESOLUTION_PARTS = 1000  # parts of a dot per inch in which a resolution is written
 _SHORT, _LONG = 3, 4
-_ENTRY = 12  # bytes of an entry
+_ENTRY = 12  # the bytes of an entry of a directory
 _PREFIX = b"Exif\0\0"
 _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)[2-8]""")
-# What such XMP describes are further pictures or a film behind the picture, which are not carried over.
+# XMP with one of these names describes further pictures or a film behind the picture, which are not carried over.
 _XMP_OF_ATTACHMENTS = (b"http://ns.google.com/photos/1.0/container/", b"http://ns.adobe.com/hdr-gain-map/1.0/")
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """exif: a TIFF structure, without the six bytes before it in a JPEG. xmp: a packet of XML. iptc: of a JPEG.
+    """exif: a TIFF structure, without the six bytes before it in a JPEG. xmp: a packet of XML. iptc: the IPTC data of a JPEG.
 
-    text: chunks tEXt, zTXt and iTXt of a PNG, name and contents. Each None, or empty, where it is not there.
+    text: the chunks tEXt, zTXt and iTXt of a PNG, each as a name and contents. A field is None, or empty, where the file lacks the
+    data.
     """
 
     exif: bytes | None = None
@@ -34,8 +35,8 @@ class Metadata:
     text: tuple[tuple[bytes, bytes], ...] = ()
 
     def upright(self, width: int, height: int, dpi: tuple[float, float] | None = None) -> Metadata:
-        """The same for an output of this size and, where it has one, resolution: it is upright already, and has no thumbnail, which
-        would show the input."""
+        """The metadata for an output of this size and, where it has one, this resolution. The output is upright, and the thumbnail
+        is left out because it would show the input."""
         exif = None if self.exif is None else _upright_exif(self.exif, width, height, dpi)
         xmp = None if self.xmp is None else _upright_xmp(self.xmp)
         return Metadata(exif, xmp, self.iptc, self.text)
@@ -44,14 +45,14 @@ class Metadata:
 def metadata_of(
     exif: bytes | None = None, xmp: bytes | None = None, iptc: bytes | None = None, text: tuple[tuple[bytes, bytes], ...] = ()
 ) -> Metadata | None:
-    """A picture's metadata, None where there is none."""
+    """The metadata of a picture; None where there is none."""
     exif = exif.removeprefix(_PREFIX) if exif else None
     found = Metadata(exif or None, xmp or None, iptc or None, text)
     return None if found == Metadata() else found
 
 
 def orientation_of(exif: bytes | None) -> int:
-    """How a picture is to be turned according to its EXIF, 1 (not at all) to 8."""
+    """The orientation of a picture according to its EXIF: 1 (upright) to 8."""
     order = None if exif is None else order_of(exif)
     if exif is None or order is None:
         return 1
@@ -64,7 +65,8 @@ def orientation_of(exif: bytes | None) -> int:
 
 
 def _upright_exif(exif: bytes, width: int, height: int, dpi: tuple[float, float] | None) -> bytes | None:
-    """Changed in place, so that what a camera's maker keeps in it stays where it looks for it; None for what is no EXIF."""
+    """The EXIF, changed without moving its parts, because the maker of a camera finds its own data by their places; None where the
+    bytes are no EXIF."""
     data = bytearray(exif)
     order = order_of(exif)
     if order is None:
@@ -91,7 +93,7 @@ def _upright_exif(exif: bytes, width: int, height: int, dpi: tuple[float, float]
 
 
 def _entries(data: bytes | bytearray, start: int, order: str) -> dict[int, int]:
-    """The place where the entry of each tag of a directory begins."""
+    """For each tag of a directory, the place where its entry begins."""
     count = struct.unpack_from(f"{order}H", data, start)[0]
     places = range(start + 2, start + 2 + _ENTRY * count, _ENTRY)
     return {struct.unpack_from(f"{order}H", data, place)[0]: place for place in places if place + _ENTRY <= len(data)}
@@ -105,7 +107,8 @@ def _set(data: bytearray, place: int | None, order: str, kind: int, value: int) 
 
 
 def _without_thumbnail(data: bytearray, link: int, order: str) -> bytes:
-    """link: where the first directory names the second, which is that of the thumbnail."""
+    """The EXIF without its thumbnail. link: the place where the first directory refers to the second, which belongs to the
+    thumbnail."""
     second = struct.unpack_from(f"{order}I", data, link)[0]
     struct.pack_into(f"{order}I", data, link, 0)
     if not second:

@@ -1,4 +1,5 @@
-"""What each format needs to be read: which of its pictures, in which colours, with what said besides, and whether it is damaged."""
+"""How each format is opened: which of the file's pictures is read, in which colours, with which other data, and whether the file is
+damaged."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ _SAYS_DPI = ("JPEG", "TIFF")
 _BOXES_BYTES = 1 << 16  # the first bytes of an AVIF file, which describe its pixels
 _HEADER_BYTES = 1 << 12  # the most bytes of the header of a PNM, with its comments
 _J2K_SIZE = b"\xff\x4f\xff\x51"  # the bytes with which a code stream of JPEG 2000 begins
-_J2K_CHANNELS = 40  # where it says how many channels there are
+_J2K_CHANNELS = 40  # the place of the number of channels in a code stream
 _BMP_CORE_HEADER = struct.pack("<I", 12)  # the header of OS/2, with sizes of 16 bits
 _NO_END = "it ends without its end marker (EOI), after all of its picture"
 _LAB_NOTE = "is in CIE Lab and becomes sRGB"
@@ -39,8 +40,8 @@ _LAB_NOTE = "is in CIE Lab and becomes sRGB"
 
 @dataclass
 class Findings:
-    """What is to be said of a file. faults: damage, as sentences without their end. notes: what is not as one may expect, as what
-    follows its name. thorough: whether to look for damage however long it takes."""
+    """What the user is told about a file. faults: its damage, as sentences without the full stop. notes: surprising properties, as
+    words that follow the file's name. thorough: true where damage is looked for however long that takes."""
 
     thorough: bool = False
     faults: list[str] = field(default_factory=list)
@@ -49,8 +50,8 @@ class Findings:
 
 @dataclass(frozen=True)
 class Opening:
-    """A file to open, or its bytes. format: of it. max_pixels: refuse larger pictures before decoding. findings: takes what is to
-    be said of it."""
+    """A file to open, or its bytes. format: the format of the file. max_pixels: larger pictures are refused before they are
+    decoded. findings: collects what the user is told about the file."""
 
     source: str | os.PathLike | bytes
     format: str
@@ -60,13 +61,13 @@ class Opening:
 
 @contextmanager
 def opened(source: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
-    """A file, or its bytes, to read."""
+    """Opens a file, or its bytes, for reading."""
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         yield file
 
 
 def format_of(start: bytes) -> str:
-    """The format of a file by its first 32 bytes; ValueError for what is not read."""
+    """The format of a file by its first 32 bytes. Raises ValueError for a format that is not read."""
     if not start:
         raise ValueError("the file is empty (0 bytes)")
     format = sniff(start)
@@ -96,7 +97,8 @@ def _check_size(width: int, height: int, max_pixels: int | None) -> None:
 def _open_vips(
     opening: Opening, channels: tuple[int, ...] | None = None, orientation: int | None = None, **options: Any
 ) -> tuple[Any, Layout]:
-    """channels: those that are kept, None for all. orientation: as in EXIF, None for what libvips finds. options: of its loader."""
+    """Opens a file with libvips. channels: the channels that are kept; None for all. orientation: the orientation, as in EXIF; None
+    for the one that libvips finds. options: options of libvips' loader."""
     pyvips, source, format, findings = vips(), opening.source, opening.format, opening.findings
     load = getattr(pyvips.Image, _LOADERS[format] + ("_buffer" if isinstance(source, bytes) else "_source"))
 
@@ -137,7 +139,7 @@ def _open_vips(
     _check_kind(image)
     if format != "TIFF":
         _say_pages(_field(image, "n-pages") or 1, findings)
-    # Of the file itself or its EXIF, which is not read from WebP; libvips gives a resolution of its own where there is none.
+    # The resolution is from the file itself or its EXIF, which is not read from WebP. Where there is none, libvips makes one up.
     says_dpi = format == "PNG" or (format in _SAYS_DPI and resolution)
     dpi = (image.xres * _MM_PER_INCH, image.yres * _MM_PER_INCH) if says_dpi else None
     if dpi is not None and orientation in QUARTER_TURNS:
@@ -156,7 +158,8 @@ def _say_pages(pages: int, findings: Findings) -> None:
 
 
 def _jpeg_fault(source: str | os.PathLike | bytes, thorough: bool) -> str | None:
-    """What is wrong with the data of a JPEG file that can be read nevertheless; ValueError where rows are missing."""
+    """Describes the damage in the data of a JPEG file that can be read nevertheless; None where there is none. Raises ValueError
+    where rows are missing."""
     with opened(source) as file:
         data = source if isinstance(source, bytes) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         fault = jpeg.damage(data, thorough)
@@ -168,7 +171,7 @@ def _jpeg_fault(source: str | os.PathLike | bytes, thorough: bool) -> str | None
 
 
 def _in_known_colours(image: Any, icc: bytes | None, findings: Findings) -> tuple[Any, bytes | None]:
-    """CMYK and Lab as sRGB, which has no profile."""
+    """The image and its profile. CMYK and Lab are converted to sRGB, which has no profile."""
     deep = image.format not in ("uchar", "char")
     if image.interpretation == "cmyk":
         own = icc is not None and profile_kind(icc) == "CMYK"
@@ -191,7 +194,7 @@ def _check_kind(image: Any) -> None:
         raise ValueError(f"it has {image.bands} channels; grey and RGB with or without alpha are supported")
 
 
-# ---- by rows, and what libvips does not tell of a format
+# ---- by rows, in formats of which libvips does not tell everything
 
 
 def _open_png(opening: Opening) -> tuple[Any, Layout]:
@@ -212,7 +215,8 @@ def _open_png(opening: Opening) -> tuple[Any, Layout]:
 
 
 def _largest_index(source: str | os.PathLike | bytes, bits: int) -> int:
-    """The largest index among the pixels of a PNG with a palette, -1 where it is damaged. libvips gives colours only."""
+    """The largest index among the pixels of a PNG with a palette; -1 where the file is damaged. libvips itself gives colours
+    only."""
     pyvips = vips()
     with opened(source) as file:
         pixels = pyvips.SourceCustom()
@@ -236,7 +240,7 @@ def _open_avif(opening: Opening) -> tuple[Any, Layout]:
     place = start.find(b"colrnclx")
     if layout.icc is None and 0 <= place <= len(start) - 12:
         primaries, transfer = struct.unpack_from(">HH", start, place + 8)
-        # Of what is not said, and of BT.709 as of sRGB, nothing need be said.
+        # Colours that the file does not state, BT.709 and sRGB need no record.
         if max(primaries, transfer) < 256 and not (primaries in (1, 2) and transfer in (1, 2, 6, 13)):
             layout = replace(layout, colour=Colour(cicp=bytes([primaries, transfer, 0, 1])))
     return image, layout
@@ -264,7 +268,7 @@ def _open_tiff(opening: Opening) -> tuple[Any, Layout]:
     return image, replace(layout, metadata=metadata_of(exif, known.xmp))
 
 
-# ---- whole, by Pillow
+# ---- as a whole, by Pillow
 
 
 def _open_pillow(opening: Opening) -> tuple[np.ndarray, Layout]:
@@ -300,14 +304,14 @@ def _open_pillow(opening: Opening) -> tuple[np.ndarray, Layout]:
 
 
 def _bits_of_pnm(data: bytes) -> int:
-    """Bits of a sample by the largest value, which is the fourth word of the header and is missing in bit maps."""
+    """The bits of a sample, by the largest value. It is the fourth word of the header, and is missing in bit maps."""
     words = re.sub(rb"#[^\r\n]*", b"", data[:_HEADER_BYTES]).split(maxsplit=4)[:4]
     largest = words[3] if len(words) == 4 and words[0] not in (b"P1", b"P4") else b"1"
     return int(largest).bit_length() if largest.isdigit() else 8
 
 
 def _bits_of_jpeg_2000(data: bytes) -> int:
-    """Bits of a sample of the deepest channel, by the size marker (SIZ) of the code stream (ISO/IEC 15444-1, A.5.1)."""
+    """The bits of a sample in the deepest channel, by the size marker (SIZ) of the code stream (ISO/IEC 15444-1, A.5.1)."""
     start = data.find(_J2K_SIZE)
     if start < 0 or len(data) < start + _J2K_CHANNELS + 2:
         return 8
@@ -320,7 +324,7 @@ _BITS = {"PNM": _bits_of_pnm, "JPEG 2000": _bits_of_jpeg_2000}
 
 
 def _open_lab(source: str | os.PathLike | bytes, page: int, findings: Findings) -> tuple[np.ndarray, Layout]:
-    """A TIFF of 8-bit CIE Lab, which libvips takes for a form of its own."""
+    """Opens a TIFF of 8-bit CIE Lab, which libvips would mistake for a form of its own."""
     import PIL.ImageCms
     from PIL.TiffImagePlugin import TiffImageFile
 
@@ -347,8 +351,8 @@ _OPENERS = {"PNG": _open_png, "TIFF": _open_tiff, "AVIF": _open_avif, "WebP": _o
 
 
 def open_image(opening: Opening) -> tuple[Any, Layout]:
-    """The pixels of a file upright, an array or an image of libvips that decodes while it is read, and their kind; ValueError for
-    what cannot be read."""
+    """The upright pixels of a file and their kind. The pixels are an array, or an image of libvips that is decoded while it is
+    read. Raises ValueError for a file that cannot be read."""
     image, layout = _OPENERS.get(opening.format, _open_pillow)(opening)
     icc, lost = fitting_profile(layout.icc, layout.grey)
     if lost is not None:

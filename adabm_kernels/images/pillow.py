@@ -1,4 +1,4 @@
-"""Pillow images in and out."""
+"""Converts Pillow images to arrays, and arrays to Pillow images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .colour import Colour, fitting_profile
 from .formats import QUARTER_TURNS, Layout, missing_package, plausible
 from .metadata import metadata_of
 
-# 8 bits per channel, or fewer. Everything else would lose something on the way to RGB and is refused by name.
+# These modes have at most 8 bits per channel. All others would lose something on the way to RGB, and a message refuses them.
 _GREY_MODES = ("1", "L", "LA")
 _MODES = (*_GREY_MODES, "P", "PA", "RGB", "RGBA")
-# Where Pillow, or a package that adds to it, has the reader of a format.
+# The place of each format's reader in Pillow, or in a package that extends it.
 _READERS = {
     "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
     "JPEG 2000": ("PIL.Jpeg2KImagePlugin", "Jpeg2KImageFile"),
@@ -29,7 +29,8 @@ _READERS = {
 
 
 def opener(format: str) -> Callable[[Any], PIL.Image.Image]:
-    """Pillow's reader of a format, which takes an open file; ValueError where the package is missing that has it."""
+    """Pillow's reader of a format, which takes an open file. Raises ValueError where the package that contains the reader is
+    missing."""
     if (missing := missing_package(format)) is not None:
         raise ValueError(f"it is a {format} file, which is {missing}")
     module, name = _READERS[format]
@@ -37,7 +38,8 @@ def opener(format: str) -> Callable[[Any], PIL.Image.Image]:
 
 
 def to_array(image: PIL.Image.Image) -> np.ndarray:
-    """Pillow image of mode 1, L, LA, P, PA, RGB or RGBA -> uint8 [H, W, 1, 2, 3 or 4], upright; ValueError for any other mode."""
+    """Turns a Pillow image of mode 1, L, LA, P, PA, RGB or RGBA into uint8 [H, W, 1, 2, 3 or 4], upright. Raises ValueError for any
+    other mode."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         raise ValueError(f"mode {image.mode} has more than 8 bits per channel; convert it to 8 bits first")
     if image.mode not in _MODES:
@@ -73,8 +75,8 @@ def layout_of(image: PIL.Image.Image, array: np.ndarray) -> Layout:
 
 
 def from_array(array: np.ndarray, like: Layout | None = None) -> PIL.Image.Image:
-    """uint8 [H, W, 1, 2, 3 or 4] -> Pillow image of mode L, LA, RGB or RGBA, whose `info` has a layout's profile, resolution, EXIF
-    and XMP."""
+    """Turns uint8 [H, W, 1, 2, 3 or 4] into a Pillow image of mode L, LA, RGB or RGBA. like: the layout whose profile, resolution,
+    EXIF and XMP go into the image's `info`."""
     image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
     if like is not None:
         metadata = like.metadata and like.metadata.upright(*image.size, like.dpi)

@@ -1,4 +1,4 @@
-"""The PNG format, written by rows (ISO/IEC 15948)."""
+"""Writes the PNG format by rows (ISO/IEC 15948)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LEVEL = 1
 _AVERAGE = 3  # the filter type that subtracts from a byte the mean of its left and its upper neighbour
 _BLOCK_BYTES = 1 << 20  # bytes of rows that are filtered and compressed at a time
 _METRE = 1000 / 25.4  # inches in a metre
-_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by the number of channels
+_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # for each number of channels
 
 
 class PngStream:
-    """The bytes of a PNG file from the rows of a picture: `start`, then `rows` for all of them, then `end`.
+    """Makes the bytes of a PNG file from the rows of a picture: call `start`, then `rows` until all rows are given, then `end`.
 
-    plain: neither filtered nor compressed, and without anything but pixels.
+    plain: true for a file that is neither filtered nor compressed, and that contains nothing but pixels.
     """
 
     def __init__(self, layout: Layout, *, plain: bool = False):
@@ -36,7 +36,7 @@ class PngStream:
         self._above = np.zeros(1, np.uint8)  # the last row, with zeros on its left
 
     def start(self) -> bytes:
-        """Everything before the pixels."""
+        """The bytes before the pixels."""
         layout = self._layout
         head = struct.pack(">IIBBBBB", layout.width, layout.height, layout.depth, _COLOUR_TYPES[layout.channels], 0, 0, 0)
         parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", head)]
@@ -45,7 +45,7 @@ class PngStream:
         return b"".join(parts)
 
     def rows(self, rows: np.ndarray) -> Iterator[bytes]:
-        """The next rows, [n, W, channels] of the layout's type, a chunk at a time."""
+        """The bytes of the next rows, one chunk at a time. rows: [n, W, channels] of the layout's type."""
         step = max(_BLOCK_BYTES // self._layout.row_bytes, 1)
         for first in range(0, len(rows), step):
             some = rows[first : first + step]
@@ -55,11 +55,11 @@ class PngStream:
                 yield _chunk(b"IDAT", data)
 
     def end(self) -> bytes:
-        """Everything after the pixels."""
+        """The bytes after the pixels."""
         return _chunk(b"IDAT", self._deflate.flush()) + _chunk(b"IEND", b"")
 
     def _lines(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 [n, 1 + row bytes]: the filter of each row, and its bytes through it."""
+        """The filtered rows, uint8 [n, 1 + row bytes]: the filter type of each row, and the bytes that the filter gives."""
         lines = np.empty((len(rows), 1 + rows.shape[1]), np.uint8)
         if self._plain:
             lines[:, 0], lines[:, 1:] = 0, rows

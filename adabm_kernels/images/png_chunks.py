@@ -1,4 +1,4 @@
-"""The contents of a PNG file around its pixels (ISO/IEC 15948), read without decoding them."""
+"""Reads the contents of a PNG file around its pixels (ISO/IEC 15948), without decoding the pixels."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from .colour import Colour
 _READ = (b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"iCCP", b"pHYs", b"acTL", b"tEXt", b"zTXt", b"iTXt")
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"pHYs": 9, b"acTL": 8}
-_MOST_TEXT_BYTES = 16 << 20  # of all texts together
-_MOST_UNPACKED_BYTES = 1 << 20  # the most bytes of a text, Pillow's limit
+_MOST_TEXT_BYTES = 16 << 20  # the most bytes of all texts together
+_MOST_UNPACKED_BYTES = 1 << 20  # the most bytes of an uncompressed text, which is Pillow's limit
 _MOST_UNPACKED_TEXTS = 64  # the most texts of that size
 _MOST_FAULTS = 16  # the most faults that are named
 _MOST_PROFILE_BYTES = 16 << 20
 _PIECE = 1 << 20
 _XMP = b"XML:com.adobe.xmp\0"
 _HEAD_BYTES = 8
-_IHDR_START, _IHDR_END = 16, 33  # where its contents begin, and where all of it ends
+_IHDR_START, _IHDR_END = 16, 33  # where the contents of the chunk IHDR begin, and where the chunk ends
 _BY_PALETTE = b"\3"
 
 
 @dataclass
 class Facts:
-    """What the chunks of a PNG say. bits: of an index into its palette, 0 without one. palette: how many colours that has. frames:
-    of an animated PNG, else 1. resolution: whether it is given. faults: what is wrong and leaves all rows, as clauses."""
+    """What the chunks of a PNG say. bits: the bits of an index into the palette; 0 where there is no palette. palette: the number
+    of its colours. frames: the number of frames of an animated PNG, or 1. resolution: true where the file states one. faults:
+    faults that leave all rows intact, as clauses."""
 
     bits: int = 0
     palette: int = 0
@@ -43,7 +44,7 @@ class Facts:
 
 
 def facts(file: BinaryIO) -> Facts:
-    """Read a PNG file, whose signature was seen, from chunk to chunk."""
+    """Reads a PNG file chunk by chunk. Its signature must have been checked."""
     found, text_bytes, unpacked = Facts(), 0, 0
     colours: dict[bytes, bytes] = {}
     file.seek(8)
@@ -96,7 +97,8 @@ def facts(file: BinaryIO) -> Facts:
 
 
 def as_grey(file: BinaryIO) -> Callable[[int], bytes]:
-    """`read` of a PNG with a palette that gives it as a grey one, whose values are the indices. file: from its start."""
+    """Gives a function like `read` that yields a PNG with a palette as a grey PNG, whose values are the indices. file: a file at
+    its start."""
     head = file.read(_IHDR_END)
     kind = _IHDR_START + 9
     changed = head[_IHDR_START:kind] + b"\0" + head[kind + 1 : _IHDR_END - 4]
@@ -111,7 +113,7 @@ def as_grey(file: BinaryIO) -> Callable[[int], bytes]:
 
 
 def _contents(file: BinaryIO, name: bytes, size: int) -> tuple[bytes, bool]:
-    """The contents of a chunk, as far as they are read here, and whether its checksum is right."""
+    """The contents of a chunk, as far as they are read here; and true where its checksum is right."""
     checksum, parts, left = zlib.crc32(name), [], size
     while left > 0 and (part := file.read(min(left, _PIECE))):
         checksum, left = zlib.crc32(part, checksum), left - len(part)
@@ -121,7 +123,8 @@ def _contents(file: BinaryIO, name: bytes, size: int) -> tuple[bytes, bool]:
 
 
 def _readable(name: bytes, data: bytes) -> tuple[bool, int]:
-    """Whether a text is no larger uncompressed than other readers take, and how many bytes were uncompressed to tell."""
+    """Returns whether an uncompressed text is at most as large as other readers accept, and how many bytes were uncompressed to
+    find out."""
     keyword, _, rest = data.partition(b"\0")
     if name == b"zTXt":
         packed = rest[1:]
@@ -166,6 +169,6 @@ def _colour(chunks: dict[bytes, bytes]) -> Colour | None:
 
 
 def _makes_colours(values: tuple[float, ...]) -> bool:
-    """Whether white has a brightness and the primaries span a triangle."""
+    """Returns whether white has a brightness and the primaries span a triangle."""
     _, white_y, rx, ry, gx, gy, bx, by = values
     return min(white_y, ry, gy, by) > 0 and abs((gx - rx) * (by - ry) - (bx - rx) * (gy - ry)) > 1e-4

@@ -1,4 +1,4 @@
-"""Pictures from files, read from the top by rows."""
+"""Reads pictures from files by rows, from the top."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from .vips import clear_errors, reason, vips
 
 MAX_PIXELS = 178_956_970  # 2^29 / 3, about where Pillow too refuses a picture as a decompression bomb
 _AHEAD_BYTES = 8 << 20
-_START_BYTES = 32  # first bytes of a file, which tell the format
+_START_BYTES = 32  # the number of first bytes of a file that tell its format
 
 
 class PictureReader:
-    """A picture as rows from the top, turned upright. layout: its kind. format: of the file. warnings: what was said of it.
+    """A picture as rows from the top, turned upright. layout: the kind of its pixels. format: the format of the file. warnings: the
+    warnings that were given about it.
 
-    Palettes become RGB, 1 to 7 bits become 8, a transparent colour becomes alpha, CMYK and Lab become sRGB. Of several pictures in
-    a file it is the first, with a warning when it is read; of a TIFF the first that is no smaller form of another.
-    Decoding goes along with `read` and keeps no more than it must: all of it where the file is BMP, WebP, GIF, AVIF, HEIC, JPEG XL,
-    JPEG 2000, PNM, an 8-bit Lab TIFF, an interlaced PNG or a progressive JPEG, and, above 100 MB in a temporary file, where EXIF
-    turns the picture.
+    Palettes become RGB, 1 to 7 bits become 8, a transparent colour becomes alpha, and CMYK and Lab become sRGB. Where a file holds
+    several pictures, the first is read, with a warning when reading begins; in a TIFF it is the first that is not a smaller form of
+    another.
+    Rows are decoded as `read` asks for them, and no more of the picture is kept than necessary. All of it is kept where the file is
+    BMP, WebP, GIF, AVIF, HEIC, JPEG XL, JPEG 2000, PNM, an 8-bit Lab TIFF, an interlaced PNG or a progressive JPEG. It is also
+    kept, above 100 MB in a temporary file, where EXIF turns the picture.
     """
 
     def __init__(self, image: Any, layout: Layout, format: str, name: str, findings: Findings):
@@ -38,7 +40,8 @@ class PictureReader:
         self.warnings: list[str] = []
 
     def read(self, rows: int) -> np.ndarray:
-        """The next rows, at most as many as are left: [rows, W, channels]. ValueError where the file turns out damaged."""
+        """The next `rows` rows, or as many as are left: [rows, W, channels]. Raises ValueError where the file turns out to be
+        damaged."""
         rows = min(rows, self.layout.height - self._row)
         if not rows:
             return self._none()
@@ -61,13 +64,13 @@ class PictureReader:
         return np.frombuffer(data, self.layout.dtype).reshape(rows, self.layout.width, self.layout.channels)
 
     def _say(self, sentences: list[str]) -> None:
-        """Warn of each, once."""
+        """Warns of each sentence once."""
         while sentences:
             self.warnings.append(sentences.pop(0))
             warnings.warn(self.warnings[-1], stacklevel=3)
 
     def ahead(self, pool: ThreadPoolExecutor) -> Callable[[int], np.ndarray]:
-        """`read`, with the next rows decoded in a thread of the pool before they are asked for, beginning now."""
+        """A function like `read` that decodes the next rows in a thread of the pool before they are asked for, beginning now."""
         rows = max(_AHEAD_BYTES // self.layout.row_bytes, 1)
         held, coming = self._none(), pool.submit(self.read, rows)
 
@@ -91,12 +94,12 @@ class PictureReader:
 def open_picture(
     source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None, strict: bool = False
 ) -> PictureReader:
-    """Open a picture file (formats.READ), or its bytes; the format is told by the content. Of a pipe all is read at once.
+    """Opens a picture file (formats.READ), or its bytes. The content tells the format. A pipe is read to its end at once.
 
-    max_pixels: refuse larger pictures before decoding them. name: what messages call it. strict: refuse damage that spoils no row,
-    which is otherwise warned of when rows are read.
-    Raises OSError (FileNotFoundError, PermissionError, ...) when the file cannot be opened and ValueError when it is empty,
-    damaged so that rows are missing, without pixels, too large, of another format, a camera's raw picture, or of pixels that are
+    max_pixels: larger pictures are refused before they are decoded. name: what messages call the picture. strict: true to refuse
+    damage that spoils no row; otherwise a warning tells of it when rows are read.
+    Raises OSError (FileNotFoundError, PermissionError, ...) when the file cannot be opened, and ValueError when it is empty,
+    damaged so that rows are missing, without pixels, too large, of another format, a camera's raw picture, or has pixels that are
     not 8 or 16 bits of grey, RGB, CMYK or Lab.
     """
     name = name or (os.fspath(source) if not isinstance(source, bytes) else "the data")
@@ -120,7 +123,8 @@ def open_picture(
 
 
 def read_whole(file: BinaryIO, name: str) -> bytes:
-    """All bytes of a picture from a stream that can be read only once. ValueError, before it ends, where it begins as none does."""
+    """All bytes of a picture from a stream that can be read only once. Raises ValueError, before the stream ends, where it does not
+    begin like a picture."""
     start = file.read(_START_BYTES)
     try:
         format_of(start)
@@ -130,8 +134,8 @@ def read_whole(file: BinaryIO, name: str) -> bytes:
 
 
 def read_8_bit(path: str | os.PathLike) -> tuple[np.ndarray, Layout]:
-    """A whole file of 8 bits per channel: uint8 [H, W, channels] and its kind. Raises as `open_picture` does, and ValueError for 16
-    bits."""
+    """Reads a whole file of 8 bits per channel. Returns uint8 [H, W, channels] and the kind of the picture. Raises as
+    `open_picture` does, and ValueError for 16 bits."""
     reader = open_picture(path)
     if reader.layout.depth != 8:
         raise ValueError(f"cannot read '{path}': it has 16 bits per channel and only 8 are supported; convert it to 8 bits first")
@@ -139,6 +143,7 @@ def read_8_bit(path: str | os.PathLike) -> tuple[np.ndarray, Layout]:
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """A whole file of 8 bits per channel as RGB, uint8 [H, W, 3]: grey three times, no transparency. Raises as `read_8_bit`."""
+    """Reads a whole file of 8 bits per channel as RGB, uint8 [H, W, 3]. Grey becomes three equal channels, and transparency is
+    dropped. Raises as `read_8_bit` does."""
     rows, layout = read_8_bit(path)
     return rows[..., :1].repeat(3, 2) if layout.grey else np.ascontiguousarray(rows[..., :3])

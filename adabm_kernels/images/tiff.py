@@ -1,4 +1,5 @@
-"""The directories of a TIFF file (TIFF 6.0 and BigTIFF): which of its pictures is the picture, and what its channels are."""
+"""Reads the directories of a TIFF file (TIFF 6.0 and BigTIFF), which tell which of its pictures is the main one and what its
+channels are."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ from .formats import RAW
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 255, 256, 257, 258, 262
 _SAMPLES, _SUB_DIRECTORIES, _EXTRA = 277, 330, 338
 _DESCRIPTION, _DNG_VERSION = 270, 50706
-# beginnings of descriptions for programs, which describe an array that the output is not
+# descriptions that begin like this are for programs, and describe an array that the output is not
 _OF_PIXELS = (b'{"shape', b"ImageJ=", b"<?xml", b"<OME")
 _NUMBERS = frozenset({_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SUB_DIRECTORIES, _EXTRA})
-_TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # types of numbers
+_TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # for each type of numbers, the letter that `struct` uses
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, CIELAB, _SENSOR, _LINEAR_RAW = 0, 1, 2, 8, 32803, 34892  # photometric interpretations
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _MOST_DIRECTORIES = 4096
@@ -28,10 +29,11 @@ PREMULTIPLIED, ALPHA = 1, 2  # meanings of an extra channel; 0 is any other
 
 @dataclass(frozen=True)
 class Directory:
-    """One picture in a TIFF file. page: its place in the chain. sub: its place among the pictures below that page, -1 for itself.
+    """One picture in a TIFF file. page: its place in the chain. sub: its place among the pictures below that page; -1 for the page
+    itself.
 
-    reduced: a smaller form of another. mask: says where another is transparent. extra: what the channels are after the colours,
-    None where the file does not say. tags: all that are there.
+    reduced: true for a smaller form of another picture. mask: true for a picture that says where another is transparent. extra: the
+    meanings of the channels after the colours; None where the file does not say them. tags: all tags of the directory.
     """
 
     page: int
@@ -48,7 +50,7 @@ class Directory:
 
     @property
     def channels(self) -> tuple[tuple[int, ...], int]:
-        """The channels of colours and of alpha, and how many others there are."""
+        """The numbers of the channels for colours and alpha, and how many other channels there are."""
         every = tuple(range(self.samples))
         if self.extra is None or self.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
             return every, 0
@@ -60,7 +62,8 @@ class Directory:
 
 
 def directories(file: BinaryIO) -> list[Directory]:
-    """All directories of a TIFF file, those below a page after it; what cannot be read is left to the decoder."""
+    """All directories of a TIFF file; those below a page follow the page. The list ends where a directory cannot be read, and the
+    decoder reports the fault."""
     found: list[Directory] = []
     try:
         reader = _Reader(file)
@@ -75,7 +78,8 @@ def directories(file: BinaryIO) -> list[Directory]:
 
 
 def full_picture(found: list[Directory]) -> Directory | None:
-    """The first picture that is no smaller form of another; None where nothing was found. ValueError for what must be developed."""
+    """The first picture that is not a smaller form of another; None where no directory was found. Raises ValueError for a raw
+    picture that must be developed first."""
     if not found:
         return None
     raw = any(directory.photometric in (_SENSOR, _LINEAR_RAW) for directory in found)
@@ -95,12 +99,13 @@ def refuse_raw() -> NoReturn:
 
 
 def is_camera_raw(start: bytes) -> bool:
-    """Whether a file with the signature of a TIFF is a raw picture of Canon's older cameras, whose first page is a preview."""
+    """Returns whether a file with the signature of a TIFF is a raw picture of one of Canon's older cameras, whose first page is a
+    preview."""
     return start[8:10] == b"CR"
 
 
 def exif_of(file: BinaryIO, page: int) -> bytes | None:
-    """What a page says about how it came to be, as EXIF. None where it says nothing, and for a BigTIFF."""
+    """The tags of a page that say how the picture came to be, as EXIF. None where there are none, and for a BigTIFF."""
     try:
         file.seek(0)
         order = ifd.order_of(file.read(4))
@@ -117,7 +122,8 @@ def exif_of(file: BinaryIO, page: int) -> bytes | None:
 
 
 def add_exif(file: BinaryIO, exif: bytes) -> None:
-    """Add what EXIF says to the only page of a finished TIFF file, no BigTIFF: its directory is written anew at the end.
+    """Adds the contents of EXIF to the only page of a finished TIFF file, which must not be a BigTIFF. The page's directory is
+    written anew at the end of the file.
 
     EXIF that cannot be understood is left out.
     """
@@ -160,7 +166,8 @@ def _directory(page: int, sub: int, values: dict[int, tuple[int, ...]], tags: fr
 
 
 class _Reader:
-    """Directories of an open file. ValueError where it is no TIFF, or one without end."""
+    """Reads the directories of an open file. Raises ValueError where it is not a TIFF, or where its chain of directories has no
+    end."""
 
     def __init__(self, file: BinaryIO):
         self._file, self._left = file, _MOST_BYTES
@@ -182,14 +189,14 @@ class _Reader:
             yield values, tags
 
     def page(self, page: int) -> tuple[dict[int, tuple[int, ...]], frozenset[int], int]:
-        """Values and tags of a page, and where it begins."""
+        """The values and tags of a page, and the place where its directory begins."""
         start = self._first
         for _ in range(page):
             start = self.directory(start)[2]
         return *self.directory(start)[:2], start
 
     def directory(self, start: int) -> tuple[dict[int, tuple[int, ...]], frozenset[int], int]:
-        """Numbers by tag, all tags, and where the next directory begins, 0 after the last."""
+        """The numbers by tag, all tags, and the place where the next directory begins, which is 0 after the last."""
         count = self._number(start, "Q" if self._big else "H")
         place, step = start + (8 if self._big else 2), 20 if self._big else 12
         if count > _MOST_VALUES:

@@ -1,4 +1,5 @@
-"""libvips, set up when it is first needed: it decodes and encodes by rows, in constant memory, 16 bits per channel included."""
+"""Sets up libvips when it is first needed. libvips decodes and encodes by rows in constant memory, also with 16 bits per
+channel."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ from typing import Any
 
 @functools.cache
 def vips() -> Any:
-    """The pyvips module, without its cache of results: a file that changed must be read again.
+    """The pyvips module with its cache of results turned off, because a file that has changed must be read again.
 
-    Its pipelines get one thread: they only decode and encode, and more of them would take the cores from the network.
+    Its pipelines get one thread each: they only decode and encode, and more threads would take cores from the network.
     """
     import pyvips
 
-    # It takes what libvips says for UTF-8, and fails or prints a traceback where a damaged file made it something else.
+    # pyvips takes messages of libvips for UTF-8, and fails or prints a traceback where a damaged file made them something else.
     pyvips._to_string = pyvips.error._to_string = functools.partial(_text, pyvips.ffi)
     pyvips.cache_set_max(0)
     pyvips.concurrency_set(1)
@@ -23,23 +24,24 @@ def vips() -> Any:
 
 
 def _text(ffi: Any, words: Any) -> str:
-    """A string of C, whatever its bytes."""
+    """A string from C, whatever bytes it holds."""
     found = "NULL" if words == ffi.NULL else ffi.string(words)
     return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
 
 
 def clear_errors() -> None:
-    """Forget what libvips was told before: it keeps warnings of its decoders and would give them as the reason of a later error."""
+    """Forgets earlier messages of libvips, which keeps the warnings of its decoders and would give them as the reason of a later
+    error."""
     vips().vips_lib.vips_error_clear()
 
 
 def reason(error: Exception) -> str:
-    """The message of libvips, as one line without the name of the operation."""
+    """The message of a libvips error, as one line without the name of the operation."""
     lines = [line.strip() for line in str(error).splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith("unable to "))) or "no reason given"
 
 
 def system_error(error: Exception) -> str | None:
-    """The operating system's words in an error of libvips, None where there are none."""
+    """The operating system's words in an error of libvips; None where it contains none."""
     found = re.search(r"(?:unix|system) error: (.+)", str(error))
     return found[1].strip() if found else None

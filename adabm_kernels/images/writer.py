@@ -1,4 +1,4 @@
-"""Pictures into files, written from the top by rows; a file appears whole or not at all."""
+"""Writes pictures into files by rows, from the top. A file appears as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .png import PngStream
 from .vips import clear_errors, reason, system_error, vips
 
 DEFAULT_QUALITY = 95  # quality of JPEG and WebP
-_BIG_TIFF = 3 << 30  # bytes of pixels, beyond which a file may not fit the 4 GB of plain TIFF
+_BIG_TIFF = 3 << 30  # with more bytes of pixels than this, a file may not fit the 4 GB of plain TIFF
 _MM_PER_INCH = 25.4
 _DPI_OF_NONE = 72.0  # a TIFF must have a resolution, and this stands for a picture without one
 
@@ -32,12 +32,14 @@ _DPI_OF_NONE = 72.0  # a TIFF must have a resolution, and this stands for a pict
 class PictureWriter:
     """Writes a picture row by row: `with PictureWriter(...) as out: out.write(rows)`, until all rows are written.
 
-    path: where it appears when complete, replacing what is there, in a folder that is made where there is none; or a binary stream
-    that then receives it. format: one of EXTENSIONS' values. layout: of the rows that are written. quality: 1..100, of JPEG and
-    WebP. Where the format cannot hold 16 bits, 8 are kept; where it holds no alpha, an opaque one is dropped.
-    Encoding runs in a thread of its own while further rows are made. WebP and BMP are encoded from the whole picture in memory.
-    An exception in the block leaves nothing behind. warnings: what the output loses, which is warned of at once.
-    Raises ValueError for what the format cannot hold or another quality, and OSError naming the path when the file system refuses.
+    path: the file that appears when the picture is complete, replacing an existing one; its folder is made where there is none. Or
+    a binary stream, which then receives the picture. format: one of EXTENSIONS' values. layout: the kind of the rows that are
+    written. quality: 1..100, for JPEG and WebP. Where the format cannot hold 16 bits, 8 are kept; where it holds no alpha, an
+    opaque alpha channel is dropped.
+    Encoding runs in a thread of its own while further rows are made. WebP and BMP are encoded from the whole picture in memory. An
+    exception in the block leaves no file behind. warnings: what the output loses; each is warned of at once.
+    Raises ValueError for a picture that the format cannot hold and for another quality, and OSError that names the path when the
+    file system refuses.
     """
 
     def __init__(self, path: str | os.PathLike | BinaryIO, format: str, layout: Layout, *, quality: int = DEFAULT_QUALITY):
@@ -64,7 +66,7 @@ class PictureWriter:
         with ExitStack() as stack:
             if isinstance(self._path, str | os.PathLike):
                 stack.enter_context(naming(self._path))
-                with suppress(FileExistsError):  # where a file has the folder's name, the next line says so
+                with suppress(FileExistsError):  # where a file has the folder's name, the next line raises an error that says so
                     Path(self._path).parent.mkdir(parents=True)
                 self._file = stack.enter_context(PartialFile(self._path)).file
             else:
@@ -73,7 +75,7 @@ class PictureWriter:
         return self
 
     def write(self, rows: np.ndarray) -> None:
-        """The next rows, [n, W, channels] of the layout's type."""
+        """Writes the next rows, [n, W, channels] of the layout's type."""
         rows = self._held(rows)
         self._rows += len(rows)
         if self._encoder is None and (len(rows) == self.layout.height or self.format in WHOLE):
@@ -107,7 +109,7 @@ class PictureWriter:
         return [f"'{self.name}' will show other colours: {self.format} has no place for what the picture says of them; use .png"]
 
     def _held(self, rows: np.ndarray) -> np.ndarray:
-        """The rows as the format holds them."""
+        """The rows in the form that the format holds."""
         if self._given.channels != self.layout.channels:
             full = 255 if self._given.depth == 8 else 65535
             if int(rows[..., -1].min()) < full:
@@ -149,7 +151,7 @@ class PictureWriter:
         self._file.write(png.end())
 
     def _save(self, image: Any) -> None:
-        """Encode a libvips image into the file."""
+        """Encodes a libvips image into the file."""
         pyvips, layout = vips(), self.layout
         across, down = layout.dpi or (_DPI_OF_NONE, _DPI_OF_NONE)
         image = image.copy(xres=across / _MM_PER_INCH, yres=down / _MM_PER_INCH)
@@ -160,7 +162,7 @@ class PictureWriter:
                 image.set_type(pyvips.GValue.blob_type, f"{name}-data", blob)
         exif = self._metadata.exif
         segments = jpeg.segments(exif, layout.dpi) if self.format == "JPEG" else None
-        # EXIF of its own making is how libvips says the resolution of a JPEG, in parts of dots too.
+        # libvips states the resolution of a JPEG in EXIF that it makes itself, which can hold fractions of dots.
         own_exif = layout.dpi is not None and segments is None
         options: dict[str, Any] = {"keep": "icc:xmp:iptc" + (":exif" if own_exif else "")}
         big = layout.row_bytes * layout.height > _BIG_TIFF
@@ -200,9 +202,10 @@ _INTERPRETATIONS = {(False, 8): "srgb", (False, 16): "rgb16", (True, 8): "b-w", 
 
 
 class _Encoder:
-    """A thread that encodes rows while more are made.
+    """A thread that encodes rows while more rows are made.
 
-    libvips asks for rows rather than take them: they reach it as a PNG without compression, which it reads from us like a file.
+    libvips pulls rows and does not take them when they come. So they reach it as a PNG without compression, which it reads from
+    this class like a file.
     """
 
     PIECE = 8 << 20  # bytes that are handed over at a time
@@ -217,7 +220,8 @@ class _Encoder:
         self._thread.start()
 
     def put(self, rows: np.ndarray | None) -> None:
-        """Hand rows over, None at the end, once those before them are taken; raises what encoding has failed with."""
+        """Hands rows over once those before them are taken; None marks the end. Raises the exception with which encoding has
+        failed."""
         while self._error is None and not self._waiting.empty():
             self._taken.wait(0.1)
             self._taken.clear()
@@ -284,13 +288,13 @@ class _Encoder:
 
 
 def check_quality(quality: int) -> None:
-    """ValueError for a quality that JPEG and WebP do not know."""
+    """Raises ValueError for a quality that JPEG and WebP do not have."""
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
         raise ValueError(f"quality must be an integer from 1 to 100, got {quality!r}")
 
 
 def check_format(name: str, format: str, layout: Layout) -> None:
-    """ValueError where a format cannot hold a picture of this size."""
+    """Raises ValueError where a format cannot hold a picture of this size."""
     most = MAX_SIDE.get(format)
     if most is not None and max(layout.width, layout.height) > most:
         size = f"{layout.width}x{layout.height}"
@@ -298,7 +302,7 @@ def check_format(name: str, format: str, layout: Layout) -> None:
 
 
 def check_output(path: str | os.PathLike) -> Path:
-    """Raise now what writing would raise after the work: a wrong suffix, or a folder one cannot write to."""
+    """Raises at once what writing would raise after the work: for a wrong suffix, or for a folder that cannot be written to."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in EXTENSIONS:

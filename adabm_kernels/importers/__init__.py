@@ -1,1 +1,1 @@
-"""Networks in files of other programs, read into a graph: ncnn and ONNX."""
+"""Reads networks from files of other programs, ncnn and ONNX, into a graph."""

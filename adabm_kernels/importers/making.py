@@ -1,4 +1,5 @@
-"""What the readers of other formats have in common: nodes put down one after the other, with their values and sizes checked."""
+"""What the readers of other formats have in common: they add nodes one after the other, and the values and sizes of each node are
+checked."""
 
 from __future__ import annotations
 
@@ -36,19 +37,20 @@ from ..graph.passes import merge_affines, merge_factors, remove_dead
 from ..graph.properties import Extent, extent_of
 from ..networks.layouts import MAX_CHANNELS, shortened
 
-MAX_NODES = 5_000  # an RRDBNet of 23 blocks, the largest of the known ones, has a thousand, and two thousand lines in ncnn
-MAX_CONSTANTS = 1 << 20  # factors and shifts of channels, which become numbers of Python
-MAX_SCALE = 64  # of a tensor to the picture, and of the picture to a tensor
+MAX_NODES = 5_000  # an RRDBNet of 23 blocks, the largest known network, has a thousand nodes, and two thousand lines in ncnn
+MAX_CONSTANTS = 1 << 20  # the most factors and shifts of channels, which become Python numbers
+MAX_SCALE = 64  # the largest scale of a tensor to the picture, and of the picture to a tensor
 MAX_KERNEL = 255
 _TAKEN = frozenset(dir(torch.nn.Module)) | {"graph"}
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A network as a file has it.
+    """A network as a file holds it.
 
-    graph, state: its nodes, and what they learn as float32 under their keys. channels: of its input. names: of keys, what the file
-    calls the layer of that key, where it names it as state dicts do.
+    graph, state: the nodes of the network, and the values that they learnt, as float32 under their keys. channels: the number of
+    channels of the input. names: for some keys, the name that the file gives to the layer of the key, where this is a name as in
+    state dicts.
     """
 
     graph: Graph
@@ -59,7 +61,8 @@ class Imported:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows and columns that a convolution or a pooling reads: numbers of two, but for `padding`: top, bottom, left, right."""
+    """The rows and columns that a convolution or a pooling reads. Each field has two numbers, for rows and for columns, except
+    `padding`, which has four: top, bottom, left, right."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
@@ -75,7 +78,7 @@ class Window:
 
     @property
     def even(self) -> tuple[int, int] | None:
-        """Rows and columns of padding that are the same on both sides; None where they differ."""
+        """The rows and columns of padding, where they are the same on both sides; None where they differ."""
         top, bottom, left, right = self.padding
         return (top, left) if (top, left) == (bottom, right) else None
 
@@ -93,16 +96,16 @@ class Making:
         self.names: dict[str, str] = {}
         self.channels = _within("the channels of the input", channels, 1, MAX_CHANNELS)
         self.extents: dict[str, Extent] = {"x": Extent(channels)}
-        self.inexact: set[str] = set()  # tensors whose sides are the picture's times a number, less or more some pixels
+        self.inexact: set[str] = set()  # tensors whose sides are the picture's times a number, plus or minus some pixels
         self._constants = 0
-        self._read, self._copied = 0, 0  # bytes of weights, and those that were put into another order
-        self._counts: dict[str, int] = {}  # of names that several have
-        self._finite: dict[int, np.ndarray] = {}  # arrays that have been looked at, held so that their ids stay theirs
+        self._read, self._copied = 0, 0  # the bytes of weights that were read, and of weights that were put into another order
+        self._counts: dict[str, int] = {}  # for each name that was taken, the last number that was appended
+        self._finite: dict[int, np.ndarray] = {}  # checked arrays, held so that no other gets their id
 
     # ---- nodes
 
     def conv(self, name: str, x: str, weight: np.ndarray, bias: np.ndarray | None, window: Window, groups: int = 1) -> str:
-        """A convolution. weight: [K, C / groups, R, S]; bias: [K]."""
+        """Adds a convolution. weight: [K, C / groups, R, S]. bias: [K]."""
         outputs, inputs = weight.shape[0], weight.shape[1] * groups
         if inputs != self.extent(x).channels or outputs % groups:
             what = f"{inputs} channels in and {outputs} out, in {groups} groups"
@@ -129,7 +132,8 @@ class Making:
     def transposed_conv(
         self, name: str, x: str, weight: np.ndarray, bias: np.ndarray | None, window: Window, groups: int = 1, more: int = 0
     ) -> str:
-        """A transposed convolution, computed in floats. weight: [C, K / groups, R, S]; more: rows and columns added behind."""
+        """Adds a transposed convolution, which is computed in floats. weight: [C, K / groups, R, S]. more: the rows and columns
+        that are added at the end."""
         inputs, outputs = weight.shape[0], weight.shape[1] * groups
         padding = window.even
         if inputs != self.extent(x).channels or inputs % groups:
@@ -153,14 +157,14 @@ class Making:
         )
 
     def linear(self, name: str, x: str, weight: np.ndarray, bias: np.ndarray | None) -> str:
-        """[N, C] -> [N, K] with weight [K, C]."""
+        """Adds a linear layer [N, C] -> [N, K] with weight [K, C]."""
         if weight.shape[1] != self.extent(x).channels:
             raise ValueError(f"weights are for {weight.shape[1]} channels, but the input has {self.extent(x).channels}")
         key = self.learn(name, weight=weight, bias=bias)
         return self._add(Linear(self._free(name), (x,), key, weight.shape[1], weight.shape[0], bias is not None))
 
     def batch_norm(self, name: str, x: str, parts: dict[str, np.ndarray], eps: float) -> str:
-        """A BatchNorm. parts: weight, bias, running_mean, running_var, [C] each."""
+        """Adds a BatchNorm. parts: weight, bias, running_mean and running_var, [C] each."""
         channels = self.extent(x).channels
         for part, values in parts.items():
             if values.shape != (channels,):
@@ -177,7 +181,7 @@ class Making:
         return self._add(Activation(self._free(name), (x,), function, tuple(settings.items())))
 
     def clamp(self, name: str, x: str, least: float, most: float) -> str:
-        """x held from `least` to `most`, either of which may be infinite."""
+        """Adds a clamp of x to `least`..`most`, either of which may be infinite."""
         if (least, most) == (0, math.inf):
             return self.activation(name, x, "relu")
         if (least, most) == (0, 6):
@@ -190,14 +194,14 @@ class Making:
         return self.activation(name, x, "hardtanh", min_val=least, max_val=most)
 
     def prelu(self, name: str, x: str, slopes: np.ndarray) -> str:
-        """slopes: [1] or [C]."""
+        """Adds a PReLU. slopes: [1] or [C]."""
         if slopes.size not in (1, self.extent(x).channels):
             raise ValueError(f"slopes must be 1 or {self.extent(x).channels}, the channels of the input, got {slopes.size}")
         key = self.learn(name, weight=slopes)
         return self._add(Activation(self._free(name), (x,), "prelu", key=key, slopes=slopes.size))
 
     def add(self, name: str, inputs: Iterable[str], factors: tuple[float, ...] = ()) -> str:
-        """The sum of tensors, each times its factor."""
+        """Adds a sum of tensors, each multiplied by its factor."""
         inputs = tuple(inputs)
         if not all(math.isfinite(factor) for factor in factors) or (factors and len(factors) != len(inputs)):
             raise ValueError(f"a sum must have a finite factor for each of its {len(inputs)} inputs, got {factors}")
@@ -223,7 +227,7 @@ class Making:
     def affine(
         self, name: str, x: str, gain: np.ndarray | None = None, shift: np.ndarray | None = None, divisor: float | None = None
     ) -> str:
-        """x * gain + shift, or x / divisor: one number for all channels, or one for each."""
+        """Adds x * gain + shift, or x / divisor. Each is one number for all channels, or one for each."""
         given = {}
         for part, values in (("gain", gain), ("shift", shift)):
             if values is not None:
@@ -243,9 +247,9 @@ class Making:
         return self._add(Affine(self._free(name), (x,), given.get("gain"), given.get("shift"), divisor))
 
     def with_constant(self, name: str, operator: str, a: str | np.ndarray, b: str | np.ndarray) -> str:
-        """A tensor and a constant of one value, or one for each channel.
+        """Adds an operation on a tensor and a constant, which has one value, or one for each channel.
 
-        operator: "add", "sub" (a - b), "rsub" (b - a), "mul", "div".
+        operator: "add", "sub" (a - b), "rsub" (b - a), "mul" or "div".
         """
         if isinstance(a, np.ndarray):
             if isinstance(b, np.ndarray):
@@ -277,14 +281,14 @@ class Making:
         return inputs[0] if len(inputs) == 1 else self._add(Concat(self._free(name), inputs))
 
     def slice(self, name: str, x: str, start: int, stop: int) -> str:
-        """Channels start..stop, without the last."""
+        """Adds a node that takes the channels `start` to `stop` - 1."""
         channels = self.extent(x).channels
         if not 0 <= start < stop <= channels:
             raise ValueError(f"channels must be some of the {channels} of the input, got {start} to {stop}")
         return x if (start, stop) == (0, channels) else self._add(Slice(self._free(name), (x,), start, stop))
 
     def slices(self, name: str, x: str, sizes: Iterable[int]) -> list[str]:
-        """The channels of x in parts, one behind the other."""
+        """Adds nodes that split the channels of x into parts of these sizes, one after the other."""
         sizes = list(sizes)
         if any(size < 1 for size in sizes) or sum(sizes) != self.extent(x).channels:
             raise ValueError(f"parts must have {self.extent(x).channels} channels together, got {sizes[:8]}")
@@ -294,7 +298,8 @@ class Making:
         ]
 
     def shuffle(self, name: str, x: str, factor: int, blocks_first: bool = False) -> str:
-        """[N, C r^2, H, W] -> [N, C, r H, r W]. blocks_first: channels are numbered by place, then by C."""
+        """Adds a shuffle [N, C r^2, H, W] -> [N, C, r H, r W]. blocks_first: true where the input's channels are numbered by the
+        place within a square first, and by C second."""
         channels = self.extent(x).channels
         if not 1 <= factor <= MAX_SCALE or channels % factor**2:
             raise ValueError(f"a shuffle by {factor} needs channels that {factor}^2 divides, but the input has {channels}")
@@ -305,7 +310,7 @@ class Making:
         return self._add(PixelShuffle(self._free(name), (x,), factor))
 
     def unshuffle(self, name: str, x: str, factor: int, blocks_first: bool = False) -> str:
-        """[N, C, r H, r W] -> [N, C r^2, H, W]. blocks_first: as `shuffle` has it."""
+        """Adds a shuffle [N, C, r H, r W] -> [N, C r^2, H, W]. blocks_first: as in `shuffle`, for the output's channels."""
         if not 1 <= factor <= MAX_SCALE:
             raise ValueError(f"it must gather squares of 1 to {MAX_SCALE} pixels a side, got {factor}")
         channels = self.extent(x).channels
@@ -322,7 +327,8 @@ class Making:
         return self.concat(f"{name}.ordered", [self.slice(f"{name}.{i}", y, i, i + 1) for i in order])
 
     def resize(self, name: str, x: str, factor: Fraction, mode: str = "nearest", align_corners: bool | None = None) -> str:
-        """[N, C, H, W] -> [N, C, factor H, factor W]. mode: "nearest", "bilinear" or "bicubic", the last computed in floats."""
+        """Adds a resizing [N, C, H, W] -> [N, C, factor H, factor W]. mode: "nearest", "bilinear" or "bicubic"; the last is
+        computed in floats."""
         if not Fraction(1, MAX_SCALE) <= factor <= MAX_SCALE:
             raise ValueError(f"it must resize by 1/{MAX_SCALE} to {MAX_SCALE}, got {float(factor):g}")
         number: float = int(factor) if factor.denominator == 1 else float(factor)
@@ -346,13 +352,13 @@ class Making:
         return self._add(Pool(self._free(name), (x,), function, tuple(settings.items())))
 
     def mean(self, name: str, x: str) -> str:
-        """The mean of each channel, [N, C, 1, 1]."""
+        """Adds the mean of each channel, [N, C, 1, 1]."""
         return self._add(Pool(self._free(name), (x,), "adaptive_avg_pool2d", (("output_size", 1),)))
 
     def pad(self, name: str, x: str, padding: tuple[int, int, int, int], mode: str = "constant", value: float = 0.0) -> str:
-        """Rows and columns around: top, bottom, left, right; computed in floats.
+        """Adds rows and columns around x, in floats. padding: how many at the top, bottom, left and right.
 
-        The size is then no multiple of the picture's; what is behind must take off as much.
+        The size is then no multiple of the picture's; later nodes must take off as much.
         """
         if not all(0 <= one <= MAX_KERNEL for one in padding) or not math.isfinite(value):
             raise ValueError(f"padding must be from 0 to {MAX_KERNEL}, and its value finite, got {padding} and {value:g}")
@@ -373,17 +379,18 @@ class Making:
         extent: Extent,
         keys: Iterable[str] = (),
     ) -> str:
-        """A call of torch that stays in floats. extent: of what it gives. keys: of the values that it reads."""
+        """Adds a call of torch that stays in floats. extent: the extent of its result. keys: the keys of the values that it
+        reads."""
         shapes = tuple((key, tuple(self.state[key].shape)) for key in keys)
         return self._add(Float(self._free(name), inputs, target, arguments, tuple(settings.items()), shapes), extent)
 
-    # ---- what they are made of
+    # ---- the parts of nodes
 
     def extent(self, name: str) -> Extent:
         return self.extents[name]
 
     def result(self, output: str) -> Imported:
-        """The network that gives this tensor, after the passes that every traced network takes."""
+        """The network that computes this tensor, after the passes that every traced network goes through."""
         if not self.nodes:
             raise ValueError("the network computes nothing")
         nodes = tuple(self.nodes.values())
@@ -410,7 +417,8 @@ class Making:
         return node.name
 
     def _broadcast(self, name: str, inputs: tuple[str, ...], function: str) -> str:
-        """Two tensors element by element, of which one may have one value for a channel, or one channel."""
+        """Adds an operation on two tensors, element by element. One of them may have a single value for each channel, or a single
+        channel."""
         a, b = map(self.extent, inputs)
         channels, scale = max(a.channels, b.channels), max(a.scale, b.scale)
         if not all(one.channels in (1, channels) and one.scale in (0, scale) for one in (a, b)):
@@ -422,7 +430,7 @@ class Making:
         return ", ".join(f"{one.channels} channels x{float(one.scale):g}" for one in found[:4])
 
     def _reordered(self, x: str, order: np.ndarray) -> str:
-        """x with its channels in another order, which the convolution takes up that makes it."""
+        """Puts the channels of x into another order, by reordering the outputs of the convolution that makes them."""
         conv = self.nodes.get(x)
         if not isinstance(conv, Conv) or conv.groups != 1:
             raise ValueError("channels that are numbered by their place first must come from a convolution")
@@ -436,7 +444,7 @@ class Making:
         return self._add(replace(conv, name=name, key=self.learn(name, **parts)))
 
     def learn(self, name: str, **parts: np.ndarray | None) -> str:
-        """Puts values into the state; returns the key that they begin with."""
+        """Puts values into the state, and returns the key with which their names begin."""
         key = self._numbered(_plain(name), lambda tried: any(full in self.state for full in _parts(tried)))
         for part, values in parts.items():
             if values is not None:
@@ -456,7 +464,7 @@ class Making:
         return self._numbered(shown(name), lambda tried: tried in self.nodes or tried == "x")
 
     def _numbered(self, name: str, taken: Callable[[str], bool]) -> str:
-        """The name, or with a number behind it where that is taken; a file may give all its layers the same."""
+        """The name, or the name with a number appended where it is taken: a file may give the same name to all its layers."""
         tried = name
         while taken(tried):
             self._counts[name] = self._counts.get(name, 0) + 1
@@ -465,7 +473,7 @@ class Making:
 
 
 def _keeps_multiples(node: Node) -> bool:
-    """Whether a picture whose sides are multiples of the stride has just a part of them left."""
+    """Returns whether a node turns sides that are multiples of its stride into exactly these sides divided by the stride."""
     if isinstance(node, Conv):
         axes = zip(node.kernel, node.stride, node.dilation, node.padding, strict=True)
         return all(-stride <= 2 * pad - dilation * (size - 1) - 1 <= -1 for size, stride, dilation, pad in axes)
@@ -478,12 +486,12 @@ def _keeps_multiples(node: Node) -> bool:
 
 
 def shortest(value: Any) -> float:
-    """The decimal number that a float32 stands for, 0.2 and not 0.20000000298; other numbers as they are."""
+    """The shortest decimal number that a float32 stands for: 0.2, not 0.20000000298. Other numbers stay as they are."""
     return float(str(value)) if isinstance(value, np.float32) else float(value)
 
 
 def shown(name: str) -> str:
-    """A name of a file for messages, of one line and not too long."""
+    """A name from a file for messages: on one line and not too long."""
     return shortened("".join(letter if letter.isprintable() else "?" for letter in name[:200]))
 
 
@@ -492,7 +500,7 @@ def _parts(key: str) -> tuple[str, ...]:
 
 
 def _plain(name: str) -> str:
-    """A name that a module may have, whatever the file calls it."""
+    """A name that a module may have, made of the name that the file gives."""
     name = re.sub(r"\W+", "_", shown(name), flags=re.ASCII).strip("_")
     return f"layer_{name}" if not name or name in _TAKEN or not name[0].isalpha() else name
 

@@ -1,4 +1,4 @@
-"""Whether two graphs are the same network, node by node, whatever their nodes are called and in whatever order sums are written."""
+"""Compares two graphs node by node. The names of the nodes and the order in which sums are written do not matter."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from ..graph.passes import merge_affines, merge_factors, remove_dead, split_conc
 from ..graph.passes.simplify import redirect
 from ..graph.properties import readers
 
-MOST_PARTS = 100_000  # of all concatenations together, once those of others are taken apart
+MOST_PARTS = 100_000  # the most parts of all concatenations together, once nested ones are flattened
 _SLOPED = ("relu", "leaky_relu", "prelu")
 
 
 def normal(graph: Graph, channels: int) -> Graph | None:
-    """The graph as it is compared: constants merged, nested concatenations taken apart. None where those have too many parts."""
+    """The graph in the form in which it is compared: with constants merged and nested concatenations flattened. None where the
+    concatenations have too many parts."""
     parts: dict[str, int] = {}
     total = 0
     for node in graph.nodes:
@@ -25,15 +26,16 @@ def normal(graph: Graph, channels: int) -> Graph | None:
             total += parts[node.name]
             if total > MOST_PARTS:
                 return None
-    # Networks that shuffle pixels into channels pad what does not divide and cut it off again, which files do not hold.
+    # Networks that shuffle pixels into channels pad sides that do not divide and cut the padding off again. Files lack it.
     graph = redirect(graph, {node.name: node.x for node in graph.nodes if isinstance(node, (Crop, Pad))})
     return remove_dead(split_concats(merge_affines(merge_factors(graph)), {name: channels for name in graph.inputs}))
 
 
 def without_batch_norms(graph: Graph) -> tuple[Graph, dict[str, str]]:
-    """(the graph with every BatchNorm that alone reads a convolution left out, the name of each by that of its convolution)
+    """Returns the graph without the BatchNorms that alone read a convolution, and for the name of each such convolution the name of
+    its BatchNorm.
 
-    As it is once the BatchNorm has been folded into the weights: the convolution has a bias then.
+    This is the graph once each BatchNorm has been folded into the weights: the convolution then has a bias.
     """
     reading, by_name = readers(graph), {node.name: node for node in graph.nodes}
     norms = {
@@ -53,16 +55,17 @@ def without_batch_norms(graph: Graph) -> tuple[Graph, dict[str, str]]:
 
 
 class Numbering:
-    """Gives every tensor a number: two have the same where they are computed in the same way, but for what nodes learn.
+    """Gives every tensor a number. Two tensors have the same number where they are computed in the same way, whatever the nodes
+    have learnt.
 
-    Graphs are compared that have been numbered by the same `Numbering`.
+    Only graphs that were numbered by the same `Numbering` can be compared.
     """
 
     def __init__(self) -> None:
         self._known: dict[Hashable, int] = {}
 
     def numbers(self, graph: Graph) -> dict[str, int]:
-        """The number of every tensor of a graph."""
+        """The number of every tensor of a graph, by name."""
         found = {name: self._number(("input", i)) for i, name in enumerate(graph.inputs)}
         for node in graph.nodes:
             found[node.name] = self._number((_kind(node), tuple(_ordered(node, found))))
@@ -72,7 +75,7 @@ class Numbering:
         return self._known.setdefault(what, len(self._known))
 
     def pairs(self, a: Graph, b: Graph) -> dict[str, str] | None:
-        """For the name of each node of `a` that of the same node of `b`; None where these are two networks."""
+        """For the name of each node of `a`, the name of the same node of `b`; None where the graphs are different networks."""
         of_a, of_b = self.numbers(a), self.numbers(b)
         if len(a.nodes) != len(b.nodes) or [of_a[name] for name in a.outputs] != [of_b[name] for name in b.outputs]:
             return None
@@ -94,13 +97,13 @@ class Numbering:
 
 
 def _kind(node: Node) -> Hashable:
-    """What a node is and does, but for its names, what it learns, and what its convolution is for."""
+    """What a node is and does, without its names, the values that it learns, and the role of a convolution."""
     match node:
         case Conv():
             sizes = (node.kernel, node.stride, node.dilation, node.padding)
             return ("conv", node.channels_in, node.channels_out, *sizes, node.groups)
         case Activation() if node.function in _SLOPED:
-            return "slopes"  # one kind, as slopes are values; whoever pairs them compares these
+            return "slopes"  # all are one kind, because slopes are values, which the caller of `pairs` compares
         case Activation():
             return (node.function, tuple((name, _rounded(value)) for name, value in node.settings))
         case Add():
@@ -121,12 +124,12 @@ def _kind(node: Node) -> Hashable:
 
 
 def _rounded(value: object) -> object:
-    """A number to the precision of a float32, in which other formats have it."""
+    """A number rounded to float32, the precision that other formats have."""
     return f"{value:.6g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _places(node: Node, numbers: dict[str, int]) -> list[tuple[int, object, str]]:
-    """The inputs of a node, those of sums and products in the order of their numbers."""
+    """The inputs of a node. Those of sums and products are in the order of their numbers."""
     factors = [_rounded(node.factor(i)) if isinstance(node, Add) else "" for i in range(len(node.inputs))]
     found = [(numbers[name], factor, name) for name, factor in zip(node.inputs, factors, strict=True)]
     return sorted(found, key=lambda one: one[:2]) if isinstance(node, (Add, Multiply)) else found  # type: ignore[type-var]

@@ -1,6 +1,6 @@
-"""The files of ncnn: layers as text (.param), and their weights one behind the other (.bin).
+"""Reads the files of ncnn: layers as text (.param), and their weights one after the other (.bin).
 
-The format is that of ncnn's own documentation, "param and model file structure", and of its `ModelBinFromDataReader`.
+The format is described by ncnn's own documentation, "param and model file structure", and by its `ModelBinFromDataReader`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from .making import MAX_NODES, shown
 
 MAGIC = "7767517"
 MOST_TEXT = 64 << 20  # bytes of a .param; the largest networks for pictures have some hundred kilobytes
-_ARRAYS = -23300  # keys of arrays are this less the number of the parameter
-_LARGEST = 3.5e38  # of a float32
+_ARRAYS = -23300  # the key of an array is this minus the number of the parameter
+_LARGEST = 3.5e38  # a little more than the largest float32
 
 _FLOAT16, _INT8, _FLOAT32_TAGGED, _FLOAT32 = 0x01306B47, 0x000D4B38, 0x0002C056, 0
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One line of a .param. inputs, outputs: names of blobs. settings: numbers, or tuples of them, by their number in ncnn."""
+    """One line of a .param. inputs, outputs: the names of blobs. settings: the numbers, or tuples of numbers, by the number of the
+    setting in ncnn."""
 
     kind: str
     name: str
@@ -36,27 +37,28 @@ class Layer:
         return f"layer '{shown(self.name)}' ({shown(self.kind)})"
 
     def number(self, key: int, default: float = 0.0) -> float:
-        """A setting that is one number."""
+        """The value of a setting that is one number."""
         value = self.settings.get(key, default)
         if isinstance(value, tuple):
             raise ValueError(f"setting {key} must be one number, got {len(value)}")
         return value
 
     def integer(self, key: int, default: int = 0) -> int:
-        """A setting that is one integer."""
+        """The value of a setting that is one integer."""
         value = self.number(key, default)
         if not float(value).is_integer():
             raise ValueError(f"setting {key} must be an integer, got {value:g}")
         return int(value)
 
     def numbers(self, key: int) -> tuple[float, ...]:
-        """A setting that is an array; empty where it is left out."""
+        """The value of a setting that is an array; empty where it is left out."""
         value = self.settings.get(key, ())
         return value if isinstance(value, tuple) else (value,)
 
 
 def read_layers(path: Path) -> list[Layer]:
-    """The layers of a .param, in their order. Raises ValueError, with the line, for what is damaged or another format."""
+    """The layers of a .param, in their order. Raises ValueError, with the line, for a file that is damaged or has another
+    format."""
     if path.stat().st_size > MOST_TEXT:
         raise ValueError(f"a .param must have {MOST_TEXT >> 20} MiB at most, got {path.stat().st_size} bytes")
     try:
@@ -137,17 +139,18 @@ def _value(text: str) -> float:
 
 
 class Weights:
-    """The bytes of a .bin, read from front to end. Every size is held to what is left before anything is made of it."""
+    """The bytes of a .bin, read from front to end. Every size is checked against the bytes that are left before an array is
+    made."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.place = data, 0
 
     def tagged(self, count: int) -> np.ndarray:
-        """float32 [count] in the format that a word before them says."""
+        """The next weights, float32 [count], in the format that the word before them says."""
         tag = int(self._take(1, "<u4")[0])
         if tag == _FLOAT16:
             values = self._take(count, "<f2")
-            self._take(count % 2, "<u2")  # to a multiple of four bytes
+            self._take(count % 2, "<u2")  # skips to a multiple of four bytes
             return values.astype(np.float32)
         if tag in (_FLOAT32, _FLOAT32_TAGGED):
             return self.plain(count)
@@ -155,7 +158,7 @@ class Weights:
         raise ValueError(f"its weights are quantised ({what}, {tag:#010x}): only float32 and float16 are read")
 
     def plain(self, count: int) -> np.ndarray:
-        """float32 [count]"""
+        """The next weights, float32 [count], which the file holds as such."""
         return self._take(count, "<f4").astype(np.float32)
 
     def _take(self, count: int, kind: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What becomes of the layers of ncnn: a rule for each type, with the numbers that its settings have in ncnn's documentation."""
+"""Turns the layers of ncnn into nodes, by a rule for each type. The settings have the numbers of ncnn's documentation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .making import Imported, Making, Window, shown
 from .ncnn_file import Layer, Weights, read_layers
 
 _SAME_UPPER, _SAME_LOWER = -233, -234
-_REST = -233  # in a list of slices: as large as the others of its kind
+_REST = -233  # a size that stands for the rest, and in a list of slices for an equal share of the rest
 _RESIZES = {1: "nearest", 2: "bilinear", 3: "bicubic"}
 _PADS = ("constant", "replicate", "reflect")
 
@@ -21,8 +21,8 @@ _PADS = ("constant", "replicate", "reflect")
 def read_ncnn(path: Path) -> Imported:
     """The network of a .param and the .bin beside it.
 
-    Raises FileNotFoundError where that is missing; ValueError, with the layer, for layers that are not known here, for quantised
-    weights, and for what is damaged.
+    Raises FileNotFoundError where the .bin is missing, and ValueError, with the layer, for layers that are not known here, for
+    quantised weights, and for damaged files.
     """
     layers = read_layers(path)
     unknown = list(dict.fromkeys(layer.kind for layer in layers if layer.kind not in _RULES))
@@ -41,7 +41,7 @@ def bin_of(path: Path) -> Path:
 
 
 class _Reader:
-    """blobs: the tensor that each is, or the constant, [C, H, W] or [C]."""
+    """Makes a network of layers. blobs: for the name of each blob, the tensor that it is, or the constant, [C, H, W] or [C]."""
 
     def __init__(self, layers: list[Layer], weights: Weights) -> None:
         self.layers, self.weights = layers, weights
@@ -63,10 +63,10 @@ class _Reader:
         outputs = [tensor for blob in ends if isinstance(tensor := self.blobs[blob], str) and tensor != "x"]
         if len(outputs) != 1:
             raise ValueError(f"the network must have one output, got {len(outputs)}: {', '.join(map(shown, ends[:8]))}")
-        return replace(self.making.result(outputs[0]), names={})  # which are no names of state dicts
+        return replace(self.making.result(outputs[0]), names={})  # the names of ncnn's layers are not those of state dicts
 
     def tensor(self, layer: Layer, index: int = 0) -> str:
-        """An input of a layer, which must depend on the picture."""
+        """The tensor of a layer's input. Raises ValueError where the input does not depend on the picture."""
         if index >= len(layer.inputs):
             raise ValueError(f"it must have {index + 1} inputs or more, got {len(layer.inputs)}")
         value = self.blobs[layer.inputs[index]]
@@ -80,7 +80,7 @@ class _Reader:
         return [self.tensor(layer, i) for i in range(len(layer.inputs))]
 
     def activated(self, layer: Layer, x: str) -> str:
-        """x behind the activation that a convolution has in its settings."""
+        """x after the activation that a convolution has in its settings."""
         kind, values = layer.integer(9), layer.numbers(10)
         wanted = (0, 0, 1, 2, 0, 0, 2)
         if not 0 <= kind < len(wanted) or len(values) < wanted[kind]:
@@ -115,7 +115,8 @@ def _rule(*kinds: str) -> Callable[[_Rule], _Rule]:
 
 
 def _input_channels(layers: list[Layer]) -> int:
-    """The channels of the picture: what the first convolution that reads it takes where the input does not say it; 3 else."""
+    """The channels of the picture. Where the input does not say their number, it is what the first convolution that reads the
+    picture takes, or else 3."""
     inputs = [layer for layer in layers if layer.kind == "Input"]
     if len(inputs) != 1:
         raise ValueError(f"the network must have one input, got {len(inputs)}")
@@ -141,7 +142,7 @@ def _identity(to: _Reader, layer: Layer) -> list[str | np.ndarray]:
 
 
 def _window(layer: Layer) -> Window:
-    """The sizes of a convolution."""
+    """The kernel, stride, dilation and padding of a convolution."""
     width, step, left = layer.integer(1), layer.integer(3, 1), layer.integer(4)
     dilation = layer.integer(2, 1)
     size, dilations = (layer.integer(11, width), width), (layer.integer(12, dilation), dilation)
@@ -159,7 +160,7 @@ def _window(layer: Layer) -> Window:
 
 
 def _convolution_weights(to: _Reader, layer: Layer, window: Window, groups: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """(weight [K, C / groups, R, S], bias [K] or None)"""
+    """Returns the weight [K, C / groups, R, S] and the bias [K], or None for the bias."""
     outputs, total, (rows, columns) = layer.integer(0), layer.integer(6), window.kernel
     if outputs < 1 or groups < 1 or outputs % groups:
         raise ValueError(f"its outputs must be a multiple of its {groups} groups, got {outputs}")
@@ -225,12 +226,12 @@ def _clip(to: _Reader, layer: Layer) -> list[str | np.ndarray]:
 
 
 def _open(end: float) -> float:
-    """The end of a range; infinite where it is the largest float32."""
+    """The end of a range, or infinity where it is the largest float32."""
     return float(np.copysign(np.inf, end)) if abs(end) > 3e38 else end
 
 
 def _hard_swish(to: _Reader, name: str, x: str, alpha: float, beta: float) -> str:
-    """x times clip(alpha x + beta, 0, 1)"""
+    """Adds x times clip(alpha x + beta, 0, 1)."""
     scaled = to.making.affine(f"{name}.scaled", x, np.array([alpha]), np.array([beta]))
     return to.making.multiply(name, x, to.making.clamp(f"{name}.clamped", scaled, 0.0, 1.0))
 
@@ -322,7 +323,7 @@ def _slice(to: _Reader, layer: Layer) -> list[str | np.ndarray]:
 
 @_rule("Crop")
 def _crop(to: _Reader, layer: Layer) -> list[str | np.ndarray]:
-    """Channels alone: rows and columns stay as they are."""
+    """Takes a part of the channels; rows and columns must stay as they are."""
     x = to.tensor(layer)
     channels = to.making.extent(x).channels
     if len(layer.inputs) > 1:
@@ -418,7 +419,8 @@ def _pooling(to: _Reader, layer: Layer) -> list[str | np.ndarray]:
 
 @_rule("InnerProduct")
 def _linear(to: _Reader, layer: Layer) -> list[str | np.ndarray]:
-    """As ncnn has it behind a mean of channels: a 1x1 convolution of what has one row and column."""
+    """A linear layer, which ncnn has after a mean of channels. It becomes a 1x1 convolution of a tensor with one row and one
+    column."""
     x, outputs, total = to.tensor(layer), layer.integer(0), layer.integer(2)
     extent = to.making.extent(x)
     if extent.scale or layer.integer(8) or outputs < 1 or total != outputs * extent.channels:

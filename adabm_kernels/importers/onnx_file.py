@@ -1,4 +1,4 @@
-"""Files of ONNX: the graph as its protocol buffer has it, and its values, held to the sizes of the file."""
+"""Reads files of ONNX: the graph in its protocol buffer, and the values, whose sizes are checked against the size of the file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from .making import MAX_NODES, shown
 
-OPSETS = (11, 25)  # of ONNX's own operators; those that are read did not change between
+OPSETS = (11, 25)  # the versions of ONNX's own operators; those that are read here did not change between the two
 MOST_VALUES = 4 * MAX_NODES
 MOST_FILE = 2 << 30  # bytes: a protocol buffer holds no more
 _HOW_TO_GET = "reading ONNX needs the package onnx: pip install onnx"
-_RAW = {1: "<f4", 10: "<f2", 11: "<f8", 6: "<i4", 7: "<i8", 9: "?", 16: "<u2"}  # types of ONNX, as they lie in bytes
+_RAW = {1: "<f4", 10: "<f2", 11: "<f8", 6: "<i4", 7: "<i8", 9: "?", 16: "<u2"}  # for each type of ONNX, its values in bytes
 _FIELDS = {
     1: "float_data",
     10: "int32_data",
@@ -29,7 +29,7 @@ _EXTERNAL = 1  # TensorProto.EXTERNAL
 
 
 def read_model(path: Path) -> Any:
-    """The model in a file. Raises ValueError without the package onnx, and for what is no model that is read here."""
+    """The model in a file. Raises ValueError where the package onnx is missing, and for a model that cannot be read here."""
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -58,14 +58,14 @@ def read_model(path: Path) -> Any:
 
 
 class Values:
-    """Makes arrays of the tensors of one model. Those of float16 and float64 become float32, for which every size is checked."""
+    """Makes arrays of the tensors of one model. float16 and float64 become float32; the sizes of all are checked."""
 
     def __init__(self, path: Path) -> None:
         self.folder = path.resolve().parent
-        self.outside: dict[Path, int] = {}  # bytes of files beside the model that may still be read
+        self.outside: dict[Path, int] = {}  # for each file beside the model, the bytes that may still be read
 
     def all(self, tensors: Iterable[Any]) -> dict[str, np.ndarray]:
-        """The initialisers by name."""
+        """The arrays of the initialisers, by name."""
         found: dict[str, np.ndarray] = {}
         for tensor in tensors:
             if tensor.name in found:
@@ -74,7 +74,7 @@ class Values:
         return found
 
     def array(self, tensor: Any) -> np.ndarray:
-        """A tensor as float32, or int64 or bool for whole numbers."""
+        """A tensor as an array: float32 for floats, int64 or bool for all others."""
         try:
             return self._array(tensor)
         except ValueError as error:
@@ -106,7 +106,7 @@ class Values:
             return values.astype(wanted).reshape(shape)
 
     def _beside(self, tensor: Any, count: int, kind: np.dtype) -> np.ndarray:
-        """Values in a file of their own, which must lie in the folder of the model."""
+        """The values of a tensor in a file of their own, which must lie in the folder of the model."""
         said = {entry.key: entry.value for entry in tensor.external_data}
         name, offset, size = said.get("location", ""), said.get("offset", "0"), said.get("length", "")
         file = self.folder / name
@@ -129,7 +129,7 @@ class Values:
 
 
 def _of_field(values: np.ndarray, kind: int) -> np.ndarray:
-    """Values of a field of whole numbers: 16 bits of a float where the type is one."""
+    """The values in a field of whole numbers. Where the type is a float of 16 bits, the numbers are its bits."""
     if kind in (10, 16):
         if bool(((values < 0) | (values > 0xFFFF)).any()):
             raise ValueError("its values must be of 16 bits")

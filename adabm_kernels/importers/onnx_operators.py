@@ -1,4 +1,5 @@
-"""What becomes of the operators of ONNX: a rule for each, and of what computes sizes or is computed of constants alone."""
+"""Turns the operators of ONNX into nodes, by a rule for each. Operators that compute sizes, or that read only constants, are
+computed here."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from .making import Imported, Making, Window, shortest, shown
 from .onnx_file import Values, read_model
 
 _FLOATS = (1, 10, 11, 16)  # types of ONNX: float32, float16, float64, bfloat16
-_SMALL = 4096  # values of a constant that arithmetic is done with
+_SMALL = 4096  # the most values of a constant that arithmetic is done with
 _ACTIVATIONS = {
     "Relu": "relu",
     "Sigmoid": "sigmoid",
@@ -32,9 +33,10 @@ _PADS = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}
 
 @dataclass(frozen=True)
 class Dim:
-    """One size: `factor` times the picture's rows "H", columns "W" or pictures "N"; a plain number where symbol is "".
+    """One size of a tensor: `factor` times the picture's rows "H" or columns "W" or the number of pictures "N", or a plain number
+    where symbol is "".
 
-    Other symbols are of tensors whose sides are no multiples of the picture's.
+    Other symbols stand for the sides of tensors that are no multiples of the picture's.
     """
 
     symbol: str
@@ -46,7 +48,8 @@ Sizes = tuple[Dim, ...]
 
 @dataclass(frozen=True)
 class _Spread:
-    """A tensor taken for one of five or six axes, on the way to a shuffle of pixels. order: of the axes, once it is changed."""
+    """A tensor that has been reshaped to five or six axes on the way to a shuffle of pixels. x: the tensor. sizes: its sizes with
+    these axes. order: the order of the axes once they are transposed."""
 
     x: str
     sizes: Sizes
@@ -57,9 +60,10 @@ _Any = str | np.ndarray | tuple | _Spread
 
 
 def read_onnx(path: Path) -> Imported:
-    """The network of an ONNX file, and of the values that lie beside it.
+    """The network of an ONNX file and of the values that lie beside it.
 
-    Raises ValueError without the package onnx and, with the node, for operators that are not known here and for what is damaged.
+    Raises ValueError where the package onnx is missing and, with the node, for operators that are not known here and for damaged
+    files.
     """
     model = read_model(path)
     unknown: dict[str, str] = {}
@@ -95,16 +99,17 @@ class _Node:
         return self.attributes[name].s.decode("utf-8", "replace") if name in self.attributes else default
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """Empty where it is left out."""
+        """The integers of an attribute; empty where it is left out."""
         return tuple(self.attributes[name].ints) if name in self.attributes else ()
 
     def has(self, index: int) -> bool:
-        """Whether it is given this input."""
+        """Returns whether the node is given the input with this number."""
         return index < len(self.inputs) and bool(self.inputs[index])
 
 
 class _Reader:
-    """values: by the names of the file. ranks: of tensors that have not four axes. origins: of constants, their names, by id."""
+    """Makes a network of the nodes of a file. values: the value of each name in the file. ranks: the number of axes of tensors that
+    do not have four. origins: the names of constants, by the id of the array."""
 
     def __init__(self, model: Any, files: Values) -> None:
         graph = model.graph
@@ -114,8 +119,8 @@ class _Reader:
         constants = files.all(graph.initializer)
         self.values: dict[str, _Any] = dict(constants)
         self.origins = {id(value): name for name, value in constants.items()}
-        self.room = sum(value.nbytes for value in constants.values()) + (1 << 20)  # bytes that may be made of constants
-        self.held: list[np.ndarray] = []  # so that ids of constants stay theirs
+        self.room = sum(value.nbytes for value in constants.values()) + (1 << 20)  # bytes left for computed constants
+        self.held: list[np.ndarray] = []  # constants that are held so that no other array gets their id
         inputs = [one for one in graph.input if one.name not in constants]
         if len(inputs) != 1 or len(graph.output) != 1:
             raise ValueError(f"the network must have one input and one output, got {len(inputs)} and {len(graph.output)}")
@@ -125,7 +130,7 @@ class _Reader:
             raise ValueError(f"its input must be pictures of floats with 4 axes, got type {kind.elem_type} with {len(sizes)}")
         if sizes[1] < 1:
             raise ValueError("its input must say how many channels it has, as its second size")
-        self.sides = {"H": sizes[2], "W": sizes[3]}  # 0 where they are not said
+        self.sides = {"H": sizes[2], "W": sizes[3]}  # 0 where the file does not say them
         self.making = Making(sizes[1])
         self.values[inputs[0].name] = "x"
         self.ranks: dict[str, int] = {}
@@ -151,7 +156,7 @@ class _Reader:
             raise ValueError("its output must be pictures that depend on the input")
         return self.making.result(output)
 
-    # ---- what nodes read
+    # ---- the inputs of nodes
 
     def value(self, node: _Node, index: int) -> _Any:
         if not node.has(index):
@@ -159,7 +164,7 @@ class _Reader:
         return self.values[node.inputs[index]]
 
     def tensor(self, node: _Node, index: int = 0, rank: int = 4) -> str:
-        """An input that depends on the picture, with so many axes."""
+        """The tensor of an input that depends on the picture and has `rank` axes. Raises ValueError for any other input."""
         value = self.value(node, index)
         if not isinstance(value, str):
             raise ValueError(f"its input {index} must depend on the picture, and be neither a constant nor a size")
@@ -174,7 +179,8 @@ class _Reader:
         return value
 
     def numbers(self, node: _Node, index: int, name: str = "") -> list[int]:
-        """Whole numbers of an input, or of an attribute where older versions have it there; none where both are left out."""
+        """The whole numbers of an input, or those of the attribute `name`, which older versions have instead; none where both are
+        left out."""
         if name and name in node.attributes:
             return list(node.integers(name))
         if not node.has(index):
@@ -185,7 +191,7 @@ class _Reader:
         return values.tolist()
 
     def number(self, node: _Node, index: int, default: float) -> float:
-        """A number of an input."""
+        """The number in an input; `default` where the input is left out."""
         if not node.has(index):
             return default
         value = self.constant(node, index)
@@ -194,19 +200,19 @@ class _Reader:
         return shortest(value.ravel()[0])
 
     def floats(self, node: _Node, index: int, rank: int) -> np.ndarray:
-        """A constant of floats with so many axes."""
+        """The floats of a constant input that has `rank` axes."""
         value = self.constant(node, index)
         if value.ndim != rank or value.dtype != np.float32 or not value.size:
             raise ValueError(f"its input {index} must be floats with {rank} axes, got {value.dtype} {value.shape}")
         return value
 
     def layer(self, node: _Node, index: int) -> str:
-        """The name of a layer: what the file calls its values, where that ends in ".weight", else the node's own."""
+        """The name of a layer: the name that the file gives to its values, where that ends in ".weight", or else the node's own."""
         name, ending = self.origins.get(id(self.values.get(node.inputs[index])), ""), ".weight"
         return name[: -len(ending)] if name.endswith(ending) and len(name) > len(ending) else node.name
 
     def by_channel(self, x: str, values: np.ndarray) -> np.ndarray:
-        """A constant that is taken with x, element by element: one value, or one for each channel."""
+        """A constant that is combined with x element by element: one value, or one for each channel."""
         channels, axis = self.making.extent(x).channels, 3 if self.ranks.get(x, 4) == 4 else 1
         fits = values.size == channels and values.ndim >= axis and values.shape[-axis] == channels
         if values.size != 1 and not (fits and values.ndim <= axis + 1):
@@ -216,7 +222,7 @@ class _Reader:
     # ---- constants and sizes
 
     def made(self, value: np.ndarray, of: np.ndarray | None = None) -> list[_Any]:
-        """A constant that is made of others. of: the one whose name it keeps."""
+        """A constant that is computed from others. of: the constant whose name it keeps."""
         self.room -= value.nbytes
         if self.room < 0:
             raise ValueError("constants are made into others too often")
@@ -226,7 +232,7 @@ class _Reader:
         return [value]
 
     def sizes(self, value: _Any) -> Sizes | None:
-        """What sizes are computed of: sizes, or a few whole numbers; None for all else."""
+        """The sizes that a value holds: sizes, or a few whole numbers; None for all else."""
         if isinstance(value, tuple):
             return value
         if isinstance(value, np.ndarray) and value.size <= 64 and value.dtype != np.bool_ and np.isfinite(value).all():
@@ -240,7 +246,7 @@ class _Reader:
         return (Dim("N", Fraction(1)), Dim("", Fraction(extent.channels)), *(ends if self.ranks.get(x, 4) == 4 else ()))
 
     def factor(self, size: Dim, axis: int, x: str) -> Fraction:
-        """How often a tensor goes into a size, along an axis."""
+        """The factor by which a tensor's own size along an axis must be multiplied to give `size`."""
         symbol, scale = self.shape(x)[axis].symbol, self.making.extent(x).scale
         whole = Fraction(self.sides.get(symbol, 0)) * scale
         if size.symbol == symbol and scale:
@@ -266,7 +272,7 @@ def _rule(*kinds: str) -> Callable[[_Rule], _Rule]:
 
 
 def _window(to: _Reader, node: _Node, kernel: tuple[int, ...]) -> Window:
-    """The sizes of a convolution or a pooling with this kernel."""
+    """The kernel, stride, dilation and padding of a convolution or a pooling with this kernel."""
     stride, dilation = node.integers("strides") or (1, 1), node.integers("dilations") or (1, 1)
     pads, mode = node.integers("pads") or (0, 0, 0, 0), node.text("auto_pad", "NOTSET")
     if not len(kernel) == len(stride) == len(dilation) == 2 or len(pads) != 4:
@@ -332,14 +338,14 @@ def _with_rank(to: _Reader, x: str, rank: int) -> str:
 
 
 def _like(to: _Reader, made: str, x: str) -> list[Any]:
-    """A tensor that has as many axes as x."""
+    """A tensor, recorded with the same number of axes as x."""
     if (rank := to.ranks.get(x, 4)) != 4 and made != x:
         to.ranks[made] = rank
     return [made]
 
 
 def _one(to: _Reader, node: _Node) -> str:
-    """The input of what computes each value by itself."""
+    """The input of a node that computes each value by itself."""
     value = to.value(node, 0)
     return to.tensor(node, rank=to.ranks.get(value, 4) if isinstance(value, str) else 4)
 
@@ -565,7 +571,7 @@ def _reshape(to: _Reader, node: _Node) -> list[Any]:
 
 
 def _other_axes(to: _Reader, node: _Node, x: str, wanted: Sizes) -> str:
-    """A tensor as it is, or what has one value for a channel with two axes or four."""
+    """A tensor after a reshape that changes nothing, or a tensor with one value for each channel, which gets two axes or four."""
     extent, rest = to.making.extent(x), Dim("", Fraction(-1))
     own, rank = to.shape(x), to.ranks.get(x, 4)
     if len(wanted) == rank and all(_same(to, a, b, i) for i, (a, b) in enumerate(zip(wanted, own, strict=True))):
@@ -578,7 +584,7 @@ def _other_axes(to: _Reader, node: _Node, x: str, wanted: Sizes) -> str:
 
 
 def _same(to: _Reader, size: Dim, own: Dim, axis: int) -> bool:
-    """Whether a size that is asked for is that of a tensor along an axis."""
+    """Returns whether a size that is asked for is a tensor's own size along an axis."""
     if size in (own, Dim("", Fraction(-1))):
         return True
     if own.symbol == "N":
@@ -586,7 +592,7 @@ def _same(to: _Reader, size: Dim, own: Dim, axis: int) -> bool:
     return not size.symbol and own.symbol in to.sides and size.factor == to.sides[own.symbol] * own.factor > 0
 
 
-# The axes of the square's sides, by the order that six axes are brought into.
+# For each order into which six axes are brought, the axes of the square's sides.
 _SHUFFLES: dict[tuple[int, ...], tuple[int, int]] = {
     (0, 1, 4, 2, 5, 3): (2, 3),
     (0, 3, 4, 1, 5, 2): (1, 2),
@@ -595,9 +601,9 @@ _SHUFFLES: dict[tuple[int, ...], tuple[int, int]] = {
 
 
 def _gathered(to: _Reader, node: _Node, spread: _Spread, wanted: Sizes) -> str:
-    """A shuffle of pixels, or its contrary, of which this is the last step."""
+    """The shuffle of pixels, in either direction, of which this node is the last step."""
     one = Dim("", Fraction(1))
-    if len(wanted) == 6 and wanted[2:4] == (one, one):  # which are squeezed afterwards
+    if len(wanted) == 6 and wanted[2:4] == (one, one):  # a later node removes these axes
         return _with_rank(to, _gathered(to, node, spread, (*wanted[:2], *wanted[4:])), 6)
     sides = _SHUFFLES.get(spread.order)
     factors = {spread.sizes[axis] for axis in sides or ()}
@@ -667,7 +673,7 @@ def _resize(to: _Reader, node: _Node) -> list[Any]:
 
 
 def _check_places(node: _Node, mode: str, factor: Fraction) -> None:
-    """Refuse what takes other pixels than torch does."""
+    """Raises ValueError for a resizing that reads its pixels at other places than torch does."""
     places = node.text("coordinate_transformation_mode", "half_pixel")
     if node.kind == "Upsample":
         places = "asymmetric"
@@ -705,7 +711,7 @@ def _mean(to: _Reader, node: _Node) -> list[Any]:
     return [to.making.mean(node.name, x)]
 
 
-# ---- what changes nothing, constants, and sizes
+# ---- operators that change nothing, constants, and sizes
 
 
 @_rule("Identity", "Dropout", "Cast")
@@ -812,7 +818,7 @@ def _rounded(to: _Reader, node: _Node) -> list[Any]:
 
 
 def _of_sizes(kind: str, a: Sizes | None, b: Sizes | None) -> Sizes:
-    """Arithmetic on sizes: what is still a number times the picture's."""
+    """Does arithmetic on sizes, where the result is again a number times the picture's."""
     if a is None or b is None or not (len(a) == len(b) or 1 in (len(a), len(b))):
         raise ValueError("it computes sizes of what are none")
     longest = max(len(a), len(b))

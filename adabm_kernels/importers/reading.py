@@ -1,4 +1,4 @@
-"""Float networks in files of any kind that is read: checkpoints of torch, ncnn and ONNX."""
+"""Reads float networks from files of any supported kind: checkpoints of torch, ncnn and ONNX."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from .onnx_operators import read_onnx
 from .recognise import recognised
 
 _RANGES = ("to_range", "from_range")
-MOST_WORDS = 1500  # letters of a message: a hostile file may have lists of a million sizes
-SUFFIXES = (".param", ".onnx")  # of files that hold a graph
+MOST_WORDS = 1500  # the most characters of a message: a hostile file may have lists of a million sizes
+SUFFIXES = (".param", ".onnx")  # the suffixes of files that hold a graph
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds.
+    """The network in a file.
 
-    state: a checkpoint, or the state dict of the known network in a graph. res_scale: that of the graph; None where the file has
-    none. other: a graph that is no known network, whose `state` is empty. resized: what a graph resizes the result of its known
-    network by at its end; that is left out.
+    state: a checkpoint, or the state dict of the known network that a graph is. res_scale: the residual scale of the graph; None
+    where the file has none. other: the graph, where it is no known network; `state` is then empty. resized: the factor by which a
+    graph resizes the result of its known network at its end; the resizing is left out.
     """
 
     state: dict[str, Any]
@@ -45,7 +45,7 @@ class Weights:
 def read_weights(path: str | Path) -> Weights:
     """The weights in a file: a checkpoint (networks/checkpoints.py), a .param of ncnn with its .bin beside it, or ONNX.
 
-    The .bin of a .param beside it stands for both. Raises FileNotFoundError, and ValueError with the place in the file.
+    The name of the .bin stands for both files, too. Raises FileNotFoundError, and ValueError with the place in the file.
     """
     path = _with_graph(Path(path))
     suffix = path.suffix.lower()
@@ -64,7 +64,8 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def read_known(path: str | Path) -> tuple[dict[str, Any], float]:
-    """(checkpoint or state dict, residual scale of the graph or 1) of a file, as `networks.detect.detect` takes them.
+    """Returns the checkpoint or state dict of a file, and the residual scale of its graph or 1, as `networks.detect.detect` takes
+    them.
 
     Raises as `read_weights` does, and ValueError for a graph that is no known network.
     """
@@ -79,7 +80,7 @@ def read_known(path: str | Path) -> tuple[dict[str, Any], float]:
 
 
 def _tell_of_resizing(path: str | Path, read: Weights) -> None:
-    """Warn of a file whose results have another size than those of its network."""
+    """Warns where a file resizes the result of its network, which the converted network does not do."""
     if read.resized != 1:
         warnings.warn(
             f"{path}: read without its last layer, which resizes what the network makes by {read.resized:g}; other sizes than the "
@@ -89,13 +90,13 @@ def _tell_of_resizing(path: str | Path, read: Weights) -> None:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that hold the weights of a path: the .bin beside a .param, too."""
+    """The files that hold the weights of a path: the file itself, and the .bin beside a .param."""
     path = _with_graph(path)
     return [path, bin_of(path)] if path.suffix.lower() == ".param" else [path]
 
 
 def _with_graph(path: Path) -> Path:
-    """The .param that a .bin belongs to, where it lies beside it."""
+    """The .param that a .bin belongs to, where it lies beside the .bin; any other path as it is."""
     param = path.with_suffix(".param")
     return param if path.suffix.lower() == ".bin" and param.is_file() else path
 
@@ -138,9 +139,9 @@ def read_network(
 
 
 class ReadNetwork(GraphModule):
-    """A network of a file that is no known one, as a module of one tensor."""
+    """A network from a file that is not a known one, as a module with one input tensor."""
 
-    def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]  # tracing asks what it takes
+    def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]  # tracing reads the names of its inputs
         return super().forward(x)
 
 
@@ -158,7 +159,7 @@ def _module(imported: Imported, convention: Convention) -> nn.Module:
 
 
 def _in_pixels(graph: Graph) -> Graph:
-    """A network of pixels in 0..1 as one of 0..255."""
+    """Turns a network of pixels in 0..1 into one of pixels in 0..255."""
     taken, (picture,), (output,) = {node.name for node in graph.nodes}, graph.inputs, graph.outputs
     first, last = (_free(base, taken) for base in _RANGES)
     nodes = [replace(node, inputs=tuple(first if name == picture else name for name in node.inputs)) for node in graph.nodes]

@@ -1,4 +1,4 @@
-"""Which known network a graph is, and its weights under the names that a state dict of that network has."""
+"""Finds which known network a graph is, and gives its weights under the names that a state dict of that network has."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ..networks.spec import UNIT_RANGE, NetworkSpec
 from .making import Imported
 from .matching import Numbering, normal, without_batch_norms
 
-MOST_NODES = 200_000  # of all graphs of known networks together that one file is compared with
-MOST_WIDTHS = 8  # numbers of channels that a field may stand for
-MOST_LAYERS = 64  # of a dense block
+MOST_NODES = 200_000  # the most nodes of all the graphs of known networks with which one file is compared
+MOST_WIDTHS = 8  # the most numbers of channels that are tried for a field
+MOST_LAYERS = 64  # the most layers of a dense block
 _SHIFTS = ("sub_mean", "add_mean")
 
 
 @dataclass(frozen=True)
 class Known:
-    """A known network in a file: its weights as a state dict, which `networks.detect` reads as any other, and its residual scale.
+    """A known network in a file: its weights as a state dict, which `networks.detect` reads like any other, and its residual scale.
 
-    resized: what the file resizes the result by at its end, which is no part of the network.
+    resized: the factor by which the file resizes the result at its end; the resizing is not a part of the network.
     """
 
     state: dict[str, torch.Tensor]
@@ -42,7 +42,7 @@ class Known:
 
 
 def recognised(imported: Imported) -> Known | None:
-    """The known network that a graph is, or that it resizes the result of; None where it is another."""
+    """The known network that a graph is, or whose result it only resizes; None where it is another network."""
     if imported.channels != 3:
         return None
     found, last = _recognised(imported), imported.graph[imported.graph.outputs[0]]
@@ -55,7 +55,7 @@ def recognised(imported: Imported) -> Known | None:
 
 
 def _resizes_by(node: Node) -> float | None:
-    """The factor of a node that resizes pictures; None for others."""
+    """The factor by which a node resizes pictures; None for other nodes."""
     if isinstance(node, Float) and node.target == "torch.nn.functional.interpolate":
         return float(dict(node.settings)["scale_factor"])
     return float(node.factor) if isinstance(node, Resize) else None
@@ -87,10 +87,10 @@ def _recognised(imported: Imported) -> Known | None:
 
 
 def _candidates(kind: type[NetworkSpec], graph: Graph, folded: Graph) -> Iterator[NetworkSpec]:
-    """Specifications of one network that a graph may have, by its convolutions and the size of its output.
+    """Specifications of one kind of network that may fit a graph, by its convolutions and the size of its output.
 
-    Fields are tried that are called as those of several networks, those that are true or false, and whole numbers: what the
-    convolutions of the graph have of channels, or of groups.
+    Fields that several networks have, and fields that are true or false, are tried with their possible values. Fields that are
+    whole numbers are tried with the numbers of channels or groups in the graph's convolutions.
     """
     convs = [node for node in folded.nodes if isinstance(node, Conv)]
     extent = extents(graph).get(graph.outputs[0])
@@ -131,12 +131,13 @@ def _candidates(kind: type[NetworkSpec], graph: Graph, folded: Graph) -> Iterato
         try:
             if _outlines_agree(kind(**settings, **dict.fromkeys(counted, 1)).graph(), graph):
                 yield from _counted(kind, settings, counted, len(convs))
-        except (ValueError, TypeError):  # no network has these settings
+        except (ValueError, TypeError):  # no network has such settings
             continue
 
 
 def _outlines_agree(known: Graph, graph: Graph) -> bool:
-    """Whether two graphs may be one but for their number of blocks: they shuffle and resize alike, and have its activations."""
+    """Returns whether two graphs may be the same except for their number of blocks: they shuffle and resize alike, and have the
+    same activations."""
 
     def ends(of: Graph) -> list[str]:
         return sorted(f"{type(node).__name__} {node.factor}" for node in of.nodes if isinstance(node, (PixelShuffle, Resize)))
@@ -146,7 +147,7 @@ def _outlines_agree(known: Graph, graph: Graph) -> bool:
 
 
 def _counted(kind: type[NetworkSpec], settings: dict[str, Any], counted: list[str], convs: int) -> Iterator[NetworkSpec]:
-    """Those with so many blocks and layers that they have as many convolutions."""
+    """The specifications with such numbers of blocks and layers that they have `convs` convolutions."""
     if not counted:
         yield kind(**settings)
         return
@@ -161,7 +162,7 @@ def _counted(kind: type[NetworkSpec], settings: dict[str, Any], counted: list[st
 
 
 def _layers(graph: Graph) -> Counter[tuple[Any, ...]]:
-    """How many convolutions and shuffles of each size there are: what tells most networks apart at once."""
+    """The number of convolutions and of shuffles of each size, which is enough to tell most networks apart."""
     convs = ((node.channels_in, node.channels_out, node.kernel, node.groups) for node in graph.nodes if isinstance(node, Conv))
     return Counter([*convs, *((node.factor,) for node in graph.nodes if isinstance(node, PixelShuffle))])
 
@@ -170,12 +171,13 @@ def _convs(spec: NetworkSpec) -> int:
     return sum(isinstance(node, Conv) for node in spec.graph().nodes)
 
 
-# ---- what its weights are called
+# ---- the names of its weights
 
 
 @dataclass(frozen=True)
 class _Matched:
-    """weights: of a graph under the keys of a known one. convs: for the key of each known convolution that of the file's."""
+    """A graph that was matched with a known one. weights: its weights under the keys of the known graph. convs: for the key of each
+    known convolution, the key in the file."""
 
     weights: dict[str, torch.Tensor]
     convs: dict[str, str]
@@ -186,7 +188,8 @@ def _matched(
 ) -> _Matched | None:
     """The weights of a graph under the keys of the graph of `spec`; None where these are two networks.
 
-    folded: BatchNorms have gone into the weights before them, and are given back as such that only add a bias.
+    folded: true where BatchNorms have been folded into the weights before them; they are restored as BatchNorms that only add a
+    bias.
     """
     whole = normal(spec.graph(), 3)
     assert whole is not None, "which is so of no known network"
@@ -215,7 +218,7 @@ def _matched(
 
 
 def _values(known: Node, given: Node, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """What a known node learns, from the node that it is paired with; None where that is another after all."""
+    """The values that a known node learns, taken from the node that it is paired with; None where the two do not fit after all."""
     match known, given:
         case Conv(), Conv():
             zeros = torch.zeros(known.channels_out)
@@ -254,7 +257,7 @@ def _plain_norm(norm: BatchNorm, bias: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _named(spec: NetworkSpec, matched: _Matched, colours: _Colours, imported: Imported) -> Known | None:
-    """The weights under the names of the file where these are those of a known layout, else under AdaBM's."""
+    """The weights under the names of the file, where these are those of a known layout, or else under AdaBM's."""
     whole = colours.completed(spec, matched.weights)
     if whole is None:
         return None
@@ -274,21 +277,21 @@ def _named(spec: NetworkSpec, matched: _Matched, colours: _Colours, imported: Im
 
 
 def _computes_in_unit_range(spec: NetworkSpec) -> bool:
-    """Whether all public weights of a network are for pixels in 0..1. Where there are some under the names of its graph, these are
-    for 0..255."""
+    """Returns whether all public weights of a network are for pixels in 0..1. Weights under the names of its graph, where there are
+    some, are for 0..255."""
     public = spec.anchor in spec.known_by
     return not public and {layout.rgb_range for layout in spec.layouts} == {1}
 
 
-# ---- what is done to colours around it
+# ---- what a graph does to colours before and after the network
 
 
 @dataclass(frozen=True)
 class _Colours:
-    """What a graph does to the colours of the picture before all else, and to those of the result at the end.
+    """What a graph does to the colours of the picture at its beginning, and to those of the result at its end.
 
-    graph: what lies in between. before, after: y = matrix @ x + shift, float64 [3, 3] and [3]; None for nothing. as_read: they are
-    convolutions, whose weights a state dict has.
+    graph: the nodes between. before, after: two values each for y = matrix @ x + shift, float64 [3, 3] and [3]; None for nothing.
+    as_read: true where they are convolutions, whose weights a state dict holds.
     """
 
     graph: Graph
@@ -302,7 +305,7 @@ class _Colours:
 
     @classmethod
     def around(cls, imported: Imported) -> _Colours | None:
-        """Those of a graph whose first and last nodes do nothing else; None for others."""
+        """The colours of a graph whose first and last nodes do nothing else; None for other graphs."""
         graph = imported.graph
         reading, by_name = readers(graph), {node.name: node for node in graph.nodes}
         (picture,), (output,) = graph.inputs, graph.outputs
@@ -323,7 +326,8 @@ class _Colours:
 
     @property
     def factor(self) -> float | None:
-        """The number that colours are multiplied by before, and divided by at the end, where that is all."""
+        """The number by which colours are multiplied at the beginning and divided at the end; 1 where nothing is done to them, None
+        where something else is."""
         if self.before is None or self.after is None:
             return 1.0
         (before, minus), (after, plus) = self.before, self.after
@@ -333,11 +337,11 @@ class _Colours:
 
     @property
     def scaled(self) -> bool:
-        """Whether they say the range of pixels that the network has inside."""
+        """Returns whether the colours tell the range of pixels that the network has inside."""
         return self.before is not None and self.factor is not None
 
     def completed(self, spec: NetworkSpec, weights: dict[str, torch.Tensor]) -> tuple[NetworkSpec, dict[str, torch.Tensor]] | None:
-        """The network with what is done to its colours; None where no state dict says that."""
+        """The network together with what is done to its colours; None where no state dict can express that."""
         if self.before is None or self.after is None:
             return spec, weights
         if (factor := self.factor) is not None:
@@ -361,7 +365,7 @@ class _Colours:
 
 
 def _linear(node: Node, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """(matrix, shift) of what a node does to three colours; None where it does something else."""
+    """The matrix and the shift that a node applies to three colours; None where it does something else."""
     one = torch.eye(3, dtype=torch.float64)
     if isinstance(node, Conv):
         plain = (node.channels_in, node.channels_out, node.kernel, node.groups) == (3, 3, (1, 1), 1)

@@ -13,7 +13,7 @@ from .convention import DIV2K_PIXELS, SHIFTS, shift_weights
 from .layouts import SCALES, Layout, State, count, listed, matches, parts_renamed
 from .spec import NetworkSpec, stages
 
-STAGES = 3  # cascading blocks, and residual blocks of each
+STAGES = 3  # the number of cascading blocks, and of residual blocks in each
 _FIRST = "cascade.0.blocks.0.convs.0.weight"
 
 
@@ -32,7 +32,8 @@ def _renamed(state: State) -> dict[str, str]:
 
 
 def _repeated(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """CARN-M has the same residual block three times in each cascading one: it is written out."""
+    """The weights with every residual block written out: those of CARN-M hold one residual block for the three of a cascading
+    block."""
     found = dict(state)
     for key, value in state.items():
         if (m := re.match(r"(cascade\.\d\.blocks)\.0(\..*)", key)) and not matches(state, rf"{m[1]}\.[12]\."):
@@ -41,7 +42,7 @@ def _repeated(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _by_scale(state: State) -> dict[str, dict[str, torch.Tensor]]:
-    """The published files have an upsampler for each scale."""
+    """The state dicts of the networks for each scale: a published file holds one network with an upsampler for each scale."""
     rest = {key: value for key, value in state.items() if not re.match(r"upsample\.up[234]\.", key)}
     found: dict[str, dict[str, torch.Tensor]] = {}
     for scale in SCALES:
@@ -57,10 +58,11 @@ def _is_carn(state: State) -> bool:
 
 @dataclass(frozen=True)
 class CARNSpec(NetworkSpec):
-    """Hyper-parameters of one CARN.
+    """The hyper-parameters of one CARN.
 
-    scale: 2, 3 or 4. channels: features. groups: of the convolutions of its residual blocks and of its upsampler; more than one in
-    CARN-M. efficient: a residual block has two of them and one of 1x1, as in CARN-M. mean_shift, mean: as an EDSR's.
+    scale: 2, 3 or 4. channels: the number of features. groups: the groups of the convolutions in its residual blocks and its
+    upsampler; more than one in CARN-M. efficient: true for CARN-M, whose residual blocks have two such convolutions and one of 1x1.
+    mean_shift, mean: as in an EDSR's specification.
     """
 
     network = "carn"

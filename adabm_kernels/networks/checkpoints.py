@@ -1,4 +1,4 @@
-"""Checkpoints as training programs leave them: files read without running code in them, and the networks found inside."""
+"""Reads checkpoints as training programs write them, without running code in the files, and finds the networks inside."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from .layouts import listed, shortened
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".pkl")
 DEPTH = 4  # levels of nested dictionaries that are looked into
-# The most that a checkpoint may hold: several times as much as the largest known one, and little enough to look through in a
+# The most that a checkpoint may hold: several times as much as the largest known checkpoint, and little enough to be searched in a
 # second.
 MOST_TENSORS = 20_000  # tensors in one dictionary
-MOST_NETWORKS = 8  # networks that are looked at, where none is named
-_MOST_PREFIXES = 64  # name prefixes of networks in one dictionary
-_MOST_UNPACKED = 4  # times the size of a file that its contents may have, since torch compresses nothing
-_UNPACKED_BYTES = 1 << 24  # bytes that the contents of any file may have
+MOST_NETWORKS = 8  # the most networks that are tried where the caller names none
+_MOST_PREFIXES = 64  # the most name prefixes of networks in one dictionary
+_MOST_UNPACKED = 4  # how many times the size of a file its contents may have; torch compresses nothing
+_UNPACKED_BYTES = 1 << 24  # the bytes that the contents of a file of any size may have
 # Segments that DataParallel and torch.compile put into names, and counters that optimisers, averaging and profilers leave there.
 _SEGMENTS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
 _COUNTERS = re.compile(r"(^|\.)(n_averaged|step_counter|total_ops|total_params)$")
-_NORMED = {  # by the name of a weight-normed weight's magnitude, the names of its direction and of the plain weight
+_NORMED = {  # for the magnitude of a weight-normed weight, the names of its direction and of the plain weight
     ".weight_g": (".weight_v", ".weight"),
     ".parametrizations.weight.original0": (".parametrizations.weight.original1", ".weight"),
 }
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint (SUFFIXES, in either case), tensors on the CPU; no code in the file is run.
+    """The contents of a checkpoint (SUFFIXES, in either case), with tensors on the CPU. No code in the file is run.
 
-    Raises FileNotFoundError, and ValueError for a file of another kind, one that holds more than tensors and plain values, or one
-    that cannot be read.
+    Raises FileNotFoundError where there is no such file, and ValueError for a file of another kind, for one that holds more than
+    tensors and plain values, and for one that cannot be read.
     """
     path = Path(path)
     if not path.exists():
@@ -58,7 +58,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
                 state = {key: file.get_tensor(key) for key in keys if len(keys) <= MOST_TENSORS}
         except MemoryError:
             raise
-        except Exception as error:  # of types that this release of torch has not, too
+        except Exception as error:  # also raised for dtypes that this release of torch lacks
             raise ValueError(f"load_state: {path} is not a safetensors file ({error})") from error
         _check_count(f"load_state: {path}", len(keys))
         return state
@@ -89,11 +89,11 @@ def _check_count(name: str, count: int) -> None:
 
 
 def _check_unpacked(path: Path) -> None:
-    """ValueError for an archive that holds far more than it has bytes: torch would unpack it into memory."""
+    """Raises ValueError for an archive whose contents are far larger than the file: torch would unpack them into memory."""
     try:
         with zipfile.ZipFile(path) as archive:
             held = sum(item.file_size for item in archive.infolist())
-    except Exception:  # of a damaged archive zipfile raises almost anything
+    except Exception:  # zipfile raises almost anything for a damaged archive
         return
     size = path.stat().st_size
     if held > max(_MOST_UNPACKED * size, _UNPACKED_BYTES):
@@ -101,7 +101,8 @@ def _check_unpacked(path: Path) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do, whatever its name: eight bytes of a length, then JSON."""
+    """Returns whether a file begins as safetensors files do, whatever its name: with eight bytes that hold a length, and then
+    JSON."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -113,13 +114,13 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
-    except Exception:  # of a damaged archive zipfile raises almost anything
+    except Exception:  # zipfile raises almost anything for a damaged archive
         return False
 
 
 def _numpy_numbers() -> list[Any]:
-    """The classes from which a file builds a NumPy number, such as the best PSNR. None of them makes objects of Python, which could
-    be anything."""
+    """The classes from which a file builds a NumPy number, such as the best PSNR. None of them makes Python objects, which could be
+    anything."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"}
     return [
@@ -130,7 +131,7 @@ def _numpy_numbers() -> list[Any]:
 
 
 def _foreign_classes(path: Path, message: str) -> list[str]:
-    """The classes of Python that a file needs and that hold more than tensors, with their modules."""
+    """The Python classes, with their modules, that a file needs and that hold more than tensors."""
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # a file from before PyTorch 1.6, for which torch's message names the first class, or a damaged file
@@ -143,7 +144,7 @@ _UNSAFE = "weights_only"  # the setting that torch advises to turn off
 _MOST_WORDS = 300  # the most characters of torch's message that are repeated
 
 
-# Names of classes that hold values alone.
+# Names of classes that hold nothing but values.
 _HARMLESS = re.compile(
     r"argparse\.Namespace|collections\.(OrderedDict|defaultdict|Counter)|datetime\.\w+|pathlib\.\w*Path|_codecs\.encode|typing\.Any"
     r"|numpy\.(ndarray|dtype|dtypes\.\w+|(_?core)\.multiarray\.(_reconstruct|scalar))"
@@ -184,14 +185,15 @@ def _plain(error: Exception) -> str:
     return "it needs more than plain tensors and numbers" if _UNSAFE in line else line
 
 
-# ---- what is inside
+# ---- the networks inside a checkpoint
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Tensors of a checkpoint that may be a network, without what training wraps around them.
+    """Tensors of a checkpoint that may be a network, without anything that a training program wraps around them.
 
-    label: where they were, such as "state_dict.generator"; empty for the checkpoint itself. left_out: names beside them.
+    label: the place of the tensors, such as "state_dict.generator"; empty for the checkpoint itself. left_out: the names of the
+    other tensors beside them.
     """
 
     label: str
@@ -200,14 +202,14 @@ class Candidate:
 
     @property
     def has_anchor(self) -> bool:
-        """Whether the first convolution of a known network is among them."""
+        """Returns whether the first convolution of a known network is among the tensors."""
         return any(anchor in self.state for anchor in ANCHORS)
 
 
 def candidates(checkpoint: Mapping[str, Any]) -> list[Candidate]:
-    """Everything in a checkpoint that may be a network, at least one, what looks most like one first.
+    """Everything in a checkpoint that may be a network, in an order in which the likeliest comes first. There is at least one.
 
-    Raises TypeError unless it is a mapping with string keys, ValueError when there are no tensors in it.
+    Raises TypeError unless the checkpoint is a mapping with string keys, and ValueError when there are no tensors in it.
     """
     if not isinstance(checkpoint, Mapping) or not all(isinstance(key, str) for key in checkpoint):
         raise TypeError(f"state_dict must be a mapping from names to tensors, got {type(checkpoint).__name__}")
@@ -220,8 +222,8 @@ def candidates(checkpoint: Mapping[str, Any]) -> list[Candidate]:
 
 
 def _mappings(checkpoint: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, torch.Tensor]]]:
-    """The tensors of each dictionary and where it is, the outer ones first. One that stands in several places is looked at once:
-    dictionaries may hold one another, and themselves."""
+    """The path of each dictionary and the tensors in it, the outer dictionaries first. A dictionary that stands in several places
+    is visited once, because dictionaries may contain one another, and themselves."""
     seen = {id(checkpoint)}
     coming: deque[tuple[tuple[str, ...], Mapping[str, Any]]] = deque([((), checkpoint)])
     while coming:
@@ -237,12 +239,12 @@ def _mappings(checkpoint: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], 
 
 
 def _alone(value: torch.Tensor) -> torch.Tensor:
-    """Without the graph of autograd, which what has no values yet cannot leave."""
+    """The tensor without autograd's graph. A tensor that is not initialised yet stays as it is, because it cannot be detached."""
     return value if is_lazy(value) else value.detach()
 
 
 def why_not_plain(value: torch.Tensor) -> str:
-    """Why a tensor has no values of its own, one after the other in memory; empty where it has."""
+    """The reason why a tensor has no values of its own that lie one after the other in memory; empty where it has such values."""
     if is_lazy(value):
         return "it is not initialised"
     if value.is_nested:
@@ -272,7 +274,8 @@ def _inside(path: tuple[str, ...], tensors: dict[str, torch.Tensor]) -> list[Can
 
 
 def _for_each_scale(candidate: Candidate) -> list[Candidate]:
-    """The networks of several scales that one state dict holds or does for; the candidate itself where it is one network."""
+    """The networks of several scales that one state dict holds, or that its weights serve; the candidate itself where it is one
+    network."""
     scales = by_scale(candidate.state)
     return [replace(candidate, label=f"{candidate.label}.{name}".lstrip("."), state=state) for name, state in scales.items()] or [
         candidate
@@ -280,7 +283,8 @@ def _for_each_scale(candidate: Candidate) -> list[Candidate]:
 
 
 def _without_weight_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights in place of their magnitudes and directions (Salimans and Kingma, NeurIPS 2016)."""
+    """The state with plain weights in place of the magnitudes and directions of weight normalisation (Salimans and Kingma, NeurIPS
+    2016)."""
     plain = dict(state)
     for key, magnitude in state.items():
         for ending, (other, name) in _NORMED.items():
@@ -295,7 +299,8 @@ def _without_weight_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def _belong_together(magnitude: torch.Tensor, direction: torch.Tensor) -> bool:
-    """Whether one is a factor for each slice of the other along some axes, or for all of it."""
+    """Returns whether `magnitude` can be that of `direction`: it has one value for all of it, or one for each slice along some
+    axes, and both are floating-point tensors."""
     if why_not_plain(magnitude) or why_not_plain(direction):
         return False
     sizes = zip(magnitude.shape, direction.shape, strict=False)
@@ -304,7 +309,7 @@ def _belong_together(magnitude: torch.Tensor, direction: torch.Tensor) -> bool:
 
 
 def _common_prefix(state: Mapping[str, torch.Tensor]) -> str:
-    """The part that all names begin with and that is no module of the network."""
+    """The prefix that all names begin with and that is not a part of the network."""
     prefix = ""
     for part in ("model.", "net.", "generator."):
         if state and all(key.startswith(prefix + part) for key in state):
@@ -313,7 +318,7 @@ def _common_prefix(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def equal(a: Candidate, b: Candidate) -> bool:
-    """Whether two candidates are the same network."""
+    """Returns whether two candidates hold the same network."""
     return a.state.keys() == b.state.keys() and all(
         value.shape == b.state[key].shape and torch.equal(value, b.state[key]) for key, value in a.state.items()
     )

@@ -1,4 +1,5 @@
-"""An upsampler without activations as one convolution: conv, PixelShuffle, ..., conv is a linear map."""
+"""Computes an upsampler without activations as one convolution, because its convolutions and PixelShuffles together are a linear
+map."""
 
 from __future__ import annotations
 
@@ -12,16 +13,17 @@ from ..graph.nodes import BorderConv, Conv, Graph
 from ..graph.properties import COLLAPSED_RADIUS as RADIUS
 from ..graph.properties import linear_upsampler, needed, upsampler_input
 
-CLASSES = 2 * RADIUS + 1  # classes of an axis: first, second, inner, last but one, last pixel
+CLASSES = 2 * RADIUS + 1  # border classes along an axis: first, second, inner, last but one and last pixel
 SMALLEST = 2 * RADIUS + 1  # in images with a shorter side, pixels would belong to two classes at once
 
 
 @dataclass(frozen=True)
 class CollapsedTail:
-    """One kernel for each border class of the low-resolution pixel, rows then columns.
+    """An upsampler as one kernel for each border class of the low-resolution pixel. The first two axes are the border classes of
+    rows and of columns.
 
-    weight: float64 [5, 5, 3*scale^2, C, 5, 5], zero where a tap falls outside the image. bias: float64 [5, 5, 3*scale^2].
-    Output o = colour * scale^2 + sub-pixel, as torch's pixel_shuffle takes it.
+    weight: float64 [5, 5, 3*scale^2, C, 5, 5], zero where a tap falls outside the image. bias: float64 [5, 5, 3*scale^2]. Output
+    number colour * scale^2 + sub-pixel is in the order that torch's pixel_shuffle takes.
     """
 
     weight: torch.Tensor
@@ -30,11 +32,11 @@ class CollapsedTail:
 
 
 def collapse(convs: Sequence[tuple[torch.Tensor, torch.Tensor]], shuffles: Sequence[int]) -> CollapsedTail:
-    """The single convolution equal to a staged tail, exact to the border.
+    """The single convolution that equals a staged tail, exactly up to the border of the image.
 
-    convs: (weight [K, C, 3, 3], bias [K]) of each stage and of the last convolution. shuffles: PixelShuffle factor after
-    each stage; one fewer than convs. Zero padding between the stages makes the outer two pixels differ from the rest, so
-    each of the 5x5 border classes has its own kernel: the gradient of that pixel's outputs.
+    convs: (weight [K, C, 3, 3], bias [K]) of each stage and of the last convolution. shuffles: the factor of the PixelShuffle after
+    each stage, so one fewer than convs. Zero padding between the stages makes the outer two pixels differ from the rest, so each of
+    the 5x5 border classes has its own kernel: the gradient of that pixel's outputs.
     """
     convs = [(weight.double(), bias.double()) for weight, bias in convs]
     channels, scale = convs[0][0].shape[1], 1
@@ -70,17 +72,18 @@ def collapse(convs: Sequence[tuple[torch.Tensor, torch.Tensor]], shuffles: Seque
 
 
 def _adjoint(linear: Callable[[torch.Tensor], torch.Tensor], seed: torch.Tensor, channels: int) -> torch.Tensor:
-    """Gradient of <linear(x), seed> with respect to x, for each image of `seed`."""
+    """The gradient of <linear(x), seed> with respect to x, for each image of `seed`."""
     x = torch.zeros(seed.shape[0], channels, *seed.shape[2:], dtype=seed.dtype, requires_grad=True)
     with torch.enable_grad():
         return torch.autograd.grad(linear(x), x, seed)[0]
 
 
 def collapse_linear_upsampler(graph: Graph, state: Mapping[str, torch.Tensor]) -> tuple[Graph, dict[str, torch.Tensor]]:
-    """A graph and its state with an upsampler of several convolutions, without activations between them, as one `BorderConv`.
+    """The graph and its state, with an upsampler of several convolutions without activations between them turned into one
+    `BorderConv`.
 
-    Other graphs stay as they are. The weights keep the dtype of those that they are made of. Pictures must then have at least
-    SMALLEST pixels a side.
+    Other graphs stay as they are. The new weights have the dtype of the weights that they are made of. Pictures must then have at
+    least SMALLEST pixels a side.
     """
     found = linear_upsampler(graph)
     if found is None:

@@ -1,4 +1,4 @@
-"""Whether a float network gives back flat colours as they are."""
+"""Tells whether a float network gives back flat colours unchanged."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _KEPT = 3.0  # levels by which a colour may change; EDSR and SRResNet change the
 
 
 def gives_back_colours(network: nn.Module, scale: int) -> bool:
-    """Whether flat colours leave `network` as they enter it, to a few levels.
+    """Returns whether flat colours leave `network` as they enter it, to within _KEPT levels.
 
-    Networks that only upscale do that, one that changes colours or contrast does not.
+    Networks that only upscale give them back; a network that changes colours or contrast does not.
     """
     probes = _PROBES.to(next(network.parameters(), _PROBES).device)
     x = probes[..., None, None].expand(-1, -1, _PROBE_SIDE, _PROBE_SIDE).contiguous()

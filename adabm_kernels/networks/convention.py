@@ -1,4 +1,5 @@
-"""What a network's own code does around its weights: the range of its pixels, its mean colour, and the order of its colours."""
+"""The convention of a network: what its own code does around its weights, which is the range of its pixels, its mean colour and the
+order of its colours."""
 
 from __future__ import annotations
 
@@ -10,15 +11,15 @@ import torch
 
 from .spec import UNIT_RANGE, NetworkSpec
 
-# The mean colour of DIV2K, (0.4488, 0.4371, 0.4040), times 255 in float32: what published weights carry.
+# The mean colour of DIV2K, (0.4488, 0.4371, 0.4040), times 255 in float32, as published weights carry it.
 DIV2K_PIXELS = (114.44400024414062, 111.46049499511719, 103.02000427246094)
 
 RGB_RANGES = (1, 255)
 CHANNEL_ORDERS = ("rgb", "bgr")
 MEAN_SHIFTS = ("none", "div2k")
-UNIT_MEAN = 2.0  # a mean colour below this is one of pixels in 0..1, because in 0..255 it would be black
+UNIT_MEAN = 2.0  # a mean colour below this belongs to pixels in 0..1, because in 0..255 it would be black
 
-SHIFTS = ("sub_mean.", "add_mean.")  # keys of a mean shift begin with these under AdaBM's names
+SHIFTS = ("sub_mean.", "add_mean.")  # the beginnings of a mean shift's keys under AdaBM's names
 _SIZES = {"sub_mean.weight": 9, "sub_mean.bias": 3, "add_mean.weight": 9, "add_mean.bias": 3}
 _NOTHING = torch.empty(0)
 
@@ -65,18 +66,19 @@ class Convention:
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
 
 
-AS_READ = Convention()  # what is assumed where nothing is said beside the weights
+AS_READ = Convention()  # the convention where the caller says nothing beside the weights
 
 
 def shift_weights(pixels: tuple[float, float, float], rgb_range: float = 255) -> dict[str, torch.Tensor]:
-    """The weights that subtract and add a colour in 0..255, in a network whose pixels have that range."""
+    """The weights that subtract and add a colour in 0..255, for a network whose pixels have the range `rgb_range`."""
     mean, one = torch.tensor(pixels) * (rgb_range / 255), torch.eye(3).view(3, 3, 1, 1)
     return {"sub_mean.weight": one, "sub_mean.bias": -mean, "add_mean.weight": one, "add_mean.bias": mean}
 
 
 @dataclass(frozen=True)
 class Shift:
-    """What an EDSR does to colours before its first and after its last convolution, in units of its own, float64."""
+    """What an EDSR does to colours in float64: `before` @ colour + `minus` before its first convolution, and `after` @ colour +
+    `plus` after its last. The colours are in the network's own range of pixels."""
 
     before: torch.Tensor
     minus: torch.Tensor
@@ -86,13 +88,14 @@ class Shift:
 
     @classmethod
     def by(cls, colour: torch.Tensor) -> Shift:
-        """Subtract and add this colour."""
+        """The shift that subtracts this colour and adds it again."""
         one, colour = torch.eye(3, dtype=torch.float64), colour.double()
         return cls(one, -colour, one, colour)
 
     @classmethod
     def of_weights(cls, state: Mapping[str, torch.Tensor]) -> Shift:
-        """That of the 1x1 convolutions `sub_mean` and `add_mean`. Raises ValueError where the first cannot be undone."""
+        """The shift that the 1x1 convolutions `sub_mean` and `add_mean` compute. Raises ValueError where the first of them has no
+        inverse."""
         precision = max(torch.finfo(state[key].dtype).eps for key in _SIZES)
         before, minus, after, plus = (state[key].double() for key in _SIZES)
         before, after = before.view(3, 3), after.view(3, 3)
@@ -102,7 +105,7 @@ class Shift:
 
     @property
     def mean(self) -> torch.Tensor:
-        """The colour that becomes zero, float64 [3]."""
+        """The colour that the first convolution maps to zero, float64 [3]."""
         return -torch.linalg.solve(self.before, self.minus)
 
     @property
@@ -111,26 +114,27 @@ class Shift:
         return 1 if 0 < float(self.mean.abs().max()) < UNIT_MEAN else 255
 
     def same(self, a: torch.Tensor, b: torch.Tensor) -> bool:
-        """Whether two values are equal within the precision of the weights."""
+        """Returns whether two values are equal within the precision of the weights."""
         return torch.allclose(a, b, rtol=self.rtol, atol=self.rtol * float(b.abs().max()))
 
     @property
     def plain(self) -> bool:
-        """Whether it only subtracts a colour and adds the same one."""
+        """Returns whether the shift only subtracts a colour and adds the same colour."""
         one = torch.eye(3, dtype=torch.float64)
         return self.same(self.before, one) and self.same(self.after, one) and self.same(self.plus, self.mean)
 
     def pixels(self, rgb_range: float) -> tuple[float, float, float]:
-        """The mean colour in 0..255 of a network with this range of pixels: float32 values, DIV2K's where it is that one."""
+        """The mean colour in 0..255, as float32 values, where the network's pixels have the range `rgb_range`; exactly DIV2K's
+        where it is equal to that within the precision of the weights."""
         mean, usual = self.mean * (255 / rgb_range), torch.tensor(DIV2K_PIXELS, dtype=torch.float64)
         return DIV2K_PIXELS if self.same(mean, usual) else tuple(mean.float().tolist())
 
 
 def reading(state: Mapping[str, torch.Tensor], convention: Convention, usual: float | None) -> tuple[float, Shift | None]:
-    """(the range of pixels, the mean shift in it or None) of weights under AdaBM names.
+    """Returns the range of pixels of weights under AdaBM names, and their mean shift in this range, or None.
 
-    usual: the range that their layout is of, None where it is of any. A mean colour among the weights is one in parts of their
-    range: where the convention names another range, the colour stays the same.
+    usual: the range that their layout has; None where the layout has no range of its own. A mean colour among the weights is a
+    fraction of their range: where the convention names another range, it stays the same fraction.
     """
     own = Shift.of_weights(state) if all(state.get(key, _NOTHING).numel() == count for key, count in _SIZES.items()) else None
     rgb_range = convention.rgb_range or usual or (own.rgb_range if own else 255)
@@ -151,10 +155,10 @@ def fold(
 ) -> dict[str, torch.Tensor]:
     """The weights of the same network for RGB in 0..255 with the mean shift of `spec`, under the same AdaBM names.
 
-    The networks are positively homogeneous but for what they add: with all of that times c they map c x to c y. So a range of
-    pixels is a factor on biases and on the means and biases of BatchNorms. Linear maps of colours go into the first and last
-    convolutions, next to which they stand. Only the mean colour stays apart: behind it the first convolution pads with zeros.
-    Raises ValueError for another range of a network with an activation that is not so.
+    Except for the constants that they add, the networks are positively homogeneous: with all these constants times c, they map c x
+    to c y. So a range of pixels is a factor on biases and on the means and biases of BatchNorms. Linear maps of colours go into the
+    first and last convolutions, next to which they stand. Only the mean colour stays apart, because the first convolution pads with
+    zeros after it. Raises ValueError for another range of a network with an activation that is not positively homogeneous.
     """
     gain = 1.0 if UNIT_RANGE in spec.graph().buffers else 255 / rgb_range
     if gain != 1 and not spec.takes_any_range:

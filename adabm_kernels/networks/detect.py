@@ -1,4 +1,4 @@
-"""Architecture read off the keys and shapes of a state dict."""
+"""Reads the architecture of a network off the keys and shapes of a state dict."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ _COUNTER = ".num_batches_tracked"  # an integer of BatchNorm, which is not used 
 
 @dataclass(frozen=True)
 class Detected:
-    """What a state dict turned out to hold.
+    """A network that was recognised in a state dict.
 
-    spec: hyper-parameters of the network, of a class in `known.NETWORKS`.
-    layout: names of its parts (layouts.py): "adabm", the names of the authors' implementation; "edsr_pytorch" (`body.0.body.0`,
-        `body.0.body.2`); "basicsr" and "mmagic", an EDSR with `conv_first`, `conv_after_body`, `upsample.0`, `conv_last`, whose
-        mean shift is not among its weights; "yjn870", an RDN with `sfe1` and `rdbs`; "conv_in", an SRResNet with `conv_in`,
-        `conv_mid`, `up.0.conv`, `conv_out` that computes in 0..1; "lornatang" (`trunk.0.rcb.0`) and "twtygqyy"
+    spec: the hyper-parameters of the network, an object of a class in `known.NETWORKS`.
+    layout: the names of its parts (layouts.py): "adabm", the names of the authors' implementation; "edsr_pytorch"
+        (`body.0.body.0`, `body.0.body.2`); "basicsr" and "mmagic", an EDSR with `conv_first`, `conv_after_body`, `upsample.0`,
+        `conv_last`, whose mean shift is not among its weights; "yjn870", an RDN with `sfe1` and `rdbs`; "conv_in", an SRResNet with
+        `conv_in`, `conv_mid`, `up.0.conv`, `conv_out` that computes in 0..1; "lornatang" (`trunk.0.rcb.0`) and "twtygqyy"
         (`residual.0.conv1`), SRResNets too; "realesrgan", an SRVGGNetCompact, whose convolutions and slopes take turns in `body`;
         "realesrgan_rrdb" (`body.0.rdb1`), "esrgan" (`RRDB_trunk.0.RDB1`) and "esrgan_old" (`model.1.sub.0.RDB1`), RRDBNets;
-        "span", "imdn", "rfdn" and "carn", of these networks; "lornatang_vdsr" (`trunk.0.conv`) and "twtygqyy_vdsr"
+        "span", "imdn", "rfdn" and "carn", the networks of these names; "lornatang_vdsr" (`trunk.0.conv`) and "twtygqyy_vdsr"
         (`residual_layer.0.conv`); "kair" (`model.0`) and "dncnn" (`dncnn.0`), DnCNNs; "yjn870_espcn" and "yjn870_fsrcnn"
         (`first_part.0`), "lornatang_espcn" (`feature_maps.0`) and "lornatang_fsrcnn" (`feature_extraction.0`).
-    calibrated: it carries quantisation ranges (`lower_a`, `upper_a`, `upper_w` or `scale_w`).
-    quantize: "full" or "body" as in `ConvertConfig`, None when not calibrated.
-    adaptive: it carries image thresholds and layer offsets (`measure_l`, `measure_u`, `measure_layer`).
-    convention: what was said of it beside its weights.
-    source: where in a checkpoint it was, such as "state_dict.generator"; empty where the checkpoint is the network.
-    left_out: names of the tensors that stood beside it under other prefixes: metrics, losses, a discriminator.
+    calibrated: true where the state dict carries quantisation ranges (`lower_a`, `upper_a`, `upper_w` or `scale_w`).
+    quantize: "full" or "body" as in `ConvertConfig`; None where the network is not calibrated.
+    adaptive: true where the state dict carries image thresholds and layer offsets (`measure_l`, `measure_u`, `measure_layer`).
+    convention: what the caller said about the network beside its weights.
+    source: the place of the network in a checkpoint, such as "state_dict.generator"; empty where the checkpoint is the network.
+    left_out: the names of the tensors beside the network under other prefixes: metrics, losses, a discriminator.
     """
 
     spec: NetworkSpec
@@ -74,14 +74,14 @@ def detect(
     convention: Convention = AS_READ,
     weights_key: str | None = None,
 ) -> Detected:
-    """Recognise a network by its keys and shapes.
+    """Recognises a network by its keys and shapes.
 
     state_dict: a state dict, or a checkpoint that holds one, in whatever a training program wraps around it (`checkpoints`);
         mean-shift weights and batch counters may be absent.
     res_scale: factor on the second convolution of each block, which weights do not reveal (EDSR and SRResNet); at least 0.
-    convention: what else they do not reveal; a calibrated network is always of the default one.
-    weights_key: which of several networks in the checkpoint is meant, as `Detected.source` names it, or the end of that.
-    Raises TypeError for a res_scale that is no number; ValueError when it is negative or above MAX_WEIGHT, when the network is
+    convention: what else the weights do not reveal; a calibrated network always has the default convention.
+    weights_key: the name of the network that is meant, where a checkpoint holds several: its `Detected.source`, or the end of it.
+    Raises TypeError for a res_scale that is not a number; ValueError when it is negative or above MAX_WEIGHT, when the network is
     not a known one, when there are several, when keys are missing, unexpected or of another shape (it lists them), when a tensor
     has no values of its own in floating point, when one is NaN, infinite or larger than MAX_WEIGHT, or when the convention is one
     that the network cannot have.
@@ -95,14 +95,15 @@ def detect(
 
 
 def unwrap(state_dict: Mapping[str, Any], weights_key: str | None = None) -> dict[str, torch.Tensor]:
-    """The flat name -> tensor mapping of the one network inside a checkpoint. Raises as `detect` does."""
+    """The flat mapping from names to tensors of the one network in a checkpoint. Raises as `detect` does."""
     return _chosen(candidates(state_dict), weights_key, lambda state: _recognised(state, 1.0, AS_READ))[0].state
 
 
 def _chosen(
     found: list[Candidate], key: str | None, recognise: Callable[[dict[str, torch.Tensor]], Detected]
 ) -> tuple[Candidate, Detected]:
-    """The candidate that is meant, and what it is: the only one that is a known network."""
+    """The candidate that is meant, and the network that it is. Without a key, this is the only candidate that is a known
+    network."""
     if key is not None:
         named = [c for c in found if c.label == key] or [c for c in found if c.label.endswith(f".{key}")]
         if len(named) != 1:
@@ -112,7 +113,7 @@ def _chosen(
             raise ValueError(f"detect: weights_key must name one part of the checkpoint, of {listed(labels)}, got {key!r}")
         return named[0], recognise(named[0].state)
     if len(many := [c.label for c in found if c.has_anchor]) > MOST_NETWORKS:
-        if not many[0]:  # parts of a network may begin as networks do: the whole counts first
+        if not many[0]:  # parts of a network may look like networks, so the whole is tried first
             with suppress(ValueError):
                 return found[0], recognise(found[0].state)
         raise ValueError(f"detect: the checkpoint holds many networks, {listed(many)}: name one of them as weights_key")
@@ -125,7 +126,7 @@ def _chosen(
     if not fits:
         raise max(errors, key=lambda known: known[0])[1]
     fitting = {candidate.label for candidate, _ in fits}
-    # BasicSR saves a network and its running average side by side; it reads the average, and so does this.
+    # BasicSR saves a network and its running average side by side; it reads the average, and so does this function.
     fits = [fit for fit in fits if not (fit[0].label.endswith("params") and f"{fit[0].label}_ema" in fitting)]
     others = [fit for fit in fits[1:] if not equal(fit[0], fits[0][0])]
     if others:
@@ -138,7 +139,8 @@ def _chosen(
 
 
 def reread(state_dict: Mapping[str, Any], found: Detected, res_scale: float, convention: Convention) -> Detected:
-    """The network of `found` read otherwise; its weights, which `detect` has checked, are not looked at again."""
+    """The network of `found`, read with another residual scale and convention. The weights are not checked again, because `detect`
+    has checked them."""
     given = next(c.state for c in candidates(state_dict) if c.label == found.source)
     spec = _spec(_prepared(given, layout_of(given), convention), given, res_scale)
     other = replace(found, spec=spec, convention=convention)
@@ -146,12 +148,13 @@ def reread(state_dict: Mapping[str, Any], found: Detected, res_scale: float, con
 
 
 def _kind(state: Mapping[str, torch.Tensor]) -> type[NetworkSpec] | None:
-    """The network that weights under AdaBM's names look like, None where it is none that is known."""
+    """The class of the known network that weights under AdaBM's names look like; None where they look like no known network."""
     return next((kind for kind in NETWORKS if kind.fits(state)), None)
 
 
 def _spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_scale: float) -> NetworkSpec:
-    """Hyper-parameters read off keys and shapes. state: under AdaBM names. given: as the user's checkpoint has it."""
+    """The hyper-parameters read off keys and shapes. state: the weights under AdaBM names. given: the weights of the user's
+    checkpoint."""
     kind = _kind(state)
     if kind is None:
         other = "of any other network convert_model takes the module itself, with its weights in it (docs/any_network.md)"
@@ -165,13 +168,14 @@ def _spec(state: dict[str, torch.Tensor], given: dict[str, torch.Tensor], res_sc
 
 
 def check_held(spec: NetworkSpec, count: int) -> None:
-    """ValueError for a network of more blocks and layers than there are tensors, before anything of that size is built."""
+    """Raises ValueError for a network that has more blocks and layers than `count` tensors, before anything of that size is
+    built."""
     if spec.repeated > count:
         raise ValueError(f"detect: the {spec.title} must have at most as many blocks and layers as tensors, {count}, got {spec}")
 
 
 def _recognised(given: dict[str, torch.Tensor], res_scale: float, convention: Convention) -> Detected:
-    """What a state dict without wrappers holds."""
+    """The network in a state dict without wrappers."""
     check_numbers(given)
     if other := why_not(given):
         raise ValueError(f"detect: the state dict is that of {other} (what is supported: {SUPPORTED})")
@@ -205,7 +209,8 @@ def _recognised(given: dict[str, torch.Tensor], res_scale: float, convention: Co
 
 
 def check_magnitude(name: str, values: torch.Tensor) -> None:
-    """ValueError for a value that is NaN, infinite or above MAX_WEIGHT in magnitude. name: what the message begins with."""
+    """Raises ValueError for a value that is NaN, infinite or above MAX_WEIGHT in magnitude. name: the words with which the message
+    begins."""
     least, most = (float(end) for end in values.aminmax())
     if math.isfinite(least) and math.isfinite(most):
         if max(-least, most) > MAX_WEIGHT:
@@ -215,7 +220,8 @@ def check_magnitude(name: str, values: torch.Tensor) -> None:
 
 
 def _prepared(given: dict[str, torch.Tensor], layout: Layout, convention: Convention) -> dict[str, torch.Tensor]:
-    """Weights under AdaBM names with what the layout and the convention add to them and take away."""
+    """The weights under AdaBM names, with the values that the layout and the convention add, and without those that they
+    replace."""
     state = layout.apply(given)
     if convention.rgb_range is not None:
         kind = _kind(state)
@@ -265,9 +271,9 @@ def _with_mean(found: Detected, given: dict[str, torch.Tensor]) -> NetworkSpec:
 
 
 def res_scale_of(model: nn.Module) -> float | None:
-    """The residual scale that the blocks of a module have as their `res_scale`, None where they have none.
+    """The residual scale that the blocks of a module have as their attribute `res_scale`; None where they have none.
 
-    Raises ValueError where they have several: a network here has one.
+    Raises ValueError where they have several, because a network here has one.
     """
     values = {
         float(value)
@@ -280,7 +286,8 @@ def res_scale_of(model: nn.Module) -> float | None:
 
 
 def check_whole(found: Detected) -> None:
-    """Refuse a module that has other weights beside the network found in it: without them it would be another module."""
+    """Refuses a module that has other weights beside the network found in it: without them it would be another module. Raises
+    ValueError."""
     if found.left_out:
         raise ValueError(
             f"detect: the network '{found.source}' of the module has other weights beside it, {listed(list(found.left_out), 4)}: "
@@ -289,10 +296,10 @@ def check_whole(found: Detected) -> None:
 
 
 def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
-    """Refuse a module whose weights fit `spec` and whose layers of torch compute something else.
+    """Refuses a module whose weights fit `spec` and whose layers of torch compute something else.
 
-    A state dict does not tell a ReLU from a GELU or a stride of 1 from one of 2. Layers of the user's own classes cannot be judged.
-    Raises ValueError naming the layer, what it is and what is supported.
+    A state dict does not tell a ReLU from a GELU, or a stride of 1 from a stride of 2. Layers of the user's own classes are not
+    judged. Raises ValueError that names the layer, what it is and what is supported.
     """
     nodes = spec.graph().nodes
     eps = {node.eps for node in nodes if isinstance(node, BatchNorm)}
@@ -333,13 +340,14 @@ def check_modules(model: nn.Module, spec: NetworkSpec) -> None:
 
 
 def _forms(nodes: Iterable[Node]) -> frozenset[tuple]:
-    """Kernel, stride, padding, dilation and groups of the convolutions of a graph."""
+    """The kernel, stride, padding, dilation and groups of each convolution of a graph."""
     convs = (node for node in nodes if isinstance(node, Conv))
     return frozenset((node.kernel, node.stride, node.padding, node.dilation, node.groups) for node in convs)
 
 
 def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
-    """AdaBM keys of the values that a converted network keeps in float: all but the quantised convolutions and mean shifts."""
+    """The AdaBM keys of the values that a converted network keeps in float: all but the quantised convolutions and the mean
+    shifts."""
     quantized = {f"{name}.{part}" for name in spec.quantized(quantize) for part in ("weight", "bias")}
     graph = spec.graph()
     shifts = {key for node in graph.nodes if isinstance(node, ColourShift) for key in node.parameters()}
@@ -351,7 +359,7 @@ def plain_keys(spec: NetworkSpec, quantize: str) -> list[str]:
 def to_float_state(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch.Tensor]:
     """The float32 weights alone, under the names that `float_network(detected.spec)` loads strictly.
 
-    They are those of the same network for RGB in 0..255: what its convention is otherwise has been folded into them.
+    They are the weights of the same network for RGB in 0..255: any other convention has been folded into them.
     """
     state = _named(state_dict, detected)
     names = {key: adabm_name(key) for key in float_shapes(detected.spec)}
@@ -368,14 +376,14 @@ def to_simulated_state(state_dict: Mapping[str, Any], detected: Detected) -> dic
 
 
 def _named(state_dict: Mapping[str, Any], detected: Detected) -> dict[str, torch.Tensor]:
-    """The weights of what was detected under AdaBM names, in the one convention of the integer networks."""
+    """The weights of the detected network under AdaBM names, in the one convention of the integer networks."""
     given = next(c.state for c in candidates(state_dict) if c.label == detected.source)
     state = _prepared(given, layout_of(given), detected.convention)
     return fold(state, detected.spec, *_read(detected, given), detected.convention.channel_order)
 
 
 def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | None, adaptive: bool) -> dict[str, list]:
-    """Key -> shapes that it may have."""
+    """For each key that a state dict may have, the shapes that its value may have."""
     allowed: dict[str, list] = {adabm_name(key): [shape] for key, shape in float_shapes(spec).items()}
     signed = any(key.endswith(".scale_w") for key in state)
     for name, conv in spec.quantized(quantize).items() if quantize else ():
@@ -397,7 +405,8 @@ def _allowed(spec: NetworkSpec, state: dict[str, torch.Tensor], quantize: str | 
 
 
 def _check_kind(state: dict[str, torch.Tensor], own: dict[str, str]) -> None:
-    """Refuse networks of the known kinds for other pictures or scales. own: what the user's checkpoint calls a key."""
+    """Refuses networks of the known kinds that are for other pictures or scales. own: for each AdaBM name, the key in the user's
+    checkpoint."""
     found = _kind(state)
     kinds, allowed = (NETWORKS, (3,)) if found is None else ((found,), found.inputs)
     for key in dict.fromkeys(kind.anchor for kind in kinds):
@@ -417,7 +426,8 @@ def _check_kind(state: dict[str, torch.Tensor], own: dict[str, str]) -> None:
 def _check_keys(
     state: dict[str, torch.Tensor], allowed: dict[str, list[tuple[int, ...]]], own: dict[str, str], spec: NetworkSpec
 ) -> None:
-    """own: what the user's checkpoint calls a key."""
+    """Raises ValueError for keys that are missing or unexpected and for values of another shape. own: for each AdaBM name, the key
+    in the user's checkpoint."""
     wrong = [
         f"{own.get(key, key)!r} has shape {tuple(state[key].shape)}, expected {' or '.join(map(str, shapes))}"
         + _why_shape(tuple(state[key].shape), shapes)
@@ -435,7 +445,8 @@ def _check_keys(
 
 
 def _why_shape(got: tuple[int, ...], shapes: list[tuple[int, ...]]) -> str:
-    """What a weight of another shape belongs to, in words, where that can be told."""
+    """Words that say which kind of convolution a weight of another shape belongs to, and which kind is supported; empty where its
+    shape does not tell."""
     if len(got) != 4 or len(shapes[0]) != 4 or 0 in got:
         return ""
     want = shapes[0]

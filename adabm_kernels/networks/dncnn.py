@@ -17,7 +17,7 @@ _FIRST = "denoise.convs.0.weight"
 
 
 def _renamed(prefix: str, state: State) -> dict[str, str]:
-    """Convolutions and the norms behind them, which with their activations take turns in one list, under names of their own."""
+    """New names for convolutions and for the norms after them, which take turns with activations in one published list."""
     numbers = {int(m[1]): key for key in state if (m := re.fullmatch(rf"{prefix}(\d{{1,4}})\.weight", key))}
     parts, convs = {}, -1
     for number in sorted(numbers):
@@ -29,7 +29,8 @@ def _renamed(prefix: str, state: State) -> dict[str, str]:
 
 
 def _of_colours(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A network of grey pictures takes the brightness, and what it subtracts from the brightness is subtracted from each colour."""
+    """The weights for RGB: a network of grey pictures is given the brightness, and what it subtracts from the brightness is
+    subtracted from each colour."""
     if not reads_brightness(state, _FIRST):
         return state
     last = f"denoise.convs.{count(state, r'denoise[.]convs[.]([0-9]+)[.]') - 1}"
@@ -37,8 +38,8 @@ def _of_colours(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _is_list(prefix: str, state: State) -> bool:
-    """Whether everything under the prefix is a list of convolutions and norms. Other networks, too, have a part that is called
-    "model.0"."""
+    """Returns whether everything under the prefix is a list of convolutions and norms. Other networks, too, have a part that is
+    called "model.0"."""
     weights = [state.get(f"{prefix}{i}.weight") for i in (0, 2)]
     return all(w is not None and w.ndim == 4 for w in weights) and all(re.match(rf"{prefix}\d+\.[a-z_]+$", key) for key in state)
 
@@ -51,10 +52,11 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class DnCNNSpec(NetworkSpec):
-    """Hyper-parameters of one DnCNN: x less what its convolutions find to be noise.
+    """The hyper-parameters of one DnCNN, which subtracts from x the noise that its convolutions find.
 
-    scale: 1. layers: convolutions between the first and the last. channels: features between all of them. norm: `eps` of the
-    BatchNorm behind each of these layers, 0 for none. first_bias, bias: whether the first convolution, and the others, have one.
+    scale: 1. layers: the number of convolutions between the first and the last. channels: the features between all of them. norm:
+    the `eps` of the BatchNorm after each of these layers; 0 where there is none. first_bias: true where the first convolution has a
+    bias. bias: true where the others have one.
     """
 
     network = "dncnn"

@@ -49,13 +49,13 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class EDSRSpec(NetworkSpec):
-    """Hyper-parameters of one EDSR.
+    """The hyper-parameters of one EDSR.
 
-    scale: 2, 3 or 4. blocks, channels: residual blocks and feature channels, at least 1 each.
-    mean_shift: subtract and add the mean colour (`sub_mean`, `add_mean`) around the network.
+    scale: 2, 3 or 4. blocks, channels: the numbers of residual blocks and of feature channels, at least 1 each.
+    mean_shift: true where a mean colour is subtracted before the network and added after it (`sub_mean`, `add_mean`).
     tail: "staged" = conv, PixelShuffle, ..., conv (EDSR); "single" = one conv to 3*scale^2 channels, then PixelShuffle.
-    res_scale: factor on the second convolution of each block (0.1 in the largest EDSR, else 1).
-    mean: that colour in 0..255, float32 values; DIV2K's in published weights.
+    res_scale: the factor on the second convolution of each block (0.1 in the largest EDSR, else 1).
+    mean: the mean colour in 0..255, as float32 values; DIV2K's in published weights.
     """
 
     network = "edsr"
@@ -138,8 +138,8 @@ class EDSRSpec(NetworkSpec):
 
     @classmethod
     def completed(cls, state: State, mean_shift: bool) -> dict[str, torch.Tensor]:
-        """The state with a mean shift of the colour that `reading` gives, and with biases of zero where there are none: CADyQ has
-        none before the upsampler."""
+        """The state, with the weights of a mean shift where one is asked for (`reading` gives its colour), and with biases of zero
+        where all convolutions before the upsampler lack them, as CADyQ's do."""
         whole = dict(state) | (shift_weights(DIV2K_PIXELS) if mean_shift else {})
         blocks = count(state, r"body\.(\d+)\.conv1\.")
         convs = ["head.0", *(f"body.{i}.conv{j}" for i in range(blocks) for j in (1, 2)), f"body.{blocks}"]

@@ -16,7 +16,7 @@ _FIRST = "espcn.0.weight"
 
 
 def _of_colours(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Its own, and for one of the brightness the colours beside it."""
+    """The weights for RGB. For a network of the brightness, they include the convolution that makes the rest of the colours."""
     if reads_brightness(state, _FIRST):
         state = beside_colours(of_colours(state, _FIRST, STUDIO), "espcn.2", STUDIO, 255)
     return state | {UNIT_RANGE: torch.ones(1)}
@@ -35,10 +35,10 @@ LAYOUTS = (_layout("yjn870_espcn", "first_part", "last_part"), _layout("lornatan
 
 @dataclass(frozen=True)
 class ESPCNSpec(NetworkSpec):
-    """Hyper-parameters of one ESPCN: three convolutions with tanh between them.
+    """The hyper-parameters of one ESPCN: three convolutions with tanh between them.
 
-    scale: 2, 3 or 4. channels, inner: features behind the first and the second convolution. brightness: it makes the brightness
-    alone, and bicubic the colours. unit_range: the weights expect pixels in 0..1.
+    scale: 2, 3 or 4. channels, inner: the features after the first and after the second convolution. brightness: true where the
+    network makes the brightness alone, and bicubic makes the colours. unit_range: true where the weights expect pixels in 0..1.
     """
 
     network = "espcn"

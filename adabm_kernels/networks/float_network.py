@@ -12,14 +12,14 @@ from .spec import NetworkSpec
 
 
 class FloatNetwork(GraphModule):
-    """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped; published state dicts load into it unchanged.
+    """A float network with random weights: [N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped.
 
-    With random weights. One with BatchNorms is to be used after `.eval()`.
+    Published state dicts load into it unchanged. Call `.eval()` before you use a network with BatchNorms.
     """
 
     spec: NetworkSpec
 
-    KINDS: ClassVar[dict[str, type[FloatNetwork]]] = {}  # by the name of their specification's class
+    KINDS: ClassVar[dict[str, type[FloatNetwork]]] = {}  # the key is the name of the specification's class
 
     def __init_subclass__(cls) -> None:
         FloatNetwork.KINDS[cls.__name__] = cls

@@ -18,7 +18,8 @@ _KERNEL = 9  # pixels a side of the transposed convolution's kernel
 
 
 def _in_turns(start: int) -> object:
-    """Convolutions and PReLUs take turns in a list, whose first is number `start` of all convolutions."""
+    """Gives the new names in a list in which convolutions and PReLUs take turns. start: the number that the first of them has among
+    all convolutions."""
 
     def rename(found: re.Match[str]) -> str:
         number = int(found[1])
@@ -38,11 +39,11 @@ def _renamed(lists: tuple[str, ...], last: str, state: State) -> dict[str, str]:
 
 
 def shuffled(weight: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
-    """The weight of the convolution that with a PixelShuffle behind it is a transposed convolution, whose outputs are `stride`
-    times as many as its inputs, a side.
+    """The weight of the convolution that, followed by a PixelShuffle, equals a transposed convolution. The sides of that one's
+    output are `stride` times those of its input.
 
-    weight: [C, K, R, R] of the transposed one. Returns [K * stride^2, C, S, S], S odd. Output stride * q + r of it reads input
-    q + t by its tap r + padding - stride * t.
+    weight: that of the transposed convolution, [C, K, R, R]. Returns [K * stride^2, C, S, S] with an odd S. Output number stride *
+    q + r of the transposed convolution reads input q + t by its tap r + padding - stride * t.
     """
     c, k, taps, _ = weight.shape
     half = max((padding + stride - 1) // stride, (taps - 1 - padding) // stride)
@@ -56,7 +57,8 @@ def shuffled(weight: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
 
 
 def _folded(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The transposed convolution as one and a PixelShuffle; for one of the brightness, the colours beside it."""
+    """The weights, with the transposed convolution turned into a convolution that a PixelShuffle follows. For a network of the
+    brightness, they include the convolution that makes the rest of the colours."""
     weight, bias = state.get(f"{_LAST}.weight"), state.get(f"{_LAST}.bias")
     marked = any(f"scale_{scale}" in state for scale in FSRCNNSpec.scales)
     if not marked or weight is None or bias is None or weight.shape[2:] != (_KERNEL, _KERNEL):
@@ -89,10 +91,11 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class FSRCNNSpec(NetworkSpec):
-    """Hyper-parameters of one FSRCNN, whose transposed convolution of 9x9 is computed as one of 5x5 or 3x3 and a PixelShuffle.
+    """The hyper-parameters of one FSRCNN, whose transposed convolution of 9x9 is computed as one of 5x5 or 3x3 and a PixelShuffle.
 
-    scale: 2, 3 or 4. layers: convolutions between the shrinking and the expanding one. channels, inner: features outside of these
-    two and between them. brightness: it makes the brightness alone, and bicubic the colours.
+    scale: 2, 3 or 4. layers: the number of convolutions between the shrinking and the expanding one. channels, inner: the features
+    outside of these two convolutions, and between them. brightness: true where the network makes the brightness alone, and bicubic
+    makes the colours.
     """
 
     network = "fsrcnn"

@@ -12,7 +12,7 @@ from ..graph.nodes import Activation, Add, Affine, Concat, Deviation, Graph, Mul
 from .layouts import Layout, State, count, listed, matches, parts_renamed, scale_of
 from .spec import UNIT_RANGE, NetworkSpec
 
-LAYERS = 4  # convolutions of a block, each of which gives a part to the end of the block
+LAYERS = 4  # convolutions of a block, each of which passes a part of its features to the end of the block
 SLOPE = 0.05  # the slope of every LeakyReLU
 _SQUEEZE = "imdb.0.cca.0.weight"
 
@@ -36,11 +36,11 @@ def leaky(b: Builder, name: str, x: str) -> str:
 
 @dataclass(frozen=True)
 class IMDNSpec(NetworkSpec):
-    """Hyper-parameters of one IMDN.
+    """The hyper-parameters of one IMDN.
 
-    scale: 2, 3 or 4. blocks: of four convolutions each. channels: features. squeezed: those inside of the attention over channels,
-    which reads mean and deviation of each over the picture, and of a window where the picture is cut. unit_range: the weights
-    expect pixels in 0..1.
+    scale: 2, 3 or 4. blocks: the number of blocks, which have four convolutions each. channels: the number of features. squeezed:
+    the features inside the channel attention, which reads the mean and the deviation of each channel over the whole picture, or
+    over the window where the picture is cut into windows. unit_range: true where the weights expect pixels in 0..1.
     """
 
     network = "imdn"

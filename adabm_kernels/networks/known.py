@@ -1,4 +1,4 @@
-"""The networks that are known, and their layouts."""
+"""The known networks and their layouts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _in_words(words: list[str], last: str = "and") -> str:
 
 
 def _sizes() -> str:
-    """The scales of most networks, those that some have beside them, and those of networks that have fewer."""
+    """Words for messages: the scales that most networks have, the networks with further scales, and the networks with fewer."""
 
     def listed(scales: Iterable[int]) -> str:
         return _in_words([f"x{scale}" for scale in scales])
@@ -72,7 +72,7 @@ SUPPORTED = f"{_in_words([spec.called for spec in NETWORKS])}, {SIZES}"
 KNOWN = f"known are {_in_words([f'{spec.called} ({spec.known_by})' for spec in NETWORKS])}, {SIZES} and pictures of three colours"
 NONE_OF_THEM = f"not an {_in_words([spec.title for spec in NETWORKS], 'or')} state dict"
 
-# Other networks that people bring: a key that tells each of them, and the reason why it cannot be converted.
+# Other networks that users may bring: a key that identifies each of them, and the reason why it cannot be converted.
 _OTHERS = (
     (
         r"(conv_hr|HRconv|upconv1|upsample1\.upsample_conv)\.weight$",
@@ -99,23 +99,25 @@ _OTHERS = (
     (r"body\.\d+\.(bitsel\d|quant_act\d)\.", None, "a network that CADyQ has quantised: convert the float weights instead"),
 )
 _OTHER_ANCHORS = ("conv_block1.conv_block.0.weight",)
-# The first convolution's weight under the names of every layout, and of the networks above. A network is found by it in a
+# The keys of the first convolution's weight in every layout, and in the networks above. By such a key a network is found in a
 # checkpoint that holds more.
 ANCHORS = tuple(dict.fromkeys([*(anchor for layout in LAYOUTS for anchor in layout.anchors), *_OTHER_ANCHORS]))
 
 
 def by_scale(state: State) -> dict[str, dict[str, torch.Tensor]]:
-    """The state dicts of the networks for each scale that one is, by "x2" and so on; none where it is that of one network."""
+    """The state dicts of the networks for each scale, by "x2" and so on, where `state` holds several or does not tell its scale; an
+    empty dict where it holds one network."""
     return layout_of(state).by_scale(state)
 
 
 def layout_of(state: State) -> Layout:
-    """The layout of a state dict without wrappers; "adabm" where it is none that is known."""
+    """The layout of a state dict without wrappers; "adabm" where it has no known layout."""
     return next(layout for layout in LAYOUTS if layout.fits(state))
 
 
 def why_not(state: State) -> str:
-    """Which known network this is that cannot be converted, and why, in words; empty where it is none of those."""
+    """Words that say which known network that cannot be converted these weights belong to, and why it cannot; empty where they
+    belong to none of those."""
     for pattern, without, words in _OTHERS:
         if matches(state, pattern) and not (without and matches(state, without)):
             return words

@@ -26,10 +26,10 @@ def _yjn870(state: State) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RDNSpec(NetworkSpec):
-    """Hyper-parameters of one RDN, in 0..255 without a mean shift.
+    """The hyper-parameters of one RDN, for pixels in 0..255 and without a mean shift.
 
-    scale: 2, 3 or 4. blocks: residual dense blocks (D). layers: convolutions in each (C). growth: channels that each adds (G).
-    channels: features between the blocks (G0).
+    scale: 2, 3 or 4. blocks: the number of residual dense blocks (D). layers: the convolutions in each block (C). growth: the
+    channels that each of these adds (G). channels: the features between the blocks (G0).
     """
 
     network = "rdn"

@@ -13,8 +13,8 @@ from .imdn import leaky
 from .layouts import Layout, State, count, listed, matches, parts_renamed, scale_of
 from .spec import UNIT_RANGE, NetworkSpec
 
-STEPS = 3  # steps of a block, each of which gives a part to its end
-LEAST_SIDE = 15  # the least side of a picture of which the strided convolution and the pooling of the attention leave a pixel
+STEPS = 3  # steps of a block, each of which passes a part of its features to the end of the block
+LEAST_SIDE = 15  # the least side of a picture for which the attention's strided convolution and pooling leave a pixel
 _ATTENTION = "rfdb.0.esa.in.weight"
 _ESA = {"conv1": "in", "conv_f": "near", "conv_max": "far.0", "conv2": "down", "conv3": "far.1", "conv3_": "far.2", "conv4": "out"}
 
@@ -36,10 +36,11 @@ def _renamed(state: State) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RFDNSpec(NetworkSpec):
-    """Hyper-parameters of one RFDN.
+    """The hyper-parameters of one RFDN.
 
-    scale: 2, 3 or 4. blocks: of three steps each. channels: features. squeezed: those inside of the attention over places, which
-    reads more than a hundred pixels around, and no further than its window. unit_range: the weights expect pixels in 0..1.
+    scale: 2, 3 or 4. blocks: the number of blocks, which have three steps each. channels: the number of features. squeezed: the
+    features inside the spatial attention, which reads more than a hundred pixels around each pixel, but none outside its window.
+    unit_range: true where the weights expect pixels in 0..1.
     """
 
     network = "rfdn"

@@ -11,14 +11,14 @@ from ..graph.nodes import Activation, Concat, Crop, Graph, Pad, PixelUnshuffle, 
 from .layouts import Layout, State, count, listed, matches, parts_renamed
 from .spec import NetworkSpec
 
-DENSE_BLOCKS, LAYERS = 3, 5  # dense blocks of a block, and convolutions of each
+DENSE_BLOCKS, LAYERS = 3, 5  # the number of dense blocks in a block, and of convolutions in each dense block
 FACTOR = 0.2  # the factor on what a block and a dense block add, and the slope of every LeakyReLU
 
 _FIRST_BLOCK = "blocks.0.dense.0.convs.0.weight"
 
 
 def _dense(found: re.Match[str]) -> str:
-    """The name of a convolution that published names number from 1, from its numbers."""
+    """The name of a convolution, from its numbers in a published name, which begin at 1."""
     block, dense, conv = map(int, found.groups())
     return f"blocks.{block}.dense.{dense - 1}.convs.{conv - 1}"
 
@@ -48,8 +48,8 @@ def _esrgan(state: State) -> dict[str, str]:
 
 
 def _old_esrgan(state: State) -> dict[str, str]:
-    """Numbered as in one list, in which the convolution after the blocks comes as the last of them, and each that enlarges stands
-    between layers without weights."""
+    """New names for the parts of one published list. In this list the convolution after the blocks is the last of the blocks, and
+    each convolution that enlarges stands between layers without weights."""
     trunk = f"1.sub.{count(state, r'1[.]sub[.]([0-9]+)[.]') - 1}"
     ups = (count(state, r"(\d+)\.(?:weight|bias)$") - 5) // 3
     parts = {"0": "stem", trunk: "after_blocks", f"{3 * ups + 2}": "fine", f"{3 * ups + 4}": "last"}
@@ -66,11 +66,12 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class RRDBSpec(NetworkSpec):
-    """Hyper-parameters of one RRDBNet.
+    """The hyper-parameters of one RRDBNet.
 
-    scale: 1, 2 or 4. blocks: residual in residual dense blocks, of three dense blocks with five convolutions each. channels:
-    features between the blocks. growth: channels that each convolution of a dense block adds, but for the last. unshuffle: so many
-    pixels a side become channels of one (1, 2 or 4), and the picture is enlarged so much more behind: Real-ESRGAN for x2 and x1.
+    scale: 1, 2 or 4. blocks: the number of residual in residual dense blocks, each with three dense blocks of five convolutions.
+    channels: the features between the blocks. growth: the channels that each convolution of a dense block adds, except the last.
+    unshuffle: 1, 2 or 4; a square of so many pixels a side becomes the channels of one pixel, and the picture is enlarged by the
+    same factor at the end. Real-ESRGAN has this for x2 and x1.
     """
 
     network = "rrdb"

@@ -13,28 +13,31 @@ from .convention import DIV2K_PIXELS
 from .layouts import Layout, State, listed, matches, parts_renamed, scale_of
 from .spec import UNIT_RANGE, NetworkSpec
 
-BLOCKS, LAYERS = 6, 3  # blocks with attention, and convolutions of each
-NO_NORM = "no_norm"  # a buffer of one element in the state dicts of networks that subtract no mean colour
+BLOCKS, LAYERS = 6, 3  # the number of blocks with attention, and of convolutions in each
+NO_NORM = "no_norm"  # the key of a buffer of one element, which marks networks that subtract no mean colour
 _FIRST = "stem.weight"
 
 
 def _renamed(state: State) -> dict[str, str]:
-    """A convolution that is written as several keeps the names of these behind its own."""
+    """New names. The names of the parts of a convolution that is written as several stay behind the new name of that
+    convolution."""
     parts = {"conv_1": "stem", "conv_2": "after", "conv_cat": "merge", "upsampler.0": "last"}
     blocks = {r"block_([1-9])\.c([1-9])_r(?=\.)": lambda m: f"spab.{int(m[1]) - 1}.convs.{int(m[2]) - 1}"}
     return parts_renamed(state, parts, blocks)
 
 
 def _published(name: str) -> str:
-    """The name of the authors for a convolution of the graph."""
+    """The name that the authors give to a convolution of the graph."""
     block = re.sub(r"spab\.(\d)\.convs\.(\d)", lambda m: f"block_{int(m[1]) + 1}.c{int(m[2]) + 1}_r", name)
     return {"stem": "conv_1", "after": "conv_2"}.get(name, block)
 
 
 def _as_one(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A Conv3XC, which is one of 1x1, 3x3 and 1x1 in a row beside one of 1x1, as the one of 3x3 that it computes.
+    """The weights, with each Conv3XC turned into the one convolution of 3x3 that it computes. A Conv3XC is a row of convolutions of
+    1x1, 3x3 and 1x1, beside which there is one of 1x1.
 
-    Its own `eval_conv` is that one only where it was saved after training, so it is believed where nothing else is there.
+    Its own `eval_conv` is that convolution only where it was saved after training. It is used only where no other weights are
+    there.
     """
     found = dict(state)
     for name in dict.fromkeys(m[1] for key in state if (m := re.match(r"((?:stem|after|spab\.\d\.convs\.\d))\.", key))):
@@ -71,10 +74,11 @@ def _collapsed(name: str, parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
 
 @dataclass(frozen=True)
 class SPANSpec(NetworkSpec):
-    """Hyper-parameters of one SPAN, whose blocks compute (y + x) * (sigmoid(y) - 0.5).
+    """The hyper-parameters of one SPAN, whose blocks compute (y + x) * (sigmoid(y) - 0.5).
 
-    scale: 1, 2, 3 or 4. channels: features. norm: it subtracts DIV2K's mean colour from pixels in 0..255, as that of the authors
-    does; else it takes pixels as they are. It gives pixels in 0..1. unit_range: it takes them so too, unless norm.
+    scale: 1, 2, 3 or 4. channels: the number of features. norm: true where the network subtracts DIV2K's mean colour from pixels in
+    0..255, as the authors' does; otherwise it takes pixels as they are. It gives pixels in 0..1. unit_range: true where it also
+    takes pixels in 0..1, which it cannot with norm.
     """
 
     network = "span"
@@ -93,7 +97,7 @@ class SPANSpec(NetworkSpec):
         ),
     )
     says_range = True
-    module_forms = frozenset({((3, 3), (1, 1), (0, 0), (1, 1), 1)})  # those of a Conv3XC, whose input is padded beforehand
+    module_forms = frozenset({((3, 3), (1, 1), (0, 0), (1, 1), 1)})  # in a Conv3XC, whose input is padded beforehand
 
     scale: int
     channels: int = 48

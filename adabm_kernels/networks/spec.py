@@ -19,29 +19,34 @@ from .layouts import MAX_BLOCKS, MAX_CHANNELS, MAX_WEIGHT, Layout, State, adabm_
 
 __all__ = ["RESIDUAL_FRACTION", "UNIT_RANGE", "ConvSpec", "NetworkSpec", "stages"]
 
-# a float32 [1] in state dicts: the fraction of features that are held in 16 bits (quantize.to_fixed)
+# The key of a float32 [1] in state dicts: the fraction of features that are held in 16 bits (quantize.to_fixed).
 RESIDUAL_FRACTION = "residual_fraction"
 _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "str": (str,), "float": (int, float)}
-UNIT_RANGE = "unit_range"  # a buffer of one element in the state dicts of networks which compute in 0..1
+UNIT_RANGE = "unit_range"  # the key of a buffer of one element, which marks networks that compute in 0..1
 
 
 def stages(scale: int) -> tuple[int, ...]:
-    """PixelShuffle factors, in order, of an upsampler in stages by 2, 3 or 4."""
+    """The factors of the PixelShuffles, in order, in an upsampler that works in stages by 2, 3 or 4."""
     return (2, 2) if scale == 4 else (scale,)
 
 
 class NetworkSpec:
-    """Base of the specifications of the networks: dataclasses with a `scale`, a `res_scale` and the graph of the network.
+    """The base class of the specifications of networks: dataclasses with a `scale`, a `res_scale` and a method that builds the
+    graph of the network.
 
-    What else is asked of a specification is read off the graph. Class attributes and methods say how the network is recognised.
-    network, title: as files and messages call it. called, known_by: in messages, what is supported, and by which keys.
-    anchor: key of the first convolution's weight under AdaBM's names. layouts: names of public implementations.
-    takes_mean_shift: it can subtract a mean colour, its fields `mean_shift` and `mean`. scales: that there are networks for.
-    inputs: channels that the first convolution may have. says_range: its graph has nodes for pixels in 0..1, as its field
-    `unit_range` says, since biases cannot take them up. module_layers, module_forms: layers of torch, and kernels, strides,
-    paddings, dilations and groups of convolutions, in modules of its kind that its graph has not. article: before the title.
-    sharpens: its networks are trained to sharpen, against a discriminator. They amplify what rounding leaves, and their channels
-    reach differently far: `calibrate` with recipe "best" then takes more care (ConvertConfig.equalize).
+    Everything else about a network is read off its graph. The class attributes and methods say how the network is recognised.
+
+    network, title: its name in files, and in messages. called, known_by: words for messages: which form of the network is
+    supported, and the keys by which it is known.
+    anchor: the key of the first convolution's weight under AdaBM's names. layouts: the layouts of public implementations.
+    takes_mean_shift: true where the network can subtract a mean colour, which its fields `mean_shift` and `mean` give. scales: the
+    scales that such networks exist for.
+    inputs: the numbers of channels that the first convolution may have. says_range: true where the graph has nodes for pixels in
+    0..1, used as the field `unit_range` says, because biases cannot absorb the range of pixels.
+    module_layers: the names of layers of torch that modules of this kind may have although the graph lacks them. module_forms:
+    likewise, the kernels, strides, paddings, dilations and groups of convolutions. article: the article before the title.
+    sharpens: true where such networks are trained to sharpen, against a discriminator. They amplify the errors of rounding, and the
+    values of their channels differ much in size: `calibrate` with recipe "best" then takes more care (ConvertConfig.equalize).
     """
 
     network: str
@@ -70,26 +75,28 @@ class NetworkSpec:
 
     @classmethod
     def fits(cls, state: State) -> bool:
-        """Whether weights under AdaBM's names look like this network's."""
+        """Returns whether weights under AdaBM's names look like this network's."""
         raise NotImplementedError
 
     @classmethod
     def read(cls, state: State, res_scale: float) -> NetworkSpec:
-        """The hyper-parameters of weights that look like this network's. Raises ValueError where they cannot be told."""
+        """The specification of a network, read off weights that look like this kind's. Raises ValueError where the weights do not
+        tell it."""
         raise NotImplementedError
 
     @classmethod
     def of_scale_8(cls, state: State) -> str:
-        """The key of a weight that only a network of this kind for x8 has; empty where there is none."""
+        """The key of a weight that only a network of this kind for x8 has; empty where the state has no such weight."""
         return ""
 
     @classmethod
     def completed(cls, state: State, mean_shift: bool) -> dict[str, torch.Tensor]:
-        """Weights that look like this network's, with those that a state dict may leave out. mean_shift: one is asked for."""
+        """Weights that look like this network's, completed with those that a state dict may leave out. mean_shift: true where a
+        mean shift is asked for."""
         return dict(state)
 
     def build(self) -> Graph:
-        """The network under AdaBM's names."""
+        """Builds the graph of the network under AdaBM's names."""
         raise NotImplementedError
 
     def published(self, name: str) -> str:
@@ -105,14 +112,15 @@ class NetworkSpec:
         return key
 
     def arranged(self, outputs: Any) -> Any:
-        """The output of the network, from the outputs of its graph."""
+        """The output of the network, arranged from the outputs of its graph."""
         return outputs
 
     def check_size(self, rows: int, columns: int, what: str) -> None:
-        """Raises ValueError for pictures of a size that the network does not take. what: begins the message."""
+        """Raises ValueError for a size of pictures that the network does not take. what: the words with which the message
+        begins."""
 
     def graph(self) -> Graph:
-        """The network under AdaBM's names, built once."""
+        """The graph of the network under AdaBM's names, which is built once."""
         return self._graph
 
     def convs(self) -> tuple[ConvSpec, ...]:
@@ -121,12 +129,13 @@ class NetworkSpec:
 
     @property
     def any_order(self) -> bool:
-        """Whether it may have been trained on pictures with red and blue exchanged."""
+        """Returns whether the network may have been trained on pictures with red and blue exchanged."""
         return True
 
     @property
     def attention(self) -> tuple[str, ...]:
-        """Names of the nodes that weigh features by all of the picture: what they read is not of the receptive field."""
+        """The names of the nodes that weigh features by the whole picture. The pixels that they read do not count for the receptive
+        field."""
         return ()
 
     @cached_property
@@ -139,23 +148,25 @@ class NetworkSpec:
 
     @cached_property
     def radius(self) -> int:
-        """Low-resolution pixels on each side that an output pixel depends on: the receptive field's radius."""
+        """The receptive field's radius: the number of low-resolution pixels on each side that an output pixel depends on."""
         return properties.radius(self._graph, self.attention)
 
     @cached_property
     def grid(self) -> int:
-        """Low-resolution pixels a side that it takes together: windows begin at multiples of them."""
+        """The side, in low-resolution pixels, of the groups of pixels that the network handles together. Windows begin at multiples
+        of it."""
         return properties.grid(self._graph)
 
     @cached_property
     def takes_any_range(self) -> bool:
-        """Whether weights for pixels of one range are those for another range, except for a factor on biases (convention.fold)."""
+        """Returns whether weights for pixels of one range are also weights for another range, except for a factor on biases
+        (convention.fold)."""
         return properties.takes_any_range(self._graph)
 
     @cached_property
     def block_count(self) -> int:
-        """How many residual blocks the network has: those that tiles can go without, where there are such; 0 where there is
-        none."""
+        """The number of residual blocks of the network: of those that tiles can go without, where there are such blocks; 0 where it
+        has no residual blocks."""
         return len(properties.residual_blocks(self._graph) if self.trunk is None else self.trunk.blocks)
 
     @cached_property
@@ -164,61 +175,64 @@ class NetworkSpec:
 
     @property
     def trunk(self) -> Trunk | None:
-        """The blocks that tiles of an image can go without (exits.py); None where they need all of the network."""
+        """The blocks that tiles of an image can go without (exits.py); None where tiles need the whole network."""
         return self._trunk[0]
 
     @property
     def skips_blocks(self) -> bool:
-        """Whether tiles of an image can go without its blocks."""
+        """Returns whether tiles of an image can go without the blocks of the network."""
         return self.trunk is not None
 
     @property
     def why_full_depth(self) -> str:
-        """Why tiles of an image cannot go without its blocks, in a sentence that begins with "it" or with a part; empty where they
-        can."""
+        """The reason why tiles of an image cannot go without the blocks, as a sentence that begins with "it" or with the name of a
+        part; empty where they can."""
         return self._trunk[1]
 
     @cached_property
     def least_tile(self) -> int:
-        """Pixels a side of the smallest tiles that can go without blocks; 0 where none can."""
+        """The side, in pixels, of the smallest tiles that can go without blocks; 0 where no tiles can."""
         return 0 if self.trunk is None else least_tile(self._graph, self.trunk)
 
     def why_larger_tiles(self, side: int) -> str:
-        """Why tiles of `side` pixels cannot go without blocks, in a sentence; empty where they can."""
+        """The reason why tiles of `side` pixels cannot go without blocks, as a sentence; empty where they can."""
         if side >= self.least_tile:
             return ""
         return f"tiles must have at least {self.least_tile} pixels a side, which this network reads around tiles, got {side}"
 
     @cached_property
     def residual_stream(self) -> bool:
-        """Whether its blocks add to features of one width, which can be held in 16 bits."""
+        """Returns whether the blocks of the network add to features of one width, which can be held in 16 bits."""
         return bool(properties.stream(self._graph))
 
     @cached_property
     def linear_upsampler(self) -> bool:
-        """Whether the upsampler is several convolutions without activations between them, so that it can be computed as one."""
+        """Returns whether the upsampler is several convolutions without activations between them, so that it can be computed as
+        one."""
         return properties.linear_upsampler(self._graph) is not None
 
     @cached_property
     def shuffles(self) -> tuple[int, ...]:
-        """PixelShuffle factors of the upsampler, in order."""
+        """The factors of the upsampler's PixelShuffles, in order."""
         return tuple(node.factor for node in self._graph.nodes if isinstance(node, PixelShuffle))
 
     @cached_property
     def tail_names(self) -> tuple[str, ...]:
-        """Names of the upsampler's convolutions in the order they run."""
+        """The names of the upsampler's convolutions, in the order they run."""
         tail = properties.needed(self._graph, self._graph.outputs, (properties.upsampler_input(self._graph),))
         names = {node.name for node in tail}
         return tuple(conv.name for conv in self._convs if conv.name in names)
 
     @property
     def repeated(self) -> int:
-        """Blocks, and layers of each: a network has at least as many weights. Nothing is built to tell it."""
+        """The number of blocks times the layers of each block; the network has at least as many weights. Computing it builds
+        nothing."""
         return math.prod(getattr(self, field.name) for field in fields(cast(Any, self)) if field.name in ("blocks", "layers"))
 
     def check_sizes(self, *names: str) -> None:
-        """ValueError for fields of another type, for a scale that no network has, for numbers of blocks, layers or channels that
-        are none or too large, and for a residual scale that is negative, NaN or too large."""
+        """Raises ValueError for a field of another type, for a scale that no network has, for a number of blocks, layers or
+        channels that is not a whole number, below 1 or too large, and for a residual scale that is negative, NaN or too large.
+        names: the fields that are such numbers."""
         for field in fields(cast(Any, self)):
             value, kinds = getattr(self, field.name), _KINDS.get(str(field.type))
             if kinds is not None and type(value) not in kinds:
@@ -235,7 +249,8 @@ class NetworkSpec:
                 raise ValueError(f"{type(self).__name__}: {name} must be an integer from 1 to {most}, got {value!r}")
 
     def why_float_residual(self, quantize: str) -> str:
-        """Why the features beside the codes cannot be held in 16 bits, with `ConvertConfig.quantize`; empty where they can."""
+        """The reason why the features beside the codes cannot be held in 16 bits; empty where they can. quantize: as in
+        `ConvertConfig`."""
         if not properties.residual_blocks(self._graph):
             return f"{self.article} {self.title} has no residual blocks that features could pass by"
         if not self.residual_stream:
@@ -245,7 +260,7 @@ class NetworkSpec:
         return "" if quantize == "full" else "with quantize='body' convolutions in float read and write them"
 
     def check_int16_residual(self, quantize: str) -> None:
-        """ValueError unless the features beside the codes can be held in 16 bits, with `ConvertConfig.quantize`."""
+        """Raises ValueError unless the features beside the codes can be held in 16 bits. quantize: as in `ConvertConfig`."""
         if why := self.why_float_residual(quantize):
             raise ValueError(f"residual must be 'auto' or 'float32' here, got 'int16': {why}")
 

@@ -47,7 +47,7 @@ def _lornatang(state: State) -> dict[str, str]:
 
 
 def _slopes_of_twtygqyy(state: State) -> dict[str, torch.Tensor]:
-    """Its activations are LeakyReLUs of one slope."""
+    """The slopes of the PReLUs, which are all the same, because this implementation has LeakyReLUs."""
     slope, blocks, stages_end = torch.tensor([0.2]), count(state, r"body\.(\d+)\.conv1\."), count(state, r"tail\.0\.(\d+)\.")
     names = ["head.1", *(f"body.{i}.act" for i in range(blocks)), *(f"tail.0.{i + 2}" for i in range(0, stages_end, 3))]
     return {f"{name}.weight": slope for name in names}
@@ -73,11 +73,12 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class SRResNetSpec(NetworkSpec):
-    """Hyper-parameters of one SRResNet.
+    """The hyper-parameters of one SRResNet.
 
-    scale: 2, 3 or 4. blocks, channels: residual blocks and feature channels. bias: whether the first, the upsampler's and the
-    last convolutions have one (those before a BatchNorm never do). slopes: of each PReLU, one for all channels (1) or one
-    for each (`channels`). unit_range: the weights expect pixels in 0..1 and give -1..1; the module itself takes and gives 0..255.
+    scale: 2, 3 or 4. blocks, channels: the numbers of residual blocks and of feature channels. bias: true where the first, the
+    upsampler's and the last convolutions have a bias (those before a BatchNorm never do). slopes: the number of slopes of each
+    PReLU, one for all channels (1) or one for each (`channels`). unit_range: true where the weights expect pixels in 0..1 and give
+    -1..1; the module itself takes and gives 0..255.
     """
 
     network = "srresnet"

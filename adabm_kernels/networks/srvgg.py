@@ -13,7 +13,7 @@ from .spec import NetworkSpec
 
 
 def _realesrgan(state: State) -> dict[str, str]:
-    """Convolutions and activations, which take turns in the published list, under names of their own."""
+    """New names for convolutions and activations, which take turns in the published list."""
 
     def rename(found: re.Match[str]) -> str:
         return f"{('convs', 'acts')[int(found[1]) % 2]}.{int(found[1]) // 2}."
@@ -32,9 +32,10 @@ _REALESRGAN = Layout("realesrgan", ("body.1.weight",), _is_realesrgan, _realesrg
 
 @dataclass(frozen=True)
 class SRVGGSpec(NetworkSpec):
-    """Hyper-parameters of one SRVGGNetCompact with PReLUs.
+    """The hyper-parameters of one SRVGGNetCompact with PReLUs.
 
-    scale: 1, 2, 3 or 4. layers: convolutions between the first and the last. channels: features between all of them.
+    scale: 1, 2, 3 or 4. layers: the number of convolutions between the first and the last. channels: the features between all of
+    them.
     """
 
     network = "srvgg"

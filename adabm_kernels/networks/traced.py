@@ -1,4 +1,4 @@
-"""Networks that are none of the known ones: the specification is the graph itself, which `graph.trace` makes of any module."""
+"""Networks that are not among the known ones. Their specification is the graph itself, which `graph.trace` makes of any module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .float_network import FloatNetwork
 from .spec import NetworkSpec
 
 Sizes = tuple[int, int]
-# Calls that read nothing far away, among them those that compute sizes.
+# Calls that read nothing far away, which include calls that compute sizes.
 _LOCAL_CALLS = frozenset(
     "pad constant_pad_nd reflection_pad2d replication_pad2d conv_transpose2d upsample_bilinear2d upsample_bicubic2d "
     "upsample_nearest2d add sub mul div neg abs sigmoid tanh relu softplus exp clamp where gt lt ge le maximum minimum sqrt pow "
@@ -30,12 +30,12 @@ DTYPES = ("int64", "int32", "int16", "int8", "uint8", "bool")
 
 @dataclass(frozen=True)
 class GraphSpec(NetworkSpec):
-    """A network as a graph: of pictures or features [N, input_channels, H, W] of any range, with any tensors as outputs.
+    """A network as a graph. It takes pictures or features [N, input_channels, H, W] of any range, and has any tensors as outputs.
 
-    definition: its graph, with one input and every convolution called by its key (`of_graph` sees to that). multiple: H and W must
-    be multiples of it. size: (H, W) where it takes no other, None where it takes any. layout: how the outputs of the graph are
-    handed out. dtypes: of values that are no floats, by key ("int64", "bool"). kept_float: convolutions that stay in floats, and
-    why. smallest: that a side may be.
+    definition: its graph, which has one input, and in which every convolution has its key as name (`of_graph` sees to that).
+    multiple: the number of which H and W must be multiples. size: (H, W) where the network takes no other size; None where it takes
+    any. layout: how the outputs of the graph are handed out. dtypes: the dtypes ("int64", "bool") of values that are not floats, by
+    key. kept_float: the convolutions that stay in floats, each with the reason. smallest: the least side that the network takes.
     """
 
     network = "graph"
@@ -77,12 +77,12 @@ class GraphSpec(NetworkSpec):
         finer: Collection[str] | None = None,
         **settings: Any,
     ) -> tuple[GraphSpec, dict[str, torch.Tensor]]:
-        """Two values for any graph of one input: the specification, and the values under the keys of its graph.
+        """Makes a specification of any graph with one input. Returns it, and the values under the keys of its graph.
 
-        state: values by key, as `graph.trace` gives them. channels: those of the input. finer: tensors with more rows than the
-        input, by which convolutions are ends; None for those that the graph tells. settings: further fields. The graph is
-        simplified, linear layers and transposed convolutions become convolutions, and convolutions that share weights get a copy
-        each, because their inputs have ranges of their own.
+        state: the values by key, as `graph.trace` gives them. channels: the number of channels of the input. finer: the names of
+        tensors with more rows than the input, by which the convolutions with the role "end" are found; with None the graph tells
+        them. settings: further fields of the specification. The graph is simplified, and linear layers and transposed convolutions
+        become convolutions. Convolutions that share weights get a copy each, because their inputs have ranges of their own.
         """
         given = {graph.inputs[0]: channels}
         if finer is None:
@@ -96,7 +96,7 @@ class GraphSpec(NetworkSpec):
         return cls(graph, channels, dtypes=dtypes, **settings), kept
 
     def stored(self) -> dict[str, Any]:
-        """Every field as plain values that JSON holds. Raises ValueError for a graph that calls what files do not hold."""
+        """Every field as plain values that JSON holds. Raises ValueError for a graph with calls that a file cannot hold."""
         try:
             definition = to_plain(self.definition)
         except ValueError as error:
@@ -114,7 +114,7 @@ class GraphSpec(NetworkSpec):
 
     @classmethod
     def of_stored(cls, values: Any) -> GraphSpec:
-        """The inverse of `stored`. Raises ValueError, TypeError or KeyError for anything else."""
+        """The specification of which `stored` made `values`. Raises ValueError, TypeError or KeyError for anything else."""
         names = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
             raise ValueError(f"spec must have the fields {sorted(names)}")
@@ -148,24 +148,25 @@ class GraphSpec(NetworkSpec):
 
     @cached_property
     def scale(self) -> int:  # type: ignore[override]  # a property of the graph, not a field
-        """Rows of the output for each row of the input, where there is one output and that is a whole number; else 1."""
+        """The rows of the output for each row of the input, where there is one output and this is a whole number; otherwise 1."""
         sizes = properties.extents(self.definition, {self.definition.inputs[0]: self.input_channels})
         last = sizes.get(self.definition.outputs[0]) if len(self.definition.outputs) == 1 else None
         return int(last.scale) if last is not None and last.scale.denominator == 1 and last.scale >= 1 else 1
 
     @property
     def local(self) -> bool:
-        """Whether every output value depends on a part of the input alone, so that a crop of a picture can stand for a picture."""
+        """Returns whether every output value depends on a part of the input alone, so that a crop of a picture can stand for the
+        picture."""
         return self.size is None and all(map(_is_local, self.definition.nodes))
 
     @property
     def linear_upsampler(self) -> bool:  # type: ignore[override]
-        """Whatever enlarges is computed stage by stage."""
+        """Returns False: an upsampler of a traced network is computed stage by stage."""
         return False
 
     @property
     def skips_blocks(self) -> bool:  # type: ignore[override]
-        """Easy tiles are for pictures in 0..255 alone."""
+        """Returns False: tiles can go without blocks only in networks of pictures in 0..255."""
         return False
 
     @property
@@ -173,7 +174,7 @@ class GraphSpec(NetworkSpec):
         return "it is a traced network, and easy tiles are for super-resolution networks of pictures in 0..255"
 
     def layers_in_floats(self, quantize: str) -> dict[str, str]:
-        """The layers with weights that are left in floats though the settings quantise them, by place, and why."""
+        """The layers with weights that stay in floats although the settings quantise them: the place of each, and the reason."""
         quantized, found = self.quantized(quantize), {}
         for node in self.definition.nodes:
             if isinstance(node, Conv) and node.key not in quantized and (quantize == "full" or node.body):
@@ -185,22 +186,24 @@ class GraphSpec(NetworkSpec):
         return found
 
     def own_name(self, key: str) -> str:
-        """Keys are the module's own."""
+        """The key itself, because the graph has the module's own keys."""
         return key
 
     def simulated_name(self, key: str) -> str:
-        """Apart from what a simulation has besides: parts of modules have any names."""
+        """The key after "network.", because the parts of a module may have any names, also those of the other parts of a
+        simulation."""
         return f"network.{key}"
 
     def why_float_residual(self, quantize: str) -> str:
         return "a traced network holds the features beside the codes in float32"
 
     def arranged(self, outputs: Any) -> Any:
-        """The output of the module, arranged as the module does, from what the graph gives: one tensor or a tuple of several."""
+        """The output as the module arranges it. outputs: what the graph gives, one tensor or a tuple of several."""
         return arranged(self.layout, outputs if isinstance(outputs, tuple) else (outputs,))
 
     def check_size(self, rows: int, columns: int, what: str) -> None:
-        """Raises ValueError for pictures of a size that the network does not take. what: begins the message."""
+        """Raises ValueError for a size of pictures that the network does not take. what: the words with which the message
+        begins."""
         if self.size is not None and (rows, columns) != self.size:
             raise ValueError(
                 f"{what} must have {self.size[0]}x{self.size[1]} rows and columns, the size that the module was traced with and "
@@ -213,14 +216,14 @@ class GraphSpec(NetworkSpec):
 
 
 def _is_local(node: Node) -> bool:
-    """Whether a node computes each value from values near it."""
+    """Returns whether a node computes each value from values near it."""
     if isinstance(node, Float):
         return called(node) in _LOCAL_CALLS
     return not isinstance(node, Linear) and not (isinstance(node, Pool) and node.function.startswith("adaptive"))
 
 
 class TracedNetwork(FloatNetwork):
-    """The float network of a `GraphSpec`: it computes what the module computes, and hands it out as that does."""
+    """The float network of a `GraphSpec`. It computes what the module computes, and hands the outputs out as the module does."""
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         return self.spec.arranged(super().forward(*inputs))

@@ -28,7 +28,7 @@ def _twtygqyy(state: State) -> dict[str, str]:
 
 
 def _of_colours(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A network of the brightness adds to each colour what it adds to the brightness."""
+    """The weights for RGB: a network of the brightness adds to each colour what it adds to the brightness."""
     if not reads_brightness(state, _FIRST):
         return state
     last = f"vdsr.{count(state, r'vdsr[.]([0-9]+)[.]') - 1}"
@@ -55,10 +55,12 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class VDSRSpec(NetworkSpec):
-    """Hyper-parameters of one VDSR: a picture enlarged by bicubic, to which its convolutions add what that lacks.
+    """The hyper-parameters of one VDSR, which enlarges a picture by bicubic and adds to it the details that its convolutions
+    compute.
 
-    scale: 2, 3 or 4; the same weights do for each. layers: convolutions between the first and the last. channels: features between
-    all of them. bias: whether they have one. brightness: it was trained on the brightness alone, which is what changes then.
+    scale: 2, 3 or 4; the same weights serve for each. layers: the number of convolutions between the first and the last. channels:
+    the features between all of them. bias: true where the convolutions have biases. brightness: true where the network was trained
+    on the brightness alone; then it changes nothing but the brightness.
     """
 
     network = "vdsr"

@@ -1,5 +1,5 @@
-"""The bit map of a picture: which bits every patch got in which group of layers, and where no blocks were computed, as a picture
-and as a matplotlib figure."""
+"""The bit map of a picture, as a picture and as a matplotlib figure. It shows which bits every patch got in which group of layers,
+and where no blocks were computed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_BITS, MAX_BITS = 2, 8
-# 2..8 bits, from dark to light, told apart with any colour vision: seven steps of matplotlib's "cividis".
+# The colours of 2..8 bits, from dark to light: seven steps of matplotlib's "cividis", which people with any colour vision can tell
+# apart.
 COLOURS = ("#00224e", "#1f3b6e", "#4f576c", "#7d7c78", "#a59c74", "#d3c164", "#fee838")
-BLOCKS = "blocks"  # the name under which `BitMap` shows, beside groups of layers, the share of a network's blocks that was computed
+BLOCKS = "blocks"  # the group name for the share of a network's blocks that was computed
 BLOCK_COLOURS = {"no blocks": COLOURS[0], "all blocks": COLOURS[-1]}
 _LEGEND = 28  # rows of pixels below the picture
 
 
 class Area(NamedTuple):
-    """A part of a map, in low-resolution pixels from the top left, with its value and the colour of that."""
+    """A part of a map in low-resolution pixels from the top left, with its value and the colour of this value."""
 
     x: int
     y: int
@@ -39,10 +40,12 @@ class Area(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BitMap:
-    """width, height: of the low-resolution picture. bits: float [patches, groups], the mean over the layers of a group.
+    """The bits of the patches of a picture. width, height: the size of the low-resolution picture. bits: float [patches, groups],
+    the mean over the layers of each group.
 
-    patches: in the order of `bits`. groups: names. mean: float [patches], over all adaptive convolutions. tile: low-resolution
-    pixels a side of the tiles that have blocks computed or not; None for a network that leaves out no blocks.
+    patches: the patches, in the order of `bits`. groups: the names of the groups. mean: float [patches], the mean over all adaptive
+    convolutions. tile: the side, in low-resolution pixels, of the tiles that have blocks computed or not; None for a network that
+    leaves out no blocks.
     """
 
     width: int
@@ -54,8 +57,9 @@ class BitMap:
     tile: int | None = None
 
     def of(self, group: str | None = None) -> np.ndarray:
-        """float [patches]: bits of one group, or the mean over all; of "blocks", where the network leaves some out, the share of
-        the pixels that have them computed. ValueError names the groups."""
+        """The values of the patches, float [patches]: the bits of one group, or with None the mean over all. For "blocks", where
+        the network leaves some out, it is the share of the pixels that have them computed. Raises ValueError, which names the
+        groups, for any other group."""
         if group is None:
             return self.mean
         if group == BLOCKS and self.tile is not None:
@@ -66,8 +70,8 @@ class BitMap:
         return self.bits[:, self.groups.index(group)]
 
     def areas(self, group: str | None = None) -> list[Area]:
-        """What a map is drawn of: patches, or for "blocks" the tiles in them, of which those beside each other that are alike are
-        one. Raises as `of`."""
+        """The areas of which a map is drawn: the patches or, for "blocks", the tiles in them, where neighbouring tiles that are
+        alike form one area. Raises as `of` does."""
         if group == BLOCKS and self.tile is not None:
             return [area for patch in self.patches for area in _tiles(patch, self.tile)]
         places = ((patch.x, patch.y, patch.width, patch.height) for patch in self.patches)
@@ -76,11 +80,11 @@ class BitMap:
     def to_image(
         self, picture: PIL.Image.Image | None = None, *, group: str | None = None, opacity: float = 0.6
     ) -> PIL.Image.Image:
-        """The patches in the colours of their bits over the low-resolution picture, with a legend below: a Pillow RGB image.
+        """A Pillow RGB image of the patches in the colours of their bits over the low-resolution picture, with a legend below.
 
-        group: of layers, None for the mean over all; "blocks" for the tiles that have the network's blocks computed and those that
-        have not, where it leaves some out. opacity: of the colours, 0..1. Raises ValueError for another group or opacity and for a
-        picture of another size.
+        group: the group of layers; None for the mean over all; "blocks", where the network leaves blocks out, for the tiles that
+        have them computed and those that have not. opacity: the opacity of the colours, 0..1. Raises ValueError for another group
+        or opacity and for a picture of another size.
         """
         self._check(picture, opacity)
         colours = PIL.Image.new("RGB", (self.width, self.height))
@@ -102,9 +106,11 @@ class BitMap:
         return page
 
     def to_figure(self, picture: PIL.Image.Image | None = None, *, group: str | None = None, opacity: float = 0.6) -> Figure:
-        """A matplotlib figure: the map over the low-resolution picture, and every patch by every group of layers.
+        """A matplotlib figure with the map over the low-resolution picture, and with the bits of every patch in every group of
+        layers.
 
-        group, opacity, ValueError: as `to_image`. Raises ModuleNotFoundError where matplotlib is not installed.
+        group, opacity: as in `to_image`, which raises ValueError as this does. Raises ModuleNotFoundError where matplotlib is not
+        installed.
         """
         self._check(picture, opacity)
         try:
@@ -162,7 +168,8 @@ def bit_map(model: Any, patches: Sequence[Patch], width: int, height: int) -> Bi
 
 
 def _tiles(patch: Patch, side: int) -> list[Area]:
-    """The tiles of a patch, clipped to it, with the share of their blocks that was computed; runs of one share in a row as one."""
+    """The tiles of a patch, clipped to it, with the share of their blocks that was computed. Neighbouring tiles of a row with the
+    same share form one area."""
     depths = np.ones((1, 1), np.float32) if patch.depths is None else patch.depths
     top, left = patch.y // side * side, patch.x // side * side
     bottom, right = patch.y + patch.height, patch.x + patch.width
@@ -179,20 +186,20 @@ def _tiles(patch: Patch, side: int) -> list[Area]:
 
 
 def legend(group: str | None = None) -> dict[str, str]:
-    """The colours of a map by what they stand for."""
+    """For each word of the legend, its colour on the map."""
     if group == BLOCKS:
         return BLOCK_COLOURS
     return {f"{bits} bits": shade for bits, shade in enumerate(COLOURS, MIN_BITS)}
 
 
 def group_name(layer: str) -> str:
-    """The group of a layer: its block, or the part of the network it belongs to ("body.3.conv1" -> "body.3")."""
+    """The group of a layer: its block, or the part of the network to which it belongs ("body.3.conv1" -> "body.3")."""
     found = re.match(r"(?:body|RDBs)\.\d+(?=\.)", layer)
     return found[0] if found else layer.split(".")[0] if not re.match(r"body\.\d+$", layer) else layer
 
 
 def colour(bits: float) -> str:
-    """The colour of a number of bits, rounded to whole ones."""
+    """The colour of a number of bits, which is rounded to a whole number."""
     return COLOURS[int(np.clip(round(float(bits)), MIN_BITS, MAX_BITS)) - MIN_BITS]
 
 

@@ -1,4 +1,4 @@
-"""One self-contained page about one picture: before and after, bits, times, quality, plan."""
+"""One self-contained page about one picture: the picture before and after, its bits, the times, the quality and the plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEAN = "mean over the layers"
 
 @dataclass(frozen=True)
 class Report:
-    """The contents of the page. before, after: encoded pictures with their MIME types. summary: names and values."""
+    """The contents of the page. before, after: the encoded pictures with their MIME types. summary: names and values."""
 
     title: str
     model: str

@@ -1,5 +1,5 @@
-"""Passes: functions from a graph, and where they change weights its state, to another that computes the same. None changes its
-arguments, or the names of outputs."""
+"""Passes are functions from a graph to another graph that computes the same; those that change weights take and return the state,
+too. No pass changes its arguments or the names of outputs."""
 
 from .fold import fold_affine, fold_batch_norm
 from .keys import own_keys

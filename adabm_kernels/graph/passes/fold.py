@@ -33,7 +33,7 @@ def fold_batch_norm(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.
 
 
 def fold_affine(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
-    """A graph in which scales and shifts, mean colours among them, are folded into the convolutions before or behind them.
+    """A graph in which scales and shifts, including mean colours, are folded into the convolutions before or behind them.
 
     A node is folded into the convolution before it where it alone reads that convolution, or the PixelShuffle that alone reads one.
     It is folded into the convolutions behind it where only convolutions read it. These pad with zeros, not with shifted zeros. So a
@@ -53,7 +53,8 @@ def fold_affine(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tens
 
 
 def _numbers(node: Node, state: State) -> Numbers | None:
-    """The numbers that a node multiplies by and adds, one or one for each channel; None where it does something else."""
+    """The gain and the shift with which a node multiplies and adds, each one number or one for each channel; None where the node
+    does something else."""
     if isinstance(node, ColourShift):
         weight, bias = (state[f"{node.key}.{part}"].double() for part in ("weight", "bias"))
         mean = node.sign * torch.tensor(node.mean, dtype=torch.float64)
@@ -65,8 +66,8 @@ def _numbers(node: Node, state: State) -> Numbers | None:
 class _Edit:
     """A graph and its state while a pass changes them.
 
-    instead: nodes that are removed, and the tensor that is read in place of each. touched: nodes that have been folded, or folded
-    into.
+    instead: for each node that is removed, the tensor that is read in its place. touched: the nodes that have been folded, and
+    those into which others have been folded.
     """
 
     def __init__(self, graph: Graph, state: State) -> None:
@@ -78,11 +79,11 @@ class _Edit:
         self.touched: set[str] = set()
 
     def only_reader(self, node: Node) -> bool:
-        """Whether a node is the only reader of its input."""
+        """Returns whether a node is the only reader of its input."""
         return self.readers[node.x] == (node.name,) and node.x not in self.graph.outputs
 
     def fold_before(self, node: Node, gain: torch.Tensor, shift: torch.Tensor) -> bool:
-        """Folds a node into the convolution before it, where that is possible, and returns whether it was."""
+        """Folds a node into the convolution before it where that is possible. Returns whether it was."""
         source = self.nodes.get(node.x)
         if not self.only_reader(node) or source is None:
             return False
@@ -98,7 +99,7 @@ class _Edit:
         return True
 
     def fold_behind(self, node: Node, gain: torch.Tensor, shift: torch.Tensor) -> bool:
-        """Folds a node into the convolutions behind it, or only its scale where these are padded, and returns whether it did."""
+        """Folds a node into the convolutions behind it, or only its scale where these are padded. Returns whether it was folded."""
         convs = [conv for name in self.readers[node.name] if isinstance(conv := self.nodes[name], Conv)]
         if not convs or len(convs) < len(self.readers[node.name]) or node.name in self.graph.outputs:
             return False

@@ -15,11 +15,11 @@ State = Mapping[str, torch.Tensor]
 def own_keys(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
     """A graph in which every convolution and linear layer has a key of its own, which is also the name of its node.
 
-    A layer that is used several times becomes several layers with a copy of its weights each. A node that has one of these keys for
-    its name gets another name.
+    A layer that is used several times becomes several layers, each with a copy of its weights. Any other node whose name is one of
+    these keys gets another name.
     """
     taken, state = {one.name for one in graph.nodes} | set(graph.inputs), dict(state)
-    keys: dict[str, str] = {}  # by the name of their node, keys of layers
+    keys: dict[str, str] = {}  # for the name of each layer's node, the key of the layer
     for node in graph.nodes:
         if isinstance(node, (Conv, Linear)):
             # An input keeps its name.
@@ -50,7 +50,7 @@ def own_keys(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]
 
 
 def _numbered(name: str) -> Iterator[str]:
-    """name_1, name_2, ..."""
+    """Yields name_1, name_2, ..."""
     number = 1
     while True:
         yield f"{name}_{number}"

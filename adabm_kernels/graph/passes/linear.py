@@ -10,8 +10,8 @@ import torch
 from ..nodes import Conv, Float, Graph, Linear, Node, Ref
 
 State = Mapping[str, torch.Tensor]
-# How [N, C], [N, L, C] and [N, H, W, C] become [N, C, H, W], and how results get the first form again: calls of methods with their
-# arguments, which move no value.
+# The calls of methods, with their arguments, by which [N, C], [N, L, C] and [N, H, W, C] become [N, C, H, W], and by which results
+# get the first form again. They move no value.
 _TO_PICTURE = {
     2: (("unsqueeze", (-1,)), ("unsqueeze", (-1,))),
     3: (("transpose", (1, 2)), ("unsqueeze", (-1,))),
@@ -25,8 +25,8 @@ _FROM_PICTURE = {
 
 
 def linears_as_convs(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
-    """A graph with 1x1 convolutions in place of the linear layers of tensors of two to four dimensions, of which the first is the
-    batch."""
+    """A graph with 1x1 convolutions in place of the linear layers whose tensors have two to four dimensions, of which the first is
+    the batch."""
     nodes: list[Node] = []
     state, taken = dict(state), {node.name for node in graph.nodes} | set(graph.inputs)
     instead: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Which convolutions decide about their bits, and which are ends."""
+"""Decides which convolutions are adaptive and which are ends."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ ROLES = ("adaptive", "fixed", "end")
 
 
 def with_roles(graph: Graph, finer: Collection[str], given: Mapping[str, str]) -> Graph:
-    """A graph in which convolutions have the roles that the rule of `trace` says, or those that are given by the name of their
-    node.
+    """A graph in which each convolution has the role that the rule of `trace` gives it, or the role that `given` has for the name
+    of its node.
 
-    finer: tensors with more rows than the input. Raises ValueError for other roles, and for names that are no convolution's.
+    finer: the names of tensors with more rows than the input. Raises ValueError for other roles, and for names that belong to no
+    convolution.
     """
     convs = {node.name for node in graph.nodes if isinstance(node, Conv)}
     if unknown := set(given) - convs:
@@ -25,7 +26,7 @@ def with_roles(graph: Graph, finer: Collection[str], given: Mapping[str, str]) -
     for node in graph.nodes:
         if node.name in convs or not made.isdisjoint(node.inputs):
             made.add(node.name)
-    read: set[str] = set()  # tensors that a convolution reads, and those that these are computed from
+    read: set[str] = set()  # tensors that a convolution reads, and tensors from which these are computed
     spread: set[str] = set()  # tensors that a PixelShuffle spreads, value by value
     for node in reversed(graph.nodes):
         if node.name in convs or node.name in read:

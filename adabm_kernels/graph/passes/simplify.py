@@ -10,7 +10,8 @@ from ..properties import extents, needed, readers
 
 
 def simplify(graph: Graph, channels: Mapping[str, int] | None = None) -> Graph:
-    """Applies all passes of this file, one after the other. channels: those of the inputs, as `extents` takes them."""
+    """Applies all passes of this file, one after the other. channels: the number of channels of each input, as `extents` takes
+    them."""
     return remove_dead(common_reads(split_concats(merge_affines(merge_factors(remove_identities(graph))), channels)))
 
 
@@ -20,7 +21,7 @@ def remove_dead(graph: Graph) -> Graph:
 
 
 def remove_identities(graph: Graph) -> Graph:
-    """A graph without the nodes that give what they read: factors of 1, shifts of 0, concatenations of one tensor."""
+    """A graph without the nodes that return their input unchanged: factors of 1, shifts of 0, concatenations of one tensor."""
     return redirect(graph, {node.name: node.x for node in graph.nodes if _is_identity(node)})
 
 
@@ -40,8 +41,8 @@ def _is_identity(node: Node) -> bool:
 
 
 def merge_factors(graph: Graph) -> Graph:
-    """A graph in which products by one number that an `Add` reads are its factors, except where two factors would have to be
-    multiplied."""
+    """A graph in which a product by one number that an `Add` reads becomes a factor of the `Add`, except where two factors would
+    have to be multiplied."""
 
     def number(name: str) -> float | None:
         product = by_name.get(name)
@@ -64,8 +65,8 @@ def merge_factors(graph: Graph) -> Graph:
 
 
 def merge_affines(graph: Graph) -> Graph:
-    """A graph with one `Affine` in place of a scale and the shift that alone reads it, or of a shift and the scale that alone reads
-    it."""
+    """A graph with one `Affine` in place of a scale and a shift, or of a shift and a scale, where the second of the two is the only
+    reader of the first."""
     nodes = {node.name: node for node in graph.nodes}
     reading = readers(graph)
     for node in graph.nodes:
@@ -82,10 +83,10 @@ def merge_affines(graph: Graph) -> Graph:
 
 
 def split_concats(graph: Graph, channels: Mapping[str, int] | None = None) -> Graph:
-    """A graph with the parts of a concatenation in place of the whole, where the whole is concatenated again or cut along its
-    parts.
+    """A graph in which the parts of a concatenation are read in place of the whole, where the whole is concatenated again or cut
+    along its parts.
 
-    channels: those of the inputs, as `extents` takes them.
+    channels: the number of channels of each input, as `extents` takes them.
     """
     sizes = extents(graph, channels)
     parts: dict[str, tuple[str, ...]] = {}  # the parts of each concatenation
@@ -101,7 +102,7 @@ def split_concats(graph: Graph, channels: Mapping[str, int] | None = None) -> Gr
 
 
 def _cut(node: Slice, channels: Mapping[str, int], parts: tuple[str, ...]) -> Node:
-    """A slice of a concatenation as a slice of one part, or as the concatenation of the parts that it consists of."""
+    """A slice of a concatenation, turned into a slice of one part or into a concatenation of the parts that it consists of."""
     start, inside = 0, []
     for part in parts:
         stop = start + channels[part]
@@ -115,7 +116,7 @@ def _cut(node: Slice, channels: Mapping[str, int], parts: tuple[str, ...]) -> No
 
 
 def common_reads(graph: Graph) -> Graph:
-    """A graph with one node in place of those that compute the same from the same, so that fewer tensors are read."""
+    """A graph with one node in place of all nodes that compute the same of the same inputs, so that fewer tensors are read."""
     first: dict[str, str] = {}
     instead: dict[str, str] = {}
     for node in graph.nodes:

@@ -1,4 +1,5 @@
-"""Replaces transposed convolutions by convolutions to every sub-pixel with a PixelShuffle, which compute the same."""
+"""Replaces each transposed convolution by a convolution that computes every sub-pixel and a PixelShuffle, which give the same
+result."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ MOST_REACH = 7  # pixels to each side that the new convolution may read, so that
 
 
 def transposed_as_convs(graph: Graph, state: State) -> tuple[Graph, dict[str, torch.Tensor]]:
-    """A graph with convolutions and PixelShuffles in place of the transposed convolutions that enlarge by their stride: those
-    without dilation and groups whose output has as many rows and columns as the input times the stride.
+    """A graph with convolutions and PixelShuffles in place of the transposed convolutions that enlarge by their stride. These have
+    no dilation and one group, and their output has as many rows and columns as the input times the stride.
 
     With kernel k, stride r and padding p, row r * y + i of the output reads row y + d of the input through tap i + p - r * d of the
     kernel, wherever there is such a tap. So sub-pixel row i has a kernel of its own, and the zeros around the input are the same.
@@ -44,8 +45,8 @@ def transposed_as_convs(graph: Graph, state: State) -> tuple[Graph, dict[str, to
 
 
 def _form(node: Node, state: State) -> tuple[torch.Tensor, torch.Tensor | None, Any, Any, tuple[int, int]] | None:
-    """Weight [C, K, R, S], bias, stride, padding and reach of a transposed convolution that a convolution can replace; else
-    None."""
+    """The weight [C, K, R, S], bias, stride, padding and reach of a transposed convolution that a convolution can replace; None for
+    any other node."""
     if not isinstance(node, Float) or called(node) != "conv_transpose2d" or len(node.inputs) != 1:
         return None
     settings: dict[str, Any] = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
@@ -68,8 +69,8 @@ def _form(node: Node, state: State) -> tuple[torch.Tensor, torch.Tensor | None, 
 
 
 def _kernels(weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int], reach: tuple[int, int]) -> torch.Tensor:
-    """Kernels [K * r^2, C, rows, columns] from those of a transposed convolution, [C, K, R, S], with outputs in the order that
-    PixelShuffle reads."""
+    """The kernels [K * r^2, C, rows, columns] made of those of a transposed convolution, [C, K, R, S]. Their outputs are in the
+    order that PixelShuffle reads."""
     channels, outputs, *kernel = weight.shape
     found = weight.new_zeros(outputs, *stride, channels, 2 * reach[0] + 1, 2 * reach[1] + 1)
     taps = [
@@ -83,7 +84,7 @@ def _kernels(weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, 
 
 
 def _key(node: Node, readers: list[str]) -> str:
-    """The key of the layer that the values come from, where nothing else reads them, or else the name of the node."""
+    """The key of the layer that holds the values, where nothing else reads them, or else the name of the node."""
     keys = set(node.parameters())
     owner = min(keys).rpartition(".")[0]
     own = keys <= {f"{owner}.weight", f"{owner}.bias"} and all(readers.count(key) == 1 for key in keys)
