@@ -36,10 +36,11 @@ EVERYWHERE = Place()
 
 @dataclass(frozen=True)
 class Conv:
-    """What a convolution reads, as `ops.conv2d_out` describes it.
+    """The tensors and settings that a convolution reads, as `ops.conv2d_out` describes them.
 
-    features: one of FEATURES, the type of the residual and y. fraction: that of int16 features (quantize.to_fixed), else 0.
-    threads: those of the CPU library, 0 for as many as torch has. geometry: other than plain only on a backend with `any_geometry`.
+    features: the type of the residual and y, one of FEATURES. fraction: the fraction of int16 features (quantize.to_fixed), 0 for
+    float32. threads: the threads of the CPU library, 0 for as many as torch has. geometry: a geometry that is not plain needs a
+    backend with `any_geometry`.
     """
 
     x_q: torch.Tensor
@@ -113,7 +114,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What a quantisation reads, as `ops.quantize_out` describes it. threads: as in `Conv`."""
+    """The tensors and settings that a quantisation reads, as `ops.quantize_out` describes them. threads: the same as in `Conv`."""
 
     x: torch.Tensor
     shift: torch.Tensor | None
@@ -143,7 +144,7 @@ class Target:
 
 @dataclass(frozen=True)
 class DepthRule:
-    """How `ops.tile_depths` gives tiles their depths. threads: as in `Conv`."""
+    """The rule by which `ops.tile_depths` gives tiles their depths. threads: the same as in `Conv`."""
 
     tile: int
     top: int

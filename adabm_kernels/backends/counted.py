@@ -1,4 +1,4 @@
-"""What a convolution costs on a GPU, counted from the kernels' tiles: nothing here was measured, and nothing asks a card.
+"""Counts what a convolution costs on a GPU, from the kernels' tiles. Nothing here was measured, and nothing asks a card.
 
 There are three counts for every pixel and bit-width, each divided by what a multiprocessor does in a clock: products on its tensor
 cores, padding included; bytes that reach it from L2; and bytes to and from its shared memory. The cost is the largest of the three,
@@ -215,6 +215,6 @@ def clocks(backend: str, capability: int, shape: ConvShape) -> float:
 
 
 def described(backend: str, capability: int, shape: ConvShape) -> str:
-    """The clocks in words, with the name of what takes so long: "20.2 (tensor cores)"."""
+    """The clocks in words, with the name of the largest count: "20.2 (tensor cores)"."""
     limits = dict.fromkeys(each.limit for each in _by_bits(backend, capability, shape))
     return f"{clocks(backend, capability, shape):.3g} ({', '.join(limits)})"

@@ -28,8 +28,8 @@ from .hooks import before_each_conv
 PROBES = 4  # random projections of the output that sensitivities are averaged over
 STEPS = 200  # steps of Adam on the logarithms of the factors, a few milliseconds each
 RATE = 0.05
-SHARPNESS = 24  # of the smooth maximum over channels, which is within 13 % of the largest where twenty are equal
-FLOOR = 1e-3  # extent that a channel without values is taken to have, as a share of the widest channel's
+SHARPNESS = 24  # the sharpness of the smooth maximum over channels, which is within 13 % of the largest where twenty are equal
+FLOOR = 1e-3  # the extent that a channel without values is taken to have, as a share of the widest channel's
 # the share of the noise of weights that is left once they are rounded together (calibration/rounding.py) and fine-tuned
 WEIGHTS = 0.05
 LEAST_SLOPE = 0.05  # the least slope of a PReLU whose channels are turned round, which becomes its inverse

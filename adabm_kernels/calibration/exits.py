@@ -31,8 +31,8 @@ CLASSES = 10  # classes of detail, each of equally many tiles
 MARGIN = 0.8  # share of the threshold at which nothing is lost here, because the edges of unseen pictures differ
 CLASS_LOSS = 0.05  # dB by which a class of detail may lie further from the float network than without the exit
 ROUNDS = 6  # rounds of reweighting
-RIDGE = 1e-6  # relative to the squares of the inputs
-LARGEST = 127  # the largest weight of 8 bits, and of the taps in units
+RIDGE = 1e-6  # the ridge term, relative to the squares of the inputs
+LARGEST = 127  # the largest magnitude of a weight of 8 bits, and of a tap in units
 UNITS = 7 / 8  # the least unit that is tried, as a share of the largest that fits
 MOST_MOVES = 1000  # the most moves of units between rounded taps
 

@@ -43,8 +43,11 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop of a picture. hr: float32 [3, s*h, s*w] in 0..255. lr: the shrunk crop, [1, 3, h, w]. error: that of bicubic, squared,
-    for each pixel. noise: whether bicubic leaves so much of the crop that it is no reference."""
+    """A crop of a picture.
+
+    hr: float32 [3, s*h, s*w] in 0..255. lr: the shrunk crop, [1, 3, h, w]. error: the squared error of bicubic for each pixel.
+    noise: whether bicubic misses so much of the crop that it is no reference.
+    """
 
     hr: torch.Tensor
     lr: torch.Tensor

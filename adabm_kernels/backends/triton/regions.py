@@ -28,7 +28,7 @@ def _moved(position, by, size):
 
 @triton.jit
 def _within(depths, tile_row, tile_column, columns, valid, least, most):
-    """Whether the depths of tiles are in least..most. depths: those of one image, with `columns` of them to a row."""
+    """Tells which of the depths of tiles lie in least..most. depths: the depths of one image, with `columns` of them to a row."""
     depth = tl.load(depths + (tile_row * columns + tile_column), mask=valid, other=0).to(tl.int32)
     return (depth >= least) & (depth <= most)
 
@@ -71,5 +71,5 @@ def marks_of(depth, image, row, column, height, width, valid, tile, top, left, o
 
 @triton.jit
 def any_of(marked):
-    """Whether any element of bool [M] is set."""
+    """Tells whether any element of bool [M] is set."""
     return tl.max(marked.to(tl.int32), 0) > 0
