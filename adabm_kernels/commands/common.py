@@ -1,4 +1,4 @@
-"""What the commands share: failures with an exit status, tables, JSON."""
+"""The parts that commands share: failures with an exit status, tables, and JSON."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ def candidates_for(kind: Kind) -> list[Any]:
 
 
 def _goes_on(entry: dict[str, Any], source: dict[str, str]) -> bool:
-    """Whether an entry of a table was measured on the card, and with the versions, of this run."""
+    """Tells whether an entry of a table was measured on this run's card and with this run's versions."""
     return all(entry.get(name) == source[name] for name in _SAME)
 
 
@@ -409,7 +409,7 @@ def tune_choices(
 
 
 def why_not(backend: str) -> str:
-    """Why a backend cannot run on the current card; empty where it can."""
+    """The reason why a backend cannot run on the current card; "" where it can."""
     try:
         choose(Problem("cuda"), backend)
     except RuntimeError as error:

@@ -1,5 +1,5 @@
-"""Which pixels a program computes or passes on, by the depths of tiles (regions.Region). The functions are parts of the kernels
-beside this file.
+"""Decides which pixels a program computes or passes on, by the depths of tiles (regions.Region). The functions are parts of the
+kernels beside this file.
 
 Depths and the numbers of a region are read at run time. One compiled kernel serves all regions that pass pixels on, and another one
 those that do not. The number of launched programs depends on neither.
@@ -35,7 +35,8 @@ def _within(depths, tile_row, tile_column, columns, valid, least, most):
 
 @triton.jit
 def _near(depths, columns, row, column, height, width, valid, tile, top, left, least, most, reach):
-    """Which of the pixels at row, column [M] have, at most `reach` rows and columns away, a tile whose depth is in least..most.
+    """Tells which of the pixels at row, column [M] have, at most `reach` rows and columns away, a tile whose depth is in
+    least..most.
 
     A reach is at most a tile, so the tiles of a pixel and of the eight pixels `reach` away are all that lie within it.
     """
